@@ -1,0 +1,1 @@
+"""gpt_jax: the laboratory for multimodal GPTs in JAX."""

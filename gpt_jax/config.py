@@ -1,0 +1,156 @@
+"""From an experiment file to frozen dataclasses, and to JSON and back.
+
+Each module owns a dataclass with its defaults. `default()` makes one locked ConfigDict of them, an experiment's
+`get_config(arg)` changes it, the command line overrides it, and `build` turns it back into dataclasses, which
+validate themselves. Code below this door never sees a ConfigDict.
+
+Source: the config files of big_vision (`file.py:arg=value`), with defaults that live once.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import pathlib
+import typing
+
+import ml_collections
+
+from gpt_jax.checkpoint import CheckpointConfig
+from gpt_jax.data import DataConfig
+from gpt_jax.losses import LossConfig
+from gpt_jax.model.config import ModelConfig
+from gpt_jax.optim import OptimConfig
+from gpt_jax.runs import LogConfig
+from gpt_jax.sample import SampleConfig
+from gpt_jax.sharding import MeshConfig
+from gpt_jax.tokenizers import TokenizerConfig
+from gpt_jax.train import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One experiment."""
+
+  model: ModelConfig = ModelConfig()
+  tokenizer: TokenizerConfig = TokenizerConfig()
+  data: DataConfig = dataclasses.field(default_factory=DataConfig)
+  loss: LossConfig = LossConfig()
+  optim: OptimConfig = OptimConfig()
+  train: TrainConfig = TrainConfig()
+  sample: SampleConfig = SampleConfig()
+  mesh: MeshConfig = MeshConfig()
+  checkpoint: CheckpointConfig = CheckpointConfig()
+  log: LogConfig = LogConfig()
+
+
+def default():
+  """All defaults as one locked ConfigDict: a wrong key raises with the nearest right one."""
+  return to_config_dict(Config())
+
+
+def build(cls, section, where=''):
+  """A ConfigDict or dict -> the dataclass `cls`, checked; absent keys take their defaults.
+
+  Raises ValueError naming the dotted key for an unknown key, a value of the wrong type, or an impossible value.
+  """
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  hints = typing.get_type_hints(cls)
+  values = {}
+  for key in section:
+    name = f'{where}.{key}' if where else key
+    if key not in fields:
+      near = difflib.get_close_matches(key, fields, 1)
+      hint = f'did you mean {near[0]}?' if near else f'use one of {", ".join(fields)}'
+      raise ValueError(f'{name} is not a config key\nfix: {hint}')
+    values[key] = _convert(hints[key], section[key], name)
+  return cls(**values)
+
+
+def _convert(hint, value, name):
+  """One value of a section as its annotated type."""
+  if dataclasses.is_dataclass(hint):
+    return build(hint, _mapping(value, name), name)
+  if typing.get_origin(hint) is dict:
+    inner = typing.get_args(hint)[1]
+    return {k: _convert(inner, v, f'{name}.{k}') for k, v in _mapping(value, name).items()}
+  if hint is tuple and isinstance(value, list | tuple):
+    return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+    raise ValueError(
+      f'{name}={value!r} is of type {type(value).__name__}\nfix: give a value of type {hint.__name__}'
+    )
+  return value
+
+
+def _mapping(value, name):
+  if not isinstance(value, dict | ml_collections.ConfigDict):
+    raise ValueError(f'{name}={value!r} is not a section\nfix: set one of the keys below it')
+  return dict(value.items())
+
+
+def to_dict(config):
+  """A dataclass -> nested dict (tuples stay tuples)."""
+  return dataclasses.asdict(config)
+
+
+def from_json(text):
+  """The text of a config.json -> an equal Config: tuples come back by the dataclasses' annotations."""
+  return build(Config, json.loads(text))
+
+
+def load_file(spec):
+  """'experiments/x.py:size=small,runlocal' -> the locked ConfigDict of its get_config('size=small,runlocal').
+
+  Raises FileNotFoundError or ValueError when there is no such file, function or argument.
+  """
+  path, _, argument = spec.partition('.py:')
+  path = pathlib.Path(path if path.endswith('.py') else path + '.py')
+  if not path.is_file():
+    near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob('*.py')], 1)
+    hint = f'did you mean {path.parent / near[0]}.py?' if near else 'give an experiment file'
+    raise FileNotFoundError(
+      f'--config={spec}: no file {path}\nfix: {hint}, such as experiments/demo.py'
+    )
+  module_spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(module_spec)
+  module_spec.loader.exec_module(module)
+  if not hasattr(module, 'get_config'):
+    raise ValueError(f'--config={spec}: {path} has no get_config\nfix: define get_config(arg="")')
+  try:
+    config = module.get_config(argument)
+  except (
+    KeyError,
+    AttributeError,
+  ) as e:  # a wrong key in the file itself; ConfigDict names the nearest
+    raise ValueError(f'--config={spec}: {e}'.replace('\\n', ' ') + '\nfix: correct the key') from e
+  return config if config.is_locked else config.lock()
+
+
+def arguments(argument, **defaults):
+  """Parse 'size=small,runlocal' after big_vision: `arguments(arg, size='small', runlocal=False)` -> ConfigDict.
+
+  A bare name means True. Values take the type of their default. Raises ValueError for an unknown name.
+  """
+  values = ml_collections.ConfigDict(defaults)
+  for item in filter(None, argument.split(',')):
+    name, given, text = item.partition('=')
+    if name not in defaults:
+      raise ValueError(
+        f'config argument {name!r} is not known\nfix: use {", ".join(defaults) or "none"}'
+      )
+    kind = type(defaults[name])
+    try:
+      values[name] = (text or 'true').lower() in ('true', '1') if kind is bool else kind(text)
+    except ValueError as e:
+      raise ValueError(
+        f'config argument {item!r} is not of type {kind.__name__}\nfix: write {name}={defaults[name]}'
+      ) from e
+  return values
+
+
+def to_config_dict(config):
+  """A Config -> a locked ConfigDict equal to it."""
+  return ml_collections.ConfigDict(to_dict(config)).lock()

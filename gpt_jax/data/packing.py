@@ -1,0 +1,275 @@
+"""From a stream of tokens to rows of T inputs and T targets: cropped, split, or documents packed.
+
+A row of PACKING makes a `Rows` from a token cache: how many rows an epoch has, and `gather`, which
+makes any of them from their numbers, without a loop over tokens or rows.
+
+Letters: B rows, T inputs of a row, W = T + 1 tokens of a row (targets are inputs one place on),
+N pieces of documents, J tokens of the gathered pieces.
+Batches: token_ids_BT, target_ids_BT int32; loss_mask_BT float32; where documents are told apart
+also segment_ids_BT (1, 2, .. within a row, 0 = padding) and positions_BT (from 0 in each segment).
+
+Sources: random windows, nanoGPT; concatenate and split, GPT-2; packing with segments, T5X.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from gpt_jax.data.files import write_atomically
+from gpt_jax.data.sources import scramble
+
+CHUNK = (
+  1 << 16
+)  # pieces that are fitted together; bounds memory, costs part of one row in thousands
+
+
+@dataclass(frozen=True)
+class Rows:
+  """What the packings share. Row numbers count on: row n of epoch e has number e * count + n."""
+
+  cache: Any  # TokenCache, or anything with its ids, offsets, path and name
+  length: int  # T
+  seed: int = 0  # crop
+  mask_documents: bool = False  # crop, split
+
+  def __post_init__(self):
+    need = self.length + 1 if isinstance(self, Crop) else 2
+    if len(self.cache.ids) < need:
+      raise ValueError(
+        f'data.mixture.{self.cache.name} has {len(self.cache.ids)} tokens, a row needs {need}\n'
+        'fix: use a shorter length, more text, another data.valid_fraction or data.packing=split'
+      )
+
+  def __reduce__(self):
+    return type(self), (self.cache, self.length, self.seed, self.mask_documents)
+
+
+class Crop(Rows):
+  """Windows at random places, drawn with replacement: a pure function of (seed, row number)."""
+
+  efficiency = 1.0
+
+  @property
+  def count(self) -> int:
+    """Rows in an epoch: as many as hold each token once on average."""
+    return max(1, len(self.cache.ids) // self.length)
+
+  def gather(self, index_B: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows by number."""
+    places = np.uint64(len(self.cache.ids) - self.length)
+    start_B = (scramble(self.seed, index_B) % places).astype(np.int64)
+    return windows(self.cache, start_B, self.length, self.mask_documents)
+
+
+class Split(Rows):
+  """The stream cut every T tokens: in an epoch each token (but the first) is a target once."""
+
+  @property
+  def count(self) -> int:
+    """Rows in an epoch; the last one may be padded."""
+    return -(-(len(self.cache.ids) - 1) // self.length)
+
+  @property
+  def efficiency(self) -> float:
+    """Share of the input slots that hold a token."""
+    return min(1.0, len(self.cache.ids) / (self.count * self.length))
+
+  def gather(self, index_B: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows by number."""
+    return windows(self.cache, index_B % self.count * self.length, self.length, self.mask_documents)
+
+
+class FirstFit(Rows):
+  """Whole documents in rows of T + 1 tokens; positions restart and targets stay in their document.
+
+  A longer document is cut in pieces that overlap by one token, so that no target is lost. A
+  document of one token has no target and takes no space.
+  """
+
+  @cached_property
+  def plan(self) -> 'Plan':
+    """Which piece lies in which row; made once, then read from a file beside the token cache."""
+    return Plan.of(self.cache, self.length)
+
+  @property
+  def count(self) -> int:
+    """Rows in an epoch."""
+    return self.plan.rows
+
+  @property
+  def efficiency(self) -> float:
+    """Share of the input slots that hold a token."""
+    fill = np.bincount(self.plan.row_N, self.plan.size_N)
+    return float(np.minimum(fill, self.length).sum() / (self.count * self.length))
+
+  def gather(self, index_B: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows by number."""
+    row_B = index_B % self.count
+    first_B, last_B = (np.searchsorted(self.plan.row_N, row_B, side) for side in ('left', 'right'))
+    batch_N, rank_N = _spread(last_B - first_B)
+    piece_N = first_B[batch_N] + rank_N
+    start_N, size_N = self.plan.start_N[piece_N], self.plan.size_N[piece_N]
+    before_N = np.cumsum(size_N) - size_N
+    column_N = before_N - before_N[rank_N == 0][batch_N]
+    piece_J, offset_J = _spread(size_N)
+    slots = batch_N[piece_J], column_N[piece_J] + offset_J
+    tokens_BW, segments_BW, positions_BW = np.zeros((3, len(index_B), self.length + 1), np.int32)
+    tokens_BW[slots] = np.asarray(self.cache.ids)[start_N[piece_J] + offset_J]
+    segments_BW[slots] = rank_N[piece_J] + 1
+    positions_BW[slots] = offset_J
+    return _batch(tokens_BW, segments_BW > 0, segments_BW, positions_BW)
+
+
+@dataclass(frozen=True)
+class Plan:
+  """Pieces of documents, sorted by the row that they lie in."""
+
+  start_N: np.ndarray  # int64: first token, in the stream
+  size_N: np.ndarray  # int64: tokens
+  row_N: np.ndarray  # int64: row
+
+  @property
+  def rows(self) -> int:
+    """Number of rows."""
+    return int(self.row_N[-1]) + 1
+
+  @classmethod
+  def of(cls, cache, length: int) -> 'Plan':
+    """The plan for T = `length`, from the file beside the token cache, made if it is not there."""
+    path = cache.path.with_suffix(f'.first_fit-{length}.npy')
+    try:
+      table = np.load(path, mmap_mode='r')
+    except (FileNotFoundError, ValueError, EOFError):  # none yet, or not whole
+      made = make_plan(cache.offsets, len(cache.ids), length)
+      write_atomically(path, lambda file: np.save(file, made))
+      table = np.load(path, mmap_mode='r')
+    return cls(*table)
+
+
+def make_plan(offsets: np.ndarray, tokens: int, length: int) -> np.ndarray:
+  """(start, size, row) of each piece, [3, pieces] int64 sorted by row, for documents at `offsets`.
+
+  Full pieces have rows of their own; the others go, in order, into the first row with room.
+  ValueError where no document has two tokens.
+  """
+  ends = np.append(offsets[1:], tokens)
+  pieces = -(-np.maximum(ends - offsets - 1, 0) // length)
+  document, rank = _spread(pieces)
+  start = offsets[document] + rank * length
+  size = np.minimum(ends[document] - start, length + 1)
+  if not len(start):
+    raise ValueError(
+      'data.packing=first_fit found no document of two tokens or more\n'
+      'fix: use data.packing=split, or check the separator between documents'
+    )
+  row = np.zeros_like(start)
+  short = np.flatnonzero(size <= length)
+  rows = 0
+  for chunk in np.split(short, range(CHUNK, len(short), CHUNK)):
+    row[chunk] = rows + np.asarray(first_fit(size[chunk].tolist(), length + 1), np.int64)
+    rows = row[chunk].max(initial=rows - 1) + 1
+  full = np.flatnonzero(size > length)
+  row[full] = rows + np.arange(len(full))
+  order = np.argsort(row, kind='stable')
+  return np.stack([start, size, row])[:, order]
+
+
+def first_fit(sizes: list[int], capacity: int) -> list[int]:
+  """The bin of each item: the first that has room for it. O(n log n) by a tree of maxima."""
+  leaves = 1 << max(len(sizes) - 1, 0).bit_length()
+  room = [capacity] * (2 * leaves)  # room[k] = max(room[2k], room[2k + 1]); leaves are the bins
+  bins = []
+  for size in sizes:
+    node = 1
+    while node < leaves:
+      node = 2 * node + (room[2 * node] < size)
+    bins.append(node - leaves)
+    room[node] -= size
+    while node > 1:
+      node //= 2
+      best = max(room[2 * node], room[2 * node + 1])
+      if room[node] == best:
+        break
+      room[node] = best
+  return bins
+
+
+def _spread(count_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """For counts (2, 3): which (0, 0, 1, 1, 1) and the rank within it (0, 1, 0, 1, 2)."""
+  which = np.repeat(np.arange(len(count_N)), count_N)
+  return which, np.arange(len(which)) - (np.cumsum(count_N) - count_N)[which]
+
+
+def windows(
+  cache, start_B: np.ndarray, length: int, mask_documents: bool = False
+) -> dict[str, np.ndarray]:
+  """Rows of the stream that begin at `start_B`; what lies beyond its end is padding."""
+  index_BW = start_B[:, None] + np.arange(length + 1)
+  real_BW = index_BW < len(cache.ids)
+  index_BW = np.minimum(index_BW, len(cache.ids) - 1)
+  tokens_BW = np.where(real_BW, np.asarray(cache.ids)[index_BW], 0).astype(np.int32)
+  if not mask_documents:
+    return _batch(tokens_BW, real_BW)
+  document_BW = np.searchsorted(cache.offsets, index_BW, 'right')
+  segments_BW = np.where(real_BW, document_BW - document_BW[:, :1] + 1, 0)
+  # The row may begin inside a document: positions count from what the model can see of it.
+  begin_BW = np.maximum(np.asarray(cache.offsets)[document_BW - 1], start_B[:, None])
+  return _batch(tokens_BW, real_BW, segments_BW, np.where(real_BW, index_BW - begin_BW, 0))
+
+
+def _batch(tokens_BW, real_BW, segments_BW=None, positions_BW=None) -> dict[str, np.ndarray]:
+  """Inputs, targets and mask; a target in another segment than its input, or in none, is masked."""
+  mask_BT = real_BW[:, 1:]
+  batch = {
+    'token_ids_BT': np.ascontiguousarray(tokens_BW[:, :-1]),
+    'target_ids_BT': np.ascontiguousarray(tokens_BW[:, 1:]),
+  }
+  if segments_BW is not None:
+    mask_BT = mask_BT & (segments_BW[:, 1:] == segments_BW[:, :-1])
+    batch['segment_ids_BT'] = segments_BW[:, :-1].astype(np.int32)
+    batch['positions_BT'] = positions_BW[:, :-1].astype(np.int32)
+  return {**batch, 'loss_mask_BT': mask_BT.astype(np.float32)}
+
+
+def eval_windows(
+  cache,
+  length: int,
+  stride: int,
+  batch_size: int,
+  *,
+  mask_documents: bool = False,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Batches that score a whole split: each token but the first has mask 1 as a target exactly once.
+
+  Windows of T = `length` inputs begin every `stride` tokens; after the first each scores its last
+  `stride` targets, so each of these sees at least T - stride tokens before its input. Rows that
+  fill the last batch have mask 0. `batch_size` counts the rows of all processes; each yields its
+  own. With mask_documents the first token of a document is never scored.
+  """
+  if not 1 <= stride <= length:
+    raise ValueError(f'stride={stride} is not in 1 .. {length}\nfix: use a stride up to the length')
+  if batch_size % process_count:
+    raise ValueError(
+      f'batch_size={batch_size} is not a multiple of {process_count} processes\nfix: use a multiple'
+    )
+  targets = len(cache.ids) - 1
+  count = 1 + max(0, -(-(targets - length) // stride))
+  own = batch_size // process_count
+  for first in range(process_index * own, -(-count // batch_size) * batch_size, batch_size):
+    row_B = np.arange(first, first + own)
+    batch = windows(cache, np.minimum(row_B, count - 1) * stride, length, mask_documents)
+    old_BT = (row_B > 0)[:, None] & (np.arange(length) < length - stride)
+    batch['loss_mask_BT'][old_BT | (row_B >= count)[:, None]] = 0
+    yield batch
+
+
+PACKING = {
+  'crop': Crop,
+  'split': Split,
+  'first_fit': FirstFit,
+}

@@ -1,0 +1,60 @@
+"""What the machine can do: peak arithmetic by device kind, and memory in use.
+
+Sources: vendors' data sheets, dense bfloat16 without sparsity. A CPU has no useful sheet: its peak is measured.
+"""
+
+import functools
+import time
+
+import jax
+import numpy as np
+
+PEAK_FLOPS = {  # dense bfloat16 FLOP/s of one device, by a piece of its device_kind
+  'H200': 989e12,
+  'H100': 989e12,
+  'B200': 2250e12,
+  'A100': 312e12,
+  'L4': 121e12,
+  'TPU v4': 275e12,
+  'TPU v5 lite': 197e12,
+  'TPU v5p': 459e12,
+  'TPU v6 lite': 918e12,
+}
+
+
+@functools.cache
+def peak_flops():
+  """-> (FLOP/s of one device, where the number comes from); (0, reason) for an unknown device."""
+  device = jax.devices()[0]
+  if device.platform == 'cpu':
+    return measured_matmul_flops() / jax.local_device_count(), 'measured float32 matmul'
+  for kind, flops in PEAK_FLOPS.items():
+    if kind in device.device_kind:
+      return flops, f'{kind} data sheet, dense bfloat16'
+  return 0.0, f'no peak known for {device.device_kind}'
+
+
+def measured_matmul_flops(size=1536, repeats=3):
+  """Best float32 matmul rate of this machine's CPU, FLOP/s; takes about 0.2 s."""
+  a = jax.device_put(np.random.default_rng(0).standard_normal((size, size), np.float32))
+  multiply = jax.jit(lambda a: a @ a)
+  multiply(a).block_until_ready()
+  best = min(_seconds(lambda: multiply(a).block_until_ready()) for _ in range(repeats))
+  return 2 * size**3 / best
+
+
+def memory_gib():
+  """Peak device memory of this process's fullest device; on CPU the process's resident peak, in GiB."""
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  peak = max(s.get('peak_bytes_in_use', 0) for s in stats)
+  if peak:
+    return peak / 2**30
+  import resource  # absent on Windows, where jax on CPU has no other source either
+
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _seconds(fn):
+  start = time.perf_counter()
+  fn()
+  return time.perf_counter() - start

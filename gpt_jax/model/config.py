@@ -1,0 +1,261 @@
+"""What can be asked of the Transformer: ModelConfig, its presets, and what a model costs.
+
+Sources: GPT-2 (Radford et al. 2019, table 2), Llama (Touvron et al. 2023), `modern` after the modded-nanogpt speedrun;
+FLOPs as in PaLM (Chowdhery et al. 2022, appendix B).
+"""
+
+import dataclasses
+
+import jax
+
+from gpt_jax.model.layers import ACTIVATIONS, GATED, NORMS
+from gpt_jax.model.positions import POSITIONS, ROPE_SCALINGS
+
+KERNEL_NAMES = ('auto', 'xla', 'cudnn', 'splash')
+REMAT_NAMES = ('auto', 'none', 'full', 'dots', 'dots_no_batch')
+INITS = {
+  'scaled': lambda cfg: cfg.init_std / (2 * cfg.layers) ** 0.5,  # GPT-2, section 2.3
+  'same': lambda cfg: cfg.init_std,
+  'zero': lambda cfg: 0.0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """One decoder-only Transformer. Sizes of 0 are derived from the others."""
+
+  layers: int = 4  # blocks
+  width: int = 128  # D
+  heads: int = 4  # H, query heads
+  kv_heads: int = 0  # G, key/value heads; 0 = heads; 1 = multi-query
+  head_dim: int = 0  # K; 0 = width / heads
+  hidden: int = 0  # F; 0 = 4 width, or 8/3 width rounded up to 64 when gated
+  vocab: int = 0  # ids; 0 = as many as the tokeniser has
+  vocab_multiple: int = 128  # rows of the embedding table are padded to a multiple of this
+  context: int = 256  # tokens; the longest row that the model is made for
+
+  positions: str = 'rope'  # a row of POSITIONS
+  rope_theta: float = 10000.0  # base of the RoPE frequencies
+  rope_scaling: str = 'none'  # a row of ROPE_SCALINGS
+  rope_factor: float = 1.0  # context now / context at training
+  rope_original_context: int = 0  # tokens; context at training (yarn, llama3)
+  rope_beta_fast: float = 32.0  # turns over the original context (yarn)
+  rope_beta_slow: float = 1.0  # turns over the original context (yarn)
+  rope_low_frequency: float = 1.0  # original context / wavelength (llama3)
+  rope_high_frequency: float = 4.0  # original context / wavelength (llama3)
+  rope_attention_factor: float = 0.0  # yarn's factor on q and k; 0 = 0.1 ln(rope_factor) + 1
+
+  norm: str = 'rmsnorm'  # a row of NORMS
+  norm_position: str = 'pre'  # pre, post or sandwich
+  norm_eps: float = 1e-5  # added to the variance
+  norm_bias: bool = True  # LayerNorm only
+  mlp: str = 'swiglu'  # a row of ACTIVATIONS
+  attention_bias: bool = False  # on q, k, v and the output
+  mlp_bias: bool = False  # on both MLP matrices
+  qk_norm: bool = False  # a norm over each query and key head, before RoPE
+  attention_softcap: float = 0.0  # scores -> cap tanh(scores / cap); 0 = off
+  logit_softcap: float = 0.0  # the same for the head's logits; 0 = off
+  window: int = 0  # keys that a query sees, itself included; 0 = all before it
+  window_pattern: str = (
+    ''  # e.g. SSSL, repeated over the layers: S = window, L = all; '' = S everywhere
+  )
+
+  tied_head: bool = True  # the head is the embedding table
+  embed_scale: float = 1.0  # embeddings are multiplied by this; 0 = sqrt(width)
+  residual_scale: float = 1.0  # each branch is multiplied by this
+  init_std: float = 0.02  # of every matrix
+  init_projections: str = (
+    'scaled'  # a row of INITS: std of the two matrices that write to the residual
+  )
+  dropout: float = 0.0  # probability; after the embedding and each branch
+  attention_dropout: float = 0.0  # probability; of attention weights (kernel xla only)
+
+  experts: int = 0  # E; 0 = a dense MLP
+  experts_per_token: int = 2  # k of top-k routing
+  capacity_factor: float = 0.0  # slots an expert has, over its fair share; 0 = nothing is dropped
+
+  kernel: str = 'auto'  # attention kernel: auto, xla, cudnn or splash
+  unroll: str = 'auto'  # layers as a Python loop: on, off; auto = on for GPU
+  remat: str = 'auto'  # a row of REMAT; auto = dots_no_batch on CPU, none elsewhere
+  dtype: str = 'auto'  # of the computation; auto = bfloat16 on GPU and TPU, float32 on CPU
+  param_dtype: str = 'float32'  # of the stored parameters
+
+  def __post_init__(self):
+    for key, rows in CHOICES.items():
+      if getattr(self, key) not in rows:
+        raise ValueError(
+          f'model.{key}={getattr(self, key)!r} is not known\nfix: use one of {", ".join(rows)}'
+        )
+    for key in ('layers', 'width', 'heads', 'context', 'vocab_multiple'):
+      if getattr(self, key) < 1:
+        raise ValueError(f'model.{key}={getattr(self, key)} is too small\nfix: use at least 1')
+    for key in ('dropout', 'attention_dropout'):
+      if not 0 <= getattr(self, key) < 1:
+        raise ValueError(
+          f'model.{key}={getattr(self, key)} is not a probability\nfix: use 0 <= p < 1'
+        )
+    if not self.head_dim and self.width % self.heads:
+      raise ValueError(
+        f'model.heads={self.heads} does not divide model.width={self.width}\n'
+        f'fix: use one of {", ".join(map(str, divisors(self.width)))}, or set model.head_dim'
+      )
+    if self.heads % self.G:
+      raise ValueError(
+        f'model.kv_heads={self.G} does not divide model.heads={self.heads}\n'
+        f'fix: use one of {", ".join(map(str, divisors(self.heads)))}'
+      )
+    self._check_combinations()
+
+  def _check_combinations(self):
+    """Refuse what no kernel or layer could honour."""
+    if self.positions == 'rope' and self.K % 2:
+      raise ValueError(
+        f'model.positions=rope needs an even head width, and it is {self.K}\n'
+        'fix: choose model.heads so that width / heads is even, or other positions'
+      )
+    if self.rope_scaling != 'none' and self.positions != 'rope':
+      raise ValueError(
+        f'model.rope_scaling={self.rope_scaling} scales nothing with model.positions={self.positions}\n'
+        'fix: set model.positions=rope, or model.rope_scaling=none'
+      )
+    if self.rope_scaling in ('yarn', 'llama3') and not self.rope_original_context:
+      raise ValueError(
+        f'model.rope_scaling={self.rope_scaling} needs the context of the original training\n'
+        'fix: set model.rope_original_context'
+      )
+    if self.window_pattern and (set(self.window_pattern) - set('SL') or not self.window):
+      raise ValueError(
+        f'model.window_pattern={self.window_pattern!r} with model.window={self.window} says no pattern\n'
+        'fix: use letters S (window) and L (all keys) and set model.window > 0'
+      )
+    if self.experts and not 1 <= self.experts_per_token <= self.experts:
+      raise ValueError(
+        f'model.experts_per_token={self.experts_per_token} with model.experts={self.experts}\n'
+        f'fix: use 1 to {self.experts}'
+      )
+    if self.experts and self.mlp_bias:
+      raise ValueError(
+        'model.mlp_bias=True has no place in a mixture of experts\nfix: set it False'
+      )
+
+  @property
+  def G(self):
+    """Key/value heads."""
+    return self.kv_heads or self.heads
+
+  @property
+  def K(self):
+    """Head width."""
+    return self.head_dim or self.width // self.heads
+
+  @property
+  def F(self):
+    """Feed-forward width."""
+    if self.hidden:
+      return self.hidden
+    return -(-8 * self.width // 3 // 64) * 64 if self.gated else 4 * self.width
+
+  @property
+  def V(self):
+    """Rows of the embedding table: vocab padded to vocab_multiple."""
+    return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
+
+  @property
+  def gated(self):
+    """Whether the MLP has a gate matrix."""
+    return self.mlp in GATED
+
+  @property
+  def projection_std(self):
+    """Initial std of the matrices that write to the residual stream."""
+    return INITS[self.init_projections](self)
+
+  @property
+  def dims(self):
+    """Letter -> size, for `param`."""
+    names = dict(L='layers', D='width', H='heads', T='context', E='experts')
+    sizes = {letter: getattr(self, name) for letter, name in names.items()}
+    return sizes | dict(G=self.G, K=self.K, F=self.F, V=self.V)
+
+  def windows(self):
+    """For each layer, how many keys a query sees; 0 = all before it."""
+    pattern = self.window_pattern or 'S'
+    return [self.window if pattern[l % len(pattern)] == 'S' else 0 for l in range(self.layers)]
+
+  def resolved(self, backend=None):
+    """The config with every `auto` decided for a backend ('cpu', 'gpu', 'tpu'; default: this one).
+
+    `kernel` stays auto: whether a kernel can honour a call also depends on its masks (see attention.py).
+    """
+    backend = backend or jax.default_backend()
+    auto = {
+      'unroll': 'on' if backend in ('gpu', 'cuda', 'rocm') else 'off',
+      'remat': 'dots_no_batch' if backend == 'cpu' else 'none',
+      'dtype': 'float32' if backend == 'cpu' else 'bfloat16',
+    }
+    chosen = {key: value for key, value in auto.items() if getattr(self, key) == 'auto'}
+    return dataclasses.replace(self, **chosen)
+
+
+def divisors(n):
+  """All divisors of n, ascending."""
+  return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def gpt2(size='small', **overrides):
+  """GPT-2 exactly: sizes small (124M), medium (355M), large (774M), xl (1558M)."""
+  layers, width, heads = GPT2_SIZES[size]
+  base = ModelConfig(
+    layers=layers, width=width, heads=heads, vocab=50257, context=1024, positions='learned',
+    norm='layernorm', mlp='gelu', attention_bias=True, mlp_bias=True, tied_head=True,
+  )  # fmt: skip
+  return dataclasses.replace(base, **overrides)
+
+
+def llama(size='small', **overrides):
+  """Llama-like: RMSNorm, RoPE, SwiGLU, grouped heads, no biases, untied head."""
+  layers, width, heads, kv_heads, hidden = LLAMA_SIZES[size]
+  base = ModelConfig(
+    layers=layers, width=width, heads=heads, kv_heads=kv_heads, hidden=hidden, vocab=32000,
+    context=2048, init_projections='same', tied_head=False,
+  )  # fmt: skip
+  return dataclasses.replace(base, **overrides)
+
+
+def modern(size='small', **overrides):
+  """GPT-2's sizes with RMSNorm, RoPE, QK-norm, squared ReLU, zero-init projections and a soft-cap of 15."""
+  layers, width, heads = GPT2_SIZES[size]
+  base = ModelConfig(
+    layers=layers, width=width, heads=heads, vocab=50257, context=1024, mlp='relu2', qk_norm=True,
+    init_projections='zero', logit_softcap=15.0, tied_head=False,
+  )  # fmt: skip
+  return dataclasses.replace(base, **overrides)
+
+
+GPT2_SIZES = {
+  'small': (12, 768, 12),
+  'medium': (24, 1024, 16),
+  'large': (36, 1280, 20),
+  'xl': (48, 1600, 25),
+}
+LLAMA_SIZES = {
+  'small': (12, 768, 12, 4, 2048),
+  '1b': (16, 2048, 32, 8, 8192),
+  '7b': (32, 4096, 32, 32, 11008),
+  '8b': (32, 4096, 32, 8, 14336),
+}
+PRESETS = {'gpt2': gpt2, 'llama': llama, 'modern': modern}
+
+CHOICES = {
+  'positions': tuple(POSITIONS),
+  'rope_scaling': tuple(ROPE_SCALINGS),
+  'norm': tuple(NORMS),
+  'norm_position': ('pre', 'post', 'sandwich'),
+  'mlp': tuple(ACTIVATIONS),
+  'init_projections': tuple(INITS),
+  'kernel': KERNEL_NAMES,
+  'unroll': ('auto', 'on', 'off'),
+  'remat': REMAT_NAMES,
+  'dtype': ('auto', 'float32', 'bfloat16', 'float16'),
+  'param_dtype': ('float32', 'bfloat16'),
+}

@@ -1,0 +1,175 @@
+"""What every layer is made of: declared parameters, initial values, norms, MLPs, dropout.
+
+A parameter is declared once, by its letters: `param(cfg, 'DHK')` fixes shape, name and sharding. Declaring makes no
+array: a module is born abstract, and `initialise` fills it under jit with out_shardings, so that a large model never
+exists unsharded. Its key is folded in from its path and its layer, so that adding one weight leaves all others as they were.
+
+Letters: B batch, T length, D width, F feed-forward width, L layers.
+
+Sources: RMSNorm (Zhang & Sennrich 2019), GLU variants (Shazeer 2020), squared ReLU (So et al. 2021, section 3),
+layer stacking as in seqax.
+"""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def param(cfg, axes, std=0.0, mean=0.0):
+  """Declare a parameter of shape `[cfg.dims[a] for a in axes]`, drawn from N(mean, std) by `initialise`."""
+  shape = tuple(cfg.dims[a] for a in axes)
+  abstract = jax.ShapeDtypeStruct(shape, jnp.dtype(cfg.param_dtype))
+  return nnx.Param(abstract, axes=axes, std=std, mean=mean)
+
+
+def is_param(x):
+  """Whether a tree node is a declared parameter: the `is_leaf` of every walk over a model."""
+  return isinstance(x, nnx.Variable)
+
+
+def stack(module, layers):
+  """Put a leading axis L on every parameter of an abstract module."""
+
+  def add_axis(p):
+    value = p.get_value()
+    abstract = jax.ShapeDtypeStruct((layers, *value.shape), value.dtype)
+    return nnx.Param(abstract, axes='L' + p.axes, std=p.std, mean=p.mean)
+
+  return jax.tree.map(add_axis, module, is_leaf=is_param)
+
+
+def unstack(module):
+  """A stacked module -> a list with one module a layer; axis notes lose their L."""
+  layers = jax.tree.leaves(module)[0].shape[0]
+
+  def layer(l):
+    take = lambda p: nnx.Param(p.get_value()[l], axes=p.axes[1:], std=p.std, mean=p.mean)
+    return jax.tree.map(take, module, is_leaf=is_param)
+
+  return [layer(l) for l in range(layers)]
+
+
+def named_params(model):
+  """List of (path such as 'blocks/attention/wq_DHK', parameter) in a fixed order."""
+  leaves = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_param)[0]
+  return [(jax.tree_util.keystr(path, simple=True, separator='/'), p) for path, p in leaves]
+
+
+def map_params(fn, model):
+  """The model's tree with `fn(path, parameter)` in the place of each parameter's array."""
+  treedef = jax.tree.structure(model)
+  return jax.tree.unflatten(treedef, [fn(path, p) for path, p in named_params(model)])
+
+
+def initialise(abstract, key):
+  """Fill an abstract model with initial values that depend only on (key, path, layer)."""
+
+  def draw(path, p):
+    value = p.get_value()
+    shape, dtype = value.shape, value.dtype
+    if p.std == 0.0:
+      return jnp.full(shape, p.mean, dtype)
+    path_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    if p.axes[0] != 'L':
+      return p.mean + p.std * jax.random.normal(path_key, shape, dtype)
+    keys = jax.vmap(lambda l: jax.random.fold_in(path_key, l))(jnp.arange(shape[0]))
+    values = jax.vmap(lambda k: jax.random.normal(k, shape[1:], dtype))(keys)
+    return p.mean + p.std * values
+
+  return map_params(draw, abstract)
+
+
+def cast(model, dtype):
+  """The model with its matrices in the compute dtype; vectors (norm scales, biases) stay as they are."""
+
+  def maybe(path, p):
+    is_matrix = 'D' in p.axes and len(p.axes.lstrip('L')) > 1 and not path.endswith('router_DE')
+    return p.get_value().astype(dtype) if is_matrix else p.get_value()
+
+  return map_params(maybe, model)
+
+
+def over(p, x):
+  """A parameter with leading axes of size 1 and x's dtype, ready to broadcast over x."""
+  p = p[...]
+  return p.reshape((1,) * (x.ndim - p.ndim) + p.shape).astype(x.dtype)
+
+
+def dropout(x, rate, key):
+  """Zero each entry with probability `rate` (a traced scalar) and rescale; no key, no dropout.
+
+  Sixteen random bits an entry: threefry on a CPU costs as much as a matmul, and half the bits cost half; the rate is
+  exact to 2**-16.
+  """
+  if key is None:
+    return x
+  threshold = jnp.round(rate * 65536).astype(jnp.uint32)
+  keep = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32) >= threshold
+  scale = (65536 / (65536 - threshold.astype(jnp.float32))).astype(x.dtype)
+  return jnp.where(keep, x * scale, jnp.zeros((), x.dtype))
+
+
+class Norm(nnx.Module):
+  """LayerNorm or RMSNorm over the last axis, computed in float32."""
+
+  def __init__(self, cfg, axis='D'):
+    self.kind, self.eps = cfg.norm, cfg.norm_eps
+    self.scale = param(cfg, axis, mean=1.0)
+    self.bias = param(cfg, axis) if cfg.norm == 'layernorm' and cfg.norm_bias else None
+
+  def __call__(self, x):
+    y = NORMS[self.kind](x.astype(jnp.float32), self.eps)
+    y = y * over(self.scale, y)
+    return (y if self.bias is None else y + over(self.bias, y)).astype(x.dtype)
+
+
+def layernorm(x, eps):
+  """(x - mean) / sqrt(variance + eps) over the last axis."""
+  x = x - x.mean(-1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
+
+
+def rmsnorm(x, eps):
+  """x / sqrt(mean square + eps) over the last axis."""
+  return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
+
+
+class MLP(nnx.Module):
+  """The feed-forward layer; a gated row of ACTIVATIONS adds a second matrix."""
+
+  def __init__(self, cfg):
+    self.kind = cfg.mlp
+    self.up_DF = param(cfg, 'DF', cfg.init_std)
+    self.gate_DF = param(cfg, 'DF', cfg.init_std) if cfg.gated else None
+    self.down_FD = param(cfg, 'FD', cfg.projection_std)
+    self.up_bias_F = param(cfg, 'F') if cfg.mlp_bias else None
+    self.gate_bias_F = param(cfg, 'F') if cfg.mlp_bias and cfg.gated else None
+    self.down_bias_D = param(cfg, 'D') if cfg.mlp_bias else None
+
+  def __call__(self, x_BTD):
+    up_BTF = linear('BTD,DF->BTF', x_BTD, self.up_DF, self.up_bias_F)
+    gate_BTF = up_BTF
+    if self.gate_DF is not None:
+      gate_BTF = linear('BTD,DF->BTF', x_BTD, self.gate_DF, self.gate_bias_F)
+    h_BTF = ACTIVATIONS[self.kind](up_BTF, gate_BTF)
+    return linear('BTF,FD->BTD', h_BTF, self.down_FD, self.down_bias_D)
+
+
+def linear(subscripts, x, w, bias=None):
+  """einsum with a parameter, plus an optional bias over the last axes."""
+  y = jnp.einsum(subscripts, x, w[...])
+  return y if bias is None else y + over(bias, y)
+
+
+NORMS = {'layernorm': layernorm, 'rmsnorm': rmsnorm}
+
+ACTIVATIONS = {
+  'gelu': lambda up, gate: jax.nn.gelu(up, approximate=True),
+  'gelu_exact': lambda up, gate: jax.nn.gelu(up, approximate=False),
+  'relu2': lambda up, gate: jnp.square(jax.nn.relu(up)),
+  'swiglu': lambda up, gate: up * jax.nn.silu(gate),
+  'geglu': lambda up, gate: up * jax.nn.gelu(gate, approximate=True),
+}
+GATED = ('swiglu', 'geglu')

@@ -1,0 +1,265 @@
+"""Optimisers, schedules and the update rule, over flat dicts {parameter path: array}.
+
+A row of OPTIMIZERS gives a direction u of about unit size; this file applies it:
+
+  p <- p - lr * schedule(updates) * multiplier(path) * (u + weight_decay * p)
+
+so that lr and weight decay are traced scalars, equal in meaning for every optimiser, and an ablation can vary them
+within one compiled step.
+
+Sources: AdamW (Loshchilov & Hutter 2019), Lion (Chen et al. 2023), Adafactor (Shazeer & Stern 2018), Muon (Jordan et
+al. 2024, with the RMS-matching scale of Liu et al. 2025, section 2.2), WSD (Hu et al. 2024, section 4).
+"""
+
+import dataclasses
+import math
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  """Which optimiser, how fast, and when."""
+
+  name: str = 'adamw'  # a row of OPTIMIZERS
+  lr: float = 1e-3  # peak learning rate
+  weight_decay: float = 0.1  # decoupled; times lr
+  decay: str = ''  # regex of the paths that decay; '' = all matrices, no vectors
+  b1: float = 0.9  # decay of the first moment (momentum for sgd, lion and muon)
+  b2: float = 0.95  # decay of the second moment
+  eps: float = 1e-8  # added to the root of the second moment
+  clip: float = 1.0  # largest global norm of the gradient; 0 = any
+  schedule: str = 'cosine'  # a row of SCHEDULES
+  warmup: int = 100  # steps of linear warm-up
+  final_lr: float = 0.1  # learning rate at the end / peak
+  cooldown: float = 0.2  # share of the steps in which wsd decays
+  lr_multipliers: tuple = ()  # 'regex=factor', first match counts, 0 freezes; () = all 1
+  ema: float = 0.0  # decay of an average of the weights, used for evaluation and sampling; 0 = off
+
+  def __post_init__(self):
+    for key, rows in (('name', OPTIMIZERS), ('schedule', SCHEDULES)):
+      if getattr(self, key) not in rows:
+        raise ValueError(
+          f'optim.{key}={getattr(self, key)!r} is not known\nfix: use one of {", ".join(rows)}'
+        )
+    for key in ('lr', 'weight_decay', 'clip', 'warmup', 'eps'):
+      if not getattr(self, key) >= 0:
+        raise ValueError(f'optim.{key}={getattr(self, key)} is negative\nfix: use a number >= 0')
+    for key in ('b1', 'b2', 'ema'):
+      if not 0 <= getattr(self, key) < 1:
+        raise ValueError(f'optim.{key}={getattr(self, key)} is no decay\nfix: use 0 <= x < 1')
+    for entry in self.lr_multipliers:
+      parse_multiplier(entry)
+
+
+class OptState(NamedTuple):
+  """What the optimiser remembers."""
+
+  updates: jax.Array  # int32; updates applied so far, skipped ones not counted
+  skipped: jax.Array  # int32; non-finite steps in a row
+  direction: Any  # state of the optax transformation
+  ema: dict | None  # {path: average of the weights}
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """An optimiser bound to the parameters that it will update: `init` and `update` are pure."""
+
+  cfg: OptimConfig
+  steps: int  # updates in the whole run, for the schedule
+  axes: dict  # {path: letters of the parameter}
+
+  def __post_init__(self):
+    object.__setattr__(self, 'multipliers', match_multipliers(self.cfg.lr_multipliers, self.axes))
+    object.__setattr__(self, 'transform', OPTIMIZERS[self.cfg.name](self.cfg, self.axes))
+    decay = self.cfg.decay
+    decays = lambda path: re.fullmatch(decay, path) if decay else is_matrix(self.axes[path])
+    object.__setattr__(self, 'decays', {path for path in self.axes if decays(path)})
+
+  def init(self, params):
+    """The state before the first update."""
+    zero = jnp.zeros((), jnp.int32)
+    ema = dict(params) if self.cfg.ema else None
+    return OptState(zero, zero, self.transform.init(params), ema)
+
+  def update(self, grads, state, params, hyper):
+    """One update -> (params, state, scalars: grad_norm, lr, skipped, skipped_in_a_row).
+
+    hyper: dict with the traced scalars lr and weight_decay. A gradient with a non-finite norm changes nothing but
+    `state.skipped`.
+    """
+    grads = {path: g for path, g in grads.items() if self.multipliers[path]}
+    frozen = {path: jnp.zeros_like(p) for path, p in params.items() if path not in grads}
+    norm = optax.global_norm(
+      grads
+    )  # tested before clipping, which turns one inf into NaN everywhere
+    finite = jnp.isfinite(norm)
+    if self.cfg.clip:
+      scale = jnp.minimum(1.0, self.cfg.clip / jnp.maximum(norm, 1e-30))
+      grads = {path: g * scale.astype(g.dtype) for path, g in grads.items()}
+    directions, direction_state = self.transform.update(grads | frozen, state.direction, params)
+    lr = hyper['lr'] * SCHEDULES[self.cfg.schedule](self.cfg, state.updates, self.steps)
+
+    def step(path, p):
+      if not self.multipliers[path]:
+        return p
+      u = directions[path].astype(jnp.float32)
+      p32 = p.astype(jnp.float32)
+      if path in self.decays:
+        u = u + hyper['weight_decay'] * p32
+      return (p32 - lr * self.multipliers[path] * u).astype(p.dtype)
+
+    new_params = {path: step(path, p) for path, p in params.items()}
+    ema = state.ema
+    if ema is not None:
+      ema = {k: self.cfg.ema * e + (1 - self.cfg.ema) * new_params[k] for k, e in ema.items()}
+    new_state = OptState(state.updates + 1, jnp.zeros((), jnp.int32), direction_state, ema)
+    old_state = state._replace(skipped=state.skipped + 1)
+    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    state = keep(new_state, old_state)
+    skipped = (~finite).astype(jnp.float32)
+    scalars = dict(grad_norm=norm, lr=lr, skipped=skipped, skipped_in_a_row=state.skipped)
+    return keep(new_params, params), state, scalars
+
+
+def parse_multiplier(entry):
+  """'regex=factor' -> (compiled regex, factor)."""
+  pattern, _, factor = entry.rpartition('=')
+  try:
+    return re.compile(pattern), float(factor)
+  except (re.error, ValueError) as e:
+    raise ValueError(
+      f'optim.lr_multipliers entry {entry!r} is not regex=factor ({e})\n'
+      "fix: write e.g. ('embed_VD=0.1', '.*=1')"
+    ) from e
+
+
+def match_multipliers(entries, paths):
+  """{path: factor} by the first entry that matches the whole path.
+
+  Raises ValueError when an entry matches nothing or a path is matched by none: a typo must not train everything.
+  """
+  if not entries:
+    return dict.fromkeys(paths, 1.0)
+  parsed, result = [parse_multiplier(entry) for entry in entries], {}
+  for path in paths:
+    for i, (pattern, factor) in enumerate(parsed):
+      if pattern.fullmatch(path):
+        result[path] = (i, factor)
+        break
+  missed = [path for path in paths if path not in result]
+  if missed:
+    raise ValueError(
+      f'optim.lr_multipliers matches nothing for {", ".join(missed)}\nfix: add the entry ".*=1" at the end'
+    )
+  idle = [entries[i] for i in range(len(entries)) if i not in {i for i, _ in result.values()}]
+  if idle:
+    raise ValueError(
+      f'optim.lr_multipliers entry {idle[0]!r} is the first match of no parameter\n'
+      f'fix: remove it, or use the paths {", ".join(paths)}'
+    )
+  return {path: factor for path, (_, factor) in result.items()}
+
+
+def is_matrix(axes):
+  """Whether these letters are of something that D is multiplied with (or looked up in), not of a vector."""
+  return 'D' in axes and len(axes.lstrip('LE')) > 1
+
+
+def matrix_axes(axes):
+  """(input axes, output axes) of a layer's matrix, leading L and E apart; None for vectors and tables."""
+  inner = axes.lstrip('LE')
+  if not is_matrix(axes) or set(inner) & set('VT'):
+    return None
+  offset = len(axes) - len(inner)
+  d = offset + inner.index('D')
+  others = tuple(i for i in range(offset, len(axes)) if i != d)
+  return ((d,), others) if inner[0] == 'D' else (others, (d,))
+
+
+def adamw(cfg, axes):
+  """Adam's direction; weight decay is applied by Optimizer."""
+  return optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)
+
+
+def adafactor(cfg, axes):
+  """Factored second moments, updates clipped at RMS 1, no momentum."""
+  return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+
+
+def sgd(cfg, axes):
+  """Momentum."""
+  return optax.trace(cfg.b1)
+
+
+def lion(cfg, axes):
+  """Sign of interpolated momentum."""
+  return optax.scale_by_lion(cfg.b1, cfg.b2)
+
+
+def muon(cfg, axes):
+  """Orthogonalised momentum for the layers' matrices, scaled to AdamW's RMS of about 0.2; AdamW for the rest."""
+  matrices = {path: matrix_axes(letters) for path, letters in axes.items()}
+  labels = {path: 'muon' if numbers else 'adamw' for path, numbers in matrices.items()}
+
+  def dimension_numbers(tree):
+    """Only matrices carry numbers; optax masks the rest."""
+    number = lambda path: optax.contrib.MuonDimensionNumbers(*matrices[path])
+    masked = lambda x: isinstance(x, optax.MaskedNode)
+    return {path: x if masked(x) else number(path) for path, x in tree.items()}
+
+  def match_rms(updates, params):
+    """0.2 sqrt(max(inputs, outputs)) makes the RMS of an orthogonal matrix 0.2, as AdamW's."""
+
+    def scaled(path, u):
+      sizes = [math.prod(u.shape[i] for i in axis) for axis in matrices[path]]
+      return u * (0.2 * max(sizes) ** 0.5)
+
+    masked = lambda x: isinstance(x, optax.MaskedNode)
+    return {path: u if masked(u) else scaled(path, u) for path, u in updates.items()}
+
+  orthogonal = optax.chain(
+    optax.contrib.scale_by_muon(beta=cfg.b1, weight_dimension_numbers=dimension_numbers),
+    optax.stateless(match_rms),
+  )
+  return optax.partition({'muon': orthogonal, 'adamw': adamw(cfg, axes)}, labels)
+
+
+def progress(cfg, step, steps, start):
+  """Share (0 to 1) of the way from update `start` to the last one."""
+  return jnp.clip((step - start) / max(steps - start, 1), 0.0, 1.0)
+
+
+def warm(cfg, step):
+  """Linear warm-up: 1/warmup at the first update, 1 from the last of them on."""
+  return jnp.minimum(1.0, (step + 1) / max(cfg.warmup, 1))
+
+
+def cosine(cfg, step, steps):
+  """Half a cosine from 1 to final_lr after the warm-up."""
+  fall = 0.5 * (1 + jnp.cos(jnp.pi * progress(cfg, step, steps, cfg.warmup)))
+  return warm(cfg, step) * (cfg.final_lr + (1 - cfg.final_lr) * fall)
+
+
+def linear(cfg, step, steps):
+  """A straight line from 1 to final_lr after the warm-up."""
+  return warm(cfg, step) * (1 - (1 - cfg.final_lr) * progress(cfg, step, steps, cfg.warmup))
+
+
+def wsd(cfg, step, steps):
+  """Warm-up, stable, then a straight line to final_lr over the last `cooldown` of the steps."""
+  start = int(steps * (1 - cfg.cooldown))
+  return warm(cfg, step) * (1 - (1 - cfg.final_lr) * progress(cfg, step, steps, start))
+
+
+def constant(cfg, step, steps):
+  """1 after the warm-up."""
+  return warm(cfg, step)
+
+
+OPTIMIZERS = {'adamw': adamw, 'lion': lion, 'adafactor': adafactor, 'muon': muon, 'sgd': sgd}
+SCHEDULES = {'cosine': cosine, 'linear': linear, 'wsd': wsd, 'constant': constant}

@@ -1,0 +1,150 @@
+"""Subword tokenizers, run by the `tokenizers` and `sentencepiece` libraries.
+
+Each wraps the bytes of one model file, which is all of its content. Special ids are never made
+from user text: the literal text `<|endoftext|>` is encoded as the characters that it is.
+"""
+
+import itertools
+import pathlib
+
+from gpt_jax.tokenizers import base, bpe
+
+# Roles of a tokenizer.json without a tokenizer_config.json, by the usual spellings.
+ROLES = {
+  'pad': ('<pad>', '[PAD]', '<|pad|>', '<|padding|>'),
+  'bos': ('<s>', '<|begin_of_text|>', '<bos>', '[BOS]', '<|startoftext|>'),
+  'eos': ('</s>', '<|endoftext|>', '<|end_of_text|>', '<eos>', '[EOS]'),
+}
+BATCH = 512  # pieces of text a library call, to bound its memory
+
+
+class LibraryTokenizer(base.TextTokenizer):
+  """Any tokenizer.json: the kinds bpe, gpt2 and huggingface.
+
+  `model` is the JSON content. Truncation and padding that it may ask for are switched off, since
+  they would lose text; templates that add special tokens are not applied. Added tokens that are
+  not special (runs of spaces, for example) are matched in user text, as everywhere.
+  """
+
+  def __init__(self, kind: str, model: dict, specials: dict[str, int], source: str):
+    from tokenizers import Tokenizer
+
+    self.kind, self.specials = kind, specials
+    self._model = base.to_json({**model, 'truncation': None, 'padding': None})
+    try:
+      self._tokenizer = Tokenizer.from_str(self._model.decode())
+    except Exception as error:  # the library raises nothing narrower
+      raise ValueError(
+        f'{source} holds no valid tokenizer: {error}\n'
+        'fix: give an unaltered tokenizer.json, or unaltered GPT-2 vocab and merges files'
+      ) from None
+    self._tokenizer.encode_special_tokens = True
+    self.size = max(self.vocab().values(), default=-1) + 1
+    # Only GPT-2's pattern is known to allow cutting a text, and only if nothing else sees it.
+    self._cuts = (
+      model['pre_tokenizer'] == bpe.BYTE_LEVEL
+      and model['normalizer'] is None
+      and all(token['special'] for token in model['added_tokens'])
+    )
+
+  def vocab(self) -> dict[str, int]:
+    """Every token as the library spells it -> id."""
+    return self._tokenizer.get_vocab(with_added_tokens=True)
+
+  def encode_batch(self, texts):
+    """Token ids of each text; long texts are cut where that changes nothing, and run in threads."""
+    rows = [self._pieces(base.checked_text(text)) for text in texts]
+    stream = self._stream(itertools.chain.from_iterable(rows))
+    return [list(itertools.chain.from_iterable(itertools.islice(stream, len(row)))) for row in rows]
+
+  def _pieces(self, text):
+    return list(bpe.pieces(text)) if self._cuts else [text]
+
+  def _stream(self, texts):
+    while batch := list(itertools.islice(texts, BATCH)):
+      for encoding in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+        yield encoding.ids
+
+  def _decode(self, ids):
+    return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+  def files(self):
+    """One tokenizer.json, which other libraries read too."""
+    return {'tokenizer.json': self._model}
+
+
+class SentencePieceTokenizer(base.TextTokenizer):
+  """A SentencePiece model, Llama's way: a space in front, unknown characters as byte tokens.
+
+  Decoding drops the space in front of the first word only. Literal U+2581 in the text comes back
+  as a space: SentencePiece itself writes spaces so.
+  """
+
+  kind = 'sentencepiece'
+
+  def __init__(self, model: bytes, source: str):
+    from sentencepiece import SentencePieceProcessor
+
+    self._model = model
+    try:
+      self._processor = SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+      raise ValueError(
+        f'{source} holds no valid SentencePiece model: {error}\n'
+        'fix: tokenizer.path names a .model file that SentencePiece wrote'
+      ) from None
+    self.size = len(self._processor)
+    roles = {role: getattr(self._processor, f'{role}_id')() for role in (*ROLES, 'unk')}
+    roles = _without_shared_pad({role: index for role, index in roles.items() if index >= 0})
+    self.specials = {role: index for role, index in roles.items() if role in ROLES}
+
+  def encode_batch(self, texts):
+    """Token ids of each text, in threads."""
+    return self._processor.encode([base.checked_text(text) for text in texts])
+
+  def _decode(self, ids):
+    return self._processor.decode(ids)
+
+  def files(self):
+    """The model file as it came."""
+    return {'tokenizer.model': self._model}
+
+
+def read_huggingface(path: pathlib.Path) -> LibraryTokenizer:
+  """A tokenizer.json, or the folder of one, where tokenizer_config.json tells the roles."""
+  fix = 'tokenizer.path names a tokenizer.json of the tokenizers library, or its folder'
+  path = path / 'tokenizer.json' if path.is_dir() else path
+  model = base.read_json(path, fix)
+  if not isinstance(model, dict) or not isinstance(model.get('model'), dict):
+    raise ValueError(f'{path} describes no tokenizer: it has no entry "model"\nfix: {fix}')
+  optional = {'added_tokens': [], 'normalizer': None, 'pre_tokenizer': None}
+  tokenizer = LibraryTokenizer('huggingface', {**optional, **model}, {}, str(path))
+  ids = tokenizer.vocab()
+  config = path.with_name('tokenizer_config.json')
+  if config.exists():
+    tokens = {role: base.read_json(config, fix).get(f'{role}_token') for role in ROLES}
+    tokens = {role: t['content'] if isinstance(t, dict) else t for role, t in tokens.items()}
+    roles = {role: ids[token] for role, token in tokens.items() if token in ids}
+  else:
+    added = [token['content'] for token in model.get('added_tokens', ()) if token['special']]
+    found = {role: [t for t in spellings if t in added] for role, spellings in ROLES.items()}
+    roles = {role: ids[tokens[0]] for role, tokens in found.items() if tokens}
+  tokenizer.specials = _without_shared_pad(roles)
+  return tokenizer
+
+
+def read_sentencepiece(path: pathlib.Path) -> SentencePieceTokenizer:
+  """A .model file, or a folder that holds exactly one."""
+  fix = 'tokenizer.path names a .model file that SentencePiece wrote, or a folder with one'
+  if path.is_dir():
+    models = sorted(path.glob('*.model'))
+    if len(models) != 1:
+      raise FileNotFoundError(f'{path} holds {len(models)} .model files, not one\nfix: {fix}')
+    path = models[0]
+  return SentencePieceTokenizer(base.read_file(path, fix), str(path))
+
+
+def _without_shared_pad(roles):
+  """Many models pad with eos. Padding is never sampled, so such a pad gets an id of its own."""
+  others = [index for role, index in roles.items() if role != 'pad']
+  return {role: index for role, index in roles.items() if role != 'pad' or index not in others}

@@ -1,0 +1,222 @@
+"""Text tokenizers: text <-> token ids, as rows of one table.
+
+bytes needs no files and knows every text; chars is nanoGPT's alphabet of the corpus; bpe is trained
+on the corpus; gpt2, huggingface and sentencepiece read the files of existing models. `build` makes
+one from a config, `save` writes it into a folder that needs nothing else, `load` reads it back and
+refuses it if it was altered.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt_jax.tokenizers import base, bpe, subword
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+  """Which text tokenizer, and what it is made from."""
+
+  kind: str = 'bytes'  # a row of TOKENIZERS
+  path: str = ''  # folder or file of an existing tokenizer; '' makes one from the documents
+  vocab: int = 4096  # ids of a trained bpe, 256 of them bytes
+
+  def __post_init__(self):
+    if self.kind not in TOKENIZERS:
+      raise ValueError(
+        f'tokenizer.kind={self.kind} is unknown\nfix: give one of {", ".join(TOKENIZERS)}'
+      )
+    if self.vocab < 256:
+      raise ValueError(
+        f'tokenizer.vocab={self.vocab} is too small\n'
+        'fix: give 256 or more, since every byte is a token'
+      )
+    if self.path and self.kind == 'bytes':
+      raise ValueError(
+        f'tokenizer.path={self.path} has no effect with tokenizer.kind=bytes\n'
+        "fix: leave tokenizer.path='', or choose another tokenizer.kind"
+      )
+    if not self.path and self.kind in ('gpt2', 'huggingface', 'sentencepiece'):
+      raise ValueError(
+        f'tokenizer.kind={self.kind} needs the files of a tokenizer, but tokenizer.path is empty\n'
+        'fix: set tokenizer.path to their folder, or train one with tokenizer.kind=bpe'
+      )
+    default = type(self).vocab
+    if self.vocab != default and (self.kind != 'bpe' or self.path):
+      raise ValueError(
+        f'tokenizer.vocab={self.vocab} has no effect: only a bpe without a path is trained\n'
+        f"fix: leave tokenizer.vocab={default}, or set tokenizer.kind=bpe and tokenizer.path=''"
+      )
+
+
+class ByteTokenizer(base.TextTokenizer):
+  """The 256 bytes of UTF-8: id = byte."""
+
+  kind = 'bytes'
+  size = 256
+
+  def encode_batch(self, texts):
+    """The UTF-8 bytes of each text."""
+    return [list(base.checked_text(text).encode()) for text in texts]
+
+  def _decode(self, ids):
+    return bytes(ids).decode(errors='replace')
+
+  def files(self):
+    """None: there is nothing to remember."""
+    return {}
+
+
+class CharTokenizer(base.TextTokenizer):
+  """The distinct characters of a corpus, in sorted order: id = position."""
+
+  kind = 'chars'
+
+  def __init__(self, characters: str):
+    if not characters or sorted(set(characters)) != list(characters):
+      raise ValueError(
+        f'characters={characters[:50]!r} are none, or not sorted and distinct\n'
+        'fix: give the documents that the alphabet is collected from, train and valid'
+      )
+    self.size = len(characters)
+    self._characters = base.checked_text(characters)
+    self._codepoints = np.array([ord(character) for character in characters], np.uint32)
+
+  def encode_batch(self, texts):
+    """Ids of each text; ValueError for a character that is not in the alphabet."""
+    return [self._encode(base.checked_text(text)).tolist() for text in texts]
+
+  def _encode(self, text):
+    codepoints = np.frombuffer(text.encode('utf-32-le'), '<u4')
+    ids = np.searchsorted(self._codepoints, codepoints).clip(max=self.size - 1)
+    unknown = np.flatnonzero(self._codepoints[ids] != codepoints)
+    if unknown.size:
+      character = text[unknown[0]]
+      raise ValueError(
+        f'character {character!r} (U+{ord(character):04X}) is not among the {self.size} '
+        'characters of this tokenizer\n'
+        'fix: leave it out of the text, train on documents that hold it, or set '
+        'tokenizer.kind=bytes'
+      )
+    return ids
+
+  def _decode(self, ids):
+    return self._codepoints[ids].astype('<u4').tobytes().decode('utf-32-le')
+
+  def files(self):
+    """The alphabet as one JSON string."""
+    return {'characters.json': base.to_json(self._characters)}
+
+
+def build(
+  cfg: TokenizerConfig, documents: Callable[[], Iterable[str]] = tuple
+) -> base.TextTokenizer:
+  """Make the tokenizer that a config describes.
+
+  `documents` returns the corpus, once a call; only chars (give it train and valid) and bpe without
+  a path read it. Raises FileNotFoundError or ValueError for missing or invalid files.
+  """
+  return TOKENIZERS[cfg.kind].build(cfg, documents)
+
+
+def load(folder) -> base.TextTokenizer:
+  """Read what `save` wrote; ValueError, naming what differs, if any of it was altered."""
+  fix = 'name a folder that TextTokenizer.save wrote, and restore it if a file was altered'
+  path = pathlib.Path(folder).expanduser() / base.DESCRIPTION
+  saved = base.read_json(path, fix)
+  if not isinstance(saved, dict) or not {'kind', 'size', 'specials', 'hash', 'files'} <= set(saved):
+    raise ValueError(f'{path} does not describe a tokenizer\nfix: {fix}')
+  if saved['kind'] not in TOKENIZERS:
+    raise ValueError(f'{path} has the unknown kind {saved["kind"]!r}\nfix: {fix}')
+  files = {name: base.read_file(path.with_name(name), fix) for name in saved['files']}
+  for name, content in files.items():
+    if base.digest(content) != saved['files'][name]:
+      raise ValueError(
+        f'{path.with_name(name)} was altered after it was saved: its sha256 is '
+        f'{base.digest(content)}, saved was {saved["files"][name]}\nfix: {fix}'
+      )
+  kind, specials = saved['kind'], saved['specials']
+  if base.fingerprint(kind, specials, files) != saved['hash']:
+    raise ValueError(
+      f'{path} was altered after it was saved: kind={kind} and specials={specials} with its files '
+      f'do not give its hash={saved["hash"]}\nfix: {fix}'
+    )
+  tokenizer = TOKENIZERS[kind].restore(files, specials)
+  assert tokenizer.hash == saved['hash']
+  if tokenizer.size != saved['size']:
+    raise ValueError(
+      f'{path} was altered after it was saved: size={saved["size"]}, but its files hold '
+      f'{tokenizer.size} ids\nfix: {fix}'
+    )
+  return tokenizer
+
+
+def _build_chars(cfg, documents):
+  if cfg.path:
+    return _load_own(cfg)
+  characters = set()
+  for document in documents():
+    characters.update(document)
+  return CharTokenizer(''.join(sorted(characters)))
+
+
+def _build_bpe(cfg, documents):
+  if cfg.path:
+    return _load_own(cfg)
+  model = bpe.train(documents, cfg.vocab)
+  return subword.LibraryTokenizer('bpe', model, {}, 'the trained bpe')
+
+
+def _build_gpt2(cfg, _):
+  model = bpe.read_gpt2(_path(cfg))
+  added = model['added_tokens']
+  specials = {'eos': added[0]['id']} if added else {}
+  return subword.LibraryTokenizer('gpt2', model, specials, cfg.path)
+
+
+def _restore_library(kind):
+  def restore(files, specials):
+    model = json.loads(files['tokenizer.json'])
+    return subword.LibraryTokenizer(kind, model, specials, 'tokenizer.json')
+
+  return restore
+
+
+def _load_own(cfg):
+  tokenizer = load(cfg.path)
+  if tokenizer.kind != cfg.kind:
+    raise ValueError(
+      f'tokenizer.path={cfg.path} holds a {tokenizer.kind} tokenizer, not {cfg.kind}\n'
+      f'fix: set tokenizer.kind={tokenizer.kind}, or give another path'
+    )
+  return tokenizer
+
+
+def _path(cfg):
+  return pathlib.Path(cfg.path).expanduser()
+
+
+class Row(NamedTuple):
+  """How a kind of tokenizer is made: from a config, and from its saved files and specials."""
+
+  build: Callable[[TokenizerConfig, Callable[[], Iterable[str]]], base.TextTokenizer]
+  restore: Callable[[dict[str, bytes], dict[str, int]], base.TextTokenizer]
+
+
+TOKENIZERS = {
+  'bytes': Row(lambda *_: ByteTokenizer(), lambda *_: ByteTokenizer()),
+  'chars': Row(_build_chars, lambda files, _: CharTokenizer(json.loads(files['characters.json']))),
+  'bpe': Row(_build_bpe, _restore_library('bpe')),
+  'gpt2': Row(_build_gpt2, _restore_library('gpt2')),
+  'huggingface': Row(
+    lambda cfg, _: subword.read_huggingface(_path(cfg)), _restore_library('huggingface')
+  ),
+  'sentencepiece': Row(
+    lambda cfg, _: subword.read_sentencepiece(_path(cfg)),
+    lambda files, _: subword.SentencePieceTokenizer(files['tokenizer.model'], 'tokenizer.model'),
+  ),
+}

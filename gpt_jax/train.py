@@ -1,0 +1,373 @@
+"""The training loop: setup, then evaluate, save, batch, step, log, in that order, until done.
+
+One device or a thousand, one process or many: the same path. What a step computes is in step.py.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax import checkpoint, data, evaluate, hardware, runs, sample, tokenizers
+from gpt_jax.model import gpt
+from gpt_jax.sharding import make_mesh, to_devices
+from gpt_jax.step import build_program, eval_model, params_of
+
+# What may change between a run and its resumption: nothing that its result depends on.
+FREE_ON_RESUME = ('mesh.', 'log.', 'checkpoint.', 'sample.', 'data.workers', 'data.prefetch',
+                  'data.cache', 'data.reset', 'model.unroll')  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """How long, how much at a time, and how often to look."""
+
+  steps: int = 2000  # optimizer updates
+  batch_size: int = 32  # rows a step, over all devices and micro-batches
+  length: int = 0  # tokens a row; 0 = model.context
+  accumulate: int = 1  # micro-batches that a step's rows are split into
+  steps_per_call: int = 1  # optimizer steps in one compiled call; more for tiny models
+  seed: int = 0  # of initial values, dropout and data order
+  eval_every: int = 250  # steps between validations; 0 = only at the end
+  eval_tokens: int = 65536  # validation tokens scored each time; 0 = all (at the end always all)
+  sample_every: int = 500  # steps between samples; 0 = only at the end
+  sample_prompts: tuple = ('\n',)  # what the samples continue
+  init_from: str = ''  # a run folder whose parameters to start from, with a fresh optimizer
+  init_partial: bool = (
+    False  # take what fits of init_from, report the rest; else any mismatch is an error
+  )
+  max_skipped: int = 10  # non-finite steps in a row before giving up
+  profile: tuple = ()  # (first step, last step) to trace into <workdir>/profile; () = none
+
+  def __post_init__(self):
+    for key in ('steps', 'batch_size', 'accumulate', 'steps_per_call', 'max_skipped'):
+      if getattr(self, key) < 1:
+        raise ValueError(f'train.{key}={getattr(self, key)} is too small\nfix: use at least 1')
+    if self.batch_size % self.accumulate:
+      raise ValueError(
+        f'train.accumulate={self.accumulate} does not divide train.batch_size={self.batch_size}\n'
+        'fix: make batch_size a multiple of accumulate'
+      )
+    for key in ('steps', 'eval_every', 'sample_every'):
+      if getattr(self, key) % self.steps_per_call:
+        raise ValueError(
+          f'train.{key}={getattr(self, key)} is no multiple of train.steps_per_call='
+          f'{self.steps_per_call}\nfix: make it one'
+        )
+    if self.profile and len(self.profile) != 2:
+      raise ValueError(
+        f'train.profile={self.profile} is no window\nfix: use (first step, last step)'
+      )
+
+
+# -------------------------------------------------------------------------------------- setup
+
+
+def resolve_model(cfg, toks):
+  """cfg.model with the vocabulary's size and every `auto` decided for this machine.
+
+  Raises ValueError when the tokeniser has ids that the model has no row for.
+  """
+  size = toks.vocabulary.size
+  if cfg.model.vocab and size > cfg.model.vocab:
+    raise ValueError(
+      f'the tokeniser has {size} ids and model.vocab={cfg.model.vocab}\n'
+      f'fix: set model.vocab=0 to follow the tokeniser, or at least {size}'
+    )
+  length = cfg.train.length or cfg.model.context
+  if length > cfg.model.context:
+    raise ValueError(
+      f'train.length={length} is longer than model.context={cfg.model.context}\n'
+      'fix: raise model.context or lower train.length'
+    )
+  return dataclasses.replace(cfg.model, vocab=cfg.model.vocab or size).resolved()
+
+
+def build_tokenizers(cfg, workdir):
+  """The run's tokenisers: those that it already has, or new ones made from the config and saved with it."""
+  folder = workdir / 'tokenizer'
+  if folder.exists():
+    return tokenizers.Tokenizers.load(folder)
+  if cfg.train.init_from:
+    toks = tokenizers.Tokenizers.load(Path(cfg.train.init_from) / 'tokenizer')
+  else:
+    texts = lambda: (
+      text for split in ('train', 'valid') for _, text in data.documents(cfg.data, split)
+    )
+    toks = tokenizers.Tokenizers.build(tokenizers.text.build(cfg.tokenizer, texts))
+  if jax.process_index() == 0:
+    toks.save(folder)
+  return toks
+
+
+def initial_state(program, cfg, workdir, report):
+  """-> (state, step, extra): resumed from the newest good checkpoint, else from `init_from`, else new."""
+  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', report=report)
+  step = checkpoints.newest_good()
+  checkpoints.drop_after(step)
+  if step is not None:
+    return checkpoints.restore(step, program.abstract), step, checkpoints.extra(step)
+  state = program.init()
+  if cfg.train.init_from:
+    model, lines = checkpoint.load_model(
+      cfg.train.init_from, program.abstract.model, state.model if cfg.train.init_partial else None
+    )
+    for line in lines:
+      report(f'init_from: {line}')
+    opt_state = state.opt_state
+    if opt_state.ema is not None:
+      opt_state = opt_state._replace(ema=jax.tree.map(jnp.copy, params_of(model)))
+    state = state._replace(model=model, opt_state=opt_state)
+  return state, 0, None
+
+
+def next_batches(loader, steps_per_call, mesh):
+  """The next call's batch on the devices; with several steps a call, one N axis in front."""
+  if steps_per_call == 1:
+    return to_devices(next(loader), mesh)
+  batches = [next(loader) for _ in range(steps_per_call)]
+  stacked = {name: np.stack([b[name] for b in batches]) for name in batches[0]}
+  return to_devices(stacked, mesh, stacked=True)
+
+
+# --------------------------------------------------------------------------------------- loop
+
+
+def train(cfg, workdir, should_stop=lambda: False):
+  """Train to cfg.train.steps, resuming if `workdir` holds this run -> the result, also in result.json.
+
+  should_stop: asked before each step; True saves and returns None.
+  Raises ValueError for what a user can mend, FloatingPointError when gradients stay non-finite.
+  """
+  workdir, primary = Path(workdir), jax.process_index() == 0
+  config = dataclasses.asdict(cfg)
+  if primary:
+    runs.check_workdir(workdir, config, free=FREE_ON_RESUME)
+  mesh = make_mesh(cfg.mesh)
+  newest = checkpoint.Checkpoints(workdir / 'checkpoints', report=lambda line: None).newest_good()
+  run = runs.Run.open(
+    workdir, config, log=cfg.log, total_steps=cfg.train.steps, primary=primary,
+    resume_step=newest or 0, free=FREE_ON_RESUME, versions=runs.versions(jax.devices()[0].device_kind),
+  )  # fmt: skip
+  with run, jax.set_mesh(mesh):
+    return Training(cfg, workdir, run, mesh).loop(should_stop)
+
+
+def due(every, step, steps):
+  """Whether something done every so often (0 = only at the end) is done before this step."""
+  return step == steps or (every > 0 and step > 0 and step % every == 0)
+
+
+class Training:
+  """One run under way."""
+
+  def __init__(self, cfg, workdir, run, mesh):
+    self.cfg, self.workdir, self.run, self.mesh = cfg, workdir, run, mesh
+    self.tokenizers = build_tokenizers(cfg, workdir)
+    self.model_cfg = resolve_model(cfg, self.tokenizers)
+    self.length = cfg.train.length or self.model_cfg.context
+    self.loader = data.Loader(
+      cfg.data, self.tokenizers, split='train', batch_size=cfg.train.batch_size, length=self.length,
+      seed=cfg.train.seed, cache_dir=workdir / 'cache',
+      process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
+    self.program = build_program(cfg, self.model_cfg, mesh)
+    self.state, self.step, extra = initial_state(self.program, cfg, workdir, run.print)
+    self.tokens = 0.0  # targets trained on, over all sessions of the run
+    self.seconds = 0.0  # in steps, evaluation and saving left out, over all sessions
+    if extra is not None:
+      self.tokens, self.seconds = extra['tokens'], extra['seconds']
+      for line in self.loader.restore(extra['data']):
+        run.print(f'data.reset: {line}')
+    self.checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', cfg.checkpoint, run.print)
+    self.pending = []  # (steps done, metrics on the device) of calls not logged yet
+    self.lap = 0.0  # seconds in steps since the last log
+    self.latest = {}  # last logged metrics
+    self.evaluations = []  # rows of the last evaluation
+
+  def loop(self, should_stop):
+    """Evaluate and sample, save, take a batch, step, log: in this order, until the last step."""
+    cfg, steps, n = self.cfg.train, self.cfg.train.steps, self.cfg.train.steps_per_call
+    self.introduce()
+    saved = self.step
+    while True:
+      if due(cfg.eval_every, self.step, steps):
+        self.evaluate(limit=0 if self.step == steps else cfg.eval_tokens)
+      if due(cfg.sample_every, self.step, steps):
+        self.sample()
+      stopping = should_stop()
+      if self.step > saved and (stopping or due(self.cfg.checkpoint.every, self.step, steps)):
+        self.save()  # before the data iterator moves: step and data agree
+        saved = self.step
+      self.checkpoints.poll()
+      if stopping or self.step == steps:
+        break
+      self.profile()
+      start = time.perf_counter()
+      batch = next_batches(self.loader, n, self.mesh)
+      with jax.transfer_guard('disallow'):
+        self.state, metrics = self.program.step(self.state, batch)
+      self.step += n
+      self.log()  # of the calls before: the device is already busy with this one
+      self.pending.append((self.step, metrics))
+      self.lap += time.perf_counter() - start
+    self.settle()
+    self.log(force=True)
+    self.checkpoints.close()
+    self.loader.close()
+    return self.stopped() if stopping else self.conclude()
+
+  def introduce(self):
+    """Say what is about to be trained, on what."""
+    params, flops = (
+      gpt.count_params(self.model_cfg),
+      gpt.flops_per_token(self.model_cfg, self.length),
+    )
+    peak, source = hardware.peak_flops()
+    self.run.print(
+      f'{params:,} parameters, {flops["full"] / 1e6:.1f} MFLOP a token, {jax.device_count()} x '
+      f'{jax.devices()[0].device_kind} (peak {peak / 1e12:.2f} TFLOP/s each: {source}), '
+      f'{self.cfg.train.batch_size} x {self.length} tokens a step, from step {self.step}'
+    )
+
+  def log(self, force=False):
+    """Fetch and write an interval of log.every steps when it is complete."""
+    every, n = self.cfg.log.every, self.cfg.train.steps_per_call
+    if not self.pending or not (
+      force or self.pending[-1][0] // every > (self.pending[0][0] - n) // every
+    ):
+      return
+    fetched = jax.device_get([metrics for _, metrics in self.pending])
+    values = {k: np.concatenate([np.atleast_1d(m[k]) for m in fetched]) for k in fetched[0]}
+    step, tokens, seconds = self.pending[-1][0], float(values.pop('tokens').sum()), self.lap
+    self.pending, self.lap = [], 0.0
+    self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
+    means = {k: float(values[k].mean()) for k in ('loss', 'objective')}
+    skipped, in_a_row = values.pop('skipped'), int(values.pop('skipped_in_a_row')[-1])
+    scalars = {k: float(v[-1]) for k, v in values.items()} | means | self.speed(tokens / seconds)
+    scalars |= {'step_seconds': seconds / len(skipped), 'tokens': self.tokens}
+    if skipped.any():
+      scalars['skipped'] = float(skipped.sum())
+      self.run.event('skipped', step=step, updates=int(skipped.sum()))
+    self.latest = scalars
+    self.run.log(step, scalars)
+    if in_a_row >= self.cfg.train.max_skipped:
+      raise FloatingPointError(
+        f'the gradient was not finite in {in_a_row} steps in a row, up to step {step}; none was applied\n'
+        'fix: start again in a new --workdir with a lower optim.lr'
+      )
+
+  def speed(self, tokens_per_second):
+    """Throughput, and its share of the peak in both conventions."""
+    peak, _ = hardware.peak_flops()
+    flops = gpt.flops_per_token(self.model_cfg, self.length)
+    names = {'mfu': 'full', 'mfu_causal': 'causal'} if peak else {}
+    share = {
+      name: tokens_per_second * flops[convention] / (peak * jax.device_count())
+      for name, convention in names.items()
+    }
+    return {'tokens_per_second': tokens_per_second, 'memory_gib': hardware.memory_gib()} | share
+
+  def subject(self):
+    """The model as it is now, for tasks."""
+    return evaluate.Subject(
+      cfg=self.cfg, model=eval_model(self.state), tokenizers=self.tokenizers, mesh=self.mesh,
+      cache_dir=self.workdir / 'cache', batch_size=self.cfg.train.batch_size,
+    )  # fmt: skip
+
+  def settle(self):
+    """Wait for the device, on the clock of the steps: what comes next is not charged for them."""
+    start = time.perf_counter()
+    jax.block_until_ready(self.state)
+    self.lap += time.perf_counter() - start
+
+  def evaluate(self, limit):
+    """Validation loss of each source, and their mean."""
+    self.settle()
+    start = time.perf_counter()
+    self.evaluations = evaluate.run(self.subject(), ('perplexity',), limit=limit)
+    nats = [row['value'] for row in self.evaluations if row['metric'] == 'nats_per_token']
+    if not nats:
+      return
+    scores = {'valid_loss': float(np.mean(nats))}
+    if len(nats) > 1:
+      rows = [row for row in self.evaluations if row['metric'] == 'nats_per_token']
+      scores |= {f'valid_loss/{row["source"]}': row['value'] for row in rows}
+    self.run.log(self.step, scores)
+    self.run.event('evaluate', step=self.step, seconds=time.perf_counter() - start, **scores)
+
+  def sample(self):
+    """Continue the configured prompts and keep the text."""
+    self.settle()
+    cfg = self.cfg.sample
+    prompts = [self.tokenizers.encode_text(prompt) for prompt in self.cfg.train.sample_prompts]
+    room = self.model_cfg.context - max(map(len, prompts), default=0)
+    cfg = dataclasses.replace(cfg, max_new_tokens=min(cfg.max_new_tokens, room))
+    texts = sample.complete(eval_model(self.state), self.tokenizers, prompts, cfg)
+    blocks = [
+      prompt + text
+      for prompt, group in zip(self.cfg.train.sample_prompts, texts, strict=True)
+      for text, _ in group
+    ]
+    self.run.sample(self.step, '\n---\n'.join(blocks))
+
+  def save(self):
+    """Start writing a checkpoint; what is logged so far belongs to it."""
+    self.settle()
+    self.log(force=True)
+    extra = {
+      'config': dataclasses.asdict(self.cfg),
+      'vocab': self.model_cfg.vocab,
+      'tokenizer': checkpoint.pack_folder(self.workdir / 'tokenizer'),
+      'data': self.loader.state(),
+      'tokens': self.tokens,
+      'seconds': self.seconds,
+    }
+    start = time.perf_counter()
+    self.checkpoints.save(self.step, self.state, extra)
+    self.run.event('checkpoint', step=self.step, blocked_seconds=time.perf_counter() - start)
+
+  def profile(self):
+    """Start or stop the profiler at the edges of train.profile."""
+    window = self.cfg.train.profile
+    if window and self.step == window[0]:
+      jax.profiler.start_trace(str(self.workdir / 'profile'))
+    if window and self.step == window[1]:
+      jax.profiler.stop_trace()
+      self.run.print(f'profile of steps {window[0]} to {window[1]} in {self.workdir / "profile"}')
+
+  def stopped(self):
+    """Asked to stop: all is saved."""
+    self.run.event('preempted', step=self.step)
+    self.run.print(f'stopped and saved after step {self.step}; the same command goes on from here')
+
+  def conclude(self):
+    """Write result.json and report.html -> the result."""
+    flops = gpt.flops_per_token(self.model_cfg, self.length)
+    valid = {row['metric']: row['value'] for row in self.evaluations[::-1]}
+    result = {
+      'steps': self.step,
+      'loss': self.latest.get('loss'),
+      'valid_loss': valid.get('nats_per_token'),
+      'valid_bits_per_byte': valid.get('bits_per_byte'),
+      'parameters': gpt.count_params(self.model_cfg),
+      'tokens': self.tokens,
+      'seconds': self.seconds,
+      'tokens_per_second': self.tokens / self.seconds if self.seconds else None,
+      'flops': flops['full'] * self.tokens,
+      'mfu': self.latest.get('mfu'),
+      'hardware': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+      'peak': hardware.peak_flops(),
+      'evaluations': self.evaluations,
+      'versions': runs.versions(jax.devices()[0].device_kind),
+    }
+    self.run.result(result)
+    self.run.event('done', step=self.step)
+    if self.run.primary:
+      from gpt_jax import report  # matplotlib takes a second to import
+
+      self.run.print(f'report: {report.write_report(self.workdir)}')
+    return result

@@ -1,0 +1,65 @@
+"""A trained model from its run folder alone: nothing is executed but this package."""
+
+import base64
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from gpt_jax import checkpoint, config, evaluate, runs
+from gpt_jax.model import gpt
+from gpt_jax.sharding import make_mesh
+from gpt_jax.tokenizers import Tokenizers
+
+
+class Trained(NamedTuple):
+  """What a run folder holds, on this machine's devices."""
+
+  workdir: Path
+  cfg: Any  # config.Config
+  model: Any  # gpt.GPT, parameters as trained (their average, if the run kept one)
+  tokenizers: Tokenizers
+  mesh: Any
+  step: int
+
+  def subject(self):
+    """The model for tasks."""
+    return evaluate.Subject(
+      cfg=self.cfg, model=self.model, tokenizers=self.tokenizers, mesh=self.mesh,
+      cache_dir=self.workdir / 'cache', batch_size=self.cfg.train.batch_size,
+    )  # fmt: skip
+
+
+def load(workdir, mesh_config=None):
+  """The newest good checkpoint of a run -> Trained.
+
+  mesh_config: default is a mesh with all devices on its data axis, whatever the run was trained on.
+  Raises ValueError when the folder is no run or has no good checkpoint.
+  """
+  workdir = Path(workdir)
+  cfg = config.build(config.Config, runs.read_config(workdir))
+  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
+  step = checkpoints.newest_good()
+  if step is None:
+    raise ValueError(f'{workdir} has no checkpoint yet\nfix: train there first')
+  extra = checkpoints.extra(step)
+  toks = unpack_tokenizers(extra['tokenizer'])
+  model_cfg = dataclasses.replace(cfg.model, vocab=extra['vocab']).resolved()
+  mesh = make_mesh(mesh_config or config.MeshConfig())
+  abstract = gpt.GPT(model_cfg)
+  shardings = gpt.shardings(abstract, mesh)
+  like = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+  )
+  model = checkpoints.read_model(step, like)
+  return Trained(workdir, cfg, model, toks, mesh, step)
+
+
+def unpack_tokenizers(files):
+  """Inverse of `checkpoint.pack_folder` for a tokenizer folder."""
+  with tempfile.TemporaryDirectory() as folder:
+    for name, content in files.items():
+      (Path(folder) / Path(name).name).write_bytes(base64.b64decode(content))
+    return Tokenizers.load(folder)

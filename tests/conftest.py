@@ -1,0 +1,25 @@
+"""Strict modes, eight fake devices and the fixtures that every test file shares."""
+
+import os
+import pathlib
+
+# Must be set before the backend starts. Async dispatch off: eight fake devices on two cores can
+# deadlock in a collective rendezvous when several steps are in flight.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax
+import pytest
+
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_cpu_enable_async_dispatch', False)
+jax.config.update('jax_numpy_dtype_promotion', 'strict')
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture
+def data_dir():
+  """The folder of development data sets, or a skip that says how to get one."""
+  path = pathlib.Path(os.environ.get('GPT_JAX_DATA', '../shared/data'))
+  if not path.is_dir():
+    pytest.skip(f'no development data at {path}: set GPT_JAX_DATA')
+  return path.resolve()

@@ -1,0 +1,221 @@
+"""Sources read exactly what is in the files, and say where it is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from math import log2
+from pathlib import Path
+
+import pytest
+
+from gpt_jax.data import sources
+from gpt_jax.data.sources import FIELDS, SOURCES, Source, open_source
+
+
+def texts(source, split='train'):
+  return [record['text'] for _, record in open_source(source, split).records()]
+
+
+def error(source, split='train'):
+  with pytest.raises(ValueError) as caught:
+    list(open_source(source, split).records())
+  cause, fix = str(caught.value).split('\n')
+  assert fix.startswith('fix: ')
+  return cause
+
+
+def test_tables_agree():
+  assert SOURCES.keys() == FIELDS.keys()
+
+
+def test_builtin_is_sorted_prose_and_its_content_names_the_python():
+  corpus = open_source(Source(), 'train')
+  names = [record['name'] for _, record in corpus.records()]
+  assert names == sorted(names)
+  assert len(names) > 50
+  assert sum(map(len, texts(Source()))) > 300_000
+  assert corpus.content().startswith(f'python{sys.version_info.major}.{sys.version_info.minor}-')
+
+
+def test_text_is_read_byte_for_byte(tmp_path, monkeypatch):
+  monkeypatch.setattr(sources, 'BLOCK', 3)  # cuts characters and line ends
+  text = 'a\r\nb é€😀\n\n'
+  (tmp_path / 'b.txt').write_bytes(text.encode())
+  (tmp_path / 'sub').mkdir()
+  (tmp_path / 'sub' / 'a.txt').write_bytes(b'second')
+  (tmp_path / 'c.md').write_bytes(b'not text')
+  assert texts(Source('text', str(tmp_path / 'b.txt'))) == [text]
+  assert texts(Source('text', str(tmp_path))) == [text, 'second']
+  assert texts(Source('text', str(tmp_path / '*.md'))) == ['not text']
+
+
+@pytest.mark.parametrize('block', [1, 7, 1000])
+def test_separator_cuts_documents(tmp_path, monkeypatch, block):
+  monkeypatch.setattr(sources, 'BLOCK', block)
+  (tmp_path / 'a.txt').write_text('one\n<|end|>two é<|end|>\n<|end|>three')
+  source = Source('text', str(tmp_path / 'a.txt'), separator='<|end|>')
+  assert texts(source) == ['one\n', 'two é', 'three']
+
+
+@pytest.mark.parametrize('block', [1, 2, 1000])
+@pytest.mark.parametrize('kind', ['text', 'jsonl'])
+def test_bad_utf8_names_file_and_offset(tmp_path, monkeypatch, block, kind):
+  monkeypatch.setattr(sources, 'BLOCK', block)
+  start = '{"text": "é"}\n'.encode()
+  (tmp_path / 'a').write_bytes(start + b'x \xe2\x82')
+  assert error(Source(kind, str(tmp_path / 'a'))) == (
+    f'{tmp_path}/a is not UTF-8: bad byte at offset {len(start) + 2}'
+  )
+
+
+@pytest.mark.parametrize('kind', ['text', 'jsonl'])
+def test_empty_and_missing_files(tmp_path, kind):
+  (tmp_path / 'a').touch()
+  assert error(Source(kind, str(tmp_path / 'a'))) == f'{tmp_path}/a is empty'
+  assert 'path=nowhere/*.x matches no file' in error(Source(kind, 'nowhere/*.x'))
+
+
+def test_relative_paths_here_then_in_the_data_folder(tmp_path, monkeypatch):
+  here, there = tmp_path / 'here', tmp_path / 'there'
+  for folder, names in ((here, 'a'), (there, 'ab')):
+    folder.mkdir()
+    for name in names:
+      (folder / f'{name}.txt').write_text(f'{name} {folder.name}')
+  monkeypatch.chdir(here)
+  monkeypatch.setenv('GPT_JAX_DATA', str(there))
+  assert texts(Source('text', 'a.txt')) == ['a here']
+  assert texts(Source('text', 'b.txt')) == ['b there']
+
+
+def test_jsonl(tmp_path):
+  path = tmp_path / 'a.jsonl'
+  path.write_text('{"text": "one", "n": 1}\n\n{"text": "tw\\u00f6"}\n')
+  source = Source('jsonl', str(tmp_path))
+  assert list(open_source(source, 'train').records()) == [
+    (f'{path} line 1', {'text': 'one', 'n': 1}),
+    (f'{path} line 3', {'text': 'twö'}),
+  ]
+  path.write_text('{"text": "one"}\n{"text"\n')
+  assert error(source).startswith(f'{path} line 2 is not JSON')
+  path.write_text('[1]\n')
+  assert error(source) == f'{path} line 1 is a JSON list, not an object'
+
+
+def test_valid_path_is_read_for_validation_only(tmp_path):
+  for name in ('t', 'v'):
+    (tmp_path / f'{name}.txt').write_text(name)
+  source = Source('text', str(tmp_path / 't.txt'), valid_path=str(tmp_path / 'v.txt'))
+  assert (texts(source), texts(source, 'valid')) == (['t'], ['v'])
+
+
+def test_content_depends_on_bytes_and_not_on_names(tmp_path):
+  def content(name, text):
+    (tmp_path / name).write_text(text)
+    return open_source(Source('text', str(tmp_path / name)), 'train').content()
+
+  assert content('a.txt', 'one') == content('b.txt', 'one') != content('a.txt', 'two')
+
+
+def test_synthetic_is_deterministic_and_has_the_entropy_that_it_claims():
+  docs = texts(Source('synthetic', documents=400))
+  assert docs[:3] == texts(Source('synthetic', documents=3))
+  assert docs[:3] != texts(Source('synthetic', documents=3, seed=1))
+  assert docs[0].startswith('tan bum fer moom fais bat ')  # the same on every machine
+  words = [doc[:-2].split(' ') for doc in docs]
+  assert {len(doc) for doc in words} == {256}
+  pairs = Counter(pair for doc in words for pair in zip(doc, doc[1:], strict=False))
+  firsts = Counter()
+  for (first, _), count in pairs.items():
+    firsts[first] += count
+  assert len(firsts) == 512
+  total = sum(pairs.values())
+  entropy = -sum(n / total * log2(n / firsts[first]) for (first, _), n in pairs.items())
+  assert abs(entropy - 2.7296) < 0.04
+
+
+@pytest.mark.parametrize(
+  ('fields', 'cause'),
+  [
+    ({'kind': 'textt'}, 'kind=textt is no kind of source'),
+    ({'kind': 'text'}, 'path is empty for a source of kind=text'),
+    ({'path': 'x.txt'}, "path='x.txt' means nothing to a source of kind=builtin"),
+    ({'kind': 'jsonl', 'path': 'x', 'separator': ';'}, "separator=';' means nothing"),
+    ({'weight': 0.0}, 'weight=0.0 is not positive'),
+    ({'weight': float('nan')}, 'weight=nan is not positive'),
+    ({'kind': 'synthetic', 'documents': 0}, 'documents=0 is not positive'),
+    ({'template': '{'}, "template='{' is malformed"),
+  ],
+)
+def test_bad_sources(fields, cause):
+  with pytest.raises(ValueError) as caught:
+    Source(**fields)
+  assert str(caught.value).startswith(cause)
+  assert '\nfix: ' in str(caught.value)
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+  """A TFDS data set of our own, written as array_record without TensorFlow."""
+  import numpy as np
+  import tensorflow_datasets as tfds
+
+  class TinyTalk(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+      features = {'text': tfds.features.Text(), 'n': tfds.features.Scalar(np.int64)}
+      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, _):
+      return {'train': self._generate_examples(0, 5), 'test': self._generate_examples(5, 8)}
+
+    def _generate_examples(self, first, last):
+      for n in range(first, last):
+        yield n, {'text': f'talk {n} é', 'n': n}
+
+  folder = tmp_path_factory.mktemp('tfds')
+  TinyTalk(data_dir=folder, file_format='array_record').download_and_prepare()
+  return folder
+
+
+def test_tfds_is_read_without_tensorflow(prepared):
+  """In a process of its own, as another test may have imported TensorFlow."""
+  code = f"""
+import sys
+from gpt_jax.data import DataConfig, Source, documents
+source = Source('tfds', 'tiny_talk', template='{{text}} #{{n}}', data_dir={str(prepared)!r},
+                valid_split='test')
+cfg = DataConfig({{'talk': source}})
+print(sorted(documents(cfg, 'train')), sorted(documents(cfg, 'valid')))
+assert not {{'tensorflow', 'torch'}} & set(sys.modules), 'heavy imports'
+"""
+  env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])}
+  result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env)
+  assert result.returncode == 0, result.stderr
+  train = [('talk', f'talk {n} é #{n}') for n in range(5)]
+  valid = [('talk', f'talk {n} é #{n}') for n in range(5, 8)]
+  assert result.stdout.strip() == f'{train} {valid}'
+
+
+def test_tfds_errors_say_what_to_do(prepared):
+  def tfds_source(**fields):
+    return Source('tfds', **{'path': 'tiny_talk', 'data_dir': str(prepared), **fields})
+
+  cause = error(tfds_source(train_split='dev'))
+  assert cause == 'split dev of tfds path=tiny_talk does not exist'
+  assert 'Dataset nosuchset not found' in error(tfds_source(path='nosuchset'))
+  with pytest.raises(ValueError, match=r'not prepared as array_record') as caught:
+    open_source(tfds_source(path='mnist'), 'train')
+  command = str(caught.value).split('\nfix: python -c ')[1]
+  assert f"tfds.builder('mnist', data_dir='{prepared}', file_format='array_record')" in command
+  assert open_source(tfds_source(), 'train').content().startswith('tiny_talk/1.0.0-train-')
+
+
+def test_gsm8k_by_template(data_dir):
+  source = Source('jsonl', str(data_dir / 'gsm8k' / 'test.jsonl'), 'Q: {question}\nA: {answer}')
+  lines = (data_dir / 'gsm8k' / 'test.jsonl').read_text().splitlines()
+  records = list(open_source(source, 'train').records())
+  assert len(records) == len(lines) == 1319
+  assert records[0][1]['question'] == json.loads(lines[0])['question']

@@ -1,0 +1,267 @@
+"""Batches do not depend on processes, workers or interruptions; changed data are noticed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_helpers import byte_tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt_jax.data import PACKING, DataConfig, Loader, Source
+from gpt_jax.data.loader import turns
+
+MIXTURE = {
+  'words': Source('synthetic', documents=4, weight=3.0),
+  'prose': Source(weight=1.0),
+}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp('loader')
+
+
+@pytest.fixture
+def loader(folder):
+  """Makes loaders of small batches over a shared cache, and closes them."""
+  made = []
+
+  def make(tokenizers=None, *, mixture=MIXTURE, batch_size=8, length=16, seed=5, **options):
+    arguments = {
+      k: options.pop(k) for k in ('process_index', 'process_count', 'split') if k in options
+    }
+    made.append(
+      Loader(
+        DataConfig(mixture, **options), tokenizers or byte_tokenizers(), batch_size=batch_size,
+        length=length, seed=seed, cache_dir=folder, **{'split': 'train', **arguments},
+      )
+    )  # fmt: skip
+    return made[-1]
+
+  yield make
+  for one in made:
+    one.close()
+
+
+def take(loader, count):
+  return [next(loader) for _ in range(count)]
+
+
+def assert_equal(ones, others):
+  assert len(ones) == len(others)
+  for one, other in zip(ones, others, strict=True):
+    assert one.keys() == other.keys()
+    for key in one:
+      assert type(one[key]) is type(other[key]) is np.ndarray
+      np.testing.assert_array_equal(one[key], other[key])
+
+
+def join(parts):
+  return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+@pytest.mark.parametrize('packing', PACKING)
+@pytest.mark.parametrize('mixture', [MIXTURE, {'prose': Source()}], ids=['two', 'one'])
+def test_processes_share_the_same_global_batches(loader, packing, mixture):
+  alone = take(loader(packing=packing, mixture=mixture), 5)
+  assert ('source_ids_B' in alone[0]) == (len(mixture) > 1)
+  for count in (2, 4):
+    shares = [
+      loader(packing=packing, mixture=mixture, process_index=index, process_count=count)
+      for index in range(count)
+    ]
+    assert_equal(alone, [join(parts) for parts in zip(*(take(s, 5) for s in shares), strict=True)])
+
+
+@pytest.mark.parametrize('packing', PACKING)
+@pytest.mark.parametrize('cut', [0, 1, 7])
+def test_resumed_equals_uninterrupted(loader, packing, cut):
+  whole = take(loader(packing=packing), 12)
+  first = loader(packing=packing)
+  assert_equal(whole[:cut], take(first, cut))
+  state = json.loads(json.dumps(first.state()))
+  assert state['next_batch'] == cut
+  resumed = loader(packing=packing, prefetch=0)
+  take(resumed, 3)
+  assert resumed.restore(state) == []
+  assert_equal(whole[cut:], take(resumed, 12 - cut))
+  first.restore(state)  # and in the same loader
+  assert_equal(whole[cut:], take(first, 12 - cut))
+
+
+def test_resume_on_another_number_of_processes(loader):
+  whole = take(loader(), 6)
+  state = {'next_batch': 4, 'fingerprint': loader(process_index=1, process_count=2).fingerprint}
+  shares = [loader(process_index=index, process_count=4) for index in range(4)]
+  for share in shares:
+    assert share.restore(state) == []
+  parts = zip(*(take(share, 2) for share in shares), strict=True)
+  assert_equal(whole[4:], [join(part) for part in parts])
+
+
+def test_worker_processes_give_the_same_batches(loader):
+  whole = take(loader(packing='first_fit'), 7)
+  worked = loader(packing='first_fit', workers=2)
+  assert_equal(whole[:4], take(worked, 4))
+  worked.restore(worked.state())
+  assert_equal(whole[4:], take(worked, 3))
+
+
+SCRIPT = """
+import sys
+from absl import app
+sys.path.append({tests!r})
+from data_helpers import byte_tokenizers
+from gpt_jax.data import DataConfig, Loader, Source
+
+def main(_):
+  cfg = DataConfig({{'words': Source('synthetic', documents=9)}}, workers=1)
+  made = Loader(cfg, byte_tokenizers(), split='train', batch_size=4, length=8, seed=0,
+                cache_dir={folder!r})
+  print([int(next(made)['token_ids_BT'].sum()) > 0 for _ in range(3)])
+  made.close()
+  heavy = {{'tensorflow', 'torch', 'tensorflow_datasets'}} & set(sys.modules)
+  assert not heavy, heavy
+
+if __name__ == '__main__':
+  app.run(main)
+"""
+
+
+def test_workers_start_from_a_command_line_without_touching_devices(tmp_path):
+  """With a platform that does not exist, any look at JAX's devices would be an error."""
+  script = tmp_path / 'launch.py'
+  script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+  env = {
+    **os.environ,
+    'JAX_PLATFORMS': 'nonexistent',
+    'PYTHONPATH': str(Path(__file__).parents[1]),
+  }
+  command = [sys.executable, '-W', 'error', str(script)]
+  result = subprocess.run(command, capture_output=True, text=True, env=env)
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.strip() == '[True, True, True]'
+
+
+def test_import_is_light():
+  code = (
+    "import sys, gpt_jax.data; heavy = 'grain jax tensorflow_datasets tensorflow torch absl'; "
+    'print(set(heavy.split()) & set(sys.modules))'
+  )
+  env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])}
+  result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env)
+  assert result.stdout.strip() == 'set()', result.stderr
+
+
+def test_every_row_once_an_epoch_and_each_epoch_in_another_order(loader):
+  source = {'words': Source('synthetic', documents=3)}
+  made = loader(mixture=source, packing='split', batch_size=1, length=64, valid_fraction=0.0)
+  count = made.rows['words'].count
+  assert count > 20
+  epochs = [[tuple(batch['token_ids_BT'][0]) for batch in take(made, count)] for _ in range(3)]
+  ids = made.caches['words'].ids
+  assert sum(len(row) for row in set(epochs[0])) >= len(ids) - 1
+  assert set(epochs[0]) == set(epochs[1]) == set(epochs[2])
+  assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_seeds_that_follow_each_other_share_no_epoch(loader):
+  """Grain's epoch e with seed s is its epoch 0 with seed s + e: ours must not be."""
+  source = {'words': Source('synthetic', documents=3)}
+  options = {'mixture': source, 'packing': 'split', 'batch_size': 1, 'valid_fraction': 0.0}
+  one = loader(seed=5, **options)
+  count = one.rows['words'].count
+  second_epoch = take(one, 2 * count)[count:]
+  other = take(loader(seed=6, **options), count)
+  same = [
+    (a['token_ids_BT'] == b['token_ids_BT']).all() for a, b in zip(second_epoch, other, strict=True)
+  ]
+  assert np.mean(same) < 0.1
+
+
+def test_mixture_has_its_proportions(loader):
+  made = loader(batch_size=16, length=4)
+  assert made.names == ('prose', 'words')
+  sources = np.stack([batch['source_ids_B'] for batch in take(made, 25)])
+  assert (sources.sum(1) == 12).all()  # 3 : 1 in every batch, not only on average
+
+
+@given(weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=6))
+@settings(max_examples=40, deadline=None)
+def test_turns_spread_evenly(weights):
+  source_C, rank_C, counts = turns(weights)
+  share = np.asarray(weights) / sum(weights)
+  assert np.abs(np.asarray(counts) / len(source_C) - share).max() < 1e-3
+  for number, count in enumerate(counts):
+    own = rank_C[source_C == number]
+    assert own.tolist() == list(range(count))
+    seen = np.cumsum(source_C == number)
+    even = np.arange(1, len(source_C) + 1) * count / len(source_C)
+    assert np.abs(seen - even).max() <= len(weights)
+
+
+def test_turns_are_exact_for_decimal_weights():
+  assert turns([0.7, 0.3])[2] == [7, 3]
+  assert turns([0.1, 0.2])[2] == [1, 2]
+  assert turns([1e-9, 1.0])[2] == [1, 65536]
+
+
+def changes(loader, **options):
+  before, after = loader(), loader(**options)
+  with pytest.raises(ValueError) as caught:
+    after.restore(before.state())
+  cause, fix = str(caught.value).split('\n')
+  assert fix.startswith('fix: ') and 'data.reset=True' in fix
+  start = 'the data differ from those of the saved run: '
+  assert cause.startswith(start)
+  return cause.removeprefix(start).split('; ')
+
+
+def test_changed_data_are_noticed(loader):
+  heavier = {**MIXTURE, 'words': Source('synthetic', documents=4, weight=2.0)}
+  longer = {**MIXTURE, 'words': Source('synthetic', documents=5, weight=3.0)}
+  assert 'seed 5 -> 6' in changes(loader, seed=6)
+  assert changes(loader, batch_size=16) == ['batch_size 8 -> 16']
+  assert changes(loader, mask_documents=True) == ['mask_documents false -> true']
+  assert 'mixture.words.weight 3.0 -> 2.0' in changes(loader, mixture=heavier)
+  assert 'mixture.words.content "markov1-4-0" -> "markov1-5-0"' in changes(loader, mixture=longer)
+  assert 'mixture.prose.weight 1.0 -> "nothing"' in changes(
+    loader, mixture={'words': MIXTURE['words']}
+  )
+  assert {change.split('.')[-1] for change in changes(loader, split_seed=1)} >= {
+    'split_seed 0 -> 1'
+  }
+
+
+def test_reset_starts_changed_data_at_their_beginning(loader):
+  before = loader()
+  take(before, 3)
+  after = loader(seed=6, reset=True)
+  fresh = take(after, 4)
+  assert 'seed 5 -> 6' in after.restore(before.state())
+  assert_equal(fresh, take(after, 4))
+  state = after.state()
+  assert after.restore(state) == []  # unchanged data go on where they were, reset or not
+  assert after.state()['next_batch'] == 4
+
+
+def test_loader_of_validation_data_leaves_out_sources_without(loader):
+  mixture = {
+    'words': Source('synthetic', documents=4),
+    'text': Source('text', __file__, valid_path=str(Path(__file__).with_name('data_helpers.py'))),
+  }
+  made = loader(mixture=mixture, split='valid', valid_fraction=0.0)
+  assert made.names == ('text',)
+  assert made.caches['text'].bytes == len(Path(__file__).with_name('data_helpers.py').read_bytes())
+  with pytest.raises(ValueError, match=r'no source has valid data with data.valid_fraction=0.0\n'):
+    loader(split='valid', valid_fraction=0.0)
+
+
+def test_bad_batch_sizes(loader):
+  with pytest.raises(ValueError, match=r'batch_size=8 cannot be shared by 3 processes\nfix: '):
+    loader(process_count=3)
