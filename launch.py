@@ -40,6 +40,7 @@ class Stop:
       signal.signal(number, self)
 
   def __call__(self, number, frame):
+    """Handle a signal."""
     if self.asked:
       os._exit(STOPPED)  # asked twice: leave at once; what was saved before is good
     self.asked = True
@@ -164,11 +165,11 @@ def export(argv):
   return 0
 
 
-def doctor(argv):
+def doctor_(argv):
   """Say what this installation and machine are, and whether a step runs."""
-  from gpt_jax import hardware
+  from gpt_jax import doctor
 
-  return hardware.doctor()
+  return doctor.examine()
 
 
 # ------------------------------------------------------------------------------------ arguments
@@ -216,17 +217,17 @@ def config_from_arguments(argv):
   Returns argv without --config itself. The config of an existing run is its config.json, so that
   `train --workdir=DIR` alone resumes; a saved .py is never executed.
   """
-  from gpt_jax import config, runs
+  from gpt_jax import config
 
   workdir = flag_in(argv, 'workdir')
   spec = flag_in(argv, 'config')
   if not spec and workdir and (Path(workdir) / 'config.json').exists():
-    stored = config.build(config.Config, runs.read_config(workdir))
-    section = config.to_config_dict(stored)
+    section = config.overridable(config.section(config.of_run(workdir)))
   else:
     section = config.load_file(spec or 'experiments/demo.py')
+  argv = without_flag(argv, 'config')
   config_flags.DEFINE_config_dict('config', section, sys_argv=argv)
-  return without_flag(argv, 'config')
+  return argv
 
 
 def parse(argv):
@@ -282,7 +283,7 @@ VERBS |= {
   'evaluate': (evaluate, evaluate_flags),
   'import': (import_, import_flags),
   'export': (export, export_flags),
-  'doctor': (doctor, lambda: None),
+  'doctor': (doctor_, lambda: None),
 }
 
 if __name__ == '__main__':

@@ -32,7 +32,9 @@ def penalty(length, alpha):
 
 
 def search(model, state, steps, cfg, allowed_V, stop_ids):
-  """From a SampleState of prefill (rows = prompts) to Beams after `steps` tokens or when no live beam can win."""
+  """From a SampleState of prefill (rows = prompts) to Beams after `steps` tokens or when no live
+  beam can win.
+  """
   B, T = state.token_ids_BT.shape
   W, V = cfg.beams, state.next_logits_BV.shape[-1]
   first_only_BW = jnp.where(jnp.arange(W) == 0, 0.0, sample.NEVER)[None] * jnp.ones((B, 1))
@@ -47,7 +49,7 @@ def search(model, state, steps, cfg, allowed_V, stop_ids):
     logits_BWV=to_beams(state.next_logits_BV),
     cache=jax.tree.map(lambda x: jnp.repeat(x, W, 0), state.cache),
   )
-  rows_B1, beams_1W = jnp.arange(B)[:, None], jnp.arange(W)[None]
+  rows_B1 = jnp.arange(B)[:, None]
   is_stop_V = jnp.zeros(V, bool).at[jnp.asarray(stop_ids, jnp.int32)].set(True)
 
   def promising(beams):

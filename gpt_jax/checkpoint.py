@@ -1,9 +1,10 @@
 """Checkpoints: Orbax writes them, and only what was verified is trusted.
 
-A step's folder holds everything that a run needs to go on or to be used elsewhere: the state (parameters, optimizer,
-key, step, hyper-parameters) as nested dicts by path, and a JSON `extra` with config, vocabulary, tokeniser
-files and the state of the data pipeline. After a step is committed, sha256 digests of its files are written beside it; a
-step without matching digests is never restored: Orbax reads flipped bits and half-copied folders without a word.
+A step's folder holds everything that a run needs to go on or to be used elsewhere: the state
+(parameters, optimizer, key, step, hyper-parameters) as nested dicts by path, and a JSON `extra`
+with config, vocabulary, tokeniser files and the state of the data pipeline. After a step is
+committed, sha256 digests of its files are written beside it; a step without matching digests is
+never restored: Orbax reads flipped bits and half-copied folders without a word.
 """
 
 import base64
@@ -108,7 +109,9 @@ class Checkpoints:
   """The checkpoints/ folder of one run."""
 
   def __init__(self, folder, config=None, report=print):
-    """`config` None opens for reading only. `report` gets a line about each checkpoint that is not trusted."""
+    """`config` None opens for reading only. `report` gets a line about each checkpoint that is not
+    trusted.
+    """
     logging.getLogger('absl').setLevel(logging.WARNING)
     self.folder, self.config, self.report = pathlib.Path(folder).absolute(), config, report
     self.digests = self.folder / 'digests'
@@ -135,7 +138,9 @@ class Checkpoints:
       self.finish()
 
   def poll(self):
-    """If the last save has been committed since the last call, write its digests. Cheap; call it each step."""
+    """If the last save has been committed since the last call, write its digests. Cheap; call it
+    each step.
+    """
     if not self._manager.is_saving_in_progress():
       self.finish()
 
@@ -198,7 +203,9 @@ class Checkpoints:
     return None
 
   def drop_after(self, step):
-    """Remove checkpoints newer than the one that a run resumes from: they are unfinished or corrupt."""
+    """Remove checkpoints newer than the one that a run resumes from: they are unfinished or
+    corrupt.
+    """
     if not self.primary:
       return
     for newer in self.steps():
@@ -218,7 +225,8 @@ class Checkpoints:
     return flat(tree.tree if hasattr(tree, 'tree') else tree)
 
   def restore(self, step, like):
-    """The state of a step, on the devices and in the structure of `like` (ShapeDtypeStructs with shardings).
+    """The state of a step, on the devices and in the structure of `like` (ShapeDtypeStructs with
+    shardings).
 
     Raises ValueError listing every array whose path, shape or dtype differs.
     """
@@ -231,7 +239,9 @@ class Checkpoints:
     return from_tree(self._read(step, wanted), like)
 
   def read_model(self, step, like, fallback=None):
-    """The branch `model` of a step; parameters that are not there, or do not fit, come from `fallback`."""
+    """The branch `model` of a step; parameters that are not there, or do not fit, come from
+    `fallback`.
+    """
     stored = self.stored(step)
     spare = {} if fallback is None else flat(to_tree(fallback))
     wanted = {f'model/{path}': leaf for path, leaf in flat(to_abstract_tree(like)).items()}
@@ -283,10 +293,12 @@ def _write_atomically(path, text):
 
 
 def load_model(workdir, like, fallback=None):
-  """The parameters of a run's newest good checkpoint (its average of weights, if it has one) -> (model, notes).
+  """The parameters of a run's newest good checkpoint (its average of weights, if it has one) ->
+  (model, notes).
 
-  like: abstract model with shardings. fallback None: any mismatch is a ValueError that lists every one by path, shape and
-  dtype. Else what fits is taken and the rest comes from `fallback`; notes has a line for each parameter that did not fit.
+  like: abstract model with shardings. fallback None: any mismatch is a ValueError that lists every
+  one by path, shape and dtype. Else what fits is taken and the rest comes from `fallback`; notes
+  has a line for each parameter that did not fit.
   """
   checkpoints = Checkpoints(pathlib.Path(workdir) / 'checkpoints')
   step = checkpoints.newest_good()
@@ -300,7 +312,8 @@ def load_model(workdir, like, fallback=None):
   if lines and fallback is None:
     raise ValueError(
       f'{workdir} does not fit the model: {"; ".join(lines)}\n'
-      'fix: use the model section of its config.json, or set train.init_partial=True to take what fits'
+      'fix: use the model section of its config.json, or take what fits by '
+      'train.init_partial=True'
     )
   return checkpoints.read_model(step, like, fallback), lines
 

@@ -1,8 +1,8 @@
 """From an experiment file to frozen dataclasses, and to JSON and back.
 
-Each module owns a dataclass with its defaults. `default()` makes one locked ConfigDict of them, an experiment's
-`get_config(arg)` changes it, the command line overrides it, and `build` turns it back into dataclasses, which
-validate themselves. Code below this door never sees a ConfigDict.
+Each module owns a dataclass with its defaults. `default()` makes one locked ConfigDict of them, an
+experiment's `get_config(arg)` changes it, the command line overrides it, and `build` turns it back
+into dataclasses, which validate themselves. Code below this door never sees a ConfigDict.
 
 Source: the config files of big_vision (`file.py:arg=value`), with defaults that live once.
 """
@@ -16,8 +16,9 @@ import typing
 
 import ml_collections
 
+from gpt_jax import runs
 from gpt_jax.checkpoint import CheckpointConfig
-from gpt_jax.data import DataConfig
+from gpt_jax.data import DataConfig, Source
 from gpt_jax.losses import LossConfig
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.optim import OptimConfig
@@ -46,13 +47,14 @@ class Config:
 
 def default():
   """All defaults as one locked ConfigDict: a wrong key raises with the nearest right one."""
-  return to_config_dict(Config())
+  return section(Config()).lock()
 
 
 def build(cls, section, where=''):
   """A ConfigDict or dict -> the dataclass `cls`, checked; absent keys take their defaults.
 
-  Raises ValueError naming the dotted key for an unknown key, a value of the wrong type, or an impossible value.
+  Raises ValueError naming the dotted key for an unknown key, a value of the wrong type, or an
+  impossible value.
   """
   fields = {field.name: field for field in dataclasses.fields(cls)}
   hints = typing.get_type_hints(cls)
@@ -80,7 +82,8 @@ def _convert(hint, value, name):
     return float(value)
   if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
     raise ValueError(
-      f'{name}={value!r} is of type {type(value).__name__}\nfix: give a value of type {hint.__name__}'
+      f'{name}={value!r} is of type {type(value).__name__}\n'
+      f'fix: give a value of type {hint.__name__}'
     )
   return value
 
@@ -97,12 +100,15 @@ def to_dict(config):
 
 
 def from_json(text):
-  """The text of a config.json -> an equal Config: tuples come back by the dataclasses' annotations."""
+  """The text of a config.json -> an equal Config: tuples come back by the dataclasses'
+  annotations.
+  """
   return build(Config, json.loads(text))
 
 
 def load_file(spec):
-  """'experiments/x.py:size=small,runlocal' -> the locked ConfigDict of its get_config('size=small,runlocal').
+  """'experiments/x.py:size=small,runlocal' -> the locked ConfigDict of its
+  get_config('size=small,runlocal').
 
   Raises FileNotFoundError or ValueError when there is no such file, function or argument.
   """
@@ -110,7 +116,11 @@ def load_file(spec):
   path = pathlib.Path(path if path.endswith('.py') else path + '.py')
   if not path.is_file():
     near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob('*.py')], 1)
-    hint = f'did you mean {path.parent / near[0]}.py?' if near else 'give an experiment file'
+    hint = (
+      f'did you mean {path.parent / near[0]}.py?'
+      if near
+      else 'give a file such as experiments/demo.py'
+    )
     raise FileNotFoundError(
       f'--config={spec}: no file {path}\nfix: {hint}, such as experiments/demo.py'
     )
@@ -126,13 +136,27 @@ def load_file(spec):
     AttributeError,
   ) as e:  # a wrong key in the file itself; ConfigDict names the nearest
     raise ValueError(f'--config={spec}: {e}'.replace('\\n', ' ') + '\nfix: correct the key') from e
-  return config if config.is_locked else config.lock()
+  return overridable(config)
+
+
+def overridable(config):
+  """The config with every source of the mixture complete, so that each of its keys can be
+  overridden.
+  """
+  sources = dict(config.data.mixture.items())
+  with config.unlocked():
+    config.data.mixture = ml_collections.ConfigDict(
+      {name: dataclasses.asdict(Source()) | dict(given) for name, given in sources.items()}
+    )
+  return config.lock()
 
 
 def arguments(argument, **defaults):
-  """Parse 'size=small,runlocal' after big_vision: `arguments(arg, size='small', runlocal=False)` -> ConfigDict.
+  """Parse 'size=small,runlocal' after big_vision: `arguments(arg, size='small', runlocal=False)` ->
+  ConfigDict.
 
-  A bare name means True. Values take the type of their default. Raises ValueError for an unknown name.
+  A bare name means True. Values take the type of their default. Raises ValueError for an unknown
+  name.
   """
   values = ml_collections.ConfigDict(defaults)
   for item in filter(None, argument.split(',')):
@@ -146,11 +170,17 @@ def arguments(argument, **defaults):
       values[name] = (text or 'true').lower() in ('true', '1') if kind is bool else kind(text)
     except ValueError as e:
       raise ValueError(
-        f'config argument {item!r} is not of type {kind.__name__}\nfix: write {name}={defaults[name]}'
+        f'config argument {item!r} is not of type {kind.__name__}\n'
+        f'fix: write {name}={defaults[name]}'
       ) from e
   return values
 
 
-def to_config_dict(config):
-  """A Config -> a locked ConfigDict equal to it."""
-  return ml_collections.ConfigDict(to_dict(config)).lock()
+def section(dataclass):
+  """One dataclass -> the section of a config that stands for it."""
+  return ml_collections.ConfigDict(to_dict(dataclass))
+
+
+def of_run(workdir):
+  """The Config of a run folder, from its config.json."""
+  return build(Config, runs.read_config(workdir))

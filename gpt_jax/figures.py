@@ -96,15 +96,18 @@ def limits(series):
   if not finite:
     return ()
   low = min(y.min() if look != 'faint' else np.quantile(y, 0.002) for look, y in finite)
-  high = low
-  for look, y in finite:
-    usual = np.quantile(y, 0.95)
-    top = y.max() if look != 'faint' else usual
-    high = max(high, min(top, usual + 0.6 * (usual - low)) if len(y) > 40 else low)
-  if high == low:  # all lines are short
-    high = max(y.max() for _, y in finite)
+  high = max(_top(look, y, low) for look, y in finite)
   margin = 0.06 * (high - low) or 0.05 * abs(high) or 1
   return low - margin, high + margin
+
+
+def _top(look, y, low):
+  usual = np.quantile(y, 0.95)
+  if look == 'faint':
+    return usual
+  if len(y) > 40:
+    return min(y.max(), usual + 0.6 * (usual - low))
+  return y.max() if look == 'line' else y[len(y) // 2 :].max()
 
 
 def chart(series, *, name, label, size, marks=(), units=('', ''), room=0):

@@ -1,6 +1,7 @@
 """What the machine can do: peak arithmetic by device kind, and memory in use.
 
-Sources: vendors' data sheets, dense bfloat16 without sparsity. A CPU has no useful sheet: its peak is measured.
+Sources: vendors' data sheets, dense bfloat16 without sparsity. A CPU has no useful sheet: its peak
+is measured.
 """
 
 import functools
@@ -44,7 +45,9 @@ def measured_matmul_flops(size=1536, repeats=3):
 
 
 def memory_gib():
-  """Peak device memory of this process's fullest device; on CPU the process's resident peak, in GiB."""
+  """Peak device memory of this process's fullest device; on CPU the process's resident peak, in
+  GiB.
+  """
   stats = [device.memory_stats() or {} for device in jax.local_devices()]
   peak = max(s.get('peak_bytes_in_use', 0) for s in stats)
   if peak:

@@ -6,7 +6,11 @@ The console is a live bar on a terminal, and plain lines in a pipe or log file: 
   step 120/2000  loss 1.823  tokens/s 23.1k  mfu 12.3%  eta 1:23  mem 0.4 GiB
 """
 
+import re
 import sys
+
+# All of Unicode's control characters but tab and newline, surrogates, and two that are none.
+CONTROL = re.compile('[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\ufffe\\uffff]')
 
 
 def human(number):
@@ -29,6 +33,14 @@ def duration(seconds):
 def decimals(value):
   """A loss or score: 1.823, and three digits for the very small and the very large."""
   return f'{value:.3f}' if not value or 1e-3 <= abs(value) < 1e4 else f'{value:.3g}'
+
+
+def printable(text):
+  """The text without control characters and lone surrogates, which a model may sample.
+
+  They could drive a terminal, and HTML forbids them.
+  """
+  return CONTROL.sub('\ufffd', text.replace('\r\n', '\n'))
 
 
 def fields(metrics, eta=''):

@@ -1,7 +1,8 @@
 """The training objective: masked cross-entropy in float32, with its usual regularisers.
 
 Letters: B batch, T length, V vocabulary (padded rows; columns >= vocab hold -1e30).
-Sources: label smoothing (Szegedy et al. 2016, section 7), z-loss (PaLM, Chowdhery et al. 2022, section 5).
+Sources: label smoothing (Szegedy et al. 2016, section 7), z-loss (PaLM, Chowdhery et al. 2022,
+section 5).
 """
 
 import dataclasses
@@ -30,7 +31,9 @@ class LossConfig:
 
 
 def token_losses(logits_BTV, target_ids_BT):
-  """-> (nats_BT, log_z_BT): cross-entropy of each target and log of its partition function, float32."""
+  """-> (nats_BT, log_z_BT): cross-entropy of each target and log of its partition function,
+  float32.
+  """
   logits_BTV = logits_BTV.astype(jnp.float32)
   log_z_BT = jax.nn.logsumexp(logits_BTV, -1)
   target_logits_BT = jnp.take_along_axis(logits_BTV, target_ids_BT[..., None], -1)[..., 0]
@@ -40,8 +43,9 @@ def token_losses(logits_BTV, target_ids_BT):
 def objective(logits_BTV, target_ids_BT, loss_mask_BT, vocab, hyper):
   """Sums over real targets -> (what to minimise, cross-entropy in nats).
 
-  loss_mask_BT weighs each target (0 = ignored). hyper: traced weights; a term whose weight is absent is not computed.
-  Divide both sums by the weight of the whole batch: then its pieces add up to it, however unequal they are.
+  loss_mask_BT weighs each target (0 = ignored). hyper: traced weights; a term whose weight is
+  absent is not computed. Divide both sums by the weight of the whole batch: then its pieces add up
+  to it, however unequal they are.
   """
   nats_BT, log_z_BT = token_losses(logits_BTV, target_ids_BT)
   loss_BT = nats_BT

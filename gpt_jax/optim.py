@@ -4,11 +4,12 @@ A row of OPTIMIZERS gives a direction u of about unit size; this file applies it
 
   p <- p - lr * schedule(updates) * multiplier(path) * (u + weight_decay * p)
 
-so that lr and weight decay are traced scalars, equal in meaning for every optimiser, and an ablation can vary them
-within one compiled step.
+so that lr and weight decay are traced scalars, equal in meaning for every optimiser, and an
+ablation can vary them within one compiled step.
 
-Sources: AdamW (Loshchilov & Hutter 2019), Lion (Chen et al. 2023), Adafactor (Shazeer & Stern 2018), Muon (Jordan et
-al. 2024, with the RMS-matching scale of Liu et al. 2025, section 2.2), WSD (Hu et al. 2024, section 4).
+Sources: AdamW (Loshchilov & Hutter 2019), Lion (Chen et al. 2023), Adafactor (Shazeer & Stern
+2018), Muon (Jordan et al. 2024, with the RMS-matching scale of Liu et al. 2025, section 2.2), WSD
+(Hu et al. 2024, section 4).
 """
 
 import dataclasses
@@ -89,19 +90,19 @@ class Optimizer:
   def update(self, grads, state, params, hyper):
     """One update -> (params, state, scalars: grad_norm, lr, skipped, skipped_in_a_row).
 
-    hyper: dict with the traced scalars lr and weight_decay. A gradient with a non-finite norm changes nothing but
-    `state.skipped`.
+    hyper: dict with the traced scalars lr and weight_decay. A gradient with a non-finite norm
+    changes nothing but `state.skipped`.
     """
     grads = {path: g for path, g in grads.items() if self.multipliers[path]}
     frozen = {path: jnp.zeros_like(p) for path, p in params.items() if path not in grads}
-    norm = optax.global_norm(
-      grads
-    )  # tested before clipping, which turns one inf into NaN everywhere
+    # Tested before clipping, which turns one inf into NaN everywhere.
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm)
     if self.cfg.clip:
       scale = jnp.minimum(1.0, self.cfg.clip / jnp.maximum(norm, 1e-30))
       grads = {path: g * scale.astype(g.dtype) for path, g in grads.items()}
-    directions, direction_state = self.transform.update(grads | frozen, state.direction, params)
+    with jax.numpy_dtype_promotion('standard'):  # optax raises floats to an int32 count
+      directions, direction_state = self.transform.update(grads | frozen, state.direction, params)
     lr = hyper['lr'] * SCHEDULES[self.cfg.schedule](self.cfg, state.updates, self.steps)
 
     def step(path, p):
@@ -141,7 +142,8 @@ def parse_multiplier(entry):
 def match_multipliers(entries, paths):
   """{path: factor} by the first entry that matches the whole path.
 
-  Raises ValueError when an entry matches nothing or a path is matched by none: a typo must not train everything.
+  Raises ValueError when an entry matches nothing or a path is matched by none: a typo must not
+  train everything.
   """
   if not entries:
     return dict.fromkeys(paths, 1.0)
@@ -154,7 +156,8 @@ def match_multipliers(entries, paths):
   missed = [path for path in paths if path not in result]
   if missed:
     raise ValueError(
-      f'optim.lr_multipliers matches nothing for {", ".join(missed)}\nfix: add the entry ".*=1" at the end'
+      f'optim.lr_multipliers matches nothing for {", ".join(missed)}\n'
+      'fix: add the entry ".*=1" at the end'
     )
   idle = [entries[i] for i in range(len(entries)) if i not in {i for i, _ in result.values()}]
   if idle:
@@ -166,12 +169,16 @@ def match_multipliers(entries, paths):
 
 
 def is_matrix(axes):
-  """Whether these letters are of something that D is multiplied with (or looked up in), not of a vector."""
+  """Whether these letters are of something that D is multiplied with (or looked up in), not of a
+  vector.
+  """
   return 'D' in axes and len(axes.lstrip('LE')) > 1
 
 
 def matrix_axes(axes):
-  """(input axes, output axes) of a layer's matrix, leading L and E apart; None for vectors and tables."""
+  """(input axes, output axes) of a layer's matrix, leading L and E apart; None for vectors and
+  tables.
+  """
   inner = axes.lstrip('LE')
   if not is_matrix(axes) or set(inner) & set('VT'):
     return None
@@ -202,7 +209,9 @@ def lion(cfg, axes):
 
 
 def muon(cfg, axes):
-  """Orthogonalised momentum for the layers' matrices, scaled to AdamW's RMS of about 0.2; AdamW for the rest."""
+  """Orthogonalised momentum for the layers' matrices, scaled to AdamW's RMS of about 0.2; AdamW for
+  the rest.
+  """
   matrices = {path: matrix_axes(letters) for path, letters in axes.items()}
   labels = {path: 'muon' if numbers else 'adamw' for path, numbers in matrices.items()}
 

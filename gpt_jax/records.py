@@ -136,10 +136,10 @@ class StepLines:
   in one call, which is as safe against a kill as appending one.
   """
 
-  def __init__(self, path, end):
-    """Opens `path`, new or not, and drops what it has of step `end` and later."""
+  def __init__(self, path, last=math.inf):
+    """Opens `path`, new or not, and drops what it has of steps later than `last`."""
     self.path = path
-    kept, self.dropped = mend(path, lambda record: record.get('step', math.inf) < end)
+    kept, self.dropped = mend(path, lambda record: record.get('step', math.nan) <= last)
     self.steps = [record['step'] for record in kept]
     sizes = (len(_line(record)) for record in kept)
     self.offsets = [0, *itertools.accumulate(sizes)]  # of each line, and of the end

@@ -8,8 +8,8 @@
   checkpoints/ cache/ tensorboard/ report.html     written by others
   .lock            held by the one process that writes; names it
 
-A step is the number of updates made before the measurement: the loss of batch s and an evaluation
-after s updates both belong to step s, and a run that resumes at s measures s again.
+A step is the number of updates that had been made. A run that resumes at s keeps what was reported
+up to and including s; what it reports of s again replaces that.
 """
 
 import contextlib
@@ -176,7 +176,7 @@ class Run:
       log: a LogConfig.
       total_steps: updates in the whole run.
       primary: False makes every method a no-op.
-      resume_step: updates already made; metrics of this step and later are dropped.
+      resume_step: updates already made; metrics of later steps are dropped.
       **info: details of the start or resume event, such as versions=versions(...).
 
     Raises:
@@ -276,9 +276,7 @@ class Run:
   def print(self, *words):
     """A line for the reader, above the progress bar where there is one."""
     if self.primary:
-      text = ' '.join(map(str, words))
-      # A sampled text may hold control characters, which would drive the terminal.
-      self._console.print(''.join(c if c.isprintable() or c in '\n\t' else '\ufffd' for c in text))
+      self._console.print(loggers.printable(' '.join(map(str, words))))
 
   def close(self):
     """Ends the loggers and frees the folder; leaving the context does it too."""

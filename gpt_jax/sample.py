@@ -1,13 +1,15 @@
 """Sampling: prefill a prompt, decode with a cache, all of it compiled.
 
-Four verbs: `init_cache` (model/gpt.py), `prefill`, `decode`, `generate`. Rows are padded on the right, so a row's cache slot
-is its place in the text, and prompts of different lengths share one batch. A row's randomness depends on its own
-key and place alone: it samples the same text alone, in any batch, in one call or in many.
+Four verbs: `init_cache` (model/gpt.py), `prefill`, `decode`, `generate`. Rows are padded on the
+right, so a row's cache slot is its place in the text, and prompts of different lengths share one
+batch. A row's randomness depends on its own key and place alone: it samples the same text alone, in
+any batch, in one call or in many.
 
 Letters: B rows, P prompt length, T buffer length (prompt and new tokens), V vocabulary.
 
-Sources: nucleus (Holtzman et al. 2020), min-p (Nguyen et al. 2024), repetition penalty (CTRL, Keskar et al. 2019, section 4.1), sampling by Gumbel
-noise (Maddison et al. 2014); the verbs are gpt-fast's, the state in a while loop is Gemma's.
+Sources: nucleus (Holtzman et al. 2020), min-p (Nguyen et al. 2024), repetition penalty (CTRL,
+Keskar et al. 2019, section 4.1), sampling by Gumbel noise (Maddison et al. 2014); the verbs are
+gpt-fast's, the state in a while loop is Gemma's.
 """
 
 import dataclasses
@@ -41,8 +43,8 @@ class SampleConfig:
 
   def __post_init__(self):
     limits = {
-      'max_new_tokens': (1, 2**31), 'num_samples': (1, 2**20), 'temperature': (0, 1e6), 'top_k': (0, 2**31),
-      'top_p': (1e-6, 1), 'min_p': (0, 1), 'repetition_penalty': (1e-6, 1e6), 'beams': (0, 1024),
+      'max_new_tokens': (1, 2**31), 'num_samples': (1, 2**20), 'temperature': (0, 1e6),
+      'top_k': (0, 2**31), 'top_p': (1e-6, 1), 'min_p': (0, 1), 'repetition_penalty': (1e-6, 1e6), 'beams': (0, 1024),
     }  # fmt: skip
     for key, (low, high) in limits.items():
       if not low <= getattr(self, key) <= high:
@@ -169,7 +171,9 @@ def top_k(logits_BV, k):
 
 
 def top_p(logits_BV, p):
-  """True for the smallest set of likeliest tokens with probability >= p; the likeliest is always in it."""
+  """True for the smallest set of likeliest tokens with probability >= p; the likeliest is always in
+  it.
+  """
   sorted_BV = -jnp.sort(-logits_BV, -1)
   probs_BV = jax.nn.softmax(sorted_BV, -1)
   before_BV = jnp.cumsum(probs_BV, -1) - probs_BV
@@ -198,10 +202,11 @@ _decode = jax.jit(decode, static_argnames=('steps', 'cfg', 'stop_ids'), donate_a
 
 
 def start(model, prompts, cfg, keys_B=None):
-  """Prompts (lists of ids, any lengths) -> SampleState with cfg.num_samples rows a prompt, in order.
+  """Prompts (lists of ids, any lengths) -> SampleState with cfg.num_samples rows a prompt, in
+  order.
 
-  `model` comes from gpt.for_sampling. Raises ValueError for an empty prompt, an id that the model does not have, or one
-  that leaves no room in the context.
+  `model` comes from gpt.for_sampling. Raises ValueError for an empty prompt, an id that the model
+  does not have, or one that leaves no room in the context.
   """
   check_prompts(prompts, cfg.max_new_tokens, model.cfg)
   lengths_B = np.array([len(p) for p in prompts], np.int32)
@@ -217,7 +222,9 @@ def start(model, prompts, cfg, keys_B=None):
 
 
 def generate(model, prompts, cfg, allowed_V, stop_ids=(), keys_B=None):
-  """Continue prompts to the end in one compiled call -> SampleState (rows: prompts x num_samples)."""
+  """Continue prompts to the end in one compiled call -> SampleState (rows: prompts x
+  num_samples).
+  """
   state = start(model, prompts, cfg, keys_B)
   return _decode(model, state, cfg.max_new_tokens, cfg, np.asarray(allowed_V), tuple(stop_ids))
 

@@ -1,11 +1,11 @@
 """Meshes, the two rule tables that map letters to mesh axes, and the way onto devices.
 
 A tensor's letters say its layout: `P(*map(rule, 'DHK'))`. Parameters and activations need different
-rules: fsdp shards a weight's D (gathered just before use) but never an activation's. A mesh always exists; on one device
-it is 1x1x1x1x1x1. Auto axis types: the compiler places what no rule names.
+rules: fsdp shards a weight's D (gathered just before use) but never an activation's. A mesh always
+exists; on one device it is 1x1x1x1x1x1. Auto axis types: the compiler places what no rule names.
 
-Sources: GSPMD (Xu et al. 2021); ZeRO stage 3 (Rajbhandari et al. 2020) for fsdp; Megatron-LM (Shoeybi et al. 2019,
-section 3) for tensor.
+Sources: GSPMD (Xu et al. 2021); ZeRO stage 3 (Rajbhandari et al. 2020) for fsdp; Megatron-LM
+(Shoeybi et al. 2019, section 3) for tensor.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import math
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 AXES = ('replica', 'data', 'fsdp', 'sequence', 'expert', 'tensor')  # slowest network first
 
@@ -60,7 +60,9 @@ class MeshConfig:
         raise ValueError(f'mesh.{axis}={size} is not a size\nfix: use a number >= 1, or -1')
 
   def sizes(self, devices):
-    """Sizes of all AXES for this many devices, -1 replaced. Raises ValueError if they do not fit."""
+    """Sizes of all AXES for this many devices, -1 replaced. Raises ValueError if they do not
+    fit.
+    """
     wanted = {axis: getattr(self, axis) for axis in AXES}
     wanted.update(PRESETS[self.preset] if self.preset else {})
     known = math.prod(size for size in wanted.values() if size != -1)
@@ -88,8 +90,8 @@ def make_mesh(config, devices=None):
 def spec(letters, rules, sizes, name='tensor', shape=None):
   """The PartitionSpec of a tensor by its letters.
 
-  Raises ValueError, naming the tensor, when two of its letters want one mesh axis or when (given `shape`) an axis
-  does not divide its dimension. Axes of size 1 are left out.
+  Raises ValueError, naming the tensor, when two of its letters want one mesh axis or when (given
+  `shape`) an axis does not divide its dimension. Axes of size 1 are left out.
   """
   taken, entries = {}, []
   for i, letter in enumerate(letters):
@@ -119,7 +121,9 @@ def param_sharding(mesh, letters, shape, name):
 
 
 def constrain(x, letters):
-  """Pin an activation's layout to the rules, under `jax.set_mesh`; without a mesh, return it as it is."""
+  """Pin an activation's layout to the rules, under `jax.set_mesh`; without a mesh, return it as it
+  is.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x
@@ -132,13 +136,17 @@ def replicated(mesh):
 
 
 def batch_sharding(mesh, name, stacked=False):
-  """The sharding of one entry of a batch by the letters that end its name (`token_ids_BT`), `stacked` under a leading axis."""
+  """The sharding of one entry of a batch by the letters that end its name (`token_ids_BT`),
+  `stacked` under a leading axis.
+  """
   entries = spec(name.rsplit('_', 1)[1], ACTIVATION_RULES, mesh.shape, name)
   return NamedSharding(mesh, PartitionSpec(None, *entries) if stacked else entries)
 
 
 def to_devices(batch, mesh, stacked=False):
-  """This process's rows of a batch (numpy, names ending in their letters) -> global arrays on the mesh."""
+  """This process's rows of a batch (numpy, names ending in their letters) -> global arrays on the
+  mesh.
+  """
   shards = math.prod(mesh.shape[a] for a in ACTIVATION_RULES['B'])
   rows = next(iter(batch.values())).shape[1 if stacked else 0] * jax.process_count()
   if rows % shards:

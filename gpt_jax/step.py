@@ -1,7 +1,8 @@
 """One optimizer step as a pure function, and the program that compiles it for a mesh.
 
-`train_step` maps (state, batch) to (state, metrics). jit, shardings and donation are put around it in `build_program`; vmap over
-states trains replicas. What an ablation may vary without compiling again travels in `state.hyper`.
+`train_step` maps (state, batch) to (state, metrics). jit, shardings and donation are put around it
+in `build_program`; vmap over states trains replicas. What an ablation may vary without compiling
+again travels in `state.hyper`.
 
 Letters: B batch rows, T length, A micro-batches a step.
 """
@@ -62,7 +63,9 @@ def init_state(abstract_model, optimizer, hyper, seed):
 
 
 def loss_fn(model, batch, weight, hyper, key):
-  """A micro-batch's share of the step's objective, and its metrics. `weight`: loss mask of the whole batch, summed."""
+  """A micro-batch's share of the step's objective, and its metrics. `weight`: loss mask of the
+  whole batch, summed.
+  """
   rate = hyper.get('dropout')
   uses_dropout = rate is not None or model.cfg.attention_dropout
   out = model(
@@ -86,7 +89,8 @@ def loss_fn(model, batch, weight, hyper, key):
 
 def train_step(optimizer, accumulate, dtype, state, batch):
   """One optimizer step -> (state, scalars). Pure; vmap it over states to train replicas."""
-  # Cast once a step, outside the micro-batches; gradients are of the cast weights, summed in float32.
+  # Cast once a step, outside the micro-batches; gradients are of the cast weights, summed in
+  # float32.
   compute = nn.cast(state.model, dtype)
   weight = jnp.maximum(batch['loss_mask_BT'].sum(), 1.0)
   key = jax.random.fold_in(state.key, state.step)
@@ -122,7 +126,9 @@ def train_step(optimizer, accumulate, dtype, state, batch):
 
 
 def state_shardings(abstract, mesh):
-  """The state's tree of NamedShardings: an optimizer leaf of a parameter's path and shape is laid out like it."""
+  """The state's tree of NamedShardings: an optimizer leaf of a parameter's path and shape is laid
+  out like it.
+  """
   by_path = {}
   for path, p in nn.named_params(gpt.shardings(abstract.model, mesh)):
     by_path[path] = p.get_value()

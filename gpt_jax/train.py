@@ -87,7 +87,9 @@ def resolve_model(cfg, toks):
 
 
 def build_tokenizers(cfg, workdir):
-  """The run's tokenisers: those that it already has, or new ones made from the config and saved with it."""
+  """The run's tokenisers: those that it already has, or new ones made from the config and saved
+  with it.
+  """
   folder = workdir / 'tokenizer'
   if folder.exists():
     return tokenizers.Tokenizers.load(folder)
@@ -104,7 +106,9 @@ def build_tokenizers(cfg, workdir):
 
 
 def initial_state(program, cfg, workdir, report):
-  """-> (state, step, extra): resumed from the newest good checkpoint, else from `init_from`, else new."""
+  """-> (state, step, extra): resumed from the newest good checkpoint, else from `init_from`, else
+  new.
+  """
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', report=report)
   step = checkpoints.newest_good()
   checkpoints.drop_after(step)
@@ -137,7 +141,8 @@ def next_batches(loader, steps_per_call, mesh):
 
 
 def train(cfg, workdir, should_stop=lambda: False):
-  """Train to cfg.train.steps, resuming if `workdir` holds this run -> the result, also in result.json.
+  """Train to cfg.train.steps, resuming if `workdir` holds this run -> the result, also in
+  result.json.
 
   should_stop: asked before each step; True saves and returns None.
   Raises ValueError for what a user can mend, FloatingPointError when gradients stay non-finite.
@@ -150,7 +155,8 @@ def train(cfg, workdir, should_stop=lambda: False):
   newest = checkpoint.Checkpoints(workdir / 'checkpoints', report=lambda line: None).newest_good()
   run = runs.Run.open(
     workdir, config, log=cfg.log, total_steps=cfg.train.steps, primary=primary,
-    resume_step=newest or 0, free=FREE_ON_RESUME, versions=runs.versions(jax.devices()[0].device_kind),
+    resume_step=newest or 0, free=FREE_ON_RESUME,
+    versions=runs.versions(jax.devices()[0].device_kind),
   )  # fmt: skip
   with run, jax.set_mesh(mesh):
     return Training(cfg, workdir, run, mesh).loop(should_stop)
@@ -256,7 +262,8 @@ class Training:
     self.run.log(step, scalars)
     if in_a_row >= self.cfg.train.max_skipped:
       raise FloatingPointError(
-        f'the gradient was not finite in {in_a_row} steps in a row, up to step {step}; none was applied\n'
+        f'the gradient was not finite in {in_a_row} steps in a row, up to step {step}; '
+        'none was applied\n'
         'fix: start again in a new --workdir with a lower optim.lr'
       )
 

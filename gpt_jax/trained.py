@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gpt_jax import checkpoint, config, evaluate, runs
+from gpt_jax import checkpoint, config, evaluate
 from gpt_jax.model import gpt
 from gpt_jax.sharding import make_mesh
 from gpt_jax.tokenizers import Tokenizers
@@ -39,7 +39,7 @@ def load(workdir, mesh_config=None):
   Raises ValueError when the folder is no run or has no good checkpoint.
   """
   workdir = Path(workdir)
-  cfg = config.build(config.Config, runs.read_config(workdir))
+  cfg = config.of_run(workdir)
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
   step = checkpoints.newest_good()
   if step is None:

@@ -94,10 +94,10 @@ REPORTS = st.lists(
 )
 
 
-@given(reports=REPORTS, cut=st.integers(0, 400), end=st.integers(0, 31))
-def test_step_lines_are_sorted_and_unique_through_any_cut(tmp_path_factory, reports, cut, end):
+@given(reports=REPORTS, cut=st.integers(0, 400), last=st.integers(0, 31))
+def test_step_lines_are_sorted_and_unique_through_any_cut(tmp_path_factory, reports, cut, last):
   path = tmp_path_factory.mktemp('lines') / 'metrics.jsonl'
-  lines, expected = records.StepLines(path, 0), {}
+  lines, expected = records.StepLines(path), {}
   for step, metrics in reports:
     lines.add({'step': step, **metrics})
     expected[step] = expected.get(step, {'step': step}) | metrics
@@ -106,9 +106,9 @@ def test_step_lines_are_sorted_and_unique_through_any_cut(tmp_path_factory, repo
 
   content = path.read_bytes()[: max(0, path.stat().st_size - cut)]  # as a crash would leave it
   path.write_bytes(content)
-  resumed = records.StepLines(path, end)
+  resumed = records.StepLines(path, last)
   # The newline is written last, so a line that lacks only that is whole too.
-  survivors = [record for record in whole[: len(content.splitlines())] if record['step'] < end]
+  survivors = [record for record in whole[: len(content.splitlines())] if record['step'] <= last]
   torn = resumed.dropped['unreadable']
   assert torn <= 1
   kept = records.read_lines(path)
@@ -120,7 +120,7 @@ def test_step_lines_are_sorted_and_unique_through_any_cut(tmp_path_factory, repo
 
 def test_parts_of_one_step_join_even_when_they_come_late(tmp_path):
   path = tmp_path / 'metrics.jsonl'
-  lines = records.StepLines(path, 0)
+  lines = records.StepLines(path)
   for record in ({'step': 99, 'a': 1}, {'step': 100, 'valid': 2}, {'step': 101, 'a': 12345}):
     lines.add(record)
   lines.add({'step': 100, 'a': 3})
@@ -158,7 +158,7 @@ def test_kill_and_resume_lose_no_step_and_repeat_none(tmp_path):
         reached = int(writer.stdout.readline())
       writer.send_signal(signal.SIGKILL)
     lines = records.StepLines(tmp_path / 'metrics.jsonl', reached)
-    assert lines.steps == list(range(reached))
+    assert lines.steps == list(range(reached + 1))
     step = reached - 3
 
 

@@ -1,11 +1,13 @@
 """Causal attention: who may look at whom, and the kernels that compute it.
 
-Letters: B batch, T queries, S keys, D width, H query heads, G key/value heads, K head width, M query heads a
-key/value head (H = G M).
+Letters: B batch, T queries, S keys, D width, H query heads, G key/value heads, K head width, M
+query heads a key/value head (H = G M).
 
-A kernel that cannot honour what a call asks is refused with the reason; `auto` takes the fastest that can.
-Sources: grouped queries (Ainslie et al. 2023), sliding window (Beltagy et al. 2020), prefix-LM (Raffel et al. 2019,
-section 3.2.1), soft-cap (Gemma 2, section 2), QK-norm (Henry et al. 2020; Dehghani et al. 2023).
+A kernel that cannot honour what a call asks is refused with the reason; `auto` takes the fastest
+that can.
+Sources: grouped queries (Ainslie et al. 2023), sliding window (Beltagy et al. 2020), prefix-LM
+(Raffel et al. 2019, section 3.2.1), soft-cap (Gemma 2, section 2), QK-norm (Henry et al. 2020;
+Dehghani et al. 2023).
 """
 
 from typing import NamedTuple
@@ -20,7 +22,9 @@ from gpt_jax.sharding import constrain
 
 
 class Mask(NamedTuple):
-  """Who may look at whom. Orders are places in the row (or cache slots), not positions within a document."""
+  """Who may look at whom. Orders are places in the row (or cache slots), not positions within a
+  document.
+  """
 
   t_BT: jax.Array  # order of each query; keys at or before it are visible
   s_BS: jax.Array  # order of each key
@@ -74,7 +78,9 @@ def cudnn_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
 
 
 def splash_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
-  """TPU splash attention: causal, windows, documents, soft-cap; interpreted when there is no TPU."""
+  """TPU splash attention: causal, windows, documents, soft-cap; interpreted when there is no
+  TPU.
+  """
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel,
     splash_attention_mask,
@@ -172,7 +178,8 @@ class Attention(nnx.Module):
     self.k_norm = Norm(cfg, 'K') if cfg.qk_norm else None
 
   def __call__(self, x_BTD, mask, positions_BT, cache=None, key=None):
-    """Attend within the row, or within a cache that is returned with this call's keys and values in it.
+    """Attend within the row, or within a cache that is returned with this call's keys and values in
+    it.
 
     `cache` is a dict of k_BSGK and v_BSGK whose slots are row orders: query order t writes slot t.
     """
@@ -201,6 +208,13 @@ def write(cache, k_BTGK, v_BTGK, t_BT):
   return {name: put(old, new[name].astype(old.dtype), t_BT[:, 0]) for name, old in cache.items()}
 
 
-SPLASH_BLOCKS = ('block_q', 'block_kv', 'block_kv_compute', 'block_q_dkv', 'block_kv_dkv', 'block_kv_dkv_compute')  # fmt: skip
+SPLASH_BLOCKS = (
+  'block_q',
+  'block_kv',
+  'block_kv_compute',
+  'block_q_dkv',
+  'block_kv_dkv',
+  'block_kv_dkv_compute',
+)
 FASTEST = {'gpu': 'cudnn', 'cuda': 'cudnn', 'tpu': 'splash'}
 KERNELS = {'xla': xla_attention, 'cudnn': cudnn_attention, 'splash': splash_attention}

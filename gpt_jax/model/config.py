@@ -1,7 +1,7 @@
 """What can be asked of the Transformer: ModelConfig, its presets, and what a model costs.
 
-Sources: GPT-2 (Radford et al. 2019, table 2), Llama (Touvron et al. 2023), `modern` after the modded-nanogpt speedrun;
-FLOPs as in PaLM (Chowdhery et al. 2022, appendix B).
+Sources: GPT-2 (Radford et al. 2019, table 2), Llama (Touvron et al. 2023), `modern` after the
+modded-nanogpt speedrun; FLOPs as in PaLM (Chowdhery et al. 2022, appendix B).
 """
 
 import dataclasses
@@ -115,7 +115,8 @@ class ModelConfig:
       )
     if self.rope_scaling != 'none' and self.positions != 'rope':
       raise ValueError(
-        f'model.rope_scaling={self.rope_scaling} scales nothing with model.positions={self.positions}\n'
+        f'model.rope_scaling={self.rope_scaling} scales nothing with '
+        f'model.positions={self.positions}\n'
         'fix: set model.positions=rope, or model.rope_scaling=none'
       )
     if self.rope_scaling in ('yarn', 'llama3') and not self.rope_original_context:
@@ -125,7 +126,8 @@ class ModelConfig:
       )
     if self.window_pattern and (set(self.window_pattern) - set('SL') or not self.window):
       raise ValueError(
-        f'model.window_pattern={self.window_pattern!r} with model.window={self.window} says no pattern\n'
+        f'model.window_pattern={self.window_pattern!r} with model.window={self.window} '
+        'says no pattern\n'
         'fix: use letters S (window) and L (all keys) and set model.window > 0'
       )
     if self.experts and not 1 <= self.experts_per_token <= self.experts:
@@ -185,7 +187,8 @@ class ModelConfig:
   def resolved(self, backend=None):
     """The config with every `auto` decided for a backend ('cpu', 'gpu', 'tpu'; default: this one).
 
-    `kernel` stays auto: whether a kernel can honour a call also depends on its masks (see attention.py).
+    `kernel` stays auto: whether a kernel can honour a call also depends on its masks (see
+    attention.py).
     """
     backend = backend or jax.default_backend()
     auto = {
@@ -223,7 +226,9 @@ def llama(size='small', **overrides):
 
 
 def modern(size='small', **overrides):
-  """GPT-2's sizes with RMSNorm, RoPE, QK-norm, squared ReLU, zero-init projections and a soft-cap of 15."""
+  """GPT-2's sizes with RMSNorm, RoPE, QK-norm, squared ReLU, zero-init projections and a soft-cap
+  of 15.
+  """
   layers, width, heads = GPT2_SIZES[size]
   base = ModelConfig(
     layers=layers, width=width, heads=heads, vocab=50257, context=1024, mlp='relu2', qk_norm=True,

@@ -1,9 +1,10 @@
 """The GPT: embedding, blocks, head; abstract until initialised; a pure function of its parameters.
 
-Letters: B batch, T length, D width, L layers, V vocabulary (padded rows). `model(token_ids_BT)` is the whole interface
-for training; with a cache it also serves sampling.
+Letters: B batch, T length, D width, L layers, V vocabulary (padded rows). `model(token_ids_BT)` is
+the whole interface for training; with a cache it also serves sampling.
 
-Sources: GPT-2 (Radford et al. 2019); sandwich norms (CogView, Ding et al. 2021, section 2.4); post norm (Vaswani et al. 2017).
+Sources: GPT-2 (Radford et al. 2019); sandwich norms (CogView, Ding et al. 2021, section 2.4); post
+norm (Vaswani et al. 2017).
 """
 
 import dataclasses
@@ -94,8 +95,8 @@ class GPT(nnx.Module):
     positions_BT: place within its document; default: the place in the row.
     segment_ids_BT: document of each token, 0 = padding; tokens see only their own document.
     prefix_BT: True for tokens that see each other both ways (and the past), within their document.
-    cache, start_B: see `init_cache`; row b's tokens continue at slot start_B[b]. No segments or prefix then.
-    rate, key: traced dropout probability and its key; no key, no dropout.
+    cache, start_B: see `init_cache`; row b's tokens continue at slot start_B[b]. No segments or
+    prefix then. rate, key: traced dropout probability and its key; no key, no dropout.
     """
     x_BTD, cache, aux = self.hidden(
       token_ids_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT, prefix_BT=prefix_BT,
@@ -106,7 +107,6 @@ class GPT(nnx.Module):
   def hidden(self, token_ids_BT, *, positions_BT=None, segment_ids_BT=None, prefix_BT=None,
              cache=None, start_B=None, rate=None, key=None):  # fmt: skip
     """All but the head -> (x_BTD, cache, aux). Arguments as in `__call__`."""
-    cfg = self.cfg
     T = token_ids_BT.shape[1]
     t_BT = jnp.arange(T, dtype=jnp.int32)[None]  # one row of orders serves the whole batch
     mask = Mask(t_BT, t_BT)
@@ -179,8 +179,8 @@ class GPT(nnx.Module):
   def logits(self, x_BTD):
     """Head: float32 logits, soft-capped, padding columns at -1e30.
 
-    The matmul stays in the compute dtype and is cast after: asking for a float32 product would make both
-    backward matmuls float32, 10 to 18 % of a GPU step.
+    The matmul stays in the compute dtype and is cast after: asking for a float32 product would make
+    both backward matmuls float32, 10 to 18 % of a GPU step.
     """
     cfg = self.cfg
     table_VD = self.embed_VD if self.head_VD is None else self.head_VD
@@ -213,7 +213,9 @@ def create(cfg, key, mesh):
 
 
 def for_sampling(model, dtype):
-  """The model as the decode loop wants it: cast once, one module a layer (sliced outside the loop)."""
+  """The model as the decode loop wants it: cast once, one module a layer (sliced outside the
+  loop).
+  """
   model = nn.cast(model, jnp.dtype(dtype))
   model.blocks = nnx.List(nn.unstack(model.blocks))
   return model
@@ -236,7 +238,9 @@ def count_params(cfg):
 
 
 def active_matmul_params(cfg):
-  """Parameters that a token is multiplied with: no position table, no untied embedding, k of E experts."""
+  """Parameters that a token is multiplied with: no position table, no untied embedding, k of E
+  experts.
+  """
   dense = dataclasses.replace(cfg, experts=0)
   n = count_params(dense)
   if cfg.positions == 'learned':
@@ -252,8 +256,8 @@ def active_matmul_params(cfg):
 def flops_per_token(cfg, length):
   """Training FLOPs a token (forward and backward) in rows of `length` -> dict of two conventions.
 
-  'full' counts attention scores over the whole row, as PaLM (appendix B) and nanoGPT do: 6 N + 12 L H K T.
-  'causal' counts only the keys that a query may see, windows included.
+  'full' counts attention scores over the whole row, as PaLM (appendix B) and nanoGPT do: 6 N + 12 L
+  H K T. 'causal' counts only the keys that a query may see, windows included.
   """
   matmuls = 6 * active_matmul_params(cfg)
   per_key = 12 * cfg.heads * cfg.K

@@ -1,13 +1,15 @@
 """What every layer is made of: declared parameters, initial values, norms, MLPs, dropout.
 
-A parameter is declared once, by its letters: `param(cfg, 'DHK')` fixes shape, name and sharding. Declaring makes no
-array: a module is born abstract, and `initialise` fills it under jit with out_shardings, so that a large model never
-exists unsharded. Its key is folded in from its path and its layer, so that adding one weight leaves all others as they were.
+A parameter is declared once, by its letters: `param(cfg, 'DHK')` fixes shape, name and sharding.
+Declaring makes no
+array: a module is born abstract, and `initialise` fills it under jit with out_shardings, so that a
+large model never exists unsharded. Its key is folded in from its path and its layer, so that adding
+one weight leaves all others as they were.
 
 Letters: B batch, T length, D width, F feed-forward width, L layers.
 
-Sources: RMSNorm (Zhang & Sennrich 2019), GLU variants (Shazeer 2020), squared ReLU (So et al. 2021, section 3),
-layer stacking as in seqax.
+Sources: RMSNorm (Zhang & Sennrich 2019), GLU variants (Shazeer 2020), squared ReLU (So et al. 2021,
+section 3), layer stacking as in seqax.
 """
 
 import zlib
@@ -18,7 +20,9 @@ from flax import nnx
 
 
 def param(cfg, axes, std=0.0, mean=0.0):
-  """Declare a parameter of shape `[cfg.dims[a] for a in axes]`, drawn from N(mean, std) by `initialise`."""
+  """Declare a parameter of shape `[cfg.dims[a] for a in axes]`, drawn from N(mean, std) by
+  `initialise`.
+  """
   shape = tuple(cfg.dims[a] for a in axes)
   abstract = jax.ShapeDtypeStruct(shape, jnp.dtype(cfg.param_dtype))
   return nnx.Param(abstract, axes=axes, std=std, mean=mean)
@@ -82,7 +86,9 @@ def initialise(abstract, key):
 
 
 def cast(model, dtype):
-  """The model with its matrices in the compute dtype; vectors (norm scales, biases) stay as they are."""
+  """The model with its matrices in the compute dtype; vectors (norm scales, biases) stay as they
+  are.
+  """
 
   def maybe(path, p):
     is_matrix = 'D' in p.axes and len(p.axes.lstrip('L')) > 1 and not path.endswith('router_DE')
@@ -100,8 +106,8 @@ def over(p, x):
 def dropout(x, rate, key):
   """Zero each entry with probability `rate` (a traced scalar) and rescale; no key, no dropout.
 
-  Sixteen random bits an entry: threefry on a CPU costs as much as a matmul, and half the bits cost half; the rate is
-  exact to 2**-16.
+  Sixteen random bits an entry: threefry on a CPU costs as much as a matmul, and half the bits cost
+  half; the rate is exact to 2**-16.
   """
   if key is None:
     return x
@@ -120,6 +126,7 @@ class Norm(nnx.Module):
     self.bias = param(cfg, axis) if cfg.norm == 'layernorm' and cfg.norm_bias else None
 
   def __call__(self, x):
+    """x normalised, in x's dtype."""
     y = NORMS[self.kind](x.astype(jnp.float32), self.eps)
     y = y * over(self.scale, y)
     return (y if self.bias is None else y + over(self.bias, y)).astype(x.dtype)
@@ -149,6 +156,7 @@ class MLP(nnx.Module):
     self.down_bias_D = param(cfg, 'D') if cfg.mlp_bias else None
 
   def __call__(self, x_BTD):
+    """The branch of the residual stream, BTD."""
     up_BTF = linear('BTD,DF->BTF', x_BTD, self.up_DF, self.up_bias_F)
     gate_BTF = up_BTF
     if self.gate_DF is not None:

@@ -1,10 +1,12 @@
 """A mixture of experts in the place of an MLP: top-k routing with capacity.
 
-Letters: B batch, T length, D width, F feed-forward width, E experts, C slots an expert has for one row.
+Letters: B batch, T length, D width, F feed-forward width, E experts, C slots an expert has for one
+row.
 
-Dispatch is by one-hot einsums (Mesh-TensorFlow style): two extra matmuls, no sort, and the compiler can shard it over E.
-Sources: GShard (Lepikhin et al. 2020, algorithm 1), Switch (Fedus et al. 2021, equations 4-6), router z-loss (ST-MoE,
-Zoph et al. 2022, equation 5).
+Dispatch is by one-hot einsums (Mesh-TensorFlow style): two extra matmuls, no sort, and the compiler
+can shard it over E.
+Sources: GShard (Lepikhin et al. 2020, algorithm 1), Switch (Fedus et al. 2021, equations 4-6),
+router z-loss (ST-MoE, Zoph et al. 2022, equation 5).
 """
 
 import math
@@ -18,7 +20,9 @@ from gpt_jax.sharding import constrain
 
 
 class MoE(nnx.Module):
-  """E gated or plain MLPs; each token goes through its best k, weighted by renormalised router probabilities."""
+  """E gated or plain MLPs; each token goes through its best k, weighted by renormalised router
+  probabilities.
+  """
 
   def __init__(self, cfg):
     self.cfg = cfg
@@ -70,7 +74,9 @@ class MoE(nnx.Module):
     return y_BTD, aux
 
   def _route(self, probs_BTE, real_BT1):
-    """Give each token's k choices a slot each, first choices first, in row order; the full expert drops the rest."""
+    """Give each token's k choices a slot each, first choices first, in row order; the full expert
+    drops the rest.
+    """
     cfg, C = self.cfg, self.capacity(probs_BTE.shape[1])
     top_BTk, index_BTk = jax.lax.top_k(probs_BTE, cfg.experts_per_token)
     top_BTk = top_BTk / top_BTk.sum(-1, keepdims=True)

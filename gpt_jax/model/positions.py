@@ -1,11 +1,13 @@
-"""How a token knows where it stands: added to embeddings, turned into queries and keys, or biasing scores.
+"""How a token knows where it stands: added to embeddings, turned into queries and keys, or biasing
+scores.
 
-Letters: B batch, T query length, S key length, D width, H heads, K head width; `F` here is not used. Halves of K are
-`K2`-free: RoPE pairs dimension i with i + K/2 (the half-split form of GPT-NeoX and Hugging Face's Llama).
+Letters: B batch, T query length, S key length, D width, H heads, K head width. RoPE pairs dimension
+i with i + K/2 (the half-split form of GPT-NeoX and of Hugging Face's Llama).
 
-Sources: sinusoidal (Vaswani et al. 2017, section 3.5), RoPE (Su et al. 2021), ALiBi (Press et al. 2021, section 3),
-position interpolation (Chen et al. 2023), NTK-aware scaling and YaRN (Peng et al. 2023, sections 3.1-3.4),
-Llama 3.1's frequency bands (Hugging Face `modeling_rope_utils`, rope type llama3).
+Sources: sinusoidal (Vaswani et al. 2017, section 3.5), RoPE (Su et al. 2021), ALiBi (Press et al.
+2021, section 3), position interpolation (Chen et al. 2023), NTK-aware scaling and YaRN (Peng et al.
+2023, sections 3.1-3.4), Llama 3.1's frequency bands (Hugging Face `modeling_rope_utils`, rope type
+llama3).
 """
 
 import math
@@ -65,13 +67,17 @@ def rope_attention_factor(cfg):
 
 
 def ntk(cfg, frequencies):
-  """A larger base, so that the slowest pair is stretched by the factor and the fastest not at all."""
+  """A larger base, so that the slowest pair is stretched by the factor and the fastest not at
+  all.
+  """
   theta = cfg.rope_theta * cfg.rope_factor ** (cfg.K / (cfg.K - 2))
   return theta ** (-np.arange(0, cfg.K, 2, dtype=np.float64) / cfg.K)
 
 
 def yarn(cfg, frequencies):
-  """Keep pairs that turn often in the original context, interpolate those that turn less than once."""
+  """Keep pairs that turn often in the original context, interpolate those that turn less than
+  once.
+  """
 
   def pair_with(turns):
     """The (fractional) pair index that makes this many turns over the original context."""
@@ -93,7 +99,9 @@ def llama3(cfg, frequencies):
 
 
 def alibi_slopes(heads):
-  """One slope a head: a geometric sequence from 2**(-8/n); between powers of two, every other of the next."""
+  """One slope a head: a geometric sequence from 2**(-8/n); between powers of two, every other of
+  the next.
+  """
   power = 2 ** math.floor(math.log2(heads))
   slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
   extra = [2 ** (-8 * (i + 1) / (2 * power)) for i in range(0, 2 * (heads - power), 2)]

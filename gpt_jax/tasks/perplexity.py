@@ -1,7 +1,7 @@
 """How well a model predicts a held-out text: every token of it scored exactly once.
 
-Windows of the training length start every `stride` tokens and score only what is new, so that a target has at least
-length - stride tokens of context. stride = length scores disjoint rows.
+Windows of the training length start every `stride` tokens and score only what is new, so that a
+target has at least length - stride tokens of context. stride = length scores disjoint rows.
 """
 
 import jax
@@ -14,7 +14,8 @@ from gpt_jax.sharding import to_devices
 def run(subject, split='valid', stride=0, limit=0):
   """Score `split` of each source of the mixture -> list of result rows.
 
-  subject: evaluate.Subject. stride: tokens, 0 = disjoint rows. limit: about how many tokens of each source, 0 = all.
+  subject: evaluate.Subject. stride: tokens, 0 = disjoint rows. limit: about how many tokens of each
+  source, 0 = all.
   Rows: dict(task, metric, value, source, tokens, stride); bits per byte only when all was scored.
   """
   cfg = subject.cfg

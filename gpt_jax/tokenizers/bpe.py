@@ -58,7 +58,7 @@ def train(
   merges = learn_merges(count_words(documents(), marks), vocab)
   characters = byte_characters()
   spell = {merge: [_spelled(part, characters) for part in merge] for merge in merges}
-  tokens = dict.fromkeys([*characters, *(''.join(spell[merge]) for merge in merges)])
+  tokens = [*characters, *(''.join(spell[merge]) for merge in merges)]
   return tokenizer_json({token: i for i, token in enumerate(tokens)}, [spell[m] for m in merges])
 
 
@@ -113,11 +113,11 @@ def learn_merges(word_counts: dict[bytes, int], vocab: int) -> list[tuple[bytes,
   """The pairs to merge, in order, until there are `vocab` tokens.
 
   Always the most frequent pair; of equals the lexicographically greater pair of byte strings. A
-  pair must occur twice. Two pairs may spell the same token, which then has one id.
+  pair must occur twice. No two pairs spell the same token: how a string is merged depends on
+  nothing outside of it, if in the end it is one token.
   """
   words, counts = [list(word) for word in word_counts], list(word_counts.values())
   tokens = [bytes([byte]) for byte in range(256)]
-  ids = {token: i for i, token in enumerate(tokens)}
   keys = [_descending(token) for token in tokens]
   totals, places = collections.Counter(), collections.defaultdict(set)
   for i, word in enumerate(words):
@@ -127,7 +127,7 @@ def learn_merges(word_counts: dict[bytes, int], vocab: int) -> list[tuple[bytes,
   heap = [(-total, keys[a] + keys[b], (a, b)) for (a, b), total in totals.items()]
   heapq.heapify(heap)
 
-  merges = {}  # an ordered set: a pair whose left token was learned twice can come back
+  merges = []
   while len(tokens) < vocab:
     pair = _most_frequent(heap, totals)
     if pair is None:
@@ -135,17 +135,13 @@ def learn_merges(word_counts: dict[bytes, int], vocab: int) -> list[tuple[bytes,
         f'tokenizer.vocab={vocab} is more than the {len(tokens)} tokens that repeat in the text\n'
         f'fix: set tokenizer.vocab={len(tokens)} or less, or train on more text'
       )
-    merge = tokens[pair[0]], tokens[pair[1]]
-    merges[merge] = True
-    token = b''.join(merge)
-    if token not in ids:
-      ids[token] = len(tokens)
-      tokens.append(token)
-      keys.append(_descending(token))
-    grown = _merge(pair, ids[token], words, counts, totals, places)
+    grown = _merge(pair, len(tokens), words, counts, totals, places)
+    merges.append((tokens[pair[0]], tokens[pair[1]]))
+    tokens.append(b''.join(merges[-1]))
+    keys.append(_descending(tokens[-1]))
     for a, b in grown:
       heapq.heappush(heap, (-totals[a, b], keys[a] + keys[b], (a, b)))
-  return list(merges)
+  return merges
 
 
 def read_gpt2(folder) -> dict:

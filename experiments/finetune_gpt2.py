@@ -1,0 +1,30 @@
+"""Continue a model with a fresh optimizer on another text.
+
+Command: launch.py import --source=gpt2 --workdir=runs/gpt2
+  launch.py train --config=experiments/finetune_gpt2.py:base=runs/gpt2
+  --config.data.mixture.text.path=my_text.txt
+The model section is that of the base run, and so is the tokeniser. Learning rate and batch after
+nanoGPT's fine-tuning recipe.
+Arguments: base (a run folder), runlocal (a minute on a CPU).
+"""
+
+from gpt_jax import config as configs
+
+
+def get_config(arg=''):
+  """arg: see the module's docstring."""
+  args = configs.arguments(arg, base='runs/gpt2', runlocal=False)
+  config = configs.default()
+  base = configs.of_run(args.base)
+  config.model = configs.section(base.model)
+  config.tokenizer = configs.section(base.tokenizer)
+  config.data.mixture = {'text': {'kind': 'text', 'path': 'tinyshakespeare/input.txt'}}
+  config.optim.update(lr=3e-5, schedule='constant', warmup=0)
+  config.train.update(
+    init_from=args.base, steps=200, batch_size=32, eval_every=20, sample_every=100
+  )
+  if args.runlocal:
+    length = min(64, base.model.context)
+    config.train.update(steps=10, batch_size=4, length=length, eval_every=5, eval_tokens=1024)
+    config.sample.max_new_tokens = 20
+  return config
