@@ -99,8 +99,9 @@ def sample(argv):
     room = max(1, run.model.cfg.context - len(prompt))
     cfg = dataclasses.replace(cfg, max_new_tokens=min(cfg.max_new_tokens, room))
   if FLAGS.stream and cfg.num_samples == 1 and not cfg.beams and not FLAGS.out:
-    print(FLAGS.prompt, end='')
-    for piece in sampling.stream_text(run.model, run.tokenizers, prompt, cfg, FLAGS.stop):
+    pieces = sampling.stream_text(run.model, run.tokenizers, prompt, cfg, FLAGS.stop)
+    print(FLAGS.prompt + next(pieces), end='', flush=True)
+    for piece in pieces:
       print(piece, end='', flush=True)
     print()
     return 0
@@ -109,8 +110,11 @@ def sample(argv):
     record = {'prompt': FLAGS.prompt, 'text': text, 'log_probs': scores, 'seed': cfg.seed}
     if FLAGS.out:
       records.append_line(Path(FLAGS.out), record)
-    mean = sum(scores) / max(len(scores), 1) if isinstance(scores, list) else scores
-    score = f'  mean log-probability {mean:.3f}' if FLAGS.log_probs else ''
+    score = ''
+    if FLAGS.log_probs and cfg.beams:
+      score = f'  length-penalised log-probability {scores:.3f}'
+    elif FLAGS.log_probs:
+      score = f'  mean log-probability {sum(scores) / max(len(scores), 1):.3f}'
     print(f'--- {i + 1} of {len(group)}{score}\n{FLAGS.prompt}{text}')
   return 0
 
@@ -177,7 +181,7 @@ def doctor_(argv):
 
 def workdir_flag():
   """--workdir, required."""
-  flags.DEFINE_string('workdir', '', 'run folder')
+  flags.DEFINE_string('workdir', None, 'run folder')
   flags.mark_flag_as_required('workdir')
 
 
@@ -239,11 +243,13 @@ def parse(argv):
   if '--help' in words or '-h' in words:
     print(f'{verb[0].__doc__}\n\n{FLAGS.main_module_help()}')
     sys.exit(0)
-  if verb[0] is train:
-    words = config_from_arguments(words)
   try:
+    if verb[0] is train:
+      words = config_from_arguments(words)
     rest = FLAGS(words)[1:]
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+    if '\nfix:' in str(e):
+      raise
     cause = ' '.join(str(part) for part in e.args).strip().replace('\n', ' ')
     raise ValueError(f'{cause}\nfix: see launch.py {argv[1]} --help, or an experiment file') from e
   if rest:
@@ -261,7 +267,7 @@ def main(argv):
     return BAD_ARGUMENTS
   if sys.platform == 'linux' and not ALLOCATOR.keys() & os.environ.keys():
     os.execve(sys.executable, [sys.executable, *argv], os.environ | ALLOCATOR)
-  logging.set_verbosity(logging.WARNING)
+  logging.set_verbosity(logging.ERROR)
   begun = False
   try:
     parse(argv)
@@ -271,9 +277,13 @@ def main(argv):
     print('interrupted', file=sys.stderr)
     return ERROR
   except (ValueError, OSError, FloatingPointError) as e:
-    if '--traceback' in argv or (begun and '\nfix:' not in str(e)):
+    has_fix = '\nfix:' in str(e)
+    if '--traceback' in argv or (begun and not has_fix and not isinstance(e, OSError)):
       raise
-    print(f'error: {e}', file=sys.stderr)
+    fix = (
+      '' if has_fix else '\nfix: mend this and run the same command again; what was saved is safe'
+    )
+    print(f'error: {e}{fix}', file=sys.stderr)
     return ERROR if isinstance(e, FloatingPointError) else BAD_ARGUMENTS
 
 

@@ -61,7 +61,8 @@ def from_tree(tree, like):
 
 
 def _names(path):
-  return jax.tree_util.keystr(path, simple=True, separator='/').split('/')
+  names = jax.tree_util.keystr(path, simple=True, separator='/').split('/')
+  return names[:-1] if names[-1] == 'value' else names  # a flax Param holds its array as `value`
 
 
 def _is_key(leaf):
@@ -112,7 +113,7 @@ class Checkpoints:
     """`config` None opens for reading only. `report` gets a line about each checkpoint that is not
     trusted.
     """
-    logging.getLogger('absl').setLevel(logging.WARNING)
+    logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax reports each step at INFO
     self.folder, self.config, self.report = pathlib.Path(folder).absolute(), config, report
     self.digests = self.folder / 'digests'
     self.primary = jax.process_index() == 0
@@ -309,7 +310,7 @@ def load_model(workdir, like, fallback=None):
   stored = {p[6:]: a for p, a in checkpoints.stored(step).items() if p.startswith('model/')}
   wanted = flat(to_abstract_tree(like))
   lines = mismatches(stored, wanted)
-  if lines and fallback is None:
+  if lines and (fallback is None or len(lines) == len(wanted)):
     raise ValueError(
       f'{workdir} does not fit the model: {"; ".join(lines)}\n'
       'fix: use the model section of its config.json, or take what fits by '

@@ -96,7 +96,8 @@ def limits(series):
   if not finite:
     return ()
   low = min(y.min() if look != 'faint' else np.quantile(y, 0.002) for look, y in finite)
-  high = max(_top(look, y, low) for look, y in finite)
+  crowded = any(len(y) > 40 for _, y in finite)
+  high = max(_top(look, y, low) if crowded else y.max() for look, y in finite)
   margin = 0.06 * (high - low) or 0.05 * abs(high) or 1
   return low - margin, high + margin
 
@@ -107,7 +108,7 @@ def _top(look, y, low):
     return usual
   if len(y) > 40:
     return min(y.max(), usual + 0.6 * (usual - low))
-  return y.max() if look == 'line' else y[len(y) // 2 :].max()
+  return y[len(y) // 2 :].max()
 
 
 def chart(series, *, name, label, size, marks=(), units=('', ''), room=0):
@@ -139,7 +140,8 @@ def chart(series, *, name, label, size, marks=(), units=('', ''), room=0):
     axes.set_axisbelow(True)
     for axis in (axes.xaxis, axes.yaxis):
       ticks = max(2, min(6, (inner[0] // 80) if axis is axes.xaxis else inner[1] // 40))
-      axis.set_major_locator(ticker.MaxNLocator(ticks, steps=[1, 2, 5, 10]))
+      whole = axis is axes.xaxis  # steps and tokens
+      axis.set_major_locator(ticker.MaxNLocator(ticks, steps=[1, 2, 5, 10], integer=whole))
       axis.set_major_formatter(ticker.FuncFormatter(compact))
     for line in series:
       LOOKS[line.look](axes, line)
@@ -203,7 +205,7 @@ def _inline(fig, label):
     (r'<svg[^>]*>', head),
     (r'(?s)<metadata>.*?</metadata>|<!--.*?-->|<defs>\s*<style.*?</style>\s*</defs>', ''),
     (r' font-family: [^;"]*;', ''),
-    (r' id="[a-z]\w*_\d+"| transform="rotate\(-0 [^"]*"', ''),  # figure_1: repeated in each figure
+    (r' id="[\w.]+_\d+"| transform="rotate\(-0 [^"]*"', ''),  # figure_1: repeated in each figure
     (r'(\d\.\d\d)\d+(?=[^<>]*>)', r'\1'),  # a hundredth of a pixel is enough, in tags only
     (r'\s*\n\s*', '\n'),
   ):

@@ -112,13 +112,13 @@ section { margin-top: 60px; }
 .note { margin: 0 0 16px; color: var(--muted); font-size: 14px; max-width: 60em; }
 .alarm { margin: 20px 0 0; padding: 12px 16px; border-left: 3px solid var(--warn);
   background: var(--card); border-radius: 0 6px 6px 0; max-width: 60em; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(118px, 1fr));
-  gap: 1px; margin: 36px 0 0; padding: 0; border: 1px solid var(--rule); border-radius: 10px;
-  overflow: hidden; }
+.tiles { display: flex; flex-wrap: wrap; gap: 1px; width: fit-content; margin: 36px 0 0;
+  border: 1px solid var(--rule); border-radius: 10px; overflow: hidden; }
 .tiles dd { margin: 0; font-size: 25px; line-height: 1.2; font-weight: 650;
   letter-spacing: -0.02em; white-space: nowrap; }
 .tiles dt { color: var(--muted); font-size: 13px; line-height: 1.35; margin-top: 3px; }
-.tiles div { display: flex; flex-direction: column-reverse; justify-content: flex-end;
+.tiles div { flex: 1 0 141px; display: flex; flex-direction: column-reverse;
+  justify-content: flex-end; max-width: 180px;
   padding: 14px 16px 12px; box-shadow: 0 0 0 1px var(--rule); }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 figure { margin: 0; min-width: 0; }
@@ -137,6 +137,7 @@ pre { margin: 0; padding: 14px 16px; background: var(--card); border-radius: 8px
 img { max-width: 100%; min-width: 140px; image-rendering: pixelated; border-radius: 6px; }
 audio { width: 100%; }
 .scroll { overflow-x: auto; }
+.settings .scroll { overflow: visible; }
 table { border-collapse: collapse; font-size: 15px; }
 th { font-size: 13px; font-weight: 500; color: var(--muted); text-align: left; }
 th, td { padding: 7px 24px 7px 0; border-bottom: 1px solid var(--rule); vertical-align: baseline; }
@@ -149,7 +150,9 @@ td:last-child, th:last-child { padding-right: 0; }
 .meter i { position: absolute; inset: 0 auto 0 0; background: var(--first); border-radius: 4px; }
 .meter b { position: absolute; top: -4px; bottom: -4px; width: 2px; background: var(--ink); }
 .settings { columns: 300px 3; column-gap: 32px; margin-top: 20px; }
-.settings > div { break-inside: avoid; margin-bottom: 24px; }
+.settings > div { margin-bottom: 24px; }
+.settings h3 { break-after: avoid; }
+.settings tr { break-inside: avoid; }
 .settings table { width: 100%; }
 .settings table, .versions table { font-size: 13.5px; }
 .settings td, .versions td { padding: 3px 12px 3px 0; }
@@ -175,9 +178,8 @@ td:last-child, th:last-child { padding-right: 0; }
   section { margin-top: 44px; }
   .broad { display: none; }
   .narrow { display: block; }
-  .tiles { grid-template-columns: repeat(auto-fit, minmax(104px, 1fr)); }
   .tiles dd { font-size: 21px; }
-  .tiles div { padding: 11px 12px; }
+  .tiles div { flex: 1 0 30%; padding: 11px 12px; }
 }
 @media print {
   @page { margin: 16mm; }
@@ -189,8 +191,8 @@ td:last-child, th:last-child { padding-right: 0; }
   .verdict { font-size: 15px; margin-top: 10px; }
   .note, h3, .multiples figcaption, table, .events td { font-size: 11px; }
   th, td { padding-right: 14px; }
-  .tiles { grid-template-columns: repeat(7, 1fr); margin-top: 20px; }
-  .tiles div { padding: 8px; }
+  .tiles { margin-top: 20px; }
+  .tiles div { flex-basis: 80px; padding: 8px; }
   .tiles dd { font-size: 16px; }
   .tiles dt { font-size: 10.5px; }
   .texts { grid-template-columns: repeat(3, 1fr); gap: 12px; }

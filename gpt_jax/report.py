@@ -129,6 +129,8 @@ def losses(run):
   span, first = figures.limits(series), raw[np.isfinite(raw)][:1]
   if span and len(first) and first[0] > span[1]:
     note += f' The axis leaves out the first plunge, from {first[0]:.2f}.'
+  if not np.isfinite(raw).all():
+    note += ' Crosses: the loss was not finite.'
   resumed = [event['step'] for event in run.events if event['event'] == 'resume']
   said = dict(
     marks=[(run.x(step), 'restart') for step in resumed],
@@ -265,7 +267,7 @@ def literal(value):
   """A setting as one would write it on the command line, almost."""
   if isinstance(value, list):
     return f'({", ".join(map(literal, value))})'
-  return str(value) if value != '' else "''"
+  return repr(value) if value == '' or str(value) != str(value).strip() else str(value)
 
 
 def timeline(run):

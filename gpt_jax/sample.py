@@ -42,11 +42,7 @@ class SampleConfig:
   seed: int = 0  # same seed, same text
 
   def __post_init__(self):
-    limits = {
-      'max_new_tokens': (1, 2**31), 'num_samples': (1, 2**20), 'temperature': (0, 1e6),
-      'top_k': (0, 2**31), 'top_p': (1e-6, 1), 'min_p': (0, 1), 'repetition_penalty': (1e-6, 1e6), 'beams': (0, 1024),
-    }  # fmt: skip
-    for key, (low, high) in limits.items():
+    for key, (low, high) in LIMITS.items():
       if not low <= getattr(self, key) <= high:
         raise ValueError(
           f'sample.{key}={getattr(self, key)} is out of range\nfix: use {low} to {high}'
@@ -353,3 +349,14 @@ def score(model, batch):
 
 
 FILTERS = {'top_k': (0, top_k), 'top_p': (1.0, top_p), 'min_p': (0.0, min_p)}
+
+LIMITS = {
+  'max_new_tokens': (1, 2**31),
+  'num_samples': (1, 2**20),
+  'temperature': (0, 1e6),
+  'top_k': (0, 2**31),
+  'top_p': (1e-6, 1),
+  'min_p': (0, 1),
+  'repetition_penalty': (1e-6, 1e6),
+  'beams': (0, 1024),
+}

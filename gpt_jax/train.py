@@ -87,45 +87,37 @@ def resolve_model(cfg, toks):
 
 
 def build_tokenizers(cfg, workdir):
-  """The run's tokenisers: those that it already has, or new ones made from the config and saved
-  with it.
-  """
-  folder = workdir / 'tokenizer'
-  if folder.exists():
-    return tokenizers.Tokenizers.load(folder)
+  """The run's tokenisers: those that it already has, or new ones made from the config."""
+  if (workdir / 'tokenizer').exists():
+    return tokenizers.Tokenizers.load(workdir / 'tokenizer')
   if cfg.train.init_from:
-    toks = tokenizers.Tokenizers.load(Path(cfg.train.init_from) / 'tokenizer')
-  else:
-    texts = lambda: (
-      text for split in ('train', 'valid') for _, text in data.documents(cfg.data, split)
-    )
-    toks = tokenizers.Tokenizers.build(tokenizers.text.build(cfg.tokenizer, texts))
-  if jax.process_index() == 0:
-    toks.save(folder)
-  return toks
+    return tokenizers.Tokenizers.load(Path(cfg.train.init_from) / 'tokenizer')
+  texts = lambda: (
+    text for split in ('train', 'valid') for _, text in data.documents(cfg.data, split)
+  )
+  return tokenizers.Tokenizers.build(tokenizers.text.build(cfg.tokenizer, texts))
 
 
-def initial_state(program, cfg, workdir, report):
-  """-> (state, step, extra): resumed from the newest good checkpoint, else from `init_from`, else
-  new.
+def initial_state(program, cfg, workdir):
+  """-> (state, step, extra, notes): from the newest good checkpoint, or from `init_from`, or new.
+
+  Changes nothing on disk. notes: lines for the reader.
   """
-  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', report=report)
+  notes = []
+  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', report=notes.append)
   step = checkpoints.newest_good()
-  checkpoints.drop_after(step)
   if step is not None:
-    return checkpoints.restore(step, program.abstract), step, checkpoints.extra(step)
+    return checkpoints.restore(step, program.abstract), step, checkpoints.extra(step), notes
   state = program.init()
   if cfg.train.init_from:
-    model, lines = checkpoint.load_model(
-      cfg.train.init_from, program.abstract.model, state.model if cfg.train.init_partial else None
-    )
-    for line in lines:
-      report(f'init_from: {line}')
+    fallback = state.model if cfg.train.init_partial else None
+    model, lines = checkpoint.load_model(cfg.train.init_from, program.abstract.model, fallback)
+    notes += [f'init_from: {line}' for line in lines]
     opt_state = state.opt_state
     if opt_state.ema is not None:
       opt_state = opt_state._replace(ema=jax.tree.map(jnp.copy, params_of(model)))
     state = state._replace(model=model, opt_state=opt_state)
-  return state, 0, None
+  return state, 0, None, notes
 
 
 def next_batches(loader, steps_per_call, mesh):
@@ -147,19 +139,19 @@ def train(cfg, workdir, should_stop=lambda: False):
   should_stop: asked before each step; True saves and returns None.
   Raises ValueError for what a user can mend, FloatingPointError when gradients stay non-finite.
   """
-  workdir, primary = Path(workdir), jax.process_index() == 0
-  config = dataclasses.asdict(cfg)
-  if primary:
-    runs.check_workdir(workdir, config, free=FREE_ON_RESUME)
+  workdir = Path(workdir)
+  if jax.process_index() == 0:
+    runs.check_workdir(workdir, dataclasses.asdict(cfg), free=FREE_ON_RESUME)
   mesh = make_mesh(cfg.mesh)
-  newest = checkpoint.Checkpoints(workdir / 'checkpoints', report=lambda line: None).newest_good()
-  run = runs.Run.open(
-    workdir, config, log=cfg.log, total_steps=cfg.train.steps, primary=primary,
-    resume_step=newest or 0, free=FREE_ON_RESUME,
-    versions=runs.versions(jax.devices()[0].device_kind),
-  )  # fmt: skip
-  with run, jax.set_mesh(mesh):
-    return Training(cfg, workdir, run, mesh).loop(should_stop)
+  with jax.set_mesh(mesh):
+    training = Training(cfg, workdir, mesh)
+    with training.open():
+      return training.loop(should_stop)
+
+
+def device_name():
+  """Such as '8 x NVIDIA H100'."""
+  return f'{jax.device_count()} x {jax.devices()[0].device_kind}'
 
 
 def due(every, step, steps):
@@ -170,8 +162,9 @@ def due(every, step, steps):
 class Training:
   """One run under way."""
 
-  def __init__(self, cfg, workdir, run, mesh):
-    self.cfg, self.workdir, self.run, self.mesh = cfg, workdir, run, mesh
+  def __init__(self, cfg, workdir, mesh):
+    """Make and check everything; nothing is written but token caches."""
+    self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
     self.tokenizers = build_tokenizers(cfg, workdir)
     self.model_cfg = resolve_model(cfg, self.tokenizers)
     self.length = cfg.train.length or self.model_cfg.context
@@ -181,18 +174,34 @@ class Training:
       process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     self.program = build_program(cfg, self.model_cfg, mesh)
-    self.state, self.step, extra = initial_state(self.program, cfg, workdir, run.print)
+    self.state, self.step, extra, self.notes = initial_state(self.program, cfg, workdir)
     self.tokens = 0.0  # targets trained on, over all sessions of the run
     self.seconds = 0.0  # in steps, evaluation and saving left out, over all sessions
     if extra is not None:
       self.tokens, self.seconds = extra['tokens'], extra['seconds']
-      for line in self.loader.restore(extra['data']):
-        run.print(f'data.reset: {line}')
-    self.checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', cfg.checkpoint, run.print)
+      self.notes += [f'data.reset: {line}' for line in self.loader.restore(extra['data'])]
     self.pending = []  # (steps done, metrics on the device) of calls not logged yet
     self.lap = 0.0  # seconds in steps since the last log
     self.latest = {}  # last logged metrics
     self.evaluations = []  # rows of the last evaluation
+    self.valid = {}  # its headline numbers
+
+  def open(self):
+    """Take the run folder, write what a run begins with -> the open runs.Run."""
+    primary = jax.process_index() == 0
+    self.run = runs.Run.open(
+      self.workdir, dataclasses.asdict(self.cfg), log=self.cfg.log,
+      total_steps=self.cfg.train.steps, primary=primary, resume_step=self.step,
+      free=FREE_ON_RESUME, versions=runs.versions(device_name()),
+    )  # fmt: skip
+    if primary and not (self.workdir / 'tokenizer').exists():
+      self.tokenizers.save(self.workdir / 'tokenizer')
+    folder = self.workdir / 'checkpoints'
+    self.checkpoints = checkpoint.Checkpoints(folder, self.cfg.checkpoint, self.run.print)
+    self.checkpoints.drop_after(self.step)  # unfinished or corrupt: their numbers are needed again
+    for note in self.notes:
+      self.run.print(note)
+    return self.run
 
   def loop(self, should_stop):
     """Evaluate and sample, save, take a batch, step, log: in this order, until the last step."""
@@ -296,15 +305,15 @@ class Training:
     self.settle()
     start = time.perf_counter()
     self.evaluations = evaluate.run(self.subject(), ('perplexity',), limit=limit)
-    nats = [row['value'] for row in self.evaluations if row['metric'] == 'nats_per_token']
-    if not nats:
+    rows = [row for row in self.evaluations if row['metric'] == 'nats_per_token']
+    if not rows:  # no validation data
       return
-    scores = {'valid_loss': float(np.mean(nats))}
-    if len(nats) > 1:
-      rows = [row for row in self.evaluations if row['metric'] == 'nats_per_token']
-      scores |= {f'valid_loss/{row["source"]}': row['value'] for row in rows}
-    self.run.log(self.step, scores)
-    self.run.event('evaluate', step=self.step, seconds=time.perf_counter() - start, **scores)
+    self.valid = {'valid_loss': float(np.mean([row['value'] for row in rows]))}
+    if len(rows) > 1:
+      self.valid |= {f'valid_loss/{row["source"]}': row['value'] for row in rows}
+    seconds = time.perf_counter() - start
+    self.run.log(self.step, self.valid)
+    self.run.event('evaluate', step=self.step, seconds=seconds, **self.valid)
 
   def sample(self):
     """Continue the configured prompts and keep the text."""
@@ -354,22 +363,21 @@ class Training:
   def conclude(self):
     """Write result.json and report.html -> the result."""
     flops = gpt.flops_per_token(self.model_cfg, self.length)
-    valid = {row['metric']: row['value'] for row in self.evaluations[::-1]}
+    changed = runs.changes(dataclasses.asdict(type(self.cfg)()), dataclasses.asdict(self.cfg))
     result = {
       'steps': self.step,
       'loss': self.latest.get('loss'),
-      'valid_loss': valid.get('nats_per_token'),
-      'valid_bits_per_byte': valid.get('bits_per_byte'),
+      **self.valid,
       'parameters': gpt.count_params(self.model_cfg),
       'tokens': self.tokens,
       'seconds': self.seconds,
       'tokens_per_second': self.tokens / self.seconds if self.seconds else None,
       'flops': flops['full'] * self.tokens,
-      'mfu': self.latest.get('mfu'),
-      'hardware': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+      'hardware': device_name(),
       'peak': hardware.peak_flops(),
       'evaluations': self.evaluations,
-      'versions': runs.versions(jax.devices()[0].device_kind),
+      'defaults_diff': {key: default for key, (default, _) in changed.items()},
+      'versions': runs.versions(device_name()),
     }
     self.run.result(result)
     self.run.event('done', step=self.step)

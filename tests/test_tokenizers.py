@@ -448,6 +448,10 @@ def test_huggingface_roles_and_truncation(tmp_path):
   assert build(cfg).specials == {'eos': 2}  # a pad that is eos would hide every eos
   (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'pad_token': '<unk>'}))
   assert build(TokenizerConfig('huggingface', f'{tmp_path}/tokenizer.json')).specials == {'pad': 0}
+  for wrong in ([], {'bos_token': 5}, {'eos_token': ['</s>']}):
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps(wrong))
+    with two_lines(ValueError, 'tokenizer_config.json'):
+      build(cfg)
 
 
 def test_a_saved_gpt2_is_an_ordinary_tokenizer_json(tmp_path):

@@ -110,7 +110,8 @@ def alibi_slopes(heads):
 
 def alibi(cfg, t_BT, s_BS):
   """-slope * distance to the key, BHTS."""
-  distance_BTS = (t_BT[:, :, None] - s_BS[:, None, :]).astype(jnp.float32)
+  # A bidirectional prefix also looks ahead: a key is as far after a query as before it.
+  distance_BTS = jnp.abs(t_BT[:, :, None] - s_BS[:, None, :]).astype(jnp.float32)
   return -jnp.asarray(alibi_slopes(cfg.heads))[None, :, None, None] * distance_BTS[:, None]
 
 

@@ -119,16 +119,10 @@ def read_huggingface(path: pathlib.Path) -> LibraryTokenizer:
     raise ValueError(f'{path} describes no tokenizer: it has no entry "model"\nfix: {fix}')
   optional = {'added_tokens': [], 'normalizer': None, 'pre_tokenizer': None}
   tokenizer = LibraryTokenizer('huggingface', {**optional, **model}, {}, str(path))
-  ids = tokenizer.vocab()
   config = path.with_name('tokenizer_config.json')
-  if config.exists():
-    tokens = {role: base.read_json(config, fix).get(f'{role}_token') for role in ROLES}
-    tokens = {role: t['content'] if isinstance(t, dict) else t for role, t in tokens.items()}
-    roles = {role: ids[token] for role, token in tokens.items() if token in ids}
-  else:
-    added = [token['content'] for token in model.get('added_tokens', ()) if token['special']]
-    found = {role: [t for t in spellings if t in added] for role, spellings in ROLES.items()}
-    roles = {role: ids[tokens[0]] for role, tokens in found.items() if tokens}
+  tokens = _named_roles(config) if config.exists() else _usual_roles(model)
+  ids = tokenizer.vocab()
+  roles = {role: ids[token] for role, token in tokens.items() if token in ids}
   tokenizer.specials = _without_shared_pad(roles)
   return tokenizer
 
@@ -142,6 +136,27 @@ def read_sentencepiece(path: pathlib.Path) -> SentencePieceTokenizer:
       raise FileNotFoundError(f'{path} holds {len(models)} .model files, not one\nfix: {fix}')
     path = models[0]
   return SentencePieceTokenizer(base.read_file(path, fix), str(path))
+
+
+def _named_roles(path):
+  """Role -> token by a tokenizer_config.json; a role may be absent or null."""
+  fix = 'restore tokenizer_config.json, or remove it to find the roles by their usual spellings'
+  config = base.read_json(path, fix)
+  if not isinstance(config, dict):
+    raise ValueError(f'{path} names no special tokens: it is no JSON object\nfix: {fix}')
+  tokens = {role: config.get(f'{role}_token') for role in ROLES}
+  tokens = {role: t.get('content') if isinstance(t, dict) else t for role, t in tokens.items()}
+  for role, token in tokens.items():
+    if not isinstance(token, str | None):
+      raise ValueError(f'{path} has {role}_token={token}, which is no token\nfix: {fix}')
+  return tokens
+
+
+def _usual_roles(model):
+  """Role -> token by the spellings in ROLES, among the special tokens of a tokenizer.json."""
+  added = [token['content'] for token in model.get('added_tokens', ()) if token['special']]
+  found = {role: [t for t in spellings if t in added] for role, spellings in ROLES.items()}
+  return {role: tokens[0] for role, tokens in found.items() if tokens}
 
 
 def _without_shared_pad(roles):

@@ -1,0 +1,1 @@
+"""Models to and from other systems. Nothing here imports torch or transformers."""

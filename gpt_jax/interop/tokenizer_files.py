@@ -1,0 +1,156 @@
+"""Tokenizers as the files that Hugging Face models come with.
+
+Reading takes the best of what lies beside config.json. Writing makes a tokenizer.json that encodes
+and decodes exactly as ours does, specials included, if the `tokenizers` library can express it.
+"""
+
+import json
+
+from gpt_jax.tokenizers import TokenizerConfig, Tokenizers, base, bpe, subword, text
+
+# Rows of TOKENIZERS by the files that they read, the most telling first.
+FILES = {
+  'huggingface': ('tokenizer.json',),
+  'gpt2': ('vocab.json', 'merges.txt'),
+  'sentencepiece': ('tokenizer.model',),
+}
+GPT2_TOKENIZERS = ('gpt2', 'GPT2Tokenizer', 'GPT2TokenizerFast')
+ROLES = tuple(subword.ROLES)  # pad, bos, eos: what both sides know
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def find(folder):
+  """The tokenizer.* section for the files of a folder -> TokenizerConfig, or None if it has none.
+
+  Raises ValueError for vocab.json and merges.txt that are not meant to be read GPT-2's way.
+  """
+  kinds = [kind for kind, names in FILES.items() if all((folder / n).is_file() for n in names)]
+  if not kinds:
+    return None
+  if kinds[0] == 'gpt2':
+    _check_gpt2(folder)
+  path = folder / 'tokenizer.model' if kinds[0] == 'sentencepiece' else folder
+  return TokenizerConfig(kind=kinds[0], path=str(path.resolve()))
+
+
+def _check_gpt2(folder):
+  """Many families name their files so, and split text otherwise than GPT-2."""
+  path, model_type = (
+    folder / 'tokenizer_config.json',
+    read_json(folder / 'config.json')['model_type'],
+  )
+  settings = read_json(path) if path.exists() else {}
+  name = settings.get('tokenizer_class', model_type)
+  if name not in GPT2_TOKENIZERS or settings.get('add_prefix_space'):
+    raise ValueError(
+      f'{folder}: vocab.json and merges.txt of {name} with add_prefix_space='
+      f'{settings.get("add_prefix_space", False)} may not split text as GPT-2 does\n'
+      'fix: add its tokenizer.json, which AutoTokenizer.from_pretrained(...).save_pretrained writes'
+    )
+
+
+def read(config, hf, vocab):
+  """The Tokenizers of an imported model, without specials of ours.
+
+  config: TokenizerConfig of `find`. hf: config.json, which names the specials that the tokenizer's
+  own files leave out. vocab: rows of the embedding. Raises ValueError if there are more ids.
+  """
+  tokenizer = text.build(config)
+  if tokenizer.size > vocab:
+    raise ValueError(
+      f'{config.path}: the tokenizer has {tokenizer.size} ids, the model only {vocab}\n'
+      'fix: use the tokenizer files that came with these weights'
+    )
+  if isinstance(tokenizer, subword.LibraryTokenizer):
+    taken = set(tokenizer.specials.values())
+    for role in ROLES:
+      index = hf.get(f'{role}_token_id')
+      usable = isinstance(index, int) and 0 <= index < tokenizer.size
+      # Padding is never sampled, so it may not share an id with another role.
+      if usable and role not in tokenizer.specials and (role != 'pad' or index not in taken):
+        tokenizer.specials = {**tokenizer.specials, role: index}
+        taken.add(index)
+  return Tokenizers.build(tokenizer, specials=())
+
+
+def read_json(path):
+  """A JSON object; ValueError or FileNotFoundError with the cause and the fix."""
+  fix = 'name a folder as save_pretrained writes it, with config.json and *.safetensors'
+  content = base.read_json(path, fix)
+  if not isinstance(content, dict):
+    raise ValueError(f'{path} holds no JSON object\nfix: {fix}')
+  return content
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+def special_ids(tokenizers):
+  """{'eos_token_id': 5, ...} for config.json; null for a role that the vocabulary lacks."""
+  specials = {} if tokenizers is None else dict(tokenizers.vocabulary.specials)
+  return {f'{role}_token_id': specials.get(role) for role in ROLES}
+
+
+def write(tokenizers, folder, context):
+  """Write tokenizer.json and tokenizer_config.json -> True.
+
+  A tokenizer that the `tokenizers` library cannot express goes into files of our own -> False.
+  """
+  made = to_library(tokenizers)
+  if made is None:
+    tokenizers.save(folder)
+    return False
+  model, tokens = made
+  settings = {
+    'tokenizer_class': 'PreTrainedTokenizerFast',
+    'model_max_length': context,
+    'clean_up_tokenization_spaces': False,
+    **{f'{role}_token': tokens[role] for role in ROLES if role in tokens},
+  }
+  base.write_file(folder / 'tokenizer.json', base.to_json(model))
+  base.write_file(folder / 'tokenizer_config.json', base.to_json(settings, indent=2))
+  return True
+
+
+def to_library(tokenizers):
+  """-> (content of a tokenizer.json, {special name: its token}), or None if there is none.
+
+  Specials of ours become added tokens such as <|eos|>, after the text tokenizer's own ids.
+  """
+  model = _model(tokenizers.text)
+  if model is None:
+    return None
+  from tokenizers import Tokenizer
+
+  by_id = {i: t for t, i in Tokenizer.from_str(json.dumps(model)).get_vocab().items()}
+  specials, flags = {}, dict(single_word=False, lstrip=False, rstrip=False, normalized=False)
+  for name, index in sorted(tokenizers.vocabulary.specials, key=lambda special: special[1]):
+    if index not in by_id:
+      token = f'<|{name}|>'
+      while token in by_id.values():
+        token = f'<{token}>'
+      by_id[index] = token
+      added = {'id': index, 'content': token, 'special': True, **flags}
+      model['added_tokens'] = [*model['added_tokens'], added]
+    specials[name] = by_id[index]
+  # The library numbers added tokens itself: with holes among the ids it would not be as we say.
+  found = Tokenizer.from_str(json.dumps(model)).get_vocab(with_added_tokens=True)
+  return (model, specials) if found == {token: i for i, token in by_id.items()} else None
+
+
+def _model(tokenizer):
+  """The text tokenizer as the content of a tokenizer.json, or None."""
+  files = tokenizer.files()
+  if 'tokenizer.json' in files:
+    return {'added_tokens': []} | json.loads(files['tokenizer.json'])
+  if tokenizer.kind == 'bytes':
+    return bpe.tokenizer_json({c: byte for byte, c in enumerate(bpe.byte_characters())}, [])
+  if tokenizer.kind == 'chars':
+    characters = json.loads(files['characters.json'])
+    model = bpe.tokenizer_json({c: i for i, c in enumerate(characters)}, [])
+    # A text is one word without merges. An unknown character is an error, as this token is unknown.
+    model['model']['unk_token'] = '<|unknown character|>'
+    return model | {'pre_tokenizer': None, 'decoder': {'type': 'Fuse'}}
+  return None
