@@ -15,11 +15,9 @@ from gpt_jax.step import build_program
 
 def examine():
   """Print a line a finding -> the number of things that are wrong."""
-  device = jax.devices()[0]
-  for name, value in runs.versions(device.device_kind).items():
+  for name, value in runs.versions(hardware.name()).items():
     print(f'{name:18} {value}')
   peak, source = hardware.peak_flops()
-  print(f'{"devices":18} {jax.device_count()} x {device.device_kind} ({device.platform})')
   print(f'{"processes":18} {jax.process_count()}')
   print(f'{"peak":18} {peak / 1e12:.2f} TFLOP/s a device ({source})')
   print(f'{"free disk here":18} {shutil.disk_usage(".").free / 2**30:.1f} GiB')

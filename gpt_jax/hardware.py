@@ -5,6 +5,8 @@ is measured.
 """
 
 import functools
+import os
+import platform
 import time
 
 import jax
@@ -42,6 +44,20 @@ def measured_matmul_flops(size=1536, repeats=3):
   multiply(a).block_until_ready()
   best = min(_seconds(lambda: multiply(a).block_until_ready()) for _ in range(repeats))
   return 2 * size**3 / best
+
+
+def name():
+  """Such as '8 x NVIDIA H100' or '1 x cpu (2 cores, AMD EPYC)'."""
+  device = jax.devices()[0]
+  shown = f'{jax.device_count()} x {device.device_kind}'
+  if device.platform != 'cpu':
+    return shown
+  try:
+    with open('/proc/cpuinfo') as f:
+      model = next(line.partition(':')[2].strip() for line in f if line.startswith('model name'))
+  except (OSError, StopIteration):
+    model = platform.processor() or platform.machine()
+  return f'{shown} ({os.cpu_count()} cores, {model})'
 
 
 def memory_gib():

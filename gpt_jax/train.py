@@ -149,11 +149,6 @@ def train(cfg, workdir, should_stop=lambda: False):
       return training.loop(should_stop)
 
 
-def device_name():
-  """Such as '8 x NVIDIA H100'."""
-  return f'{jax.device_count()} x {jax.devices()[0].device_kind}'
-
-
 def due(every, step, steps):
   """Whether something done every so often (0 = only at the end) is done before this step."""
   return step == steps or (every > 0 and step > 0 and step % every == 0)
@@ -192,7 +187,7 @@ class Training:
     self.run = runs.Run.open(
       self.workdir, dataclasses.asdict(self.cfg), log=self.cfg.log,
       total_steps=self.cfg.train.steps, primary=primary, resume_step=self.step,
-      free=FREE_ON_RESUME, versions=runs.versions(device_name()),
+      free=FREE_ON_RESUME, versions=runs.versions(hardware.name()),
     )  # fmt: skip
     if primary and not (self.workdir / 'tokenizer').exists():
       self.tokenizers.save(self.workdir / 'tokenizer')
@@ -207,7 +202,7 @@ class Training:
     """Evaluate and sample, save, take a batch, step, log: in this order, until the last step."""
     cfg, steps, n = self.cfg.train, self.cfg.train.steps, self.cfg.train.steps_per_call
     self.introduce()
-    saved = self.step
+    saved, train_step = self.step, None
     while True:
       if due(cfg.eval_every, self.step, steps):
         self.evaluate(limit=0 if self.step == steps else cfg.eval_tokens)
@@ -223,12 +218,15 @@ class Training:
       self.profile()
       start = time.perf_counter()
       batch = next_batches(self.loader, n, self.mesh)
+      if train_step is None:
+        train_step = self.compile(batch)
+        start = time.perf_counter()
       with jax.transfer_guard('disallow'):
-        self.state, metrics = self.program.step(self.state, batch)
+        self.state, metrics = train_step(self.state, batch)
       self.step += n
+      self.lap += time.perf_counter() - start
       self.log()  # of the calls before: the device is already busy with this one
       self.pending.append((self.step, metrics))
-      self.lap += time.perf_counter() - start
     self.settle()
     self.log(force=True)
     self.checkpoints.close()
@@ -243,10 +241,17 @@ class Training:
     )
     peak, source = hardware.peak_flops()
     self.run.print(
-      f'{params:,} parameters, {flops["full"] / 1e6:.1f} MFLOP a token, {jax.device_count()} x '
-      f'{jax.devices()[0].device_kind} (peak {peak / 1e12:.2f} TFLOP/s each: {source}), '
+      f'{params:,} parameters, {flops["full"] / 1e6:.1f} MFLOP a token, '
+      f'{hardware.name()} (peak {peak / 1e12:.2f} TFLOP/s each: {source}), '
       f'{self.cfg.train.batch_size} x {self.length} tokens a step, from step {self.step}'
     )
+
+  def compile(self, batch):
+    """The step for batches of this shape, compiled once: another shape would be an error."""
+    start = time.perf_counter()
+    compiled = self.program.step.lower(self.state, batch).compile()
+    self.run.event('compile', step=self.step, seconds=time.perf_counter() - start)
+    return compiled
 
   def log(self, force=False):
     """Fetch and write an interval of log.every steps when it is complete."""
@@ -255,7 +260,9 @@ class Training:
       force or self.pending[-1][0] // every > (self.pending[0][0] - n) // every
     ):
       return
+    start = time.perf_counter()
     fetched = jax.device_get([metrics for _, metrics in self.pending])
+    self.lap += time.perf_counter() - start
     values = {k: np.concatenate([np.atleast_1d(m[k]) for m in fetched]) for k in fetched[0]}
     step, tokens, seconds = self.pending[-1][0], float(values.pop('tokens').sum()), self.lap
     self.pending, self.lap = [], 0.0
@@ -311,6 +318,9 @@ class Training:
     self.valid = {'valid_loss': float(np.mean([row['value'] for row in rows]))}
     if len(rows) > 1:
       self.valid |= {f'valid_loss/{row["source"]}': row['value'] for row in rows}
+    bits = [row['value'] for row in self.evaluations if row['metric'] == 'bits_per_byte']
+    if len(bits) == len(rows):  # the whole text was scored
+      self.valid['valid_bits_per_byte'] = float(np.mean(bits))
     seconds = time.perf_counter() - start
     self.run.log(self.step, self.valid)
     self.run.event('evaluate', step=self.step, seconds=seconds, **self.valid)
@@ -373,11 +383,11 @@ class Training:
       'seconds': self.seconds,
       'tokens_per_second': self.tokens / self.seconds if self.seconds else None,
       'flops': flops['full'] * self.tokens,
-      'hardware': device_name(),
+      'hardware': hardware.name(),
       'peak': hardware.peak_flops(),
       'evaluations': self.evaluations,
       'defaults_diff': {key: default for key, (default, _) in changed.items()},
-      'versions': runs.versions(device_name()),
+      'versions': runs.versions(hardware.name()),
     }
     self.run.result(result)
     self.run.event('done', step=self.step)

@@ -14,6 +14,8 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_cpu_enable_async_dispatch', False)
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Compilation is the bill of these tests: LLVM's cheapest level compiles 2 to 4 times faster.
+jax.config.update('jax_disable_most_optimizations', True)
 
 
 @pytest.fixture
@@ -23,3 +25,19 @@ def data_dir():
   if not path.is_dir():
     pytest.skip(f'no development data at {path}: set GPT_JAX_DATA')
   return path.resolve()
+
+
+@pytest.fixture(scope='session')
+def tiny():
+  """`tiny(**overrides)` -> a resolved ModelConfig of 2 layers, width 16, 50 ids, context 16."""
+  from tests import models
+
+  return models.tiny
+
+
+@pytest.fixture
+def mesh():
+  """A mesh of one device."""
+  from tests import models
+
+  return models.mesh()

@@ -241,10 +241,8 @@ def export_model(model_config, model, toks, out):
       axes, into = p.axes.lstrip('L'), files.get(file_name)
       files[file_name] = tensors.to_tensor(array, tensor, axes, sizes, into)
   folder.mkdir(parents=True, exist_ok=True)
-  if toks is not None and not tokenizer_files.write(toks, folder, cfg.context):
-    print(
-      f'note: a {toks.text.kind} tokenizer has no exact tokenizer.json; its own files are in {out}'
-    )
+  if toks is not None and (note := tokenizer_files.write(toks, folder, cfg.context)):
+    print(f'note: {note}')
   save_file(files, folder / 'model.safetensors', {'format': 'pt'})
   content = hf | tokenizer_files.special_ids(toks)  # last: a folder with it is complete
   records.write_atomically(folder / 'config.json', json.dumps(content, indent=2) + '\n')

@@ -64,14 +64,13 @@ def read(config, hf, vocab):
       'fix: use the tokenizer files that came with these weights'
     )
   if isinstance(tokenizer, subword.LibraryTokenizer):
-    taken = set(tokenizer.specials.values())
-    for role in ROLES:
-      index = hf.get(f'{role}_token_id')
-      usable = isinstance(index, int) and 0 <= index < tokenizer.size
-      # Padding is never sampled, so it may not share an id with another role.
-      if usable and role not in tokenizer.specials and (role != 'pad' or index not in taken):
-        tokenizer.specials = {**tokenizer.specials, role: index}
-        taken.add(index)
+    given = {role: hf.get(f'{role}_token_id') for role in ROLES}
+    usable = lambda i: isinstance(i, int) and 0 <= i < tokenizer.size
+    roles = {r: i for r, i in given.items() if usable(i)} | tokenizer.specials
+    # Many models pad with eos. Padding is never sampled, so it may not share an id.
+    if list(roles.values()).count(roles.get('pad')) > 1:
+      del roles['pad']
+    tokenizer.specials = roles
   return Tokenizers.build(tokenizer, specials=())
 
 
@@ -94,24 +93,27 @@ def special_ids(tokenizers):
 
 
 def write(tokenizers, folder, context):
-  """Write tokenizer.json and tokenizer_config.json -> True.
+  """Write tokenizer.json and tokenizer_config.json -> '', or what the reader should know.
 
-  A tokenizer that the `tokenizers` library cannot express goes into files of our own -> False.
+  A tokenizer that the `tokenizers` library cannot express is saved in its own files.
   """
-  made = to_library(tokenizers)
+  settings = {'model_max_length': context, 'clean_up_tokenization_spaces': False}
+  made, note = to_library(tokenizers), ''
   if made is None:
     tokenizers.save(folder)
-    return False
-  model, tokens = made
-  settings = {
-    'tokenizer_class': 'PreTrainedTokenizerFast',
-    'model_max_length': context,
-    'clean_up_tokenization_spaces': False,
-    **{f'{role}_token': tokens[role] for role in ROLES if role in tokens},
-  }
-  base.write_file(folder / 'tokenizer.json', base.to_json(model))
+    # The nearest that transformers has: without a class it would guess another one.
+    settings['tokenizer_class'] = 'LlamaTokenizer'
+    note = (
+      f'a {tokenizers.text.kind} tokenizer has no exact tokenizer.json, so {folder} holds its own '
+      'files; AutoTokenizer may give other ids'
+    )
+  else:
+    model, tokens = made
+    settings['tokenizer_class'] = 'PreTrainedTokenizerFast'
+    settings |= {f'{role}_token': tokens[role] for role in ROLES if role in tokens}
+    base.write_file(folder / 'tokenizer.json', base.to_json(model))
   base.write_file(folder / 'tokenizer_config.json', base.to_json(settings, indent=2))
-  return True
+  return note
 
 
 def to_library(tokenizers):
