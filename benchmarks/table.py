@@ -1,4 +1,4 @@
-"""The table of results in the README: `python -m benchmarks.table` makes it anew from results/*.json.
+"""The README's table of results: `python -m benchmarks.table` makes it from results/*.json.
 
 A row shows the claim, the number that supports it, the minutes, the hardware and the command.
 """

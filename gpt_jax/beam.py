@@ -32,9 +32,7 @@ def penalty(length, alpha):
 
 
 def search(model, state, steps, cfg, allowed_V, stop_ids):
-  """From a SampleState of prefill (rows = prompts) to Beams after `steps` tokens or when no live
-  beam can win.
-  """
+  """Prefilled prompts -> Beams, after `steps` or when no live one can win any more."""
   B, T = state.token_ids_BT.shape
   W, V = cfg.beams, state.next_logits_BV.shape[-1]
   first_only_BW = jnp.where(jnp.arange(W) == 0, 0.0, sample.NEVER)[None] * jnp.ones((B, 1))

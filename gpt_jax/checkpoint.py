@@ -110,9 +110,7 @@ class Checkpoints:
   """The checkpoints/ folder of one run."""
 
   def __init__(self, folder, config=None, report=print):
-    """`config` None opens for reading only. `report` gets a line about each checkpoint that is not
-    trusted.
-    """
+    """`config` None: reading only. `report` gets a line about each step that is not trusted."""
     logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax reports each step at INFO
     self.folder, self.config, self.report = pathlib.Path(folder).absolute(), config, report
     self.digests = self.folder / 'digests'
@@ -139,9 +137,7 @@ class Checkpoints:
       self.finish()
 
   def poll(self):
-    """If the last save has been committed since the last call, write its digests. Cheap; call it
-    each step.
-    """
+    """Write the digests of a save that was committed since the last call. Cheap."""
     if not self._manager.is_saving_in_progress():
       self.finish()
 
@@ -204,9 +200,7 @@ class Checkpoints:
     return None
 
   def drop_after(self, step):
-    """Remove checkpoints newer than the one that a run resumes from: they are unfinished or
-    corrupt.
-    """
+    """Remove checkpoints newer than the one that a run resumes from: unfinished or corrupt."""
     if not self.primary:
       return
     for newer in self.steps():
@@ -226,8 +220,7 @@ class Checkpoints:
     return flat(tree.tree if hasattr(tree, 'tree') else tree)
 
   def restore(self, step, like):
-    """The state of a step, on the devices and in the structure of `like` (ShapeDtypeStructs with
-    shardings).
+    """The state of a step, laid out as `like`, a tree of ShapeDtypeStructs with shardings.
 
     Raises ValueError listing every array whose path, shape or dtype differs.
     """
@@ -240,19 +233,24 @@ class Checkpoints:
     return from_tree(self._read(step, wanted), like)
 
   def read_model(self, step, like, fallback=None):
-    """The branch `model` of a step; parameters that are not there, or do not fit, come from
-    `fallback`.
-    """
-    stored = self.stored(step)
+    """The weights of a step; what is not there, or does not fit, comes from `fallback`."""
+    branch, stored = self.weights(step)
     spare = {} if fallback is None else flat(to_tree(fallback))
-    wanted = {f'model/{path}': leaf for path, leaf in flat(to_abstract_tree(like)).items()}
-    fits = {
-      path: leaf
-      for path, leaf in wanted.items()
-      if path in stored and not mismatches({path: stored[path]}, {path: leaf})
-    }
+    wanted = flat(to_abstract_tree(like))
+    same = lambda path: not mismatches({path: stored[path]}, {path: wanted[path]})
+    fits = {f'{branch}/{path}': wanted[path] for path in wanted if path in stored and same(path)}
     read = flat(self._read(step, nest(fits)))
-    return from_tree(nest({path[6:]: read.get(path, spare.get(path[6:])) for path in wanted}), like)
+    chosen = {path: read.get(f'{branch}/{path}', spare.get(path)) for path in wanted}
+    return from_tree(nest(chosen), like)
+
+  def weights(self, step):
+    """The weights to use -> (branch of the state, {path: shape and dtype}): the average, if kept."""
+    stored = self.stored(step)
+    for branch in ('opt_state/ema', 'model'):
+      found = {p[len(branch) + 1 :]: a for p, a in stored.items() if p.startswith(branch + '/')}
+      if found:
+        return branch, found
+    raise Corrupt(f'checkpoint {step} holds no weights\nfix: restore its files')
 
   def _read(self, step, wanted):
     restore_args = jax.tree.map(
@@ -294,8 +292,7 @@ def _write_atomically(path, text):
 
 
 def load_model(workdir, like, fallback=None):
-  """The parameters of a run's newest good checkpoint (its average of weights, if it has one) ->
-  (model, notes).
+  """The parameters of a run's newest good checkpoint -> (model, notes).
 
   like: abstract model with shardings. fallback None: any mismatch is a ValueError that lists every
   one by path, shape and dtype. Else what fits is taken and the rest comes from `fallback`; notes
@@ -307,7 +304,7 @@ def load_model(workdir, like, fallback=None):
     raise ValueError(
       f'{workdir} has no checkpoint\nfix: train there first, or name another run folder'
     )
-  stored = {p[6:]: a for p, a in checkpoints.stored(step).items() if p.startswith('model/')}
+  _, stored = checkpoints.weights(step)
   wanted = flat(to_abstract_tree(like))
   lines = mismatches(stored, wanted)
   if lines and (fallback is None or len(lines) == len(wanted)):

@@ -100,15 +100,12 @@ def to_dict(config):
 
 
 def from_json(text):
-  """The text of a config.json -> an equal Config: tuples come back by the dataclasses'
-  annotations.
-  """
+  """The text of a config.json -> an equal Config: annotations tell which lists are tuples."""
   return build(Config, json.loads(text))
 
 
 def load_file(spec):
-  """'experiments/x.py:size=small,runlocal' -> the locked ConfigDict of its
-  get_config('size=small,runlocal').
+  """'x.py:size=small,runlocal' -> the locked ConfigDict of get_config('size=small,runlocal').
 
   Raises FileNotFoundError or ValueError when there is no such file, function or argument.
   """
@@ -140,9 +137,7 @@ def load_file(spec):
 
 
 def overridable(config):
-  """The config with every source of the mixture complete, so that each of its keys can be
-  overridden.
-  """
+  """The config with every source of the mixture complete, so that any key can be overridden."""
   sources = dict(config.data.mixture.items())
   with config.unlocked():
     config.data.mixture = ml_collections.ConfigDict(
@@ -152,8 +147,7 @@ def overridable(config):
 
 
 def arguments(argument, **defaults):
-  """Parse 'size=small,runlocal' after big_vision: `arguments(arg, size='small', runlocal=False)` ->
-  ConfigDict.
+  """Parse 'size=small,runlocal': `arguments(arg, size='small', runlocal=False)` -> ConfigDict.
 
   A bare name means True. Values take the type of their default. Raises ValueError for an unknown
   name.

@@ -61,9 +61,7 @@ def name():
 
 
 def memory_gib():
-  """Peak device memory of this process's fullest device; on CPU the process's resident peak, in
-  GiB.
-  """
+  """Peak GiB of the fullest local device; on a CPU the process's resident peak."""
   stats = [device.memory_stats() or {} for device in jax.local_devices()]
   peak = max(s.get('peak_bytes_in_use', 0) for s in stats)
   if peak:

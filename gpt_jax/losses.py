@@ -31,9 +31,7 @@ class LossConfig:
 
 
 def token_losses(logits_BTV, target_ids_BT):
-  """-> (nats_BT, log_z_BT): cross-entropy of each target and log of its partition function,
-  float32.
-  """
+  """-> (nats_BT, log_z_BT), float32: each target's cross-entropy, log of its normaliser."""
   logits_BTV = logits_BTV.astype(jnp.float32)
   log_z_BT = jax.nn.logsumexp(logits_BTV, -1)
   target_logits_BT = jnp.take_along_axis(logits_BTV, target_ids_BT[..., None], -1)[..., 0]

@@ -131,6 +131,8 @@ def parse_multiplier(entry):
   """'regex=factor' -> (compiled regex, factor)."""
   pattern, _, factor = entry.rpartition('=')
   try:
+    if not 0 <= float(factor) < math.inf:
+      raise ValueError(f'{factor} is no factor')
     return re.compile(pattern), float(factor)
   except (re.error, ValueError) as e:
     raise ValueError(
@@ -169,16 +171,12 @@ def match_multipliers(entries, paths):
 
 
 def is_matrix(axes):
-  """Whether these letters are of something that D is multiplied with (or looked up in), not of a
-  vector.
-  """
+  """Whether these letters are of something that D is multiplied with or looked up in."""
   return 'D' in axes and len(axes.lstrip('LE')) > 1
 
 
 def matrix_axes(axes):
-  """(input axes, output axes) of a layer's matrix, leading L and E apart; None for vectors and
-  tables.
-  """
+  """(input axes, output axes) of a layer's matrix; None for vectors and tables."""
   inner = axes.lstrip('LE')
   if not is_matrix(axes) or set(inner) & set('VT'):
     return None
@@ -209,9 +207,7 @@ def lion(cfg, axes):
 
 
 def muon(cfg, axes):
-  """Orthogonalised momentum for the layers' matrices, scaled to AdamW's RMS of about 0.2; AdamW for
-  the rest.
-  """
+  """Orthogonalised momentum at AdamW's RMS for the layers' matrices; AdamW for the rest."""
   matrices = {path: matrix_axes(letters) for path, letters in axes.items()}
   labels = {path: 'muon' if numbers else 'adamw' for path, numbers in matrices.items()}
 

@@ -167,9 +167,7 @@ def top_k(logits_BV, k):
 
 
 def top_p(logits_BV, p):
-  """True for the smallest set of likeliest tokens with probability >= p; the likeliest is always in
-  it.
-  """
+  """True for the smallest set of likeliest tokens with probability >= p, never empty."""
   sorted_BV = -jnp.sort(-logits_BV, -1)
   probs_BV = jax.nn.softmax(sorted_BV, -1)
   before_BV = jnp.cumsum(probs_BV, -1) - probs_BV
@@ -198,8 +196,7 @@ _decode = jax.jit(decode, static_argnames=('steps', 'cfg', 'stop_ids'), donate_a
 
 
 def start(model, prompts, cfg, keys_B=None):
-  """Prompts (lists of ids, any lengths) -> SampleState with cfg.num_samples rows a prompt, in
-  order.
+  """Prompts (lists of ids) -> SampleState with cfg.num_samples rows a prompt, in order.
 
   `model` comes from gpt.for_sampling. Raises ValueError for an empty prompt, an id that the model
   does not have, or one that leaves no room in the context.
@@ -218,9 +215,7 @@ def start(model, prompts, cfg, keys_B=None):
 
 
 def generate(model, prompts, cfg, allowed_V, stop_ids=(), keys_B=None):
-  """Continue prompts to the end in one compiled call -> SampleState (rows: prompts x
-  num_samples).
-  """
+  """Continue prompts to the end in one compiled call -> SampleState, rows as of `start`."""
   state = start(model, prompts, cfg, keys_B)
   return _decode(model, state, cfg.max_new_tokens, cfg, np.asarray(allowed_V), tuple(stop_ids))
 

@@ -58,11 +58,15 @@ class MeshConfig:
       size = getattr(self, axis)
       if size < 1 and size != -1:
         raise ValueError(f'mesh.{axis}={size} is not a size\nfix: use a number >= 1, or -1')
+    for axis, size in PRESETS.get(self.preset, {}).items():
+      if getattr(self, axis) not in (size, getattr(MeshConfig, axis)):
+        raise ValueError(
+          f'mesh.{axis}={getattr(self, axis)} with mesh.preset={self.preset}, which sets it to '
+          f'{size}\nfix: set one of the two'
+        )
 
   def sizes(self, devices):
-    """Sizes of all AXES for this many devices, -1 replaced. Raises ValueError if they do not
-    fit.
-    """
+    """Sizes of all AXES for this many devices, -1 replaced; ValueError if they do not fit."""
     wanted = {axis: getattr(self, axis) for axis in AXES}
     wanted.update(PRESETS[self.preset] if self.preset else {})
     known = math.prod(size for size in wanted.values() if size != -1)
@@ -95,8 +99,8 @@ def spec(letters, rules, sizes, name='tensor', shape=None):
   """
   taken, entries = {}, []
   for i, letter in enumerate(letters):
-    axes = rules.get(letter) or ()
-    axes = tuple(a for a in ((axes,) if isinstance(axes, str) else axes) if sizes[a] > 1)
+    axes = rules.get(letter)
+    axes = tuple(a for a in names(axes) if sizes[a] > 1)
     for axis in axes:
       if axis in taken:
         raise ValueError(
@@ -121,13 +125,23 @@ def param_sharding(mesh, letters, shape, name):
 
 
 def constrain(x, letters):
-  """Pin an activation's layout to the rules, under `jax.set_mesh`; without a mesh, return it as it
-  is.
+  """Pin an activation's layout to the rules, under `jax.set_mesh`; without a mesh, do nothing.
+
+  A dimension that its axes do not divide stays whole: prompts come in any number. What must
+  divide is checked where it enters: parameters in `param_sharding`, batches in `to_devices`.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x
-  return jax.lax.with_sharding_constraint(x, spec(letters, ACTIVATION_RULES, mesh.shape))
+  wanted = spec(letters, ACTIVATION_RULES, mesh.shape)
+  parts = [math.prod(mesh.shape[a] for a in names(entry)) for entry in wanted]
+  fits = [entry if n % k == 0 else None for entry, n, k in zip(wanted, x.shape, parts, strict=True)]
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*fits))
+
+
+def names(entry):
+  """The mesh axes of one entry of a PartitionSpec, as a tuple."""
+  return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
 def replicated(mesh):
@@ -136,25 +150,23 @@ def replicated(mesh):
 
 
 def batch_sharding(mesh, name, stacked=False):
-  """The sharding of one entry of a batch by the letters that end its name (`token_ids_BT`),
-  `stacked` under a leading axis.
-  """
+  """The sharding of a batch's entry by the letters that end its name (`token_ids_BT`)."""
   entries = spec(name.rsplit('_', 1)[1], ACTIVATION_RULES, mesh.shape, name)
   return NamedSharding(mesh, PartitionSpec(None, *entries) if stacked else entries)
 
 
 def to_devices(batch, mesh, stacked=False):
-  """This process's rows of a batch (numpy, names ending in their letters) -> global arrays on the
-  mesh.
-  """
-  shards = math.prod(mesh.shape[a] for a in ACTIVATION_RULES['B'])
-  rows = next(iter(batch.values())).shape[1 if stacked else 0] * jax.process_count()
-  if rows % shards:
-    raise ValueError(
-      f'a batch of {rows} rows does not split over data x fsdp x expert = {shards} devices\n'
-      f'fix: use a train.batch_size that is a multiple of {shards}, or fewer devices on these axes'
-    )
+  """This process's rows of a batch (numpy) -> global arrays on the mesh."""
   put = jax.make_array_from_process_local_data
+  first = batch['token_ids_BT']
+  rows, length = first.shape[-2] * jax.process_count(), first.shape[-1]
+  shards = math.prod(mesh.shape[a] for a in ACTIVATION_RULES['B'])
+  if rows % shards or length % mesh.shape['sequence']:
+    raise ValueError(
+      f'a batch of {rows} rows of {length} tokens does not split over data x fsdp x expert = '
+      f'{shards} and sequence = {mesh.shape["sequence"]} devices\n'
+      'fix: use a train.batch_size and length that they divide, or fewer devices on these axes'
+    )
   return {k: put(batch_sharding(mesh, k, stacked), np.asarray(v)) for k, v in batch.items()}
 
 

@@ -63,9 +63,7 @@ def init_state(abstract_model, optimizer, hyper, seed):
 
 
 def loss_fn(model, batch, weight, hyper, key):
-  """A micro-batch's share of the step's objective, and its metrics. `weight`: loss mask of the
-  whole batch, summed.
-  """
+  """A micro-batch's share of the objective, and its metrics; `weight` sums the step's loss mask."""
   rate = hyper.get('dropout')
   uses_dropout = rate is not None or model.cfg.attention_dropout
   out = model(
@@ -126,9 +124,7 @@ def train_step(optimizer, accumulate, dtype, state, batch):
 
 
 def state_shardings(abstract, mesh):
-  """The state's tree of NamedShardings: an optimizer leaf of a parameter's path and shape is laid
-  out like it.
-  """
+  """The state's NamedShardings; what the optimizer keeps of a parameter is laid out like it."""
   by_path = {}
   for path, p in nn.named_params(gpt.shardings(abstract.model, mesh)):
     by_path[path] = p.get_value()

@@ -133,8 +133,7 @@ def next_batches(loader, steps_per_call, mesh):
 
 
 def train(cfg, workdir, should_stop=lambda: False):
-  """Train to cfg.train.steps, resuming if `workdir` holds this run -> the result, also in
-  result.json.
+  """Train, or go on with what `workdir` holds -> the result, also in result.json.
 
   should_stop: asked before each step; True saves and returns None.
   Raises ValueError for what a user can mend, FloatingPointError when gradients stay non-finite.

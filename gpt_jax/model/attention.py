@@ -22,9 +22,7 @@ from gpt_jax.sharding import constrain
 
 
 class Mask(NamedTuple):
-  """Who may look at whom. Orders are places in the row (or cache slots), not positions within a
-  document.
-  """
+  """Who may look at whom. Orders are places in the row (cache slots), not in a document."""
 
   t_BT: jax.Array  # order of each query; keys at or before it are visible
   s_BS: jax.Array  # order of each key
@@ -78,9 +76,7 @@ def cudnn_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
 
 
 def splash_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
-  """TPU splash attention: causal, windows, documents, soft-cap; interpreted when there is no
-  TPU.
-  """
+  """TPU splash attention: causal, windows, documents, soft-cap; interpreted elsewhere."""
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel,
     splash_attention_mask,
@@ -178,8 +174,7 @@ class Attention(nnx.Module):
     self.k_norm = Norm(cfg, 'K') if cfg.qk_norm else None
 
   def __call__(self, x_BTD, mask, positions_BT, cache=None, key=None):
-    """Attend within the row, or within a cache that is returned with this call's keys and values in
-    it.
+    """Attend within the row, or within a cache that comes back with this call in it.
 
     `cache` is a dict of k_BSGK and v_BSGK whose slots are row orders: query order t writes slot t.
     """

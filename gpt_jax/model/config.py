@@ -226,9 +226,7 @@ def llama(size='small', **overrides):
 
 
 def modern(size='small', **overrides):
-  """GPT-2's sizes with RMSNorm, RoPE, QK-norm, squared ReLU, zero-init projections and a soft-cap
-  of 15.
-  """
+  """GPT-2's sizes with RMSNorm, RoPE, QK-norm, ReLU^2, zero-init projections, soft-cap 15."""
   layers, width, heads = GPT2_SIZES[size]
   base = ModelConfig(
     layers=layers, width=width, heads=heads, vocab=50257, context=1024, mlp='relu2', qk_norm=True,

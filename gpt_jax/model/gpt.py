@@ -213,9 +213,7 @@ def create(cfg, key, mesh):
 
 
 def for_sampling(model, dtype):
-  """The model as the decode loop wants it: cast once, one module a layer (sliced outside the
-  loop).
-  """
+  """The model as the decode loop wants it: cast and sliced into layers once, outside the loop."""
   model = nn.cast(model, jnp.dtype(dtype))
   model.blocks = nnx.List(nn.unstack(model.blocks))
   return model
@@ -238,9 +236,7 @@ def count_params(cfg):
 
 
 def active_matmul_params(cfg):
-  """Parameters that a token is multiplied with: no position table, no untied embedding, k of E
-  experts.
-  """
+  """Parameters that multiply a token: no position table, no untied embedding, k of E experts."""
   dense = dataclasses.replace(cfg, experts=0)
   n = count_params(dense)
   if cfg.positions == 'learned':

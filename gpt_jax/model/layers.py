@@ -20,9 +20,7 @@ from flax import nnx
 
 
 def param(cfg, axes, std=0.0, mean=0.0):
-  """Declare a parameter of shape `[cfg.dims[a] for a in axes]`, drawn from N(mean, std) by
-  `initialise`.
-  """
+  """Declare a parameter with these letters, drawn from N(mean, std) by `initialise`."""
   shape = tuple(cfg.dims[a] for a in axes)
   abstract = jax.ShapeDtypeStruct(shape, jnp.dtype(cfg.param_dtype))
   return nnx.Param(abstract, axes=axes, std=std, mean=mean)
@@ -86,9 +84,7 @@ def initialise(abstract, key):
 
 
 def cast(model, dtype):
-  """The model with its matrices in the compute dtype; vectors (norm scales, biases) stay as they
-  are.
-  """
+  """The model with its matrices in the compute dtype; norm scales and biases stay."""
 
   def maybe(path, p):
     is_matrix = 'D' in p.axes and len(p.axes.lstrip('L')) > 1 and not path.endswith('router_DE')

@@ -20,9 +20,7 @@ from gpt_jax.sharding import constrain
 
 
 class MoE(nnx.Module):
-  """E gated or plain MLPs; each token goes through its best k, weighted by renormalised router
-  probabilities.
-  """
+  """E MLPs; a token goes through its best k, weighted by renormalised probabilities."""
 
   def __init__(self, cfg):
     self.cfg = cfg
@@ -74,9 +72,7 @@ class MoE(nnx.Module):
     return y_BTD, aux
 
   def _route(self, probs_BTE, real_BT1):
-    """Give each token's k choices a slot each, first choices first, in row order; the full expert
-    drops the rest.
-    """
+    """A slot for each of a token's k choices, first choices first; none when the expert is full."""
     cfg, C = self.cfg, self.capacity(probs_BTE.shape[1])
     top_BTk, index_BTk = jax.lax.top_k(probs_BTE, cfg.experts_per_token)
     top_BTk = top_BTk / top_BTk.sum(-1, keepdims=True)

@@ -67,17 +67,13 @@ def rope_attention_factor(cfg):
 
 
 def ntk(cfg, frequencies):
-  """A larger base, so that the slowest pair is stretched by the factor and the fastest not at
-  all.
-  """
+  """A larger base: the slowest pair is stretched by the factor, the fastest not at all."""
   theta = cfg.rope_theta * cfg.rope_factor ** (cfg.K / (cfg.K - 2))
   return theta ** (-np.arange(0, cfg.K, 2, dtype=np.float64) / cfg.K)
 
 
 def yarn(cfg, frequencies):
-  """Keep pairs that turn often in the original context, interpolate those that turn less than
-  once.
-  """
+  """Keep pairs that turn often in the original context, interpolate those that do not."""
 
   def pair_with(turns):
     """The (fractional) pair index that makes this many turns over the original context."""
@@ -99,9 +95,7 @@ def llama3(cfg, frequencies):
 
 
 def alibi_slopes(heads):
-  """One slope a head: a geometric sequence from 2**(-8/n); between powers of two, every other of
-  the next.
-  """
+  """A slope a head: powers of 2**(-8/n); for other n, every other one of the next power of two."""
   power = 2 ** math.floor(math.log2(heads))
   slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
   extra = [2 ** (-8 * (i + 1) / (2 * power)) for i in range(0, 2 * (heads - power), 2)]
