@@ -80,7 +80,7 @@ def sample_flags():
   flags.DEFINE_bool('stream', True, 'print a single text while it grows')
   flags.DEFINE_bool('log_probs', False, 'print the mean log-probability a token of each text')
   flags.DEFINE_string('out', '', 'file for the texts, one JSON object a line')
-  define = {int: flags.DEFINE_integer, float: flags.DEFINE_float}
+  define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
   for field in dataclasses.fields(SampleConfig):
     define[field.type](field.name, None, 'of SampleConfig; default: as in the run')
 
@@ -94,7 +94,7 @@ def sample(argv):
   fields = [field.name for field in dataclasses.fields(sampling.SampleConfig)]
   chosen = {name: FLAGS[name].value for name in fields if FLAGS[name].value is not None}
   cfg = dataclasses.replace(run.cfg.sample, **chosen)
-  prompt = sampling.prompt_ids(run.tokenizers, FLAGS.prompt)
+  prompt = sampling.prompt_ids(run.tokenizers, FLAGS.prompt, cfg.begin)
   if 'max_new_tokens' not in chosen:  # the run's default gives way to a long prompt
     room = max(1, run.model.cfg.context - len(prompt))
     cfg = dataclasses.replace(cfg, max_new_tokens=min(cfg.max_new_tokens, room))

@@ -173,7 +173,11 @@ class Checkpoints:
     path = self.digests / f'{step}.json'
     if not path.exists():
       raise Corrupt(f'checkpoint {step} was never finished')
-    found, written = _digest(self.folder / str(step)), json.loads(path.read_text())
+    try:
+      written = json.loads(path.read_text())
+    except ValueError as error:
+      raise Corrupt(f'checkpoint {step}: file digests/{path.name} is changed') from error
+    found = _digest(self.folder / str(step))
     for name in sorted(found.keys() | written.keys()):
       if found.get(name) != written.get(name):
         state = 'missing' if name not in found else 'changed' if name in written else 'foreign'
@@ -201,12 +205,11 @@ class Checkpoints:
 
   def drop_after(self, step):
     """Remove checkpoints newer than the one that a run resumes from: unfinished or corrupt."""
-    if not self.primary:
-      return
     for newer in self.steps():
-      if step is None or newer > step:
+      if self.primary and newer > step:
         shutil.rmtree(self.folder / str(newer))
         (self.digests / f'{newer}.json').unlink(missing_ok=True)
+    self._manager.reload()  # Orbax remembers what it saw, and would refuse to save these steps
 
   def extra(self, step):
     """The JSON that was saved with the state."""
@@ -244,7 +247,7 @@ class Checkpoints:
     return from_tree(nest(chosen), like)
 
   def weights(self, step):
-    """The weights to use -> (branch of the state, {path: shape and dtype}): the average, if kept."""
+    """The weights to use (their average, if kept) -> (branch, {path: shape and dtype})."""
     stored = self.stored(step)
     for branch in ('opt_state/ema', 'model'):
       found = {p[len(branch) + 1 :]: a for p, a in stored.items() if p.startswith(branch + '/')}

@@ -40,6 +40,7 @@ class SampleConfig:
   beams: int = 0  # beam search with this many beams instead of sampling; 0 = sampling
   length_penalty: float = 0.6  # beams: exponent of the length by which scores are divided
   seed: int = 0  # same seed, same text
+  begin: str = ''  # special put before every prompt, such as bos for Llama models
 
   def __post_init__(self):
     for key, (low, high) in LIMITS.items():
@@ -243,9 +244,10 @@ def new_tokens(state, prompts, num_samples):
   ]
 
 
-def prompt_ids(tokenizers, prompt):
-  """Ids of a prompt; the empty prompt is the token that separates documents."""
-  return tokenizers.encode_text(prompt) or [tokenizers.vocabulary.special('eos')]
+def prompt_ids(tokenizers, prompt, begin=''):
+  """Ids of a prompt, after the special `begin`; an empty one is the end of the text before."""
+  first = [tokenizers.vocabulary.special(begin)] if begin else []
+  return first + tokenizers.encode_text(prompt) or [tokenizers.vocabulary.special('eos')]
 
 
 def text_rules(tokenizers, columns):

@@ -57,7 +57,7 @@ class TrainConfig:
           f'train.{key}={getattr(self, key)} is no multiple of train.steps_per_call='
           f'{self.steps_per_call}\nfix: make it one'
         )
-    if self.profile and len(self.profile) != 2:
+    if self.profile and not (len(self.profile) == 2 and self.profile[0] < self.profile[1]):
       raise ValueError(
         f'train.profile={self.profile} is no window\nfix: use (first step, last step)'
       )
@@ -106,6 +106,11 @@ def initial_state(program, cfg, workdir):
   notes = []
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', report=notes.append)
   step = checkpoints.newest_good()
+  if step is not None and 'imported' in checkpoints.extra(step):
+    raise ValueError(
+      f'{workdir} holds an imported model, which has no optimizer to go on with\n'
+      f'fix: train in a new --workdir with train.init_from={workdir}, as experiments/finetune_gpt2.py'
+    )
   if step is not None:
     return checkpoints.restore(step, program.abstract), step, checkpoints.extra(step), notes
   state = program.init()
@@ -138,14 +143,17 @@ def train(cfg, workdir, should_stop=lambda: False):
   should_stop: asked before each step; True saves and returns None.
   Raises ValueError for what a user can mend, FloatingPointError when gradients stay non-finite.
   """
-  workdir = Path(workdir)
+  workdir = Path(workdir).expanduser()
   if jax.process_index() == 0:
     runs.check_workdir(workdir, dataclasses.asdict(cfg), free=FREE_ON_RESUME)
   mesh = make_mesh(cfg.mesh)
   with jax.set_mesh(mesh):
     training = Training(cfg, workdir, mesh)
     with training.open():
-      return training.loop(should_stop)
+      try:
+        return training.loop(should_stop)
+      finally:
+        training.close()
 
 
 def due(every, step, steps):
@@ -171,12 +179,14 @@ class Training:
     self.state, self.step, extra, self.notes = initial_state(self.program, cfg, workdir)
     self.tokens = 0.0  # targets trained on, over all sessions of the run
     self.seconds = 0.0  # in steps, evaluation and saving left out, over all sessions
-    if extra is not None:
-      self.tokens, self.seconds = extra['tokens'], extra['seconds']
-      self.notes += [f'data.reset: {line}' for line in self.loader.restore(extra['data'])]
     self.pending = []  # (steps done, metrics on the device) of calls not logged yet
     self.lap = 0.0  # seconds in steps since the last log
+    self.profiling = False
     self.latest = {}  # last logged metrics
+    if extra is not None:
+      self.tokens, self.seconds = extra['tokens'], extra['seconds']
+      self.latest = extra['latest']
+      self.notes += [f'data.reset: {line}' for line in self.loader.restore(extra['data'])]
     self.evaluations = []  # rows of the last evaluation
     self.valid = {}  # its headline numbers
 
@@ -228,9 +238,14 @@ class Training:
       self.pending.append((self.step, metrics))
     self.settle()
     self.log(force=True)
-    self.checkpoints.close()
-    self.loader.close()
+    self.checkpoints.finish()
     return self.stopped() if stopping else self.conclude()
+
+  def close(self):
+    """End what runs beside the loop, also after an error: what is being saved gets finished."""
+    self.stop_profile()
+    self.loader.close()
+    self.checkpoints.close()
 
   def introduce(self):
     """Say what is about to be trained, on what."""
@@ -328,7 +343,10 @@ class Training:
     """Continue the configured prompts and keep the text."""
     self.settle()
     cfg = self.cfg.sample
-    prompts = [self.tokenizers.encode_text(prompt) for prompt in self.cfg.train.sample_prompts]
+    prompts = [
+      sample.prompt_ids(self.tokenizers, prompt, cfg.begin)
+      for prompt in self.cfg.train.sample_prompts
+    ]
     room = self.model_cfg.context - max(map(len, prompts), default=0)
     cfg = dataclasses.replace(cfg, max_new_tokens=min(cfg.max_new_tokens, room))
     texts = sample.complete(eval_model(self.state), self.tokenizers, prompts, cfg)
@@ -350,6 +368,7 @@ class Training:
       'data': self.loader.state(),
       'tokens': self.tokens,
       'seconds': self.seconds,
+      'latest': self.latest,
     }
     start = time.perf_counter()
     self.checkpoints.save(self.step, self.state, extra)
@@ -357,12 +376,19 @@ class Training:
 
   def profile(self):
     """Start or stop the profiler at the edges of train.profile."""
-    window = self.cfg.train.profile
-    if window and self.step == window[0]:
+    first, last = self.cfg.train.profile or (0, 0)
+    if self.profiling and self.step >= last:
+      self.stop_profile()
+    if not self.profiling and first <= self.step < last:
       jax.profiler.start_trace(str(self.workdir / 'profile'))
-    if window and self.step == window[1]:
+      self.profiling = True
+
+  def stop_profile(self):
+    """Write the trace, if one is being made: of fewer steps than asked where the run ends."""
+    if self.profiling:
       jax.profiler.stop_trace()
-      self.run.print(f'profile of steps {window[0]} to {window[1]} in {self.workdir / "profile"}')
+      self.profiling = False
+      self.run.print(f'profile up to step {self.step} in {self.workdir / "profile"}')
 
   def stopped(self):
     """Asked to stop: all is saved."""

@@ -26,6 +26,7 @@ from gpt_jax.interop import families, tensors, tokenizer_files
 from gpt_jax.model import gpt
 from gpt_jax.model import layers as nn
 from gpt_jax.model.config import ModelConfig
+from gpt_jax.sample import SampleConfig
 from gpt_jax.step import TrainState
 from gpt_jax.train import TrainConfig
 
@@ -45,6 +46,7 @@ class Imported(NamedTuple):
   model: gpt.GPT
   tokenizers: Any  # None without tokenizer files
   tokenizer: Any  # TokenizerConfig of where they came from, or None
+  begin: str  # special that stands before every prompt, or ''
 
 
 # ---------------------------------------------------------------------------------------- reading
@@ -72,7 +74,8 @@ def _read(folder, needs_tokenizer=False):
     )
   toks = None if tokenizer is None else tokenizer_files.read(tokenizer, hf, cfg.vocab)
   model = read_weights(folder, families.FAMILIES[family], cfg)
-  return Imported(family, cfg, model, toks, tokenizer)
+  begin = '' if toks is None else tokenizer_files.begin(toks, folder)
+  return Imported(family, cfg, model, toks, tokenizer, begin)
 
 
 def find_folder(source):
@@ -272,7 +275,8 @@ def import_run(source, workdir):
   # Rows whose logits fit, a number that all devices share: a long context is for sampling.
   rows = -(-8 // jax.device_count()) * jax.device_count()
   train = TrainConfig(length=min(found.cfg.context, 1024), batch_size=rows)
-  cfg = config.Config(model=found.cfg, tokenizer=found.tokenizer, train=train)
+  sample = SampleConfig(begin=found.begin)
+  cfg = config.Config(model=found.cfg, tokenizer=found.tokenizer, train=train, sample=sample)
   found.tokenizers.save(workdir / 'tokenizer')
   state = TrainState(jnp.int32(0), found.model, None, jax.random.key(train.seed), {})
   extra = {

@@ -74,6 +74,17 @@ def read(config, hf, vocab):
   return Tokenizers.build(tokenizer, specials=())
 
 
+def begin(toks, folder):
+  """The special that must stand before every prompt of an imported model: 'bos' or ''."""
+  bos = dict(toks.vocabulary.specials).get('bos')
+  if isinstance(toks.text, subword.LibraryTokenizer):
+    return 'bos' if bos is not None and toks.text.begin()[:1] == [bos] else ''
+  path = folder / 'tokenizer_config.json'
+  settings = read_json(path) if path.exists() else {}
+  is_llama = isinstance(toks.text, subword.SentencePieceTokenizer)
+  return 'bos' if is_llama and bos is not None and settings.get('add_bos_token', True) else ''
+
+
 def read_json(path):
   """A JSON object; ValueError or FileNotFoundError with the cause and the fix."""
   fix = 'name a folder as save_pretrained writes it, with config.json and *.safetensors'

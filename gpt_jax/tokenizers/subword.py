@@ -60,9 +60,20 @@ class LibraryTokenizer(base.TextTokenizer):
   def _pieces(self, text):
     return list(bpe.pieces(text)) if self._cuts else [text]
 
+  def begin(self):
+    """The ids that the file's template puts before every text, such as bos."""
+    return self._tokenizer.encode('').ids
+
   def _stream(self, texts):
     while batch := list(itertools.islice(texts, BATCH)):
-      for encoding in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+      try:
+        encodings = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+      except Exception as error:  # the library raises nothing more telling
+        raise ValueError(
+          f'the tokenizer cannot encode this text: {error}\n'
+          'fix: leave out characters that it does not know, or use a byte-level tokenizer'
+        ) from error
+      for encoding in encodings:
         yield encoding.ids
 
   def _decode(self, ids):
