@@ -195,7 +195,9 @@ def require(name):
 def flag_in(argv, name, default=''):
   """The value of --name=value or --name value before flags are parsed."""
   for i, word in enumerate(argv):
-    if word.lstrip('-') == name and word.startswith('-') and i + 1 < len(argv):
+    if word in (f'--{name}', f'-{name}'):
+      if i + 1 == len(argv):
+        raise ValueError(f'--{name} has no value\nfix: write --{name}=...')
       return argv[i + 1]
     if word.startswith((f'--{name}=', f'-{name}=')):
       return word.partition('=')[2]
@@ -229,6 +231,9 @@ def config_from_arguments(argv):
     section = config.overridable(config.section(config.of_run(workdir)))
   else:
     section = config.load_file(spec or 'experiments/demo.py')
+  for word in argv:
+    if word.startswith('--config.'):
+      config.check_key(section, word.removeprefix('--config.').partition('=')[0])
   argv = without_flag(argv, 'config')
   config_flags.DEFINE_config_dict('config', section, sys_argv=argv)
   return argv

@@ -13,6 +13,9 @@ import numpy as np
 from gpt_jax import sample
 
 
+IMPOSSIBLE = sample.NEVER / 1e3  # scores below this hold a token that must not be sampled
+
+
 class Beams(NamedTuple):
   """A search under way: live beams, and the best ended ones."""
 
@@ -49,11 +52,13 @@ def search(model, state, steps, cfg, allowed_V, stop_ids):
   )
   rows_B1 = jnp.arange(B)[:, None]
   is_stop_V = jnp.zeros(V, bool).at[jnp.asarray(stop_ids, jnp.int32)].set(True)
+  X = min((1 + max(1, len(stop_ids))) * W, W * V)  # enough for W live ones whatever stops
 
   def promising(beams):
     best_live_B = beams.live_scores_BW[:, 0] / penalty(jnp.float32(steps), cfg.length_penalty)
     can_win = (best_live_B > beams.done_scores_BW[:, -1]).any()
-    return (beams.step < steps) & can_win
+    alive = (beams.live_scores_BW[:, 0] > IMPOSSIBLE).any()
+    return (beams.step < steps) & alive & can_win
 
   def extend(beams):
     length_B = state.lengths_B + beams.step
@@ -61,18 +66,17 @@ def search(model, state, steps, cfg, allowed_V, stop_ids):
       jnp.where(allowed_V[None, None], beams.logits_BWV, sample.NEVER)
     )
     scores_BX = (beams.live_scores_BW[..., None] + log_probs_BWV).reshape(B, W * V)
-    top_BX, flat_BX = jax.lax.top_k(scores_BX, 2 * W)  # enough for W live ones whatever stops
+    top_BX, flat_BX = jax.lax.top_k(scores_BX, X)
     from_BX, token_BX = flat_BX // V, (flat_BX % V).astype(jnp.int32)
     ids_BXT = beams.live_ids_BWT[rows_B1, from_BX]
-    ids_BXT = ids_BXT.at[rows_B1, jnp.arange(2 * W)[None], length_B[:, None]].set(
-      token_BX, mode='drop'
-    )
+    ids_BXT = ids_BXT.at[rows_B1, jnp.arange(X)[None], length_B[:, None]].set(token_BX, mode='drop')
     stops_BX = is_stop_V[token_BX] | (beams.step + 1 == steps)
+    ended_BX = stops_BX & (top_BX > IMPOSSIBLE)
 
     new_BX = top_BX / penalty((beams.step + 1).astype(jnp.float32), cfg.length_penalty)
-    done_BX = jnp.concatenate([beams.done_scores_BW, jnp.where(stops_BX, new_BX, sample.NEVER)], 1)
+    done_BX = jnp.concatenate([beams.done_scores_BW, jnp.where(ended_BX, new_BX, sample.NEVER)], 1)
     all_ids = jnp.concatenate([beams.done_ids_BWT, ids_BXT], 1)
-    lengths_BX = jnp.broadcast_to(length_B[:, None] + 1, (B, 2 * W))
+    lengths_BX = jnp.broadcast_to(length_B[:, None] + 1, (B, X))
     all_lengths = jnp.concatenate([beams.done_lengths_BW, lengths_BX], 1)
     done_scores_BW, keep_BW = jax.lax.top_k(done_BX, W)
 
@@ -101,7 +105,8 @@ _search = jax.jit(search, static_argnames=('steps', 'cfg', 'stop_ids'))
 def beam_search(model, prompts, cfg, allowed_V, stop_ids=()):
   """The cfg.num_samples best continuations of each prompt.
 
-  -> one list a prompt of (ids after the prompt, length-penalised score), best first.
+  -> one list a prompt of (ids after the prompt, length-penalised score), best first; shorter than
+  num_samples when fewer texts are possible.
   """
   one_each = sample.dataclasses.replace(cfg, num_samples=1)
   state = sample.start(model, prompts, one_each)
@@ -113,6 +118,7 @@ def beam_search(model, prompts, cfg, allowed_V, stop_ids=()):
     [
       (ids_BWT[b, w, len(prompt) : lengths_BW[b, w]].tolist(), float(scores_BW[b, w]))
       for w in range(cfg.num_samples)
+      if scores_BW[b, w] > IMPOSSIBLE
     ]
     for b, prompt in enumerate(prompts)
   ]

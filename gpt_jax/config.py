@@ -62,11 +62,26 @@ def build(cls, section, where=''):
   for key in section:
     name = f'{where}.{key}' if where else key
     if key not in fields:
-      near = difflib.get_close_matches(key, fields, 1)
-      hint = f'did you mean {near[0]}?' if near else f'use one of {", ".join(fields)}'
-      raise ValueError(f'{name} is not a config key\nfix: {hint}')
+      raise ValueError(f'{name} is not a config key\nfix: {_nearest(key, fields)}')
     values[key] = _convert(hints[key], section[key], name)
   return cls(**values)
+
+
+def _nearest(word, choices):
+  """What to write instead of an unknown word."""
+  near = difflib.get_close_matches(word, choices, 1)
+  return f'did you mean {near[0]}?' if near else f'use one of {", ".join(choices)}'
+
+
+def check_key(config, path):
+  """Raise ValueError unless 'optim.lr' or the like is a key of this ConfigDict."""
+  node = config
+  for name in path.split('.'):
+    if not isinstance(node, ml_collections.ConfigDict):
+      raise ValueError(f'config.{path}: nothing is below a value\nfix: leave out .{name}')
+    if name not in node:
+      raise ValueError(f'config.{path}: {name} is not a config key\nfix: {_nearest(name, node)}')
+    node = node[name]
 
 
 def _convert(hint, value, name):
@@ -76,11 +91,14 @@ def _convert(hint, value, name):
   if typing.get_origin(hint) is dict:
     inner = typing.get_args(hint)[1]
     return {k: _convert(inner, v, f'{name}.{k}') for k, v in _mapping(value, name).items()}
-  if hint is tuple and isinstance(value, list | tuple):
-    return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+  if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+    inner = typing.get_args(hint)[0]
+    return tuple(_convert(inner, v, f'{name}[{i}]') for i, v in enumerate(value))
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
-  if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+  if not isinstance(value, typing.get_origin(hint) or hint) or (
+    hint is int and isinstance(value, bool)
+  ):
     raise ValueError(
       f'{name}={value!r} is of type {type(value).__name__}\n'
       f'fix: give a value of type {hint.__name__}'
@@ -113,14 +131,8 @@ def load_file(spec):
   path = pathlib.Path(path if path.endswith('.py') else path + '.py')
   if not path.is_file():
     near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob('*.py')], 1)
-    hint = (
-      f'did you mean {path.parent / near[0]}.py?'
-      if near
-      else 'give a file such as experiments/demo.py'
-    )
-    raise FileNotFoundError(
-      f'--config={spec}: no file {path}\nfix: {hint}, such as experiments/demo.py'
-    )
+    hint = f'did you mean {path.parent / near[0]}.py?' if near else 'try experiments/demo.py'
+    raise FileNotFoundError(f'--config={spec}: no file {path}\nfix: {hint}')
   module_spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(module_spec)
   module_spec.loader.exec_module(module)
@@ -156,18 +168,20 @@ def arguments(argument, **defaults):
   for item in filter(None, argument.split(',')):
     name, given, text = item.partition('=')
     if name not in defaults:
-      raise ValueError(
-        f'config argument {name!r} is not known\nfix: use {", ".join(defaults) or "none"}'
-      )
+      hint = _nearest(name, defaults) if defaults else 'leave it out: this file takes none'
+      raise ValueError(f'config argument {name!r} is not known\nfix: {hint}')
     kind = type(defaults[name])
     try:
-      values[name] = (text or 'true').lower() in ('true', '1') if kind is bool else kind(text)
-    except ValueError as e:
+      values[name] = BOOLEANS[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError) as e:
       raise ValueError(
         f'config argument {item!r} is not of type {kind.__name__}\n'
         f'fix: write {name}={defaults[name]}'
       ) from e
   return values
+
+
+BOOLEANS = {'': True, 'true': True, '1': True, 'false': False, '0': False}
 
 
 def section(dataclass):

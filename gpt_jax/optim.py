@@ -38,7 +38,7 @@ class OptimConfig:
   warmup: int = 100  # steps of linear warm-up
   final_lr: float = 0.1  # learning rate at the end / peak
   cooldown: float = 0.2  # share of the steps in which wsd decays
-  lr_multipliers: tuple = ()  # 'regex=factor', first match counts, 0 freezes; () = all 1
+  lr_multipliers: tuple[str, ...] = ()  # 'regex=factor', first match counts, 0 freezes; () = all 1
   ema: float = 0.0  # decay of an average of the weights, used for evaluation and sampling; 0 = off
 
   def __post_init__(self):

@@ -215,17 +215,23 @@ def start(model, prompts, cfg, keys_B=None):
   return _repeat(state, n, keys_B)
 
 
+def choice_rules(cfg):
+  """cfg without what `choose` does not read: another seed compiles nothing again."""
+  return dataclasses.replace(cfg, max_new_tokens=1, num_samples=1, seed=0, begin='')
+
+
 def generate(model, prompts, cfg, allowed_V, stop_ids=(), keys_B=None):
   """Continue prompts to the end in one compiled call -> SampleState, rows as of `start`."""
   state = start(model, prompts, cfg, keys_B)
-  return _decode(model, state, cfg.max_new_tokens, cfg, np.asarray(allowed_V), tuple(stop_ids))
+  steps, rules = cfg.max_new_tokens, choice_rules(cfg)
+  return _decode(model, state, steps, rules, np.asarray(allowed_V), tuple(stop_ids))
 
 
 def stream(model, prompts, cfg, allowed_V, stop_ids=(), keys_B=None, every=16):
   """Like `generate`, but yields the state after every few tokens; stop consuming to stop."""
-  state = start(model, prompts, cfg, keys_B)
+  state, rules = start(model, prompts, cfg, keys_B), choice_rules(cfg)
   for _ in range(0, cfg.max_new_tokens, every):
-    state = _decode(model, state, every, cfg, np.asarray(allowed_V), tuple(stop_ids))
+    state = _decode(model, state, every, rules, np.asarray(allowed_V), tuple(stop_ids))
     # A copy: the next call donates the state, and the caller may keep what it was given.
     yield jax.device_get(state._replace(cache=None, next_logits_BV=None, keys_B=None))
     if state.done_B.all():
@@ -356,4 +362,5 @@ LIMITS = {
   'min_p': (0, 1),
   'repetition_penalty': (1e-6, 1e6),
   'beams': (0, 1024),
+  'length_penalty': (0, 10),
 }

@@ -34,13 +34,15 @@ class TrainConfig:
   eval_every: int = 250  # steps between validations; 0 = only at the end
   eval_tokens: int = 65536  # validation tokens scored each time; 0 = all (at the end always all)
   sample_every: int = 500  # steps between samples; 0 = only at the end
-  sample_prompts: tuple = ('\n',)  # what the samples continue
+  sample_prompts: tuple[str, ...] = ('\n',)  # what the samples continue; () = no samples
   init_from: str = ''  # a run folder whose parameters to start from, with a fresh optimizer
   init_partial: bool = (
     False  # take what fits of init_from, report the rest; else any mismatch is an error
   )
   max_skipped: int = 10  # non-finite steps in a row before giving up
-  profile: tuple = ()  # (first step, last step) to trace into <workdir>/profile; () = none
+  profile: tuple[
+    int, ...
+  ] = ()  # (first step, last step) to trace into <workdir>/profile; () = none
 
   def __post_init__(self):
     for key in ('steps', 'batch_size', 'accumulate', 'steps_per_call', 'max_skipped'):
@@ -88,7 +90,7 @@ def resolve_model(cfg, toks):
 
 def build_tokenizers(cfg, workdir):
   """The run's tokenisers: those that it already has, or new ones made from the config."""
-  if (workdir / 'tokenizer').exists():
+  if (workdir / 'tokenizer' / 'vocabulary.json').exists():  # written last
     return tokenizers.Tokenizers.load(workdir / 'tokenizer')
   if cfg.train.init_from:
     return tokenizers.Tokenizers.load(Path(cfg.train.init_from) / 'tokenizer')
@@ -109,7 +111,8 @@ def initial_state(program, cfg, workdir):
   if step is not None and 'imported' in checkpoints.extra(step):
     raise ValueError(
       f'{workdir} holds an imported model, which has no optimizer to go on with\n'
-      f'fix: train in a new --workdir with train.init_from={workdir}, as experiments/finetune_gpt2.py'
+      f'fix: train in a new --workdir with train.init_from={workdir}, as '
+      'experiments/finetune_gpt2.py does'
     )
   if step is not None:
     return checkpoints.restore(step, program.abstract), step, checkpoints.extra(step), notes
@@ -170,6 +173,11 @@ class Training:
     self.tokenizers = build_tokenizers(cfg, workdir)
     self.model_cfg = resolve_model(cfg, self.tokenizers)
     self.length = cfg.train.length or self.model_cfg.context
+    self.prompts = [
+      sample.prompt_ids(self.tokenizers, prompt, cfg.sample.begin)
+      for prompt in cfg.train.sample_prompts
+    ]
+    sample.check_prompts(self.prompts, 1, self.model_cfg)  # now, not at the first sample
     self.loader = data.Loader(
       cfg.data, self.tokenizers, split='train', batch_size=cfg.train.batch_size, length=self.length,
       seed=cfg.train.seed, cache_dir=workdir / 'cache',
@@ -198,7 +206,7 @@ class Training:
       total_steps=self.cfg.train.steps, primary=primary, resume_step=self.step,
       free=FREE_ON_RESUME, versions=runs.versions(hardware.name()),
     )  # fmt: skip
-    if primary and not (self.workdir / 'tokenizer').exists():
+    if primary and not (self.workdir / 'tokenizer' / 'vocabulary.json').exists():
       self.tokenizers.save(self.workdir / 'tokenizer')
     folder = self.workdir / 'checkpoints'
     self.checkpoints = checkpoint.Checkpoints(folder, self.cfg.checkpoint, self.run.print)
@@ -341,15 +349,13 @@ class Training:
 
   def sample(self):
     """Continue the configured prompts and keep the text."""
+    if not self.prompts:
+      return
     self.settle()
     cfg = self.cfg.sample
-    prompts = [
-      sample.prompt_ids(self.tokenizers, prompt, cfg.begin)
-      for prompt in self.cfg.train.sample_prompts
-    ]
-    room = self.model_cfg.context - max(map(len, prompts), default=0)
+    room = self.model_cfg.context - max(map(len, self.prompts))
     cfg = dataclasses.replace(cfg, max_new_tokens=min(cfg.max_new_tokens, room))
-    texts = sample.complete(eval_model(self.state), self.tokenizers, prompts, cfg)
+    texts = sample.complete(eval_model(self.state), self.tokenizers, self.prompts, cfg)
     blocks = [
       prompt + text
       for prompt, group in zip(self.cfg.train.sample_prompts, texts, strict=True)
@@ -378,6 +384,7 @@ class Training:
     """Start or stop the profiler at the edges of train.profile."""
     first, last = self.cfg.train.profile or (0, 0)
     if self.profiling and self.step >= last:
+      self.settle()
       self.stop_profile()
     if not self.profiling and first <= self.step < last:
       jax.profiler.start_trace(str(self.workdir / 'profile'))

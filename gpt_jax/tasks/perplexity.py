@@ -38,6 +38,11 @@ def run(subject, split='valid', stride=0, limit=0):
         subject.score(subject.model, to_devices(batch, subject.mesh))
       )
       nats, tokens = nats + float(batch_nats), tokens + float(batch_tokens)
+    if not tokens:
+      raise ValueError(
+        f'data.mixture.{source} has no {split} token with another before it to score\n'
+        'fix: raise data.valid_fraction, or give more text'
+      )
     values = {'nats_per_token': nats / tokens, 'bits_per_token': bits(nats / tokens)}
     if whole:
       values['bits_per_byte'] = bits_per_byte(nats, cache.bytes)

@@ -1,0 +1,107 @@
+"""Tiny models and batches that the tests of the Transformer share.
+
+Compilation is the bill: `fill` draws parameters with numpy, and every test that wants logits calls
+the one jitted `logits` with rows of shape (ROWS, LENGTH): a config is compiled once for all files.
+"""
+
+import dataclasses
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax import config, sharding, step
+from gpt_jax.model import gpt
+from gpt_jax.model import layers as nn
+from gpt_jax.model.config import ModelConfig
+
+ROWS, LENGTH = 9, 8  # LENGTH + 1 rows: one as it is, and one with each place perturbed
+
+GPT2 = dict(norm='layernorm', mlp='gelu', attention_bias=True, mlp_bias=True)
+# Every row of POSITIONS and every variant of attention; also both norms' relatives and the experts.
+VARIANTS = {
+  'rope': dict(),
+  'sinusoidal': dict(positions='sinusoidal', mlp='geglu'),
+  'learned': dict(positions='learned', **GPT2),
+  'alibi': dict(positions='alibi', mlp='gelu_exact'),
+  'none': dict(positions='none', norm='layernorm', norm_bias=False),
+  'grouped': dict(kv_heads=2, norm_position='sandwich'),
+  'multi_query': dict(kv_heads=1, positions='alibi', norm_position='post'),
+  'window': dict(window=3, mlp='relu2', tied_head=False),
+  'pattern': dict(window=2, window_pattern='SL', kv_heads=2, positions='none'),
+  'softcap': dict(attention_softcap=2.0, logit_softcap=3.0, qk_norm=True, embed_scale=0.0),
+  'yarn': dict(rope_scaling='yarn', rope_factor=4.0, rope_original_context=8, residual_scale=0.5),
+  'experts': dict(experts=4, experts_per_token=2),
+}
+
+
+def tiny(**overrides):
+  """A resolved ModelConfig of 2 layers, width 16, 4 heads, 50 ids, context 16."""
+  sizes = dict(layers=2, width=16, heads=4, hidden=24, vocab=50, vocab_multiple=64, context=16)
+  return ModelConfig(**(sizes | dict(remat='none') | overrides)).resolved()
+
+
+def fill(cfg, seed=0):
+  """A model with every parameter random, norm scales and biases too: a term left out is seen."""
+
+  def draw(path, p):
+    value = p.get_value()
+    noise = np.random.default_rng([seed, zlib.crc32(path.encode())]).standard_normal(value.shape)
+    return jnp.asarray(p.mean + 0.3 * noise, value.dtype)
+
+  return nn.map_params(draw, gpt.GPT(cfg))
+
+
+@jax.jit
+def logits(model, token_ids_BT, positions_BT=None, segment_ids_BT=None, prefix_BT=None):
+  """Logits of the uncached model."""
+  return model(
+    token_ids_BT,
+    positions_BT=positions_BT,
+    segment_ids_BT=segment_ids_BT,
+    prefix_BT=prefix_BT,
+  ).logits_BTV
+
+
+def tokens(rows=ROWS, length=LENGTH, vocab=50, seed=0):
+  """Random ids."""
+  return np.random.default_rng(seed).integers(0, vocab, (rows, length), dtype=np.int32)
+
+
+def batch(rows=8, length=LENGTH, vocab=50, seed=0):
+  """A training batch whose rows have different numbers of targets, one of them none."""
+  rng = np.random.default_rng(seed)
+  many_B1 = rng.permutation(np.linspace(0, length, rows).round())[:, None]
+  return dict(
+    token_ids_BT=tokens(rows, length, vocab, seed),
+    target_ids_BT=tokens(rows, length, vocab, seed + 1000),
+    loss_mask_BT=(np.arange(length)[None] < many_B1).astype(np.float32),
+  )
+
+
+def experiment(model_cfg, **sections):
+  """A Config with this model; `sections` are dicts of what else differs from the defaults."""
+  chosen = dict(optim=dict(warmup=0, eps=1e-3, lr=1e-2), train=dict(steps=12, batch_size=8))
+  for name, values in sections.items():
+    chosen[name] = chosen.get(name, {}) | values
+  cfg = dataclasses.replace(config.Config(), model=model_cfg)
+  parts = {name: dataclasses.replace(getattr(cfg, name), **v) for name, v in chosen.items()}
+  return dataclasses.replace(cfg, **parts)
+
+
+def mesh(**sizes):
+  """A mesh of as many fake devices as these sizes need."""
+  count = int(np.prod(list(sizes.values()) or [1]))
+  return sharding.make_mesh(sharding.MeshConfig(**({'data': 1} | sizes)), jax.devices()[:count])
+
+
+def params(model):
+  """{path: numpy array}."""
+  return {path: np.asarray(value) for path, value in step.params_of(model).items()}
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+  """Two trees of arrays agree to `tolerance`, relative and absolute."""
+  check = lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+  jax.tree.map(check, actual, expected)

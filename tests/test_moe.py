@@ -1,0 +1,158 @@
+"""The mixture of experts against one token at a time."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_jax.model import layers as nn
+from gpt_jax.model.moe import MoE
+from tests import models
+
+B, T = 3, 8
+X_BTD = np.random.default_rng(0).standard_normal((B, T, 16)).astype(np.float32)
+
+
+@jax.jit
+def run(moe, x_BTD, real_BT=None):
+  return moe(x_BTD, real_BT)
+
+
+def expert_layer(**overrides):
+  cfg = models.tiny(**(dict(experts=4) | overrides))
+  moe = nn.unstack(models.fill(cfg).blocks)[0].mlp
+  return cfg, moe, {path: np.asarray(p.get_value()) for path, p in nn.named_params(moe)}
+
+
+def probabilities(w, x):
+  logits = x @ w['router_DE']
+  weights = np.exp(logits - logits.max(-1, keepdims=True))
+  return weights / weights.sum(-1, keepdims=True)
+
+
+def expert(w, e, x_D):
+  """One expert on one token; gated experts are SwiGLU here, others squared ReLU."""
+  up = x_D @ w['up_EDF'][e]
+  if 'gate_EDF' in w:
+    gate = x_D @ w['gate_EDF'][e]
+    hidden = up * gate / (1 + np.exp(-gate))
+  else:
+    hidden = np.maximum(up, 0) ** 2
+  return hidden @ w['down_EFD'][e]
+
+
+def reference(cfg, w, x_BTD, capacity, real_BT):
+  """First choices of a row take slots before second ones, early tokens before late ones."""
+  k, y_BTD, dropped = cfg.experts_per_token, np.zeros(x_BTD.shape), 0
+  for b in range(B):
+    free = dict.fromkeys(range(cfg.experts), capacity)
+    for choice in range(k):
+      for t in np.flatnonzero(real_BT[b]):
+        p_E = probabilities(w, x_BTD[b, t])
+        best = np.argsort(-p_E)[:k]
+        e = best[choice]
+        if free[e] == 0:
+          dropped += 1
+          continue
+        free[e] -= 1
+        y_BTD[b, t] += p_E[e] / p_E[best].sum() * expert(w, e, x_BTD[b, t])
+  return y_BTD, dropped / (real_BT.sum() * k)
+
+
+ALL = np.ones((B, T), bool)
+SOME = ALL & ~((np.arange(T) % 3 == 1) & (np.arange(B) > 0)[:, None])
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'capacity', 'real_BT'),
+  [
+    (dict(), T, ALL),
+    (dict(mlp='relu2', experts_per_token=1), T, ALL),
+    (dict(capacity_factor=0.5), 2, ALL),
+    (dict(capacity_factor=0.75, experts_per_token=3), 5, SOME),
+  ],
+  ids=['dropless', 'one choice, no gate', 'half the slots', 'few slots and padding'],
+)
+def test_tokens_go_through_their_best_experts(overrides, capacity, real_BT):
+  cfg, moe, w = expert_layer(**overrides)
+  assert moe.capacity(T) == capacity
+  expected_BTD, dropped = reference(cfg, w, X_BTD, capacity, real_BT)
+  y_BTD, aux = run(moe, X_BTD, real_BT)
+  np.testing.assert_allclose(y_BTD, expected_BTD, atol=2e-5)
+  assert float(aux['moe_dropped']) == pytest.approx(dropped, abs=1e-6)
+  assert (dropped > 0) == (capacity < T)
+
+
+def test_all_experts_are_the_weighted_sum_of_all():
+  _, moe, w = expert_layer(experts_per_token=4)
+  p_BTE = probabilities(w, X_BTD)
+  y_BTD, _ = run(moe, X_BTD)
+  for b, t in np.ndindex(B, T):
+    dense = sum(p_BTE[b, t, e] * expert(w, e, X_BTD[b, t]) for e in range(4))
+    np.testing.assert_allclose(y_BTD[b, t], dense, atol=2e-5)
+
+
+def test_balance_and_z_losses_are_the_papers():
+  cfg, moe, w = expert_layer(experts_per_token=2)
+  _, aux = run(moe, X_BTD, SOME)
+  p_NE = probabilities(w, X_BTD)[SOME]
+  chosen_NE = p_NE >= np.sort(p_NE)[:, [-2]]
+  share_E = chosen_NE.mean(0) / 2
+  assert float(aux['moe_balance']) == pytest.approx(4 * (share_E * p_NE.mean(0)).sum(), rel=1e-5)
+  z_N = np.log(np.exp(X_BTD[SOME] @ w['router_DE']).sum(-1)) ** 2
+  assert float(aux['moe_z']) == pytest.approx(z_N.mean(), rel=1e-4)
+
+
+def test_balance_is_one_when_uniform_and_e_when_one_expert_has_all():
+  _, moe, _ = expert_layer(experts_per_token=1)
+  x_BTD = np.abs(X_BTD)
+  router_DE = np.zeros((16, 4), np.float32)
+  moe.router_DE.set_value(jnp.asarray(router_DE))
+  assert float(run(moe, x_BTD)[1]['moe_balance']) == pytest.approx(1)
+  router_DE[:, 2] = 50.0
+  moe.router_DE.set_value(jnp.asarray(router_DE))
+  assert float(run(moe, x_BTD)[1]['moe_balance']) == pytest.approx(4)
+
+
+def test_padding_takes_no_slot_and_no_part():
+  """Other contents of padding change nothing, though its tokens come first in the row."""
+  cfg, moe, _ = expert_layer(capacity_factor=1.0, experts_per_token=1)
+  real_BT = np.tile(np.arange(T) >= 4, (B, 1))
+  other_BTD = X_BTD.copy()
+  other_BTD[:, :4] = 5.0
+  (y, aux), (z, other) = run(moe, X_BTD, real_BT), run(moe, other_BTD, real_BT)
+  np.testing.assert_array_equal(y[:, 4:], z[:, 4:])
+  np.testing.assert_array_equal(y[:, :4], 0)
+  assert jax.tree.map(float, aux) == jax.tree.map(float, other)
+
+
+@pytest.mark.parametrize(
+  ('factor', 'length', 'slots'), [(0.0, 10, 10), (1.0, 10, 5), (1.25, 10, 7), (9.0, 10, 10)]
+)
+def test_capacity(factor, length, slots):
+  moe = MoE(models.tiny(experts=4, experts_per_token=2, capacity_factor=factor))
+  share = 2 * length / 4
+  assert moe.capacity(length) == slots
+  assert slots == (min(length, math.ceil(factor * share)) if factor else length)
+
+
+def test_no_logit_knows_the_future_when_nothing_is_dropped():
+  model = models.fill(models.tiny(**models.VARIANTS['experts']))
+  ids_BT = models.tokens()
+  other_BT = ids_BT.copy()
+  other_BT[:, 4:] = (other_BT[:, 4:] + 1) % 50
+  a_BTV, b_BTV = (np.asarray(models.logits(model, x)) for x in (ids_BT, other_BT))
+  np.testing.assert_array_equal(a_BTV[:, :4], b_BTV[:, :4])
+  assert (np.abs(a_BTV[:, 4:] - b_BTV[:, 4:]).max(-1) > 1e-4).all()
+
+
+def test_gradients_reach_router_and_every_used_expert():
+  cfg, moe, w = expert_layer(experts_per_token=2)
+  grads = jax.jit(jax.grad(lambda m, x: jnp.sin(m(x)[0]).sum()))(moe, X_BTD)
+  p_BTE = probabilities(w, X_BTD)
+  used = (p_BTE >= np.sort(p_BTE)[..., [-2]]).any((0, 1))
+  for path, p in nn.named_params(grads):
+    g = np.abs(np.asarray(p.get_value()))
+    assert (g.max((1, 2)) > 0).tolist() == used.tolist() if g.ndim == 3 else g.max() > 0, path

@@ -1,0 +1,45 @@
+"""The README says what is so: its table comes from the results, its paths and settings exist."""
+
+import json
+import re
+
+from benchmarks import table
+from gpt_jax import config
+from tests import cli
+
+README = table.README.read_text()
+
+
+def test_table_is_made_from_the_results():
+  assert table.rewritten(README) == README
+
+
+def test_every_result_says_how_it_was_made():
+  for path in table.RESULTS.glob('*.json'):
+    result = json.loads(path.read_text())
+    assert result['claim'] and result['command'] and result['hardware'], path
+    assert {'jax', 'python', 'git'} <= result['versions'].keys(), path
+
+
+def test_linked_files_exist():
+  links = re.findall(r'\]\((?!http)([^)#]+)\)', README)
+  assert len(links) > 10
+  for link in links:
+    assert (cli.ROOT / link).exists(), link
+
+
+def test_config_keys_and_experiments_exist():
+  flat = {}
+  defaults = config.default()
+  for section, values in defaults.items():
+    flat[section] = set(values)
+  for section, key in re.findall(r'--config\.(\w+)\.(\w+)', README):
+    assert key in flat[section], f'{section}.{key}'
+  for path in re.findall(r'--config=(experiments/\w+\.py)', README):
+    assert (cli.ROOT / path).exists(), path
+
+
+def test_make_targets_exist():
+  makefile = (cli.ROOT / 'Makefile').read_text()
+  for target in re.findall(r'^make (\w+)', README, re.M):
+    assert re.search(rf'^{target}:', makefile, re.M), target

@@ -1,0 +1,159 @@
+"""Meshes, the two rule tables and the way onto devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from gpt_jax import sharding
+from gpt_jax.sharding import ACTIVATION_RULES, AXES, PARAM_RULES, PRESETS, MeshConfig
+from tests import models
+
+ONE = dict.fromkeys(AXES, 1)
+
+
+def two_lines(error):
+  cause, fix = str(error.value).split('\n')
+  assert fix.startswith('fix: ')
+  return cause, fix
+
+
+# -------------------------------------------------------------------------------------------- specs
+
+
+def test_letters_say_the_layout():
+  sizes = ONE | dict(data=2, fsdp=2, tensor=2)
+  assert sharding.spec('LDHK', PARAM_RULES, sizes) == P(None, 'fsdp', 'tensor', None)
+  assert sharding.spec('VD', PARAM_RULES, sizes) == P('tensor', 'fsdp')
+  assert sharding.spec('BTD', ACTIVATION_RULES, sizes) == P(('data', 'fsdp'), None, None)
+  assert sharding.spec('BTV', ACTIVATION_RULES, sizes) == P(('data', 'fsdp'), None, 'tensor')
+  everything = dict.fromkeys(AXES, 2)
+  assert sharding.spec('LEDF', PARAM_RULES, everything) == P(None, 'expert', 'fsdp', 'tensor')
+  batch = P(('data', 'fsdp', 'expert'), 'sequence')
+  assert sharding.spec('BT', ACTIVATION_RULES, everything) == batch
+
+
+def test_axes_of_one_device_are_left_out():
+  assert sharding.spec('LDHK', PARAM_RULES, ONE) == P(None, None, None, None)
+
+
+def test_two_letters_on_one_axis_are_refused_by_name():
+  with pytest.raises(ValueError, match='both want') as error:
+    sharding.spec('DHF', PARAM_RULES, ONE | dict(tensor=2), 'blocks/odd_DHF')
+  cause, fix = two_lines(error)
+  assert cause == 'blocks/odd_DHF: letters H and F of DHF both want mesh axis tensor'
+  assert 'gpt_jax/sharding.py' in fix
+
+
+def test_dimensions_that_do_not_divide_are_named():
+  sizes = ONE | dict(fsdp=4, tensor=2)
+  with pytest.raises(ValueError, match='not divisible') as error:
+    sharding.spec('LDF', PARAM_RULES, sizes, 'blocks/mlp/up_DF', (2, 6, 8))
+  cause, fix = two_lines(error)
+  assert cause == 'blocks/mlp/up_DF: dimension D=6 of LDF is not divisible by fsdp=4'
+  assert fix == 'fix: choose a mesh whose fsdp divides 6, or change the model'
+  assert sharding.spec('LDF', PARAM_RULES, sizes, shape=(2, 8, 8)) == P(None, 'fsdp', 'tensor')
+
+
+# ------------------------------------------------------------------------------------------- meshes
+
+
+def test_sizes_fill_what_is_left():
+  assert MeshConfig().sizes(8) == ONE | dict(data=8)
+  assert MeshConfig(tensor=2).sizes(8) == ONE | dict(data=4, tensor=2)
+  assert MeshConfig(data=2, fsdp=-1).sizes(8) == ONE | dict(data=2, fsdp=4)
+  assert list(MeshConfig().sizes(1)) == list(AXES)
+
+
+@pytest.mark.parametrize(
+  ('config', 'cause'),
+  [
+    (dict(tensor=3), 'mesh data=-1 x tensor=3 does not fit 8 device(s)'),
+    (dict(data=2, tensor=2), 'mesh data=2 x tensor=2 does not fit 8 device(s)'),
+    (dict(data=1), 'mesh one device does not fit 8 device(s)'),
+    (dict(fsdp=-1), "mesh axes ['data', 'fsdp'] are both -1"),
+  ],
+)
+def test_sizes_that_do_not_fit_are_refused(config, cause):
+  with pytest.raises(ValueError, match='mesh') as error:
+    MeshConfig(**config).sizes(8)
+  assert two_lines(error)[0] == cause
+
+
+@pytest.mark.parametrize(
+  ('config', 'cause'),
+  [
+    (dict(preset='tpu'), 'mesh.preset=tpu is not a known mesh'),
+    (dict(fsdp=0), 'mesh.fsdp=0 is not a size'),
+    (dict(tensor=-2), 'mesh.tensor=-2 is not a size'),
+    (
+      dict(preset='gpu8-fsdp', data=4),
+      'mesh.data=4 with mesh.preset=gpu8-fsdp, which sets it to 1',
+    ),
+  ],
+)
+def test_configs_that_make_no_sense_are_refused(config, cause):
+  with pytest.raises(ValueError, match='mesh') as error:
+    MeshConfig(**config)
+  assert two_lines(error)[0] == cause
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_presets_use_all_devices(name):
+  sizes = MeshConfig(preset=name).sizes(8)
+  assert np.prod(list(sizes.values())) == 8
+  assert sizes['tensor'] == (2 if name == 'gpu8-tensor2' else 1)
+  wide = 'data' if name in ('laptop', 'gpu8') else 'fsdp'
+  assert sizes[wide] == 8 // sizes['tensor']
+  assert MeshConfig(preset=name, tensor=sizes['tensor']).sizes(8) == sizes
+
+
+def test_a_mesh_has_all_axes_and_leaves_layout_to_the_compiler():
+  mesh = sharding.make_mesh(MeshConfig(tensor=2))
+  assert mesh.axis_names == AXES
+  assert dict(mesh.shape) == ONE | dict(data=4, tensor=2)
+  assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+
+
+# ------------------------------------------------------------------------------------- onto devices
+
+
+def test_batches_are_spread_over_rows_and_tokens():
+  mesh = models.mesh(data=2, fsdp=2, sequence=2)
+  batch = models.batch(rows=8, length=6)
+  placed = sharding.to_devices(batch, mesh)
+  for name, value in placed.items():
+    np.testing.assert_array_equal(value, batch[name])
+    assert value.addressable_shards[0].data.shape == (2, 3)
+  stacked = {name: np.stack([value] * 3) for name, value in batch.items()}
+  for value in sharding.to_devices(stacked, mesh, stacked=True).values():
+    assert value.shape == (3, 8, 6)
+    assert value.addressable_shards[0].data.shape == (3, 2, 3)
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'rows', 'length', 'said'),
+  [
+    (dict(data=2, fsdp=2), 6, 8, ('6 rows', 'data x fsdp x expert = 4')),
+    (dict(expert=4), 6, 8, ('6 rows', 'data x fsdp x expert = 4')),
+    (dict(sequence=2), 6, 7, ('7 tokens', 'sequence = 2')),
+  ],
+)
+def test_batches_that_do_not_divide_are_refused(sizes, rows, length, said):
+  for stacked in (False, True):
+    batch = models.batch(rows, length)
+    batch = {k: v[None] for k, v in batch.items()} if stacked else batch
+    with pytest.raises(ValueError, match='does not split') as error:
+      sharding.to_devices(batch, models.mesh(**sizes), stacked)
+    cause, fix = two_lines(error)
+    assert all(part in cause for part in said)
+    assert 'train.batch_size' in fix
+
+
+def test_activations_that_do_not_divide_stay_whole():
+  """One prompt on eight devices."""
+  constrain = jax.jit(lambda x: sharding.constrain(x, 'BTH'))
+  with jax.set_mesh(models.mesh(data=4, tensor=2)):
+    placed = constrain(jnp.zeros((1, 3, 4)))
+  assert placed.sharding.spec == P(None, None, 'tensor')
