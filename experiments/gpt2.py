@@ -3,7 +3,7 @@
 Command: launch.py train --config=experiments/gpt2.py:size=small,text=corpus/*.txt,bpe=DIR
 DIR holds vocab.json and merges.txt (or encoder.json and vocab.bpe) of GPT-2; without it a
 tokeniser of 8,192 ids is trained on the text. Without a text it is the language reference that
-ships with Python.
+ships with Python, which has enough repeated tokens for 4,096 ids.
 Arguments: size (small, medium, large, xl), preset (gpt2, llama, modern), text, bpe, runlocal (a
 minute on a CPU).
 Hardware: one GPU of 80 GB for small at this batch; --config.mesh.preset=gpu8-fsdp for xl.
@@ -23,6 +23,9 @@ def get_config(arg=''):
   if args.size not in LEARNING_RATES:
     sizes = ', '.join(LEARNING_RATES)
     raise ValueError(f'config argument size={args.size} is not known\nfix: use one of {sizes}')
+  if args.preset not in PRESETS:
+    rows = ', '.join(PRESETS)
+    raise ValueError(f'config argument preset={args.preset} is not known\nfix: use one of {rows}')
   config = configs.default()
   config.model = configs.section(PRESETS[args.preset](args.size, vocab=0))
   if args.text:
@@ -30,7 +33,7 @@ def get_config(arg=''):
   if args.bpe:
     config.tokenizer.update(kind='gpt2', path=args.bpe)
   else:
-    config.tokenizer.update(kind='bpe', vocab=512 if args.runlocal else 8192)
+    config.tokenizer.update(kind='bpe', vocab=512 if args.runlocal else 8192 if args.text else 4096)
   config.optim.update(lr=LEARNING_RATES[args.size], warmup=700, b2=0.95)
   config.train.update(steps=19073, batch_size=512, accumulate=8, eval_every=500, sample_every=1000)
   config.checkpoint.every = 1000

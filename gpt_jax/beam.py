@@ -4,6 +4,7 @@ Letters: B prompts, W beams a prompt, T buffer length, V vocabulary.
 Sources: length penalty ((5 + length) / 6) ** alpha (Wu et al. 2016, section 7).
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import sample
-
 
 IMPOSSIBLE = sample.NEVER / 1e3  # scores below this hold a token that must not be sampled
 
@@ -108,9 +108,9 @@ def beam_search(model, prompts, cfg, allowed_V, stop_ids=()):
   -> one list a prompt of (ids after the prompt, length-penalised score), best first; shorter than
   num_samples when fewer texts are possible.
   """
-  one_each = sample.dataclasses.replace(cfg, num_samples=1)
-  state = sample.start(model, prompts, one_each)
-  beams = _search(model, state, cfg.max_new_tokens, cfg, np.asarray(allowed_V), tuple(stop_ids))
+  state = sample.start(model, prompts, dataclasses.replace(cfg, num_samples=1))
+  steps, rules = cfg.max_new_tokens, sample.choice_rules(cfg)
+  beams = _search(model, state, steps, rules, np.asarray(allowed_V), tuple(stop_ids))
   ids_BWT, scores_BW, lengths_BW = jax.device_get(
     (beams.done_ids_BWT, beams.done_scores_BW, beams.done_lengths_BW)
   )

@@ -96,12 +96,11 @@ def _convert(hint, value, name):
     return tuple(_convert(inner, v, f'{name}[{i}]') for i, v in enumerate(value))
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
-  if not isinstance(value, typing.get_origin(hint) or hint) or (
-    hint is int and isinstance(value, bool)
-  ):
+  wanted = typing.get_origin(hint) or hint
+  if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
     raise ValueError(
       f'{name}={value!r} is of type {type(value).__name__}\n'
-      f'fix: give a value of type {hint.__name__}'
+      f'fix: give a value of type {wanted.__name__}'
     )
   return value
 
@@ -140,11 +139,9 @@ def load_file(spec):
     raise ValueError(f'--config={spec}: {path} has no get_config\nfix: define get_config(arg="")')
   try:
     config = module.get_config(argument)
-  except (
-    KeyError,
-    AttributeError,
-  ) as e:  # a wrong key in the file itself; ConfigDict names the nearest
-    raise ValueError(f'--config={spec}: {e}'.replace('\\n', ' ') + '\nfix: correct the key') from e
+  except (KeyError, AttributeError, TypeError) as e:  # ConfigDict names the nearest key
+    cause = ' '.join(str(e.args[0] if e.args else e).split())
+    raise ValueError(f'--config={spec}: {cause}\nfix: correct {path}') from e
   return overridable(config)
 
 
@@ -172,16 +169,15 @@ def arguments(argument, **defaults):
       raise ValueError(f'config argument {name!r} is not known\nfix: {hint}')
     kind = type(defaults[name])
     try:
-      values[name] = BOOLEANS[text.lower()] if kind is bool else kind(text)
+      values[name] = BOOLEANS[text.lower() if given else 'true'] if kind is bool else kind(text)
+      if kind is not bool and not given:
+        raise ValueError('only True needs no value')
     except (KeyError, ValueError) as e:
       raise ValueError(
         f'config argument {item!r} is not of type {kind.__name__}\n'
         f'fix: write {name}={defaults[name]}'
       ) from e
   return values
-
-
-BOOLEANS = {'': True, 'true': True, '1': True, 'false': False, '0': False}
 
 
 def section(dataclass):
@@ -192,3 +188,6 @@ def section(dataclass):
 def of_run(workdir):
   """The Config of a run folder, from its config.json."""
   return build(Config, runs.read_config(workdir))
+
+
+BOOLEANS = {'true': True, '1': True, 'false': False, '0': False}

@@ -155,11 +155,8 @@ def batch_sharding(mesh, name, stacked=False):
   return NamedSharding(mesh, PartitionSpec(None, *entries) if stacked else entries)
 
 
-def to_devices(batch, mesh, stacked=False):
-  """This process's rows of a batch (numpy) -> global arrays on the mesh."""
-  put = jax.make_array_from_process_local_data
-  first = batch['token_ids_BT']
-  rows, length = first.shape[-2] * jax.process_count(), first.shape[-1]
+def check_batch(rows, length, mesh):
+  """Raise ValueError unless a batch of these sizes, over all processes, fits the mesh."""
   shards = math.prod(mesh.shape[a] for a in ACTIVATION_RULES['B'])
   if rows % shards or length % mesh.shape['sequence']:
     raise ValueError(
@@ -167,6 +164,13 @@ def to_devices(batch, mesh, stacked=False):
       f'{shards} and sequence = {mesh.shape["sequence"]} devices\n'
       'fix: use a train.batch_size and length that they divide, or fewer devices on these axes'
     )
+
+
+def to_devices(batch, mesh, stacked=False):
+  """This process's rows of a batch (numpy) -> global arrays on the mesh."""
+  put = jax.make_array_from_process_local_data
+  first = batch['token_ids_BT']
+  check_batch(first.shape[-2] * jax.process_count(), first.shape[-1], mesh)
   return {k: put(batch_sharding(mesh, k, stacked), np.asarray(v)) for k, v in batch.items()}
 
 

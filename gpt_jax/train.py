@@ -13,7 +13,7 @@ import numpy as np
 
 from gpt_jax import checkpoint, data, evaluate, hardware, runs, sample, tokenizers
 from gpt_jax.model import gpt
-from gpt_jax.sharding import make_mesh, to_devices
+from gpt_jax.sharding import check_batch, make_mesh, to_devices
 from gpt_jax.step import build_program, eval_model, params_of
 
 # What may change between a run and its resumption: nothing that its result depends on.
@@ -173,6 +173,7 @@ class Training:
     self.tokenizers = build_tokenizers(cfg, workdir)
     self.model_cfg = resolve_model(cfg, self.tokenizers)
     self.length = cfg.train.length or self.model_cfg.context
+    check_batch(cfg.train.batch_size, self.length, mesh)
     self.prompts = [
       sample.prompt_ids(self.tokenizers, prompt, cfg.sample.begin)
       for prompt in cfg.train.sample_prompts
@@ -218,9 +219,15 @@ class Training:
   def loop(self, should_stop):
     """Evaluate and sample, save, take a batch, step, log: in this order, until the last step."""
     cfg, steps, n = self.cfg.train, self.cfg.train.steps, self.cfg.train.steps_per_call
+    if self.step == steps and (result := runs.read_result(self.workdir)):
+      self.run.print(f'this run is done; its report: {self.workdir / "report.html"}')
+      return result
     self.introduce()
     saved, train_step = self.step, None
     while True:
+      if self.profiling and self.step >= cfg.profile[1]:
+        self.settle()
+        self.stop_profile()
       if due(cfg.eval_every, self.step, steps):
         self.evaluate(limit=0 if self.step == steps else cfg.eval_tokens)
       if due(cfg.sample_every, self.step, steps):
@@ -232,7 +239,7 @@ class Training:
       self.checkpoints.poll()
       if stopping or self.step == steps:
         break
-      self.profile()
+      self.start_profile()
       start = time.perf_counter()
       batch = next_batches(self.loader, n, self.mesh)
       if train_step is None:
@@ -380,12 +387,9 @@ class Training:
     self.checkpoints.save(self.step, self.state, extra)
     self.run.event('checkpoint', step=self.step, blocked_seconds=time.perf_counter() - start)
 
-  def profile(self):
-    """Start or stop the profiler at the edges of train.profile."""
+  def start_profile(self):
+    """Start a trace if this step is in the window of train.profile."""
     first, last = self.cfg.train.profile or (0, 0)
-    if self.profiling and self.step >= last:
-      self.settle()
-      self.stop_profile()
     if not self.profiling and first <= self.step < last:
       jax.profiler.start_trace(str(self.workdir / 'profile'))
       self.profiling = True
