@@ -42,7 +42,7 @@ class Stop:
   def __call__(self, number, frame):
     """Handle a signal."""
     if self.asked:
-      os._exit(STOPPED)  # asked twice: leave at once; what was saved before is good
+      os._exit(130)  # asked twice: leave at once; what was saved before is good
     self.asked = True
     print('stopping: will save after this step; again to leave at once', file=sys.stderr)
 
@@ -98,7 +98,8 @@ def sample(argv):
   if 'max_new_tokens' not in chosen:  # the run's default gives way to a long prompt
     room = max(1, run.model.cfg.context - len(prompt))
     cfg = dataclasses.replace(cfg, max_new_tokens=min(cfg.max_new_tokens, room))
-  if FLAGS.stream and cfg.num_samples == 1 and not cfg.beams and not FLAGS.out:
+  alone = cfg.num_samples == 1 and not (cfg.beams or FLAGS.out or FLAGS.log_probs)
+  if FLAGS.stream and alone:
     pieces = sampling.stream_text(run.model, run.tokenizers, prompt, cfg, FLAGS.stop)
     print(FLAGS.prompt + next(pieces), end='', flush=True)
     for piece in pieces:
@@ -225,7 +226,7 @@ def config_from_arguments(argv):
   """
   from gpt_jax import config
 
-  workdir = flag_in(argv, 'workdir')
+  workdir = os.path.expanduser(flag_in(argv, 'workdir'))
   spec = flag_in(argv, 'config')
   if not spec and workdir and (Path(workdir) / 'config.json').exists():
     section = config.overridable(config.section(config.of_run(workdir)))
@@ -281,7 +282,7 @@ def main(argv):
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return ERROR
-  except (ValueError, OSError, FloatingPointError) as e:
+  except (ValueError, OSError, RuntimeError, FloatingPointError) as e:
     has_fix = '\nfix:' in str(e)
     if '--traceback' in argv or (begun and not has_fix and not isinstance(e, OSError)):
       raise
@@ -289,7 +290,7 @@ def main(argv):
       '' if has_fix else '\nfix: mend this and run the same command again; what was saved is safe'
     )
     print(f'error: {e}{fix}', file=sys.stderr)
-    return ERROR if isinstance(e, FloatingPointError) else BAD_ARGUMENTS
+    return BAD_ARGUMENTS if isinstance(e, ValueError | OSError) else ERROR
 
 
 VERBS |= {

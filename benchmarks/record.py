@@ -20,7 +20,7 @@ def summary(workdir):
     raise SystemExit(f'error: {workdir} has not finished\nfix: run its command again to the end')
   versions = result.pop('versions')
   saved = Path(workdir) / 'evaluations.jsonl'
-  later = records.read_lines(saved)[0] if saved.exists() else []
+  later = records.read_lines(saved)
   starts = [event for event in events if event['event'] in ('start', 'resume')]
   return {
     'command': versions.pop('command'),

@@ -31,8 +31,10 @@ class CheckpointConfig:
   background: bool = True  # write while training goes on
 
   def __post_init__(self):
-    if self.keep < 1:
-      raise ValueError(f'checkpoint.keep={self.keep} would keep nothing\nfix: use at least 1')
+    if self.keep < 2:  # the newest is trusted only once its digests are written
+      raise ValueError(
+        f'checkpoint.keep={self.keep} leaves none to fall back to\nfix: use 2 or more'
+      )
     if min(self.every, self.keep_every) < 0:
       raise ValueError('checkpoint.every and checkpoint.keep_every count steps\nfix: use 0 or more')
 
@@ -100,6 +102,12 @@ def mismatches(stored, wanted):
       if tuple(old.shape) != tuple(new.shape) or old.dtype != new.dtype:
         lines.append(f'{path}: checkpoint {_show(old)}, model {_show(new)}')
   return lines
+
+
+def shortened(lines, most=20):
+  """One text of many lines, the first of them in full."""
+  more = f'; and {len(lines) - most} more' if len(lines) > most else ''
+  return '; '.join(lines[:most]) + more
 
 
 def _show(array):
@@ -177,7 +185,10 @@ class Checkpoints:
       written = json.loads(path.read_text())
     except ValueError as error:
       raise Corrupt(f'checkpoint {step}: file digests/{path.name} is changed') from error
-    found = _digest(self.folder / str(step))
+    try:
+      found = _digest(self.folder / str(step))
+    except OSError as error:  # another process's retention removed it meanwhile
+      raise Corrupt(f'checkpoint {step}: {error}') from error
     for name in sorted(found.keys() | written.keys()):
       if found.get(name) != written.get(name):
         state = 'missing' if name not in found else 'changed' if name in written else 'foreign'
@@ -205,10 +216,13 @@ class Checkpoints:
 
   def drop_after(self, step):
     """Remove checkpoints newer than the one that a run resumes from: unfinished or corrupt."""
-    for newer in self.steps():
-      if self.primary and newer > step:
-        shutil.rmtree(self.folder / str(newer))
-        (self.digests / f'{newer}.json').unlink(missing_ok=True)
+    newer = [n for n in self.steps() if n > step]
+    if self.primary:
+      halves = list(self.folder.glob('*.orbax-checkpoint-tmp*'))  # of saves that were killed
+      for path in [*(self.folder / str(n) for n in newer), *halves]:
+        shutil.rmtree(path)
+      for n in newer:
+        (self.digests / f'{n}.json').unlink(missing_ok=True)
     self._manager.reload()  # Orbax remembers what it saw, and would refuse to save these steps
 
   def extra(self, step):
@@ -230,7 +244,7 @@ class Checkpoints:
     wanted = to_abstract_tree(like)
     if lines := mismatches(self.stored(step), flat(wanted)):
       raise ValueError(
-        f'checkpoint {self.folder}/{step} does not fit this run: {"; ".join(lines)}\n'
+        f'checkpoint {self.folder}/{step} does not fit this run: {shortened(lines)}\n'
         'fix: use the config that wrote it, or another --workdir'
       )
     return from_tree(self._read(step, wanted), like)
@@ -282,7 +296,12 @@ def to_abstract_tree(like):
 def _digest(folder):
   """{relative path: sha256} of all files of a folder."""
   files = sorted(p for p in folder.rglob('*') if p.is_file())
-  return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+  return {str(p.relative_to(folder)): _sha256(p) for p in files}
+
+
+def _sha256(path):
+  with open(path, 'rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
 def _write_atomically(path, text):
@@ -301,7 +320,7 @@ def load_model(workdir, like, fallback=None):
   one by path, shape and dtype. Else what fits is taken and the rest comes from `fallback`; notes
   has a line for each parameter that did not fit.
   """
-  checkpoints = Checkpoints(pathlib.Path(workdir) / 'checkpoints')
+  checkpoints = Checkpoints(pathlib.Path(workdir).expanduser() / 'checkpoints')
   step = checkpoints.newest_good()
   if step is None:
     raise ValueError(
@@ -310,9 +329,11 @@ def load_model(workdir, like, fallback=None):
   _, stored = checkpoints.weights(step)
   wanted = flat(to_abstract_tree(like))
   lines = mismatches(stored, wanted)
-  if lines and (fallback is None or len(lines) == len(wanted)):
+  fits = [path for path in wanted if not mismatches(
+    {path: stored[path]} if path in stored else {}, {path: wanted[path]})]  # fmt: skip
+  if lines and (fallback is None or not fits):
     raise ValueError(
-      f'{workdir} does not fit the model: {"; ".join(lines)}\n'
+      f'{workdir} does not fit the model: {shortened(lines)}\n'
       'fix: use the model section of its config.json, or take what fits by '
       'train.init_partial=True'
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 
 from gpt_jax import sample
 from gpt_jax.model import layers as nn
+from gpt_jax.sharding import ACTIVATION_RULES
 from gpt_jax.tasks import perplexity
 
 
@@ -32,6 +34,12 @@ class Subject:
   def score(self):
     """Compiled: (model, batch) -> summed nats and weights."""
     return _score(self.model.cfg.dtype)
+
+
+def rows_at_once(cfg, mesh):
+  """Rows to score at once: a micro-batch of the training, rounded up to what the mesh divides."""
+  shards = math.prod(mesh.shape[axis] for axis in ACTIVATION_RULES['B'])
+  return -(-cfg.train.batch_size // cfg.train.accumulate // shards) * shards
 
 
 @functools.cache

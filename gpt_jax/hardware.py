@@ -7,12 +7,14 @@ is measured.
 import functools
 import os
 import platform
+import re
+import sys
 import time
 
 import jax
 import numpy as np
 
-PEAK_FLOPS = {  # dense bfloat16 FLOP/s of one device, by a piece of its device_kind
+PEAK_FLOPS = {  # dense bfloat16 FLOP/s of one device, by words of its device_kind
   'H200': 989e12,
   'H100': 989e12,
   'B200': 2250e12,
@@ -20,7 +22,7 @@ PEAK_FLOPS = {  # dense bfloat16 FLOP/s of one device, by a piece of its device_
   'L4': 121e12,
   'TPU v4': 275e12,
   'TPU v5 lite': 197e12,
-  'TPU v5p': 459e12,
+  'TPU v5': 459e12,
   'TPU v6 lite': 918e12,
 }
 
@@ -32,7 +34,7 @@ def peak_flops():
   if device.platform == 'cpu':
     return measured_matmul_flops() / jax.local_device_count(), 'measured float32 matmul'
   for kind, flops in PEAK_FLOPS.items():
-    if kind in device.device_kind:
+    if re.search(rf'\b{kind}\b', device.device_kind):
       return flops, f'{kind} data sheet, dense bfloat16'
   return 0.0, f'no peak known for {device.device_kind}'
 
@@ -68,7 +70,8 @@ def memory_gib():
     return peak / 2**30
   import resource  # absent on Windows, where jax on CPU has no other source either
 
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  unit = 1 if sys.platform == 'darwin' else 1024  # bytes there, KiB elsewhere
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def _seconds(fn):

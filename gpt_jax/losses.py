@@ -24,6 +24,9 @@ class LossConfig:
   moe_z: float = 0.001  # times the router's z-loss
 
   def __post_init__(self):
+    for key in ('z_loss', 'moe_balance', 'moe_z'):
+      if not getattr(self, key) >= 0:
+        raise ValueError(f'loss.{key}={getattr(self, key)} is negative\nfix: use a weight >= 0')
     if not 0 <= self.label_smoothing < 1:
       raise ValueError(
         f'loss.label_smoothing={self.label_smoothing} is not a probability\nfix: use 0 <= p < 1'

@@ -39,7 +39,7 @@ class OptimConfig:
   final_lr: float = 0.1  # learning rate at the end / peak
   cooldown: float = 0.2  # share of the steps in which wsd decays
   lr_multipliers: tuple[str, ...] = ()  # 'regex=factor', first match counts, 0 freezes; () = all 1
-  ema: float = 0.0  # decay of an average of the weights, used for evaluation and sampling; 0 = off
+  ema: float = 0.0  # decay of an average of weights, for evaluation and sampling; 0 = off
 
   def __post_init__(self):
     for key, rows in (('name', OPTIMIZERS), ('schedule', SCHEDULES)):
@@ -53,6 +53,13 @@ class OptimConfig:
     for key in ('b1', 'b2', 'ema'):
       if not 0 <= getattr(self, key) < 1:
         raise ValueError(f'optim.{key}={getattr(self, key)} is no decay\nfix: use 0 <= x < 1')
+    for key in ('final_lr', 'cooldown'):
+      if not 0 <= getattr(self, key) <= 1:
+        raise ValueError(f'optim.{key}={getattr(self, key)} is no share\nfix: use 0 to 1')
+    try:
+      re.compile(self.decay)
+    except re.error as e:
+      raise ValueError(f'optim.decay={self.decay!r} is no regex ({e})\nfix: correct it') from e
     for entry in self.lr_multipliers:
       parse_multiplier(entry)
 
@@ -80,11 +87,16 @@ class Optimizer:
     decay = self.cfg.decay
     decays = lambda path: re.fullmatch(decay, path) if decay else is_matrix(self.axes[path])
     object.__setattr__(self, 'decays', {path for path in self.axes if decays(path)})
+    if decay and not self.decays:
+      raise ValueError(
+        f'optim.decay={decay!r} matches no parameter\n'
+        f'fix: use paths such as {next(iter(self.axes))}'
+      )
 
   def init(self, params):
     """The state before the first update."""
     zero = jnp.zeros((), jnp.int32)
-    ema = dict(params) if self.cfg.ema else None
+    ema = {path: p.astype(jnp.float32) for path, p in params.items()} if self.cfg.ema else None
     return OptState(zero, zero, self.transform.init(params), ema)
 
   def update(self, grads, state, params, hyper):
@@ -117,7 +129,11 @@ class Optimizer:
     new_params = {path: step(path, p) for path, p in params.items()}
     ema = state.ema
     if ema is not None:
-      ema = {k: self.cfg.ema * e + (1 - self.cfg.ema) * new_params[k] for k, e in ema.items()}
+      # Young averages forget faster, or short runs would keep their random initial weights.
+      count = state.updates.astype(jnp.float32)
+      decay = jnp.minimum(self.cfg.ema, (1 + count) / (10 + count))
+      mix = lambda e, p: decay * e + (1 - decay) * p.astype(jnp.float32)
+      ema = {path: mix(e, new_params[path]) for path, e in ema.items()}
     new_state = OptState(state.updates + 1, jnp.zeros((), jnp.int32), direction_state, ema)
     old_state = state._replace(skipped=state.skipped + 1)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
@@ -192,7 +208,7 @@ def adamw(cfg, axes):
 
 
 def adafactor(cfg, axes):
-  """Factored second moments, updates clipped at RMS 1, no momentum."""
+  """Second moments factored where two dimensions are >= 128, RMS clipped at 1, no momentum."""
   return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
 
 

@@ -48,6 +48,13 @@ class SampleConfig:
         raise ValueError(
           f'sample.{key}={getattr(self, key)} is out of range\nfix: use {low} to {high}'
         )
+    unused = [k for k in ('temperature', *FILTERS, 'repetition_penalty') if self.beams and
+              getattr(self, k) != getattr(type(self), k)]  # fmt: skip
+    if unused:
+      raise ValueError(
+        f'sample.beams={self.beams} searches and does not sample: {", ".join(unused)} has no use\n'
+        'fix: leave it at its default, or set beams=0'
+      )
     if self.beams and self.num_samples > self.beams:
       raise ValueError(
         f'sample.num_samples={self.num_samples} with only {self.beams} beams\nfix: use more beams'
@@ -282,7 +289,10 @@ def complete(model, tokenizers, prompts, cfg, stop=()):
     state = generate(model, prompts, cfg, allowed_V, eos)
     rows, n = new_tokens(state, prompts, cfg.num_samples), cfg.num_samples
     found = [rows[i * n : (i + 1) * n] for i in range(len(prompts))]
-  return [[(cut(tokenizers.decode_text(ids), stop), p) for ids, p in group] for group in found]
+  return [
+    [(cut(continuation(tokenizers, prompt, ids), stop), p) for ids, p in group]
+    for prompt, group in zip(prompts, found, strict=True)
+  ]
 
 
 def stream_text(model, tokenizers, prompt, cfg, stop=()):
@@ -292,6 +302,8 @@ def stream_text(model, tokenizers, prompt, cfg, stop=()):
   decoder, text, shown = tokenizers.stream_decoder(), '', 0
   hold = max(map(len, stop), default=1) - 1  # characters that a stop string may still begin with
   done = len(prompt)
+  for i in prompt:  # shown already; see `continuation`
+    decoder.push(i)
   for state in stream(model, [prompt], cfg, allowed_V, eos):
     ids = state.token_ids_BT[0, done : state.lengths_B[0]]
     text, done = text + ''.join(map(decoder.push, ids)), int(state.lengths_B[0])
@@ -302,6 +314,11 @@ def stream_text(model, tokenizers, prompt, cfg, stop=()):
     if ended:
       return
   yield cut(text + decoder.flush(), stop)[shown:]
+
+
+def continuation(tokenizers, prompt, ids):
+  """The text of ids after a prompt: some tokenizers drop the space of a word that stands first."""
+  return tokenizers.decode_text([*prompt, *ids])[len(tokenizers.decode_text(prompt)) :]
 
 
 def cut(text, stop):

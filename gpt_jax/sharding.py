@@ -29,6 +29,8 @@ PARAM_RULES = {
 ACTIVATION_RULES = {
   'R': 'replica',
   'B': ('data', 'fsdp', 'expert'),
+  'b': ('data', 'fsdp'),  # the batch of a tensor that has E
+  'E': 'expert',
   'T': 'sequence',
   'H': 'tensor',
   'G': 'tensor',

@@ -173,4 +173,7 @@ def build_program(cfg, model_cfg, mesh):
 def eval_model(state):
   """The weights to evaluate and sample with: the average if there is one."""
   ema = state.opt_state.ema
-  return state.model if ema is None else with_params(state.model, ema)
+  if ema is None:
+    return state.model
+  dtypes = {path: p.dtype for path, p in params_of(state.model).items()}
+  return with_params(state.model, {path: e.astype(dtypes[path]) for path, e in ema.items()})

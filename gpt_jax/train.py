@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import checkpoint, data, evaluate, hardware, runs, sample, tokenizers
+from gpt_jax import checkpoint, data, evaluate, hardware, records, runs, sample, tokenizers
 from gpt_jax.model import gpt
 from gpt_jax.sharding import check_batch, make_mesh, to_devices
 from gpt_jax.step import build_program, eval_model, params_of
@@ -48,6 +48,13 @@ class TrainConfig:
     for key in ('steps', 'batch_size', 'accumulate', 'steps_per_call', 'max_skipped'):
       if getattr(self, key) < 1:
         raise ValueError(f'train.{key}={getattr(self, key)} is too small\nfix: use at least 1')
+    for key in ('length', 'eval_every', 'eval_tokens', 'sample_every'):
+      if getattr(self, key) < 0:
+        raise ValueError(f'train.{key}={getattr(self, key)} is negative\nfix: use 0 or more')
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(f'train.seed={self.seed} is no 32-bit number\nfix: use 0 to 4294967295')
+    if self.init_partial and not self.init_from:
+      raise ValueError('train.init_partial=True takes from nothing\nfix: set train.init_from')
     if self.batch_size % self.accumulate:
       raise ValueError(
         f'train.accumulate={self.accumulate} does not divide train.batch_size={self.batch_size}\n'
@@ -93,10 +100,17 @@ def build_tokenizers(cfg, workdir):
   if (workdir / 'tokenizer' / 'vocabulary.json').exists():  # written last
     return tokenizers.Tokenizers.load(workdir / 'tokenizer')
   if cfg.train.init_from:
-    return tokenizers.Tokenizers.load(Path(cfg.train.init_from) / 'tokenizer')
-  texts = lambda: (
-    text for split in ('train', 'valid') for _, text in data.documents(cfg.data, split)
-  )
+    base = Path(cfg.train.init_from).expanduser()
+    kept = runs.read_config(base)['tokenizer']
+    if kept != records.to_json(dataclasses.asdict(cfg.tokenizer)):
+      raise ValueError(
+        f'train.init_from={base} has the tokeniser {kept}, and this config another\n'
+        'fix: take the tokenizer section from its config, as experiments/finetune_gpt2.py does'
+      )
+    return tokenizers.Tokenizers.load(base / 'tokenizer')
+  # An alphabet must cover the validation text; merges must not be learned from it.
+  splits = ('train', 'valid') if cfg.tokenizer.kind == 'chars' else ('train',)
+  texts = lambda: (text for split in splits for _, text in data.documents(cfg.data, split))
   return tokenizers.Tokenizers.build(tokenizers.text.build(cfg.tokenizer, texts))
 
 
@@ -123,7 +137,8 @@ def initial_state(program, cfg, workdir):
     notes += [f'init_from: {line}' for line in lines]
     opt_state = state.opt_state
     if opt_state.ema is not None:
-      opt_state = opt_state._replace(ema=jax.tree.map(jnp.copy, params_of(model)))
+      copies = {path: p.astype(jnp.float32, copy=True) for path, p in params_of(model).items()}
+      opt_state = opt_state._replace(ema=copies)
     state = state._replace(model=model, opt_state=opt_state)
   return state, 0, None, notes
 
@@ -148,15 +163,22 @@ def train(cfg, workdir, should_stop=lambda: False):
   """
   workdir = Path(workdir).expanduser()
   if jax.process_index() == 0:
-    runs.check_workdir(workdir, dataclasses.asdict(cfg), free=FREE_ON_RESUME)
+    runs.check_workdir(workdir, dataclasses.asdict(cfg), free=free_on_resume(cfg))
   mesh = make_mesh(cfg.mesh)
   with jax.set_mesh(mesh):
     training = Training(cfg, workdir, mesh)
     with training.open():
       try:
         return training.loop(should_stop)
+      except ValueError as error:  # the run had begun: not a matter of arguments any more
+        raise RuntimeError(str(error)) from error
       finally:
         training.close()
+
+
+def free_on_resume(cfg):
+  """Which keys may differ from the stored config: with data.reset, the data too."""
+  return (*FREE_ON_RESUME, 'data.') if cfg.data.reset else FREE_ON_RESUME
 
 
 def due(every, step, steps):
@@ -173,7 +195,7 @@ class Training:
     self.tokenizers = build_tokenizers(cfg, workdir)
     self.model_cfg = resolve_model(cfg, self.tokenizers)
     self.length = cfg.train.length or self.model_cfg.context
-    check_batch(cfg.train.batch_size, self.length, mesh)
+    check_batch(cfg.train.batch_size // cfg.train.accumulate, self.length, mesh)
     self.prompts = [
       sample.prompt_ids(self.tokenizers, prompt, cfg.sample.begin)
       for prompt in cfg.train.sample_prompts
@@ -185,6 +207,7 @@ class Training:
       process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     self.program = build_program(cfg, self.model_cfg, mesh)
+    self.trace()
     self.state, self.step, extra, self.notes = initial_state(self.program, cfg, workdir)
     self.tokens = 0.0  # targets trained on, over all sessions of the run
     self.seconds = 0.0  # in steps, evaluation and saving left out, over all sessions
@@ -199,13 +222,22 @@ class Training:
     self.evaluations = []  # rows of the last evaluation
     self.valid = {}  # its headline numbers
 
+  def trace(self):
+    """Trace the step: a kernel that cannot honour a mask is refused before anything is written."""
+    n, rows = self.cfg.train.steps_per_call, next(iter(self.loader.rows.values()))
+    batch = rows.gather(np.zeros(self.cfg.train.batch_size, np.int64))
+    stack = lambda x: jax.ShapeDtypeStruct(x.shape if n == 1 else (n, *x.shape), x.dtype)
+    jax.eval_shape(
+      self.program.step, self.program.abstract, {k: stack(v) for k, v in batch.items()}
+    )
+
   def open(self):
     """Take the run folder, write what a run begins with -> the open runs.Run."""
     primary = jax.process_index() == 0
     self.run = runs.Run.open(
       self.workdir, dataclasses.asdict(self.cfg), log=self.cfg.log,
       total_steps=self.cfg.train.steps, primary=primary, resume_step=self.step,
-      free=FREE_ON_RESUME, versions=runs.versions(hardware.name()),
+      free=free_on_resume(self.cfg), versions=runs.versions(hardware.name()),
     )  # fmt: skip
     if primary and not (self.workdir / 'tokenizer' / 'vocabulary.json').exists():
       self.tokenizers.save(self.workdir / 'tokenizer')
@@ -327,7 +359,7 @@ class Training:
     """The model as it is now, for tasks."""
     return evaluate.Subject(
       cfg=self.cfg, model=eval_model(self.state), tokenizers=self.tokenizers, mesh=self.mesh,
-      cache_dir=self.workdir / 'cache', batch_size=self.cfg.train.batch_size,
+      cache_dir=self.workdir / 'cache', batch_size=evaluate.rows_at_once(self.cfg, self.mesh),
     )  # fmt: skip
 
   def settle(self):

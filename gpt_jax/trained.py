@@ -28,7 +28,7 @@ class Trained(NamedTuple):
     """The model for tasks."""
     return evaluate.Subject(
       cfg=self.cfg, model=self.model, tokenizers=self.tokenizers, mesh=self.mesh,
-      cache_dir=self.workdir / 'cache', batch_size=self.cfg.train.batch_size,
+      cache_dir=self.workdir / 'cache', batch_size=evaluate.rows_at_once(self.cfg, self.mesh),
     )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def load(workdir, mesh_config=None):
   mesh_config: default is a mesh with all devices on its data axis, whatever the run was trained on.
   Raises ValueError when the folder is no run or has no good checkpoint.
   """
-  workdir = Path(workdir)
+  workdir = Path(workdir).expanduser()
   cfg = config.of_run(workdir)
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
   step = checkpoints.newest_good()

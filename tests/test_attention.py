@@ -223,7 +223,7 @@ REFUSALS = [  # (kernel, config, mask, row length, reason)
   ('splash', dict(), asked(prefix=IDS), 128, 'bidirectional prefix'),
   ('cudnn', dict(), asked(segments=IDS), 128, 'document masks'),
   ('cudnn', dict(attention_softcap=2.0), asked(), 128, 'attention_softcap'),
-  ('cudnn', dict(dtype='float32'), asked(), 128, 'dtype float32 (float16 or bfloat16 only)'),
+  ('cudnn', dict(dtype='float32'), asked(), 128, 'dtype float32 (bfloat16 only)'),
   ('cudnn', dict(head_dim=12), asked(), 128, 'head width 12'),
   ('cudnn', dict(head_dim=136), asked(), 128, 'head width 136'),
   ('splash', dict(), asked(), 100, 'a row of 100 tokens (multiples of 128 only)'),

@@ -56,7 +56,9 @@ def test_presets_build_in_all_sizes_and_take_overrides(name):
     cfg = model_config.PRESETS[name](size, context=64)
     assert cfg.context == 64
     assert gpt.count_params(cfg) > 1e8 * 0.9
-  with pytest.raises(KeyError):
+  with pytest.raises(
+    ValueError, match='size=huge is not one of this preset\nfix: use one of small'
+  ):
     model_config.PRESETS[name]('huge')
 
 
@@ -88,7 +90,7 @@ def test_auto_is_decided_by_the_backend():
     'gpu': ('on', 'none', 'bfloat16', 'auto'),
     'tpu': ('off', 'none', 'bfloat16', 'auto'),
   }
-  asked = ModelConfig(unroll='on', remat='full', dtype='float16')
+  asked = ModelConfig(unroll='on', remat='full', dtype='bfloat16')
   assert asked.resolved('cpu') == asked
 
 
@@ -141,7 +143,7 @@ REFUSED = [
   (dict(kernel='flash'), "model.kernel='flash'", 'use one of auto, xla, cudnn, splash'),
   (dict(unroll='yes'), "model.unroll='yes'", 'use one of auto, on, off'),
   (dict(remat='some'), "model.remat='some'", 'use one of auto, none, full, dots, dots_no_batch'),
-  (dict(dtype='int8'), "model.dtype='int8'", 'use one of auto, float32, bfloat16, float16'),
+  (dict(dtype='int8'), "model.dtype='int8'", 'use one of auto, float32, bfloat16'),
   (dict(param_dtype='float16'), "model.param_dtype='float16'", 'use one of float32, bfloat16'),
   (dict(layers=0), 'model.layers=0 is too small', 'use at least 1'),
   (dict(width=0), 'model.width=0 is too small', 'use at least 1'),

@@ -44,12 +44,12 @@ def expert(w, e, x_D):
 
 
 def reference(cfg, w, x_BTD, capacity, real_BT):
-  """First choices of a row take slots before second ones, early tokens before late ones."""
+  """Early tokens of a row take their slots before late ones, whatever the order of choice."""
   k, y_BTD, dropped = cfg.experts_per_token, np.zeros(x_BTD.shape), 0
   for b in range(B):
     free = dict.fromkeys(range(cfg.experts), capacity)
-    for choice in range(k):
-      for t in np.flatnonzero(real_BT[b]):
+    for t in np.flatnonzero(real_BT[b]):
+      for choice in range(k):
         p_E = probabilities(w, x_BTD[b, t])
         best = np.argsort(-p_E)[:k]
         e = best[choice]
@@ -83,6 +83,14 @@ def test_tokens_go_through_their_best_experts(overrides, capacity, real_BT):
   np.testing.assert_allclose(y_BTD, expected_BTD, atol=2e-5)
   assert float(aux['moe_dropped']) == pytest.approx(dropped, abs=1e-6)
   assert (dropped > 0) == (capacity < T)
+
+
+def test_full_experts_do_not_let_a_token_see_later_ones():
+  _, moe, _ = expert_layer(capacity_factor=0.5)
+  other_BTD = X_BTD.copy()
+  other_BTD[:, T // 2 :] = 5.0
+  (y_BTD, _), (z_BTD, _) = run(moe, X_BTD), run(moe, other_BTD)
+  np.testing.assert_allclose(y_BTD[:, : T // 2], z_BTD[:, : T // 2], atol=1e-6)
 
 
 def test_all_experts_are_the_weighted_sum_of_all():

@@ -49,7 +49,7 @@ class Mask(NamedTuple):
 
 
 def xla_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
-  """Plain einsums with scores in float32. Honours everything."""
+  """Plain einsums in the compute dtype, softmax in float32. Honours everything."""
   B, T, H, K = q_BTHK.shape
   q_BTGMK = (q_BTHK * K**-0.5).reshape(B, T, cfg.G, H // cfg.G, K)
   scores_BGMTS = jnp.einsum('BTGMK,BSGK->BGMTS', q_BTGMK, k_BSGK).astype(jnp.float32)
@@ -88,7 +88,8 @@ def splash_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
   else:
     head_mask = splash_attention_mask.CausalMask((T, T))
   block = splash_attention_kernel.BlockSizes(
-    **{size: min(T, 512) for size in SPLASH_BLOCKS}, use_fused_bwd_kernel=True
+    **dict.fromkeys(SPLASH_BLOCKS, max(b for b in (128, 256, 384, 512) if T % b == 0)),
+    use_fused_bwd_kernel=True,
   )
   kernel = splash_attention_kernel.make_splash_mha(
     mask=splash_attention_mask.MultiHeadMask([head_mask] * cfg.heads),
@@ -128,13 +129,12 @@ def refusal(kernel, cfg, mask, T):
   if kernel == 'cudnn':
     asked['document masks'] = mask.segments is not None
     asked['attention_softcap'] = cfg.attention_softcap > 0
-    asked[f'dtype {cfg.dtype} (float16 or bfloat16 only)'] = cfg.dtype not in (
-      'bfloat16',
-      'float16',
-    )
+    asked[f'dtype {cfg.dtype} (bfloat16 only)'] = cfg.dtype != 'bfloat16'
     asked[f'head width {cfg.K} (a multiple of 8, at most 128, only)'] = cfg.K % 8 > 0 or cfg.K > 128
   if kernel == 'splash':
     asked[f'a row of {T} tokens (multiples of 128 only)'] = T % 128 > 0
+    mesh = jax.sharding.get_abstract_mesh()
+    asked['a mesh of several devices'] = not mesh.empty and mesh.size > 1
   return ', '.join(what for what, is_asked in asked.items() if is_asked)
 
 
@@ -143,8 +143,9 @@ def choose_kernel(cfg, mask, T, backend=None):
 
   Raises ValueError when the configured kernel cannot honour it: never a silently wrong mask.
   """
+  backend = backend or jax.default_backend()
   if cfg.kernel == 'auto':
-    best = FASTEST.get(backend or jax.default_backend(), 'xla')
+    best = FASTEST.get(backend, 'xla')
     return 'xla' if refusal(best, cfg, mask, T) else best
   reason = refusal(cfg.kernel, cfg, mask, T)
   if reason and not mask.rows_alone:  # decoding: one query a row, where no fused kernel applies

@@ -86,9 +86,9 @@ class ModelConfig:
         raise ValueError(
           f'model.{key}={getattr(self, key)!r} is not known\nfix: use one of {", ".join(rows)}'
         )
-    for key in ('layers', 'width', 'heads', 'context', 'vocab_multiple'):
-      if getattr(self, key) < 1:
-        raise ValueError(f'model.{key}={getattr(self, key)} is too small\nfix: use at least 1')
+    for key, low in LIMITS.items():
+      if not low <= getattr(self, key) < float('inf'):  # NaN is refused too
+        raise ValueError(f'model.{key}={getattr(self, key)} is too small\nfix: use at least {low}')
     for key in ('dropout', 'attention_dropout'):
       if not 0 <= getattr(self, key) < 1:
         raise ValueError(
@@ -108,6 +108,8 @@ class ModelConfig:
 
   def _check_combinations(self):
     """Refuse what no kernel or layer could honour."""
+    if self.rope_scaling == 'ntk' and self.K < 4:
+      raise ValueError('model.rope_scaling=ntk needs a head width of 4 or more\nfix: fewer heads')
     if self.positions == 'rope' and self.K % 2:
       raise ValueError(
         f'model.positions=rope needs an even head width, and it is {self.K}\n'
@@ -134,6 +136,16 @@ class ModelConfig:
       raise ValueError(
         f'model.experts_per_token={self.experts_per_token} with model.experts={self.experts}\n'
         f'fix: use 1 to {self.experts}'
+      )
+    if self.capacity_factor and not self.experts:
+      raise ValueError(
+        f'model.capacity_factor={self.capacity_factor} has no use with model.experts=0\n'
+        'fix: set model.experts, or capacity_factor=0'
+      )
+    if self.rope_factor != 1.0 and self.rope_scaling == 'none':
+      raise ValueError(
+        f'model.rope_factor={self.rope_factor} has no use with model.rope_scaling=none\n'
+        'fix: choose a rope_scaling, or rope_factor=1'
       )
     if self.experts and self.mlp_bias:
       raise ValueError(
@@ -205,9 +217,16 @@ def divisors(n):
   return [d for d in range(1, n + 1) if n % d == 0]
 
 
+def of_size(sizes, size):
+  """A row of a table of sizes; ValueError for a size that it does not have."""
+  if size not in sizes:
+    raise ValueError(f'size={size} is not one of this preset\nfix: use one of {", ".join(sizes)}')
+  return sizes[size]
+
+
 def gpt2(size='small', **overrides):
   """GPT-2 exactly: sizes small (124M), medium (355M), large (774M), xl (1558M)."""
-  layers, width, heads = GPT2_SIZES[size]
+  layers, width, heads = of_size(GPT2_SIZES, size)
   base = ModelConfig(
     layers=layers, width=width, heads=heads, vocab=50257, context=1024, positions='learned',
     norm='layernorm', mlp='gelu', attention_bias=True, mlp_bias=True, tied_head=True,
@@ -217,7 +236,7 @@ def gpt2(size='small', **overrides):
 
 def llama(size='small', **overrides):
   """Llama-like: RMSNorm, RoPE, SwiGLU, grouped heads, no biases, untied head."""
-  layers, width, heads, kv_heads, hidden = LLAMA_SIZES[size]
+  layers, width, heads, kv_heads, hidden = of_size(LLAMA_SIZES, size)
   base = ModelConfig(
     layers=layers, width=width, heads=heads, kv_heads=kv_heads, hidden=hidden, vocab=32000,
     context=2048, init_projections='same', tied_head=False,
@@ -227,7 +246,7 @@ def llama(size='small', **overrides):
 
 def modern(size='small', **overrides):
   """GPT-2's sizes with RMSNorm, RoPE, QK-norm, ReLU^2, zero-init projections, soft-cap 15."""
-  layers, width, heads = GPT2_SIZES[size]
+  layers, width, heads = of_size(GPT2_SIZES, size)
   base = ModelConfig(
     layers=layers, width=width, heads=heads, vocab=50257, context=1024, mlp='relu2', qk_norm=True,
     init_projections='zero', logit_softcap=15.0, tied_head=False,
@@ -249,6 +268,14 @@ LLAMA_SIZES = {
 }
 PRESETS = {'gpt2': gpt2, 'llama': llama, 'modern': modern}
 
+LIMITS = {  # the least value of each number
+  **dict.fromkeys(('layers', 'width', 'heads', 'context', 'vocab_multiple'), 1),
+  **dict.fromkeys(('kv_heads', 'head_dim', 'hidden', 'vocab', 'window', 'experts'), 0),
+  **dict.fromkeys(('capacity_factor', 'attention_softcap', 'logit_softcap', 'init_std'), 0),
+  **dict.fromkeys(('embed_scale', 'rope_original_context', 'rope_attention_factor'), 0),
+  **dict.fromkeys(('rope_theta', 'rope_factor', 'norm_eps', 'rope_beta_slow'), 1e-12),
+  'residual_scale': -1e6,
+}
 CHOICES = {
   'positions': tuple(POSITIONS),
   'rope_scaling': tuple(ROPE_SCALINGS),
@@ -259,6 +286,6 @@ CHOICES = {
   'kernel': KERNEL_NAMES,
   'unroll': ('auto', 'on', 'off'),
   'remat': REMAT_NAMES,
-  'dtype': ('auto', 'float32', 'bfloat16', 'float16'),
+  'dtype': ('auto', 'float32', 'bfloat16'),
   'param_dtype': ('float32', 'bfloat16'),
 }

@@ -55,7 +55,7 @@ class Block(nnx.Module):
       if not self.cfg.experts:
         return self.mlp(h_BTD), {}
       real_BT = None if mask.segments is None else mask.segments[0] > 0
-      return self.mlp(h_BTD, real_BT)
+      return self.mlp(h_BTD, real_BT, dropless=cache is not None)
 
     x_BTD, cache = self._branch(
       x_BTD, attend, self.attention_norm, self.attention_out_norm, rate, keys[0]
@@ -155,7 +155,7 @@ class GPT(nnx.Module):
       blocks = self.blocks if isinstance(self.blocks, nnx.List) else nn.unstack(self.blocks)
       new_cache, auxes = [], []
       for l, block in enumerate(blocks):
-        run_l = remat(cfg.remat, functools.partial(run, l=l, window=windows[l]))
+        run_l = remat(cfg.remat, functools.partial(run, l=l, window=windows[l]), scanned=False)
         x_BTD, layer_cache, aux = run_l(block, x_BTD, None if cache is None else cache[l])
         new_cache.append(layer_cache)
         auxes.append(aux)
@@ -167,9 +167,8 @@ class GPT(nnx.Module):
 
     def body(x_BTD, layer):
       block, l, window = layer
-      run_l = remat(
-        cfg.remat, functools.partial(run, window=windows[0] if window is None else window)
-      )
+      window = windows[0] if window is None else window
+      run_l = remat(cfg.remat, functools.partial(run, window=window), scanned=True)
       x_BTD, _, aux = run_l(block, x_BTD, None, l)
       return x_BTD, aux
 
@@ -193,9 +192,9 @@ class GPT(nnx.Module):
     return constrain(logits_BTV, 'BTV')
 
 
-def remat(name, fn):
-  """`fn` with its residuals chosen by a row of REMAT."""
-  return fn if name == 'none' else jax.checkpoint(fn, policy=REMAT[name], prevent_cse=False)
+def remat(name, fn, scanned):
+  """`fn` with its residuals chosen by a row of REMAT; a scan already prevents merging them back."""
+  return fn if name == 'none' else jax.checkpoint(fn, policy=REMAT[name], prevent_cse=not scanned)
 
 
 def shardings(model, mesh):

@@ -36,10 +36,11 @@ class MoE(nnx.Module):
     share = self.cfg.experts_per_token * T / self.cfg.experts
     return min(T, math.ceil(share * self.cfg.capacity_factor))
 
-  def __call__(self, x_BTD, real_BT=None):
+  def __call__(self, x_BTD, real_BT=None, dropless=False):
     """-> (y_BTD, dict of scalars: balance loss, router z-loss, dropped share of assignments).
 
     `real_BT` marks tokens that are not padding: padding takes no slot and no part in the losses.
+    dropless: a slot for everyone whatever capacity_factor says, as sampling needs it.
     """
     cfg = self.cfg
     real_BT1 = jnp.ones((*x_BTD.shape[:2], 1)) if real_BT is None else real_BT[..., None]
@@ -48,9 +49,10 @@ class MoE(nnx.Module):
       'BTD,DE->BTE', x_BTD.astype(jnp.float32), self.router_DE[...].astype(jnp.float32)
     )
     probs_BTE = jax.nn.softmax(logits_BTE, -1)
-    dispatch_BTEC, combine_BTEC, chosen_BTE = self._route(probs_BTE, real_BT1)
+    C = x_BTD.shape[1] if dropless else self.capacity(x_BTD.shape[1])
+    dispatch_BTEC, combine_BTEC, chosen_BTE = self._route(probs_BTE, real_BT1, C)
     h_BECD = constrain(
-      jnp.einsum('BTEC,BTD->BECD', dispatch_BTEC.astype(x_BTD.dtype), x_BTD), 'BECD'
+      jnp.einsum('BTEC,BTD->BECD', dispatch_BTEC.astype(x_BTD.dtype), x_BTD), 'bECD'
     )
     up_BECF = jnp.einsum('BECD,EDF->BECF', h_BECD, self.up_EDF[...])
     gate_BECF = up_BECF
@@ -71,21 +73,16 @@ class MoE(nnx.Module):
     }
     return y_BTD, aux
 
-  def _route(self, probs_BTE, real_BT1):
-    """A slot for each of a token's k choices, first choices first; none when the expert is full."""
-    cfg, C = self.cfg, self.capacity(probs_BTE.shape[1])
-    top_BTk, index_BTk = jax.lax.top_k(probs_BTE, cfg.experts_per_token)
-    top_BTk = top_BTk / top_BTk.sum(-1, keepdims=True)
-    dispatch_BTEC = combine_BTEC = jnp.zeros((*probs_BTE.shape, C), jnp.float32)
-    chosen_BTE = jnp.zeros_like(probs_BTE)
-    used_B1E = jnp.zeros((probs_BTE.shape[0], 1, cfg.experts), jnp.float32)
-    for choice in range(cfg.experts_per_token):
-      pick_BTE = jax.nn.one_hot(index_BTk[..., choice], cfg.experts) * real_BT1
-      slot_BTE = used_B1E + jnp.cumsum(pick_BTE, 1) - pick_BTE
-      slot_BT = (slot_BTE * pick_BTE).sum(-1).astype(jnp.int32)
-      placed_BTEC = pick_BTE[..., None] * jax.nn.one_hot(slot_BT, C)[:, :, None]  # 0 beyond C
-      dispatch_BTEC += placed_BTEC
-      combine_BTEC += placed_BTEC * top_BTk[..., choice, None, None]
-      chosen_BTE += pick_BTE
-      used_B1E += pick_BTE.sum(1, keepdims=True)
-    return dispatch_BTEC, combine_BTEC, chosen_BTE
+  def _route(self, probs_BTE, real_BT1, C):
+    """A slot for each of a token's k experts, in row order, so that no token sees a later one.
+
+    -> (dispatch_BTEC: 1 where the token has the slot, combine_BTEC: its weight, chosen_BTE).
+    """
+    weights_BTk, index_BTk = jax.lax.top_k(probs_BTE, self.cfg.experts_per_token)
+    weights_BTk = weights_BTk / weights_BTk.sum(-1, keepdims=True)
+    picks_BTkE = jax.nn.one_hot(index_BTk, self.cfg.experts) * real_BT1[..., None]
+    chosen_BTE = picks_BTkE.sum(2)
+    slot_BTE = (jnp.cumsum(chosen_BTE, 1) - chosen_BTE).astype(jnp.int32)
+    dispatch_BTEC = chosen_BTE[..., None] * jax.nn.one_hot(slot_BTE, C)  # 0 beyond C: dropped
+    weight_BTE = jnp.einsum('BTkE,BTk->BTE', picks_BTkE, weights_BTk)
+    return dispatch_BTEC, dispatch_BTEC * weight_BTE[..., None], chosen_BTE

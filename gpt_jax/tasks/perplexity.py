@@ -16,7 +16,7 @@ def run(subject, split='valid', stride=0, limit=0):
 
   subject: evaluate.Subject. stride: tokens, 0 = disjoint rows. limit: about how many tokens of each
   source, 0 = all.
-  Rows: dict(task, metric, value, source, tokens, stride); bits per byte only when all was scored.
+  Rows: dict(task, metric, value, source, tokens, stride); bits per byte only when all is scored.
   """
   cfg = subject.cfg
   length = cfg.train.length or cfg.model.context
@@ -44,7 +44,7 @@ def run(subject, split='valid', stride=0, limit=0):
         'fix: raise data.valid_fraction, or give more text'
       )
     values = {'nats_per_token': nats / tokens, 'bits_per_token': bits(nats / tokens)}
-    if whole:
+    if whole and not subject.masks_documents:  # else first tokens are not scored, but are bytes
       values['bits_per_byte'] = bits_per_byte(nats, cache.bytes)
     about = dict(task='perplexity', source=source, split=split, tokens=int(tokens), stride=stride)
     rows += [dict(about, metric=metric, value=value) for metric, value in values.items()]

@@ -1,0 +1,391 @@
+"""Checkpoints: what was saved comes back equal anywhere, and what was altered is never trusted."""
+
+import dataclasses
+import json
+import shutil
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from gpt_jax import checkpoint, trained
+from gpt_jax.checkpoint import CheckpointConfig, Checkpoints, Corrupt
+from gpt_jax.model import gpt
+from gpt_jax.tokenizers import Tokenizers
+from tests import models, tiny_runs
+
+NOW = CheckpointConfig(background=False)
+
+
+class Inner(NamedTuple):
+  """An optimizer state, as optax makes them."""
+
+  count: jax.Array
+  mu: dict
+
+
+class State(NamedTuple):
+  """Everything that a TrainState is made of."""
+
+  step: jax.Array
+  params: dict
+  opt_state: tuple
+  key: jax.Array
+  hyper: dict
+  ema: dict | None
+
+
+def a_state(seed=0, width=16):
+  """A state of dtypes, shapes and paths that a run may hold."""
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: rng.standard_normal(shape, np.float32)
+  params = {
+    'embed_VD': jnp.asarray(draw(8, width)),
+    'blocks/mlp/up_DF': jnp.asarray(draw(width, 24).astype(ml_dtypes.bfloat16)),
+    'blocks/attention/scale': jnp.asarray(draw(2, width)),
+  }
+  mu = {path: jnp.asarray(draw(*p.shape)) for path, p in params.items()}
+  return State(
+    step=jnp.int32(7),
+    params=params,
+    opt_state=(Inner(jnp.int32(3), mu), ()),
+    key=jax.random.key(seed + 5),
+    hyper={'lr': jnp.float32(1e-3)},
+    ema=None,
+  )
+
+
+def on(mesh, state):
+  """ShapeDtypeStructs of a state with width over the fsdp axis where there is one."""
+
+  def place(leaf):
+    width = [16 if size == 16 else None for size in leaf.shape]
+    spec = PartitionSpec(*['fsdp' if size else None for size in width])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+  return jax.tree.map(place, jax.eval_shape(lambda: state))
+
+
+def values(tree):
+  """Leaves as numpy, keys as their data."""
+  plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+  return jax.tree.map(lambda x: np.asarray(plain(x)), tree)
+
+
+def assert_equal(found, expected):
+  """The same structure, dtypes and bits."""
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    assert x.dtype == y.dtype
+  for x, y in zip(*map(jax.tree.leaves, (values(found), values(expected))), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  """A folder with good checkpoints of steps 3 and 6. Do not change it."""
+  folder = tmp_path_factory.mktemp('saved') / 'checkpoints'
+  checkpoints = Checkpoints(folder, NOW)
+  for step in (3, 6):
+    checkpoints.save(step, a_state(step), {'tokens': 10.0 * step, 'name': 'é'})
+  checkpoints.close()
+  return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+  """A copy of them to harm."""
+  shutil.copytree(saved, tmp_path / 'checkpoints')
+  return tmp_path / 'checkpoints'
+
+
+def reader(folder):
+  """Checkpoints open for reading, and the lines that they report."""
+  lines = []
+  return Checkpoints(folder, report=lines.append), lines
+
+
+def files_of(folder, step):
+  return sorted(path for path in (folder / str(step)).rglob('*') if path.is_file())
+
+
+# -------------------------------------------------------------------------------- there and back
+
+
+def test_paths_are_the_tree_with_slashes_as_branches():
+  tree = checkpoint.to_tree(a_state())
+  assert set(checkpoint.flat(tree)) == {
+    'step', 'key', 'hyper/lr', 'params/embed_VD', 'params/blocks/mlp/up_DF',
+    'params/blocks/attention/scale', 'opt_state/0/count', 'opt_state/0/mu/embed_VD',
+    'opt_state/0/mu/blocks/mlp/up_DF', 'opt_state/0/mu/blocks/attention/scale',
+  }  # fmt: skip
+  assert checkpoint.nest(checkpoint.flat(tree)) == tree
+  assert_equal(checkpoint.from_tree(tree, a_state(1)), a_state())
+
+
+def test_round_trip_of_keys_bfloat16_and_named_tuples(saved):
+  checkpoints, lines = reader(saved)
+  assert checkpoints.newest_good() == 6
+  restored = checkpoints.restore(6, on(models.mesh(), a_state()))
+  assert_equal(restored, a_state(6))
+  assert jax.random.uniform(restored.key) == jax.random.uniform(a_state(6).key)
+  assert checkpoints.extra(6) == {'tokens': 60.0, 'name': 'é'}
+  assert_equal(checkpoints.restore(3, on(models.mesh(), a_state())), a_state(3))
+  assert not lines
+
+
+@pytest.mark.parametrize('there, here', [(1, 8), (8, 1), (8, 2)])
+def test_restored_on_another_mesh(tmp_path, there, here):
+  state = a_state()
+  like = on(models.mesh(fsdp=there), state)
+  put = lambda x, s: jax.device_put(x, s.sharding)
+  checkpoints = Checkpoints(tmp_path / 'checkpoints', NOW)
+  checkpoints.save(1, jax.tree.map(put, state, like), {})
+  checkpoints.close()
+  like = on(models.mesh(fsdp=here), state)
+  restored = checkpoints.restore(1, like)
+  assert_equal(restored, state)
+  for leaf, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True):
+    assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+  shard = restored.params['embed_VD'].addressable_shards[0].data
+  assert shard.shape == (8, 16 // here)
+
+
+def test_a_save_in_the_background_gets_its_digests(tmp_path):
+  checkpoints = Checkpoints(tmp_path / 'checkpoints', CheckpointConfig(keep=3))
+  checkpoints.save(1, a_state(1), {})
+  checkpoints.save(2, a_state(2), {})  # waits for step 1
+  checkpoints.verify(1)
+  while not (tmp_path / 'checkpoints/digests/2.json').exists():
+    checkpoints.poll()
+  checkpoints.verify(2)
+  checkpoints.close()
+  assert_equal(checkpoints.restore(2, on(models.mesh(), a_state())), a_state(2))
+
+
+def test_the_state_may_be_donated_while_it_is_being_saved(tmp_path):
+  checkpoints = Checkpoints(tmp_path / 'checkpoints', CheckpointConfig())
+  weights = jnp.zeros((256, 256))
+  checkpoints.save(1, {'w': weights}, {})
+  jax.jit(lambda x: x + 1.0, donate_argnums=0)(weights)
+  checkpoints.close()
+  like = on(models.mesh(), {'w': jnp.zeros((256, 256))})
+  assert not np.asarray(checkpoints.restore(1, like)['w']).any()
+
+
+# ------------------------------------------------------------------------------- what is trusted
+
+
+def test_one_flipped_bit_in_any_file_is_found(folder):
+  checkpoints, _ = reader(folder)
+  victims = [*files_of(folder, 6), folder / 'digests/6.json']
+  kinds = {path.name if path.parent.name != 'd' else 'd/' for path in victims}
+  assert kinds >= {'metadata', '_METADATA', '_CHECKPOINT_METADATA', 'manifest.ocdbt', 'd/'}
+  for path in victims:
+    content = path.read_bytes()
+    for place in {0, len(content) // 2, len(content) - 1} if content else ():
+      altered = bytearray(content)
+      altered[place] ^= 1 << (place % 8)
+      path.write_bytes(altered)
+      with pytest.raises(Corrupt, match='checkpoint 6: file .* is (changed|foreign|missing)'):
+        checkpoints.verify(6)
+    path.write_bytes(content)
+  checkpoints.verify(6)
+
+
+def harm_by_truncation(path):
+  path.write_bytes(path.read_bytes()[:-1])
+
+
+def harm_by_emptying(path):
+  path.write_bytes(b'')
+
+
+def harm_by_removal(path):
+  path.unlink()
+
+
+def harm_by_a_foreign_file(path):
+  (path.parent / 'extra-file').write_bytes(b'')
+
+
+@pytest.mark.parametrize(
+  'harm, word',
+  [
+    (harm_by_truncation, 'changed'),
+    (harm_by_emptying, 'changed'),
+    (harm_by_removal, 'missing'),
+    (harm_by_a_foreign_file, 'foreign'),
+  ],
+)
+def test_a_harmed_checkpoint_gives_way_to_the_one_before(folder, harm, word):
+  harm(max(files_of(folder, 6), key=lambda path: path.stat().st_size))
+  checkpoints, lines = reader(folder)
+  assert checkpoints.newest_good() == 3
+  [line] = lines
+  assert line.startswith('not trusted: checkpoint 6: file state/')
+  assert f'is {word}' in line
+  assert_equal(checkpoints.restore(3, on(models.mesh(), a_state())), a_state(3))
+
+
+def test_an_unfinished_checkpoint_is_not_trusted(folder):
+  (folder / 'digests/6.json').unlink()
+  shutil.copytree(folder / '3', folder / '9.orbax-checkpoint-tmp')  # killed while it was written
+  checkpoints, lines = reader(folder)
+  assert checkpoints.steps() == [6, 3]
+  assert checkpoints.newest_good() == 3
+  assert lines == ['not trusted: checkpoint 6 was never finished; trying the one before']
+  (folder / 'digests/3.json').unlink()
+  assert checkpoints.newest_good() is None  # as a run that was killed during its first save
+
+
+def test_none_good_is_an_error_that_names_each(folder):
+  for step in (3, 6):
+    harm_by_truncation(files_of(folder, step)[-1])
+  checkpoints, lines = reader(folder)
+  with pytest.raises(Corrupt) as error:
+    checkpoints.newest_good()
+  tiny_runs.assert_two_lines(error.value, str(folder), 'checkpoint 6', 'checkpoint 3')
+  assert len(lines) == 2
+
+
+def test_no_folder_is_no_checkpoint(tmp_path):
+  checkpoints, lines = reader(tmp_path / 'none')
+  assert checkpoints.newest_good() is None
+  assert not lines
+  assert not (tmp_path / 'none').exists()
+
+
+def test_a_harmed_step_is_dropped_and_saved_again(folder):
+  harm_by_truncation(files_of(folder, 6)[-1])
+  checkpoints = Checkpoints(folder, NOW, report=lambda line: None)
+  checkpoints.drop_after(checkpoints.newest_good())
+  assert checkpoints.steps() == [3]
+  checkpoints.poll()
+  assert not (folder / 'digests/6.json').exists()
+  checkpoints.save(6, a_state(60), {})
+  checkpoints.close()
+  assert checkpoints.newest_good() == 6
+  assert_equal(checkpoints.restore(6, on(models.mesh(), a_state())), a_state(60))
+
+
+# --------------------------------------------------------------------------------- what is kept
+
+
+def test_retention(tmp_path):
+  cfg = CheckpointConfig(keep=2, keep_every=4, background=False)
+  checkpoints = Checkpoints(tmp_path / 'checkpoints', cfg)
+  state = {'w': jnp.zeros(2)}
+  for step in range(1, 8):
+    checkpoints.save(step, state, {})
+  assert checkpoints.steps() == [7, 6, 4]
+  checkpoints.close()
+  reopened = Checkpoints(tmp_path / 'checkpoints', cfg)
+  reopened.save(8, state, {})
+  reopened.save(9, state, {})
+  reopened.close()
+  assert reopened.steps() == [9, 8, 4]
+  digests = {path.name for path in (tmp_path / 'checkpoints/digests').iterdir()}
+  assert digests == {'9.json', '8.json', '4.json'}
+  for step in (9, 8, 4):
+    reopened.verify(step)
+
+
+@pytest.mark.parametrize('wrong', [dict(keep=1), dict(every=-1), dict(keep_every=-2)])
+def test_impossible_settings(wrong):
+  with pytest.raises(ValueError) as error:
+    CheckpointConfig(**wrong)
+  tiny_runs.assert_two_lines(error.value, f'checkpoint.{next(iter(wrong))}')
+
+
+# ------------------------------------------------------------------------------- what fits where
+
+
+def test_a_mismatch_lists_every_path_shape_and_dtype(saved):
+  wanted = a_state(width=8)
+  wanted.params['new_D'] = jnp.zeros(3)
+  del wanted.params['blocks/attention/scale']
+  wanted = wanted._replace(step=jnp.float32(0))
+  checkpoints, _ = reader(saved)
+  with pytest.raises(ValueError) as error:
+    checkpoints.restore(6, on(models.mesh(), wanted))
+  tiny_runs.assert_two_lines(
+    error.value,
+    f'{saved}/6 does not fit',
+    'params/new_D is missing in the checkpoint',
+    'params/blocks/attention/scale is only in the checkpoint',
+    'step: checkpoint int32[], model float32[]',
+    'params/embed_VD: checkpoint float32[8, 16], model float32[8, 8]',
+    'params/blocks/mlp/up_DF: checkpoint bfloat16[16, 24], model bfloat16[8, 24]',
+    'opt_state/0/mu/embed_VD: checkpoint float32[8, 16], model float32[8, 8]',
+  )
+
+
+def model_like(cfg):
+  """The abstract model, laid out on one device."""
+  abstract = gpt.GPT(cfg)
+  shardings = gpt.shardings(abstract, models.mesh())
+  place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+  return jax.tree.map(place, abstract, shardings)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  return tiny_runs.finished(tmp_path_factory)
+
+
+def test_weights_of_a_run_are_their_average(run):
+  cfg = trained.load(run).model.cfg
+  model, notes = checkpoint.load_model(run, model_like(cfg))
+  assert not notes
+  stored = tiny_runs.arrays(run)
+  for path, array in models.params(model).items():
+    np.testing.assert_array_equal(array, stored[f'opt_state/ema/{path}'], err_msg=path)
+    assert (array != stored[f'model/{path}']).any()
+
+
+def test_weights_that_do_not_fit_come_from_the_fallback(run):
+  cfg = trained.load(run).model.cfg
+  other = dataclasses.replace(cfg, hidden=40, qk_norm=True)
+  with pytest.raises(ValueError) as error:
+    checkpoint.load_model(run, model_like(other))
+  cause, _ = tiny_runs.assert_two_lines(error.value, f'{run} does not fit')
+  assert 'blocks/mlp/up_DF: checkpoint float32[1, 16, 64], model float32[1, 16, 40]' in cause
+  fallback = models.fill(other)
+  model, notes = checkpoint.load_model(run, model_like(other), fallback)
+  assert cause.split('model: ')[1].split('; ') == notes
+  whole, _ = checkpoint.load_model(run, model_like(cfg))
+  found, spare, whole = models.params(model), models.params(fallback), models.params(whole)
+  for path, array in found.items():
+    expected = spare if any(note.startswith(path) for note in notes) else whole
+    np.testing.assert_array_equal(array, expected[path], err_msg=path)
+  assert {path for path in found if any(note.startswith(path) for note in notes)} == {
+    'blocks/mlp/up_DF', 'blocks/mlp/gate_DF', 'blocks/mlp/down_FD',
+    'blocks/attention/q_norm/scale', 'blocks/attention/k_norm/scale',
+  }  # fmt: skip
+
+
+def test_nothing_fits_is_an_error_even_with_a_fallback(run):
+  other = dataclasses.replace(trained.load(run).model.cfg, width=32, vocab=300)
+  with pytest.raises(ValueError) as error:
+    checkpoint.load_model(run, model_like(other), models.fill(other))
+  tiny_runs.assert_two_lines(error.value, 'does not fit', 'embed_VD')
+
+
+def test_a_run_without_checkpoints(tmp_path):
+  with pytest.raises(ValueError) as error:
+    checkpoint.load_model(tmp_path, model_like(models.tiny()))
+  tiny_runs.assert_two_lines(error.value, f'{tmp_path} has no checkpoint')
+
+
+def test_a_checkpoint_carries_the_tokenizer(run):
+  checkpoints, _ = reader(run / 'checkpoints')
+  extra = checkpoints.extra(checkpoints.newest_good())
+  toks = trained.unpack_tokenizers(extra['tokenizer'])
+  assert toks.hash == Tokenizers.load(run / 'tokenizer').hash
+  assert extra['vocab'] == toks.vocabulary.size
+  assert extra['config'] == json.loads((run / 'config.json').read_text())

@@ -1,0 +1,324 @@
+"""From experiment files and command lines to dataclasses, to JSON and back."""
+
+import dataclasses
+import json
+import typing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from gpt_jax import config, records
+from gpt_jax.data import Source
+from tests.tiny_runs import assert_two_lines
+
+SECTIONS = [field.name for field in dataclasses.fields(config.Config)]
+
+
+def built(**changes):
+  """A Config from the default ConfigDict with changes by dotted key ('.' written as '__')."""
+  made = config.default()
+  with made.unlocked():
+    made.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
+  return config.build(config.Config, made)
+
+
+def write(folder, body, name='experiment'):
+  """An experiment file whose get_config has this body."""
+  path = folder / f'{name}.py'
+  lines = ''.join(f'  {line}\n' for line in body.splitlines())
+  path.write_text(f'from gpt_jax import config as configs\n\ndef get_config(arg=""):\n{lines}')
+  return path
+
+
+# ------------------------------------------------------------------------------- there and back
+
+
+def test_defaults_live_once():
+  assert config.default().to_dict() == dataclasses.asdict(config.Config())
+  assert built() == config.Config()
+
+
+def test_a_default_is_never_shared_between_configs():
+  one, two = config.default(), config.default()
+  one.optim.lr = 3.0
+  one.data.mixture.text.weight = 2.0
+  assert two.optim.lr == config.Config().optim.lr
+  assert two.data.mixture.text.weight == 1.0
+
+
+def test_json_round_trip_of_a_config_with_all_kinds_of_values():
+  mixture = {
+    'a': Source(kind='synthetic', documents=7, weight=0.25),
+    'b.c-d': Source(kind='text', path='x/*.txt', separator='\n\n', template='Q: {text}'),
+  }
+  cfg = config.Config(data=dataclasses.replace(config.Config().data, mixture=mixture))
+  changes = {
+    'train': dict(sample_prompts=('To be', 'é\n', ''), profile=(1, 3)),
+    'optim': dict(lr_multipliers=('embed_VD=0.1', '.*=1'), lr=1.0),
+  }
+  parts = {name: dataclasses.replace(getattr(cfg, name), **v) for name, v in changes.items()}
+  cfg = dataclasses.replace(cfg, **parts)
+  back = config.from_json(json.dumps(config.to_dict(cfg)))
+  assert back == cfg
+  assert hash(back.train) == hash(cfg.train)  # a list in the place of a tuple would not hash
+
+
+def test_the_config_json_of_a_run_reads_back_equal(tmp_path):
+  cfg = built(train__sample_prompts=('a', 'b'), optim__lr=1, mesh__data=2)
+  records.write_json(tmp_path / 'config.json', config.to_dict(cfg))
+  assert config.of_run(tmp_path) == cfg
+
+
+def values_of(hint):
+  """Random values that a field of this type may hold before it is validated."""
+  if typing.get_origin(hint) is tuple:
+    return st.lists(values_of(typing.get_args(hint)[0]), max_size=3).map(tuple)
+  return {
+    bool: st.booleans(),
+    int: st.integers(-2, 4096),
+    float: st.floats(allow_nan=False, allow_infinity=False),
+    str: st.text(),
+  }[hint]
+
+
+@st.composite
+def sections(draw):
+  """(dataclass, {some of its fields: random values}) of any section but those of choices only."""
+  cls = draw(st.sampled_from([type(getattr(config.Config(), name)) for name in SECTIONS]))
+  hints = {k: v for k, v in typing.get_type_hints(cls).items() if typing.get_origin(v) is not dict}
+  names = draw(st.lists(st.sampled_from(sorted(hints)), unique=True, max_size=4))
+  return cls, {name: draw(values_of(hints[name])) for name in names}
+
+
+@settings(max_examples=200, deadline=None)
+@given(sections())
+def test_whatever_a_section_accepts_comes_back_from_json_equal(drawn):
+  cls, chosen = drawn
+  try:
+    section = cls(**chosen)
+  except ValueError as error:
+    assert str(error).split('\n')[-1].startswith('fix: ')
+    return
+  as_json = json.loads(json.dumps(dataclasses.asdict(section)))
+  assert config.build(cls, as_json) == section
+
+
+@dataclasses.dataclass(frozen=True)
+class Nested:
+  """Tuples in tuples, and a dict of dataclasses."""
+
+  grid: tuple[tuple[int, ...], ...] = ()
+  rates: tuple[float, ...] = ()
+  sources: dict[str, Source] = dataclasses.field(default_factory=dict)
+
+
+def test_nested_tuples_and_dicts_of_dataclasses():
+  nested = Nested(((1, 2), (), (3,)), (0.5, 2.0), {'x': Source(kind='synthetic')})
+  as_json = json.loads(json.dumps(dataclasses.asdict(nested)))
+  assert config.build(Nested, as_json) == nested
+  assert config.build(Nested, ConfigDict({'rates': (1, 2)})).rates == (1.0, 2.0)
+  with pytest.raises(ValueError, match=r'grid\[1\]\[0\]=True is of type bool'):
+    config.build(Nested, {'grid': [[1], [True]]})
+
+
+@pytest.mark.parametrize('name', SECTIONS)
+def test_every_section_is_frozen(name):
+  section = getattr(config.Config(), name)
+  field = dataclasses.fields(section)[0].name
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    setattr(section, field, getattr(section, field))
+
+
+# ------------------------------------------------------------------------------------ wrong keys
+
+
+@pytest.mark.parametrize(
+  'tree, cause, near',
+  [
+    ({'optm': {}}, 'optm is not', 'optim'),
+    ({'optim': {'lrr': 1.0}}, 'optim.lrr is not', 'lr'),
+    ({'data': {'mixtures': {}}}, 'data.mixtures is not', 'mixture'),
+    ({'data': {'mixture': {'a': {'pth': 'x'}}}}, 'data.mixture.a.pth is not', 'path'),
+  ],
+)
+def test_an_unknown_key_of_a_dict_names_the_nearest(tree, cause, near):
+  with pytest.raises(ValueError) as error:
+    config.build(config.Config, tree)
+  _, fix = assert_two_lines(error.value, cause)
+  assert fix == f'fix: did you mean {near}?'
+
+
+def test_a_key_like_no_other_lists_them_all():
+  with pytest.raises(ValueError) as error:
+    config.build(config.Config, {'checkpoint': {'zzzzz': 1}})
+  _, fix = assert_two_lines(error.value, 'checkpoint.zzzzz')
+  assert fix == 'fix: use one of every, keep, keep_every, background'
+
+
+@pytest.mark.parametrize(
+  'path, near',
+  [
+    ('modle.width', 'model'),
+    ('model.widht', 'width'),
+    ('data.mixture.txt.path', 'text'),
+    ('data.mixture.text.pth', 'path'),
+  ],
+)
+def test_an_unknown_key_of_the_command_line_names_the_nearest(path, near):
+  with pytest.raises(ValueError) as error:
+    config.check_key(config.default(), path)
+  _, fix = assert_two_lines(error.value, f'config.{path}')
+  assert fix == f'fix: did you mean {near}?'
+
+
+def test_a_key_below_a_value():
+  with pytest.raises(ValueError) as error:
+    config.check_key(config.default(), 'optim.lr.peak')
+  assert_two_lines(error.value, 'optim.lr.peak')
+  config.check_key(config.default(), 'optim.lr')
+
+
+@pytest.mark.parametrize(
+  'line, near',
+  [
+    ('config.optm.lr = 1.0', 'optim'),
+    ('config.optim.lrr = 1.0', 'lr'),
+    ('config.optim.update(warmpu=3)', 'warmup'),
+    ('config.data.mixture = {"text": {"kind": "synthetic", "documnts": 3}}', 'documents'),
+    ('config.train.steps = "many"', ''),
+  ],
+)
+def test_a_wrong_line_of_an_experiment_file_is_two_lines(tmp_path, line, near):
+  path = write(tmp_path, f'config = configs.default()\n{line}\nreturn config')
+  with pytest.raises(ValueError) as error:
+    config.build(config.Config, config.load_file(str(path)))
+  cause, fix = assert_two_lines(error.value)
+  assert near in cause + fix
+  assert str(path) in cause + fix or 'data.mixture.text' in cause
+
+
+# ----------------------------------------------------------------------------------- wrong types
+
+
+@pytest.mark.parametrize(
+  'key, value, wanted',
+  [
+    ('train.steps', 1.0, 'int'),
+    ('train.steps', '12', 'int'),
+    ('train.steps', True, 'int'),
+    ('optim.lr', '1e-3', 'float'),
+    ('optim.lr', True, 'float'),
+    ('log.tensorboard', 1, 'bool'),
+    ('data.cache', 3, 'str'),
+    ('data.cache', None, 'str'),
+    ('train.sample_prompts', 'To be', 'tuple'),
+    ('train.profile', 3, 'tuple'),
+  ],
+)
+def test_a_value_of_the_wrong_type(key, value, wanted):
+  section, name = key.split('.')
+  with pytest.raises(ValueError) as error:
+    config.build(config.Config, {section: {name: value}})
+  _, fix = assert_two_lines(error.value, f'{key}={value!r} is of type {type(value).__name__}')
+  assert fix == f'fix: give a value of type {wanted}'
+
+
+def test_an_entry_of_a_tuple_of_the_wrong_type():
+  with pytest.raises(ValueError, match=r"train\.profile\[1\]='x' is of type str\nfix: .* int"):
+    config.build(config.Config, {'train': {'profile': (1, 'x')}})
+  with pytest.raises(ValueError, match=r'optim\.lr_multipliers\[0\]=1 is of type int\nfix: '):
+    config.build(config.Config, {'optim': {'lr_multipliers': (1,)}})
+
+
+@pytest.mark.parametrize('tree', [{'optim': 3}, {'data': {'mixture': 'x'}}, {'optim': [1]}])
+def test_a_value_in_the_place_of_a_section(tree):
+  with pytest.raises(ValueError) as error:
+    config.build(config.Config, tree)
+  assert_two_lines(error.value, 'is not a section')
+
+
+def test_an_int_serves_as_a_float_and_becomes_one():
+  lr = config.build(config.Config, {'optim': {'lr': 1}}).optim.lr
+  assert type(lr) is float and lr == 1.0
+  assert type(built(optim__lr=2).optim.lr) is float
+
+
+# -------------------------------------------------------------------------- files and arguments
+
+
+def test_a_file_gets_the_argument_after_the_colon(tmp_path):
+  body = """args = configs.arguments(arg, size='small', layers=2, lr=0.5, deep=False, wide=True)
+config = configs.default()
+config.train.sample_prompts = (args.size,)
+config.model.layers = args.layers
+config.optim.lr = args.lr
+config.log.tensorboard = args.deep
+config.checkpoint.background = args.wide
+return config"""
+  path = write(tmp_path, body)
+  read = lambda spec: config.build(config.Config, config.load_file(f'{path}{spec}'))
+  plain = read('')
+  assert (plain.train.sample_prompts, plain.model.layers, plain.optim.lr) == (('small',), 2, 0.5)
+  assert (plain.log.tensorboard, plain.checkpoint.background) == (False, True)
+  chosen = read(':size=a=b,layers=3,lr=1e-2,deep,wide=false')
+  assert (chosen.train.sample_prompts, chosen.model.layers, chosen.optim.lr) == (('a=b',), 3, 1e-2)
+  assert (chosen.log.tensorboard, chosen.checkpoint.background) == (True, False)
+
+
+@pytest.mark.parametrize(
+  'item, cause, hint',
+  [
+    ('sise=3', "'sise' is not known", 'did you mean size?'),
+    ('zzz', "'zzz' is not known", 'use one of size, layers, deep'),
+    ('layers=two', "'layers=two' is not of type int", 'write layers=2'),
+    ('layers', "'layers' is not of type int", 'write layers=2'),
+    ('size', "'size' is not of type str", 'write size=small'),
+    ('deep=maybe', "'deep=maybe' is not of type bool", 'write deep=False'),
+    ('deep=', "'deep=' is not of type bool", 'write deep=False'),
+  ],
+)
+def test_a_wrong_argument(item, cause, hint):
+  with pytest.raises(ValueError) as error:
+    config.arguments(item, size='small', layers=2, deep=False)
+  _, fix = assert_two_lines(error.value, cause)
+  assert fix == f'fix: {hint}'
+
+
+def test_an_argument_for_a_file_that_takes_none():
+  with pytest.raises(ValueError) as error:
+    config.arguments('x=1')
+  assert_two_lines(error.value, "'x' is not known")
+
+
+def test_files_that_are_no_experiment(tmp_path):
+  path = write(tmp_path, 'return configs.default()')
+  with pytest.raises(FileNotFoundError) as error:
+    config.load_file(str(path).replace('experiment.py', 'experimnt.py'))
+  _, fix = assert_two_lines(error.value, 'experimnt.py')
+  assert fix == f'fix: did you mean {path}?'
+  with pytest.raises(FileNotFoundError) as error:
+    config.load_file(str(tmp_path / 'none' / 'else.py'))
+  assert_two_lines(error.value, 'else.py')
+  (tmp_path / 'empty.py').write_text('x = 1\n')
+  with pytest.raises(ValueError) as error:
+    config.load_file(str(tmp_path / 'empty.py'))
+  assert_two_lines(error.value, 'has no get_config')
+
+
+def test_every_key_of_a_source_of_a_file_can_be_overridden(tmp_path):
+  body = """config = configs.default()
+config.data.mixture = {'a': {'kind': 'synthetic'}, 'b': {'kind': 'synthetic', 'seed': 1}}
+return config"""
+  loaded = config.load_file(str(write(tmp_path, body)))
+  for key in dataclasses.asdict(Source()):
+    config.check_key(loaded, f'data.mixture.b.{key}')
+  loaded.data.mixture.b.documents = 9
+  loaded.train.sample_prompts = ('x', 'y')
+  cfg = config.build(config.Config, loaded)
+  assert list(cfg.data.mixture) == ['a', 'b']
+  assert cfg.data.mixture['b'] == Source(kind='synthetic', seed=1, documents=9)
+  assert cfg.train.sample_prompts == ('x', 'y')
+  with pytest.raises(AttributeError):  # a wrong key of a ConfigDict is refused at once
+    loaded.data.mixture.b.documnts = 9
