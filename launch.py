@@ -110,7 +110,7 @@ def sample(argv):
   for i, (text, scores) in enumerate(group):
     record = {'prompt': FLAGS.prompt, 'text': text, 'log_probs': scores, 'seed': cfg.seed}
     if FLAGS.out:
-      records.append_line(Path(FLAGS.out), record)
+      records.append_line(Path(FLAGS.out).expanduser(), record)
     score = ''
     if FLAGS.log_probs and cfg.beams:
       score = f'  length-penalised log-probability {scores:.3f}'
@@ -133,10 +133,10 @@ def evaluate(argv):
   from gpt_jax import evaluate as evaluation
   from gpt_jax import records, trained
 
-  subject = trained.load(FLAGS.workdir).subject()
-  rows = evaluation.run(subject, FLAGS.tasks, split=FLAGS.split, stride=FLAGS.stride)
+  run = trained.load(FLAGS.workdir)
+  rows = evaluation.run(run.subject(), FLAGS.tasks, split=FLAGS.split, stride=FLAGS.stride)
   for row in rows:
-    records.append_line(Path(FLAGS.workdir) / 'evaluations.jsonl', row)
+    records.append_line(run.workdir / 'evaluations.jsonl', row)
     about = f'{row["source"]} {row["split"]}, {row["tokens"]} tokens, stride {row["stride"]}'
     print(f'{row["task"]:12} {row["metric"]:16} {row["value"]:10.4f}   {about}')
   return 0

@@ -96,8 +96,8 @@ class Optimizer:
   def init(self, params):
     """The state before the first update."""
     zero = jnp.zeros((), jnp.int32)
-    ema = {path: p.astype(jnp.float32) for path, p in params.items()} if self.cfg.ema else None
-    return OptState(zero, zero, self.transform.init(params), ema)
+    params = in_float32(params)
+    return OptState(zero, zero, self.transform.init(params), params if self.cfg.ema else None)
 
   def update(self, grads, state, params, hyper):
     """One update -> (params, state, scalars: grad_norm, lr, skipped, skipped_in_a_row).
@@ -106,7 +106,8 @@ class Optimizer:
     changes nothing but `state.skipped`.
     """
     grads = {path: g for path, g in grads.items() if self.multipliers[path]}
-    frozen = {path: jnp.zeros_like(p) for path, p in params.items() if path not in grads}
+    params32 = in_float32(params)  # moments stay float32 whatever param_dtype is
+    frozen = {path: jnp.zeros_like(p) for path, p in params32.items() if path not in grads}
     # Tested before clipping, which turns one inf into NaN everywhere.
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm)
@@ -114,17 +115,17 @@ class Optimizer:
       scale = jnp.minimum(1.0, self.cfg.clip / jnp.maximum(norm, 1e-30))
       grads = {path: g * scale.astype(g.dtype) for path, g in grads.items()}
     with jax.numpy_dtype_promotion('standard'):  # optax raises floats to an int32 count
-      directions, direction_state = self.transform.update(grads | frozen, state.direction, params)
+      update = self.transform.update
+      directions, direction_state = update(grads | frozen, state.direction, params32)
     lr = hyper['lr'] * SCHEDULES[self.cfg.schedule](self.cfg, state.updates, self.steps)
 
     def step(path, p):
       if not self.multipliers[path]:
         return p
       u = directions[path].astype(jnp.float32)
-      p32 = p.astype(jnp.float32)
       if path in self.decays:
-        u = u + hyper['weight_decay'] * p32
-      return (p32 - lr * self.multipliers[path] * u).astype(p.dtype)
+        u = u + hyper['weight_decay'] * params32[path]
+      return (params32[path] - lr * self.multipliers[path] * u).astype(p.dtype)
 
     new_params = {path: step(path, p) for path, p in params.items()}
     ema = state.ema
@@ -132,8 +133,8 @@ class Optimizer:
       # Young averages forget faster, or short runs would keep their random initial weights.
       count = state.updates.astype(jnp.float32)
       decay = jnp.minimum(self.cfg.ema, (1 + count) / (10 + count))
-      mix = lambda e, p: decay * e + (1 - decay) * p.astype(jnp.float32)
-      ema = {path: mix(e, new_params[path]) for path, e in ema.items()}
+      mix = lambda e, p: decay * e + (1 - decay) * p
+      ema = {path: mix(ema[path], p) for path, p in in_float32(new_params).items()}
     new_state = OptState(state.updates + 1, jnp.zeros((), jnp.int32), direction_state, ema)
     old_state = state._replace(skipped=state.skipped + 1)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
@@ -141,6 +142,11 @@ class Optimizer:
     skipped = (~finite).astype(jnp.float32)
     scalars = dict(grad_norm=norm, lr=lr, skipped=skipped, skipped_in_a_row=state.skipped)
     return keep(new_params, params), state, scalars
+
+
+def in_float32(params):
+  """A dict of arrays as float32."""
+  return {path: p.astype(jnp.float32) for path, p in params.items()}
 
 
 def parse_multiplier(entry):

@@ -161,9 +161,9 @@ def train(cfg, workdir, should_stop=lambda: False):
   should_stop: asked before each step; True saves and returns None.
   Raises ValueError for what a user can mend, FloatingPointError when gradients stay non-finite.
   """
-  workdir = Path(workdir).expanduser()
   if jax.process_index() == 0:
     runs.check_workdir(workdir, dataclasses.asdict(cfg), free=free_on_resume(cfg))
+  workdir = Path(workdir).expanduser()  # not before: a Path makes gs://x the local gs:/x
   mesh = make_mesh(cfg.mesh)
   with jax.set_mesh(mesh):
     training = Training(cfg, workdir, mesh)
@@ -261,7 +261,7 @@ class Training:
         self.settle()
         self.stop_profile()
       if due(cfg.eval_every, self.step, steps):
-        self.evaluate(limit=0 if self.step == steps else cfg.eval_tokens)
+        self.evaluate()
       if due(cfg.sample_every, self.step, steps):
         self.sample()
       stopping = should_stop()
@@ -368,23 +368,32 @@ class Training:
     jax.block_until_ready(self.state)
     self.lap += time.perf_counter() - start
 
-  def evaluate(self, limit):
-    """Validation loss of each source, and their mean."""
+  def evaluate(self):
+    """Validation loss of the same tokens each time; at the end, for the result, of the whole text."""
     self.settle()
-    start = time.perf_counter()
-    self.evaluations = evaluate.run(self.subject(), ('perplexity',), limit=limit)
-    rows = [row for row in self.evaluations if row['metric'] == 'nats_per_token']
-    if not rows:  # no validation data
+    start, limit = time.perf_counter(), self.cfg.train.eval_tokens
+    self.valid = self.validate(limit)
+    if not self.valid:  # no validation data
       return
-    self.valid = {'valid_loss': float(np.mean([row['value'] for row in rows]))}
-    if len(rows) > 1:
-      self.valid |= {f'valid_loss/{row["source"]}': row['value'] for row in rows}
-    bits = [row['value'] for row in self.evaluations if row['metric'] == 'bits_per_byte']
-    if len(bits) == len(rows):  # the whole text was scored
-      self.valid['valid_bits_per_byte'] = float(np.mean(bits))
-    seconds = time.perf_counter() - start
     self.run.log(self.step, self.valid)
+    seconds = time.perf_counter() - start
     self.run.event('evaluate', step=self.step, seconds=seconds, **self.valid)
+    if limit and self.step == self.cfg.train.steps:
+      self.valid = self.validate(limit=0)
+
+  def validate(self, limit):
+    """-> {valid_loss: mean of sources, valid_loss/SOURCE, valid_bits_per_byte if all is scored}."""
+    self.evaluations = evaluate.run(self.subject(), ('perplexity',), limit=limit)
+    values = lambda metric: {
+      row['source']: row['value'] for row in self.evaluations if row['metric'] == metric
+    }
+    nats, bits = values('nats_per_token'), values('bits_per_byte')
+    scores = {'valid_loss': float(np.mean(list(nats.values())))} if nats else {}
+    if len(nats) > 1:
+      scores |= {f'valid_loss/{source}': value for source, value in nats.items()}
+    if nats and len(bits) == len(nats):
+      scores['valid_bits_per_byte'] = float(np.mean(list(bits.values())))
+    return scores
 
   def sample(self):
     """Continue the configured prompts and keep the text."""

@@ -243,6 +243,14 @@ def test_a_kernel_refuses_what_it_cannot_honour(tiny, kernel, extra, mask, lengt
   assert attention.choose_kernel(free, mask, length, backend) == 'xla'
 
 
+def test_splash_refuses_a_mesh_of_several_devices(tiny):
+  cfg = tiny(width=64, dtype='bfloat16')
+  with jax.set_mesh(models.mesh(data=2)):
+    assert attention.refusal('splash', cfg, asked(), 128) == 'a mesh of several devices'
+    assert attention.choose_kernel(cfg, asked(), 128, 'tpu') == 'xla'
+    assert attention.choose_kernel(cfg, asked(), 128, 'gpu') == 'cudnn'
+
+
 def test_all_reasons_are_named_at_once(tiny):
   cfg = tiny(width=64, kernel='cudnn', attention_softcap=1.0, dtype='bfloat16')
   reason = attention.refusal('cudnn', cfg, asked(segments=IDS), 128)

@@ -85,6 +85,13 @@ def test_bits_per_byte():
   assert math.isnan(losses.bits_per_byte(1.0, 0))
 
 
+@pytest.mark.parametrize('key', ['z_loss', 'moe_balance', 'moe_z'])
+def test_weights_are_not_negative(key):
+  for wrong in (-0.1, math.nan):
+    with pytest.raises(ValueError, match=f'loss.{key}={wrong} is negative\nfix: use a weight >= 0'):
+      losses.LossConfig(**{key: wrong})
+
+
 @pytest.mark.parametrize('smoothing', [-0.1, 1.0])
 def test_label_smoothing_is_a_probability(smoothing):
   with pytest.raises(ValueError, match='loss.label_smoothing=.* is not a probability\nfix: '):

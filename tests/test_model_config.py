@@ -150,6 +150,26 @@ REFUSED = [
   (dict(heads=0), 'model.heads=0 is too small', 'use at least 1'),
   (dict(context=0), 'model.context=0 is too small', 'use at least 1'),
   (dict(vocab_multiple=0), 'model.vocab_multiple=0 is too small', 'use at least 1'),
+  (dict(kv_heads=-1), 'model.kv_heads=-1 is too small', 'use at least 0'),
+  (dict(window=-1), 'model.window=-1 is too small', 'use at least 0'),
+  (dict(init_std=float('nan')), 'model.init_std=nan is too small', 'use at least 0'),
+  (dict(rope_theta=0.0), 'model.rope_theta=0.0 is too small', 'use at least 1e-12'),
+  (dict(norm_eps=float('inf')), 'model.norm_eps=inf', 'use at least 1e-12'),
+  (
+    dict(width=8, heads=4, rope_scaling='ntk', rope_factor=2.0),
+    'model.rope_scaling=ntk needs a head width of 4 or more',
+    'fewer heads',
+  ),
+  (
+    dict(rope_factor=2.0),
+    'model.rope_factor=2.0 has no use with model.rope_scaling=none',
+    'choose a rope_scaling, or rope_factor=1',
+  ),
+  (
+    dict(capacity_factor=1.0),
+    'model.capacity_factor=1.0 has no use with model.experts=0',
+    'set model.experts, or capacity_factor=0',
+  ),
   (dict(dropout=1.0), 'model.dropout=1.0 is not a probability', 'use 0 <= p < 1'),
   (dict(attention_dropout=-0.1), 'model.attention_dropout=-0.1', 'use 0 <= p < 1'),
   (

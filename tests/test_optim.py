@@ -262,6 +262,18 @@ def test_ema_is_the_average_of_the_weights():
   assert run(1)[2].ema is None
 
 
+@pytest.mark.parametrize('name', optim.OPTIMIZERS)
+def test_weights_in_bfloat16_have_moments_and_averages_in_float32(name):
+  """And a step leaves every dtype as it was: nothing is compiled twice."""
+  optimizer = make(name=name, ema=0.9, weight_decay=0.1, clip=1.0)
+  params = {path: p.astype(jnp.bfloat16) for path, p in random(0).items()}
+  state = jax.eval_shape(optimizer.init, params)
+  update = jax.eval_shape(optimizer.update, random(1), state, params, hyper_of(optimizer))
+  dtypes = lambda tree: jax.tree.map(lambda x: x.dtype.name, tree)
+  assert dtypes(update[:2]) == (dtypes(params), dtypes(state))
+  assert set(jax.tree.leaves(dtypes(state))) == {'float32', 'int32'}
+
+
 # -------------------------------------------------------------------------------- lr_multipliers
 
 
@@ -291,6 +303,11 @@ def test_frozen_parameters_have_no_part_in_norm_or_finiteness(name):
   assert float(scalars['grad_norm']) == pytest.approx(math.sqrt(alive), rel=1e-5)
   assert (np.abs(got['embed_VD'] - first['embed_VD']) > 0).all()
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
+def test_a_decay_that_matches_nothing_is_refused():
+  with pytest.raises(ValueError, match="optim.decay='emb' matches no parameter\nfix: use paths"):
+    make(decay='emb')
 
 
 def test_first_match_counts():
@@ -342,6 +359,9 @@ def test_entries_that_are_no_rules_are_refused(entry):
     (dict(b1=1.0), 'optim.b1=1.0 is no decay\nfix: use 0 <= x < 1'),
     (dict(b2=-0.5), 'optim.b2=-0.5 is no decay'),
     (dict(ema=1.5), 'optim.ema=1.5 is no decay'),
+    (dict(final_lr=1.5), 'optim.final_lr=1.5 is no share\nfix: use 0 to 1'),
+    (dict(cooldown=-0.1), 'optim.cooldown=-0.1 is no share'),
+    (dict(decay='(x'), "optim.decay='(x' is no regex"),
   ],
   ids=str,
 )

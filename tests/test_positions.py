@@ -36,6 +36,11 @@ def test_learned_takes_the_row_of_each_position(tiny):
 # --------------------------------------------------------------------------------------------- rope
 
 
+def scaled(scaling):
+  factor = {} if scaling == 'none' else dict(rope_factor=4.0)
+  return models.tiny(rope_scaling=scaling, rope_original_context=64, **ROPE, **factor)
+
+
 def reference_frequencies(cfg):
   """The papers' formulas, pair by pair."""
   K, factor, original = cfg.K, cfg.rope_factor, cfg.rope_original_context
@@ -61,8 +66,7 @@ def reference_frequencies(cfg):
 
 @pytest.mark.parametrize('scaling', positions.ROPE_SCALINGS)
 def test_scaled_frequencies_are_the_formulas(tiny, scaling):
-  extra = SCALED if scaling in ('yarn', 'llama3') else dict(rope_factor=4.0)
-  cfg = tiny(rope_scaling=scaling, **ROPE, **extra)
+  cfg = scaled(scaling)
   got, plain = positions.rope_frequencies(cfg), positions.rope_frequencies(tiny(**ROPE))
   np.testing.assert_allclose(got, reference_frequencies(cfg), rtol=1e-12)
   np.testing.assert_allclose(got[-1], plain[-1] / (1 if scaling == 'none' else 4), rtol=1e-12)
@@ -92,8 +96,8 @@ def test_attention_factor(tiny):
 
 
 @pytest.mark.parametrize('scaling', ['none', 'yarn'])
-def test_rope_turns_pairs_as_complex_numbers(tiny, scaling):
-  cfg = tiny(rope_scaling=scaling, **ROPE, **SCALED)
+def test_rope_turns_pairs_as_complex_numbers(scaling):
+  cfg = scaled(scaling)
   x_BTHK = np.random.default_rng(0).standard_normal((2, 3, 2, 16)).astype(np.float32)
   places_BT = np.array([[0, 1, 2], [9, 40, 5]], np.int32)
   got_BTHK = jax.jit(lambda x, p: positions.rope(cfg, x, p))(x_BTHK, places_BT)
@@ -144,7 +148,7 @@ def test_alibi_falls_with_the_distance_either_way(tiny):
     assert got_BHTS[0, h, t, s] == -slopes[h] * abs(int(t_BT[0, t]) - int(s_BS[0, s]))
 
 
-# ------------------------------------------------------------------- what each row makes of the model
+# ----------------------------------------------------------------- what each row makes of the model
 
 # How logits answer to positions: moved along by 3, and spread out by 2.
 ANSWERS = {

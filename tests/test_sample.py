@@ -387,6 +387,13 @@ def test_configs_out_of_range_are_refused(wrong):
     SampleConfig(**wrong)
 
 
+@pytest.mark.parametrize('unused', [dict(temperature=0.5), dict(top_k=3), dict(min_p=0.1)], ids=str)
+def test_beams_refuse_what_they_do_not_use(unused):
+  [key] = unused
+  with pytest.raises(ValueError, match=f'does not sample: {key} has no use\nfix: leave it at its'):
+    SampleConfig(beams=2, **unused)
+
+
 def test_more_samples_than_beams_are_refused():
   with pytest.raises(ValueError, match='num_samples=3 with only 2 beams\nfix: use more beams'):
     SampleConfig(beams=2, num_samples=3)

@@ -52,6 +52,17 @@ def test_cached_is_uncached(name):
     models.assert_close(logits_B1V, expected_B1V)
 
 
+def test_sampling_drops_no_token_however_few_slots_training_has():
+  ids_BT, start_B = models.tokens(), np.zeros(models.ROWS, np.int32)
+
+  def whole(factor):
+    cfg = models.tiny(experts=4, capacity_factor=factor)
+    cache = gpt.init_cache(cfg, models.ROWS, models.LENGTH, 'float32')
+    return advance(models.fill(cfg), ids_BT, cache, start_B)[0]
+
+  models.assert_close(whole(0.25), whole(0.0))
+
+
 @pytest.mark.parametrize('name', ['learned', 'pattern', 'softcap', 'experts'])
 def test_scan_is_unrolled(name):
   cfg, ids_BT = models.tiny(**models.VARIANTS[name]), models.tokens()
@@ -70,6 +81,17 @@ def loss_and_grads(model, batch):
     model, batch, weight, hyper, None
   )
   return total, metrics, step.params_of(grads)
+
+
+def test_a_piece_counts_by_its_share_of_the_batch():
+  """Half of a batch's targets: half of every term, the experts' losses too."""
+  model, batch = models.fill(EXPERTS), models.batch(3)
+  hyper = dict(moe_balance=jnp.float32(0.3), moe_z=jnp.float32(0.1))
+  score = jax.jit(lambda weight: step.loss_fn(model, batch, weight, hyper, None))
+  weight = batch['loss_mask_BT'].sum()
+  whole, half = score(weight), score(2 * weight)
+  models.assert_close(jax.tree.map(lambda x: 2 * x, half), whole)
+  assert set(whole[1]) == {'loss', 'moe_balance', 'moe_z', 'moe_dropped'}
 
 
 def rows_of(documents):
@@ -220,6 +242,21 @@ def test_steps_are_traced_and_compiled_once_and_train_everything():
   assert all(np.abs(run.params[path] - before[path]).max() > 1e-3 for path in before)
   targets = [models.batch(seed=i)['loss_mask_BT'].sum() for i in range(3)]
   assert run.metrics['tokens'] == targets
+
+
+@pytest.mark.parametrize('param_dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_step_leaves_every_dtype_and_shape_as_it_was(dtype, param_dtype):
+  """Or the second step would be compiled again."""
+  variety = dict(attention_bias=True, qk_norm=True, norm='layernorm', experts=4, dropout=0.1)
+  model_cfg = models.tiny(dtype=dtype, param_dtype=param_dtype, **variety)
+  program = step.build_program(config_of(model_cfg), model_cfg, models.mesh())
+  state, metrics = jax.eval_shape(program.step, program.abstract, models.batch())
+  plain = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
+  assert plain(state) == plain(program.abstract)
+  assert metrics['loss'].dtype == jnp.float32
+  weights = {value.dtype.name for value in step.params_of(state.model).values()}
+  assert weights == {param_dtype}
 
 
 def test_parameters_and_moments_are_really_spread():

@@ -1,0 +1,188 @@
+"""Tasks on a trained model: every validation token is scored once, by the weights of the run."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from gpt_jax import data, evaluate, runs, trained
+from gpt_jax.data import Source
+from tests import models, tiny_runs
+from tests.tiny_runs import assert_two_lines
+
+T = 32  # length of the run's rows
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled(tmp_path_factory):
+  """Equal programs are compiled once."""
+  with tiny_runs.compiled_programs(tmp_path_factory.getbasetemp()):
+    yield
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  return tiny_runs.finished(tmp_path_factory)
+
+
+@pytest.fixture(scope='module')
+def subject(run, tmp_path_factory):
+  """The finished run; token caches go elsewhere."""
+  cache = tmp_path_factory.mktemp('cache')
+  return dataclasses.replace(trained.load(run).subject(), cache_dir=cache)
+
+
+def on_text(subject, folder, text, **changes):
+  """The same model on another validation text."""
+  (folder / 'train.txt').write_text('not read')
+  (folder / 'valid.txt').write_text(text)
+  source = Source('text', str(folder / 'train.txt'), valid_path=str(folder / 'valid.txt'))
+  section = dataclasses.replace(subject.cfg.data, mixture={'other': source}, **changes)
+  return dataclasses.replace(subject, cfg=dataclasses.replace(subject.cfg, data=section))
+
+
+def valid_cache(subject, split='valid'):
+  [name] = data.source_names(subject.cfg.data, split)
+  return data.token_cache(subject.cfg.data, name, subject.tokenizers, split, subject.cache_dir)
+
+
+def values(rows):
+  """{metric: value}, once it is clear that all rows are about the same."""
+  assert len({json.dumps({**row, 'metric': '', 'value': 0}) for row in rows}) == 1
+  return {row['metric']: row['value'] for row in rows}
+
+
+def plain_nats(subject, stride):
+  """Nats of every token but the first, window by window, in numpy from uncached logits."""
+  ids = np.asarray(valid_cache(subject).ids).astype(int)
+  total, scored, rows = 0.0, set(), []
+  starts = [0]
+  while starts[-1] + T < len(ids) - 1:
+    starts.append(starts[-1] + stride)
+  for start in starts:
+    row = ids[start : start + T]
+    rows.append(np.pad(row, (0, T - len(row))))
+  for first in range(0, len(rows), 64):
+    piece = np.stack(rows[first : first + 64] + [rows[0]] * max(0, first + 64 - len(rows)))
+    logits = np.asarray(models.logits(subject.model, piece.astype(np.int32)), np.float64)
+    for start, row in zip(starts[first : first + 64], logits, strict=False):
+      for place in range(T):
+        target = start + place + 1
+        if target >= len(ids) or target in scored:
+          continue
+        scored.add(target)
+        peak = row[place].max()
+        log_z = peak + math.log(np.exp(row[place] - peak).sum())
+        total += log_z - row[place, ids[target]]
+  assert scored == set(range(1, len(ids)))
+  return total
+
+
+@pytest.mark.parametrize('stride', [T, 20, 5])
+def test_the_whole_text_is_scored_once_as_by_a_plain_loop(subject, tmp_path, stride):
+  small = on_text(subject, tmp_path, 'bamaf teal sooz. ' * 12 + 'kain')
+  rows = evaluate.run(small, ['perplexity'], stride=stride)
+  found, cache = values(rows), valid_cache(small)
+  tokens = len(cache.ids) - 1
+  assert len(cache.ids) == 17 * 12 + 4
+  assert {(row['tokens'], row['stride'], row['source']) for row in rows} == {
+    (tokens, stride, 'other')
+  }
+  nats = plain_nats(small, stride)
+  assert found['nats_per_token'] == pytest.approx(nats / tokens, rel=1e-5)
+  assert found['bits_per_token'] == pytest.approx(nats / tokens / math.log(2), rel=1e-5)
+  assert found['bits_per_byte'] == pytest.approx(nats / math.log(2) / cache.bytes, rel=1e-5)
+
+
+def test_bytes_are_those_of_utf8(subject, tmp_path):
+  text = 'é' * 50
+  small = on_text(subject, tmp_path, text)
+  found = values(evaluate.run(small, ['perplexity']))
+  assert valid_cache(small).bytes == 100
+  total = found['bits_per_token'] * 99
+  assert found['bits_per_byte'] == pytest.approx(total / 100, rel=1e-6)
+
+
+def test_the_end_of_training_and_the_run_folder_agree(subject, run):
+  """Training evaluates the average of the weights, and so does whoever opens the folder."""
+  result = runs.read_result(run)
+  assert evaluate.run(subject, ['perplexity']) == result['evaluations']
+  assert values(result['evaluations'])['nats_per_token'] == result['valid_loss']
+
+
+def test_rows_at_once_do_not_matter(subject):
+  few = values(evaluate.run(dataclasses.replace(subject, batch_size=8), ['perplexity']))
+  many = values(evaluate.run(dataclasses.replace(subject, batch_size=24), ['perplexity']))
+  assert few == pytest.approx(many, rel=1e-6)
+
+
+def test_a_limit_scores_a_part(subject):
+  [nats, bits] = evaluate.run(subject, ['perplexity'], limit=600)
+  assert (nats['metric'], bits['metric']) == ('nats_per_token', 'bits_per_token')
+  assert nats['tokens'] == 1024  # the first two batches of 16 rows
+  [whole, *_] = evaluate.run(subject, ['perplexity'])
+  assert whole['tokens'] == len(valid_cache(subject).ids) - 1
+  assert nats['value'] != whole['value']
+  rows = evaluate.run(subject, ['perplexity'], limit=10**9)
+  assert rows[0] == whole
+
+
+def test_documents_that_are_masked_begin_with_a_token_that_is_not_scored(subject, tmp_path):
+  small = on_text(subject, tmp_path, 'bama. teal. sooz')
+  section = dataclasses.replace(
+    small.cfg.data,
+    mask_documents=True,
+    mixture={
+      'other': dataclasses.replace(small.cfg.data.mixture['other'], separator='. '),
+    },
+  )
+  masked = dataclasses.replace(small, cfg=dataclasses.replace(small.cfg, data=section))
+  rows = evaluate.run(masked, ['perplexity'])
+  cache = valid_cache(masked)
+  assert len(cache.offsets) == 3
+  assert rows[0]['tokens'] == len(cache.ids) - 3
+  assert {row['metric'] for row in rows} == {'nats_per_token', 'bits_per_token'}
+
+
+def test_sources_are_scored_apart(subject):
+  mixture = {name: Source('synthetic', documents=20, seed=seed) for seed, name in enumerate('ab')}
+  section = dataclasses.replace(subject.cfg.data, mixture=mixture)
+  both = dataclasses.replace(subject, cfg=dataclasses.replace(subject.cfg, data=section))
+  rows = [row for row in evaluate.run(both, ['perplexity']) if row['metric'] == 'nats_per_token']
+  assert [row['source'] for row in rows] == ['a', 'b']
+  alone = dataclasses.replace(section, mixture={'b': mixture['b']})
+  alone = dataclasses.replace(both, cfg=dataclasses.replace(subject.cfg, data=alone))
+  assert evaluate.run(alone, ['perplexity'])[0] == rows[1]
+
+
+def test_the_training_part_can_be_scored(subject):
+  [row, *_] = evaluate.run(subject, ['perplexity'], split='train', limit=100)
+  assert row['split'] == 'train'
+  assert row['value'] < math.log(272) - 1
+
+
+def test_nothing_kept_for_validation_is_no_row(subject):
+  section = dataclasses.replace(subject.cfg.data, valid_fraction=0.0)
+  without = dataclasses.replace(subject, cfg=dataclasses.replace(subject.cfg, data=section))
+  assert evaluate.run(without, ['perplexity']) == []
+
+
+def test_what_cannot_be_scored(subject, tmp_path):
+  with pytest.raises(ValueError) as error:
+    evaluate.run(subject, ['perplexity', 'perplexty'])
+  assert_two_lines(error.value, '--tasks=perplexty')
+  for stride in (-1, T + 1):
+    with pytest.raises(ValueError) as error:
+      evaluate.run(subject, ['perplexity'], stride=stride)
+    assert_two_lines(error.value, f'stride={stride}')
+  with pytest.raises(ValueError) as error:
+    evaluate.run(on_text(subject, tmp_path, 'x'), ['perplexity'])
+  assert_two_lines(error.value, 'data.mixture.other has no valid token')
+
+
+def test_the_compiled_score_is_shared(subject):
+  again = dataclasses.replace(subject, model=jax.tree.map(lambda x: x, subject.model))
+  assert again.score is subject.score
