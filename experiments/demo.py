@@ -12,10 +12,10 @@ def get_config(arg=''):
   configs.arguments(arg)
   config = configs.default()
   config.model.update(layers=4, width=128, heads=4, context=128, mlp='relu2', qk_norm=True,
-                      init_projections='zero', dropout=0.2)  # fmt: skip
+                      init_projections='zero')  # fmt: skip
   config.tokenizer.update(kind='bpe', vocab=1024)
   config.optim.update(name='muon', lr=4e-3, warmup=20, schedule='linear', final_lr=0.0)
-  config.train.update(steps=240, batch_size=32, eval_every=80, eval_tokens=16384, sample_every=120)
+  config.train.update(steps=200, batch_size=16, eval_every=50, eval_tokens=16384, sample_every=100)
   config.train.sample_prompts = ('The ', 'A list is ', 'Functions are ')
   config.sample.update(temperature=0.7, max_new_tokens=60)
   return config

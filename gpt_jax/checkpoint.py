@@ -12,13 +12,14 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import shutil
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+
+from gpt_jax import records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +163,7 @@ class Checkpoints:
     for step in steps:
       path = self.digests / f'{step}.json'
       if not path.exists():
-        _write_atomically(path, json.dumps(_digest(self.folder / str(step)), indent=0))
+        records.write_json(path, _digest(self.folder / str(step)))
 
   def close(self):
     """Finish and release Orbax's threads."""
@@ -302,15 +303,6 @@ def _digest(folder):
 def _sha256(path):
   with open(path, 'rb') as f:
     return hashlib.file_digest(f, 'sha256').hexdigest()
-
-
-def _write_atomically(path, text):
-  temporary = path.with_suffix('.tmp')
-  with open(temporary, 'w') as f:
-    f.write(text)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, path)
 
 
 def load_model(workdir, like, fallback=None):

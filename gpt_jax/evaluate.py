@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from gpt_jax import sample
+from gpt_jax import data, sample
 from gpt_jax.model import layers as nn
 from gpt_jax.sharding import ACTIVATION_RULES
 from gpt_jax.tasks import perplexity
@@ -24,6 +24,15 @@ class Subject:
   mesh: Any
   cache_dir: Path  # of token caches
   batch_size: int  # rows that are scored at once, over all processes
+  caches: dict = dataclasses.field(default_factory=dict)  # open token caches by (source, split)
+
+  def cache(self, source, split):
+    """The tokens of one source, opened once: opening reads and hashes the whole text."""
+    if (source, split) not in self.caches:
+      self.caches[source, split] = data.token_cache(
+        self.cfg.data, source, self.tokenizers, split, self.cache_dir
+      )
+    return self.caches[source, split]
 
   @property
   def masks_documents(self):

@@ -220,6 +220,7 @@ class Training:
       self.latest = extra['latest']
       self.notes += [f'data.reset: {line}' for line in self.loader.restore(extra['data'])]
     self.evaluations = []  # rows of the last evaluation
+    self.caches = {}  # validation texts, opened once
     self.valid = {}  # its headline numbers
 
   def trace(self):
@@ -360,6 +361,7 @@ class Training:
     return evaluate.Subject(
       cfg=self.cfg, model=eval_model(self.state), tokenizers=self.tokenizers, mesh=self.mesh,
       cache_dir=self.workdir / 'cache', batch_size=evaluate.rows_at_once(self.cfg, self.mesh),
+      caches=self.caches,
     )  # fmt: skip
 
   def settle(self):
@@ -369,7 +371,7 @@ class Training:
     self.lap += time.perf_counter() - start
 
   def evaluate(self):
-    """Validation loss of the same tokens each time; at the end, for the result, of the whole text."""
+    """Validation loss, on the same tokens each time; for the result, on the whole text."""
     self.settle()
     start, limit = time.perf_counter(), self.cfg.train.eval_tokens
     self.valid = self.validate(limit)

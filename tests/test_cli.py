@@ -111,7 +111,7 @@ def assert_user_error(outcome, *parts, code=USER_ERROR):
     (['--config.data.mixture.text.path=x'], ["path='x' means nothing"], 'kind=synthetic'),
     (['--config.data.packing=first-fit'], ['data.packing=first-fit'], 'first_fit'),
     (['--config.mesh.preset=gpu7'], ['mesh.preset=gpu7'], 'gpu8'),
-    (['--config.train.batch_size=7'], ['7 rows'], 'batch_size'),
+    (['--config.mesh.fsdp=2'], ['fsdp=2 does not fit 1 device'], 'mesh.data=-1'),
     (['--config.model.vocab=100'], ['272 ids', 'model.vocab=100'], 'model.vocab=0'),
     (['--config.train.init_from=nowhere'], ['nowhere does not exist'], ''),
     (['--cnfig=x'], ["'cnfig'"], ''),

@@ -35,18 +35,23 @@ def subject(run, tmp_path_factory):
   return dataclasses.replace(trained.load(run).subject(), cache_dir=cache)
 
 
-def on_text(subject, folder, text, **changes):
+def with_data(subject, section):
+  """The same model on other data."""
+  cfg = dataclasses.replace(subject.cfg, data=section)
+  return dataclasses.replace(subject, cfg=cfg, caches={})
+
+
+def on_text(subject, folder, text):
   """The same model on another validation text."""
   (folder / 'train.txt').write_text('not read')
   (folder / 'valid.txt').write_text(text)
   source = Source('text', str(folder / 'train.txt'), valid_path=str(folder / 'valid.txt'))
-  section = dataclasses.replace(subject.cfg.data, mixture={'other': source}, **changes)
-  return dataclasses.replace(subject, cfg=dataclasses.replace(subject.cfg, data=section))
+  return with_data(subject, dataclasses.replace(subject.cfg.data, mixture={'other': source}))
 
 
-def valid_cache(subject, split='valid'):
-  [name] = data.source_names(subject.cfg.data, split)
-  return data.token_cache(subject.cfg.data, name, subject.tokenizers, split, subject.cache_dir)
+def valid_cache(subject):
+  [name] = data.source_names(subject.cfg.data, 'valid')
+  return data.token_cache(subject.cfg.data, name, subject.tokenizers, 'valid', subject.cache_dir)
 
 
 def values(rows):
@@ -139,7 +144,7 @@ def test_documents_that_are_masked_begin_with_a_token_that_is_not_scored(subject
       'other': dataclasses.replace(small.cfg.data.mixture['other'], separator='. '),
     },
   )
-  masked = dataclasses.replace(small, cfg=dataclasses.replace(small.cfg, data=section))
+  masked = with_data(small, section)
   rows = evaluate.run(masked, ['perplexity'])
   cache = valid_cache(masked)
   assert len(cache.offsets) == 3
@@ -150,11 +155,10 @@ def test_documents_that_are_masked_begin_with_a_token_that_is_not_scored(subject
 def test_sources_are_scored_apart(subject):
   mixture = {name: Source('synthetic', documents=20, seed=seed) for seed, name in enumerate('ab')}
   section = dataclasses.replace(subject.cfg.data, mixture=mixture)
-  both = dataclasses.replace(subject, cfg=dataclasses.replace(subject.cfg, data=section))
+  both = with_data(subject, section)
   rows = [row for row in evaluate.run(both, ['perplexity']) if row['metric'] == 'nats_per_token']
   assert [row['source'] for row in rows] == ['a', 'b']
-  alone = dataclasses.replace(section, mixture={'b': mixture['b']})
-  alone = dataclasses.replace(both, cfg=dataclasses.replace(subject.cfg, data=alone))
+  alone = with_data(subject, dataclasses.replace(section, mixture={'b': mixture['b']}))
   assert evaluate.run(alone, ['perplexity'])[0] == rows[1]
 
 
@@ -166,8 +170,7 @@ def test_the_training_part_can_be_scored(subject):
 
 def test_nothing_kept_for_validation_is_no_row(subject):
   section = dataclasses.replace(subject.cfg.data, valid_fraction=0.0)
-  without = dataclasses.replace(subject, cfg=dataclasses.replace(subject.cfg, data=section))
-  assert evaluate.run(without, ['perplexity']) == []
+  assert evaluate.run(with_data(subject, section), ['perplexity']) == []
 
 
 def test_what_cannot_be_scored(subject, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental.compilation_cache import compilation_cache
 
-from gpt_jax import checkpoint, config, hardware, train
+from gpt_jax import checkpoint, config, hardware, sharding, train, trained
 
 TINY = {
   'data.mixture': {'text': {'kind': 'synthetic', 'documents': 60}},
@@ -62,16 +62,25 @@ def _finished(folder):
 
 @contextlib.contextmanager
 def compiled_programs(folder):
-  """Programs compiled in this context are kept on disk: equal ones are compiled once a session."""
+  """One device, and equal programs are compiled once a session: they are kept on disk.
+
+  Compiling is the bill, and for eight devices it is a third more. Where they matter, a test puts
+  `sharding.make_mesh` back.
+  """
   options = {
     'jax_compilation_cache_dir': str(folder / 'compiled'),
     'jax_persistent_cache_min_compile_time_secs': 0.2,
   }
   before = {name: getattr(jax.config, name) for name in options}
   _configure(options)
+  alone = lambda cfg: sharding.make_mesh(cfg, jax.devices()[:1])
   try:
-    # Measuring takes seconds where XLA optimises little, as in these tests.
-    with mock.patch.object(hardware, 'measured_matmul_flops', lambda: 1e11):
+    with (
+      # Measuring takes seconds where XLA optimises little, as in these tests.
+      mock.patch.object(hardware, 'measured_matmul_flops', lambda: 1e11),
+      mock.patch.object(train, 'make_mesh', alone),
+      mock.patch.object(trained, 'make_mesh', alone),
+    ):
       yield
   finally:
     _configure(before)

@@ -23,7 +23,7 @@ def run(subject, split='valid', stride=0, limit=0):
   stride = stride or length
   rows = []
   for source in data.source_names(cfg.data, split):
-    cache = data.token_cache(cfg.data, source, subject.tokenizers, split, subject.cache_dir)
+    cache = subject.cache(source, split)
     batches = data.eval_windows(
       cache, length, stride, subject.batch_size, mask_documents=subject.masks_documents,
       process_index=jax.process_index(), process_count=jax.process_count(),
