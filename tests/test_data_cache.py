@@ -9,13 +9,13 @@ import pickle
 
 import numpy as np
 import pytest
-from data_helpers import byte_tokenizers, text_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_jax.data import DataConfig, Source, cache, documents, token_cache
 from gpt_jax.data.cache import read_cache
 from gpt_jax.tokenizers import TokenizerConfig, Tokenizers, text
+from tests.data_helpers import byte_tokenizers, text_of
 
 
 @pytest.fixture

@@ -611,19 +611,15 @@ def test_an_imported_run_is_a_run(imported, tmp_path):
 
 def test_training_starts_from_an_imported_run(imported, tmp_path):
   _, workdir, model = imported
-  cfg = config.Config(
-    model=runs_model(workdir), train=training.TrainConfig(init_from=str(workdir), batch_size=8)
-  )
+  base = config.of_run(workdir)
+  settings = training.TrainConfig(init_from=str(workdir), batch_size=8)
+  cfg = config.Config(model=base.model, tokenizer=base.tokenizer, train=settings)
   toks = training.build_tokenizers(cfg, tmp_path)
   model_cfg = training.resolve_model(cfg, toks)
   program = training.build_program(cfg, model_cfg, models.mesh())
   start, notes = checkpoint.load_model(workdir, program.abstract.model)
   assert notes == []
   assert_same_params(model, start, model.cfg.vocab)
-
-
-def runs_model(workdir):
-  return config.build(config.Config, runs.read_config(workdir)).model
 
 
 def test_only_an_empty_folder_becomes_a_run(imported, tmp_path):

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import byte_tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_jax.data import PACKING, DataConfig, Loader, Source
 from gpt_jax.data.loader import turns
+from tests.data_helpers import byte_tokenizers
 
 MIXTURE = {
   'words': Source('synthetic', documents=4, weight=3.0),
@@ -116,7 +116,7 @@ SCRIPT = """
 import sys
 from absl import app
 sys.path.append({tests!r})
-from data_helpers import byte_tokenizers
+from tests.data_helpers import byte_tokenizers
 from gpt_jax.data import DataConfig, Loader, Source
 
 def main(_):

@@ -4,11 +4,11 @@ import pickle
 
 import numpy as np
 import pytest
-from data_helpers import FakeCache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_jax.data.packing import PACKING, eval_windows, first_fit, make_plan
+from tests.data_helpers import FakeCache
 
 SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(lambda s: max(s) > 1)
 LENGTHS = st.integers(1, 17)
