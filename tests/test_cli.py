@@ -23,7 +23,7 @@ USER_ERROR = 2  # bad config or arguments
 @pytest.fixture(scope='module', autouse=True)
 def compiled(tmp_path_factory):
   """Equal programs are compiled once."""
-  with tiny_runs.compiled_programs(tmp_path_factory.getbasetemp()):
+  with tiny_runs.compiled_programs(tmp_path_factory):
     yield
 
 

@@ -19,7 +19,7 @@ T = 32  # length of the run's rows
 @pytest.fixture(scope='module', autouse=True)
 def compiled(tmp_path_factory):
   """Equal programs are compiled once."""
-  with tiny_runs.compiled_programs(tmp_path_factory.getbasetemp()):
+  with tiny_runs.compiled_programs(tmp_path_factory):
     yield
 
 

@@ -24,7 +24,7 @@ SMALL_MODEL = dict(layers=1, width=16, heads=2, kv_heads=0, head_dim=0, hidden=0
 @pytest.fixture(scope='module', autouse=True)
 def compiled(tmp_path_factory):
   """Equal programs are compiled once."""
-  with tiny_runs.compiled_programs(tmp_path_factory.getbasetemp()):
+  with tiny_runs.compiled_programs(tmp_path_factory):
     yield
 
 

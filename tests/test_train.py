@@ -22,7 +22,7 @@ TIMED = ('time', 'tokens_per_second', 'mfu', 'mfu_causal', 'memory_gib', 'step_s
 @pytest.fixture(scope='module', autouse=True)
 def compiled(tmp_path_factory):
   """Equal programs are compiled once."""
-  with tiny_runs.compiled_programs(tmp_path_factory.getbasetemp()):
+  with tiny_runs.compiled_programs(tmp_path_factory):
     yield
 
 
@@ -194,9 +194,7 @@ def test_accumulation_reaches_the_same_end_and_logs_by_interval(run, tmp_path):
   assert not list((tmp_path / 'run/samples').iterdir())  # no prompts, no samples
 
 
-def test_several_steps_a_call_on_eight_devices_reach_the_same_end(
-  run, tmp_path, traces, all_devices
-):
+def test_several_steps_a_call_reach_the_same_end(run, tmp_path, traces):
   cfg = experiment(train__steps_per_call=2, train__eval_every=0, train__sample_every=0)
   train.train(cfg, tmp_path / 'run')
   # Once to see that it can be, before anything is written, and once to run: never in the loop.

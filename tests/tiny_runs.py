@@ -1,8 +1,10 @@
 """Runs of seconds that the tests of training, checkpoints, tasks and the command line share."""
 
 import contextlib
+import fcntl
 import functools
 import hashlib
+import os
 from unittest import mock
 
 import jax
@@ -50,25 +52,29 @@ def stop_before(step):
 
 def finished(factory):
   """The run folder of the tiny experiment, trained to the end once a session. Do not change it."""
-  return _finished(factory.getbasetemp())
+  workdir = shared(factory) / 'finished'
+  with open(shared(factory) / 'finished.lock', 'w') as file, compiled_programs(factory):
+    fcntl.flock(file, fcntl.LOCK_EX)  # one process trains it, the others wait
+    if not (workdir / 'report.html').exists():
+      train.train(experiment(), workdir)
+  return workdir
 
 
-@functools.cache
-def _finished(folder):
-  with compiled_programs(folder):
-    train.train(experiment(), folder / 'finished')
-  return folder / 'finished'
+def shared(factory):
+  """The temporary folder of a session, the same in all processes that pytest-xdist starts."""
+  folder = factory.getbasetemp()
+  return folder.parent if 'PYTEST_XDIST_WORKER' in os.environ else folder
 
 
 @contextlib.contextmanager
-def compiled_programs(folder):
+def compiled_programs(factory):
   """One device, and equal programs are compiled once a session: they are kept on disk.
 
   Compiling is the bill, and for eight devices it is a third more. Where they matter, a test puts
   `sharding.make_mesh` back.
   """
   options = {
-    'jax_compilation_cache_dir': str(folder / 'compiled'),
+    'jax_compilation_cache_dir': str(shared(factory) / 'compiled'),
     'jax_persistent_cache_min_compile_time_secs': 0.2,
   }
   before = {name: getattr(jax.config, name) for name in options}
