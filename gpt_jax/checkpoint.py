@@ -208,7 +208,8 @@ class Checkpoints:
       except Corrupt as reason:
         reasons.append(str(reason))
         self.report(f'not trusted: {reason}; trying the one before')
-    if any('never finished' not in reason for reason in reasons):
+    # A kill leaves one step without digests; more means that the digests were lost.
+    if len(reasons) > 1 or any('never finished' not in reason for reason in reasons):
       raise Corrupt(
         f'{self.folder}: no good checkpoint: {"; ".join(reasons)}\n'
         'fix: copy a good one back, or start anew in another --workdir'
