@@ -1,8 +1,9 @@
 """The command line of gpt_jax.
 
   launch.py train    [--config=FILE[:args]] [--workdir=DIR] [--config.key=value ...]
-  launch.py sample   --workdir=DIR --prompt=TEXT [--temperature=X --top_k=K --stop=TEXT ...]
-  launch.py evaluate --workdir=DIR [--tasks=perplexity --stride=N]
+  launch.py sample   --workdir=DIR [--prompt=TEXT] [--image=FILE] [--audio=FILE]
+                     [--to=text|image|audio|any] [--out=PATH] [--temperature=X --guidance=G ...]
+  launch.py evaluate --workdir=DIR [--tasks=a,b|all --split=valid|test --limit=N --guidance=G ...]
   launch.py import   --source=DIR-or-hub-id --workdir=DIR
   launch.py export   --workdir=DIR --out=DIR
   launch.py doctor
@@ -71,74 +72,135 @@ def train(argv):
 
 def sample_flags():
   """Flags of `sample`: one for each field of SampleConfig, which default to the run's config."""
+  from gpt_jax.grammar import ENDS
   from gpt_jax.sample import SampleConfig
 
   workdir_flag()
-  flags.DEFINE_string('prompt', '', 'text to continue; empty: the start of a document')
+  flags.DEFINE_string('prompt', '', 'text to continue or to make something of')
+  flags.DEFINE_multi_string('image', [], 'picture file to read; may be repeated')
+  flags.DEFINE_multi_string('audio', [], 'sound file to read; may be repeated')
   flags.DEFINE_multi_string('stop', [], 'end a text before this string; may be repeated')
-  flags.DEFINE_enum('to', 'text', ['text'], 'what to make')
+  flags.DEFINE_enum('to', 'text', list(ENDS), 'what to make; any: text with pictures and sounds')
   flags.DEFINE_bool('stream', True, 'print a single text while it grows')
-  flags.DEFINE_bool('log_probs', False, 'print the mean log-probability a token of each text')
-  flags.DEFINE_string('out', '', 'file for the texts, one JSON object a line')
+  flags.DEFINE_bool('log_probs', False, 'print the mean log-probability a token of each sample')
+  flags.DEFINE_string(
+    'out', '', 'text: file that gets one JSON object a line; else a .png or .wav file or a folder, '
+    'default <workdir>/samples'
+  )  # fmt: skip
   define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
   for field in dataclasses.fields(SampleConfig):
     define[field.type](field.name, None, 'of SampleConfig; default: as in the run')
 
 
 def sample(argv):
-  """Continue a prompt with a trained model."""
-  from gpt_jax import records, trained
+  """Continue a prompt with a trained model, or make a text, a picture or a sound of one."""
+  from gpt_jax import prompts, trained
   from gpt_jax import sample as sampling
 
-  run = trained.load(FLAGS.workdir)
+  run, to = trained.load(FLAGS.workdir), FLAGS.to
   fields = [field.name for field in dataclasses.fields(sampling.SampleConfig)]
   chosen = {name: FLAGS[name].value for name in fields if FLAGS[name].value is not None}
   cfg = dataclasses.replace(run.cfg.sample, **chosen)
-  prompt = sampling.prompt_ids(run.tokenizers, FLAGS.prompt, cfg.begin)
-  if 'max_new_tokens' not in chosen:  # the run's default gives way to a long prompt
-    room = max(1, run.model.cfg.context - len(prompt))
-    cfg = dataclasses.replace(cfg, max_new_tokens=min(cfg.max_new_tokens, room))
+  prompt = prompts.prompt(run, FLAGS.prompt, FLAGS.image, FLAGS.audio, to, cfg.begin)
+  cfg = prompts.settle(run, [prompt], cfg, to, 'max_new_tokens' in chosen)
+  if to != 'text':
+    return sample_media(run, prompt, cfg)
+  if FLAGS.out:
+    Path(FLAGS.out).expanduser().open('ab').close()  # now, not after the sampling
+  shown = FLAGS.prompt if prompts.goes_on(run, prompt) else ''
   alone = cfg.num_samples == 1 and not (cfg.beams or FLAGS.out or FLAGS.log_probs)
   if FLAGS.stream and alone:
     pieces = sampling.stream_text(run.model, run.tokenizers, prompt, cfg, FLAGS.stop)
-    print(FLAGS.prompt + next(pieces), end='', flush=True)
+    print(shown + next(pieces), end='', flush=True)
     for piece in pieces:
       print(piece, end='', flush=True)
     print()
     return 0
   [group] = sampling.complete(run.model, run.tokenizers, [prompt], cfg, FLAGS.stop)
   for i, (text, scores) in enumerate(group):
-    record = {'prompt': FLAGS.prompt, 'text': text, 'log_probs': scores, 'seed': cfg.seed}
+    report_sample(i, len(group), scores, cfg, shown + text)
     if FLAGS.out:
-      records.append_line(Path(FLAGS.out).expanduser(), record)
-    score = ''
-    if FLAGS.log_probs and cfg.beams:
-      score = f'  length-penalised log-probability {scores:.3f}'
-    elif FLAGS.log_probs:
-      score = f'  mean log-probability {sum(scores) / max(len(scores), 1):.3f}'
-    print(f'--- {i + 1} of {len(group)}{score}\n{FLAGS.prompt}{text}')
+      keep_text(text, scores, cfg.seed)
   return 0
 
 
+def sample_media(run, prompt, cfg):
+  """Make pictures and sounds, write them, and print where they are."""
+  from gpt_jax import outfiles, prompts
+  from gpt_jax import sample as sampling
+
+  if FLAGS.stop:
+    raise ValueError(f'--stop ends texts and has no use with --to={FLAGS.to}\nfix: leave it out')
+  files = outfiles.OutFiles(FLAGS.out, run.workdir / 'samples', FLAGS.to, cfg.num_samples)
+  [group] = sampling.make(run.model, run.tokenizers, [prompt], cfg, FLAGS.to)
+  rate = getattr(run.tokenizers.audio, 'sample_rate', 0)
+  for i, (ids, scores) in enumerate(group):
+    pieces = prompts.outcome(run, ids, prompt.ids)
+    lines = [p.value if p.kind == 'text' else str(files.write(p, rate)) for p in pieces]
+    report_sample(i, len(group), scores, cfg, '\n'.join(lines))
+  return 0
+
+
+def report_sample(i, count, scores, cfg, content):
+  """Print one of several samples, with its score if that was asked for."""
+  score = ''
+  if FLAGS.log_probs and cfg.beams:
+    score = f'  length-penalised log-probability {scores:.3f}'
+  elif FLAGS.log_probs:
+    score = f'  mean log-probability {sum(scores) / max(len(scores), 1):.3f}'
+  print(f'--- {i + 1} of {count}{score}\n{content}')
+
+
+def keep_text(text, scores, seed):
+  """Append a sampled text to the file of --out."""
+  from gpt_jax import records
+
+  given = {name: FLAGS[name].value for name in ('image', 'audio') if FLAGS[name].value}
+  record = {'prompt': FLAGS.prompt, **given, 'text': text, 'log_probs': scores, 'seed': seed}
+  records.append_line(Path(FLAGS.out).expanduser(), record)
+
+
 def evaluate_flags():
-  """Flags of `evaluate`."""
+  """Flags of `evaluate`; those of SampleConfig default to the run's config."""
+  from gpt_jax.data import SPLITS
+  from gpt_jax.sample import SampleConfig
+
   workdir_flag()
-  flags.DEFINE_list('tasks', ['perplexity'], 'which tasks to run')
-  flags.DEFINE_enum('split', 'valid', ['train', 'valid'], 'which part of the data')
-  flags.DEFINE_integer('stride', 0, 'tokens between scored windows; 0: disjoint windows')
+  flags.DEFINE_list('tasks', ['perplexity'], 'which tasks to run; all: those that fit the data')
+  flags.DEFINE_enum('split', 'valid', list(SPLITS), 'which part of the data')
+  flags.DEFINE_integer(
+    'limit', 0, 'examples of a source (perplexity: tokens); 0: all tokens, some hundred examples',
+    lower_bound=0,
+  )  # fmt: skip
+  flags.DEFINE_integer(
+    'stride', 0, 'tokens between scored windows; 0: disjoint windows', lower_bound=0
+  )
+  define = {int: flags.DEFINE_integer, float: flags.DEFINE_float}
+  for field in dataclasses.fields(SampleConfig):
+    if field.name not in ('num_samples', 'begin'):
+      define[field.type](field.name, None, 'of SampleConfig; default: as in the run')
 
 
 def evaluate(argv):
   """Run tasks on a trained model and add their rows to <workdir>/evaluations.jsonl."""
   from gpt_jax import evaluate as evaluation
   from gpt_jax import records, trained
+  from gpt_jax.sample import SampleConfig
 
   run = trained.load(FLAGS.workdir)
-  rows = evaluation.run(run.subject(), FLAGS.tasks, split=FLAGS.split, stride=FLAGS.stride)
+  fields = [field.name for field in dataclasses.fields(SampleConfig) if field.name in FLAGS]
+  chosen = {name: FLAGS[name].value for name in fields if FLAGS[name].value is not None}
+  rows = evaluation.run(
+    run.subject(), FLAGS.tasks, split=FLAGS.split, limit=FLAGS.limit, stride=FLAGS.stride, **chosen
+  )
+  if not rows:
+    raise ValueError(
+      f'--split={FLAGS.split} of the data has nothing for --tasks={",".join(FLAGS.tasks)}\n'
+      'fix: choose another split or task, or let a source of data.mixture name such data'
+    )
   for row in rows:
     records.append_line(run.workdir / 'evaluations.jsonl', row)
-    about = f'{row["source"]} {row["split"]}, {row["tokens"]} tokens, stride {row["stride"]}'
-    print(f'{row["task"]:12} {row["metric"]:16} {row["value"]:10.4f}   {about}')
+    print(evaluation.line(row))
   return 0
 
 

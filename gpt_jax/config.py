@@ -25,7 +25,7 @@ from gpt_jax.optim import OptimConfig
 from gpt_jax.runs import LogConfig
 from gpt_jax.sample import SampleConfig
 from gpt_jax.sharding import MeshConfig
-from gpt_jax.tokenizers import TokenizerConfig
+from gpt_jax.tokenizers import AudioConfig, ImageConfig, TokenizerConfig
 from gpt_jax.train import TrainConfig
 
 
@@ -35,6 +35,8 @@ class Config:
 
   model: ModelConfig = ModelConfig()
   tokenizer: TokenizerConfig = TokenizerConfig()
+  image: ImageConfig = ImageConfig()
+  audio: AudioConfig = AudioConfig()
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   loss: LossConfig = LossConfig()
   optim: OptimConfig = OptimConfig()

@@ -10,7 +10,7 @@ from gpt_jax import hardware, runs
 from gpt_jax.config import Config
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.sharding import make_mesh, to_devices
-from gpt_jax.step import build_program
+from gpt_jax.step import gpt_program
 
 
 def examine():
@@ -39,6 +39,6 @@ def one_step():
   batch = {'token_ids_BT': ids_BT[:, :-1], 'target_ids_BT': ids_BT[:, 1:]}
   batch['loss_mask_BT'] = np.ones(batch['token_ids_BT'].shape, np.float32)
   with jax.set_mesh(mesh):
-    program = build_program(cfg, model, mesh)
+    program = gpt_program(cfg, model, mesh)
     _, metrics = program.step(program.init(), to_devices(batch, mesh))
   return float(metrics['loss']), time.perf_counter() - start

@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from gpt_jax import data, sample
+from gpt_jax import data, prompts, sample
+from gpt_jax.data.form import PLACES
+from gpt_jax.losses import Kinds, restrict, sum_by, token_losses
+from gpt_jax.model import gpt
 from gpt_jax.model import layers as nn
-from gpt_jax.sharding import ACTIVATION_RULES
-from gpt_jax.tasks import perplexity
+from gpt_jax.sharding import ACTIVATION_RULES, to_devices
+from gpt_jax.tasks import answer, classify, common, cross, draw, perplexity, reconstruct, speak
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +27,9 @@ class Subject:
   model: Any  # parameters as trained; cast within the compiled score
   tokenizers: Any
   mesh: Any
-  cache_dir: Path  # of token caches
+  cache_dir: Path  # of token caches and of judges
   batch_size: int  # rows that are scored at once, over all processes
-  caches: dict = dataclasses.field(default_factory=dict)  # open token caches by (source, split)
+  caches: dict = dataclasses.field(default_factory=dict)  # what is opened once, by source, split
 
   def cache(self, source, split):
     """The tokens of one source, opened once: opening reads and hashes the whole text."""
@@ -44,6 +49,54 @@ class Subject:
     """Compiled: (model, batch) -> summed nats and weights."""
     return _score(self.model.cfg.dtype)
 
+  @functools.cached_property
+  def form(self):
+    """How rows of documents with media or a condition look."""
+    return data.Form.of(dataclasses.replace(self.cfg.data, condition_dropout=0.0), self.tokenizers)
+
+  def score_by_modality(self, batch):
+    """A batch of host arrays -> dict of the sums of its targets, on the devices.
+
+    nats_M, restricted_M (under the softmax over what the grammar allows), targets_M: by modality,
+    in the order of tokenizers.modalities. restricted_B: by row.
+    """
+    score = _score_by_modality(self.model.cfg.dtype, tuple(self.tokenizers.modalities))
+    return score(self.model, to_devices(batch, self.mesh), self._kinds)
+
+  @functools.cached_property
+  def _kinds(self):
+    """(modality_V, group_V, allowed_NV) for the columns of the model."""
+    columns = self.model.cfg.V
+    arrays = (self.tokenizers.modality_V(), *self.tokenizers.groups())
+    fit = lambda x: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, max(0, columns - x.shape[-1]))])
+    return tuple(fit(x)[..., :columns] for x in arrays)
+
+  def target_nats(self, documents):
+    """Documents (lists of Piece) -> nats of each one's targets, float64 [N].
+
+    Under the softmax over what the grammar allows; a document stands in a row of its own.
+    """
+    encoded = data.encode_batch(self.tokenizers, documents)
+    eos = self.tokenizers.vocabulary.special('eos')
+    ids = [np.append(e.ids, eos) for e in encoded]
+    length = sample.bucket(max(map(len, ids)) - 1, self.model.cfg.context)
+    too_long = max(map(len, ids)) - 1
+    if too_long > length:
+      raise ValueError(
+        f'a document has {too_long + 1} tokens and the context is {length}\n'
+        'fix: use a model with more context, or shorter documents'
+      )
+    found = []
+    for first in range(0, len(ids), self.batch_size):
+      some = slice(first, first + self.batch_size)
+      batch = _rows(ids[some], encoded[some], self.batch_size, length, self.form)
+      found.append(np.asarray(self.score_by_modality(batch)['restricted_B'], np.float64))
+    return np.concatenate(found)[: len(ids)]
+
+  def generate(self, conditions, to, **sampling):
+    """What the model makes of each condition: see prompts.generate."""
+    return prompts.generate(self, conditions, to, **sampling)
+
 
 def rows_at_once(cfg, mesh):
   """Rows to score at once: a micro-batch of the training, rounded up to what the mesh divides."""
@@ -57,15 +110,149 @@ def _score(dtype):
   return jax.jit(lambda model, batch: sample.score(nn.cast(model, dtype), batch))
 
 
-def run(subject, tasks, **options):
-  """Run tasks by name -> list of result rows (dicts with task, metric, value).
+@functools.cache
+def _score_by_modality(dtype, names):
+  """See Subject.score_by_modality."""
 
-  Raises ValueError for a name that is not in TASKS.
+  def score(model, batch, arrays):
+    model, kinds = nn.cast(model, dtype), Kinds(names, *arrays)
+    out = model(batch['token_ids_BT'], **gpt.inputs(model.cfg, batch))
+    target_ids_BT, mask_BT = batch['target_ids_BT'], batch['loss_mask_BT']
+    nats_BT = token_losses(out.logits_BTV, target_ids_BT)[0] * mask_BT
+    logits_BTV = restrict(out.logits_BTV, target_ids_BT, kinds)
+    restricted_BT = token_losses(logits_BTV, target_ids_BT)[0] * mask_BT
+    modality_BT = jnp.asarray(kinds.modality_V)[target_ids_BT]
+    sums = {'nats': nats_BT, 'restricted': restricted_BT, 'targets': mask_BT}
+    found = {f'{k}_M': sum_by(x_BT, modality_BT, len(names)) for k, x_BT in sums.items()}
+    return found | {'restricted_B': restricted_BT.sum(1)}
+
+  return jax.jit(score)
+
+
+def _rows(ids, encoded, rows, length, form):
+  """Documents, one a row -> a batch as `data.eval_rows` makes them."""
+  ids_BW, segments_BW = np.zeros((2, rows, length + 1), np.int32)
+  for b, document in enumerate(ids):
+    ids_BW[b, : len(document)], segments_BW[b, : len(document)] = document, 1
+  places_BW = np.arange(ids_BW.size).reshape(ids_BW.shape)
+  mask_BT = (segments_BW[:, 1:] > 0).astype(np.float32)
+  positions_BT = np.where(segments_BW > 0, np.arange(length + 1), 0)[:, :-1].astype(np.int32)
+  batch = {
+    'token_ids_BT': ids_BW[:, :-1], 'target_ids_BT': ids_BW[:, 1:], 'loss_mask_BT': mask_BT,
+    'segment_ids_BT': segments_BW[:, :-1], 'positions_BT': positions_BT,
+  }  # fmt: skip
+  if form.layout is None:
+    return batch
+  stream = _Stream({
+    kind: (_joined([getattr(e, kind) for e in encoded], width), np.flatnonzero(
+      ids_BW.ravel() == getattr(form.layout, PLACES[kind])))
+    for kind, width in form.features
+  })  # fmt: skip
+  return batch | form.add(
+    batch, ids_BW, segments_BW, np.zeros_like(ids_BW, bool), places_BW, stream
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stream:
+  """What Form.add reads of a token cache."""
+
+  features: dict
+
+
+def _joined(rows, width):
+  """Features of several documents in a row."""
+  return np.concatenate([np.zeros((0, width), np.float32), *(x for x in rows if x is not None)])
+
+
+def run(subject, tasks, split='valid', limit=0, stride=0, **sampling):
+  """Run tasks by name -> list of result rows (dicts with task, metric, value, source, split).
+
+  tasks: names of TASKS, or 'all' for those that fit a source of the mixture. limit: examples of a
+  source (perplexity: tokens), 0 = all for perplexity and a task's own default. stride: tokens, see
+  perplexity. sampling: fields of SampleConfig in the place of the run's own.
+  Raises ValueError for a name that is not in TASKS and for a task that fits no source.
   """
-  unknown = [task for task in tasks if task not in TASKS]
+  unknown = [task for task in tasks if task not in (*TASKS, 'all')]
   if unknown:
-    raise ValueError(f'--tasks={unknown[0]} is not a task\nfix: use one of {", ".join(TASKS)}')
-  return [row for task in tasks for row in TASKS[task](subject, **options)]
+    raise ValueError(
+      f'--tasks={unknown[0]} is not a task\nfix: use one of {", ".join(TASKS)}, or all'
+    )
+  names = list(TASKS) if 'all' in tasks else list(dict.fromkeys(tasks))
+  _check_options(names, stride, sampling)
+  rows = []
+  for name in names:
+    task = TASKS[name]
+    sources = common.fitting(subject, task.fits, split)
+    if not sources and name != 'perplexity' and 'all' not in tasks:
+      raise _no_source(subject, name, task.form, split)
+    if name != 'perplexity' and sources and jax.process_count() > 1:
+      raise ValueError(
+        f'--tasks={name} does not run on {jax.process_count()} processes\n'
+        'fix: evaluate the run folder on one machine, or leave the task out'
+      )
+    options = sampling if task.draws else {}
+    if name == 'perplexity':
+      options = {'stride': stride}
+    for source in sources:
+      rows += task.run(subject, source, split, limit, **options)
+  return rows
 
 
-TASKS = {'perplexity': perplexity.run}
+def _check_options(names, stride, sampling):
+  """ValueError for an option that none of the tasks takes."""
+  unused = [] if 'perplexity' in names or not stride else ['stride']
+  unused += [] if any(TASKS[name].draws for name in names) else list(sampling)
+  if unused:
+    value = stride if unused[0] == 'stride' else sampling[unused[0]]
+    raise ValueError(
+      f'{unused[0]}={value} has no effect on --tasks={",".join(names)}\n'
+      'fix: leave it at its default, or choose a task that takes it'
+    )
+
+
+def _no_source(subject, name, form, split):
+  """The error of a task that the mixture has nothing for."""
+  mixture = subject.cfg.data.mixture
+  named = data.source_names(subject.cfg.data, split)
+  has = ', '.join(f'{key} {mixture[key].template!r}' for key in named) or 'nothing'
+  return ValueError(
+    f'--tasks={name} needs a source such as {form!r}; of {split} data the mixture has {has}\n'
+    f'fix: choose another task or split, or give data.mixture a source with such a template'
+  )
+
+
+def line(row):
+  """A result row as a line to print: value, interval, what to compare it with, then the rest."""
+  shown = f'{row["task"]:12} {row["metric"]:24} {row["value"]:10.4f}'
+  if 'interval' in row:
+    shown += ' [{:.4f}, {:.4f}]'.format(*row['interval'])
+  rivals = [f'{key} {row[key]:.4f}' for key in ('chance', 'baseline') if key in row]
+  known = ('task', 'metric', 'value', 'interval', 'chance', 'baseline', 'source', 'split')
+  rest = [f'{value} {key}' if key == 'tokens' else f'{key} {value}'
+          for key, value in row.items() if key not in known]  # fmt: skip
+  return f'{shown}   ' + ', '.join([*rivals, f'{row["source"]} {row["split"]}', *rest])
+
+
+def table(rows):
+  """The first measure of each task and source, as lines to print: score, chance."""
+  first = {}
+  for row in rows:
+    if 'chance' in row and not {'of', 'control'} & set(row):
+      first.setdefault((row['task'], row['source']), row)
+  lines = [f'{"task":8} {"source":10} {"measure":14} {"score":>7} {"chance":>7}  examples']
+  for (task, source), row in first.items():
+    about = f'{task:8} {source:10} {row["metric"].replace("_", " "):14}'
+    lines.append(f'{about} {row["value"]:7.1%} {row["chance"]:7.1%}  {row["n"]} of {row["split"]}')
+  return lines if first else []
+
+
+TASKS = {
+  'perplexity': common.Kind(perplexity.run, perplexity.fits, '{text}', False),
+  'answer': common.Kind(answer.run, answer.fits, '{image:image} -> {name}'),
+  'draw': common.Kind(draw.run, draw.fits, '{name} -> {image:image}'),
+  'speak': common.Kind(speak.run, speak.fits, '{name} -> {audio:audio}'),
+  'classify': common.Kind(classify.run, classify.fits, '{name} -> {image:image}', False),
+  'reconstruct': common.Kind(reconstruct.run, reconstruct.fits, '{image:image}', False),
+  'cross': common.Kind(cross.run, cross.fits, '{image:image} -> {name}'),
+}

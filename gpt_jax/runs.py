@@ -264,7 +264,7 @@ class Run:
     records.write_atomically(self.folder / 'samples' / file, content)
     self.event('sample', step=step, file=file)
     limit = self.log_config.sample_characters
-    if isinstance(content, str) and limit:
+    if isinstance(content, str) and limit and not name:
       shown = content if len(content) <= limit else f'{content[:limit]} ...'
       self.print(f'sample after {step} steps: {shown}')
 

@@ -3,13 +3,15 @@
 Four verbs: `init_cache` (model/gpt.py), `prefill`, `decode`, `generate`. Rows are padded on the
 right, so a row's cache slot is its place in the text, and prompts of different lengths share one
 batch. A row's randomness depends on its own key and place alone: it samples the same text alone, in
-any batch, in one call or in many.
+any batch, in one call or in many. What may follow and where it stands says a grammar (grammar.py).
+
+With guidance the model runs 2 B rows: below the B conditional ones the same rows with an empty
+condition, which are given the tokens that the upper ones draw.
 
 Letters: B rows, P prompt length, T buffer length (prompt and new tokens), V vocabulary.
 
-Sources: nucleus (Holtzman et al. 2020), min-p (Nguyen et al. 2024), repetition penalty (CTRL,
-Keskar et al. 2019, section 4.1), sampling by Gumbel noise (Maddison et al. 2014); the verbs are
-gpt-fast's, the state in a while loop is Gemma's.
+Sources: sampling by Gumbel noise (Maddison et al. 2014); the verbs are gpt-fast's, the state in a
+while loop is Gemma's.
 """
 
 import dataclasses
@@ -20,10 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt_jax import grammar as grammars
+from gpt_jax import samplers
+from gpt_jax.feed import Prompt, check_prompts, prepare
 from gpt_jax.losses import token_losses
 from gpt_jax.model import gpt
-
-NEVER = -1e30  # the logit of what must not be sampled
+from gpt_jax.model.positions import POSITIONS
+from gpt_jax.samplers import FILTERS, NEVER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,7 @@ class SampleConfig:
   repetition_penalty: float = 1.0  # > 1 makes tokens that already occur in the row less likely
   beams: int = 0  # beam search with this many beams instead of sampling; 0 = sampling
   length_penalty: float = 0.6  # beams: exponent of the length by which scores are divided
+  guidance: float = 1.0  # > 1 follows the condition more than the model would; 1 = off
   seed: int = 0  # same seed, same text
   begin: str = ''  # special put before every prompt, such as bos for Llama models
 
@@ -48,8 +54,8 @@ class SampleConfig:
         raise ValueError(
           f'sample.{key}={getattr(self, key)} is out of range\nfix: use {low} to {high}'
         )
-    unused = [k for k in ('temperature', *FILTERS, 'repetition_penalty') if self.beams and
-              getattr(self, k) != getattr(type(self), k)]  # fmt: skip
+    sampling = ('temperature', *FILTERS, 'repetition_penalty', 'guidance')
+    unused = [k for k in sampling if self.beams and getattr(self, k) != getattr(type(self), k)]
     if unused:
       raise ValueError(
         f'sample.beams={self.beams} searches and does not sample: {", ".join(unused)} has no use\n'
@@ -70,29 +76,34 @@ class SampleState(NamedTuple):
   done_B: jax.Array  # bool; the row has ended
   log_probs_BT: jax.Array  # float32; of each sampled token under the model, before any filter
   next_logits_BV: jax.Array  # float32; for the token at lengths_B
-  cache: list  # see gpt.init_cache
+  null_logits_BV: jax.Array | None  # the same without the condition; None without guidance
+  guidance_B: jax.Array | None  # float32
+  span: grammars.State  # where each row stands in its text, image or sound
+  cache: list  # see gpt.init_cache; B or 2 B rows
   keys_B: jax.Array  # one PRNG key a row
 
 
-def prefill(model, prompt_ids_BP, lengths_B, keys_B, slots, max_new_tokens):
-  """Run the prompts once -> SampleState with room for `slots` tokens a row.
-
-  prompt_ids_BP is padded on the right with anything; lengths_B >= 1 says where each prompt ends.
-  """
-  B, P = prompt_ids_BP.shape
-  dtype = model.embed_VD[...].dtype
-  cache = gpt.init_cache(model.cfg, B, slots, dtype)
-  x_BPD, cache, _ = model.hidden(prompt_ids_BP, cache=cache, start_B=jnp.zeros(B, jnp.int32))
-  last_B1D = jnp.take_along_axis(x_BPD, (lengths_B - 1)[:, None, None], 1)
+def prefill(model, prompts, keys_B, slots):
+  """Run the prompts (feed.Prompts) once -> SampleState with room for `slots` tokens a row."""
+  B, P = prompts.ids_BP.shape
+  lengths_B, rows = prompts.lengths_B, prompts.fed_BP.shape[0]
+  cache = gpt.init_cache(model.cfg, rows, slots, model.embed_VD[...].dtype)
+  start_B = jnp.zeros(rows, jnp.int32)
+  x_BPD, cache, _ = model.hidden(prompts.fed_BP, cache=cache, start_B=start_B, **prompts.inputs)
+  last_B = jnp.tile(lengths_B, rows // B) - 1
+  logits_BV = model.logits(jnp.take_along_axis(x_BPD, last_B[:, None, None], 1))[:, 0]
   in_prompt_BP = jnp.arange(P)[None] < lengths_B[:, None]
   token_ids_BT = jnp.zeros((B, slots), jnp.int32)
   return SampleState(
-    token_ids_BT=token_ids_BT.at[:, :P].set(jnp.where(in_prompt_BP, prompt_ids_BP, 0)),
+    token_ids_BT=token_ids_BT.at[:, :P].set(jnp.where(in_prompt_BP, prompts.ids_BP, 0)),
     lengths_B=lengths_B,
-    limits_B=jnp.minimum(lengths_B + max_new_tokens, slots),
+    limits_B=lengths_B + prompts.span.room_B,
     done_B=jnp.zeros(B, bool),
     log_probs_BT=jnp.zeros((B, slots), jnp.float32),
-    next_logits_BV=model.logits(last_B1D)[:, 0],
+    next_logits_BV=logits_BV[:B],
+    null_logits_BV=None if rows == B else logits_BV[B:],
+    guidance_B=prompts.guidance_B,
+    span=prompts.span,
     cache=cache,
     keys_B=keys_B,
   )
@@ -104,10 +115,10 @@ def repeat(state, n, keys_B):
   return state._replace(keys_B=keys_B)
 
 
-def decode(model, state, steps, cfg, allowed_V, stop_ids):
+def decode(model, state, steps, cfg, grammar):
   """Up to `steps` tokens more, stopping early when every row has ended.
 
-  cfg: SampleConfig. allowed_V: bool, what may be sampled. stop_ids: a row ends with any of these.
+  cfg: SampleConfig. grammar: Grammar, what may be sampled and what ends a row.
   """
 
   def more(carry):
@@ -116,36 +127,55 @@ def decode(model, state, steps, cfg, allowed_V, stop_ids):
 
   def step(carry):
     i, state = carry
-    return i + 1, decode_one(model, state, cfg, allowed_V, stop_ids)
+    return i + 1, decode_one(model, state, cfg, grammar)
 
   return jax.lax.while_loop(more, step, (0, state))[1]
 
 
-def decode_one(model, state, cfg, allowed_V, stop_ids):
+def decode_one(model, state, cfg, grammar):
   """Sample one token for each row that has not ended, and run it."""
-  rows_B = jnp.arange(state.lengths_B.shape[0])
-  token_B = choose(state, cfg, allowed_V)
+  B, T = state.token_ids_BT.shape
+  rows_B = jnp.arange(B)
+  token_B = choose(state, cfg, grammar)
   log_prob_B = jax.nn.log_softmax(state.next_logits_BV)[rows_B, token_B]
-  at_B = jnp.where(state.done_B, state.token_ids_BT.shape[1], state.lengths_B)  # beyond = dropped
+  at_B = jnp.where(state.done_B, T, state.lengths_B)  # beyond = dropped
   lengths_B = state.lengths_B + (~state.done_B).astype(jnp.int32)
-  stops_B = (token_B[:, None] == jnp.asarray(stop_ids, jnp.int32).reshape(1, -1)).any(-1)
-  out = model(token_B[:, None], cache=state.cache, start_B=state.lengths_B)
+  fed = places(model.cfg, grammar, state.span, token_B) | {'start_B': state.lengths_B}
+  fed['token_ids_BT'] = token_B[:, None]
+  if state.null_logits_BV is not None:
+    fed = jax.tree.map(lambda x: jnp.concatenate([x, x]), fed)
+  out = model(cache=state.cache, **fed)
   return state._replace(
     token_ids_BT=state.token_ids_BT.at[rows_B, at_B].set(token_B, mode='drop'),
     log_probs_BT=state.log_probs_BT.at[rows_B, at_B].set(log_prob_B, mode='drop'),
     lengths_B=lengths_B,
-    done_B=state.done_B | stops_B | (lengths_B >= state.limits_B),
-    next_logits_BV=out.logits_BTV[:, 0],
+    done_B=state.done_B | grammar.ends_V[token_B] | (lengths_B >= state.limits_B),
+    next_logits_BV=out.logits_BTV[:B, 0],
+    null_logits_BV=None if state.null_logits_BV is None else out.logits_BTV[B:, 0],
+    span=grammars.advance(grammar, state.span, token_B),
     cache=out.cache,
   )
 
 
-def choose(state, cfg, allowed_V):
+def places(cfg, grammar, span, token_B):
+  """Where each row's next token stands, as the model's argument; {} where that is its slot."""
+  if POSITIONS[cfg.positions].axes == 1:
+    return {}
+  return {'positions_BT': grammars.position3(grammar, span, token_B)[:, None]}
+
+
+def choose(state, cfg, grammar):
   """The next token of each row."""
-  logits_BV = state.next_logits_BV
+  logits_BV, allowed_BV = state.next_logits_BV, grammars.allowed(grammar, state.span)
+  if state.null_logits_BV is not None:
+    logits_BV = samplers.guide(
+      logits_BV, state.null_logits_BV, state.guidance_B, allowed_BV, grammar.paced_V
+    )
   if cfg.repetition_penalty != 1.0:
-    logits_BV = penalise_repetition(logits_BV, state, cfg.repetition_penalty)
-  logits_BV = jnp.where(allowed_V[None], logits_BV, NEVER)
+    logits_BV = samplers.penalise_repetition(
+      logits_BV, state.token_ids_BT, state.lengths_B, cfg.repetition_penalty
+    )
+  logits_BV = jnp.where(allowed_BV, logits_BV, NEVER)
   if cfg.temperature == 0.0:
     return logits_BV.argmax(-1).astype(jnp.int32)
   logits_BV = logits_BV / cfg.temperature
@@ -158,36 +188,6 @@ def choose(state, cfg, allowed_V):
   return (logits_BV + noise_BV).argmax(-1).astype(jnp.int32)
 
 
-def penalise_repetition(logits_BV, state, penalty):
-  """Divide positive logits of tokens already in the row by the penalty, multiply negative ones."""
-  B, T = state.token_ids_BT.shape
-  there_BT = jnp.arange(T)[None] < state.lengths_B[:, None]
-  seen_BV = jnp.zeros(logits_BV.shape, bool)
-  seen_BV = seen_BV.at[jnp.arange(B)[:, None], state.token_ids_BT].max(there_BT)
-  penalised_BV = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
-  return jnp.where(seen_BV, penalised_BV, logits_BV)
-
-
-def top_k(logits_BV, k):
-  """True for the k likeliest (ties with the k-th included)."""
-  kth_B1 = jax.lax.top_k(logits_BV, min(k, logits_BV.shape[-1]))[0][:, -1:]
-  return logits_BV >= kth_B1
-
-
-def top_p(logits_BV, p):
-  """True for the smallest set of likeliest tokens with probability >= p, never empty."""
-  sorted_BV = -jnp.sort(-logits_BV, -1)
-  probs_BV = jax.nn.softmax(sorted_BV, -1)
-  before_BV = jnp.cumsum(probs_BV, -1) - probs_BV
-  last_BV = jnp.where(before_BV < p, sorted_BV, jnp.inf)
-  return logits_BV >= last_BV.min(-1, keepdims=True)
-
-
-def min_p(logits_BV, p):
-  """True where probability >= p times that of the likeliest."""
-  return logits_BV >= logits_BV.max(-1, keepdims=True) + jnp.log(p)
-
-
 def row_keys(seed, rows):
   """One key a row: row b's depends on (seed, b) alone."""
   return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(rows))
@@ -198,49 +198,54 @@ def bucket(n, most):
   return min(max(32, 1 << (n - 1).bit_length()), most)
 
 
-_prefill = jax.jit(prefill, static_argnames=('slots', 'max_new_tokens'))
+_prefill = jax.jit(prefill, static_argnames='slots')
 _repeat = jax.jit(repeat, static_argnames='n')
-_decode = jax.jit(decode, static_argnames=('steps', 'cfg', 'stop_ids'), donate_argnames='state')
+_decode = jax.jit(decode, static_argnames='cfg', donate_argnames='state')
 
 
-def start(model, prompts, cfg, keys_B=None):
-  """Prompts (lists of ids) -> SampleState with cfg.num_samples rows a prompt, in order.
+def as_prompt(prompt):
+  """A Prompt, also of a list of ids."""
+  return prompt if isinstance(prompt, Prompt) else Prompt(prompt)
+
+
+def start(model, prompts, cfg, grammar, keys_B=None):
+  """Prompts (Prompt or lists of ids) -> SampleState, cfg.num_samples rows a prompt in order.
 
   `model` comes from gpt.for_sampling. Raises ValueError for an empty prompt, an id that the model
-  does not have, or one that leaves no room in the context.
+  does not have, one that leaves no room in the context or too little for what was begun, and for
+  guidance without a condition.
   """
-  check_prompts(prompts, cfg.max_new_tokens, model.cfg)
-  lengths_B = np.array([len(p) for p in prompts], np.int32)
-  slots = bucket(int(lengths_B.max()) + cfg.max_new_tokens, model.cfg.context)
-  P = bucket(int(lengths_B.max()), slots)
-  prompt_BP = np.zeros((len(prompts), P), np.int32)
-  for row, prompt in zip(prompt_BP, prompts, strict=True):
-    row[: len(prompt)] = prompt
+  prompts = [as_prompt(prompt) for prompt in prompts]
+  check_prompts([p.ids for p in prompts], cfg.max_new_tokens, model.cfg)
+  longest = max(len(p.ids) for p in prompts)
+  slots = bucket(longest + cfg.max_new_tokens, model.cfg.context)
+  ready = prepare(model.cfg, prompts, cfg, grammar, bucket(longest, slots))
   n = cfg.num_samples
   keys_B = row_keys(cfg.seed, len(prompts) * n) if keys_B is None else keys_B
-  state = _prefill(model, prompt_BP, lengths_B, keys_B[::n], slots, cfg.max_new_tokens)
-  return _repeat(state, n, keys_B)
+  return _repeat(_prefill(model, ready, keys_B[::n], slots), n, keys_B)
 
 
 def choice_rules(cfg):
   """cfg without what `choose` does not read: another seed compiles nothing again."""
-  return dataclasses.replace(cfg, max_new_tokens=1, num_samples=1, seed=0, begin='')
+  unread = dict(max_new_tokens=1, num_samples=1, seed=0, begin='', guidance=1.0)
+  return dataclasses.replace(cfg, **unread)
 
 
-def generate(model, prompts, cfg, allowed_V, stop_ids=(), keys_B=None):
+def generate(model, prompts, cfg, grammar, keys_B=None):
   """Continue prompts to the end in one compiled call -> SampleState, rows as of `start`."""
-  state = start(model, prompts, cfg, keys_B)
-  steps, rules = cfg.max_new_tokens, choice_rules(cfg)
-  return _decode(model, state, steps, rules, np.asarray(allowed_V), tuple(stop_ids))
+  state = start(model, prompts, cfg, grammar, keys_B)
+  return _decode(model, state, cfg.max_new_tokens, choice_rules(cfg), grammar)
 
 
-def stream(model, prompts, cfg, allowed_V, stop_ids=(), keys_B=None, every=16):
+def stream(model, prompts, cfg, grammar, keys_B=None, every=16):
   """Like `generate`, but yields the state after every few tokens; stop consuming to stop."""
-  state, rules = start(model, prompts, cfg, keys_B), choice_rules(cfg)
+  state, rules = start(model, prompts, cfg, grammar, keys_B), choice_rules(cfg)
   for _ in range(0, cfg.max_new_tokens, every):
-    state = _decode(model, state, every, rules, np.asarray(allowed_V), tuple(stop_ids))
+    state = _decode(model, state, every, rules, grammar)
     # A copy: the next call donates the state, and the caller may keep what it was given.
-    yield jax.device_get(state._replace(cache=None, next_logits_BV=None, keys_B=None))
+    yield jax.device_get(
+      state._replace(cache=None, next_logits_BV=None, null_logits_BV=None, keys_B=None)
+    )
     if state.done_B.all():
       return
 
@@ -250,7 +255,7 @@ def new_tokens(state, prompts, num_samples):
   ids_BT, log_probs_BT, lengths_B = jax.device_get(
     (state.token_ids_BT, state.log_probs_BT, state.lengths_B)
   )
-  begins = np.repeat([len(p) for p in prompts], num_samples)
+  begins = np.repeat([len(as_prompt(p).ids) for p in prompts], num_samples)
   return [
     (ids_BT[b, begin : lengths_B[b]].tolist(), log_probs_BT[b, begin : lengths_B[b]].tolist())
     for b, begin in enumerate(begins)
@@ -263,48 +268,56 @@ def prompt_ids(tokenizers, prompt, begin=''):
   return first + tokenizers.encode_text(prompt) or [tokenizers.vocabulary.special('eos')]
 
 
-def text_rules(tokenizers, columns):
-  """-> (bool mask of the columns that a text may hold, ids that end it)."""
-  eos = [i for name, i in tokenizers.vocabulary.specials if name == 'eos']
-  mask_V = np.zeros(columns, bool)
-  allowed = tokenizers.vocabulary.allowed(('text', 'eos') if eos else ('text',))[:columns]
-  mask_V[: len(allowed)] = allowed
-  return mask_V, eos
+def rules(tokenizers, columns, to='text'):
+  """The grammar of what these tokenizers can make, for a model of this many columns."""
+  return grammars.build(tokenizers.vocabulary, tokenizers.layout, columns, to)
 
 
-def complete(model, tokenizers, prompts, cfg, stop=()):
-  """Continue prompts (lists of ids) as text.
+def make(model, tokenizers, prompts, cfg, to='text', keys_B=None):
+  """Continue prompts with what `to` names (a row of grammar.ENDS).
 
-  model: parameters as trained. stop: strings; a text ends before the first of them.
-  -> for each prompt a list of (text, log-probability of each token); with cfg.beams the
-  length-penalised score of the whole text stands in the place of log-probabilities.
+  model: parameters as trained. -> for each prompt a list of (ids after it, log-probability of each
+  under the model); with cfg.beams the length-penalised score of the whole text stands in the place
+  of log-probabilities. Raises ValueError as `start` does, and for beams of anything but text.
   """
   from gpt_jax import beam  # beam builds on this file
 
   model = _for_sampling(model)
-  allowed_V, eos = text_rules(tokenizers, model.cfg.V)
+  grammar = rules(tokenizers, model.cfg.V, to)
+  if cfg.beams and to != 'text':
+    raise ValueError(
+      f'sample.beams={cfg.beams} cannot make to={to}\nfix: set beams=0, or --to=text'
+    )
   if cfg.beams:
-    found = beam.beam_search(model, prompts, cfg, allowed_V, eos)
-  else:
-    state = generate(model, prompts, cfg, allowed_V, eos)
-    rows, n = new_tokens(state, prompts, cfg.num_samples), cfg.num_samples
-    found = [rows[i * n : (i + 1) * n] for i in range(len(prompts))]
+    return beam.beam_search(model, prompts, cfg, grammar)
+  state = generate(model, prompts, cfg, grammar, keys_B)
+  rows, n = new_tokens(state, prompts, cfg.num_samples), cfg.num_samples
+  return [rows[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+
+def complete(model, tokenizers, prompts, cfg, stop=()):
+  """Continue prompts (Prompt or lists of ids) as text.
+
+  model: parameters as trained. stop: strings; a text ends before the first of them.
+  -> for each prompt a list of (text, scores as of `make`).
+  """
+  found = make(model, tokenizers, prompts, cfg)
   return [
-    [(cut(continuation(tokenizers, prompt, ids), stop), p) for ids, p in group]
+    [(cut(continuation(tokenizers, as_prompt(prompt).ids, ids), stop), p) for ids, p in group]
     for prompt, group in zip(prompts, found, strict=True)
   ]
 
 
 def stream_text(model, tokenizers, prompt, cfg, stop=()):
-  """Continue one prompt (ids) and yield its text in pieces, as soon as each is certain."""
+  """Continue one prompt and yield its text in pieces, as soon as each is certain."""
   model = _for_sampling(model)
-  allowed_V, eos = text_rules(tokenizers, model.cfg.V)
+  grammar = rules(tokenizers, model.cfg.V)
   decoder, text, shown = tokenizers.stream_decoder(), '', 0
   hold = max(map(len, stop), default=1) - 1  # characters that a stop string may still begin with
-  done = len(prompt)
-  for i in prompt:  # shown already; see `continuation`
+  done = len(as_prompt(prompt).ids)
+  for i in last_text(tokenizers, as_prompt(prompt).ids):  # shown already; see `continuation`
     decoder.push(i)
-  for state in stream(model, [prompt], cfg, allowed_V, eos):
+  for state in stream(model, [prompt], cfg, grammar):
     ids = state.token_ids_BT[0, done : state.lengths_B[0]]
     text, done = text + ''.join(map(decoder.push, ids)), int(state.lengths_B[0])
     ended = cut(text, stop) != text
@@ -318,7 +331,16 @@ def stream_text(model, tokenizers, prompt, cfg, stop=()):
 
 def continuation(tokenizers, prompt, ids):
   """The text of ids after a prompt: some tokenizers drop the space of a word that stands first."""
-  return tokenizers.decode_text([*prompt, *ids])[len(tokenizers.decode_text(prompt)) :]
+  before = last_text(tokenizers, prompt)
+  return tokenizers.decode_text([*before, *ids])[len(tokenizers.decode_text(before)) :]
+
+
+def last_text(tokenizers, ids):
+  """The text ids at the end of a prompt: after a special or a medium a new text begins."""
+  specials = {index for _, index in tokenizers.vocabulary.specials}
+  texts = tokenizers.vocabulary.count('text')
+  others = [n for n, i in enumerate(ids, 1) if i >= texts or i in specials]
+  return ids[others[-1] if others else 0 :]
 
 
 def cut(text, stop):
@@ -331,44 +353,13 @@ def _for_sampling(model):
   return gpt.for_sampling(model, model.cfg.dtype)
 
 
-def check_prompts(prompts, max_new_tokens, cfg):
-  """Raise ValueError for a prompt that this model cannot continue."""
-  for prompt in prompts:
-    if not prompt:
-      raise ValueError('the prompt is empty\nfix: give at least one token')
-    wrong = [i for i in prompt if not 0 <= i < cfg.vocab]
-    if wrong:
-      raise ValueError(
-        f'token id {wrong[0]} is out of range: the model has {cfg.vocab} ids\n'
-        'fix: use the tokeniser that the model was trained with'
-      )
-    room = cfg.context - len(prompt)
-    if room < 1:
-      raise ValueError(
-        f'the prompt has {len(prompt)} tokens and the context is {cfg.context}\n'
-        f'fix: give at most {cfg.context - 1} tokens'
-      )
-    if max_new_tokens > room:
-      raise ValueError(
-        f'max_new_tokens={max_new_tokens} after {len(prompt)} prompt tokens exceeds the context of '
-        f'{cfg.context}\nfix: use --max_new_tokens={room} or less'
-      )
-
-
 def score(model, batch):
   """Sums over a batch with target_ids_BT and loss_mask_BT -> (nats, weight), float32 scalars."""
-  out = model(
-    batch['token_ids_BT'],
-    positions_BT=batch.get('positions_BT'),
-    segment_ids_BT=batch.get('segment_ids_BT'),
-    prefix_BT=batch.get('prefix_BT'),
-  )
+  out = model(batch['token_ids_BT'], **gpt.inputs(model.cfg, batch))
   nats_BT, _ = token_losses(out.logits_BTV, batch['target_ids_BT'])
   mask_BT = batch['loss_mask_BT']
   return (nats_BT * mask_BT).sum(), mask_BT.sum()
 
-
-FILTERS = {'top_k': (0, top_k), 'top_p': (1.0, top_p), 'min_p': (0.0, min_p)}
 
 LIMITS = {
   'max_new_tokens': (1, 2**31),
@@ -380,4 +371,5 @@ LIMITS = {
   'repetition_penalty': (1e-6, 1e6),
   'beams': (0, 1024),
   'length_penalty': (0, 10),
+  'guidance': (0, 1000),
 }

@@ -171,8 +171,10 @@ def check_batch(rows, length, mesh):
 def to_devices(batch, mesh, stacked=False):
   """This process's rows of a batch (numpy) -> global arrays on the mesh."""
   put = jax.make_array_from_process_local_data
-  first = batch['token_ids_BT']
-  check_batch(first.shape[-2] * jax.process_count(), first.shape[-1], mesh)
+  sizes = [dict(zip(k.rsplit('_', 1)[1], np.shape(v)[stacked:], strict=True))
+           for k, v in batch.items()]  # fmt: skip
+  rows, length = sizes[0]['B'], max(size.get('T', 0) for size in sizes)
+  check_batch(rows * jax.process_count(), length, mesh)
   return {k: put(batch_sharding(mesh, k, stacked), np.asarray(v)) for k, v in batch.items()}
 
 

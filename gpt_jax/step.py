@@ -7,7 +7,6 @@ again travels in `state.hyper`.
 Letters: B batch rows, T length, A micro-batches a step.
 """
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ class TrainState(NamedTuple):
   """All that changes during training."""
 
   step: jax.Array  # int32; batches consumed
-  model: gpt.GPT
+  model: Any  # a gpt.GPT or an autoencoder
   opt_state: Any  # see optim.OptState
   key: jax.Array  # PRNG key; step s uses fold_in(key, s)
   hyper: dict  # traced scalars that an ablation may vary within one compiled step
@@ -42,10 +41,13 @@ def with_params(model, params):
 
 
 def hyper_of(cfg):
-  """The traced scalars of a config. A regulariser of weight 0 is left out, and costs nothing."""
+  """The traced scalars of a config; one that has no effect at its value is left out, for speed."""
   always = {'lr': cfg.optim.lr, 'weight_decay': cfg.optim.weight_decay}
-  optional = {'dropout': cfg.model.dropout} | dataclasses.asdict(cfg.loss)
+  terms = ('z_loss', 'label_smoothing', 'moe_balance', 'moe_z')
+  optional = {'dropout': cfg.model.dropout} | {name: getattr(cfg.loss, name) for name in terms}
   chosen = always | {name: value for name, value in optional.items() if value}
+  weights = {name: getattr(cfg.loss, name) for name in losses.MODALITIES}
+  chosen |= {name: value for name, value in weights.items() if value != 1}
   return {name: jnp.float32(value) for name, value in chosen.items()}
 
 
@@ -62,43 +64,108 @@ def init_state(abstract_model, optimizer, hyper, seed):
   )
 
 
-def loss_fn(model, batch, weight, hyper, key):
-  """A micro-batch's share of the objective, and its metrics; `weight` sums the step's loss mask."""
+class Objective(NamedTuple):
+  """What a step minimises: the functions of one kind of model."""
+
+  weigh: Any  # (batch, hyper) -> (batch, weight): the weight of the whole step
+  loss: Any  # (model, tap, micro-batch, weight, hyper, key) -> (share of the objective, metrics)
+  count: Any  # batch -> items that it trains on: tokens or images
+  tap: Any = lambda model, micro_batch: None  # zeros for `loss` to add somewhere inside
+  tell: Any = lambda metrics, tap_grad, micro_batch: metrics  # what the tap's gradient says
+  finish: Any = lambda params, metrics, key: (params, metrics)  # updates without gradients
+
+
+def language_objective(cfg, kinds=None, sources=1):
+  """The objective of a GPT over a vocabulary of `kinds` (None: text), on data of so many sources.
+
+  cfg: losses.LossConfig. Beside the loss, metrics hold sums by modality (nats_M, targets_M, and
+  gradient_M: norms of the gradient at the last hidden state) and by source (nats_N, targets_N).
+  """
+  M = len(kinds.names) if kinds else 1
+  modality = lambda batch: jnp.asarray(kinds.modality_V)[batch['target_ids_BT']]
+
+  def weigh(batch, hyper):
+    mask_BT = batch['loss_mask_BT']
+    weighed_BT = mask_BT
+    if M > 1:
+      weighed_BT = losses.weigh(mask_BT, batch['target_ids_BT'], kinds, cfg.balance, hyper)
+    weight = weighed_BT.sum()
+    batch = batch | {'loss_mask_BT': weighed_BT, 'targets_BT': mask_BT}
+    return batch, jnp.where(weight > 0, weight, 1.0)
+
+  def loss(model, tap_BTD, batch, weight, hyper, key):
+    total, metrics, nats_BT = loss_fn(
+      model, batch, weight, hyper, key, tap_BTD, kinds if cfg.restrict else None
+    )
+    targets_BT = batch['targets_BT']
+    sums = lambda labels_BT, n: (
+      losses.sum_by(nats_BT * targets_BT, labels_BT, n), losses.sum_by(targets_BT, labels_BT, n)
+    )  # fmt: skip
+    if M > 1:
+      metrics['nats_M'], metrics['targets_M'] = sums(modality(batch), M)
+    if sources > 1:
+      source_BT = jnp.broadcast_to(batch['source_ids_B'][:, None], nats_BT.shape)
+      metrics['nats_N'], metrics['targets_N'] = sums(source_BT, sources)
+    return total, metrics
+
+  def tap(model, batch):
+    return jnp.zeros((*batch['token_ids_BT'].shape, model.cfg.width), jnp.float32)
+
+  def tell(metrics, tap_grad_BTD, batch):
+    norm_BT = jnp.linalg.norm(tap_grad_BTD, axis=-1)
+    return metrics | {'gradient_M': losses.sum_by(norm_BT, modality(batch), M)}
+
+  count = lambda batch: batch['loss_mask_BT'].sum()
+  made = Objective(weigh, loss, count)
+  return made._replace(tap=tap, tell=tell) if M > 1 else made
+
+
+def loss_fn(model, batch, weight, hyper, key, tap_BTD=None, restricted=None):
+  """A micro-batch's share of the objective -> (share, metrics, nats_BT).
+
+  weight: sum of the step's loss mask. restricted: losses.Kinds, for a softmax over what can stand
+  there.
+  """
   rate = hyper.get('dropout')
   uses_dropout = rate is not None or model.cfg.attention_dropout
-  out = model(
+  x_BTD, _, aux = model.hidden(
     batch['token_ids_BT'],
-    positions_BT=batch.get('positions_BT'),
-    segment_ids_BT=batch.get('segment_ids_BT'),
-    prefix_BT=batch.get('prefix_BT'),
     rate=jnp.float32(0) if rate is None else rate,
     key=key if uses_dropout else None,
+    **gpt.inputs(model.cfg, batch),
   )
-  objective, nats = losses.objective(
-    out.logits_BTV, batch['target_ids_BT'], batch['loss_mask_BT'], model.cfg.vocab, hyper
-  )
-  share = batch['loss_mask_BT'].sum() / weight
-  total = objective / weight
+  if tap_BTD is not None:
+    x_BTD = x_BTD + tap_BTD.astype(x_BTD.dtype)
+  logits_BTV, mask_BT = model.logits(x_BTD), batch['loss_mask_BT']
+  if restricted is not None:
+    logits_BTV = losses.restrict(logits_BTV, batch['target_ids_BT'], restricted)
+  loss_BT, nats_BT = losses.objective(logits_BTV, batch['target_ids_BT'], model.cfg.vocab, hyper)
+  share = mask_BT.sum() / weight
+  total = (loss_BT * mask_BT).sum() / weight
   for name in ('moe_balance', 'moe_z'):
-    if name in out.aux and name in hyper:
-      total += hyper[name] * out.aux[name] * share
-  return total, {'loss': nats / weight} | {k: v * share for k, v in out.aux.items()}
+    if name in aux and name in hyper:
+      total += hyper[name] * aux[name] * share
+  metrics = {'loss': (nats_BT * mask_BT).sum() / weight} | {k: v * share for k, v in aux.items()}
+  return total, metrics, nats_BT
 
 
-def train_step(optimizer, accumulate, dtype, state, batch):
+def train_step(optimizer, objective, accumulate, dtype, state, batch):
   """One optimizer step -> (state, scalars). Pure; vmap it over states to train replicas."""
   # Cast once a step, outside the micro-batches; gradients are of the cast weights, summed in
   # float32.
   compute = nn.cast(state.model, dtype)
-  weight = jnp.maximum(batch['loss_mask_BT'].sum(), 1.0)
+  count = objective.count(batch)
+  batch, weight = objective.weigh(batch, state.hyper)
   key = jax.random.fold_in(state.key, state.step)
 
   def piece_grads(a, micro_batch):
-    (objective, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      compute, micro_batch, weight, state.hyper, jax.random.fold_in(key, a)
+    differentiate = jax.value_and_grad(objective.loss, argnums=(0, 1), has_aux=True)
+    tap, piece_key = objective.tap(compute, micro_batch), jax.random.fold_in(key, a)
+    (total, metrics), (grads, tap_grad) = differentiate(
+      compute, tap, micro_batch, weight, state.hyper, piece_key
     )
     grads = {path: g.astype(jnp.float32) for path, g in params_of(grads).items()}
-    return metrics | {'objective': objective}, grads
+    return objective.tell(metrics, tap_grad, micro_batch) | {'objective': total}, grads
 
   if accumulate == 1:
     metrics, grads = piece_grads(0, batch)
@@ -113,7 +180,8 @@ def train_step(optimizer, accumulate, dtype, state, batch):
   params, opt_state, scalars = optimizer.update(
     grads, state.opt_state, params_of(state.model), state.hyper
   )
-  metrics |= scalars | {'tokens': batch['loss_mask_BT'].sum()}
+  params, metrics = objective.finish(params, metrics, key)
+  metrics |= scalars | {'tokens': count}
   state = state._replace(
     step=state.step + 1, model=with_params(state.model, params), opt_state=opt_state
   )
@@ -141,7 +209,7 @@ def state_shardings(abstract, mesh):
 
 
 class Program(NamedTuple):
-  """A model and optimizer bound to a mesh: what a run computes."""
+  """A model, its objective and an optimizer bound to a mesh: what a run computes."""
 
   abstract: TrainState  # ShapeDtypeStructs with shardings
   init: Any  # () -> TrainState, born sharded
@@ -149,15 +217,20 @@ class Program(NamedTuple):
   optimizer: Optimizer
 
 
-def build_program(cfg, model_cfg, mesh):
+def gpt_program(cfg, model_cfg, mesh, kinds=None, sources=1):
+  """The program of a GPT; see `language_objective`."""
+  objective = language_objective(cfg.loss, kinds, sources)
+  return build_program(cfg, gpt.GPT(model_cfg), objective, model_cfg.dtype, mesh)
+
+
+def build_program(cfg, abstract_model, objective, dtype, mesh):
   """Everything that is compiled for one run; nothing runs yet."""
-  abstract_model = gpt.GPT(model_cfg)
   axes = {path: p.axes for path, p in nn.named_params(abstract_model)}
   optimizer = Optimizer(cfg.optim, cfg.train.steps, axes)
   make = functools.partial(init_state, abstract_model, optimizer, seed=cfg.train.seed)
   abstract = jax.eval_shape(make, hyper_of(cfg))
   shardings = state_shardings(abstract, mesh)
-  step = functools.partial(train_step, optimizer, cfg.train.accumulate, model_cfg.dtype)
+  step = functools.partial(train_step, optimizer, objective, cfg.train.accumulate, dtype)
   if cfg.train.steps_per_call > 1:
     step = functools.partial(jax.lax.scan, step)
   return Program(

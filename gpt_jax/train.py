@@ -1,6 +1,7 @@
 """The training loop: setup, then evaluate, save, batch, step, log, in that order, until done.
 
-One device or a thousand, one process or many: the same path. What a step computes is in step.py.
+One device or a thousand, one process or many: the same path. What a step computes is in step.py;
+what is trained is a job, a row of JOBS: the GPT (language.py) or a learned tokenizer (codec.py).
 """
 
 import dataclasses
@@ -8,13 +9,10 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import checkpoint, data, evaluate, hardware, records, runs, sample, tokenizers
-from gpt_jax.model import gpt
-from gpt_jax.sharding import check_batch, make_mesh, to_devices
-from gpt_jax.step import build_program, eval_model, params_of
+from gpt_jax import checkpoint, codec, hardware, language, runs
+from gpt_jax.sharding import make_mesh, to_devices
 
 # What may change between a run and its resumption: nothing that its result depends on.
 FREE_ON_RESUME = ('mesh.', 'log.', 'checkpoint.', 'sample.', 'data.workers', 'data.prefetch',
@@ -25,6 +23,7 @@ FREE_ON_RESUME = ('mesh.', 'log.', 'checkpoint.', 'sample.', 'data.workers', 'da
 class TrainConfig:
   """How long, how much at a time, and how often to look."""
 
+  job: str = 'gpt'  # a row of JOBS: what is trained
   steps: int = 2000  # optimizer updates
   batch_size: int = 32  # rows a step, over all devices and micro-batches
   length: int = 0  # tokens a row; 0 = model.context
@@ -34,7 +33,8 @@ class TrainConfig:
   eval_every: int = 250  # steps between validations; 0 = only at the end
   eval_tokens: int = 65536  # validation tokens scored each time; 0 = all (at the end always all)
   sample_every: int = 500  # steps between samples; 0 = only at the end
-  sample_prompts: tuple[str, ...] = ('\n',)  # what the samples continue; () = no samples
+  sample_prompts: tuple[str, ...] = ('\n',)  # what the text samples continue; () = none
+  tasks: tuple[str, ...] = ()  # rows of TASKS to run at the end
   init_from: str = ''  # a run folder whose parameters to start from, with a fresh optimizer
   init_partial: bool = (
     False  # take what fits of init_from, report the rest; else any mismatch is an error
@@ -45,6 +45,8 @@ class TrainConfig:
   ] = ()  # (first step, last step) to trace into <workdir>/profile; () = none
 
   def __post_init__(self):
+    if self.job not in JOBS:
+      raise ValueError(f'train.job={self.job!r} is not known\nfix: use one of {", ".join(JOBS)}')
     for key in ('steps', 'batch_size', 'accumulate', 'steps_per_call', 'max_skipped'):
       if getattr(self, key) < 1:
         raise ValueError(f'train.{key}={getattr(self, key)} is too small\nfix: use at least 1')
@@ -75,46 +77,7 @@ class TrainConfig:
 # -------------------------------------------------------------------------------------- setup
 
 
-def resolve_model(cfg, toks):
-  """cfg.model with the vocabulary's size and every `auto` decided for this machine.
-
-  Raises ValueError when the tokeniser has ids that the model has no row for.
-  """
-  size = toks.vocabulary.size
-  if cfg.model.vocab and size > cfg.model.vocab:
-    raise ValueError(
-      f'the tokeniser has {size} ids and model.vocab={cfg.model.vocab}\n'
-      f'fix: set model.vocab=0 to follow the tokeniser, or at least {size}'
-    )
-  length = cfg.train.length or cfg.model.context
-  if length > cfg.model.context:
-    raise ValueError(
-      f'train.length={length} is longer than model.context={cfg.model.context}\n'
-      'fix: raise model.context or lower train.length'
-    )
-  return dataclasses.replace(cfg.model, vocab=cfg.model.vocab or size).resolved()
-
-
-def build_tokenizers(cfg, workdir):
-  """The run's tokenisers: those that it already has, or new ones made from the config."""
-  if (workdir / 'tokenizer' / 'vocabulary.json').exists():  # written last
-    return tokenizers.Tokenizers.load(workdir / 'tokenizer')
-  if cfg.train.init_from:
-    base = Path(cfg.train.init_from).expanduser()
-    kept = runs.read_config(base)['tokenizer']
-    if kept != records.to_json(dataclasses.asdict(cfg.tokenizer)):
-      raise ValueError(
-        f'train.init_from={base} has the tokeniser {kept}, and this config another\n'
-        'fix: take the tokenizer section from its config, as experiments/finetune_gpt2.py does'
-      )
-    return tokenizers.Tokenizers.load(base / 'tokenizer')
-  # An alphabet must cover the validation text; merges must not be learned from it.
-  splits = ('train', 'valid') if cfg.tokenizer.kind == 'chars' else ('train',)
-  texts = lambda: (text for split in splits for _, text in data.documents(cfg.data, split))
-  return tokenizers.Tokenizers.build(tokenizers.text.build(cfg.tokenizer, texts))
-
-
-def initial_state(program, cfg, workdir):
+def initial_state(job, cfg, workdir):
   """-> (state, step, extra, notes): from the newest good checkpoint, or from `init_from`, or new.
 
   Changes nothing on disk. notes: lines for the reader.
@@ -129,17 +92,11 @@ def initial_state(program, cfg, workdir):
       'experiments/finetune_gpt2.py does'
     )
   if step is not None:
-    return checkpoints.restore(step, program.abstract), step, checkpoints.extra(step), notes
-  state = program.init()
+    return checkpoints.restore(step, job.program.abstract), step, checkpoints.extra(step), notes
+  state = job.program.init()
   if cfg.train.init_from:
-    fallback = state.model if cfg.train.init_partial else None
-    model, lines = checkpoint.load_model(cfg.train.init_from, program.abstract.model, fallback)
+    state, lines = job.starting_model(state)
     notes += [f'init_from: {line}' for line in lines]
-    opt_state = state.opt_state
-    if opt_state.ema is not None:
-      copies = {path: p.astype(jnp.float32, copy=True) for path, p in params_of(model).items()}
-      opt_state = opt_state._replace(ema=copies)
-    state = state._replace(model=model, opt_state=opt_state)
   return state, 0, None, notes
 
 
@@ -192,24 +149,11 @@ class Training:
   def __init__(self, cfg, workdir, mesh):
     """Make and check everything; nothing is written but token caches."""
     self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
-    self.tokenizers = build_tokenizers(cfg, workdir)
-    self.model_cfg = resolve_model(cfg, self.tokenizers)
-    self.length = cfg.train.length or self.model_cfg.context
-    check_batch(cfg.train.batch_size // cfg.train.accumulate, self.length, mesh)
-    self.prompts = [
-      sample.prompt_ids(self.tokenizers, prompt, cfg.sample.begin)
-      for prompt in cfg.train.sample_prompts
-    ]
-    sample.check_prompts(self.prompts, 1, self.model_cfg)  # now, not at the first sample
-    self.loader = data.Loader(
-      cfg.data, self.tokenizers, split='train', batch_size=cfg.train.batch_size, length=self.length,
-      seed=cfg.train.seed, cache_dir=workdir / 'cache',
-      process_index=jax.process_index(), process_count=jax.process_count(),
-    )  # fmt: skip
-    self.program = build_program(cfg, self.model_cfg, mesh)
+    self.job = JOBS[cfg.train.job](cfg, workdir, mesh)
+    self.loader, self.program = self.job.loader, self.job.program
     self.trace()
-    self.state, self.step, extra, self.notes = initial_state(self.program, cfg, workdir)
-    self.tokens = 0.0  # targets trained on, over all sessions of the run
+    self.state, self.step, extra, self.notes = initial_state(self.job, cfg, workdir)
+    self.tokens = 0.0  # targets (or images, clips) trained on, over all sessions of the run
     self.seconds = 0.0  # in steps, evaluation and saving left out, over all sessions
     self.pending = []  # (steps done, metrics on the device) of calls not logged yet
     self.lap = 0.0  # seconds in steps since the last log
@@ -220,17 +164,14 @@ class Training:
       self.latest = extra['latest']
       self.notes += [f'data.reset: {line}' for line in self.loader.restore(extra['data'])]
     self.evaluations = []  # rows of the last evaluation
-    self.caches = {}  # validation texts, opened once
     self.valid = {}  # its headline numbers
 
   def trace(self):
     """Trace the step: a kernel that cannot honour a mask is refused before anything is written."""
-    n, rows = self.cfg.train.steps_per_call, next(iter(self.loader.rows.values()))
-    batch = rows.gather(np.zeros(self.cfg.train.batch_size, np.int64))
+    n = self.cfg.train.steps_per_call
     stack = lambda x: jax.ShapeDtypeStruct(x.shape if n == 1 else (n, *x.shape), x.dtype)
-    jax.eval_shape(
-      self.program.step, self.program.abstract, {k: stack(v) for k, v in batch.items()}
-    )
+    batch = {k: stack(v) for k, v in self.job.example().items()}
+    jax.eval_shape(self.program.step, self.program.abstract, batch)
 
   def open(self):
     """Take the run folder, write what a run begins with -> the open runs.Run."""
@@ -240,8 +181,8 @@ class Training:
       total_steps=self.cfg.train.steps, primary=primary, resume_step=self.step,
       free=free_on_resume(self.cfg), versions=runs.versions(hardware.name()),
     )  # fmt: skip
-    if primary and not (self.workdir / 'tokenizer' / 'vocabulary.json').exists():
-      self.tokenizers.save(self.workdir / 'tokenizer')
+    if primary:
+      self.job.save()
     folder = self.workdir / 'checkpoints'
     self.checkpoints = checkpoint.Checkpoints(folder, self.cfg.checkpoint, self.run.print)
     self.checkpoints.drop_after(self.step)  # unfinished or corrupt: their numbers are needed again
@@ -255,7 +196,7 @@ class Training:
     if self.step == steps and (result := runs.read_result(self.workdir)):
       self.run.print(f'this run is done; its report: {self.workdir / "report.html"}')
       return result
-    self.introduce()
+    self.run.print(f'{self.job.introduction()}, from step {self.step}')
     saved, train_step = self.step, None
     while True:
       if self.profiling and self.step >= cfg.profile[1]:
@@ -295,19 +236,6 @@ class Training:
     self.loader.close()
     self.checkpoints.close()
 
-  def introduce(self):
-    """Say what is about to be trained, on what."""
-    params, flops = (
-      gpt.count_params(self.model_cfg),
-      gpt.flops_per_token(self.model_cfg, self.length),
-    )
-    peak, source = hardware.peak_flops()
-    self.run.print(
-      f'{params:,} parameters, {flops["full"] / 1e6:.1f} MFLOP a token, '
-      f'{hardware.name()} (peak {peak / 1e12:.2f} TFLOP/s each: {source}), '
-      f'{self.cfg.train.batch_size} x {self.length} tokens a step, from step {self.step}'
-    )
-
   def compile(self, batch):
     """The step for batches of this shape, compiled once: another shape would be an error."""
     start = time.perf_counter()
@@ -325,14 +253,18 @@ class Training:
     start = time.perf_counter()
     fetched = jax.device_get([metrics for _, metrics in self.pending])
     self.lap += time.perf_counter() - start
-    values = {k: np.concatenate([np.atleast_1d(m[k]) for m in fetched]) for k in fetched[0]}
+    stacked = (lambda x: x) if n > 1 else (lambda x: np.asarray(x)[None])  # one axis of steps
+    values = {k: np.concatenate([stacked(m[k]) for m in fetched]) for k in fetched[0]}
     step, tokens, seconds = self.pending[-1][0], float(values.pop('tokens').sum()), self.lap
     self.pending, self.lap = [], 0.0
     self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
-    means = {k: float(values[k].mean()) for k in ('loss', 'objective')}
+    means = {k: float(values.pop(k).mean()) for k in ('loss', 'objective')}
+    means |= self.job.scalars(values)
     skipped, in_a_row = values.pop('skipped'), int(values.pop('skipped_in_a_row')[-1])
-    scalars = {k: float(v[-1]) for k, v in values.items()} | means | self.speed(tokens / seconds)
-    scalars |= {'step_seconds': seconds / len(skipped), 'tokens': self.tokens}
+    unit, rate = self.job.unit, tokens / seconds
+    scalars = {k: float(v[-1]) for k, v in values.items()} | means | self.job.speed(rate)
+    scalars |= {f'{unit}_per_second': rate, 'memory_gib': hardware.memory_gib()}
+    scalars |= {'step_seconds': seconds / len(skipped), unit: self.tokens}
     if skipped.any():
       scalars['skipped'] = float(skipped.sum())
       self.run.event('skipped', step=step, updates=int(skipped.sum()))
@@ -345,25 +277,6 @@ class Training:
         'fix: start again in a new --workdir with a lower optim.lr'
       )
 
-  def speed(self, tokens_per_second):
-    """Throughput, and its share of the peak in both conventions."""
-    peak, _ = hardware.peak_flops()
-    flops = gpt.flops_per_token(self.model_cfg, self.length)
-    names = {'mfu': 'full', 'mfu_causal': 'causal'} if peak else {}
-    share = {
-      name: tokens_per_second * flops[convention] / (peak * jax.device_count())
-      for name, convention in names.items()
-    }
-    return {'tokens_per_second': tokens_per_second, 'memory_gib': hardware.memory_gib()} | share
-
-  def subject(self):
-    """The model as it is now, for tasks."""
-    return evaluate.Subject(
-      cfg=self.cfg, model=eval_model(self.state), tokenizers=self.tokenizers, mesh=self.mesh,
-      cache_dir=self.workdir / 'cache', batch_size=evaluate.rows_at_once(self.cfg, self.mesh),
-      caches=self.caches,
-    )  # fmt: skip
-
   def settle(self):
     """Wait for the device, on the clock of the steps: what comes next is not charged for them."""
     start = time.perf_counter()
@@ -371,47 +284,23 @@ class Training:
     self.lap += time.perf_counter() - start
 
   def evaluate(self):
-    """Validation loss, on the same tokens each time; for the result, on the whole text."""
+    """Score the validation data, the same part each time; for the result, all of it."""
     self.settle()
     start, limit = time.perf_counter(), self.cfg.train.eval_tokens
-    self.valid = self.validate(limit)
+    self.valid, self.evaluations = self.job.validate(self.state, limit)
     if not self.valid:  # no validation data
       return
     self.run.log(self.step, self.valid)
     seconds = time.perf_counter() - start
     self.run.event('evaluate', step=self.step, seconds=seconds, **self.valid)
     if limit and self.step == self.cfg.train.steps:
-      self.valid = self.validate(limit=0)
-
-  def validate(self, limit):
-    """-> {valid_loss: mean of sources, valid_loss/SOURCE, valid_bits_per_byte if all is scored}."""
-    self.evaluations = evaluate.run(self.subject(), ('perplexity',), limit=limit)
-    values = lambda metric: {
-      row['source']: row['value'] for row in self.evaluations if row['metric'] == metric
-    }
-    nats, bits = values('nats_per_token'), values('bits_per_byte')
-    scores = {'valid_loss': float(np.mean(list(nats.values())))} if nats else {}
-    if len(nats) > 1:
-      scores |= {f'valid_loss/{source}': value for source, value in nats.items()}
-    if nats and len(bits) == len(nats):
-      scores['valid_bits_per_byte'] = float(np.mean(list(bits.values())))
-    return scores
+      self.valid, self.evaluations = self.job.validate(self.state, 0)
 
   def sample(self):
-    """Continue the configured prompts and keep the text."""
-    if not self.prompts:
-      return
+    """Keep what the model makes now."""
     self.settle()
-    cfg = self.cfg.sample
-    room = self.model_cfg.context - max(map(len, self.prompts))
-    cfg = dataclasses.replace(cfg, max_new_tokens=min(cfg.max_new_tokens, room))
-    texts = sample.complete(eval_model(self.state), self.tokenizers, self.prompts, cfg)
-    blocks = [
-      prompt + text
-      for prompt, group in zip(self.cfg.train.sample_prompts, texts, strict=True)
-      for text, _ in group
-    ]
-    self.run.sample(self.step, '\n---\n'.join(blocks))
+    for content, name, suffix in self.job.samples(self.state):
+      self.run.sample(self.step, content, name=name, suffix=suffix)
 
   def save(self):
     """Start writing a checkpoint; what is logged so far belongs to it."""
@@ -419,8 +308,7 @@ class Training:
     self.log(force=True)
     extra = {
       'config': dataclasses.asdict(self.cfg),
-      'vocab': self.model_cfg.vocab,
-      'tokenizer': checkpoint.pack_folder(self.workdir / 'tokenizer'),
+      **self.job.extra(),
       'data': self.loader.state(),
       'tokens': self.tokens,
       'seconds': self.seconds,
@@ -451,17 +339,18 @@ class Training:
 
   def conclude(self):
     """Write result.json and report.html -> the result."""
-    flops = gpt.flops_per_token(self.model_cfg, self.length)
+    self.evaluations = [*self.evaluations, *self.job.finish(self.state, self.run.print)]
     changed = runs.changes(dataclasses.asdict(type(self.cfg)()), dataclasses.asdict(self.cfg))
+    unit, rate = self.job.unit, self.tokens / self.seconds if self.seconds else None
     result = {
       'steps': self.step,
       'loss': self.latest.get('loss'),
       **self.valid,
-      'parameters': gpt.count_params(self.model_cfg),
-      'tokens': self.tokens,
+      'parameters': self.job.parameters,
+      unit: self.tokens,
       'seconds': self.seconds,
-      'tokens_per_second': self.tokens / self.seconds if self.seconds else None,
-      'flops': flops['full'] * self.tokens,
+      f'{unit}_per_second': rate,
+      'flops': self.job.flops['full'] * self.tokens,
       'hardware': hardware.name(),
       'peak': hardware.peak_flops(),
       'evaluations': self.evaluations,
@@ -475,3 +364,10 @@ class Training:
 
       self.run.print(f'report: {report.write_report(self.workdir)}')
     return result
+
+
+JOBS = {
+  'gpt': language.Language,
+  'image_tokenizer': codec.ImageCodec,
+  'audio_tokenizer': codec.AudioCodec,
+}

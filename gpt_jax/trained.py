@@ -45,8 +45,16 @@ def load(workdir, mesh_config=None):
   if step is None:
     raise ValueError(f'{workdir} has no checkpoint yet\nfix: train there first')
   extra = checkpoints.extra(step)
+  if cfg.train.job != 'gpt':
+    raise ValueError(
+      f'{workdir} holds an {cfg.train.job.replace("_", " ")}, not a GPT\n'
+      f'fix: name it in {cfg.train.job.partition("_")[0]}.path of an experiment'
+    )
   toks = unpack_tokenizers(extra['tokenizer'])
-  model_cfg = dataclasses.replace(cfg.model, vocab=extra['vocab']).resolved()
+  patch_values, frame_values = extra.get('widths', (0, 0))
+  model_cfg = dataclasses.replace(
+    cfg.model, vocab=extra['vocab'], patch_values=patch_values, frame_values=frame_values
+  ).resolved()
   mesh = make_mesh(mesh_config or config.MeshConfig())
   abstract = gpt.GPT(model_cfg)
   shardings = gpt.shardings(abstract, mesh)

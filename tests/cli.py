@@ -5,6 +5,10 @@ import pathlib
 import subprocess
 import sys
 
+from absl import flags, logging
+
+import launch as command_line
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 EXPERIMENT = """
@@ -56,3 +60,39 @@ def launch(*arguments, folder, **options):
   process = start(*arguments, folder=folder, **options)
   output, _ = process.communicate(timeout=300)
   return process.returncode, output
+
+
+def in_process(capsys, monkeypatch):
+  """call('train', '--workdir=x') -> (exit code, stdout, stderr), by `main` in this process."""
+  monkeypatch.setenv('MALLOC_MMAP_MAX_', '0')  # or main would start the process anew
+  monkeypatch.setattr(command_line.signal, 'signal', lambda *_: None)
+
+  def call(*arguments):
+    before, verbosity = set(flags.FLAGS), logging.get_verbosity()
+    capsys.readouterr()
+    try:
+      code = command_line.main(['launch.py', *map(str, arguments)])
+    except SystemExit as exit_:
+      code = exit_.code
+    finally:
+      for name in set(flags.FLAGS) - before:
+        if not flags.FLAGS.find_module_defining_flag(name).startswith('grain'):  # it stays loaded
+          delattr(flags.FLAGS, name)
+      flags.FLAGS.unparse_flags()
+      logging.set_verbosity(verbosity)
+    return code, *capsys.readouterr()
+
+  return call
+
+
+def assert_user_error(outcome, *parts, code=2):
+  """One `error:` line with these parts, then one `fix:` line, and no traceback -> the fix."""
+  found, out, err = outcome
+  assert found == code, (out, err)
+  assert 'Traceback' not in out + err
+  lines = err.rstrip('\n').split('\n')
+  assert len(lines) == 2, err
+  assert lines[0].startswith('error: ') and lines[1].startswith('fix: ')
+  for part in parts:
+    assert part in lines[0], (part, lines[0])
+  return lines[1]

@@ -5,6 +5,8 @@ import types
 
 import numpy as np
 
+from gpt_jax.tokenizers import MediaTokenizer, TokenizerConfig, Tokenizers, text
+
 
 class ByteText:
   """UTF-8 bytes as ids; remembers the sizes of what it was given."""
@@ -45,3 +47,70 @@ class FakeCache:
 def text_of(ids, eos=256):
   """Bytes of ids without eos."""
   return bytes(int(i) for i in ids if i != eos).decode()
+
+
+class TinyImages(MediaTokenizer):
+  """Images 4x4x1 as 2x2 positions: the mean of each block in 16 levels, by Q codebooks."""
+
+  modality, kind = 'image', 'tiny'
+  shape, grid, positions, feature_width = (4, 4, 1), (2, 2), 4, 4
+
+  def __init__(self, books=1):
+    self.codebooks = (16, 8)[:books]
+    self.length = self.positions * books
+    self.calls = []
+
+  def fields(self):
+    return {'books': len(self.codebooks)}
+
+  def files(self):
+    return {}
+
+  def _blocks(self, images):
+    assert images.dtype == np.uint8 and images.shape[1:] == self.shape
+    blocks = images.reshape(-1, 2, 2, 2, 2).transpose(0, 1, 3, 2, 4)
+    return blocks.reshape(-1, 4, 4).astype(np.float32)
+
+  def encode(self, images):
+    self.calls.append(len(images))
+    means = self._blocks(images).mean(-1)
+    codes = np.stack([means // 16, means // 32], -1).astype(np.int32)
+    return codes[..., : len(self.codebooks)]
+
+  def features(self, images):
+    return self._blocks(images) / 127.5 - 1
+
+
+class TinySounds(MediaTokenizer):
+  """Sounds of 100 Hz as 10 positions a second: the level of ten samples, in two codebooks."""
+
+  modality, kind = 'audio', 'tiny'
+  sample_rate, codes_per_second, max_positions, feature_width = 100, 10, 30, 3
+  codebooks = (8, 4)
+
+  def fields(self):
+    return {}
+
+  def files(self):
+    return {}
+
+  def _levels(self, wave):
+    assert wave.dtype == np.float32 and wave.ndim == 1
+    padded = np.pad(wave, (0, -len(wave) % 10)).reshape(-1, 10)
+    return np.abs(padded).mean(1).clip(0, 0.999)
+
+  def encode(self, waves):
+    levels = [self._levels(wave) for wave in waves]
+    return [np.stack([v * 8, v * 4], -1).astype(np.int32) for v in levels]
+
+  def features(self, waves):
+    return [np.stack([v, 2 * v, -v], -1).astype(np.float32) for v in map(self._levels, waves)]
+
+
+def media_tokenizers(books=1, image=True, audio=True):
+  """Real Tokenizers of bytes, TinyImages and TinySounds."""
+  return Tokenizers.build(
+    text.build(TokenizerConfig('bytes')),
+    TinyImages(books) if image else None,
+    TinySounds() if audio else None,
+  )

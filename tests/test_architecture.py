@@ -20,31 +20,42 @@ MAY_IMPORT = {
   'sharding': '',
   'losses': '',
   'optim': '',
+  'metrics': '',
   'hardware': '',
   'records': '',
   'checkpoint': 'records',
   'loggers': '',
-  'tokenizers': '',
   'figures': '',
   'page': 'loggers',
   'model': 'sharding',
+  'tokenizers': 'model',
   'data': 'tokenizers',
   'runs': 'records loggers',
   'story': 'records runs',
   'report': 'figures loggers page records runs story',
-  'sample': 'model losses sharding',
-  'beam': 'sample',
-  'step': 'model losses optim sharding',
-  'tasks': 'data losses sample sharding tokenizers',
-  'evaluate': 'model sample tasks sharding data tokenizers',
-  'train': 'checkpoint data evaluate hardware model records report runs sample sharding step '
-  'tokenizers',
+  'judges': 'metrics',
+  'samplers': '',
+  'grammar': '',
+  'feed': 'grammar model',
+  'sample': 'feed grammar losses model samplers',
+  'beam': 'grammar sample samplers',
+  'prompts': 'data feed grammar sample',
+  'outfiles': 'data records',
+  'step': 'losses model optim sharding',
+  'tasks': 'data grammar judges losses metrics sample sharding tokenizers',
+  'evaluate': 'data losses model prompts sample sharding tasks tokenizers',
+  'samples': 'data prompts sample',
+  'language': 'checkpoint data evaluate hardware losses model records runs sample samples sharding '
+  'step tokenizers',
+  'codec': 'data hardware metrics model sharding step tokenizers',
+  'train': 'checkpoint codec hardware language report runs sharding',
   'config': 'checkpoint data losses model optim runs sample sharding tokenizers train',
   'doctor': 'config hardware model runs sharding step',
   'trained': 'checkpoint config evaluate model sharding tokenizers',
   'interop': 'checkpoint config model records runs sample step tokenizers train trained',
   'experiments': 'config model',
-  'launch': 'config doctor evaluate interop records runs sample train trained',
+  'launch': 'config data doctor evaluate grammar interop outfiles prompts records runs sample '
+  'train trained',
 }
 LAZY = {('sample', 'beam')}  # the one cycle: imported in a function
 
@@ -63,7 +74,11 @@ LIBRARIES = {
   'wandb': ['loggers'],
   'tokenizers': ['tokenizers', 'interop'],
   'sentencepiece': ['tokenizers'],
-  'safetensors': ['interop'],
+  'PIL': ['data'],
+  'soundfile': ['data'],
+  'scipy': ['data', 'judges', 'metrics', 'tokenizers'],
+  'sklearn': ['data', 'judges'],
+  'safetensors': ['interop', 'tokenizers'],
   'huggingface_hub': ['interop'],
 }
 AT_HOME = ('flax', 'optax', 'orbax', 'ml_collections', 'matplotlib', 'safetensors')  # at the top
@@ -163,6 +178,8 @@ def test_every_library_is_a_declared_dependency():
     'absl': 'absl-py',
     'orbax': 'orbax-checkpoint',
     'tensorflow_datasets': 'tensorflow-datasets',
+    'PIL': 'pillow',
+    'sklearn': 'scikit-learn',
   }
   needed = {names.get(library, library) for _, _, library, _ in libraries()} - set(OPTIONAL)
   assert needed <= declared

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_jax import beam, sample
+from gpt_jax import beam, grammar, sample
 from gpt_jax.model import gpt
 from gpt_jax.sample import SampleConfig
 from tests import models
@@ -68,23 +68,23 @@ def assert_results(found, expected):
 def test_enough_beams_find_the_best_of_all_texts(stops, alpha):
   """Prompts of different lengths; five results each, best first."""
   cfg = SampleConfig(beams=16, num_samples=5, max_new_tokens=STEPS, length_penalty=alpha)
-  found = beam.beam_search(model()[1], PROMPTS, cfg, ALL_V, stops)
+  found = beam.beam_search(model()[1], PROMPTS, cfg, grammar.plain(ALL_V, stops))
   for prompt, results in zip(PROMPTS, found, strict=True):
     assert_results(results, exhaustive(prompt, alpha, stops)[:5])
 
 
 def test_a_prompt_alone_gives_what_it_gives_in_a_batch():
   cfg = SampleConfig(beams=16, num_samples=5, max_new_tokens=STEPS, length_penalty=1.0)
-  together = beam.beam_search(model()[1], PROMPTS, cfg, ALL_V, (2,))
-  [alone] = beam.beam_search(model()[1], PROMPTS[1:2], cfg, ALL_V, (2,))
+  together = beam.beam_search(model()[1], PROMPTS, cfg, grammar.plain(ALL_V, (2,)))
+  [alone] = beam.beam_search(model()[1], PROMPTS[1:2], cfg, grammar.plain(ALL_V, (2,)))
   assert_results(alone, together[1])
 
 
 def test_one_beam_is_greedy():
   cfg = SampleConfig(beams=1, max_new_tokens=5)
   greedy = SampleConfig(temperature=0.0, max_new_tokens=5)
-  found = beam.beam_search(model()[1], PROMPTS, cfg, ALL_V)
-  state = sample.generate(model()[1], PROMPTS, greedy, ALL_V)
+  found = beam.beam_search(model()[1], PROMPTS, cfg, grammar.plain(ALL_V))
+  state = sample.generate(model()[1], PROMPTS, greedy, grammar.plain(ALL_V))
   for [(ids, score)], (expected, log_probs) in zip(
     found, sample.new_tokens(state, PROMPTS, 1), strict=True
   ):
@@ -96,7 +96,7 @@ def test_only_possible_texts_are_results():
   """Two ids allowed, one step: two texts, though eight were asked for."""
   allowed_V = np.array([0, 1, 0, 1], bool)
   cfg = SampleConfig(beams=8, num_samples=8, max_new_tokens=1)
-  [found] = beam.beam_search(model()[1], PROMPTS[:1], cfg, allowed_V)
+  [found] = beam.beam_search(model()[1], PROMPTS[:1], cfg, grammar.plain(allowed_V))
   expected = [((token,), p) for token, p in enumerate(log_probs(PROMPTS[:1], allowed_V=allowed_V)[
     tuple(PROMPTS[0])]) if allowed_V[token]]  # fmt: skip
   assert_results(found, sorted(expected, key=lambda item: -item[1]))
@@ -126,7 +126,7 @@ def test_many_stop_ids_leave_as_many_beams_alive(alpha):
   following = log_probs([prompt], 8, np.ones(8, bool))[tuple(prompt)]
   stops = tuple(np.argsort(-following)[:6].tolist())
   cfg = SampleConfig(beams=2, num_samples=2, max_new_tokens=4, length_penalty=alpha)
-  [found] = beam.beam_search(model(8)[1], [prompt], cfg, np.ones(8, bool), stops)
+  [found] = beam.beam_search(model(8)[1], [prompt], cfg, grammar.plain(np.ones(8, bool), stops))
   expected = narrow(prompt, 8, 2, alpha, stops, 4)
   assert_results(found, expected)
   assert any(len(ids) > 1 for ids, _ in expected) == (alpha == 10.0)
@@ -137,7 +137,7 @@ def test_text_by_beams_comes_with_its_score():
   cfg = SampleConfig(beams=3, num_samples=2, max_new_tokens=4)
   prompt = toks.encode_text('ab')
   [group] = sample.complete(trained, toks, [prompt], cfg)
-  allowed_V, eos = sample.text_rules(toks, trained.cfg.V)
-  [found] = beam.beam_search(sample._for_sampling(trained), [prompt], cfg, allowed_V, eos)
+  rules = sample.rules(toks, trained.cfg.V)
+  [found] = beam.beam_search(sample._for_sampling(trained), [prompt], cfg, rules)
   assert group == [(toks.decode_text(ids), score) for ids, score in found]
   assert found[0][1] > found[1][1]

@@ -10,11 +10,10 @@ import re
 import shutil
 
 import pytest
-from absl import flags, logging
 
-import launch
 from gpt_jax import runs, sample, trained
 from tests import cli, tiny_runs
+from tests.cli import assert_user_error
 from tests.tiny_runs import snapshot
 
 USER_ERROR = 2  # bad config or arguments
@@ -43,25 +42,7 @@ def copy(run, tmp_path):
 @pytest.fixture
 def call(capsys, monkeypatch):
   """call('train', '--workdir=x') -> (exit code, stdout, stderr), as `python launch.py` would."""
-  monkeypatch.setenv('MALLOC_MMAP_MAX_', '0')  # or main would start the process anew
-  monkeypatch.setattr(launch.signal, 'signal', lambda *_: None)
-
-  def run_main(*arguments):
-    before, verbosity = set(flags.FLAGS), logging.get_verbosity()
-    capsys.readouterr()
-    try:
-      code = launch.main(['launch.py', *map(str, arguments)])
-    except SystemExit as exit_:
-      code = exit_.code
-    finally:
-      for name in set(flags.FLAGS) - before:
-        if not flags.FLAGS.find_module_defining_flag(name).startswith('grain'):  # it stays loaded
-          delattr(flags.FLAGS, name)
-      flags.FLAGS.unparse_flags()
-      logging.set_verbosity(verbosity)
-    return code, *capsys.readouterr()
-
-  return run_main
+  return cli.in_process(capsys, monkeypatch)
 
 
 @pytest.fixture
@@ -74,19 +55,6 @@ def get_config(arg=''):
   return tiny_runs.section()
 """)
   return f'--config={path}'
-
-
-def assert_user_error(outcome, *parts, code=USER_ERROR):
-  """One `error:` line with these parts, then one `fix:` line, and no traceback."""
-  found, out, err = outcome
-  assert found == code, (out, err)
-  assert 'Traceback' not in out + err
-  lines = err.rstrip('\n').split('\n')
-  assert len(lines) == 2, err
-  assert lines[0].startswith('error: ') and lines[1].startswith('fix: ')
-  for part in parts:
-    assert part in lines[0], (part, lines[0])
-  return lines[1]
 
 
 # ------------------------------------------------------------------------- mistakes in the words

@@ -189,3 +189,40 @@ def test_what_cannot_be_scored(subject, tmp_path):
 def test_the_compiled_score_is_shared(subject):
   again = dataclasses.replace(subject, model=jax.tree.map(lambda x: x, subject.model))
   assert again.score is subject.score
+
+
+def test_answers_are_scored_and_their_questions_are_not(subject, tmp_path):
+  """Text with a condition: only what the model has to make counts."""
+  pairs = [{'q': f'{n} of bama', 'a': 'teal' if n % 3 else 'sooz ta'} for n in range(40)]
+  (tmp_path / 'pairs.jsonl').write_text('\n'.join(map(json.dumps, pairs)))
+  source = Source('jsonl', str(tmp_path / 'pairs.jsonl'), template='{q} -> {a}')
+  section = data.DataConfig(mixture={'pairs': source}, packing='first_fit', valid_fraction=0.5)
+  asked = with_data(subject, section)
+  [row] = evaluate.run(asked, ['perplexity'])
+  found = [pieces for _, pieces in data.examples(section, 'pairs', 'valid')]
+  assert row['tokens'] == sum(len(pieces[-1].value) + 1 for pieces in found)
+  assert asked.target_nats(found).sum() == pytest.approx(row['value'] * row['tokens'], rel=0.1)
+  rows = evaluate.run(asked, ['answer'], limit=5, max_new_tokens=4)
+  assert {row['n'] for row in rows} == {5}
+  assert {row['metric']: row['value'] for row in rows}['exact_match'] == 0
+  answers = sum(pieces[-1].value == 'teal' for pieces in found)
+  [exact, *_] = evaluate.run(asked, ['answer'], limit=len(found), max_new_tokens=4)
+  assert exact['chance'] == pytest.approx(answers / len(found))
+
+
+def test_all_tasks_are_those_that_fit(subject):
+  rows = evaluate.run(subject, ['all'])
+  assert rows == evaluate.run(subject, ['perplexity'])
+  with pytest.raises(ValueError) as error:
+    evaluate.run(subject, ['perplexity', 'speak'])
+  assert_two_lines(error.value, '--tasks=speak', '{name} -> {audio:audio}', "'{text}'")
+
+
+def test_a_line_for_each_row():
+  row = dict(task='draw', metric='accuracy', value=0.75, source='s', split='test', n=4)
+  assert evaluate.line(row).split() == ['draw', 'accuracy', '0.7500', 's', 'test,', 'n', '4']
+  more = row | {'interval': [0.5, 0.9], 'chance': 0.1, 'baseline': 1.0, 'tokens': 7}
+  text = (
+    'draw accuracy 0.7500 [0.5000, 0.9000] chance 0.1000, baseline 1.0000, s test, n 4, 7 tokens'
+  )
+  assert evaluate.line(more).split() == text.split()

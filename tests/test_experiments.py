@@ -1,16 +1,24 @@
 """Every file in experiments/ loads, builds, trains and samples; its arguments change something."""
 
 import ast
+import gzip
+import itertools
 import json
+import sys
+import zipfile
 
+import numpy as np
 import pytest
 
-from gpt_jax import config, data, runs, train
+from benchmarks import emoji_split
+from gpt_jax import config, data, language, runs, train
+from gpt_jax.data import keypad, media
 from gpt_jax.model import gpt
+from gpt_jax.tasks import common
 from gpt_jax.tokenizers import Tokenizers
 from tests import cli, tiny_runs
 
-FILES = sorted((cli.ROOT / 'experiments').glob('*.py'))
+FILES = sorted((cli.ROOT / 'experiments').rglob('*.py'))
 # How to make an experiment one of seconds, whatever it is: small, two steps, four new tokens.
 SMALL = {
   'train': dict(steps=2, batch_size=8, accumulate=1, steps_per_call=1, length=0, eval_every=0,
@@ -18,7 +26,13 @@ SMALL = {
   'sample': dict(max_new_tokens=4),
   'checkpoint': dict(every=0),
 }  # fmt: skip
-SMALL_MODEL = dict(layers=1, width=16, heads=2, kv_heads=0, head_dim=0, hidden=0, context=32)
+SMALL_MODEL = dict(layers=1, width=16, heads=2, kv_heads=0, head_dim=0, hidden=0)
+SMALL_TOKENIZERS = {  # by kind
+  'patches': dict(codes=16), 'frames': dict(codes=8), 'pixels': {}, '': {},
+  'fsq': dict(network_width=8, network_blocks=1),
+}  # fmt: skip
+SUFFIXES = {'text': '.txt', 'image': '.png', 'audio': '.wav'}
+SPEAKERS = ('george', 'jackson', 'lucas', 'nicolas', 'theo', 'yweweler')
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -34,14 +48,73 @@ def base(tmp_path_factory):
   return tiny_runs.finished(tmp_path_factory)
 
 
+@pytest.fixture(scope='module')
+def corpora(tmp_path_factory):
+  """A folder with something small in the place of each corpus that an experiment names."""
+  folder = tmp_path_factory.mktemp('corpora')
+  words = (
+    'First Citizen: Before we proceed any further, hear me speak.\n\nAll: Speak, speak.\n\n'
+    'You are all resolved rather to die than to famish? Resolved, resolved.\n\n'
+  )
+  for name in ('tinyshakespeare', 'mnist', 'fsdd', 'noto_emoji', 'runs'):
+    (folder / name).mkdir()
+  (folder / 'tinyshakespeare/input.txt').write_text(words * 100)
+  write_mnist(folder / 'mnist')
+  write_recordings(folder / 'fsdd/recordings.zip')
+  write_emoji(folder / 'noto_emoji')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('GPT_JAX_DATA', str(folder))
+    patch.setattr(sys, 'argv', ['emoji_split', f'--out={folder}/runs/emoji.jsonl'])
+    emoji_split.main()
+  return folder
+
+
+def write_mnist(folder):
+  """Blots with a stroke that depends on the label, as idx files."""
+  rng = np.random.default_rng(0)
+  for split, count in (('train', 120), ('t10k', 40)):
+    labels = np.arange(count, dtype=np.uint8) % 10
+    images = rng.integers(0, 60, (count, 28, 28), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+      image[4 + 2 * label : 8 + 2 * label, 6:22] = 230
+    for name, array in (('images-idx3', images), ('labels-idx1', labels)):
+      header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, '>i4').tobytes()
+      path = folder / f'{split}-{name}-ubyte.gz'
+      path.write_bytes(gzip.compress(header + array.tobytes(), 1))
+
+
+def write_recordings(path):
+  """Each digit by each speaker: one for the test, one for validation, two for training."""
+  with zipfile.ZipFile(path, 'w') as archive:
+    for digit, (s, speaker), index in itertools.product(
+      range(10), enumerate(SPEAKERS), (0, 5, 10, 11)
+    ):
+      wave = keypad.tone(digit, 100 * s + index)[:1600]
+      archive.writestr(f'{digit}_{speaker}_{index}.wav', media.to_wav(wave, 8000))
+
+
+def write_emoji(folder):
+  """Sixty pictures of 72 x 72 pixels with names, each its own group."""
+  rng = np.random.default_rng(1)
+  colours, things = ('Amber', 'cyan', 'olive', 'teal'), ('kite', 'lamp', 'melon', 'otter', 'plum')
+  lines = []
+  with zipfile.ZipFile(folder / 'images_72.zip', 'w') as archive:
+    for number, names in enumerate(itertools.product(colours, things, ('north', 'south', 'up'))):
+      picture = np.full((72, 72, 4), 255, np.uint8)
+      picture[8:64, 8:64, :3] = rng.integers(0, 256, 3)
+      archive.writestr(f'emoji_{number}.png', media.to_png(picture))
+      fields = dict(image=f'emoji_{number}.png', name=' '.join(names), group='Objects')
+      lines.append(json.dumps(fields) + '\n')
+  (folder / 'captions.jsonl').write_text(''.join(lines))
+
+
 @pytest.fixture
-def stand_in(tmp_path, monkeypatch):
-  """GPT_JAX_DATA with a small text in the place of each corpus that an experiment names."""
-  words = 'First Citizen: Before we proceed any further, hear me speak.\n\nAll: Speak, speak.\n'
-  path = tmp_path / 'data/tinyshakespeare/input.txt'
-  path.parent.mkdir(parents=True)
-  path.write_text(words * 100)
-  monkeypatch.setenv('GPT_JAX_DATA', str(tmp_path / 'data'))
+def stand_in(corpora, tmp_path, monkeypatch):
+  """GPT_JAX_DATA with small corpora, and no other file in reach by a relative path."""
+  monkeypatch.setenv('GPT_JAX_DATA', str(corpora))
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(common, 'LIMIT', 12)
+  monkeypatch.setattr(common, 'TRAIN_LIMIT', 120)
 
 
 def arguments(path):
@@ -57,13 +130,39 @@ def load(path, base, **chosen):
   return config.load_file(f'{path}:' + ','.join(f'{k}={v}' for k, v in given.items()))
 
 
-def needs_downloads(cfg, request):
-  """Point GPT_JAX_DATA to the development data, or skip, if the stand-in has not all of them."""
-  try:
-    next(data.documents(cfg.data, 'train'))
-  except ValueError:
-    folder = request.getfixturevalue('data_dir')
-    request.getfixturevalue('monkeypatch').setenv('GPT_JAX_DATA', str(folder))
+def small(path, base, **chosen):
+  """The experiment with these arguments, made small -> Config."""
+  if 'runlocal' in arguments(path):
+    chosen['runlocal'] = 'true'
+  made = load(path, base, **chosen)
+  for section, values in SMALL.items():
+    made[section].update(values)
+  if not made.train.init_from:
+    made.model.update(SMALL_MODEL)
+    made.model.layers = len(made.model.window_pattern) or 1
+  if made.data.packing != 'first_fit':  # which needs room for whole documents
+    made.model.context = 32
+  if made.model.context > 500:
+    made.train.batch_size = 2
+  if made.tokenizer.kind == 'bpe':
+    made.tokenizer.vocab = 300
+  for section in (made.image, made.audio):
+    section.update(SMALL_TOKENIZERS[section.kind] if not section.path else {})
+  made.data.valid_fraction = 0.01  # the end always scores all of it
+  return config.build(config.Config, made)
+
+
+def expected_samples(cfg):
+  """Names of the files of one sampling."""
+  if cfg.train.job != 'gpt':
+    image = cfg.train.job == 'image_tokenizer'
+    return ['step_00000002_' + ('reconstructions.png' if image else 'original_then_decoded.wav')]
+  names = ['step_00000002.txt'] if cfg.train.sample_prompts else []
+  for name, source in cfg.data.mixture.items():
+    condition, target = data.signature(source.template)
+    if condition and len(target) == 1:
+      names.append(f'step_00000002_{name}{SUFFIXES[target[0]]}')
+  return sorted(names)
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
@@ -89,28 +188,92 @@ def test_the_docstring_has_a_command_and_every_argument(path):
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
-def test_every_experiment_trains_and_samples(path, base, stand_in, tmp_path, request):
-  made = load(path, base, **({'runlocal': 'true'} if 'runlocal' in arguments(path) else {}))
-  for section, values in SMALL.items():
-    made[section].update(values)
-  if not made.train.init_from:
-    made.model.update(SMALL_MODEL)
-  if made.tokenizer.kind == 'bpe':
-    made.tokenizer.vocab = 300
-  made.data.valid_fraction = 0.01  # the end always scores all of it
-  cfg = config.build(config.Config, made)
-  needs_downloads(cfg, request)
+def test_every_experiment_trains_and_samples(path, base, stand_in, tmp_path):
+  cfg = small(path, base)
   result = train.train(cfg, tmp_path / 'run')
   assert result['steps'] == 2
-  assert result['loss'] < 20 and result['valid_loss'] < 20
+  # Silence is many deviations away from tones that have no pause.
+  assert result['loss'] < (100 if cfg.train.job == 'audio_tokenizer' else 20)
+  assert result['valid_loss'] < 20
   assert [event['event'] for event in runs.read_events(tmp_path / 'run')][-1] == 'done'
-  [sample] = (tmp_path / 'run/samples').iterdir()
-  texts = sample.read_text().split('\n---\n')
-  assert len(texts) == len(cfg.train.sample_prompts)
-  toks = Tokenizers.load(tmp_path / 'run/tokenizer')
-  for prompt, text in zip(cfg.train.sample_prompts, texts, strict=True):
-    assert text.startswith(prompt)
-    assert len(text) > len(prompt) or toks.text.kind != 'chars'
+  samples = sorted((tmp_path / 'run/samples').iterdir())
+  assert [sample.name for sample in samples] == expected_samples(cfg)
+  tasks = {row['task'] for row in result['evaluations'] if 'tokenizer' not in row}
+  assert tasks == {'perplexity', *cfg.train.tasks} if cfg.train.job == 'gpt' else {'reconstruct'}
+  if cfg.train.job == 'gpt' and cfg.train.sample_prompts:
+    texts = samples[0].read_text().split('\n---\n')
+    assert len(texts) == len(cfg.train.sample_prompts)
+    toks = Tokenizers.load(tmp_path / 'run/tokenizer')
+    for prompt, text in zip(cfg.train.sample_prompts, texts, strict=True):
+      assert text.startswith(prompt)
+      assert len(text) > len(prompt) or toks.text.kind != 'chars'
+
+
+TOKENIZERS = cli.ROOT / 'experiments/tokenizers'
+CHOICES = [
+  ('mnist', 'task=read'), ('mnist', 'task=draw'), ('mnist', 'task=read,continuous'),
+  ('digits_speech', 'task=recognise'), ('digits_speech', 'task=speak'),
+  ('digits_speech', 'loso=theo'), ('tokenizers/fsdd_fsq', 'loso=theo'),
+  *(('multimodal', f'only={task}') for task in ('read', 'draw', 'recognise', 'speak', 'text')),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('name, chosen', CHOICES)
+def test_choices_build_and_leave_no_setting_without_use(name, chosen, stand_in, tmp_path):
+  path = cli.ROOT / f'experiments/{name}.py'
+  plain, made = (config.load_file(f'{path}:{arguments_}') for arguments_ in ('', chosen))
+  cfg = config.build(config.Config, made)
+  assert cfg != config.build(config.Config, plain)
+  used = {kind for source in cfg.data.mixture.values() for kinds in data.signature(source.template)
+          for kind in kinds}  # fmt: skip
+  language.check_modalities(cfg, used)
+  for source in cfg.data.mixture:
+    for split in ('train', *(['test'] if cfg.data.mixture[source].has('test') else [])):
+      assert next(data.examples(cfg.data, source, split))
+
+
+@pytest.mark.parametrize(
+  'name, chosen',
+  [
+    ('mnist', 'task=fly'), ('digits_speech', 'task=fly'), ('digits_speech', 'loso=bob'),
+    ('multimodal', 'only=fly'), ('tokenizers/fsdd_fsq', 'loso=bob'),
+  ],
+)  # fmt: skip
+def test_choices_that_there_are_not(name, chosen):
+  with pytest.raises(ValueError) as error:
+    config.load_file(f'{cli.ROOT}/experiments/{name}.py:{chosen}')
+  fix = tiny_runs.assert_two_lines(error.value, f'config argument {chosen}')[1]
+  assert 'use one of' in fix
+
+
+@pytest.mark.parametrize(
+  'tokenizer, users',
+  [
+    ('mnist_fsq', {'mnist': 'tokens', 'multimodal': 'image'}),
+    ('emoji_fsq', {'emoji': 'tokens'}),
+    ('fsdd_fsq', {'digits_speech': 'tokens', 'multimodal': 'audio'}),
+  ],
+)
+def test_experiments_take_the_tokenizers_that_were_trained_for_them(
+  tokenizer, users, base, stand_in, tmp_path
+):
+  cfg = small(TOKENIZERS / f'{tokenizer}.py', base)
+  train.train(cfg, tmp_path / 'codec_run')
+  for number, (user, argument) in enumerate(users.items()):
+    made = small(cli.ROOT / f'experiments/{user}.py', base, **{argument: tmp_path / 'codec_run'})
+    toks = language.build_tokenizers(made, tmp_path / str(number))
+    modality = cfg.train.job.removesuffix('_tokenizer')
+    assert getattr(toks, modality).kind == 'fsq'
+    codes = int(np.prod(getattr(cfg, modality).levels))
+    assert toks.vocabulary.count(f'{modality}0') == codes
+
+
+@pytest.mark.parametrize('name', ['mnist', 'emoji', 'digits_speech'])
+def test_continuous_inputs_fit_the_context(name, base, stand_in, tmp_path):
+  cfg = small(cli.ROOT / f'experiments/{name}.py', base, continuous='true')
+  mesh = train.make_mesh(cfg.mesh)
+  job = language.Language(cfg, tmp_path / 'run', mesh)
+  assert {'patches_BTA', 'frames_BTM'} & set(next(job.loader))
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,8 @@ SMALL = dict(positions='none', mlp='relu2')  # less to compile
 
 @jax.jit
 def loss_and_grads(model, batch):
-  return jax.value_and_grad(step.loss_fn, has_aux=True)(model, batch, jnp.float32(30), {}, None)
+  score = lambda model: step.loss_fn(model, batch, jnp.float32(30), {}, None)[:2]
+  return jax.value_and_grad(score, has_aux=True)(model)
 
 
 def grads_of(cfg):
@@ -250,3 +251,51 @@ def test_for_sampling_casts_and_takes_layers_apart_and_leaves_the_model_alone():
   assert ready.blocks[1].mlp.up_DF.get_value().dtype == jnp.bfloat16
   assert ready.blocks[1].attention.q_norm.scale.get_value().dtype == jnp.float32
   assert model.blocks.mlp.up_DF.get_value().dtype == jnp.float32
+
+
+# ------------------------------------------------------------------------------ continuous inputs
+
+CONTINUOUS = dict(patch_values=3, frame_values=5)
+
+
+@jax.jit
+def read(model, ids_BT, patches_BTA, frames_BTM, prefix_BT):
+  inputs = dict(patches_BTA=patches_BTA, frames_BTM=frames_BTM, prefix_BT=prefix_BT)
+  return model(ids_BT, **inputs).logits_BTV
+
+
+def test_continuous_inputs_are_added_where_they_are_and_seen_from_there_on():
+  model, ids_BT = models.fill(models.tiny(**SMALL, **CONTINUOUS)), models.tokens()
+  patches_BTA = np.zeros((*ids_BT.shape, 3), np.float32)
+  frames_BTM = np.zeros((*ids_BT.shape, 5), np.float32)
+  alone = np.zeros(ids_BT.shape, bool)
+  nothing = read(model, ids_BT, patches_BTA, frames_BTM, alone)
+  plain = models.logits(models.fill(models.tiny(**SMALL)), ids_BT)
+  models.assert_close(nothing, plain)
+  patches_BTA[0, 2] = 1
+  frames_BTM[1, 3] = 1
+  moved = np.abs(np.asarray(read(model, ids_BT, patches_BTA, frames_BTM, alone) - nothing)).max(-1)
+  assert (moved[0] > 1e-4).tolist() == [t >= 2 for t in range(models.LENGTH)]
+  assert (moved[1] > 1e-4).tolist() == [t >= 3 for t in range(models.LENGTH)]
+  assert moved[2:].max() == 0
+
+
+def test_a_prefix_fills_a_cache_as_it_would_be_read_whole():
+  """Bidirectional prompts of 4 tokens, then one token a call, against the uncached model."""
+  cfg = models.tiny(**SMALL)
+  model, ids_BT = models.fill(cfg), models.tokens()
+  prefix_BT = np.zeros(ids_BT.shape, bool)
+  prefix_BT[:, :4] = True
+  expected = models.logits(model, ids_BT, prefix_BT=prefix_BT)
+  cache = gpt.init_cache(cfg, models.ROWS, models.LENGTH, 'float32')
+  fill = jax.jit(lambda *args: model(args[0], cache=args[1], start_B=args[2], prefix_BT=args[3]))
+  step_once = jax.jit(lambda *args: model(args[0], cache=args[1], start_B=args[2]))
+  start_B = np.zeros(models.ROWS, np.int32)
+  out = fill(ids_BT[:, :4], cache, start_B, prefix_BT[:, :4])
+  found = [out.logits_BTV]
+  for t in range(4, models.LENGTH):
+    out = step_once(ids_BT[:, t : t + 1], out.cache, start_B + t)
+    found.append(out.logits_BTV)
+  models.assert_close(np.concatenate(found, 1), np.asarray(expected))
+  causal = np.asarray(models.logits(model, ids_BT))
+  assert np.abs(causal[:, 0] - np.asarray(expected)[:, 0])[:, : cfg.vocab].max() > 1e-3

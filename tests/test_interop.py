@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from gpt_jax import checkpoint, config, evaluate, runs, sample, trained
+from gpt_jax import checkpoint, config, evaluate, grammar, language, runs, sample, step, trained
 from gpt_jax import train as training
 from gpt_jax.interop import families, huggingface, tokenizer_files
 from gpt_jax.model import gpt, positions
@@ -614,9 +614,9 @@ def test_training_starts_from_an_imported_run(imported, tmp_path):
   base = config.of_run(workdir)
   settings = training.TrainConfig(init_from=str(workdir), batch_size=8)
   cfg = config.Config(model=base.model, tokenizer=base.tokenizer, train=settings)
-  toks = training.build_tokenizers(cfg, tmp_path)
-  model_cfg = training.resolve_model(cfg, toks)
-  program = training.build_program(cfg, model_cfg, models.mesh())
+  toks = language.build_tokenizers(cfg, tmp_path)
+  model_cfg = language.resolve_model(cfg, toks)
+  program = step.gpt_program(cfg, model_cfg, models.mesh())
   start, notes = checkpoint.load_model(workdir, program.abstract.model)
   assert notes == []
   assert_same_params(model, start, model.cfg.vocab)
@@ -737,7 +737,7 @@ def test_stories260k_tells_its_story(data_dir, tmp_path):
   new = len(reference['greedy_ids'])
   chosen = SampleConfig(max_new_tokens=new, temperature=0.0)
   sampled = jax.jit(gpt.for_sampling, static_argnums=1)(model, 'float32')
-  state = sample.generate(sampled, [ids], chosen, np.ones(cfg.V, bool))
+  state = sample.generate(sampled, [ids], chosen, grammar.plain(np.ones(cfg.V, bool)))
   [(greedy, _)] = sample.new_tokens(state, [ids], 1)
   assert greedy == reference['greedy_ids']
   pieces = read_tok512(data_dir / 'stories260k/tok512.bin')

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gpt_jax.data import PACKING, DataConfig, Loader, Source
 from gpt_jax.data.loader import turns
-from tests.data_helpers import byte_tokenizers
+from tests.data_helpers import byte_tokenizers, media_tokenizers
 
 MIXTURE = {
   'words': Source('synthetic', documents=4, weight=3.0),
@@ -265,3 +265,68 @@ def test_loader_of_validation_data_leaves_out_sources_without(loader):
 def test_bad_batch_sizes(loader):
   with pytest.raises(ValueError, match=r'batch_size=8 cannot be shared by 3 processes\nfix: '):
     loader(process_count=3)
+
+
+MEDIA = {
+  'draw': Source('digits', template='{name} -> {image:image}', keep='label=3|4', weight=2.0),
+  'read': Source('digits', template='{image:patches} -> {name}', keep='label=5|6'),
+  'hear': Source('keypad', template='{audio:audio} -> {name}', documents=30),
+  'words': Source('synthetic', documents=3),
+}
+WITH = dict(mixture=MEDIA, packing='first_fit', length=48, condition_dropout=0.5, prefix=True)
+KEYS = {
+  'token_ids_BT', 'target_ids_BT', 'loss_mask_BT', 'segment_ids_BT', 'positions_BT',
+  'positions_BT3', 'prefix_BT', 'patches_BTA', 'source_ids_B',
+}  # fmt: skip
+
+
+def test_media_batches_have_the_same_keys_and_shapes(loader):
+  batches = take(loader(media_tokenizers(), batch_size=2, **WITH), 12)
+  assert {frozenset(batch) for batch in batches} == {frozenset(KEYS)}
+  for batch in batches:
+    assert batch['patches_BTA'].shape == (2, 48, 4) and batch['positions_BT3'].shape == (2, 48, 3)
+    assert batch['positions_BT3'].dtype == np.int32 and batch['prefix_BT'].dtype == bool
+  joined = join(batches)
+  assert joined['patches_BTA'].any() and joined['prefix_BT'].any()
+  read = joined['source_ids_B'] == 2
+  assert not joined['patches_BTA'][~read].any()
+  words = joined['source_ids_B'] == 3
+  assert not joined['prefix_BT'][words].any()
+
+
+def test_media_batches_resume_and_are_shared(loader):
+  whole = take(loader(media_tokenizers(), **WITH), 8)
+  first = loader(media_tokenizers(), **WITH)
+  take(first, 3)
+  resumed = loader(media_tokenizers(), **WITH)
+  assert resumed.restore(json.loads(json.dumps(first.state()))) == []
+  assert_equal(whole[3:], take(resumed, 5))
+  shares = [
+    loader(media_tokenizers(), process_index=index, process_count=2, **WITH) for index in range(2)
+  ]
+  assert_equal(whole, [join(p) for p in zip(*(take(s, 8) for s in shares), strict=True)])
+  worked = loader(media_tokenizers(), workers=1, **WITH)
+  assert_equal(whole[:4], take(worked, 4))
+
+
+def test_conditions_are_dropped_anew_in_each_epoch(loader):
+  options = {**WITH, 'mixture': {'draw': MEDIA['draw']}, 'valid_fraction': 0.0}
+  made = loader(media_tokenizers(), batch_size=1, **options)
+  count, null = made.rows['draw'].count, made.rows['draw'].form.layout.null
+  epochs = [sorted(b['token_ids_BT'].tobytes() for b in take(made, count)) for _ in range(2)]
+  assert len(set(epochs[0]) & set(epochs[1])) < count / 2
+  shares = [np.mean(np.frombuffer(b''.join(epoch), np.int32) == null) for epoch in epochs]
+  assert 0 < min(shares) and max(shares) < 2 * min(shares)
+
+
+def test_forms_of_conditions_are_part_of_the_fingerprint(loader):
+  before = loader(media_tokenizers(), **WITH)
+  for changed, line in (
+    ({'condition_dropout': 0.1}, 'condition_dropout 0.5 -> 0.1'),
+    ({'condition_dropout': 0.0}, 'condition_dropout 0.5 -> "nothing"'),
+    ({'prefix': False}, 'prefix true -> "nothing"'),
+  ):
+    with pytest.raises(ValueError) as caught:
+      loader(media_tokenizers(), **{**WITH, **changed}).restore(before.state())
+    assert f'saved run: {line}\n' in str(caught.value)
+  assert not {'prefix', 'condition_dropout'} & set(loader().fingerprint)

@@ -19,7 +19,7 @@ MASK_BT = np.array([[1, 1, 0, 0.5, 1], [0, 0, 0, 0, 2]], np.float32)
 
 @jax.jit
 def objective(logits_BTV, hyper):
-  return losses.objective(logits_BTV, TARGETS_BT, MASK_BT, VOCAB, hyper)
+  return [(x * MASK_BT).sum() for x in losses.objective(logits_BTV, TARGETS_BT, VOCAB, hyper)]
 
 
 def reference(smoothing=0.0, z_loss=0.0):
@@ -56,14 +56,6 @@ def test_gradient_is_finite_and_zero_in_padding_columns_and_where_masked():
   assert (np.abs(grad[MASK_BT > 0][:, :VOCAB]) > 0).all()
 
 
-def test_pieces_add_up_to_the_whole():
-  rows = lambda b: losses.objective(
-    LOGITS_BTV[b : b + 1], TARGETS_BT[b : b + 1], MASK_BT[b : b + 1], VOCAB, {}
-  )
-  whole = objective(LOGITS_BTV, {})
-  np.testing.assert_allclose(np.add(rows(0), rows(1)), whole, rtol=1e-6)
-
-
 def test_bfloat16_logits_are_summed_in_float32():
   logits = jnp.asarray(LOGITS_BTV[..., :VOCAB], jnp.bfloat16)
   nats_BT, log_z_BT = jax.jit(losses.token_losses)(logits, TARGETS_BT)
@@ -96,3 +88,60 @@ def test_weights_are_not_negative(key):
 def test_label_smoothing_is_a_probability(smoothing):
   with pytest.raises(ValueError, match='loss.label_smoothing=.* is not a probability\nfix: '):
     losses.LossConfig(label_smoothing=smoothing)
+
+
+# ------------------------------------------------------------------------------------ modalities
+
+# ids 0, 1 text; 2 the end of an image; 3, 4 image codes; 5 an audio code
+KINDS = losses.Kinds(
+  names=('text', 'image', 'audio'),
+  modality_V=np.array([0, 0, 1, 1, 1, 2, 0, 0], np.int32),
+  group_V=np.array([0, 0, 2, 1, 1, 3, 0, 0], np.int32),
+  allowed_NV=np.array(
+    [[1, 1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0, 0],
+     [0, 0, 0, 0, 0, 1, 0, 0]], bool
+  ),
+)  # fmt: skip
+IDS_BT = np.array([[0, 3, 4, 4, 2], [1, 0, 5, 5, 0]], np.int32)
+
+
+def weights_by_modality(balance, mask_BT=MASK_BT, **hyper):
+  hyper = {name: jnp.float32(value) for name, value in hyper.items()}
+  weighed_BT = losses.weigh(mask_BT, IDS_BT, KINDS, balance, hyper)
+  modality_BT = KINDS.modality_V[IDS_BT]
+  return losses.sum_by(weighed_BT, modality_BT, 3), losses.sum_by(mask_BT, modality_BT, 3)
+
+
+def test_weights_by_token_scale_what_a_modality_has():
+  weighed_M, plain_M = weights_by_modality('token', image=0.25, audio=0.0)
+  np.testing.assert_allclose(weighed_M, plain_M * np.array([1, 0.25, 0], np.float32))
+  np.testing.assert_allclose(plain_M, [3, 2.5, 0])
+
+
+def test_modality_means_count_by_their_weight_however_many_targets_each_has():
+  mask_BT = np.ones((B, T), np.float32)
+  weighed_M, _ = weights_by_modality('modality_mean', mask_BT, text=0.125, image=0.875)
+  np.testing.assert_allclose(weighed_M / weighed_M.sum(), [0.0625, 0.4375, 0.5], rtol=1e-6)
+  absent_M, _ = weights_by_modality('modality_mean', image=1.0)
+  np.testing.assert_allclose(absent_M / absent_M.sum(), [0.5, 0.5, 0], rtol=1e-6)
+
+
+def test_a_restricted_softmax_is_over_the_ids_of_the_targets_group():
+  logits_BTV = losses.restrict(jnp.asarray(LOGITS_BTV), jnp.asarray(IDS_BT), KINDS)
+  nats_BT, _ = losses.token_losses(logits_BTV, jnp.asarray(IDS_BT))
+  groups = {0: (0, 1), 1: (3, 4), 2: (2,), 3: (5,)}
+  for b, t in np.ndindex(B, T):
+    logits = LOGITS_BTV[b, t].astype(np.float64)
+    allowed = list(groups[KINDS.group_V[IDS_BT[b, t]]])
+    expected = math.log(np.exp(logits[allowed]).sum()) - logits[IDS_BT[b, t]]
+    assert abs(nats_BT[b, t] - expected) < 1e-5
+  full_BT, _ = losses.token_losses(jnp.asarray(LOGITS_BTV), jnp.asarray(IDS_BT))
+  assert (np.asarray(full_BT) >= np.asarray(nats_BT) - 1e-6).all()
+
+
+@pytest.mark.parametrize(
+  'wrong', [dict(image=-1.0), dict(balance='mean'), dict(restrict=True, label_smoothing=0.1)]
+)
+def test_what_makes_no_sense_is_refused(wrong):
+  with pytest.raises(ValueError, match='loss.*\nfix: '):
+    losses.LossConfig(**wrong)

@@ -155,6 +155,7 @@ ANSWERS = {
   'sinusoidal': (True, True),
   'learned': (True, True),
   'rope': (False, True),  # relative
+  'mrope': (False, True),
   'alibi': (False, False),  # by the place in the row, which is not changed here
   'none': (False, False),
 }
@@ -165,6 +166,8 @@ def test_what_positions_change(name):
   model = models.fill(models.tiny(**models.VARIANTS[name]))
   ids_BT = models.tokens()
   places_BT = np.tile(np.arange(models.LENGTH, dtype=np.int32), (models.ROWS, 1))
+  if positions.POSITIONS[model.cfg.positions].axes == 3:
+    places_BT = np.stack([places_BT] * 3, -1)
   base = models.logits(model, ids_BT, places_BT)
   differs = lambda p: np.abs(models.logits(model, ids_BT, p) - base).max() > 1e-3
   assert (differs(places_BT + 3), differs(places_BT * 2)) == ANSWERS[name]
@@ -178,3 +181,23 @@ def test_without_positions_the_past_is_a_set():
   last = lambda model, ids: models.logits(model, ids)[:, -1, :50]
   np.testing.assert_allclose(last(same, ids_BT), last(same, shuffled_BT), atol=1e-5)
   assert np.abs(last(other, ids_BT) - last(other, shuffled_BT)).max() > 1e-3
+
+
+def test_mrope_with_equal_places_is_rope():
+  cfg, plain = models.tiny(positions='mrope', head_dim=16), models.tiny(head_dim=16)
+  x_BTHK = np.random.default_rng(0).standard_normal((2, 5, 3, 16)).astype(np.float32)
+  places_BT = np.arange(10, dtype=np.int32).reshape(2, 5)
+  equal_BT3 = np.stack([places_BT] * 3, -1)
+  expected = positions.rope(plain, jnp.asarray(x_BTHK), jnp.asarray(places_BT))
+  found = positions.mrope(cfg, jnp.asarray(x_BTHK), jnp.asarray(equal_BT3))
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_mrope_turns_pairs_with_time_row_and_column_by_turns():
+  """Each axis moved alone turns its own pairs: time half of them, row and column a quarter each."""
+  cfg = models.tiny(positions='mrope', head_dim=16)
+  x_BTHK = jnp.ones((1, 1, 1, 16))
+  for axis, pairs in ((0, [0, 2, 4, 6]), (1, [1, 5]), (2, [3, 7])):
+    place = jnp.zeros((1, 1, 3), jnp.int32).at[0, 0, axis].set(2)
+    turned = np.asarray(positions.mrope(cfg, x_BTHK, place) - x_BTHK)[0, 0, 0]
+    assert np.flatnonzero(np.abs(turned[:8]) > 1e-9).tolist() == pairs

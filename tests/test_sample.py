@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import sample, tokenizers
+from gpt_jax import grammar, sample, samplers, tokenizers
 from gpt_jax.model import gpt
 from gpt_jax.sample import SampleConfig
 from gpt_jax.tokenizers import text
@@ -34,7 +34,8 @@ FREE = SampleConfig(
 
 def generate(prompts, cfg, stop_ids=(), keys_B=None):
   """-> (list of (ids, log-probabilities), state)."""
-  state = sample.generate(model()[1], prompts, cfg, ALLOWED_V, stop_ids, keys_B)
+  rules = grammar.plain(ALLOWED_V, stop_ids)
+  state = sample.generate(model()[1], prompts, cfg, rules, keys_B)
   return sample.new_tokens(state, prompts, cfg.num_samples), state
 
 
@@ -98,7 +99,7 @@ def test_a_prompt_alone_gives_what_it_gives_in_a_batch(cfg):
 
 
 def test_streamed_is_the_same_text():
-  states = list(sample.stream(model()[1], PROMPTS, FREE, ALLOWED_V, every=3))
+  states = list(sample.stream(model()[1], PROMPTS, FREE, grammar.plain(ALLOWED_V), every=3))
   found, state = free()
   assert [s.lengths_B[0] for s in states] == [6, 9, 11]
   np.testing.assert_array_equal(states[-1].token_ids_BT, state.token_ids_BT)
@@ -130,7 +131,7 @@ def test_several_samples_of_a_prompt_come_from_one_prefill():
   with mock.patch.object(sample, '_prefill', wraps=sample._prefill) as prefill:
     found, _ = generate(PROMPTS, cfg)
   [call] = prefill.call_args_list
-  assert call.args[1].shape == (3, 16)
+  assert call.args[1].fed_BP.shape == (3, 16)
   keys_B = sample.row_keys(3, 6)
   assert len(found) == 6
   assert found[0][0] != found[1][0]
@@ -171,7 +172,7 @@ def test_buckets():
 RNG = np.random.default_rng(0)
 LOGITS_BV = np.round(RNG.standard_normal((40, 12)) * 2, 1).astype(np.float32)  # with ties
 LOGITS_BV[0] = 0.0
-LOGITS_BV[1, 3:] = sample.NEVER
+LOGITS_BV[1, 3:] = samplers.NEVER
 
 
 def softmax(logits_V):
@@ -204,15 +205,20 @@ KEPT = {  # row of FILTERS: (numpy, values to try)
 }
 
 
-@pytest.mark.parametrize('name', sample.FILTERS)
+@pytest.mark.parametrize('name', samplers.FILTERS)
 def test_filters_keep_what_their_definition_keeps(name):
   reference, values = KEPT[name]
-  _, keep = sample.FILTERS[name]
+  _, keep = samplers.FILTERS[name]
   for value in values:
     got_BV = np.asarray(jax.jit(lambda x, v=value: keep(x, v))(LOGITS_BV))
     expected_BV = np.array([reference(row, value) for row in LOGITS_BV])
     np.testing.assert_array_equal(got_BV, expected_BV, err_msg=f'{name}={value}')
     assert got_BV[np.arange(40), LOGITS_BV.argmax(1)].all()
+
+
+def at_rest(rows):
+  zeros_B = jnp.zeros(rows, jnp.int32)
+  return grammar.State(zeros_B, zeros_B, zeros_B, zeros_B + 9)
 
 
 def state_of(logits_BV, ids_BT, lengths_B, seed=0):
@@ -222,6 +228,7 @@ def state_of(logits_BV, ids_BT, lengths_B, seed=0):
     token_ids_BT=jnp.asarray(ids_BT, jnp.int32),
     lengths_B=jnp.asarray(lengths_B, jnp.int32),
     next_logits_BV=jnp.asarray(logits_BV),
+    span=at_rest(rows),
     keys_B=sample.row_keys(seed, rows),
   )
 
@@ -229,7 +236,9 @@ def state_of(logits_BV, ids_BT, lengths_B, seed=0):
 def test_repetition_penalty_makes_what_occurred_less_likely():
   logits_BV = np.array([[2.0, -2.0, 1.0, 0.5], [2.0, -2.0, 1.0, 0.5]], np.float32)
   state = state_of(logits_BV, [[0, 1, 0, 0], [3, 2, 1, 0]], [2, 1])  # row 1 holds only id 3
-  got = jax.jit(lambda s: sample.penalise_repetition(s.next_logits_BV, s, 2.0))(state)
+  got = jax.jit(
+    lambda s: samplers.penalise_repetition(s.next_logits_BV, s.token_ids_BT, s.lengths_B, 2.0)
+  )(state)
   np.testing.assert_allclose(got, [[1.0, -4.0, 1.0, 0.5], [2.0, -2.0, 1.0, 0.25]])
 
 
@@ -248,13 +257,13 @@ def test_repetition_penalty_makes_what_occurred_less_likely():
 def test_frequencies_are_the_probabilities(options):
   """Twenty thousand rows with the same logits and keys of their own."""
   rows, logits_V = 20000, np.array([1.0, 0.5, 0.0, -0.5, 2.0], np.float32)
-  cfg, allowed_V = SampleConfig(**options), np.array([1, 1, 1, 1, 0], bool)
+  cfg, rules = SampleConfig(**options), grammar.plain(np.array([1, 1, 1, 1, 0], bool))
   state = state_of(np.tile(logits_V, (rows, 1)), np.zeros((rows, 2)), np.ones(rows))
-  tokens_B = np.asarray(jax.jit(lambda s: sample.choose(s, cfg, allowed_V))(state))
+  tokens_B = np.asarray(jax.jit(lambda s: sample.choose(s, cfg, rules))(state))
   wanted_V = logits_V.copy()
   wanted_V[0] /= cfg.repetition_penalty  # the only id in the row
   wanted_V = wanted_V[:4] / cfg.temperature
-  for name, (off, _) in sample.FILTERS.items():
+  for name, (off, _) in samplers.FILTERS.items():
     if getattr(cfg, name) != off:
       wanted_V = np.where(KEPT[name][0](wanted_V, getattr(cfg, name)), wanted_V, -np.inf)
   probs_V = softmax(wanted_V)
@@ -266,7 +275,8 @@ def test_frequencies_are_the_probabilities(options):
 
 def test_a_rows_noise_depends_on_its_key_and_place_alone():
   logits_BV = np.zeros((6, 50), np.float32)
-  choose = jax.jit(lambda s: sample.choose(s, SampleConfig(), np.ones(50, bool)))
+  rules = grammar.plain(np.ones(50, bool))
+  choose = jax.jit(lambda s: sample.choose(s, SampleConfig(), rules))
   here = choose(state_of(logits_BV, np.zeros((6, 9)), np.full(6, 4)))
   assert len(set(here.tolist())) > 1
   np.testing.assert_array_equal(here, choose(state_of(logits_BV, np.ones((6, 9)), np.full(6, 4))))
@@ -299,10 +309,10 @@ def written():
 def test_completed_text_is_the_decoded_ids():
   trained, toks = writer()
   string, log_probs = written()
-  allowed_V, eos = sample.text_rules(toks, trained.cfg.V)
+  rules = sample.rules(toks, trained.cfg.V)
   ready = sample._for_sampling(trained)
   prompt = toks.encode_text('ab')
-  state = sample.generate(ready, [prompt], WRITING, allowed_V, eos)
+  state = sample.generate(ready, [prompt], WRITING, rules)
   [(ids, expected)] = sample.new_tokens(state, [prompt], 1)
   assert string == toks.decode_text(ids)
   assert log_probs == expected
@@ -333,10 +343,11 @@ def test_stop_strings_cut_before_the_first_of_them():
 
 def test_text_rules_allow_text_and_its_end_and_nothing_else():
   _, toks = writer()
-  allowed_V, eos = sample.text_rules(toks, 384)
-  assert allowed_V[:256].all()
-  assert eos == [toks.vocabulary.special('eos')]
-  assert np.flatnonzero(allowed_V[256:]).tolist() == [eos[0] - 256]
+  rules = sample.rules(toks, 384)
+  eos = toks.vocabulary.special('eos')
+  assert np.flatnonzero(rules.ends_V).tolist() == [eos]
+  assert np.flatnonzero(rules.table_NV[0]).tolist() == [*range(256), eos]
+  assert not rules.table_NV[1:].any()
 
 
 def test_an_empty_prompt_is_the_end_of_a_document():
@@ -377,7 +388,8 @@ def test_prompts_that_cannot_be_continued_are_refused(prompts, new, cause, fix):
   [
     dict(max_new_tokens=0), dict(num_samples=0), dict(temperature=-0.1), dict(top_k=-1),
     dict(top_p=0.0), dict(top_p=1.1), dict(min_p=-0.1), dict(min_p=1.5), dict(beams=-1),
-    dict(repetition_penalty=0.0), dict(length_penalty=-1.0), dict(temperature=float('nan')),
+    dict(repetition_penalty=0.0), dict(length_penalty=-1.0),
+    dict(guidance=-0.5), dict(temperature=float('nan')),
   ],
   ids=str,
 )  # fmt: skip
@@ -387,7 +399,9 @@ def test_configs_out_of_range_are_refused(wrong):
     SampleConfig(**wrong)
 
 
-@pytest.mark.parametrize('unused', [dict(temperature=0.5), dict(top_k=3), dict(min_p=0.1)], ids=str)
+@pytest.mark.parametrize(
+  'unused', [dict(temperature=0.5), dict(top_k=3), dict(min_p=0.1), dict(guidance=2.0)], ids=str
+)
 def test_beams_refuse_what_they_do_not_use(unused):
   [key] = unused
   with pytest.raises(ValueError, match=f'does not sample: {key} has no use\nfix: leave it at its'):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_jax import config, data, records, runs, sharding, step, train
+from gpt_jax import config, data, language, records, runs, sharding, step, train
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.tokenizers import Tokenizers
 from tests import tiny_runs
@@ -294,7 +294,7 @@ def test_init_from_takes_the_weights_and_nothing_else(run, tmp_path):
   assert training.step == state.step == state.opt_state.updates == 0
   moments = jax.tree.leaves(state.opt_state.direction)
   assert moments and not any(np.asarray(moment).any() for moment in moments)
-  assert training.tokenizers.hash == Tokenizers.load(run / 'tokenizer').hash
+  assert training.job.tokenizers.hash == Tokenizers.load(run / 'tokenizer').hash
 
   assert train.train(cfg, tmp_path / 'run', tiny_runs.stop_before(1)) is None
   [first] = metrics(tmp_path / 'run').values()
@@ -320,7 +320,7 @@ def test_init_from_a_model_of_another_shape(run, tmp_path):
 def test_tokenizer_files_that_were_half_written_are_made_again(tmp_path, run):
   (tmp_path / 'tokenizer').mkdir()
   shutil.copy(run / 'tokenizer/text.json', tmp_path / 'tokenizer')  # killed after this one
-  made = train.build_tokenizers(experiment(tokenizer__kind='bytes'), tmp_path)
+  made = language.build_tokenizers(experiment(tokenizer__kind='bytes'), tmp_path)
   assert made.hash == Tokenizers.load(run / 'tokenizer').hash
 
 
@@ -461,9 +461,9 @@ def test_due(every, steps, expected):
 
 def test_the_vocabulary_is_that_of_the_tokenizer_unless_it_is_given(run):
   toks = Tokenizers.load(run / 'tokenizer')
-  assert train.resolve_model(experiment(), toks).vocab == 272
-  assert train.resolve_model(experiment(model__vocab=300), toks).vocab == 300
-  resolved = dataclasses.asdict(train.resolve_model(experiment(), toks))
+  assert language.resolve_model(experiment(), toks).vocab == 272
+  assert language.resolve_model(experiment(model__vocab=300), toks).vocab == 300
+  resolved = dataclasses.asdict(language.resolve_model(experiment(), toks))
   assert 'auto' not in {v for k, v in resolved.items() if k != 'kernel'}
   assert resolved['layers'] == ModelConfig(layers=1).layers
 

@@ -77,9 +77,8 @@ def test_scan_is_unrolled(name):
 def loss_and_grads(model, batch):
   weight = batch['loss_mask_BT'].sum()
   hyper = dict(moe_balance=jnp.float32(0.3), moe_z=jnp.float32(0.1), z_loss=jnp.float32(0.1))
-  (total, metrics), grads = jax.value_and_grad(step.loss_fn, has_aux=True)(
-    model, batch, weight, hyper, None
-  )
+  score = lambda model: step.loss_fn(model, batch, weight, hyper, None)[:2]
+  (total, metrics), grads = jax.value_and_grad(score, has_aux=True)(model)
   return total, metrics, step.params_of(grads)
 
 
@@ -87,7 +86,7 @@ def test_a_piece_counts_by_its_share_of_the_batch():
   """Half of a batch's targets: half of every term, the experts' losses too."""
   model, batch = models.fill(EXPERTS), models.batch(3)
   hyper = dict(moe_balance=jnp.float32(0.3), moe_z=jnp.float32(0.1))
-  score = jax.jit(lambda weight: step.loss_fn(model, batch, weight, hyper, None))
+  score = jax.jit(lambda weight: step.loss_fn(model, batch, weight, hyper, None)[:2])
   weight = batch['loss_mask_BT'].sum()
   whole, half = score(weight), score(2 * weight)
   models.assert_close(jax.tree.map(lambda x: 2 * x, half), whole)
@@ -191,7 +190,7 @@ def outcome(program, mesh, state):
 def trained(model_cfg, accumulate=1, **sizes):
   """Three steps from the same random parameters on a mesh of these sizes; none = one device."""
   cfg, mesh = config_of(model_cfg, accumulate=accumulate), models.mesh(**sizes)
-  program = step.build_program(cfg, model_cfg, mesh)
+  program = step.gpt_program(cfg, model_cfg, mesh)
   return outcome(program, mesh, first_state(cfg, program))
 
 
@@ -250,7 +249,7 @@ def test_a_step_leaves_every_dtype_and_shape_as_it_was(dtype, param_dtype):
   """Or the second step would be compiled again."""
   variety = dict(attention_bias=True, qk_norm=True, norm='layernorm', experts=4, dropout=0.1)
   model_cfg = models.tiny(dtype=dtype, param_dtype=param_dtype, **variety)
-  program = step.build_program(config_of(model_cfg), model_cfg, models.mesh())
+  program = step.gpt_program(config_of(model_cfg), model_cfg, models.mesh())
   state, metrics = jax.eval_shape(program.step, program.abstract, models.batch())
   plain = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
   assert plain(state) == plain(program.abstract)
@@ -260,7 +259,7 @@ def test_a_step_leaves_every_dtype_and_shape_as_it_was(dtype, param_dtype):
 
 
 def test_parameters_and_moments_are_really_spread():
-  program = step.build_program(config_of(DENSE), DENSE, models.mesh(fsdp=4, tensor=2))
+  program = step.gpt_program(config_of(DENSE), DENSE, models.mesh(fsdp=4, tensor=2))
   path = 'blocks/attention/wq_DHK'
   leaves = [
     program.abstract.model.blocks.attention.wq_DHK.get_value(),
@@ -286,7 +285,7 @@ def test_accumulated_is_the_big_batch_with_unequal_counts():
 
 def test_steps_in_one_call_are_as_many_calls():
   cfg, mesh = config_of(DENSE, steps_per_call=3), models.mesh()
-  program = step.build_program(cfg, DENSE, mesh)
+  program = step.gpt_program(cfg, DENSE, mesh)
   batches = [models.batch(seed=i) for i in range(3)]
   stacked = {name: np.stack([b[name] for b in batches]) for name in batches[0]}
   placed = sharding.to_devices(stacked, mesh, stacked=True)
@@ -306,7 +305,8 @@ def test_replicas_are_the_same_runs_alone():
     return state._replace(hyper=state.hyper | {'lr': lr})
 
   settings = ((0, cfg.optim.lr), (1, 3e-2))
-  one_step = functools.partial(step.train_step, program.optimizer, 1, 'float32')
+  objective = step.language_objective(cfg.loss)
+  one_step = functools.partial(step.train_step, program.optimizer, objective, 1, 'float32')
   together = jax.jit(jax.vmap(one_step, in_axes=(0, None)))
   pair = jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states))
   states, found = pair(*(start(*setting) for setting in settings)), []

@@ -24,6 +24,32 @@ TINY = {
   'log': {'every': 1},
   'sample': {'max_new_tokens': 8},
 }
+# Pictures of 16 codes, sounds of 5 or 6: four tasks of which each row holds one to three documents.
+MEDIA = {
+  'data.mixture': {
+    'read': {'kind': 'digits', 'template': '{image:image} -> {name}'},
+    'draw': {'kind': 'digits', 'template': '{name} -> {image:image}'},
+    'listen': {'kind': 'keypad', 'template': '{audio:audio} -> {name}', 'documents': 60},
+    'dial': {'kind': 'keypad', 'template': '{name} -> {audio:audio}', 'documents': 60},
+  },
+  'data': {'packing': 'first_fit', 'condition_dropout': 0.1},
+  'image': {'kind': 'patches', 'height': 8, 'width': 8, 'patch': 2, 'codes': 16},
+  'audio': {'kind': 'frames', 'codes': 8},
+  'model': {'layers': 1, 'width': 16, 'heads': 2, 'context': 32, 'positions': 'mrope'},
+  'train': TINY['train'] | {'sample_prompts': ()},
+}
+NETWORK = {'kind': 'fsq', 'levels': (4, 4), 'network_width': 16, 'network_blocks': 1}
+# Learned tokenizers: what a run of each modality differs in.
+CODECS = {
+  'image': {
+    'data.mixture': {'digits': {'kind': 'digits', 'template': '{image:image}'}},
+    'image': NETWORK | {'height': 8, 'width': 8, 'patch': 2},
+  },
+  'audio': {
+    'data.mixture': {'keypad': {'kind': 'keypad', 'template': '{audio:audio}', 'documents': 60}},
+    'audio': NETWORK | {'seconds': 0.5},
+  },
+}
 
 
 def section(**changes):
@@ -44,6 +70,18 @@ def experiment(**changes):
   return config.build(config.Config, section(**changes))
 
 
+def media(**changes):
+  """The tiny experiment with pictures and sounds as a ConfigDict; `changes` as in `section`."""
+  return section(**{key.replace('.', '__'): value for key, value in MEDIA.items()} | changes)
+
+
+def codec(modality, **changes):
+  """A tiny learned tokenizer of images or sounds as a Config; `changes` as in `section`."""
+  fields = {key.replace('.', '__'): value for key, value in CODECS[modality].items()}
+  more = {'data__packing': 'first_fit', 'train__job': f'{modality}_tokenizer'}
+  return config.build(config.Config, section(**fields | more | changes))
+
+
 def stop_before(step):
   """A should_stop that asks the run to stop once `step` steps are made, one step a call."""
   asked = iter(range(step))
@@ -52,11 +90,25 @@ def stop_before(step):
 
 def finished(factory):
   """The run folder of the tiny experiment, trained to the end once a session. Do not change it."""
-  workdir = shared(factory) / 'finished'
-  with open(shared(factory) / 'finished.lock', 'w') as file, compiled_programs(factory):
+  return _once(factory, 'finished', experiment())
+
+
+def media_finished(factory):
+  """The same of the tiny experiment with pictures and sounds. Do not change it."""
+  return _once(factory, 'media', config.build(config.Config, media()))
+
+
+def codec_finished(factory, modality):
+  """The same of a tiny learned tokenizer. Do not change it."""
+  return _once(factory, f'{modality}_codec', codec(modality))
+
+
+def _once(factory, name, cfg):
+  workdir = shared(factory) / name
+  with open(shared(factory) / f'{name}.lock', 'w') as file, compiled_programs(factory):
     fcntl.flock(file, fcntl.LOCK_EX)  # one process trains it, the others wait
     if not (workdir / 'report.html').exists():
-      train.train(experiment(), workdir)
+      train.train(cfg, workdir)
   return workdir
 
 

@@ -1,23 +1,49 @@
 """Records to batches: sources -> documents -> token cache -> rows -> Grain -> batches.
 
-Importing this package is light: Grain and TFDS are imported where they are used.
+Importing this package is light: Grain, TFDS, Pillow and the like are imported where they are used.
 """
 
 from gpt_jax.data.cache import TokenCache, token_cache
+from gpt_jax.data.corpus import SPLITS
+from gpt_jax.data.documents import (
+  Encoded,
+  decode,
+  encode,
+  encode_batch,
+  examples,
+  images,
+  media_items,
+  waves,
+)
+from gpt_jax.data.form import Form
 from gpt_jax.data.loader import Loader
 from gpt_jax.data.mixture import DataConfig, documents, source_names
-from gpt_jax.data.packing import PACKING, eval_windows
+from gpt_jax.data.packing import PACKING, eval_rows, eval_windows
 from gpt_jax.data.sources import SOURCES, Source
+from gpt_jax.data.templates import Piece, signature
 
 __all__ = [
   'PACKING',
   'SOURCES',
+  'SPLITS',
   'DataConfig',
+  'Encoded',
+  'Form',
   'Loader',
+  'Piece',
   'Source',
   'TokenCache',
+  'decode',
   'documents',
+  'encode',
+  'encode_batch',
+  'eval_rows',
   'eval_windows',
+  'examples',
+  'images',
+  'media_items',
+  'signature',
   'source_names',
   'token_cache',
+  'waves',
 ]

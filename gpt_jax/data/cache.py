@@ -1,27 +1,36 @@
 """Token caches: a part of a source as one memory-mapped file of ids, made once and shared.
 
-The name of the file holds a hash of the text, the template, the split and the tokenizer, so that
-a change of any makes a new cache. Layout: ids (uint16 or uint32), padding to 8 bytes, the start of
-each document (int64), meta data (JSON), its length (int64), MAGIC. The meta data come last because
-documents are streamed: their number is known at the end.
+The name of the file holds a hash of the content, the template, the split and the tokenizers, so
+that a change of any makes a new cache. Layout: ids (uint16 or uint32), padding to 8 bytes, the
+start of each document (int64), meta data (JSON), its length (int64), MAGIC. The meta data come last
+because documents are streamed: their number is known at the end.
+
+Continuous features lie beside it, a row for each patch or frame id in the order of the stream, in
+`.patches.npy` (float16 [places, width]); `.patches_at.npy` (int64 [places]) has the ids' places.
 """
 
 import array
+import contextlib
 import hashlib
 import json
 import logging
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from gpt_jax.data.files import write_atomically
-from gpt_jax.data.mixture import DataConfig, open_part
+from gpt_jax.data import templates
+from gpt_jax.data.documents import Tolerance, check_pieces, check_tokenizers, decode, encode_batch
+from gpt_jax.data.files import NpyWriter, atomic
+from gpt_jax.data.form import PLACES
+from gpt_jax.data.mixture import DataConfig, Part, open_part
 
 MAGIC = b'GPTJAX01'
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 1024  # what the tokenizer gets at once
+BATCH_MEDIA = 256  # images and sounds that are decoded at once
 CONTEXT_FREE = ('bytes', 'chars')  # tokenizers that may be given a long document in pieces
 
 log = logging.getLogger(__name__)
@@ -37,6 +46,8 @@ class TokenCache:
   bytes: int  # UTF-8 bytes of the text, without eos
   name: str  # source and split, for messages
   entries: dict  # what the key hashes: content, template, tokenizer, ...
+  media: dict = field(default_factory=dict)  # how many images, sounds and skipped records, if any
+  features: dict = field(default_factory=dict)  # kind -> (float16 [places, width], int64 [places])
 
   def __reduce__(self):
     return read_cache, (self.path,)
@@ -48,7 +59,8 @@ def token_cache(
   """The tokens of one source, from `cfg.cache or cache_dir`, made if they are not there.
 
   `eos`, where the vocabulary has it, ends each document if the source has more than one, or with
-  `append_eos`. Two processes may call this at once: both write, the last replaces an equal file.
+  `append_eos`; it always ends documents with media or a condition. Two processes may call this at
+  once: both write, the last replaces equal files.
   """
   part = open_part(cfg, source_name, split)
   specials = dict(tokenizers.vocabulary.specials)
@@ -57,7 +69,11 @@ def token_cache(
       'data.append_eos=True, but the vocabulary has no eos\n'
       'fix: set data.append_eos=False or use a tokenizer with eos'
     )
-  ending = [specials['eos']] if 'eos' in specials and (part.many or cfg.append_eos) else []
+  template = cfg.mixture[source_name].template
+  if not part.plain:
+    check_tokenizers(tokenizers, template, source_name)
+  ends = part.many or cfg.append_eos or not part.plain
+  ending = [specials['eos']] if 'eos' in specials and ends else []
   entries = {**part.describe(), 'tokenizer': tokenizers.hash, 'eos': ending}
   key = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:16]
   path = Path(cfg.cache or cache_dir).expanduser() / f'{source_name}-{split}-{key}.tokens'
@@ -68,7 +84,13 @@ def token_cache(
       log.warning('making the token cache again: %s', str(error).splitlines()[0])
   log.info('tokenising %s of data.mixture.%s into %s', split, source_name, path)
   meta = {'name': f'{source_name} ({split})', 'entries': entries}
-  write_atomically(path, lambda file: _write(file, part.texts(), tokenizers, ending, meta))
+  if part.plain:
+    _write(path, _encoded_texts(part.texts(), tokenizers), tokenizers, ending, meta)
+  else:
+    tolerance = Tolerance(source_name, cfg.mixture[source_name].bad_records)
+    kinds = [kind for kind, _ in templates.parse(template) if kind in templates.CONTINUOUS]
+    items = _encoded_documents(part, tokenizers, tolerance)
+    _write(path, items, tokenizers, ending, meta, dict.fromkeys(kinds), tolerance)
   return read_cache(path)
 
 
@@ -86,37 +108,135 @@ def read_cache(path: Path) -> TokenCache:
     try:
       meta = json.loads(file.read(length))
       dtype, tokens, documents = np.dtype(meta['dtype']), meta['tokens'], meta['documents']
-    except (ValueError, KeyError, TypeError):
+      features = {kind: _read_features(path, kind, n) for kind, n in meta.get('places', {}).items()}
+    except (ValueError, KeyError, TypeError, OSError, EOFError):
       raise broken from None
   starts = -(-tokens * dtype.itemsize // 8) * 8
   if size != starts + 8 * documents + length + 16:
     raise broken
   ids = np.memmap(path, dtype, 'r', shape=(tokens,))
   offsets = np.memmap(path, np.dtype('<i8'), 'r', offset=starts, shape=(documents,))
-  return TokenCache(path, ids, offsets, meta['bytes'], meta['name'], meta['entries'])
+  return TokenCache(
+    path,
+    ids,
+    offsets,
+    meta['bytes'],
+    meta['name'],
+    meta['entries'],
+    meta.get('media', {}),
+    features,
+  )
 
 
-def _write(file, texts: Iterator[str], tokenizers, ending: list[int], meta: dict) -> None:
-  """Streams documents to the file; memory is bounded by a batch or the longest document."""
+def _read_features(path: Path, kind: str, places: int) -> tuple[np.ndarray, np.ndarray]:
+  """Features and their places in the stream, memory-mapped; ValueError if they are not whole."""
+  rows, at = (np.load(name, mmap_mode='r') for name in _beside(path, kind))
+  if len(rows) != places or at.shape != (places,):
+    raise ValueError(f'{path} has {places} {kind}, the files beside it {len(rows)}')
+  return rows, at
+
+
+def _beside(path: Path, kind: str) -> tuple[Path, Path]:
+  """The files of features and of their places."""
+  return path.with_suffix(f'.{kind}.npy'), path.with_suffix(f'.{kind}_at.npy')
+
+
+class _Item(NamedTuple):
+  """A document, or a piece of a long text."""
+
+  ids: np.ndarray | list[int]
+  bytes: int  # of its text
+  first: bool = True  # whether it begins a document
+  last: bool = True  # whether it ends one
+  features: dict = {}  # kind -> float32 [places, width]
+  counts: dict = {}  # images and sounds
+
+
+def _write(
+  path: Path, items: Iterator[_Item], tokenizers, ending: list[int], meta: dict, kinds=(),
+  tolerance: Tolerance | None = None,
+) -> None:  # fmt: skip
+  """Streams documents to the files; memory is bounded by a batch or the longest document."""
   dtype = np.dtype('<u2' if tokenizers.vocabulary.padded <= 1 << 16 else '<u4')
   end = np.asarray(ending, dtype).tobytes()
-  offsets, tokens, size = array.array('q'), 0, 0
+  offsets, tokens, size, media = array.array('q'), 0, 0, {}
+  with contextlib.ExitStack() as stack:
+    file = stack.enter_context(atomic(path))  # takes its place last: with it the cache is whole
+    writers = {
+      kind: [NpyWriter(stack.enter_context(atomic(name))) for name in _beside(path, kind)]
+      for kind in kinds
+    }
+    for ids, count, first, last, features, counts in items:
+      if first:
+        offsets.append(tokens)
+      ids = np.asarray(ids, dtype)
+      file.write(ids.tobytes() + end * last)
+      for kind, rows in features.items():
+        place = tokenizers.vocabulary.special(PLACES[kind])
+        writers[kind][0].write(rows.astype(np.float16))
+        writers[kind][1].write(np.flatnonzero(ids == place) + tokens)
+      for kind, number in counts.items():
+        media[kind] = media.get(kind, 0) + number
+      tokens += len(ids) + len(ending) * last
+      size += count
+    if not tokens:
+      raise ValueError(
+        f'data.mixture.{meta["name"]} has no tokens\nfix: check its path and template'
+      )
+    places = {kind: [writer.finish() for writer in pair][0] for kind, pair in writers.items()}
+    if tolerance is not None:
+      tolerance.report()
+      meta = {**meta, 'media': {**media, 'skipped': tolerance.skipped}, 'places': places}
+    file.write(bytes(-tokens * dtype.itemsize % 8))
+    file.write(np.asarray(offsets, '<i8').tobytes())
+    counts = {'dtype': dtype.str, 'tokens': tokens, 'documents': len(offsets), 'bytes': size}
+    footer = json.dumps({**meta, **counts}).encode()
+    file.write(footer + len(footer).to_bytes(8, 'little') + MAGIC)
+
+
+def _encoded_texts(texts: Iterator[str], tokenizers) -> Iterator[_Item]:
+  """Documents of one text each."""
   limit = BATCH_CHARACTERS if tokenizers.text.kind in CONTEXT_FREE else sys.maxsize
   for batch in _batches(_pieces(texts, limit)):
     encoded = tokenizers.text.encode_batch([text for text, _, _ in batch])
     for (text, first, last), ids in zip(batch, encoded, strict=True):
-      if first:
-        offsets.append(tokens)
-      file.write(np.asarray(ids, dtype).tobytes() + end * last)
-      tokens += len(ids) + len(ending) * last
-      size += len(text.encode())
-  if not tokens:
-    raise ValueError(f'data.mixture.{meta["name"]} has no tokens\nfix: check its path and template')
-  file.write(bytes(-tokens * dtype.itemsize % 8))
-  file.write(np.asarray(offsets, '<i8').tobytes())
-  counts = {'dtype': dtype.str, 'tokens': tokens, 'documents': len(offsets), 'bytes': size}
-  footer = json.dumps({**meta, **counts}).encode()
-  file.write(footer + len(footer).to_bytes(8, 'little') + MAGIC)
+      yield _Item(ids, len(text.encode()), first, last)
+
+
+def _encoded_documents(part: Part, tokenizers, tolerance: Tolerance) -> Iterator[_Item]:
+  """Documents of several pieces; those whose media cannot be read are left out."""
+
+  def decoded():
+    for where, pieces in part.examples():
+      check_pieces(tokenizers, pieces, where)
+      try:
+        yield decode(tokenizers, pieces, where, tolerance.notes)
+      except (OSError, ValueError) as error:
+        tolerance.skip(error)
+
+  for batch in _document_batches(decoded()):
+    for pieces, encoded in zip(batch, encode_batch(tokenizers, batch), strict=True):
+      kinds = [templates.MODALITY.get(piece.kind) for piece in pieces]
+      counts = {'images': kinds.count('image'), 'sounds': kinds.count('audio')}
+      size = sum(len(piece.value.encode()) for piece in pieces if piece.kind == 'text')
+      features = {kind: getattr(encoded, kind) for kind in templates.CONTINUOUS}
+      features = {kind: rows for kind, rows in features.items() if rows is not None}
+      yield _Item(encoded.ids, size, features=features, counts=counts)
+
+
+def _document_batches(documents: Iterator[list]) -> Iterator[list[list]]:
+  """Lists of documents with about BATCH_MEDIA media or BATCH_CHARACTERS characters."""
+  batch, media, characters = [], 0, 0
+  for pieces in documents:
+    batch.append(pieces)
+    media += sum(piece.kind in templates.MODALITY for piece in pieces)
+    characters += sum(len(piece.value) for piece in pieces if piece.kind == 'text')
+    full = media >= BATCH_MEDIA or characters >= BATCH_CHARACTERS
+    if full or len(batch) >= BATCH_DOCUMENTS:
+      yield batch
+      batch, media, characters = [], 0, 0
+  if batch:
+    yield batch
 
 
 def _pieces(texts: Iterator[str], limit: int) -> Iterator[tuple[str, bool, bool]]:

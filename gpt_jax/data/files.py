@@ -1,11 +1,15 @@
 """Files: found, hashed, and written so that a reader sees all of one or nothing."""
 
+import contextlib
 import glob
 import hashlib
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
 
 
 def roots() -> list[str]:
@@ -36,15 +40,66 @@ def hash_files(paths: list[Path]) -> str:
   return total.hexdigest()
 
 
-def write_atomically(path: Path, write: Callable) -> None:
-  """Calls write(file) on a temporary file beside `path` and moves it there, or leaves nothing."""
+def not_utf8(path: Path, offset: int) -> ValueError:
+  """The error for a text file with a byte that is none."""
+  return ValueError(
+    f'{path} is not UTF-8: bad byte at offset {offset}\n'
+    f'fix: convert it, as in: iconv -f latin1 -t utf-8 {path}'
+  )
+
+
+def container(path: str) -> Path | None:
+  """The file that holds the content of a path: itself, or a .zip before it; None for no file."""
+  for root in roots():
+    full = Path(root) / os.path.expanduser(path)
+    for file in (full, *(parent for parent in full.parents if parent.suffix == '.zip')):
+      if file.is_file():
+        return file
+  return None
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+  """A temporary file beside `path` that is moved there, or leaves nothing if there is an error."""
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex[:12]}.tmp')
   try:
     with open(temporary, 'wb') as file:
-      write(file)
+      yield file
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, write: Callable) -> None:
+  """Calls write(file) on a temporary file beside `path` and moves it there, or leaves nothing."""
+  with atomic(path) as file:
+    write(file)
+
+
+class NpyWriter:
+  """Streams rows into a .npy file whose length is known at the end."""
+
+  HEADER = 128  # bytes, with room for any length
+
+  def __init__(self, file: BinaryIO):
+    self._file, self._rows, self._dtype, self._row = file, 0, np.dtype(np.float16), ()
+    file.write(bytes(self.HEADER))
+
+  def write(self, rows: np.ndarray) -> None:
+    """Appends rows [n, ..], all calls with the same type and width."""
+    self._dtype, self._row, self._rows = rows.dtype, rows.shape[1:], self._rows + len(rows)
+    self._file.write(np.ascontiguousarray(rows).tobytes())
+
+  def finish(self) -> int:
+    """Writes the header -> number of rows."""
+    shape = (self._rows, *self._row)
+    fields = {'descr': self._dtype.str, 'fortran_order': False, 'shape': shape}
+    text = f'{fields!r}'.encode()
+    self._file.seek(0)
+    self._file.write(b'\x93NUMPY\x01\x00' + (self.HEADER - 10).to_bytes(2, 'little'))
+    self._file.write(text.ljust(self.HEADER - 11) + b'\n')
+    self._file.seek(0, os.SEEK_END)
+    return self._rows

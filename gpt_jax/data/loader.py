@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt_jax.data.cache import token_cache
+from gpt_jax.data.form import Form
 from gpt_jax.data.mixture import DataConfig, source_names
 from gpt_jax.data.packing import PACKING, Rows
 
@@ -55,13 +56,15 @@ class Loader:
     if not self.names:
       raise ValueError(
         f'no source has {split} data with data.valid_fraction={cfg.valid_fraction}\n'
-        'fix: raise data.valid_fraction, or set valid_path (tfds: valid_split) of a source'
+        f'fix: set {split}_path, {split}_keep or (tfds) {split}_split of a source, or, for '
+        'validation, raise data.valid_fraction'
       )
     self.caches = {
       name: token_cache(cfg, name, tokenizers, split, cache_dir) for name in self.names
     }
+    form = Form.of(cfg, tokenizers)
     self.rows = {
-      name: PACKING[cfg.packing](cache, length, _seed(seed, 'crop', name), cfg.mask_documents)
+      name: PACKING[cfg.packing](cache, length, _seed(seed, 'crop', name), cfg.mask_documents, form)
       for name, cache in self.caches.items()
     }
     self._cfg, self._batch_size, self._seed = cfg, batch_size, seed
@@ -77,6 +80,8 @@ class Loader:
       'packing': cfg.packing,
       'mask_documents': cfg.mask_documents,
       'order': self._order(),
+      # Only where they are used: runs that never heard of them resume.
+      **{key: value for key in ('prefix', 'condition_dropout') if (value := getattr(cfg, key))},
       **{
         f'mixture.{name}.{key}': value
         for name, cache in self.caches.items()

@@ -1,8 +1,8 @@
-"""The data section of a config, and the documents of its training and validation parts.
+"""The data section of a config, and the documents of its training, validation and test parts.
 
-A single document is cut by characters at int((1 - f) * len), as nanoGPT cuts its corpora. Of many
+A single text is cut by characters at int((1 - f) * len), as nanoGPT cuts its corpora. Of many
 documents those with the smallest keyed hashes are for validation: their order plays no part, and
-equal documents are always on the same side.
+equal documents are always on the same side, media by the bytes of their files.
 """
 
 import array
@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gpt_jax.data import sources, templates
+from gpt_jax.data import media, sources, templates
+from gpt_jax.data.corpus import SPLITS, selection
 from gpt_jax.data.packing import PACKING
 from gpt_jax.data.sources import Source
-
-SPLITS = ('train', 'valid')
+from gpt_jax.data.templates import Piece
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class DataConfig:
     0.1  # share kept for validation where a source does not name its own; 0 = none
   )
   split_seed: int = 0  # which documents are for validation
-  append_eos: bool = False  # end even a single document with eos; many documents always end with it
+  append_eos: bool = False  # end even a single text with eos; other documents always end with it
+  prefix: bool = False  # first_fit: attention within a condition sees all of it
+  condition_dropout: float = 0.0  # first_fit: share of conditions replaced by null, for guidance
   cache: str = ''  # folder of token caches; '' = in the run folder
   workers: int = 0  # processes that make batches; 0 = threads of this one
   prefetch: int = 2  # batches made ahead, by each worker; 0 = none
@@ -58,30 +60,72 @@ class DataConfig:
     for name in ('workers', 'prefetch'):
       if getattr(self, name) < 0:
         raise ValueError(f'data.{name}={getattr(self, name)} is negative\nfix: use 0 or more')
+    if not 0 <= self.condition_dropout < 1:
+      raise ValueError(
+        f'data.condition_dropout={self.condition_dropout} is no share\n'
+        'fix: use 0 <= condition_dropout < 1; 0.1 is common'
+      )
+    self._check_conditions()
+
+  def _check_conditions(self):
+    """Documents with media or a condition stay whole; their options mean nothing to others."""
+    for name, source in self.mixture.items():
+      if not templates.is_plain(source.template) and self.packing != 'first_fit':
+        raise ValueError(
+          f"data.mixture.{name}.template={source.template!r} has media or ' -> ', and "
+          f'data.packing={self.packing} would cut its documents\n'
+          'fix: set data.packing=first_fit'
+        )
+    for name in ('prefix', 'condition_dropout'):
+      if getattr(self, name) and not any(templates.signature(t)[0] for t in self._templates()):
+        raise ValueError(
+          f'data.{name}={getattr(self, name)} has no effect: no template has a condition\n'
+          f"fix: write one such as '{{question}} -> {{answer}}', or leave data.{name} out"
+        )
+
+  def _templates(self):
+    return [source.template for source in self.mixture.values()]
+
+  @property
+  def has_only_text(self) -> bool:
+    """Whether every document is one text without a condition."""
+    return all(map(templates.is_plain, self._templates()))
+
+  @property
+  def features(self) -> tuple[str, ...]:
+    """The continuous inputs that documents may have: 'patches', 'frames'."""
+    used = {kind for template in self._templates() for kind, _ in templates.parse(template)}
+    return tuple(kind for kind in templates.CONTINUOUS if kind in used)
 
 
 @dataclass(frozen=True)
 class Part:
-  """The training or the validation documents of one source."""
+  """The documents of one source that belong to a split."""
 
-  texts: Callable[[], Iterator[str]]  # documents, in a fixed order
+  examples: Callable[[], Iterator[tuple[str, list[Piece]]]]  # (where, pieces), in a fixed order
   many: bool  # whether the source has more than one document
+  plain: bool  # whether documents are one text each
   describe: Callable[[], dict]  # JSON-able; parts that differ in any document differ here
+
+  def texts(self) -> Iterator[str]:
+    """The texts of each document, joined."""
+    for _, pieces in self.examples():
+      yield ''.join(piece.value for piece in pieces if piece.kind == 'text')
 
 
 def source_names(cfg: DataConfig, split: str) -> tuple[str, ...]:
-  """Names of the sources with data for `split`, sorted; () if nothing is kept for validation."""
+  """Names of the sources with data for `split`, sorted; () if nothing is kept for it."""
   if split not in SPLITS:
     raise ValueError(f'split={split} is unknown\nfix: use one of {", ".join(SPLITS)}')
   return tuple(
     name
     for name, source in sorted(cfg.mixture.items())
-    if split == 'train' or source.has_valid or cfg.valid_fraction
+    if split == 'train' or source.has(split) or (split == 'valid' and cfg.valid_fraction)
   )
 
 
 def documents(cfg: DataConfig, split: str) -> Iterator[tuple[str, str]]:
-  """All (source name, text of a document) of `split`, source after source."""
+  """All (source name, text of a document) of `split`, source after source; media are left out."""
   for name in source_names(cfg, split):
     for text in open_part(cfg, name, split).texts():
       yield name, text
@@ -90,31 +134,36 @@ def documents(cfg: DataConfig, split: str) -> Iterator[tuple[str, str]]:
 def open_part(cfg: DataConfig, name: str, split: str) -> Part:
   """The documents of one source that belong to `split`; reads at most two of them."""
   if name not in source_names(cfg, split):
-    raise ValueError(
-      f'data.mixture.{name} has no {split} data with data.valid_fraction={cfg.valid_fraction}\n'
-      'fix: raise data.valid_fraction, or set valid_path (tfds: valid_split) of the source'
-    )
+    raise _nothing_named(cfg, name, split)
   source = cfg.mixture[name]
   corpus = sources.open_source(source, split)
 
-  def texts():
+  def examples():
     for where, record in corpus.records():
-      yield templates.render(source.template, record, where)
+      yield where, templates.pieces(source.template, record, where)
 
-  first = len(list(itertools.islice(texts(), 2)))
+  plain = templates.is_plain(source.template)
+  first = len(list(itertools.islice(examples(), 2)))
   if not first:
-    raise ValueError(f'data.mixture.{name} has no {split} documents\nfix: check its path')
-  whole = source.has_valid or not cfg.valid_fraction
+    raise ValueError(
+      f'data.mixture.{name} has no {split} documents\nfix: check its path and its filters'
+    )
+  whole = source.has(split) or (source.has_valid and split == 'train') or not cfg.valid_fraction
+  if first == 1 and not plain and not whole:
+    raise ValueError(
+      f"data.mixture.{name} has one document, and one with media or ' -> ' cannot be cut in two\n"
+      'fix: set data.valid_fraction=0.0, give more documents, or set valid_path'
+    )
 
   def chosen():
     if whole:
-      yield from texts()
+      yield from examples()
       return
     select = _select if first > 1 else _cut
     empty = True
-    for text in select(texts, cfg, split):
+    for example in select(examples, cfg, split):
       empty = False
-      yield text
+      yield example
     if empty:
       raise ValueError(
         f'data.mixture.{name} leaves nothing for {split} with '
@@ -124,33 +173,84 @@ def open_part(cfg: DataConfig, name: str, split: str) -> Part:
 
   def describe():
     cut = {} if whole else {'split': split, **_pick(cfg, ('valid_fraction', 'split_seed'))}
-    return {'content': corpus.content(), **_pick(source, ('kind', 'template', 'separator')), **cut}
+    return {
+      'content': corpus.content(), **_pick(source, ('kind', 'template', 'separator')),
+      **_changed(source, ('names', 'pattern', 'rate', 'bad_records')),
+      **selection(source, split if source.has(split) else 'train'), **cut,
+    }  # fmt: skip
 
-  return Part(chosen, first > 1, describe)
+  return Part(chosen, first > 1, plain, describe)
+
+
+def _nothing_named(cfg: DataConfig, name: str, split: str) -> ValueError:
+  return ValueError(
+    f'data.mixture.{name} has no {split} data with data.valid_fraction={cfg.valid_fraction}\n'
+    f'fix: set {split}_path, {split}_keep or (tfds) {split}_split of the source, or, for '
+    'validation, raise data.valid_fraction'
+  )
+
+
+def _changed(instance, names: tuple[str, ...]) -> dict:
+  """The fields that do not have their default, so that a new field leaves old keys as they are."""
+  defaults = {field.name: field.default for field in dataclasses.fields(instance)}
+  picked = _pick(instance, names)
+  return {name: value for name, value in picked.items() if value != defaults[name]}
 
 
 def _pick(instance, names: tuple[str, ...]) -> dict:
   return {name: value for name, value in dataclasses.asdict(instance).items() if name in names}
 
 
-def _cut(texts: Callable[[], Iterator[str]], cfg: DataConfig, split: str) -> Iterator[str]:
-  """One document, cut by characters."""
-  for text in texts():
-    cut = int((1 - cfg.valid_fraction) * len(text))
-    if part := text[:cut] if split == 'train' else text[cut:]:
-      yield part
+def _cut(examples: Callable, cfg: DataConfig, split: str) -> Iterator[tuple[str, list[Piece]]]:
+  """One text, cut by characters."""
+  for where, [piece] in examples():
+    cut = int((1 - cfg.valid_fraction) * len(piece.value))
+    if part := piece.value[:cut] if split == 'train' else piece.value[cut:]:
+      yield where, [Piece('text', part)]
 
 
-def _select(texts: Callable[[], Iterator[str]], cfg: DataConfig, split: str) -> Iterator[str]:
-  """Many documents, in two passes: eight bytes each are held, never their text."""
+def _select(examples: Callable, cfg: DataConfig, split: str) -> Iterator[tuple[str, list[Piece]]]:
+  """Many documents, in two passes: eight bytes each are held, never their content."""
   key = b'%d' % cfg.split_seed
-
-  def digest(text):
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest())
-
-  digests = np.frombuffer(array.array('Q', map(digest, texts())), np.uint64)
+  digests = np.frombuffer(
+    array.array('Q', (digest(pieces, key) for _, pieces in examples())), np.uint64
+  )
   count = min(max(1, round(cfg.valid_fraction * len(digests))), len(digests) - 1)
-  limit = int(np.partition(digests, count - 1)[count - 1])
-  for text in texts():
-    if (digest(text) <= limit) == (split == 'valid'):
-      yield text
+  low = digests <= np.partition(digests, count - 1)[count - 1]
+  for example, is_low in zip(examples(), low, strict=True):
+    if is_low == (split == 'valid'):
+      yield example
+
+
+def digest(pieces: list[Piece], key: bytes) -> int:
+  """64 bits of the content of a document; for one text those of its UTF-8 bytes.
+
+  Where there are media only they count: the same picture is on the same side of the split whether
+  it is named or drawn, read as codes or as patches.
+  """
+  shown = [piece for piece in pieces if piece.kind in templates.MODALITY]
+  if len(pieces) == 1 and pieces[0].kind == 'text':
+    content = [pieces[0].value.encode()]
+  else:
+    content = [part for pair in sorted(map(_content, shown or pieces)) for part in pair]
+  total = hashlib.blake2b(digest_size=8, key=key)
+  for part in content:
+    total.update(part)
+  return int.from_bytes(total.digest())
+
+
+def _content(piece: Piece) -> tuple[bytes, bytes]:
+  """A heading and the bytes of a piece; a file that is not there counts by its name."""
+  value = piece.value
+  if isinstance(value, str) and piece.kind in templates.MODALITY:
+    try:
+      data = media.open_bytes(value)
+    except (OSError, ValueError):  # named, and skipped or not, where it is decoded
+      data = value.encode()
+  elif isinstance(value, (str, bytes)):
+    data = value.encode() if isinstance(value, str) else value
+  else:
+    values = value.values if isinstance(value, templates.Samples) else value
+    data = str((values.dtype.str, values.shape)).encode() + np.ascontiguousarray(values).tobytes()
+  kind = templates.MODALITY.get(piece.kind, piece.kind)
+  return f'{kind} {len(data)} '.encode(), data

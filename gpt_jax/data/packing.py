@@ -6,19 +6,21 @@ makes any of them from their numbers, without a loop over tokens or rows.
 Letters: B rows, T inputs of a row, W = T + 1 tokens of a row (targets are inputs one place on),
 N pieces of documents, J tokens of the gathered pieces.
 Batches: token_ids_BT, target_ids_BT int32; loss_mask_BT float32; where documents are told apart
-also segment_ids_BT (1, 2, .. within a row, 0 = padding) and positions_BT (from 0 in each segment).
+also segment_ids_BT (1, 2, .. within a row, 0 = padding) and positions_BT (from 0 in each segment);
+and what the `Form` of documents with media or a condition adds.
 
 Sources: random windows, nanoGPT; concatenate and split, GPT-2; packing with segments, T5X.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from gpt_jax.data.files import write_atomically
+from gpt_jax.data.form import PLAIN, Form, spread
 from gpt_jax.data.sources import scramble
 
 CHUNK = (
@@ -32,8 +34,9 @@ class Rows:
 
   cache: Any  # TokenCache, or anything with its ids, offsets, path and name
   length: int  # T
-  seed: int = 0  # crop
+  seed: int = 0  # crop; first_fit: which conditions are dropped
   mask_documents: bool = False  # crop, split
+  form: Form = PLAIN  # first_fit
 
   def __post_init__(self):
     need = self.length + 1 if isinstance(self, Crop) else 2
@@ -44,7 +47,7 @@ class Rows:
       )
 
   def __reduce__(self):
-    return type(self), (self.cache, self.length, self.seed, self.mask_documents)
+    return type(self), (self.cache, self.length, self.seed, self.mask_documents, self.form)
 
 
 class Crop(Rows):
@@ -92,6 +95,7 @@ class FirstFit(Rows):
   @cached_property
   def plan(self) -> 'Plan':
     """Which piece lies in which row; made once, then read from a file beside the token cache."""
+    self.form.refuse_cuts(self.cache, self.length)
     return Plan.of(self.cache, self.length)
 
   @property
@@ -109,18 +113,30 @@ class FirstFit(Rows):
     """Rows by number."""
     row_B = index_B % self.count
     first_B, last_B = (np.searchsorted(self.plan.row_N, row_B, side) for side in ('left', 'right'))
-    batch_N, rank_N = _spread(last_B - first_B)
+    batch_N, rank_N = spread(last_B - first_B)
     piece_N = first_B[batch_N] + rank_N
     start_N, size_N = self.plan.start_N[piece_N], self.plan.size_N[piece_N]
     before_N = np.cumsum(size_N) - size_N
     column_N = before_N - before_N[rank_N == 0][batch_N]
-    piece_J, offset_J = _spread(size_N)
+    piece_J, offset_J = spread(size_N)
     slots = batch_N[piece_J], column_N[piece_J] + offset_J
     tokens_BW, segments_BW, positions_BW = np.zeros((3, len(index_B), self.length + 1), np.int32)
-    tokens_BW[slots] = np.asarray(self.cache.ids)[start_N[piece_J] + offset_J]
+    place_J = start_N[piece_J] + offset_J
+    tokens_BW[slots] = np.asarray(self.cache.ids)[place_J]
     segments_BW[slots] = rank_N[piece_J] + 1
     positions_BW[slots] = offset_J
-    return _batch(tokens_BW, segments_BW > 0, segments_BW, positions_BW)
+    batch = _batch(tokens_BW, segments_BW > 0, segments_BW, positions_BW)
+    if self.form.layout is None:
+      return batch
+    place_BW = np.full_like(tokens_BW, -1, np.int64)
+    place_BW[slots] = place_J
+    dropped_BW = np.zeros_like(tokens_BW, bool)
+    if self.form.dropout:  # a function of the seed, the row of the epoch and the document
+      bits_N = scramble(
+        self.seed, scramble(self.seed, index_B)[batch_N] + start_N.astype(np.uint64)
+      )
+      dropped_BW[slots] = (bits_N >> np.uint64(11))[piece_J] < self.form.dropout * 2**53
+    return batch | self.form.add(batch, tokens_BW, segments_BW, dropped_BW, place_BW, self.cache)
 
 
 @dataclass(frozen=True)
@@ -157,7 +173,7 @@ def make_plan(offsets: np.ndarray, tokens: int, length: int) -> np.ndarray:
   """
   ends = np.append(offsets[1:], tokens)
   pieces = -(-np.maximum(ends - offsets - 1, 0) // length)
-  document, rank = _spread(pieces)
+  document, rank = spread(pieces)
   start = offsets[document] + rank * length
   size = np.minimum(ends[document] - start, length + 1)
   if not len(start):
@@ -195,12 +211,6 @@ def first_fit(sizes: list[int], capacity: int) -> list[int]:
         break
       room[node] = best
   return bins
-
-
-def _spread(count_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """For counts (2, 3): which (0, 0, 1, 1, 1) and the rank within it (0, 1, 0, 1, 2)."""
-  which = np.repeat(np.arange(len(count_N)), count_N)
-  return which, np.arange(len(which)) - (np.cumsum(count_N) - count_N)[which]
 
 
 def windows(
@@ -253,19 +263,46 @@ def eval_windows(
   """
   if not 1 <= stride <= length:
     raise ValueError(f'stride={stride} is not in 1 .. {length}\nfix: use a stride up to the length')
-  if batch_size % process_count:
-    raise ValueError(
-      f'batch_size={batch_size} is not a multiple of {process_count} processes\nfix: use a multiple'
-    )
+  own = _own_rows(batch_size, process_count)
   targets = len(cache.ids) - 1
   count = 1 + max(0, -(-(targets - length) // stride))
-  own = batch_size // process_count
   for first in range(process_index * own, -(-count // batch_size) * batch_size, batch_size):
     row_B = np.arange(first, first + own)
     batch = windows(cache, np.minimum(row_B, count - 1) * stride, length, mask_documents)
     old_BT = (row_B > 0)[:, None] & (np.arange(length) < length - stride)
     batch['loss_mask_BT'][old_BT | (row_B >= count)[:, None]] = 0
     yield batch
+
+
+def eval_rows(
+  cache,
+  length: int,
+  batch_size: int,
+  *,
+  form: Form = PLAIN,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Batches that score whole documents, each once, in the order of the first_fit plan.
+
+  Arrays as in training with this form, but no condition is dropped. Rows that fill the last batch
+  have mask 0. `batch_size` counts the rows of all processes; each yields its own.
+  """
+  own = _own_rows(batch_size, process_count)
+  rows = FirstFit(cache, length, form=replace(form, dropout=0.0))
+  for first in range(process_index * own, -(-rows.count // batch_size) * batch_size, batch_size):
+    row_B = np.arange(first, first + own)
+    batch = rows.gather(np.minimum(row_B, rows.count - 1))
+    batch['loss_mask_BT'][row_B >= rows.count] = 0
+    yield batch
+
+
+def _own_rows(batch_size: int, process_count: int) -> int:
+  if batch_size % process_count:
+    raise ValueError(
+      f'batch_size={batch_size} is not a multiple of {process_count} processes\nfix: use a multiple'
+    )
+  return batch_size // process_count
 
 
 PACKING = {

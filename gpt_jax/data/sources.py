@@ -1,4 +1,4 @@
-"""Where records come from: built in text, text files, JSON lines, TFDS data sets, generated text.
+"""Where records come from: a `Source` of the config, and the table of its kinds.
 
 A row of SOURCES opens a source and gives a `Corpus`: two functions, one streams (where, record),
 one hashes all that the first can read. A record is a dict of fields, `where` names it in messages.
@@ -10,14 +10,15 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from gpt_jax.data import templates
-from gpt_jax.data.files import find, hash_files, roots
+from gpt_jax.data import corpus, media_sources, record_sources, templates
+from gpt_jax.data.corpus import Corpus
+from gpt_jax.data.files import find, hash_files, not_utf8
 
 BLOCK = 1 << 20  # bytes read at a time
 SYNTHETIC_WORDS, SYNTHETIC_CHOICES = 512, 8  # vocabulary and successors of the Markov chain
@@ -28,15 +29,26 @@ class Source:
   """One member of a mixture. A field that its kind does not use must keep its default."""
 
   kind: str = 'builtin'  # row of SOURCES
-  path: str = ''  # file, glob or folder (text, jsonl); name of the data set (tfds)
-  template: str = '{text}'  # text of a document, over the fields of a record
+  path: str = ''  # file, glob or folder; files: also a .zip; tfds: name of the data set
+  template: str = '{text}'  # what a document is, over the fields of a record
   weight: float = 1.0  # share of the rows, relative to the other sources
   separator: str = ''  # text: string between the documents of a file; '' = a file is a document
-  valid_path: str = ''  # text, jsonl: validation files; '' = a part of `path`
+  valid_path: str = ''  # validation files; '' = a part of `path`
+  test_path: str = ''  # test files; '' = none, or what test_keep selects of `path`
   train_split: str = 'train'  # tfds: split, as in 'train' or 'train[:90%]'
   valid_split: str = ''  # tfds: split for validation; '' = a part of train_split
+  test_split: str = ''  # tfds: split for the test; '' = none
+  keep: str = ''  # which records, as in 'speaker=theo|lucas,digit=3'; '' = all
+  valid_keep: str = ''  # which records are for validation, and not for training
+  test_keep: str = ''  # which records are for the test, and for nothing else
+  names: tuple[str, ...] = ()  # adds the field name = names[label]
+  root: str = ''  # jsonl: folder or .zip of the media that it names; '' = the folder of the file
+  pattern: str = ''  # files: regular expression on a file's name; its named groups become fields
+  captions: str = ''  # files: JSON lines with more fields of the file that file/image/audio names
+  bad_records: int = 0  # unreadable media that are skipped; one more is an error
   data_dir: str = ''  # tfds: folder of prepared data sets; '' = the library's own default
-  documents: int = 1000  # synthetic: documents of 256 words
+  rate: int = 0  # arrays, tfds: samples a second of sounds; 0 = what the data or tokenizer say
+  documents: int = 1000  # keypad: sounds; synthetic: documents of 256 words
   seed: int = 0  # synthetic: seed of the generator
 
   def __post_init__(self):
@@ -58,28 +70,44 @@ class Source:
       raise ValueError(f'weight={self.weight} is not positive\nfix: remove the source or raise it')
     if self.documents < 1:
       raise ValueError(f'documents={self.documents} is not positive\nfix: generate at least one')
+    for name in ('bad_records', 'rate'):
+      if getattr(self, name) < 0:
+        raise ValueError(f'{name}={getattr(self, name)} is negative\nfix: use 0 or more')
+    for keep in (self.keep, self.valid_keep, self.test_keep):
+      corpus.parse(keep)
+    media_sources.check_pattern(self.pattern)
     templates.parse(self.template)
+
+  def is_apart(self, split: str) -> bool:
+    """Whether `split` has files of its own."""
+    return any(getattr(self, f'{split}_{what}') for what in ('path', 'split') if split != 'train')
+
+  def has(self, split: str) -> bool:
+    """Whether the data of `split` are named, so that nothing is cut from the training data."""
+    return split != 'train' and bool(self.is_apart(split) or getattr(self, f'{split}_keep'))
 
   @property
   def has_valid(self) -> bool:
-    """Whether the validation data are named, so that nothing is cut from the training data."""
-    return bool(self.valid_path or self.valid_split)
+    """Whether the validation data are named."""
+    return self.has('valid')
 
+  @property
+  def has_test(self) -> bool:
+    """Whether there are test data."""
+    return self.has('test')
 
-@dataclass(frozen=True)
-class Corpus:
-  """An opened source."""
-
-  records: Callable[[], Iterator[tuple[str, dict]]]  # (where it is, its fields), in a fixed order
-  content: Callable[[], str]  # hash of everything that records() depends on outside the config
+  def path_of(self, split: str) -> str:
+    """The files of `split`."""
+    return (split != 'train' and getattr(self, f'{split}_path')) or self.path
 
 
 def open_source(source: Source, split: str) -> Corpus:
-  """The records of `split` if the source names its validation data, else all of them."""
-  return SOURCES[source.kind](source, split == 'valid' and source.has_valid)
+  """The records of `split` if the source names its data, else those of training."""
+  own = split if source.has(split) else 'train'
+  return corpus.select(SOURCES[source.kind](source, own), source, own)
 
 
-def _builtin(source: Source, valid: bool) -> Corpus:
+def _builtin(source: Source, split: str) -> Corpus:
   """The language reference that every CPython carries; its text differs between Python versions."""
   try:
     from pydoc_data.topics import topics
@@ -100,9 +128,9 @@ def _builtin(source: Source, valid: bool) -> Corpus:
   return Corpus(records, content)
 
 
-def _text(source: Source, valid: bool) -> Corpus:
+def _text(source: Source, split: str) -> Corpus:
   """UTF-8 files, byte for byte; each is one document, or many between separators."""
-  files = find(source.valid_path if valid else source.path, '.txt')
+  files = find(source.path_of(split), '.txt')
 
   def records():
     for path in files:
@@ -140,108 +168,13 @@ def _decoded(path: Path) -> Iterator[str]:
       try:
         yield decoder.decode(block, final=not block)
       except UnicodeDecodeError as error:
-        raise _not_utf8(path, offset - held + error.start) from None
+        raise not_utf8(path, offset - held + error.start) from None
       if not block:
         return
       offset += len(block)
 
 
-def _not_utf8(path: Path, offset: int) -> ValueError:
-  return ValueError(
-    f'{path} is not UTF-8: bad byte at offset {offset}\n'
-    f'fix: convert it, as in: iconv -f latin1 -t utf-8 {path}'
-  )
-
-
-def _jsonl(source: Source, valid: bool) -> Corpus:
-  """A JSON object per line; blank lines are skipped."""
-  files = find(source.valid_path if valid else source.path, '.jsonl')
-
-  def records():
-    for path in files:
-      offset = 0
-      with open(path, 'rb') as file:
-        for number, line in enumerate(file, 1):
-          if line.strip():
-            yield f'{path} line {number}', _json_record(path, number, line, offset)
-          offset += len(line)
-      if not offset:
-        raise ValueError(f'{path} is empty\nfix: remove it from path, or fill it')
-
-  return Corpus(records, lambda: hash_files(files))
-
-
-def _json_record(path: Path, number: int, line: bytes, offset: int) -> dict:
-  try:
-    record = json.loads(line.decode('utf-8'))
-  except UnicodeDecodeError as error:
-    raise _not_utf8(path, offset + error.start) from None
-  except json.JSONDecodeError as error:
-    raise ValueError(
-      f'{path} line {number} is not JSON: {error.msg} at column {error.colno}\n'
-      'fix: write one JSON object per line'
-    ) from None
-  if not isinstance(record, dict):
-    raise ValueError(
-      f'{path} line {number} is a JSON {type(record).__name__}, not an object\n'
-      'fix: write one JSON object per line'
-    )
-  return record
-
-
-def _tfds(source: Source, valid: bool) -> Corpus:
-  """A prepared TFDS data set in array_record format, which is read without TensorFlow."""
-  split = source.valid_split if valid else source.train_split
-  builder = _tfds_builder(source)
-  try:
-    info = builder.info.splits[split]
-  except (KeyError, ValueError):
-    raise ValueError(
-      f'split {split} of tfds path={source.path} does not exist\n'
-      f'fix: train_split and valid_split can be made of {", ".join(builder.info.splits)}'
-    ) from None
-
-  def records():
-    rows = builder.as_data_source(split=split)
-    for start in range(0, len(rows), 256):
-      numbers = range(start, min(start + 256, len(rows)))
-      for number, record in zip(numbers, rows.__getitems__(numbers), strict=True):
-        yield f'{builder.info.full_name} {split} record {number}', record
-
-  def content():
-    files = hash_files(sorted(map(Path, info.filepaths)))
-    return f'{builder.info.full_name}-{split}-{files}'
-
-  return Corpus(records, content)
-
-
-def _tfds_builder(source: Source):
-  """The builder of a prepared data set, or a ValueError that says how to prepare it."""
-  import tensorflow_datasets as tfds
-
-  options = {}
-  if source.data_dir:
-    paths = [os.path.join(root, os.path.expanduser(source.data_dir)) for root in roots()]
-    options['data_dir'] = next(filter(os.path.isdir, paths), source.data_dir)
-  try:
-    builder = tfds.builder(source.path, **options)
-  except (ImportError, ValueError) as error:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    raise ValueError(
-      f'path={source.path} is no TFDS data set that can be loaded: {reason}\n'
-      'fix: give a name as in mnist, or name/config; data_dir is the folder that holds its folder'
-    ) from None
-  if not builder.is_prepared() or builder.info.file_format.value not in ('array_record', 'parquet'):
-    arguments = ', '.join([repr(source.path), *(f'{k}={v!r}' for k, v in options.items())])
-    raise ValueError(
-      f'path={source.path} is not prepared as array_record in {builder.data_path}\n'
-      'fix: python -c "import tensorflow_datasets as tfds; '
-      f"tfds.builder({arguments}, file_format='array_record').download_and_prepare()\""
-    )
-  return builder
-
-
-def _synthetic(source: Source, valid: bool) -> Corpus:
+def _synthetic(source: Source, split: str) -> Corpus:
   """An order-1 Markov chain over made-up words: learnable, endless, the same on every machine."""
 
   def records():
@@ -277,16 +210,29 @@ def scramble(seed: int, index: np.ndarray) -> np.ndarray:
 SOURCES = {
   'builtin': _builtin,
   'text': _text,
-  'jsonl': _jsonl,
-  'tfds': _tfds,
+  'jsonl': record_sources.jsonl,
+  'tfds': record_sources.tfds,
   'synthetic': _synthetic,
+  'digits': media_sources.digits,
+  'keypad': media_sources.keypad,
+  'arrays': media_sources.arrays,
+  'files': media_sources.files,
 }
 
 # The fields that a kind reads besides kind, template and weight.
+FILTERS = ('keep', 'valid_keep', 'test_keep')
+PATHS = ('path', 'valid_path', 'test_path')
 FIELDS = {
-  'builtin': (),
-  'text': ('path', 'separator', 'valid_path'),
-  'jsonl': ('path', 'valid_path'),
-  'tfds': ('path', 'train_split', 'valid_split', 'data_dir'),
+  'builtin': FILTERS,
+  'text': ('separator', *PATHS),
+  'jsonl': ('root', 'names', 'bad_records', *PATHS, *FILTERS),
+  'tfds': (
+    'path', 'train_split', 'valid_split', 'test_split', 'data_dir', 'rate', 'names', 'bad_records',
+    *FILTERS,
+  ),
   'synthetic': ('documents', 'seed'),
-}
+  'digits': FILTERS,
+  'keypad': ('documents', *FILTERS),
+  'arrays': ('rate', 'names', 'bad_records', *PATHS, *FILTERS),
+  'files': ('pattern', 'captions', 'names', 'bad_records', *PATHS, *FILTERS),
+}  # fmt: skip

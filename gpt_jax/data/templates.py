@@ -1,49 +1,229 @@
-"""Records to text: a template such as 'Q: {question}\\nA: {answer}' over the fields of a record.
+"""Records to documents: a template such as '{image:image} -> {name}' over the fields of a record.
 
-`{a.b.0}` goes into nested records and lists, `{{` and `}}` are braces. Nothing else of Python's
-format language is accepted: a format that silently rounds a number or reads an attribute has no
-place in training data.
+`{name}` is text; `{x:image}` and `{x:audio}` become tokens; `{x:patches}` and `{x:frames}` are
+images and sounds that are only read, as continuous features; `{x:parts}` is a list of {"text": ..},
+{"image": ..} and {"audio": ..}. ' -> ' stands between a condition and its target. `{a.b.0}` goes
+into nested records and lists, `{{` and `}}` are braces. Nothing else of Python's format language is
+accepted: a format that silently rounds a number or reads an attribute does not belong in training.
 """
 
 import functools
 import string
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+
+ARROW = ' -> '
+MODALITY = {'image': 'image', 'audio': 'audio', 'patches': 'image', 'frames': 'audio'}  # of a field
+CONTINUOUS = ('patches', 'frames')
+PARTS = ('text', 'image', 'audio')  # what the objects of a list of parts hold
+FIX = (
+  'fix: write {field} for text, {field:image}, {field:audio}, {field:patches}, {field:frames} or '
+  '{field:parts} for media, {a.b} inside a record, {{ and }} for braces'
+)
+
+
+class Samples(NamedTuple):
+  """A sound as an array whose rate is known."""
+
+  values: np.ndarray  # [N] or [N, channels]
+  rate: int  # Hz
+
+
+@dataclass(frozen=True)
+class Piece:
+  """A part of a document."""
+
+  kind: str  # text, image, audio, patches, frames or arrow
+  value: Any = ''  # a string; or media as a path, encoded bytes, an array or Samples
 
 
 @functools.lru_cache(maxsize=64)
 def parse(template: str) -> tuple[tuple[str, str], ...]:
-  """Pairs (literal text, field after it or ''). ValueError where the template is malformed."""
-  fix = 'fix: write {field} for a field, {a.b} inside a record, {{ and }} for braces'
+  """Pairs (kind, value): ('literal', text), ('arrow', ''), else (kind of a field, its name).
+
+  ValueError where the template is malformed.
+  """
   try:
-    pieces = tuple(string.Formatter().parse(template))
+    found = tuple(string.Formatter().parse(template))
   except ValueError as error:
-    raise ValueError(f'template={template!r} is malformed: {error}\n{fix}') from None
-  for _, field, spec, conversion in pieces:
-    if field is not None and (not field or spec or conversion or '[' in field):
-      raise ValueError(f'template={template!r} has a field that is not a plain name\n{fix}')
-  if not any(field for _, field, _, _ in pieces):
+    raise ValueError(f'template={template!r} is malformed: {error}\n{FIX}') from None
+  slots = []
+  for literal, field, spec, conversion in found:
+    for number, text in enumerate(literal.split(ARROW)):
+      slots += [('arrow', '')] * (number > 0) + [('literal', text)] * (text != '')
+    if field is None:
+      continue
+    if not field or conversion or '[' in field or spec not in ('', 'parts', *MODALITY):
+      raise ValueError(f'template={template!r} has a field that is not a plain name\n{FIX}')
+    slots.append((spec or 'text', field))
+  if all(kind in ('literal', 'arrow') for kind, _ in slots):
     raise ValueError(
-      f'template={template!r} names no field, so all documents would be equal\n{fix}'
+      f'template={template!r} names no field, so all documents would be equal\n{FIX}'
     )
-  return tuple((literal, field or '') for literal, field, _, _ in pieces)
+  _check_sides(template, slots)
+  return tuple(slots)
+
+
+def _check_sides(template: str, slots: list[tuple[str, str]]) -> None:
+  """ValueError where the arrow, continuous media or parts stand where they cannot."""
+  sides = _sides(slots)
+  if len(sides) > 2 or not all(sides):
+    raise ValueError(
+      f"template={template!r} has {len(sides) - 1} arrows, or nothing on one side of ' -> '\n"
+      "fix: write ' -> ' at most once, between a condition and its target"
+    )
+  for kind, field in sides[1] if len(sides) == 2 else ():
+    if kind in CONTINUOUS:
+      raise ValueError(
+        f'template={template!r} asks for {field!r} as {kind}, which can be read but not made\n'
+        f"fix: put it before ' -> ', or write {{{field}:{MODALITY[kind]}}}"
+      )
+  if any(kind == 'parts' and len(side) > 1 for side in sides for kind, _ in side):
+    raise ValueError(
+      f'template={template!r} has something beside a list of parts\n'
+      "fix: let {field:parts} stand alone or alone on a side of ' -> '; put text into the list"
+    )
+
+
+def _sides(slots) -> list[list]:
+  """The slots (or pieces) on the sides of the arrows."""
+  sides = [[]]
+  for slot in slots:
+    if slot[0] == 'arrow':
+      sides.append([])
+    else:
+      sides[-1].append(slot)
+  return sides
+
+
+def signature(template: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """Kinds of the condition and of the target, as in (('image',), ('text',)); () for none.
+
+  Neighbouring texts count once, white space between media not at all.
+  """
+  sides = []
+  for side in _sides(parse(template)):
+    kinds = []
+    for kind, value in side:
+      name = 'text' if kind == 'literal' else kind
+      if kinds[-1:] != [name] and (kind != 'literal' or value.strip()):
+        kinds.append(name)
+    sides.append(tuple(kinds))
+  return (sides[0], sides[1]) if len(sides) == 2 else ((), sides[0])
+
+
+def is_plain(template: str) -> bool:
+  """Whether documents are text without condition: a stream that may be cut anywhere."""
+  return signature(template) == ((), ('text',))
+
+
+def modalities(template: str) -> set[str]:
+  """'image' and 'audio', as far as documents may hold them."""
+  kinds = {kind for kind, _ in parse(template)}
+  parts = {'image', 'audio'} if 'parts' in kinds else set()
+  return {MODALITY[kind] for kind in kinds if kind in MODALITY} | parts
+
+
+def pieces(template: str, record: dict, where: str) -> list[Piece]:
+  """The document of one record; neighbouring texts are one piece, empty ones none beside others.
+
+  Relative paths of media are looked up below `record.root`, arrays of samples have `record.rate`,
+  if it has these. `where` (file and line) opens the message of any ValueError.
+  """
+  found = []
+  for kind, value in parse(template):
+    if kind in ('literal', 'arrow'):
+      found.append(Piece('text' if kind == 'literal' else kind, value))
+      continue
+    content = _lookup(record, value, where)
+    if kind == 'text':
+      found.append(Piece('text', _text(content, value, where)))
+    elif kind == 'parts':
+      found += _parts(content, value, where, record)
+    else:
+      found.append(_media(kind, content, value, where, record))
+  merged = []
+  for piece in found:
+    if piece.kind == 'text' and merged and merged[-1].kind == 'text':
+      merged[-1] = Piece('text', merged[-1].value + piece.value)
+    else:
+      merged.append(piece)
+  for piece in merged:
+    if piece.kind == 'text':
+      _check_text(piece.value, where)
+  return [p for p in merged if p.kind != 'text' or p.value] if len(merged) > 1 else merged
 
 
 def render(template: str, record: dict, where: str) -> str:
-  """The text of one record. `where` (file and line) opens the message of any ValueError."""
-  text = ''.join(
-    literal + (_text(_lookup(record, field, where), field, where) if field else '')
-    for literal, field in parse(template)
-  )
-  if not text.isascii():
-    try:
-      text.encode('utf-8')
-    except UnicodeEncodeError as error:
+  """The text of one record by a template of text alone."""
+  [piece] = pieces(template, record, where)
+  return piece.value
+
+
+def text_of(record: dict, field: str, where: str) -> str:
+  """One field of a record as text."""
+  return _text(_lookup(record, field, where), field, where)
+
+
+def _parts(value, field: str, where: str, record: dict) -> list[Piece]:
+  """The pieces that a list of parts describes."""
+  if not isinstance(value, (list, tuple)) or not len(value):
+    raise ValueError(
+      f'{where} field {field!r} is no list of parts, but {type(value).__name__} {_short(value)}\n'
+      'fix: write a list such as [{"text": "A cat:"}, {"image": "cat.png"}]'
+    )
+  found = []
+  for number, part in enumerate(value):
+    if not isinstance(part, dict) or len(part) != 1 or next(iter(part)) not in PARTS:
       raise ValueError(
-        f'{where} holds half a surrogate pair at character {error.start}: it is not text\n'
-        'fix: repair the \\ud8xx escape in the record'
-      ) from None
-  return text
+        f'{where} field {field!r} has a part {number} that is not one of '
+        f'{", ".join(PARTS)}: {_short(part)}\n'
+        'fix: write each part as an object with one key, as in {"text": "A cat:"}'
+      )
+    [(kind, content)] = part.items()
+    name = f'{field}.{number}.{kind}'
+    if kind == 'text':
+      found.append(Piece(kind, _text(content, name, where)))
+    else:
+      found.append(_media(kind, content, name, where, record))
+  return found
+
+
+def _media(kind: str, value, field: str, where: str, record: dict) -> Piece:
+  """A path below the root of the record, encoded bytes or an array."""
+  root, rate = getattr(record, 'root', ''), getattr(record, 'rate', 0)
+  if isinstance(value, str) and value:
+    absolute = not root or value.startswith(('/', '~'))
+    return Piece(kind, value if absolute else f'{root}/{value}')
+  if isinstance(value, bytes) and value:
+    return Piece(kind, value)
+  if isinstance(value, (list, np.ndarray)) and len(value):
+    array = np.asarray(value)
+    is_sound = MODALITY[kind] == 'audio' and rate
+    return Piece(kind, Samples(array, rate) if is_sound else array)
+  raise ValueError(
+    f'{where} field {field!r} is {_short(value)}, neither the path nor the content of media\n'
+    'fix: name a field with a path, with encoded bytes or with an array in the template'
+  )
+
+
+def _short(value) -> str:
+  """One line that shows a value."""
+  return ' '.join(f'{value!r:.60}'.split())
+
+
+def _check_text(text: str, where: str) -> None:
+  if text.isascii():
+    return
+  try:
+    text.encode('utf-8')
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f'{where} holds half a surrogate pair at character {error.start}: it is not text\n'
+      'fix: repair the \\ud8xx escape in the record'
+    ) from None
 
 
 def _lookup(record: dict, field: str, where: str):

@@ -12,6 +12,7 @@ from gpt_jax.model.layers import ACTIVATIONS, GATED, NORMS
 from gpt_jax.model.positions import POSITIONS, ROPE_SCALINGS
 
 KERNEL_NAMES = ('auto', 'xla', 'cudnn', 'splash')
+ROTATING = ('rope', 'mrope')
 REMAT_NAMES = ('auto', 'none', 'full', 'dots', 'dots_no_batch')
 INITS = {
   'scaled': lambda cfg: cfg.init_std / (2 * cfg.layers) ** 0.5,  # GPT-2, section 2.3
@@ -33,6 +34,8 @@ class ModelConfig:
   vocab: int = 0  # ids; 0 = as many as the tokeniser has
   vocab_multiple: int = 128  # rows of the embedding table are padded to a multiple of this
   context: int = 256  # tokens; the longest row that the model is made for
+  patch_values: int = 0  # A, numbers in a continuous image patch; a run takes it from its data
+  frame_values: int = 0  # M, numbers in a continuous group of audio frames; likewise
 
   positions: str = 'rope'  # a row of POSITIONS
   rope_theta: float = 10000.0  # base of the RoPE frequencies
@@ -110,12 +113,12 @@ class ModelConfig:
     """Refuse what no kernel or layer could honour."""
     if self.rope_scaling == 'ntk' and self.K < 4:
       raise ValueError('model.rope_scaling=ntk needs a head width of 4 or more\nfix: fewer heads')
-    if self.positions == 'rope' and self.K % 2:
+    if self.positions in ROTATING and self.K % 2:
       raise ValueError(
-        f'model.positions=rope needs an even head width, and it is {self.K}\n'
+        f'model.positions={self.positions} needs an even head width, and it is {self.K}\n'
         'fix: choose model.heads so that width / heads is even, or other positions'
       )
-    if self.rope_scaling != 'none' and self.positions != 'rope':
+    if self.rope_scaling != 'none' and self.positions not in ROTATING:
       raise ValueError(
         f'model.rope_scaling={self.rope_scaling} scales nothing with '
         f'model.positions={self.positions}\n'
@@ -189,6 +192,7 @@ class ModelConfig:
     """Letter -> size, for `param`."""
     names = dict(L='layers', D='width', H='heads', T='context', E='experts')
     sizes = {letter: getattr(self, name) for letter, name in names.items()}
+    sizes |= dict(A=self.patch_values, M=self.frame_values)
     return sizes | dict(G=self.G, K=self.K, F=self.F, V=self.V)
 
   def windows(self):
@@ -270,6 +274,7 @@ PRESETS = {'gpt2': gpt2, 'llama': llama, 'modern': modern}
 
 LIMITS = {  # the least value of each number
   **dict.fromkeys(('layers', 'width', 'heads', 'context', 'vocab_multiple'), 1),
+  **dict.fromkeys(('patch_values', 'frame_values'), 0),
   **dict.fromkeys(('kv_heads', 'head_dim', 'hidden', 'vocab', 'window', 'experts'), 0),
   **dict.fromkeys(('capacity_factor', 'attention_softcap', 'logit_softcap', 'init_std'), 0),
   **dict.fromkeys(('embed_scale', 'rope_original_context', 'rope_attention_factor'), 0),

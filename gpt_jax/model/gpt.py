@@ -1,7 +1,8 @@
 """The GPT: embedding, blocks, head; abstract until initialised; a pure function of its parameters.
 
-Letters: B batch, T length, D width, L layers, V vocabulary (padded rows). `model(token_ids_BT)` is
-the whole interface for training; with a cache it also serves sampling.
+Letters: B batch, T length, D width, L layers, V vocabulary (padded rows), A numbers of an image
+patch, M numbers of a group of audio frames. `model(token_ids_BT)` is the whole interface for
+training; with a cache it also serves sampling.
 
 Sources: GPT-2 (Radford et al. 2019); sandwich norms (CogView, Ding et al. 2021, section 2.4); post
 norm (Vaswani et al. 2017).
@@ -83,30 +84,34 @@ class GPT(nnx.Module):
       )
     self.cfg = cfg
     self.embed_VD = nn.param(cfg, 'VD', cfg.init_std)
+    self.patch_AD = nn.param(cfg, 'AD', cfg.init_std) if cfg.patch_values else None
+    self.frame_MD = nn.param(cfg, 'MD', cfg.init_std) if cfg.frame_values else None
     self.position_TD = nn.param(cfg, 'TD', cfg.init_std) if cfg.positions == 'learned' else None
     self.blocks = nn.stack(Block(cfg), cfg.layers)
     self.final_norm = None if cfg.norm_position == 'post' else nn.Norm(cfg)
     self.head_VD = None if cfg.tied_head else nn.param(cfg, 'VD', cfg.init_std)
 
-  def __call__(self, token_ids_BT, *, positions_BT=None, segment_ids_BT=None, prefix_BT=None,
-               cache=None, start_B=None, rate=None, key=None):  # fmt: skip
-    """Logits for the token after each token -> Output.
-
-    positions_BT: place within its document; default: the place in the row.
-    segment_ids_BT: document of each token, 0 = padding; tokens see only their own document.
-    prefix_BT: True for tokens that see each other both ways (and the past), within their document.
-    cache, start_B: see `init_cache`; row b's tokens continue at slot start_B[b]. No segments or
-    prefix then. rate, key: traced dropout probability and its key; no key, no dropout.
-    """
+  def __call__(self, token_ids_BT, *, cache=None, start_B=None, rate=None, key=None, **inputs):
+    """Logits for the token after each token -> Output. Arguments as in `hidden`."""
     x_BTD, cache, aux = self.hidden(
-      token_ids_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT, prefix_BT=prefix_BT,
-      cache=cache, start_B=start_B, rate=rate, key=key,
-    )  # fmt: skip
+      token_ids_BT, cache=cache, start_B=start_B, rate=rate, key=key, **inputs
+    )
     return Output(self.logits(x_BTD), cache, aux)
 
   def hidden(self, token_ids_BT, *, positions_BT=None, segment_ids_BT=None, prefix_BT=None,
-             cache=None, start_B=None, rate=None, key=None):  # fmt: skip
-    """All but the head -> (x_BTD, cache, aux). Arguments as in `__call__`."""
+             patches_BTA=None, frames_BTM=None, cache=None, start_B=None, rate=None,
+             key=None):  # fmt: skip
+    """All but the head -> (x_BTD, cache, aux).
+
+    positions_BT: place within its document; default: the place in the row. With positions=mrope it
+    is positions_BT3.
+    segment_ids_BT: document of each token, 0 = padding; tokens see only their own document.
+    prefix_BT: True for tokens that see each other both ways (and the past), within their document.
+    patches_BTA, frames_BTM: continuous inputs, zeros where a token has none.
+    cache, start_B: see `init_cache`; row b's tokens continue at slot start_B[b]. No segments then,
+    and a prefix only in the call that begins at slot 0.
+    rate, key: traced dropout probability and its key; no key, no dropout.
+    """
     T = token_ids_BT.shape[1]
     t_BT = jnp.arange(T, dtype=jnp.int32)[None]  # one row of orders serves the whole batch
     mask = Mask(t_BT, t_BT)
@@ -117,9 +122,15 @@ class GPT(nnx.Module):
     if segment_ids_BT is not None:
       mask = mask._replace(segments=(segment_ids_BT, segment_ids_BT))
     if prefix_BT is not None:
-      mask = mask._replace(prefix=(prefix_BT, prefix_BT))
-    positions_BT = t_BT if positions_BT is None else positions_BT
+      beyond = 0 if cache is None else cache[0]['k_BSGK'].shape[1] - T
+      mask = mask._replace(prefix=(prefix_BT, jnp.pad(prefix_BT, ((0, 0), (0, beyond)))))
+    if positions_BT is None:
+      places = POSITIONS[self.cfg.positions].axes
+      positions_BT = t_BT if places == 1 else jnp.stack([t_BT] * places, -1)
     x_BTD = self._embed(token_ids_BT, positions_BT)
+    for x, w in ((patches_BTA, self.patch_AD), (frames_BTM, self.frame_MD)):
+      if x is not None:
+        x_BTD = x_BTD + jnp.einsum('BTF,FD->BTD', x.astype(x_BTD.dtype), w[...])
     if key is not None:
       key, embed_key = jax.random.split(key)
       x_BTD = nn.dropout(x_BTD, rate, embed_key)
@@ -190,6 +201,14 @@ class GPT(nnx.Module):
       in_use_V = jnp.arange(cfg.V) < cfg.vocab
       logits_BTV = jnp.where(in_use_V[None, None], logits_BTV, -1e30)
     return constrain(logits_BTV, 'BTV')
+
+
+def inputs(cfg, batch):
+  """What a batch holds for `hidden` besides its token ids, by the names of the arguments."""
+  places = 'positions_BT3' if POSITIONS[cfg.positions].axes == 3 else 'positions_BT'
+  given = {'positions_BT': batch.get(places)}
+  names = ('segment_ids_BT', 'prefix_BT', 'patches_BTA', 'frames_BTM')
+  return given | {name: batch[name] for name in names if name in batch}
 
 
 def remat(name, fn, scanned):

@@ -1,13 +1,14 @@
 """How a token knows where it stands: added to embeddings, turned into queries and keys, or biasing
 scores.
 
-Letters: B batch, T query length, S key length, D width, H heads, K head width. RoPE pairs dimension
+Letters: B batch, T query length, S key length, D width, H heads, K head width, k pair of a head,
+3 the time, row and column of a token. RoPE pairs dimension
 i with i + K/2 (the half-split form of GPT-NeoX and of Hugging Face's Llama).
 
-Sources: sinusoidal (Vaswani et al. 2017, section 3.5), RoPE (Su et al. 2021), ALiBi (Press et al.
-2021, section 3), position interpolation (Chen et al. 2023), NTK-aware scaling and YaRN (Peng et al.
-2023, sections 3.1-3.4), Llama 3.1's frequency bands (Hugging Face `modeling_rope_utils`, rope type
-llama3).
+Sources: sinusoidal (Vaswani et al. 2017, section 3.5), RoPE (Su et al. 2021), time, rows and
+columns (Qwen2-VL, Wang et al. 2024, section 2.1), ALiBi (Press et al. 2021, section 3), position
+interpolation (Chen et al. 2023), NTK-aware scaling and YaRN (Peng et al. 2023, sections 3.1-3.4),
+Llama 3.1's frequency bands (Hugging Face `modeling_rope_utils`, rope type llama3).
 """
 
 import math
@@ -26,6 +27,7 @@ class Position(NamedTuple):
   )
   rotate: Callable | None = None  # (cfg, x_BTHK, positions_BT) -> x_BTHK
   bias: Callable | None = None  # (cfg, t_BT, s_BS) -> what is added to scores, BHTS
+  axes: int = 1  # numbers that say a place: 3 takes (time, row, column), positions_BT3
 
 
 def sinusoidal(cfg, positions_BT, table_TD=None):
@@ -50,8 +52,23 @@ def rope_frequencies(cfg):
 
 def rope(cfg, x_BTHK, positions_BT):
   """Rotate each pair (i, i + K/2) of a head by position times frequency, in float32."""
-  frequencies = jnp.asarray(rope_frequencies(cfg), jnp.float32)
-  angles = positions_BT[..., None, None].astype(jnp.float32) * frequencies[None, None, None]
+  return rotate(cfg, x_BTHK, positions_BT[..., None].astype(jnp.float32))
+
+
+def mrope(cfg, x_BTHK, positions_BT3):
+  """RoPE in which half of the pairs turn with time, a quarter with the row, a quarter with the
+  column. With equal triples it is RoPE.
+
+  The three take turns over the pairs, so that each has fast and slow ones.
+  """
+  axis_k = np.resize([0, 1, 0, 2], cfg.K // 2)
+  return rotate(cfg, x_BTHK, positions_BT3[..., axis_k].astype(jnp.float32))
+
+
+def rotate(cfg, x_BTHK, places_BTk):
+  """Rotate pair k of each head by its place (one for all, or one a pair) times its frequency."""
+  frequencies_k = jnp.asarray(rope_frequencies(cfg), jnp.float32)
+  angles = places_BTk[:, :, None] * frequencies_k[None, None, None]
   scale = rope_attention_factor(cfg)
   cos, sin = jnp.cos(angles) * scale, jnp.sin(angles) * scale
   first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, -1)
@@ -121,6 +138,7 @@ POSITIONS = {
   'sinusoidal': Position(embed=sinusoidal),
   'learned': Position(embed=learned),
   'rope': Position(rotate=rope),
+  'mrope': Position(rotate=mrope, axes=3),
   'alibi': Position(bias=alibi),
   'none': Position(),
 }

@@ -9,14 +9,27 @@ import pathlib
 
 import numpy as np
 
+from gpt_jax.tokenizers import audio as audio_
 from gpt_jax.tokenizers import base, text
+from gpt_jax.tokenizers import image as image_
+from gpt_jax.tokenizers.audio import AUDIO_TOKENIZERS, AudioConfig
 from gpt_jax.tokenizers.base import StreamDecoder, TextTokenizer
+from gpt_jax.tokenizers.image import IMAGE_TOKENIZERS, ImageConfig
+from gpt_jax.tokenizers.layout import Layout
+from gpt_jax.tokenizers.media import MODALITIES, MediaTokenizer
 from gpt_jax.tokenizers.text import TOKENIZERS, TokenizerConfig
 from gpt_jax.tokenizers.vocabulary import SPECIALS, Vocabulary
 
 __all__ = [
+  'AUDIO_TOKENIZERS',
+  'IMAGE_TOKENIZERS',
+  'MODALITIES',
   'SPECIALS',
   'TOKENIZERS',
+  'AudioConfig',
+  'ImageConfig',
+  'Layout',
+  'MediaTokenizer',
   'StreamDecoder',
   'TextTokenizer',
   'TokenizerConfig',
@@ -29,11 +42,14 @@ __all__ = [
 class Tokenizers:
   """The tokenizers of a model and the vocabulary that they share.
 
-  Text ids are the text tokenizer's own ids: the text range starts at 0.
+  Text ids are the text tokenizer's own ids: the text range starts at 0. Each codebook of an image
+  or audio tokenizer has a range of its own.
   """
 
   vocabulary: Vocabulary
   text: TextTokenizer
+  image: MediaTokenizer | None = None
+  audio: MediaTokenizer | None = None
 
   def __post_init__(self):
     if self.vocabulary.start('text') or self.vocabulary.count('text') != self.text.size:
@@ -42,12 +58,24 @@ class Tokenizers:
         f'tokenizer has {self.text.size}\n'
         'fix: use Tokenizers.build, or load both from one folder'
       )
+    wanted = [pair for tokenizer in self.media.values() for pair in tokenizer.ranges]
+    if wanted != [p for p in self.vocabulary.ranges if p[0] not in ('text', 'special')]:
+      raise ValueError(
+        f'the vocabulary has the ranges {self.vocabulary.ranges}, but the image and audio '
+        f'tokenizers have the codebooks {wanted}\n'
+        'fix: use Tokenizers.build, or load all from one folder'
+      )
 
   @classmethod
   def build(
-    cls, tokenizer: TextTokenizer, specials: tuple[str, ...] = SPECIALS, multiple: int = 128
+    cls,
+    tokenizer: TextTokenizer,
+    image: MediaTokenizer | None = None,
+    audio: MediaTokenizer | None = None,
+    specials: tuple[str, ...] = SPECIALS,
+    multiple: int = 128,
   ) -> 'Tokenizers':
-    """Put text first and the specials after it.
+    """Put text first, the specials after it, then image and audio codes.
 
     A special that the tokenizer has already keeps that id. An imported model takes no new ones:
     `specials=()`. `multiple` is what the embedding's columns are rounded up to.
@@ -57,7 +85,84 @@ class Tokenizers:
     ids = {**own, **{name: tokenizer.size + i for i, name in enumerate(new)}}
     names = (*specials, *(name for name in own if name not in specials))
     ranges = (('text', tokenizer.size), ('special', len(new)))[: 2 if new else 1]
-    return cls(Vocabulary(ranges, tuple((name, ids[name]) for name in names), multiple), tokenizer)
+    codes = [pair for media in (image, audio) if media is not None for pair in media.ranges]
+    vocabulary = Vocabulary((*ranges, *codes), tuple((n, ids[n]) for n in names), multiple)
+    return cls(vocabulary, tokenizer, image, audio)
+
+  @property
+  def media(self) -> dict[str, MediaTokenizer]:
+    """The image and audio tokenizers that there are, by modality."""
+    return {name: made for name in MODALITIES if (made := getattr(self, name)) is not None}
+
+  @property
+  def modalities(self) -> tuple[str, ...]:
+    """What ids can be of: text first; `modality_V` counts in this order."""
+    return ('text', *self.media)
+
+  @functools.cached_property
+  def layout(self) -> Layout:
+    """What ids say of their document."""
+    return Layout.of(self)
+
+  def modality_V(self) -> np.ndarray:
+    """For each id its place in `modalities`, int32 [V]; the end of an image counts as image."""
+    vocabulary = self.vocabulary
+    of_V = np.zeros(vocabulary.padded, np.int32)
+    for number, (modality, tokenizer) in enumerate(self.media.items(), 1):
+      for kind, count in tokenizer.ranges:
+        of_V[vocabulary.start(kind) : vocabulary.start(kind) + count] = number
+      for name in ENDS[modality]:
+        of_V[vocabulary.special(name)] = number
+    return of_V
+
+  def groups(self) -> tuple[np.ndarray, np.ndarray]:
+    """Ids that can stand in the same places: group of each id int32 [V], allowed bool [N, V].
+
+    Group 0 holds text and markers. A codebook is a group of its own; where the first codebook of a
+    sound may stand the sound may also end. After the last code of an image stands eoi alone.
+    """
+    vocabulary = self.vocabulary
+    group_V, rows = np.zeros(vocabulary.padded, np.int32), [None]
+
+    def add(*kinds):
+      members = vocabulary.allowed(kinds)
+      group_V[members] = len(rows)
+      rows.append(members)
+
+    for modality, tokenizer in self.media.items():
+      for kind, _ in tokenizer.ranges:
+        add(*((kind, 'eoa') if kind == 'audio0' else (kind,)))
+      if modality == 'image':
+        add('eoi')
+    rows[0] = (group_V == 0) & (np.arange(vocabulary.padded) < vocabulary.size)
+    return group_V, np.stack(rows)
+
+  def encode_codes(self, modality: str, codes_PQ) -> np.ndarray:
+    """Codes [P, Q] of a media tokenizer -> ids int32 [P Q], position by position."""
+    kinds = [kind for kind, _ in self._tokenizer(modality).ranges]
+    columns = [self.vocabulary.encode(kind, codes_PQ[:, q]) for q, kind in enumerate(kinds)]
+    return np.stack(columns, 1).reshape(-1)
+
+  def decode_codes(self, modality: str, ids) -> np.ndarray:
+    """Inverse of `encode_codes`; ValueError for ids that are not whole positions."""
+    kinds = [kind for kind, _ in self._tokenizer(modality).ranges]
+    ids = np.asarray(ids)
+    if ids.size % len(kinds):
+      raise ValueError(
+        f'{ids.size} {modality} ids are no whole number of positions of {len(kinds)} codes\n'
+        'fix: decode all ids between the start and the end marker'
+      )
+    ids_PQ = ids.reshape(-1, len(kinds))
+    columns = [self.vocabulary.decode(kind, ids_PQ[:, q]) for q, kind in enumerate(kinds)]
+    return np.stack(columns, 1)
+
+  def _tokenizer(self, modality):
+    if modality not in self.media:
+      raise ValueError(
+        f'this model has no {modality} tokens, only {", ".join(self.modalities)}\n'
+        f'fix: train one with {modality}.kind set in its config'
+      )
+    return self.media[modality]
 
   def encode_text(self, string: str) -> list[int]:
     """Token ids of a text, without any special."""
@@ -76,11 +181,14 @@ class Tokenizers:
   @functools.cached_property
   def hash(self) -> str:
     """Hex digest of everything that decides what an id means."""
-    return base.digest(base.to_json([self.vocabulary.hash(), self.text.hash]))
+    media = [tokenizer.hash for tokenizer in self.media.values()]
+    return base.digest(base.to_json([self.vocabulary.hash(), self.text.hash, *media]))
 
   def save(self, folder) -> None:
     """Write vocabulary.json and the files of the tokenizers into a folder."""
     self.text.save(folder)
+    for tokenizer in self.media.values():
+      tokenizer.save(folder)
     content = {**self.vocabulary.to_dict(), 'hash': self.vocabulary.hash()}
     base.write_file(pathlib.Path(folder) / 'vocabulary.json', base.to_json(content, indent=2))
 
@@ -98,4 +206,10 @@ class Tokenizers:
         f'{path} was altered after it was saved: its hash is {vocabulary.hash()}, '
         f'saved was {digest!r}\nfix: {fix}'
       )
-    return cls(vocabulary, text.load(folder))
+    has = {kind.rstrip('0123456789') for kind in vocabulary.kinds}
+    image = image_.load(folder) if 'image' in has else None
+    audio = audio_.load(folder) if 'audio' in has else None
+    return cls(vocabulary, text.load(folder), image, audio)
+
+
+ENDS = {'image': ('eoi', 'patch'), 'audio': ('eoa', 'frame')}

@@ -2,8 +2,9 @@
 
 A `Vocabulary` is plain data. It is written beside every checkpoint and hashed into every token
 cache, so a model can always say what its ids mean. Text comes first, so that text ids start at 0
-and adding a modality never renumbers a text model; special ids come second, then image codes and
-one range for each audio codebook (the flat vocabulary of Chameleon, arXiv:2405.09818, section 2).
+and adding a modality never renumbers a text model; special ids come second, then one range for each
+image codebook and each audio codebook (the flat vocabulary of Chameleon, arXiv:2405.09818,
+section 2).
 
 Legend: V padded vocabulary.
 """
@@ -34,9 +35,9 @@ SPECIALS = (
   'eol',  # end of image row
   'bot',  # begin of turn
   'eot',  # end of turn
-  'reserved0',
-  'reserved1',
-  'reserved2',
+  'patch',  # the place of a continuous image patch
+  'frame',  # the place of continuous audio frames
+  'reserved',
 )
 
 

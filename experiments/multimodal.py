@@ -1,0 +1,59 @@
+"""One model, all tasks: MNIST read and drawn, spoken digits recognised and spoken, and text.
+
+Claim: each task about as good as a model of its own; image -> speech and speech -> image work
+without a single pair of the two in training, above the 10 % of chance.
+Command: the tokenizers of mnist.py and digits_speech.py, then
+  launch.py train --config=experiments/multimodal.py:image=runs/mnist_fsq,audio=runs/fsdd_fsq
+  launch.py evaluate --workdir=... --split=test --tasks=answer,draw,speak,cross
+Arguments: image, audio (run folders of trained tokenizers; '' = k-means), only (one of read, draw,
+recognise, speak, text: the single-task model to compare with), steps, seed, runlocal.
+"""
+
+from gpt_jax import config as configs
+
+NAMES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+MNIST = dict(
+  kind='arrays', path='mnist/train-*-ubyte.gz', test_path='mnist/t10k-*-ubyte.gz', names=NAMES
+)
+FSDD = dict(
+  kind='files', path='fsdd/recordings.zip', names=NAMES, valid_keep='index=5|6|7|8|9',
+  pattern=r'(?P<label>\d)_(?P<speaker>[a-z]+)_(?P<index>\d+)\.wav', test_keep='index=0|1|2|3|4',
+)  # fmt: skip
+TEXT = dict(kind='text', path='tinyshakespeare/input.txt', separator='\n\n')
+
+
+def get_config(arg=''):
+  """arg: see the module's docstring."""
+  args = configs.arguments(arg, image='', audio='', only='', steps=3000, seed=0, runlocal=False)
+  config = configs.default()
+  config.tokenizer.update(kind='bpe', vocab=512)
+  forms = {
+    'read': dict(MNIST, template='{image:image} -> {name}', weight=2.0),
+    'draw': dict(MNIST, template='{name} -> {image:image}', weight=2.0),
+    'recognise': dict(FSDD, template='{audio:audio} -> {name}'),
+    'speak': dict(FSDD, template='{name} -> {audio:audio}'),
+    'text': dict(TEXT, weight=2.0),
+  }
+  if args.only and args.only not in forms:
+    raise ValueError(
+      f'config argument only={args.only} is no task\nfix: use one of {", ".join(forms)}'
+    )
+  forms = {args.only: forms[args.only]} if args.only else forms
+  templates = ' '.join(form.get('template', '') for form in forms.values())
+  config.data.mixture = forms
+  if ':image}' in templates:
+    tokens = dict(kind='fsq', path=args.image) if args.image else dict(kind='patches', codes=240)
+    config.image.update(tokens)
+  if ':audio}' in templates:
+    config.audio.update(kind='fsq' if args.audio else 'frames', path=args.audio)
+  config.data.update(packing='first_fit', valid_fraction=1 / 12,
+                     condition_dropout=0.1 if ' -> ' in templates else 0.0)  # fmt: skip
+  config.model.update(layers=4, width=128, heads=4, context=120, mlp='relu2', qk_norm=True,
+                      positions='mrope', init_projections='zero', dropout=0.05)  # fmt: skip
+  config.optim.update(name='muon', lr=3e-3, warmup=50, schedule='linear', final_lr=0.0)
+  config.train.update(steps=args.steps, batch_size=32, eval_every=500, sample_every=1000,
+                      eval_tokens=32768, seed=args.seed, sample_prompts=())  # fmt: skip
+  config.sample.update(max_new_tokens=80)
+  if args.runlocal:
+    config.train.update(steps=20, eval_every=10, sample_every=20, eval_tokens=2048)
+  return config

@@ -1,0 +1,326 @@
+"""A learned image or audio tokenizer as something to train: an autoencoder with a quantiser.
+
+The same loop, run folder and report as a GPT (train.Training); what a run leaves for others is the
+folder `codec/`, which `image.path` or `audio.path` of an experiment names.
+
+Letters: B rows, Y X A image, J frames, M mel bands.
+"""
+
+import functools
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax import data, hardware, metrics
+from gpt_jax.data import media
+from gpt_jax.data.sources import scramble
+from gpt_jax.model import autoencoder
+from gpt_jax.model import layers as nn
+from gpt_jax.sharding import check_batch
+from gpt_jax.step import Objective, build_program, eval_model, params_of
+from gpt_jax.tokenizers import audio, image
+
+SCORED = 2048  # items that a validation during training looks at
+SHOWN = 8  # reconstructions in a sample
+
+
+class Items:
+  """Batches of whole items in an order that is shuffled anew each epoch; state as data.Loader's.
+
+  Batch i is a pure function of (seed, i).
+  """
+
+  def __init__(self, count, batch_size, seed, gather, content):
+    self.count, self.batch_size, self.seed, self.gather = count, batch_size, seed, gather
+    self._next = 0
+    self.fingerprint = dict(count=count, batch_size=batch_size, seed=seed, content=content)
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    place_B = np.arange(self._next * self.batch_size, (self._next + 1) * self.batch_size)
+    self._next += 1
+    epoch_B, rank_B = np.divmod(place_B, self.count)
+    orders = {e: self._order(int(e)) for e in np.unique(epoch_B)}
+    index_B = np.array([orders[e][r] for e, r in zip(epoch_B, rank_B, strict=True)])
+    return self.gather(index_B, place_B)
+
+  def _order(self, epoch):
+    """The items of an epoch, shuffled."""
+    return np.random.default_rng([self.seed, epoch]).permutation(self.count)
+
+  def state(self):
+    """JSON-able: the number of the next batch and what the order depends on."""
+    return {'next_batch': self._next, 'fingerprint': self.fingerprint}
+
+  def restore(self, state):
+    """Goes on at the batch that `state` names; ValueError if the data are others."""
+    if state['fingerprint'] != self.fingerprint:
+      raise ValueError(
+        f'the data differ from those of the saved run: {state["fingerprint"]} -> '
+        f'{self.fingerprint}\nfix: restore them, or train in a new --workdir'
+      )
+    self._next = state['next_batch']
+    return []
+
+  def close(self):
+    """Nothing runs beside the loop."""
+
+
+class Codec:
+  """An autoencoder in training; its subclasses know what an item is."""
+
+  def __init__(self, cfg, workdir, mesh):
+    self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
+    check_batch(cfg.train.batch_size // cfg.train.accumulate, 0, mesh)
+    self.check()
+    self.codec_cfg = self.read()
+    model = autoencoder.Autoencoder(self.codec_cfg)
+    objective = Objective(
+      weigh=lambda batch, hyper: (batch, jnp.float32(cfg.train.batch_size)),
+      loss=self.loss,
+      count=lambda batch: jnp.float32(cfg.train.batch_size),
+      finish=functools.partial(update, self.codec_cfg),
+    )
+    self.program = build_program(cfg, model, objective, 'float32', mesh)
+    self.flops = {'full': 0.0}
+    self.parameters = sum(int(np.prod(p.get_value().shape)) for _, p in nn.named_params(model))
+
+  def check(self):
+    """Raise ValueError for a kind that does not learn, and for settings of a GPT alone."""
+    cfg, own = self.cfg, getattr(self.cfg, self.modality)
+    learned = [kind for kind, row in self.rows.items() if row.from_model]
+    if own.kind not in learned:
+      raise ValueError(
+        f'{self.modality}.kind={own.kind!r} does not learn, and train.job={cfg.train.job}\n'
+        f'fix: use {self.modality}.kind={" or ".join(learned)}'
+      )
+    other = {'image': 'audio', 'audio': 'image'}[self.modality]
+    unused = {
+      f'{self.modality}.path': own.path, f'{other}.kind': getattr(cfg, other).kind,
+      'train.init_from': cfg.train.init_from, 'train.tasks': cfg.train.tasks,
+    }  # fmt: skip
+    for name, value in unused.items():
+      if value:
+        raise ValueError(
+          f'{name}={value!r} has no effect with train.job={cfg.train.job}\nfix: leave {name} out'
+        )
+
+  def loss(self, model, tap, batch, weight, hyper, key):
+    """A micro-batch's share -> (share, metrics)."""
+    del tap, hyper, key
+    x = self.inputs(batch)
+    loss, found = autoencoder.loss(model, x)
+    share = x.shape[0] / weight
+    statistics = found.pop('statistics')
+    found = {name: value * share for name, value in found.items()}
+    return loss * share, found | {'loss': loss * share, 'statistics': statistics}
+
+  def has_valid(self):
+    """Whether anything is held out."""
+    return bool(data.source_names(self.cfg.data, 'valid'))
+
+  def example(self):
+    """A batch, to trace the step with."""
+    rows = np.zeros(self.cfg.train.batch_size, np.int64)
+    return self.loader.gather(rows, rows)
+
+  def save(self):
+    """A run folder needs nothing besides checkpoints."""
+
+  def extra(self):
+    """Nothing besides the state."""
+    return {}
+
+  def introduction(self):
+    """What is about to be trained, on what."""
+    codes = ' x '.join(map(str, self.tokenizer(self.program.init()).codebooks))
+    return (
+      f'{self.parameters:,} parameters, {codes} codes, {self.loader.count} {self.unit}, '
+      f'{hardware.name()}, {self.cfg.train.batch_size} a step'
+    )
+
+  def scalars(self, values):
+    """The other metrics are numbers already."""
+    del values
+    return {}
+
+  def speed(self, per_second):
+    """No convention for what an autoencoder should compute."""
+    del per_second
+    return {}
+
+  def tokenizer(self, state):
+    """The tokenizer that these parameters make."""
+    return self.make(jax.device_get(params_of(eval_model(state))))
+
+  def validate(self, state, limit):
+    """-> ({valid_loss: error, ...}, rows), on the first held-out items or, at the end, on all."""
+    if not len(self.held_out):
+      return {}, []
+    items = self.held_out[: SCORED if limit else None]
+    scores, rows = self.score(self.tokenizer(state), items)
+    return scores, self.told(rows, 'valid', items)
+
+  def told(self, rows, split, items, **more):
+    """Rows with what every row says."""
+    about = dict(task='reconstruct', source=self.modality, split=split, n=len(items))
+    return [about | row | more for row in rows]
+
+  def finish(self, state, say):
+    """Write codec/ -> rows of the test data, and of k-means with as many codes and positions."""
+    tokenizer = self.tokenizer(state)
+    tokenizer.save(self.workdir / 'codec')
+    say(f"tokenizer: {self.modality}.path='{self.workdir}' in the experiment that uses it")
+    apart = {'valid': self.held_out} if len(self.held_out) else {}
+    rows = []
+    if data.source_names(self.cfg.data, 'test'):
+      apart['test'] = self.items('test')
+      rows += self.told(self.score(tokenizer, apart['test'])[1], 'test', apart['test'])
+    try:
+      baseline = self.floor()
+    except ValueError as error:  # fewer pieces than centroids
+      say(f'no k-means to compare with: {str(error).splitlines()[0]}')
+      return rows
+    for split, items in apart.items():
+      rows += self.told(self.score(baseline, items)[1], split, items, tokenizer='k-means')
+    return rows
+
+
+def update(codec_cfg, params, found, key):
+  """The parameters that learn without a gradient: a codebook by moving averages."""
+  statistics = found.pop('statistics')
+  return autoencoder.after_update(codec_cfg, params, statistics, key), found
+
+
+class ImageCodec(Codec):
+  """An image tokenizer."""
+
+  unit, modality, rows = 'images', 'image', image.IMAGE_TOKENIZERS
+
+  def read(self):
+    """Read the images, make the loader -> AutoencoderConfig."""
+    self.section, self.row = self.cfg.image, self.rows[self.cfg.image.kind]
+    self.images = self.items('train')
+    self.held_out = self.items('valid') if self.has_valid() else ()
+    content = hashlib.sha256(self.images).hexdigest()
+    gather = lambda index_B, place_B: {'images_BYXA': self.images[index_B]}
+    seed = self.cfg.train.seed
+    self.loader = Items(len(self.images), self.cfg.train.batch_size, seed, gather, content)
+    return image.autoencoder_config(self.cfg.image)
+
+  def items(self, split):
+    """The images of a split, uint8 [N, Y, X, A]."""
+    return data.images(self.cfg.data, self.section.shape, split)
+
+  def inputs(self, batch):
+    """Pixels from -1 to 1."""
+    return batch['images_BYXA'].astype(jnp.float32) / 127.5 - 1
+
+  def make(self, params):
+    """The tokenizer of these parameters."""
+    return self.row.from_model(self.section, self.codec_cfg, params)
+
+  def score(self, tokenizer, images):
+    """PSNR, and how codes are used."""
+    codes = tokenizer.encode(images)
+    error = images.astype(np.float32) - tokenizer.decode(codes)
+    psnr = float(-10 * np.log10(max(np.square(error / 255).mean(), 1e-10)))
+    used = usage(codes, tokenizer.codebooks)
+    rows = [dict(metric=name, value=value) for name, value in dict(psnr=psnr, **used).items()]
+    return {'valid_loss': 10 ** (-psnr / 10), 'psnr': psnr} | used, rows
+
+  def floor(self):
+    """k-means on patches of the same size."""
+    cfg = image.floor_config(self.cfg.image)
+    return image.build(cfg, lambda: self.images)
+
+  def samples(self, state):
+    """Held-out images above what is left of them."""
+    images = self.held_out[:SHOWN]
+    if len(images):
+      tokenizer = self.tokenizer(state)
+      both = np.concatenate([images, tokenizer.decode(tokenizer.encode(images))])
+      yield media.to_png(media.tile(both, len(images)), scale=max(1, 56 // images.shape[1])), \
+        'reconstructions', '.png'  # fmt: skip
+
+
+def usage(codes_NPQ, codebooks):
+  """Share of the codes in use and their perplexity, means over codebooks."""
+  codes_NQ = np.concatenate([np.reshape(codes, (-1, len(codebooks))) for codes in codes_NPQ])
+  columns = list(zip(codes_NQ.T, codebooks, strict=True))
+  return {
+    'usage': float(np.mean([metrics.usage(codes_N, K) for codes_N, K in columns])),
+    'perplexity': float(np.mean([metrics.code_perplexity(codes_N, K) for codes_N, K in columns])),
+  }
+
+
+class AudioCodec(Codec):
+  """An audio tokenizer, trained on crops of the log-mel frames of all clips in a row."""
+
+  unit, modality, rows = 'crops', 'audio', audio.AUDIO_TOKENIZERS
+
+  def read(self):
+    """Read the sounds, make the loader -> AutoencoderConfig."""
+    self.section, self.row = self.cfg.audio, self.rows[self.cfg.audio.kind]
+    self.waves = self.items('train')
+    self.held_out = self.items('valid') if self.has_valid() else ()
+    self.statistics = audio.fit_statistics(self.section, self.waves)
+    self.frames_JM = audio.AudioTokenizer(self.section, self.statistics).joined(self.waves)
+    codec_cfg = audio.autoencoder_config(self.section)
+    crop, seed = codec_cfg.shape[0], self.cfg.train.seed
+    if len(self.frames_JM) <= crop:
+      raise ValueError(
+        f'the training sounds have {len(self.frames_JM)} frames, a crop has {crop}\n'
+        'fix: give more sound'
+      )
+
+    def gather(index_B, place_B):
+      start_B = scramble(seed, place_B) % np.uint64(len(self.frames_JM) - crop)
+      return {'frames_BJM': self.frames_JM[start_B.astype(np.int64)[:, None] + np.arange(crop)]}
+
+    content = hashlib.sha256(self.frames_JM).hexdigest()
+    count = len(self.frames_JM) // crop
+    self.loader = Items(count, self.cfg.train.batch_size, seed, gather, content)
+    return codec_cfg
+
+  def items(self, split):
+    """The clips of a split, list of float32 [N]."""
+    cfg = self.section
+    return data.waves(self.cfg.data, cfg.sample_rate, split, cfg.seconds)
+
+  def inputs(self, batch):
+    """Standardised log-mel frames."""
+    return batch['frames_BJM']
+
+  def make(self, params):
+    """The tokenizer of these parameters."""
+    return self.row.from_model(self.section, self.statistics, self.codec_cfg, params)
+
+  def score(self, tokenizer, waves):
+    """RMSE of the log-mel frames, and how codes are used."""
+    codes = tokenizer.encode(waves)
+    made_JM = np.concatenate(tokenizer.decode_mel(codes))
+    real_JM = np.concatenate(tokenizer.spectrogram.log_mel(waves, self.section.stack))
+    rmse = float(np.sqrt(np.square(made_JM - real_JM).mean()))
+    scores = {'log_mel_rmse': rmse} | usage(codes, tokenizer.codebooks)
+    return {'valid_loss': rmse} | scores, [dict(metric=k, value=v) for k, v in scores.items()]
+
+  def floor(self):
+    """k-means on as many frames a code, with as many codes."""
+    cfg = audio.floor_config(self.section)
+    return audio.build(cfg, lambda: self.waves)
+
+  def samples(self, state):
+    """Held-out sounds, each followed by what is left of it."""
+    waves = list(self.held_out[:SHOWN])
+    if waves:
+      tokenizer = self.tokenizer(state)
+      made = tokenizer.decode(tokenizer.encode(waves))
+      pause = np.zeros(self.section.sample_rate // 5, np.float32)
+      pairs = [x for pair in zip(waves, made, strict=True) for wave in pair for x in (wave, pause)]
+      sound = media.to_wav(np.concatenate(pairs), self.section.sample_rate)
+      yield sound, 'original_then_decoded', '.wav'

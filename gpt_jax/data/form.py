@@ -1,0 +1,104 @@
+"""What rows of documents with media or a condition hold beside ids: places, prefixes, features.
+
+All follows from the ids by the `Layout` of the tokenizers. Loss falls on targets only; a dropped
+condition is `null` throughout, at the same places, and its features are 0 (Ho and Salimans 2022,
+arXiv:2207.12598, train both models of their guidance so).
+
+Letters: B rows, T inputs of a row, W = T + 1 tokens of a row, A and M features of a patch and of a
+frame. Batches gain positions_BT3 int32 where the vocabulary has images (time, row, column),
+prefix_BT bool with `prefix` (the condition, sep included), patches_BTA and frames_BTM float32 where
+a template has them (0 elsewhere).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpt_jax.tokenizers.layout import Layout
+
+KEYS = {'patches': 'patches_BTA', 'frames': 'frames_BTM'}
+PLACES = {'patches': 'patch', 'frames': 'frame'}  # special in whose place a feature stands
+
+
+@dataclass(frozen=True)
+class Form:
+  """How the rows of a run look. Plain numbers: it goes to worker processes."""
+
+  layout: Layout | None = None  # None: documents are one text each and nothing is added
+  prefix: bool = False
+  dropout: float = 0.0  # share of conditions that are dropped
+  features: tuple[tuple[str, int], ...] = ()  # (patches or frames, width)
+
+  @classmethod
+  def of(cls, cfg, tokenizers) -> 'Form':
+    """The form that a DataConfig and the tokenizers of a run give."""
+    image, audio = getattr(tokenizers, 'image', None), getattr(tokenizers, 'audio', None)
+    if cfg.has_only_text and image is None:
+      return cls()
+    known = dict(tokenizers.vocabulary.specials)
+    if cfg.condition_dropout and 'null' not in known:
+      raise ValueError(
+        f'data.condition_dropout={cfg.condition_dropout}, but the vocabulary has no null\n'
+        'fix: set data.condition_dropout=0.0, or use tokenizers built with specials=SPECIALS'
+      )
+    by_kind = {'patches': image, 'frames': audio}
+    if lacking := [kind for kind in cfg.features if by_kind[kind] is None]:
+      raise ValueError(
+        f'a template asks for {lacking[0]}, but the model has no tokenizer that makes them\n'
+        'fix: set image.kind for patches, audio.kind for frames'
+      )
+    features = tuple((kind, int(by_kind[kind].feature_width)) for kind in cfg.features)
+    return cls(Layout.of(tokenizers), cfg.prefix, cfg.condition_dropout, features)
+
+  def refuse_cuts(self, cache, length: int) -> None:
+    """ValueError if documents with media or a condition are longer than a row."""
+    if self.layout is None:
+      return
+    marks = [m for m in (self.layout.sep, self.layout.boi, self.layout.boa) if m >= 0]
+    ends = np.append(cache.offsets[1:], len(cache.ids))
+    long = np.flatnonzero(ends - cache.offsets > length + 1)
+    cut = [n for n in long if np.isin(cache.ids[cache.offsets[n] : ends[n]], marks).any()]
+    if cut:
+      most = int((ends - cache.offsets)[cut].max())
+      raise ValueError(
+        f'data.mixture.{cache.name} has {len(cut)} of {len(ends)} documents with media or a '
+        f'condition that are longer than the {length + 1} tokens of a row, the longest {most}\n'
+        f'fix: raise train.length (model.context) to {most - 1}, or leave these documents out'
+      )
+
+  def add(self, batch, ids_BW, segments_BW, dropped_BW, place_BW, cache) -> dict[str, np.ndarray]:
+    """The arrays of a batch that the form changes or adds.
+
+    dropped_BW: documents whose condition is dropped. place_BW int64: index in the stream.
+    """
+    layout = self.layout
+    condition_BW = layout.condition(ids_BW, segments_BW)
+    target_BT = layout.targets(ids_BW, segments_BW)[:, 1:]
+    shown_BW = layout.drop(ids_BW, dropped_BW & condition_BW).astype(np.int32)
+    made = {
+      'token_ids_BT': np.ascontiguousarray(shown_BW[:, :-1]),
+      'target_ids_BT': np.ascontiguousarray(shown_BW[:, 1:]),
+      'loss_mask_BT': batch['loss_mask_BT'] * target_BT,
+    }
+    if layout.has_images:
+      positions_BW3 = layout.positions3(ids_BW, segments_BW)
+      made['positions_BT3'] = np.ascontiguousarray(positions_BW3[:, :-1])
+    if self.prefix:
+      made['prefix_BT'] = np.ascontiguousarray(condition_BW[:, :-1])
+    for kind, width in self.features:
+      at_BT = made['token_ids_BT'] == getattr(layout, PLACES[kind])
+      rows_BTA = np.zeros((*at_BT.shape, width), np.float32)
+      if at_BT.any():
+        features, places = cache.features[kind]
+        rows_BTA[at_BT] = features[np.searchsorted(places, place_BW[:, :-1][at_BT])]
+      made[KEYS[kind]] = rows_BTA
+    return made
+
+
+PLAIN = Form()
+
+
+def spread(count_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """For counts (2, 3): which (0, 0, 1, 1, 1) and the rank within it (0, 1, 0, 1, 2)."""
+  which = np.repeat(np.arange(len(count_N)), count_N)
+  return which, np.arange(len(which)) - (np.cumsum(count_N) - count_N)[which]

@@ -1,0 +1,221 @@
+"""Sources of images and sounds: arrays, media files, and two that every machine has.
+
+Media stay as they are, paths, encoded bytes or arrays: they are decoded where they become tokens.
+"""
+
+import glob
+import gzip
+import hashlib
+import json
+import os
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from gpt_jax.data.corpus import Corpus, Record
+from gpt_jax.data.files import container, find, hash_files, roots
+from gpt_jax.data.keypad import NAMES, RATE
+from gpt_jax.data.keypad import records as keypad_records
+from gpt_jax.data.record_sources import json_records
+
+SUFFIXES = (
+  '.png', '.jpg', '.jpeg', '.gif', '.bmp', '.webp', '.wav', '.flac', '.ogg', '.mp3',
+)  # fmt: skip
+KEYS = ('file', 'image', 'audio')  # fields of captions that may name the file
+
+
+def digits(source, split: str) -> Corpus:
+  """scikit-learn's 1,797 handwritten digits, 8x8 pixels of 17 grey levels."""
+  try:
+    from sklearn.datasets import load_digits
+  except ImportError:
+    raise ValueError(
+      'kind=digits needs scikit-learn\nfix: pip install scikit-learn, or use another source'
+    ) from None
+  data = load_digits()
+  images = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None]
+
+  def records():
+    for number, (image, label) in enumerate(zip(images, data.target.tolist(), strict=True)):
+      yield f'digit {number}', {'image': image, 'label': label, 'name': NAMES[label]}
+
+  return Corpus(records, lambda: hashlib.sha256(images.tobytes()).hexdigest())
+
+
+def keypad(source, split: str) -> Corpus:
+  """Tones of a telephone keypad, made here."""
+
+  def records():
+    for where, fields in keypad_records(source.documents):
+      record = Record(fields)
+      record.rate = RATE
+      yield where, record
+
+  def content():
+    digest = hashlib.sha256()
+    for _, fields in keypad_records(10):
+      digest.update(fields['audio'].tobytes())
+    return f'keypad-{source.documents}-{digest.hexdigest()}'
+
+  return Corpus(records, content)
+
+
+def arrays(source, split: str) -> Corpus:
+  """The rows of an .npz of equally long arrays, or of MNIST's idx files of images and labels."""
+  files = find(source.path_of(split), '.npz')
+  columns = _npz(files[0]) if files[0].suffix == '.npz' and len(files) == 1 else _idx(files)
+  lengths = {name: len(column) for name, column in columns.items()}
+  if len(set(lengths.values())) != 1:
+    raise ValueError(
+      f'path={source.path_of(split)} has arrays of different lengths: {lengths}\n'
+      'fix: give arrays with one row for each record'
+    )
+
+  def records():
+    for number in range(next(iter(lengths.values()))):
+      record = Record((name, column[number]) for name, column in columns.items())
+      record.rate = source.rate
+      yield f'{files[0]} row {number}', record
+
+  return Corpus(records, lambda: hash_files(files))
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+  """The arrays of an .npz that have rows."""
+  try:
+    with np.load(path) as file:
+      columns = {name: file[name] for name in file.files}
+  except (ValueError, OSError, zipfile.BadZipFile) as error:
+    raise ValueError(
+      f'{path} cannot be read: {str(error).splitlines()[0]}\n'
+      'fix: write it with numpy.savez, without Python objects'
+    ) from None
+  if not columns or not all(column.ndim for column in columns.values()):
+    raise ValueError(
+      f'{path} has no arrays, or some without rows: {list(columns)}\n'
+      'fix: write arrays with one row for each record'
+    )
+  return columns
+
+
+def _idx(files: list[Path]) -> dict[str, np.ndarray]:
+  """The images [N, Y, X, 1] and labels [N] of idx files, whose names tell which they are."""
+  columns = {}
+  for path in files:
+    fields = [f for word, f in (('image', 'image'), ('label', 'label')) if word in path.name]
+    if len(fields) != 1 or fields[0] in columns:
+      raise ValueError(
+        f'{path} is neither the one .npz, nor the one idx file of images or of labels, in '
+        f'{[file.name for file in files]}\n'
+        "fix: give one .npz, or a glob such as 'mnist/train-*-ubyte.gz'"
+      )
+    columns[fields[0]] = _read_idx(path)
+  if 'image' in columns and columns['image'].ndim == 3:
+    columns['image'] = columns['image'][..., None]
+  return columns
+
+
+def _read_idx(path: Path) -> np.ndarray:
+  """One idx file of bytes, as yann.lecun.com/exdb/mnist describes it; ValueError if it is none."""
+  try:
+    content = path.read_bytes()
+    content = gzip.decompress(content) if content[:2] == b'\x1f\x8b' else content
+  except (OSError, EOFError) as error:
+    raise ValueError(f'{path} cannot be read: {error}\nfix: fetch it again') from None
+  rank = content[3] if len(content) > 3 else 0
+  shape = np.frombuffer(content[4 : 4 + 4 * rank], '>i4').tolist()
+  size = int(np.prod(shape, dtype=np.int64))
+  if content[:3] != b'\0\0\x08' or not rank or len(content) != 4 + 4 * rank + size:
+    raise ValueError(
+      f'{path} is no whole idx file of unsigned bytes\nfix: fetch it again, or give an .npz'
+    )
+  return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+def files(source, split: str) -> Corpus:
+  """Media files of a folder, glob or .zip; fields come from their names and from captions."""
+  paths = _media_files(source.path_of(split))
+  pattern = re.compile(source.pattern)
+  captions = _captions(source.captions) if source.captions else {}
+
+  def records():
+    for path, name in paths:
+      record = {'image': path, 'audio': path, 'file': name}
+      if source.pattern:
+        found = pattern.search(name)
+        if not found:
+          raise ValueError(
+            f'{path}: its name does not match pattern={source.pattern!r}\n'
+            'fix: correct the pattern, or move the file away'
+          )
+        record.update(found.groupdict(''))
+      if source.captions:
+        if (fields := captions.get(name, captions.get(Path(name).name))) is None:
+          raise ValueError(
+            f'{path}: captions={source.captions} does not name it\n'
+            'fix: add a line for it, or move the file away'
+          )
+        record.update({key: value for key, value in fields.items() if key not in KEYS})
+      yield path, record
+
+  def content():
+    holders = sorted({container(path) for path, _ in paths})
+    names = hashlib.sha256(json.dumps([name for _, name in paths]).encode()).hexdigest()
+    beside = hash_files(find(source.captions, '.jsonl')) if source.captions else ''
+    return '-'.join(filter(None, [hash_files(holders), names, beside]))
+
+  return Corpus(records, content)
+
+
+def _media_files(path: str) -> list[tuple[str, str]]:
+  """(path, name below the folder or .zip) of each media file, sorted by path."""
+  for root in roots():
+    full = os.path.join(root, os.path.expanduser(path))
+    if os.path.isdir(full):
+      names = glob.glob('**', root_dir=full, recursive=True)
+    elif zipfile.is_zipfile(full):
+      with zipfile.ZipFile(full) as archive:
+        names = archive.namelist()
+    elif matching := [name for name in glob.glob(full, recursive=True) if os.path.isfile(name)]:
+      return [(name, os.path.basename(name)) for name in sorted(matching)]
+    else:
+      continue
+    if names := sorted(name for name in names if name.lower().endswith(SUFFIXES)):
+      return [(f'{full}/{name}', name) for name in names]
+  raise ValueError(
+    f'path={path} matches no media file (a folder or .zip is searched for {" ".join(SUFFIXES)})\n'
+    'fix: give an existing folder, glob or .zip, or set GPT_JAX_DATA to the folder that holds it'
+  )
+
+
+def _captions(path: str) -> dict[str, dict]:
+  """The objects of JSON lines by the file that they name."""
+  found = {}
+  for file in find(path, '.jsonl'):
+    for where, record in json_records(file):
+      key = next((key for key in KEYS if isinstance(record.get(key), str)), '')
+      if not key or record[key] in found:
+        raise ValueError(
+          f'{where} names no file in {", ".join(KEYS)}, or one that was named before\n'
+          'fix: write one line for each file'
+        )
+      found[record[key]] = record
+  return found
+
+
+def check_pattern(pattern: str) -> None:
+  """ValueError unless this is a regular expression with named groups, or ''."""
+  try:
+    groups = re.compile(pattern).groupindex
+  except re.error as error:
+    raise ValueError(
+      f'pattern={pattern!r} is no regular expression: {error}\n'
+      r"fix: write one such as '(?P<digit>\d)_(?P<speaker>[a-z]+)'"
+    ) from None
+  if pattern and not groups:
+    raise ValueError(
+      f'pattern={pattern!r} has no named group, so it gives no field\n'
+      r"fix: write one such as '(?P<digit>\d)_(?P<speaker>[a-z]+)'"
+    )

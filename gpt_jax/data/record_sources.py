@@ -1,0 +1,154 @@
+"""Sources of records with fields: JSON lines, whose media lie in files beside them, and TFDS."""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from gpt_jax.data import templates
+from gpt_jax.data.corpus import Corpus, Record
+from gpt_jax.data.files import container, find, hash_files, not_utf8, roots
+
+
+def jsonl(source, split: str) -> Corpus:
+  """A JSON object per line; blank lines are skipped. Media lie beside the file, or in `root`."""
+  files = find(source.path_of(split), '.jsonl')
+
+  def records():
+    for path in files:
+      root = _media_root(source.root, path.parent)
+      for where, fields in json_records(path):
+        yield where, Record.below(root, fields)
+
+  def content():
+    if not templates.modalities(source.template):
+      return hash_files(files)
+    return f'{hash_files(files)}-{_hash_media(source.template, records())}'
+
+  return Corpus(records, content)
+
+
+def json_records(path: Path) -> Iterator[tuple[str, dict]]:
+  """(where, object) of each line that is not blank."""
+  offset = 0
+  with open(path, 'rb') as file:
+    for number, line in enumerate(file, 1):
+      if line.strip():
+        yield f'{path} line {number}', _json_record(path, number, line, offset)
+      offset += len(line)
+  if not offset:
+    raise ValueError(f'{path} is empty\nfix: remove it from path, or fill it')
+
+
+def _json_record(path: Path, number: int, line: bytes, offset: int) -> dict:
+  try:
+    record = json.loads(line.decode('utf-8'))
+  except UnicodeDecodeError as error:
+    raise not_utf8(path, offset + error.start) from None
+  except json.JSONDecodeError as error:
+    raise ValueError(
+      f'{path} line {number} is not JSON: {error.msg} at column {error.colno}\n'
+      'fix: write one JSON object per line'
+    ) from None
+  if not isinstance(record, dict):
+    raise ValueError(
+      f'{path} line {number} is a JSON {type(record).__name__}, not an object\n'
+      'fix: write one JSON object per line'
+    )
+  return record
+
+
+def _media_root(root: str, folder: Path) -> str:
+  """Where relative media paths start: `folder`, or `root` below it or elsewhere."""
+  if not root:
+    return str(folder)
+  for start in (folder, *roots()):
+    full = os.path.join(start, os.path.expanduser(root))
+    if os.path.isdir(full) or zipfile.is_zipfile(full):
+      return full
+  raise ValueError(
+    f'root={root} is no folder and no .zip, in {folder} or elsewhere\n'
+    'fix: give the folder or .zip that the media paths of the records start from'
+  )
+
+
+def _hash_media(template: str, records: Iterator[tuple[str, dict]]) -> str:
+  """Hash of the files that hold the media of records; a missing one counts by its name."""
+  found, missing = set(), set()
+  for where, record in records:
+    for piece in templates.pieces(template, record, where):
+      if piece.kind in templates.MODALITY and isinstance(piece.value, str):
+        path = container(piece.value)
+        missing.add(piece.value) if path is None else found.add(path)
+  lost = hashlib.sha256(json.dumps(sorted(missing)).encode()).hexdigest() if missing else ''
+  return hash_files(sorted(found)) + lost
+
+
+def tfds(source, split: str) -> Corpus:
+  """A prepared TFDS data set in array_record format, which is read without TensorFlow."""
+  own = '' if split == 'train' else getattr(source, f'{split}_split')
+  split = own or source.train_split
+  builder = _tfds_builder(source)
+  try:
+    info = builder.info.splits[split]
+  except (KeyError, ValueError):
+    raise ValueError(
+      f'split {split} of tfds path={source.path} does not exist\n'
+      f'fix: train_split and valid_split can be made of {", ".join(builder.info.splits)}'
+    ) from None
+
+  rate = source.rate or _sample_rate(builder.info.features)
+
+  def records():
+    rows = builder.as_data_source(split=split)
+    for start in range(0, len(rows), 256):
+      numbers = range(start, min(start + 256, len(rows)))
+      for number, fields in zip(numbers, rows.__getitems__(numbers), strict=True):
+        record = Record(fields)
+        record.rate = rate
+        yield f'{builder.info.full_name} {split} record {number}', record
+
+  def content():
+    files = hash_files(sorted(map(Path, info.filepaths)))
+    return f'{builder.info.full_name}-{split}-{files}'
+
+  return Corpus(records, content)
+
+
+def _sample_rate(features) -> int:
+  """Samples a second of the first sound among the features that says it, else 0."""
+  rates = (getattr(feature, 'sample_rate', 0) for _, feature in sorted(features.items()))
+  return int(next(filter(None, rates), 0))
+
+
+def _tfds_builder(source):
+  """The builder of a prepared data set, or a ValueError that says how to prepare it."""
+  import tensorflow_datasets as tfds
+
+  options = {}
+  if source.data_dir:
+    paths = [os.path.join(root, os.path.expanduser(source.data_dir)) for root in roots()]
+    options['data_dir'] = next(filter(os.path.isdir, paths), source.data_dir)
+  try:
+    builder = tfds.builder(source.path, **options)
+  except (ImportError, ValueError) as error:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if getattr(error, 'name', '') == 'tensorflow':
+      raise ValueError(
+        f'path={source.path} has a feature that TFDS reads with TensorFlow only: {reason}\n'
+        'fix: install tensorflow, or store sounds as Tensor(shape=(None,), dtype=np.int16)'
+      ) from None
+    raise ValueError(
+      f'path={source.path} is no TFDS data set that can be loaded: {reason}\n'
+      'fix: give a name as in mnist, or name/config; data_dir is the folder that holds its folder'
+    ) from None
+  if not builder.is_prepared() or builder.info.file_format.value not in ('array_record', 'parquet'):
+    arguments = ', '.join([repr(source.path), *(f'{k}={v!r}' for k, v in options.items())])
+    raise ValueError(
+      f'path={source.path} is not prepared as array_record in {builder.data_path}\n'
+      'fix: python -c "import tensorflow_datasets as tfds; '
+      f"tfds.builder({arguments}, file_format='array_record').download_and_prepare()\""
+    )
+  return builder

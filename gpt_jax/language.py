@@ -1,0 +1,253 @@
+"""The GPT as something to train: its tokenizers, data, program, evaluation and samples.
+
+What train.Training asks of a job; codec.py is the other one.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax import checkpoint, data, evaluate, hardware, losses, records, runs, sample, tokenizers
+from gpt_jax import samples as showcase
+from gpt_jax.data import templates
+from gpt_jax.model import gpt
+from gpt_jax.sharding import check_batch
+from gpt_jax.step import eval_model, gpt_program, params_of
+
+# ---------------------------------------------------------------------------- what it is made of
+
+
+def resolve_model(cfg, toks):
+  """cfg.model with the vocabulary's size and every `auto` decided for this machine.
+
+  Raises ValueError when the tokeniser has ids that the model has no row for.
+  """
+  size = toks.vocabulary.size
+  if cfg.model.vocab and size > cfg.model.vocab:
+    raise ValueError(
+      f'the tokeniser has {size} ids and model.vocab={cfg.model.vocab}\n'
+      f'fix: set model.vocab=0 to follow the tokeniser, or at least {size}'
+    )
+  length = cfg.train.length or cfg.model.context
+  if length > cfg.model.context:
+    raise ValueError(
+      f'train.length={length} is longer than model.context={cfg.model.context}\n'
+      'fix: raise model.context or lower train.length'
+    )
+  read = {kind for kinds in signatures(cfg) for kind in kinds[0]}
+  widths = {
+    'patch_values': toks.image.feature_width if 'patches' in read else cfg.model.patch_values,
+    'frame_values': toks.audio.feature_width if 'frames' in read else cfg.model.frame_values,
+  }
+  return dataclasses.replace(cfg.model, vocab=cfg.model.vocab or size, **widths).resolved()
+
+
+def signatures(cfg):
+  """What the sources of the mixture are made of: (kinds of the condition, kinds of the target)."""
+  return [templates.signature(source.template) for source in cfg.data.mixture.values()]
+
+
+def build_tokenizers(cfg, workdir):
+  """The run's tokenisers: those that it already has, or new ones made from the config."""
+  if (workdir / 'tokenizer' / 'vocabulary.json').exists():  # written last
+    return tokenizers.Tokenizers.load(workdir / 'tokenizer')
+  if cfg.train.init_from:
+    base = Path(cfg.train.init_from).expanduser()
+    kept = runs.read_config(base)
+    for name in ('tokenizer', 'image', 'audio'):
+      wanted = records.to_json(dataclasses.asdict(getattr(cfg, name)))
+      if name in kept and kept[name] != wanted:
+        raise ValueError(
+          f'train.init_from={base} has the {name} section {kept[name]}, and this config another\n'
+          'fix: take that section from its config, as experiments/finetune_gpt2.py does'
+        )
+    return tokenizers.Tokenizers.load(base / 'tokenizer')
+  # An alphabet must cover the validation text; merges must not be learned from it.
+  splits = ('train', 'valid') if cfg.tokenizer.kind == 'chars' else ('train',)
+  texts = lambda: (text for split in splits for _, text in data.documents(cfg.data, split))
+  text = tokenizers.text.build(cfg.tokenizer, texts)
+  used = {kind for both in signatures(cfg) for kinds in both for kind in kinds}
+  check_modalities(cfg, used)
+  image = audio = None
+  if cfg.image.kind:
+    shape = (cfg.image.height, cfg.image.width, cfg.image.channels)
+    images = lambda: data.images(cfg.data, shape)
+    image = tokenizers.image.build(cfg.image, images)
+  if cfg.audio.kind:
+    waves = lambda: data.waves(cfg.data, cfg.audio.sample_rate, seconds=cfg.audio.seconds)
+    audio = tokenizers.audio.build(cfg.audio, waves)
+  return tokenizers.Tokenizers.build(text, image, audio)
+
+
+def check_modalities(cfg, used):
+  """Raise ValueError where templates and tokenizers do not name the same modalities."""
+  for modality, kinds in (('image', {'image', 'patches'}), ('audio', {'audio', 'frames'})):
+    chosen = getattr(cfg, modality).kind
+    if 'parts' in used:
+      continue
+    if used & kinds and not chosen:
+      raise ValueError(
+        f'a template of data.mixture has {" and ".join(sorted(used & kinds))}, and '
+        f'{modality}.kind is empty\nfix: choose an {modality} tokenizer, as in '
+        f'experiments/demo.py'
+      )
+    if chosen and not used & kinds:
+      raise ValueError(
+        f'{modality}.kind={chosen} has no use: no template of data.mixture has an {modality}\n'
+        f"fix: leave {modality}.kind='', or write {{field:{modality}}} in a template"
+      )
+
+
+def kinds_of(toks, columns):
+  """losses.Kinds of a vocabulary, for a model with so many columns; None for text alone."""
+  if len(toks.modalities) == 1:
+    return None
+  fit = lambda x: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, max(0, columns - x.shape[-1]))])
+  group_V, allowed_NV = toks.groups()
+  arrays = (toks.modality_V(), group_V, allowed_NV)
+  return losses.Kinds(toks.modalities, *(fit(x)[..., :columns] for x in arrays))
+
+
+# ---------------------------------------------------------------------------------------- the job
+
+
+class Language:
+  """A GPT in training. See train.Training for when each method is called."""
+
+  unit = 'tokens'
+
+  def __init__(self, cfg, workdir, mesh):
+    """Make and check everything; nothing is written but token caches."""
+    self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
+    self.tokenizers = build_tokenizers(cfg, workdir)
+    self.model_cfg = resolve_model(cfg, self.tokenizers)
+    self.length = cfg.train.length or self.model_cfg.context
+    check_batch(cfg.train.batch_size // cfg.train.accumulate, self.length, mesh)
+    prompts = [
+      sample.prompt_ids(self.tokenizers, prompt, cfg.sample.begin)
+      for prompt in cfg.train.sample_prompts
+    ]
+    sample.check_prompts(prompts, 1, self.model_cfg)  # now, not at the first sample
+    self.loader = data.Loader(
+      cfg.data, self.tokenizers, split='train', batch_size=cfg.train.batch_size, length=self.length,
+      seed=cfg.train.seed, cache_dir=workdir / 'cache',
+      process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
+    kinds = kinds_of(self.tokenizers, self.model_cfg.V)
+    self.program = gpt_program(cfg, self.model_cfg, mesh, kinds, len(self.loader.names))
+    self.flops = gpt.flops_per_token(self.model_cfg, self.length)
+    self.parameters = gpt.count_params(self.model_cfg)
+    self.caches = {}  # validation tokens, opened once
+
+  def example(self):
+    """A batch, to trace the step with."""
+    rows = next(iter(self.loader.rows.values()))
+    batch = rows.gather(np.zeros(self.cfg.train.batch_size, np.int64))
+    if len(self.loader.names) > 1:
+      batch['source_ids_B'] = np.zeros(self.cfg.train.batch_size, np.int32)
+    return batch
+
+  def starting_model(self, state):
+    """The state with the parameters of train.init_from -> (state, notes)."""
+    fallback = state.model if self.cfg.train.init_partial else None
+    model, lines = checkpoint.load_model(
+      self.cfg.train.init_from, self.program.abstract.model, fallback
+    )
+    opt_state = state.opt_state
+    if opt_state.ema is not None:
+      copies = {path: p.astype(jnp.float32, copy=True) for path, p in params_of(model).items()}
+      opt_state = opt_state._replace(ema=copies)
+    return state._replace(model=model, opt_state=opt_state), lines
+
+  def save(self):
+    """Write what a run folder needs besides checkpoints."""
+    if not (self.workdir / 'tokenizer' / 'vocabulary.json').exists():
+      self.tokenizers.save(self.workdir / 'tokenizer')
+
+  def extra(self):
+    """What a checkpoint needs to be of use alone."""
+    return {
+      'vocab': self.model_cfg.vocab,
+      'widths': [self.model_cfg.patch_values, self.model_cfg.frame_values],
+      'tokenizer': checkpoint.pack_folder(self.workdir / 'tokenizer'),
+    }
+
+  def introduction(self):
+    """What is about to be trained, on what."""
+    peak, source = hardware.peak_flops()
+    counts = {
+      name: int((self.tokenizers.modality_V()[: self.tokenizers.vocabulary.size] == m).sum())
+      for m, name in enumerate(self.tokenizers.modalities)
+    }
+    ids = ', '.join(f'{count} {name} ids' for name, count in counts.items())
+    return (
+      f'{self.parameters:,} parameters, {ids}, {self.flops["full"] / 1e6:.1f} MFLOP a token, '
+      f'{hardware.name()} (peak {peak / 1e12:.2f} TFLOP/s each: {source}), '
+      f'{self.cfg.train.batch_size} x {self.length} tokens a step'
+    )
+
+  def scalars(self, values):
+    """Named numbers from sums over an interval, {name: array [steps, ...]}, which are taken out."""
+    found = {}
+    for letter, names in (('M', self.tokenizers.modalities), ('N', self.loader.names)):
+      if f'nats_{letter}' not in values:
+        continue
+      nats, targets = (values.pop(f'{x}_{letter}').sum(0) for x in ('nats', 'targets'))
+      means = {name: n / t for name, n, t in zip(names, nats, targets, strict=True) if t}
+      found |= {f'loss/{name}': float(mean) for name, mean in means.items()}
+    if 'gradient_M' in values:
+      gradient = values.pop('gradient_M').sum(0)
+      share = gradient / max(gradient.sum(), 1e-30)
+      named = zip(self.tokenizers.modalities, share, strict=True)
+      found |= {f'gradient_share/{name}': float(x) for name, x in named}
+    return found
+
+  def speed(self, per_second):
+    """Throughput as a share of the peak, in both conventions."""
+    peak, _ = hardware.peak_flops()
+    names = {'mfu': 'full', 'mfu_causal': 'causal'} if peak else {}
+    return {
+      name: per_second * self.flops[convention] / (peak * jax.device_count())
+      for name, convention in names.items()
+    }
+
+  def subject(self, state):
+    """The model as it is now, for tasks."""
+    return evaluate.Subject(
+      cfg=self.cfg, model=eval_model(state), tokenizers=self.tokenizers, mesh=self.mesh,
+      cache_dir=self.workdir / 'cache', batch_size=evaluate.rows_at_once(self.cfg, self.mesh),
+      caches=self.caches,
+    )  # fmt: skip
+
+  def validate(self, state, limit):
+    """-> ({valid_loss: mean of sources, valid_loss/SOURCE, valid_bits_per_byte}, rows)."""
+    rows = evaluate.run(self.subject(state), ('perplexity',), limit=limit)
+    values = lambda metric: {
+      row['source']: row['value']
+      for row in rows
+      if row['metric'] == metric and 'modality' not in row
+    }
+    nats, bits = values('nats_per_token'), values('bits_per_byte')
+    scores = {'valid_loss': float(np.mean(list(nats.values())))} if nats else {}
+    if len(nats) > 1:
+      scores |= {f'valid_loss/{source}': value for source, value in nats.items()}
+    if nats and len(bits) == len(nats):
+      scores['valid_bits_per_byte'] = float(np.mean(list(bits.values())))
+    return scores, rows
+
+  def samples(self, state):
+    """Continued prompts, and what it makes of validation conditions: (content, name, suffix)."""
+    subject = self.subject(state)
+    if self.cfg.train.sample_prompts:
+      yield showcase.continuations(subject, self.cfg.train.sample_prompts), '', '.txt'
+    yield from showcase.of_conditions(subject)
+
+  def finish(self, state, say):
+    """Run the tasks of train.tasks -> their rows."""
+    rows = evaluate.run(self.subject(state), self.cfg.train.tasks)
+    for line in evaluate.table(rows):
+      say(line)
+    return rows

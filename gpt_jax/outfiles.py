@@ -1,0 +1,54 @@
+"""Files for the pictures and sounds that are made, with names that are known before they are made.
+
+Letters: Y X A rows, columns and channels of an image.
+"""
+
+import re
+import tempfile
+from pathlib import Path
+
+from gpt_jax.data import media
+from gpt_jax.records import write_atomically
+
+SUFFIXES = {'image': '.png', 'audio': '.wav'}
+SHOWN = 256  # pixels of the longer side that a small picture is enlarged to, by a whole factor
+
+
+class OutFiles:
+  """Numbers and writes pieces: `out` is a file, a folder, or '' for `default`, a folder.
+
+  Raises ValueError at once for a file of another kind, one that cannot be written, or one for
+  several things. Files in the default folder are never overwritten.
+  """
+
+  def __init__(self, out, default, to, count):
+    path = Path(out).expanduser() if out else Path(default)
+    is_folder = not out or path.is_dir() or out.endswith('/') or not path.suffix
+    if not is_folder and path.suffix != SUFFIXES.get(to):
+      wanted = f'a {SUFFIXES[to]} file or a folder' if to in SUFFIXES else 'a folder'
+      raise ValueError(f'--out={out} is no place for --to={to}\nfix: give {wanted}')
+    self.folder, self.stem = (path, 'sample') if is_folder else (path.parent, path.stem)
+    self.single = not is_folder and count == 1
+    try:
+      self.folder.mkdir(parents=True, exist_ok=True)
+      tempfile.TemporaryFile(dir=self.folder).close()
+    except OSError as error:
+      raise ValueError(
+        f'--out={out} cannot be written: {error}\nfix: give another file or folder'
+      ) from None
+    self.next = 0
+    if not out:
+      numbers = [re.fullmatch(r'sample_(\d+)\.\w+', p.name) for p in self.folder.iterdir()]
+      self.next = max((int(found[1]) + 1 for found in numbers if found), default=0)
+
+  def write(self, piece, sample_rate=0):
+    """Write an image uint8 [Y, X, A] or a sound -> its path."""
+    number = '' if self.single else f'_{self.next}'
+    path = self.folder / f'{self.stem}{number}{SUFFIXES[piece.kind]}'
+    self.next += 1
+    if piece.kind == 'image':
+      content = media.to_png(piece.value, max(1, SHOWN // max(piece.value.shape[:2])))
+    else:
+      content = media.to_wav(piece.value, sample_rate)
+    write_atomically(path, content)
+    return path

@@ -1,0 +1,63 @@
+"""What changes logits before a token is drawn: guidance, penalties and filters.
+
+Letters: B rows, T buffer length, V vocabulary.
+
+Sources: nucleus (Holtzman et al. 2020), min-p (Nguyen et al. 2024), repetition penalty (CTRL,
+Keskar et al. 2019, section 4.1), classifier-free guidance (Ho and Salimans 2022; for tokens Gafni
+et al. 2022, section 3.4).
+"""
+
+import jax
+import jax.numpy as jnp
+
+NEVER = -1e30  # the logit of what must not be sampled
+
+
+def guide(logits_BV, null_BV, scale_B, allowed_BV, paced_V):
+  """Away from the logits without the condition: null + scale (logits - null).
+
+  Where one of `paced_V` may follow, which say how long a sound is, it keeps the probability that
+  the condition gives it among what is allowed, and guidance shares out the rest: raised to a power
+  at each place, the small probability of an end would make sounds that never end.
+  """
+  guided_BV = null_BV + scale_B[:, None] * (logits_BV - null_BV)
+  ends_BV = allowed_BV & paced_V[None]
+  others_BV = allowed_BV & ~ends_BV
+  own_BV = jax.nn.log_softmax(jnp.where(allowed_BV, logits_BV, NEVER))
+  rest_B1 = jax.nn.logsumexp(jnp.where(others_BV, own_BV, NEVER), -1, keepdims=True)
+  shared_BV = jax.nn.log_softmax(jnp.where(others_BV, guided_BV, NEVER)) + rest_B1
+  paced_BV = jnp.where(ends_BV, own_BV, shared_BV)
+  return jnp.where(ends_BV.any(-1, keepdims=True), paced_BV, guided_BV)
+
+
+def penalise_repetition(logits_BV, token_ids_BT, lengths_B, penalty):
+  """Divide positive logits of tokens already in the row by the penalty, multiply negative ones."""
+  B, T = token_ids_BT.shape
+  there_BT = jnp.arange(T)[None] < lengths_B[:, None]
+  seen_BV = jnp.zeros(logits_BV.shape, bool)
+  seen_BV = seen_BV.at[jnp.arange(B)[:, None], token_ids_BT].max(there_BT)
+  penalised_BV = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+  return jnp.where(seen_BV, penalised_BV, logits_BV)
+
+
+def top_k(logits_BV, k):
+  """True for the k likeliest (ties with the k-th included)."""
+  kth_B1 = jax.lax.top_k(logits_BV, min(k, logits_BV.shape[-1]))[0][:, -1:]
+  return logits_BV >= kth_B1
+
+
+def top_p(logits_BV, p):
+  """True for the smallest set of likeliest tokens with probability >= p, never empty."""
+  sorted_BV = -jnp.sort(-logits_BV, -1)
+  probs_BV = jax.nn.softmax(sorted_BV, -1)
+  before_BV = jnp.cumsum(probs_BV, -1) - probs_BV
+  last_BV = jnp.where(before_BV < p, sorted_BV, jnp.inf)
+  return logits_BV >= last_BV.min(-1, keepdims=True)
+
+
+def min_p(logits_BV, p):
+  """True where probability >= p times that of the likeliest."""
+  return logits_BV >= logits_BV.max(-1, keepdims=True) + jnp.log(p)
+
+
+FILTERS = {'top_k': (0, top_k), 'top_p': (1.0, top_p), 'min_p': (0.0, min_p)}

@@ -1,0 +1,167 @@
+"""What tasks share: which sources fit, their held-out examples, labels, raw media and judges."""
+
+import collections
+import zlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpt_jax import data, judges, metrics
+from gpt_jax.data import mixture, sources, templates
+
+LIMIT = 500  # examples of a source where no limit is given
+TRAIN_LIMIT = 20_000  # real examples that judges and baselines learn from
+LABELS = ('label', 'name', 'digit', 'text')  # fields that name what an example shows, by rank
+MOST_CLASSES = 50  # more different labels are descriptions, not classes
+DRAWN = {'guidance': 1.0, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, 'min_p': 0.0, 'beams': 0}
+IMAGES, SOUNDS = ('image', 'patches'), ('audio', 'frames')  # kinds of pieces
+
+
+class Example(NamedTuple):
+  """A document of a source, and the record that it was made from."""
+
+  where: str
+  record: dict
+  condition: list  # of Piece, () without arrow
+  target: list  # of Piece
+
+
+class Kind(NamedTuple):
+  """A task as `evaluate.run` needs it."""
+
+  run: Any  # (subject, source name, split, limit, **options) -> rows
+  fits: Any  # (kinds of the condition, kinds of the target) -> bool
+  form: str  # a template that fits, for messages
+  draws: bool = True  # whether it takes fields of SampleConfig as options
+
+
+def fitting(subject, fits, split):
+  """Names of the sources with data for `split` whose template fits a task."""
+  mixture = subject.cfg.data.mixture
+  return [
+    name
+    for name in data.source_names(subject.cfg.data, split)
+    if fits(*templates.signature(mixture[name].template))
+  ]
+
+
+def examples(subject, source, split, limit=0):
+  """Examples of a split, all or `limit` by a choice that depends on their places alone.
+
+  Files may be sorted by class, so the first few would not do.
+  """
+  key = 'examples', source, split, limit
+  if key not in subject.caches:
+    subject.caches[key] = _examples(subject, source, split, limit)
+  return subject.caches[key]
+
+
+def _examples(subject, source, split, limit):
+  part = mixture.open_part(subject.cfg.data, source, split)
+  rank = lambda found: zlib.crc32(found[0].encode())
+  chosen = sorted(part.examples(), key=rank)[: limit or None]
+  wanted = {where for where, _ in chosen}
+  corpus = sources.open_source(subject.cfg.data.mixture[source], split)
+  records = {where: record for where, record in corpus.records() if where in wanted}
+  return [Example(where, records[where], *_sides(pieces)) for where, pieces in chosen]
+
+
+def _sides(pieces):
+  """(condition, target) of a document."""
+  arrows = [n for n, piece in enumerate(pieces) if piece.kind == 'arrow']
+  return (pieces[: arrows[0]], pieces[arrows[0] + 1 :]) if arrows else ([], pieces)
+
+
+def text(pieces):
+  """The text of pieces, media left out."""
+  return ''.join(piece.value for piece in pieces if piece.kind == 'text')
+
+
+def label_field(found):
+  """The first of LABELS that every record has as a word or a number; '' if there is none."""
+  for field in LABELS:
+    values = [example.record.get(field) for example in found]
+    if (
+      all(isinstance(v, (str, int, np.integer)) for v in values) and len(set(map(str, values))) > 1
+    ):
+      return field
+  return ''
+
+
+def labels(found, field=None):
+  """What each example shows, as text: a field of its record, else the text beside its media."""
+  field = label_field(found) if field is None else field
+  if field:
+    return [str(example.record[field]) for example in found]
+  return [text(example.condition) or text(example.target) for example in found]
+
+
+def are_classes(names):
+  """Whether labels repeat and are few, so that a judge can learn them."""
+  return 2 <= len(set(names)) <= min(MOST_CLASSES, len(names) // 2)
+
+
+def most_frequent(values):
+  """The commonest value: the best answer of whoever does not look at the question."""
+  return collections.Counter(values).most_common(1)[0][0]
+
+
+def chance(names):
+  """Accuracy of the commonest label."""
+  return collections.Counter(names).most_common(1)[0][1] / len(names)
+
+
+def pixels(subject, found):
+  """The first image of each example at the size of the tokenizer, uint8 [N, Y, X, A]."""
+  return np.stack(_first(subject, found, IMAGES))
+
+
+def waves(subject, found):
+  """The first sound of each example at the rate of the tokenizer, list of float32 [N]."""
+  return _first(subject, found, SOUNDS)
+
+
+def _first(subject, found, kinds):
+  """The first piece of these kinds of each example, decoded."""
+  firsts = [next(p for p in (*x.condition, *x.target) if p.kind in kinds) for x in found]
+  decoded = [
+    data.decode(subject.tokenizers, [p], x.where) for p, x in zip(firsts, found, strict=True)
+  ]
+  return [piece.value for [piece] in decoded]
+
+
+def has(pieces, kinds):
+  """Whether a piece or a kind of a signature is among `kinds`."""
+  return any(getattr(piece, 'kind', piece) in kinds for piece in pieces)
+
+
+def judge(subject, kind, inputs, names):
+  """The judge JUDGES[kind] of real training data, kept in the cache folder of the run."""
+  settings = {}
+  if kind.startswith('sound'):
+    settings['rate'] = subject.tokenizers.audio.sample_rate
+  return judges.cached(kind, subject.cache_dir, inputs, names, **settings)
+
+
+def drawn(subject, sampling):
+  """Fields of SampleConfig that decide what is drawn, as far as they are not at their defaults."""
+  chosen = {name: sampling.get(name, getattr(subject.cfg.sample, name)) for name in DRAWN}
+  return {name: value for name, value in chosen.items() if value != DRAWN[name]}
+
+
+def rows(task, source, split, n, **about):
+  """-> (list of rows, function that adds one: metric, value and what belongs to it)."""
+  made = []
+
+  def add(metric, value, **more):
+    row = dict(task=task, metric=metric, value=float(value), source=source, split=split, n=n)
+    plain = {k: float(v) if isinstance(v, np.floating) else v for k, v in more.items()}
+    made.append({**row, **about, **plain})
+
+  return made, add
+
+
+def add_accuracy(add, metric, found, wanted, **more):
+  """Add a row of an accuracy with its interval."""
+  value, interval = metrics.accuracy(list(found), list(wanted))
+  add(metric, value, interval=list(interval), **more)

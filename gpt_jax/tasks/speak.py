@@ -1,0 +1,81 @@
+"""Sound from text: what is said, by whom, how far from a real recording, and how long.
+
+Distances are read against copy-synthesis (a real spectrogram through the same vocoder) and against
+what the tokenizer makes of the real sound; `chance` is the distance to another example's sound.
+"""
+
+import numpy as np
+
+from gpt_jax import metrics
+from gpt_jax.data import keypad
+from gpt_jax.tasks import common
+
+SPEAKER = 'speaker'  # field of a record
+
+
+def fits(condition, target):
+  """Text and nothing else to read, one sound to make."""
+  return condition == ('text',) and target == ('audio',)
+
+
+def run(subject, source, split, limit, **sampling):
+  """Rows for one source."""
+  found = common.examples(subject, source, split, limit or common.LIMIT)
+  train = common.examples(subject, source, 'train', common.TRAIN_LIMIT)
+  audio, real = subject.tokenizers.audio, common.waves(subject, found)
+  made = subject.generate([example.condition for example in found], 'audio', **sampling)
+  sounds = {'': made, 'reconstructions': audio.decode(audio.encode(real))}
+  if hasattr(audio, 'spectrogram'):
+    sounds['copy-synthesis'] = audio.spectrogram.waves(audio.spectrogram.log_mel(real))
+  rows, add = common.rows('speak', source, split, len(found), **common.drawn(subject, sampling))
+  heard = common.waves(subject, train)
+  for metric, field in (('accuracy', common.label_field(train)), ('speaker_accuracy', SPEAKER)):
+    if field == SPEAKER and not all(field in example.record for example in (*train, *found)):
+      continue
+    names, known = common.labels(found, field), common.labels(train, field)
+    if common.are_classes(known):
+      judged(subject, add, metric, (heard, known), names, real, sounds)
+  if subject.cfg.data.mixture[source].kind == 'keypad':
+    names = [str(example.record['label']) for example in found]
+    for of, some in sounds.items():
+      tones = [keypad.decode(wave, audio.sample_rate) for wave in some]
+      common.add_accuracy(add, 'tone_accuracy', tones, names, chance=0.1, **about(of))
+  distances(add, real, sounds, audio.sample_rate)
+  return rows
+
+
+def about(of):
+  """The note of rows on sounds that are not the model's own."""
+  return {'of': of} if of else {}
+
+
+def judged(subject, add, metric, train, names, real, sounds):
+  """Rows of two judges with one label of the sounds."""
+  chance = common.chance(names)
+  for kind, suffix in (('sound', ''), ('sound_neighbour', '_by_neighbour')):
+    judge = common.judge(subject, kind, *train)
+    ceiling, _ = judge.accuracy(real, names)
+    for of, some in sounds.items() if not suffix else [('', sounds[''])]:
+      common.add_accuracy(
+        add,
+        metric + suffix,
+        judge.predict(some),
+        names,
+        chance=chance,
+        baseline=ceiling,
+        **about(of),
+      )
+
+
+def distances(add, real, sounds, rate):
+  """Rows of mel-cepstral distortion after alignment, and of the ratio of lengths."""
+  mels = [metrics.log_mel(wave, rate) for wave in real]
+  mean = lambda some: float(
+    np.mean([metrics.mcd_dtw(a, b) for a, b in zip(some, mels, strict=True)])
+  )
+  rival = {'chance': mean(mels[1:] + mels[:1])} if len(mels) > 1 else {}
+  for of, some in sounds.items():
+    found = mean([metrics.log_mel(wave, rate) for wave in some])
+    add('mel_cepstral_distortion', found, unit='dB', **rival, **about(of))
+  ratios = [len(a) / max(len(b), 1) for a, b in zip(sounds[''], real, strict=True)]
+  add('length_ratio', np.mean(ratios), baseline=1.0)

@@ -1,0 +1,227 @@
+"""Audio tokenizers: sound <-> codes, as rows of one table.
+
+All work on log-mel frames (`spectrogram`), standardised by band, `stack` of them to a position:
+20 positions a second with the defaults. `frames` is k-means on stacked frames, the floor that a
+learned tokenizer must beat, with further codebooks for what the first leaves over; `fsq` is an
+autoencoder with finite scalar quantisation, trained by a run of its own
+(`train.job=audio_tokenizer`). `build` makes one from a config, `load` reads what `save` wrote.
+
+Letters: N samples, J frames, M mel bands.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpt_jax.tokenizers import media
+from gpt_jax.tokenizers.mel_codes import FILE, AudioTokenizer, FrameTokenizer, LearnedTokenizer
+from gpt_jax.tokenizers.spectrogram import Spectrogram
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioConfig:
+  """Which audio tokenizer, and what it is made from."""
+
+  kind: str = ''  # a row of AUDIO_TOKENIZERS; '' = the model knows no sound
+  path: str = ''  # a saved tokenizer, or the run that trained one; '' makes one of the clips
+  sample_rate: int = 8000  # Hz; clips of other rates are resampled
+  window: int = 256  # samples of a frame's Hann window
+  hop: int = 100  # samples from frame to frame
+  mels: int = 40  # bands of a frame
+  stack: int = 4  # frames of a position
+  codes: int = 1024  # frames: entries of each codebook
+  books: int = 1  # frames: codebooks, each for what those before it leave over
+  levels: tuple[int, ...] = (8, 5, 5, 5)  # fsq: steps of each number of a code
+  seconds: float = 3.0  # the longest clip
+  network_width: int = 128  # fsq: of the vectors of positions
+  network_blocks: int = 2  # fsq: of the encoder; as many of the decoder
+
+  def __post_init__(self):
+    if self.kind and self.kind not in AUDIO_TOKENIZERS:
+      raise ValueError(
+        f'audio.kind={self.kind} is unknown\n'
+        f"fix: give one of {', '.join(AUDIO_TOKENIZERS)}, or '' for a model without sound"
+      )
+    if not self.kind:
+      self._refuse(self.changed, 'audio.kind is empty', 'set audio.kind=frames or audio.kind=fsq')
+      return
+    least_of = {'stack': 1, 'codes': 2, 'books': 1, 'network_width': 1, 'network_blocks': 1}
+    for name, least in least_of.items():
+      if getattr(self, name) < least:
+        raise ValueError(
+          f'audio.{name}={getattr(self, name)} is too small\nfix: give {least} or more'
+        )
+    if not 0 < self.seconds < math.inf:
+      raise ValueError(f'audio.seconds={self.seconds} is no duration\nfix: give seconds above 0')
+    if not self.levels or min(self.levels) < 2:
+      raise ValueError(
+        f'audio.levels={self.levels} has a channel of fewer than 2 levels\nfix: give (8, 5, 5, 5)'
+      )
+    useless = [name for name in self.changed if name in USELESS[self.kind]]
+    self._refuse(useless, f'audio.kind={self.kind}', 'leave it at its default')
+    self._check_front_end()
+
+  def _check_front_end(self):
+    try:
+      return self.spectrogram
+    except ValueError as error:
+      raise ValueError(f'audio.{error}') from None
+
+  def _refuse(self, names, why, fix):
+    if names:
+      raise ValueError(
+        f'audio.{names[0]}={getattr(self, names[0])} has no effect: {why}\nfix: {fix}'
+      )
+
+  @property
+  def changed(self) -> list[str]:
+    """Names of the fields, kind aside, that are not at their defaults."""
+    fields = dataclasses.fields(self)
+    return [f.name for f in fields if f.name != 'kind' and getattr(self, f.name) != f.default]
+
+  @property
+  def spectrogram(self) -> Spectrogram:
+    """The front end that it describes."""
+    return Spectrogram(self.sample_rate, self.window, self.hop, self.mels)
+
+
+def fit_statistics(cfg: AudioConfig, waves: Sequence[np.ndarray]) -> np.ndarray:
+  """Mean and standard deviation of each band over clips, float32 [2, M]."""
+  if not len(waves):
+    raise ValueError(
+      f'audio.kind={cfg.kind} is made from training clips, and there are none\n'
+      'fix: add a source with {name:audio} to the data, or set audio.path to a saved tokenizer'
+    )
+  mel_JM = np.concatenate(cfg.spectrogram.log_mel(waves, cfg.stack)).astype(np.float64)
+  return np.stack([mel_JM.mean(0), np.maximum(mel_JM.std(0), 1e-3)]).astype(np.float32)
+
+
+def build(cfg: AudioConfig, waves: Callable[[], Sequence[np.ndarray]] = tuple) -> AudioTokenizer:
+  """Make the tokenizer that a config describes.
+
+  `waves` returns the training clips, float [N] at cfg.sample_rate; it is called only if they are
+  needed. Raises FileNotFoundError or ValueError for missing or invalid files.
+  """
+  if not cfg.kind:
+    raise ValueError('audio.kind is empty\nfix: give one of ' + ', '.join(AUDIO_TOKENIZERS))
+  return _load_own(cfg) if cfg.path else AUDIO_TOKENIZERS[cfg.kind].build(cfg, waves)
+
+
+def load(folder) -> AudioTokenizer:
+  """Read what `save` wrote; ValueError if any of it was altered."""
+  return media.read(folder, 'audio', AUDIO_TOKENIZERS)
+
+
+def _build_frames(cfg, waves):
+  from gpt_jax.tokenizers import kmeans
+
+  clips = waves()
+  statistics = fit_statistics(cfg, clips)
+  empty = np.zeros((cfg.books, cfg.codes, cfg.stack * cfg.mels), np.float32)
+  rest_NC = np.concatenate(FrameTokenizer(cfg, statistics, empty).features(clips))
+  centroids = []
+  for _ in range(cfg.books):
+    centroids.append(kmeans.fit(rest_NC, cfg.codes))
+    rest_NC = rest_NC - centroids[-1][kmeans.assign(rest_NC, centroids[-1])]
+  return FrameTokenizer(cfg, statistics, np.stack(centroids))
+
+
+def _load_own(cfg):
+  path = pathlib.Path(cfg.path).expanduser()
+  found = load(path / 'codec' if (path / 'codec').is_dir() else path)
+  if found.kind != cfg.kind:
+    raise ValueError(
+      f'audio.path={cfg.path} holds a {found.kind} tokenizer, not {cfg.kind}\n'
+      f'fix: set audio.kind={found.kind}, or give another path'
+    )
+  for name in cfg.changed:
+    if name != 'path' and getattr(cfg, name) != getattr(found.cfg, name):
+      raise ValueError(
+        f'audio.{name}={getattr(cfg, name)}, but the tokenizer in audio.path={cfg.path} has '
+        f'{getattr(found.cfg, name)}\nfix: leave audio.{name} out: its settings are stored with it'
+      )
+  return found
+
+
+def _restore(kind, make):
+  """`make(cfg, arrays)` with the saved content; ValueError if it does not fit together."""
+
+  def restore(fields, files):
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as parse
+
+    try:
+      rest = {name: fields[name] for name in fields if name == 'autoencoder'}
+      known = {name: fields[name] for name in fields if name not in rest}
+      cfg = AudioConfig(kind=kind, **known | {'levels': tuple(fields['levels'])})
+      return make(cfg, parse(files[FILE]), **rest)
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+      raise ValueError(
+        f'audio.json or {FILE} was altered: {type(error).__name__} {str(error).splitlines()[0]}\n'
+        'fix: restore the folder of the tokenizer, or make it again'
+      ) from None
+
+  return restore
+
+
+def _frames(cfg, arrays):
+  return FrameTokenizer(cfg, arrays['statistics'], arrays['centroids'])
+
+
+def _learned(cfg, arrays, autoencoder):
+  from gpt_jax.model.autoencoder import from_json
+
+  return LearnedTokenizer(cfg, arrays.pop('statistics'), from_json(autoencoder), arrays)
+
+
+def autoencoder_config(cfg: AudioConfig, positions: int = 16):
+  """The autoencoder of kind fsq, to be trained on crops of this many positions.
+
+  Between clips the crops must show silence (`AudioTokenizer.joined`), since that is what lies
+  behind a clip that is encoded.
+  """
+  from gpt_jax.model.autoencoder import AutoencoderConfig
+
+  return AutoencoderConfig(
+    shape=(positions * cfg.stack, cfg.mels),
+    stride=cfg.stack,
+    levels=cfg.levels,
+    width=cfg.network_width,
+    hidden=2 * cfg.network_width,
+    blocks=cfg.network_blocks,
+  )
+
+
+def floor_config(cfg: AudioConfig) -> AudioConfig:
+  """k-means with as many codes and positions as a learned tokenizer: what it has to beat."""
+  same = {name: getattr(cfg, name) for name in ('sample_rate', 'window', 'hop', 'mels', 'stack')}
+  return AudioConfig(kind='frames', codes=math.prod(cfg.levels), seconds=cfg.seconds, **same)
+
+
+def _build_learned(cfg, _):
+  raise ValueError(
+    f"audio.path='' with audio.kind={cfg.kind}, which has to be trained first\n"
+    'fix: train one with train.job=audio_tokenizer, and set audio.path to its run folder'
+  )
+
+
+class Row(NamedTuple):
+  """How a kind is made: from a config and clips, from saved content, from a trained model."""
+
+  build: Callable[[AudioConfig, Callable], AudioTokenizer]
+  restore: Callable[[dict, dict[str, bytes]], AudioTokenizer]
+  from_model: Any = None  # (AudioConfig, statistics, AutoencoderConfig, {path: array})
+
+
+AUDIO_TOKENIZERS = {
+  'frames': Row(_build_frames, _restore('frames', _frames)),
+  'fsq': Row(_build_learned, _restore('fsq', _learned), LearnedTokenizer),
+}
+USELESS = {  # fields that a kind does not read
+  'frames': ('levels', 'network_width', 'network_blocks'),
+  'fsq': ('codes', 'books'),
+}

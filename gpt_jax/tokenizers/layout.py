@@ -1,0 +1,132 @@
+"""What the ids of documents say without anything stored beside them: condition, target, place.
+
+A document is `condition sep target eos`, or text without sep. Its image is `boi codes eoi`, its
+sound `boa codes eoa`; ids of a media item are position-major, p0q0 p0q1 .. p1q0 ... Continuous
+inputs hold `patch` or `frame` in the place of each code.
+
+Letters: B rows, W tokens of a row, Q codebooks. Segments: 1, 2, .. within a row, 0 = padding.
+Sources: places of image tokens as in Qwen2-VL (Wang et al. 2024, section 2.1): text (p, p, p), the
+code in row i and column j of an image that begins at p (p, p + i, p + j), the next token at
+p + max(rows, columns).
+"""
+
+import dataclasses
+
+import numpy as np
+
+NONE, NOTHING = -1, -2  # the id of what a vocabulary does not have; what stands before a row
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """The ids and sizes that decide it. Plain numbers: it pickles, and it goes into no hash."""
+
+  sep: int = NONE
+  null: int = NONE
+  eos: int = NONE
+  boi: int = NONE
+  eoi: int = NONE
+  boa: int = NONE
+  eoa: int = NONE
+  patch: int = NONE
+  frame: int = NONE
+  image: tuple[int, int] = (0, 0)  # first id of the image codebooks, id after their last
+  audio: tuple[int, int] = (0, 0)  # the same for audio
+  grid: tuple[int, int] = (0, 0)  # rows and columns of an image
+  image_books: int = 1  # Q of images
+  audio_books: int = 1  # Q of audio
+  audio_positions: int = 0  # the longest sound
+
+  @classmethod
+  def of(cls, tokenizers) -> 'Layout':
+    """The layout of a bundle of tokenizers."""
+    vocabulary = tokenizers.vocabulary
+    named = dict(vocabulary.specials)
+    ids = {name: named[name] for name in NAMES if name in named}
+    image, audio = tokenizers.image, tokenizers.audio
+    if image is not None:
+      ids |= dict(
+        image=_span(vocabulary, image), grid=tuple(image.grid), image_books=len(image.codebooks)
+      )
+    if audio is not None:
+      ids |= dict(
+        audio=_span(vocabulary, audio), audio_books=len(audio.codebooks),
+        audio_positions=audio.max_positions,
+      )  # fmt: skip
+    return cls(**ids)
+
+  @property
+  def has_images(self) -> bool:
+    """Whether ids can be part of an image."""
+    return self.grid != (0, 0)
+
+  def condition(self, ids_BW: np.ndarray, segments_BW: np.ndarray) -> np.ndarray:
+    """True for the tokens up to and including the sep of their document, bool [B, W]."""
+    is_sep_BW = (ids_BW == self.sep) & (segments_BW > 0)
+    # How many seps stand at or after a token, up to the end of its own document.
+    after_BW = np.cumsum(is_sep_BW[:, ::-1], 1)[:, ::-1]
+    last_BW = _last(segments_BW)
+    beyond_BW = np.take_along_axis(after_BW - is_sep_BW, last_BW, 1)
+    return (after_BW > beyond_BW) & (segments_BW > 0)
+
+  def targets(self, ids_BW: np.ndarray, segments_BW: np.ndarray) -> np.ndarray:
+    """True for the tokens that carry loss as targets, bool [B, W].
+
+    Not the condition, not the start marker right after it, not continuous inputs or their ends.
+    """
+    previous_BW = np.concatenate([np.full_like(ids_BW[:, :1], NOTHING), ids_BW[:, :-1]], 1)
+    is_input = lambda x: (x == self.patch) | (x == self.frame)
+    starts_BW = ((ids_BW == self.boi) | (ids_BW == self.boa)) & (previous_BW == self.sep)
+    given_BW = self.condition(ids_BW, segments_BW) | starts_BW
+    return (segments_BW > 0) & ~given_BW & ~is_input(ids_BW) & ~is_input(previous_BW)
+
+  def drop(self, ids_BW: np.ndarray, dropped_BW: np.ndarray) -> np.ndarray:
+    """The ids with `null` in the place of those that are dropped; a sep stays."""
+    return np.where(dropped_BW & (ids_BW != self.sep), np.int32(self.null), ids_BW)
+
+  def is_code(self, ids: np.ndarray) -> np.ndarray:
+    """True for image codes and patches."""
+    first, stop = self.image
+    return ((ids >= first) & (ids < stop)) | (ids == self.patch)
+
+  def positions3(self, ids_BW: np.ndarray, segments_BW: np.ndarray) -> np.ndarray:
+    """(time, row, column) of each token within its document, int32 [B, W, 3]; 0 in padding."""
+    rows, columns = self.grid if self.has_images else (1, 1)
+    code_BW = self.is_code(ids_BW)
+    start_BW = _first(segments_BW)
+    # The rank of a code within its image: codes since the last token that is none, then by book.
+    index_BW = np.broadcast_to(np.arange(ids_BW.shape[1]), ids_BW.shape)
+    outside_BW = np.maximum.accumulate(np.where(code_BW, -1, index_BW), 1)
+    rank_BW = np.where(code_BW, index_BW - np.maximum(outside_BW, start_BW - 1) - 1, 0)
+    books_BW = np.where(ids_BW == self.patch, 1, self.image_books)
+    rank_BW = rank_BW // books_BW
+    next_is_code_BW = np.concatenate([code_BW[:, 1:], np.zeros_like(code_BW[:, :1])], 1)
+    ends_BW = code_BW & ~next_is_code_BW
+    steps_BW = np.where(code_BW, np.where(ends_BW, max(rows, columns), 0), 1)
+    clock_BW = np.cumsum(steps_BW, 1) - steps_BW
+    clock_BW = clock_BW - np.take_along_axis(clock_BW, start_BW, 1)
+    place_BW3 = np.stack([np.zeros_like(rank_BW), rank_BW // columns, rank_BW % columns], -1)
+    positions_BW3 = clock_BW[..., None] + np.where(code_BW[..., None], place_BW3, 0)
+    return np.where(segments_BW[..., None] > 0, positions_BW3, 0).astype(np.int32)
+
+
+def _span(vocabulary, tokenizer) -> tuple[int, int]:
+  kinds = [kind for kind, _ in tokenizer.ranges]
+  return vocabulary.start(kinds[0]), vocabulary.start(kinds[-1]) + vocabulary.count(kinds[-1])
+
+
+def _first(segments_BW):
+  """The index of the first token of each token's document."""
+  index_BW = np.broadcast_to(np.arange(segments_BW.shape[1]), segments_BW.shape)
+  new_BW = np.ones_like(segments_BW, bool)
+  new_BW[:, 1:] = segments_BW[:, 1:] != segments_BW[:, :-1]
+  return np.maximum.accumulate(np.where(new_BW, index_BW, 0), 1)
+
+
+def _last(segments_BW):
+  """The index of the last token of each token's document."""
+  width = segments_BW.shape[1]
+  return width - 1 - _first(segments_BW[:, ::-1])[:, ::-1]
+
+
+NAMES = ('sep', 'null', 'eos', 'boi', 'eoi', 'boa', 'eoa', 'patch', 'frame')

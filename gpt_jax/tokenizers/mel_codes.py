@@ -1,0 +1,276 @@
+"""What audio tokenizers are: log-mel frames, stacked to positions, and a quantiser for them.
+
+Sounds come back at one peak, with phases by Griffin-Lim: level and phase are not kept.
+
+Letters: N samples or vectors, J frames, M mel bands, P positions of a clip, Q codebooks, K codes of
+one, C = stack * M entries of a position, B clips of a batch, Z numbers of a learned code.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from gpt_jax.tokenizers import media
+from gpt_jax.tokenizers.spectrogram import FLOOR
+
+FILE = 'audio.safetensors'
+ROWS = 32  # clips that the autoencoder takes at a time
+
+
+class AudioTokenizer(media.MediaTokenizer):
+  """Standardised stacked log-mel frames, and what rows share; a row adds the quantiser.
+
+  `cfg` is an AudioConfig; `statistics` are the mean and the standard deviation of each band over
+  the training clips, float32 [2, M].
+  """
+
+  modality = 'audio'
+
+  def __init__(self, cfg, statistics: np.ndarray):
+    self.cfg = dataclasses.replace(cfg, path='')
+    self.statistics = checked(statistics, (2, cfg.mels))
+    self.spectrogram = cfg.spectrogram
+    self.sample_rate = cfg.sample_rate
+    self.samples_per_code = cfg.hop * cfg.stack
+    self.codes_per_second = cfg.sample_rate / self.samples_per_code
+    self.max_positions = self.positions(round(cfg.seconds * cfg.sample_rate))
+    self.feature_width = cfg.stack * cfg.mels
+
+  def positions(self, samples: int) -> int:
+    """Positions of a clip of this many samples."""
+    return self.spectrogram.frames(samples, self.cfg.stack) // self.cfg.stack
+
+  def features(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Clips float [N] -> stacked log-mel float32 [P, C] each, of mean 0 and deviation 1 by band."""
+    for number, wave in enumerate(waves):
+      self._check_clip(np.asarray(wave), number)
+    mean_M, deviation_M = self.statistics
+    return [
+      ((mel_JM - mean_M) / deviation_M).reshape(-1, self.feature_width)
+      for mel_JM in self.spectrogram.log_mel(waves, self.cfg.stack)
+    ]
+
+  def encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Clips float [N] at `sample_rate` -> codes int32 [P, Q] each.
+
+    Raises ValueError for a clip that is empty, longer than `seconds`, or not finite.
+    """
+    return self._quantise(self.features(waves)) if len(waves) else []
+
+  def decode(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Codes [P, Q] of each clip -> clips float32 [P * hop * stack], deterministic."""
+    return self.spectrogram.waves(self.decode_mel(codes))
+
+  def decode_mel(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Codes [P, Q] of each clip -> log-mel float32 [J, M]; ValueError for codes out of range."""
+    checked = [self._checked_codes(np.asarray(codes_PQ)) for codes_PQ in codes]
+    mean_M, deviation_M = self.statistics
+    frames = (values.reshape(-1, self.cfg.mels) for values in self._values(checked))
+    return [np.maximum(f_JM * deviation_M + mean_M, np.float32(math.log(FLOOR))) for f_JM in frames]
+
+  @functools.cached_property
+  def silence_C(self) -> np.ndarray:
+    """The features of a position of silence, float32."""
+    mean_M, deviation_M = self.statistics
+    return np.tile((np.float32(math.log(FLOOR)) - mean_M) / deviation_M, self.cfg.stack)
+
+  def joined(self, waves: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:
+    """Standardised frames float32 [J, M] of all clips, `gap` positions of silence before each.
+
+    An autoencoder is trained on crops of it.
+    """
+    silence_PC = np.tile(self.silence_C, (gap, 1))
+    parts = [part_PC for f_PC in self.features(waves) for part_PC in (silence_PC, f_PC)]
+    return np.concatenate(parts).reshape(-1, self.cfg.mels)
+
+  def fields(self):
+    """The settings; the arrays are in `files`."""
+    fields = dataclasses.asdict(self.cfg)
+    return {name: value for name, value in fields.items() if name not in ('kind', 'path')}
+
+  def files(self):
+    """All arrays in one file."""
+    from safetensors.numpy import save
+
+    arrays = {name: np.ascontiguousarray(array) for name, array in sorted(self.arrays().items())}
+    return {FILE: save(arrays)}
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    """What `files` holds; a row adds its own."""
+    return {'statistics': self.statistics}
+
+  def _quantise(self, features):
+    raise NotImplementedError
+
+  def _values(self, codes):
+    raise NotImplementedError
+
+  def _check_clip(self, wave, number):
+    if wave.ndim != 1 or not len(wave) or not np.issubdtype(wave.dtype, np.floating):
+      raise ValueError(
+        f'clip {number} is {wave.dtype} of shape {wave.shape}, not a row of float samples\n'
+        'fix: give what gpt_jax.data.media.read_sound returns'
+      )
+    if self.positions(len(wave)) > self.max_positions:
+      raise ValueError(
+        f'clip {number} lasts {len(wave) / self.sample_rate:.4g} s, longer than '
+        f'audio.seconds={self.cfg.seconds}\nfix: raise audio.seconds, or cut or drop the clip'
+      )
+    if not np.isfinite(wave).all():
+      raise ValueError(f'clip {number} has NaN or infinite samples\nfix: repair or drop it')
+
+  def _checked_codes(self, codes_PQ):
+    if codes_PQ.ndim != 2 or codes_PQ.shape[1] != len(self.codebooks):
+      raise ValueError(
+        f'codes of shape {codes_PQ.shape} are not [positions, {len(self.codebooks)}]\n'
+        'fix: give one column for each codebook'
+      )
+    if codes_PQ.size and not np.issubdtype(codes_PQ.dtype, np.integer):
+      raise ValueError(f'codes are {codes_PQ.dtype}, not integers\nfix: give codes of `encode`')
+    wrong_PQ = (codes_PQ < 0) | (codes_PQ >= np.array(self.codebooks))
+    if wrong_PQ.any():
+      raise ValueError(
+        f'audio code {codes_PQ[wrong_PQ][0]} is outside the codebooks of {self.codebooks} codes\n'
+        'fix: give codes of the tokenizer that made them'
+      )
+    return codes_PQ.astype(np.int32)
+
+
+class FrameTokenizer(AudioTokenizer):
+  """The nearest of K stacked frames, then of K remainders for each further codebook.
+
+  `centroids` are float32 [Q, K, C].
+  """
+
+  kind = 'frames'
+
+  def __init__(self, cfg, statistics: np.ndarray, centroids: np.ndarray):
+    super().__init__(cfg, statistics)
+    self.codebooks = (cfg.codes,) * cfg.books
+    self.centroids = checked(centroids, (cfg.books, cfg.codes, self.feature_width))
+
+  def arrays(self):
+    """Statistics and centroids."""
+    return {**super().arrays(), 'centroids': self.centroids}
+
+  def _quantise(self, features):
+    from gpt_jax.tokenizers import kmeans
+
+    rest_NC = np.concatenate(features)
+    columns = []
+    for centroids_KC in self.centroids:
+      columns.append(kmeans.assign(rest_NC, centroids_KC))
+      rest_NC = rest_NC - centroids_KC[columns[-1]]
+    codes_NQ = np.stack(columns, 1).astype(np.int32)
+    return np.split(codes_NQ, np.cumsum([len(f) for f in features])[:-1])
+
+  def _values(self, codes):
+    books_Q = np.arange(len(self.codebooks))
+    return [self.centroids[books_Q, codes_PQ].sum(1) for codes_PQ in codes]
+
+
+class LearnedTokenizer(AudioTokenizer):
+  """An autoencoder with finite scalar quantisation.
+
+  `autoencoder_cfg` and `params` ({path: array}) are those of model.autoencoder. Every clip runs
+  with silence on both sides, as in training, to one fixed length: one compilation, and no clip
+  depends on others.
+  """
+
+  kind = 'fsq'
+
+  def __init__(self, cfg, statistics: np.ndarray, autoencoder_cfg, params: dict):
+    super().__init__(cfg, statistics)
+    described = (autoencoder_cfg.levels, autoencoder_cfg.stride, autoencoder_cfg.shape[1:])
+    if described != (cfg.levels, cfg.stack, (cfg.mels,)):
+      raise ValueError(
+        f'the autoencoder has levels, stride and bands {described}, not '
+        f'{(cfg.levels, cfg.stack, (cfg.mels,))}\nfix: make it with audio.autoencoder_config'
+      )
+    self.codebooks = (math.prod(cfg.levels),)
+    self.autoencoder_cfg = autoencoder_cfg
+    self.params = {path: np.asarray(value, np.float32) for path, value in sorted(params.items())}
+    self.lead = autoencoder_cfg.blocks  # positions that a code sees on each side
+    self.length = self.max_positions + 3 * self.lead
+
+  def fields(self):
+    """The settings, with those of the autoencoder."""
+    return {**super().fields(), 'autoencoder': dataclasses.asdict(self.autoencoder_cfg)}
+
+  def arrays(self):
+    """Statistics and parameters."""
+    return {**super().arrays(), **self.params}
+
+  def _quantise(self, features):
+    return [codes_P[:, None] for codes_P in self._run('encode', features, self.silence_C)]
+
+  def _values(self, codes):
+    return self._run('decode', [codes_PQ[:, 0] for codes_PQ in codes], self._silent_code)
+
+  @functools.cached_property
+  def _silent_code(self):
+    """The code of silence with silence around it."""
+    silence_PC = np.tile(self.silence_C, (self.max_positions, 1))
+    return self._run('encode', [silence_PC], self.silence_C)[0][self.max_positions // 2]
+
+  def _run(self, name, clips, padding):
+    """What the autoencoder makes of clips [P, ..] with `padding` around them, cut to the clips."""
+    length = max([self.length, *(len(clip) + 2 * self.lead for clip in clips)])
+    padding = np.asarray(padding)
+    silence = lambda count: np.broadcast_to(padding, (count, *padding.shape))
+    padded = [
+      np.concatenate([silence(self.lead), clip, silence(length - self.lead - len(clip))])
+      for clip in clips
+    ]
+    found = []
+    for start in range(0, len(clips), ROWS):
+      rows = padded[start : start + ROWS]
+      batch = np.stack([*rows, *[rows[0]] * (ROWS - len(rows))])
+      found += list(np.asarray(self._compiled[name](batch))[: len(rows)])
+    return [
+      item[self.lead : self.lead + len(clip)] for item, clip in zip(found, clips, strict=True)
+    ]
+
+  @functools.cached_property
+  def _compiled(self):
+    """`encode` and `decode` as functions of arrays; every product in float32 on all hardware."""
+    import jax
+
+    from gpt_jax.model import autoencoder
+    from gpt_jax.model import layers as nn
+
+    abstract = autoencoder.Autoencoder(self.autoencoder_cfg)
+    model = nn.map_params(lambda path, _: self.params[path], abstract)
+    frames = lambda x_BPC: x_BPC.reshape(len(x_BPC), -1, self.cfg.mels)
+    stacked = lambda x_BJM: x_BJM.reshape(len(x_BJM), -1, self.feature_width)
+
+    @jax.jit
+    def encode(model, x_BPC):
+      return model.quantise(model.encode(frames(x_BPC)))[1]
+
+    @jax.jit
+    def decode(model, codes_BP):
+      return stacked(model.decode(model.lookup(codes_BP)))
+
+    def exact(function):
+      def run(array):
+        with jax.default_matmul_precision('highest'):
+          return function(model, array)
+
+      return run
+
+    return {'encode': exact(encode), 'decode': exact(decode)}
+
+
+def checked(array, shape: tuple[int, ...]) -> np.ndarray:
+  """float32 of this shape, finite; ValueError otherwise."""
+  array = np.asarray(array, np.float32)
+  if array.shape != shape or not np.isfinite(array).all():
+    raise ValueError(
+      f'an array of an audio tokenizer has the shape {array.shape}, not {shape}, or NaN\n'
+      'fix: make the tokenizer again'
+    )
+  return array

@@ -1,0 +1,416 @@
+"""Documents are what their template says, media are read once, and broken ones do not hide."""
+
+import json
+import logging
+import zipfile
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt_jax import data
+from gpt_jax.data import (
+  DataConfig,
+  Piece,
+  Source,
+  documents,
+  encode,
+  encode_batch,
+  templates,
+  token_cache,
+)
+from gpt_jax.data.corpus import Record
+from gpt_jax.data.media import to_png, to_wav
+from gpt_jax.data.mixture import digest
+from gpt_jax.data.templates import Samples, modalities, parse, signature
+from tests.data_helpers import TinyImages, media_tokenizers
+
+IMAGE = np.arange(16, dtype=np.uint8).reshape(4, 4, 1) * 16
+SOUND = np.full(25, 0.5, np.float32)
+
+
+def two_lines(error):
+  cause, fix = str(error.value).split('\n')
+  assert fix.startswith('fix: ')
+  return cause
+
+
+@pytest.mark.parametrize(
+  ('template', 'expected'),
+  [
+    ('{text}', ((), ('text',))),
+    ('Q: {q}\nA: {a}', ((), ('text',))),
+    ('{image:image} -> {name}', (('image',), ('text',))),
+    ('{name} -> {image:image}', (('text',), ('image',))),
+    ('{speaker}: {text} -> {audio:audio}', (('text',), ('audio',))),
+    ('{image:patches} {audio:frames} what? -> {a.0}', (('patches', 'frames', 'text'), ('text',))),
+    ('{image:image} {audio:audio}', ((), ('image', 'audio'))),
+    ('a cat -> {x:image}', (('text',), ('image',))),
+    ('{p:parts}', ((), ('parts',))),
+    ('{p:parts} -> {q:parts}', (('parts',), ('parts',))),
+    ('x->{text}', ((), ('text',))),
+  ],
+)
+def test_signatures(template, expected):
+  assert signature(template) == expected
+
+
+@pytest.mark.parametrize(
+  ('template', 'cause'),
+  [
+    ('{a} -> {b} -> {c}', '2 arrows'),
+    ('{a} -> ', '1 arrows, or nothing on one side'),
+    (' -> {a}', 'nothing on one side'),
+    ('{a} -> {x:patches}', "asks for 'x' as patches, which can be read but not made"),
+    ('{a} -> {x:frames}', "asks for 'x' as frames"),
+    ('{x:picture}', 'not a plain name'),
+    ('{x:image!r}', 'not a plain name'),
+    ('see {p:parts}', 'something beside a list of parts'),
+    ('{p:parts} -> {q:parts}!', 'something beside a list of parts'),
+    ('a -> b', 'names no field'),
+  ],
+)
+def test_malformed_templates(template, cause):
+  with pytest.raises(ValueError) as error:
+    parse(template)
+  assert cause in two_lines(error)
+
+
+def test_pieces():
+  record = {'q': 'why', 'a': 3, 'x': 'x.png', 's': b'RIFF', 'v': IMAGE, 'none': ''}
+  assert templates.pieces('Q {q} -> A {a}', record, '') == [
+    Piece('text', 'Q why'), Piece('arrow'), Piece('text', 'A 3'),
+  ]  # fmt: skip
+  assert templates.pieces('{x:image}{q}{a}{s:frames}', record, '') == [
+    Piece('image', 'x.png'), Piece('text', 'why3'), Piece('frames', b'RIFF'),
+  ]  # fmt: skip
+  assert templates.pieces('{none} -> {x:image}', record, '') == [
+    Piece('arrow'),
+    Piece('image', 'x.png'),
+  ]
+  assert templates.pieces('{none}', record, '') == [Piece('text', '')]
+  [piece] = templates.pieces('{v:image}', record, '')
+  assert piece.value is IMAGE
+  assert modalities('{v:patches} -> {s:audio}') == {'image', 'audio'}
+
+
+def test_paths_lie_below_the_root_of_a_record():
+  record = Record.below('/media.zip', {'x': 'a/b.png', 'y': '/c.png', 'w': np.zeros(3)})
+  record.rate = 50
+  values = [piece.value for piece in templates.pieces('{x:image}{y:patches}{w:audio}', record, '')]
+  assert values[:2] == ['/media.zip/a/b.png', '/c.png']
+  assert isinstance(values[2], Samples) and values[2].rate == 50
+
+
+def test_parts():
+  parts = [{'text': 'a'}, {'text': 'b'}, {'image': 'x.png'}, {'audio': 's.wav'}, {'text': 'c'}]
+  record = Record.below('r', {'p': parts, 'q': [{'text': 'd'}]})
+  assert templates.pieces('{p:parts} -> {q:parts}', record, '') == [
+    Piece('text', 'ab'), Piece('image', 'r/x.png'), Piece('audio', 'r/s.wav'), Piece('text', 'c'),
+    Piece('arrow'), Piece('text', 'd'),
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('template', 'record', 'cause'),
+  [
+    ('{x:image}', {'x': 7}, "here field 'x' is 7, neither the path nor the content of media"),
+    ('{x:image}', {'x': ''}, "field 'x' is ''"),
+    ('{x:audio}', {'x': None}, "field 'x' is None"),
+    ('{x:image}', {'y': 'a'}, "here has no field 'x'"),
+    ('{x:parts}', {'x': 'text'}, "here field 'x' is no list of parts"),
+    ('{x:parts}', {'x': []}, 'is no list of parts'),
+    ('{x:parts}', {'x': [{'text': 'a', 'image': 'b'}]}, 'has a part 0 that is not one of'),
+    ('{x:parts}', {'x': [{'text': 'a'}, {'video': 'b'}]}, 'has a part 1 that is not one of'),
+    ('{x:parts}', {'x': [{'text': None}]}, "field 'x.0.text' is a NoneType"),
+  ],
+)
+def test_bad_records(template, record, cause):
+  with pytest.raises(ValueError) as error:
+    templates.pieces(template, record, 'here')
+  assert cause in two_lines(error)
+
+
+# ------------------------------------------------------------------------------------- to ids
+
+
+@pytest.mark.parametrize('books', [1, 2])
+def test_encode(books):
+  made = media_tokenizers(books)
+  special = made.vocabulary.special
+  codes = made.image.encode(IMAGE[None])[0]
+  sound = made.audio.encode([SOUND])[0]
+  assert sound.shape == (3, 2)
+  pieces = [
+    Piece('text', 'é'), Piece('image', IMAGE), Piece('audio', SOUND), Piece('arrow'),
+    Piece('text', 'x'),
+  ]  # fmt: skip
+  encoded = encode(made, pieces)
+  assert encoded.ids.dtype == np.int32
+  assert encoded.patches is None and encoded.frames is None
+  assert encoded.ids.tolist() == [
+    *'é'.encode(),
+    special('boi'), *made.encode_codes('image', codes), special('eoi'),
+    special('boa'), *made.encode_codes('audio', sound), special('eoa'),
+    special('sep'), ord('x'),
+  ]  # fmt: skip
+  assert made.encode_codes('image', codes).shape == (4 * books,)
+
+
+def test_encode_continuous():
+  made = media_tokenizers()
+  special = made.vocabulary.special
+  media = [Piece('patches', IMAGE), Piece('frames', SOUND), Piece('patches', IMAGE[::-1])]
+  encoded = encode(made, [*media, Piece('arrow'), Piece('text', 'y')])
+  image = [special('boi'), *[special('patch')] * 4, special('eoi')]
+  frames = [special('boa'), *[special('frame')] * 3, special('eoa')]
+  assert encoded.ids.tolist() == [*image, *frames, *image, special('sep'), ord('y')]
+  both = made.image.features(np.stack([IMAGE, IMAGE[::-1]])).reshape(8, 4)
+  np.testing.assert_array_equal(encoded.patches, both)
+  np.testing.assert_array_equal(encoded.frames, made.audio.features([SOUND])[0])
+
+
+PIECES = st.one_of(
+  st.builds(Piece, st.just('text'), st.text(max_size=5)),
+  st.builds(
+    lambda kind, level: Piece(kind, np.full((4, 4, 1), level, np.uint8)),
+    st.sampled_from(['image', 'patches']), st.integers(0, 255),
+  ),
+  st.builds(
+    lambda kind, size: Piece(kind, np.linspace(0, 1, size, dtype=np.float32)),
+    st.sampled_from(['audio', 'frames']), st.integers(1, 40),
+  ),
+)  # fmt: skip
+
+
+@given(batch=st.lists(st.lists(PIECES, min_size=1, max_size=5), min_size=1, max_size=5))
+@settings(max_examples=40, deadline=None)
+def test_a_batch_is_its_documents_alone(batch):
+  made = media_tokenizers()
+  together = encode_batch(made, batch)
+  images = sum(piece.kind == 'image' for document in batch for piece in document)
+  assert made.image.calls == ([images] if images else [])
+  for one, document in zip(together, batch, strict=True):
+    alone = encode(media_tokenizers(), document)
+    for key in ('ids', 'patches', 'frames'):
+      np.testing.assert_array_equal(getattr(one, key), getattr(alone, key))
+
+
+def test_what_is_read_is_what_the_tokenizers_want(tmp_path):
+  """Paths, bytes and arrays of other sizes and rates, and what was converted."""
+  made, notes = media_tokenizers(), Counter()
+  (tmp_path / 'x.png').write_bytes(to_png(IMAGE))
+  loud, large = np.full(500, 16384, np.int16), IMAGE.repeat(2, 0).repeat(2, 1)
+  pieces = [
+    Piece('image', str(tmp_path / 'x.png')), Piece('image', to_png(large)),
+    Piece('patches', IMAGE), Piece('audio', to_wav(SOUND, 100)),
+    Piece('frames', Samples(loud, 200)), Piece('text', 'x'),
+  ]  # fmt: skip
+  read = [piece.value for piece in data.decode(made, pieces, 'here', notes)]
+  np.testing.assert_array_equal(read[0], IMAGE)
+  assert read[1].shape == (4, 4, 1)
+  assert read[3].shape == (25,) and read[4].shape == (250,)
+  assert notes == {'images resized from 8x8': 1, 'sounds resampled from 200 Hz': 1}
+  with pytest.raises(ValueError, match=r'^here: the sound lasts 5 s.*\nfix: '):
+    data.decode(made, [Piece('audio', Samples(loud, 100))], 'here')
+
+
+# ------------------------------------------------------------------------------- caches of media
+
+
+@pytest.fixture
+def pictures(tmp_path):
+  """Seven pictures in a folder with captions; the template of a config to be chosen."""
+  lines = []
+  for n in range(7):
+    image = np.random.default_rng(n).integers(0, 256, (4, 4, 1), np.uint8)
+    (tmp_path / f'{n}.png').write_bytes(to_png(image))
+    (tmp_path / f'{n}.wav').write_bytes(to_wav(np.full(10 + n, 0.1 * n), 100))
+    lines.append(json.dumps({'x': f'{n}.png', 's': f'{n}.wav', 'name': f'picture {n}'}))
+  (tmp_path / 'a.jsonl').write_text('\n'.join(lines))
+
+  def config(template='{x:image} -> {name}', valid_fraction=0.0, **fields):
+    source = Source('jsonl', str(tmp_path / 'a.jsonl'), template, **fields)
+    return DataConfig({'x': source}, packing='first_fit', valid_fraction=valid_fraction)
+
+  config.folder = tmp_path
+  return config
+
+
+def make(cfg, tokenizers=None, split='train'):
+  folder = cfg.mixture['x'].path.rsplit('/', 1)[0] + '/cache'
+  return token_cache(cfg, 'x', tokenizers or media_tokenizers(), split, folder)
+
+
+def document(cache, number):
+  return cache.ids[cache.offsets[number] : [*cache.offsets[1:], len(cache.ids)][number]].tolist()
+
+
+def test_cache_of_documents(pictures, monkeypatch):
+  made = media_tokenizers()
+  monkeypatch.setattr('gpt_jax.data.cache.BATCH_MEDIA', 3)
+  cache = make(pictures(), made)
+  assert made.image.calls == [3, 3, 1]
+  assert cache.media == {'images': 7, 'sounds': 0, 'skipped': 0}
+  assert cache.bytes == 7 * len('picture 0')
+  eos = made.vocabulary.special('eos')
+  for n, (_, document_) in enumerate(data.examples(pictures(), 'x', 'train')):
+    assert document(cache, n) == [*encode(made, document_).ids, eos]
+  assert make(pictures()).path == cache.path
+  assert make(pictures('{name} -> {x:image}')).path != cache.path
+  assert make(pictures(), media_tokenizers(2)).path != cache.path
+
+
+def test_a_changed_picture_makes_another_cache(pictures):
+  first = make(pictures()).path
+  text = make(pictures('{name}'), media_tokenizers(image=False, audio=False)).path
+  (pictures.folder / '3.png').write_bytes(to_png(255 - IMAGE))
+  assert make(pictures()).path != first
+  assert make(pictures('{name}'), media_tokenizers(image=False, audio=False)).path == text
+
+
+def test_features_lie_at_their_places(pictures):
+  cache = make(pictures('{x:patches}{s:frames}{x:patches} -> {name}'))
+  made = media_tokenizers()
+  for kind, special in (('patches', 'patch'), ('frames', 'frame')):
+    rows, at = cache.features[kind]
+    assert isinstance(rows, np.memmap) and rows.dtype == np.float16
+    ids = np.flatnonzero(cache.ids == made.vocabulary.special(special))
+    np.testing.assert_array_equal(at, ids)
+    media = [e for _, e in data.examples(pictures('{x:patches}{s:frames}'), 'x', 'train')]
+    if kind == 'frames':
+      want = np.concatenate([encode(made, pieces).frames for pieces in media])
+    else:
+      want = np.concatenate([np.tile(encode(made, pieces).patches, (2, 1)) for pieces in media])
+    np.testing.assert_array_equal(rows, want.astype(np.float16))
+
+
+@pytest.mark.parametrize('damage', ['gone', 'cut'])
+def test_broken_features_are_made_again(pictures, damage, caplog):
+  cfg = pictures('{x:patches} -> {name}')
+  path = make(cfg).path.with_suffix('.patches.npy')
+  good = path.read_bytes()
+  path.unlink() if damage == 'gone' else path.write_bytes(good[:-8])
+  with caplog.at_level(logging.WARNING):
+    make(cfg)
+  assert 'making the token cache again' in caplog.text
+  assert path.read_bytes() == good
+
+
+def test_a_failure_leaves_no_file(pictures):
+  (pictures.folder / '6.png').write_bytes(b'no picture')
+  with pytest.raises(ValueError) as error:
+    make(pictures('{x:patches} -> {name}'))
+  cause = two_lines(error)
+  assert cause.startswith('data.mixture.x: ') and '6.png is not a picture' in cause
+  assert 'a.jsonl line 7' in cause
+  assert 'data.mixture.x.bad_records' in str(error.value)
+  assert not list((pictures.folder / 'cache').iterdir())
+
+
+def test_bad_records_are_skipped_up_to_a_number(pictures, caplog):
+  (pictures.folder / '2.png').write_bytes(b'no picture')
+  (pictures.folder / '4.png').unlink()
+  with caplog.at_level(logging.WARNING):
+    cache = make(pictures(bad_records=2))
+  assert cache.media == {'images': 5, 'sounds': 0, 'skipped': 2}
+  assert len(cache.offsets) == 5
+  assert 'line 3' in caplog.text and 'line 5' in caplog.text
+  assert '2 unreadable records skipped' in caplog.text
+  names = [bytes(i for i in document(cache, n) if i < 256).decode() for n in range(5)]
+  assert names == [f'picture {n}' for n in (0, 1, 3, 5, 6)]
+  with pytest.raises(ValueError, match=r'x has 2 unreadable records or more: .*line 5(.|\n)*now 1'):
+    make(pictures(bad_records=1))
+  assert data.images(pictures(bad_records=2), (4, 4, 1)).shape == (5, 4, 4, 1)
+  with pytest.raises(ValueError, match=r'now 1'):
+    data.images(pictures(bad_records=1), (4, 4, 1))
+
+
+def test_conversions_are_reported_once(pictures, caplog):
+  for n in range(3):
+    (pictures.folder / f'{n}.png').write_bytes(to_png(IMAGE.repeat(2, 0).repeat(2, 1)))
+  with caplog.at_level(logging.INFO):
+    make(pictures())
+  assert [r.getMessage() for r in caplog.records if 'resized' in r.getMessage()] == [
+    'data.mixture.x: 3 images resized from 8x8'
+  ]
+
+
+def test_one_document_ends_with_eos_and_is_not_cut(pictures):
+  path = pictures.folder / 'a.jsonl'
+  path.write_text(path.read_text().split('\n')[0])
+  assert document(make(pictures()), 0)[-1] == media_tokenizers().vocabulary.special('eos')
+  with pytest.raises(ValueError) as error:
+    make(pictures(valid_fraction=0.5))
+  assert two_lines(error).startswith('data.mixture.x has one document, and one with media')
+
+
+def test_the_split_goes_by_the_content_of_files(pictures):
+  def names(split):
+    cfg = pictures('{x:image}{name}', valid_fraction=0.4)
+    return [text for _, text in documents(cfg, split)]
+
+  train, valid = names('train'), names('valid')
+  assert sorted(train + valid) == [f'picture {n}' for n in range(7)]
+  assert len(valid) == 3
+  content = (pictures.folder / '0.png').read_bytes()
+  as_path = [Piece('image', str(pictures.folder / '0.png')), Piece('arrow')]
+  assert digest(as_path, b'') == digest([Piece('image', content), Piece('arrow')], b'')
+  # The same picture is on the same side whatever it is read as, and whatever is said of it.
+  assert digest(as_path, b'') == digest([Piece('text', 'a'), Piece('patches', content)], b'')
+  assert digest(as_path, b'') != digest([Piece('image', content + b' ')], b'')
+  assert digest(as_path, b'') != digest(as_path, b'1')
+  assert digest([Piece('image', IMAGE)], b'') != digest([Piece('image', IMAGE[::-1])], b'')
+  gone = [Piece('image', str(pictures.folder / 'gone.png'))]
+  assert digest(gone, b'') == digest(gone, b'')
+
+
+def test_texts_of_documents(pictures):
+  cfg = pictures('a {x:image} {name} -> {s:audio}')
+  assert next(documents(cfg, 'train')) == ('x', 'a  picture 0')
+  assert next(documents(pictures('say {name} -> it'), 'train')) == ('x', 'say picture 0it')
+
+
+def test_media_to_learn_from(pictures):
+  cfg = pictures('{x:image} -> {name}', valid_fraction=0.4)
+  train, valid = (data.images(cfg, (4, 4, 1), split) for split in ('train', 'valid'))
+  assert (train.shape, valid.shape) == ((4, 4, 4, 1), (3, 4, 4, 1))
+  assert train.dtype == np.uint8
+  assert len(list(data.media_items(cfg, 'image'))) == 4
+  assert list(data.media_items(cfg, 'audio')) == []
+  sounds = data.waves(pictures('{name} -> {s:audio}'), 100)
+  assert [len(wave) for wave in sounds] == list(range(10, 17))
+  assert data.waves(pictures('{s:frames} -> {name}'), 200)[0].shape == (20,)
+  with pytest.raises(ValueError) as error:
+    data.images(pictures('{name} -> {s:audio}'), (4, 4, 1))
+  assert two_lines(error) == 'no source of data.mixture has image data to learn a tokenizer from'
+
+
+def test_tokenizers_that_do_not_fit_are_refused(pictures):
+  with pytest.raises(ValueError) as error:
+    make(pictures(), media_tokenizers(image=False))
+  assert 'needs image tokens, which the model has not' in two_lines(error)
+  parts = {'p': [{'image': '0.png'}]}
+  (pictures.folder / 'a.jsonl').write_text(f'{json.dumps(parts)}\n' * 2)
+  with pytest.raises(ValueError) as error:
+    make(pictures('{p:parts}', bad_records=9), media_tokenizers(image=False))
+  assert 'line 1 needs image tokens' in two_lines(error)
+  assert len(make(pictures('{p:parts}')).offsets) == 2
+  bare = type(media_tokenizers()).build(media_tokenizers().text, TinyImages(), specials=('eos',))
+  with pytest.raises(ValueError) as error:
+    make(pictures('{p.0.image:image} -> it'), bare)
+  assert 'needs the special tokens boi, eoi, patch, sep, which' in two_lines(error)
+
+
+@pytest.mark.parametrize(('path', 'root'), [('m.zip/in/a.wav', ''), ('in/a.wav', 'm.zip')])
+def test_media_in_a_zip_beside_the_records(tmp_path, path, root):
+  with zipfile.ZipFile(tmp_path / 'm.zip', 'w') as archive:
+    archive.writestr('in/a.wav', to_wav(SOUND, 100))
+  (tmp_path / 'a.jsonl').write_text(json.dumps({'s': path, 'text': 'x'}))
+  source = Source('jsonl', str(tmp_path / 'a.jsonl'), '{s:audio} -> {text}', root=root)
+  cfg = DataConfig({'x': source}, packing='first_fit', valid_fraction=0.0)
+  [sound] = data.waves(cfg, 100)
+  np.testing.assert_allclose(sound, SOUND, atol=1e-4)
+  assert make(cfg).media['sounds'] == 1

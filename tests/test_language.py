@@ -1,0 +1,371 @@
+"""The GPT as a job: losses and gradients by modality and source, balances, continuous inputs."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from gpt_jax import config, evaluate, language, step, train, trained
+from gpt_jax.model import gpt
+from gpt_jax.sharding import make_mesh, to_devices
+from tests import tiny_runs
+from tests.tiny_runs import assert_two_lines
+
+MODALITIES = ('text', 'image', 'audio')
+SOURCES = ('dial', 'draw', 'listen', 'read')
+DONE = {}  # what `one_step` gave, by its changes
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled(tmp_path_factory):
+  """Equal programs are compiled once."""
+  with tiny_runs.compiled_programs(tmp_path_factory):
+    yield
+
+
+@pytest.fixture(scope='module')
+def job(tmp_path_factory):
+  """The tiny multimodal job."""
+  return job_of(tmp_path_factory.mktemp('job'), experiment())
+
+
+@pytest.fixture(scope='module')
+def batch(job):
+  """Its first batch."""
+  return next(job.loader)
+
+
+def experiment(**changes):
+  return config.build(config.Config, tiny_runs.media(**changes))
+
+
+def job_of(folder, cfg):
+  mesh = make_mesh(cfg.mesh, jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    return language.Language(cfg, folder, mesh)
+
+
+def program(job, **changes):
+  """The job's program with another loss or training section."""
+  cfg = dataclasses.replace(job.cfg, **{
+    name: dataclasses.replace(getattr(job.cfg, name), **values) for name, values in changes.items()
+  })  # fmt: skip
+  kinds = language.kinds_of(job.tokenizers, job.model_cfg.V)
+  model_cfg = dataclasses.replace(job.model_cfg, **changes.get('model', {}))
+  return step.gpt_program(cfg, model_cfg, job.mesh, kinds, len(job.loader.names))
+
+
+def one_step(job, batch, **changes):
+  """The first step -> (state before it, state after it, metrics); each program runs once."""
+  if repr(changes) not in DONE:
+    made = program(job, **changes)
+    with jax.set_mesh(job.mesh):
+      before = jax.device_get(made.init())
+      state, metrics = made.step(made.init(), to_devices(batch, job.mesh))
+    DONE[repr(changes)] = before, state, jax.device_get(metrics)
+  return DONE[repr(changes)]
+
+
+def logits(job, model, batch):
+  """float64 logits [B, T, V] and the last hidden state."""
+  x_BTD, _, _ = model.hidden(batch['token_ids_BT'], **gpt.inputs(job.model_cfg, batch))
+  return np.asarray(model.logits(x_BTD), np.float64), np.asarray(x_BTD, np.float64)
+
+
+def cross_entropy(logits_BTV, target_ids_BT):
+  """Nats of each target, slowly."""
+  nats_BT = np.zeros(target_ids_BT.shape)
+  for b, t in np.ndindex(target_ids_BT.shape):
+    row = logits_BTV[b, t] - logits_BTV[b, t].max()
+    nats_BT[b, t] = np.log(np.exp(row).sum()) - row[target_ids_BT[b, t]]
+  return nats_BT
+
+
+def modality_of(toks, token):
+  """0 text, 1 image, 2 audio, by the vocabulary's own words."""
+  vocabulary = toks.vocabulary
+  for number, (name, end) in enumerate((('image', 'eoi'), ('audio', 'eoa')), 1):
+    inside = (
+      vocabulary.start(f'{name}0') <= token < vocabulary.start(f'{name}0') + (16, 8)[number - 1]
+    )
+    if inside or token == vocabulary.special(end):
+      return number
+  return 0
+
+
+def modality_BT(job, batch):
+  of = functools.partial(modality_of, job.tokenizers)
+  return np.vectorize(of)(batch['target_ids_BT'])
+
+
+@pytest.fixture(scope='module')
+def reference(job, batch):
+  """(nats_BT, modality_BT, mask_BT, source_BT) of the first batch before the first step."""
+  model = jax.device_get(program(job).init()).model
+  logits_BTV, _ = logits(job, model, batch)
+  source_BT = np.broadcast_to(batch['source_ids_B'][:, None], batch['target_ids_BT'].shape)
+  nats_BT = cross_entropy(logits_BTV, batch['target_ids_BT'])
+  return nats_BT, modality_BT(job, batch), batch['loss_mask_BT'], source_BT
+
+
+# --------------------------------------------------------------------------- what is logged
+
+
+@pytest.mark.parametrize('accumulate', [1, 4])
+def test_losses_by_modality_and_source_are_means_over_their_targets(
+  job, batch, reference, accumulate
+):
+  _, _, metrics = one_step(job, batch, train={'accumulate': accumulate})
+  nats_BT, modalities_BT, mask_BT, source_BT = reference
+  assert len(set(batch['source_ids_B'])) == 4 and mask_BT.min() == 0  # all are in this batch
+  mean = lambda of_BT: (nats_BT * mask_BT * of_BT).sum() / (mask_BT * of_BT).sum()
+  found = job.scalars(stack(metrics))
+  assert metrics['loss'] == pytest.approx(mean(np.ones_like(nats_BT)), rel=1e-4)
+  for number, name in enumerate(MODALITIES):
+    assert found[f'loss/{name}'] == pytest.approx(mean(modalities_BT == number), rel=1e-4)
+  for number, name in enumerate(SOURCES):
+    assert found[f'loss/{name}'] == pytest.approx(mean(source_BT == number), rel=1e-4)
+  assert metrics['tokens'] == mask_BT.sum() == metrics['targets_M'].sum()
+
+
+def stack(*metrics):
+  """Sums of steps, as the loop hands them over."""
+  names = [n for n in metrics[0] if n.endswith(('_M', '_N'))]
+  return {name: np.stack([m[name] for m in metrics]) for name in names}
+
+
+def test_an_interval_is_the_mean_over_its_targets_not_over_its_steps(job):
+  first = {'nats_M': np.array([10.0, 0, 4]), 'targets_M': np.array([10.0, 0, 1])}
+  second = {'nats_M': np.array([90.0, 0, 0]), 'targets_M': np.array([30.0, 0, 0])}
+  values = stack(first, second)
+  found = job.scalars(values)
+  assert found == {'loss/text': 2.5, 'loss/audio': 4.0}  # an absent modality has no loss
+  assert not values
+
+
+@pytest.mark.parametrize('accumulate', [1, 4])
+def test_shares_of_the_gradient_are_those_at_the_last_hidden_state(
+  job, batch, reference, accumulate
+):
+  before, _, metrics = one_step(job, batch, train={'accumulate': accumulate})
+  found = job.scalars(stack(metrics))
+  shares = [found[f'gradient_share/{name}'] for name in MODALITIES]
+  assert sum(shares) == pytest.approx(1, rel=1e-5)
+  # The gradient of a target's loss there: (softmax - one-hot) times the head.
+  _, modalities_BT, mask_BT, _ = reference
+  logits_BTV, _ = logits(job, before.model, batch)
+  error_BTV = np.exp(logits_BTV - logits_BTV.max(-1, keepdims=True))
+  error_BTV /= error_BTV.sum(-1, keepdims=True)
+  error_BTV -= np.eye(error_BTV.shape[-1])[batch['target_ids_BT']]
+  head_VD = np.asarray(step.params_of(before.model)['embed_VD'], np.float64)
+  norm_BT = np.linalg.norm(error_BTV @ head_VD, axis=-1) * mask_BT
+  norms = np.array([norm_BT[modalities_BT == number].sum() for number in range(3)])
+  np.testing.assert_allclose(shares, norms / norms.sum(), rtol=1e-3)
+
+
+def test_the_log_of_a_run_holds_them(tmp_path_factory):
+  workdir = tiny_runs.media_finished(tmp_path_factory)
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  wanted = {f'loss/{name}' for name in (*MODALITIES, *SOURCES)}
+  for line in lines:
+    assert wanted <= line.keys()
+    shares = [line[f'gradient_share/{name}'] for name in MODALITIES]
+    assert sum(shares) == pytest.approx(1, rel=1e-4) and min(shares) > 0.01
+    assert not any(name.endswith(('_M', '_N')) for name in line)
+  for name in wanted:
+    assert lines[-1][name] < lines[0][name] - 1
+  assert {f'valid_loss/{name}' for name in SOURCES} <= lines[-1].keys()
+
+
+def test_a_text_model_has_no_modalities(tmp_path):
+  job = job_of(tmp_path, tiny_runs.experiment())
+  assert language.kinds_of(job.tokenizers, job.model_cfg.V) is None
+  with jax.set_mesh(job.mesh):
+    _, metrics = job.program.step(job.program.init(), to_devices(next(job.loader), job.mesh))
+  assert not [name for name in metrics if name.endswith(('_M', '_N'))]
+
+
+# ------------------------------------------------------------------------------ weights, balances
+
+WEIGHTS = {'text': 0.125, 'image': 0.875, 'audio': 2.0}
+
+
+def weighted(reference, balance, weights):
+  """The definition: by token sum(w nats) / sum(w); by modality the weighted mean of means."""
+  nats_BT, modalities_BT, mask_BT, _ = reference
+  w_M = np.array([weights.get(name, 1.0) for name in MODALITIES])
+  if balance == 'token':
+    w_BT = w_M[modalities_BT] * mask_BT
+    return (nats_BT * w_BT).sum() / w_BT.sum()
+  means = [(nats_BT * mask_BT)[modalities_BT == m].sum() / mask_BT[modalities_BT == m].sum()
+           for m in range(3)]  # fmt: skip
+  return (w_M * means).sum() / w_M.sum()
+
+
+@pytest.mark.parametrize('balance', ['token', 'modality_mean'])
+def test_weights_are_of_the_whole_batch_however_it_is_cut(job, batch, reference, balance):
+  targets = [(batch['loss_mask_BT'] * (reference[1] == m)).sum() for m in range(3)]
+  assert len(set(targets)) > 1  # unequal counts
+  parts = [batch['loss_mask_BT'][a::4].sum() for a in range(4)]
+  assert len(set(parts)) > 1
+  ends = []
+  for accumulate in (1, 4):
+    _, state, metrics = one_step(
+      job, batch, loss={'balance': balance, **WEIGHTS}, train={'accumulate': accumulate}
+    )
+    expected = weighted(reference, balance, WEIGHTS)
+    assert metrics['objective'] == pytest.approx(expected, rel=1e-4)
+    assert metrics['tokens'] == batch['loss_mask_BT'].sum()  # weights are no tokens
+    plain = job.scalars(stack(metrics))['loss/image']
+    nats_BT, modalities_BT, mask_BT, _ = reference
+    image_BT = mask_BT * (modalities_BT == 1)
+    assert plain == pytest.approx((nats_BT * image_BT).sum() / image_BT.sum(), rel=1e-4)
+    ends.append(step.params_of(state.model))
+  for path, value in ends[0].items():
+    np.testing.assert_allclose(ends[1][path], value, rtol=1e-4, atol=1e-4, err_msg=path)
+  assert weighted(reference, 'token', WEIGHTS) != pytest.approx(
+    weighted(reference, 'modality_mean', WEIGHTS), rel=1e-4
+  )
+
+
+def test_a_modality_of_weight_zero_gives_the_head_no_gradient(job, batch):
+  """Of its rows, where the softmax is over what can stand there; else text pushes them down."""
+  moved = {}
+  toks = job.tokenizers
+  rows = slice(toks.vocabulary.start('image0'), toks.vocabulary.start('image0') + 16)
+  for restrict, weight in ((True, 0.0), (True, 0.5), (False, 0.0)):
+    before, state, _ = one_step(
+      job, batch, loss={'image': weight, 'restrict': restrict}, model={'tied_head': False},
+      optim={'name': 'sgd', 'weight_decay': 0.0},
+    )  # fmt: skip
+    old, new = (step.params_of(s.model)['head_VD'] for s in (before, state))
+    moved[restrict, weight] = np.abs(np.asarray(new) - np.asarray(old))
+  assert moved[True, 0.0][rows].max() == 0
+  assert moved[True, 0.5][rows].max() > 1e-6 and moved[False, 0.0][rows].max() > 1e-6
+  assert moved[True, 0.0][: rows.start].max() > 1e-6
+
+
+def test_restricted_softmax(job, batch, reference):
+  """Over the ids that can stand where the target stands: text and markers, codes, or an end."""
+  before, _, metrics = one_step(job, batch, loss={'restrict': True})
+  logits_BTV, _ = logits(job, before.model, batch)
+  vocabulary, nats = job.tokenizers.vocabulary, []
+  image = set(range(vocabulary.start('image0'), vocabulary.start('image0') + 16))
+  audio = set(range(vocabulary.start('audio0'), vocabulary.start('audio0') + 8))
+  eoi, eoa = vocabulary.special('eoi'), vocabulary.special('eoa')
+  rest = set(range(vocabulary.size)) - image - audio - {eoi, eoa}
+  for b, t in np.ndindex(batch['target_ids_BT'].shape):
+    if batch['loss_mask_BT'][b, t]:
+      target = batch['target_ids_BT'][b, t]
+      for group in (image, audio | {eoa}, {eoi}, rest):
+        if target in group or (target == eoa and group is audio):
+          allowed = logits_BTV[b, t, sorted(group)]
+      nats.append(np.log(np.exp(allowed).sum()) - logits_BTV[b, t, target])
+  assert metrics['loss'] == pytest.approx(np.mean(nats), rel=1e-4)
+  nats_BT, _, mask_BT, _ = reference
+  assert metrics['loss'] < (nats_BT * mask_BT).sum() / mask_BT.sum() - 0.5
+
+
+# ----------------------------------------------------------------------- templates and tokenizers
+
+PLAIN = {'kind': 'synthetic', 'documents': 60}
+
+
+@pytest.mark.parametrize(
+  'changes, cause, fix',
+  [
+    ({'image': {}}, 'has image, and image.kind is empty', 'choose an image tokenizer'),
+    ({'audio': {}}, 'has audio, and audio.kind is empty', 'choose an audio tokenizer'),
+    (
+      {'image': {}, 'data__mixture__read__template': '{image:patches} -> {name}'},
+      'has image and patches', 'choose an image',
+    ),
+    (
+      {'data__mixture': {'t': PLAIN}, 'data': {}, 'audio': {}},
+      'image.kind=patches has no use', "leave image.kind=''",
+    ),
+    (
+      {'data__mixture': {'t': PLAIN}, 'data': {}, 'image': {}},
+      'audio.kind=frames has no use', "leave audio.kind=''",
+    ),
+    ({'data__packing': 'crop'}, 'data.packing=crop', 'first_fit'),
+    ({'data__mixture__read__template': '{picture:image} -> {name}'}, 'picture', ''),
+    ({'image__codes': 100_000}, '100000', ''),
+    ({'model__context': 16}, 'documents', ''),
+  ],
+)  # fmt: skip
+def test_templates_and_tokenizers_must_agree(changes, cause, fix, tmp_path):
+  with pytest.raises(ValueError) as error:
+    job_of(tmp_path, experiment(**changes))
+  assert fix in assert_two_lines(error.value, cause)[1]
+
+
+def test_a_run_that_knows_images_is_not_continued_without(tmp_path_factory, tmp_path):
+  base = tiny_runs.media_finished(tmp_path_factory)
+  with pytest.raises(ValueError) as error:
+    job_of(tmp_path, experiment(train__init_from=str(base), image__codes=8))
+  assert_two_lines(error.value, f'train.init_from={base}', 'image section')
+  job = job_of(tmp_path, experiment(train__init_from=str(base)))
+  assert job.tokenizers.hash == trained.load(base).tokenizers.hash
+
+
+def test_a_vocabulary_that_is_too_small_is_refused(tmp_path):
+  with pytest.raises(ValueError) as error:
+    job_of(tmp_path, experiment(model__vocab=280))
+  assert_two_lines(error.value, 'ids and model.vocab=280')
+
+
+def test_the_introduction_counts_ids(job):
+  toks = job.tokenizers
+  text = toks.vocabulary.size - 16 - 8 - 4  # codes, eoi, patch, eoa and frame
+  assert f'{text} text ids, 18 image ids, 10 audio ids' in job.introduction()
+
+
+# ----------------------------------------------------------------------------- continuous inputs
+
+CONTINUOUS = {
+  'read': {'kind': 'digits', 'template': '{image:patches} -> {name}'},
+  'listen': {'kind': 'keypad', 'template': '{audio:frames} -> {name}', 'documents': 60},
+}
+
+
+def test_continuous_inputs_train_and_are_restored(tmp_path):
+  data_ = {'packing': 'first_fit', 'prefix': True}
+  cfg = experiment(data__mixture=CONTINUOUS, data=data_, train__eval_every=0)
+  initial = step.params_of(job_of(tmp_path, cfg).program.init().model)
+  result = train.train(cfg, tmp_path / 'run')
+  first = json.loads((tmp_path / 'run/metrics.jsonl').read_text().splitlines()[0])
+  assert result['loss'] < first['loss'] - 1
+  run = trained.load(tmp_path / 'run')
+  assert (run.model.cfg.patch_values, run.model.cfg.frame_values) == (4, 160)
+  params, stored = step.params_of(run.model), tiny_runs.arrays(tmp_path / 'run')
+  for path, width in (('patch_AD', 4), ('frame_MD', 160)):
+    assert params[path].shape == (width, 16)
+    np.testing.assert_array_equal(params[path], stored[f'opt_state/ema/{path}'])
+    assert np.abs(np.asarray(params[path]) - np.asarray(initial[path])).max() > 1e-3
+  rows = evaluate.run(run.subject(), ('perplexity',))
+  nats = [
+    row['value'] for row in rows if row['metric'] == 'nats_per_token' and 'modality' not in row
+  ]
+  assert np.mean(nats) == pytest.approx(result['valid_loss'], rel=1e-5)
+
+
+def test_features_matter(tmp_path):
+  """The image decides on what follows it: another one, other logits; its placeholder ids do not."""
+  mixture = {'read': CONTINUOUS['read']}
+  job = job_of(tmp_path, experiment(data__mixture=mixture, data={'packing': 'first_fit'}, audio={}))
+  batch = next(job.loader)
+  model = jax.device_get(job.program.init()).model
+  before, _ = logits(job, model, batch)
+  other = batch | {'patches_BTA': -batch['patches_BTA']}
+  after, _ = logits(job, model, other)
+  places = (batch['patches_BTA'] != 0).any(-1)
+  assert places.any() and not places.all()
+  assert set(batch['token_ids_BT'][places]) == {job.tokenizers.vocabulary.special('patch')}
+  assert np.abs(before - after)[places].max() > 1e-4
+  targets = batch['loss_mask_BT'] > 0
+  assert (np.abs(before - after).max(-1)[targets] > 0).mean() > 0.9
+  assert np.isfinite(before).all()
