@@ -26,7 +26,7 @@ def get_config(arg=''):
   config.model.update(layers=4, width=128, heads=4, context=144, mlp='relu2', qk_norm=True,
                       positions='mrope', init_projections='zero')  # fmt: skip
   config.optim.update(name='muon', lr=4e-3, warmup=20, schedule='linear', final_lr=0.0)
-  config.train.update(steps=400, batch_size=16, eval_every=100, eval_tokens=8192, sample_every=200)
+  config.train.update(steps=600, batch_size=16, eval_every=200, eval_tokens=8192, sample_every=300)
   config.train.sample_prompts = ('The ', 'A list is ', 'Functions are ')
   config.train.tasks = ('answer', 'draw', 'speak')
   config.sample.update(temperature=0.7, max_new_tokens=80)

@@ -22,7 +22,7 @@ def write_report(workdir):
     FileNotFoundError, ValueError: there is no run, or a file of it cannot be read.
   """
   run = story.read(workdir)
-  parts = (header, losses, signals, samples, evaluations, settings, timeline, reproduce)
+  parts = (header, losses, samples, evaluations, signals, settings, timeline, reproduce)
   path = run.folder / 'report.html'
   title = f'{run.folder.name} \u00b7 gpt_jax'
   records.write_atomically(path, page.document(title, *(part(run) for part in parts)))
@@ -178,7 +178,7 @@ def samples(run):
     if found := re.match(r'step_(\d+)', path.name):
       kinds.setdefault(path.suffix, {}).setdefault(int(found[1]), []).append(path)
   rows = []
-  for suffix, steps in sorted(kinds.items(), key=lambda kind: kind[0] != '.txt'):
+  for suffix, steps in sorted(kinds.items(), key=lambda kind: kind[0] == '.txt'):
     known = sorted(steps)
     chosen = sorted({known[0], known[len(known) // 2], known[-1]})
     shown = [sample(run, step, path) for step in chosen for path in steps[step]][:MOST_FILES]
