@@ -1,6 +1,6 @@
 """The README's table of results: `python -m benchmarks.table` makes it from results/*.json.
 
-A row shows the claim, the number that supports it, the minutes, the hardware and the command.
+A row shows the claim, the numbers that support it, the minutes, the hardware and the command.
 """
 
 import datetime
@@ -14,14 +14,40 @@ BEGIN, END = '<!-- results -->', '<!-- end of results -->'
 
 
 def number(name, result):
-  """The headline of a result file, as text."""
+  """The headline of a result file, as text: of tasks if it has any, else the loss."""
   numbers = result['numbers']
-  if 'shown' in result:
-    return result['shown']
+  rows = [*numbers['evaluations'], *result['evaluations_later']]
+  if told := [*tokens(rows), *scores(rows)]:
+    return ', '.join(told)
   text = f'{numbers["valid_loss"]:.3f} nats/token'
   if 'valid_bits_per_byte' in numbers:
     text += f', {numbers["valid_bits_per_byte"]:.3f} bits/byte'
   return text
+
+
+def tokens(rows):
+  """What a learned tokenizer keeps of the test data, and what k-means does."""
+  for metric, unit in (('psnr', 'dB PSNR'), ('log_mel_rmse', 'log-mel RMSE')):
+    found = {
+      row.get('tokenizer', ''): row['value']
+      for row in rows
+      if row['metric'] == metric and row['split'] == 'test' and row['task'] == 'reconstruct'
+    }
+    if '' in found:
+      yield f'{found[""]:#.4g} {unit} (k-means {found["k-means"]:#.4g})'
+
+
+def scores(rows):
+  """The first measure of each task and source that has a chance level, on the latest split."""
+  found = {}
+  for row in rows:
+    if 'chance' in row and not {'of', 'control'} & set(row) and 'interval' in row:
+      found.setdefault((row['split'], row['task'], row['source']), row)
+  split = 'test' if any(row['split'] == 'test' for row in found.values()) else 'valid'
+  for row in found.values():
+    if row['split'] == split:
+      low, high = row['interval']
+      yield f'{row["source"]} {row["value"]:.1%} ({low:.1%} to {high:.1%}, chance {row["chance"]:.0%})'
 
 
 def minutes(result):
