@@ -47,7 +47,8 @@ def scores(rows):
   for row in found.values():
     if row['split'] == split:
       low, high = row['interval']
-      yield f'{row["source"]} {row["value"]:.1%} ({low:.1%} to {high:.1%}, chance {row["chance"]:.0%})'
+      interval = f'{low:.1%} to {high:.1%}, chance {row["chance"]:.0%}'
+      yield f'{row["source"]} {row["value"]:.1%} ({interval})'
 
 
 def minutes(result):

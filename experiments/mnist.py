@@ -1,6 +1,6 @@
 """MNIST read and drawn by one GPT: image -> name and name -> image.
 
-Claim (2 CPU cores, 30 minutes): >= 97 % read from discrete codes, >= 98 % from continuous patches;
+Target (2 CPU cores, 30 minutes): >= 97 % read from discrete codes, >= 98 % from continuous patches;
 drawn digits judged right >= 95 %.
 Command: launch.py train --config=experiments/tokenizers/mnist_fsq.py --workdir=runs/mnist_fsq
   launch.py train --config=experiments/mnist.py:tokens=runs/mnist_fsq --workdir=runs/mnist

@@ -1,6 +1,6 @@
 """One model, all tasks: MNIST read and drawn, spoken digits recognised and spoken, and text.
 
-Claim: each task about as good as a model of its own; image -> speech and speech -> image work
+Target: each task about as good as a model of its own; image -> speech and speech -> image work
 without a single pair of the two in training, above the 10 % of chance.
 Command: the tokenizers of mnist.py and digits_speech.py, then
   launch.py train --config=experiments/multimodal.py:image=runs/mnist_fsq,audio=runs/fsdd_fsq

@@ -86,7 +86,7 @@ class Codec:
       finish=functools.partial(update, self.codec_cfg),
     )
     self.program = build_program(cfg, model, objective, 'float32', mesh)
-    self.flops = {'full': 0.0}
+    self.flops = {}  # no convention for what an autoencoder should compute
     self.parameters = sum(int(np.prod(p.get_value().shape)) for _, p in nn.named_params(model))
 
   def check(self):

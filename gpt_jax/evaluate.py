@@ -173,19 +173,12 @@ def run(subject, tasks, split='valid', limit=0, stride=0, **sampling):
   perplexity. sampling: fields of SampleConfig in the place of the run's own.
   Raises ValueError for a name that is not in TASKS and for a task that fits no source.
   """
-  unknown = [task for task in tasks if task not in (*TASKS, 'all')]
-  if unknown:
-    raise ValueError(
-      f'--tasks={unknown[0]} is not a task\nfix: use one of {", ".join(TASKS)}, or all'
-    )
-  names = list(TASKS) if 'all' in tasks else list(dict.fromkeys(tasks))
+  names = check(subject, tasks, split)
   _check_options(names, stride, sampling)
   rows = []
   for name in names:
     task = TASKS[name]
     sources = common.fitting(subject, task.fits, split)
-    if not sources and name != 'perplexity' and 'all' not in tasks:
-      raise _no_source(subject, name, task.form, split)
     if name != 'perplexity' and sources and jax.process_count() > 1:
       raise ValueError(
         f'--tasks={name} does not run on {jax.process_count()} processes\n'
@@ -197,6 +190,24 @@ def run(subject, tasks, split='valid', limit=0, stride=0, **sampling):
     for source in sources:
       rows += task.run(subject, source, split, limit, **options)
   return rows
+
+
+def check(subject, tasks, split='valid'):
+  """Names of the tasks to run; ValueError for one that is none or that fits no source.
+
+  subject: a Subject, or anything with the `cfg` of a run.
+  """
+  unknown = [task for task in tasks if task not in (*TASKS, 'all')]
+  if unknown:
+    raise ValueError(
+      f'--tasks={unknown[0]} is not a task\nfix: use one of {", ".join(TASKS)}, or all'
+    )
+  if 'all' in tasks:
+    return list(TASKS)
+  for name in tasks:
+    if name != 'perplexity' and not common.fitting(subject, TASKS[name].fits, split):
+      raise _no_source(subject, name, TASKS[name].form, split)
+  return list(dict.fromkeys(tasks))
 
 
 def _check_options(names, stride, sampling):

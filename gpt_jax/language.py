@@ -37,7 +37,13 @@ def resolve_model(cfg, toks):
       f'train.length={length} is longer than model.context={cfg.model.context}\n'
       'fix: raise model.context or lower train.length'
     )
-  read = {kind for kinds in signatures(cfg) for kind in kinds[0]}
+  read = {kind for both in signatures(cfg) for kinds in both for kind in kinds}
+  for kind, tokenizer in (('patches', toks.image), ('frames', toks.audio)):
+    if kind in read and tokenizer is None:
+      raise ValueError(
+        f'a template of data.mixture has {kind}, and the tokenisers of this run make none\n'
+        'fix: use another template, or a run whose tokenisers know them'
+      )
   widths = {
     'patch_values': toks.image.feature_width if 'patches' in read else cfg.model.patch_values,
     'frame_values': toks.audio.feature_width if 'frames' in read else cfg.model.frame_values,
@@ -101,6 +107,25 @@ def check_modalities(cfg, used):
       )
 
 
+def check_use(cfg, toks):
+  """Raise ValueError for settings that this vocabulary or mixture gives nothing to do."""
+  single = len(toks.modalities) == 1
+  useless = {name: name not in toks.modalities for name in losses.MODALITIES}
+  useless |= {'balance': single, 'restrict': single}
+  for name, is_useless in useless.items():
+    value = getattr(cfg.loss, name)
+    if is_useless and value != getattr(losses.LossConfig, name):
+      raise ValueError(
+        f'loss.{name}={value} has no effect: the ids are {", ".join(toks.modalities)}\n'
+        f'fix: leave loss.{name}={getattr(losses.LossConfig, name)}'
+      )
+  if cfg.sample.guidance != 1 and not cfg.data.condition_dropout:
+    raise ValueError(
+      f'sample.guidance={cfg.sample.guidance} needs a model that knows an empty condition\n'
+      'fix: set data.condition_dropout=0.1, or sample.guidance=1.0'
+    )
+
+
 def kinds_of(toks, columns):
   """losses.Kinds of a vocabulary, for a model with so many columns; None for text alone."""
   if len(toks.modalities) == 1:
@@ -123,6 +148,7 @@ class Language:
     """Make and check everything; nothing is written but token caches."""
     self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
     self.tokenizers = build_tokenizers(cfg, workdir)
+    check_use(cfg, self.tokenizers)
     self.model_cfg = resolve_model(cfg, self.tokenizers)
     self.length = cfg.train.length or self.model_cfg.context
     check_batch(cfg.train.batch_size // cfg.train.accumulate, self.length, mesh)
@@ -141,6 +167,7 @@ class Language:
     self.flops = gpt.flops_per_token(self.model_cfg, self.length)
     self.parameters = gpt.count_params(self.model_cfg)
     self.caches = {}  # validation tokens, opened once
+    evaluate.check(self, cfg.train.tasks)  # now, not after the last step
 
   def example(self):
     """A batch, to trace the step with."""

@@ -20,7 +20,7 @@ def continuations(subject, texts):
   cfg = subject.cfg.sample
   ids = [sample.prompt_ids(subject.tokenizers, text, cfg.begin) for text in texts]
   room = subject.model.cfg.context - max(map(len, ids))
-  cfg = dataclasses.replace(cfg, max_new_tokens=min(cfg.max_new_tokens, room))
+  cfg = dataclasses.replace(cfg, max_new_tokens=min(cfg.max_new_tokens, room), guidance=1.0)
   groups = sample.complete(subject.model, subject.tokenizers, ids, cfg)
   blocks = [text + more for text, group in zip(texts, groups, strict=True) for more, _ in group]
   return '\n---\n'.join(blocks)

@@ -180,7 +180,10 @@ def train_step(optimizer, objective, accumulate, dtype, state, batch):
   params, opt_state, scalars = optimizer.update(
     grads, state.opt_state, params_of(state.model), state.hyper
   )
-  params, metrics = objective.finish(params, metrics, key)
+  finished, metrics = objective.finish(params, metrics, key)
+  if finished is not params:  # a skipped step changes nothing
+    keep = scalars['skipped'] == 0
+    params = {path: jnp.where(keep, finished[path], p) for path, p in params.items()}
   metrics |= scalars | {'tokens': count}
   state = state._replace(
     step=state.step + 1, model=with_params(state.model, params), opt_state=opt_state

@@ -15,8 +15,8 @@ from gpt_jax import checkpoint, codec, hardware, language, runs
 from gpt_jax.sharding import make_mesh, to_devices
 
 # What may change between a run and its resumption: nothing that its result depends on.
-FREE_ON_RESUME = ('mesh.', 'log.', 'checkpoint.', 'sample.', 'data.workers', 'data.prefetch',
-                  'data.cache', 'data.reset', 'model.unroll')  # fmt: skip
+FREE_ON_RESUME = ('mesh.', 'log.', 'train.tasks', 'checkpoint.', 'sample.', 'data.workers',
+                  'data.prefetch', 'data.cache', 'data.reset', 'model.unroll')  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,7 +350,7 @@ class Training:
       unit: self.tokens,
       'seconds': self.seconds,
       f'{unit}_per_second': rate,
-      'flops': self.job.flops['full'] * self.tokens,
+      **({'flops': self.job.flops['full'] * self.tokens} if self.job.flops else {}),
       'hardware': hardware.name(),
       'peak': hardware.peak_flops(),
       'evaluations': self.evaluations,

@@ -33,7 +33,7 @@ VARIANTS = {
   'softcap': dict(attention_softcap=2.0, logit_softcap=3.0, qk_norm=True, embed_scale=0.0),
   'yarn': dict(rope_scaling='yarn', rope_factor=4.0, rope_original_context=8, residual_scale=0.5),
   'experts': dict(experts=4, experts_per_token=2),
-  'mrope': dict(positions='mrope', qk_norm=True),
+  'mrope': dict(positions='mrope', qk_norm=True, head_dim=8),
 }
 
 

@@ -25,7 +25,7 @@ FREE = SampleConfig(max_new_tokens=14, seed=2)
 def model():
   """As trained, and as the decode loop wants it."""
   cfg = models.tiny(
-    vocab=toys()[0].size, vocab_multiple=64, positions='mrope', context=CONTEXT,
+    vocab=toys()[0].size, vocab_multiple=64, positions='mrope', head_dim=8, context=CONTEXT,
     patch_values=A, frame_values=M, tied_head=False,
   )  # fmt: skip
   trained = models.fill(cfg)

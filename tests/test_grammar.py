@@ -126,8 +126,8 @@ def decoded(ids):
 def model(seed):
   vocabulary, _ = toys()
   cfg = models.tiny(
-    vocab=vocabulary.size, vocab_multiple=64, positions='mrope', context=CONTEXT, layers=1,
-    tied_head=False, patch_values=1, frame_values=1,
+    vocab=vocabulary.size, vocab_multiple=64, positions='mrope', head_dim=8, context=CONTEXT,
+    layers=1, tied_head=False, patch_values=1, frame_values=1,
   )  # fmt: skip
   made = models.fill(cfg, seed)
   made.head_VD.set_value(made.head_VD.get_value() * 4)  # wild: some ids are far likelier

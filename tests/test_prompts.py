@@ -154,7 +154,7 @@ def run():
   text = tokenizers.text.build(tokenizers.TokenizerConfig(kind='bytes'), lambda: iter(['x']))
   toks = tokenizers.Tokenizers.build(text, Pixels(), Loudness())
   cfg = models.tiny(
-    vocab=toks.vocabulary.size, vocab_multiple=128, positions='mrope', context=64,
+    vocab=toks.vocabulary.size, vocab_multiple=128, positions='mrope', head_dim=8, context=64,
     patch_values=4, frame_values=1, layers=1,
   )  # fmt: skip
   mixture = {f's{i}': Source(template=t) for i, t in enumerate(TEMPLATES)}

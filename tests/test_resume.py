@@ -10,8 +10,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from gpt_jax import checkpoint
-from tests import cli
+from gpt_jax import checkpoint, runs
+from tests import cli, tiny_runs
 
 
 def arrays(workdir):
@@ -28,7 +28,8 @@ def arrays(workdir):
 
 def losses(workdir):
   """{step: what was logged that does not depend on time}."""
-  timed = ('time', 'tokens_per_second', 'mfu', 'mfu_causal', 'memory_gib', 'step_seconds')
+  timed = ('time', 'tokens_per_second', 'images_per_second', 'mfu', 'mfu_causal', 'memory_gib',
+           'step_seconds')  # fmt: skip
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
   merged = {}
   for line in lines:
@@ -116,3 +117,37 @@ def test_truncated_checkpoint_falls_back_and_goes_on(folder, untouched):
   assert code == 0, output
   assert f'not trusted: checkpoint {newest}' in output
   assert_same(workdir, untouched)
+
+
+MEDIA = """
+from tests import tiny_runs
+
+def get_config(arg=''):
+  if arg == 'codec':
+    vq = {'kind': 'vq', 'codes': 16, 'height': 8, 'width': 8, 'patch': 2, 'network_width': 16}
+    return tiny_runs.codec_section('image', image=vq)
+  return tiny_runs.media(model__dropout=0.1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('which', ['media', 'codec'])
+def test_pictures_and_sounds_are_resumed_bitwise_too(folder, which):
+  (folder / 'media_experiment.py').write_text(MEDIA)
+  spec = f'--config={folder}/media_experiment.py:{which}'
+  train = lambda name: ('train', spec, f'--workdir={folder / which}_{name}')
+  code, output = cli.launch(*train('whole'), folder=folder)
+  assert code == 0, output
+  process = cli.start(*train('killed'), folder=folder)
+  while 'step 7/12' not in process.stdout.readline():
+    assert process.poll() is None
+  process.kill()
+  process.communicate()
+  code, output = cli.launch(*train('killed'), folder=folder)
+  assert code == 0, output
+  whole, killed = (folder / f'{which}_{name}' for name in ('whole', 'killed'))
+  [resumed] = [e for e in runs.read_events(killed) if e['event'] == 'resume']
+  assert resumed['step'] in (3, 6)  # that of step 6 may not have been written yet
+  assert_same(killed, whole)
+  for made in ('tokenizer', 'codec'):
+    assert tiny_runs.snapshot(killed / made) == tiny_runs.snapshot(whole / made)

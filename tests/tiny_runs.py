@@ -75,11 +75,16 @@ def media(**changes):
   return section(**{key.replace('.', '__'): value for key, value in MEDIA.items()} | changes)
 
 
-def codec(modality, **changes):
-  """A tiny learned tokenizer of images or sounds as a Config; `changes` as in `section`."""
+def codec_section(modality, **changes):
+  """A tiny learned tokenizer of images or sounds as a ConfigDict; `changes` as in `section`."""
   fields = {key.replace('.', '__'): value for key, value in CODECS[modality].items()}
   more = {'data__packing': 'first_fit', 'train__job': f'{modality}_tokenizer'}
-  return config.build(config.Config, section(**fields | more | changes))
+  return section(**fields | more | changes)
+
+
+def codec(modality, **changes):
+  """The same as a Config."""
+  return config.build(config.Config, codec_section(modality, **changes))
 
 
 def stop_before(step):

@@ -1,6 +1,6 @@
 """A learned tokenizer of colour pictures: Noto emoji at 32 x 32 in 64 tokens of 1,000 codes.
 
-Claim: PSNR above k-means patches with 1,024 codes on the held-out pictures.
+Target: PSNR above k-means patches with 1,024 codes on the held-out pictures.
 Command: python -m benchmarks.emoji_split --out=runs/emoji.jsonl
   launch.py train --config=experiments/tokenizers/emoji_fsq.py --workdir=runs/emoji_fsq
 Arguments: steps, seed, runlocal.

@@ -305,5 +305,5 @@ def _too_large(name, size):
 
 
 def _unreadable(name, what, error):
-  reason = ' '.join(str(error).split()) or type(error).__name__
+  reason = ' '.join(str(error).split()).partition(' <_io')[0] or type(error).__name__
   return ValueError(f'{name} is not {what}: {reason}\nfix: repair or drop the record')

@@ -225,8 +225,9 @@ def _select(examples: Callable, cfg: DataConfig, split: str) -> Iterator[tuple[s
 def digest(pieces: list[Piece], key: bytes) -> int:
   """64 bits of the content of a document; for one text those of its UTF-8 bytes.
 
-  Where there are media only they count: the same picture is on the same side of the split whether
-  it is named or drawn, read as codes or as patches.
+  Where there are media only they count: in sources with the same pictures, each picture is on the
+  same side of the split whether it is named or drawn, read as codes or as patches. Sources that
+  share some of their pictures, or pair them with sounds, need valid_keep or valid_path instead.
   """
   shown = [piece for piece in pieces if piece.kind in templates.MODALITY]
   if len(pieces) == 1 and pieces[0].kind == 'text':

@@ -118,6 +118,11 @@ class ModelConfig:
         f'model.positions={self.positions} needs an even head width, and it is {self.K}\n'
         'fix: choose model.heads so that width / heads is even, or other positions'
       )
+    if self.positions == 'mrope' and self.K < 8:
+      raise ValueError(
+        f'model.positions=mrope needs a head width of 8 or more for time, rows and columns, and it '
+        f'is {self.K}\nfix: choose fewer model.heads, or other positions'
+      )
     if self.rope_scaling != 'none' and self.positions not in ROTATING:
       raise ValueError(
         f'model.rope_scaling={self.rope_scaling} scales nothing with '
