@@ -65,11 +65,8 @@ class Subject:
 
   @functools.cached_property
   def _kinds(self):
-    """(modality_V, group_V, allowed_NV) for the columns of the model."""
-    columns = self.model.cfg.V
-    arrays = (self.tokenizers.modality_V(), *self.tokenizers.groups())
-    fit = lambda x: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, max(0, columns - x.shape[-1]))])
-    return tuple(fit(x)[..., :columns] for x in arrays)
+    """The arrays of losses.Kinds."""
+    return tuple(Kinds.of(self.tokenizers, self.model.cfg.V))[1:]
 
   def target_nats(self, documents):
     """Documents (lists of Piece) -> nats of each one's targets, float64 [N].

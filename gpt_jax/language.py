@@ -126,16 +126,6 @@ def check_use(cfg, toks):
     )
 
 
-def kinds_of(toks, columns):
-  """losses.Kinds of a vocabulary, for a model with so many columns; None for text alone."""
-  if len(toks.modalities) == 1:
-    return None
-  fit = lambda x: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, max(0, columns - x.shape[-1]))])
-  group_V, allowed_NV = toks.groups()
-  arrays = (toks.modality_V(), group_V, allowed_NV)
-  return losses.Kinds(toks.modalities, *(fit(x)[..., :columns] for x in arrays))
-
-
 # ---------------------------------------------------------------------------------------- the job
 
 
@@ -162,7 +152,8 @@ class Language:
       seed=cfg.train.seed, cache_dir=workdir / 'cache',
       process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
-    kinds = kinds_of(self.tokenizers, self.model_cfg.V)
+    single = len(self.tokenizers.modalities) == 1
+    kinds = None if single else losses.Kinds.of(self.tokenizers, self.model_cfg.V)
     self.program = gpt_program(cfg, self.model_cfg, mesh, kinds, len(self.loader.names))
     self.flops = gpt.flops_per_token(self.model_cfg, self.length)
     self.parameters = gpt.count_params(self.model_cfg)

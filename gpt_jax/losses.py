@@ -64,6 +64,13 @@ class Kinds(NamedTuple):
   group_V: np.ndarray  # int32; ids of a group can stand in the same places
   allowed_NV: np.ndarray  # bool; what may stand where an id of group n stands
 
+  @classmethod
+  def of(cls, tokenizers, columns):
+    """The kinds of a bundle of tokenizers, for a model with so many columns V."""
+    arrays = (tokenizers.modality_V(), *tokenizers.groups())
+    fit = lambda x: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, max(0, columns - x.shape[-1]))])
+    return cls(tokenizers.modalities, *(fit(x)[..., :columns] for x in arrays))
+
 
 def weigh(loss_mask_BT, target_ids_BT, kinds, balance, hyper):
   """The loss mask times the weight of each target's modality.

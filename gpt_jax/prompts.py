@@ -18,9 +18,9 @@ from gpt_jax import feed, sample
 from gpt_jax import grammar as grammars
 from gpt_jax.data import templates
 from gpt_jax.data.documents import MARKERS, decode, encode_batch
+from gpt_jax.data.form import PLACES
 from gpt_jax.data.templates import MODALITY, Piece
 
-PLACES = {'patches': 'patch', 'frames': 'frame'}  # special in whose place a feature stands
 MARK = re.compile(r'\{(image|audio)\}')  # where in a prompt's text its next image or sound stands
 
 

@@ -33,16 +33,10 @@ def of_conditions(subject):
     condition, target = templates.signature(subject.cfg.data.mixture[name].template)
     if condition and len(target) == 1 and target[0] in SHOW and 'parts' not in condition:
       found = itertools.islice(data.examples(subject.cfg.data, name, split), SHOWN)
-      sides = [_sides(pieces) for _, pieces in found]
+      sides = [templates.split(pieces) for _, pieces in found]
       made = prompts.generate(subject, [given for given, _ in sides], target[0])
       content, suffix = SHOW[target[0]](subject, sides, made)
       yield content, name, suffix
-
-
-def _sides(pieces):
-  """(condition, target) of a document."""
-  arrow = next(i for i, piece in enumerate(pieces) if piece.kind == 'arrow')
-  return pieces[:arrow], pieces[arrow + 1 :]
 
 
 def _words(pieces):

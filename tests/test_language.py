@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_jax import config, evaluate, language, step, train, trained
+from gpt_jax import config, evaluate, language, losses, step, train, trained
 from gpt_jax.model import gpt
 from gpt_jax.sharding import make_mesh, to_devices
 from tests import tiny_runs
@@ -53,7 +53,7 @@ def program(job, **changes):
   cfg = dataclasses.replace(job.cfg, **{
     name: dataclasses.replace(getattr(job.cfg, name), **values) for name, values in changes.items()
   })  # fmt: skip
-  kinds = language.kinds_of(job.tokenizers, job.model_cfg.V)
+  kinds = losses.Kinds.of(job.tokenizers, job.model_cfg.V)
   model_cfg = dataclasses.replace(job.model_cfg, **changes.get('model', {}))
   return step.gpt_program(cfg, model_cfg, job.mesh, kinds, len(job.loader.names))
 
@@ -182,7 +182,7 @@ def test_the_log_of_a_run_holds_them(tmp_path_factory):
 
 def test_a_text_model_has_no_modalities(tmp_path):
   job = job_of(tmp_path, tiny_runs.experiment())
-  assert language.kinds_of(job.tokenizers, job.model_cfg.V) is None
+  assert losses.Kinds.of(job.tokenizers, job.model_cfg.V).names == ('text',)
   with jax.set_mesh(job.mesh):
     _, metrics = job.program.step(job.program.init(), to_devices(next(job.loader), job.mesh))
   assert not [name for name in metrics if name.endswith(('_M', '_N'))]

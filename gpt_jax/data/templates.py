@@ -98,6 +98,12 @@ def _sides(slots) -> list[list]:
   return sides
 
 
+def split(pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
+  """(condition, target) of a document; no condition where there is no arrow."""
+  arrows = [n for n, piece in enumerate(pieces) if piece.kind == 'arrow']
+  return (pieces[: arrows[0]], pieces[arrows[0] + 1 :]) if arrows else ([], pieces)
+
+
 def signature(template: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
   """Kinds of the condition and of the target, as in (('image',), ('text',)); () for none.
 

@@ -63,13 +63,7 @@ def _examples(subject, source, split, limit):
   wanted = {where for where, _ in chosen}
   corpus = sources.open_source(subject.cfg.data.mixture[source], split)
   records = {where: record for where, record in corpus.records() if where in wanted}
-  return [Example(where, records[where], *_sides(pieces)) for where, pieces in chosen]
-
-
-def _sides(pieces):
-  """(condition, target) of a document."""
-  arrows = [n for n, piece in enumerate(pieces) if piece.kind == 'arrow']
-  return (pieces[: arrows[0]], pieces[arrows[0] + 1 :]) if arrows else ([], pieces)
+  return [Example(where, records[where], *templates.split(pieces)) for where, pieces in chosen]
 
 
 def text(pieces):
