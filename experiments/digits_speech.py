@@ -39,8 +39,9 @@ def get_config(arg=''):
   config.audio.update(kind='fsq' if args.tokens else 'frames', path=args.tokens)
   read = '{audio:frames} -> {name}' if args.continuous else '{audio:audio} -> {name}'
   fsdd = recordings(args.loso)
+  changed = dict(copies=8, augment='speed=0.2,equalize=4,noise=0.02,mask=0.08')
   forms = {
-    'recognise': dict(fsdd, template=read),
+    'recognise': dict(fsdd, template=read, **changed),
     'speak': dict(fsdd, template='{speaker}: {name} -> {audio:audio}'),
   }
   if args.task not in ('both', *forms):

@@ -39,16 +39,6 @@ def bootstrap(values_N, statistic=np.mean, draws=1000, seed=0):
   return tuple(float(q) for q in np.quantile(found, (0.025, 0.975)))
 
 
-def paired_bootstrap(a_N, b_N, draws=1000, seed=0):
-  """Two systems on the same examples -> (mean of a - b, its interval)."""
-  a_N, b_N = np.asarray(a_N, float), np.asarray(b_N, float)
-  if a_N.shape != b_N.shape:
-    raise ValueError(
-      f'{len(a_N)} and {len(b_N)} values are not of the same examples\nfix: give one value each'
-    )
-  return float((a_N - b_N).mean()), bootstrap(a_N - b_N, draws=draws, seed=seed)
-
-
 def accuracy(found, wanted):
   """Share of equal pairs -> (accuracy, Wilson interval)."""
   hits = sum(f == w for f, w in zip(found, wanted, strict=True))
@@ -279,11 +269,6 @@ def token_f1(found, wanted):
     return float(f == w)
   same = (collections.Counter(f) & collections.Counter(w)).total()
   return 2 * same / (len(f) + len(w))
-
-
-def exact_match(found, wanted):
-  """Whether two texts are equal after `normalise`."""
-  return normalise(found) == normalise(wanted)
 
 
 # ------------------------------------------------------------------------------------------- sound

@@ -14,7 +14,7 @@ import pytest
 from gpt_jax import data, evaluate, judges, language, sharding
 from gpt_jax.data import Piece
 from gpt_jax.model import gpt
-from gpt_jax.tasks import answer, common, cross, draw, perplexity
+from gpt_jax.tasks import answer, classify, common, cross, perplexity
 from tests import tiny_runs
 from tests.tiny_runs import assert_two_lines
 
@@ -291,6 +291,15 @@ def test_composition(oracle, monkeypatch):
   assert found['image to audio']['value'] == 1
   assert found['audio to image']['value'] >= 0.7
   assert found['image to audio']['judged_by'] == 'dial'
+  assert found['image to audio']['baseline'] == 1
+
+
+def test_a_direction_that_was_trained_is_no_composition(oracle):
+  mixture = oracle.cfg.data.mixture
+  both = dataclasses.replace(mixture['draw'], template='{image:image} -> {audio:audio}')
+  cfg = data.DataConfig({**mixture, 'both': both}, packing='first_fit')
+  subject = dataclasses.replace(oracle, cfg=dataclasses.replace(oracle.cfg, data=cfg), caches={})
+  assert list(cross.pairs(subject, 'valid')) == [('audio', 'listen', 'image', 'draw')]
 
 
 # ------------------------------------------------------------------------------- with a real model
@@ -384,6 +393,17 @@ def test_options_that_no_task_takes(oracle):
     assert_two_lines(error.value, f'{name}={value}', ','.join(tasks))
 
 
-def test_chance_of_retrieval():
-  assert draw.chance_of('recall@5', 50) == 0.1
-  assert draw.chance_of('mrr', 2) == 0.75
+def test_retrieval_among_candidates():
+  rows, add = common.rows('classify', 'emoji', 'test', 2)
+  common.add_retrieval(add, np.array([[3.0, 1.0], [3.0, 1.0]]), np.array([0, 1]))
+  found = {row['metric']: row for row in rows}
+  assert found['mrr']['value'] == 0.75 and found['mrr']['chance'] == 0.75
+  assert found['recall@1']['value'] == found['recall@1']['chance'] == 0.5
+  assert 'recall@5' not in found and found['mrr']['candidates'] == 2
+
+
+def test_descriptions_are_ranked_not_classified(oracle, monkeypatch):
+  monkeypatch.setattr(classify, 'MOST', 5)
+  found = table(evaluate.run(oracle, ['classify'], limit=30), source='draw')
+  assert 'accuracy' not in found
+  assert found['recall@1']['value'] == 1 > 2 * found['recall@1']['chance']

@@ -12,7 +12,7 @@ from gpt_jax.data.documents import (
   encode_batch,
   examples,
   images,
-  media_items,
+  readable,
   waves,
 )
 from gpt_jax.data.form import Form
@@ -41,7 +41,7 @@ __all__ = [
   'eval_windows',
   'examples',
   'images',
-  'media_items',
+  'readable',
   'signature',
   'source_names',
   'token_cache',

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt_jax.data import templates
+from gpt_jax.data import augment, templates
 from gpt_jax.data.documents import Tolerance, check_pieces, check_tokenizers, decode, encode_batch
 from gpt_jax.data.files import NpyWriter, atomic
 from gpt_jax.data.form import PLACES
@@ -89,7 +89,8 @@ def token_cache(
   else:
     tolerance = Tolerance(source_name, cfg.mixture[source_name].bad_records)
     kinds = [kind for kind, _ in templates.parse(template) if kind in templates.CONTINUOUS]
-    items = _encoded_documents(part, tokenizers, tolerance)
+    copied = cfg.mixture[source_name] if split == 'train' else None
+    items = _encoded_documents(part, tokenizers, tolerance, copied)
     _write(path, items, tokenizers, ending, meta, dict.fromkeys(kinds), tolerance)
   return read_cache(path)
 
@@ -203,16 +204,25 @@ def _encoded_texts(texts: Iterator[str], tokenizers) -> Iterator[_Item]:
       yield _Item(ids, len(text.encode()), first, last)
 
 
-def _encoded_documents(part: Part, tokenizers, tolerance: Tolerance) -> Iterator[_Item]:
-  """Documents of several pieces; those whose media cannot be read are left out."""
+def _encoded_documents(part: Part, tokenizers, tolerance: Tolerance, copied) -> Iterator[_Item]:
+  """Documents of several pieces; those whose media cannot be read are left out.
+
+  copied: the source whose changed copies are wanted too, or None.
+  """
+  audio = tokenizers.audio
+  sound = (audio.sample_rate, audio.max_positions / audio.codes_per_second) if audio else (0, 0.0)
 
   def decoded():
-    for where, pieces in part.examples():
+    for number, (where, pieces) in enumerate(part.examples()):
       check_pieces(tokenizers, pieces, where)
       try:
-        yield decode(tokenizers, pieces, where, tolerance.notes)
+        whole = decode(tokenizers, pieces, where, tolerance.notes)
       except (OSError, ValueError) as error:
         tolerance.skip(error)
+        continue
+      yield whole
+      if copied is not None:
+        yield from augment.copies(copied, number, whole, *sound)
 
   for batch in _document_batches(decoded()):
     for pieces, encoded in zip(batch, encode_batch(tokenizers, batch), strict=True):

@@ -9,13 +9,14 @@ image, N samples.
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from gpt_jax.data import media, templates
+from gpt_jax.data import augment, media, templates
 from gpt_jax.data.mixture import DataConfig, open_part, source_names
 from gpt_jax.data.templates import MODALITY, Piece, Samples
 
@@ -155,17 +156,27 @@ def check_pieces(tokenizers, pieces: list[Piece], where: str) -> None:
       )
 
 
-def media_items(cfg: DataConfig, modality: str, split: str = 'train') -> Iterator:
-  """All images or all sounds ('image', 'audio') of `split` as paths, bytes or arrays."""
-  for name in source_names(cfg, split):
-    for _, _, value in _media_of(cfg, name, modality, split):
-      yield value
+def readable(cfg: DataConfig, name: str, found: Iterator) -> Iterator[tuple[str, list[Piece]]]:
+  """Those (where, pieces) of a source whose media can be read, if it tolerates any that cannot."""
+  read = {
+    'image': lambda value, where: media.read_image(value, (1, 1, 1), where),
+    'audio': lambda value, where: _read_sound(value, 8000, where, math.inf),
+  }
+  for where, pieces in found:
+    try:
+      if cfg.mixture[name].bad_records:
+        for piece in pieces:
+          if modality := MODALITY.get(piece.kind):
+            read[modality](piece.value, where)
+    except (OSError, ValueError):  # counted and named where the tokens are made
+      continue
+    yield where, pieces
 
 
 def images(cfg: DataConfig, shape: tuple[int, int, int], split: str = 'train') -> np.ndarray:
   """All images of `split` as uint8 [N, Y, X, A] of this shape (Y, X, A)."""
   read = lambda value, where: media.read_image(value, tuple(shape), where)
-  return np.stack(list(_read_all(cfg, 'image', split, read)))
+  return np.stack(list(_read_all(cfg, 'image', split, read, 0)))
 
 
 def waves(
@@ -173,15 +184,16 @@ def waves(
 ) -> list[np.ndarray]:
   """All sounds of `split`, float32 [N] each, none longer than `seconds`."""
   read = lambda value, where: _read_sound(value, sample_rate, where, seconds)
-  return list(_read_all(cfg, 'audio', split, read))
+  return list(_read_all(cfg, 'audio', split, read, sample_rate))
 
 
-def _read_all(cfg, modality, split, read) -> Iterator[np.ndarray]:
-  """Decoded media of all sources; ValueError if there are none."""
+def _read_all(cfg, modality, split, read, rate) -> Iterator[np.ndarray]:
+  """Decoded media of all sources, in training with changed copies; ValueError for none."""
   empty = True
   for name in source_names(cfg, split):
     tolerance = Tolerance(name, cfg.mixture[name].bad_records)
-    for where, plural, value in _media_of(cfg, name, modality, split):
+    copied = cfg.mixture[name] if split == 'train' else None
+    for number, (where, plural, value) in enumerate(_media_of(cfg, name, modality, split)):
       try:
         array, note = read(value, where)
       except (OSError, ValueError) as error:
@@ -190,6 +202,9 @@ def _read_all(cfg, modality, split, read) -> Iterator[np.ndarray]:
       tolerance.notes.update([f'{plural} {note}'] if note else [])
       empty = False
       yield array
+      if copied is not None:
+        pieces = [Piece(modality, array)]
+        yield from (c.value for [c] in augment.copies(copied, number, pieces, rate))
     tolerance.report()
   if empty:
     raise ValueError(

@@ -172,10 +172,11 @@ def open_part(cfg: DataConfig, name: str, split: str) -> Part:
       )
 
   def describe():
+    copied = ('copies', 'augment') if split == 'train' else ()
     cut = {} if whole else {'split': split, **_pick(cfg, ('valid_fraction', 'split_seed'))}
     return {
       'content': corpus.content(), **_pick(source, ('kind', 'template', 'separator')),
-      **_changed(source, ('names', 'pattern', 'rate', 'bad_records')),
+      **_changed(source, ('names', 'pattern', 'rate', 'bad_records', *copied)),
       **selection(source, split if source.has(split) else 'train'), **cut,
     }  # fmt: skip
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_jax.data import corpus, media_sources, record_sources, templates
+from gpt_jax.data import augment, corpus, media_sources, record_sources, templates
 from gpt_jax.data.corpus import Corpus
 from gpt_jax.data.files import find, hash_files, not_utf8
 
@@ -45,6 +45,8 @@ class Source:
   root: str = ''  # jsonl: folder or .zip of the media that it names; '' = the folder of the file
   pattern: str = ''  # files: regular expression on a file's name; its named groups become fields
   captions: str = ''  # files: JSON lines with more fields of the file that file/image/audio names
+  copies: int = 0  # changed copies of each training record beside itself
+  augment: str = ''  # how their media are changed, as in 'speed=0.2,noise=0.01': augment.CHANGES
   bad_records: int = 0  # unreadable media that are skipped; one more is an error
   data_dir: str = ''  # tfds: folder of prepared data sets; '' = the library's own default
   rate: int = 0  # arrays, tfds: samples a second of sounds; 0 = what the data or tokenizer say
@@ -70,13 +72,27 @@ class Source:
       raise ValueError(f'weight={self.weight} is not positive\nfix: remove the source or raise it')
     if self.documents < 1:
       raise ValueError(f'documents={self.documents} is not positive\nfix: generate at least one')
-    for name in ('bad_records', 'rate'):
+    for name in ('bad_records', 'rate', 'copies'):
       if getattr(self, name) < 0:
         raise ValueError(f'{name}={getattr(self, name)} is negative\nfix: use 0 or more')
     for keep in (self.keep, self.valid_keep, self.test_keep):
       corpus.parse(keep)
     media_sources.check_pattern(self.pattern)
     templates.parse(self.template)
+    self._check_augment()
+
+  def _check_augment(self):
+    changed, shown = augment.modalities(self.augment), templates.modalities(self.template)
+    if changed - shown:
+      raise ValueError(
+        f'augment={self.augment!r} changes {sorted(changed - set(shown))[0]}, and the template '
+        f'{self.template!r} has none\nfix: leave it out of augment'
+      )
+    if bool(self.copies) != bool(self.augment):
+      raise ValueError(
+        f'copies={self.copies} with augment={self.augment!r}\n'
+        'fix: give both: how many changed copies of a record, and how they are changed'
+      )
 
   def is_apart(self, split: str) -> bool:
     """Whether `split` has files of its own."""
@@ -90,11 +106,6 @@ class Source:
   def has_valid(self) -> bool:
     """Whether the validation data are named."""
     return self.has('valid')
-
-  @property
-  def has_test(self) -> bool:
-    """Whether there are test data."""
-    return self.has('test')
 
   def path_of(self, split: str) -> str:
     """The files of `split`."""
@@ -221,18 +232,19 @@ SOURCES = {
 
 # The fields that a kind reads besides kind, template and weight.
 FILTERS = ('keep', 'valid_keep', 'test_keep')
+COPIES = ('copies', 'augment')
 PATHS = ('path', 'valid_path', 'test_path')
 FIELDS = {
   'builtin': FILTERS,
   'text': ('separator', *PATHS),
-  'jsonl': ('root', 'names', 'bad_records', *PATHS, *FILTERS),
+  'jsonl': ('root', 'names', 'bad_records', *PATHS, *FILTERS, *COPIES),
   'tfds': (
     'path', 'train_split', 'valid_split', 'test_split', 'data_dir', 'rate', 'names', 'bad_records',
-    *FILTERS,
+    *FILTERS, *COPIES,
   ),
   'synthetic': ('documents', 'seed'),
-  'digits': FILTERS,
-  'keypad': ('documents', *FILTERS),
-  'arrays': ('rate', 'names', 'bad_records', *PATHS, *FILTERS),
-  'files': ('pattern', 'captions', 'names', 'bad_records', *PATHS, *FILTERS),
+  'digits': (*FILTERS, *COPIES),
+  'keypad': ('documents', *FILTERS, *COPIES),
+  'arrays': ('rate', 'names', 'bad_records', *PATHS, *FILTERS, *COPIES),
+  'files': ('pattern', 'captions', 'names', 'bad_records', *PATHS, *FILTERS, *COPIES),
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """What tasks share: which sources fit, their held-out examples, labels, raw media and judges."""
 
 import collections
+import itertools
 import zlib
 from typing import Any, NamedTuple
 
@@ -59,7 +60,8 @@ def examples(subject, source, split, limit=0):
 def _examples(subject, source, split, limit):
   part = mixture.open_part(subject.cfg.data, source, split)
   rank = lambda found: zlib.crc32(found[0].encode())
-  chosen = sorted(part.examples(), key=rank)[: limit or None]
+  ranked = data.readable(subject.cfg.data, source, sorted(part.examples(), key=rank))
+  chosen = list(itertools.islice(ranked, limit or None))
   wanted = {where for where, _ in chosen}
   corpus = sources.open_source(subject.cfg.data.mixture[source], split)
   records = {where: record for where, record in corpus.records() if where in wanted}
@@ -153,6 +155,17 @@ def rows(task, source, split, n, **about):
     made.append({**row, **about, **plain})
 
   return made, add
+
+
+def add_retrieval(add, scores_NC, truth_N):
+  """Add rows of where the true one of C candidates ranks, beside those of a random order."""
+  count = scores_NC.shape[1]
+  for name, value in metrics.retrieval(scores_NC, truth_N).items():
+    if name == 'mrr':
+      chance = float(np.mean(1 / np.arange(1, count + 1)))
+    else:
+      chance = int(name.partition('@')[2]) / count
+    add(name, value, chance=chance, candidates=count)
 
 
 def add_accuracy(add, metric, found, wanted, **more):

@@ -25,7 +25,8 @@ def pairs(subject, split):
   names = common.fitting(subject, fits, split)
   forms = {name: templates.signature(subject.cfg.data.mixture[name].template) for name in names}
   for reads, kinds, makes in WAYS:
-    readers = [name for name in names if common.has(forms[name][0], kinds)]
+    trained = any(common.has(c, kinds) and common.has(t, (makes,)) for c, t in forms.values())
+    readers = [name for name in names if common.has(forms[name][0], kinds) and not trained]
     makers = [name for name in names if common.has(forms[name][1], (makes,))]
     for first, second in itertools.product(readers[:1], makers[:1]):
       yield reads, first, makes, second
@@ -59,8 +60,10 @@ def compose(subject, reads, first, makes, second, split, limit, sampling):
   rows, add = common.rows(
     'cross', first, split, len(found), way=way, judged_by=second, **common.drawn(subject, sampling)
   )
+  held = common.examples(subject, second, split, limit or common.LIMIT)
+  ceiling, _ = judge.accuracy(raw(subject, held), common.labels(held, field))
   found = judge.predict(made if makes == 'audio' else np.stack(made))
-  common.add_accuracy(add, 'accuracy', found, names, chance=common.chance(names))
+  common.add_accuracy(add, 'accuracy', found, names, chance=common.chance(names), baseline=ceiling)
   return rows
 
 

@@ -33,8 +33,7 @@ def run(subject, source, split, limit, **sampling):
       add('diversity', value, baseline=1.0)
   else:
     scores = -metrics.squared_distances(features_of(made), features_of(real))
-    for name, value in metrics.retrieval(scores, np.arange(len(found))).items():
-      add(name, value, chance=chance_of(name, len(found)))
+    common.add_retrieval(add, scores, np.arange(len(found)))
   sets(add, features, made, real, decoded, train_images)
   memory = metrics.memorisation(features_of(made), features_of(real), features_of(train_images))
   add('nearest_train_ratio', memory['ratio'], baseline=1.0)
@@ -93,10 +92,3 @@ def sets(add, features, made, real, decoded, train_images):
     names, metrics.precision_recall(ref, made), metrics.precision_recall(ref, real), strict=True
   ):
     add(name, value, baseline=rival)
-
-
-def chance_of(name, n):
-  """Of a random order of n: mean reciprocal rank, or recall at k."""
-  if name == 'mrr':
-    return float(np.mean(1 / np.arange(1, n + 1)))
-  return int(name.partition('@')[2]) / n

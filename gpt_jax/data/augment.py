@@ -1,0 +1,123 @@
+"""Training copies of records, their media changed at random: few recordings are soon memorised.
+
+A source with `copies=4, augment='speed=0.2,noise=0.01'` has four changed copies beside each
+training record. They are made before tokenising and kept in the token cache, so a run reads them
+like other documents; what record n becomes in copy c is a pure function of (n, c). Validation,
+test, and what judges learn from are never changed.
+
+Letters: Y X A rows, columns and channels of an image, N samples.
+
+Sources: speed perturbation (Ko et al. 2015); masking in time (Park et al. 2019, SpecAugment).
+"""
+
+import numpy as np
+
+from gpt_jax.data.templates import MODALITY, Piece
+
+
+def parse(text: str) -> dict[str, float]:
+  """'speed=0.2,noise=0.01' -> {'speed': 0.2, 'noise': 0.01}; ValueError for anything else."""
+  strengths = {}
+  for item in filter(None, text.split(',')):
+    name, _, number = item.partition('=')
+    try:
+      strengths[name.strip()] = float(number)
+      if name.strip() not in CHANGES or not 0 < float(number) < np.inf:
+        raise ValueError
+    except ValueError:
+      known = ', '.join(f'{name}={unit}' for name, (_, unit) in CHANGES.items())
+      raise ValueError(
+        f'augment={text!r}: {item!r} is no change with a strength\nfix: use some of {known}'
+      ) from None
+  return strengths
+
+
+def modalities(text: str) -> set[str]:
+  """What an `augment` changes: 'image', 'audio'."""
+  return {CHANGES[name][0] for name in parse(text)}
+
+
+def copies(source, number: int, pieces: list[Piece], rate: int, seconds: float = 60.0):
+  """The changed copies of training record `number`, whose media are decoded.
+
+  source: what it comes from. rate: samples a second of its sounds; what a slower one has beyond
+  `seconds` is cut off.
+  """
+  for copy in range(source.copies):
+    rng, made = np.random.default_rng([number, copy]), []
+    for piece in pieces:
+      modality = MODALITY.get(piece.kind)
+      value = change(piece.value, modality, source.augment, rng, rate)
+      made.append(Piece(piece.kind, value[: int(seconds * rate)] if modality == 'audio' else value))
+    yield made
+
+
+def change(value, modality, text: str, rng, rate: int):
+  """An image uint8 [Y, X, A] or a sound float32 [N], changed; anything else as it is."""
+  strengths = parse(text)
+  if modality == 'image' and 'image' in modalities(text):
+    return warp(value, strengths, rng)
+  if modality == 'audio':
+    for name, strength in strengths.items():
+      if name in SOUND_CHANGES:
+        value = SOUND_CHANGES[name](value, strength, rng, rate).astype(np.float32)
+  return value
+
+
+def warp(image_YXA, strengths: dict[str, float], rng) -> np.ndarray:
+  """One turn, zoom and shift of an image; what comes in from outside repeats the edge."""
+  from scipy import ndimage
+
+  draw = lambda name: rng.uniform(-1, 1) * strengths.get(name, 0.0)
+  angle, zoom = np.deg2rad(draw('rotate')), 1 + draw('scale')
+  shift_YX = np.array([draw('shift'), draw('shift')])
+  turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / zoom
+  centre_YX = (np.array(image_YXA.shape[:2]) - 1) / 2
+  offset_YX = centre_YX - turn @ (centre_YX + shift_YX)
+  channels = [
+    ndimage.affine_transform(plane.astype(np.float32), turn, offset_YX, order=1, mode='nearest')
+    for plane in np.moveaxis(image_YXA, -1, 0)
+  ]
+  return np.clip(np.round(np.stack(channels, -1)), 0, 255).astype(np.uint8)
+
+
+def speed(wave_N, strength, rng, rate):
+  """Played up to (1 + strength) times as fast or slow: tempo, pitch and formants change alike."""
+  factor = (1 + strength) ** rng.uniform(-1, 1)
+  count = max(1, round(len(wave_N) / factor))
+  return np.interp(np.linspace(0, len(wave_N) - 1, count), np.arange(len(wave_N)), wave_N)
+
+
+def equalize(wave_N, strength, rng, rate):
+  """Another microphone: gains of `strength` dB (standard deviation) at eight frequencies."""
+  spectrum = np.fft.rfft(wave_N)
+  decibels = np.interp(np.linspace(0, 7, len(spectrum)), np.arange(8), rng.normal(0, strength, 8))
+  changed_N = np.fft.irfft(spectrum * 10 ** (decibels / 20), len(wave_N))
+  return changed_N * (np.abs(wave_N).max() / max(np.abs(changed_N).max(), 1e-9))
+
+
+def noise(wave_N, strength, rng, rate):
+  """White noise of up to `strength` of the peak."""
+  level = rng.uniform(0, strength) * np.abs(wave_N).max()
+  return np.clip(wave_N + rng.normal(0, 1, len(wave_N)) * level, -1, 1)
+
+
+def mask(wave_N, strength, rng, rate):
+  """Silence over a stretch of up to `strength` seconds, at most a fifth of the sound."""
+  length = int(min(rng.uniform(0, strength) * rate, len(wave_N) / 5))
+  start = rng.integers(0, len(wave_N) - length + 1)
+  changed_N = np.array(wave_N)
+  changed_N[start : start + length] = 0
+  return changed_N
+
+
+SOUND_CHANGES = {'speed': speed, 'equalize': equalize, 'noise': noise, 'mask': mask}
+CHANGES = {  # what it changes, the unit of its strength
+  'shift': ('image', 'PIXELS'),
+  'rotate': ('image', 'DEGREES'),
+  'scale': ('image', 'SHARE'),
+  'speed': ('audio', 'SHARE'),
+  'equalize': ('audio', 'DECIBELS'),
+  'noise': ('audio', 'SHARE'),
+  'mask': ('audio', 'SECONDS'),
+}
