@@ -12,7 +12,7 @@ from gpt_jax import config as configs
 
 def get_config(arg=''):
   """arg: see the module's docstring."""
-  args = configs.arguments(arg, steps=2400, seed=0, runlocal=False)
+  args = configs.arguments(arg, steps=1500, seed=0, runlocal=False)
   config = configs.default()
   config.image.update(kind='pixels', patch=1)
   config.data.update(packing='first_fit', valid_fraction=1 / 60)
@@ -25,7 +25,7 @@ def get_config(arg=''):
                       positions='mrope', init_projections='zero', window=64,
                       window_pattern='SL')  # fmt: skip
   config.optim.update(name='muon', lr=4e-3, warmup=50, schedule='linear', final_lr=0.0)
-  config.train.update(steps=args.steps, batch_size=4, eval_every=400, sample_every=800,
+  config.train.update(steps=args.steps, batch_size=4, eval_every=300, sample_every=750,
                       eval_tokens=131072, seed=args.seed, sample_prompts=())  # fmt: skip
   config.sample.update(max_new_tokens=787)
   if args.runlocal:
