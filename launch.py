@@ -6,6 +6,8 @@
   launch.py evaluate --workdir=DIR [--tasks=a,b|all --split=valid|test --limit=N --guidance=G ...]
   launch.py import   --source=DIR-or-hub-id --workdir=DIR
   launch.py export   --workdir=DIR --out=DIR
+  launch.py ablate   --config=FILE[:args] [--workdir=DIR] [--seeds=N] [--workers=N] [--dry_run]
+  launch.py report   --workdir=DIR [--where=CONDITION] [--columns=a,b]
   launch.py doctor
 
 `train` resumes if DIR holds a run. `launch.py VERB --help` lists a verb's flags; --traceback shows
@@ -232,6 +234,64 @@ def export(argv):
   return 0
 
 
+def ablate_flags():
+  """Flags of `ablate`."""
+  flags.DEFINE_string('config', '', 'study file, such as experiments/ablations/norms.py[:args]')
+  flags.DEFINE_string('workdir', '', 'study folder; default: runs/ablate-NAME')
+  flags.DEFINE_integer('seeds', 0, 'runs of each arm; 0: as the file says', lower_bound=0)
+  flags.DEFINE_integer(
+    'workers', 0, 'training processes at once; 0: measure what is fastest', lower_bound=0
+  )
+  flags.DEFINE_bool('dry_run', False, 'print the plan and what the arms differ in, train nothing')
+
+
+def ablate(argv):
+  """Compare the arms of a study: plan, prove that they differ, train, judge, report."""
+  # Training processes get the accelerator's memory, not this one.
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  from gpt_jax.ablation import design, runner
+
+  study = design.load_study(require('config'))
+  if FLAGS.seeds:
+    study = dataclasses.replace(study, seeds=FLAGS.seeds)
+  if FLAGS.dry_run:
+    print('\n'.join(runner.plan(study, FLAGS.workdir)))
+    return 0
+  workdir = FLAGS.workdir or f'runs/ablate-{study.name}'
+  print(f'study folder: {workdir}')
+  stop = Stop()
+  analysis = runner.run(study, workdir, lambda: stop.asked, FLAGS.workers)
+  return STOPPED if analysis is None else ERROR if runner.failures(workdir) else 0
+
+
+def report_flags():
+  """Flags of `report`."""
+  workdir_flag()
+  flags.DEFINE_string(
+    'where', '', 'which runs, in SQL: "optim.lr > 1e-3 and model.positions = \'rope\'"'
+  )
+  flags.DEFINE_list('columns', [], 'keys of the config or of the result to show')
+
+
+def report(argv):
+  """Write the report of a study or a run again, or show a table of the runs in a folder."""
+  from gpt_jax.ablation import runner, store
+
+  workdir, asked = Path(FLAGS.workdir).expanduser(), FLAGS.where or FLAGS.columns
+  if not asked and (workdir / 'study.json').exists():
+    runner.judge(workdir)
+    return 0
+  if not asked and (workdir / 'config.json').exists():
+    from gpt_jax import report as page
+
+    print(f'report: {page.write_report(workdir)}')
+    return 0
+  names, rows = store.select(workdir, FLAGS.where, FLAGS.columns)
+  print('\n'.join(store.lines(names, rows)))
+  print(f'{len(rows)} run{"s" * (len(rows) != 1)}')
+  return 0
+
+
 def doctor_(argv):
   """Say what this installation and machine are, and whether a step runs."""
   from gpt_jax import doctor
@@ -361,6 +421,8 @@ VERBS |= {
   'evaluate': (evaluate, evaluate_flags),
   'import': (import_, import_flags),
   'export': (export, export_flags),
+  'ablate': (ablate, ablate_flags),
+  'report': (report, report_flags),
   'doctor': (doctor_, lambda: None),
 }
 

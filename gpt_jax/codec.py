@@ -41,8 +41,15 @@ class Items:
     return self
 
   def __next__(self):
-    place_B = np.arange(self._next * self.batch_size, (self._next + 1) * self.batch_size)
     self._next += 1
+    return self._batch(self._next - 1)
+
+  def first(self):
+    """Batch 0, whichever is next."""
+    return self._batch(0)
+
+  def _batch(self, number):
+    place_B = np.arange(number * self.batch_size, (number + 1) * self.batch_size)
     epoch_B, rank_B = np.divmod(place_B, self.count)
     orders = {e: self._order(int(e)) for e in np.unique(epoch_B)}
     index_B = np.array([orders[e][r] for e, r in zip(epoch_B, rank_B, strict=True)])
@@ -82,7 +89,7 @@ class Codec:
     objective = Objective(
       weigh=lambda batch, hyper: (batch, jnp.float32(cfg.train.batch_size)),
       loss=self.loss,
-      count=lambda batch: jnp.float32(cfg.train.batch_size),
+      count=lambda batch: {'tokens': jnp.float32(cfg.train.batch_size)},
       finish=functools.partial(update, self.codec_cfg),
     )
     self.program = build_program(cfg, model, objective, 'float32', mesh)
@@ -133,6 +140,10 @@ class Codec:
 
   def extra(self):
     """Nothing besides the state."""
+    return {}
+
+  def origin(self):
+    """It makes a tokenizer and reads by none."""
     return {}
 
   def introduction(self):

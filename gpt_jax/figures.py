@@ -15,8 +15,9 @@ import matplotlib
 import numpy as np
 from matplotlib import figure, ticker
 
-MUTED, RULE, FIRST, SECOND, WARN = (f'#0000a{i}' for i in range(5))
-VARIABLES = {MUTED: 'muted', RULE: 'rule', FIRST: 'first', SECOND: 'second', WARN: 'warn'}
+NAMES = ('muted', 'rule', 'first', 'second', 'warn', 'third', 'fourth', 'fifth', 'ink')
+VARIABLES = {f'#0000a{i}': name for i, name in enumerate(NAMES)}
+MUTED, RULE, FIRST, SECOND, WARN, THIRD, FOURTH, FIFTH, INK = VARIABLES
 STYLE = {
   'svg.fonttype': 'none',
   'font.size': 12,
@@ -47,6 +48,7 @@ class Series:
   look: str = 'line'  # row of LOOKS
   color: str = FIRST
   label: str = ''  # at its right end
+  to: np.ndarray = ()  # upper edge of a band, of which y is the lower
 
 
 def thin(x, y, most=MOST_POINTS):
@@ -91,7 +93,8 @@ def limits(series):
 
   A first plunge or a rare spike may leave a long curve at the top, or it would flatten the rest.
   """
-  finite = [(line.look, line.y[np.isfinite(line.y)]) for line in series]
+  finite = [(line.look, y) for line in series for y in (line.y, np.asarray(line.to))]
+  finite = [(look, y[np.isfinite(y)]) for look, y in finite]
   finite = [(look, y) for look, y in finite if len(y)]
   if not finite:
     return ()
@@ -111,7 +114,7 @@ def _top(look, y, low):
   return y[len(y) // 2 :].max()
 
 
-def chart(series, *, name, label, size, marks=(), units=('', ''), room=0):
+def chart(series, *, name, label, size, marks=(), units=('', ''), room=0, x_scale='linear'):
   """A chart of lines.
 
   Args:
@@ -122,6 +125,7 @@ def chart(series, *, name, label, size, marks=(), units=('', ''), room=0):
     marks: [(x, text)]: dotted vertical lines.
     units: names of x and y.
     room: pixels at the right for the labels of the lines.
+    x_scale: linear or log.
 
   Returns:
     An <svg> element, or '' where there is nothing finite to draw.
@@ -143,6 +147,11 @@ def chart(series, *, name, label, size, marks=(), units=('', ''), room=0):
       whole = axis is axes.xaxis  # steps and tokens
       axis.set_major_locator(ticker.MaxNLocator(ticks, steps=[1, 2, 5, 10], integer=whole))
       axis.set_major_formatter(ticker.FuncFormatter(compact))
+    if x_scale == 'log':
+      axes.set_xscale('log')
+      axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
+      axes.xaxis.set_minor_locator(ticker.NullLocator())
+      axes.xaxis.set_major_formatter(ticker.FuncFormatter(compact))
     for line in series:
       LOOKS[line.look](axes, line)
     axes.set_ylim(span)
@@ -154,6 +163,99 @@ def chart(series, *, name, label, size, marks=(), units=('', ''), room=0):
     axes.text(-LEFT / inner[0], 1 + 10 / inner[1], units[1], transform=axes.transAxes)
     axes.text(1.012, -7 / inner[1], units[0], va='top', transform=axes.transAxes)
     return _inline(fig, label)
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+  """One row of a forest plot: an arm's difference from the baseline."""
+
+  name: str
+  value: float
+  interval: tuple = ()  # (low, high), or () where one seed gives none
+  points: tuple = ()  # the difference of each seed
+  text: str = ''  # at the right
+  color: str = MUTED
+  filled: bool = True
+
+
+def forest(effects, *, name, label, width, equal=0.0, ends=('', '')):
+  """A forest plot: a line an effect, the zero line, and the band that counts as no difference.
+
+  Args:
+    effects: list of Effect, first at the top; a value beyond the others gets an arrow.
+    name: unique on the page.
+    label: what a screen reader says.
+    width: pixels; below 500 the texts at the right are left out.
+    equal: half the width of the band of equivalence, in units of the values.
+    ends: what the left and the right side mean.
+
+  Returns:
+    An <svg> element, or '' where no effect is finite.
+  """
+  effects = [effect for effect in effects if np.isfinite(effect.value)]
+  if not effects:
+    return ''
+  letter = 7  # pixels
+  most = 34 if width >= 500 else 18
+  left = letter * min(most, max(len(e.name) for e in effects)) + 14
+  right = letter * max(len(e.text) for e in effects) + 14 if width >= 500 else 12
+  row, top, bottom = 30, 24, BOTTOM
+  height = top + bottom + row * len(effects)
+  low, high = _reach(effects, equal)
+  with matplotlib.rc_context({**STYLE, 'svg.hashsalt': name, 'axes.grid.axis': 'x'}):
+    fig = figure.Figure(figsize=(width / 72, height / 72))
+    box = (left / width, bottom / height, (width - left - right) / width, row * len(effects))
+    axes = fig.add_axes((*box[:3], box[3] / height), facecolor='none')
+    axes.set_axisbelow(True)
+    axes.set(xlim=(low, high), ylim=(len(effects) - 0.5, -0.5), yticks=())
+    axes.axvspan(-equal, equal, color=RULE, alpha=0.55, linewidth=0)
+    axes.axvline(0, color=MUTED, linewidth=1.2)
+    ticks = max(2, min(8, int(width - left - right) // 90))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(ticks, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(_difference))
+    for y, effect in enumerate(effects):
+      _effect(axes, y, effect, (low, high))
+      across = axes.get_yaxis_transform()
+      shown = effect.name if len(effect.name) <= most else effect.name[: most - 1] + '\u2026'
+      reach = width - left - right
+      axes.text(-14 / reach, y, shown, transform=across, ha='right', va='center', color=INK)
+      if width >= 500:
+        axes.text(1 + 14 / reach, y, effect.text, transform=across, va='center', color=effect.color)
+    above = dict(transform=axes.transAxes, va='bottom')
+    axes.text(0, 1 + 5 / (row * len(effects)), ends[0], **above)
+    axes.text(1, 1 + 5 / (row * len(effects)), ends[1], ha='right', **above)
+    return _inline(fig, label)
+
+
+def _difference(value, _position=None):
+  """Tick label of a difference: '+0.05', a true minus sign, '0'."""
+  return f'{value:+.4g}'.replace('-', '\u2212') if abs(value) > 1e-12 else '0'
+
+
+def _reach(effects, equal):
+  """(low, high) of the axis: what is far beyond the others must not flatten them."""
+  spans = np.array([(min((e.value, *e.interval)), max((e.value, *e.interval))) for e in effects])
+  far = np.abs(spans).max(axis=1)
+  shown = spans[far <= 6 * max(np.median(far), 2 * equal)]
+  low, high = shown.min(), shown.max()
+  low, high = min(low, -1.5 * equal, 0), max(high, 1.5 * equal, 0)
+  margin = 0.06 * (high - low) or 1
+  return low - margin, high + margin
+
+
+def _effect(axes, y, effect, span):
+  """The interval, the mean and the seeds; an arrow at the edge where the mean is outside."""
+  color = effect.color
+  seeds = [point for point in effect.points if span[0] < point < span[1]]
+  dots = dict(color=color, marker='o', linestyle='', markersize=4, alpha=0.4, markeredgewidth=0)
+  axes.plot(seeds, np.full(len(seeds), y + 0.26), **dots)
+  if effect.interval:
+    axes.plot(effect.interval, (y, y), color=color, linewidth=2.4, solid_capstyle='butt')
+  inside = span[0] < effect.value < span[1]
+  marker = 's' if inside else '>' if effect.value > 0 else '<'
+  at = effect.value if inside else span[int(effect.value > 0)]
+  face = color if effect.filled else 'none'
+  axes.plot(at, y, color=color, marker=marker, markersize=8, clip_on=False, markerfacecolor=face)
 
 
 def _line(axes, line):
@@ -174,6 +276,14 @@ def _faint(axes, line):
 def _points(axes, line):
   marker = 'o' if len(line.x) <= 60 else ''
   axes.plot(*thin(line.x, line.y), color=line.color, linewidth=1.7, marker=marker, markersize=4)
+
+
+def _dots(axes, line):
+  axes.plot(line.x, line.y, color=line.color, linestyle='', marker='o', markersize=5, alpha=0.6)
+
+
+def _band(axes, line):
+  axes.fill_between(line.x, line.y, line.to, color=line.color, alpha=0.16, linewidth=0)
 
 
 def _label_ends(axes, series, height):
@@ -215,4 +325,4 @@ def _inline(fig, label):
   return svg
 
 
-LOOKS = {'line': _line, 'faint': _faint, 'points': _points}
+LOOKS = {'line': _line, 'faint': _faint, 'points': _points, 'dots': _dots, 'band': _band}

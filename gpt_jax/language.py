@@ -193,6 +193,10 @@ class Language:
       'tokenizer': checkpoint.pack_folder(self.workdir / 'tokenizer'),
     }
 
+  def origin(self):
+    """What the ids were made by, for result.json."""
+    return {'tokenizer': self.tokenizers.hash}
+
   def introduction(self):
     """What is about to be trained, on what."""
     peak, source = hardware.peak_flops()
@@ -228,7 +232,7 @@ class Language:
     peak, _ = hardware.peak_flops()
     names = {'mfu': 'full', 'mfu_causal': 'causal'} if peak else {}
     return {
-      name: per_second * self.flops[convention] / (peak * jax.device_count())
+      name: per_second * self.flops[convention] / (peak * self.mesh.size)
       for name, convention in names.items()
     }
 

@@ -2,14 +2,18 @@
 
 A row of OPTIMIZERS gives a direction u of about unit size; this file applies it:
 
-  p <- p - lr * schedule(updates) * multiplier(path) * (u + weight_decay * p)
+  p <- p - lr * schedule(updates) * multiplier(path) * (mup(path) u + weight_decay * p)
 
 so that lr and weight decay are traced scalars, equal in meaning for every optimiser, and an
 ablation can vary them within one compiled step.
 
+mup(path) is 1 but for a model with model.mup_base: there it makes the best lr the same at every
+width. Weight decay is left out of it, so that its strength does not depend on the width either.
+
 Sources: AdamW (Loshchilov & Hutter 2019), Lion (Chen et al. 2023), Adafactor (Shazeer & Stern
 2018), Muon (Jordan et al. 2024, with the RMS-matching scale of Liu et al. 2025, section 2.2), WSD
-(Hu et al. 2024, section 4).
+(Hu et al. 2024, section 4), muP (Yang et al. 2022, table 8 and appendix B.3; for Muon the spectral
+condition of Yang, Simon & Bernstein 2023, equation 1).
 """
 
 import dataclasses
@@ -80,10 +84,16 @@ class Optimizer:
   cfg: OptimConfig
   steps: int  # updates in the whole run, for the schedule
   axes: dict  # {path: letters of the parameter}
+  growth: float = 1.0  # ModelConfig.growth: width / width of muP's base; 1 = no muP
 
   def __post_init__(self):
     object.__setattr__(self, 'multipliers', match_multipliers(self.cfg.lr_multipliers, self.axes))
-    object.__setattr__(self, 'transform', OPTIMIZERS[self.cfg.name](self.cfg, self.axes))
+    # Gradients get smaller as models get wider, so what is added to them must too.
+    scaled = dataclasses.replace(self.cfg, eps=self.cfg.eps / self.growth)
+    object.__setattr__(self, 'transform', OPTIMIZERS[self.cfg.name](scaled, self.axes))
+    powers = MUP_POWERS[self.cfg.name]
+    mup = {path: self.growth ** powers[role(axes)] for path, axes in self.axes.items()}
+    object.__setattr__(self, 'mup', mup)
     decay = self.cfg.decay
     decays = lambda path: re.fullmatch(decay, path) if decay else is_matrix(self.axes[path])
     object.__setattr__(self, 'decays', {path for path in self.axes if decays(path)})
@@ -123,6 +133,8 @@ class Optimizer:
       if not self.multipliers[path]:
         return p
       u = directions[path].astype(jnp.float32)
+      if self.mup[path] != 1:
+        u = u * self.mup[path]
       if path in self.decays:
         u = u + hyper['weight_decay'] * params32[path]
       return (params32[path] - lr * self.multipliers[path] * u).astype(p.dtype)
@@ -208,6 +220,19 @@ def matrix_axes(axes):
   return ((d,), others) if inner[0] == 'D' else (others, (d,))
 
 
+def role(axes):
+  """What a parameter is to muP: 'hidden' or 'output' (inputs grow with the width), or 'input'.
+
+  A head is an 'input', as the embedding is that it may be tied to: the model multiplies logits by
+  1/growth (table 8).
+  """
+  numbers = matrix_axes(axes)
+  wide = lambda places: any(axes[i] in 'DFHG' for i in places)
+  if numbers is None or not wide(numbers[0]):
+    return 'input'
+  return 'hidden' if wide(numbers[1]) else 'output'
+
+
 def adamw(cfg, axes):
   """Adam's direction; weight decay is applied by Optimizer."""
   return optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)
@@ -288,5 +313,17 @@ def constant(cfg, step, steps):
   return warm(cfg, step)
 
 
+# mup(path) = growth ** power. Where each number moves by about lr whatever its gradient is, a
+# matrix moves its outputs by lr times the number of its inputs. Momentum alone follows gradients,
+# and those of tables and vectors fall with the width. Muon's step, of spectral norm ~ sqrt(width),
+# lies between.
+ADAM_POWERS = {'input': 0, 'hidden': -1, 'output': -1}
+MUP_POWERS = {
+  'adamw': ADAM_POWERS,
+  'lion': ADAM_POWERS,
+  'adafactor': ADAM_POWERS,
+  'muon': ADAM_POWERS | {'hidden': -0.5},
+  'sgd': {'input': 1, 'hidden': 0, 'output': -1},
+}
 OPTIMIZERS = {'adamw': adamw, 'lion': lion, 'adafactor': adafactor, 'muon': muon, 'sgd': sgd}
 SCHEDULES = {'cosine': cosine, 'linear': linear, 'wsd': wsd, 'constant': constant}

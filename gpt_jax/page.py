@@ -79,11 +79,13 @@ def document(title, *children):
   )
 
 
-# first, second: blue and vermilion of Okabe and Ito's palette, lighter on dark
+# first to fifth: blue, vermilion, green, purple and orange of Okabe and Ito's palette, darkened
+# where they would be pale on white, lighter on dark
 STYLE = """
 :root {
   --paper: #fff; --card: #f6f7f9; --ink: #16181d; --muted: #5f6773; --rule: #e2e5ea;
   --first: #0072b2; --second: #d55e00; --warn: #b3261e; --mark: #fdf3e7;
+  --third: #00855f; --fourth: #b3578f; --fifth: #a87500;
   --mono: ui-monospace, 'SF Mono', 'Cascadia Mono', 'JetBrains Mono', Menlo, Consolas,
     'DejaVu Sans Mono', monospace;
 }
@@ -91,6 +93,7 @@ STYLE = """
   :root {
     --paper: #121418; --card: #1a1d23; --ink: #e7e9ed; --muted: #98a1ae; --rule: #2c313a;
     --first: #56b4e9; --second: #f09a4e; --warn: #ff8a80; --mark: #2b241b;
+    --third: #3fc79f; --fourth: #e59bc6; --fifth: #e8bb45;
   }
 }
 * { box-sizing: border-box; }
@@ -110,6 +113,26 @@ section { margin-top: 60px; }
 .eyebrow { margin: 0 0 8px; color: var(--muted); font-size: 14px; }
 .verdict { margin: 16px 0 0; font-size: 20px; line-height: 1.5; max-width: 46em; }
 .note { margin: 0 0 16px; color: var(--muted); font-size: 14px; max-width: 60em; }
+.question { margin: 12px 0 0; color: var(--muted); font-size: 17px; max-width: 46em; }
+.verdicts { margin: 24px 0 0; max-width: 60em; }
+.verdicts > div { display: flex; gap: 16px; padding: 8px 0; border-top: 1px solid var(--rule); }
+.verdicts dt { flex: 0 0 124px; }
+.verdicts dd { margin: 0; display: flex; flex-wrap: wrap; gap: 2px 28px; }
+.verdicts dd b { font-weight: 600; }
+.verdicts dd i { color: var(--muted); font-style: normal; }
+.badge { padding: 2px 10px; border-radius: 20px; font-size: 13px; font-weight: 650;
+  white-space: nowrap; color: var(--muted); box-shadow: inset 0 0 0 1.5px currentColor; }
+.badge.better { color: var(--first); }
+.badge.worse { color: var(--second); }
+.badge.undecided { font-weight: 400; }
+.badge.better, .badge.worse, .badge.no-difference { background: var(--card); }
+.flag { color: var(--warn); }
+.along small { display: block; color: var(--muted); }
+.spaced { margin-top: 28px; }
+h3 b { color: var(--ink); }
+h3 small { font-weight: 400; }
+ul { margin: 8px 0 0; padding-left: 20px; }
+ul.note { margin-top: 14px; }
 .alarm { margin: 20px 0 0; padding: 12px 16px; border-left: 3px solid var(--warn);
   background: var(--card); border-radius: 0 6px 6px 0; max-width: 60em; }
 .tiles { display: flex; flex-wrap: wrap; gap: 1px; width: fit-content; margin: 36px 0 0;
@@ -184,7 +207,8 @@ td:last-child, th:last-child { padding-right: 0; }
 @media print {
   @page { margin: 16mm; }
   :root { --paper: #fff; --card: #f6f7f9; --ink: #000; --muted: #555; --rule: #ddd;
-    --first: #0072b2; --second: #d55e00; --warn: #b3261e; }
+    --first: #0072b2; --second: #d55e00; --warn: #b3261e;
+    --third: #00855f; --fourth: #b3578f; --fifth: #a87500; }
   body { font-size: 12px; }
   h1 { font-size: 27px; }
   h2 { font-size: 16px; }

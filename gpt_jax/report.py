@@ -149,7 +149,8 @@ def losses(run):
 def signals(run):
   """A small chart for every other metric, the known ones first."""
   names = {name for row in run.metrics for name in row}
-  others = names - {'step', 'time', 'loss', 'valid_loss', 'tokens', 'mfu_causal', *SIGNALS}
+  left_out = {'step', 'time', 'loss', 'valid_loss', 'tokens', 'targets', 'mfu_causal'}
+  others = names - left_out - {*SIGNALS}
   charts = [small(run, name) for name in [*(n for n in SIGNALS if n in names), *sorted(others)]]
   return page.section('Signals', page.element('div', *charts, kind='multiples') if charts else '')
 

@@ -2,6 +2,7 @@
 
   config.json      the resolved config; a folder that holds it is a run
   metrics.jsonl    {"step": 120, "time": 1764066000.123, "loss": 1.82, ...}: sorted, no step twice
+  probes.jsonl     {"step": 120, "layers": {"blocks/0/attention": {"activation": 0.9}, ...}}
   events.jsonl     start resume compile checkpoint evaluate sample preempted done error; UTC
   result.json      the final numbers; report.py lists the keys that it shows
   samples/         step_00000120.txt, or step_00000120_NAME.png, .wav
@@ -213,6 +214,8 @@ class Run:
       info['changed'] = changed
     self._metrics = records.StepLines(folder / 'metrics.jsonl', resume_step)
     self._writers.insert(0, self._write_metrics)
+    self._probes = None  # lines of probes.jsonl, if there are any
+    self._resume_step = resume_step
     lost = {name: lost[name] + self._metrics.dropped[name] for name in lost}
     if any(lost.values()):
       info['dropped_lines'] = lost
@@ -246,6 +249,14 @@ class Run:
     self._first = self._first or (now, step)
     seconds, steps = now - self._first[0], step - self._first[1]
     return loggers.duration(seconds / steps * (self.total_steps - step)) if steps > 0 else '-'
+
+  def probe(self, step, layers):
+    """Keeps {path: {name: number}} measured after `step` updates."""
+    if not self.primary:
+      return
+    path = self.folder / 'probes.jsonl'
+    self._probes = self._probes or records.StepLines(path, self._resume_step)
+    self._probes.add({'step': step, 'layers': layers})
 
   def event(self, name, /, **info):
     """Appends an event with its UTC time; it and all metrics so far are then safe on disk."""

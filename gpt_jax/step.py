@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gpt_jax import losses
 from gpt_jax.model import gpt
@@ -69,7 +70,7 @@ class Objective(NamedTuple):
 
   weigh: Any  # (batch, hyper) -> (batch, weight): the weight of the whole step
   loss: Any  # (model, tap, micro-batch, weight, hyper, key) -> (share of the objective, metrics)
-  count: Any  # batch -> items that it trains on: tokens or images
+  count: Any  # batch -> {'tokens': items that it holds: tokens or images, and other counts}
   tap: Any = lambda model, micro_batch: None  # zeros for `loss` to add somewhere inside
   tell: Any = lambda metrics, tap_grad, micro_batch: metrics  # what the tap's gradient says
   finish: Any = lambda params, metrics, key: (params, metrics)  # updates without gradients
@@ -115,9 +116,18 @@ def language_objective(cfg, kinds=None, sources=1):
     norm_BT = jnp.linalg.norm(tap_grad_BTD, axis=-1)
     return metrics | {'gradient_M': losses.sum_by(norm_BT, modality(batch), M)}
 
-  count = lambda batch: batch['loss_mask_BT'].sum()
-  made = Objective(weigh, loss, count)
+  made = Objective(weigh, loss, count_tokens)
   return made._replace(tap=tap, tell=tell) if M > 1 else made
+
+
+def count_tokens(batch):
+  """-> {tokens: of documents, padding not counted; targets: those that carry loss}, float32."""
+  mask_BT = batch['loss_mask_BT']
+  if 'segment_ids_BT' in batch:
+    tokens = (batch['segment_ids_BT'] > 0).sum()
+  else:  # a stream: every token is a target but the one that its end leaves without
+    tokens = jnp.minimum(mask_BT.sum(1) + 1, mask_BT.shape[1]).sum()
+  return {'tokens': tokens.astype(jnp.float32), 'targets': mask_BT.sum()}
 
 
 def loss_fn(model, batch, weight, hyper, key, tap_BTD=None, restricted=None):
@@ -154,7 +164,7 @@ def train_step(optimizer, objective, accumulate, dtype, state, batch):
   # Cast once a step, outside the micro-batches; gradients are of the cast weights, summed in
   # float32.
   compute = nn.cast(state.model, dtype)
-  count = objective.count(batch)
+  counts = objective.count(batch)
   batch, weight = objective.weigh(batch, state.hyper)
   key = jax.random.fold_in(state.key, state.step)
 
@@ -184,7 +194,7 @@ def train_step(optimizer, objective, accumulate, dtype, state, batch):
   if finished is not params:  # a skipped step changes nothing
     keep = scalars['skipped'] == 0
     params = {path: jnp.where(keep, finished[path], p) for path, p in params.items()}
-  metrics |= scalars | {'tokens': count}
+  metrics |= scalars | counts
   state = state._replace(
     step=state.step + 1, model=with_params(state.model, params), opt_state=opt_state
   )
@@ -218,20 +228,28 @@ class Program(NamedTuple):
   init: Any  # () -> TrainState, born sharded
   step: Any  # (TrainState, batch) -> (TrainState, metrics), donated, compiled once
   optimizer: Optimizer
+  pure: Any  # what `step` compiles
+  objective: Objective
+  dtype: str  # that the step computes in
 
 
 def gpt_program(cfg, model_cfg, mesh, kinds=None, sources=1):
   """The program of a GPT; see `language_objective`."""
   objective = language_objective(cfg.loss, kinds, sources)
-  return build_program(cfg, gpt.GPT(model_cfg), objective, model_cfg.dtype, mesh)
+  model = gpt.GPT(model_cfg)
+  return build_program(cfg, model, objective, model_cfg.dtype, mesh, model_cfg.growth)
 
 
-def build_program(cfg, abstract_model, objective, dtype, mesh):
-  """Everything that is compiled for one run; nothing runs yet."""
+def build_program(cfg, abstract_model, objective, dtype, mesh, growth=1.0):
+  """Everything that is compiled for one run; nothing runs yet.
+
+  growth: width over that of the model whose learning rate it takes (muP).
+  """
   axes = {path: p.axes for path, p in nn.named_params(abstract_model)}
-  optimizer = Optimizer(cfg.optim, cfg.train.steps, axes)
-  make = functools.partial(init_state, abstract_model, optimizer, seed=cfg.train.seed)
-  abstract = jax.eval_shape(make, hyper_of(cfg))
+  optimizer = Optimizer(cfg.optim, cfg.train.steps, axes, growth)
+  make = functools.partial(init_state, abstract_model, optimizer)
+  start = (hyper_of(cfg), np.uint32(cfg.train.seed))  # arguments: one program for all seeds
+  abstract = jax.eval_shape(make, *start)
   shardings = state_shardings(abstract, mesh)
   step = functools.partial(train_step, optimizer, objective, cfg.train.accumulate, dtype)
   if cfg.train.steps_per_call > 1:
@@ -240,9 +258,12 @@ def build_program(cfg, abstract_model, objective, dtype, mesh):
     abstract=jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
     ),
-    init=lambda: jax.jit(make, out_shardings=shardings)(hyper_of(cfg)),
+    init=lambda: jax.jit(make, out_shardings=shardings)(*start),
     step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
     optimizer=optimizer,
+    pure=step,
+    objective=objective,
+    dtype=dtype,
   )
 
 

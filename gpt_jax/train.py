@@ -5,18 +5,22 @@ what is trained is a job, a row of JOBS: the GPT (language.py) or a learned toke
 """
 
 import dataclasses
+import hashlib
+import json
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from gpt_jax import checkpoint, codec, hardware, language, runs
+from gpt_jax import checkpoint, codec, hardware, language, probes, runs
 from gpt_jax.sharding import make_mesh, to_devices
 
 # What may change between a run and its resumption: nothing that its result depends on.
-FREE_ON_RESUME = ('mesh.', 'log.', 'train.tasks', 'checkpoint.', 'sample.', 'data.workers',
-                  'data.prefetch', 'data.cache', 'data.reset', 'model.unroll')  # fmt: skip
+FREE_ON_RESUME = ('mesh.', 'log.', 'train.tasks', 'train.probe_every', 'checkpoint.', 'sample.',
+                  'data.workers', 'data.prefetch', 'data.cache', 'data.reset',
+                  'model.unroll')  # fmt: skip
+COUNTS = ('tokens', 'targets')  # metrics of a step that are added up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +39,11 @@ class TrainConfig:
   sample_every: int = 500  # steps between samples; 0 = only at the end
   sample_prompts: tuple[str, ...] = ('\n',)  # what the text samples continue; () = none
   tasks: tuple[str, ...] = ()  # rows of TASKS to run at the end
+  probe_every: int = 0  # steps between looks at the sizes in each layer, probes.jsonl; 0 = none
   init_from: str = ''  # a run folder whose parameters to start from, with a fresh optimizer
-  init_partial: bool = (
-    False  # take what fits of init_from, report the rest; else any mismatch is an error
-  )
+  init_partial: bool = False  # take what fits of init_from; else any mismatch is an error
   max_skipped: int = 10  # non-finite steps in a row before giving up
-  profile: tuple[
-    int, ...
-  ] = ()  # (first step, last step) to trace into <workdir>/profile; () = none
+  profile: tuple[int, ...] = ()  # (first step, last step) traced into <workdir>/profile; () = none
 
   def __post_init__(self):
     if self.job not in JOBS:
@@ -50,7 +51,7 @@ class TrainConfig:
     for key in ('steps', 'batch_size', 'accumulate', 'steps_per_call', 'max_skipped'):
       if getattr(self, key) < 1:
         raise ValueError(f'train.{key}={getattr(self, key)} is too small\nfix: use at least 1')
-    for key in ('length', 'eval_every', 'eval_tokens', 'sample_every'):
+    for key in ('length', 'eval_every', 'eval_tokens', 'sample_every', 'probe_every'):
       if getattr(self, key) < 0:
         raise ValueError(f'train.{key}={getattr(self, key)} is negative\nfix: use 0 or more')
     if not 0 <= self.seed < 2**32:
@@ -62,16 +63,14 @@ class TrainConfig:
         f'train.accumulate={self.accumulate} does not divide train.batch_size={self.batch_size}\n'
         'fix: make batch_size a multiple of accumulate'
       )
-    for key in ('steps', 'eval_every', 'sample_every'):
+    for key in ('steps', 'eval_every', 'sample_every', 'probe_every'):
       if getattr(self, key) % self.steps_per_call:
         raise ValueError(
           f'train.{key}={getattr(self, key)} is no multiple of train.steps_per_call='
           f'{self.steps_per_call}\nfix: make it one'
         )
     if self.profile and not (len(self.profile) == 2 and self.profile[0] < self.profile[1]):
-      raise ValueError(
-        f'train.profile={self.profile} is no window\nfix: use (first step, last step)'
-      )
+      raise ValueError(f'train.profile={self.profile} is no window\nfix: use (first, last step)')
 
 
 # -------------------------------------------------------------------------------------- setup
@@ -100,13 +99,12 @@ def initial_state(job, cfg, workdir):
   return state, 0, None, notes
 
 
-def next_batches(loader, steps_per_call, mesh):
-  """The next call's batch on the devices; with several steps a call, one N axis in front."""
+def next_batches(loader, steps_per_call):
+  """The next call's batch on the host; with several steps a call, one N axis in front."""
   if steps_per_call == 1:
-    return to_devices(next(loader), mesh)
+    return next(loader)
   batches = [next(loader) for _ in range(steps_per_call)]
-  stacked = {name: np.stack([b[name] for b in batches]) for name in batches[0]}
-  return to_devices(stacked, mesh, stacked=True)
+  return {name: np.stack([b[name] for b in batches]) for name in batches[0]}
 
 
 # --------------------------------------------------------------------------------------- loop
@@ -118,9 +116,7 @@ def train(cfg, workdir, should_stop=lambda: False):
   should_stop: asked before each step; True saves and returns None.
   Raises ValueError for what a user can mend, FloatingPointError when gradients stay non-finite.
   """
-  if jax.process_index() == 0:
-    runs.check_workdir(workdir, dataclasses.asdict(cfg), free=free_on_resume(cfg))
-  workdir = Path(workdir).expanduser()  # not before: a Path makes gs://x the local gs:/x
+  workdir = check(cfg, workdir)
   mesh = make_mesh(cfg.mesh)
   with jax.set_mesh(mesh):
     training = Training(cfg, workdir, mesh)
@@ -131,6 +127,18 @@ def train(cfg, workdir, should_stop=lambda: False):
         raise RuntimeError(str(error)) from error
       finally:
         training.close()
+
+
+def check(cfg, workdir):
+  """-> the folder as a Path; ValueError if no run with this config can start or go on in it."""
+  every, n = cfg.checkpoint.every, cfg.train.steps_per_call
+  if every % n:
+    raise ValueError(
+      f'checkpoint.every={every} is no multiple of train.steps_per_call={n}\nfix: make it one'
+    )
+  if jax.process_index() == 0:
+    runs.check_workdir(workdir, dataclasses.asdict(cfg), free=free_on_resume(cfg))
+  return Path(workdir).expanduser()  # not before: a Path makes gs://x the local gs:/x
 
 
 def free_on_resume(cfg):
@@ -144,23 +152,38 @@ def due(every, step, steps):
 
 
 class Training:
-  """One run under way."""
+  """One run under way: alone by `loop`, or a lane of several by replicas.Group.
 
-  def __init__(self, cfg, workdir, mesh):
-    """Make and check everything; nothing is written but token caches."""
+  Seconds are its share of the machine's time, and tokens a second follow from them.
+  """
+
+  def __init__(self, cfg, workdir, mesh, replicas=1, trace=True):
+    """Make and check everything; nothing is written but token caches.
+
+    replicas: how many runs share the machine. trace: False where the step was traced before.
+    """
+    self.began, self.replicas = time.perf_counter(), replicas
     self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
     self.job = JOBS[cfg.train.job](cfg, workdir, mesh)
     self.loader, self.program = self.job.loader, self.job.program
-    self.trace()
+    if trace:
+      self.trace()
     self.state, self.step, extra, self.notes = initial_state(self.job, cfg, workdir)
-    self.tokens = 0.0  # targets (or images, clips) trained on, over all sessions of the run
+    self.tokens = 0.0  # of documents (or images, clips) in its steps, over all sessions of the run
+    self.targets = 0.0  # those tokens that carried loss
     self.seconds = 0.0  # in steps, evaluation and saving left out, over all sessions
+    self.earlier = 0.0  # seconds of the sessions before this one, everything included
+    self.saved = self.step  # of the last checkpoint
+    self.lane = ()  # index of this run in what the step returns
     self.pending = []  # (steps done, metrics on the device) of calls not logged yet
     self.lap = 0.0  # seconds in steps since the last log
     self.profiling = False
+    self.prober = None  # compiled when first used
     self.latest = {}  # last logged metrics
     if extra is not None:
       self.tokens, self.seconds = extra['tokens'], extra['seconds']
+      self.targets = extra.get('targets', self.tokens)  # of runs that did not tell them apart
+      self.earlier = extra.get('wall', self.seconds)
       self.latest = extra['latest']
       self.notes += [f'data.reset: {line}' for line in self.loader.restore(extra['data'])]
     self.evaluations = []  # rows of the last evaluation
@@ -168,10 +191,13 @@ class Training:
 
   def trace(self):
     """Trace the step: a kernel that cannot honour a mask is refused before anything is written."""
+    jax.eval_shape(self.program.step, self.program.abstract, self.abstract_batch())
+
+  def abstract_batch(self):
+    """Shapes and dtypes of what a call of the step reads."""
     n = self.cfg.train.steps_per_call
     stack = lambda x: jax.ShapeDtypeStruct(x.shape if n == 1 else (n, *x.shape), x.dtype)
-    batch = {k: stack(v) for k, v in self.job.example().items()}
-    jax.eval_shape(self.program.step, self.program.abstract, batch)
+    return {k: stack(v) for k, v in self.job.example().items()}
 
   def open(self):
     """Take the run folder, write what a run begins with -> the open runs.Run."""
@@ -192,43 +218,80 @@ class Training:
 
   def loop(self, should_stop):
     """Evaluate and sample, save, take a batch, step, log: in this order, until the last step."""
-    cfg, steps, n = self.cfg.train, self.cfg.train.steps, self.cfg.train.steps_per_call
-    if self.step == steps and (result := runs.read_result(self.workdir)):
-      self.run.print(f'this run is done; its report: {self.workdir / "report.html"}')
+    if result := self.begin():
       return result
-    self.run.print(f'{self.job.introduction()}, from step {self.step}')
-    saved, train_step = self.step, None
-    while True:
-      if self.profiling and self.step >= cfg.profile[1]:
-        self.settle()
-        self.stop_profile()
-      if due(cfg.eval_every, self.step, steps):
-        self.evaluate()
-      if due(cfg.sample_every, self.step, steps):
-        self.sample()
-      stopping = should_stop()
-      if self.step > saved and (stopping or due(self.cfg.checkpoint.every, self.step, steps)):
-        self.save()  # before the data iterator moves: step and data agree
-        saved = self.step
-      self.checkpoints.poll()
-      if stopping or self.step == steps:
-        break
+    n, train_step = self.cfg.train.steps_per_call, None
+    stacked = n > 1
+    while not (ending := self.look(should_stop)):
       self.start_profile()
       start = time.perf_counter()
-      batch = next_batches(self.loader, n, self.mesh)
+      batch = to_devices(next_batches(self.loader, n), self.mesh, stacked)
       if train_step is None:
         train_step = self.compile(batch)
         start = time.perf_counter()
       with jax.transfer_guard('disallow'):
         self.state, metrics = train_step(self.state, batch)
-      self.step += n
-      self.lap += time.perf_counter() - start
-      self.log()  # of the calls before: the device is already busy with this one
-      self.pending.append((self.step, metrics))
+      self.advance(metrics, time.perf_counter() - start)
+    return self.end(ending)
+
+  def begin(self):
+    """Say what is about to be trained -> the result, if that was done before."""
+    if result := self.finished():
+      self.run.print(f'this run is done; its report: {self.workdir / "report.html"}')
+      return result
+    self.run.print(f'{self.job.introduction()}, from step {self.step}')
+    return None
+
+  def finished(self):
+    """The result of a run that was trained to its end before, else {}."""
+    return runs.read_result(self.workdir) if self.step == self.cfg.train.steps else {}
+
+  def due(self, every):
+    """Whether something done every so often is done before the next step."""
+    return due(every, self.step, self.cfg.train.steps)
+
+  def looks(self):
+    """Whether `look` needs the state."""
+    cfg = self.cfg
+    often = (cfg.train.eval_every, cfg.train.sample_every, cfg.checkpoint.every)
+    return any(map(self.due, often)) or self.probes()
+
+  def probes(self):
+    """Whether a probe is due."""
+    return self.cfg.train.probe_every > 0 and self.due(self.cfg.train.probe_every)
+
+  def look(self, should_stop):
+    """Between two steps: evaluate, sample and save if due -> 'stopped', 'done' or '' to go on."""
+    cfg = self.cfg.train
+    if self.profiling and self.step >= cfg.profile[1]:
+      self.settle()
+      self.stop_profile()
+    if self.due(cfg.eval_every):
+      self.evaluate()
+    if self.due(cfg.sample_every):
+      self.sample()
+    if self.probes():
+      self.probe()
+    stopping = should_stop()
+    if self.step > self.saved and (stopping or self.due(self.cfg.checkpoint.every)):
+      self.save()  # before the data iterator moves: step and data agree
+      self.saved = self.step
+    self.checkpoints.poll()
+    return 'stopped' if stopping else 'done' if self.step == cfg.steps else ''
+
+  def advance(self, metrics, seconds):
+    """Account for a call of the step, whose metrics are still on the device."""
+    self.step += self.cfg.train.steps_per_call
+    self.lap += seconds / self.replicas
+    self.log()  # of the calls before: the device is already busy with this one
+    self.pending.append((self.step, metrics))
+
+  def end(self, ending):
+    """What `look` ended with -> the result, None if the run was stopped."""
     self.settle()
     self.log(force=True)
     self.checkpoints.finish()
-    return self.stopped() if stopping else self.conclude()
+    return self.stopped() if ending == 'stopped' else self.conclude()
 
   def close(self):
     """End what runs beside the loop, also after an error: what is being saved gets finished."""
@@ -252,19 +315,21 @@ class Training:
       return
     start = time.perf_counter()
     fetched = jax.device_get([metrics for _, metrics in self.pending])
-    self.lap += time.perf_counter() - start
+    self.lap += (time.perf_counter() - start) / self.replicas
     stacked = (lambda x: x) if n > 1 else (lambda x: np.asarray(x)[None])  # one axis of steps
-    values = {k: np.concatenate([stacked(m[k]) for m in fetched]) for k in fetched[0]}
-    step, tokens, seconds = self.pending[-1][0], float(values.pop('tokens').sum()), self.lap
-    self.pending, self.lap = [], 0.0
+    values = {k: np.concatenate([stacked(m[k][self.lane]) for m in fetched]) for k in fetched[0]}
+    step, seconds = self.pending[-1][0], self.lap
+    counts = {k: float(values.pop(k).sum(dtype=np.float64)) for k in COUNTS if k in values}
+    self.pending, self.lap, tokens = [], 0.0, counts['tokens']
     self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
+    self.targets += counts.get('targets', 0.0)
     means = {k: float(values.pop(k).mean()) for k in ('loss', 'objective')}
     means |= self.job.scalars(values)
     skipped, in_a_row = values.pop('skipped'), int(values.pop('skipped_in_a_row')[-1])
     unit, rate = self.job.unit, tokens / seconds
     scalars = {k: float(v[-1]) for k, v in values.items()} | means | self.job.speed(rate)
     scalars |= {f'{unit}_per_second': rate, 'memory_gib': hardware.memory_gib()}
-    scalars |= {'step_seconds': seconds / len(skipped), unit: self.tokens}
+    scalars |= {'step_seconds': seconds / len(skipped), **self.counts()}
     if skipped.any():
       scalars['skipped'] = float(skipped.sum())
       self.run.event('skipped', step=step, updates=int(skipped.sum()))
@@ -277,11 +342,19 @@ class Training:
         'fix: start again in a new --workdir with a lower optim.lr'
       )
 
+  def counts(self):
+    """What was trained on so far, by name."""
+    return {self.job.unit: self.tokens} | ({'targets': self.targets} if self.targets else {})
+
+  def wall(self):
+    """Seconds of the machine's time that the run has taken, setting up and looking included."""
+    return self.earlier + (time.perf_counter() - self.began) / self.replicas
+
   def settle(self):
     """Wait for the device, on the clock of the steps: what comes next is not charged for them."""
     start = time.perf_counter()
     jax.block_until_ready(self.state)
-    self.lap += time.perf_counter() - start
+    self.lap += (time.perf_counter() - start) / self.replicas
 
   def evaluate(self):
     """Score the validation data, the same part each time; for the result, all of it."""
@@ -302,6 +375,17 @@ class Training:
     for content, name, suffix in self.job.samples(self.state):
       self.run.sample(self.step, content, name=name, suffix=suffix)
 
+  def probe(self):
+    """Keep how large activations, gradients, updates and parameters are on the run's batch 0."""
+    self.settle()
+    if self.prober is None:
+      program, accumulate = self.program, self.cfg.train.accumulate
+      self.prober = probes.compiled(
+        program.optimizer, program.objective, accumulate, program.dtype, self.mesh
+      )
+      self.probed = to_devices(self.loader.first(), self.mesh)
+    self.run.probe(self.step, probes.by_layer(self.prober(self.state, self.probed)))
+
   def save(self):
     """Start writing a checkpoint; what is logged so far belongs to it."""
     self.settle()
@@ -311,7 +395,9 @@ class Training:
       **self.job.extra(),
       'data': self.loader.state(),
       'tokens': self.tokens,
+      'targets': self.targets,
       'seconds': self.seconds,
+      'wall': self.wall(),
       'latest': self.latest,
     }
     start = time.perf_counter()
@@ -347,10 +433,16 @@ class Training:
       'loss': self.latest.get('loss'),
       **self.valid,
       'parameters': self.job.parameters,
-      unit: self.tokens,
+      **self.counts(),
       'seconds': self.seconds,
+      'goodput': self.seconds / self.wall(),
+      'replicas': self.replicas,
       f'{unit}_per_second': rate,
       **({'flops': self.job.flops['full'] * self.tokens} if self.job.flops else {}),
+      'tail': tail(runs.read_metrics(self.workdir), self.step) if self.run.primary else {},
+      'hyper': {name: float(value) for name, value in jax.device_get(self.state.hyper).items()},
+      'data': data_hash(self.loader.fingerprint),
+      **self.job.origin(),
       'hardware': hardware.name(),
       'peak': hardware.peak_flops(),
       'evaluations': self.evaluations,
@@ -364,6 +456,20 @@ class Training:
 
       self.run.print(f'report: {report.write_report(self.workdir)}')
     return result
+
+
+def tail(lines, steps):
+  """{metric: its mean over the lines of the last tenth of so many steps}; counts are left out."""
+  last = [line for line in lines if line['step'] > 0.9 * steps]
+  left_out = {'step', 'time', *COUNTS, *(job.unit for job in JOBS.values())}
+  names = dict.fromkeys(name for line in last for name in line if name not in left_out)
+  return {name: float(np.mean([line[name] for line in last if name in line])) for name in names}
+
+
+def data_hash(fingerprint):
+  """16 hex digits that are the same for runs on the same data, in whatever order."""
+  content = {name: value for name, value in fingerprint.items() if name not in ('seed', 'order')}
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 JOBS = {

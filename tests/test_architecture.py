@@ -42,26 +42,29 @@ MAY_IMPORT = {
   'prompts': 'data feed grammar sample',
   'outfiles': 'data records',
   'step': 'losses model optim sharding',
+  'probes': 'model optim sharding step',
   'tasks': 'data grammar judges losses metrics sample sharding tokenizers',
   'evaluate': 'data losses model prompts sample sharding tasks tokenizers',
   'samples': 'data prompts sample',
   'language': 'checkpoint data evaluate hardware losses model records runs sample samples sharding '
   'step tokenizers',
   'codec': 'data hardware metrics model sharding step tokenizers',
-  'train': 'checkpoint codec hardware language report runs sharding',
+  'train': 'checkpoint codec hardware language probes report runs sharding',
   'config': 'checkpoint data losses model optim runs sample sharding tokenizers train',
   'doctor': 'config hardware model runs sharding step',
+  'ablation': 'config data figures hardware language loggers model page records runs sharding step '
+  'train',
   'trained': 'checkpoint config evaluate model sharding tokenizers',
   'interop': 'checkpoint config model records runs sample step tokenizers train trained',
-  'experiments': 'config model',
-  'launch': 'config data doctor evaluate grammar interop outfiles prompts records runs sample '
-  'train trained',
+  'experiments': 'ablation config model',
+  'launch': 'ablation config data doctor evaluate grammar interop outfiles prompts records report '
+  'runs sample train trained',
 }
 LAZY = {('sample', 'beam')}  # the one cycle: imported in a function
 
 # Whose subject a library is. jax and numpy are everywhere, torch and TensorFlow nowhere.
 LIBRARIES = {
-  'flax': ['model'],
+  'flax': ['model', 'probes'],
   'optax': ['optim'],
   'orbax': ['checkpoint'],
   'grain': ['data'],
@@ -76,7 +79,7 @@ LIBRARIES = {
   'sentencepiece': ['tokenizers'],
   'PIL': ['data'],
   'soundfile': ['data'],
-  'scipy': ['data', 'judges', 'metrics', 'tokenizers'],
+  'scipy': ['ablation', 'data', 'judges', 'metrics', 'tokenizers'],
   'sklearn': ['data', 'judges'],
   'safetensors': ['interop', 'tokenizers'],
   'huggingface_hub': ['interop'],

@@ -5,6 +5,7 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -128,7 +129,18 @@ def test_losses_by_modality_and_source_are_means_over_their_targets(
     assert found[f'loss/{name}'] == pytest.approx(mean(modalities_BT == number), rel=1e-4)
   for number, name in enumerate(SOURCES):
     assert found[f'loss/{name}'] == pytest.approx(mean(source_BT == number), rel=1e-4)
-  assert metrics['tokens'] == mask_BT.sum() == metrics['targets_M'].sum()
+  assert metrics['targets'] == mask_BT.sum() == metrics['targets_M'].sum()
+  assert metrics['tokens'] == (batch['segment_ids_BT'] > 0).sum() > metrics['targets']
+
+
+def test_tokens_are_counted_without_padding():
+  """The last row of a stream holds its four last tokens, of which three are targets."""
+  mask_BT = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]], np.float32)
+  found = step.count_tokens({'loss_mask_BT': jnp.asarray(mask_BT)})
+  assert {name: float(value) for name, value in found.items()} == {'tokens': 10, 'targets': 9}
+  segments_BT = np.array([[1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 0, 0]], np.int32)
+  found = step.count_tokens({'loss_mask_BT': mask_BT, 'segment_ids_BT': segments_BT})
+  assert {name: float(value) for name, value in found.items()} == {'tokens': 10, 'targets': 9}
 
 
 def stack(*metrics):
@@ -218,7 +230,7 @@ def test_weights_are_of_the_whole_batch_however_it_is_cut(job, batch, reference,
     )
     expected = weighted(reference, balance, WEIGHTS)
     assert metrics['objective'] == pytest.approx(expected, rel=1e-4)
-    assert metrics['tokens'] == batch['loss_mask_BT'].sum()  # weights are no tokens
+    assert metrics['targets'] == batch['loss_mask_BT'].sum()  # weights are no tokens
     plain = job.scalars(stack(metrics))['loss/image']
     nats_BT, modalities_BT, mask_BT, _ = reference
     image_BT = mask_BT * (modalities_BT == 1)

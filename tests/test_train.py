@@ -72,11 +72,11 @@ def test_metrics_hold_every_step_once(run):
   logged = metrics(run)
   assert list(logged) == list(range(1, STEPS + 1))
   for number, line in logged.items():
-    expected = {'loss', 'objective', 'grad_norm', 'lr', 'tokens', *TIMED}
+    expected = {'loss', 'objective', 'grad_norm', 'lr', 'tokens', 'targets', *TIMED}
     if number in (4, 8, 12):
       expected.add('valid_loss')
     assert line.keys() == expected
-    assert line['tokens'] == number * 16 * 32
+    assert line['tokens'] == line['targets'] == number * 16 * 32
     assert line['loss'] == line['objective']  # no regulariser is on
     assert line['step_seconds'] > 0 and line['tokens_per_second'] > 0
   cfg = experiment()
@@ -110,6 +110,11 @@ def test_the_result_is_the_last_of_everything(run):
   rows = {row['metric']: row for row in result['evaluations']}
   assert rows['nats_per_token']['value'] == result['valid_loss']
   assert rows['bits_per_byte']['source'] == 'text'
+  assert result['targets'] == result['tokens']  # crops are full
+  assert result['replicas'] == 1 and 0 < result['goodput'] < 1
+  expected = step.hyper_of(experiment())
+  assert result['hyper'] == {name: float(value) for name, value in expected.items()}
+  assert result['tokenizer'] == Tokenizers.load(run / 'tokenizer').hash
   assert result['defaults_diff']['train.steps'] == config.Config().train.steps
   assert 'train.seed' not in result['defaults_diff']
 
@@ -195,7 +200,9 @@ def test_accumulation_reaches_the_same_end_and_logs_by_interval(run, tmp_path):
 
 
 def test_several_steps_a_call_reach_the_same_end(run, tmp_path, traces):
-  cfg = experiment(train__steps_per_call=2, train__eval_every=0, train__sample_every=0)
+  cfg = experiment(
+    train__steps_per_call=2, train__eval_every=0, train__sample_every=0, checkpoint__every=6
+  )  # fmt: skip
   train.train(cfg, tmp_path / 'run')
   # Once to see that it can be, before anything is written, and once to run: never in the loop.
   assert traces == ['traced', 'compiled', 'traced']
@@ -261,16 +268,33 @@ def test_every_source_has_its_validation_loss(mixed):
   assert {row['source'] for row in runs.read_result(workdir)['evaluations']} == {'cats', 'dogs'}
 
 
-def test_tokens_are_the_targets_that_count(mixed):
+def test_tokens_are_of_documents_and_targets_carry_loss(mixed):
   cfg, workdir = mixed
   loader = data.Loader(
     cfg.data, Tokenizers.load(workdir / 'tokenizer'), split='train', batch_size=16, length=32,
     seed=cfg.train.seed, cache_dir=workdir / 'cache',
   )  # fmt: skip
-  total = np.cumsum([next(loader)['loss_mask_BT'].sum() for _ in range(4)])
-  logged = metrics(workdir)
-  assert [logged[number]['tokens'] for number in (1, 2, 3, 4)] == total.tolist()
-  assert total[-1] < 0.99 * 4 * 16 * 32
+  batches = [next(loader) for _ in range(4)]
+  tokens = np.cumsum([(batch['segment_ids_BT'] > 0).sum() for batch in batches])
+  targets = np.cumsum([batch['loss_mask_BT'].sum() for batch in batches])
+  logged, result = metrics(workdir), runs.read_result(workdir)
+  assert [logged[number]['tokens'] for number in (1, 2, 3, 4)] == tokens.tolist()
+  assert [logged[number]['targets'] for number in (1, 2, 3, 4)] == targets.tolist()
+  assert targets[-1] < 0.99 * tokens[-1] < 0.98 * 4 * 16 * 32  # ends of documents, padding
+  assert (result['tokens'], result['targets']) == (tokens[-1], targets[-1])
+  assert result['tokens_per_second'] == pytest.approx(tokens[-1] / result['seconds'])
+  flops = start(cfg, workdir).job.flops['full']
+  assert result['flops'] == pytest.approx(flops * tokens[-1])
+
+
+def test_data_are_named_by_their_content_and_not_by_their_order(mixed, tmp_path):
+  cfg, workdir = mixed
+  name = runs.read_result(workdir)['data']
+  assert len(name) == 16
+  of = lambda cfg: train.data_hash(start(cfg, tmp_path / 'other').loader.fingerprint)
+  other = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, seed=5))
+  assert of(cfg) == of(other) == name
+  assert of(dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, packing='split'))) != name
 
 
 def test_tensorboard_and_profile_are_written(mixed):
@@ -448,7 +472,26 @@ def test_settings_that_cannot_be(wrong, part):
   assert_two_lines(error.value, part)
 
 
+def test_a_checkpoint_between_two_calls_is_refused(tmp_path):
+  cfg = experiment(train__steps_per_call=2, train__sample_every=0, checkpoint__every=3)
+  with pytest.raises(ValueError) as error:
+    train.train(cfg, tmp_path / 'run')
+  assert_two_lines(error.value, 'checkpoint.every=3 is no multiple of train.steps_per_call=2')
+  assert not (tmp_path / 'run').exists()
+
+
 # ------------------------------------------------------------------------------------ small parts
+
+
+def test_the_tail_is_the_last_tenth_of_the_steps():
+  lines = [
+    {'step': s, 'time': 0.0, 'tokens': s, 'targets': s, 'loss': float(s)} for s in range(1, 41)
+  ]
+  lines[-1]['valid_loss'] = 7.0
+  assert train.tail(lines, 40) == {'loss': 38.5, 'valid_loss': 7.0}
+  assert math.isnan(train.tail([*lines, {'step': 40, 'loss': math.nan}], 40)['loss'])
+  assert train.tail(lines[:2], 2) == {'loss': 2.0}
+  assert train.tail([], 0) == {}
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def test_steps_are_traced_and_compiled_once_and_train_everything():
   assert run.program.step._cache_size() == 1
   assert all(np.abs(run.params[path] - before[path]).max() > 1e-3 for path in before)
   targets = [models.batch(seed=i)['loss_mask_BT'].sum() for i in range(3)]
-  assert run.metrics['tokens'] == targets
+  assert run.metrics['targets'] == targets
 
 
 @pytest.mark.parametrize('param_dtype', ['float32', 'bfloat16'])

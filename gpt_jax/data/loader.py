@@ -101,6 +101,13 @@ class Loader:
       batch = {key: np.array(rows) for key, rows in batch.items()}
     return batch
 
+  def first(self) -> dict[str, np.ndarray]:
+    """Batch 0 of this process, whichever is next: the same rows each time."""
+    index, count = self._process
+    size, addresses = self._batch_size // count, self._addresses()
+    chosen = [addresses[n] for n in range(index * size, (index + 1) * size)]
+    return gather_rows(tuple(self.rows.values()), chosen)
+
   def state(self) -> dict:
     """JSON-able: the number of the next batch and the fingerprint. The same on every process."""
     return {'next_batch': self._next, 'fingerprint': self.fingerprint}

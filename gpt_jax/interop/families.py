@@ -276,6 +276,7 @@ PLAIN = {
   'embed_scale': (1.0,),
   'residual_scale': (1.0,),
   'experts': (0,),
+  'mup_base': lambda cfg: cfg.growth == 1,
 }
 GPT2_EXPRESSES = PLAIN | {
   'positions': ('learned',),

@@ -51,7 +51,7 @@ class Mask(NamedTuple):
 def xla_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
   """Plain einsums in the compute dtype, softmax in float32. Honours everything."""
   B, T, H, K = q_BTHK.shape
-  q_BTGMK = (q_BTHK * K**-0.5).reshape(B, T, cfg.G, H // cfg.G, K)
+  q_BTGMK = (q_BTHK * cfg.attention_scale).reshape(B, T, cfg.G, H // cfg.G, K)
   scores_BGMTS = jnp.einsum('BTGMK,BSGK->BGMTS', q_BTGMK, k_BSGK).astype(jnp.float32)
   if cfg.attention_softcap:
     scores_BGMTS = cfg.attention_softcap * jnp.tanh(scores_BGMTS / cfg.attention_softcap)
@@ -71,8 +71,9 @@ def cudnn_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
   """cuDNN's fused attention, causal, with an optional static window."""
   window = (mask.window - 1, 0) if mask.window else None
   return jax.nn.dot_product_attention(
-    q_BTHK, k_BSGK, v_BSGK, is_causal=True, local_window_size=window, implementation='cudnn'
-  )
+    q_BTHK, k_BSGK, v_BSGK, scale=cfg.attention_scale, is_causal=True, local_window_size=window,
+    implementation='cudnn',
+  )  # fmt: skip
 
 
 def splash_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
@@ -105,7 +106,7 @@ def splash_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
   heads_first = lambda x, repeats: jnp.repeat(x.transpose(0, 2, 1, 3), repeats, 1)
   groups = cfg.heads // cfg.G
   q, k, v = (
-    heads_first(q_BTHK * cfg.K**-0.5, 1),
+    heads_first(q_BTHK * cfg.attention_scale, 1),
     heads_first(k_BSGK, groups),
     heads_first(v_BSGK, groups),
   )
@@ -162,9 +163,9 @@ class Attention(nnx.Module):
 
   def __init__(self, cfg):
     self.cfg = cfg
-    self.wq_DHK = param(cfg, 'DHK', cfg.init_std)
-    self.wk_DGK = param(cfg, 'DGK', cfg.init_std)
-    self.wv_DGK = param(cfg, 'DGK', cfg.init_std)
+    self.wq_DHK = param(cfg, 'DHK', cfg.matrix_std)
+    self.wk_DGK = param(cfg, 'DGK', cfg.matrix_std)
+    self.wv_DGK = param(cfg, 'DGK', cfg.matrix_std)
     self.wo_HKD = param(cfg, 'HKD', cfg.projection_std)
     bias = cfg.attention_bias
     self.q_bias_HK = param(cfg, 'HK') if bias else None

@@ -1,7 +1,8 @@
 """What can be asked of the Transformer: ModelConfig, its presets, and what a model costs.
 
 Sources: GPT-2 (Radford et al. 2019, table 2), Llama (Touvron et al. 2023), `modern` after the
-modded-nanogpt speedrun; FLOPs as in PaLM (Chowdhery et al. 2022, appendix B).
+modded-nanogpt speedrun; FLOPs as in PaLM (Chowdhery et al. 2022, appendix B); maximal update
+parametrisation, muP (Yang et al. 2022, table 8; optim.py has its learning rates).
 """
 
 import dataclasses
@@ -70,6 +71,9 @@ class ModelConfig:
   init_projections: str = (
     'scaled'  # a row of INITS: std of the two matrices that write to the residual
   )
+  mup_base: int = (
+    0  # width at which muP changes nothing, where the learning rate was tuned; 0 = no muP
+  )
   dropout: float = 0.0  # probability; after the embedding and each branch
   attention_dropout: float = 0.0  # probability; of attention weights (kernel xla only)
 
@@ -134,6 +138,12 @@ class ModelConfig:
         f'model.rope_scaling={self.rope_scaling} needs the context of the original training\n'
         'fix: set model.rope_original_context'
       )
+    if self.mup_base and not self.embed_scale:
+      raise ValueError(
+        'model.embed_scale=0 grows with the width, which muP does not allow '
+        f'(model.mup_base={self.mup_base})\n'
+        f'fix: set model.embed_scale={self.mup_base**0.5:.4g}, what it is at the base'
+      )
     if self.window_pattern and (set(self.window_pattern) - set('SL') or not self.window):
       raise ValueError(
         f'model.window_pattern={self.window_pattern!r} with model.window={self.window} '
@@ -188,9 +198,28 @@ class ModelConfig:
     return self.mlp in GATED
 
   @property
+  def growth(self):
+    """How many times wider than the base of muP; 1 without muP.
+
+    The base has the same proportions: what is as wide as the residual stream grows with it. Of the
+    heads, their number grows if head_dim is set, and their width if it is 0.
+    """
+    return self.width / self.mup_base if self.mup_base else 1.0
+
+  @property
+  def matrix_std(self):
+    """Initial std of the matrices whose inputs grow with the width; tables have init_std."""
+    return self.init_std * self.growth**-0.5
+
+  @property
   def projection_std(self):
     """Initial std of the matrices that write to the residual stream."""
-    return INITS[self.init_projections](self)
+    return INITS[self.init_projections](self) * self.growth**-0.5
+
+  @property
+  def attention_scale(self):
+    """Times queries on keys: 1/sqrt(K), and with muP 1/K where K grows with the width."""
+    return self.K**-0.5 * (1.0 if self.head_dim else self.growth**-0.5)
 
   @property
   def dims(self):
@@ -279,7 +308,7 @@ PRESETS = {'gpt2': gpt2, 'llama': llama, 'modern': modern}
 
 LIMITS = {  # the least value of each number
   **dict.fromkeys(('layers', 'width', 'heads', 'context', 'vocab_multiple'), 1),
-  **dict.fromkeys(('patch_values', 'frame_values'), 0),
+  **dict.fromkeys(('patch_values', 'frame_values', 'mup_base'), 0),
   **dict.fromkeys(('kv_heads', 'head_dim', 'hidden', 'vocab', 'window', 'experts'), 0),
   **dict.fromkeys(('capacity_factor', 'attention_softcap', 'logit_softcap', 'init_std'), 0),
   **dict.fromkeys(('embed_scale', 'rope_original_context', 'rope_attention_factor'), 0),

@@ -194,6 +194,8 @@ class GPT(nnx.Module):
     """
     cfg = self.cfg
     table_VD = self.embed_VD if self.head_VD is None else self.head_VD
+    if cfg.growth != 1:
+      x_BTD = x_BTD * (1 / cfg.growth)  # muP's output multiplier
     logits_BTV = nn.linear('BTD,VD->BTV', x_BTD, table_VD).astype(jnp.float32)
     if cfg.logit_softcap:
       logits_BTV = cfg.logit_softcap * jnp.tanh(logits_BTV / cfg.logit_softcap)

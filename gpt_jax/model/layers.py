@@ -144,8 +144,8 @@ class MLP(nnx.Module):
 
   def __init__(self, cfg):
     self.kind = cfg.mlp
-    self.up_DF = param(cfg, 'DF', cfg.init_std)
-    self.gate_DF = param(cfg, 'DF', cfg.init_std) if cfg.gated else None
+    self.up_DF = param(cfg, 'DF', cfg.matrix_std)
+    self.gate_DF = param(cfg, 'DF', cfg.matrix_std) if cfg.gated else None
     self.down_FD = param(cfg, 'FD', cfg.projection_std)
     self.up_bias_F = param(cfg, 'F') if cfg.mlp_bias else None
     self.gate_bias_F = param(cfg, 'F') if cfg.mlp_bias and cfg.gated else None

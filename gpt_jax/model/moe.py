@@ -24,9 +24,9 @@ class MoE(nnx.Module):
 
   def __init__(self, cfg):
     self.cfg = cfg
-    self.router_DE = param(cfg, 'DE', cfg.init_std)
-    self.up_EDF = param(cfg, 'EDF', cfg.init_std)
-    self.gate_EDF = param(cfg, 'EDF', cfg.init_std) if cfg.gated else None
+    self.router_DE = param(cfg, 'DE', cfg.init_std / cfg.growth)  # an output, for muP
+    self.up_EDF = param(cfg, 'EDF', cfg.matrix_std)
+    self.gate_EDF = param(cfg, 'EDF', cfg.matrix_std) if cfg.gated else None
     self.down_EFD = param(cfg, 'EFD', cfg.projection_std)
 
   def capacity(self, T):

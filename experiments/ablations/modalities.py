@@ -1,0 +1,30 @@
+"""How should the loss weigh text, images and sounds?
+
+The metric is the mean of the validation losses of the five tasks of experiments/demo.py.
+Command: launch.py ablate --config=experiments/ablations/modalities.py --workdir=runs/modalities
+Hardware: 2 CPU cores   Minutes: 20
+"""
+
+from gpt_jax.ablation.design import Study
+
+SMALL = {'layers': 2, 'model.width': 64, 'tokenizer.vocab': 512, 'steps': 200, 'eval_every': 50,
+         'eval_tokens': 4096, 'sample_every': 0, 'train.tasks': ()}  # fmt: skip
+
+
+def get_study(arg=''):
+  """No arguments."""
+  return Study(
+    base='experiments/demo.py',
+    question='How should the loss weigh text, images and sounds?',
+    factors={
+      'weights': {
+        'tokens': {},
+        'modality_mean': {'loss.balance': 'modality_mean'},
+        'text_x3': {'loss.text': 3.0},
+        'image_x3': {'loss.image': 3.0},
+        'audio_x3': {'loss.audio': 3.0},
+      }
+    },
+    keeps_parameters=('weights',),
+    changes=SMALL,
+  )

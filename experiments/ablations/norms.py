@@ -1,0 +1,22 @@
+"""Which norm, and where: before each branch, after the sum, or around the branch?
+
+Command: launch.py ablate --config=experiments/ablations/norms.py --workdir=runs/norms
+Hardware: 2 CPU cores   Minutes: 15
+"""
+
+from gpt_jax.ablation.design import Budget, Study
+
+SMALL = {'layers': 2, 'model.width': 64, 'heads': 4, 'context': 128, 'batch_size': 16,
+         'eval_every': 60, 'eval_tokens': 16384, 'sample_every': 0}  # fmt: skip
+
+
+def get_study(arg=''):
+  """No arguments."""
+  return Study(
+    base='experiments/shakespeare_char.py',
+    question='Which norm, and where in the block?',
+    factors={'norm': ['rmsnorm', 'layernorm'], 'norm_position': ['pre', 'post', 'sandwich']},
+    plan='full',
+    changes=SMALL,
+    budget=Budget(tokens=600_000),
+  )

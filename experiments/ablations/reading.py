@@ -1,0 +1,27 @@
+"""Naming digits: are continuous patches better than codes, and do rows and columns help?
+
+Pictures are scikit-learn's 8 x 8 digits in 16 patches; codes are the nearest of 64 k-means centres.
+Command: launch.py ablate --config=experiments/ablations/reading.py --workdir=runs/reading
+Hardware: 2 CPU cores   Minutes: 8
+"""
+
+from gpt_jax.ablation.design import Study
+
+DIGITS = {'read': {'kind': 'digits', 'template': '{image:image} -> {name}'}}
+SMALL = {
+  'data.mixture': DIGITS, 'image.height': 8, 'image.width': 8, 'image.patch': 2, 'image.codes': 64,
+  'layers': 2, 'model.width': 64, 'context': 64, 'dropout': 0.0, 'steps': 250, 'batch_size': 8,
+  'eval_every': 50, 'eval_tokens': 4096, 'sample_every': 0,
+}  # fmt: skip
+
+
+def get_study(arg=''):
+  """No arguments."""
+  continuous = {'data.mixture.read.template': '{image:patches} -> {name}'}
+  return Study(
+    base='experiments/mnist.py:task=read',
+    question='Are continuous patches read better than codes, and do rows and columns help?',
+    factors={'input': {'codes': {}, 'patches': continuous}, 'positions': ['mrope', 'rope']},
+    plan='full',
+    changes=SMALL,
+  )

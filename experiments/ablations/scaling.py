@@ -1,0 +1,34 @@
+"""How does the loss fall with size and tokens, and does an effect hold at every size?
+
+Four sizes, each trained on three amounts of tokens, and rope against no positions at each size.
+Widths get their learning rates from the smallest by muP (Yang et al. 2022).
+Command: launch.py ablate --config=experiments/ablations/scaling.py --workdir=runs/scaling
+Hardware: 2 CPU cores   Minutes: 30
+"""
+
+from gpt_jax.ablation.design import Study
+from gpt_jax.ablation.plans import chain, levels, product
+
+WIDTHS = (32, 48, 64, 96)
+STEPS = {'400k': 200, '200k': 100, '800k': 400}
+SMALL = {'layers': 2, 'heads': 2, 'context': 128, 'batch_size': 16, 'warmup': 20, 'mup_base': 32,
+         'eval_every': 50, 'eval_tokens': 16384, 'sample_every': 0}  # fmt: skip
+
+
+def get_study(arg=''):
+  """No arguments."""
+  sizes = levels('size', *map(str, WIDTHS))
+  return Study(
+    base='experiments/shakespeare_char.py',
+    question='How does the loss fall with size and tokens, and do positions help at every size?',
+    factors={
+      'size': {str(width): {'model.width': width} for width in WIDTHS},
+      'tokens': {name: {'train.steps': steps} for name, steps in STEPS.items()},
+      'positions': ['rope', 'none'],
+    },
+    plan=chain(
+      product(sizes, levels('tokens', *STEPS)), product(sizes, levels('positions', 'none'))
+    ),
+    changes=SMALL | {'model.width': WIDTHS[0], 'train.steps': STEPS['400k']},
+    seeds=3,
+  )

@@ -1,0 +1,201 @@
+"""Trains what a study plans, whatever happens on the way, then judges and reports.
+
+Each (arm, seed) is an ordinary run folder, so that whatever ends this process, the same command
+goes on: what is done is skipped, what has begun resumes. Runs are handed to training processes
+(pool.py), alone or in groups that share a compiled program; a short measurement says which is
+faster here. A run that fails is written to attempts.jsonl and does not disturb the others.
+"""
+
+import contextlib
+import tempfile
+import time
+from pathlib import Path
+
+from gpt_jax import config as configs
+from gpt_jax import records, runs, train
+from gpt_jax.ablation import calibrate, design, proof, replicas, report, stats, store
+from gpt_jax.ablation.crew import Crew, Task, utc
+
+OURS = ('cache', 'compiled', 'logs', 'runs')  # what a study has before it has study.json
+ENDED = ('done', 'diverged')  # not tried again by a later call; the rest may be mended
+
+
+def run(study, workdir, should_stop=lambda: False, workers=0, say=print):
+  """Train all runs of a study that are not done, judge and report -> analysis, None if stopped.
+
+  workers: training processes at once; 0 = measure what is fastest.
+  Raises ValueError for what a user can mend; what happens to single runs is in attempts.jsonl.
+  """
+  workdir = check_place(workdir)
+  arms, proofs, description = proved(study, workdir / 'cache')
+  for arm in description['arms']:
+    for flag in arm['flags']:
+      say(f'{arm["name"]}: {flag}')
+  workdir.mkdir(parents=True, exist_ok=True)
+  with records.locked(workdir):
+    before = records.read_json(workdir / 'study.json')
+    check_same(workdir, before, description)
+    kept = {'schedule': before['schedule']} if 'schedule' in before else {}
+    planned = tasks(study, arms, proofs, workdir)
+    left = remaining(planned, description['metric'], say)
+    records.write_json(workdir / 'study.json', description | kept)
+    say(f'{len(planned)} runs: {len(planned) - len(left)} need no more work, {len(left)} to train')
+    if not free(left, should_stop, say):
+      return None
+    note_cut(workdir, left)
+    if left:
+      schedule = calibrate.schedule(workdir, left, workers, should_stop, say)
+      if schedule is None or not Crew(workdir, left, schedule, say).work(should_stop):
+        say('stopped and saved; the same command goes on from here')
+        return None
+    return judge(workdir, say)
+
+
+def plan(study, workdir=''):
+  """The plan and what the arms differ in, as lines; trains nothing and leaves nothing behind."""
+  kept = Path(workdir).expanduser() / 'cache'  # has the step times of a study that has begun
+  if workdir and check_place(workdir) and kept.exists():
+    return proof.table(proved(study, kept)[2])
+  with tempfile.TemporaryDirectory() as folder:
+    return proof.table(proved(study, Path(folder))[2])
+
+
+def proved(study, folder):
+  """-> (arms, {name: proof}, content of study.json). folder: for token caches and measurements."""
+  arms = design.arms(study, folder)
+  proofs = proof.prove(study, arms, folder)
+  return arms, proofs, proof.describe(study, arms, proofs)
+
+
+# ------------------------------------------------------------------------------- what is to be done
+
+
+def check_place(workdir):
+  """-> the folder as a Path; ValueError unless it is new, or holds a study."""
+  workdir = Path(workdir).expanduser()
+  if workdir.exists() and not workdir.is_dir():
+    raise ValueError(f'workdir={workdir} is a file\nfix: give another --workdir')
+  if workdir.exists() and not (workdir / 'study.json').exists():
+    names = sorted(path.name for path in workdir.iterdir() if path.name[0] != '.')
+    if strangers := [name for name in names if name not in OURS]:
+      raise ValueError(
+        f'workdir={workdir} is not a study and holds other files: {", ".join(strangers[:5])}\n'
+        'fix: give a new or empty folder as --workdir'
+      )
+  return workdir
+
+
+def check_same(workdir, old, new):
+  """ValueError if the folder holds another study. More seeds and more arms are no other study."""
+  prints = lambda study: {arm['name']: arm['fingerprint'] for arm in study['arms']}
+  if not old:
+    return
+  then, now = prints(old), prints(new)
+  if old['base'] != new['base'] or not then.keys() & now.keys():
+    raise ValueError(
+      f'workdir={workdir} holds another study: {old["name"]} of {old["base"]}\n'
+      'fix: give a new --workdir'
+    )
+
+
+def tasks(study, arms, proofs, workdir):
+  """All runs: the first seed of every arm first, so that a study cut short still compares."""
+  cache = str(workdir.absolute() / 'cache')
+  found = []
+  for arm, seed, config in design.runs_of(study, arms):
+    section = configs.to_dict(config)
+    section['data']['cache'] = section['data']['cache'] or cache
+    section['log']['console'] = 'plain'
+    folder = store.folder_of(workdir, arm.slug, seed)
+    section = records.to_json(section)
+    found.append(Task(arm.name, seed, folder, section, program_of(section, proofs[arm.name])))
+  return found
+
+
+def program_of(section, a_proof):
+  """What runs must have in common to train in one step."""
+  rest = runs.flatten(section)
+  rest = {key: value for key, value in rest.items() if key not in replicas.MAY_DIFFER}
+  return proof.digest([a_proof.program, rest])
+
+
+def remaining(planned, metric, say):
+  """Tasks to train. Moves unreadable results away; ValueError where a folder is another run."""
+  left = []
+  for task in planned:
+    status, message, _ = store.state(task.folder, metric, last_attempt(task))
+    if status == 'corrupt':
+      say(f'{task.name}: {message}; it is made again')
+      with contextlib.suppress(FileNotFoundError):
+        (task.folder / 'result.json').replace(task.folder / 'result.json.corrupt')
+    elif (task.folder / 'config.json').exists():
+      runs.check_workdir(task.folder, task.config, free=train.FREE_ON_RESUME)
+    if status == 'diverged':
+      say(f'{task.name} diverged ({message}); delete {task.folder} to try it again')
+    if status not in ENDED:
+      left.append(task)
+  return left
+
+
+def note_cut(workdir, left):
+  """Note the runs that an earlier call left without a word: it was killed itself."""
+  attempts, now = store.last_attempts(workdir), utc()
+  for task in left:
+    if store.cut(task.folder, attempts.get((task.arm, task.seed), {}).get('time', '')):
+      records.append_line(workdir / 'attempts.jsonl', {
+        'time': now, 'arm': task.arm, 'seed': task.seed, 'how': '', 'outcome': 'killed', 'code': -9,
+        'message': 'the whole study was killed', 'seconds': 0.0,
+      })  # fmt: skip
+
+
+def last_attempt(task):
+  """The last line of attempts.jsonl about a task."""
+  workdir = task.folder.parents[2]
+  return store.last_attempts(workdir).get((task.arm, task.seed), {})
+
+
+def free(left, should_stop, say):
+  """Wait while processes of an earlier call still save their runs -> False if asked to stop."""
+  said = False
+  for task in left:
+    while task.folder.exists() and (holder := held(task.folder)):
+      if should_stop():
+        return False
+      if not said:
+        say(f'waiting for {holder}, which still holds {task.folder}')
+      said = True
+      time.sleep(0.5)
+  return True
+
+
+def held(folder):
+  """Who holds the lock of a run folder, '' if nobody does."""
+  try:
+    with records.locked(folder):
+      return ''
+  except ValueError as error:
+    return str(error).partition('\n')[0].rpartition(' by ')[2]
+
+
+# ------------------------------------------------------------------------------------- the verdict
+
+
+def failures(workdir):
+  """Runs that a mend and another call may still bring to an end; one that diverged is a finding."""
+  return [row for row in store.rows(workdir) if row['status'] not in ENDED]
+
+
+def judge(workdir, say=print):
+  """Analyse what is there and write analysis.json and the reports -> analysis."""
+  study, rows = store.read_study(workdir), store.rows(workdir)
+  for row in rows:
+    if row['status'] != 'done':
+      say(f'{row["arm"]} seed {row["seed"]} is {row["status"]}: {row["message"][:200]}')
+  analysis = stats.analyse(study, rows)
+  records.write_json(Path(workdir) / 'analysis.json', analysis)
+  for arm in analysis['arms']:
+    if arm.get('sentence'):
+      say(arm['sentence'])
+  report.write(workdir)
+  say(f'report: {Path(workdir) / "report.html"}')
+  return analysis

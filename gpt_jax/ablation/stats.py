@@ -1,0 +1,305 @@
+"""From the runs of a study to its analysis: what each arm changed, how sure that is, what it cost.
+
+In: study.json as a dict, and one row a run: {arm, seed, status, message, result, curve: [[tokens,
+metric or validation loss], ...]}. Out: a dict that JSON can hold (no NaN; None = not known), where
+the report reads every number and sentence. Tests are in inference.py, size studies in rungs.py.
+"""
+
+import collections
+import math
+
+import numpy as np
+
+from gpt_jax.ablation import inference, rungs
+
+FRACTIONS = (0.25, 0.5, 0.75, 1.0)  # of an arm's own tokens, where learning curves are compared
+FAILED = ('failed', 'diverged', 'killed', 'corrupt')  # ended without a result
+CROSSED = ('full', 'fractional', 'pairwise')  # plans in which a factor's levels meet many others
+
+
+def analyse(study, rows):
+  """Judge every arm against the baseline, as one family -> the analysis.
+
+  Returns:
+    {metric, better, tolerance, baseline, seeds, family, arms, effects, pairing, scaling, notes}.
+    arms, the baseline first: {name, is_baseline, n (seeds compared), mean, sd, values: {seed:
+    value} (of all finished seeds), what inference.judge says, sentence, speedup, seconds,
+    tokens_per_second, parameters, failed, statuses: {status: runs}, at_fractions: [[fraction,
+    difference of the curves, low, high], ...]}. effects: main effects of crossed plans.
+
+  Raises:
+    ValueError: no finished run has the metric.
+  """
+  metric, better, tolerance = study['metric'], study['better'], float(study['tolerance'])
+  rows = [row | {'seed': str(row['seed'])} for row in rows]
+  values = measured(rows, metric)
+  baseline = next(arm['name'] for arm in study['arms'] if arm['is_baseline'])
+  others = [arm['name'] for arm in study['arms'] if not arm['is_baseline']]
+  pairs = [(values.get(name, {}), values.get(baseline, {})) for name in others]
+  judged = dict(zip(others, inference.judge(pairs, better, tolerance), strict=True))
+  by_arm = {arm['name']: [r for r in rows if r['arm'] == arm['name']] for arm in study['arms']}
+  arms = []
+  for arm in sorted(study['arms'], key=lambda arm: not arm['is_baseline']):
+    name = arm['name']
+    one = _described(arm, by_arm[name], values.get(name, {}))
+    if name == baseline:
+      one |= inference.judge([({}, {})])[0] | {'n': len(one['values']), 'verdict': 'baseline'}
+      one |= {'at_fractions': [], 'speedup': None}
+    else:
+      one |= judged[name] | compare_curves(by_arm[name], by_arm[baseline], better)
+    arms.append(one | {'sentence': _sentence(one, metric, tolerance)})
+  family = sum(one['p'] is not None for one in judged.values())
+  return {
+    'metric': metric,
+    'better': better,
+    'tolerance': tolerance,
+    'baseline': baseline,
+    'seeds': sorted({row['seed'] for row in rows}, key=_numeric),
+    'family': family,
+    'arms': arms,
+    'effects': main_effects(study, values),
+    'pairing': _pairing([one for one in arms if one['name'] != baseline]),
+    'scaling': rungs.of_study(study, values),
+    'notes': _notes(arms, family, metric, tolerance),
+  }
+
+
+# --------------------------------------------------------------------------------------- values
+
+
+def measured(rows, metric):
+  """{arm: {seed: value}} of the runs that are done and whose value is finite.
+
+  Raises ValueError if runs are done but none of them has the metric.
+  """
+  values, names, done = collections.defaultdict(dict), set(), 0
+  for row in rows:
+    if row['status'] != 'done':
+      continue
+    done += 1
+    found = _numbers(row['result'])
+    names |= set(found)
+    if math.isfinite(found.get(metric, math.nan)):
+      values[row['arm']][row['seed']] = found[metric]
+  if done and metric not in names:
+    raise ValueError(
+      f'metric={metric!r} is in no result of this study\nfix: use one of {", ".join(sorted(names))}'
+    )
+  return dict(values)
+
+
+def _numbers(result):
+  """The numbers of a result by name: its own, its tail/METRIC and its tasks' TASK/METRIC."""
+  tail = {f'tail/{name}': value for name, value in (result.get('tail') or {}).items()}
+  tasks = {f'{r["task"]}/{r["metric"]}': r['value'] for r in result.get('evaluations') or ()}
+  named = tasks | tail | result
+  is_number = lambda x: isinstance(x, int | float) and not isinstance(x, bool)
+  return {name: float(value) for name, value in named.items() if is_number(value)}
+
+
+def _described(arm, rows, values):
+  """What is known of an arm without the baseline."""
+  done = _results(rows)
+  statuses = collections.Counter(row['status'] for row in rows)
+  numbers = list(values.values())
+  cost = {key: _median(done, key) for key in ('seconds', 'tokens_per_second', 'parameters')}
+  if cost['parameters'] is None:
+    cost['parameters'] = arm.get('parameters')
+  return {
+    'name': arm['name'],
+    'is_baseline': arm['is_baseline'],
+    'mean': float(np.mean(numbers)) if numbers else None,
+    'sd': float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None,
+    'values': values,
+    **cost,
+    'statuses': dict(statuses),
+    'failed': sum(statuses[status] for status in FAILED),
+  }
+
+
+def _median(results, key):
+  found = [r[key] for r in results if math.isfinite(r.get(key, math.nan))]
+  return float(np.median(found)) if found else None
+
+
+def _numeric(seed):
+  return (int(seed), '') if seed.isdigit() else (math.inf, seed)
+
+
+# --------------------------------------------------------------------------------------- curves
+
+
+def compare_curves(rows, base_rows, better='lower'):
+  """Learning curves of an arm and the baseline -> {at_fractions, speedup}; see `analyse`.
+
+  speedup: wall-clock of the baseline / wall-clock of the arm to the same value, the worse of the
+  two final ones, so that nothing is extrapolated. Both clocks are tokens / median tokens per
+  second. Under a decaying learning rate the way to an earlier value is longer than with a schedule
+  made for it: the true ratio is further from 1. None without curves or speeds.
+  """
+  arm, base = _curves(rows), _curves(base_rows)
+  seeds = sorted(set(arm) & set(base))
+  at_fractions = []
+  for fraction in FRACTIONS:
+    both = [(_at(arm[seed], fraction), _at(base[seed], fraction)) for seed in seeds]
+    if both and all(None not in pair for pair in both):
+      found = inference.paired([a - b for a, b in both])
+      at_fractions.append([fraction, found['mean'], *(found['interval'] or (None, None))])
+  speedup = None
+  speeds = [_median(_results(side), 'tokens_per_second') for side in (rows, base_rows)]
+  if seeds and all(speeds):
+    sides = [_mean_curve([curves[s] for s in seeds], better) for curves in (arm, base)]
+    goal = max(losses[-1] for _, losses in sides)
+    tokens = [_first_reaches(side, goal) for side in sides]
+    speedup = (tokens[1] / speeds[1]) / (tokens[0] / speeds[0])
+  return {'at_fractions': at_fractions, 'speedup': speedup}
+
+
+def _results(rows):
+  return [_numbers(row['result']) for row in rows if row['status'] == 'done']
+
+
+def _curves(rows):
+  """{seed: curve [points, 2]} of the finished runs that were evaluated on the way."""
+  found = {}
+  for row in rows:
+    points = [point for point in row.get('curve') or () if None not in point]
+    if row['status'] == 'done' and len(points) > 1 and np.isfinite(points).all():
+      found[row['seed']] = np.asarray(points, float)
+  return found
+
+
+def _at(curve, fraction):
+  """The value after this share of a run's own tokens, or None before its first evaluation."""
+  tokens = fraction * curve[-1, 0]
+  return float(np.interp(tokens, *curve.T)) if tokens >= curve[0, 0] else None
+
+
+def _mean_curve(curves, better):
+  """(tokens, best value so far on average, as a loss that falls)."""
+  tokens, sign = curves[0][:, 0], 1 if better == 'lower' else -1
+  losses = sign * np.mean([np.interp(tokens, *curve.T) for curve in curves], axis=0)
+  return tokens, np.minimum.accumulate(losses)
+
+
+def _first_reaches(side, goal):
+  """After how many tokens a falling curve first reaches the goal; at its first point at best."""
+  tokens, losses = side
+  after = int(np.argmax(losses <= goal))
+  if after == 0:
+    return float(tokens[0])
+  pair = slice(after - 1, after + 1)
+  return float(np.interp(-goal, -losses[pair], tokens[pair]))
+
+
+# --------------------------------------------------------------------------------- main effects
+
+
+def main_effects(study, values):
+  """What a factor does on average over the others, in plans that cross them; [] in other plans.
+
+  For each seed: the mean over the arms that have the level, minus the mean over those that have the
+  baseline's. All effects are one family. Only seeds count in which every arm finished.
+
+  Returns list of {factor, level, against, arms, what inference.judge says}.
+  """
+  if study.get('plan') not in CROSSED:
+    return []
+  arms = study['arms']
+  base_levels = next(arm['levels'] for arm in arms if arm['is_baseline'])
+  seeds = set.intersection(*(set(values.get(arm['name'], {})) for arm in arms))
+  names, pairs = [], []
+  for factor, base in base_levels.items():
+    with_level = collections.defaultdict(list)
+    for arm in arms:
+      with_level[arm['levels'][factor]].append(values.get(arm['name'], {}))
+    mean = lambda group: {s: float(np.mean([found[s] for found in group])) for s in seeds}
+    for level, group in with_level.items():
+      if level != base:
+        names.append({'factor': factor, 'level': level, 'against': base, 'arms': len(group)})
+        pairs.append((mean(group), mean(with_level[base])))
+  judged = inference.judge(pairs, study['better'], float(study['tolerance']))
+  return [name | one for name, one in zip(names, judged, strict=True)]
+
+
+# ---------------------------------------------------------------------------------------- words
+
+
+def _sentence(one, metric, tolerance):
+  """The verdict in words, with its numbers."""
+  name = one['name']
+  if one['verdict'] == 'baseline':
+    spread = f' (sd {one["sd"]:.3g} over {one["n"]} seeds)' if one['sd'] is not None else ''
+    mean = f'{metric} {one["mean"]:.4g}{spread}' if one['mean'] is not None else 'no run finished'
+    return f'{name} is the baseline: {mean}{_missing(one)}.'
+  if not one['n']:
+    return f'{name} is undecided: no seed finished here and in the baseline{_missing(one)}.'
+  difference = f'{metric} {one["difference"]:+.3g}'
+  if one['interval'] is None:
+    return f'{name} is undecided: {difference} on one seed, which has no interval{_missing(one)}.'
+  low, high = one['interval']
+  numbers = f'({low:+.3g} to {high:+.3g}; {one["n"]} seeds, p {_probability(one["p_holm"])})'
+  if one['verdict'] in ('better', 'worse'):
+    direction = 'lower' if one['difference'] < 0 else 'higher'
+    size = f'{metric} {abs(one["difference"]):.3g} {direction}'
+    small = f', less than the tolerance of {tolerance:g}' * (max(-low, high) < tolerance)
+    words = f'{one["verdict"]}: {size} {numbers}{small}'
+  elif one['verdict'] == 'no difference':
+    words = f'no different by more than {tolerance:g}: {difference} {numbers}'
+  else:
+    more = one['seeds_needed']
+    needs = f'about {more} more seed{"s" * (more > 1)}' if more else 'more seeds than is sensible'
+    words = f'undecided: {difference} {numbers}; needs {needs}'
+  return f'{name} is {words}{_missing(one)}.'
+
+
+def _probability(p):
+  return '< 0.001' if p < 0.001 else f'= {p:.2g}'
+
+
+def _missing(one):
+  """What did not finish, in words; '' if all did."""
+  lost = {status: n for status, n in one['statuses'].items() if status != 'done'}
+  return (
+    '; runs without a result: ' + ', '.join(f'{n} {status}' for status, n in sorted(lost.items()))
+    if lost
+    else ''
+  )
+
+
+def _pairing(arms):
+  """The gain over all arms: of the root mean squares, as a single arm's gain is uncertain."""
+  both = [(a['se_paired'], a['se_unpaired']) for a in arms if a['se_paired'] is not None]
+  if not both:
+    return dict.fromkeys(('se_paired', 'se_unpaired', 'gain'))
+  paired, unpaired = (float(np.sqrt(np.mean(np.square(side)))) for side in zip(*both, strict=True))
+  return {
+    'se_paired': paired,
+    'se_unpaired': unpaired,
+    'gain': unpaired / paired if paired else None,
+  }
+
+
+def _notes(arms, family, metric, tolerance):
+  """What a reader must know to read the numbers."""
+  notes = [
+    f'Differences are arm minus baseline in {metric}, seed by seed. Intervals are 95 % of one arm '
+    f'(paired t); p values and verdicts are Holm-corrected over {family} comparisons.'
+  ]
+  if tolerance:
+    notes.append(f'"No difference" means: smaller than {tolerance:g}, by two one-sided tests.')
+  few = min((one['n'] for one in arms), default=0)
+  if few < 5:
+    notes.append(f'With {few} seeds intervals are wide, and what is undecided may well be real.')
+  for one in arms:
+    lost = one['failed']
+    if lost and one['values'] and not one['is_baseline']:
+      notes.append(
+        f'{one["name"]}: {lost} of {sum(one["statuses"].values())} runs failed; it is compared on '
+        f'the {one["n"]} seeds that finished, which may flatter it.'
+      )
+    elif lost and not one['is_baseline']:
+      notes.append(f'{one["name"]}: no run finished, {lost} failed; there is nothing to judge.')
+    elif lost:
+      notes.append(f'The baseline failed in {lost} runs: no arm is compared on those seeds.')
+  return notes

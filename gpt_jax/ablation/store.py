@@ -1,0 +1,299 @@
+"""What run folders hold, read with suspicion, and a table of runs to ask questions of.
+
+`rows` gives each run of a study its status. `select` puts the configs and results of all runs below
+a folder into one table in memory and answers a condition in SQL:
+`optim.lr > 1e-3 and model.positions = 'rope'`. Nothing here writes.
+"""
+
+import difflib
+import json
+import math
+import os
+import re
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+
+from gpt_jax import records, runs
+
+FAILURES = ('failed', 'diverged', 'killed')  # outcomes of an attempt that end a run
+# Words of SQL that are never short for the name of a column.
+SQL = frozenset(
+  ('abs', 'and', 'between', 'case', 'cast', 'collate', 'else', 'end', 'escape', 'exists', 'false',
+   'glob', 'iif', 'in', 'instr', 'is', 'isnull', 'length', 'like', 'lower', 'max', 'min', 'not',
+   'notnull', 'null', 'or', 'replace', 'round', 'substr', 'then', 'true', 'upper', 'when')
+)  # fmt: skip
+
+
+# -------------------------------------------------------------------------------- runs of a study
+
+
+def folder_of(workdir, slug, seed):
+  """Where the run of an arm with a seed lies."""
+  return Path(workdir) / 'runs' / slug / f'seed{seed}'
+
+
+def read_study(workdir):
+  """study.json of a study folder; FileNotFoundError says what to do where there is none."""
+  path = Path(workdir).expanduser() / 'study.json'
+  if not path.is_file():
+    raise FileNotFoundError(
+      f'workdir={path.parent} is not a study: it has no study.json\n'
+      'fix: give the --workdir of a study, or make one: launch.py ablate'
+    )
+  return records.read_json(path)
+
+
+def rows(workdir):
+  """One dict for each run that the study plans, arms and seeds in its order.
+
+  Keys: arm, seed, folder, status (done, failed, diverged, killed, unfinished, missing, corrupt),
+  message (why it is not done), result (of result.json, or {}), curve ([[tokens, the study's
+  metric], ...]), how (alone, replicas or process: the way in which it was trained; '' if unknown).
+  """
+  workdir = Path(workdir).expanduser()
+  study = read_study(workdir)
+  attempts = last_attempts(workdir)
+  found = []
+  for arm in study['arms']:
+    for seed in study['seeds']:
+      folder = folder_of(workdir, arm['slug'], seed)
+      attempt = attempts.get((arm['name'], seed), {})
+      status, message, result = state(folder, study['metric'], attempt)
+      try:
+        points = curve(folder, study['metric'])
+      except ValueError as error:  # the numbers of the result stand without it
+        points, message = [], message or str(error).partition('\n')[0]
+      found.append({
+        'arm': arm['name'], 'seed': seed, 'folder': str(folder), 'status': status,
+        'message': message, 'result': result, 'curve': points, 'how': attempt.get('how', ''),
+      })  # fmt: skip
+  return found
+
+
+def last_attempts(workdir):
+  """{(arm, seed): the last line of attempts.jsonl about it}; unreadable lines count for nothing."""
+  path = Path(workdir) / 'attempts.jsonl'
+  lines = path.read_bytes().splitlines() if path.exists() else []
+  found = {}
+  for line in lines:
+    try:
+      attempt = records.from_json(json.loads(line))
+      found[attempt['arm'], attempt['seed']] = attempt
+    except (ValueError, KeyError, TypeError):  # torn by a crash
+      continue
+  return found
+
+
+def state(folder, metric='valid_loss', attempt=None):
+  """-> (status, message, result) of one run folder; see `rows`.
+
+  attempt: the last line of attempts.jsonl about it.
+  """
+  folder, attempt = Path(folder), attempt or {}
+  try:
+    result = runs.read_result(folder) if (folder / 'config.json').exists() else {}
+    config = runs.read_config(folder) if result else {}
+  except (ValueError, OSError) as error:
+    return 'corrupt', str(error).partition('\n')[0], {}
+  if result and config:
+    return judged(result, metric)
+  outcome, message = attempt.get('outcome'), attempt.get('message', '')
+  if outcome in FAILURES:
+    return outcome, message, {}
+  if not (folder / 'config.json').exists():
+    return 'missing', message or 'it has not begun', {}
+  last = (events_of(folder) or [{}])[-1]
+  if last.get('event') == 'error':
+    status = 'diverged' if last.get('type') == 'FloatingPointError' else 'failed'
+    return status, last.get('message', ''), {}
+  return 'unfinished', message or 'it has begun and is not done', {}
+
+
+def events_of(folder):
+  """The events of a run, [] where they cannot be read."""
+  try:
+    return runs.read_events(folder)
+  except (ValueError, OSError):
+    return []
+
+
+def cut(folder, since):
+  """Whether a run began or resumed after a time (ISO 8601, UTC), and has neither ended nor failed.
+
+  since: when its last attempt was noted. Then who was to note the next one was killed.
+  """
+  events = events_of(folder)
+  begun = [event['time'] for event in events if event.get('event') in ('start', 'resume')]
+  return bool(begun) and begun[-1] > since and events[-1]['event'] not in ('done', 'error')
+
+
+def judged(result, metric):
+  """-> (status, message, result) of a result that can be read."""
+  for name in (metric, 'valid_loss', 'loss'):
+    value = result.get(name)
+    if isinstance(value, float) and not math.isfinite(value):
+      return 'diverged', f'{name} is {value}', result
+  return 'done', '', result
+
+
+def curve(folder, metric='valid_loss'):
+  """[[tokens trained on, metric], ...] of the evaluations of a run, in order."""
+  try:
+    logged = runs.read_metrics(folder) if (Path(folder) / 'config.json').exists() else []
+  except OSError as error:
+    raise ValueError(f'{folder}/metrics.jsonl: {error}') from error
+  name = metric if any(metric in line for line in logged) else 'valid_loss'
+  known = [(line['step'], line['tokens']) for line in logged if 'tokens' in line]
+  known = known or [(line['step'], line['step']) for line in logged]  # a job that has no tokens
+  scored = [(line['step'], line[name]) for line in logged if name in line]
+  if not known or not scored:
+    return []
+  # An evaluation may fall between two logged steps.
+  tokens = np.interp([step for step, _ in scored], *zip((0, 0), *known, strict=True))
+  return [[float(t), float(value)] for t, (_, value) in zip(tokens, scored, strict=True)]
+
+
+# ---------------------------------------------------------------------------------- a table of runs
+
+
+def run_folders(folder):
+  """Run folders in or below `folder`, sorted; what lies inside a run is not looked at."""
+  found = []
+  for path, names, files in os.walk(Path(folder).expanduser()):
+    if 'config.json' in files:
+      found.append(Path(path))
+      names.clear()
+    names[:] = sorted(n for n in names if n not in ('cache', 'compiled') and n[0] != '.')
+  return found
+
+
+def record(folder, root):
+  """One run as {column: number or text}: folder, status, flat config, flat result."""
+  status, message, result = state(folder)
+  found = {'folder': os.path.relpath(folder, root), 'status': status, 'message': message}
+  try:
+    config = runs.flatten(runs.read_config(folder))
+  except ValueError:
+    config = {}
+  names = {name.casefold() for name in found}  # SQL does not tell A from a
+  for name, value in [*config.items(), *runs.flatten(result).items()]:
+    if name.casefold() not in names:
+      names.add(name.casefold())
+      found[name] = _cell(value)
+  return found
+
+
+def _cell(value):
+  if value is None or isinstance(value, float | str):
+    return value
+  if isinstance(value, int):
+    return value if abs(value) < 2**63 else float(value)
+  return json.dumps(records.to_json(value), ensure_ascii=False)
+
+
+def index(folders, root='.'):
+  """An SQLite connection, in memory, with one table `runs`: a row for each of these run folders."""
+  found = [record(folder, root) for folder in folders]
+  columns = {name.casefold(): name for row in found for name in row}
+  database = sqlite3.connect(':memory:')
+  database.execute(f'create table runs ({", ".join(map(_quoted, columns.values()))})')
+  for row in found:
+    names = ', '.join(map(_quoted, row))
+    marks = ', '.join('?' * len(row))
+    database.execute(f'insert into runs ({names}) values ({marks})', list(row.values()))
+  database.execute('pragma query_only = on')
+  return database
+
+
+def select(folder, where='', columns=()):
+  """The runs below a folder that satisfy a condition -> (column names, rows of values).
+
+  where: an SQL condition; names of columns may be dotted, and a last part that only one of them has
+  stands for it. columns: names, () for those in which the runs differ and the main results.
+  Raises ValueError naming near columns, FileNotFoundError where there are no runs.
+  """
+  folders = run_folders(folder)
+  if not folders:
+    raise FileNotFoundError(
+      f'workdir={folder} holds no runs\nfix: give the folder of a study or of runs as --workdir'
+    )
+  with_rows = index(folders, folder)
+  known = [row[1] for row in with_rows.execute('pragma table_info(runs)')]
+  chosen = [column(name, known, '--columns') for name in columns] or telling(with_rows, known)
+  query = f'select {", ".join(map(_quoted, chosen))} from runs'
+  if where.strip():
+    query += f' where ({condition(where, known)})'
+  try:
+    return chosen, with_rows.execute(f'{query} order by folder').fetchall()
+  except (sqlite3.Error, sqlite3.Warning) as error:
+    raise ValueError(
+      f'--where={where!r}: {error}\n'
+      'fix: write a condition in SQL, such as "optim.lr > 1e-3 and model.positions = \'rope\'"'
+    ) from error
+
+
+def telling(database, known):
+  """Columns worth showing: what the runs differ in, and the main results."""
+  config = known[3 : known.index('steps') if 'steps' in known else None]
+  counts = ', '.join(f'count(distinct {_quoted(name)})' for name in config)
+  differ = database.execute(f'select {counts} from runs').fetchone() if config else ()
+  varied = [name for name, n in zip(config, differ, strict=True) if n > 1]
+  results = ('valid_loss', 'loss', 'tokens', 'seconds', 'tokens_per_second', 'parameters')
+  return ['folder', 'status', *varied, *(name for name in results if name in known)]
+
+
+def condition(where, known):
+  """The condition with the names of columns quoted for SQL."""
+
+  def name(match):
+    text, word, given = match['text'], match['word'], match['given']
+    if text:
+      return text
+    if word and word.lower() in SQL and word not in known:
+      return word
+    return _quoted(column(word or given[1:-1].replace('""', '"'), known, '--where'))
+
+  # A '/' belongs to a name such as valid_loss/text only if there is such a column.
+  slashed = sorted((n for n in known if not re.fullmatch(r'[\w.]+', n)), key=len, reverse=True)
+  words = '|'.join([*map(re.escape, slashed), r'[A-Za-z_][\w.]*'])
+  pattern = r"(?P<text>'(?:[^']|'')*'|\d[\w.]*(?:(?<=[eE])[+-]\d+)?)|(?P<given>\"(?:[^\"]|\"\")*\")"
+  return re.sub(rf'{pattern}|(?P<word>{words})', name, where, flags=re.ASCII)
+
+
+def column(name, known, flag):
+  """The column that is meant by a name, or by the last part of one; ValueError names near ones."""
+  if same := [k for k in known if k.casefold() == name.casefold()]:
+    return same[0]
+  ends = [k for k in known if k.rpartition('.')[2] == name]
+  if len(ends) == 1:
+    return ends[0]
+  lasts = {k.rpartition('.')[2]: k for k in known}
+  near = ends or difflib.get_close_matches(name, known, 3)
+  last = name.rpartition('.')[2]
+  near = near or [lasts[word] for word in difflib.get_close_matches(last, lasts, 3)]
+  fix = f'use one of {", ".join(near or known[:12])}'
+  if not near and re.fullmatch(r'\w+', name):
+    fix += f"; a text is written '{name}'"
+  what = f'{name} is the last part of several columns' if ends else f'no run has a column {name}'
+  raise ValueError(f'{flag}: {what}\nfix: {fix}')
+
+
+def _quoted(name):
+  return '"' + name.replace('"', '""') + '"'
+
+
+def lines(names, rows):
+  """A table as lines of aligned text."""
+  table = [list(names), *([_shown(value) for value in row] for row in rows)]
+  widths = [max(len(row[i]) for row in table) for i in range(len(names))]
+  return ['  '.join(map(str.ljust, row, widths)).rstrip() for row in table]
+
+
+def _shown(value):
+  if value is None:
+    return '-'
+  if isinstance(value, float):
+    return f'{value:.6g}' if abs(value) < 1e6 else f'{value:.3e}'
+  return str(value) if len(str(value)) <= 40 else f'{str(value)[:37]}...'

@@ -1,0 +1,53 @@
+"""Stands in for a training process: does at once, without JAX, what a config's `fake` says."""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
+stopping = []
+signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
+
+
+def act(config, folder):
+  """-> the outcome of one run."""
+  what, folder = config['fake'], pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  cores = sorted(os.sched_getaffinity(0))
+  with open(folder / 'began', 'a') as file:
+    file.write(json.dumps({'pid': os.getpid(), 'cores': cores}) + '\n')
+  (folder / 'config.json').write_text(json.dumps(config))
+  tries = len((folder / 'began').read_text().splitlines())
+  if what == 'die' or (what == 'die once' and tries == 1):
+    os.kill(os.getpid(), signal.SIGKILL)
+  if what == 'leave':
+    print('no such module', file=sys.stderr)
+    sys.exit(1)
+  if what == 'log':  # at the pace of the config, less the more runs there are beside it
+    for step in range(1, 400):
+      line = {'step': step, 'time': time.time(), 'step_seconds': 0.01}
+      with open(folder / 'metrics.jsonl', 'a') as file:
+        file.write(json.dumps(line) + '\n')
+      time.sleep(config['pace'] / (4 if len(cores) == 1 else 1))
+  while what == 'wait' and not stopping:
+    time.sleep(0.01)
+  if stopping:
+    return {'outcome': 'stopped', 'code': 75, 'message': ''}
+  if what == 'fail':
+    return {'outcome': 'failed', 'code': 1, 'message': 'no luck'}
+  if what == 'diverge':
+    return {'outcome': 'diverged', 'code': 1, 'message': 'not finite'}
+  (folder / 'result.json').write_text(json.dumps({'steps': 1, 'valid_loss': 1.5}))
+  return {'outcome': 'done', 'code': 0, 'message': ''}
+
+
+for job in sys.stdin:
+  job = json.loads(job)
+  print('step 1 and other words', file=sys.stderr, flush=True)
+  print('{"no": "answer"}\nnor this', flush=True)
+  pairs = zip(job['configs'], job['folders'], strict=True)
+  print(json.dumps({'outcomes': [act(*pair) for pair in pairs]}), flush=True)
+  if stopping:
+    sys.exit(75)
