@@ -36,7 +36,10 @@ def get_config(arg=''):
     )
   config = configs.default()
   config.tokenizer.kind = 'bytes'  # a speaker left out may have letters that no other has
-  config.audio.update(kind='fsq' if args.tokens else 'frames', path=args.tokens)
+  if args.tokens:
+    config.audio.update(kind='fsq', path=args.tokens)
+  else:
+    config.audio.update(kind='frames', codes=64 if args.continuous else 1024)
   read = '{audio:frames} -> {name}' if args.continuous else '{audio:audio} -> {name}'
   fsdd = recordings(args.loso)
   changed = dict(copies=8, augment='speed=0.2,equalize=4,noise=0.02,mask=0.08')

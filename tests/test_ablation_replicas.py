@@ -158,8 +158,9 @@ def replace(cfg, **changes):
 
 
 def test_errors_of_one_run_are_its_own(alone, tmp_path, monkeypatch):
-  """One cannot start, one cannot save."""
-  configs, folders = [experiment(**s) for s in SETTINGS], [tmp_path / str(r) for r in range(3)]
+  """One cannot start, one cannot save, one is another's already."""
+  settings = [*SETTINGS, SETTINGS[0]]
+  configs, folders = [experiment(**s) for s in settings], [tmp_path / str(r) for r in range(4)]
   (tmp_path / '0').mkdir()
   (tmp_path / '0' / 'precious.txt').write_text('not a run')
   save = train.Training.save
@@ -170,8 +171,12 @@ def test_errors_of_one_run_are_its_own(alone, tmp_path, monkeypatch):
     save(training)
 
   monkeypatch.setattr(train.Training, 'save', full)
-  outcomes = replicas.train_together(configs, folders)
-  assert [(o.outcome, o.code) for o in outcomes] == [('failed', 2), ('failed', 1), ('done', 0)]
+  folders[3].mkdir()
+  with records.locked(folders[3]):
+    outcomes = replicas.train_together(configs, folders)
+  codes = [(o.outcome, o.code) for o in outcomes]
+  assert codes == [('failed', 2), ('failed', 1), ('done', 0), ('failed', 2)]
+  assert f'is being written by process {os.getpid()}' in outcomes[3].message
   assert 'precious.txt' in outcomes[0].message
   assert outcomes[1].message == 'OSError: [Errno 28] No space left on device'
   assert runs.read_events(folders[1])[-1]['type'] == 'OSError'

@@ -240,6 +240,7 @@ class Group:
   def train(self, should_stop):
     """Train all lanes to their ends -> the outcome of each run."""
     with jax.set_mesh(self.mesh), contextlib.ExitStack() as stack:
+      self.gather()  # before a folder turns out to be in use: its lane stays, and is not read
       for number, lane in enumerate(self.lanes):
         stack.push(lane.stack)
         with lane.guard():
@@ -247,7 +248,6 @@ class Group:
           seconds = self.compile_seconds / len(self.lanes)
           lane.training.run.event('compile', step=lane.training.step, seconds=seconds)
       try:
-        self.gather()
         while self.live():
           self.look(should_stop())
           if live := self.live():
