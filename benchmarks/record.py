@@ -1,16 +1,21 @@
-"""Keep what a finished run measured: `python -m benchmarks.record --workdir=DIR --name=NAME`.
+"""Keep what a run or study measured: `python -m benchmarks.record --workdir=DIR --name=NAME`.
 
 Writes results/NAME.json from the run folder alone: numbers, evaluations, hardware, versions, the
-command that made them, and when. `--claim` says in a few words what was measured.
+command that made them, and when. `--claim` says in a few words what was measured. Of a study:
+results/ablations/NAME.json with the verdicts, and its report beside it as NAME.md.
 """
 
 import argparse
+import collections
 import json
+import shutil
 from pathlib import Path
 
 from gpt_jax import records, runs
+from gpt_jax.ablation import summary as study_summary
 
 RESULTS = Path(__file__).parent / 'results'
+STUDIES = RESULTS / 'ablations'
 
 
 def summary(workdir):
@@ -34,6 +39,38 @@ def summary(workdir):
   }
 
 
+def summary_of_study(workdir):
+  """The same of a study: what each arm changed, how sure that is, and what it took -> dict."""
+  told = study_summary.read(workdir)
+  if not told.analysis or told.pending:
+    raise SystemExit(f'error: {workdir} has not finished\nfix: run its command again to the end')
+  study, analysis = told.study, told.analysis
+  events = [event for row in told.rows for event in runs.read_events(row['folder'])]
+  versions = dict(study['versions'])
+  versions.pop('command', None)
+  keys = ('name', 'verdict', 'mean', 'sd', 'n', 'values', 'difference', 'interval', 'bootstrap',
+          'p_holm', 'speedup', 'parameters', 'statuses')  # fmt: skip
+  return {
+    'question': study['question'],
+    'headline': told.headline(),
+    'command': study['command'],
+    'started': min(event['time'] for event in events),
+    'finished': max(event['time'] for event in events),
+    'hardware': versions['device'],
+    'versions': versions,
+    'runs': len(told.rows),
+    'attempts': dict(collections.Counter(line['outcome'] for line in told.attempts)),
+    'metric': study['metric'],
+    'tolerance': study['tolerance'],
+    'budget': study['budget'],
+    'schedule': study.get('schedule', {}),
+    'arms': [{key: arm.get(key) for key in keys} for arm in analysis['arms']],
+    'pairing': analysis['pairing'],
+    'effects': analysis['effects'],
+    'scaling': analysis['scaling'],
+  }
+
+
 def main():
   """Write one result file."""
   parser = argparse.ArgumentParser(description=__doc__)
@@ -41,9 +78,14 @@ def main():
   parser.add_argument('--name', required=True)
   parser.add_argument('--claim', default='')
   arguments = parser.parse_args()
-  content = {'name': arguments.name, 'claim': arguments.claim} | summary(arguments.workdir)
-  RESULTS.mkdir(exist_ok=True)
-  path = RESULTS / f'{arguments.name}.json'
+  workdir, folder, make = Path(arguments.workdir), RESULTS, summary
+  if (workdir / 'study.json').exists():
+    folder, make = STUDIES, summary_of_study
+  content = {'name': arguments.name, 'claim': arguments.claim} | make(workdir)
+  folder.mkdir(exist_ok=True)
+  path = folder / f'{arguments.name}.json'
+  if folder == STUDIES:
+    shutil.copy(workdir / 'report.md', folder / f'{arguments.name}.md')
   path.write_text(json.dumps(records.to_json(content), indent=1) + '\n')
   print(path)
 

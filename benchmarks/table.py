@@ -1,16 +1,17 @@
-"""The README's table of results: `python -m benchmarks.table` makes it from results/*.json.
+"""The README's tables: `python -m benchmarks.table` makes them from results/.
 
-A row shows the claim, the numbers that support it, the minutes, the hardware and the command.
+A row shows the claim, the numbers that support it, the minutes, the hardware and the command; of a
+study the question, the verdict and what it took.
 """
 
 import datetime
 import json
 import pathlib
 
-from benchmarks.record import RESULTS
+from benchmarks.record import RESULTS, STUDIES
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
-BEGIN, END = '<!-- results -->', '<!-- end of results -->'
+MARK, END = '<!-- {} -->', '<!-- end of {} -->'
 
 
 def number(name, result):
@@ -71,11 +72,28 @@ def table():
   return '\n'.join(lines)
 
 
+def studies():
+  """The Markdown table of studies."""
+  lines = ['| study | verdict | runs | minutes | hardware |', '|---|---|---|---|---|']
+  for path in sorted(STUDIES.glob('*.json')):
+    result = json.loads(path.read_text())
+    if 'headline' in result:
+      lines.append(
+        f'| [{result["question"]}](benchmarks/results/ablations/{path.stem}.md) '
+        f'| {result["headline"]} | {result["runs"]} | {minutes(result):.0f} '
+        f'| {result["hardware"]} |'
+      )
+  return '\n'.join(lines)
+
+
 def rewritten(text):
-  """README's text with the table between its marks renewed."""
-  head, rest = text.split(BEGIN)
-  _, tail = rest.split(END)
-  return f'{head}{BEGIN}\n{table()}\n{END}{tail}'
+  """README's text with the tables between their marks renewed."""
+  for name, make in (('results', table), ('studies', studies)):
+    begin, end = MARK.format(name), END.format(name)
+    head, rest = text.split(begin)
+    _, tail = rest.split(end)
+    text = f'{head}{begin}\n{make()}\n{end}{tail}'
+  return text
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ folder `codec/`, which `image.path` or `audio.path` of an experiment names.
 Letters: B rows, Y X A image, J frames, M mel bands.
 """
 
+import dataclasses
 import functools
 import hashlib
 
@@ -110,6 +111,13 @@ class Codec:
       f'{self.modality}.path': own.path, f'{other}.kind': getattr(cfg, other).kind,
       'train.init_from': cfg.train.init_from, 'train.tasks': cfg.train.tasks,
     }  # fmt: skip
+    for section in ('model', 'tokenizer', 'loss'):  # of a GPT
+      given = getattr(cfg, section)
+      unused |= {
+        f'{section}.{field.name}': getattr(given, field.name)
+        for field in dataclasses.fields(given)
+        if getattr(given, field.name) != field.default
+      }
     for name, value in unused.items():
       if value:
         raise ValueError(

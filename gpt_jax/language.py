@@ -157,8 +157,19 @@ class Language:
     self.program = gpt_program(cfg, self.model_cfg, mesh, kinds, len(self.loader.names))
     self.flops = gpt.flops_per_token(self.model_cfg, self.length)
     self.parameters = gpt.count_params(self.model_cfg)
-    self.caches = {}  # validation tokens, opened once
+    self.caches = self.held_out()  # validation tokens, opened once
     evaluate.check(self, cfg.train.tasks)  # now, not after the last step
+
+  def held_out(self):
+    """{(source, 'valid'): its tokens}; ValueError now for what could not be scored later."""
+    caches, form = {}, data.Form.of(self.cfg.data, self.tokenizers)
+    for name in data.source_names(self.cfg.data, 'valid'):
+      cache = data.token_cache(
+        self.cfg.data, name, self.tokenizers, 'valid', self.workdir / 'cache'
+      )
+      form.refuse_cuts(cache, self.length)
+      caches[name, 'valid'] = cache
+    return caches
 
   def example(self):
     """A batch, to trace the step with."""

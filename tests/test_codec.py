@@ -285,6 +285,8 @@ def test_crops_are_pieces_of_the_sounds(tmp_path):
     ('audio', {'audio__path': 'runs/x'}, "audio.path='runs/x' has no effect"),
     ('image', {'audio__kind': 'frames'}, "audio.kind='frames' has no effect"),
     ('image', {'train__init_from': 'runs/x'}, "train.init_from='runs/x' has no effect"),
+    ('audio', {'model__width': 32}, 'model.width=32 has no effect'),
+    ('image', {'loss__z_loss': 0.1}, 'loss.z_loss=0.1 has no effect'),
     ('image', {'train__tasks': ('draw',)}, "train.tasks=('draw',) has no effect"),
     ('image', {'data__mixture': {'t': {'kind': 'synthetic'}}}, 'has image data'),
     ('audio', {'audio__seconds': 0.1}, 'more than 0.1 s'),

@@ -389,3 +389,18 @@ def test_features_matter(tmp_path):
   targets = batch['loss_mask_BT'] > 0
   assert (np.abs(before - after).max(-1)[targets] > 0).mean() > 0.9
   assert np.isfinite(before).all()
+
+
+def test_validation_documents_that_are_too_long_are_refused_at_the_start(tmp_path):
+  """Not at the first evaluation."""
+  for name, words in (('train', 3), ('valid', 90)):
+    lines = [json.dumps({'q': f'{n}?', 'a': 'a' * words}) for n in range(40)]
+    (tmp_path / f'{name}.jsonl').write_text('\n'.join(lines))
+  source = {
+    'kind': 'jsonl', 'path': str(tmp_path / 'train.jsonl'), 'template': '{q} -> {a}',
+    'valid_path': str(tmp_path / 'valid.jsonl'),
+  }  # fmt: skip
+  cfg = tiny_runs.experiment(data__mixture={'x': source}, data__packing='first_fit')
+  with pytest.raises(ValueError) as error:
+    language.Language(cfg, tmp_path / 'run', make_mesh(cfg.mesh, jax.devices()[:1]))
+  assert_two_lines(error.value, 'x (valid) has 40 of 40 documents', 'longer than the 33 tokens')

@@ -79,7 +79,8 @@ def codec_section(modality, **changes):
   """A tiny learned tokenizer of images or sounds as a ConfigDict; `changes` as in `section`."""
   fields = {key.replace('.', '__'): value for key, value in CODECS[modality].items()}
   more = {'data__packing': 'first_fit', 'train__job': f'{modality}_tokenizer'}
-  return section(**fields | more | changes)
+  no_model = {f'model__{key}': value for key, value in config.default().model.items()}
+  return section(**no_model | fields | more | changes)
 
 
 def codec(modality, **changes):

@@ -37,7 +37,7 @@ def modalities(text: str) -> set[str]:
   return {CHANGES[name][0] for name in parse(text)}
 
 
-def copies(source, number: int, pieces: list[Piece], rate: int, seconds: float = 60.0):
+def copies(source, number: int, pieces: list[Piece], rate: int = 0, seconds: float = 60.0):
   """The changed copies of training record `number`, whose media are decoded.
 
   source: what it comes from. rate: samples a second of its sounds; what a slower one has beyond

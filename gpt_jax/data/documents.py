@@ -176,7 +176,7 @@ def readable(cfg: DataConfig, name: str, found: Iterator) -> Iterator[tuple[str,
 def images(cfg: DataConfig, shape: tuple[int, int, int], split: str = 'train') -> np.ndarray:
   """All images of `split` as uint8 [N, Y, X, A] of this shape (Y, X, A)."""
   read = lambda value, where: media.read_image(value, tuple(shape), where)
-  return np.stack(list(_read_all(cfg, 'image', split, read, 0)))
+  return np.stack(list(_read_all(cfg, 'image', split, read, ())))
 
 
 def waves(
@@ -184,10 +184,10 @@ def waves(
 ) -> list[np.ndarray]:
   """All sounds of `split`, float32 [N] each, none longer than `seconds`."""
   read = lambda value, where: _read_sound(value, sample_rate, where, seconds)
-  return list(_read_all(cfg, 'audio', split, read, sample_rate))
+  return list(_read_all(cfg, 'audio', split, read, (sample_rate, seconds)))
 
 
-def _read_all(cfg, modality, split, read, rate) -> Iterator[np.ndarray]:
+def _read_all(cfg, modality, split, read, sound) -> Iterator[np.ndarray]:
   """Decoded media of all sources, in training with changed copies; ValueError for none."""
   empty = True
   for name in source_names(cfg, split):
@@ -204,7 +204,7 @@ def _read_all(cfg, modality, split, read, rate) -> Iterator[np.ndarray]:
       yield array
       if copied is not None:
         pieces = [Piece(modality, array)]
-        yield from (c.value for [c] in augment.copies(copied, number, pieces, rate))
+        yield from (c.value for [c] in augment.copies(copied, number, pieces, *sound))
     tolerance.report()
   if empty:
     raise ValueError(

@@ -31,7 +31,8 @@ def run(subject, source, split, limit, stride=0):
   all. Rows: dict(task, metric, value, source, tokens, stride), for documents documents and
   modality; bits per byte only when all is scored.
   """
-  if subject.form.layout is None or is_plain(subject.cfg.data.mixture[source].template):
+  plain = is_plain(subject.cfg.data.mixture[source].template)
+  if subject.form.layout is None or (plain and not subject.cfg.loss.restrict):
     return of_text(subject, source, split, limit, stride)
   if stride:
     raise ValueError(
