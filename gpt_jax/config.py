@@ -128,23 +128,33 @@ def load_file(spec):
 
   Raises FileNotFoundError or ValueError when there is no such file, function or argument.
   """
+  return overridable(call_file(spec, 'get_config', 'experiments/demo.py')[1])
+
+
+def call_file(spec, function, example):
+  """'x.py:args' -> (the file's name without .py, what its `function` makes of 'args').
+
+  Raises FileNotFoundError or ValueError when there is no such file, function or argument.
+  """
   path, _, argument = spec.partition('.py:')
   path = pathlib.Path(path if path.endswith('.py') else path + '.py')
   if not path.is_file():
     near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob('*.py')], 1)
-    hint = f'did you mean {path.parent / near[0]}.py?' if near else 'try experiments/demo.py'
+    hint = f'did you mean {path.parent / near[0]}.py?' if near else f'try {example}'
     raise FileNotFoundError(f'--config={spec}: no file {path}\nfix: {hint}')
   module_spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(module_spec)
   module_spec.loader.exec_module(module)
-  if not hasattr(module, 'get_config'):
-    raise ValueError(f'--config={spec}: {path} has no get_config\nfix: define get_config(arg="")')
+  if not hasattr(module, function):
+    raise ValueError(
+      f'--config={spec}: {path} has no {function}\n'
+      f'fix: define {function}(arg=""), as {example} does'
+    )
   try:
-    config = module.get_config(argument)
+    return path.stem, getattr(module, function)(argument)
   except (KeyError, AttributeError, TypeError) as e:  # ConfigDict names the nearest key
     cause = ' '.join(str(e.args[0] if e.args else e).split())
     raise ValueError(f'--config={spec}: {cause}\nfix: correct {path}') from e
-  return overridable(config)
 
 
 def overridable(config):

@@ -123,9 +123,9 @@ section { margin-top: 60px; }
 .badge { padding: 2px 10px; border-radius: 20px; font-size: 13px; font-weight: 650;
   white-space: nowrap; color: var(--muted); box-shadow: inset 0 0 0 1.5px currentColor; }
 .badge.better { color: var(--first); }
-.badge.worse { color: var(--second); }
+.badge.worse, .badge.diverged { color: var(--second); }
 .badge.undecided { font-weight: 400; }
-.badge.better, .badge.worse, .badge.no-difference { background: var(--card); }
+.badge.better, .badge.worse, .badge.diverged, .badge.no-difference { background: var(--card); }
 .flag { color: var(--warn); }
 .along small { display: block; color: var(--muted); }
 .spaced { margin-top: 28px; }

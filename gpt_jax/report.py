@@ -12,6 +12,7 @@ from gpt_jax import figures, loggers, page, records, runs, story
 
 WIDE, NARROW, SMALL = (1000, 340), (360, 260), (310, 130)  # pixels
 MOST_CHARACTERS, MOST_FILES = 1500, 24  # of a sample, of one kind of picture or sound
+LINES = (figures.FIRST, figures.SECOND, figures.THIRD, figures.FOURTH, figures.FIFTH)  # of layers
 QUIET = ('sample', 'checkpoint', 'evaluate', 'skipped')  # events that come by the dozen
 
 
@@ -22,7 +23,7 @@ def write_report(workdir):
     FileNotFoundError, ValueError: there is no run, or a file of it cannot be read.
   """
   run = story.read(workdir)
-  parts = (header, losses, samples, evaluations, signals, settings, timeline, reproduce)
+  parts = (header, losses, samples, evaluations, signals, inside, settings, timeline, reproduce)
   path = run.folder / 'report.html'
   title = f'{run.folder.name} \u00b7 gpt_jax'
   records.write_atomically(path, page.document(title, *(part(run) for part in parts)))
@@ -167,6 +168,39 @@ def small(run, name):
     page.element('figcaption', page.escape(title), value),
     figures.chart([line], name=f'small {name}', label=title, size=SMALL),
   )
+
+
+def inside(run):
+  """Small charts of what probes.jsonl has: sizes of activations, gradients and updates by layer."""
+  rows = records.read_lines(run.folder / 'probes.jsonl')
+  layers = {path.split('/')[1] for row in rows for path in row['layers'] if path[:7] == 'blocks/'}
+  layers = sorted(layers, key=int)
+  few = np.unique(np.linspace(0, len(layers) - 1, min(len(layers), len(LINES))).astype(int))
+  x, charts = run.x(np.array([row['step'] for row in rows], float)), []
+  for kind in ('activation', 'gradient', 'update') if layers else ():
+    sizes = [np.array([size_of(row['layers'], layers[l], kind) for row in rows]) for l in few]
+    lines = [
+      figures.Series(x, y, 'points', color, layers[l])
+      for l, y, color in zip(few, sizes, LINES, strict=False)
+    ]
+    svg = figures.chart(lines, name=f'probe {kind}', label=f'{kind} by layer', size=SMALL, room=28)
+    caption = page.element('figcaption', kind, page.element('span', 'by layer'))
+    charts += [page.element('figure', caption, svg)] if svg else []
+  return page.section(
+    'Inside the model',
+    page.element('div', *charts, kind='multiples') if charts else '',
+    note='Root mean squares of the entries: the activations that leave a layer, the gradients and '
+    'the updates of its parameters.',
+  )
+
+
+def size_of(layers, layer, kind):
+  """One size of a layer in a row of probes.jsonl; NaN where it has none."""
+  if kind == 'activation':
+    return layers.get(f'blocks/{layer}', {}).get(kind, math.nan)
+  of_layer = (sizes for path, sizes in layers.items() if path.startswith(f'blocks/{layer}/'))
+  sizes = np.array([sizes[kind] for sizes in of_layer if kind in sizes], float)
+  return np.sqrt(np.square(sizes).mean()) if len(sizes) else math.nan
 
 
 # -------------------------------------------------------------------------------------- samples

@@ -168,6 +168,7 @@ class Training:
     self.loader, self.program = self.job.loader, self.job.program
     if trace:
       self.trace()
+    self.found = checkpoint.Checkpoints(workdir / 'checkpoints').steps()  # `open` looks again
     self.state, self.step, extra, self.notes = initial_state(self.job, cfg, workdir)
     self.tokens = 0.0  # of documents (or images, clips) in its steps, over all sessions of the run
     self.targets = 0.0  # those tokens that carried loss
@@ -201,7 +202,12 @@ class Training:
 
   def open(self):
     """Take the run folder, write what a run begins with -> the open runs.Run."""
-    primary = jax.process_index() == 0
+    primary, folder = jax.process_index() == 0, self.workdir / 'checkpoints'
+    if primary and checkpoint.Checkpoints(folder).steps() != self.found:
+      raise ValueError(
+        f'workdir={self.workdir}: another process has saved there while this one got ready\n'
+        'fix: run the same command again: it goes on from there'
+      )
     self.run = runs.Run.open(
       self.workdir, dataclasses.asdict(self.cfg), log=self.cfg.log,
       total_steps=self.cfg.train.steps, primary=primary, resume_step=self.step,
@@ -209,7 +215,6 @@ class Training:
     )  # fmt: skip
     if primary:
       self.job.save()
-    folder = self.workdir / 'checkpoints'
     self.checkpoints = checkpoint.Checkpoints(folder, self.cfg.checkpoint, self.run.print)
     self.checkpoints.drop_after(self.step)  # unfinished or corrupt: their numbers are needed again
     for note in self.notes:
@@ -391,15 +396,10 @@ class Training:
     self.settle()
     self.log(force=True)
     extra = {
-      'config': dataclasses.asdict(self.cfg),
-      **self.job.extra(),
-      'data': self.loader.state(),
-      'tokens': self.tokens,
-      'targets': self.targets,
-      'seconds': self.seconds,
-      'wall': self.wall(),
-      'latest': self.latest,
-    }
+      'config': dataclasses.asdict(self.cfg), **self.job.extra(), 'data': self.loader.state(),
+      'tokens': self.tokens, 'targets': self.targets, 'seconds': self.seconds,
+      'wall': self.wall(), 'latest': self.latest,
+    }  # fmt: skip
     start = time.perf_counter()
     self.checkpoints.save(self.step, self.state, extra)
     self.run.event('checkpoint', step=self.step, blocked_seconds=time.perf_counter() - start)

@@ -11,8 +11,8 @@ stopping = []
 signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
 
 
-def act(config, folder):
-  """-> the outcome of one run."""
+def act(config, folder, together):
+  """-> the outcome of one run of so many."""
   what, folder = config['fake'], pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   cores = sorted(os.sched_getaffinity(0))
@@ -39,7 +39,8 @@ def act(config, folder):
     return {'outcome': 'failed', 'code': 1, 'message': 'no luck'}
   if what == 'diverge':
     return {'outcome': 'diverged', 'code': 1, 'message': 'not finite'}
-  (folder / 'result.json').write_text(json.dumps({'steps': 1, 'valid_loss': 1.5}))
+  result = {'steps': 1, 'valid_loss': 1.5, 'replicas': 1 if what == 'done alone' else together}
+  (folder / 'result.json').write_text(json.dumps(result))
   return {'outcome': 'done', 'code': 0, 'message': ''}
 
 
@@ -47,7 +48,7 @@ for job in sys.stdin:
   job = json.loads(job)
   print('step 1 and other words', file=sys.stderr, flush=True)
   print('{"no": "answer"}\nnor this', flush=True)
-  pairs = zip(job['configs'], job['folders'], strict=True)
-  print(json.dumps({'outcomes': [act(*pair) for pair in pairs]}), flush=True)
+  pairs = list(zip(job['configs'], job['folders'], strict=True))
+  print(json.dumps({'outcomes': [act(*pair, len(pairs)) for pair in pairs]}), flush=True)
   if stopping:
     sys.exit(75)

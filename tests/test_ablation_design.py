@@ -7,9 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from gpt_jax import config
 from gpt_jax.ablation import budget as budgets
-from gpt_jax.ablation import design, plans
+from gpt_jax.ablation import design, plans, proof
 from gpt_jax.ablation.design import Budget, Study
 from gpt_jax.ablation.plans import PLANS, log_uniform, uniform
 from gpt_jax.model import gpt
@@ -43,10 +42,11 @@ def names(study):
 
 
 def test_the_cells_of_each_plan():
+  two = {'a': ['1', '3'], 'b': ['x', 'y']}
   cells = lambda name, levels=LEVELS: PLANS[name](levels, BASE, 0, 0)
   singles = [{'a': '2'}, {'a': '3'}, {'b': 'y'}]
   assert cells('one_at_a_time') == singles
-  assert cells('leave_one_out') == [{'a': '3'}, {'b': 'y'}]
+  assert cells('leave_one_out', two) == [{'a': '3'}, {'b': 'y'}]
   assert cells('pairwise') == [*singles, {'a': '2', 'b': 'y'}, {'a': '3', 'b': 'y'}]
   assert cells('full') == [dict(a=a, b=b) for a in '123' for b in 'xy']
   assert cells('fractional', {'a': ['1', '2'], 'b': ['x', 'y']}) == [
@@ -122,7 +122,7 @@ def test_one_factor_at_a_time(make):
   assert arms[0].levels == {'positions': 'rope', 'optim.lr': '0.02'}
   assert arms[1].config.model == dataclasses.replace(arms[0].config.model, positions='learned')
   assert arms[3].config.optim.lr == 1e-3
-  assert arms[1].keys == ('model.positions',)
+  assert arms[1].keys == ('model.positions',) and not arms[1].functions
 
 
 def test_the_baseline_is_first_in_a_plan_that_does_not_have_it(make):
@@ -140,6 +140,21 @@ def test_leave_one_out_starts_from_all_factors_at_their_first_level(make):
   assert not arms[0].config.model.qk_norm and not arms[0].config.model.tied_head
 
 
+@pytest.mark.parametrize('levels', [['swiglu', 'gelu', 'relu2'], ['gelu']])
+def test_leave_one_out_takes_two_levels(make, levels):
+  with pytest.raises(ValueError) as error:
+    design.arms(make({'qk_norm': [True, False], 'mlp': levels}, plan='leave_one_out'))
+  tiny_runs.assert_two_lines(error.value, f'factor mlp lists {", ".join(levels)}')
+
+
+@pytest.mark.parametrize('plan', [plan for plan in PLANS if plan != 'leave_one_out'])
+def test_no_plan_takes_a_factor_of_one_level(make, plan):
+  study = make({'qk_norm': [True, False], 'mlp': {'plain': {}}}, plan=plan, count=2)
+  with pytest.raises(ValueError) as error:
+    design.arms(study)
+  tiny_runs.assert_two_lines(error.value, 'factor mlp has one level, plain')
+
+
 def test_levels_of_several_keys_and_functions(make):
   def deeper(made):
     made.model.layers *= 3
@@ -154,7 +169,7 @@ def test_levels_of_several_keys_and_functions(make):
   assert arms['mlp=gated'].config.model.hidden == 24
   assert arms['mlp=gated'].keys == ('model.hidden', 'model.mlp')
   assert arms['depth=deep'].config.model.layers == 3
-  assert arms['depth=deep'].keys == ()
+  assert arms['depth=deep'].keys == () and arms['depth=deep'].functions == ('depth',)
   assert arms['documents=30'].config.data.mixture['text'].documents == 30
 
 
@@ -215,7 +230,7 @@ def test_runs_go_seed_after_seed(make):
     ({'width': [16, 32]}, ('width may be', 'model.width')),
     ({'mlp': []}, ('factor mlp has no levels',)),
     ({'mlp': ['gelu', 'gelu']}, ('factor mlp has a level twice',)),
-    ({'mlp': ['swiglu']}, ('no arm beside its baseline',)),
+    ({'mlp': ['swiglu']}, ('factor mlp has one level, swiglu',)),
     ({'mlp': ['nonsense']}, ('arm mlp=nonsense', "model.mlp='nonsense' is not known")),
     ({'lr': ['fast']}, ('arm lr=fast', 'optim.lr', 'str')),
     ({'f': {'a': {}, 'b': {'mlp': 'swiglu'}}}, ('a and b both leave the base',)),
@@ -322,13 +337,14 @@ def test_equal_parameters_by_width():
   tiny_runs.assert_two_lines(error.value, 'parameters=700', 'model.width=4')
 
 
-def test_step_times_are_measured_once_and_kept(tmp_path, tmp_path_factory, monkeypatch):
-  cfg = tiny_runs.experiment()
+def test_step_times_are_measured_once_for_equal_work(tmp_path, tmp_path_factory, monkeypatch):
+  of = lambda **changes: budgets.Measures(tmp_path).step_seconds(tiny_runs.experiment(**changes))
   with tiny_runs.compiled_programs(tmp_path_factory):
-    seconds = budgets.Measures(tmp_path).step_seconds(cfg)
-  assert 1e-5 < seconds < 10
-  monkeypatch.setattr(budgets, 'measured_step_seconds', lambda *_: pytest.fail('measured again'))
-  assert budgets.Measures(tmp_path).step_seconds(cfg) == seconds
+    seconds = of()
+    assert 1e-5 < seconds < 10
+    monkeypatch.setattr(budgets, 'measured_step_seconds', lambda *_: 99.0)
+    assert of(model__init_std=0.5, optim__b2=0.93) == seconds
+    assert of(model__mlp='gelu') == 99
 
 
 @pytest.mark.parametrize(
@@ -369,13 +385,32 @@ def test_studies_are_loaded_with_their_arguments(tmp_path, base):
 
 
 @pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
-def test_shipped_studies(path, monkeypatch):
-  monkeypatch.setattr(budgets.Measures, 'step_seconds', lambda self, cfg: 0.05)
+def test_shipped_studies(path):
   study = design.load_study(str(path))
   arms = design.arms(study)
   assert study.question and len(arms) >= 4
   assert len({arm.slug for arm in arms}) == len(arms)
-  assert all(isinstance(arm.config, config.Config) for arm in arms)
   assert all(arm.config.train.steps <= 500 for arm in arms)
   text = path.read_text()
   assert f'--config=experiments/ablations/{path.name}' in text and 'Minutes: ' in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
+def test_every_arm_of_a_shipped_study_changes_something(path, data_dir, tmp_path, monkeypatch):
+  monkeypatch.setenv('GPT_JAX_DATA', str(data_dir))
+  study = design.load_study(str(path))
+  arms = design.arms(study, tmp_path)
+  proofs = proof.prove(study, arms, tmp_path)
+  for arm in proof.describe(study, arms, proofs)['arms']:
+    assert not any('should not' in flag or 'other' in flag for flag in arm['flags']), arm['name']
+
+
+def test_optimizers_decay_alike():
+  arms = design.arms(design.load_study(str(cli.ROOT / 'experiments/ablations/optimizers.py')))
+  rates = {}
+  for arm in arms:
+    optim = arm.config.optim
+    rates.setdefault(optim.name, set()).add(optim.lr)
+    assert optim.lr * optim.weight_decay == pytest.approx(3e-4, rel=1e-5), arm.name
+  assert len(rates) == 5 and {len(row) for row in rates.values()} == {3}

@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
   known = {}
 
   def examine(cfg, study, folder):
-    key = budgets.config_hash(cfg), study.metric, study.budget
+    key = repr(cfg), study.metric, study.budget
     if key not in known:
       known[key] = EXAMINE(cfg, study, folder)
     return known[key]
@@ -72,6 +72,19 @@ def test_a_planted_null_is_refused(prove, factors, changes):
     prove(factors, changes=changes)
   [key] = factors
   tiny_runs.assert_two_lines(error.value, f'arm {key}=', 'those of arm base', key)
+
+
+def test_noise_in_step_times_does_not_hide_a_null(prove, monkeypatch):
+  """Each measurement is slower than the last: an arm that changes nothing gets the same steps."""
+  times = iter(range(1, 99))
+  monkeypatch.setattr(budgets, 'measured_step_seconds', lambda *_: next(times) / 100)
+  budget, changes = Budget(seconds=1), {'positions': 'learned'}
+  with pytest.raises(ValueError) as error:
+    prove({'rope_theta': [10000.0, 499.0]}, changes=changes, budget=budget)
+  tiny_runs.assert_two_lines(error.value, 'those of arm base', 'rope_theta')
+  _, arms, proofs = prove({'b1': [0.9, 0.8], 'mlp': ['swiglu', 'gelu']}, budget=budget)
+  base, beta, mlp = (p.steps for p in proofs.values())
+  assert base == beta > mlp
 
 
 def test_an_arm_that_is_another_is_refused_and_both_are_named(prove):
@@ -151,13 +164,12 @@ def test_arms_that_share_a_program(prove):
   arms = described(
     prove, {'lr': [1e-3], 'weight_decay': [0.0], 'init_std': [0.1], 'dropout': [0.1]}
   )
-  told = {name: (a['shares_program_with_base'], a['hyper_only']) for name, a in arms.items()}
-  assert told == {
-    'base': (True, True),
-    'lr=0.001': (True, True),
-    'weight_decay=0': (True, True),
-    'init_std=0.1': (True, False),
-    'dropout=0.1': (False, False),  # a step without dropout draws nothing
+  assert {name: arm['shares_program_with_base'] for name, arm in arms.items()} == {
+    'base': True,
+    'lr=0.001': True,
+    'weight_decay=0': True,
+    'init_std=0.1': True,
+    'dropout=0.1': False,  # a step without dropout draws nothing
   }
 
 
@@ -171,16 +183,54 @@ def test_flags(prove):
     'optimizer': {'adamw': {}, 'lion': {'optim.name': 'lion', 'positions': 'learned'}},
     'tied_head': [False],
     'documents': [50],
-    'norm': ['layernorm'],
+    'norm,a=b': {'rms': {}, 'x,tied_head=y': {'norm': 'layernorm'}},  # names are not parsed
   }
-  arms = described(prove, factors, keeps_parameters=('optimizer',))
+  arms = described(prove, factors, keeps_parameters=('optimizer', 'norm,a=b'))
   flags = {name: ' '.join(arm['flags']) for name, arm in arms.items()}
   assert flags['base'] == ''
-  assert 'more than its factor: optim.lr' in flags['mlp=gelu']
+  assert 'a function sets mlp; it changes model.mlp, optim.lr' in flags['mlp=gelu']
   assert 'optimizer changes parameters' in flags['optimizer=lion']
   assert '% parameters' in flags['tied_head=false']
+  assert 'should not' not in flags['tied_head=false']
   assert 'data are not' in flags['documents=50']
-  assert 'factor' not in flags['norm=layernorm']
+  assert flags['norm,a=b=x,tied_head=y'].startswith('norm,a=b changes parameters')
+
+
+@pytest.mark.parametrize(
+  ('change', 'said'),
+  [
+    ({'tokenizer.kind': 'chars'}, 'other tokens (tokenizer): use valid_bits_per_byte'),
+    ({'train.length': 16}, 'other tokens (row length): use valid_bits_per_byte'),
+    ({'split_seed': 1}, 'other validation data: valid_loss does not'),
+    ({'lr': 1e-3}, ''),
+    ({'positions': 'learned'}, ''),
+  ],
+)
+def test_losses_that_do_not_compare_are_flagged(prove, change, said):
+  arms = described(prove, {'change': {'base': {}, 'other': change}})
+  flags = [flag for flag in arms['change=other']['flags'] if 'other' in flag]
+  assert [said in flag for flag in flags] == [True] * bool(said)
+  arms = described(prove, {'change': {'base': {}, 'other': change}}, metric='valid_bits_per_byte')
+  flags = [flag for flag in arms['change=other']['flags'] if 'other' in flag]
+  assert len(flags) == ('split_seed' in change)
+
+
+def test_only_the_target_of_a_template_is_scored(folder, tmp_path):
+  """Codes or patches before the arrow: both are scored on the name."""
+  (tmp_path / 'read.py').write_text(
+    'from tests import tiny_runs\ndef get_config(arg=""):\n'
+    "  mixture = {'read': {'kind': 'digits', 'template': '{image:image} -> {name}'}}\n"
+    '  return tiny_runs.media(data__mixture=mixture, audio={"kind": ""})\n'
+  )
+  forms = {'codes': '{image:image} -> {name}', 'patches': '{image:patches} -> {name}',
+           'is': '{image:image} -> is {name}'}  # fmt: skip
+  levels = {name: {'data.mixture.read.template': form} for name, form in forms.items()}
+  study = Study(str(tmp_path / 'read.py'), {'input': levels})
+  arms = design.arms(study, folder)
+  told = proof.describe(study, arms, proof.prove(study, arms, folder))
+  _, patches, other = (' '.join(arm['flags']) for arm in told['arms'])
+  assert 'other tokens' not in patches
+  assert 'other tokens' in other and 'template' in other
 
 
 def test_what_a_budget_sets_is_not_flagged(prove):
@@ -191,7 +241,7 @@ def test_what_a_budget_sets_is_not_flagged(prove):
   assert 'model.width' in wide['tied_head=false']['diff']
   for arm in wide.values():
     assert abs(arm['parameters'] - 20e3) < 2e3
-  assert not any('more than its factor' in flag for flag in wide['tied_head=false']['flags'])
+  assert not any('changes' in flag for flag in wide['tied_head=false']['flags'])
 
 
 def test_cost_is_counted(prove):

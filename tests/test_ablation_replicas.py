@@ -121,7 +121,7 @@ def test_several_steps_a_call_and_shards_within_a_replica(tmp_path):
 def test_runs_may_go_on_alone_or_together_from_different_steps(alone, tmp_path):
   configs, folders = [experiment(**s) for s in SETTINGS], [tmp_path / str(r) for r in range(3)]
   assert train.train(configs[0], folders[0], tiny_runs.stop_before(5)) is None
-  stopped = replicas.train_together(configs[:2], folders[:2], tiny_runs.stop_before(2))
+  stopped = replicas.train_together(configs[:2], folders[:2], tiny_runs.stop_before(3))
   assert [(o.outcome, o.code, o.result) for o in stopped] == [('stopped', 75, None)] * 2
   assert [events(folder)[-1] for folder in folders[:2]] == [('preempted', 6), ('preempted', 1)]
   train.train(configs[2], folders[2])
@@ -252,6 +252,43 @@ def test_what_waits_is_not_begun_after_a_request_to_stop(grouped):
   assert [outcome.outcome for outcome in outcomes] == ['done', 'done', 'stopped', 'stopped']
 
 
+def test_a_stop_while_the_step_compiles_touches_no_run(tmp_path):
+  pairs = [(experiment(**setting), tmp_path / str(r)) for r, setting in enumerate(SETTINGS[:2])]
+  for cfg, folder in pairs:
+    train.train(cfg, folder, tiny_runs.stop_before(2))
+  group, before = replicas.Group(pairs), tiny_runs.snapshot(tmp_path)
+  assert [(o.outcome, o.code) for o in group.train(lambda: True)] == [('stopped', 75)] * 2
+  assert tiny_runs.snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+  'files, expected',
+  [
+    ({'cgroup': '0::/\n'}, []),
+    ({'cgroup': '0::/a/b\n', 'fs/memory.max': '500', 'fs/a/memory.max': '70',
+      'fs/a/b/memory.max': 'max'}, [70, 500]),
+    ({'cgroup': '4:cpu:/a\n2:cpuset,memory:/job\n0::/\n', 'fs/memory/memory.limit_in_bytes': '9',
+      'fs/memory/job/memory.limit_in_bytes': '8', 'fs/memory.max': 'max'}, [8, 9]),
+    ({}, []),
+  ],
+)  # fmt: skip
+def test_the_limits_of_control_groups(tmp_path, files, expected):
+  for name, content in files.items():
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(content)
+  assert replicas.control_group_limits(tmp_path / 'cgroup', tmp_path / 'fs') == expected
+
+
+def test_memory_is_what_the_kernel_and_the_control_group_give(tmp_path, monkeypatch):
+  (tmp_path / 'meminfo').write_text('MemTotal: 90 kB\nMemFree: 1 kB\nMemAvailable:   20 kB\n')
+  assert replicas.available(tmp_path / 'meminfo') == 20 * 1024
+  assert replicas.available(tmp_path / 'none') > 1 << 28
+  monkeypatch.setattr(replicas, 'control_group_limits', list)
+  assert 1 << 20 < replicas.memory_limit() <= replicas.available(tmp_path / 'none')
+  monkeypatch.setattr(replicas, 'control_group_limits', lambda: [77, 99])
+  assert replicas.memory_limit() == 77
+
+
 def test_fitting_counts_what_a_step_needs():
   used = SimpleNamespace(argument_size_in_bytes=100, output_size_in_bytes=90,
                          alias_size_in_bytes=80, temp_size_in_bytes=190)  # fmt: skip
@@ -361,6 +398,18 @@ def test_a_worker_saves_when_it_is_told_to_end(worker, tmp_path):
   for folder, step in zip(folders, steps, strict=True):
     assert (folder / 'checkpoints' / str(step)).is_dir()
     assert (folder / 'checkpoints/digests' / f'{step}.json').exists()
+
+
+def test_a_worker_whose_parent_died_while_it_began_trains_nothing(tmp_path):
+  """It learns who started it from the environment, not from whoever is its parent by then."""
+  job = json.dumps(records.to_json({'configs': [short()], 'folders': [str(tmp_path / 'a')]}))
+  done = subprocess.run(
+    [sys.executable, '-m', 'gpt_jax.ablation.worker'], input=job + '\n', text=True, cwd=ROOT,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'GPT_JAX_PARENT': '1'}, capture_output=True,
+  )  # fmt: skip
+  [outcome] = json.loads(done.stdout)['outcomes']
+  assert (outcome['outcome'], done.returncode) == ('stopped', 75)
+  assert not (tmp_path / 'a').exists()
 
 
 def test_an_idle_worker_ends_at_once(worker, tmp_path):

@@ -66,7 +66,8 @@ def test_the_verdict_comes_first(page):
   assert order == sorted(order)
   worse = head[head.index('Worse') :]
   names = re.findall(r'positions=(\S+) \+0\.\d{3}', worse)
-  assert names[:3] == ['learned', 'sinusoidal', 'none']  # the least bad first
+  assert names[:3] == ['learned', 'none', 'sinusoidal']  # the least bad first, then who diverged
+  assert 'Diverged positions=sinusoidal' in ' '.join(worse.split())
 
 
 def test_it_needs_nothing_but_itself(page):
@@ -168,8 +169,8 @@ def test_the_headline_answers():
     'positions=x1 beats the baseline (rope): validation loss 1.670, -0.030 (-0.040 to -0.020). '
     '1 worse.'
   )
-  tiny = (-0.003, [-0.004, -0.002], 'better')
-  assert ', less than what matters.' in headline([tiny])
+  lost = (-0.3, [-0.4, -0.2], 'diverged')
+  assert headline([lost, worse]) == 'Nothing beats the baseline (rope): 1 worse, 1 diverged.'
 
 
 def test_the_best_arm_is_the_highest_where_higher_is_better():
@@ -273,6 +274,8 @@ def test_main_effects_have_their_own_forest(tmp_path):
   part = text[text.index('Main effects') : text.index('Results')]
   assert 'mlp=gelu' in part
   assert re.search(r'\+0\.0[45]\d \(', part)
+  told = crossed(tmp_path / 'again')
+  assert re.search(r'\| mlp=gelu against relu2 \| \+0\.0', plain(tables.markdown(told)))
 
 
 def sized(folder):
@@ -297,7 +300,7 @@ def sized(folder):
   losses = 1.6 + 2 * (sizes / 1e5) ** -0.4
   curve = np.stack([sizes, losses, losses - 0.05, losses + 0.08], 1).tolist()
   law = {'E': 1.6, 'A': 200.0, 'alpha': 0.4, 'curve': curve, 'intervals': {'alpha': [0.35, 0.46]}}
-  with mock.patch.object(scaling, 'power_law', lambda *_: law):  # fitting takes seconds
+  with mock.patch.object(scaling, 'power_law', lambda *_: law):  # these numbers
     return made(folder, planned | {'arms': arms, 'seeds': [0, 1, 2, 3]}, rows)
 
 
@@ -307,6 +310,41 @@ def test_sizes_have_their_law_and_a_warning_when_an_effect_turns(tmp_path):
   part = text[text.index('Scaling') : text.index('Results')]
   assert part.count('L = 1.6 + 200 / N^0.4 (0.35 to 0.46)') == 2
   assert 'positions=alibi at l' in part
+  told = sized(tmp_path)
+  assert plain(told.headline()) == (
+    'Validation loss over parameters: L = 1.6 + 200 / N^0.4 (0.35 to 0.46). '
+    'positions=alibi: better at s, m; worse at l.'
+  )
+  text = tables.markdown(told)
+  assert all(line in text for line in ('## Scaling', '- positions=alibi: L = 1.6', ' at l |'))
+
+
+def test_laws_of_sizes_and_tokens_are_told_on_the_page_and_in_markdown(tmp_path):
+  planned = ablation_study.study((), seeds=1)
+  arms = planned['arms']
+  best = {'parameters': 2e5, 'tokens': 4e6, 'flops': 5e12, 'inside': False}
+  law = {'E': 1.2, 'A': 30.0, 'alpha': 0.3, 'B': 60.0, 'beta': 0.35, 'intervals': None}
+  budget = {'flops': 1e12, 'parameters': 3e5, 'loss': 1.5, 'inside': True}
+  flat = {'budgets': [budget], 'exponent': 0.5, 'interval': [0.4, 0.6], 'notes': ['one had none']}
+  scaled = {'laws': {}, 'parametric': {'': law | {'optimum': best}}, 'isoflop': {'': flat}}
+  analysis = {'arms': arms, 'scaling': scaled | {'rungs': [], 'warnings': []}}
+  told = summary.Summary(planned, [], analysis)
+  for text in (Reader(report.render(told)).text(), tables.markdown(told)):
+    assert 'L = 1.2 + 30 / N^0.3 + 60 / D^0.35; best at 5e+12 FLOPs: 200k parameters' in text
+    assert 'beyond the sizes tried' in text
+    assert '300k parameters at 1e+12 FLOPs; best N grows as FLOPs^0.5 (0.4 to 0.6)' in text
+    assert 'one had none' in text
+
+
+def test_tokens_and_who_trained_together_are_what_the_runs_say(tmp_path):
+  planned = ablation_study.study((), seeds=3)
+  rows = ablation_study.rows(planned, tmp_path, samples=False)
+  for row in rows:
+    row['result'] |= {'tokens': 123_456, 'replicas': 1 + row['seed'] % 2}
+  told = made(tmp_path, planned, rows)
+  text = Reader(report.render(told)).text()
+  assert '1 run 2 together, 2 runs alone' in text
+  assert dict(report.key_numbers(told))['tokens a run'] == '123k'
 
 
 # --- what is missing

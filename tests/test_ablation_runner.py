@@ -3,6 +3,7 @@
 Most training processes here are `fake_worker`, which does at once what it is told.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -13,9 +14,10 @@ import pytest
 
 from gpt_jax import records
 from gpt_jax.ablation import calibrate, crew, pool, runner, store
+from gpt_jax.ablation.design import Budget, Study
 from tests.tiny_runs import assert_two_lines
 
-ALONE = {'how': 'alone', 'workers': 1, 'replicas': 1}
+ALONE = calibrate.ALONE
 TWO = {'how': 'process', 'workers': 2, 'replicas': 1}
 TOGETHER = {'how': 'replicas', 'workers': 1, 'replicas': 8}
 never = lambda: False
@@ -131,6 +133,12 @@ def test_a_run_that_fails_in_a_group_is_tried_alone(tmp_path):
                    (0, 'failed', 'alone')]  # fmt: skip
 
 
+def test_attempts_tell_what_memory_let_train_alone(tmp_path):
+  tasks = [task(tmp_path, 'a', seed, f'done{" alone" * (seed == 1)}') for seed in range(3)]
+  _, attempts, _ = work(tmp_path, tasks, TOGETHER)
+  assert [a['how'] for a in attempts] == ['replicas', 'alone', 'replicas']
+
+
 def test_groups_share_a_program():
   tasks = [task(pathlib.Path(), arm, seed, program=arm[0]) for seed in range(3)
            for arm in ('x1', 'x2', 'y')]  # fmt: skip
@@ -150,6 +158,30 @@ def test_stopping_saves_all_and_the_rest_stays(tmp_path):
   assert not began(tasks[2]) and not began(tasks[3])
   pids = {b['pid'] for t in tasks for b in began(t)}
   assert not any(pathlib.Path(f'/proc/{pid}').exists() for pid in pids)
+
+
+def test_a_metric_that_no_result_has_ends_the_work_after_the_first_run(tmp_path):
+  tasks = [task(tmp_path, f'a{k}', fake='wait' if k == 1 else 'done') for k in range(5)]
+  planned = {'metric': 'valid_los', 'seeds': [0], 'arms': [
+    {'name': t.arm, 'slug': t.arm} for t in tasks]}  # fmt: skip
+  records.write_json(tmp_path / 'study.json', planned)
+  check = functools.partial(runner.check_metric, tmp_path)
+  check()  # nothing is known yet
+  made = crew.Crew(tmp_path, tasks, TWO, print, check)
+  with pytest.raises(ValueError) as error:
+    made.work(never)
+  assert_two_lines(error.value, "metric='valid_los'")
+  attempts = records.read_lines(tmp_path / 'attempts.jsonl')
+  assert {(a['arm'], a['outcome']) for a in attempts} >= {('a0', 'done'), ('a1', 'stopped')}
+  assert not began(tasks[4])
+  with pytest.raises(ValueError):  # before anything is trained
+    check()
+  records.write_json(tmp_path / 'study.json', planned | {'metric': 'valid_loss'})
+  runner.check_metric(tmp_path)
+  made = crew.Crew(
+    tmp_path, tasks[4:], ALONE, print, functools.partial(runner.check_metric, tmp_path)
+  )
+  assert made.work(never)
 
 
 def test_a_full_disk_does_not_lose_an_attempt(tmp_path, monkeypatch):
@@ -176,7 +208,7 @@ def test_what_is_done_or_diverged_is_left_alone(tmp_path):
   work(tmp_path, tasks)
   (tasks[3].folder / 'result.json').write_text('{"valid_loss": 1.')
   said = []
-  left = runner.remaining([*tasks, task(tmp_path, 'new')], 'valid_loss', said.append)
+  left = runner.remaining(tmp_path, [*tasks, task(tmp_path, 'new')], 'valid_loss', said.append)
   assert [t.arm for t in left] == ['a2', 'a3', 'new']
   assert any('a1 seed 0 diverged (not finite); delete' in line for line in said)
   assert any('result.json cannot be read' in line and 'made again' in line for line in said)
@@ -185,12 +217,28 @@ def test_what_is_done_or_diverged_is_left_alone(tmp_path):
   assert whole and store.state(tasks[3].folder)[0] == 'done'
 
 
+@pytest.mark.parametrize('content', ['', '{"mesh": ', '[]', '\x00'])
+def test_a_run_whose_config_cannot_be_read_is_set_aside_and_made_again(tmp_path, content):
+  tasks = [task(tmp_path, 'a'), task(tmp_path, 'b')]
+  work(tmp_path, tasks)
+  for k in ('', '1'):
+    (tasks[0].folder / 'config.json').write_text(content)
+    said = []
+    left = runner.remaining(tmp_path, tasks, 'valid_loss', said.append)
+    assert left == tasks[:1] and 'config.json' in said[0]
+    aside = tasks[0].folder.with_name(f'seed0.corrupt{k}')
+    assert (aside / 'began').exists() and str(aside) in said[0]
+    work(tmp_path, left)
+    assert store.state(tasks[0].folder)[0] == 'done'
+  assert store.run_folders(tmp_path) == [t.folder for t in tasks]
+
+
 def test_a_folder_with_another_config_is_refused(tmp_path):
   work(tmp_path, [task(tmp_path, 'a', data={'cache': 'x'})])
   moved = task(tmp_path, 'a', data={'cache': 'y'})
-  assert runner.remaining([moved], 'valid_loss', print) == []
+  assert runner.remaining(tmp_path, [moved], 'valid_loss', print) == []
   with pytest.raises(ValueError) as error:
-    runner.remaining([task(tmp_path, 'a', optim={'lr': 1})], 'valid_loss', print)
+    runner.remaining(tmp_path, [task(tmp_path, 'a', optim={'lr': 1})], 'valid_loss', print)
   assert_two_lines(error.value, 'another config', 'optim.lr')
 
 
@@ -239,14 +287,40 @@ def test_where_a_study_may_lie(tmp_path):
 
 
 def test_a_folder_of_another_study_is_refused(tmp_path):
-  arms = lambda prints: [{'name': p, 'fingerprint': p} for p in prints]
-  study = lambda base, *prints: {'name': 'n', 'base': base, 'arms': arms(prints)}
-  runner.check_same(tmp_path, {}, study('x', 'a'))
-  runner.check_same(tmp_path, study('x', 'a'), study('x', 'a', 'b'))
-  for other in (study('y', 'a'), study('x', 'c')):
+
+  def study(file, name, /, *arms, metric='valid_loss', **prints):
+    arms = [
+      {'name': arm, 'fingerprint': prints.get(arm, arm) + metric, 'program': prints.get(arm, arm)}
+      for arm in ('base', *arms)
+    ]
+    return {'name': name, 'base': file, 'metric': metric, 'arms': arms}
+
+  old = study('x', 'n', 'a')
+  more = (study('x', 'n', 'a', 'b'), study('x', 'other', 'b', 'a'), study('x', 'n', 'c'))
+  for same in (old, *more, study('x', 'n', 'a', metric='answer/exact')):
+    runner.check_same(tmp_path, {}, same)
+    runner.check_same(tmp_path, old, same)
+  for other in (study('y', 'n', 'a'), study('x', 'other', 'c'), study('x', 'other', base='new')):
     with pytest.raises(ValueError) as error:
-      runner.check_same(tmp_path, study('x', 'a'), other)
+      runner.check_same(tmp_path, old, other)
     assert_two_lines(error.value, 'another study: n of x')
+  for name in ('base', 'a'):
+    with pytest.raises(ValueError) as error:
+      runner.check_same(tmp_path, old, study('x', 'n', 'a', **{name: 'mended'}))
+    assert_two_lines(error.value, f'arm {name} computes something else', 'code, the config')
+  with pytest.raises(ValueError):
+    runner.check_same(tmp_path, old, study('x', 'n', 'a', metric='answer/exact', a='mended'))
+
+
+def test_each_look_at_verdicts_is_kept(tmp_path):
+  records.write_json(tmp_path / 'study.json', {'name': 'n'})
+  rows = [{'arm': arm, 'seed': seed, 'status': 'done'} for seed in range(4) for arm in 'ab']
+  looks = lambda count: runner.looked(tmp_path, rows[:count]).get('looks')
+  assert looks(0) is None and looks(2) is None  # one seed has no verdict
+  assert looks(5) == [3] and looks(6) == [3] and looks(8) == [3, 4]
+  rows[6]['status'] = rows[7]['status'] = 'failed'
+  assert looks(8) == [3, 4, 3]
+  assert records.read_json(tmp_path / 'study.json') == {'name': 'n', 'looks': [3, 4, 3]}
 
 
 # ------------------------------------------------------------------------------ which way is faster
@@ -299,6 +373,45 @@ def test_the_fastest_way_is_measured_once_and_kept(tmp_path, monkeypatch):
   start = time.monotonic()
   assert calibrate.schedule(tmp_path, tasks, 0, never, said.append) == chosen
   assert time.monotonic() - start < 0.2 and sum('measuring' in line for line in said) == 2
+
+
+def test_all_ways_train_the_same_program(tmp_path, monkeypatch):
+  given = []
+  monkeypatch.setattr(calibrate, 'watch', lambda pool, *rest: given.extend(
+    config['name'] for worker in pool.workers for config in worker.job['configs']))  # fmt: skip
+  monkeypatch.setattr(calibrate, 'parts', lambda choice, jobs: [(pool.cores(), {})] * jobs)
+  tasks = [task(tmp_path, 'large', program='large', name='large')]
+  tasks += [task(tmp_path, arm, seed, program=arm, name=f'{arm}{seed}') for seed in range(2)
+            for arm in 'ab']  # fmt: skip
+  three = {'how': 'process', 'workers': 3, 'replicas': 1}
+  for choice, names in ((ALONE, 'a0'), (three, 'a0 a1 a0'), (TOGETHER | {'replicas': 2}, 'a0 a1')):
+    given.clear()
+    assert calibrate.measure(tmp_path, tasks, choice, never) == 0.0
+    assert given == names.split()
+
+
+def test_a_budget_of_seconds_is_spent_as_it_was_measured(tmp_path, monkeypatch):
+  """One run at a time with the whole machine, whatever would be faster or is asked for."""
+  tasks = [task(tmp_path, arm) for arm in 'ab']
+  arms = [{'name': t.arm, 'slug': t.arm, 'flags': []} for t in tasks]
+  planned = {'metric': 'valid_loss', 'seeds': [0], 'arms': arms}
+  monkeypatch.setattr(runner, 'proved', lambda *_: (arms, {}, planned))
+  monkeypatch.setattr(runner, 'tasks', lambda *_: tasks)
+  monkeypatch.setattr(runner, 'judge', lambda *_: 'judged')
+  study, said = Study('x', {'lr': [1]}, budget=Budget(seconds=5)), []
+  assert runner.run(study, tmp_path, workers=2, say=said.append) == 'judged'
+  assert any('one run at a time' in line for line in said)
+  assert [a['how'] for a in records.read_lines(tmp_path / 'attempts.jsonl')] == ['alone'] * 2
+  assert began(tasks[0])[0]['cores'] == began(tasks[1])[0]['cores'] == pool.cores()
+
+
+def test_a_measurement_without_numbers_is_not_kept(tmp_path, monkeypatch):
+  monkeypatch.setattr(calibrate, 'measure', lambda *_: 0.0)
+  records.write_json(tmp_path / 'study.json', {'name': 'n'})
+  tasks, said = [task(tmp_path, 'a', seed) for seed in range(3)], []
+  assert calibrate.schedule(tmp_path, tasks, 0, never, said.append) == ALONE
+  assert 'no way could be measured' in said[-1]
+  assert records.read_json(tmp_path / 'study.json') == {'name': 'n'}
 
 
 SHARES = {1: [(pool.cores(), {})], 2: [(pool.cores()[:1], {}), (pool.cores()[1:2], {})]}

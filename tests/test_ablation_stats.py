@@ -128,7 +128,7 @@ def test_planted_effects_are_found_with_their_size():
   low, high = of_arm(analysis, 'good')['interval']
   assert low < -0.04 < high
   assert low < 0 and high < 0
-  assert 'good is better: valid_loss 0.0' in of_arm(analysis, 'good')['sentence']
+  assert 'good is better: valid_loss -0.0' in of_arm(analysis, 'good')['sentence']
   assert 'no different by more than 0.01' in of_arm(analysis, 'same')['sentence']
   assert of_arm(analysis, 'good')['seeds_needed'] == 0
   assert analysis['pairing']['gain'] > 5
@@ -141,13 +141,14 @@ def test_higher_is_better_turns_the_verdict_and_not_the_difference():
   assert arm['difference'] > 0
 
 
-def test_a_real_but_tiny_difference_is_said_to_be_below_the_tolerance():
+def test_a_real_difference_shown_to_be_below_the_tolerance_is_no_difference():
   study = make_study(('a',))
   rows = [make_row('base', s, 1.0 + s) for s in range(5)]
   rows += [make_row('a', s, 1.0 + s - 0.002 - s * 1e-5) for s in range(5)]
   arm = of_arm(stats.analyse(study, rows), 'a')
-  assert arm['verdict'] == 'better'
-  assert 'less than the tolerance of 0.01' in arm['sentence']
+  assert arm['p_holm'] < 0.001
+  assert arm['verdict'] == 'no difference'
+  assert of_arm(stats.analyse(study | {'tolerance': 0.0}, rows), 'a')['verdict'] == 'better'
 
 
 def test_noise_is_undecided_and_the_seeds_it_asks_for_decide():
@@ -165,6 +166,15 @@ def test_noise_is_undecided_and_the_seeds_it_asks_for_decide():
     for _ in range(20)
   ]
   assert sum(one['verdict'] == 'better' for one in found) >= 12
+
+
+def test_another_look_after_more_seeds_is_said():
+  study, rng = make_study(('a',), tolerance=0.0), np.random.default_rng(5)
+  rows = simulated(study, rng, {'a': -0.02}, own=0.03)
+  assert 'second look' in stats.analyse(study, rows)['notes'][-1]
+  again = stats.analyse(study | {'looks': [3, 5]}, rows)
+  assert again['looks'] == [3, 5]
+  assert 'Judged 2 times, with 3, 5 seeds' in again['notes'][-1]
 
 
 def test_one_seed_has_a_difference_and_no_verdict():
@@ -190,7 +200,9 @@ def test_an_arm_with_lost_runs_is_compared_on_the_seeds_that_both_have():
   arm, expected = (of_arm(one, 'a') for one in (analysis, stats.analyse(study, alone)))
   assert (arm['n'], arm['failed'], arm['seeds']) == (3, 2, ['0', '2', '4'])
   assert arm['interval'] == expected['interval']
-  assert '2 diverged' in arm['sentence']
+  assert arm['verdict'] == 'diverged', 'the seeds that survived flatter it'
+  assert 'a diverged in 2 of 5 runs; the others' in arm['sentence']
+  assert f'{arm["difference"]:+.3g}' in arm['sentence']
   assert any('2 of 5 runs failed' in note for note in analysis['notes'])
   assert of_arm(analysis, 'b')['n'] == 5
 
@@ -206,6 +218,15 @@ def test_an_arm_or_a_baseline_without_results_leaves_an_analysis(lost):
   assert of_arm(analysis, 'a')['verdict'] == 'undecided'
   assert of_arm(analysis, lost)['mean'] is None
   assert analysis['family'] == (1 if lost == 'a' else 0)
+
+
+def test_an_arm_of_which_every_run_diverged_says_so():
+  study = make_study(('a',))
+  rows = [make_row('base', s, 1.0) for s in range(5)]
+  rows += [make_row('a', s, 1.0, status='diverged') for s in range(5)]
+  arm = of_arm(stats.analyse(study, rows), 'a')
+  assert arm['verdict'] == 'diverged'
+  assert arm['sentence'] == 'a diverged in 5 of 5 runs.'
 
 
 def test_a_value_that_is_not_finite_is_no_value():
@@ -241,6 +262,32 @@ def test_metrics_of_the_tail_and_of_tasks_have_names(metric):
   assert of_arm(stats.analyse(study, rows), 'a')['mean'] == 0.5
 
 
+def scored(**scores):
+  """Rows of a study whose task has a score for each of these sources."""
+  rows = [make_row(arm, s, 1.0) for arm in ('base', 'a') for s in range(2)]
+  for row in rows:
+    row['result']['evaluations'] = [
+      {'task': 'classify', 'source': source, 'metric': 'accuracy', 'value': value}
+      for source, value in scores.items()
+    ]
+  return rows
+
+
+def test_scores_of_several_sources_are_told_apart_by_name():
+  find = lambda metric, rows: of_arm(stats.analyse(make_study(('a',), metric=metric), rows), 'a')
+  two = scored(digits=0.9, letters=0.3)
+  assert find('classify/digits/accuracy', two)['mean'] == 0.9
+  assert find('classify/letters/accuracy', two)['mean'] == 0.3
+  assert find('classify/accuracy', scored(digits=0.9))['mean'] == 0.9
+  names = 'classify/digits/accuracy, classify/letters/accuracy'
+  with pytest.raises(ValueError, match=rf"'classify/accuracy'[\s\S]*\nfix: use one of {names}"):
+    find('classify/accuracy', two)
+  for row in two:
+    row['result']['evaluations'][1] |= {'source': 'digits', 'modality': 'image'}
+  assert find('classify/digits/accuracy', two)['mean'] == 0.9
+  assert find('classify/digits/accuracy/image', two)['mean'] == 0.3
+
+
 def test_an_analysis_is_json_and_comes_back_equal():
   study = make_study(('a', 'b'), plan='full')
   analysis = stats.analyse(study, simulated(study, np.random.default_rng(9)))
@@ -270,6 +317,16 @@ def test_speedup_of_a_metric_that_rises():
   rows = [make_row('base', 0, 1.0, curve=curve((1, 2, 3, 4))),
           make_row('a', 0, 1.0, curve=curve((2, 4, 6, 8)))]  # fmt: skip
   assert of_arm(stats.analyse(study, rows), 'a')['speedup'] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize('change', [{'how': 'replicas'}, {'replicas': 4}])
+def test_clocks_of_runs_that_were_trained_in_other_ways_are_not_compared(change):
+  study = make_study(('a',), seeds=2)
+  rows = [make_row(arm, s, 1.0, curve=curve((4, 3, 2, 1))) for arm in ('base', 'a') for s in (0, 1)]
+  assert of_arm(stats.analyse(study, rows), 'a')['speedup'] == 1.0
+  rows[-1] |= change
+  rows[-1]['result'] |= change
+  assert of_arm(stats.analyse(study, rows), 'a')['speedup'] is None
 
 
 def test_curves_are_compared_at_equal_fractions_of_each_arms_tokens():
@@ -303,3 +360,69 @@ def test_main_effects_of_a_crossed_plan_pool_the_arms():
   assert found['f']['difference'] == pytest.approx(0.05, abs=0.02)
   assert found['g']['verdict'] in ('undecided', 'no difference')
   assert stats.analyse(study | {'plan': 'one_at_a_time'}, rows)['effects'] == []
+
+
+def planned(plan, cells, base):
+  """A crossed study of these cells, {factor: level} with the base's level where one is left out."""
+  arms = [
+    {'name': str(cell), 'levels': base | cell, 'is_baseline': base | cell == base}
+    for cell in [{}, *(c for c in cells if base | c != base)]
+  ]
+  return make_study((), plan=plan, factors=dict.fromkeys(base)) | {'arms': arms}
+
+
+def crossed_rows(study, effects, rng, own=0.0):
+  """Rows in which levels add up: effects is {(factor, level): number}."""
+  names = {
+    arm['name']: sum(effects.get(pair, 0.0) for pair in arm['levels'].items())
+    for arm in study['arms']
+  }
+  return simulated(study, rng, names, own=own)
+
+
+SINGLES = [{'f': '1'}, {'g': '1'}, {'h': '1'}]
+PAIRS = [SINGLES[i] | SINGLES[j] for i, j in ((0, 1), (0, 2), (1, 2))]
+BASE = {'f': '0', 'g': '0', 'h': '0'}
+CROSSINGS = {
+  'pairwise': (SINGLES + PAIRS, BASE),
+  'full': ([{'f': f, 'g': g} for f in '01' for g in '01'], {'f': '0', 'g': '0'}),
+  'full, base not a level': (
+    [{'f': f, 'g': g} for f in '01' for g in '12'], {'f': '0', 'g': 'base'}),
+  'full, no base is a level': (
+    [{'f': f, 'g': g} for f in '12' for g in '12'], {'f': 'base', 'g': 'base'}),
+  'fractional': ([{'f': '1', 'h': '1'}, {'f': '1', 'g': '1'}, {'g': '1', 'h': '1'}], BASE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('crossing', CROSSINGS)
+def test_a_factor_that_does_nothing_has_no_main_effect_whatever_the_others_do(crossing):
+  study = planned(crossing.partition(',')[0], *CROSSINGS[crossing])
+  effects = {('g', level): 0.3 for level in '12'} | {('h', '1'): -0.2}
+  found = stats.analyse(study, crossed_rows(study, effects, np.random.default_rng(0)))['effects']
+  assert {one['factor'] for one in found} == set(study['factors'])
+  for one in found:
+    factor = one['factor']
+    truth = effects.get((factor, one['level']), 0) - effects.get((factor, one['against']), 0)
+    assert one['difference'] == pytest.approx(truth, abs=1e-9), one
+
+
+@pytest.mark.parametrize('crossing', ['pairwise', 'full', 'fractional'])
+def test_an_arm_without_results_leaves_the_main_effects_of_the_others(crossing):
+  study = planned(crossing, *CROSSINGS[crossing])
+  if crossing == 'fractional':  # four cells determine three factors; one more lets one be lost
+    study = planned(crossing, [*CROSSINGS[crossing][0], {'f': '1', 'g': '1', 'h': '1'}], BASE)
+  rows = crossed_rows(study, {('g', '1'): 0.3}, np.random.default_rng(0))
+  for row in rows:
+    if row['arm'] == str(CROSSINGS[crossing][0][-1]):
+      row |= {'status': 'failed', 'result': {}}
+  found = {one['factor']: one for one in stats.analyse(study, rows)['effects']}
+  assert found['f']['difference'] == pytest.approx(0.0, abs=1e-9)
+  assert found['g']['difference'] == pytest.approx(0.3)
+  assert found['g']['n'] == 5
+
+
+def test_a_main_effect_over_an_arm_that_diverged_is_no_gain():
+  study = planned('full', *CROSSINGS['full'])
+  rows = crossed_rows(study, {('g', '1'): -0.3}, np.random.default_rng(0))
+  rows[-1] |= {'status': 'diverged', 'result': {}}
+  assert {one['verdict'] for one in stats.analyse(study, rows)['effects']} == {'diverged'}

@@ -273,6 +273,39 @@ def test_losses_are_drawn_for_wide_and_narrow_with_their_restart(whole):
   assert 'var(--second)' in text
 
 
+def probed(step, layers, size=1.0):
+  """A line of probes.jsonl."""
+  found = {'embed_VD': {'gradient': 9.0, 'update': 9.0}, 'logits': {'activation': 9.0}}
+  for l in range(layers):
+    found[f'blocks/{l}'] = {'activation': l + size}
+    found[f'blocks/{l}/mlp'] = {'activation': 9.0}
+    for name in ('up_DF', 'down_FD'):
+      found[f'blocks/{l}/mlp/{name}'] = {'gradient': size, 'update': None, 'parameter': 1.0}
+  return {'step': step, 'layers': found}
+
+
+def test_probes_are_drawn_by_layer(tmp_path):
+  folder = new_run(tmp_path / 'run', *[{'loss': 1.0, 'tokens': 10 * step} for step in range(3)])
+  assert 'Inside the model' not in read_report(folder)[1].text()
+  for step in range(3):
+    records.append_line(folder / 'probes.jsonl', probed(step, layers=12, size=1.0 + step))
+  text, reader = read_report(folder)
+  said = reader.text()
+  assert 'Inside the model' in said
+  assert 'activation by layer' in said and 'gradient by layer' in said
+  assert 'update by layer' not in said  # never finite
+  for layer in ('0', '2', '5', '8', '11'):
+    assert sum(word.strip() == layer for word in reader.words) >= 2, layer
+
+
+def test_the_size_of_a_layer():
+  layers = {'blocks/1': {'activation': 3.0}, 'blocks/10/a': {'update': 9.0},
+            'blocks/1/a': {'update': 1.0}, 'blocks/1/b': {'update': 7.0}}  # fmt: skip
+  assert report.size_of(layers, '1', 'activation') == 3
+  assert report.size_of(layers, '1', 'update') == 5
+  assert math.isnan(report.size_of(layers, '1', 'gradient'))
+
+
 def said_times(whole, words):
   return sum(words in chunk for chunk in whole[1].words)
 

@@ -229,6 +229,21 @@ def test_resumed_on_another_mesh_reaches_the_same_end(run, tmp_path, all_devices
   assert resume['changed'] == {'mesh.data': [-1, 2], 'mesh.fsdp': [1, 4]}
 
 
+def test_what_another_process_saved_meanwhile_is_not_cut(tmp_path):
+  """A process that took long to start, its folder free again when it is ready."""
+  workdir = tmp_path / 'run'
+  stale = start(experiment(), workdir)
+  assert train.train(experiment(), workdir, tiny_runs.stop_before(5)) is None
+  stopped = start(experiment(), workdir)
+  before = tiny_runs.snapshot(workdir)
+  with pytest.raises(ValueError) as error:
+    stale.open()
+  assert_two_lines(error.value, str(workdir), 'another process has saved')
+  assert tiny_runs.snapshot(workdir) == before
+  with stopped.open():
+    stopped.close()
+
+
 # ---------------------------------------------------------------------- mixtures, packing, loggers
 
 

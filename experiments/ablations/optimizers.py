@@ -1,27 +1,42 @@
-"""Which optimizer gets furthest in equal time, each at a learning rate of its own?
+"""Which optimizer gets furthest on equal tokens, each at the best of three learning rates?
 
-Equal time means: as many steps as fit into the seconds of the budget, by the step time that is
-measured before the study; a slower step gets fewer of them.
+How to read it: compare the best arm of each optimizer. They are chosen alike, of three rates a
+factor of about three apart; one whose best rate is the lowest or the highest of the three may do
+better beyond, so widen its rates before it is called worse. Weight decay is multiplied by the
+learning rate, so each arm's is set such that what a step takes off the weights is the same in all.
+The budget is tokens, for all rates of an optimizer train in one program; what its steps cost is in
+the report's columns of time and of effective speed.
 Command: launch.py ablate --config=experiments/ablations/optimizers.py --workdir=runs/optimizers
-Hardware: 2 CPU cores   Minutes: 15
+Hardware: 2 CPU cores   Minutes: 25
 """
 
 from gpt_jax.ablation.design import Budget, Study
 
 SMALL = {'layers': 2, 'model.width': 64, 'heads': 4, 'context': 128, 'batch_size': 16,
          'eval_every': 60, 'eval_tokens': 16384, 'sample_every': 0}  # fmt: skip
-RATES = {'muon': 3e-3, 'adamw': 1e-2, 'lion': 1e-3, 'adafactor': 1e-2, 'sgd': 0.3}
+RATES = {
+  'muon': (3e-3, 1e-3, 1e-2), 'adamw': (3e-3, 1e-2, 3e-2), 'lion': (3e-4, 1e-3, 3e-3),
+  'adafactor': (3e-3, 1e-2, 3e-2), 'sgd': (0.1, 0.3, 1.0),
+}  # fmt: skip
+DECAY = 3e-4  # learning rate times weight decay, of every arm
 
 
 def get_study(arg=''):
   """No arguments."""
+  levels = {
+    f'{name}_{lr:g}': {
+      'optim.name': name,
+      'optim.lr': lr,
+      'optim.weight_decay': float(f'{DECAY / lr:.6g}'),
+    }
+    for name, rates in RATES.items()
+    for lr in rates
+  }
   return Study(
     base='experiments/shakespeare_char.py',
-    question='Which optimizer gets furthest in equal time?',
-    factors={
-      'optimizer': {name: {'optim.name': name, 'optim.lr': lr} for name, lr in RATES.items()}
-    },
+    question='Which optimizer gets furthest on equal tokens, at its best learning rate?',
+    factors={'optimizer': levels},
     keeps_parameters=('optimizer',),
     changes=SMALL,
-    budget=Budget(seconds=15),
+    budget=Budget(tokens=400_000),
   )

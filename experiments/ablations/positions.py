@@ -1,8 +1,11 @@
 """Which way of telling positions does a small character model learn best with?
 
 Planted: text has no rows and columns, so that mrope is rope, and the verdict should say so.
+The table of sines has entries up to 1, embeddings start far smaller: sinusoidal_scaled multiplies
+them by the root of the width, as Vaswani et al. (2017), section 3.4; sinusoidal adds them as they
+are.
 Command: launch.py ablate --config=experiments/ablations/positions.py --workdir=runs/positions
-Hardware: 2 CPU cores   Minutes: 15
+Hardware: 2 CPU cores   Minutes: 18
 """
 
 from gpt_jax.ablation.design import Budget, Study
@@ -13,10 +16,16 @@ SMALL = {'layers': 2, 'model.width': 64, 'heads': 4, 'context': 128, 'batch_size
 
 def get_study(arg=''):
   """No arguments."""
+  names = ('mrope', 'learned', 'sinusoidal', 'alibi', 'none')
+  scaled = {'positions': 'sinusoidal', 'embed_scale': 0.0}  # 0: the root of the width
   return Study(
     base='experiments/shakespeare_char.py',
     question='Which way of telling positions learns best?',
-    factors={'positions': ['rope', 'mrope', 'learned', 'sinusoidal', 'alibi', 'none']},
+    factors={
+      'positions': {'rope': {}}
+      | {name: {'positions': name} for name in names}
+      | {'sinusoidal_scaled': scaled}
+    },
     changes=SMALL,
     budget=Budget(tokens=600_000),
   )

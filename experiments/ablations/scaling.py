@@ -10,7 +10,7 @@ from gpt_jax.ablation.design import Study
 from gpt_jax.ablation.plans import chain, levels, product
 
 WIDTHS = (32, 48, 64, 96)
-STEPS = {'400k': 200, '200k': 100, '800k': 400}
+STEPS = {'300k': 150, '150k': 75, '600k': 300}
 SMALL = {'layers': 2, 'heads': 2, 'context': 128, 'batch_size': 16, 'warmup': 20, 'mup_base': 32,
          'eval_every': 50, 'eval_tokens': 16384, 'sample_every': 0}  # fmt: skip
 
@@ -29,6 +29,6 @@ def get_study(arg=''):
     plan=chain(
       product(sizes, levels('tokens', *STEPS)), product(sizes, levels('positions', 'none'))
     ),
-    changes=SMALL | {'model.width': WIDTHS[0], 'train.steps': STEPS['400k']},
-    seeds=3,
+    changes=SMALL | {'model.width': WIDTHS[0], 'train.steps': STEPS['300k']},
+    seeds=5,
   )

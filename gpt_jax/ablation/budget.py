@@ -2,17 +2,20 @@
 
 A budget decides train.steps, and with it the schedule, or model.width. FLOPs count as in
 `gpt.flops_per_token`, attention over the whole row included; tokens are rows times their length.
+Arms of one program get one step time, measured once: an arm that changes nothing stays one.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import re
 import time
 from pathlib import Path
 
 import jax
 
-from gpt_jax import config, language, records, train
+from gpt_jax import language, records, train
 from gpt_jax.model import gpt
 from gpt_jax.sharding import to_devices
 
@@ -40,6 +43,7 @@ class Budget:
 
 
 LENGTHS = ('tokens', 'flops', 'seconds')
+FRACTIONS = r'dense<[^>]*>( : tensor<(?:\d+x)*b?f\d+>)'  # a constant, in the text of a program
 
 
 class Measures:
@@ -66,18 +70,45 @@ class Measures:
   def step_seconds(self, cfg):
     """Seconds of one optimizer step, measured here once."""
     path = self.folder / 'step_seconds.json'
-    known, key = records.read_json(path), config_hash(cfg)
-    if key not in known:
-      known[key] = measured_step_seconds(cfg, self.folder)
-      self.folder.mkdir(parents=True, exist_ok=True)
-      records.write_json(path, known)
-    return known[key]
+    with opened(cfg, self.folder) as (job, mesh):
+      known, key = records.read_json(path), work(job, cfg.train.steps_per_call)
+      if key not in known:
+        known[key] = measured_step_seconds(job, mesh, cfg.train.steps_per_call)
+        records.write_json(path, known)
+      return known[key]
 
 
-def config_hash(cfg):
-  """A short name for a config that changes whenever the config does."""
-  text = json.dumps(records.to_json(config.to_dict(cfg)), sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+@contextlib.contextmanager
+def opened(cfg, folder):
+  """(job, mesh) of a config; `folder` has the token caches and tokenizers that arms share."""
+  cfg, place = shared_caches(cfg, folder), scratch(cfg, folder)
+  mesh = train.make_mesh(cfg.mesh)
+  with jax.set_mesh(mesh):
+    job = train.JOBS[cfg.train.job](cfg, place, mesh)
+    try:
+      if cfg.train.job == 'gpt' and not (place / 'tokenizer').exists():
+        job.tokenizers.save(place / 'tokenizer')
+      yield job, mesh
+    finally:
+      job.loader.close()
+
+
+def traced(job, steps_per_call):
+  """The train step of a job, traced for its batches."""
+  front = () if steps_per_call == 1 else (steps_per_call,)
+  batch = {
+    key: jax.ShapeDtypeStruct((*front, *x.shape), x.dtype) for key, x in job.example().items()
+  }
+  return job.program.step.trace(job.program.abstract, batch)
+
+
+def work(job, steps_per_call):
+  """Hash of what a step computes: its lowered text without the values of fractions.
+
+  They decide what comes out, and not how long it takes.
+  """
+  text = traced(job, steps_per_call).lower().as_text()
+  return hashlib.sha256(re.sub(FRACTIONS, r'\1', text).encode()).hexdigest()[:16]
 
 
 def scratch(cfg, folder):
@@ -143,24 +174,19 @@ def of_parameters(cfg, wanted, count, widest=1 << 16):
   return sized(best)
 
 
-def measured_step_seconds(cfg, folder, calls=8):
+def measured_step_seconds(job, mesh, n, calls=8):
   """Seconds of the fastest step of some: what else the machine does only slows them.
 
-  A throw-away state is trained for a moment; its first step, which compiles, is left out.
+  A throw-away state is trained for a moment, n steps a call; its first call, which compiles, is
+  left out.
   """
-  mesh = train.make_mesh(cfg.mesh)
-  with jax.set_mesh(mesh):
-    job = train.JOBS[cfg.train.job](shared_caches(cfg, folder), scratch(cfg, folder), mesh)
-    n, state, seconds = cfg.train.steps_per_call, job.program.init(), []
-    try:
-      for _ in range(calls + 1):
-        start = time.perf_counter()
-        batch = to_devices(train.next_batches(job.loader, n), mesh, stacked=n > 1)
-        state, metrics = job.program.step(state, batch)
-        jax.block_until_ready((state, metrics))
-        seconds.append((time.perf_counter() - start) / n)
-    finally:
-      job.loader.close()
+  state, seconds = job.program.init(), []
+  for _ in range(calls + 1):
+    start = time.perf_counter()
+    batch = to_devices(train.next_batches(job.loader, n), mesh, stacked=n > 1)
+    state, metrics = job.program.step(state, batch)
+    jax.block_until_ready((state, metrics))
+    seconds.append((time.perf_counter() - start) / n)
   return min(seconds[1:])
 
 

@@ -7,6 +7,7 @@ are kept for the runs.
 """
 
 import contextlib
+import itertools
 import shutil
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from gpt_jax.ablation.pool import Pool, cores, shares
 SECONDS = 8.0  # timed of each way, after its first interval of log lines
 PATIENCE = 120.0  # seconds that a way gets for starting, compiling and its first log lines
 REPLICAS = 8  # most runs in one step; a worker takes fewer where memory says so
-WAYS = ('alone', 'process', 'replicas')
+ALONE = {'how': 'alone', 'workers': 1, 'replicas': 1}
 
 
 def accelerators():
@@ -34,13 +35,12 @@ def schedule(workdir, left, workers, should_stop, say):
   workers: processes at once, as the user wants; 0 = measure.
   """
   if workers:
-    return {'how': 'process' if workers > 1 else 'alone', 'workers': workers, 'replicas': 1}
+    return ALONE | ({'how': 'process', 'workers': workers} if workers > 1 else {})
   choices = candidates(left)
   if len(choices) == 1:
     return choices[0]
   machine = f'{len(cores())} cores, {accelerators()} accelerators'
-  study = records.read_json(workdir / 'study.json')
-  known = study.get('schedule', {})
+  known = records.read_json(workdir / 'study.json').get('schedule', {})
   if known.get('machine') == machine:
     return known
   rates = {}
@@ -50,9 +50,13 @@ def schedule(workdir, left, workers, should_stop, say):
     if should_stop():
       return None
   best = max(choices, key=lambda choice: rates[choice['how']])
+  if not rates[best['how']]:
+    say(f'no way could be measured; taken: {described(best)}')
+    return best
   per_hour = {how: round(3600 * rate, 2) for how, rate in rates.items()}
   chosen = best | {'machine': machine, 'runs_per_hour': per_hour}
-  records.write_json(workdir / 'study.json', study | {'schedule': chosen})
+  study = records.read_json(workdir / 'study.json') | {'schedule': chosen}
+  records.write_json(workdir / 'study.json', study)
   pace = ', '.join(f'{how} {rate:.4g}' for how, rate in per_hour.items())
   say(f'chosen: {described(best)} (runs an hour: {pace})')
   return chosen
@@ -76,7 +80,7 @@ def candidates(left):
   several = min(each, len(left))
   found = [{'how': 'process', 'workers': several, 'replicas': 1}] if several > 1 else []
   if not devices or several == 1:
-    found.insert(0, {'how': 'alone', 'workers': 1, 'replicas': 1})
+    found.insert(0, ALONE)
   counts = {}
   for task in left:
     counts[task.program] = counts.get(task.program, 0) + 1
@@ -97,13 +101,16 @@ def parts(choice, jobs):
 
 
 def measure(workdir, left, choice, should_stop):
-  """Runs a second of one way, 0.0 if it does not work. Trains in a folder that is deleted."""
+  """Runs a second of one way, 0.0 if it does not work. Trains in a folder that is deleted.
+
+  All ways train the same program, of which most runs are: others may be larger.
+  """
   place = Path(workdir) / '.calibration'
-  same = max(
-    ([task for task in left if task.program == program] for program in {t.program for t in left}),
-    key=len,
-  )
-  chosen = same[: choice['replicas']] if choice['replicas'] > 1 else left[: choice['workers']]
+  programs = [task.program for task in left]
+  most = max(programs, key=programs.count)
+  same = [task for task in left if task.program == most]
+  count = choice['replicas'] if choice['replicas'] > 1 else choice['workers']
+  chosen = list(itertools.islice(itertools.cycle(same), count))
   folders = [place / f'run{k}' for k in range(len(chosen))]
   jobs = [{'configs': [t.config], 'folders': [f]} for t, f in zip(chosen, folders, strict=True)]
   if choice['replicas'] > 1:

@@ -42,21 +42,25 @@ def utc():
 class Crew:
   """Works off a queue of tasks with a pool of training processes."""
 
-  def __init__(self, workdir, left, schedule, say):
-    """schedule: see calibrate.schedule."""
+  def __init__(self, workdir, left, schedule, say, check=lambda: None):
+    """schedule: see calibrate.schedule. check: called when the first run is done, may raise."""
     self.workdir, self.schedule, self.say = workdir, schedule, say
     self.queue = groups(left, schedule['replicas'])
     self.tries = dict.fromkeys((task.name for task in left), 0)
     self.total, self.ended = len(left), 0
     self.unwritten, self.full = [], False  # attempts that a full disk did not take
     self.stopped, self.start = [], time.monotonic()
+    self.check, self.error = check, None
 
   def work(self, should_stop):
-    """Train all -> whether it came to the end. Returns when the workers have saved and left."""
+    """Train all -> whether it came to the end. Returns when the workers have saved and left.
+
+    Raises what `check` did, also after that.
+    """
     parts = calibrate.parts(self.schedule, len(self.queue))
     with Pool(self.workdir, parts) as pool:
       while self.queue or pool.busy():
-        if should_stop():
+        if self.error or should_stop():
           pool.stop()
           if not pool.busy():
             break
@@ -72,6 +76,8 @@ class Crew:
       now = utc()  # one time for all that a stop stops, later than what they did
       self.unwritten += [attempt | {'time': now} for attempt in self.stopped]
       self.write()
+      if self.error:
+        raise self.error
       return not self.queue and not pool.stopping
 
   def handle(self, pool, worker, answer):
@@ -99,6 +105,8 @@ class Crew:
   def settle(self, task, outcome, seconds, together, stopping):
     """Note one outcome -> whether to try again in this call."""
     kind, message = outcome['outcome'], outcome.get('message', '')
+    if kind == 'done':  # memory may have let it train alone
+      together = store.state(task.folder)[2].get('replicas', 1)
     how = 'replicas' if together > 1 else self.schedule['how'].replace('replicas', 'alone')
     attempt = {
       'time': utc(), 'arm': task.arm, 'seed': task.seed, 'how': how, 'outcome': kind,
@@ -122,7 +130,17 @@ class Crew:
     self.say(
       f'{self.ended} of {self.total}: {task.name} {self.shown(task, kind, message)}{self.eta()}'
     )
+    if kind == 'done':
+      self.examine()
     return False
+
+  def examine(self):
+    """Ask `check`, once: what it raises ends the work when all is saved."""
+    try:
+      self.check()
+    except ValueError as error:
+      self.error = error
+    self.check = lambda: None
 
   def shown(self, task, kind, message):
     """The end of a run in words."""

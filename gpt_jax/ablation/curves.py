@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from gpt_jax import figures, page
-from gpt_jax.ablation import summary
+from gpt_jax.ablation import stats, summary
 
 COLORS = (figures.FIRST, figures.SECOND, figures.THIRD, figures.FOURTH, figures.FIFTH, figures.INK)
 SKIPPED = 0.1  # of the budget: the first plunge would flatten what follows
@@ -15,6 +15,7 @@ POINTS = 100  # of a common grid
 LOOKS = {
   'better': (figures.FIRST, True),
   'worse': (figures.SECOND, True),
+  'diverged': (figures.SECOND, False),
   'no difference': (figures.MUTED, True),
   'undecided': (figures.MUTED, False),
 }
@@ -126,8 +127,7 @@ def measured(told, name):
     result = row.get('result') or {}
     values = {k: v for k, v in result.items() if k.startswith('valid_') or k == 'bits_per_byte'}
     for score in result.get('evaluations') or ():
-      about = [str(score[key]) for key in ('task', 'source', 'metric') if score.get(key)]
-      values[' '.join(about)] = score.get('value')
+      values[stats.score_name(score)] = score.get('value')
     for key, value in values.items():
       if math.isfinite(summary.as_number(value)):
         found[key].append(float(value))

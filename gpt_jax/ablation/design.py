@@ -12,11 +12,9 @@ one that leaves the base as it is, or 'base' if none does.
 import dataclasses
 import difflib
 import hashlib
-import importlib.util
 import json
 import re
 import tempfile
-from pathlib import Path
 from typing import NamedTuple
 
 from gpt_jax import config
@@ -83,7 +81,8 @@ class Arm(NamedTuple):
   levels: dict  # {factor: level} of all factors
   config: config.Config
   is_baseline: bool
-  keys: tuple  # config keys that its factors set; () where a function decides
+  keys: tuple  # config keys that its factors set by name
+  functions: tuple  # factors in which a function decides what is set
 
 
 # ---------------------------------------------------------------------------------------- loading
@@ -91,27 +90,13 @@ class Arm(NamedTuple):
 
 def load_study(spec):
   """'x.py:args' -> the Study of get_study('args'), named x; errors say what to mend."""
-  path, _, argument = spec.partition('.py:')
-  path = Path(path if path.endswith('.py') else path + '.py')
-  if not path.is_file():
-    near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob('*.py')], 1)
-    hint = f'did you mean {path.parent / near[0]}.py?' if near else 'try experiments/ablations'
-    raise FileNotFoundError(f'--config={spec}: no file {path}\nfix: {hint}')
-  module_spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(module_spec)
-  module_spec.loader.exec_module(module)
-  if not hasattr(module, 'get_study'):
-    raise ValueError(
-      f'--config={spec}: {path} has no get_study\n'
-      'fix: define get_study(arg="") that returns a Study, as experiments/ablations/norms.py does'
-    )
-  study = module.get_study(argument)
+  name, study = config.call_file(spec, 'get_study', 'experiments/ablations/norms.py')
   if not isinstance(study, Study):
     raise ValueError(
       f'--config={spec}: get_study returns a {type(study).__name__}\n'
       'fix: return a gpt_jax.ablation.design.Study'
     )
-  return dataclasses.replace(study, name=study.name or path.stem)
+  return dataclasses.replace(study, name=study.name or name)
 
 
 # ------------------------------------------------------------------------------------------- arms
@@ -122,14 +107,14 @@ class Factor(NamedTuple):
 
   levels: dict  # {level name: {key: value} or function}
   base: str  # the baseline's level
-  key: str  # the config key that it is named after, '' if none
   range: Range | None = None
+  key: str = ''  # the config key of a range
 
 
 def arms(study, folder=None):
   """The arms, the baseline first; names and order depend on the study alone.
 
-  folder: where step times that a budget of seconds needs are kept; default: a temporary one.
+  folder: where token caches and step times that a budget needs are kept; default: a temporary one.
   Raises ValueError naming the arm for a config that cannot be.
   """
   base = config.build(config.Config, config.load_file(study.base))
@@ -137,7 +122,7 @@ def arms(study, folder=None):
   factors = {name: resolved(name, row, base) for name, row in study.factors.items()}
   baseline = {name: factor.base for name, factor in factors.items()}
   if study.plan == 'leave_one_out':
-    baseline = {name: next(iter(factor.levels)) for name, factor in factors.items()}
+    baseline = {name: first_of_two(name, factor) for name, factor in factors.items()}
   found = {}
   for cell in [{}, *cells(study, factors, baseline)]:
     cell = {name: level_of(name, factors[name], level) for name, level in cell.items()}
@@ -154,6 +139,16 @@ def arms(study, folder=None):
       "base's, or another plan"
     )
   return found
+
+
+def first_of_two(name, factor):
+  """The first level of a factor that has two."""
+  if factor.range is None and len(factor.levels) != 2:
+    raise ValueError(
+      f'factor {name} lists {", ".join(factor.levels)}, and a leave_one_out plan takes two levels\n'
+      "fix: list the base's and the one to change it to, or use plan='one_at_a_time'"
+    )
+  return next(iter(factor.levels))
 
 
 def runs_of(study, found=None):
@@ -189,19 +184,18 @@ def arm(study, base, factors, baseline, full):
   """The Arm of a cell that has all factors."""
   differing = [name for name in factors if full[name] != baseline[name]]
   name = ','.join(f'{factor}={full[factor]}' for factor in differing) or BASE
-  keys = set()
+  keys, functions = set(), []
   for factor in differing:
-    for level in (full[factor], baseline[factor]):
-      change = change_of(factors[factor], level)
-      keys |= set(change) if isinstance(change, dict) else {factors[factor].key}
+    both = [change_of(factors[factor], row[factor]) for row in (full, baseline)]
+    keys = keys.union(*(change for change in both if isinstance(change, dict)))
+    functions += [factor] if any(map(callable, both)) else []
   changes = [change_of(factors[factor], level) for factor, level in full.items()]
   made = changed(base, changes, f'arm {name}')
   if made.train.seed != base.train.seed:
     raise ValueError(
       f'arm {name} sets train.seed, which a study sets itself\nfix: use seeds of the Study'
     )
-  keys = () if '' in keys else tuple(sorted(keys))
-  return Arm(name, slug(name), full, made, name == BASE, keys)
+  return Arm(name, slug(name), full, made, name == BASE, tuple(sorted(keys)), tuple(functions))
 
 
 def budgeted(made, budget, measures):
@@ -227,14 +221,12 @@ def resolved(name, row, base):
     key = full_key(name, base)
     if not isinstance(flatten(config.to_dict(base))[key], float):
       raise ValueError(f'factor {name} is a range, and no fraction\nfix: list its values')
-    return Factor({BASE: {}}, BASE, key, row)
+    return Factor({BASE: {}}, BASE, row, key)
   if isinstance(row, dict):
     levels = {
       level_name(level): change if callable(change) else keys_in_full(change, base)
       for level, change in row.items()
     }
-    key = matching_keys(name, base)
-    key = key[0] if len(key) == 1 else ''
   else:
     key = full_key(name, base)
     if len({level_name(value) for value in row}) < len(row):
@@ -250,7 +242,12 @@ def resolved(name, row, base):
     raise ValueError(
       f'factor {name} has a level called {BASE!r} that changes the base\nfix: call it otherwise'
     )
-  return Factor(levels, same[0] if same else BASE, key)
+  if len(levels) == len(same):
+    raise ValueError(
+      f'factor {name} has one level, {same[0]}, which is the base: nothing to compare\n'
+      "fix: add a level that is not the base's, or leave the factor out"
+    )
+  return Factor(levels, same[0] if same else BASE)
 
 
 def leaves(base, change):

@@ -1,5 +1,6 @@
 """The lower half of a study's report: samples, changes, cost, failures, and how to repeat it."""
 
+import collections
 import math
 import re
 
@@ -87,7 +88,8 @@ def costs(told):
   rows = [list(map(page.escape, row)) for row in tables.costs(told)]
   note = (
     f'Budget: {told.budget()}. Effective speedup: the loss gained and the tokens per second, as '
-    'one ratio of wall-clock time to the same loss.'
+    'one ratio of wall-clock time to the same loss; of means, without an interval, and only where '
+    'both were trained in the same way.'
   )
   return page.section(
     'Cost', page.table(*tables.trim(tables.COSTS_HEAD, rows), kind='wide'), note=note
@@ -130,6 +132,7 @@ def design(told):
     'data': fingerprints(told, 'data'),
     'tokenizer': fingerprints(told, 'tokenizer'),
     'trained': schedule(study.get('schedule') or {}),
+    'at once': together(told),
     'hardware': ', '.join(sorted(same(told, 'hardware'))),
   }
   rows = [[page.escape(name), page.escape(text)] for name, text in about.items() if text]
@@ -144,6 +147,15 @@ def schedule(found):
   measured = ', '.join(f'{name} {rate:.4g}' for name, rate in rates.items())
   said = how.get(found.get('how'), '')
   return f'{said} (runs an hour: {measured})' if said and measured else said
+
+
+def together(told):
+  """How many runs shared a compiled step: '25 runs 5 together, 5 runs alone'."""
+  counts = collections.Counter((row['result'] or {}).get('replicas', 1) for row in told.done())
+  return ', '.join(
+    f'{n} run{"s" * (n != 1)} {f"{size} together" if size > 1 else "alone"}'
+    for size, n in sorted(counts.items(), reverse=True)
+  )
 
 
 def same(told, key):

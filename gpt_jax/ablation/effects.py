@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gpt_jax import figures, loggers, page
+from gpt_jax import figures, page
 from gpt_jax.ablation import curves, summary
 
 WIDE, NARROW = 1000, 360  # pixels
@@ -31,8 +31,8 @@ def main(told):
   found = told.analysis.get('effects') or ()
   rows = [effect(told, f'{e["factor"]}={e["level"]}', e) for e in found]
   note = (
-    f'What a level changes in {told.metric} on average over the arms that have it, against the '
-    'arms with the level of the baseline; 95 % intervals, one family of tests.'
+    f'What a level changes in {told.metric} on average over the arms that have it, against '
+    'arms that differ in nothing else; 95 % intervals, one family of tests.'
   )
   return page.section('Main effects', *forest(told, rows, 'main'), note=note)
 
@@ -42,7 +42,7 @@ def scaling(told):
   found = told.analysis.get('scaling') or {}
   laws, rungs = found.get('laws') or {}, found.get('rungs') or ()
   rows = [effect(told, f'{rung["levels"]} at {rung["size"]}', rung) for rung in rungs]
-  said = [page.element('p', page.escape(law_text(*law))) for law in laws.items()]
+  said = [page.element('p', page.escape(text)) for text in told.laws()]
   title = page.element('h3', 'Effects by size') if rows else ''
   note = (
     'Points: runs. Line: fitted law, with its 95 % bootstrap band, beyond the largest size too.'
@@ -87,32 +87,18 @@ def law_figures(told, laws):
     points = [
       (arm['parameters'], value)
       for arm in told.arms()
-      if others == others_of(arm)
+      if others == summary.others_of(arm)
       for value in (arm.get('values') or {}).values()
     ]
     if points:
       series.append(figures.Series(*np.array(points, float).T, 'dots', color))
   said = dict(units=('parameters', told.metric), x_scale='log', room=120)
-  said['label'] = '; '.join(law_text(*law) for law in laws.items())
+  said['label'] = '; '.join(summary.law_text(*law) for law in laws.items())
   return [
     page.element('figure', svg, kind=kind)
     for kind, size in (('broad', (WIDE, 380)), ('narrow', (NARROW, 300)))
     if (svg := figures.chart(series, name=f'law {kind}', size=size, **said))
   ]
-
-
-def others_of(arm):
-  """The levels of an arm but its size and tokens, as the analysis names its laws."""
-  levels = (arm.get('levels') or {}).items()
-  return ','.join(f'{name}={level}' for name, level in levels if name not in ('size', 'tokens'))
-
-
-def law_text(others, law):
-  """'L = 1.2 + 45 / N^0.31 (0.25 to 0.36)'."""
-  bounds = (law.get('intervals') or {}).get('alpha')
-  sure = f' ({" to ".join(f"{b:.2g}" for b in bounds)})' if bounds else ''
-  formula = f'L = {law["E"]:.3g} + {loggers.human(law["A"])} / N^{law["alpha"]:.2g}{sure}'
-  return f'{others}: {formula}' if others else formula
 
 
 PARTS = (arms, main, scaling)

@@ -135,19 +135,22 @@ def pairing(value_N, base_N):
 # ------------------------------------------------------------------------------------- verdicts
 
 
-def judge(comparisons, better='lower', tolerance=0.0):
+def judge(comparisons, better='lower', tolerance=0.0, diverged=()):
   """One family of comparisons -> a list of verdicts, in order.
 
   Args:
     comparisons: list of (values, base_values), each {seed: number}; the common seeds are compared.
     better: 'lower' or 'higher'.
     tolerance: the smallest difference that matters, in units of the metric; 0 = any.
+    diverged: how many runs of each comparison's arm diverged, () = none. The others are a selection
+      that flatters the arm: its verdict is 'diverged', whatever they say.
 
   Returns:
     list of {n, seeds, difference (arm - base), interval, bootstrap, p, p_holm, p_equivalence,
     verdict, seeds_needed (more, 0 = decided, None = unknown or too many), se_paired, se_unpaired,
-    pairing_gain}. verdict: 'better', 'worse', 'no difference' (larger than the tolerance) or
-    'undecided'; the chance of any false 'better' or 'worse' in the family is at most 5 %.
+    pairing_gain, diverged}. verdict: 'no difference' (shown to be smaller than the tolerance,
+    though it may differ from 0), 'better', 'worse', 'undecided' or 'diverged'; the chance of any
+    false 'better' or 'worse' in the family is at most 5 %.
   """
   found = [_compare(*pair, tolerance) for pair in comparisons]
   tested = [one for one in found if one['p'] is not None]
@@ -155,10 +158,10 @@ def judge(comparisons, better='lower', tolerance=0.0):
     for one, p in zip(tested, holm([one[key] for one in tested]), strict=True):
       one[adjusted] = p
   open_ones = sum(one['p_holm'] > ALPHA for one in tested)
-  for one in found:
-    one['verdict'] = _verdict(one, better)
+  for one, lost in zip(found, diverged or [0] * len(found), strict=True):
+    one |= {'verdict': 'diverged' if lost else _verdict(one, better), 'diverged': lost}
     sd, undecided = one.pop('sd'), one['verdict'] == 'undecided'
-    one['seeds_needed'] = None if one['p'] is None else 0
+    one['seeds_needed'] = None if one['p'] is None or lost else 0
     if undecided and one['p'] is not None:
       one['seeds_needed'] = more_seeds(
         one['n'], one['difference'], sd, tolerance, ALPHA / max(1, open_ones)
@@ -192,6 +195,8 @@ def _compare(values, base_values, tolerance):
 def _verdict(one, better):
   if one['p'] is None:
     return 'undecided'
-  if one['p_holm'] <= ALPHA:
-    return 'better' if (one['difference'] < 0) == (better == 'lower') else 'worse'
-  return 'no difference' if one['p_equivalence'] <= ALPHA else 'undecided'
+  if one['p_equivalence'] <= ALPHA:
+    return 'no difference'
+  if one['p_holm'] > ALPHA:
+    return 'undecided'
+  return 'better' if (one['difference'] < 0) == (better == 'lower') else 'worse'

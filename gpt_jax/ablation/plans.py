@@ -129,8 +129,8 @@ def one_at_a_time(levels, base, count, seed):
 
 
 def leave_one_out(levels, base, count, seed):
-  """Baseline: all factors at their first level. Each arm sets one of them to its last."""
-  return [{f: row[-1]} for f, row in listed(levels).items()]
+  """Baseline: all factors at the first of their two levels. Each arm sets one to its second."""
+  return [{f: second} for f, (_, second) in listed(levels).items()]
 
 
 def pairwise(levels, base, count, seed):

@@ -78,6 +78,7 @@ class Worker:
       'JAX_COMPILATION_CACHE_DIR': str(Path(folder).absolute() / 'compiled'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
       'OMP_NUM_THREADS': str(len(to)), 'OPENBLAS_NUM_THREADS': str(len(to)),
+      'GPT_JAX_PARENT': str(os.getpid()),  # we may be gone before it can ask who we are
     }  # fmt: skip
     # To a file, not to us: if we are killed, it can still say that it saves, and save.
     with pinned(to), open(self.log, 'ab') as log:

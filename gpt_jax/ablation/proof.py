@@ -15,13 +15,11 @@ from typing import NamedTuple
 
 import jax
 
-from gpt_jax import config, hardware, records, runs, step, train
+from gpt_jax import config, hardware, records, runs, step
 from gpt_jax.ablation import budget as budgets
 from gpt_jax.data.mixture import open_part, source_names
+from gpt_jax.data.templates import ARROW
 
-# Traced scalars of a step: arms that differ in nothing else share one compiled program.
-HYPER = ('optim.lr', 'optim.weight_decay', 'model.dropout', 'loss.z_loss', 'loss.label_smoothing',
-         'loss.moe_balance', 'loss.moe_z', 'loss.text', 'loss.image', 'loss.audio')  # fmt: skip
 GUESSED_SHARE = 0.35  # of the peak that a step reaches, for the estimate of time
 SIZES = ('model.width', 'model.layers')  # factors that are meant to change the parameters
 NOTABLE = 0.02  # relative difference in parameters that is flagged
@@ -39,6 +37,7 @@ class Proof(NamedTuple):
   seconds: float  # of a run's steps, a guess from FLOPs; 0 = not known
   program: str  # hash of the train step alone
   data: str  # hash of the data in their order
+  losses: dict  # {what the validation loss is over: hash}; where equal, losses compare
   fingerprint: str  # hash of all that the result depends on
 
 
@@ -74,18 +73,14 @@ def twins(arm, twin):
 
 def examine(cfg, study, folder):
   """A config -> Proof, its diff left empty."""
-  cfg = budgets.shared_caches(cfg, folder)
-  mesh = train.make_mesh(cfg.mesh)
-  with jax.set_mesh(mesh):
-    scratch = budgets.scratch(cfg, folder)
-    job = train.JOBS[cfg.train.job](cfg, scratch, mesh)
-    if cfg.train.job == 'gpt' and not (scratch / 'tokenizer').exists():
-      job.tokenizers.save(scratch / 'tokenizer')
+  with budgets.opened(cfg, folder) as (job, _):
     abstract = job.program.abstract
-    traced = job.program.step.trace(abstract, batch_shapes(job, cfg.train.steps_per_call))
+    traced = budgets.traced(job, cfg.train.steps_per_call)
     text = traced.lower().as_text()
     begin = functools.partial(step.init_state, abstract.model, job.program.optimizer, {})
     initial = jax.jit(begin, static_argnums=0).lower(cfg.train.seed).as_text()
+    data = digest(job.loader.state()['fingerprint'])
+  scored = scored_on(cfg)
   shapes = {path: tuple(p.shape) for path, p in step.params_of(abstract.model).items()}
   tree = [(jax.tree_util.keystr(path), x.shape, str(x.dtype))
           for path, x in jax.tree_util.tree_leaves_with_path(abstract)]  # fmt: skip
@@ -96,7 +91,6 @@ def examine(cfg, study, folder):
     if is_used(traced.jaxpr.jaxpr, names.index(f".hyper['{name}']"))
   }
   program = digest([text, tree])
-  data = digest(job.loader.state()['fingerprint'])
   flops = job.flops.get('full', 0) if job.flops else 0
   tokens = cfg.train.steps * budgets.tokens_per_step(cfg)
   peak = hardware.peak_flops()[0] * jax.device_count() if flops else 0
@@ -104,8 +98,8 @@ def examine(cfg, study, folder):
     diff={}, shapes=shapes, parameters=job.parameters, flops_per_token=flops,
     steps=cfg.train.steps, tokens=tokens,
     seconds=study.budget.seconds or (flops * tokens / (GUESSED_SHARE * peak) if peak else 0.0),
-    program=program, data=data,
-    fingerprint=digest([program, initial, hyper, data, scored_on(cfg), beside_step(cfg, study)]),
+    program=program, data=data, losses=losses_over(job, cfg, scored),
+    fingerprint=digest([program, initial, hyper, data, scored, beside_step(cfg, study)]),
   )  # fmt: skip
 
 
@@ -123,20 +117,24 @@ def is_used(jaxpr, position):
   return False
 
 
-def batch_shapes(job, steps_per_call):
-  """A call's batch as shapes."""
-  front = () if steps_per_call == 1 else (steps_per_call,)
-  return {
-    key: jax.ShapeDtypeStruct((*front, *x.shape), x.dtype) for key, x in job.example().items()
-  }
-
-
 def scored_on(cfg):
   """The validation data, without reading more of them than the job did."""
   if cfg.train.job != 'gpt':
     return list(source_names(cfg.data, 'valid'))
   parts = {name: open_part(cfg.data, name, 'valid') for name in source_names(cfg.data, 'valid')}
   return {name: part.describe() for name, part in parts.items()}
+
+
+def losses_over(job, cfg, scored):
+  """{name: what decides the tokens that a validation loss is over}; conditions carry no loss."""
+  if cfg.train.job != 'gpt':
+    return {'validation data': digest(scored)}
+  return {
+    'tokenizer': job.tokenizers.hash,
+    'row length': budgets.row_length(cfg),
+    'template': digest([part['template'].rpartition(ARROW)[2] for part in scored.values()]),
+    'validation data': digest([part | {'template': ''} for part in scored.values()]),
+  }
 
 
 def beside_step(cfg, study):
@@ -171,16 +169,15 @@ def budget_keys(study):
   return keys | ({'train.steps'} if given & set(budgets.LENGTHS) else set())
 
 
-def flags(study, arm, proof, base):
+def flags(study, arm, proof, baseline, base):
   """What a reader should know of an arm before believing its verdict: lines of text."""
   found = []
-  beyond = sorted(set(proof.diff) - set(arm.keys) - budget_keys(study))
-  if arm.keys and beyond:
-    found.append(f'changes more than its factor: {", ".join(beyond)}')
-  moved = parameter_diff(base.shapes, proof.shapes)
-  baseline_levels = [name for name in study.keeps_parameters if name in changed_factors(study, arm)]
-  if any(moved.values()) and baseline_levels:
-    found.append(f'{", ".join(baseline_levels)} changes parameters, and should not')
+  if arm.functions:
+    moved = sorted(set(proof.diff) - set(arm.keys) - budget_keys(study))
+    found.append(f'a function sets {", ".join(arm.functions)}; it changes {", ".join(moved)}')
+  kept = [name for name in study.keeps_parameters if arm.levels[name] != baseline.levels[name]]
+  if kept and any(parameter_diff(base.shapes, proof.shapes).values()):
+    found.append(f'{", ".join(kept)} changes parameters, and should not')
   ratio = proof.parameters / base.parameters - 1
   if abs(ratio) > NOTABLE and not set(arm.keys) & set(SIZES):
     found.append(f'{ratio:+.1%} parameters; Budget(parameters=...) would make them equal')
@@ -188,12 +185,18 @@ def flags(study, arm, proof, base):
     found.append(f'{proof.parameters:,} parameters are the nearest to the budget')
   if proof.data != base.data:
     found.append("its data are not the baseline's: a seed may pair no more than initial values")
-  return found
+  return found + incomparable(study, proof, base)
 
 
-def changed_factors(study, arm):
-  """Names of the factors in which an arm differs from the baseline, from its name."""
-  return [part.partition('=')[0] for part in arm.name.split(',') if '=' in part]
+def incomparable(study, proof, base):
+  """Flags of an arm whose validation loss is over other tokens than the baseline's."""
+  differs = [name for name, value in base.losses.items() if proof.losses[name] != value]
+  if 'validation data' in differs:
+    return [f'it is scored on other validation data: {study.metric} does not compare']
+  if differs and study.metric.startswith('valid_loss'):
+    why = ', '.join(differs)
+    return [f'its {study.metric} is over other tokens ({why}): use valid_bits_per_byte']
+  return []
 
 
 def describe(study, arms, proofs):
@@ -218,14 +221,13 @@ def describe(study, arms, proofs):
     'plan': study.plan if isinstance(study.plan, str) else 'custom',
     'changes': study.changes,
     'factors': levels,
-    'arms': [described(study, arm, proofs[arm.name], base) for arm in arms],
+    'arms': [described(study, arm, proofs[arm.name], arms[0], base) for arm in arms],
     'versions': versions,
   }
 
 
-def described(study, arm, proof, base):
+def described(study, arm, proof, baseline, base):
   """An arm's entry of study.json."""
-  shares = proof.program == base.program
   return {
     'name': arm.name,
     'slug': arm.slug,
@@ -241,9 +243,8 @@ def described(study, arm, proof, base):
     'seconds_estimate': proof.seconds,
     'program': proof.program,
     'fingerprint': proof.fingerprint,
-    'shares_program_with_base': shares,
-    'hyper_only': shares and set(proof.diff) <= set(HYPER),
-    'flags': flags(study, arm, proof, base),
+    'shares_program_with_base': proof.program == base.program,
+    'flags': flags(study, arm, proof, baseline, base),
   }
 
 

@@ -13,6 +13,7 @@ import contextlib
 import os
 import time
 import traceback
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -126,11 +127,36 @@ def mesh_of(cfg, count):
 
 
 def memory_limit():
-  """Bytes of one device; of a CPU, which has no memory of its own, what is free now."""
+  """Bytes of one device; of a CPU, what is free now and within the limit of its control group."""
   stats = jax.local_devices()[0].memory_stats() or {}
-  if 'bytes_limit' in stats:
-    return stats['bytes_limit']
-  return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  return stats.get('bytes_limit') or min([available(), *control_group_limits()])
+
+
+def available(path='/proc/meminfo'):
+  """Bytes that a process can have now: what the kernel would give up included."""
+  try:
+    lines = dict(line.split(':') for line in Path(path).read_text().splitlines())
+    return 1024 * int(lines['MemAvailable'].split()[0])
+  except (OSError, KeyError):  # no Linux, or an old one
+    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+
+
+def control_group_limits(groups='/proc/self/cgroup', root='/sys/fs/cgroup'):
+  """Bytes that this process's control groups allow, as in a container or a batch job."""
+  lines = Path(groups).read_text().splitlines() if Path(groups).exists() else ()
+  found = []
+  for line in lines:
+    _, kinds, path = line.split(':', 2)
+    if 'memory' not in kinds.split(',') and kinds:
+      continue
+    top = Path(root, 'memory') if kinds else Path(root)
+    place = top / path.lstrip('/')
+    for folder in [place, *place.parents]:
+      if folder.is_relative_to(top):
+        with contextlib.suppress(OSError, ValueError):  # not there, or 'max'
+          name = 'memory.limit_in_bytes' if kinds else 'memory.max'
+          found.append(int((folder / name).read_text()))
+  return found
 
 
 def replicas_that_fit(compiled, count, memory):
@@ -239,6 +265,8 @@ class Group:
 
   def train(self, should_stop):
     """Train all lanes to their ends -> the outcome of each run."""
+    if should_stop():  # the step took long to compile: a later call may train these already
+      return [Outcome('stopped', 75)] * len(self.lanes)
     with jax.set_mesh(self.mesh), contextlib.ExitStack() as stack:
       self.gather()  # before a folder turns out to be in use: its lane stays, and is not read
       for number, lane in enumerate(self.lanes):

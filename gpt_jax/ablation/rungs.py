@@ -5,29 +5,34 @@ how long each is trained. Every other factor is judged against its baseline leve
 and tokens. The laws are fitted in scaling.py.
 """
 
+import numpy as np
+
 from gpt_jax.ablation import inference, scaling
 
 RESOURCES = ('size', 'tokens')  # names of the factors that are scaled, not judged
 LAW_SIZES = 3  # sizes that a law needs
+LEAST = 0.01  # exponent below which a law has no optimum
 SAME_FLOPS = 0.05  # relative difference below which training FLOPs count as equal
 
 
-def of_study(study, values):
+def of_study(study, values, diverged=None):
   """What a study with a factor named 'size' says -> {laws, parametric, isoflop, rungs, warnings}.
 
   Args:
     values: {arm: {seed: value}}.
+    diverged: {arm: how many of its runs diverged}.
 
   Returns:
     laws: {levels of the other factors: scaling.power_law over parameters}, at the baseline's
-    tokens. parametric: the same of scaling.parametric, where tokens vary too. isoflop: of
+    tokens. parametric: the same of scaling.parametric, where tokens vary too, with 'optimum': the
+    best size at the largest budget of FLOPs that was trained. isoflop: of
     scaling.isoflop, where at least three sizes were trained with equal FLOPs. rungs: see `by_rung`.
     None if there is no such factor.
   """
   if RESOURCES[0] not in (study.get('factors') or {}):
     return None
   base = next(arm['levels'] for arm in study['arms'] if arm['is_baseline'])
-  found = {'laws': {}, 'parametric': {}, 'isoflop': {}, 'rungs': by_rung(study, values)}
+  found = {'laws': {}, 'parametric': {}, 'isoflop': {}, 'rungs': by_rung(study, values, diverged)}
   warnings = sign_changes(found['rungs'])
   for others, arms in _grouped(study['arms']).items():
     alike = [arm for arm in arms if arm['levels'].get('tokens') == base.get('tokens')]
@@ -64,7 +69,14 @@ def _power_law(arms, values):
 
 def _parametric(arms, values):
   sizes, tokens, losses, seeds = _points(arms, values)
-  return scaling.parametric(sizes, tokens, losses, seeds)
+  law = scaling.parametric(sizes, tokens, losses, seeds)
+  if min(law['alpha'], law['beta']) < LEAST:
+    return law | {'optimum': None}
+  flops = max(arm['flops_per_token'] * arm['tokens'] for arm in arms)
+  per_token = float(np.median([arm['flops_per_token'] / arm['parameters'] for arm in arms]))
+  best = scaling.optimum(law, flops, per_token)
+  inside = min(sizes) <= best['parameters'] <= max(sizes)
+  return law | {'optimum': best | {'flops': flops, 'inside': inside}}
 
 
 def _equal_flops(arms):
@@ -81,20 +93,19 @@ def _equal_flops(arms):
 
 def _isoflop(arms, values):
   budget = {(arm['parameters'], arm['tokens']): arm['flops'] for arm in arms}
-  sizes, tokens, losses, _ = _points(arms, values)
+  sizes, tokens, losses, seeds = _points(arms, values)
   flops = [budget[pair] for pair in zip(sizes, tokens, strict=True)]
-  return scaling.isoflop(flops, sizes, losses)
+  return scaling.isoflop(flops, sizes, losses, seeds)
 
 
-def by_rung(study, values):
+def by_rung(study, values, diverged=None):
   """Effects of the other factors at each size, judged as one family.
 
-  Returns list of {levels, size, parameters, what inference.judge says}, by size; levels: as
+  Returns list of {arm, levels, size, parameters, what inference.judge says}, by size; levels: as
   'positions=learned'.
   """
   base = next(arm['levels'] for arm in study['arms'] if arm['is_baseline'])
   grouped, own = _grouped(study['arms']), _label(base)
-  rung = lambda arm: tuple(arm['levels'].get(name) for name in RESOURCES)
   at_base = {rung(arm): arm for arm in grouped[own]}
   found, pairs = [], []
   for others, arms in grouped.items():
@@ -103,9 +114,11 @@ def by_rung(study, values):
         against = at_base[rung(arm)]
         changed = {k: v for k, v in arm['levels'].items() if v != against['levels'][k]}
         size = '/'.join(str(level) for level in rung(arm) if level is not None)
-        found.append({'levels': _label(changed), 'size': size, 'parameters': against['parameters']})
+        about = {'arm': arm['name'], 'levels': _label(changed), 'size': size}
+        found.append(about | {'parameters': against['parameters']})
         pairs.append((values.get(arm['name'], {}), values.get(against['name'], {})))
-  judged = inference.judge(pairs, study['better'], float(study['tolerance']))
+  lost = [(diverged or {}).get(one['arm'], 0) for one in found]
+  judged = inference.judge(pairs, study['better'], float(study['tolerance']), lost)
   return [one | verdict for one, verdict in zip(found, judged, strict=True)]
 
 
@@ -127,6 +140,11 @@ def sign_changes(rungs):
         f'{levels} may change sign with size: its differences point both ways, not all are decided'
       )
   return warnings
+
+
+def rung(arm):
+  """The size and the tokens of an arm, None for a factor that the study does not have."""
+  return tuple(arm['levels'].get(name) for name in RESOURCES)
 
 
 def _grouped(arms):

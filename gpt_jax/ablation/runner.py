@@ -6,7 +6,8 @@ goes on: what is done is skipped, what has begun resumes. Runs are handed to tra
 faster here. A run that fails is written to attempts.jsonl and does not disturb the others.
 """
 
-import contextlib
+import functools
+import itertools
 import tempfile
 import time
 from pathlib import Path
@@ -35,17 +36,23 @@ def run(study, workdir, should_stop=lambda: False, workers=0, say=print):
   with records.locked(workdir):
     before = records.read_json(workdir / 'study.json')
     check_same(workdir, before, description)
-    kept = {'schedule': before['schedule']} if 'schedule' in before else {}
+    kept = {key: before[key] for key in ('schedule', 'looks') if key in before}
     planned = tasks(study, arms, proofs, workdir)
-    left = remaining(planned, description['metric'], say)
+    left = remaining(workdir, planned, description['metric'], say)
     records.write_json(workdir / 'study.json', description | kept)
     say(f'{len(planned)} runs: {len(planned) - len(left)} need no more work, {len(left)} to train')
     if not free(left, should_stop, say):
       return None
     note_cut(workdir, left)
+    check = functools.partial(check_metric, workdir)
+    check()
     if left:
-      schedule = calibrate.schedule(workdir, left, workers, should_stop, say)
-      if schedule is None or not Crew(workdir, left, schedule, say).work(should_stop):
+      if study.budget.seconds:
+        say('the budget is seconds: one run at a time on the whole machine, as steps were measured')
+        schedule = calibrate.ALONE
+      else:
+        schedule = calibrate.schedule(workdir, left, workers, should_stop, say)
+      if schedule is None or not Crew(workdir, left, schedule, say, check).work(should_stop):
         say('stopped and saved; the same command goes on from here')
         return None
     return judge(workdir, say)
@@ -86,16 +93,29 @@ def check_place(workdir):
 
 
 def check_same(workdir, old, new):
-  """ValueError if the folder holds another study. More seeds and more arms are no other study."""
-  prints = lambda study: {arm['name']: arm['fingerprint'] for arm in study['arms']}
+  """ValueError if the folder holds another study, or one of other code.
+
+  More seeds, more arms and another metric are no other study.
+  """
   if not old:
     return
-  then, now = prints(old), prints(new)
-  if old['base'] != new['base'] or not then.keys() & now.keys():
+  # A metric that is sampled is part of the fingerprint; the run folders have their configs.
+  key = 'fingerprint' if old['metric'] == new['metric'] else 'program'
+  then, now = ({arm['name']: arm[key] for arm in study['arms']} for study in (old, new))
+  common = [name for name in now if name in then]
+  related = old['name'] == new['name'] or set(common) - {design.BASE}
+  if old['base'] != new['base'] or not common or not related:
     raise ValueError(
       f'workdir={workdir} holds another study: {old["name"]} of {old["base"]}\n'
       'fix: give a new --workdir'
     )
+  for name in common:
+    if then[name] != now[name]:
+      raise ValueError(
+        f'workdir={workdir}: arm {name} computes something else than when this study began: the '
+        'code, the config, the data or the version of JAX has changed\n'
+        'fix: change it back, or give a new --workdir'
+      )
 
 
 def tasks(study, arms, proofs, workdir):
@@ -119,22 +139,32 @@ def program_of(section, a_proof):
   return proof.digest([a_proof.program, rest])
 
 
-def remaining(planned, metric, say):
-  """Tasks to train. Moves unreadable results away; ValueError where a folder is another run."""
-  left = []
+def remaining(workdir, planned, metric, say):
+  """Tasks to train. Moves what is unreadable away; ValueError where a folder is another run."""
+  left, attempts = [], store.last_attempts(workdir)
   for task in planned:
-    status, message, _ = store.state(task.folder, metric, last_attempt(task))
+    attempt = attempts.get((task.arm, task.seed))
+    status, message, _ = store.state(task.folder, metric, attempt)
     if status == 'corrupt':
-      say(f'{task.name}: {message}; it is made again')
-      with contextlib.suppress(FileNotFoundError):
-        (task.folder / 'result.json').replace(task.folder / 'result.json.corrupt')
-    elif (task.folder / 'config.json').exists():
+      say(f'{task.name}: {message}; it is made again, the old one is {set_aside(task.folder)}')
+    if (task.folder / 'config.json').exists():
       runs.check_workdir(task.folder, task.config, free=train.FREE_ON_RESUME)
     if status == 'diverged':
       say(f'{task.name} diverged ({message}); delete {task.folder} to try it again')
     if status not in ENDED:
       left.append(task)
   return left
+
+
+def set_aside(folder):
+  """Rename an unreadable result.json, or the whole run if its config.json is -> the new path."""
+  path = folder / 'result.json'
+  try:
+    runs.read_config(folder)
+  except (ValueError, OSError):
+    path = folder
+  names = (path.with_name(f'{path.name}.corrupt{k or ""}') for k in itertools.count())
+  return path.replace(next(name for name in names if not name.exists()))
 
 
 def note_cut(workdir, left):
@@ -146,12 +176,6 @@ def note_cut(workdir, left):
         'time': now, 'arm': task.arm, 'seed': task.seed, 'how': '', 'outcome': 'killed', 'code': -9,
         'message': 'the whole study was killed', 'seconds': 0.0,
       })  # fmt: skip
-
-
-def last_attempt(task):
-  """The last line of attempts.jsonl about a task."""
-  workdir = task.folder.parents[2]
-  return store.last_attempts(workdir).get((task.arm, task.seed), {})
 
 
 def free(left, should_stop, say):
@@ -185,12 +209,29 @@ def failures(workdir):
   return [row for row in store.rows(workdir) if row['status'] not in ENDED]
 
 
+def check_metric(workdir):
+  """ValueError if runs are done and none of their results has the study's metric."""
+  stats.measured(store.rows(workdir), store.read_study(workdir)['metric'])
+
+
+def looked(workdir, rows):
+  """study.json, in which `looks` tells after how many seeds somebody saw verdicts."""
+  study = store.read_study(workdir)
+  count = len({row['seed'] for row in rows if row['status'] == 'done'})
+  looks = study.get('looks', [])
+  if count > 1 and looks[-1:] != [count]:  # one seed has no verdict
+    study['looks'] = [*looks, count]
+    records.write_json(Path(workdir) / 'study.json', study)
+  return study
+
+
 def judge(workdir, say=print):
   """Analyse what is there and write analysis.json and the reports -> analysis."""
-  study, rows = store.read_study(workdir), store.rows(workdir)
+  rows = store.rows(workdir)
   for row in rows:
     if row['status'] != 'done':
       say(f'{row["arm"]} seed {row["seed"]} is {row["status"]}: {row["message"][:200]}')
+  study = looked(workdir, rows)
   analysis = stats.analyse(study, rows)
   records.write_json(Path(workdir) / 'analysis.json', analysis)
   for arm in analysis['arms']:

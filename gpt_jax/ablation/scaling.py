@@ -5,8 +5,9 @@ L(N, D) = E + A / N^alpha + B / D^beta. N counts what the caller counts; of smal
 parameters are embeddings, and exponents differ much with and without them.
 
 Sources: Hoffmann et al. 2022 (Chinchilla; section 3.2 isoFLOP parabolas, 3.3 parametric fit: Huber
-on logs, L-BFGS from a grid of starts); Besiroglu et al. 2024 (why the objective must be a sum and
-the optimiser run to the end, and the bootstrap over points).
+on logs, from a grid of starts); Besiroglu et al. 2024 (why the objective must be a sum and the
+optimiser run to the end, and the bootstrap over points). In place of their L-BFGS: Levenberg-
+Marquardt with reweighting for Huber's loss, all starts or bootstrap draws as one batch.
 """
 
 import itertools
@@ -14,6 +15,8 @@ import itertools
 import numpy as np
 
 HUBER = 1e-3  # residuals of log L beyond this count linearly
+GROUPS = 5  # seeds or other groups below which a bootstrap says nothing
+DESCENT = 500  # most steps of a fit
 BEYOND = 10.0  # how many times the largest size a fitted curve is drawn to
 
 # ------------------------------------------------------------------------------------- the fits
@@ -28,8 +31,8 @@ def power_law(sizes_P, losses_P, groups_P=None, draws=200, seed=0):
       all sizes alike. None = every point by itself.
 
   Returns:
-    intervals: {E, A, alpha: [low, high]} at 95 %, or None with too few points or groups. residual:
-    root mean square of log L. curve: [[N, L, low, high], ...] up to 10 times the largest size.
+    intervals: {E, A, alpha: [low, high]} at 95 %, or None with fewer than 5 groups. residual: root
+    mean square of log L. curve: [[N, L, low, high], ...] up to 10 times the largest size.
 
   Raises:
     ValueError: fewer than three sizes, or a loss that is not positive.
@@ -79,12 +82,13 @@ def optimum(law, flops, per_token=6.0):
   }
 
 
-def isoflop(flops_P, sizes_P, losses_P, draws=1000, seed=0):
+def isoflop(flops_P, sizes_P, losses_P, groups_P=None, draws=1000, seed=0):
   """Parabolas in log N, one a compute budget -> {budgets, exponent, interval, notes}.
 
   budgets: [{flops, parameters, loss, inside}, ...], the minimum of each parabola, and whether it
   lies between the sizes tried. exponent: of optimal N over FLOPs, from the budgets whose minimum is
-  inside, with a bootstrap interval over points; None with fewer than two such budgets.
+  inside, with a bootstrap interval over groups (see `power_law`); None with fewer than two such
+  budgets.
   """
   flops_P, log_sizes_P = np.asarray(flops_P, float), np.log(np.asarray(sizes_P, float))
   losses_P, notes, budgets = np.asarray(losses_P, float), [], []
@@ -105,9 +109,9 @@ def isoflop(flops_P, sizes_P, losses_P, draws=1000, seed=0):
     return {'budgets': budgets, 'exponent': None, 'interval': None, 'notes': notes}
   log_flops = np.log([one['flops'] for one in good])
   slope = lambda log_sizes: float(np.polyfit(log_flops, log_sizes, 1)[0])
-  rng, slopes = np.random.default_rng(seed), []
-  for _ in range(draws):
-    again = [minimum(rng.choice(at, len(at))) for at in (points[one['flops']] for one in good)]
+  slopes = []
+  for chosen in _resampled(len(losses_P), groups_P, draws, seed):
+    again = [minimum(chosen[flops_P[chosen] == one['flops']]) for one in good]
     if None not in again:
       slopes.append(slope([one[0] for one in again]))
   exponent = slope([np.log(one['parameters']) for one in good])
@@ -150,30 +154,33 @@ def _fit(resources, losses_P, groups_P, draws, seed):
   logs = [np.log(values) for values in resources]
   middles = [values.mean() for values in logs]
   logs = [values - middle for values, middle in zip(logs, middles, strict=True)]
-  starts = _starts(logs, losses_P)
-  best = _descend(starts[:8], logs, losses_P)
-  drawn = [
-    _named(_descend([best], [values[chosen] for values in logs], losses_P[chosen]), middles)
-    for chosen in _resampled(resources, losses_P, groups_P, draws, seed)
+  whole = np.ones_like(losses_P)
+  found_BK, value_B = _descend(_starts(logs, losses_P), logs, losses_P, whole)
+  best = found_BK[value_B.argmin()]
+  enough = len(losses_P) > 2 * len(resources) + 1
+  weights_BP = [
+    np.bincount(chosen, minlength=len(losses_P))
+    for chosen in _resampled(len(losses_P), groups_P, draws * enough, seed)
+    if all(len(np.unique(values[chosen])) >= 3 for values in resources)
   ]
+  again_BK = _descend([best] * len(weights_BP), logs, losses_P, weights_BP)[0] if weights_BP else ()
+  drawn = [_named(one, middles) for one in again_BK]
   law = _named(best, middles)
   intervals = {key: _interval([one[key] for one in drawn]) for key in law}
-  residual = float(np.sqrt(np.mean((_total(best, logs)[0] - np.log(losses_P)) ** 2)))
+  residual = float(np.sqrt(np.mean((_total(best[None], logs)[0] - np.log(losses_P)) ** 2)))
   known = None if None in intervals.values() else intervals
   return law | {'intervals': known, 'residual': residual}, drawn
 
 
-def _resampled(resources, losses_P, groups_P, draws, seed):
-  """Choices of points: groups drawn with replacement, where they still determine a law."""
-  groups_P = np.arange(len(losses_P)) if groups_P is None else np.asarray(groups_P)
+def _resampled(count, groups_P, draws, seed):
+  """Choices of `count` points, by groups drawn with replacement; none with too few groups."""
+  groups_P = np.arange(count) if groups_P is None else np.asarray(groups_P)
   members = [np.flatnonzero(groups_P == name) for name in np.unique(groups_P)]
-  if len(members) < 3 or len(losses_P) <= 2 * len(resources) + 1:
+  if len(members) < GROUPS:
     return
   rng = np.random.default_rng(seed)
   for _ in range(draws):
-    chosen = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
-    if all(len(np.unique(values[chosen])) >= 3 for values in resources):
-      yield chosen
+    yield np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
 
 
 def _starts(logs, losses_P):
@@ -187,41 +194,56 @@ def _starts(logs, losses_P):
     for power, part in zip(powers, (split, 1 - split), strict=False):
       start += [np.log(rest * part), power]
     starts.append(np.array(start))
-  return sorted(starts, key=lambda start: _objective(start, logs, losses_P)[0])
+  return np.stack(starts)
 
 
-def _total(law, logs):
-  """(log L of each point, share of each term in it): sums of logs, so that no term is negative."""
-  terms = [np.full_like(logs[0], law[0])]
-  terms += [a - power * x for x, a, power in zip(logs, law[1::2], law[2::2], strict=True)]
+def _total(law_BK, logs):
+  """(log L [B, P], share of each term in it): sums of logs, so that no term is negative."""
+  terms = [law_BK[:, :1] + np.zeros_like(logs[0])]
+  for x, a, power in zip(logs, law_BK.T[1::2], law_BK.T[2::2], strict=True):
+    terms.append(a[:, None] - power[:, None] * x)
   total = np.logaddexp.reduce(terms, axis=0)
   return total, np.exp(terms - total)
 
 
-def _objective(law, logs, losses_P):
-  """Summed Huber loss of log L in units of HUBER^2, so that tolerances mean something; gradient."""
-  total, shares = _total(law, logs)
+def _objective(law_BK, logs, losses_P, weights_BP):
+  """Summed Huber loss of log L in units of HUBER^2 -> (values [B], residuals, shares of terms)."""
+  total, shares = _total(law_BK, logs)
   scaled = (total - np.log(losses_P)) / HUBER
-  value = np.where(np.abs(scaled) <= 1, scaled**2 / 2, np.abs(scaled) - 0.5).sum()
-  slope = np.clip(scaled, -1, 1) / HUBER
-  gradient = [slope @ shares[0]]
-  for x, share in zip(logs, shares[1:], strict=True):
-    gradient += [slope @ share, -(slope * x) @ share]
-  return value, np.array(gradient)
+  size = np.abs(scaled)
+  value = (weights_BP * np.where(size <= 1, scaled**2 / 2, size - 0.5)).sum(-1)
+  return value, scaled, shares
 
 
-def _descend(starts, logs, losses_P):
-  """The best end of L-BFGS from these starts."""
-  from scipy import optimize
-
-  bounds = [(-50.0, 50.0), *[(-50.0, 50.0), (0.0, 5.0)] * len(logs)]
-  options = {'maxiter': 2000, 'ftol': 1e-12, 'gtol': 1e-8}
-  found = [
-    optimize.minimize(_objective, start, args=(logs, losses_P), jac=True, method='L-BFGS-B',
-                      bounds=bounds, options=options)
-    for start in starts
-  ]  # fmt: skip
-  return min(found, key=lambda one: one.fun).x
+def _descend(starts_BK, logs, losses_P, weights_BP):
+  """Levenberg-Marquardt from each start, with its weights of the points -> (laws, values)."""
+  law, weights = np.array(starts_BK), np.broadcast_to(weights_BP, (len(starts_BK), len(losses_P)))
+  low = np.array([-50.0, *[-50.0, 0.0] * len(logs)])
+  high = np.array([50.0, *[50.0, 5.0] * len(logs)])
+  damping, diagonal = np.full(len(law), 1e-2), np.arange(law.shape[1])
+  value, scaled, shares = _objective(law, logs, losses_P, weights)
+  for _ in range(DESCENT):
+    columns = [shares[0]]
+    for x, share in zip(logs, shares[1:], strict=True):
+      columns += [share, -x * share]
+    slopes = np.stack(columns, -1) / HUBER
+    pull = slopes * (weights / np.maximum(1, np.abs(scaled)))[..., None]
+    curvature = slopes.mT @ pull
+    curvature[:, diagonal, diagonal] *= 1 + damping[:, None]
+    curvature[:, diagonal, diagonal] += 1e-9
+    step = np.linalg.solve(curvature, pull.mT @ scaled[..., None])[..., 0]
+    tried = np.clip(law - step, low, high)
+    then = _objective(tried, logs, losses_P, weights)
+    good = then[0] < value
+    ended = np.where(good, value - then[0] < 1e-10 * value, damping > 1e8)
+    damping = np.clip(np.where(good, damping / 4, damping * 4), 1e-12, 1e12)
+    law[good] = tried[good]
+    value = np.where(good, then[0], value)
+    scaled = np.where(good[:, None], then[1], scaled)
+    shares = np.where(good[:, None], then[2], shares)
+    if ended.all():
+      break
+  return law, value
 
 
 def _named(law, middles):

@@ -2,7 +2,8 @@
 
 In: study.json as a dict, and one row a run: {arm, seed, status, message, result, curve: [[tokens,
 metric or validation loss], ...]}. Out: a dict that JSON can hold (no NaN; None = not known), where
-the report reads every number and sentence. Tests are in inference.py, size studies in rungs.py.
+the report reads every number and sentence. Tests are in inference.py, main effects in crossed.py,
+size studies in rungs.py.
 """
 
 import collections
@@ -10,22 +11,27 @@ import math
 
 import numpy as np
 
-from gpt_jax.ablation import inference, rungs
+from gpt_jax.ablation import crossed, inference, rungs
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)  # of an arm's own tokens, where learning curves are compared
 FAILED = ('failed', 'diverged', 'killed', 'corrupt')  # ended without a result
-CROSSED = ('full', 'fractional', 'pairwise')  # plans in which a factor's levels meet many others
+# what names a score of a task, in this order, as far as its row has it
+SCORE = ('task', 'source', 'metric', 'modality', 'way', 'of', 'control', 'codebook')
 
 
 def analyse(study, rows):
   """Judge every arm against the baseline, as one family -> the analysis.
 
+  In a study with a factor 'size' the family is that of rungs.by_rung, and an arm at another size or
+  number of tokens than the baseline is 'not judged' here.
+
   Returns:
-    {metric, better, tolerance, baseline, seeds, family, arms, effects, pairing, scaling, notes}.
-    arms, the baseline first: {name, is_baseline, n (seeds compared), mean, sd, values: {seed:
-    value} (of all finished seeds), what inference.judge says, sentence, speedup, seconds,
-    tokens_per_second, parameters, failed, statuses: {status: runs}, at_fractions: [[fraction,
-    difference of the curves, low, high], ...]}. effects: main effects of crossed plans.
+    {metric, better, tolerance, baseline, seeds, looks, family, arms, effects, pairing, scaling,
+    notes}. arms, the baseline first: {name, is_baseline, n (seeds compared), mean, sd, values:
+    {seed: value} (of all finished seeds), what inference.judge says, sentence, speedup, seconds,
+    tokens, tokens_per_second, parameters, failed, statuses: {status: runs}, at_fractions:
+    [[fraction, difference of the curves, low, high], ...]}. effects: of crossed.main_effects.
+    looks: with how many seeds each was judged, where the study says so.
 
   Raises:
     ValueError: no finished run has the metric.
@@ -33,35 +39,52 @@ def analyse(study, rows):
   metric, better, tolerance = study['metric'], study['better'], float(study['tolerance'])
   rows = [row | {'seed': str(row['seed'])} for row in rows]
   values = measured(rows, metric)
+  diverged = collections.Counter(row['arm'] for row in rows if row['status'] == 'diverged')
   baseline = next(arm['name'] for arm in study['arms'] if arm['is_baseline'])
-  others = [arm['name'] for arm in study['arms'] if not arm['is_baseline']]
-  pairs = [(values.get(name, {}), values.get(baseline, {})) for name in others]
-  judged = dict(zip(others, inference.judge(pairs, better, tolerance), strict=True))
+  scaling = rungs.of_study(study, values, diverged)
+  judged, family = _judged(study, values, diverged, scaling)
   by_arm = {arm['name']: [r for r in rows if r['arm'] == arm['name']] for arm in study['arms']}
   arms = []
   for arm in sorted(study['arms'], key=lambda arm: not arm['is_baseline']):
     name = arm['name']
     one = _described(arm, by_arm[name], values.get(name, {}))
-    if name == baseline:
-      one |= inference.judge([({}, {})])[0] | {'n': len(one['values']), 'verdict': 'baseline'}
-      one |= {'at_fractions': [], 'speedup': None}
-    else:
+    if name in judged:
       one |= judged[name] | compare_curves(by_arm[name], by_arm[baseline], better)
+    else:
+      one |= inference.judge([({}, {})])[0] | {'n': len(one['values']), 'diverged': diverged[name]}
+      one |= {'verdict': 'baseline' if name == baseline else 'not judged'}
+      one |= {'at_fractions': [], 'speedup': None}
     arms.append(one | {'sentence': _sentence(one, metric, tolerance)})
-  family = sum(one['p'] is not None for one in judged.values())
   return {
     'metric': metric,
     'better': better,
     'tolerance': tolerance,
     'baseline': baseline,
     'seeds': sorted({row['seed'] for row in rows}, key=_numeric),
+    'looks': list(study.get('looks') or ()),
     'family': family,
     'arms': arms,
-    'effects': main_effects(study, values),
+    'effects': crossed.main_effects(study, values, diverged),
     'pairing': _pairing([one for one in arms if one['name'] != baseline]),
-    'scaling': rungs.of_study(study, values),
-    'notes': _notes(arms, family, metric, tolerance),
+    'scaling': scaling,
+    'notes': _notes(arms, family, metric, tolerance, study.get('looks') or ()),
   }
+
+
+def _judged(study, values, diverged, scaling):
+  """-> ({arm: what inference.judge says}, how many comparisons the family has)."""
+  base = next(arm for arm in study['arms'] if arm['is_baseline'])
+  if scaling:
+    everything, blank = scaling['rungs'], inference.judge([({}, {})])[0]
+    same = {arm['name'] for arm in study['arms'] if rungs.rung(arm) == rungs.rung(base)}
+    judged = {one['arm']: {k: one[k] for k in blank} for one in everything if one['arm'] in same}
+  else:
+    others = [arm['name'] for arm in study['arms'] if arm is not base]
+    pairs = [(values.get(name, {}), values.get(base['name'], {})) for name in others]
+    lost = [diverged[name] for name in others]
+    everything = inference.judge(pairs, study['better'], float(study['tolerance']), lost)
+    judged = dict(zip(others, everything, strict=True))
+  return judged, sum(one['p'] is not None for one in everything)
 
 
 # --------------------------------------------------------------------------------------- values
@@ -70,14 +93,14 @@ def analyse(study, rows):
 def measured(rows, metric):
   """{arm: {seed: value}} of the runs that are done and whose value is finite.
 
-  Raises ValueError if runs are done but none of them has the metric.
+  Raises ValueError if runs are done but none has the metric, or it may mean several scores.
   """
   values, names, done = collections.defaultdict(dict), set(), 0
   for row in rows:
     if row['status'] != 'done':
       continue
     done += 1
-    found = _numbers(row['result'])
+    found = numbers(row['result'], metric)
     names |= set(found)
     if math.isfinite(found.get(metric, math.nan)):
       values[row['arm']][row['seed']] = found[metric]
@@ -88,11 +111,28 @@ def measured(rows, metric):
   return dict(values)
 
 
-def _numbers(result):
-  """The numbers of a result by name: its own, its tail/METRIC and its tasks' TASK/METRIC."""
+def score_name(row):
+  """TASK/SOURCE/METRIC of a row of a task, and /MODALITY or what else tells it from others."""
+  return '/'.join(str(row[key]) for key in SCORE if row.get(key) not in (None, ''))
+
+
+def numbers(result, metric=''):
+  """The numbers of a result by name: its own, its tail/METRIC and its tasks' scores.
+
+  A metric TASK/METRIC is there too if just one score of the task has it; ValueError if several do.
+  """
   tail = {f'tail/{name}': value for name, value in (result.get('tail') or {}).items()}
-  tasks = {f'{r["task"]}/{r["metric"]}': r['value'] for r in result.get('evaluations') or ()}
-  named = tasks | tail | result
+  scores = result.get('evaluations') or ()
+  named = {score_name(row): row['value'] for row in scores} | tail | result
+  if metric not in named:
+    short = [row for row in scores if f'{row["task"]}/{row["metric"]}' == metric]
+    if len(short) > 1:
+      raise ValueError(
+        f'metric={metric!r} is the name of {len(short)} scores\n'
+        f'fix: use one of {", ".join(map(score_name, short))}'
+      )
+    if short:
+      named[metric] = short[0]['value']
   is_number = lambda x: isinstance(x, int | float) and not isinstance(x, bool)
   return {name: float(value) for name, value in named.items() if is_number(value)}
 
@@ -102,9 +142,9 @@ def _described(arm, rows, values):
   done = _results(rows)
   statuses = collections.Counter(row['status'] for row in rows)
   numbers = list(values.values())
-  cost = {key: _median(done, key) for key in ('seconds', 'tokens_per_second', 'parameters')}
-  if cost['parameters'] is None:
-    cost['parameters'] = arm.get('parameters')
+  cost = {key: _median(done, key) for key in ('seconds', 'tokens_per_second')}
+  for key in ('tokens', 'parameters'):  # as planned, until a run says what it was
+    cost[key] = _median(done, key) if done else arm.get(key)
   return {
     'name': arm['name'],
     'is_baseline': arm['is_baseline'],
@@ -135,7 +175,8 @@ def compare_curves(rows, base_rows, better='lower'):
   speedup: wall-clock of the baseline / wall-clock of the arm to the same value, the worse of the
   two final ones, so that nothing is extrapolated. Both clocks are tokens / median tokens per
   second. Under a decaying learning rate the way to an earlier value is longer than with a schedule
-  made for it: the true ratio is further from 1. None without curves or speeds.
+  made for it: the true ratio is further from 1. None without curves or speeds, and where runs were
+  not all trained in the same way and as many at once: their clocks cannot be compared.
   """
   arm, base = _curves(rows), _curves(base_rows)
   seeds = sorted(set(arm) & set(base))
@@ -147,7 +188,12 @@ def compare_curves(rows, base_rows, better='lower'):
       at_fractions.append([fraction, found['mean'], *(found['interval'] or (None, None))])
   speedup = None
   speeds = [_median(_results(side), 'tokens_per_second') for side in (rows, base_rows)]
-  if seeds and all(speeds):
+  ways = {
+    (row.get('how'), row['result'].get('replicas', 1))
+    for row in (*rows, *base_rows)
+    if row['status'] == 'done'
+  }
+  if seeds and all(speeds) and len(ways) == 1:
     sides = [_mean_curve([curves[s] for s in seeds], better) for curves in (arm, base)]
     goal = max(losses[-1] for _, losses in sides)
     tokens = [_first_reaches(side, goal) for side in sides]
@@ -156,7 +202,7 @@ def compare_curves(rows, base_rows, better='lower'):
 
 
 def _results(rows):
-  return [_numbers(row['result']) for row in rows if row['status'] == 'done']
+  return [numbers(row['result']) for row in rows if row['status'] == 'done']
 
 
 def _curves(rows):
@@ -192,74 +238,52 @@ def _first_reaches(side, goal):
   return float(np.interp(-goal, -losses[pair], tokens[pair]))
 
 
-# --------------------------------------------------------------------------------- main effects
-
-
-def main_effects(study, values):
-  """What a factor does on average over the others, in plans that cross them; [] in other plans.
-
-  For each seed: the mean over the arms that have the level, minus the mean over those that have the
-  baseline's. All effects are one family. Only seeds count in which every arm finished.
-
-  Returns list of {factor, level, against, arms, what inference.judge says}.
-  """
-  if study.get('plan') not in CROSSED:
-    return []
-  arms = study['arms']
-  base_levels = next(arm['levels'] for arm in arms if arm['is_baseline'])
-  seeds = set.intersection(*(set(values.get(arm['name'], {})) for arm in arms))
-  names, pairs = [], []
-  for factor, base in base_levels.items():
-    with_level = collections.defaultdict(list)
-    for arm in arms:
-      with_level[arm['levels'][factor]].append(values.get(arm['name'], {}))
-    mean = lambda group: {s: float(np.mean([found[s] for found in group])) for s in seeds}
-    for level, group in with_level.items():
-      if level != base:
-        names.append({'factor': factor, 'level': level, 'against': base, 'arms': len(group)})
-        pairs.append((mean(group), mean(with_level[base])))
-  judged = inference.judge(pairs, study['better'], float(study['tolerance']))
-  return [name | one for name, one in zip(names, judged, strict=True)]
-
-
 # ---------------------------------------------------------------------------------------- words
 
 
 def _sentence(one, metric, tolerance):
   """The verdict in words, with its numbers."""
-  name = one['name']
-  if one['verdict'] == 'baseline':
-    spread = f' (sd {one["sd"]:.3g} over {one["n"]} seeds)' if one['sd'] is not None else ''
-    mean = f'{metric} {one["mean"]:.4g}{spread}' if one['mean'] is not None else 'no run finished'
-    return f'{name} is the baseline: {mean}{_missing(one)}.'
+  name, verdict, lost = one['name'], one['verdict'], _missing(one)
+  spread = f' (sd {one["sd"]:.3g} over {one["n"]} seeds)' if one['sd'] is not None else ''
+  mean = f'{metric} {one["mean"]:.4g}{spread}' if one['mean'] is not None else 'no run finished'
+  if verdict == 'baseline':
+    return f'{name} is the baseline: {mean}{lost}.'
+  if verdict == 'not judged':
+    return f'{name}: {mean}; of another size or number of tokens than the baseline{lost}.'
+  numbers = f'{metric} {one["difference"]:+.3g}' if one['n'] else ''
+  if one['interval'] is not None:
+    low, high = one['interval']
+    p = _probability(one['p_holm'])
+    numbers += f' ({low:+.3g} to {high:+.3g}; {one["n"]} seeds, p {p})'
+  if verdict == 'diverged':
+    others = f'; the others, which flatter it: {numbers}' if numbers else ''
+    return f'{name} diverged in {one["diverged"]} of {_runs(one)} runs{others}{lost}.'
   if not one['n']:
-    return f'{name} is undecided: no seed finished here and in the baseline{_missing(one)}.'
-  difference = f'{metric} {one["difference"]:+.3g}'
+    return f'{name} is undecided: no seed finished here and in the baseline{lost}.'
   if one['interval'] is None:
-    return f'{name} is undecided: {difference} on one seed, which has no interval{_missing(one)}.'
-  low, high = one['interval']
-  numbers = f'({low:+.3g} to {high:+.3g}; {one["n"]} seeds, p {_probability(one["p_holm"])})'
-  if one['verdict'] in ('better', 'worse'):
-    direction = 'lower' if one['difference'] < 0 else 'higher'
-    size = f'{metric} {abs(one["difference"]):.3g} {direction}'
-    small = f', less than the tolerance of {tolerance:g}' * (max(-low, high) < tolerance)
-    words = f'{one["verdict"]}: {size} {numbers}{small}'
-  elif one['verdict'] == 'no difference':
-    words = f'no different by more than {tolerance:g}: {difference} {numbers}'
-  else:
+    return f'{name} is undecided: {numbers} on one seed, which has no interval{lost}.'
+  if verdict == 'no difference':
+    return f'{name} is no different by more than {tolerance:g}: {numbers}{lost}.'
+  needs = ''
+  if verdict == 'undecided':
     more = one['seeds_needed']
     needs = f'about {more} more seed{"s" * (more > 1)}' if more else 'more seeds than is sensible'
-    words = f'undecided: {difference} {numbers}; needs {needs}'
-  return f'{name} is {words}{_missing(one)}.'
+    needs = f'; needs {needs}'
+  return f'{name} is {verdict}: {numbers}{needs}{lost}.'
 
 
 def _probability(p):
   return '< 0.001' if p < 0.001 else f'= {p:.2g}'
 
 
+def _runs(one):
+  return sum(one['statuses'].values())
+
+
 def _missing(one):
-  """What did not finish, in words; '' if all did."""
-  lost = {status: n for status, n in one['statuses'].items() if status != 'done'}
+  """What did not finish, in words; '' if all did. That it diverged is a verdict's to say."""
+  told = ('done', 'diverged') if one['verdict'] == 'diverged' else ('done',)
+  lost = {status: n for status, n in one['statuses'].items() if status not in told}
   return (
     '; runs without a result: ' + ', '.join(f'{n} {status}' for status, n in sorted(lost.items()))
     if lost
@@ -280,14 +304,24 @@ def _pairing(arms):
   }
 
 
-def _notes(arms, family, metric, tolerance):
+def _notes(arms, family, metric, tolerance, looks):
   """What a reader must know to read the numbers."""
   notes = [
     f'Differences are arm minus baseline in {metric}, seed by seed. Intervals are 95 % of one arm '
     f'(paired t); p values and verdicts are Holm-corrected over {family} comparisons.'
   ]
   if tolerance:
-    notes.append(f'"No difference" means: smaller than {tolerance:g}, by two one-sided tests.')
+    notes.append(
+      f'"No difference" means: shown to be smaller than {tolerance:g} by two one-sided tests, even '
+      'where it differs from 0.'
+    )
+  if len(looks) > 1:
+    notes.append(
+      f'Judged {len(looks)} times, with {", ".join(map(str, looks))} seeds: who looks again after '
+      'adding seeds errs more often than the 5 % that these verdicts are made for.'
+    )
+  elif any(one['verdict'] == 'undecided' for one in arms):
+    notes.append('Adding seeds and judging again is a second look: verdicts are then not at 5 %.')
   few = min((one['n'] for one in arms), default=0)
   if few < 5:
     notes.append(f'With {few} seeds intervals are wide, and what is undecided may well be real.')
@@ -295,7 +329,7 @@ def _notes(arms, family, metric, tolerance):
     lost = one['failed']
     if lost and one['values'] and not one['is_baseline']:
       notes.append(
-        f'{one["name"]}: {lost} of {sum(one["statuses"].values())} runs failed; it is compared on '
+        f'{one["name"]}: {lost} of {_runs(one)} runs failed; it is compared on '
         f'the {one["n"]} seeds that finished, which may flatter it.'
       )
     elif lost and not one['is_baseline']:

@@ -5,6 +5,7 @@ a folder into one table in memory and answers a condition in SQL:
 `optim.lr > 1e-3 and model.positions = 'rope'`. Nothing here writes.
 """
 
+import contextlib
 import difflib
 import json
 import math
@@ -72,18 +73,19 @@ def rows(workdir):
   return found
 
 
-def last_attempts(workdir):
-  """{(arm, seed): the last line of attempts.jsonl about it}; unreadable lines count for nothing."""
+def read_attempts(workdir):
+  """The lines of attempts.jsonl; one torn by a crash counts for nothing, wherever it is."""
   path = Path(workdir) / 'attempts.jsonl'
-  lines = path.read_bytes().splitlines() if path.exists() else []
-  found = {}
-  for line in lines:
-    try:
-      attempt = records.from_json(json.loads(line))
-      found[attempt['arm'], attempt['seed']] = attempt
-    except (ValueError, KeyError, TypeError):  # torn by a crash
-      continue
-  return found
+  found = []
+  for line in path.read_bytes().splitlines() if path.exists() else ():
+    with contextlib.suppress(ValueError):
+      found.append(records.from_json(json.loads(line)))
+  return [attempt for attempt in found if isinstance(attempt, dict)]
+
+
+def last_attempts(workdir):
+  """{(arm, seed): the last line of attempts.jsonl about it}."""
+  return {(line.get('arm'), line.get('seed')): line for line in read_attempts(workdir)}
 
 
 def state(folder, metric='valid_loss', attempt=None):
@@ -93,11 +95,11 @@ def state(folder, metric='valid_loss', attempt=None):
   """
   folder, attempt = Path(folder), attempt or {}
   try:
-    result = runs.read_result(folder) if (folder / 'config.json').exists() else {}
-    config = runs.read_config(folder) if result else {}
+    config = runs.read_config(folder) if (folder / 'config.json').exists() else {}
+    result = runs.read_result(folder) if config else {}
   except (ValueError, OSError) as error:
     return 'corrupt', str(error).partition('\n')[0], {}
-  if result and config:
+  if result:
     return judged(result, metric)
   outcome, message = attempt.get('outcome'), attempt.get('message', '')
   if outcome in FAILURES:
@@ -159,13 +161,17 @@ def curve(folder, metric='valid_loss'):
 
 
 def run_folders(folder):
-  """Run folders in or below `folder`, sorted; what lies inside a run is not looked at."""
+  """Run folders in or below `folder`, sorted; what lies inside a run is not looked at.
+
+  Nor is what a study has set aside (NAME.corrupt).
+  """
   found = []
   for path, names, files in os.walk(Path(folder).expanduser()):
     if 'config.json' in files:
       found.append(Path(path))
       names.clear()
-    names[:] = sorted(n for n in names if n not in ('cache', 'compiled') and n[0] != '.')
+    odd = lambda name: name in ('cache', 'compiled') or name[0] == '.' or '.corrupt' in name
+    names[:] = sorted(name for name in names if not odd(name))
   return found
 
 

@@ -5,10 +5,8 @@ is NaN and shown as an empty cell.
 """
 
 import collections
-import contextlib
 import dataclasses
 import datetime
-import json
 import math
 import pathlib
 
@@ -20,6 +18,7 @@ from gpt_jax import loggers, records
 VERDICTS = {
   'better': 'Better',
   'worse': 'Worse',
+  'diverged': 'Diverged',
   'no difference': 'No difference',
   'undecided': 'Undecided',
 }
@@ -88,9 +87,11 @@ class Summary:
     return sorted((r for r in self.rows if r['arm'] == name), key=lambda r: r['seed'])
 
   def verdicts(self):
-    """{verdict: arms}: those that have none are undecided."""
+    """{verdict: arms}: those that have none are undecided; scaled arms are not judged."""
     found = {verdict: [] for verdict in VERDICTS}
     for arm in self.others():
+      if arm.get('verdict') == 'not judged':
+        continue
       verdict = arm.get('verdict')
       found[verdict if verdict in VERDICTS else 'undecided'].append(arm)
     return found
@@ -125,8 +126,11 @@ class Summary:
     if not self.done():
       return 'Nothing has been measured yet.'
     so_far = f'After {len(self.done())} of {len(self.rows)} runs: ' if self.pending() else ''
+    if scaled := self.scaled():
+      return so_far + scaled
     parts = [
       count(found['worse'], 'worse'),
+      count(found['diverged'], 'diverged'),
       count(found['no difference'], f'no different within {plain(self.tolerance, self.places)}'),
       count(found['undecided'], 'undecided'),
     ]
@@ -136,13 +140,30 @@ class Summary:
       also = f' {len(more)} more {"is" if len(more) == 1 else "are"} better.' if more else ''
       rest = f' {rest[:1].upper()}{rest[1:]}.' if rest else ''
       mean = self.value(number(best, 'mean'))
-      bounds = [abs(as_number(bound)) for bound in best.get('interval') or ()]
-      small = ', less than what matters' if bounds and max(bounds) < self.tolerance else ''
-      effect = f'{self.metric} {mean}, {self.effect(best)}{small}'
+      effect = f'{self.metric} {mean}, {self.effect(best)}'
       return f'{so_far}{best["name"]} beats {named}: {effect}.{also}{rest}'
     if len(found['undecided']) == len(self.others()):
       return f'{so_far}Undecided: no arm could be told from {named}.'
     return f'{so_far}Nothing beats {named}: {rest}.'
+
+  def laws(self):
+    """What a size study found of all sizes, a line each law."""
+    found = self.analysis.get('scaling') or {}
+    kinds = (('laws', law_text), ('parametric', law_text), ('isoflop', isoflop_text))
+    return [text(*one) for kind, text in kinds for one in (found.get(kind) or {}).items()]
+
+  def scaled(self):
+    """The headline of a size study: the baseline's law, and what each effect is at each size."""
+    found = self.analysis.get('scaling') or {}
+    own = (found.get('laws') or {}).get(others_of(self.baseline()))
+    said = [f'{self.metric.capitalize()} over parameters: {law_text("", own)}.'] if own else []
+    places = collections.defaultdict(lambda: collections.defaultdict(list))
+    for one in found.get('rungs') or ():
+      places[one['levels']][one['verdict']].append(str(one['size']))
+    for levels, sizes in places.items():
+      words = [f'{verdict} at {", ".join(at)}' for verdict, at in sizes.items()]
+      said.append(f'{levels}: {"; ".join(words)}.')
+    return ' '.join(said)
 
   def sentence(self, arm):
     """What was found of one arm, in a sentence."""
@@ -214,9 +235,9 @@ class Summary:
     return bool(moments) + sum(gap > STOP_SECONDS for gap in gaps)
 
   def negatives(self):
-    """Arms that did not help: worse, and no different."""
+    """Arms that did not help: worse, diverged, and no different."""
     found = self.verdicts()
-    return found['worse'][::-1] + found['no difference']
+    return found['worse'][::-1] + found['diverged'] + found['no difference']
 
   def seconds(self):
     """Of all runs with a result, together."""
@@ -257,27 +278,13 @@ def read(workdir):
   from gpt_jax.ablation import store
 
   folder = pathlib.Path(workdir).expanduser().resolve()
-  if not (folder / 'study.json').is_file():
-    raise FileNotFoundError(
-      f'workdir={folder} is not a study: it has no study.json\n'
-      'fix: give the --workdir of a study, or make one: launch.py ablate'
-    )
   return Summary(
-    study=records.read_json(folder / 'study.json'),
+    study=store.read_study(folder),
     rows=store.rows(folder),
     analysis=records.read_json(folder / 'analysis.json'),
-    attempts=read_attempts(folder / 'attempts.jsonl'),
+    attempts=store.read_attempts(folder),
     folder=folder,
   )
-
-
-def read_attempts(path):
-  """The lines of attempts.jsonl; a line torn by a crash counts for nothing, wherever it is."""
-  found = []
-  for line in path.read_bytes().splitlines() if path.exists() else ():
-    with contextlib.suppress(ValueError):
-      found.append(records.from_json(json.loads(line)))
-  return [attempt for attempt in found if isinstance(attempt, dict)]
 
 
 def as_number(value):
@@ -321,6 +328,45 @@ def count(arms, what):
 def first_line(text):
   """The cause, without its fix or its traceback."""
   return (str(text).strip().splitlines() or [''])[0]
+
+
+def others_of(arm):
+  """The levels of an arm but its size and tokens, as the analysis names its laws."""
+  levels = (arm.get('levels') or {}).items()
+  return ','.join(f'{name}={level}' for name, level in levels if name not in ('size', 'tokens'))
+
+
+def law_text(others, law):
+  """'L = 1.2 + 45 / N^0.31 (0.25 to 0.36)', of loss over parameters N and, if they vary, tokens D.
+
+  A parametric law also says what is best at the largest budget.
+  """
+  terms, bounds = [f'{law["E"]:.3g}'], law.get('intervals') or {}
+  for factor, size, power in (('A', 'N', 'alpha'), ('B', 'D', 'beta')):
+    if power in law:
+      sure = f' ({" to ".join(f"{b:.2g}" for b in bounds[power])})' if bounds.get(power) else ''
+      terms.append(f'{loggers.human(law[factor])} / {size}^{law[power]:.2g}{sure}')
+  text = f'L = {" + ".join(terms)}'
+  if best := law.get('optimum'):
+    parameters, tokens = (loggers.human(best[key]) for key in ('parameters', 'tokens'))
+    text += f'; best at {best["flops"]:.3g} FLOPs: {parameters} parameters on {tokens} tokens'
+    text += '' if best['inside'] else ', which is beyond the sizes tried'
+  return f'{others}: {text}' if others else text
+
+
+def isoflop_text(others, found):
+  """The best size at equal FLOPs, and how it grows with them."""
+  said = [
+    f'{loggers.human(one["parameters"])} parameters at {one["flops"]:.3g} FLOPs'
+    for one in found['budgets']
+    if one['inside']
+  ]
+  text = f'at equal FLOPs, best: {"; ".join(said) or "none between the sizes tried"}'
+  if found['exponent'] is not None:
+    bounds = found['interval']
+    sure = f' ({" to ".join(f"{b:.2g}" for b in bounds)})' if bounds else ''
+    text += f'; best N grows as FLOPs^{found["exponent"]:.2g}{sure}'
+  return '; '.join([f'{others}: {text}' if others else text, *found['notes']])
 
 
 def label(arm):

@@ -123,6 +123,13 @@ def markdown(told):
   said += ['\n'.join(f'- {told.sentence(arm)}' for arm in told.others())]
   said += ['## Results', told.protocol(), grid(*trim(results_head(told), results(told)))]
   said += ['\n'.join(f'- {note}' for note in told.analysis.get('notes', ()))]
+  if effects := told.analysis.get('effects'):
+    named = [(f'{one["factor"]}={one["level"]} against {one["against"]}', one) for one in effects]
+    said += ['## Main effects', judged(told, 'level', named)]
+  if found := told.analysis.get('scaling'):
+    named = [(f'{one["levels"]} at {one["size"]}', one) for one in found['rungs']]
+    said += ['## Scaling', '\n'.join(f'- {text}' for text in told.laws())]
+    said += [judged(told, 'effect', named), '\n'.join(f'- {w}' for w in found['warnings'])]
   said += ['## Cost', f'Budget: {told.budget()}.', grid(*trim(COSTS_HEAD, costs(told)))]
   differences = [
     (arm['name'], ', '.join(changes(arm)) or 'nothing', '; '.join(arm.get('flags', ())))
@@ -138,6 +145,21 @@ def markdown(told):
   command = told.study.get('command', '')
   said += ['## Reproduce', f'```\n{command}\n```' if command else '', versions]
   return '\n\n'.join(part.strip('\n') for part in said if part) + '\n'
+
+
+def judged(told, what, named):
+  """A Markdown table of [(name, what inference.judge says)]."""
+  rows = [
+    (
+      name,
+      told.difference(summary.number(one, 'difference')),
+      told.interval(one['interval']),
+      summary.probability(summary.number(one, 'p_holm')),
+      one['verdict'],
+    )
+    for name, one in named
+  ]
+  return grid((what, '>difference', '>95 % interval', '>p (Holm)', 'verdict'), rows)
 
 
 def changes(arm):

@@ -6,8 +6,8 @@ Each line of stdin is a job in JSON, {"configs": [...], "folders": [...]}: confi
 config.json, one run folder each; several are trained together, as replicas. Each job is answered
 by a line of stdout, {"outcomes": [{"outcome", "code", "message", "seconds"}, ...]}, one for each
 run (replicas.Outcome); what the runs print goes to stderr. The end of stdin ends the process.
-SIGTERM, Ctrl-C or the death of the parent end it after saving, with exit code 75; a second signal
-ends it at once.
+SIGTERM, Ctrl-C or the death of the parent (whose process id is GPT_JAX_PARENT) end it after saving,
+with exit code 75; a second signal ends it at once.
 """
 
 import json
@@ -23,7 +23,8 @@ class Stop:
   """A request to end, by a signal or because nobody is left to read the answer."""
 
   def __init__(self):
-    self.asked, self.busy, self.parent = False, False, os.getppid()
+    self.asked, self.busy = False, False
+    self.parent = int(os.environ.get('GPT_JAX_PARENT', os.getppid()))
     for number in (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, self)
 
