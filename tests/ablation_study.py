@@ -28,7 +28,6 @@ def arm(level, base=False):
     'parameter_diff': {'added': added, 'removed': [], 'reshaped': {}},
     'fingerprint': name,
     'shares_program_with_base': base,
-    
     'flags': [],
   }
 

@@ -139,7 +139,7 @@ def small(path, base, **chosen):
   made = load(path, base, **chosen)
   for section, values in SMALL.items():
     made[section].update(values)
-  if not made.train.init_from:
+  if made.train.job == 'gpt' and not made.train.init_from:
     made.model.update(SMALL_MODEL)
     made.model.layers = len(made.model.window_pattern) or 1
   if made.data.packing != 'first_fit':  # which needs room for whole documents
