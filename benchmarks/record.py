@@ -42,7 +42,7 @@ def summary(workdir):
 def summary_of_study(workdir):
   """The same of a study: what each arm changed, how sure that is, and what it took -> dict."""
   told = study_summary.read(workdir)
-  if not told.analysis or told.pending:
+  if not told.analysis or told.pending():
     raise SystemExit(f'error: {workdir} has not finished\nfix: run its command again to the end')
   study, analysis = told.study, told.analysis
   events = [event for row in told.rows for event in runs.read_events(row['folder'])]

@@ -45,11 +45,13 @@ def scores(rows):
     if 'chance' in row and not {'of', 'control'} & set(row) and 'interval' in row:
       found.setdefault((row['split'], row['task'], row['source']), row)
   split = 'test' if any(row['split'] == 'test' for row in found.values()) else 'valid'
-  for row in found.values():
-    if row['split'] == split:
-      low, high = row['interval']
-      interval = f'{low:.1%} to {high:.1%}, chance {row["chance"]:.0%}'
-      yield f'{row["source"]} {row["value"]:.1%} ({interval})'
+  shown = [row for row in found.values() if row['split'] == split]
+  sources = [row['source'] for row in shown]
+  for row in shown:
+    low, high = row['interval']
+    interval = f'{low:.1%} to {high:.1%}, chance {row["chance"]:.0%}'
+    task = f' ({row["task"]})' if sources.count(row['source']) > 1 else ''
+    yield f'{row["source"]}{task} {row["value"]:.1%} ({interval})'
 
 
 def minutes(result):

@@ -425,3 +425,14 @@ def test_the_users_number_of_processes_is_taken(tmp_path):
   assert len(calibrate.parts({'workers': 3}, 2)) == 2
   records.write_json(tmp_path / 'study.json', {})
   assert calibrate.schedule(tmp_path, tasks, 0, lambda: True, print) is None  # stopped
+
+
+def test_little_work_is_not_measured(tmp_path, monkeypatch):
+  """Measuring would take longer than it could win."""
+  monkeypatch.setattr(calibrate, 'cores', lambda: [0, 1])
+  tasks = [task(tmp_path, 'base', seed) for seed in range(4)]
+  arms = [{'name': 'base', 'seconds_estimate': 20.0}]
+  records.write_json(tmp_path / 'study.json', {'arms': arms})
+  monkeypatch.setattr(calibrate, 'measure', lambda *_: pytest.fail('measured'))
+  assert calibrate.schedule(tmp_path, tasks, 0, never, print) == TWO
+  assert 'schedule' not in records.read_json(tmp_path / 'study.json')

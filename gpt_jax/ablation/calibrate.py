@@ -8,6 +8,7 @@ are kept for the runs.
 
 import contextlib
 import itertools
+import math
 import shutil
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from gpt_jax import records
 from gpt_jax.ablation.pool import Pool, cores, shares
 
+WORTH = 600.0  # seconds of steps that are left, from which on measuring pays
 SECONDS = 8.0  # timed of each way, after its first interval of log lines
 PATIENCE = 120.0  # seconds that a way gets for starting, compiling and its first log lines
 REPLICAS = 8  # most runs in one step; a worker takes fewer where memory says so
@@ -40,9 +42,15 @@ def schedule(workdir, left, workers, should_stop, say):
   if len(choices) == 1:
     return choices[0]
   machine = f'{len(cores())} cores, {accelerators()} accelerators'
-  known = records.read_json(workdir / 'study.json').get('schedule', {})
+  study = records.read_json(workdir / 'study.json')
+  known = study.get('schedule', {})
   if known.get('machine') == machine:
     return known
+  if (seconds := work(study, left)) < WORTH:
+    likely = 'replicas' if accelerators() else 'process'
+    chosen = next((choice for choice in choices if choice['how'] == likely), choices[0])
+    say(f'{described(chosen)}: with {seconds:.0f} s of steps left, not measured')
+    return chosen
   rates = {}
   for choice in choices:
     say(f'measuring: {described(choice)}')
@@ -60,6 +68,13 @@ def schedule(workdir, left, workers, should_stop, say):
   pace = ', '.join(f'{how} {rate:.4g}' for how, rate in per_hour.items())
   say(f'chosen: {described(best)} (runs an hour: {pace})')
   return chosen
+
+
+def work(study, left):
+  """Seconds of steps of these tasks one after another, as the proof of the study estimates."""
+  each = {arm['name']: arm.get('seconds_estimate') for arm in study.get('arms', ())}
+  known = [each.get(task.arm) for task in left]
+  return math.inf if None in known else sum(known)
 
 
 def described(choice):
