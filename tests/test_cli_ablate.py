@@ -51,7 +51,7 @@ def results(tmp_path):
     {'name': name, 'slug': name, 'levels': {'lr': level}, 'is_baseline': name == 'base', 'diff': {},
      'parameters': 9, 'flops_per_token': 1, 'steps': 3, 'tokens': 96, 'flags': [],
      'parameter_diff': {'added': [], 'removed': [], 'reshaped': {}}, 'fingerprint': name,
-     'shares_program_with_base': True, 'hyper_only': True}
+     'shares_program_with_base': True}
     for name, level in (('base', '0.01'), ('lr=0.1', '0.1'))
   ]  # fmt: skip
   study = {
