@@ -120,7 +120,7 @@ def test_sounds_are_told_apart_whatever_their_level(kind, tmp_path):
   judge = kind.fit(*tones(60, 0), rate=8000)
   waves, labels = tones(30, 1)
   assert judge.accuracy(waves, labels)[0] >= 0.95
-  assert judge.features(waves).shape == (30, 131)
+  assert judge.features(waves).shape == (30, 401)
   judge.save(tmp_path / 'a.npz')
   assert (kind.load(tmp_path / 'a.npz').predict(waves) == judge.predict(waves)).all()
 
