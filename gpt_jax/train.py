@@ -5,22 +5,19 @@ what is trained is a job, a row of JOBS: the GPT (language.py) or a learned toke
 """
 
 import dataclasses
-import hashlib
-import json
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from gpt_jax import checkpoint, codec, hardware, language, probes, runs
+from gpt_jax import checkpoint, codec, hardware, language, ledger, probes, runs
 from gpt_jax.sharding import make_mesh, to_devices
 
 # What may change between a run and its resumption: nothing that its result depends on.
 FREE_ON_RESUME = ('mesh.', 'log.', 'train.tasks', 'train.probe_every', 'checkpoint.', 'sample.',
                   'data.workers', 'data.prefetch', 'data.cache', 'data.reset',
                   'model.unroll')  # fmt: skip
-COUNTS = ('tokens', 'targets')  # metrics of a step that are added up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,40 +149,27 @@ def due(every, step, steps):
 
 
 class Training:
-  """One run under way: alone by `loop`, or a lane of several by replicas.Group.
-
-  Seconds are its share of the machine's time, and tokens a second follow from them.
-  """
+  """One run under way: alone by `loop`, or a lane of several by replicas.Group."""
 
   def __init__(self, cfg, workdir, mesh, replicas=1, trace=True):
     """Make and check everything; nothing is written but token caches.
 
     replicas: how many runs share the machine. trace: False where the step was traced before.
     """
-    self.began, self.replicas = time.perf_counter(), replicas
     self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
-    self.job = JOBS[cfg.train.job](cfg, workdir, mesh)
+    job = JOBS[cfg.train.job]
+    self.ledger = ledger.Ledger(job.unit, cfg.train.steps_per_call, replicas)
+    self.job = job(cfg, workdir, mesh)
     self.loader, self.program = self.job.loader, self.job.program
     if trace:
       self.trace()
     self.found = checkpoint.Checkpoints(workdir / 'checkpoints').steps()  # `open` looks again
     self.state, self.step, extra, self.notes = initial_state(self.job, cfg, workdir)
-    self.tokens = 0.0  # of documents (or images, clips) in its steps, over all sessions of the run
-    self.targets = 0.0  # those tokens that carried loss
-    self.seconds = 0.0  # in steps, evaluation and saving left out, over all sessions
-    self.earlier = 0.0  # seconds of the sessions before this one, everything included
     self.saved = self.step  # of the last checkpoint
-    self.lane = ()  # index of this run in what the step returns
-    self.pending = []  # (steps done, metrics on the device) of calls not logged yet
-    self.lap = 0.0  # seconds in steps since the last log
     self.profiling = False
     self.prober = None  # compiled when first used
-    self.latest = {}  # last logged metrics
     if extra is not None:
-      self.tokens, self.seconds = extra['tokens'], extra['seconds']
-      self.targets = extra.get('targets', self.tokens)  # of runs that did not tell them apart
-      self.earlier = extra.get('wall', self.seconds)
-      self.latest = extra['latest']
+      self.ledger.restore(extra)
       self.notes += [f'data.reset: {line}' for line in self.loader.restore(extra['data'])]
     self.evaluations = []  # rows of the last evaluation
     self.valid = {}  # its headline numbers
@@ -287,9 +271,9 @@ class Training:
   def advance(self, metrics, seconds):
     """Account for a call of the step, whose metrics are still on the device."""
     self.step += self.cfg.train.steps_per_call
-    self.lap += seconds / self.replicas
+    self.ledger.charge(seconds)
     self.log()  # of the calls before: the device is already busy with this one
-    self.pending.append((self.step, metrics))
+    self.ledger.add(self.step, metrics)
 
   def end(self, ending):
     """What `look` ended with -> the result, None if the run was stopped."""
@@ -313,32 +297,14 @@ class Training:
 
   def log(self, force=False):
     """Fetch and write an interval of log.every steps when it is complete."""
-    every, n = self.cfg.log.every, self.cfg.train.steps_per_call
-    if not self.pending or not (
-      force or self.pending[-1][0] // every > (self.pending[0][0] - n) // every
-    ):
+    book = self.ledger
+    if not book.pending or not (force or book.complete(self.cfg.log.every)):
       return
-    start = time.perf_counter()
-    fetched = jax.device_get([metrics for _, metrics in self.pending])
-    self.lap += (time.perf_counter() - start) / self.replicas
-    stacked = (lambda x: x) if n > 1 else (lambda x: np.asarray(x)[None])  # one axis of steps
-    values = {k: np.concatenate([stacked(m[k][self.lane]) for m in fetched]) for k in fetched[0]}
-    step, seconds = self.pending[-1][0], self.lap
-    counts = {k: float(values.pop(k).sum(dtype=np.float64)) for k in COUNTS if k in values}
-    self.pending, self.lap, tokens = [], 0.0, counts['tokens']
-    self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
-    self.targets += counts.get('targets', 0.0)
-    means = {k: float(values.pop(k).mean()) for k in ('loss', 'objective')}
-    means |= self.job.scalars(values)
-    skipped, in_a_row = values.pop('skipped'), int(values.pop('skipped_in_a_row')[-1])
-    unit, rate = self.job.unit, tokens / seconds
-    scalars = {k: float(v[-1]) for k, v in values.items()} | means | self.job.speed(rate)
-    scalars |= {f'{unit}_per_second': rate, 'memory_gib': hardware.memory_gib()}
-    scalars |= {'step_seconds': seconds / len(skipped), **self.counts()}
-    if skipped.any():
-      scalars['skipped'] = float(skipped.sum())
-      self.run.event('skipped', step=step, updates=int(skipped.sum()))
-    self.latest = scalars
+    step, scalars, skipped, in_a_row = book.fetch(self.job.scalars)
+    scalars |= self.job.speed(scalars[f'{self.job.unit}_per_second'])
+    scalars['memory_gib'] = hardware.memory_gib()
+    if skipped:
+      self.run.event('skipped', step=step, updates=skipped)
     self.run.log(step, scalars)
     if in_a_row >= self.cfg.train.max_skipped:
       raise FloatingPointError(
@@ -347,19 +313,9 @@ class Training:
         'fix: start again in a new --workdir with a lower optim.lr'
       )
 
-  def counts(self):
-    """What was trained on so far, by name."""
-    return {self.job.unit: self.tokens} | ({'targets': self.targets} if self.targets else {})
-
-  def wall(self):
-    """Seconds of the machine's time that the run has taken, setting up and looking included."""
-    return self.earlier + (time.perf_counter() - self.began) / self.replicas
-
   def settle(self):
-    """Wait for the device, on the clock of the steps: what comes next is not charged for them."""
-    start = time.perf_counter()
-    jax.block_until_ready(self.state)
-    self.lap += (time.perf_counter() - start) / self.replicas
+    """Wait for the device: what comes next is not charged to the steps."""
+    self.ledger.wait(self.state)
 
   def evaluate(self):
     """Score the validation data, the same part each time; for the result, all of it."""
@@ -397,8 +353,7 @@ class Training:
     self.log(force=True)
     extra = {
       'config': dataclasses.asdict(self.cfg), **self.job.extra(), 'data': self.loader.state(),
-      'tokens': self.tokens, 'targets': self.targets, 'seconds': self.seconds,
-      'wall': self.wall(), 'latest': self.latest,
+      **self.ledger.state(),
     }  # fmt: skip
     start = time.perf_counter()
     self.checkpoints.save(self.step, self.state, extra)
@@ -427,21 +382,17 @@ class Training:
     """Write result.json and report.html -> the result."""
     self.evaluations = [*self.evaluations, *self.job.finish(self.state, self.run.print)]
     changed = runs.changes(dataclasses.asdict(type(self.cfg)()), dataclasses.asdict(self.cfg))
-    unit, rate = self.job.unit, self.tokens / self.seconds if self.seconds else None
+    book, lines = self.ledger, runs.read_metrics(self.workdir) if self.run.primary else ()
     result = {
       'steps': self.step,
-      'loss': self.latest.get('loss'),
+      'loss': book.latest.get('loss'),
       **self.valid,
       'parameters': self.job.parameters,
-      **self.counts(),
-      'seconds': self.seconds,
-      'goodput': self.seconds / self.wall(),
-      'replicas': self.replicas,
-      f'{unit}_per_second': rate,
-      **({'flops': self.job.flops['full'] * self.tokens} if self.job.flops else {}),
-      'tail': tail(runs.read_metrics(self.workdir), self.step) if self.run.primary else {},
+      **book.totals(),
+      **({'flops': self.job.flops['full'] * book.tokens} if self.job.flops else {}),
+      'tail': ledger.tail(lines, self.step, book.unit),
       'hyper': {name: float(value) for name, value in jax.device_get(self.state.hyper).items()},
-      'data': data_hash(self.loader.fingerprint),
+      'data': ledger.data_hash(self.loader.fingerprint),
       **self.job.origin(),
       'hardware': hardware.name(),
       'peak': hardware.peak_flops(),
@@ -456,20 +407,6 @@ class Training:
 
       self.run.print(f'report: {report.write_report(self.workdir)}')
     return result
-
-
-def tail(lines, steps):
-  """{metric: its mean over the lines of the last tenth of so many steps}; counts are left out."""
-  last = [line for line in lines if line['step'] > 0.9 * steps]
-  left_out = {'step', 'time', *COUNTS, *(job.unit for job in JOBS.values())}
-  names = dict.fromkeys(name for line in last for name in line if name not in left_out)
-  return {name: float(np.mean([line[name] for line in last if name in line])) for name in names}
-
-
-def data_hash(fingerprint):
-  """16 hex digits that are the same for runs on the same data, in whatever order."""
-  content = {name: value for name, value in fingerprint.items() if name not in ('seed', 'order')}
-  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 JOBS = {

@@ -49,7 +49,8 @@ MAY_IMPORT = {
   'language': 'checkpoint data evaluate hardware losses model records runs sample samples sharding '
   'step tokenizers',
   'codec': 'data hardware metrics model sharding step tokenizers',
-  'train': 'checkpoint codec hardware language probes report runs sharding',
+  'ledger': '',
+  'train': 'checkpoint codec hardware language ledger probes report runs sharding',
   'config': 'checkpoint data losses model optim runs sample sharding tokenizers train',
   'doctor': 'config hardware model runs sharding step',
   'ablation': 'config data figures hardware language loggers model page records runs sharding step '

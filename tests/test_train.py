@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_jax import config, data, language, records, runs, sharding, step, train
+from gpt_jax import config, data, language, ledger, records, runs, sharding, step, train
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.tokenizers import Tokenizers
 from tests import tiny_runs
@@ -306,7 +306,7 @@ def test_data_are_named_by_their_content_and_not_by_their_order(mixed, tmp_path)
   cfg, workdir = mixed
   name = runs.read_result(workdir)['data']
   assert len(name) == 16
-  of = lambda cfg: train.data_hash(start(cfg, tmp_path / 'other').loader.fingerprint)
+  of = lambda cfg: ledger.data_hash(start(cfg, tmp_path / 'other').loader.fingerprint)
   other = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, seed=5))
   assert of(cfg) == of(other) == name
   assert of(dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, packing='split'))) != name
@@ -503,10 +503,10 @@ def test_the_tail_is_the_last_tenth_of_the_steps():
     {'step': s, 'time': 0.0, 'tokens': s, 'targets': s, 'loss': float(s)} for s in range(1, 41)
   ]
   lines[-1]['valid_loss'] = 7.0
-  assert train.tail(lines, 40) == {'loss': 38.5, 'valid_loss': 7.0}
-  assert math.isnan(train.tail([*lines, {'step': 40, 'loss': math.nan}], 40)['loss'])
-  assert train.tail(lines[:2], 2) == {'loss': 2.0}
-  assert train.tail([], 0) == {}
+  assert ledger.tail(lines, 40) == {'loss': 38.5, 'valid_loss': 7.0}
+  assert math.isnan(ledger.tail([*lines, {'step': 40, 'loss': math.nan}], 40)['loss'])
+  assert ledger.tail(lines[:2], 2) == {'loss': 2.0}
+  assert ledger.tail([], 0) == {}
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ class Lane:
 
   def open(self, number):
     """Take the run folder."""
-    self.training.lane = number
+    self.training.ledger.lane = number
     self.stack.enter_context(self.training.open())
     self.stack.callback(self.training.close)
     self.training.begin()
@@ -221,7 +221,7 @@ class Group:
       if any(self.outcomes()):
         return
       for lane in self.lanes:  # they were set up one after another, each for all
-        lane.training.began = start
+        lane.training.ledger.began = start
       self.compile()
 
   def outcomes(self):
@@ -309,7 +309,7 @@ class Group:
       training = lane.training
       with lane.guard():
         if lane in looking:
-          r = training.lane
+          r = training.ledger.lane
           leaves = self.take(jax.tree.leaves(self.states), np.int32(r))
           training.state = jax.tree.unflatten(self.treedefs[r], leaves)
         if ending := training.look(lambda: stopping):
@@ -319,7 +319,7 @@ class Group:
   def charge(self, seconds):
     """Time in steps is shared by those that train."""
     for lane in self.live():
-      lane.training.lap += seconds / lane.training.replicas
+      lane.training.ledger.charge(seconds)
 
   def advance(self, live):
     """One call of the step."""
