@@ -18,12 +18,19 @@ def number(name, result):
   """The headline of a result file, as text: of tasks if it has any, else the loss."""
   numbers = result['numbers']
   rows = [*numbers['evaluations'], *result['evaluations_later']]
-  if told := [*tokens(rows), *scores(rows)]:
+  if told := [*likelihood(rows), *tokens(rows), *scores(rows)]:
     return ', '.join(told)
   text = f'{numbers["valid_loss"]:.3f} nats/token'
   if 'valid_bits_per_byte' in numbers:
     text += f', {numbers["valid_bits_per_byte"]:.3f} bits/byte'
   return text
+
+
+def likelihood(rows):
+  """How many bits a value of a lossless picture takes."""
+  for row in rows:
+    if row['metric'] == 'bits_per_dim' and row['split'] == 'test':
+      yield f'{row["value"]:.3f} bits/dim'
 
 
 def tokens(rows):
