@@ -7,11 +7,12 @@ results/ablations/NAME.json with the verdicts, and its report beside it as NAME.
 
 import argparse
 import collections
+import datetime
 import json
 import shutil
 from pathlib import Path
 
-from gpt_jax import records, runs
+from gpt_jax import hardware, records, runs
 from gpt_jax.ablation import summary as study_summary
 
 RESULTS = Path(__file__).parent / 'results'
@@ -69,6 +70,21 @@ def summary_of_study(workdir):
     'effects': analysis['effects'],
     'scaling': analysis['scaling'],
   }
+
+
+def keep(name, claim, numbers):
+  """Write results/NAME.json of a proof that is no run, with what a reader needs to repeat it."""
+  device = hardware.name()
+  versions = runs.versions(device)
+  content = {
+    'name': name, 'claim': claim, 'command': versions.pop('command'), 'hardware': device,
+    'versions': versions, 'finished': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
+    'numbers': numbers,
+  }  # fmt: skip
+  path = RESULTS / f'{name}.json'
+  path.parent.mkdir(exist_ok=True, parents=True)
+  path.write_text(json.dumps(records.to_json(content), indent=1) + '\n')
+  print(path)
 
 
 def main():

@@ -3,23 +3,32 @@
 A step's folder holds everything that a run needs to go on or to be used elsewhere: the state
 (parameters, optimizer, key, step, hyper-parameters) as nested dicts by path, and a JSON `extra`
 with config, vocabulary, tokeniser files and the state of the data pipeline. After a step is
-committed, sha256 digests of its files are written beside it; a step without matching digests is
-never restored: Orbax reads flipped bits and half-copied folders without a word.
+committed, sizes and sha256 digests of its files are written beside it (digests.py); a step without
+matching digests is never restored: Orbax reads flipped bits and half-copied folders without a word,
+and its `latest_step` counts a step whose writing failed.
 """
 
 import base64
+import concurrent.futures
+import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import pathlib
 import shutil
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from gpt_jax import records
+from gpt_jax import digests
+from gpt_jax.digests import Corrupt
+from gpt_jax.trees import flat, from_tree, mismatches, nest, shortened, to_abstract_tree, to_tree
+
+# Free space before a save, over the size of the last one: compressed sizes grow a little.
+ROOM = 1.2
+EMPTY, CORRUPT = -1, -2  # what process 0 found, where that is no step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +39,7 @@ class CheckpointConfig:
   keep: int = 2  # newest checkpoints that are kept
   keep_every: int = 0  # steps; checkpoints at multiples of this are kept for good; 0 = none
   background: bool = True  # write while training goes on
+  verify: str = 'full'  # what is compared before a checkpoint is trusted, a row of VERIFY
 
   def __post_init__(self):
     if self.keep < 2:  # the newest is trusted only once its digests are written
@@ -38,95 +48,41 @@ class CheckpointConfig:
       )
     if min(self.every, self.keep_every) < 0:
       raise ValueError('checkpoint.every and checkpoint.keep_every count steps\nfix: use 0 or more')
+    if self.verify not in VERIFY:
+      raise ValueError(
+        f'checkpoint.verify={self.verify!r} is not known\nfix: use one of {", ".join(VERIFY)}'
+      )
 
 
-class Corrupt(ValueError):
-  """A checkpoint whose files are not what was written."""
-
-
-def to_tree(state):
-  """Any pytree -> nested dicts by path, PRNG keys as their data: what is stored."""
-  leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-  data = lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf
-  return nest({'/'.join(_names(path)): data(leaf) for path, leaf in leaves})
-
-
-def from_tree(tree, like):
-  """Inverse of `to_tree`, into the structure of `like`."""
-
-  def fetch(path, leaf):
-    node = tree
-    for name in _names(path):
-      node = node[name]
-    return jax.random.wrap_key_data(node) if _is_key(leaf) else node
-
-  return jax.tree_util.tree_map_with_path(fetch, like)
-
-
-def _names(path):
-  names = jax.tree_util.keystr(path, simple=True, separator='/').split('/')
-  return names[:-1] if names[-1] == 'value' else names  # a flax Param holds its array as `value`
-
-
-def _is_key(leaf):
-  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def flat(tree, prefix=''):
-  """Nested dicts -> {'a/b': leaf}."""
-  result = {}
-  for name, node in tree.items():
-    path = f'{prefix}{name}'
-    result.update(flat(node, path + '/') if isinstance(node, dict) else {path: node})
-  return result
-
-
-def nest(paths):
-  """Inverse of `flat`."""
-  tree = {}
-  for path, leaf in paths.items():
-    *parents, name = path.split('/')
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[name] = leaf
-  return tree
-
-
-def mismatches(stored, wanted):
-  """Lines that say how two flat trees of arrays differ, by path, shape and dtype."""
-  lines = [f'{path} is missing in the checkpoint' for path in wanted if path not in stored]
-  lines += [f'{path} is only in the checkpoint' for path in stored if path not in wanted]
-  for path in wanted:
-    if path in stored:
-      old, new = stored[path], wanted[path]
-      if tuple(old.shape) != tuple(new.shape) or old.dtype != new.dtype:
-        lines.append(f'{path}: checkpoint {_show(old)}, model {_show(new)}')
-  return lines
-
-
-def shortened(lines, most=20):
-  """One text of many lines, the first of them in full."""
-  more = f'; and {len(lines) - most} more' if len(lines) > most else ''
-  return '; '.join(lines[:most]) + more
-
-
-def _show(array):
-  return f'{array.dtype}{list(array.shape)}'
+class SaveFailed(RuntimeError):
+  """A checkpoint that could not be written: the run must not go on as if it had one."""
 
 
 class Checkpoints:
-  """The checkpoints/ folder of one run."""
+  """The checkpoints/ folder of one run, in every process of the run.
 
-  def __init__(self, folder, config=None, report=print):
-    """`config` None: reading only. `report` gets a line about each step that is not trusted."""
-    logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax reports each step at INFO
+  `save`, `finish`, `newest_good` and `restore` are to be called by all processes together. Process
+  0 writes the digests and decides what is good, for all: they share a file system.
+  """
+
+  def __init__(self, folder, config=None, report=print, verify='full'):
+    """`config` None: reading only, with `verify` as in CheckpointConfig.
+
+    report: gets a line about each step that is not trusted.
+    """
+    # Orbax reports each step at INFO, and at ERROR, with its trace, what it raises as well.
+    logging.getLogger('absl').setLevel(logging.CRITICAL)
     self.folder, self.config, self.report = pathlib.Path(folder).absolute(), config, report
     self.digests = self.folder / 'digests'
+    self.full = VERIFY[config.verify if config else verify]
     self.primary = jax.process_index() == 0
     self._manager = None
+    self._writing = None  # the step that Orbax writes
+    self._digesting = None  # (step, future) of the digests of a committed step
+    self._failed = False
     if config is not None:
       self._manager = ocp.CheckpointManager(self.folder, options=self._options())
+      self._pool = concurrent.futures.ThreadPoolExecutor(1, 'digests')
 
   def _options(self):
     cfg = self.config
@@ -137,39 +93,115 @@ class Checkpoints:
       save_interval_steps=1,
     )
 
+  # ------------------------------------------------------------------------------------- writing
+
   def save(self, step, state, extra):
-    """Start writing this step; waits for the one before it, and raises what went wrong with it."""
+    """Start writing this step, once the one before it is finished.
+
+    Raises SaveFailed: there is no room for it, or the one before it could not be written.
+    """
     self.finish()
-    items = {'state': ocp.args.StandardSave(to_tree(state)), 'extra': ocp.args.JsonSave(extra)}
-    self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+    tree = to_tree(state)
+    self._check_room(step, tree)
+    items = {'state': ocp.args.StandardSave(tree), 'extra': ocp.args.JsonSave(extra)}
+    with self._naming(step):
+      self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+    self._writing = step
     if not self.config.background:
       self.finish()
 
   def poll(self):
-    """Write the digests of a save that was committed since the last call. Cheap."""
-    if not self._manager.is_saving_in_progress():
-      self.finish()
+    """Look after what is being written, without waiting for it; SaveFailed if that failed."""
+    if self._writing is not None and not self._manager.is_saving_in_progress():
+      self._committed()
+    if self._digesting is not None and self._digesting[1].done():
+      self._digested()
 
   def finish(self):
-    """Wait until everything is on disk with its digests."""
-    self._manager.wait_until_finished()
-    if not self.primary:
-      return
-    self.digests.mkdir(parents=True, exist_ok=True)
-    steps = set(self._manager.all_steps())
-    for old in self.digests.glob('*.json'):
-      if int(old.stem) not in steps:
-        old.unlink()
-    for step in steps:
-      path = self.digests / f'{step}.json'
-      if not path.exists():
-        records.write_json(path, _digest(self.folder / str(step)))
+    """Wait until everything is on disk with its digests; SaveFailed if it is not."""
+    if self._writing is not None:
+      self._committed()
+    if self._digesting is not None:
+      self._digested()
 
   def close(self):
-    """Finish and release Orbax's threads."""
-    if self._manager is not None:
-      self.finish()
-      self._manager.close()
+    """Finish and release the threads."""
+    if self._manager is None:
+      return
+    try:
+      if not self._failed:  # that was raised before
+        self.finish()
+    finally:
+      self._pool.shutdown()
+      with contextlib.suppress(Exception) if self._failed else contextlib.nullcontext():
+        self._manager.close()
+
+  def _committed(self):
+    """Wait for Orbax; then digests are computed while training goes on."""
+    step, self._writing = self._writing, None
+    with self._naming(step):
+      self._manager.wait_until_finished()
+      if self.primary and not (self.folder / str(step)).is_dir():
+        raise OSError('it was written, but is not there')
+    if self.primary:
+      self._digesting = step, self._pool.submit(self._digest, step)
+
+  def _digest(self, step):
+    self.digests.mkdir(parents=True, exist_ok=True)
+    digests.write(self.digests / f'{step}.json', self.folder / str(step))
+    steps = set(self.steps())
+    for path in self.digests.glob('*.json'):
+      if int(path.stem) not in steps:  # Orbax keeps the newest ones
+        path.unlink()
+
+  def _digested(self):
+    (step, future), self._digesting = self._digesting, None
+    with self._naming(step):
+      future.result()
+
+  @contextlib.contextmanager
+  def _naming(self, step):
+    """Errors in here are SaveFailed, with the path and the cause; what is half-written goes."""
+    try:
+      yield
+    except Exception as error:
+      self._failed = True
+      if self.primary:
+        self._clean()
+      words = ' '.join(str(error).split())
+      cause = words.rpartition('": ')[2] if 'os_error_code' in words else words
+      raise SaveFailed(
+        f'checkpoint {self.folder / str(step)} could not be written: {cause}\n{self._way_on()}'
+      ) from error
+
+  def _way_on(self):
+    last = next((n for n in self.steps() if (self.digests / f'{n}.json').exists()), None)
+    after = 'starts anew' if last is None else f'goes on from step {last}'
+    return f'fix: make room there, or mend the disk; then the same command {after}'
+
+  def _check_room(self, step, tree):
+    """Raise SaveFailed, in all processes, unless this state should fit on the disk."""
+    enough = True
+    if self.primary:
+      sizes = (digests.size(self.digests / f'{n}.json') for n in self.steps())
+      size = next(filter(None, sizes), sum(x.nbytes for x in jax.tree.leaves(tree)))
+      need, free = int(ROOM * size), shutil.disk_usage(self.folder).free
+      enough = free >= need
+    if not agreed(enough):
+      self._failed = True
+      told = f'{need:,} bytes are needed and {free:,} free' if self.primary else 'the disk is full'
+      raise SaveFailed(
+        f'checkpoint {self.folder / str(step)} was not begun: {told}\n{self._way_on()}'
+      )
+
+  def _clean(self):
+    """Remove what saves that were killed or failed have left."""
+    for path in self.folder.glob('*.orbax-checkpoint-tmp*'):
+      shutil.rmtree(path, ignore_errors=True)
+    for path in self.digests.glob('.*.tmp'):
+      path.unlink(missing_ok=True)
+
+  # -------------------------------------------------------------------------------- what is good
 
   def steps(self):
     """Steps on disk, newest first, trusted or not."""
@@ -183,49 +215,50 @@ class Checkpoints:
     if not path.exists():
       raise Corrupt(f'checkpoint {step} was never finished')
     try:
-      written = json.loads(path.read_text())
-    except ValueError as error:
-      raise Corrupt(f'checkpoint {step}: file digests/{path.name} is changed') from error
-    try:
-      found = _digest(self.folder / str(step))
-    except OSError as error:  # another process's retention removed it meanwhile
+      digests.check(path, self.folder / str(step), self.full)
+    except (Corrupt, OSError) as error:  # OSError: another process's retention removed it meanwhile
       raise Corrupt(f'checkpoint {step}: {error}') from error
-    for name in sorted(found.keys() | written.keys()):
-      if found.get(name) != written.get(name):
-        state = 'missing' if name not in found else 'changed' if name in written else 'foreign'
-        raise Corrupt(f'checkpoint {step}: file {name} is {state}')
 
   def newest_good(self):
     """The newest step that verifies, or None when the folder is empty; others are reported.
 
-    Raises Corrupt when there are checkpoints but none is good.
+    Process 0 looks, and all get its verdict. Raises Corrupt when there are checkpoints but none is
+    good.
     """
+    step, reasons = self._search() if self.primary else (None, [])
+    # A kill leaves one step without digests; more means that the digests were lost.
+    lost = len(reasons) > 1 or any('never finished' not in reason for reason in reasons)
+    verdict = agreed(step if step is not None else CORRUPT if lost else EMPTY)
+    if verdict == CORRUPT:
+      raise Corrupt(
+        f'{self.folder}: no good checkpoint: {"; ".join(reasons) or "as process 0 says"}\n'
+        'fix: copy a good one back, or start anew in another --workdir'
+      )
+    return None if verdict == EMPTY else verdict
+
+  def _search(self):
+    """-> (the newest good step or None, why newer ones are not)."""
     reasons = []
     for step in self.steps():
       try:
         self.verify(step)
-        return step
+        return step, reasons
       except Corrupt as reason:
         reasons.append(str(reason))
         self.report(f'not trusted: {reason}; trying the one before')
-    # A kill leaves one step without digests; more means that the digests were lost.
-    if len(reasons) > 1 or any('never finished' not in reason for reason in reasons):
-      raise Corrupt(
-        f'{self.folder}: no good checkpoint: {"; ".join(reasons)}\n'
-        'fix: copy a good one back, or start anew in another --workdir'
-      )
-    return None
+    return None, reasons
 
   def drop_after(self, step):
     """Remove checkpoints newer than the one that a run resumes from: unfinished or corrupt."""
-    newer = [n for n in self.steps() if n > step]
     if self.primary:
-      halves = list(self.folder.glob('*.orbax-checkpoint-tmp*'))  # of saves that were killed
-      for path in [*(self.folder / str(n) for n in newer), *halves]:
-        shutil.rmtree(path)
-      for n in newer:
-        (self.digests / f'{n}.json').unlink(missing_ok=True)
+      for n in self.steps():
+        if n > step:
+          (self.digests / f'{n}.json').unlink(missing_ok=True)  # first: half a step is never good
+          shutil.rmtree(self.folder / str(n))
+      self._clean()
     self._manager.reload()  # Orbax remembers what it saw, and would refuse to save these steps
+
+  # ------------------------------------------------------------------------------------- reading
 
   def extra(self, step):
     """The JSON that was saved with the state."""
@@ -283,29 +316,6 @@ class Checkpoints:
       )
 
 
-def to_abstract_tree(like):
-  """`to_tree` for ShapeDtypeStructs: a PRNG key becomes its data's shape."""
-
-  def abstract(leaf):
-    if not _is_key(leaf):
-      return leaf
-    data = jax.eval_shape(jax.random.key_data, leaf)
-    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
-
-  return to_tree(jax.tree.map(abstract, like))
-
-
-def _digest(folder):
-  """{relative path: sha256} of all files of a folder."""
-  files = sorted(p for p in folder.rglob('*') if p.is_file())
-  return {str(p.relative_to(folder)): _sha256(p) for p in files}
-
-
-def _sha256(path):
-  with open(path, 'rb') as f:
-    return hashlib.file_digest(f, 'sha256').hexdigest()
-
-
 def load_model(workdir, like, fallback=None):
   """The parameters of a run's newest good checkpoint -> (model, notes).
 
@@ -337,3 +347,11 @@ def pack_folder(folder):
   """{file name: base64 of its bytes}: a small folder inside a checkpoint's JSON."""
   files = sorted(p for p in pathlib.Path(folder).iterdir() if p.is_file())
   return {p.name: base64.b64encode(p.read_bytes()).decode() for p in files}
+
+
+def agreed(value):
+  """Process 0's number in all processes."""
+  return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+VERIFY = {'full': True, 'size': False}  # content of all files; or only which there are, and sizes

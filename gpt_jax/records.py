@@ -46,17 +46,31 @@ def from_json(value):
   return NONFINITE.get(value, value) if isinstance(value, str) else value
 
 
+@contextlib.contextmanager
+def _naming(path):
+  """An OSError in here names the file; that of a write, as to a full disk, does not by itself."""
+  try:
+    yield
+  except OSError as error:
+    error.filename = error.filename or os.fspath(path)
+    raise
+
+
 def write_atomically(path, content):
   """Writes str or bytes so that a reader, or a crash, sees the old file or the new, never half."""
   path = pathlib.Path(path)
   if isinstance(content, str):  # byte-level models can sample lone surrogates
     content = content.encode('utf-8', 'backslashreplace')
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  with open(temporary, 'wb') as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  try:
+    with _naming(path), open(temporary, 'wb') as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except OSError:
+    temporary.unlink(missing_ok=True)
+    raise
 
 
 def write_json(path, value):
@@ -106,7 +120,7 @@ def read_lines(path):
 
 def append_line(path, record):
   """Appends one record to a .jsonl file and forces it to disk."""
-  with open(path, 'ab') as file:
+  with _naming(path), open(path, 'ab') as file:
     file.write(_line(record))
     file.flush()
     os.fsync(file.fileno())
@@ -148,7 +162,7 @@ class StepLines:
   def add(self, record):
     """Adds one record; names that its step already has are replaced."""
     at = bisect.bisect_left(self.steps, record['step'])
-    with open(self.path, 'r+b', buffering=0) as file:
+    with _naming(self.path), open(self.path, 'r+b', buffering=0) as file:
       file.seek(self.offsets[at])
       later = file.read().splitlines(keepends=True)
       if self.steps[at : at + 1] == [record['step']]:
@@ -158,12 +172,14 @@ class StepLines:
       lines = [_line(record), *later]
       self.offsets[at:] = itertools.accumulate(map(len, lines), initial=self.offsets[at])
       file.seek(self.offsets[at])
-      file.write(b''.join(lines))
+      content = b''.join(lines)
+      while content:  # the last bytes of a disk take a part of it, without an error
+        content = content[file.write(content) :]
       file.truncate()  # a merged line may be shorter by a digit
 
   def sync(self):
     """Forces the lines to disk."""
-    with open(self.path, 'rb') as file:
+    with _naming(self.path), open(self.path, 'rb') as file:
       os.fsync(file.fileno())
 
 

@@ -1,9 +1,11 @@
 """Files that survive a crash: any cut, any order of steps, and a second writer."""
 
+import contextlib
 import errno
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -55,6 +57,37 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
   with pytest.raises(OSError, match='No space'):
     records.write_json(path, {'loss': 2.0})
   assert records.read_json(path) == {'loss': 1.0}
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+  """As on a disk that has this many bytes left for the file."""
+  _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def write_whole(path):
+  records.write_json(path, {'a': 'x' * 100})
+
+
+def write_line(path):
+  records.append_line(path, {'a': 'x' * 100})
+
+
+def write_step(path):
+  records.StepLines(path).add({'step': 1, 'a': 'x' * 100})
+
+
+@pytest.mark.parametrize('write', [write_whole, write_line, write_step])
+def test_a_write_without_room_is_an_error_that_names_the_file(tmp_path, write):
+  with files_of_at_most(60), pytest.raises(OSError) as error:
+    write(tmp_path / 'file')
+  assert str(error.value) == f"[Errno {errno.EFBIG}] File too large: '{tmp_path / 'file'}'"
+  assert not [path for path in tmp_path.iterdir() if path.name != 'file'], 'a temporary is left'
 
 
 def test_lone_surrogates_can_be_written_and_read(tmp_path):
