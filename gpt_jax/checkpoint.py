@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import pathlib
 import shutil
 
@@ -219,13 +220,13 @@ class Checkpoints:
     except (Corrupt, OSError) as error:  # OSError: another process's retention removed it meanwhile
       raise Corrupt(f'checkpoint {step}: {error}') from error
 
-  def newest_good(self):
-    """The newest step that verifies, or None when the folder is empty; others are reported.
+  def newest_good(self, last=math.inf):
+    """The newest step up to `last` that verifies, or None if there is none; others are reported.
 
     Process 0 looks, and all get its verdict. Raises Corrupt when there are checkpoints but none is
     good.
     """
-    step, reasons = self._search() if self.primary else (None, [])
+    step, reasons = self._search(last) if self.primary else (None, [])
     # A kill leaves one step without digests; more means that the digests were lost.
     lost = len(reasons) > 1 or any('never finished' not in reason for reason in reasons)
     verdict = agreed(step if step is not None else CORRUPT if lost else EMPTY)
@@ -236,10 +237,12 @@ class Checkpoints:
       )
     return None if verdict == EMPTY else verdict
 
-  def _search(self):
+  def _search(self, last):
     """-> (the newest good step or None, why newer ones are not)."""
     reasons = []
     for step in self.steps():
+      if step > last:
+        continue
       try:
         self.verify(step)
         return step, reasons

@@ -51,10 +51,18 @@ class Items:
 
   def _batch(self, number):
     place_B = np.arange(number * self.batch_size, (number + 1) * self.batch_size)
+    return self.gather(self._index(place_B), place_B)
+
+  def identify(self, number):
+    """{'items': their numbers} of batch `number`."""
+    place_B = np.arange(number * self.batch_size, (number + 1) * self.batch_size)
+    return {'items': self._index(place_B).tolist()}
+
+  def _index(self, place_B):
+    """Which items are at these places of the endless order."""
     epoch_B, rank_B = np.divmod(place_B, self.count)
     orders = {e: self._order(int(e)) for e in np.unique(epoch_B)}
-    index_B = np.array([orders[e][r] for e, r in zip(epoch_B, rank_B, strict=True)])
-    return self.gather(index_B, place_B)
+    return np.array([orders[e][r] for e, r in zip(epoch_B, rank_B, strict=True)])
 
   def _order(self, epoch):
     """The items of an epoch, shuffled."""

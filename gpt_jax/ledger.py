@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 COUNTS = ('tokens', 'targets')  # metrics of a step that are added up
+GUARDED = ('skipped', 'skipped_in_a_row', 'spike')  # that say whether a step was applied
 
 
 class Ledger:
@@ -37,9 +38,15 @@ class Ledger:
 
   def restore(self, kept):
     """Go on from what `state` gave."""
+    self.go_back(kept)
+    self.earlier = kept.get('wall', self.seconds)
+
+  def go_back(self, kept):
+    """Count from there, but for the time, which goes on."""
     self.tokens, self.seconds = kept['tokens'], kept['seconds']
     self.targets = kept.get('targets', self.tokens)  # of runs that did not tell them apart
-    self.earlier, self.latest = kept.get('wall', self.seconds), kept['latest']
+    self.latest = kept['latest']
+    self.pending, self.lap = [], 0.0
 
   def charge(self, seconds):
     """Add time in steps."""
@@ -61,7 +68,7 @@ class Ledger:
     return last // every > first // every
 
   def fetch(self, scalars_of):
-    """Fetch and count the pending calls -> (step, {name: number}, updates skipped, last in a row).
+    """Fetch and count the pending calls -> (step, {name: number}, what skips.py looks at by step).
 
     scalars_of: {name: values by step} -> numbers of what is not one number a step.
     """
@@ -78,13 +85,14 @@ class Ledger:
     self.targets += counts.get('targets', 0.0)
     means = {k: float(values.pop(k).mean()) for k in ('loss', 'objective')}
     means |= scalars_of(values)
-    skipped, in_a_row = values.pop('skipped'), int(values.pop('skipped_in_a_row')[-1])
+    found = {k: values.pop(k) for k in GUARDED if k in values}
+    skipped = found['skipped']
     scalars = {k: float(v[-1]) for k, v in values.items()} | means | self.counts()
     scalars |= {f'{self.unit}_per_second': tokens / seconds, 'step_seconds': seconds / len(skipped)}
     if skipped.any():
       scalars['skipped'] = float(skipped.sum())
     self.latest = scalars
-    return step, scalars, int(skipped.sum()), in_a_row
+    return step, scalars, found
 
   def counts(self):
     """What was trained on so far, by name."""

@@ -72,7 +72,7 @@ class OptState(NamedTuple):
   """What the optimiser remembers."""
 
   updates: jax.Array  # int32; updates applied so far, skipped ones not counted
-  skipped: jax.Array  # int32; non-finite steps in a row
+  skipped: jax.Array  # int32; skipped steps in a row
   direction: Any  # state of the optax transformation
   ema: dict | None  # {path: average of the weights}
 
@@ -109,18 +109,18 @@ class Optimizer:
     params = in_float32(params)
     return OptState(zero, zero, self.transform.init(params), params if self.cfg.ema else None)
 
-  def update(self, grads, state, params, hyper):
+  def update(self, grads, state, params, hyper, accept=lambda norm: True):
     """One update -> (params, state, scalars: grad_norm, lr, skipped, skipped_in_a_row).
 
-    hyper: dict with the traced scalars lr and weight_decay. A gradient with a non-finite norm
-    changes nothing but `state.skipped`.
+    hyper: dict with the traced scalars lr and weight_decay. A gradient with a non-finite norm, or
+    one that `accept` is False for, changes nothing but `state.skipped`.
     """
     grads = {path: g for path, g in grads.items() if self.multipliers[path]}
     params32 = in_float32(params)  # moments stay float32 whatever param_dtype is
     frozen = {path: jnp.zeros_like(p) for path, p in params32.items() if path not in grads}
     # Tested before clipping, which turns one inf into NaN everywhere.
     norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(norm)
+    accepted = jnp.isfinite(norm) & accept(norm)
     if self.cfg.clip:
       scale = jnp.minimum(1.0, self.cfg.clip / jnp.maximum(norm, 1e-30))
       grads = {path: g * scale.astype(g.dtype) for path, g in grads.items()}
@@ -149,9 +149,9 @@ class Optimizer:
       ema = {path: mix(ema[path], p) for path, p in in_float32(new_params).items()}
     new_state = OptState(state.updates + 1, jnp.zeros((), jnp.int32), direction_state, ema)
     old_state = state._replace(skipped=state.skipped + 1)
-    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
     state = keep(new_state, old_state)
-    skipped = (~finite).astype(jnp.float32)
+    skipped = (~accepted).astype(jnp.float32)
     scalars = dict(grad_norm=norm, lr=lr, skipped=skipped, skipped_in_a_row=state.skipped)
     return keep(new_params, params), state, scalars
 

@@ -366,7 +366,8 @@ def details_of(line):
   """What an event says besides its time, name and step; of several, how many."""
   if len(line) > 1:
     return f'{len(line)} times'
-  said = {k: v for k, v in line[0].items() if k not in ('time', 'event', 'step', 'versions')}
+  left_out = ('time', 'event', 'step', 'versions', 'rows')
+  said = {k: v for k, v in line[0].items() if k not in left_out}
   changed = said.pop('changed', {})
   words = [f'{key} {literal(old)} \u2192 {literal(new)}' for key, (old, new) in changed.items()]
   for key, value in said.items():

@@ -250,6 +250,12 @@ class Run:
     seconds, steps = now - self._first[0], step - self._first[1]
     return loggers.duration(seconds / steps * (self.total_steps - step)) if steps > 0 else '-'
 
+  def go_back(self, step):
+    """Forgets metrics of later steps: they are made again."""
+    if self.primary:
+      self._metrics = records.StepLines(self.folder / 'metrics.jsonl', step)
+      self._probes, self._resume_step, self._first = None, step, ()
+
   def probe(self, step, layers):
     """Keeps {path: {name: number}} measured after `step` updates."""
     if not self.primary:
@@ -299,7 +305,8 @@ class Run:
   def __exit__(self, kind, error, trace):
     if error is not None and not isinstance(error, SystemExit):
       first_line = (str(error).splitlines() or [''])[0]
-      self.event('error', type=kind.__name__, message=redact(first_line))
+      with contextlib.suppress(OSError):  # a full disk must not hide what came before
+        self.event('error', type=kind.__name__, message=redact(first_line))
     return self._stack.__exit__(kind, error, trace)
 
 

@@ -4,7 +4,7 @@
 in `build_program`; vmap over states trains replicas. What an ablation may vary without compiling
 again travels in `state.hyper`.
 
-Letters: B batch rows, T length, A micro-batches a step.
+Letters: B batch rows, T length, A micro-batches a step; S, W as in skips.py.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import losses
+from gpt_jax import losses, skips
 from gpt_jax.model import gpt
 from gpt_jax.model import layers as nn
 from gpt_jax.optim import Optimizer
@@ -29,6 +29,7 @@ class TrainState(NamedTuple):
   opt_state: Any  # see optim.OptState
   key: jax.Array  # PRNG key; step s uses fold_in(key, s)
   hyper: dict  # traced scalars that an ablation may vary within one compiled step
+  recent_SW: Any = None  # losses and norms of the last applied steps, for a spike guard
 
 
 def params_of(model):
@@ -45,15 +46,16 @@ def hyper_of(cfg):
   """The traced scalars of a config; one that has no effect at its value is left out, for speed."""
   always = {'lr': cfg.optim.lr, 'weight_decay': cfg.optim.weight_decay}
   terms = ('z_loss', 'label_smoothing', 'moe_balance', 'moe_z')
-  optional = {'dropout': cfg.model.dropout} | {name: getattr(cfg.loss, name) for name in terms}
+  optional = {'dropout': cfg.model.dropout, 'spike_sigma': cfg.train.spike_sigma}
+  optional |= {name: getattr(cfg.loss, name) for name in terms}
   chosen = always | {name: value for name, value in optional.items() if value}
   weights = {name: getattr(cfg.loss, name) for name in losses.MODALITIES}
   chosen |= {name: value for name, value in weights.items() if value != 1}
-  return {name: jnp.float32(value) for name, value in chosen.items()}
+  return {name: np.float32(value) for name, value in chosen.items()}
 
 
-def init_state(abstract_model, optimizer, hyper, seed):
-  """The state before the first step, a pure function of the seed."""
+def init_state(abstract_model, optimizer, hyper, seed, window=0):
+  """The state before the first step, a pure function of the seed; window: of a spike guard."""
   init_key, step_key = jax.random.split(jax.random.key(seed))
   model = nn.initialise(abstract_model, init_key)
   return TrainState(
@@ -62,6 +64,7 @@ def init_state(abstract_model, optimizer, hyper, seed):
     opt_state=optimizer.init(params_of(model)),
     key=step_key,
     hyper=hyper,
+    recent_SW=skips.no_values(window) if window else None,
   )
 
 
@@ -187,18 +190,33 @@ def train_step(optimizer, objective, accumulate, dtype, state, batch):
     zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(piece_grads, 0, first))
     add = lambda total, piece: (jax.tree.map(jnp.add, total, piece_grads(*piece)), None)
     (metrics, grads), _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), pieces))
-  params, opt_state, scalars = optimizer.update(
-    grads, state.opt_state, params_of(state.model), state.hyper
-  )
+  state, params, scalars = guarded_update(optimizer, grads, state, metrics)
   finished, metrics = objective.finish(params, metrics, key)
   if finished is not params:  # a skipped step changes nothing
     keep = scalars['skipped'] == 0
     params = {path: jnp.where(keep, finished[path], p) for path, p in params.items()}
   metrics |= scalars | counts
-  state = state._replace(
-    step=state.step + 1, model=with_params(state.model, params), opt_state=opt_state
+  return state._replace(step=state.step + 1, model=with_params(state.model, params)), metrics
+
+
+def guarded_update(optimizer, grads, state, metrics):
+  """-> (state but for its model, params, scalars): as before where loss or gradient are not usable.
+
+  That is: not finite, or with a spike guard far above those of the last applied steps.
+  """
+  finite = jnp.isfinite(metrics['objective']) & jnp.isfinite(metrics['loss'])
+  recent_SW, updates = state.recent_SW, state.opt_state.updates
+  value_S = lambda norm: jnp.stack([metrics['loss'], norm])
+  spike = lambda norm: skips.is_spike(recent_SW, value_S(norm), state.hyper['spike_sigma'])
+  accept = lambda norm: finite if recent_SW is None else finite & ~spike(norm)
+  params, opt_state, scalars = optimizer.update(
+    grads, state.opt_state, params_of(state.model), state.hyper, accept
   )
-  return state, metrics
+  if recent_SW is not None:
+    norm, applied = scalars['grad_norm'], scalars['skipped'] == 0
+    scalars['spike'] = (finite & jnp.isfinite(norm) & ~applied).astype(jnp.float32)
+    recent_SW = jnp.where(applied, skips.remember(recent_SW, value_S(norm), updates), recent_SW)
+  return state._replace(opt_state=opt_state, recent_SW=recent_SW), params, scalars
 
 
 # ------------------------------------------------------------------- onto devices, compiled
@@ -247,7 +265,8 @@ def build_program(cfg, abstract_model, objective, dtype, mesh, growth=1.0):
   """
   axes = {path: p.axes for path, p in nn.named_params(abstract_model)}
   optimizer = Optimizer(cfg.optim, cfg.train.steps, axes, growth)
-  make = functools.partial(init_state, abstract_model, optimizer)
+  window = cfg.train.spike_window if cfg.train.spike_sigma else 0
+  make = functools.partial(init_state, abstract_model, optimizer, window=window)
   start = (hyper_of(cfg), np.uint32(cfg.train.seed))  # arguments: one program for all seeds
   abstract = jax.eval_shape(make, *start)
   shardings = state_shardings(abstract, mesh)

@@ -11,11 +11,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gpt_jax import checkpoint, codec, hardware, language, ledger, probes, runs
+from gpt_jax import checkpoint, codec, hardware, language, ledger, probes, replay, runs, skips
 from gpt_jax.sharding import make_mesh, to_devices
 
 # What may change between a run and its resumption: nothing that its result depends on.
-FREE_ON_RESUME = ('mesh.', 'log.', 'train.tasks', 'train.probe_every', 'checkpoint.', 'sample.',
+FREE_ON_RESUME = ('mesh.', 'log.', 'train.tasks', 'train.probe_every', 'train.sdc_every',
+                  'checkpoint.', 'sample.',
                   'data.workers', 'data.prefetch', 'data.cache', 'data.reset',
                   'model.unroll')  # fmt: skip
 
@@ -40,15 +41,21 @@ class TrainConfig:
   init_from: str = ''  # a run folder whose parameters to start from, with a fresh optimizer
   init_partial: bool = False  # take what fits of init_from; else any mismatch is an error
   max_skipped: int = 10  # non-finite steps in a row before giving up
+  spike_sigma: float = 0.0  # robust deviations above the recent median that skip a step; 0 = any
+  spike_window: int = 128  # applied steps that are recent
+  spike_patience: int = 3  # skipped in a row before going back to the last good checkpoint
+  sdc_every: int = 0  # steps between steps that are made twice, to compare all bits; 0 = none
   profile: tuple[int, ...] = ()  # (first step, last step) traced into <workdir>/profile; () = none
 
   def __post_init__(self):
     if self.job not in JOBS:
       raise ValueError(f'train.job={self.job!r} is not known\nfix: use one of {", ".join(JOBS)}')
-    for key in ('steps', 'batch_size', 'accumulate', 'steps_per_call', 'max_skipped'):
+    for key in ('steps', 'batch_size', 'accumulate', 'steps_per_call', 'max_skipped',
+                'spike_window', 'spike_patience'):  # fmt: skip
       if getattr(self, key) < 1:
         raise ValueError(f'train.{key}={getattr(self, key)} is too small\nfix: use at least 1')
-    for key in ('length', 'eval_every', 'eval_tokens', 'sample_every', 'probe_every'):
+    for key in ('length', 'eval_every', 'eval_tokens', 'sample_every', 'probe_every',
+                'spike_sigma', 'sdc_every'):  # fmt: skip
       if getattr(self, key) < 0:
         raise ValueError(f'train.{key}={getattr(self, key)} is negative\nfix: use 0 or more')
     if not 0 <= self.seed < 2**32:
@@ -60,7 +67,7 @@ class TrainConfig:
         f'train.accumulate={self.accumulate} does not divide train.batch_size={self.batch_size}\n'
         'fix: make batch_size a multiple of accumulate'
       )
-    for key in ('steps', 'eval_every', 'sample_every', 'probe_every'):
+    for key in ('steps', 'eval_every', 'sample_every', 'probe_every', 'sdc_every'):
       if getattr(self, key) % self.steps_per_call:
         raise ValueError(
           f'train.{key}={getattr(self, key)} is no multiple of train.steps_per_call='
@@ -79,7 +86,8 @@ def initial_state(job, cfg, workdir):
   Changes nothing on disk. notes: lines for the reader.
   """
   notes = []
-  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', report=notes.append)
+  folder, verify = workdir / 'checkpoints', cfg.checkpoint.verify
+  checkpoints = checkpoint.Checkpoints(folder, report=notes.append, verify=verify)
   step = checkpoints.newest_good()
   if step is not None and 'imported' in checkpoints.extra(step):
     raise ValueError(
@@ -168,6 +176,8 @@ class Training:
     self.saved = self.step  # of the last checkpoint
     self.profiling = False
     self.prober = None  # compiled when first used
+    self.back = -1  # the step that the run last went back to
+    self.compiled = self.twice = None  # the step, and as it compares itself
     if extra is not None:
       self.ledger.restore(extra)
       self.notes += [f'data.reset: {line}' for line in self.loader.restore(extra['data'])]
@@ -209,19 +219,47 @@ class Training:
     """Evaluate and sample, save, take a batch, step, log: in this order, until the last step."""
     if result := self.begin():
       return result
-    n, train_step = self.cfg.train.steps_per_call, None
-    stacked = n > 1
+    while True:
+      try:
+        return self.end(self.go_on(should_stop))
+      except skips.GoBack as error:
+        self.go_back(error)
+
+  def go_on(self, should_stop):
+    """Steps, and what comes between them -> what `look` ended with."""
+    n = self.cfg.train.steps_per_call
     while not (ending := self.look(should_stop)):
       self.start_profile()
       start = time.perf_counter()
-      batch = to_devices(next_batches(self.loader, n), self.mesh, stacked)
-      if train_step is None:
-        train_step = self.compile(batch)
+      batch = to_devices(next_batches(self.loader, n), self.mesh, n > 1)
+      if self.compiled is None:
+        self.compile(batch)
         start = time.perf_counter()
       with jax.transfer_guard('disallow'):
-        self.state, metrics = train_step(self.state, batch)
+        step = self.twice if self.due(self.cfg.train.sdc_every) else self.compiled
+        self.state, metrics = step(self.state, batch)
       self.advance(metrics, time.perf_counter() - start)
-    return self.end(ending)
+    return ending
+
+  def go_back(self, error):
+    """Go on from the last good checkpoint, with the data after the steps that were skipped."""
+    batch = error.step + self.offset()
+    self.checkpoints.finish()
+    step = self.checkpoints.newest_good(error.before)
+    if step in (None, self.back):  # there is none, or it did not help
+      raise error
+    self.checkpoints.drop_after(step)
+    self.state = self.checkpoints.restore(step, self.program.abstract)
+    self.loader.restore({'next_batch': batch, 'fingerprint': self.loader.fingerprint})
+    self.ledger.go_back(self.checkpoints.extra(step))
+    self.run.go_back(step)
+    self.run.event('go_back', step=step, after=error.step, next_batch=batch)
+    self.run.print(f'too many skipped steps up to {error.step}: going on from step {step}')
+    self.step = self.saved = self.back = step
+
+  def offset(self):
+    """Number of the batch that the run would take at step 0."""
+    return self.loader.state()['next_batch'] - self.step
 
   def begin(self):
     """Say what is about to be trained -> the result, if that was done before."""
@@ -289,29 +327,24 @@ class Training:
     self.checkpoints.close()
 
   def compile(self, batch):
-    """The step for batches of this shape, compiled once: another shape would be an error."""
+    """Compile the step for batches of this shape, once: another shape would be an error."""
     start = time.perf_counter()
-    compiled = self.program.step.lower(self.state, batch).compile()
+    self.compiled = self.program.step.lower(self.state, batch).compile()
+    self.twice = replay.Twice(self.compiled, self.mesh)
     self.run.event('compile', step=self.step, seconds=time.perf_counter() - start)
-    return compiled
 
   def log(self, force=False):
     """Fetch and write an interval of log.every steps when it is complete."""
     book = self.ledger
     if not book.pending or not (force or book.complete(self.cfg.log.every)):
       return
-    step, scalars, skipped, in_a_row = book.fetch(self.job.scalars)
+    step, scalars, found = book.fetch(self.job.scalars)
     scalars |= self.job.speed(scalars[f'{self.job.unit}_per_second'])
     scalars['memory_gib'] = hardware.memory_gib()
-    if skipped:
-      self.run.event('skipped', step=step, updates=skipped)
+    if found['skipped'].any():
+      self.run.event('skipped', step=step, **skips.told(found, step, self.loader, self.offset()))
     self.run.log(step, scalars)
-    if in_a_row >= self.cfg.train.max_skipped:
-      raise FloatingPointError(
-        f'the gradient was not finite in {in_a_row} steps in a row, up to step {step}; '
-        'none was applied\n'
-        'fix: start again in a new --workdir with a lower optim.lr'
-      )
+    skips.check(found, step, self.cfg.train)
 
   def settle(self):
     """Wait for the device: what comes next is not charged to the steps."""

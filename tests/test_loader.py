@@ -94,6 +94,20 @@ def test_resumed_equals_uninterrupted(loader, packing, cut):
   assert_equal(whole[cut:], take(first, 12 - cut))
 
 
+def test_the_rows_of_a_batch_can_be_told(loader):
+  """In their order, by any process, whichever batch is next."""
+  whole, second = loader(), loader(process_index=1, process_count=2)
+  batches = take(whole, 4)
+  rows = second.identify(3)
+  assert rows == whole.identify(3)
+  assert sum(map(len, rows.values())) == 8
+  for number, name in enumerate(whole.names):
+    own = whole.rows[name].gather(np.array(rows[name]))
+    own_B = batches[3]['source_ids_B'] == number
+    np.testing.assert_array_equal(own['token_ids_BT'], batches[3]['token_ids_BT'][own_B])
+  assert_equal(take(whole, 1), take(loader(), 5)[4:])
+
+
 def test_resume_on_another_number_of_processes(loader):
   whole = take(loader(), 6)
   state = {'next_batch': 4, 'fingerprint': loader(process_index=1, process_count=2).fingerprint}

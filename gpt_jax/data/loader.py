@@ -108,6 +108,14 @@ class Loader:
     chosen = [addresses[n] for n in range(index * size, (index + 1) * size)]
     return gather_rows(tuple(self.rows.values()), chosen)
 
+  def identify(self, number: int) -> dict[str, list[int]]:
+    """{source: numbers of its rows} in global batch `number`, for all processes."""
+    size, addresses, found = self._batch_size, self._addresses(), {}
+    for place in range(number * size, (number + 1) * size):
+      source, row = addresses[place]
+      found.setdefault(self.names[source], []).append(int(row))
+    return found
+
   def state(self) -> dict:
     """JSON-able: the number of the next batch and the fingerprint. The same on every process."""
     return {'next_batch': self._next, 'fingerprint': self.fingerprint}
