@@ -9,8 +9,8 @@ import pytest
 
 from gpt_jax.model import attention
 from gpt_jax.model import layers as nn
-from gpt_jax.model.attention import Mask
 from gpt_jax.model.positions import alibi_slopes
+from gpt_jax.model.scores import Mask
 from tests import models
 
 B, T = 2, 7
@@ -67,8 +67,9 @@ def reference(cfg, q_BTHK, k_BSGK, v_BSGK, window=0, segments_BT=None, prefix_BT
   return y_BTHK
 
 
+@pytest.mark.parametrize('kernel', ['xla', 'blocks'])
 @pytest.mark.parametrize('case', CASES)
-def test_attention_is_the_sum_over_visible_keys(tiny, case):
+def test_attention_is_the_sum_over_visible_keys(tiny, case, kernel):
   chosen = dict(CASES[case])
   segments_BT = SEGMENTS_BT if chosen.pop('segments', False) else None
   prefix_BT = PREFIX_BT if chosen.pop('prefix', False) else None
@@ -76,7 +77,7 @@ def test_attention_is_the_sum_over_visible_keys(tiny, case):
   pair = lambda x: None if x is None else (x, x)
   mask = Mask(order(T), order(T), cfg.window, pair(segments_BT), pair(prefix_BT))
   qkv = inputs(cfg)
-  got_BTHK = jax.jit(lambda *qkv: attention.xla_attention(cfg, *qkv, mask))(*qkv)
+  got_BTHK = jax.jit(lambda *qkv: attention.KERNELS[kernel](cfg, *qkv, mask))(*qkv)
   expected = reference(cfg, *qkv, cfg.window, segments_BT, prefix_BT)
   np.testing.assert_allclose(got_BTHK, expected, atol=1e-5)
 
@@ -207,8 +208,8 @@ def test_a_prefix_sees_itself_both_ways_and_nothing_after():
 # ------------------------------------------------------------------------------------- the kernels
 
 
-def asked(window=0, **parts):
-  return Mask(order(128), order(128), window, **parts)
+def asked(window=0, length=128, **parts):
+  return Mask(order(length), order(length), window, **parts)
 
 
 IDS = (np.ones((1, 128), np.int32),) * 2
@@ -243,12 +244,26 @@ def test_a_kernel_refuses_what_it_cannot_honour(tiny, kernel, extra, mask, lengt
   assert attention.choose_kernel(free, mask, length, backend) == 'xla'
 
 
-def test_splash_refuses_a_mesh_of_several_devices(tiny):
+def test_rows_that_are_spread_never_hold_all_scores(tiny):
+  """Each backend's choice where the sequence axis has 4 devices, of 128 x 8 tokens a row."""
   cfg = tiny(width=64, dtype='bfloat16')
-  with jax.set_mesh(models.mesh(data=2)):
-    assert attention.refusal('splash', cfg, asked(), 128) == 'a mesh of several devices'
-    assert attention.choose_kernel(cfg, asked(), 128, 'tpu') == 'xla'
-    assert attention.choose_kernel(cfg, asked(), 128, 'gpu') == 'cudnn'
+  traced, dropped = asked(jnp.int32(4)), tiny(width=64, attention_dropout=0.1)
+  with jax.set_mesh(models.mesh(data=2, sequence=4)):
+    chosen = lambda cfg, mask, T: [
+      attention.choose_kernel(cfg, mask, T, backend) for backend in ('cpu', 'gpu', 'tpu')
+    ]
+    assert chosen(cfg, asked(), 1024) == ['blocks', 'blocks', 'splash']
+    assert chosen(cfg, traced, 1024) == ['blocks'] * 3
+    assert chosen(cfg, asked(), 1032) == ['blocks'] * 3
+    assert chosen(dropped, asked(), 1024) == ['xla'] * 3
+    assert chosen(cfg, asked(), 1023) == ['xla', 'cudnn', 'xla']  # does not split: stays whole
+    reason = attention.refusal('splash', cfg, asked(), 512)
+    assert reason == 'a row of 512 tokens (multiples of 1024 only)'
+    reason = attention.refusal('cudnn', cfg, asked(), 1024)
+    assert reason == 'rows spread over 4 devices (mesh.sequence)'
+    forced = tiny(width=64, kernel='blocks', attention_dropout=0.1)
+    with pytest.raises(ValueError, match='model.kernel=blocks cannot honour attention_dropout'):
+      attention.choose_kernel(forced, asked(), 1024)
 
 
 def test_all_reasons_are_named_at_once(tiny):
@@ -288,15 +303,20 @@ def both(cfg, mask, name, qkv, weight):
   [(dict(), False), (dict(window=40, kv_heads=2, attention_softcap=3.0), True)],
   ids=['causal', 'window, groups, soft-cap, documents'],
 )
-def test_splash_equals_xla_forward_and_backward(tiny, extra, documents):
+@pytest.mark.parametrize('sizes', [dict(), dict(data=2, tensor=2, sequence=2)], ids=str)
+def test_splash_equals_xla_forward_and_backward(tiny, extra, documents, sizes):
   """Pallas' interpreter runs the TPU kernel on a CPU."""
-  cfg = tiny(width=32, context=128, **extra)
-  ids_BT = np.sort(np.random.default_rng(3).integers(1, 4, (B, 128))).astype(np.int32)
-  mask = asked(cfg.window, segments=(ids_BT, ids_BT) if documents else None)
-  qkv = inputs(cfg, length=128)
+  length = 128 if not sizes else 512
+  cfg = tiny(width=32, context=length, **extra)
+  ids_BT = np.sort(np.random.default_rng(3).integers(1, 4, (B, length))).astype(np.int32)
+  mask = asked(cfg.window, length, segments=(ids_BT, ids_BT) if documents else None)
+  qkv = inputs(cfg, length=length)
   weight = np.random.default_rng(2).standard_normal(qkv[0].shape).astype(np.float32)
   expected = both(cfg, mask, 'xla', qkv, weight)
-  for got, want in zip(both(cfg, mask, 'splash', qkv, weight), expected, strict=True):
+  with jax.set_mesh(models.mesh(**sizes)):
+    assert attention.refusal('splash', cfg, mask, length) == ''
+    found = both(cfg, mask, 'splash', qkv, weight)
+  for got, want in zip(found, expected, strict=True):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 

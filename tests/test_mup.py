@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpt_jax import optim, probes, step
-from gpt_jax.model import attention, gpt
+from gpt_jax.model import attention, gpt, scores
 from gpt_jax.model import layers as nn
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.optim import OptimConfig, Optimizer
@@ -60,7 +60,7 @@ def test_fused_kernels_scale_as_the_plain_one():
   rng = np.random.default_rng(0)
   draw = lambda: jnp.asarray(rng.standard_normal((1, 128, 1, 16)), jnp.float32)
   t_BT = jnp.arange(128)[None]
-  run = lambda kernel: functools.partial(kernel, cfg, mask=attention.Mask(t_BT, t_BT))
+  run = lambda kernel: functools.partial(kernel, cfg, mask=scores.Mask(t_BT, t_BT))
   qkv = draw(), draw(), draw()
   plain, fused = (run(k)(*qkv) for k in (attention.xla_attention, attention.splash_attention))
   np.testing.assert_allclose(fused, plain, atol=1e-5)

@@ -1,12 +1,14 @@
 """Meshes, the two rule tables and the way onto devices."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from gpt_jax import sharding
+from gpt_jax import sharding, step
 from gpt_jax.sharding import ACTIVATION_RULES, AXES, PARAM_RULES, PRESETS, MeshConfig
 from tests import models
 
@@ -87,6 +89,7 @@ def test_sizes_that_do_not_fit_are_refused(config, cause):
     (dict(preset='tpu'), 'mesh.preset=tpu is not a known mesh'),
     (dict(fsdp=0), 'mesh.fsdp=0 is not a size'),
     (dict(tensor=-2), 'mesh.tensor=-2 is not a size'),
+    (dict(slices=-1), 'mesh.slices=-1 is not a number of slices'),
     (
       dict(preset='gpu8-fsdp', data=4),
       'mesh.data=4 with mesh.preset=gpu8-fsdp, which sets it to 1',
@@ -99,14 +102,26 @@ def test_configs_that_make_no_sense_are_refused(config, cause):
   assert two_lines(error)[0] == cause
 
 
+PRESET_SIZES = {  # on so many devices in so many slices
+  'laptop': (1, 1, dict()),
+  'gpu8': (8, 1, dict(data=8)),
+  'gpu8-fsdp': (8, 1, dict(fsdp=8)),
+  'gpu8-tensor2': (8, 1, dict(fsdp=4, tensor=2)),
+  'h200-8': (8, 1, dict(fsdp=8)),
+  '4xh100-8': (32, 4, dict(data=4, fsdp=8)),
+  'v5e-256': (256, 1, dict(fsdp=256)),
+  'v5p-128': (128, 1, dict(fsdp=128)),
+  'v6e-256': (256, 1, dict(fsdp=256)),
+  'multi-slice': (512, 2, dict(data=2, fsdp=256)),
+}
+
+
 @pytest.mark.parametrize('name', PRESETS)
-def test_presets_use_all_devices(name):
-  sizes = MeshConfig(preset=name).sizes(8)
-  assert np.prod(list(sizes.values())) == 8
-  assert sizes['tensor'] == (2 if name == 'gpu8-tensor2' else 1)
-  wide = 'data' if name in ('laptop', 'gpu8') else 'fsdp'
-  assert sizes[wide] == 8 // sizes['tensor']
-  assert MeshConfig(preset=name, tensor=sizes['tensor']).sizes(8) == sizes
+def test_presets_use_all_devices_of_their_machine(name):
+  devices, slices, sizes = PRESET_SIZES[name]
+  assert MeshConfig(preset=name).sizes(devices, slices) == ONE | sizes
+  again = {axis: n for axis, n in PRESETS[name].items() if not isinstance(n, str)}
+  assert MeshConfig(preset=name, **again).sizes(devices, slices) == ONE | sizes
 
 
 def test_a_mesh_has_all_axes_and_leaves_layout_to_the_compiler():
@@ -116,20 +131,67 @@ def test_a_mesh_has_all_axes_and_leaves_layout_to_the_compiler():
   assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
 
 
+# ------------------------------------------------------------------------------------------- slices
+
+
+class Device:
+  """What a mesh asks of a device of a pod."""
+
+  platform = device_kind = 'cpu'
+
+  def __init__(self, number, slice_index):
+    self.id, self.slice_index, self.process_index = number, slice_index, slice_index
+
+
+def pod(slices, each):
+  """Devices of several slices, in no order."""
+  devices = [Device(number, number % slices) for number in range(slices * each)]
+  return devices[3:] + devices[:3]
+
+
+@pytest.mark.parametrize('sizes', [dict(data=2, fsdp=4), dict(data=4, tensor=2), dict(fsdp=8),
+                                   dict(preset='multi-slice'), dict(data=2, fsdp=4, slices=2)],
+                         ids=str)  # fmt: skip
+def test_only_the_outermost_axis_leaves_a_slice(sizes):
+  mesh = sharding.make_mesh(MeshConfig(**({'data': 1} if 'preset' not in sizes else {}) | sizes),
+                            pod(2, 4))  # fmt: skip
+  assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+  slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+  rows = slices.reshape(2, 4)  # the two halves of the outermost axis larger than 1
+  assert [set(row) for row in rows.tolist()] == [{0}, {1}]
+  assert len({device.id for device in mesh.devices.flat}) == 8
+
+
+def test_slices_that_do_not_divide_the_outermost_axis_are_refused():
+  with pytest.raises(ValueError, match='slices') as error:
+    sharding.make_mesh(MeshConfig(data=2, fsdp=6), pod(4, 3))
+  cause, fix = two_lines(error)
+  assert cause == 'mesh.data=2, the outermost axis, does not split over 4 slices'
+  assert 'such as mesh.data=4' in fix
+  mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=6, slices=1), pod(4, 3))
+  assert mesh.shape['fsdp'] == 6
+  for devices, wanted, found in ((pod(2, 4), 4, 2), (jax.devices(), 2, 1)):
+    with pytest.raises(ValueError, match='slices') as error:
+      sharding.make_mesh(MeshConfig(slices=wanted), devices)
+    assert two_lines(error)[0] == (
+      f'mesh.slices={wanted}, and the 8 device(s) are in {found} slice(s)'
+    )
+
+
 # ------------------------------------------------------------------------------------- onto devices
 
 
 def test_batches_are_spread_over_rows_and_tokens():
   mesh = models.mesh(data=2, fsdp=2, sequence=2)
-  batch = models.batch(rows=8, length=6)
+  batch = models.batch(rows=8, length=8)
   placed = sharding.to_devices(batch, mesh)
   for name, value in placed.items():
     np.testing.assert_array_equal(value, batch[name])
-    assert value.addressable_shards[0].data.shape == (2, 3)
+    assert value.addressable_shards[0].data.shape == (2, 4)
   stacked = {name: np.stack([value] * 3) for name, value in batch.items()}
   for value in sharding.to_devices(stacked, mesh, stacked=True).values():
-    assert value.shape == (3, 8, 6)
-    assert value.addressable_shards[0].data.shape == (3, 2, 3)
+    assert value.shape == (3, 8, 8)
+    assert value.addressable_shards[0].data.shape == (3, 2, 4)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +200,7 @@ def test_batches_are_spread_over_rows_and_tokens():
     (dict(data=2, fsdp=2), 6, 8, ('6 rows', 'data x fsdp x expert = 4')),
     (dict(expert=4), 6, 8, ('6 rows', 'data x fsdp x expert = 4')),
     (dict(sequence=2), 6, 7, ('7 tokens', 'sequence = 2')),
+    (dict(sequence=2), 6, 6, ('6 tokens', 'two pieces of a row each')),
   ],
 )
 def test_batches_that_do_not_divide_are_refused(sizes, rows, length, said):
@@ -157,3 +220,21 @@ def test_activations_that_do_not_divide_stay_whole():
   with jax.set_mesh(models.mesh(data=4, tensor=2)):
     placed = constrain(jnp.zeros((1, 3, 4)))
   assert placed.sharding.spec == P(None, None, 'tensor')
+
+
+# ------------------------------------------------------------------------------- what lies where
+
+
+def test_the_table_says_where_each_tensor_lies():
+  mesh = models.mesh(fsdp=4, tensor=2)
+  cfg = models.tiny(positions='learned')
+  program = step.gpt_program(models.experiment(cfg), cfg, mesh)
+  lines = sharding.table(program.abstract.model, mesh)
+  cells = {line.split()[0]: re.split('  +', line)[1:] for line in lines}
+  assert cells['embed_VD'] == ['64 x 16 float32', 'tensor, fsdp', '512']
+  assert cells['blocks/attention/wo_HKD'] == ['2 x 4 x 4 x 16 float32', '-, tensor, -, fsdp', '256']
+  held = sum(int(row[-1].replace(',', '')) for name, row in cells.items() if row[0][0].isdigit())
+  whole = 4 * sum(value.size for value in models.params(models.fill(cfg)).values())
+  assert cells['total'] == ['fsdp=4 x tensor=2', f'{held:,} of {whole:,}']
+  [line] = [line for line in sharding.table(program.abstract, mesh) if line.startswith('step')]
+  assert re.split('  +', line)[1:] == ['scalar int32', '-', '4']

@@ -1,67 +1,32 @@
-"""Causal attention: who may look at whom, and the kernels that compute it.
+"""Causal attention: queries, keys, values and output, and which kernel computes it.
 
-Letters: B batch, T queries, S keys, D width, H query heads, G key/value heads, K head width, M
-query heads a key/value head (H = G M).
+Letters: as in scores.py, which says who may look at whom; D width.
 
 A kernel that cannot honour what a call asks is refused with the reason; `auto` takes the fastest
-that can.
-Sources: grouped queries (Ainslie et al. 2023), sliding window (Beltagy et al. 2020), prefix-LM
-(Raffel et al. 2019, section 3.2.1), soft-cap (Gemma 2, section 2), QK-norm (Henry et al. 2020;
-Dehghani et al. 2023).
+that can, and for rows that are spread over devices one that never holds all scores.
+Sources: QK-norm (Henry et al. 2020; Dehghani et al. 2023).
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gpt_jax.model.context import blocks_attention, spread_of
 from gpt_jax.model.layers import Norm, dropout, linear, param
 from gpt_jax.model.positions import POSITIONS
-from gpt_jax.sharding import constrain
-
-
-class Mask(NamedTuple):
-  """Who may look at whom. Orders are places in the row (cache slots), not in a document."""
-
-  t_BT: jax.Array  # order of each query; keys at or before it are visible
-  s_BS: jax.Array  # order of each key
-  window: int | jax.Array = 0  # a query sees this many keys, itself included; 0 = all before it
-  segments: tuple | None = None  # (ids_BT, ids_BS): only keys of the query's document are visible
-  prefix: tuple | None = (
-    None  # (is_prefix_BT, is_prefix_BS): prefix tokens see each other both ways
-  )
-  rows_alone: bool = True  # T == S and both orders are 0, 1, 2, ...: what fused kernels assume
-
-  def visible_BTS(self):
-    """Boolean mask, True where the query may look at the key."""
-    distance_BTS = self.t_BT[:, :, None] - self.s_BS[:, None, :]
-    visible_BTS = distance_BTS >= 0
-    if isinstance(self.window, jax.Array):  # one of several windows, chosen by the scan over layers
-      visible_BTS &= (distance_BTS < self.window) | (self.window == 0)
-    elif self.window:
-      visible_BTS &= distance_BTS < self.window
-    if self.prefix is not None:
-      visible_BTS |= self.prefix[0][:, :, None] & self.prefix[1][:, None, :]
-    if self.segments is not None:
-      visible_BTS &= self.segments[0][:, :, None] == self.segments[1][:, None, :]
-    return visible_BTS
+from gpt_jax.model.scores import scores_BGMTS
+from gpt_jax.model.splash import splash_attention
+from gpt_jax.sharding import constrain, platform
 
 
 def xla_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
   """Plain einsums in the compute dtype, softmax in float32. Honours everything."""
   B, T, H, K = q_BTHK.shape
-  q_BTGMK = (q_BTHK * cfg.attention_scale).reshape(B, T, cfg.G, H // cfg.G, K)
-  scores_BGMTS = jnp.einsum('BTGMK,BSGK->BGMTS', q_BTGMK, k_BSGK).astype(jnp.float32)
-  if cfg.attention_softcap:
-    scores_BGMTS = cfg.attention_softcap * jnp.tanh(scores_BGMTS / cfg.attention_softcap)
-  bias = POSITIONS[cfg.positions].bias
-  if bias is not None:
-    bias_BHTS = bias(cfg, mask.t_BT, mask.s_BS)
-    scores_BGMTS += bias_BHTS.reshape(bias_BHTS.shape[0], cfg.G, H // cfg.G, *bias_BHTS.shape[2:])
+  q_BTGMK = q_BTHK.reshape(B, T, cfg.G, H // cfg.G, K)
+  scores = scores_BGMTS(cfg, q_BTGMK, k_BSGK, mask.t_BT, mask.s_BS)
   # Finite, so that a padding query that sees no key gets a uniform average, not NaN.
-  scores_BGMTS = jnp.where(mask.visible_BTS()[:, None, None], scores_BGMTS, -1e30)
-  weights_BGMTS = jax.nn.softmax(scores_BGMTS, -1).astype(v_BSGK.dtype)
+  scores = jnp.where(mask.visible_BTS()[:, None, None], scores, -1e30)
+  weights_BGMTS = jax.nn.softmax(scores, -1).astype(v_BSGK.dtype)
   if key is not None:
     weights_BGMTS = dropout(weights_BGMTS, jnp.float32(cfg.attention_dropout), key)
   return jnp.einsum('BGMTS,BSGK->BTGMK', weights_BGMTS, v_BSGK).reshape(B, T, H, K)
@@ -76,66 +41,29 @@ def cudnn_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
   )  # fmt: skip
 
 
-def splash_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
-  """TPU splash attention: causal, windows, documents, soft-cap; interpreted elsewhere."""
-  from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel,
-    splash_attention_mask,
-  )
-
-  T = q_BTHK.shape[1]
-  if mask.window:
-    head_mask = splash_attention_mask.LocalMask((T, T), (mask.window - 1, 0), 0)
-  else:
-    head_mask = splash_attention_mask.CausalMask((T, T))
-  block = splash_attention_kernel.BlockSizes(
-    **dict.fromkeys(SPLASH_BLOCKS, max(b for b in (128, 256, 384, 512) if T % b == 0)),
-    use_fused_bwd_kernel=True,
-  )
-  kernel = splash_attention_kernel.make_splash_mha(
-    mask=splash_attention_mask.MultiHeadMask([head_mask] * cfg.heads),
-    block_sizes=block,
-    head_shards=1,
-    q_seq_shards=1,
-    attn_logits_soft_cap=cfg.attention_softcap or None,
-    interpret=jax.default_backend() != 'tpu',
-  )
-  segments = None
-  if mask.segments is not None:
-    segments = splash_attention_kernel.SegmentIds(*mask.segments)
-  heads_first = lambda x, repeats: jnp.repeat(x.transpose(0, 2, 1, 3), repeats, 1)
-  groups = cfg.heads // cfg.G
-  q, k, v = (
-    heads_first(q_BTHK * cfg.attention_scale, 1),
-    heads_first(k_BSGK, groups),
-    heads_first(v_BSGK, groups),
-  )
-  y_BHTK = jax.vmap(kernel)(q, k, v, segments)
-  return y_BHTK.transpose(0, 2, 1, 3)
-
-
 def refusal(kernel, cfg, mask, T):
   """Why `kernel` cannot compute this call, or '' if it can."""
   if kernel == 'xla':
     return ''
+  n = spread_of((1, T, cfg.G, cfg.K)).n
   asked = {
-    'traced windows (a window_pattern in scanned layers: set model.unroll=on)': isinstance(
-      mask.window, jax.Array
-    ),
-    'alibi': POSITIONS[cfg.positions].bias is not None,
     'attention_dropout': cfg.attention_dropout > 0,
-    'a bidirectional prefix': mask.prefix is not None,
     'a cache or other row order': not mask.rows_alone,
   }
+  if kernel != 'blocks':
+    traced = 'traced windows (a window_pattern in scanned layers: set model.unroll=on)'
+    asked[traced] = isinstance(mask.window, jax.Array)
+    asked['alibi'] = POSITIONS[cfg.positions].bias is not None
+    asked['a bidirectional prefix'] = mask.prefix is not None
   if kernel == 'cudnn':
     asked['document masks'] = mask.segments is not None
     asked['attention_softcap'] = cfg.attention_softcap > 0
     asked[f'dtype {cfg.dtype} (bfloat16 only)'] = cfg.dtype != 'bfloat16'
     asked[f'head width {cfg.K} (a multiple of 8, at most 128, only)'] = cfg.K % 8 > 0 or cfg.K > 128
+    asked[f'rows spread over {n} devices (mesh.sequence)'] = n > 1
   if kernel == 'splash':
-    asked[f'a row of {T} tokens (multiples of 128 only)'] = T % 128 > 0
-    mesh = jax.sharding.get_abstract_mesh()
-    asked['a mesh of several devices'] = not mesh.empty and mesh.size > 1
+    multiple = 128 * (2 * n if n > 1 else 1)  # of 128 in each of a device's two chunks
+    asked[f'a row of {T} tokens (multiples of {multiple} only)'] = T % multiple > 0
   return ', '.join(what for what, is_asked in asked.items() if is_asked)
 
 
@@ -144,10 +72,11 @@ def choose_kernel(cfg, mask, T, backend=None):
 
   Raises ValueError when the configured kernel cannot honour it: never a silently wrong mask.
   """
-  backend = backend or jax.default_backend()
+  backend = backend or platform()
   if cfg.kernel == 'auto':
-    best = FASTEST.get(backend, 'xla')
-    return 'xla' if refusal(best, cfg, mask, T) else best
+    spread = spread_of((1, T, cfg.G, cfg.K)).n > 1
+    choices = (FASTEST.get(backend), 'blocks' if spread else None, 'xla')
+    return next(name for name in choices if name and not refusal(name, cfg, mask, T))
   reason = refusal(cfg.kernel, cfg, mask, T)
   if reason and not mask.rows_alone:  # decoding: one query a row, where no fused kernel applies
     return 'xla'
@@ -190,6 +119,7 @@ class Attention(nnx.Module):
       q_BTHK = rotate(self.cfg, q_BTHK, positions_BT)
       k_BSGK = rotate(self.cfg, k_BSGK, positions_BT)
     q_BTHK = constrain(q_BTHK, 'BTHK')
+    k_BSGK, v_BSGK = constrain(k_BSGK, 'BTGK'), constrain(v_BSGK, 'BTGK')
     if cache is not None:
       cache = write(cache, k_BSGK, v_BSGK, mask.t_BT)
       k_BSGK, v_BSGK = cache['k_BSGK'], cache['v_BSGK']
@@ -205,13 +135,10 @@ def write(cache, k_BTGK, v_BTGK, t_BT):
   return {name: put(old, new[name].astype(old.dtype), t_BT[:, 0]) for name, old in cache.items()}
 
 
-SPLASH_BLOCKS = (
-  'block_q',
-  'block_kv',
-  'block_kv_compute',
-  'block_q_dkv',
-  'block_kv_dkv',
-  'block_kv_dkv_compute',
-)
 FASTEST = {'gpu': 'cudnn', 'cuda': 'cudnn', 'tpu': 'splash'}
-KERNELS = {'xla': xla_attention, 'cudnn': cudnn_attention, 'splash': splash_attention}
+KERNELS = {
+  'xla': xla_attention,
+  'blocks': blocks_attention,
+  'cudnn': cudnn_attention,
+  'splash': splash_attention,
+}

@@ -7,12 +7,11 @@ parametrisation, muP (Yang et al. 2022, table 8; optim.py has its learning rates
 
 import dataclasses
 
-import jax
-
 from gpt_jax.model.layers import ACTIVATIONS, GATED, NORMS
 from gpt_jax.model.positions import POSITIONS, ROPE_SCALINGS
+from gpt_jax.sharding import platform
 
-KERNEL_NAMES = ('auto', 'xla', 'cudnn', 'splash')
+KERNEL_NAMES = ('auto', 'xla', 'blocks', 'cudnn', 'splash')
 ROTATING = ('rope', 'mrope')
 REMAT_NAMES = ('auto', 'none', 'full', 'dots', 'dots_no_batch')
 INITS = {
@@ -81,7 +80,7 @@ class ModelConfig:
   experts_per_token: int = 2  # k of top-k routing
   capacity_factor: float = 0.0  # slots an expert has, over its fair share; 0 = nothing is dropped
 
-  kernel: str = 'auto'  # attention kernel: auto, xla, cudnn or splash
+  kernel: str = 'auto'  # attention kernel: auto, xla, blocks, cudnn or splash
   unroll: str = 'auto'  # layers as a Python loop: on, off; auto = on for GPU
   remat: str = 'auto'  # a row of REMAT; auto = dots_no_batch on CPU, none elsewhere
   dtype: str = 'auto'  # of the computation; auto = bfloat16 on GPU and TPU, float32 on CPU
@@ -240,7 +239,7 @@ class ModelConfig:
     `kernel` stays auto: whether a kernel can honour a call also depends on its masks (see
     attention.py).
     """
-    backend = backend or jax.default_backend()
+    backend = backend or platform()
     auto = {
       'unroll': 'on' if backend in ('gpu', 'cuda', 'rocm') else 'off',
       'remat': 'dots_no_batch' if backend == 'cpu' else 'none',

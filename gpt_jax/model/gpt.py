@@ -18,9 +18,10 @@ import numpy as np
 from flax import nnx
 
 from gpt_jax.model import layers as nn
-from gpt_jax.model.attention import Attention, Mask
+from gpt_jax.model.attention import Attention
 from gpt_jax.model.moe import MoE
 from gpt_jax.model.positions import POSITIONS
+from gpt_jax.model.scores import Mask
 from gpt_jax.sharding import constrain, param_sharding
 
 
