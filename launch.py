@@ -17,9 +17,9 @@ where an error came from. Exit codes: 0 done, 75 stopped and saved (the same com
 
 import dataclasses
 import os
-import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from absl import flags, logging
@@ -34,41 +34,28 @@ BAD_ARGUMENTS, ERROR, STOPPED = 2, 1, 75
 ALLOCATOR = {'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': '100000000000'}
 
 
-class Stop:
-  """Turns the first SIGTERM or Ctrl-C into a request that the training loop honours."""
-
-  def __init__(self):
-    self.asked = False
-    for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, self)
-
-  def __call__(self, number, frame):
-    """Handle a signal."""
-    if self.asked:
-      os._exit(130)  # asked twice: leave at once; what was saved before is good
-    self.asked = True
-    print('stopping: will save after this step; again to leave at once', file=sys.stderr)
-
-
 # ------------------------------------------------------------------------------------- verbs
 
 
 def train_flags():
   """Flags of `train`. The config and its overrides are read by `config_from_arguments`."""
   flags.DEFINE_string('workdir', '', 'run folder; default: runs/NAME-DATE-TIME')
+  job_flags()
 
 
 def train(argv):
   """Train an experiment, or go on with the one in --workdir."""
   from gpt_jax import config
+  from gpt_jax.cluster import bootstrap
   from gpt_jax.train import train as run
 
   cfg = config.build(config.Config, FLAGS.config)
+  guard = join()
   name = Path(flag_in(argv, 'config', 'experiments/demo.py').partition('.py')[0]).stem
-  workdir = FLAGS.workdir or f'runs/{name}-{time.strftime("%Y%m%d-%H%M%S")}'
-  print(f'run folder: {workdir}')
-  stop = Stop()
-  result = run(cfg, workdir, should_stop=lambda: stop.asked)
+  workdir = FLAGS.workdir or f'runs/{name}-{time.strftime("%Y%m%d-%H%M%S", bootstrap.now())}'
+  say(f'run folder: {workdir}')
+  guard.watch(cfg.train.hang_seconds, workdir)
+  result = run(cfg, workdir, guard.stop)
   return STOPPED if result is None else 0
 
 
@@ -250,6 +237,7 @@ def ablate(argv):
   # Training processes get the accelerator's memory, not this one.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   from gpt_jax.ablation import design, runner
+  from gpt_jax.cluster import guard
 
   study = design.load_study(require('config'))
   if FLAGS.seeds:
@@ -259,7 +247,7 @@ def ablate(argv):
     return 0
   workdir = FLAGS.workdir or f'runs/ablate-{study.name}'
   print(f'study folder: {workdir}')
-  stop = Stop()
+  stop = guard.Guard()
   analysis = runner.run(study, workdir, lambda: stop.asked, FLAGS.workers)
   return STOPPED if analysis is None else ERROR if runner.failures(workdir) else 0
 
@@ -300,6 +288,29 @@ def doctor_(argv):
 
 
 # ------------------------------------------------------------------------------------ arguments
+
+
+def job_flags():
+  """Which process of which job this one is; schedulers say it by environment variables."""
+  flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0; default: as a scheduler says')
+  flags.DEFINE_integer('processes', 0, 'in this job; 1: this one alone; default: as above')
+  flags.DEFINE_integer('process', -1, 'number of this one, from 0; default: as above')
+
+
+def join():
+  """Join the job that this process belongs to -> its guard.Guard."""
+  from gpt_jax.cluster import bootstrap, guard
+
+  bootstrap.join(bootstrap.find(os.environ, FLAGS.coordinator, FLAGS.processes, FLAGS.process))
+  return guard.Guard()
+
+
+def say(line):
+  """Print, in one process of a job."""
+  import jax
+
+  if jax.process_index() == 0:
+    print(line)
 
 
 def workdir_flag():
@@ -427,4 +438,11 @@ VERBS |= {
 }
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  try:
+    code = main(sys.argv)
+  except Exception:
+    traceback.print_exc()
+    code = ERROR
+  if code in (ERROR, BAD_ARGUMENTS) and 'gpt_jax.cluster.bootstrap' in sys.modules:
+    sys.modules['gpt_jax.cluster.bootstrap'].leave(code)
+  sys.exit(code)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from gpt_jax import grammar as grammars
 from gpt_jax import sample
 from gpt_jax.samplers import NEVER
+from gpt_jax.sharding import fetch
 
 IMPOSSIBLE = NEVER / 1e3  # scores below this hold a token that must not be sampled
 
@@ -123,7 +124,7 @@ def beam_search(model, prompts, cfg, grammar):
   state = sample.start(model, prompts, dataclasses.replace(cfg, num_samples=1), grammar)
   steps, rules = cfg.max_new_tokens, sample.choice_rules(cfg)
   beams = _search(model, state, steps, rules, grammar, int(grammar.ends_V.sum()))
-  ids_BWT, scores_BW, lengths_BW = jax.device_get(
+  ids_BWT, scores_BW, lengths_BW = fetch(
     (beams.done_ids_BWT, beams.done_scores_BW, beams.done_lengths_BW)
   )
   begins = [len(sample.as_prompt(prompt).ids) for prompt in prompts]

@@ -167,6 +167,7 @@ class Checkpoints:
       yield
     except Exception as error:
       self._failed = True
+      logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # of all other arrays, the same
       if self.primary:
         self._clean()
       words = ' '.join(str(error).split())

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,7 +18,7 @@ from gpt_jax.data import media
 from gpt_jax.data.sources import scramble
 from gpt_jax.model import autoencoder
 from gpt_jax.model import layers as nn
-from gpt_jax.sharding import check_batch
+from gpt_jax.sharding import check_batch, fetch, share
 from gpt_jax.step import Objective, build_program, eval_model, params_of
 from gpt_jax.tokenizers import audio, image
 
@@ -33,8 +32,10 @@ class Items:
   Batch i is a pure function of (seed, i).
   """
 
-  def __init__(self, count, batch_size, seed, gather, content):
+  def __init__(self, count, batch_size, seed, gather, content, share=(0, 1)):
+    """share: (index, count) of the equal part of each batch that this process makes."""
     self.count, self.batch_size, self.seed, self.gather = count, batch_size, seed, gather
+    self.share = share
     self._next = 0
     self.fingerprint = dict(count=count, batch_size=batch_size, seed=seed, content=content)
 
@@ -50,11 +51,14 @@ class Items:
     return self._batch(0)
 
   def _batch(self, number):
-    place_B = np.arange(number * self.batch_size, (number + 1) * self.batch_size)
+    index, count = self.share
+    size = self.batch_size // count
+    first = number * self.batch_size + index * size
+    place_B = np.arange(first, first + size)
     return self.gather(self._index(place_B), place_B)
 
   def identify(self, number):
-    """{'items': their numbers} of batch `number`."""
+    """{'items': their numbers} of batch `number`, for all processes."""
     place_B = np.arange(number * self.batch_size, (number + 1) * self.batch_size)
     return {'items': self._index(place_B).tolist()}
 
@@ -142,6 +146,11 @@ class Codec:
     found = {name: value * share for name, value in found.items()}
     return loss * share, found | {'loss': loss * share, 'statistics': statistics}
 
+  def batches(self, count, gather, content):
+    """The loader of so many items; gather: (index_B, place_B) -> batch."""
+    size, seed = self.cfg.train.batch_size, self.cfg.train.seed
+    return Items(count, size, seed, gather, content, share(self.mesh))
+
   def has_valid(self):
     """Whether anything is held out."""
     return bool(data.source_names(self.cfg.data, 'valid'))
@@ -182,7 +191,7 @@ class Codec:
 
   def tokenizer(self, state):
     """The tokenizer that these parameters make."""
-    return self.make(jax.device_get(params_of(eval_model(state))))
+    return self.make(fetch(params_of(eval_model(state))))
 
   def validate(self, state, limit):
     """-> ({valid_loss: error, ...}, rows), on the first held-out items or, at the end, on all."""
@@ -236,7 +245,9 @@ class ImageCodec(Codec):
     content = hashlib.sha256(self.images).hexdigest()
     gather = lambda index_B, place_B: {'images_BYXA': self.images[index_B]}
     seed = self.cfg.train.seed
-    self.loader = Items(len(self.images), self.cfg.train.batch_size, seed, gather, content)
+    self.loader = Items(
+      len(self.images), self.cfg.train.batch_size, seed, gather, content, share(self.mesh)
+    )
     return image.autoencoder_config(self.cfg.image)
 
   def items(self, split):
@@ -311,7 +322,7 @@ class AudioCodec(Codec):
 
     content = hashlib.sha256(self.frames_JM).hexdigest()
     count = len(self.frames_JM) // crop
-    self.loader = Items(count, self.cfg.train.batch_size, seed, gather, content)
+    self.loader = self.batches(count, gather, content)
     return codec_cfg
 
   def items(self, split):

@@ -6,7 +6,6 @@ What train.Training asks of a job; codec.py is the other one.
 import dataclasses
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,7 +13,7 @@ from gpt_jax import checkpoint, data, evaluate, hardware, losses, records, runs,
 from gpt_jax import samples as showcase
 from gpt_jax.data import templates
 from gpt_jax.model import gpt
-from gpt_jax.sharding import check_batch
+from gpt_jax.sharding import check_batch, share
 from gpt_jax.step import eval_model, gpt_program, params_of
 
 # ---------------------------------------------------------------------------- what it is made of
@@ -147,10 +146,11 @@ class Language:
       for prompt in cfg.train.sample_prompts
     ]
     sample.check_prompts(prompts, 1, self.model_cfg)  # now, not at the first sample
+    rows = share(mesh)
     self.loader = data.Loader(
       cfg.data, self.tokenizers, split='train', batch_size=cfg.train.batch_size, length=self.length,
       seed=cfg.train.seed, cache_dir=workdir / 'cache',
-      process_index=jax.process_index(), process_count=jax.process_count(),
+      process_index=rows[0], process_count=rows[1],
     )  # fmt: skip
     single = len(self.tokenizers.modalities) == 1
     kinds = None if single else losses.Kinds.of(self.tokenizers, self.model_cfg.V)

@@ -23,7 +23,7 @@ from flax import nnx
 from gpt_jax.model import gpt
 from gpt_jax.model import layers as nn
 from gpt_jax.optim import Optimizer
-from gpt_jax.sharding import replicated
+from gpt_jax.sharding import fetch, replicated
 from gpt_jax.step import hyper_of, init_state, language_objective, params_of, train_step
 
 # ------------------------------------------------------------------------------------ activations
@@ -134,7 +134,7 @@ def compiled(optimizer, objective, accumulate, dtype, mesh):
 def by_layer(found):
   """Fetch what a probe found -> {path: {name: float}}, a path for each layer."""
   rows = {}
-  for path, values in jax.device_get(found).items():
+  for path, values in fetch(found).items():
     for name, value in values.items():
       if np.ndim(value) == 0:
         rows.setdefault(path, {})[name] = float(value)
@@ -167,7 +167,7 @@ def activation_diff(run_a, run_b, batch):
       f'the runs read {a.cfg.vocab} and {b.cfg.vocab} ids: no batch means the same to both\n'
       'fix: compare runs of one tokenizer'
     )
-  of_a, of_b, real_BT = jax.device_get(jax.jit(_both)(a, b, batch))
+  of_a, of_b, real_BT = fetch(jax.jit(_both)(a, b, batch))
   rows = []
   for path in places(a.cfg if a.cfg.layers > b.cfg.layers else b.cfg):
     shapes = {x[path].shape for x in (of_a, of_b) if path in x}

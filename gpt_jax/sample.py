@@ -29,6 +29,7 @@ from gpt_jax.losses import token_losses
 from gpt_jax.model import gpt
 from gpt_jax.model.positions import POSITIONS
 from gpt_jax.samplers import FILTERS, NEVER
+from gpt_jax.sharding import fetch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,18 +244,14 @@ def stream(model, prompts, cfg, grammar, keys_B=None, every=16):
   for _ in range(0, cfg.max_new_tokens, every):
     state = _decode(model, state, every, rules, grammar)
     # A copy: the next call donates the state, and the caller may keep what it was given.
-    yield jax.device_get(
-      state._replace(cache=None, next_logits_BV=None, null_logits_BV=None, keys_B=None)
-    )
+    yield fetch(state._replace(cache=None, next_logits_BV=None, null_logits_BV=None, keys_B=None))
     if state.done_B.all():
       return
 
 
 def new_tokens(state, prompts, num_samples):
   """-> list of (ids, log-probabilities), one a row: what was sampled after each prompt."""
-  ids_BT, log_probs_BT, lengths_B = jax.device_get(
-    (state.token_ids_BT, state.log_probs_BT, state.lengths_B)
-  )
+  ids_BT, log_probs_BT, lengths_B = fetch((state.token_ids_BT, state.log_probs_BT, state.lengths_B))
   begins = np.repeat([len(as_prompt(p).ids) for p in prompts], num_samples)
   return [
     (ids_BT[b, begin : lengths_B[b]].tolist(), log_probs_BT[b, begin : lengths_B[b]].tolist())

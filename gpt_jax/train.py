@@ -4,19 +4,21 @@ One device or a thousand, one process or many: the same path. What a step comput
 what is trained is a job, a row of JOBS: the GPT (language.py) or a learned tokenizer (codec.py).
 """
 
+import contextlib
 import dataclasses
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from gpt_jax import checkpoint, codec, hardware, language, ledger, probes, replay, runs, skips
 from gpt_jax.sharding import make_mesh, to_devices
 
 # What may change between a run and its resumption: nothing that its result depends on.
-FREE_ON_RESUME = ('mesh.', 'log.', 'train.tasks', 'train.probe_every', 'train.sdc_every',
-                  'checkpoint.', 'sample.',
+FREE_ON_RESUME = ('mesh.', 'log.', 'train.tasks', 'train.probe_every', 'train.hang_seconds',
+                  'train.sdc_every', 'checkpoint.', 'sample.',
                   'data.workers', 'data.prefetch', 'data.cache', 'data.reset',
                   'model.unroll')  # fmt: skip
 
@@ -40,6 +42,7 @@ class TrainConfig:
   probe_every: int = 0  # steps between looks at the sizes in each layer, probes.jsonl; 0 = none
   init_from: str = ''  # a run folder whose parameters to start from, with a fresh optimizer
   init_partial: bool = False  # take what fits of init_from; else any mismatch is an error
+  hang_seconds: float = 3600.0  # without a step, evaluation or save, until the run ends; 0 = never
   max_skipped: int = 10  # non-finite steps in a row before giving up
   spike_sigma: float = 0.0  # robust deviations above the recent median that skip a step; 0 = any
   spike_window: int = 128  # applied steps that are recent
@@ -55,7 +58,7 @@ class TrainConfig:
       if getattr(self, key) < 1:
         raise ValueError(f'train.{key}={getattr(self, key)} is too small\nfix: use at least 1')
     for key in ('length', 'eval_every', 'eval_tokens', 'sample_every', 'probe_every',
-                'spike_sigma', 'sdc_every'):  # fmt: skip
+                'hang_seconds', 'spike_sigma', 'sdc_every'):  # fmt: skip
       if getattr(self, key) < 0:
         raise ValueError(f'train.{key}={getattr(self, key)} is negative\nfix: use 0 or more')
     if not 0 <= self.seed < 2**32:
@@ -115,10 +118,10 @@ def next_batches(loader, steps_per_call):
 # --------------------------------------------------------------------------------------- loop
 
 
-def train(cfg, workdir, should_stop=lambda: False):
+def train(cfg, workdir, should_stop=lambda step: False):
   """Train, or go on with what `workdir` holds -> the result, also in result.json.
 
-  should_stop: asked before each step; True saves and returns None.
+  should_stop: asked before each step, in all processes; True saves and returns None.
   Raises ValueError for what a user can mend, FloatingPointError when gradients stay non-finite.
   """
   workdir = check(cfg, workdir)
@@ -167,17 +170,19 @@ class Training:
     self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
     job = JOBS[cfg.train.job]
     self.ledger = ledger.Ledger(job.unit, cfg.train.steps_per_call, replicas)
-    self.job = job(cfg, workdir, mesh)
+    with in_turn():  # the first one makes caches and tokenizers, and the others find them
+      self.job = job(cfg, workdir, mesh)
     self.loader, self.program = self.job.loader, self.job.program
     if trace:
       self.trace()
     self.found = checkpoint.Checkpoints(workdir / 'checkpoints').steps()  # `open` looks again
     self.state, self.step, extra, self.notes = initial_state(self.job, cfg, workdir)
     self.saved = self.step  # of the last checkpoint
-    self.profiling = False
-    self.prober = None  # compiled when first used
+    self.asked = self.step - 1  # the last step that should_stop was asked about
     self.back = -1  # the step that the run last went back to
     self.compiled = self.twice = None  # the step, and as it compares itself
+    self.profiling = False
+    self.prober = None  # compiled when first used
     if extra is not None:
       self.ledger.restore(extra)
       self.notes += [f'data.reset: {line}' for line in self.loader.restore(extra['data'])]
@@ -209,8 +214,10 @@ class Training:
     )  # fmt: skip
     if primary:
       self.job.save()
+    together('open')  # config and tokenizer are written
     self.checkpoints = checkpoint.Checkpoints(folder, self.cfg.checkpoint, self.run.print)
-    self.checkpoints.drop_after(self.step)  # unfinished or corrupt: their numbers are needed again
+    with in_turn():  # unfinished or corrupt: their numbers are needed again
+      self.checkpoints.drop_after(self.step)
     for note in self.notes:
       self.run.print(note)
     return self.run
@@ -248,7 +255,8 @@ class Training:
     step = self.checkpoints.newest_good(error.before)
     if step in (None, self.back):  # there is none, or it did not help
       raise error
-    self.checkpoints.drop_after(step)
+    with in_turn():
+      self.checkpoints.drop_after(step)
     self.state = self.checkpoints.restore(step, self.program.abstract)
     self.loader.restore({'next_batch': batch, 'fingerprint': self.loader.fingerprint})
     self.ledger.go_back(self.checkpoints.extra(step))
@@ -256,6 +264,7 @@ class Training:
     self.run.event('go_back', step=step, after=error.step, next_batch=batch)
     self.run.print(f'too many skipped steps up to {error.step}: going on from step {step}')
     self.step = self.saved = self.back = step
+    self.asked = step - 1
 
   def offset(self):
     """Number of the batch that the run would take at step 0."""
@@ -290,21 +299,27 @@ class Training:
   def look(self, should_stop):
     """Between two steps: evaluate, sample and save if due -> 'stopped', 'done' or '' to go on."""
     cfg = self.cfg.train
+    stopping = self.stopping(should_stop)
     if self.profiling and self.step >= cfg.profile[1]:
       self.settle()
       self.stop_profile()
-    if self.due(cfg.eval_every):
+    if not stopping and self.due(cfg.eval_every):  # a resumed run does it at this step again
       self.evaluate()
-    if self.due(cfg.sample_every):
+    if not stopping and self.due(cfg.sample_every):
       self.sample()
-    if self.probes():
+    if not stopping and self.probes():
       self.probe()
-    stopping = should_stop()
     if self.step > self.saved and (stopping or self.due(self.cfg.checkpoint.every)):
       self.save()  # before the data iterator moves: step and data agree
       self.saved = self.step
     self.checkpoints.poll()
     return 'stopped' if stopping else 'done' if self.step == cfg.steps else ''
+
+  def stopping(self, should_stop):
+    """Whether to stop here: asked about each step, as all processes do, so that they agree."""
+    steps = range(self.asked + 1, self.step + 1)
+    self.asked = self.step
+    return True in [should_stop(step) for step in steps]
 
   def advance(self, metrics, seconds):
     """Account for a call of the step, whose metrics are still on the device."""
@@ -440,6 +455,22 @@ class Training:
 
       self.run.print(f'report: {report.write_report(self.workdir)}')
     return result
+
+
+def together(name):
+  """Wait until all processes are here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def in_turn():
+  """Process 0 first, then all others."""
+  if jax.process_index() > 0:
+    together('in turn')
+  yield
+  if jax.process_index() == 0:
+    together('in turn')
 
 
 JOBS = {

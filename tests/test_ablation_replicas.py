@@ -246,6 +246,14 @@ def test_as_many_at_once_as_fit(grouped, seeds, groups):
     assert (outcome.outcome, outcome.result) == (('failed', None) if seed == 7 else ('done', seed))
 
 
+@pytest.mark.parametrize('changes', [dict(train__spike_sigma=6.0), dict(train__sdc_every=4)])
+def test_runs_with_their_steps_to_themselves_train_alone(grouped, changes):
+  """They may go back to a checkpoint, or compare what a step gives."""
+  configs = [experiment(train__seed=seed, **changes) for seed in range(3)]
+  replicas.train_together(configs, range(3))
+  assert grouped == [[0], [1], [2]]
+
+
 def test_what_waits_is_not_begun_after_a_request_to_stop(grouped):
   configs = [experiment(train__seed=seed) for seed in range(4)]
   outcomes = replicas.train_together(configs, range(4), tiny_runs.stop_before(2))

@@ -8,6 +8,9 @@ import os
 import random
 import resource
 import shutil
+import socket
+import subprocess
+import sys
 import threading
 import time
 from typing import NamedTuple
@@ -24,7 +27,7 @@ from gpt_jax import checkpoint, digests, trained
 from gpt_jax.checkpoint import CheckpointConfig, Checkpoints, Corrupt, SaveFailed
 from gpt_jax.model import gpt
 from gpt_jax.tokenizers import Tokenizers
-from tests import models, tiny_runs
+from tests import cli, models, tiny_runs
 
 NOW = CheckpointConfig(background=False)
 
@@ -443,6 +446,67 @@ def test_only_process_0_writes_and_judges(folder, monkeypatch):
   monkeypatch.setattr(checkpoint, 'agreed', lambda value: checkpoint.CORRUPT)
   with pytest.raises(Corrupt, match='as process 0 says'):
     other.newest_good()
+
+
+TWO = """
+import pathlib, sys
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+rank, port, folder = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
+jax.config.update('jax_platforms', 'cpu')
+jax.distributed.initialize(
+  f'127.0.0.1:{port}', 2, rank, initialization_timeout=60, heartbeat_timeout_seconds=20
+)
+from gpt_jax import checkpoint
+
+mesh = jax.make_mesh((2,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))
+place = NamedSharding(mesh, PartitionSpec('fsdp'))
+values = np.random.default_rng(0).standard_normal((64, 64), np.float32)
+made_of = lambda step: lambda index: values[index] + step
+state = lambda step: {'w': jax.make_array_from_callback((64, 64), place, made_of(step))}
+made = checkpoint.Checkpoints(folder, checkpoint.CheckpointConfig())
+for step in (1, 2):
+  made.save(step, state(step), {'step': step})
+made.finish()
+assert checkpoint.agreed(rank + 7) == 7
+if rank == 0:
+  victim = max((folder / '2').rglob('*'), key=lambda p: p.stat().st_size if p.is_file() else 0)
+  content = bytearray(victim.read_bytes())
+  content[len(content) // 2] ^= 4
+  victim.write_bytes(content)
+lines = []
+reader = checkpoint.Checkpoints(folder, report=lines.append)
+good = reader.newest_good()
+like = {'w': jax.ShapeDtypeStruct((64, 64), np.float32, sharding=place)}
+restored = reader.restore(good, like)['w']
+for shard in restored.addressable_shards:
+  np.testing.assert_array_equal(shard.data, (values + good)[shard.index])
+made.drop_after(good)
+free, checkpoint.ROOM = checkpoint.ROOM, 1e12 if rank == 0 else 0
+try:
+  made.save(2, state(2), {})
+except checkpoint.SaveFailed as error:
+  print(rank, good, len(lines), str(error).splitlines()[0], flush=True)
+made.close()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_checkpoint_and_agree_on_it(tmp_path):
+  with socket.socket() as listener:
+    listener.bind(('127.0.0.1', 0))
+    port = listener.getsockname()[1]
+  command = lambda rank: [sys.executable, '-c', TWO, str(rank), str(port), str(tmp_path / 'both')]
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  options = dict(cwd=cli.ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+  both = [subprocess.Popen(command(rank), **options) for rank in (0, 1)]
+  told = [process.communicate(timeout=120)[0].splitlines()[-1] for process in both]
+  assert [process.returncode for process in both] == [0, 0]
+  # Both go back to step 1, which only process 0 looked at; and none saves, as process 0 found.
+  assert told[0].startswith(f'0 1 1 checkpoint {tmp_path}/both/2 was not begun: ')
+  assert told[1] == f'1 1 0 checkpoint {tmp_path}/both/2 was not begun: the disk is full'
+  assert sorted(path.name for path in (tmp_path / 'both').iterdir()) == ['1', 'digests']
 
 
 # --------------------------------------------------------------------------------- what is kept

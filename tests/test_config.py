@@ -154,7 +154,7 @@ def test_a_key_like_no_other_lists_them_all():
   with pytest.raises(ValueError) as error:
     config.build(config.Config, {'checkpoint': {'zzzzz': 1}})
   _, fix = assert_two_lines(error.value, 'checkpoint.zzzzz')
-  assert fix == 'fix: use one of every, keep, keep_every, background'
+  assert fix == 'fix: use one of every, keep, keep_every, background, verify'
 
 
 @pytest.mark.parametrize(

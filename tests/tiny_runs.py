@@ -91,7 +91,7 @@ def codec(modality, **changes):
 def stop_before(step):
   """A should_stop that asks the run to stop once `step` steps are made, one step a call."""
   asked = iter(range(step))
-  return lambda: next(asked, None) is None
+  return lambda *_: next(asked, None) is None
 
 
 def finished(factory):

@@ -60,7 +60,7 @@ def failure(error):
 def train_alone(cfg, folder, should_stop=lambda: False):
   """Train one run -> its Outcome, whatever happens."""
   try:
-    return finished(train.train(cfg, folder, should_stop))
+    return finished(train.train(cfg, folder, lambda step: should_stop()))
   except Exception as error:
     return failure(error)
 
@@ -72,7 +72,9 @@ def train_together(configs, folders, should_stop=lambda: False):
   is its outcome and leaves the others alone; ValueError where the configs are not of one program.
   """
   check_alike(configs)
-  pairs, found, count = list(zip(configs, folders, strict=True)), {}, len(configs)
+  # A run that may go back, or compares what a step gives, has its steps to itself.
+  alone = configs[0].train.spike_sigma or configs[0].train.sdc_every
+  pairs, found, count = list(zip(configs, folders, strict=True)), {}, 1 if alone else len(configs)
   while waiting := [i for i in range(len(pairs)) if i not in found]:
     some = waiting[:count]
     if should_stop():
@@ -312,7 +314,7 @@ class Group:
           r = training.ledger.lane
           leaves = self.take(jax.tree.leaves(self.states), np.int32(r))
           training.state = jax.tree.unflatten(self.treedefs[r], leaves)
-        if ending := training.look(lambda: stopping):
+        if ending := training.look(lambda step: stopping):
           lane.close(finished(training.end(ending)))
         training.state = None
 

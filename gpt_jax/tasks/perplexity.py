@@ -9,14 +9,13 @@ given where image codes lose nothing, under the softmax over what the grammar al
 
 import itertools
 
-import jax
 import numpy as np
 
 from gpt_jax import data
 from gpt_jax.data.templates import is_plain
 from gpt_jax.losses import bits, bits_per_byte
 from gpt_jax.metrics import bits_per_dim
-from gpt_jax.sharding import to_devices
+from gpt_jax.sharding import fetch, share, to_devices
 
 
 def fits(condition, target):
@@ -47,9 +46,10 @@ def of_text(subject, source, split, limit, stride):
   length = subject.cfg.train.length or subject.cfg.model.context
   stride = stride or length
   cache = subject.cache(source, split)
+  part, parts = share(subject.mesh)
   batches = data.eval_windows(
     cache, length, stride, subject.batch_size, mask_documents=subject.masks_documents,
-    process_index=jax.process_index(), process_count=jax.process_count(),
+    process_index=part, process_count=parts,
   )  # fmt: skip
   nats = tokens = 0.0
   whole = True
@@ -57,9 +57,7 @@ def of_text(subject, source, split, limit, stride):
     if limit and tokens >= limit:
       whole = False
       break
-    batch_nats, batch_tokens = jax.device_get(
-      subject.score(subject.model, to_devices(batch, subject.mesh))
-    )
+    batch_nats, batch_tokens = fetch(subject.score(subject.model, to_devices(batch, subject.mesh)))
     nats, tokens = nats + float(batch_nats), tokens + float(batch_tokens)
   _check(tokens, source, split)
   values = {'nats_per_token': nats / tokens, 'bits_per_token': bits(nats / tokens)}
@@ -73,18 +71,17 @@ def of_documents(subject, source, split, limit):
   """Rows for whole documents: of all targets, and of each modality among them if there are two."""
   length = subject.cfg.train.length or subject.cfg.model.context
   cache = subject.cache(source, split)
+  part, parts = share(subject.mesh)
   batches = data.eval_rows(
     cache, length, subject.batch_size, form=subject.form,
-    process_index=jax.process_index(), process_count=jax.process_count(),
+    process_index=part, process_count=parts,
   )  # fmt: skip
   names = subject.tokenizers.modalities
   nats_M, restricted_M, targets_M = np.zeros((3, len(names)))
   for batch in batches:
     if limit and targets_M.sum() >= limit:
       break
-    sums = jax.device_get(
-      {k: v for k, v in subject.score_by_modality(batch).items() if k.endswith('_M')}
-    )
+    sums = fetch({k: v for k, v in subject.score_by_modality(batch).items() if k.endswith('_M')})
     nats_M += sums['nats_M']
     restricted_M += sums['restricted_M']
     targets_M += sums['targets_M']

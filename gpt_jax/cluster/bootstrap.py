@@ -1,0 +1,189 @@
+"""Who am I? Finds the job that this process belongs to, and joins it.
+
+Flags come before JAX_COORDINATOR_ADDRESS, that before what a scheduler says, and a process that
+nobody speaks to is a job of one on 127.0.0.1: always a job, so that stopping and saving work alike.
+A scheduler that says half of it is an error now, not a wait for processes that never come.
+
+How JAX itself reads schedulers: jax/_src/clusters.
+"""
+
+import dataclasses
+import glob
+import importlib.util
+import os
+import socket
+import sys
+import time
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+# Seconds: a process that is silent for longer is dead, and ends the others.
+SILENCE = 20
+# Seconds until all must have joined: nodes of a large job start minutes apart.
+GATHERING = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What this process is told about its job."""
+
+  scheduler: str = ''  # row of SCHEDULERS that JAX shall ask; '' = the fields below say all
+  coordinator: str = ''  # host:port of process 0
+  processes: int = 1
+  process: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheduler:
+  """How to tell that a scheduler started this process, and that it told all."""
+
+  signs: tuple[str, ...]  # any of these variables, or files, means: it did
+  needs: tuple[str, ...]  # variables without which a process knows not who it is
+  fix: str  # how it should have been started
+  package: str = ''  # that JAX needs to ask it
+
+
+def find(environ, coordinator='', processes=0, process=-1):
+  """The Job of this process from flags and environment variables; starts nothing.
+
+  Args:
+    environ: dict of environment variables.
+    coordinator, processes, process: values of the flags; '', 0 and -1 where they were not given.
+
+  Raises:
+    ValueError: what was said is incomplete.
+  """
+  if processes == 1:
+    return Job()
+  if coordinator or processes or process >= 0:
+    given = {'coordinator': coordinator, 'processes': processes, 'process': process}
+    unset = {'coordinator': '', 'processes': 0, 'process': -1}
+    missing = [f'--{name}' for name, value in given.items() if value == unset[name]]
+    return complete('flags', given, missing)
+  if address := environ.get('JAX_COORDINATOR_ADDRESS'):
+    names = {'processes': 'JAX_NUM_PROCESSES', 'process': 'JAX_PROCESS_ID'}
+    missing = [name for name in names.values() if name not in environ]
+    if not missing:
+      numbers = {key: whole(environ, name) for key, name in names.items()}
+      return complete('JAX_COORDINATOR_ADDRESS', {'coordinator': address, **numbers}, ())
+    if not detected(environ):
+      return complete('JAX_COORDINATOR_ADDRESS', {}, missing)
+  if name := detected(environ):
+    return Job(scheduler=name)
+  return Job()
+
+
+def complete(source, given, missing):
+  """A Job of what was given, if it is all there."""
+  if missing:
+    raise ValueError(
+      f'{source} name this job in part: {", ".join(missing)} missing\n'
+      'fix: give all of coordinator, processes and process, or --processes=1 to run alone'
+    )
+  if not 0 <= given['process'] < given['processes']:
+    raise ValueError(
+      f'process {given["process"]} of {given["processes"]} processes\n'
+      'fix: number them from 0 to one less than their number'
+    )
+  if ':' not in given['coordinator']:
+    raise ValueError(
+      f'coordinator {given["coordinator"]} names no port\nfix: give HOST:PORT of process 0'
+    )
+  return Job(**given)
+
+
+def whole(environ, name):
+  """The whole number in a variable."""
+  try:
+    return int(environ[name])
+  except ValueError as error:
+    raise ValueError(f'{name}={environ[name]} is no number\nfix: set it to one') from error
+
+
+def detected(environ):
+  """The scheduler that started this process, '' if none did; ValueError if it told only half."""
+  for name, row in SCHEDULERS.items():
+    if not any(glob.glob(sign) if sign[0] == '/' else sign in environ for sign in row.signs):
+      continue
+    if name == 'slurm' and environ.get('SLURM_NTASKS') == '1':
+      return ''  # a batch script of one task runs it with or without srun
+    missing = [variable for variable in row.needs if variable not in environ]
+    if row.package and not importlib.util.find_spec(row.package):
+      missing.append(f'the package {row.package}')
+    if missing:
+      raise ValueError(
+        f'this process looks like one of a {name} job, but has no {", ".join(missing)}\n'
+        f'fix: {row.fix}, or give --processes=1 to run alone'
+      )
+    return name
+  return ''
+
+
+def join(job):
+  """Join the job; before anything else touches a device."""
+  if job.scheduler:
+    jax.distributed.initialize(heartbeat_timeout_seconds=SILENCE, initialization_timeout=GATHERING)
+    return
+  address, bind = job.coordinator, None
+  if not address:
+    address = bind = f'127.0.0.1:{free_port()}'  # of no interest to other machines
+    jax.config.update('jax_check_proxy_envs', False)  # nothing goes through a proxy
+  jax.distributed.initialize(
+    address, job.processes, job.process, cluster_detection_method='deactivate',
+    coordinator_bind_address=bind, heartbeat_timeout_seconds=SILENCE,
+    initialization_timeout=GATHERING,
+  )  # fmt: skip
+
+
+def now():
+  """The time in process 0, as time.localtime gives it: clocks differ."""
+  seconds = np.int32(time.time())
+  if jax.process_count() > 1:
+    seconds = multihost_utils.broadcast_one_to_all(seconds)
+  return time.localtime(int(seconds))
+
+
+def free_port():
+  """A port of this machine that nobody listens on now."""
+  with socket.socket() as listener:
+    listener.bind(('127.0.0.1', 0))
+    return listener.getsockname()[1]
+
+
+def leave(code):
+  """End a process of several that failed: waiting for the others would last for minutes."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if jax.distributed.is_initialized() and jax.process_count() > 1:
+    os._exit(code)
+
+
+SCHEDULERS = {
+  'slurm': Scheduler(
+    signs=('SLURM_JOB_ID',),
+    needs=('SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID'),
+    fix='start it by srun, as `launch.py render --to=slurm` does',
+  ),
+  'Open MPI': Scheduler(
+    signs=('OMPI_COMM_WORLD_SIZE', 'OMPI_MCA_orte_hnp_uri'),
+    needs=('OMPI_MCA_orte_hnp_uri', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK',
+           'OMPI_COMM_WORLD_LOCAL_RANK'),
+    fix='give --coordinator, --processes and --process (mpirun of Open MPI 5 tells no address)',
+  ),
+  'TPU': Scheduler(
+    signs=('TPU_WORKER_HOSTNAMES', 'MEGASCALE_COORDINATOR_ADDRESS', '/dev/accel[0-9]*',
+           '/dev/vfio/[0-9]*'),
+    needs=(),
+    fix='pip install libtpu',
+    package='libtpu',
+  ),
+  'Kubernetes': Scheduler(
+    signs=('JOB_COMPLETION_INDEX',),
+    needs=('KUBERNETES_SERVICE_HOST',),
+    fix='set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, as `launch.py render '
+    '--to=jobset` does, or pip install kubernetes',
+    package='kubernetes',
+  ),
+}  # fmt: skip
