@@ -6,13 +6,15 @@ The model itself is new and knows nothing: it shows that what it makes can be me
 import collections
 import dataclasses
 import math
+import weakref
+import zlib
 
 import jax
 import numpy as np
 import pytest
 
 from gpt_jax import data, evaluate, judges, language, sharding
-from gpt_jax.data import Piece
+from gpt_jax.data import Piece, mixture
 from gpt_jax.model import gpt
 from gpt_jax.tasks import answer, classify, common, cross, perplexity
 from tests import tiny_runs
@@ -117,6 +119,29 @@ def test_examples_are_the_same_each_time_and_know_their_record(new):
     assert [p.kind for p in (*x.condition, *x.target)] == ['text', 'image']
     assert common.text(x.condition) == x.record['name']
     assert (x.target[0].value == x.record['image']).all()
+
+
+def test_examples_are_chosen_without_holding_all_documents(new, monkeypatch):
+  """The same as from a sorted list of all of them."""
+  part = mixture.open_part(new.cfg.data, 'draw', 'train')
+  everything = sorted(part.examples(), key=lambda found: zlib.crc32(found[0].encode()))
+  begun, ended, most = [], [], []
+
+  class Content(np.ndarray):
+    """An array that is counted while it is held."""
+
+  def counted():
+    for where, [name, arrow, image] in part.examples():
+      value = image.value.view(Content)
+      begun.append(where)
+      weakref.finalize(value, ended.append, where)
+      most.append(len(begun) - len(ended))
+      yield where, [name, arrow, Piece('image', value)]
+
+  monkeypatch.setattr(mixture, 'open_part', lambda *_: dataclasses.replace(part, examples=counted))
+  found = common._examples(new, 'draw', 'train', 30)
+  assert [x.where for x in found] == [where for where, _ in everything[:30]]
+  assert len(most) == 2 * len(everything) and max(most) <= 32
 
 
 def test_labels(new):

@@ -58,9 +58,15 @@ def examples(subject, source, split, limit=0):
 
 
 def _examples(subject, source, split, limit):
-  part = mixture.open_part(subject.cfg.data, source, split)
-  rank = lambda found: zlib.crc32(found[0].encode())
-  ranked = data.readable(subject.cfg.data, source, sorted(part.examples(), key=rank))
+  cfg = subject.cfg.data
+  part = mixture.open_part(cfg, source, split)
+  rank_N = np.array([zlib.crc32(where.encode()) for where, _ in part.examples()], np.uint32)
+  order_N = rank_N.argsort(kind='stable')
+  if limit:  # of the others no content is held
+    order_N = order_N[: limit + cfg.mixture[source].bad_records]
+  kept = set(order_N.tolist())
+  whole = {n: example for n, example in enumerate(part.examples()) if n in kept}
+  ranked = data.readable(cfg, source, subject.tokenizers, (whole[n] for n in order_N.tolist()))
   chosen = list(itertools.islice(ranked, limit or None))
   wanted = {where for where, _ in chosen}
   corpus = sources.open_source(subject.cfg.data.mixture[source], split)
