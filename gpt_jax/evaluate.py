@@ -236,7 +236,9 @@ def line(row):
   if 'interval' in row:
     shown += ' [{:.4f}, {:.4f}]'.format(*row['interval'])
   rivals = [f'{key} {row[key]:.4f}' for key in ('chance', 'baseline') if key in row]
-  known = ('task', 'metric', 'value', 'interval', 'chance', 'baseline', 'source', 'split')
+  known = (
+    'task', 'metric', 'value', 'interval', 'chance', 'baseline', 'source', 'split', 'sampling'
+  )  # fmt: skip
   rest = [f'{value} {key}' if key == 'tokens' else f'{key} {value}'
           for key, value in row.items() if key not in known]  # fmt: skip
   return f'{shown}   ' + ', '.join([*rivals, f'{row["source"]} {row["split"]}', *rest])

@@ -16,6 +16,7 @@ import pytest
 from gpt_jax import data, evaluate, judges, language, sharding
 from gpt_jax.data import Piece, mixture
 from gpt_jax.model import gpt
+from gpt_jax.sample import SampleConfig
 from gpt_jax.tasks import answer, classify, common, cross, perplexity
 from tests import tiny_runs
 from tests.tiny_runs import assert_two_lines
@@ -380,6 +381,10 @@ def test_what_a_new_model_makes_can_be_measured(new):
   drawn = [row for row in rows if row['task'] == 'draw']
   assert {row['temperature'] for row in drawn} == {0.9}
   assert {row['task'] for row in rows} == {'draw', 'speak', 'answer'}
+  fields = {f.name for f in dataclasses.fields(SampleConfig)} - {'num_samples', 'begin'}
+  assert all(set(row['sampling']) == fields for row in rows)
+  assert {row['sampling']['temperature'] for row in rows} == {0.9}
+  assert not any('top_p' in row or 'sampling' in evaluate.line(row) for row in rows)
   for row in rows:
     assert evaluate.line(row).startswith(row['task'])
 
@@ -425,6 +430,7 @@ def test_retrieval_among_candidates():
   assert found['mrr']['value'] == 0.75 and found['mrr']['chance'] == 0.75
   assert found['recall@1']['value'] == found['recall@1']['chance'] == 0.5
   assert 'recall@5' not in found and found['mrr']['candidates'] == 2
+  assert found['median_rank']['value'] == found['median_rank']['chance'] == 1.5
 
 
 def test_descriptions_are_ranked_not_classified(oracle, monkeypatch):

@@ -1,6 +1,7 @@
 """What tasks share: which sources fit, their held-out examples, labels, raw media and judges."""
 
 import collections
+import dataclasses
 import itertools
 import zlib
 from typing import Any, NamedTuple
@@ -9,12 +10,13 @@ import numpy as np
 
 from gpt_jax import data, judges, metrics
 from gpt_jax.data import mixture, sources, templates
+from gpt_jax.sample import SampleConfig
 
 LIMIT = 500  # examples of a source where no limit is given
 TRAIN_LIMIT = 20_000  # real examples that judges and baselines learn from
 LABELS = ('label', 'name', 'digit', 'text')  # fields that name what an example shows, by rank
 MOST_CLASSES = 50  # more different labels are descriptions, not classes
-DRAWN = {'guidance': 1.0, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, 'min_p': 0.0, 'beams': 0}
+NOT_DRAWN = ('num_samples', 'begin')  # fields of SampleConfig that tasks do not use
 IMAGES, SOUNDS = ('image', 'patches'), ('audio', 'frames')  # kinds of pieces
 
 
@@ -146,9 +148,19 @@ def judge(subject, kind, inputs, names):
 
 
 def drawn(subject, sampling):
-  """Fields of SampleConfig that decide what is drawn, as far as they are not at their defaults."""
-  chosen = {name: sampling.get(name, getattr(subject.cfg.sample, name)) for name in DRAWN}
-  return {name: value for name, value in chosen.items() if value != DRAWN[name]}
+  """How it was drawn: {'sampling': all fields of SampleConfig}, and those not at their defaults.
+
+  Of max_new_tokens images, sounds and short contexts take what they have use for.
+  """
+  chosen = dataclasses.asdict(dataclasses.replace(subject.cfg.sample, **sampling))
+  chosen = {name: value for name, value in chosen.items() if name not in NOT_DRAWN}
+  shown = ('max_new_tokens', 'seed', 'length_penalty')  # defaults or not, they tell little
+  differing = {
+    name: value
+    for name, value in chosen.items()
+    if value != getattr(SampleConfig, name) and name not in shown
+  }
+  return {**differing, 'sampling': chosen}
 
 
 def rows(task, source, split, n, **about):
@@ -166,11 +178,9 @@ def rows(task, source, split, n, **about):
 def add_retrieval(add, scores_NC, truth_N):
   """Add rows of where the true one of C candidates ranks, beside those of a random order."""
   count = scores_NC.shape[1]
+  chances = {'mrr': float(np.mean(1 / np.arange(1, count + 1))), 'median_rank': (count + 1) / 2}
   for name, value in metrics.retrieval(scores_NC, truth_N).items():
-    if name == 'mrr':
-      chance = float(np.mean(1 / np.arange(1, count + 1)))
-    else:
-      chance = int(name.partition('@')[2]) / count
+    chance = chances[name] if name in chances else int(name.partition('@')[2]) / count
     add(name, value, chance=chance, candidates=count)
 
 
