@@ -138,7 +138,8 @@ def small(path, base, **chosen):
     chosen['runlocal'] = 'true'
   made = load(path, base, **chosen)
   for section, values in SMALL.items():
-    made[section].update(values)
+    if section != 'sample' or made.train.job == 'gpt':
+      made[section].update(values)
   if made.train.job == 'gpt' and not made.train.init_from:
     made.model.update(SMALL_MODEL)
     made.model.layers = len(made.model.window_pattern) or 1

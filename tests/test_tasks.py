@@ -286,7 +286,7 @@ def test_reconstruction(oracle):
   assert 1 < images['code_perplexity']['value'] < images['code_perplexity']['codes'] == 17
   assert images['accuracy']['value'] == images['accuracy']['baseline']
   sounds = table(rows, source='listen', modality='audio')
-  assert sounds['log_mel_rmse']['value'] > 0
+  assert sounds['resynthesis_rmse']['value'] > 0
   assert sounds['code_perplexity']['value'] <= 8
   assert sounds['codes_per_second']['value'] == pytest.approx(20, rel=0.15)
 
