@@ -234,6 +234,8 @@ def test_speech(oracle):
   )
   assert 0 < copied < coded < distance['chance']
   assert 0.6 < found['length_ratio']['value'] < 1.5
+  # The same word always gets the same training sound.
+  assert found['copies']['value'] == 1 and found['nearest_train_ratio']['value'] < 0.5
 
 
 def test_speakers(oracle, monkeypatch):

@@ -154,11 +154,11 @@ def drawn(subject, sampling):
   """
   chosen = dataclasses.asdict(dataclasses.replace(subject.cfg.sample, **sampling))
   chosen = {name: value for name, value in chosen.items() if name not in NOT_DRAWN}
-  shown = ('max_new_tokens', 'seed', 'length_penalty')  # defaults or not, they tell little
+  untold = ('max_new_tokens', 'seed', 'length_penalty')  # of little interest beside a figure
   differing = {
     name: value
     for name, value in chosen.items()
-    if value != getattr(SampleConfig, name) and name not in shown
+    if value != getattr(SampleConfig, name) and name not in untold
   }
   return {**differing, 'sampling': chosen}
 
@@ -182,6 +182,13 @@ def add_retrieval(add, scores_NC, truth_N):
   for name, value in metrics.retrieval(scores_NC, truth_N).items():
     chance = chances[name] if name in chances else int(name.partition('@')[2]) / count
     add(name, value, chance=chance, candidates=count)
+
+
+def add_memorisation(add, made_ND, held_ND, train_ND):
+  """Add rows of how near samples are to training examples, beside what held-out ones are."""
+  found = metrics.memorisation(made_ND, held_ND, train_ND)
+  add('nearest_train_ratio', found['ratio'], baseline=1.0)
+  add('copies', found['copies'], baseline=0.01, p=round(found['p'], 4))
 
 
 def add_accuracy(add, metric, found, wanted, **more):
