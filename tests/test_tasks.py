@@ -13,8 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_jax import data, evaluate, judges, language, sharding
-from gpt_jax.data import Piece, mixture
+from gpt_jax import data, evaluate, judges, language, sharding, text_metrics
+from gpt_jax.data import Piece, mixture, sources
+from gpt_jax.data.corpus import Corpus
 from gpt_jax.model import gpt
 from gpt_jax.sample import SampleConfig
 from gpt_jax.tasks import answer, classify, common, cross, perplexity
@@ -183,6 +184,42 @@ def test_answers(oracle):
   assert shuffled['word_error_rate']['value'] == 1
   assert 0 < exact['chance'] < 0.3 < 0.9 < exact['baseline'] <= 1
   assert 'baseline' not in table(rows, source='listen')['exact_match']
+
+
+def test_texts_from_texts(oracle, monkeypatch):
+  """Each row of TASKS that makes texts of texts: what is measured is in test_text_metrics.py."""
+  records = [{'en': f'A {w}. Red.', 'de': [f'ein {w}', f'das {w}']} for w in 'abcdefghijklmnopqrst']
+  corpus = Corpus(lambda: ((f'line {n}', dict(r)) for n, r in enumerate(records)), lambda: 'x')
+  monkeypatch.setitem(sources.SOURCES, 'synthetic', lambda *_: corpus)
+  source = data.Source('synthetic', template='{en} -> {de.0}')
+  cfg = data.DataConfig({'pairs': source}, packing='first_fit', valid_fraction=0.5)
+  subject = dataclasses.replace(oracle, cfg=dataclasses.replace(oracle.cfg, data=cfg), caches={})
+  second = lambda self, given, to, **_: [f'das {common.text(x)[2]}' for x in given]
+  monkeypatch.setattr(Oracle, 'generate', second)
+  [example, *_] = common.examples(subject, 'pairs', 'valid')
+  assert common.references(example, '{en} -> {de.0}') == example.record['de']
+  assert common.references(example, '{en} -> {de.0}!') == [example.record['de'][0]]
+  found = table(evaluate.run(subject, ['answer']))
+  assert found['exact_match']['value'] == 1 and found['word_error_rate']['value'] == 0.5
+  share = lambda made, wanted: {
+    'share': dict(
+      value=float(np.mean([m in w for m, w in zip(made, wanted, strict=True)])), signature='s'
+    )
+  }
+  for without, baseline in ((text_metrics.copied, 0), (lambda text: f'ein {text[2]}', 1)):
+    row = answer.run(subject, 'pairs', 'valid', 0, 'translate', share, without)
+    [mine, shuffled] = row
+    assert (mine['task'], mine['value'], mine['signature']) == ('translate', 1, 's')
+    assert mine['baseline'] == baseline and mine['chance'] == 0 == shuffled['value']
+
+
+def test_a_task_whose_library_is_missing_is_refused_or_left_out(oracle, monkeypatch):
+  monkeypatch.setattr(text_metrics, 'is_installed', lambda package: not package)
+  with pytest.raises(ValueError) as error:
+    evaluate.check(oracle, ['perplexity', 'translate'])
+  assert_two_lines(error.value, '--tasks=translate measures with sacrebleu')
+  left = set(evaluate.check(oracle, ['all']))
+  assert set(evaluate.TASKS) - left == {'translate', 'summarise'}
 
 
 def test_drawings_that_are_real_training_images(oracle):

@@ -36,6 +36,7 @@ class Kind(NamedTuple):
   fits: Any  # (kinds of the condition, kinds of the target) -> bool
   form: str  # a template that fits, for messages
   draws: bool = True  # whether it takes fields of SampleConfig as options
+  needs: str = ''  # the package that it measures with
 
 
 def fitting(subject, fits, split):
@@ -79,6 +80,20 @@ def _examples(subject, source, split, limit):
 def text(pieces):
   """The text of pieces, media left out."""
   return ''.join(piece.value for piece in pieces if piece.kind == 'text')
+
+
+def references(example, template):
+  """The texts that would do as target: where it is `{field.0}` the whole list, else its own one."""
+  slots = templates.parse(template)
+  kind, field = slots[-1]
+  listed, _, place = field.rpartition('.')
+  alone = slots[-2:-1] in ((), (('arrow', ''),))
+  if kind == 'text' and place == '0' and alone:
+    return [
+      templates.text_of(example.record, f'{listed}.{n}', example.where)
+      for n in range(len(templates.lookup(example.record, listed, example.where)))
+    ]
+  return [text(example.target)]
 
 
 def label_field(found):
