@@ -1,5 +1,6 @@
 """Sources read exactly what is in the files, and say where it is wrong."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -68,6 +69,30 @@ def test_bad_utf8_names_file_and_offset(tmp_path, monkeypatch, block, kind):
   assert error(Source(kind, str(tmp_path / 'a'))) == (
     f'{tmp_path}/a is not UTF-8: bad byte at offset {len(start) + 2}'
   )
+
+
+def test_parallel_texts(tmp_path):
+  """Also compressed; fields are named by the ends of names."""
+  (tmp_path / 'train.en').write_bytes(b'A cat. \nA dog.\n')
+  (tmp_path / 'train.de.gz').write_bytes(gzip.compress('Eine Katze.\nÄh?\n'.encode()))
+  source = Source('parallel', f'{tmp_path}/train.*', template='{en} -> {de}')
+  found = list(open_source(source, 'train').records())
+  assert [record for _, record in found] == [
+    {'en': 'A cat.', 'de': 'Eine Katze.'}, {'en': 'A dog.', 'de': 'Äh?'}
+  ]  # fmt: skip
+  assert found[1][0].endswith('train.* line 2')
+  before = open_source(source, 'train').content()
+  (tmp_path / 'train.en').write_bytes(b'A cat. \n')
+  assert open_source(source, 'train').content() != before
+  assert 'train.en has 1 lines and others' in error(source)
+  (tmp_path / 'train.en').write_bytes(b'A cat. \n\xff')
+  assert f'{tmp_path}/train.en is not UTF-8: bad byte at offset 8' in error(source)
+  (tmp_path / 'train.de.gz').write_bytes(b'plain')
+  assert 'train.de.gz cannot be read' in error(source)
+  for path in ('train.en', 'train.*z'):
+    assert 'not one file of each language' in error(Source('parallel', f'{tmp_path}/{path}'))
+  (tmp_path / 'b.en').write_bytes(b'again')
+  assert 'b.en, train.de.gz, train.en' in error(Source('parallel', f'{tmp_path}/*'))
 
 
 @pytest.mark.parametrize('kind', ['text', 'jsonl'])
