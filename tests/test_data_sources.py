@@ -1,5 +1,6 @@
 """Sources read exactly what is in the files, and say where it is wrong."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -93,6 +94,33 @@ def test_parallel_texts(tmp_path):
     assert 'not one file of each language' in error(Source('parallel', f'{tmp_path}/{path}'))
   (tmp_path / 'b.en').write_bytes(b'again')
   assert 'b.en, train.de.gz, train.en' in error(Source('parallel', f'{tmp_path}/*'))
+
+
+def answered(story, question):
+  """The answer to a question, read from the sentences."""
+  place, holder = {}, {}
+  for who, verb, *_, what in (sentence.split() for sentence in story.rstrip('.').split('. ')):
+    if verb == 'went':
+      place[who] = what
+    holder |= {what: who} if verb == 'took' else {what: place[who]} if verb == 'left' else {}
+  what = question.rstrip('?').split()[-1]
+  what = holder.get(what, what)
+  return place.get(what, what)
+
+
+def test_stories_have_the_right_answer_and_splits_share_none():
+  source = Source('stories', template='{story}', documents=600, keep='facts=2', test_keep='part=9')
+  found = [record for _, record in open_source(source, 'train').records()]
+  other = [record for _, record in open_source(source, 'test').records()]
+  assert 200 < len(found) < 300 and {r['facts'] for r in found} == {2}
+  assert not {r['story'] for r in found} & {r['story'] for r in other}
+  for record in (*found, *other):
+    assert answered(record['story'], record['question']) == record['answer'], record
+  assert any('left' in r['story'] for r in found) and {r['facts'] for r in other} == {1, 2}
+  assert max(Counter(r['answer'] for r in found).values()) < 0.3 * len(found)
+  again = open_source(dataclasses.replace(source, seed=1), 'train')
+  assert again.content() != open_source(source, 'train').content()
+  assert next(again.records()) != next(open_source(source, 'train').records())
 
 
 @pytest.mark.parametrize('kind', ['text', 'jsonl'])

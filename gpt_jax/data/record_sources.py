@@ -1,4 +1,4 @@
-"""Sources of records with fields: JSON lines, whose media lie beside them, parallel texts, TFDS."""
+"""Sources of records with fields: JSON lines with media, parallel texts, made-up stories, TFDS."""
 
 import gzip
 import hashlib
@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpt_jax.data import templates
+from gpt_jax.data import stories, templates
 from gpt_jax.data.corpus import Corpus, Record
 from gpt_jax.data.files import container, find, hash_files, not_utf8, roots
 
@@ -114,6 +114,16 @@ def parallel(source, split: str) -> Corpus:
       yield f'{path} line {number}', dict(zip(names, row, strict=True))
 
   return Corpus(records, lambda: hash_files(list(names.values())))
+
+
+def made_up_stories(source, split: str) -> Corpus:
+  """Stories with a question, made here; `facts` says how many sentences the answer needs."""
+  some = json.dumps(list(stories.records(10, source.seed)))
+  digest = hashlib.sha256(some.encode()).hexdigest()
+  return Corpus(
+    lambda: stories.records(source.documents, source.seed),
+    lambda: f'stories-{source.documents}-{source.seed}-{digest}',
+  )
 
 
 def _text_lines(path: Path) -> Iterator[str]:
