@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import metrics
+from gpt_jax import metrics, sound_metrics
 
 VERSION = 4  # of what a fit gives for equal data: raise it when a judge learns otherwise
 MOST_PIXELS = 32  # images are averaged down until no side is longer
@@ -298,7 +298,7 @@ def cepstra(waves, rate):
 
   rows = []
   for wave in waves:
-    x_JD = dct(metrics.log_mel(wave, rate), norm='ortho', axis=1)[:, :SOUND_CEPSTRA]
+    x_JD = dct(sound_metrics.log_mel(wave, rate), norm='ortho', axis=1)[:, :SOUND_CEPSTRA]
     total_JD = np.concatenate([np.zeros((1, SOUND_CEPSTRA)), np.cumsum(x_JD, 0)])
     edges = np.linspace(0, len(x_JD), SOUND_PARTS + 1)  # a part may hold shares of frames
     low = np.minimum(edges.astype(int), len(x_JD) - 1)

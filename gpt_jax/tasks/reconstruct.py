@@ -7,7 +7,7 @@ front end of evaluation.
 
 import numpy as np
 
-from gpt_jax import metrics
+from gpt_jax import metrics, sound_metrics
 from gpt_jax.tasks import common
 
 
@@ -49,10 +49,12 @@ def sounds(subject, add, found, train, names):
   tokenizer, real = subject.tokenizers.audio, common.waves(subject, found)
   codes = tokenizer.encode(real)
   made, rate = tokenizer.decode(codes), tokenizer.sample_rate
-  mels = [[metrics.log_mel(wave, rate) for wave in waves] for waves in (real, made)]
+  mels = [[sound_metrics.log_mel(wave, rate) for wave in waves] for waves in (real, made)]
   pairs = list(zip(*mels, strict=True))
-  add('resynthesis_rmse', np.mean([metrics.mel_rmse(a, b) for a, b in pairs]))
-  add('mel_cepstral_distortion', np.mean([metrics.mcd_dtw(a, b) for a, b in pairs]), unit='dB')
+  add('resynthesis_rmse', np.mean([sound_metrics.mel_rmse(a, b) for a, b in pairs]))
+  add(
+    'mel_cepstral_distortion', np.mean([sound_metrics.mcd_dtw(a, b) for a, b in pairs]), unit='dB'
+  )
   codebooks(add, np.concatenate(codes), tokenizer.codebooks)
   seconds = sum(map(len, real)) / rate
   add('codes_per_second', sum(c.size for c in codes) / seconds)
