@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import guidance
 from gpt_jax import data, evaluate, judges, language, sharding, text_metrics
 from gpt_jax.data import Piece, mixture, sources
 from gpt_jax.data.corpus import Corpus
@@ -273,6 +274,7 @@ def test_speech(oracle):
   assert 0.6 < found['length_ratio']['value'] < 1.5
   # The same word always gets the same training sound.
   assert found['copies']['value'] == 1 and found['nearest_train_ratio']['value'] < 0.5
+  assert table(rows, of='copy-synthesis')['voicing_error']['value'] < 0.3
 
 
 def test_speakers(oracle, monkeypatch):
@@ -405,6 +407,34 @@ def test_perplexity_of_documents(new):
   with pytest.raises(ValueError) as error:
     evaluate.run(new, ['perplexity'], stride=4)
   assert_two_lines(error.value, 'stride=4')
+
+
+def test_plain_text_is_scored_under_the_softmax_of_its_training(new):
+  """With loss.restrict over the ids that can stand there, else over all."""
+  mixture = new.cfg.data.mixture | {'text': data.Source('synthetic', documents=20)}
+  section, nats = data.DataConfig(mixture, packing='first_fit'), {}
+  for restricted in (False, True):
+    loss = dataclasses.replace(new.cfg.loss, restrict=restricted)
+    cfg = dataclasses.replace(new.cfg, data=section, loss=loss)
+    subject = dataclasses.replace(new, cfg=cfg, caches={})
+    rows = perplexity.run(subject, 'text', 'valid', 2000)
+    [nats[restricted]] = [row['value'] for row in rows if row['metric'] == 'nats_per_token']
+  everything, possible = new.tokenizers.vocabulary.size, new.tokenizers.groups()[1][0].sum()
+  expected = math.log(everything / possible)
+  assert nats[False] - nats[True] == pytest.approx(expected, rel=0.3) and expected > 0.05
+
+
+def test_a_scale_is_chosen_on_validation_data(oracle, monkeypatch):
+  right = {1.0: 20, 2.0: 40, 3.0: 30}  # of 40 drawn right
+
+  def generate(self, conditions, to, guidance, **_):
+    found = common.examples(self, 'draw', 'valid', 40)
+    shown = [found[i if i < right[guidance] else (i + 1) % 40] for i in range(40)]
+    return list(common.pixels(self, shown))
+
+  monkeypatch.setattr(Oracle, 'generate', generate)
+  best, values = guidance.choose(oracle, 'draw', 'accuracy_by_pixels', (1.0, 2.0, 3.0), 40)
+  assert best == 2.0 and values[2.0] > values[3.0] > values[1.0]
 
 
 def test_bits_per_dim_only_where_nothing_is_lost(new, monkeypatch):
