@@ -23,7 +23,7 @@ def get_config(arg=''):
   """arg: see the module's docstring."""
   args = configs.arguments(arg, steps=2000, seed=0, runlocal=False)
   config = configs.default()
-  config.tokenizer.update(kind='bpe', vocab=420)  # a word of these stories is one token
+  config.tokenizer.update(kind='bpe', vocab=320)  # a word of these stories is one token
   config.data.update(packing='first_fit', prefix=True)
   config.data.mixture = {'one_fact': stories(1), 'two_facts': stories(2)}
   config.model.update(layers=4, width=128, heads=4, context=128, mlp='relu2', qk_norm=True,
