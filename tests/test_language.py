@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import config, evaluate, language, losses, step, train, trained
+from gpt_jax import (
+  config,
+  evaluate,
+  language,
+  losses,
+  prompts,
+  sample,
+  step,
+  train,
+  trained,
+)
 from gpt_jax.model import gpt
 from gpt_jax.sharding import make_mesh, to_devices
 from tests import tiny_runs
@@ -63,6 +73,22 @@ def test_media_that_are_held_out_and_trained_on_are_counted(tmp_path, caplog):
   shared = np.isin(held.media_hashes, trained_on.media_hashes).sum()
   assert 0 < shared < len(held.media_hashes) == len(held.offsets)
   assert f': {shared} of its {len(held.offsets)} validation images' in line
+
+
+@pytest.mark.slow
+def test_a_mixed_target_begins_as_it_did_in_training(tmp_path):
+  """With a picture: nothing but the loss on its start marker says so."""
+  mixture = {'both': {'kind': 'digits', 'template': '{name} -> {image:image}{name}'}}
+  small = {'steps': 40, 'eval_every': 0, 'sample_every': 0, 'sample_prompts': ()}
+  data_ = {'packing': 'first_fit', 'condition_dropout': 0.0}
+  cfg = experiment(data__mixture=mixture, data=data_, audio={}, train=small)
+  train.train(cfg, tmp_path / 'run')
+  run = trained.load(tmp_path / 'run')
+  given_ = prompts.prompt(run, 'seven', to='any')
+  many = dataclasses.replace(run.cfg.sample, num_samples=20, max_new_tokens=24)
+  [group] = sample.make(run.model, run.tokenizers, [given_], many, 'any')
+  begun = [ids[0] == run.tokenizers.vocabulary.special('boi') for ids, _ in group]
+  assert sum(begun) >= 18
 
 
 def program(job, **changes):

@@ -70,10 +70,10 @@ def of_text(subject, source, split, limit, stride):
 def of_documents(subject, source, split, limit):
   """Rows for whole documents: of all targets, and of each modality among them if there are two."""
   length = subject.cfg.train.length or subject.cfg.model.context
-  cache = subject.cache(source, split)
+  cache, template = subject.cache(source, split), subject.cfg.data.mixture[source].template
   part, parts = share(subject.mesh)
   batches = data.eval_rows(
-    cache, length, subject.batch_size, form=subject.form,
+    cache, length, subject.batch_size, form=subject.form.of_template(template),
     process_index=part, process_count=parts,
   )  # fmt: skip
   names = subject.tokenizers.modalities
