@@ -115,6 +115,7 @@ def test_an_arm_that_changes_nothing_is_refused(call, study, tmp_path):
   assert not (tmp_path / 'new/study.json').exists() and not (tmp_path / 'new/runs').exists()
 
 
+@pytest.mark.slow
 def test_a_whole_study_by_training_processes(study, tmp_path):
   """Trained, judged, reported; the same command again has nothing left to do."""
   spec, folder = study({'lr': [1e-2, 1e-1]}), tmp_path / 'study'
