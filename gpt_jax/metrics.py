@@ -215,12 +215,15 @@ def diversity(made_ND, made_labels, real_ND, real_labels):
 
 
 def retrieval(scores_NM, true_N, at=(1, 5, 10)):
-  """Rank of the true candidate by score, ties counted against it -> dict(mrr, recall@k, ...)."""
+  """Rank of the true candidate by score, ties counted against it.
+
+  -> dict(mrr: mean of 1 / rank, median_rank: 1 = first, recall@k: share of ranks up to k).
+  """
   scores_NM, true_N = np.asarray(scores_NM), np.asarray(true_N)
   mine_N1 = np.take_along_axis(scores_NM, true_N[:, None], 1)
   rank_N = (scores_NM >= mine_N1).sum(1)
   recall = {f'recall@{k}': float((rank_N <= k).mean()) for k in at if k < scores_NM.shape[1]}
-  return {'mrr': float((1 / rank_N).mean()), **recall}
+  return {'mrr': float((1 / rank_N).mean()), 'median_rank': float(np.median(rank_N)), **recall}
 
 
 # -------------------------------------------------------------------------------------------- text

@@ -21,6 +21,7 @@ MAY_IMPORT = {
   'losses': '',
   'optim': '',
   'metrics': '',
+  'text_metrics': 'metrics',
   'hardware': '',
   'records': '',
   'digests': 'records',
@@ -47,8 +48,8 @@ MAY_IMPORT = {
   'step': 'losses model optim sharding skips',
   'replay': 'sharding trees',
   'probes': 'model optim sharding step',
-  'tasks': 'data grammar judges losses metrics sample sharding tokenizers',
-  'evaluate': 'data losses model prompts sample sharding tasks tokenizers',
+  'tasks': 'data grammar judges losses metrics sample sharding text_metrics tokenizers',
+  'evaluate': 'data losses model prompts sample sharding tasks text_metrics tokenizers',
   'samples': 'data prompts sample',
   'language': 'checkpoint data evaluate hardware losses model records runs sample samples sharding '
   'step tokenizers',
@@ -89,10 +90,12 @@ LIBRARIES = {
   'scipy': ['ablation', 'data', 'judges', 'metrics', 'tokenizers'],
   'sklearn': ['data', 'judges'],
   'safetensors': ['interop', 'tokenizers'],
+  'sacrebleu': ['text_metrics'],
+  'rouge_score': ['text_metrics'],
   'huggingface_hub': ['interop'],
 }
 AT_HOME = ('flax', 'optax', 'orbax', 'ml_collections', 'matplotlib', 'safetensors')  # at the top
-OPTIONAL = ('wandb', 'huggingface_hub')  # not among the dependencies
+OPTIONAL = ('wandb', 'huggingface_hub', 'sacrebleu', 'rouge_score')  # not among the dependencies
 EVERYWHERE = ('jax', 'numpy')
 
 
@@ -207,7 +210,10 @@ sys.meta_path.insert(0, Blocker())
 import {modules}
 """
 
-NEVER = ['torch', 'tensorflow', 'transformers', 'wandb', 'clu', 'huggingface_hub']
+NEVER = [
+  'torch', 'tensorflow', 'transformers', 'wandb', 'clu', 'huggingface_hub', 'sacrebleu',
+  'rouge_score',
+]  # fmt: skip
 LATER = [*NEVER, 'grain', 'tensorflow_datasets', 'matplotlib', 'tensorboardX', 'sentencepiece']
 
 

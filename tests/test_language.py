@@ -49,6 +49,22 @@ def job_of(folder, cfg):
     return language.Language(cfg, folder, mesh)
 
 
+def test_media_that_are_held_out_and_trained_on_are_counted(tmp_path, caplog):
+  """Two sources of the same pictures, cut apart by different means."""
+  assert 'trained on too' not in caplog.text
+  job_of(tmp_path / 'whole', experiment())
+  assert 'trained on too' not in caplog.text  # read and draw are cut by the pictures
+  mixture = {name: dict(tiny_runs.MEDIA['data.mixture'][name]) for name in ('read', 'draw')}
+  mixture['draw'] |= {'keep': 'label=0|1|2|3|4', 'valid_keep': 'label=5|6|7|8|9'}
+  cfg = experiment(data__mixture=mixture, audio={})
+  job = job_of(tmp_path / 'shared', cfg)
+  [line] = [r.getMessage() for r in caplog.records if 'data.mixture.draw' in r.getMessage()]
+  held, trained_on = job.caches['draw', 'valid'], job.loader.caches['read']
+  shared = np.isin(held.media_hashes, trained_on.media_hashes).sum()
+  assert 0 < shared < len(held.media_hashes) == len(held.offsets)
+  assert f': {shared} of its {len(held.offsets)} validation images' in line
+
+
 def program(job, **changes):
   """The job's program with another loss or training section."""
   cfg = dataclasses.replace(job.cfg, **{

@@ -181,6 +181,7 @@ def test_retrieval():
   found = metrics.retrieval(scores, [0, 2, 0], at=(1, 2))
   assert found == {
     'mrr': pytest.approx((1 + 1 / 3 + 1 / 3) / 3),
+    'median_rank': 3,
     'recall@1': 1 / 3,
     'recall@2': 1 / 3,
   }

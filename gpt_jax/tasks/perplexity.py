@@ -112,7 +112,9 @@ def is_lossless(subject, source, split, most=64):
   if subject.tokenizers.image.kind != 'pixels':
     return False
   if key not in subject.caches:
-    documents = itertools.islice(data.examples(subject.cfg.data, source, split), most)
+    every = data.examples(subject.cfg.data, source, split)
+    whole = data.readable(subject.cfg.data, source, subject.tokenizers, every)
+    documents = itertools.islice(whole, most)
     decoded = [data.decode(subject.tokenizers, pieces, where) for where, pieces in documents]
     real = np.stack([p.value for pieces in decoded for p in pieces if p.kind == 'image'])
     image = subject.tokenizers.image

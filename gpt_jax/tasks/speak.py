@@ -1,4 +1,4 @@
-"""Sound from text: what is said, by whom, how far from a real recording, and how long.
+"""Sound from text: what is said, by whom, how far from a real recording, how long, and how new.
 
 Distances are read against copy-synthesis (a real spectrogram through the same vocoder) and against
 what the tokenizer makes of the real sound; `chance` is the distance to another example's sound.
@@ -6,7 +6,7 @@ what the tokenizer makes of the real sound; `chance` is the distance to another 
 
 import numpy as np
 
-from gpt_jax import metrics
+from gpt_jax import judges, metrics
 from gpt_jax.data import keypad
 from gpt_jax.tasks import common
 
@@ -41,6 +41,9 @@ def run(subject, source, split, limit, **sampling):
       tones = [keypad.decode(wave, audio.sample_rate) for wave in some]
       common.add_accuracy(add, 'tone_accuracy', tones, names, chance=0.1, **about(of))
   distances(add, real, sounds, audio.sample_rate)
+  features = [judges.cepstra(some, audio.sample_rate) for some in (made, real, heard)]
+  mean, scale = judges.standard(features[-1])
+  common.add_memorisation(add, *((x - mean) / scale for x in features))
   return rows
 
 
