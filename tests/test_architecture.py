@@ -59,14 +59,16 @@ MAY_IMPORT = {
   'ledger': '',
   'train': 'checkpoint codec hardware language ledger probes replay report runs sharding skips',
   'config': 'checkpoint data losses model optim runs sample sharding tokenizers train',
+  'cluster': 'runs',
   'doctor': 'config hardware model runs sharding step',
   'ablation': 'config data figures hardware language loggers model page records runs sharding step '
   'train',
   'trained': 'checkpoint config evaluate model sharding tokenizers',
   'interop': 'checkpoint config model records runs sample step tokenizers train trained',
+  'words': '',
   'experiments': 'ablation config model',
-  'launch': 'ablation config data doctor evaluate grammar interop outfiles prompts records report '
-  'runs sample train trained',
+  'launch': 'ablation cluster config data doctor evaluate grammar interop outfiles prompts '
+  'records report runs sample train trained words',
 }
 LAZY = {('sample', 'beam')}  # the one cycle: imported in a function
 
