@@ -26,7 +26,7 @@ def get_config(arg=''):
   config.tokenizer.update(kind='bpe', vocab=320)  # a word of these stories is one token
   config.data.update(packing='first_fit', prefix=True)
   config.data.mixture = {'one_fact': stories(1), 'two_facts': stories(2)}
-  config.model.update(layers=4, width=128, heads=4, context=128, mlp='relu2', qk_norm=True,
+  config.model.update(layers=4, width=128, heads=4, context=144, mlp='relu2', qk_norm=True,
                       init_projections='zero')  # fmt: skip
   config.optim.update(name='muon', lr=3e-3, warmup=50, schedule='linear', final_lr=0.0)
   config.train.update(steps=args.steps, batch_size=32, eval_every=250, sample_every=1000,
