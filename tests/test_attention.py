@@ -145,13 +145,13 @@ def test_module_projects_norms_rotates_attends_and_projects(tiny, extra):
 
 def test_cache_is_written_at_each_rows_own_slot():
   new = np.arange(1, 9, dtype=np.float32).reshape(2, 2, 1, 2)
-  old = jnp.zeros((2, 5, 1, 2))
+  old = jnp.zeros((2, 1, 5, 2))
   starts_BT = jnp.array([[0, 1], [3, 4]], jnp.int32)
-  cache = attention.write(dict(k_BSGK=old, v_BSGK=old), new, -new, starts_BT)
-  expected = np.zeros((2, 5, 1, 2))
-  expected[0, 0:2], expected[1, 3:5] = new
-  np.testing.assert_array_equal(cache['k_BSGK'], expected)
-  np.testing.assert_array_equal(cache['v_BSGK'], -expected)
+  cache = attention.write(dict(k_BGSK=old, v_BGSK=old), new, -new, starts_BT)
+  expected = np.zeros((2, 1, 5, 2))
+  expected[0, 0, 0:2], expected[1, 0, 3:5] = new[:, :, 0]
+  np.testing.assert_array_equal(cache['k_BGSK'], expected)
+  np.testing.assert_array_equal(cache['v_BGSK'], -expected)
 
 
 # -------------------------------------------------------------------------------------- the future

@@ -107,7 +107,7 @@ class Attention(nnx.Module):
   def __call__(self, x_BTD, mask, positions_BT, cache=None, key=None):
     """Attend within the row, or within a cache that comes back with this call in it.
 
-    `cache` is a dict of k_BSGK and v_BSGK whose slots are row orders: query order t writes slot t.
+    `cache` is a dict of k_BGSK and v_BGSK whose slots are row orders: query order t writes slot t.
     """
     q_BTHK = linear('BTD,DHK->BTHK', x_BTD, self.wq_DHK, self.q_bias_HK)
     k_BSGK = linear('BTD,DGK->BTGK', x_BTD, self.wk_DGK, self.k_bias_GK)
@@ -122,7 +122,7 @@ class Attention(nnx.Module):
     k_BSGK, v_BSGK = constrain(k_BSGK, 'BTGK'), constrain(v_BSGK, 'BTGK')
     if cache is not None:
       cache = write(cache, k_BSGK, v_BSGK, mask.t_BT)
-      k_BSGK, v_BSGK = cache['k_BSGK'], cache['v_BSGK']
+      k_BSGK, v_BSGK = (cache[name].swapaxes(1, 2) for name in ('k_BGSK', 'v_BGSK'))
     kernel = KERNELS[choose_kernel(self.cfg, mask, x_BTD.shape[1])]
     y_BTHK = kernel(self.cfg, q_BTHK, k_BSGK, v_BSGK, mask, key)
     return linear('BTHK,HKD->BTD', y_BTHK, self.wo_HKD, self.o_bias_D), cache
@@ -130,8 +130,8 @@ class Attention(nnx.Module):
 
 def write(cache, k_BTGK, v_BTGK, t_BT):
   """The cache with this call's keys and values at slots `t_BT[b] = t_BT[b, 0] + (0, 1, ...)`."""
-  put = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice(old, new, (start, 0, 0)))
-  new = dict(k_BSGK=k_BTGK, v_BSGK=v_BTGK)
+  put = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice(old, new, (0, start, 0)))
+  new = dict(k_BGSK=k_BTGK.swapaxes(1, 2), v_BGSK=v_BTGK.swapaxes(1, 2))
   return {name: put(old, new[name].astype(old.dtype), t_BT[:, 0]) for name, old in cache.items()}
 
 
