@@ -1,6 +1,7 @@
 """Attention against loops over keys, the rules that choose a kernel, and the future kept out."""
 
 import math
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +142,32 @@ def test_module_projects_norms_rotates_attends_and_projects(tiny, extra):
   expected = np.einsum('bthk,hkd->btd', reference(cfg, q, k, v), w['wo_HKD']) + bias('o_bias_D')
   call = jax.jit(lambda m, x: m(x, Mask(order(T), order(T)), order(T))[0])
   np.testing.assert_allclose(call(module, x_BTD), expected, atol=2e-5)
+
+
+class Gpu:
+  """A device that says what it can do."""
+
+  platform = 'gpu'
+
+  def __init__(self, capability):
+    self.compute_capability = capability
+
+
+@pytest.mark.parametrize(
+  ('capability', 'why'),
+  [('7.5', 'compute capability 7.5'), ('gfx942', 'gfx942'), ('9.0', 'this installation (')],
+)
+def test_a_gpu_without_cudnn_attention_gets_einsums(capability, why):
+  """The last can by its number, but this process has no cuDNN: it is asked to compile."""
+  cfg = models.tiny(head_dim=8, dtype='bfloat16')
+  attention.cudnn_obstacle.cache_clear()
+  try:
+    with mock.patch.object(jax, 'local_devices', lambda: [Gpu(capability)]):
+      mask = Mask(order(128), order(128))
+      assert attention.choose_kernel(cfg, mask, 128, 'gpu') == 'xla'
+      assert why in attention.refusal('cudnn', cfg, mask, 128)
+  finally:
+    attention.cudnn_obstacle.cache_clear()
 
 
 def test_cache_is_written_at_each_rows_own_slot():

@@ -7,6 +7,8 @@ that can, and for rows that are spread over devices one that never holds all sco
 Sources: QK-norm (Henry et al. 2020; Dehghani et al. 2023).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -41,6 +43,29 @@ def cudnn_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
   )  # fmt: skip
 
 
+@functools.cache
+def cudnn_obstacle():
+  """Why the GPU of this process cannot run cuDNN's attention, '' if it can or there is none.
+
+  Asked of the device and not of version numbers: a tiny forward and backward pass is compiled.
+  """
+  device = jax.local_devices()[0]
+  if device.platform != 'gpu':  # compiling for hardware that is elsewhere
+    return ''
+  capability = str(getattr(device, 'compute_capability', ''))
+  major = capability.partition('.')[0]
+  if not major.isdecimal() or int(major) < 8:
+    return f'compute capability {capability} (8.0 or more only)'
+  loss = lambda x: jax.nn.dot_product_attention(
+    x, x, x, is_causal=True, implementation='cudnn'
+  ).sum()  # fmt: skip
+  try:
+    jax.jit(jax.grad(loss)).lower(jax.ShapeDtypeStruct((1, 64, 1, 64), jnp.bfloat16)).compile()
+  except (RuntimeError, ValueError, NotImplementedError) as error:  # as jax says it has no cuDNN
+    return f'this installation ({str(error).strip().splitlines()[0]})'
+  return ''
+
+
 def refusal(kernel, cfg, mask, T):
   """Why `kernel` cannot compute this call, or '' if it can."""
   if kernel == 'xla':
@@ -56,6 +81,7 @@ def refusal(kernel, cfg, mask, T):
     asked['alibi'] = POSITIONS[cfg.positions].bias is not None
     asked['a bidirectional prefix'] = mask.prefix is not None
   if kernel == 'cudnn':
+    asked[cudnn_obstacle()] = bool(cudnn_obstacle())
     asked['document masks'] = mask.segments is not None
     asked['attention_softcap'] = cfg.attention_softcap > 0
     asked[f'dtype {cfg.dtype} (bfloat16 only)'] = cfg.dtype != 'bfloat16'
