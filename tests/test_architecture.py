@@ -225,7 +225,7 @@ LATER = [*NEVER, 'grain', 'tensorflow_datasets', 'matplotlib', 'tensorboardX', '
     # flax and optax themselves import absl: that ours does not is in the table above.
     (
       'gpt_jax.model.gpt, gpt_jax.optim, gpt_jax.losses, gpt_jax.sharding, gpt_jax.sample, '
-      'gpt_jax.beam, gpt_jax.step',
+      'gpt_jax.beam, gpt_jax.step, gpt_jax.hardware, benchmarks.gpu, benchmarks.gpu_rows',
       [*LATER, 'ml_collections', 'orbax', 'tokenizers', 'safetensors'],
     ),
     (
