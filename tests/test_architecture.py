@@ -25,6 +25,7 @@ MAY_IMPORT = {
   'records': '',
   'digests': 'records',
   'trees': '',
+  'compiled': '',
   'checkpoint': 'digests trees',
   'loggers': '',
   'figures': '',
@@ -58,13 +59,13 @@ MAY_IMPORT = {
   'config': 'checkpoint data losses model optim runs sample sharding tokenizers train',
   'cluster': 'runs',
   'doctor': 'config hardware model runs sharding step',
-  'ablation': 'config data figures hardware language loggers model page records runs sharding step '
+  'ablation': 'compiled config data figures hardware language loggers model page records runs sharding step '
   'train',
-  'trained': 'checkpoint config evaluate model sharding tokenizers',
+  'trained': 'checkpoint config evaluate model sharding tokenizers trees',
   'interop': 'checkpoint config model records runs sample step tokenizers train trained',
   'words': '',
   'experiments': 'ablation config model',
-  'launch': 'ablation cluster config data doctor evaluate grammar interop outfiles prompts '
+  'launch': 'ablation cluster compiled config data doctor evaluate grammar interop outfiles prompts '
   'records report runs sample train trained words',
 }
 LAZY = {('sample', 'beam')}  # the one cycle: imported in a function
