@@ -373,13 +373,8 @@ def check_secrets(config):
   """Raise ValueError if a config holds a secret: it is written to files that others read."""
   for key, value in flatten(records.to_json(config)).items():
     text = json.dumps(value, ensure_ascii=False)
-    named = re.fullmatch(rf'(?i)(?:.*\.)?{_SECRET_NAME}', key) and value not in (
-      None,
-      '',
-      [],
-      False,
-    )
-    if named or redact(text) != text:
+    named = re.fullmatch(rf'(?i)(?:.*\.)?{_SECRET_NAME}', key)
+    if (named and value) or redact(text) != text:
       raise ValueError(
         f'config.{key} holds a secret, and a config is written to the run folder\n'
         'fix: take it out; give tokens by the environment (WANDB_API_KEY, HF_TOKEN)'

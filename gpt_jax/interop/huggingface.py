@@ -110,7 +110,8 @@ def weight_files(folder):
   """The safetensors files of a model: those of its index, or the only one."""
   index = folder / INDEX
   if index.is_file():
-    shards = sorted(set(tokenizer_files.read_json(index).get('weight_map', {}).values()))
+    names = tokenizer_files.read_json(index).get('weight_map', {})
+    shards = sorted(set(map(str, names.values()))) if isinstance(names, dict) else []
     absent = [name for name in shards if Path(name).name != name or not (folder / name).is_file()]
     if absent or not shards:
       raise FileNotFoundError(
