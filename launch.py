@@ -27,7 +27,8 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import config_flags
 
-from gpt_jax.words import flag_in, overrides, without_flag
+from gpt_jax import compiled
+from gpt_jax.words import brief, flag_in, overrides, without_flag
 
 VERBS = {}  # filled at the foot of this file
 FLAGS = flags.FLAGS
@@ -430,6 +431,7 @@ def main(argv):
   logging.set_verbosity(logging.ERROR)
   begun = False
   try:
+    compiled.keep(os.environ, [flag_in(argv, 'workdir')])
     parse(argv)
     begun = True
     return VERBS[argv[1]][0](argv)
@@ -443,7 +445,7 @@ def main(argv):
     fix = (
       '' if has_fix else '\nfix: mend this and run the same command again; what was saved is safe'
     )
-    print(f'error: {e}{fix}', file=sys.stderr)
+    print(brief(f'error: {e}{fix}'), file=sys.stderr)
     return BAD_ARGUMENTS if isinstance(e, ValueError | OSError) else ERROR
 
 

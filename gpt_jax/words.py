@@ -1,5 +1,12 @@
 """The words of a command line before its flags are defined, which an experiment file decides."""
 
+MOST = 1000  # characters of a line of an error: values may come from anywhere
+
+
+def brief(text):
+  """The text with long lines cut."""
+  return '\n'.join(l if len(l) <= MOST else f'{l[:MOST]} ...' for l in text.split('\n'))
+
 
 def flag_in(argv, name, default=''):
   """The value of --name=value or --name value."""

@@ -27,6 +27,7 @@ MAY_IMPORT = {
   'records': '',
   'digests': 'records',
   'trees': '',
+  'compiled': '',
   'checkpoint': 'digests trees',
   'loggers': '',
   'figures': '',
@@ -61,14 +62,14 @@ MAY_IMPORT = {
   'config': 'checkpoint data losses model optim runs sample sharding tokenizers train',
   'cluster': 'runs',
   'doctor': 'config hardware model runs sharding step',
-  'ablation': 'config data figures hardware language loggers model page records runs sharding step '
-  'train',
-  'trained': 'checkpoint config evaluate model sharding tokenizers',
+  'ablation': 'compiled config data figures hardware language loggers model page records runs '
+  'sharding step train',
+  'trained': 'checkpoint config evaluate model sharding tokenizers trees',
   'interop': 'checkpoint config model records runs sample step tokenizers train trained',
   'words': '',
   'experiments': 'ablation config model',
-  'launch': 'ablation cluster config data doctor evaluate grammar interop outfiles prompts '
-  'records report runs sample train trained words',
+  'launch': 'ablation cluster compiled config data doctor evaluate grammar interop '
+  'outfiles prompts records report runs sample train trained words',
 }
 LAZY = {('sample', 'beam')}  # the one cycle: imported in a function
 
