@@ -22,7 +22,7 @@ OUT = RESULTS / 'speed' / 'generate.json'
 PROMPT, NEW, TOP_K = 32, 128, 200
 SIZES = {
   'small': dict(size='small'),
-  'tiny': dict(size='small', layers=2, width=64, heads=4, vocab=1000, context=256),
+  'tiny': dict(size='small', layers=2, width=64, heads=4, vocab=1000, context=256, init_std=0.3),
 }
 PEERS = {
   'transformers': dict(maker='transformers_generate', cache=None),
@@ -62,7 +62,8 @@ def ours(folder, batch, top_k=TOP_K, new=NEW):
   from gpt_jax import grammar, sample
   from gpt_jax.interop.huggingface import import_model
 
-  model = sample._for_sampling(import_model(Path(folder) / 'huggingface').model)
+  _, trained, _ = import_model(Path(folder) / 'huggingface')
+  model = sample._for_sampling(trained)
   rules = grammar.plain(np.arange(model.cfg.V) < model.cfg.vocab)
   cfg = sample.SampleConfig(max_new_tokens=new, top_k=top_k, temperature=1.0 if top_k else 0.0)
   given = prompts(batch, model.cfg.vocab).tolist()
@@ -152,7 +153,7 @@ def ctranslate2_generate(folder, batch, top_k=TOP_K, new=NEW):
   return run
 
 
-def rows(size='small', batches=(1, 8), top_k=TOP_K, turns=3, keep=lambda found: None):
+def rows(size='small', batches=(1, 8), top_k=TOP_K, turns=3, peers=tuple(PEERS), keep=print):
   """Compare at each batch -> {batch: {'rows': of versus.compare, 'ratios': {peer: [...]}}}."""
   found = {}
   with tempfile.TemporaryDirectory() as folder:
@@ -161,7 +162,8 @@ def rows(size='small', batches=(1, 8), top_k=TOP_K, turns=3, keep=lambda found: 
     for batch in batches:
       given = dict(folder=folder, batch=batch, top_k=top_k)
       sides = [versus.Side('gpt_jax', 'benchmarks.generate:ours', given)]
-      for name, options in PEERS.items():
+      for name in peers:
+        options = PEERS[name]
         maker, more = options['maker'], {k: v for k, v in options.items() if k != 'maker'}
         sides.append(versus.Side(name, f'benchmarks.generate:{maker}', given | more))
 
@@ -178,7 +180,8 @@ def summary(timed, batch):
   for row in timed.values():
     if 'median' in row:
       row['tokens_per_second'] = batch * NEW / row['median']
-  return {'rows': timed, 'ratios': {name: versus.ratio(timed, 'gpt_jax', name) for name in PEERS}}
+  peers = [name for name in PEERS if name in timed]
+  return {'rows': timed, 'ratios': {name: versus.ratio(timed, 'gpt_jax', name) for name in peers}}
 
 
 def main():
@@ -187,6 +190,7 @@ def main():
   parser.add_argument('--size', default='small', choices=SIZES)
   parser.add_argument('--batches', default='1,8')
   parser.add_argument('--turns', type=int, default=3)
+  parser.add_argument('--peers', default=';'.join(PEERS), help='some of them, with ; between')
   parser.add_argument('--out', type=Path, default=OUT)
   arguments = parser.parse_args()
   claim = f'generation of {NEW} tokens after {PROMPT}, top-k {TOP_K}, {arguments.size}'
@@ -198,7 +202,8 @@ def main():
     arguments.out.write_text(json.dumps(told, indent=1) + '\n')
 
   batches = [int(b) for b in arguments.batches.split(',')]
-  found = rows(arguments.size, batches, turns=arguments.turns, keep=keep)
+  peers = arguments.peers.split(';')
+  found = rows(arguments.size, batches, turns=arguments.turns, peers=peers, keep=keep)
   for batch, content in found.items():
     for name, row in content['rows'].items():
       speed = f'{row["tokens_per_second"]:8.1f} tok/s' if 'median' in row else row['missing']
