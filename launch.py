@@ -50,12 +50,14 @@ def train_flags():
 
 def train(argv):
   """Train an experiment, or go on with the one in --workdir."""
-  from gpt_jax import config
+  from gpt_jax import clock, config
   from gpt_jax.cluster import bootstrap
   from gpt_jax.train import train as run
 
   cfg = config.build(config.Config, FLAGS.config)
+  clock.lap('import')
   guard = join()
+  clock.lap('join')
   name = Path(flag_in(argv, 'config', 'experiments/demo.py').partition('.py')[0]).stem
   workdir = FLAGS.workdir or f'runs/{name}-{time.strftime("%Y%m%d-%H%M%S", bootstrap.now())}'
   say(f'run folder: {workdir}')
@@ -281,9 +283,11 @@ def report(argv):
     runner.judge(workdir)
     return 0
   if not asked and (workdir / 'config.json').exists():
+    from gpt_jax import goodput, story
     from gpt_jax import report as page
 
     print(f'report: {page.write_report(workdir)}')
+    print(goodput.line(story.read(workdir)))
     return 0
   names, rows = store.select(workdir, FLAGS.where, FLAGS.columns)
   print('\n'.join(store.lines(names, rows)))

@@ -13,7 +13,18 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gpt_jax import checkpoint, codec, hardware, language, ledger, probes, replay, runs, skips
+from gpt_jax import (
+  checkpoint,
+  clock,
+  codec,
+  hardware,
+  language,
+  ledger,
+  probes,
+  replay,
+  runs,
+  skips,
+)
 from gpt_jax.sharding import make_mesh, to_devices
 
 # What may change between a run and its resumption: nothing that its result depends on.
@@ -176,7 +187,9 @@ class Training:
     if trace:
       self.trace()
     self.found = checkpoint.Checkpoints(workdir / 'checkpoints').steps()  # `open` looks again
+    clock.lap('setup')
     self.state, self.step, extra, self.notes = initial_state(self.job, cfg, workdir)
+    clock.lap('restore')
     self.saved = self.step  # of the last checkpoint
     self.asked = self.step - 1  # the last step that should_stop was asked about
     self.back = -1  # the step that the run last went back to

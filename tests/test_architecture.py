@@ -25,6 +25,7 @@ MAY_IMPORT = {
   'text_metrics': 'metrics',
   'hardware': '',
   'records': '',
+  'clock': '',
   'digests': 'records',
   'trees': '',
   'compiled': '',
@@ -35,9 +36,10 @@ MAY_IMPORT = {
   'model': 'sharding',
   'tokenizers': 'model',
   'data': 'tokenizers',
-  'runs': 'records loggers',
+  'runs': 'clock records loggers',
   'story': 'records runs',
-  'report': 'figures loggers page records runs story',
+  'goodput': 'story',
+  'report': 'figures goodput loggers page records runs story',
   'judges': 'metrics sound_metrics',
   'samplers': '',
   'grammar': '',
@@ -58,7 +60,8 @@ MAY_IMPORT = {
   'step tokenizers',
   'codec': 'data hardware metrics model sharding step tokenizers',
   'ledger': '',
-  'train': 'checkpoint codec hardware language ledger probes replay report runs sharding skips',
+  'train': 'checkpoint clock codec hardware language ledger probes replay report runs sharding '
+  'skips',
   'config': 'checkpoint data losses model optim runs sample sharding tokenizers train',
   'cluster': 'runs',
   'doctor': 'config hardware model runs sharding step',
@@ -68,8 +71,8 @@ MAY_IMPORT = {
   'interop': 'checkpoint config model records runs sample step tokenizers train trained',
   'words': '',
   'experiments': 'ablation config model',
-  'launch': 'ablation cluster compiled config data doctor evaluate grammar interop '
-  'outfiles prompts records report runs sample train trained words',
+  'launch': 'ablation clock cluster compiled config data doctor evaluate goodput grammar '
+  'interop outfiles prompts records report runs sample story train trained words',
 }
 LAZY = {('sample', 'beam')}  # the one cycle: imported in a function
 
