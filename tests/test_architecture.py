@@ -39,8 +39,8 @@ MAY_IMPORT = {
   'samplers': '',
   'grammar': '',
   'feed': 'grammar model',
-  'sample': 'feed grammar losses model samplers',
-  'beam': 'grammar sample samplers',
+  'sample': 'feed grammar losses model samplers sharding',
+  'beam': 'grammar sample samplers sharding',
   'prompts': 'data feed grammar sample',
   'outfiles': 'data records',
   'skips': '',
@@ -56,14 +56,15 @@ MAY_IMPORT = {
   'ledger': '',
   'train': 'checkpoint codec hardware language ledger probes replay report runs sharding skips',
   'config': 'checkpoint data losses model optim runs sample sharding tokenizers train',
+  'cluster': '',
   'doctor': 'config hardware model runs sharding step',
   'ablation': 'config data figures hardware language loggers model page records runs sharding step '
   'train',
   'trained': 'checkpoint config evaluate model sharding tokenizers',
   'interop': 'checkpoint config model records runs sample step tokenizers train trained',
   'experiments': 'ablation config model',
-  'launch': 'ablation config data doctor evaluate grammar interop outfiles prompts records report '
-  'runs sample train trained',
+  'launch': 'ablation cluster config data doctor evaluate grammar interop outfiles prompts records '
+  'report runs sample train trained',
 }
 LAZY = {('sample', 'beam')}  # the one cycle: imported in a function
 
@@ -88,9 +89,10 @@ LIBRARIES = {
   'sklearn': ['data', 'judges'],
   'safetensors': ['interop', 'tokenizers'],
   'huggingface_hub': ['interop'],
+  'fsspec': ['data'],
 }
 AT_HOME = ('flax', 'optax', 'orbax', 'ml_collections', 'matplotlib', 'safetensors')  # at the top
-OPTIONAL = ('wandb', 'huggingface_hub')  # not among the dependencies
+OPTIONAL = ('wandb', 'huggingface_hub', 'fsspec')  # not among the dependencies
 EVERYWHERE = ('jax', 'numpy')
 
 
