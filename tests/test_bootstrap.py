@@ -52,6 +52,8 @@ def test_flags_then_address_then_scheduler_then_alone(environ, flags, job):
 def test_an_accelerator_in_the_machine_is_a_tpu(monkeypatch):
   monkeypatch.setattr(bootstrap.glob, 'glob', lambda pattern: [pattern] * ('accel' in pattern))
   assert find({}) == Job('TPU')
+  monkeypatch.setattr(bootstrap.importlib.util, 'find_spec', lambda name: None)
+  assert find({}) == Job()  # nobody means to compute on it
 
 
 @pytest.mark.parametrize(

@@ -110,12 +110,15 @@ def whole(environ, name):
 def detected(environ):
   """The scheduler that started this process, '' if none did; ValueError if it told only half."""
   for name, row in SCHEDULERS.items():
-    if not any(glob.glob(sign) if sign[0] == '/' else sign in environ for sign in row.signs):
+    packaged = not row.package or bool(importlib.util.find_spec(row.package))
+    # A device may be another's: without the package nobody means to compute on it.
+    devices = [sign for sign in row.signs if sign[0] == '/' and packaged and glob.glob(sign)]
+    if not devices and environ.keys().isdisjoint(row.signs):
       continue
     if name == 'slurm' and environ.get('SLURM_NTASKS') == '1':
       return ''  # a batch script of one task runs it with or without srun
     missing = [variable for variable in row.needs if variable not in environ]
-    if row.package and not importlib.util.find_spec(row.package):
+    if not packaged:
       missing.append(f'the package {row.package}')
     if missing:
       raise ValueError(
