@@ -8,6 +8,8 @@
   launch.py export   --workdir=DIR --out=DIR
   launch.py ablate   --config=FILE[:args] [--workdir=DIR] [--seeds=N] [--workers=N] [--dry_run]
   launch.py report   --workdir=DIR [--where=CONDITION] [--columns=a,b]
+  launch.py render   --to=slurm|jobset|skypilot|tpu-vm --config=FILE[:args] --workdir=DIR
+                     [--nodes=N --accelerators=KIND:N --shares=N ...] [--out=FILE]
   launch.py doctor
 
 `train` resumes if DIR holds a run. `launch.py VERB --help` lists a verb's flags; --traceback shows
@@ -25,6 +27,9 @@ from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import config_flags
+
+from gpt_jax import compiled
+from gpt_jax.words import brief, flag_in, overrides, without_flag
 
 VERBS = {}  # filled at the foot of this file
 FLAGS = flags.FLAGS
@@ -234,6 +239,7 @@ def ablate_flags():
   flags.DEFINE_integer(
     'workers', 0, 'training processes at once; 0: measure what is fastest', lower_bound=0
   )
+  flags.DEFINE_string('share', '', 'I/N: train only the I-th, from 0, of N shares of the runs')
   flags.DEFINE_bool('dry_run', False, 'print the plan and what the arms differ in, train nothing')
 
 
@@ -241,7 +247,7 @@ def ablate(argv):
   """Compare the arms of a study: plan, prove that they differ, train, judge, report."""
   # Training processes get the accelerator's memory, not this one.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-  from gpt_jax.ablation import design, runner
+  from gpt_jax.ablation import design, runner, shares
 
   study = design.load_study(require('config'))
   if FLAGS.seeds:
@@ -251,8 +257,13 @@ def ablate(argv):
     return 0
   workdir = FLAGS.workdir or f'runs/ablate-{study.name}'
   print(f'study folder: {workdir}')
-  analysis = runner.run(study, workdir, lambda: watcher().asked, FLAGS.workers)
-  return STOPPED if analysis is None else ERROR if runner.failures(workdir) else 0
+  share = shares.parse(FLAGS.share or '0/1')
+  asked = lambda: watcher().asked
+  if FLAGS.share:
+    done = shares.run(study, workdir, share, asked, FLAGS.workers)
+  else:
+    done = runner.run(study, workdir, asked, FLAGS.workers) is not None
+  return STOPPED if not done else ERROR if runner.failures(workdir, share) else 0
 
 
 def report_flags():
@@ -280,6 +291,40 @@ def report(argv):
   names, rows = store.select(workdir, FLAGS.where, FLAGS.columns)
   print('\n'.join(store.lines(names, rows)))
   print(f'{len(rows)} run{"s" * (len(rows) != 1)}')
+  return 0
+
+
+def render_flags():
+  """Flags of `render`: one for each field of render.Job, and where the file goes."""
+  from gpt_jax.cluster import render as job_files
+
+  flags.DEFINE_enum('to', None, list(job_files.TARGETS), 'which scheduler')
+  flags.DEFINE_string('name', '', 'of the job; default: that of the experiment file')
+  flags.DEFINE_string('out', '', 'file to write; default: print it')
+  define = {int: flags.DEFINE_integer, str: flags.DEFINE_string}
+  for field in dataclasses.fields(job_files.Job):
+    if field.name not in ('words', 'name'):
+      default = '' if field.default is dataclasses.MISSING else field.default
+      define[field.type](field.name, default, job_files.HELP[field.name])
+
+
+def render(argv):
+  """Print the job file that trains an experiment on a cluster, or a study with --shares."""
+  from gpt_jax import config
+  from gpt_jax.ablation import design
+  from gpt_jax.cluster import render as job_files
+
+  spec = flag_in(argv, 'config', 'experiments/demo.py')
+  if FLAGS.shares:
+    design.load_study(require('config'))
+  else:
+    config.build(config.Config, FLAGS.config)
+  given = {name: FLAGS[name].value for name in ('name', *job_files.HELP)}
+  text = job_files.render(require('to'), job_files.job(spec, overrides(argv), **given))
+  if FLAGS.out:
+    Path(FLAGS.out).expanduser().write_text(text)
+  else:
+    print(text, end='')
   return 0
 
 
@@ -344,31 +389,6 @@ def require(name):
   return FLAGS[name].value
 
 
-def flag_in(argv, name, default=''):
-  """The value of --name=value or --name value before flags are parsed."""
-  for i, word in enumerate(argv):
-    if word in (f'--{name}', f'-{name}'):
-      if i + 1 == len(argv):
-        raise ValueError(f'--{name} has no value\nfix: write --{name}=...')
-      return argv[i + 1]
-    if word.startswith((f'--{name}=', f'-{name}=')):
-      return word.partition('=')[2]
-  return default
-
-
-def without_flag(argv, name):
-  """argv without --name and its value."""
-  kept, skip = [], False
-  for word in argv:
-    if skip:
-      skip = False
-    elif word in (f'--{name}', f'-{name}'):
-      skip = True
-    elif not word.startswith((f'--{name}=', f'-{name}=')):
-      kept.append(word)
-  return kept
-
-
 def config_from_arguments(argv):
   """Define --config.KEY flags from the experiment file, or from the run in --workdir.
 
@@ -396,12 +416,14 @@ def parse(argv):
   verb = VERBS[argv[1]]
   flags.DEFINE_bool('traceback', False, 'show where an error came from')
   verb[1]()
+  if verb[0] is render and flag_in(argv, 'shares'):
+    flags.DEFINE_string('config', '', 'study file')
   words = [argv[0], *argv[2:]]
   if '--help' in words or '-h' in words:
     print(f'{verb[0].__doc__}\n\n{FLAGS.main_module_help()}')
     sys.exit(0)
   try:
-    if verb[0] is train:
+    if verb[0] is train or (verb[0] is render and not flag_in(words, 'shares')):
       words = config_from_arguments(words)
     rest = FLAGS(words)[1:]
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
@@ -429,6 +451,7 @@ def main(argv):
     watcher()  # before anything slow: from now on a signal means to save and leave
   begun = False
   try:
+    compiled.keep(os.environ, [flag_in(argv, 'workdir')])
     parse(argv)
     begun = True
     return VERBS[argv[1]][0](argv)
@@ -442,7 +465,7 @@ def main(argv):
     fix = (
       '' if has_fix else '\nfix: mend this and run the same command again; what was saved is safe'
     )
-    print(f'error: {e}{fix}', file=sys.stderr)
+    print(brief(f'error: {e}{fix}'), file=sys.stderr)
     return BAD_ARGUMENTS if isinstance(e, ValueError | OSError) else ERROR
 
 
@@ -454,6 +477,7 @@ VERBS |= {
   'export': (export, export_flags),
   'ablate': (ablate, ablate_flags),
   'report': (report, report_flags),
+  'render': (render, render_flags),
   'doctor': (doctor_, lambda: None),
 }
 

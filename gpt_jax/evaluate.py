@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import data, prompts, sample
+from gpt_jax import data, prompts, sample, text_metrics
 from gpt_jax.data.form import PLACES
 from gpt_jax.losses import Kinds, restrict, sum_by, token_losses
 from gpt_jax.model import gpt
@@ -170,7 +170,8 @@ def _joined(rows, width):
 def run(subject, tasks, split='valid', limit=0, stride=0, **sampling):
   """Run tasks by name -> list of result rows (dicts with task, metric, value, source, split).
 
-  tasks: names of TASKS, or 'all' for those that fit a source of the mixture. limit: examples of a
+  tasks: names of TASKS, or 'all' for those that fit a source of the mixture and whose packages are
+  installed. limit: examples of a
   source (perplexity: tokens), 0 = all for perplexity and a task's own default. stride: tokens, see
   perplexity. sampling: fields of SampleConfig in the place of the run's own.
   Raises ValueError for a name that is not in TASKS and for a task that fits no source.
@@ -200,8 +201,9 @@ def check(subject, tasks, split='valid'):
       f'--tasks={unknown[0]} is not a task\nfix: use one of {", ".join(TASKS)}, or all'
     )
   if 'all' in tasks:
-    return list(TASKS)
+    return [name for name in TASKS if text_metrics.is_installed(TASKS[name].needs)]
   for name in tasks:
+    text_metrics.check(TASKS[name].needs, name)
     if name != 'perplexity' and not common.fitting(subject, TASKS[name].fits, split):
       raise _no_source(subject, name, TASKS[name].form, split)
   return list(dict.fromkeys(tasks))
@@ -236,7 +238,9 @@ def line(row):
   if 'interval' in row:
     shown += ' [{:.4f}, {:.4f}]'.format(*row['interval'])
   rivals = [f'{key} {row[key]:.4f}' for key in ('chance', 'baseline') if key in row]
-  known = ('task', 'metric', 'value', 'interval', 'chance', 'baseline', 'source', 'split')
+  known = (
+    'task', 'metric', 'value', 'interval', 'chance', 'baseline', 'source', 'split', 'sampling'
+  )  # fmt: skip
   rest = [f'{value} {key}' if key == 'tokens' else f'{key} {value}'
           for key, value in row.items() if key not in known]  # fmt: skip
   return f'{shown}   ' + ', '.join([*rivals, f'{row["source"]} {row["split"]}', *rest])
@@ -258,9 +262,21 @@ def table(rows):
 TASKS = {
   'perplexity': common.Kind(perplexity.run, perplexity.fits, '{text}', False),
   'answer': common.Kind(answer.run, answer.fits, '{image:image} -> {name}'),
+  'translate': common.Kind(
+    functools.partial(
+      answer.run, task='translate', score=text_metrics.translation, without=text_metrics.copied
+    ),
+    answer.fits_texts, '{en} -> {de}', needs='sacrebleu',
+  ),
+  'summarise': common.Kind(
+    functools.partial(
+      answer.run, task='summarise', score=text_metrics.summary, without=text_metrics.first_sentence
+    ),
+    answer.fits_texts, '{text} -> {summary}', needs='rouge_score',
+  ),
   'draw': common.Kind(draw.run, draw.fits, '{name} -> {image:image}'),
   'speak': common.Kind(speak.run, speak.fits, '{name} -> {audio:audio}'),
   'classify': common.Kind(classify.run, classify.fits, '{name} -> {image:image}', False),
   'reconstruct': common.Kind(reconstruct.run, reconstruct.fits, '{image:image}', False),
   'cross': common.Kind(cross.run, cross.fits, '{image:image} -> {name}'),
-}
+}  # fmt: skip

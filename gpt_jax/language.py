@@ -4,6 +4,7 @@ What train.Training asks of a job; codec.py is the other one.
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from gpt_jax.data import templates
 from gpt_jax.model import gpt
 from gpt_jax.sharding import check_batch, share
 from gpt_jax.step import eval_model, gpt_program, params_of
+
+log = logging.getLogger(__name__)
 
 # ---------------------------------------------------------------------------- what it is made of
 
@@ -169,6 +172,12 @@ class Language:
         self.cfg.data, name, self.tokenizers, 'valid', self.workdir / 'cache'
       )
       form.refuse_cuts(cache, self.length)
+      if shared := data.shared_media(cache, self.loader.caches.values()):
+        log.warning(
+          'data.mixture.%s: %d of its %d validation images and sounds are trained on too, by this '
+          'source or by others; valid_keep or valid_path can keep them apart',
+          name, shared, len(cache.media_hashes),
+        )  # fmt: skip
       caches[name, 'valid'] = cache
     return caches
 

@@ -248,7 +248,7 @@ def evaluations(run):
   for row in run.evaluations:
     value, interval = row['value'], row.get('interval', ())
     rival, kind = next(((row[k], k) for k in ('baseline', 'chance') if k in row), (math.nan, ''))
-    known = ('task', 'metric', 'value', 'interval', 'baseline', 'chance')
+    known = ('task', 'metric', 'value', 'interval', 'baseline', 'chance', 'sampling')
     about = [
       f'{k} {v:,}' if isinstance(v, int) else str(v) for k, v in row.items() if k not in known
     ]

@@ -90,6 +90,7 @@ def check_workdir(workdir, config, *, free=()):
   Raises:
     ValueError: the folder cannot hold this run; says why and what to do.
   """
+  check_secrets(config)
   folder = _local(workdir)
   there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
   if not there.is_dir():
@@ -366,6 +367,18 @@ def redact(text):
   for pattern, replacement in SECRETS:
     text = re.sub(pattern, replacement, text)
   return text
+
+
+def check_secrets(config):
+  """Raise ValueError if a config holds a secret: it is written to files that others read."""
+  for key, value in flatten(records.to_json(config)).items():
+    text = json.dumps(value, ensure_ascii=False)
+    named = re.fullmatch(rf'(?i)(?:.*\.)?{_SECRET_NAME}', key)
+    if (named and value) or redact(text) != text:
+      raise ValueError(
+        f'config.{key} holds a secret, and a config is written to the run folder\n'
+        'fix: take it out; give tokens by the environment (WANDB_API_KEY, HF_TOKEN)'
+      )
 
 
 def _git(*arguments):

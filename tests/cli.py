@@ -86,6 +86,7 @@ class Idle:
 
 def in_process(capsys, monkeypatch):
   """call('train', '--workdir=x') -> (exit code, stdout, stderr), by `main` in this process."""
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '')  # no folder at home
   monkeypatch.setenv('MALLOC_MMAP_MAX_', '0')  # or main would start the process anew
   monkeypatch.setattr(command_line, 'join', lambda **_: None)  # jax has begun without
   monkeypatch.setattr(command_line, 'watcher', Idle)

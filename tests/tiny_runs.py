@@ -79,8 +79,9 @@ def codec_section(modality, **changes):
   """A tiny learned tokenizer of images or sounds as a ConfigDict; `changes` as in `section`."""
   fields = {key.replace('.', '__'): value for key, value in CODECS[modality].items()}
   more = {'data__packing': 'first_fit', 'train__job': f'{modality}_tokenizer'}
-  no_model = {f'model__{key}': value for key, value in config.default().model.items()}
-  return section(**no_model | fields | more | changes)
+  plain = config.default()
+  unused = {f'{s}__{key}': value for s in ('model', 'sample') for key, value in plain[s].items()}
+  return section(**unused | fields | more | changes)
 
 
 def codec(modality, **changes):
