@@ -18,6 +18,7 @@ where an error came from. Exit codes: 0 done, 75 stopped and saved (the same com
 """
 
 import dataclasses
+import functools
 import os
 import sys
 import time
@@ -56,13 +57,13 @@ def train(argv):
 
   cfg = config.build(config.Config, FLAGS.config)
   clock.lap('import')
-  guard = join()
+  join(agree=True)
   clock.lap('join')
   name = Path(flag_in(argv, 'config', 'experiments/demo.py').partition('.py')[0]).stem
   workdir = FLAGS.workdir or f'runs/{name}-{time.strftime("%Y%m%d-%H%M%S", bootstrap.now())}'
   say(f'run folder: {workdir}')
-  guard.watch(cfg.train.hang_seconds, workdir)
-  result = run(cfg, workdir, guard.stop)
+  watcher().watch(cfg.train.hang_seconds, workdir)
+  result = run(cfg, workdir, watcher().stop)
   return STOPPED if result is None else 0
 
 
@@ -72,6 +73,7 @@ def sample_flags():
   from gpt_jax.sample import SampleConfig
 
   workdir_flag()
+  job_flags()
   flags.DEFINE_string('prompt', '', 'text to continue or to make something of')
   flags.DEFINE_multi_string('image', [], 'picture file to read; may be repeated')
   flags.DEFINE_multi_string('audio', [], 'sound file to read; may be repeated')
@@ -93,6 +95,7 @@ def sample(argv):
   from gpt_jax import prompts, trained
   from gpt_jax import sample as sampling
 
+  join()
   run, to = trained.load(FLAGS.workdir), FLAGS.to
   fields = [field.name for field in dataclasses.fields(sampling.SampleConfig)]
   chosen = {name: FLAGS[name].value for name in fields if FLAGS[name].value is not None}
@@ -101,19 +104,19 @@ def sample(argv):
   cfg = prompts.settle(run, [prompt], cfg, to, 'max_new_tokens' in chosen)
   if to != 'text':
     return sample_media(run, prompt, cfg)
-  if FLAGS.out:
+  if FLAGS.out and primary():
     Path(FLAGS.out).expanduser().open('ab').close()  # now, not after the sampling
   shown = FLAGS.prompt if prompts.goes_on(run, prompt) else ''
   alone = cfg.num_samples == 1 and not (cfg.beams or FLAGS.out or FLAGS.log_probs)
   if FLAGS.stream and alone:
     pieces = sampling.stream_text(run.model, run.tokenizers, prompt, cfg, FLAGS.stop)
-    print(shown + next(pieces), end='', flush=True)
+    say(shown + next(pieces), end='', flush=True)
     for piece in pieces:
-      print(piece, end='', flush=True)
-    print()
+      say(piece, end='', flush=True)
+    say()
     return 0
   [group] = sampling.complete(run.model, run.tokenizers, [prompt], cfg, FLAGS.stop)
-  for i, (text, scores) in enumerate(group):
+  for i, (text, scores) in enumerate(group if primary() else ()):
     report_sample(i, len(group), scores, cfg, shown + text)
     if FLAGS.out:
       keep_text(text, scores, cfg.seed)
@@ -130,7 +133,7 @@ def sample_media(run, prompt, cfg):
   files = outfiles.OutFiles(FLAGS.out, run.workdir / 'samples', FLAGS.to, cfg.num_samples)
   [group] = sampling.make(run.model, run.tokenizers, [prompt], cfg, FLAGS.to)
   rate = getattr(run.tokenizers.audio, 'sample_rate', 0)
-  for i, (ids, scores) in enumerate(group):
+  for i, (ids, scores) in enumerate(group if primary() else ()):
     pieces = prompts.outcome(run, ids, prompt.ids)
     lines = [p.value if p.kind == 'text' else str(files.write(p, rate)) for p in pieces]
     report_sample(i, len(group), scores, cfg, '\n'.join(lines))
@@ -162,6 +165,7 @@ def evaluate_flags():
   from gpt_jax.sample import SampleConfig
 
   workdir_flag()
+  job_flags()
   flags.DEFINE_list('tasks', ['perplexity'], 'which tasks to run; all: those that fit the data')
   flags.DEFINE_enum('split', 'valid', list(SPLITS), 'which part of the data')
   flags.DEFINE_integer(
@@ -183,6 +187,7 @@ def evaluate(argv):
   from gpt_jax import records, trained
   from gpt_jax.sample import SampleConfig
 
+  join()
   run = trained.load(FLAGS.workdir)
   fields = [field.name for field in dataclasses.fields(SampleConfig) if field.name in FLAGS]
   chosen = {name: FLAGS[name].value for name in fields if FLAGS[name].value is not None}
@@ -194,7 +199,7 @@ def evaluate(argv):
       f'--split={FLAGS.split} of the data has nothing for --tasks={",".join(FLAGS.tasks)}\n'
       'fix: choose another split or task, or let a source of data.mixture name such data'
     )
-  for row in rows:
+  for row in rows if primary() else ():
     records.append_line(run.workdir / 'evaluations.jsonl', row)
     print(evaluation.line(row))
   return 0
@@ -245,7 +250,6 @@ def ablate(argv):
   # Training processes get the accelerator's memory, not this one.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   from gpt_jax.ablation import design, runner, shares
-  from gpt_jax.cluster import guard
 
   study = design.load_study(require('config'))
   if FLAGS.seeds:
@@ -256,8 +260,7 @@ def ablate(argv):
   workdir = FLAGS.workdir or f'runs/ablate-{study.name}'
   print(f'study folder: {workdir}')
   share = shares.parse(FLAGS.share or '0/1')
-  stop = guard.Guard()
-  asked = lambda: stop.asked
+  asked = lambda: watcher().asked
   if FLAGS.share:
     done = shares.run(study, workdir, share, asked, FLAGS.workers)
   else:
@@ -346,20 +349,35 @@ def job_flags():
   flags.DEFINE_integer('process', -1, 'number of this one, from 0; default: as above')
 
 
-def join():
-  """Join the job that this process belongs to -> its guard.Guard."""
-  from gpt_jax.cluster import bootstrap, guard
+@functools.cache
+def watcher():
+  """The guard.Guard of this process: the first call makes it."""
+  from gpt_jax.cluster import guard
 
-  bootstrap.join(bootstrap.find(os.environ, FLAGS.coordinator, FLAGS.processes, FLAGS.process))
   return guard.Guard()
 
 
-def say(line):
-  """Print, in one process of a job."""
+def join(agree=False):
+  """Join the job that this process belongs to; agree: on when to stop, by the watcher."""
+  from gpt_jax.cluster import bootstrap
+
+  job = bootstrap.find(os.environ, FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+  bootstrap.join(job, agree)
+  if agree:
+    watcher().joined()
+
+
+def primary():
+  """Whether this process of a job writes and prints; the others compute."""
   import jax
 
-  if jax.process_index() == 0:
-    print(line)
+  return jax.process_index() == 0
+
+
+def say(*words, **options):
+  """Print, in one process of a job."""
+  if primary():
+    print(*words, **options)
 
 
 def workdir_flag():
@@ -433,6 +451,8 @@ def main(argv):
   if sys.platform == 'linux' and not ALLOCATOR.keys() & os.environ.keys():
     os.execve(sys.executable, [sys.executable, *argv], os.environ | ALLOCATOR)
   logging.set_verbosity(logging.ERROR)
+  if VERBS[argv[1]][0] in (train, ablate):
+    watcher()  # before anything slow: from now on a signal means to save and leave
   begun = False
   try:
     compiled.keep(os.environ, [flag_in(argv, 'workdir')])
@@ -466,11 +486,12 @@ VERBS |= {
 }
 
 if __name__ == '__main__':
+  failure = None
   try:
     code = main(sys.argv)
-  except Exception:
+  except Exception as error:
     traceback.print_exc()
-    code = ERROR
+    code, failure = ERROR, error
   if code in (ERROR, BAD_ARGUMENTS) and 'gpt_jax.cluster.bootstrap' in sys.modules:
-    sys.modules['gpt_jax.cluster.bootstrap'].leave(code)
+    sys.modules['gpt_jax.cluster.bootstrap'].leave(code, failure)
   sys.exit(code)

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -97,6 +98,8 @@ class Items:
 
 class Codec:
   """An autoencoder in training; its subclasses know what an item is."""
+
+  between = staticmethod(lambda: None)  # as of language.Language: its evaluations are short
 
   def __init__(self, cfg, workdir, mesh):
     self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
@@ -210,7 +213,8 @@ class Codec:
   def finish(self, state, say):
     """Write codec/ -> rows of the test data, and of k-means with as many codes and positions."""
     tokenizer = self.tokenizer(state)
-    tokenizer.save(self.workdir / 'codec')
+    if jax.process_index() == 0:
+      tokenizer.save(self.workdir / 'codec')
     say(f"tokenizer: {self.modality}.path='{self.workdir}' in the experiment that uses it")
     apart = {'valid': self.held_out} if len(self.held_out) else {}
     rows = []
@@ -245,10 +249,7 @@ class ImageCodec(Codec):
     self.held_out = self.items('valid') if self.has_valid() else ()
     content = hashlib.sha256(self.images).hexdigest()
     gather = lambda index_B, place_B: {'images_BYXA': self.images[index_B]}
-    seed = self.cfg.train.seed
-    self.loader = Items(
-      len(self.images), self.cfg.train.batch_size, seed, gather, content, share(self.mesh)
-    )
+    self.loader = self.batches(len(self.images), gather, content)
     return image.autoencoder_config(self.cfg.image)
 
   def items(self, split):

@@ -15,7 +15,7 @@ from gpt_jax.data.form import PLACES
 from gpt_jax.losses import Kinds, restrict, sum_by, token_losses
 from gpt_jax.model import gpt
 from gpt_jax.model import layers as nn
-from gpt_jax.sharding import ACTIVATION_RULES, to_devices
+from gpt_jax.sharding import ACTIVATION_RULES, fetch, share, to_devices
 from gpt_jax.tasks import answer, classify, common, cross, draw, perplexity, reconstruct, speak
 
 
@@ -30,6 +30,7 @@ class Subject:
   cache_dir: Path  # of token caches and of judges
   batch_size: int  # rows that are scored at once, over all processes
   caches: dict = dataclasses.field(default_factory=dict)  # what is opened once, by source, split
+  between: Any = lambda: None  # called between batches, in all processes equally often; may raise
 
   def cache(self, source, split):
     """The tokens of one source, opened once: opening reads and hashes the whole text."""
@@ -55,7 +56,7 @@ class Subject:
     return data.Form.of(dataclasses.replace(self.cfg.data, condition_dropout=0.0), self.tokenizers)
 
   def score_by_modality(self, batch):
-    """A batch of host arrays -> dict of the sums of its targets, on the devices.
+    """This process's rows of a batch -> dict of the sums of its targets, on the devices.
 
     nats_M, restricted_M (under the softmax over what the grammar allows), targets_M: by modality,
     in the order of tokenizers.modalities. restricted_B: by row.
@@ -83,11 +84,15 @@ class Subject:
         f'a document has {too_long + 1} tokens and the context is {length}\n'
         'fix: use a model with more context, or shorter documents'
       )
-    found = []
+    part, parts = share(self.mesh)
+    count, found = self.batch_size // parts, []
+    own = slice(part * count, (part + 1) * count)
     for first in range(0, len(ids), self.batch_size):
       some = slice(first, first + self.batch_size)
       batch = _rows(ids[some], encoded[some], self.batch_size, length, self.form)
-      found.append(np.asarray(self.score_by_modality(batch)['restricted_B'], np.float64))
+      sums = self.score_by_modality({name: rows[own] for name, rows in batch.items()})
+      found.append(fetch(sums['restricted_B']).astype(np.float64))
+      self.between()
     return np.concatenate(found)[: len(ids)]
 
   def generate(self, conditions, to, **sampling):
@@ -177,11 +182,6 @@ def run(subject, tasks, split='valid', limit=0, stride=0, **sampling):
   for name in names:
     task = TASKS[name]
     sources = common.fitting(subject, task.fits, split)
-    if name != 'perplexity' and sources and jax.process_count() > 1:
-      raise ValueError(
-        f'--tasks={name} does not run on {jax.process_count()} processes\n'
-        'fix: evaluate the run folder on one machine, or leave the task out'
-      )
     options = sampling if task.draws else {}
     if name == 'perplexity':
       options = {'stride': stride}

@@ -135,6 +135,7 @@ class Language:
   """A GPT in training. See train.Training for when each method is called."""
 
   unit = 'tokens'
+  between = staticmethod(lambda: None)  # called between batches of an evaluation; may raise
 
   def __init__(self, cfg, workdir, mesh):
     """Make and check everything; nothing is written but token caches."""
@@ -261,7 +262,7 @@ class Language:
     return evaluate.Subject(
       cfg=self.cfg, model=eval_model(state), tokenizers=self.tokenizers, mesh=self.mesh,
       cache_dir=self.workdir / 'cache', batch_size=evaluate.rows_at_once(self.cfg, self.mesh),
-      caches=self.caches,
+      caches=self.caches, between=self.between,
     )  # fmt: skip
 
   def validate(self, state, limit):

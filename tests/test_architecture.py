@@ -99,9 +99,11 @@ LIBRARIES = {
   'sacrebleu': ['text_metrics'],
   'rouge_score': ['text_metrics'],
   'huggingface_hub': ['interop'],
+  'fsspec': ['data'],
 }
 AT_HOME = ('flax', 'optax', 'orbax', 'ml_collections', 'matplotlib', 'safetensors')  # at the top
-OPTIONAL = ('wandb', 'huggingface_hub', 'sacrebleu', 'rouge_score')  # not among the dependencies
+# Not among the dependencies.
+OPTIONAL = ('wandb', 'huggingface_hub', 'fsspec', 'sacrebleu', 'rouge_score')
 EVERYWHERE = ('jax', 'numpy')
 
 

@@ -32,6 +32,46 @@ def test_tables_agree():
   assert SOURCES.keys() == FIELDS.keys()
 
 
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+  """A remote file system, with nothing on it yet; copies go to a folder of the test."""
+  fsspec = pytest.importorskip('fsspec')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  system = fsspec.filesystem('memory')
+  yield system
+  system.rm('/bucket', recursive=True)
+
+
+def test_files_of_a_bucket_are_those_of_a_folder(bucket, tmp_path):
+  folder = tmp_path / 'local'
+  for name, text in {'b/x.txt': 'second', 'a/x.txt': 'first', 'a/x.log': 'no text'}.items():
+    bucket.pipe(f'/bucket/{name}', text.encode())
+    (folder / name).parent.mkdir(exist_ok=True, parents=True)
+    (folder / name).write_text(text)
+  remote, local = Source('text', 'memory://bucket'), Source('text', str(folder))
+  assert texts(remote) == texts(local) == ['first', 'second']
+  assert open_source(remote, 'train').content() == open_source(local, 'train').content()
+  assert texts(Source('text', 'memory://bucket/b/*')) == ['second']
+  assert texts(Source('text', 'memory://bucket/a/x.txt')) == ['first']
+  assert texts(Source('text', f'file://{folder}/a/x.txt')) == ['first']
+  bucket.pipe('/bucket/a/x.txt', b'another')
+  assert texts(remote) == ['another', 'second']
+
+
+def test_files_of_a_bucket_are_copied_once(bucket, tmp_path, monkeypatch):
+  bucket.pipe('/bucket/x.txt', b'text')
+  assert texts(Source('text', 'memory://bucket')) == ['text']
+  monkeypatch.setattr(type(bucket), 'get_file', None)
+  assert texts(Source('text', 'memory://bucket')) == ['text']
+  assert len([path for path in (tmp_path / 'cache').rglob('*') if path.is_file()]) == 1
+
+
+def test_a_bucket_that_cannot_be_read(bucket):
+  bucket.pipe('/bucket/x.txt', b'text')
+  assert 'memory://bucket/y.txt matches no file' in error(Source('text', 'memory://bucket/y.txt'))
+  assert 'nowhere://bucket cannot be read' in error(Source('text', 'nowhere://bucket'))
+
+
 def test_builtin_is_sorted_prose_and_its_content_names_the_python():
   corpus = open_source(Source(), 'train')
   names = [record['name'] for _, record in corpus.records()]

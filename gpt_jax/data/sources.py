@@ -29,7 +29,7 @@ class Source:
   """One member of a mixture. A field that its kind does not use must keep its default."""
 
   kind: str = 'builtin'  # row of SOURCES
-  path: str = ''  # file, glob or folder; files: also a .zip; tfds: name of the data set
+  path: str = ''  # file, glob, folder, also gs:// or s3://; files: also .zip; tfds: a data set
   template: str = '{text}'  # what a document is, over the fields of a record
   weight: float = 1.0  # share of the rows, relative to the other sources
   separator: str = ''  # text: string between the documents of a file; '' = a file is a document
