@@ -24,6 +24,8 @@ from gpt_jax.cluster import guard
 
 # Seconds: a process that is silent for longer is dead, and ends the others.
 SILENCE = 20
+# Seconds that a process alone may be silent: nobody waits for it, and a laptop sleeps over a night.
+ALONE = 10**7
 # Seconds until all must have joined: nodes of a large job start minutes apart.
 GATHERING = 300
 # What a collective says when a process that it needs is gone.
@@ -146,7 +148,7 @@ def join(job, agree=True):
     jax.config.update('jax_check_proxy_envs', False)  # nothing goes through a proxy
   jax.distributed.initialize(
     address, job.processes, job.process, cluster_detection_method='deactivate',
-    coordinator_bind_address=bind, heartbeat_timeout_seconds=SILENCE,
+    coordinator_bind_address=bind, heartbeat_timeout_seconds=ALONE if alone else SILENCE,
     initialization_timeout=GATHERING,
   )  # fmt: skip
 
