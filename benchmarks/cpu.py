@@ -1,4 +1,4 @@
-"""How fast we are on a CPU, beside others: `python -m benchmarks.cpu [--only=train step, 4]`.
+"""How fast we are on a CPU, beside others: `python -m benchmarks.cpu [--only='train step, 4']`.
 
 Every comparison is made anew, in turns (see versus.py), and kept after each turn in
 results/speed/cpu.json: what is not finished when it is stopped is not lost. About 15 minutes on two
