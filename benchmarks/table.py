@@ -95,10 +95,28 @@ def studies():
   return '\n'.join(lines)
 
 
+def speed():
+  """The Markdown table of comparisons of speed: how many times as fast as each peer we are."""
+  lines = ['| what | ours | against | times as fast (95 %) | hardware |', '|---|---|---|---|---|']
+  for path in sorted((RESULTS / 'speed').glob('*.json')):
+    result = json.loads(path.read_text())
+    for question, row in result['rows'].items():
+      told = [(peer, *ratio) for peer, ratio in row.get('ratios', {}).items() if ratio]
+      for peer, value, (low, high) in told:
+        lines.append(
+          f'| [{question}](benchmarks/results/speed/{path.name}) '
+          f'| {1e3 * row["rows"]["gpt_jax"]["median"]:.4g} ms | {peer} '
+          f'| **{value:.2f}** ({low:.2f} to {high:.2f}) | {result["hardware"]} |'
+        )
+  return '\n'.join(lines)
+
+
 def rewritten(text):
   """README's text with the tables between their marks renewed."""
-  for name, make in (('results', table), ('studies', studies)):
+  for name, make in (('results', table), ('studies', studies), ('speed', speed)):
     begin, end = MARK.format(name), END.format(name)
+    if begin not in text:
+      continue
     head, rest = text.split(begin)
     _, tail = rest.split(end)
     text = f'{head}{begin}\n{make()}\n{end}{tail}'

@@ -136,6 +136,7 @@ def work(maker, arguments):
   units = max(1, round(SAMPLE_SECONDS / min(seconds_of(run) for _ in range(2))))
   tell({**facts, 'start_seconds': start_seconds, 'first_seconds': first_seconds, 'units': units})
   for _ in sys.stdin:
+    run()  # memory and caches of a process that waited for its turn are cold
     seconds = sum(seconds_of(run) for _ in range(units)) / units
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux: KiB
     tell({'seconds': seconds, 'memory_gib': peak_gib})

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gpt_jax.model.chunks import chunks_attention
 from gpt_jax.model.context import blocks_attention, spread_of
 from gpt_jax.model.layers import Norm, dropout, linear, param
 from gpt_jax.model.positions import POSITIONS
@@ -70,12 +71,15 @@ def refusal(kernel, cfg, mask, T):
   """Why `kernel` cannot compute this call, or '' if it can."""
   if kernel == 'xla':
     return ''
-  n = spread_of((1, T, cfg.G, cfg.K)).n
+  n, mesh = spread_of((1, T, cfg.G, cfg.K)).n, jax.sharding.get_abstract_mesh()
   asked = {
     'attention_dropout': cfg.attention_dropout > 0,
     'a cache or other row order': not mask.rows_alone,
   }
-  if kernel != 'blocks':
+  if kernel == 'chunks':
+    asked[f'dtype {cfg.dtype} (float32 only)'] = cfg.dtype != 'float32'
+    asked[f'a mesh of {mesh.size} devices'] = not mesh.empty and mesh.size > 1
+  elif kernel != 'blocks':
     traced = 'traced windows (a window_pattern in scanned layers: set model.unroll=on)'
     asked[traced] = isinstance(mask.window, jax.Array)
     asked['alibi'] = POSITIONS[cfg.positions].bias is not None
@@ -161,10 +165,11 @@ def write(cache, k_BTGK, v_BTGK, t_BT):
   return {name: put(old, new[name].astype(old.dtype), t_BT[:, 0]) for name, old in cache.items()}
 
 
-FASTEST = {'gpu': 'cudnn', 'cuda': 'cudnn', 'tpu': 'splash'}
+FASTEST = {'cpu': 'chunks', 'gpu': 'cudnn', 'cuda': 'cudnn', 'tpu': 'splash'}
 KERNELS = {
   'xla': xla_attention,
   'blocks': blocks_attention,
+  'chunks': chunks_attention,
   'cudnn': cudnn_attention,
   'splash': splash_attention,
 }

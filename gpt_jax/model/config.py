@@ -11,7 +11,7 @@ from gpt_jax.model.layers import ACTIVATIONS, GATED, NORMS
 from gpt_jax.model.positions import POSITIONS, ROPE_SCALINGS
 from gpt_jax.sharding import platform
 
-KERNEL_NAMES = ('auto', 'xla', 'blocks', 'cudnn', 'splash')
+KERNEL_NAMES = ('auto', 'xla', 'blocks', 'chunks', 'cudnn', 'splash')
 ROTATING = ('rope', 'mrope')
 REMAT_NAMES = ('auto', 'none', 'full', 'dots', 'dots_no_batch')
 INITS = {
@@ -80,7 +80,7 @@ class ModelConfig:
   experts_per_token: int = 2  # k of top-k routing
   capacity_factor: float = 0.0  # slots an expert has, over its fair share; 0 = nothing is dropped
 
-  kernel: str = 'auto'  # attention kernel: auto, xla, blocks, cudnn or splash
+  kernel: str = 'auto'  # attention kernel: auto, xla, blocks, chunks, cudnn or splash
   unroll: str = 'auto'  # layers as a Python loop: on, off; auto = on for GPU
   remat: str = 'auto'  # a row of REMAT; auto = dots_no_batch on CPU, none elsewhere
   dtype: str = 'auto'  # of the computation; auto = bfloat16 on GPU and TPU, float32 on CPU

@@ -19,6 +19,7 @@ from flax import nnx
 
 from gpt_jax.model import layers as nn
 from gpt_jax.model.attention import Attention
+from gpt_jax.model.chunks import KEPT
 from gpt_jax.model.moe import MoE
 from gpt_jax.model.positions import POSITIONS
 from gpt_jax.model.scores import Mask
@@ -290,5 +291,8 @@ FEW_ROWS = 32  # up to which a CPU is faster with weights as the left operand
 REMAT = {
   'full': None,
   'dots': jax.checkpoint_policies.dots_saveable,
-  'dots_no_batch': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'dots_no_batch': jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(KEPT),
+  ),
 }
