@@ -8,6 +8,8 @@
   launch.py export   --workdir=DIR --out=DIR
   launch.py ablate   --config=FILE[:args] [--workdir=DIR] [--seeds=N] [--workers=N] [--dry_run]
   launch.py report   --workdir=DIR [--where=CONDITION] [--columns=a,b]
+  launch.py plan     --topology=v5e-256|h200-8|4x8-h100|... [--config=FILE[:args]] [--json]
+                     [--search] [--price=X] [--config.key=value ...]
   launch.py doctor
 
 `train` resumes if DIR holds a run. `launch.py VERB --help` lists a verb's flags; --traceback shows
@@ -16,6 +18,7 @@ where an error came from. Exit codes: 0 done, 75 stopped and saved (the same com
 """
 
 import dataclasses
+import json
 import os
 import sys
 import time
@@ -280,6 +283,45 @@ def report(argv):
   return 0
 
 
+def plan_flags():
+  """Flags of `plan`. The config and its overrides are read by `config_from_arguments`."""
+  from gpt_jax.cluster import topologies
+
+  os.environ.update(topologies.ENVIRONMENT)  # before jax is imported
+  flags.DEFINE_string(
+    'topology', '', f'what to compile for, such as {", ".join(topologies.EXAMPLES)}'
+  )
+  flags.DEFINE_float('price', 0.0, 'dollars a device-hour; 0: say no cost', lower_bound=0.0)
+  flags.DEFINE_bool('search', False, 'try micro-batches, remat policies and meshes')
+  flags.DEFINE_bool('decode', True, 'compile the decode step, too')
+  flags.DEFINE_bool('json', False, 'print one JSON object')
+
+
+def plan(argv):
+  """Compile a run for hardware that is not there: does it fit, and what can it reach?
+
+  Exit code 2 if it does not fit.
+  """
+  from gpt_jax import config, records
+  from gpt_jax.cluster import plan as planning
+  from gpt_jax.cluster import wording
+
+  target = planning.Target.of(require('topology'))
+  cfg = config.build(config.Config, FLAGS.config)
+  others = []
+  if FLAGS.search:
+    say_ = (lambda line: None) if FLAGS.json else print
+    found, others = planning.best(cfg, target, FLAGS.price, say_)
+  else:
+    found = planning.plan(cfg, target, FLAGS.price, FLAGS.decode)
+  if FLAGS.json:
+    content = found | ({'search': others} if FLAGS.search else {})
+    print(json.dumps(records.to_json(content), indent=1))
+  else:
+    print('\n'.join(wording.lines(found)))
+  return 0 if found['fits'] else BAD_ARGUMENTS
+
+
 def doctor_(argv):
   """Say what this installation and machine are, and whether a step runs."""
   from gpt_jax import doctor
@@ -383,7 +425,7 @@ def parse(argv):
     print(f'{verb[0].__doc__}\n\n{FLAGS.main_module_help()}')
     sys.exit(0)
   try:
-    if verb[0] is train:
+    if verb[0] in (train, plan):
       words = config_from_arguments(words)
     rest = FLAGS(words)[1:]
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
@@ -434,6 +476,7 @@ VERBS |= {
   'export': (export, export_flags),
   'ablate': (ablate, ablate_flags),
   'report': (report, report_flags),
+  'plan': (plan, plan_flags),
   'doctor': (doctor_, lambda: None),
 }
 

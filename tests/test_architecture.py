@@ -45,6 +45,7 @@ MAY_IMPORT = {
   'outfiles': 'data records',
   'skips': '',
   'step': 'losses model optim sharding skips',
+  'cluster': 'feed grammar hardware model sample sharding step',
   'replay': 'sharding trees',
   'probes': 'model optim sharding step',
   'tasks': 'data grammar judges losses metrics sample sharding tokenizers',
@@ -62,7 +63,7 @@ MAY_IMPORT = {
   'trained': 'checkpoint config evaluate model sharding tokenizers',
   'interop': 'checkpoint config model records runs sample step tokenizers train trained',
   'experiments': 'ablation config model',
-  'launch': 'ablation config data doctor evaluate grammar interop outfiles prompts records report '
+  'launch': 'ablation cluster config data doctor evaluate grammar interop outfiles prompts records report '
   'runs sample train trained',
 }
 LAZY = {('sample', 'beam')}  # the one cycle: imported in a function
