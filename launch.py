@@ -8,6 +8,8 @@
   launch.py export   --workdir=DIR --out=DIR
   launch.py ablate   --config=FILE[:args] [--workdir=DIR] [--seeds=N] [--workers=N] [--dry_run]
   launch.py report   --workdir=DIR [--where=CONDITION] [--columns=a,b]
+  launch.py render   --to=slurm|jobset|skypilot|tpu-vm --config=FILE[:args] --workdir=DIR
+                     [--nodes=N --accelerators=KIND:N --shares=N ...] [--out=FILE]
   launch.py plan     --topology=v5e-256|h200-8|4x8-h100|... [--config=FILE[:args]] [--json]
                      [--search] [--price=X] [--config.key=value ...]
   launch.py doctor
@@ -18,6 +20,7 @@ where an error came from. Exit codes: 0 done, 75 stopped and saved (the same com
 """
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -27,6 +30,9 @@ from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import config_flags
+
+from gpt_jax import compiled
+from gpt_jax.words import brief, flag_in, overrides, without_flag
 
 VERBS = {}  # filled at the foot of this file
 FLAGS = flags.FLAGS
@@ -48,17 +54,19 @@ def train_flags():
 
 def train(argv):
   """Train an experiment, or go on with the one in --workdir."""
-  from gpt_jax import config
+  from gpt_jax import clock, config
   from gpt_jax.cluster import bootstrap
   from gpt_jax.train import train as run
 
   cfg = config.build(config.Config, FLAGS.config)
-  guard = join()
+  clock.lap('import')
+  join(agree=True)
+  clock.lap('join')
   name = Path(flag_in(argv, 'config', 'experiments/demo.py').partition('.py')[0]).stem
   workdir = FLAGS.workdir or f'runs/{name}-{time.strftime("%Y%m%d-%H%M%S", bootstrap.now())}'
   say(f'run folder: {workdir}')
-  guard.watch(cfg.train.hang_seconds, workdir)
-  result = run(cfg, workdir, guard.stop)
+  watcher().watch(cfg.train.hang_seconds, workdir)
+  result = run(cfg, workdir, watcher().stop)
   return STOPPED if result is None else 0
 
 
@@ -68,6 +76,7 @@ def sample_flags():
   from gpt_jax.sample import SampleConfig
 
   workdir_flag()
+  job_flags()
   flags.DEFINE_string('prompt', '', 'text to continue or to make something of')
   flags.DEFINE_multi_string('image', [], 'picture file to read; may be repeated')
   flags.DEFINE_multi_string('audio', [], 'sound file to read; may be repeated')
@@ -89,6 +98,7 @@ def sample(argv):
   from gpt_jax import prompts, trained
   from gpt_jax import sample as sampling
 
+  join()
   run, to = trained.load(FLAGS.workdir), FLAGS.to
   fields = [field.name for field in dataclasses.fields(sampling.SampleConfig)]
   chosen = {name: FLAGS[name].value for name in fields if FLAGS[name].value is not None}
@@ -97,19 +107,19 @@ def sample(argv):
   cfg = prompts.settle(run, [prompt], cfg, to, 'max_new_tokens' in chosen)
   if to != 'text':
     return sample_media(run, prompt, cfg)
-  if FLAGS.out:
+  if FLAGS.out and primary():
     Path(FLAGS.out).expanduser().open('ab').close()  # now, not after the sampling
   shown = FLAGS.prompt if prompts.goes_on(run, prompt) else ''
   alone = cfg.num_samples == 1 and not (cfg.beams or FLAGS.out or FLAGS.log_probs)
   if FLAGS.stream and alone:
     pieces = sampling.stream_text(run.model, run.tokenizers, prompt, cfg, FLAGS.stop)
-    print(shown + next(pieces), end='', flush=True)
+    say(shown + next(pieces), end='', flush=True)
     for piece in pieces:
-      print(piece, end='', flush=True)
-    print()
+      say(piece, end='', flush=True)
+    say()
     return 0
   [group] = sampling.complete(run.model, run.tokenizers, [prompt], cfg, FLAGS.stop)
-  for i, (text, scores) in enumerate(group):
+  for i, (text, scores) in enumerate(group if primary() else ()):
     report_sample(i, len(group), scores, cfg, shown + text)
     if FLAGS.out:
       keep_text(text, scores, cfg.seed)
@@ -126,7 +136,7 @@ def sample_media(run, prompt, cfg):
   files = outfiles.OutFiles(FLAGS.out, run.workdir / 'samples', FLAGS.to, cfg.num_samples)
   [group] = sampling.make(run.model, run.tokenizers, [prompt], cfg, FLAGS.to)
   rate = getattr(run.tokenizers.audio, 'sample_rate', 0)
-  for i, (ids, scores) in enumerate(group):
+  for i, (ids, scores) in enumerate(group if primary() else ()):
     pieces = prompts.outcome(run, ids, prompt.ids)
     lines = [p.value if p.kind == 'text' else str(files.write(p, rate)) for p in pieces]
     report_sample(i, len(group), scores, cfg, '\n'.join(lines))
@@ -158,6 +168,7 @@ def evaluate_flags():
   from gpt_jax.sample import SampleConfig
 
   workdir_flag()
+  job_flags()
   flags.DEFINE_list('tasks', ['perplexity'], 'which tasks to run; all: those that fit the data')
   flags.DEFINE_enum('split', 'valid', list(SPLITS), 'which part of the data')
   flags.DEFINE_integer(
@@ -179,6 +190,7 @@ def evaluate(argv):
   from gpt_jax import records, trained
   from gpt_jax.sample import SampleConfig
 
+  join()
   run = trained.load(FLAGS.workdir)
   fields = [field.name for field in dataclasses.fields(SampleConfig) if field.name in FLAGS]
   chosen = {name: FLAGS[name].value for name in fields if FLAGS[name].value is not None}
@@ -190,7 +202,7 @@ def evaluate(argv):
       f'--split={FLAGS.split} of the data has nothing for --tasks={",".join(FLAGS.tasks)}\n'
       'fix: choose another split or task, or let a source of data.mixture name such data'
     )
-  for row in rows:
+  for row in rows if primary() else ():
     records.append_line(run.workdir / 'evaluations.jsonl', row)
     print(evaluation.line(row))
   return 0
@@ -232,6 +244,7 @@ def ablate_flags():
   flags.DEFINE_integer(
     'workers', 0, 'training processes at once; 0: measure what is fastest', lower_bound=0
   )
+  flags.DEFINE_string('share', '', 'I/N: train only the I-th, from 0, of N shares of the runs')
   flags.DEFINE_bool('dry_run', False, 'print the plan and what the arms differ in, train nothing')
 
 
@@ -239,8 +252,7 @@ def ablate(argv):
   """Compare the arms of a study: plan, prove that they differ, train, judge, report."""
   # Training processes get the accelerator's memory, not this one.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-  from gpt_jax.ablation import design, runner
-  from gpt_jax.cluster import guard
+  from gpt_jax.ablation import design, runner, shares
 
   study = design.load_study(require('config'))
   if FLAGS.seeds:
@@ -250,9 +262,13 @@ def ablate(argv):
     return 0
   workdir = FLAGS.workdir or f'runs/ablate-{study.name}'
   print(f'study folder: {workdir}')
-  stop = guard.Guard()
-  analysis = runner.run(study, workdir, lambda: stop.asked, FLAGS.workers)
-  return STOPPED if analysis is None else ERROR if runner.failures(workdir) else 0
+  share = shares.parse(FLAGS.share or '0/1')
+  asked = lambda: watcher().asked
+  if FLAGS.share:
+    done = shares.run(study, workdir, share, asked, FLAGS.workers)
+  else:
+    done = runner.run(study, workdir, asked, FLAGS.workers) is not None
+  return STOPPED if not done else ERROR if runner.failures(workdir, share) else 0
 
 
 def report_flags():
@@ -273,13 +289,49 @@ def report(argv):
     runner.judge(workdir)
     return 0
   if not asked and (workdir / 'config.json').exists():
+    from gpt_jax import goodput, story
     from gpt_jax import report as page
 
     print(f'report: {page.write_report(workdir)}')
+    print(goodput.line(story.read(workdir)))
     return 0
   names, rows = store.select(workdir, FLAGS.where, FLAGS.columns)
   print('\n'.join(store.lines(names, rows)))
   print(f'{len(rows)} run{"s" * (len(rows) != 1)}')
+  return 0
+
+
+def render_flags():
+  """Flags of `render`: one for each field of render.Job, and where the file goes."""
+  from gpt_jax.cluster import render as job_files
+
+  flags.DEFINE_enum('to', None, list(job_files.TARGETS), 'which scheduler')
+  flags.DEFINE_string('name', '', 'of the job; default: that of the experiment file')
+  flags.DEFINE_string('out', '', 'file to write; default: print it')
+  define = {int: flags.DEFINE_integer, str: flags.DEFINE_string}
+  for field in dataclasses.fields(job_files.Job):
+    if field.name not in ('words', 'name'):
+      default = '' if field.default is dataclasses.MISSING else field.default
+      define[field.type](field.name, default, job_files.HELP[field.name])
+
+
+def render(argv):
+  """Print the job file that trains an experiment on a cluster, or a study with --shares."""
+  from gpt_jax import config
+  from gpt_jax.ablation import design
+  from gpt_jax.cluster import render as job_files
+
+  spec = flag_in(argv, 'config', 'experiments/demo.py')
+  if FLAGS.shares:
+    design.load_study(require('config'))
+  else:
+    config.build(config.Config, FLAGS.config)
+  given = {name: FLAGS[name].value for name in ('name', *job_files.HELP)}
+  text = job_files.render(require('to'), job_files.job(spec, overrides(argv), **given))
+  if FLAGS.out:
+    Path(FLAGS.out).expanduser().write_text(text)
+  else:
+    print(text, end='')
   return 0
 
 
@@ -302,23 +354,18 @@ def plan(argv):
 
   Exit code 2 if it does not fit.
   """
-  from gpt_jax import config, records
+  from gpt_jax import config
   from gpt_jax.cluster import plan as planning
   from gpt_jax.cluster import wording
 
   target = planning.Target.of(require('topology'))
   cfg = config.build(config.Config, FLAGS.config)
-  others = []
   if FLAGS.search:
-    say_ = (lambda line: None) if FLAGS.json else print
-    found, others = planning.best(cfg, target, FLAGS.price, say_)
+    quiet = FLAGS.json
+    found = planning.best(cfg, target, FLAGS.price, (lambda line: None) if quiet else print)
   else:
     found = planning.plan(cfg, target, FLAGS.price, FLAGS.decode)
-  if FLAGS.json:
-    content = found | ({'search': others} if FLAGS.search else {})
-    print(json.dumps(records.to_json(content), indent=1))
-  else:
-    print('\n'.join(wording.lines(found)))
+  print(json.dumps(found, indent=1) if FLAGS.json else '\n'.join(wording.lines(found)))
   return 0 if found['fits'] else BAD_ARGUMENTS
 
 
@@ -339,20 +386,35 @@ def job_flags():
   flags.DEFINE_integer('process', -1, 'number of this one, from 0; default: as above')
 
 
-def join():
-  """Join the job that this process belongs to -> its guard.Guard."""
-  from gpt_jax.cluster import bootstrap, guard
+@functools.cache
+def watcher():
+  """The guard.Guard of this process: the first call makes it."""
+  from gpt_jax.cluster import guard
 
-  bootstrap.join(bootstrap.find(os.environ, FLAGS.coordinator, FLAGS.processes, FLAGS.process))
   return guard.Guard()
 
 
-def say(line):
-  """Print, in one process of a job."""
+def join(agree=False):
+  """Join the job that this process belongs to; agree: on when to stop, by the watcher."""
+  from gpt_jax.cluster import bootstrap
+
+  job = bootstrap.find(os.environ, FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+  bootstrap.join(job, agree)
+  if agree:
+    watcher().joined()
+
+
+def primary():
+  """Whether this process of a job writes and prints; the others compute."""
   import jax
 
-  if jax.process_index() == 0:
-    print(line)
+  return jax.process_index() == 0
+
+
+def say(*words, **options):
+  """Print, in one process of a job."""
+  if primary():
+    print(*words, **options)
 
 
 def workdir_flag():
@@ -366,31 +428,6 @@ def require(name):
   if not FLAGS[name].value:
     raise ValueError(f'--{name} is missing\nfix: add --{name}=...')
   return FLAGS[name].value
-
-
-def flag_in(argv, name, default=''):
-  """The value of --name=value or --name value before flags are parsed."""
-  for i, word in enumerate(argv):
-    if word in (f'--{name}', f'-{name}'):
-      if i + 1 == len(argv):
-        raise ValueError(f'--{name} has no value\nfix: write --{name}=...')
-      return argv[i + 1]
-    if word.startswith((f'--{name}=', f'-{name}=')):
-      return word.partition('=')[2]
-  return default
-
-
-def without_flag(argv, name):
-  """argv without --name and its value."""
-  kept, skip = [], False
-  for word in argv:
-    if skip:
-      skip = False
-    elif word in (f'--{name}', f'-{name}'):
-      skip = True
-    elif not word.startswith((f'--{name}=', f'-{name}=')):
-      kept.append(word)
-  return kept
 
 
 def config_from_arguments(argv):
@@ -420,12 +457,14 @@ def parse(argv):
   verb = VERBS[argv[1]]
   flags.DEFINE_bool('traceback', False, 'show where an error came from')
   verb[1]()
+  if verb[0] is render and flag_in(argv, 'shares'):
+    flags.DEFINE_string('config', '', 'study file')
   words = [argv[0], *argv[2:]]
   if '--help' in words or '-h' in words:
     print(f'{verb[0].__doc__}\n\n{FLAGS.main_module_help()}')
     sys.exit(0)
   try:
-    if verb[0] in (train, plan):
+    if verb[0] in (train, plan) or (verb[0] is render and not flag_in(words, 'shares')):
       words = config_from_arguments(words)
     rest = FLAGS(words)[1:]
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
@@ -449,8 +488,11 @@ def main(argv):
   if sys.platform == 'linux' and not ALLOCATOR.keys() & os.environ.keys():
     os.execve(sys.executable, [sys.executable, *argv], os.environ | ALLOCATOR)
   logging.set_verbosity(logging.ERROR)
+  if VERBS[argv[1]][0] in (train, ablate):
+    watcher()  # before anything slow: from now on a signal means to save and leave
   begun = False
   try:
+    compiled.keep(os.environ, [flag_in(argv, 'workdir')])
     parse(argv)
     begun = True
     return VERBS[argv[1]][0](argv)
@@ -464,7 +506,7 @@ def main(argv):
     fix = (
       '' if has_fix else '\nfix: mend this and run the same command again; what was saved is safe'
     )
-    print(f'error: {e}{fix}', file=sys.stderr)
+    print(brief(f'error: {e}{fix}'), file=sys.stderr)
     return BAD_ARGUMENTS if isinstance(e, ValueError | OSError) else ERROR
 
 
@@ -476,16 +518,18 @@ VERBS |= {
   'export': (export, export_flags),
   'ablate': (ablate, ablate_flags),
   'report': (report, report_flags),
+  'render': (render, render_flags),
   'plan': (plan, plan_flags),
   'doctor': (doctor_, lambda: None),
 }
 
 if __name__ == '__main__':
+  failure = None
   try:
     code = main(sys.argv)
-  except Exception:
+  except Exception as error:
     traceback.print_exc()
-    code = ERROR
+    code, failure = ERROR, error
   if code in (ERROR, BAD_ARGUMENTS) and 'gpt_jax.cluster.bootstrap' in sys.modules:
-    sys.modules['gpt_jax.cluster.bootstrap'].leave(code)
+    sys.modules['gpt_jax.cluster.bootstrap'].leave(code, failure)
   sys.exit(code)

@@ -48,16 +48,16 @@ def get_config(arg=''):
 TIMED = ('time', 'tokens_per_second', 'mfu', 'mfu_causal', 'memory_gib', 'step_seconds')
 
 
-def start(folder, name, *more):
+def start(folder, name, *more, log='log'):
   """A training process in its own run folder; compiled programs are shared."""
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu', 'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'PYTHONUNBUFFERED': '1',
   }  # fmt: skip
   words = ['train', f'--config={folder / "tiny.py"}', f'--workdir={folder / name}', *more]
-  with open(folder / 'log', 'wb') as log:
+  with open(folder / log, 'wb') as file:
     return subprocess.Popen(
-      [sys.executable, str(ROOT / 'launch.py'), *words], cwd=ROOT, env=environment, stdout=log,
+      [sys.executable, str(ROOT / 'launch.py'), *words], cwd=ROOT, env=environment, stdout=file,
       stderr=subprocess.STDOUT,
     )  # fmt: skip
 

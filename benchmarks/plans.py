@@ -9,6 +9,7 @@ from there; --again makes those that it has, too.
 import argparse
 import datetime
 import json
+import os
 import subprocess
 import sys
 import time
@@ -52,6 +53,7 @@ def made(arguments):
 
 def keep(rows):
   """Write what there is."""
+  os.environ['JAX_PLATFORMS'] = 'cpu'  # before jax looks for the devices of its plugins
   versions = runs.versions(hardware.name())
   versions.pop('command', None)
   content = {

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -24,6 +25,11 @@ from gpt_jax.tokenizers import audio, image
 
 SCORED = 2048  # items that a validation during training looks at
 SHOWN = 8  # reconstructions in a sample
+OF_GPT = {  # settings, beside whole sections, that mean nothing here
+  'train': ('init_from', 'init_partial', 'tasks', 'length', 'sample_prompts'),
+  'data': ('mask_documents', 'append_eos', 'prefix', 'condition_dropout', 'cache', 'workers',
+           'prefetch', 'reset'),
+}  # fmt: skip
 
 
 class Items:
@@ -93,6 +99,8 @@ class Items:
 class Codec:
   """An autoencoder in training; its subclasses know what an item is."""
 
+  between = staticmethod(lambda: None)  # as of language.Language: its evaluations are short
+
   def __init__(self, cfg, workdir, mesh):
     self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
     check_batch(cfg.train.batch_size // cfg.train.accumulate, 0, mesh)
@@ -118,22 +126,18 @@ class Codec:
         f'{self.modality}.kind={own.kind!r} does not learn, and train.job={cfg.train.job}\n'
         f'fix: use {self.modality}.kind={" or ".join(learned)}'
       )
-    other = {'image': 'audio', 'audio': 'image'}[self.modality]
-    unused = {
-      f'{self.modality}.path': own.path, f'{other}.kind': getattr(cfg, other).kind,
-      'train.init_from': cfg.train.init_from, 'train.tasks': cfg.train.tasks,
-    }  # fmt: skip
-    for section in ('model', 'tokenizer', 'loss'):  # of a GPT
-      given = getattr(cfg, section)
-      unused |= {
-        f'{section}.{field.name}': getattr(given, field.name)
-        for field in dataclasses.fields(given)
-        if getattr(given, field.name) != field.default
-      }
-    for name, value in unused.items():
-      if value:
+    defaults, other = type(cfg)(), {'image': 'audio', 'audio': 'image'}[self.modality]
+    unused = [f'{self.modality}.path', *(f'train.{name}' for name in OF_GPT['train'])]
+    unused += [f'data.{name}' for name in OF_GPT['data']]
+    for section in ('model', 'tokenizer', 'loss', 'sample', other):
+      unused += [f'{section}.{field.name}' for field in dataclasses.fields(getattr(cfg, section))]
+    for key in unused:
+      section, name = key.split('.')
+      value, default = (getattr(getattr(x, section), name) for x in (cfg, defaults))
+      if value != default:
         raise ValueError(
-          f'{name}={value!r} has no effect with train.job={cfg.train.job}\nfix: leave {name} out'
+          f'{key}={value!r} has no effect with train.job={cfg.train.job}\n'
+          f'fix: leave it at {default!r}'
         )
 
   def loss(self, model, tap, batch, weight, hyper, key):
@@ -209,7 +213,8 @@ class Codec:
   def finish(self, state, say):
     """Write codec/ -> rows of the test data, and of k-means with as many codes and positions."""
     tokenizer = self.tokenizer(state)
-    tokenizer.save(self.workdir / 'codec')
+    if jax.process_index() == 0:
+      tokenizer.save(self.workdir / 'codec')
     say(f"tokenizer: {self.modality}.path='{self.workdir}' in the experiment that uses it")
     apart = {'valid': self.held_out} if len(self.held_out) else {}
     rows = []
@@ -244,10 +249,7 @@ class ImageCodec(Codec):
     self.held_out = self.items('valid') if self.has_valid() else ()
     content = hashlib.sha256(self.images).hexdigest()
     gather = lambda index_B, place_B: {'images_BYXA': self.images[index_B]}
-    seed = self.cfg.train.seed
-    self.loader = Items(
-      len(self.images), self.cfg.train.batch_size, seed, gather, content, share(self.mesh)
-    )
+    self.loader = self.batches(len(self.images), gather, content)
     return image.autoencoder_config(self.cfg.image)
 
   def items(self, split):
@@ -263,13 +265,13 @@ class ImageCodec(Codec):
     return self.row.from_model(self.section, self.codec_cfg, params)
 
   def score(self, tokenizer, images):
-    """PSNR, and how codes are used."""
+    """Mean PSNR of the images, and how codes are used; valid_loss is the error of all pixels."""
     codes = tokenizer.encode(images)
-    error = images.astype(np.float32) - tokenizer.decode(codes)
-    psnr = float(-10 * np.log10(max(np.square(error / 255).mean(), 1e-10)))
-    used = usage(codes, tokenizer.codebooks)
-    rows = [dict(metric=name, value=value) for name, value in dict(psnr=psnr, **used).items()]
-    return {'valid_loss': 10 ** (-psnr / 10), 'psnr': psnr} | used, rows
+    made = tokenizer.decode(codes)
+    error = float(np.square((images - made.astype(np.float32)) / 255).mean())
+    scores = {'psnr': float(metrics.psnr(images, made).mean())}
+    scores |= usage(codes, tokenizer.codebooks)
+    return {'valid_loss': error} | scores, [dict(metric=k, value=v) for k, v in scores.items()]
 
   def floor(self):
     """k-means on patches of the same size."""
@@ -339,12 +341,16 @@ class AudioCodec(Codec):
     return self.row.from_model(self.section, self.statistics, self.codec_cfg, params)
 
   def score(self, tokenizer, waves):
-    """RMSE of the log-mel frames, and how codes are used."""
+    """Mean RMSE of the log-mel frames of a sound before the vocoder, by the tokenizer's own front
+    end, and how codes are used; valid_loss is the RMSE of all frames.
+    """
     codes = tokenizer.encode(waves)
-    made_JM = np.concatenate(tokenizer.decode_mel(codes))
-    real_JM = np.concatenate(tokenizer.spectrogram.log_mel(waves, self.section.stack))
-    rmse = float(np.sqrt(np.square(made_JM - real_JM).mean()))
-    scores = {'log_mel_rmse': rmse} | usage(codes, tokenizer.codebooks)
+    made = tokenizer.decode_mel(codes)
+    real = tokenizer.spectrogram.log_mel(waves, self.section.stack)
+    squares = [np.square(a - b) for a, b in zip(made, real, strict=True)]
+    scores = {'log_mel_rmse': float(np.mean([np.sqrt(x.mean()) for x in squares]))}
+    scores |= usage(codes, tokenizer.codebooks)
+    rmse = float(np.sqrt(np.concatenate(squares).mean()))
     return {'valid_loss': rmse} | scores, [dict(metric=k, value=v) for k, v in scores.items()]
 
   def floor(self):

@@ -43,7 +43,7 @@ def read(path):
       return {name: {'sha256': entry} for name, entry in manifest.items()}  # as before sizes
     if content != _render(manifest['files']):
       raise ValueError('it is not what was written')
-  except (ValueError, TypeError, KeyError, AttributeError) as error:
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
     raise Corrupt(f'file {path.parent.name}/{path.name} is changed') from error
   return manifest['files']
 

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import data, prompts, sample
+from gpt_jax import data, prompts, sample, text_metrics
 from gpt_jax.data.form import PLACES
 from gpt_jax.losses import Kinds, restrict, sum_by, token_losses
 from gpt_jax.model import gpt
 from gpt_jax.model import layers as nn
-from gpt_jax.sharding import ACTIVATION_RULES, to_devices
+from gpt_jax.sharding import ACTIVATION_RULES, fetch, share, to_devices
 from gpt_jax.tasks import answer, classify, common, cross, draw, perplexity, reconstruct, speak
 
 
@@ -30,6 +30,7 @@ class Subject:
   cache_dir: Path  # of token caches and of judges
   batch_size: int  # rows that are scored at once, over all processes
   caches: dict = dataclasses.field(default_factory=dict)  # what is opened once, by source, split
+  between: Any = lambda: None  # called between batches, in all processes equally often; may raise
 
   def cache(self, source, split):
     """The tokens of one source, opened once: opening reads and hashes the whole text."""
@@ -55,7 +56,7 @@ class Subject:
     return data.Form.of(dataclasses.replace(self.cfg.data, condition_dropout=0.0), self.tokenizers)
 
   def score_by_modality(self, batch):
-    """A batch of host arrays -> dict of the sums of its targets, on the devices.
+    """This process's rows of a batch -> dict of the sums of its targets, on the devices.
 
     nats_M, restricted_M (under the softmax over what the grammar allows), targets_M: by modality,
     in the order of tokenizers.modalities. restricted_B: by row.
@@ -83,11 +84,15 @@ class Subject:
         f'a document has {too_long + 1} tokens and the context is {length}\n'
         'fix: use a model with more context, or shorter documents'
       )
-    found = []
+    part, parts = share(self.mesh)
+    count, found = self.batch_size // parts, []
+    own = slice(part * count, (part + 1) * count)
     for first in range(0, len(ids), self.batch_size):
       some = slice(first, first + self.batch_size)
       batch = _rows(ids[some], encoded[some], self.batch_size, length, self.form)
-      found.append(np.asarray(self.score_by_modality(batch)['restricted_B'], np.float64))
+      sums = self.score_by_modality({name: rows[own] for name, rows in batch.items()})
+      found.append(fetch(sums['restricted_B']).astype(np.float64))
+      self.between()
     return np.concatenate(found)[: len(ids)]
 
   def generate(self, conditions, to, **sampling):
@@ -165,7 +170,8 @@ def _joined(rows, width):
 def run(subject, tasks, split='valid', limit=0, stride=0, **sampling):
   """Run tasks by name -> list of result rows (dicts with task, metric, value, source, split).
 
-  tasks: names of TASKS, or 'all' for those that fit a source of the mixture. limit: examples of a
+  tasks: names of TASKS, or 'all' for those that fit a source of the mixture and whose packages are
+  installed. limit: examples of a
   source (perplexity: tokens), 0 = all for perplexity and a task's own default. stride: tokens, see
   perplexity. sampling: fields of SampleConfig in the place of the run's own.
   Raises ValueError for a name that is not in TASKS and for a task that fits no source.
@@ -176,11 +182,6 @@ def run(subject, tasks, split='valid', limit=0, stride=0, **sampling):
   for name in names:
     task = TASKS[name]
     sources = common.fitting(subject, task.fits, split)
-    if name != 'perplexity' and sources and jax.process_count() > 1:
-      raise ValueError(
-        f'--tasks={name} does not run on {jax.process_count()} processes\n'
-        'fix: evaluate the run folder on one machine, or leave the task out'
-      )
     options = sampling if task.draws else {}
     if name == 'perplexity':
       options = {'stride': stride}
@@ -200,8 +201,9 @@ def check(subject, tasks, split='valid'):
       f'--tasks={unknown[0]} is not a task\nfix: use one of {", ".join(TASKS)}, or all'
     )
   if 'all' in tasks:
-    return list(TASKS)
+    return [name for name in TASKS if text_metrics.is_installed(TASKS[name].needs)]
   for name in tasks:
+    text_metrics.check(TASKS[name].needs, name)
     if name != 'perplexity' and not common.fitting(subject, TASKS[name].fits, split):
       raise _no_source(subject, name, TASKS[name].form, split)
   return list(dict.fromkeys(tasks))
@@ -236,7 +238,9 @@ def line(row):
   if 'interval' in row:
     shown += ' [{:.4f}, {:.4f}]'.format(*row['interval'])
   rivals = [f'{key} {row[key]:.4f}' for key in ('chance', 'baseline') if key in row]
-  known = ('task', 'metric', 'value', 'interval', 'chance', 'baseline', 'source', 'split')
+  known = (
+    'task', 'metric', 'value', 'interval', 'chance', 'baseline', 'source', 'split', 'sampling'
+  )  # fmt: skip
   rest = [f'{value} {key}' if key == 'tokens' else f'{key} {value}'
           for key, value in row.items() if key not in known]  # fmt: skip
   return f'{shown}   ' + ', '.join([*rivals, f'{row["source"]} {row["split"]}', *rest])
@@ -258,9 +262,21 @@ def table(rows):
 TASKS = {
   'perplexity': common.Kind(perplexity.run, perplexity.fits, '{text}', False),
   'answer': common.Kind(answer.run, answer.fits, '{image:image} -> {name}'),
+  'translate': common.Kind(
+    functools.partial(
+      answer.run, task='translate', score=text_metrics.translation, without=text_metrics.copied
+    ),
+    answer.fits_texts, '{en} -> {de}', needs='sacrebleu',
+  ),
+  'summarise': common.Kind(
+    functools.partial(
+      answer.run, task='summarise', score=text_metrics.summary, without=text_metrics.first_sentence
+    ),
+    answer.fits_texts, '{text} -> {summary}', needs='rouge_score',
+  ),
   'draw': common.Kind(draw.run, draw.fits, '{name} -> {image:image}'),
   'speak': common.Kind(speak.run, speak.fits, '{name} -> {audio:audio}'),
   'classify': common.Kind(classify.run, classify.fits, '{name} -> {image:image}', False),
   'reconstruct': common.Kind(reconstruct.run, reconstruct.fits, '{image:image}', False),
   'cross': common.Kind(cross.run, cross.fits, '{image:image} -> {name}'),
-}
+}  # fmt: skip

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import metrics
+from gpt_jax import metrics, sound_metrics
 
 VERSION = 4  # of what a fit gives for equal data: raise it when a judge learns otherwise
 MOST_PIXELS = 32  # images are averaged down until no side is longer
@@ -254,7 +254,7 @@ class SoundJudge(Judge):
 
     classes, index_N = _classes(labels)
     features_ND = cepstra(waves, rate)
-    mean_D, scale_D = _standard(features_ND)
+    mean_D, scale_D = standard(features_ND)
     found = LogisticRegression(C=SOUND_C, max_iter=1000, random_state=seed)
     found.fit((features_ND - mean_D) / scale_D, index_N)
     w, b = found.coef_, found.intercept_
@@ -280,7 +280,7 @@ class SoundNeighbourJudge(Judge):
     """Keep the features of all sounds."""
     classes, index_N = _classes(labels)
     x = cepstra(waves, rate)
-    mean_D, scale_D = _standard(x)
+    mean_D, scale_D = standard(x)
     weights = {'mean': mean_D, 'scale': scale_D, 'index': index_N, 'rate': np.array(rate)}
     return cls(classes, weights | {'train': (x - mean_D) / scale_D})
 
@@ -298,7 +298,7 @@ def cepstra(waves, rate):
 
   rows = []
   for wave in waves:
-    x_JD = dct(metrics.log_mel(wave, rate), norm='ortho', axis=1)[:, :SOUND_CEPSTRA]
+    x_JD = dct(sound_metrics.log_mel(wave, rate), norm='ortho', axis=1)[:, :SOUND_CEPSTRA]
     total_JD = np.concatenate([np.zeros((1, SOUND_CEPSTRA)), np.cumsum(x_JD, 0)])
     edges = np.linspace(0, len(x_JD), SOUND_PARTS + 1)  # a part may hold shares of frames
     low = np.minimum(edges.astype(int), len(x_JD) - 1)
@@ -307,7 +307,7 @@ def cepstra(waves, rate):
   return np.stack(rows)
 
 
-def _standard(features_ND):
+def standard(features_ND):
   """-> (mean, scale): high coefficients tell tones apart but blur words, so they weigh less."""
   lifter_D = 1 + np.append(np.tile(np.arange(SOUND_CEPSTRA), SOUND_PARTS), 0) / SOUND_HALF
   return features_ND.mean(0), (features_ND.std(0) + 1e-6) * lifter_D

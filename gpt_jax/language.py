@@ -4,6 +4,7 @@ What train.Training asks of a job; codec.py is the other one.
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from gpt_jax.data import templates
 from gpt_jax.model import gpt
 from gpt_jax.sharding import check_batch, share
 from gpt_jax.step import eval_model, gpt_program, params_of
+
+log = logging.getLogger(__name__)
 
 # ---------------------------------------------------------------------------- what it is made of
 
@@ -132,6 +135,7 @@ class Language:
   """A GPT in training. See train.Training for when each method is called."""
 
   unit = 'tokens'
+  between = staticmethod(lambda: None)  # called between batches of an evaluation; may raise
 
   def __init__(self, cfg, workdir, mesh):
     """Make and check everything; nothing is written but token caches."""
@@ -168,6 +172,12 @@ class Language:
         self.cfg.data, name, self.tokenizers, 'valid', self.workdir / 'cache'
       )
       form.refuse_cuts(cache, self.length)
+      if shared := data.shared_media(cache, self.loader.caches.values()):
+        log.warning(
+          'data.mixture.%s: %d of its %d validation images and sounds are trained on too, by this '
+          'source or by others; valid_keep or valid_path can keep them apart',
+          name, shared, len(cache.media_hashes),
+        )  # fmt: skip
       caches[name, 'valid'] = cache
     return caches
 
@@ -252,7 +262,7 @@ class Language:
     return evaluate.Subject(
       cfg=self.cfg, model=eval_model(state), tokenizers=self.tokenizers, mesh=self.mesh,
       cache_dir=self.workdir / 'cache', batch_size=evaluate.rows_at_once(self.cfg, self.mesh),
-      caches=self.caches,
+      caches=self.caches, between=self.between,
     )  # fmt: skip
 
   def validate(self, state, limit):

@@ -1,12 +1,13 @@
-"""How good is it: pure functions on numpy arrays and strings, for images, sounds, text and sets.
+"""How good is it: pure functions on numpy arrays and strings, for images, text and sets.
 
-Letters: N examples, M other examples, D features, Y X A image rows, columns, channels, J frames of
-sound, F mel bands. Here D and F are plain feature axes. Intervals are (low, high) at 95 %.
+Sounds: sound_metrics.py, texts by the libraries of the field: text_metrics.py.
+
+Letters: N examples, M other examples, D features (here a plain axis), Y X A image rows, columns,
+channels. Intervals are (low, high) at 95 %.
 
 Sources: SSIM (Wang et al. 2004), Frechet distance (Dowson and Landau 1982; Heusel et al. 2017 for
 its use), KID (Binkowski et al. 2018), precision and recall (Kynkaanniemi et al. 2019), SQuAD's F1
-(Rajpurkar et al. 2016), interval of a proportion (Wilson 1927), mel-cepstral distortion (Kubichek
-1993), its alignment (Sakoe and Chiba 1978).
+(Rajpurkar et al. 2016), interval of a proportion (Wilson 1927).
 """
 
 import collections
@@ -215,12 +216,15 @@ def diversity(made_ND, made_labels, real_ND, real_labels):
 
 
 def retrieval(scores_NM, true_N, at=(1, 5, 10)):
-  """Rank of the true candidate by score, ties counted against it -> dict(mrr, recall@k, ...)."""
+  """Rank of the true candidate by score, ties counted against it.
+
+  -> dict(mrr: mean of 1 / rank, median_rank: 1 = first, recall@k: share of ranks up to k).
+  """
   scores_NM, true_N = np.asarray(scores_NM), np.asarray(true_N)
   mine_N1 = np.take_along_axis(scores_NM, true_N[:, None], 1)
   rank_N = (scores_NM >= mine_N1).sum(1)
   recall = {f'recall@{k}': float((rank_N <= k).mean()) for k in at if k < scores_NM.shape[1]}
-  return {'mrr': float((1 / rank_N).mean()), **recall}
+  return {'mrr': float((1 / rank_N).mean()), 'median_rank': float(np.median(rank_N)), **recall}
 
 
 # -------------------------------------------------------------------------------------------- text
@@ -269,70 +273,3 @@ def token_f1(found, wanted):
     return float(f == w)
   same = (collections.Counter(f) & collections.Counter(w)).total()
   return 2 * same / (len(f) + len(w))
-
-
-# ------------------------------------------------------------------------------------------- sound
-
-
-def log_mel(wave_N, rate, bands=40, window=0.032, hop=0.0125, floor=1e-4):
-  """Log mel spectrogram [J, F] of a wave scaled to a peak of .5, bands from 0 to rate / 2.
-
-  The front end of evaluation alone: no tokenizer's, so that none is judged by its own measure.
-  window, hop: seconds.
-  """
-  wave_N = np.asarray(wave_N, np.float64)
-  wave_N = wave_N * (0.5 / max(np.abs(wave_N).max(initial=0), 1e-9))
-  size, step = round(window * rate), round(hop * rate)
-  padded = np.pad(wave_N, (size // 2, size))
-  starts = np.arange(0, max(len(wave_N), 1), step)
-  frames = padded[starts[:, None] + np.arange(size)] * np.hanning(size + 1)[:-1]
-  magnitude = np.abs(np.fft.rfft(frames, axis=1))
-  return np.log(magnitude @ mel_filters(rate, size, bands).T + floor)
-
-
-def mel_filters(rate, size, bands):
-  """Triangles [F, size // 2 + 1] that sum to 1, evenly spaced in 2595 log10(1 + hertz / 700)."""
-  edges = 700 * (10 ** (np.linspace(0, np.log10(1 + rate / 1400), bands + 2)) - 1)
-  hertz = np.fft.rfftfreq(size, 1 / rate)
-  low, mid, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-  weights = np.minimum((hertz - low) / (mid - low), (high - hertz) / (high - mid)).clip(0)
-  empty = weights.sum(1) == 0  # a band between two frequencies of the transform takes the nearest
-  weights[empty, np.abs(hertz - mid[empty]).argmin(1)] = 1
-  return weights / weights.sum(1, keepdims=True)
-
-
-def mel_rmse(a_JF, b_JF):
-  """Root mean squared difference of two log-mel spectrograms over the frames that both have."""
-  n = min(len(a_JF), len(b_JF))
-  return float(np.sqrt(((np.asarray(a_JF)[:n] - np.asarray(b_JF)[:n]) ** 2).mean()))
-
-
-def mcd_dtw(a_JF, b_JF, coefficients=13):
-  """Mel-cepstral distortion in dB of two log-mel spectrograms, aligned by dynamic time warping.
-
-  10 / ln 10 * sqrt(2 * sum over cosine coefficients 1 .. 13 of squared differences), averaged over
-  the path with the least total. Values depend on the front end: give copy-synthesis beside them.
-  """
-  from scipy.fft import dct
-
-  a, b = (dct(x, norm='ortho', axis=1)[:, 1 : coefficients + 1] for x in (a_JF, b_JF))
-  return warp(10 / np.log(10) * np.sqrt(2 * squared_distances(a, b)))
-
-
-def warp(cost_NM):
-  """Mean cost along the cheapest path from corner to corner by steps (1,0), (0,1) and (1,1).
-
-  Computed diagonal by diagonal: those of one diagonal do not depend on each other.
-  """
-  n, m = cost_NM.shape
-  total, steps = np.full((2, n + 1, m + 1), np.inf)
-  total[0, 0] = steps[0, 0] = 0
-  for diagonal in range(2, n + m + 1):
-    i = np.arange(max(1, diagonal - m), min(n, diagonal - 1) + 1)
-    j = diagonal - i
-    before = np.stack([total[i - 1, j - 1], total[i - 1, j], total[i, j - 1]])
-    counts = np.stack([steps[i - 1, j - 1], steps[i - 1, j], steps[i, j - 1]])
-    best = before.argmin(0)
-    total[i, j] = cost_NM[i - 1, j - 1] + before[best, np.arange(len(i))]
-    steps[i, j] = counts[best, np.arange(len(i))] + 1
-  return float(total[n, m] / steps[n, m])

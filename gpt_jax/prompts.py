@@ -93,27 +93,31 @@ def encode(run, beginnings, to):
   return made
 
 
-def generate(run, conditions, to='text', rows=64, **sampling):
+def generate(subject, conditions, to='text', rows=64, **sampling):
   """What the model makes of each condition -> list of str, uint8 [Y, X, A] or float32 [N].
 
-  conditions: lists of Piece, as in the documents of a source. rows: how many at once, which changes
-  no result. sampling: fields of SampleConfig that differ from those of the run.
+  subject: an evaluate.Subject. conditions: lists of Piece, as in the documents of a source. rows:
+  how many at once, which changes no result. sampling: fields of SampleConfig that differ from those
+  of the run.
   """
   arrow = Piece('arrow')
   beginnings = [[*(p for p in pieces if p != arrow), arrow] for pieces in conditions]
-  ready = encode(run, beginnings, to)
-  cfg = dataclasses.replace(run.cfg.sample, **{'num_samples': 1} | sampling)
-  cfg = settle(run, ready, cfg, to, 'max_new_tokens' in sampling)
+  ready = encode(subject, beginnings, to)
+  cfg = dataclasses.replace(subject.cfg.sample, **{'num_samples': 1} | sampling)
+  cfg = settle(subject, ready, cfg, to, 'max_new_tokens' in sampling)
   keys_B, values = sample.row_keys(cfg.seed, len(ready)), []
   for first in range(0, len(ready), rows):
     chosen = [min(i, len(ready) - 1) for i in range(first, first + min(rows, len(ready)))]
     batch = [ready[i] for i in chosen]  # the last one is filled up: another size compiles again
-    groups = sample.make(run.model, run.tokenizers, batch, cfg, to, keys_B[np.array(chosen)])
+    groups = sample.make(
+      subject.model, subject.tokenizers, batch, cfg, to, keys_B[np.array(chosen)]
+    )
     real = len(range(first, min(first + rows, len(ready))))
     for one, [(ids, _), *_] in zip(batch[:real], groups, strict=False):
-      pieces = outcome(run, ids, one.ids)
+      pieces = outcome(subject, ids, one.ids)
       found = [piece.value for piece in pieces if piece.kind == to]
       values.append(''.join(found) if to == 'text' else found[-1])
+    subject.between()
   return values
 
 

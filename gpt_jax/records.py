@@ -85,7 +85,7 @@ def read_json(path):
     value = from_json(json.loads(path.read_text(encoding='utf-8')))
   except FileNotFoundError:
     return {}
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, RecursionError) as error:
     raise ValueError(f'{path} cannot be read: {" ".join(str(error).split())}\n{fix}') from error
   if not isinstance(value, dict):
     raise ValueError(f'{path} holds no JSON object\n{fix}')
@@ -101,7 +101,7 @@ def _parse(line):
   """The record of one line, or None if the line was torn by a crash."""
   try:
     record = json.loads(line)
-  except ValueError:
+  except (ValueError, RecursionError):
     return None
   return from_json(record) if isinstance(record, dict) else None
 

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from gpt_jax import figures, loggers, page, records, runs, story
+from gpt_jax import figures, goodput, loggers, page, records, runs, story
 
 WIDE, NARROW, SMALL = (1000, 340), (360, 260), (310, 130)  # pixels
 MOST_CHARACTERS, MOST_FILES = 1500, 24  # of a sample, of one kind of picture or sound
@@ -106,8 +106,15 @@ def key_numbers(run):
     ('parameters', run.final('parameters'), loggers.human),
     ('tokens', run.final('tokens'), loggers.human),
     ('wall time', run.wall_seconds() or math.nan, loggers.duration),
+    ('goodput', goodput_of(run), '{:.0%}'.format),
   )
   return [(label, show(value)) for label, value, show in numbers if math.isfinite(value)]
+
+
+def goodput_of(run):
+  """Which part of the time from the first start on went into steps that count, or NaN."""
+  found = goodput.phases(run)
+  return found['steps'] / sum(found.values()) if sum(found.values()) > 0 else math.nan
 
 
 # --------------------------------------------------------------------------------------- charts
@@ -248,7 +255,7 @@ def evaluations(run):
   for row in run.evaluations:
     value, interval = row['value'], row.get('interval', ())
     rival, kind = next(((row[k], k) for k in ('baseline', 'chance') if k in row), (math.nan, ''))
-    known = ('task', 'metric', 'value', 'interval', 'baseline', 'chance')
+    known = ('task', 'metric', 'value', 'interval', 'baseline', 'chance', 'sampling')
     about = [
       f'{k} {v:,}' if isinstance(v, int) else str(v) for k, v in row.items() if k not in known
     ]
@@ -336,7 +343,7 @@ def timeline(run):
     page.element('div', *bars, kind='strip'),
     page.element('p', *ends, kind='ends'),
     page.table(('>time', '>step', 'event', ''), rows, kind='events wide'),
-    note=f'{count}, {loggers.duration(run.wall_seconds())} of work.',
+    note=f'{count}, {loggers.duration(run.wall_seconds())} of work. {goodput.line(run)}',
   )
 
 

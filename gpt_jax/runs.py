@@ -3,7 +3,8 @@
   config.json      the resolved config; a folder that holds it is a run
   metrics.jsonl    {"step": 120, "time": 1764066000.123, "loss": 1.82, ...}: sorted, no step twice
   probes.jsonl     {"step": 120, "layers": {"blocks/0/attention": {"activation": 0.9}, ...}}
-  events.jsonl     start resume compile checkpoint evaluate sample preempted done error; UTC
+  events.jsonl     start resume compile checkpoint evaluate sample preempted done error; UTC;
+                   startup: seconds of the process before that event, by what it did
   result.json      the final numbers; report.py lists the keys that it shows
   samples/         step_00000120.txt, or step_00000120_NAME.png, .wav
   checkpoints/ cache/ tensorboard/ report.html     written by others
@@ -28,7 +29,7 @@ import subprocess
 import sys
 import time
 
-from gpt_jax import loggers, records
+from gpt_jax import clock, loggers, records
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'gpt_jax')
 # What may lie in a folder before its first run: caches, logs of a shell or scheduler, and what a
@@ -90,6 +91,7 @@ def check_workdir(workdir, config, *, free=()):
   Raises:
     ValueError: the folder cannot hold this run; says why and what to do.
   """
+  check_secrets(config)
   folder = _local(workdir)
   there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
   if not there.is_dir():
@@ -222,6 +224,8 @@ class Run:
     self._console = loggers.CONSOLES[self._console_row()](self.total_steps, resume_step)
     stack.callback(self._console.close)
     name = 'start' if kind == 'new' else 'resume'
+    clock.lap('open')
+    info['startup'] = clock.take()
     self.event(name, step=resume_step, total_steps=self.total_steps, **info)
 
   def _console_row(self):
@@ -298,6 +302,7 @@ class Run:
   def close(self):
     """Ends the loggers and frees the folder; leaving the context does it too."""
     self._stack.close()
+    clock.restart()
 
   def __enter__(self):
     return self
@@ -307,6 +312,7 @@ class Run:
       first_line = (str(error).splitlines() or [''])[0]
       with contextlib.suppress(OSError):  # a full disk must not hide what came before
         self.event('error', type=kind.__name__, message=redact(first_line))
+    clock.restart()
     return self._stack.__exit__(kind, error, trace)
 
 
@@ -366,6 +372,18 @@ def redact(text):
   for pattern, replacement in SECRETS:
     text = re.sub(pattern, replacement, text)
   return text
+
+
+def check_secrets(config):
+  """Raise ValueError if a config holds a secret: it is written to files that others read."""
+  for key, value in flatten(records.to_json(config)).items():
+    text = json.dumps(value, ensure_ascii=False)
+    named = re.fullmatch(rf'(?i)(?:.*\.)?{_SECRET_NAME}', key)
+    if (named and value) or redact(text) != text:
+      raise ValueError(
+        f'config.{key} holds a secret, and a config is written to the run folder\n'
+        'fix: take it out; give tokens by the environment (WANDB_API_KEY, HF_TOKEN)'
+      )
 
 
 def _git(*arguments):

@@ -199,6 +199,12 @@ def bucket(n, most):
   return min(max(32, 1 << (n - 1).bit_length()), most)
 
 
+def capacity(n, most):
+  """n slots rounded up, at most `most`: to four sizes an octave, as each token reads all slots."""
+  step = max(32, (1 << (n - 1).bit_length()) // 8)
+  return min(-(-n // step) * step, most)
+
+
 _prefill = jax.jit(prefill, static_argnames='slots')
 _repeat = jax.jit(repeat, static_argnames='n')
 _decode = jax.jit(decode, static_argnames='cfg', donate_argnames='state')
@@ -219,7 +225,7 @@ def start(model, prompts, cfg, grammar, keys_B=None):
   prompts = [as_prompt(prompt) for prompt in prompts]
   check_prompts([p.ids for p in prompts], cfg.max_new_tokens, model.cfg)
   longest = max(len(p.ids) for p in prompts)
-  slots = bucket(longest + cfg.max_new_tokens, model.cfg.context)
+  slots = capacity(longest + cfg.max_new_tokens, model.cfg.context)
   ready = prepare(model.cfg, prompts, cfg, grammar, bucket(longest, slots))
   n = cfg.num_samples
   keys_B = row_keys(cfg.seed, len(prompts) * n) if keys_B is None else keys_B

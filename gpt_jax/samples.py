@@ -32,7 +32,8 @@ def of_conditions(subject):
   for name in data.source_names(subject.cfg.data, split):
     condition, target = templates.signature(subject.cfg.data.mixture[name].template)
     if condition and len(target) == 1 and target[0] in SHOW and 'parts' not in condition:
-      whole = data.readable(subject.cfg.data, name, data.examples(subject.cfg.data, name, split))
+      every = data.examples(subject.cfg.data, name, split)
+      whole = data.readable(subject.cfg.data, name, subject.tokenizers, every)
       found = itertools.islice(whole, SHOWN)
       sides = [templates.split(pieces) for _, pieces in found]
       made = prompts.generate(subject, [given for given, _ in sides], target[0])

@@ -8,6 +8,7 @@ Sources: GSPMD (Xu et al. 2021); ZeRO stage 3 (Rajbhandari et al. 2020) for fsdp
 (Shoeybi et al. 2019, section 3) for tensor.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -289,6 +290,22 @@ def fetch(tree):
     return x if here else multihost_utils.process_allgather(x, tiled=True)
 
   return jax.device_get(jax.tree.map(whole, tree))
+
+
+def together(name):
+  """Wait until all processes are here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def in_turn():
+  """Process 0 first, then all others."""
+  if jax.process_index() > 0:
+    together('in turn')
+  yield
+  if jax.process_index() == 0:
+    together('in turn')
 
 
 SLICES = 'slices'  # as many as there are slices

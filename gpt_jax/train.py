@@ -4,17 +4,27 @@ One device or a thousand, one process or many: the same path. What a step comput
 what is trained is a job, a row of JOBS: the GPT (language.py) or a learned tokenizer (codec.py).
 """
 
-import contextlib
 import dataclasses
+import functools
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from gpt_jax import checkpoint, codec, hardware, language, ledger, probes, replay, runs, skips
-from gpt_jax.sharding import make_mesh, to_devices
+from gpt_jax import (
+  checkpoint,
+  clock,
+  codec,
+  hardware,
+  language,
+  ledger,
+  probes,
+  replay,
+  runs,
+  skips,
+)
+from gpt_jax.sharding import in_turn, make_mesh, to_devices, together
 
 # What may change between a run and its resumption: nothing that its result depends on.
 FREE_ON_RESUME = ('mesh.', 'log.', 'train.tasks', 'train.probe_every', 'train.hang_seconds',
@@ -121,7 +131,8 @@ def next_batches(loader, steps_per_call):
 def train(cfg, workdir, should_stop=lambda step: False):
   """Train, or go on with what `workdir` holds -> the result, also in result.json.
 
-  should_stop: asked before each step, in all processes; True saves and returns None.
+  should_stop: asked in all processes with the number of steps made, before each step and between
+  batches of an evaluation; True saves and returns None.
   Raises ValueError for what a user can mend, FloatingPointError when gradients stay non-finite.
   """
   workdir = check(cfg, workdir)
@@ -159,6 +170,10 @@ def due(every, step, steps):
   return step == steps or (every > 0 and step > 0 and step % every == 0)
 
 
+class Interrupted(Exception):
+  """The run is to stop, and an evaluation is not worth waiting for."""
+
+
 class Training:
   """One run under way: alone by `loop`, or a lane of several by replicas.Group."""
 
@@ -176,9 +191,10 @@ class Training:
     if trace:
       self.trace()
     self.found = checkpoint.Checkpoints(workdir / 'checkpoints').steps()  # `open` looks again
+    clock.lap('setup')
     self.state, self.step, extra, self.notes = initial_state(self.job, cfg, workdir)
+    clock.lap('restore')
     self.saved = self.step  # of the last checkpoint
-    self.asked = self.step - 1  # the last step that should_stop was asked about
     self.back = -1  # the step that the run last went back to
     self.compiled = self.twice = None  # the step, and as it compares itself
     self.profiling = False
@@ -226,6 +242,7 @@ class Training:
     """Evaluate and sample, save, take a batch, step, log: in this order, until the last step."""
     if result := self.begin():
       return result
+    self.job.between = functools.partial(self.between, should_stop)
     while True:
       try:
         return self.end(self.go_on(should_stop))
@@ -264,7 +281,6 @@ class Training:
     self.run.event('go_back', step=step, after=error.step, next_batch=batch)
     self.run.print(f'too many skipped steps up to {error.step}: going on from step {step}')
     self.step = self.saved = self.back = step
-    self.asked = step - 1
 
   def offset(self):
     """Number of the batch that the run would take at step 0."""
@@ -299,27 +315,34 @@ class Training:
   def look(self, should_stop):
     """Between two steps: evaluate, sample and save if due -> 'stopped', 'done' or '' to go on."""
     cfg = self.cfg.train
-    stopping = self.stopping(should_stop)
     if self.profiling and self.step >= cfg.profile[1]:
       self.settle()
       self.stop_profile()
-    if not stopping and self.due(cfg.eval_every):  # a resumed run does it at this step again
-      self.evaluate()
-    if not stopping and self.due(cfg.sample_every):
-      self.sample()
-    if not stopping and self.probes():
-      self.probe()
+    stopping = should_stop(self.step)
+    if not stopping:
+      try:
+        self.examine()
+      except Interrupted:  # the run does it again when it goes on
+        stopping = True
     if self.step > self.saved and (stopping or self.due(self.cfg.checkpoint.every)):
       self.save()  # before the data iterator moves: step and data agree
       self.saved = self.step
     self.checkpoints.poll()
     return 'stopped' if stopping else 'done' if self.step == cfg.steps else ''
 
-  def stopping(self, should_stop):
-    """Whether to stop here: asked about each step, as all processes do, so that they agree."""
-    steps = range(self.asked + 1, self.step + 1)
-    self.asked = self.step
-    return True in [should_stop(step) for step in steps]
+  def examine(self):
+    """Evaluate, sample and probe, what is due of it."""
+    if self.due(self.cfg.train.eval_every):
+      self.evaluate()
+    if self.due(self.cfg.train.sample_every):
+      self.sample()
+    if self.probes():
+      self.probe()
+
+  def between(self, should_stop):
+    """Called between batches of an evaluation: Interrupted if the run is to stop."""
+    if should_stop(self.step):
+      raise Interrupted
 
   def advance(self, metrics, seconds):
     """Account for a call of the step, whose metrics are still on the device."""
@@ -333,7 +356,10 @@ class Training:
     self.settle()
     self.log(force=True)
     self.checkpoints.finish()
-    return self.stopped() if ending == 'stopped' else self.conclude()
+    try:
+      return self.stopped() if ending == 'stopped' else self.conclude()
+    except Interrupted:  # the last step is saved
+      return self.stopped()
 
   def close(self):
     """End what runs beside the loop, also after an error: what is being saved gets finished."""
@@ -455,22 +481,6 @@ class Training:
 
       self.run.print(f'report: {report.write_report(self.workdir)}')
     return result
-
-
-def together(name):
-  """Wait until all processes are here."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)
-
-
-@contextlib.contextmanager
-def in_turn():
-  """Process 0 first, then all others."""
-  if jax.process_index() > 0:
-    together('in turn')
-  yield
-  if jax.process_index() == 0:
-    together('in turn')
 
 
 JOBS = {

@@ -1,6 +1,7 @@
 """A trained model from its run folder alone: nothing is executed but this package."""
 
 import base64
+import contextlib
 import dataclasses
 import tempfile
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gpt_jax import checkpoint, config, evaluate
+from gpt_jax import checkpoint, config, evaluate, trees
 from gpt_jax.model import gpt
 from gpt_jax.sharding import make_mesh
 from gpt_jax.tokenizers import Tokenizers
@@ -44,16 +45,18 @@ def load(workdir, mesh_config=None):
   step = checkpoints.newest_good()
   if step is None:
     raise ValueError(f'{workdir} has no checkpoint yet\nfix: train there first')
-  extra = checkpoints.extra(step)
+  with usable(workdir, step):
+    extra = checkpoints.extra(step)
+    vocab, (patch_values, frame_values) = extra['vocab'], extra.get('widths', (0, 0))
+    files = {Path(name).name: base64.b64decode(text) for name, text in extra['tokenizer'].items()}
   if cfg.train.job != 'gpt':
     raise ValueError(
       f'{workdir} holds an {cfg.train.job.replace("_", " ")}, not a GPT\n'
       f'fix: name it in {cfg.train.job.partition("_")[0]}.path of an experiment'
     )
-  toks = unpack_tokenizers(extra['tokenizer'])
-  patch_values, frame_values = extra.get('widths', (0, 0))
+  toks = unpack_tokenizers(files)
   model_cfg = dataclasses.replace(
-    cfg.model, vocab=extra['vocab'], patch_values=patch_values, frame_values=frame_values
+    cfg.model, vocab=vocab, patch_values=patch_values, frame_values=frame_values
   ).resolved()
   mesh = make_mesh(mesh_config or config.MeshConfig())
   abstract = gpt.GPT(model_cfg)
@@ -61,13 +64,38 @@ def load(workdir, mesh_config=None):
   like = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
   )
+  check_sizes(checkpoints, step, like)
   model = checkpoints.read_model(step, like)
   return Trained(workdir, cfg, model, toks, mesh, step)
 
 
+@contextlib.contextmanager
+def usable(workdir, step):
+  """What does not hold what we wrote, however it is wrong, is a ValueError that names the file."""
+  try:
+    yield
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    cause = ' '.join(f'{type(error).__name__} {error}'.split())
+    raise ValueError(
+      f'{workdir}/checkpoints/{step}/extra is not what a run keeps: {cause}\n'
+      'fix: copy a good checkpoint back, or train again'
+    ) from error
+
+
+def check_sizes(checkpoints, step, like):
+  """Raise ValueError unless the stored weights have the shapes of `like`: before any is read."""
+  stored, wanted = checkpoints.weights(step)[1], trees.flat(trees.to_abstract_tree(like))
+  known = {path: stored[path] for path in wanted if path in stored}
+  if lines := trees.mismatches(known, wanted):
+    raise ValueError(
+      f'{checkpoints.folder}/{step} does not fit config.json: {trees.shortened(lines)}\n'
+      'fix: give the folder as its run left it'
+    )
+
+
 def unpack_tokenizers(files):
-  """Inverse of `checkpoint.pack_folder` for a tokenizer folder."""
+  """The Tokenizers of {file name: bytes}, a saved folder."""
   with tempfile.TemporaryDirectory() as folder:
     for name, content in files.items():
-      (Path(folder) / Path(name).name).write_bytes(base64.b64decode(content))
+      (Path(folder) / name).write_bytes(content)
     return Tokenizers.load(folder)

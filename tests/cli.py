@@ -8,6 +8,7 @@ import sys
 from absl import flags, logging
 
 import launch as command_line
+from gpt_jax.cluster import bootstrap
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -55,6 +56,19 @@ def start(*arguments, folder, **options):
   )
 
 
+def start_all(count, *arguments, folder, **options):
+  """The processes of a job of so many."""
+  port = bootstrap.free_port()
+  job = (f'--coordinator=127.0.0.1:{port}', f'--processes={count}')
+  return [start(*arguments, *job, f'--process={i}', folder=folder, **options) for i in range(count)]
+
+
+def ended(processes, seconds=240):
+  """-> (exit codes, outputs) of processes, when all have ended."""
+  outputs = [process.communicate(timeout=seconds)[0] for process in processes]
+  return [process.returncode for process in processes], outputs
+
+
 def launch(*arguments, folder, **options):
   """Run to the end -> (exit code, output)."""
   process = start(*arguments, folder=folder, **options)
@@ -62,10 +76,20 @@ def launch(*arguments, folder, **options):
   return process.returncode, output
 
 
+class Idle:
+  """A guard.Guard that nothing happens to."""
+
+  asked = False
+  watch = staticmethod(lambda seconds, folder: None)
+  stop = staticmethod(lambda step: False)
+
+
 def in_process(capsys, monkeypatch):
   """call('train', '--workdir=x') -> (exit code, stdout, stderr), by `main` in this process."""
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '')  # no folder at home
   monkeypatch.setenv('MALLOC_MMAP_MAX_', '0')  # or main would start the process anew
-  monkeypatch.setattr(command_line.signal, 'signal', lambda *_: None)
+  monkeypatch.setattr(command_line, 'join', lambda **_: None)  # jax has begun without
+  monkeypatch.setattr(command_line, 'watcher', Idle)
 
   def call(*arguments):
     before, verbosity = set(flags.FLAGS), logging.get_verbosity()

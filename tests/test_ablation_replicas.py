@@ -118,6 +118,7 @@ def test_several_steps_a_call_and_shards_within_a_replica(tmp_path):
   assert_same(tmp_path / '0', tmp_path / 'alone')
 
 
+@pytest.mark.slow
 def test_runs_may_go_on_alone_or_together_from_different_steps(alone, tmp_path):
   configs, folders = [experiment(**s) for s in SETTINGS], [tmp_path / str(r) for r in range(3)]
   assert train.train(configs[0], folders[0], tiny_runs.stop_before(5)) is None
@@ -260,6 +261,7 @@ def test_what_waits_is_not_begun_after_a_request_to_stop(grouped):
   assert [outcome.outcome for outcome in outcomes] == ['done', 'done', 'stopped', 'stopped']
 
 
+@pytest.mark.slow
 def test_a_stop_while_the_step_compiles_touches_no_run(tmp_path):
   pairs = [(experiment(**setting), tmp_path / str(r)) for r, setting in enumerate(SETTINGS[:2])]
   for cfg, folder in pairs:
@@ -372,6 +374,7 @@ def short(**changes):
   return config.to_dict(experiment(**quick | changes))
 
 
+@pytest.mark.slow
 def test_a_worker_serves_jobs_until_there_are_no_more(worker, tmp_path):
   folders = [tmp_path / name for name in 'abc']
   give(worker, [short(), short(train__seed=1)], folders[:2])
@@ -391,6 +394,7 @@ def test_a_worker_serves_jobs_until_there_are_no_more(worker, tmp_path):
   assert 'step 4/4' in (tmp_path / 'worker.log').read_text()
 
 
+@pytest.mark.slow
 def test_a_worker_saves_when_it_is_told_to_end(worker, tmp_path):
   folders = [tmp_path / 'a', tmp_path / 'b']
   endless = [short(train__steps=10**6, train__seed=seed) for seed in (0, 1)]

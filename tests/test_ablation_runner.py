@@ -9,11 +9,12 @@ import os
 import pathlib
 import sys
 import time
+from unittest import mock
 
 import pytest
 
 from gpt_jax import records
-from gpt_jax.ablation import calibrate, crew, pool, runner, store
+from gpt_jax.ablation import calibrate, crew, pool, runner, shares, store
 from gpt_jax.ablation.design import Budget, Study
 from tests.tiny_runs import assert_two_lines
 
@@ -256,12 +257,12 @@ def test_runs_of_a_call_that_was_killed_are_noted(tmp_path):
   ]
   time.sleep(0.01)
   for _ in range(2):  # what did nothing since is not noted again
-    runner.note_cut(tmp_path, tasks)
+    runner.note_cut(tmp_path, tmp_path, tasks)
     assert noted() == [('begun', 'killed')]
   time.sleep(0.01)
   records.append_line(tasks[0].folder / 'events.jsonl', {'time': crew.utc(), 'event': 'resume'})
   time.sleep(0.01)
-  runner.note_cut(tmp_path, tasks)
+  runner.note_cut(tmp_path, tmp_path, tasks)
   assert noted() == [('begun', 'killed')] * 2
 
 
@@ -436,3 +437,51 @@ def test_little_work_is_not_measured(tmp_path, monkeypatch):
   monkeypatch.setattr(calibrate, 'measure', lambda *_: pytest.fail('measured'))
   assert calibrate.schedule(tmp_path, tasks, 0, never, print) == TWO
   assert 'schedule' not in records.read_json(tmp_path / 'study.json')
+
+
+# ------------------------------------------------------------------------------------------- shares
+
+
+def test_shares_have_each_run_once(tmp_path, monkeypatch):
+  """Three tasks one after another, on planned runs that fake processes train."""
+  planned = [task(tmp_path, arm, seed) for seed in (0, 1) for arm in ('base', 'a')]
+  description = {
+    'metric': 'valid_loss', 'seeds': [0, 1],
+    'arms': [{'name': name, 'slug': name} for name in ('base', 'a')],
+  }  # fmt: skip
+  judged = []
+  monkeypatch.setattr(runner, 'proved', lambda *_: ((), {}, description))
+  monkeypatch.setattr(runner, 'tasks', lambda *_: planned)
+  monkeypatch.setattr(runner, 'check_same', lambda *_: None)
+  monkeypatch.setattr(runner, 'judge', lambda *_: judged.append(len(store.read_attempts(tmp_path))))
+  study = Study('x.py', {'lr': [1, 2]})
+  for number in (2, 0, 1, 1):
+    assert shares.run(study, tmp_path, (number, 3), say=lambda line: None)
+    assert not runner.failures(tmp_path, (number, 3))
+  attempts = [(a['arm'], a['seed']) for a in store.read_attempts(tmp_path)]
+  assert sorted(attempts) == sorted((t.arm, t.seed) for t in planned)
+  assert judged == [4, 4]  # when the last has ended, and when it is asked again
+  places = sorted(path.parent.name for path in tmp_path.glob('shares/*/attempts.jsonl'))
+  assert places == ['0 of 3', '1 of 3', '2 of 3']
+
+
+def test_a_share_is_trained_by_one_and_not_beside_the_whole(tmp_path):
+  place = tmp_path / 'shares' / '0 of 2'
+  place.mkdir(parents=True)
+  (tmp_path / 'study.json').write_text('{}')
+  study = Study('x.py', {'lr': [1, 2]})
+  with records.locked(place):
+    with pytest.raises(ValueError, match='0 of 2 is being written by'):
+      shares.run(study, tmp_path, (0, 2))
+    made = ((), {}, {})
+    with mock.patch.object(runner, 'proved', lambda *_: made):
+      with pytest.raises(ValueError) as error:
+        runner.run(study, tmp_path)
+    assert_two_lines(error.value, 'share 0 of 2 is being trained by process')
+
+
+@pytest.mark.parametrize('text', ['', '1', '2/2', '-1/2', '0/0', 'a/b', '1/2/3'])
+def test_what_is_no_share(text):
+  with pytest.raises(ValueError) as error:
+    shares.parse(text)
+  assert_two_lines(error.value, f'--share={text}')

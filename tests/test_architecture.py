@@ -21,10 +21,14 @@ MAY_IMPORT = {
   'losses': '',
   'optim': '',
   'metrics': '',
+  'sound_metrics': 'metrics',
+  'text_metrics': 'metrics',
   'hardware': '',
   'records': '',
+  'clock': '',
   'digests': 'records',
   'trees': '',
+  'compiled': '',
   'checkpoint': 'digests trees',
   'loggers': '',
   'figures': '',
@@ -32,39 +36,43 @@ MAY_IMPORT = {
   'model': 'sharding',
   'tokenizers': 'model',
   'data': 'tokenizers',
-  'runs': 'records loggers',
+  'runs': 'clock records loggers',
   'story': 'records runs',
-  'report': 'figures loggers page records runs story',
-  'judges': 'metrics',
+  'goodput': 'story',
+  'report': 'figures goodput loggers page records runs story',
+  'judges': 'metrics sound_metrics',
   'samplers': '',
   'grammar': '',
   'feed': 'grammar model',
-  'sample': 'feed grammar losses model samplers',
-  'beam': 'grammar sample samplers',
+  'sample': 'feed grammar losses model samplers sharding',
+  'beam': 'grammar sample samplers sharding',
   'prompts': 'data feed grammar sample',
   'outfiles': 'data records',
   'skips': '',
   'step': 'losses model optim sharding skips',
-  'cluster': 'feed grammar hardware model sample sharding step',
   'replay': 'sharding trees',
   'probes': 'model optim sharding step',
-  'tasks': 'data grammar judges losses metrics sample sharding tokenizers',
-  'evaluate': 'data losses model prompts sample sharding tasks tokenizers',
+  'tasks': 'data grammar judges losses metrics sample sharding sound_metrics text_metrics '
+  'tokenizers',
+  'evaluate': 'data losses model prompts sample sharding tasks text_metrics tokenizers',
   'samples': 'data prompts sample',
   'language': 'checkpoint data evaluate hardware losses model records runs sample samples sharding '
   'step tokenizers',
   'codec': 'data hardware metrics model sharding step tokenizers',
   'ledger': '',
-  'train': 'checkpoint codec hardware language ledger probes replay report runs sharding skips',
+  'train': 'checkpoint clock codec hardware language ledger probes replay report runs sharding '
+  'skips',
   'config': 'checkpoint data losses model optim runs sample sharding tokenizers train',
+  'cluster': 'feed grammar hardware model runs sample sharding step',
   'doctor': 'config hardware model runs sharding step',
-  'ablation': 'config data figures hardware language loggers model page records runs sharding step '
-  'train',
-  'trained': 'checkpoint config evaluate model sharding tokenizers',
+  'ablation': 'compiled config data figures hardware language loggers model page records runs '
+  'sharding step train',
+  'trained': 'checkpoint config evaluate model sharding tokenizers trees',
   'interop': 'checkpoint config model records runs sample step tokenizers train trained',
+  'words': '',
   'experiments': 'ablation config model',
-  'launch': 'ablation cluster config data doctor evaluate grammar interop outfiles prompts records report '
-  'runs sample train trained',
+  'launch': 'ablation clock cluster compiled config data doctor evaluate goodput grammar '
+  'interop outfiles prompts records report runs sample story train trained words',
 }
 LAZY = {('sample', 'beam')}  # the one cycle: imported in a function
 
@@ -85,13 +93,17 @@ LIBRARIES = {
   'sentencepiece': ['tokenizers'],
   'PIL': ['data'],
   'soundfile': ['data'],
-  'scipy': ['ablation', 'data', 'judges', 'metrics', 'tokenizers'],
+  'scipy': ['ablation', 'data', 'judges', 'metrics', 'sound_metrics', 'tokenizers'],
   'sklearn': ['data', 'judges'],
   'safetensors': ['interop', 'tokenizers'],
+  'sacrebleu': ['text_metrics'],
+  'rouge_score': ['text_metrics'],
   'huggingface_hub': ['interop'],
+  'fsspec': ['data'],
 }
 AT_HOME = ('flax', 'optax', 'orbax', 'ml_collections', 'matplotlib', 'safetensors')  # at the top
-OPTIONAL = ('wandb', 'huggingface_hub')  # not among the dependencies
+# Not among the dependencies.
+OPTIONAL = ('wandb', 'huggingface_hub', 'fsspec', 'sacrebleu', 'rouge_score')
 EVERYWHERE = ('jax', 'numpy')
 
 
@@ -206,7 +218,10 @@ sys.meta_path.insert(0, Blocker())
 import {modules}
 """
 
-NEVER = ['torch', 'tensorflow', 'transformers', 'wandb', 'clu', 'huggingface_hub']
+NEVER = [
+  'torch', 'tensorflow', 'transformers', 'wandb', 'clu', 'huggingface_hub', 'sacrebleu',
+  'rouge_score',
+]  # fmt: skip
 LATER = [*NEVER, 'grain', 'tensorflow_datasets', 'matplotlib', 'tensorboardX', 'sentencepiece']
 
 
@@ -216,7 +231,7 @@ LATER = [*NEVER, 'grain', 'tensorflow_datasets', 'matplotlib', 'tensorboardX', '
     # flax and optax themselves import absl: that ours does not is in the table above.
     (
       'gpt_jax.model.gpt, gpt_jax.optim, gpt_jax.losses, gpt_jax.sharding, gpt_jax.sample, '
-      'gpt_jax.beam, gpt_jax.step',
+      'gpt_jax.beam, gpt_jax.step, gpt_jax.hardware, benchmarks.gpu, benchmarks.gpu_rows',
       [*LATER, 'ml_collections', 'orbax', 'tokenizers', 'safetensors'],
     ),
     (

@@ -1,6 +1,7 @@
 """Attention against loops over keys, the rules that choose a kernel, and the future kept out."""
 
 import math
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -143,15 +144,41 @@ def test_module_projects_norms_rotates_attends_and_projects(tiny, extra):
   np.testing.assert_allclose(call(module, x_BTD), expected, atol=2e-5)
 
 
+class Gpu:
+  """A device that says what it can do."""
+
+  platform = 'gpu'
+
+  def __init__(self, capability):
+    self.compute_capability = capability
+
+
+@pytest.mark.parametrize(
+  ('capability', 'why'),
+  [('7.5', 'compute capability 7.5'), ('gfx942', 'gfx942'), ('9.0', 'this installation (')],
+)
+def test_a_gpu_without_cudnn_attention_gets_einsums(capability, why):
+  """The last can by its number, but this process has no cuDNN: it is asked to compile."""
+  cfg = models.tiny(head_dim=8, dtype='bfloat16')
+  attention.cudnn_obstacle.cache_clear()
+  try:
+    with mock.patch.object(jax, 'local_devices', lambda: [Gpu(capability)]):
+      mask = Mask(order(128), order(128))
+      assert attention.choose_kernel(cfg, mask, 128, 'gpu') == 'xla'
+      assert why in attention.refusal('cudnn', cfg, mask, 128)
+  finally:
+    attention.cudnn_obstacle.cache_clear()
+
+
 def test_cache_is_written_at_each_rows_own_slot():
   new = np.arange(1, 9, dtype=np.float32).reshape(2, 2, 1, 2)
-  old = jnp.zeros((2, 5, 1, 2))
+  old = jnp.zeros((2, 1, 5, 2))
   starts_BT = jnp.array([[0, 1], [3, 4]], jnp.int32)
-  cache = attention.write(dict(k_BSGK=old, v_BSGK=old), new, -new, starts_BT)
-  expected = np.zeros((2, 5, 1, 2))
-  expected[0, 0:2], expected[1, 3:5] = new
-  np.testing.assert_array_equal(cache['k_BSGK'], expected)
-  np.testing.assert_array_equal(cache['v_BSGK'], -expected)
+  cache = attention.write(dict(k_BGSK=old, v_BGSK=old), new, -new, starts_BT)
+  expected = np.zeros((2, 1, 5, 2))
+  expected[0, 0, 0:2], expected[1, 0, 3:5] = new[:, :, 0]
+  np.testing.assert_array_equal(cache['k_BGSK'], expected)
+  np.testing.assert_array_equal(cache['v_BGSK'], -expected)
 
 
 # -------------------------------------------------------------------------------------- the future

@@ -91,6 +91,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(call, study, tmp_path):
     (['--config=experiments/demo.py'], ['no get_study'], 'get_study'),
     (['--config=STUDY', '--seeds=-1'], ['seeds'], ''),
     (['--config=STUDY', '--wrkers=2'], ["'wrkers'"], ''),
+    (['--config=STUDY', '--share=4/4'], ['--share=4/4 is no share'], '0/4'),
     (['--config=STUDY', '--workdir=FILE'], ['is a file'], '--workdir'),
     (['--config=STUDY', '--workdir=FOLDER'], ['not a study', 'thesis.tex'], '--workdir'),
   ],
@@ -115,6 +116,7 @@ def test_an_arm_that_changes_nothing_is_refused(call, study, tmp_path):
   assert not (tmp_path / 'new/study.json').exists() and not (tmp_path / 'new/runs').exists()
 
 
+@pytest.mark.slow
 def test_a_whole_study_by_training_processes(study, tmp_path):
   """Trained, judged, reported; the same command again has nothing left to do."""
   spec, folder = study({'lr': [1e-2, 1e-1]}), tmp_path / 'study'
@@ -139,6 +141,32 @@ def test_a_whole_study_by_training_processes(study, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_two_tasks_of_an_array_share_a_study(study, tmp_path):
+  """Each run is trained once, the last task reports, and more tasks find nothing left to do."""
+  spec, folder = study({'lr': [1e-2, 1e-1]}), tmp_path / 'study'
+  words = lambda i: ('ablate', spec, f'--workdir={folder}', f'--share={i}/2', '--workers=1')
+  tasks = [cli.start(*words(i), folder=tmp_path) for i in range(2)]
+  outputs = [task.communicate(timeout=240)[0] for task in tasks]
+  assert [task.returncode for task in tasks] == [0, 0], outputs
+  rows = store.rows(folder)
+  assert [row['status'] for row in rows] == ['done'] * 4
+  for row in rows:
+    events = [
+      event['event'] for event in records.read_lines(pathlib.Path(row['folder']) / 'events.jsonl')
+    ]
+    assert events.count('start') == 1 and 'resume' not in events
+  attempts = store.read_attempts(folder)
+  assert sorted((a['arm'], a['seed']) for a in attempts) == sorted(
+    (r['arm'], r['seed']) for r in rows
+  )
+  assert all((folder / 'shares' / f'{i} of 2' / 'attempts.jsonl').exists() for i in range(2))
+  assert sum('report: ' in output for output in outputs) >= 1
+  assert (folder / 'report.html').exists()
+  code, output = cli.launch(*words(0), folder=tmp_path)
+  assert code == 0 and '2 runs: 2 need no more work' in output
+
+
 def test_a_study_that_is_killed_and_stopped_goes_on(study, tmp_path):
   """Each run ends as if nothing had happened: its losses are those of a study left alone."""
   spec = study({'lr': [1e-2, 3e-2]}, **{'train.steps': 240})

@@ -108,6 +108,17 @@ def test_a_sound_is_heard(call, run, sound, tmp_path):
   assert f'\n{first["text"]}\n' in out
 
 
+def test_channels_are_made_those_of_the_model_and_it_is_said(call, run, tmp_path):
+  stereo, clear = tmp_path / 'stereo.wav', tmp_path / 'clear.png'
+  soundfile.write(stereo, np.repeat(keypad.tone(7)[:, None], 2, 1), 8000)
+  Image.fromarray(np.full((8, 8, 4), 128, np.uint8)).save(clear)
+  for word, note in (
+    (f'--audio={stereo}', '2 channels averaged'), (f'--image={clear}', 'composited over white')
+  ):  # fmt: skip
+    code, out, err = call('sample', f'--workdir={run}', word)
+    assert code == 0 and note in out, err
+
+
 def test_a_picture_is_drawn(call, run, tmp_path):
   file = tmp_path / 'x.png'
   words = ('sample', f'--workdir={run}', '--prompt=seven', '--to=image')

@@ -325,10 +325,20 @@ def test_bad_records_are_skipped_up_to_a_number(pictures, caplog):
     make(pictures(bad_records=1))
   assert data.images(pictures(bad_records=2), (4, 4, 1)).shape == (5, 4, 4, 1)
   cfg = pictures(bad_records=2)
-  kept = data.readable(cfg, 'x', data.examples(cfg, 'x', 'train'))
+  kept = data.readable(cfg, 'x', media_tokenizers(), data.examples(cfg, 'x', 'train'))
   assert [where.rpartition(' ')[2] for where, _ in kept] == ['1', '2', '4', '6', '7']
   with pytest.raises(ValueError, match=r'now 1'):
     data.images(pictures(bad_records=1), (4, 4, 1))
+
+
+def test_what_a_cache_leaves_out_tasks_leave_out(pictures):
+  """Also a sound that can be read, but is longer than the tokenizer's longest."""
+  short, long = ([Piece('audio', np.zeros(n, np.float32))] for n in (25, 100 * 600))
+  cfg, toks = pictures(bad_records=1), media_tokenizers()
+  kept = data.readable(cfg, 'x', toks, iter([('short', short), ('long', long)]))
+  assert [where for where, _ in kept] == ['short']
+  with pytest.raises(ValueError, match='lasts'):
+    data.encode(toks, long)
 
 
 def test_conversions_are_reported_once(pictures, caplog):

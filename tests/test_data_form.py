@@ -320,6 +320,19 @@ def test_text_alone_needs_nothing():
   assert Form.of(cfg, MADE[1]).features == ()
 
 
+@pytest.mark.parametrize(
+  ('template', 'begins'),
+  [
+    ('{name} -> {x:image}', False), ('{name} -> {x:audio}', False), ('{x:image} -> {name}', False),
+    ('{x:image} {name}', False), ('{p:parts}', False), ('{name} -> {x:image}{name}', True),
+    ('{name} -> {name}{x:image}', True), ('{name} -> {p:parts}', True),
+  ],
+)  # fmt: skip
+def test_whether_the_beginning_of_a_target_is_learned(template, begins):
+  assert form().of_template(template).begins == begins
+  assert not Form().of_template(template).begins
+
+
 def test_form_of_a_config():
   assert form().features == (('patches', 4), ('frames', 3))
   assert form(template='{audio:frames} -> {image:image}').features == (('frames', 3),)

@@ -1,5 +1,7 @@
 """Sources read exactly what is in the files, and say where it is wrong."""
 
+import dataclasses
+import gzip
 import json
 import os
 import subprocess
@@ -28,6 +30,46 @@ def error(source, split='train'):
 
 def test_tables_agree():
   assert SOURCES.keys() == FIELDS.keys()
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+  """A remote file system, with nothing on it yet; copies go to a folder of the test."""
+  fsspec = pytest.importorskip('fsspec')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  system = fsspec.filesystem('memory')
+  yield system
+  system.rm('/bucket', recursive=True)
+
+
+def test_files_of_a_bucket_are_those_of_a_folder(bucket, tmp_path):
+  folder = tmp_path / 'local'
+  for name, text in {'b/x.txt': 'second', 'a/x.txt': 'first', 'a/x.log': 'no text'}.items():
+    bucket.pipe(f'/bucket/{name}', text.encode())
+    (folder / name).parent.mkdir(exist_ok=True, parents=True)
+    (folder / name).write_text(text)
+  remote, local = Source('text', 'memory://bucket'), Source('text', str(folder))
+  assert texts(remote) == texts(local) == ['first', 'second']
+  assert open_source(remote, 'train').content() == open_source(local, 'train').content()
+  assert texts(Source('text', 'memory://bucket/b/*')) == ['second']
+  assert texts(Source('text', 'memory://bucket/a/x.txt')) == ['first']
+  assert texts(Source('text', f'file://{folder}/a/x.txt')) == ['first']
+  bucket.pipe('/bucket/a/x.txt', b'another')
+  assert texts(remote) == ['another', 'second']
+
+
+def test_files_of_a_bucket_are_copied_once(bucket, tmp_path, monkeypatch):
+  bucket.pipe('/bucket/x.txt', b'text')
+  assert texts(Source('text', 'memory://bucket')) == ['text']
+  monkeypatch.setattr(type(bucket), 'get_file', None)
+  assert texts(Source('text', 'memory://bucket')) == ['text']
+  assert len([path for path in (tmp_path / 'cache').rglob('*') if path.is_file()]) == 1
+
+
+def test_a_bucket_that_cannot_be_read(bucket):
+  bucket.pipe('/bucket/x.txt', b'text')
+  assert 'memory://bucket/y.txt matches no file' in error(Source('text', 'memory://bucket/y.txt'))
+  assert 'nowhere://bucket cannot be read' in error(Source('text', 'nowhere://bucket'))
 
 
 def test_builtin_is_sorted_prose_and_its_content_names_the_python():
@@ -68,6 +110,57 @@ def test_bad_utf8_names_file_and_offset(tmp_path, monkeypatch, block, kind):
   assert error(Source(kind, str(tmp_path / 'a'))) == (
     f'{tmp_path}/a is not UTF-8: bad byte at offset {len(start) + 2}'
   )
+
+
+def test_parallel_texts(tmp_path):
+  """Also compressed; fields are named by the ends of names."""
+  (tmp_path / 'train.en').write_bytes(b'A cat. \nA dog.\n')
+  (tmp_path / 'train.de.gz').write_bytes(gzip.compress('Eine Katze.\nÄh?\n'.encode()))
+  source = Source('parallel', f'{tmp_path}/train.*', template='{en} -> {de}')
+  found = list(open_source(source, 'train').records())
+  assert [record for _, record in found] == [
+    {'en': 'A cat.', 'de': 'Eine Katze.'}, {'en': 'A dog.', 'de': 'Äh?'}
+  ]  # fmt: skip
+  assert found[1][0].endswith('train.* line 2')
+  before = open_source(source, 'train').content()
+  (tmp_path / 'train.en').write_bytes(b'A cat. \n')
+  assert open_source(source, 'train').content() != before
+  assert 'train.en has 1 lines and others' in error(source)
+  (tmp_path / 'train.en').write_bytes(b'A cat. \n\xff')
+  assert f'{tmp_path}/train.en is not UTF-8: bad byte at offset 8' in error(source)
+  (tmp_path / 'train.de.gz').write_bytes(b'plain')
+  assert 'train.de.gz cannot be read' in error(source)
+  for path in ('train.en', 'train.*z'):
+    assert 'not one file of each language' in error(Source('parallel', f'{tmp_path}/{path}'))
+  (tmp_path / 'b.en').write_bytes(b'again')
+  assert 'b.en, train.de.gz, train.en' in error(Source('parallel', f'{tmp_path}/*'))
+
+
+def answered(story, question):
+  """The answer to a question, read from the sentences."""
+  place, holder = {}, {}
+  for who, verb, *_, what in (sentence.split() for sentence in story.rstrip('.').split('. ')):
+    if verb == 'went':
+      place[who] = what
+    holder |= {what: who} if verb == 'took' else {what: place[who]} if verb == 'left' else {}
+  what = question.rstrip('?').split()[-1]
+  what = holder.get(what, what)
+  return place.get(what, what)
+
+
+def test_stories_have_the_right_answer_and_splits_share_none():
+  source = Source('stories', template='{story}', documents=600, keep='facts=2', test_keep='part=9')
+  found = [record for _, record in open_source(source, 'train').records()]
+  other = [record for _, record in open_source(source, 'test').records()]
+  assert 200 < len(found) < 300 and {r['facts'] for r in found} == {2}
+  assert not {r['story'] for r in found} & {r['story'] for r in other}
+  for record in (*found, *other):
+    assert answered(record['story'], record['question']) == record['answer'], record
+  assert any('left' in r['story'] for r in found) and {r['facts'] for r in other} == {1, 2}
+  assert max(Counter(r['answer'] for r in found).values()) < 0.3 * len(found)
+  again = open_source(dataclasses.replace(source, seed=1), 'train')
+  assert again.content() != open_source(source, 'train').content()
+  assert next(again.records()) != next(open_source(source, 'train').records())
 
 
 @pytest.mark.parametrize('kind', ['text', 'jsonl'])

@@ -20,6 +20,7 @@ RECORD = {
     ('{question}', 'Why?'),
     ('Q: {question}\nA: {answers.text.1}', 'Q: Why?\nA: b'),
     ('{{{n}}} {raw}', '{3} é'),
+    ('{answers.text.*}!', 'a b!'),
   ],
 )
 def test_render(template, text):
@@ -39,6 +40,7 @@ def test_malformed_templates(template):
   [
     ('{title}', r"f.jsonl line 7 has no field 'title'.*question, answers, n, raw, none"),
     ('{answers.text.2}', r"'answers.text.2': at '2' it has list value"),
+    ('{answers.*}', r"no field 'answers.\*': at '\*' it has text"),
     ('{answers.title}', r"no field 'answers.title'.*it has text"),
     ('{answers}', r"field 'answers' is a dict, not text"),
     ('{none}', r"field 'none' is a NoneType, not text"),

@@ -58,9 +58,13 @@ def corpora(tmp_path_factory):
     'First Citizen: Before we proceed any further, hear me speak.\n\nAll: Speak, speak.\n\n'
     'You are all resolved rather to die than to famish? Resolved, resolved.\n\n'
   )
-  for name in ('tinyshakespeare', 'mnist', 'fsdd', 'noto_emoji', 'runs'):
+  for name in (
+    'tinyshakespeare', 'mnist', 'fsdd', 'noto_emoji', 'runs', 'multi30k', 'scitldr'
+  ):  # fmt: skip
     (folder / name).mkdir()
   (folder / 'tinyshakespeare/input.txt').write_text(words * 100)
+  write_captions(folder / 'multi30k')
+  write_abstracts(folder / 'scitldr')
   write_mnist(folder / 'mnist')
   write_recordings(folder / 'fsdd/recordings.zip')
   write_emoji(folder / 'noto_emoji')
@@ -69,6 +73,30 @@ def corpora(tmp_path_factory):
     patch.setattr(sys, 'argv', ['emoji_split', f'--out={folder}/runs/emoji.jsonl'])
     emoji_split.main()
   return folder
+
+
+def write_captions(folder):
+  """The same sentences in three languages."""
+  things = {
+    'en': ('A', 'cat', 'dog'),
+    'de': ('Ein', 'Kater', 'Hund'),
+    'fr': ('Un', 'chat', 'chien'),
+  }
+  for split, count in (('train', 60), ('val', 6), ('test_2016_flickr', 6)):
+    for language_, (one, *animals) in things.items():
+      lines = [f'{one} {animals[n % 2]} {n}.\n' for n in range(count)]
+      (folder / f'{split}.{language_}.gz').write_bytes(gzip.compress(''.join(lines).encode()))
+
+
+def write_abstracts(folder):
+  """Abstracts of three sentences with two summaries."""
+  for split, count in (('train', 30), ('dev', 4), ('test', 4)):
+    lines = [
+      json.dumps({'source': [f'We study {n}.', 'It is hard.', 'It works.'],
+                  'target': [f'On {n}.', f'About {n}.']}) + '\n'
+      for n in range(count)
+    ]  # fmt: skip
+    (folder / f'{split}.jsonl').write_text(''.join(lines))
 
 
 def write_mnist(folder):
@@ -138,7 +166,8 @@ def small(path, base, **chosen):
     chosen['runlocal'] = 'true'
   made = load(path, base, **chosen)
   for section, values in SMALL.items():
-    made[section].update(values)
+    if section != 'sample' or made.train.job == 'gpt':
+      made[section].update(values)
   if made.train.job == 'gpt' and not made.train.init_from:
     made.model.update(SMALL_MODEL)
     made.model.layers = len(made.model.window_pattern) or 1
@@ -190,7 +219,15 @@ def test_the_docstring_has_a_command_and_every_argument(path):
     assert name in docstring, name
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+# Of the three from text to text, alike but for their sources, one is in the fast set.
+ALIKE = ('answer', 'summarise')
+TRAINED = [
+  pytest.param(path, marks=[pytest.mark.slow] * (path.stem in ALIKE), id=path.stem)
+  for path in FILES
+]
+
+
+@pytest.mark.parametrize('path', TRAINED)
 def test_every_experiment_trains_and_samples(path, base, stand_in, tmp_path):
   cfg = small(path, base)
   result = train.train(cfg, tmp_path / 'run')
@@ -216,7 +253,7 @@ TOKENIZERS = cli.ROOT / 'experiments/tokenizers'
 CHOICES = [
   ('mnist', 'task=read'), ('mnist', 'task=draw'), ('mnist', 'task=read,continuous'),
   ('digits_speech', 'task=recognise'), ('digits_speech', 'task=speak'),
-  ('digits_speech', 'loso=theo'), ('tokenizers/fsdd_fsq', 'loso=theo'),
+  ('digits_speech', 'loso=theo'), ('tokenizers/fsdd_fsq', 'loso=theo'), ('translate', 'to=fr'),
   *(('multimodal', f'only={task}') for task in ('read', 'draw', 'recognise', 'speak', 'text')),
 ]  # fmt: skip
 
@@ -239,7 +276,7 @@ def test_choices_build_and_leave_no_setting_without_use(name, chosen, stand_in, 
   'name, chosen',
   [
     ('mnist', 'task=fly'), ('digits_speech', 'task=fly'), ('digits_speech', 'loso=bob'),
-    ('multimodal', 'only=fly'), ('tokenizers/fsdd_fsq', 'loso=bob'),
+    ('multimodal', 'only=fly'), ('tokenizers/fsdd_fsq', 'loso=bob'), ('translate', 'to=xx'),
   ],
 )  # fmt: skip
 def test_choices_that_there_are_not(name, chosen):

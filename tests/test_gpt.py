@@ -240,7 +240,7 @@ def test_cache_holds_a_slot_for_each_token_and_head():
   assert len(cache) == 2
   for layer in cache:
     assert {(k, v.shape, v.dtype.name) for k, v in layer.items()} == {
-      (name, (3, 5, 2, 4), 'bfloat16') for name in ('k_BSGK', 'v_BSGK')
+      (name, (3, 2, 5, 4), 'bfloat16') for name in ('k_BGSK', 'v_BGSK')
     }
 
 

@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import config, evaluate, language, losses, step, train, trained
+from gpt_jax import (
+  config,
+  evaluate,
+  language,
+  losses,
+  prompts,
+  sample,
+  step,
+  train,
+  trained,
+)
 from gpt_jax.model import gpt
 from gpt_jax.sharding import make_mesh, to_devices
 from tests import tiny_runs
@@ -47,6 +57,38 @@ def job_of(folder, cfg):
   mesh = make_mesh(cfg.mesh, jax.devices()[:1])
   with jax.set_mesh(mesh):
     return language.Language(cfg, folder, mesh)
+
+
+def test_media_that_are_held_out_and_trained_on_are_counted(tmp_path, caplog):
+  """Two sources of the same pictures, cut apart by different means."""
+  assert 'trained on too' not in caplog.text
+  job_of(tmp_path / 'whole', experiment())
+  assert 'trained on too' not in caplog.text  # read and draw are cut by the pictures
+  mixture = {name: dict(tiny_runs.MEDIA['data.mixture'][name]) for name in ('read', 'draw')}
+  mixture['draw'] |= {'keep': 'label=0|1|2|3|4', 'valid_keep': 'label=5|6|7|8|9'}
+  cfg = experiment(data__mixture=mixture, audio={})
+  job = job_of(tmp_path / 'shared', cfg)
+  [line] = [r.getMessage() for r in caplog.records if 'data.mixture.draw' in r.getMessage()]
+  held, trained_on = job.caches['draw', 'valid'], job.loader.caches['read']
+  shared = np.isin(held.media_hashes, trained_on.media_hashes).sum()
+  assert 0 < shared < len(held.media_hashes) == len(held.offsets)
+  assert f': {shared} of its {len(held.offsets)} validation images' in line
+
+
+@pytest.mark.slow
+def test_a_mixed_target_begins_as_it_did_in_training(tmp_path):
+  """With a picture: nothing but the loss on its start marker says so."""
+  mixture = {'both': {'kind': 'digits', 'template': '{name} -> {image:image}{name}'}}
+  small = {'steps': 40, 'eval_every': 0, 'sample_every': 0, 'sample_prompts': ()}
+  data_ = {'packing': 'first_fit', 'condition_dropout': 0.0}
+  cfg = experiment(data__mixture=mixture, data=data_, audio={}, train=small)
+  train.train(cfg, tmp_path / 'run')
+  run = trained.load(tmp_path / 'run')
+  given_ = prompts.prompt(run, 'seven', to='any')
+  many = dataclasses.replace(run.cfg.sample, num_samples=20, max_new_tokens=24)
+  [group] = sample.make(run.model, run.tokenizers, [given_], many, 'any')
+  begun = [ids[0] == run.tokenizers.vocabulary.special('boi') for ids, _ in group]
+  assert sum(begun) >= 18
 
 
 def program(job, **changes):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from gpt_jax.model import gpt
 from gpt_jax.model import layers as nn
@@ -199,3 +200,25 @@ def test_a_model_in_half_precision_is_close_and_gives_float32_logits(tiny, dtype
   assert half.dtype == jnp.float32
   error = np.abs(np.asarray(half) - exact)[..., :50]
   assert 0 < error.mean() < 0.02 * exact[..., :50].std()
+
+
+@pytest.mark.parametrize(
+  ('subscripts', 'shape'),
+  [
+    ('BTD,DHK->BTHK', (4, 2, 3)),
+    ('BTHK,HKD->BTD', (2, 3, 4)),
+    ('BTD,DF->BTF', (4, 5)),
+    ('BTF,FD->BTD', (5, 4)),
+  ],
+)
+def test_weights_with_outputs_first_multiply_alike(subscripts, shape):
+  sizes = dict(B=2, T=3, D=4, H=2, K=3, F=5)
+  given, letters, _ = subscripts.replace('->', ',').split(',')
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal([sizes[a] for a in given], np.float32)
+  w = rng.standard_normal(shape, np.float32)
+  turned = nn.outputs_first(nnx.Param(jnp.asarray(w), axes=letters, std=0.0, mean=0.0))
+  assert turned.axes != letters
+  for path in (nn.linear, nn.weights_left):
+    found = path(subscripts, jnp.asarray(x), turned)
+    np.testing.assert_allclose(found, np.einsum(subscripts, x, w), rtol=1e-5, atol=1e-6)

@@ -84,6 +84,13 @@ def test_a_row_says_of_each_document_what_the_document_says_alone(row):
   assert places == [list(p) for p in padded(columns[3], (0, 0, 0))]
 
 
+def test_what_begins_a_mixed_target_carries_loss():
+  ids_BW = np.array([[1, SEP, BOI, 200, EOI, 1, EOS, 2, SEP, 3, EOS, 0]], np.int32)
+  segments_BW = np.array([[1] * 7 + [2] * 4 + [0]], np.int32)
+  given_, learned = (LAYOUT.targets(ids_BW, segments_BW, begins)[0] for begins in (False, True))
+  assert np.flatnonzero(given_ != learned).tolist() == [2] and learned[2]
+
+
 def test_a_dropped_condition_keeps_its_length_and_its_sep():
   ids_BW = np.array([[1, 2, SEP, BOI, 200]], np.int32)
   condition_BW = LAYOUT.condition(ids_BW, np.ones_like(ids_BW))

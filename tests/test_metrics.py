@@ -181,6 +181,7 @@ def test_retrieval():
   found = metrics.retrieval(scores, [0, 2, 0], at=(1, 2))
   assert found == {
     'mrr': pytest.approx((1 + 1 / 3 + 1 / 3) / 3),
+    'median_rank': 3,
     'recall@1': 1 / 3,
     'recall@2': 1 / 3,
   }
@@ -216,53 +217,3 @@ def test_squad_f1():
   assert metrics.token_f1('', '') == 1
   assert metrics.token_f1('x', '') == 0
   assert metrics.token_f1('x x', 'x') == pytest.approx(2 / 3)
-
-
-# ------------------------------------------------------------------------------------------- sound
-
-
-def test_log_mel_of_a_tone():
-  rate = 8000
-  time = np.arange(rate) / rate
-  mel = metrics.log_mel(0.01 * np.sin(2 * np.pi * 1000 * time), rate)
-  assert mel.shape == (80, 40)
-  edges = 700 * (10 ** (np.linspace(0, np.log10(1 + 4000 / 700), 42)) - 1)
-  band = mel[40].argmax()
-  assert edges[band] < 1000 < edges[band + 2]
-  louder = metrics.log_mel(0.1 * np.sin(2 * np.pi * 1000 * time), rate)
-  assert louder == pytest.approx(mel, abs=1e-6)
-  assert np.isfinite(metrics.log_mel(np.zeros(10), rate)).all()
-
-
-def test_mel_filters_sum_to_one():
-  for bands in (40, 80):
-    weights = metrics.mel_filters(8000, 256, bands)
-    assert weights.sum(1) == pytest.approx(np.ones(bands))
-    assert (weights >= 0).all()
-
-
-def test_warping_against_the_recursion():
-  cost = rng.random((6, 9))
-  best = {(0, 0): (0.0, 0)}
-  for i in range(1, 7):
-    for j in range(1, 10):
-      before = [best[k] for k in ((i - 1, j - 1), (i - 1, j), (i, j - 1)) if k in best]
-      total, steps = min(before, key=lambda pair: pair[0], default=(math.inf, 0))
-      best[i, j] = total + cost[i - 1, j - 1], steps + 1
-  total, steps = best[6, 9]
-  assert metrics.warp(cost) == pytest.approx(total / steps)
-
-
-def test_cepstral_distortion():
-  mel = rng.normal(size=(30, 40))
-  assert metrics.mcd_dtw(mel, mel) == pytest.approx(0, abs=1e-5)
-  assert metrics.mcd_dtw(mel, np.repeat(mel, 2, 0)) == pytest.approx(0, abs=1e-5)
-  # One cosine coefficient that differs by 1 throughout: 10 / ln 10 * sqrt 2 dB.
-  place = math.sqrt(2 / 40) * np.cos(np.pi * 3 * (2 * np.arange(40) + 1) / 80)
-  flat = np.zeros((5, 40))
-  assert metrics.mcd_dtw(flat, flat + place) == pytest.approx(10 / math.log(10) * math.sqrt(2))
-  assert metrics.mcd_dtw(flat, flat + 7) == pytest.approx(0, abs=1e-5)  # level is no content
-
-
-def test_mel_rmse():
-  assert metrics.mel_rmse(np.zeros((4, 2)), np.full((5, 2), 3.0)) == 3

@@ -168,6 +168,7 @@ def sizes(name, lr, width, mup_base):
   return {path: rows[width][-1] for path, rows in check.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('name', 'lr'), [('adamw', 1e-2), ('muon', 3e-2)])
 def test_coordinate_check(name, lr):
   small, wide = sizes(name, lr, 32, 32), sizes(name, lr, 128, 32)
@@ -175,6 +176,7 @@ def test_coordinate_check(name, lr):
     assert 1 / 1.5 < wide[path] / small[path] < 1.5, path
 
 
+@pytest.mark.slow
 def test_without_mup_activations_grow():
   small, wide = sizes('adamw', 1e-2, 32, 32), sizes('adamw', 1e-2, 128, 0)
   assert max(wide[path] / small[path] for path in small) > 3
@@ -214,6 +216,7 @@ def losses_by_rate(cfg):
   return np.asarray(jax.jit(jax.vmap(train))(jnp.asarray(RATES, jnp.float32)))
 
 
+@pytest.mark.slow
 def test_the_best_learning_rate_stays_where_it_is():
   small = losses_by_rate(sized(32, 0))
   wide = losses_by_rate(sized(128, 0))

@@ -120,6 +120,7 @@ def test_padding_does_not_count():
   assert probes.real_tokens(batch()).min() == 1
 
 
+@pytest.mark.slow
 def test_a_learned_tokenizer_can_be_probed_too():
   """It has no activations by layer, but parameters like any model."""
   cfg = autoencoder.AutoencoderConfig((4, 4, 1), levels=(4, 4), width=8, hidden=8, blocks=1)
@@ -174,6 +175,7 @@ def test_activation_diff_of_runs_of_other_shapes():
 # ------------------------------------------------------------------------------------------ a run
 
 
+@pytest.mark.slow
 def test_a_run_keeps_probes_and_is_the_same_run(tmp_path_factory, tmp_path):
   """Also after a resumption: on the same batch as before, whatever was read since."""
   plain = tiny_runs.finished(tmp_path_factory)

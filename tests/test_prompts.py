@@ -163,7 +163,9 @@ def run():
     data=dict(mixture=mixture, packing='first_fit', prefix=True, condition_dropout=0.1),
     sample=dict(max_new_tokens=7),
   )
-  return SimpleNamespace(cfg=experiment, tokenizers=toks, model=models.fill(cfg))
+  return SimpleNamespace(
+    cfg=experiment, tokenizers=toks, model=models.fill(cfg), between=lambda: None
+  )
 
 
 def special(name):

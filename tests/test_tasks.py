@@ -6,14 +6,19 @@ The model itself is new and knows nothing: it shows that what it makes can be me
 import collections
 import dataclasses
 import math
+import weakref
+import zlib
 
 import jax
 import numpy as np
 import pytest
 
-from gpt_jax import data, evaluate, judges, language, sharding
-from gpt_jax.data import Piece
+from benchmarks import guidance
+from gpt_jax import data, evaluate, judges, language, sharding, text_metrics
+from gpt_jax.data import Piece, mixture, sources
+from gpt_jax.data.corpus import Corpus
 from gpt_jax.model import gpt
+from gpt_jax.sample import SampleConfig
 from gpt_jax.tasks import answer, classify, common, cross, perplexity
 from tests import tiny_runs
 from tests.tiny_runs import assert_two_lines
@@ -119,6 +124,29 @@ def test_examples_are_the_same_each_time_and_know_their_record(new):
     assert (x.target[0].value == x.record['image']).all()
 
 
+def test_examples_are_chosen_without_holding_all_documents(new, monkeypatch):
+  """The same as from a sorted list of all of them."""
+  part = mixture.open_part(new.cfg.data, 'draw', 'train')
+  everything = sorted(part.examples(), key=lambda found: zlib.crc32(found[0].encode()))
+  begun, ended, most = [], [], []
+
+  class Content(np.ndarray):
+    """An array that is counted while it is held."""
+
+  def counted():
+    for where, [name, arrow, image] in part.examples():
+      value = image.value.view(Content)
+      begun.append(where)
+      weakref.finalize(value, ended.append, where)
+      most.append(len(begun) - len(ended))
+      yield where, [name, arrow, Piece('image', value)]
+
+  monkeypatch.setattr(mixture, 'open_part', lambda *_: dataclasses.replace(part, examples=counted))
+  found = common._examples(new, 'draw', 'train', 30)
+  assert [x.where for x in found] == [where for where, _ in everything[:30]]
+  assert len(most) == 2 * len(everything) and max(most) <= 32
+
+
 def test_labels(new):
   found = common.examples(new, 'draw', 'valid', 40)
   assert common.label_field(found) == 'label'
@@ -157,6 +185,42 @@ def test_answers(oracle):
   assert shuffled['word_error_rate']['value'] == 1
   assert 0 < exact['chance'] < 0.3 < 0.9 < exact['baseline'] <= 1
   assert 'baseline' not in table(rows, source='listen')['exact_match']
+
+
+def test_texts_from_texts(oracle, monkeypatch):
+  """Each row of TASKS that makes texts of texts: what is measured is in test_text_metrics.py."""
+  records = [{'en': f'A {w}. Red.', 'de': [f'ein {w}', f'das {w}']} for w in 'abcdefghijklmnopqrst']
+  corpus = Corpus(lambda: ((f'line {n}', dict(r)) for n, r in enumerate(records)), lambda: 'x')
+  monkeypatch.setitem(sources.SOURCES, 'synthetic', lambda *_: corpus)
+  source = data.Source('synthetic', template='{en} -> {de.0}')
+  cfg = data.DataConfig({'pairs': source}, packing='first_fit', valid_fraction=0.5)
+  subject = dataclasses.replace(oracle, cfg=dataclasses.replace(oracle.cfg, data=cfg), caches={})
+  second = lambda self, given, to, **_: [f'das {common.text(x)[2]}' for x in given]
+  monkeypatch.setattr(Oracle, 'generate', second)
+  [example, *_] = common.examples(subject, 'pairs', 'valid')
+  assert common.references(example, '{en} -> {de.0}') == example.record['de']
+  assert common.references(example, '{en} -> {de.0}!') == [example.record['de'][0]]
+  found = table(evaluate.run(subject, ['answer']))
+  assert found['exact_match']['value'] == 1 and found['word_error_rate']['value'] == 0.5
+  share = lambda made, wanted: {
+    'share': dict(
+      value=float(np.mean([m in w for m, w in zip(made, wanted, strict=True)])), signature='s'
+    )
+  }
+  for without, baseline in ((text_metrics.copied, 0), (lambda text: f'ein {text[2]}', 1)):
+    row = answer.run(subject, 'pairs', 'valid', 0, 'translate', share, without)
+    [mine, shuffled] = row
+    assert (mine['task'], mine['value'], mine['signature']) == ('translate', 1, 's')
+    assert mine['baseline'] == baseline and mine['chance'] == 0 == shuffled['value']
+
+
+def test_a_task_whose_library_is_missing_is_refused_or_left_out(oracle, monkeypatch):
+  monkeypatch.setattr(text_metrics, 'is_installed', lambda package: not package)
+  with pytest.raises(ValueError) as error:
+    evaluate.check(oracle, ['perplexity', 'translate'])
+  assert_two_lines(error.value, '--tasks=translate measures with sacrebleu')
+  left = set(evaluate.check(oracle, ['all']))
+  assert set(evaluate.TASKS) - left == {'translate', 'summarise'}
 
 
 def test_drawings_that_are_real_training_images(oracle):
@@ -208,6 +272,9 @@ def test_speech(oracle):
   )
   assert 0 < copied < coded < distance['chance']
   assert 0.6 < found['length_ratio']['value'] < 1.5
+  # The same word always gets the same training sound.
+  assert found['copies']['value'] == 1 and found['nearest_train_ratio']['value'] < 0.5
+  assert table(rows, of='copy-synthesis')['voicing_error']['value'] < 0.3
 
 
 def test_speakers(oracle, monkeypatch):
@@ -260,7 +327,7 @@ def test_reconstruction(oracle):
   assert 1 < images['code_perplexity']['value'] < images['code_perplexity']['codes'] == 17
   assert images['accuracy']['value'] == images['accuracy']['baseline']
   sounds = table(rows, source='listen', modality='audio')
-  assert sounds['log_mel_rmse']['value'] > 0
+  assert sounds['resynthesis_rmse']['value'] > 0
   assert sounds['code_perplexity']['value'] <= 8
   assert sounds['codes_per_second']['value'] == pytest.approx(20, rel=0.15)
 
@@ -342,6 +409,34 @@ def test_perplexity_of_documents(new):
   assert_two_lines(error.value, 'stride=4')
 
 
+def test_plain_text_is_scored_under_the_softmax_of_its_training(new):
+  """With loss.restrict over the ids that can stand there, else over all."""
+  mixture = new.cfg.data.mixture | {'text': data.Source('synthetic', documents=20)}
+  section, nats = data.DataConfig(mixture, packing='first_fit'), {}
+  for restricted in (False, True):
+    loss = dataclasses.replace(new.cfg.loss, restrict=restricted)
+    cfg = dataclasses.replace(new.cfg, data=section, loss=loss)
+    subject = dataclasses.replace(new, cfg=cfg, caches={})
+    rows = perplexity.run(subject, 'text', 'valid', 2000)
+    [nats[restricted]] = [row['value'] for row in rows if row['metric'] == 'nats_per_token']
+  everything, possible = new.tokenizers.vocabulary.size, new.tokenizers.groups()[1][0].sum()
+  expected = math.log(everything / possible)
+  assert nats[False] - nats[True] == pytest.approx(expected, rel=0.3) and expected > 0.05
+
+
+def test_a_scale_is_chosen_on_validation_data(oracle, monkeypatch):
+  right = {1.0: 20, 2.0: 40, 3.0: 30}  # of 40 drawn right
+
+  def generate(self, conditions, to, guidance, **_):
+    found = common.examples(self, 'draw', 'valid', 40)
+    shown = [found[i if i < right[guidance] else (i + 1) % 40] for i in range(40)]
+    return list(common.pixels(self, shown))
+
+  monkeypatch.setattr(Oracle, 'generate', generate)
+  best, values = guidance.choose(oracle, 'draw', 'accuracy_by_pixels', (1.0, 2.0, 3.0), 40)
+  assert best == 2.0 and values[2.0] > values[3.0] > values[1.0]
+
+
 def test_bits_per_dim_only_where_nothing_is_lost(new, monkeypatch):
   subject = dataclasses.replace(new, caches={})
   plain = new.tokenizers.image.decode
@@ -355,6 +450,10 @@ def test_what_a_new_model_makes_can_be_measured(new):
   drawn = [row for row in rows if row['task'] == 'draw']
   assert {row['temperature'] for row in drawn} == {0.9}
   assert {row['task'] for row in rows} == {'draw', 'speak', 'answer'}
+  fields = {f.name for f in dataclasses.fields(SampleConfig)} - {'num_samples', 'begin'}
+  assert all(set(row['sampling']) == fields for row in rows)
+  assert {row['sampling']['temperature'] for row in rows} == {0.9}
+  assert not any('top_p' in row or 'sampling' in evaluate.line(row) for row in rows)
   for row in rows:
     assert evaluate.line(row).startswith(row['task'])
 
@@ -400,6 +499,7 @@ def test_retrieval_among_candidates():
   assert found['mrr']['value'] == 0.75 and found['mrr']['chance'] == 0.75
   assert found['recall@1']['value'] == found['recall@1']['chance'] == 0.5
   assert 'recall@5' not in found and found['mrr']['candidates'] == 2
+  assert found['median_rank']['value'] == found['median_rank']['chance'] == 1.5
 
 
 def test_descriptions_are_ranked_not_classified(oracle, monkeypatch):

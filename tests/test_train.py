@@ -220,6 +220,18 @@ def test_several_steps_a_call_reach_the_same_end(run, tmp_path, traces):
   ]
 
 
+@pytest.mark.parametrize('step', [4, 12])
+def test_a_request_does_not_wait_for_the_end_of_an_evaluation(run, tmp_path, step):
+  """Its step is saved, and the same command evaluates there again."""
+  asked = []
+  stop = lambda made: bool(asked.append(made)) or asked.count(step) == 2  # after its first batch
+  assert train.train(experiment(), tmp_path / 'run', stop) is None
+  assert ('evaluate', step) not in events(tmp_path / 'run')
+  assert events(tmp_path / 'run')[-2:] == [('checkpoint', step), ('preempted', step)]
+  train.train(experiment(), tmp_path / 'run')
+  assert_same_end(tmp_path / 'run', run)
+
+
 @pytest.mark.slow
 def test_resumed_on_another_mesh_reaches_the_same_end(run, tmp_path, all_devices):
   assert train.train(experiment(), tmp_path / 'run', tiny_runs.stop_before(5)) is None

@@ -79,8 +79,9 @@ def codec_section(modality, **changes):
   """A tiny learned tokenizer of images or sounds as a ConfigDict; `changes` as in `section`."""
   fields = {key.replace('.', '__'): value for key, value in CODECS[modality].items()}
   more = {'data__packing': 'first_fit', 'train__job': f'{modality}_tokenizer'}
-  no_model = {f'model__{key}': value for key, value in config.default().model.items()}
-  return section(**no_model | fields | more | changes)
+  plain = config.default()
+  unused = {f'{s}__{key}': value for s in ('model', 'sample') for key, value in plain[s].items()}
+  return section(**unused | fields | more | changes)
 
 
 def codec(modality, **changes):
@@ -89,9 +90,9 @@ def codec(modality, **changes):
 
 
 def stop_before(step):
-  """A should_stop that asks the run to stop once `step` steps are made, one step a call."""
+  """A should_stop that asks the run to stop once `step` steps are made, or calls without one."""
   asked = iter(range(step))
-  return lambda *_: next(asked, None) is None
+  return lambda made=None: next(asked, None) is None if made is None else made >= step
 
 
 def finished(factory):

@@ -36,19 +36,16 @@ def schedule(workdir, left, workers, should_stop, say):
   What was measured on this machine before is in study.json and is taken from there.
   workers: processes at once, as the user wants; 0 = measure.
   """
-  if workers:
-    return ALONE | ({'how': 'process', 'workers': workers} if workers > 1 else {})
   choices = candidates(left)
-  if len(choices) == 1:
-    return choices[0]
+  if workers or len(choices) == 1:
+    return likely(left, workers)
   machine = f'{len(cores())} cores, {accelerators()} accelerators'
   study = records.read_json(workdir / 'study.json')
   known = study.get('schedule', {})
   if known.get('machine') == machine:
     return known
   if (seconds := work(study, left)) < WORTH:
-    likely = 'replicas' if accelerators() else 'process'
-    chosen = next((choice for choice in choices if choice['how'] == likely), choices[0])
+    chosen = likely(left)
     say(f'{described(chosen)}: with {seconds:.0f} s of steps left, not measured')
     return chosen
   rates = {}
@@ -68,6 +65,14 @@ def schedule(workdir, left, workers, should_stop, say):
   pace = ', '.join(f'{how} {rate:.4g}' for how, rate in per_hour.items())
   say(f'chosen: {described(best)} (runs an hour: {pace})')
   return chosen
+
+
+def likely(left, workers=0):
+  """The way that usually is the fastest, or with as many processes as the user wants."""
+  if workers:
+    return ALONE | ({'how': 'process', 'workers': workers} if workers > 1 else {})
+  choices, how = candidates(left), 'replicas' if accelerators() else 'process'
+  return next((choice for choice in choices if choice['how'] == how), choices[0])
 
 
 def work(study, left):

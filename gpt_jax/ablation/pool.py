@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-from gpt_jax import records
+from gpt_jax import compiled, records
 
 STOPPED = 75
 FULL = 1 << 20  # bytes that are left of a disk that is as good as full
@@ -65,7 +65,7 @@ class Worker:
   """One training process. Answers appear in `answers` as (worker, dict), or None when it ended."""
 
   def __init__(self, name, share, folder, answers):
-    """share: (cores, environment). folder: of the study; its log lies there, and compiled code."""
+    """share: (cores, environment). folder: of the study; its log lies there."""
     self.name, self.job, self.began, self.gone = name, None, 0.0, False
     self.log = Path(folder) / 'logs' / f'{name}.log'
     self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -73,10 +73,10 @@ class Worker:
     to, environment = share
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get('PYTHONPATH')])]
+    cache = dict(os.environ)
+    compiled.keep(cache, [folder])
     environment = {
-      **os.environ, 'PYTHONPATH': os.pathsep.join(paths), 'PYTHONUNBUFFERED': '1', **environment,
-      'JAX_COMPILATION_CACHE_DIR': str(Path(folder).absolute() / 'compiled'),
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
+      **cache, 'PYTHONPATH': os.pathsep.join(paths), 'PYTHONUNBUFFERED': '1', **environment,
       'OMP_NUM_THREADS': str(len(to)), 'OPENBLAS_NUM_THREADS': str(len(to)),
       'GPT_JAX_PARENT': str(os.getpid()),  # we may be gone before it can ask who we are
     }  # fmt: skip

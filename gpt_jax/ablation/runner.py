@@ -17,7 +17,7 @@ from gpt_jax import records, runs, train
 from gpt_jax.ablation import calibrate, design, proof, replicas, report, stats, store
 from gpt_jax.ablation.crew import Crew, Task, utc
 
-OURS = ('cache', 'compiled', 'logs', 'runs')  # what a study has before it has study.json
+OURS = ('cache', 'compiled', 'logs', 'runs', 'shares')  # what a study has before it has study.json
 ENDED = ('done', 'diverged')  # not tried again by a later call; the rest may be mended
 
 
@@ -28,34 +28,55 @@ def run(study, workdir, should_stop=lambda: False, workers=0, say=print):
   Raises ValueError for what a user can mend; what happens to single runs is in attempts.jsonl.
   """
   workdir = check_place(workdir)
-  arms, proofs, description = proved(study, workdir / 'cache')
-  for arm in description['arms']:
-    for flag in arm['flags']:
-      say(f'{arm["name"]}: {flag}')
+  made = proved(study, workdir / 'cache', say)
   workdir.mkdir(parents=True, exist_ok=True)
   with records.locked(workdir):
-    before = records.read_json(workdir / 'study.json')
-    check_same(workdir, before, description)
-    kept = {key: before[key] for key in ('schedule', 'looks') if key in before}
-    planned = tasks(study, arms, proofs, workdir)
-    left = remaining(workdir, planned, description['metric'], say)
-    records.write_json(workdir / 'study.json', description | kept)
-    say(f'{len(planned)} runs: {len(planned) - len(left)} need no more work, {len(left)} to train')
-    if not free(left, should_stop, say):
-      return None
-    note_cut(workdir, left)
-    check = functools.partial(check_metric, workdir)
-    check()
-    if left:
-      if study.budget.seconds:
-        say('the budget is seconds: one run at a time on the whole machine, as steps were measured')
-        schedule = calibrate.ALONE
-      else:
-        schedule = calibrate.schedule(workdir, left, workers, should_stop, say)
-      if schedule is None or not Crew(workdir, left, schedule, say, check).work(should_stop):
-        say('stopped and saved; the same command goes on from here')
-        return None
-    return judge(workdir, say)
+    for place in workdir.glob('shares/*'):
+      if holder := held(place):
+        raise ValueError(
+          f'workdir={workdir}: share {place.name} is being trained by {holder}\n'
+          'fix: wait until all shares have ended'
+        )
+    planned = tasks(study, *made[:2], workdir)
+    left = record(workdir, planned, made[2], say)
+    done = train_all(workdir, workdir, left, study, should_stop, workers, say)
+    return judge(workdir, say) if done else None
+
+
+def record(workdir, mine, description, say):
+  """Write study.json, if it may be, and what became of runs -> those of `mine` that are left."""
+  before = records.read_json(workdir / 'study.json')
+  check_same(workdir, before, description)
+  kept = {key: before[key] for key in ('schedule', 'looks') if key in before}
+  left = remaining(workdir, mine, description['metric'], say)
+  records.write_json(workdir / 'study.json', description | kept)
+  say(f'{len(mine)} runs: {len(mine) - len(left)} need no more work, {len(left)} to train')
+  return left
+
+
+def train_all(workdir, place, left, study, should_stop, workers, say):
+  """Train these runs -> whether they came to an end. place: for attempts, logs, compiled programs.
+
+  Only a study that is alone in its folder measures which way is the fastest.
+  """
+  if not free(left, should_stop, say):
+    return False
+  note_cut(workdir, place, left)
+  check = functools.partial(check_metric, workdir)
+  check()
+  if not left:
+    return True
+  if study.budget.seconds:
+    say('the budget is seconds: one run at a time on the whole machine, as steps were measured')
+    schedule = calibrate.ALONE
+  elif place == workdir:
+    schedule = calibrate.schedule(workdir, left, workers, should_stop, say)
+  else:
+    schedule = calibrate.likely(left, workers)
+  if schedule is None or not Crew(place, left, schedule, say, check).work(should_stop):
+    say('stopped and saved; the same command goes on from here')
+    return False
+  return True
 
 
 def plan(study, workdir=''):
@@ -67,11 +88,18 @@ def plan(study, workdir=''):
     return proof.table(proved(study, Path(folder))[2])
 
 
-def proved(study, folder):
-  """-> (arms, {name: proof}, content of study.json). folder: for token caches and measurements."""
+def proved(study, folder, say=None):
+  """-> (arms, {name: proof}, content of study.json). folder: for token caches and measurements.
+
+  say: gets the flags of the arms.
+  """
   arms = design.arms(study, folder)
   proofs = proof.prove(study, arms, folder)
-  return arms, proofs, proof.describe(study, arms, proofs)
+  description = proof.describe(study, arms, proofs)
+  for arm in description['arms'] if say else ():
+    for flag in arm['flags']:
+      say(f'{arm["name"]}: {flag}')
+  return arms, proofs, description
 
 
 # ------------------------------------------------------------------------------- what is to be done
@@ -167,12 +195,12 @@ def set_aside(folder):
   return path.replace(next(name for name in names if not name.exists()))
 
 
-def note_cut(workdir, left):
+def note_cut(workdir, place, left):
   """Note the runs that an earlier call left without a word: it was killed itself."""
   attempts, now = store.last_attempts(workdir), utc()
   for task in left:
     if store.cut(task.folder, attempts.get((task.arm, task.seed), {}).get('time', '')):
-      records.append_line(workdir / 'attempts.jsonl', {
+      records.append_line(place / 'attempts.jsonl', {
         'time': now, 'arm': task.arm, 'seed': task.seed, 'how': '', 'outcome': 'killed', 'code': -9,
         'message': 'the whole study was killed', 'seconds': 0.0,
       })  # fmt: skip
@@ -204,9 +232,15 @@ def held(folder):
 # ------------------------------------------------------------------------------------- the verdict
 
 
-def failures(workdir):
-  """Runs that a mend and another call may still bring to an end; one that diverged is a finding."""
-  return [row for row in store.rows(workdir) if row['status'] not in ENDED]
+def failures(workdir, share=(0, 1)):
+  """Runs that a mend and another call may still bring to an end; one that diverged is a finding.
+
+  share: (i, n) looks at the i-th of n shares only.
+  """
+  rows = store.rows(workdir)
+  seeds = {row['seed']: None for row in rows}
+  rows.sort(key=lambda row: list(seeds).index(row['seed']))  # as `tasks` has them
+  return [row for row in rows[share[0] :: share[1]] if row['status'] not in ENDED]
 
 
 def check_metric(workdir):

@@ -74,13 +74,18 @@ def rows(workdir):
 
 
 def read_attempts(workdir):
-  """The lines of attempts.jsonl; one torn by a crash counts for nothing, wherever it is."""
-  path = Path(workdir) / 'attempts.jsonl'
+  """The lines of attempts.jsonl, also those of shares, in the order of their times.
+
+  A line torn by a crash counts for nothing, wherever it is.
+  """
+  places = [Path(workdir), *sorted(Path(workdir).glob('shares/*'))]
   found = []
-  for line in path.read_bytes().splitlines() if path.exists() else ():
-    with contextlib.suppress(ValueError):
-      found.append(records.from_json(json.loads(line)))
-  return [attempt for attempt in found if isinstance(attempt, dict)]
+  for path in (place / 'attempts.jsonl' for place in places):
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+      with contextlib.suppress(ValueError):
+        found.append(records.from_json(json.loads(line)))
+  found = [attempt for attempt in found if isinstance(attempt, dict)]
+  return sorted(found, key=lambda attempt: str(attempt.get('time', '')))
 
 
 def last_attempts(workdir):

@@ -11,6 +11,7 @@ import dataclasses
 import glob
 import importlib.util
 import os
+import re
 import socket
 import sys
 import time
@@ -19,10 +20,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gpt_jax.cluster import guard
+
 # Seconds: a process that is silent for longer is dead, and ends the others.
 SILENCE = 20
 # Seconds until all must have joined: nodes of a large job start minutes apart.
 GATHERING = 300
+# What a collective says when a process that it needs is gone.
+LOST = r'(?i)gloo|nccl|connection|peer|heartbeat|coordination|unavailable|deadline'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,12 +110,15 @@ def whole(environ, name):
 def detected(environ):
   """The scheduler that started this process, '' if none did; ValueError if it told only half."""
   for name, row in SCHEDULERS.items():
-    if not any(glob.glob(sign) if sign[0] == '/' else sign in environ for sign in row.signs):
+    packaged = not row.package or bool(importlib.util.find_spec(row.package))
+    # A device may be another's: without the package nobody means to compute on it.
+    devices = [sign for sign in row.signs if sign[0] == '/' and packaged and glob.glob(sign)]
+    if not devices and environ.keys().isdisjoint(row.signs):
       continue
     if name == 'slurm' and environ.get('SLURM_NTASKS') == '1':
       return ''  # a batch script of one task runs it with or without srun
     missing = [variable for variable in row.needs if variable not in environ]
-    if row.package and not importlib.util.find_spec(row.package):
+    if not packaged:
       missing.append(f'the package {row.package}')
     if missing:
       raise ValueError(
@@ -121,13 +129,19 @@ def detected(environ):
   return ''
 
 
-def join(job):
-  """Join the job; before anything else touches a device."""
+def join(job, agree=True):
+  """Join the job; before anything else touches a device.
+
+  agree: whether its processes shall agree on when to stop (guard.Guard); else signals end them.
+  """
+  alone = not (job.scheduler or job.coordinator)
+  # A process alone has nobody to agree with, and JAX's service would take its signals.
+  jax.config.update('jax_enable_preemption_service', agree and not alone)
   if job.scheduler:
     jax.distributed.initialize(heartbeat_timeout_seconds=SILENCE, initialization_timeout=GATHERING)
     return
   address, bind = job.coordinator, None
-  if not address:
+  if alone:
     address = bind = f'127.0.0.1:{free_port()}'  # of no interest to other machines
     jax.config.update('jax_check_proxy_envs', False)  # nothing goes through a proxy
   jax.distributed.initialize(
@@ -152,11 +166,13 @@ def free_port():
     return listener.getsockname()[1]
 
 
-def leave(code):
+def leave(code, error=None):
   """End a process of several that failed: waiting for the others would last for minutes."""
-  sys.stdout.flush()
-  sys.stderr.flush()
   if jax.distributed.is_initialized() and jax.process_count() > 1:
+    if isinstance(error, jax.errors.JaxRuntimeError) and re.search(LOST, str(error)):
+      print(guard.DEAD, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)
 
 

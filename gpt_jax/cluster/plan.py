@@ -283,7 +283,7 @@ def budget(cfg, found, price):
 
 
 def best(cfg, target, price=0.0, say=lambda line: None, most=24):
-  """The best plan of several micro-batches, remat policies and meshes -> (it, summaries of all).
+  """The best plan of several micro-batches, remat policies and meshes, with a `search` of all.
 
   Best: most tokens/s if nothing overlaps. A program that does not fit rules out its larger batches.
   Nothing is decoded. `say` is told a line of each; `most`: how many to compile.
@@ -304,8 +304,10 @@ def best(cfg, target, price=0.0, say=lambda line: None, most=24):
   reached = lambda p: p['fits'] and p['train']['estimate']['tokens_per_second_serial']
   found = max(plans, key=reached)
   found['notes'].append(f'the best of {len(plans)}: train with {found["flags"]}')
-  keys = ('flags', 'fits')
-  return found, [{key: p[key] for key in keys} | {'summary': wording.summary(p)} for p in plans]
+  found['search'] = [
+    {'flags': p['flags'], 'fits': p['fits'], 'summary': wording.summary(p)} for p in plans
+  ]
+  return found
 
 
 def meshes(cfg, target):

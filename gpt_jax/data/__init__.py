@@ -3,7 +3,7 @@
 Importing this package is light: Grain, TFDS, Pillow and the like are imported where they are used.
 """
 
-from gpt_jax.data.cache import TokenCache, token_cache
+from gpt_jax.data.cache import TokenCache, shared_media, token_cache
 from gpt_jax.data.corpus import SPLITS
 from gpt_jax.data.documents import (
   Encoded,
@@ -42,6 +42,7 @@ __all__ = [
   'examples',
   'images',
   'readable',
+  'shared_media',
   'signature',
   'source_names',
   'token_cache',

@@ -7,6 +7,8 @@ because documents are streamed: their number is known at the end.
 
 Continuous features lie beside it, a row for each patch or frame id in the order of the stream, in
 `.patches.npy` (float16 [places, width]); `.patches_at.npy` (int64 [places]) has the ids' places.
+`.media.npy` (uint64) has a hash of each image and sound, changed copies left out, so that it can be
+told whether splits share any.
 """
 
 import array
@@ -15,7 +17,7 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +26,7 @@ import numpy as np
 
 from gpt_jax.data import augment, templates
 from gpt_jax.data.documents import Tolerance, check_pieces, check_tokenizers, decode, encode_batch
-from gpt_jax.data.files import NpyWriter, atomic
+from gpt_jax.data.files import NpyWriter, atomic, write_atomically
 from gpt_jax.data.form import PLACES
 from gpt_jax.data.mixture import DataConfig, Part, open_part
 
@@ -48,6 +50,7 @@ class TokenCache:
   entries: dict  # what the key hashes: content, template, tokenizer, ...
   media: dict = field(default_factory=dict)  # how many images, sounds and skipped records, if any
   features: dict = field(default_factory=dict)  # kind -> (float16 [places, width], int64 [places])
+  media_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))  # of the media
 
   def __reduce__(self):
     return read_cache, (self.path,)
@@ -90,9 +93,16 @@ def token_cache(
     tolerance = Tolerance(source_name, cfg.mixture[source_name].bad_records)
     kinds = [kind for kind, _ in templates.parse(template) if kind in templates.CONTINUOUS]
     copied = cfg.mixture[source_name] if split == 'train' else None
-    items = _encoded_documents(part, tokenizers, tolerance, copied)
-    _write(path, items, tokenizers, ending, meta, dict.fromkeys(kinds), tolerance)
+    hashes = array.array('Q')
+    items = _encoded_documents(part, tokenizers, tolerance, copied, hashes)
+    _write(path, items, tokenizers, ending, meta, dict.fromkeys(kinds), tolerance, hashes)
   return read_cache(path)
+
+
+def shared_media(held: TokenCache, others: Iterable[TokenCache]) -> int:
+  """How many of the images and sounds of one cache are in others too, as far as caches know."""
+  known = [other.media_hashes for other in others]
+  return int(np.isin(held.media_hashes, np.concatenate(known)).sum()) if known else 0
 
 
 def read_cache(path: Path) -> TokenCache:
@@ -110,6 +120,8 @@ def read_cache(path: Path) -> TokenCache:
       meta = json.loads(file.read(length))
       dtype, tokens, documents = np.dtype(meta['dtype']), meta['tokens'], meta['documents']
       features = {kind: _read_features(path, kind, n) for kind, n in meta.get('places', {}).items()}
+      known = 'hashes' in meta  # older caches have none
+      hashes = np.load(_hashes_beside(path), mmap_mode='r') if known else np.zeros(0, np.uint64)
     except (ValueError, KeyError, TypeError, OSError, EOFError):
       raise broken from None
   starts = -(-tokens * dtype.itemsize // 8) * 8
@@ -126,6 +138,7 @@ def read_cache(path: Path) -> TokenCache:
     meta['entries'],
     meta.get('media', {}),
     features,
+    hashes,
   )
 
 
@@ -142,6 +155,11 @@ def _beside(path: Path, kind: str) -> tuple[Path, Path]:
   return path.with_suffix(f'.{kind}.npy'), path.with_suffix(f'.{kind}_at.npy')
 
 
+def _hashes_beside(path: Path) -> Path:
+  """The file of the hashes of images and sounds."""
+  return path.with_suffix('.media.npy')
+
+
 class _Item(NamedTuple):
   """A document, or a piece of a long text."""
 
@@ -155,7 +173,7 @@ class _Item(NamedTuple):
 
 def _write(
   path: Path, items: Iterator[_Item], tokenizers, ending: list[int], meta: dict, kinds=(),
-  tolerance: Tolerance | None = None,
+  tolerance: Tolerance | None = None, hashes=(),
 ) -> None:  # fmt: skip
   """Streams documents to the files; memory is bounded by a batch or the longest document."""
   dtype = np.dtype('<u2' if tokenizers.vocabulary.padded <= 1 << 16 else '<u4')
@@ -188,6 +206,10 @@ def _write(
     if tolerance is not None:
       tolerance.report()
       meta = {**meta, 'media': {**media, 'skipped': tolerance.skipped}, 'places': places}
+    if hashes:
+      found = np.frombuffer(hashes, np.uint64)
+      write_atomically(_hashes_beside(path), lambda beside: np.save(beside, found))
+      meta['hashes'] = len(hashes)
     file.write(bytes(-tokens * dtype.itemsize % 8))
     file.write(np.asarray(offsets, '<i8').tobytes())
     counts = {'dtype': dtype.str, 'tokens': tokens, 'documents': len(offsets), 'bytes': size}
@@ -204,10 +226,13 @@ def _encoded_texts(texts: Iterator[str], tokenizers) -> Iterator[_Item]:
       yield _Item(ids, len(text.encode()), first, last)
 
 
-def _encoded_documents(part: Part, tokenizers, tolerance: Tolerance, copied) -> Iterator[_Item]:
+def _encoded_documents(
+  part: Part, tokenizers, tolerance: Tolerance, copied, hashes
+) -> Iterator[_Item]:
   """Documents of several pieces; those whose media cannot be read are left out.
 
-  copied: the source whose changed copies are wanted too, or None.
+  copied: the source whose changed copies are wanted too, or None. hashes: an array that gets those
+  of the media.
   """
   audio = tokenizers.audio
   sound = (audio.sample_rate, audio.max_positions / audio.codes_per_second) if audio else (0, 0.0)
@@ -220,6 +245,7 @@ def _encoded_documents(part: Part, tokenizers, tolerance: Tolerance, copied) -> 
       except (OSError, ValueError) as error:
         tolerance.skip(error)
         continue
+      hashes.extend(hash_of(p.value) for p in whole if p.kind in templates.MODALITY)
       yield whole
       if copied is not None:
         yield from augment.copies(copied, number, whole, *sound)
@@ -232,6 +258,12 @@ def _encoded_documents(part: Part, tokenizers, tolerance: Tolerance, copied) -> 
       features = {kind: getattr(encoded, kind) for kind in templates.CONTINUOUS}
       features = {kind: rows for kind, rows in features.items() if rows is not None}
       yield _Item(encoded.ids, size, features=features, counts=counts)
+
+
+def hash_of(value: np.ndarray) -> int:
+  """64 bits that equal images or sounds share."""
+  content = repr((value.dtype.str, value.shape)).encode() + np.ascontiguousarray(value).tobytes()
+  return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), 'little')
 
 
 def _document_batches(documents: Iterator[list]) -> Iterator[list[list]]:

@@ -9,7 +9,6 @@ image, N samples.
 """
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -156,18 +155,14 @@ def check_pieces(tokenizers, pieces: list[Piece], where: str) -> None:
       )
 
 
-def readable(cfg: DataConfig, name: str, found: Iterator) -> Iterator[tuple[str, list[Piece]]]:
-  """Those (where, pieces) of a source whose media can be read, if it tolerates any that cannot."""
-  read = {
-    'image': lambda value, where: media.read_image(value, (1, 1, 1), where),
-    'audio': lambda value, where: _read_sound(value, 8000, where, math.inf),
-  }
+def readable(
+  cfg: DataConfig, name: str, tokenizers, found: Iterator
+) -> Iterator[tuple[str, list[Piece]]]:
+  """Those (where, pieces) of a source that its token cache has, if it tolerates unreadable ones."""
   for where, pieces in found:
     try:
       if cfg.mixture[name].bad_records:
-        for piece in pieces:
-          if modality := MODALITY.get(piece.kind):
-            read[modality](piece.value, where)
+        decode(tokenizers, pieces, where)
     except (OSError, ValueError):  # counted and named where the tokens are made
       continue
     yield where, pieces

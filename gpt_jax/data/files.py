@@ -18,7 +18,12 @@ def roots() -> list[str]:
 
 
 def find(path: str, suffix: str) -> list[Path]:
-  """The files, at least one, that a name, a glob or a folder (all `suffix` in it) means, sorted."""
+  """The files, at least one, that a name, a glob or a folder (all `suffix` in it) means, sorted.
+
+  Those of a bucket, as in gs://bucket/texts or s3://bucket/a*.jsonl, are copied here first.
+  """
+  if '://' in path:
+    return fetched(path, suffix)
   for root in roots():
     full = os.path.join(root, os.path.expanduser(path))
     pattern = os.path.join(glob.escape(full), '**', f'*{suffix}') if os.path.isdir(full) else full
@@ -29,6 +34,41 @@ def find(path: str, suffix: str) -> list[Path]:
     f'path={path} matches no file (a folder is searched for *{suffix})\n'
     'fix: give an existing file, folder or glob, or set GPT_JAX_DATA to the folder that holds it'
   )
+
+
+def fetched(url: str, suffix: str) -> list[Path]:
+  """Copies of remote files, sorted by their names there; those that have not changed are kept."""
+  import fsspec
+
+  protocol, cache = url.partition('://')[0], os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  folder = Path(cache).expanduser() / 'gpt_jax' / 'fetched'
+  try:
+    system, path = fsspec.core.url_to_fs(url)
+    names = system.find(path) if system.isdir(path) else system.glob(path)
+    chosen = [name for name in names if name.endswith(suffix) or not system.isdir(path)]
+    copies = [_copy(system, name, folder) for name in sorted(chosen)]
+  except (ImportError, ValueError, OSError) as error:
+    package = FETCHERS.get(protocol, 'what fsspec asks for')
+    raise ValueError(
+      f'path={url} cannot be read: {" ".join(str(error).split())}\n'
+      f'fix: pip install {package}, and log in there'
+    ) from error
+  if not copies:
+    raise ValueError(
+      f'path={url} matches no file (a folder is searched for *{suffix})\n'
+      'fix: give an existing file, folder or glob'
+    )
+  return copies
+
+
+def _copy(system, name: str, folder: Path) -> Path:
+  """The copy of one remote file in its present version; its own name is kept."""
+  version = hashlib.sha256(f'{system.unstrip_protocol(name)} {system.ukey(name)}'.encode())
+  copy = folder / version.hexdigest()[:32] / name.rpartition('/')[2]
+  if not copy.exists():
+    with atomic(copy) as file:
+      system.get_file(name, file.name)
+  return copy
 
 
 def hash_files(paths: list[Path]) -> str:
@@ -103,3 +143,6 @@ class NpyWriter:
     self._file.write(text.ljust(self.HEADER - 11) + b'\n')
     self._file.seek(0, os.SEEK_END)
     return self._rows
+
+
+FETCHERS = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs', 'hf': 'huggingface_hub'}

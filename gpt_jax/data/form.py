@@ -10,10 +10,11 @@ prefix_BT bool with `prefix` (the condition, sep included), patches_BTA and fram
 a template has them (0 elsewhere).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from gpt_jax.data import templates
 from gpt_jax.tokenizers.layout import Layout
 
 KEYS = {'patches': 'patches_BTA', 'frames': 'frames_BTM'}
@@ -28,6 +29,7 @@ class Form:
   prefix: bool = False
   dropout: float = 0.0  # share of conditions that are dropped
   features: tuple[tuple[str, int], ...] = ()  # (patches or frames, width)
+  begins: bool = False  # the target is a mixture: whether it begins with a picture is learned
 
   @classmethod
   def of(cls, cfg, tokenizers) -> 'Form':
@@ -49,6 +51,12 @@ class Form:
       )
     features = tuple((kind, int(by_kind[kind].feature_width)) for kind in cfg.features)
     return cls(Layout.of(tokenizers), cfg.prefix, cfg.condition_dropout, features)
+
+  def of_template(self, template: str) -> 'Form':
+    """The form of the documents of one source."""
+    condition, target = templates.signature(template)
+    alone = target in (('text',), ('image',), ('audio',))
+    return replace(self, begins=self.layout is not None and bool(condition) and not alone)
 
   def refuse_cuts(self, cache, length: int) -> None:
     """ValueError if documents with media or a condition are longer than a row."""
@@ -73,7 +81,7 @@ class Form:
     """
     layout = self.layout
     condition_BW = layout.condition(ids_BW, segments_BW)
-    target_BT = layout.targets(ids_BW, segments_BW)[:, 1:]
+    target_BT = layout.targets(ids_BW, segments_BW, self.begins)[:, 1:]
     shown_BW = layout.drop(ids_BW, dropped_BW & condition_BW).astype(np.int32)
     made = {
       'token_ids_BT': np.ascontiguousarray(shown_BW[:, :-1]),

@@ -62,9 +62,10 @@ class Loader:
     self.caches = {
       name: token_cache(cfg, name, tokenizers, split, cache_dir) for name in self.names
     }
-    form = Form.of(cfg, tokenizers)
+    form, pack = Form.of(cfg, tokenizers), PACKING[cfg.packing]
+    forms = {name: form.of_template(cfg.mixture[name].template) for name in self.names}
     self.rows = {
-      name: PACKING[cfg.packing](cache, length, _seed(seed, 'crop', name), cfg.mask_documents, form)
+      name: pack(cache, length, _seed(seed, 'crop', name), cfg.mask_documents, forms[name])
       for name, cache in self.caches.items()
     }
     self._cfg, self._batch_size, self._seed = cfg, batch_size, seed
@@ -82,6 +83,7 @@ class Loader:
       'order': self._order(),
       # Only where they are used: runs that never heard of them resume.
       **{key: value for key in ('prefix', 'condition_dropout') if (value := getattr(cfg, key))},
+      **{f'mixture.{name}.begins': True for name in self.names if forms[name].begins},
       **{
         f'mixture.{name}.{key}': value
         for name, cache in self.caches.items()

@@ -228,7 +228,8 @@ def digest(pieces: list[Piece], key: bytes) -> int:
 
   Where there are media only they count: in sources with the same pictures, each picture is on the
   same side of the split whether it is named or drawn, read as codes or as patches. Sources that
-  share some of their pictures, or pair them with sounds, need valid_keep or valid_path instead.
+  share some of their pictures, or pair them with sounds, need valid_keep or valid_path instead: a
+  run warns of what its token caches share.
   """
   shown = [piece for piece in pieces if piece.kind in templates.MODALITY]
   if len(pieces) == 1 and pieces[0].kind == 'text':

@@ -1,13 +1,15 @@
-"""Sources of records with fields: JSON lines, whose media lie in files beside them, and TFDS."""
+"""Sources of records with fields: JSON lines with media, parallel texts, made-up stories, TFDS."""
 
+import gzip
 import hashlib
+import itertools
 import json
 import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpt_jax.data import templates
+from gpt_jax.data import stories, templates
 from gpt_jax.data.corpus import Corpus, Record
 from gpt_jax.data.files import container, find, hash_files, not_utf8, roots
 
@@ -84,6 +86,58 @@ def _hash_media(template: str, records: Iterator[tuple[str, dict]]) -> str:
         missing.add(piece.value) if path is None else found.add(path)
   lost = hashlib.sha256(json.dumps(sorted(missing)).encode()).hexdigest() if missing else ''
   return hash_files(sorted(found)) + lost
+
+
+def parallel(source, split: str) -> Corpus:
+  """Texts whose lines belong together: line n of train.en.gz and train.de.gz is one record.
+
+  Its fields are named by the ends of the files' names, here en and de; lines are stripped.
+  """
+  path = source.path_of(split)
+  files = {file.with_suffix('') if file.suffix == '.gz' else file: file for file in find(path, '')}
+  names = {name.suffix.removeprefix('.'): file for name, file in files.items()}
+  if len(names) < max(2, len(files)) or '' in names:
+    raise ValueError(
+      f'path={path} means {", ".join(file.name for file in files.values())}, not one file of each '
+      "language\nfix: give a glob such as 'multi30k/train.*.gz'"
+    )
+
+  def records():
+    columns = [_text_lines(file) for file in names.values()]
+    for number, row in enumerate(itertools.zip_longest(*columns), 1):
+      if None in row:
+        short = [file.name for file, line in zip(names.values(), row, strict=True) if line is None]
+        raise ValueError(
+          f'{", ".join(short)} has {number - 1} lines and others of path={path} have more\n'
+          'fix: give files whose lines belong together'
+        )
+      yield f'{path} line {number}', dict(zip(names, row, strict=True))
+
+  return Corpus(records, lambda: hash_files(list(names.values())))
+
+
+def made_up_stories(source, split: str) -> Corpus:
+  """Stories with a question, made here; `facts` says how many sentences the answer needs."""
+  some = json.dumps(list(stories.records(10, source.seed)))
+  digest = hashlib.sha256(some.encode()).hexdigest()
+  return Corpus(
+    lambda: stories.records(source.documents, source.seed),
+    lambda: f'stories-{source.documents}-{source.seed}-{digest}',
+  )
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+  """The lines of a UTF-8 file, compressed or not, without the space around them."""
+  offset = 0
+  with gzip.open(path) if path.suffix == '.gz' else open(path, 'rb') as file:
+    try:
+      for line in file:
+        yield line.decode('utf-8').strip()
+        offset += len(line)
+    except UnicodeDecodeError as error:
+      raise not_utf8(path, offset + error.start) from None
+    except (gzip.BadGzipFile, EOFError) as error:
+      raise ValueError(f'{path} cannot be read: {error}\nfix: fetch it again') from None
 
 
 def tfds(source, split: str) -> Corpus:

@@ -29,7 +29,7 @@ class Source:
   """One member of a mixture. A field that its kind does not use must keep its default."""
 
   kind: str = 'builtin'  # row of SOURCES
-  path: str = ''  # file, glob or folder; files: also a .zip; tfds: name of the data set
+  path: str = ''  # file, glob, folder, also gs:// or s3://; files: also .zip; tfds: a data set
   template: str = '{text}'  # what a document is, over the fields of a record
   weight: float = 1.0  # share of the rows, relative to the other sources
   separator: str = ''  # text: string between the documents of a file; '' = a file is a document
@@ -50,8 +50,8 @@ class Source:
   bad_records: int = 0  # unreadable media that are skipped; one more is an error
   data_dir: str = ''  # tfds: folder of prepared data sets; '' = the library's own default
   rate: int = 0  # arrays, tfds: samples a second of sounds; 0 = what the data or tokenizer say
-  documents: int = 1000  # keypad: sounds; synthetic: documents of 256 words
-  seed: int = 0  # synthetic: seed of the generator
+  documents: int = 1000  # keypad: sounds; stories; synthetic: documents of 256 words
+  seed: int = 0  # stories, synthetic: seed of the generator
 
   def __post_init__(self):
     if self.kind not in SOURCES:
@@ -222,6 +222,8 @@ SOURCES = {
   'builtin': _builtin,
   'text': _text,
   'jsonl': record_sources.jsonl,
+  'parallel': record_sources.parallel,
+  'stories': record_sources.made_up_stories,
   'tfds': record_sources.tfds,
   'synthetic': _synthetic,
   'digits': media_sources.digits,
@@ -242,6 +244,8 @@ FIELDS = {
     'path', 'train_split', 'valid_split', 'test_split', 'data_dir', 'rate', 'names', 'bad_records',
     *FILTERS, *COPIES,
   ),
+  'parallel': (*PATHS, *FILTERS),
+  'stories': ('documents', 'seed', *FILTERS),
   'synthetic': ('documents', 'seed'),
   'digits': (*FILTERS, *COPIES),
   'keypad': ('documents', *FILTERS, *COPIES),

@@ -3,8 +3,9 @@
 `{name}` is text; `{x:image}` and `{x:audio}` become tokens; `{x:patches}` and `{x:frames}` are
 images and sounds that are only read, as continuous features; `{x:parts}` is a list of {"text": ..},
 {"image": ..} and {"audio": ..}. ' -> ' stands between a condition and its target. `{a.b.0}` goes
-into nested records and lists, `{{` and `}}` are braces. Nothing else of Python's format language is
-accepted: a format that silently rounds a number or reads an attribute does not belong in training.
+into nested records and lists, `{a.*}` joins a list of texts by spaces, `{{` and `}}` are braces.
+Nothing else of Python's format language is accepted: a format that silently rounds a number or
+reads an attribute does not belong in training.
 """
 
 import functools
@@ -143,7 +144,7 @@ def pieces(template: str, record: dict, where: str) -> list[Piece]:
     if kind in ('literal', 'arrow'):
       found.append(Piece('text' if kind == 'literal' else kind, value))
       continue
-    content = _lookup(record, value, where)
+    content = lookup(record, value, where)
     if kind == 'text':
       found.append(Piece('text', _text(content, value, where)))
     elif kind == 'parts':
@@ -170,7 +171,7 @@ def render(template: str, record: dict, where: str) -> str:
 
 def text_of(record: dict, field: str, where: str) -> str:
   """One field of a record as text."""
-  return _text(_lookup(record, field, where), field, where)
+  return _text(lookup(record, field, where), field, where)
 
 
 def _parts(value, field: str, where: str, record: dict) -> list[Piece]:
@@ -232,11 +233,13 @@ def _check_text(text: str, where: str) -> None:
     ) from None
 
 
-def _lookup(record: dict, field: str, where: str):
-  """Follows a dotted path; the error names what is there instead."""
+def lookup(record: dict, field: str, where: str):
+  """Follows a dotted path, `*` at its end joins a list of texts; errors name what is there."""
   value = record
   for part in field.split('.'):
-    if isinstance(value, dict) and part in value:
+    if part == '*' and isinstance(value, list) and all(isinstance(v, str) for v in value):
+      value = ' '.join(map(str.strip, value))
+    elif isinstance(value, dict) and part in value:
       value = value[part]
     elif isinstance(value, (list, np.ndarray)) and part.isdecimal() and int(part) < len(value):
       value = value[int(part)]

@@ -110,7 +110,8 @@ def weight_files(folder):
   """The safetensors files of a model: those of its index, or the only one."""
   index = folder / INDEX
   if index.is_file():
-    shards = sorted(set(tokenizer_files.read_json(index).get('weight_map', {}).values()))
+    names = tokenizer_files.read_json(index).get('weight_map', {})
+    shards = sorted(set(map(str, names.values()))) if isinstance(names, dict) else []
     absent = [name for name in shards if Path(name).name != name or not (folder / name).is_file()]
     if absent or not shards:
       raise FileNotFoundError(
@@ -154,17 +155,20 @@ class Weights:
       self.bare = {name: name for name in self.files}
     self.names = {name for name in self.bare if not re.fullmatch(family.buffers, name)}
 
-  def read(self, name, shape):
-    """One tensor as float32 or as it is stored; ValueError for another shape or type."""
-    file, stored = self.files[self.bare[name]], self.bare[name]
-    about = file.get_slice(stored)
+  def read(self, name):
+    """One tensor as it is stored."""
+    return self.files[self.bare[name]].get_tensor(self.bare[name])
+
+  def check(self, name, shape):
+    """Raise ValueError for another shape or type; reads nothing."""
+    stored = self.bare[name]
+    about = self.files[stored].get_slice(stored)
     if tuple(about.get_shape()) != shape or about.get_dtype() not in DTYPES:
       raise ValueError(
         f'tensor {stored} is {about.get_dtype()}{about.get_shape()}, by config.json it should be '
         f'{"/".join(DTYPES)} {list(shape)}\n'
         'fix: use the config.json that came with these weights, and weights that are not quantised'
       )
-    return file.get_tensor(stored)
 
 
 def read_weights(folder, family, cfg):
@@ -179,12 +183,14 @@ def read_weights(folder, family, cfg):
     weights = Weights(weight_files(folder), family, stack)
     drop_tied_head(weights, family, cfg, sizes)
     check_names(weights.names, {name for names in wanted.values() for name in names}, folder)
+    for path, names in wanted.items():  # all of them before any is read
+      for name in names:
+        weights.check(name, tensors.shape_of(family.tensors[path], sizes))
 
     def fill(path, p):
       whole = np.zeros(p.get_value().shape, np.float32)
       for l, name in enumerate(wanted.get(path, ())):
-        tensor = family.tensors[path]
-        array = weights.read(name, tensors.shape_of(tensor, sizes))
+        tensor, array = family.tensors[path], weights.read(name)
         array = tensors.to_parameter(array, tensor, p.axes.lstrip('L'), sizes)
         into = whole[l] if p.axes[0] == 'L' else whole
         into[: len(array)] = array  # the rest are padding rows of the vocabulary
@@ -198,8 +204,9 @@ def drop_tied_head(weights, family, cfg, sizes):
   head, embedding = family.tensors['head_VD'].name, family.tensors['embed_VD'].name
   if not cfg.tied_head or not {head, embedding} <= weights.names:
     return
-  shape = (sizes['V'], sizes['D'])
-  if not np.array_equal(weights.read(head, shape), weights.read(embedding, shape)):
+  for name in (head, embedding):
+    weights.check(name, (sizes['V'], sizes['D']))
+  if not np.array_equal(weights.read(head), weights.read(embedding)):
     raise ValueError(
       f'tie_word_embeddings is true, but {head} differs from {embedding}\n'
       'fix: set tie_word_embeddings to false in config.json if the head was trained on its own'

@@ -7,6 +7,8 @@ that can, and for rows that are spread over devices one that never holds all sco
 Sources: QK-norm (Henry et al. 2020; Dehghani et al. 2023).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -41,6 +43,29 @@ def cudnn_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
   )  # fmt: skip
 
 
+@functools.cache
+def cudnn_obstacle():
+  """Why the GPU of this process cannot run cuDNN's attention, '' if it can or there is none.
+
+  Asked of the device and not of version numbers: a tiny forward and backward pass is compiled.
+  """
+  device = jax.local_devices()[0]
+  if device.platform != 'gpu':  # compiling for hardware that is elsewhere
+    return ''
+  capability = str(getattr(device, 'compute_capability', ''))
+  major = capability.partition('.')[0]
+  if not major.isdecimal() or int(major) < 8:
+    return f'compute capability {capability} (8.0 or more only)'
+  loss = lambda x: jax.nn.dot_product_attention(
+    x, x, x, is_causal=True, implementation='cudnn'
+  ).sum()  # fmt: skip
+  try:
+    jax.jit(jax.grad(loss)).lower(jax.ShapeDtypeStruct((1, 64, 1, 64), jnp.bfloat16)).compile()
+  except (RuntimeError, ValueError, NotImplementedError) as error:  # as jax says it has no cuDNN
+    return f'this installation ({str(error).strip().splitlines()[0]})'
+  return ''
+
+
 def refusal(kernel, cfg, mask, T):
   """Why `kernel` cannot compute this call, or '' if it can."""
   if kernel == 'xla':
@@ -56,6 +81,7 @@ def refusal(kernel, cfg, mask, T):
     asked['alibi'] = POSITIONS[cfg.positions].bias is not None
     asked['a bidirectional prefix'] = mask.prefix is not None
   if kernel == 'cudnn':
+    asked[cudnn_obstacle()] = bool(cudnn_obstacle())
     asked['document masks'] = mask.segments is not None
     asked['attention_softcap'] = cfg.attention_softcap > 0
     asked[f'dtype {cfg.dtype} (bfloat16 only)'] = cfg.dtype != 'bfloat16'
@@ -107,7 +133,7 @@ class Attention(nnx.Module):
   def __call__(self, x_BTD, mask, positions_BT, cache=None, key=None):
     """Attend within the row, or within a cache that comes back with this call in it.
 
-    `cache` is a dict of k_BSGK and v_BSGK whose slots are row orders: query order t writes slot t.
+    `cache` is a dict of k_BGSK and v_BGSK whose slots are row orders: query order t writes slot t.
     """
     q_BTHK = linear('BTD,DHK->BTHK', x_BTD, self.wq_DHK, self.q_bias_HK)
     k_BSGK = linear('BTD,DGK->BTGK', x_BTD, self.wk_DGK, self.k_bias_GK)
@@ -122,7 +148,7 @@ class Attention(nnx.Module):
     k_BSGK, v_BSGK = constrain(k_BSGK, 'BTGK'), constrain(v_BSGK, 'BTGK')
     if cache is not None:
       cache = write(cache, k_BSGK, v_BSGK, mask.t_BT)
-      k_BSGK, v_BSGK = cache['k_BSGK'], cache['v_BSGK']
+      k_BSGK, v_BSGK = (cache[name].swapaxes(1, 2) for name in ('k_BGSK', 'v_BGSK'))
     kernel = KERNELS[choose_kernel(self.cfg, mask, x_BTD.shape[1])]
     y_BTHK = kernel(self.cfg, q_BTHK, k_BSGK, v_BSGK, mask, key)
     return linear('BTHK,HKD->BTD', y_BTHK, self.wo_HKD, self.o_bias_D), cache
@@ -130,8 +156,8 @@ class Attention(nnx.Module):
 
 def write(cache, k_BTGK, v_BTGK, t_BT):
   """The cache with this call's keys and values at slots `t_BT[b] = t_BT[b, 0] + (0, 1, ...)`."""
-  put = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice(old, new, (start, 0, 0)))
-  new = dict(k_BSGK=k_BTGK, v_BSGK=v_BTGK)
+  put = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice(old, new, (0, start, 0)))
+  new = dict(k_BGSK=k_BTGK.swapaxes(1, 2), v_BGSK=v_BTGK.swapaxes(1, 2))
   return {name: put(old, new[name].astype(old.dtype), t_BT[:, 0]) for name, old in cache.items()}
 
 

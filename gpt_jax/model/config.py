@@ -95,6 +95,8 @@ class ModelConfig:
     for key, low in LIMITS.items():
       if not low <= getattr(self, key) < float('inf'):  # NaN is refused too
         raise ValueError(f'model.{key}={getattr(self, key)} is too small\nfix: use at least {low}')
+      if isinstance(low, int) and getattr(self, key) > (most := MOST.get(key, MOST_OF_OTHERS)):
+        raise ValueError(f'model.{key}={getattr(self, key)} is too large\nfix: use at most {most}')
     for key in ('dropout', 'attention_dropout'):
       if not 0 <= getattr(self, key) < 1:
         raise ValueError(
@@ -305,6 +307,8 @@ LLAMA_SIZES = {
 }
 PRESETS = {'gpt2': gpt2, 'llama': llama, 'modern': modern}
 
+# No machine has room for more; a file that says so is wrong, or made to harm.
+MOST, MOST_OF_OTHERS = {'layers': 10_000, 'context': 2**31 - 1}, 2**24
 LIMITS = {  # the least value of each number
   **dict.fromkeys(('layers', 'width', 'heads', 'context', 'vocab_multiple'), 1),
   **dict.fromkeys(('patch_values', 'frame_values', 'mup_base'), 0),

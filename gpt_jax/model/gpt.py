@@ -22,14 +22,14 @@ from gpt_jax.model.attention import Attention
 from gpt_jax.model.moe import MoE
 from gpt_jax.model.positions import POSITIONS
 from gpt_jax.model.scores import Mask
-from gpt_jax.sharding import constrain, param_sharding
+from gpt_jax.sharding import constrain, param_sharding, platform
 
 
 class Output(NamedTuple):
   """What a forward pass gives."""
 
   logits_BTV: jax.Array  # float32; padding columns hold -1e30
-  cache: list | None  # one dict of k_BSGK, v_BSGK a layer
+  cache: list | None  # one dict of k_BGSK, v_BGSK a layer
   aux: dict  # scalars of the mixture of experts, means over layers; {} for a dense model
 
 
@@ -118,12 +118,12 @@ class GPT(nnx.Module):
     mask = Mask(t_BT, t_BT)
     if cache is not None:
       t_BT = start_B[:, None] + t_BT
-      s_BS = jnp.arange(cache[0]['k_BSGK'].shape[1], dtype=jnp.int32)[None]
+      s_BS = jnp.arange(cache[0]['k_BGSK'].shape[2], dtype=jnp.int32)[None]
       mask = Mask(t_BT, s_BS, rows_alone=False)
     if segment_ids_BT is not None:
       mask = mask._replace(segments=(segment_ids_BT, segment_ids_BT))
     if prefix_BT is not None:
-      beyond = 0 if cache is None else cache[0]['k_BSGK'].shape[1] - T
+      beyond = 0 if cache is None else cache[0]['k_BGSK'].shape[2] - T
       mask = mask._replace(prefix=(prefix_BT, jnp.pad(prefix_BT, ((0, 0), (0, beyond)))))
     if positions_BT is None:
       places = POSITIONS[self.cfg.positions].axes
@@ -197,7 +197,9 @@ class GPT(nnx.Module):
     table_VD = self.embed_VD if self.head_VD is None else self.head_VD
     if cfg.growth != 1:
       x_BTD = x_BTD * (1 / cfg.growth)  # muP's output multiplier
-    logits_BTV = nn.linear('BTD,VD->BTV', x_BTD, table_VD).astype(jnp.float32)
+    few = platform() == 'cpu' and x_BTD.shape[0] * x_BTD.shape[1] <= FEW_ROWS
+    product = nn.weights_left if few else nn.linear
+    logits_BTV = product('BTD,VD->BTV', x_BTD, table_VD).astype(jnp.float32)
     if cfg.logit_softcap:
       logits_BTV = cfg.logit_softcap * jnp.tanh(logits_BTV / cfg.logit_softcap)
     if cfg.V != cfg.vocab:
@@ -236,15 +238,16 @@ def create(cfg, key, mesh):
 def for_sampling(model, dtype):
   """The model as the decode loop wants it: cast and sliced into layers once, outside the loop."""
   model = nn.cast(model, jnp.dtype(dtype))
-  model.blocks = nnx.List(nn.unstack(model.blocks))
+  blocks = nn.unstack(model.blocks)
+  model.blocks = nnx.List(map(nn.outputs_first, blocks) if platform() == 'cpu' else blocks)
   return model
 
 
 def init_cache(cfg, batch, slots, dtype):
-  """An empty cache: a list of dicts of k_BSGK, v_BSGK, one a layer."""
-  shape = (batch, slots, cfg.G, cfg.K)
+  """An empty cache: a list of dicts of k_BGSK, v_BGSK, one a layer."""
+  shape = (batch, cfg.G, slots, cfg.K)
   return [
-    {name: jnp.zeros(shape, jnp.dtype(dtype)) for name in ('k_BSGK', 'v_BSGK')}
+    {name: jnp.zeros(shape, jnp.dtype(dtype)) for name in ('k_BGSK', 'v_BGSK')}
     for _ in range(cfg.layers)
   ]
 
@@ -283,6 +286,7 @@ def flops_per_token(cfg, length):
   return {'full': matmuls + per_key * length * cfg.layers, 'causal': matmuls + per_key * seen}
 
 
+FEW_ROWS = 32  # up to which a CPU is faster with weights as the left operand
 REMAT = {
   'full': None,
   'dots': jax.checkpoint_policies.dots_saveable,

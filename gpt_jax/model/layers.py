@@ -161,12 +161,44 @@ class MLP(nnx.Module):
     return linear('BTF,FD->BTD', h_BTF, self.down_FD, self.down_bias_D)
 
 
+def outputs_first(module):
+  """The module with what it makes as the leading axes of its matrices: 'DF' becomes 'FD'.
+
+  On a CPU the right operand of a product is packed anew in every call. With few rows, as in
+  decoding, packing the weights takes as long as the product: `linear` puts such weights left.
+  """
+
+  def turn(p):
+    if p.axes not in OUTPUTS_FIRST:
+      return p
+    axes = OUTPUTS_FIRST[p.axes]
+    value = jnp.transpose(p.get_value(), [p.axes.index(a) for a in axes])
+    return nnx.Param(value, axes=axes, std=p.std, mean=p.mean)
+
+  return jax.tree.map(turn, module, is_leaf=is_param)
+
+
 def linear(subscripts, x, w, bias=None):
-  """einsum with a parameter, plus an optional bias over the last axes."""
-  y = jnp.einsum(subscripts, x, w[...])
+  """einsum with a parameter, plus an optional bias over the last axes.
+
+  The parameter may be as of `outputs_first`; its axes say so.
+  """
+  turned = OUTPUTS_FIRST.get(subscripts.partition(',')[2].partition('->')[0])
+  left = turned is not None and w.axes == turned
+  y = weights_left(subscripts, x, w) if left else jnp.einsum(subscripts, x, w[...])
   return y if bias is None else y + over(bias, y)
 
 
+def weights_left(subscripts, x, w):
+  """The same einsum with the weights as the left operand, whatever the order of their axes."""
+  given, made = subscripts.partition(',')[0], subscripts.partition('->')[2]
+  new = ''.join(a for a in made if a not in given)  # the axes that the product makes
+  old = made.removesuffix(new)
+  y = jnp.einsum(f'{w.axes},{given}->{new}{old}', w[...], x)
+  return jnp.moveaxis(y, range(len(new)), range(-len(new), 0))
+
+
+OUTPUTS_FIRST = {'DHK': 'HKD', 'DGK': 'GKD', 'HKD': 'DHK', 'DF': 'FD', 'FD': 'DF'}
 NORMS = {'layernorm': layernorm, 'rmsnorm': rmsnorm}
 
 ACTIVATIONS = {

@@ -1,13 +1,14 @@
-"""Text from anything: recognise, caption, translate, answer.
+"""Text from anything: recognise, caption, answer; translate and summarise are rows of it.
 
 Beside each figure stands what it takes without looking: `chance` answers with the commonest target
 of training; the rows with control=shuffled ask with the condition of another example, which shows
-whether the condition is used at all; `baseline` answers as the nearest training image does.
+whether the condition is used at all; `baseline` answers as the nearest training image does, copies
+the text to translate, or takes the first sentence of the text to summarise.
 """
 
 import numpy as np
 
-from gpt_jax import metrics
+from gpt_jax import metrics, text_metrics
 from gpt_jax.tasks import common
 
 
@@ -16,48 +17,51 @@ def fits(condition, target):
   return bool(condition) and target == ('text',)
 
 
-def run(subject, source, split, limit, **sampling):
-  """Rows of exact match, F1 of words, character and word error rate for one source.
+def fits_texts(condition, target):
+  """Text to read, and text to make."""
+  return condition == ('text',) and target == ('text',)
 
-  Takes the likeliest token each time, unless a temperature or beams are given.
+
+def run(
+  subject, source, split, limit, task='answer', score=text_metrics.answers, without=None, **sampling
+):
+  """Rows of a task for one source, by default exact match, F1 and error rates.
+
+  score: of text_metrics. without: makes a baseline of the text of the condition. Takes the
+  likeliest token each time, unless a temperature or beams are given.
   """
   found = common.examples(subject, source, split, limit or common.LIMIT)
-  wanted = [common.text(example.target) for example in found]
+  template = subject.cfg.data.mixture[source].template
+  wanted = [common.references(example, template) for example in found]
   if not sampling.get('beams', subject.cfg.sample.beams):
     sampling = {'temperature': 0.0} | sampling
-  rows, add = common.rows('answer', source, split, len(found), **common.drawn(subject, sampling))
+  rows, add = common.rows(task, source, split, len(found), **common.drawn(subject, sampling))
   train = common.examples(subject, source, 'train', common.TRAIN_LIMIT)
   answers = [common.text(example.target) for example in train]
   guess = score([common.most_frequent(answers)] * len(found), wanted)
-  rivals = {name: {'chance': value} for name, (value, _) in guess.items()}
-  if common.has(found[0].condition, common.IMAGES) and len(found[0].condition) == 1:
-    nearest = neighbours(subject, found, train, answers)
-    for name, (value, _) in score(nearest, wanted).items():
-      rivals[name]['baseline'] = value
+  rivals = {name: {'chance': row['value']} for name, row in guess.items()}
+  if rival := baseline(subject, found, train, answers, without):
+    for name, row in score(rival, wanted).items():
+      rivals[name]['baseline'] = row['value']
   conditions = [example.condition for example in found]
   made = subject.generate(conditions, 'text', **sampling)
-  for name, (value, interval) in score(made, wanted).items():
-    add(name, value, **({'interval': interval} if interval else {}), **rivals[name])
+  for name, row in score(made, wanted).items():
+    add(name, **row, **rivals[name])
   if len(found) > 1:
-    other = derangement(wanted)
+    other = derangement([some[0] for some in wanted])
     made = subject.generate([conditions[i] for i in other], 'text', **sampling)
-    for name, (value, interval) in score(made, wanted).items():
-      add(name, value, **({'interval': interval} if interval else {}), control='shuffled')
+    for name, row in score(made, wanted).items():
+      add(name, **row, control='shuffled')
   return rows
 
 
-def score(made, wanted):
-  """-> {metric: (value, interval or None)}."""
-  same = [m.strip() == w.strip() for m, w in zip(made, wanted, strict=True)]
-  f1 = [metrics.token_f1(m, w) for m, w in zip(made, wanted, strict=True)]
-  exact, interval = metrics.accuracy(same, [True] * len(same))
-  found = {'exact_match': (exact, list(interval))}
-  found['token_f1'] = (float(np.mean(f1)), list(metrics.bootstrap(f1)))
-  if any(wanted):
-    found['character_error_rate'] = (metrics.cer(made, wanted), None)
-  if any(text.split() for text in wanted):
-    found['word_error_rate'] = (metrics.wer(made, wanted), None)
-  return found
+def baseline(subject, found, train, answers, without):
+  """The answers of whoever does not need a model, None if there are none to compare with."""
+  if without:
+    return [without(common.text(example.condition)) for example in found]
+  if common.has(found[0].condition, common.IMAGES) and len(found[0].condition) == 1:
+    return neighbours(subject, found, train, answers)
+  return None
 
 
 def neighbours(subject, found, train, answers, most=5000):

@@ -1,6 +1,7 @@
 """What tasks share: which sources fit, their held-out examples, labels, raw media and judges."""
 
 import collections
+import dataclasses
 import itertools
 import zlib
 from typing import Any, NamedTuple
@@ -9,12 +10,13 @@ import numpy as np
 
 from gpt_jax import data, judges, metrics
 from gpt_jax.data import mixture, sources, templates
+from gpt_jax.sample import SampleConfig
 
 LIMIT = 500  # examples of a source where no limit is given
 TRAIN_LIMIT = 20_000  # real examples that judges and baselines learn from
 LABELS = ('label', 'name', 'digit', 'text')  # fields that name what an example shows, by rank
 MOST_CLASSES = 50  # more different labels are descriptions, not classes
-DRAWN = {'guidance': 1.0, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, 'min_p': 0.0, 'beams': 0}
+NOT_DRAWN = ('num_samples', 'begin')  # fields of SampleConfig that tasks do not use
 IMAGES, SOUNDS = ('image', 'patches'), ('audio', 'frames')  # kinds of pieces
 
 
@@ -34,6 +36,7 @@ class Kind(NamedTuple):
   fits: Any  # (kinds of the condition, kinds of the target) -> bool
   form: str  # a template that fits, for messages
   draws: bool = True  # whether it takes fields of SampleConfig as options
+  needs: str = ''  # the package that it measures with
 
 
 def fitting(subject, fits, split):
@@ -58,9 +61,15 @@ def examples(subject, source, split, limit=0):
 
 
 def _examples(subject, source, split, limit):
-  part = mixture.open_part(subject.cfg.data, source, split)
-  rank = lambda found: zlib.crc32(found[0].encode())
-  ranked = data.readable(subject.cfg.data, source, sorted(part.examples(), key=rank))
+  cfg = subject.cfg.data
+  part = mixture.open_part(cfg, source, split)
+  rank_N = np.array([zlib.crc32(where.encode()) for where, _ in part.examples()], np.uint32)
+  order_N = rank_N.argsort(kind='stable')
+  if limit:  # of the others no content is held
+    order_N = order_N[: limit + cfg.mixture[source].bad_records]
+  kept = set(order_N.tolist())
+  whole = {n: example for n, example in enumerate(part.examples()) if n in kept}
+  ranked = data.readable(cfg, source, subject.tokenizers, (whole[n] for n in order_N.tolist()))
   chosen = list(itertools.islice(ranked, limit or None))
   wanted = {where for where, _ in chosen}
   corpus = sources.open_source(subject.cfg.data.mixture[source], split)
@@ -71,6 +80,20 @@ def _examples(subject, source, split, limit):
 def text(pieces):
   """The text of pieces, media left out."""
   return ''.join(piece.value for piece in pieces if piece.kind == 'text')
+
+
+def references(example, template):
+  """The texts that would do as target: where it is `{field.0}` the whole list, else its own one."""
+  slots = templates.parse(template)
+  kind, field = slots[-1]
+  listed, _, place = field.rpartition('.')
+  alone = slots[-2:-1] in ((), (('arrow', ''),))
+  if kind == 'text' and place == '0' and alone:
+    return [
+      templates.text_of(example.record, f'{listed}.{n}', example.where)
+      for n in range(len(templates.lookup(example.record, listed, example.where)))
+    ]
+  return [text(example.target)]
 
 
 def label_field(found):
@@ -140,9 +163,19 @@ def judge(subject, kind, inputs, names):
 
 
 def drawn(subject, sampling):
-  """Fields of SampleConfig that decide what is drawn, as far as they are not at their defaults."""
-  chosen = {name: sampling.get(name, getattr(subject.cfg.sample, name)) for name in DRAWN}
-  return {name: value for name, value in chosen.items() if value != DRAWN[name]}
+  """How it was drawn: {'sampling': all fields of SampleConfig}, and those not at their defaults.
+
+  Of max_new_tokens images, sounds and short contexts take what they have use for.
+  """
+  chosen = dataclasses.asdict(dataclasses.replace(subject.cfg.sample, **sampling))
+  chosen = {name: value for name, value in chosen.items() if name not in NOT_DRAWN}
+  untold = ('max_new_tokens', 'seed', 'length_penalty')  # of little interest beside a figure
+  differing = {
+    name: value
+    for name, value in chosen.items()
+    if value != getattr(SampleConfig, name) and name not in untold
+  }
+  return {**differing, 'sampling': chosen}
 
 
 def rows(task, source, split, n, **about):
@@ -160,12 +193,17 @@ def rows(task, source, split, n, **about):
 def add_retrieval(add, scores_NC, truth_N):
   """Add rows of where the true one of C candidates ranks, beside those of a random order."""
   count = scores_NC.shape[1]
+  chances = {'mrr': float(np.mean(1 / np.arange(1, count + 1))), 'median_rank': (count + 1) / 2}
   for name, value in metrics.retrieval(scores_NC, truth_N).items():
-    if name == 'mrr':
-      chance = float(np.mean(1 / np.arange(1, count + 1)))
-    else:
-      chance = int(name.partition('@')[2]) / count
+    chance = chances[name] if name in chances else int(name.partition('@')[2]) / count
     add(name, value, chance=chance, candidates=count)
+
+
+def add_memorisation(add, made_ND, held_ND, train_ND):
+  """Add rows of how near samples are to training examples, beside what held-out ones are."""
+  found = metrics.memorisation(made_ND, held_ND, train_ND)
+  add('nearest_train_ratio', found['ratio'], baseline=1.0)
+  add('copies', found['copies'], baseline=0.01, p=round(found['p'], 4))
 
 
 def add_accuracy(add, metric, found, wanted, **more):

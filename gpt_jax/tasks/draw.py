@@ -35,9 +35,7 @@ def run(subject, source, split, limit, **sampling):
     scores = -metrics.squared_distances(features_of(made), features_of(real))
     common.add_retrieval(add, scores, np.arange(len(found)))
   sets(add, features, made, real, decoded, train_images)
-  memory = metrics.memorisation(features_of(made), features_of(real), features_of(train_images))
-  add('nearest_train_ratio', memory['ratio'], baseline=1.0)
-  add('copies', memory['copies'], baseline=0.01, p=round(memory['p'], 4))
+  common.add_memorisation(add, features_of(made), features_of(real), features_of(train_images))
   return rows
 
 

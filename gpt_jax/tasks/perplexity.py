@@ -59,6 +59,7 @@ def of_text(subject, source, split, limit, stride):
       break
     batch_nats, batch_tokens = fetch(subject.score(subject.model, to_devices(batch, subject.mesh)))
     nats, tokens = nats + float(batch_nats), tokens + float(batch_tokens)
+    subject.between()
   _check(tokens, source, split)
   values = {'nats_per_token': nats / tokens, 'bits_per_token': bits(nats / tokens)}
   if whole and not subject.masks_documents:  # else first tokens are not scored, but are bytes
@@ -70,10 +71,10 @@ def of_text(subject, source, split, limit, stride):
 def of_documents(subject, source, split, limit):
   """Rows for whole documents: of all targets, and of each modality among them if there are two."""
   length = subject.cfg.train.length or subject.cfg.model.context
-  cache = subject.cache(source, split)
+  cache, template = subject.cache(source, split), subject.cfg.data.mixture[source].template
   part, parts = share(subject.mesh)
   batches = data.eval_rows(
-    cache, length, subject.batch_size, form=subject.form,
+    cache, length, subject.batch_size, form=subject.form.of_template(template),
     process_index=part, process_count=parts,
   )  # fmt: skip
   names = subject.tokenizers.modalities
@@ -85,6 +86,7 @@ def of_documents(subject, source, split, limit):
     nats_M += sums['nats_M']
     restricted_M += sums['restricted_M']
     targets_M += sums['targets_M']
+    subject.between()
   _check(targets_M.sum(), source, split)
   if subject.cfg.loss.restrict:
     nats_M = restricted_M
@@ -112,7 +114,9 @@ def is_lossless(subject, source, split, most=64):
   if subject.tokenizers.image.kind != 'pixels':
     return False
   if key not in subject.caches:
-    documents = itertools.islice(data.examples(subject.cfg.data, source, split), most)
+    every = data.examples(subject.cfg.data, source, split)
+    whole = data.readable(subject.cfg.data, source, subject.tokenizers, every)
+    documents = itertools.islice(whole, most)
     decoded = [data.decode(subject.tokenizers, pieces, where) for where, pieces in documents]
     real = np.stack([p.value for pieces in decoded for p in pieces if p.kind == 'image'])
     image = subject.tokenizers.image

@@ -1,12 +1,13 @@
-"""Sound from text: what is said, by whom, how far from a real recording, and how long.
+"""Sound from text: what is said, by whom, how far from a real recording, how long, and how new.
 
 Distances are read against copy-synthesis (a real spectrogram through the same vocoder) and against
 what the tokenizer makes of the real sound; `chance` is the distance to another example's sound.
+Pitch is compared by its median, so that lengths need not agree.
 """
 
 import numpy as np
 
-from gpt_jax import metrics
+from gpt_jax import judges, sound_metrics
 from gpt_jax.data import keypad
 from gpt_jax.tasks import common
 
@@ -41,6 +42,9 @@ def run(subject, source, split, limit, **sampling):
       tones = [keypad.decode(wave, audio.sample_rate) for wave in some]
       common.add_accuracy(add, 'tone_accuracy', tones, names, chance=0.1, **about(of))
   distances(add, real, sounds, audio.sample_rate)
+  features = [judges.cepstra(some, audio.sample_rate) for some in (made, real, heard)]
+  mean, scale = judges.standard(features[-1])
+  common.add_memorisation(add, *((x - mean) / scale for x in features))
   return rows
 
 
@@ -69,13 +73,25 @@ def judged(subject, add, metric, train, names, real, sounds):
 
 def distances(add, real, sounds, rate):
   """Rows of mel-cepstral distortion after alignment, and of the ratio of lengths."""
-  mels = [metrics.log_mel(wave, rate) for wave in real]
+  mels = [sound_metrics.log_mel(wave, rate) for wave in real]
   mean = lambda some: float(
-    np.mean([metrics.mcd_dtw(a, b) for a, b in zip(some, mels, strict=True)])
+    np.mean([sound_metrics.mcd_dtw(a, b) for a, b in zip(some, mels, strict=True)])
   )
   rival = {'chance': mean(mels[1:] + mels[:1])} if len(mels) > 1 else {}
   for of, some in sounds.items():
-    found = mean([metrics.log_mel(wave, rate) for wave in some])
+    found = mean([sound_metrics.log_mel(wave, rate) for wave in some])
     add('mel_cepstral_distortion', found, unit='dB', **rival, **about(of))
+  pitches(add, real, sounds, rate)
   ratios = [len(a) / max(len(b), 1) for a, b in zip(sounds[''], real, strict=True)]
   add('length_ratio', np.mean(ratios), baseline=1.0)
+
+
+def pitches(add, real, sounds, rate):
+  """Rows of how far the pitch is from that of the real sound, and how much of it has a pitch."""
+  wanted = [sound_metrics.pitch(wave, rate) for wave in real]
+  for of, some in sounds.items():
+    found = [sound_metrics.pitch(wave, rate) for wave in some]
+    errors = np.array([sound_metrics.pitch_error(a, b) for a, b in zip(found, wanted, strict=True)])
+    if np.isfinite(errors[:, 0]).any():
+      add('pitch_error', np.nanmean(errors[:, 0]), unit='semitones', **about(of))
+    add('voicing_error', errors[:, 1].mean(), **about(of))

@@ -183,7 +183,7 @@ def read_json(path, fix: str):
   """The content of a JSON file; FileNotFoundError or ValueError with the cause and the fix."""
   try:
     return json.loads(read_file(path, fix))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(f'{path} is not JSON: {error}\nfix: {fix}') from None
 
 

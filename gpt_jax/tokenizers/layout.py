@@ -69,15 +69,18 @@ class Layout:
     beyond_BW = np.take_along_axis(after_BW - is_sep_BW, last_BW, 1)
     return (after_BW > beyond_BW) & (segments_BW > 0)
 
-  def targets(self, ids_BW: np.ndarray, segments_BW: np.ndarray) -> np.ndarray:
+  def targets(
+    self, ids_BW: np.ndarray, segments_BW: np.ndarray, begins: bool = False
+  ) -> np.ndarray:
     """True for the tokens that carry loss as targets, bool [B, W].
 
-    Not the condition, not the start marker right after it, not continuous inputs or their ends.
+    Not the condition, not continuous inputs or their ends; the start marker right after the
+    condition only where the model has to choose what it `begins` with.
     """
     previous_BW = np.concatenate([np.full_like(ids_BW[:, :1], NOTHING), ids_BW[:, :-1]], 1)
     is_input = lambda x: (x == self.patch) | (x == self.frame)
     starts_BW = ((ids_BW == self.boi) | (ids_BW == self.boa)) & (previous_BW == self.sep)
-    given_BW = self.condition(ids_BW, segments_BW) | starts_BW
+    given_BW = self.condition(ids_BW, segments_BW) | (starts_BW & (not begins))
     return (segments_BW > 0) & ~given_BW & ~is_input(ids_BW) & ~is_input(previous_BW)
 
   def drop(self, ids_BW: np.ndarray, dropped_BW: np.ndarray) -> np.ndarray:

@@ -1,0 +1,214 @@
+"""Generation on a CPU, side by side: `python -m benchmarks.generate`.
+
+GPT-2 124M with the same random weights on every side, float32, a prompt of 32 tokens a row and 128
+new ones, top-k 200 (or greedy), batches of 1 and 8. Peers: transformers `generate` with its default
+and with its static cache, a static-cache loop in torch.compile, CTranslate2. `first_seconds` of a
+row is the cold start: the first generation, with all its compilation.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import versus
+from benchmarks.record import RESULTS
+
+OUT = RESULTS / 'speed' / 'generate.json'
+PROMPT, NEW, TOP_K = 32, 128, 200
+SIZES = {
+  'small': dict(size='small'),
+  'tiny': dict(size='small', layers=2, width=64, heads=4, vocab=1000, context=256, init_std=0.3),
+}
+PEERS = {
+  'transformers': dict(maker='transformers_generate', cache=None),
+  'transformers, static cache': dict(maker='transformers_generate', cache='static'),
+  'torch.compile, static cache': dict(maker='torch_loop'),
+  'ctranslate2 float32': dict(maker='ctranslate2_generate'),
+}
+
+
+def prompts(batch, vocab):
+  """Random ids [batch, PROMPT], the same for every side."""
+  return np.random.default_rng(0).integers(0, vocab, (batch, PROMPT))
+
+
+def model_config(size):
+  """ModelConfig of a row of SIZES."""
+  from gpt_jax.model import config
+
+  return config.gpt2(**SIZES[size]).resolved()
+
+
+def export(size, folder):
+  """Write the weights that all sides use as transformers reads them, and for CTranslate2."""
+  import jax
+
+  from gpt_jax.interop.huggingface import export_model
+  from gpt_jax.model import gpt
+  from gpt_jax.model import layers as nn
+
+  cfg = model_config(size)
+  model = jax.jit(lambda key: nn.initialise(gpt.GPT(cfg), key))(jax.random.key(0))
+  export_model(cfg, model, None, Path(folder) / 'huggingface')
+
+
+def ours(folder, batch, top_k=TOP_K, new=NEW):
+  """gpt_jax: the whole generation is one compiled call."""
+  from gpt_jax import grammar, sample
+  from gpt_jax.interop.huggingface import import_model
+
+  _, trained, _ = import_model(Path(folder) / 'huggingface')
+  model = sample._for_sampling(trained)
+  rules = grammar.plain(np.arange(model.cfg.V) < model.cfg.vocab)
+  cfg = sample.SampleConfig(max_new_tokens=new, top_k=top_k, temperature=1.0 if top_k else 0.0)
+  given = prompts(batch, model.cfg.vocab).tolist()
+
+  def run():
+    state = sample.generate(model, given, cfg, rules)
+    return [ids for ids, _ in sample.new_tokens(state, given, 1)]
+
+  return run
+
+
+def peer_model(folder):
+  """(torch, the transformers model)."""
+  try:
+    import torch
+    import transformers
+  except ImportError as e:
+    raise versus.Missing('torch or transformers is not installed') from e
+  torch.set_num_threads(versus.CORES)
+  torch.manual_seed(0)
+  path = Path(folder) / 'huggingface'
+  return torch, transformers.GPT2LMHeadModel.from_pretrained(path, dtype=torch.float32).eval()
+
+
+def transformers_generate(folder, batch, top_k=TOP_K, new=NEW, cache=None):
+  """transformers' `generate`; no id ends a row, so that all rows have `new` tokens."""
+  torch, model = peer_model(folder)
+  model.generation_config.eos_token_id = None
+  ids_BT = torch.tensor(prompts(batch, model.config.vocab_size))
+  options = dict(do_sample=True, top_k=top_k) if top_k else dict(do_sample=False)
+  options |= dict(cache_implementation=cache) if cache else {}
+
+  def run():
+    with torch.inference_mode():
+      out = model.generate(
+        ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=new, pad_token_id=0,
+        **options,
+      )  # fmt: skip
+    return out[:, PROMPT:].tolist()
+
+  return run
+
+
+def torch_loop(folder, batch, top_k=TOP_K, new=NEW):
+  """Our own strongest torch: see torch_decode.py."""
+  torch, peer = peer_model(folder)
+  from benchmarks import torch_decode
+
+  c = peer.config
+  decoder = torch_decode.Decoder(
+    c.n_layer, c.n_embd, c.n_head, c.vocab_size, c.n_positions, batch, PROMPT + new
+  )
+  torch_decode.load(decoder, peer)
+  ids_BT = torch.tensor(prompts(batch, c.vocab_size))
+  generate = torch_decode.generator(decoder.eval(), top_k, 'default')
+  return lambda: generate(ids_BT, new).tolist()
+
+
+def ctranslate2_generate(folder, batch, top_k=TOP_K, new=NEW):
+  """CTranslate2 in float32 with as many threads as cores."""
+  _, peer = peer_model(folder)
+  try:
+    import ctranslate2
+    from ctranslate2.converters.transformers import GPT2Loader
+  except ImportError as e:
+    raise versus.Missing('ctranslate2 is not installed') from e
+  spec, V = GPT2Loader().get_model_spec(peer), peer.config.vocab_size
+  spec.register_vocabulary([f't{i}' for i in range(V)])
+  spec.config.unk_token, spec.config.bos_token, spec.config.eos_token = 't0', 't0', f't{V - 1}'
+  spec.validate()
+  spec.optimize()
+  path = tempfile.mkdtemp(dir=folder)
+  spec.save(path)
+  del peer, spec
+  generator = ctranslate2.Generator(
+    path, device='cpu', compute_type='float32', inter_threads=1, intra_threads=versus.CORES
+  )
+  given = [[f't{i}' for i in row] for row in prompts(batch, V)]
+
+  def run():
+    found = generator.generate_batch(
+      given, max_length=new, min_length=new, sampling_topk=top_k or 1,
+      include_prompt_in_result=False,
+    )  # fmt: skip
+    return [result.sequences_ids[0] for result in found]
+
+  return run
+
+
+def rows(size='small', batches=(1, 8), top_k=TOP_K, turns=3, peers=tuple(PEERS), keep=print):
+  """Compare at each batch -> {batch: {'rows': of versus.compare, 'ratios': {peer: [...]}}}."""
+  found = {}
+  with tempfile.TemporaryDirectory() as folder:
+    code = f'from benchmarks.generate import export; export({size!r}, {folder!r})'
+    subprocess.run([sys.executable, '-c', code], cwd=versus.ROOT, check=True)
+    for batch in batches:
+      given = dict(folder=folder, batch=batch, top_k=top_k)
+      sides = [versus.Side('gpt_jax', 'benchmarks.generate:ours', given)]
+      for name in peers:
+        options = PEERS[name]
+        maker, more = options['maker'], {k: v for k, v in options.items() if k != 'maker'}
+        sides.append(versus.Side(name, f'benchmarks.generate:{maker}', given | more))
+
+      def keep_batch(timed, batch=batch):
+        found[f'batch {batch}'] = summary(timed, batch)
+        keep(found)
+
+      keep_batch(versus.compare(sides, turns, keep_batch))
+  return found
+
+
+def summary(timed, batch):
+  """The rows of one batch with tokens a second and the ratios to the peers."""
+  for row in timed.values():
+    if 'median' in row:
+      row['tokens_per_second'] = batch * NEW / row['median']
+  peers = [name for name in PEERS if name in timed]
+  return {'rows': timed, 'ratios': {name: versus.ratio(timed, 'gpt_jax', name) for name in peers}}
+
+
+def main():
+  """Measure, write as it goes, print the table."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--size', default='small', choices=SIZES)
+  parser.add_argument('--batches', default='1,8')
+  parser.add_argument('--turns', type=int, default=3)
+  parser.add_argument('--peers', default=';'.join(PEERS), help='some of them, with ; between')
+  parser.add_argument('--out', type=Path, default=OUT)
+  arguments = parser.parse_args()
+  claim = f'generation of {NEW} tokens after {PROMPT}, top-k {TOP_K}, {arguments.size}'
+  before = json.loads(arguments.out.read_text())['rows'] if arguments.out.exists() else {}
+
+  def keep(found):
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    told = versus.content('generate', claim, before | found)
+    arguments.out.write_text(json.dumps(told, indent=1) + '\n')
+
+  batches = [int(b) for b in arguments.batches.split(',')]
+  peers = arguments.peers.split(';')
+  found = rows(arguments.size, batches, turns=arguments.turns, peers=peers, keep=keep)
+  for batch, content in found.items():
+    for name, row in content['rows'].items():
+      speed = f'{row["tokens_per_second"]:8.1f} tok/s' if 'median' in row else row['missing']
+      print(f'{batch}  {name:28s} {speed}  {content["ratios"].get(name, "")}')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,237 @@
+"""Everything that is claimed of one GPU, in one command: `python -m benchmarks.gpu`.
+
+Each row runs in its own process with its own time limit: what fails, or finds no memory, costs one
+row. Results are written after every row; the table comes last, and when the minutes are over the
+rows that are left are skipped and say so. Rows first, then variants of them (batches, kernels, XLA
+flags one at a time), each with its gain. `--tiny` runs the same code on small models anywhere.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / 'benchmarks' / 'results' / 'speed' / 'gpu.json'
+
+
+class Job(NamedTuple):
+  """One process."""
+
+  name: str
+  worker: str  # of gpu_rows.WORKERS
+  arguments: dict
+  limit: int  # seconds
+  flags: str = ''  # XLA_FLAGS
+  of: str = ''  # the row that this is a variant of
+
+
+class Goal(NamedTuple):
+  """A line of the table: a number of a row, or its ratio to a peer's."""
+
+  what: str
+  row: str
+  key: str
+  goal: float
+  unit: str
+  peer: str = ''
+  lower: bool = False  # less is better
+
+
+def jobs(tiny=False):
+  """All processes, the most wanted first."""
+  small, xl, char = ('tiny',) * 3 if tiny else ('124M', '1558M', '10.7M')
+  length, seconds = (32, 0.2) if tiny else (1024, 5)
+  many, big, rows, fat = (2, 2, 4, 4) if tiny else (64, 16, 64, 256)
+  prompt, new = (8, 16) if tiny else (32, 256)
+  text = dict(prompt=prompt, new=new, **({'top_k': 20} if tiny else {}))
+  train = dict(model=small, batch=many, length=length, seconds=seconds)
+  characters = dict(model=char, batch=rows, length=min(length, 256), seconds=seconds)
+  one = dict(model=small, batch=1) | text
+  made = [
+    Job('probe', 'probe', dict(size='tiny' if tiny else 'full', seconds=0.3), 60),
+    Job('train 124M', 'train', train, 110),
+    Job('generate 124M batch 1', 'generate', one, 70),
+    Job('train 1558M', 'train', train | dict(model=xl, batch=big), 170),
+    Job('torch train 124M', 'torch_train', train, 100),
+    Job('generate 1558M batch 1', 'generate', one | dict(model=xl), 90),
+    Job('generate 124M batch 256', 'generate', one | dict(batch=fat), 70),
+    Job('train characters', 'train', characters | dict(steps_per_call=2 if tiny else 25), 60),
+    Job('torch train characters', 'torch_train', characters, 60),
+    Job('transformers generate', 'torch_generate', one | dict(kind='default'), 50),
+    Job('torch loop generate', 'torch_generate', one | dict(kind='loop'), 80),
+    Job('start 124M again', 'train', train | dict(seconds=0), 60),
+    *(variants(train, one, characters) if not tiny else tiny_variants(train)),
+  ]
+  return [job._replace(limit=600) for job in made] if tiny else made
+
+
+def tiny_variants(train):
+  """One of each kind, to prove that they run."""
+  return [
+    Job('scanned', 'train', train | dict(overrides=dict(unroll='off')), 60, of='train 124M'),
+    Job('less fusion', 'train', train, 60, '--xla_cpu_enable_fast_math=false', 'train 124M'),
+  ]
+
+
+def variants(train, one, characters):
+  """Other ways to compute the rows, the most promising first."""
+  xla, static = dict(overrides=dict(kernel='xla')), one | dict(kind='static')
+  wide = '--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL,+DYNAMIC_SLICE_FUSION'
+  made = [
+    Job(f'batch {n}', 'train', train | dict(batch=n), 80, of='train 124M') for n in (32, 96, 128)
+  ]
+  made += [
+    Job(f'torch batch {n}', 'torch_train', train | dict(batch=n), 80, of='torch train 124M')
+    for n in (32, 96)
+  ]
+  made += [
+    Job('loop in a CUDA graph', 'generate', one, 70, wide, 'generate 124M batch 1'),
+    Job('xla attention', 'train', train | xla | dict(batch=16), 80, of='train 124M'),
+    Job('one step a call', 'train', characters, 60, of='train characters'),
+    Job('static cache', 'torch_generate', static, 80, of='transformers generate'),
+  ]
+  for flag in FLAGS:
+    name = flag.removeprefix('--xla_gpu_')
+    made.append(Job(name, 'train', train, 80, flag, 'train 124M'))
+  scanned = train | dict(overrides=dict(unroll='off'))
+  return [*made, Job('scanned layers', 'train', scanned, 80, of='train 124M')]
+
+
+FLAGS = (
+  '--xla_gpu_enable_triton_gemm=false',
+  '--xla_gpu_enable_cublaslt=true',
+  '--xla_gpu_enable_command_buffer=',
+  '--xla_gpu_cudnn_gemm_fusion_level=1',
+  '--xla_gpu_exhaustive_tiling_search=true',
+)
+GOALS = (
+  Goal('124M, T=1024', 'train 124M', 'tokens_per_second', 550e3, 'tokens/s'),
+  Goal('1558M, T=1024', 'train 1558M', 'tokens_per_second', 52e3, 'tokens/s'),
+  Goal('124M against torch.compile', 'train 124M', 'tokens_per_second', 1.05, 'x',
+       'torch train 124M'),
+  Goal('10.7M characters against torch.compile', 'train characters', 'steps_per_second', 3, 'x',
+       'torch train characters'),
+  Goal('generate 124M, batch 1, against transformers', 'generate 124M batch 1',
+       'tokens_per_second', 12, 'x', 'transformers generate'),
+  Goal('generate 124M, batch 1, against a compiled loop', 'generate 124M batch 1',
+       'tokens_per_second', 1.1, 'x', 'torch loop generate'),
+  Goal('generate 1558M, batch 1: share of bandwidth', 'generate 1558M batch 1', 'bandwidth_share',
+       0.6, 'of 4.3 TB/s'),
+  Goal('generate 124M, batch 256', 'generate 124M batch 256', 'tokens_per_second', 120e3,
+       'tokens/s'),
+  Goal('start to first step, warm compile cache', 'start 124M again', 'first_step_seconds', 10,
+       's', lower=True),
+)  # fmt: skip
+
+
+def run(job, seconds, cache):
+  """Run one process -> dict of what it said, `error` of how it ended and the `seconds` it took."""
+  environment = os.environ | {
+    'JAX_COMPILATION_CACHE_DIR': cache, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'BENCHMARK_START': str(time.time()), 'HF_HUB_OFFLINE': '1',
+    'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.92',
+    'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {job.flags}'.strip(),
+  }  # fmt: skip
+  command = [sys.executable, '-m', 'benchmarks.gpu_rows', job.worker, json.dumps(job.arguments)]
+  start = time.perf_counter()
+  with tempfile.TemporaryFile('w+') as said, tempfile.TemporaryFile('w+') as wrong:
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=wrong)
+    try:
+      code = process.wait(seconds)
+      error = '' if code == 0 else f'ended with code {code}'
+    except subprocess.TimeoutExpired:
+      process.kill()
+      process.wait()
+      error = f'took longer than {seconds:.0f} s'
+    said.seek(0), wrong.seek(0)
+    lines = [line for line in said if line.startswith('RESULT ')]
+    trace = wrong.read().strip().splitlines()
+  found = json.loads(lines[-1].removeprefix('RESULT ')) if lines else {}
+  if error:
+    told = next((line for line in reversed(trace) if 'rror' in line), trace[-1] if trace else '')
+    found |= {'error': f'{error}: {told[:200]}'}
+  return found | {'took_seconds': time.perf_counter() - start, 'flags': job.flags, 'of': job.of}
+
+
+def speed(row):
+  """The number that a row is about; None for one that has none."""
+  return row.get('tokens_per_second')
+
+
+def best(rows, name, key):
+  """(number of the best of a row and its variants, whose it is); (None, '') without any."""
+  found = {n: r[key] for n, r in rows.items() if key in r and name in (n, r.get('of'))}
+  if not found:
+    return None, ''
+  winner = max(found, key=found.get)
+  return found[winner], winner
+
+
+def table(rows):
+  """The rows of GOALS and the variants' gains as Markdown."""
+  lines = ['| what | measured | goal | | by |', '|---|---|---|---|---|']
+  for goal in GOALS:
+    value, by = best(rows, goal.row, goal.key)
+    if goal.peer:
+      other, peer = best(rows, goal.peer, goal.key)
+      value, by = (value / other, f'{by} / {peer}') if value and other else (None, '')
+    if value is None:
+      shown, verdict = rows.get(goal.row, {}).get('error', 'not measured'), ''
+    else:
+      met = value <= goal.goal if goal.lower else value >= goal.goal
+      shown, verdict = f'{value:,.4g} {goal.unit}', 'met' if met else 'below'
+    lines.append(f'| {goal.what} | {shown} | {goal.goal:,.4g} | {verdict} | {by} |')
+  lines += ['', '| row | variant of | tokens/s | gain | PaLM-MFU | causal MFU |']
+  lines += ['|---|---|---|---|---|---|']
+  for name, row in rows.items():
+    base = speed(rows.get(row.get('of') or name, {}))
+    if name == 'probe' or 'first_step_seconds' in row and speed(row) is None:
+      continue
+    if speed(row) is None:
+      lines.append(f'| {name} | {row.get("of", "")} | {row.get("error", "")} | | | |')
+      continue
+    gain = f'{speed(row) / base - 1:+.1%}' if base and row.get('of') else ''
+    mfu = [f'{row[key]:.1%}' if key in row else '' for key in ('palm_mfu', 'causal_mfu')]
+    lines.append(f'| {name} | {row["of"]} | {speed(row):,.0f} | {gain} | {mfu[0]} | {mfu[1]} |')
+  return '\n'.join([*lines, '', 'MFU against 989e12 FLOP/s.'])
+
+
+def measure(chosen, minutes, out):
+  """Run jobs until the minutes are over -> {name: row}, written to `out` after each."""
+  end, rows = time.monotonic() + 60 * minutes, {}
+  with tempfile.TemporaryDirectory() as cache:
+    for job in chosen:
+      left = end - time.monotonic() - 2
+      if left < min(20, job.limit):
+        rows[job.name] = {'error': 'skipped: no time left', 'of': job.of}
+      else:
+        rows[job.name] = run(job, min(job.limit, left), cache)
+      print(job.name, json.dumps(rows[job.name]), flush=True)
+      now = datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds')
+      told = {'name': 'gpu', 'command': ' '.join(sys.orig_argv[1:]), 'written': now}
+      out.parent.mkdir(parents=True, exist_ok=True)
+      out.write_text(json.dumps(told | {'rows': rows, 'table': table(rows)}, indent=1) + '\n')
+  return rows
+
+
+def main():
+  """Measure, write, print the table."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--tiny', action='store_true', help='small models, to prove that it runs')
+  parser.add_argument('--minutes', type=float, default=9.5)
+  parser.add_argument('--only', default='', help='rows whose name contains this')
+  parser.add_argument('--out', type=Path, default=OUT)
+  arguments = parser.parse_args()
+  chosen = [job for job in jobs(arguments.tiny) if arguments.only in job.name]
+  print(table(measure(chosen, arguments.minutes, arguments.out)))
+
+
+if __name__ == '__main__':
+  main()

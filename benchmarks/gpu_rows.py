@@ -1,0 +1,272 @@
+"""What `python -m benchmarks.gpu` times, each in a process of its own.
+
+  python -m benchmarks.gpu_rows WORKER ARGUMENTS-AS-JSON
+
+prints a line `RESULT {...}` whenever it knows more. Needs jax, flax, optax and numpy, and for the
+peers torch and transformers. All inputs are random: matrix products of zeros are 13 % faster.
+"""
+
+import functools
+import json
+import os
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+
+PEAK = 989e12  # dense bfloat16 FLOP/s of an H100 or H200, data sheet
+BANDWIDTH = 4.3e12  # bytes/s that a copy reaches on an H200
+CHAR = dict(layers=6, width=384, heads=6, vocab=65, context=256)  # nanoGPT's 10.7M characters
+TINY = dict(layers=2, width=64, heads=2, vocab=512, context=128)
+MODELS = {'124M': {}, '1558M': dict(size='xl'), '10.7M': CHAR, 'tiny': TINY}
+CHUNKS = 5  # timed pieces of a row; its number is their median
+
+
+def say(**found):
+  """Tell the parent what is known so far."""
+  print('RESULT', json.dumps(found), flush=True)
+
+
+def model_config(model, **overrides):
+  """The GPT-2 of a row of MODELS, resolved for this device."""
+  from gpt_jax.model import config
+
+  return config.gpt2(**MODELS[model] | overrides).resolved()
+
+
+def timed(call, wait, seconds):
+  """Median seconds of `call()`, by CHUNKS of about `seconds` in all; wait(result) ends a chunk."""
+  wait(call())  # compiled before; this one is warm
+  start = time.perf_counter()
+  wait(call())
+  many = max(1, round(seconds / CHUNKS / (time.perf_counter() - start)))
+  chunks = []
+  for _ in range(CHUNKS):
+    start = time.perf_counter()
+    for _ in range(many):
+      result = call()
+    wait(result)
+    chunks.append((time.perf_counter() - start) / many)
+  return float(np.median(chunks)), chunks
+
+
+def probe(size, seconds):
+  """What the device is, and how fast its matrix products and copies are."""
+  import jax
+  import jax.numpy as jnp
+
+  device = jax.devices()[0]
+  facts = dict(device=device.device_kind, platform=device.platform, jax=jax.__version__)
+  facts['capability'] = str(getattr(device, 'compute_capability', ''))
+  if device.platform == 'gpu':
+    from gpt_jax.model.attention import cudnn_obstacle
+
+    facts['cudnn_attention'] = cudnn_obstacle() or 'works'
+  say(**facts)
+  shapes = [(65536, 768, 3072), (65536, 3072, 768), (32768, 768, 50304)]
+  if size == 'tiny':
+    shapes = [(256, 64, 256)]
+  dtype = jnp.float32 if device.platform == 'cpu' else jnp.bfloat16
+  for M, K, N in shapes:
+    keys = jax.random.split(jax.random.key(0))
+    a, b = jax.random.normal(keys[0], (M, K), dtype), jax.random.normal(keys[1], (K, N), dtype)
+    multiply = functools.partial(jax.jit(jnp.matmul), a, b)
+    median, _ = timed(multiply, jax.block_until_ready, seconds)
+    facts[f'matmul {M}x{K}x{N} TFLOP/s'] = 2 * M * K * N / median / 1e12
+    say(**facts)
+  x = jax.random.normal(jax.random.key(1), (2**28 if size != 'tiny' else 2**16,), dtype)
+  copy = functools.partial(jax.jit(lambda x: x * 2), x)
+  median, _ = timed(copy, jax.block_until_ready, seconds)
+  say(**facts, copy_tb_per_second=2 * x.nbytes / median / 1e12)
+
+
+def program_of(cfg, steps_per_call):
+  """The program that `launch.py train` compiles for a model, without what reads config files."""
+  import jax
+
+  from gpt_jax import losses, optim, sharding
+  from gpt_jax.step import gpt_program
+
+  mesh = sharding.make_mesh(sharding.MeshConfig())
+  jax.sharding.set_mesh(mesh)
+  train = dict(steps=10000, seed=0, accumulate=1, spike_sigma=0.0, spike_window=1)
+  settings = SimpleNamespace(
+    model=cfg, optim=optim.OptimConfig(), loss=losses.LossConfig(),
+    train=SimpleNamespace(**train, steps_per_call=steps_per_call),
+  )  # fmt: skip
+  return gpt_program(settings, cfg, mesh), mesh
+
+
+def train(model, batch, length, seconds, overrides=None, steps_per_call=1):
+  """Whole optimizer steps -> tokens/s, steps/s, MFU in both conventions."""
+  import jax
+
+  from gpt_jax import hardware
+  from gpt_jax.model import gpt
+  from gpt_jax.sharding import to_devices
+
+  cfg = model_config(model, **overrides or {})
+  program, mesh = program_of(cfg, steps_per_call)
+  state = program.init()
+  rng = np.random.default_rng(0)
+  lead = () if steps_per_call == 1 else (steps_per_call,)
+  ids = rng.integers(0, cfg.vocab, (*lead, batch, length + 1), np.int32)
+  data = {
+    'token_ids_BT': ids[..., :-1], 'target_ids_BT': ids[..., 1:],
+    'loss_mask_BT': np.ones((*lead, batch, length), np.float32),
+  }  # fmt: skip
+  on_device = to_devices(data, mesh) if not lead else jax.device_put(data)
+  metrics = None
+
+  def run():
+    nonlocal state, metrics
+    state, metrics = program.step(state, on_device)
+    return metrics
+
+  run()
+  loss = float(np.ravel(jax.device_get(metrics['loss']))[-1])
+  begun = float(os.environ.get('BENCHMARK_START', time.time()))
+  first = dict(first_step_seconds=time.time() - begun, loss=loss)
+  say(**first)
+  if not seconds:
+    return
+  median, chunks = timed(run, jax.block_until_ready, seconds)
+  tokens = batch * length * steps_per_call / median
+  flops = gpt.flops_per_token(cfg, length)
+  say(
+    **first, tokens_per_second=tokens, steps_per_second=steps_per_call / median, chunks=chunks,
+    palm_mfu=tokens * flops['full'] / PEAK, causal_mfu=tokens * flops['causal'] / PEAK, peak=PEAK,
+    batch=batch, memory_gib=hardware.memory_gib(),
+  )  # fmt: skip
+
+
+def generate(model, batch, prompt, new, top_k=200):
+  """Whole generations -> tokens/s over all rows, share of the memory bandwidth."""
+  import jax
+
+  from gpt_jax import grammar, sample
+  from gpt_jax.model import gpt
+  from gpt_jax.model import layers as nn
+
+  cfg = model_config(model)
+  weights = jax.jit(lambda key: nn.initialise(gpt.GPT(cfg), key))(jax.random.key(0))
+  weights = sample._for_sampling(weights)
+  rules = grammar.plain(np.arange(cfg.V) < cfg.vocab)
+  choice = sample.SampleConfig(max_new_tokens=new, top_k=top_k)
+  prompts = np.random.default_rng(0).integers(0, cfg.vocab, (batch, prompt)).tolist()
+
+  def run():
+    start = time.perf_counter()
+    state = sample.generate(weights, prompts, choice, rules)
+    assert int(state.lengths_B.min()) == prompt + new
+    return time.perf_counter() - start
+
+  first = run()
+  say(first_seconds=first)
+  seconds = float(np.median([run() for _ in range(CHUNKS)]))
+  size = sum(x.nbytes for x in jax.tree.leaves(weights))
+  moved = size + batch * cfg.layers * 2 * cfg.G * cfg.K * (prompt + new / 2) * size_of(cfg.dtype)
+  say(
+    first_seconds=first, tokens_per_second=batch * new / seconds,
+    bandwidth_share=new / seconds * moved / BANDWIDTH, bandwidth=BANDWIDTH,
+  )  # fmt: skip
+
+
+def size_of(dtype):
+  """Bytes of a number."""
+  return 2 if dtype == 'bfloat16' else 4
+
+
+def torch_device():
+  """(torch, device, dtype) of the peers."""
+  import torch
+
+  torch.manual_seed(0)
+  torch.set_float32_matmul_precision('high')
+  if torch.cuda.is_available():
+    return torch, 'cuda', torch.bfloat16
+  return torch, 'cpu', torch.float32
+
+
+def torch_train(model, batch, length, seconds, attention='cudnn', mode='default'):
+  """nanoGPT's step in torch.compile: autocast, fused AdamW, SDPA by name -> tokens/s, steps/s."""
+  torch, device, dtype = torch_device()
+  from torch.nn.attention import SDPBackend, sdpa_kernel
+
+  from benchmarks import torch_gpt
+
+  cfg = model_config_of_torch(model)
+  net = torch_gpt.GPT(cfg.layers, cfg.width, cfg.heads, cfg.context, cfg.V).to(device)
+  optimizer = torch_gpt.optimizer(net)
+  compiled = torch.compile(net, mode=None if mode == 'default' else mode)
+  ids = torch.randint(0, cfg.vocab, (batch, length + 1), device=device)
+  kernels = dict(cudnn=SDPBackend.CUDNN_ATTENTION, flash=SDPBackend.FLASH_ATTENTION)
+  chosen = kernels[attention] if device == 'cuda' else SDPBackend.MATH
+
+  def loss_of(net):
+    with torch.autocast(device, dtype, enabled=device == 'cuda'):
+      return net(ids[:, :-1], ids[:, 1:])
+
+  wait = lambda _: torch.cuda.synchronize() if device == 'cuda' else None
+  with sdpa_kernel(chosen):
+    run = lambda: torch_gpt.train_step(compiled, loss_of, optimizer)
+    wait(run())
+    median, chunks = timed(run, wait, seconds)
+  say(tokens_per_second=batch * length / median, steps_per_second=1 / median, chunks=chunks)
+
+
+def model_config_of_torch(model):
+  """Sizes for a peer; jax stays on the CPU, so that it takes no memory of the GPU."""
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  return model_config(model)
+
+
+def torch_generate(model, batch, prompt, new, kind, top_k=200):
+  """transformers `generate` (kind default or static) or a compiled static loop (kind loop)."""
+  torch, device, dtype = torch_device()
+  cfg = model_config_of_torch(model)
+  ids_BT = torch.randint(0, cfg.vocab, (batch, prompt), device=device)
+  if kind == 'loop':
+    from benchmarks import torch_decode
+
+    sizes = (cfg.layers, cfg.width, cfg.heads, cfg.vocab, cfg.context, batch, prompt + new)
+    net = torch_decode.Decoder(*sizes).to(device, dtype).eval()
+    mode = 'reduce-overhead' if device == 'cuda' else 'default'
+    made = torch_decode.generator(net, top_k, mode)
+    call = lambda: made(ids_BT, new)
+  else:
+    import transformers
+
+    hf = transformers.GPT2Config(
+      n_layer=cfg.layers, n_embd=cfg.width, n_head=cfg.heads, vocab_size=cfg.vocab,
+      n_positions=cfg.context, eos_token_id=None, bos_token_id=0,
+    )  # fmt: skip
+    net = transformers.GPT2LMHeadModel(hf).to(device, dtype).eval()
+    options = dict(max_new_tokens=new, do_sample=True, top_k=top_k, pad_token_id=0)
+    options |= dict(cache_implementation='static') if kind == 'static' else {}
+
+    def call():
+      with torch.inference_mode():
+        return net.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), **options)[:, prompt:]
+
+  def run():
+    start = time.perf_counter()
+    assert call().cpu().shape == (batch, new)
+    return time.perf_counter() - start
+
+  first, _ = run(), run()
+  seconds = float(np.median([run() for _ in range(CHUNKS)]))
+  say(first_seconds=first, tokens_per_second=batch * new / seconds)
+
+
+WORKERS = {
+  'probe': probe,
+  'train': train,
+  'generate': generate,
+  'torch_train': torch_train,
+  'torch_generate': torch_generate,
+}
+
+if __name__ == '__main__':
+  WORKERS[sys.argv[1]](**json.loads(sys.argv[2]))

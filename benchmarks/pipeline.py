@@ -1,0 +1,85 @@
+"""Does data arrive faster than it is used? `python -m benchmarks.pipeline`.
+
+For each experiment: tokens/s that its loader delivers with nothing else to do, onto the device,
+against tokens/s that its compiled step consumes. Needs GPT_JAX_DATA. Writes
+results/speed/pipeline.json after each.
+"""
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import versus
+from benchmarks.record import RESULTS
+
+OUT = RESULTS / 'speed' / 'pipeline.json'
+EXPERIMENTS = ('experiments/shakespeare_char.py', 'experiments/mnist.py', 'experiments/demo.py')
+CHUNKS = 5
+
+
+def rate(call, tokens, seconds):
+  """Median tokens/s of `call()` in CHUNKS of about `seconds` in all."""
+  call()
+  start = time.perf_counter()
+  call()
+  many = max(1, round(seconds / CHUNKS / (time.perf_counter() - start)))
+  found = []
+  for _ in range(CHUNKS):
+    start = time.perf_counter()
+    for _ in range(many):
+      call()
+    found.append(many * tokens / (time.perf_counter() - start))
+  return float(np.median(found))
+
+
+def measure(experiment, seconds):
+  """-> {delivered, consumed: tokens/s, ratio} of one experiment's own config."""
+  import jax
+
+  from gpt_jax import config, sharding
+  from gpt_jax.language import Language
+
+  cfg = config.build(config.Config, config.load_file(experiment))
+  mesh = sharding.make_mesh(cfg.mesh)
+  jax.sharding.set_mesh(mesh)
+  with tempfile.TemporaryDirectory() as folder:
+    job = Language(cfg, Path(folder), mesh)
+    tokens = cfg.train.batch_size * job.length
+    take = lambda: jax.block_until_ready(sharding.to_devices(next(job.loader), mesh))
+    delivered = rate(take, tokens, seconds)
+    batches = itertools.cycle([take() for _ in range(4)])
+    state = job.program.init()
+
+    def step():
+      nonlocal state
+      state, metrics = job.program.step(state, next(batches))
+      jax.block_until_ready(metrics)
+
+    consumed = rate(step, tokens, seconds)
+    job.loader.close()
+  return {'delivered': delivered, 'consumed': consumed, 'ratio': delivered / consumed}
+
+
+def main():
+  """Measure, write as it goes, print."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--seconds', type=float, default=4)
+  parser.add_argument('--out', type=Path, default=OUT)
+  parser.add_argument('experiments', nargs='*', default=EXPERIMENTS)
+  arguments = parser.parse_args()
+  rows = {}
+  for experiment in arguments.experiments:
+    rows[experiment] = measure(experiment, arguments.seconds)
+    print(experiment, json.dumps(rows[experiment]), flush=True)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    told = versus.content('pipeline', 'tokens/s delivered against tokens/s consumed', rows)
+    arguments.out.write_text(json.dumps(told, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,279 @@
+"""Job files for schedulers, from one experiment: what runs it, stops it, and puts it back.
+
+A job file is a template in templates/ whose {{name}}s are filled in; a line with an empty one is
+left out. Every value that comes from a user is checked against a pattern or quoted for the language
+that it lands in, so that no name or path can become a command. On preemption a process saves and
+exits with 75, and each file says in its scheduler's words that the same command shall run again.
+
+Sources: the manual pages of sbatch and srun; the JobSet API jobset.x-k8s.io/v1alpha2 and Job's
+podFailurePolicy; SkyPilot's task YAML; gcloud's reference of queued-resources.
+"""
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from gpt_jax import runs
+
+ROOT = Path(__file__).resolve().parents[2]
+TEMPLATES = Path(__file__).parent / 'templates'
+IMAGE_ROOT = '/gpt_jax'  # where a container has this code
+CONSTANTS = {
+  'stopped': 75,  # exit code of launch.py: saved, run the same command again
+  'bad_arguments': 2,  # exit code: another try would not help
+  'grace': 120,  # seconds that a process gets to save: a step and a checkpoint have to fit
+  'port': 8476,  # of process 0, on nodes that the job has for itself
+  'retries': 3,  # of what fails by itself
+  'pause': 60,  # seconds between two looks at a queued slice
+}
+# Of TPU VMs, by generation: what Google's documentation of each names.
+RUNTIMES = {
+  'v4': 'tpu-ubuntu2204-base', 'v5litepod': 'v2-alpha-tpuv5-lite', 'v5p': 'v2-alpha-tpuv5',
+  'v6e': 'v2-alpha-tpuv6e',
+}  # fmt: skip
+SETUP = (  # cloud images have older Pythons
+  'command -v uv || python3 -m pip install --quiet uv; export PATH="$HOME/.local/bin:$PATH"; '
+  'uv venv --clear --python 3.12 .venv && '
+  'VIRTUAL_ENV=.venv uv pip install --require-hashes -r requirements/{}.lock'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What shall run, and on what."""
+
+  words: tuple[str, ...]  # of launch.py: verb and flags
+  workdir: str  # run or study folder, as the nodes see it
+  name: str  # of the job
+  nodes: int = 1
+  shares: int = 0  # tasks that a study is divided among, a node each; 0 = no study
+  accelerators: str = ''  # of a node (TPU VMs: of the slice), in the scheduler's words
+  image: str = ''  # container
+  queue: str = ''  # partition, or Kueue's local queue
+  hours: int = 0  # time limit; 0 = the scheduler's
+  storage: str = ''  # what holds the run folder: a volume claim, or a bucket
+  zone: str = ''
+
+  def command(self, share=''):
+    """The words quoted for a shell; share: the shell's expression for the number of this task."""
+    return shlex.join(self.words) + (f' --share="{share}/{self.shares}"' if self.shares else '')
+
+  def mount(self):
+    """Where the storage is mounted."""
+    return str(Path(self.workdir).parent)
+
+
+# What --help says of each; the name and the words have their own ways in.
+HELP = {
+  'workdir': 'run or study folder, as all nodes see it',
+  'nodes': 'machines',
+  'shares': 'tasks that a study is divided among, each on a node of its own; 0: no study',
+  'accelerators': 'of a node: h100:8 (slurm), nvidia.com/gpu:8 (jobset), H100:8 (skypilot); of the '
+  'slice: v6e-16 (tpu-vm)',
+  'image': 'container with this code in /gpt_jax (jobset)',
+  'queue': "partition (slurm), or Kueue's local queue (jobset)",
+  'hours': 'time limit (slurm)',
+  'storage': 'that holds the run folder: a volume claim (jobset), a bucket (skypilot, tpu-vm)',
+  'zone': 'of Google Cloud (tpu-vm)',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """One scheduler."""
+
+  template: str  # file
+  values: Callable  # Job -> {name: text} of what is quoted in this template's own way
+  patterns: dict  # of fields of Job that mean something here: (pattern, example)
+  needs: tuple[str, ...] = ()  # those of them that must be given
+
+
+def job(spec, overrides, name, workdir, shares, **more):
+  """The Job that trains the experiment `spec` ('x.py:args') with --config.key=value words.
+
+  shares: above 0, `spec` is a study. name: '' = that of the file.
+  """
+  path, dot, arguments = spec.partition('.py')
+  full = Path(path + dot).resolve()
+  inside = full.is_relative_to(ROOT)
+  words = (
+    'ablate' if shares else 'train',
+    f'--config={full.relative_to(ROOT) if inside else full}{arguments}',
+    *overrides,
+    f'--workdir={workdir}',
+  )
+  name = name or re.sub(r'[^a-z0-9]+', '-', Path(path).stem.lower()).strip('-')
+  return Job(words, workdir, name, shares=shares, **more)
+
+
+def render(to, job):
+  """The text of the job file for a row of TARGETS. Raises ValueError for what cannot be one."""
+  target = TARGETS[to]
+  check(to, target, job)
+  plain = {name: str(getattr(job, name) or '') for name in (*target.patterns, 'name')}
+  values = {name: str(value) for name, value in CONSTANTS.items()} | plain
+  values['nodes'] = str(job.shares or job.nodes)
+  return fill((TEMPLATES / target.template).read_text(), values | target.values(job))
+
+
+def fill(template, values):
+  """The template with its {{name}}s filled in, without the lines of which one is ''."""
+  placeholder = re.compile(r'\{\{(\w+)\}\}')
+  filled = [
+    placeholder.sub(lambda found: values[found[1]], line)
+    for line in template.splitlines()
+    if all(values[name] for name in placeholder.findall(line))
+  ]
+  return '\n'.join(filled) + '\n'
+
+
+def check(to, target, job):
+  """Raise ValueError unless every value can be said to this scheduler, and nothing is secret."""
+  said = [str(value) for value in dataclasses.astuple(job)[1:]]
+  for word in (*job.words, *said):
+    if not word.isprintable():
+      raise ValueError(
+        f'{word!r} has a character that cannot be printed\nfix: leave it out of job files'
+      )
+    if runs.redact(word) != word:
+      raise ValueError(
+        f'{runs.redact(word)} is a secret, and a job file is read by others\n'
+        "fix: set it in the environment of the job, by the scheduler's own means for secrets"
+      )
+  path = job.words[1].removeprefix('--config=')
+  if path.startswith('/') and to != 'slurm':
+    raise ValueError(
+      f'--config={path} is not in {ROOT}, and --to={to} sends only that along\n'
+      'fix: put the file into experiments/'
+    )
+  if not re.fullmatch(r'/[^:]+/[^/:]+/?', job.workdir):
+    raise ValueError(
+      f'--workdir={job.workdir} is no place that all nodes know\n'
+      'fix: give an absolute path in a folder that they share, such as /runs/name'
+    )
+  if not re.fullmatch(r'[a-z]([a-z0-9-]{0,38}[a-z0-9])?', job.name):
+    raise ValueError(
+      f'--name={job.name} is no name of a job everywhere\n'
+      'fix: use up to 40 of a-z, 0-9 and -, beginning with a letter'
+    )
+  if job.shares and job.nodes > 1:
+    raise ValueError(
+      f'--nodes={job.nodes}: each of the --shares={job.shares} has a node of its own\n'
+      'fix: leave --nodes out'
+    )
+  for field in dataclasses.fields(Job)[3:]:
+    check_field(to, target, field, getattr(job, field.name))
+
+
+def check_field(to, target, field, value):
+  """Raise ValueError unless the target knows what to do with this field of Job, or needs it not."""
+  pattern, example = target.patterns.get(field.name, ('', ''))
+  if value == field.default:
+    if field.name in target.needs:
+      raise ValueError(
+        f'--to={to} needs --{field.name}\nfix: add it, as in --{field.name}={example}'
+      )
+  elif not pattern:
+    raise ValueError(
+      f'--{field.name}={value} means nothing to --to={to}\n'
+      f'fix: leave it out, or use {" or ".join(takers(field.name))}'
+    )
+  elif not re.fullmatch(pattern, str(value)):
+    raise ValueError(
+      f'--{field.name}={value} is not of the form that --to={to} knows\n'
+      f'fix: write it as in --{field.name}={example}'
+    )
+
+
+def takers(field):
+  """--to=NAME of the targets for which a field means something."""
+  return [f'--to={name}' for name, target in TARGETS.items() if field in target.patterns]
+
+
+# --------------------------------------------------------------- each scheduler's way of saying it
+
+
+def slurm(job):
+  """One task an accelerator, as JAX counts them under SLURM; a share has its node's alone."""
+  each = int(job.accelerators.rpartition(':')[2] or 1)
+  return {
+    'code': shlex.quote(str(ROOT)),
+    'command': job.command('$SLURM_ARRAY_TASK_ID'),
+    'nodes': '1' if job.shares else str(job.nodes),
+    'tasks': '1' if job.shares else str(each),
+    'last_share': str(job.shares - 1) if job.shares else '',
+  }
+
+
+def jobset(job):
+  """One process a pod, with all accelerators of its node."""
+  resource, _, count = job.accelerators.partition(':')
+  words = [word.replace('$', '$$') for word in job.words]  # Kubernetes expands $(NAME)
+  share = [f'--share=$(JAX_PROCESS_ID)/{job.shares}'] if job.shares else []
+  return {
+    'root': IMAGE_ROOT,
+    'args': _quoted([*words, *share]),
+    'mount': _quoted(job.mount()),
+    'resource': resource,
+    'count': count,
+  }
+
+
+def skypilot(job):
+  """One process a node; the checkout is sent along."""
+  kind = 'tpu' if job.accelerators.startswith('tpu') else 'gpu' if job.accelerators else 'cpu'
+  return {
+    'code': _quoted(str(ROOT)),
+    'command': job.command('$JAX_PROCESS_ID'),
+    'mount': _quoted(job.mount()),
+    'setup': SETUP.format(kind),
+  }
+
+
+def tpu_vm(job):
+  """One process a host of the slice; the last commit is sent along."""
+  mount, bucket = shlex.quote(job.mount()), job.storage.removeprefix('gs://')
+  prepare = (
+    'mkdir -p gpt_jax && tar xzf gpt_jax.tar.gz -C gpt_jax && cd gpt_jax && '
+    f'{{ {SETUP.format("tpu")}; }} && sudo install -d -o "$USER" {mount} && '
+    f'{{ mountpoint -q {mount} || gcsfuse --implicit-dirs {bucket} {mount}; }}'
+  )
+  return {
+    'code': shlex.quote(str(ROOT)),
+    'prepare': shlex.quote(prepare),
+    'run': shlex.quote(f'cd gpt_jax && exec .venv/bin/python -u launch.py {job.command()}'),
+    'runtime': RUNTIMES[job.accelerators.partition('-')[0]],
+  }
+
+
+def _quoted(value):
+  """For YAML, of which JSON is a part."""
+  return json.dumps(value, ensure_ascii=False)
+
+
+COUNT = (r'[1-9]\d{0,3}', '4')
+LABEL = r'[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?'
+TARGETS = {
+  'slurm': Target('slurm.sh', slurm, {
+    'nodes': COUNT, 'shares': COUNT, 'hours': COUNT, 'queue': (LABEL, 'gpu'),
+    'accelerators': (rf'({LABEL}:)?[1-9]\d?', 'h100:8'),
+  }),
+  'jobset': Target('jobset.yaml', jobset, {
+    'nodes': COUNT, 'shares': COUNT, 'queue': (r'[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?', 'research'),
+    'accelerators': (r'[a-z0-9.-]+/[a-z0-9.-]+:[1-9]\d?', 'nvidia.com/gpu:8'),
+    'image': (r'[A-Za-z0-9][\w./:@-]*', 'registry.example/gpt_jax:1'),
+    'storage': (r'[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?', 'runs'),
+  }, needs=('image', 'storage')),
+  'skypilot': Target('skypilot.yaml', skypilot, {
+    'nodes': COUNT, 'shares': COUNT, 'accelerators': (r'[A-Za-z0-9-]+(:[1-9]\d*)?', 'H100:8'),
+    'storage': (r'(gs|s3|r2|cos|https)://[\w./-]+', 's3://my-runs'),
+  }, needs=('storage',)),
+  'tpu-vm': Target('tpu-vm.sh', tpu_vm, {
+    'accelerators': (rf'({"|".join(RUNTIMES)})-[1-9]\d{{0,4}}', 'v6e-16'),
+    'storage': (r'gs://[a-z0-9][a-z0-9._-]+', 'gs://my-runs'),
+    'zone': (r'[a-z]+-[a-z]+\d+-[a-z]', 'us-east5-b'),
+  }, needs=('accelerators', 'storage', 'zone')),
+}  # fmt: skip

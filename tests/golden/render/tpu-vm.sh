@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Queues a TPU slice, trains on all its hosts, and queues another when this one is taken away.
+# Run it where it may stay up, with gcloud logged in: bash FILE
+set -u
+name=gpt2 zone=us-east5-b
+queued() { gcloud compute tpus queued-resources "$1" "$name" --zone="$zone" --quiet "${@:2}"; }
+state() { queued describe --format='value(state.state)' 2> /dev/null || echo ABSENT; }
+on_all() { gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
+archive=$(mktemp --suffix=.tar.gz)
+git -C /code archive --format=tar.gz --output="$archive" HEAD || exit
+prepare() {
+  gcloud compute tpus tpu-vm scp "$archive" "$name:gpt_jax.tar.gz" --zone="$zone" --worker=all &&
+    on_all 'mkdir -p gpt_jax && tar xzf gpt_jax.tar.gz -C gpt_jax && cd gpt_jax && { command -v uv || python3 -m pip install --quiet uv; export PATH="$HOME/.local/bin:$PATH"; uv venv --clear --python 3.12 .venv && VIRTUAL_ENV=.venv uv pip install --require-hashes -r requirements/tpu.lock; } && sudo install -d -o "$USER" /runs && { mountpoint -q /runs || gcsfuse --implicit-dirs my-runs /runs; }'
+}
+failures=0
+while true; do
+  case $(state) in
+    ABSENT)
+      queued create --node-id="$name" --accelerator-type=v6e-16 \
+        --runtime-version=v2-alpha-tpuv6e --spot
+      ;;
+    ACTIVE)
+      prepare && on_all 'cd gpt_jax && exec .venv/bin/python -u launch.py train --config=experiments/gpt2.py:size=small --config.optim.lr=1e-3 --workdir=/runs/gpt2'
+      code=$?
+      if [ "$code" -eq 0 ]; then
+        queued delete --force
+        exit 0
+      elif [ "$code" -ne 75 ] && [ "$(state)" = ACTIVE ]; then # nobody took the slice away
+        failures=$((failures + 1))
+        if [ "$code" -eq 2 ] || [ "$failures" -gt 3 ]; then
+          echo "error: $name ended with exit code $code; the slice is kept" >&2
+          echo "fix: see its output above, then: bash $0" >&2
+          exit "$code"
+        fi
+      fi
+      ;;
+    FAILED | SUSPENDED) queued delete --force ;;
+  esac
+  sleep 60
+done
