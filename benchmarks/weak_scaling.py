@@ -82,7 +82,7 @@ def draw(rows):
   left.set(ylabel='GB that a device sends a step', xlabel='chips', xscale='log', ylim=(0, None))
   right.set(ylabel='time of the slowest axis / time of arithmetic', xlabel='chips', xscale='log')
   right.set_yscale('log')
-  left.legend(frameon=False)
+  fig.legend(*left.get_legend_handles_labels(), loc='outside lower center', ncols=4, frameon=False)
   fig.savefig(PATH.with_suffix('.png'), dpi=110)
 
 
