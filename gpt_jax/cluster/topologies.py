@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 ENVIRONMENT = {  # before jax is imported: compile only, look for no device, share libtpu
   'JAX_PLATFORMS': 'cpu',
+  'JAX_ENABLE_COMPILATION_CACHE': 'false',  # of programs that never run here
   'TPU_SKIP_MDS_QUERY': '1',
   'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-16',  # with the next two: no complaints of libtpu
