@@ -263,7 +263,8 @@ def planned(tmp_path, topology, *words):
     *[f'--config.model.{key}={value}' for key, value in sizes.items()], *words,
     folder=tmp_path,
   )  # fmt: skip
-  return code, json.loads(out[out.index('{') :]) if '{' in out else out
+  begin = out.find('{\n "topology"')  # what libtpu says may come before and after it
+  return code, json.JSONDecoder().raw_decode(out[begin:])[0] if begin >= 0 else out
 
 
 @pytest.mark.slow
@@ -296,6 +297,7 @@ def test_a_gpu_program_has_the_fused_attention_of_gpus(tmp_path):
   step = found['train']
   if not found['notes'][-1].startswith('no fused attention'):  # cuDNN's library is there
     assert step['kernels'] == {'__cudnn$fmhaSoftmax': 2, '__cudnn$fmhaSoftmaxBackward': 2}
-  assert found['mesh'] == {'data': 2, 'fsdp': 4} and step['float32_flops'] == 0
+  assert found['mesh'] == {'data': 2, 'fsdp': 4}
+  assert step['float32_flops'] < 1e-3 * step['flops']
   across = {c['axes'] for c in step['collectives'] if c['network'] and c['bytes'] > 100_000}
   assert all('data' in axes for axes in across)
