@@ -10,6 +10,8 @@
   launch.py report   --workdir=DIR [--where=CONDITION] [--columns=a,b]
   launch.py render   --to=slurm|jobset|skypilot|tpu-vm --config=FILE[:args] --workdir=DIR
                      [--nodes=N --accelerators=KIND:N --shares=N ...] [--out=FILE]
+  launch.py plan     --topology=v5e-256|h200-8|4x8-h100|... [--config=FILE[:args]] [--json]
+                     [--search] [--price=X] [--config.key=value ...]
   launch.py doctor
 
 `train` resumes if DIR holds a run. `launch.py VERB --help` lists a verb's flags; --traceback shows
@@ -19,6 +21,7 @@ where an error came from. Exit codes: 0 done, 75 stopped and saved (the same com
 
 import dataclasses
 import functools
+import json
 import os
 import sys
 import time
@@ -332,6 +335,40 @@ def render(argv):
   return 0
 
 
+def plan_flags():
+  """Flags of `plan`. The config and its overrides are read by `config_from_arguments`."""
+  from gpt_jax.cluster import topologies
+
+  os.environ.update(topologies.ENVIRONMENT)  # before jax is imported
+  flags.DEFINE_string(
+    'topology', '', f'what to compile for, such as {", ".join(topologies.EXAMPLES)}'
+  )
+  flags.DEFINE_float('price', 0.0, 'dollars a device-hour; 0: say no cost', lower_bound=0.0)
+  flags.DEFINE_bool('search', False, 'try micro-batches, remat policies and meshes')
+  flags.DEFINE_bool('decode', True, 'compile the decode step, too')
+  flags.DEFINE_bool('json', False, 'print one JSON object')
+
+
+def plan(argv):
+  """Compile a run for hardware that is not there: does it fit, and what can it reach?
+
+  Exit code 2 if it does not fit.
+  """
+  from gpt_jax import config
+  from gpt_jax.cluster import plan as planning
+  from gpt_jax.cluster import wording
+
+  target = planning.Target.of(require('topology'))
+  cfg = config.build(config.Config, FLAGS.config)
+  if FLAGS.search:
+    quiet = FLAGS.json
+    found = planning.best(cfg, target, FLAGS.price, (lambda line: None) if quiet else print)
+  else:
+    found = planning.plan(cfg, target, FLAGS.price, FLAGS.decode)
+  print(json.dumps(found, indent=1) if FLAGS.json else '\n'.join(wording.lines(found)))
+  return 0 if found['fits'] else BAD_ARGUMENTS
+
+
 def doctor_(argv):
   """Say what this installation and machine are, and whether a step runs."""
   from gpt_jax import doctor
@@ -427,7 +464,7 @@ def parse(argv):
     print(f'{verb[0].__doc__}\n\n{FLAGS.main_module_help()}')
     sys.exit(0)
   try:
-    if verb[0] is train or (verb[0] is render and not flag_in(words, 'shares')):
+    if verb[0] in (train, plan) or (verb[0] is render and not flag_in(words, 'shares')):
       words = config_from_arguments(words)
     rest = FLAGS(words)[1:]
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
@@ -482,6 +519,7 @@ VERBS |= {
   'ablate': (ablate, ablate_flags),
   'report': (report, report_flags),
   'render': (render, render_flags),
+  'plan': (plan, plan_flags),
   'doctor': (doctor_, lambda: None),
 }
 

@@ -63,7 +63,7 @@ MAY_IMPORT = {
   'train': 'checkpoint clock codec hardware language ledger probes replay report runs sharding '
   'skips',
   'config': 'checkpoint data losses model optim runs sample sharding tokenizers train',
-  'cluster': 'runs',
+  'cluster': 'feed grammar hardware model runs sample sharding step',
   'doctor': 'config hardware model runs sharding step',
   'ablation': 'compiled config data figures hardware language loggers model page records runs '
   'sharding step train',

@@ -1,0 +1,90 @@
+"""Plan what people ask about first, for hardware that is not there: a 7B on pods, a 124M on chips.
+
+  python -m benchmarks.plans [--only=WORD] [--again]
+
+Needs the packages of the extra `plan`. Keeps results/plan/plans.json after each plan and goes on
+from there; --again makes those that it has, too.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import time
+
+from benchmarks.record import RESULTS
+from gpt_jax import hardware, runs
+
+PATH = RESULTS / 'plan' / 'plans.json'
+SEVEN = ['--config=experiments/llama.py:size=7b', '--nodecode']
+SMALL = ['--config=experiments/gpt2.py:bpe=gpt2', '--config.train.accumulate=64']
+PLANS = {
+  '7b v5e-256': ['--topology=v5e-256', *SEVEN],
+  '124m v5e': ['--topology=v5e-1', *SMALL],
+  '7b v6e-256': ['--topology=v6e-256', *SEVEN],
+  '7b v5p-128': ['--topology=v5p-128', *SEVEN],
+  '124m h200': ['--topology=h200-1', *SMALL],
+  '7b h200-8': ['--topology=h200-8', *SEVEN],
+  '124m too large for v5e': ['--topology=v5e-1', *SMALL[:1], '--nodecode'],
+  '7b 4x8-h100': ['--topology=4x8-h100', *SEVEN],
+  '124m v5p': ['--topology=v5p-2', *SMALL],
+  '124m v4': ['--topology=v4-2', *SMALL],
+  '124m v6e': ['--topology=v6e-1', *SMALL],
+  '124m h100': ['--topology=h100-1', *SMALL],
+  '124m a100': ['--topology=a100-1', *SMALL],
+  '124m b200': ['--topology=b200-1', *SMALL],
+  '7b 2xv5e-256': ['--topology=2xv5e-256', *SEVEN, '--config.train.batch_size=512'],
+}
+
+
+def made(arguments):
+  """Run the command line -> (exit code, its plan or its last lines, seconds)."""
+  start = time.perf_counter()
+  done = subprocess.run(
+    [sys.executable, 'launch.py', 'plan', *arguments, '--json'], capture_output=True, text=True
+  )
+  seconds = round(time.perf_counter() - start, 1)
+  if done.stdout.startswith('{'):
+    return done.returncode, json.loads(done.stdout), seconds
+  return done.returncode, {'error': done.stderr[-600:]}, seconds
+
+
+def keep(rows):
+  """Write what there is."""
+  os.environ['JAX_PLATFORMS'] = 'cpu'  # before jax looks for the devices of its plugins
+  versions = runs.versions(hardware.name())
+  versions.pop('command', None)
+  content = {
+    'name': 'plans',
+    'claim': 'Compiled on a CPU for hardware that is not there; times are estimates',
+    'command': 'python -m benchmarks.plans',
+    'compiled on': hardware.name(),
+    'versions': versions,
+    'finished': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
+    'plans': rows,
+  }
+  PATH.parent.mkdir(parents=True, exist_ok=True)
+  PATH.write_text(json.dumps(content, indent=1) + '\n')
+
+
+def main():
+  """Make the plans that are not made."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--only', default='', help='a word of the names of those to make')
+  parser.add_argument('--again', action='store_true', help='also those that are made')
+  arguments = parser.parse_args()
+  rows = json.loads(PATH.read_text())['plans'] if PATH.exists() else {}
+  for name, words in PLANS.items():
+    if arguments.only not in name or (name in rows and not arguments.again):
+      continue
+    code, found, seconds = made(words)
+    rows[name] = {'command': ' '.join(['launch.py plan', *words]), 'exit': code,
+                  'seconds': seconds, 'plan': found}  # fmt: skip
+    keep(rows)
+    print(f'{name}: exit {code}, {seconds} s', flush=True)
+
+
+if __name__ == '__main__':
+  main()

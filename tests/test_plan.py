@@ -1,0 +1,303 @@
+"""Plans for absent hardware: names, reading compiled programs, arithmetic, the command line."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from gpt_jax import config, sharding
+from gpt_jax.cluster import hlo, plan, roofline, topologies, wording
+from gpt_jax.model import gpt
+from gpt_jax.sharding import MeshConfig, make_mesh
+from tests import cli
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+  monkeypatch.setattr(topologies, 'ENVIRONMENT', {})
+  return cli.in_process(capsys, monkeypatch)
+
+
+# --------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+  'name, kind, per_slice, slices',
+  [
+    ('v5e-256', 'TPU v5 lite', 256, 1),
+    ('v5p-128', 'TPU v5', 64, 1),  # named by its cores
+    ('v6e-256', 'TPU v6 lite', 256, 1),
+    ('v4-32', 'TPU v4', 16, 1),
+    ('2xv5e-256', 'TPU v5 lite', 256, 2),
+    ('h200-8', 'H200', 8, 1),
+    ('H100', 'H100', 1, 1),
+    ('v4', 'TPU v4', 1, 1),
+    ('4x8-h100', 'H100', 8, 4),
+    ('4x8 h100', 'H100', 8, 4),
+    ('4xh100-8', 'H100', 8, 4),
+  ],
+)
+def test_names(name, kind, per_slice, slices):
+  found = topologies.parse(name)
+  assert (found.chip.kind, found.per_slice, found.slices) == (kind, per_slice, slices)
+  assert found.size == per_slice * slices
+
+
+@pytest.mark.parametrize(
+  'name, hint',
+  [
+    ('v5-256', 'v5'), ('h20-8', 'h200-8'), ('v5e-100', 'v5e-64'), ('h100-16', '2xh100-8'),
+    ('v5p-3', 'v5p-8'), ('4x16-h100', 'h100-8'), ('0xv5e-4', 'v5e-4'), ('', 'v5e-256'),
+  ],
+)  # fmt: skip
+def test_wrong_names_are_told_the_near_ones(name, hint):
+  with pytest.raises(ValueError, match=r'--topology=') as error:
+    topologies.parse(name)
+  cause, fix = str(error.value).split('\n')
+  assert name in cause and fix.startswith('fix: ') and hint in fix
+
+
+@pytest.mark.parametrize(
+  'chips, axes, shape',
+  [(1, 2, (1, 1)), (8, 2, (2, 4)), (256, 2, (16, 16)), (1, 3, (1, 1, 1)), (4, 3, (2, 2, 1)),
+   (16, 3, (2, 2, 4)), (64, 3, (4, 4, 4)), (4096, 3, (16, 16, 16))],
+)  # fmt: skip
+def test_slices_have_the_shapes_that_are_sold(chips, axes, shape):
+  assert topologies.torus(chips, axes) == shape
+
+
+def test_every_chip_has_a_peak_and_a_faster_link_than_network():
+  from gpt_jax.hardware import PEAK_FLOPS
+
+  for chip in topologies.CHIPS.values():
+    assert PEAK_FLOPS[chip.kind] > chip.bandwidth > chip.link > chip.network
+
+
+# ------------------------------------------------------------------------ reading what is compiled
+
+PROGRAM = """HloModule jit_step
+
+%body (p: (s32[], f32[4,8], f32[3,4,8])) -> (s32[], f32[4,8], f32[3,4,8]) {
+  %p = (s32[], f32[4,8]{1,0}, f32[3,4,8]{2,1,0}) parameter(0)
+  %x = f32[4,8]{1,0} get-tuple-element(%p), index=1
+  %w = bf16[8,8]{1,0} constant({...})
+  %y = bf16[4,8]{1,0} convert(%x)
+  %z = bf16[4,8]{1,0} dot(%y, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %g = bf16[16,8]{1,0} all-gather(%z), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+  %g.piece = bf16[16,8]{1,0} all-gather(%z), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %t = (s32[], f32[4,8]{1,0}, f32[3,4,8]{2,1,0}) tuple(%i, %x, %s)
+}
+
+%condition (p.1: (s32[], f32[4,8], f32[3,4,8])) -> pred[] {
+  %p.1 = (s32[], f32[4,8]{1,0}, f32[3,4,8]{2,1,0}) parameter(0)
+  %c = s32[] constant(3)
+  %i.1 = s32[] get-tuple-element(%p.1), index=0
+  ROOT %lt = pred[] compare(%i.1, %c), direction=LT
+}
+
+ENTRY %main (a: f32[4,8]) -> f32[4,8] {
+  %a = f32[4,8]{1,0} parameter(0)
+  %loop = (s32[], f32[4,8]{1,0}, f32[3,4,8]{2,1,0}) while(%t0), condition=%condition, body=%body
+  %k = bf16[32,4,8]{2,1,0} parameter(1)
+  %v = bf16[2048,4,1]{2,1,0} parameter(2)
+  %q = bf16[2048,32,8] convolution(%v, %k), window={size=32 pad=31_31}, dim_labels=bf0_0io->b0f
+  %r = f32[1,8] reduce-scatter(%a), channel_id=2, replica_groups={{0,4},{1,5},{2,6},{3,7}}
+  ROOT %s = f32[4,8] all-reduce(%a),replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}
+}
+"""
+
+
+def test_what_is_in_a_loop_counts_as_often_as_it_runs():
+  made = hlo.costs(PROGRAM, {'data': 2, 'fsdp': 4}, lambda a, b: a // 4 != b // 4)
+  by_kind = {c.kind: c for c in made.collectives}
+  gather, reduce = by_kind['all-gather'], by_kind['all-reduce']
+  assert (gather.count, gather.devices, gather.axes, gather.network) == (3, 4, 'fsdp', False)
+  assert gather.bytes == 3 * 16 * 8 * 2 and gather.dtype == 'bf16'
+  assert (reduce.count, reduce.devices, reduce.bytes) == (1, 2, 4 * 8 * 4)
+  assert by_kind['reduce-scatter'].axes == 'data' and by_kind['reduce-scatter'].network
+  products = 3 * (2 * 4 * 8 * 8) + 2 * 2048 * 4 * 8 * 32  # no product with padding
+  assert made.flops == products and made.float32_flops == 0
+
+
+@pytest.mark.parametrize(
+  'text, group',
+  [
+    ('replica_groups={{0,2},{1,3}}', [0, 2]),
+    ('replica_groups=[2,4]<=[8]', [0, 1, 2, 3]),
+    ('replica_groups=[2,4]<=[4,2]T(1,0)', [0, 2, 4, 6]),
+    ("replica_groups=mesh['x'=2,'y'=4] {'x'}", [0, 4]),
+    ("replica_groups=mesh['x'=4,'y'=2], device_ids=([2,4]T(1,0)) {'x'}", [0, 1, 2, 3]),
+    ("replica_groups=mesh['x'=8] {'x':(2)2}", [0, 2]),
+    ('source_target_pairs={{0,1},{1,2}}', [0, 1]),
+    ('replica_groups={}', list(range(8))),
+  ],
+)
+def test_groups_of_devices(text, group):
+  assert hlo.first_group(text, 8) == group
+
+
+def test_axes_of_what_jax_compiles():
+  """A gather over fsdp and a reduction over all, in whatever notation this XLA writes."""
+  mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+  placed = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
+
+  def loss(w, x):
+    w = jax.lax.with_sharding_constraint(w, placed())
+    return (x @ w).sum()
+
+  shapes = ((16, 16), placed('fsdp')), ((64, 16), placed(('data', 'fsdp')))
+  w, x = (jax.ShapeDtypeStruct(s, jnp.float32, sharding=p) for s, p in shapes)
+  grad = jax.jit(jax.grad(loss), out_shardings=placed('fsdp'))
+  made = hlo.costs(grad.lower(w, x).compile().as_text(), dict(mesh.shape))
+  assert {c.axes for c in made.collectives} <= {'fsdp', 'data', 'data x fsdp'}
+  assert any(c.kind in ('all-reduce', 'reduce-scatter') for c in made.collectives)
+
+
+# ------------------------------------------------------------------------------------ arithmetic
+
+
+def test_estimates_by_hand():
+  chip = topologies.CHIPS['h100']._replace(bandwidth=1e12, link=1e11, network=1e10)
+  collective = lambda kind, n, network: hlo.Collective(kind, n, 'fsdp', network, 'bf16', 1, 1e9)
+  costs = hlo.Costs(flops=1e12, traffic=1e9)
+  costs.collectives = [collective('all-gather', 4, False), collective('all-reduce', 2, True)]
+  found = roofline.estimate(costs, chip, 1e15)
+  np.testing.assert_allclose(
+    [found.compute, found.memory, found.link, found.network], [1e-3, 1e-3, 7.5e-3, 0.1]
+  )
+  assert found.limit == 'network' and found.bound == 0.1
+  assert roofline.estimate(hlo.Costs(flops=1e12, float32_flops=1e12), chip, 1e15).compute == 2e-3
+  assert roofline.rates(0.5, 1000, 1e9, 2, 1e12) == (2000.0, 1.0)
+  assert roofline.budget(7200, 1.0, 4, 3.0) == (2.0, 24.0)
+  assert roofline.budget(7200, 1.0, 4, 0.0) == (2.0, None)
+
+
+# ------------------------------------------------------------------- plans, of the devices here
+
+
+def tiny_config(**model):
+  cfg = config.default()
+  cfg.model.update(layers=2, width=32, heads=2, context=32, remat='none', dtype='float32', **model)
+  cfg.train.update(batch_size=8, accumulate=1)
+  return config.build(config.Config, cfg)
+
+
+def here(monkeypatch, memory=2**34):
+  """The eight CPU devices, as if they were something for sale."""
+  chip = topologies.CHIPS['h200']._replace(memory=memory)
+  topology = topologies.Topology('here-8', chip, 8)
+  target = plan.Target(topology, jax.devices(), 1e12)
+  monkeypatch.setattr(plan.Target, 'of', classmethod(lambda cls, name: target))
+  return target
+
+
+def test_memory_and_work_agree_with_compiler_and_arithmetic(monkeypatch):
+  target = here(monkeypatch)
+  scanned, unrolled = (
+    plan.plan(tiny_config(unroll=unroll), target, price=2.0, decode=unroll == 'off')
+    for unroll in ('off', 'on')
+  )
+  memory = scanned['train']['memory']
+  assert memory['fits'] and scanned['mesh'] == {'fsdp': 8}
+  # Predicted from shapes and shardings; the compiler pads small arrays.
+  assert abs(memory['state_and_batch'] / memory['arguments'] - 1) < 0.02
+  assert scanned['train']['flops'] == pytest.approx(unrolled['train']['flops'], rel=1e-6)
+  model = gpt.flops_per_token(plan.model_config(tiny_config())[0], 32)['full']
+  assert scanned['train']['flops'] == pytest.approx(model * 32, rel=0.1)  # a row each device
+  assert scanned['train']['collectives'] and scanned['decode']['rows'] == 8
+  assert scanned['budget']['dollars'] == pytest.approx(scanned['budget']['hours'] * 16)
+  text = '\n'.join(wording.lines(scanned))
+  assert 'fits:' in text and 'not measured' in text and 'dollars' in text
+
+
+def test_command_line(monkeypatch, call, tmp_path):
+  here(monkeypatch)
+  words = ['plan', f'--config={cli.experiment(tmp_path)}', '--topology=here', '--nodecode',
+           '--config.train.batch_size=8', '--json']  # fmt: skip
+  code, out, err = call(*words)
+  assert code == 0, err
+  assert json.loads(out)['fits'] is True
+  here(monkeypatch, memory=1000)
+  code, out, err = call(*words)
+  assert code == 2 and json.loads(out)['fits'] is False
+
+
+@pytest.mark.slow
+def test_search_finds_what_fits(monkeypatch):
+  target = here(monkeypatch)
+  told = []
+  found = plan.best(tiny_config(), target, say=told.append, most=2)
+  assert found['fits'] and len(found['search']) == len(told) == 2
+  assert '--config.train.batch_size=' in found['notes'][-1]
+
+
+@pytest.mark.parametrize('name, package', [('v5e-8', 'libtpu'), ('h200-8', 'jax-cuda13-plugin')])
+def test_missing_compilers_are_named(monkeypatch, call, name, package):
+  monkeypatch.setattr(topologies.importlib.util, 'find_spec', lambda module: None)
+  fix = cli.assert_user_error(call('plan', f'--topology={name}'), package)
+  assert "'.[plan]'" in fix
+
+
+def test_what_is_not_planned_says_so(monkeypatch, call):
+  here(monkeypatch)
+  arguments = ('plan', '--config=experiments/tokenizers/mnist_fsq.py', '--topology=here')
+  cli.assert_user_error(call(*arguments), 'train.job=image_tokenizer')
+  cli.assert_user_error(call('plan'), '--topology is missing')
+  assert sharding.PRESETS['v5e-256'] == dict(data=1, fsdp=-1)
+
+
+# --------------------------------------------------------------------- compilers of absent hardware
+
+
+def planned(tmp_path, topology, *words):
+  """launch.py plan --json of a small model -> (exit code, the plan)."""
+  missing = topologies.missing(topologies.parse(topology))
+  if missing:
+    pytest.skip(f'{", ".join(missing)} is not installed: pip install -e ".[plan]"')
+  sizes = {'width': 256, 'heads': 4, 'context': 256, 'dropout': 0.0}
+  code, out = cli.launch(
+    'plan', f'--config={cli.experiment(tmp_path)}', f'--topology={topology}', '--json',
+    *[f'--config.model.{key}={value}' for key, value in sizes.items()], *words,
+    folder=tmp_path,
+  )  # fmt: skip
+  begin = out.find('{\n "topology"')  # what libtpu says may come before and after it
+  return code, json.JSONDecoder().raw_decode(out[begin:])[0] if begin >= 0 else out
+
+
+@pytest.mark.slow
+def test_splash_attention_compiles_for_a_tpu(tmp_path):
+  code, found = planned(
+    tmp_path, 'v5e-8', '--config.model.kernel=splash', '--config.train.batch_size=8', '--nodecode'
+  )
+  assert code == 0, found
+  step = found['train']
+  assert step['kernels'] == {'splash_mha_fwd': 2, 'splash_mha_dkv': 2}
+  assert found['model']['dtype'] == 'bfloat16' and step['float32_flops'] == 0
+  kinds = {c['kind'] for c in step['collectives'] if c['bytes'] > 10_000}
+  assert kinds <= {'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all'}
+  assert all(c['axes'] == 'fsdp' and not c['network'] for c in step['collectives'])
+
+
+@pytest.mark.slow
+def test_a_tpu_compiler_refuses_what_does_not_fit(tmp_path):
+  code, found = planned(
+    tmp_path, 'v5e-1', '--config.model.kernel=xla', '--config.train.batch_size=65536', '--nodecode'
+  )
+  assert code == 2, found
+  assert not found['fits'] and 'memory' in found['train']['memory']['compiler'].lower()
+
+
+@pytest.mark.slow
+def test_a_gpu_program_has_the_fused_attention_of_gpus(tmp_path):
+  code, found = planned(tmp_path, '2x4-h100', '--config.train.batch_size=8')
+  assert code == 0, found
+  step = found['train']
+  if not found['notes'][-1].startswith('no fused attention'):  # cuDNN's library is there
+    assert step['kernels'] == {'__cudnn$fmhaSoftmax': 2, '__cudnn$fmhaSoftmaxBackward': 2}
+  assert found['mesh'] == {'data': 2, 'fsdp': 4}
+  assert step['float32_flops'] < 1e-3 * step['flops']
+  across = {c['axes'] for c in step['collectives'] if c['network'] and c['bytes'] > 100_000}
+  assert all('data' in axes for axes in across)
