@@ -13,18 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gpt_jax import (
-  checkpoint,
-  clock,
-  codec,
-  hardware,
-  language,
-  ledger,
-  probes,
-  replay,
-  runs,
-  skips,
-)
+from gpt_jax import checkpoint, codec, hardware, language, ledger, probes, replay, runs, skips
 from gpt_jax.sharding import make_mesh, to_devices
 
 # What may change between a run and its resumption: nothing that its result depends on.
@@ -187,20 +176,18 @@ class Training:
     if trace:
       self.trace()
     self.found = checkpoint.Checkpoints(workdir / 'checkpoints').steps()  # `open` looks again
-    clock.lap('setup')
+    self.ledger.lap('setup')
     self.state, self.step, extra, self.notes = initial_state(self.job, cfg, workdir)
-    clock.lap('restore')
+    self.ledger.lap('restore')
     self.saved = self.step  # of the last checkpoint
     self.asked = self.step - 1  # the last step that should_stop was asked about
     self.back = -1  # the step that the run last went back to
     self.compiled = self.twice = None  # the step, and as it compares itself
-    self.profiling = False
-    self.prober = None  # compiled when first used
+    self.profiling, self.prober = False, None  # the prober is compiled when first used
     if extra is not None:
       self.ledger.restore(extra)
       self.notes += [f'data.reset: {line}' for line in self.loader.restore(extra['data'])]
-    self.evaluations = []  # rows of the last evaluation
-    self.valid = {}  # its headline numbers
+    self.evaluations, self.valid = [], {}  # rows of the last evaluation, its headline numbers
 
   def trace(self):
     """Trace the step: a kernel that cannot honour a mask is refused before anything is written."""
