@@ -45,15 +45,15 @@ def load(workdir, mesh_config=None):
   step = checkpoints.newest_good()
   if step is None:
     raise ValueError(f'{workdir} has no checkpoint yet\nfix: train there first')
-  with usable(workdir, step):
-    extra = checkpoints.extra(step)
-    vocab, (patch_values, frame_values) = extra['vocab'], extra.get('widths', (0, 0))
-    files = unpack(extra['tokenizer'])
   if cfg.train.job != 'gpt':
     raise ValueError(
       f'{workdir} holds an {cfg.train.job.replace("_", " ")}, not a GPT\n'
       f'fix: name it in {cfg.train.job.partition("_")[0]}.path of an experiment'
     )
+  with usable(workdir, step):
+    extra = checkpoints.extra(step)
+    vocab, (patch_values, frame_values) = extra['vocab'], extra.get('widths', (0, 0))
+    files = unpack(extra['tokenizer'])
   toks = load_tokenizers(files)
   model_cfg = dataclasses.replace(
     cfg.model, vocab=vocab, patch_values=patch_values, frame_values=frame_values
