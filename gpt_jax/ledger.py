@@ -20,7 +20,7 @@ GUARDED = ('skipped', 'skipped_in_a_row', 'spike')  # that say whether a step wa
 class Ledger:
   """Counts of one run; alone on the machine, or a lane of several."""
 
-  lap = staticmethod(clock.lap)  # of the start: what was done since the last one
+  passed = staticmethod(clock.lap)  # says what was done since the last call, or the start
 
   def __init__(self, unit, steps_per_call, replicas=1):
     """unit: what a token is called. replicas: how many runs share the machine."""

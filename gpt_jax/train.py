@@ -176,9 +176,9 @@ class Training:
     if trace:
       self.trace()
     self.found = checkpoint.Checkpoints(workdir / 'checkpoints').steps()  # `open` looks again
-    self.ledger.lap('setup')
+    self.ledger.passed('setup')
     self.state, self.step, extra, self.notes = initial_state(self.job, cfg, workdir)
-    self.ledger.lap('restore')
+    self.ledger.passed('restore')
     self.saved = self.step  # of the last checkpoint
     self.asked = self.step - 1  # the last step that should_stop was asked about
     self.back = -1  # the step that the run last went back to
