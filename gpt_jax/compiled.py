@@ -32,11 +32,11 @@ def keep(environ, folders=()):
   folder = Path(chosen).expanduser().absolute()
   try:
     folder.mkdir(mode=OWNER_ONLY, parents=True, exist_ok=True)
-  except OSError:
+    check(folder, folders)
+  except (OSError, ValueError):
     if VARIABLE in environ:
       raise
-    return None  # a home that cannot be written to: compile each time
-  check(folder, folders)
+    return None  # a home that is not ours alone, or cannot be written to: compile each time
   environ[VARIABLE] = str(folder)
   environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', SECONDS)
   return folder

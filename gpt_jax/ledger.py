@@ -11,12 +11,16 @@ import time
 import jax
 import numpy as np
 
+from gpt_jax import clock
+
 COUNTS = ('tokens', 'targets')  # metrics of a step that are added up
 GUARDED = ('skipped', 'skipped_in_a_row', 'spike')  # that say whether a step was applied
 
 
 class Ledger:
   """Counts of one run; alone on the machine, or a lane of several."""
+
+  passed = staticmethod(clock.lap)  # says what was done since the last call, or the start
 
   def __init__(self, unit, steps_per_call, replicas=1):
     """unit: what a token is called. replicas: how many runs share the machine."""

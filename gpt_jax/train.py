@@ -12,18 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gpt_jax import (
-  checkpoint,
-  clock,
-  codec,
-  hardware,
-  language,
-  ledger,
-  probes,
-  replay,
-  runs,
-  skips,
-)
+from gpt_jax import checkpoint, codec, hardware, language, ledger, probes, replay, runs, skips
 from gpt_jax.sharding import in_turn, make_mesh, to_devices, together
 
 # What may change between a run and its resumption: nothing that its result depends on.
@@ -191,19 +180,17 @@ class Training:
     if trace:
       self.trace()
     self.found = checkpoint.Checkpoints(workdir / 'checkpoints').steps()  # `open` looks again
-    clock.lap('setup')
+    self.ledger.passed('setup')
     self.state, self.step, extra, self.notes = initial_state(self.job, cfg, workdir)
-    clock.lap('restore')
+    self.ledger.passed('restore')
     self.saved = self.step  # of the last checkpoint
     self.back = -1  # the step that the run last went back to
     self.compiled = self.twice = None  # the step, and as it compares itself
-    self.profiling = False
-    self.prober = None  # compiled when first used
+    self.profiling, self.prober = False, None  # the prober is compiled when first used
     if extra is not None:
       self.ledger.restore(extra)
       self.notes += [f'data.reset: {line}' for line in self.loader.restore(extra['data'])]
-    self.evaluations = []  # rows of the last evaluation
-    self.valid = {}  # its headline numbers
+    self.evaluations, self.valid = [], {}  # rows of the last evaluation, its headline numbers
 
   def trace(self):
     """Trace the step: a kernel that cannot honour a mask is refused before anything is written."""

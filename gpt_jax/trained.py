@@ -45,16 +45,16 @@ def load(workdir, mesh_config=None):
   step = checkpoints.newest_good()
   if step is None:
     raise ValueError(f'{workdir} has no checkpoint yet\nfix: train there first')
-  with usable(workdir, step):
-    extra = checkpoints.extra(step)
-    vocab, (patch_values, frame_values) = extra['vocab'], extra.get('widths', (0, 0))
-    files = {Path(name).name: base64.b64decode(text) for name, text in extra['tokenizer'].items()}
   if cfg.train.job != 'gpt':
     raise ValueError(
       f'{workdir} holds an {cfg.train.job.replace("_", " ")}, not a GPT\n'
       f'fix: name it in {cfg.train.job.partition("_")[0]}.path of an experiment'
     )
-  toks = unpack_tokenizers(files)
+  with usable(workdir, step):
+    extra = checkpoints.extra(step)
+    vocab, (patch_values, frame_values) = extra['vocab'], extra.get('widths', (0, 0))
+    files = unpack(extra['tokenizer'])
+  toks = load_tokenizers(files)
   model_cfg = dataclasses.replace(
     cfg.model, vocab=vocab, patch_values=patch_values, frame_values=frame_values
   ).resolved()
@@ -93,7 +93,17 @@ def check_sizes(checkpoints, step, like):
     )
 
 
+def unpack(files):
+  """Inverse of `checkpoint.pack_folder` -> {file name: bytes}; a name is never a path."""
+  return {Path(name).name: base64.b64decode(text) for name, text in files.items()}
+
+
 def unpack_tokenizers(files):
+  """The Tokenizers of a packed folder."""
+  return load_tokenizers(unpack(files))
+
+
+def load_tokenizers(files):
   """The Tokenizers of {file name: bytes}, a saved folder."""
   with tempfile.TemporaryDirectory() as folder:
     for name, content in files.items():

@@ -59,14 +59,13 @@ MAY_IMPORT = {
   'language': 'checkpoint data evaluate hardware losses model records runs sample samples sharding '
   'step tokenizers',
   'codec': 'data hardware metrics model sharding step tokenizers',
-  'ledger': '',
-  'train': 'checkpoint clock codec hardware language ledger probes replay report runs sharding '
-  'skips',
+  'ledger': 'clock',
+  'train': 'checkpoint codec hardware language ledger probes replay report runs sharding skips',
   'config': 'checkpoint data losses model optim runs sample sharding tokenizers train',
   'cluster': 'feed grammar hardware model runs sample sharding step',
   'doctor': 'config hardware model runs sharding step',
-  'ablation': 'compiled config data figures hardware language loggers model page records runs '
-  'sharding step train',
+  'ablation': 'clock compiled config data figures hardware language loggers model page records '
+  'runs sharding step train',
   'trained': 'checkpoint config evaluate model sharding tokenizers trees',
   'interop': 'checkpoint config model records runs sample step tokenizers train trained',
   'words': '',

@@ -17,6 +17,13 @@ def test_the_default_is_made_for_its_owner_alone(tmp_path):
   assert environment[compiled.VARIABLE] == str(folder)
 
 
+def test_a_home_that_others_can_write_to_is_not_used(tmp_path):
+  environment = {'XDG_CACHE_HOME': str(tmp_path)}
+  compiled.keep(environment).chmod(0o777)
+  del environment[compiled.VARIABLE]
+  assert compiled.keep(environment) is None and compiled.VARIABLE not in environment
+
+
 def test_none_is_none(tmp_path):
   environment = {'XDG_CACHE_HOME': str(tmp_path), compiled.VARIABLE: ''}
   assert compiled.keep(environment) is None

@@ -1,14 +1,12 @@
-"""Goodput: by hand, and of a run that was stopped, killed and gone on with."""
+"""Goodput, by hand; test_render.py has a real run that was stopped, killed and gone on with."""
 
 import datetime
 import os
-import signal
 import time
 
 import pytest
 
-from gpt_jax import clock, goodput, records, runs, story
-from tests import cli
+from gpt_jax import clock, goodput, records, story
 
 START = 1_764_000_000.0
 
@@ -116,36 +114,3 @@ def test_laps_begin_with_the_process():
   taken = clock.take()
   assert list(taken) == ['a', 'b'] and 0.05 <= taken['a'] < 5 and taken['b'] < 0.05
   assert clock.take() == {}
-
-
-@pytest.mark.slow
-def test_three_restarts_add_up_to_what_a_watch_says(tmp_path):
-  """Stopped, killed, stopped, done: the phases are the time from the first start to the end."""
-  workdir = tmp_path / 'run'
-  words = (
-    'train', f'--config={cli.experiment(tmp_path)}', f'--workdir={workdir}',
-    '--config.train.steps=120', '--config.checkpoint.every=20', '--config.train.eval_every=40',
-  )  # fmt: skip
-  began = time.time()
-  for step, number in ((15, signal.SIGTERM), (50, signal.SIGKILL), (75, signal.SIGTERM)):
-    process = cli.start(*words, folder=tmp_path)
-    while f'step {step}/' not in process.stdout.readline():
-      assert process.poll() is None
-    process.send_signal(number)
-    process.communicate(timeout=120)
-  code, output = cli.launch(*words, folder=tmp_path)
-  assert code == 0, output
-  run = story.read(workdir)
-  found, events = goodput.phases(run), runs.read_events(workdir)
-  ended = story.seconds(events[-1]['time'])
-  assert sum(found.values()) == pytest.approx(ended - began, rel=0.01)
-  assert min(found.values()) >= 0 and found['lost'] > 0
-  starts = [event for event in events if event['event'] in ('start', 'resume')]
-  assert len(starts) == 4
-  for event in starts:
-    assert list(event['startup']) == ['import', 'join', 'setup', 'restore', 'open']
-  seconds = sum(sum(event['startup'].values()) for event in starts)
-  assert found['startup'] == pytest.approx(seconds)
-  code, output = cli.launch('report', f'--workdir={workdir}', folder=tmp_path)
-  assert code == 0 and f'goodput {found["steps"] / sum(found.values()):.1%} of' in output
-  assert 'goodput' in (workdir / 'report.html').read_text()

@@ -140,6 +140,7 @@ def test_weights(call, tmp_path, monkeypatch, name):
   assert not (tmp_path / 'pwned').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'config',
   [
@@ -263,6 +264,7 @@ DATA = {  # name: (file name, source, what writes it)
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', DATA)
 def test_data(call, tmp_path, monkeypatch, name):
   monkeypatch.chdir(tmp_path)
@@ -363,6 +365,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', RUNS)
 def test_runs(call, copy, name):
   RUNS[name](copy)

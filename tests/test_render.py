@@ -6,12 +6,13 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import yaml
 
-from gpt_jax import runs
+from gpt_jax import goodput, runs, story
 from gpt_jax.cluster import bootstrap, render
 from tests import cli, tiny_runs
 from tests.cli import assert_user_error
@@ -431,16 +432,20 @@ def test_a_slurm_job_of_two_tasks_is_stopped_queued_again_and_ends(tmp_path, mon
 
 @pytest.mark.slow
 def test_the_loop_of_any_scheduler_comes_to_the_end_of_the_run(tmp_path):
-  """Until the exit code is 0, whatever kills it: the result is that of a run which nothing did."""
+  """Until the exit code is 0, whatever kills it: the result is that of a run which nothing did.
+
+  And the phases of its time add up to what a watch says, from the first start to the end.
+  """
   spec = cli.experiment(tmp_path)
   words = lambda name: ('train', f'--config={spec}', f'--workdir={tmp_path}/{name}', *LONG)
   code, output = cli.launch(*words('whole'), folder=tmp_path)
   assert code == 0, output
   harms, chance, codes = [signal.SIGTERM, signal.SIGKILL, signal.SIGTERM], random.Random(0), []
+  began = time.time()
   while not codes or codes[-1]:
     process = cli.start(*words('loop'), folder=tmp_path)
     if harms:
-      line = f'step {20 * len(codes) + chance.randrange(1, 20)}/'
+      line = f'step {20 * len(codes) + chance.randrange(2, 9)}/'
       while line not in process.stdout.readline():
         assert process.poll() is None
       process.send_signal(harms.pop(0))
@@ -451,3 +456,14 @@ def test_the_loop_of_any_scheduler_comes_to_the_end_of_the_run(tmp_path):
   found, expected = tiny_runs.arrays(tmp_path / 'loop'), tiny_runs.arrays(tmp_path / 'whole')
   for path, array in expected.items():
     np.testing.assert_array_equal(found[path], array, err_msg=path)
+  run = story.read(tmp_path / 'loop')
+  phases, ended = goodput.phases(run), story.seconds(run.events[-1]['time'])
+  assert sum(phases.values()) == pytest.approx(ended - began, rel=0.01)
+  assert min(phases.values()) >= 0 and phases['lost'] > 0
+  starts = [event for event in run.events if event['event'] in goodput.BEGINNINGS]
+  assert len(starts) == 4
+  for event in starts:
+    assert list(event['startup']) == ['import', 'join', 'setup', 'restore', 'open']
+  code, output = cli.launch('report', f'--workdir={tmp_path}/loop', folder=tmp_path)
+  assert code == 0 and f'goodput {phases["steps"] / sum(phases.values()):.1%} of' in output
+  assert 'goodput' in (tmp_path / 'loop' / 'report.html').read_text()

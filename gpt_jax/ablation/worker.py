@@ -16,6 +16,8 @@ import signal
 import sys
 import time
 
+from gpt_jax import clock
+
 STOPPED = 75
 
 
@@ -63,8 +65,10 @@ def main():
   answers = os.fdopen(os.dup(1), 'w', encoding='utf-8')
   os.dup2(2, 1)  # whatever prints, also below Python
   stop = Stop()
-  for line in iter(sys.stdin.readline, ''):
+  for n, line in enumerate(iter(sys.stdin.readline, '')):
     stop.busy = True
+    if n:  # it waited for this one
+      clock.restart()
     answer = serve(json.loads(line), stop.wanted)
     print(json.dumps(answer), file=answers, flush=True)
     stop.busy = False
