@@ -234,6 +234,32 @@ def test_search_finds_what_fits(monkeypatch):
   assert '--config.train.batch_size=' in found['notes'][-1]
 
 
+def test_search_goes_on_until_nothing_larger_fits(monkeypatch):
+  """Whatever it compiles: eight rows a device fit without remat, all that is tried with it."""
+  target, told = here(monkeypatch), []
+
+  def planned(cfg, target, mesh, remat, batch_size, price):
+    if mesh.tensor == 2:
+      raise ValueError('tensor: does not divide\nfix: none')
+    fits = remat != 'none' or batch_size <= 64
+    estimate = {'tokens_per_second_serial': batch_size, 'tokens_per_second': 2 * batch_size}
+    memory = {'fits': fits, 'total': batch_size, 'available': 64}
+    return {
+      'fits': fits, 'mesh': {'data': mesh.data}, 'model': {'remat': remat}, 'notes': [],
+      'batch_size': batch_size, 'flags': f'{remat} {batch_size}',
+      'train': {'memory': memory, 'estimate': estimate},
+    }  # fmt: skip
+
+  monkeypatch.setattr(plan, 'attempt', planned)
+  found = plan.best(tiny_config(), target, say=told.append, most=100)
+  rows = lambda remat: [p['flags'] for p in found['search'] if p['flags'].startswith(remat)]
+  assert rows('none') == 2 * [f'none {8 * n}' for n in (1, 2, 4, 8, 16)]
+  assert len(rows('full')) == 2 * 6 and found['flags'] == 'dots_no_batch 256'
+  assert sum('does not fit' in line for line in told) == 2
+  assert sum('does not divide' in line for line in told) == 1
+  assert found['notes'] == [f'the best of {len(found["search"])}: train with dots_no_batch 256']
+
+
 @pytest.mark.parametrize('name, package', [('v5e-8', 'libtpu'), ('h200-8', 'jax-cuda13-plugin')])
 def test_missing_compilers_are_named(monkeypatch, call, name, package):
   monkeypatch.setattr(topologies.importlib.util, 'find_spec', lambda module: None)

@@ -290,24 +290,34 @@ def best(cfg, target, price=0.0, say=lambda line: None, most=24):
   """
   plans = []
   for mesh in meshes(cfg, target):
-    sizes = mesh.sizes(target.topology.size, target.topology.slices)
-    shards = math.prod(sizes[axis] for axis in sharding.ACTIVATION_RULES['B'])
     for remat in ('none', 'dots_no_batch', 'full'):
-      for rows in (1, 2, 4, 8, 16, 32):
-        if len(plans) == most:
-          break
-        found = attempt(cfg, target, mesh, remat, rows * shards, price)
-        plans.append(found)
-        say(wording.summary(found))
-        if not found['fits']:
-          break
-  reached = lambda p: p['fits'] and p['train']['estimate']['tokens_per_second_serial']
-  found = max(plans, key=reached)
-  found['notes'].append(f'the best of {len(plans)}: train with {found["flags"]}')
+      try:
+        largest(cfg, target, mesh, remat, price, plans, say, most)
+      except ValueError as error:  # the mesh does not divide this model
+        say(str(error).replace('\n', '; '))
+        break
+  if not plans:
+    raise ValueError('no mesh divides this model\nfix: name one, as --config.mesh.fsdp=8')
+  found = max(plans, key=lambda p: p['fits'] and p['train']['estimate']['tokens_per_second_serial'])
+  if found['fits']:
+    found['notes'].append(f'the best of {len(plans)}: train with {found["flags"]}')
   found['search'] = [
     {'flags': p['flags'], 'fits': p['fits'], 'summary': wording.summary(p)} for p in plans
   ]
   return found
+
+
+def largest(cfg, target, mesh, remat, price, plans, say, most):
+  """Add plans of larger and larger micro-batches to `plans`, until one does not fit."""
+  sizes = mesh.sizes(target.topology.size, target.topology.slices)
+  shards = math.prod(sizes[axis] for axis in sharding.ACTIVATION_RULES['B'])
+  for rows in (1, 2, 4, 8, 16, 32):
+    if len(plans) == most:
+      return
+    plans.append(attempt(cfg, target, mesh, remat, rows * shards, price))
+    say(wording.summary(plans[-1]))
+    if not plans[-1]['fits']:
+      return
 
 
 def meshes(cfg, target):
@@ -315,7 +325,7 @@ def meshes(cfg, target):
   if cfg.mesh != MeshConfig() or target.topology.size == 1:
     return [cfg.mesh]
   slices = target.topology.slices
-  tried = [MeshConfig(data=slices, fsdp=-1), MeshConfig()]
+  tried = [MeshConfig(data=slices, fsdp=-1), MeshConfig(data=target.topology.size)]
   if cfg.model.heads % 2 == 0 and target.topology.per_slice > 2:
     tried.insert(1, MeshConfig(data=slices, fsdp=-1, tensor=2))
   return tried
