@@ -20,7 +20,7 @@ where an error came from. Exit codes: 0 done, 75 stopped and saved (the same com
 """
 
 import dataclasses
-import functools
+import itertools
 import json
 import os
 import sys
@@ -32,11 +32,13 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from gpt_jax import compiled
-from gpt_jax.words import brief, flag_in, overrides, without_flag
+from gpt_jax.cluster.guard import watcher
+from gpt_jax.words import experiment, flag_in, overrides, told
 
 VERBS = {}  # filled at the foot of this file
 FLAGS = flags.FLAGS
 BAD_ARGUMENTS, ERROR, STOPPED = 2, 1, 75
+DEFINE = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 
 # glibc gives large blocks back to the kernel and faults them in again, step after step: keeping
 # them makes CPU steps faster. It reads these at start only, so `main` starts the process anew.
@@ -47,7 +49,7 @@ ALLOCATOR = {'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': '100000000000'}
 
 
 def train_flags():
-  """Flags of `train`. The config and its overrides are read by `config_from_arguments`."""
+  """Flags of `train`. The config and its overrides are read by `words.experiment`."""
   flags.DEFINE_string('workdir', '', 'run folder; default: runs/NAME-DATE-TIME')
   job_flags()
 
@@ -64,7 +66,8 @@ def train(argv):
   clock.lap('join')
   name = Path(flag_in(argv, 'config', 'experiments/demo.py').partition('.py')[0]).stem
   workdir = FLAGS.workdir or f'runs/{name}-{time.strftime("%Y%m%d-%H%M%S", bootstrap.now())}'
-  say(f'run folder: {workdir}')
+  if primary():
+    print(f'run folder: {workdir}')
   watcher().watch(cfg.train.hang_seconds, workdir)
   result = run(cfg, workdir, watcher().stop)
   return STOPPED if result is None else 0
@@ -73,7 +76,6 @@ def train(argv):
 def sample_flags():
   """Flags of `sample`: one for each field of SampleConfig, which default to the run's config."""
   from gpt_jax.grammar import ENDS
-  from gpt_jax.sample import SampleConfig
 
   workdir_flag()
   job_flags()
@@ -88,20 +90,17 @@ def sample_flags():
     'out', '', 'text: file that gets one JSON object a line; else a .png or .wav file or a folder, '
     'default <workdir>/samples'
   )  # fmt: skip
-  define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
-  for field in dataclasses.fields(SampleConfig):
-    define[field.type](field.name, None, 'of SampleConfig; default: as in the run')
+  sampling_flags()
 
 
 def sample(argv):
   """Continue a prompt with a trained model, or make a text, a picture or a sound of one."""
-  from gpt_jax import prompts, trained
+  from gpt_jax import outfiles, prompts, trained
   from gpt_jax import sample as sampling
 
   join()
   run, to = trained.load(FLAGS.workdir), FLAGS.to
-  fields = [field.name for field in dataclasses.fields(sampling.SampleConfig)]
-  chosen = {name: FLAGS[name].value for name in fields if FLAGS[name].value is not None}
+  chosen = chosen_sampling()
   cfg = dataclasses.replace(run.cfg.sample, **chosen)
   prompt = prompts.prompt(run, FLAGS.prompt, FLAGS.image, FLAGS.audio, to, cfg.begin)
   cfg = prompts.settle(run, [prompt], cfg, to, 'max_new_tokens' in chosen)
@@ -113,16 +112,16 @@ def sample(argv):
   alone = cfg.num_samples == 1 and not (cfg.beams or FLAGS.out or FLAGS.log_probs)
   if FLAGS.stream and alone:
     pieces = sampling.stream_text(run.model, run.tokenizers, prompt, cfg, FLAGS.stop)
-    say(shown + next(pieces), end='', flush=True)
-    for piece in pieces:
-      say(piece, end='', flush=True)
-    say()
+    for piece in itertools.chain([shown + next(pieces)], pieces, ['\n']):
+      if primary():
+        print(piece, end='', flush=True)
     return 0
   [group] = sampling.complete(run.model, run.tokenizers, [prompt], cfg, FLAGS.stop)
   for i, (text, scores) in enumerate(group if primary() else ()):
-    report_sample(i, len(group), scores, cfg, shown + text)
+    print(outfiles.headed(i, len(group), FLAGS.log_probs, scores, cfg, shown + text))
     if FLAGS.out:
-      keep_text(text, scores, cfg.seed)
+      given = {name: FLAGS[name].value for name in ('image', 'audio') if FLAGS[name].value}
+      outfiles.keep_text(FLAGS.out, FLAGS.prompt, given, text, scores, cfg.seed)
   return 0
 
 
@@ -139,33 +138,13 @@ def sample_media(run, prompt, cfg):
   for i, (ids, scores) in enumerate(group if primary() else ()):
     pieces = prompts.outcome(run, ids, prompt.ids)
     lines = [p.value if p.kind == 'text' else str(files.write(p, rate)) for p in pieces]
-    report_sample(i, len(group), scores, cfg, '\n'.join(lines))
+    print(outfiles.headed(i, len(group), FLAGS.log_probs, scores, cfg, '\n'.join(lines)))
   return 0
-
-
-def report_sample(i, count, scores, cfg, content):
-  """Print one of several samples, with its score if that was asked for."""
-  score = ''
-  if FLAGS.log_probs and cfg.beams:
-    score = f'  length-penalised log-probability {scores:.3f}'
-  elif FLAGS.log_probs:
-    score = f'  mean log-probability {sum(scores) / max(len(scores), 1):.3f}'
-  print(f'--- {i + 1} of {count}{score}\n{content}')
-
-
-def keep_text(text, scores, seed):
-  """Append a sampled text to the file of --out."""
-  from gpt_jax import records
-
-  given = {name: FLAGS[name].value for name in ('image', 'audio') if FLAGS[name].value}
-  record = {'prompt': FLAGS.prompt, **given, 'text': text, 'log_probs': scores, 'seed': seed}
-  records.append_line(Path(FLAGS.out).expanduser(), record)
 
 
 def evaluate_flags():
   """Flags of `evaluate`; those of SampleConfig default to the run's config."""
   from gpt_jax.data import SPLITS
-  from gpt_jax.sample import SampleConfig
 
   workdir_flag()
   job_flags()
@@ -178,25 +157,20 @@ def evaluate_flags():
   flags.DEFINE_integer(
     'stride', 0, 'tokens between scored windows; 0: disjoint windows', lower_bound=0
   )
-  define = {int: flags.DEFINE_integer, float: flags.DEFINE_float}
-  for field in dataclasses.fields(SampleConfig):
-    if field.name not in ('num_samples', 'begin'):
-      define[field.type](field.name, None, 'of SampleConfig; default: as in the run')
+  sampling_flags(but=('num_samples', 'begin'))
 
 
 def evaluate(argv):
   """Run tasks on a trained model and add their rows to <workdir>/evaluations.jsonl."""
   from gpt_jax import evaluate as evaluation
   from gpt_jax import records, trained
-  from gpt_jax.sample import SampleConfig
 
   join()
   run = trained.load(FLAGS.workdir)
-  fields = [field.name for field in dataclasses.fields(SampleConfig) if field.name in FLAGS]
-  chosen = {name: FLAGS[name].value for name in fields if FLAGS[name].value is not None}
   rows = evaluation.run(
-    run.subject(), FLAGS.tasks, split=FLAGS.split, limit=FLAGS.limit, stride=FLAGS.stride, **chosen
-  )
+    run.subject(), FLAGS.tasks, split=FLAGS.split, limit=FLAGS.limit, stride=FLAGS.stride,
+    **chosen_sampling(),
+  )  # fmt: skip
   if not rows:
     raise ValueError(
       f'--split={FLAGS.split} of the data has nothing for --tasks={",".join(FLAGS.tasks)}\n'
@@ -289,15 +263,12 @@ def report(argv):
     runner.judge(workdir)
     return 0
   if not asked and (workdir / 'config.json').exists():
-    from gpt_jax import goodput, story
     from gpt_jax import report as page
 
-    print(f'report: {page.write_report(workdir)}')
-    print(goodput.line(story.read(workdir)))
+    print(page.again(workdir))
     return 0
   names, rows = store.select(workdir, FLAGS.where, FLAGS.columns)
-  print('\n'.join(store.lines(names, rows)))
-  print(f'{len(rows)} run{"s" * (len(rows) != 1)}')
+  print('\n'.join(store.lines(names, rows)), f'{len(rows)} run{"s" * (len(rows) != 1)}', sep='\n')
   return 0
 
 
@@ -308,11 +279,10 @@ def render_flags():
   flags.DEFINE_enum('to', None, list(job_files.TARGETS), 'which scheduler')
   flags.DEFINE_string('name', '', 'of the job; default: that of the experiment file')
   flags.DEFINE_string('out', '', 'file to write; default: print it')
-  define = {int: flags.DEFINE_integer, str: flags.DEFINE_string}
   for field in dataclasses.fields(job_files.Job):
     if field.name not in ('words', 'name'):
       default = '' if field.default is dataclasses.MISSING else field.default
-      define[field.type](field.name, default, job_files.HELP[field.name])
+      DEFINE[field.type](field.name, default, job_files.HELP[field.name])
 
 
 def render(argv):
@@ -328,15 +298,12 @@ def render(argv):
     config.build(config.Config, FLAGS.config)
   given = {name: FLAGS[name].value for name in ('name', *job_files.HELP)}
   text = job_files.render(require('to'), job_files.job(spec, overrides(argv), **given))
-  if FLAGS.out:
-    Path(FLAGS.out).expanduser().write_text(text)
-  else:
-    print(text, end='')
+  sys.stdout.write(text) if not FLAGS.out else Path(FLAGS.out).expanduser().write_text(text)
   return 0
 
 
 def plan_flags():
-  """Flags of `plan`. The config and its overrides are read by `config_from_arguments`."""
+  """Flags of `plan`. The config and its overrides are read by `words.experiment`."""
   from gpt_jax.cluster import topologies
 
   os.environ.update(topologies.ENVIRONMENT)  # before jax is imported
@@ -361,8 +328,7 @@ def plan(argv):
   target = planning.Target.of(require('topology'))
   cfg = config.build(config.Config, FLAGS.config)
   if FLAGS.search:
-    quiet = FLAGS.json
-    found = planning.best(cfg, target, FLAGS.price, (lambda line: None) if quiet else print)
+    found = planning.best(cfg, target, FLAGS.price, (lambda _: None) if FLAGS.json else print)
   else:
     found = planning.plan(cfg, target, FLAGS.price, FLAGS.decode)
   print(json.dumps(found, indent=1) if FLAGS.json else '\n'.join(wording.lines(found)))
@@ -386,14 +352,6 @@ def job_flags():
   flags.DEFINE_integer('process', -1, 'number of this one, from 0; default: as above')
 
 
-@functools.cache
-def watcher():
-  """The guard.Guard of this process: the first call makes it."""
-  from gpt_jax.cluster import guard
-
-  return guard.Guard()
-
-
 def join(agree=False):
   """Join the job that this process belongs to; agree: on when to stop, by the watcher."""
   from gpt_jax.cluster import bootstrap
@@ -411,10 +369,21 @@ def primary():
   return jax.process_index() == 0
 
 
-def say(*words, **options):
-  """Print, in one process of a job."""
-  if primary():
-    print(*words, **options)
+def sampling_flags(but=()):
+  """A flag for each field of SampleConfig but these."""
+  from gpt_jax.sample import SampleConfig
+
+  for field in dataclasses.fields(SampleConfig):
+    if field.name not in but:
+      DEFINE[field.type](field.name, None, 'of SampleConfig; default: as in the run')
+
+
+def chosen_sampling():
+  """{field of SampleConfig: its value} of the flags that were given."""
+  from gpt_jax.sample import SampleConfig
+
+  names = [field.name for field in dataclasses.fields(SampleConfig) if field.name in FLAGS]
+  return {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
 
 
 def workdir_flag():
@@ -430,28 +399,6 @@ def require(name):
   return FLAGS[name].value
 
 
-def config_from_arguments(argv):
-  """Define --config.KEY flags from the experiment file, or from the run in --workdir.
-
-  Returns argv without --config itself. The config of an existing run is its config.json, so that
-  `train --workdir=DIR` alone resumes; a saved .py is never executed.
-  """
-  from gpt_jax import config
-
-  workdir = os.path.expanduser(flag_in(argv, 'workdir'))
-  spec = flag_in(argv, 'config')
-  if not spec and workdir and (Path(workdir) / 'config.json').exists():
-    section = config.overridable(config.section(config.of_run(workdir)))
-  else:
-    section = config.load_file(spec or 'experiments/demo.py')
-  for word in argv:
-    if word.startswith('--config.'):
-      config.check_key(section, word.removeprefix('--config.').partition('=')[0])
-  argv = without_flag(argv, 'config')
-  config_flags.DEFINE_config_dict('config', section, sys_argv=argv)
-  return argv
-
-
 def parse(argv):
   """Flags of a verb -> FLAGS; prints help or raises ValueError with a fix."""
   verb = VERBS[argv[1]]
@@ -465,7 +412,8 @@ def parse(argv):
     sys.exit(0)
   try:
     if verb[0] in (train, plan) or (verb[0] is render and not flag_in(words, 'shares')):
-      words = config_from_arguments(words)
+      section, words = experiment(words)
+      config_flags.DEFINE_config_dict('config', section, sys_argv=words)
     rest = FLAGS(words)[1:]
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
     if '\nfix:' in str(e):
@@ -500,13 +448,10 @@ def main(argv):
     print('interrupted', file=sys.stderr)
     return ERROR
   except (ValueError, OSError, RuntimeError, FloatingPointError) as e:
-    has_fix = '\nfix:' in str(e)
-    if '--traceback' in argv or (begun and not has_fix and not isinstance(e, OSError)):
+    expected = '\nfix:' in str(e) or isinstance(e, OSError) or not begun
+    if '--traceback' in argv or not expected:
       raise
-    fix = (
-      '' if has_fix else '\nfix: mend this and run the same command again; what was saved is safe'
-    )
-    print(brief(f'error: {e}{fix}'), file=sys.stderr)
+    print(told(e), file=sys.stderr)
     return BAD_ARGUMENTS if isinstance(e, ValueError | OSError) else ERROR
 
 

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from gpt_jax.data import media
-from gpt_jax.records import write_atomically
+from gpt_jax.records import append_line, write_atomically
 
 SUFFIXES = {'image': '.png', 'audio': '.wav'}
 SHOWN = 256  # pixels of the longer side that a small picture is enlarged to, by a whole factor
@@ -52,3 +52,22 @@ class OutFiles:
       content = media.to_wav(piece.value, sample_rate)
     write_atomically(path, content)
     return path
+
+
+def headed(i, count, scored, scores, cfg, content):
+  """One of several samples under a line with its number and, if `scored`, its score.
+
+  scores: log-probabilities of its tokens; with cfg.beams its length-penalised sum.
+  """
+  score = ''
+  if scored and cfg.beams:
+    score = f'  length-penalised log-probability {scores:.3f}'
+  elif scored:
+    score = f'  mean log-probability {sum(scores) / max(len(scores), 1):.3f}'
+  return f'--- {i + 1} of {count}{score}\n{content}'
+
+
+def keep_text(path, prompt, given, text, scores, seed):
+  """Append a sampled text to a file of JSON lines; given: {'image': paths, 'audio': paths}."""
+  record = {'prompt': prompt, **given, 'text': text, 'log_probs': scores, 'seed': seed}
+  append_line(Path(path).expanduser(), record)

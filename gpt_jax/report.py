@@ -16,6 +16,11 @@ LINES = (figures.FIRST, figures.SECOND, figures.THIRD, figures.FOURTH, figures.F
 QUIET = ('sample', 'checkpoint', 'evaluate', 'skipped')  # events that come by the dozen
 
 
+def again(workdir):
+  """Write the report of a run again -> what to tell: where it is, and where the time went."""
+  return f'report: {write_report(workdir)}\n{goodput.line(story.read(workdir))}'
+
+
 def write_report(workdir):
   """Writes report.html into a run folder, finished or not, and returns its path.
 

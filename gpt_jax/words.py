@@ -1,11 +1,21 @@
 """The words of a command line before its flags are defined, which an experiment file decides."""
 
+import os
+from pathlib import Path
+
+NO_FIX = '\nfix: mend this and run the same command again; what was saved is safe'
 MOST = 1000  # characters of a line of an error: values may come from anywhere
 
 
 def brief(text):
   """The text with long lines cut."""
   return '\n'.join(l if len(l) <= MOST else f'{l[:MOST]} ...' for l in text.split('\n'))
+
+
+def told(error):
+  """What a user reads of an error: a cause line and a fix line."""
+  fix = '' if '\nfix:' in str(error) else NO_FIX
+  return brief(f'error: {error}{fix}')
 
 
 def flag_in(argv, name, default=''):
@@ -40,3 +50,23 @@ def overrides(argv):
     if word.startswith('--config.'):
       found.append(word if '=' in word or after.startswith('-') else f'{word}={after}')
   return found
+
+
+def experiment(argv):
+  """-> (ConfigDict of the experiment that argv names, argv without --config itself).
+
+  Without --config it is that of the run in --workdir, its config.json, so that `train
+  --workdir=DIR` alone resumes: a saved .py is never executed. ValueError: an override names no key.
+  """
+  from gpt_jax import config
+
+  workdir = os.path.expanduser(flag_in(argv, 'workdir'))
+  spec = flag_in(argv, 'config')
+  if not spec and workdir and (Path(workdir) / 'config.json').exists():
+    section = config.overridable(config.section(config.of_run(workdir)))
+  else:
+    section = config.load_file(spec or 'experiments/demo.py')
+  for word in argv:
+    if word.startswith('--config.'):
+      config.check_key(section, word.removeprefix('--config.').partition('=')[0])
+  return section, without_flag(argv, 'config')

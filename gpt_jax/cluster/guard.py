@@ -8,6 +8,7 @@ JAX's (multihost_utils.reached_preemption_sync_point), which calls such a moment
 
 import ctypes
 import faulthandler
+import functools
 import os
 import signal
 import socket
@@ -112,3 +113,9 @@ def end(message):
   """Say why and leave now, whatever other threads do."""
   os.write(2, f'{message}\n'.encode())
   os._exit(1)
+
+
+@functools.cache
+def watcher():
+  """The Guard of this process: the first call makes it."""
+  return Guard()
