@@ -68,7 +68,7 @@ MAY_IMPORT = {
   'runs sharding step train',
   'trained': 'checkpoint config evaluate model sharding tokenizers trees',
   'interop': 'checkpoint config model records runs sample step tokenizers train trained',
-  'words': '',
+  'words': 'config',
   'experiments': 'ablation config model',
   'launch': 'ablation clock cluster compiled config data doctor evaluate goodput grammar '
   'interop outfiles prompts records report runs sample story train trained words',
