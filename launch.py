@@ -18,7 +18,6 @@ where an error came from. Exit codes: 0 done, 75 stopped and saved (the same com
 """
 
 import dataclasses
-import functools
 import os
 import sys
 import time
@@ -29,6 +28,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from gpt_jax import compiled
+from gpt_jax.cluster.guard import watcher
 from gpt_jax.words import brief, flag_in, overrides, without_flag
 
 VERBS = {}  # filled at the foot of this file
@@ -59,7 +59,7 @@ def train(argv):
   join(agree=True)
   name = Path(flag_in(argv, 'config', 'experiments/demo.py').partition('.py')[0]).stem
   workdir = FLAGS.workdir or f'runs/{name}-{time.strftime("%Y%m%d-%H%M%S", bootstrap.now())}'
-  say(f'run folder: {workdir}')
+  bootstrap.say(f'run folder: {workdir}')
   watcher().watch(cfg.train.hang_seconds, workdir)
   result = run(cfg, workdir, watcher().stop)
   return STOPPED if result is None else 0
@@ -92,6 +92,7 @@ def sample(argv):
   """Continue a prompt with a trained model, or make a text, a picture or a sound of one."""
   from gpt_jax import prompts, trained
   from gpt_jax import sample as sampling
+  from gpt_jax.cluster.bootstrap import primary, say
 
   join()
   run, to = trained.load(FLAGS.workdir), FLAGS.to
@@ -125,6 +126,7 @@ def sample_media(run, prompt, cfg):
   """Make pictures and sounds, write them, and print where they are."""
   from gpt_jax import outfiles, prompts
   from gpt_jax import sample as sampling
+  from gpt_jax.cluster.bootstrap import primary
 
   if FLAGS.stop:
     raise ValueError(f'--stop ends texts and has no use with --to={FLAGS.to}\nfix: leave it out')
@@ -183,6 +185,7 @@ def evaluate(argv):
   """Run tasks on a trained model and add their rows to <workdir>/evaluations.jsonl."""
   from gpt_jax import evaluate as evaluation
   from gpt_jax import records, trained
+  from gpt_jax.cluster.bootstrap import primary
   from gpt_jax.sample import SampleConfig
 
   join()
@@ -345,14 +348,6 @@ def job_flags():
   flags.DEFINE_integer('process', -1, 'number of this one, from 0; default: as above')
 
 
-@functools.cache
-def watcher():
-  """The guard.Guard of this process: the first call makes it."""
-  from gpt_jax.cluster import guard
-
-  return guard.Guard()
-
-
 def join(agree=False):
   """Join the job that this process belongs to; agree: on when to stop, by the watcher."""
   from gpt_jax.cluster import bootstrap
@@ -361,19 +356,6 @@ def join(agree=False):
   bootstrap.join(job, agree)
   if agree:
     watcher().joined()
-
-
-def primary():
-  """Whether this process of a job writes and prints; the others compute."""
-  import jax
-
-  return jax.process_index() == 0
-
-
-def say(*words, **options):
-  """Print, in one process of a job."""
-  if primary():
-    print(*words, **options)
 
 
 def workdir_flag():

@@ -8,6 +8,7 @@ JAX's (multihost_utils.reached_preemption_sync_point), which calls such a moment
 
 import ctypes
 import faulthandler
+import functools
 import os
 import signal
 import socket
@@ -106,6 +107,12 @@ class Guard:
       f'{self.step}; what each thread was in: {path}\n'
       'fix: run the same command again: it goes on from the last checkpoint'
     )
+
+
+@functools.cache
+def watcher():
+  """The Guard of this process: the first call makes it."""
+  return Guard()
 
 
 def end(message):
