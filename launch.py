@@ -97,6 +97,7 @@ def sample(argv):
   """Continue a prompt with a trained model, or make a text, a picture or a sound of one."""
   from gpt_jax import outfiles, prompts, trained
   from gpt_jax import sample as sampling
+  from gpt_jax.cluster.bootstrap import primary, say
 
   join()
   run, to = trained.load(FLAGS.workdir), FLAGS.to
@@ -129,6 +130,7 @@ def sample_media(run, prompt, cfg):
   """Make pictures and sounds, write them, and print where they are."""
   from gpt_jax import outfiles, prompts
   from gpt_jax import sample as sampling
+  from gpt_jax.cluster.bootstrap import primary
 
   if FLAGS.stop:
     raise ValueError(f'--stop ends texts and has no use with --to={FLAGS.to}\nfix: leave it out')

@@ -168,6 +168,17 @@ def free_port():
     return listener.getsockname()[1]
 
 
+def primary():
+  """Whether this process of a job writes and prints; the others compute."""
+  return jax.process_index() == 0
+
+
+def say(*words, **options):
+  """Print, in one process of a job."""
+  if primary():
+    print(*words, **options)
+
+
 def leave(code, error=None):
   """End a process of several that failed: waiting for the others would last for minutes."""
   if jax.distributed.is_initialized() and jax.process_count() > 1:

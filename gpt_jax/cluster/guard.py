@@ -109,6 +109,12 @@ class Guard:
     )
 
 
+@functools.cache
+def watcher():
+  """The Guard of this process: the first call makes it."""
+  return Guard()
+
+
 def end(message):
   """Say why and leave now, whatever other threads do."""
   os.write(2, f'{message}\n'.encode())
