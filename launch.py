@@ -66,8 +66,7 @@ def train(argv):
   clock.lap('join')
   name = Path(flag_in(argv, 'config', 'experiments/demo.py').partition('.py')[0]).stem
   workdir = FLAGS.workdir or f'runs/{name}-{time.strftime("%Y%m%d-%H%M%S", bootstrap.now())}'
-  if primary():
-    print(f'run folder: {workdir}')
+  bootstrap.say(f'run folder: {workdir}')
   watcher().watch(cfg.train.hang_seconds, workdir)
   result = run(cfg, workdir, watcher().stop)
   return STOPPED if result is None else 0
@@ -114,8 +113,7 @@ def sample(argv):
   if FLAGS.stream and alone:
     pieces = sampling.stream_text(run.model, run.tokenizers, prompt, cfg, FLAGS.stop)
     for piece in itertools.chain([shown + next(pieces)], pieces, ['\n']):
-      if primary():
-        print(piece, end='', flush=True)
+      say(piece, end='', flush=True)
     return 0
   [group] = sampling.complete(run.model, run.tokenizers, [prompt], cfg, FLAGS.stop)
   for i, (text, scores) in enumerate(group if primary() else ()):
@@ -166,6 +164,7 @@ def evaluate(argv):
   """Run tasks on a trained model and add their rows to <workdir>/evaluations.jsonl."""
   from gpt_jax import evaluate as evaluation
   from gpt_jax import records, trained
+  from gpt_jax.cluster.bootstrap import primary
 
   join()
   run = trained.load(FLAGS.workdir)
@@ -362,13 +361,6 @@ def join(agree=False):
   bootstrap.join(job, agree)
   if agree:
     watcher().joined()
-
-
-def primary():
-  """Whether this process of a job writes and prints; the others compute."""
-  import jax
-
-  return jax.process_index() == 0
 
 
 def sampling_flags(but=()):

@@ -119,9 +119,3 @@ def end(message):
   """Say why and leave now, whatever other threads do."""
   os.write(2, f'{message}\n'.encode())
   os._exit(1)
-
-
-@functools.cache
-def watcher():
-  """The Guard of this process: the first call makes it."""
-  return Guard()
