@@ -100,8 +100,11 @@ def speed():
   lines = ['| what | ours | against | times as fast (95 %) | hardware |', '|---|---|---|---|---|']
   for path in sorted((RESULTS / 'speed').glob('*.json')):
     result = json.loads(path.read_text())
-    for question, row in result['rows'].items():
-      told = [(peer, *ratio) for peer, ratio in row.get('ratios', {}).items() if ratio]
+    compared = {
+      k: row for k, row in result['rows'].items() if isinstance(row, dict) and 'ratios' in row
+    }
+    for question, row in compared.items():
+      told = [(peer, *ratio) for peer, ratio in row['ratios'].items() if ratio]
       for peer, value, (low, high) in told:
         lines.append(
           f'| [{question}](benchmarks/results/speed/{path.name}) '
