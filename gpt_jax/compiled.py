@@ -31,7 +31,8 @@ def keep(environ, folders=()):
     return None
   folder = Path(chosen).expanduser().absolute()
   try:
-    folder.mkdir(mode=OWNER_ONLY, parents=True, exist_ok=True)
+    for place in reversed([folder, *folder.parents]):  # what is made on the way is ours alone, too
+      place.mkdir(mode=OWNER_ONLY, exist_ok=True)
     check(folder, folders)
   except (OSError, ValueError):
     if VARIABLE in environ:

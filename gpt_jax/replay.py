@@ -35,7 +35,7 @@ class Twice:
     first = self.step(state, batch)
     wrong = jax.device_get(self.compare(first, self.step(again, batch)))
     if names := [name for name, differs in wrong.items() if differs]:
-      number = int(first[0].step)
+      number = int(jax.device_get(first[0].step))
       raise Differs(
         f'step {number} was made twice on the same inputs and differs in {len(names)} of '
         f'{len(wrong)} arrays: {trees.shortened(names, 5)}; neither was kept\n'

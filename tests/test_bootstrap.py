@@ -60,6 +60,8 @@ def test_an_accelerator_in_the_machine_is_a_tpu(monkeypatch):
   ('environ', 'flags', 'cause', 'fix'),
   [
     ({}, {'coordinator': 'a:1'}, '--processes, --process missing', '--processes=1'),
+    ({}, dict(processes=1, process=5), '--coordinator missing', 'give all'),
+    (without(ADDRESS, 'JAX_COORDINATOR_ADDRESS'), {}, 'JAX_COORDINATOR_ADDRESS missing', 'give'),
     (SLURM, {'process': 0}, '--coordinator, --processes missing', '--processes=1'),
     ({}, dict(coordinator='a:1', processes=2, process=2), 'process 2 of 2', 'from 0'),
     ({}, dict(coordinator='a', processes=2, process=1), 'a names no port', 'HOST:PORT'),

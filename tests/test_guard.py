@@ -85,6 +85,21 @@ where_it_hangs()
   assert fix.startswith('fix: run the same command again')
 
 
+def test_a_hang_ends_the_process_where_nothing_can_be_written(tmp_path):
+  program = """
+import sys
+watcher.watch(0.5, sys.argv[1])
+watcher.stop(7)
+def where_it_hangs():
+  time.sleep(60)
+where_it_hangs()
+"""
+  code, said = run(program, folder=tmp_path / 'gone')
+  assert code == 1
+  assert any('where_it_hangs' in line for line in said)
+  assert 'what each thread was in: above' in said[-2]
+
+
 def test_work_is_no_hang(tmp_path):
   program = """
 import jax, sys

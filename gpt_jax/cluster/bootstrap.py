@@ -62,15 +62,15 @@ def find(environ, coordinator='', processes=0, process=-1):
   Raises:
     ValueError: what was said is incomplete.
   """
-  if processes == 1:
+  if processes == 1 and process <= 0:
     return Job()
   if coordinator or processes or process >= 0:
     given = {'coordinator': coordinator, 'processes': processes, 'process': process}
     unset = {'coordinator': '', 'processes': 0, 'process': -1}
     missing = [f'--{name}' for name, value in given.items() if value == unset[name]]
     return complete('flags', given, missing)
+  names = {'processes': 'JAX_NUM_PROCESSES', 'process': 'JAX_PROCESS_ID'}
   if address := environ.get('JAX_COORDINATOR_ADDRESS'):
-    names = {'processes': 'JAX_NUM_PROCESSES', 'process': 'JAX_PROCESS_ID'}
     missing = [name for name in names.values() if name not in environ]
     if not missing:
       numbers = {key: whole(environ, name) for key, name in names.items()}
@@ -79,6 +79,8 @@ def find(environ, coordinator='', processes=0, process=-1):
       return complete('JAX_COORDINATOR_ADDRESS', {}, missing)
   if name := detected(environ):
     return Job(scheduler=name)
+  if told := [name for name in names.values() if name in environ]:
+    return complete(' and '.join(told), {}, ['JAX_COORDINATOR_ADDRESS'])
   return Job()
 
 

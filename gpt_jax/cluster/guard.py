@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+DYING = 30  # seconds that a process may take to say that it hangs
 LEFT = 130  # exit code of who was asked twice
 HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
 DEAD = (
@@ -97,14 +98,19 @@ class Guard:
     pause = min(1.0, self.patience / 4)
     while self.heard is None or time.monotonic() - self.heard < self.patience:
       time.sleep(pause)
-    path = self.folder / f'stacks_{os.getpid()}.txt'
-    with open(path, 'w') as file:
-      # Should this thread not get the interpreter's lock either, the process ends all the same.
-      faulthandler.dump_traceback_later(30, exit=True, file=file)
-      faulthandler.dump_traceback(file)
+    # The process ends all the same if this thread does not get the interpreter's lock, or hangs
+    # itself: the folder may be why.
+    faulthandler.dump_traceback_later(DYING, exit=True)
+    where = self.folder / f'stacks_{os.getpid()}.txt'
+    try:
+      with open(where, 'w') as file:
+        faulthandler.dump_traceback(file)
+    except OSError:
+      faulthandler.dump_traceback()
+      where = 'above'
     end(
       f'error: nothing was done for {self.patience:g} seconds (train.hang_seconds) after step '
-      f'{self.step}; what each thread was in: {path}\n'
+      f'{self.step}; what each thread was in: {where}\n'
       'fix: run the same command again: it goes on from the last checkpoint'
     )
 

@@ -65,7 +65,8 @@ def plan(cfg, target, price=0.0, decode=True):
     }
     if decode:
       found['decode'] = decode_step(cfg, model, mesh, target)
-  found['fits'] = step['memory']['fits']
+  compiled = [found[kind] for kind in ('train', 'decode') if kind in found]
+  found['fits'] = all(program['memory']['fits'] for program in compiled)
   found['notes'] = notes + more + step.pop('notes')
   if 'estimate' in step:
     found['budget'] = budget(cfg, found, price)
@@ -178,7 +179,7 @@ def decode_step(cfg, model, mesh, target):
                     None, grammar.State(zeros_B, zeros_B, zeros_B, zeros_B))  # fmt: skip
   keys_B = jax.eval_shape(lambda: sample.row_keys(0, rows))
   state = jax.eval_shape(functools.partial(sample.prefill, slots=slots), abstract, prompts, keys_B)
-  letters = lambda x: 'BSGK' if x.ndim == 4 else 'B' + 'T' * (x.ndim - 1)
+  letters = lambda x: 'BGSK' if x.ndim == 4 else 'B' + 'T' * (x.ndim - 1)
   rules_of = sharding.ACTIVATION_RULES | {'T': None}
   spec = lambda x: sharding.spec(letters(x), rules_of, mesh.shape)
   state = jax.tree.map(lambda x: with_sharding(x, jax.sharding.NamedSharding(mesh, spec(x))), state)

@@ -61,6 +61,15 @@ def fetched(url: str, suffix: str) -> list[Path]:
   return copies
 
 
+def refuse_remote(path: str) -> None:
+  """ValueError for a bucket where files are found by the names of other files."""
+  if '://' in path:
+    raise ValueError(
+      f'path={path}: pictures and sounds are not read from a bucket\n'
+      'fix: mount it, or copy it, and give the folder'
+    )
+
+
 def _copy(system, name: str, folder: Path) -> Path:
   """The copy of one remote file in its present version; its own name is kept."""
   version = hashlib.sha256(f'{system.unstrip_protocol(name)} {system.ukey(name)}'.encode())

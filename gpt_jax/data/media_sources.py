@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt_jax.data.corpus import Corpus, Record
-from gpt_jax.data.files import container, find, hash_files, roots
+from gpt_jax.data.files import container, find, hash_files, refuse_remote, roots
 from gpt_jax.data.keypad import NAMES, RATE
 from gpt_jax.data.keypad import records as keypad_records
 from gpt_jax.data.record_sources import json_records
@@ -171,6 +171,7 @@ def files(source, split: str) -> Corpus:
 
 def _media_files(path: str) -> list[tuple[str, str]]:
   """(path, name below the folder or .zip) of each media file, sorted by path."""
+  refuse_remote(path)
   for root in roots():
     full = os.path.join(root, os.path.expanduser(path))
     if os.path.isdir(full):

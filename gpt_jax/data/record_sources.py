@@ -11,11 +11,13 @@ from pathlib import Path
 
 from gpt_jax.data import stories, templates
 from gpt_jax.data.corpus import Corpus, Record
-from gpt_jax.data.files import container, find, hash_files, not_utf8, roots
+from gpt_jax.data.files import container, find, hash_files, not_utf8, refuse_remote, roots
 
 
 def jsonl(source, split: str) -> Corpus:
   """A JSON object per line; blank lines are skipped. Media lie beside the file, or in `root`."""
+  if templates.modalities(source.template) and not source.root:
+    refuse_remote(source.path_of(split))
   files = find(source.path_of(split), '.jsonl')
 
   def records():
@@ -53,6 +55,10 @@ def _json_record(path: Path, number: int, line: bytes, offset: int) -> dict:
     raise ValueError(
       f'{path} line {number} is not JSON: {error.msg} at column {error.colno}\n'
       'fix: write one JSON object per line'
+    ) from None
+  except (RecursionError, ValueError) as error:  # too deep, or a number of thousands of digits
+    raise ValueError(
+      f'{path} line {number} cannot be read: {error}\nfix: leave that line out'
     ) from None
   if not isinstance(record, dict):
     raise ValueError(
