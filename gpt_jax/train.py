@@ -467,6 +467,7 @@ class Training:
       from gpt_jax import report  # matplotlib takes a second to import
 
       self.run.print(f'report: {report.write_report(self.workdir)}')
+    together('done')  # who leaves a job heeds no signals any more, and the first one still writes
     return result
 
 
