@@ -141,7 +141,6 @@ def test_a_whole_study_by_training_processes(study, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_two_tasks_of_an_array_share_a_study(study, tmp_path):
   """Each run is trained once, the last task reports, and more tasks find nothing left to do."""
   spec, folder = study({'lr': [1e-2, 1e-1]}), tmp_path / 'study'
@@ -167,6 +166,7 @@ def test_two_tasks_of_an_array_share_a_study(study, tmp_path):
   assert code == 0 and '2 runs: 2 need no more work' in output
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_and_stopped_goes_on(study, tmp_path):
   """Each run ends as if nothing had happened: its losses are those of a study left alone."""
   spec = study({'lr': [1e-2, 3e-2]}, **{'train.steps': 240})
