@@ -72,6 +72,16 @@ def test_a_bucket_that_cannot_be_read(bucket):
   assert 'nowhere://bucket cannot be read' in error(Source('text', 'nowhere://bucket'))
 
 
+@pytest.mark.parametrize('kind', ['jsonl', 'files'])
+def test_pictures_are_not_looked_for_in_a_bucket(bucket, kind):
+  bucket.pipe('/bucket/x.jsonl', b'{"image": "cat.png"}')
+  with pytest.raises(ValueError) as found:
+    open_source(Source(kind, 'memory://bucket', template='{image:image}'), 'train')
+    texts(Source(kind, 'memory://bucket', template='{image:image}'))
+  assert 'memory://bucket: pictures and sounds' in str(found.value)
+  assert 'fix: mount it' in str(found.value)
+
+
 def test_builtin_is_sorted_prose_and_its_content_names_the_python():
   corpus = open_source(Source(), 'train')
   names = [record['name'] for _, record in corpus.records()]
