@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+import launch as command_line
 from gpt_jax import records
 from gpt_jax.ablation import store
 from tests import cli, tiny_runs
@@ -75,7 +76,9 @@ def results(tmp_path):
 # ------------------------------------------------------------------------------------------- ablate
 
 
-def test_a_dry_run_prints_the_plan_and_leaves_nothing(call, study, tmp_path):
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(call, study, tmp_path, monkeypatch):
+  """And ends at the first Ctrl-C: nobody makes a request to save of it."""
+  monkeypatch.setattr(command_line, 'watcher', lambda: pytest.fail('signals are taken'))
   code, out, err = call('ablate', study(), f'--workdir={tmp_path}/new', '--dry_run', '--seeds=3')
   assert code == 0, err
   assert 'What matters?' in out and '3 arms x 3 seeds' in out
@@ -141,7 +144,6 @@ def test_a_whole_study_by_training_processes(study, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_two_tasks_of_an_array_share_a_study(study, tmp_path):
   """Each run is trained once, the last task reports, and more tasks find nothing left to do."""
   spec, folder = study({'lr': [1e-2, 1e-1]}), tmp_path / 'study'
@@ -167,6 +169,7 @@ def test_two_tasks_of_an_array_share_a_study(study, tmp_path):
   assert code == 0 and '2 runs: 2 need no more work' in output
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_and_stopped_goes_on(study, tmp_path):
   """Each run ends as if nothing had happened: its losses are those of a study left alone."""
   spec = study({'lr': [1e-2, 3e-2]}, **{'train.steps': 240})
