@@ -430,7 +430,7 @@ def main(argv):
   if sys.platform == 'linux' and not ALLOCATOR.keys() & os.environ.keys():
     os.execve(sys.executable, [sys.executable, *argv], os.environ | ALLOCATOR)
   logging.set_verbosity(logging.ERROR)
-  if VERBS[argv[1]][0] in (train, ablate):
+  if VERBS[argv[1]][0] in (train, ablate) and '--dry_run' not in argv:  # that has nothing to save
     watcher()  # before anything slow: from now on a signal means to save and leave
   begun = False
   try:

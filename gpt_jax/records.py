@@ -13,6 +13,7 @@ import math
 import os
 import pathlib
 import socket
+import uuid
 
 try:
   import fcntl
@@ -56,21 +57,30 @@ def _naming(path):
     raise
 
 
-def write_atomically(path, content):
-  """Writes str or bytes so that a reader, or a crash, sees the old file or the new, never half."""
+@contextlib.contextmanager
+def atomic(path):
+  """A temporary file beside `path` that is moved there, or leaves nothing if there is an error.
+
+  No two have one name: the processes of all containers may have the number 1.
+  """
   path = pathlib.Path(path)
-  if isinstance(content, str):  # byte-level models can sample lone surrogates
-    content = content.encode('utf-8', 'backslashreplace')
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:12]}.tmp')
   try:
     with _naming(path), open(temporary, 'wb') as file:
-      file.write(content)
+      yield file
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
-  except OSError:
+  finally:
     temporary.unlink(missing_ok=True)
-    raise
+
+
+def write_atomically(path, content):
+  """Writes str or bytes so that a reader, or a crash, sees the old file or the new, never half."""
+  if isinstance(content, str):  # byte-level models can sample lone surrogates
+    content = content.encode('utf-8', 'backslashreplace')
+  with atomic(path) as file:
+    file.write(content)
 
 
 def write_json(path, value):

@@ -465,6 +465,34 @@ def test_shares_have_each_run_once(tmp_path, monkeypatch):
   assert places == ['0 of 3', '1 of 3', '2 of 3']
 
 
+def test_a_share_that_waits_for_the_proofs_of_the_first_can_be_stopped(tmp_path, monkeypatch):
+  monkeypatch.setattr(runner, 'proved', lambda *_: pytest.fail('proved'))
+  asked = iter([False, False, True, True])
+  with records.locked(tmp_path):
+    assert not shares.run(Study('x.py', {'lr': [1, 2]}), tmp_path, (1, 2), lambda: next(asked))
+  assert not (tmp_path / 'study.json').exists()
+
+
+def test_a_share_writes_the_study_only_while_it_holds_the_folder(tmp_path, monkeypatch):
+  """The first one and one that comes later, which proves its arms beside the others."""
+  held = {'proved': [], 'written': []}
+  note = lambda name: held[name].append(bool(runner.held(tmp_path)))
+  monkeypatch.setattr(runner, 'proved', lambda *_: note('proved') or ((), {}, {}))
+  monkeypatch.setattr(runner, 'tasks', lambda *_: [])
+  monkeypatch.setattr(shares, 'end', lambda *_: None)
+
+  def record(workdir, *_):
+    note('written')
+    (workdir / 'study.json').write_text('{}')
+    return []
+
+  monkeypatch.setattr(runner, 'record', record)
+  monkeypatch.setattr(runner, 'check_metric', lambda *_: None)
+  for number in (0, 1):
+    assert shares.run(Study('x.py', {'lr': [1, 2]}), tmp_path, (number, 2), say=lambda line: None)
+  assert held == {'proved': [True, False], 'written': [True, True]}
+
+
 def test_a_share_is_trained_by_one_and_not_beside_the_whole(tmp_path):
   place = tmp_path / 'shares' / '0 of 2'
   place.mkdir(parents=True)

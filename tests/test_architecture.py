@@ -35,7 +35,7 @@ MAY_IMPORT = {
   'page': 'loggers',
   'model': 'sharding',
   'tokenizers': 'model',
-  'data': 'tokenizers',
+  'data': 'records tokenizers',
   'runs': 'clock records loggers',
   'story': 'records runs',
   'goodput': 'story',

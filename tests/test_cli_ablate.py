@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+import launch as command_line
 from gpt_jax import records
 from gpt_jax.ablation import store
 from tests import cli, tiny_runs
@@ -75,7 +76,9 @@ def results(tmp_path):
 # ------------------------------------------------------------------------------------------- ablate
 
 
-def test_a_dry_run_prints_the_plan_and_leaves_nothing(call, study, tmp_path):
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(call, study, tmp_path, monkeypatch):
+  """And ends at the first Ctrl-C: nobody makes a request to save of it."""
+  monkeypatch.setattr(command_line, 'watcher', lambda: pytest.fail('signals are taken'))
   code, out, err = call('ablate', study(), f'--workdir={tmp_path}/new', '--dry_run', '--seeds=3')
   assert code == 0, err
   assert 'What matters?' in out and '3 arms x 3 seeds' in out

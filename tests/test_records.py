@@ -59,6 +59,17 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
   assert records.read_json(path) == {'loss': 1.0}
 
 
+def test_two_writers_of_one_file_have_their_own_temporaries(tmp_path):
+  """In one process, as in two of the same number on two hosts."""
+  path = tmp_path / 'study.json'
+  with records.atomic(path) as first:
+    first.write(b'{"writer": 1, "more": "and longer"}')
+    records.write_json(path, {'writer': 2})
+    assert records.read_json(path) == {'writer': 2}
+  assert records.read_json(path) == {'writer': 1, 'more': 'and longer'}
+  assert list(tmp_path.iterdir()) == [path]
+
+
 @contextlib.contextmanager
 def files_of_at_most(size):
   """As on a disk that has this many bytes left for the file."""

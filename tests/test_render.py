@@ -343,8 +343,16 @@ def test_mistakes_of_the_verb(call, words, part):
 GCLOUD = r"""
 echo "$3 $4" >> log
 case "$3 $4" in
-  'queued-resources describe') cat state 2> /dev/null ;;
-  'queued-resources create') echo ACTIVE > state ;;
+  'queued-resources describe')
+    case $(cat state 2> /dev/null) in
+      '') echo 'ERROR: NOT_FOUND: no such resource' >&2; exit 1 ;;
+      DEAF) echo ACTIVE > state; echo 'ERROR: UNAVAILABLE: no network' >&2; exit 1 ;;
+    esac
+    cat state ;;
+  'queued-resources create')
+    read -r state < created
+    case $state in [0-9]*) exit "$state" ;; esac
+    echo "$state" > state ;;
   'queued-resources delete') rm -f state ;;
   'tpu-vm ssh')
     for word in "$@"; do last=$word; done
@@ -356,14 +364,22 @@ esac
 """
 
 
-def slice_of_tpus(tmp_path, monkeypatch, codes):
-  """The script of a slice on which launch.py ends with each of `codes` -> (exit code, calls)."""
+def slice_of_tpus(tmp_path, monkeypatch, codes, created='ACTIVE'):
+  """The script of a slice on which launch.py ends with each of `codes` -> (exit code, calls).
+
+  created: the state of a new slice, or the exit code of what cannot make one.
+  """
   monkeypatch.setitem(render.CONSTANTS, 'pause', 0)
   stand_in(tmp_path, 'gcloud', GCLOUD)
   (tmp_path / 'codes').write_text('\n'.join(codes) + '\n')
+  (tmp_path / 'created').write_text(f'{created}\n')
+  (tmp_path / 'tmp').mkdir()
   done = subprocess.run(
-    ['bash', '-c', made('tpu-vm')], cwd=tmp_path, env=on_path(tmp_path), timeout=60
-  )
+    ['bash', '-c', made('tpu-vm')], cwd=tmp_path, timeout=60, stderr=subprocess.PIPE, text=True,
+    env=on_path(tmp_path, TMPDIR=str(tmp_path / 'tmp')),
+  )  # fmt: skip
+  assert not list((tmp_path / 'tmp').iterdir())
+  assert ('\nfix: ' in f'\n{done.stderr}') == (done.returncode > 0), done.stderr
   return done.returncode, (tmp_path / 'log').read_text().splitlines()
 
 
@@ -382,6 +398,25 @@ def test_a_slice_whose_run_fails_by_itself_is_kept(tmp_path, monkeypatch, codes,
   assert code == int(codes[0])
   assert calls.count('tpu-vm scp') == tries
   assert 'queued-resources delete' not in calls
+
+
+@pytest.mark.parametrize('created, code, tries', [('1', 1, 4), ('2', 2, 1), ('FAILED', 1, 4)])
+def test_a_slice_that_cannot_be_made_is_given_up(tmp_path, monkeypatch, created, code, tries):
+  found, calls = slice_of_tpus(tmp_path, monkeypatch, [], created)
+  assert found == code
+  assert calls.count('queued-resources create') == tries
+  assert calls.count('tpu-vm ssh') == 0
+
+
+def test_a_slice_of_which_gcloud_does_not_say_the_state_is_not_queued_again(tmp_path, monkeypatch):
+  code, calls = slice_of_tpus(tmp_path, monkeypatch, ['255 DEAF', '255 DEAF', '0'])
+  assert code == 0 and calls.count('queued-resources create') == 1
+
+
+def test_without_an_answer_of_gcloud_nothing_is_queued(tmp_path, monkeypatch):
+  (tmp_path / 'state').write_text('DEAF')
+  code, calls = slice_of_tpus(tmp_path, monkeypatch, [])
+  assert code == 1 and calls == ['queued-resources describe']
 
 
 SRUN = r"""

@@ -30,38 +30,50 @@ def run(study, workdir, share, should_stop=lambda: False, workers=0, say=print):
   place = workdir / 'shares' / f'{number} of {count}'
   place.mkdir(parents=True, exist_ok=True)
   with records.locked(place):
-    with in_turn(workdir):
-      first = not (workdir / 'study.json').exists()
-      left = begin(study, workdir, share, say) if first else []
-    if not first:
-      left = begin(study, workdir, share, say)
-    if not runner.train_all(workdir, place, left, study, should_stop, workers, say):
+    left = begin(study, workdir, share, should_stop, say)
+    if left is None or not runner.train_all(workdir, place, left, study, should_stop, workers, say):
       return False
-    with in_turn(workdir):
-      rows = store.rows(workdir)
-      if rest := sum(row['status'] in ('missing', 'unfinished') for row in rows):
-        say(f'{rest} runs of other shares are not done; the last share writes the report')
-      else:
-        runner.judge(workdir, say)
-  return True
+    with in_turn(workdir, should_stop) as ours:
+      if ours:
+        end(workdir, say)
+  return ours
 
 
-def begin(study, workdir, share, say):
-  """Prove the arms, write study.json -> the runs of this share that are left."""
-  arms, proofs, description = runner.proved(study, workdir / 'cache', say)
-  mine = runner.tasks(study, arms, proofs, workdir)[share[0] :: share[1]]
-  return runner.record(workdir, mine, description, say)
+def begin(study, workdir, share, should_stop, say):
+  """Prove the arms, write study.json -> the runs of this share that are left; None if stopped."""
+  prove = lambda: runner.proved(study, workdir / 'cache', say)
+
+  def write(made):
+    arms, proofs, description = made
+    mine = runner.tasks(study, arms, proofs, workdir)[share[0] :: share[1]]
+    return runner.record(workdir, mine, description, say)
+
+  with in_turn(workdir, should_stop) as ours:
+    if ours and not (workdir / 'study.json').exists():
+      return write(prove())
+  made = prove() if ours else None  # beside others, with what the first has measured
+  with in_turn(workdir, should_stop) as ours:
+    return write(made) if ours else None
+
+
+def end(workdir, say):
+  """Judge and report, if this is the last share."""
+  rows = store.rows(workdir)
+  if rest := sum(row['status'] in ('missing', 'unfinished') for row in rows):
+    say(f'{rest} runs of other shares are not done; the last share writes the report')
+  else:
+    runner.judge(workdir, say)
 
 
 @contextlib.contextmanager
-def in_turn(workdir):
-  """Hold the study's folder for a moment, after whoever holds it now."""
-  while True:
-    with contextlib.ExitStack() as stack:
+def in_turn(workdir, should_stop):
+  """Hold the study's folder for a moment, after whoever holds it now; False if asked to stop."""
+  with contextlib.ExitStack() as stack:
+    ours = False
+    while not (ours or should_stop()):
       try:
         stack.enter_context(records.locked(workdir))
+        ours = True
       except ValueError:
         time.sleep(0.2)
-        continue
-      yield
-      return
+    yield ours

@@ -4,12 +4,13 @@ import contextlib
 import glob
 import hashlib
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+from gpt_jax import records
 
 
 def roots() -> list[str]:
@@ -109,17 +110,10 @@ def container(path: str) -> Path | None:
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-  """A temporary file beside `path` that is moved there, or leaves nothing if there is an error."""
+  """As records.atomic, in a folder that is made if there is none."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex[:12]}.tmp')
-  try:
-    with open(temporary, 'wb') as file:
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with records.atomic(path) as file:
+    yield file
 
 
 def write_atomically(path: Path, write: Callable) -> None:

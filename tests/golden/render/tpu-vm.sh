@@ -4,20 +4,44 @@
 set -u
 name=gpt2 zone=us-east5-b
 queued() { gcloud compute tpus queued-resources "$1" "$name" --zone="$zone" --quiet "${@:2}"; }
-state() { queued describe --format='value(state.state)' 2> /dev/null || echo ABSENT; }
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+state() { # UNKNOWN: gcloud cannot say, as without a network
+  if queued describe --format='value(state.state)' 2> "$scratch/errors"; then
+    return
+  elif grep -q NOT_FOUND "$scratch/errors"; then
+    echo ABSENT
+  else
+    cat "$scratch/errors" >&2
+    echo UNKNOWN
+  fi
+}
 on_all() { gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
-archive=$(mktemp --suffix=.tar.gz)
+archive=$scratch/gpt_jax.tar.gz
 git -C /code archive --format=tar.gz --output="$archive" HEAD || exit
 prepare() {
   gcloud compute tpus tpu-vm scp "$archive" "$name:gpt_jax.tar.gz" --zone="$zone" --worker=all &&
     on_all 'mkdir -p gpt_jax && tar xzf gpt_jax.tar.gz -C gpt_jax && cd gpt_jax && { command -v uv || python3 -m pip install --quiet uv; export PATH="$HOME/.local/bin:$PATH"; uv venv --clear --python 3.12 .venv && VIRTUAL_ENV=.venv uv pip install --require-hashes -r requirements/tpu.lock; } && sudo install -d -o "$USER" /runs && { mountpoint -q /runs || gcsfuse --implicit-dirs my-runs /runs; }'
 }
 failures=0
+failed() { # CODE WHAT: ends this if another try would not help, or were one too many
+  failures=$((failures + 1))
+  if [ "$1" -eq 2 ] || [ "$failures" -gt 3 ]; then
+    echo "error: $name $2 (exit code $1)" >&2
+    echo "fix: see the output above, then: bash $0" >&2
+    exit "$1"
+  fi
+}
+if [ "$(state)" = UNKNOWN ]; then
+  echo "error: gcloud does not say whether $name is in $zone" >&2
+  echo "fix: see its words above, then: bash $0" >&2
+  exit 1
+fi
 while true; do
   case $(state) in
     ABSENT)
       queued create --node-id="$name" --accelerator-type=v6e-16 \
-        --runtime-version=v2-alpha-tpuv6e --spot
+        --runtime-version=v2-alpha-tpuv6e --spot || failed "$?" 'could not be queued'
       ;;
     ACTIVE)
       prepare && on_all 'cd gpt_jax && exec .venv/bin/python -u launch.py train --config=experiments/gpt2.py:size=small --config.optim.lr=1e-3 --workdir=/runs/gpt2'
@@ -26,15 +50,15 @@ while true; do
         queued delete --force
         exit 0
       elif [ "$code" -ne 75 ] && [ "$(state)" = ACTIVE ]; then # nobody took the slice away
-        failures=$((failures + 1))
-        if [ "$code" -eq 2 ] || [ "$failures" -gt 3 ]; then
-          echo "error: $name ended with exit code $code; the slice is kept" >&2
-          echo "fix: see its output above, then: bash $0" >&2
-          exit "$code"
-        fi
+        failed "$code" 'ended by itself; the slice is kept'
       fi
       ;;
-    FAILED | SUSPENDED) queued delete --force ;;
+    FAILED)
+      queued describe >&2 # says why
+      failed 1 'could not be made'
+      queued delete --force
+      ;;
+    SUSPENDED) queued delete --force ;;
   esac
   sleep 60
 done
