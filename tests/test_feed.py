@@ -126,10 +126,10 @@ def test_what_is_given_matters():
 def test_guidance_off_doubles_nothing():
   state = sample.start(model()[1], PROMPTS, FREE, rules('image'))
   assert state.null_logits_BV is None and state.guidance_B is None
-  assert state.cache[0]['k_BSGK'].shape[0] == len(PROMPTS)
+  assert state.cache[0]['k_BGSK'].shape[0] == len(PROMPTS)
   doubled = dataclasses.replace(FREE, guidance=2.0, num_samples=3)
   state = sample.start(model()[1], PROMPTS, doubled, rules('image'))
-  assert state.cache[0]['k_BSGK'].shape[0] == 2 * 3 * len(PROMPTS)
+  assert state.cache[0]['k_BGSK'].shape[0] == 2 * 3 * len(PROMPTS)
 
 
 def test_guidance_of_one_is_the_conditional_model():

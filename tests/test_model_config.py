@@ -140,7 +140,11 @@ REFUSED = [
   (dict(norm_position='mid'), "model.norm_position='mid'", 'use one of pre, post, sandwich'),
   (dict(mlp='tanh'), "model.mlp='tanh' is not known", 'use one of gelu, gelu_exact, relu2'),
   (dict(init_projections='x'), "model.init_projections='x'", 'use one of scaled, same, zero'),
-  (dict(kernel='flash'), "model.kernel='flash'", 'use one of auto, xla, blocks, cudnn, splash'),
+  (
+    dict(kernel='flash'),
+    "model.kernel='flash'",
+    'use one of auto, xla, blocks, chunks, cudnn, splash',
+  ),
   (dict(unroll='yes'), "model.unroll='yes'", 'use one of auto, on, off'),
   (dict(remat='some'), "model.remat='some'", 'use one of auto, none, full, dots, dots_no_batch'),
   (dict(dtype='int8'), "model.dtype='int8'", 'use one of auto, float32, bfloat16'),

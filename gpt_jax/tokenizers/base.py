@@ -181,8 +181,9 @@ def read_file(path, fix: str) -> bytes:
 
 def read_json(path, fix: str):
   """The content of a JSON file; FileNotFoundError or ValueError with the cause and the fix."""
+  content = read_file(path, fix)
   try:
-    return json.loads(read_file(path, fix))
+    return json.loads(content)
   except (ValueError, RecursionError) as error:
     raise ValueError(f'{path} is not JSON: {error}\nfix: {fix}') from None
 
