@@ -394,7 +394,7 @@ def test_the_real_process_says_two_lines_and_exits_2(tmp_path):
 
 @pytest.mark.slow
 def test_a_traceback_when_it_is_asked_for(tmp_path):
-  code, output = cli.launch('sample', f'--workdir={tmp_path}', '--traceback', folder=tmp_path)
+  code, output = cli.launch('sample', f'--workdir={tmp_path}/run', '--traceback', folder=tmp_path)
   assert code == 1
   assert 'Traceback' in output and 'FileNotFoundError' in output
 
