@@ -21,7 +21,7 @@ def main():
   """Run the comparisons, keep them, print them."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--only', default='')
-  parser.add_argument('--turns', type=int, default=7)
+  parser.add_argument('--turns', type=int, default=5)
   arguments = parser.parse_args()
   FILE.parent.mkdir(exist_ok=True, parents=True)
   known = json.loads(FILE.read_text())['rows'] if FILE.exists() else {}

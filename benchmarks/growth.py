@@ -1,0 +1,138 @@
+"""What an optimizer step costs as the work grows: time and memory, one size changed at a time.
+
+  python -m benchmarks.growth [--only=T]
+
+Sizes are those of BASE but for one of AXES: length T, rows B, layers, width, or devices (1 to 8
+made of the two cores, all rows divided over them). Each point is a process of its own, the program
+that `launch.py train` runs. Time is a median; memory is the compiler's count of a device's state
+and temporaries, beside the resident peak of the process. `exponent` is the slope of the last
+doubling on logarithmic axes: 1 grows with the work, 2 with its square; that of FLOPs is beside it.
+Keeps results/speed/growth.json after each point and draws growth.png beside it.
+"""
+
+import argparse
+import json
+import math
+
+import numpy as np
+
+from benchmarks import train_step, versus
+from benchmarks.record import RESULTS
+from gpt_jax import records
+
+FILE = RESULTS / 'speed' / 'growth.json'
+BASE = train_step.Shape(layers=4, heads=4, width=128, length=256, rows=8, vocab=256)
+AXES = {  # name -> (field of Shape that changes, sizes)
+  'T': ('length', (64, 128, 256, 512, 1024, 2048)),
+  'B': ('rows', (1, 2, 4, 8, 16, 32)),
+  'layers': ('layers', (1, 2, 4, 8, 16)),
+  'width': ('width', (64, 128, 256, 512)),
+  'devices': ('', (1, 2, 4, 8)),
+}
+SAMPLES = 5
+DEVICES_KERNEL = 'blocks'  # `chunks`, the fastest on one CPU device, has no form for several
+
+
+def point(axis, size):
+  """Measure one process -> its row."""
+  field = AXES[axis][0]
+  shape = BASE._replace(**{field: size}) if field else BASE
+  arguments, environment = {'shape': shape, 'memory': True}, {}
+  if axis == 'devices':
+    arguments['model'] = {'kernel': DEVICES_KERNEL}
+    environment['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={size}'
+  process = versus.Process(
+    versus.Side('gpt_jax', 'benchmarks.train_step:ours', arguments, environment)
+  )
+  row = {'axis': axis, 'size': size, **process.facts}
+  if 'missing' not in row:
+    samples = [process.sample() for _ in range(SAMPLES)]
+    row['seconds'] = [sample['seconds'] for sample in samples]
+    row |= {'median': float(np.median(row['seconds'])), 'resident_gib': samples[-1]['memory_gib']}
+  process.close()
+  return row
+
+
+def exponent(points, key):
+  """Slope of log(key) over the last two sizes, or None."""
+  if len(points) < 2:
+    return None
+  a, b = points[-2:]
+  return math.log(b[key] / a[key]) / math.log(b['size'] / a['size'])
+
+
+def of_axis(rows, axis):
+  """The measured points of an axis, by size."""
+  found = [row for row in rows if row['axis'] == axis and 'median' in row]
+  return sorted(found, key=lambda row: row['size'])
+
+
+def table(rows):
+  """Lines of a Markdown table."""
+  yield '| changed | size | ms a step | GFLOP/s | state MiB | temporaries MiB | resident GiB |'
+  yield '|---|---:|---:|---:|---:|---:|---:|'
+  for axis in AXES:
+    points = of_axis(rows, axis)
+    for row in points:
+      memory = row['memory']
+      yield (
+        f'| {axis} | {row["size"]} | {1e3 * row["median"]:.1f} '
+        f'| {row["flops"] / row["median"] / 1e9:.0f} | {memory["state"] / 2**20:.1f} '
+        f'| {memory["temporaries"] / 2**20:.1f} | {row["resident_gib"]:.2f} |'
+      )
+    if len(points) > 1 and axis != 'devices':
+      slopes = {key: exponent(points, key) for key in ('median', 'flops')}
+      yield (
+        f'| {axis} | last doubling | time grows as {axis}^{slopes["median"]:.2f}, '
+        f'FLOPs as {axis}^{slopes["flops"]:.2f} | | | | |'
+      )
+
+
+def draw(rows):
+  """Time above, memory below, an axis a column."""
+  import matplotlib.pyplot as plt
+
+  fig, panels = plt.subplots(2, len(AXES), figsize=(13, 5), layout='constrained', sharey='row')
+  for (time, memory), axis in zip(panels.T, AXES, strict=True):
+    points = of_axis(rows, axis)
+    sizes = [row['size'] for row in points]
+    time.plot(sizes, [1e3 * row['median'] for row in points], 'o-')
+    if points and axis != 'devices':
+      middle = points[len(points) // 2]
+      scale = middle['median'] / middle['flops']
+      ideal = [1e3 * scale * row['flops'] for row in points]
+      time.plot(sizes, ideal, ':', color='grey', label='as FLOPs grow')
+      time.legend(frameon=False)
+    for key in ('state', 'temporaries'):
+      memory.plot(sizes, [row['memory'][key] / 2**20 for row in points], 'o-', label=key)
+    memory.set(xlabel=axis)
+    for panel in (time, memory):
+      panel.set(xscale='log', yscale='log')
+      panel.set_xticks(sizes, [str(size) for size in sizes])
+      panel.minorticks_off()
+  panels[0, 0].set_ylabel('ms a step')
+  panels[1, 0].set_ylabel('MiB a device')
+  panels[1, 0].legend(frameon=False)
+  fig.savefig(FILE.with_suffix('.png'), dpi=110)
+
+
+def main():
+  """Measure what is missing, keep, print and draw."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--only', default='', choices=['', *AXES], help='measure this one anew')
+  only = parser.parse_args().only
+  known = json.loads(FILE.read_text())['rows'] if FILE.exists() and only else []
+  rows = [row for row in known if row['axis'] != only]
+  claim = 'What a training step costs in time and memory as one size of the work grows'
+  FILE.parent.mkdir(exist_ok=True, parents=True)
+  for axis in [only] if only else AXES:
+    for size in AXES[axis][1]:
+      rows.append(point(axis, size))
+      records.write_json(FILE, versus.content('growth', claim, rows, base=BASE._asdict()))
+      print(axis, size, rows[-1].get('missing') or f'{1e3 * rows[-1]["median"]:.1f} ms', flush=True)
+  print('\n'.join(table(rows)))
+  draw(rows)
+
+
+if __name__ == '__main__':
+  main()
