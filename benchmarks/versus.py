@@ -33,7 +33,6 @@ from launch import ALLOCATOR
 
 CORES = 2
 SAMPLE_SECONDS = 0.7  # a sample is as many units as take about this long
-LONG_SECONDS = 2.5  # a unit that takes longer warms itself
 BOOTSTRAPS = 2000
 PACKAGES = ('torch', 'transformers', 'ctranslate2')  # versions of peers, beside our own
 ROOT = Path(__file__).parents[1]
@@ -134,12 +133,10 @@ def work(maker, arguments):
   except Exception as reason:
     tell({'missing': str(reason) if isinstance(reason, Missing) else repr(reason)})
     raise
-  warm = seconds_of(run)
-  units = max(1, round(SAMPLE_SECONDS / warm))
+  units = max(1, round(SAMPLE_SECONDS / seconds_of(run)))
   tell({**facts, 'start_seconds': start_seconds, 'first_seconds': first_seconds, 'units': units})
   for _ in sys.stdin:
-    if warm < LONG_SECONDS:
-      run()  # memory and caches of a process that waited for its turn are cold
+    run()  # memory and caches of a process that waited for its turn are cold
     seconds = sum(seconds_of(run) for _ in range(units)) / units
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux: KiB
     tell({'seconds': seconds, 'memory_gib': peak_gib})
