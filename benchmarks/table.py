@@ -1,16 +1,18 @@
-"""The README's tables: `python -m benchmarks.table` makes them from results/.
+"""The tables of README.md and benchmarks/README.md: `python -m benchmarks.table` makes them.
 
-A row shows the claim, the numbers that support it, the minutes, the hardware and the command; of a
-study the question, the verdict and what it took.
+All are of results/. A row shows the claim, the numbers that support it, the minutes, the hardware
+and the command; of a study the question, the verdict and what it took.
 """
 
 import datetime
 import json
 import pathlib
 
+from benchmarks import growth, weak_scaling
 from benchmarks.record import RESULTS, STUDIES
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
+PAGES = (README, pathlib.Path(__file__).parent / 'README.md')
 MARK, END = '<!-- {} -->', '<!-- end of {} -->'
 
 
@@ -100,9 +102,8 @@ def speed():
   lines = ['| what | ours | against | times as fast (95 %) | hardware |', '|---|---|---|---|---|']
   for path in sorted((RESULTS / 'speed').glob('*.json')):
     result = json.loads(path.read_text())
-    compared = {
-      k: row for k, row in result['rows'].items() if isinstance(row, dict) and 'ratios' in row
-    }
+    rows = result['rows'] if isinstance(result['rows'], dict) else {}
+    compared = {k: row for k, row in rows.items() if isinstance(row, dict) and 'ratios' in row}
     for question, row in compared.items():
       told = [(peer, *ratio) for peer, ratio in row['ratios'].items() if ratio]
       for peer, value, (low, high) in told:
@@ -114,9 +115,48 @@ def speed():
   return '\n'.join(lines)
 
 
+def rows_of(path):
+  """The rows of a result file; none where it is not made yet."""
+  return json.loads(path.read_text())['rows'] if path.exists() else []
+
+
+def plans():
+  """The Markdown table of plans."""
+  lines = ['| plan | mesh | memory of a device | a step takes at least, by | if nothing overlaps '
+           '| tokens/s | seconds to plan |', '|---|---|---|---|---|---|---|']  # fmt: skip
+  made = json.loads((RESULTS / 'plan' / 'plans.json').read_text())['plans']
+  for name, row in made.items():
+    plan = row['plan']
+    if 'train' not in plan:
+      lines.append(f'| {name} | not compiled: {plan["error"].splitlines()[0]} | | | | | |')
+      continue
+    memory, step = plan['train']['memory'], plan['train'].get('estimate')
+    mesh = ', '.join(f'{axis} {n}' for axis, n in plan['mesh'].items()) or 'one device'
+    word = 'fits' if memory['fits'] else '**does not fit**'
+    line = f'| {name} | {mesh} | {memory["total"] / 2**30:.2f} of '
+    line += f'{memory["available"] / 2**30:.2f} GiB, {word} '
+    line += (
+      f'| {step["bound"]:.3g} s, {step["limit"]} | {step["serial"]:.3g} s '
+      f'| {step["tokens_per_second_serial"]:,.0f} to {step["tokens_per_second"]:,.0f} '
+      if step else '| | | '
+    )  # fmt: skip
+    lines.append(f'{line}| {row["seconds"]:.0f} |')
+  return '\n'.join(lines)
+
+
+TABLES = {
+  'results': table,
+  'studies': studies,
+  'speed': speed,
+  'growth': lambda: '\n'.join(growth.table(rows_of(growth.FILE))),
+  'plans': plans,
+  'weak_scaling': lambda: '\n'.join(weak_scaling.table(rows_of(weak_scaling.PATH))),
+}
+
+
 def rewritten(text):
-  """README's text with the tables between their marks renewed."""
-  for name, make in (('results', table), ('studies', studies), ('speed', speed)):
+  """A page's text with the tables between their marks renewed."""
+  for name, make in TABLES.items():
     begin, end = MARK.format(name), END.format(name)
     if begin not in text:
       continue
@@ -127,4 +167,5 @@ def rewritten(text):
 
 
 if __name__ == '__main__':
-  README.write_text(rewritten(README.read_text()))
+  for page in PAGES:
+    page.write_text(rewritten(page.read_text()))

@@ -86,15 +86,24 @@ def draw(rows):
   fig.savefig(PATH.with_suffix('.png'), dpi=110)
 
 
+def table(rows):
+  """Lines of a Markdown table."""
+  yield '| preset | chips | a device sends a step | slowest axis / arithmetic | pays | tokens |'
+  yield '|---|---:|---|---:|---|---:|'
+  for row in sorted(rows, key=lambda row: (list(PRESETS).index(row['preset']), row['chips'])):
+    yield line(row)
+
+
 def line(row):
   """One row of the table."""
   if 'sent' not in row:
-    return f'{row["preset"]:26} {row["chips"]:5}  {row["error"][:60]}'
+    return f'| {row["preset"]} | {row["chips"]:,} | {" ".join(row["error"].split())[:80]} | | | |'
   axes = ', '.join(f'{axis} {n / 1e9:.2f} GB' for axis, n in row['sent'].items() if n > 1e6)
-  word = 'pays' if row['pays'] else f'{row["slowest_axis"]} does not pay'
+  axis = row['slowest_axis']
+  ratio = row['seconds_of_axes'][axis] / row['compute_seconds']
   return (
-    f'{row["preset"]:26} {row["chips"]:5}  {axes}; {word}, '
-    f'from {row["tokens_to_pay"]:,} tokens a device on'
+    f'| {row["preset"]} | {row["chips"]:,} | {axes} | {ratio:.2f} '
+    f'| {"yes" if row["pays"] else f"no, {axis}"} | {row["tokens_to_pay"]:,} |'
   )
 
 
