@@ -106,6 +106,8 @@ def draw(rows):
     for key in ('state', 'temporaries'):
       memory.plot(sizes, [row['memory'][key] / 2**20 for row in points], 'o-', label=key)
     memory.set(xlabel=axis)
+    if not points:
+      continue
     for panel in (time, memory):
       panel.set(xscale='log', yscale='log')
       panel.set_xticks(sizes, [str(size) for size in sizes])

@@ -41,8 +41,11 @@ SHAPES = {
 PLAIN = {'unroll': 'on', 'remat': 'none', 'kernel': 'xla'}  # what one gets without thinking
 
 
-def ours(shape, model=None, **train):
-  """Our program -> (one step, facts). model: fields of ModelConfig to change."""
+def ours(shape, model=None, memory=False, **train):
+  """Our program -> (one step, facts).
+
+  model: fields of ModelConfig to change. memory: also compile it to ask what a device needs.
+  """
   import jax
 
   from gpt_jax import hardware
@@ -73,11 +76,17 @@ def ours(shape, model=None, **train):
     return float(metrics['loss'])
 
   flops = gpt.flops_per_token(model_cfg, shape.length)['full'] * shape.rows * shape.length
-  losses = [run() for _ in range(3)]
-  return run, {
-    'losses': losses, 'parameters': gpt.count_params(model_cfg), 'flops': flops,
+  facts = {'memory': memory_of(program, next(batches))} if memory else {}
+  return run, facts | {
+    'losses': [run() for _ in range(3)], 'parameters': gpt.count_params(model_cfg), 'flops': flops,
     'peak_flops': hardware.peak_flops()[0],
   }  # fmt: skip
+
+
+def memory_of(program, batch):
+  """{state, temporaries}: bytes on a device, as the compiler counts them."""
+  stats = program.step.lower(program.abstract, batch).compile().memory_analysis()
+  return {'state': stats.argument_size_in_bytes, 'temporaries': stats.temp_size_in_bytes}
 
 
 def torch_model(shape, kind):
