@@ -122,6 +122,26 @@ def test_what_is_in_a_loop_counts_as_often_as_it_runs():
   assert made.flops == products and made.float32_flops == 0
 
 
+SCATTERED = """HloModule jit_step
+
+%all-reduce-scatter.1 (input: bf16[16,8]) -> bf16[4,8] {
+  %input = bf16[16,8]{1,0} parameter(0)
+  %whole = bf16[16,8]{1,0} all-reduce(%input), channel_id=1, replica_groups={{0,1,2,3}}
+  ROOT %piece = bf16[4,8]{1,0} dynamic-slice(%whole, %i, %j), dynamic_slice_sizes={4,8}
+}
+
+ENTRY %main (a: bf16[16,8]) -> bf16[4,8] {
+  %a = bf16[16,8]{1,0} parameter(0)
+  ROOT %f = bf16[4,8]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_what_a_tpu_reduces_and_slices_in_one_is_a_reduce_scatter():
+  (found,) = hlo.costs(SCATTERED, {'fsdp': 4}).collectives
+  assert (found.kind, found.bytes, found.axes) == ('reduce-scatter', 16 * 8 * 2, 'fsdp')
+
+
 @pytest.mark.parametrize(
   'text, group',
   [

@@ -16,6 +16,7 @@ import numpy as np
 
 BYTES = {'pred': 1, 'bf16': 2, 'f16': 2, 'f32': 4, 'f64': 8, 'c64': 8}
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
+SCATTER = 'all-reduce-scatter'  # a TPU's reduce-scatter: a fusion of an all-reduce and its slice
 FLOATS = ('bf16', 'f16', 'f32')
 NO_TRAFFIC = {  # moves nothing itself
   'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call',
@@ -133,6 +134,8 @@ def costs(text, mesh=None, far=None, causal=True):
         if key not in seen:
           seen.add(key)
           kind, group = collective(i, mesh, far)
+          if SCATTER in name:
+            kind = ('reduce-scatter', *kind[1:])
           old = groups.get(kind, (0, 0.0))
           groups[kind] = old[0] + times, old[1] + times * group
       elif not fused:
