@@ -95,3 +95,19 @@ def test_a_package_that_jax_needs_to_ask_a_scheduler(monkeypatch, environ, packa
 
 def test_a_free_port_is_one():
   assert 1024 < bootstrap.free_port() < 65536
+
+
+@pytest.mark.parametrize(
+  'job, silence', [(bootstrap.Job(), 10**6), (bootstrap.Job(coordinator='10.0.0.1:1234'), 30)]
+)
+def test_only_a_process_alone_may_be_silent(monkeypatch, job, silence):
+  """A laptop that slept goes on; a peer that sleeps ends the others within 30 s."""
+  asked, config = {}, []
+  monkeypatch.setattr(
+    bootstrap.jax.distributed, 'initialize', lambda *words, **named: asked.update(named)
+  )
+  monkeypatch.setattr(bootstrap.jax.config, 'update', lambda *words: config.append(words))
+  bootstrap.join(job)
+  alone = not job.coordinator
+  assert (asked['heartbeat_timeout_seconds'] >= silence) == alone
+  assert ('jax_enable_preemption_service', not alone) in config
