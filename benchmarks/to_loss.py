@@ -1,8 +1,9 @@
 """How much sooner the `modern` preset reaches the loss of the `gpt2` one: `-m benchmarks.to_loss`.
 
 Both are trained by the same loop on characters of Tiny Shakespeare at the same size, batch and
-number of steps: `modern` with Muon, as it is meant to be, `gpt2` with AdamW, each at the best of
-the three learning rates tried with another seed. The loss to reach is the highest that any run of
+number of steps: `modern` with Muon, as it is meant to be, `gpt2` with AdamW, each at the best
+learning rate, found with another seed by halving and doubling until both neighbours are worse. The
+loss to reach is the highest that any run of
 `gpt2` ends with, so that all reach it; `modern` meets it in the middle of its schedule, where its
 learning rate is still high, which is no advantage. Seconds are steps, interpolated between
 evaluations, times the median seconds of the preset's steps: evaluation and compilation are in
@@ -26,7 +27,7 @@ from gpt_jax.train import train
 
 SIZES = dict(layers=4, width=128, heads=4, context=128, vocab=0)
 ARMS = {'gpt2': 'adamw', 'modern': 'muon'}
-RATES = (1.5e-3, 3e-3, 6e-3)
+RATE = 6e-3  # where the search begins
 FILE = RESULTS / 'speed' / 'to_loss.json'
 
 
@@ -46,6 +47,18 @@ def run(preset, lr, seed, steps, folder):
     'losses': [line['valid_loss'] for line in evaluated],
     'step_seconds': [line['step_seconds'] for line in lines if 'step_seconds' in line],
   }  # fmt: skip
+
+
+def search(preset, steps, folder):
+  """Runs at RATE and at its halves and doubles, until the best has a worse one on either side."""
+  tried = {}
+  best = 0
+  while missing := [power for power in (best, best - 1, best + 1) if power not in tried]:
+    for power in missing:
+      lr, where = RATE * 2.0**power, f'{folder}/{preset}-{power}'
+      tried[power] = run(preset, lr, 100, steps, where)
+    best = min(tried, key=lambda power: tried[power]['losses'][-1])
+  return [tried[power] for power in sorted(tried)]
 
 
 def steps_to(run, loss):
@@ -84,7 +97,7 @@ def main():
   tried, runs = {}, {arm: [] for arm in ARMS}
   with tempfile.TemporaryDirectory() as folder:
     for arm in ARMS:
-      tried[arm] = [run(arm, lr, 100, arguments.steps, f'{folder}/{arm}-{lr}') for lr in RATES]
+      tried[arm] = search(arm, arguments.steps, folder)
     best = {arm: min(of, key=lambda run: run['losses'][-1])['lr'] for arm, of in tried.items()}
     for seed in range(arguments.seeds):
       for arm in ARMS:
