@@ -99,18 +99,20 @@ def studies():
 
 def speed():
   """The Markdown table of comparisons of speed: how many times as fast as each peer we are."""
-  lines = ['| what | ours | against | times as fast (95 %) | hardware |', '|---|---|---|---|---|']
+  lines = ['| what | ours | times as fast as (95 %) | hardware |', '|---|---|---|---|']
   for path in sorted((RESULTS / 'speed').glob('*.json')):
     result = json.loads(path.read_text())
     rows = result['rows'] if isinstance(result['rows'], dict) else {}
     compared = {k: row for k, row in rows.items() if isinstance(row, dict) and 'ratios' in row}
     for question, row in compared.items():
       told = [(peer, *ratio) for peer, ratio in row['ratios'].items() if ratio]
-      for peer, value, (low, high) in told:
+      peers = ', '.join(
+        f'{peer} **{value:.2f}** ({low:.2f} to {high:.2f})' for peer, value, (low, high) in told
+      )
+      if told:
         lines.append(
           f'| [{question}](benchmarks/results/speed/{path.name}) '
-          f'| {1e3 * row["rows"]["gpt_jax"]["median"]:.4g} ms | {peer} '
-          f'| **{value:.2f}** ({low:.2f} to {high:.2f}) | {result["hardware"]} |'
+          f'| {1e3 * row["rows"]["gpt_jax"]["median"]:,.4g} ms | {peers} | {result["hardware"]} |'
         )
   return '\n'.join(lines)
 
