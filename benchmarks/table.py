@@ -106,7 +106,7 @@ def speed():
     compared = {k: row for k, row in rows.items() if isinstance(row, dict) and 'ratios' in row}
     for question, row in compared.items():
       told = [(peer, *ratio) for peer, ratio in row['ratios'].items() if ratio]
-      peers = ', '.join(
+      peers = '; '.join(
         f'{peer} **{value:.2f}** ({low:.2f} to {high:.2f})' for peer, value, (low, high) in told
       )
       if told:
