@@ -2,17 +2,17 @@
 
 Every comparison is made anew, in turns (see versus.py), and kept after each turn in
 results/speed/cpu.json: what is not finished when it is stopped is not lost. About 15 minutes on two
-cores. `--only` runs the questions that begin like this and leaves the others as they were.
+cores. `--only` runs the questions that begin like this and leaves the others as they were; each row
+says what made it. Generation, whose units take seconds, takes at most three turns.
 """
 
 import argparse
-import importlib.util
-import json
 
-from benchmarks import train_step, versus
+from benchmarks import generate, train_step, versus
 from benchmarks.record import RESULTS
 from gpt_jax import records
 
+BATCHES = (1, 8)  # rows that are generated at once
 FILE = RESULTS / 'speed' / 'cpu.json'
 CLAIM = 'Speed on a CPU of two cores, against torch, transformers and CTranslate2'
 
@@ -24,19 +24,24 @@ def main():
   parser.add_argument('--turns', type=int, default=5)
   arguments = parser.parse_args()
   FILE.parent.mkdir(exist_ok=True, parents=True)
-  known = json.loads(FILE.read_text())['rows'] if FILE.exists() else {}
-  found = {} if not arguments.only else known
+  found = versus.known(FILE) if arguments.only else {}
+  questions = [f'train step, {name}' for name in train_step.SHAPES]
+  questions += [f'generate, {name}' for name in map(generate.label, BATCHES)]
+  chosen = [question for question in questions if question.startswith(arguments.only)]
+  if not chosen:
+    parser.error(f'--only={arguments.only} begins none of: {"; ".join(questions)}')
 
   def keep(new):
     found.update(new)
     records.write_json(FILE, versus.content('cpu', CLAIM, found))
 
-  chosen = [name for name in train_step.SHAPES if f'train step, {name}'.startswith(arguments.only)]
-  train_step.rows(chosen, arguments.turns, keep)
-  if importlib.util.find_spec('benchmarks.generate') and not chosen[: bool(arguments.only)]:
-    from benchmarks import generate
-
-    generate.rows(keep=lambda new: keep({f'generate, {k}': row for k, row in new.items()}))
+  shapes = [name for name in train_step.SHAPES if f'train step, {name}' in chosen]
+  batches = [batch for batch in BATCHES if f'generate, {generate.label(batch)}' in chosen]
+  train_step.rows(shapes, arguments.turns, keep)
+  generate.rows(
+    batches=batches, turns=min(3, arguments.turns),
+    keep=lambda new: keep({f'generate, {k}': row for k, row in new.items()}),
+  )  # fmt: skip
   print('\n'.join(lines(found)))
 
 

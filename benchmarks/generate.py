@@ -1,4 +1,4 @@
-"""Generation on a CPU, side by side: `python -m benchmarks.generate`.
+"""Generation on a CPU, side by side; `python -m benchmarks.cpu --only=generate` runs and keeps it.
 
 GPT-2 124M with the same random weights on every side, float32, a prompt of 32 tokens a row and 128
 new ones, top-k 200 (or greedy), batches of 1 and 8. Peers: transformers `generate` with its default
@@ -16,9 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import versus
-from benchmarks.record import RESULTS
 
-OUT = RESULTS / 'speed' / 'generate.json'
 PROMPT, NEW, TOP_K = 32, 128, 200
 SIZES = {
   'small': dict(size='small'),
@@ -118,6 +116,7 @@ def torch_loop(folder, batch, top_k=TOP_K, new=NEW):
   )
   torch_decode.load(decoder, peer)
   ids_BT = torch.tensor(prompts(batch, c.vocab_size))
+  torch._inductor.config.freezing = True  # weights are packed once, as ours are before we start
   generate = torch_decode.generator(decoder.eval(), top_k, 'default')
   return lambda: generate(ids_BT, new).tolist()
 
@@ -153,9 +152,16 @@ def ctranslate2_generate(folder, batch, top_k=TOP_K, new=NEW):
   return run
 
 
+def label(batch):
+  """The question of a batch."""
+  return f'batch {batch}'
+
+
 def rows(size='small', batches=(1, 8), top_k=TOP_K, turns=3, peers=tuple(PEERS), keep=print):
   """Compare at each batch -> {batch: {'rows': of versus.compare, 'ratios': {peer: [...]}}}."""
   found = {}
+  if not batches:
+    return found
   with tempfile.TemporaryDirectory() as folder:
     code = f'from benchmarks.generate import export; export({size!r}, {folder!r})'
     subprocess.run([sys.executable, '-c', code], cwd=versus.ROOT, check=True)
@@ -168,7 +174,7 @@ def rows(size='small', batches=(1, 8), top_k=TOP_K, turns=3, peers=tuple(PEERS),
         sides.append(versus.Side(name, f'benchmarks.generate:{maker}', given | more))
 
       def keep_batch(timed, batch=batch):
-        found[f'batch {batch}'] = summary(timed, batch)
+        found[label(batch)] = summary(timed, batch)
         keep(found)
 
       keep_batch(versus.compare(sides, turns, keep_batch))
@@ -191,15 +197,13 @@ def main():
   parser.add_argument('--batches', default='1,8')
   parser.add_argument('--turns', type=int, default=3)
   parser.add_argument('--peers', default=';'.join(PEERS), help='some of them, with ; between')
-  parser.add_argument('--out', type=Path, default=OUT)
+  parser.add_argument('--out', type=Path, help='keep the rows in this file')
   arguments = parser.parse_args()
   claim = f'generation of {NEW} tokens after {PROMPT}, top-k {TOP_K}, {arguments.size}'
-  before = json.loads(arguments.out.read_text())['rows'] if arguments.out.exists() else {}
 
   def keep(found):
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    told = versus.content('generate', claim, before | found)
-    arguments.out.write_text(json.dumps(told, indent=1) + '\n')
+    if arguments.out:
+      arguments.out.write_text(json.dumps(versus.content('generate', claim, found)) + '\n')
 
   batches = [int(b) for b in arguments.batches.split(',')]
   peers = arguments.peers.split(';')

@@ -3,15 +3,14 @@
   python -m benchmarks.growth [--only=T]
 
 Sizes are those of BASE but for one of AXES: length T, rows B, layers, width, or devices (1 to 8
-made of the two cores, all rows divided over them). Each point is a process of its own, the program
-that `launch.py train` runs. Time is a median; memory is the compiler's count of a device's state
-and temporaries, beside the resident peak of the process. `exponent` is the slope of the last
-doubling on logarithmic axes: 1 grows with the work, 2 with its square; that of FLOPs is beside it.
-Keeps results/speed/growth.json after each point and draws growth.png beside it.
+made of the two cores, all rows divided over them, with the kernel `blocks`). Each point is a
+process of its own, the program that `launch.py train` runs. Time is a median; memory is the
+compiler's count of a device's state and temporaries, beside the resident peak of the process. FLOPs
+are those of causal attention, which is what the kernels compute. Keeps results/speed/growth.json
+after each point and draws growth.png beside it.
 """
 
 import argparse
-import json
 import math
 
 import numpy as np
@@ -67,6 +66,13 @@ def of_axis(rows, axis):
   return sorted(found, key=lambda row: row['size'])
 
 
+def span(row):
+  """The least and the largest milliseconds of a point."""
+  return ' to '.join(
+    f'{1e3 * seconds:.0f}' for seconds in (min(row['seconds']), max(row['seconds']))
+  )
+
+
 def table(rows):
   """Lines of a Markdown table."""
   yield '| changed | size | ms a step | GFLOP/s | state MiB | temporaries MiB | resident GiB |'
@@ -76,15 +82,15 @@ def table(rows):
     for row in points:
       memory = row['memory']
       yield (
-        f'| {axis} | {row["size"]} | {1e3 * row["median"]:.1f} '
-        f'| {row["flops"] / row["median"] / 1e9:.0f} | {memory["state"] / 2**20:.1f} '
+        f'| {axis} | {row["size"]} | {1e3 * row["median"]:.1f} ({span(row)}) '
+        f'| {row["causal_flops"] / row["median"] / 1e9:.0f} | {memory["state"] / 2**20:.1f} '
         f'| {memory["temporaries"] / 2**20:.1f} | {row["resident_gib"]:.2f} |'
       )
     if len(points) > 1 and axis != 'devices':
-      slopes = {key: exponent(points, key) for key in ('median', 'flops')}
+      slopes = {key: exponent(points, key) for key in ('median', 'causal_flops')}
       yield (
         f'| {axis} | last doubling | time grows as {axis}^{slopes["median"]:.2f}, '
-        f'FLOPs as {axis}^{slopes["flops"]:.2f} | | | | |'
+        f'FLOPs as {axis}^{slopes["causal_flops"]:.2f} | | | | |'
       )
 
 
@@ -99,8 +105,8 @@ def draw(rows):
     time.plot(sizes, [1e3 * row['median'] for row in points], 'o-')
     if points and axis != 'devices':
       middle = points[len(points) // 2]
-      scale = middle['median'] / middle['flops']
-      ideal = [1e3 * scale * row['flops'] for row in points]
+      scale = middle['median'] / middle['causal_flops']
+      ideal = [1e3 * scale * row['causal_flops'] for row in points]
       time.plot(sizes, ideal, ':', color='grey', label='as FLOPs grow')
       time.legend(frameon=False)
     for key in ('state', 'temporaries'):
@@ -119,12 +125,11 @@ def draw(rows):
 
 
 def main():
-  """Measure what is missing, keep, print and draw."""
+  """Measure, keep, print and draw."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--only', default='', choices=['', *AXES], help='measure this one anew')
   only = parser.parse_args().only
-  known = json.loads(FILE.read_text())['rows'] if FILE.exists() and only else []
-  rows = [row for row in known if row['axis'] != only]
+  rows = [row for row in versus.known(FILE) if row['axis'] != only] if only else []
   claim = 'What a training step costs in time and memory as one size of the work grows'
   FILE.parent.mkdir(exist_ok=True, parents=True)
   for axis in [only] if only else AXES:

@@ -18,6 +18,7 @@ from benchmarks.record import RESULTS
 from gpt_jax import hardware, runs
 
 PATH = RESULTS / 'plan' / 'plans.json'
+CLAIM = 'Compiled on a CPU for hardware that is not there; times are estimates'
 SEVEN = ['--config=experiments/llama.py:size=7b', '--nodecode']
 SMALL = ['--config=experiments/gpt2.py:bpe=gpt2', '--config.train.accumulate=64']
 PLANS = {
@@ -51,22 +52,20 @@ def made(arguments):
   return done.returncode, {'error': done.stderr[-600:]}, seconds
 
 
-def keep(rows):
-  """Write what there is."""
+def keep(path, claim, found):
+  """Write what there is, and what a reader needs to repeat it."""
   os.environ['JAX_PLATFORMS'] = 'cpu'  # before jax looks for the devices of its plugins
   versions = runs.versions(hardware.name())
-  versions.pop('command', None)
   content = {
-    'name': 'plans',
-    'claim': 'Compiled on a CPU for hardware that is not there; times are estimates',
-    'command': 'python -m benchmarks.plans',
-    'compiled on': hardware.name(),
+    'name': path.stem,
+    'claim': claim,
+    'command': versions.pop('command'),
+    'hardware': hardware.name(),
     'versions': versions,
     'finished': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
-    'plans': rows,
   }
-  PATH.parent.mkdir(parents=True, exist_ok=True)
-  PATH.write_text(json.dumps(content, indent=1) + '\n')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(content | found, indent=1) + '\n')
 
 
 def main():
@@ -82,7 +81,7 @@ def main():
     code, found, seconds = made(words)
     rows[name] = {'command': ' '.join(['launch.py plan', *words]), 'exit': code,
                   'seconds': seconds, 'plan': found}  # fmt: skip
-    keep(rows)
+    keep(PATH, CLAIM, {'plans': rows})
     print(f'{name}: exit {code}, {seconds} s', flush=True)
 
 

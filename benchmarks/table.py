@@ -99,7 +99,10 @@ def studies():
 
 def speed():
   """The Markdown table of comparisons of speed: how many times as fast as each peer we are."""
-  lines = ['| what | ours | times as fast as (95 %) | hardware |', '|---|---|---|---|']
+  lines = [
+    '| what | ours | times as fast as (least to largest turn) | hardware |',
+    '|---|---|---|---|',
+  ]
   for path in sorted((RESULTS / 'speed').glob('*.json')):
     result = json.loads(path.read_text())
     rows = result['rows'] if isinstance(result['rows'], dict) else {}

@@ -63,7 +63,12 @@ def search(preset, steps, folder):
 
 def steps_to(run, loss):
   """Steps until a run's validation loss is at most this, interpolated."""
-  at = next(i for i, value in enumerate(run['losses']) if value <= loss)
+  at = next((i for i, value in enumerate(run['losses']) if value <= loss), None)
+  if at is None:
+    raise SystemExit(
+      f'error: a run ended at {min(run["losses"]):.3f} and never reached {loss:.3f}\n'
+      'fix: more --steps'
+    )
   if at == 0:
     return float(run['steps'][0])
   (a, b), (x, y) = run['steps'][at - 1 : at + 1], run['losses'][at - 1 : at + 1]

@@ -75,12 +75,11 @@ def ours(shape, model=None, memory=False, **train):
     jax.block_until_ready(metrics)
     return float(metrics['loss'])
 
-  flops = gpt.flops_per_token(model_cfg, shape.length)['full'] * shape.rows * shape.length
+  a_token, tokens = gpt.flops_per_token(model_cfg, shape.length), shape.rows * shape.length
   facts = {'memory': memory_of(program, next(batches))} if memory else {}
-  return run, facts | {
-    'losses': [run() for _ in range(3)], 'parameters': gpt.count_params(model_cfg), 'flops': flops,
-    'peak_flops': hardware.peak_flops()[0],
-  }  # fmt: skip
+  facts |= {'losses': [run() for _ in range(3)], 'parameters': gpt.count_params(model_cfg)}
+  facts |= {'flops': a_token['full'] * tokens, 'causal_flops': a_token['causal'] * tokens}
+  return run, facts | {'peak_flops': hardware.peak_flops()[0]}
 
 
 def memory_of(program, batch):

@@ -5,9 +5,9 @@
 A side is named by a maker, 'module:function', that is called in a new process with the side's
 arguments and gives a function of no arguments: one unit of work, which returns when it is done. All
 sides get the same cores (CORES), as many threads and the same allocator settings. Importing and
-making, and the first unit (which compiles), are reported apart. Then the sides take turns, A B, B
-A, A B, ...: what disturbs the machine disturbs both. A ratio is of medians; its interval is a
-bootstrap over turns, which keeps together what ran together.
+making, and the first unit, are reported apart; one of the two compiles. Then the sides take turns,
+A B, B A, A B, ...: what disturbs the machine disturbs both. A ratio is of medians; beside it stand
+the least and the largest of the turns' own ratios, each of what ran together.
 
 A maker that cannot work here raises `Missing(reason)`: the side is skipped, and the result says
 why. A maker may give a pair, (function, facts): facts go into the result as they are.
@@ -33,7 +33,6 @@ from launch import ALLOCATOR
 
 CORES = 2
 SAMPLE_SECONDS = 0.7  # a sample is as many units as take about this long
-BOOTSTRAPS = 2000
 PACKAGES = ('torch', 'transformers', 'ctranslate2')  # versions of peers, beside our own
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = ALLOCATOR | {
@@ -150,25 +149,42 @@ def seconds_of(run):
 
 
 def ratio(rows, ours, peer):
-  """How many times as fast as `peer` we are -> (ratio of medians, [low, high] at 95 %).
+  """How many times as fast as `peer` we are -> (ratio of medians, [least, largest] of the turns).
 
   None where one of the two is missing.
   """
   if any('seconds' not in rows.get(name, {}) for name in (ours, peer)):
     return None
   a_N, b_N = (np.asarray(rows[name]['seconds']) for name in (ours, peer))
-  drawn = np.random.default_rng(0).integers(0, len(a_N), (BOOTSTRAPS, len(a_N)))
-  ratios = np.median(b_N[drawn], 1) / np.median(a_N[drawn], 1)
-  low, high = np.percentile(ratios, [2.5, 97.5])
-  return float(np.median(b_N) / np.median(a_N)), [float(low), float(high)]
+  turns_N = b_N / a_N
+  return float(np.median(b_N) / np.median(a_N)), [float(turns_N.min()), float(turns_N.max())]
+
+
+def known(path):
+  """The rows of a result file, each with what it was `made` by; {} where there is none."""
+  if not path.exists():
+    return {}
+  told = json.loads(path.read_text())
+  return stamped(told['rows'], told['command'], told['versions'].get('git', ''), told['written'])
+
+
+def stamped(rows, command, git, written):
+  """The rows; one that does not say yet what it was made by, when, from which code, does now."""
+  for row in rows.values() if isinstance(rows, dict) else rows:
+    row.setdefault('made', {'command': command, 'git': git, 'written': written})
+  return rows
 
 
 def content(name, claim, rows, **more):
-  """A result file's content: the rows, and what a reader needs to repeat them."""
+  """A result file's content: the rows, and what a reader needs to repeat them.
+
+  Rows that an earlier run made keep what they say of it; all else is of this run.
+  """
   device = hardware.name()
   versions = runs.versions(device)
   versions |= {package: version_of(package) for package in PACKAGES}
   now = datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds')
+  stamped(rows, versions['command'], versions.get('git', ''), now)
   about = {'name': name, 'claim': claim, 'command': versions.pop('command'), 'hardware': device}
   about |= {'threads': CORES, 'environment': ENVIRONMENT, 'versions': versions, 'written': now}
   return records.to_json(about | more | {'rows': rows})

@@ -14,11 +14,12 @@ import argparse
 import collections
 import json
 
-from benchmarks.plans import made
+from benchmarks.plans import keep, made
 from benchmarks.record import RESULTS
 from gpt_jax.cluster import topologies
 
 PATH = RESULTS / 'plan' / 'weak_scaling.json'
+CLAIM = 'What devices send each other a step as a job grows, read from compiled programs'
 TOKENS = 2048  # a row, and a device's share of a step
 
 
@@ -48,7 +49,7 @@ def point(preset, chips, size):
            f'--topology={name(chips)}']  # fmt: skip
   words += [f'--config.mesh.{axis}={n}' for axis, n in mesh(topology.slices).items()]
   code, plan, seconds = made(words)
-  row = {'preset': preset, 'chips': chips, 'topology': name(chips), 'exit': code}
+  row = {'preset': preset, 'size': size, 'chips': chips, 'topology': name(chips), 'exit': code}
   row |= {'seconds': seconds, 'command': ' '.join(['launch.py plan', *words])}
   if 'estimate' not in plan.get('train', {}):
     return row | {'error': plan.get('error', 'does not fit')}
@@ -58,11 +59,13 @@ def point(preset, chips, size):
     sent[c['axes']] += c['sent']
     took[c['axes']] += c['sent'] / (chip.network if c['network'] else chip.link)
   compute = step['estimate']['compute']
-  axis = max(took, key=took.get)
+  axis, estimate = max(took, key=took.get), step['estimate']
+  busiest = max(estimate['link'], estimate['network'])  # axes of one medium wait for each other
   return row | {
     'sent': dict(sent), 'seconds_of_axes': dict(took), 'compute_seconds': compute,
-    'slowest_axis': axis, 'pays': took[axis] <= compute,
-    'tokens_to_pay': round(TOKENS * took[axis] / compute),
+    'slowest_axis': axis, 'collective_seconds': busiest, 'pays': busiest <= compute,
+    # Gradients and weights are as many however many tokens there are; what `tensor` sends is not.
+    'tokens_to_pay': None if 'tensor' in axis else round(TOKENS * busiest / compute),
     'memory': step['memory']['total'], 'fits': plan['fits'],
   }  # fmt: skip
 
@@ -76,11 +79,11 @@ def draw(rows):
     points = [row for row in rows if row['preset'] == preset and 'sent' in row]
     chips = [row['chips'] for row in points]
     left.plot(chips, [sum(row['sent'].values()) / 1e9 for row in points], 'o-', label=preset)
-    ratio = [max(row['seconds_of_axes'].values()) / row['compute_seconds'] for row in points]
+    ratio = [row['collective_seconds'] / row['compute_seconds'] for row in points]
     right.plot(chips, ratio, 'o-', label=preset)
   right.axhline(1, color='grey', linewidth=1)
   left.set(ylabel='GB that a device sends a step', xlabel='chips', xscale='log', ylim=(0, None))
-  right.set(ylabel='time of the slowest axis / time of arithmetic', xlabel='chips', xscale='log')
+  right.set(ylabel='time of collectives / time of arithmetic', xlabel='chips', xscale='log')
   right.set_yscale('log')
   fig.legend(*left.get_legend_handles_labels(), loc='outside lower center', ncols=4, frameon=False)
   fig.savefig(PATH.with_suffix('.png'), dpi=110)
@@ -88,7 +91,7 @@ def draw(rows):
 
 def table(rows):
   """Lines of a Markdown table."""
-  yield '| preset | chips | a device sends a step | slowest axis / arithmetic | pays | tokens |'
+  yield '| preset | chips | a device sends a step | collectives / arithmetic | pays | tokens |'
   yield '|---|---:|---|---:|---|---:|'
   for row in sorted(rows, key=lambda row: (list(PRESETS).index(row['preset']), row['chips'])):
     yield line(row)
@@ -100,10 +103,10 @@ def line(row):
     return f'| {row["preset"]} | {row["chips"]:,} | {" ".join(row["error"].split())[:80]} | | | |'
   axes = ', '.join(f'{axis} {n / 1e9:.2f} GB' for axis, n in row['sent'].items() if n > 1e6)
   axis = row['slowest_axis']
-  ratio = row['seconds_of_axes'][axis] / row['compute_seconds']
+  ratio, tokens = row['collective_seconds'] / row['compute_seconds'], row['tokens_to_pay']
   return (
     f'| {row["preset"]} | {row["chips"]:,} | {axes} | {ratio:.2f} '
-    f'| {"yes" if row["pays"] else f"no, {axis}"} | {row["tokens_to_pay"]:,} |'
+    f'| {"yes" if row["pays"] else f"no, {axis}"} | {f"{tokens:,}" if tokens else "-"} |'
   )
 
 
@@ -114,15 +117,12 @@ def main():
   parser.add_argument('--chips', default='8,64,512,4096')
   arguments = parser.parse_args()
   kept = json.loads(PATH.read_text()) if PATH.exists() else {'rows': []}
-  done = {(row['preset'], row['chips']) for row in kept['rows']}
+  done = {(row['preset'], row['chips']) for row in kept['rows'] if row['size'] == arguments.size}
   for chips in map(int, arguments.chips.split(',')):
     for preset in PRESETS:
       if (preset, chips) not in done:
         kept['rows'].append(point(preset, chips, arguments.size))
-        kept |= {'name': 'weak scaling', 'size': arguments.size, 'tokens_a_device': TOKENS,
-                 'command': 'python -m benchmarks.weak_scaling'}  # fmt: skip
-        PATH.parent.mkdir(parents=True, exist_ok=True)
-        PATH.write_text(json.dumps(kept, indent=1) + '\n')
+        keep(PATH, CLAIM, {'tokens_a_device': TOKENS, 'rows': kept['rows']})
         print(line(kept['rows'][-1]), flush=True)
   draw(kept['rows'])
 

@@ -32,7 +32,7 @@ def peak_flops():
   """-> (FLOP/s of one device, where the number comes from); (0, reason) for an unknown device."""
   device = jax.devices()[0]
   if device.platform == 'cpu':
-    return measured_matmul_flops() / jax.local_device_count(), 'measured float32 matmul'
+    return measured_matmul_flops(), 'measured float32 matmul'
   for kind, flops in PEAK_FLOPS.items():
     if re.search(rf'\b{kind}\b', device.device_kind):
       return flops, f'{kind} data sheet, dense bfloat16'
@@ -40,7 +40,7 @@ def peak_flops():
 
 
 def measured_matmul_flops(size=1536, repeats=3):
-  """Best float32 matmul rate of this machine's CPU, FLOP/s; takes about 0.2 s."""
+  """Best float32 matmul rate of one CPU device (of several, its share), FLOP/s; takes 0.2 s."""
   a = jax.device_put(np.random.default_rng(0).standard_normal((size, size), np.float32))
   multiply = jax.jit(lambda a: a @ a)
   multiply(a).block_until_ready()

@@ -413,7 +413,7 @@ def versions(device=''):
   found |= {'platform': platform.platform(), 'device': device}
   # Asking for this very file tells our checkout from a project that merely contains our package.
   if _git('ls-files', pathlib.Path(__file__).name):
-    dirty = _git('status', '--porcelain', '--untracked-files=no', ':/')
+    dirty = _git('status', '--porcelain', '--untracked-files=no', ':/', ':!/benchmarks/results')
     found['git'] = _git('rev-parse', 'HEAD') + (' with uncommitted changes' if dirty else '')
   executable, *arguments = sys.orig_argv
   words = redact('\0'.join([pathlib.Path(executable).name, *arguments])).split('\0')

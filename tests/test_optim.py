@@ -228,6 +228,31 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_the_count(bad):
   assert (int(final.updates), int(final.skipped), float(scalars['skipped'])) == (2, 0, 0.0)
 
 
+@pytest.mark.parametrize('name', optim.OPTIMIZERS)
+def test_every_optimizer_keeps_its_state_where_an_update_is_skipped(name):
+  optimizer = make(name=name, ema=0.9)
+  params = random(0)
+  update = jax.jit(optimizer.update)
+  params, state, _ = update(random(1), optimizer.init(params), params, hyper_of(optimizer))
+  poisoned = jax.tree.map(lambda g: g * math.nan, random(2))
+  after, skipped, _ = update(poisoned, state, params, hyper_of(optimizer))
+  unskipped = skipped._replace(skipped=state.skipped)
+  jax.tree.map(np.testing.assert_array_equal, (after, unskipped), (params, state))
+  changed, _, _ = update(random(2), state, params, hyper_of(optimizer))
+  assert any((changed[path] != params[path]).any() for path in AXES)
+
+
+def test_adamw_is_optax_adam():
+  ours = optim.adamw(optim.OptimConfig(b1=0.8, b2=0.9), AXES)
+  theirs = optax.scale_by_adam(0.8, 0.9, 1e-8)
+  a = b = theirs.init(random(0))
+  with jax.numpy_dtype_promotion('standard'):  # as Optimizer.update does
+    for i in range(3):
+      u, a = ours.update(random(i), a, accepted=jnp.bool_(True))
+      v, b = theirs.update(random(i), b)
+      jax.tree.map(np.testing.assert_array_equal, (u, a), (v, b))
+
+
 @functools.cache
 def adamw_with_everything():
   """An optimiser with clipping, decay, warm-up and averages, compiled once."""
