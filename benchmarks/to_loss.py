@@ -27,7 +27,7 @@ from gpt_jax.train import train
 
 SIZES = dict(layers=4, width=128, heads=4, context=128, vocab=0)
 ARMS = {'gpt2': 'adamw', 'modern': 'muon'}
-RATE = 6e-3  # where the search begins
+RATE = 1.2e-2  # where the search begins
 FILE = RESULTS / 'speed' / 'to_loss.json'
 
 
@@ -55,7 +55,7 @@ def search(preset, steps, folder):
   best = 0
   while missing := [power for power in (best, best - 1, best + 1) if power not in tried]:
     for power in missing:
-      lr, where = RATE * 2.0**power, f'{folder}/{preset}-{power}'
+      lr, where = RATE * 2.0**power, f'{folder}/{preset}-search{power}'
       tried[power] = run(preset, lr, 100, steps, where)
     best = min(tried, key=lambda power: tried[power]['losses'][-1])
   return [tried[power] for power in sorted(tried)]
