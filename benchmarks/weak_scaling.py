@@ -33,11 +33,11 @@ def v5e(chips):
   return f'v5e-{chips}' if chips <= 256 else f'{chips // 256}xv5e-256'
 
 
-PRESETS = {  # name -> (topology of so many chips, mesh of so many slices)
-  'v5p data': (v5p, lambda slices: dict(data=-1)),
-  'v5p fsdp': (v5p, lambda slices: dict(data=1, fsdp=-1)),
-  'v5p fsdp, tensor 4': (v5p, lambda slices: dict(data=1, fsdp=-1, tensor=4)),
-  'v5e slices: data x fsdp': (v5e, lambda slices: dict(data=slices, fsdp=-1)),
+PRESETS = {  # name -> (topology of so many chips, mesh of so many chips in so many slices)
+  'v5p data': (v5p, lambda chips, slices: dict(data=chips)),
+  'v5p fsdp': (v5p, lambda chips, slices: dict(data=1, fsdp=-1)),
+  'v5p fsdp, tensor 4': (v5p, lambda chips, slices: dict(data=1, fsdp=-1, tensor=4)),
+  'v5e slices: data x fsdp': (v5e, lambda chips, slices: dict(data=slices, fsdp=-1)),
 }
 
 
@@ -47,7 +47,7 @@ def point(preset, chips, size):
   topology = topologies.parse(name(chips))
   words = [f'--config=experiments/llama.py:size={size},rows={chips}', '--nodecode',
            f'--topology={name(chips)}']  # fmt: skip
-  words += [f'--config.mesh.{axis}={n}' for axis, n in mesh(topology.slices).items()]
+  words += [f'--config.mesh.{axis}={n}' for axis, n in mesh(chips, topology.slices).items()]
   code, plan, seconds = made(words)
   row = {'preset': preset, 'size': size, 'chips': chips, 'topology': name(chips), 'exit': code}
   row |= {'seconds': seconds, 'command': ' '.join(['launch.py plan', *words])}
