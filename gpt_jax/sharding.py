@@ -101,9 +101,12 @@ def make_mesh(config, devices=None):
   slices = check_slices(config, found, len(devices))
   sizes = config.sizes(len(devices), slices)
   types = (AxisType.Auto,) * len(AXES)
+  # A tensor axis of 4 on a torus of 8 x 8 x 8 takes half of a physical axis.
+  split = {'allow_split_physical_axes': devices[0].platform == 'tpu'}
   if found == 1:
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
-  if slices == 1:  # make_mesh refuses them
+    placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, **split)
+    return Mesh(placed, AXES, axis_types=types)
+  if slices == 1:  # mesh_utils refuses them
     return Mesh(np.reshape(devices, tuple(sizes.values())), AXES, axis_types=types)
   outer = next(axis for axis in AXES if sizes[axis] > 1)
   if sizes[outer] % slices:
@@ -115,9 +118,8 @@ def make_mesh(config, devices=None):
   within = sizes | {outer: sizes[outer] // slices}
   across = dict.fromkeys(AXES, 1) | {outer: slices}
   placed = mesh_utils.create_hybrid_device_mesh(
-    tuple(within.values()), tuple(across.values()), devices,
-    allow_split_physical_axes=devices[0].platform == 'tpu',
-  )  # fmt: skip
+    tuple(within.values()), tuple(across.values()), devices, **split
+  )
   return Mesh(placed, AXES, axis_types=types)
 
 

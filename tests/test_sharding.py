@@ -162,6 +162,27 @@ def test_only_the_outermost_axis_leaves_a_slice(sizes):
   assert len({device.id for device in mesh.devices.flat}) == 8
 
 
+class Chip(Device):
+  """What a mesh asks of a TPU chip of a torus."""
+
+  platform, device_kind, core_on_chip = 'tpu', 'TPU v5', 0
+
+  def __init__(self, coords):
+    super().__init__(hash(coords), 0)
+    self.coords = coords
+
+
+def test_an_axis_may_take_half_of_a_physical_one():
+  torus = [Chip((x, y, z)) for x in range(8) for y in range(8) for z in range(8)]
+  mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=-1, tensor=4), torus)
+  assert (mesh.shape['fsdp'], mesh.shape['tensor']) == (128, 4)
+  groups = mesh.devices.reshape(128, 4)
+  assert len({chip.coords for chip in groups.flat}) == 512
+  for group in groups:  # neighbours, on one line
+    places = np.array([chip.coords for chip in group])
+    assert sorted(np.ptp(places, 0)) == [0, 0, 3]
+
+
 def test_slices_that_do_not_divide_the_outermost_axis_are_refused():
   with pytest.raises(ValueError, match='slices') as error:
     sharding.make_mesh(MeshConfig(data=2, fsdp=6), pod(4, 3))
