@@ -13,6 +13,7 @@ What a compiler asks about a GPU: CUDA's device properties, as the OpenXLA proje
 import dataclasses
 import difflib
 import importlib.util
+import os
 import re
 from typing import NamedTuple
 
@@ -139,6 +140,8 @@ def devices(topology):
     return topologies.get_topology_desc(
       platform='cuda', topology_name=topology.name, topology=shape, target_config=target(chip)
     ).devices
+  # Nothing of a TPU is held: plans may be made side by side, and beside a run.
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   options = {'num_slices': topology.slices} if topology.slices > 1 else {}
   if topology.per_slice == 1:
     options['chips_per_host_bounds'] = (1, 1, 1)
