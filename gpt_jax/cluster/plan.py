@@ -68,6 +68,12 @@ def plan(cfg, target, price=0.0, decode=True):
   compiled = [found[kind] for kind in ('train', 'decode') if kind in found]
   found['fits'] = all(program['memory']['fits'] for program in compiled)
   found['notes'] = notes + more + step.pop('notes')
+  collectives = step.get('collectives', ())
+  if target.topology.slices > 1 and collectives and not any(c['network'] for c in collectives):
+    found['notes'].append(
+      'what slices send each other does not show in the compiled program: it is not counted, and '
+      'a step takes longer than estimated'
+    )
   if 'estimate' in step:
     found['budget'] = budget(cfg, found, price)
   return found
