@@ -97,6 +97,11 @@ def studies():
   return '\n'.join(lines)
 
 
+def duration(seconds):
+  """Such as '47.7 ms' or '19.2 s'."""
+  return f'{seconds:.1f} s' if seconds >= 10 else f'{1e3 * seconds:,.4g} ms'
+
+
 def speed():
   """The Markdown table of comparisons of speed: how many times as fast as each peer we are."""
   lines = [
@@ -115,7 +120,7 @@ def speed():
       if told:
         lines.append(
           f'| [{question}](benchmarks/results/speed/{path.name}) '
-          f'| {1e3 * row["rows"]["gpt_jax"]["median"]:,.4g} ms | {peers} | {result["hardware"]} |'
+          f'| {duration(row["rows"]["gpt_jax"]["median"])} | {peers} | {result["hardware"]} |'
         )
   return '\n'.join(lines)
 
