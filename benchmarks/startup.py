@@ -75,7 +75,8 @@ def main():
     rows.update(found)
     print(json.dumps(found), flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    told = versus.content('startup', 'seconds from the command to the first optimizer step', rows)
+    claim = 'seconds from the command to the first optimizer step'
+    told = versus.content('startup', claim, {arguments.experiment: rows})
     arguments.out.write_text(json.dumps(told, indent=1) + '\n')
 
   seconds, slowest = imports()
