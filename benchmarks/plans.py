@@ -7,17 +7,15 @@ from there; --again makes those that it has, too.
 """
 
 import argparse
-import datetime
 import json
 import os
 import subprocess
 import sys
 import time
 
-from benchmarks.record import RESULTS
-from gpt_jax import hardware, runs
+from benchmarks import record
 
-PATH = RESULTS / 'plan' / 'plans.json'
+PATH = record.RESULTS / 'plan' / 'plans.json'
 CLAIM = 'Compiled on a CPU for hardware that is not there; times are estimates'
 SEVEN = ['--config=experiments/llama.py:size=7b', '--nodecode']
 SMALL = ['--config=experiments/gpt2.py:bpe=gpt2', '--config.train.accumulate=64']
@@ -52,20 +50,10 @@ def made(arguments):
   return done.returncode, {'error': done.stderr[-600:]}, seconds
 
 
-def keep(path, claim, found):
-  """Write what there is, and what a reader needs to repeat it."""
-  os.environ['JAX_PLATFORMS'] = 'cpu'  # before jax looks for the devices of its plugins
-  versions = runs.versions(hardware.name())
-  content = {
-    'name': path.stem,
-    'claim': claim,
-    'command': versions.pop('command'),
-    'hardware': hardware.name(),
-    'versions': versions,
-    'finished': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
-  }
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(content | found, indent=1) + '\n')
+def keep(name, claim, numbers):
+  """record.keep, on the CPU: before jax looks for the devices of its plugins."""
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  record.keep(name, claim, numbers)
 
 
 def main():
@@ -74,14 +62,14 @@ def main():
   parser.add_argument('--only', default='', help='a word of the names of those to make')
   parser.add_argument('--again', action='store_true', help='also those that are made')
   arguments = parser.parse_args()
-  rows = json.loads(PATH.read_text())['plans'] if PATH.exists() else {}
+  rows = json.loads(PATH.read_text())['numbers']['plans'] if PATH.exists() else {}
   for name, words in PLANS.items():
     if arguments.only not in name or (name in rows and not arguments.again):
       continue
     code, found, seconds = made(words)
     rows[name] = {'command': ' '.join(['launch.py plan', *words]), 'exit': code,
                   'seconds': seconds, 'plan': found}  # fmt: skip
-    keep(PATH, CLAIM, {'plans': rows})
+    keep('plan/plans', CLAIM, {'plans': rows})
     print(f'{name}: exit {code}, {seconds} s', flush=True)
 
 

@@ -127,14 +127,17 @@ def speed():
 
 def rows_of(path):
   """The rows of a result file; none where it is not made yet."""
-  return json.loads(path.read_text())['rows'] if path.exists() else []
+  if not path.exists():
+    return []
+  told = json.loads(path.read_text())
+  return told.get('numbers', told)['rows']
 
 
 def plans():
   """The Markdown table of plans."""
   lines = ['| plan | mesh | memory of a device | a step takes at least, by | if nothing overlaps '
            '| tokens/s | seconds to plan |', '|---|---|---|---|---|---|---|']  # fmt: skip
-  made = json.loads((RESULTS / 'plan' / 'plans.json').read_text())['plans']
+  made = json.loads((RESULTS / 'plan' / 'plans.json').read_text())['numbers']['plans']
   for name, row in made.items():
     plan = row['plan']
     if 'train' not in plan:

@@ -116,13 +116,13 @@ def main():
   parser.add_argument('--size', default='1b')
   parser.add_argument('--chips', default='8,64,512,4096')
   arguments = parser.parse_args()
-  kept = json.loads(PATH.read_text()) if PATH.exists() else {'rows': []}
+  kept = json.loads(PATH.read_text())['numbers'] if PATH.exists() else {'rows': []}
   done = {(row['preset'], row['chips']) for row in kept['rows'] if row['size'] == arguments.size}
   for chips in map(int, arguments.chips.split(',')):
     for preset in PRESETS:
       if (preset, chips) not in done:
         kept['rows'].append(point(preset, chips, arguments.size))
-        keep(PATH, CLAIM, {'tokens_a_device': TOKENS, 'rows': kept['rows']})
+        keep('plan/weak_scaling', CLAIM, {'tokens_a_device': TOKENS, 'rows': kept['rows']})
         print(line(kept['rows'][-1]), flush=True)
   draw(kept['rows'])
 
