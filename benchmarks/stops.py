@@ -86,9 +86,15 @@ def stopped(folder, workdir, rng, seconds):
   return found | {'codes': codes, 'said': said}
 
 
+def ended(row):
+  """Whether the run was over: after its last event a process heeds no signals, as any that exits."""
+  fine = (0, -signal.SIGTERM) if row['phase'] == 'done' else (0,)
+  return all(code in fine for code in row['codes'])
+
+
 def examined(row, workdir, expected):
   """The row with the step of its checkpoint, and what is not as it should be."""
-  if row['codes'] == [0, 0]:  # asked after the last moment at which it could matter
+  if ended(row):  # asked after the last moment at which it could matter
     return row | {'step': STEPS, 'wrong': ''}
   step = Checkpoints(workdir / 'checkpoints').newest_good()
   wrongs = []
@@ -120,7 +126,7 @@ def trials(folder, stops, seed=0):
     if row:
       rows.append(examined(row, workdir, expected))
       print(len(rows), rows[-1], flush=True)
-    if row and row['codes'] != [0, 0]:
+    if row and not ended(row):
       continue
     if kills.metrics(workdir) != lines:
       wrongs.append(f'run {finished} has other metrics')
