@@ -15,8 +15,6 @@ from types import SimpleNamespace
 
 import numpy as np
 
-PEAK = 989e12  # dense bfloat16 FLOP/s of an H100 or H200, data sheet
-BANDWIDTH = 4.3e12  # bytes/s that a copy reaches on an H200
 CHAR = dict(layers=6, width=384, heads=6, vocab=65, context=256)  # nanoGPT's 10.7M characters
 TINY = dict(layers=2, width=64, heads=2, vocab=512, context=128)
 MODELS = {'124M': {}, '1558M': dict(size='xl'), '10.7M': CHAR, 'tiny': TINY}
@@ -56,8 +54,11 @@ def probe(size, seconds):
   import jax
   import jax.numpy as jnp
 
-  device = jax.devices()[0]
+  from gpt_jax import hardware
+
+  device, (peak, source) = jax.devices()[0], hardware.peak_flops()
   facts = dict(device=device.device_kind, platform=device.platform, jax=jax.__version__)
+  facts |= dict(peak=peak, peak_source=source)
   facts['capability'] = str(getattr(device, 'compute_capability', ''))
   if device.platform == 'gpu':
     from gpt_jax.model.attention import cudnn_obstacle
@@ -78,7 +79,7 @@ def probe(size, seconds):
   x = jax.random.normal(jax.random.key(1), (2**28 if size != 'tiny' else 2**16,), dtype)
   copy = functools.partial(jax.jit(lambda x: x * 2), x)
   median, _ = timed(copy, jax.block_until_ready, seconds)
-  say(**facts, copy_tb_per_second=2 * x.nbytes / median / 1e12)
+  say(**facts, copy_bytes_per_second=2 * x.nbytes / median)
 
 
 def program_of(cfg, steps_per_call):
@@ -133,16 +134,16 @@ def train(model, batch, length, seconds, overrides=None, steps_per_call=1):
     return
   median, chunks = timed(run, jax.block_until_ready, seconds)
   tokens = batch * length * steps_per_call / median
-  flops = gpt.flops_per_token(cfg, length)
+  flops, (peak, _) = gpt.flops_per_token(cfg, length), hardware.peak_flops()
   say(
     **first, tokens_per_second=tokens, steps_per_second=steps_per_call / median, chunks=chunks,
-    palm_mfu=tokens * flops['full'] / PEAK, causal_mfu=tokens * flops['causal'] / PEAK, peak=PEAK,
+    palm_mfu=tokens * flops['full'] / peak, causal_mfu=tokens * flops['causal'] / peak, peak=peak,
     batch=batch, memory_gib=hardware.memory_gib(),
   )  # fmt: skip
 
 
 def generate(model, batch, prompt, new, top_k=200):
-  """Whole generations -> tokens/s over all rows, share of the memory bandwidth."""
+  """Whole generations -> tokens/s over all rows, bytes of weights and cache read a second."""
   import jax
 
   from gpt_jax import grammar, sample
@@ -169,7 +170,7 @@ def generate(model, batch, prompt, new, top_k=200):
   moved = size + batch * cfg.layers * 2 * cfg.G * cfg.K * (prompt + new / 2) * size_of(cfg.dtype)
   say(
     first_seconds=first, tokens_per_second=batch * new / seconds,
-    bandwidth_share=new / seconds * moved / BANDWIDTH, bandwidth=BANDWIDTH,
+    bytes_per_second=new / seconds * moved,
   )  # fmt: skip
 
 

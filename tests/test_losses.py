@@ -56,6 +56,19 @@ def test_gradient_is_finite_and_zero_in_padding_columns_and_where_masked():
   assert (np.abs(grad[MASK_BT > 0][:, :VOCAB]) > 0).all()
 
 
+def test_gradient_of_the_cross_entropy_is_that_of_the_formula():
+  def formula(logits_BTV):
+    log_z_BT = jax.nn.logsumexp(logits_BTV, -1)
+    return log_z_BT - jnp.take_along_axis(logits_BTV, TARGETS_BT[..., None], -1)[..., 0], log_z_BT
+
+  weigh = lambda fn: (
+    lambda x: sum((out * MASK_BT).sum() * w for out, w in zip(fn(x), (2.0, 0.3), strict=True))
+  )
+  ours = weigh(lambda x: losses.token_losses(x, jnp.asarray(TARGETS_BT)))
+  found = jax.jit(jax.grad(ours))(LOGITS_BTV)
+  np.testing.assert_allclose(found, jax.jit(jax.grad(weigh(formula)))(LOGITS_BTV), atol=1e-6)
+
+
 def test_bfloat16_logits_are_summed_in_float32():
   logits = jnp.asarray(LOGITS_BTV[..., :VOCAB], jnp.bfloat16)
   nats_BT, log_z_BT = jax.jit(losses.token_losses)(logits, TARGETS_BT)

@@ -240,7 +240,7 @@ def for_sampling(model, dtype):
   """The model as the decode loop wants it: cast and sliced into layers once, outside the loop."""
   model = nn.cast(model, jnp.dtype(dtype))
   blocks = nn.unstack(model.blocks)
-  model.blocks = nnx.List(map(nn.outputs_first, blocks) if platform() == 'cpu' else blocks)
+  model.blocks = nnx.List(map(nn.outputs_first, blocks) if platform() != 'tpu' else blocks)
   return model
 
 

@@ -46,11 +46,16 @@ def unstack(module):
   """A stacked module -> a list with one module a layer; axis notes lose their L."""
   layers = jax.tree.leaves(module)[0].shape[0]
 
-  def layer(l):
-    take = lambda p: nnx.Param(p.get_value()[l], axes=p.axes[1:], std=p.std, mean=p.mean)
-    return jax.tree.map(take, module, is_leaf=is_param)
+  def slices(p):
+    # One split and not a slice a layer: its gradient is one concatenation, theirs a sum of as many
+    # padded arrays as there are layers, which a GPU computes at each element.
+    pieces = jax.lax.split(p.get_value(), (1,) * layers)
+    return [
+      nnx.Param(x.reshape(x.shape[1:]), axes=p.axes[1:], std=p.std, mean=p.mean) for x in pieces
+    ]
 
-  return [layer(l) for l in range(layers)]
+  params, treedef = jax.tree.flatten(module, is_leaf=is_param)
+  return [jax.tree.unflatten(treedef, layer) for layer in zip(*map(slices, params), strict=True)]
 
 
 def named_params(model):
@@ -153,11 +158,16 @@ class MLP(nnx.Module):
 
   def __call__(self, x_BTD):
     """The branch of the residual stream, BTD."""
-    up_BTF = linear('BTD,DF->BTF', x_BTD, self.up_DF, self.up_bias_F)
-    gate_BTF = up_BTF
-    if self.gate_DF is not None:
-      gate_BTF = linear('BTD,DF->BTF', x_BTD, self.gate_DF, self.gate_bias_F)
-    h_BTF = ACTIVATIONS[self.kind](up_BTF, gate_BTF)
+
+    def hidden(x_BTD):
+      up_BTF = linear('BTD,DF->BTF', x_BTD, self.up_DF, self.up_bias_F)
+      gate_BTF = up_BTF
+      if self.gate_DF is not None:
+        gate_BTF = linear('BTD,DF->BTF', x_BTD, self.gate_DF, self.gate_bias_F)
+      return ACTIVATIONS[self.kind](up_BTF, gate_BTF)
+
+    # What an activation keeps for its gradient is as large as what it makes: kept are its products.
+    h_BTF = jax.checkpoint(hidden, policy=jax.checkpoint_policies.dots_saveable)(x_BTD)
     return linear('BTF,FD->BTD', h_BTF, self.down_FD, self.down_bias_D)
 
 
