@@ -56,6 +56,31 @@ def test_norms(tiny, name):
   np.testing.assert_allclose(in_bfloat16.astype(jnp.float32), expected, atol=0.05)
 
 
+def test_gradient_of_layernorm_is_that_of_the_formula():
+  x_BTD, weight_BTD = X_BTD, np.random.default_rng(1).standard_normal(X_BTD.shape, np.float32)
+
+  def formula(x):
+    mean = x.mean(-1, keepdims=True)
+    return (x - mean) / jnp.sqrt(jnp.square(x - mean).mean(-1, keepdims=True) + 1e-5)
+
+  grad = lambda norm: jax.jit(jax.grad(lambda x: (norm(x) * weight_BTD).sum()))(x_BTD)
+  np.testing.assert_allclose(grad(lambda x: nn.layernorm(x, 1e-5)), grad(formula), atol=1e-5)
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+@pytest.mark.parametrize('rows', [7, nn.FEW_IDS + 1])
+def test_gradient_of_lookup_is_summed_in_float32(monkeypatch, platform, rows):
+  monkeypatch.setattr(nn, 'platform', lambda: platform)
+  rng = np.random.default_rng(2)
+  ids_BT = rng.integers(0, 5, (8, 64), np.int32)  # 100 a row: bfloat16 would lose what comes late
+  weight_BTD = jnp.asarray(rng.standard_normal((8, 64, 4)), jnp.bfloat16)
+  loss = lambda table_VD: (nn.lookup(table_VD, ids_BT) * weight_BTD).astype(jnp.float32).sum()
+  found_VD = jax.jit(jax.grad(loss))(jnp.zeros((rows, 4), jnp.bfloat16))
+  expected_VD = np.zeros((rows, 4))
+  np.add.at(expected_VD, ids_BT, np.asarray(weight_BTD, np.float64))
+  np.testing.assert_allclose(found_VD.astype(jnp.float32), expected_VD, rtol=2**-8, atol=1e-3)
+
+
 def test_layernorm_without_bias(tiny):
   assert set(weights(first_block(tiny(norm='layernorm', norm_bias=False)).mlp_norm)) == {'scale'}
 

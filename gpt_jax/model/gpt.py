@@ -144,7 +144,7 @@ class GPT(nnx.Module):
   def _embed(self, token_ids_BT, positions_BT):
     """Token embeddings plus whatever the position scheme adds, in the compute dtype."""
     cfg = self.cfg
-    x_BTD = self.embed_VD[...][token_ids_BT] * (cfg.embed_scale or cfg.width**0.5)
+    x_BTD = nn.lookup(self.embed_VD[...], token_ids_BT) * (cfg.embed_scale or cfg.width**0.5)
     embed = POSITIONS[cfg.positions].embed
     if embed is not None:
       table_TD = None if self.position_TD is None else self.position_TD[...]

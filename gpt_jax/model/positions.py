@@ -18,6 +18,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from gpt_jax.model.layers import lookup
+
 
 class Position(NamedTuple):
   """One scheme: any of three places to act; None means it does not act there."""
@@ -41,7 +43,7 @@ def sinusoidal(cfg, positions_BT, table_TD=None):
 
 def learned(cfg, positions_BT, table_TD):
   """A trained row for each position."""
-  return table_TD[positions_BT].astype(jnp.float32)
+  return lookup(table_TD, positions_BT).astype(jnp.float32)
 
 
 def rope_frequencies(cfg):
