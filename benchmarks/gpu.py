@@ -2,20 +2,26 @@
 
 Each row runs in its own process with its own time limit: what fails, or finds no memory, costs one
 row. Results are written after every row; the table comes last, and when the minutes are over the
-rows that are left are skipped and say so. Rows first, then variants of them (batches, kernels, XLA
-flags one at a time), each with its gain. `--tiny` runs the same code on small models anywhere.
+rows that are left are skipped, keep what an earlier run found, or say so. Rows first, then variants
+of them (batches, kernels, XLA flags one at a time), each with its gain. `--only=WORDS` runs those
+whose names match; each row says when it was made, by which command and code. `--tiny` runs the same
+code on small models anywhere. A JAX_COMPILATION_CACHE_DIR of your own is used, and kept.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+from gpt_jax import runs
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / 'benchmarks' / 'results' / 'speed' / 'gpu.json'
@@ -58,15 +64,15 @@ def jobs(tiny=False):
   made = [
     Job('probe', 'probe', dict(size='tiny' if tiny else 'full', seconds=0.3), 60),
     Job('train 124M', 'train', train, 110),
-    Job('generate 124M batch 1', 'generate', one, 70),
-    Job('train 1558M', 'train', train | dict(model=xl, batch=big), 170),
     Job('torch train 124M', 'torch_train', train, 100),
+    Job('generate 124M batch 1', 'generate', one, 70),
+    Job('torch loop generate', 'torch_generate', one | dict(kind='loop'), 80),
+    Job('train 1558M', 'train', train | dict(model=xl, batch=big), 170),
     Job('generate 1558M batch 1', 'generate', one | dict(model=xl), 90),
-    Job('generate 124M batch 256', 'generate', one | dict(batch=fat), 70),
     Job('train characters', 'train', characters | dict(steps_per_call=2 if tiny else 25), 60),
     Job('torch train characters', 'torch_train', characters, 60),
+    Job('generate 124M batch 256', 'generate', one | dict(batch=fat), 70),
     Job('transformers generate', 'torch_generate', one | dict(kind='default'), 50),
-    Job('torch loop generate', 'torch_generate', one | dict(kind='loop'), 80),
     Job('start 124M again', 'train', train | dict(seconds=0), 60),
     *(variants(train, one, characters) if not tiny else tiny_variants(train)),
   ]
@@ -215,19 +221,36 @@ def table(rows):
 def measure(chosen, minutes, out):
   """Run jobs until the minutes are over -> {name: row}, written to `out` after each."""
   end, rows = time.monotonic() + 60 * minutes, {}
-  with tempfile.TemporaryDirectory() as cache:
+  if out.exists():
+    rows = json.loads(out.read_text())['rows']
+  own = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+  with contextlib.nullcontext(own) if own else tempfile.TemporaryDirectory() as cache:
     for job in chosen:
       left = end - time.monotonic() - 2
-      if left < min(20, job.limit):
-        rows[job.name] = {'error': 'skipped: no time left', 'of': job.of}
+      if left >= min(20, job.limit):
+        rows[job.name] = run(job, min(job.limit, left), cache) | {'made': stamp()}
       else:
-        rows[job.name] = run(job, min(job.limit, left), cache)
+        rows.setdefault(job.name, {'error': 'skipped: no time left', 'of': job.of})
       print(job.name, json.dumps(rows[job.name]), flush=True)
-      now = datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds')
-      told = {'name': 'gpu', 'command': ' '.join(sys.orig_argv[1:]), 'written': now}
-      out.parent.mkdir(parents=True, exist_ok=True)
-      out.write_text(json.dumps(told | {'rows': rows, 'table': table(rows)}, indent=1) + '\n')
+      write(out, rows)
   return rows
+
+
+def stamp():
+  """What a row was made by: command, code and time."""
+  versions = runs.versions('')
+  now = datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds')
+  return {'command': versions['command'], 'git': versions.get('git', ''), 'written': now}
+
+
+def write(out, rows):
+  """The result file; the parent asks no device, which a row may need whole."""
+  device = rows.get('probe', {}).get('device', 'unknown')
+  versions = runs.versions(device)
+  about = {'name': 'gpu', 'claim': 'Speed of one GPU, against torch and transformers'}
+  about |= {'command': versions.pop('command'), 'hardware': f'1 x {device}', 'versions': versions}
+  out.parent.mkdir(parents=True, exist_ok=True)
+  out.write_text(json.dumps(about | {'rows': rows, 'table': table(rows)}, indent=1) + '\n')
 
 
 def main():
@@ -235,10 +258,10 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--tiny', action='store_true', help='small models, to prove that it runs')
   parser.add_argument('--minutes', type=float, default=9.5)
-  parser.add_argument('--only', default='', help='rows whose name contains this')
+  parser.add_argument('--only', default='', help='rows whose names match this regular expression')
   parser.add_argument('--out', type=Path, default=OUT)
   arguments = parser.parse_args()
-  chosen = [job for job in jobs(arguments.tiny) if arguments.only in job.name]
+  chosen = [job for job in jobs(arguments.tiny) if re.search(arguments.only, job.name)]
   print(table(measure(chosen, arguments.minutes, arguments.out)))
 
 

@@ -6,7 +6,9 @@ prints a line `RESULT {...}` whenever it knows more. Needs jax, flax, optax and 
 peers torch and transformers. All inputs are random: matrix products of zeros are 13 % faster.
 """
 
+import contextlib
 import functools
+import importlib.metadata
 import json
 import os
 import sys
@@ -58,7 +60,7 @@ def probe(size, seconds):
 
   device, (peak, source) = jax.devices()[0], hardware.peak_flops()
   facts = dict(device=device.device_kind, platform=device.platform, jax=jax.__version__)
-  facts |= dict(peak=peak, peak_source=source)
+  facts |= dict(peak=peak, peak_source=source, **peers())
   facts['capability'] = str(getattr(device, 'compute_capability', ''))
   if device.platform == 'gpu':
     from gpt_jax.model.attention import cudnn_obstacle
@@ -76,10 +78,19 @@ def probe(size, seconds):
     median, _ = timed(multiply, jax.block_until_ready, seconds)
     facts[f'matmul {M}x{K}x{N} TFLOP/s'] = 2 * M * K * N / median / 1e12
     say(**facts)
-  x = jax.random.normal(jax.random.key(1), (2**28 if size != 'tiny' else 2**16,), dtype)
+  x = jax.random.normal(jax.random.key(1), (2**30 if size != 'tiny' else 2**16,), dtype)
   copy = functools.partial(jax.jit(lambda x: x * 2), x)
   median, _ = timed(copy, jax.block_until_ready, seconds)
   say(**facts, copy_bytes_per_second=2 * x.nbytes / median)
+
+
+def peers():
+  """Versions of the peers that are installed."""
+  found = {}
+  for package in ('torch', 'transformers'):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[package] = importlib.metadata.version(package)
+  return found
 
 
 def program_of(cfg, steps_per_call):

@@ -87,7 +87,7 @@ def stopped(folder, workdir, rng, seconds):
 
 
 def ended(row):
-  """Whether the run was over: after its last event a process heeds no signals, as any that exits."""
+  """Whether the run was over: after its last event a process heeds no signals."""
   fine = (0, -signal.SIGTERM) if row['phase'] == 'done' else (0,)
   return all(code in fine for code in row['codes'])
 
