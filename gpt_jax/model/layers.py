@@ -171,7 +171,7 @@ class MLP(nnx.Module):
   """The feed-forward layer; a gated row of ACTIVATIONS adds a second matrix."""
 
   def __init__(self, cfg):
-    self.kind = cfg.mlp
+    self.kind, self.remat = cfg.mlp, cfg.remat
     self.up_DF = param(cfg, 'DF', cfg.matrix_std)
     self.gate_DF = param(cfg, 'DF', cfg.matrix_std) if cfg.gated else None
     self.down_FD = param(cfg, 'FD', cfg.projection_std)
@@ -189,8 +189,10 @@ class MLP(nnx.Module):
         gate_BTF = linear('BTD,DF->BTF', x_BTD, self.gate_DF, self.gate_bias_F)
       return ACTIVATIONS[self.kind](up_BTF, gate_BTF)
 
-    # What an activation keeps for its gradient is as large as what it makes: kept are its products.
-    h_BTF = jax.checkpoint(hidden, policy=jax.checkpoint_policies.dots_saveable)(x_BTD)
+    if self.remat == 'none':
+      # What an activation keeps for its gradient is as large as what it makes: products alone stay.
+      hidden = jax.checkpoint(hidden, policy=jax.checkpoint_policies.dots_saveable)
+    h_BTF = hidden(x_BTD)
     return linear('BTF,FD->BTD', h_BTF, self.down_FD, self.down_bias_D)
 
 
