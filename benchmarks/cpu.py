@@ -3,7 +3,7 @@
 Every comparison is made anew, in turns (see versus.py), and kept after each turn in
 results/speed/cpu.json: what is not finished when it is stopped is not lost. About 15 minutes on two
 cores. `--only` runs the questions that begin like this and leaves the others as they were; each row
-says what made it. Generation, whose units take seconds, takes at most three turns.
+says what made it. Generation, whose units take seconds, takes at most two turns.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def main():
   """Run the comparisons, keep them, print them."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--only', default='')
-  parser.add_argument('--turns', type=int, default=5)
+  parser.add_argument('--turns', type=int, default=3)
   arguments = parser.parse_args()
   FILE.parent.mkdir(exist_ok=True, parents=True)
   found = versus.known(FILE) if arguments.only else {}
@@ -39,7 +39,7 @@ def main():
   batches = [batch for batch in BATCHES if f'generate, {generate.label(batch)}' in chosen]
   train_step.rows(shapes, arguments.turns, keep)
   generate.rows(
-    batches=batches, turns=min(3, arguments.turns),
+    batches=batches, turns=min(2, arguments.turns),
     keep=lambda new: keep({f'generate, {k}': row for k, row in new.items()}),
   )  # fmt: skip
   print('\n'.join(lines(found)))

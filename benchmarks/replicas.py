@@ -8,13 +8,12 @@ The runner measures what is fastest here and its measuring is in its time, too.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.record import RESULTS
-from gpt_jax import hardware, records, runs
+from benchmarks import record
+from gpt_jax import records
 from gpt_jax.ablation import runner
 from gpt_jax.ablation.design import Study
 
@@ -56,18 +55,14 @@ def main():
   apart, _, parameters, losses = timed(arguments.size, arguments.steps, 1)
   chosen, schedule, _, others = timed(arguments.size, arguments.steps, 0)
   most = max(abs(a - others[arm][seed]) for arm, of in losses.items() for seed, a in of.items())
-  versions = runs.versions(hardware.name())
-  content = {
-    'command': versions.pop('command'), 'versions': versions, 'parameters': parameters,
-    'runs': 8, 'steps': arguments.steps, 'one_after_another_seconds': apart,
-    'chosen_seconds': chosen, 'ratio': chosen / apart, 'schedule': schedule,
-    'largest_difference_of_losses': most,
+  numbers = {
+    'parameters': parameters, 'runs': 8, 'steps': arguments.steps,
+    'one_after_another_seconds': apart, 'chosen_seconds': chosen, 'ratio': chosen / apart,
+    'schedule': schedule, 'largest_difference_of_losses': most,
   }  # fmt: skip
-  folder = RESULTS / 'ablations'
-  folder.mkdir(exist_ok=True, parents=True)
-  path = folder / f'replicas_{arguments.size}.json'
-  path.write_text(json.dumps(records.to_json(content), indent=1) + '\n')
-  print(f'{chosen:.1f} s against {apart:.1f} s: {chosen / apart:.2f}, kept in {path}')
+  claim = f'8 small runs as the runner chooses to run them: {chosen / apart:.2f} of the time'
+  record.keep(f'ablations/replicas_{arguments.size}', claim, numbers)
+  print(f'{chosen:.1f} s against {apart:.1f} s: {chosen / apart:.2f}')
 
 
 if __name__ == '__main__':

@@ -157,8 +157,15 @@ def plans():
   return '\n'.join(lines)
 
 
+def gpu():
+  """What was claimed of one GPU, measured."""
+  found = json.loads((RESULTS / 'speed' / 'gpu.json').read_text())
+  return found['table'].partition('\n\n')[0] + f'\n\n{found["hardware"]}'
+
+
 TABLES = {
   'results': table,
+  'gpu': gpu,
   'studies': studies,
   'speed': speed,
   'growth': lambda: '\n'.join(growth.table(rows_of(growth.FILE))),
