@@ -26,7 +26,9 @@ def get_config(arg=''):
   """arg: see the module's docstring."""
   args = configs.arguments(arg, image='', audio='', only='', steps=3000, seed=0, runlocal=False)
   config = configs.default()
-  config.tokenizer.update(kind='bpe', vocab=512)
+  # Without the text there are too few words to merge.
+  text = dict(kind='bpe', vocab=512) if args.only in ('', 'text') else dict(kind='bytes')
+  config.tokenizer.update(text)
   forms = {
     'read': dict(MNIST, template='{image:image} -> {name}', weight=2.0),
     'draw': dict(MNIST, template='{name} -> {image:image}', weight=2.0),
