@@ -47,7 +47,6 @@ class Goal(NamedTuple):
   goal: float
   unit: str
   peer: str = ''
-  peer_key: str = ''  # of the peer, where it is not `key`
   lower: bool = False  # less is better
 
 
@@ -135,8 +134,8 @@ GOALS = (
        'tokens_per_second', 12, 'x', 'transformers generate'),
   Goal('generate 124M, batch 1, against a compiled loop', 'generate 124M batch 1',
        'tokens_per_second', 1.1, 'x', 'torch loop generate'),
-  Goal('generate 1558M, batch 1: bytes read against a copy', 'generate 1558M batch 1',
-       'bytes_per_second', 0.6, 'x', 'probe', 'copy_bytes_per_second'),
+  Goal('generate 1558M, batch 1: read (goal: 60 % of 4.3e12)', 'generate 1558M batch 1',
+       'bytes_per_second', 2.58e12, 'bytes/s'),
   Goal('generate 124M, batch 256', 'generate 124M batch 256', 'tokens_per_second', 120e3,
        'tokens/s'),
   Goal('start to first step, warm compile cache', 'start 124M again', 'first_step_seconds', 10,
@@ -193,7 +192,7 @@ def table(rows):
   for goal in GOALS:
     value, by = best(rows, goal.row, goal.key)
     if goal.peer:
-      other, peer = best(rows, goal.peer, goal.peer_key or goal.key)
+      other, peer = best(rows, goal.peer, goal.key)
       value, by = (value / other, f'{by} / {peer}') if value and other else (None, '')
     if value is None:
       shown, verdict = rows.get(goal.row, {}).get('error', 'not measured'), ''
@@ -228,7 +227,10 @@ def measure(chosen, minutes, out):
     for job in chosen:
       left = end - time.monotonic() - 2
       if left >= min(20, job.limit):
+        before = rows.get('probe', {}).get('device')
         rows[job.name] = run(job, min(job.limit, left), cache) | {'made': stamp()}
+        if job.name == 'probe' and before not in (None, rows['probe'].get('device')):
+          rows = {'probe': rows['probe']}  # another device: nothing to compare with
       else:
         rows.setdefault(job.name, {'error': 'skipped: no time left', 'of': job.of})
       print(job.name, json.dumps(rows[job.name]), flush=True)
@@ -261,6 +263,8 @@ def main():
   parser.add_argument('--only', default='', help='rows whose names match this regular expression')
   parser.add_argument('--out', type=Path, default=OUT)
   arguments = parser.parse_args()
+  if arguments.tiny and arguments.out == OUT:
+    parser.error('--tiny measures nothing that may stand in the results: give --out')
   chosen = [job for job in jobs(arguments.tiny) if re.search(arguments.only, job.name)]
   print(table(measure(chosen, arguments.minutes, arguments.out)))
 

@@ -9,6 +9,7 @@ import json
 import pathlib
 
 from benchmarks import growth, weak_scaling
+from benchmarks.gpu import table as gpu_goals
 from benchmarks.record import RESULTS, STUDIES
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
@@ -48,11 +49,13 @@ def tokens(rows):
 
 
 def scores(rows):
-  """The first measure of each task and source that has a chance level, on the latest split."""
+  """The first measure of each task and source with a chance level: latest split, most examples."""
   found = {}
   for row in rows:
     if 'chance' in row and not {'of', 'control'} & set(row) and 'interval' in row:
-      found.setdefault((row['split'], row['task'], row['source']), row)
+      best = found.setdefault((row['split'], row['task'], row['source']), row)
+      if row.get('n', 0) > best.get('n', 0):
+        found[row['split'], row['task'], row['source']] = row
   split = 'test' if any(row['split'] == 'test' for row in found.values()) else 'valid'
   shown = [row for row in found.values() if row['split'] == split]
   sources = [row['source'] for row in shown]
@@ -160,7 +163,8 @@ def plans():
 def gpu():
   """What was claimed of one GPU, measured."""
   found = json.loads((RESULTS / 'speed' / 'gpu.json').read_text())
-  return found['table'].partition('\n\n')[0] + f'\n\n{found["hardware"]}'
+  goals = gpu_goals(found['rows']).partition('\n\n')[0]
+  return f'{goals}\n\n{found["hardware"]}'
 
 
 TABLES = {

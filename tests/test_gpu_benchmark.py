@@ -58,3 +58,21 @@ def test_a_process_that_fails_or_hangs_costs_one_row(tmp_path):
   assert json.loads((tmp_path / 'gpu.json').read_text())['rows']['broken'] == rows['broken']
   late = gpu.measure(jobs[1:], 0.1, tmp_path / 'gpu.json')
   assert late['slow']['error'] == 'skipped: no time left'
+
+
+def test_rows_that_are_not_run_are_kept_but_not_those_of_another_device(tmp_path, monkeypatch):
+  out = tmp_path / 'gpu.json'
+  probes = iter(['H100', 'H100', 'H200'])
+  answer = lambda job, *_: {'device': next(probes)} if job.name == 'probe' else {'n': 1}
+  monkeypatch.setattr(gpu, 'run', answer)
+  probe, other = gpu.Job('probe', 'probe', {}, 1), gpu.Job('other', 'train', {}, 1)
+  gpu.measure([probe, other], 1, out)
+  assert gpu.measure([probe], 1, out)['other']['made']['command']
+  assert list(gpu.measure([probe], 1, out)) == ['probe']
+
+
+def test_tiny_rows_do_not_replace_results(monkeypatch, capsys):
+  monkeypatch.setattr(sys, 'argv', ['gpu', '--tiny'])
+  with pytest.raises(SystemExit):
+    gpu.main()
+  assert 'give --out' in capsys.readouterr().err

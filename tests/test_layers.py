@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gpt_jax import sharding
 from gpt_jax.model import gpt
 from gpt_jax.model import layers as nn
 from gpt_jax.model.config import INITS
@@ -79,6 +80,18 @@ def test_gradient_of_lookup_is_summed_in_float32(monkeypatch, platform, rows):
   expected_VD = np.zeros((rows, 4))
   np.add.at(expected_VD, ids_BT, np.asarray(weight_BTD, np.float64))
   np.testing.assert_allclose(found_VD.astype(jnp.float32), expected_VD, rtol=2**-8, atol=1e-3)
+
+
+def test_gradient_of_lookup_gathers_no_activation_of_a_spread_row():
+  mesh = sharding.make_mesh(sharding.MeshConfig(data=2, sequence=4))
+  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data', 'sequence'))
+  ids_BT = jax.ShapeDtypeStruct((8, 64), np.int32, sharding=rows)
+  weight_BTD = jax.ShapeDtypeStruct((8, 64, 32), np.float32, sharding=rows)
+  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  table_VD = jax.ShapeDtypeStruct((4096, 32), np.float32, sharding=everywhere)
+  loss = lambda table_VD, ids_BT, weight_BTD: (nn.lookup(table_VD, ids_BT) * weight_BTD).sum()
+  program = jax.jit(jax.grad(loss), out_shardings=everywhere).lower(table_VD, ids_BT, weight_BTD)
+  assert 'all-gather' not in program.compile().as_text()
 
 
 def test_layernorm_without_bias(tiny):

@@ -160,13 +160,12 @@ class Attention(nnx.Module):
 
 def write(cache, k_BTGK, v_BTGK, t_BT):
   """The cache with this call's keys and values at slots `t_BT[b] = t_BT[b, 0] + (0, 1, ...)`."""
-  put = lambda old, new, start: jax.lax.dynamic_update_slice(old, new, (0, start, 0))
+  put_row = lambda old, new, start: jax.lax.dynamic_update_slice(old, new, (0, start, 0))
+  put = jax.vmap(put_row)
   if len(t_BT) == 1:  # of which vmap makes a scatter: 3 kernels a layer on a GPU where one will do
-    put_rows = lambda old, new, starts: put(old[0], new[0], starts[0])[None]
-  else:
-    put_rows = jax.vmap(put)
+    put = lambda old, new, start_B: jax.lax.dynamic_update_slice(old, new, (0, 0, start_B[0], 0))
   new = dict(k_BGSK=k_BTGK.swapaxes(1, 2), v_BGSK=v_BTGK.swapaxes(1, 2))
-  put_new = lambda name, old: put_rows(old, new[name].astype(old.dtype), t_BT[:, 0])
+  put_new = lambda name, old: put(old, new[name].astype(old.dtype), t_BT[:, 0])
   return {name: put_new(name, old) for name, old in cache.items()}
 
 

@@ -6,7 +6,7 @@ array: a module is born abstract, and `initialise` fills it under jit with out_s
 large model never exists unsharded. Its key is folded in from its path and its layer, so that adding
 one weight leaves all others as they were.
 
-Letters: B batch, T length, D width, F feed-forward width, L layers.
+Letters: B batch, T length, D width, F feed-forward width, L layers, V rows of a table.
 
 Sources: RMSNorm (Zhang & Sennrich 2019), GLU variants (Shazeer 2020), squared ReLU (So et al. 2021,
 section 3), layer stacking as in seqax.
@@ -140,7 +140,7 @@ class Norm(nnx.Module):
 def layernorm(x, eps):
   """(x - mean) / sqrt(variance + eps) over the last axis, float32.
 
-  Its gradient is written down so that its two means are of the same pass.
+  Its gradient, written down, needs two means that do not depend on each other, and so one pass.
   """
   return _layernorm_forward(x, eps)[0]
 
@@ -148,7 +148,8 @@ def layernorm(x, eps):
 def _layernorm_forward(x, eps):
   mean = x.mean(-1, keepdims=True)
   scale = jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + eps)
-  # Behind a barrier, or a GPU computes them once more for each use and writes what follows out.
+  # The barrier keeps both: XLA would compute them anew in a kernel of its own, which writes y times
+  # the gradient out in float32.
   return (x - mean) * scale, (x, *jax.lax.optimization_barrier((mean, scale)))
 
 
@@ -171,7 +172,7 @@ class MLP(nnx.Module):
   """The feed-forward layer; a gated row of ACTIVATIONS adds a second matrix."""
 
   def __init__(self, cfg):
-    self.kind, self.remat = cfg.mlp, cfg.remat
+    self.kind, self.lean = cfg.mlp, cfg.remat == 'none' and cfg.unroll == 'on'
     self.up_DF = param(cfg, 'DF', cfg.matrix_std)
     self.gate_DF = param(cfg, 'DF', cfg.matrix_std) if cfg.gated else None
     self.down_FD = param(cfg, 'FD', cfg.projection_std)
@@ -189,8 +190,7 @@ class MLP(nnx.Module):
         gate_BTF = linear('BTD,DF->BTF', x_BTD, self.gate_DF, self.gate_bias_F)
       return ACTIVATIONS[self.kind](up_BTF, gate_BTF)
 
-    if self.remat == 'none':
-      # What an activation keeps for its gradient is as large as what it makes: products alone stay.
+    if self.lean:  # a GPU's way: what an activation keeps for its gradient is as large as itself
       hidden = jax.checkpoint(hidden, policy=jax.checkpoint_policies.dots_saveable)
     h_BTF = hidden(x_BTD)
     return linear('BTF,FD->BTD', h_BTF, self.down_FD, self.down_bias_D)
@@ -213,12 +213,16 @@ def _lookup_forward(table_VD, ids):
 def _lookup_backward(kept, grad):
   table_VD, ids = kept
   V, D = table_VD.shape
-  ids_N, grad_ND = ids.reshape(-1), grad.reshape(-1, D)
+  # Batch and length stay apart: flat, a mesh that spreads both would gather the whole gradient.
   if V <= FEW_IDS and platform() != 'cpu':
-    one_hot_NV = jax.nn.one_hot(ids_N, V, dtype=grad.dtype)
-    summed_VD = jnp.einsum('NV,ND->VD', one_hot_NV, grad_ND, preferred_element_type=jnp.float32)
+    one_hot = jax.nn.one_hot(ids, V, dtype=grad.dtype)
+    leading = tuple(range(ids.ndim))
+    summed_VD = jnp.tensordot(
+      one_hot, grad, (leading, leading), precision=jax.lax.Precision.HIGHEST,
+      preferred_element_type=jnp.float32,
+    )  # fmt: skip
   else:
-    summed_VD = jnp.zeros((V, D), jnp.float32).at[ids_N].add(grad_ND.astype(jnp.float32))
+    summed_VD = jnp.zeros((V, D), jnp.float32).at[ids].add(grad.astype(jnp.float32))
   return summed_VD.astype(table_VD.dtype), None
 
 
@@ -263,7 +267,7 @@ def weights_left(subscripts, x, w):
 
 
 OUTPUTS_FIRST = {'DHK': 'HKD', 'DGK': 'GKD', 'HKD': 'DHK', 'DF': 'FD', 'FD': 'DF'}
-FEW_IDS = 1024  # rows of a small table
+FEW_IDS = 1024  # rows of a table whose one-hot product is cheap beside any layer's
 NORMS = {'layernorm': layernorm, 'rmsnorm': rmsnorm}
 
 ACTIVATIONS = {
