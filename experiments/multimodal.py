@@ -1,10 +1,10 @@
 """One model, all tasks: MNIST read and drawn, spoken digits recognised and spoken, and text.
 
-Result (2,000 steps, 34 minutes on one core beside other work; one seed; test), joint against a model
-of one task on as many tokens of it (only=read,steps=500, draw 500, recognise 250, speak 250, text
-500): read 92.0 against 91.4 %, recognised 87.0 against 81.7, drawn right 79.8 against 87.0, spoken
-right 82.3 against 66.0, text 2.591 against 2.615 nats. Image -> speech 11.8 % and speech -> image
-9.3 %, without a pair of the two in training: chance (10 to 12 %), where the target was above it.
+Result (2,000 steps, 33 minutes on one core beside other work, one seed, test): joint against a
+model of one task on as many tokens of it (only=read,steps=500, draw 500, recognise 250, speak 250,
+text 500): read 92.0 against 91.4 %, recognised 87.0 against 81.7, drawn right 79.8 against 87.0,
+spoken right 82.3 against 66.0, text 2.591 against 2.615 nats. Image -> speech 11.8 % and speech ->
+image 9.3 %, without a pair of the two in training: chance (10 to 12 %); the target was above it.
 Command: the tokenizers of mnist.py and digits_speech.py, then
   launch.py train --config=experiments/multimodal.py:image=runs/mnist_fsq,audio=runs/fsdd_fsq
   launch.py evaluate --workdir=... --split=test --tasks=answer,draw,speak,cross
