@@ -219,8 +219,7 @@ class Training:
       self.job.save()
     together('open')  # config and tokenizer are written
     self.checkpoints = checkpoint.Checkpoints(folder, self.cfg.checkpoint, self.run.print)
-    with in_turn():  # unfinished or corrupt: their numbers are needed again
-      self.checkpoints.drop_after(self.step)
+    self.checkpoints.drop_after(self.step)  # unfinished or corrupt: their numbers are needed again
     for note in self.notes:
       self.run.print(note)
     return self.run
@@ -259,8 +258,7 @@ class Training:
     step = self.checkpoints.newest_good(error.before)
     if step in (None, self.back):  # there is none, or it did not help
       raise error
-    with in_turn():
-      self.checkpoints.drop_after(step)
+    self.checkpoints.drop_after(step)
     self.state = self.checkpoints.restore(step, self.program.abstract)
     self.loader.restore({'next_batch': batch, 'fingerprint': self.loader.fingerprint})
     self.ledger.go_back(self.checkpoints.extra(step))

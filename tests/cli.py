@@ -1,5 +1,6 @@
 """Runs launch.py as a user does, on an experiment of seconds."""
 
+import contextlib
 import os
 import pathlib
 import subprocess
@@ -64,16 +65,18 @@ def start_all(count, *arguments, folder, **options):
 
 
 def ended(processes, seconds=240):
-  """-> (exit codes, outputs) of processes, when all have ended."""
-  outputs = [process.communicate(timeout=seconds)[0] for process in processes]
+  """-> (exit codes, outputs) of processes, when all have ended; none outlives a failure."""
+  with contextlib.ExitStack() as stack:
+    for process in processes:
+      stack.callback(process.kill)
+    outputs = [process.communicate(timeout=seconds)[0] for process in processes]
   return [process.returncode for process in processes], outputs
 
 
 def launch(*arguments, folder, **options):
   """Run to the end -> (exit code, output)."""
-  process = start(*arguments, folder=folder, **options)
-  output, _ = process.communicate(timeout=300)
-  return process.returncode, output
+  (code,), (output,) = ended([start(*arguments, folder=folder, **options)], seconds=300)
+  return code, output
 
 
 class Idle:

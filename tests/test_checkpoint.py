@@ -449,7 +449,7 @@ def test_only_process_0_writes_and_judges(folder, monkeypatch):
 
 
 TWO = """
-import pathlib, sys
+import pathlib, shutil, sys, time
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -482,7 +482,11 @@ like = {'w': jax.ShapeDtypeStruct((64, 64), np.float32, sharding=place)}
 restored = reader.restore(good, like)['w']
 for shard in restored.addressable_shards:
   np.testing.assert_array_equal(shard.data, (values + good)[shard.index])
+remove = shutil.rmtree  # slow in process 0: the other must not look before all is gone
+shutil.rmtree = lambda *args, **kwargs: (time.sleep(1), remove(*args, **kwargs))
 made.drop_after(good)
+shutil.rmtree = remove
+assert made._manager.all_steps() == [1], made._manager.all_steps()
 free, checkpoint.ROOM = checkpoint.ROOM, 1e12 if rank == 0 else 0
 try:
   made.save(2, state(2), {})
@@ -500,8 +504,11 @@ def test_two_processes_write_one_checkpoint_and_agree_on_it(tmp_path):
   command = lambda rank: [sys.executable, '-c', TWO, str(rank), str(port), str(tmp_path / 'both')]
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   options = dict(cwd=cli.ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-  both = [subprocess.Popen(command(rank), **options) for rank in (0, 1)]
-  told = [process.communicate(timeout=120)[0].splitlines()[-1] for process in both]
+  with contextlib.ExitStack() as stack:
+    both = [stack.enter_context(subprocess.Popen(command(rank), **options)) for rank in (0, 1)]
+    for process in both:
+      stack.callback(process.kill)  # where the other failed
+    told = [process.communicate(timeout=120)[0].splitlines()[-1] for process in both]
   assert [process.returncode for process in both] == [0, 0]
   # Both go back to step 1, which only process 0 looked at; and none saves, as process 0 found.
   assert told[0].startswith(f'0 1 1 checkpoint {tmp_path}/both/2 was not begun: ')
