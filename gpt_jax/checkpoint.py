@@ -63,7 +63,7 @@ class Checkpoints:
   """The checkpoints/ folder of one run, in every process of the run.
 
   `save`, `finish`, `newest_good`, `drop_after` and `restore` are to be called by all processes
-  together. Process 0 writes the digests and decides what is good, for all: they share a file system.
+  together. Process 0 writes the digests and decides what is good: they share a file system.
   """
 
   def __init__(self, folder, config=None, report=print, verify='full'):
@@ -260,7 +260,7 @@ class Checkpoints:
           (self.digests / f'{n}.json').unlink(missing_ok=True)  # first: half a step is never good
           shutil.rmtree(self.folder / str(n))
       self._clean()
-    agreed(step)  # others look only when all is gone: a folder that goes while Orbax lists it raises
+    agreed(step)  # others look when all is gone: a folder that goes while Orbax lists it raises
     self._manager.reload()  # Orbax remembers what it saw, and would refuse to save these steps
 
   # ------------------------------------------------------------------------------------- reading
