@@ -9,7 +9,8 @@ Command: launch.py train --config=experiments/tokenizers/mnist_fsq.py --workdir=
   launch.py train --config=experiments/mnist.py:tokens=runs/mnist_fsq --workdir=runs/mnist
   launch.py evaluate --workdir=runs/mnist --split=test --tasks=answer,draw,classify
 Arguments: tokens (run folder of a trained tokenizer; '' = k-means patches), task (both, read,
-draw), continuous (read patches instead of codes), steps, seed, runlocal.
+draw), continuous (read patches instead of codes), copies (turned, scaled and shifted ones beside
+each training digit that is read), steps, seed, runlocal.
 """
 
 from gpt_jax import config as configs
@@ -22,8 +23,8 @@ MNIST = dict(
 
 def get_config(arg=''):
   """arg: see the module's docstring."""
-  args = configs.arguments(arg, tokens='', task='both', continuous=False, steps=3000, seed=0,
-                           runlocal=False)  # fmt: skip
+  args = configs.arguments(arg, tokens='', task='both', continuous=False, copies=0, steps=3000,
+                           seed=0, runlocal=False)  # fmt: skip
   config = configs.default()
   config.tokenizer.kind = 'chars'
   if args.tokens:
@@ -31,9 +32,10 @@ def get_config(arg=''):
   else:
     config.image.update(kind='patches', codes=240)
   config.data.update(packing='first_fit', valid_fraction=1 / 12, condition_dropout=0.1,
-                     prefix=args.continuous)  # fmt: skip
+                     prefix=args.continuous or args.task == 'read')  # fmt: skip
   read = '{image:patches} -> {name}' if args.continuous else '{image:image} -> {name}'
-  forms = {'read': dict(MNIST, template=read),
+  changed = dict(copies=args.copies, augment='rotate=10,scale=0.1,shift=2') if args.copies else {}
+  forms = {'read': dict(MNIST, template=read, **changed),
            'draw': dict(MNIST, template='{name} -> {image:image}')}  # fmt: skip
   if args.task not in ('both', *forms):
     raise ValueError(
