@@ -66,6 +66,9 @@ def test_gradient_of_layernorm_is_that_of_the_formula():
 
   grad = lambda norm: jax.jit(jax.grad(lambda x: (norm(x) * weight_BTD).sum()))(x_BTD)
   np.testing.assert_allclose(grad(lambda x: nn.layernorm(x, 1e-5)), grad(formula), atol=1e-5)
+  _, pull = jax.vjp(lambda x: nn.layernorm(x, 1e-5), jnp.asarray(x_BTD, jnp.bfloat16))
+  kept = [leaf for leaf in jax.tree.leaves(pull) if leaf.size >= x_BTD.size]
+  assert [leaf.dtype for leaf in kept] == [jnp.bfloat16]  # twice as much otherwise, in each layer
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])

@@ -131,7 +131,7 @@ class Norm(nnx.Module):
 
   def __call__(self, x):
     """x normalised, in x's dtype."""
-    y = NORMS[self.kind](x.astype(jnp.float32), self.eps)
+    y = NORMS[self.kind](x, self.eps)
     y = y * over(self.scale, y)
     return (y if self.bias is None else y + over(self.bias, y)).astype(x.dtype)
 
@@ -140,31 +140,34 @@ class Norm(nnx.Module):
 def layernorm(x, eps):
   """(x - mean) / sqrt(variance + eps) over the last axis, float32.
 
-  Its gradient, written down, needs two means that do not depend on each other, and so one pass.
+  Its gradient, written down, needs two means that do not depend on each other, and so one pass, and
+  keeps x in its own dtype.
   """
   return _layernorm_forward(x, eps)[0]
 
 
 def _layernorm_forward(x, eps):
-  mean = x.mean(-1, keepdims=True)
-  scale = jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + eps)
+  wide = x.astype(jnp.float32)
+  mean = wide.mean(-1, keepdims=True)
+  scale = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + eps)
   # The barrier keeps both: XLA would compute them anew in a kernel of its own, which writes y times
   # the gradient out in float32.
-  return (x - mean) * scale, (x, *jax.lax.optimization_barrier((mean, scale)))
+  return (wide - mean) * scale, (x, *jax.lax.optimization_barrier((mean, scale)))
 
 
 def _layernorm_backward(eps, kept, grad):
   x, mean, scale = kept
-  y = (x - mean) * scale
+  y = (x.astype(jnp.float32) - mean) * scale
   along = (grad * y).mean(-1, keepdims=True)
-  return (scale * (grad - grad.mean(-1, keepdims=True) - y * along),)
+  return ((scale * (grad - grad.mean(-1, keepdims=True) - y * along)).astype(x.dtype),)
 
 
 layernorm.defvjp(_layernorm_forward, _layernorm_backward)
 
 
 def rmsnorm(x, eps):
-  """x / sqrt(mean square + eps) over the last axis."""
+  """x / sqrt(mean square + eps) over the last axis, float32."""
+  x = x.astype(jnp.float32)
   return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
 
 
