@@ -15,6 +15,7 @@ EMOJI = dict(
   kind='jsonl', path='runs/emoji.jsonl', root='noto_emoji/images_72.zip',
   keep='group_split=train', valid_keep='group_split=valid', test_keep='group_split=test',
 )  # fmt: skip
+CHANGED = dict(copies=6, augment='rotate=10,scale=0.1,shift=2')  # 1,247 pictures are soon known
 
 
 def get_config(arg=''):
@@ -29,8 +30,8 @@ def get_config(arg=''):
     config.image.update(kind='patches', codes=1000)
   read = '{image:patches} -> {name}' if args.continuous else '{image:image} -> {name}'
   config.data.mixture = {
-    'caption': dict(EMOJI, template=read),
-    'draw': dict(EMOJI, template='{name} -> {image:image}'),
+    'caption': dict(EMOJI, template=read, **CHANGED),
+    'draw': dict(EMOJI, template='{name} -> {image:image}', **CHANGED),
   }
   config.data.update(packing='first_fit', condition_dropout=0.1, prefix=args.continuous)
   config.model.update(layers=4, width=128, heads=4, context=176, mlp='relu2', qk_norm=True,
