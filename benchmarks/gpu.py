@@ -82,6 +82,7 @@ def tiny_variants(train):
   """One of each kind, to prove that they run."""
   return [
     Job('scanned', 'train', train | dict(overrides=dict(unroll='off')), 60, of='train 124M'),
+    Job('torch eager', 'torch_train', train | dict(mode='eager'), 60, of='torch train 124M'),
     Job('less fusion', 'train', train, 60, '--xla_cpu_enable_fast_math=false', 'train 124M'),
   ]
 
@@ -103,6 +104,7 @@ def variants(train, one, characters):
     name = peer.removeprefix('torch train ')
     made.append(Job(f'torch {name}, CUDA graphs', 'torch_train', graphs, 80, of=peer))
     made.append(Job(f'torch {name}, flash attention', 'torch_train', flash, 80, of=peer))
+    made.append(Job(f'torch {name}, eager', 'torch_train', row | dict(mode='eager'), 60, of=peer))
   made += [
     Job('loop in a CUDA graph', 'generate', one, 70, wide, 'generate 124M batch 1'),
     Job('xla attention', 'train', train | xla | dict(batch=16), 80, of='train 124M'),

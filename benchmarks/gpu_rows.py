@@ -202,7 +202,10 @@ def torch_device():
 
 
 def torch_train(model, batch, length, seconds, attention='cudnn', mode='default'):
-  """nanoGPT's step in torch.compile: autocast, fused AdamW, SDPA by name -> tokens/s, steps/s."""
+  """nanoGPT's step in torch: autocast, fused AdamW, SDPA by name -> tokens/s, steps/s.
+
+  mode: of torch.compile, or eager.
+  """
   torch, device, dtype = torch_device()
   from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -211,7 +214,8 @@ def torch_train(model, batch, length, seconds, attention='cudnn', mode='default'
   cfg = model_config_of_torch(model)
   net = torch_gpt.GPT(cfg.layers, cfg.width, cfg.heads, cfg.context, cfg.V).to(device)
   optimizer = torch_gpt.optimizer(net)
-  compiled = torch.compile(net, mode=None if mode == 'default' else mode)
+  options = {} if mode == 'default' else dict(mode=mode)
+  compiled = net if mode == 'eager' else torch.compile(net, **options)
   ids = torch.randint(0, cfg.vocab, (batch, length + 1), device=device)
   kernels = dict(cudnn=SDPBackend.CUDNN_ATTENTION, flash=SDPBackend.FLASH_ATTENTION)
   chosen = kernels[attention] if device == 'cuda' else SDPBackend.MATH
