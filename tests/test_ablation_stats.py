@@ -220,6 +220,20 @@ def test_an_arm_or_a_baseline_without_results_leaves_an_analysis(lost):
   assert analysis['family'] == (1 if lost == 'a' else 0)
 
 
+def test_what_is_left_of_a_baseline_that_diverged_flatters_it():
+  """An arm may still beat it, and is neither worse nor equal for what the survivors say."""
+  study = make_study(('a', 'b', 'c'), tolerance=0.05)
+  rows = simulated(study, np.random.default_rng(6), {'a': -0.2, 'b': 0.2}, own=0.002)
+  for row in rows:
+    if (row['arm'], row['seed']) in {('base', 1), ('base', 3)}:
+      row |= {'status': 'diverged', 'result': {}}
+  analysis = stats.analyse(study, rows)
+  verdicts = {name: of_arm(analysis, name)['verdict'] for name in 'abc'}
+  assert verdicts == {'a': 'better', 'b': 'undecided', 'c': 'undecided'}
+  sentence = of_arm(analysis, 'b')['sentence']
+  assert 'the baseline diverged in 2 runs, and the others flatter it' in sentence
+
+
 def test_an_arm_of_which_every_run_diverged_says_so():
   study = make_study(('a',))
   rows = [make_row('base', s, 1.0) for s in range(5)]
@@ -426,3 +440,9 @@ def test_a_main_effect_over_an_arm_that_diverged_is_no_gain():
   rows = crossed_rows(study, {('g', '1'): -0.3}, np.random.default_rng(0))
   rows[-1] |= {'status': 'diverged', 'result': {}}
   assert {one['verdict'] for one in stats.analyse(study, rows)['effects']} == {'diverged'}
+  rows = crossed_rows(study, {('g', '1'): 0.3}, np.random.default_rng(0))
+  base = next(arm['name'] for arm in study['arms'] if arm['is_baseline'])
+  for row in rows:
+    if row['arm'] == base and row['seed'] == 0:
+      row |= {'status': 'diverged', 'result': {}}
+  assert {one['verdict'] for one in stats.analyse(study, rows)['effects']} == {'undecided'}

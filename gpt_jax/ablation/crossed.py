@@ -29,14 +29,16 @@ def main_effects(study, values, diverged=None):
   if study.get('plan') not in CROSSED:
     return []
   compare = _fitted if study['plan'] == 'fractional' else _matched
-  found, pairs, lost = [], [], []
+  found, pairs, lost, flattered = [], [], [], []
   scaled = rungs.RESOURCES if 'size' in study['factors'] else ()
   for factor in (name for name in study['factors'] if name not in scaled):
     for level, against, names, pair in compare(study['arms'], factor, values):
       found.append({'factor': factor, 'level': level, 'against': against, 'arms': len(names)})
       pairs.append(pair)
-      lost.append(sum((diverged or {}).get(name, 0) for name in names))
-  judged = inference.judge(pairs, study['better'], float(study['tolerance']), lost)
+      others = [arm['name'] for arm in study['arms'] if arm['levels'][factor] == against]
+      for side, sums in ((names, lost), (others, flattered)):
+        sums.append(sum((diverged or {}).get(name, 0) for name in side))
+  judged = inference.judge(pairs, study['better'], float(study['tolerance']), lost, flattered)
   return [about | one for about, one in zip(found, judged, strict=True)]
 
 

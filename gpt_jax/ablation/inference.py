@@ -135,7 +135,7 @@ def pairing(value_N, base_N):
 # ------------------------------------------------------------------------------------- verdicts
 
 
-def judge(comparisons, better='lower', tolerance=0.0, diverged=()):
+def judge(comparisons, better='lower', tolerance=0.0, diverged=(), base_diverged=()):
   """One family of comparisons -> a list of verdicts, in order.
 
   Args:
@@ -144,13 +144,15 @@ def judge(comparisons, better='lower', tolerance=0.0, diverged=()):
     tolerance: the smallest difference that matters, in units of the metric; 0 = any.
     diverged: how many runs of each comparison's arm diverged, () = none. The others are a selection
       that flatters the arm: its verdict is 'diverged', whatever they say.
+    base_diverged: the same of the baselines. What is left flatters the baseline, so that an arm may
+      still be 'better', and otherwise is 'undecided'.
 
   Returns:
     list of {n, seeds, difference (arm - base), interval, bootstrap, p, p_holm, p_equivalence,
     verdict, seeds_needed (more, 0 = decided, None = unknown or too many), se_paired, se_unpaired,
-    pairing_gain, diverged}. verdict: 'no difference' (shown to be smaller than the tolerance,
-    though it may differ from 0), 'better', 'worse', 'undecided' or 'diverged'; the chance of any
-    false 'better' or 'worse' in the family is at most 5 %.
+    pairing_gain, diverged, base_diverged}. verdict: 'no difference' (shown to be smaller than the
+    tolerance, though it may differ from 0), 'better', 'worse', 'undecided' or 'diverged'; the
+    chance of any false 'better' or 'worse' in the family is at most 5 %.
   """
   found = [_compare(*pair, tolerance) for pair in comparisons]
   tested = [one for one in found if one['p'] is not None]
@@ -158,10 +160,14 @@ def judge(comparisons, better='lower', tolerance=0.0, diverged=()):
     for one, p in zip(tested, holm([one[key] for one in tested]), strict=True):
       one[adjusted] = p
   open_ones = sum(one['p_holm'] > ALPHA for one in tested)
-  for one, lost in zip(found, diverged or [0] * len(found), strict=True):
-    one |= {'verdict': 'diverged' if lost else _verdict(one, better), 'diverged': lost}
-    sd, undecided = one.pop('sd'), one['verdict'] == 'undecided'
-    one['seeds_needed'] = None if one['p'] is None or lost else 0
+  none = [0] * len(found)
+  for one, lost, flattered in zip(found, diverged or none, base_diverged or none, strict=True):
+    verdict = 'diverged' if lost else _verdict(one, better)
+    if flattered and verdict in ('worse', 'no difference'):
+      verdict = 'undecided'
+    one |= {'verdict': verdict, 'diverged': lost, 'base_diverged': flattered}
+    sd, undecided = one.pop('sd'), verdict == 'undecided' and not flattered
+    one['seeds_needed'] = None if one['p'] is None or lost or flattered else 0
     if undecided and one['p'] is not None:
       one['seeds_needed'] = more_seeds(
         one['n'], one['difference'], sd, tolerance, ALPHA / max(1, open_ones)

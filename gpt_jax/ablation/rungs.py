@@ -107,7 +107,7 @@ def by_rung(study, values, diverged=None):
   base = next(arm['levels'] for arm in study['arms'] if arm['is_baseline'])
   grouped, own = _grouped(study['arms']), _label(base)
   at_base = {rung(arm): arm for arm in grouped[own]}
-  found, pairs = [], []
+  found, pairs, against_of = [], [], []
   for others, arms in grouped.items():
     for arm in sorted(arms, key=lambda arm: arm['parameters']):
       if others != own and rung(arm) in at_base:
@@ -117,8 +117,12 @@ def by_rung(study, values, diverged=None):
         about = {'arm': arm['name'], 'levels': _label(changed), 'size': size}
         found.append(about | {'parameters': against['parameters']})
         pairs.append((values.get(arm['name'], {}), values.get(against['name'], {})))
-  lost = [(diverged or {}).get(one['arm'], 0) for one in found]
-  judged = inference.judge(pairs, study['better'], float(study['tolerance']), lost)
+        against_of.append(against['name'])
+  lost, flattered = (
+    [(diverged or {}).get(name, 0) for name in names]
+    for names in ([one['arm'] for one in found], against_of)
+  )
+  judged = inference.judge(pairs, study['better'], float(study['tolerance']), lost, flattered)
   return [one | verdict for one, verdict in zip(found, judged, strict=True)]
 
 

@@ -82,7 +82,8 @@ def _judged(study, values, diverged, scaling):
     others = [arm['name'] for arm in study['arms'] if arm is not base]
     pairs = [(values.get(name, {}), values.get(base['name'], {})) for name in others]
     lost = [diverged[name] for name in others]
-    everything = inference.judge(pairs, study['better'], float(study['tolerance']), lost)
+    flattered = [diverged[base['name']]] * len(others)
+    everything = inference.judge(pairs, study['better'], float(study['tolerance']), lost, flattered)
     judged = dict(zip(others, everything, strict=True))
   return judged, sum(one['p'] is not None for one in everything)
 
@@ -265,7 +266,9 @@ def _sentence(one, metric, tolerance):
   if verdict == 'no difference':
     return f'{name} is no different by more than {tolerance:g}: {numbers}{lost}.'
   needs = ''
-  if verdict == 'undecided':
+  if one['base_diverged']:
+    needs = f'; the baseline diverged in {one["base_diverged"]} runs, and the others flatter it'
+  elif verdict == 'undecided':
     more = one['seeds_needed']
     needs = f'about {more} more seed{"s" * (more > 1)}' if more else 'more seeds than is sensible'
     needs = f'; needs {needs}'
