@@ -6,6 +6,7 @@ never lets the device idle. Seconds are the run's share of the machine's time.
 
 import hashlib
 import json
+import math
 import time
 
 import jax
@@ -87,10 +88,10 @@ class Ledger:
     self.pending, self.lap, tokens = [], 0.0, counts['tokens']
     self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
     self.targets += counts.get('targets', 0.0)
-    means = {k: float(values.pop(k).mean()) for k in ('loss', 'objective')}
+    skipped = values['skipped']
+    means = {k: mean_of(values.pop(k), skipped == 0) for k in ('loss', 'objective')}
     means |= scalars_of(values)
     found = {k: values.pop(k) for k in GUARDED if k in values}
-    skipped = found['skipped']
     scalars = {k: float(v[-1]) for k, v in values.items()} | means | self.counts()
     scalars |= {f'{self.unit}_per_second': tokens / seconds, 'step_seconds': seconds / len(skipped)}
     if skipped.any():
@@ -115,6 +116,11 @@ class Ledger:
       'replicas': self.replicas,
       f'{self.unit}_per_second': self.tokens / self.seconds if self.seconds else None,
     }
+
+
+def mean_of(value_S, accepted_S):
+  """Mean over the steps that were not skipped: one NaN that changed nothing is no divergence."""
+  return float(value_S[accepted_S].mean()) if accepted_S.any() else math.nan
 
 
 def tail(lines, steps, unit='tokens'):

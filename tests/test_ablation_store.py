@@ -73,6 +73,7 @@ RESULT = {'steps': 3, 'valid_loss': 1.0}
     ({'config': {'a': 1}}, {}, 'unfinished', ''),
     ({'config': {'a': 1}, 'result': RESULT}, {'outcome': 'killed'}, 'done', ''),
     ({'config': {'a': 1}, 'result': RESULT | {'valid_loss': math.nan}}, {}, 'diverged', 'nan'),
+    ({'config': {'a': 1}, 'result': RESULT | {'loss': math.nan}}, {}, 'done', ''),
     ({'config': {'a': 1}, 'events': [START]}, {'outcome': 'stopped'}, 'unfinished', ''),
     ({'config': {'a': 1}, 'events': [START]}, {'outcome': 'killed', 'message': 'oom'}, 'killed',
      'oom'),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import runs, skips, step, train
+from gpt_jax import ledger, runs, skips, step, train
 from gpt_jax.sharding import to_devices
 from tests import models, tiny_runs
 from tests.tiny_runs import assert_two_lines, experiment
@@ -154,6 +154,18 @@ def test_an_inf_in_one_leaf_before_clipping(batches):
   assert scalars['skipped'] == 1
   jax.tree.map(np.testing.assert_array_equal, new, params)
   assert_same(after, state)
+
+
+@pytest.mark.parametrize(('losses', 'mean'), [((2.0, math.nan, 4.0), 3.0), ((math.nan,), math.nan)])
+def test_a_skipped_step_has_no_part_in_the_loss_that_is_logged(losses, mean):
+  counts = ledger.Ledger('tokens', 1)
+  for n, loss in enumerate(losses):
+    found = dict(loss=loss, objective=loss, skipped=float(math.isnan(loss)), tokens=8.0)
+    counts.charge(0.1)
+    counts.add(n + 1, {name: jnp.float32(value) for name, value in found.items()})
+  _, scalars, _ = counts.fetch(lambda values: {})
+  np.testing.assert_equal(scalars['loss'], mean)
+  assert scalars['skipped'] == 1 and scalars['tokens'] == 8 * len(losses)
 
 
 def far_off(batch):

@@ -138,10 +138,10 @@ def cut(folder, since):
 
 def judged(result, metric):
   """-> (status, message, result) of a result that can be read."""
-  for name in (metric, 'valid_loss', 'loss'):
-    value = result.get(name)
-    if isinstance(value, float) and not math.isfinite(value):
-      return 'diverged', f'{name} is {value}', result
+  name = metric if metric in result else 'valid_loss'
+  value = result.get(name)
+  if isinstance(value, float) and not math.isfinite(value):
+    return 'diverged', f'{name} is {value}', result
   return 'done', '', result
 
 
