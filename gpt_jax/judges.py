@@ -14,14 +14,13 @@ import dataclasses
 import functools
 import hashlib
 import io
-import os
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import metrics, sound_metrics
+from gpt_jax import metrics, records, sound_metrics
 
 VERSION = 4  # of what a fit gives for equal data: raise it when a judge learns otherwise
 MOST_PIXELS = 32  # images are averaged down until no side is longer
@@ -62,9 +61,7 @@ class Judge:
     np.savez(content, labels=self.labels, **{f'w_{k}': v for k, v in self.weights.items()})
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f'.{os.getpid()}.part')
-    part.write_bytes(content.getvalue())
-    part.replace(path)
+    records.write_atomically(path, content.getvalue())
 
   @classmethod
   def load(cls, path):

@@ -7,11 +7,12 @@ saved folder that was altered is refused. No pickle anywhere: JSON, and Sentence
 import functools
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
+
+from gpt_jax import records
 
 DESCRIPTION = 'text.json'  # kind, size, specials and digests; the content lies beside it
 
@@ -192,6 +193,4 @@ def write_file(path, content: bytes) -> None:
   """Write a file whole or not at all, making its folder."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
-  partial.write_bytes(content)
-  os.replace(partial, path)
+  records.write_atomically(path, content)
