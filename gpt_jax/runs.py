@@ -78,6 +78,12 @@ def changes(old, new):
   return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def settled(config):
+  """The config to go on with: data that were reset once are not to be reset again."""
+  data = config.get('data', {})
+  return {**config, 'data': {**data, 'reset': False}} if data.get('reset') else config
+
+
 def check_workdir(workdir, config, *, free=()):
   """Says whether a training with this config would start a 'new' run there or 'resume' one.
 
@@ -214,6 +220,7 @@ class Run:
       records.write_json(folder / 'config.json', config)
     elif changed := changes(read_config(folder), config):
       info['changed'] = changed
+      records.write_json(folder / 'config.json', settled(config))  # what the run is from now on
     self._metrics = records.StepLines(folder / 'metrics.jsonl', resume_step)
     self._writers.insert(0, self._write_metrics)
     self._probes = None  # lines of probes.jsonl, if there are any
