@@ -428,7 +428,7 @@ def main(argv):
           file=sys.stderr)  # fmt: skip
     return BAD_ARGUMENTS
   if sys.platform == 'linux' and not ALLOCATOR.keys() & os.environ.keys():
-    os.execve(sys.executable, [sys.executable, *argv], os.environ | ALLOCATOR)
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | ALLOCATOR)
   logging.set_verbosity(logging.ERROR)
   if VERBS[argv[1]][0] in (train, ablate) and '--dry_run' not in argv:  # that has nothing to save
     watcher()  # before anything slow: from now on a signal means to save and leave
