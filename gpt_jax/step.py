@@ -149,7 +149,7 @@ def loss_fn(model, batch, weight, hyper, key, tap_BTD=None, restricted=None):
   )
   if tap_BTD is not None:
     x_BTD = x_BTD + tap_BTD.astype(x_BTD.dtype)
-  logits_BTV, mask_BT = model.logits(x_BTD), batch['loss_mask_BT']
+  logits_BTV, mask_BT = model.logits(x_BTD, exact=False), batch['loss_mask_BT']
   if restricted is not None:
     logits_BTV = losses.restrict(logits_BTV, batch['target_ids_BT'], restricted)
   loss_BT, nats_BT = losses.objective(logits_BTV, batch['target_ids_BT'], model.cfg.vocab, hyper)

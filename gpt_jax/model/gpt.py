@@ -188,11 +188,11 @@ class GPT(nnx.Module):
     x_BTD, auxes = jax.lax.scan(body, x_BTD, (self.blocks, jnp.arange(cfg.layers), window_L))
     return x_BTD, None, jax.tree.map(jnp.mean, auxes)
 
-  def logits(self, x_BTD):
+  def logits(self, x_BTD, exact=True):
     """Head: float32 logits, soft-capped, padding columns at -1e30.
 
-    The matmul stays in the compute dtype and is cast after: asking for a float32 product would make
-    both backward matmuls float32, 10 to 18 % of a GPU step.
+    exact: sums leave the product as float32; of logits near -100, bfloat16 keeps half a nat. Not in
+    training, where that would make both backward matmuls float32, 10 to 18 % of a GPU step.
     """
     cfg = self.cfg
     table_VD = self.embed_VD if self.head_VD is None else self.head_VD
@@ -200,7 +200,8 @@ class GPT(nnx.Module):
       x_BTD = x_BTD * (1 / cfg.growth)  # muP's output multiplier
     few = platform() == 'cpu' and x_BTD.shape[0] * x_BTD.shape[1] <= FEW_ROWS
     product = nn.weights_left if few else nn.linear
-    logits_BTV = product('BTD,VD->BTV', x_BTD, table_VD).astype(jnp.float32)
+    made = dict(preferred_element_type=jnp.float32) if exact else {}
+    logits_BTV = product('BTD,VD->BTV', x_BTD, table_VD, **made).astype(jnp.float32)
     if cfg.logit_softcap:
       logits_BTV = cfg.logit_softcap * jnp.tanh(logits_BTV / cfg.logit_softcap)
     if cfg.V != cfg.vocab:

@@ -250,23 +250,26 @@ def outputs_first(module):
   return jax.tree.map(turn, module, is_leaf=is_param)
 
 
-def linear(subscripts, x, w, bias=None):
-  """einsum with a parameter, plus an optional bias over the last axes.
+def linear(subscripts, x, w, bias=None, **options):
+  """einsum with a parameter, plus an optional bias over the last axes; options of jnp.einsum.
 
   The parameter may be as of `outputs_first`; its axes say so.
   """
   turned = OUTPUTS_FIRST.get(subscripts.partition(',')[2].partition('->')[0])
   left = turned is not None and w.axes == turned
-  y = weights_left(subscripts, x, w) if left else jnp.einsum(subscripts, x, w[...])
+  if left:
+    y = weights_left(subscripts, x, w, **options)
+  else:
+    y = jnp.einsum(subscripts, x, w[...], **options)
   return y if bias is None else y + over(bias, y)
 
 
-def weights_left(subscripts, x, w):
+def weights_left(subscripts, x, w, **options):
   """The same einsum with the weights as the left operand, whatever the order of their axes."""
   given, made = subscripts.partition(',')[0], subscripts.partition('->')[2]
   new = ''.join(a for a in made if a not in given)  # the axes that the product makes
   old = made.removesuffix(new)
-  y = jnp.einsum(f'{w.axes},{given}->{new}{old}', w[...], x)
+  y = jnp.einsum(f'{w.axes},{given}->{new}{old}', w[...], x, **options)
   return jnp.moveaxis(y, range(len(new)), range(-len(new), 0))
 
 
