@@ -14,12 +14,13 @@ width. Weight decay is left out of it, so that its strength does not depend on t
 Sources: AdamW (Loshchilov & Hutter 2019), Lion (Chen et al. 2023), Adafactor (Shazeer & Stern
 2018), Muon (Jordan et al. 2024, with the RMS-matching scale of Liu et al. 2025, section 2.2), WSD
 (Hu et al. 2024, section 4), muP (Yang et al. 2022, table 8 and appendix B.3; for Muon the spectral
-condition of Yang, Simon & Bernstein 2023, equation 1).
+condition of Yang, Simon & Bernstein 2023, equation 1), stochastic rounding (Gupta et al. 2015).
 """
 
 import dataclasses
 import math
 import re
+import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -139,7 +140,7 @@ class Optimizer:
         u = u * self.mup[path]
       if path in self.decays:
         u = u + hyper['weight_decay'] * params32[path]
-      return (params32[path] - lr * self.multipliers[path] * u).astype(p.dtype)
+      return rounded(params32[path] - lr * self.multipliers[path] * u, p.dtype, path, state.updates)
 
     new_params = {path: step(path, p) for path, p in params.items()}
     ema = state.ema
@@ -162,6 +163,21 @@ class Optimizer:
 def in_float32(params):
   """A dict of arrays as float32."""
   return {path: p.astype(jnp.float32) for path, p in params.items()}
+
+
+def rounded(x, dtype, path, count):
+  """float32 x as float32, or stochastically as bfloat16: up or down by chance, right on average.
+
+  Rounded to the nearest, a weight of 0.02 would never move by less than 4e-5, however many updates
+  there are. path and count make the chance: no two draws are alike, and a resumed run has the same.
+  Source: Gupta et al. 2015, section 3.
+  """
+  if dtype == jnp.float32:
+    return x
+  key = jax.random.fold_in(jax.random.key(zlib.crc32(path.encode())), count)
+  below = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)  # the half that is cut off
+  bits = (jax.lax.bitcast_convert_type(x, jnp.uint32) + below) & jnp.uint32(0xFFFF0000)
+  return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(dtype)
 
 
 def parse_multiplier(entry):
@@ -289,8 +305,15 @@ def lion(cfg, axes):
 
 
 def muon(cfg, axes):
-  """Orthogonalised momentum at AdamW's RMS for the layers' matrices; AdamW for the rest."""
-  matrices = {path: matrix_axes(letters) for path, letters in axes.items()}
+  """Orthogonalised momentum at AdamW's RMS for matrices of layers and inputs; AdamW for the rest.
+
+  Not tables and heads, nor what only looks like a matrix: a router's scores, the taps of a window.
+  """
+  inner = lambda letters: letters.lstrip('LE')
+  matrices = {
+    path: None if set(inner(letters)) & set('EW') else matrix_axes(letters)
+    for path, letters in axes.items()
+  }
   labels = {path: 'muon' if numbers else 'adamw' for path, numbers in matrices.items()}
 
   def dimension_numbers(tree):

@@ -15,9 +15,9 @@ from gpt_jax.optim import OptimConfig, Optimizer
 AXES = {
   'embed_VD': 'VD', 'blocks/attention/wq_DHK': 'LDHK', 'blocks/attention/wo_HKD': 'LHKD',
   'blocks/mlp/down_FD': 'LFD', 'blocks/mlp/up_EDF': 'LEDF', 'blocks/norm/scale': 'LD',
-  'bias_F': 'F',
+  'blocks/mlp/router_DE': 'LDE', 'window_WD': 'WD', 'bias_F': 'F',
 }  # fmt: skip
-SIZES = dict(L=2, E=3, D=8, H=2, K=4, F=12, V=10)
+SIZES = dict(L=2, E=3, D=8, H=2, K=4, F=12, V=10, W=3)
 MATRICES = {path for path, axes in AXES.items() if path not in ('blocks/norm/scale', 'bias_F')}
 
 
@@ -297,6 +297,20 @@ def test_weights_in_bfloat16_have_moments_and_averages_in_float32(name):
   dtypes = lambda tree: jax.tree.map(lambda x: x.dtype.name, tree)
   assert dtypes(update[:2]) == (dtypes(params), dtypes(state))
   assert set(jax.tree.leaves(dtypes(state))) == {'float32', 'int32'}
+
+
+def test_weights_in_bfloat16_follow_updates_that_are_smaller_than_their_rounding():
+  """Rounded to the nearest, weights of 0.02 would stay where they are for ever."""
+  optimizer = make(name='adamw', lr=3e-5)
+  ones = lambda x, dtype: {path: jnp.full_like(p, x, dtype) for path, p in random(0).items()}
+  params, state, moved = ones(0.02, jnp.bfloat16), optimizer.init(ones(0.02, jnp.float32)), []
+  update = jax.jit(optimizer.update)
+  for _ in range(100):
+    params, state, _ = update(ones(1.0, jnp.float32), state, params, hyper_of(optimizer))
+    moved.append(np.mean([np.float32(p).mean() for p in params.values()]) - 0.02)
+  assert moved[-1] == pytest.approx(-100 * 3e-5, rel=0.1)
+  assert moved[49] == pytest.approx(-50 * 3e-5, rel=0.15)
+  assert len({float(x) for x in np.ravel(params['embed_VD'])}) > 3  # each by a chance of its own
 
 
 # -------------------------------------------------------------------------------- lr_multipliers
