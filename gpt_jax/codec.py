@@ -38,10 +38,14 @@ class Items:
   Batch i is a pure function of (seed, i).
   """
 
-  def __init__(self, count, batch_size, seed, gather, content, share=(0, 1)):
-    """share: (index, count) of the equal part of each batch that this process makes."""
+  def __init__(self, count, batch_size, seed, gather, content, share=(0, 1), index=None):
+    """gather: index_B -> batch.
+
+    share: (index, count) of the equal part of each batch that this process makes. index: place_B of
+    the endless order -> index_B, where items are not `count` that take turns.
+    """
     self.count, self.batch_size, self.seed, self.gather = count, batch_size, seed, gather
-    self.share = share
+    self.share, self._index = share, index or self._shuffled
     self._next = 0
     self.fingerprint = dict(count=count, batch_size=batch_size, seed=seed, content=content)
 
@@ -61,14 +65,14 @@ class Items:
     size = self.batch_size // count
     first = number * self.batch_size + index * size
     place_B = np.arange(first, first + size)
-    return self.gather(self._index(place_B), place_B)
+    return self.gather(self._index(place_B))
 
   def identify(self, number):
     """{'items': their numbers} of batch `number`, for all processes."""
     place_B = np.arange(number * self.batch_size, (number + 1) * self.batch_size)
     return {'items': self._index(place_B).tolist()}
 
-  def _index(self, place_B):
+  def _shuffled(self, place_B):
     """Which items are at these places of the endless order."""
     epoch_B, rank_B = np.divmod(place_B, self.count)
     orders = {e: self._order(int(e)) for e in np.unique(epoch_B)}
@@ -150,10 +154,10 @@ class Codec:
     found = {name: value * share for name, value in found.items()}
     return loss * share, found | {'loss': loss * share, 'statistics': statistics}
 
-  def batches(self, count, gather, content):
-    """The loader of so many items; gather: (index_B, place_B) -> batch."""
+  def batches(self, count, gather, content, index=None):
+    """The loader of so many items; arguments as of Items."""
     size, seed = self.cfg.train.batch_size, self.cfg.train.seed
-    return Items(count, size, seed, gather, content, share(self.mesh))
+    return Items(count, size, seed, gather, content, share(self.mesh), index)
 
   def has_valid(self):
     """Whether anything is held out."""
@@ -162,7 +166,7 @@ class Codec:
   def example(self):
     """A batch, to trace the step with."""
     rows = np.zeros(self.cfg.train.batch_size, np.int64)
-    return self.loader.gather(rows, rows)
+    return self.loader.gather(rows)
 
   def save(self):
     """A run folder needs nothing besides checkpoints."""
@@ -248,7 +252,7 @@ class ImageCodec(Codec):
     self.images = self.items('train')
     self.held_out = self.items('valid') if self.has_valid() else ()
     content = hashlib.sha256(self.images).hexdigest()
-    gather = lambda index_B, place_B: {'images_BYXA': self.images[index_B]}
+    gather = lambda index_B: {'images_BYXA': self.images[index_B]}
     self.loader = self.batches(len(self.images), gather, content)
     return image.autoencoder_config(self.cfg.image)
 
@@ -318,13 +322,13 @@ class AudioCodec(Codec):
         'fix: give more sound'
       )
 
-    def gather(index_B, place_B):
-      start_B = scramble(seed, place_B) % np.uint64(len(self.frames_JM) - crop)
-      return {'frames_BJM': self.frames_JM[start_B.astype(np.int64)[:, None] + np.arange(crop)]}
+    starts = np.uint64(len(self.frames_JM) - crop)
+    index = lambda place_B: (scramble(seed, place_B) % starts).astype(np.int64)
+    gather = lambda start_B: {'frames_BJM': self.frames_JM[start_B[:, None] + np.arange(crop)]}
 
     content = hashlib.sha256(self.frames_JM).hexdigest()
     count = len(self.frames_JM) // crop
-    self.loader = self.batches(count, gather, content)
+    self.loader = self.batches(count, gather, content, index)
     return codec_cfg
 
   def items(self, split):
