@@ -44,8 +44,12 @@ def printable(text):
 
 
 def fields(metrics, eta=''):
-  """[(label, text)] of the metrics worth a place on the console: losses and scores first."""
+  """[(label, text)] of the metrics worth a place on the console: losses and scores first.
+
+  Training losses of single sources, which may be many, are in metrics.jsonl alone.
+  """
   scores = [name for name in metrics if 'loss' in name or name.startswith(('valid', 'eval'))]
+  scores = [name for name in scores if not name.startswith('loss/source/')]
   shown = [(name, decimals(metrics[name])) for name in scores]
   known = {**metrics, 'eta': eta} if eta else metrics
   return shown + [(label, show(known[key])) for key, label, show in COLUMNS if key in known]

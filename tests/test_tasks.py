@@ -407,6 +407,8 @@ def test_perplexity_of_documents(new):
   assert dim == pytest.approx(math.log2(17), rel=0.05)
   assert nats['image']['value'] == pytest.approx(math.log(new.tokenizers.vocabulary.size), rel=0.05)
   assert [r for r in rows if r['source'] == 'name' and 'modality' in r] == []
+  in_bits = {r['modality']: r['value'] for r in parts if r['metric'] == 'bits_per_token'}
+  assert in_bits == {m: pytest.approx(r['value'] / math.log(2)) for m, r in nats.items()}
   with pytest.raises(ValueError) as error:
     evaluate.run(new, ['perplexity'], stride=4)
   assert_two_lines(error.value, 'stride=4')
