@@ -163,7 +163,7 @@ def test_labels(new):
 @pytest.mark.parametrize('answers', ['abcabc', 'aab', 'aabb', 'abcd', 'aaaab'])
 def test_another_example_has_another_answer(answers):
   wanted = list(answers)
-  other = answer.derangement(wanted)
+  other = common.derangement(wanted)
   assert sorted(other) == list(range(len(wanted)))
   same = sum(wanted[i] == wanted[j] for i, j in enumerate(other))
   most = max(collections.Counter(wanted).values())
@@ -225,7 +225,10 @@ def test_a_task_whose_library_is_missing_is_refused_or_left_out(oracle, monkeypa
 
 def test_drawings_that_are_real_training_images(oracle):
   """Right, varied, close to real, and caught as copies."""
-  found = table(evaluate.run(oracle, ['draw'], limit=60))
+  rows = evaluate.run(oracle, ['draw'], limit=60)
+  found, shuffled = table(rows), table(rows, control='shuffled')
+  assert set(shuffled) == {'accuracy', 'accuracy_by_pixels'}
+  assert max(row['value'] for row in shuffled.values()) <= found['accuracy']['chance']
   assert found['accuracy']['n'] == 60
   assert found['accuracy']['chance'] <= 0.25
   # The same word always gets the same training image: right, but one of each.
@@ -252,8 +255,10 @@ def test_descriptions_that_are_no_classes_are_retrieved(oracle, monkeypatch):
   monkeypatch.setattr(common, 'MOST_CLASSES', 5)
   real = common.pixels(oracle, common.examples(oracle, 'draw', 'valid', 30))
   monkeypatch.setattr(Oracle, 'generate', lambda *args, **kwargs: list(real))
-  found = table(evaluate.run(oracle, ['draw'], limit=30))
+  rows = evaluate.run(oracle, ['draw'], limit=30)
+  found, shuffled = table(rows), table(rows, control='shuffled')
   assert found['mrr']['value'] == found['recall@1']['value'] == 1
+  assert shuffled['recall@1']['value'] == 0 and shuffled['mrr']['value'] < 0.5
   assert found['mrr']['chance'] == pytest.approx(sum(1 / k for k in range(1, 31)) / 30)
   assert found['recall@5']['chance'] == pytest.approx(5 / 30)
   assert 'accuracy' not in found
@@ -263,6 +268,7 @@ def test_speech(oracle):
   rows = evaluate.run(oracle, ['speak'], limit=12)
   found = table(rows)
   assert found['tone_accuracy']['value'] == 1
+  assert table(rows, control='shuffled')['tone_accuracy']['value'] == 0
   assert 'accuracy' not in found  # the source has an exact decoder, which no judge need guess at
   distance = found['mel_cepstral_distortion']
   assert distance['value'] < distance['chance']
@@ -288,7 +294,10 @@ def test_speakers(oracle, monkeypatch):
 
   monkeypatch.setattr(common, '_examples', with_speaker)
   subject = dataclasses.replace(oracle, caches={})
-  found = table(evaluate.run(subject, ['speak'], limit=12))
+  rows = evaluate.run(subject, ['speak'], limit=12)
+  found, shuffled = table(rows), table(rows, control='shuffled')
+  assert shuffled['accuracy']['value'] == shuffled['accuracy_by_neighbour']['value'] == 0
+  assert shuffled['speaker_accuracy']['value'] <= found['speaker_accuracy']['chance']
   assert 'tone_accuracy' not in found
   assert found['accuracy']['value'] == found['accuracy_by_neighbour']['value'] == 1
   assert found['speaker_accuracy']['value'] > found['speaker_accuracy']['chance']
@@ -297,7 +306,9 @@ def test_speakers(oracle, monkeypatch):
 def test_generative_classification(oracle, monkeypatch):
   rows = evaluate.run(oracle, ['classify'], limit=30)
   found = table(rows, source='draw')
-  assert found['accuracy']['value'] == 1
+  shuffled = table(rows, source='draw', control='shuffled')
+  assert found['accuracy']['value'] == 1 and shuffled['accuracy']['value'] == 0
+  assert shuffled['information']['value'] < -20  # 20 nats less for the wrong one
   information = found['information']
   assert information['value'] == pytest.approx(math.log2(10), abs=0.3)
   assert information['baseline'] == pytest.approx(math.log2(10), abs=0.01)
@@ -356,7 +367,9 @@ def test_composition(oracle, monkeypatch):
 
   monkeypatch.setattr(Oracle, 'generate', generate)
   rows = evaluate.run(oracle, ['cross'], limit=20)
-  found = {row['way']: row for row in rows}
+  found = {row['way']: row for row in rows if 'control' not in row}
+  shuffled = {row['way']: row['value'] for row in rows if 'control' in row}
+  assert shuffled == {'image to audio': 0, 'audio to image': pytest.approx(0, abs=0.15)}
   assert set(found) == {'image to audio', 'audio to image'}
   assert found['image to audio']['value'] == 1
   assert found['audio to image']['value'] >= 0.7

@@ -50,7 +50,7 @@ def judged(subject, add, train, names, made, real, decoded):
   for kind, suffix in (('image', ''), ('pixels', '_by_pixels')):
     judge = common.judge(subject, kind, *train)
     ceiling, _ = judge.accuracy(real, names)
-    common.add_accuracy(
+    common.add_judged(
       add, f'accuracy{suffix}', judge.predict(made), names, chance=chance, baseline=ceiling
     )
     common.add_accuracy(

@@ -40,7 +40,8 @@ def run(subject, source, split, limit, **sampling):
     names = [str(example.record['label']) for example in found]
     for of, some in sounds.items():
       decoded = [decode(wave, audio.sample_rate) for wave in some]
-      common.add_accuracy(add, 'tone_accuracy', decoded, names, chance=0.1, **about(of))
+      row = common.add_accuracy if of else common.add_judged
+      row(add, 'tone_accuracy', decoded, names, chance=0.1, **about(of))
   for metric, field in (('accuracy', common.label_field(train)), ('speaker_accuracy', SPEAKER)):
     if metric == 'accuracy' and decode is not None:
       continue
@@ -68,15 +69,11 @@ def judged(subject, add, metric, train, names, real, sounds):
     judge = common.judge(subject, kind, *train)
     ceiling, _ = judge.accuracy(real, names)
     for of, some in sounds.items() if not suffix else [('', sounds[''])]:
-      common.add_accuracy(
-        add,
-        metric + suffix,
-        judge.predict(some),
-        names,
-        chance=chance,
-        baseline=ceiling,
+      row = common.add_accuracy if of else common.add_judged
+      row(
+        add, metric + suffix, judge.predict(some), names, chance=chance, baseline=ceiling,
         **about(of),
-      )
+      )  # fmt: skip
 
 
 def distances(add, real, sounds, rate):
