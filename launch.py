@@ -2,7 +2,8 @@
 
   launch.py train    [--config=FILE[:args]] [--workdir=DIR] [--config.key=value ...]
   launch.py sample   --workdir=DIR [--prompt=TEXT] [--image=FILE] [--audio=FILE]
-                     [--to=text|image|audio|any] [--out=PATH] [--temperature=X --guidance=G ...]
+                     [--to=text|image|audio|any] [--source=NAME] [--out=PATH]
+                     [--temperature=X --guidance=G ...]
   launch.py evaluate --workdir=DIR [--tasks=a,b|all --split=valid|test --limit=N --guidance=G ...]
   launch.py import   --source=DIR-or-hub-id --workdir=DIR
   launch.py export   --workdir=DIR --out=DIR
@@ -81,6 +82,7 @@ def sample_flags():
   flags.DEFINE_string('prompt', '', 'text to continue or to make something of')
   flags.DEFINE_multi_string('image', [], 'picture file to read; may be repeated')
   flags.DEFINE_multi_string('audio', [], 'sound file to read; may be repeated')
+  flags.DEFINE_string('source', '', 'of data.mixture: whose form to use, where several fit')
   flags.DEFINE_multi_string('stop', [], 'end a text before this string; may be repeated')
   flags.DEFINE_enum('to', 'text', list(ENDS), 'what to make; any: text with pictures and sounds')
   flags.DEFINE_bool('stream', True, 'print a single text while it grows')
@@ -102,7 +104,7 @@ def sample(argv):
   run, to = trained.load(FLAGS.workdir), FLAGS.to
   chosen = chosen_sampling()
   cfg = dataclasses.replace(run.cfg.sample, **chosen)
-  prompt = prompts.prompt(run, FLAGS.prompt, FLAGS.image, FLAGS.audio, to, cfg.begin)
+  prompt = prompts.prompt(run, FLAGS.prompt, FLAGS.image, FLAGS.audio, to, cfg.begin, FLAGS.source)
   cfg = prompts.settle(run, [prompt], cfg, to, 'max_new_tokens' in chosen)
   if to != 'text':
     return sample_media(run, prompt, cfg)

@@ -60,7 +60,7 @@ def chosen(templates, text='', images=(), sounds=(), to='text'):
     (['{x:image}'], dict(to='image'), []),  # a document that begins with an image
     (['{p:parts}'], dict(text='A cat:', to='image'), [('text', 'A cat:')]),
     (['{p:parts}'], dict(text='A cat:', to='any'), [('text', 'A cat:')]),
-    ([READ, '{x:patches} -> {name}'], dict(images=[IMAGE]), [('image', IMAGE)]),  # the first
+    ([READ, '{y:image} -> {label}'], dict(images=[IMAGE]), [('image', IMAGE)]),  # read alike
   ],
 )
 def test_the_form_gives_order_words_and_kinds(templates, given, expected):
@@ -81,7 +81,20 @@ def test_the_form_gives_order_words_and_kinds(templates, given, expected):
       [TRANSLATE, 'summarise: {text} -> {short}'],
       dict(text='a cat'),
       "'a cat' could be meant for several forms",
-      'give all the words of one: translate en de: {en} -> {de}; summarise: {text} -> {short}',
+      'give all the words of one, or name its source with --source: translate en de: {en} -> {de}; '
+      'summarise: {text} -> {short}',
+    ),
+    (
+      [READ, '{x:patches} -> {name}'],
+      dict(images=[IMAGE]),
+      '1 image could be meant for several forms',
+      'name its source with --source: {x:image} -> {name}; {x:patches} -> {name}',
+    ),
+    (
+      [ASK, '{q} {x:image} -> {a}'],
+      dict(images=[IMAGE], text='why?'),
+      "'why?', 1 image could be meant for several forms",
+      'give all the words of one',
     ),
   ],
 )
@@ -90,6 +103,23 @@ def test_what_was_not_trained_is_refused(templates, given, cause, fix):
     chosen(templates, **given)
   _, second = assert_two_lines(error.value, cause)
   assert fix in second
+
+
+def test_a_source_names_the_form_where_several_fit():
+  mixture = {'codes': Source(template=READ), 'more': Source(template=READ),
+             'whole': Source(template='{x:patches} -> {name}')}  # fmt: skip
+  cfg = SimpleNamespace(data=SimpleNamespace(mixture=mixture))
+  with pytest.raises(ValueError) as error:
+    choose_form(prompts.tasks(cfg), '', [IMAGE], [], 'text')
+  _, fix = assert_two_lines(error.value, '1 image could be meant for several forms')
+  assert fix.endswith('--source: codes {x:image} -> {name}; whole {x:patches} -> {name}')
+  for source, kind in (('more', 'image'), ('whole', 'patches')):
+    first, _ = choose_form(prompts.tasks(cfg, source), '', [IMAGE], [], 'text')
+    assert first == Piece(kind, IMAGE)
+  with pytest.raises(ValueError) as error:
+    prompts.tasks(cfg, 'holes')
+  _, fix = assert_two_lines(error.value, '--source=holes')
+  assert fix == 'fix: use codes, more, whole'
 
 
 # --------------------------------------------------------------------------------- with a model
