@@ -88,8 +88,8 @@ def sample_flags():
   flags.DEFINE_bool('stream', True, 'print a single text while it grows')
   flags.DEFINE_bool('log_probs', False, 'print the mean log-probability a token of each sample')
   flags.DEFINE_string(
-    'out', '', 'text: file that gets one JSON object a line; else a .png or .wav file or a folder, '
-    'default <workdir>/samples'
+    'out', '', 'text: file that gets one JSON object a line; else a .png, .wav or .flac file or '
+    'a folder, default <workdir>/samples',
   )  # fmt: skip
   sampling_flags()
 

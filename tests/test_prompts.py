@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -358,10 +359,30 @@ def test_pictures_are_enlarged_and_sounds_keep_their_rate(tmp_path):
   np.testing.assert_allclose(wave, WAVE, atol=1e-4)
 
 
+def test_sounds_are_written_as_flac(tmp_path, monkeypatch):
+  sounds = [Piece('audio', np.tile(WAVE, 300) * 1.5)] * 2
+  files = outfiles.OutFiles(str(tmp_path / 'x.flac'), '', 'audio', 2)
+  paths = [files.write(sound, 8000) for sound in sounds]
+  assert [path.name for path in paths] == ['x_0.flac', 'x_1.flac']
+  assert paths[0].read_bytes()[:4] == b'fLaC'
+  plain = outfiles.OutFiles(str(tmp_path / 'x.wav'), '', 'audio', 1).write(sounds[0], 8000)
+  waves = [media.read_sound(str(path), 8000)[0] for path in (paths[0], plain)]
+  np.testing.assert_array_equal(*waves)
+  with pytest.raises(ValueError) as error:
+    files.write(sounds[0], 10**6)
+  assert_two_lines(error.value, 'FLAC cannot hold 1000000 Hz')
+  monkeypatch.setitem(sys.modules, 'soundfile', None)
+  with pytest.raises(ValueError) as error:
+    outfiles.OutFiles(str(tmp_path / 'x.flac'), '', 'audio', 1)
+  _, fix = assert_two_lines(error.value, 'FLAC needs the package soundfile')
+  assert 'pip install soundfile' in fix
+
+
 @pytest.mark.parametrize(
   ('out', 'to', 'cause'),
   [
     ('x.wav', 'image', '--out=x.wav is no place for --to=image'),
+    ('x.flac', 'image', '--out=x.flac is no place for --to=image'),
     ('x.png', 'any', '--out=x.png is no place for --to=any'),
     ('/proc/none/x.png', 'image', '--out=/proc/none/x.png cannot be written'),
   ],
