@@ -277,6 +277,10 @@ def test_speech(oracle):
     for of in ('copy-synthesis', 'reconstructions')
   )
   assert 0 < copied < coded < distance['chance']
+  frechet = [table(rows, of=of)['frechet_distance'] for of in ('copy-synthesis', 'reconstructions')]
+  assert 0 < frechet[0]['value'] < frechet[1]['value']
+  assert found['frechet_distance']['value'] < frechet[1]['value']  # real sounds of the training
+  assert len({row['baseline'] for row in (*frechet, found['frechet_distance'])}) == 1
   assert 0.6 < found['length_ratio']['value'] < 1.5
   # The same word always gets the same training sound.
   assert found['copies']['value'] == 1 and found['nearest_train_ratio']['value'] < 0.5

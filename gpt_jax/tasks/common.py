@@ -15,6 +15,7 @@ from gpt_jax.sample import SampleConfig
 LIMIT = 500  # examples of a source where no limit is given
 TRAIN_LIMIT = 20_000  # real examples that judges and baselines learn from
 LABELS = ('label', 'name', 'digit', 'text')  # fields that name what an example shows, by rank
+FEWEST = 4  # examples that sets are compared by
 MOST_CLASSES = 50  # more different labels are descriptions, not classes
 NOT_DRAWN = ('num_samples', 'begin')  # fields of SampleConfig that tasks do not use
 IMAGES, SOUNDS = ('image', 'patches'), ('audio', 'frames')  # kinds of pieces
@@ -218,6 +219,22 @@ def add_retrieval(add, scores_NC, truth_N, **more):
     add(name, value, chance=chance, candidates=count, **more)
   if not more and len(set(truth_N)) > 1:
     add_retrieval(add, scores_NC, truth_N[derangement(truth_N)], control='shuffled')
+
+
+def some_of(train, n):
+  """n training examples by a choice that is the same each time."""
+  return train[np.random.default_rng(1).permutation(len(train))[:n]]
+
+
+def add_frechet(add, ref_ND, real_ND, sets):
+  """Add rows of the Frechet distance of each of `sets` {of: [N, D]} to as many training examples.
+
+  Of features of our own, so that it is no FID; the baseline is that of real held-out examples.
+  """
+  floor = metrics.frechet_distance(ref_ND, real_ND)
+  for of, some_ND in sets.items():
+    about = {'of': of} if of else {}
+    add('frechet_distance', metrics.frechet_distance(ref_ND, some_ND), baseline=floor, **about)
 
 
 def add_memorisation(add, made_ND, held_ND, train_ND):

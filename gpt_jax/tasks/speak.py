@@ -2,7 +2,8 @@
 
 Distances are read against copy-synthesis (a real spectrogram through the same vocoder) and against
 what the tokenizer makes of the real sound; `chance` is the distance to another example's sound.
-Pitch is compared by its median, so that lengths need not agree.
+Pitch is compared by its median, so that lengths need not agree. The Frechet distance is between
+sets, on standardised cepstra; its baseline is that of real held-out sounds to training sounds.
 
 Labels are heard by an exact decoder where the source has one (EXACT), else by judges that learned
 from real sounds. A learned judge is worth no more than its figure on copy-synthesis: of clean
@@ -51,10 +52,21 @@ def run(subject, source, split, limit, **sampling):
     if common.are_classes(known):
       judged(subject, add, metric, (heard, known), names, real, sounds)
   distances(add, real, sounds, audio.sample_rate)
-  features = [judges.cepstra(some, audio.sample_rate) for some in (made, real, heard)]
-  mean, scale = judges.standard(features[-1])
-  common.add_memorisation(add, *((x - mean) / scale for x in features))
+  sets(add, audio.sample_rate, sounds, real, heard)
   return rows
+
+
+def sets(add, rate, sounds, real, heard):
+  """Rows that compare standardised cepstra: how far sets are apart, how near to training sounds."""
+  mean, scale = judges.standard(train_ND := judges.cepstra(heard, rate))
+  features = lambda some: (judges.cepstra(some, rate) - mean) / scale
+  train_ND, real_ND = (train_ND - mean) / scale, features(real)
+  found = {of: features(some) for of, some in sounds.items()}
+  n = min(len(real_ND), len(train_ND))
+  if n >= common.FEWEST:
+    parts = {of: x[:n] for of, x in found.items()}
+    common.add_frechet(add, common.some_of(train_ND, n), real_ND[:n], parts)
+  common.add_memorisation(add, found[''], real_ND, train_ND)
 
 
 def about(of):
