@@ -159,6 +159,7 @@ def evaluate_flags():
   flags.DEFINE_integer(
     'stride', 0, 'tokens between scored windows; 0: disjoint windows', lower_bound=0
   )
+  flags.DEFINE_string('recogniser', '', 'speak: run folder of a model that makes text of sounds')
   sampling_flags(but=('num_samples', 'begin'))
 
 
@@ -170,9 +171,10 @@ def evaluate(argv):
 
   join()
   run = trained.load(FLAGS.workdir)
+  recogniser = trained.load(FLAGS.recogniser).subject() if FLAGS.recogniser else None
   rows = evaluation.run(
     run.subject(), FLAGS.tasks, split=FLAGS.split, limit=FLAGS.limit, stride=FLAGS.stride,
-    **chosen_sampling(),
+    recogniser=recogniser, **chosen_sampling(),
   )  # fmt: skip
   if not rows:
     raise ValueError(

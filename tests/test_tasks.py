@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import guidance
 from gpt_jax import data, evaluate, judges, language, sharding, text_metrics
-from gpt_jax.data import Piece, mixture, sources
+from gpt_jax.data import Piece, keypad, mixture, sources
 from gpt_jax.data.corpus import Corpus
 from gpt_jax.model import gpt
 from gpt_jax.sample import SampleConfig
@@ -285,6 +285,44 @@ def test_speech(oracle):
   # The same word always gets the same training sound.
   assert found['copies']['value'] == 1 and found['nearest_train_ratio']['value'] < 0.5
   assert table(rows, of='copy-synthesis')['voicing_error']['value'] < 0.3
+
+
+def test_a_recogniser_hears_what_was_said(oracle, monkeypatch):
+  """Another run's model; here one that hears tones right, of the codes and of nothing else."""
+  listen = dataclasses.replace(
+    oracle.cfg.data.mixture['listen'], template='{sound:frames} of -> {name}!'
+  )
+  section = data.DataConfig({'listen': listen}, packing='first_fit')
+  ear = dataclasses.replace(oracle, cfg=dataclasses.replace(oracle.cfg, data=section))
+  dialled = common.examples(oracle, 'dial', 'train')
+  names = {str(x.record['label']): x.record['name'] for x in dialled}
+
+  def generate(self, conditions, to, **sampling):
+    assert (to, sampling) == ('text', {'temperature': 0.0})
+    assert {tuple(p.kind for p in pieces) for pieces in conditions} == {('frames', 'text')}
+    return [names[keypad.decode(*pieces[0].value)] + '!' for pieces in conditions]
+
+  rows, add = common.rows('speak', 'dial', 'valid', 6)
+  found = common.examples(oracle, 'dial', 'valid', 6)
+  real = common.waves(oracle, found)
+  monkeypatch.setattr(Oracle, 'generate', generate)
+  sounds = {'': [*real[1:], real[0] * 3], 'copy-synthesis': real}
+  speak.recognised(add, ear, found, real, sounds, 8000)
+  copied = table(rows, of='copy-synthesis')
+  assert set(copied) == {'word_error_rate', 'character_error_rate'}
+  assert {(r['value'], r['baseline'], r['recogniser']) for r in copied.values()} == {
+    (0, 0, oracle.cache_dir.parent.name)
+  }
+  digits = [x.record['name'] for x in found]
+  wrong = sum(a != b for a, b in zip(digits, digits[1:] + digits[:1], strict=True))
+  assert wrong and table(rows)['word_error_rate']['value'] == wrong / 6
+  deaf = dataclasses.replace(oracle, cfg=dataclasses.replace(
+    oracle.cfg, data=data.DataConfig({'t': data.Source('synthetic')})))  # fmt: skip
+  mistakes = (deaf, 'speak', 'no text of a sound'), (ear, 'draw', 'no effect')
+  for recogniser, task, cause in mistakes:
+    with pytest.raises(ValueError) as error:
+      evaluate.run(oracle, [task], recogniser=recogniser)
+    assert_two_lines(error.value, f'--recogniser={oracle.cache_dir.parent}', cause)
 
 
 def test_speakers(oracle, monkeypatch):

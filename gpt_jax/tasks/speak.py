@@ -5,6 +5,10 @@ what the tokenizer makes of the real sound; `chance` is the distance to another 
 Pitch is compared by its median, so that lengths need not agree. The Frechet distance is between
 sets, on standardised cepstra; its baseline is that of real held-out sounds to training sounds.
 
+A recogniser is another trained run that makes text of sounds: its error rates on what was made
+stand beside those on real recordings, its floor. It is independent of what it judges as far as it
+reads sounds otherwise: frames, or the codes of another tokenizer.
+
 Labels are heard by an exact decoder where the source has one (EXACT), else by judges that learned
 from real sounds. A learned judge is worth no more than its figure on copy-synthesis: of clean
 keypad tones it learns the noise floor, and hears half of those that went through a vocoder.
@@ -12,8 +16,8 @@ keypad tones it learns the noise floor, and hears half of those that went throug
 
 import numpy as np
 
-from gpt_jax import judges, sound_metrics
-from gpt_jax.data import keypad
+from gpt_jax import judges, sound_metrics, text_metrics
+from gpt_jax.data import Piece, keypad, templates
 from gpt_jax.tasks import common
 
 SPEAKER = 'speaker'  # field of a record
@@ -25,8 +29,8 @@ def fits(condition, target):
   return condition == ('text',) and target == ('audio',)
 
 
-def run(subject, source, split, limit, **sampling):
-  """Rows for one source."""
+def run(subject, source, split, limit, recogniser=None, **sampling):
+  """Rows for one source; recogniser: the evaluate.Subject of a run that makes text of sounds."""
   found = common.examples(subject, source, split, limit or common.LIMIT)
   train = common.examples(subject, source, 'train', common.TRAIN_LIMIT)
   audio, real = subject.tokenizers.audio, common.waves(subject, found)
@@ -53,6 +57,8 @@ def run(subject, source, split, limit, **sampling):
       judged(subject, add, metric, (heard, known), names, real, sounds)
   distances(add, real, sounds, audio.sample_rate)
   sets(add, audio.sample_rate, sounds, real, heard)
+  if recogniser is not None:
+    recognised(add, recogniser, found, real, sounds, audio.sample_rate)
   return rows
 
 
@@ -112,3 +118,44 @@ def pitches(add, real, sounds, rate):
     if np.isfinite(errors[:, 0]).any():
       add('pitch_error', np.nanmean(errors[:, 0]), unit='semitones', **about(of))
     add('voicing_error', errors[:, 1].mean(), **about(of))
+
+
+def reader_of(recogniser):
+  """The template of a run that makes text of one sound; ValueError if it has none."""
+  for source in recogniser.cfg.data.mixture.values():
+    condition, target = templates.signature(source.template)
+    if sum(kind in common.SOUNDS for kind in condition) == 1 and target == ('text',):
+      return source.template
+  has = ', '.join(repr(source.template) for source in recogniser.cfg.data.mixture.values())
+  raise ValueError(
+    f'--recogniser={recogniser.cache_dir.parent} makes no text of a sound: it has {has}\n'
+    "fix: name a run with a template such as '{audio:audio} -> {text}'"
+  )
+
+
+def recognised(add, recogniser, found, real, sounds, rate):
+  """Rows of how much of its text another model hears wrong, by words and by characters.
+
+  What should be heard is what the recogniser's own template makes of each record.
+  """
+  template, silence = reader_of(recogniser), np.zeros(1, np.float32)
+  fields = {field: silence for kind, field in templates.parse(template) if kind in common.SOUNDS}
+  documents = [templates.pieces(template, {**x.record, **fields}, x.where) for x in found]
+  asked, wanted = zip(*map(templates.split, documents), strict=True)
+  audio, wanted = recogniser.tokenizers.audio, [common.text(pieces) for pieces in wanted]
+  most = int(audio.max_positions / audio.codes_per_second * rate)  # samples that it can read
+
+  def errors(waves, right):
+    waves = [wave[:most] / max(1.0, float(np.abs(wave).max())) for wave in waves]
+    put = lambda p, wave: (
+      Piece(p.kind, templates.Samples(wave, rate)) if p.kind in common.SOUNDS else p
+    )
+    given = [[put(p, wave) for p in some] for some, wave in zip(asked, waves, strict=True)]
+    texts = recogniser.generate(given, 'text', temperature=0.0)
+    rows = text_metrics.answers(texts, [[text] for text in right])
+    return {name: row['value'] for name, row in rows.items() if name.endswith('error_rate')}
+
+  floor, by = errors(real, wanted), recogniser.cache_dir.parent.name
+  for of, some in sounds.items():
+    for name, value in errors(some, wanted).items():
+      add(name, value, baseline=floor[name], recogniser=by, **about(of))
