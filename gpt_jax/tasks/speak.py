@@ -3,7 +3,8 @@
 Distances are read against copy-synthesis (a real spectrogram through the same vocoder) and against
 what the tokenizer makes of the real sound; `chance` is the distance to another example's sound.
 Pitch is compared by its median, so that lengths need not agree. The Frechet distance is between
-sets, on standardised cepstra; its baseline is that of real held-out sounds to training sounds.
+sets, on standardised cepstra; its baseline is that of real held-out sounds to training sounds, of
+which it is read as a multiple: there are 401 features, so that few sounds are far from any others.
 
 A recogniser is another trained run that makes text of sounds: its error rates on what was made
 stand beside those on real recordings, its floor. It is independent of what it judges as far as it
