@@ -2,7 +2,8 @@
 
   launch.py train    [--config=FILE[:args]] [--workdir=DIR] [--config.key=value ...]
   launch.py sample   --workdir=DIR [--prompt=TEXT] [--image=FILE] [--audio=FILE]
-                     [--to=text|image|audio|any] [--out=PATH] [--temperature=X --guidance=G ...]
+                     [--to=text|image|audio|any] [--source=NAME] [--out=PATH]
+                     [--temperature=X --guidance=G ...]
   launch.py evaluate --workdir=DIR [--tasks=a,b|all --split=valid|test --limit=N --guidance=G ...]
   launch.py import   --source=DIR-or-hub-id --workdir=DIR
   launch.py export   --workdir=DIR --out=DIR
@@ -81,13 +82,14 @@ def sample_flags():
   flags.DEFINE_string('prompt', '', 'text to continue or to make something of')
   flags.DEFINE_multi_string('image', [], 'picture file to read; may be repeated')
   flags.DEFINE_multi_string('audio', [], 'sound file to read; may be repeated')
+  flags.DEFINE_string('source', '', 'of data.mixture: whose form to use, where several fit')
   flags.DEFINE_multi_string('stop', [], 'end a text before this string; may be repeated')
   flags.DEFINE_enum('to', 'text', list(ENDS), 'what to make; any: text with pictures and sounds')
   flags.DEFINE_bool('stream', True, 'print a single text while it grows')
   flags.DEFINE_bool('log_probs', False, 'print the mean log-probability a token of each sample')
   flags.DEFINE_string(
-    'out', '', 'text: file that gets one JSON object a line; else a .png or .wav file or a folder, '
-    'default <workdir>/samples'
+    'out', '', 'text: file that gets one JSON object a line; else a .png, .wav or .flac file or '
+    'a folder, default <workdir>/samples',
   )  # fmt: skip
   sampling_flags()
 
@@ -102,7 +104,7 @@ def sample(argv):
   run, to = trained.load(FLAGS.workdir), FLAGS.to
   chosen = chosen_sampling()
   cfg = dataclasses.replace(run.cfg.sample, **chosen)
-  prompt = prompts.prompt(run, FLAGS.prompt, FLAGS.image, FLAGS.audio, to, cfg.begin)
+  prompt = prompts.prompt(run, FLAGS.prompt, FLAGS.image, FLAGS.audio, to, cfg.begin, FLAGS.source)
   cfg = prompts.settle(run, [prompt], cfg, to, 'max_new_tokens' in chosen)
   if to != 'text':
     return sample_media(run, prompt, cfg)
@@ -157,6 +159,7 @@ def evaluate_flags():
   flags.DEFINE_integer(
     'stride', 0, 'tokens between scored windows; 0: disjoint windows', lower_bound=0
   )
+  flags.DEFINE_string('recogniser', '', 'speak: run folder of a model that makes text of sounds')
   sampling_flags(but=('num_samples', 'begin'))
 
 
@@ -168,9 +171,10 @@ def evaluate(argv):
 
   join()
   run = trained.load(FLAGS.workdir)
+  recogniser = trained.load(FLAGS.recogniser).subject() if FLAGS.recogniser else None
   rows = evaluation.run(
     run.subject(), FLAGS.tasks, split=FLAGS.split, limit=FLAGS.limit, stride=FLAGS.stride,
-    **chosen_sampling(),
+    recogniser=recogniser, **chosen_sampling(),
   )  # fmt: skip
   if not rows:
     raise ValueError(

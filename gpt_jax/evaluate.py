@@ -167,17 +167,18 @@ def _joined(rows, width):
   return np.concatenate([np.zeros((0, width), np.float32), *(x for x in rows if x is not None)])
 
 
-def run(subject, tasks, split='valid', limit=0, stride=0, **sampling):
+def run(subject, tasks, split='valid', limit=0, stride=0, recogniser=None, **sampling):
   """Run tasks by name -> list of result rows (dicts with task, metric, value, source, split).
 
   tasks: names of TASKS, or 'all' for those that fit a source of the mixture and whose packages are
   installed. limit: examples of a
   source (perplexity: tokens), 0 = all for perplexity and a task's own default. stride: tokens, see
-  perplexity. sampling: fields of SampleConfig in the place of the run's own.
+  perplexity. recogniser: the Subject of another run, see tasks.speak. sampling: fields of
+  SampleConfig in the place of the run's own.
   Raises ValueError for a name that is not in TASKS and for a task that fits no source.
   """
   names = check(subject, tasks, split)
-  _check_options(names, stride, sampling)
+  _check_options(names, stride, recogniser, sampling)
   rows = []
   for name in names:
     task = TASKS[name]
@@ -185,6 +186,8 @@ def run(subject, tasks, split='valid', limit=0, stride=0, **sampling):
     options = sampling if task.draws else {}
     if name == 'perplexity':
       options = {'stride': stride}
+    if name == 'speak':
+      options = options | {'recogniser': recogniser}
     for source in sources:
       rows += task.run(subject, source, split, limit, **options)
   return rows
@@ -209,8 +212,15 @@ def check(subject, tasks, split='valid'):
   return list(dict.fromkeys(tasks))
 
 
-def _check_options(names, stride, sampling):
-  """ValueError for an option that none of the tasks takes."""
+def _check_options(names, stride, recogniser, sampling):
+  """ValueError for an option that none of the tasks takes, and for a recogniser that hears none."""
+  if recogniser is not None:
+    speak.reader_of(recogniser)  # now, not after the sampling
+    if 'speak' not in names:
+      raise ValueError(
+        f'--recogniser={recogniser.cache_dir.parent} has no effect on --tasks={",".join(names)}\n'
+        'fix: add the task speak, or leave it out'
+      )
   unused = [] if 'perplexity' in names or not stride else ['stride']
   unused += [] if any(TASKS[name].draws for name in names) else list(sampling)
   if unused:

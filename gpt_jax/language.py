@@ -233,19 +233,25 @@ class Language:
     )
 
   def scalars(self, values):
-    """Named numbers from sums over an interval, {name: array [steps, ...]}, which are taken out."""
+    """Named numbers from sums over an interval, {name: array [steps, ...]}, which are taken out.
+
+    loss/MODALITY and loss/source/NAME in nats a target, and gradient_share/ of the same.
+    """
     found = {}
-    for letter, names in (('M', self.tokenizers.modalities), ('N', self.loader.names)):
-      if f'nats_{letter}' not in values:
-        continue
-      nats, targets = (values.pop(f'{x}_{letter}').sum(0) for x in ('nats', 'targets'))
-      means = {name: n / t for name, n, t in zip(names, nats, targets, strict=True) if t}
-      found |= {f'loss/{name}': float(mean) for name, mean in means.items()}
-    if 'gradient_M' in values:
-      gradient = values.pop('gradient_M').sum(0)
-      share = gradient / max(gradient.sum(), 1e-30)
-      named = zip(self.tokenizers.modalities, share, strict=True)
-      found |= {f'gradient_share/{name}': float(x) for name, x in named}
+    told = (('M', '', self.tokenizers.modalities), ('N', 'source/', self.loader.names))
+    for letter, of, names in told:  # a source may be called text
+      sums = {
+        x: values.pop(f'{x}_{letter}').sum(0)
+        for x in ('nats', 'targets', 'gradient')
+        if f'{x}_{letter}' in values
+      }
+      if 'nats' in sums:
+        means = zip(names, sums['nats'], sums['targets'], strict=True)
+        found |= {f'loss/{of}{name}': float(nats / n) for name, nats, n in means if n}
+      if 'gradient' in sums:
+        shares = sums['gradient'] / max(sums['gradient'].sum(), 1e-30)
+        named = zip(names, shares, strict=True)
+        found |= {f'gradient_share/{of}{name}': float(x) for name, x in named}
     return found
 
   def speed(self, per_second):

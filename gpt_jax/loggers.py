@@ -8,6 +8,7 @@ The console is a live bar on a terminal, and plain lines in a pipe or log file: 
 
 import re
 import sys
+from typing import NamedTuple
 
 # All of Unicode's control characters but tab and newline, surrogates, and two that are none.
 CONTROL = re.compile('[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\ufffe\\uffff]')
@@ -44,8 +45,12 @@ def printable(text):
 
 
 def fields(metrics, eta=''):
-  """[(label, text)] of the metrics worth a place on the console: losses and scores first."""
+  """[(label, text)] of the metrics worth a place on the console: losses and scores first.
+
+  Training losses of single sources, which may be many, are in metrics.jsonl alone.
+  """
   scores = [name for name in metrics if 'loss' in name or name.startswith(('valid', 'eval'))]
+  scores = [name for name in scores if not name.startswith('loss/source/')]
   shown = [(name, decimals(metrics[name])) for name in scores]
   known = {**metrics, 'eta': eta} if eta else metrics
   return shown + [(label, show(known[key])) for key, label, show in COLUMNS if key in known]
@@ -155,6 +160,42 @@ def wandb(folder, project, config, run_id, stack):
   return lambda step, metrics: run.log({'step': step, **metrics})
 
 
+class Job(NamedTuple):
+  """What the numbers of one kind of run mean."""
+
+  unit: str  # of valid_loss
+  headline: tuple  # (metric, the same in words)
+  items: str  # what its steps consume
+  tiles: tuple  # (label, metric, how to show it)
+  is_one_unit: bool = False  # whether the training loss is of the unit of valid_loss
+
+
+def job_of(name):
+  """The Job of a train.job; what is not known is a GPT."""
+  return JOBS.get(name, JOBS['gpt'])
+
+
+CODES = (  # of both
+  ('codes in use', 'usage', '{:.1%}'.format),
+  ('code perplexity', 'perplexity', '{:.1f}'.format),
+)
+# train.job: what its numbers are
+JOBS = {
+  'gpt': Job(
+    'nats per token', ('valid_loss', 'Validation loss {:.3f} nats per token'), 'tokens',
+    (('validation loss, nats/token', 'valid_loss', '{:.3f}'.format),), is_one_unit=True,
+  ),
+  'image_tokenizer': Job(
+    'squared pixel error', ('psnr', 'PSNR {:.2f} dB of held-out images'), 'images',
+    (('PSNR, dB', 'psnr', '{:.2f}'.format),
+     ('squared pixel error', 'valid_loss', '{:.3g}'.format), *CODES),
+  ),
+  'audio_tokenizer': Job(
+    'log-mel RMSE of all frames', ('log_mel_rmse', 'Log-mel RMSE {:.4f} of held-out sounds'),
+    'crops',
+    (('log-mel RMSE', 'log_mel_rmse', '{:.4f}'.format), *CODES),
+  ),
+}  # fmt: skip
 CONSOLES = {'bar': Bar, 'plain': Plain, 'off': Off}
 # name in metrics, label, how to show it; mfu is a fraction of the hardware's peak
 COLUMNS = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from gpt_jax.data import media
 from gpt_jax.records import append_line, write_atomically
 
-SUFFIXES = {'image': '.png', 'audio': '.wav'}
+SUFFIXES = {'image': ('.png',), 'audio': ('.wav', '.flac')}  # of a folder's files the first
 SHOWN = 256  # pixels of the longer side that a small picture is enlarged to, by a whole factor
 
 
@@ -18,17 +18,19 @@ class OutFiles:
   """Numbers and writes pieces: `out` is a file, a folder, or '' for `default`, a folder.
 
   Raises ValueError at once for a file of another kind, one that cannot be written, or one for
-  several things. Files in the default folder are never overwritten.
+  several things; .flac needs soundfile. Files in the default folder are never overwritten.
   """
 
   def __init__(self, out, default, to, count):
     path = Path(out).expanduser() if out else Path(default)
     is_folder = not out or path.is_dir() or out.endswith('/') or not path.suffix
-    if not is_folder and path.suffix != SUFFIXES.get(to):
-      wanted = f'a {SUFFIXES[to]} file or a folder' if to in SUFFIXES else 'a folder'
+    if not is_folder and path.suffix not in SUFFIXES.get(to, ()):
+      wanted = f'a {" or ".join(SUFFIXES[to])} file or a folder' if to in SUFFIXES else 'a folder'
       raise ValueError(f'--out={out} is no place for --to={to}\nfix: give {wanted}')
+    if path.suffix == '.flac' and not is_folder:
+      media.to_flac([0.0], 8000)  # now, not after the sampling
     self.folder, self.stem = (path, 'sample') if is_folder else (path.parent, path.stem)
-    self.single = not is_folder and count == 1
+    self.single, self.suffix = not is_folder and count == 1, '' if is_folder else path.suffix
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
       tempfile.TemporaryFile(dir=self.folder).close()
@@ -44,12 +46,14 @@ class OutFiles:
   def write(self, piece, sample_rate=0):
     """Write an image uint8 [Y, X, A] or a sound -> its path."""
     number = '' if self.single else f'_{self.next}'
-    path = self.folder / f'{self.stem}{number}{SUFFIXES[piece.kind]}'
+    suffix = self.suffix or SUFFIXES[piece.kind][0]
+    path = self.folder / f'{self.stem}{number}{suffix}'
     self.next += 1
     if piece.kind == 'image':
       content = media.to_png(piece.value, max(1, SHOWN // max(piece.value.shape[:2])))
     else:
-      content = media.to_wav(piece.value, sample_rate)
+      to_file = media.to_flac if suffix == '.flac' else media.to_wav
+      content = to_file(piece.value, sample_rate)
     write_atomically(path, content)
     return path
 

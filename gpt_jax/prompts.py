@@ -29,6 +29,7 @@ class Form:
   """A template of the mixture, as something to ask for."""
 
   template: str
+  source: str = ''  # the first source that has it
 
   @property
   def kinds(self):
@@ -51,20 +52,32 @@ class Form:
     return ' -> '.join(words)
 
 
-def tasks(cfg):
-  """The forms that a run was trained on, each once."""
-  return [Form(t) for t in dict.fromkeys(source.template for source in cfg.data.mixture.values())]
+def tasks(cfg, source=''):
+  """The forms that a run was trained on, each once; of one source, if it is named.
+
+  Raises ValueError for a name that is not in the mixture.
+  """
+  mixture = cfg.data.mixture
+  if source:
+    if source not in mixture:
+      raise ValueError(f'--source={source} is not in data.mixture\nfix: use {", ".join(mixture)}')
+    return [Form(mixture[source].template, source)]
+  first = {}
+  for name, row in mixture.items():
+    first.setdefault(row.template, name)
+  return [Form(template, name) for template, name in first.items()]
 
 
-def prompt(run, text='', images=(), sounds=(), to='text', begin=''):
+def prompt(run, text='', images=(), sounds=(), to='text', begin='', source=''):
   """What is given, in the form in which the run was trained to make `to` of it -> feed.Prompt.
 
   run: a Trained or a Subject. images, sounds: paths, bytes or arrays. text: the words that the form
   leaves open, or all of its words; `{image}` and `{audio}` in it say where media stand, if the form
-  leaves it open. begin: special before a text that is only continued. What had to be converted is
-  printed. Raises ValueError for what was not trained.
+  leaves it open. begin: special before a text that is only continued. source: whose form it is, ''
+  for any that fits. What had to be converted is printed. Raises ValueError for what was not
+  trained, and where forms would read it differently.
   """
-  pieces = choose_form(tasks(run.cfg), text, images, sounds, to)
+  pieces = choose_form(tasks(run.cfg, source), text, images, sounds, to)
   if pieces is None:
     return feed.Prompt(sample.prompt_ids(run.tokenizers, text, begin))
   notes = collections.Counter()
@@ -147,13 +160,26 @@ def choose_form(forms, text, images, sounds, to):
     )
   best = max(score for score, _, _ in found)
   found = [(pieces, form) for score, pieces, form in found if score == best]
-  wordings = [[p.value for p in pieces or () if p.kind == 'text'] for pieces, _ in found]
-  if any(wording != wordings[0] for wording in wordings):
+  readings = [
+    pieces and [(p.kind, p.value if p.kind == 'text' else '') for p in pieces]
+    for pieces, _ in found
+  ]
+  if any(reading != readings[0] for reading in readings):
+    texts = [[value for kind, value in reading or () if kind == 'text'] for reading in readings]
+    wanted = 'name its source with --source'  # as codes and as continuous features, or in order
+    if any(words != texts[0] for words in texts):
+      wanted = f'give all the words of one, or {wanted}'
+    named = '; '.join(f'{form.source} {form.template}'.strip() for _, form in found)
     raise ValueError(
-      f'{text!r} could be meant for several forms\n'
-      f'fix: give all the words of one: {"; ".join(form.template for _, form in found)}'
+      f'{asked(text, given)} could be meant for several forms\nfix: {wanted}: {named}'
     )
   return found[0][0]
+
+
+def asked(text, given):
+  """What is given, in words."""
+  words = [f'{len(files)} {name}' for name, files in given.items() if files]
+  return ', '.join(([repr(text)] if text else []) + words)
 
 
 def begin_document(form, text, given, to):

@@ -61,19 +61,26 @@ def verdict(run):
   ending = ENDINGS[last['event']].format(step=last.get('step', '?'), type=last.get('type', ''))
   if not run.metrics:
     return f'Nothing has been measured yet. {ending}'.strip()
-  valid, train = run.final('valid_loss'), figures.smooth(run.column('loss')[1])[-1:]
+  job, train = job_of(run), figures.smooth(run.column('loss')[1])[-1:]
   train = train[0] if len(train) else math.nan
-  how = 'No finite loss'
+  metric, words = job.headline
+  how, valid = 'No finite loss', run.final(metric)
   if math.isfinite(valid):
-    beside = f' (training {train:.3f})' if math.isfinite(train) else ''
-    how = f'Validation loss {valid:.3f} nats per token{beside}'
+    beside = f' (training {train:.3f})' if job.is_one_unit and math.isfinite(train) else ''
+    how = f'{words.format(valid)}{beside}'
   elif math.isfinite(train):
-    how = f'Training loss {train:.3f} nats per token, without validation,'
-  tokens = run.final('tokens')
-  much = f' and {loggers.human(tokens)} tokens' if math.isfinite(tokens) else ''
+    unit = f' {job.unit}' if job.is_one_unit else ''
+    how = f'Training loss {train:.3f}{unit}, without validation,'
+  items = run.final(job.items)
+  much = f' and {loggers.human(items)} {job.items}' if math.isfinite(items) else ''
   where = f' on {run.hardware()}' if run.hardware() else ''
   time = spoken(run.wall_seconds())
   return f'{how} after {run.last_step():,} steps{much} in {time}{where}. {ending}'.strip()
+
+
+def job_of(run):
+  """The row of loggers.JOBS that says what the numbers of a run are."""
+  return loggers.job_of(run.config.get('train', {}).get('job'))
 
 
 def spoken(seconds):
@@ -96,23 +103,26 @@ def alarms(run):
     best = np.nanargmin(valid)
     if valid[-1] > 1.01 * valid[best]:
       yield (
-        f'The validation loss was lowest, {valid[best]:.3f}, at step {steps[best]:,.0f} and has '
+        f'The validation loss was lowest, {valid[best]:#.4g}, at step {steps[best]:,.0f} and has '
         f'risen by {valid[-1] / valid[best] - 1:.1%} since: the model overfits.'
       )
 
 
 def key_numbers(run):
   """[(label, text)] of the tiles; what is not known has no tile."""
+  job = job_of(run)
   numbers = (
-    ('validation loss, nats/token', run.final('valid_loss'), '{:.3f}'.format),
+    *((label, run.final(metric), show) for label, metric, show in job.tiles),
+    ('bits per token', run.final('valid_loss') / math.log(2) if job.is_one_unit else math.nan,
+     '{:.3f}'.format),
     ('bits per byte', run.final('bits_per_byte', 'valid_bits_per_byte'), '{:.3f}'.format),
-    ('tokens per second', run.typical('tokens_per_second'), loggers.human),
+    (f'{job.items} per second', run.typical(f'{job.items}_per_second'), loggers.human),
     ('MFU', run.typical('mfu'), '{:.1%}'.format),
     ('parameters', run.final('parameters'), loggers.human),
-    ('tokens', run.final('tokens'), loggers.human),
+    (job.items, run.final(job.items), loggers.human),
     ('wall time', run.wall_seconds() or math.nan, loggers.duration),
     ('goodput', goodput_of(run), '{:.0%}'.format),
-  )
+  )  # fmt: skip
   return [(label, show(value)) for label, value, show in numbers if math.isfinite(value)]
 
 
@@ -126,9 +136,13 @@ def goodput_of(run):
 
 
 def losses(run):
-  """The loss curves: the raw training loss, its smoothed line, the validation points."""
+  """The loss curves: the raw training loss, its smoothed line, the validation points.
+
+  A validation loss of another unit is a chart of its own, among the signals.
+  """
   (steps, raw), (valid_steps, valid) = run.column('loss'), run.column('valid_loss')
-  series, note = [], ''
+  series, note, job = [], '', job_of(run)
+  valid = valid if job.is_one_unit else valid[:0]
   if len(raw) > 40:
     series.append(figures.Series(run.x(steps), raw, 'faint'))
     note = 'Training loss as measured (faint) and smoothed over 4 % of the run.'
@@ -147,7 +161,7 @@ def losses(run):
   resumed = [event['step'] for event in run.events if event['event'] == 'resume']
   said = dict(
     marks=[(run.x(step), 'restart') for step in resumed],
-    units=(run.unit(), 'nats per token'),
+    units=(run.unit(), job.unit if job.is_one_unit else 'training objective'),
     room=92,
     label=f'Loss against {run.unit()}: ' + ', '.join(s.label for s in series if s.label),
   )
@@ -162,7 +176,9 @@ def losses(run):
 def signals(run):
   """A small chart for every other metric, the known ones first."""
   names = {name for row in run.metrics for name in row}
-  left_out = {'step', 'time', 'loss', 'valid_loss', 'tokens', 'targets', 'mfu_causal'}
+  job = job_of(run)
+  left_out = {'step', 'time', 'loss', job.items, 'targets', 'mfu_causal'}
+  left_out |= {'valid_loss'} if job.is_one_unit else set()
   others = names - left_out - {*SIGNALS}
   charts = [small(run, name) for name in [*(n for n in SIGNALS if n in names), *sorted(others)]]
   return page.section('Signals', page.element('div', *charts, kind='multiples') if charts else '')
@@ -170,7 +186,11 @@ def signals(run):
 
 def small(run, name):
   """One small chart with its name and its last value."""
-  title, scale, show = SIGNALS.get(name, (name, 1, '{:.4g}'.format))
+  job, show = job_of(run), '{:.4g}'.format
+  if job.is_one_unit and name.startswith(('loss/', 'valid_loss')):
+    show = lambda nats: f'{nats:.3f} nats, {nats / math.log(2):.3f} bits'
+  title = job.unit if name == 'valid_loss' else name
+  title, scale, show = SIGNALS.get(name, (title, 1, show))
   steps, y = run.column(name)
   line = figures.Series(run.x(steps), y * scale, 'line' if len(y) > 40 else 'points')
   last = line.y[np.isfinite(y)][-1:]
@@ -410,9 +430,15 @@ ENDINGS = {
 }
 # metric: title of its chart, scale, how its last value is shown
 SIGNALS = {
+  'psnr': ('PSNR, dB', 1, '{:.2f}'.format),
+  'log_mel_rmse': ('log-mel RMSE', 1, '{:.4f}'.format),
+  'usage': ('codes in use, %', 100, '{:.1f}'.format),
+  'perplexity': ('code perplexity', 1, '{:.1f}'.format),
   'lr': ('learning rate', 1, figures.compact),
   'grad_norm': ('gradient norm', 1, '{:.3g}'.format),
   'tokens_per_second': ('tokens per second', 1, loggers.human),
+  'images_per_second': ('images per second', 1, loggers.human),
+  'crops_per_second': ('crops per second', 1, loggers.human),
   'mfu': ('MFU, %', 100, '{:.1f}'.format),
   'memory_gib': ('memory, GiB', 1, '{:.1f}'.format),
   'step_seconds': ('seconds per step', 1, '{:.3g}'.format),

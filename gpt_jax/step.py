@@ -83,10 +83,16 @@ def language_objective(cfg, kinds=None, sources=1):
   """The objective of a GPT over a vocabulary of `kinds` (None: text), on data of so many sources.
 
   cfg: losses.LossConfig. Beside the loss, metrics hold sums by modality (nats_M, targets_M, and
-  gradient_M: norms of the gradient at the last hidden state) and by source (nats_N, targets_N).
+  gradient_M: norms of the gradient at the last hidden state) and the same by source (_N), each
+  where there are two or more.
   """
   M = len(kinds.names) if kinds else 1
   modality = lambda batch: jnp.asarray(kinds.modality_V)[batch['target_ids_BT']]
+  source = lambda batch: jnp.broadcast_to(
+    batch['source_ids_B'][:, None], batch['target_ids_BT'].shape
+  )
+  labels = {'M': (modality, M), 'N': (source, sources)}  # letter: (batch -> labels_BT, how many)
+  labels = {letter: row for letter, row in labels.items() if row[1] > 1}
 
   def weigh(batch, hyper):
     mask_BT = batch['loss_mask_BT']
@@ -102,25 +108,24 @@ def language_objective(cfg, kinds=None, sources=1):
       model, batch, weight, hyper, key, tap_BTD, kinds if cfg.restrict else None
     )
     targets_BT = batch['targets_BT']
-    sums = lambda labels_BT, n: (
-      losses.sum_by(nats_BT * targets_BT, labels_BT, n), losses.sum_by(targets_BT, labels_BT, n)
-    )  # fmt: skip
-    if M > 1:
-      metrics['nats_M'], metrics['targets_M'] = sums(modality(batch), M)
-    if sources > 1:
-      source_BT = jnp.broadcast_to(batch['source_ids_B'][:, None], nats_BT.shape)
-      metrics['nats_N'], metrics['targets_N'] = sums(source_BT, sources)
+    for name, values_BT in (('nats', nats_BT * targets_BT), ('targets', targets_BT)):
+      metrics |= sums(name, values_BT, batch)
     return total, metrics
+
+  def sums(name, values_BT, batch):
+    return {
+      f'{name}_{letter}': losses.sum_by(values_BT, of(batch), n)
+      for letter, (of, n) in labels.items()
+    }
 
   def tap(model, batch):
     return jnp.zeros((*batch['token_ids_BT'].shape, model.cfg.width), jnp.float32)
 
   def tell(metrics, tap_grad_BTD, batch):
-    norm_BT = jnp.linalg.norm(tap_grad_BTD, axis=-1)
-    return metrics | {'gradient_M': losses.sum_by(norm_BT, modality(batch), M)}
+    return metrics | sums('gradient', jnp.linalg.norm(tap_grad_BTD, axis=-1), batch)
 
   made = Objective(weigh, loss, count_tokens)
-  return made._replace(tap=tap, tell=tell) if M > 1 else made
+  return made._replace(tap=tap, tell=tell) if labels else made
 
 
 def count_tokens(batch):

@@ -2,7 +2,9 @@
 
 Known, all optional:
   metrics.jsonl       loss valid_loss grad_norm lr tokens tokens_per_second mfu memory_gib
-                      step_seconds and any other name; nats per token, fractions, seconds
+                      step_seconds, loss/MODALITY, loss/source/NAME, gradient_share/ of the same,
+                      valid_loss/SOURCE and any other name; the loss in loggers.JOBS' units,
+                      fractions, seconds. Older runs have loss/NAME for sources.
   events.jsonl        as gpt_jax.runs writes them; start and resume may carry `versions`
   result.json         the same names and parameters, bits_per_byte or valid_bits_per_byte, hardware:
                       they outrank metrics.jsonl; defaults_diff: {dotted key: its default};

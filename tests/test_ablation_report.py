@@ -244,6 +244,16 @@ def test_a_run_without_a_result_does_not_shorten_the_curves(told):
   assert sorted(found) == [0, 1, 2, 4]
 
 
+def test_curves_have_the_units_of_what_was_trained():
+  of = lambda metric, **counts: curves.units(
+    summary.Summary({'metric': metric}, [{'result': {}}, {'result': counts}])
+  )
+  assert of('valid_loss', tokens=9) == of('valid_loss') == ('tokens', 'nats per token')
+  assert of('valid_loss', images=9) == ('steps', 'squared pixel error')
+  assert of('valid_loss', crops=9) == ('steps', 'log-mel RMSE of all frames')
+  assert of('psnr', images=9) == ('steps', 'psnr')
+
+
 # --- crossed factors and sizes
 
 

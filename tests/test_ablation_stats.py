@@ -271,7 +271,10 @@ def test_metrics_of_the_tail_and_of_tasks_have_names(metric):
   for row in rows:
     row['result'] |= {
       'tail': {'loss': 0.5},
-      'evaluations': [{'task': 'classify', 'metric': 'accuracy', 'value': 0.5}],
+      'evaluations': [
+        {'task': 'classify', 'metric': 'accuracy', 'value': 0.5},
+        {'task': 'classify', 'metric': 'accuracy', 'value': 0.1, 'control': 'shuffled'},
+      ],
     }
   assert of_arm(stats.analyse(study, rows), 'a')['mean'] == 0.5
 

@@ -173,11 +173,13 @@ def test_all_tasks_that_fit_are_evaluated(call, copy, monkeypatch):
 
 @pytest.mark.slow
 def test_every_task(call, copy):
-  code, out, err = call('evaluate', f'--workdir={copy}', '--tasks=all', '--limit=40')
+  words = ('--tasks=all', '--limit=40', f'--recogniser={copy}')
+  code, out, err = call('evaluate', f'--workdir={copy}', *words)
   assert code == 0, err
   rows = [json.loads(line) for line in (copy / 'evaluations.jsonl').read_text().splitlines()]
   tasks = {'perplexity', 'answer', 'draw', 'speak', 'classify', 'reconstruct'}
   assert tasks <= {row['task'] for row in rows}
+  assert any(row['task'] == 'speak' and row.get('recogniser') == copy.name for row in rows)
   assert all(np.isfinite(row['value']) for row in rows)
 
 

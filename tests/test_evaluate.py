@@ -198,7 +198,7 @@ def test_answers_are_scored_and_their_questions_are_not(subject, tmp_path):
   source = Source('jsonl', str(tmp_path / 'pairs.jsonl'), template='{q} -> {a}')
   section = data.DataConfig(mixture={'pairs': source}, packing='first_fit', valid_fraction=0.5)
   asked = with_data(subject, section)
-  [row] = evaluate.run(asked, ['perplexity'])
+  row, _ = evaluate.run(asked, ['perplexity'])  # in nats, in bits
   found = [pieces for _, pieces in data.examples(section, 'pairs', 'valid')]
   assert row['tokens'] == sum(len(pieces[-1].value) + 1 for pieces in found)
   assert asked.target_nats(found).sum() == pytest.approx(row['value'] * row['tokens'], rel=0.1)

@@ -170,7 +170,7 @@ def test_losses_by_modality_and_source_are_means_over_their_targets(
   for number, name in enumerate(MODALITIES):
     assert found[f'loss/{name}'] == pytest.approx(mean(modalities_BT == number), rel=1e-4)
   for number, name in enumerate(SOURCES):
-    assert found[f'loss/{name}'] == pytest.approx(mean(source_BT == number), rel=1e-4)
+    assert found[f'loss/source/{name}'] == pytest.approx(mean(source_BT == number), rel=1e-4)
   assert metrics['targets'] == mask_BT.sum() == metrics['targets_M'].sum()
   assert metrics['tokens'] == (batch['segment_ids_BT'] > 0).sum() > metrics['targets']
 
@@ -200,6 +200,19 @@ def test_an_interval_is_the_mean_over_its_targets_not_over_its_steps(job):
   assert not values
 
 
+def test_a_source_may_have_the_name_of_a_modality(job, monkeypatch):
+  monkeypatch.setattr(job.loader, 'names', ['text', 'image'])
+  told = {'nats_M': np.array([[1.0, 2, 3]]), 'nats_N': np.array([[10.0, 20]]),
+          'gradient_M': np.array([[1.0, 1, 2]]), 'gradient_N': np.array([[3.0, 1]]),
+          'targets_M': np.ones((1, 3)), 'targets_N': np.ones((1, 2))}  # fmt: skip
+  assert job.scalars(told) == {
+    'loss/text': 1, 'loss/image': 2, 'loss/audio': 3, 'loss/source/text': 10,
+    'loss/source/image': 20, 'gradient_share/text': 0.25, 'gradient_share/image': 0.25,
+    'gradient_share/audio': 0.5, 'gradient_share/source/text': 0.75,
+    'gradient_share/source/image': 0.25,
+  }  # fmt: skip
+
+
 @pytest.mark.parametrize('accumulate', [1, 4])
 def test_shares_of_the_gradient_are_those_at_the_last_hidden_state(
   job, batch, reference, accumulate
@@ -207,23 +220,25 @@ def test_shares_of_the_gradient_are_those_at_the_last_hidden_state(
   before, _, metrics = one_step(job, batch, train={'accumulate': accumulate})
   found = job.scalars(stack(metrics))
   shares = [found[f'gradient_share/{name}'] for name in MODALITIES]
-  assert sum(shares) == pytest.approx(1, rel=1e-5)
+  by_source = [found[f'gradient_share/source/{name}'] for name in SOURCES]
+  assert sum(shares) == pytest.approx(1, rel=1e-5) == sum(by_source)
   # The gradient of a target's loss there: (softmax - one-hot) times the head.
-  _, modalities_BT, mask_BT, _ = reference
+  _, modalities_BT, mask_BT, source_BT = reference
   logits_BTV, _ = logits(job, before.model, batch)
   error_BTV = np.exp(logits_BTV - logits_BTV.max(-1, keepdims=True))
   error_BTV /= error_BTV.sum(-1, keepdims=True)
   error_BTV -= np.eye(error_BTV.shape[-1])[batch['target_ids_BT']]
   head_VD = np.asarray(step.params_of(before.model)['embed_VD'], np.float64)
   norm_BT = np.linalg.norm(error_BTV @ head_VD, axis=-1) * mask_BT
-  norms = np.array([norm_BT[modalities_BT == number].sum() for number in range(3)])
-  np.testing.assert_allclose(shares, norms / norms.sum(), rtol=1e-3)
+  for labels_BT, found in ((modalities_BT, shares), (source_BT, by_source)):
+    norms = np.array([norm_BT[labels_BT == number].sum() for number in range(len(found))])
+    np.testing.assert_allclose(found, norms / norms.sum(), rtol=1e-3)
 
 
 def test_the_log_of_a_run_holds_them(tmp_path_factory):
   workdir = tiny_runs.media_finished(tmp_path_factory)
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  wanted = {f'loss/{name}' for name in (*MODALITIES, *SOURCES)}
+  wanted = {f'loss/{name}' for name in (*MODALITIES, *(f'source/{name}' for name in SOURCES))}
   for line in lines:
     assert wanted <= line.keys()
     shares = [line[f'gradient_share/{name}'] for name in MODALITIES]
@@ -240,6 +255,11 @@ def test_a_text_model_has_no_modalities(tmp_path):
   with jax.set_mesh(job.mesh):
     _, metrics = job.program.step(job.program.init(), to_devices(next(job.loader), job.mesh))
   assert not [name for name in metrics if name.endswith(('_M', '_N'))]
+  two = step.gpt_program(job.cfg, job.model_cfg, job.mesh, sources=2)  # of text, in two parts
+  rows = job.example() | {'source_ids_B': np.zeros(16, np.int32)}
+  _, shapes = jax.eval_shape(two.pure, two.abstract, rows)
+  found = {name: x.shape for name, x in shapes.items() if name.endswith(('_M', '_N'))}
+  assert found == {'nats_N': (2,), 'targets_N': (2,), 'gradient_N': (2,)}
 
 
 # ------------------------------------------------------------------------------ weights, balances

@@ -47,6 +47,11 @@ def test_plain_lines_align_and_can_be_grepped(capsys):
   assert third == 'step 1300/2000  valid_loss 1.500'
 
 
+def test_losses_of_single_sources_are_not_on_the_console():
+  shown = loggers.fields({'loss': 1.5, 'loss/text': 1.0, 'loss/source/text': 2.0})
+  assert shown == [('loss', '1.500'), ('loss/text', '1.000')]
+
+
 def test_plain_survives_an_ascii_pipe(monkeypatch):
   pipe = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
   monkeypatch.setattr(sys, 'stdout', pipe)

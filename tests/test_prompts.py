@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -60,7 +61,7 @@ def chosen(templates, text='', images=(), sounds=(), to='text'):
     (['{x:image}'], dict(to='image'), []),  # a document that begins with an image
     (['{p:parts}'], dict(text='A cat:', to='image'), [('text', 'A cat:')]),
     (['{p:parts}'], dict(text='A cat:', to='any'), [('text', 'A cat:')]),
-    ([READ, '{x:patches} -> {name}'], dict(images=[IMAGE]), [('image', IMAGE)]),  # the first
+    ([READ, '{y:image} -> {label}'], dict(images=[IMAGE]), [('image', IMAGE)]),  # read alike
   ],
 )
 def test_the_form_gives_order_words_and_kinds(templates, given, expected):
@@ -81,7 +82,20 @@ def test_the_form_gives_order_words_and_kinds(templates, given, expected):
       [TRANSLATE, 'summarise: {text} -> {short}'],
       dict(text='a cat'),
       "'a cat' could be meant for several forms",
-      'give all the words of one: translate en de: {en} -> {de}; summarise: {text} -> {short}',
+      'give all the words of one, or name its source with --source: translate en de: {en} -> {de}; '
+      'summarise: {text} -> {short}',
+    ),
+    (
+      [READ, '{x:patches} -> {name}'],
+      dict(images=[IMAGE]),
+      '1 image could be meant for several forms',
+      'name its source with --source: {x:image} -> {name}; {x:patches} -> {name}',
+    ),
+    (
+      [ASK, '{q} {x:image} -> {a}'],
+      dict(images=[IMAGE], text='why?'),
+      "'why?', 1 image could be meant for several forms",
+      'give all the words of one',
     ),
   ],
 )
@@ -90,6 +104,23 @@ def test_what_was_not_trained_is_refused(templates, given, cause, fix):
     chosen(templates, **given)
   _, second = assert_two_lines(error.value, cause)
   assert fix in second
+
+
+def test_a_source_names_the_form_where_several_fit():
+  mixture = {'codes': Source(template=READ), 'more': Source(template=READ),
+             'whole': Source(template='{x:patches} -> {name}')}  # fmt: skip
+  cfg = SimpleNamespace(data=SimpleNamespace(mixture=mixture))
+  with pytest.raises(ValueError) as error:
+    choose_form(prompts.tasks(cfg), '', [IMAGE], [], 'text')
+  _, fix = assert_two_lines(error.value, '1 image could be meant for several forms')
+  assert fix.endswith('--source: codes {x:image} -> {name}; whole {x:patches} -> {name}')
+  for source, kind in (('more', 'image'), ('whole', 'patches')):
+    first, _ = choose_form(prompts.tasks(cfg, source), '', [IMAGE], [], 'text')
+    assert first == Piece(kind, IMAGE)
+  with pytest.raises(ValueError) as error:
+    prompts.tasks(cfg, 'holes')
+  _, fix = assert_two_lines(error.value, '--source=holes')
+  assert fix == 'fix: use codes, more, whole'
 
 
 # --------------------------------------------------------------------------------- with a model
@@ -328,10 +359,30 @@ def test_pictures_are_enlarged_and_sounds_keep_their_rate(tmp_path):
   np.testing.assert_allclose(wave, WAVE, atol=1e-4)
 
 
+def test_sounds_are_written_as_flac(tmp_path, monkeypatch):
+  sounds = [Piece('audio', np.tile(WAVE, 300) * 1.5)] * 2
+  files = outfiles.OutFiles(str(tmp_path / 'x.flac'), '', 'audio', 2)
+  paths = [files.write(sound, 8000) for sound in sounds]
+  assert [path.name for path in paths] == ['x_0.flac', 'x_1.flac']
+  assert paths[0].read_bytes()[:4] == b'fLaC'
+  plain = outfiles.OutFiles(str(tmp_path / 'x.wav'), '', 'audio', 1).write(sounds[0], 8000)
+  waves = [media.read_sound(str(path), 8000)[0] for path in (paths[0], plain)]
+  np.testing.assert_array_equal(*waves)
+  with pytest.raises(ValueError) as error:
+    files.write(sounds[0], 10**6)
+  assert_two_lines(error.value, 'FLAC cannot hold 1000000 Hz')
+  monkeypatch.setitem(sys.modules, 'soundfile', None)
+  with pytest.raises(ValueError) as error:
+    outfiles.OutFiles(str(tmp_path / 'x.flac'), '', 'audio', 1)
+  _, fix = assert_two_lines(error.value, 'FLAC needs the package soundfile')
+  assert 'pip install soundfile' in fix
+
+
 @pytest.mark.parametrize(
   ('out', 'to', 'cause'),
   [
     ('x.wav', 'image', '--out=x.wav is no place for --to=image'),
+    ('x.flac', 'image', '--out=x.flac is no place for --to=image'),
     ('x.png', 'any', '--out=x.png is no place for --to=any'),
     ('/proc/none/x.png', 'image', '--out=/proc/none/x.png cannot be written'),
   ],

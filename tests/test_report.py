@@ -203,10 +203,10 @@ def read_report(folder):
   return text, Reader(text)
 
 
-def new_run(folder, *metrics, events=('start',), result=None):
+def new_run(folder, *metrics, events=('start',), result=None, job='gpt'):
   """A folder with these lines of metrics, an event a second, and perhaps a result."""
   (folder / 'samples').mkdir(parents=True)
-  records.write_json(folder / 'config.json', {'seed': 1, 'model': {}})
+  records.write_json(folder / 'config.json', {'seed': 1, 'model': {}, 'train': {'job': job}})
   for step, line in enumerate(metrics):
     records.append_line(folder / 'metrics.jsonl', {'step': step, 'time': START + step, **line})
   for second, event in enumerate(events):
@@ -403,6 +403,40 @@ def test_one_measurement_only(tmp_path):
   _, reader = read_report(new_run(tmp_path / 'run', {'loss': 4.0, 'valid_loss': 4.0, 'mfu': 0.0}))
   assert 'Validation loss 4.000' in reader.text()
   assert reader.tags.count('svg') == 3
+
+
+@pytest.mark.parametrize(
+  ('job', 'line', 'words', 'unit'),
+  [
+    (
+      'image_tokenizer',
+      {'valid_loss': 0.002, 'psnr': 26.84, 'usage': 0.5, 'perplexity': 70, 'images': 320.0},
+      'PSNR 26.84 dB of held-out images after 0 steps and 320 images',
+      'squared pixel error',
+    ),
+    (
+      'audio_tokenizer',
+      {'valid_loss': 0.51, 'log_mel_rmse': 0.4991, 'usage': 0.5, 'crops': 320.0},
+      'Log-mel RMSE 0.4991 of held-out sounds after 0 steps and 320 crops',
+      'log-mel RMSE of all frames',
+    ),
+  ],
+)
+def test_a_tokenizer_is_told_in_its_own_units(tmp_path, job, line, words, unit):
+  """Its training objective is no error of pixels or frames, and none of them is in nats."""
+  _, reader = read_report(new_run(tmp_path / 'run', line | {'loss': 0.25}, job=job))
+  said = reader.text()
+  assert words in said and unit in said and 'codes in use 50.0%' in said
+  assert 'training objective' in said and '(training' not in said
+  assert 'nats' not in said and 'token' not in said.replace('tokenizer', '')
+
+
+def test_losses_are_in_bits_too(whole, tmp_path):
+  assert 'bits per token 2.152' in whole[1].text()  # of valid_loss 1.4916
+  line = {'loss': 1.0, 'loss/source/read': 1.0, 'valid_loss/read': 2.0}
+  said = read_report(new_run(tmp_path / 'run', line))[1].text()
+  assert 'loss/source/read 1.000 nats, 1.443 bits' in said
+  assert 'valid_loss/read 2.000 nats, 2.885 bits' in said
 
 
 def test_losses_that_are_not_finite_raise_an_alarm(tmp_path):

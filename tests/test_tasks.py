@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import guidance
 from gpt_jax import data, evaluate, judges, language, sharding, text_metrics
-from gpt_jax.data import Piece, mixture, sources
+from gpt_jax.data import Piece, keypad, mixture, sources
 from gpt_jax.data.corpus import Corpus
 from gpt_jax.model import gpt
 from gpt_jax.sample import SampleConfig
@@ -163,7 +163,7 @@ def test_labels(new):
 @pytest.mark.parametrize('answers', ['abcabc', 'aab', 'aabb', 'abcd', 'aaaab'])
 def test_another_example_has_another_answer(answers):
   wanted = list(answers)
-  other = answer.derangement(wanted)
+  other = common.derangement(wanted)
   assert sorted(other) == list(range(len(wanted)))
   same = sum(wanted[i] == wanted[j] for i, j in enumerate(other))
   most = max(collections.Counter(wanted).values())
@@ -225,7 +225,10 @@ def test_a_task_whose_library_is_missing_is_refused_or_left_out(oracle, monkeypa
 
 def test_drawings_that_are_real_training_images(oracle):
   """Right, varied, close to real, and caught as copies."""
-  found = table(evaluate.run(oracle, ['draw'], limit=60))
+  rows = evaluate.run(oracle, ['draw'], limit=60)
+  found, shuffled = table(rows), table(rows, control='shuffled')
+  assert set(shuffled) == {'accuracy', 'accuracy_by_pixels'}
+  assert max(row['value'] for row in shuffled.values()) <= found['accuracy']['chance']
   assert found['accuracy']['n'] == 60
   assert found['accuracy']['chance'] <= 0.25
   # The same word always gets the same training image: right, but one of each.
@@ -252,8 +255,10 @@ def test_descriptions_that_are_no_classes_are_retrieved(oracle, monkeypatch):
   monkeypatch.setattr(common, 'MOST_CLASSES', 5)
   real = common.pixels(oracle, common.examples(oracle, 'draw', 'valid', 30))
   monkeypatch.setattr(Oracle, 'generate', lambda *args, **kwargs: list(real))
-  found = table(evaluate.run(oracle, ['draw'], limit=30))
+  rows = evaluate.run(oracle, ['draw'], limit=30)
+  found, shuffled = table(rows), table(rows, control='shuffled')
   assert found['mrr']['value'] == found['recall@1']['value'] == 1
+  assert shuffled['recall@1']['value'] == 0 and shuffled['mrr']['value'] < 0.5
   assert found['mrr']['chance'] == pytest.approx(sum(1 / k for k in range(1, 31)) / 30)
   assert found['recall@5']['chance'] == pytest.approx(5 / 30)
   assert 'accuracy' not in found
@@ -263,6 +268,7 @@ def test_speech(oracle):
   rows = evaluate.run(oracle, ['speak'], limit=12)
   found = table(rows)
   assert found['tone_accuracy']['value'] == 1
+  assert table(rows, control='shuffled')['tone_accuracy']['value'] == 0
   assert 'accuracy' not in found  # the source has an exact decoder, which no judge need guess at
   distance = found['mel_cepstral_distortion']
   assert distance['value'] < distance['chance']
@@ -271,10 +277,52 @@ def test_speech(oracle):
     for of in ('copy-synthesis', 'reconstructions')
   )
   assert 0 < copied < coded < distance['chance']
+  frechet = [table(rows, of=of)['frechet_distance'] for of in ('copy-synthesis', 'reconstructions')]
+  assert 0 < frechet[0]['value'] < frechet[1]['value']
+  assert found['frechet_distance']['value'] < frechet[1]['value']  # real sounds of the training
+  assert len({row['baseline'] for row in (*frechet, found['frechet_distance'])}) == 1
   assert 0.6 < found['length_ratio']['value'] < 1.5
   # The same word always gets the same training sound.
   assert found['copies']['value'] == 1 and found['nearest_train_ratio']['value'] < 0.5
   assert table(rows, of='copy-synthesis')['voicing_error']['value'] < 0.3
+
+
+def test_a_recogniser_hears_what_was_said(oracle, monkeypatch):
+  """Another run's model; here one that hears tones right, of the codes and of nothing else."""
+  listen = dataclasses.replace(
+    oracle.cfg.data.mixture['listen'], template='{sound:frames} of -> {name}!'
+  )
+  section = data.DataConfig({'listen': listen}, packing='first_fit')
+  ear = dataclasses.replace(oracle, cfg=dataclasses.replace(oracle.cfg, data=section))
+  dialled = common.examples(oracle, 'dial', 'train')
+  names = {str(x.record['label']): x.record['name'] for x in dialled}
+
+  def generate(self, conditions, to, **sampling):
+    assert (to, sampling) == ('text', {'temperature': 0.0})
+    assert {tuple(p.kind for p in pieces) for pieces in conditions} == {('frames', 'text')}
+    return [names[keypad.decode(*pieces[0].value)] + '!' for pieces in conditions]
+
+  rows, add = common.rows('speak', 'dial', 'valid', 6)
+  found = common.examples(oracle, 'dial', 'valid', 6)
+  real = common.waves(oracle, found)
+  monkeypatch.setattr(Oracle, 'generate', generate)
+  sounds = {'': [*real[1:], real[0] * 3], 'copy-synthesis': real}
+  speak.recognised(add, ear, found, real, sounds, 8000)
+  copied = table(rows, of='copy-synthesis')
+  assert set(copied) == {'word_error_rate', 'character_error_rate'}
+  assert {(r['value'], r['baseline'], r['recogniser']) for r in copied.values()} == {
+    (0, 0, oracle.cache_dir.parent.name)
+  }
+  digits = [x.record['name'] for x in found]
+  wrong = sum(a != b for a, b in zip(digits, digits[1:] + digits[:1], strict=True))
+  assert wrong and table(rows)['word_error_rate']['value'] == wrong / 6
+  deaf = dataclasses.replace(oracle, cfg=dataclasses.replace(
+    oracle.cfg, data=data.DataConfig({'t': data.Source('synthetic')})))  # fmt: skip
+  mistakes = (deaf, 'speak', 'no text of a sound'), (ear, 'draw', 'no effect')
+  for recogniser, task, cause in mistakes:
+    with pytest.raises(ValueError) as error:
+      evaluate.run(oracle, [task], recogniser=recogniser)
+    assert_two_lines(error.value, f'--recogniser={oracle.cache_dir.parent}', cause)
 
 
 def test_speakers(oracle, monkeypatch):
@@ -288,7 +336,10 @@ def test_speakers(oracle, monkeypatch):
 
   monkeypatch.setattr(common, '_examples', with_speaker)
   subject = dataclasses.replace(oracle, caches={})
-  found = table(evaluate.run(subject, ['speak'], limit=12))
+  rows = evaluate.run(subject, ['speak'], limit=12)
+  found, shuffled = table(rows), table(rows, control='shuffled')
+  assert shuffled['accuracy']['value'] == shuffled['accuracy_by_neighbour']['value'] == 0
+  assert shuffled['speaker_accuracy']['value'] <= found['speaker_accuracy']['chance']
   assert 'tone_accuracy' not in found
   assert found['accuracy']['value'] == found['accuracy_by_neighbour']['value'] == 1
   assert found['speaker_accuracy']['value'] > found['speaker_accuracy']['chance']
@@ -297,7 +348,9 @@ def test_speakers(oracle, monkeypatch):
 def test_generative_classification(oracle, monkeypatch):
   rows = evaluate.run(oracle, ['classify'], limit=30)
   found = table(rows, source='draw')
-  assert found['accuracy']['value'] == 1
+  shuffled = table(rows, source='draw', control='shuffled')
+  assert found['accuracy']['value'] == 1 and shuffled['accuracy']['value'] == 0
+  assert shuffled['information']['value'] < -20  # 20 nats less for the wrong one
   information = found['information']
   assert information['value'] == pytest.approx(math.log2(10), abs=0.3)
   assert information['baseline'] == pytest.approx(math.log2(10), abs=0.01)
@@ -356,7 +409,9 @@ def test_composition(oracle, monkeypatch):
 
   monkeypatch.setattr(Oracle, 'generate', generate)
   rows = evaluate.run(oracle, ['cross'], limit=20)
-  found = {row['way']: row for row in rows}
+  found = {row['way']: row for row in rows if 'control' not in row}
+  shuffled = {row['way']: row['value'] for row in rows if 'control' in row}
+  assert shuffled == {'image to audio': 0, 'audio to image': pytest.approx(0, abs=0.15)}
   assert set(found) == {'image to audio', 'audio to image'}
   assert found['image to audio']['value'] == 1
   assert found['audio to image']['value'] >= 0.7
@@ -407,6 +462,8 @@ def test_perplexity_of_documents(new):
   assert dim == pytest.approx(math.log2(17), rel=0.05)
   assert nats['image']['value'] == pytest.approx(math.log(new.tokenizers.vocabulary.size), rel=0.05)
   assert [r for r in rows if r['source'] == 'name' and 'modality' in r] == []
+  in_bits = {r['modality']: r['value'] for r in parts if r['metric'] == 'bits_per_token'}
+  assert in_bits == {m: pytest.approx(r['value'] / math.log(2)) for m, r in nats.items()}
   with pytest.raises(ValueError) as error:
     evaluate.run(new, ['perplexity'], stride=4)
   assert_two_lines(error.value, 'stride=4')

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from gpt_jax import figures, page
+from gpt_jax import figures, loggers, page
 from gpt_jax.ablation import stats, summary
 
 COLORS = (figures.FIRST, figures.SECOND, figures.THIRD, figures.FOURTH, figures.FIFTH, figures.INK)
@@ -69,9 +69,9 @@ def overview(told, wide, narrow):
       series.append(figures.Series(x, y.min(0), 'band', color, to=y.max(0)))
     told_of.append((arm['name'], y.mean(0)[-1]))
     series.append(figures.Series(x, y.mean(0), 'line', color, short(arm)))
-  said = dict(units=('tokens', 'nats per token' if 'loss' in told.metric else told.metric))
+  said = dict(units=units(told))
   ends = ', '.join(f'{name} {value:.3f}' for name, value in told_of)
-  said['label'] = f'{told.metric} against tokens: {ends}'
+  said['label'] = f'{told.metric} against {said["units"][0]}: {ends}'
   room = 16 + 7 * max((len(line.label) for line in series), default=0)
   sizes = (('broad', (wide, 380)), ('narrow', (narrow, 300)))
   return [
@@ -79,6 +79,14 @@ def overview(told, wide, narrow):
     for kind, size in sizes
     if (svg := figures.chart(series, name=f'curves {kind}', size=size, room=room, **said))
   ]
+
+
+def units(told):
+  """What the curves are of: (x, y), by what the runs of a study consumed."""
+  counted = {name for row in told.rows for name in row.get('result') or ()}
+  job = next((job for job in loggers.JOBS.values() if job.items in counted), loggers.JOBS['gpt'])
+  is_loss = 'loss' in told.metric if job.is_one_unit else told.metric == 'validation loss'
+  return 'tokens' if job.is_one_unit else 'steps', job.unit if is_loss else told.metric
 
 
 def short(arm, most=16):

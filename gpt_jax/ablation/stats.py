@@ -120,13 +120,15 @@ def score_name(row):
 def numbers(result, metric=''):
   """The numbers of a result by name: its own, its tail/METRIC and its tasks' scores.
 
-  A metric TASK/METRIC is there too if just one score of the task has it; ValueError if several do.
+  A metric TASK/METRIC is there too if just one score of the task has it, controls and what is not
+  the model's own left out; ValueError if several do.
   """
   tail = {f'tail/{name}': value for name, value in (result.get('tail') or {}).items()}
   scores = result.get('evaluations') or ()
   named = {score_name(row): row['value'] for row in scores} | tail | result
   if metric not in named:
-    short = [row for row in scores if f'{row["task"]}/{row["metric"]}' == metric]
+    own = [row for row in scores if not {'of', 'control'} & set(row)]
+    short = [row for row in own if f'{row["task"]}/{row["metric"]}' == metric]
     if len(short) > 1:
       raise ValueError(
         f'metric={metric!r} is the name of {len(short)} scores\n'

@@ -6,8 +6,6 @@ whether the condition is used at all; `baseline` answers as the nearest training
 the text to translate, or takes the first sentence of the text to summarise.
 """
 
-import numpy as np
-
 from gpt_jax import metrics, text_metrics
 from gpt_jax.tasks import common
 
@@ -48,7 +46,7 @@ def run(
   for name, row in score(made, wanted).items():
     add(name, **row, **rivals[name])
   if len(found) > 1:
-    other = derangement([some[0] for some in wanted])
+    other = common.derangement([some[0] for some in wanted])
     made = subject.generate([conditions[i] for i in other], 'text', **sampling)
     for name, row in score(made, wanted).items():
       add(name, **row, control='shuffled')
@@ -69,14 +67,3 @@ def neighbours(subject, found, train, answers, most=5000):
   flat = lambda some: common.pixels(subject, some).reshape(len(some), -1)
   index, _ = metrics.nearest(flat(found), flat(train[:most]))
   return [answers[i] for i in index]
-
-
-def derangement(wanted):
-  """For each example another one, with another answer where there is one."""
-  n = len(wanted)
-  order = np.argsort(np.array(wanted), kind='stable')
-  largest = max(np.unique(np.array(wanted), return_counts=True)[1])
-  shift = largest if largest < n else n // 2  # sorted by answer, this far on stands another answer
-  other = np.empty(n, int)
-  other[order] = np.roll(order, -shift)
-  return other

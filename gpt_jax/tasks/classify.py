@@ -38,13 +38,17 @@ def run(subject, source, split, limit):
   prior_C = np.log([count[c] / len(train) for c in texts])
   joint_NC = log_p_NC + prior_C
   guess = [texts[i] for i in joint_NC.argmax(1)]
-  common.add_accuracy(add, 'accuracy', guess, names, chance=common.chance(names))
+  common.add_judged(add, 'accuracy', guess, names, chance=common.chance(names))
   top_N = joint_NC.max(1)
   marginal_N = top_N + np.log(np.exp(joint_NC - top_N[:, None]).sum(1))
-  true_N = log_p_NC[np.arange(len(found)), [texts.index(name) for name in names]]
   entropy = -float((np.exp(prior_C) * prior_C).sum()) / np.log(2)
-  bits = float((true_N - marginal_N).mean() / np.log(2))
-  add('information', bits, chance=0.0, baseline=entropy, unit='bits')
+  given = {'': names, 'shuffled': common.shuffled(names)}  # the wrong condition costs bits
+  for control, labels in given.items():
+    if labels:
+      given_N = log_p_NC[np.arange(len(found)), [texts.index(name) for name in labels]]
+      bits = float((given_N - marginal_N).mean() / np.log(2))
+      rivals = {'control': control} if control else {'chance': 0.0, 'baseline': entropy}
+      add('information', bits, unit='bits', **rivals)
   return rows
 
 

@@ -15,6 +15,7 @@ from gpt_jax.sample import SampleConfig
 LIMIT = 500  # examples of a source where no limit is given
 TRAIN_LIMIT = 20_000  # real examples that judges and baselines learn from
 LABELS = ('label', 'name', 'digit', 'text')  # fields that name what an example shows, by rank
+FEWEST = 4  # examples that sets are compared by
 MOST_CLASSES = 50  # more different labels are descriptions, not classes
 NOT_DRAWN = ('num_samples', 'begin')  # fields of SampleConfig that tasks do not use
 IMAGES, SOUNDS = ('image', 'patches'), ('audio', 'frames')  # kinds of pieces
@@ -130,6 +131,22 @@ def chance(names):
   return collections.Counter(names).most_common(1)[0][1] / len(names)
 
 
+def derangement(wanted):
+  """For each example another one, with another answer where there is one."""
+  n = len(wanted)
+  order = np.argsort(np.array(wanted), kind='stable')
+  largest = max(np.unique(np.array(wanted), return_counts=True)[1])
+  shift = largest if largest < n else n // 2  # sorted by answer, this far on stands another answer
+  other = np.empty(n, int)
+  other[order] = np.roll(order, -shift)
+  return other
+
+
+def shuffled(names):
+  """The label of another example for each; None where all are equal."""
+  return [names[i] for i in derangement(names)] if len(set(names)) > 1 else None
+
+
 def pixels(subject, found):
   """The first image of each example at the size of the tokenizer, uint8 [N, Y, X, A]."""
   return np.stack(_first(subject, found, IMAGES))
@@ -190,13 +207,34 @@ def rows(task, source, split, n, **about):
   return made, add
 
 
-def add_retrieval(add, scores_NC, truth_N):
-  """Add rows of where the true one of C candidates ranks, beside those of a random order."""
+def add_retrieval(add, scores_NC, truth_N, **more):
+  """Add rows of where the true one of C candidates ranks, beside those of a random order.
+
+  And, as a control, of where another example's stands.
+  """
   count = scores_NC.shape[1]
   chances = {'mrr': float(np.mean(1 / np.arange(1, count + 1))), 'median_rank': (count + 1) / 2}
   for name, value in metrics.retrieval(scores_NC, truth_N).items():
     chance = chances[name] if name in chances else int(name.partition('@')[2]) / count
-    add(name, value, chance=chance, candidates=count)
+    add(name, value, chance=chance, candidates=count, **more)
+  if not more and len(set(truth_N)) > 1:
+    add_retrieval(add, scores_NC, truth_N[derangement(truth_N)], control='shuffled')
+
+
+def some_of(train, n):
+  """n training examples by a choice that is the same each time."""
+  return train[np.random.default_rng(1).permutation(len(train))[:n]]
+
+
+def add_frechet(add, ref_ND, real_ND, sets):
+  """Add rows of the Frechet distance of each of `sets` {of: [N, D]} to as many training examples.
+
+  Of features of our own, so that it is no FID; the baseline is that of real held-out examples.
+  """
+  floor = metrics.frechet_distance(ref_ND, real_ND)
+  for of, some_ND in sets.items():
+    about = {'of': of} if of else {}
+    add('frechet_distance', metrics.frechet_distance(ref_ND, some_ND), baseline=floor, **about)
 
 
 def add_memorisation(add, made_ND, held_ND, train_ND):
@@ -210,3 +248,14 @@ def add_accuracy(add, metric, found, wanted, **more):
   """Add a row of an accuracy with its interval."""
   value, interval = metrics.accuracy(list(found), list(wanted))
   add(metric, value, interval=list(interval), **more)
+
+
+def add_judged(add, metric, found, wanted, **more):
+  """The same of what a model made or chose by its conditions, and the control.
+
+  That holds it against the labels of other examples, as if it had been made of their conditions: it
+  falls to chance or below where conditions are used, and nothing new need be made.
+  """
+  add_accuracy(add, metric, found, wanted, **more)
+  if other := shuffled(wanted):
+    add_accuracy(add, metric, found, other, control='shuffled')

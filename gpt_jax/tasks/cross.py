@@ -63,7 +63,7 @@ def compose(subject, reads, first, makes, second, split, limit, sampling):
   held = common.examples(subject, second, split, limit or common.LIMIT)
   ceiling, _ = judge.accuracy(raw(subject, held), common.labels(held, field))
   found = judge.predict(made if makes == 'audio' else np.stack(made))
-  common.add_accuracy(add, 'accuracy', found, names, chance=common.chance(names), baseline=ceiling)
+  common.add_judged(add, 'accuracy', found, names, chance=common.chance(names), baseline=ceiling)
   return rows
 
 

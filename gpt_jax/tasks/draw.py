@@ -50,7 +50,7 @@ def judged(subject, add, train, names, made, real, decoded):
   for kind, suffix in (('image', ''), ('pixels', '_by_pixels')):
     judge = common.judge(subject, kind, *train)
     ceiling, _ = judge.accuracy(real, names)
-    common.add_accuracy(
+    common.add_judged(
       add, f'accuracy{suffix}', judge.predict(made), names, chance=chance, baseline=ceiling
     )
     common.add_accuracy(
@@ -72,17 +72,13 @@ def judged(subject, add, train, names, made, real, decoded):
 def sets(add, features, made, real, decoded, train_images):
   """Rows that compare what was made with as many training images: distances, precision, recall."""
   n = min(len(made), len(train_images))
-  if n < 4:
+  if n < common.FEWEST:
     return
-  chosen = np.random.default_rng(1).permutation(len(train_images))[:n]
-  ref, made, real, decoded = (features(x[:n]) for x in (train_images[chosen], made, real, decoded))
+  chosen = common.some_of(train_images, n)
+  ref, made, real, decoded = (features(x[:n]) for x in (chosen, made, real, decoded))
   scale = max(float(ref.std(0).mean()), 1e-9)  # so that distances do not depend on that of features
   ref, made, real, decoded = (x / scale for x in (ref, made, real, decoded))
-  floor = metrics.frechet_distance(ref, real)
-  add('frechet_distance', metrics.frechet_distance(ref, made), baseline=floor)
-  add(
-    'frechet_distance', metrics.frechet_distance(ref, decoded), baseline=floor, of='reconstructions'
-  )
+  common.add_frechet(add, ref, real, {'': made, 'reconstructions': decoded})
   kernel = lambda x: metrics.kid(ref, x, subsets=20)[0]
   add('kernel_distance', kernel(made), baseline=kernel(real))
   names = ('precision', 'recall')

@@ -96,10 +96,12 @@ def of_documents(subject, source, split, limit):
     row = dict(task='perplexity', metric=metric, value=float(value), source=source, split=split)
     rows.append({**row, 'tokens': int(tokens), **more})
 
-  add('nats_per_token', nats_M.sum() / targets_M.sum(), targets_M.sum())
   present = [m for m in range(len(names)) if targets_M[m]]
-  for m in present if len(present) > 1 else []:
-    add('nats_per_token', nats_M[m] / targets_M[m], targets_M[m], modality=names[m])
+  parts = [(nats_M[m], targets_M[m], {'modality': names[m]}) for m in present]
+  whole = (nats_M.sum(), targets_M.sum(), {})
+  for nats, targets, which in [whole, *(parts if len(parts) > 1 else [])]:
+    add('nats_per_token', nats / targets, targets, **which)
+    add('bits_per_token', bits(nats / targets), targets, **which)
   if 'image' in names and targets_M[names.index('image')] and is_lossless(subject, source, split):
     m, image = names.index('image'), subject.tokenizers.image
     images = targets_M[m] / (image.length + 1)  # the end of an image counts, and is certain

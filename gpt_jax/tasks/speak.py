@@ -2,7 +2,13 @@
 
 Distances are read against copy-synthesis (a real spectrogram through the same vocoder) and against
 what the tokenizer makes of the real sound; `chance` is the distance to another example's sound.
-Pitch is compared by its median, so that lengths need not agree.
+Pitch is compared by its median, so that lengths need not agree. The Frechet distance is between
+sets, on standardised cepstra; its baseline is that of real held-out sounds to training sounds, of
+which it is read as a multiple: there are 401 features, so that few sounds are far from any others.
+
+A recogniser is another trained run that makes text of sounds: its error rates on what was made
+stand beside those on real recordings, its floor. It is independent of what it judges as far as it
+reads sounds otherwise: frames, or the codes of another tokenizer.
 
 Labels are heard by an exact decoder where the source has one (EXACT), else by judges that learned
 from real sounds. A learned judge is worth no more than its figure on copy-synthesis: of clean
@@ -11,8 +17,8 @@ keypad tones it learns the noise floor, and hears half of those that went throug
 
 import numpy as np
 
-from gpt_jax import judges, sound_metrics
-from gpt_jax.data import keypad
+from gpt_jax import judges, sound_metrics, text_metrics
+from gpt_jax.data import Piece, keypad, templates
 from gpt_jax.tasks import common
 
 SPEAKER = 'speaker'  # field of a record
@@ -24,8 +30,8 @@ def fits(condition, target):
   return condition == ('text',) and target == ('audio',)
 
 
-def run(subject, source, split, limit, **sampling):
-  """Rows for one source."""
+def run(subject, source, split, limit, recogniser=None, **sampling):
+  """Rows for one source; recogniser: the evaluate.Subject of a run that makes text of sounds."""
   found = common.examples(subject, source, split, limit or common.LIMIT)
   train = common.examples(subject, source, 'train', common.TRAIN_LIMIT)
   audio, real = subject.tokenizers.audio, common.waves(subject, found)
@@ -40,7 +46,8 @@ def run(subject, source, split, limit, **sampling):
     names = [str(example.record['label']) for example in found]
     for of, some in sounds.items():
       decoded = [decode(wave, audio.sample_rate) for wave in some]
-      common.add_accuracy(add, 'tone_accuracy', decoded, names, chance=0.1, **about(of))
+      row = common.add_accuracy if of else common.add_judged
+      row(add, 'tone_accuracy', decoded, names, chance=0.1, **about(of))
   for metric, field in (('accuracy', common.label_field(train)), ('speaker_accuracy', SPEAKER)):
     if metric == 'accuracy' and decode is not None:
       continue
@@ -50,10 +57,23 @@ def run(subject, source, split, limit, **sampling):
     if common.are_classes(known):
       judged(subject, add, metric, (heard, known), names, real, sounds)
   distances(add, real, sounds, audio.sample_rate)
-  features = [judges.cepstra(some, audio.sample_rate) for some in (made, real, heard)]
-  mean, scale = judges.standard(features[-1])
-  common.add_memorisation(add, *((x - mean) / scale for x in features))
+  sets(add, audio.sample_rate, sounds, real, heard)
+  if recogniser is not None:
+    recognised(add, recogniser, found, real, sounds, audio.sample_rate)
   return rows
+
+
+def sets(add, rate, sounds, real, heard):
+  """Rows that compare standardised cepstra: how far sets are apart, how near to training sounds."""
+  mean, scale = judges.standard(train_ND := judges.cepstra(heard, rate))
+  features = lambda some: (judges.cepstra(some, rate) - mean) / scale
+  train_ND, real_ND = (train_ND - mean) / scale, features(real)
+  found = {of: features(some) for of, some in sounds.items()}
+  n = min(len(real_ND), len(train_ND))
+  if n >= common.FEWEST:
+    parts = {of: x[:n] for of, x in found.items()}
+    common.add_frechet(add, common.some_of(train_ND, n), real_ND[:n], parts)
+  common.add_memorisation(add, found[''], real_ND, train_ND)
 
 
 def about(of):
@@ -68,15 +88,11 @@ def judged(subject, add, metric, train, names, real, sounds):
     judge = common.judge(subject, kind, *train)
     ceiling, _ = judge.accuracy(real, names)
     for of, some in sounds.items() if not suffix else [('', sounds[''])]:
-      common.add_accuracy(
-        add,
-        metric + suffix,
-        judge.predict(some),
-        names,
-        chance=chance,
-        baseline=ceiling,
+      row = common.add_accuracy if of else common.add_judged
+      row(
+        add, metric + suffix, judge.predict(some), names, chance=chance, baseline=ceiling,
         **about(of),
-      )
+      )  # fmt: skip
 
 
 def distances(add, real, sounds, rate):
@@ -103,3 +119,44 @@ def pitches(add, real, sounds, rate):
     if np.isfinite(errors[:, 0]).any():
       add('pitch_error', np.nanmean(errors[:, 0]), unit='semitones', **about(of))
     add('voicing_error', errors[:, 1].mean(), **about(of))
+
+
+def reader_of(recogniser):
+  """The template of a run that makes text of one sound; ValueError if it has none."""
+  for source in recogniser.cfg.data.mixture.values():
+    condition, target = templates.signature(source.template)
+    if sum(kind in common.SOUNDS for kind in condition) == 1 and target == ('text',):
+      return source.template
+  has = ', '.join(repr(source.template) for source in recogniser.cfg.data.mixture.values())
+  raise ValueError(
+    f'--recogniser={recogniser.cache_dir.parent} makes no text of a sound: it has {has}\n'
+    "fix: name a run with a template such as '{audio:audio} -> {text}'"
+  )
+
+
+def recognised(add, recogniser, found, real, sounds, rate):
+  """Rows of how much of its text another model hears wrong, by words and by characters.
+
+  What should be heard is what the recogniser's own template makes of each record.
+  """
+  template, silence = reader_of(recogniser), np.zeros(1, np.float32)
+  fields = {field: silence for kind, field in templates.parse(template) if kind in common.SOUNDS}
+  documents = [templates.pieces(template, {**x.record, **fields}, x.where) for x in found]
+  asked, wanted = zip(*map(templates.split, documents), strict=True)
+  audio, wanted = recogniser.tokenizers.audio, [common.text(pieces) for pieces in wanted]
+  most = int(audio.max_positions / audio.codes_per_second * rate)  # samples that it can read
+
+  def errors(waves, right):
+    waves = [wave[:most] / max(1.0, float(np.abs(wave).max())) for wave in waves]
+    put = lambda p, wave: (
+      Piece(p.kind, templates.Samples(wave, rate)) if p.kind in common.SOUNDS else p
+    )
+    given = [[put(p, wave) for p in some] for some, wave in zip(asked, waves, strict=True)]
+    texts = recogniser.generate(given, 'text', temperature=0.0)
+    rows = text_metrics.answers(texts, [[text] for text in right])
+    return {name: row['value'] for name, row in rows.items() if name.endswith('error_rate')}
+
+  floor, by = errors(real, wanted), recogniser.cache_dir.parent.name
+  for of, some in sounds.items():
+    for name, value in errors(some, wanted).items():
+      add(name, value, baseline=floor[name], recogniser=by, **about(of))
