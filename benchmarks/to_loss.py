@@ -6,7 +6,7 @@ learning rate, found with another seed by halving and doubling until both neighb
 loss to reach is the highest that any run of
 `gpt2` ends with, so that all reach it; `modern` meets it in the middle of its schedule, where its
 learning rate is still high, which is no advantage. Seconds are steps, interpolated between
-evaluations, times the median seconds of the preset's steps: evaluation and compilation are in
+evaluations, times the median seconds of the run's own steps: evaluation and compilation are in
 neither. The runs take turns.
 """
 
@@ -78,13 +78,12 @@ def steps_to(run, loss):
 def compared(runs):
   """{arm: runs} -> the loss to reach, seconds of each run, ratio of medians and its interval."""
   loss = max(run['losses'][-1] for run in runs['gpt2'])
-  pace = {
-    arm: float(np.median(sum((r['step_seconds'] for r in of), []))) for arm, of in runs.items()
-  }
-  steps = {arm: [steps_to(run, loss) for run in of] for arm, of in runs.items()}
-  rows = {arm: {'seconds': [pace[arm] * s for s in of], 'steps': of} for arm, of in steps.items()}
-  for row in rows.values():
-    row['median'] = float(np.median(row['seconds']))
+  pace = {arm: [float(np.median(r['step_seconds'])) for r in of] for arm, of in runs.items()}
+  rows = {}
+  for arm, of in runs.items():
+    steps = [steps_to(run, loss) for run in of]
+    seconds = [p * n for p, n in zip(pace[arm], steps, strict=True)]
+    rows[arm] = {'seconds': seconds, 'steps': steps, 'median': float(np.median(seconds))}
   rows = {'gpt_jax' if arm == 'modern' else arm: row for arm, row in rows.items()}
   return {
     'loss': loss, 'step_seconds': pace, 'rows': rows,
@@ -109,7 +108,9 @@ def main():
         where = f'{folder}/{arm}-{seed}'
         runs[arm].append(run(arm, best[arm], seed, arguments.steps, where))
       question = 'time to a loss, modern against gpt2 with AdamW'
-      claim = 'How much sooner the modern preset reaches the final loss of GPT-2 with AdamW'
+      claim = (
+        'How much sooner the modern preset with Muon reaches the final loss of GPT-2 with AdamW'
+      )
       told = versus.content('to_loss', claim, {question: compared(runs)}, tried=tried)
       records.write_json(FILE, told)
   print(json.dumps(told['rows'][question]['ratios']))
