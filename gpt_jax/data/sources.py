@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_jax.data import augment, corpus, media_sources, record_sources, templates
+from gpt_jax.data import arrays, augment, corpus, media_sources, record_sources, templates
 from gpt_jax.data.corpus import Corpus
 from gpt_jax.data.files import find, hash_files, not_utf8
 
@@ -228,7 +228,7 @@ SOURCES = {
   'synthetic': _synthetic,
   'digits': media_sources.digits,
   'keypad': media_sources.keypad,
-  'arrays': media_sources.arrays,
+  'arrays': arrays.arrays,
   'files': media_sources.files,
 }
 
