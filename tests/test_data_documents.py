@@ -1,16 +1,20 @@
 """Documents are what their template says, media are read once, and broken ones do not hide."""
 
+import dataclasses
 import json
 import logging
+import re
 import zipfile
 from collections import Counter
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_jax import data
+from gpt_jax import config, data, language, sharding
 from gpt_jax.data import (
   DataConfig,
   Piece,
@@ -397,6 +401,43 @@ def test_media_to_learn_from(pictures):
   with pytest.raises(ValueError) as error:
     data.images(pictures('{name} -> {s:audio}'), (4, 4, 1))
   assert two_lines(error) == 'no source of data.mixture has image data to learn a tokenizer from'
+
+
+def test_media_that_are_all_held_out(pictures):
+  """Which of two lines is for validation goes by their hashes: the one with the picture."""
+  parts = [[{'image': '0.png'}], [{'text': 'alone'}]]
+  (pictures.folder / 'a.jsonl').write_text('\n'.join(json.dumps({'p': p}) for p in parts))
+  sides = []
+  for seed in range(20):
+    cfg = dataclasses.replace(pictures('{p:parts}', valid_fraction=0.1), split_seed=seed)
+    try:
+      sides.append(len(data.images(cfg, (4, 4, 1))))
+    except ValueError as error:
+      sides.append(0)
+      cause, fix = str(error).split('\n')
+      assert 'x has image data in its valid documents only, and none in train' in cause
+      assert 'data.valid_fraction=0.1' in cause and 'data.valid_fraction=0.0' in fix
+  assert set(sides) == {0, 1}
+
+
+def test_the_example_of_the_readme(tmp_path, monkeypatch):
+  readme = (Path(__file__).parents[1] / 'README.md').read_text()
+  section = readme.partition('## Data: what is the format?')[2]
+  lines, code = re.findall(r'```(?:python)?\n(.*?)```', section, re.S)[:2]
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'mine/data.jsonl').write_text(lines)
+  noise = np.random.default_rng(0)
+  picture = noise.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+  (tmp_path / 'mine/cat.png').write_bytes(to_png(picture))
+  (tmp_path / 'mine/cat.wav').write_bytes(to_wav(noise.normal(0, 0.1, 16000), 16000))
+  made = config.default()
+  exec(code, {'config': made})
+  cfg = config.build(config.Config, made)
+  mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
+  job = language.Language(cfg, tmp_path / 'run', mesh)
+  assert job.loader.caches['mine'].media == {'images': 1, 'sounds': 1, 'skipped': 0}
+  assert len(job.loader.caches['mine'].offsets) == 2
 
 
 def test_tokenizers_that_do_not_fit_are_refused(pictures):

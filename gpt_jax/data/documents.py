@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpt_jax.data import augment, media, templates
+from gpt_jax.data.corpus import SPLITS
 from gpt_jax.data.mixture import DataConfig, open_part, source_names
 from gpt_jax.data.templates import MODALITY, Piece, Samples
 
@@ -202,10 +203,26 @@ def _read_all(cfg, modality, split, read, sound) -> Iterator[np.ndarray]:
         yield from (c.value for [c] in augment.copies(copied, number, pieces, *sound))
     tolerance.report()
   if empty:
-    raise ValueError(
-      f'no source of data.mixture has {modality} data to learn a tokenizer from\n'
-      f'fix: name a field as {{field:{modality}}} in a template, or leave {modality}.kind empty'
-    )
+    raise _nothing_to_learn_from(cfg, modality, split)
+
+
+def _nothing_to_learn_from(cfg: DataConfig, modality: str, split: str) -> ValueError:
+  """The error for no media in `split`: whether the other documents have some decides the fix."""
+  for name, other in ((n, s) for s in SPLITS for n in source_names(cfg, s) if s != split):
+    if next(_media_of(cfg, name, modality, other), None):
+      cut = not cfg.mixture[name].has(other)
+      share = f', with data.valid_fraction={cfg.valid_fraction}' if cut else ''
+      fix = (
+        'set data.valid_fraction=0.0, or give more documents' if cut else 'give some that have it'
+      )
+      return ValueError(
+        f'data.mixture.{name} has {modality} data in its {other} documents only, and none in '
+        f'{split} to learn a tokenizer from{share}\nfix: {fix}'
+      )
+  return ValueError(
+    f'no source of data.mixture has {modality} data to learn a tokenizer from\n'
+    f'fix: name a field as {{field:{modality}}} in a template, or leave {modality}.kind empty'
+  )
 
 
 def _media_of(cfg, name, modality, split) -> Iterator[tuple[str, str, object]]:
