@@ -25,10 +25,11 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt_jax.data import augment, templates
-from gpt_jax.data.documents import Tolerance, check_pieces, check_tokenizers, decode, encode_batch
+from gpt_jax.data.documents import check_pieces, check_tokenizers, decode, encode_batch
 from gpt_jax.data.files import NpyWriter, atomic, write_atomically
 from gpt_jax.data.form import PLACES
 from gpt_jax.data.mixture import DataConfig, Part, open_part
+from gpt_jax.data.tolerance import Tolerance
 
 MAGIC = b'GPTJAX01'
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 1024  # what the tokenizer gets at once
@@ -49,6 +50,7 @@ class TokenCache:
   name: str  # source and split, for messages
   entries: dict  # what the key hashes: content, template, tokenizer, ...
   media: dict = field(default_factory=dict)  # how many images, sounds and skipped records, if any
+  notes: dict = field(default_factory=dict)  # how many of them were converted, by how
   features: dict = field(default_factory=dict)  # kind -> (float16 [places, width], int64 [places])
   media_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))  # of the media
 
@@ -80,9 +82,12 @@ def token_cache(
   entries = {**part.describe(), 'tokenizer': tokenizers.hash, 'eos': ending}
   key = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:16]
   path = Path(cfg.cache or cache_dir).expanduser() / f'{source_name}-{split}-{key}.tokens'
+  tolerance = Tolerance(source_name, cfg.mixture[source_name])
   if path.exists():
     try:
-      return read_cache(path)
+      cache = read_cache(path)
+      tolerance.recall(cache.notes, cache.media.get('skipped', 0))
+      return cache
     except ValueError as error:
       log.warning('making the token cache again: %s', str(error).splitlines()[0])
   log.info('tokenising %s of data.mixture.%s into %s', split, source_name, path)
@@ -90,7 +95,6 @@ def token_cache(
   if part.plain:
     _write(path, _encoded_texts(part.texts(), tokenizers), tokenizers, ending, meta)
   else:
-    tolerance = Tolerance(source_name, cfg.mixture[source_name].bad_records)
     kinds = [kind for kind, _ in templates.parse(template) if kind in templates.CONTINUOUS]
     copied = cfg.mixture[source_name] if split == 'train' else None
     hashes = array.array('Q')
@@ -137,6 +141,7 @@ def read_cache(path: Path) -> TokenCache:
     meta['name'],
     meta['entries'],
     meta.get('media', {}),
+    meta.get('notes', {}),
     features,
     hashes,
   )
@@ -206,6 +211,7 @@ def _write(
     if tolerance is not None:
       tolerance.report()
       meta = {**meta, 'media': {**media, 'skipped': tolerance.skipped}, 'places': places}
+      meta |= {'notes': dict(tolerance.notes)} if tolerance.notes else {}
     if hashes:
       found = np.frombuffer(hashes, np.uint64)
       write_atomically(_hashes_beside(path), lambda beside: np.save(beside, found))
