@@ -339,6 +339,41 @@ def test_bad_records_are_skipped_up_to_a_number(pictures, caplog):
     data.images(pictures(bad_records=1), (4, 4, 1))
 
 
+@pytest.mark.parametrize('template', ['{name}', '{x:image} -> {name}'])
+def test_broken_lines_and_lacking_fields_are_skipped_too(pictures, caplog, template):
+  path = pictures.folder / 'a.jsonl'
+  good, fields = path.read_text(), {'valid_keep': 'part=b', 'names': ('one', 'two')}
+  lines = [json.dumps(json.loads(line) | {'label': 0, 'part': 'ab'[n > 4]})
+           for n, line in enumerate(good.split('\n'))]  # fmt: skip
+  lines[1] = '{"name": '
+  lines[2] = '[1]'
+  lines[3] = json.dumps({'x': '3.png', 'label': 1, 'part': 'a', 'named': 'x'})
+  lines[4] = json.dumps({'x': '4.png', 'label': 0, 'name': 'of no part'})
+  path.write_text('\n'.join(lines))
+  with pytest.raises(ValueError, match=r'a.jsonl line 2 is not JSON'):
+    make(pictures(template))
+  for broken, causes in (
+    ({}, ['line 2 is not JSON', 'line 3 is a JSON list', "line 4 has no field 'name'"]),
+    (fields, ['line 2 is not JSON', 'line 3 is a JSON list', "line 5 has no field 'part'"]),
+  ):
+    caplog.clear()
+    cfg = pictures(template, bad_records=3, **broken)
+    train = make(cfg)
+    assert train.media['skipped'] == 3 and len(train.offsets) == (4 if not broken else 2)
+    said = [record.getMessage() for record in caplog.records]
+    assert all(cause in line for cause, line in zip(causes, said, strict=False)), said
+    assert said[3] == 'data.mixture.x: 3 unreadable records skipped'
+    assert len(said) == 4
+    with pytest.raises(
+      ValueError, match=r'x has 3 unreadable records or more: .*(4|5) has no(.|\n)*now 2'
+    ):
+      make(pictures(template, bad_records=2, **broken))
+  valid = make(cfg, split='valid')  # they are counted once, where the rest is
+  assert len(valid.offsets) == 2 and not valid.media.get('skipped')
+  halves = pictures(template, bad_records=3, valid_fraction=0.5)
+  assert [len(make(halves, split=split).offsets) for split in ('train', 'valid')] == [2, 2]
+
+
 def test_what_a_cache_leaves_out_tasks_leave_out(pictures):
   """Also a sound that can be read, but is longer than the tokenizer's longest."""
   short, long = ([Piece('audio', np.zeros(n, np.float32))] for n in (25, 100 * 600))

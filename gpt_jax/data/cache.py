@@ -93,13 +93,14 @@ def token_cache(
   log.info('tokenising %s of data.mixture.%s into %s', split, source_name, path)
   meta = {'name': f'{source_name} ({split})', 'entries': entries}
   if part.plain:
-    _write(path, _encoded_texts(part.texts(), tokenizers), tokenizers, ending, meta)
+    items = _encoded_texts(part.texts(tolerance.skip), tokenizers)
+    _write(path, items, tokenizers, ending, meta, tolerance)
   else:
     kinds = [kind for kind, _ in templates.parse(template) if kind in templates.CONTINUOUS]
     copied = cfg.mixture[source_name] if split == 'train' else None
     hashes = array.array('Q')
     items = _encoded_documents(part, tokenizers, tolerance, copied, hashes)
-    _write(path, items, tokenizers, ending, meta, dict.fromkeys(kinds), tolerance, hashes)
+    _write(path, items, tokenizers, ending, meta, tolerance, dict.fromkeys(kinds), hashes)
   return read_cache(path)
 
 
@@ -177,8 +178,8 @@ class _Item(NamedTuple):
 
 
 def _write(
-  path: Path, items: Iterator[_Item], tokenizers, ending: list[int], meta: dict, kinds=(),
-  tolerance: Tolerance | None = None, hashes=(),
+  path: Path, items: Iterator[_Item], tokenizers, ending: list[int], meta: dict,
+  tolerance: Tolerance, kinds: Iterable[str] | None = None, hashes=(),
 ) -> None:  # fmt: skip
   """Streams documents to the files; memory is bounded by a batch or the longest document."""
   dtype = np.dtype('<u2' if tokenizers.vocabulary.padded <= 1 << 16 else '<u4')
@@ -188,7 +189,7 @@ def _write(
     file = stack.enter_context(atomic(path))  # takes its place last: with it the cache is whole
     writers = {
       kind: [NpyWriter(stack.enter_context(atomic(name))) for name in _beside(path, kind)]
-      for kind in kinds
+      for kind in kinds or ()
     }
     for ids, count, first, last, features, counts in items:
       if first:
@@ -208,10 +209,13 @@ def _write(
         f'data.mixture.{meta["name"]} has no tokens\nfix: check its path and template'
       )
     places = {kind: [writer.finish() for writer in pair][0] for kind, pair in writers.items()}
-    if tolerance is not None:
-      tolerance.report()
-      meta = {**meta, 'media': {**media, 'skipped': tolerance.skipped}, 'places': places}
-      meta |= {'notes': dict(tolerance.notes)} if tolerance.notes else {}
+    tolerance.report()
+    if kinds is not None:
+      meta |= {'media': {**media, 'skipped': tolerance.skipped}, 'places': places}
+    elif tolerance.skipped:
+      meta |= {'media': {'skipped': tolerance.skipped}}
+    if tolerance.notes:
+      meta |= {'notes': dict(tolerance.notes)}
     if hashes:
       found = np.frombuffer(hashes, np.uint64)
       write_atomically(_hashes_beside(path), lambda beside: np.save(beside, found))
@@ -244,7 +248,7 @@ def _encoded_documents(
   sound = (audio.sample_rate, audio.max_positions / audio.codes_per_second) if audio else (0, 0.0)
 
   def decoded():
-    for number, (where, pieces) in enumerate(part.examples()):
+    for number, (where, pieces) in enumerate(part.examples(tolerance.skip)):
       check_pieces(tokenizers, pieces, where)
       try:
         whole = decode(tokenizers, pieces, where, tolerance.notes)

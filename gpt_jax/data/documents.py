@@ -159,7 +159,8 @@ def _read_all(cfg, modality, split, read, sound) -> Iterator[np.ndarray]:
   for name in source_names(cfg, split):
     tolerance = Tolerance(name, cfg.mixture[name])
     copied = cfg.mixture[name] if split == 'train' else None
-    for number, (where, plural, value) in enumerate(_media_of(cfg, name, modality, split)):
+    found = _media_of(cfg, name, modality, split, tolerance.skip)
+    for number, (where, plural, value) in enumerate(found):
       try:
         array, note = read(value, where)
       except (OSError, ValueError) as error:
@@ -195,12 +196,12 @@ def _nothing_to_learn_from(cfg: DataConfig, modality: str, split: str) -> ValueE
   )
 
 
-def _media_of(cfg, name, modality, split) -> Iterator[tuple[str, str, object]]:
+def _media_of(cfg, name, modality, split, skip=None) -> Iterator[tuple[str, str, object]]:
   """(where, 'images' or 'sounds', raw value) of the items of one source."""
   if modality not in templates.modalities(cfg.mixture[name].template):
     return
   plural = 'images' if modality == 'image' else 'sounds'
-  for where, pieces in examples(cfg, name, split):
+  for where, pieces in open_part(cfg, name, split).examples(skip):
     for piece in pieces:
       if MODALITY.get(piece.kind) == modality:
         yield where, plural, piece.value

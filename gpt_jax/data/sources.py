@@ -47,7 +47,7 @@ class Source:
   captions: str = ''  # files: JSON lines with more fields of the file that file/image/audio names
   copies: int = 0  # changed copies of each training record beside itself
   augment: str = ''  # how their media are changed, as in 'speed=0.2,noise=0.01': augment.CHANGES
-  bad_records: int = 0  # unreadable media that are skipped; one more is an error
+  bad_records: int = 0  # records that cannot be read and are skipped; one more is an error
   data_dir: str = ''  # tfds: folder of prepared data sets; '' = the library's own default
   rate: int = 0  # arrays, tfds: samples a second of sounds; 0 = what the data or tokenizer say
   documents: int = 1000  # keypad: sounds; stories; synthetic: documents of 256 words
