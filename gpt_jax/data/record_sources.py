@@ -181,7 +181,7 @@ def tfds(source, split: str) -> Corpus:
         yield f'{builder.info.full_name} {split} record {number}', record
 
   def content():
-    files = hash_files(sorted(map(Path, info.filepaths)))
+    files = hash_files(sorted(map(os.fspath, info.filepaths)))  # text: they may be URLs
     return f'{builder.info.full_name}-{split}-{files}'
 
   return Corpus(records, content)
