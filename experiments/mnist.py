@@ -10,7 +10,8 @@ Command: launch.py train --config=experiments/tokenizers/mnist_fsq.py --workdir=
   launch.py evaluate --workdir=runs/mnist --split=test --tasks=answer,draw,classify
 Arguments: tokens (run folder of a trained tokenizer; '' = k-means patches), task (both, read,
 draw), continuous (read patches instead of codes), copies (turned, scaled and shifted ones beside
-each training digit that is read), steps, seed, runlocal.
+each training digit that is read), tfds (a prepared TFDS data set of digits with a split named
+test, as in tfds=mnist, in the place of MNIST's own files), steps, seed, runlocal.
 """
 
 from gpt_jax import config as configs
@@ -23,8 +24,8 @@ MNIST = dict(
 
 def get_config(arg=''):
   """arg: see the module's docstring."""
-  args = configs.arguments(arg, tokens='', task='both', continuous=False, copies=0, steps=3000,
-                           seed=0, runlocal=False)  # fmt: skip
+  args = configs.arguments(arg, tokens='', task='both', continuous=False, copies=0, tfds='',
+                           steps=3000, seed=0, runlocal=False)  # fmt: skip
   config = configs.default()
   config.tokenizer.kind = 'chars'
   if args.tokens:
@@ -35,8 +36,9 @@ def get_config(arg=''):
                      prefix=args.continuous or args.task == 'read')  # fmt: skip
   read = '{image:patches} -> {name}' if args.continuous else '{image:image} -> {name}'
   changed = dict(copies=args.copies, augment='rotate=10,scale=0.1,shift=2') if args.copies else {}
-  forms = {'read': dict(MNIST, template=read, **changed),
-           'draw': dict(MNIST, template='{name} -> {image:image}')}  # fmt: skip
+  digits = dict(kind='tfds', path=args.tfds, test_split='test', names=NAMES) if args.tfds else MNIST
+  forms = {'read': dict(digits, template=read, **changed),
+           'draw': dict(digits, template='{name} -> {image:image}')}  # fmt: skip
   if args.task not in ('both', *forms):
     raise ValueError(
       f'config argument task={args.task} is not known\nfix: use one of both, {", ".join(forms)}'

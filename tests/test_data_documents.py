@@ -1,16 +1,22 @@
 """Documents are what their template says, media are read once, and broken ones do not hide."""
 
+import dataclasses
 import json
 import logging
+import re
+import subprocess
+import sys
 import zipfile
 from collections import Counter
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_jax import data
+from gpt_jax import config, data, language, sharding
 from gpt_jax.data import (
   DataConfig,
   Piece,
@@ -25,8 +31,10 @@ from gpt_jax.data.corpus import Record
 from gpt_jax.data.media import to_png, to_wav
 from gpt_jax.data.mixture import digest
 from gpt_jax.data.templates import Samples, modalities, parse, signature
+from tests import cli
 from tests.data_helpers import TinyImages, media_tokenizers
 
+ROOT = Path(__file__).parents[1]
 IMAGE = np.arange(16, dtype=np.uint8).reshape(4, 4, 1) * 16
 SOUND = np.full(25, 0.5, np.float32)
 
@@ -331,6 +339,41 @@ def test_bad_records_are_skipped_up_to_a_number(pictures, caplog):
     data.images(pictures(bad_records=1), (4, 4, 1))
 
 
+@pytest.mark.parametrize('template', ['{name}', '{x:image} -> {name}'])
+def test_broken_lines_and_lacking_fields_are_skipped_too(pictures, caplog, template):
+  path = pictures.folder / 'a.jsonl'
+  good, fields = path.read_text(), {'valid_keep': 'part=b', 'names': ('one', 'two')}
+  lines = [json.dumps(json.loads(line) | {'label': 0, 'part': 'ab'[n > 4]})
+           for n, line in enumerate(good.split('\n'))]  # fmt: skip
+  lines[1] = '{"name": '
+  lines[2] = '[1]'
+  lines[3] = json.dumps({'x': '3.png', 'label': 1, 'part': 'a', 'named': 'x'})
+  lines[4] = json.dumps({'x': '4.png', 'label': 0, 'name': 'of no part'})
+  path.write_text('\n'.join(lines))
+  with pytest.raises(ValueError, match=r'a.jsonl line 2 is not JSON'):
+    make(pictures(template))
+  for broken, causes in (
+    ({}, ['line 2 is not JSON', 'line 3 is a JSON list', "line 4 has no field 'name'"]),
+    (fields, ['line 2 is not JSON', 'line 3 is a JSON list', "line 5 has no field 'part'"]),
+  ):
+    caplog.clear()
+    cfg = pictures(template, bad_records=3, **broken)
+    train = make(cfg)
+    assert train.media['skipped'] == 3 and len(train.offsets) == (4 if not broken else 2)
+    said = [record.getMessage() for record in caplog.records]
+    assert all(cause in line for cause, line in zip(causes, said, strict=False)), said
+    assert said[3] == 'data.mixture.x: 3 unreadable records skipped'
+    assert len(said) == 4
+    with pytest.raises(
+      ValueError, match=r'x has 3 unreadable records or more: .*(4|5) has no(.|\n)*now 2'
+    ):
+      make(pictures(template, bad_records=2, **broken))
+  valid = make(cfg, split='valid')  # they are counted once, where the rest is
+  assert len(valid.offsets) == 2 and not valid.media.get('skipped')
+  halves = pictures(template, bad_records=3, valid_fraction=0.5)
+  assert [len(make(halves, split=split).offsets) for split in ('train', 'valid')] == [2, 2]
+
+
 def test_what_a_cache_leaves_out_tasks_leave_out(pictures):
   """Also a sound that can be read, but is longer than the tokenizer's longest."""
   short, long = ([Piece('audio', np.zeros(n, np.float32))] for n in (25, 100 * 600))
@@ -341,14 +384,38 @@ def test_what_a_cache_leaves_out_tasks_leave_out(pictures):
     data.encode(toks, long)
 
 
-def test_conversions_are_reported_once(pictures, caplog):
-  for n in range(3):
-    (pictures.folder / f'{n}.png').write_bytes(to_png(IMAGE.repeat(2, 0).repeat(2, 1)))
-  with caplog.at_level(logging.INFO):
-    make(pictures())
-  assert [r.getMessage() for r in caplog.records if 'resized' in r.getMessage()] == [
-    'data.mixture.x: 3 images resized from 8x8'
-  ]
+READS = """
+from gpt_jax import data
+from tests import data_helpers
+
+source = data.Source('jsonl', {path!r}, '{{x:image}} -> {{name}}', bad_records=1)
+cfg = data.DataConfig({{'x': source}}, packing='first_fit', valid_fraction=0.3)
+if {learn}:
+  data.images(cfg, (4, 4, 1))
+for split in ('train', 'valid'):
+  data.token_cache(cfg, 'x', data_helpers.media_tokenizers(), split, {folder!r})
+"""
+
+
+def test_conversions_are_said_once_by_each_process(pictures):
+  """Where nothing has set logging up, and also if the tokens were made before."""
+  for n in range(6):
+    (pictures.folder / f'{n}.png').write_bytes(to_png(IMAGE.repeat(2, 0).repeat(2, 1) + n))
+  (pictures.folder / '6.png').write_bytes(b'no picture')
+  said = []
+  for learn in (True, False):
+    folder = str(pictures.folder)
+    code = READS.format(path=f'{folder}/a.jsonl', folder=folder, learn=learn)
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said.append(sorted(done.stderr.strip().split('\n')))
+  converted = {
+    'data.mixture.x: 4 images resized from 8x8',
+    'data.mixture.x: 1 unreadable records skipped',
+  }
+  assert set(said[1]) == converted
+  assert set(said[0]) > converted and len(said[0]) == 3
+  assert '6.png is not a picture' in said[0][2]
 
 
 def test_one_document_ends_with_eos_and_is_not_cut(pictures):
@@ -397,6 +464,72 @@ def test_media_to_learn_from(pictures):
   with pytest.raises(ValueError) as error:
     data.images(pictures('{name} -> {s:audio}'), (4, 4, 1))
   assert two_lines(error) == 'no source of data.mixture has image data to learn a tokenizer from'
+
+
+def test_media_that_are_all_held_out(pictures):
+  """Which of two lines is for validation goes by their hashes: the one with the picture."""
+  parts = [[{'image': '0.png'}], [{'text': 'alone'}]]
+  (pictures.folder / 'a.jsonl').write_text('\n'.join(json.dumps({'p': p}) for p in parts))
+  sides = []
+  for seed in range(20):
+    cfg = dataclasses.replace(pictures('{p:parts}', valid_fraction=0.1), split_seed=seed)
+    try:
+      sides.append(len(data.images(cfg, (4, 4, 1))))
+    except ValueError as error:
+      sides.append(0)
+      cause, fix = str(error).split('\n')
+      assert 'x has image data in its valid documents only, and none in train' in cause
+      assert 'data.valid_fraction=0.1' in cause and 'data.valid_fraction=0.0' in fix
+  assert set(sides) == {0, 1}
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch):
+  """The code of the README's example of a data set, in a folder that has its files."""
+  section = (ROOT / 'README.md').read_text().partition('## Data: what is the format?')[2]
+  lines, code = re.findall(r'```(?:python)?\n(.*?)```', section, re.S)[:2]
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'mine/data.jsonl').write_text(lines)
+  noise = np.random.default_rng(0)
+  picture = noise.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+  (tmp_path / 'mine/cat.png').write_bytes(to_png(picture))
+  (tmp_path / 'mine/cat.wav').write_bytes(to_wav(noise.normal(0, 0.1, 16000), 16000))
+  return code
+
+
+def test_the_example_of_the_readme(example, tmp_path):
+  made = config.default()
+  exec(example, {'config': made})
+  cfg = config.build(config.Config, made)
+  mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
+  job = language.Language(cfg, tmp_path / 'run', mesh)
+  assert job.loader.caches['mine'].media == {'images': 1, 'sounds': 1, 'skipped': 0}
+  assert len(job.loader.caches['mine'].offsets) == 2
+
+
+@pytest.mark.slow
+def test_a_run_says_what_it_converts(example, tmp_path):
+  """Once: where it begins, and where it goes on with the tokens that it has."""
+  (tmp_path / 'x.py').write_text(f"""from gpt_jax import config as configs
+
+def get_config(arg=''):
+  config = configs.default()
+  exec({example!r}, {{'config': config}})
+  config.model.update(layers=1, width=16, heads=2)
+  config.train.update(steps=1, batch_size=2, sample_every=0)
+  config.data.mixture['mine']['path'] = {str(tmp_path / 'mine/data.jsonl')!r}
+  return config
+""")
+  words = ('train', f'--config={tmp_path}/x.py', f'--workdir={tmp_path}/run')
+  for _ in range(2):
+    code, output = cli.launch(*words, folder=tmp_path)
+    assert code == 0, output
+    said = [line for line in output.split('\n') if 'data.mixture.mine' in line]
+    assert [line.partition('data.mixture.mine: ')[2] for line in said] == [
+      '1 images resized from 64x48',
+      '1 sounds resampled from 16000 Hz',
+    ]
 
 
 def test_tokenizers_that_do_not_fit_are_refused(pictures):

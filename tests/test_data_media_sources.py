@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt_jax import data
+from experiments import mnist as mnist_experiment
+from gpt_jax import config, data
 from gpt_jax.data import DataConfig, Source, documents, source_names
 from gpt_jax.data.corpus import matches
 from gpt_jax.data.keypad import decode
@@ -386,6 +387,18 @@ def test_tfds_media_are_read_without_tensorflow(prepared):
     "[('dog', 1, 26, 1), ('dog', 3, 27, 3)]",  # 51 and 53 samples at 200 Hz, at 100 Hz
     "[('dog', 5, 28, 5)]",
   ]
+
+
+@pytest.mark.parametrize('arg', ['', ',task=read,copies=2'])
+def test_the_experiment_of_digits_reads_them_from_tfds(prepared, arg):
+  made = mnist_experiment.get_config(f'tfds=tiny_media{arg}')
+  for source in made.data.mixture.values():
+    source['data_dir'] = str(prepared)
+  cfg = config.build(config.Config, made).data
+  for split, count in (('train', 3), ('valid', 1), ('test', 2)):
+    names = [name for _, name in documents(cfg, split)]
+    assert len(names) == count * len(cfg.mixture) and set(names) <= {'zero', 'one'}
+  assert data.images(cfg, (28, 28, 1), 'test').shape == (2 * len(cfg.mixture), 28, 28, 1)
 
 
 def test_tfds_features_that_need_tensorflow(monkeypatch):

@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import types
 from collections import Counter
 from math import log2
 from pathlib import Path
 
 import pytest
 
-from gpt_jax.data import sources
+from gpt_jax.data import record_sources, sources
 from gpt_jax.data.sources import FIELDS, SOURCES, Source, open_source
 
 
@@ -300,6 +301,23 @@ assert not {{'tensorflow', 'torch'}} & set(sys.modules), 'heavy imports'
   train = [('talk', f'talk {n} é #{n}') for n in range(5)]
   valid = [('talk', f'talk {n} é #{n}') for n in range(5, 8)]
   assert result.stdout.strip() == f'{train} {valid}'
+
+
+def test_tfds_files_of_a_bucket_are_hashed_by_their_urls(bucket, tmp_path, monkeypatch):
+  (tmp_path / 'a').write_bytes(b'records')
+  bucket.pipe('/bucket/a', b'records')
+
+  def content(path):
+    split = types.SimpleNamespace(filepaths=[path])
+    info = types.SimpleNamespace(splits={'train': split}, features={}, full_name='mine/1.0.0')
+    monkeypatch.setattr(
+      record_sources, '_tfds_builder', lambda source: types.SimpleNamespace(info=info)
+    )
+    return open_source(Source('tfds', 'mine'), 'train').content()
+
+  assert content('memory://bucket/a') == content(tmp_path / 'a')
+  with pytest.raises(ValueError, match=r'nosuch://bucket/a cannot be read(.|\n)*\nfix: '):
+    content('nosuch://bucket/a')
 
 
 def test_tfds_errors_say_what_to_do(prepared):

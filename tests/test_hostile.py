@@ -216,6 +216,12 @@ def huge_wav(samples=2**40):
   )  # fmt: skip
 
 
+def long_flac():
+  """A sound that says it has 2^36 - 1 samples at 8,000 Hz."""
+  about = (8000 << 44 | 15 << 36 | 2**36 - 1).to_bytes(8)
+  return b'fLaC\x80\0\0\x22' + struct.pack('>HH', 4096, 4096) + bytes(6) + about + bytes(116)
+
+
 def zipped(path, names, content=b'', bomb=0):
   with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
     for name in names:
@@ -239,26 +245,52 @@ def objects(path):
   np.savez(path, image=np.array([Harm()], dtype=object))
 
 
+def understated(path):
+  """A member of 2^28 zeros whose directory says that it has 100."""
+  zipped(path, ['a.png'], bomb=2**28)
+  path.write_bytes(path.read_bytes().replace(struct.pack('<I', 2**28), struct.pack('<I', 100)))
+
+
+def damaged(path):
+  zipped(path, ['a.png'], bytes(range(256)))
+  content = bytearray(path.read_bytes())
+  content[40] ^= 0xFF
+  path.write_bytes(content)
+
+
 PICTURES = {'kind': 'files', 'template': '{image:image}'}
 SOUNDS = {'kind': 'files', 'template': '{audio:audio}'}
 ARRAYS = {'kind': 'arrays', 'template': '{image:image}'}
 TEXTS = {'kind': 'jsonl', 'template': '{text}'}
+TOKENIZERS = {
+  '{image:image}': {'image': tiny_runs.MEDIA['image']},
+  '{audio:audio}': {'audio': tiny_runs.MEDIA['audio']},
+  '{text}': {},
+}
 IDX = struct.pack('>BBBBIII', 0, 0, 8, 3, 2**31 - 1, 2**31 - 1, 2**31 - 1)
+NEGATIVE = struct.pack('>BBBBii', 0, 0, 8, 2, -2, -3) + bytes(6)
 DATA = {  # name: (file name, source, what writes it)
   'pixel bomb': ('x.png', PICTURES, lambda p: p.write_bytes(bomb_png())),
   'text bomb in a picture': ('x.png', PICTURES, lambda p: p.write_bytes(text_bomb_png())),
+  'sound of 2^36 samples': ('x.flac', SOUNDS, lambda p: p.write_bytes(long_flac())),
   'sound of 2^40 samples': ('x.wav', SOUNDS, lambda p: p.write_bytes(huge_wav())),
-  'zip bomb of pictures': ('x.zip', PICTURES, lambda p: zipped(p, ['a.png'], bomb=2**30)),
-  'zip bomb of sounds': ('x.zip', SOUNDS, lambda p: zipped(p, ['a.wav'], b'RIFF', bomb=2**30)),
+  'zip bomb of pictures': ('x.zip', PICTURES, lambda p: zipped(p, ['a.png'], bomb=2**28)),
+  'zip bomb of sounds': ('x.zip', SOUNDS, lambda p: zipped(p, ['a.wav'], b'RIFF', bomb=2**28)),
+  'zip of the largest pictures': ('x.zip', PICTURES, lambda p: zipped(p, ['a.png'], bomb=2**26)),
+  'zip bomb that says it is small': ('x.zip', PICTURES, understated),
+  'zip of damaged members': ('x.zip', PICTURES, damaged),
   'zip with paths outside': ('x.zip', PICTURES, lambda p: zipped(p, ['../a.png', '/b.png'], b'x')),
   'pickles in an npz': ('x.npz', ARRAYS, objects),
   'npz of 2^40 elements': ('x.npz', ARRAYS, lambda p: npz(p, npy((2**40,)))),
   'npz of 2^62 rows of nothing': ('x.npz', ARRAYS, lambda p: npz(p, npy((2**62, 0)))),
-  'npz bomb': ('x.npz', ARRAYS, lambda p: npz(p, npy((2**29,), '|u1', bytes(2**29)))),
+  'npz bomb': ('x.npz', ARRAYS, lambda p: npz(p, npy((2**28,), '|u1', bytes(2**28)))),
+  'npz of bytes': ('x.npz', ARRAYS, lambda p: npz(p, b'no array')),
   'npz header that is code': ('x.npz', ARRAYS, lambda p: npz(p, npy((2,), '__import__("os")'))),
   'idx of 2^93 bytes': ('image-ubyte', ARRAYS, lambda p: p.write_bytes(IDX + bytes(100))),
-  'idx bomb': ('image.gz', ARRAYS, lambda p: p.write_bytes(gzip.compress(IDX + bytes(2**29)))),
+  'idx bomb': ('image.gz', ARRAYS, lambda p: p.write_bytes(gzip.compress(IDX + bytes(2**28)))),
   'idx of 255 dimensions': ('image', ARRAYS, lambda p: p.write_bytes(b'\0\0\x08\xff' + bytes(9))),
+  'idx of -2 by -3': ('image', ARRAYS, lambda p: p.write_bytes(NEGATIVE)),
+  'damaged gzip': ('image.gz', ARRAYS, lambda p: p.write_bytes(b'\x1f\x8b\x08' + bytes(99))),
   'deep JSON': ('x.jsonl', TEXTS, lambda p: p.write_text(f'{{"text": {DEEP}}}\n')),
   'long number': ('x.jsonl', TEXTS, lambda p: p.write_text(f'{{"text": {"9" * 10_000}}}\n')),
 }  # fmt: skip
@@ -276,10 +308,15 @@ def test_data(call, tmp_path, monkeypatch, name):
   experiment.write_text(f"""from tests import tiny_runs
 
 def get_config(arg=''):
-  source = {source | {'path': str(path)}!r}
-  return tiny_runs.media(data__mixture={{'data': source}})
+  config = tiny_runs.section(data__mixture={{'data': {source | {'path': str(path)}!r}}})
+  config.data.update(packing='first_fit', valid_fraction=0.0)
+  config.update({TOKENIZERS[source['template']]!r})
+  return config
 """)
-  assert_refused(call, ('train', f'--config={experiment}', f'--workdir={tmp_path}/run'))
+  words = ('train', f'--config={experiment}', f'--workdir={tmp_path}/run')
+  # What says that it is long, but is short, is read as the short sound that it is: one of silence.
+  short = name == 'sound of 2^40 samples'
+  assert_refused(call, words, 'only 1 distinct vectors' if short else f'data/{file}')
   assert {p.name for p in tmp_path.iterdir()} <= {'data', 'x.py', 'run'}
   assert [p.name for p in path.parent.iterdir()] == [file]
 

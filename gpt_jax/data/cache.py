@@ -25,10 +25,11 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt_jax.data import augment, templates
-from gpt_jax.data.documents import Tolerance, check_pieces, check_tokenizers, decode, encode_batch
+from gpt_jax.data.documents import check_pieces, check_tokenizers, decode, encode_batch
 from gpt_jax.data.files import NpyWriter, atomic, write_atomically
 from gpt_jax.data.form import PLACES
 from gpt_jax.data.mixture import DataConfig, Part, open_part
+from gpt_jax.data.tolerance import Tolerance
 
 MAGIC = b'GPTJAX01'
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 1024  # what the tokenizer gets at once
@@ -49,6 +50,7 @@ class TokenCache:
   name: str  # source and split, for messages
   entries: dict  # what the key hashes: content, template, tokenizer, ...
   media: dict = field(default_factory=dict)  # how many images, sounds and skipped records, if any
+  notes: dict = field(default_factory=dict)  # how many of them were converted, by how
   features: dict = field(default_factory=dict)  # kind -> (float16 [places, width], int64 [places])
   media_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))  # of the media
 
@@ -80,22 +82,25 @@ def token_cache(
   entries = {**part.describe(), 'tokenizer': tokenizers.hash, 'eos': ending}
   key = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:16]
   path = Path(cfg.cache or cache_dir).expanduser() / f'{source_name}-{split}-{key}.tokens'
+  tolerance = Tolerance(source_name, cfg.mixture[source_name])
   if path.exists():
     try:
-      return read_cache(path)
+      cache = read_cache(path)
+      tolerance.recall(cache.notes, cache.media.get('skipped', 0))
+      return cache
     except ValueError as error:
       log.warning('making the token cache again: %s', str(error).splitlines()[0])
   log.info('tokenising %s of data.mixture.%s into %s', split, source_name, path)
   meta = {'name': f'{source_name} ({split})', 'entries': entries}
   if part.plain:
-    _write(path, _encoded_texts(part.texts(), tokenizers), tokenizers, ending, meta)
+    items = _encoded_texts(part.texts(tolerance.skip), tokenizers)
+    _write(path, items, tokenizers, ending, meta, tolerance)
   else:
-    tolerance = Tolerance(source_name, cfg.mixture[source_name].bad_records)
     kinds = [kind for kind, _ in templates.parse(template) if kind in templates.CONTINUOUS]
     copied = cfg.mixture[source_name] if split == 'train' else None
     hashes = array.array('Q')
     items = _encoded_documents(part, tokenizers, tolerance, copied, hashes)
-    _write(path, items, tokenizers, ending, meta, dict.fromkeys(kinds), tolerance, hashes)
+    _write(path, items, tokenizers, ending, meta, tolerance, dict.fromkeys(kinds), hashes)
   return read_cache(path)
 
 
@@ -137,6 +142,7 @@ def read_cache(path: Path) -> TokenCache:
     meta['name'],
     meta['entries'],
     meta.get('media', {}),
+    meta.get('notes', {}),
     features,
     hashes,
   )
@@ -172,8 +178,8 @@ class _Item(NamedTuple):
 
 
 def _write(
-  path: Path, items: Iterator[_Item], tokenizers, ending: list[int], meta: dict, kinds=(),
-  tolerance: Tolerance | None = None, hashes=(),
+  path: Path, items: Iterator[_Item], tokenizers, ending: list[int], meta: dict,
+  tolerance: Tolerance, kinds: Iterable[str] | None = None, hashes=(),
 ) -> None:  # fmt: skip
   """Streams documents to the files; memory is bounded by a batch or the longest document."""
   dtype = np.dtype('<u2' if tokenizers.vocabulary.padded <= 1 << 16 else '<u4')
@@ -183,7 +189,7 @@ def _write(
     file = stack.enter_context(atomic(path))  # takes its place last: with it the cache is whole
     writers = {
       kind: [NpyWriter(stack.enter_context(atomic(name))) for name in _beside(path, kind)]
-      for kind in kinds
+      for kind in kinds or ()
     }
     for ids, count, first, last, features, counts in items:
       if first:
@@ -203,9 +209,13 @@ def _write(
         f'data.mixture.{meta["name"]} has no tokens\nfix: check its path and template'
       )
     places = {kind: [writer.finish() for writer in pair][0] for kind, pair in writers.items()}
-    if tolerance is not None:
-      tolerance.report()
-      meta = {**meta, 'media': {**media, 'skipped': tolerance.skipped}, 'places': places}
+    tolerance.report()
+    if kinds is not None:
+      meta |= {'media': {**media, 'skipped': tolerance.skipped}, 'places': places}
+    elif tolerance.skipped:
+      meta |= {'media': {'skipped': tolerance.skipped}}
+    if tolerance.notes:
+      meta |= {'notes': dict(tolerance.notes)}
     if hashes:
       found = np.frombuffer(hashes, np.uint64)
       write_atomically(_hashes_beside(path), lambda beside: np.save(beside, found))
@@ -238,7 +248,7 @@ def _encoded_documents(
   sound = (audio.sample_rate, audio.max_positions / audio.codes_per_second) if audio else (0, 0.0)
 
   def decoded():
-    for number, (where, pieces) in enumerate(part.examples()):
+    for number, (where, pieces) in enumerate(part.examples(tolerance.skip)):
       check_pieces(tokenizers, pieces, where)
       try:
         whole = decode(tokenizers, pieces, where, tolerance.notes)

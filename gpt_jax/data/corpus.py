@@ -31,7 +31,8 @@ class Record(dict):
 class Corpus:
   """An opened source."""
 
-  records: Callable[[], Iterator[tuple[str, dict]]]  # (where it is, its fields), in a fixed order
+  # (where it is, its fields), in a fixed order; with `bad_records`, the error in place of fields
+  records: Callable[[], Iterator[tuple[str, dict | ValueError]]]
   content: Callable[[], str]  # hash of everything that records() depends on outside the config
 
 
@@ -42,14 +43,22 @@ def select(corpus: Corpus, source, split: str) -> Corpus:
     return corpus
   keep, without = chosen.get('keep', ''), chosen.get('without', ())
 
+  def belongs(record, where):
+    if source.names:
+      record['name'] = _name(source.names, record, where)
+    chosen = matches(keep, record, where)
+    return chosen and not any(matches(other, record, where) for other in without)
+
   def records():
     for where, record in corpus.records():
-      if source.names:
-        record['name'] = _name(source.names, record, where)
-      if not matches(keep, record, where):
-        continue
-      if not any(matches(other, record, where) for other in without):
-        yield where, record
+      try:
+        if not isinstance(record, ValueError) and not belongs(record, where):
+          continue
+      except ValueError as error:
+        if not source.bad_records:
+          raise
+        record = error
+      yield where, record
 
   return Corpus(records, corpus.content)
 

@@ -8,20 +8,18 @@ Letters: T tokens of a document, P positions of an item, Y X A rows, columns and
 image, N samples.
 """
 
-import logging
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from gpt_jax.data import augment, media, templates
+from gpt_jax.data.corpus import SPLITS
 from gpt_jax.data.mixture import DataConfig, open_part, source_names
 from gpt_jax.data.templates import MODALITY, Piece, Samples
+from gpt_jax.data.tolerance import Tolerance
 
 MARKERS = {'image': ('boi', 'eoi', 'patch'), 'audio': ('boa', 'eoa', 'frame')}
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,33 +29,6 @@ class Encoded:
   ids: np.ndarray  # int32 [T]
   patches: np.ndarray | None = None  # float32 [places, features], in the order of the patch ids
   frames: np.ndarray | None = None  # the same for the frame ids
-
-
-class Tolerance:
-  """What was wrong with the media of one source: how many were left out or converted."""
-
-  def __init__(self, name: str, allowed: int):
-    self.name, self.allowed, self.skipped, self.notes = name, allowed, 0, Counter()
-
-  def skip(self, error: Exception) -> None:
-    """Counts and names an unreadable record; ValueError if there are more than are allowed."""
-    cause = str(error).splitlines()[0]
-    self.skipped += 1
-    if self.skipped > self.allowed:
-      count = f' has {self.skipped} unreadable records or more' if self.allowed else ''
-      raise ValueError(
-        f'data.mixture.{self.name}{count}: {cause}\n'
-        f'fix: repair or remove it, or let data.mixture.{self.name}.bad_records say how many '
-        f'may be skipped (now {self.allowed})'
-      ) from None
-    log.warning('data.mixture.%s: skipped %d: %s', self.name, self.skipped, cause)
-
-  def report(self) -> None:
-    """Logs what was converted, once."""
-    for note, count in self.notes.most_common():
-      log.info('data.mixture.%s: %d %s', self.name, count, note)
-    if self.skipped:
-      log.warning('data.mixture.%s: %d unreadable records skipped', self.name, self.skipped)
 
 
 def examples(cfg: DataConfig, name: str, split: str) -> Iterator[tuple[str, list[Piece]]]:
@@ -186,9 +157,10 @@ def _read_all(cfg, modality, split, read, sound) -> Iterator[np.ndarray]:
   """Decoded media of all sources, in training with changed copies; ValueError for none."""
   empty = True
   for name in source_names(cfg, split):
-    tolerance = Tolerance(name, cfg.mixture[name].bad_records)
+    tolerance = Tolerance(name, cfg.mixture[name])
     copied = cfg.mixture[name] if split == 'train' else None
-    for number, (where, plural, value) in enumerate(_media_of(cfg, name, modality, split)):
+    found = _media_of(cfg, name, modality, split, tolerance.skip)
+    for number, (where, plural, value) in enumerate(found):
       try:
         array, note = read(value, where)
       except (OSError, ValueError) as error:
@@ -202,18 +174,34 @@ def _read_all(cfg, modality, split, read, sound) -> Iterator[np.ndarray]:
         yield from (c.value for [c] in augment.copies(copied, number, pieces, *sound))
     tolerance.report()
   if empty:
-    raise ValueError(
-      f'no source of data.mixture has {modality} data to learn a tokenizer from\n'
-      f'fix: name a field as {{field:{modality}}} in a template, or leave {modality}.kind empty'
-    )
+    raise _nothing_to_learn_from(cfg, modality, split)
 
 
-def _media_of(cfg, name, modality, split) -> Iterator[tuple[str, str, object]]:
+def _nothing_to_learn_from(cfg: DataConfig, modality: str, split: str) -> ValueError:
+  """The error for no media in `split`: whether the other documents have some decides the fix."""
+  for name, other in ((n, s) for s in SPLITS for n in source_names(cfg, s) if s != split):
+    if next(_media_of(cfg, name, modality, other), None):
+      cut = not cfg.mixture[name].has(other)
+      share = f', with data.valid_fraction={cfg.valid_fraction}' if cut else ''
+      fix = (
+        'set data.valid_fraction=0.0, or give more documents' if cut else 'give some that have it'
+      )
+      return ValueError(
+        f'data.mixture.{name} has {modality} data in its {other} documents only, and none in '
+        f'{split} to learn a tokenizer from{share}\nfix: {fix}'
+      )
+  return ValueError(
+    f'no source of data.mixture has {modality} data to learn a tokenizer from\n'
+    f'fix: name a field as {{field:{modality}}} in a template, or leave {modality}.kind empty'
+  )
+
+
+def _media_of(cfg, name, modality, split, skip=None) -> Iterator[tuple[str, str, object]]:
   """(where, 'images' or 'sounds', raw value) of the items of one source."""
   if modality not in templates.modalities(cfg.mixture[name].template):
     return
   plural = 'images' if modality == 'image' else 'sounds'
-  for where, pieces in examples(cfg, name, split):
+  for where, pieces in open_part(cfg, name, split).examples(skip):
     for piece in pieces:
       if MODALITY.get(piece.kind) == modality:
         yield where, plural, piece.value

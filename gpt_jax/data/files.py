@@ -81,13 +81,29 @@ def _copy(system, name: str, folder: Path) -> Path:
   return copy
 
 
-def hash_files(paths: list[Path]) -> str:
-  """Hex digest over the bytes of files in this order; their names and times play no part."""
+def hash_files(paths: list[Path | str]) -> str:
+  """Hex digest over the bytes of files in this order; their names and times play no part.
+
+  A URL is text: Path would make gs:/ of gs://.
+  """
   total = hashlib.sha256()
   for path in paths:
-    with open(path, 'rb') as file:
+    with _opened(path) as file:
       total.update(hashlib.file_digest(file, 'sha256').digest())
   return total.hexdigest()
+
+
+def _opened(path: Path | str):
+  """A file of this machine or, by a URL, of a bucket, to read bytes from."""
+  if '://' not in str(path):
+    return open(path, 'rb')
+  import fsspec
+
+  try:
+    return fsspec.open(str(path), 'rb')
+  except (ImportError, ValueError) as error:
+    package = FETCHERS.get(str(path).partition('://')[0], 'what fsspec asks for')
+    raise ValueError(f'{path} cannot be read: {error}\nfix: pip install {package}') from error
 
 
 def not_utf8(path: Path, offset: int) -> ValueError:

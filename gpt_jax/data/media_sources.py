@@ -1,10 +1,9 @@
-"""Sources of images and sounds: arrays, media files, and two that every machine has.
+"""Sources of images and sounds: media files, and two that every machine has.
 
 Media stay as they are, paths, encoded bytes or arrays: they are decoded where they become tokens.
 """
 
 import glob
-import gzip
 import hashlib
 import json
 import os
@@ -60,78 +59,6 @@ def keypad(source, split: str) -> Corpus:
     return f'keypad-{source.documents}-{digest.hexdigest()}'
 
   return Corpus(records, content)
-
-
-def arrays(source, split: str) -> Corpus:
-  """The rows of an .npz of equally long arrays, or of MNIST's idx files of images and labels."""
-  files = find(source.path_of(split), '.npz')
-  columns = _npz(files[0]) if files[0].suffix == '.npz' and len(files) == 1 else _idx(files)
-  lengths = {name: len(column) for name, column in columns.items()}
-  if len(set(lengths.values())) != 1:
-    raise ValueError(
-      f'path={source.path_of(split)} has arrays of different lengths: {lengths}\n'
-      'fix: give arrays with one row for each record'
-    )
-
-  def records():
-    for number in range(next(iter(lengths.values()))):
-      record = Record((name, column[number]) for name, column in columns.items())
-      record.rate = source.rate
-      yield f'{files[0]} row {number}', record
-
-  return Corpus(records, lambda: hash_files(files))
-
-
-def _npz(path: Path) -> dict[str, np.ndarray]:
-  """The arrays of an .npz that have rows."""
-  try:
-    with np.load(path) as file:
-      columns = {name: file[name] for name in file.files}
-  except (ValueError, OSError, zipfile.BadZipFile) as error:
-    raise ValueError(
-      f'{path} cannot be read: {str(error).splitlines()[0]}\n'
-      'fix: write it with numpy.savez, without Python objects'
-    ) from None
-  if not columns or not all(column.ndim for column in columns.values()):
-    raise ValueError(
-      f'{path} has no arrays, or some without rows: {list(columns)}\n'
-      'fix: write arrays with one row for each record'
-    )
-  return columns
-
-
-def _idx(files: list[Path]) -> dict[str, np.ndarray]:
-  """The images [N, Y, X, 1] and labels [N] of idx files, whose names tell which they are."""
-  columns = {}
-  for path in files:
-    fields = [f for word, f in (('image', 'image'), ('label', 'label')) if word in path.name]
-    if len(fields) != 1 or fields[0] in columns:
-      raise ValueError(
-        f'{path} is neither the one .npz, nor the one idx file of images or of labels, in '
-        f'{[file.name for file in files]}\n'
-        "fix: give one .npz, or a glob such as 'mnist/train-*-ubyte.gz'"
-      )
-    columns[fields[0]] = _read_idx(path)
-  if 'image' in columns and columns['image'].ndim == 3:
-    columns['image'] = columns['image'][..., None]
-  return columns
-
-
-def _read_idx(path: Path) -> np.ndarray:
-  """One idx file of bytes, as yann.lecun.com/exdb/mnist describes it; ValueError if it is none."""
-  try:
-    content = path.read_bytes()
-    content = gzip.decompress(content) if content[:2] == b'\x1f\x8b' else content
-  except (OSError, EOFError) as error:
-    raise ValueError(f'{path} cannot be read: {error}\nfix: fetch it again') from None
-  rank = content[3] if len(content) > 3 else 0
-  shape = np.frombuffer(content[4 : 4 + 4 * rank], '>i4').tolist()
-  size = int(np.prod(shape, dtype=np.int64))
-  if content[:3] != b'\0\0\x08' or not rank or len(content) != 4 + 4 * rank + size:
-    raise ValueError(
-      f'{path} is no whole idx file of unsigned bytes\nfix: fetch it again, or give an .npz'
-    )
-  return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
 def files(source, split: str) -> Corpus:

@@ -7,6 +7,7 @@ equal documents are always on the same side, media by the bytes of their files.
 
 import array
 import dataclasses
+import functools
 import hashlib
 import itertools
 import re
@@ -20,6 +21,7 @@ from gpt_jax.data.corpus import SPLITS, selection
 from gpt_jax.data.packing import PACKING
 from gpt_jax.data.sources import Source
 from gpt_jax.data.templates import Piece
+from gpt_jax.data.tolerance import Tolerance
 
 
 @dataclass(frozen=True)
@@ -102,14 +104,16 @@ class DataConfig:
 class Part:
   """The documents of one source that belong to a split."""
 
-  examples: Callable[[], Iterator[tuple[str, list[Piece]]]]  # (where, pieces), in a fixed order
+  # examples(skip=None) -> (where, pieces), in a fixed order. skip: told of each error of a record
+  # that is left out; without it nothing is said. ValueError for more than `bad_records`.
+  examples: Callable[..., Iterator[tuple[str, list[Piece]]]]
   many: bool  # whether the source has more than one document
   plain: bool  # whether documents are one text each
   describe: Callable[[], dict]  # JSON-able; parts that differ in any document differ here
 
-  def texts(self) -> Iterator[str]:
-    """The texts of each document, joined."""
-    for _, pieces in self.examples():
+  def texts(self, skip: Callable | None = None) -> Iterator[str]:
+    """The texts of each document, joined. skip: as in `examples`."""
+    for _, pieces in self.examples(skip):
       yield ''.join(piece.value for piece in pieces if piece.kind == 'text')
 
 
@@ -138,10 +142,7 @@ def open_part(cfg: DataConfig, name: str, split: str) -> Part:
   source = cfg.mixture[name]
   corpus = sources.open_source(source, split)
 
-  def examples():
-    for where, record in corpus.records():
-      yield where, templates.pieces(source.template, record, where)
-
+  examples = functools.partial(_examples, name, source, corpus)
   plain = templates.is_plain(source.template)
   first = len(list(itertools.islice(examples(), 2)))
   if not first:
@@ -155,13 +156,15 @@ def open_part(cfg: DataConfig, name: str, split: str) -> Part:
       'fix: set data.valid_fraction=0.0, give more documents, or set valid_path'
     )
 
-  def chosen():
+  def chosen(skip=None):
+    if split != 'train' and not source.is_apart(split):
+      skip = None  # records that are in no split are counted once, in training
     if whole:
-      yield from examples()
+      yield from examples(skip)
       return
     select = _select if first > 1 else _cut
     empty = True
-    for example in select(examples, cfg, split):
+    for example in select(examples, cfg, split, skip):
       empty = False
       yield example
     if empty:
@@ -183,6 +186,22 @@ def open_part(cfg: DataConfig, name: str, split: str) -> Part:
   return Part(chosen, first > 1, plain, describe)
 
 
+def _examples(name, source, corpus, skip=None) -> Iterator[tuple[str, list[Piece]]]:
+  """(where, pieces) of every record of a corpus that can be read; as Part.examples."""
+  skip = skip or Tolerance(name, source, quiet=True).skip
+  for where, record in corpus.records():
+    try:
+      if isinstance(record, ValueError):
+        raise record
+      pieces = templates.pieces(source.template, record, where)
+    except ValueError as error:
+      if not source.bad_records:
+        raise
+      skip(error)
+      continue
+    yield where, pieces
+
+
 def _nothing_named(cfg: DataConfig, name: str, split: str) -> ValueError:
   return ValueError(
     f'data.mixture.{name} has no {split} data with data.valid_fraction={cfg.valid_fraction}\n'
@@ -202,15 +221,19 @@ def _pick(instance, names: tuple[str, ...]) -> dict:
   return {name: value for name, value in dataclasses.asdict(instance).items() if name in names}
 
 
-def _cut(examples: Callable, cfg: DataConfig, split: str) -> Iterator[tuple[str, list[Piece]]]:
+def _cut(
+  examples: Callable, cfg: DataConfig, split: str, skip
+) -> Iterator[tuple[str, list[Piece]]]:
   """One text, cut by characters."""
-  for where, [piece] in examples():
+  for where, [piece] in examples(skip):
     cut = int((1 - cfg.valid_fraction) * len(piece.value))
     if part := piece.value[:cut] if split == 'train' else piece.value[cut:]:
       yield where, [Piece('text', part)]
 
 
-def _select(examples: Callable, cfg: DataConfig, split: str) -> Iterator[tuple[str, list[Piece]]]:
+def _select(
+  examples: Callable, cfg: DataConfig, split: str, skip
+) -> Iterator[tuple[str, list[Piece]]]:
   """Many documents, in two passes: eight bytes each are held, never their content."""
   key = b'%d' % cfg.split_seed
   digests = np.frombuffer(
@@ -218,7 +241,7 @@ def _select(examples: Callable, cfg: DataConfig, split: str) -> Iterator[tuple[s
   )
   count = min(max(1, round(cfg.valid_fraction * len(digests))), len(digests) - 1)
   low = digests <= np.partition(digests, count - 1)[count - 1]
-  for example, is_low in zip(examples(), low, strict=True):
+  for example, is_low in zip(examples(skip), low, strict=True):
     if is_low == (split == 'valid'):
       yield example
 

@@ -23,8 +23,8 @@ def jsonl(source, split: str) -> Corpus:
   def records():
     for path in files:
       root = _media_root(source.root, path.parent)
-      for where, fields in json_records(path):
-        yield where, Record.below(root, fields)
+      for where, fields in json_records(path, bool(source.bad_records)):
+        yield where, fields if isinstance(fields, ValueError) else Record.below(root, fields)
 
   def content():
     if not templates.modalities(source.template):
@@ -34,13 +34,19 @@ def jsonl(source, split: str) -> Corpus:
   return Corpus(records, content)
 
 
-def json_records(path: Path) -> Iterator[tuple[str, dict]]:
-  """(where, object) of each line that is not blank."""
+def json_records(path: Path, tolerant: bool = False) -> Iterator[tuple[str, dict | ValueError]]:
+  """(where, object) of each line that is not blank; `tolerant`: the error of one that has none."""
   offset = 0
   with open(path, 'rb') as file:
     for number, line in enumerate(file, 1):
       if line.strip():
-        yield f'{path} line {number}', _json_record(path, number, line, offset)
+        try:
+          record = _json_record(path, number, line, offset)
+        except ValueError as error:
+          if not tolerant:
+            raise
+          record = error
+        yield f'{path} line {number}', record
       offset += len(line)
   if not offset:
     raise ValueError(f'{path} is empty\nfix: remove it from path, or fill it')
@@ -86,7 +92,11 @@ def _hash_media(template: str, records: Iterator[tuple[str, dict]]) -> str:
   """Hash of the files that hold the media of records; a missing one counts by its name."""
   found, missing = set(), set()
   for where, record in records:
-    for piece in templates.pieces(template, record, where):
+    try:
+      pieces = [] if isinstance(record, ValueError) else templates.pieces(template, record, where)
+    except ValueError:  # named, and skipped or not, where documents are made
+      pieces = []
+    for piece in pieces:
       if piece.kind in templates.MODALITY and isinstance(piece.value, str):
         path = container(piece.value)
         missing.add(piece.value) if path is None else found.add(path)
@@ -171,7 +181,7 @@ def tfds(source, split: str) -> Corpus:
         yield f'{builder.info.full_name} {split} record {number}', record
 
   def content():
-    files = hash_files(sorted(map(Path, info.filepaths)))
+    files = hash_files(sorted(map(os.fspath, info.filepaths)))  # text: they may be URLs
     return f'{builder.info.full_name}-{split}-{files}'
 
   return Corpus(records, content)

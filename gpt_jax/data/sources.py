@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_jax.data import augment, corpus, media_sources, record_sources, templates
+from gpt_jax.data import arrays, augment, corpus, media_sources, record_sources, templates
 from gpt_jax.data.corpus import Corpus
 from gpt_jax.data.files import find, hash_files, not_utf8
 
@@ -47,7 +47,7 @@ class Source:
   captions: str = ''  # files: JSON lines with more fields of the file that file/image/audio names
   copies: int = 0  # changed copies of each training record beside itself
   augment: str = ''  # how their media are changed, as in 'speed=0.2,noise=0.01': augment.CHANGES
-  bad_records: int = 0  # unreadable media that are skipped; one more is an error
+  bad_records: int = 0  # records that cannot be read and are skipped; one more is an error
   data_dir: str = ''  # tfds: folder of prepared data sets; '' = the library's own default
   rate: int = 0  # arrays, tfds: samples a second of sounds; 0 = what the data or tokenizer say
   documents: int = 1000  # keypad: sounds; stories; synthetic: documents of 256 words
@@ -228,7 +228,7 @@ SOURCES = {
   'synthetic': _synthetic,
   'digits': media_sources.digits,
   'keypad': media_sources.keypad,
-  'arrays': media_sources.arrays,
+  'arrays': arrays.arrays,
   'files': media_sources.files,
 }
 

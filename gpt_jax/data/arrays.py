@@ -1,0 +1,129 @@
+"""Arrays whose rows are records: .npz and MNIST's idx files, checked before they are unpacked."""
+
+import gzip
+import io
+import math
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from gpt_jax.data.corpus import Corpus, Record
+from gpt_jax.data.files import find, hash_files
+
+# What may be unpacked: ALWAYS bytes (MNIST's images are 47 MB), and more if that is not over
+# MOST_TIMES the bytes packed (MNIST's are 4.7 times; zeros are 1,000 times).
+ALWAYS, MOST_TIMES = 1 << 26, 200
+PIECE = 1 << 20  # bytes unpacked at once
+MOST_AXES = 8
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what NumPy writes
+READERS = {(1, 0): np.lib.format.read_array_header_1_0}  # others: read_array_header_2_0
+
+
+def arrays(source, split: str) -> Corpus:
+  """The rows of an .npz of equally long arrays, or of MNIST's idx files of images and labels."""
+  files = find(source.path_of(split), '.npz')
+  columns = _npz(files[0]) if files[0].suffix == '.npz' and len(files) == 1 else _idx(files)
+  lengths = {name: len(column) for name, column in columns.items()}
+  if len(set(lengths.values())) != 1:
+    raise ValueError(
+      f'path={source.path_of(split)} has arrays of different lengths: {lengths}\n'
+      'fix: give arrays with one row for each record'
+    )
+
+  def records():
+    for number in range(next(iter(lengths.values()))):
+      record = Record((name, column[number]) for name, column in columns.items())
+      record.rate = source.rate
+      yield f'{files[0]} row {number}', record
+
+  return Corpus(records, lambda: hash_files(files))
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+  """The arrays of an .npz that have rows."""
+  try:
+    with zipfile.ZipFile(path) as archive:
+      _check_members(archive, path.stat().st_size)
+    with np.load(path) as file:
+      columns = {name: file[name] for name in file.files}
+  except Exception as error:  # each way of packing has errors of its own
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    raise ValueError(
+      f'{path} cannot be read: {reason}\nfix: write it with numpy.savez, without Python objects'
+    ) from None
+  if not columns or not all(column.ndim for column in columns.values()):
+    raise ValueError(
+      f'{path} has no arrays, or some without rows: {list(columns)}\n'
+      'fix: write arrays with one row for each record'
+    )
+  return columns
+
+
+def _check_members(archive: zipfile.ZipFile, packed: int) -> None:
+  """ValueError unless the members are arrays of the sizes that their headers say."""
+  members = archive.infolist()
+  _check_unpacked(sum(member.file_size for member in members), packed)
+  for member in members:
+    name = member.filename
+    if member.compress_type not in METHODS:
+      raise ValueError(f'{name} is packed by method {member.compress_type}')
+    with archive.open(member) as file:
+      version = np.lib.format.read_magic(file)
+      read = READERS.get(version, np.lib.format.read_array_header_2_0)
+      shape, _, dtype = read(file)
+      needed, held = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
+      if needed != held and not dtype.hasobject:
+        raise ValueError(f'{name} of shape {shape} needs {needed} bytes and holds {held}')
+
+
+def _check_unpacked(size: int, packed: int) -> None:
+  """ValueError if so few bytes packed say that they are so many: no real data repeat so much."""
+  if size > max(ALWAYS, MOST_TIMES * packed):
+    raise ValueError(f'{packed} bytes unpack to {size} or more, over {MOST_TIMES} times as many')
+
+
+def _idx(files: list[Path]) -> dict[str, np.ndarray]:
+  """The images [N, Y, X, 1] and labels [N] of idx files, whose names tell which they are."""
+  columns = {}
+  for path in files:
+    fields = [f for word, f in (('image', 'image'), ('label', 'label')) if word in path.name]
+    if len(fields) != 1 or fields[0] in columns:
+      raise ValueError(
+        f'{path} is neither the one .npz, nor the one idx file of images or of labels, in '
+        f'{[file.name for file in files]}\n'
+        "fix: give one .npz, or a glob such as 'mnist/train-*-ubyte.gz'"
+      )
+    columns[fields[0]] = _read_idx(path)
+  if 'image' in columns and columns['image'].ndim == 3:
+    columns['image'] = columns['image'][..., None]
+  return columns
+
+
+def _read_idx(path: Path) -> np.ndarray:
+  """One idx file of bytes, as yann.lecun.com/exdb/mnist describes it; ValueError if it is none."""
+  try:
+    content = path.read_bytes()
+    content = _gunzipped(content) if content[:2] == b'\x1f\x8b' else content
+  except (OSError, EOFError, ValueError, zlib.error) as error:
+    raise ValueError(f'{path} cannot be read: {error}\nfix: fetch it again') from None
+  rank = content[3] if len(content) > 3 else 0
+  start = 4 + 4 * rank
+  known = content[:3] == b'\0\0\x08' and 0 < rank <= MOST_AXES and len(content) >= start
+  shape = np.frombuffer(content[4:start], '>u4').tolist() if known else []
+  if not known or len(content) != start + math.prod(shape):
+    raise ValueError(
+      f'{path} is no whole idx file of unsigned bytes\nfix: fetch it again, or give an .npz'
+    )
+  return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _gunzipped(packed: bytes) -> bytes:
+  """The content of a gzip file; ValueError for one that grows as no real data do."""
+  content = io.BytesIO()
+  with gzip.open(io.BytesIO(packed)) as file:
+    while piece := file.read(PIECE):
+      content.write(piece)
+      _check_unpacked(content.tell(), len(packed))
+  return content.getvalue()
