@@ -1,5 +1,6 @@
 """Plans for absent hardware: names, reading compiled programs, arithmetic, the command line."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gpt_jax import config, sharding
-from gpt_jax.cluster import hlo, plan, roofline, topologies, wording
+from gpt_jax import config, data, language, sharding
+from gpt_jax.cluster import hlo, plan, roofline, stand_ins, topologies, wording
 from gpt_jax.model import gpt
 from gpt_jax.sharding import MeshConfig, make_mesh
-from tests import cli
+from tests import cli, test_experiments, tiny_runs
 
 
 @pytest.fixture
@@ -293,6 +294,97 @@ def test_what_is_not_planned_says_so(monkeypatch, call):
   cli.assert_user_error(call(*arguments), 'train.job=image_tokenizer')
   cli.assert_user_error(call('plan'), '--topology is missing')
   assert sharding.PRESETS['v5e-256'] == dict(data=1, fsdp=-1)
+
+
+# ------------------------------------------------------------------------- what a run would read
+
+
+@pytest.fixture(scope='module')
+def corpora(tmp_path_factory):
+  """Small ones in the place of those that experiments name."""
+  folder = tmp_path_factory.mktemp('corpora')
+  for name in ('mnist', 'fsdd', 'tinyshakespeare'):
+    (folder / name).mkdir()
+  test_experiments.write_mnist(folder / 'mnist')
+  test_experiments.write_recordings(folder / 'fsdd/recordings.zip')
+  words = 'First Citizen: Before we proceed, hear me speak.\n\nYou are all resolved to die\n\n'
+  (folder / 'tinyshakespeare/input.txt').write_text(60 * words)
+  return folder
+
+
+@pytest.mark.parametrize(
+  'name, chosen, entries',
+  [
+    ('demo', {}, 'positions_BT3 source_ids_B'),
+    ('mnist', dict(task='read', continuous='true'), 'patches_BTA positions_BT3 prefix_BT'),
+    ('multimodal', {}, 'positions_BT3 source_ids_B'),
+    ('digits_speech', dict(continuous='true', task='recognise'), 'frames_BTM'),
+    ('gpt2', dict(text='tinyshakespeare/input.txt'), ''),
+  ],
+)
+def test_a_planned_batch_is_like_one_of_the_loader(
+  name, chosen, entries, corpora, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('GPT_JAX_DATA', str(corpora))
+  cfg = test_experiments.small(cli.ROOT / f'experiments/{name}.py', None, **chosen)
+  few = lambda source: dataclasses.replace(
+    source, documents=60, kind=source.kind.replace('builtin', 'synthetic')
+  )
+  if name == 'demo':  # whose text and sounds take seconds to read
+    mixture = {key: few(x) if x.kind != 'digits' else x for key, x in cfg.data.mixture.items()}
+    cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, mixture=mixture))
+  toks = language.build_tokenizers(cfg, tmp_path)
+  length = cfg.model.context
+  loader = data.Loader(cfg.data, toks, split='train', batch_size=cfg.train.batch_size,
+                       length=length, seed=0, cache_dir=tmp_path)  # fmt: skip
+  of = lambda batch: {key: (x.shape, np.dtype(x.dtype).name) for key, x in batch.items()}
+  planned, notes = stand_ins.tokenizers(cfg)
+  made = of(stand_ins.batch(cfg, planned, length))
+  assert made == of(loader.first())
+  assert set(entries.split()) <= set(made)
+  ids = lambda toks: [pair for pair in toks.vocabulary.ranges if pair[0] != 'text']
+  assert ids(planned) == ids(toks) and 'vocabulary of' in notes[0]
+
+
+READ = {
+  'read': {'kind': 'digits', 'template': '{image:patches} -> {name}'},
+  'draw': {'kind': 'digits', 'template': '{name} -> {image:image}'},
+  'listen': {'kind': 'keypad', 'template': '{audio:frames} -> {name}', 'documents': 60},
+}
+
+
+def test_the_planned_step_is_the_one_that_a_run_compiles(tmp_path):
+  """Letter by letter: modalities, sources, a prefix, continuous inputs, a restricted softmax."""
+  cfg = config.build(config.Config, tiny_runs.media(
+    data__mixture=READ, data={'packing': 'first_fit', 'prefix': True}, loss={'restrict': True}
+  ))  # fmt: skip
+  mesh = make_mesh(cfg.mesh, jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    job = language.Language(cfg, tmp_path, mesh)
+    batch = sharding.to_devices(job.example(), mesh)
+    real = job.program.step.lower(job.program.abstract, batch).as_text()
+    toks, _ = plan.tokenizers(cfg)
+    program, batch = plan.step_of(cfg, toks, language.resolve_model(cfg, toks), mesh)
+    assert program.step.lower(program.abstract, batch).as_text() == real
+
+
+def test_a_vocabulary_that_the_config_names_bounds_the_text():
+  """A corpus has fewer characters than the 256 that are planned, GPT-2 has just its own ids."""
+  toks, notes = stand_ins.tokenizers(tiny_config(vocab=100))
+  assert toks.vocabulary.size == 256 + 16  # of bytes, and refused
+  with pytest.raises(ValueError, match='model.vocab=100'):
+    plan.model_config(tiny_config(vocab=100))
+  made = config.default()
+  made.tokenizer.kind, made.model.vocab = 'chars', 100
+  made.image.update(kind='fsq', levels=(8, 6, 5), height=8, width=8)
+  made.audio.update(kind='fsq', path='runs/none-such')
+  toks, notes = stand_ins.tokenizers(config.build(config.Config, made))
+  assert toks.vocabulary.count('image0') == 240 and toks.vocabulary.count('audio0') == 1000
+  assert notes == [stand_ins.NOT_HERE.format('runs/none-such')]
+  made.audio.update(kind='', path='')
+  made.model.vocab = 300
+  toks, notes = stand_ins.tokenizers(config.build(config.Config, made))
+  assert toks.vocabulary.size == 300 and not notes
 
 
 # --------------------------------------------------------------------- compilers of absent hardware
