@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt_jax import config, data, language, sharding
 from gpt_jax.cluster import hlo, plan, roofline, stand_ins, topologies, wording
-from gpt_jax.model import gpt
+from gpt_jax.model import attention, gpt
 from gpt_jax.sharding import MeshConfig, make_mesh
 from tests import cli, test_experiments, tiny_runs
 
@@ -240,10 +240,26 @@ def test_command_line(monkeypatch, call, tmp_path):
            '--config.train.batch_size=8', '--json']  # fmt: skip
   code, out, err = call(*words)
   assert code == 0, err
-  assert json.loads(out)['fits'] is True
+  assert json.loads(out)['fits'] is True and 'table' not in json.loads(out)
   here(monkeypatch, memory=1000)
   code, out, err = call(*words)
   assert code == 2 and json.loads(out)['fits'] is False
+
+
+def test_what_the_reader_is_told(monkeypatch, call, tmp_path):
+  """The kernel and, on demand, where each parameter lies."""
+  here(monkeypatch)
+  words = ['plan', f'--config={cli.experiment(tmp_path)}', '--topology=here', '--nodecode',
+           '--config.train.batch_size=8']  # fmt: skip
+  compile_ = lambda *_: {'memory': plan.refused('(1G)', 0, plan.Target.of(''))}
+  monkeypatch.setattr(plan, 'measured', compile_)
+  code, out, err = call(*words)
+  assert code == 2, err
+  assert ', attention xla (chunks cannot honour a mesh of 8 devices)\n' in out
+  assert 'embed_VD' not in out
+  code, out, err = call(*words, '--table')
+  [line] = [line.split() for line in out.splitlines() if line.startswith('embed_VD')]
+  assert line == ['embed_VD', '384', 'x', '16', 'float32', '-,', 'fsdp', f'{384 * 16 // 8 * 4:,}']
 
 
 @pytest.mark.slow
@@ -353,7 +369,7 @@ READ = {
 }
 
 
-def test_the_planned_step_is_the_one_that_a_run_compiles(tmp_path):
+def test_the_planned_step_is_the_one_that_a_run_compiles(tmp_path, monkeypatch):
   """Letter by letter: modalities, sources, a prefix, continuous inputs, a restricted softmax."""
   cfg = config.build(config.Config, tiny_runs.media(
     data__mixture=READ, data={'packing': 'first_fit', 'prefix': True}, loss={'restrict': True}
@@ -364,8 +380,13 @@ def test_the_planned_step_is_the_one_that_a_run_compiles(tmp_path):
     batch = sharding.to_devices(job.example(), mesh)
     real = job.program.step.lower(job.program.abstract, batch).as_text()
     toks, _ = plan.tokenizers(cfg)
+    taken, choose = set(), attention.choose_kernel
+    note = lambda *args: taken.add(choose(*args)) or choose(*args)
+    monkeypatch.setattr(attention, 'choose_kernel', note)
     program, batch = plan.step_of(cfg, toks, language.resolve_model(cfg, toks), mesh)
     assert program.step.lower(program.abstract, batch).as_text() == real
+    monkeypatch.undo()
+    assert taken == {attention.explained(job.model_cfg, batch, job.length)}
 
 
 def test_a_vocabulary_that_the_config_names_bounds_the_text():

@@ -19,7 +19,7 @@ import numpy as np
 from gpt_jax import data, grammar, hardware, language, losses, sample, sharding
 from gpt_jax.cluster import hlo, roofline, stand_ins, topologies, wording
 from gpt_jax.feed import Prompts
-from gpt_jax.model import gpt
+from gpt_jax.model import attention, gpt
 from gpt_jax.sharding import MeshConfig
 from gpt_jax.step import gpt_program
 
@@ -68,6 +68,7 @@ def plan(cfg, target, price=0.0, decode=True):
   compiled = [found[kind] for kind in ('train', 'decode') if kind in found]
   found['fits'] = all(program['memory']['fits'] for program in compiled)
   found['notes'] = notes + more + step.pop('notes')
+  found['table'] = step.pop('table')
   collectives = step.get('collectives', ())
   if target.topology.slices > 1 and collectives and not any(c['network'] for c in collectives):
     found['notes'].append(
@@ -124,14 +125,15 @@ def step_of(cfg, toks, model, mesh):
 
 def train_step(cfg, toks, model, mesh, target):
   """Compile the train step -> its measures; in force: `mesh`."""
-  notes = []
+  notes, length = [], cfg.train.length or model.context
 
   def lowered(model):
     program, batch = step_of(cfg, toks, model, mesh)
-    return program.step.lower(program.abstract, batch), (program.abstract, batch)
+    kernel = attention.explained(model, batch, length)
+    return program.step.lower(program.abstract, batch), (program.abstract, batch), kernel
 
   try:
-    program, arguments = lowered(model)
+    program, arguments, kernel = lowered(model)
   except RuntimeError as error:
     if 'cuDNN' not in str(error):
       raise
@@ -139,11 +141,11 @@ def train_step(cfg, toks, model, mesh, target):
       f'no fused attention: {error} It is planned with model.kernel=blocks, which needs '
       'about as little memory; pip install nvidia-cudnn-cu13 for the real one'
     )
-    program, arguments = lowered(dataclasses.replace(model, kernel='blocks'))
+    program, arguments, kernel = lowered(dataclasses.replace(model, kernel='blocks'))
   measures = measured(program, arguments, mesh, target)
-  tokens = cfg.train.batch_size * (cfg.train.length or model.context)
+  tokens = cfg.train.batch_size * length
   if estimate := measures.pop('seconds', None):
-    flops = gpt.flops_per_token(model, cfg.train.length or model.context)
+    flops = gpt.flops_per_token(model, length)
     rate, mfu = roofline.rates(estimate.bound, tokens, flops['full'], mesh.size, target.peak)
     slowest, least = roofline.rates(estimate.serial, tokens, flops['full'], mesh.size, target.peak)
     measures['estimate'] = shown_estimate(estimate) | {
@@ -151,7 +153,8 @@ def train_step(cfg, toks, model, mesh, target):
       'tokens_per_second_serial': slowest, 'mfu_serial': least,
     }  # fmt: skip
     measures['model_flops'] = flops['causal'] * tokens / mesh.size
-  return measures | {'notes': notes}
+  table = sharding.table(arguments[0].model, mesh)
+  return {'attention': kernel} | measures | {'notes': notes, 'table': table}
 
 
 def decode_step(cfg, model, mesh, target):

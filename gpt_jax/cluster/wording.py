@@ -63,12 +63,13 @@ def lines(found):
     f'{shown(found["mesh"])}; {found["parameters"]:,} parameters, '
     f'{found["batch_size"]} x {found["length"]} tokens a step'
     f' in {found["accumulate"]} piece(s); {model["dtype"]}, remat {model["remat"]}, '
-    f'layers {"unrolled" if model["unroll"] == "on" else "scanned"}'
+    f'layers {"unrolled" if model["unroll"] == "on" else "scanned"}, attention {step["attention"]}'
   )
   yield from (f'note: {note}' for note in found['notes'])
   yield from memory_lines(step['memory'], found['device'])
   if 'estimate' in step:
     yield from train_lines(found, step)
+  yield from found.get('table', ())
   if decode := found.get('decode'):
     yield f'decode, {decode["rows"]} rows of {decode["slots"]} slots:'
     yield from (f'  {line}' for line in memory_lines(decode['memory'], found['device']))

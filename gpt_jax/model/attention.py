@@ -17,7 +17,7 @@ from gpt_jax.model.chunks import chunks_attention
 from gpt_jax.model.context import blocks_attention, spread_of
 from gpt_jax.model.layers import Norm, dropout, linear, param
 from gpt_jax.model.positions import POSITIONS
-from gpt_jax.model.scores import scores_BGMTS
+from gpt_jax.model.scores import Mask, scores_BGMTS
 from gpt_jax.model.splash import splash_attention
 from gpt_jax.sharding import constrain, platform
 
@@ -115,6 +115,21 @@ def choose_kernel(cfg, mask, T, backend=None):
       f'model.kernel={cfg.kernel} cannot honour {reason}\nfix: set model.kernel=auto or xla'
     )
   return cfg.kernel
+
+
+def explained(cfg, entries, T, backend=None):
+  """Which kernel a batch with these entries gets, and why no faster one: 'xla (cudnn cannot ...)'.
+
+  entries: names, such as 'segment_ids_BT'. Rows of T tokens, on the mesh in force.
+  """
+  backend, windows = backend or platform(), set(cfg.windows())
+  traced = len(windows) > 1 and cfg.unroll != 'on'
+  mask = Mask(None, None, jnp.int32(0) if traced else max(windows))
+  pair = lambda name: () if name in entries else None
+  mask = mask._replace(segments=pair('segment_ids_BT'), prefix=pair('prefix_BT'))
+  kernel, fastest = choose_kernel(cfg, mask, T, backend), FASTEST.get(backend)
+  reason = refusal(fastest, cfg, mask, T) if cfg.kernel == 'auto' and fastest else ''
+  return f'{kernel} ({fastest} cannot honour {reason})' if reason else kernel
 
 
 class Attention(nnx.Module):
