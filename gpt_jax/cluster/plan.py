@@ -214,6 +214,7 @@ def measured(program, arguments, mesh, target):
     'flops': made.flops,
     'float32_flops': made.float32_flops,
     'traffic': made.traffic,
+    'copies': made.copies,
     'kernels': {name: n for name, n in made.kernels.items() if name in hlo.KERNELS},
     'collectives': [c._asdict() | {'sent': roofline.sent(c)} for c in made.collectives],
     'seconds': roofline.estimate(made, target.topology.chip, target.peak),
