@@ -12,7 +12,7 @@
   launch.py render   --to=slurm|jobset|skypilot|tpu-vm --config=FILE[:args] --workdir=DIR
                      [--nodes=N --accelerators=KIND:N --shares=N ...] [--out=FILE]
   launch.py plan     --topology=v5e-256|h200-8|4x8-h100|... [--config=FILE[:args]] [--json]
-                     [--search] [--price=X] [--config.key=value ...]
+                     [--search] [--table] [--price=X] [--config.key=value ...]
   launch.py doctor
 
 `train` resumes if DIR holds a run. `launch.py VERB --help` lists a verb's flags; --traceback shows
@@ -318,6 +318,7 @@ def plan_flags():
   flags.DEFINE_float('price', 0.0, 'dollars a device-hour; 0: say no cost', lower_bound=0.0)
   flags.DEFINE_bool('search', False, 'try micro-batches, remat policies and meshes')
   flags.DEFINE_bool('decode', True, 'compile the decode step, too')
+  flags.DEFINE_bool('table', False, 'say where each parameter lies, and its bytes on each device')
   flags.DEFINE_bool('json', False, 'print one JSON object')
 
 
@@ -336,6 +337,8 @@ def plan(argv):
     found = planning.best(cfg, target, FLAGS.price, (lambda _: None) if FLAGS.json else print)
   else:
     found = planning.plan(cfg, target, FLAGS.price, FLAGS.decode)
+  if not FLAGS.table:
+    found.pop('table', None)
   print(json.dumps(found, indent=1) if FLAGS.json else '\n'.join(wording.lines(found)))
   return 0 if found['fits'] else BAD_ARGUMENTS
 

@@ -7,14 +7,15 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import checkpoint, data, evaluate, hardware, losses, records, runs, sample, tokenizers
 from gpt_jax import samples as showcase
 from gpt_jax.data import templates
-from gpt_jax.model import gpt
-from gpt_jax.sharding import check_batch, share
+from gpt_jax.model import attention, gpt
+from gpt_jax.sharding import check_batch, share, summary
 from gpt_jax.step import eval_model, gpt_program, params_of
 
 log = logging.getLogger(__name__)
@@ -219,17 +220,20 @@ class Language:
     return {'tokenizer': self.tokenizers.hash}
 
   def introduction(self):
-    """What is about to be trained, on what."""
+    """What is about to be trained, on what, by which attention kernel, and what lies where."""
     peak, source = hardware.peak_flops()
     counts = {
       name: int((self.tokenizers.modality_V()[: self.tokenizers.vocabulary.size] == m).sum())
       for m, name in enumerate(self.tokenizers.modalities)
     }
     ids = ', '.join(f'{count} {name} ids' for name, count in counts.items())
+    with jax.set_mesh(self.mesh):
+      kernel = attention.explained(self.model_cfg, self.example(), self.length)
+    state = f', state of {summary(self.program.abstract, self.mesh)}' if self.mesh.size > 1 else ''
     return (
       f'{self.parameters:,} parameters, {ids}, {self.flops["full"] / 1e6:.1f} MFLOP a token, '
       f'{hardware.name()} (peak {peak / 1e12:.2f} TFLOP/s each: {source}), '
-      f'{self.cfg.train.batch_size} x {self.length} tokens a step'
+      f'{self.cfg.train.batch_size} x {self.length} tokens a step, attention {kernel}{state}'
     )
 
   def scalars(self, values):

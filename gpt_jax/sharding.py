@@ -172,17 +172,40 @@ def table(abstract, mesh):
   abstract: arrays or ShapeDtypeStructs that have NamedShardings, such as Program.abstract.model.
   """
   rows, total, whole = [('tensor', 'shape', 'spec', 'bytes a device')], 0, 0
-  for path, x in jax.tree_util.tree_flatten_with_path(abstract)[0]:
-    name = jax.tree_util.keystr(path, simple=True, separator='/').removesuffix('/value')
+  for name, x, held, size in placed(abstract):
     entries = [' x '.join(names(entry)) or '-' for entry in x.sharding.spec] or ['-'] * x.ndim
-    held = math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    total, whole = total + held, whole + math.prod(x.shape) * x.dtype.itemsize
+    total, whole = total + held, whole + size
     shape = ' x '.join(map(str, x.shape)) or 'scalar'
     rows.append((name, f'{shape} {x.dtype}', ', '.join(entries) or '-', f'{held:,}'))
   rows.append(('total', '', shown(mesh.shape), f'{total:,} of {whole:,}'))
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   line = lambda row: '  '.join(cell.ljust(n) for cell, n in zip(row, widths, strict=True))
   return [line(row).rstrip() for row in rows]
+
+
+def summary(abstract, mesh, large=2**20):
+  """The same in a line: how many arrays, bytes a device, and which large ones every device has.
+
+  large: bytes from which an array that is not cut up is named.
+  """
+  rows = placed(abstract)
+  total, whole = (sum(row[i] for row in rows) for i in (2, 3))
+  copies = sorted((-size, name) for name, _, held, size in rows if held == size >= large)
+  mib = lambda n: f'{n / 2**20:,.1f} MiB'
+  listed = ', '.join(f'{name} {mib(-size)}' for size, name in copies[:3])
+  more = f' and {len(copies) - 3} more' if len(copies) > 3 else ''
+  line = f'{len(rows)} arrays on {shown(mesh.shape)}, {mib(total)} of {mib(whole)} a device'
+  return f'{line}, whole on each: {listed}{more}' if copies else line
+
+
+def placed(abstract):
+  """Of each array of a tree that has NamedShardings: (name, it, bytes on a device, bytes)."""
+  size = lambda x, shape: math.prod(shape) * x.dtype.itemsize
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator='/').removesuffix('/value')
+  return [
+    (name(path), x, size(x, x.sharding.shard_shape(x.shape)), size(x, x.shape))
+    for path, x in jax.tree_util.tree_flatten_with_path(abstract)[0]
+  ]
 
 
 def shown(sizes):

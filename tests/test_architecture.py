@@ -62,7 +62,8 @@ MAY_IMPORT = {
   'ledger': 'clock',
   'train': 'checkpoint codec hardware language ledger probes replay report runs sharding skips',
   'config': 'checkpoint data losses model optim runs sample sharding tokenizers train',
-  'cluster': 'feed grammar hardware model runs sample sharding step',
+  'cluster': 'data feed grammar hardware language losses model runs sample sharding step '
+  'tokenizers',
   'doctor': 'config hardware model runs sharding step',
   'ablation': 'clock compiled config data figures hardware language loggers model page records '
   'runs sharding step train',

@@ -307,6 +307,25 @@ def test_auto_takes_the_fastest_kernel_of_the_backend(tiny):
   assert packed == 'splash'
 
 
+def test_what_is_chosen_is_said_with_the_reason(tiny):
+  """Where a GPU's fused attention cannot, whole scores do for short rows, blocks for long ones."""
+  pattern = dict(window=4, window_pattern='SL', unroll='off')
+  said = lambda T, entries=(), backend='gpu', **extra: attention.explained(
+    tiny(width=64, dtype='bfloat16', **extra), entries, T, backend
+  )
+  documents = 'cudnn cannot honour document masks'
+  assert said(1024, ['segment_ids_BT']) == f'xla ({documents})'
+  assert said(2048, ['segment_ids_BT']) == f'blocks ({documents})'
+  assert said(2049, ['segment_ids_BT']) == f'xla ({documents})'  # of which no blocks can be made
+  assert said(4096) == 'cudnn'
+  assert said(4096, attention_dropout=0.1) == 'xla (cudnn cannot honour attention_dropout)'
+  assert said(4096, ['segment_ids_BT'], 'tpu') == 'splash'
+  assert said(128, ['prefix_BT'], 'tpu') == 'xla (splash cannot honour a bidirectional prefix)'
+  assert 'cannot honour traced windows' in said(128, **pattern)
+  assert said(128, **pattern | dict(unroll='on')) == 'cudnn'
+  assert said(128, kernel='xla') == 'xla'
+
+
 @pytest.mark.parametrize('kernel', attention.KERNELS)
 def test_decoding_takes_xla_whatever_was_asked(tiny, kernel):
   cfg = tiny(width=64, dtype='bfloat16', kernel=kernel)

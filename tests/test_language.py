@@ -21,7 +21,7 @@ from gpt_jax import (
   trained,
 )
 from gpt_jax.model import gpt
-from gpt_jax.sharding import make_mesh, to_devices
+from gpt_jax.sharding import MeshConfig, make_mesh, to_devices
 from tests import tiny_runs
 from tests.tiny_runs import assert_two_lines
 
@@ -403,7 +403,18 @@ def test_a_vocabulary_that_is_too_small_is_refused(tmp_path):
 def test_the_introduction_counts_ids(job):
   toks = job.tokenizers
   text = toks.vocabulary.size - 16 - 8 - 4  # codes, eoi, patch, eoa and frame
-  assert f'{text} text ids, 18 image ids, 10 audio ids' in job.introduction()
+  said = job.introduction()
+  assert f'{text} text ids, 18 image ids, 10 audio ids' in said
+  assert said.endswith('16 x 32 tokens a step, attention chunks')
+
+
+def test_the_introduction_of_several_devices_says_what_lies_where(tmp_path):
+  mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+  cfg = tiny_runs.experiment()
+  with jax.set_mesh(mesh):
+    said = language.Language(cfg, tmp_path, mesh).introduction()
+  kernel = 'attention xla (chunks cannot honour a mesh of 8 devices)'
+  assert f'{kernel}, state of ' in said and ' arrays on data=2 x fsdp=4, 0.' in said
 
 
 # ----------------------------------------------------------------------------- continuous inputs

@@ -1,5 +1,6 @@
 """Plans for absent hardware: names, reading compiled programs, arithmetic, the command line."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gpt_jax import config, sharding
-from gpt_jax.cluster import hlo, plan, roofline, topologies, wording
-from gpt_jax.model import gpt
+from gpt_jax import config, data, language, sharding
+from gpt_jax.cluster import hlo, plan, roofline, stand_ins, topologies, wording
+from gpt_jax.model import attention, gpt
 from gpt_jax.sharding import MeshConfig, make_mesh
-from tests import cli
+from tests import cli, test_experiments, tiny_runs
 
 
 @pytest.fixture
@@ -120,6 +121,39 @@ def test_what_is_in_a_loop_counts_as_often_as_it_runs():
   assert by_kind['reduce-scatter'].axes == 'data' and by_kind['reduce-scatter'].network
   products = 3 * (2 * 4 * 8 * 8) + 2 * 2048 * 4 * 8 * 32  # no product with padding
   assert made.flops == products and made.float32_flops == 0
+
+
+COPIED = """HloModule jit_step
+
+%turned (p: f32[4,8]) -> f32[8,4] {
+  %p = f32[4,8]{1,0} parameter(0)
+  ROOT %t = f32[8,4]{1,0} transpose(%p), dimensions={1,0}
+}
+
+%doubled (p.1: f32[4,8]) -> f32[8,4] {
+  %p.1 = f32[4,8]{1,0} parameter(0)
+  %t.1 = f32[8,4]{1,0} transpose(%p.1), dimensions={1,0}
+  ROOT %d = f32[8,4]{1,0} add(%t.1, %t.1)
+}
+
+ENTRY %main (a: f32[4,8]) -> f32[8,4] {
+  %a = f32[4,8]{1,0} parameter(0)
+  %c = f32[4,8]{0,1} copy(%a)
+  %near = f32[4,8]{1,0:S(1)} copy(%a)
+  %far = f32[4,8]{1,0} copy(%near)
+  %begun = (bf16[4,8]{1,0}, bf16[4,8]{1,0}, u32[]) copy-start(%b)
+  %b = bf16[4,8]{1,0} parameter(1)
+  %done = bf16[4,8]{1,0} copy-done(%begun)
+  %f = f32[8,4]{1,0} fusion(%c), kind=kInput, calls=%turned
+  ROOT %g = f32[8,4]{1,0} fusion(%c), kind=kLoop, calls=%doubled
+}
+"""
+
+
+def test_copies_are_those_that_compute_nothing_and_stay_in_memory():
+  made = hlo.costs(COPIED)
+  assert made.copies == (32 + 32) * 4 + 32 * 2  # %c, %f and %begun
+  assert hlo.costs(PROGRAM).copies == 0
 
 
 SCATTERED = """HloModule jit_step
@@ -239,10 +273,26 @@ def test_command_line(monkeypatch, call, tmp_path):
            '--config.train.batch_size=8', '--json']  # fmt: skip
   code, out, err = call(*words)
   assert code == 0, err
-  assert json.loads(out)['fits'] is True
+  assert json.loads(out)['fits'] is True and 'table' not in json.loads(out)
   here(monkeypatch, memory=1000)
   code, out, err = call(*words)
   assert code == 2 and json.loads(out)['fits'] is False
+
+
+def test_what_the_reader_is_told(monkeypatch, call, tmp_path):
+  """The kernel and, on demand, where each parameter lies."""
+  here(monkeypatch)
+  words = ['plan', f'--config={cli.experiment(tmp_path)}', '--topology=here', '--nodecode',
+           '--config.train.batch_size=8']  # fmt: skip
+  compile_ = lambda *_: {'memory': plan.refused('(1G)', 0, plan.Target.of(''))}
+  monkeypatch.setattr(plan, 'measured', compile_)
+  code, out, err = call(*words)
+  assert code == 2, err
+  assert ', attention xla (chunks cannot honour a mesh of 8 devices)\n' in out
+  assert 'embed_VD' not in out
+  code, out, err = call(*words, '--table')
+  [line] = [line.split() for line in out.splitlines() if line.startswith('embed_VD')]
+  assert line == ['embed_VD', '384', 'x', '16', 'float32', '-,', 'fsdp', f'{384 * 16 // 8 * 4:,}']
 
 
 @pytest.mark.slow
@@ -295,6 +345,102 @@ def test_what_is_not_planned_says_so(monkeypatch, call):
   assert sharding.PRESETS['v5e-256'] == dict(data=1, fsdp=-1)
 
 
+# ------------------------------------------------------------------------- what a run would read
+
+
+@pytest.fixture(scope='module')
+def corpora(tmp_path_factory):
+  """Small ones in the place of those that experiments name."""
+  folder = tmp_path_factory.mktemp('corpora')
+  for name in ('mnist', 'fsdd', 'tinyshakespeare'):
+    (folder / name).mkdir()
+  test_experiments.write_mnist(folder / 'mnist')
+  test_experiments.write_recordings(folder / 'fsdd/recordings.zip')
+  words = 'First Citizen: Before we proceed, hear me speak.\n\nYou are all resolved to die\n\n'
+  (folder / 'tinyshakespeare/input.txt').write_text(60 * words)
+  return folder
+
+
+@pytest.mark.parametrize(
+  'name, chosen, entries',
+  [
+    ('demo', {}, 'positions_BT3 source_ids_B'),
+    ('mnist', dict(task='read', continuous='true'), 'patches_BTA positions_BT3 prefix_BT'),
+    ('multimodal', {}, 'positions_BT3 source_ids_B'),
+    ('digits_speech', dict(continuous='true', task='recognise'), 'frames_BTM'),
+    ('gpt2', dict(text='tinyshakespeare/input.txt'), ''),
+  ],
+)
+def test_a_planned_batch_is_like_one_of_the_loader(
+  name, chosen, entries, corpora, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('GPT_JAX_DATA', str(corpora))
+  cfg = test_experiments.small(cli.ROOT / f'experiments/{name}.py', None, **chosen)
+  few = lambda source: dataclasses.replace(
+    source, documents=60, kind=source.kind.replace('builtin', 'synthetic')
+  )
+  if name == 'demo':  # whose text and sounds take seconds to read
+    mixture = {key: few(x) if x.kind != 'digits' else x for key, x in cfg.data.mixture.items()}
+    cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, mixture=mixture))
+  toks = language.build_tokenizers(cfg, tmp_path)
+  length = cfg.model.context
+  loader = data.Loader(cfg.data, toks, split='train', batch_size=cfg.train.batch_size,
+                       length=length, seed=0, cache_dir=tmp_path)  # fmt: skip
+  of = lambda batch: {key: (x.shape, np.dtype(x.dtype).name) for key, x in batch.items()}
+  planned, notes = stand_ins.tokenizers(cfg)
+  made = of(stand_ins.batch(cfg, planned, length))
+  assert made == of(loader.first())
+  assert set(entries.split()) <= set(made)
+  ids = lambda toks: [pair for pair in toks.vocabulary.ranges if pair[0] != 'text']
+  assert ids(planned) == ids(toks) and 'vocabulary of' in notes[0]
+
+
+READ = {
+  'read': {'kind': 'digits', 'template': '{image:patches} -> {name}'},
+  'draw': {'kind': 'digits', 'template': '{name} -> {image:image}'},
+  'listen': {'kind': 'keypad', 'template': '{audio:frames} -> {name}', 'documents': 60},
+}
+
+
+def test_the_planned_step_is_the_one_that_a_run_compiles(tmp_path, monkeypatch):
+  """Letter by letter: modalities, sources, a prefix, continuous inputs, a restricted softmax."""
+  cfg = config.build(config.Config, tiny_runs.media(
+    data__mixture=READ, data={'packing': 'first_fit', 'prefix': True}, loss={'restrict': True}
+  ))  # fmt: skip
+  mesh = make_mesh(cfg.mesh, jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    job = language.Language(cfg, tmp_path, mesh)
+    batch = sharding.to_devices(job.example(), mesh)
+    real = job.program.step.lower(job.program.abstract, batch).as_text()
+    toks, _ = plan.tokenizers(cfg)
+    taken, choose = set(), attention.choose_kernel
+    note = lambda *args: taken.add(choose(*args)) or choose(*args)
+    monkeypatch.setattr(attention, 'choose_kernel', note)
+    program, batch = plan.step_of(cfg, toks, language.resolve_model(cfg, toks), mesh)
+    assert program.step.lower(program.abstract, batch).as_text() == real
+    monkeypatch.undo()
+    assert taken == {attention.explained(job.model_cfg, batch, job.length)}
+
+
+def test_a_vocabulary_that_the_config_names_bounds_the_text():
+  """A corpus has fewer characters than the 256 that are planned, GPT-2 has just its own ids."""
+  toks, notes = stand_ins.tokenizers(tiny_config(vocab=100))
+  assert toks.vocabulary.size == 256 + 16  # of bytes, and refused
+  with pytest.raises(ValueError, match='model.vocab=100'):
+    plan.model_config(tiny_config(vocab=100))
+  made = config.default()
+  made.tokenizer.kind, made.model.vocab = 'chars', 100
+  made.image.update(kind='fsq', levels=(8, 6, 5), height=8, width=8)
+  made.audio.update(kind='fsq', path='runs/none-such')
+  toks, notes = stand_ins.tokenizers(config.build(config.Config, made))
+  assert toks.vocabulary.count('image0') == 240 and toks.vocabulary.count('audio0') == 1000
+  assert notes == [stand_ins.NOT_HERE.format('runs/none-such')]
+  made.audio.update(kind='', path='')
+  made.model.vocab = 300
+  toks, notes = stand_ins.tokenizers(config.build(config.Config, made))
+  assert toks.vocabulary.size == 300 and not notes
+
+
 # --------------------------------------------------------------------- compilers of absent hardware
 
 
@@ -325,6 +471,8 @@ def test_splash_attention_compiles_for_a_tpu(tmp_path):
   kinds = {c['kind'] for c in step['collectives'] if c['bytes'] > 10_000}
   assert kinds <= {'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all'}
   assert all(c['axes'] == 'fsdp' and not c['network'] for c in step['collectives'])
+  residual_stream = found['batch_size'] * found['length'] * 256 * 2 / found['devices']
+  assert step['copies'] < 0.01 * residual_stream  # a few scalars
 
 
 @pytest.mark.slow
@@ -343,7 +491,10 @@ def test_a_gpu_program_has_the_fused_attention_of_gpus(tmp_path):
   step = found['train']
   if not found['notes'][-1].startswith('no fused attention'):  # cuDNN's library is there
     assert step['kernels'] == {'__cudnn$fmhaSoftmax': 2, '__cudnn$fmhaSoftmaxBackward': 2}
+    # Before they are kept, some weights, and moments like them, are turned back: 1.41 times all.
+    assert step['copies'] < 1.5 * 4 * found['parameters'] / found['mesh']['fsdp']
   assert found['mesh'] == {'data': 2, 'fsdp': 4}
   assert step['float32_flops'] < 1e-3 * step['flops']
+  assert found['decode']['copies'] < 0.07 * found['decode']['traffic']  # 0.060
   across = {c['axes'] for c in step['collectives'] if c['network'] and c['bytes'] > 100_000}
   assert all('data' in axes for axes in across)

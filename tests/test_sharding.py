@@ -259,3 +259,18 @@ def test_the_table_says_where_each_tensor_lies():
   assert cells['total'] == ['fsdp=4 x tensor=2', f'{held:,} of {whole:,}']
   [line] = [line for line in sharding.table(program.abstract, mesh) if line.startswith('step')]
   assert re.split('  +', line)[1:] == ['scalar int32', '-', '4']
+
+
+def test_the_summary_names_what_is_large_and_whole_on_each_device():
+  mesh = models.mesh(data=2, tensor=2)
+  placed = lambda *axes: jax.sharding.NamedSharding(mesh, P(*axes))
+  array = lambda rows, *axes: jax.ShapeDtypeStruct(
+    (rows, 2**18), np.float32, sharding=placed(*axes)
+  )
+  tree = {'a': array(8, 'tensor'), 'b': array(1), 'c': array(4), 'd': array(2)}
+  tree['small'] = jax.ShapeDtypeStruct((4,), np.float32, sharding=placed())
+  line = '5 arrays on data=2 x tensor=2, 11.0 MiB of 15.0 MiB a device'
+  assert sharding.summary(tree, mesh) == f'{line}, whole on each: c 4.0 MiB, d 2.0 MiB, b 1.0 MiB'
+  more = sharding.summary(tree | {'e': array(3)}, mesh)
+  assert more.endswith('whole on each: c 4.0 MiB, e 3.0 MiB, d 2.0 MiB and 1 more')
+  assert sharding.summary({'a': tree['a']}, mesh).endswith('4.0 MiB of 8.0 MiB a device')

@@ -23,6 +23,8 @@ NO_TRAFFIC = {  # moves nothing itself
   'iota', 'partition-id', 'replica-id', 'after-all', 'opt-barrier', 'copy-done', 'async-start',
   'async-update', 'async-done', 'all-gather-done', 'all-reduce-done', 'collective-permute-done',
 }  # fmt: skip
+COPIES = {'copy', 'copy-start', 'transpose'}
+MOVES = COPIES | {'parameter', 'bitcast', 'reshape'}  # all that a fusion may hold to be a copy
 KERNELS = {  # name or target of a fused attention -> multiplications a score and head width
   'splash_mha_fwd': 4, 'splash_mha_dkv': 10, 'splash_mha_dq': 6,
   '__cudnn$fmhaSoftmaxBackward': 10, '__cudnn$fmhaSoftmax': 4,
@@ -50,6 +52,7 @@ class Costs:
   flops: float = 0.0  # of matrix products and fused attention
   float32_flops: float = 0.0  # those among them with a float32 operand
   traffic: float = 0.0  # bytes to and from memory
+  copies: float = 0.0  # bytes that are written only to lie elsewhere or in another order
   kernels: dict = dataclasses.field(default_factory=dict)  # custom call -> times that it runs
   collectives: list = dataclasses.field(default_factory=list)
 
@@ -140,6 +143,7 @@ def costs(text, mesh=None, far=None, causal=True):
           groups[kind] = old[0] + times, old[1] + times * group
       elif not fused:
         made.traffic += times * traffic(i, shapes, computations)
+        made.copies += times * copied(i, shapes, computations)
       body = re.search(r'body=(%[\w.\-]+)', i.rest)
       if body:
         visit(body[1], times * trips(i, computations))
@@ -250,6 +254,19 @@ def traffic(i, shapes, computations):
   if not called or called[1] not in computations:
     return total(i.shape) + sum(total(shapes.get(name, '')) for name in i.operands)
   return fusion_traffic(i, computations[called[1]], shapes)
+
+
+def copied(i, shapes, computations):
+  """Bytes that a copy or transpose writes, alone or as a fusion of nothing else.
+
+  Both sides lie in the large memory: what comes to a chip's own or leaves it is moved to be used.
+  """
+  called = re.search(r'calls=(%[\w.\-]+)', i.rest) if i.op == 'fusion' else None
+  ops = {line.op for line in computations.get(called[1], ())} if called else {i.op}
+  if not i.operands or not ops & COPIES or not ops <= MOVES:
+    return 0.0
+  result = SHAPE.search(i.shape)  # an asynchronous copy has its operand beside it
+  return min(total(result[0]), total(shapes.get(i.operands[0], ''))) if result else 0.0
 
 
 def fusion_traffic(i, lines, shapes):

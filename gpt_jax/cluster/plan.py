@@ -2,8 +2,8 @@
 
 The programs are those that would run there: the train step of step.py and the decode step of
 sample.py, for the mesh, kernels, dtypes and remat policy that `auto` means on that hardware. No
-data are read: of them only the size of the vocabulary matters. What comes out is a dict that goes
-to JSON as it is; wording.py has it in words.
+data are read: stand_ins.py makes of the config what matters of them. What comes out is a dict that
+goes to JSON as it is; wording.py has it in words.
 """
 
 import dataclasses
@@ -14,13 +14,12 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import grammar, hardware, sample, sharding
-from gpt_jax.cluster import hlo, roofline, topologies, wording
+from gpt_jax import data, grammar, hardware, language, losses, sample, sharding
+from gpt_jax.cluster import hlo, roofline, stand_ins, topologies, wording
 from gpt_jax.feed import Prompts
-from gpt_jax.model import gpt
+from gpt_jax.model import attention, gpt
 from gpt_jax.sharding import MeshConfig
 from gpt_jax.step import gpt_program
 
@@ -47,10 +46,11 @@ def plan(cfg, target, price=0.0, decode=True):
   cfg, notes = settled(cfg, target)
   mesh = sharding.make_mesh(cfg.mesh, target.devices)
   with jax.set_mesh(mesh):
-    model, more = model_config(cfg)
+    toks, more = tokenizers(cfg)
+    model = language.resolve_model(cfg, toks)
     length = cfg.train.length or model.context
     sharding.check_batch(cfg.train.batch_size // cfg.train.accumulate, length, mesh)
-    step = train_step(cfg, model, mesh, target)
+    step = train_step(cfg, toks, model, mesh, target)
     found = {
       'topology': target.topology.name,
       'devices': mesh.size,
@@ -68,6 +68,7 @@ def plan(cfg, target, price=0.0, decode=True):
   compiled = [found[kind] for kind in ('train', 'decode') if kind in found]
   found['fits'] = all(program['memory']['fits'] for program in compiled)
   found['notes'] = notes + more + step.pop('notes')
+  found['table'] = step.pop('table')
   collectives = step.get('collectives', ())
   if target.topology.slices > 1 and collectives and not any(c['network'] for c in collectives):
     found['notes'].append(
@@ -96,59 +97,43 @@ def settled(cfg, target):
 
 def model_config(cfg):
   """The ModelConfig that would run on the mesh in force -> (it, notes)."""
-  notes, vocab = [], cfg.model.vocab
-  if not vocab:
-    vocab, how = vocabulary(cfg)
-    notes.append(f'vocabulary of {vocab:,} ids: {how}')
-  if {'patch', 'frame'} & set(re.findall(r':(patch|frame)', str(cfg.data.mixture))):
-    raise ValueError(
-      'data.mixture reads continuous patches or frames, whose width only the data tell\n'
-      'fix: plan it with image or audio codes'
-    )
-  return dataclasses.replace(cfg.model, vocab=vocab).resolved(), notes
+  toks, notes = tokenizers(cfg)
+  return language.resolve_model(cfg, toks), notes
 
 
-def vocabulary(cfg):
-  """How many ids the tokenizers will make, without data -> (number, how it is known)."""
-  text = {
-    'bytes': (256, 'bytes'),
-    'gpt2': (50257, "GPT-2's"),
-    'bpe': (cfg.tokenizer.vocab, 'tokenizer.vocab, which a small text may not fill'),
-    'chars': (256, 'at most, of characters'),
-  }
-  size, how = text.get(cfg.tokenizer.kind, (32000, f"a stand-in for {cfg.tokenizer.kind}'s"))
-  specials = 15 if cfg.tokenizer.kind == 'gpt2' else 16  # its end of text is one of them
-  if cfg.image.kind or cfg.audio.kind:
-    size, how = size + 1024, how + ', and 1,024 as a stand-in for image and audio codes'
-  return size + specials, how
+def tokenizers(cfg):
+  """Stand-ins for the run's tokenizers, checked as a run checks them -> (them, notes)."""
+  language.check_modalities(cfg, {k for s in language.signatures(cfg) for side in s for k in side})
+  toks, notes = stand_ins.tokenizers(cfg)
+  language.check_use(cfg, toks)
+  return toks, notes
 
 
 # ------------------------------------------------------------------------------------ programs
 
 
-def batch_of(cfg, model, length, mesh):
-  """What the train step reads, as ShapeDtypeStructs."""
-  dtypes = {'token_ids_BT': jnp.int32, 'target_ids_BT': jnp.int32, 'loss_mask_BT': jnp.float32}
-  if cfg.data.packing == 'first_fit' or cfg.data.mask_documents:
-    dtypes |= {'segment_ids_BT': jnp.int32, 'positions_BT': jnp.int32}
-  shape = (cfg.train.batch_size, length)
-  return {
-    name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(mesh, name))
-    for name, dtype in dtypes.items()
+def step_of(cfg, toks, model, mesh):
+  """The program of a run with such tokenizers, and a batch -> (Program, ShapeDtypeStructs)."""
+  kinds = losses.Kinds.of(toks, model.V) if len(toks.modalities) > 1 else None
+  sources = len(data.source_names(cfg.data, 'train'))
+  batch = stand_ins.batch(cfg, toks, cfg.train.length or model.context)
+  placed = {
+    name: with_sharding(x, sharding.batch_sharding(mesh, name)) for name, x in batch.items()
   }
+  return gpt_program(cfg, model, mesh, kinds, sources), placed
 
 
-def train_step(cfg, model, mesh, target):
+def train_step(cfg, toks, model, mesh, target):
   """Compile the train step -> its measures; in force: `mesh`."""
-  notes = []
+  notes, length = [], cfg.train.length or model.context
 
   def lowered(model):
-    program = gpt_program(cfg, model, mesh)
-    batch = batch_of(cfg, model, cfg.train.length or model.context, mesh)
-    return program.step.lower(program.abstract, batch), (program.abstract, batch)
+    program, batch = step_of(cfg, toks, model, mesh)
+    kernel = attention.explained(model, batch, length)
+    return program.step.lower(program.abstract, batch), (program.abstract, batch), kernel
 
   try:
-    program, arguments = lowered(model)
+    program, arguments, kernel = lowered(model)
   except RuntimeError as error:
     if 'cuDNN' not in str(error):
       raise
@@ -156,11 +141,11 @@ def train_step(cfg, model, mesh, target):
       f'no fused attention: {error} It is planned with model.kernel=blocks, which needs '
       'about as little memory; pip install nvidia-cudnn-cu13 for the real one'
     )
-    program, arguments = lowered(dataclasses.replace(model, kernel='blocks'))
+    program, arguments, kernel = lowered(dataclasses.replace(model, kernel='blocks'))
   measures = measured(program, arguments, mesh, target)
-  tokens = cfg.train.batch_size * (cfg.train.length or model.context)
+  tokens = cfg.train.batch_size * length
   if estimate := measures.pop('seconds', None):
-    flops = gpt.flops_per_token(model, cfg.train.length or model.context)
+    flops = gpt.flops_per_token(model, length)
     rate, mfu = roofline.rates(estimate.bound, tokens, flops['full'], mesh.size, target.peak)
     slowest, least = roofline.rates(estimate.serial, tokens, flops['full'], mesh.size, target.peak)
     measures['estimate'] = shown_estimate(estimate) | {
@@ -168,7 +153,8 @@ def train_step(cfg, model, mesh, target):
       'tokens_per_second_serial': slowest, 'mfu_serial': least,
     }  # fmt: skip
     measures['model_flops'] = flops['causal'] * tokens / mesh.size
-  return measures | {'notes': notes}
+  table = sharding.table(arguments[0].model, mesh)
+  return {'attention': kernel} | measures | {'notes': notes, 'table': table}
 
 
 def decode_step(cfg, model, mesh, target):
@@ -228,6 +214,7 @@ def measured(program, arguments, mesh, target):
     'flops': made.flops,
     'float32_flops': made.float32_flops,
     'traffic': made.traffic,
+    'copies': made.copies,
     'kernels': {name: n for name, n in made.kernels.items() if name in hlo.KERNELS},
     'collectives': [c._asdict() | {'sent': roofline.sent(c)} for c in made.collectives],
     'seconds': roofline.estimate(made, target.topology.chip, target.peak),

@@ -63,12 +63,13 @@ def lines(found):
     f'{shown(found["mesh"])}; {found["parameters"]:,} parameters, '
     f'{found["batch_size"]} x {found["length"]} tokens a step'
     f' in {found["accumulate"]} piece(s); {model["dtype"]}, remat {model["remat"]}, '
-    f'layers {"unrolled" if model["unroll"] == "on" else "scanned"}'
+    f'layers {"unrolled" if model["unroll"] == "on" else "scanned"}, attention {step["attention"]}'
   )
   yield from (f'note: {note}' for note in found['notes'])
   yield from memory_lines(step['memory'], found['device'])
   if 'estimate' in step:
     yield from train_lines(found, step)
+  yield from found.get('table', ())
   if decode := found.get('decode'):
     yield f'decode, {decode["rows"]} rows of {decode["slots"]} slots:'
     yield from (f'  {line}' for line in memory_lines(decode['memory'], found['device']))
@@ -84,11 +85,13 @@ def train_lines(found, step):
   """Work and the roofline of the train step."""
   e, money = step['estimate'], found['budget']
   kernels = ', '.join(f'{n:.0f} x {name}' for name, n in step['kernels'].items()) or 'none'
+  share = step['copies'] / max(step['traffic'], 1)
+  copies = f' ({step["copies"] / 1e9:.2f} GB are copies)' if share >= 0.01 else ''
   yield (
     f'a step, each device: {step["flops"] / 1e12:.3f} TFLOP '
     f"({step['model_flops'] / step['flops']:.0%} are the model's, "
     f'{step["float32_flops"] / step["flops"]:.1%} in float32), '
-    f'{step["traffic"] / 1e9:.2f} GB of memory traffic; fused attention: {kernels}'
+    f'{step["traffic"] / 1e9:.2f} GB of memory traffic{copies}; fused attention: {kernels}'
   )
   yield from collective_lines(step['collectives'])
   parts = ', '.join(f'{name} {e[name] * 1e3:.2f} ms'

@@ -3,7 +3,8 @@
 Letters: as in scores.py, which says who may look at whom; D width.
 
 A kernel that cannot honour what a call asks is refused with the reason; `auto` takes the fastest
-that can, and for rows that are spread over devices one that never holds all scores.
+that can, and for rows that are spread over devices, or long on a GPU, one that never holds all
+scores.
 Sources: QK-norm (Henry et al. 2020; Dehghani et al. 2023).
 """
 
@@ -14,10 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gpt_jax.model.chunks import chunks_attention
-from gpt_jax.model.context import blocks_attention, spread_of
+from gpt_jax.model.context import BLOCK, blocks_attention, spread_of
 from gpt_jax.model.layers import Norm, dropout, linear, param
 from gpt_jax.model.positions import POSITIONS
-from gpt_jax.model.scores import scores_BGMTS
+from gpt_jax.model.scores import Mask, scores_BGMTS
 from gpt_jax.model.splash import splash_attention
 from gpt_jax.sharding import constrain, platform
 
@@ -105,7 +106,8 @@ def choose_kernel(cfg, mask, T, backend=None):
   backend = backend or platform()
   if cfg.kernel == 'auto':
     spread = spread_of((1, T, cfg.G, cfg.K)).n > 1
-    choices = (FASTEST.get(backend), 'blocks' if spread else None, 'xla')
+    long = FASTEST.get(backend) == 'cudnn' and T >= LONG and T % BLOCK == 0
+    choices = (FASTEST.get(backend), 'blocks' if spread or long else None, 'xla')
     return next(name for name in choices if name and not refusal(name, cfg, mask, T))
   reason = refusal(cfg.kernel, cfg, mask, T)
   if reason and not mask.rows_alone:  # decoding: one query a row, where no fused kernel applies
@@ -115,6 +117,21 @@ def choose_kernel(cfg, mask, T, backend=None):
       f'model.kernel={cfg.kernel} cannot honour {reason}\nfix: set model.kernel=auto or xla'
     )
   return cfg.kernel
+
+
+def explained(cfg, entries, T, backend=None):
+  """Which kernel a batch with these entries gets, and why no faster one: 'xla (cudnn cannot ...)'.
+
+  entries: names, such as 'segment_ids_BT'. Rows of T tokens, on the mesh in force.
+  """
+  backend, windows = backend or platform(), set(cfg.windows())
+  traced = len(windows) > 1 and cfg.unroll != 'on'
+  mask = Mask(None, None, jnp.int32(0) if traced else max(windows))
+  pair = lambda name: () if name in entries else None
+  mask = mask._replace(segments=pair('segment_ids_BT'), prefix=pair('prefix_BT'))
+  kernel, fastest = choose_kernel(cfg, mask, T, backend), FASTEST.get(backend)
+  reason = refusal(fastest, cfg, mask, T) if cfg.kernel == 'auto' and fastest else ''
+  return f'{kernel} ({fastest} cannot honour {reason})' if reason else kernel
 
 
 class Attention(nnx.Module):
@@ -169,6 +186,7 @@ def write(cache, k_BTGK, v_BTGK, t_BT):
   return {name: put_new(name, old) for name, old in cache.items()}
 
 
+LONG = 2048  # tokens of a row from which blocks move fewer bytes on a GPU than whole scores do
 FASTEST = {'cpu': 'chunks', 'gpu': 'cudnn', 'cuda': 'cudnn', 'tpu': 'splash'}
 KERNELS = {
   'xla': xla_attention,
