@@ -252,7 +252,9 @@ def report_flags():
   flags.DEFINE_string(
     'where', '', 'which runs, in SQL: "optim.lr > 1e-3 and model.positions = \'rope\'"'
   )
-  flags.DEFINE_list('columns', [], 'keys of the config or of the result to show')
+  flags.DEFINE_list(
+    'columns', [], 'keys of the config or of the result, or scores TASK/SOURCE/METRIC, to show'
+  )
 
 
 def report(argv):
