@@ -132,6 +132,8 @@ def test_a_whole_study_by_training_processes(study, tmp_path):
   assert rows[0]['result']['tokens'] and rows[0]['curve'][-1][1] == pytest.approx(
     rows[0]['result']['valid_loss'], rel=0.2
   )
+  about = records.read_json(pathlib.Path(rows[1]['folder']) / 'arm.json')
+  assert about['diff'] == {'optim.lr': [0.01, 0.1]} and about['arm'] == 'lr=0.1'
   caches = {path.parent for path in folder.rglob('*.tokens')}
   assert caches == {folder / 'cache'}
   assert {'report.html', 'report.md', 'report.csv', 'report.tex', 'analysis.json'} <= {

@@ -156,7 +156,9 @@ def tasks(study, arms, proofs, workdir):
     section['log']['console'] = 'plain'
     folder = store.folder_of(workdir, arm.slug, seed)
     section = records.to_json(section)
-    found.append(Task(arm.name, seed, folder, section, program_of(section, proofs[arm.name])))
+    about = {'study': study.name, 'diff': proofs[arm.name].diff}
+    program = program_of(section, proofs[arm.name])
+    found.append(Task(arm.name, seed, folder, section, program, about))
   return found
 
 
