@@ -227,13 +227,14 @@ def ablate(argv):
   """Compare the arms of a study: plan, prove that they differ, train, judge, report."""
   # Training processes get the accelerator's memory, not this one.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-  from gpt_jax.ablation import design, runner, shares
+  from gpt_jax.ablation import design, proposals, runner, shares
 
   study = design.load_study(require('config'))
   if FLAGS.seeds:
     study = dataclasses.replace(study, seeds=FLAGS.seeds)
+  how = proposals if study.plan == 'optuna' else runner
   if FLAGS.dry_run:
-    print('\n'.join(runner.plan(study, FLAGS.workdir)))
+    print('\n'.join(how.plan(study, FLAGS.workdir)))
     return 0
   workdir = FLAGS.workdir or f'runs/ablate-{study.name}'
   print(f'study folder: {workdir}')
@@ -242,7 +243,7 @@ def ablate(argv):
   if FLAGS.share:
     done = shares.run(study, workdir, share, asked, FLAGS.workers)
   else:
-    done = runner.run(study, workdir, asked, FLAGS.workers) is not None
+    done = how.run(study, workdir, asked, FLAGS.workers) is not None
   return STOPPED if not done else ERROR if runner.failures(workdir, share) else 0
 
 

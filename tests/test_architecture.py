@@ -89,6 +89,7 @@ LIBRARIES = {
   'rich': ['loggers'],
   'tensorboardX': ['loggers'],
   'wandb': ['loggers'],
+  'optuna': ['ablation'],
   'tokenizers': ['tokenizers', 'interop'],
   'sentencepiece': ['tokenizers'],
   'PIL': ['data'],
@@ -103,7 +104,7 @@ LIBRARIES = {
 }
 AT_HOME = ('flax', 'optax', 'orbax', 'ml_collections', 'matplotlib', 'safetensors')  # at the top
 # Not among the dependencies.
-OPTIONAL = ('wandb', 'huggingface_hub', 'fsspec', 'sacrebleu', 'rouge_score')
+OPTIONAL = ('wandb', 'optuna', 'huggingface_hub', 'fsspec', 'sacrebleu', 'rouge_score')
 EVERYWHERE = ('jax', 'numpy')
 
 
@@ -220,7 +221,7 @@ import {modules}
 
 NEVER = [
   'torch', 'tensorflow', 'transformers', 'wandb', 'clu', 'huggingface_hub', 'sacrebleu',
-  'rouge_score',
+  'rouge_score', 'optuna',
 ]  # fmt: skip
 LATER = [*NEVER, 'grain', 'tensorflow_datasets', 'matplotlib', 'tensorboardX', 'sentencepiece']
 
