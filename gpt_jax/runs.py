@@ -9,6 +9,7 @@
   uncommitted.diff what the source had beside its commit when the run began; a session with other
                    changes adds uncommitted-HASH.diff, with the hash of versions
   arm.json         of a run in a study: {study, arm, seed, diff: {key: [baseline's value, arm's]}}
+  against.jsonl    where its activations part from another run's: launch.py report --against
   samples/         step_00000120.txt, or step_00000120_NAME.png, .wav
   checkpoints/ cache/ tensorboard/ report.html     written by others
   .lock            held by the one process that writes; names it

@@ -68,10 +68,11 @@ MAY_IMPORT = {
   'ablation': 'clock compiled config data figures hardware language loggers model page records '
   'runs sharding step train',
   'trained': 'checkpoint config evaluate model sharding tokenizers trees',
+  'compare': 'config data probes records runs sharding tasks trained',
   'interop': 'checkpoint config model records runs sample step tokenizers train trained',
   'words': 'config',
   'experiments': 'ablation config model',
-  'launch': 'ablation clock cluster compiled config data doctor evaluate goodput grammar '
+  'launch': 'ablation clock cluster compare compiled config data doctor evaluate goodput grammar '
   'interop outfiles prompts records report runs sample story train trained words',
 }
 LAZY = {('sample', 'beam')}  # the one cycle: imported in a function
