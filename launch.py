@@ -8,7 +8,7 @@
   launch.py import   --source=DIR-or-hub-id --workdir=DIR
   launch.py export   --workdir=DIR --out=DIR
   launch.py ablate   --config=FILE[:args] [--workdir=DIR] [--seeds=N] [--workers=N] [--dry_run]
-  launch.py report   --workdir=DIR [--where=CONDITION] [--columns=a,b]
+  launch.py report   --workdir=DIR [--where=CONDITION] [--columns=a,b] [--against=DIR]
   launch.py render   --to=slurm|jobset|skypilot|tpu-vm --config=FILE[:args] --workdir=DIR
                      [--nodes=N --accelerators=KIND:N --shares=N ...] [--out=FILE]
   launch.py plan     --topology=v5e-256|h200-8|4x8-h100|... [--config=FILE[:args]] [--json]
@@ -231,23 +231,13 @@ def ablate(argv):
   """Compare the arms of a study: plan, prove that they differ, train, judge, report."""
   # Training processes get the accelerator's memory, not this one.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-  from gpt_jax.ablation import design, runner, shares
+  from gpt_jax.ablation import verbs
 
-  study = design.load_study(require('config'))
-  if FLAGS.seeds:
-    study = dataclasses.replace(study, seeds=FLAGS.seeds)
-  if FLAGS.dry_run:
-    print('\n'.join(runner.plan(study, FLAGS.workdir)))
-    return 0
-  workdir = FLAGS.workdir or f'runs/ablate-{study.name}'
-  print(f'study folder: {workdir}')
-  share = shares.parse(FLAGS.share or '0/1')
-  asked = lambda: watcher().asked
-  if FLAGS.share:
-    done = shares.run(study, workdir, share, asked, FLAGS.workers)
-  else:
-    done = runner.run(study, workdir, asked, FLAGS.workers) is not None
-  return STOPPED if not done else ERROR if runner.failures(workdir, share) else 0
+  failed = verbs.ablate(
+    require('config'), FLAGS.workdir, seeds=FLAGS.seeds, share=FLAGS.share, dry_run=FLAGS.dry_run,
+    workers=FLAGS.workers, should_stop=lambda: watcher().asked,
+  )  # fmt: skip
+  return STOPPED if failed is None else ERROR if failed else 0
 
 
 def report_flags():
@@ -256,14 +246,27 @@ def report_flags():
   flags.DEFINE_string(
     'where', '', 'which runs, in SQL: "optim.lr > 1e-3 and model.positions = \'rope\'"'
   )
-  flags.DEFINE_list('columns', [], 'keys of the config or of the result to show')
+  flags.DEFINE_string('against', '', 'another run: where do the activations of the two part?')
+  flags.DEFINE_list(
+    'columns', [], 'keys of the config or of the result, or scores TASK/SOURCE/METRIC, to show'
+  )
 
 
 def report(argv):
-  """Write the report of a study or a run again, or show a table of the runs in a folder."""
-  from gpt_jax.ablation import runner, store
+  """Write the report of a study or a run again, or show a table of the runs in a folder.
+
+  With --against, print where the activations of two runs part on one batch.
+  """
+  from gpt_jax.ablation import runner, verbs
 
   workdir, asked = Path(FLAGS.workdir).expanduser(), FLAGS.where or FLAGS.columns
+  if FLAGS.against:
+    if asked:
+      raise ValueError('--against compares two runs\nfix: leave out --where and --columns')
+    from gpt_jax import compare
+
+    print('\n'.join(compare.runs_apart(FLAGS.workdir, FLAGS.against)))
+    return 0
   if not asked and (workdir / 'study.json').exists():
     runner.judge(workdir)
     return 0
@@ -272,8 +275,7 @@ def report(argv):
 
     print(page.again(workdir))
     return 0
-  names, rows = store.select(workdir, FLAGS.where, FLAGS.columns)
-  print('\n'.join(store.lines(names, rows)), f'{len(rows)} run{"s" * (len(rows) != 1)}', sep='\n')
+  print('\n'.join(verbs.table(workdir, FLAGS.where, FLAGS.columns)))
   return 0
 
 

@@ -6,6 +6,10 @@
   events.jsonl     start resume compile checkpoint evaluate sample preempted done error; UTC;
                    startup: seconds of the process before that event, by what it did
   result.json      the final numbers; report.py lists the keys that it shows
+  uncommitted.diff what the source had beside its commit when the run began; a session with other
+                   changes adds uncommitted-HASH.diff, with the hash of versions
+  arm.json         of a run in a study: {study, arm, seed, diff: {key: [baseline's value, arm's]}}
+  against.jsonl    where its activations part from another run's: launch.py report --against
   samples/         step_00000120.txt, or step_00000120_NAME.png, .wav
   checkpoints/ cache/ tensorboard/ report.html     written by others
   .lock            held by the one process that writes; names it
@@ -17,6 +21,7 @@ up to and including s; what it reports of s again replaces that.
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import operator
@@ -25,16 +30,15 @@ import pathlib
 import platform
 import re
 import shlex
-import subprocess
 import sys
 import time
 
-from gpt_jax import clock, loggers, records
+from gpt_jax import checkout, clock, loggers, records
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'gpt_jax')
-# What may lie in a folder before its first run: caches, logs of a shell or scheduler, and what a
-# start that failed has left.
-HARMLESS = ('cache', 'tokenizer', 'tensorboard', 'wandb', '*.log', '*.out', '*.err')
+# What may lie in a folder before its first run: what a study says of it, caches, logs of a shell or
+# scheduler, and what a start that failed has left.
+HARMLESS = ('arm.json', 'cache', 'tokenizer', 'tensorboard', 'wandb', '*.log', '*.out', '*.err')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,10 +234,18 @@ class Run:
       info['dropped_lines'] = lost
     self._console = loggers.CONSOLES[self._console_row()](self.total_steps, resume_step)
     stack.callback(self._console.close)
+    self._keep_uncommitted(info.get('versions', {}).get('uncommitted', ''))
     name = 'start' if kind == 'new' else 'resume'
     clock.lap('open')
     info['startup'] = clock.take()
     self.event(name, step=resume_step, total_steps=self.total_steps, **info)
+
+  def _keep_uncommitted(self, digest):
+    path = self.folder / 'uncommitted.diff'
+    if path.exists() and _hash(path.read_bytes()) != digest:
+      path = self.folder / f'uncommitted-{digest}.diff'
+    if digest and not path.exists():
+      records.write_atomically(path, uncommitted())
 
   def _console_row(self):
     live = sys.stdout.isatty() and os.environ.get('TERM') != 'dumb'
@@ -393,13 +405,16 @@ def check_secrets(config):
       )
 
 
-def _git(*arguments):
-  command = ('git', '-C', str(pathlib.Path(__file__).resolve().parent), *arguments)
-  try:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-  except (OSError, subprocess.SubprocessError):  # no git, or no checkout
-    return ''
-  return done.stdout.strip()
+def uncommitted():
+  """What this process runs beside its commit, as a diff without secrets; '' if it is clean."""
+  lines = checkout.source()[1].splitlines(keepends=True)
+  # Looking for secrets takes a time that grows with the cube of a line's length.
+  safe = lambda line: redact(line) if len(line) < 300 else f'{line[0]}***\n'
+  return ''.join(safe(line) if re.search(MAY_BE_SECRET, line) else line for line in lines)
+
+
+def _hash(content):
+  return hashlib.sha256(content).hexdigest()[:12]
 
 
 def versions(device=''):
@@ -409,7 +424,8 @@ def versions(device=''):
     device: number and kind of the devices, such as '8 x NVIDIA H100'.
 
   Returns:
-    {name: str}: python, packages, platform, device, command line, and git if this is a checkout.
+    {name: str}: python, packages, platform, device, command line, and if this is a checkout git;
+    uncommitted is the start of the sha256 of `uncommitted()`, if that is not ''.
   """
   found = {'python': platform.python_version()}
   for package in PACKAGES:
@@ -418,10 +434,12 @@ def versions(device=''):
     except importlib.metadata.PackageNotFoundError:
       found[package] = 'source tree' if package == 'gpt_jax' else 'not installed'
   found |= {'platform': platform.platform(), 'device': device}
-  # Asking for this very file tells our checkout from a project that merely contains our package.
-  if _git('ls-files', pathlib.Path(__file__).name):
-    dirty = _git('status', '--porcelain', '--untracked-files=no', ':/', ':!/benchmarks/results')
-    found['git'] = _git('rev-parse', 'HEAD') + (' with uncommitted changes' if dirty else '')
+  commit, _ = checkout.source()
+  if commit:
+    found['git'] = commit
+  if diff := uncommitted():
+    found['git'] += ' with uncommitted changes'
+    found['uncommitted'] = _hash(diff.encode())
   executable, *arguments = sys.orig_argv
   words = redact('\0'.join([pathlib.Path(executable).name, *arguments])).split('\0')
   return found | {'command': shlex.join(words)}
@@ -430,6 +448,9 @@ def versions(device=''):
 _SECRET_NAME = (  # the last part of a flag's name; eos_token and max_new_tokens are none
   r'(?:(?:[\w-]*(?:api|auth|access|bearer|hf|hub|wandb|private)[_-]?)?token|[\w-]*secret[\w-]*'
   r'|[\w-]*(?:api|access|private|wandb)[_-]?key|[\w-]*passw(?:or)?d|[\w-]*credentials?)'
+)
+MAY_BE_SECRET = (  # in every line that `redact` changes
+  r'(?i)token|secret|key|passw|credential|://|hf_|sk-|gh[pousr]_|github_pat_|akia'
 )
 SECRETS = (
   (rf'(?i)(--(?:[\w-]+\.)*{_SECRET_NAME}(?:=|[\s\0]+(?!-)))[^\0\n]*', r'\1***'),

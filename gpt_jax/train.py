@@ -210,10 +210,11 @@ class Training:
         f'workdir={self.workdir}: another process has saved there while this one got ready\n'
         'fix: run the same command again: it goes on from there'
       )
+    self.versions = runs.versions(hardware.name())
     self.run = runs.Run.open(
       self.workdir, dataclasses.asdict(self.cfg), log=self.cfg.log,
       total_steps=self.cfg.train.steps, primary=primary, resume_step=self.step,
-      free=free_on_resume(self.cfg), versions=runs.versions(hardware.name()),
+      free=free_on_resume(self.cfg), versions=self.versions,
     )  # fmt: skip
     if primary:
       self.job.save()
@@ -457,7 +458,7 @@ class Training:
       'peak': hardware.peak_flops(),
       'evaluations': self.evaluations,
       'defaults_diff': {key: default for key, (default, _) in changed.items()},
-      'versions': runs.versions(hardware.name()),
+      'versions': self.versions,
     }
     self.run.result(result)
     self.run.event('done', step=self.step)

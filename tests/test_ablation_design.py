@@ -414,3 +414,5 @@ def test_optimizers_decay_alike():
     rates.setdefault(optim.name, set()).add(optim.lr)
     assert optim.lr * optim.weight_decay == pytest.approx(3e-4, rel=1e-5), arm.name
   assert len(rates) == 5 and {len(row) for row in rates.values()} == {3}
+  timed = design.load_study(str(cli.ROOT / 'experiments/ablations/optimizers.py:seconds=20'))
+  assert timed.budget == Budget(seconds=20) and '20 seconds' in timed.question

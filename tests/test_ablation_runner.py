@@ -3,6 +3,7 @@
 Most training processes here are `fake_worker`, which does at once what it is told.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -57,7 +58,10 @@ def began(a_task):
 
 def test_processes_share_the_cores_and_the_runs(tmp_path):
   tasks = [task(tmp_path, f'a{k}') for k in range(6)]
+  tasks[1] = dataclasses.replace(tasks[1], about={'study': 's', 'diff': {'optim.lr': (1, 2)}})
   whole, attempts, said = work(tmp_path, tasks, TWO)
+  about = {'study': 's', 'diff': {'optim.lr': [1, 2]}, 'arm': 'a1', 'seed': 0}
+  assert records.read_json(tasks[1].folder / 'arm.json') == about
   assert whole and [a['outcome'] for a in attempts] == ['done'] * 6
   assert {a['arm'] for a in attempts} == {t.arm for t in tasks}
   assert {a['how'] for a in attempts} == {'process'}

@@ -202,6 +202,39 @@ def test_a_folder_without_runs(tmp_path):
   assert_two_lines(error.value, str(tmp_path), 'no runs')
 
 
+def score(value, metric='exact_match', source='read', **more):
+  """A row of a task as evaluate.run makes it."""
+  row = {'task': 'answer', 'metric': metric, 'value': value, 'source': source, 'split': 'valid'}
+  return row | {'n': 300, 'sampling': {'temperature': 0.0}, 'interval': [0.1, 0.9]} | more
+
+
+def test_scores_of_tasks_are_columns(tmp_path):
+  """Those of the training and those that came later, of which the last counts."""
+  rows = [score(0.5), score(0.01, control='shuffled'), score(0.2, 'token_f1', 'recognise')]
+  one = run_folder(tmp_path / 'one', {'a': {'b': 1}}, {'steps': 3, 'evaluations': rows})
+  for row in (score(0.91), score(0.95), score(0.9, split='test'), {'value': 'odd'}):
+    records.append_line(one / 'evaluations.jsonl', row)
+  two = run_folder(tmp_path / 'two', {'a': {'b': 2}}, {'steps': 3, 'evaluations': rows[:1]})
+  (two / 'evaluations.jsonl').write_text('{\n{}\n')  # it costs the later scores alone
+  names = ['answer/read/exact_match', 'answer/read/exact_match/test',
+           'answer/read/exact_match/shuffled', 'token_f1']  # fmt: skip
+  chosen, found = store.select(tmp_path, '', names)
+  assert found == [(0.95, 0.9, 0.01, 0.2), (0.5, None, None, None)]
+  assert chosen[3] == 'answer/recognise/token_f1'
+  for where in ('exact_match > 0.9', 'answer/read/exact_match > 0.9 and b = 1'):
+    assert store.select(tmp_path, where, ['folder'])[1] == [('one',)]
+  assert store.select(tmp_path)[0] == ['folder', 'status', 'a.b']
+  for name in ('exact_mach', 'answer/exact_match'):
+    with pytest.raises(ValueError) as error:
+      store.select(tmp_path, '', [name])
+    assert 'answer/read/exact_match' in assert_two_lines(error.value, name)[1]
+  run_folder(two, result={'steps': 3, 'evaluations': [score(0.5, source='listen')]})
+  with pytest.raises(ValueError) as error:
+    store.select(tmp_path, 'exact_match > 0.9')
+  hint = assert_two_lines(error.value, 'several columns')[1]
+  assert 'answer/read/exact_match, answer/listen/exact_match' in hint
+
+
 @pytest.mark.parametrize(
   'where, expected',
   [

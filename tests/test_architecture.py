@@ -25,6 +25,7 @@ MAY_IMPORT = {
   'text_metrics': 'metrics',
   'hardware': '',
   'records': '',
+  'checkout': '',
   'clock': '',
   'digests': 'records',
   'trees': '',
@@ -36,7 +37,7 @@ MAY_IMPORT = {
   'model': 'sharding',
   'tokenizers': 'records model',
   'data': 'records tokenizers',
-  'runs': 'clock records loggers',
+  'runs': 'checkout clock records loggers',
   'story': 'records runs',
   'goodput': 'story',
   'report': 'figures goodput loggers page records runs story',
@@ -68,10 +69,11 @@ MAY_IMPORT = {
   'ablation': 'clock compiled config data figures hardware language loggers model page records '
   'runs sharding step train',
   'trained': 'checkpoint config evaluate model sharding tokenizers trees',
+  'compare': 'config data probes records runs sharding tasks trained',
   'interop': 'checkpoint config model records runs sample step tokenizers train trained',
   'words': 'config',
   'experiments': 'ablation config model',
-  'launch': 'ablation clock cluster compiled config data doctor evaluate goodput grammar '
+  'launch': 'ablation clock cluster compare compiled config data doctor evaluate goodput grammar '
   'interop outfiles prompts records report runs sample story train trained words',
 }
 LAZY = {('sample', 'beam')}  # the one cycle: imported in a function
@@ -89,6 +91,7 @@ LIBRARIES = {
   'rich': ['loggers'],
   'tensorboardX': ['loggers'],
   'wandb': ['loggers'],
+  'optuna': ['ablation'],
   'tokenizers': ['tokenizers', 'interop'],
   'sentencepiece': ['tokenizers'],
   'PIL': ['data'],
@@ -103,7 +106,7 @@ LIBRARIES = {
 }
 AT_HOME = ('flax', 'optax', 'orbax', 'ml_collections', 'matplotlib', 'safetensors')  # at the top
 # Not among the dependencies.
-OPTIONAL = ('wandb', 'huggingface_hub', 'fsspec', 'sacrebleu', 'rouge_score')
+OPTIONAL = ('wandb', 'optuna', 'huggingface_hub', 'fsspec', 'sacrebleu', 'rouge_score')
 EVERYWHERE = ('jax', 'numpy')
 
 
@@ -220,7 +223,7 @@ import {modules}
 
 NEVER = [
   'torch', 'tensorflow', 'transformers', 'wandb', 'clu', 'huggingface_hub', 'sacrebleu',
-  'rouge_score',
+  'rouge_score', 'optuna',
 ]  # fmt: skip
 LATER = [*NEVER, 'grain', 'tensorflow_datasets', 'matplotlib', 'tensorboardX', 'sentencepiece']
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 import launch as command_line
-from gpt_jax import records
+from gpt_jax import compare, records
 from gpt_jax.ablation import store
 from tests import cli, tiny_runs
 from tests.cli import assert_user_error
@@ -132,6 +132,8 @@ def test_a_whole_study_by_training_processes(study, tmp_path):
   assert rows[0]['result']['tokens'] and rows[0]['curve'][-1][1] == pytest.approx(
     rows[0]['result']['valid_loss'], rel=0.2
   )
+  about = records.read_json(pathlib.Path(rows[1]['folder']) / 'arm.json')
+  assert about['diff'] == {'optim.lr': [0.01, 0.1]} and about['arm'] == 'lr=0.1'
   caches = {path.parent for path in folder.rglob('*.tokens')}
   assert caches == {folder / 'cache'}
   assert {'report.html', 'report.md', 'report.csv', 'report.tex', 'analysis.json'} <= {
@@ -243,12 +245,32 @@ def test_the_report_of_a_run(call, tmp_path_factory, tmp_path):
   assert code == 0 and out.splitlines() == ['optim.lr', '0.02', '1 run']
 
 
+def test_where_two_runs_part(call, tmp_path_factory, tmp_path):
+  """A run and one of other values: each activation, in order, printed and kept."""
+  run, other = tmp_path / 'run', tmp_path / 'other'
+  shutil.copytree(tiny_runs.finished(tmp_path_factory), run)
+  shutil.copytree(run, other)
+  config = records.read_json(other / 'config.json')
+  config['model']['norm_eps' if 'norm_eps' in config['model'] else 'init_std'] = 0.5
+  records.write_json(other / 'config.json', config)
+  code, out, err = call('report', f'--workdir={run}', f'--against={other}')
+  assert code == 0 and '-> 0.5' in out.splitlines()[0], err
+  assert [line.split()[0] for line in out.splitlines()[3:5]] == ['blocks/0/attention',
+                                                                 'blocks/0/mlp']  # fmt: skip
+  [kept] = records.read_lines(run / 'against.jsonl')
+  assert kept['against'] == str(other) and kept['activations'][-1]['path'] == 'logits'
+  check = compare.coordinate_check(run, (16, 32), steps=1)
+  assert {*check['logits']} == {16, 32} and len(check['logits'][16]) == 2
+
+
 @pytest.mark.parametrize(
   'words, parts, fix',
   [
     ([], ['holds no runs'], ''),
     (['--where=lr>1'], ['holds no runs'], ''),
     (['RESULTS', '--where=optim.lrr > 1'], ['optim.lrr'], 'optim.lr'),
+    (['RESULTS', '--against=x'], ['not a run'], '--workdir'),
+    (['RESULTS', '--against=x', '--where=lr>1'], ['compares two runs'], '--where'),
     (['RESULTS', '--columns=valid_los'], ['valid_los'], 'valid_loss'),
     (['RESULTS', '--where=optim.lr >'], ['optim.lr >'], 'SQL'),
   ],

@@ -1,5 +1,7 @@
 """The run folder: starting, resuming, refusing, reading back, and what must never be stored."""
 
+import functools
+import hashlib
 import json
 import math
 import os
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import loggers, runs
+from gpt_jax import checkout, loggers, runs
 
 CONFIG = {
   'seed': 1,
@@ -60,7 +62,8 @@ def test_a_run_leaves_the_whole_folder(tmp_path, capsys):
     run.result({'step': 10, 'valid_loss': 4.25, 'by': (1, 2)})
     run.print('saved', 3)
     run.event('done', step=10)
-  assert sorted(path.name for path in workdir.iterdir() if path.name != '.lock') == [
+  left_out = ('.lock', 'uncommitted.diff')  # the latter depends on this checkout
+  assert sorted(path.name for path in workdir.iterdir() if path.name not in left_out) == [
     'config.json',
     'events.jsonl',
     'metrics.jsonl',
@@ -223,6 +226,7 @@ def test_caches_logs_and_empty_folders_do_not_block_a_new_run(tmp_path):
   (tmp_path / 'cache' / 'ids').write_text('')
   (tmp_path / 'checkpoints').mkdir()
   (tmp_path / 'slurm-123.out').write_text('')
+  (tmp_path / 'arm.json').write_text('{}')
   (tmp_path / '.lock').write_text('')
   assert runs.check_workdir(tmp_path, CONFIG) == 'new'
   (tmp_path / 'metrics.jsonl').write_text('{}\n')  # a run that lost its config
@@ -400,20 +404,53 @@ def test_versions_know_their_commit_and_uncommitted_changes(tmp_path, monkeypatc
     command = ('git', '-C', str(tmp_path), *identity, *arguments)
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
+  monkeypatch.setattr(checkout, 'source', functools.cache(checkout.source.__wrapped__))
+
+  def versions():
+    checkout.source.cache_clear()  # as in a new process
+    return runs.versions()
+
   package = tmp_path / 'gpt_jax'
   package.mkdir()
-  (package / 'runs.py').write_text('')
-  monkeypatch.setattr(runs, '__file__', str(package / 'runs.py'))
-  assert 'git' not in runs.versions()  # no checkout
+  (package / 'checkout.py').write_text('old\n')
+  monkeypatch.setattr(checkout, '__file__', str(package / 'checkout.py'))
+  assert 'git' not in versions()  # no checkout
   git('init', '-q')
-  assert 'git' not in runs.versions()  # a checkout of something else
+  assert 'git' not in versions()  # a checkout of something else
   git('add', '.')
   git('commit', '-q', '-m', 'x')
-  assert runs.versions()['git'] == git('rev-parse', 'HEAD')
-  (package / 'runs.py').write_text('1')
-  assert runs.versions()['git'] == git('rev-parse', 'HEAD') + ' with uncommitted changes'
+  (tmp_path / 'notes.txt').write_text('not a source')
+  clean = versions()
+  assert clean['git'] == git('rev-parse', 'HEAD') and 'uncommitted' not in clean
+  changed = {
+    'gpt_jax/checkout.py': 'new\n', 'mine.py': "url = 'https://u:p@host/x'\nend", 'empty.py': '',
+    'sub/other.py': 'two\n\nlines \n',
+  }  # fmt: skip
+  for name, text in changed.items():
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+  (tmp_path / 'link.py').symlink_to('/etc/passwd')
+  found = versions()
+  assert found['git'] == git('rev-parse', 'HEAD') + ' with uncommitted changes'
+  open_run(tmp_path / 'run', versions=found).close()
+  content = (tmp_path / 'run/uncommitted.diff').read_bytes()
+  assert hashlib.sha256(content).hexdigest().startswith(found['uncommitted'])
+  assert b'passwd' not in content and b'notes' not in content and b'u:p' not in content
+  (package / 'checkout.py').write_text('newer\n')
+  assert runs.versions() == found  # it runs what was there when it began
+  for name in changed:
+    git('checkout', '-q', name) if name.startswith('gpt') else (tmp_path / name).unlink()
+  git('apply', str(tmp_path / 'run/uncommitted.diff'))  # the diff makes it what it was
+  changed['mine.py'] = changed['mine.py'].replace('u:p', '***')
+  assert {name: (tmp_path / name).read_text() for name in changed} == changed
+  (tmp_path / 'sub/long.py').write_text('x' * checkout.MOST)
+  resumed = versions()
+  open_run(tmp_path / 'run', versions=resumed).close()
+  later = tmp_path / f'run/uncommitted-{resumed["uncommitted"]}.diff'
+  assert checkout.MOST < later.stat().st_size < checkout.MOST + 100
+  assert (tmp_path / 'run/uncommitted.diff').read_bytes() == content
   monkeypatch.setenv('PATH', '')
-  assert 'git' not in runs.versions()
+  assert 'git' not in versions()
 
 
 @pytest.mark.parametrize(

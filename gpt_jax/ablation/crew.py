@@ -5,6 +5,7 @@ tried again, from its last checkpoint; runs that were in one step are tried in h
 killed them hits only the one that it belongs to.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import time
@@ -26,11 +27,19 @@ class Task:
   folder: Path
   config: dict
   program: str  # tasks with equal ones can train together
+  about: dict = dataclasses.field(default_factory=dict)  # content of arm.json beside arm and seed
 
   @property
   def name(self):
     """How lines for the reader call it."""
     return f'{self.arm} seed {self.seed}'
+
+  def describe(self):
+    """Write arm.json into the run folder: what the run is, should it ever lie alone."""
+    with contextlib.suppress(OSError):  # a full disk: the run itself will say so
+      self.folder.mkdir(parents=True, exist_ok=True)
+      about = {**self.about, 'arm': self.arm, 'seed': self.seed}
+      records.write_json(self.folder / 'arm.json', about)
 
 
 def utc():
@@ -67,6 +76,8 @@ class Crew:
         elif not pool.stopping:
           for worker in pool.idle(len(self.queue)):
             group = self.queue.pop(0)
+            for task in group:
+              task.describe()
             worker.give({
               'configs': [task.config for task in group],
               'folders': [task.folder for task in group], 'tasks': group,

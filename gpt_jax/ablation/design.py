@@ -40,8 +40,10 @@ class Study:
   better: str = 'lower'  # which way of the metric: lower or higher
   tolerance: float = 0.01  # difference of the metric that does not matter
   changes: dict = dataclasses.field(default_factory=dict)  # {key: value} of every arm
-  count: int = 0  # arms beside the baseline, at most; draws of a random plan; 0 = all
+  count: int = 0  # arms beside the baseline, at most; draws, proposals; 0 = all
   plan_seed: int = 0  # of what a plan draws
+  batch: int = 4  # arms of a round; plan='optuna' only
+  sampler: str = 'TPESampler'  # class of optuna.samplers; plan='optuna' only
   keeps_parameters: tuple = ()  # factors that must not change the parameters: flagged if they do
   name: str = ''  # the file's name, by load_study
 
@@ -111,10 +113,11 @@ class Factor(NamedTuple):
   key: str = ''  # the config key of a range
 
 
-def arms(study, folder=None):
+def arms(study, folder=None, least=2):
   """The arms, the baseline first; names and order depend on the study alone.
 
   folder: where token caches and step times that a budget needs are kept; default: a temporary one.
+  least: fewer arms are an error.
   Raises ValueError naming the arm for a config that cannot be.
   """
   base = config.build(config.Config, config.load_file(study.base))
@@ -133,7 +136,7 @@ def arms(study, folder=None):
     measures = budgets.Measures(folder or temporary)
     found = [budgeted(made, study.budget, measures) for made in found.values()]
   assert len({made.slug for made in found}) == len(found)
-  if len(found) < 2:
+  if len(found) < least:
     raise ValueError(
       'the study has no arm beside its baseline\nfix: give a factor a level that is not the '
       "base's, or another plan"

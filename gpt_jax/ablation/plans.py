@@ -30,7 +30,16 @@ class Range(NamedTuple):
       value = math.exp(math.log(self.low) * (1 - share) + math.log(self.high) * share)
     else:
       value = self.low * (1 - share) + self.high * share
-    return float(f'{value:.4g}')
+    return rounded(value)
+
+
+class Proposed(list):
+  """Cells that optuna has proposed so far."""
+
+
+def rounded(value):
+  """A number to four digits."""
+  return float(f'{value:.4g}')
 
 
 def uniform(low, high):
@@ -188,6 +197,14 @@ def random(levels, base, count, seed):
   return chain([{factor: draw(row) for factor, row in levels.items()} for _ in range(count)])
 
 
+def optuna(levels, base, count, seed):
+  """Not known at once: proposals.py runs such a plan in rounds."""
+  raise ValueError(
+    'the arms of an optuna plan are proposed while it runs\n'
+    'fix: use launch.py ablate without --share'
+  )
+
+
 FIRST_ROWS = {
   4: '++-',
   8: '+++-+--',
@@ -203,4 +220,5 @@ PLANS = {
   'full': full,
   'fractional': fractional,
   'random': random,
+  'optuna': optuna,
 }

@@ -17,6 +17,7 @@ import jax
 
 from gpt_jax import config, hardware, records, runs, step
 from gpt_jax.ablation import budget as budgets
+from gpt_jax.ablation.plans import Proposed
 from gpt_jax.data.mixture import open_part, source_names
 from gpt_jax.data.templates import ARROW
 
@@ -218,12 +219,17 @@ def describe(study, arms, proofs):
     'tolerance': study.tolerance,
     'budget': dataclasses.asdict(study.budget),
     'seeds': study.seed_list,
-    'plan': study.plan if isinstance(study.plan, str) else 'custom',
+    'plan': plan_name(study.plan),
     'changes': study.changes,
     'factors': levels,
     'arms': [described(study, arm, proofs[arm.name], arms[0], base) for arm in arms],
     'versions': versions,
   }
+
+
+def plan_name(plan):
+  """The name of a plan, custom for a study's own list of cells."""
+  return plan if isinstance(plan, str) else 'optuna' if isinstance(plan, Proposed) else 'custom'
 
 
 def described(study, arm, proof, baseline, base):

@@ -17,14 +17,21 @@ from gpt_jax import records, runs, train
 from gpt_jax.ablation import calibrate, design, proof, replicas, report, stats, store
 from gpt_jax.ablation.crew import Crew, Task, utc
 
-OURS = ('cache', 'compiled', 'logs', 'runs', 'shares')  # what a study has before it has study.json
+OURS = (
+  'cache',
+  'compiled',
+  'logs',
+  'optuna',
+  'runs',
+  'shares',
+)  # what a study has before it has study.json
 ENDED = ('done', 'diverged')  # not tried again by a later call; the rest may be mended
 
 
-def run(study, workdir, should_stop=lambda: False, workers=0, say=print):
+def run(study, workdir, should_stop=lambda: False, workers=0, say=print, without=()):
   """Train all runs of a study that are not done, judge and report -> analysis, None if stopped.
 
-  workers: training processes at once; 0 = measure what is fastest.
+  workers: training processes at once; 0 = measure what is fastest. without: arms not to train.
   Raises ValueError for what a user can mend; what happens to single runs is in attempts.jsonl.
   """
   workdir = check_place(workdir)
@@ -39,6 +46,7 @@ def run(study, workdir, should_stop=lambda: False, workers=0, say=print):
         )
     planned = tasks(study, *made[:2], workdir)
     left = record(workdir, planned, made[2], say)
+    left = [task for task in left if task.arm not in without]
     done = train_all(workdir, workdir, left, study, should_stop, workers, say)
     return judge(workdir, say) if done else None
 
@@ -156,7 +164,9 @@ def tasks(study, arms, proofs, workdir):
     section['log']['console'] = 'plain'
     folder = store.folder_of(workdir, arm.slug, seed)
     section = records.to_json(section)
-    found.append(Task(arm.name, seed, folder, section, program_of(section, proofs[arm.name])))
+    about = {'study': study.name, 'diff': proofs[arm.name].diff}
+    program = program_of(section, proofs[arm.name])
+    found.append(Task(arm.name, seed, folder, section, program, about))
   return found
 
 

@@ -18,6 +18,13 @@ FAILED = ('failed', 'diverged', 'killed', 'corrupt')  # ended without a result
 # what names a score of a task, in this order, as far as its row has it
 SCORE = ('task', 'source', 'metric', 'modality', 'way', 'of', 'control', 'codebook')
 
+PLAN_NOTES = {
+  'optuna': [
+    'Optuna proposed arms by what earlier ones scored on these seeds, which flatters the best of '
+    'them: confirm it on other seeds.'
+  ]
+}
+
 
 def analyse(study, rows):
   """Judge every arm against the baseline, as one family -> the analysis.
@@ -67,7 +74,8 @@ def analyse(study, rows):
     'effects': crossed.main_effects(study, values, diverged),
     'pairing': _pairing([one for one in arms if one['name'] != baseline]),
     'scaling': scaling,
-    'notes': _notes(arms, family, metric, tolerance, study.get('looks') or ()),
+    'notes': _notes(arms, family, metric, tolerance, study.get('looks') or ())
+    + PLAN_NOTES.get(study.get('plan'), []),
   }
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt_jax import records, runs
+from gpt_jax.ablation import stats
 
 FAILURES = ('failed', 'diverged', 'killed')  # outcomes of an attempt that end a run
 # Words of SQL that are never short for the name of a column.
@@ -181,18 +182,37 @@ def run_folders(folder):
 
 
 def record(folder, root):
-  """One run as {column: number or text}: folder, status, flat config, flat result."""
+  """One run as {column: number or text}: folder, status, flat config, flat result, scores."""
   status, message, result = state(folder)
+  tasks = scores(folder, result)
+  result = {name: value for name, value in result.items() if name != 'evaluations'}
   found = {'folder': os.path.relpath(folder, root), 'status': status, 'message': message}
   try:
     config = runs.flatten(runs.read_config(folder))
   except ValueError:
     config = {}
   names = {name.casefold() for name in found}  # SQL does not tell A from a
-  for name, value in [*config.items(), *runs.flatten(result).items()]:
+  for name, value in [*config.items(), *runs.flatten(result).items(), *tasks.items()]:
     if name.casefold() not in names:
       names.add(name.casefold())
       found[name] = _cell(value)
+  return found
+
+
+def scores(folder, result):
+  """{TASK/SOURCE/METRIC...: value}, .../SPLIT if that is not valid; of one score the last counts.
+
+  In result.json are those of the training, in evaluations.jsonl those of `launch.py evaluate`.
+  """
+  try:
+    later = records.read_lines(Path(folder) / 'evaluations.jsonl')
+  except (ValueError, OSError):
+    later = []
+  found = {}
+  for row in [*(result.get('evaluations') or ()), *later]:
+    if isinstance(row, dict) and isinstance(row.get('value'), int | float):
+      split = row.get('split') or 'valid'
+      found[stats.score_name(row) + f'/{split}' * (split != 'valid')] = row['value']
   return found
 
 
@@ -222,7 +242,8 @@ def select(folder, where='', columns=()):
   """The runs below a folder that satisfy a condition -> (column names, rows of values).
 
   where: an SQL condition; names of columns may be dotted, and a last part that only one of them has
-  stands for it. columns: names, () for those in which the runs differ and the main results.
+  stands for it, as does a measure that only one task has. columns: names, () for those in which
+  the runs differ and the main results.
   Raises ValueError naming near columns, FileNotFoundError where there are no runs.
   """
   folders = run_folders(folder)
@@ -248,6 +269,7 @@ def select(folder, where='', columns=()):
 def telling(database, known):
   """Columns worth showing: what the runs differ in, and the main results."""
   config = known[3 : known.index('steps') if 'steps' in known else None]
+  config = [name for name in config if '.' in name or '/' not in name]  # a score has no '.'
   counts = ', '.join(f'count(distinct {_quoted(name)})' for name in config)
   differ = database.execute(f'select {counts} from runs').fetchone() if config else ()
   varied = [name for name, n in zip(config, differ, strict=True) if n > 1]
@@ -277,18 +299,25 @@ def column(name, known, flag):
   """The column that is meant by a name, or by the last part of one; ValueError names near ones."""
   if same := [k for k in known if k.casefold() == name.casefold()]:
     return same[0]
-  ends = [k for k in known if k.rpartition('.')[2] == name]
+  ends = [k for k in known if last_part(k) == name]
   if len(ends) == 1:
     return ends[0]
-  lasts = {k.rpartition('.')[2]: k for k in known}
-  near = ends or difflib.get_close_matches(name, known, 3)
-  last = name.rpartition('.')[2]
-  near = near or [lasts[word] for word in difflib.get_close_matches(last, lasts, 3)]
-  fix = f'use one of {", ".join(near or known[:12])}'
+  parts = set(name.split('/'))
+  near = ends or [k for k in known if parts <= {*k.split('/')}]
+  near = near or difflib.get_close_matches(name, known, 3)
+  words = {k: [last_part(k), *k.split('/')[2:3]] for k in known}
+  like = difflib.get_close_matches(re.split('[./]', name)[-1], {*sum(words.values(), [])}, 3)
+  near = near or [k for word in like for k in known if word in words[k]]
+  fix = f'use one of {", ".join((near or known)[:12])}'
   if not near and re.fullmatch(r'\w+', name):
     fix += f"; a text is written '{name}'"
   what = f'{name} is the last part of several columns' if ends else f'no run has a column {name}'
   raise ValueError(f'{flag}: {what}\nfix: {fix}')
+
+
+def last_part(name):
+  """lr of optim.lr, exact_match of answer/read/exact_match; else the name."""
+  return name.split('/')[2] if name.count('/') == 2 else name.rpartition('.')[2]
 
 
 def _quoted(name):
