@@ -253,26 +253,21 @@ def report_flags():
 
 
 def report(argv):
-  """Write the report of a study or a run again, or show a table of the runs in a folder.
-
-  With --against, print where the activations of two runs part on one batch.
-  """
+  """Write the report of a study or a run again; show a table of runs, or where two of them part."""
+  from gpt_jax import compare
+  from gpt_jax import report as page
   from gpt_jax.ablation import runner, verbs
 
   workdir, asked = Path(FLAGS.workdir).expanduser(), FLAGS.where or FLAGS.columns
   if FLAGS.against:
     if asked:
       raise ValueError('--against compares two runs\nfix: leave out --where and --columns')
-    from gpt_jax import compare
-
     print('\n'.join(compare.runs_apart(FLAGS.workdir, FLAGS.against)))
     return 0
   if not asked and (workdir / 'study.json').exists():
     runner.judge(workdir)
     return 0
   if not asked and (workdir / 'config.json').exists():
-    from gpt_jax import report as page
-
     print(page.again(workdir))
     return 0
   print('\n'.join(verbs.table(workdir, FLAGS.where, FLAGS.columns)))
