@@ -4,7 +4,9 @@ The training of kills.py, in two processes that gloo joins, with evaluations and
 steps. At a random moment of any phase, from when signals are heeded on, one of the two processes is
 sent SIGTERM. Both must end with exit code 75 after one step, which both name; its checkpoint must
 hold, bit for bit, what a run that nobody touched had at that step; and the same command goes on, to
-the same metrics and the same last state. Keeps results/survival/stops.json.
+the same metrics and the same last state. To agree takes the processes some steps, here of
+milliseconds: a signal after three quarters of them may come too late, and then counts for nothing;
+one that came sooner and stopped nothing is wrong. Keeps results/survival/stops.json.
 """
 
 import argparse
@@ -25,11 +27,12 @@ from gpt_jax import runs
 from gpt_jax.checkpoint import Checkpoints
 from gpt_jax.cluster import bootstrap
 
-STEPS, EVERY = 60, 20
+STEPS, EVERY = 240, 60
 MORE = (
   f'--config.train.steps={STEPS}', f'--config.train.eval_every={EVERY}',
   f'--config.train.sample_every={EVERY}', '--config.train.eval_tokens=4096',
 )  # fmt: skip
+SHARE = 0.8  # of a run's seconds: signals come within them, or many would come when it is over
 ALL = ('--config.checkpoint.every=1', '--config.checkpoint.keep_every=1')  # of the untouched run
 
 
@@ -57,6 +60,12 @@ def phase(workdir, began):
   return 'start'
 
 
+def steps_done(workdir):
+  """The last step that a run has logged."""
+  lines = runs.read_metrics(workdir) if (workdir / 'metrics.jsonl').exists() else []
+  return lines[-1]['step'] if lines else 0
+
+
 def wait(processes):
   """-> their exit codes; who still lives after ten minutes is killed, and has -9."""
   end = time.monotonic() + 600
@@ -76,10 +85,10 @@ def stopped(folder, workdir, rng, seconds):
     time.sleep(0.01)
   victim = rng.randrange(2)
   with contextlib.suppress(subprocess.TimeoutExpired):
-    processes[0].wait(rng.uniform(0, seconds))
+    processes[0].wait(rng.uniform(0, SHARE * seconds))
   if None not in [process.poll() for process in processes]:
     return None
-  found = {'asked': victim, 'phase': phase(workdir, began)}
+  found = {'asked': victim, 'phase': phase(workdir, began), 'at': steps_done(workdir)}
   processes[victim].send_signal(signal.SIGTERM)
   codes = wait(processes)
   said = [re.findall(r'after step (\d+)\n', (folder / f'log{i}').read_text()) for i in (0, 1)]
@@ -94,8 +103,6 @@ def ended(row):
 
 def examined(row, workdir, expected):
   """The row with the step of its checkpoint, and what is not as it should be."""
-  if ended(row):  # asked after the last moment at which it could matter
-    return row | {'step': STEPS, 'wrong': ''}
   step = Checkpoints(workdir / 'checkpoints').newest_good()
   wrongs = []
   if row['codes'] != [75, 75]:
@@ -108,12 +115,13 @@ def examined(row, workdir, expected):
 
 
 def trials(folder, stops, seed=0):
-  """-> (one row a stop, wrongs of runs that got to their ends, their number)."""
-  rng, rows, wrongs, finished = random.Random(seed), [], [], 0
-  began = time.monotonic()
-  if codes := [code for code in wait(start(folder, 'whole', *ALL)) if code]:
-    raise SystemExit(f'{codes}: {(folder / "log0").read_text()}')
-  seconds = time.monotonic() - began
+  """-> (one row a stop, rows of signals that came too late, wrongs of whole runs, their number)."""
+  rng, rows, late, wrongs, finished = random.Random(seed), [], [], [], 0
+  for name, more in (('whole', ALL), ('timed', ())):
+    began = time.monotonic()
+    if codes := [code for code in wait(start(folder, name, *more)) if code]:
+      raise SystemExit(f'{codes}: {(folder / "log0").read_text()}')
+    seconds = time.monotonic() - began
   checkpoints, lines = Checkpoints(folder / 'whole/checkpoints'), kills.metrics(folder / 'whole')
   expected = {step: kills.contents(checkpoints, step) for step in checkpoints.steps()}
   assert len(expected) == STEPS
@@ -123,17 +131,19 @@ def trials(folder, stops, seed=0):
       row = stopped(folder, workdir, rng, seconds)
     else:
       wait(start(folder, workdir.name))
-    if row:
+    if row and not ended(row):
       rows.append(examined(row, workdir, expected))
       print(len(rows), rows[-1], flush=True)
-    if row and not ended(row):
       continue
+    if row:
+      late.append(row)
+      wrongs += [f'{row} stopped nothing'] if row['at'] < 0.75 * STEPS else []
     if kills.metrics(workdir) != lines:
       wrongs.append(f'run {finished} has other metrics')
     if kills.contents(Checkpoints(workdir / 'checkpoints'), STEPS) != expected[STEPS]:
       wrongs.append(f'run {finished} ends in another state')
     finished += 1
-  return rows, wrongs, finished
+  return rows, late, wrongs, finished
 
 
 def main():
@@ -144,12 +154,13 @@ def main():
   with tempfile.TemporaryDirectory() as name:
     folder, began = Path(name), time.perf_counter()
     (folder / 'tiny.py').write_text(kills.EXPERIMENT)
-    rows, wrongs, finished = trials(folder, arguments.stops)
+    rows, late, wrongs, finished = trials(folder, arguments.stops)
     seconds = time.perf_counter() - began
   wrong_stops = [row for row in rows if row['wrong']]
   told = {
     'stops': len(rows),
     'processes': 2,
+    'too_late': [json.dumps(row) for row in late],
     'runs_to_the_end': finished,
     'wrong_stops': wrong_stops,
     'wrong_runs': wrongs,
