@@ -33,10 +33,10 @@ class Trained(NamedTuple):
     )  # fmt: skip
 
 
-def load(workdir, mesh_config=None):
-  """The newest good checkpoint of a run -> Trained.
+def load(workdir):
+  """The newest good checkpoint of a run -> Trained, on the run's own mesh if these devices make it.
 
-  mesh_config: default is a mesh with all devices on its data axis, whatever the run was trained on.
+  Else on a mesh with all of them on its data axis, where each holds the whole model.
   Raises ValueError when the folder is no run or has no good checkpoint.
   """
   workdir = Path(workdir).expanduser()
@@ -58,7 +58,10 @@ def load(workdir, mesh_config=None):
   model_cfg = dataclasses.replace(
     cfg.model, vocab=vocab, patch_values=patch_values, frame_values=frame_values
   ).resolved()
-  mesh = make_mesh(mesh_config or config.MeshConfig())
+  try:
+    mesh = make_mesh(dataclasses.replace(cfg.mesh, replica=1))
+  except ValueError:  # of another number of devices
+    mesh = make_mesh(config.MeshConfig())
   abstract = gpt.GPT(model_cfg)
   shardings = gpt.shardings(abstract, mesh)
   like = jax.tree.map(
@@ -96,11 +99,6 @@ def check_sizes(checkpoints, step, like):
 def unpack(files):
   """Inverse of `checkpoint.pack_folder` -> {file name: bytes}; a name is never a path."""
   return {Path(name).name: base64.b64decode(text) for name, text in files.items()}
-
-
-def unpack_tokenizers(files):
-  """The Tokenizers of a packed folder."""
-  return load_tokenizers(unpack(files))
 
 
 def load_tokenizers(files):

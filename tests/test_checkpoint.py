@@ -593,6 +593,22 @@ def test_weights_of_a_run_are_their_average(run):
     assert (array != stored[f'model/{path}']).any()
 
 
+@pytest.mark.parametrize(('fsdp', 'cut'), [(4, 4), (3, 1)])
+def test_a_model_lies_as_in_training_where_there_are_the_devices(run, tmp_path, fsdp, cut):
+  """One that was trained in pieces may fit no single device."""
+  folder = shutil.copytree(run, tmp_path / 'run')
+  config = json.loads((folder / 'config.json').read_text())
+  config['mesh'] |= {'data': -1, 'fsdp': fsdp}
+  (folder / 'config.json').write_text(json.dumps(config))
+  model = trained.load(folder).model
+  assert trained.load(folder).mesh.shape['fsdp'] == cut
+  whole = models.params(trained.load(run).model)
+  for path, array in models.params(model).items():
+    np.testing.assert_array_equal(array, whole[path], err_msg=path)
+  held = model.embed_VD.get_value().addressable_shards[0].data.size
+  assert held * cut == model.embed_VD.get_value().size
+
+
 def test_weights_that_do_not_fit_come_from_the_fallback(run):
   cfg = trained.load(run).model.cfg
   other = dataclasses.replace(cfg, hidden=40, qk_norm=True)
@@ -630,7 +646,7 @@ def test_a_run_without_checkpoints(tmp_path):
 def test_a_checkpoint_carries_the_tokenizer(run):
   checkpoints, _ = reader(run / 'checkpoints')
   extra = checkpoints.extra(checkpoints.newest_good())
-  toks = trained.unpack_tokenizers(extra['tokenizer'])
+  toks = trained.load_tokenizers(trained.unpack(extra['tokenizer']))
   assert toks.hash == Tokenizers.load(run / 'tokenizer').hash
   assert extra['vocab'] == toks.vocabulary.size
   assert extra['config'] == json.loads((run / 'config.json').read_text())

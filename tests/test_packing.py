@@ -64,7 +64,6 @@ def test_split_scores_every_token_once(folder, sizes, length):
   rows = PACKING['split'](cache, length)
   batch = everything(rows)
   assert learnt(batch) == [(t, t + 1) for t in range(1, sum(sizes))]
-  assert rows.efficiency == np.mean(batch['token_ids_BT'] > 0)
 
 
 @given(sizes=SIZES, length=LENGTHS)
@@ -82,8 +81,7 @@ def test_first_fit_scores_pairs_inside_documents_once(folder, sizes, length):
   batch = everything(rows)
   assert sorted(learnt(batch)) == inside(sizes)
   check_segments(batch)
-  assert rows.efficiency == pytest.approx(np.mean(batch['segment_ids_BT'] > 0))
-  assert rows.efficiency > 0.5 or rows.count == 1 or length == 1
+  assert np.mean(batch['segment_ids_BT'] > 0) > 0.5 or rows.count == 1 or length == 1
 
 
 def check_segments(batch):

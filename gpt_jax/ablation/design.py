@@ -130,7 +130,7 @@ def arms(study, folder=None, least=2):
   for cell in [{}, *cells(study, factors, baseline)]:
     cell = {name: level_of(name, factors[name], level) for name, level in cell.items()}
     full = baseline | cell
-    made = arm(study, base, factors, baseline, full)
+    made = arm(base, factors, baseline, full)
     found.setdefault(made.name, made)
   with tempfile.TemporaryDirectory() as temporary:
     measures = budgets.Measures(folder or temporary)
@@ -183,7 +183,7 @@ def cells(study, factors, baseline):
   return subsample(found, study.count, study.plan_seed) if study.count else found
 
 
-def arm(study, base, factors, baseline, full):
+def arm(base, factors, baseline, full):
   """The Arm of a cell that has all factors."""
   differing = [name for name in factors if full[name] != baseline[name]]
   name = ','.join(f'{factor}={full[factor]}' for factor in differing) or BASE

@@ -253,7 +253,7 @@ def traffic(i, shapes, computations):
   called = re.search(r'calls=(%[\w.\-]+)', i.rest) if i.op == 'fusion' else None
   if not called or called[1] not in computations:
     return total(i.shape) + sum(total(shapes.get(name, '')) for name in i.operands)
-  return fusion_traffic(i, computations[called[1]], shapes)
+  return fusion_traffic(i, computations[called[1]])
 
 
 def copied(i, shapes, computations):
@@ -269,7 +269,7 @@ def copied(i, shapes, computations):
   return min(total(result[0]), total(shapes.get(i.operands[0], ''))) if result else 0.0
 
 
-def fusion_traffic(i, lines, shapes):
+def fusion_traffic(i, lines):
   """Of a fusion: of an operand that is only sliced, the slices; of one updated in place, those."""
   by_name = {line.name: line for line in lines}
   users = {}

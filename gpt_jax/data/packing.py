@@ -53,8 +53,6 @@ class Rows:
 class Crop(Rows):
   """Windows at random places, drawn with replacement: a pure function of (seed, row number)."""
 
-  efficiency = 1.0
-
   @property
   def count(self) -> int:
     """Rows in an epoch: as many as hold each token once on average."""
@@ -74,11 +72,6 @@ class Split(Rows):
   def count(self) -> int:
     """Rows in an epoch; the last one may be padded."""
     return -(-(len(self.cache.ids) - 1) // self.length)
-
-  @property
-  def efficiency(self) -> float:
-    """Share of the input slots that hold a token."""
-    return min(1.0, len(self.cache.ids) / (self.count * self.length))
 
   def gather(self, index_B: np.ndarray) -> dict[str, np.ndarray]:
     """Rows by number."""
@@ -102,12 +95,6 @@ class FirstFit(Rows):
   def count(self) -> int:
     """Rows in an epoch."""
     return self.plan.rows
-
-  @property
-  def efficiency(self) -> float:
-    """Share of the input slots that hold a token."""
-    fill = np.bincount(self.plan.row_N, self.plan.size_N)
-    return float(np.minimum(fill, self.length).sum() / (self.count * self.length))
 
   def gather(self, index_B: np.ndarray) -> dict[str, np.ndarray]:
     """Rows by number."""

@@ -87,7 +87,7 @@ def attend(cfg, spread, q_BTHK, k_BSGK, v_BSGK, row, window):
 
 def attend_forward(cfg, spread, q_BTHK, k_BSGK, v_BSGK, row, window):
   """-> (y_BTHK, what the backward pass needs: nothing that is longer than the device's share)."""
-  q_NBCGMK, k_NBCGK, v_NBCGK, queries, keys = deal(cfg, spread, q_BTHK, k_BSGK, v_BSGK, row)
+  q_NBCGMK, k_NBCGK, v_NBCGK, queries, keys = deal(spread, q_BTHK, k_BSGK, v_BSGK, row)
   score = scorer(cfg, spread)
 
   def of_queries(_, block):
@@ -125,7 +125,7 @@ def attend_forward(cfg, spread, q_BTHK, k_BSGK, v_BSGK, row, window):
 def attend_backward(cfg, spread, kept, dy_BTHK):
   """Gradients of q, k and v; each block's scores are computed again."""
   q_BTHK, k_BSGK, v_BSGK, row, window, y_BTHK, log_sum_NBGMC = kept
-  q_NBCGMK, k_NBCGK, v_NBCGK, queries, keys = deal(cfg, spread, q_BTHK, k_BSGK, v_BSGK, row)
+  q_NBCGMK, k_NBCGK, v_NBCGK, queries, keys = deal(spread, q_BTHK, k_BSGK, v_BSGK, row)
   dy_NBCGMK = dealt_queries(spread, dy_BTHK, k_BSGK.shape[2], q_NBCGMK.shape[2])
   y_NBCGMK = dealt_queries(spread, y_BTHK, k_BSGK.shape[2], q_NBCGMK.shape[2])
   delta_NBGMC = jnp.einsum(
@@ -201,7 +201,7 @@ def tokens_first(x_BGMT):
 # ------------------------------------------------------------------------- tokens between devices
 
 
-def deal(cfg, spread, q_BTHK, k_BSGK, v_BSGK, row):
+def deal(spread, q_BTHK, k_BSGK, v_BSGK, row):
   """What this device computes, in blocks: its chunks of the queries, and all keys and values."""
   share, G = k_BSGK.shape[1], k_BSGK.shape[2]
   size = block_size(share // 2 if spread.n > 1 else share)
