@@ -53,6 +53,8 @@ def get_config(arg=''):
     raise ValueError(
       f'config argument task={args.task} is not known\nfix: use one of both, {", ".join(forms)}'
     )
+  if args.task == 'speak' and args.continuous:
+    raise ValueError('continuous is for sounds that are read\nfix: task=recognise or both')
   if args.task != 'both':
     forms = {args.task: forms[args.task]}
   config.data.mixture = forms

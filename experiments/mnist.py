@@ -43,6 +43,8 @@ def get_config(arg=''):
     raise ValueError(
       f'config argument task={args.task} is not known\nfix: use one of both, {", ".join(forms)}'
     )
+  if args.task == 'draw' and (args.copies or args.continuous):
+    raise ValueError('copies and continuous are for digits that are read\nfix: task=read or both')
   if args.task != 'both':
     forms = {args.task: forms[args.task]}
     config.data.condition_dropout = 0.1 if args.task == 'draw' else 0.0

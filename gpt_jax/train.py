@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gpt_jax import checkpoint, codec, hardware, language, ledger, probes, replay, runs, skips
+from gpt_jax import checkpoint, codec, hardware, idle, language, ledger, probes, replay, runs, skips
 from gpt_jax.sharding import in_turn, make_mesh, to_devices, together
 
 # What may change between a run and its resumption: nothing that its result depends on.
@@ -221,7 +221,7 @@ class Training:
     together('open')  # config and tokenizer are written
     self.checkpoints = checkpoint.Checkpoints(folder, self.cfg.checkpoint, self.run.print)
     self.checkpoints.drop_after(self.step)  # unfinished or corrupt: their numbers are needed again
-    for note in self.notes:
+    for note in (*self.notes, *idle.notes(self.cfg)):
       self.run.print(note)
     return self.run
 

@@ -61,7 +61,9 @@ MAY_IMPORT = {
   'step tokenizers',
   'codec': 'data hardware metrics model sharding step tokenizers',
   'ledger': 'clock',
-  'train': 'checkpoint codec hardware language ledger probes replay report runs sharding skips',
+  'idle': 'runs',
+  'train': 'checkpoint codec hardware idle language ledger probes replay report runs sharding '
+  'skips',
   'config': 'checkpoint data losses model optim runs sample sharding tokenizers train',
   'cluster': 'data feed grammar hardware language losses model runs sample sharding step '
   'tokenizers',
