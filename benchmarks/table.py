@@ -68,6 +68,8 @@ def scores(rows):
 
 def minutes(result):
   """From start to end, evaluation, sampling and report included; installation apart."""
+  if 'minutes' in result:  # of several runs, which may have had pauses between them
+    return result['minutes']
   ends = [datetime.datetime.fromisoformat(result[key]) for key in ('started', 'finished')]
   return (ends[1] - ends[0]).total_seconds() / 60
 

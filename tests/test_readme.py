@@ -3,7 +3,9 @@
 import json
 import re
 
-from benchmarks import table
+import pytest
+
+from benchmarks import folds, table
 from gpt_jax import config
 from tests import cli
 
@@ -13,6 +15,22 @@ README = table.README.read_text()
 def test_tables_are_made_from_the_results():
   for page in table.PAGES:
     assert table.rewritten(page.read_text()) == page.read_text(), page
+
+
+def test_a_result_of_several_runs_is_their_mean_and_its_interval():
+  row = dict(task='answer', metric='exact_match', source='s', split='test', temperature=0.0, n=10)
+  made = lambda value: {
+    'command': 'c', 'hardware': 'h', 'versions': {}, 'started': '2026-01-01T00:00:00+00:00',
+    'finished': '2026-01-01T00:06:00+00:00', 'numbers': {'evaluations': []},
+    'evaluations_later': [row | {'value': 0.0, 'control': 'shuffled', 'chance': 0.1},
+                          row | {'value': value, 'chance': 0.1}],
+  }  # fmt: skip
+  found = folds.folded({'a': made(0.5), 'b': made(0.7), 'c': made(0.9)})
+  [mean] = found['numbers']['evaluations']
+  assert mean['value'] == pytest.approx(0.7) and mean['n'] == 30
+  assert mean['interval'][0] == pytest.approx(0.7 - 4.303 * 0.2 / 3**0.5, abs=1e-3)
+  assert mean['interval'][1] == 1 and mean['runs'] == {'a': 0.5, 'b': 0.7, 'c': 0.9}
+  assert table.minutes(found) == pytest.approx(18)
 
 
 def test_every_result_says_how_it_was_made():
