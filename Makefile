@@ -17,7 +17,7 @@ lint: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 	  echo 'error: $(PYTHON) is not Python 3.11, 3.12 or 3.13'; \
 	  echo 'fix: make demo PYTHON=/path/to/python3.12'; exit 1; }
-	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
+	@[ -x .venv/bin/python ] || $(PYTHON) -m venv .venv || { rm -rf .venv; \
 	  echo 'error: $(PYTHON) cannot make a virtual environment'; \
 	  echo 'fix: install its venv module (Debian, Ubuntu: apt install python3-venv)'; exit 1; }
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
