@@ -21,7 +21,7 @@ def number(name, result):
   """The headline of a result file, as text: of tasks if it has any, else the loss."""
   numbers = result['numbers']
   rows = [*numbers['evaluations'], *result['evaluations_later']]
-  if told := [*likelihood(rows), *tokens(rows), *scores(rows)]:
+  if told := [*likelihood(rows), *tokens(rows), *scores(rows), *ranks(rows)]:
     return ', '.join(told)
   text = f'{numbers["valid_loss"]:.3f} nats/token'
   if 'valid_bits_per_byte' in numbers:
@@ -48,10 +48,24 @@ def tokens(rows):
       yield f'{found[""]:#.4g} {unit} (k-means {found["k-means"]:#.4g})'
 
 
-def scores(rows):
-  """The first measure of each task and source with a chance level: latest split, most examples."""
-  found = {}
+def ranks(rows):
+  """Where the true description ranks among those of all test examples."""
   for row in rows:
+    if row['metric'] == 'mrr' and row['split'] == 'test' and 'control' not in row:
+      told = f'{row["value"]:.3f} (chance {row["chance"]:.3f}, {row["candidates"]} candidates)'
+      yield f'{row["source"]} mean reciprocal rank {told}'
+
+
+def scores(rows):
+  """The first measure of each task and source with a chance level: latest split, most examples.
+
+  Of free descriptions, which no answer equals, the words that they share.
+  """
+  found, free = {}, {row['source'] for row in rows if row['metric'] == 'token_f1'}
+  free -= {r['source'] for r in rows if r['metric'] == 'exact_match' and r['value'] > 0}
+  for row in rows:
+    if row['metric'] == 'exact_match' and row['source'] in free:
+      continue
     if 'chance' in row and not {'of', 'control'} & set(row) and 'interval' in row:
       best = found.setdefault((row['split'], row['task'], row['source']), row)
       if row.get('n', 0) > best.get('n', 0):
@@ -62,7 +76,10 @@ def scores(rows):
   for row in shown:
     low, high = row['interval']
     interval = f'{low:.1%} to {high:.1%}, chance {row["chance"]:.0%}'
+    if row['metric'] == 'token_f1':
+      interval += f', nearest neighbour {row["baseline"]:.1%}'
     task = f' ({row["task"]})' if sources.count(row['source']) > 1 else ''
+    task += ' token F1' if row['metric'] == 'token_f1' else ''
     yield f'{row["source"]}{task} {row["value"]:.1%} ({interval})'
 
 
