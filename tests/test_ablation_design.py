@@ -345,6 +345,8 @@ def test_step_times_are_measured_once_for_equal_work(tmp_path, tmp_path_factory,
     monkeypatch.setattr(budgets, 'measured_step_seconds', lambda *_: 99.0)
     assert of(model__init_std=0.5, optim__b2=0.93) == seconds
     assert of(model__mlp='gelu') == 99
+    # Eight devices here: a run that asks for no mesh gets one, and 3 rows need not be spread.
+    assert of(train__batch_size=3) == 99
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def compiled_programs(factory):
   }
   before = {name: getattr(jax.config, name) for name in options}
   _configure(options)
-  alone = lambda cfg: sharding.make_mesh(cfg, jax.devices()[:1])
+  alone = lambda cfg, devices=None: sharding.make_mesh(cfg, jax.devices()[:1])
   try:
     with (
       # Measuring takes seconds where XLA optimises little, as in these tests.

@@ -17,7 +17,7 @@ import jax
 
 from gpt_jax import language, records, train
 from gpt_jax.model import gpt
-from gpt_jax.sharding import to_devices
+from gpt_jax.sharding import MeshConfig, make_mesh, to_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,8 @@ class Measures:
 def opened(cfg, folder):
   """(job, mesh) of a config; `folder` has the token caches and tokenizers that arms share."""
   cfg, place = shared_caches(cfg, folder), scratch(cfg, folder)
-  mesh = train.make_mesh(cfg.mesh)
+  # A run that asks for no mesh gets one device, so that as many runs train side by side.
+  mesh = make_mesh(cfg.mesh, jax.devices()[:1] if cfg.mesh == MeshConfig() else None)
   with jax.set_mesh(mesh):
     job = train.JOBS[cfg.train.job](cfg, place, mesh)
     try:
