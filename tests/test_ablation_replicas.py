@@ -158,6 +158,7 @@ def replace(cfg, **changes):
   return dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, **changes))
 
 
+@pytest.mark.slow
 def test_errors_of_one_run_are_its_own(alone, tmp_path, monkeypatch):
   """One cannot start, one cannot save, one is another's already."""
   settings = [*SETTINGS, SETTINGS[0]]
@@ -187,6 +188,7 @@ def test_errors_of_one_run_are_its_own(alone, tmp_path, monkeypatch):
     pass
 
 
+@pytest.mark.slow
 def test_an_error_of_the_step_is_everybodys(tmp_path, monkeypatch):
   def broken(group, live):
     raise RuntimeError('out of memory')

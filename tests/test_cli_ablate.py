@@ -245,6 +245,7 @@ def test_the_report_of_a_run(call, tmp_path_factory, tmp_path):
   assert code == 0 and out.splitlines() == ['optim.lr', '0.02', '1 run']
 
 
+@pytest.mark.slow
 def test_where_two_runs_part(call, tmp_path_factory, tmp_path):
   """A run and one of other values: each activation, in order, printed and kept."""
   run, other = tmp_path / 'run', tmp_path / 'other'

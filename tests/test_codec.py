@@ -65,6 +65,7 @@ def job_of(cfg, folder):
 # ----------------------------------------------------------------------------- what a run leaves
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('modality', ['image', 'audio'])
 def test_the_loss_falls(run_of, modality):
   logged = metrics(run_of(modality))
@@ -180,6 +181,7 @@ def test_killed_and_resumed_is_bitwise_uninterrupted(run_of, modality, tmp_path)
   assert_same_run(tmp_path / 'run', run_of(modality))
 
 
+@pytest.mark.slow
 def test_a_codebook_moves_and_survives(vq, tmp_path):
   cfg, whole = vq
   assert train.train(cfg, tmp_path / 'run', tiny_runs.stop_before(5)) is None
@@ -338,6 +340,7 @@ def media(run_of, **changes):
   return config.build(config.Config, tiny_runs.media(**sections | changes))
 
 
+@pytest.mark.slow
 def test_a_gpt_trains_on_the_codes_and_keeps_the_tokenizers(run_of, tmp_path):
   cfg = media(run_of, train__steps=4, train__eval_every=0)
   result = train.train(cfg, tmp_path / 'run')

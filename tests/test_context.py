@@ -71,6 +71,7 @@ def shapes_in(compiled):
   return {tuple(int(n) for n in dims.split(',')) for dims in found}
 
 
+@pytest.mark.slow
 def test_a_long_row_takes_memory_by_its_share_of_the_tokens(tiny):
   """Two layers, forward and backward, of rows of 2048: never all scores, never a whole row of x.
 

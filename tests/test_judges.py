@@ -40,6 +40,7 @@ def judge(digits):
   return judges.ImageJudge.fit(*digits[0])
 
 
+@pytest.mark.slow
 def test_digits_are_told_apart_by_both_judges(digits, judge):
   train, test = digits
   accuracy, (low, high) = judge.accuracy(*test)

@@ -274,6 +274,7 @@ def last_id(batch):
   return batch | {'target_ids_BT': np.full_like(batch['target_ids_BT'], 255)}
 
 
+@pytest.mark.slow
 def test_spikes_in_a_row_send_a_run_back_and_past_their_data(tmp_path, monkeypatch):
   """The same whenever they are noticed, and for a run that was stopped between them."""
   harming(monkeypatch, last_id, {18, 20, 24, 25, 26, 29})
