@@ -151,7 +151,7 @@ def test_two_tasks_of_an_array_share_a_study(study, tmp_path):
   spec, folder = study({'lr': [1e-2, 1e-1]}), tmp_path / 'study'
   words = lambda i: ('ablate', spec, f'--workdir={folder}', f'--share={i}/2', '--workers=1')
   tasks = [cli.start(*words(i), folder=tmp_path) for i in range(2)]
-  outputs = [task.communicate(timeout=240)[0] for task in tasks]
+  _, outputs = cli.ended(tasks, seconds=480)
   assert [task.returncode for task in tasks] == [0, 0], outputs
   rows = store.rows(folder)
   assert [row['status'] for row in rows] == ['done'] * 4
