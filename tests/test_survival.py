@@ -81,9 +81,9 @@ def train(folder, workdir):
   return cli.launch(*words(folder, workdir), folder=folder)
 
 
-def interrupted(folder, workdir, harm):
+def interrupted(folder, workdir, harm, *more):
   """A training that meets harm after its second checkpoint -> (exit code, what else it says)."""
-  process = cli.start(*words(folder, workdir), folder=folder)
+  process = cli.start(*words(folder, workdir), *more, folder=folder)
   while 'step 45/' not in process.stdout.readline():
     assert process.poll() is None
   harm(process.pid)
@@ -91,12 +91,12 @@ def interrupted(folder, workdir, harm):
   return process.returncode, output
 
 
-def assert_ends_well(untouched, workdir, code, output, *causes):
+def assert_ends_well(untouched, workdir, code, output, cause):
   """The interrupted run said why in two lines; the same command makes it the untouched run."""
   assert code == 1, output
   lines = output.rstrip().splitlines()[-2:]
   assert lines[0].startswith(f'error: checkpoint {workdir}/checkpoints/')
-  assert any(cause in lines[0] for cause in causes), output
+  assert cause in lines[0], output
   assert lines[1].startswith('fix: make room there') and 'goes on from step' in lines[1]
   code, output = train(untouched, workdir)
   assert code == 0, output
@@ -134,9 +134,10 @@ def test_a_run_on_a_full_disk(untouched, disk):
 
 @pytest.mark.slow
 def test_a_run_without_room_for_the_next_checkpoint(untouched, disk):
-  """Metrics still fit: the check before a save ends the run, or the save under way fails."""
+  """Metrics still fit: the check before a save ends the run."""
   workdir = disk / 'run'
-  code, output = interrupted(untouched, workdir, lambda pid: fill(disk, left=120_000))
+  # No save is under way at step 45, as one in the background may be, and the next is far off.
+  more = ('--config.checkpoint.background=False', '--config.checkpoint.every=40')
+  code, output = interrupted(untouched, workdir, lambda pid: fill(disk, left=120_000), *more)
   (disk / 'filler').unlink()
-  causes = ('was not begun', 'No space left on device')
-  assert_ends_well(untouched, workdir, code, output, *causes)
+  assert_ends_well(untouched, workdir, code, output, 'was not begun')
