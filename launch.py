@@ -32,9 +32,9 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import config_flags
 
-from gpt_jax import compiled
+from gpt_jax.cli.args import experiment, flag_in, overrides, told
 from gpt_jax.cluster.guard import watcher
-from gpt_jax.words import experiment, flag_in, overrides, told
+from gpt_jax.runs import compilation_cache
 
 VERBS = {}  # filled at the foot of this file
 FLAGS = flags.FLAGS
@@ -57,14 +57,15 @@ def train_flags():
 
 def train(argv):
   """Train an experiment, or go on with the one in --workdir."""
-  from gpt_jax import clock, config
+  from gpt_jax import config
   from gpt_jax.cluster import bootstrap
+  from gpt_jax.runs import startup_timer
   from gpt_jax.train import train as run
 
   cfg = config.build(config.Config, FLAGS.config)
-  clock.lap('import')
+  startup_timer.lap('import')
   join(agree=True)
-  clock.lap('join')
+  startup_timer.lap('join')
   name = Path(flag_in(argv, 'config', 'experiments/demo.py').partition('.py')[0]).stem
   workdir = FLAGS.workdir or f'runs/{name}-{time.strftime("%Y%m%d-%H%M%S", bootstrap.now())}'
   bootstrap.say(f'run folder: {workdir}')
@@ -75,7 +76,7 @@ def train(argv):
 
 def sample_flags():
   """Flags of `sample`: one for each field of SampleConfig, which default to the run's config."""
-  from gpt_jax.grammar import ENDS
+  from gpt_jax.tokenizers.grammar import ENDS
 
   workdir_flag()
   job_flags()
@@ -88,17 +89,20 @@ def sample_flags():
   flags.DEFINE_bool('stream', True, 'print a single text while it grows')
   flags.DEFINE_bool('log_probs', False, 'print the mean log-probability a token of each sample')
   flags.DEFINE_string(
-    'out', '', 'text: file that gets one JSON object a line; else a .png, .wav or .flac file or '
+    'out',
+    '',
+    'text: file that gets one JSON object a line; else a .png, .wav or .flac file or '
     'a folder, default <workdir>/samples',
-  )  # fmt: skip
+  )
   sampling_flags()
 
 
 def sample(argv):
   """Continue a prompt with a trained model, or make a text, a picture or a sound of one."""
-  from gpt_jax import outfiles, prompts, trained
   from gpt_jax import sample as sampling
   from gpt_jax.cluster.bootstrap import primary, say
+  from gpt_jax.evaluation import trained
+  from gpt_jax.sampling import output_files, prompts
 
   join()
   run, to = trained.load(FLAGS.workdir), FLAGS.to
@@ -119,28 +123,28 @@ def sample(argv):
     return 0
   [group] = sampling.complete(run.model, run.tokenizers, [prompt], cfg, FLAGS.stop)
   for i, (text, scores) in enumerate(group if primary() else ()):
-    print(outfiles.headed(i, len(group), FLAGS.log_probs, scores, cfg, shown + text))
+    print(output_files.headed(i, len(group), FLAGS.log_probs, scores, cfg, shown + text))
     if FLAGS.out:
       given = {name: FLAGS[name].value for name in ('image', 'audio') if FLAGS[name].value}
-      outfiles.keep_text(FLAGS.out, FLAGS.prompt, given, text, scores, cfg.seed)
+      output_files.keep_text(FLAGS.out, FLAGS.prompt, given, text, scores, cfg.seed)
   return 0
 
 
 def sample_media(run, prompt, cfg):
   """Make pictures and sounds, write them, and print where they are."""
-  from gpt_jax import outfiles, prompts
   from gpt_jax import sample as sampling
   from gpt_jax.cluster.bootstrap import primary
+  from gpt_jax.sampling import output_files, prompts
 
   if FLAGS.stop:
     raise ValueError(f'--stop ends texts and has no use with --to={FLAGS.to}\nfix: leave it out')
-  files = outfiles.OutFiles(FLAGS.out, run.workdir / 'samples', FLAGS.to, cfg.num_samples)
+  files = output_files.OutFiles(FLAGS.out, run.workdir / 'samples', FLAGS.to, cfg.num_samples)
   [group] = sampling.make(run.model, run.tokenizers, [prompt], cfg, FLAGS.to)
   rate = getattr(run.tokenizers.audio, 'sample_rate', 0)
   for i, (ids, scores) in enumerate(group if primary() else ()):
     pieces = prompts.outcome(run, ids, prompt.ids)
     lines = [p.value if p.kind == 'text' else str(files.write(p, rate)) for p in pieces]
-    print(outfiles.headed(i, len(group), FLAGS.log_probs, scores, cfg, '\n'.join(lines)))
+    print(output_files.headed(i, len(group), FLAGS.log_probs, scores, cfg, '\n'.join(lines)))
   return 0
 
 
@@ -153,29 +157,35 @@ def evaluate_flags():
   flags.DEFINE_list('tasks', ['perplexity'], 'which tasks to run; all: those that fit the data')
   flags.DEFINE_enum('split', 'valid', list(SPLITS), 'which part of the data')
   flags.DEFINE_integer(
-    'limit', 0, 'examples of a source (perplexity: tokens); 0: all tokens, some hundred examples',
+    'limit',
+    0,
+    'examples of a source (perplexity: tokens); 0: all tokens, some hundred examples',
     lower_bound=0,
-  )  # fmt: skip
-  flags.DEFINE_integer(
-    'stride', 0, 'tokens between scored windows; 0: disjoint windows', lower_bound=0
   )
+  flags.DEFINE_integer('stride', 0, 'tokens between scored windows; 0: disjoint windows', lower_bound=0)
   flags.DEFINE_string('recogniser', '', 'speak: run folder of a model that makes text of sounds')
   sampling_flags(but=('num_samples', 'begin'))
 
 
 def evaluate(argv):
   """Run tasks on a trained model and add their rows to <workdir>/evaluations.jsonl."""
-  from gpt_jax import evaluate as evaluation
-  from gpt_jax import records, trained
   from gpt_jax.cluster.bootstrap import primary
+  from gpt_jax.evaluation import evaluate as evaluation
+  from gpt_jax.evaluation import trained
+  from gpt_jax.runs import records
 
   join()
   run = trained.load(FLAGS.workdir)
   recogniser = trained.load(FLAGS.recogniser).subject() if FLAGS.recogniser else None
   rows = evaluation.run(
-    run.subject(), FLAGS.tasks, split=FLAGS.split, limit=FLAGS.limit, stride=FLAGS.stride,
-    recogniser=recogniser, **chosen_sampling(),
-  )  # fmt: skip
+    run.subject(),
+    FLAGS.tasks,
+    split=FLAGS.split,
+    limit=FLAGS.limit,
+    stride=FLAGS.stride,
+    recogniser=recogniser,
+    **chosen_sampling(),
+  )
   if not rows:
     raise ValueError(
       f'--split={FLAGS.split} of the data has nothing for --tasks={",".join(FLAGS.tasks)}\n'
@@ -220,9 +230,7 @@ def ablate_flags():
   flags.DEFINE_string('config', '', 'study file, such as experiments/ablations/norms.py[:args]')
   flags.DEFINE_string('workdir', '', 'study folder; default: runs/ablate-NAME')
   flags.DEFINE_integer('seeds', 0, 'runs of each arm; 0: as the file says', lower_bound=0)
-  flags.DEFINE_integer(
-    'workers', 0, 'training processes at once; 0: measure what is fastest', lower_bound=0
-  )
+  flags.DEFINE_integer('workers', 0, 'training processes at once; 0: measure what is fastest', lower_bound=0)
   flags.DEFINE_string('share', '', 'I/N: train only the I-th, from 0, of N shares of the runs')
   flags.DEFINE_bool('dry_run', False, 'print the plan and what the arms differ in, train nothing')
 
@@ -231,21 +239,24 @@ def ablate(argv):
   """Compare the arms of a study: plan, prove that they differ, train, judge, report."""
   # Training processes get the accelerator's memory, not this one.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-  from gpt_jax.ablation import verbs
+  from gpt_jax.cli import studies
 
-  failed = verbs.ablate(
-    require('config'), FLAGS.workdir, seeds=FLAGS.seeds, share=FLAGS.share, dry_run=FLAGS.dry_run,
-    workers=FLAGS.workers, should_stop=lambda: watcher().asked,
-  )  # fmt: skip
+  failed = studies.ablate(
+    require('config'),
+    FLAGS.workdir,
+    seeds=FLAGS.seeds,
+    share=FLAGS.share,
+    dry_run=FLAGS.dry_run,
+    workers=FLAGS.workers,
+    should_stop=lambda: watcher().asked,
+  )
   return STOPPED if failed is None else ERROR if failed else 0
 
 
 def report_flags():
   """Flags of `report`."""
   workdir_flag()
-  flags.DEFINE_string(
-    'where', '', 'which runs, in SQL: "optim.lr > 1e-3 and model.positions = \'rope\'"'
-  )
+  flags.DEFINE_string('where', '', 'which runs, in SQL: "optim.lr > 1e-3 and model.positions = \'rope\'"')
   flags.DEFINE_string('against', '', 'another run: where do the activations of the two part?')
   flags.DEFINE_list(
     'columns', [], 'keys of the config or of the result, or scores TASK/SOURCE/METRIC, to show'
@@ -254,9 +265,10 @@ def report_flags():
 
 def report(argv):
   """Write the report of a study or a run again; show a table of runs, or where two of them part."""
-  from gpt_jax import compare
-  from gpt_jax import report as page
-  from gpt_jax.ablation import runner, verbs
+  from gpt_jax.ablation.execute import runner
+  from gpt_jax.cli import studies
+  from gpt_jax.reports import compare
+  from gpt_jax.reports import run_report as page
 
   workdir, asked = Path(FLAGS.workdir).expanduser(), FLAGS.where or FLAGS.columns
   if FLAGS.against:
@@ -270,7 +282,7 @@ def report(argv):
   if not asked and (workdir / 'config.json').exists():
     print(page.again(workdir))
     return 0
-  print('\n'.join(verbs.table(workdir, FLAGS.where, FLAGS.columns)))
+  print('\n'.join(studies.table(workdir, FLAGS.where, FLAGS.columns)))
   return 0
 
 
@@ -306,12 +318,10 @@ def render(argv):
 
 def plan_flags():
   """Flags of `plan`. The config and its overrides are read by `words.experiment`."""
-  from gpt_jax.cluster import topologies
+  from gpt_jax.plan import topologies
 
   os.environ.update(topologies.ENVIRONMENT)  # before jax is imported
-  flags.DEFINE_string(
-    'topology', '', f'what to compile for, such as {", ".join(topologies.EXAMPLES)}'
-  )
+  flags.DEFINE_string('topology', '', f'what to compile for, such as {", ".join(topologies.EXAMPLES)}')
   flags.DEFINE_float('price', 0.0, 'dollars a device-hour; 0: say no cost', lower_bound=0.0)
   flags.DEFINE_bool('search', False, 'try micro-batches, remat policies and meshes')
   flags.DEFINE_bool('decode', True, 'compile the decode step, too')
@@ -325,8 +335,8 @@ def plan(argv):
   Exit code 2 if it does not fit.
   """
   from gpt_jax import config
-  from gpt_jax.cluster import plan as planning
-  from gpt_jax.cluster import wording
+  from gpt_jax.plan import format
+  from gpt_jax.plan import plan as planning
 
   target = planning.Target.of(require('topology'))
   cfg = config.build(config.Config, FLAGS.config)
@@ -336,13 +346,13 @@ def plan(argv):
     found = planning.plan(cfg, target, FLAGS.price, FLAGS.decode)
   if not FLAGS.table:
     found.pop('table', None)
-  print(json.dumps(found, indent=1) if FLAGS.json else '\n'.join(wording.lines(found)))
+  print(json.dumps(found, indent=1) if FLAGS.json else '\n'.join(format.lines(found)))
   return 0 if found['fits'] else BAD_ARGUMENTS
 
 
 def doctor_(argv):
   """Say what this installation and machine are, and whether a step runs."""
-  from gpt_jax import doctor
+  from gpt_jax.cli import doctor
 
   return doctor.examine()
 
@@ -428,8 +438,7 @@ def main(argv):
     print(__doc__)
     return 0 if len(argv) > 1 else BAD_ARGUMENTS
   if argv[1] not in VERBS:
-    print(f'error: launch.py {argv[1]}: no such verb\nfix: use one of {", ".join(VERBS)}',
-          file=sys.stderr)  # fmt: skip
+    print(f'error: launch.py {argv[1]}: no such verb\nfix: use one of {", ".join(VERBS)}', file=sys.stderr)
     return BAD_ARGUMENTS
   if sys.platform == 'linux' and not ALLOCATOR.keys() & os.environ.keys():
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | ALLOCATOR)
@@ -438,7 +447,7 @@ def main(argv):
     watcher()  # before anything slow: from now on a signal means to save and leave
   begun = False
   try:
-    compiled.keep(os.environ, [flag_in(argv, 'workdir')])
+    compilation_cache.keep(os.environ, [flag_in(argv, 'workdir')])
     parse(argv)
     begun = True
     return VERBS[argv[1]][0](argv)

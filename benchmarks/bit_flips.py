@@ -18,12 +18,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from benchmarks import record
-from gpt_jax import trees
-from gpt_jax.checkpoint import CheckpointConfig, Checkpoints
 from gpt_jax.config import Config
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.sharding import make_mesh
 from gpt_jax.step import gpt_program
+from gpt_jax.training import trees
+from gpt_jax.training.checkpoint import CheckpointConfig, Checkpoints
 
 OLDER, NEWER = 1, 2
 UPTO = {'data': 6, 'metadata': 9, 'digests': 10}  # of ten flips, up to which number is of what
@@ -145,11 +145,7 @@ def main():
   record.keep(
     'survival/bit_flips',
     f'{arguments.flips} single-bit flips in checkpoints, {told["all"]["detected"]} found',
-    {
-      'bytes': size,
-      **told,
-      'missed': [o for o in outcomes if not (o['detected'] and o['fell_back'])],
-    },
+    {'bytes': size, **told, 'missed': [o for o in outcomes if not (o['detected'] and o['fell_back'])]},
   )
 
 

@@ -10,7 +10,7 @@ import argparse
 
 from benchmarks import generate, train_step, versus
 from benchmarks.record import RESULTS
-from gpt_jax import records
+from gpt_jax.runs import records
 
 BATCHES = (1, 8)  # rows that are generated at once
 FILE = RESULTS / 'speed' / 'cpu.json'
@@ -39,9 +39,10 @@ def main():
   batches = [batch for batch in BATCHES if f'generate, {generate.label(batch)}' in chosen]
   train_step.rows(shapes, arguments.turns, keep)
   generate.rows(
-    batches=batches, turns=min(2, arguments.turns),
+    batches=batches,
+    turns=min(2, arguments.turns),
     keep=lambda new: keep({f'generate, {k}': row for k, row in new.items()}),
-  )  # fmt: skip
+  )
   print('\n'.join(lines(found)))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import record, table
-from gpt_jax import records
+from gpt_jax.runs import records
 
 
 def first_score(result):

@@ -57,11 +57,12 @@ def export(size, folder):
 
 def ours(folder, batch, top_k=TOP_K, new=NEW):
   """gpt_jax: the whole generation is one compiled call."""
-  from gpt_jax import grammar, sample
+  from gpt_jax import sample
   from gpt_jax.interop.huggingface import import_model
+  from gpt_jax.tokenizers import grammar
 
   _, trained, _ = import_model(Path(folder) / 'huggingface')
-  model = sample._for_sampling(trained)
+  model = sample.prepare_model(trained)
   rules = grammar.plain(np.arange(model.cfg.V) < model.cfg.vocab)
   cfg = sample.SampleConfig(max_new_tokens=new, top_k=top_k, temperature=1.0 if top_k else 0.0)
   given = prompts(batch, model.cfg.vocab).tolist()
@@ -97,9 +98,8 @@ def transformers_generate(folder, batch, top_k=TOP_K, new=NEW, cache=None):
   def run():
     with torch.inference_mode():
       out = model.generate(
-        ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=new, pad_token_id=0,
-        **options,
-      )  # fmt: skip
+        ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=new, pad_token_id=0, **options
+      )
     return out[:, PROMPT:].tolist()
 
   return run
@@ -144,9 +144,8 @@ def ctranslate2_generate(folder, batch, top_k=TOP_K, new=NEW):
 
   def run():
     found = generator.generate_batch(
-      given, max_length=new, min_length=new, sampling_topk=top_k or 1,
-      include_prompt_in_result=False,
-    )  # fmt: skip
+      given, max_length=new, min_length=new, sampling_topk=top_k or 1, include_prompt_in_result=False
+    )
     return [result.sequences_ids[0] for result in found]
 
   return run

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt_jax import runs
+from gpt_jax.runs import run_folder
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / 'benchmarks' / 'results' / 'speed' / 'gpu.json'
@@ -91,12 +91,9 @@ def variants(train, one, characters):
   """Other ways to compute the rows, the most promising first."""
   xla, static = dict(overrides=dict(kernel='xla')), one | dict(kind='static')
   wide = '--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL,+DYNAMIC_SLICE_FUSION'
-  made = [
-    Job(f'batch {n}', 'train', train | dict(batch=n), 80, of='train 124M') for n in (32, 96, 128)
-  ]
+  made = [Job(f'batch {n}', 'train', train | dict(batch=n), 80, of='train 124M') for n in (32, 96, 128)]
   made += [
-    Job(f'torch batch {n}', 'torch_train', train | dict(batch=n), 80, of='torch train 124M')
-    for n in (32, 96)
+    Job(f'torch batch {n}', 'torch_train', train | dict(batch=n), 80, of='torch train 124M') for n in (32, 96)
   ]
   peers = {'torch train 124M': train, 'torch train characters': characters}
   for peer, row in peers.items():
@@ -128,31 +125,55 @@ FLAGS = (
 GOALS = (
   Goal('124M, T=1024', 'train 124M', 'tokens_per_second', 550e3, 'tokens/s'),
   Goal('1558M, T=1024', 'train 1558M', 'tokens_per_second', 52e3, 'tokens/s'),
-  Goal('124M against torch.compile', 'train 124M', 'tokens_per_second', 1.05, 'x',
-       'torch train 124M'),
-  Goal('10.7M characters against torch.compile', 'train characters', 'steps_per_second', 3, 'x',
-       'torch train characters'),
-  Goal('generate 124M, batch 1, against transformers', 'generate 124M batch 1',
-       'tokens_per_second', 12, 'x', 'transformers generate'),
-  Goal('generate 124M, batch 1, against a compiled loop', 'generate 124M batch 1',
-       'tokens_per_second', 1.1, 'x', 'torch loop generate'),
-  Goal('generate 1558M, batch 1: read (goal: 60 % of 4.3e12)', 'generate 1558M batch 1',
-       'bytes_per_second', 2.58e12, 'bytes/s'),
-  Goal('generate 124M, batch 256', 'generate 124M batch 256', 'tokens_per_second', 120e3,
-       'tokens/s'),
-  Goal('start to first step, warm compile cache', 'start 124M again', 'first_step_seconds', 10,
-       's', lower=True),
-)  # fmt: skip
+  Goal('124M against torch.compile', 'train 124M', 'tokens_per_second', 1.05, 'x', 'torch train 124M'),
+  Goal(
+    '10.7M characters against torch.compile',
+    'train characters',
+    'steps_per_second',
+    3,
+    'x',
+    'torch train characters',
+  ),
+  Goal(
+    'generate 124M, batch 1, against transformers',
+    'generate 124M batch 1',
+    'tokens_per_second',
+    12,
+    'x',
+    'transformers generate',
+  ),
+  Goal(
+    'generate 124M, batch 1, against a compiled loop',
+    'generate 124M batch 1',
+    'tokens_per_second',
+    1.1,
+    'x',
+    'torch loop generate',
+  ),
+  Goal(
+    'generate 1558M, batch 1: read (goal: 60 % of 4.3e12)',
+    'generate 1558M batch 1',
+    'bytes_per_second',
+    2.58e12,
+    'bytes/s',
+  ),
+  Goal('generate 124M, batch 256', 'generate 124M batch 256', 'tokens_per_second', 120e3, 'tokens/s'),
+  Goal(
+    'start to first step, warm compile cache', 'start 124M again', 'first_step_seconds', 10, 's', lower=True
+  ),
+)
 
 
 def run(job, seconds, cache):
   """Run one process -> dict of what it said, `error` of how it ended and the `seconds` it took."""
   environment = os.environ | {
-    'JAX_COMPILATION_CACHE_DIR': cache, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'BENCHMARK_START': str(time.time()), 'HF_HUB_OFFLINE': '1',
+    'JAX_COMPILATION_CACHE_DIR': cache,
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'BENCHMARK_START': str(time.time()),
+    'HF_HUB_OFFLINE': '1',
     'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.92',
     'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {job.flags}'.strip(),
-  }  # fmt: skip
+  }
   command = [sys.executable, '-m', 'benchmarks.gpu_rows', job.worker, json.dumps(job.arguments)]
   start = time.perf_counter()
   with tempfile.TemporaryFile('w+') as said, tempfile.TemporaryFile('w+') as wrong:
@@ -242,7 +263,7 @@ def measure(chosen, minutes, out):
 
 def stamp():
   """What a row was made by: command, code and time."""
-  versions = runs.versions('')
+  versions = run_folder.versions('')
   now = datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds')
   return {'command': versions['command'], 'git': versions.get('git', ''), 'written': now}
 
@@ -250,7 +271,7 @@ def stamp():
 def write(out, rows):
   """The result file; the parent asks no device, which a row may need whole."""
   device = rows.get('probe', {}).get('device', 'unknown')
-  versions = runs.versions(device)
+  versions = run_folder.versions(device)
   about = {'name': 'gpu', 'claim': 'Speed of one GPU, against torch and transformers'}
   about |= {'command': versions.pop('command'), 'hardware': f'1 x {device}', 'versions': versions}
   out.parent.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ def probe(size, seconds):
   import jax
   import jax.numpy as jnp
 
-  from gpt_jax import hardware
+  from gpt_jax.runs import hardware
 
   device, (peak, source) = jax.devices()[0], hardware.peak_flops()
   facts = dict(device=device.device_kind, platform=device.platform, jax=jax.__version__)
@@ -104,9 +104,11 @@ def program_of(cfg, steps_per_call):
   jax.sharding.set_mesh(mesh)
   train = dict(steps=10000, seed=0, accumulate=1, spike_sigma=0.0, spike_window=1)
   settings = SimpleNamespace(
-    model=cfg, optim=optim.OptimConfig(), loss=losses.LossConfig(),
+    model=cfg,
+    optim=optim.OptimConfig(),
+    loss=losses.LossConfig(),
     train=SimpleNamespace(**train, steps_per_call=steps_per_call),
-  )  # fmt: skip
+  )
   return gpt_program(settings, cfg, mesh), mesh
 
 
@@ -114,8 +116,8 @@ def train(model, batch, length, seconds, overrides=None, steps_per_call=1):
   """Whole optimizer steps -> tokens/s, steps/s, MFU in both conventions."""
   import jax
 
-  from gpt_jax import hardware
   from gpt_jax.model import gpt
+  from gpt_jax.runs import hardware
   from gpt_jax.sharding import to_devices
 
   cfg = model_config(model, **overrides or {})
@@ -125,9 +127,10 @@ def train(model, batch, length, seconds, overrides=None, steps_per_call=1):
   lead = () if steps_per_call == 1 else (steps_per_call,)
   ids = rng.integers(0, cfg.vocab, (*lead, batch, length + 1), np.int32)
   data = {
-    'token_ids_BT': ids[..., :-1], 'target_ids_BT': ids[..., 1:],
+    'token_ids_BT': ids[..., :-1],
+    'target_ids_BT': ids[..., 1:],
     'loss_mask_BT': np.ones((*lead, batch, length), np.float32),
-  }  # fmt: skip
+  }
   on_device = to_devices(data, mesh) if not lead else jax.device_put(data)
   metrics = None
 
@@ -147,23 +150,30 @@ def train(model, batch, length, seconds, overrides=None, steps_per_call=1):
   tokens = batch * length * steps_per_call / median
   flops, (peak, _) = gpt.flops_per_token(cfg, length), hardware.peak_flops()
   say(
-    **first, tokens_per_second=tokens, steps_per_second=steps_per_call / median, chunks=chunks,
-    palm_mfu=tokens * flops['full'] / peak, causal_mfu=tokens * flops['causal'] / peak, peak=peak,
-    batch=batch, memory_gib=hardware.memory_gib(),
-  )  # fmt: skip
+    **first,
+    tokens_per_second=tokens,
+    steps_per_second=steps_per_call / median,
+    chunks=chunks,
+    palm_mfu=tokens * flops['full'] / peak,
+    causal_mfu=tokens * flops['causal'] / peak,
+    peak=peak,
+    batch=batch,
+    memory_gib=hardware.memory_gib(),
+  )
 
 
 def generate(model, batch, prompt, new, top_k=200):
   """Whole generations -> tokens/s over all rows, bytes of weights and cache read a second."""
   import jax
 
-  from gpt_jax import grammar, sample
+  from gpt_jax import sample
   from gpt_jax.model import gpt
   from gpt_jax.model import layers as nn
+  from gpt_jax.tokenizers import grammar
 
   cfg = model_config(model)
   weights = jax.jit(lambda key: nn.initialise(gpt.GPT(cfg), key))(jax.random.key(0))
-  weights = sample._for_sampling(weights)
+  weights = sample.prepare_model(weights)
   rules = grammar.plain(np.arange(cfg.V) < cfg.vocab)
   choice = sample.SampleConfig(max_new_tokens=new, top_k=top_k)
   prompts = np.random.default_rng(0).integers(0, cfg.vocab, (batch, prompt)).tolist()
@@ -179,10 +189,7 @@ def generate(model, batch, prompt, new, top_k=200):
   seconds = float(np.median([run() for _ in range(CHUNKS)]))
   size = sum(x.nbytes for x in jax.tree.leaves(weights))
   moved = size + batch * cfg.layers * 2 * cfg.G * cfg.K * (prompt + new / 2) * size_of(cfg.dtype)
-  say(
-    first_seconds=first, tokens_per_second=batch * new / seconds,
-    bytes_per_second=new / seconds * moved,
-  )  # fmt: skip
+  say(first_seconds=first, tokens_per_second=batch * new / seconds, bytes_per_second=new / seconds * moved)
 
 
 def size_of(dtype):
@@ -255,9 +262,14 @@ def torch_generate(model, batch, prompt, new, kind, top_k=200):
     import transformers
 
     hf = transformers.GPT2Config(
-      n_layer=cfg.layers, n_embd=cfg.width, n_head=cfg.heads, vocab_size=cfg.vocab,
-      n_positions=cfg.context, eos_token_id=None, bos_token_id=0,
-    )  # fmt: skip
+      n_layer=cfg.layers,
+      n_embd=cfg.width,
+      n_head=cfg.heads,
+      vocab_size=cfg.vocab,
+      n_positions=cfg.context,
+      eos_token_id=None,
+      bos_token_id=0,
+    )
     net = transformers.GPT2LMHeadModel(hf).to(device, dtype).eval()
     options = dict(max_new_tokens=new, do_sample=True, top_k=top_k, pad_token_id=0)
     options |= dict(cache_implementation='static') if kind == 'static' else {}

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import train_step, versus
 from benchmarks.record import RESULTS
-from gpt_jax import records
+from gpt_jax.runs import records
 
 FILE = RESULTS / 'speed' / 'growth.json'
 BASE = train_step.Shape(layers=4, heads=4, width=128, length=256, rows=8, vocab=256)
@@ -40,9 +40,7 @@ def point(axis, size):
   if axis == 'devices':
     arguments['model'] = {'kernel': DEVICES_KERNEL}
     environment['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={size}'
-  process = versus.Process(
-    versus.Side('gpt_jax', 'benchmarks.train_step:ours', arguments, environment)
-  )
+  process = versus.Process(versus.Side('gpt_jax', 'benchmarks.train_step:ours', arguments, environment))
   row = {'axis': axis, 'size': size, **process.facts}
   if 'missing' not in row:
     samples = [process.sample() for _ in range(SAMPLES)]
@@ -68,9 +66,7 @@ def of_axis(rows, axis):
 
 def span(row):
   """The least and the largest milliseconds of a point."""
-  return ' to '.join(
-    f'{1e3 * seconds:.0f}' for seconds in (min(row['seconds']), max(row['seconds']))
-  )
+  return ' to '.join(f'{1e3 * seconds:.0f}' for seconds in (min(row['seconds']), max(row['seconds'])))
 
 
 def table(rows):

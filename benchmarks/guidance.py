@@ -12,7 +12,7 @@ import argparse
 import numpy as np
 
 from benchmarks import record
-from gpt_jax import evaluate, trained
+from gpt_jax.evaluation import evaluate, trained
 
 
 def scores(subject, task, metric, split, limit, scale):

@@ -26,8 +26,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from benchmarks import record
-from gpt_jax import runs, trees
-from gpt_jax.checkpoint import Checkpoints
+from gpt_jax.runs import run_folder
+from gpt_jax.training import trees
+from gpt_jax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 STEPS = 360
@@ -51,15 +52,20 @@ TIMED = ('time', 'tokens_per_second', 'mfu', 'mfu_causal', 'memory_gib', 'step_s
 def start(folder, name, *more, log='log'):
   """A training process in its own run folder; compiled programs are shared."""
   environment = os.environ | {
-    'JAX_PLATFORMS': 'cpu', 'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'PYTHONUNBUFFERED': '1',
-  }  # fmt: skip
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'PYTHONUNBUFFERED': '1',
+  }
   words = ['train', f'--config={folder / "tiny.py"}', f'--workdir={folder / name}', *more]
   with open(folder / log, 'wb') as file:
     return subprocess.Popen(
-      [sys.executable, str(ROOT / 'launch.py'), *words], cwd=ROOT, env=environment, stdout=file,
+      [sys.executable, str(ROOT / 'launch.py'), *words],
+      cwd=ROOT,
+      env=environment,
+      stdout=file,
       stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    )
 
 
 def contents(checkpoints, step):
@@ -77,7 +83,7 @@ def contents(checkpoints, step):
 
 def metrics(workdir):
   """All lines, without what depends on time."""
-  return [{k: v for k, v in x.items() if k not in TIMED} for x in runs.read_metrics(workdir)]
+  return [{k: v for k, v in x.items() if k not in TIMED} for x in run_folder.read_metrics(workdir)]
 
 
 def killed(process, log, rng):
@@ -169,9 +175,7 @@ def main():
     'rows': [json.dumps(row) for row in rows],
   }
   wrong = len(told['wrong_checkpoints']) + len(wrongs)
-  record.keep(
-    'survival/kills', f'{len(rows)} kill -9 of a training: {wrong} wrong checkpoints or runs', told
-  )
+  record.keep('survival/kills', f'{len(rows)} kill -9 of a training: {wrong} wrong checkpoints or runs', told)
   return 1 if wrong else 0
 
 

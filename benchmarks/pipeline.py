@@ -42,7 +42,7 @@ def measure(experiment, seconds):
   import jax
 
   from gpt_jax import config, sharding
-  from gpt_jax.language import Language
+  from gpt_jax.jobs.language_model import Language
 
   cfg = config.build(config.Config, config.load_file(experiment))
   mesh = sharding.make_mesh(cfg.mesh)

@@ -27,14 +27,13 @@ def measure(rows, steps=10):
   import jax
   import numpy as np
 
-  from gpt_jax import config, hardware, sharding
-  from gpt_jax.cluster import plan
+  from gpt_jax import config, sharding
+  from gpt_jax.plan import plan
+  from gpt_jax.runs import hardware
   from gpt_jax.step import gpt_program
 
   cfg = config.build(config.Config, config.load_file(EXPERIMENT))
-  cfg = dataclasses.replace(
-    cfg, train=dataclasses.replace(cfg.train, batch_size=rows, accumulate=1)
-  )
+  cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, batch_size=rows, accumulate=1))
   mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
   with jax.set_mesh(mesh):
     model, _ = plan.model_config(cfg)
@@ -60,8 +59,10 @@ def compare(rows, topology):
   _, plan, _ = made(words)
   done = subprocess.run(
     [sys.executable, '-m', 'benchmarks.plan_memory', f'--measure={rows}'],
-    capture_output=True, text=True, env=os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'},
-  )  # fmt: skip
+    capture_output=True,
+    text=True,
+    env=os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'},
+  )
   found = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
   planned, step = plan['train']['memory']['total'], plan['train'].get('estimate', {})
   row = {'rows': rows, 'planned_bytes': planned, 'measured': found, 'error': done.stderr[-300:]}

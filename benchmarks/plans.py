@@ -67,8 +67,12 @@ def main():
     if arguments.only not in name or (name in rows and not arguments.again):
       continue
     code, found, seconds = made(words)
-    rows[name] = {'command': ' '.join(['launch.py plan', *words]), 'exit': code,
-                  'seconds': seconds, 'plan': found}  # fmt: skip
+    rows[name] = {
+      'command': ' '.join(['launch.py plan', *words]),
+      'exit': code,
+      'seconds': seconds,
+      'plan': found,
+    }
     keep('plan/plans', CLAIM, {'plans': rows})
     print(f'{name}: exit {code}, {seconds} s', flush=True)
 

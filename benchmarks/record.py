@@ -12,8 +12,8 @@ import json
 import shutil
 from pathlib import Path
 
-from gpt_jax import hardware, records, runs
-from gpt_jax.ablation import summary as study_summary
+from gpt_jax.reports.study import summary as study_summary
+from gpt_jax.runs import hardware, records, run_folder
 
 RESULTS = Path(__file__).parent / 'results'
 STUDIES = RESULTS / 'ablations'
@@ -21,7 +21,7 @@ STUDIES = RESULTS / 'ablations'
 
 def summary(workdir):
   """What a reader needs to believe and repeat a run -> dict."""
-  result, events = runs.read_result(workdir), runs.read_events(workdir)
+  result, events = run_folder.read_result(workdir), run_folder.read_events(workdir)
   if not result:
     raise SystemExit(f'error: {workdir} has not finished\nfix: run its command again to the end')
   versions = result.pop('versions')
@@ -46,11 +46,24 @@ def summary_of_study(workdir):
   if not told.analysis or told.pending():
     raise SystemExit(f'error: {workdir} has not finished\nfix: run its command again to the end')
   study, analysis = told.study, told.analysis
-  events = [event for row in told.rows for event in runs.read_events(row['folder'])]
+  events = [event for row in told.rows for event in run_folder.read_events(row['folder'])]
   versions = dict(study['versions'])
   versions.pop('command', None)
-  keys = ('name', 'verdict', 'mean', 'sd', 'n', 'values', 'difference', 'interval', 'bootstrap',
-          'p_holm', 'speedup', 'parameters', 'statuses')  # fmt: skip
+  keys = (
+    'name',
+    'verdict',
+    'mean',
+    'sd',
+    'n',
+    'values',
+    'difference',
+    'interval',
+    'bootstrap',
+    'p_holm',
+    'speedup',
+    'parameters',
+    'statuses',
+  )
   return {
     'question': study['question'],
     'headline': told.headline(),
@@ -75,12 +88,16 @@ def summary_of_study(workdir):
 def keep(name, claim, numbers):
   """Write results/NAME.json of a proof that is no run, with what a reader needs to repeat it."""
   device = hardware.name()
-  versions = runs.versions(device)
+  versions = run_folder.versions(device)
   content = {
-    'name': name, 'claim': claim, 'command': versions.pop('command'), 'hardware': device,
-    'versions': versions, 'finished': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
+    'name': name,
+    'claim': claim,
+    'command': versions.pop('command'),
+    'hardware': device,
+    'versions': versions,
+    'finished': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
     'numbers': numbers,
-  }  # fmt: skip
+  }
   path = RESULTS / f'{name}.json'
   path.parent.mkdir(exist_ok=True, parents=True)
   path.write_text(json.dumps(records.to_json(content), indent=1) + '\n')

@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 from benchmarks import record
-from gpt_jax import records
-from gpt_jax.ablation import runner
 from gpt_jax.ablation.design import Study
+from gpt_jax.ablation.execute import runner
+from gpt_jax.runs import records
 
 SIZES = {
   'small': {'layers': 2, 'model.width': 64, 'heads': 4, 'context': 128, 'batch_size': 16},
@@ -56,10 +56,15 @@ def main():
   chosen, schedule, _, others = timed(arguments.size, arguments.steps, 0)
   most = max(abs(a - others[arm][seed]) for arm, of in losses.items() for seed, a in of.items())
   numbers = {
-    'parameters': parameters, 'runs': 8, 'steps': arguments.steps,
-    'one_after_another_seconds': apart, 'chosen_seconds': chosen, 'ratio': chosen / apart,
-    'schedule': schedule, 'largest_difference_of_losses': most,
-  }  # fmt: skip
+    'parameters': parameters,
+    'runs': 8,
+    'steps': arguments.steps,
+    'one_after_another_seconds': apart,
+    'chosen_seconds': chosen,
+    'ratio': chosen / apart,
+    'schedule': schedule,
+    'largest_difference_of_losses': most,
+  }
   claim = f'8 small runs as the runner chooses to run them: {chosen / apart:.2f} of the time'
   record.keep(f'ablations/replicas_{arguments.size}', claim, numbers)
   print(f'{chosen:.1f} s against {apart:.1f} s: {chosen / apart:.2f}')

@@ -24,12 +24,19 @@ EXPERIMENT = 'experiments/shakespeare_char.py:runlocal'
 
 def first_step(experiment, cache, workdir):
   """Seconds from starting the command to the first line of metrics; the run is then ended."""
-  command = [sys.executable, 'launch.py', 'train', f'--config={experiment}',
-             f'--workdir={workdir}', '--config.log.every=1']  # fmt: skip
+  command = [
+    sys.executable,
+    'launch.py',
+    'train',
+    f'--config={experiment}',
+    f'--workdir={workdir}',
+    '--config.log.every=1',
+  ]
   environment = os.environ | {
-    'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'JAX_COMPILATION_CACHE_DIR': str(cache),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
-  }  # fmt: skip
+  }
   start, metrics = time.perf_counter(), Path(workdir) / 'metrics.jsonl'
   with subprocess.Popen(
     command, cwd=versus.ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -50,9 +57,12 @@ def imports(most=12):
   subprocess.run([sys.executable, '-c', code], cwd=versus.ROOT, check=True)
   seconds = time.perf_counter() - start
   traced = subprocess.run(
-    [sys.executable, '-X', 'importtime', '-c', code], cwd=versus.ROOT, check=True,
-    capture_output=True, text=True,
-  )  # fmt: skip
+    [sys.executable, '-X', 'importtime', '-c', code],
+    cwd=versus.ROOT,
+    check=True,
+    capture_output=True,
+    text=True,
+  )
   lines = re.findall(r'import time:\s+(\d+) \|\s+(\d+) \| +(\S+)', traced.stderr)
   packages = {}
   for own, _, name in lines:

@@ -23,15 +23,17 @@ import time
 from pathlib import Path
 
 from benchmarks import kills, record
-from gpt_jax import runs
-from gpt_jax.checkpoint import Checkpoints
 from gpt_jax.cluster import bootstrap
+from gpt_jax.runs import run_folder
+from gpt_jax.training.checkpoint import Checkpoints
 
 STEPS, EVERY = 240, 60
 MORE = (
-  f'--config.train.steps={STEPS}', f'--config.train.eval_every={EVERY}',
-  f'--config.train.sample_every={EVERY}', '--config.train.eval_tokens=4096',
-)  # fmt: skip
+  f'--config.train.steps={STEPS}',
+  f'--config.train.eval_every={EVERY}',
+  f'--config.train.sample_every={EVERY}',
+  '--config.train.eval_tokens=4096',
+)
 SHARE = 0.8  # of a run's seconds: signals come within them, or many would come when it is over
 ALL = ('--config.checkpoint.every=1', '--config.checkpoint.keep_every=1')  # of the untouched run
 
@@ -39,9 +41,7 @@ ALL = ('--config.checkpoint.every=1', '--config.checkpoint.keep_every=1')  # of 
 def start(folder, name, *more):
   """The two processes of a training, with a log each."""
   job = (f'--coordinator=127.0.0.1:{bootstrap.free_port()}', '--processes=2')
-  start_one = lambda i: kills.start(
-    folder, name, *MORE, *more, *job, f'--process={i}', log=f'log{i}'
-  )
+  start_one = lambda i: kills.start(folder, name, *MORE, *more, *job, f'--process={i}', log=f'log{i}')
   return [start_one(i) for i in (0, 1)]
 
 
@@ -55,14 +55,14 @@ def heeds_signals(process):
 def phase(workdir, began):
   """The last event of this session so far, or 'start' before its first one."""
   with contextlib.suppress(FileNotFoundError):
-    names = [event['event'] for event in runs.read_events(workdir)][began:]
+    names = [event['event'] for event in run_folder.read_events(workdir)][began:]
     return names[-1] if names else 'start'
   return 'start'
 
 
 def steps_done(workdir):
   """The last step that a run has logged."""
-  lines = runs.read_metrics(workdir) if (workdir / 'metrics.jsonl').exists() else []
+  lines = run_folder.read_metrics(workdir) if (workdir / 'metrics.jsonl').exists() else []
   return lines[-1]['step'] if lines else 0
 
 
@@ -79,7 +79,7 @@ def wait(processes):
 
 def stopped(folder, workdir, rng, seconds):
   """One session, sent SIGTERM at a random moment -> {phase, ...}, None if it had ended before."""
-  began = len(runs.read_events(workdir)) if (workdir / 'events.jsonl').exists() else 0
+  began = len(run_folder.read_events(workdir)) if (workdir / 'events.jsonl').exists() else 0
   processes = start(folder, workdir.name)
   while not all(process.poll() is None and heeds_signals(process) for process in processes):
     time.sleep(0.01)

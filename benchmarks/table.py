@@ -99,8 +99,7 @@ def table():
     file = f'[{result["claim"]}](benchmarks/results/{path.name})'
     command = result['command'].removeprefix('python ')
     lines.append(
-      f'| {file} | {number(path.stem, result)} | {minutes(result):.1f} | {result["hardware"]} '
-      f'| `{command}` |'
+      f'| {file} | {number(path.stem, result)} | {minutes(result):.1f} | {result["hardware"]} | `{command}` |'
     )
   return '\n'.join(lines)
 
@@ -126,10 +125,7 @@ def duration(seconds):
 
 def speed():
   """The Markdown table of comparisons of speed: how many times as fast as each peer we are."""
-  lines = [
-    '| what | ours | times as fast as (least to largest turn) | hardware |',
-    '|---|---|---|---|',
-  ]
+  lines = ['| what | ours | times as fast as (least to largest turn) | hardware |', '|---|---|---|---|']
   for path in sorted((RESULTS / 'speed').glob('*.json')):
     result = json.loads(path.read_text())
     rows = result['rows'] if isinstance(result['rows'], dict) else {}
@@ -157,8 +153,11 @@ def rows_of(path):
 
 def plans():
   """The Markdown table of plans."""
-  lines = ['| plan | mesh | memory of a device | a step takes at least, by | if nothing overlaps '
-           '| tokens/s | seconds to plan |', '|---|---|---|---|---|---|---|']  # fmt: skip
+  lines = [
+    '| plan | mesh | memory of a device | a step takes at least, by | if nothing overlaps '
+    '| tokens/s | seconds to plan |',
+    '|---|---|---|---|---|---|---|',
+  ]
   made = json.loads((RESULTS / 'plan' / 'plans.json').read_text())['numbers']['plans']
   for name, row in made.items():
     plan = row['plan']
@@ -173,8 +172,9 @@ def plans():
     line += (
       f'| {step["bound"]:.3g} s, {step["limit"]} | {step["serial"]:.3g} s '
       f'| {step["tokens_per_second_serial"]:,.0f} to {step["tokens_per_second"]:,.0f} '
-      if step else '| | | '
-    )  # fmt: skip
+      if step
+      else '| | | '
+    )
     lines.append(f'{line}| {row["seconds"]:.0f} |')
   return '\n'.join(lines)
 

@@ -21,8 +21,8 @@ from benchmarks import versus
 from benchmarks.record import RESULTS
 from experiments import shakespeare_char
 from gpt_jax import config as configs
-from gpt_jax import records
 from gpt_jax.model.config import PRESETS
+from gpt_jax.runs import records
 from gpt_jax.train import train
 
 SIZES = dict(layers=4, width=128, heads=4, context=128, vocab=0)
@@ -36,17 +36,20 @@ def run(preset, lr, seed, steps, folder):
   section = shakespeare_char.get_config('adamw' if ARMS[preset] == 'adamw' else '')
   section.model = configs.section(PRESETS[preset](**SIZES))
   section.optim.lr = lr
-  section.train.update(steps=steps, batch_size=16, eval_every=25, eval_tokens=16384, seed=seed,
-                       sample_every=0, sample_prompts=())  # fmt: skip
+  section.train.update(
+    steps=steps, batch_size=16, eval_every=25, eval_tokens=16384, seed=seed, sample_every=0, sample_prompts=()
+  )
   cfg = configs.build(configs.Config, section)
   train(cfg, folder)
   lines = list(records.read_lines(Path(folder) / 'metrics.jsonl'))
   evaluated = [line for line in lines if 'valid_loss' in line]
   return {
-    'lr': lr, 'seed': seed, 'steps': [line['step'] for line in evaluated],
+    'lr': lr,
+    'seed': seed,
+    'steps': [line['step'] for line in evaluated],
     'losses': [line['valid_loss'] for line in evaluated],
     'step_seconds': [line['step_seconds'] for line in lines if 'step_seconds' in line],
-  }  # fmt: skip
+  }
 
 
 def search(preset, steps, folder):
@@ -66,8 +69,7 @@ def steps_to(run, loss):
   at = next((i for i, value in enumerate(run['losses']) if value <= loss), None)
   if at is None:
     raise SystemExit(
-      f'error: a run ended at {min(run["losses"]):.3f} and never reached {loss:.3f}\n'
-      'fix: more --steps'
+      f'error: a run ended at {min(run["losses"]):.3f} and never reached {loss:.3f}\nfix: more --steps'
     )
   if at == 0:
     return float(run['steps'][0])
@@ -86,9 +88,12 @@ def compared(runs):
     rows[arm] = {'seconds': seconds, 'steps': steps, 'median': float(np.median(seconds))}
   rows = {'gpt_jax' if arm == 'modern' else arm: row for arm, row in rows.items()}
   return {
-    'loss': loss, 'step_seconds': pace, 'rows': rows,
-    'ratios': {'gpt2': versus.ratio(rows, 'gpt_jax', 'gpt2')}, 'runs': runs,
-  }  # fmt: skip
+    'loss': loss,
+    'step_seconds': pace,
+    'rows': rows,
+    'ratios': {'gpt2': versus.ratio(rows, 'gpt_jax', 'gpt2')},
+    'runs': runs,
+  }
 
 
 def main():
@@ -108,9 +113,7 @@ def main():
         where = f'{folder}/{arm}-{seed}'
         runs[arm].append(run(arm, best[arm], seed, arguments.steps, where))
       question = 'time to a loss, modern against gpt2 with AdamW'
-      claim = (
-        'How much sooner the modern preset with Muon reaches the final loss of GPT-2 with AdamW'
-      )
+      claim = 'How much sooner the modern preset with Muon reaches the final loss of GPT-2 with AdamW'
       told = versus.content('to_loss', claim, {question: compared(runs)}, tried=tried)
       records.write_json(FILE, told)
   print(json.dumps(told['rows'][question]['ratios']))

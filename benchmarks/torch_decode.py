@@ -57,9 +57,7 @@ class Decoder(nn.Module):
 
 def load(decoder, peer):
   """Copy the weights of a transformers GPT2LMHeadModel into a Decoder."""
-  take = lambda linear, conv: (
-    linear.weight.data.copy_(conv.weight.T), linear.bias.data.copy_(conv.bias)
-  )  # fmt: skip
+  take = lambda linear, conv: (linear.weight.data.copy_(conv.weight.T), linear.bias.data.copy_(conv.bias))
   body = peer.transformer
   decoder.embed.load_state_dict(body.wte.state_dict())
   decoder.place.load_state_dict(body.wpe.state_dict())

@@ -48,9 +48,9 @@ def ours(shape, model=None, memory=False, **train):
   """
   import jax
 
-  from gpt_jax import hardware
   from gpt_jax.config import Config
   from gpt_jax.model import config, gpt
+  from gpt_jax.runs import hardware
   from gpt_jax.sharding import make_mesh, to_devices
   from gpt_jax.step import gpt_program
 
@@ -102,9 +102,16 @@ def torch_model(shape, kind):
     except ImportError as e:
       raise versus.Missing('transformers is not installed') from e
     cfg = transformers.GPT2Config(
-      vocab_size=shape.vocab, n_positions=shape.length, n_embd=shape.width, n_layer=shape.layers,
-      n_head=shape.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
-    )  # fmt: skip
+      vocab_size=shape.vocab,
+      n_positions=shape.length,
+      n_embd=shape.width,
+      n_layer=shape.layers,
+      n_head=shape.heads,
+      resid_pdrop=0.0,
+      embd_pdrop=0.0,
+      attn_pdrop=0.0,
+      use_cache=False,
+    )
     model = transformers.GPT2LMHeadModel._from_config(cfg, attn_implementation='sdpa').train()
 
     def loss_of(model, ids_BT, targets_BT):
@@ -127,9 +134,7 @@ def torch_peer(shape, kind):
   from benchmarks import torch_gpt
 
   optimizer = torch_gpt.optimizer(model)
-  batches = itertools.cycle(
-    [tuple(torch.from_numpy(x).long() for x in pair) for pair in shape.batches()]
-  )
+  batches = itertools.cycle([tuple(torch.from_numpy(x).long() for x in pair) for pair in shape.batches()])
 
   def run():
     pair = next(batches)

@@ -28,18 +28,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt_jax import hardware, records, runs
+from gpt_jax.runs import hardware, records, run_folder
 from launch import ALLOCATOR
 
 CORES = 2
 SAMPLE_SECONDS = 0.7  # a sample is as many units as take about this long
 PACKAGES = ('torch', 'transformers', 'ctranslate2')  # versions of peers, beside our own
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = ALLOCATOR | {
-  'JAX_PLATFORMS': 'cpu',
-  'HF_HUB_OFFLINE': '1',
-  'TOKENIZERS_PARALLELISM': 'false',
-} | {f'{library}_NUM_THREADS': str(CORES) for library in ('OMP', 'MKL', 'OPENBLAS')}  # fmt: skip
+ENVIRONMENT = (
+  ALLOCATOR
+  | {'JAX_PLATFORMS': 'cpu', 'HF_HUB_OFFLINE': '1', 'TOKENIZERS_PARALLELISM': 'false'}
+  | {f'{library}_NUM_THREADS': str(CORES) for library in ('OMP', 'MKL', 'OPENBLAS')}
+)
 
 
 class Missing(Exception):
@@ -61,9 +61,13 @@ class Process:
   def __init__(self, side):
     self.popen = subprocess.Popen(
       [sys.executable, '-m', 'benchmarks.versus', side.maker, json.dumps(side.arguments)],
-      cwd=ROOT, env=os.environ | ENVIRONMENT | side.environment, text=True,
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+      cwd=ROOT,
+      env=os.environ | ENVIRONMENT | side.environment,
+      text=True,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+    )
     self.facts = self.hear()
 
   def hear(self):
@@ -181,7 +185,7 @@ def content(name, claim, rows, **more):
   Rows that an earlier run made keep what they say of it; all else is of this run.
   """
   device = hardware.name()
-  versions = runs.versions(device)
+  versions = run_folder.versions(device)
   versions |= {package: version_of(package) for package in PACKAGES}
   now = datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds')
   stamped(rows, versions['command'], versions.get('git', ''), now)

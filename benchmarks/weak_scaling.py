@@ -16,7 +16,7 @@ import json
 
 from benchmarks.plans import keep, made
 from benchmarks.record import RESULTS
-from gpt_jax.cluster import topologies
+from gpt_jax.plan import topologies
 
 PATH = RESULTS / 'plan' / 'weak_scaling.json'
 CLAIM = 'What devices send each other a step as a job grows, read from compiled programs'
@@ -45,8 +45,11 @@ def point(preset, chips, size):
   """Compile one program -> its row."""
   name, mesh = PRESETS[preset]
   topology = topologies.parse(name(chips))
-  words = [f'--config=experiments/llama.py:size={size},rows={chips}', '--nodecode',
-           f'--topology={name(chips)}']  # fmt: skip
+  words = [
+    f'--config=experiments/llama.py:size={size},rows={chips}',
+    '--nodecode',
+    f'--topology={name(chips)}',
+  ]
   words += [f'--config.mesh.{axis}={n}' for axis, n in mesh(chips, topology.slices).items()]
   code, plan, seconds = made(words)
   row = {'preset': preset, 'size': size, 'chips': chips, 'topology': name(chips), 'exit': code}
@@ -62,12 +65,17 @@ def point(preset, chips, size):
   axis, estimate = max(took, key=took.get), step['estimate']
   busiest = max(estimate['link'], estimate['network'])  # axes of one medium wait for each other
   return row | {
-    'sent': dict(sent), 'seconds_of_axes': dict(took), 'compute_seconds': compute,
-    'slowest_axis': axis, 'collective_seconds': busiest, 'pays': busiest <= compute,
+    'sent': dict(sent),
+    'seconds_of_axes': dict(took),
+    'compute_seconds': compute,
+    'slowest_axis': axis,
+    'collective_seconds': busiest,
+    'pays': busiest <= compute,
     # Gradients and weights are as many however many tokens there are; what `tensor` sends is not.
     'tokens_to_pay': None if 'tensor' in axis else round(TOKENS * busiest / compute),
-    'memory': step['memory']['total'], 'fits': plan['fits'],
-  }  # fmt: skip
+    'memory': step['memory']['total'],
+    'fits': plan['fits'],
+  }
 
 
 def draw(rows):

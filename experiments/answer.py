@@ -14,9 +14,13 @@ from gpt_jax import config as configs
 def stories(facts):
   """The fields of a source of stories whose answer needs so many sentences."""
   return dict(
-    kind='stories', documents=40_000, template='{story} {question} -> {answer}',
-    keep=f'facts={facts}', valid_keep=f'facts={facts},part=8', test_keep=f'facts={facts},part=9',
-  )  # fmt: skip
+    kind='stories',
+    documents=40_000,
+    template='{story} {question} -> {answer}',
+    keep=f'facts={facts}',
+    valid_keep=f'facts={facts},part=8',
+    test_keep=f'facts={facts},part=9',
+  )
 
 
 def get_config(arg=''):
@@ -26,15 +30,21 @@ def get_config(arg=''):
   config.tokenizer.update(kind='bpe', vocab=320)  # a word of these stories is one token
   config.data.update(packing='first_fit', prefix=True)
   config.data.mixture = {'one_fact': stories(1), 'two_facts': stories(2)}
-  config.model.update(layers=4, width=128, heads=4, context=144, mlp='relu2', qk_norm=True,
-                      init_projections='zero')  # fmt: skip
+  config.model.update(
+    layers=4, width=128, heads=4, context=144, mlp='relu2', qk_norm=True, init_projections='zero'
+  )
   config.optim.update(name='muon', lr=3e-3, warmup=50, schedule='linear', final_lr=0.0)
-  config.train.update(steps=args.steps, batch_size=32, eval_every=250, sample_every=1000,
-                      eval_tokens=16384, seed=args.seed, sample_prompts=())  # fmt: skip
+  config.train.update(
+    steps=args.steps,
+    batch_size=32,
+    eval_every=250,
+    sample_every=1000,
+    eval_tokens=16384,
+    seed=args.seed,
+    sample_prompts=(),
+  )
   config.sample.update(max_new_tokens=8)
   if args.runlocal:
-    config.data.mixture = {
-      name: dict(source, documents=400) for name, source in config.data.mixture.items()
-    }
+    config.data.mixture = {name: dict(source, documents=400) for name, source in config.data.mixture.items()}
     config.train.update(steps=20, eval_every=10, sample_every=20, eval_tokens=2048)
   return config

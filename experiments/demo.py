@@ -23,8 +23,16 @@ def get_config(arg=''):
     'dial': {'kind': 'keypad', 'template': '{name} -> {audio:audio}'},
     'listen': {'kind': 'keypad', 'template': '{audio:audio} -> {name}'},
   }
-  config.model.update(layers=4, width=128, heads=4, context=144, mlp='relu2', qk_norm=True,
-                      positions='mrope', init_projections='zero')  # fmt: skip
+  config.model.update(
+    layers=4,
+    width=128,
+    heads=4,
+    context=144,
+    mlp='relu2',
+    qk_norm=True,
+    positions='mrope',
+    init_projections='zero',
+  )
   config.optim.update(name='muon', lr=4e-3, warmup=20, schedule='linear', final_lr=0.0)
   config.train.update(steps=600, batch_size=16, eval_every=200, eval_tokens=8192, sample_every=300)
   config.train.sample_prompts = ('The ', 'A list is ', 'Functions are ')

@@ -22,21 +22,22 @@ SPEAKERS = ('george', 'jackson', 'lucas', 'nicolas', 'theo', 'yweweler')
 def recordings(loso=''):
   """The fields of the source; the official test are the first five of each digit and speaker."""
   return dict(
-    kind='files', path='fsdd/recordings.zip', names=NAMES,
+    kind='files',
+    path='fsdd/recordings.zip',
+    names=NAMES,
     pattern=r'(?P<label>\d)_(?P<speaker>[a-z]+)_(?P<index>\d+)\.wav',
     valid_keep='index=5|6|7|8|9',
     test_keep=f'speaker={loso}' if loso else 'index=0|1|2|3|4',
-  )  # fmt: skip
+  )
 
 
 def get_config(arg=''):
   """arg: see the module's docstring."""
-  args = configs.arguments(arg, tokens='', task='both', loso='', continuous=False, steps=1500,
-                           seed=0, runlocal=False)  # fmt: skip
+  args = configs.arguments(
+    arg, tokens='', task='both', loso='', continuous=False, steps=1500, seed=0, runlocal=False
+  )
   if args.loso and args.loso not in SPEAKERS:
-    raise ValueError(
-      f'config argument loso={args.loso} is no speaker\nfix: use one of {", ".join(SPEAKERS)}'
-    )
+    raise ValueError(f'config argument loso={args.loso} is no speaker\nfix: use one of {", ".join(SPEAKERS)}')
   config = configs.default()
   config.tokenizer.kind = 'bytes'  # a speaker left out may have letters that no other has
   if args.tokens:
@@ -59,13 +60,22 @@ def get_config(arg=''):
   if args.task != 'both':
     forms = {args.task: forms[args.task]}
   config.data.mixture = forms
-  config.data.update(packing='first_fit', prefix=args.continuous,
-                     condition_dropout=0.0 if args.task == 'recognise' else 0.1)  # fmt: skip
-  config.model.update(layers=4, width=128, heads=4, context=96, mlp='relu2', qk_norm=True,
-                      init_projections='zero', dropout=0.2)  # fmt: skip
+  config.data.update(
+    packing='first_fit', prefix=args.continuous, condition_dropout=0.0 if args.task == 'recognise' else 0.1
+  )
+  config.model.update(
+    layers=4, width=128, heads=4, context=96, mlp='relu2', qk_norm=True, init_projections='zero', dropout=0.2
+  )
   config.optim.update(name='muon', lr=2e-3, warmup=50, schedule='linear', final_lr=0.0, ema=0.99)
-  config.train.update(steps=args.steps, batch_size=32, eval_every=100, sample_every=500,
-                      eval_tokens=65536, seed=args.seed, sample_prompts=())  # fmt: skip
+  config.train.update(
+    steps=args.steps,
+    batch_size=32,
+    eval_every=100,
+    sample_every=500,
+    eval_tokens=65536,
+    seed=args.seed,
+    sample_prompts=(),
+  )
   config.sample.update(max_new_tokens=64)
   if args.runlocal:
     config.train.update(steps=20, eval_every=10, sample_every=20, eval_tokens=2048)

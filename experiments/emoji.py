@@ -12,9 +12,13 @@ read patches instead of codes), steps, seed, runlocal.
 from gpt_jax import config as configs
 
 EMOJI = dict(
-  kind='jsonl', path='runs/emoji.jsonl', root='noto_emoji/images_72.zip',
-  keep='group_split=train', valid_keep='group_split=valid', test_keep='group_split=test',
-)  # fmt: skip
+  kind='jsonl',
+  path='runs/emoji.jsonl',
+  root='noto_emoji/images_72.zip',
+  keep='group_split=train',
+  valid_keep='group_split=valid',
+  test_keep='group_split=test',
+)
 CHANGED = dict(copies=6, augment='rotate=10,scale=0.1,shift=2')  # 1,247 pictures are soon known
 
 
@@ -34,11 +38,27 @@ def get_config(arg=''):
     'draw': dict(EMOJI, template='{name} -> {image:image}', **CHANGED),
   }
   config.data.update(packing='first_fit', condition_dropout=0.1, prefix=args.continuous)
-  config.model.update(layers=4, width=128, heads=4, context=176, mlp='relu2', qk_norm=True,
-                      positions='mrope', init_projections='zero', dropout=0.2)  # fmt: skip
+  config.model.update(
+    layers=4,
+    width=128,
+    heads=4,
+    context=176,
+    mlp='relu2',
+    qk_norm=True,
+    positions='mrope',
+    init_projections='zero',
+    dropout=0.2,
+  )
   config.optim.update(name='muon', lr=2e-3, warmup=50, schedule='linear', final_lr=0.0, ema=0.99)
-  config.train.update(steps=args.steps, batch_size=16, eval_every=100, sample_every=500,
-                      eval_tokens=0, seed=args.seed, sample_prompts=())  # fmt: skip
+  config.train.update(
+    steps=args.steps,
+    batch_size=16,
+    eval_every=100,
+    sample_every=500,
+    eval_tokens=0,
+    seed=args.seed,
+    sample_prompts=(),
+  )
   config.sample.update(max_new_tokens=100)
   if args.runlocal:
     config.train.update(steps=20, eval_every=10, sample_every=20)

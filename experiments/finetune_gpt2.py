@@ -20,9 +20,7 @@ def get_config(arg=''):
   config.tokenizer = configs.section(base.tokenizer)
   config.data.mixture = {'text': {'kind': 'text', 'path': 'tinyshakespeare/input.txt'}}
   config.optim.update(lr=3e-5, schedule='constant', warmup=0)
-  config.train.update(
-    init_from=args.base, steps=200, batch_size=32, eval_every=20, sample_every=100
-  )
+  config.train.update(init_from=args.base, steps=200, batch_size=32, eval_every=20, sample_every=100)
   if args.runlocal:
     length = min(64, base.model.context)
     config.train.update(steps=10, batch_size=4, length=length, eval_every=5, eval_tokens=1024)

@@ -18,28 +18,33 @@ test, as in tfds=mnist, in the place of MNIST's own files), steps, seed, runloca
 from gpt_jax import config as configs
 
 NAMES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
-MNIST = dict(
-  kind='arrays', path='mnist/train-*-ubyte.gz', test_path='mnist/t10k-*-ubyte.gz', names=NAMES
-)
+MNIST = dict(kind='arrays', path='mnist/train-*-ubyte.gz', test_path='mnist/t10k-*-ubyte.gz', names=NAMES)
 
 
 def get_config(arg=''):
   """arg: see the module's docstring."""
-  args = configs.arguments(arg, tokens='', task='both', continuous=False, copies=0, tfds='',
-                           steps=3000, seed=0, runlocal=False)  # fmt: skip
+  args = configs.arguments(
+    arg, tokens='', task='both', continuous=False, copies=0, tfds='', steps=3000, seed=0, runlocal=False
+  )
   config = configs.default()
   config.tokenizer.kind = 'chars'
   if args.tokens:
     config.image.update(kind='fsq', path=args.tokens)
   else:
     config.image.update(kind='patches', codes=240)
-  config.data.update(packing='first_fit', valid_fraction=1 / 12, condition_dropout=0.1,
-                     prefix=args.continuous or args.task == 'read')  # fmt: skip
+  config.data.update(
+    packing='first_fit',
+    valid_fraction=1 / 12,
+    condition_dropout=0.1,
+    prefix=args.continuous or args.task == 'read',
+  )
   read = '{image:patches} -> {name}' if args.continuous else '{image:image} -> {name}'
   changed = dict(copies=args.copies, augment='rotate=10,scale=0.1,shift=2') if args.copies else {}
   digits = dict(kind='tfds', path=args.tfds, test_split='test', names=NAMES) if args.tfds else MNIST
-  forms = {'read': dict(digits, template=read, **changed),
-           'draw': dict(digits, template='{name} -> {image:image}')}  # fmt: skip
+  forms = {
+    'read': dict(digits, template=read, **changed),
+    'draw': dict(digits, template='{name} -> {image:image}'),
+  }
   if args.task not in ('both', *forms):
     raise ValueError(
       f'config argument task={args.task} is not known\nfix: use one of both, {", ".join(forms)}'
@@ -50,11 +55,27 @@ def get_config(arg=''):
     forms = {args.task: forms[args.task]}
     config.data.condition_dropout = 0.1 if args.task == 'draw' else 0.0
   config.data.mixture = forms
-  config.model.update(layers=4, width=128, heads=4, context=120, mlp='relu2', qk_norm=True,
-                      positions='mrope', init_projections='zero', dropout=0.05)  # fmt: skip
+  config.model.update(
+    layers=4,
+    width=128,
+    heads=4,
+    context=120,
+    mlp='relu2',
+    qk_norm=True,
+    positions='mrope',
+    init_projections='zero',
+    dropout=0.05,
+  )
   config.optim.update(name='muon', lr=3e-3, warmup=50, schedule='linear', final_lr=0.0)
-  config.train.update(steps=args.steps, batch_size=32, eval_every=500, sample_every=1000,
-                      eval_tokens=65536, seed=args.seed, sample_prompts=())  # fmt: skip
+  config.train.update(
+    steps=args.steps,
+    batch_size=32,
+    eval_every=500,
+    sample_every=1000,
+    eval_tokens=65536,
+    seed=args.seed,
+    sample_prompts=(),
+  )
   config.sample.update(max_new_tokens=80)
   if args.runlocal:
     config.train.update(steps=20, eval_every=10, sample_every=20, eval_tokens=2048)

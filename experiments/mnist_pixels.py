@@ -17,16 +17,36 @@ def get_config(arg=''):
   config.image.update(kind='pixels', patch=1)
   config.data.update(packing='first_fit', valid_fraction=1 / 60)
   config.data.mixture = {
-    'mnist': {'kind': 'arrays', 'path': 'mnist/train-*-ubyte.gz', 'template': '{image:image}',
-              'test_path': 'mnist/t10k-*-ubyte.gz'},
-  }  # fmt: skip
+    'mnist': {
+      'kind': 'arrays',
+      'path': 'mnist/train-*-ubyte.gz',
+      'template': '{image:image}',
+      'test_path': 'mnist/t10k-*-ubyte.gz',
+    }
+  }
   config.loss.restrict = True
-  config.model.update(layers=4, width=96, heads=2, context=787, mlp='relu2', qk_norm=True,
-                      positions='mrope', init_projections='zero', window=64,
-                      window_pattern='SL')  # fmt: skip
+  config.model.update(
+    layers=4,
+    width=96,
+    heads=2,
+    context=787,
+    mlp='relu2',
+    qk_norm=True,
+    positions='mrope',
+    init_projections='zero',
+    window=64,
+    window_pattern='SL',
+  )
   config.optim.update(name='muon', lr=4e-3, warmup=50, schedule='linear', final_lr=0.0)
-  config.train.update(steps=args.steps, batch_size=4, eval_every=300, sample_every=750,
-                      eval_tokens=131072, seed=args.seed, sample_prompts=())  # fmt: skip
+  config.train.update(
+    steps=args.steps,
+    batch_size=4,
+    eval_every=300,
+    sample_every=750,
+    eval_tokens=131072,
+    seed=args.seed,
+    sample_prompts=(),
+  )
   config.sample.update(max_new_tokens=787)
   if args.runlocal:
     config.train.update(steps=10, eval_every=5, sample_every=10, eval_tokens=2048)

@@ -15,13 +15,15 @@ recognise, speak, text: the single-task model to compare with), steps, seed, run
 from gpt_jax import config as configs
 
 NAMES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
-MNIST = dict(
-  kind='arrays', path='mnist/train-*-ubyte.gz', test_path='mnist/t10k-*-ubyte.gz', names=NAMES
-)
+MNIST = dict(kind='arrays', path='mnist/train-*-ubyte.gz', test_path='mnist/t10k-*-ubyte.gz', names=NAMES)
 FSDD = dict(
-  kind='files', path='fsdd/recordings.zip', names=NAMES, valid_keep='index=5|6|7|8|9',
-  pattern=r'(?P<label>\d)_(?P<speaker>[a-z]+)_(?P<index>\d+)\.wav', test_keep='index=0|1|2|3|4',
-)  # fmt: skip
+  kind='files',
+  path='fsdd/recordings.zip',
+  names=NAMES,
+  valid_keep='index=5|6|7|8|9',
+  pattern=r'(?P<label>\d)_(?P<speaker>[a-z]+)_(?P<index>\d+)\.wav',
+  test_keep='index=0|1|2|3|4',
+)
 TEXT = dict(kind='text', path='tinyshakespeare/input.txt', separator='\n\n')
 
 
@@ -40,9 +42,7 @@ def get_config(arg=''):
     'text': dict(TEXT, weight=2.0),
   }
   if args.only and args.only not in forms:
-    raise ValueError(
-      f'config argument only={args.only} is no task\nfix: use one of {", ".join(forms)}'
-    )
+    raise ValueError(f'config argument only={args.only} is no task\nfix: use one of {", ".join(forms)}')
   forms = {args.only: forms[args.only]} if args.only else forms
   templates = ' '.join(form.get('template', '') for form in forms.values())
   config.data.mixture = forms
@@ -51,13 +51,30 @@ def get_config(arg=''):
     config.image.update(tokens)
   if ':audio}' in templates:
     config.audio.update(kind='fsq' if args.audio else 'frames', path=args.audio)
-  config.data.update(packing='first_fit', valid_fraction=1 / 12,
-                     condition_dropout=0.1 if ' -> ' in templates else 0.0)  # fmt: skip
-  config.model.update(layers=4, width=128, heads=4, context=120, mlp='relu2', qk_norm=True,
-                      positions='mrope', init_projections='zero', dropout=0.05)  # fmt: skip
+  config.data.update(
+    packing='first_fit', valid_fraction=1 / 12, condition_dropout=0.1 if ' -> ' in templates else 0.0
+  )
+  config.model.update(
+    layers=4,
+    width=128,
+    heads=4,
+    context=120,
+    mlp='relu2',
+    qk_norm=True,
+    positions='mrope',
+    init_projections='zero',
+    dropout=0.05,
+  )
   config.optim.update(name='muon', lr=3e-3, warmup=50, schedule='linear', final_lr=0.0)
-  config.train.update(steps=args.steps, batch_size=32, eval_every=500, sample_every=1000,
-                      eval_tokens=32768, seed=args.seed, sample_prompts=())  # fmt: skip
+  config.train.update(
+    steps=args.steps,
+    batch_size=32,
+    eval_every=500,
+    sample_every=1000,
+    eval_tokens=32768,
+    seed=args.seed,
+    sample_prompts=(),
+  )
   config.sample.update(max_new_tokens=80)
   if args.runlocal:
     config.train.update(steps=20, eval_every=10, sample_every=20, eval_tokens=2048)

@@ -15,12 +15,13 @@ def get_config(arg=''):
   config = configs.default()
   config.data.mixture = {'shakespeare': {'kind': 'text', 'path': 'tinyshakespeare/input.txt'}}
   config.tokenizer.kind = 'chars'
-  config.model.update(layers=4, width=192, heads=6, context=256, mlp='relu2', qk_norm=True,
-                      init_projections='zero')  # fmt: skip
-  config.optim.update(name='adamw' if args.adamw else 'muon', lr=3e-3, warmup=50, schedule='linear',
-                      final_lr=0.0)  # fmt: skip
-  config.train.update(steps=500, batch_size=16, eval_every=100, eval_tokens=0,
-                      sample_every=250)  # fmt: skip
+  config.model.update(
+    layers=4, width=192, heads=6, context=256, mlp='relu2', qk_norm=True, init_projections='zero'
+  )
+  config.optim.update(
+    name='adamw' if args.adamw else 'muon', lr=3e-3, warmup=50, schedule='linear', final_lr=0.0
+  )
+  config.train.update(steps=500, batch_size=16, eval_every=100, eval_tokens=0, sample_every=250)
   config.sample.update(temperature=0.8, max_new_tokens=200)
   if args.gpu:
     config.model.update(layers=6, width=384, heads=6, dropout=0.2)

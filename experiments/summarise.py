@@ -20,16 +20,27 @@ def get_config(arg=''):
   config.data.update(packing='first_fit', prefix=True)
   config.data.mixture = {
     'abstracts': dict(
-      kind='jsonl', path='scitldr/train.jsonl', valid_path='scitldr/dev.jsonl',
-      test_path='scitldr/test.jsonl', template='{source.*} -> {target.0}',
-    ),
-  }  # fmt: skip
-  config.model.update(layers=6, width=384, heads=6, context=768, mlp='relu2', qk_norm=True,
-                      init_projections='zero', dropout=0.2)  # fmt: skip
+      kind='jsonl',
+      path='scitldr/train.jsonl',
+      valid_path='scitldr/dev.jsonl',
+      test_path='scitldr/test.jsonl',
+      template='{source.*} -> {target.0}',
+    )
+  }
+  config.model.update(
+    layers=6, width=384, heads=6, context=768, mlp='relu2', qk_norm=True, init_projections='zero', dropout=0.2
+  )
   config.loss.label_smoothing = 0.1
   config.optim.update(name='muon', lr=2e-3, warmup=100, schedule='linear', final_lr=0.0)
-  config.train.update(steps=args.steps, batch_size=16, eval_every=250, sample_every=500,
-                      eval_tokens=16384, seed=args.seed, sample_prompts=())  # fmt: skip
+  config.train.update(
+    steps=args.steps,
+    batch_size=16,
+    eval_every=250,
+    sample_every=500,
+    eval_tokens=16384,
+    seed=args.seed,
+    sample_prompts=(),
+  )
   config.sample.update(max_new_tokens=80)
   if args.runlocal:
     config.train.update(steps=4, eval_every=2, sample_every=4, eval_tokens=2048)

@@ -18,24 +18,34 @@ def get_config(arg=''):
   args = configs.arguments(arg, to='de', steps=3000, seed=0, runlocal=False)
   if args.to not in LANGUAGES:
     raise ValueError(
-      f'config argument to={args.to} is no language of these files\n'
-      f'fix: use one of {", ".join(LANGUAGES)}'
+      f'config argument to={args.to} is no language of these files\nfix: use one of {", ".join(LANGUAGES)}'
     )
   config = configs.default()
   config.tokenizer.update(kind='bpe', vocab=4096)
   config.data.update(packing='first_fit', prefix=True)
   config.data.mixture = {
     'captions': dict(
-      kind='parallel', path='multi30k/train.*.gz', valid_path='multi30k/val.*.gz',
-      test_path='multi30k/test_2016_flickr.*.gz', template=f'{{en}} -> {{{args.to}}}',
-    ),
-  }  # fmt: skip
-  config.model.update(layers=4, width=192, heads=4, context=128, mlp='relu2', qk_norm=True,
-                      init_projections='zero', dropout=0.2)  # fmt: skip
+      kind='parallel',
+      path='multi30k/train.*.gz',
+      valid_path='multi30k/val.*.gz',
+      test_path='multi30k/test_2016_flickr.*.gz',
+      template=f'{{en}} -> {{{args.to}}}',
+    )
+  }
+  config.model.update(
+    layers=4, width=192, heads=4, context=128, mlp='relu2', qk_norm=True, init_projections='zero', dropout=0.2
+  )
   config.loss.label_smoothing = 0.1
   config.optim.update(name='muon', lr=3e-3, warmup=100, schedule='linear', final_lr=0.0)
-  config.train.update(steps=args.steps, batch_size=32, eval_every=500, sample_every=1000,
-                      eval_tokens=16384, seed=args.seed, sample_prompts=())  # fmt: skip
+  config.train.update(
+    steps=args.steps,
+    batch_size=32,
+    eval_every=500,
+    sample_every=1000,
+    eval_tokens=16384,
+    seed=args.seed,
+    sample_prompts=(),
+  )
   config.sample.update(max_new_tokens=60)
   if args.runlocal:
     config.train.update(steps=20, eval_every=10, sample_every=20, eval_tokens=2048)

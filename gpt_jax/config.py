@@ -16,17 +16,17 @@ import typing
 
 import ml_collections
 
-from gpt_jax import runs
-from gpt_jax.checkpoint import CheckpointConfig
 from gpt_jax.data import DataConfig, Source
 from gpt_jax.losses import LossConfig
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.optim import OptimConfig
-from gpt_jax.runs import LogConfig
+from gpt_jax.runs import run_folder
+from gpt_jax.runs.run_folder import LogConfig
 from gpt_jax.sample import SampleConfig
 from gpt_jax.sharding import MeshConfig
 from gpt_jax.tokenizers import AudioConfig, ImageConfig, TokenizerConfig
 from gpt_jax.train import TrainConfig
+from gpt_jax.training.checkpoint import CheckpointConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +101,7 @@ def _convert(hint, value, name):
   wanted = typing.get_origin(hint) or hint
   if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
     raise ValueError(
-      f'{name}={value!r} is of type {type(value).__name__}\n'
-      f'fix: give a value of type {wanted.__name__}'
+      f'{name}={value!r} is of type {type(value).__name__}\nfix: give a value of type {wanted.__name__}'
     )
   return value
 
@@ -147,8 +146,7 @@ def call_file(spec, function, example):
   module_spec.loader.exec_module(module)
   if not hasattr(module, function):
     raise ValueError(
-      f'--config={spec}: {path} has no {function}\n'
-      f'fix: define {function}(arg=""), as {example} does'
+      f'--config={spec}: {path} has no {function}\nfix: define {function}(arg=""), as {example} does'
     )
   try:
     return path.stem, getattr(module, function)(argument)
@@ -186,8 +184,7 @@ def arguments(argument, **defaults):
         raise ValueError('only True needs no value')
     except (KeyError, ValueError) as e:
       raise ValueError(
-        f'config argument {item!r} is not of type {kind.__name__}\n'
-        f'fix: write {name}={defaults[name]}'
+        f'config argument {item!r} is not of type {kind.__name__}\nfix: write {name}={defaults[name]}'
       ) from e
   return values
 
@@ -199,7 +196,7 @@ def section(dataclass):
 
 def of_run(workdir):
   """The Config of a run folder, from its config.json."""
-  return build(Config, runs.read_config(workdir))
+  return build(Config, run_folder.read_config(workdir))
 
 
 BOOLEANS = {'true': True, '1': True, 'false': False, '0': False}

@@ -26,9 +26,7 @@ class LossConfig:
   """
 
   z_loss: float = 0.0  # times log(Z)^2, keeps logits from drifting
-  label_smoothing: float = (
-    0.0  # probability moved from the target to a uniform choice over the vocabulary
-  )
+  label_smoothing: float = 0.0  # probability moved from the target to a uniform choice over the vocabulary
   moe_balance: float = 0.01  # times the experts' load-balance loss
   moe_z: float = 0.001  # times the router's z-loss
   text: float = 1.0  # weight of targets that are text
@@ -51,9 +49,7 @@ class LossConfig:
         'leaves some out\nfix: use one of the two'
       )
     if self.balance not in BALANCES:
-      raise ValueError(
-        f'loss.balance={self.balance!r} is not known\nfix: use one of {", ".join(BALANCES)}'
-      )
+      raise ValueError(f'loss.balance={self.balance!r} is not known\nfix: use one of {", ".join(BALANCES)}')
 
 
 class Kinds(NamedTuple):

@@ -101,8 +101,7 @@ class Optimizer:
     object.__setattr__(self, 'decays', {path for path in self.axes if decays(path)})
     if decay and not self.decays:
       raise ValueError(
-        f'optim.decay={decay!r} matches no parameter\n'
-        f'fix: use paths such as {next(iter(self.axes))}'
+        f'optim.decay={decay!r} matches no parameter\nfix: use paths such as {next(iter(self.axes))}'
       )
 
   def init(self, params):
@@ -211,8 +210,7 @@ def match_multipliers(entries, paths):
   missed = [path for path in paths if path not in result]
   if missed:
     raise ValueError(
-      f'optim.lr_multipliers matches nothing for {", ".join(missed)}\n'
-      'fix: add the entry ".*=1" at the end'
+      f'optim.lr_multipliers matches nothing for {", ".join(missed)}\nfix: add the entry ".*=1" at the end'
     )
   idle = [entries[i] for i in range(len(entries)) if i not in {i for i, _ in result.values()}]
   if idle:
@@ -311,8 +309,7 @@ def muon(cfg, axes):
   """
   inner = lambda letters: letters.lstrip('LE')
   matrices = {
-    path: None if set(inner(letters)) & set('EW') else matrix_axes(letters)
-    for path, letters in axes.items()
+    path: None if set(inner(letters)) & set('EW') else matrix_axes(letters) for path, letters in axes.items()
   }
   labels = {path: 'muon' if numbers else 'adamw' for path, numbers in matrices.items()}
 

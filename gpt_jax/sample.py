@@ -20,16 +20,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gpt_jax import grammar as grammars
-from gpt_jax import samplers
-from gpt_jax.feed import Prompt, check_prompts, prepare
-from gpt_jax.losses import token_losses
 from gpt_jax.model import gpt
 from gpt_jax.model.positions import POSITIONS
-from gpt_jax.samplers import FILTERS, NEVER
+from gpt_jax.sampling import samplers
+from gpt_jax.sampling.prompt_batch import Prompt, check_prompts, prepare
+from gpt_jax.sampling.samplers import FILTERS, NEVER
 from gpt_jax.sharding import fetch
+from gpt_jax.tokenizers import grammar as grammars
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +50,7 @@ class SampleConfig:
   def __post_init__(self):
     for key, (low, high) in LIMITS.items():
       if not low <= getattr(self, key) <= high:
-        raise ValueError(
-          f'sample.{key}={getattr(self, key)} is out of range\nfix: use {low} to {high}'
-        )
+        raise ValueError(f'sample.{key}={getattr(self, key)} is out of range\nfix: use {low} to {high}')
     sampling = ('temperature', *FILTERS, 'repetition_penalty', 'guidance')
     unused = [k for k in sampling if self.beams and getattr(self, k) != getattr(type(self), k)]
     if unused:
@@ -169,9 +165,7 @@ def choose(state, cfg, grammar):
   """The next token of each row."""
   logits_BV, allowed_BV = state.next_logits_BV, grammars.allowed(grammar, state.span)
   if state.null_logits_BV is not None:
-    logits_BV = samplers.guide(
-      logits_BV, state.null_logits_BV, state.guidance_B, allowed_BV, grammar.paced_V
-    )
+    logits_BV = samplers.guide(logits_BV, state.null_logits_BV, state.guidance_B, allowed_BV, grammar.paced_V)
   if cfg.repetition_penalty != 1.0:
     logits_BV = samplers.penalise_repetition(
       logits_BV, state.token_ids_BT, state.lengths_B, cfg.repetition_penalty
@@ -255,113 +249,10 @@ def stream(model, prompts, cfg, grammar, keys_B=None, every=16):
       return
 
 
-def new_tokens(state, prompts, num_samples):
-  """-> list of (ids, log-probabilities), one a row: what was sampled after each prompt."""
-  ids_BT, log_probs_BT, lengths_B = fetch((state.token_ids_BT, state.log_probs_BT, state.lengths_B))
-  begins = np.repeat([len(as_prompt(p).ids) for p in prompts], num_samples)
-  return [
-    (ids_BT[b, begin : lengths_B[b]].tolist(), log_probs_BT[b, begin : lengths_B[b]].tolist())
-    for b, begin in enumerate(begins)
-  ]
-
-
-def prompt_ids(tokenizers, prompt, begin=''):
-  """Ids of a prompt, after the special `begin`; an empty one is the end of the text before."""
-  first = [tokenizers.vocabulary.special(begin)] if begin else []
-  return first + tokenizers.encode_text(prompt) or [tokenizers.vocabulary.special('eos')]
-
-
-def rules(tokenizers, columns, to='text'):
-  """The grammar of what these tokenizers can make, for a model of this many columns."""
-  return grammars.build(tokenizers.vocabulary, tokenizers.layout, columns, to)
-
-
-def make(model, tokenizers, prompts, cfg, to='text', keys_B=None):
-  """Continue prompts with what `to` names (a row of grammar.ENDS).
-
-  model: parameters as trained. -> for each prompt a list of (ids after it, log-probability of each
-  under the model); with cfg.beams the length-penalised score of the whole text stands in the place
-  of log-probabilities. Raises ValueError as `start` does, and for beams of anything but text.
-  """
-  from gpt_jax import beam  # beam builds on this file
-
-  model = _for_sampling(model)
-  grammar = rules(tokenizers, model.cfg.V, to)
-  if cfg.beams and to != 'text':
-    raise ValueError(
-      f'sample.beams={cfg.beams} cannot make to={to}\nfix: set beams=0, or --to=text'
-    )
-  if cfg.beams:
-    return beam.beam_search(model, prompts, cfg, grammar)
-  state = generate(model, prompts, cfg, grammar, keys_B)
-  rows, n = new_tokens(state, prompts, cfg.num_samples), cfg.num_samples
-  return [rows[i * n : (i + 1) * n] for i in range(len(prompts))]
-
-
-def complete(model, tokenizers, prompts, cfg, stop=()):
-  """Continue prompts (Prompt or lists of ids) as text.
-
-  model: parameters as trained. stop: strings; a text ends before the first of them.
-  -> for each prompt a list of (text, scores as of `make`).
-  """
-  found = make(model, tokenizers, prompts, cfg)
-  return [
-    [(cut(continuation(tokenizers, as_prompt(prompt).ids, ids), stop), p) for ids, p in group]
-    for prompt, group in zip(prompts, found, strict=True)
-  ]
-
-
-def stream_text(model, tokenizers, prompt, cfg, stop=()):
-  """Continue one prompt and yield its text in pieces, as soon as each is certain."""
-  model = _for_sampling(model)
-  grammar = rules(tokenizers, model.cfg.V)
-  decoder, text, shown = tokenizers.stream_decoder(), '', 0
-  hold = max(map(len, stop), default=1) - 1  # characters that a stop string may still begin with
-  done = len(as_prompt(prompt).ids)
-  for i in last_text(tokenizers, as_prompt(prompt).ids):  # shown already; see `continuation`
-    decoder.push(i)
-  for state in stream(model, [prompt], cfg, grammar):
-    ids = state.token_ids_BT[0, done : state.lengths_B[0]]
-    text, done = text + ''.join(map(decoder.push, ids)), int(state.lengths_B[0])
-    ended = cut(text, stop) != text
-    certain = len(cut(text, stop)) if ended else max(shown, len(text) - hold)
-    yield text[shown:certain]
-    shown = certain
-    if ended:
-      return
-  yield cut(text + decoder.flush(), stop)[shown:]
-
-
-def continuation(tokenizers, prompt, ids):
-  """The text of ids after a prompt: some tokenizers drop the space of a word that stands first."""
-  before = last_text(tokenizers, prompt)
-  return tokenizers.decode_text([*before, *ids])[len(tokenizers.decode_text(before)) :]
-
-
-def last_text(tokenizers, ids):
-  """The text ids at the end of a prompt: after a special or a medium a new text begins."""
-  specials = {index for _, index in tokenizers.vocabulary.specials}
-  texts = tokenizers.vocabulary.count('text')
-  others = [n for n, i in enumerate(ids, 1) if i >= texts or i in specials]
-  return ids[others[-1] if others else 0 :]
-
-
-def cut(text, stop):
-  """The text up to the first of the stop strings."""
-  return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
-
-
 @jax.jit
-def _for_sampling(model):
+def prepare_model(model):
+  """Trained parameters -> the model that decodes: see gpt.for_sampling."""
   return gpt.for_sampling(model, model.cfg.dtype)
-
-
-def score(model, batch):
-  """Sums over a batch with target_ids_BT and loss_mask_BT -> (nats, weight), float32 scalars."""
-  out = model(batch['token_ids_BT'], **gpt.inputs(model.cfg, batch))
-  nats_BT, _ = token_losses(out.logits_BTV, batch['target_ids_BT'])
-  mask_BT = batch['loss_mask_BT']
-  return (nats_BT * mask_BT).sum(), mask_BT.sum()
 
 
 LIMITS = {

@@ -57,9 +57,7 @@ class MeshConfig:
 
   def __post_init__(self):
     if self.preset and self.preset not in PRESETS:
-      raise ValueError(
-        f'mesh.preset={self.preset} is not a known mesh\nfix: use one of {", ".join(PRESETS)}'
-      )
+      raise ValueError(f'mesh.preset={self.preset} is not a known mesh\nfix: use one of {", ".join(PRESETS)}')
     for axis in AXES:
       size = getattr(self, axis)
       if size < 1 and size != -1:
@@ -260,7 +258,7 @@ def check_batch(rows, length, mesh):
   """Raise ValueError unless a batch of these sizes, over all processes, fits the mesh."""
   shards = math.prod(mesh.shape[a] for a in ACTIVATION_RULES['B'])
   sequence = mesh.shape['sequence']
-  # A device computes two chunks of a row, an early and a late one (model/context.py).
+  # A device computes two chunks of a row, an early and a late one (model/kernels/context_parallel.py).
   if rows % shards or (sequence > 1 and length % (2 * sequence)):
     raise ValueError(
       f'a batch of {rows} rows of {length} tokens does not split over data x fsdp x expert = '
@@ -291,8 +289,7 @@ def share(mesh):
 
 def to_devices(batch, mesh, stacked=False):
   """This process's rows of a batch (numpy; see `share`) -> global arrays on the mesh."""
-  sizes = [dict(zip(k.rsplit('_', 1)[1], np.shape(v)[stacked:], strict=True))
-           for k, v in batch.items()]  # fmt: skip
+  sizes = [dict(zip(k.rsplit('_', 1)[1], np.shape(v)[stacked:], strict=True)) for k, v in batch.items()]
   _, count = share(mesh)
   rows, length = sizes[0]['B'] * count, max(size.get('T', 0) for size in sizes)
   check_batch(rows, length, mesh)

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import losses, skips
+from gpt_jax import losses
 from gpt_jax.model import gpt
 from gpt_jax.model import layers as nn
 from gpt_jax.optim import Optimizer
 from gpt_jax.sharding import replicated
+from gpt_jax.training import loss_guard
 
 
 class TrainState(NamedTuple):
@@ -64,7 +65,7 @@ def init_state(abstract_model, optimizer, hyper, seed, window=0):
     opt_state=optimizer.init(params_of(model)),
     key=step_key,
     hyper=hyper,
-    recent_SW=skips.no_values(window) if window else None,
+    recent_SW=loss_guard.no_values(window) if window else None,
   )
 
 
@@ -88,9 +89,7 @@ def language_objective(cfg, kinds=None, sources=1):
   """
   M = len(kinds.names) if kinds else 1
   modality = lambda batch: jnp.asarray(kinds.modality_V)[batch['target_ids_BT']]
-  source = lambda batch: jnp.broadcast_to(
-    batch['source_ids_B'][:, None], batch['target_ids_BT'].shape
-  )
+  source = lambda batch: jnp.broadcast_to(batch['source_ids_B'][:, None], batch['target_ids_BT'].shape)
   labels = {'M': (modality, M), 'N': (source, sources)}  # letter: (batch -> labels_BT, how many)
   labels = {letter: row for letter, row in labels.items() if row[1] > 1}
 
@@ -113,10 +112,7 @@ def language_objective(cfg, kinds=None, sources=1):
     return total, metrics
 
   def sums(name, values_BT, batch):
-    return {
-      f'{name}_{letter}': losses.sum_by(values_BT, of(batch), n)
-      for letter, (of, n) in labels.items()
-    }
+    return {f'{name}_{letter}': losses.sum_by(values_BT, of(batch), n) for letter, (of, n) in labels.items()}
 
   def tap(model, batch):
     return jnp.zeros((*batch['token_ids_BT'].shape, model.cfg.width), jnp.float32)
@@ -212,7 +208,7 @@ def guarded_update(optimizer, grads, state, metrics):
   finite = jnp.isfinite(metrics['objective']) & jnp.isfinite(metrics['loss'])
   recent_SW, updates = state.recent_SW, state.opt_state.updates
   value_S = lambda norm: jnp.stack([metrics['loss'], norm])
-  spike = lambda norm: skips.is_spike(recent_SW, value_S(norm), state.hyper['spike_sigma'])
+  spike = lambda norm: loss_guard.is_spike(recent_SW, value_S(norm), state.hyper['spike_sigma'])
   accept = lambda norm: finite if recent_SW is None else finite & ~spike(norm)
   params, opt_state, scalars = optimizer.update(
     grads, state.opt_state, params_of(state.model), state.hyper, accept
@@ -220,7 +216,7 @@ def guarded_update(optimizer, grads, state, metrics):
   if recent_SW is not None:
     norm, applied = scalars['grad_norm'], scalars['skipped'] == 0
     scalars['spike'] = (finite & jnp.isfinite(norm) & ~applied).astype(jnp.float32)
-    recent_SW = jnp.where(applied, skips.remember(recent_SW, value_S(norm), updates), recent_SW)
+    recent_SW = jnp.where(applied, loss_guard.remember(recent_SW, value_S(norm), updates), recent_SW)
   return state._replace(opt_state=opt_state, recent_SW=recent_SW), params, scalars
 
 

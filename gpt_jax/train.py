@@ -12,14 +12,27 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gpt_jax import checkpoint, codec, hardware, idle, language, ledger, probes, replay, runs, skips
+from gpt_jax.jobs import codec, language_model
+from gpt_jax.runs import hardware, run_folder
 from gpt_jax.sharding import in_turn, make_mesh, to_devices, together
+from gpt_jax.training import checkpoint, ineffective, loss_guard, meter, probes, sdc
 
 # What may change between a run and its resumption: nothing that its result depends on.
-FREE_ON_RESUME = ('mesh.', 'log.', 'train.tasks', 'train.probe_every', 'train.hang_seconds',
-                  'train.sdc_every', 'checkpoint.', 'sample.',
-                  'data.workers', 'data.prefetch', 'data.cache', 'data.reset',
-                  'model.unroll')  # fmt: skip
+FREE_ON_RESUME = (
+  'mesh.',
+  'log.',
+  'train.tasks',
+  'train.probe_every',
+  'train.hang_seconds',
+  'train.sdc_every',
+  'checkpoint.',
+  'sample.',
+  'data.workers',
+  'data.prefetch',
+  'data.cache',
+  'data.reset',
+  'model.unroll',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +65,27 @@ class TrainConfig:
   def __post_init__(self):
     if self.job not in JOBS:
       raise ValueError(f'train.job={self.job!r} is not known\nfix: use one of {", ".join(JOBS)}')
-    for key in ('steps', 'batch_size', 'accumulate', 'steps_per_call', 'max_skipped',
-                'spike_window', 'spike_patience'):  # fmt: skip
+    for key in (
+      'steps',
+      'batch_size',
+      'accumulate',
+      'steps_per_call',
+      'max_skipped',
+      'spike_window',
+      'spike_patience',
+    ):
       if getattr(self, key) < 1:
         raise ValueError(f'train.{key}={getattr(self, key)} is too small\nfix: use at least 1')
-    for key in ('length', 'eval_every', 'eval_tokens', 'sample_every', 'probe_every',
-                'hang_seconds', 'spike_sigma', 'sdc_every'):  # fmt: skip
+    for key in (
+      'length',
+      'eval_every',
+      'eval_tokens',
+      'sample_every',
+      'probe_every',
+      'hang_seconds',
+      'spike_sigma',
+      'sdc_every',
+    ):
       if getattr(self, key) < 0:
         raise ValueError(f'train.{key}={getattr(self, key)} is negative\nfix: use 0 or more')
     if not 0 <= self.seed < 2**32:
@@ -141,11 +169,9 @@ def check(cfg, workdir):
   """-> the folder as a Path; ValueError if no run with this config can start or go on in it."""
   every, n = cfg.checkpoint.every, cfg.train.steps_per_call
   if every % n:
-    raise ValueError(
-      f'checkpoint.every={every} is no multiple of train.steps_per_call={n}\nfix: make it one'
-    )
+    raise ValueError(f'checkpoint.every={every} is no multiple of train.steps_per_call={n}\nfix: make it one')
   if jax.process_index() == 0:
-    runs.check_workdir(workdir, dataclasses.asdict(cfg), free=free_on_resume(cfg))
+    run_folder.check_workdir(workdir, dataclasses.asdict(cfg), free=free_on_resume(cfg))
   return Path(workdir).expanduser()  # not before: a Path makes gs://x the local gs:/x
 
 
@@ -173,7 +199,7 @@ class Training:
     """
     self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
     job = JOBS[cfg.train.job]
-    self.ledger = ledger.Ledger(job.unit, cfg.train.steps_per_call, replicas)
+    self.ledger = meter.Ledger(job.unit, cfg.train.steps_per_call, replicas)
     with in_turn():  # the first one makes caches and tokenizers, and the others find them
       self.job = job(cfg, workdir, mesh)
     self.loader, self.program = self.job.loader, self.job.program
@@ -210,18 +236,23 @@ class Training:
         f'workdir={self.workdir}: another process has saved there while this one got ready\n'
         'fix: run the same command again: it goes on from there'
       )
-    self.versions = runs.versions(hardware.name())
-    self.run = runs.Run.open(
-      self.workdir, dataclasses.asdict(self.cfg), log=self.cfg.log,
-      total_steps=self.cfg.train.steps, primary=primary, resume_step=self.step,
-      free=free_on_resume(self.cfg), versions=self.versions,
-    )  # fmt: skip
+    self.versions = run_folder.versions(hardware.name())
+    self.run = run_folder.Run.open(
+      self.workdir,
+      dataclasses.asdict(self.cfg),
+      log=self.cfg.log,
+      total_steps=self.cfg.train.steps,
+      primary=primary,
+      resume_step=self.step,
+      free=free_on_resume(self.cfg),
+      versions=self.versions,
+    )
     if primary:
       self.job.save()
     together('open')  # config and tokenizer are written
     self.checkpoints = checkpoint.Checkpoints(folder, self.cfg.checkpoint, self.run.print)
     self.checkpoints.drop_after(self.step)  # unfinished or corrupt: their numbers are needed again
-    for note in (*self.notes, *idle.notes(self.cfg)):
+    for note in (*self.notes, *ineffective.notes(self.cfg)):
       self.run.print(note)
     return self.run
 
@@ -233,7 +264,7 @@ class Training:
     while True:
       try:
         return self.end(self.go_on(should_stop))
-      except skips.GoBack as error:
+      except loss_guard.GoBack as error:
         self.go_back(error)
 
   def go_on(self, should_stop):
@@ -282,7 +313,7 @@ class Training:
 
   def finished(self):
     """The result of a run that was trained to its end before, else {}."""
-    return runs.read_result(self.workdir) if self.step == self.cfg.train.steps else {}
+    return run_folder.read_result(self.workdir) if self.step == self.cfg.train.steps else {}
 
   def due(self, every):
     """Whether something done every so often is done before the next step."""
@@ -357,7 +388,7 @@ class Training:
     """Compile the step for batches of this shape, once: another shape would be an error."""
     start = time.perf_counter()
     self.compiled = self.program.step.lower(self.state, batch).compile()
-    self.twice = replay.Twice(self.compiled, self.mesh)
+    self.twice = sdc.Twice(self.compiled, self.mesh)
     self.run.event('compile', step=self.step, seconds=time.perf_counter() - start)
 
   def log(self, force=False):
@@ -369,9 +400,9 @@ class Training:
     scalars |= self.job.speed(scalars[f'{self.job.unit}_per_second'])
     scalars['memory_gib'] = hardware.memory_gib()
     if found['skipped'].any():
-      self.run.event('skipped', step=step, **skips.told(found, step, self.loader, self.offset()))
+      self.run.event('skipped', step=step, **loss_guard.told(found, step, self.loader, self.offset()))
     self.run.log(step, scalars)
-    skips.check(found, step, self.cfg.train)
+    loss_guard.check(found, step, self.cfg.train)
 
   def settle(self):
     """Wait for the device: what comes next is not charged to the steps."""
@@ -412,9 +443,11 @@ class Training:
     self.settle()
     self.log(force=True)
     extra = {
-      'config': dataclasses.asdict(self.cfg), **self.job.extra(), 'data': self.loader.state(),
+      'config': dataclasses.asdict(self.cfg),
+      **self.job.extra(),
+      'data': self.loader.state(),
       **self.ledger.state(),
-    }  # fmt: skip
+    }
     start = time.perf_counter()
     self.checkpoints.save(self.step, self.state, extra)
     self.run.event('checkpoint', step=self.step, blocked_seconds=time.perf_counter() - start)
@@ -441,8 +474,8 @@ class Training:
   def conclude(self):
     """Write result.json and report.html -> the result."""
     self.evaluations = [*self.evaluations, *self.job.finish(self.state, self.run.print)]
-    changed = runs.changes(dataclasses.asdict(type(self.cfg)()), dataclasses.asdict(self.cfg))
-    book, lines = self.ledger, runs.read_metrics(self.workdir) if self.run.primary else ()
+    changed = run_folder.changes(dataclasses.asdict(type(self.cfg)()), dataclasses.asdict(self.cfg))
+    book, lines = self.ledger, run_folder.read_metrics(self.workdir) if self.run.primary else ()
     result = {
       'steps': self.step,
       'loss': book.latest.get('loss'),
@@ -450,9 +483,9 @@ class Training:
       'parameters': self.job.parameters,
       **book.totals(),
       **({'flops': self.job.flops['full'] * book.tokens} if self.job.flops else {}),
-      'tail': ledger.tail(lines, self.step, book.unit),
+      'tail': meter.tail(lines, self.step, book.unit),
       'hyper': {name: float(value) for name, value in jax.device_get(self.state.hyper).items()},
-      'data': ledger.data_hash(self.loader.fingerprint),
+      'data': meter.data_hash(self.loader.fingerprint),
       **self.job.origin(),
       'hardware': hardware.name(),
       'peak': hardware.peak_flops(),
@@ -463,15 +496,15 @@ class Training:
     self.run.result(result)
     self.run.event('done', step=self.step)
     if self.run.primary:
-      from gpt_jax import report  # matplotlib takes a second to import
+      from gpt_jax.reports import run_report  # matplotlib takes a second to import
 
-      self.run.print(f'report: {report.write_report(self.workdir)}')
+      self.run.print(f'report: {run_report.write_report(self.workdir)}')
     together('done')  # who leaves a job heeds no signals any more, and the first one still writes
     return result
 
 
 JOBS = {
-  'gpt': language.Language,
+  'gpt': language_model.Language,
   'image_tokenizer': codec.ImageCodec,
   'audio_tokenizer': codec.AudioCodec,
 }

@@ -2,12 +2,10 @@
 
 import numpy as np
 
-from gpt_jax import records
+from gpt_jax.runs import records
 
 ARMS = {'learned': 0.021, 'sinusoidal': 0.034, 'alibi': -0.028, 'nope=a|b': -0.004, 'none': 0.31}
-TEXT = (
-  'KING RICHARD:\nAnd the so dest with the sould of hath,\nTo the count the world to my heart.\n'
-)
+TEXT = 'KING RICHARD:\nAnd the so dest with the sould of hath,\nTo the count the world to my heart.\n'
 NASTY = '<script>alert("x")</script> & </pre> caf\u00e9 \x00\x07\udc80'
 
 
@@ -77,14 +75,15 @@ def row(arm, seed, folder, effect=0.0, random=None, samples=True):
     'hardware': '2 x cpu',
     'data': 'feedc0de' * 8,
     'tokenizer': 'c0ffee00' * 8,
-    'evaluations': [
-      {'task': 'perplexity', 'metric': 'bits_per_byte', 'value': float(loss[-1] * 1.44)}
-    ],
+    'evaluations': [{'task': 'perplexity', 'metric': 'bits_per_byte', 'value': float(loss[-1] * 1.44)}],
   }
   curve = [[float(x), float(y)] for x, y in zip(tokens, loss, strict=True)]
   return {'arm': arm['name'], 'seed': seed, 'folder': str(place), 'status': 'done'} | {
-    'message': '', 'result': result, 'curve': curve, 'how': 'alone'
-  }  # fmt: skip
+    'message': '',
+    'result': result,
+    'curve': curve,
+    'how': 'alone',
+  }
 
 
 def rows(planned, folder, samples=True):

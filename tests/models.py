@@ -58,10 +58,7 @@ def fill(cfg, seed=0):
 def logits(model, token_ids_BT, positions_BT=None, segment_ids_BT=None, prefix_BT=None):
   """Logits of the uncached model."""
   return model(
-    token_ids_BT,
-    positions_BT=positions_BT,
-    segment_ids_BT=segment_ids_BT,
-    prefix_BT=prefix_BT,
+    token_ids_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT, prefix_BT=prefix_BT
   ).logits_BTV
 
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from gpt_jax import config, records
+from gpt_jax import config
 from gpt_jax.data import Source
+from gpt_jax.runs import records
 from tests.tiny_runs import assert_two_lines
 
 SECTIONS = [field.name for field in dataclasses.fields(config.Config)]

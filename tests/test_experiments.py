@@ -11,28 +11,42 @@ import numpy as np
 import pytest
 
 from benchmarks import emoji_split
-from gpt_jax import config, data, language, runs, train
-from gpt_jax.data import keypad, media
+from gpt_jax import config, data, train
+from gpt_jax.data import media
+from gpt_jax.data.synthetic import keypad
+from gpt_jax.evaluation.tasks import common
+from gpt_jax.jobs import language_model
 from gpt_jax.model import gpt
-from gpt_jax.tasks import common
+from gpt_jax.runs import run_folder
 from gpt_jax.tokenizers import Tokenizers
-from tests import cli, tiny_runs
+from tests import command_line, tiny_runs
 
 FILES = sorted(
-  path for path in (cli.ROOT / 'experiments').rglob('*.py') if path.parent.name != 'ablations'
+  path for path in (command_line.ROOT / 'experiments').rglob('*.py') if path.parent.name != 'ablations'
 )
 # How to make an experiment one of seconds, whatever it is: small, two steps, four new tokens.
 SMALL = {
-  'train': dict(steps=2, batch_size=8, accumulate=1, steps_per_call=1, length=0, eval_every=0,
-                eval_tokens=256, sample_every=0),
+  'train': dict(
+    steps=2,
+    batch_size=8,
+    accumulate=1,
+    steps_per_call=1,
+    length=0,
+    eval_every=0,
+    eval_tokens=256,
+    sample_every=0,
+  ),
   'sample': dict(max_new_tokens=4),
   'checkpoint': dict(every=0),
-}  # fmt: skip
+}
 SMALL_MODEL = dict(layers=1, width=16, heads=2, kv_heads=0, head_dim=0, hidden=0)
 SMALL_TOKENIZERS = {  # by kind
-  'patches': dict(codes=16), 'frames': dict(codes=8), 'pixels': {}, '': {},
+  'patches': dict(codes=16),
+  'frames': dict(codes=8),
+  'pixels': {},
+  '': {},
   'fsq': dict(network_width=8, network_blocks=1),
-}  # fmt: skip
+}
 SUFFIXES = {'text': '.txt', 'image': '.png', 'audio': '.wav'}
 SPEAKERS = ('george', 'jackson', 'lucas', 'nicolas', 'theo', 'yweweler')
 
@@ -58,9 +72,7 @@ def corpora(tmp_path_factory):
     'First Citizen: Before we proceed any further, hear me speak.\n\nAll: Speak, speak.\n\n'
     'You are all resolved rather to die than to famish? Resolved, resolved.\n\n'
   )
-  for name in (
-    'tinyshakespeare', 'mnist', 'fsdd', 'noto_emoji', 'runs', 'multi30k', 'scitldr'
-  ):  # fmt: skip
+  for name in ('tinyshakespeare', 'mnist', 'fsdd', 'noto_emoji', 'runs', 'multi30k', 'scitldr'):
     (folder / name).mkdir()
   (folder / 'tinyshakespeare/input.txt').write_text(words * 100)
   write_captions(folder / 'multi30k')
@@ -77,11 +89,7 @@ def corpora(tmp_path_factory):
 
 def write_captions(folder):
   """The same sentences in three languages."""
-  things = {
-    'en': ('A', 'cat', 'dog'),
-    'de': ('Ein', 'Kater', 'Hund'),
-    'fr': ('Un', 'chat', 'chien'),
-  }
+  things = {'en': ('A', 'cat', 'dog'), 'de': ('Ein', 'Kater', 'Hund'), 'fr': ('Un', 'chat', 'chien')}
   for split, count in (('train', 60), ('val', 6), ('test_2016_flickr', 6)):
     for language_, (one, *animals) in things.items():
       lines = [f'{one} {animals[n % 2]} {n}.\n' for n in range(count)]
@@ -92,10 +100,12 @@ def write_abstracts(folder):
   """Abstracts of three sentences with two summaries."""
   for split, count in (('train', 30), ('dev', 4), ('test', 4)):
     lines = [
-      json.dumps({'source': [f'We study {n}.', 'It is hard.', 'It works.'],
-                  'target': [f'On {n}.', f'About {n}.']}) + '\n'
+      json.dumps(
+        {'source': [f'We study {n}.', 'It is hard.', 'It works.'], 'target': [f'On {n}.', f'About {n}.']}
+      )
+      + '\n'
       for n in range(count)
-    ]  # fmt: skip
+    ]
     (folder / f'{split}.jsonl').write_text(''.join(lines))
 
 
@@ -116,9 +126,7 @@ def write_mnist(folder):
 def write_recordings(path):
   """Each digit by each speaker: one for the test, one for validation, two for training."""
   with zipfile.ZipFile(path, 'w') as archive:
-    for digit, (s, speaker), index in itertools.product(
-      range(10), enumerate(SPEAKERS), (0, 5, 10, 11)
-    ):
+    for digit, (s, speaker), index in itertools.product(range(10), enumerate(SPEAKERS), (0, 5, 10, 11)):
       wave = keypad.tone(digit, 100 * s + index)[:1600]
       archive.writestr(f'{digit}_{speaker}_{index}.wav', media.to_wav(wave, 8000))
 
@@ -223,8 +231,7 @@ def test_the_docstring_has_a_command_and_every_argument(path):
 # them; each of the others would compile most of the same for ten seconds.
 FAST = ('demo', 'shakespeare_char', 'mnist', 'mnist_fsq', 'finetune_gpt2')
 TRAINED = [
-  pytest.param(path, marks=[pytest.mark.slow] * (path.stem not in FAST), id=path.stem)
-  for path in FILES
+  pytest.param(path, marks=[pytest.mark.slow] * (path.stem not in FAST), id=path.stem) for path in FILES
 ]
 
 
@@ -236,7 +243,7 @@ def test_every_experiment_trains_and_samples(path, base, stand_in, tmp_path):
   # Silence is many deviations away from tones that have no pause.
   assert result['loss'] < (100 if cfg.train.job == 'audio_tokenizer' else 20)
   assert result['valid_loss'] < 20
-  assert [event['event'] for event in runs.read_events(tmp_path / 'run')][-1] == 'done'
+  assert [event['event'] for event in run_folder.read_events(tmp_path / 'run')][-1] == 'done'
   samples = sorted((tmp_path / 'run/samples').iterdir())
   assert [sample.name for sample in samples] == expected_samples(cfg)
   tasks = {row['task'] for row in result['evaluations'] if 'tokenizer' not in row}
@@ -250,24 +257,33 @@ def test_every_experiment_trains_and_samples(path, base, stand_in, tmp_path):
       assert len(text) > len(prompt) or toks.text.kind != 'chars'
 
 
-TOKENIZERS = cli.ROOT / 'experiments/tokenizers'
+TOKENIZERS = command_line.ROOT / 'experiments/tokenizers'
 CHOICES = [
-  ('mnist', 'task=read'), ('mnist', 'task=draw'), ('mnist', 'task=read,continuous'),
-  ('digits_speech', 'task=recognise'), ('digits_speech', 'task=speak'),
-  ('digits_speech', 'loso=theo'), ('tokenizers/fsdd_fsq', 'loso=theo'), ('translate', 'to=fr'),
+  ('mnist', 'task=read'),
+  ('mnist', 'task=draw'),
+  ('mnist', 'task=read,continuous'),
+  ('digits_speech', 'task=recognise'),
+  ('digits_speech', 'task=speak'),
+  ('digits_speech', 'loso=theo'),
+  ('tokenizers/fsdd_fsq', 'loso=theo'),
+  ('translate', 'to=fr'),
   *(('multimodal', f'only={task}') for task in ('read', 'draw', 'recognise', 'speak', 'text')),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize('name, chosen', CHOICES)
 def test_choices_build_and_leave_no_setting_without_use(name, chosen, stand_in, tmp_path):
-  path = cli.ROOT / f'experiments/{name}.py'
+  path = command_line.ROOT / f'experiments/{name}.py'
   plain, made = (config.load_file(f'{path}:{arguments_}') for arguments_ in ('', chosen))
   cfg = config.build(config.Config, made)
   assert cfg != config.build(config.Config, plain)
-  used = {kind for source in cfg.data.mixture.values() for kinds in data.signature(source.template)
-          for kind in kinds}  # fmt: skip
-  language.check_modalities(cfg, used)
+  used = {
+    kind
+    for source in cfg.data.mixture.values()
+    for kinds in data.signature(source.template)
+    for kind in kinds
+  }
+  language_model.check_modalities(cfg, used)
   for source in cfg.data.mixture:
     for split in ('train', *(['test'] if cfg.data.mixture[source].has('test') else [])):
       assert next(data.examples(cfg.data, source, split))
@@ -276,13 +292,17 @@ def test_choices_build_and_leave_no_setting_without_use(name, chosen, stand_in, 
 @pytest.mark.parametrize(
   'name, chosen',
   [
-    ('mnist', 'task=fly'), ('digits_speech', 'task=fly'), ('digits_speech', 'loso=bob'),
-    ('multimodal', 'only=fly'), ('tokenizers/fsdd_fsq', 'loso=bob'), ('translate', 'to=xx'),
+    ('mnist', 'task=fly'),
+    ('digits_speech', 'task=fly'),
+    ('digits_speech', 'loso=bob'),
+    ('multimodal', 'only=fly'),
+    ('tokenizers/fsdd_fsq', 'loso=bob'),
+    ('translate', 'to=xx'),
   ],
-)  # fmt: skip
+)
 def test_choices_that_there_are_not(name, chosen):
   with pytest.raises(ValueError) as error:
-    config.load_file(f'{cli.ROOT}/experiments/{name}.py:{chosen}')
+    config.load_file(f'{command_line.ROOT}/experiments/{name}.py:{chosen}')
   fix = tiny_runs.assert_two_lines(error.value, f'config argument {chosen}')[1]
   assert 'use one of' in fix
 
@@ -301,8 +321,8 @@ def test_experiments_take_the_tokenizers_that_were_trained_for_them(
   cfg = small(TOKENIZERS / f'{tokenizer}.py', base)
   train.train(cfg, tmp_path / 'codec_run')
   for number, (user, argument) in enumerate(users.items()):
-    made = small(cli.ROOT / f'experiments/{user}.py', base, **{argument: tmp_path / 'codec_run'})
-    toks = language.build_tokenizers(made, tmp_path / str(number))
+    made = small(command_line.ROOT / f'experiments/{user}.py', base, **{argument: tmp_path / 'codec_run'})
+    toks = language_model.build_tokenizers(made, tmp_path / str(number))
     modality = cfg.train.job.removesuffix('_tokenizer')
     assert getattr(toks, modality).kind == 'fsq'
     codes = int(np.prod(getattr(cfg, modality).levels))
@@ -311,9 +331,9 @@ def test_experiments_take_the_tokenizers_that_were_trained_for_them(
 
 @pytest.mark.parametrize('name', ['mnist', 'emoji', 'digits_speech'])
 def test_continuous_inputs_fit_the_context(name, base, stand_in, tmp_path):
-  cfg = small(cli.ROOT / f'experiments/{name}.py', base, continuous='true')
+  cfg = small(command_line.ROOT / f'experiments/{name}.py', base, continuous='true')
   mesh = train.make_mesh(cfg.mesh)
-  job = language.Language(cfg, tmp_path / 'run', mesh)
+  job = language_model.Language(cfg, tmp_path / 'run', mesh)
   assert {'patches_BTA', 'frames_BTM'} & set(next(job.loader))
 
 
@@ -341,7 +361,7 @@ def test_wrong_choices_of_gpt2(argument):
 
 
 def test_finetuning_continues_the_base(base, stand_in, tmp_path):
-  cfg = config.build(config.Config, load(cli.ROOT / 'experiments/finetune_gpt2.py', base))
+  cfg = config.build(config.Config, load(command_line.ROOT / 'experiments/finetune_gpt2.py', base))
   assert cfg.train.init_from == str(base)
   assert cfg.model == config.of_run(base).model
   assert cfg.tokenizer == config.of_run(base).tokenizer

@@ -37,9 +37,7 @@ def reference(smoothing=0.0, z_loss=0.0):
 
 
 @pytest.mark.parametrize(
-  'weights',
-  [dict(), dict(z_loss=0.1), dict(smoothing=0.2), dict(smoothing=0.3, z_loss=0.01)],
-  ids=str,
+  'weights', [dict(), dict(z_loss=0.1), dict(smoothing=0.2), dict(smoothing=0.3, z_loss=0.01)], ids=str
 )
 def test_objective_is_the_formula(weights):
   names = {'smoothing': 'label_smoothing', 'z_loss': 'z_loss'}
@@ -111,10 +109,10 @@ KINDS = losses.Kinds(
   modality_V=np.array([0, 0, 1, 1, 1, 2, 0, 0], np.int32),
   group_V=np.array([0, 0, 2, 1, 1, 3, 0, 0], np.int32),
   allowed_NV=np.array(
-    [[1, 1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0, 0],
-     [0, 0, 0, 0, 0, 1, 0, 0]], bool
+    [[1, 1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 0, 0]],
+    bool,
   ),
-)  # fmt: skip
+)
 IDS_BT = np.array([[0, 3, 4, 4, 2], [1, 0, 5, 5, 0]], np.int32)
 
 

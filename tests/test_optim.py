@@ -13,10 +13,16 @@ from gpt_jax import optim
 from gpt_jax.optim import OptimConfig, Optimizer
 
 AXES = {
-  'embed_VD': 'VD', 'blocks/attention/wq_DHK': 'LDHK', 'blocks/attention/wo_HKD': 'LHKD',
-  'blocks/mlp/down_FD': 'LFD', 'blocks/mlp/up_EDF': 'LEDF', 'blocks/norm/scale': 'LD',
-  'blocks/mlp/router_DE': 'LDE', 'window_WD': 'WD', 'bias_F': 'F',
-}  # fmt: skip
+  'embed_VD': 'VD',
+  'blocks/attention/wq_DHK': 'LDHK',
+  'blocks/attention/wo_HKD': 'LHKD',
+  'blocks/mlp/down_FD': 'LFD',
+  'blocks/mlp/up_EDF': 'LEDF',
+  'blocks/norm/scale': 'LD',
+  'blocks/mlp/router_DE': 'LDE',
+  'window_WD': 'WD',
+  'bias_F': 'F',
+}
 SIZES = dict(L=2, E=3, D=8, H=2, K=4, F=12, V=10, W=3)
 MATRICES = {path for path, axes in AXES.items() if path not in ('blocks/norm/scale', 'bias_F')}
 
@@ -95,9 +101,11 @@ def test_muon_orthogonalises_each_layers_matrix_and_leaves_the_rest_to_adamw():
   first, muon, _, _ = run(1, name='muon', b1=0.8)
   _, adamw, _, _ = run(1, name='adamw', b1=0.8)
   flat = {  # every matrix of every layer and expert as inputs x outputs
-    'blocks/attention/wq_DHK': (2, 8, 8), 'blocks/attention/wo_HKD': (2, 8, 8),
-    'blocks/mlp/down_FD': (2, 12, 8), 'blocks/mlp/up_EDF': (6, 8, 12),
-  }  # fmt: skip
+    'blocks/attention/wq_DHK': (2, 8, 8),
+    'blocks/attention/wo_HKD': (2, 8, 8),
+    'blocks/mlp/down_FD': (2, 12, 8),
+    'blocks/mlp/up_EDF': (6, 8, 12),
+  }
   for path in AXES:
     step = np.asarray(first[path] - muon[path]) / 0.1
     if path not in flat:
@@ -120,8 +128,14 @@ def test_matrix_axes():
   for axes in ('VD', 'TD', 'LD', 'LHK', 'D', 'LF'):
     assert optim.matrix_axes(axes) is None, axes
   assert [optim.is_matrix(a) for a in ('VD', 'TD', 'LDE', 'LD', 'LHK', 'K', 'LEDF')] == [
-    True, True, True, False, False, False, True
-  ]  # fmt: skip
+    True,
+    True,
+    True,
+    False,
+    False,
+    False,
+    True,
+  ]
 
 
 @pytest.mark.parametrize('name', optim.OPTIMIZERS)
@@ -150,13 +164,19 @@ def test_every_optimiser_finds_the_bottom_of_a_bowl(name):
 
 CORNERS = {  # {update: share of the peak}, of 100 updates: 10 warm-up, ends at 0.1
   'cosine': {
-    0: 0.1, 4: 0.5, 9: 1.0, 10: 1.0, 55: 0.55, 100: 0.1, 130: 0.1,
+    0: 0.1,
+    4: 0.5,
+    9: 1.0,
+    10: 1.0,
+    55: 0.55,
+    100: 0.1,
+    130: 0.1,
     30: 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 20 / 90)),
   },
   'linear': {0: 0.1, 9: 1.0, 10: 1.0, 55: 0.55, 100: 0.1, 130: 0.1},
   'wsd': {0: 0.1, 9: 1.0, 50: 1.0, 80: 1.0, 90: 0.55, 100: 0.1, 130: 0.1},
   'constant': {0: 0.1, 4: 0.5, 9: 1.0, 50: 1.0, 130: 1.0},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('name', optim.SCHEDULES)
@@ -374,9 +394,7 @@ def test_rules_that_miss_are_refused(rules, cause, fix):
   assert second.startswith(f'fix: {fix}')
 
 
-@pytest.mark.parametrize(
-  'entry', ['(=1', 'embed_VD', 'embed_VD=fast', '=', '.*=-1', '.*=nan', '.*=inf']
-)
+@pytest.mark.parametrize('entry', ['(=1', 'embed_VD', 'embed_VD=fast', '=', '.*=-1', '.*=nan', '.*=inf'])
 def test_entries_that_are_no_rules_are_refused(entry):
   with pytest.raises(ValueError, match='optim.lr_multipliers entry') as error:
     OptimConfig(lr_multipliers=(entry,))

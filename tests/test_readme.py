@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import folds, table
 from gpt_jax import config
-from tests import cli
+from tests import command_line
 
 README = table.README.read_text()
 
@@ -20,11 +20,17 @@ def test_tables_are_made_from_the_results():
 def test_a_result_of_several_runs_is_their_mean_and_its_interval():
   row = dict(task='answer', metric='exact_match', source='s', split='test', temperature=0.0, n=10)
   made = lambda value: {
-    'command': 'c', 'hardware': 'h', 'versions': {}, 'started': '2026-01-01T00:00:00+00:00',
-    'finished': '2026-01-01T00:06:00+00:00', 'numbers': {'evaluations': []},
-    'evaluations_later': [row | {'value': 0.0, 'control': 'shuffled', 'chance': 0.1},
-                          row | {'value': value, 'chance': 0.1}],
-  }  # fmt: skip
+    'command': 'c',
+    'hardware': 'h',
+    'versions': {},
+    'started': '2026-01-01T00:00:00+00:00',
+    'finished': '2026-01-01T00:06:00+00:00',
+    'numbers': {'evaluations': []},
+    'evaluations_later': [
+      row | {'value': 0.0, 'control': 'shuffled', 'chance': 0.1},
+      row | {'value': value, 'chance': 0.1},
+    ],
+  }
   found = folds.folded({'a': made(0.5), 'b': made(0.7), 'c': made(0.9)})
   [mean] = found['numbers']['evaluations']
   assert mean['value'] == pytest.approx(0.7) and mean['n'] == 30
@@ -57,10 +63,10 @@ def test_config_keys_and_experiments_exist():
   for section, key in re.findall(r'--config\.(\w+)\.(\w+)', README):
     assert key in flat[section], f'{section}.{key}'
   for path in re.findall(r'--config=(experiments/\w+\.py)', README):
-    assert (cli.ROOT / path).exists(), path
+    assert (command_line.ROOT / path).exists(), path
 
 
 def test_make_targets_exist():
-  makefile = (cli.ROOT / 'Makefile').read_text()
+  makefile = (command_line.ROOT / 'Makefile').read_text()
   for target in re.findall(r'^make (\w+)', README, re.M):
     assert re.search(rf'^{target}:', makefile, re.M), target

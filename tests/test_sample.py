@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import grammar, sample, samplers, tokenizers
+from gpt_jax import sample, tokenizers
+from gpt_jax.evaluation import evaluate
 from gpt_jax.model import gpt
 from gpt_jax.sample import SampleConfig
-from gpt_jax.tokenizers import text
+from gpt_jax.sampling import completions, samplers
+from gpt_jax.tokenizers import grammar, text
 from tests import models
 
 PROMPTS = [[3, 1, 4], [9], [2, 7, 1, 8, 2]]
@@ -239,9 +241,9 @@ def state_of(logits_BV, ids_BT, lengths_B, seed=0):
 def test_repetition_penalty_makes_what_occurred_less_likely():
   logits_BV = np.array([[2.0, -2.0, 1.0, 0.5], [2.0, -2.0, 1.0, 0.5]], np.float32)
   state = state_of(logits_BV, [[0, 1, 0, 0], [3, 2, 1, 0]], [2, 1])  # row 1 holds only id 3
-  got = jax.jit(
-    lambda s: samplers.penalise_repetition(s.next_logits_BV, s.token_ids_BT, s.lengths_B, 2.0)
-  )(state)
+  got = jax.jit(lambda s: samplers.penalise_repetition(s.next_logits_BV, s.token_ids_BT, s.lengths_B, 2.0))(
+    state
+  )
   np.testing.assert_allclose(got, [[1.0, -4.0, 1.0, 0.5], [2.0, -2.0, 1.0, 0.25]])
 
 
@@ -306,14 +308,14 @@ WRITING = SampleConfig(max_new_tokens=16, temperature=1.5)
 def written():
   trained, toks = writer()
   prompts = [toks.encode_text('ab'), toks.encode_text('h\u00e9')]
-  return sample.complete(trained, toks, prompts[:1], WRITING)[0][0]
+  return completions.complete(trained, toks, prompts[:1], WRITING)[0][0]
 
 
 def test_completed_text_is_the_decoded_ids():
   trained, toks = writer()
   string, log_probs = written()
-  rules = sample.rules(toks, trained.cfg.V)
-  ready = sample._for_sampling(trained)
+  rules = completions.build_grammar(toks, trained.cfg.V)
+  ready = sample.prepare_model(trained)
   prompt = toks.encode_text('ab')
   state = sample.generate(ready, [prompt], WRITING, rules)
   [(ids, expected)] = sample.new_tokens(state, [prompt], 1)
@@ -325,9 +327,7 @@ def test_completed_text_is_the_decoded_ids():
 def test_streamed_text_adds_up_to_the_completed_text():
   trained, toks = writer()
   string, _ = written()
-  pieces = lambda *stop: list(
-    sample.stream_text(trained, toks, toks.encode_text('ab'), WRITING, stop)
-  )
+  pieces = lambda *stop: list(completions.stream_text(trained, toks, toks.encode_text('ab'), WRITING, stop))
   assert ''.join(pieces()) == string
   stop = string[5:7]
   assert ''.join(pieces(stop)) == string[: string.find(stop)]
@@ -338,15 +338,15 @@ def test_stop_strings_cut_before_the_first_of_them():
   trained, toks = writer()
   string, _ = written()
   stops = (string[6:8], string[3:5], 'not there')
-  [[(short, _)]] = sample.complete(trained, toks, [toks.encode_text('ab')], WRITING, stops)
+  [[(short, _)]] = completions.complete(trained, toks, [toks.encode_text('ab')], WRITING, stops)
   assert short == string[: min(string.find(s) for s in stops[:2])]
-  assert sample.cut('one two', ('o',)) == ''
-  assert sample.cut('one two', ()) == 'one two'
+  assert completions.truncate_at_stop('one two', ('o',)) == ''
+  assert completions.truncate_at_stop('one two', ()) == 'one two'
 
 
 def test_text_rules_allow_text_and_its_end_and_nothing_else():
   _, toks = writer()
-  rules = sample.rules(toks, 384)
+  rules = completions.build_grammar(toks, 384)
   eos = toks.vocabulary.special('eos')
   assert np.flatnonzero(rules.ends_V).tolist() == [eos]
   assert np.flatnonzero(rules.table_NV[0]).tolist() == [*range(256), eos]
@@ -355,9 +355,9 @@ def test_text_rules_allow_text_and_its_end_and_nothing_else():
 
 def test_an_empty_prompt_is_the_end_of_a_document():
   _, toks = writer()
-  assert sample.prompt_ids(toks, '') == [toks.vocabulary.special('eos')]
-  assert sample.prompt_ids(toks, 'a') == [97]
-  assert sample.prompt_ids(toks, 'a', 'bos') == [toks.vocabulary.special('bos'), 97]
+  assert completions.prompt_ids(toks, '') == [toks.vocabulary.special('eos')]
+  assert completions.prompt_ids(toks, 'a') == [97]
+  assert completions.prompt_ids(toks, 'a', 'bos') == [toks.vocabulary.special('bos'), 97]
 
 
 # ---------------------------------------------------------------------------------------- refusals
@@ -389,13 +389,22 @@ def test_prompts_that_cannot_be_continued_are_refused(prompts, new, cause, fix):
 @pytest.mark.parametrize(
   'wrong',
   [
-    dict(max_new_tokens=0), dict(num_samples=0), dict(temperature=-0.1), dict(top_k=-1),
-    dict(top_p=0.0), dict(top_p=1.1), dict(min_p=-0.1), dict(min_p=1.5), dict(beams=-1),
-    dict(repetition_penalty=0.0), dict(length_penalty=-1.0),
-    dict(guidance=-0.5), dict(temperature=float('nan')),
+    dict(max_new_tokens=0),
+    dict(num_samples=0),
+    dict(temperature=-0.1),
+    dict(top_k=-1),
+    dict(top_p=0.0),
+    dict(top_p=1.1),
+    dict(min_p=-0.1),
+    dict(min_p=1.5),
+    dict(beams=-1),
+    dict(repetition_penalty=0.0),
+    dict(length_penalty=-1.0),
+    dict(guidance=-0.5),
+    dict(temperature=float('nan')),
   ],
   ids=str,
-)  # fmt: skip
+)
 def test_configs_out_of_range_are_refused(wrong):
   [(key, value)] = wrong.items()
   with pytest.raises(ValueError, match=f'sample.{key}={value} is out of range\nfix: use '):
@@ -419,7 +428,7 @@ def test_more_samples_than_beams_are_refused():
 def test_score_sums_the_nats_of_real_targets():
   trained, _ = model()
   batch = models.batch(rows=3, length=16)
-  nats, weight = jax.jit(sample.score)(trained, batch)
+  nats, weight = jax.jit(evaluate.score)(trained, batch)
   log_probs = uncached_log_probs(batch['token_ids_BT'])
   picked = np.take_along_axis(log_probs, batch['target_ids_BT'][..., None], -1)[..., 0]
   assert float(nats) == pytest.approx(-(picked * batch['loss_mask_BT']).sum(), rel=1e-5)

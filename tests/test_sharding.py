@@ -90,10 +90,7 @@ def test_sizes_that_do_not_fit_are_refused(config, cause):
     (dict(fsdp=0), 'mesh.fsdp=0 is not a size'),
     (dict(tensor=-2), 'mesh.tensor=-2 is not a size'),
     (dict(slices=-1), 'mesh.slices=-1 is not a number of slices'),
-    (
-      dict(preset='gpu8-fsdp', data=4),
-      'mesh.data=4 with mesh.preset=gpu8-fsdp, which sets it to 1',
-    ),
+    (dict(preset='gpu8-fsdp', data=4), 'mesh.data=4 with mesh.preset=gpu8-fsdp, which sets it to 1'),
   ],
 )
 def test_configs_that_make_no_sense_are_refused(config, cause):
@@ -149,12 +146,19 @@ def pod(slices, each):
   return devices[3:] + devices[:3]
 
 
-@pytest.mark.parametrize('sizes', [dict(data=2, fsdp=4), dict(data=4, tensor=2), dict(fsdp=8),
-                                   dict(preset='multi-slice'), dict(data=2, fsdp=4, slices=2)],
-                         ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+  'sizes',
+  [
+    dict(data=2, fsdp=4),
+    dict(data=4, tensor=2),
+    dict(fsdp=8),
+    dict(preset='multi-slice'),
+    dict(data=2, fsdp=4, slices=2),
+  ],
+  ids=str,
+)
 def test_only_the_outermost_axis_leaves_a_slice(sizes):
-  mesh = sharding.make_mesh(MeshConfig(**({'data': 1} if 'preset' not in sizes else {}) | sizes),
-                            pod(2, 4))  # fmt: skip
+  mesh = sharding.make_mesh(MeshConfig(**({'data': 1} if 'preset' not in sizes else {}) | sizes), pod(2, 4))
   assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
   slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
   rows = slices.reshape(2, 4)  # the two halves of the outermost axis larger than 1
@@ -194,9 +198,7 @@ def test_slices_that_do_not_divide_the_outermost_axis_are_refused():
   for devices, wanted, found in ((pod(2, 4), 4, 2), (jax.devices(), 2, 1)):
     with pytest.raises(ValueError, match='slices') as error:
       sharding.make_mesh(MeshConfig(slices=wanted), devices)
-    assert two_lines(error)[0] == (
-      f'mesh.slices={wanted}, and the 8 device(s) are in {found} slice(s)'
-    )
+    assert two_lines(error)[0] == (f'mesh.slices={wanted}, and the 8 device(s) are in {found} slice(s)')
 
 
 # ------------------------------------------------------------------------------------- onto devices
@@ -264,9 +266,7 @@ def test_the_table_says_where_each_tensor_lies():
 def test_the_summary_names_what_is_large_and_whole_on_each_device():
   mesh = models.mesh(data=2, tensor=2)
   placed = lambda *axes: jax.sharding.NamedSharding(mesh, P(*axes))
-  array = lambda rows, *axes: jax.ShapeDtypeStruct(
-    (rows, 2**18), np.float32, sharding=placed(*axes)
-  )
+  array = lambda rows, *axes: jax.ShapeDtypeStruct((rows, 2**18), np.float32, sharding=placed(*axes))
   tree = {'a': array(8, 'tensor'), 'b': array(1), 'c': array(4), 'd': array(2)}
   tree['small'] = jax.ShapeDtypeStruct((4,), np.float32, sharding=placed())
   line = '5 arrays on data=2 x tensor=2, 11.0 MiB of 15.0 MiB a device'

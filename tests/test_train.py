@@ -9,9 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_jax import config, data, language, ledger, records, runs, sharding, step, train
+from gpt_jax import config, data, sharding, step, train
+from gpt_jax.jobs import language_model
 from gpt_jax.model.config import ModelConfig
+from gpt_jax.runs import records, run_folder
 from gpt_jax.tokenizers import Tokenizers
+from gpt_jax.training import meter
 from tests import tiny_runs
 from tests.tiny_runs import assert_two_lines, experiment, snapshot
 
@@ -55,7 +58,7 @@ def untimed(workdir):
 
 def events(workdir):
   """[(event, step)]; an error has no step."""
-  return [(event['event'], event.get('step')) for event in runs.read_events(workdir)]
+  return [(event['event'], event.get('step')) for event in run_folder.read_events(workdir)]
 
 
 def start(cfg, workdir):
@@ -97,7 +100,7 @@ def test_loss_falls_on_learnable_data(run):
 
 
 def test_the_result_is_the_last_of_everything(run):
-  result, last = runs.read_result(run), metrics(run)[12]
+  result, last = run_folder.read_result(run), metrics(run)[12]
   assert result['steps'] == STEPS
   assert result['loss'] == last['loss'] and result['tokens'] == last['tokens']
   # Of the whole text, where metrics are of its first train.eval_tokens.
@@ -121,10 +124,19 @@ def test_the_result_is_the_last_of_everything(run):
 
 def test_events_are_in_the_order_of_the_loop(run):
   assert events(run) == [
-    ('start', 0), ('compile', 0), ('checkpoint', 3), ('evaluate', 4), ('sample', 6),
-    ('checkpoint', 6), ('evaluate', 8), ('checkpoint', 9), ('evaluate', 12), ('sample', 12),
-    ('checkpoint', 12), ('done', 12),
-  ]  # fmt: skip
+    ('start', 0),
+    ('compile', 0),
+    ('checkpoint', 3),
+    ('evaluate', 4),
+    ('sample', 6),
+    ('checkpoint', 6),
+    ('evaluate', 8),
+    ('checkpoint', 9),
+    ('evaluate', 12),
+    ('sample', 12),
+    ('checkpoint', 12),
+    ('done', 12),
+  ]
 
 
 def test_the_rest_of_the_folder(run):
@@ -145,11 +157,11 @@ def test_the_rest_of_the_folder(run):
 def test_a_finished_run_may_be_started_again(run, tmp_path):
   again = tmp_path / 'again'
   shutil.copytree(run, again)
-  assert train.train(experiment(), again) == runs.read_result(run)
+  assert train.train(experiment(), again) == run_folder.read_result(run)
   (again / 'result.json').unlink()  # killed after the last checkpoint
   (again / 'report.html').unlink()
   train.train(experiment(), again)
-  before, after = runs.read_result(run), runs.read_result(again)
+  before, after = run_folder.read_result(run), run_folder.read_result(again)
   for name in ('loss', 'valid_loss', 'tokens', 'seconds', 'steps'):
     assert after[name] == before[name], name
   assert untimed(again) == untimed(run)
@@ -200,9 +212,7 @@ def test_accumulation_reaches_the_same_end_and_logs_by_interval(run, tmp_path):
 
 
 def test_several_steps_a_call_reach_the_same_end(run, tmp_path, traces):
-  cfg = experiment(
-    train__steps_per_call=2, train__eval_every=0, train__sample_every=0, checkpoint__every=6
-  )  # fmt: skip
+  cfg = experiment(train__steps_per_call=2, train__eval_every=0, train__sample_every=0, checkpoint__every=6)
   train.train(cfg, tmp_path / 'run')
   # Once to see that it can be, before anything is written, and once to run: never in the loop.
   assert traces == ['traced', 'compiled', 'traced']
@@ -237,7 +247,7 @@ def test_resumed_on_another_mesh_reaches_the_same_end(run, tmp_path, all_devices
   assert train.train(experiment(), tmp_path / 'run', tiny_runs.stop_before(5)) is None
   train.train(experiment(mesh__data=2, mesh__fsdp=4), tmp_path / 'run')
   assert_same_end(tmp_path / 'run', run)
-  [resume] = [e for e in runs.read_events(tmp_path / 'run') if e['event'] == 'resume']
+  [resume] = [e for e in run_folder.read_events(tmp_path / 'run') if e['event'] == 'resume']
   assert resume['changed'] == {'mesh.data': [-1, 2], 'mesh.fsdp': [1, 4]}
 
 
@@ -276,9 +286,12 @@ def mixed(tmp_path_factory):
       'cats': stories(folder, 'cats.txt', ['mew', 'purr', 'hiss']) | {'weight': 3.0},
       'dogs': stories(folder, 'dogs.txt', ['bark', 'woof']),
     },
-    data__packing='first_fit', train__steps=4, train__eval_every=0, train__profile=(1, 4),
+    data__packing='first_fit',
+    train__steps=4,
+    train__eval_every=0,
+    train__profile=(1, 4),
     log__tensorboard=True,
-  )  # fmt: skip
+  )
   train.train(cfg, folder / 'run')
   return cfg, folder / 'run'
 
@@ -292,19 +305,24 @@ def test_every_source_has_its_validation_loss(mixed):
   assert last['valid_loss'] == np.mean([last['valid_loss/cats'], last['valid_loss/dogs']])
   assert last['valid_loss/cats'] != last['valid_loss/dogs']
   assert not any('valid_loss' in logged[number] for number in (1, 2, 3))  # eval_every=0
-  assert {row['source'] for row in runs.read_result(workdir)['evaluations']} == {'cats', 'dogs'}
+  assert {row['source'] for row in run_folder.read_result(workdir)['evaluations']} == {'cats', 'dogs'}
 
 
 def test_tokens_are_of_documents_and_targets_carry_loss(mixed):
   cfg, workdir = mixed
   loader = data.Loader(
-    cfg.data, Tokenizers.load(workdir / 'tokenizer'), split='train', batch_size=16, length=32,
-    seed=cfg.train.seed, cache_dir=workdir / 'cache',
-  )  # fmt: skip
+    cfg.data,
+    Tokenizers.load(workdir / 'tokenizer'),
+    split='train',
+    batch_size=16,
+    length=32,
+    seed=cfg.train.seed,
+    cache_dir=workdir / 'cache',
+  )
   batches = [next(loader) for _ in range(4)]
   tokens = np.cumsum([(batch['segment_ids_BT'] > 0).sum() for batch in batches])
   targets = np.cumsum([batch['loss_mask_BT'].sum() for batch in batches])
-  logged, result = metrics(workdir), runs.read_result(workdir)
+  logged, result = metrics(workdir), run_folder.read_result(workdir)
   assert [logged[number]['tokens'] for number in (1, 2, 3, 4)] == tokens.tolist()
   assert [logged[number]['targets'] for number in (1, 2, 3, 4)] == targets.tolist()
   assert targets[-1] < 0.99 * tokens[-1] < 0.98 * 4 * 16 * 32  # ends of documents, padding
@@ -316,9 +334,9 @@ def test_tokens_are_of_documents_and_targets_carry_loss(mixed):
 
 def test_data_are_named_by_their_content_and_not_by_their_order(mixed, tmp_path):
   cfg, workdir = mixed
-  name = runs.read_result(workdir)['data']
+  name = run_folder.read_result(workdir)['data']
   assert len(name) == 16
-  of = lambda cfg: ledger.data_hash(start(cfg, tmp_path / 'other').loader.fingerprint)
+  of = lambda cfg: meter.data_hash(start(cfg, tmp_path / 'other').loader.fingerprint)
   other = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, seed=5))
   assert of(cfg) == of(other) == name
   assert of(dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, packing='split'))) != name
@@ -371,7 +389,7 @@ def test_init_from_a_model_of_another_shape(run, tmp_path):
 def test_tokenizer_files_that_were_half_written_are_made_again(tmp_path, run):
   (tmp_path / 'tokenizer').mkdir()
   shutil.copy(run / 'tokenizer/text.json', tmp_path / 'tokenizer')  # killed after this one
-  made = language.build_tokenizers(experiment(tokenizer__kind='bytes'), tmp_path)
+  made = language_model.build_tokenizers(experiment(tokenizer__kind='bytes'), tmp_path)
   assert made.hash == Tokenizers.load(run / 'tokenizer').hash
 
 
@@ -410,7 +428,7 @@ def test_changed_data_are_refused_or_begun_anew(tmp_path, capsys):
   train.train(reset, workdir)
   assert 'data.reset: mixture.text.content' in capsys.readouterr().out
   assert list(metrics(workdir)) == list(range(1, STEPS + 1))
-  [resume] = [event for event in runs.read_events(workdir) if event['event'] == 'resume']
+  [resume] = [event for event in run_folder.read_events(workdir) if event['event'] == 'resume']
   assert (resume['step'], resume['changed']) == (4, {'data.reset': [False, True]})
 
 
@@ -439,7 +457,7 @@ def test_gradients_that_stay_non_finite_end_the_run(tmp_path, monkeypatch):
   logged = metrics(tmp_path / 'run')
   assert [line.get('skipped', 0) for line in logged.values()] == [0, 1, 1, 1]
   assert events(tmp_path / 'run')[:3] == [('start', 0), ('compile', 0), ('skipped', 2)]
-  last = runs.read_events(tmp_path / 'run')[-1]
+  last = run_folder.read_events(tmp_path / 'run')[-1]
   assert (last['event'], last['type']) == ('error', 'FloatingPointError')
   saved = tiny_runs.arrays(tmp_path / 'run')  # step 3, whose writing was under way, is whole
   np.testing.assert_array_equal(saved['model/embed_VD'], state['embed_VD'])
@@ -451,7 +469,7 @@ def test_an_error_in_the_loop_frees_the_folder(run, tmp_path, monkeypatch):
     train.train(experiment(), tmp_path / 'run')
   monkeypatch.undo()
   assert events(tmp_path / 'run')[-2][0] == 'checkpoint'
-  assert runs.read_events(tmp_path / 'run')[-1]['type'] == 'ZeroDivisionError'
+  assert run_folder.read_events(tmp_path / 'run')[-1]['type'] == 'ZeroDivisionError'
   train.train(experiment(), tmp_path / 'run')  # goes on from step 3
   assert untimed(tmp_path / 'run') == untimed(run)
   assert ('resume', 3) in events(tmp_path / 'run')
@@ -471,9 +489,7 @@ def test_an_error_in_the_loop_frees_the_folder(run, tmp_path, monkeypatch):
     (dict(model__tied_head=False, mesh__fsdp=8, model__width=12), 'D=12'),
   ],
 )
-def test_what_cannot_work_is_refused_before_the_run_folder_is_one(
-  tmp_path, all_devices, changes, part
-):
+def test_what_cannot_work_is_refused_before_the_run_folder_is_one(tmp_path, all_devices, changes, part):
   workdir = tmp_path / 'run'
   with pytest.raises((ValueError, FileNotFoundError)) as error:
     train.train(experiment(**changes), workdir)
@@ -511,19 +527,16 @@ def test_a_checkpoint_between_two_calls_is_refused(tmp_path):
 
 
 def test_the_tail_is_the_last_tenth_of_the_steps():
-  lines = [
-    {'step': s, 'time': 0.0, 'tokens': s, 'targets': s, 'loss': float(s)} for s in range(1, 41)
-  ]
+  lines = [{'step': s, 'time': 0.0, 'tokens': s, 'targets': s, 'loss': float(s)} for s in range(1, 41)]
   lines[-1]['valid_loss'] = 7.0
-  assert ledger.tail(lines, 40) == {'loss': 38.5, 'valid_loss': 7.0}
-  assert math.isnan(ledger.tail([*lines, {'step': 40, 'loss': math.nan}], 40)['loss'])
-  assert ledger.tail(lines[:2], 2) == {'loss': 2.0}
-  assert ledger.tail([], 0) == {}
+  assert meter.tail(lines, 40) == {'loss': 38.5, 'valid_loss': 7.0}
+  assert math.isnan(meter.tail([*lines, {'step': 40, 'loss': math.nan}], 40)['loss'])
+  assert meter.tail(lines[:2], 2) == {'loss': 2.0}
+  assert meter.tail([], 0) == {}
 
 
 @pytest.mark.parametrize(
-  'every, steps, expected',
-  [(0, 6, [6]), (1, 3, [1, 2, 3]), (2, 6, [2, 4, 6]), (4, 6, [4, 6]), (10, 6, [6])],
+  'every, steps, expected', [(0, 6, [6]), (1, 3, [1, 2, 3]), (2, 6, [2, 4, 6]), (4, 6, [4, 6]), (10, 6, [6])]
 )
 def test_due(every, steps, expected):
   assert [number for number in range(steps + 1) if train.due(every, number, steps)] == expected
@@ -531,15 +544,15 @@ def test_due(every, steps, expected):
 
 def test_the_vocabulary_is_that_of_the_tokenizer_unless_it_is_given(run):
   toks = Tokenizers.load(run / 'tokenizer')
-  assert language.resolve_model(experiment(), toks).vocab == 272
-  assert language.resolve_model(experiment(model__vocab=300), toks).vocab == 300
-  resolved = dataclasses.asdict(language.resolve_model(experiment(), toks))
+  assert language_model.resolve_model(experiment(), toks).vocab == 272
+  assert language_model.resolve_model(experiment(model__vocab=300), toks).vocab == 300
+  resolved = dataclasses.asdict(language_model.resolve_model(experiment(), toks))
   assert 'auto' not in {v for k, v in resolved.items() if k != 'kernel'}
   assert resolved['layers'] == ModelConfig(layers=1).layers
 
 
 def test_what_is_free_on_resume_cannot_change_a_result():
   """Each prefix names something, so that a renamed key cannot slip out of the comparison."""
-  keys = runs.flatten(records.to_json(config.to_dict(config.Config())))
+  keys = run_folder.flatten(records.to_json(config.to_dict(config.Config())))
   for prefix in train.FREE_ON_RESUME:
     assert any(f'{key}.'.startswith(prefix.rstrip('.') + '.') for key in keys), prefix

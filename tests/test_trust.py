@@ -195,9 +195,7 @@ def trained(model_cfg, accumulate=1, **sizes):
 
 
 DENSE = models.tiny(positions='learned', mlp='relu2')
-EXPERTS = models.tiny(
-  experts=4, experts_per_token=1, mlp='relu2', positions='none', tied_head=False
-)
+EXPERTS = models.tiny(experts=4, experts_per_token=1, mlp='relu2', positions='none', tied_head=False)
 MESHES = {
   'data': (DENSE, dict(data=8)),
   'fsdp': (DENSE, dict(fsdp=8)),

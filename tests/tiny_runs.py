@@ -12,7 +12,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental.compilation_cache import compilation_cache
 
-from gpt_jax import checkpoint, config, hardware, sharding, train, trained
+from gpt_jax import config, sharding, train
+from gpt_jax.evaluation import trained
+from gpt_jax.runs import hardware
+from gpt_jax.training import checkpoint
 
 TINY = {
   'data.mixture': {'text': {'kind': 'synthetic', 'documents': 60}},

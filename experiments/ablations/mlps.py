@@ -7,8 +7,16 @@ Hardware: 2 CPU cores   Minutes: 13
 
 from gpt_jax.ablation.design import Budget, Study
 
-SMALL = {'layers': 2, 'model.width': 64, 'heads': 4, 'context': 128, 'batch_size': 16,
-         'eval_every': 60, 'eval_tokens': 16384, 'sample_every': 0}  # fmt: skip
+SMALL = {
+  'layers': 2,
+  'model.width': 64,
+  'heads': 4,
+  'context': 128,
+  'batch_size': 16,
+  'eval_every': 60,
+  'eval_tokens': 16384,
+  'sample_every': 0,
+}
 
 
 def get_study(arg=''):

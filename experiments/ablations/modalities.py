@@ -7,8 +7,16 @@ Hardware: 2 CPU cores   Minutes: 20
 
 from gpt_jax.ablation.design import Study
 
-SMALL = {'layers': 2, 'model.width': 64, 'tokenizer.vocab': 512, 'steps': 200, 'eval_every': 50,
-         'eval_tokens': 4096, 'sample_every': 0, 'train.tasks': ()}  # fmt: skip
+SMALL = {
+  'layers': 2,
+  'model.width': 64,
+  'tokenizer.vocab': 512,
+  'steps': 200,
+  'eval_every': 50,
+  'eval_tokens': 4096,
+  'sample_every': 0,
+  'train.tasks': (),
+}
 
 
 def get_study(arg=''):

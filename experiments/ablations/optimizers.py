@@ -14,12 +14,23 @@ Hardware: 2 CPU cores   Minutes: 25; with seconds=20 as many of steps alone
 from gpt_jax import config as configs
 from gpt_jax.ablation.design import Budget, Study
 
-SMALL = {'layers': 2, 'model.width': 64, 'heads': 4, 'context': 128, 'batch_size': 16,
-         'eval_every': 60, 'eval_tokens': 16384, 'sample_every': 0}  # fmt: skip
+SMALL = {
+  'layers': 2,
+  'model.width': 64,
+  'heads': 4,
+  'context': 128,
+  'batch_size': 16,
+  'eval_every': 60,
+  'eval_tokens': 16384,
+  'sample_every': 0,
+}
 RATES = {
-  'muon': (3e-3, 1e-3, 1e-2), 'adamw': (3e-3, 1e-2, 3e-2), 'lion': (3e-4, 1e-3, 3e-3),
-  'adafactor': (3e-3, 1e-2, 3e-2), 'sgd': (0.1, 0.3, 1.0),
-}  # fmt: skip
+  'muon': (3e-3, 1e-3, 1e-2),
+  'adamw': (3e-3, 1e-2, 3e-2),
+  'lion': (3e-4, 1e-3, 3e-3),
+  'adafactor': (3e-3, 1e-2, 3e-2),
+  'sgd': (0.1, 0.3, 1.0),
+}
 DECAY = 3e-4  # learning rate times weight decay, of every arm
 
 
@@ -28,11 +39,7 @@ def get_study(arg=''):
   seconds = configs.arguments(arg, seconds=0.0).seconds
   how = f'in {seconds:g} seconds of steps' if seconds else 'on equal tokens'
   levels = {
-    f'{name}_{lr:g}': {
-      'optim.name': name,
-      'optim.lr': lr,
-      'optim.weight_decay': float(f'{DECAY / lr:.6g}'),
-    }
+    f'{name}_{lr:g}': {'optim.name': name, 'optim.lr': lr, 'optim.weight_decay': float(f'{DECAY / lr:.6g}')}
     for name, rates in RATES.items()
     for lr in rates
   }

@@ -9,10 +9,21 @@ from gpt_jax.ablation.design import Study
 
 DIGITS = {'read': {'kind': 'digits', 'template': '{image:image} -> {name}'}}
 SMALL = {
-  'data.mixture': DIGITS, 'image.height': 8, 'image.width': 8, 'image.patch': 2, 'image.codes': 64,
-  'layers': 2, 'model.width': 64, 'context': 64, 'dropout': 0.0, 'steps': 250, 'batch_size': 8,
-  'eval_every': 50, 'eval_tokens': 4096, 'sample_every': 0,
-}  # fmt: skip
+  'data.mixture': DIGITS,
+  'image.height': 8,
+  'image.width': 8,
+  'image.patch': 2,
+  'image.codes': 64,
+  'layers': 2,
+  'model.width': 64,
+  'context': 64,
+  'dropout': 0.0,
+  'steps': 250,
+  'batch_size': 8,
+  'eval_every': 50,
+  'eval_tokens': 4096,
+  'sample_every': 0,
+}
 
 
 def get_study(arg=''):

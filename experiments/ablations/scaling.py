@@ -7,12 +7,21 @@ Hardware: 2 CPU cores   Minutes: 30
 """
 
 from gpt_jax.ablation.design import Study
-from gpt_jax.ablation.plans import chain, levels, product
+from gpt_jax.ablation.sweeps import chain, levels, product
 
 WIDTHS = (32, 48, 64, 96)
 STEPS = {'300k': 150, '150k': 75, '600k': 300}
-SMALL = {'layers': 2, 'heads': 2, 'context': 128, 'batch_size': 16, 'warmup': 20, 'mup_base': 32,
-         'eval_every': 50, 'eval_tokens': 16384, 'sample_every': 0}  # fmt: skip
+SMALL = {
+  'layers': 2,
+  'heads': 2,
+  'context': 128,
+  'batch_size': 16,
+  'warmup': 20,
+  'mup_base': 32,
+  'eval_every': 50,
+  'eval_tokens': 16384,
+  'sample_every': 0,
+}
 
 
 def get_study(arg=''):
@@ -26,9 +35,7 @@ def get_study(arg=''):
       'tokens': {name: {'train.steps': steps} for name, steps in STEPS.items()},
       'positions': ['rope', 'none'],
     },
-    plan=chain(
-      product(sizes, levels('tokens', *STEPS)), product(sizes, levels('positions', 'none'))
-    ),
+    plan=chain(product(sizes, levels('tokens', *STEPS)), product(sizes, levels('positions', 'none'))),
     changes=SMALL | {'model.width': WIDTHS[0], 'train.steps': STEPS['300k']},
     seeds=5,
   )

@@ -9,9 +9,13 @@ Arguments: steps, seed, runlocal.
 from gpt_jax import config as configs
 
 EMOJI = dict(
-  kind='jsonl', path='runs/emoji.jsonl', root='noto_emoji/images_72.zip',
-  keep='group_split=train', valid_keep='group_split=valid', test_keep='group_split=test',
-)  # fmt: skip
+  kind='jsonl',
+  path='runs/emoji.jsonl',
+  root='noto_emoji/images_72.zip',
+  keep='group_split=train',
+  valid_keep='group_split=valid',
+  test_keep='group_split=test',
+)
 
 
 def get_config(arg=''):
@@ -21,10 +25,12 @@ def get_config(arg=''):
   config.image.update(kind='fsq', height=32, width=32, channels=3, patch=4, levels=(8, 5, 5, 5))
   config.data.packing = 'first_fit'
   config.data.mixture = {'emoji': dict(EMOJI, template='{image:image}')}
-  config.optim.update(name='adamw', lr=2e-3, warmup=100, schedule='cosine', final_lr=0.01,
-                      weight_decay=0.0, ema=0.999)  # fmt: skip
-  config.train.update(job='image_tokenizer', steps=args.steps, batch_size=64, eval_every=500,
-                      sample_every=1000, seed=args.seed)  # fmt: skip
+  config.optim.update(
+    name='adamw', lr=2e-3, warmup=100, schedule='cosine', final_lr=0.01, weight_decay=0.0, ema=0.999
+  )
+  config.train.update(
+    job='image_tokenizer', steps=args.steps, batch_size=64, eval_every=500, sample_every=1000, seed=args.seed
+  )
   if args.runlocal:
     config.train.update(steps=20, eval_every=10, sample_every=20)
   return config

@@ -15,24 +15,26 @@ def get_config(arg=''):
   """arg: see the module's docstring."""
   args = configs.arguments(arg, loso='', steps=5000, seed=0, runlocal=False)
   if args.loso and args.loso not in SPEAKERS:
-    raise ValueError(
-      f'config argument loso={args.loso} is no speaker\nfix: use one of {", ".join(SPEAKERS)}'
-    )
+    raise ValueError(f'config argument loso={args.loso} is no speaker\nfix: use one of {", ".join(SPEAKERS)}')
   config = configs.default()
   config.audio.update(kind='fsq', levels=(8, 5, 5, 5), network_width=192, network_blocks=3)
   config.data.packing = 'first_fit'
   config.data.mixture = {
     'fsdd': {
-      'kind': 'files', 'path': 'fsdd/recordings.zip', 'template': '{audio:audio}',
+      'kind': 'files',
+      'path': 'fsdd/recordings.zip',
+      'template': '{audio:audio}',
       'pattern': r'(?P<label>\d)_(?P<speaker>[a-z]+)_(?P<index>\d+)\.wav',
       'valid_keep': 'index=5|6|7|8|9',
       'test_keep': f'speaker={args.loso}' if args.loso else 'index=0|1|2|3|4',
-    },
-  }  # fmt: skip
-  config.optim.update(name='muon', lr=5e-3, warmup=100, schedule='cosine', final_lr=0.02,
-                      weight_decay=0.01, ema=0.99)  # fmt: skip
-  config.train.update(job='audio_tokenizer', steps=args.steps, batch_size=32, eval_every=1000,
-                      sample_every=2500, seed=args.seed)  # fmt: skip
+    }
+  }
+  config.optim.update(
+    name='muon', lr=5e-3, warmup=100, schedule='cosine', final_lr=0.02, weight_decay=0.01, ema=0.99
+  )
+  config.train.update(
+    job='audio_tokenizer', steps=args.steps, batch_size=32, eval_every=1000, sample_every=2500, seed=args.seed
+  )
   if args.runlocal:
     config.train.update(steps=20, eval_every=10, sample_every=20)
   return config

@@ -16,13 +16,17 @@ def get_config(arg=''):
   config.image.update(dict(kind='vq', codes=240) if args.vq else dict(kind='fsq', levels=(8, 6, 5)))
   config.data.update(packing='first_fit', valid_fraction=1 / 12)
   config.data.mixture = {
-    'mnist': {'kind': 'arrays', 'path': 'mnist/train-*-ubyte.gz', 'template': '{image:image}',
-              'test_path': 'mnist/t10k-*-ubyte.gz'},
-  }  # fmt: skip
-  config.optim.update(name='adamw', lr=6e-3, warmup=100, schedule='cosine', final_lr=0.01,
-                      weight_decay=0.0)  # fmt: skip
-  config.train.update(job='image_tokenizer', steps=args.steps, batch_size=16, eval_every=1000,
-                      sample_every=2000, seed=args.seed)  # fmt: skip
+    'mnist': {
+      'kind': 'arrays',
+      'path': 'mnist/train-*-ubyte.gz',
+      'template': '{image:image}',
+      'test_path': 'mnist/t10k-*-ubyte.gz',
+    }
+  }
+  config.optim.update(name='adamw', lr=6e-3, warmup=100, schedule='cosine', final_lr=0.01, weight_decay=0.0)
+  config.train.update(
+    job='image_tokenizer', steps=args.steps, batch_size=16, eval_every=1000, sample_every=2000, seed=args.seed
+  )
   if args.runlocal:
     config.train.update(steps=20, eval_every=10, sample_every=20)
   return config

@@ -1,1 +1,1 @@
-"""The ablation laboratory: plan arms, prove that they differ, run them, judge and report."""
+"""Which arm is better: design, proof, execution, verdict."""

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import jax
 
-from gpt_jax import language, records, train
+from gpt_jax import train
+from gpt_jax.jobs import language_model
 from gpt_jax.model import gpt
+from gpt_jax.runs import records
 from gpt_jax.sharding import MeshConfig, make_mesh, to_devices
 
 
@@ -37,8 +39,7 @@ class Budget:
     lengths = [f'{name}={given[name]:g}' for name in LENGTHS if given[name]]
     if len(lengths) > 1:
       raise ValueError(
-        f'budget {" and ".join(lengths)} both say how long to train\n'
-        f'fix: give one of {", ".join(LENGTHS)}'
+        f'budget {" and ".join(lengths)} both say how long to train\nfix: give one of {", ".join(LENGTHS)}'
       )
 
 
@@ -60,10 +61,10 @@ class Measures:
         'fix: use Budget(tokens=...) or Budget(seconds=...)'
       )
     folder = scratch(cfg, self.folder)
-    tokenizers = language.build_tokenizers(cfg, folder)
+    tokenizers = language_model.build_tokenizers(cfg, folder)
     if not (folder / 'tokenizer').exists():
       tokenizers.save(folder / 'tokenizer')
-    model_cfg = language.resolve_model(cfg, tokenizers)
+    model_cfg = language_model.resolve_model(cfg, tokenizers)
     flops = gpt.flops_per_token(model_cfg, row_length(cfg))['full']
     return gpt.count_params(model_cfg), flops
 
@@ -97,9 +98,7 @@ def opened(cfg, folder):
 def traced(job, steps_per_call):
   """The train step of a job, traced for its batches."""
   front = () if steps_per_call == 1 else (steps_per_call,)
-  batch = {
-    key: jax.ShapeDtypeStruct((*front, *x.shape), x.dtype) for key, x in job.example().items()
-  }
+  batch = {key: jax.ShapeDtypeStruct((*front, *x.shape), x.dtype) for key, x in job.example().items()}
   return job.program.step.trace(job.program.abstract, batch)
 
 

@@ -20,8 +20,8 @@ from typing import NamedTuple
 from gpt_jax import config
 from gpt_jax.ablation import budget as budgets
 from gpt_jax.ablation.budget import Budget
-from gpt_jax.ablation.plans import PLANS, Range, subsample
-from gpt_jax.runs import flatten
+from gpt_jax.ablation.sweeps import PLANS, Range, subsample
+from gpt_jax.runs.run_folder import flatten
 
 BASE = 'base'  # the name of the baseline, and of a level that changes nothing
 
@@ -65,9 +65,7 @@ class Study:
         raise ValueError(f'factor {factor} has no levels\nfix: list its values')
     for factor in self.keeps_parameters:
       if factor not in self.factors:
-        raise ValueError(
-          f'keeps_parameters names {factor!r}\nfix: use factors: {", ".join(self.factors)}'
-        )
+        raise ValueError(f'keeps_parameters names {factor!r}\nfix: use factors: {", ".join(self.factors)}')
 
   @property
   def seed_list(self):
@@ -173,9 +171,7 @@ def cells(study, factors, baseline):
   for cell in found:
     for name in cell:
       if name not in factors:
-        raise ValueError(
-          f'the plan names factor {name!r}\nfix: use the factors {", ".join(factors)}'
-        )
+        raise ValueError(f'the plan names factor {name!r}\nfix: use the factors {", ".join(factors)}')
   differs = lambda cell: any(
     level_of(name, factors[name], level) != baseline[name] for name, level in cell.items()
   )
@@ -195,9 +191,7 @@ def arm(base, factors, baseline, full):
   changes = [change_of(factors[factor], level) for factor, level in full.items()]
   made = changed(base, changes, f'arm {name}')
   if made.train.seed != base.train.seed:
-    raise ValueError(
-      f'arm {name} sets train.seed, which a study sets itself\nfix: use seeds of the Study'
-    )
+    raise ValueError(f'arm {name} sets train.seed, which a study sets itself\nfix: use seeds of the Study')
   return Arm(name, slug(name), full, made, name == BASE, tuple(sorted(keys)), tuple(functions))
 
 
@@ -238,8 +232,7 @@ def resolved(name, row, base):
   same = [level for level, change in levels.items() if leaves(base, change)]
   if len(same) > 1:
     raise ValueError(
-      f'factor {name}: {" and ".join(same)} both leave the base config as it is\n'
-      'fix: keep one of them'
+      f'factor {name}: {" and ".join(same)} both leave the base config as it is\nfix: keep one of them'
     )
   if not same and BASE in levels:
     raise ValueError(

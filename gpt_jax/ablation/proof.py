@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 import jax
 
-from gpt_jax import config, hardware, records, runs, step
+from gpt_jax import config, step
 from gpt_jax.ablation import budget as budgets
-from gpt_jax.ablation.plans import Proposed
+from gpt_jax.ablation.sweeps import Proposed
 from gpt_jax.data.mixture import open_part, source_names
 from gpt_jax.data.templates import ARROW
+from gpt_jax.runs import hardware, records, run_folder
 
 GUESSED_SHARE = 0.35  # of the peak that a step reaches, for the estimate of time
 SIZES = ('model.width', 'model.layers')  # factors that are meant to change the parameters
@@ -54,7 +55,7 @@ def prove(study, arms, folder):
       proof = examine(arm.config, study, folder)
     except ValueError as error:
       raise ValueError(f'arm {arm.name}: {error}') from error
-    proofs[arm.name] = proof._replace(diff=runs.changes(base, config.to_dict(arm.config)))
+    proofs[arm.name] = proof._replace(diff=run_folder.changes(base, config.to_dict(arm.config)))
     twin = seen.setdefault(proof.fingerprint, arm)
     if twin is not arm:
       raise ValueError(twins(arm, twin))
@@ -63,7 +64,7 @@ def prove(study, arms, folder):
 
 def twins(arm, twin):
   """Why two arms are one."""
-  pairs = runs.changes(config.to_dict(twin.config), config.to_dict(arm.config))
+  pairs = run_folder.changes(config.to_dict(twin.config), config.to_dict(arm.config))
   keys = ', '.join(f'{key} {old} -> {new}' for key, (old, new) in pairs.items()) or 'equal configs'
   return (
     f'arm {arm.name} changes nothing: its initial values, train step and data are those of arm '
@@ -83,8 +84,10 @@ def examine(cfg, study, folder):
     data = digest(job.loader.state()['fingerprint'])
   scored = scored_on(cfg)
   shapes = {path: tuple(p.shape) for path, p in step.params_of(abstract.model).items()}
-  tree = [(jax.tree_util.keystr(path), x.shape, str(x.dtype))
-          for path, x in jax.tree_util.tree_leaves_with_path(abstract)]  # fmt: skip
+  tree = [
+    (jax.tree_util.keystr(path), x.shape, str(x.dtype))
+    for path, x in jax.tree_util.tree_leaves_with_path(abstract)
+  ]
   names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract)]
   hyper = {
     name: float(value)
@@ -96,12 +99,18 @@ def examine(cfg, study, folder):
   tokens = cfg.train.steps * budgets.tokens_per_step(cfg)
   peak = hardware.peak_flops()[0] * jax.device_count() if flops else 0
   return Proof(
-    diff={}, shapes=shapes, parameters=job.parameters, flops_per_token=flops,
-    steps=cfg.train.steps, tokens=tokens,
+    diff={},
+    shapes=shapes,
+    parameters=job.parameters,
+    flops_per_token=flops,
+    steps=cfg.train.steps,
+    tokens=tokens,
     seconds=study.budget.seconds or (flops * tokens / (GUESSED_SHARE * peak) if peak else 0.0),
-    program=program, data=data, losses=losses_over(job, cfg, scored),
+    program=program,
+    data=data,
+    losses=losses_over(job, cfg, scored),
     fingerprint=digest([program, initial, hyper, data, scored, beside_step(cfg, study)]),
-  )  # fmt: skip
+  )
 
 
 def is_used(jaxpr, position):
@@ -203,7 +212,7 @@ def incomparable(study, proof, base):
 def describe(study, arms, proofs):
   """The content of study.json."""
   base = proofs[arms[0].name]
-  versions = runs.versions(hardware.name())
+  versions = run_folder.versions(hardware.name())
   levels = {name: [] for name in study.factors}
   for arm in arms:
     for name, level in arm.levels.items():
@@ -267,10 +276,17 @@ def table(study):
   ]
   heads = ('arm', 'parameters', 'steps', 'tokens', 'TFLOP', 'minutes', 'program')
   rows = [
-    (arm['name'], f'{arm["parameters"]:,}', f'{arm["steps"]:,}', f'{arm["tokens"]:,}',
-     f'{arm["flops"] / 1e12:.2f}', f'~{arm["seconds_estimate"] / 60:.1f}', arm['program'][:6])
+    (
+      arm['name'],
+      f'{arm["parameters"]:,}',
+      f'{arm["steps"]:,}',
+      f'{arm["tokens"]:,}',
+      f'{arm["flops"] / 1e12:.2f}',
+      f'~{arm["seconds_estimate"] / 60:.1f}',
+      arm['program'][:6],
+    )
     for arm in arms
-  ]  # fmt: skip
+  ]
   widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
   for row in (heads, *rows):
     name, *cells = row
@@ -278,9 +294,7 @@ def table(study):
     lines.append('  '.join([name.ljust(widths[0]), *cells]))
   lines.append('')
   for arm in arms[1:]:
-    pairs = ', '.join(
-      f'{key} {_json(old)} -> {_json(new)}' for key, (old, new) in arm['diff'].items()
-    )
+    pairs = ', '.join(f'{key} {_json(old)} -> {_json(new)}' for key, (old, new) in arm['diff'].items())
     lines.append(f'{arm["name"]}: {pairs}')
     lines += [f'  {line}' for line in parameter_lines(arm['parameter_diff'])]
     lines += [f'  ! {line}' for line in arm['flags']]
@@ -295,9 +309,7 @@ def table(study):
 
 def parameter_lines(diff):
   """A parameter_diff in words."""
-  few = lambda paths: (
-    ', '.join(paths[:4]) + (f' and {len(paths) - 4} more' if len(paths) > 4 else '')
-  )
+  few = lambda paths: ', '.join(paths[:4]) + (f' and {len(paths) - 4} more' if len(paths) > 4 else '')
   lines = [f'{kind} {few(diff[kind])}' for kind in ('added', 'removed') if diff[kind]]
   reshaped = [
     f'{path} {"x".join(map(str, old))} -> {"x".join(map(str, new))}'

@@ -16,16 +16,48 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_jax import records, runs
-from gpt_jax.ablation import stats
+from gpt_jax.ablation.stats import analyze
+from gpt_jax.runs import records, run_folder
 
 FAILURES = ('failed', 'diverged', 'killed')  # outcomes of an attempt that end a run
 # Words of SQL that are never short for the name of a column.
 SQL = frozenset(
-  ('abs', 'and', 'between', 'case', 'cast', 'collate', 'else', 'end', 'escape', 'exists', 'false',
-   'glob', 'iif', 'in', 'instr', 'is', 'isnull', 'length', 'like', 'lower', 'max', 'min', 'not',
-   'notnull', 'null', 'or', 'replace', 'round', 'substr', 'then', 'true', 'upper', 'when')
-)  # fmt: skip
+  (
+    'abs',
+    'and',
+    'between',
+    'case',
+    'cast',
+    'collate',
+    'else',
+    'end',
+    'escape',
+    'exists',
+    'false',
+    'glob',
+    'iif',
+    'in',
+    'instr',
+    'is',
+    'isnull',
+    'length',
+    'like',
+    'lower',
+    'max',
+    'min',
+    'not',
+    'notnull',
+    'null',
+    'or',
+    'replace',
+    'round',
+    'substr',
+    'then',
+    'true',
+    'upper',
+    'when',
+  )
+)
 
 
 # -------------------------------------------------------------------------------- runs of a study
@@ -67,10 +99,18 @@ def rows(workdir):
         points = curve(folder, study['metric'])
       except ValueError as error:  # the numbers of the result stand without it
         points, message = [], message or str(error).partition('\n')[0]
-      found.append({
-        'arm': arm['name'], 'seed': seed, 'folder': str(folder), 'status': status,
-        'message': message, 'result': result, 'curve': points, 'how': attempt.get('how', ''),
-      })  # fmt: skip
+      found.append(
+        {
+          'arm': arm['name'],
+          'seed': seed,
+          'folder': str(folder),
+          'status': status,
+          'message': message,
+          'result': result,
+          'curve': points,
+          'how': attempt.get('how', ''),
+        }
+      )
   return found
 
 
@@ -101,8 +141,8 @@ def state(folder, metric='valid_loss', attempt=None):
   """
   folder, attempt = Path(folder), attempt or {}
   try:
-    config = runs.read_config(folder) if (folder / 'config.json').exists() else {}
-    result = runs.read_result(folder) if config else {}
+    config = run_folder.read_config(folder) if (folder / 'config.json').exists() else {}
+    result = run_folder.read_result(folder) if config else {}
   except (ValueError, OSError) as error:
     return 'corrupt', str(error).partition('\n')[0], {}
   if result:
@@ -122,7 +162,7 @@ def state(folder, metric='valid_loss', attempt=None):
 def events_of(folder):
   """The events of a run, [] where they cannot be read."""
   try:
-    return runs.read_events(folder)
+    return run_folder.read_events(folder)
   except (ValueError, OSError):
     return []
 
@@ -149,7 +189,7 @@ def judged(result, metric):
 def curve(folder, metric='valid_loss'):
   """[[tokens trained on, metric], ...] of the evaluations of a run, in order."""
   try:
-    logged = runs.read_metrics(folder) if (Path(folder) / 'config.json').exists() else []
+    logged = run_folder.read_metrics(folder) if (Path(folder) / 'config.json').exists() else []
   except OSError as error:
     raise ValueError(f'{folder}/metrics.jsonl: {error}') from error
   name = metric if any(metric in line for line in logged) else 'valid_loss'
@@ -188,11 +228,11 @@ def record(folder, root):
   result = {name: value for name, value in result.items() if name != 'evaluations'}
   found = {'folder': os.path.relpath(folder, root), 'status': status, 'message': message}
   try:
-    config = runs.flatten(runs.read_config(folder))
+    config = run_folder.flatten(run_folder.read_config(folder))
   except ValueError:
     config = {}
   names = {name.casefold() for name in found}  # SQL does not tell A from a
-  for name, value in [*config.items(), *runs.flatten(result).items(), *tasks.items()]:
+  for name, value in [*config.items(), *run_folder.flatten(result).items(), *tasks.items()]:
     if name.casefold() not in names:
       names.add(name.casefold())
       found[name] = _cell(value)
@@ -212,7 +252,7 @@ def scores(folder, result):
   for row in [*(result.get('evaluations') or ()), *later]:
     if isinstance(row, dict) and isinstance(row.get('value'), int | float):
       split = row.get('split') or 'valid'
-      found[stats.score_name(row) + f'/{split}' * (split != 'valid')] = row['value']
+      found[analyze.score_name(row) + f'/{split}' * (split != 'valid')] = row['value']
   return found
 
 

@@ -97,9 +97,7 @@ def complete(source, given, missing):
       'fix: number them from 0 to one less than their number'
     )
   if ':' not in given['coordinator']:
-    raise ValueError(
-      f'coordinator {given["coordinator"]} names no port\nfix: give HOST:PORT of process 0'
-    )
+    raise ValueError(f'coordinator {given["coordinator"]} names no port\nfix: give HOST:PORT of process 0')
   return Job(**given)
 
 
@@ -149,10 +147,14 @@ def join(job, agree=True):
     address = bind = f'127.0.0.1:{free_port()}'  # of no interest to other machines
     jax.config.update('jax_check_proxy_envs', False)  # nothing goes through a proxy
   jax.distributed.initialize(
-    address, job.processes, job.process, cluster_detection_method='deactivate',
-    coordinator_bind_address=bind, heartbeat_timeout_seconds=ALONE if alone else SILENCE,
+    address,
+    job.processes,
+    job.process,
+    cluster_detection_method='deactivate',
+    coordinator_bind_address=bind,
+    heartbeat_timeout_seconds=ALONE if alone else SILENCE,
     initialization_timeout=GATHERING,
-  )  # fmt: skip
+  )
 
 
 def now():
@@ -199,13 +201,16 @@ SCHEDULERS = {
   ),
   'Open MPI': Scheduler(
     signs=('OMPI_COMM_WORLD_SIZE', 'OMPI_MCA_orte_hnp_uri'),
-    needs=('OMPI_MCA_orte_hnp_uri', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK',
-           'OMPI_COMM_WORLD_LOCAL_RANK'),
+    needs=(
+      'OMPI_MCA_orte_hnp_uri',
+      'OMPI_COMM_WORLD_SIZE',
+      'OMPI_COMM_WORLD_RANK',
+      'OMPI_COMM_WORLD_LOCAL_RANK',
+    ),
     fix='give --coordinator, --processes and --process (mpirun of Open MPI 5 tells no address)',
   ),
   'TPU': Scheduler(
-    signs=('TPU_WORKER_HOSTNAMES', 'MEGASCALE_COORDINATOR_ADDRESS', '/dev/accel[0-9]*',
-           '/dev/vfio/[0-9]*'),
+    signs=('TPU_WORKER_HOSTNAMES', 'MEGASCALE_COORDINATOR_ADDRESS', '/dev/accel[0-9]*', '/dev/vfio/[0-9]*'),
     needs=(),
     fix='pip install libtpu',
     package='libtpu',
@@ -217,4 +222,4 @@ SCHEDULERS = {
     '--to=jobset` does, or pip install kubernetes',
     package='kubernetes',
   ),
-}  # fmt: skip
+}

@@ -71,8 +71,7 @@ class Guard:
       if self.asked:
         os._exit(LEFT)  # asked twice: leave at once; what was saved before is good
       self.asked = True
-      print('stopping: will save after this step; again to leave at once', file=sys.stderr,
-            flush=True)  # fmt: skip
+      print('stopping: will save after this step; again to leave at once', file=sys.stderr, flush=True)
       if self.tell:
         self.tell(signal.SIGTERM)
 

@@ -16,7 +16,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from gpt_jax import runs
+from gpt_jax.runs import run_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = Path(__file__).parent / 'templates'
@@ -31,9 +31,11 @@ CONSTANTS = {
 }
 # Of TPU VMs, by generation: what Google's documentation of each names.
 RUNTIMES = {
-  'v4': 'tpu-ubuntu2204-base', 'v5litepod': 'v2-alpha-tpuv5-lite', 'v5p': 'v2-alpha-tpuv5',
+  'v4': 'tpu-ubuntu2204-base',
+  'v5litepod': 'v2-alpha-tpuv5-lite',
+  'v5p': 'v2-alpha-tpuv5',
   'v6e': 'v2-alpha-tpuv6e',
-}  # fmt: skip
+}
 SETUP = (  # cloud images have older Pythons
   'command -v uv || python3 -m pip install --quiet uv; export PATH="$HOME/.local/bin:$PATH"; '
   'uv venv --clear --python 3.12 .venv && '
@@ -135,12 +137,10 @@ def check(to, target, job):
   said = [str(value) for value in dataclasses.astuple(job)[1:]]
   for word in (*job.words, *said):
     if not word.isprintable():
+      raise ValueError(f'{word!r} has a character that cannot be printed\nfix: leave it out of job files')
+    if run_folder.redact(word) != word:
       raise ValueError(
-        f'{word!r} has a character that cannot be printed\nfix: leave it out of job files'
-      )
-    if runs.redact(word) != word:
-      raise ValueError(
-        f'{runs.redact(word)} is a secret, and a job file is read by others\n'
+        f'{run_folder.redact(word)} is a secret, and a job file is read by others\n'
         "fix: set it in the environment of the job, by the scheduler's own means for secrets"
       )
   path = job.words[1].removeprefix('--config=')
@@ -161,8 +161,7 @@ def check(to, target, job):
     )
   if job.shares and job.nodes > 1:
     raise ValueError(
-      f'--nodes={job.nodes}: each of the --shares={job.shares} has a node of its own\n'
-      'fix: leave --nodes out'
+      f'--nodes={job.nodes}: each of the --shares={job.shares} has a node of its own\nfix: leave --nodes out'
     )
   for field in dataclasses.fields(Job)[3:]:
     check_field(to, target, field, getattr(job, field.name))
@@ -173,9 +172,7 @@ def check_field(to, target, field, value):
   pattern, example = target.patterns.get(field.name, ('', ''))
   if value == field.default:
     if field.name in target.needs:
-      raise ValueError(
-        f'--to={to} needs --{field.name}\nfix: add it, as in --{field.name}={example}'
-      )
+      raise ValueError(f'--to={to} needs --{field.name}\nfix: add it, as in --{field.name}={example}')
   elif not pattern:
     raise ValueError(
       f'--{field.name}={value} means nothing to --to={to}\n'
@@ -257,23 +254,49 @@ def _quoted(value):
 COUNT = (r'[1-9]\d{0,3}', '4')
 LABEL = r'[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?'
 TARGETS = {
-  'slurm': Target('slurm.sh', slurm, {
-    'nodes': COUNT, 'shares': COUNT, 'hours': COUNT, 'queue': (LABEL, 'gpu'),
-    'accelerators': (rf'({LABEL}:)?[1-9]\d?', 'h100:8'),
-  }),
-  'jobset': Target('jobset.yaml', jobset, {
-    'nodes': COUNT, 'shares': COUNT, 'queue': (r'[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?', 'research'),
-    'accelerators': (r'[a-z0-9.-]+/[a-z0-9.-]+:[1-9]\d?', 'nvidia.com/gpu:8'),
-    'image': (r'[A-Za-z0-9][\w./:@-]*', 'registry.example/gpt_jax:1'),
-    'storage': (r'[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?', 'runs'),
-  }, needs=('image', 'storage')),
-  'skypilot': Target('skypilot.yaml', skypilot, {
-    'nodes': COUNT, 'shares': COUNT, 'accelerators': (r'[A-Za-z0-9-]+(:[1-9]\d*)?', 'H100:8'),
-    'storage': (r'(gs|s3|r2|cos|https)://[\w./-]+', 's3://my-runs'),
-  }, needs=('storage',)),
-  'tpu-vm': Target('tpu-vm.sh', tpu_vm, {
-    'accelerators': (rf'({"|".join(RUNTIMES)})-[1-9]\d{{0,4}}', 'v6e-16'),
-    'storage': (r'gs://[a-z0-9][a-z0-9._-]+', 'gs://my-runs'),
-    'zone': (r'[a-z]+-[a-z]+\d+-[a-z]', 'us-east5-b'),
-  }, needs=('accelerators', 'storage', 'zone')),
-}  # fmt: skip
+  'slurm': Target(
+    'slurm.sh',
+    slurm,
+    {
+      'nodes': COUNT,
+      'shares': COUNT,
+      'hours': COUNT,
+      'queue': (LABEL, 'gpu'),
+      'accelerators': (rf'({LABEL}:)?[1-9]\d?', 'h100:8'),
+    },
+  ),
+  'jobset': Target(
+    'jobset.yaml',
+    jobset,
+    {
+      'nodes': COUNT,
+      'shares': COUNT,
+      'queue': (r'[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?', 'research'),
+      'accelerators': (r'[a-z0-9.-]+/[a-z0-9.-]+:[1-9]\d?', 'nvidia.com/gpu:8'),
+      'image': (r'[A-Za-z0-9][\w./:@-]*', 'registry.example/gpt_jax:1'),
+      'storage': (r'[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?', 'runs'),
+    },
+    needs=('image', 'storage'),
+  ),
+  'skypilot': Target(
+    'skypilot.yaml',
+    skypilot,
+    {
+      'nodes': COUNT,
+      'shares': COUNT,
+      'accelerators': (r'[A-Za-z0-9-]+(:[1-9]\d*)?', 'H100:8'),
+      'storage': (r'(gs|s3|r2|cos|https)://[\w./-]+', 's3://my-runs'),
+    },
+    needs=('storage',),
+  ),
+  'tpu-vm': Target(
+    'tpu-vm.sh',
+    tpu_vm,
+    {
+      'accelerators': (rf'({"|".join(RUNTIMES)})-[1-9]\d{{0,4}}', 'v6e-16'),
+      'storage': (r'gs://[a-z0-9][a-z0-9._-]+', 'gs://my-runs'),
+      'zone': (r'[a-z]+-[a-z]+\d+-[a-z]', 'us-east5-b'),
+    },
+    needs=('accelerators', 'storage', 'zone'),
+  ),
+}

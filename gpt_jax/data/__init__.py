@@ -4,22 +4,13 @@ Importing this package is light: Grain, TFDS, Pillow and the like are imported w
 """
 
 from gpt_jax.data.cache import TokenCache, shared_media, token_cache
-from gpt_jax.data.corpus import SPLITS
-from gpt_jax.data.documents import (
-  Encoded,
-  decode,
-  encode,
-  encode_batch,
-  examples,
-  images,
-  readable,
-  waves,
-)
-from gpt_jax.data.form import Form
+from gpt_jax.data.documents import Encoded, decode, encode, encode_batch, examples, images, readable, waves
 from gpt_jax.data.loader import Loader
 from gpt_jax.data.mixture import DataConfig, documents, source_names
 from gpt_jax.data.packing import PACKING, eval_rows, eval_windows
+from gpt_jax.data.row_fields import Form
 from gpt_jax.data.sources import SOURCES, Source
+from gpt_jax.data.splits import SPLITS
 from gpt_jax.data.templates import Piece, signature
 
 __all__ = [

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_jax.data.corpus import Corpus, Record
 from gpt_jax.data.files import find, hash_files
+from gpt_jax.data.splits import Corpus, Record
 
 # What may be unpacked: ALWAYS bytes (MNIST's images are 47 MB), and more if that is not over
 # MOST_TIMES the bytes packed (MNIST's are 4.7 times; zeros are 1,000 times).
@@ -113,9 +113,7 @@ def _read_idx(path: Path) -> np.ndarray:
   known = content[:3] == b'\0\0\x08' and 0 < rank <= MOST_AXES and len(content) >= start
   shape = np.frombuffer(content[4:start], '>u4').tolist() if known else []
   if not known or len(content) != start + math.prod(shape):
-    raise ValueError(
-      f'{path} is no whole idx file of unsigned bytes\nfix: fetch it again, or give an .npz'
-    )
+    raise ValueError(f'{path} is no whole idx file of unsigned bytes\nfix: fetch it again, or give an .npz')
   return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 

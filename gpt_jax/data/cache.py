@@ -25,11 +25,11 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt_jax.data import augment, templates
+from gpt_jax.data.bad_records import Tolerance
 from gpt_jax.data.documents import check_pieces, check_tokenizers, decode, encode_batch
 from gpt_jax.data.files import NpyWriter, atomic, write_atomically
-from gpt_jax.data.form import PLACES
 from gpt_jax.data.mixture import DataConfig, Part, open_part
-from gpt_jax.data.tolerance import Tolerance
+from gpt_jax.data.row_fields import PLACES
 
 MAGIC = b'GPTJAX01'
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 1024  # what the tokenizer gets at once
@@ -178,9 +178,15 @@ class _Item(NamedTuple):
 
 
 def _write(
-  path: Path, items: Iterator[_Item], tokenizers, ending: list[int], meta: dict,
-  tolerance: Tolerance, kinds: Iterable[str] | None = None, hashes=(),
-) -> None:  # fmt: skip
+  path: Path,
+  items: Iterator[_Item],
+  tokenizers,
+  ending: list[int],
+  meta: dict,
+  tolerance: Tolerance,
+  kinds: Iterable[str] | None = None,
+  hashes=(),
+) -> None:
   """Streams documents to the files; memory is bounded by a batch or the longest document."""
   dtype = np.dtype('<u2' if tokenizers.vocabulary.padded <= 1 << 16 else '<u4')
   end = np.asarray(ending, dtype).tobytes()
@@ -205,9 +211,7 @@ def _write(
       tokens += len(ids) + len(ending) * last
       size += count
     if not tokens:
-      raise ValueError(
-        f'data.mixture.{meta["name"]} has no tokens\nfix: check its path and template'
-      )
+      raise ValueError(f'data.mixture.{meta["name"]} has no tokens\nfix: check its path and template')
     places = {kind: [writer.finish() for writer in pair][0] for kind, pair in writers.items()}
     tolerance.report()
     if kinds is not None:
@@ -236,9 +240,7 @@ def _encoded_texts(texts: Iterator[str], tokenizers) -> Iterator[_Item]:
       yield _Item(ids, len(text.encode()), first, last)
 
 
-def _encoded_documents(
-  part: Part, tokenizers, tolerance: Tolerance, copied, hashes
-) -> Iterator[_Item]:
+def _encoded_documents(part: Part, tokenizers, tolerance: Tolerance, copied, hashes) -> Iterator[_Item]:
   """Documents of several pieces; those whose media cannot be read are left out.
 
   copied: the source whose changed copies are wanted too, or None. hashes: an array that gets those

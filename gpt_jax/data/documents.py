@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpt_jax.data import augment, media, templates
-from gpt_jax.data.corpus import SPLITS
+from gpt_jax.data.bad_records import Tolerance
 from gpt_jax.data.mixture import DataConfig, open_part, source_names
+from gpt_jax.data.splits import SPLITS
 from gpt_jax.data.templates import MODALITY, Piece, Samples
-from gpt_jax.data.tolerance import Tolerance
 
 MARKERS = {'image': ('boi', 'eoi', 'patch'), 'audio': ('boa', 'eoa', 'frame')}
 
@@ -126,9 +126,7 @@ def check_pieces(tokenizers, pieces: list[Piece], where: str) -> None:
       )
 
 
-def readable(
-  cfg: DataConfig, name: str, tokenizers, found: Iterator
-) -> Iterator[tuple[str, list[Piece]]]:
+def readable(cfg: DataConfig, name: str, tokenizers, found: Iterator) -> Iterator[tuple[str, list[Piece]]]:
   """Those (where, pieces) of a source that its token cache has, if it tolerates unreadable ones."""
   for where, pieces in found:
     try:
@@ -145,9 +143,7 @@ def images(cfg: DataConfig, shape: tuple[int, int, int], split: str = 'train') -
   return np.stack(list(_read_all(cfg, 'image', split, read, ())))
 
 
-def waves(
-  cfg: DataConfig, sample_rate: int, split: str = 'train', seconds: float = 60.0
-) -> list[np.ndarray]:
+def waves(cfg: DataConfig, sample_rate: int, split: str = 'train', seconds: float = 60.0) -> list[np.ndarray]:
   """All sounds of `split`, float32 [N] each, none longer than `seconds`."""
   read = lambda value, where: _read_sound(value, sample_rate, where, seconds)
   return list(_read_all(cfg, 'audio', split, read, (sample_rate, seconds)))
@@ -183,9 +179,7 @@ def _nothing_to_learn_from(cfg: DataConfig, modality: str, split: str) -> ValueE
     if next(_media_of(cfg, name, modality, other), None):
       cut = not cfg.mixture[name].has(other)
       share = f', with data.valid_fraction={cfg.valid_fraction}' if cut else ''
-      fix = (
-        'set data.valid_fraction=0.0, or give more documents' if cut else 'give some that have it'
-      )
+      fix = 'set data.valid_fraction=0.0, or give more documents' if cut else 'give some that have it'
       return ValueError(
         f'data.mixture.{name} has {modality} data in its {other} documents only, and none in '
         f'{split} to learn a tokenizer from{share}\nfix: {fix}'
@@ -216,8 +210,7 @@ def _read_sound(value, sample_rate: int, where: str, seconds: float) -> tuple[np
 
 def _image_codes(tokenizers, images):
   return [
-    tokenizers.encode_codes('image', codes_PQ)
-    for codes_PQ in tokenizers.image.encode(np.stack(images))
+    tokenizers.encode_codes('image', codes_PQ) for codes_PQ in tokenizers.image.encode(np.stack(images))
   ]
 
 

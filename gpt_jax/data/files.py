@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from gpt_jax import records
+from gpt_jax.runs import records
 
 
 def roots() -> list[str]:

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from gpt_jax.data.cache import token_cache
-from gpt_jax.data.form import Form
 from gpt_jax.data.mixture import DataConfig, source_names
 from gpt_jax.data.packing import PACKING, Rows
+from gpt_jax.data.row_fields import Form
 
 FORMAT = 1  # of the order of rows; part of the fingerprint
 CYCLE = 1 << 16  # rows over which the shares of a mixture come out, at most
@@ -59,9 +59,7 @@ class Loader:
         f'fix: set {split}_path, {split}_keep or (tfds) {split}_split of a source, or, for '
         'validation, raise data.valid_fraction'
       )
-    self.caches = {
-      name: token_cache(cfg, name, tokenizers, split, cache_dir) for name in self.names
-    }
+    self.caches = {name: token_cache(cfg, name, tokenizers, split, cache_dir) for name in self.names}
     form, pack = Form.of(cfg, tokenizers), PACKING[cfg.packing]
     forms = {name: form.of_template(cfg.mixture[name].template) for name in self.names}
     self.rows = {
@@ -216,9 +214,7 @@ def _address(source: int, index: int, _) -> tuple[int, int]:
   return source, index
 
 
-def gather_rows(
-  sources: tuple[Rows, ...], addresses: list[tuple[int, int]]
-) -> dict[str, np.ndarray]:
+def gather_rows(sources: tuple[Rows, ...], addresses: list[tuple[int, int]]) -> dict[str, np.ndarray]:
   """A batch from (source number, row number) pairs, in their order."""
   source_B, index_B = np.asarray(addresses, np.int64).T
   if len(sources) == 1:

@@ -83,9 +83,7 @@ def read_sound(
     sound, rate = _checked_samples(value, where), rate or sample_rate
   _check_length(len(sound), rate, where, most_seconds)
   if not np.isfinite(sound).all():
-    raise ValueError(
-      f'{_prefix(where)}the sound has NaN or infinite samples\nfix: repair or drop the record'
-    )
+    raise ValueError(f'{_prefix(where)}the sound has NaN or infinite samples\nfix: repair or drop the record')
   notes = []
   if sound.ndim == 2:
     if sound.shape[1] > 1:
@@ -267,9 +265,7 @@ def _checked_pixels(value, where):
       f'{_prefix(where)}an image array is {array.dtype}, not uint8\n'
       'fix: scale its values to 0 .. 255 and convert them to uint8'
     )
-  if (
-    array.ndim not in (2, 3) or not array.size or (array.ndim == 3 and array.shape[2] not in MODES)
-  ):
+  if array.ndim not in (2, 3) or not array.size or (array.ndim == 3 and array.shape[2] not in MODES):
     raise ValueError(
       f'{_prefix(where)}an image array has the shape {array.shape}\n'
       'fix: give [rows, columns] or [rows, columns, channels] with 1 to 4 channels'
@@ -309,8 +305,7 @@ def _checked_samples(value, where):
     )
   if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] > 8):
     raise ValueError(
-      f'{_prefix(where)}a sound array has the shape {array.shape}\n'
-      'fix: give [samples] or [samples, channels]'
+      f'{_prefix(where)}a sound array has the shape {array.shape}\nfix: give [samples] or [samples, channels]'
     )
   limit = FULL_SCALE if integer else 1
   if array.size and (array.max() > limit or array.min() < -limit):

@@ -13,15 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_jax.data.corpus import Corpus, Record
 from gpt_jax.data.files import container, find, hash_files, refuse_remote, roots
-from gpt_jax.data.keypad import NAMES, RATE
-from gpt_jax.data.keypad import records as keypad_records
 from gpt_jax.data.record_sources import json_records
+from gpt_jax.data.splits import Corpus, Record
+from gpt_jax.data.synthetic.keypad import NAMES, RATE
+from gpt_jax.data.synthetic.keypad import records as keypad_records
 
-SUFFIXES = (
-  '.png', '.jpg', '.jpeg', '.gif', '.bmp', '.webp', '.wav', '.flac', '.ogg', '.mp3',
-)  # fmt: skip
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.gif', '.bmp', '.webp', '.wav', '.flac', '.ogg', '.mp3')
 KEYS = ('file', 'image', 'audio')  # fields of captions that may name the file
 
 

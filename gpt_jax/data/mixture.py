@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gpt_jax.data import media, sources, templates
-from gpt_jax.data.corpus import SPLITS, selection
+from gpt_jax.data.bad_records import Tolerance
 from gpt_jax.data.packing import PACKING
 from gpt_jax.data.sources import Source
+from gpt_jax.data.splits import SPLITS, selection
 from gpt_jax.data.templates import Piece
-from gpt_jax.data.tolerance import Tolerance
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class DataConfig:
   mixture: dict[str, Source] = field(default_factory=lambda: {'text': Source()})  # name -> source
   packing: str = 'crop'  # row of PACKING
   mask_documents: bool = False  # crop, split: a document sees only itself; first_fit always does so
-  valid_fraction: float = (
-    0.1  # share kept for validation where a source does not name its own; 0 = none
-  )
+  valid_fraction: float = 0.1  # share kept for validation where a source does not name its own; 0 = none
   split_seed: int = 0  # which documents are for validation
   append_eos: bool = False  # end even a single text with eos; other documents always end with it
   prefix: bool = False  # first_fit: attention within a condition sees all of it
@@ -48,13 +46,9 @@ class DataConfig:
       raise ValueError('data.mixture is empty\nfix: name at least one source')
     for name in self.mixture:
       if not re.fullmatch(r'[\w.-]+', name):
-        raise ValueError(
-          f'data.mixture has a source {name!r}\nfix: use letters, digits, _ . - only'
-        )
+        raise ValueError(f'data.mixture has a source {name!r}\nfix: use letters, digits, _ . - only')
     if self.packing not in PACKING:
-      raise ValueError(
-        f'data.packing={self.packing} is unknown\nfix: use one of {", ".join(PACKING)}'
-      )
+      raise ValueError(f'data.packing={self.packing} is unknown\nfix: use one of {", ".join(PACKING)}')
     if not 0 <= self.valid_fraction < 1:
       raise ValueError(
         f'data.valid_fraction={self.valid_fraction} is no share\nfix: use 0 <= valid_fraction < 1'
@@ -146,9 +140,7 @@ def open_part(cfg: DataConfig, name: str, split: str) -> Part:
   plain = templates.is_plain(source.template)
   first = len(list(itertools.islice(examples(), 2)))
   if not first:
-    raise ValueError(
-      f'data.mixture.{name} has no {split} documents\nfix: check its path and its filters'
-    )
+    raise ValueError(f'data.mixture.{name} has no {split} documents\nfix: check its path and its filters')
   whole = source.has(split) or (source.has_valid and split == 'train') or not cfg.valid_fraction
   if first == 1 and not plain and not whole:
     raise ValueError(
@@ -178,10 +170,12 @@ def open_part(cfg: DataConfig, name: str, split: str) -> Part:
     copied = ('copies', 'augment') if split == 'train' else ()
     cut = {} if whole else {'split': split, **_pick(cfg, ('valid_fraction', 'split_seed'))}
     return {
-      'content': corpus.content(), **_pick(source, ('kind', 'template', 'separator')),
+      'content': corpus.content(),
+      **_pick(source, ('kind', 'template', 'separator')),
       **_changed(source, ('names', 'pattern', 'rate', 'bad_records', *copied)),
-      **selection(source, split if source.has(split) else 'train'), **cut,
-    }  # fmt: skip
+      **selection(source, split if source.has(split) else 'train'),
+      **cut,
+    }
 
   return Part(chosen, first > 1, plain, describe)
 
@@ -221,9 +215,7 @@ def _pick(instance, names: tuple[str, ...]) -> dict:
   return {name: value for name, value in dataclasses.asdict(instance).items() if name in names}
 
 
-def _cut(
-  examples: Callable, cfg: DataConfig, split: str, skip
-) -> Iterator[tuple[str, list[Piece]]]:
+def _cut(examples: Callable, cfg: DataConfig, split: str, skip) -> Iterator[tuple[str, list[Piece]]]:
   """One text, cut by characters."""
   for where, [piece] in examples(skip):
     cut = int((1 - cfg.valid_fraction) * len(piece.value))
@@ -231,14 +223,10 @@ def _cut(
       yield where, [Piece('text', part)]
 
 
-def _select(
-  examples: Callable, cfg: DataConfig, split: str, skip
-) -> Iterator[tuple[str, list[Piece]]]:
+def _select(examples: Callable, cfg: DataConfig, split: str, skip) -> Iterator[tuple[str, list[Piece]]]:
   """Many documents, in two passes: eight bytes each are held, never their content."""
   key = b'%d' % cfg.split_seed
-  digests = np.frombuffer(
-    array.array('Q', (digest(pieces, key) for _, pieces in examples())), np.uint64
-  )
+  digests = np.frombuffer(array.array('Q', (digest(pieces, key) for _, pieces in examples())), np.uint64)
   count = min(max(1, round(cfg.valid_fraction * len(digests))), len(digests) - 1)
   low = digests <= np.partition(digests, count - 1)[count - 1]
   for example, is_low in zip(examples(skip), low, strict=True):

@@ -20,12 +20,10 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.data.files import write_atomically
-from gpt_jax.data.form import PLAIN, Form, spread
+from gpt_jax.data.row_fields import PLAIN, Form, spread
 from gpt_jax.data.sources import scramble
 
-CHUNK = (
-  1 << 16
-)  # pieces that are fitted together; bounds memory, costs part of one row in thousands
+CHUNK = 1 << 16  # pieces that are fitted together; bounds memory, costs part of one row in thousands
 
 
 @dataclass(frozen=True)
@@ -119,9 +117,7 @@ class FirstFit(Rows):
     place_BW[slots] = place_J
     dropped_BW = np.zeros_like(tokens_BW, bool)
     if self.form.dropout:  # a function of the seed, the row of the epoch and the document
-      bits_N = scramble(
-        self.seed, scramble(self.seed, index_B)[batch_N] + start_N.astype(np.uint64)
-      )
+      bits_N = scramble(self.seed, scramble(self.seed, index_B)[batch_N] + start_N.astype(np.uint64))
       dropped_BW[slots] = (bits_N >> np.uint64(11))[piece_J] < self.form.dropout * 2**53
     return batch | self.form.add(batch, tokens_BW, segments_BW, dropped_BW, place_BW, self.cache)
 
@@ -200,9 +196,7 @@ def first_fit(sizes: list[int], capacity: int) -> list[int]:
   return bins
 
 
-def windows(
-  cache, start_B: np.ndarray, length: int, mask_documents: bool = False
-) -> dict[str, np.ndarray]:
+def windows(cache, start_B: np.ndarray, length: int, mask_documents: bool = False) -> dict[str, np.ndarray]:
   """Rows of the stream that begin at `start_B`; what lies beyond its end is padding."""
   index_BW = start_B[:, None] + np.arange(length + 1)
   real_BW = index_BW < len(cache.ids)
@@ -262,13 +256,7 @@ def eval_windows(
 
 
 def eval_rows(
-  cache,
-  length: int,
-  batch_size: int,
-  *,
-  form: Form = PLAIN,
-  process_index: int = 0,
-  process_count: int = 1,
+  cache, length: int, batch_size: int, *, form: Form = PLAIN, process_index: int = 0, process_count: int = 1
 ) -> Iterator[dict[str, np.ndarray]]:
   """Batches that score whole documents, each once, in the order of the first_fit plan.
 
@@ -292,8 +280,4 @@ def _own_rows(batch_size: int, process_count: int) -> int:
   return batch_size // process_count
 
 
-PACKING = {
-  'crop': Crop,
-  'split': Split,
-  'first_fit': FirstFit,
-}
+PACKING = {'crop': Crop, 'split': Split, 'first_fit': FirstFit}

@@ -9,9 +9,10 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpt_jax.data import stories, templates
-from gpt_jax.data.corpus import Corpus, Record
+from gpt_jax.data import templates
 from gpt_jax.data.files import container, find, hash_files, not_utf8, refuse_remote, roots
+from gpt_jax.data.splits import Corpus, Record
+from gpt_jax.data.synthetic import stories
 
 
 def jsonl(source, split: str) -> Corpus:
@@ -63,9 +64,7 @@ def _json_record(path: Path, number: int, line: bytes, offset: int) -> dict:
       'fix: write one JSON object per line'
     ) from None
   except (RecursionError, ValueError) as error:  # too deep, or a number of thousands of digits
-    raise ValueError(
-      f'{path} line {number} cannot be read: {error}\nfix: leave that line out'
-    ) from None
+    raise ValueError(f'{path} line {number} cannot be read: {error}\nfix: leave that line out') from None
   if not isinstance(record, dict):
     raise ValueError(
       f'{path} line {number} is a JSON {type(record).__name__}, not an object\n'

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_jax.data import arrays, augment, corpus, media_sources, record_sources, templates
-from gpt_jax.data.corpus import Corpus
+from gpt_jax.data import arrays, augment, media_sources, record_sources, splits, templates
 from gpt_jax.data.files import find, hash_files, not_utf8
+from gpt_jax.data.splits import Corpus
 
 BLOCK = 1 << 20  # bytes read at a time
 SYNTHETIC_WORDS, SYNTHETIC_CHOICES = 512, 8  # vocabulary and successors of the Markov chain
@@ -55,9 +55,7 @@ class Source:
 
   def __post_init__(self):
     if self.kind not in SOURCES:
-      raise ValueError(
-        f'kind={self.kind} is no kind of source\nfix: use one of {", ".join(SOURCES)}'
-      )
+      raise ValueError(f'kind={self.kind} is no kind of source\nfix: use one of {", ".join(SOURCES)}')
     used = {'kind', 'template', 'weight', *FIELDS[self.kind]}
     for field in fields(self):
       value = getattr(self, field.name)
@@ -76,7 +74,7 @@ class Source:
       if getattr(self, name) < 0:
         raise ValueError(f'{name}={getattr(self, name)} is negative\nfix: use 0 or more')
     for keep in (self.keep, self.valid_keep, self.test_keep):
-      corpus.parse(keep)
+      splits.parse(keep)
     media_sources.check_pattern(self.pattern)
     templates.parse(self.template)
     self._check_augment()
@@ -115,7 +113,7 @@ class Source:
 def open_source(source: Source, split: str) -> Corpus:
   """The records of `split` if the source names its data, else those of training."""
   own = split if source.has(split) else 'train'
-  return corpus.select(SOURCES[source.kind](source, own), source, own)
+  return splits.select(SOURCES[source.kind](source, own), source, own)
 
 
 def _builtin(source: Source, split: str) -> Corpus:
@@ -241,8 +239,16 @@ FIELDS = {
   'text': ('separator', *PATHS),
   'jsonl': ('root', 'names', 'bad_records', *PATHS, *FILTERS, *COPIES),
   'tfds': (
-    'path', 'train_split', 'valid_split', 'test_split', 'data_dir', 'rate', 'names', 'bad_records',
-    *FILTERS, *COPIES,
+    'path',
+    'train_split',
+    'valid_split',
+    'test_split',
+    'data_dir',
+    'rate',
+    'names',
+    'bad_records',
+    *FILTERS,
+    *COPIES,
   ),
   'parallel': (*PATHS, *FILTERS),
   'stories': ('documents', 'seed', *FILTERS),
@@ -251,4 +257,4 @@ FIELDS = {
   'keypad': ('documents', *FILTERS, *COPIES),
   'arrays': ('rate', 'names', 'bad_records', *PATHS, *FILTERS, *COPIES),
   'files': ('pattern', 'captions', 'names', 'bad_records', *PATHS, *FILTERS, *COPIES),
-}  # fmt: skip
+}

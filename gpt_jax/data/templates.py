@@ -60,9 +60,7 @@ def parse(template: str) -> tuple[tuple[str, str], ...]:
       raise ValueError(f'template={template!r} has a field that is not a plain name\n{FIX}')
     slots.append((spec or 'text', field))
   if all(kind in ('literal', 'arrow') for kind, _ in slots):
-    raise ValueError(
-      f'template={template!r} names no field, so all documents would be equal\n{FIX}'
-    )
+    raise ValueError(f'template={template!r} names no field, so all documents would be equal\n{FIX}')
   _check_sides(template, slots)
   return tuple(slots)
 
@@ -244,9 +242,7 @@ def lookup(record: dict, field: str, where: str):
     elif isinstance(value, (list, np.ndarray)) and part.isdecimal() and int(part) < len(value):
       value = value[int(part)]
     else:
-      has = (
-        ', '.join(map(str, value)) if isinstance(value, dict) else f'{type(value).__name__} value'
-      )
+      has = ', '.join(map(str, value)) if isinstance(value, dict) else f'{type(value).__name__} value'
       raise ValueError(
         f'{where} has no field {field!r}: at {part!r} it has {has}\n'
         'fix: name fields that every record has in the template'
@@ -263,8 +259,7 @@ def _text(value, field: str, where: str) -> str:
       return value.decode('utf-8')
     except UnicodeDecodeError as error:
       raise ValueError(
-        f'{where} field {field!r} is not UTF-8 at byte {error.start}\n'
-        'fix: name a text field in the template'
+        f'{where} field {field!r} is not UTF-8 at byte {error.start}\nfix: name a text field in the template'
       ) from None
   if isinstance(value, (str, int, float)):
     return str(value)

@@ -106,9 +106,7 @@ def _read_layer_types(hf):
   """Which layers have a window -> window and window_pattern."""
   layers, window = hf['num_hidden_layers'], hf['use_sliding_window'] and hf['sliding_window']
   first = hf['max_window_layers'] if window else layers
-  kinds = hf['layer_types'] or [
-    'full_attention' if l < first else 'sliding_attention' for l in range(layers)
-  ]
+  kinds = hf['layer_types'] or ['full_attention' if l < first else 'sliding_attention' for l in range(layers)]
   letters = {'full_attention': 'L', 'sliding_attention': 'S' if window else ''}
   pattern = ''.join(letters.get(kind, '') for kind in kinds)
   if len(pattern) != layers or len(kinds) != layers:
@@ -154,9 +152,7 @@ def write_config(cfg):
 
 def _obstacles(cfg, expresses):
   can = lambda key, rule: rule(cfg) if callable(rule) else getattr(cfg, key) in rule
-  return [
-    f'model.{key}={getattr(cfg, key)}' for key, rule in expresses.items() if not can(key, rule)
-  ]
+  return [f'model.{key}={getattr(cfg, key)}' for key, rule in expresses.items() if not can(key, rule)]
 
 
 def _write_gpt2(cfg):
@@ -314,24 +310,60 @@ QWEN3_EXPRESSES = LLAMA_EXPRESSES | {
 GPT2_BUFFERS, LLAMA_BUFFERS = r'.*\.attn\.(masked_)?bias', r'.*rotary_emb\.inv_freq'
 FAMILIES = {
   'gpt2': Family(
-    'GPT2LMHeadModel', 'transformer.', GPT2_TENSORS, GPT2_BUFFERS, GPT2_DEFAULTS, GPT2_FIXED,
-    _read_gpt2, _write_gpt2, GPT2_EXPRESSES,
+    'GPT2LMHeadModel',
+    'transformer.',
+    GPT2_TENSORS,
+    GPT2_BUFFERS,
+    GPT2_DEFAULTS,
+    GPT2_FIXED,
+    _read_gpt2,
+    _write_gpt2,
+    GPT2_EXPRESSES,
   ),
   'llama': Family(
-    'LlamaForCausalLM', 'model.', LLAMA_TENSORS, LLAMA_BUFFERS, LLAMA_DEFAULTS, LLAMA_FIXED,
-    _read_llama, _write_llama, LLAMA_EXPRESSES,
+    'LlamaForCausalLM',
+    'model.',
+    LLAMA_TENSORS,
+    LLAMA_BUFFERS,
+    LLAMA_DEFAULTS,
+    LLAMA_FIXED,
+    _read_llama,
+    _write_llama,
+    LLAMA_EXPRESSES,
   ),
   'mistral': Family(
-    'MistralForCausalLM', 'model.', LLAMA_TENSORS, LLAMA_BUFFERS, MISTRAL_DEFAULTS, {},
-    _read_mistral, _write_mistral, MISTRAL_EXPRESSES,
+    'MistralForCausalLM',
+    'model.',
+    LLAMA_TENSORS,
+    LLAMA_BUFFERS,
+    MISTRAL_DEFAULTS,
+    {},
+    _read_mistral,
+    _write_mistral,
+    MISTRAL_EXPRESSES,
   ),
   'qwen2': Family(
-    'Qwen2ForCausalLM', 'model.', LLAMA_TENSORS, LLAMA_BUFFERS, QWEN_DEFAULTS, {},
-    _read_qwen2, _write_llama, {}, zeros=('blocks/attention/o_bias_D',),
+    'Qwen2ForCausalLM',
+    'model.',
+    LLAMA_TENSORS,
+    LLAMA_BUFFERS,
+    QWEN_DEFAULTS,
+    {},
+    _read_qwen2,
+    _write_llama,
+    {},
+    zeros=('blocks/attention/o_bias_D',),
   ),
   'qwen3': Family(
-    'Qwen3ForCausalLM', 'model.', LLAMA_TENSORS, LLAMA_BUFFERS, QWEN3_DEFAULTS, {},
-    _read_qwen3, _write_qwen3, QWEN3_EXPRESSES,
+    'Qwen3ForCausalLM',
+    'model.',
+    LLAMA_TENSORS,
+    LLAMA_BUFFERS,
+    QWEN3_DEFAULTS,
+    {},
+    _read_qwen3,
+    _write_qwen3,
+    QWEN3_EXPRESSES,
   ),
-}  # fmt: skip
+}
 EXPORTS = ('gpt2', 'llama', 'mistral', 'qwen3')  # in the order in which they are tried

@@ -21,14 +21,17 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from gpt_jax import checkpoint, config, records, runs, trained
+from gpt_jax import config
+from gpt_jax.evaluation import trained
 from gpt_jax.interop import families, tensors, tokenizer_files
 from gpt_jax.model import gpt
 from gpt_jax.model import layers as nn
 from gpt_jax.model.config import ModelConfig
+from gpt_jax.runs import records, run_folder
 from gpt_jax.sample import SampleConfig
 from gpt_jax.step import TrainState
 from gpt_jax.train import TrainConfig
+from gpt_jax.training import checkpoint
 
 INDEX = 'model.safetensors.index.json'
 DTYPES = ('F32', 'F16', 'BF16')
@@ -277,7 +280,7 @@ def import_run(source, workdir):
   """
   workdir = Path(workdir).expanduser()
   check_empty(workdir, 'workdir')
-  runs.check_workdir(workdir, {})
+  run_folder.check_workdir(workdir, {})
   found = _read(find_folder(source), needs_tokenizer=True)
   # Rows whose logits fit, a number that all devices share: a long context is for sampling.
   rows = -(-8 // jax.device_count()) * jax.device_count()

@@ -21,9 +21,7 @@ def read_rope(hf):
     raise refusal(f'partial_rotary_factor={share}', 'only a part of each head would turn')
   kind = rope.get('rope_type', rope.get('type', 'default'))
   if kind not in ROPE_READERS:
-    raise refusal(
-      f'rope_type={kind!r}', f'RoPE turns as in {", ".join(ROPE_READERS)}, no other way'
-    )
+    raise refusal(f'rope_type={kind!r}', f'RoPE turns as in {", ".join(ROPE_READERS)}, no other way')
   theta = rope.get('rope_theta') or hf.get('rope_theta') or 10000.0
   # Phi's place for it comes first, as in transformers; the context is the last resort.
   original = (
@@ -111,9 +109,7 @@ def _write_yarn(cfg):
 def need(values, key):
   """A number that has no default; ValueError if it is absent."""
   if not isinstance(values.get(key), int | float):
-    raise ValueError(
-      f'config.json has no number {key}\nfix: use the config.json that came with the weights'
-    )
+    raise ValueError(f'config.json has no number {key}\nfix: use the config.json that came with the weights')
   return values[key]
 
 

@@ -37,10 +37,7 @@ def find(folder):
 
 def _check_gpt2(folder):
   """Many families name their files so, and split text otherwise than GPT-2."""
-  path, model_type = (
-    folder / 'tokenizer_config.json',
-    read_json(folder / 'config.json')['model_type'],
-  )
+  path, model_type = (folder / 'tokenizer_config.json', read_json(folder / 'config.json')['model_type'])
   settings = read_json(path) if path.exists() else {}
   name = settings.get('tokenizer_class', model_type)
   if name not in GPT2_TOKENIZERS or settings.get('add_prefix_space'):

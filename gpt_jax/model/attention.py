@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gpt_jax.model.chunks import chunks_attention
-from gpt_jax.model.context import BLOCK, blocks_attention, spread_of
+from gpt_jax.model.kernels.context_parallel import BLOCK, blocks_attention, spread_of
+from gpt_jax.model.kernels.splash import splash_attention
+from gpt_jax.model.kernels.tiled_cpu import chunks_attention
 from gpt_jax.model.layers import Norm, dropout, linear, param
+from gpt_jax.model.mask import Mask, scores_BGMTS
 from gpt_jax.model.positions import POSITIONS
-from gpt_jax.model.scores import Mask, scores_BGMTS
-from gpt_jax.model.splash import splash_attention
 from gpt_jax.sharding import constrain, platform
 
 
@@ -40,9 +40,14 @@ def cudnn_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
   """cuDNN's fused attention, causal, with an optional static window."""
   window = (mask.window - 1, 0) if mask.window else None
   return jax.nn.dot_product_attention(
-    q_BTHK, k_BSGK, v_BSGK, scale=cfg.attention_scale, is_causal=True, local_window_size=window,
+    q_BTHK,
+    k_BSGK,
+    v_BSGK,
+    scale=cfg.attention_scale,
+    is_causal=True,
+    local_window_size=window,
     implementation='cudnn',
-  )  # fmt: skip
+  )
 
 
 @functools.cache
@@ -58,9 +63,7 @@ def cudnn_obstacle():
   major = capability.partition('.')[0]
   if not major.isdecimal() or int(major) < 8:
     return f'compute capability {capability} (8.0 or more only)'
-  loss = lambda x: jax.nn.dot_product_attention(
-    x, x, x, is_causal=True, implementation='cudnn'
-  ).sum()  # fmt: skip
+  loss = lambda x: jax.nn.dot_product_attention(x, x, x, is_causal=True, implementation='cudnn').sum()
   try:
     jax.jit(jax.grad(loss)).lower(jax.ShapeDtypeStruct((1, 64, 1, 64), jnp.bfloat16)).compile()
   except (RuntimeError, ValueError, NotImplementedError) as error:  # as jax says it has no cuDNN
@@ -73,10 +76,7 @@ def refusal(kernel, cfg, mask, T):
   if kernel == 'xla':
     return ''
   n, mesh = spread_of((1, T, cfg.G, cfg.K)).n, jax.sharding.get_abstract_mesh()
-  asked = {
-    'attention_dropout': cfg.attention_dropout > 0,
-    'a cache or other row order': not mask.rows_alone,
-  }
+  asked = {'attention_dropout': cfg.attention_dropout > 0, 'a cache or other row order': not mask.rows_alone}
   if kernel == 'chunks':
     asked[f'dtype {cfg.dtype} (float32 only)'] = cfg.dtype != 'float32'
     asked[f'a mesh of {mesh.size} devices'] = not mesh.empty and mesh.size > 1
@@ -113,9 +113,7 @@ def choose_kernel(cfg, mask, T, backend=None):
   if reason and not mask.rows_alone:  # decoding: one query a row, where no fused kernel applies
     return 'xla'
   if reason:
-    raise ValueError(
-      f'model.kernel={cfg.kernel} cannot honour {reason}\nfix: set model.kernel=auto or xla'
-    )
+    raise ValueError(f'model.kernel={cfg.kernel} cannot honour {reason}\nfix: set model.kernel=auto or xla')
   return cfg.kernel
 
 

@@ -59,20 +59,14 @@ class ModelConfig:
   attention_softcap: float = 0.0  # scores -> cap tanh(scores / cap); 0 = off
   logit_softcap: float = 0.0  # the same for the head's logits; 0 = off
   window: int = 0  # keys that a query sees, itself included; 0 = all before it
-  window_pattern: str = (
-    ''  # e.g. SSSL, repeated over the layers: S = window, L = all; '' = S everywhere
-  )
+  window_pattern: str = ''  # e.g. SSSL, repeated over the layers: S = window, L = all; '' = S everywhere
 
   tied_head: bool = True  # the head is the embedding table
   embed_scale: float = 1.0  # embeddings are multiplied by this; 0 = sqrt(width)
   residual_scale: float = 1.0  # each branch is multiplied by this
   init_std: float = 0.02  # of every matrix
-  init_projections: str = (
-    'scaled'  # a row of INITS: std of the two matrices that write to the residual
-  )
-  mup_base: int = (
-    0  # width at which muP changes nothing, where the learning rate was tuned; 0 = no muP
-  )
+  init_projections: str = 'scaled'  # a row of INITS: std of the two matrices that write to the residual
+  mup_base: int = 0  # width at which muP changes nothing, where the learning rate was tuned; 0 = no muP
   dropout: float = 0.0  # probability; after the embedding and each branch
   attention_dropout: float = 0.0  # probability; of attention weights (kernel xla only)
 
@@ -99,9 +93,7 @@ class ModelConfig:
         raise ValueError(f'model.{key}={getattr(self, key)} is too large\nfix: use at most {most}')
     for key in ('dropout', 'attention_dropout'):
       if not 0 <= getattr(self, key) < 1:
-        raise ValueError(
-          f'model.{key}={getattr(self, key)} is not a probability\nfix: use 0 <= p < 1'
-        )
+        raise ValueError(f'model.{key}={getattr(self, key)} is not a probability\nfix: use 0 <= p < 1')
     if not self.head_dim and self.width % self.heads:
       raise ValueError(
         f'model.heads={self.heads} does not divide model.width={self.width}\n'
@@ -167,9 +159,7 @@ class ModelConfig:
         'fix: choose a rope_scaling, or rope_factor=1'
       )
     if self.experts and self.mlp_bias:
-      raise ValueError(
-        'model.mlp_bias=True has no place in a mixture of experts\nfix: set it False'
-      )
+      raise ValueError('model.mlp_bias=True has no place in a mixture of experts\nfix: set it False')
 
   @property
   def G(self):
@@ -267,9 +257,18 @@ def gpt2(size='small', **overrides):
   """GPT-2 exactly: sizes small (124M), medium (355M), large (774M), xl (1558M)."""
   layers, width, heads = of_size(GPT2_SIZES, size)
   base = ModelConfig(
-    layers=layers, width=width, heads=heads, vocab=50257, context=1024, positions='learned',
-    norm='layernorm', mlp='gelu', attention_bias=True, mlp_bias=True, tied_head=True,
-  )  # fmt: skip
+    layers=layers,
+    width=width,
+    heads=heads,
+    vocab=50257,
+    context=1024,
+    positions='learned',
+    norm='layernorm',
+    mlp='gelu',
+    attention_bias=True,
+    mlp_bias=True,
+    tied_head=True,
+  )
   return dataclasses.replace(base, **overrides)
 
 
@@ -277,9 +276,16 @@ def llama(size='small', **overrides):
   """Llama-like: RMSNorm, RoPE, SwiGLU, grouped heads, no biases, untied head."""
   layers, width, heads, kv_heads, hidden = of_size(LLAMA_SIZES, size)
   base = ModelConfig(
-    layers=layers, width=width, heads=heads, kv_heads=kv_heads, hidden=hidden, vocab=32000,
-    context=2048, init_projections='same', tied_head=False,
-  )  # fmt: skip
+    layers=layers,
+    width=width,
+    heads=heads,
+    kv_heads=kv_heads,
+    hidden=hidden,
+    vocab=32000,
+    context=2048,
+    init_projections='same',
+    tied_head=False,
+  )
   return dataclasses.replace(base, **overrides)
 
 
@@ -287,18 +293,21 @@ def modern(size='small', **overrides):
   """GPT-2's sizes with RMSNorm, RoPE, QK-norm, ReLU^2, zero-init projections, soft-cap 15."""
   layers, width, heads = of_size(GPT2_SIZES, size)
   base = ModelConfig(
-    layers=layers, width=width, heads=heads, vocab=50257, context=1024, mlp='relu2', qk_norm=True,
-    init_projections='zero', logit_softcap=15.0, tied_head=False,
-  )  # fmt: skip
+    layers=layers,
+    width=width,
+    heads=heads,
+    vocab=50257,
+    context=1024,
+    mlp='relu2',
+    qk_norm=True,
+    init_projections='zero',
+    logit_softcap=15.0,
+    tied_head=False,
+  )
   return dataclasses.replace(base, **overrides)
 
 
-GPT2_SIZES = {
-  'small': (12, 768, 12),
-  'medium': (24, 1024, 16),
-  'large': (36, 1280, 20),
-  'xl': (48, 1600, 25),
-}
+GPT2_SIZES = {'small': (12, 768, 12), 'medium': (24, 1024, 16), 'large': (36, 1280, 20), 'xl': (48, 1600, 25)}
 LLAMA_SIZES = {
   'small': (12, 768, 12, 4, 2048),
   '1b': (16, 2048, 32, 8, 8192),

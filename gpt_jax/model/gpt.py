@@ -19,10 +19,10 @@ from flax import nnx
 
 from gpt_jax.model import layers as nn
 from gpt_jax.model.attention import Attention
-from gpt_jax.model.chunks import KEPT
+from gpt_jax.model.kernels.tiled_cpu import KEPT
+from gpt_jax.model.mask import Mask
 from gpt_jax.model.moe import MoE
 from gpt_jax.model.positions import POSITIONS
-from gpt_jax.model.scores import Mask
 from gpt_jax.sharding import constrain, param_sharding, platform
 
 
@@ -60,9 +60,7 @@ class Block(nnx.Module):
       real_BT = None if mask.segments is None else mask.segments[0] > 0
       return self.mlp(h_BTD, real_BT, dropless=cache is not None)
 
-    x_BTD, cache = self._branch(
-      x_BTD, attend, self.attention_norm, self.attention_out_norm, rate, keys[0]
-    )
+    x_BTD, cache = self._branch(x_BTD, attend, self.attention_norm, self.attention_out_norm, rate, keys[0])
     x_BTD, aux = self._branch(x_BTD, mix, self.mlp_norm, self.mlp_out_norm, rate, keys[1])
     return constrain(x_BTD, 'BTD'), cache, aux
 
@@ -81,9 +79,7 @@ class GPT(nnx.Module):
 
   def __init__(self, cfg):
     if cfg.vocab < 1:
-      raise ValueError(
-        'model.vocab=0: the model needs to know how many ids there are\nfix: set model.vocab'
-      )
+      raise ValueError('model.vocab=0: the model needs to know how many ids there are\nfix: set model.vocab')
     self.cfg = cfg
     self.embed_VD = nn.param(cfg, 'VD', cfg.init_std)
     self.patch_AD = nn.param(cfg, 'AD', cfg.init_std) if cfg.patch_values else None
@@ -95,14 +91,23 @@ class GPT(nnx.Module):
 
   def __call__(self, token_ids_BT, *, cache=None, start_B=None, rate=None, key=None, **inputs):
     """Logits for the token after each token -> Output. Arguments as in `hidden`."""
-    x_BTD, cache, aux = self.hidden(
-      token_ids_BT, cache=cache, start_B=start_B, rate=rate, key=key, **inputs
-    )
+    x_BTD, cache, aux = self.hidden(token_ids_BT, cache=cache, start_B=start_B, rate=rate, key=key, **inputs)
     return Output(self.logits(x_BTD), cache, aux)
 
-  def hidden(self, token_ids_BT, *, positions_BT=None, segment_ids_BT=None, prefix_BT=None,
-             patches_BTA=None, frames_BTM=None, cache=None, start_B=None, rate=None,
-             key=None):  # fmt: skip
+  def hidden(
+    self,
+    token_ids_BT,
+    *,
+    positions_BT=None,
+    segment_ids_BT=None,
+    prefix_BT=None,
+    patches_BTA=None,
+    frames_BTM=None,
+    cache=None,
+    start_B=None,
+    rate=None,
+    key=None,
+  ):
     """All but the head -> (x_BTD, cache, aux).
 
     positions_BT: place within its document; default: the place in the row. With positions=mrope it
@@ -136,9 +141,7 @@ class GPT(nnx.Module):
     if key is not None:
       key, embed_key = jax.random.split(key)
       x_BTD = nn.dropout(x_BTD, rate, embed_key)
-    x_BTD, cache, aux = self._apply_blocks(
-      constrain(x_BTD, 'BTD'), mask, positions_BT, cache, rate, key
-    )
+    x_BTD, cache, aux = self._apply_blocks(constrain(x_BTD, 'BTD'), mask, positions_BT, cache, rate, key)
     return (x_BTD if self.final_norm is None else self.final_norm(x_BTD)), cache, aux
 
   def _embed(self, token_ids_BT, positions_BT):
@@ -225,9 +228,7 @@ def remat(name, fn, scanned):
 
 def shardings(model, mesh):
   """The model's tree with a NamedSharding for each parameter; raises ValueError where none fits."""
-  return nn.map_params(
-    lambda path, p: param_sharding(mesh, p.axes, p.get_value().shape, path), model
-  )
+  return nn.map_params(lambda path, p: param_sharding(mesh, p.axes, p.get_value().shape, path), model)
 
 
 def create(cfg, key, mesh):
@@ -249,8 +250,7 @@ def init_cache(cfg, batch, slots, dtype):
   """An empty cache: a list of dicts of k_BGSK, v_BGSK, one a layer."""
   shape = (batch, cfg.G, slots, cfg.K)
   return [
-    {name: jnp.zeros(shape, jnp.dtype(dtype)) for name in ('k_BGSK', 'v_BGSK')}
-    for _ in range(cfg.layers)
+    {name: jnp.zeros(shape, jnp.dtype(dtype)) for name in ('k_BGSK', 'v_BGSK')} for _ in range(cfg.layers)
   ]
 
 

@@ -53,9 +53,7 @@ def unstack(module):
     # One split and not a slice a layer: its gradient is one concatenation, theirs a sum of as many
     # padded arrays as there are layers, which a GPU computes at each element.
     pieces = jax.lax.split(p.get_value(), (1,) * layers)
-    return [
-      nnx.Param(x.reshape(x.shape[1:]), axes=p.axes[1:], std=p.std, mean=p.mean) for x in pieces
-    ]
+    return [nnx.Param(x.reshape(x.shape[1:]), axes=p.axes[1:], std=p.std, mean=p.mean) for x in pieces]
 
   params, treedef = jax.tree.flatten(module, is_leaf=is_param)
   return [jax.tree.unflatten(treedef, layer) for layer in zip(*map(slices, params), strict=True)]
@@ -221,9 +219,12 @@ def _lookup_backward(kept, grad):
     one_hot = jax.nn.one_hot(ids, V, dtype=grad.dtype)
     leading = tuple(range(ids.ndim))
     summed_VD = jnp.tensordot(
-      one_hot, grad, (leading, leading), precision=jax.lax.Precision.HIGHEST,
+      one_hot,
+      grad,
+      (leading, leading),
+      precision=jax.lax.Precision.HIGHEST,
       preferred_element_type=jnp.float32,
-    )  # fmt: skip
+    )
   else:
     summed_VD = jnp.zeros((V, D), jnp.float32).at[ids].add(grad.astype(jnp.float32))
   return summed_VD.astype(table_VD.dtype), None

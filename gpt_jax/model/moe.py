@@ -45,22 +45,16 @@ class MoE(nnx.Module):
     cfg = self.cfg
     real_BT1 = jnp.ones((*x_BTD.shape[:2], 1)) if real_BT is None else real_BT[..., None]
     real_BT1 = real_BT1.astype(jnp.float32)
-    logits_BTE = jnp.einsum(
-      'BTD,DE->BTE', x_BTD.astype(jnp.float32), self.router_DE[...].astype(jnp.float32)
-    )
+    logits_BTE = jnp.einsum('BTD,DE->BTE', x_BTD.astype(jnp.float32), self.router_DE[...].astype(jnp.float32))
     probs_BTE = jax.nn.softmax(logits_BTE, -1)
     C = x_BTD.shape[1] if dropless else self.capacity(x_BTD.shape[1])
     dispatch_BTEC, combine_BTEC, chosen_BTE = self._route(probs_BTE, real_BT1, C)
-    h_BECD = constrain(
-      jnp.einsum('BTEC,BTD->BECD', dispatch_BTEC.astype(x_BTD.dtype), x_BTD), 'bECD'
-    )
+    h_BECD = constrain(jnp.einsum('BTEC,BTD->BECD', dispatch_BTEC.astype(x_BTD.dtype), x_BTD), 'bECD')
     up_BECF = jnp.einsum('BECD,EDF->BECF', h_BECD, self.up_EDF[...])
     gate_BECF = up_BECF
     if self.gate_EDF is not None:
       gate_BECF = jnp.einsum('BECD,EDF->BECF', h_BECD, self.gate_EDF[...])
-    y_BECD = jnp.einsum(
-      'BECF,EFD->BECD', ACTIVATIONS[cfg.mlp](up_BECF, gate_BECF), self.down_EFD[...]
-    )
+    y_BECD = jnp.einsum('BECF,EFD->BECD', ACTIVATIONS[cfg.mlp](up_BECF, gate_BECF), self.down_EFD[...])
     y_BTD = jnp.einsum('BTEC,BECD->BTD', combine_BTEC.astype(x_BTD.dtype), y_BECD)
     tokens = jnp.maximum(real_BT1.sum(), 1.0)
     share_E = (chosen_BTE * real_BT1).sum((0, 1)) / (tokens * cfg.experts_per_token)

@@ -24,9 +24,7 @@ from gpt_jax.model.layers import lookup
 class Position(NamedTuple):
   """One scheme: any of three places to act; None means it does not act there."""
 
-  embed: Callable | None = (
-    None  # (cfg, positions_BT, table_TD or None) -> what is added to embeddings
-  )
+  embed: Callable | None = None  # (cfg, positions_BT, table_TD or None) -> what is added to embeddings
   rotate: Callable | None = None  # (cfg, x_BTHK, positions_BT) -> x_BTHK
   bias: Callable | None = None  # (cfg, t_BT, s_BS) -> what is added to scores, BHTS
   axes: int = 1  # numbers that say a place: 3 takes (time, row, column), positions_BT3

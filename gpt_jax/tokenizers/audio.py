@@ -52,9 +52,7 @@ class AudioConfig:
     least_of = {'stack': 1, 'codes': 2, 'books': 1, 'network_width': 1, 'network_blocks': 1}
     for name, least in least_of.items():
       if getattr(self, name) < least:
-        raise ValueError(
-          f'audio.{name}={getattr(self, name)} is too small\nfix: give {least} or more'
-        )
+        raise ValueError(f'audio.{name}={getattr(self, name)} is too small\nfix: give {least} or more')
     if not 0 < self.seconds < math.inf:
       raise ValueError(f'audio.seconds={self.seconds} is no duration\nfix: give seconds above 0')
     if not self.levels or min(self.levels) < 2:
@@ -73,9 +71,7 @@ class AudioConfig:
 
   def _refuse(self, names, why, fix):
     if names:
-      raise ValueError(
-        f'audio.{names[0]}={getattr(self, names[0])} has no effect: {why}\nfix: {fix}'
-      )
+      raise ValueError(f'audio.{names[0]}={getattr(self, names[0])} has no effect: {why}\nfix: {fix}')
 
   @property
   def changed(self) -> list[str]:
@@ -173,7 +169,7 @@ def _frames(cfg, arrays):
 
 
 def _learned(cfg, arrays, autoencoder):
-  from gpt_jax.model.autoencoder import from_json
+  from gpt_jax.tokenizers.learned.autoencoder import from_json
 
   return LearnedTokenizer(cfg, arrays.pop('statistics'), from_json(autoencoder), arrays)
 
@@ -184,7 +180,7 @@ def autoencoder_config(cfg: AudioConfig, positions: int = 16):
   Between clips the crops must show silence (`AudioTokenizer.joined`), since that is what lies
   behind a clip that is encoded.
   """
-  from gpt_jax.model.autoencoder import AutoencoderConfig
+  from gpt_jax.tokenizers.learned.autoencoder import AutoencoderConfig
 
   return AutoencoderConfig(
     shape=(positions * cfg.stack, cfg.mels),

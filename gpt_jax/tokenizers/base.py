@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gpt_jax import records
+from gpt_jax.runs import records
 
 DESCRIPTION = 'text.json'  # kind, size, specials and digests; the content lies beside it
 

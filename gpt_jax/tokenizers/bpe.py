@@ -17,12 +17,7 @@ from gpt_jax.tokenizers import base
 END_OF_TEXT = '<|endoftext|>'
 
 # The library splits text by GPT-2's pattern, then writes each byte as one printable character.
-BYTE_LEVEL = {
-  'type': 'ByteLevel',
-  'add_prefix_space': False,
-  'trim_offsets': True,
-  'use_regex': True,
-}
+BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True}
 
 # A token of GPT-2's pattern never holds a space or newline after a non-space, so a long text may
 # be cut there without changing any token. The library is 3 to 4 times faster on short pieces.
@@ -62,18 +57,14 @@ def train(
   return tokenizer_json({token: i for i, token in enumerate(tokens)}, [spell[m] for m in merges])
 
 
-def tokenizer_json(
-  vocab: dict[str, int], merges: list[list[str]], specials: Iterable[str] = ()
-) -> dict:
+def tokenizer_json(vocab: dict[str, int], merges: list[list[str]], specials: Iterable[str] = ()) -> dict:
   """The content of a byte-level BPE tokenizer.json."""
   flags = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
   return {
     'version': '1.0',
     'truncation': None,
     'padding': None,
-    'added_tokens': [
-      {'id': vocab[token], 'content': token, 'special': True, **flags} for token in specials
-    ],
+    'added_tokens': [{'id': vocab[token], 'content': token, 'special': True, **flags} for token in specials],
     'normalizer': None,
     'pre_tokenizer': BYTE_LEVEL,
     'post_processor': None,

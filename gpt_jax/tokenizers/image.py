@@ -46,18 +46,14 @@ class ImageConfig:
 
   def __post_init__(self):
     kind, learned = self.kind, self.kind in LEARNED
-    self._need(
-      kind in ('', *IMAGE_TOKENIZERS), 'kind', f'give one of {", ".join(IMAGE_TOKENIZERS)}'
-    )
+    self._need(kind in ('', *IMAGE_TOKENIZERS), 'kind', f'give one of {", ".join(IMAGE_TOKENIZERS)}')
     self._need(not self.path or learned, 'path', f'only {" and ".join(LEARNED)} read a folder')
     for key in ('height', 'width', 'patch', 'network_width', 'network_blocks'):
       self._need(getattr(self, key) > 0, key, 'give 1 or more')
     self._need(self.channels in (1, 3), 'channels', 'give 1 for grey or 3 for colour')
     if not kind:
       return
-    self._need(
-      kind != 'pixels' or self.patch == 1, 'patch', 'a code is one pixel: set image.patch=1'
-    )
+    self._need(kind != 'pixels' or self.patch == 1, 'patch', 'a code is one pixel: set image.patch=1')
     for key in ('height', 'width'):
       whole = getattr(self, key) % self.patch == 0
       self._need(whole, key, f'give a multiple of image.patch={self.patch}')
@@ -95,9 +91,7 @@ class ImageTokenizer(MediaTokenizer):
 
   modality = 'image'
 
-  def __init__(
-    self, kind: str, shape: tuple[int, int, int], patch: int, codebooks: tuple[int, ...]
-  ):
+  def __init__(self, kind: str, shape: tuple[int, int, int], patch: int, codebooks: tuple[int, ...]):
     self.kind, self.shape, self.patch = kind, tuple(shape), patch
     self.codebooks = tuple(codebooks)
     self.grid = (shape[0] // patch, shape[1] // patch)  # rows and columns of codes
@@ -254,8 +248,8 @@ def _coders(codec_cfg):
   import jax
   import jax.numpy as jnp
 
-  from gpt_jax.model import autoencoder
   from gpt_jax.model import layers as nn
+  from gpt_jax.tokenizers.learned import autoencoder
 
   abstract = autoencoder.Autoencoder(codec_cfg)
   fill = lambda params: nn.map_params(lambda path, _: params[path], abstract)
@@ -310,7 +304,7 @@ def unpack(content: bytes) -> dict[str, np.ndarray]:
 
 def autoencoder_config(cfg: ImageConfig):
   """The AutoencoderConfig that a config with kind fsq or vq asks for."""
-  from gpt_jax.model.autoencoder import AutoencoderConfig
+  from gpt_jax.tokenizers.learned.autoencoder import AutoencoderConfig
 
   return AutoencoderConfig(
     shape=cfg.shape,
@@ -394,7 +388,7 @@ def _restore_pixels(fields, files):
 
 
 def _restore_learned(fields, files):
-  from gpt_jax.model import autoencoder
+  from gpt_jax.tokenizers.learned import autoencoder
 
   return LearnedTokenizer(autoencoder.from_json(fields), unpack(files[FILE]))
 
@@ -408,9 +402,7 @@ class Row(NamedTuple):
 
 
 _LEARNED_ROW = Row(
-  _build_learned,
-  _restore_learned,
-  lambda cfg, codec_cfg, params: LearnedTokenizer(codec_cfg, params),
+  _build_learned, _restore_learned, lambda cfg, codec_cfg, params: LearnedTokenizer(codec_cfg, params)
 )
 IMAGE_TOKENIZERS = {
   'pixels': Row(_build_pixels, _restore_pixels),

@@ -45,14 +45,11 @@ class Layout:
     ids = {name: named[name] for name in NAMES if name in named}
     image, audio = tokenizers.image, tokenizers.audio
     if image is not None:
-      ids |= dict(
-        image=_span(vocabulary, image), grid=tuple(image.grid), image_books=len(image.codebooks)
-      )
+      ids |= dict(image=_span(vocabulary, image), grid=tuple(image.grid), image_books=len(image.codebooks))
     if audio is not None:
       ids |= dict(
-        audio=_span(vocabulary, audio), audio_books=len(audio.codebooks),
-        audio_positions=audio.max_positions,
-      )  # fmt: skip
+        audio=_span(vocabulary, audio), audio_books=len(audio.codebooks), audio_positions=audio.max_positions
+      )
     return cls(**ids)
 
   @property
@@ -69,9 +66,7 @@ class Layout:
     beyond_BW = np.take_along_axis(after_BW - is_sep_BW, last_BW, 1)
     return (after_BW > beyond_BW) & (segments_BW > 0)
 
-  def targets(
-    self, ids_BW: np.ndarray, segments_BW: np.ndarray, begins: bool = False
-  ) -> np.ndarray:
+  def targets(self, ids_BW: np.ndarray, segments_BW: np.ndarray, begins: bool = False) -> np.ndarray:
     """True for the tokens that carry loss as targets, bool [B, W].
 
     Not the condition, not continuous inputs or their ends; the start marker right after the

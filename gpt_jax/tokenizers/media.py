@@ -74,14 +74,11 @@ def read(folder, modality: str, rows: dict) -> MediaTokenizer:
     kind, fields, names, digest = (saved[k] for k in ('kind', 'fields', 'files', 'hash'))
     row = rows[kind]
   except (KeyError, TypeError) as error:
-    raise ValueError(
-      f'{path} describes no tokenizer of {", ".join(rows)}: {error}\nfix: {fix}'
-    ) from None
+    raise ValueError(f'{path} describes no tokenizer of {", ".join(rows)}: {error}\nfix: {fix}') from None
   files = {name: base.read_file(path.parent / pathlib.Path(name).name, fix) for name in names}
   made = row.restore(fields, files)
   if made.hash != digest:
     raise ValueError(
-      f'{path} or a file beside it was altered: its hash is {made.hash}, saved was {digest!r}\n'
-      f'fix: {fix}'
+      f'{path} or a file beside it was altered: its hash is {made.hash}, saved was {digest!r}\nfix: {fix}'
     )
   return made

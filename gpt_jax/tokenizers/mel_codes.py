@@ -222,25 +222,22 @@ class LearnedTokenizer(AudioTokenizer):
     padding = np.asarray(padding)
     silence = lambda count: np.broadcast_to(padding, (count, *padding.shape))
     padded = [
-      np.concatenate([silence(self.lead), clip, silence(length - self.lead - len(clip))])
-      for clip in clips
+      np.concatenate([silence(self.lead), clip, silence(length - self.lead - len(clip))]) for clip in clips
     ]
     found = []
     for start in range(0, len(clips), ROWS):
       rows = padded[start : start + ROWS]
       batch = np.stack([*rows, *[rows[0]] * (ROWS - len(rows))])
       found += list(np.asarray(self._compiled[name](batch))[: len(rows)])
-    return [
-      item[self.lead : self.lead + len(clip)] for item, clip in zip(found, clips, strict=True)
-    ]
+    return [item[self.lead : self.lead + len(clip)] for item, clip in zip(found, clips, strict=True)]
 
   @functools.cached_property
   def _compiled(self):
     """`encode` and `decode` as functions of arrays; every product in float32 on all hardware."""
     import jax
 
-    from gpt_jax.model import autoencoder
     from gpt_jax.model import layers as nn
+    from gpt_jax.tokenizers.learned import autoencoder
 
     abstract = autoencoder.Autoencoder(self.autoencoder_cfg)
     model = nn.map_params(lambda path, _: self.params[path], abstract)

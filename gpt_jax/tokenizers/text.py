@@ -27,13 +27,10 @@ class TokenizerConfig:
 
   def __post_init__(self):
     if self.kind not in TOKENIZERS:
-      raise ValueError(
-        f'tokenizer.kind={self.kind} is unknown\nfix: give one of {", ".join(TOKENIZERS)}'
-      )
+      raise ValueError(f'tokenizer.kind={self.kind} is unknown\nfix: give one of {", ".join(TOKENIZERS)}')
     if self.vocab < 256:
       raise ValueError(
-        f'tokenizer.vocab={self.vocab} is too small\n'
-        'fix: give 256 or more, since every byte is a token'
+        f'tokenizer.vocab={self.vocab} is too small\nfix: give 256 or more, since every byte is a token'
       )
     if self.path and self.kind == 'bytes':
       raise ValueError(
@@ -112,9 +109,7 @@ class CharTokenizer(base.TextTokenizer):
     return {'characters.json': base.to_json(self._characters)}
 
 
-def build(
-  cfg: TokenizerConfig, documents: Callable[[], Iterable[str]] = tuple
-) -> base.TextTokenizer:
+def build(cfg: TokenizerConfig, documents: Callable[[], Iterable[str]] = tuple) -> base.TextTokenizer:
   """Make the tokenizer that a config describes.
 
   `documents` returns the corpus, once a call; only chars (give it train and valid) and bpe without
@@ -212,9 +207,7 @@ TOKENIZERS = {
   'chars': Row(_build_chars, lambda files, _: CharTokenizer(json.loads(files['characters.json']))),
   'bpe': Row(_build_bpe, _restore_library('bpe')),
   'gpt2': Row(_build_gpt2, _restore_library('gpt2')),
-  'huggingface': Row(
-    lambda cfg, _: subword.read_huggingface(_path(cfg)), _restore_library('huggingface')
-  ),
+  'huggingface': Row(lambda cfg, _: subword.read_huggingface(_path(cfg)), _restore_library('huggingface')),
   'sentencepiece': Row(
     lambda cfg, _: subword.read_sentencepiece(_path(cfg)),
     lambda files, _: subword.SentencePieceTokenizer(files['tokenizer.model'], 'tokenizer.model'),

@@ -1,0 +1,1 @@
+"""Arms in, finished runs out: processes, worker pools, vmapped replicas."""

@@ -1,0 +1,1 @@
+"""Scores in, verdicts out: intervals, tests, effects, scaling laws."""

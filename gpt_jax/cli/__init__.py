@@ -1,0 +1,1 @@
+"""A command line in, a Config out; the verbs of launch.py."""

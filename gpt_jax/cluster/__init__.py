@@ -1,0 +1,1 @@
+"""Many processes: bootstrap, watchdog, job scripts."""

@@ -1,0 +1,103 @@
+"""What opening a source gives, and which of its records a split gets.
+
+A filter such as 'speaker=theo|lucas,digit=3' keeps the records whose fields, as text, have one of
+the values, for each field that it names.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from gpt_jax.data import templates
+
+SPLITS = ('train', 'valid', 'test')
+
+
+class Record(dict):
+  """The fields of a record, and what its media need beside them."""
+
+  root = ''  # folder or .zip below which relative paths lie
+  rate = 0  # samples a second of sounds that are arrays; 0 = unknown
+
+  @classmethod
+  def below(cls, root, fields: dict) -> 'Record':
+    """A record whose media lie below `root`."""
+    record = cls(fields)
+    record.root = str(root)
+    return record
+
+
+@dataclass(frozen=True)
+class Corpus:
+  """An opened source."""
+
+  # (where it is, its fields), in a fixed order; with `bad_records`, the error in place of fields
+  records: Callable[[], Iterator[tuple[str, dict | ValueError]]]
+  content: Callable[[], str]  # hash of everything that records() depends on outside the config
+
+
+def select(corpus: Corpus, source, split: str) -> Corpus:
+  """The records of a corpus that belong to `split`, with their `name` if the source gives names."""
+  chosen = selection(source, split)
+  if not chosen and not source.names:
+    return corpus
+  keep, without = chosen.get('keep', ''), chosen.get('without', ())
+
+  def belongs(record, where):
+    if source.names:
+      record['name'] = _name(source.names, record, where)
+    chosen = matches(keep, record, where)
+    return chosen and not any(matches(other, record, where) for other in without)
+
+  def records():
+    for where, record in corpus.records():
+      try:
+        if not isinstance(record, ValueError) and not belongs(record, where):
+          continue
+      except ValueError as error:
+        if not source.bad_records:
+          raise
+        record = error
+      yield where, record
+
+  return Corpus(records, corpus.content)
+
+
+def selection(source, split: str) -> dict:
+  """The filters that decide on `split`, {} for none.
+
+  A split without a filter of its own has that of training. What `test_keep` selects from the data
+  of training is in no other split, what `valid_keep` selects from them is not in training.
+  """
+  own = getattr(source, f'{split}_keep', '') or source.keep
+  rest = SPLITS[SPLITS.index(split) + 1 :] if not source.is_apart(split) else ()
+  others = [name for name in rest if not source.is_apart(name)]
+  without = [keep for name in others if (keep := getattr(source, f'{name}_keep'))]
+  return {**({'keep': own} if own else {}), **({'without': without} if without else {})}
+
+
+@functools.lru_cache(maxsize=64)
+def parse(keep: str) -> tuple[tuple[str, frozenset[str]], ...]:
+  """'a=1|2,b=x' -> (('a', {'1', '2'}), ('b', {'x'})); ValueError if it is not of this form."""
+  pairs = [item.partition('=') for item in keep.split(',')] if keep else []
+  if not all(field.strip() and sign for field, sign, _ in pairs):
+    raise ValueError(
+      f"keep={keep!r} is no filter of records\nfix: write keep='field=value|other value,other_field=value'"
+    )
+  return tuple((field.strip(), frozenset(values.split('|'))) for field, _, values in pairs)
+
+
+def matches(keep: str, record: dict, where: str) -> bool:
+  """Whether a record passes a filter; ValueError if it lacks a field of it."""
+  return all(templates.text_of(record, field, where) in values for field, values in parse(keep))
+
+
+def _name(names: tuple[str, ...], record: dict, where: str) -> str:
+  """names[label], the name of the class that a record belongs to."""
+  label = templates.text_of(record, 'label', where)
+  if not label.isdecimal() or int(label) >= len(names):
+    raise ValueError(
+      f'{where} has label={label}, but names has {len(names)} entries\n'
+      'fix: give names one entry for each label 0, 1, .., or leave it empty'
+    )
+  return names[int(label)]

@@ -1,0 +1,1 @@
+"""Data made by rule: keypad tones and short stories."""

@@ -1,0 +1,1 @@
+"""A model in, scores out: tasks, metrics and judges."""

@@ -1,0 +1,1 @@
+"""One task per file: a model and a held-out split in, rows of scores out."""

@@ -1,0 +1,1 @@
+"""What the training loop can train: a GPT, or a learned tokenizer."""

@@ -1,0 +1,1 @@
+"""Token ids and parameters in, logits out."""

@@ -1,0 +1,109 @@
+"""A plan in words: lines for the reader of `launch.py plan`."""
+
+from gpt_jax.sharding import shown
+
+GIB = 2**30
+PREALLOCATED = 0.75  # share of a GPU's memory that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION
+
+
+def gib(n):
+  """Such as '12.3 GiB'."""
+  return f'{n / GIB:.2f} GiB'
+
+
+def summary(found):
+  """One line of a plan in a search."""
+  memory, model = found['train']['memory'], found['model']
+  line = (
+    f'{shown(found["mesh"])}, remat {model["remat"]}, {found["batch_size"]} rows: '
+    f'{gib(memory["total"])} of {gib(memory["available"])}'
+  )
+  if not memory['fits']:
+    return f'{line}, does not fit'
+  estimate = found['train']['estimate']
+  return (
+    f'{line}, {estimate["tokens_per_second_serial"]:,.0f} to {estimate["tokens_per_second"]:,.0f} tokens/s'
+  )
+
+
+def memory_lines(memory, device):
+  """Fits or not, and what for."""
+  word = 'fits' if memory['fits'] else 'DOES NOT FIT'
+  parts = ', '.join(
+    f'{name} {gib(memory[name])}' for name in ('arguments', 'temporaries', 'output', 'program')
+  )
+  lines = [f'{word}: {gib(memory["total"])} of {gib(memory["available"])} a device: {parts}']
+  if memory['compiler']:
+    lines.append(f'the compiler: {memory["compiler"]}')
+  share = memory['total'] / memory['available']
+  if not device.startswith('TPU') and PREALLOCATED < share <= 1:
+    lines.append(
+      f'more than the {PREALLOCATED:.0%} that JAX takes of a GPU: set XLA_PYTHON_CLIENT_MEM_FRACTION=.95'
+    )
+  return lines
+
+
+def collective_lines(collectives):
+  """A line each, of those that matter."""
+  for c in collectives:
+    if c['bytes'] >= 2**20:
+      where = 'network' if c['network'] else 'link'
+      yield (
+        f'  {c["kind"]:18} {c["count"]:5.0f} x over {c["devices"]} devices ({c["axes"]}), '
+        f'{c["bytes"] / 1e9:.3f} GB {c["dtype"]}, {c["sent"] / 1e9:.3f} GB sent by {where}'
+      )
+
+
+def lines(found):
+  """The plan as lines for the reader."""
+  step, model = found['train'], found['model']
+  yield (
+    f'{found["topology"]}: {found["devices"]} x {found["device"]}, '
+    f'{shown(found["mesh"])}; {found["parameters"]:,} parameters, '
+    f'{found["batch_size"]} x {found["length"]} tokens a step'
+    f' in {found["accumulate"]} piece(s); {model["dtype"]}, remat {model["remat"]}, '
+    f'layers {"unrolled" if model["unroll"] == "on" else "scanned"}, attention {step["attention"]}'
+  )
+  yield from (f'note: {note}' for note in found['notes'])
+  yield from memory_lines(step['memory'], found['device'])
+  if 'estimate' in step:
+    yield from train_lines(found, step)
+  yield from found.get('table', ())
+  if decode := found.get('decode'):
+    yield f'decode, {decode["rows"]} rows of {decode["slots"]} slots:'
+    yield from (f'  {line}' for line in memory_lines(decode['memory'], found['device']))
+    if 'estimate' in decode:
+      e = decode['estimate']
+      yield (
+        f'  estimate: at least {e["bound"] * 1e3:.3f} ms a token by {e["limit"]}, '
+        f'at most {e["tokens_per_second"]:,.0f} tokens/s'
+      )
+
+
+def train_lines(found, step):
+  """Work and the roofline of the train step."""
+  e, money = step['estimate'], found['budget']
+  kernels = ', '.join(f'{n:.0f} x {name}' for name, n in step['kernels'].items()) or 'none'
+  share = step['copies'] / max(step['traffic'], 1)
+  copies = f' ({step["copies"] / 1e9:.2f} GB are copies)' if share >= 0.01 else ''
+  yield (
+    f'a step, each device: {step["flops"] / 1e12:.3f} TFLOP '
+    f"({step['model_flops'] / step['flops']:.0%} are the model's, "
+    f'{step["float32_flops"] / step["flops"]:.1%} in float32), '
+    f'{step["traffic"] / 1e9:.2f} GB of memory traffic{copies}; fused attention: {kernels}'
+  )
+  yield from collective_lines(step['collectives'])
+  parts = ', '.join(f'{name} {e[name] * 1e3:.2f} ms' for name in ('compute', 'memory', 'link', 'network'))
+  yield f'estimate from data sheets, not measured: {parts}'
+  yield (
+    f'  a step takes at least {e["bound"] * 1e3:.2f} ms, by {e["limit"]}; '
+    f'{e["serial"] * 1e3:.2f} ms if nothing overlaps'
+  )
+  yield (
+    f'  at most {e["tokens_per_second"]:,.0f} tokens/s, MFU {e["mfu"]:.1%} '
+    f'({e["mfu_causal"]:.1%} causal); if nothing overlaps {e["tokens_per_second_serial"]:,.0f}, '
+    f'MFU {e["mfu_serial"]:.1%}'
+  )
+  cost = '' if money['dollars'] is None else f', {money["dollars"]:,.0f} dollars'
+  yield f'  {money["tokens"]:,} tokens take at least {money["hours"]:,.2f} hours{cost}'
+  yield f'compiled in {step["compile_seconds"]} s'

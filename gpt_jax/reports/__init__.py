@@ -1,0 +1,1 @@
+"""A folder in, one HTML page out: run reports, study reports, figures."""

@@ -1,0 +1,102 @@
+"""Why two runs differ: where their activations part on one batch; how activations grow by width.
+
+What `launch.py report --workdir=A --against=B` prints. B rows of a batch, T their length.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+
+from gpt_jax import config, data
+from gpt_jax.data.templates import is_plain
+from gpt_jax.evaluation import trained
+from gpt_jax.evaluation.tasks import common, perplexity
+from gpt_jax.runs import records, run_folder
+from gpt_jax.sharding import to_devices
+from gpt_jax.training import probes
+
+MOST = 8  # settings that are told; against.jsonl has all
+ROWS = 4  # of the batch, at least: every activation of both models is kept at once
+
+
+def runs_apart(workdir, against):
+  """The activations of two runs on one batch -> lines; a line of them in <workdir>/against.jsonl.
+
+  The batch is the first of the validation data of `workdir`, as its run scores them.
+  Raises ValueError where a folder is no trained GPT, their tokens mean different things, or there
+  are no validation data.
+  """
+  a, b = trained.load(workdir), trained.load(against)
+  if a.tokenizers.hash != b.tokenizers.hash:
+    raise ValueError(
+      f'{workdir} and {against} have different tokenizers: no batch means the same to both\n'
+      'fix: compare runs of one tokenizer'
+    )
+  source, batch = validation_batch(a, min(a.cfg.model.context, b.cfg.model.context))
+  rows = probes.activation_diff(a, b, to_devices(batch, a.mesh))
+  configs = [config.to_dict(run.cfg) for run in (a, b)]
+  changed = run_folder.changes(*configs)
+  shape = list(batch['token_ids_BT'].shape)
+  records.append_line(
+    Path(workdir).expanduser() / 'against.jsonl',
+    {
+      'against': str(Path(against).expanduser().absolute()),
+      'steps': [a.step, b.step],
+      'source': source,
+      'batch': shape,
+      'config': changed,
+      'activations': [
+        {'path': path, 'largest': largest, 'relative': relative} for path, largest, relative in rows
+      ],
+    },
+  )
+  said = [f'{key} {old!r} -> {new!r}' for key, (old, new) in changed.items()]
+  said = said[:MOST] + [f'and {len(said) - MOST} more'] * (len(said) > MOST)
+  return [
+    f'{workdir} after {a.step} steps, {against} after {b.step}: {", ".join(said) or "one config"}',
+    f'activations on {shape[0]} validation rows of {shape[1]} tokens of {source}; relative: RMS of '
+    f"the difference over that of {workdir}'s",
+    *table(rows),
+  ]
+
+
+def table(rows):
+  """Rows of probes.activation_diff as lines."""
+  width = max(len(path) for path, *_ in rows)
+  shown = lambda x: '-' if math.isnan(x) else f'{x:.3g}'
+  lines = [f'{"activation":{width}}  {"relative":>9}  {"largest":>9}']
+  for path, largest, relative in rows:
+    lines.append(f'{path:{width}}  {shown(relative):>9}  {shown(largest):>9}')
+  if any(math.isnan(relative) for *_, relative in rows):
+    lines.append('-: one of them has no such activation, or another shape')
+  return lines
+
+
+def validation_batch(run, most):
+  """The first few validation rows, of at most so many tokens -> (source, {name: array BT...})."""
+  subject, cfg = run.subject(), run.cfg
+  sources = common.fitting(subject, perplexity.fits, 'valid')
+  if not sources:
+    raise ValueError(f'{run.workdir} has no validation data\nfix: set data.valid_fraction, or compare others')
+  count = run.mesh.size * math.ceil(ROWS / run.mesh.size)  # whatever mesh divides them
+  length, cache = min(cfg.train.length or most, most), subject.cache(sources[0], 'valid')
+  template = cfg.data.mixture[sources[0]].template
+  if subject.form.layout is None or (is_plain(template) and not cfg.loss.restrict):
+    masked = subject.masks_documents
+    batches = data.eval_windows(cache, length, length, count, mask_documents=masked)
+  else:
+    batches = data.eval_rows(cache, length, count, form=subject.form.of_template(template))
+  return sources[0], next(iter(batches))
+
+
+def coordinate_check(workdir, widths, steps=4):
+  """probes.coordinate_check of a run's config at other widths, on its first validation rows.
+
+  -> {path: {width: [RMS before each step, and after]}}. Heads stay as many; what the config gives
+  as model.mup_base decides how learning rates and initial values follow the width.
+  """
+  run = trained.load(workdir)
+  _, batch = validation_batch(run, run.cfg.model.context)
+  given = {key: getattr(run.model.cfg, key) for key in ('vocab', 'patch_values', 'frame_values')}
+  models = [dataclasses.replace(run.cfg.model, width=width, **given).resolved() for width in widths]
+  return probes.coordinate_check(run.cfg, models, batch, steps)

@@ -1,0 +1,144 @@
+"""Learning curves of a study: all arms together, and each against the baseline seed by seed."""
+
+import collections
+import math
+
+import numpy as np
+
+from gpt_jax.ablation.stats import analyze
+from gpt_jax.reports import figures, page
+from gpt_jax.reports.study import summary
+from gpt_jax.runs import loggers
+
+COLORS = (figures.FIRST, figures.SECOND, figures.THIRD, figures.FOURTH, figures.FIFTH, figures.INK)
+SKIPPED = 0.1  # of the budget: the first plunge would flatten what follows
+POINTS = 100  # of a common grid
+# verdict: colour of its marks, whether they are filled
+LOOKS = {
+  'better': (figures.FIRST, True),
+  'worse': (figures.SECOND, True),
+  'diverged': (figures.SECOND, False),
+  'no difference': (figures.MUTED, True),
+  'undecided': (figures.MUTED, False),
+}
+
+
+def look(arm):
+  """(colour, whether filled) of an arm's verdict."""
+  return LOOKS.get(arm.get('verdict'), LOOKS['undecided'])
+
+
+def of_arm(told, name):
+  """{seed: (x, y)} of one arm: tokens and the study's metric of what is done."""
+  found = {}
+  for row in told.runs_of(name):
+    if row['status'] != 'done':
+      continue
+    points = np.array([p for p in row.get('curve') or () if None not in p], float).reshape(-1, 2)
+    points = points[np.isfinite(points).all(1)]
+    if len(points) > 1:
+      found[row['seed']] = (points[:, 0], points[:, 1])
+  return found
+
+
+def together(curves):
+  """Curves on one grid -> (x, y of shape (curves, x)), from SKIPPED of the way on."""
+  end = min(x[-1] for x, _ in curves)
+  begin = max(max(x[0] for x, _ in curves), SKIPPED * end)
+  own = [x for x, _ in curves if len(x) < POINTS]
+  grid = np.unique(np.concatenate(own)) if own else np.linspace(begin, end, POINTS)
+  grid = grid[(grid >= begin) & (grid <= end)]
+  return grid, np.array([np.interp(grid, x, y) for x, y in curves])
+
+
+def chosen(told):
+  """The arms of the overview: the baseline, and the most different ones of the others."""
+  others = [a for a in told.others() if of_arm(told, a['name'])]
+  far = sorted(others, key=lambda a: -abs(summary.number(a, 'difference', 0.0)))
+  names = {a['name'] for a in far[: len(COLORS) - 1]}
+  return [told.baseline(), *(a for a in others if a['name'] in names)] if told.baseline() else []
+
+
+def overview(told, wide, narrow):
+  """Figures, for a screen and for a phone, of the mean curves with bands over seeds."""
+  series, told_of = [], []
+  for arm, color in zip(chosen(told), COLORS, strict=False):
+    found = list(of_arm(told, arm['name']).values())
+    if not found:
+      continue
+    x, y = together(found)
+    if len(found) > 1:
+      series.append(figures.Series(x, y.min(0), 'band', color, to=y.max(0)))
+    told_of.append((arm['name'], y.mean(0)[-1]))
+    series.append(figures.Series(x, y.mean(0), 'line', color, short(arm)))
+  said = dict(units=units(told))
+  ends = ', '.join(f'{name} {value:.3f}' for name, value in told_of)
+  said['label'] = f'{told.metric} against {said["units"][0]}: {ends}'
+  room = 16 + 7 * max((len(line.label) for line in series), default=0)
+  sizes = (('broad', (wide, 380)), ('narrow', (narrow, 300)))
+  return [
+    page.element('figure', svg, kind=kind)
+    for kind, size in sizes
+    if (svg := figures.chart(series, name=f'curves {kind}', size=size, room=room, **said))
+  ]
+
+
+def units(told):
+  """What the curves are of: (x, y), by what the runs of a study consumed."""
+  counted = {name for row in told.rows for name in row.get('result') or ()}
+  job = next((job for job in loggers.JOBS.values() if job.items in counted), loggers.JOBS['gpt'])
+  is_loss = 'loss' in told.metric if job.is_one_unit else told.metric == 'validation loss'
+  return 'tokens' if job.is_one_unit else 'steps', job.unit if is_loss else told.metric
+
+
+def short(arm, most=16):
+  """An arm's label at its line: its levels alone, where they say enough."""
+  _, _, level = arm['name'].rpartition('=')
+  name = arm['name'] if ',' in arm['name'] else level
+  if arm.get('is_baseline'):
+    name = summary.base_name(arm).strip('()')
+  return name if len(name) <= most else name[: most - 1] + '\u2026'
+
+
+def differences(told):
+  """A small chart for each arm: its curve minus the baseline's of the same seed."""
+  base, drawn = of_arm(told, told.baseline().get('name')), []
+  for arm in told.others():
+    own = of_arm(told, arm['name'])
+    common = [seed for seed in own if seed in base]
+    if not common:
+      continue
+    x, y = together([curves[seed] for curves in (own, base) for seed in common])
+    if not len(x):
+      continue
+    drawn.append(difference(told, arm, x, y[: len(common)] - y[len(common) :]))
+  return drawn
+
+
+def difference(told, arm, x, y):
+  """One small chart; y: (seeds, x)."""
+  color, _ = look(arm)
+  series = [figures.Series(x[[0, -1]], np.zeros(2), 'faint', figures.MUTED)]
+  if len(y) > 1:
+    series.append(figures.Series(x, y.min(0), 'band', color, to=y.max(0)))
+  series.append(figures.Series(x, y.mean(0), 'line', color))
+  value = page.element('span', page.escape(summary.signed(y.mean(0)[-1], told.places)))
+  title = page.escape(arm['name'])
+  chart = figures.chart(
+    series, name=f'difference {arm["name"]}', label=f'{arm["name"]} minus baseline', size=(310, 130)
+  )
+  return page.element('figure', page.element('figcaption', title, value), chart)
+
+
+def measured(told, name):
+  """{measure: [value of each seed]} of one arm: losses per source, and the tasks."""
+  found = collections.defaultdict(list)
+  for row in told.runs_of(name):
+    result = row.get('result') or {}
+    values = {k: v for k, v in result.items() if k.startswith('valid_') or k == 'bits_per_byte'}
+    for score in result.get('evaluations') or ():
+      values[analyze.score_name(score)] = score.get('value')
+    for key, value in values.items():
+      if math.isfinite(summary.as_number(value)):
+        found[key].append(float(value))
+  return dict(found)

@@ -1,0 +1,1 @@
+"""Prompts in, completions out: samplers, beams, prompt batches, output files."""

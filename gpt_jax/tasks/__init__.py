@@ -1,1 +1,0 @@
-"""What a trained model is asked to do, one task a file."""

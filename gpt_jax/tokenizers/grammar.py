@@ -1,0 +1,274 @@
+"""What may follow in a sequence of text, images and sounds, and where each token stands.
+
+An image is exactly its grid of codes and then its end; a sound is whole positions, and its end when
+the model says so or when it is as long as sounds are made. Nothing begins that the room of the row
+cannot hold, so whatever is sampled under the mask can be decoded, at any temperature.
+
+The grammar is a few small arrays and the state four numbers a row: both go through
+`lax.while_loop`. `advance` and `position3` also take numpy arrays, which is how prompts are read on
+the host: the rules for what is read and what is written are the same lines.
+
+Letters: B rows, P prompt length, V vocabulary, N situations (rows of the mask table), 3 the time,
+row and column of a token (see tokenizers/layout.py).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+TEXT, IMAGE, AUDIO = 0, 1, 2  # what a token may be inside of
+STAY = -1
+
+
+class Grammar(NamedTuple):
+  """Rules as arrays. Situations: text; each image codebook, the end of an image; each audio
+  codebook, between two positions of a sound, the end of a sound.
+  """
+
+  table_NV: np.ndarray  # bool; what may follow in each situation
+  opens_V: np.ndarray  # int32; what a token leads into: TEXT, IMAGE, AUDIO or STAY
+  counts_V: np.ndarray  # int32; codes that a token stands for
+  needs_V: np.ndarray  # int32; tokens from this one on, until the row can be decoded
+  in_grid_V: np.ndarray  # bool; image codes and patches: they stand in a row and column
+  ends_V: np.ndarray  # bool; a row ends with any of these
+  paced_V: np.ndarray  # bool; says how long a sound is, which guidance leaves to the condition
+  image_books: np.int32  # codebooks of images
+  columns: np.int32  # of an image
+  image_codes: np.int32  # in a whole image
+  image_time: np.int32  # how far the clock moves on over an image
+  audio_books: np.int32
+  audio_codes: np.int32  # in the longest sound
+  sep: np.int32  # ids; -1: the vocabulary has none
+  null: np.int32
+  patch: np.int32
+  frame: np.int32
+
+
+class State(NamedTuple):
+  """Where a row stands before its next token."""
+
+  mode_B: jax.Array  # int32; TEXT, IMAGE or AUDIO
+  count_B: jax.Array  # int32; codes since the image or sound began
+  clock_B: jax.Array  # int32; time of the next token; within an image the time of its first code
+  room_B: jax.Array  # int32; tokens that the row may still take
+
+
+def build(vocabulary, layout, columns, to='text'):
+  """The grammar of sequences that end with what `to` names -> Grammar.
+
+  vocabulary, layout: of the tokenizers. columns: V of the model. to: row of ENDS; `any` is text
+  with images and sounds in it. Raises ValueError for what the vocabulary has no codes of.
+  """
+  if to not in ENDS:
+    raise ValueError(f'to={to} is not something to make\nfix: use one of {", ".join(ENDS)}')
+  has = {'image': layout.has_images, 'audio': layout.audio_positions > 0}
+  if not has.get(to, True):
+    known = ', '.join(['text', *(name for name in has if has[name])])
+    raise ValueError(f'to={to}: this model has no {to} tokens, only {known}\nfix: use --to=text')
+  books = {name: _codebooks(vocabulary, name) if has[name] else [[]] for name in has}
+  starts = [STARTS[name] for name in has if has[name] and to in (name, 'any')]
+  ends = [name for name in ENDS[to] if name in dict(vocabulary.specials)]
+  words = ['text', *ends] if to in ('text', 'any') else []
+  between = [[*books['audio'][0], layout.eoa], [layout.eoa]] if has['audio'] else [[], []]
+  rows = [np.flatnonzero(vocabulary.allowed([*words, *starts]))]
+  rows += [*books['image'], [layout.eoi] if has['image'] else [], *books['audio'], *between]
+  table_NV = np.zeros((len(rows), columns), bool)
+  for allowed_V, ids in zip(table_NV, rows, strict=True):
+    allowed_V[[i for i in ids if i < columns]] = True
+  stop_ids = [vocabulary.special(name) for name in ends]
+  named = {name: np.int32(getattr(layout, name)) for name in ('sep', 'null', 'patch', 'frame')}
+  grammar = plain(table_NV[0], stop_ids)._replace(table_NV=table_NV, **named)
+  if has['image']:
+    grammar = _with_images(grammar, layout, books['image'])
+  if has['audio']:
+    grammar = _with_audio(grammar, layout, books['audio'])
+  if to == 'image' and has['audio']:  # a sound that a prompt began leaves room for the image
+    grammar.needs_V[list(books['audio'][0])] += grammar.needs_V[layout.boi]
+  return grammar
+
+
+def plain(allowed_V, stop_ids=()):
+  """The grammar of a sequence of any of these ids (bool [V]) that ends with one of `stop_ids`."""
+  V = len(allowed_V)
+  nothing = np.zeros((5, V), bool)
+  ends_V = np.zeros(V, bool)
+  ends_V[list(stop_ids)] = True
+  one, none = np.int32(1), np.int32(-1)
+  return Grammar(
+    table_NV=np.concatenate([np.asarray(allowed_V, bool)[None], nothing]),
+    opens_V=np.full(V, STAY, np.int32),
+    counts_V=np.zeros(V, np.int32),
+    needs_V=np.ones(V, np.int32),
+    in_grid_V=np.zeros(V, bool),
+    ends_V=ends_V,
+    paced_V=np.zeros(V, bool),
+    image_books=one,
+    columns=one,
+    image_codes=one,
+    image_time=one,
+    audio_books=one,
+    audio_codes=one,
+    sep=none,
+    null=none,
+    patch=none,
+    frame=none,
+  )
+
+
+def _codebooks(vocabulary, modality):
+  """The ids of each codebook."""
+  kinds = [kind for kind in vocabulary.kinds if kind.rstrip('0123456789') == modality]
+  return [range(vocabulary.start(k), vocabulary.start(k) + vocabulary.count(k)) for k in kinds]
+
+
+def _with_images(grammar, layout, books):
+  """The grammar with what the tokens of an image do."""
+  rows, columns = layout.grid
+  codes = rows * columns * len(books)
+  grammar.opens_V[[layout.boi, layout.eoi]] = IMAGE, TEXT
+  grammar.needs_V[layout.boi] = codes + 2
+  for book in books:
+    grammar.counts_V[list(book)] = 1
+    grammar.in_grid_V[list(book)] = True
+  if layout.patch >= 0:  # one in the place of all codes of a position
+    grammar.counts_V[layout.patch] = len(books)
+    grammar.in_grid_V[layout.patch] = True
+  return grammar._replace(
+    image_books=np.int32(len(books)),
+    columns=np.int32(columns),
+    image_codes=np.int32(codes),
+    image_time=np.int32(max(rows, columns)),
+  )
+
+
+def _with_audio(grammar, layout, books):
+  """The grammar with what the tokens of a sound do."""
+  grammar.opens_V[[layout.boa, layout.eoa]] = AUDIO, TEXT
+  grammar.needs_V[layout.boa] = len(books) + 2
+  grammar.needs_V[list(books[0])] = len(books) + 1
+  grammar.paced_V[layout.eoa] = True
+  for book in books:
+    grammar.counts_V[list(book)] = 1
+  if layout.frame >= 0:
+    grammar.counts_V[layout.frame] = len(books)
+  return grammar._replace(
+    audio_books=np.int32(len(books)), audio_codes=np.int32(layout.audio_positions * len(books))
+  )
+
+
+# ------------------------------------------------------------------------------------ in the loop
+
+
+def allowed(grammar, state):
+  """What may follow, bool [B, V]. Nothing where the row has no room."""
+  books, count_B = grammar.image_books, state.count_B
+  in_image_B = 1 + jnp.where(count_B < grammar.image_codes, count_B % books, books)
+  first, books = 2 + grammar.image_books, grammar.audio_books
+  between_B = (count_B > 0) & (count_B % books == 0)
+  in_audio_B = first + jnp.where(between_B, books, count_B % books)
+  in_audio_B = jnp.where(count_B >= grammar.audio_codes, first + books + 1, in_audio_B)
+  row_B = jnp.where(state.mode_B == IMAGE, in_image_B, 0)
+  row_B = jnp.where(state.mode_B == AUDIO, in_audio_B, row_B)
+  table_NV, needs_V = jnp.asarray(grammar.table_NV), jnp.asarray(grammar.needs_V)
+  return table_NV[row_B] & (needs_V[None] <= state.room_B[:, None])
+
+
+def advance(grammar, state, token_B):
+  """The state after one more token -> State."""
+  xp = jnp if isinstance(token_B, jax.Array) else np
+  opens_B, codes_B = grammar.opens_V[token_B], grammar.counts_V[token_B]
+  in_grid_B = grammar.in_grid_V[token_B]
+  after_B = _time_after_codes(xp, grammar, state, in_grid_B)
+  return State(
+    mode_B=xp.where(opens_B == STAY, state.mode_B, opens_B),
+    count_B=xp.where(opens_B == STAY, state.count_B + codes_B, 0),
+    clock_B=xp.where(in_grid_B, state.clock_B, after_B + 1),
+    room_B=xp.maximum(state.room_B - 1, 0),
+  )
+
+
+def position3(grammar, state, token_B):
+  """(time, row, column) of a token at its turn, int32 [B, 3]."""
+  xp = jnp if isinstance(token_B, jax.Array) else np
+  in_grid_B = grammar.in_grid_V[token_B]
+  k_B = state.count_B // grammar.image_books
+  place_3B = xp.stack([xp.zeros_like(k_B), k_B // grammar.columns, k_B % grammar.columns])
+  elsewhere_B = _time_after_codes(xp, grammar, state, in_grid_B)
+  return xp.where(in_grid_B[None], state.clock_B[None] + place_3B, elsewhere_B[None]).T
+
+
+def _time_after_codes(xp, grammar, state, in_grid_B):
+  """The time of a token that stands in no grid: past the image that it may end."""
+  leaves_B = (state.mode_B == IMAGE) & (state.count_B > 0) & ~in_grid_B
+  return state.clock_B + xp.where(leaves_B, grammar.image_time, 0)
+
+
+# ------------------------------------------------------------------------------------ on the host
+
+
+def begin(grammar, ids_BP, lengths_B, room_B):
+  """Read prompts, padded on the right -> (State after each, positions_BP3); numpy arrays."""
+  B, P = ids_BP.shape
+  zeros_B = np.zeros(B, np.int32)
+  room_B = np.asarray(room_B, np.int32)
+  if (grammar.opens_V[ids_BP] == STAY).all():  # text: no need to look at each token
+    places_P = np.arange(P, dtype=np.int32)
+    positions_BP3 = np.broadcast_to(places_P[None, :, None], (B, P, 3))
+    return State(zeros_B, zeros_B, np.asarray(lengths_B, np.int32), room_B), positions_BP3
+  positions_BP3 = np.zeros((B, P, 3), np.int32)
+  state = State(zeros_B, zeros_B, zeros_B, zeros_B)
+  for t in range(int(max(lengths_B))):
+    positions_BP3[:, t] = position3(grammar, state, ids_BP[:, t])
+    after = advance(grammar, state, ids_BP[:, t])
+    keep = lambda new, old, there_B=t < lengths_B: np.where(there_B, new, old)
+    state = State(*map(keep, after, state))
+  return state._replace(room_B=room_B), positions_BP3
+
+
+def condition(grammar, ids_BP, lengths_B):
+  """True for the tokens of a prompt up to and including its last sep, bool [B, P]; numpy."""
+  places_BP = np.arange(ids_BP.shape[1])[None]
+  is_sep_BP = (ids_BP == grammar.sep) & (places_BP < np.asarray(lengths_B)[:, None])
+  last_B = np.where(is_sep_BP, places_BP, -1).max(1)
+  return places_BP <= last_B[:, None]
+
+
+def least(grammar, state):
+  """Tokens that a row needs before it can be decoded, int32 [B]; numpy."""
+  whole_B = np.where(state.count_B == 0, grammar.audio_books, -state.count_B % grammar.audio_books)
+  image_B = np.maximum(grammar.image_codes - state.count_B, 0)
+  return _until_the_end(grammar, state, image_B, whole_B, _at_rest(grammar))
+
+
+def most(grammar, state):
+  """Tokens of the longest thing that a row which must be an image or a sound can become, int32 [B];
+  0 where the length of a text decides. Numpy.
+  """
+  at_rest = _at_rest(grammar)
+  if at_rest and (grammar.table_NV[0] & (grammar.opens_V == AUDIO)).any():
+    at_rest = int(grammar.audio_codes) + 2
+  image_B = np.maximum(grammar.image_codes - state.count_B, 0)
+  audio_B = np.maximum(grammar.audio_codes - state.count_B, 0)
+  tokens_B = _until_the_end(grammar, state, image_B, audio_B, at_rest)
+  ends_as_text = not at_rest and not (grammar.ends_V & (grammar.table_NV[1:].any(0))).any()
+  return np.zeros_like(tokens_B) if ends_as_text else tokens_B
+
+
+def _at_rest(grammar):
+  """Tokens of what must come where text would stand: the shortest image or sound, 0 if text may."""
+  needed = grammar.needs_V[grammar.table_NV[0]].min(initial=1 << 30)
+  return int(needed) if needed > 1 else 0
+
+
+def _until_the_end(grammar, state, image_B, audio_B, at_rest):
+  """Tokens of rows with so many codes to come in the image or sound that they are inside of."""
+  image_end, audio_end = grammar.table_NV[1 + grammar.image_books], grammar.table_NV[-1]
+  after = lambda end_V: 1 + (0 if (end_V & grammar.ends_V).any() else at_rest)
+  inside_B = np.where(state.mode_B == IMAGE, image_B + after(image_end), audio_B + after(audio_end))
+  return np.where(state.mode_B == TEXT, at_rest, inside_B).astype(np.int32)
+
+
+STARTS = {'image': 'boi', 'audio': 'boa'}
+ENDS = {'text': ('eos',), 'image': ('eoi',), 'audio': ('eoa',), 'any': ('eos',)}

@@ -1,0 +1,1 @@
+"""Networks that learn to encode and decode: autoencoders and their quantizers."""

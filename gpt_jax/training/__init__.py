@@ -1,0 +1,1 @@
+"""What surrounds a step: checkpoints, digests, probes, throughput, loss guard, SDC check."""

@@ -1,0 +1,421 @@
+"""Plans, the arms that a study makes of them, budgets, and the studies that are shipped."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from gpt_jax.ablation import budget as budgets
+from gpt_jax.ablation import design, proof, sweeps
+from gpt_jax.ablation.design import Budget, Study
+from gpt_jax.ablation.sweeps import PLANS, log_uniform, uniform
+from gpt_jax.model import gpt
+from tests import command_line, tiny_runs
+
+SHIPPED = sorted((command_line.ROOT / 'experiments/ablations').glob('*.py'))
+LEVELS = {'a': ['1', '2', '3'], 'b': ['x', 'y']}
+BASE = {'a': '1', 'b': 'x'}
+TINY = 'from tests import tiny_runs\ndef get_config(arg=""):\n  return tiny_runs.section()\n'
+
+
+@pytest.fixture
+def base(tmp_path):
+  """An experiment file of the tiny config."""
+  (tmp_path / 'tiny.py').write_text(TINY)
+  return str(tmp_path / 'tiny.py')
+
+
+@pytest.fixture
+def make(base):
+  """`make(factors, ...)` -> a study of the tiny config."""
+  return lambda factors, **given: Study(base, factors, **given)
+
+
+def names(study):
+  """Of its arms."""
+  return [arm.name for arm in design.arms(study)]
+
+
+# ----------------------------------------------------------------------------------------- plans
+
+
+def test_the_cells_of_each_plan():
+  two = {'a': ['1', '3'], 'b': ['x', 'y']}
+  cells = lambda name, levels=LEVELS: PLANS[name](levels, BASE, 0, 0)
+  singles = [{'a': '2'}, {'a': '3'}, {'b': 'y'}]
+  assert cells('one_at_a_time') == singles
+  assert cells('leave_one_out', two) == [{'a': '3'}, {'b': 'y'}]
+  assert cells('pairwise') == [*singles, {'a': '2', 'b': 'y'}, {'a': '3', 'b': 'y'}]
+  assert cells('full') == [dict(a=a, b=b) for a in '123' for b in 'xy']
+  assert cells('fractional', {'a': ['1', '2'], 'b': ['x', 'y']}) == [
+    {'a': '2', 'b': 'y'},
+    {'b': 'y'},
+    {'a': '2'},
+    {},
+  ]
+
+
+@pytest.mark.parametrize('size', sweeps.FIRST_ROWS)
+def test_two_level_designs_are_orthogonal(size):
+  signs = np.where(sweeps.plackett_burman(size), 1, -1)
+  assert signs.shape == (size, size - 1)
+  np.testing.assert_array_equal(signs.T @ signs, size * np.eye(size - 1))
+  np.testing.assert_array_equal(signs.sum(0), 0)
+  assert (signs[-1] == -1).all()  # the baseline
+
+
+def test_random_draws():
+  levels = {'lr': log_uniform(1e-4, 1e-1), 'clip': uniform(1, 3), 'mlp': ['gelu', 'relu2']}
+  cells = sweeps.random(levels, {}, 400, seed=0)
+  assert cells[:20] == sweeps.random(levels, {}, 20, seed=0)
+  assert cells[:20] != sweeps.random(levels, {}, 20, seed=1)
+  exponents = np.log10([cell['lr'] for cell in cells])
+  clips = np.array([cell['clip'] for cell in cells])
+  # Uniform: means within four standard errors, ends reached.
+  assert abs(exponents.mean() + 2.5) < 4 * 3 / math.sqrt(12 * 400)
+  assert abs(clips.mean() - 2) < 4 * 2 / math.sqrt(12 * 400)
+  assert exponents.min() < -3.9 and exponents.max() > -1.1
+  assert clips.min() >= 1 and clips.max() <= 3
+  assert {cell['mlp'] for cell in cells} == {'gelu', 'relu2'}
+
+
+def test_the_algebra_of_cells():
+  a, b = sweeps.levels('a', 1, 2), sweeps.levels('b', 3, 4)
+  assert sweeps.product(a, b) == [dict(a=x, b=y) for x, y in itertools.product((1, 2), (3, 4))]
+  assert sweeps.zip_(a, b) == [{'a': 1, 'b': 3}, {'a': 2, 'b': 4}]
+  assert sweeps.chain(a, b, a) == [*a, *b]
+  many = sweeps.product(a, b, sweeps.levels('c', *range(10)))
+  few = sweeps.subsample(many, 7, seed=3)
+  assert len(few) == 7 and few == sweeps.subsample(many, 7, seed=3)
+  assert [cell for cell in many if cell in few] == few
+  assert sweeps.subsample(a, 5) == a
+
+
+@pytest.mark.parametrize(
+  ('wrong', 'parts'),
+  [
+    (lambda: sweeps.zip_([{'a': 1}], []), ('1, 0 cells',)),
+    (lambda: sweeps.product([{'a': 1}], [{'a': 2}]), ('factor a is both 1 and 2',)),
+    (lambda: log_uniform(0, 1), ('low=0',)),
+    (lambda: uniform(2, 1), ('low=2, high=1',)),
+    (lambda: PLANS['fractional'](LEVELS, BASE, 0, 0), ('factor a has 3 levels',)),
+    (lambda: PLANS['full']({'a': uniform(0, 1)}, {}, 0, 0), ('factor a is a range',)),
+    (lambda: PLANS['random'](LEVELS, BASE, 0, 0), ('count=0',)),
+  ],
+)
+def test_plans_that_cannot_be(wrong, parts):
+  with pytest.raises(ValueError) as error:
+    wrong()
+  tiny_runs.assert_two_lines(error.value, *parts)
+
+
+# ------------------------------------------------------------------------------------------ arms
+
+
+def test_one_factor_at_a_time(make):
+  study = make({'positions': ['rope', 'learned', 'none'], 'optim.lr': [2e-2, 1e-3]})
+  arms = design.arms(study)
+  assert [arm.name for arm in arms] == ['base', 'positions=learned', 'positions=none', 'optim.lr=0.001']
+  assert [arm.is_baseline for arm in arms] == [True, False, False, False]
+  assert arms[0].config == tiny_runs.experiment()
+  assert arms[0].levels == {'positions': 'rope', 'optim.lr': '0.02'}
+  assert arms[1].config.model == dataclasses.replace(arms[0].config.model, positions='learned')
+  assert arms[3].config.optim.lr == 1e-3
+  assert arms[1].keys == ('model.positions',) and not arms[1].functions
+
+
+def test_the_baseline_is_first_in_a_plan_that_does_not_have_it(make):
+  study = make({'width': {'wide': {'model.width': 32}}, 'qk_norm': [True]}, plan='full')
+  arms = design.arms(study)
+  assert [arm.name for arm in arms] == ['base', 'width=wide,qk_norm=true']
+  assert arms[0].levels == {'width': 'base', 'qk_norm': 'base'}
+
+
+def test_leave_one_out_starts_from_all_factors_at_their_first_level(make):
+  study = make({'qk_norm': [True, False], 'tied_head': [False, True]}, plan='leave_one_out')
+  base, *arms = design.arms(study)
+  assert base.config.model.qk_norm and not base.config.model.tied_head
+  assert [arm.name for arm in arms] == ['qk_norm=false', 'tied_head=true']
+  assert not arms[0].config.model.qk_norm and not arms[0].config.model.tied_head
+
+
+@pytest.mark.parametrize('levels', [['swiglu', 'gelu', 'relu2'], ['gelu']])
+def test_leave_one_out_takes_two_levels(make, levels):
+  with pytest.raises(ValueError) as error:
+    design.arms(make({'qk_norm': [True, False], 'mlp': levels}, plan='leave_one_out'))
+  tiny_runs.assert_two_lines(error.value, f'factor mlp lists {", ".join(levels)}')
+
+
+@pytest.mark.parametrize('plan', [plan for plan in PLANS if plan != 'leave_one_out'])
+def test_no_plan_takes_a_factor_of_one_level(make, plan):
+  study = make({'qk_norm': [True, False], 'mlp': {'plain': {}}}, plan=plan, count=2)
+  with pytest.raises(ValueError) as error:
+    design.arms(study)
+  tiny_runs.assert_two_lines(error.value, 'factor mlp has one level, plain')
+
+
+def test_levels_of_several_keys_and_functions(make):
+  def deeper(made):
+    made.model.layers *= 3
+
+  study = make(
+    {
+      'mlp': {'relu2': {'mlp': 'relu2'}, 'gated': {'mlp': 'swiglu', 'hidden': 24}},
+      'depth': {'plain': {}, 'deep': deeper},
+      'documents': {'30': {'data.mixture.text.documents': 30}},
+    }
+  )
+  arms = {arm.name: arm for arm in design.arms(study)}
+  assert list(arms) == ['base', 'mlp=relu2', 'mlp=gated', 'depth=deep', 'documents=30']
+  assert arms['mlp=gated'].config.model.hidden == 24
+  assert arms['mlp=gated'].keys == ('model.hidden', 'model.mlp')
+  assert arms['depth=deep'].config.model.layers == 3
+  assert arms['depth=deep'].keys == () and arms['depth=deep'].functions == ('depth',)
+  assert arms['documents=30'].config.data.mixture['text'].documents == 30
+
+
+def test_changes_reach_every_arm_and_a_level_is_the_bases_after_them(make):
+  study = make({'mlp': ['gelu', 'relu2']}, changes={'mlp': 'gelu', 'train.steps': 6})
+  arms = design.arms(study)
+  assert [arm.name for arm in arms] == ['base', 'mlp=relu2']
+  assert [arm.config.train.steps for arm in arms] == [6, 6]
+
+
+def test_levels_that_are_valid_only_together(make):
+  study = make({'width': {'24': {'model.width': 24}}, 'heads': [2, 3]}, plan='full')
+  assert names(study) == ['base', 'width=24', 'width=24,heads=3']
+
+
+def test_a_plan_of_ones_own(make):
+  plan = sweeps.zip_(sweeps.levels('lr', 1e-3, 1e-2), sweeps.levels('warmup', 1, 5))
+  study = make({'lr': [1e-3, 1e-2], 'warmup': [1, 5]}, plan=plan)
+  assert names(study) == ['base', 'lr=0.001,warmup=1', 'lr=0.01,warmup=5']
+
+
+def test_a_random_plan_draws_values(make):
+  study = make({'lr': log_uniform(1e-4, 1e-1), 'mlp': ['swiglu', 'gelu']}, plan='random', count=6)
+  arms = design.arms(study)
+  assert names(study) == [arm.name for arm in arms]
+  for arm in arms[1:]:
+    assert arm.levels['lr'] == f'{arm.config.optim.lr:.10g}'
+    assert arm.config.model.mlp == arm.levels['mlp']
+
+
+def test_count_keeps_some_arms_and_the_baseline(make):
+  factors = {'mlp': ['swiglu', 'gelu', 'relu2'], 'norm': ['rmsnorm', 'layernorm']}
+  every = names(make(factors, plan='full'))
+  some = names(make(factors, plan='full', count=3))
+  assert len(every) == 6 and len(some) == 4
+  assert some[0] == 'base' and set(some) <= set(every)
+
+
+def test_slugs_are_names_of_folders(make):
+  study = make({'act': {'relu 2/x': {'mlp': 'relu2'}, 'relu-2-x': {'mlp': 'gelu'}}})
+  slugs = [arm.slug for arm in design.arms(study)]
+  assert len(set(slugs)) == 3
+  assert all('/' not in slug and ' ' not in slug for slug in slugs)
+  assert len(design.slug('x' * 300)) < 100
+
+
+def test_runs_go_seed_after_seed(make):
+  study = make({'mlp': ['gelu']}, seeds=(3, 7))
+  found = [(arm.name, seed, cfg.train.seed) for arm, seed, cfg in design.runs_of(study)]
+  assert found == [('base', 3, 3), ('mlp=gelu', 3, 3), ('base', 7, 7), ('mlp=gelu', 7, 7)]
+
+
+@pytest.mark.parametrize(
+  ('factors', 'parts'),
+  [
+    ({'psitions': ['rope']}, ('psitions is not a config key',)),
+    ({'documents': [10, 20]}, ()),
+    ({'width': [16, 32]}, ('width may be', 'model.width')),
+    ({'mlp': []}, ('factor mlp has no levels',)),
+    ({'mlp': ['gelu', 'gelu']}, ('factor mlp has a level twice',)),
+    ({'mlp': ['swiglu']}, ('factor mlp has one level, swiglu',)),
+    ({'mlp': ['nonsense']}, ('arm mlp=nonsense', "model.mlp='nonsense' is not known")),
+    ({'lr': ['fast']}, ('arm lr=fast', 'optim.lr', 'str')),
+    ({'f': {'a': {}, 'b': {'mlp': 'swiglu'}}}, ('a and b both leave the base',)),
+    ({'f': {'base': {'mlp': 'gelu'}}}, ("level called 'base'",)),
+    ({'f': {'x': 'gelu'}}, ("a level is 'gelu'",)),
+    ({'train.seed': [0, 1]}, ('train.seed', 'study sets itself')),
+    ({'layers': uniform(1, 3)}, ('factor layers is a range',)),
+  ],
+)
+def test_factors_that_cannot_be(make, factors, parts):
+  if not parts:  # a source's key is found by its last part too
+    assert len(names(make(factors))) == 3
+    return
+  with pytest.raises(ValueError) as error:
+    design.arms(make(factors))
+  tiny_runs.assert_two_lines(error.value, *parts)
+
+
+@pytest.mark.parametrize(
+  ('given', 'part'),
+  [
+    (dict(factors={}), 'no factors'),
+    (dict(better='up'), "better='up'"),
+    (dict(plan='best'), "plan='best'"),
+    (dict(seeds=0), 'seeds=0'),
+    (dict(seeds=(1, 1)), 'seeds=(1, 1)'),
+    (dict(tolerance=-1), 'tolerance=-1'),
+    (dict(count=-1), 'count=-1'),
+    (dict(keeps_parameters=('lr',)), "'lr'"),
+  ],
+)
+def test_studies_that_cannot_be(given, part):
+  with pytest.raises(ValueError) as error:
+    Study(**(dict(base='x.py', factors={'mlp': ['gelu']}) | given))
+  tiny_runs.assert_two_lines(error.value, part)
+
+
+def test_plans_that_name_what_is_not_there(make):
+  for plan, part in (([{'norm': 'x'}], "factor 'norm'"), ([{'mlp': 'x'}], 'level x of factor mlp')):
+    with pytest.raises(ValueError) as error:
+      design.arms(make({'mlp': ['gelu']}, plan=plan))
+    tiny_runs.assert_two_lines(error.value, part)
+
+
+# --------------------------------------------------------------------------------------- budgets
+
+
+class Costs:
+  """What Measures knows, made up."""
+
+  def cost(self, cfg):
+    return 12 * cfg.model.layers * cfg.model.width**2, 6.0 * cfg.model.width**2
+
+  def step_seconds(self, cfg):
+    return 1e-3 * cfg.model.width
+
+
+@pytest.mark.parametrize(
+  ('budget', 'steps'),
+  [
+    (Budget(), 12),
+    (Budget(tokens=10_000), 20),  # 16 rows of 32 tokens a step
+    (Budget(flops=6 * 16**2 * 512 * 33.4), 33),
+    (Budget(seconds=0.8), 50),
+    (Budget(tokens=1), 1),
+  ],
+)
+def test_budgets_set_the_steps(budget, steps):
+  cfg = tiny_runs.experiment()
+  made = budgets.apply(cfg, budget, Costs())
+  train_cfg = dataclasses.replace(cfg.train, steps=steps)
+  assert made == dataclasses.replace(cfg, train=train_cfg)
+
+
+def test_steps_fill_whole_calls():
+  cfg = tiny_runs.experiment(train={'steps': 12, 'steps_per_call': 4, 'eval_every': 4, 'batch_size': 16})
+  assert budgets.apply(cfg, Budget(tokens=10_000), Costs()).train.steps % 4 == 0
+
+
+def test_equal_flops_of_unequal_models(make):
+  study = make({'layers': [1, 2]}, budget=Budget(flops=3e9))
+  spent = []
+  for arm in design.arms(study):
+    cfg = arm.config
+    model = dataclasses.replace(cfg.model, vocab=256).resolved()
+    per_step = gpt.flops_per_token(model, 32)['full'] * 16 * 32
+    spent.append(per_step * cfg.train.steps)
+    assert abs(spent[-1] - 3e9) < 0.05 * 3e9, arm.name
+  assert design.arms(study)[0].config.train.steps > design.arms(study)[1].config.train.steps
+
+
+def test_equal_parameters_by_width():
+  cfg = tiny_runs.experiment(model__width=64, model__layers=2)
+  count = lambda cfg: Costs().cost(cfg)[0]
+  for wanted in (3.4e3, 5e4, 1e6):
+    made = budgets.apply(cfg, Budget(parameters=wanted), Costs())
+    width = made.model.width
+    assert width % 4 == 0  # two heads of even width
+    nearest = min(range(4, 4096, 4), key=lambda w: abs(24 * w**2 - wanted))
+    assert width == nearest, (wanted, count(made))
+  with pytest.raises(ValueError) as error:
+    budgets.apply(cfg, Budget(parameters=700), Costs())
+  tiny_runs.assert_two_lines(error.value, 'parameters=700', 'model.width=4')
+
+
+def test_step_times_are_measured_once_for_equal_work(tmp_path, tmp_path_factory, monkeypatch):
+  of = lambda **changes: budgets.Measures(tmp_path).step_seconds(tiny_runs.experiment(**changes))
+  with tiny_runs.compiled_programs(tmp_path_factory):
+    seconds = of()
+    assert 1e-5 < seconds < 10
+    monkeypatch.setattr(budgets, 'measured_step_seconds', lambda *_: 99.0)
+    assert of(model__init_std=0.5, optim__b2=0.93) == seconds
+    assert of(model__mlp='gelu') == 99
+    # Eight devices here: a run that asks for no mesh gets one, and 3 rows need not be spread.
+    assert of(train__batch_size=3) == 99
+
+
+@pytest.mark.parametrize(
+  ('given', 'part'), [(dict(tokens=1, flops=1), 'tokens=1 and flops=1'), (dict(seconds=-1), 'seconds=-1')]
+)
+def test_budgets_that_cannot_be(given, part):
+  with pytest.raises(ValueError) as error:
+    Budget(**given)
+  tiny_runs.assert_two_lines(error.value, part)
+
+
+def test_a_budget_of_parameters_is_not_for_tokenizers():
+  with pytest.raises(ValueError) as error:
+    budgets.Measures('.').cost(tiny_runs.codec('image'))
+  tiny_runs.assert_two_lines(error.value, 'image_tokenizer')
+
+
+# --------------------------------------------------------------------------------------- loading
+
+
+def test_studies_are_loaded_with_their_arguments(tmp_path, base):
+  path = tmp_path / 'norms.py'
+  path.write_text(
+    'from gpt_jax.ablation.design import Study\n'
+    f'def get_study(arg=""):\n  return Study({base!r}, {{"mlp": ["gelu"]}}, question=arg)\n'
+  )
+  study = design.load_study(f'{path}:why')
+  assert (study.name, study.question) == ('norms', 'why')
+  path.write_text('def get_study(arg=""):\n  return 3\n')
+  for spec, part in ((path, 'returns a int'), (base, 'no get_study')):
+    with pytest.raises(ValueError) as error:
+      design.load_study(str(spec))
+    tiny_runs.assert_two_lines(error.value, part)
+  with pytest.raises(FileNotFoundError) as error:
+    design.load_study(str(tmp_path / 'nroms.py'))
+  assert 'norms.py' in tiny_runs.assert_two_lines(error.value, 'nroms.py')[1]
+
+
+@pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
+def test_shipped_studies(path):
+  study = design.load_study(str(path))
+  arms = design.arms(study)
+  assert study.question and len(arms) >= 4
+  assert len({arm.slug for arm in arms}) == len(arms)
+  assert all(arm.config.train.steps <= 500 for arm in arms)
+  text = path.read_text()
+  assert f'--config=experiments/ablations/{path.name}' in text and 'Minutes: ' in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
+def test_every_arm_of_a_shipped_study_changes_something(path, data_dir, tmp_path, monkeypatch):
+  monkeypatch.setenv('GPT_JAX_DATA', str(data_dir))
+  study = design.load_study(str(path))
+  arms = design.arms(study, tmp_path)
+  proofs = proof.prove(study, arms, tmp_path)
+  for arm in proof.describe(study, arms, proofs)['arms']:
+    assert not any('should not' in flag or 'other' in flag for flag in arm['flags']), arm['name']
+
+
+def test_optimizers_decay_alike():
+  arms = design.arms(design.load_study(str(command_line.ROOT / 'experiments/ablations/optimizers.py')))
+  rates = {}
+  for arm in arms:
+    optim = arm.config.optim
+    rates.setdefault(optim.name, set()).add(optim.lr)
+    assert optim.lr * optim.weight_decay == pytest.approx(3e-4, rel=1e-5), arm.name
+  assert len(rates) == 5 and {len(row) for row in rates.values()} == {3}
+  timed = design.load_study(str(command_line.ROOT / 'experiments/ablations/optimizers.py:seconds=20'))
+  assert timed.budget == Budget(seconds=20) and '20 seconds' in timed.question

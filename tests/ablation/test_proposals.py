@@ -1,0 +1,149 @@
+"""Studies whose arms Optuna proposes: rounds, kills, proposals that are no arms. Nothing trains."""
+
+import dataclasses
+import math
+import sys
+import types
+
+import pytest
+
+from gpt_jax.ablation import design, proof, store
+from gpt_jax.ablation.design import Study
+from gpt_jax.ablation.execute import proposals, runner
+from gpt_jax.ablation.stats import analyze
+from gpt_jax.ablation.sweeps import log_uniform
+from gpt_jax.runs import records
+from tests import command_line
+from tests.tiny_runs import assert_two_lines
+
+
+@pytest.fixture
+def optuna():
+  return pytest.importorskip('optuna', reason="optuna is not installed: pip install '.[optuna]'")
+
+
+@pytest.fixture
+def study(tmp_path):
+  """Arms that differ in a rate, with and without positions."""
+  factors = {'optim.lr': log_uniform(1e-3, 1e-1), 'positions': ['rope', 'none']}
+  more = {'plan': 'optuna', 'count': 7, 'batch': 3, 'seeds': 2, 'name': 's'}
+  return Study(str(command_line.experiment(tmp_path)), factors, **more)
+
+
+class Runner:
+  """Stands in for runner.run: each run scores how far its learning rate is from 0.01."""
+
+  def __init__(self):
+    self.rounds, self.kill, self.fail = [], 0, ()
+
+  def run(self, study, workdir, should_stop, workers, say, without):
+    arms = design.arms(study)
+    self.rounds.append([arm.name for arm in arms])
+    if len(self.rounds) == self.kill:
+      return None
+    known = [{'name': arm.name, 'slug': arm.slug} for arm in arms]
+    planned = {'metric': 'valid_loss', 'seeds': study.seed_list, 'arms': known}
+    records.write_json(workdir / 'study.json', planned | {'plan': proof.plan_name(study.plan)})
+    for arm, seed, cfg in design.runs_of(study, arms):
+      folder = store.folder_of(workdir, arm.slug, seed)
+      folder.mkdir(parents=True, exist_ok=True)
+      records.write_json(folder / 'config.json', {'a': 1})
+      loss = abs(math.log10(cfg.optim.lr) + 2) + 0.01 * seed
+      if arm.name not in self.fail:
+        records.write_json(folder / 'result.json', {'valid_loss': loss})
+    return 'judged'
+
+
+@pytest.fixture
+def fake(monkeypatch):
+  """What computes the same is what differs in the learning rate alone or without positions."""
+  fake = Runner()
+  monkeypatch.setattr(proposals.runner, 'run', fake.run)
+  print_of = lambda cfg: (cfg.optim.lr, cfg.model.heads)
+  examine = lambda cfg, *_: types.SimpleNamespace(fingerprint=print_of(cfg))
+  monkeypatch.setattr(proposals.proof, 'examine', examine)
+  return fake
+
+
+def told(optuna, workdir):
+  """[(params, state, value)] of the journal."""
+  backend = optuna.storages.journal.JournalFileBackend(str(workdir / proposals.JOURNAL))
+  asked = optuna.load_study(storage=optuna.storages.JournalStorage(backend), study_name='s')
+  return [(trial.params, trial.state.name, trial.value) for trial in asked.get_trials()]
+
+
+def test_rounds_go_on_after_a_kill_as_if_nothing_had_happened(optuna, study, fake, tmp_path):
+  assert proposals.run(study, tmp_path / 'whole') == 'judged'
+  assert [len(arms) for arms in fake.rounds] == [4, 7, 8]
+  assert all(arms[0] == 'base' for arms in fake.rounds) and fake.rounds[2][:7] == fake.rounds[1]
+  found = told(optuna, tmp_path / 'whole')
+  assert [state for _, state, _ in found] == ['COMPLETE'] * 7
+  for params, _, value in found:  # the mean of two seeds, of a rate of four digits
+    assert value == pytest.approx(abs(math.log10(params['optim.lr']) + 2) + 0.005, abs=1e-3)
+  rounds, fake.rounds = fake.rounds, []
+  fake.kill = 2
+  assert proposals.run(study, tmp_path / 'cut') is None
+  path = tmp_path / 'cut' / proposals.JOURNAL
+  path.write_bytes(path.read_bytes() + b'{"op_code": 4, "wor')  # killed while it wrote
+  fake.kill = 0
+  assert proposals.run(study, tmp_path / 'cut') == 'judged'
+  assert fake.rounds == [rounds[0], rounds[1], rounds[1], rounds[2]]
+  assert told(optuna, tmp_path / 'cut') == found
+  assert proposals.run(study, tmp_path / 'cut') == 'judged'  # nothing is left to ask
+  assert told(optuna, tmp_path / 'cut') == found
+  more = dataclasses.replace(study, count=8)
+  assert proposals.run(more, tmp_path / 'cut') == 'judged' and len(fake.rounds[-1]) == 9
+
+
+def test_what_is_no_arm_or_another_one_is_not_trained(optuna, study, fake, tmp_path):
+  said, factors = [], {'positions': ['rope', 'none'], 'model.heads': [2, 3, 4]}
+  small = dataclasses.replace(study, factors=factors, count=20, batch=10)
+  assert proposals.run(small, tmp_path / 'x', say=said.append) == 'judged'
+  assert len(fake.rounds[-1]) == 2 and 'heads=4' in fake.rounds[-1][1]
+  assert any('is no arm: ' in line and 'heads=3' in line for line in said)
+  states = {params['model.heads']: state for params, state, _ in told(optuna, tmp_path / 'x')}
+  assert states == {'2': 'COMPLETE', '3': 'FAIL', '4': 'COMPLETE'}
+  small = dataclasses.replace(small, factors=factors | {'model.heads': [2, 3]})
+  with pytest.raises(ValueError) as error:
+    proposals.run(small, tmp_path / 'y')
+  assert_two_lines(error.value, 'none of 20 proposals')
+
+
+def test_an_arm_without_a_result_is_told_as_failed(optuna, study, fake, tmp_path):
+  small = dataclasses.replace(study, count=2, batch=2)
+  proposals.run(small, tmp_path / 'a')
+  fake.fail = fake.rounds[0][1]
+  proposals.run(small, tmp_path / 'b')
+  assert [state for _, state, _ in told(optuna, tmp_path / 'b')] == ['FAIL', 'COMPLETE']
+  assert records.read_json(tmp_path / 'b/study.json')['plan'] == 'optuna'
+
+
+def test_mistakes_in_a_study_of_proposals(optuna, study, fake, tmp_path):
+  proposals.run(study, tmp_path / 'a')
+  other = {'factors': study.factors | {'positions': ['rope', 'alibi']}}
+  for change, cause, place in (
+    (other, 'has proposals for positions=', 'a'),
+    ({'metric': 'loss'}, 'metric=valid_loss, not loss', 'a'),
+    ({'count': 0}, 'count=0', 'b'),
+    ({'sampler': 'TPSampler'}, "sampler='TPSampler'", 'b'),
+  ):
+    with pytest.raises(ValueError) as error:
+      proposals.run(dataclasses.replace(study, **change), tmp_path / place)
+    assert_two_lines(error.value, cause)
+
+
+def test_without_optuna_it_says_what_to_install(study, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'optuna', None)
+  with pytest.raises(ValueError) as error:
+    proposals.run(study, tmp_path / 'new')
+  assert_two_lines(error.value, "plan='optuna' needs the package optuna")
+  assert not (tmp_path / 'new').exists()
+  lines = proposals.plan(study)
+  assert '7 arms' in lines[0] and lines[1:] == [
+    '  optim.lr: 0.001 to 0.1, logarithmic',
+    '  positions: rope, none',
+  ]
+  with pytest.raises(ValueError) as error:  # as a share of an array would
+    runner.proved(study, tmp_path)
+  assert_two_lines(error.value, 'proposed while it runs')
+  assert 'confirm it on other seeds' in analyze.PLAN_NOTES['optuna'][0]

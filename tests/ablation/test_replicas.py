@@ -1,0 +1,458 @@
+"""Replicas are the runs alone; what happens to one of them leaves the others alone."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+
+from gpt_jax import config, sharding, train
+from gpt_jax.ablation.execute import replicas
+from gpt_jax.runs import records, run_folder
+from tests import tiny_runs
+from tests.tiny_runs import assert_two_lines, experiment
+
+ROOT = pathlib.Path(__file__).parents[2]
+TIMED = ('time', 'tokens_per_second', 'mfu', 'mfu_causal', 'memory_gib', 'step_seconds')
+# A seed and two traced numbers; dropout is one that a model's static part knows, too.
+COMMON = dict(train__sample_prompts=(), train__eval_every=6, checkpoint__every=6)
+SETTINGS = (
+  COMMON | dict(train__seed=0, model__dropout=0.1),
+  COMMON | dict(train__seed=1, model__dropout=0.1),
+  COMMON | dict(train__seed=0, model__dropout=0.3, optim__lr=1e-2),
+)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled(tmp_path_factory):
+  """Equal programs are compiled once."""
+  with tiny_runs.compiled_programs(tmp_path_factory):
+    yield
+
+
+def one_device(monkeypatch):
+  """Replicas on one device; else each of them has its own."""
+  everywhere = jax.devices
+  monkeypatch.setattr(replicas.jax, 'devices', lambda *a: everywhere(*a)[:1])
+
+
+def logged(workdir):
+  """{step: what was logged that the machine's speed has no part in}."""
+  lines = run_folder.read_metrics(workdir)
+  return {x['step']: {k: v for k, v in x.items() if k not in (*TIMED, 'step')} for x in lines}
+
+
+def events(workdir):
+  return [(event['event'], event.get('step')) for event in run_folder.read_events(workdir)]
+
+
+def assert_same(found, alone, tolerance=1e-5):
+  """Two run folders hold the same numbers and the same parameters."""
+  lines, expected = logged(found), logged(alone)
+  assert lines.keys() == expected.keys()
+  for step, line in expected.items():
+    assert lines[step] == pytest.approx(line, rel=tolerance, abs=tolerance, nan_ok=True), step
+  arrays, expected = tiny_runs.arrays(found), tiny_runs.arrays(alone)
+  assert arrays.keys() == expected.keys()
+  for path, value in expected.items():
+    np.testing.assert_allclose(
+      arrays[path].astype(np.float64), value, rtol=tolerance, atol=tolerance, err_msg=path
+    )
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+  """Folders of the runs of SETTINGS, each trained by itself."""
+  folder = tmp_path_factory.mktemp('alone')
+  for r, setting in enumerate(SETTINGS):
+    train.train(experiment(**setting), folder / str(r))
+  return [folder / str(r) for r in range(len(SETTINGS))]
+
+
+@pytest.mark.parametrize('devices', [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_replicas_equal_the_runs_alone(alone, tmp_path, monkeypatch, devices):
+  if devices == 1:
+    one_device(monkeypatch)
+  else:
+    assert replicas.mesh_of(sharding.MeshConfig(), 3).shape['replica'] == 3
+  folders = [tmp_path / str(r) for r in range(3)]
+  fits, seen = replicas.replicas_that_fit, []
+  spy = lambda step, *rest: seen.append(fits(step, 3, 1e5)) or fits(step, *rest)
+  monkeypatch.setattr(replicas, 'replicas_that_fit', spy)
+  outcomes = replicas.train_together([experiment(**s) for s in SETTINGS], folders)
+  assert [(o.outcome, o.code, o.message) for o in outcomes] == [('done', 0, '')] * 3
+  assert seen == [1]  # a real step says what it needs: more than 100 kB
+  for folder, reference, outcome in zip(folders, alone, outcomes, strict=True):
+    assert_same(folder, reference)
+    assert events(folder) == events(reference)
+    result, expected = run_folder.read_result(folder), run_folder.read_result(reference)
+    assert outcome.result['valid_loss'] == result['valid_loss']
+    for name in ('tokens', 'targets', 'flops', 'hyper', 'data', 'tokenizer'):
+      assert result[name] == expected[name], name
+    assert result['valid_loss'] == pytest.approx(expected['valid_loss'], abs=1e-5)
+    assert (result['replicas'], expected['replicas']) == (3, 1)
+    assert 0 < result['goodput'] < 1
+    assert run_folder.read_config(folder) == run_folder.read_config(reference)
+    assert (folder / 'report.html').exists()
+  ends = [run_folder.read_result(folder)['valid_loss'] for folder in folders]
+  assert len({round(value, 3) for value in ends}) == 3  # they are three runs
+
+
+@pytest.mark.slow
+def test_several_steps_a_call_and_shards_within_a_replica(tmp_path):
+  """Whole runs on two groups of devices, each of which shares a batch and the weights."""
+  changes = dict(
+    train__steps_per_call=2,
+    train__eval_every=0,
+    train__sample_prompts=(),
+    train__sample_every=0,
+    checkpoint__every=6,
+  )
+  alone, meshes = experiment(**changes), dict(mesh__replica=2, mesh__data=2, mesh__fsdp=2)
+  train.train(alone, tmp_path / 'alone')
+  configs = [experiment(train__seed=seed, **changes, **meshes) for seed in (1, 0)]
+  outcomes = replicas.train_together(configs, [tmp_path / '1', tmp_path / '0'])
+  assert [outcome.outcome for outcome in outcomes] == ['done', 'done']
+  assert_same(tmp_path / '0', tmp_path / 'alone')
+
+
+@pytest.mark.slow
+def test_runs_may_go_on_alone_or_together_from_different_steps(alone, tmp_path):
+  configs, folders = [experiment(**s) for s in SETTINGS], [tmp_path / str(r) for r in range(3)]
+  assert train.train(configs[0], folders[0], tiny_runs.stop_before(5)) is None
+  stopped = replicas.train_together(configs[:2], folders[:2], tiny_runs.stop_before(3))
+  assert [(o.outcome, o.code, o.result) for o in stopped] == [('stopped', 75, None)] * 2
+  assert [events(folder)[-1] for folder in folders[:2]] == [('preempted', 6), ('preempted', 1)]
+  train.train(configs[2], folders[2])
+  before = tiny_runs.snapshot(folders[2])
+  outcomes = replicas.train_together(configs, folders)
+  assert [outcome.outcome for outcome in outcomes] == ['done'] * 3
+  for folder, reference in zip(folders, alone, strict=True):
+    assert_same(folder, reference)
+  changed = {k for k, v in tiny_runs.snapshot(folders[2]).items() if before.get(k) != v}
+  assert changed <= {'.lock', 'events.jsonl'}  # it was done
+  assert ('resume', 6) in events(folders[0]) and ('resume', 1) in events(folders[1])
+
+
+def test_one_that_diverges_is_reported_and_disturbs_no_other(alone, tmp_path, capsys):
+  wild = experiment(**SETTINGS[0] | dict(optim__lr=1e20))
+  configs = [experiment(**SETTINGS[0]), wild, experiment(**SETTINGS[1])]
+  configs = [replace(cfg, max_skipped=3) for cfg in configs]
+  folders = [tmp_path / str(r) for r in range(3)]
+  outcomes = replicas.train_together(configs, folders)
+  assert [outcome.outcome for outcome in outcomes] == ['done', 'diverged', 'done']
+  assert outcomes[1].code == 1
+  assert 'not finite in 3 steps in a row, up to step 4' in outcomes[1].message
+  last = run_folder.read_events(folders[1])[-1]
+  assert (last['event'], last['type']) == ('error', 'FloatingPointError')
+  assert not (folders[1] / 'result.json').exists()
+  assert list(logged(folders[1])) == [1, 2, 3, 4]
+  assert_same(folders[0], alone[0])
+  assert_same(folders[2], alone[1])
+
+
+def replace(cfg, **changes):
+  """The config with these keys of its train section."""
+  return dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, **changes))
+
+
+@pytest.mark.slow
+def test_errors_of_one_run_are_its_own(alone, tmp_path, monkeypatch):
+  """One cannot start, one cannot save, one is another's already."""
+  settings = [*SETTINGS, SETTINGS[0]]
+  configs, folders = [experiment(**s) for s in settings], [tmp_path / str(r) for r in range(4)]
+  (tmp_path / '0').mkdir()
+  (tmp_path / '0' / 'precious.txt').write_text('not a run')
+  save = train.Training.save
+
+  def full(training):
+    if training.workdir == folders[1] and training.step == 6:
+      raise OSError(28, 'No space left on device')
+    save(training)
+
+  monkeypatch.setattr(train.Training, 'save', full)
+  folders[3].mkdir()
+  with records.locked(folders[3]):
+    outcomes = replicas.train_together(configs, folders)
+  codes = [(o.outcome, o.code) for o in outcomes]
+  assert codes == [('failed', 2), ('failed', 1), ('done', 0), ('failed', 2)]
+  assert f'is being written by process {os.getpid()}' in outcomes[3].message
+  assert 'precious.txt' in outcomes[0].message
+  assert outcomes[1].message == 'OSError: [Errno 28] No space left on device'
+  assert run_folder.read_events(folders[1])[-1]['type'] == 'OSError'
+  assert_same(folders[2], alone[2])
+  monkeypatch.undo()
+  with records.locked(folders[1]):  # both folders are free again
+    pass
+
+
+@pytest.mark.slow
+def test_an_error_of_the_step_is_everybodys(tmp_path, monkeypatch):
+  def broken(group, live):
+    raise RuntimeError('out of memory')
+
+  monkeypatch.setattr(replicas.Group, 'advance', broken)
+  folders = [tmp_path / '0', tmp_path / '1']
+  outcomes = replicas.train_together([experiment(train__seed=s) for s in (0, 1)], folders)
+  assert [o.outcome for o in outcomes] == ['failed', 'failed']
+  for folder in folders:
+    assert run_folder.read_events(folder)[-1]['message'] == 'out of memory'
+    with records.locked(folder):
+      pass
+
+
+@pytest.fixture
+def grouped(monkeypatch):
+  """The seeds of each group that is made, where memory holds two and seed 7 cannot start."""
+  made = []
+
+  class Fake:
+    def __init__(self, pairs):
+      self.seeds = [cfg.train.seed for cfg, _ in pairs]
+      made.append(self.seeds)
+
+    def outcomes(self):
+      return [replicas.Outcome('failed') if seed == 7 else None for seed in self.seeds]
+
+    def fitting(self):
+      return min(2, len(self.seeds))
+
+    def train(self, should_stop):
+      return [replicas.Outcome('done', result=seed) for seed in self.seeds]
+
+  def alone(cfg, folder, should_stop):
+    made.append([cfg.train.seed])
+    return replicas.Outcome('done', result=cfg.train.seed)
+
+  monkeypatch.setattr(replicas, 'Group', Fake)
+  monkeypatch.setattr(replicas, 'train_alone', alone)
+  return made
+
+
+@pytest.mark.parametrize(
+  'seeds, groups',
+  [
+    ([0], [[0]]),
+    ([0, 1], [[0, 1]]),
+    ([0, 1, 2], [[0, 1, 2], [0, 1], [2]]),
+    ([0, 7, 2], [[0, 7, 2], [0, 2]]),  # the mesh is for as many as train
+    ([0, 1, 2, 3, 4], [[0, 1, 2, 3, 4], [0, 1], [2, 3], [4]]),
+  ],
+)
+def test_as_many_at_once_as_fit(grouped, seeds, groups):
+  configs = [experiment(train__seed=seed) for seed in seeds]
+  outcomes = replicas.train_together(configs, seeds)
+  assert grouped == groups
+  for seed, outcome in zip(seeds, outcomes, strict=True):
+    assert (outcome.outcome, outcome.result) == (('failed', None) if seed == 7 else ('done', seed))
+
+
+@pytest.mark.parametrize('changes', [dict(train__spike_sigma=6.0), dict(train__sdc_every=4)])
+def test_runs_with_their_steps_to_themselves_train_alone(grouped, changes):
+  """They may go back to a checkpoint, or compare what a step gives."""
+  configs = [experiment(train__seed=seed, **changes) for seed in range(3)]
+  replicas.train_together(configs, range(3))
+  assert grouped == [[0], [1], [2]]
+
+
+def test_what_waits_is_not_begun_after_a_request_to_stop(grouped):
+  configs = [experiment(train__seed=seed) for seed in range(4)]
+  outcomes = replicas.train_together(configs, range(4), tiny_runs.stop_before(2))
+  assert [outcome.outcome for outcome in outcomes] == ['done', 'done', 'stopped', 'stopped']
+
+
+@pytest.mark.slow
+def test_a_stop_while_the_step_compiles_touches_no_run(tmp_path):
+  pairs = [(experiment(**setting), tmp_path / str(r)) for r, setting in enumerate(SETTINGS[:2])]
+  for cfg, folder in pairs:
+    train.train(cfg, folder, tiny_runs.stop_before(2))
+  group, before = replicas.Group(pairs), tiny_runs.snapshot(tmp_path)
+  assert [(o.outcome, o.code) for o in group.train(lambda: True)] == [('stopped', 75)] * 2
+  assert tiny_runs.snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+  'files, expected',
+  [
+    ({'cgroup': '0::/\n'}, []),
+    (
+      {'cgroup': '0::/a/b\n', 'fs/memory.max': '500', 'fs/a/memory.max': '70', 'fs/a/b/memory.max': 'max'},
+      [70, 500],
+    ),
+    (
+      {
+        'cgroup': '4:cpu:/a\n2:cpuset,memory:/job\n0::/\n',
+        'fs/memory/memory.limit_in_bytes': '9',
+        'fs/memory/job/memory.limit_in_bytes': '8',
+        'fs/memory.max': 'max',
+      },
+      [8, 9],
+    ),
+    ({}, []),
+  ],
+)
+def test_the_limits_of_control_groups(tmp_path, files, expected):
+  for name, content in files.items():
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(content)
+  assert replicas.control_group_limits(tmp_path / 'cgroup', tmp_path / 'fs') == expected
+
+
+def test_memory_is_what_the_kernel_and_the_control_group_give(tmp_path, monkeypatch):
+  (tmp_path / 'meminfo').write_text('MemTotal: 90 kB\nMemFree: 1 kB\nMemAvailable:   20 kB\n')
+  assert replicas.available(tmp_path / 'meminfo') == 20 * 1024
+  assert replicas.available(tmp_path / 'none') > 1 << 28
+  monkeypatch.setattr(replicas, 'control_group_limits', list)
+  assert 1 << 20 < replicas.memory_limit() <= replicas.available(tmp_path / 'none')
+  monkeypatch.setattr(replicas, 'control_group_limits', lambda: [77, 99])
+  assert replicas.memory_limit() == 77
+
+
+def test_fitting_counts_what_a_step_needs():
+  used = SimpleNamespace(
+    argument_size_in_bytes=100, output_size_in_bytes=90, alias_size_in_bytes=80, temp_size_in_bytes=190
+  )
+  compiled = mock.Mock(memory_analysis=lambda: used)
+  assert replicas.replicas_that_fit(compiled, 8, 400) == 8
+  assert replicas.replicas_that_fit(compiled, 8, 399) == 7
+  assert replicas.replicas_that_fit(compiled, 8, 100) == 2
+  assert replicas.replicas_that_fit(compiled, 8, 1) == 1
+
+
+@pytest.mark.parametrize(
+  'changes, part',
+  [
+    (dict(model__width=32), 'model.width=16 and 32'),
+    (dict(train__steps=24), 'train.steps=12 and 24'),
+    (dict(model__dropout=0.1), 'model.dropout=0.0 and 0.1'),  # none needs no random numbers
+    (dict(loss__z_loss=1e-4), 'loss.z_loss=0.0 and 0.0001'),
+    (dict(optim__b1=0.5), 'optim.b1=0.9 and 0.5'),
+  ],
+)
+def test_different_programs_are_refused(tmp_path, changes, part):
+  configs = [experiment(), experiment(train__seed=1, **changes)]
+  with pytest.raises(ValueError) as error:
+    replicas.train_together(configs, [tmp_path / '0', tmp_path / '1'])
+  assert_two_lines(error.value, part)
+  assert not list(tmp_path.iterdir())
+
+
+def test_meshes():
+  shape = lambda cfg, count: dict(replicas.mesh_of(cfg, count).shape)
+  ones = dict.fromkeys(sharding.AXES, 1)
+  assert shape(sharding.MeshConfig(), 5) == ones | {'replica': 5}
+  assert shape(sharding.MeshConfig(), 12) == ones | {'replica': 6}
+  assert shape(sharding.MeshConfig(), 11) == ones
+  assert shape(sharding.MeshConfig(replica=4), 8) == ones | {'replica': 4, 'data': 2}
+  with pytest.raises(ValueError) as error:
+    replicas.mesh_of(sharding.MeshConfig(replica=4), 6)
+  assert_two_lines(error.value, 'mesh.replica=4 does not divide 6 runs')
+
+
+# ----------------------------------------------------------------------------------------- worker
+
+
+@pytest.fixture
+def worker(tmp_path, tmp_path_factory):
+  """A worker process; it is ended after the test."""
+  environment = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_COMPILATION_CACHE_DIR': str(tiny_runs.shared(tmp_path_factory) / 'worker'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+  with open(tmp_path / 'worker.log', 'wb') as log:
+    process = subprocess.Popen(
+      [sys.executable, '-m', 'gpt_jax.ablation.execute.worker'],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=log,
+      text=True,
+      cwd=ROOT,
+      env=environment,
+    )
+  yield process
+  process.kill()
+  process.wait()
+  process.stdin.close()
+  process.stdout.close()
+
+
+def give(worker, configs, folders):
+  """Send a job."""
+  job = {'configs': configs, 'folders': [str(folder) for folder in folders]}
+  print(json.dumps(records.to_json(job)), file=worker.stdin, flush=True)
+
+
+def short(**changes):
+  """A config.json of a run of few steps that does not look at itself."""
+  quick = dict(train__steps=4, train__sample_prompts=(), train__eval_every=0)
+  return config.to_dict(experiment(**quick | changes))
+
+
+@pytest.mark.slow
+def test_a_worker_serves_jobs_until_there_are_no_more(worker, tmp_path):
+  folders = [tmp_path / name for name in 'abc']
+  give(worker, [short(), short(train__seed=1)], folders[:2])
+  answer = json.loads(worker.stdout.readline())
+  assert [o['outcome'] for o in answer['outcomes']] == ['done', 'done'], answer
+  assert all(o['code'] == 0 and o['seconds'] > 0 for o in answer['outcomes'])
+  assert [run_folder.read_result(folder)['replicas'] for folder in folders[:2]] == [2, 2]
+  give(worker, [short() | {'model': {'widht': 3}}], folders[2:])
+  [outcome] = json.loads(worker.stdout.readline())['outcomes']
+  assert (outcome['outcome'], outcome['code']) == ('failed', 2)
+  assert 'model.widht is not a config key' in outcome['message']
+  give(worker, [short(optim__lr=1e20, train__max_skipped=1)], folders[2:])
+  [outcome] = json.loads(worker.stdout.readline())['outcomes']
+  assert (outcome['outcome'], outcome['code']) == ('diverged', 1)
+  worker.stdin.close()
+  assert worker.wait(60) == 0
+  assert 'step 4/4' in (tmp_path / 'worker.log').read_text()
+
+
+@pytest.mark.slow
+def test_a_worker_saves_when_it_is_told_to_end(worker, tmp_path):
+  folders = [tmp_path / 'a', tmp_path / 'b']
+  endless = [short(train__steps=10**6, train__seed=seed) for seed in (0, 1)]
+  give(worker, endless, folders)
+  while not (folders[1] / 'metrics.jsonl').exists() or len(run_folder.read_metrics(folders[1])) < 3:
+    assert worker.poll() is None, (tmp_path / 'worker.log').read_text()
+  worker.send_signal(signal.SIGTERM)
+  answer = json.loads(worker.stdout.readline())
+  assert [(o['outcome'], o['code']) for o in answer['outcomes']] == [('stopped', 75)] * 2
+  assert worker.wait(60) == 75
+  steps = [run_folder.read_events(folder)[-1]['step'] for folder in folders]
+  assert steps[0] == steps[1] >= 3
+  for folder, step in zip(folders, steps, strict=True):
+    assert (folder / 'checkpoints' / str(step)).is_dir()
+    assert (folder / 'checkpoints/digests' / f'{step}.json').exists()
+
+
+def test_a_worker_whose_parent_died_while_it_began_trains_nothing(tmp_path):
+  """It learns who started it from the environment, not from whoever is its parent by then."""
+  job = json.dumps(records.to_json({'configs': [short()], 'folders': [str(tmp_path / 'a')]}))
+  done = subprocess.run(
+    [sys.executable, '-m', 'gpt_jax.ablation.execute.worker'],
+    input=job + '\n',
+    text=True,
+    cwd=ROOT,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'GPT_JAX_PARENT': '1'},
+    capture_output=True,
+  )
+  [outcome] = json.loads(done.stdout)['outcomes']
+  assert (outcome['outcome'], done.returncode) == ('stopped', 75)
+  assert not (tmp_path / 'a').exists()
+
+
+def test_an_idle_worker_ends_at_once(worker, tmp_path):
+  give(worker, [{'x': 1}], [tmp_path / 'a'])
+  worker.stdout.readline()  # it has begun to listen
+  worker.send_signal(signal.SIGTERM)
+  assert worker.wait(60) == 75

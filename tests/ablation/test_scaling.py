@@ -1,0 +1,256 @@
+"""Scaling laws: known laws come back, with intervals that cover them; effects that change sign."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import optimize
+
+from gpt_jax.ablation.stats import analyze, scaling, size_laws
+
+CHINCHILLA = {'E': 1.69, 'A': 406.4, 'alpha': 0.34, 'B': 410.7, 'beta': 0.28}  # Hoffmann et al.
+SIZES = np.array([1e5, 3e5, 1e6, 3e6])
+
+
+def test_a_power_law_comes_back_exactly():
+  law = scaling.power_law(SIZES, 1.2 + 30.0 * SIZES**-0.3, draws=0)
+  assert law['E'] == pytest.approx(1.2, rel=1e-4)
+  assert law['A'] == pytest.approx(30.0, rel=1e-3)
+  assert law['alpha'] == pytest.approx(0.3, rel=1e-4)
+  assert law['intervals'] is None
+  np.testing.assert_allclose(law['curve'][-1][1], 1.2 + 30.0 * 3e7**-0.3, rtol=1e-3)
+
+
+def test_the_descent_ends_where_another_optimiser_does():
+  rng = np.random.default_rng(0)
+  sizes, tokens = rng.uniform(1, 5, size=(2, 30))
+  losses = 1.2 + sizes**-0.5 + tokens**-0.8 + 0.01 * rng.normal(size=30)
+  logs = [np.log(sizes), np.log(tokens)]
+  value = lambda x: scaling._objective(x[None], logs, losses, 1.0)[0][0]
+  found, values = scaling._descend(scaling._starts(logs, losses), logs, losses, 1.0)
+  best = values.min()
+  start = found[values.argmin()] + 0.01
+  options = {'maxiter': 20000, 'maxfev': 20000, 'xatol': 1e-10, 'fatol': 1e-10}
+  other = optimize.minimize(value, start, method='Nelder-Mead', options=options)
+  assert best <= other.fun * (1 + 1e-6)
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+  rng, hits = np.random.default_rng(0), []
+  sizes, seeds = np.repeat(SIZES, 8), np.tile(np.arange(8), 4)
+  for _ in range(40):
+    losses = 1.2 + 30.0 * sizes**-0.3 + 0.002 * rng.normal(size=32)
+    low, high = scaling.power_law(sizes, losses, seeds, draws=100)['intervals']['alpha']
+    hits.append(low <= 0.3 <= high)
+  assert 0.8 <= np.mean(hits) <= 0.99
+
+
+def test_fewer_than_five_seeds_give_a_law_and_no_interval():
+  sizes, seeds = np.repeat(SIZES, 5), np.tile(np.arange(5), 4)
+  losses = 1.2 + 30.0 * sizes**-0.3 + 0.01 * np.random.default_rng(0).normal(size=20)
+  assert scaling.power_law(sizes, losses, seeds)['intervals'] is not None
+  few = seeds < 4
+  assert scaling.power_law(sizes[few], losses[few], seeds[few])['intervals'] is None
+  flops = np.full(20, 1e9)
+  flops[10:] = 2e9
+  size = np.tile(np.repeat([1e5, 2e5, 4e5], 5)[:10], 2)  # two budgets of two sizes: no minimum
+  assert scaling.isoflop(flops, size, losses, seeds)['interval'] is None
+
+
+def test_one_outlier_hardly_moves_a_law():
+  sizes = np.geomspace(1e5, 1e7, 12)
+  losses = 1.2 + 30.0 * sizes**-0.3
+  losses[5] *= 1.3
+  assert scaling.power_law(sizes, losses, draws=0)['alpha'] == pytest.approx(0.3, rel=0.02)
+
+
+def test_the_chinchilla_law_comes_back_and_predicts():
+  sizes, tokens = (x.ravel() for x in np.meshgrid(np.geomspace(5e7, 1e10, 6), np.geomspace(1e9, 3e11, 6)))
+  rng = np.random.default_rng(1)
+  losses = scaling.predict(CHINCHILLA, sizes, tokens) * np.exp(0.001 * rng.normal(size=36))
+  law = scaling.parametric(sizes, tokens, losses, draws=30)
+  for key in ('E', 'alpha', 'beta'):
+    assert law[key] == pytest.approx(CHINCHILLA[key], rel=0.05)
+    low, high = law['intervals'][key]
+    assert low < law[key] < high
+  far = scaling.predict(law, 7e10, 1.4e12)
+  assert far == pytest.approx(scaling.predict(CHINCHILLA, 7e10, 1.4e12), rel=0.005)
+
+
+def test_the_optimum_is_the_minimum_at_equal_flops():
+  best = scaling.optimum(CHINCHILLA, 5.76e23)
+  assert 6 * best['parameters'] * best['tokens'] == pytest.approx(5.76e23)
+  sizes = np.geomspace(1e9, 1e12, 4001)
+  losses = scaling.predict(CHINCHILLA, sizes, 5.76e23 / 6 / sizes)
+  assert best['parameters'] == pytest.approx(sizes[losses.argmin()], rel=0.01)
+
+
+def test_isoflop_parabolas_give_the_exponent_of_the_law():
+  law = CHINCHILLA | {'alpha': 0.3, 'beta': 0.3}  # optimal N then goes as the root of FLOPs
+  flops, sizes, losses = [], [], []
+  for budget in (1e18, 1e19, 1e20, 1e21):
+    around = scaling.optimum(law, budget)['parameters'] * np.geomspace(0.4, 2.5, 7)
+    flops += [budget] * 7
+    sizes += around.tolist()
+    losses += scaling.predict(law, around, budget / 6 / around).tolist()
+  found = scaling.isoflop(flops, sizes, losses, draws=100)
+  assert found['exponent'] == pytest.approx(0.5, abs=0.01)
+  assert found['interval'][0] <= 0.5 + 0.01 and found['interval'][1] >= 0.5 - 0.01
+  assert len(found['budgets']) == 4 and not found['notes']
+
+
+def test_a_minimum_outside_the_sizes_is_said_and_not_used():
+  sizes = [1e6, 2e6, 4e6] * 2
+  flops = [1e15] * 3 + [1e16] * 3
+  found = scaling.isoflop(flops, sizes, [2.0, 1.9, 1.95, 2.0, 1.8, 1.7])
+  assert [one['inside'] for one in found['budgets']] == [True, False]
+  assert found['exponent'] is None
+  assert '1e+16 FLOPs' in found['notes'][0]
+
+
+@pytest.mark.parametrize(
+  ('fit', 'message'),
+  [
+    (lambda: scaling.power_law([1e5, 1e6], [2.0, 1.0]), '2 sizes do not determine'),
+    (lambda: scaling.power_law(SIZES, [3.0, 2.0, 1.0, 0.0]), 'not positive'),
+    (lambda: scaling.parametric(SIZES, 20 * SIZES, [4.0, 3.0, 2.0, 1.0]), 'rise in step'),
+  ],
+)
+def test_what_cannot_be_fitted_is_an_error_with_a_fix(fit, message):
+  with pytest.raises(ValueError, match=rf'{message}[\s\S]*\nfix: '):
+    fit()
+
+
+# ----------------------------------------------------------------------------------------- rungs
+
+
+def size_study(effect_of_size, own=0.001, seeds=5):
+  """Four sizes by two levels of norm; the effect of norm=b is a number for each size."""
+  rng, arms, rows = np.random.default_rng(0), [], []
+  of_seed = 0.02 * rng.normal(size=seeds)
+  for i, size in enumerate(SIZES):
+    for norm in 'ab':
+      name = f'size=s{i},norm={norm}'
+      arms.append(
+        {
+          'name': name,
+          'slug': name,
+          'levels': {'size': f's{i}', 'norm': norm},
+          'is_baseline': (i, norm) == (0, 'a'),
+          'parameters': float(size),
+          'tokens': 1e6,
+          'flops_per_token': 6 * float(size),
+        }
+      )
+      for seed in range(seeds):
+        loss = 1.2 + 30.0 * size**-0.3 + of_seed[seed] + own * rng.normal()
+        loss += effect_of_size[i] * (norm == 'b')
+        rows.append(
+          {
+            'arm': name,
+            'seed': seed,
+            'status': 'done',
+            'curve': [],
+            'result': {'valid_loss': loss, 'parameters': float(size)},
+          }
+        )
+  study = {
+    'metric': 'valid_loss',
+    'better': 'lower',
+    'tolerance': 0.005,
+    'plan': 'full',
+    'factors': {'size': [], 'norm': []},
+    'arms': arms,
+  }
+  return study, rows
+
+
+def test_a_size_study_gives_a_law_an_arm_and_effects_at_each_size():
+  study, rows = size_study([-0.05, -0.03, -0.02, -0.02])
+  found = analyze.analyse(study, rows)['scaling']
+  assert set(found['laws']) == {'norm=a', 'norm=b'}
+  law = found['laws']['norm=a']
+  assert law['alpha'] == pytest.approx(0.3, abs=0.05)
+  assert law['intervals']['alpha'][0] < 0.3 < law['intervals']['alpha'][1]
+  assert [one['size'] for one in found['rungs']] == ['s0', 's1', 's2', 's3']
+  assert {one['verdict'] for one in found['rungs']} == {'better'}
+  assert found['warnings'] == []
+  json.dumps(found, allow_nan=False)
+
+
+def test_arms_of_another_size_are_not_judged_against_the_baseline():
+  study, rows = size_study([-0.05, -0.03, -0.02, -0.02])
+  analysis = analyze.analyse(study, rows)
+  verdicts = {arm['name']: arm['verdict'] for arm in analysis['arms']}
+  assert verdicts.pop('size=s0,norm=a') == 'baseline'
+  assert verdicts.pop('size=s0,norm=b') == 'better'
+  assert set(verdicts.values()) == {'not judged'}
+  assert analysis['family'] == 4  # norm=b at each size
+  assert [one['factor'] for one in analysis['effects']] == ['norm']
+
+
+def test_an_effect_that_changes_sign_is_a_warning():
+  study, rows = size_study([-0.05, -0.02, 0.0, 0.03])
+  warnings = analyze.analyse(study, rows)['scaling']['warnings']
+  assert len(warnings) == 1
+  assert 'norm=b changes sign with size: better at s1, worse at s3' in warnings[0]
+
+
+def test_an_effect_that_is_nowhere_large_is_no_warning():
+  study, rows = size_study([0.0, 0.0, 0.0, 0.0], own=0.0005)
+  assert analyze.analyse(study, rows)['scaling']['warnings'] == []
+
+
+def test_tokens_that_vary_too_give_the_parametric_law():
+  arms, values = [], {}
+  law = {'E': 1.2, 'A': 30.0, 'alpha': 0.3, 'B': 60.0, 'beta': 0.35}
+  for size in SIZES:
+    for tokens in (1e6, 4e6, 1.6e7):
+      name = f'{size:g} {tokens:g}'
+      arms.append(
+        {
+          'name': name,
+          'levels': {'size': size, 'tokens': tokens},
+          'parameters': size,
+          'tokens': tokens,
+          'flops_per_token': 6 * size,
+          'is_baseline': not arms,
+        }
+      )
+      values[name] = {'0': float(scaling.predict(law, size, tokens))}
+  study = {'factors': {'size': [], 'tokens': []}, 'arms': arms, 'better': 'lower', 'tolerance': 0.0}
+  found = size_laws.of_study(study, values)
+  assert found['parametric']['']['alpha'] == pytest.approx(0.3, rel=0.02)
+  assert found['parametric']['']['beta'] == pytest.approx(0.35, rel=0.02)
+  assert len(found['laws']) == 1
+  best = found['parametric']['']['optimum']
+  assert best['flops'] == max(arm['flops_per_token'] * arm['tokens'] for arm in arms)
+  assert 6 * best['parameters'] * best['tokens'] == pytest.approx(best['flops'])
+
+
+def test_sizes_at_equal_flops_give_the_optimal_size():
+  arms, values = [], {}
+  law = {'E': 1.2, 'A': 30.0, 'alpha': 0.3, 'B': 30.0, 'beta': 0.3}  # optimal N = D
+  for flops in (6e12, 6e13):
+    for part in (0.25, 0.5, 1.0, 2.0, 4.0):
+      size, name = (flops / 6) ** 0.5 * part, f'{flops:g} {part:g}'
+      tokens = 1.01 * flops / 6 / size if part == 2.0 else flops / 6 / size  # steps are whole
+      arms.append(
+        {
+          'name': name,
+          'levels': {'size': part, 'tokens': flops},
+          'parameters': size,
+          'tokens': tokens,
+          'flops_per_token': 6 * size,
+          'is_baseline': not arms,
+        }
+      )
+      values[name] = {'0': float(scaling.predict(law, size, tokens))}
+  study = {'factors': {'size': [], 'tokens': []}, 'arms': arms, 'better': 'lower', 'tolerance': 0.0}
+  found = size_laws.of_study(study, values)['isoflop']['']
+  assert [one['parameters'] for one in found['budgets']] == pytest.approx([1e6, 10**6.5], rel=0.1)
+  assert found['exponent'] == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_study_without_sizes_has_no_scaling():
+  assert size_laws.of_study({'factors': {'norm': ['a', 'b']}}, {}) is None

@@ -1,0 +1,459 @@
+"""Verdicts: against scipy and published numbers, on null studies, planted effects and lost runs."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats as reference
+
+from gpt_jax.ablation.stats import analyze, inference
+
+
+def make_study(names=('a', 'b'), seeds=5, **changes):
+  arms = [{'name': 'base', 'slug': 'base', 'levels': {'f': 'base'}, 'is_baseline': True}]
+  arms += [{'name': n, 'slug': n, 'levels': {'f': n}, 'is_baseline': False} for n in names]
+  study = {'metric': 'valid_loss', 'better': 'lower', 'tolerance': 0.01, 'plan': 'one_at_a_time'}
+  factors = {'f': ['base', *names]}
+  return study | {'arms': arms, 'factors': factors, 'seeds': list(range(seeds))} | changes
+
+
+def make_row(arm, seed, value, status='done', speed=1000.0, curve=()):
+  result = {'valid_loss': value, 'tokens_per_second': speed, 'seconds': 9.0, 'parameters': 10}
+  done = status == 'done'
+  return {
+    'arm': arm,
+    'seed': seed,
+    'folder': f'runs/{arm}/seed{seed}',
+    'status': status,
+    'message': '',
+    'result': result if done else {},
+    'curve': list(curve),
+  }
+
+
+def simulated(study, rng, effects=(), shared=0.05, own=0.005):
+  """Rows whose values have a part that the seed gives to all arms, and one of each run's own."""
+  of_seed = shared * rng.normal(size=len(study['seeds']))
+  return [
+    make_row(
+      arm['name'], seed, 1.5 + of_seed[seed] + own * rng.normal() + dict(effects).get(arm['name'], 0.0)
+    )
+    for arm in study['arms']
+    for seed in study['seeds']
+  ]
+
+
+def of_arm(analysis, name):
+  return next(arm for arm in analysis['arms'] if arm['name'] == name)
+
+
+# ------------------------------------------------------------------------------------ inference
+
+
+def test_paired_t_is_scipys():
+  rng = np.random.default_rng(0)
+  a_N, b_N = rng.normal(size=(2, 7))
+  found, wanted = inference.paired(a_N - b_N), reference.ttest_rel(a_N, b_N)
+  np.testing.assert_allclose(found['p'], wanted.pvalue, rtol=1e-10)
+  np.testing.assert_allclose(found['interval'], wanted.confidence_interval(), rtol=1e-10)
+
+
+def test_differences_without_spread_need_no_test():
+  assert inference.paired([0.0, 0.0, 0.0])['p'] == 1
+  assert inference.paired([0.5, 0.5, 0.5])['p'] == 0
+  assert inference.bootstrap([0.5, 0.5, 0.5]) == [0.5, 0.5]
+  assert inference.paired([0.5])['interval'] is None
+
+
+def test_holm_by_hand():
+  """0.01 * 4, 0.02 * 3, 0.03 * 2 held up by the one before, 0.04 likewise."""
+  np.testing.assert_allclose(inference.holm([0.04, 0.01, 0.03, 0.02]), [0.06, 0.04, 0.06, 0.06])
+  assert inference.holm([0.5, 0.9]) == [1.0, 1.0]
+  assert inference.holm([]) == []
+
+
+def test_equivalence_is_the_larger_of_two_one_sided_tests():
+  difference_N = np.array([0.001, -0.002, 0.004, 0.0, 0.003])
+  sides = [
+    reference.ttest_1samp(difference_N, m, alternative=side).pvalue
+    for m, side in ((0.01, 'less'), (-0.01, 'greater'))
+  ]
+  np.testing.assert_allclose(inference.equivalence(difference_N, 0.01), max(sides), rtol=1e-10)
+  assert inference.equivalence([0.0, 0.0], 0.0) == 0
+  assert inference.equivalence([0.2, 0.2], 0.1) == 1
+
+
+@pytest.mark.parametrize(('effect', 'total'), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10), (2.0, 5)])
+def test_seeds_of_a_paired_t_test_with_power_80_percent(effect, total):
+  """Numbers of seeds that statsmodels' TTestPower gives."""
+  assert inference.more_seeds(2, effect, 1.0, margin=0.0) == total - 2
+
+
+def test_power_of_equivalence_is_what_simulation_gives():
+  rng = np.random.default_rng(0)
+  samples = rng.normal(0.1, 1.0, size=(4000, 12))
+  mean, se = samples.mean(1), samples.std(1, ddof=1) / np.sqrt(12)
+  share = np.mean(np.abs(mean) + reference.t.isf(0.05, 11) * se < 1.0)
+  assert abs(inference.power_of_equivalence(12, 0.1, 1.0) - share) < 0.03
+
+
+def test_bootstrap_covers_about_as_often_as_it_says():
+  rng = np.random.default_rng(1)
+  samples = rng.exponential(size=(150, 20)) - 1.0
+  hits = [low <= 0 <= high for low, high in map(inference.bootstrap, samples)]
+  assert 0.87 < np.mean(hits) < 0.99
+
+
+# ------------------------------------------------------------------------------------- verdicts
+
+
+def test_null_studies_give_at_most_five_percent_false_verdicts():
+  rng = np.random.default_rng(2)
+  study = make_study('abcde')
+  false = [
+    sum(arm['verdict'] in ('better', 'worse') for arm in analyze.analyse(study, rows)['arms'])
+    for rows in (simulated(study, rng) for _ in range(100))
+  ]
+  assert sum(false) <= 0.05 * 500
+  # A whole study, all five verdicts, is wrong in 5 % too: 9 in 100 is where chance ends.
+  assert sum(n > 0 for n in false) <= 9
+
+
+def test_the_correction_keeps_five_percent_of_whole_studies():
+  """Five arms against one baseline: 5 % of 4000 studies with it, three times that without."""
+  base_NS, *arms_NS = np.random.default_rng(0).normal(size=(6, 5, 4000))
+  p_values = np.array([reference.ttest_rel(arm_NS, base_NS).pvalue for arm_NS in arms_NS])
+  corrected = np.mean([min(inference.holm(p)) <= inference.ALPHA for p in p_values.T])
+  assert corrected < 0.05 + 2 * 0.0035
+  assert np.mean(p_values.min(axis=0) <= inference.ALPHA) > 0.12
+
+
+def test_planted_effects_are_found_with_their_size():
+  study = make_study(('good', 'bad', 'same'))
+  rows = simulated(study, np.random.default_rng(3), {'good': -0.04, 'bad': 0.06}, own=0.001)
+  analysis = analyze.analyse(study, rows)
+  assert [arm['verdict'] for arm in analysis['arms']] == ['baseline', 'better', 'worse', 'no difference']
+  low, high = of_arm(analysis, 'good')['interval']
+  assert low < -0.04 < high
+  assert low < 0 and high < 0
+  assert 'good is better: valid_loss -0.0' in of_arm(analysis, 'good')['sentence']
+  assert 'no different by more than 0.01' in of_arm(analysis, 'same')['sentence']
+  assert of_arm(analysis, 'good')['seeds_needed'] == 0
+  assert analysis['pairing']['gain'] > 5
+
+
+def test_higher_is_better_turns_the_verdict_and_not_the_difference():
+  study = make_study(('up',), better='higher')
+  arm = of_arm(analyze.analyse(study, simulated(study, np.random.default_rng(4), {'up': 0.1})), 'up')
+  assert arm['verdict'] == 'better'
+  assert arm['difference'] > 0
+
+
+def test_a_real_difference_shown_to_be_below_the_tolerance_is_no_difference():
+  study = make_study(('a',))
+  rows = [make_row('base', s, 1.0 + s) for s in range(5)]
+  rows += [make_row('a', s, 1.0 + s - 0.002 - s * 1e-5) for s in range(5)]
+  arm = of_arm(analyze.analyse(study, rows), 'a')
+  assert arm['p_holm'] < 0.001
+  assert arm['verdict'] == 'no difference'
+  assert of_arm(analyze.analyse(study | {'tolerance': 0.0}, rows), 'a')['verdict'] == 'better'
+
+
+def test_noise_is_undecided_and_the_seeds_it_asks_for_decide():
+  study = make_study(('a',), tolerance=0.0)
+  rng = np.random.default_rng(5)
+  rows = simulated(study, rng, {'a': -0.02}, own=0.03)
+  arm = of_arm(analyze.analyse(study, rows), 'a')
+  assert arm['verdict'] == 'undecided'
+  assert arm['seeds_needed'] > 0
+  assert f'needs about {arm["seeds_needed"]} more seed' in arm['sentence']
+  own = arm['se_paired'] * np.sqrt(5 / 2)  # were the noise what it looked like
+  more = make_study(('a',), tolerance=0.0, seeds=5 + arm['seeds_needed'])
+  found = [
+    of_arm(analyze.analyse(more, simulated(more, rng, {'a': arm['difference']}, own=own)), 'a')
+    for _ in range(20)
+  ]
+  assert sum(one['verdict'] == 'better' for one in found) >= 12
+
+
+def test_another_look_after_more_seeds_is_said():
+  study, rng = make_study(('a',), tolerance=0.0), np.random.default_rng(5)
+  rows = simulated(study, rng, {'a': -0.02}, own=0.03)
+  assert 'second look' in analyze.analyse(study, rows)['notes'][-1]
+  again = analyze.analyse(study | {'looks': [3, 5]}, rows)
+  assert again['looks'] == [3, 5]
+  assert 'Judged 2 times, with 3, 5 seeds' in again['notes'][-1]
+
+
+def test_one_seed_has_a_difference_and_no_verdict():
+  study = make_study(('a',), seeds=1)
+  analysis = analyze.analyse(study, [make_row('base', 0, 1.0), make_row('a', 0, 0.5)])
+  arm = of_arm(analysis, 'a')
+  assert (arm['verdict'], arm['difference'], arm['interval']) == ('undecided', -0.5, None)
+  assert 'one seed' in arm['sentence']
+  assert analysis['pairing']['gain'] is None
+
+
+# -------------------------------------------------------------------------------- what is missing
+
+
+def test_an_arm_with_lost_runs_is_compared_on_the_seeds_that_both_have():
+  study = make_study(('a', 'b'))
+  rows = simulated(study, np.random.default_rng(6), {'a': -0.1}, own=0.002)
+  for row in rows:
+    if (row['arm'], row['seed']) in {('a', 1), ('a', 3)}:
+      row |= {'status': 'diverged', 'result': {}}
+  alone = [row for row in rows if row['seed'] not in (1, 3)]
+  analysis = analyze.analyse(study, rows)
+  arm, expected = (of_arm(one, 'a') for one in (analysis, analyze.analyse(study, alone)))
+  assert (arm['n'], arm['failed'], arm['seeds']) == (3, 2, ['0', '2', '4'])
+  assert arm['interval'] == expected['interval']
+  assert arm['verdict'] == 'diverged', 'the seeds that survived flatter it'
+  assert 'a diverged in 2 of 5 runs; the others' in arm['sentence']
+  assert f'{arm["difference"]:+.3g}' in arm['sentence']
+  assert any('2 of 5 runs failed' in note for note in analysis['notes'])
+  assert of_arm(analysis, 'b')['n'] == 5
+
+
+@pytest.mark.parametrize('lost', ['a', 'base'])
+def test_an_arm_or_a_baseline_without_results_leaves_an_analysis(lost):
+  study = make_study(('a', 'b'))
+  rows = simulated(study, np.random.default_rng(7))
+  for row in rows:
+    if row['arm'] == lost:
+      row |= {'status': 'failed', 'result': {}}
+  analysis = analyze.analyse(study, rows)
+  assert of_arm(analysis, 'a')['verdict'] == 'undecided'
+  assert of_arm(analysis, lost)['mean'] is None
+  assert analysis['family'] == (1 if lost == 'a' else 0)
+
+
+def test_what_is_left_of_a_baseline_that_diverged_flatters_it():
+  """An arm may still beat it, and is neither worse nor equal for what the survivors say."""
+  study = make_study(('a', 'b', 'c'), tolerance=0.05)
+  rows = simulated(study, np.random.default_rng(6), {'a': -0.2, 'b': 0.2}, own=0.002)
+  for row in rows:
+    if (row['arm'], row['seed']) in {('base', 1), ('base', 3)}:
+      row |= {'status': 'diverged', 'result': {}}
+  analysis = analyze.analyse(study, rows)
+  verdicts = {name: of_arm(analysis, name)['verdict'] for name in 'abc'}
+  assert verdicts == {'a': 'better', 'b': 'undecided', 'c': 'undecided'}
+  sentence = of_arm(analysis, 'b')['sentence']
+  assert 'the baseline diverged in 2 runs, and the others flatter it' in sentence
+
+
+def test_an_arm_of_which_every_run_diverged_says_so():
+  study = make_study(('a',))
+  rows = [make_row('base', s, 1.0) for s in range(5)]
+  rows += [make_row('a', s, 1.0, status='diverged') for s in range(5)]
+  arm = of_arm(analyze.analyse(study, rows), 'a')
+  assert arm['verdict'] == 'diverged'
+  assert arm['sentence'] == 'a diverged in 5 of 5 runs.'
+
+
+def test_a_value_that_is_not_finite_is_no_value():
+  study = make_study(('a',))
+  rows = simulated(study, np.random.default_rng(8))
+  rows[-1]['result']['valid_loss'] = float('nan')
+  assert of_arm(analyze.analyse(study, rows), 'a')['n'] == 4
+
+
+def test_nothing_run_yet_is_an_analysis_too():
+  study = make_study(('a',))
+  rows = [make_row(n, s, 0.0, status='missing') for n in ('base', 'a') for s in range(5)]
+  analysis = analyze.analyse(study, rows)
+  assert of_arm(analysis, 'a')['failed'] == 0
+  assert '5 missing' in of_arm(analysis, 'a')['sentence']
+
+
+def test_a_metric_that_nobody_measured_is_an_error_that_names_those_that_are():
+  study = make_study(('a',), metric='valid_los')
+  with pytest.raises(ValueError, match=r"metric='valid_los'[\s\S]*fix: use one of .*valid_loss"):
+    analyze.analyse(study, simulated(study, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize('metric', ['tail/loss', 'classify/accuracy'])
+def test_metrics_of_the_tail_and_of_tasks_have_names(metric):
+  study = make_study(('a',), metric=metric)
+  rows = simulated(study, np.random.default_rng(0))
+  for row in rows:
+    row['result'] |= {
+      'tail': {'loss': 0.5},
+      'evaluations': [
+        {'task': 'classify', 'metric': 'accuracy', 'value': 0.5},
+        {'task': 'classify', 'metric': 'accuracy', 'value': 0.1, 'control': 'shuffled'},
+      ],
+    }
+  assert of_arm(analyze.analyse(study, rows), 'a')['mean'] == 0.5
+
+
+def scored(**scores):
+  """Rows of a study whose task has a score for each of these sources."""
+  rows = [make_row(arm, s, 1.0) for arm in ('base', 'a') for s in range(2)]
+  for row in rows:
+    row['result']['evaluations'] = [
+      {'task': 'classify', 'source': source, 'metric': 'accuracy', 'value': value}
+      for source, value in scores.items()
+    ]
+  return rows
+
+
+def test_scores_of_several_sources_are_told_apart_by_name():
+  find = lambda metric, rows: of_arm(analyze.analyse(make_study(('a',), metric=metric), rows), 'a')
+  two = scored(digits=0.9, letters=0.3)
+  assert find('classify/digits/accuracy', two)['mean'] == 0.9
+  assert find('classify/letters/accuracy', two)['mean'] == 0.3
+  assert find('classify/accuracy', scored(digits=0.9))['mean'] == 0.9
+  names = 'classify/digits/accuracy, classify/letters/accuracy'
+  with pytest.raises(ValueError, match=rf"'classify/accuracy'[\s\S]*\nfix: use one of {names}"):
+    find('classify/accuracy', two)
+  for row in two:
+    row['result']['evaluations'][1] |= {'source': 'digits', 'modality': 'image'}
+  assert find('classify/digits/accuracy', two)['mean'] == 0.9
+  assert find('classify/digits/accuracy/image', two)['mean'] == 0.3
+
+
+def test_an_analysis_is_json_and_comes_back_equal():
+  study = make_study(('a', 'b'), plan='full')
+  analysis = analyze.analyse(study, simulated(study, np.random.default_rng(9)))
+  assert json.loads(json.dumps(analysis, allow_nan=False)) == analysis
+  assert len({frozenset(arm) for arm in analysis['arms']}) == 1, 'every arm has the same keys'
+
+
+# ---------------------------------------------------------------------------------------- curves
+
+
+def curve(losses, tokens=(100, 200, 300, 400)):
+  return [list(point) for point in zip(tokens, losses, strict=True)]
+
+
+def test_speedup_is_one_wall_clock_ratio_of_loss_and_throughput():
+  """The arm has the baseline's last loss after half the tokens, at 0.8 of its tokens a second."""
+  study = make_study(('a',), seeds=2)
+  rows = [make_row('base', s, 1.0, curve=curve((4, 3, 2, 1))) for s in range(2)]
+  rows += [make_row('a', s, 0.5, speed=800.0, curve=curve((2, 1, 0.7, 0.5))) for s in range(2)]
+  assert of_arm(analyze.analyse(study, rows), 'a')['speedup'] == pytest.approx(2 * 0.8)
+  turned = [row | {'arm': {'a': 'base', 'base': 'a'}[row['arm']]} for row in rows]
+  assert of_arm(analyze.analyse(study, turned), 'a')['speedup'] == pytest.approx(1 / 1.6)
+
+
+def test_speedup_of_a_metric_that_rises():
+  study = make_study(('a',), seeds=1, better='higher')
+  rows = [
+    make_row('base', 0, 1.0, curve=curve((1, 2, 3, 4))),
+    make_row('a', 0, 1.0, curve=curve((2, 4, 6, 8))),
+  ]
+  assert of_arm(analyze.analyse(study, rows), 'a')['speedup'] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize('change', [{'how': 'replicas'}, {'replicas': 4}])
+def test_clocks_of_runs_that_were_trained_in_other_ways_are_not_compared(change):
+  study = make_study(('a',), seeds=2)
+  rows = [make_row(arm, s, 1.0, curve=curve((4, 3, 2, 1))) for arm in ('base', 'a') for s in (0, 1)]
+  assert of_arm(analyze.analyse(study, rows), 'a')['speedup'] == 1.0
+  rows[-1] |= change
+  rows[-1]['result'] |= change
+  assert of_arm(analyze.analyse(study, rows), 'a')['speedup'] is None
+
+
+def test_curves_are_compared_at_equal_fractions_of_each_arms_tokens():
+  study = make_study(('a',), seeds=3)
+  rows = [make_row('base', s, 1.0, curve=curve((4 + s, 3, 2, 1))) for s in range(3)]
+  twice = (200, 400, 600, 800)
+  rows += [make_row('a', s, 1.0, curve=curve((4 + s, 3, 2, 2), twice)) for s in range(3)]
+  at = of_arm(analyze.analyse(study, rows), 'a')['at_fractions']
+  assert at == [[0.25, 0, 0, 0], [0.5, 0, 0, 0], [0.75, 0, 0, 0], [1.0, 1, 1, 1]]
+
+
+def test_runs_without_curves_have_no_speedup():
+  study = make_study(('a',))
+  arm = of_arm(analyze.analyse(study, simulated(study, np.random.default_rng(0))), 'a')
+  assert (arm['speedup'], arm['at_fractions']) == (None, [])
+
+
+# ---------------------------------------------------------------------------------- main effects
+
+
+def test_main_effects_of_a_crossed_plan_pool_the_arms():
+  study = make_study((), plan='full', factors={'f': ['0', '1'], 'g': ['0', '1']})
+  study['arms'] = [
+    {'name': f'f{f}g{g}', 'levels': {'f': f, 'g': g}, 'is_baseline': f + g == '00'}
+    for f in '01'
+    for g in '01'
+  ]
+  effects = {'f1g0': 0.05, 'f1g1': 0.05}
+  rows = simulated(study, np.random.default_rng(10), effects, own=0.01)
+  found = {one['factor']: one for one in analyze.analyse(study, rows)['effects']}
+  assert (found['f']['verdict'], found['f']['arms']) == ('worse', 2)
+  assert found['f']['difference'] == pytest.approx(0.05, abs=0.02)
+  assert found['g']['verdict'] in ('undecided', 'no difference')
+  assert analyze.analyse(study | {'plan': 'one_at_a_time'}, rows)['effects'] == []
+
+
+def planned(plan, cells, base):
+  """A crossed study of these cells, {factor: level} with the base's level where one is left out."""
+  arms = [
+    {'name': str(cell), 'levels': base | cell, 'is_baseline': base | cell == base}
+    for cell in [{}, *(c for c in cells if base | c != base)]
+  ]
+  return make_study((), plan=plan, factors=dict.fromkeys(base)) | {'arms': arms}
+
+
+def crossed_rows(study, effects, rng, own=0.0):
+  """Rows in which levels add up: effects is {(factor, level): number}."""
+  names = {
+    arm['name']: sum(effects.get(pair, 0.0) for pair in arm['levels'].items()) for arm in study['arms']
+  }
+  return simulated(study, rng, names, own=own)
+
+
+SINGLES = [{'f': '1'}, {'g': '1'}, {'h': '1'}]
+PAIRS = [SINGLES[i] | SINGLES[j] for i, j in ((0, 1), (0, 2), (1, 2))]
+BASE = {'f': '0', 'g': '0', 'h': '0'}
+CROSSINGS = {
+  'pairwise': (SINGLES + PAIRS, BASE),
+  'full': ([{'f': f, 'g': g} for f in '01' for g in '01'], {'f': '0', 'g': '0'}),
+  'full, base not a level': ([{'f': f, 'g': g} for f in '01' for g in '12'], {'f': '0', 'g': 'base'}),
+  'full, no base is a level': ([{'f': f, 'g': g} for f in '12' for g in '12'], {'f': 'base', 'g': 'base'}),
+  'fractional': ([{'f': '1', 'h': '1'}, {'f': '1', 'g': '1'}, {'g': '1', 'h': '1'}], BASE),
+}
+
+
+@pytest.mark.parametrize('crossing', CROSSINGS)
+def test_a_factor_that_does_nothing_has_no_main_effect_whatever_the_others_do(crossing):
+  study = planned(crossing.partition(',')[0], *CROSSINGS[crossing])
+  effects = {('g', level): 0.3 for level in '12'} | {('h', '1'): -0.2}
+  found = analyze.analyse(study, crossed_rows(study, effects, np.random.default_rng(0)))['effects']
+  assert {one['factor'] for one in found} == set(study['factors'])
+  for one in found:
+    factor = one['factor']
+    truth = effects.get((factor, one['level']), 0) - effects.get((factor, one['against']), 0)
+    assert one['difference'] == pytest.approx(truth, abs=1e-9), one
+
+
+@pytest.mark.parametrize('crossing', ['pairwise', 'full', 'fractional'])
+def test_an_arm_without_results_leaves_the_main_effects_of_the_others(crossing):
+  study = planned(crossing, *CROSSINGS[crossing])
+  if crossing == 'fractional':  # four cells determine three factors; one more lets one be lost
+    study = planned(crossing, [*CROSSINGS[crossing][0], {'f': '1', 'g': '1', 'h': '1'}], BASE)
+  rows = crossed_rows(study, {('g', '1'): 0.3}, np.random.default_rng(0))
+  for row in rows:
+    if row['arm'] == str(CROSSINGS[crossing][0][-1]):
+      row |= {'status': 'failed', 'result': {}}
+  found = {one['factor']: one for one in analyze.analyse(study, rows)['effects']}
+  assert found['f']['difference'] == pytest.approx(0.0, abs=1e-9)
+  assert found['g']['difference'] == pytest.approx(0.3)
+  assert found['g']['n'] == 5
+
+
+def test_a_main_effect_over_an_arm_that_diverged_is_no_gain():
+  study = planned('full', *CROSSINGS['full'])
+  rows = crossed_rows(study, {('g', '1'): -0.3}, np.random.default_rng(0))
+  rows[-1] |= {'status': 'diverged', 'result': {}}
+  assert {one['verdict'] for one in analyze.analyse(study, rows)['effects']} == {'diverged'}
+  rows = crossed_rows(study, {('g', '1'): 0.3}, np.random.default_rng(0))
+  base = next(arm['name'] for arm in study['arms'] if arm['is_baseline'])
+  for row in rows:
+    if row['arm'] == base and row['seed'] == 0:
+      row |= {'status': 'diverged', 'result': {}}
+  assert {one['verdict'] for one in analyze.analyse(study, rows)['effects']} == {'undecided'}

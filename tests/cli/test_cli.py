@@ -1,0 +1,425 @@
+"""The command line: what it does, and what it says when it is asked for something impossible.
+
+Most commands run in this process, by `launch.main`; `slow` ones as a user runs them.
+"""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+
+import pytest
+
+from gpt_jax.evaluation import trained
+from gpt_jax.runs import run_folder
+from gpt_jax.sampling import prompt_batch
+from tests import command_line, tiny_runs
+from tests.command_line import assert_user_error
+from tests.tiny_runs import snapshot
+
+USER_ERROR = 2  # bad config or arguments
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled(tmp_path_factory):
+  """Equal programs are compiled once."""
+  with tiny_runs.compiled_programs(tmp_path_factory):
+    yield
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """The run folder of the tiny experiment. Do not change it."""
+  return tiny_runs.finished(tmp_path_factory)
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+  """A run folder to harm."""
+  shutil.copytree(run, tmp_path / 'copy')
+  return tmp_path / 'copy'
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+  """call('train', '--workdir=x') -> (exit code, stdout, stderr), as `python launch.py` would."""
+  return command_line.in_process(capsys, monkeypatch)
+
+
+@pytest.fixture
+def experiment(tmp_path):
+  """--config of the experiment that `run` has finished."""
+  path = tmp_path / 'again.py'
+  path.write_text("""from tests import tiny_runs
+
+def get_config(arg=''):
+  return tiny_runs.section()
+""")
+  return f'--config={path}'
+
+
+# ------------------------------------------------------------------------- mistakes in the words
+
+
+@pytest.mark.parametrize(
+  'words, parts, fix',
+  [
+    (['--config.optim.lrr=1'], ['config.optim.lrr'], 'did you mean lr?'),
+    (['--config.modle.width=8'], ['config.modle.width'], 'did you mean model?'),
+    (['--config.data.mixture.text.pth=x'], ['mixture.text.pth'], 'did you mean path?'),
+    (['--config.data.mixture.txt.path=x'], ['mixture.txt'], 'did you mean text?'),
+    (['--config.optim.lr=fast'], ['config.optim.lr', 'fast'], ''),
+    (['--config.train.steps=1.5'], ['config.train.steps', '1.5'], ''),
+    (['--config.log.tensorboard=maybe'], ['config.log.tensorboard', 'maybe'], ''),
+    (['--config.model=3'], ['config.model'], ''),
+    (['--config.optim.lr_multipliers=(1,)'], ['optim.lr_multipliers[0]=1'], 'type str'),
+    (['--config.model.heads=5', '--config.model.width=128'], ['heads=5', 'width=128'], '2, 4, 8'),
+    (['--config.model.kv_heads=7'], ['kv_heads=7'], 'one of 1, 2'),
+    (['--config.optim.name=adam'], ["optim.name='adam'"], 'adamw'),
+    (['--config.data.mixture.text.kind=txt'], ['kind=txt'], 'text'),
+    (['--config.data.mixture.text.path=x'], ["path='x' means nothing"], 'kind=synthetic'),
+    (['--config.data.packing=first-fit'], ['data.packing=first-fit'], 'first_fit'),
+    (['--config.mesh.preset=gpu7'], ['mesh.preset=gpu7'], 'gpu8'),
+    (['--config.mesh.fsdp=2'], ['fsdp=2 does not fit 1 device'], 'mesh.data=-1'),
+    (['--config.model.vocab=100'], ['272 ids', 'model.vocab=100'], 'model.vocab=0'),
+    (['--config.train.init_from=nowhere'], ['nowhere does not exist'], ''),
+    (['--cnfig=x'], ["'cnfig'"], ''),
+    (['--wrkdir=x'], ["'wrkdir'"], ''),
+    (['stray'], ["'stray' is not a flag"], '--name=value'),
+    (['--config'], ['--config has no value'], ''),
+  ],
+)
+def test_mistakes_of_train(call, experiment, tmp_path, words, parts, fix):
+  workdir = tmp_path / 'run'
+  given = [] if words == ['--config'] else [experiment]
+  outcome = call('train', *given, f'--workdir={workdir}', *words)
+  assert fix in assert_user_error(outcome, *parts)
+  assert all(name.startswith('cache/') for name in snapshot(workdir) or ())
+
+
+@pytest.mark.parametrize(
+  'spec, parts, fix',
+  [
+    ('experiments/dem.py', ['experiments/dem.py'], 'did you mean experiments/demo.py?'),
+    ('experiments/demo.py:runlocal', ["'runlocal' is not known"], 'takes none'),
+    ('experiments/gpt2.py:sise=xl', ["'sise' is not known"], 'did you mean size?'),
+    ('experiments/gpt2.py:size=huge', ['size=huge'], 'small, medium'),
+    ('experiments/gpt2.py:runlocal=maybe', ['runlocal=maybe'], ''),
+    ('experiments/finetune_gpt2.py:base=runs/none', ['runs/none does not exist'], ''),
+  ],
+)
+def test_mistakes_of_an_experiment(call, tmp_path, spec, parts, fix):
+  outcome = call('train', f'--config={spec}', f'--workdir={tmp_path}/run')
+  assert fix in assert_user_error(outcome, *parts)
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  'words, parts',
+  [
+    (['sample'], ['workdir']),
+    (['sample', '--workdir=/nowhere/run'], ['/nowhere/run does not exist']),
+    (['evaluate', '--workdir=/nowhere/run'], ['/nowhere/run does not exist']),
+    (['export', '--workdir=/nowhere/run', '--out=x'], ['/nowhere/run does not exist']),
+    (['export', '--workdir=/nowhere/run'], ['--out']),
+    (['import', '--workdir=/nowhere/run'], ['--source']),
+    (['smaple', '--workdir=x'], ['smaple']),
+    (['sample', '--workdir=x', '--temprature=1'], ["'temprature'"]),
+    (['sample', '--workdir=x', '--to=video'], ['to', 'video']),
+    (['doctor', 'now'], ["'now' is not a flag"]),
+  ],
+)
+def test_mistakes_of_other_verbs(call, words, parts):
+  assert_user_error(call(*words), *parts)
+
+
+def test_no_words_or_help_show_the_verbs(call):
+  code, out, _ = call()
+  assert code == USER_ERROR and 'launch.py train' in out
+  code, out, _ = call('--help')
+  assert code == 0 and 'launch.py doctor' in out
+  code, out, _ = call('sample', '--help')
+  assert code == 0 and 'Continue a prompt' in out
+
+
+# ----------------------------------------------------------------------------- mistakes in files
+
+
+@pytest.mark.parametrize(
+  'content, parts',
+  [
+    (None, ['matches no file']),
+    (b'', ['is empty']),
+    (b'To be\xff or not', ['is not UTF-8', 'offset 5']),
+    (b'short', ['tokens, a row needs']),
+  ],
+)
+def test_texts_that_cannot_be_read(call, experiment, tmp_path, content, parts):
+  path = tmp_path / 'text.txt'
+  if content is not None:
+    path.write_bytes(content)
+  text = '--config.data.mixture.text.'
+  outcome = call(
+    'train',
+    experiment,
+    f'--workdir={tmp_path}/run',
+    f'{text}kind=text',
+    f'{text}path={path}',
+    f'{text}documents=1000',
+  )
+  assert_user_error(outcome, *parts)
+  assert not (tmp_path / 'run/config.json').exists()
+
+
+def test_folders_that_cannot_be_a_run(call, experiment, tmp_path):
+  (tmp_path / 'file').write_text('x')
+  (tmp_path / 'other').mkdir()
+  (tmp_path / 'other/thesis.tex').write_text('x')
+  before = snapshot(tmp_path)
+  for workdir, part in (
+    (tmp_path / 'file', 'is a file'),
+    (tmp_path / 'file/run', 'is a file'),
+    (tmp_path / 'other', 'thesis.tex'),
+    ('/proc/gpt_jax_run', '/proc/gpt_jax_run'),
+    ('gs://bucket/run', 'gs://bucket/run'),
+  ):
+    assert_user_error(call('train', experiment, f'--workdir={workdir}'), part)
+  assert snapshot(tmp_path) == before
+
+
+def test_a_folder_that_holds_another_experiment(call, experiment, copy):
+  before = snapshot(copy)
+  outcome = call('train', experiment, f'--workdir={copy}', '--config.train.steps=24', '--config.log.every=2')
+  assert '--workdir' in assert_user_error(outcome, 'another config: train.steps 12 -> 24')
+  assert 'log.every' not in outcome[2]  # it may differ
+  assert_user_error(call('train', f'--workdir={copy}', '--config.train.seed=1'), 'train.seed 0 -> 1')
+  assert snapshot(copy) == before
+
+
+def test_a_model_of_another_shape(call, experiment, run, tmp_path):
+  outcome = call(
+    'train',
+    experiment,
+    f'--workdir={tmp_path}/run',
+    f'--config.train.init_from={run}',
+    '--config.model.width=32',
+  )
+  assert_user_error(outcome, 'embed_VD: checkpoint float32[384, 16], model float32[384, 32]')
+  assert not (tmp_path / 'run/config.json').exists()
+
+
+def test_checkpoints_that_are_all_truncated(call, copy):
+  (copy / 'result.json').unlink()
+  for step in ('9', '12'):
+    files = [path for path in (copy / 'checkpoints' / step).rglob('*') if path.is_file()]
+    victim = max(files, key=lambda path: path.stat().st_size)
+    victim.write_bytes(victim.read_bytes()[:-3])
+  before = snapshot(copy)
+  for words in (['train'], ['sample', '--prompt=a'], ['evaluate']):
+    outcome = call(*words, f'--workdir={copy}')
+    assert_user_error(outcome, 'no good checkpoint', 'checkpoint 12', 'checkpoint 9')
+  assert snapshot(copy) == before
+
+
+def test_a_config_json_of_another_version(call, copy):
+  content = json.loads((copy / 'config.json').read_text())
+  content['optim']['momentum'] = 0.9
+  (copy / 'config.json').write_text(json.dumps(content))
+  for verb in ('train', 'sample', 'evaluate'):
+    assert_user_error(call(verb, f'--workdir={copy}'), 'optim.momentum')
+  (copy / 'config.json').write_text('{')
+  for verb in ('train', 'sample', 'evaluate'):
+    assert_user_error(call(verb, f'--workdir={copy}'), 'config.json cannot be read')
+
+
+def test_gradients_that_stay_non_finite_are_an_error_of_the_run(call, experiment, tmp_path):
+  outcome = call(
+    'train', experiment, f'--workdir={tmp_path}/run', '--config.optim.lr=1e20', '--config.train.max_skipped=3'
+  )
+  assert_user_error(outcome, 'not finite in 3 steps in a row', code=1)
+
+
+# ----------------------------------------------------------------------------------------- sample
+
+
+@pytest.mark.parametrize(
+  'words, parts',
+  [
+    (['--prompt=' + 'x' * 40], ['the prompt has 40 tokens', 'context is 32']),
+    (['--prompt=abc', '--max_new_tokens=30'], ['max_new_tokens=30 after 3', 'context of 32']),
+    (['--temperature=-1'], ['temperature=-1']),
+    (['--top_p=1.5'], ['top_p=1.5']),
+    (['--num_samples=0'], ['num_samples=0']),
+    (['--num_samples=3', '--beams=2'], ['num_samples=3']),
+    (['--beams=2', '--top_k=5'], ['beams=2', 'top_k']),
+    (['--prompt=a', '--seed=one'], ['seed', 'one']),
+    (['--prompt=a', '--stream=false', '--out=/proc/none/x.jsonl'], ['/proc/none']),
+    (['--prompt=\udcff'], ['surrogate']),
+  ],
+)
+def test_mistakes_of_sample(call, run, words, parts):
+  before = snapshot(run)
+  assert_user_error(call('sample', f'--workdir={run}', *words), *parts)
+  assert snapshot(run) == before
+
+
+def test_ids_that_a_model_does_not_have(run):
+  cfg = trained.load(run).model.cfg
+  for prompt, part in (
+    ([5, 272], 'token id 272 is out of range: the model has 272 ids'),
+    ([-1], 'token id -1'),
+    ([], 'the prompt is empty'),
+    ([1] * 32, 'the prompt has 32 tokens'),
+  ):
+    with pytest.raises(ValueError) as error:
+      prompt_batch.check_prompts([[1, 2], prompt], 1, cfg)
+    tiny_runs.assert_two_lines(error.value, part)
+  prompt_batch.check_prompts([[0], [271] * 31], 1, cfg)
+
+
+def text_of(outcome, prompt):
+  """What was streamed after a prompt."""
+  code, out, err = outcome
+  assert code == 0, err
+  assert out.startswith(prompt) and out.endswith('\n')
+  return out[len(prompt) : -1]
+
+
+def test_sampling(call, run, tmp_path):
+  before = snapshot(run)
+  words = ['sample', f'--workdir={run}', '--prompt=bama']
+  streamed = lambda *more: text_of(call(*words, *more), 'bama')
+
+  greedy = streamed('--temperature=0')
+  assert len(greedy) > 1
+  assert greedy == streamed('--temperature=0', '--seed=5')
+
+  plain = streamed('--seed=3')
+  assert plain == streamed('--seed=3')
+  assert plain != streamed('--seed=4')
+  code, out, _ = call(*words, '--seed=3', '--nostream')
+  assert code == 0
+  assert out == f'--- 1 of 1\nbama{plain}\n'
+
+  stop = plain[2:4]
+  assert streamed('--seed=3', f'--stop={stop}') == plain[: plain.index(stop)]
+  code, out, _ = call(*words, '--seed=3', '--nostream', f'--stop={stop}', '--stop=zzz')
+  assert out == f'--- 1 of 1\nbama{plain[: plain.index(stop)]}\n'
+
+  file = tmp_path / 'texts.jsonl'
+  code, out, _ = call(*words, '--seed=3', '--num_samples=2', f'--out={file}', '--log_probs')
+  assert code == 0
+  records = [json.loads(line) for line in file.read_text().splitlines()]
+  assert [record['prompt'] for record in records] == ['bama', 'bama']
+  assert records[0]['text'] == plain != records[1]['text']
+  for number, record in enumerate(records, 1):
+    mean = sum(record['log_probs']) / len(record['log_probs'])
+    assert f'--- {number} of 2  mean log-probability {mean:.3f}\nbama{record["text"]}\n' in out
+  assert snapshot(run) == before
+
+
+def test_a_prompt_that_leaves_little_room(call, run):
+  """The run's default of new tokens gives way; the empty prompt begins a document."""
+  assert len(text_of(call('sample', f'--workdir={run}', '--prompt=' + 'a' * 30), 'a' * 30)) <= 2
+  code, out, _ = call('sample', f'--workdir={run}')
+  assert code == 0 and out.endswith('\n')
+
+
+# ------------------------------------------------------------------------------- the other verbs
+
+
+def test_evaluate_prints_rows_and_keeps_them(call, copy):
+  before = snapshot(copy)
+  code, out, err = call('evaluate', f'--workdir={copy}')
+  assert code == 0, err
+  rows = [json.loads(line) for line in (copy / 'evaluations.jsonl').read_text().splitlines()]
+  assert rows == run_folder.read_result(copy)['evaluations']
+  shown = re.findall(r'^perplexity +(\w+) +([\d.]+) +text valid, (\d+) tokens, stride 32$', out, re.M)
+  assert [(name, float(value), int(tokens)) for name, value, tokens in shown] == [
+    (row['metric'], round(row['value'], 4), row['tokens']) for row in rows
+  ]
+  after = snapshot(copy)
+  assert {name for name in after if before.get(name) != after[name]} == {'evaluations.jsonl'}
+  assert_user_error(call('evaluate', f'--workdir={copy}', '--tasks=draw'), '--tasks=draw')
+  assert_user_error(call('evaluate', f'--workdir={copy}', '--stride=33'), 'stride=33')
+  assert_user_error(call('evaluate', f'--workdir={copy}', '--split=test'), 'split', 'test')
+  assert snapshot(copy) == after
+
+
+def test_train_and_train_again(call, experiment, run, tmp_path, monkeypatch):
+  """`train` with a config and overrides, then the same run by its folder alone."""
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  words = '--workdir=~/run', '--config.log.sample_characters=7', '--config.checkpoint.keep=3'
+  code, out, err = call('train', experiment, *words)
+  assert code == 0, err
+  workdir = tmp_path / 'run'
+  assert 'step 12/12' in out and str(workdir / 'report.html') in out
+  assert not (tmp_path / '~').exists()
+  cfg = json.loads((workdir / 'config.json').read_text())
+  assert (cfg['log']['sample_characters'], cfg['checkpoint']['keep']) == (7, 3)
+  assert len(list((workdir / 'checkpoints/digests').iterdir())) == 3
+  assert run_folder.read_result(workdir)['valid_loss'] == run_folder.read_result(run)['valid_loss']
+
+  before = snapshot(workdir)
+  code, out, err = call('train', '--workdir=~/run')
+  assert code == 0, err
+  assert 'done' in out
+  after = snapshot(workdir)
+  assert {name for name in after if after[name] != before.get(name)} <= {'events.jsonl', '.lock'}
+
+
+@pytest.mark.slow
+def test_doctor_examines_this_machine(call):
+  code, out, err = call('doctor')
+  assert code == 0, out + err
+  for word in ('python', 'jax', 'one step', 'TFLOP/s', 'GiB'):
+    assert word in out
+  assert 'FAILS' not in out
+
+
+# ------------------------------------------------------------------------------- as a user does it
+
+
+def test_the_real_process_says_two_lines_and_exits_2(tmp_path):
+  code, output = command_line.launch(
+    'train',
+    f'--config={command_line.experiment(tmp_path)}',
+    f'--workdir={tmp_path}/run',
+    '--config.model.heads=5',
+    folder=tmp_path,
+  )
+  assert code == USER_ERROR
+  cause, fix = output.strip().split('\n')
+  assert cause == 'error: model.heads=5 does not divide model.width=16'
+  assert fix.startswith('fix: use one of 1, 2, 4')
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_a_traceback_when_it_is_asked_for(tmp_path):
+  code, output = command_line.launch('sample', f'--workdir={tmp_path}/run', '--traceback', folder=tmp_path)
+  assert code == 1
+  assert 'Traceback' in output and 'FileNotFoundError' in output
+
+
+@pytest.mark.slow
+def test_the_whole_way_in_processes(tmp_path):
+  folder, workdir = tmp_path, f'--workdir={tmp_path}/run'
+  code, output = command_line.launch(
+    'train', f'--config={command_line.experiment(folder)}', workdir, folder=folder
+  )
+  assert code == 0, output
+  for words in (['sample', '--prompt=a'], ['evaluate'], ['doctor'], ['train', '--help']):
+    where = [] if words[0] == 'doctor' or '--help' in words else [workdir]
+    code, output = command_line.launch(*words, *where, folder=folder)
+    assert code == 0, output
+    assert output.strip()
+  before = snapshot(pathlib.Path(folder / 'run'))
+  assert 'evaluations.jsonl' in before
+  code, output = command_line.launch('train', workdir, '--config.train.seed=2', folder=folder)
+  assert code == USER_ERROR
+  assert [line.split(':')[0] for line in output.strip().split('\n')][-2:] == ['error', 'fix']
+  assert snapshot(pathlib.Path(folder / 'run')) == before
+  assert os.listdir(folder / 'run/checkpoints')

@@ -1,0 +1,119 @@
+"""Which job a process belongs to, by flags and environment variables; nothing is started."""
+
+import pytest
+
+from gpt_jax.cluster import bootstrap
+from gpt_jax.cluster.bootstrap import Job, find
+from tests.tiny_runs import assert_two_lines
+
+SLURM = {
+  'SLURM_JOB_ID': '7',
+  'SLURM_STEP_NODELIST': 'a[1-2]',
+  'SLURM_NTASKS': '4',
+  'SLURM_PROCID': '1',
+  'SLURM_LOCALID': '1',
+}
+MPI = {
+  'OMPI_MCA_orte_hnp_uri': '7.0;tcp://10.0.0.1:5',
+  'OMPI_COMM_WORLD_SIZE': '2',
+  'OMPI_COMM_WORLD_RANK': '0',
+  'OMPI_COMM_WORLD_LOCAL_RANK': '0',
+}
+ADDRESS = {'JAX_COORDINATOR_ADDRESS': 'a:1234', 'JAX_NUM_PROCESSES': '4', 'JAX_PROCESS_ID': '3'}
+PODS = {'JOB_COMPLETION_INDEX': '1', 'KUBERNETES_SERVICE_HOST': '10.0.0.1'}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch):
+  """No accelerator of this machine counts, and all packages are there."""
+  monkeypatch.setattr(bootstrap.glob, 'glob', lambda pattern: [])
+  monkeypatch.setattr(bootstrap.importlib.util, 'find_spec', lambda name: name)
+
+
+def without(variables, name):
+  return {key: value for key, value in variables.items() if key != name}
+
+
+@pytest.mark.parametrize(
+  ('environ', 'flags', 'job'),
+  [
+    ({}, {}, Job()),
+    ({'HOME': '/', 'WORLD_SIZE': '8'}, {}, Job()),
+    (SLURM, {}, Job('slurm')),
+    (SLURM | {'SLURM_NTASKS': '1'}, {}, Job()),
+    ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '1'}, {}, Job()),  # in a batch script, without srun
+    (SLURM, {'processes': 1}, Job()),
+    (MPI, {}, Job('Open MPI')),
+    (PODS, {}, Job('Kubernetes')),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b'}, {}, Job('TPU')),
+    ({'MEGASCALE_COORDINATOR_ADDRESS': 'a'}, {}, Job('TPU')),
+    (ADDRESS, {}, Job('', 'a:1234', 4, 3)),
+    (ADDRESS | SLURM, {}, Job('', 'a:1234', 4, 3)),
+    ({'JAX_COORDINATOR_ADDRESS': 'a:1234'} | SLURM, {}, Job('slurm')),  # it knows the rest
+    (ADDRESS | SLURM, dict(coordinator='b:5', processes=2, process=0), Job('', 'b:5', 2, 0)),
+    (ADDRESS, {'processes': 1}, Job()),
+  ],
+)
+def test_flags_then_address_then_scheduler_then_alone(environ, flags, job):
+  assert find(environ, **flags) == job
+
+
+def test_an_accelerator_in_the_machine_is_a_tpu(monkeypatch):
+  monkeypatch.setattr(bootstrap.glob, 'glob', lambda pattern: [pattern] * ('accel' in pattern))
+  assert find({}) == Job('TPU')
+  monkeypatch.setattr(bootstrap.importlib.util, 'find_spec', lambda name: None)
+  assert find({}) == Job()  # nobody means to compute on it
+
+
+@pytest.mark.parametrize(
+  ('environ', 'flags', 'cause', 'fix'),
+  [
+    ({}, {'coordinator': 'a:1'}, '--processes, --process missing', '--processes=1'),
+    ({}, dict(processes=1, process=5), '--coordinator missing', 'give all'),
+    (without(ADDRESS, 'JAX_COORDINATOR_ADDRESS'), {}, 'JAX_COORDINATOR_ADDRESS missing', 'give'),
+    (SLURM, {'process': 0}, '--coordinator, --processes missing', '--processes=1'),
+    ({}, dict(coordinator='a:1', processes=2, process=2), 'process 2 of 2', 'from 0'),
+    ({}, dict(coordinator='a', processes=2, process=1), 'a names no port', 'HOST:PORT'),
+    ({'JAX_COORDINATOR_ADDRESS': 'a:1'}, {}, 'JAX_NUM_PROCESSES, JAX_PROCESS_ID', '--processes=1'),
+    (ADDRESS | {'JAX_PROCESS_ID': 'two'}, {}, 'JAX_PROCESS_ID=two is no number', 'set it'),
+    *((without(SLURM, name), {}, name, 'srun') for name in SLURM if name != 'SLURM_JOB_ID'),
+    ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '4'}, {}, 'SLURM_PROCID', '--processes=1 to run alone'),
+    *((without(MPI, name), {}, name, '--coordinator') for name in MPI if 'SIZE' not in name),
+    ({'OMPI_COMM_WORLD_SIZE': '2'}, {}, 'OMPI_MCA_orte_hnp_uri', 'Open MPI 5'),
+    (without(PODS, 'KUBERNETES_SERVICE_HOST'), {}, 'KUBERNETES_SERVICE_HOST', 'jobset'),
+  ],
+)
+def test_half_of_it_is_an_error_at_once(environ, flags, cause, fix):
+  with pytest.raises(ValueError) as error:
+    find(environ, **flags)
+  found = assert_two_lines(error.value, cause)
+  assert fix in found[1]
+
+
+@pytest.mark.parametrize(
+  ('environ', 'package'), [(PODS, 'kubernetes'), ({'TPU_WORKER_HOSTNAMES': 'a'}, 'libtpu')]
+)
+def test_a_package_that_jax_needs_to_ask_a_scheduler(monkeypatch, environ, package):
+  monkeypatch.setattr(bootstrap.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ValueError) as error:
+    find(environ)
+  _, fix = assert_two_lines(error.value, f'the package {package}')
+  assert f'pip install {package}' in fix
+
+
+def test_a_free_port_is_one():
+  assert 1024 < bootstrap.free_port() < 65536
+
+
+@pytest.mark.parametrize(
+  'job, silence', [(bootstrap.Job(), 10**6), (bootstrap.Job(coordinator='10.0.0.1:1234'), 30)]
+)
+def test_only_a_process_alone_may_be_silent(monkeypatch, job, silence):
+  """A laptop that slept goes on; a peer that sleeps ends the others within 30 s."""
+  asked, config = {}, []
+  monkeypatch.setattr(bootstrap.jax.distributed, 'initialize', lambda *words, **named: asked.update(named))
+  monkeypatch.setattr(bootstrap.jax.config, 'update', lambda *words: config.append(words))
+  bootstrap.join(job)
+  alone = not job.coordinator
+  assert (asked['heartbeat_timeout_seconds'] >= silence) == alone
+  assert ('jax_enable_preemption_service', not alone) in config

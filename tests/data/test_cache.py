@@ -1,0 +1,187 @@
+"""Caches hold exactly the tokens, are made once, and are made again when they are broken."""
+
+import dataclasses
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt_jax.data import DataConfig, Source, cache, documents, token_cache
+from gpt_jax.data.cache import read_cache
+from gpt_jax.tokenizers import TokenizerConfig, Tokenizers, text
+from tests.data_helpers import byte_tokenizers, text_of
+
+
+@pytest.fixture
+def corpus(tmp_path):
+  """A mixture of three JSON documents, all for training."""
+
+  def write(docs=('one', 'two é', '')):
+    lines = [json.dumps({'text': doc}) + '\n' for doc in docs]
+    (tmp_path / 'a.jsonl').write_text(''.join(lines))
+    return DataConfig({'x': Source('jsonl', str(tmp_path / 'a.jsonl'))}, valid_fraction=0.0)
+
+  return write
+
+
+def make(cfg, folder, tokenizers=None, split='train'):
+  return token_cache(cfg, 'x', tokenizers or byte_tokenizers(), split, folder / 'cache')
+
+
+def test_ids_offsets_and_bytes(corpus, tmp_path):
+  made = make(corpus(), tmp_path)
+  assert made.ids.tolist() == [*b'one', 256, *'two é'.encode(), 256, 256]
+  assert made.offsets.tolist() == [0, 4, 11]
+  assert made.bytes == len('onetwo é'.encode())
+  assert made.ids.dtype == np.uint16
+  assert isinstance(made.ids, np.memmap)
+  assert os.listdir(tmp_path / 'cache') == [made.path.name]  # no temporary file is left
+
+
+@given(docs=st.lists(st.text(max_size=30), min_size=2, max_size=30))
+@settings(max_examples=25, deadline=None)
+def test_documents_come_back(tmp_path_factory, docs):
+  folder = tmp_path_factory.mktemp('docs')
+  (folder / 'a.jsonl').write_text(''.join(json.dumps({'text': doc}) + '\n' for doc in docs))
+  cfg = DataConfig({'x': Source('jsonl', str(folder / 'a.jsonl'))}, valid_fraction=0.0)
+  made = make(cfg, folder)
+  ends = [*made.offsets[1:], len(made.ids)]
+  pieces = [made.ids[a:b] for a, b in zip(made.offsets, ends, strict=True)]
+  assert [text_of(piece) for piece in pieces] == docs
+  assert all(piece[-1] == 256 for piece in pieces)
+
+
+def test_one_document_ends_with_eos_only_if_asked(tmp_path):
+  (tmp_path / 'a.txt').write_text('alone')
+  mixture = {'x': Source('text', str(tmp_path / 'a.txt'))}
+  plain = make(DataConfig(mixture, valid_fraction=0.0), tmp_path)
+  ended = make(DataConfig(mixture, valid_fraction=0.0, append_eos=True), tmp_path)
+  assert (plain.ids.tolist(), ended.ids.tolist()) == ([*b'alone'], [*b'alone', 256])
+  with pytest.raises(ValueError, match=r'data.append_eos=True, but the vocabulary has no eos\nfix: '):
+    make(DataConfig(mixture, append_eos=True), tmp_path, byte_tokenizers(eos=False))
+
+
+def test_large_vocabularies_get_32_bits(corpus, tmp_path):
+  assert make(corpus(), tmp_path, byte_tokenizers(padded=65536)).ids.dtype == np.uint16
+  wide = byte_tokenizers(padded=65664, name='wide')
+  assert make(corpus(['a', 'b', 'c']), tmp_path, wide).ids.dtype == np.uint32
+
+
+def test_the_tokenizer_runs_once(corpus, tmp_path):
+  first, second = byte_tokenizers(), byte_tokenizers()
+  assert make(corpus(), tmp_path, first).path == make(corpus(), tmp_path, second).path
+  assert (len(first.text.calls), len(second.text.calls)) == (1, 0)
+
+
+def test_any_change_makes_another_cache(corpus, tmp_path):
+  cfg = corpus()
+  paths = [make(cfg, tmp_path).path, make(cfg, tmp_path, byte_tokenizers(name='other')).path]
+  source = Source('jsonl', cfg.mixture['x'].path, template='* {text}')
+  paths.append(make(DataConfig({'x': source}, valid_fraction=0.0), tmp_path).path)
+  split = DataConfig(cfg.mixture, valid_fraction=0.4)
+  paths += [make(split, tmp_path, split=name).path for name in ('train', 'valid')]
+  paths.append(make(corpus(['one', 'two', '']), tmp_path).path)
+  assert len(set(paths)) == 6
+
+
+def test_long_documents_are_cut_only_where_that_is_exact(corpus, tmp_path, monkeypatch):
+  monkeypatch.setattr(cache, 'BATCH_CHARACTERS', 10)
+  docs = ['é' * 35, 'b', '', 'c' * 10, 'd' * 9]
+  tokenizers, whole = byte_tokenizers(), byte_tokenizers(name='whole')
+  whole.text.kind = 'bpe'
+  one, other = make(corpus(docs), tmp_path, tokenizers), make(corpus(docs), tmp_path, whole)
+  assert tokenizers.text.calls == [[10], [10], [10], [5, 1, 0, 10], [9]]
+  assert whole.text.calls == [[35], [1, 0, 10], [9]]
+  assert one.ids.tolist() == other.ids.tolist()
+  assert one.offsets.tolist() == other.offsets.tolist() == [0, 71, 73, 74, 85]
+
+
+@pytest.mark.parametrize('damage', ['cut', 'grown', 'emptied', 'footer'])
+def test_broken_caches_are_made_again(corpus, tmp_path, caplog, damage):
+  path = make(corpus(), tmp_path).path
+  data = path.read_bytes()
+  broken = {
+    'cut': data[:-1],
+    'grown': data[:8] + data,
+    'emptied': b'',
+    'footer': data[:-40] + bytes(24) + data[-16:],
+  }
+  path.write_bytes(broken[damage])
+  with pytest.raises(ValueError, match=r'no complete token cache\nfix: '):
+    read_cache(path)
+  with caplog.at_level(logging.WARNING):
+    again = make(corpus(), tmp_path)
+  assert 'making the token cache again' in caplog.text
+  assert path.read_bytes() == data
+  assert again.path == path
+
+
+def test_a_failure_leaves_nothing(tmp_path):
+  (tmp_path / 'a.jsonl').write_text('{"text": "good"}\n{"text": "good"}\n{"text"')
+  cfg = DataConfig({'x': Source('jsonl', str(tmp_path / 'a.jsonl'))}, valid_fraction=0.0)
+  with pytest.raises(ValueError, match='line 3 is not JSON'):
+    make(cfg, tmp_path)
+  assert not list((tmp_path / 'cache').iterdir())
+
+
+def test_half_written_files_of_others_do_no_harm(corpus, tmp_path):
+  path = make(corpus(), tmp_path).path
+  path.rename(path.with_name(path.name + '.0123.tmp'))
+  assert make(corpus(), tmp_path).offsets.tolist() == [0, 4, 11]
+
+
+def _make_in_process(barrier, cfg, folder, results):
+  sums = []
+  for seed in range(20):
+    barrier.wait(60)
+    parts = dataclasses.replace(cfg, split_seed=seed, valid_fraction=0.4)
+    made = [make(parts, folder, split=split) for split in ('train', 'valid')]
+    sums.append([int(one.ids.sum()) for one in made])
+  results.put(sums)
+
+
+@pytest.mark.slow
+def test_two_processes_at_once(corpus, tmp_path):
+  context = multiprocessing.get_context('spawn')
+  barrier, results = context.Barrier(2), context.Queue()
+  arguments = (barrier, corpus(), tmp_path, results)
+  processes = [context.Process(target=_make_in_process, args=arguments) for _ in range(2)]
+  for process in processes:
+    process.start()
+  first, second = results.get(timeout=120), results.get(timeout=120)
+  for process in processes:
+    process.join()
+  assert first == second
+  assert {sum(parts) for parts in first} == {sum('onetwo é'.encode()) + 3 * 256}
+
+
+def test_a_cache_pickles_as_its_path(corpus, tmp_path):
+  made = make(corpus(), tmp_path)
+  data = pickle.dumps(made)
+  assert len(data) < 300
+  again = pickle.loads(data)
+  assert isinstance(again.ids, np.memmap)
+  assert again.ids.tolist() == made.ids.tolist()
+
+
+def test_cache_folder_of_the_config_wins(corpus, tmp_path):
+  cfg = DataConfig(corpus().mixture, valid_fraction=0.0, cache=str(tmp_path / 'shared'))
+  assert make(cfg, tmp_path).path.parent == tmp_path / 'shared'
+
+
+def test_real_tokenizers(tmp_path):
+  tokenizers = Tokenizers.build(text.build(TokenizerConfig('bytes'), lambda: iter(())))
+  made = token_cache(DataConfig(), 'text', tokenizers, 'valid', tmp_path)
+  eos = tokenizers.vocabulary.special('eos')
+  texts = [document for _, document in documents(DataConfig(), 'valid')]
+  assert (made.ids == eos).sum() == len(made.offsets) == len(texts)
+  first = made.ids[: made.offsets[1]]
+  assert first[-1] == eos
+  assert tokenizers.decode_text(first) == texts[0]
+  assert made.bytes == len(''.join(texts).encode())

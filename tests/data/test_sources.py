@@ -1,0 +1,341 @@
+"""Sources read exactly what is in the files, and say where it is wrong."""
+
+import dataclasses
+import gzip
+import json
+import os
+import subprocess
+import sys
+import types
+from collections import Counter
+from math import log2
+from pathlib import Path
+
+import pytest
+
+from gpt_jax.data import record_sources, sources
+from gpt_jax.data.sources import FIELDS, SOURCES, Source, open_source
+
+
+def texts(source, split='train'):
+  return [record['text'] for _, record in open_source(source, split).records()]
+
+
+def error(source, split='train'):
+  with pytest.raises(ValueError) as caught:
+    list(open_source(source, split).records())
+  cause, fix = str(caught.value).split('\n')
+  assert fix.startswith('fix: ')
+  return cause
+
+
+def test_tables_agree():
+  assert SOURCES.keys() == FIELDS.keys()
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+  """A remote file system, with nothing on it yet; copies go to a folder of the test."""
+  fsspec = pytest.importorskip('fsspec')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  system = fsspec.filesystem('memory')
+  yield system
+  system.rm('/bucket', recursive=True)
+
+
+def test_files_of_a_bucket_are_those_of_a_folder(bucket, tmp_path):
+  folder = tmp_path / 'local'
+  for name, text in {'b/x.txt': 'second', 'a/x.txt': 'first', 'a/x.log': 'no text'}.items():
+    bucket.pipe(f'/bucket/{name}', text.encode())
+    (folder / name).parent.mkdir(exist_ok=True, parents=True)
+    (folder / name).write_text(text)
+  remote, local = Source('text', 'memory://bucket'), Source('text', str(folder))
+  assert texts(remote) == texts(local) == ['first', 'second']
+  assert open_source(remote, 'train').content() == open_source(local, 'train').content()
+  assert texts(Source('text', 'memory://bucket/b/*')) == ['second']
+  assert texts(Source('text', 'memory://bucket/a/x.txt')) == ['first']
+  assert texts(Source('text', f'file://{folder}/a/x.txt')) == ['first']
+  bucket.pipe('/bucket/a/x.txt', b'another')
+  assert texts(remote) == ['another', 'second']
+
+
+def test_files_of_a_bucket_are_copied_once(bucket, tmp_path, monkeypatch):
+  bucket.pipe('/bucket/x.txt', b'text')
+  assert texts(Source('text', 'memory://bucket')) == ['text']
+  monkeypatch.setattr(type(bucket), 'get_file', None)
+  assert texts(Source('text', 'memory://bucket')) == ['text']
+  assert len([path for path in (tmp_path / 'cache').rglob('*') if path.is_file()]) == 1
+
+
+def test_a_bucket_that_cannot_be_read(bucket):
+  bucket.pipe('/bucket/x.txt', b'text')
+  assert 'memory://bucket/y.txt matches no file' in error(Source('text', 'memory://bucket/y.txt'))
+  assert 'nowhere://bucket cannot be read' in error(Source('text', 'nowhere://bucket'))
+
+
+@pytest.mark.parametrize('kind', ['jsonl', 'files'])
+def test_pictures_are_not_looked_for_in_a_bucket(bucket, kind):
+  bucket.pipe('/bucket/x.jsonl', b'{"image": "cat.png"}')
+  with pytest.raises(ValueError) as found:
+    open_source(Source(kind, 'memory://bucket', template='{image:image}'), 'train')
+    texts(Source(kind, 'memory://bucket', template='{image:image}'))
+  assert 'memory://bucket: pictures and sounds' in str(found.value)
+  assert 'fix: mount it' in str(found.value)
+
+
+def test_builtin_is_sorted_prose_and_its_content_names_the_python():
+  corpus = open_source(Source(), 'train')
+  names = [record['name'] for _, record in corpus.records()]
+  assert names == sorted(names)
+  assert len(names) > 50
+  assert sum(map(len, texts(Source()))) > 300_000
+  assert corpus.content().startswith(f'python{sys.version_info.major}.{sys.version_info.minor}-')
+
+
+def test_text_is_read_byte_for_byte(tmp_path, monkeypatch):
+  monkeypatch.setattr(sources, 'BLOCK', 3)  # cuts characters and line ends
+  text = 'a\r\nb é€😀\n\n'
+  (tmp_path / 'b.txt').write_bytes(text.encode())
+  (tmp_path / 'sub').mkdir()
+  (tmp_path / 'sub' / 'a.txt').write_bytes(b'second')
+  (tmp_path / 'c.md').write_bytes(b'not text')
+  assert texts(Source('text', str(tmp_path / 'b.txt'))) == [text]
+  assert texts(Source('text', str(tmp_path))) == [text, 'second']
+  assert texts(Source('text', str(tmp_path / '*.md'))) == ['not text']
+
+
+@pytest.mark.parametrize('block', [1, 7, 1000])
+def test_separator_cuts_documents(tmp_path, monkeypatch, block):
+  monkeypatch.setattr(sources, 'BLOCK', block)
+  (tmp_path / 'a.txt').write_text('one\n<|end|>two é<|end|>\n<|end|>three')
+  source = Source('text', str(tmp_path / 'a.txt'), separator='<|end|>')
+  assert texts(source) == ['one\n', 'two é', 'three']
+
+
+@pytest.mark.parametrize('block', [1, 2, 1000])
+@pytest.mark.parametrize('kind', ['text', 'jsonl'])
+def test_bad_utf8_names_file_and_offset(tmp_path, monkeypatch, block, kind):
+  monkeypatch.setattr(sources, 'BLOCK', block)
+  start = '{"text": "é"}\n'.encode()
+  (tmp_path / 'a').write_bytes(start + b'x \xe2\x82')
+  assert error(Source(kind, str(tmp_path / 'a'))) == (
+    f'{tmp_path}/a is not UTF-8: bad byte at offset {len(start) + 2}'
+  )
+
+
+def test_parallel_texts(tmp_path):
+  """Also compressed; fields are named by the ends of names."""
+  (tmp_path / 'train.en').write_bytes(b'A cat. \nA dog.\n')
+  (tmp_path / 'train.de.gz').write_bytes(gzip.compress('Eine Katze.\nÄh?\n'.encode()))
+  source = Source('parallel', f'{tmp_path}/train.*', template='{en} -> {de}')
+  found = list(open_source(source, 'train').records())
+  assert [record for _, record in found] == [
+    {'en': 'A cat.', 'de': 'Eine Katze.'},
+    {'en': 'A dog.', 'de': 'Äh?'},
+  ]
+  assert found[1][0].endswith('train.* line 2')
+  before = open_source(source, 'train').content()
+  (tmp_path / 'train.en').write_bytes(b'A cat. \n')
+  assert open_source(source, 'train').content() != before
+  assert 'train.en has 1 lines and others' in error(source)
+  (tmp_path / 'train.en').write_bytes(b'A cat. \n\xff')
+  assert f'{tmp_path}/train.en is not UTF-8: bad byte at offset 8' in error(source)
+  (tmp_path / 'train.de.gz').write_bytes(b'plain')
+  assert 'train.de.gz cannot be read' in error(source)
+  for path in ('train.en', 'train.*z'):
+    assert 'not one file of each language' in error(Source('parallel', f'{tmp_path}/{path}'))
+  (tmp_path / 'b.en').write_bytes(b'again')
+  assert 'b.en, train.de.gz, train.en' in error(Source('parallel', f'{tmp_path}/*'))
+
+
+def answered(story, question):
+  """The answer to a question, read from the sentences."""
+  place, holder = {}, {}
+  for who, verb, *_, what in (sentence.split() for sentence in story.rstrip('.').split('. ')):
+    if verb == 'went':
+      place[who] = what
+    holder |= {what: who} if verb == 'took' else {what: place[who]} if verb == 'left' else {}
+  what = question.rstrip('?').split()[-1]
+  what = holder.get(what, what)
+  return place.get(what, what)
+
+
+def test_stories_have_the_right_answer_and_splits_share_none():
+  source = Source('stories', template='{story}', documents=600, keep='facts=2', test_keep='part=9')
+  found = [record for _, record in open_source(source, 'train').records()]
+  other = [record for _, record in open_source(source, 'test').records()]
+  assert 200 < len(found) < 300 and {r['facts'] for r in found} == {2}
+  assert not {r['story'] for r in found} & {r['story'] for r in other}
+  for record in (*found, *other):
+    assert answered(record['story'], record['question']) == record['answer'], record
+  assert any('left' in r['story'] for r in found) and {r['facts'] for r in other} == {1, 2}
+  assert max(Counter(r['answer'] for r in found).values()) < 0.3 * len(found)
+  again = open_source(dataclasses.replace(source, seed=1), 'train')
+  assert again.content() != open_source(source, 'train').content()
+  assert next(again.records()) != next(open_source(source, 'train').records())
+
+
+@pytest.mark.parametrize('kind', ['text', 'jsonl'])
+def test_empty_and_missing_files(tmp_path, kind):
+  (tmp_path / 'a').touch()
+  assert error(Source(kind, str(tmp_path / 'a'))) == f'{tmp_path}/a is empty'
+  assert 'path=nowhere/*.x matches no file' in error(Source(kind, 'nowhere/*.x'))
+
+
+def test_relative_paths_here_then_in_the_data_folder(tmp_path, monkeypatch):
+  here, there = tmp_path / 'here', tmp_path / 'there'
+  for folder, names in ((here, 'a'), (there, 'ab')):
+    folder.mkdir()
+    for name in names:
+      (folder / f'{name}.txt').write_text(f'{name} {folder.name}')
+  monkeypatch.chdir(here)
+  monkeypatch.setenv('GPT_JAX_DATA', str(there))
+  assert texts(Source('text', 'a.txt')) == ['a here']
+  assert texts(Source('text', 'b.txt')) == ['b there']
+
+
+def test_jsonl(tmp_path):
+  path = tmp_path / 'a.jsonl'
+  path.write_text('{"text": "one", "n": 1}\n\n{"text": "tw\\u00f6"}\n')
+  source = Source('jsonl', str(tmp_path))
+  assert list(open_source(source, 'train').records()) == [
+    (f'{path} line 1', {'text': 'one', 'n': 1}),
+    (f'{path} line 3', {'text': 'twö'}),
+  ]
+  path.write_text('{"text": "one"}\n{"text"\n')
+  assert error(source).startswith(f'{path} line 2 is not JSON')
+  path.write_text('[1]\n')
+  assert error(source) == f'{path} line 1 is a JSON list, not an object'
+
+
+def test_valid_path_is_read_for_validation_only(tmp_path):
+  for name in ('t', 'v'):
+    (tmp_path / f'{name}.txt').write_text(name)
+  source = Source('text', str(tmp_path / 't.txt'), valid_path=str(tmp_path / 'v.txt'))
+  assert (texts(source), texts(source, 'valid')) == (['t'], ['v'])
+
+
+def test_content_depends_on_bytes_and_not_on_names(tmp_path):
+  def content(name, text):
+    (tmp_path / name).write_text(text)
+    return open_source(Source('text', str(tmp_path / name)), 'train').content()
+
+  assert content('a.txt', 'one') == content('b.txt', 'one') != content('a.txt', 'two')
+
+
+def test_synthetic_is_deterministic_and_has_the_entropy_that_it_claims():
+  docs = texts(Source('synthetic', documents=400))
+  assert docs[:3] == texts(Source('synthetic', documents=3))
+  assert docs[:3] != texts(Source('synthetic', documents=3, seed=1))
+  assert docs[0].startswith('tan bum fer moom fais bat ')  # the same on every machine
+  words = [doc[:-2].split(' ') for doc in docs]
+  assert {len(doc) for doc in words} == {256}
+  pairs = Counter(pair for doc in words for pair in zip(doc, doc[1:], strict=False))
+  firsts = Counter()
+  for (first, _), count in pairs.items():
+    firsts[first] += count
+  assert len(firsts) == 512
+  total = sum(pairs.values())
+  entropy = -sum(n / total * log2(n / firsts[first]) for (first, _), n in pairs.items())
+  assert abs(entropy - 2.7296) < 0.04
+
+
+@pytest.mark.parametrize(
+  ('fields', 'cause'),
+  [
+    ({'kind': 'textt'}, 'kind=textt is no kind of source'),
+    ({'kind': 'text'}, 'path is empty for a source of kind=text'),
+    ({'path': 'x.txt'}, "path='x.txt' means nothing to a source of kind=builtin"),
+    ({'kind': 'jsonl', 'path': 'x', 'separator': ';'}, "separator=';' means nothing"),
+    ({'weight': 0.0}, 'weight=0.0 is not positive'),
+    ({'weight': float('nan')}, 'weight=nan is not positive'),
+    ({'kind': 'synthetic', 'documents': 0}, 'documents=0 is not positive'),
+    ({'template': '{'}, "template='{' is malformed"),
+  ],
+)
+def test_bad_sources(fields, cause):
+  with pytest.raises(ValueError) as caught:
+    Source(**fields)
+  assert str(caught.value).startswith(cause)
+  assert '\nfix: ' in str(caught.value)
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+  """A TFDS data set of our own, written as array_record without TensorFlow."""
+  import numpy as np
+  import tensorflow_datasets as tfds
+
+  class TinyTalk(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+      features = {'text': tfds.features.Text(), 'n': tfds.features.Scalar(np.int64)}
+      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, _):
+      return {'train': self._generate_examples(0, 5), 'test': self._generate_examples(5, 8)}
+
+    def _generate_examples(self, first, last):
+      for n in range(first, last):
+        yield n, {'text': f'talk {n} é', 'n': n}
+
+  folder = tmp_path_factory.mktemp('tfds')
+  TinyTalk(data_dir=folder, file_format='array_record').download_and_prepare()
+  return folder
+
+
+def test_tfds_is_read_without_tensorflow(prepared):
+  """In a process of its own, as another test may have imported TensorFlow."""
+  code = f"""
+import sys
+from gpt_jax.data import DataConfig, Source, documents
+source = Source('tfds', 'tiny_talk', template='{{text}} #{{n}}', data_dir={str(prepared)!r},
+                valid_split='test')
+cfg = DataConfig({{'talk': source}})
+print(sorted(documents(cfg, 'train')), sorted(documents(cfg, 'valid')))
+assert not {{'tensorflow', 'torch'}} & set(sys.modules), 'heavy imports'
+"""
+  env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
+  result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env)
+  assert result.returncode == 0, result.stderr
+  train = [('talk', f'talk {n} é #{n}') for n in range(5)]
+  valid = [('talk', f'talk {n} é #{n}') for n in range(5, 8)]
+  assert result.stdout.strip() == f'{train} {valid}'
+
+
+def test_tfds_files_of_a_bucket_are_hashed_by_their_urls(bucket, tmp_path, monkeypatch):
+  (tmp_path / 'a').write_bytes(b'records')
+  bucket.pipe('/bucket/a', b'records')
+
+  def content(path):
+    split = types.SimpleNamespace(filepaths=[path])
+    info = types.SimpleNamespace(splits={'train': split}, features={}, full_name='mine/1.0.0')
+    monkeypatch.setattr(record_sources, '_tfds_builder', lambda source: types.SimpleNamespace(info=info))
+    return open_source(Source('tfds', 'mine'), 'train').content()
+
+  assert content('memory://bucket/a') == content(tmp_path / 'a')
+  with pytest.raises(ValueError, match=r'nosuch://bucket/a cannot be read(.|\n)*\nfix: '):
+    content('nosuch://bucket/a')
+
+
+def test_tfds_errors_say_what_to_do(prepared):
+  def tfds_source(**fields):
+    return Source('tfds', **{'path': 'tiny_talk', 'data_dir': str(prepared), **fields})
+
+  cause = error(tfds_source(train_split='dev'))
+  assert cause == 'split dev of tfds path=tiny_talk does not exist'
+  assert 'Dataset nosuchset not found' in error(tfds_source(path='nosuchset'))
+  with pytest.raises(ValueError, match=r'not prepared as array_record') as caught:
+    open_source(tfds_source(path='mnist'), 'train')
+  command = str(caught.value).split('\nfix: python -c ')[1]
+  assert f"tfds.builder('mnist', data_dir='{prepared}', file_format='array_record')" in command
+  assert open_source(tfds_source(), 'train').content().startswith('tiny_talk/1.0.0-train-')
+
+
+def test_gsm8k_by_template(data_dir):
+  source = Source('jsonl', str(data_dir / 'gsm8k' / 'test.jsonl'), 'Q: {question}\nA: {answer}')
+  lines = (data_dir / 'gsm8k' / 'test.jsonl').read_text().splitlines()
+  records = list(open_source(source, 'train').records())
+  assert len(records) == len(lines) == 1319
+  assert records[0][1]['question'] == json.loads(lines[0])['question']

@@ -1,0 +1,224 @@
+"""Tasks on a trained model: every validation token is scored once, by the weights of the run."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from gpt_jax import data
+from gpt_jax.data import Source
+from gpt_jax.evaluation import evaluate, trained
+from gpt_jax.runs import run_folder
+from tests import models, tiny_runs
+from tests.tiny_runs import assert_two_lines
+
+T = 32  # length of the run's rows
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled(tmp_path_factory):
+  """Equal programs are compiled once."""
+  with tiny_runs.compiled_programs(tmp_path_factory):
+    yield
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  return tiny_runs.finished(tmp_path_factory)
+
+
+@pytest.fixture(scope='module')
+def subject(run, tmp_path_factory):
+  """The finished run; token caches go elsewhere."""
+  cache = tmp_path_factory.mktemp('cache')
+  return dataclasses.replace(trained.load(run).subject(), cache_dir=cache)
+
+
+def with_data(subject, section):
+  """The same model on other data."""
+  cfg = dataclasses.replace(subject.cfg, data=section)
+  return dataclasses.replace(subject, cfg=cfg, caches={})
+
+
+def on_text(subject, folder, text):
+  """The same model on another validation text."""
+  (folder / 'train.txt').write_text('not read')
+  (folder / 'valid.txt').write_text(text)
+  source = Source('text', str(folder / 'train.txt'), valid_path=str(folder / 'valid.txt'))
+  return with_data(subject, dataclasses.replace(subject.cfg.data, mixture={'other': source}))
+
+
+def valid_cache(subject):
+  [name] = data.source_names(subject.cfg.data, 'valid')
+  return data.token_cache(subject.cfg.data, name, subject.tokenizers, 'valid', subject.cache_dir)
+
+
+def values(rows):
+  """{metric: value}, once it is clear that all rows are about the same."""
+  assert len({json.dumps({**row, 'metric': '', 'value': 0}) for row in rows}) == 1
+  return {row['metric']: row['value'] for row in rows}
+
+
+def plain_nats(subject, stride):
+  """Nats of every token but the first, window by window, in numpy from uncached logits."""
+  ids = np.asarray(valid_cache(subject).ids).astype(int)
+  total, scored, rows = 0.0, set(), []
+  starts = [0]
+  while starts[-1] + T < len(ids) - 1:
+    starts.append(starts[-1] + stride)
+  for start in starts:
+    row = ids[start : start + T]
+    rows.append(np.pad(row, (0, T - len(row))))
+  for first in range(0, len(rows), 64):
+    piece = np.stack(rows[first : first + 64] + [rows[0]] * max(0, first + 64 - len(rows)))
+    logits = np.asarray(models.logits(subject.model, piece.astype(np.int32)), np.float64)
+    for start, row in zip(starts[first : first + 64], logits, strict=False):
+      for place in range(T):
+        target = start + place + 1
+        if target >= len(ids) or target in scored:
+          continue
+        scored.add(target)
+        peak = row[place].max()
+        log_z = peak + math.log(np.exp(row[place] - peak).sum())
+        total += log_z - row[place, ids[target]]
+  assert scored == set(range(1, len(ids)))
+  return total
+
+
+@pytest.mark.parametrize('stride', [T, 20, 5])
+def test_the_whole_text_is_scored_once_as_by_a_plain_loop(subject, tmp_path, stride):
+  small = on_text(subject, tmp_path, 'bamaf teal sooz. ' * 12 + 'kain')
+  rows = evaluate.run(small, ['perplexity'], stride=stride)
+  found, cache = values(rows), valid_cache(small)
+  tokens = len(cache.ids) - 1
+  assert len(cache.ids) == 17 * 12 + 4
+  assert {(row['tokens'], row['stride'], row['source']) for row in rows} == {(tokens, stride, 'other')}
+  nats = plain_nats(small, stride)
+  assert found['nats_per_token'] == pytest.approx(nats / tokens, rel=1e-5)
+  assert found['bits_per_token'] == pytest.approx(nats / tokens / math.log(2), rel=1e-5)
+  assert found['bits_per_byte'] == pytest.approx(nats / math.log(2) / cache.bytes, rel=1e-5)
+
+
+def test_bytes_are_those_of_utf8(subject, tmp_path):
+  text = 'é' * 50
+  small = on_text(subject, tmp_path, text)
+  found = values(evaluate.run(small, ['perplexity']))
+  assert valid_cache(small).bytes == 100
+  total = found['bits_per_token'] * 99
+  assert found['bits_per_byte'] == pytest.approx(total / 100, rel=1e-6)
+
+
+def test_the_end_of_training_and_the_run_folder_agree(subject, run):
+  """Training evaluates the average of the weights, and so does whoever opens the folder."""
+  result = run_folder.read_result(run)
+  assert evaluate.run(subject, ['perplexity']) == result['evaluations']
+  assert values(result['evaluations'])['nats_per_token'] == result['valid_loss']
+
+
+def test_rows_at_once_do_not_matter(subject):
+  few = values(evaluate.run(dataclasses.replace(subject, batch_size=8), ['perplexity']))
+  many = values(evaluate.run(dataclasses.replace(subject, batch_size=24), ['perplexity']))
+  assert few == pytest.approx(many, rel=1e-6)
+
+
+def test_a_limit_scores_a_part(subject):
+  [nats, bits] = evaluate.run(subject, ['perplexity'], limit=600)
+  assert (nats['metric'], bits['metric']) == ('nats_per_token', 'bits_per_token')
+  assert nats['tokens'] == 1024  # the first two batches of 16 rows
+  [whole, *_] = evaluate.run(subject, ['perplexity'])
+  assert whole['tokens'] == len(valid_cache(subject).ids) - 1
+  assert nats['value'] != whole['value']
+  rows = evaluate.run(subject, ['perplexity'], limit=10**9)
+  assert rows[0] == whole
+
+
+def test_documents_that_are_masked_begin_with_a_token_that_is_not_scored(subject, tmp_path):
+  small = on_text(subject, tmp_path, 'bama. teal. sooz')
+  section = dataclasses.replace(
+    small.cfg.data,
+    mask_documents=True,
+    mixture={'other': dataclasses.replace(small.cfg.data.mixture['other'], separator='. ')},
+  )
+  masked = with_data(small, section)
+  rows = evaluate.run(masked, ['perplexity'])
+  cache = valid_cache(masked)
+  assert len(cache.offsets) == 3
+  assert rows[0]['tokens'] == len(cache.ids) - 3
+  assert {row['metric'] for row in rows} == {'nats_per_token', 'bits_per_token'}
+
+
+def test_sources_are_scored_apart(subject):
+  mixture = {name: Source('synthetic', documents=20, seed=seed) for seed, name in enumerate('ab')}
+  section = dataclasses.replace(subject.cfg.data, mixture=mixture)
+  both = with_data(subject, section)
+  rows = [row for row in evaluate.run(both, ['perplexity']) if row['metric'] == 'nats_per_token']
+  assert [row['source'] for row in rows] == ['a', 'b']
+  alone = with_data(subject, dataclasses.replace(section, mixture={'b': mixture['b']}))
+  assert evaluate.run(alone, ['perplexity'])[0] == rows[1]
+
+
+def test_the_training_part_can_be_scored(subject):
+  [row, *_] = evaluate.run(subject, ['perplexity'], split='train', limit=100)
+  assert row['split'] == 'train'
+  assert row['value'] < math.log(272) - 1
+
+
+def test_nothing_kept_for_validation_is_no_row(subject):
+  section = dataclasses.replace(subject.cfg.data, valid_fraction=0.0)
+  assert evaluate.run(with_data(subject, section), ['perplexity']) == []
+
+
+def test_what_cannot_be_scored(subject, tmp_path):
+  with pytest.raises(ValueError) as error:
+    evaluate.run(subject, ['perplexity', 'perplexty'])
+  assert_two_lines(error.value, '--tasks=perplexty')
+  for stride in (-1, T + 1):
+    with pytest.raises(ValueError) as error:
+      evaluate.run(subject, ['perplexity'], stride=stride)
+    assert_two_lines(error.value, f'stride={stride}')
+  with pytest.raises(ValueError) as error:
+    evaluate.run(on_text(subject, tmp_path, 'x'), ['perplexity'])
+  assert_two_lines(error.value, 'data.mixture.other has no valid token')
+
+
+def test_the_compiled_score_is_shared(subject):
+  again = dataclasses.replace(subject, model=jax.tree.map(lambda x: x, subject.model))
+  assert again.score is subject.score
+
+
+def test_answers_are_scored_and_their_questions_are_not(subject, tmp_path):
+  """Text with a condition: only what the model has to make counts."""
+  pairs = [{'q': f'{n} of bama', 'a': 'teal' if n % 3 else 'sooz ta'} for n in range(40)]
+  (tmp_path / 'pairs.jsonl').write_text('\n'.join(map(json.dumps, pairs)))
+  source = Source('jsonl', str(tmp_path / 'pairs.jsonl'), template='{q} -> {a}')
+  section = data.DataConfig(mixture={'pairs': source}, packing='first_fit', valid_fraction=0.5)
+  asked = with_data(subject, section)
+  row, _ = evaluate.run(asked, ['perplexity'])  # in nats, in bits
+  found = [pieces for _, pieces in data.examples(section, 'pairs', 'valid')]
+  assert row['tokens'] == sum(len(pieces[-1].value) + 1 for pieces in found)
+  assert asked.target_nats(found).sum() == pytest.approx(row['value'] * row['tokens'], rel=0.1)
+  rows = evaluate.run(asked, ['answer'], limit=5, max_new_tokens=4)
+  assert {row['n'] for row in rows} == {5}
+  assert {row['metric']: row['value'] for row in rows}['exact_match'] == 0
+  answers = sum(pieces[-1].value == 'teal' for pieces in found)
+  [exact, *_] = evaluate.run(asked, ['answer'], limit=len(found), max_new_tokens=4)
+  assert exact['chance'] == pytest.approx(answers / len(found))
+
+
+def test_all_tasks_are_those_that_fit(subject):
+  rows = evaluate.run(subject, ['all'])
+  assert rows == evaluate.run(subject, ['perplexity'])
+  with pytest.raises(ValueError) as error:
+    evaluate.run(subject, ['perplexity', 'speak'])
+  assert_two_lines(error.value, '--tasks=speak', '{name} -> {audio:audio}', "'{text}'")
+
+
+def test_a_line_for_each_row():
+  row = dict(task='draw', metric='accuracy', value=0.75, source='s', split='test', n=4)
+  assert evaluate.line(row).split() == ['draw', 'accuracy', '0.7500', 's', 'test,', 'n', '4']
+  more = row | {'interval': [0.5, 0.9], 'chance': 0.1, 'baseline': 1.0, 'tokens': 7}
+  text = 'draw accuracy 0.7500 [0.5000, 0.9000] chance 0.1000, baseline 1.0000, s test, n 4, 7 tokens'
+  assert evaluate.line(more).split() == text.split()

@@ -1,0 +1,791 @@
+"""Hugging Face models: the same logits, bit-equal round trips, and no silent difference."""
+
+import contextlib
+import dataclasses
+import json
+import struct
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from gpt_jax import config, sample, step
+from gpt_jax import train as training
+from gpt_jax.evaluation import evaluate, trained
+from gpt_jax.interop import families, huggingface, tokenizer_files
+from gpt_jax.jobs import language_model
+from gpt_jax.model import gpt, positions
+from gpt_jax.model.config import ModelConfig
+from gpt_jax.runs import run_folder
+from gpt_jax.sample import SampleConfig
+from gpt_jax.sampling import completions
+from gpt_jax.step import params_of
+from gpt_jax.tokenizers import SPECIALS, TokenizerConfig, Tokenizers, grammar, text
+from gpt_jax.training import checkpoint
+from tests import command_line, models
+from tests.tokenizers.test_tokenizers import CORPUS, make, write_gpt2
+
+SIZES = dict(layers=2, width=24, heads=4, vocab=131, context=32, hidden=40)
+GPT2 = dict(norm='layernorm', positions='learned', mlp='gelu', attention_bias=True, mlp_bias=True)
+BANDS = dict(rope_scaling='llama3', rope_factor=4.0, rope_original_context=16, rope_theta=500.0)
+YARN = dict(rope_scaling='yarn', rope_factor=3.0, rope_original_context=64, rope_beta_fast=4.0)
+# What we can express, family by family; each row is exported, read by transformers, imported again.
+OURS = {
+  'gpt2': ('gpt2', GPT2),
+  'gpt2_untied': ('gpt2', GPT2 | dict(mlp='gelu_exact', tied_head=False, hidden=0)),
+  'gpt2_relu2': ('gpt2', GPT2 | dict(mlp='relu2', heads=3, norm_eps=1e-3)),
+  'llama': ('llama', dict(kv_heads=2, tied_head=False)),
+  'llama3': ('llama', BANDS | dict(head_dim=8, kv_heads=1, attention_bias=True, mlp_bias=True)),
+  'yarn': ('llama', YARN | dict(head_dim=16, rope_theta=100.0, norm_eps=1e-6)),
+  'yarn_factor': ('llama', YARN | dict(head_dim=16, rope_attention_factor=1.5)),
+  'linear': ('llama', dict(rope_scaling='linear', rope_factor=4.0, mlp='geglu')),
+  'ntk': ('llama', dict(rope_scaling='ntk', rope_factor=4.0)),
+  'mistral': ('mistral', dict(window=5, kv_heads=2, heads=6, head_dim=6)),
+  'odd_heads': ('mistral', dict(heads=5, kv_heads=1, head_dim=4)),
+  'qwen3': ('qwen3', dict(qk_norm=True, head_dim=10, attention_bias=True)),
+  'qwen3_windows': ('qwen3', dict(qk_norm=True, window=3, window_pattern='LS')),
+}
+# What transformers can express: class, settings, and the row of OURS that it is exported as.
+ROPE3 = dict(rope_type='llama3', rope_theta=500.0, factor=4.0, low_freq_factor=1.0)
+ROPE3 |= dict(high_freq_factor=4.0, original_max_position_embeddings=16)
+YARN5 = dict(rope_type='yarn', rope_theta=100.0, factor=3.0, beta_fast=4.0)
+YARN5 |= dict(original_max_position_embeddings=64)
+MSCALE = dict(mscale=2.0, mscale_all_dim=0.5)
+THEIRS = {
+  'gpt2': ('GPT2', dict(n_embd=24, n_layer=2, n_head=3, n_positions=32)),
+  'gpt2_gelu': (
+    'GPT2',
+    dict(
+      n_embd=20,
+      n_layer=2,
+      n_head=2,
+      n_positions=32,
+      n_inner=30,
+      activation_function='gelu',
+      tie_word_embeddings=False,
+    ),
+  ),
+  'llama': ('Llama', dict()),
+  'llama3': (
+    'Llama',
+    dict(
+      head_dim=8,
+      num_key_value_heads=1,
+      attention_bias=True,
+      mlp_bias=True,
+      tie_word_embeddings=True,
+      rope_parameters=ROPE3,
+    ),
+  ),
+  'yarn': ('Llama', dict(head_dim=16, rope_parameters=YARN5)),
+  'mscale': ('Llama', dict(head_dim=16, rope_parameters=YARN5 | MSCALE)),
+  'linear': (
+    'Llama',
+    dict(
+      hidden_act='gelu_pytorch_tanh', rope_parameters=dict(rope_type='linear', rope_theta=100.0, factor=4.0)
+    ),
+  ),
+  'mistral': ('Mistral', dict(sliding_window=5, head_dim=10)),
+  'mistral_no_window': ('Mistral', dict(sliding_window=None)),
+  'qwen2': ('Qwen2', dict(tie_word_embeddings=True)),
+  'qwen3': ('Qwen3', dict(head_dim=10, use_sliding_window=True, sliding_window=4, max_window_layers=1)),
+}
+
+
+def model_config(name):
+  return dataclasses.replace(ModelConfig(**(SIZES | OURS[name][1])), norm_bias=True)
+
+
+def write(folder, name='llama', toks=None, seed=0):
+  """An exported random model of OURS -> (its config, its GPT)."""
+  cfg = model_config(name)
+  if toks is not None:
+    cfg = dataclasses.replace(cfg, vocab=toks.vocabulary.size)
+  model = models.fill(cfg.resolved(), seed)
+  huggingface.export_model(cfg, model, toks, folder)
+  return cfg, model
+
+
+def edit(folder, remove=(), **changes):
+  """Change config.json."""
+  path = folder / 'config.json'
+  content = json.loads(path.read_text()) | changes
+  path.write_text(json.dumps({k: v for k, v in content.items() if k not in remove}))
+
+
+def retensor(folder, change, name='model.safetensors'):
+  """Rewrite the weights through `change(dict of arrays)`."""
+  files = load_file(folder / 'model.safetensors')
+  (folder / 'model.safetensors').unlink()
+  save_file(change(dict(files)), folder / name)
+
+
+@contextlib.contextmanager
+def fails(*words):
+  """Expect an error of two lines, cause and fix, whose cause has these words."""
+  with pytest.raises((ValueError, OSError)) as error:
+    yield error
+  cause, fix = str(error.value).split('\n')
+  assert fix.startswith('fix: ')
+  for word in words:
+    assert word in cause
+
+
+def assert_same_params(model, other, vocab):
+  """Bit-equal, rows of padding apart, which are zero after an import."""
+  params, others = models.params(model), models.params(other)
+  assert params.keys() == others.keys()
+  for path, array in params.items():
+    if path.endswith('_VD'):
+      assert not others[path][vocab:].any()
+      array, others[path] = array[:vocab], others[path][:vocab]
+    np.testing.assert_array_equal(array, others[path], err_msg=path)
+
+
+def rows(vocab, length=24):
+  return models.tokens(2, length, vocab)
+
+
+def our_logits(model, ids_BT):
+  logits_BTV = np.asarray(models.logits(model, jnp.asarray(ids_BT)))
+  assert (logits_BTV[..., model.cfg.vocab :] == -1e30).all()
+  return logits_BTV[..., : model.cfg.vocab]
+
+
+# ------------------------------------------------------------------------- against transformers
+
+
+@pytest.fixture(scope='module')
+def hf():
+  """transformers, quiet, on one thread."""
+  torch = pytest.importorskip('torch', reason='torch is not installed: pip install .[interop]')
+  hf = pytest.importorskip('transformers', reason='transformers is not installed')
+  torch.set_num_threads(1)
+  hf.logging.set_verbosity_error()
+  hf.logging.disable_progress_bar()
+  return hf
+
+
+def their_logits(model, ids_BT):
+  import torch
+
+  with torch.no_grad():
+    return model.eval()(torch.tensor(ids_BT, dtype=torch.long)).logits.numpy()
+
+
+@pytest.mark.parametrize('name', THEIRS)
+def test_imported_logits_are_transformers_logits(name, hf, tmp_path):
+  import torch
+
+  family, fields = THEIRS[name]
+  shape = dict(
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=32,
+  )
+  shape = {} if family == 'GPT2' else shape
+  special = dict(bos_token_id=None, eos_token_id=None)
+  cfg = getattr(hf, f'{family}Config')(**(dict(vocab_size=131) | special | shape | fields))
+  theirs = getattr(hf, f'{family}LMHeadModel' if family == 'GPT2' else f'{family}ForCausalLM')(cfg)
+  generator = torch.Generator().manual_seed(0)
+  with torch.no_grad():  # norms and biases too: a term left out is seen
+    for p in theirs.parameters():
+      p.add_(torch.randn(p.shape, generator=generator) * 0.3)
+  theirs.save_pretrained(tmp_path)
+  _, ours, toks = huggingface.import_model(tmp_path)
+  ids_BT = rows(131)
+  expected = their_logits(theirs, ids_BT)
+  difference = np.abs(our_logits(ours, ids_BT) - expected).max()
+  print(f'{name}: largest logit {np.abs(expected).max():.2f}, largest difference {difference:.1e}')
+  assert toks is None
+  assert np.abs(expected).max() > 1
+  assert difference < 1e-4
+
+
+@pytest.mark.parametrize('name', OURS)
+def test_transformers_computes_what_we_export(name, hf, tmp_path):
+  _, model = write(tmp_path, name)
+  theirs, info = hf.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+  assert not any(info[key] for key in ('missing_keys', 'unexpected_keys', 'mismatched_keys'))
+  assert theirs.config.model_type == OURS[name][0]
+  ids_BT = rows(131)
+  difference = np.abs(our_logits(model, ids_BT) - their_logits(theirs, ids_BT)).max()
+  print(f'{name}: largest difference {difference:.1e}')
+  assert difference < 1e-4
+
+
+@pytest.mark.parametrize('specials', [(), SPECIALS], ids=['own', 'ours'])
+@pytest.mark.parametrize('kind', ['bytes', 'chars', 'bpe', 'gpt2', 'huggingface'])
+def test_auto_tokenizer_is_our_tokenizer(kind, specials, hf, tmp_path):
+  toks = Tokenizers.build(make(kind), specials=specials)
+  for family in ('gpt2', 'llama'):
+    write(tmp_path / family, family, toks)
+    theirs = hf.AutoTokenizer.from_pretrained(tmp_path / family)
+    string = CORPUS[:180].replace('<|endoftext|>', '  ')
+    ids = toks.encode_text(string)
+    assert theirs(string, add_special_tokens=False)['input_ids'] == ids
+    assert theirs.decode(ids) == toks.decode_text(ids)
+    assert len(theirs) == toks.vocabulary.size
+    roles = {role: getattr(theirs, f'{role}_token_id') for role in ('pad', 'bos', 'eos')}
+    assert roles == {role: dict(toks.vocabulary.specials).get(role) for role in roles}
+    if 'eos' in specials:  # what a model ends a text with is not shown
+      eos = toks.vocabulary.special('eos')
+      assert theirs.decode([*ids, eos], skip_special_tokens=True) == toks.decode_text(ids)
+      model = hf.AutoModelForCausalLM.from_pretrained(tmp_path / family)
+      assert model.generation_config.eos_token_id == eos
+
+
+@pytest.mark.parametrize('family', families.FAMILIES)
+def test_absent_keys_take_transformers_defaults(family, hf):
+  """As in GPT-2's own config.json, which is older than many keys."""
+  least = dict(vocab_size=131, hidden_size=96, intermediate_size=40, num_hidden_layers=2)
+  least = dict(least, num_attention_heads=32, layer_types=None)
+  if family == 'gpt2':
+    least = dict(vocab_size=131, n_embd=24, n_layer=2, n_head=3)
+  name = {'gpt2': 'GPT2'}.get(family, family.capitalize())
+  whole = getattr(hf, f'{name}Config')(**least).to_dict()
+  assert families.read_config(least | {'model_type': family}) == families.read_config(whole)
+  if family.startswith('qwen'):
+    least |= dict(use_sliding_window=True, max_window_layers=1)
+    whole = getattr(hf, f'{name}Config')(**least).to_dict()
+    read = families.read_config(least | {'model_type': family})
+    assert read == families.read_config(whole)
+    assert read[1]['window'] == 4096
+    assert read[1]['window_pattern'] == 'LS'
+
+
+# ---------------------------------------------------------------------------- there and back
+
+
+def meaning(cfg):
+  """What a config computes, sizes of 0 and equal spellings resolved."""
+  fields = dataclasses.asdict(cfg) | cfg.dims | {'windows': cfg.windows()}
+  if cfg.positions == 'rope':
+    fields['frequencies'] = positions.rope_frequencies(cfg).tolist()
+    fields['attention'] = positions.rope_attention_factor(cfg)
+  spellings = ('kv_heads', 'head_dim', 'hidden', 'window_pattern', 'init_projections')
+  return {k: v for k, v in fields.items() if k not in spellings and not k.startswith('rope_')}
+
+
+@pytest.mark.parametrize('name', OURS)
+def test_export_then_import_is_bit_equal(name, tmp_path):
+  cfg, model = write(tmp_path, name)
+  back, again, toks = huggingface.import_model(tmp_path)
+  assert_same_params(model, again, cfg.vocab)
+  assert meaning(back) == meaning(cfg)
+  assert toks is None
+  assert json.loads((tmp_path / 'config.json').read_text())['model_type'] == OURS[name][0]
+
+
+def test_layouts_are_those_of_the_families(tmp_path):
+  """Index by index, without any library: out of heads and head widths, row-major."""
+  cfg, model = write(tmp_path / 'gpt2', 'gpt2')
+  files, p = load_file(tmp_path / 'gpt2/model.safetensors'), models.params(model)
+  D, H, K = cfg.width, cfg.heads, cfg.K
+  packed = files['transformer.h.1.attn.c_attn.weight']
+  for part, name in enumerate(('wq_DHK', 'wk_DGK', 'wv_DGK')):
+    w_DHK = p[f'blocks/attention/{name}'][1]
+    assert all(
+      packed[d, part * D + h * K + k] == w_DHK[d, h, k] for d in range(D) for h in range(H) for k in range(K)
+    )
+  cfg, model = write(tmp_path / 'llama', 'llama')
+  files, p = load_file(tmp_path / 'llama/model.safetensors'), models.params(model)
+  wk_GKD = files['model.layers.0.self_attn.k_proj.weight'].reshape(cfg.G, cfg.K, cfg.width)
+  np.testing.assert_array_equal(wk_GKD[1, 2], p['blocks/attention/wk_DGK'][0, :, 1, 2])
+  np.testing.assert_array_equal(files['model.layers.1.mlp.gate_proj.weight'].T, p['blocks/mlp/gate_DF'][1])
+
+
+def test_old_and_new_spellings_of_rope_are_one():
+  _, hf = families.write_config(model_config('llama3'))
+  new = families.read_config({k: v for k, v in hf.items() if k not in ('rope_theta', 'rope_scaling')})
+  old = families.read_config({k: v for k, v in hf.items() if k != 'rope_parameters'})
+  older = dict(hf['rope_scaling'])
+  older['type'] = older.pop('rope_type')
+  oldest = families.read_config({**hf, 'rope_parameters': None, 'rope_scaling': older})
+  assert new == old == oldest
+  assert new[1]['rope_scaling'] == 'llama3'
+  assert new[1]['rope_theta'] == 500.0
+
+
+def test_qwen2_lacks_the_bias_of_the_output(tmp_path):
+  """Its zeros compute the same, and it is exported as a Llama that has the bias."""
+  write(tmp_path / 'a', 'llama3')
+  edit(tmp_path / 'a', model_type='qwen2', mlp_bias=False)
+  absent = ('o_proj.bias', 'up_proj.bias', 'gate_proj.bias', 'down_proj.bias')
+  retensor(tmp_path / 'a', lambda files: {k: v for k, v in files.items() if not k.endswith(absent)})
+  cfg, back, _ = huggingface.import_model(tmp_path / 'a')
+  assert not models.params(back)['blocks/attention/o_bias_D'].any()
+  assert models.params(back)['blocks/attention/q_bias_HK'].any()
+  assert huggingface.export_model(cfg, back, None, tmp_path / 'b') == 'llama'
+  _, again, _ = huggingface.import_model(tmp_path / 'b')
+  assert_same_params(back, again, cfg.vocab)
+
+
+@pytest.mark.parametrize(
+  ('name', 'changes', 'words'),
+  [
+    ('gpt2', dict(model_type='bert'), ['model_type', 'bert']),
+    ('gpt2', dict(scale_attn_weights=False), ['scale_attn_weights=False', 'root']),
+    ('gpt2', dict(scale_attn_by_inverse_layer_idx=True), ['scale_attn_by_inverse_layer_idx']),
+    ('gpt2', dict(reorder_and_upcast_attn=True), ['reorder_and_upcast_attn']),
+    ('gpt2', dict(add_cross_attention=True), ['add_cross_attention']),
+    ('gpt2', dict(activation_function='tanh'), ['tanh']),
+    ('gpt2', dict(quantization_config={'bits': 4}), ['quantization_config']),
+    ('gpt2', dict(n_embd=None), ['n_embd']),
+    ('gpt2', dict(n_layer='two'), ['n_layer']),
+    ('gpt2', dict(layer_norm_epsilon='x'), ['norm_eps', 'str']),
+    ('llama', dict(hidden_act='gelu'), ["'gelu'", 'MLP']),
+    ('llama', dict(rope_scaling={'type': 'dynamic', 'factor': 2.0}), ['dynamic']),
+    ('llama', dict(rope_scaling={'type': 'linear'}), ['factor']),
+    ('llama', dict(rope_scaling='linear'), ['linear']),
+    ('llama', dict(rope_scaling={'full_attention': {}}), ['full_attention']),
+    ('llama', dict(partial_rotary_factor=0.5), ['partial_rotary_factor=0.5']),
+    ('llama', dict(sliding_window=4), ['sliding_window=4']),
+    ('yarn', dict(rope_scaling={'rope_type': 'yarn', 'truncate': False}), ['truncate']),
+    ('qwen3_windows', dict(layer_types=['sliding_attention']), ['layer_types', '2 layers']),
+    ('qwen3_windows', dict(use_sliding_window=False), ['layer_types', 'sliding_window=None']),
+    ('qwen3_windows', dict(layer_types=['chunked_attention'] * 2), ['chunked_attention']),
+    ('llama', dict(num_key_value_heads=3), ['kv_heads=3']),
+  ],
+)
+def test_what_we_cannot_compute_is_refused(name, changes, words, tmp_path):
+  write(tmp_path, name)
+  edit(tmp_path, **changes)
+  with fails(*words):
+    huggingface.import_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('name', 'fields', 'lacks'),
+  [
+    ('gpt2', dict(qk_norm=True), dict(gpt2='qk_norm=True', qwen3='positions=learned')),
+    ('gpt2', dict(attention_bias=False), dict(gpt2='attention_bias=False', llama='mlp=gelu')),
+    ('gpt2', dict(kv_heads=1), dict(gpt2='kv_heads=1', llama='norm=layernorm, model.mlp=gelu')),
+    ('llama', dict(mlp='relu2'), dict(gpt2='norm=rmsnorm', llama='mlp=relu2', mistral='mlp=relu2')),
+    (
+      'llama',
+      dict(logit_softcap=9.0, norm_position='post'),
+      dict(gpt2='softcap=9.0', llama='lacks model.norm_position=post, model.logit_softcap=9.0'),
+    ),
+    (
+      'llama',
+      dict(embed_scale=0.0, residual_scale=0.5, experts=2, mlp_bias=False),
+      dict(llama='lacks model.embed_scale=0.0, model.residual_scale=0.5, model.experts=2'),
+    ),
+    ('llama', dict(attention_softcap=1.0), dict(gpt2='positions=rope', llama='softcap=1.0')),
+    ('llama3', dict(window=5), dict(llama='lacks model.window=5')),
+    (
+      'mistral',
+      dict(attention_bias=True, heads=4),
+      dict(llama='lacks model.window=5', mistral='lacks model.attention_bias=True'),
+    ),
+    ('mistral', dict(window_pattern='SL'), dict(gpt2='window=5', mistral='lacks model.window=5')),
+    ('qwen3', dict(mlp_bias=True), dict(llama='lacks model.qk_norm=True', qwen3='lacks model.mlp_bias=True')),
+  ],
+)
+def test_what_no_family_has_is_listed(name, fields, lacks, tmp_path):
+  cfg = dataclasses.replace(model_config(name), **fields)
+  with fails('no family has all these settings') as error:
+    huggingface.export_model(cfg, models.fill(cfg.resolved()), None, tmp_path / 'out')
+  parts = str(error.value).split('\n')[0].split(': ')[1].split('; ')
+  said = {part.split()[0]: part for part in parts}
+  for family, words in lacks.items():
+    assert words in said[family]
+  assert not (tmp_path / 'out').exists()
+
+
+# ------------------------------------------------------------------------------------- files
+
+
+def test_shards_and_their_index(tmp_path):
+  cfg, model = write(tmp_path)
+  files = load_file(tmp_path / 'model.safetensors')
+  (tmp_path / 'model.safetensors').unlink()
+  names = sorted(files)
+  parts = {'model-1-of-2.safetensors': names[::2], 'model-2-of-2.safetensors': names[1::2]}
+  for part, members in parts.items():
+    save_file({name: files[name] for name in members}, tmp_path / part)
+  with fails('2 safetensors files', huggingface.INDEX):
+    huggingface.import_model(tmp_path)
+  index = {'weight_map': {name: part for part, members in parts.items() for name in members}}
+  (tmp_path / huggingface.INDEX).write_text(json.dumps(index))
+  _, back, _ = huggingface.import_model(tmp_path)
+  assert_same_params(model, back, cfg.vocab)
+  (tmp_path / 'model-2-of-2.safetensors').rename(tmp_path / 'elsewhere')
+  with fails('model-2-of-2.safetensors'):
+    huggingface.import_model(tmp_path)
+
+
+@pytest.mark.parametrize('dtype', [ml_dtypes.bfloat16, np.float16])
+def test_half_precision_becomes_float32(dtype, tmp_path):
+  _, model = write(tmp_path)
+  retensor(tmp_path, lambda files: {name: array.astype(dtype) for name, array in files.items()})
+  _, back, _ = huggingface.import_model(tmp_path)
+  for path, array in params_of(model).items():
+    stored = np.asarray(params_of(back)[path])
+    assert stored.dtype == np.float32
+    rows = slice(SIZES['vocab'] if path.endswith('_VD') else None)
+    np.testing.assert_array_equal(stored[rows], np.asarray(array)[rows].astype(dtype).astype('f4'))
+
+
+def test_bare_models_buffers_and_tied_heads(tmp_path):
+  """Files of GPT2Model have no prefix; old ones hold masks, and a copy of the tied head."""
+  cfg, model = write(tmp_path, 'gpt2')
+
+  def bare(files):
+    files = {name.removeprefix('transformer.'): array for name, array in files.items()}
+    files |= {f'h.{l}.attn.bias': np.ones((1, 1, 4, 4), np.float32) for l in range(2)}
+    return files | {'lm_head.weight': files['wte.weight'].copy()}
+
+  retensor(tmp_path, bare)
+  _, back, _ = huggingface.import_model(tmp_path)
+  assert_same_params(model, back, cfg.vocab)
+  retensor(tmp_path, lambda files: files | {'lm_head.weight': files['wte.weight'] + 1})
+  with fails('lm_head.weight', 'tie_word_embeddings'):
+    huggingface.import_model(tmp_path)
+
+
+def test_tensors_that_do_not_fit_are_named(tmp_path):
+  write(tmp_path)
+  change = lambda files: {k.replace('q_proj', 'Wq'): v for k, v in files.items()}
+  retensor(tmp_path, change)
+  with fails('missing model.layers.0.self_attn.q_proj.weight, model.layers.1', 'model.layers.0.self_attn.Wq'):
+    huggingface.import_model(tmp_path)
+  retensor(tmp_path, lambda files: {k.replace('Wq', 'q_proj'): v for k, v in files.items()})
+  edit(tmp_path, intermediate_size=41)
+  with fails('mlp.down_proj.weight', 'F32[24, 40]', '[24, 41]'):
+    huggingface.import_model(tmp_path)
+  edit(tmp_path, intermediate_size=40)
+  retensor(tmp_path, lambda files: files | {'lm_head.weight': files['lm_head.weight'].astype('i1')})
+  with fails('lm_head.weight', 'I8'):
+    huggingface.import_model(tmp_path)
+
+
+def test_damaged_and_missing_files_are_named(tmp_path):
+  write(tmp_path)
+  weights = tmp_path / 'model.safetensors'
+  content = weights.read_bytes()
+  for size in (len(content) - 1, 100, 4):
+    weights.write_bytes(content[:size])
+    with fails(str(weights), 'not a whole safetensors file'):
+      huggingface.import_model(tmp_path)
+  weights.rename(tmp_path / 'pytorch_model.bin')
+  with fails('pickles', 'pytorch_model.bin'):
+    huggingface.import_model(tmp_path)
+  (tmp_path / 'pytorch_model.bin').unlink()
+  with fails('0 safetensors files'):
+    huggingface.import_model(tmp_path)
+  (tmp_path / 'config.json').write_text('[]')
+  with fails('config.json'):
+    huggingface.import_model(tmp_path)
+  (tmp_path / 'config.json').unlink()
+  with fails('config.json'):
+    huggingface.import_model(tmp_path)
+  with fails('--source=', 'neither a folder nor a hub id'):
+    huggingface.import_model(tmp_path / 'nowhere')
+
+
+def test_an_export_is_not_mixed_with_other_files(tmp_path):
+  (tmp_path / 'notes.txt').touch()
+  with fails('--out=', 'not empty'):
+    write(tmp_path)
+
+
+def test_hub_ids_are_downloaded_without_pickles(tmp_path, monkeypatch):
+  import huggingface_hub
+
+  _, model = write(tmp_path)
+  asked = []
+
+  def download(name, **options):
+    asked.append((name, options))
+    return str(tmp_path)
+
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', download)
+  cfg, back, _ = huggingface.import_model('someone/some-model')
+  assert_same_params(model, back, cfg.vocab)
+  [(name, options)] = asked
+  assert name == 'someone/some-model'
+  keep = huggingface_hub.utils.filter_repo_objects(
+    [
+      'model.safetensors',
+      'config.json',
+      'tokenizer.model',
+      'merges.txt',
+      'vocab.json',
+      'pytorch_model.bin',
+      'modeling.py',
+      'onnx/config.json',
+      'consolidated.safetensors',
+    ],
+    **options,
+  )
+  assert list(keep) == ['model.safetensors', 'config.json', 'tokenizer.model', 'merges.txt', 'vocab.json']
+
+
+def test_a_hub_that_cannot_be_reached_is_an_error_of_two_lines(tmp_path, monkeypatch):
+  import huggingface_hub
+
+  monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+  monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
+  with fails('--source=someone/some-model', 'could not be downloaded'):
+    huggingface.import_model('someone/some-model')
+
+
+# -------------------------------------------------------------------------------- tokenizers
+
+
+@pytest.mark.parametrize('kind', ['bytes', 'chars', 'bpe', 'gpt2', 'huggingface'])
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_exported_tokenizers_are_exact(kind, data):
+  from tokenizers import Tokenizer
+
+  toks = Tokenizers.build(make(kind))
+  model, specials = tokenizer_files.to_library(toks)
+  theirs = Tokenizer.from_str(json.dumps(model))
+  theirs.encode_special_tokens = True
+  alphabet = st.characters(exclude_categories=('Cs',), exclude_characters='\u2581')
+  string = data.draw(st.text(st.sampled_from(CORPUS) if kind == 'chars' else alphabet))
+  ids = toks.encode_text(string)
+  assert theirs.encode(string, add_special_tokens=False).ids == ids
+  assert theirs.decode(ids, skip_special_tokens=False) == toks.decode_text(ids)
+  some = data.draw(st.lists(st.integers(0, toks.text.size - 1), max_size=9))
+  own = set(dict(toks.vocabulary.specials).values())
+  some = [i for i in some if i not in own]  # half characters, mostly
+  assert theirs.decode(some, skip_special_tokens=False) == toks.decode_text(some)
+  assert {name: theirs.token_to_id(token) for name, token in specials.items()} == dict(
+    toks.vocabulary.specials
+  )
+
+
+def test_a_character_that_the_alphabet_lacks_stays_an_error():
+  from tokenizers import Tokenizer
+
+  model, _ = tokenizer_files.to_library(Tokenizers.build(make('chars')))
+  with pytest.raises(Exception, match='unknown character'):
+    Tokenizer.from_str(json.dumps(model)).encode('\u2603')
+
+
+@pytest.mark.parametrize('kind', ['bytes', 'chars', 'bpe', 'gpt2', 'huggingface', 'sentencepiece'])
+def test_tokenizers_come_back(kind, tmp_path, capsys):
+  toks = Tokenizers.build(make(kind))
+  cfg, model = write(tmp_path, 'llama', toks)
+  assert ('note: ' in capsys.readouterr().out) == (kind == 'sentencepiece')
+  back, again, tokens = huggingface.import_model(tmp_path)
+  assert_same_params(model, again, cfg.vocab)
+  assert back.vocab == toks.vocabulary.size
+  string = CORPUS[:180]
+  assert tokens.encode_text(string) == toks.encode_text(string)
+  ids = toks.encode_text(string)
+  assert tokens.decode_text(ids) == toks.decode_text(ids)
+  assert tokens.vocabulary.special('eos') == toks.vocabulary.special('eos')
+  assert tokens.vocabulary.kinds == ('text',)  # no new specials
+
+
+def test_a_tokenizer_of_too_many_ids_is_refused(tmp_path):
+  write(tmp_path, 'llama')
+  tokenizer_files.write(Tokenizers.build(make('bytes')), tmp_path, 32)
+  with fails('272 ids', '131'):
+    huggingface.import_model(tmp_path)
+
+
+def test_gpt2_files_are_read_only_where_gpt2_is_meant(tmp_path):
+  """Qwen's vocab.json and merges.txt split text by another pattern."""
+  toks = Tokenizers.build(make('gpt2'), specials=())
+  write(tmp_path, 'gpt2', toks)
+  for name in ('tokenizer.json', 'tokenizer_config.json'):
+    (tmp_path / name).unlink()
+  write_gpt2(tmp_path)
+  _, _, back = huggingface.import_model(tmp_path)
+  assert back.text.kind == 'gpt2'
+  assert back.encode_text(CORPUS) == toks.encode_text(CORPUS)
+  (tmp_path / 'tokenizer_config.json').write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+  with fails('Qwen2Tokenizer'):
+    huggingface.import_model(tmp_path)
+
+
+def test_specials_of_config_json_fill_what_the_tokenizer_leaves_out(tmp_path):
+  toks = Tokenizers.build(make('bytes'), specials=())
+  write(tmp_path, 'llama', toks)
+  edit(tmp_path, eos_token_id=10, bos_token_id=[1, 2], pad_token_id=10)
+  _, _, back = huggingface.import_model(tmp_path)
+  assert dict(back.vocabulary.specials) == {'eos': 10}
+
+
+# ------------------------------------------------------------------------------- run folders
+
+
+@pytest.fixture(scope='module')
+def imported(tmp_path_factory):
+  """(source folder, run folder, GPT that was exported) of a tiny Llama that knows bytes."""
+  folder = tmp_path_factory.mktemp('imported')
+  _, model = write(folder / 'source', 'llama', Tokenizers.build(make('bytes')))
+  huggingface.import_run(folder / 'source', folder / 'run')
+  return folder / 'source', folder / 'run', model
+
+
+def test_an_imported_run_is_a_run(imported, tmp_path):
+  source, workdir, model = imported
+  run = trained.load(workdir)
+  assert run.step == 0
+  assert_same_params(model, run.model, model.cfg.vocab)
+  assert run.cfg == config.from_json((workdir / 'config.json').read_text())
+  assert run.cfg.tokenizer == TokenizerConfig('huggingface', str(source))
+  assert text.build(run.cfg.tokenizer).hash == run.tokenizers.text.hash
+  assert run_folder.read_config(workdir)['model']['dtype'] == 'auto'
+  out = completions.complete(run.model, run.tokenizers, [[72]], SampleConfig(max_new_tokens=4))
+  assert len(out[0][0][1]) <= 4
+  subject = dataclasses.replace(run.subject(), cache_dir=tmp_path)
+  scores = evaluate.run(subject, ['perplexity'], limit=256)
+  assert {row['metric'] for row in scores} >= {'nats_per_token'}
+
+
+def test_training_starts_from_an_imported_run(imported, tmp_path):
+  _, workdir, model = imported
+  base = config.of_run(workdir)
+  settings = training.TrainConfig(init_from=str(workdir), batch_size=8)
+  cfg = config.Config(model=base.model, tokenizer=base.tokenizer, train=settings)
+  toks = language_model.build_tokenizers(cfg, tmp_path)
+  model_cfg = language_model.resolve_model(cfg, toks)
+  program = step.gpt_program(cfg, model_cfg, models.mesh())
+  start, notes = checkpoint.load_model(workdir, program.abstract.model)
+  assert notes == []
+  assert_same_params(model, start, model.cfg.vocab)
+
+
+def test_only_an_empty_folder_becomes_a_run(imported, tmp_path):
+  source, workdir, _ = imported
+  with fails('--workdir=', 'not empty'):
+    huggingface.import_run(source, workdir)
+  write(tmp_path / 'source')
+  with fails('no tokenizer files'):
+    huggingface.import_run(tmp_path / 'source', tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_run_is_exported_as_it_was_imported(imported, tmp_path, capsys):
+  source, workdir, _ = imported
+  huggingface.export_run(workdir, tmp_path / 'out')
+  lines = capsys.readouterr().out.strip().split('\n')
+  assert len(lines) == 2
+  assert 'step 0' in lines[0]
+  for name in ('model.safetensors', 'tokenizer.json', 'config.json'):
+    assert (tmp_path / 'out' / name).read_bytes() == (source / name).read_bytes(), name
+
+
+def test_the_command_line_imports_samples_and_exports(imported, tmp_path):
+  source, _, _ = imported
+  launch = lambda *words: command_line.launch(*words, folder=tmp_path)
+  code, output = launch('import', f'--source={source}', f'--workdir={tmp_path / "run"}')
+  assert code == 0, output
+  assert output.startswith(f'imported {source}: llama, ')
+  assert output.count('\n') == 2
+  code, output = launch('sample', f'--workdir={tmp_path / "run"}', '--prompt=Once', '--max_new_tokens=4')
+  assert code == 0, output
+  assert output.startswith('Once')
+  code, output = launch('export', f'--workdir={tmp_path / "run"}', f'--out={tmp_path / "out"}')
+  assert code == 0, output
+  same = [(folder / 'model.safetensors').read_bytes() for folder in (source, tmp_path / 'out')]
+  assert same[0] == same[1]
+
+
+# ------------------------------------------------------------------- real weights: stories260k
+
+
+def read_llama2c(path):
+  """A llama2.c version-0 file -> (header, tensors by Hugging Face's names).
+
+  Its RoPE turns pairs (2i, 2i + 1); ours (i, i + K/2): the rows of a head of wq and wk move, even
+  ones first.
+  """
+  content = path.read_bytes()
+  dim, hidden, layers, heads, kv_heads, vocab, _ = header = struct.unpack('<7i', content[:28])
+  stream, place = np.frombuffer(content, '<f4', offset=28), 0
+  K = dim // heads
+  shapes = {
+    'model.embed_tokens.weight': (vocab, dim),
+    'input_layernorm': (layers, dim),
+    'self_attn.q_proj': (layers, heads * K, dim),
+    'self_attn.k_proj': (layers, kv_heads * K, dim),
+    'self_attn.v_proj': (layers, kv_heads * K, dim),
+    'self_attn.o_proj': (layers, dim, dim),
+    'post_attention_layernorm': (layers, dim),
+    'mlp.gate_proj': (layers, hidden, dim),
+    'mlp.down_proj': (layers, dim, hidden),
+    'mlp.up_proj': (layers, hidden, dim),
+    'model.norm.weight': (dim,),
+  }
+  files = {}
+  for name, shape in shapes.items():
+    array = stream[place : place + np.prod(shape)].reshape(shape)
+    place += array.size
+    if name.endswith(('q_proj', 'k_proj')):
+      pairs = array.reshape(layers, -1, K // 2, 2, dim)
+      array = pairs.swapaxes(2, 3).reshape(shape)
+    if name.startswith('model.'):
+      files[name] = np.ascontiguousarray(array)
+    else:
+      files |= {f'model.layers.{l}.{name}.weight': a.copy() for l, a in enumerate(array)}
+  return header, files
+
+
+def read_tok512(path):
+  """llama2.c's tokenizer file -> the bytes of each id."""
+  content, pieces = path.read_bytes(), []
+  place = 4
+  while place < len(content):
+    (size,) = struct.unpack('<i', content[place + 4 : place + 8])
+    piece = content[place + 8 : place + 8 + size]
+    is_byte = piece.startswith(b'<0x') and len(piece) == 6
+    pieces.append(bytes([int(piece[3:5], 16)]) if is_byte else piece)
+    place += 8 + size
+  return pieces
+
+
+def test_stories260k_tells_its_story(data_dir, tmp_path):
+  header, files = read_llama2c(data_dir / 'stories260k/stories260K.bin')
+  dim, hidden, layers, heads, kv_heads, vocab, length = header
+  reference = json.loads((data_dir / 'stories260k/reference_greedy.json').read_text())
+  save_file(files, tmp_path / 'model.safetensors')
+  content = dict(
+    model_type='llama',
+    hidden_size=dim,
+    intermediate_size=hidden,
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    num_key_value_heads=kv_heads,
+    vocab_size=vocab,
+    max_position_embeddings=length,
+    rms_norm_eps=reference['rms_eps'],
+    tie_word_embeddings=True,
+    rope_theta=reference['rope_theta'],
+  )
+  (tmp_path / 'config.json').write_text(json.dumps(content))
+  cfg, model, _ = huggingface.import_model(tmp_path)
+  assert gpt.count_params(cfg) == 260032
+
+  ids, expected = reference['prompt_ids'], np.array(reference['logits_first4'])
+  first = np.array([ids + reference['greedy_ids'][:3]], np.int32)
+  difference = np.abs(our_logits(model, first)[0] - expected).max()
+  print(f'stories260k: largest difference of the first logits {difference:.1e}')
+  assert difference < 1e-4
+
+  new = len(reference['greedy_ids'])
+  chosen = SampleConfig(max_new_tokens=new, temperature=0.0)
+  sampled = jax.jit(gpt.for_sampling, static_argnums=1)(model, 'float32')
+  state = sample.generate(sampled, [ids], chosen, grammar.plain(np.ones(cfg.V, bool)))
+  [(greedy, _)] = sample.new_tokens(state, [ids], 1)
+  assert greedy == reference['greedy_ids']
+  pieces = read_tok512(data_dir / 'stories260k/tok512.bin')
+  assert len(pieces) == vocab
+  story = b''.join(pieces[i] for i in greedy).removeprefix(b' ').decode()
+  assert story == reference['text']

@@ -1,0 +1,536 @@
+"""Plans for absent hardware: names, reading compiled programs, arithmetic, the command line."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from gpt_jax import config, data, sharding
+from gpt_jax.jobs import language_model
+from gpt_jax.model import attention, gpt
+from gpt_jax.plan import abstract_inputs, format, hlo, plan, roofline, topologies
+from gpt_jax.sharding import MeshConfig, make_mesh
+from tests import command_line, test_experiments, tiny_runs
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+  monkeypatch.setattr(topologies, 'ENVIRONMENT', {})
+  return command_line.in_process(capsys, monkeypatch)
+
+
+# --------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+  'name, kind, per_slice, slices',
+  [
+    ('v5e-256', 'TPU v5 lite', 256, 1),
+    ('v5p-128', 'TPU v5', 64, 1),  # named by its cores
+    ('v6e-256', 'TPU v6 lite', 256, 1),
+    ('v4-32', 'TPU v4', 16, 1),
+    ('2xv5e-256', 'TPU v5 lite', 256, 2),
+    ('h200-8', 'H200', 8, 1),
+    ('H100', 'H100', 1, 1),
+    ('v4', 'TPU v4', 1, 1),
+    ('4x8-h100', 'H100', 8, 4),
+    ('4x8 h100', 'H100', 8, 4),
+    ('4xh100-8', 'H100', 8, 4),
+  ],
+)
+def test_names(name, kind, per_slice, slices):
+  found = topologies.parse(name)
+  assert (found.chip.kind, found.per_slice, found.slices) == (kind, per_slice, slices)
+  assert found.size == per_slice * slices
+
+
+@pytest.mark.parametrize(
+  'name, hint',
+  [
+    ('v5-256', 'v5'),
+    ('h20-8', 'h200-8'),
+    ('v5e-100', 'v5e-64'),
+    ('h100-16', '2xh100-8'),
+    ('v5p-3', 'v5p-8'),
+    ('4x16-h100', 'h100-8'),
+    ('0xv5e-4', 'v5e-4'),
+    ('', 'v5e-256'),
+  ],
+)
+def test_wrong_names_are_told_the_near_ones(name, hint):
+  with pytest.raises(ValueError, match=r'--topology=') as error:
+    topologies.parse(name)
+  cause, fix = str(error.value).split('\n')
+  assert name in cause and fix.startswith('fix: ') and hint in fix
+
+
+@pytest.mark.parametrize(
+  'chips, axes, shape',
+  [
+    (1, 2, (1, 1)),
+    (8, 2, (2, 4)),
+    (256, 2, (16, 16)),
+    (1, 3, (1, 1, 1)),
+    (4, 3, (2, 2, 1)),
+    (16, 3, (2, 2, 4)),
+    (64, 3, (4, 4, 4)),
+    (4096, 3, (16, 16, 16)),
+  ],
+)
+def test_slices_have_the_shapes_that_are_sold(chips, axes, shape):
+  assert topologies.torus(chips, axes) == shape
+
+
+def test_every_chip_has_a_peak_and_a_faster_link_than_network():
+  from gpt_jax.runs.hardware import PEAK_FLOPS
+
+  for chip in topologies.CHIPS.values():
+    assert PEAK_FLOPS[chip.kind] > chip.bandwidth > chip.link > chip.network
+
+
+# ------------------------------------------------------------------------ reading what is compiled
+
+PROGRAM = """HloModule jit_step
+
+%body (p: (s32[], f32[4,8], f32[3,4,8])) -> (s32[], f32[4,8], f32[3,4,8]) {
+  %p = (s32[], f32[4,8]{1,0}, f32[3,4,8]{2,1,0}) parameter(0)
+  %x = f32[4,8]{1,0} get-tuple-element(%p), index=1
+  %w = bf16[8,8]{1,0} constant({...})
+  %y = bf16[4,8]{1,0} convert(%x)
+  %z = bf16[4,8]{1,0} dot(%y, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %g = bf16[16,8]{1,0} all-gather(%z), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+  %g.piece = bf16[16,8]{1,0} all-gather(%z), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %t = (s32[], f32[4,8]{1,0}, f32[3,4,8]{2,1,0}) tuple(%i, %x, %s)
+}
+
+%condition (p.1: (s32[], f32[4,8], f32[3,4,8])) -> pred[] {
+  %p.1 = (s32[], f32[4,8]{1,0}, f32[3,4,8]{2,1,0}) parameter(0)
+  %c = s32[] constant(3)
+  %i.1 = s32[] get-tuple-element(%p.1), index=0
+  ROOT %lt = pred[] compare(%i.1, %c), direction=LT
+}
+
+ENTRY %main (a: f32[4,8]) -> f32[4,8] {
+  %a = f32[4,8]{1,0} parameter(0)
+  %loop = (s32[], f32[4,8]{1,0}, f32[3,4,8]{2,1,0}) while(%t0), condition=%condition, body=%body
+  %k = bf16[32,4,8]{2,1,0} parameter(1)
+  %v = bf16[2048,4,1]{2,1,0} parameter(2)
+  %q = bf16[2048,32,8] convolution(%v, %k), window={size=32 pad=31_31}, dim_labels=bf0_0io->b0f
+  %r = f32[1,8] reduce-scatter(%a), channel_id=2, replica_groups={{0,4},{1,5},{2,6},{3,7}}
+  ROOT %s = f32[4,8] all-reduce(%a),replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}
+}
+"""
+
+
+def test_what_is_in_a_loop_counts_as_often_as_it_runs():
+  made = hlo.costs(PROGRAM, {'data': 2, 'fsdp': 4}, lambda a, b: a // 4 != b // 4)
+  by_kind = {c.kind: c for c in made.collectives}
+  gather, reduce = by_kind['all-gather'], by_kind['all-reduce']
+  assert (gather.count, gather.devices, gather.axes, gather.network) == (3, 4, 'fsdp', False)
+  assert gather.bytes == 3 * 16 * 8 * 2 and gather.dtype == 'bf16'
+  assert (reduce.count, reduce.devices, reduce.bytes) == (1, 2, 4 * 8 * 4)
+  assert by_kind['reduce-scatter'].axes == 'data' and by_kind['reduce-scatter'].network
+  products = 3 * (2 * 4 * 8 * 8) + 2 * 2048 * 4 * 8 * 32  # no product with padding
+  assert made.flops == products and made.float32_flops == 0
+
+
+COPIED = """HloModule jit_step
+
+%turned (p: f32[4,8]) -> f32[8,4] {
+  %p = f32[4,8]{1,0} parameter(0)
+  ROOT %t = f32[8,4]{1,0} transpose(%p), dimensions={1,0}
+}
+
+%doubled (p.1: f32[4,8]) -> f32[8,4] {
+  %p.1 = f32[4,8]{1,0} parameter(0)
+  %t.1 = f32[8,4]{1,0} transpose(%p.1), dimensions={1,0}
+  ROOT %d = f32[8,4]{1,0} add(%t.1, %t.1)
+}
+
+ENTRY %main (a: f32[4,8]) -> f32[8,4] {
+  %a = f32[4,8]{1,0} parameter(0)
+  %c = f32[4,8]{0,1} copy(%a)
+  %near = f32[4,8]{1,0:S(1)} copy(%a)
+  %far = f32[4,8]{1,0} copy(%near)
+  %begun = (bf16[4,8]{1,0}, bf16[4,8]{1,0}, u32[]) copy-start(%b)
+  %b = bf16[4,8]{1,0} parameter(1)
+  %done = bf16[4,8]{1,0} copy-done(%begun)
+  %f = f32[8,4]{1,0} fusion(%c), kind=kInput, calls=%turned
+  ROOT %g = f32[8,4]{1,0} fusion(%c), kind=kLoop, calls=%doubled
+}
+"""
+
+
+def test_copies_are_those_that_compute_nothing_and_stay_in_memory():
+  made = hlo.costs(COPIED)
+  assert made.copies == (32 + 32) * 4 + 32 * 2  # %c, %f and %begun
+  assert hlo.costs(PROGRAM).copies == 0
+
+
+SCATTERED = """HloModule jit_step
+
+%all-reduce-scatter.1 (input: bf16[16,8]) -> bf16[4,8] {
+  %input = bf16[16,8]{1,0} parameter(0)
+  %whole = bf16[16,8]{1,0} all-reduce(%input), channel_id=1, replica_groups={{0,1,2,3}}
+  ROOT %piece = bf16[4,8]{1,0} dynamic-slice(%whole, %i, %j), dynamic_slice_sizes={4,8}
+}
+
+ENTRY %main (a: bf16[16,8]) -> bf16[4,8] {
+  %a = bf16[16,8]{1,0} parameter(0)
+  ROOT %f = bf16[4,8]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_what_a_tpu_reduces_and_slices_in_one_is_a_reduce_scatter():
+  (found,) = hlo.costs(SCATTERED, {'fsdp': 4}).collectives
+  assert (found.kind, found.bytes, found.axes) == ('reduce-scatter', 16 * 8 * 2, 'fsdp')
+
+
+@pytest.mark.parametrize(
+  'text, group',
+  [
+    ('replica_groups={{0,2},{1,3}}', [0, 2]),
+    ('replica_groups=[2,4]<=[8]', [0, 1, 2, 3]),
+    ('replica_groups=[2,4]<=[4,2]T(1,0)', [0, 2, 4, 6]),
+    ("replica_groups=mesh['x'=2,'y'=4] {'x'}", [0, 4]),
+    ("replica_groups=mesh['x'=4,'y'=2], device_ids=([2,4]T(1,0)) {'x'}", [0, 1, 2, 3]),
+    ("replica_groups=mesh['x'=8] {'x':(2)2}", [0, 2]),
+    ('source_target_pairs={{0,1},{1,2}}', [0, 1]),
+    ('replica_groups={}', list(range(8))),
+  ],
+)
+def test_groups_of_devices(text, group):
+  assert hlo.first_group(text, 8) == group
+
+
+def test_axes_of_what_jax_compiles():
+  """A gather over fsdp and a reduction over all, in whatever notation this XLA writes."""
+  mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+  placed = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
+
+  def loss(w, x):
+    w = jax.lax.with_sharding_constraint(w, placed())
+    return (x @ w).sum()
+
+  shapes = ((16, 16), placed('fsdp')), ((64, 16), placed(('data', 'fsdp')))
+  w, x = (jax.ShapeDtypeStruct(s, jnp.float32, sharding=p) for s, p in shapes)
+  grad = jax.jit(jax.grad(loss), out_shardings=placed('fsdp'))
+  made = hlo.costs(grad.lower(w, x).compile().as_text(), dict(mesh.shape))
+  assert {c.axes for c in made.collectives} <= {'fsdp', 'data', 'data x fsdp'}
+  assert any(c.kind in ('all-reduce', 'reduce-scatter') for c in made.collectives)
+
+
+# ------------------------------------------------------------------------------------ arithmetic
+
+
+def test_estimates_by_hand():
+  chip = topologies.CHIPS['h100']._replace(bandwidth=1e12, link=1e11, network=1e10)
+  collective = lambda kind, n, network: hlo.Collective(kind, n, 'fsdp', network, 'bf16', 1, 1e9)
+  costs = hlo.Costs(flops=1e12, traffic=1e9)
+  costs.collectives = [collective('all-gather', 4, False), collective('all-reduce', 2, True)]
+  found = roofline.estimate(costs, chip, 1e15)
+  np.testing.assert_allclose(
+    [found.compute, found.memory, found.link, found.network], [1e-3, 1e-3, 7.5e-3, 0.1]
+  )
+  assert found.limit == 'network' and found.bound == 0.1
+  assert roofline.estimate(hlo.Costs(flops=1e12, float32_flops=1e12), chip, 1e15).compute == 2e-3
+  assert roofline.rates(0.5, 1000, 1e9, 2, 1e12) == (2000.0, 1.0)
+  assert roofline.budget(7200, 1.0, 4, 3.0) == (2.0, 24.0)
+  assert roofline.budget(7200, 1.0, 4, 0.0) == (2.0, None)
+
+
+# ------------------------------------------------------------------- plans, of the devices here
+
+
+def tiny_config(**model):
+  cfg = config.default()
+  cfg.model.update(layers=2, width=32, heads=2, context=32, remat='none', dtype='float32', **model)
+  cfg.train.update(batch_size=8, accumulate=1)
+  return config.build(config.Config, cfg)
+
+
+def here(monkeypatch, memory=2**34):
+  """The eight CPU devices, as if they were something for sale."""
+  chip = topologies.CHIPS['h200']._replace(memory=memory)
+  topology = topologies.Topology('here-8', chip, 8)
+  target = plan.Target(topology, jax.devices(), 1e12)
+  monkeypatch.setattr(plan.Target, 'of', classmethod(lambda cls, name: target))
+  return target
+
+
+def test_memory_and_work_agree_with_compiler_and_arithmetic(monkeypatch):
+  target = here(monkeypatch)
+  scanned, unrolled = (
+    plan.plan(tiny_config(unroll=unroll), target, price=2.0, decode=unroll == 'off')
+    for unroll in ('off', 'on')
+  )
+  memory = scanned['train']['memory']
+  assert memory['fits'] and scanned['mesh'] == {'fsdp': 8}
+  # Predicted from shapes and shardings; the compiler pads small arrays.
+  assert abs(memory['state_and_batch'] / memory['arguments'] - 1) < 0.02
+  assert scanned['train']['flops'] == pytest.approx(unrolled['train']['flops'], rel=1e-6)
+  model = gpt.flops_per_token(plan.model_config(tiny_config())[0], 32)['full']
+  assert scanned['train']['flops'] == pytest.approx(model * 32, rel=0.1)  # a row each device
+  assert scanned['train']['collectives'] and scanned['decode']['rows'] == 8
+  assert scanned['budget']['dollars'] == pytest.approx(scanned['budget']['hours'] * 16)
+  text = '\n'.join(format.lines(scanned))
+  assert 'fits:' in text and 'not measured' in text and 'dollars' in text
+
+
+def test_command_line(monkeypatch, call, tmp_path):
+  here(monkeypatch)
+  words = [
+    'plan',
+    f'--config={command_line.experiment(tmp_path)}',
+    '--topology=here',
+    '--nodecode',
+    '--config.train.batch_size=8',
+    '--json',
+  ]
+  code, out, err = call(*words)
+  assert code == 0, err
+  assert json.loads(out)['fits'] is True and 'table' not in json.loads(out)
+  here(monkeypatch, memory=1000)
+  code, out, err = call(*words)
+  assert code == 2 and json.loads(out)['fits'] is False
+
+
+def test_what_the_reader_is_told(monkeypatch, call, tmp_path):
+  """The kernel and, on demand, where each parameter lies."""
+  here(monkeypatch)
+  words = [
+    'plan',
+    f'--config={command_line.experiment(tmp_path)}',
+    '--topology=here',
+    '--nodecode',
+    '--config.train.batch_size=8',
+  ]
+  compile_ = lambda *_: {'memory': plan.refused('(1G)', 0, plan.Target.of(''))}
+  monkeypatch.setattr(plan, 'measured', compile_)
+  code, out, err = call(*words)
+  assert code == 2, err
+  assert ', attention xla (chunks cannot honour a mesh of 8 devices)\n' in out
+  assert 'embed_VD' not in out
+  code, out, err = call(*words, '--table')
+  [line] = [line.split() for line in out.splitlines() if line.startswith('embed_VD')]
+  assert line == ['embed_VD', '384', 'x', '16', 'float32', '-,', 'fsdp', f'{384 * 16 // 8 * 4:,}']
+
+
+@pytest.mark.slow
+def test_search_finds_what_fits(monkeypatch):
+  target = here(monkeypatch)
+  told = []
+  found = plan.best(tiny_config(), target, say=told.append, most=2)
+  assert found['fits'] and len(found['search']) == len(told) == 2
+  assert '--config.train.batch_size=' in found['notes'][-1]
+
+
+def test_search_goes_on_until_nothing_larger_fits(monkeypatch):
+  """Whatever it compiles: eight rows a device fit without remat, all that is tried with it."""
+  target, told = here(monkeypatch), []
+
+  def planned(cfg, target, mesh, remat, batch_size, price):
+    if mesh.tensor == 2:
+      raise ValueError('tensor: does not divide\nfix: none')
+    fits = remat != 'none' or batch_size <= 64
+    estimate = {'tokens_per_second_serial': batch_size, 'tokens_per_second': 2 * batch_size}
+    memory = {'fits': fits, 'total': batch_size, 'available': 64}
+    return {
+      'fits': fits,
+      'mesh': {'data': mesh.data},
+      'model': {'remat': remat},
+      'notes': [],
+      'batch_size': batch_size,
+      'flags': f'{remat} {batch_size}',
+      'train': {'memory': memory, 'estimate': estimate},
+    }
+
+  monkeypatch.setattr(plan, 'attempt', planned)
+  found = plan.best(tiny_config(), target, say=told.append, most=100)
+  rows = lambda remat: [p['flags'] for p in found['search'] if p['flags'].startswith(remat)]
+  assert rows('none') == 2 * [f'none {8 * n}' for n in (1, 2, 4, 8, 16)]
+  assert len(rows('full')) == 2 * 6 and found['flags'] == 'dots_no_batch 256'
+  assert sum('does not fit' in line for line in told) == 2
+  assert sum('does not divide' in line for line in told) == 1
+  assert found['notes'] == [f'the best of {len(found["search"])}: train with dots_no_batch 256']
+
+
+@pytest.mark.parametrize('name, package', [('v5e-8', 'libtpu'), ('h200-8', 'jax-cuda13-plugin')])
+def test_missing_compilers_are_named(monkeypatch, call, name, package):
+  monkeypatch.setattr(topologies.importlib.util, 'find_spec', lambda module: None)
+  fix = command_line.assert_user_error(call('plan', f'--topology={name}'), package)
+  assert "'.[plan]'" in fix
+
+
+def test_what_is_not_planned_says_so(monkeypatch, call):
+  here(monkeypatch)
+  arguments = ('plan', '--config=experiments/tokenizers/mnist_fsq.py', '--topology=here')
+  command_line.assert_user_error(call(*arguments), 'train.job=image_tokenizer')
+  command_line.assert_user_error(call('plan'), '--topology is missing')
+  assert sharding.PRESETS['v5e-256'] == dict(data=1, fsdp=-1)
+
+
+# ------------------------------------------------------------------------- what a run would read
+
+
+@pytest.fixture(scope='module')
+def corpora(tmp_path_factory):
+  """Small ones in the place of those that experiments name."""
+  folder = tmp_path_factory.mktemp('corpora')
+  for name in ('mnist', 'fsdd', 'tinyshakespeare'):
+    (folder / name).mkdir()
+  test_experiments.write_mnist(folder / 'mnist')
+  test_experiments.write_recordings(folder / 'fsdd/recordings.zip')
+  words = 'First Citizen: Before we proceed, hear me speak.\n\nYou are all resolved to die\n\n'
+  (folder / 'tinyshakespeare/input.txt').write_text(60 * words)
+  return folder
+
+
+@pytest.mark.parametrize(
+  'name, chosen, entries',
+  [
+    ('demo', {}, 'positions_BT3 source_ids_B'),
+    ('mnist', dict(task='read', continuous='true'), 'patches_BTA positions_BT3 prefix_BT'),
+    ('multimodal', {}, 'positions_BT3 source_ids_B'),
+    ('digits_speech', dict(continuous='true', task='recognise'), 'frames_BTM'),
+    ('gpt2', dict(text='tinyshakespeare/input.txt'), ''),
+  ],
+)
+def test_a_planned_batch_is_like_one_of_the_loader(name, chosen, entries, corpora, tmp_path, monkeypatch):
+  monkeypatch.setenv('GPT_JAX_DATA', str(corpora))
+  cfg = test_experiments.small(command_line.ROOT / f'experiments/{name}.py', None, **chosen)
+  few = lambda source: dataclasses.replace(
+    source, documents=60, kind=source.kind.replace('builtin', 'synthetic')
+  )
+  if name == 'demo':  # whose text and sounds take seconds to read
+    mixture = {key: few(x) if x.kind != 'digits' else x for key, x in cfg.data.mixture.items()}
+    cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, mixture=mixture))
+  toks = language_model.build_tokenizers(cfg, tmp_path)
+  length = cfg.model.context
+  loader = data.Loader(
+    cfg.data, toks, split='train', batch_size=cfg.train.batch_size, length=length, seed=0, cache_dir=tmp_path
+  )
+  of = lambda batch: {key: (x.shape, np.dtype(x.dtype).name) for key, x in batch.items()}
+  planned, notes = abstract_inputs.tokenizers(cfg)
+  made = of(abstract_inputs.batch(cfg, planned, length))
+  assert made == of(loader.first())
+  assert set(entries.split()) <= set(made)
+  ids = lambda toks: [pair for pair in toks.vocabulary.ranges if pair[0] != 'text']
+  assert ids(planned) == ids(toks) and 'vocabulary of' in notes[0]
+
+
+READ = {
+  'read': {'kind': 'digits', 'template': '{image:patches} -> {name}'},
+  'draw': {'kind': 'digits', 'template': '{name} -> {image:image}'},
+  'listen': {'kind': 'keypad', 'template': '{audio:frames} -> {name}', 'documents': 60},
+}
+
+
+def test_the_planned_step_is_the_one_that_a_run_compiles(tmp_path, monkeypatch):
+  """Letter by letter: modalities, sources, a prefix, continuous inputs, a restricted softmax."""
+  cfg = config.build(
+    config.Config,
+    tiny_runs.media(
+      data__mixture=READ, data={'packing': 'first_fit', 'prefix': True}, loss={'restrict': True}
+    ),
+  )
+  mesh = make_mesh(cfg.mesh, jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    job = language_model.Language(cfg, tmp_path, mesh)
+    batch = sharding.to_devices(job.example(), mesh)
+    real = job.program.step.lower(job.program.abstract, batch).as_text()
+    toks, _ = plan.tokenizers(cfg)
+    taken, choose = set(), attention.choose_kernel
+    note = lambda *args: taken.add(choose(*args)) or choose(*args)
+    monkeypatch.setattr(attention, 'choose_kernel', note)
+    program, batch = plan.step_of(cfg, toks, language_model.resolve_model(cfg, toks), mesh)
+    assert program.step.lower(program.abstract, batch).as_text() == real
+    monkeypatch.undo()
+    assert taken == {attention.explained(job.model_cfg, batch, job.length)}
+
+
+def test_a_vocabulary_that_the_config_names_bounds_the_text():
+  """A corpus has fewer characters than the 256 that are planned, GPT-2 has just its own ids."""
+  toks, notes = abstract_inputs.tokenizers(tiny_config(vocab=100))
+  assert toks.vocabulary.size == 256 + 16  # of bytes, and refused
+  with pytest.raises(ValueError, match='model.vocab=100'):
+    plan.model_config(tiny_config(vocab=100))
+  made = config.default()
+  made.tokenizer.kind, made.model.vocab = 'chars', 100
+  made.image.update(kind='fsq', levels=(8, 6, 5), height=8, width=8)
+  made.audio.update(kind='fsq', path='runs/none-such')
+  toks, notes = abstract_inputs.tokenizers(config.build(config.Config, made))
+  assert toks.vocabulary.count('image0') == 240 and toks.vocabulary.count('audio0') == 1000
+  assert notes == [abstract_inputs.NOT_HERE.format('runs/none-such')]
+  made.audio.update(kind='', path='')
+  made.model.vocab = 300
+  toks, notes = abstract_inputs.tokenizers(config.build(config.Config, made))
+  assert toks.vocabulary.size == 300 and not notes
+
+
+# --------------------------------------------------------------------- compilers of absent hardware
+
+
+def planned(tmp_path, topology, *words):
+  """launch.py plan --json of a small model -> (exit code, the plan)."""
+  missing = topologies.missing(topologies.parse(topology))
+  if missing:
+    pytest.skip(f'{", ".join(missing)} is not installed: pip install -e ".[plan]"')
+  sizes = {'width': 256, 'heads': 4, 'context': 256, 'dropout': 0.0}
+  code, out = command_line.launch(
+    'plan',
+    f'--config={command_line.experiment(tmp_path)}',
+    f'--topology={topology}',
+    '--json',
+    *[f'--config.model.{key}={value}' for key, value in sizes.items()],
+    *words,
+    folder=tmp_path,
+  )
+  begin = out.find('{\n "topology"')  # what libtpu says may come before and after it
+  return code, json.JSONDecoder().raw_decode(out[begin:])[0] if begin >= 0 else out
+
+
+@pytest.mark.slow
+def test_splash_attention_compiles_for_a_tpu(tmp_path):
+  code, found = planned(
+    tmp_path, 'v5e-8', '--config.model.kernel=splash', '--config.train.batch_size=8', '--nodecode'
+  )
+  assert code == 0, found
+  step = found['train']
+  assert step['kernels'] == {'splash_mha_fwd': 2, 'splash_mha_dkv': 2}
+  assert found['model']['dtype'] == 'bfloat16' and step['float32_flops'] == 0
+  kinds = {c['kind'] for c in step['collectives'] if c['bytes'] > 10_000}
+  assert kinds <= {'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all'}
+  assert all(c['axes'] == 'fsdp' and not c['network'] for c in step['collectives'])
+  residual_stream = found['batch_size'] * found['length'] * 256 * 2 / found['devices']
+  assert step['copies'] < 0.01 * residual_stream  # a few scalars
+
+
+@pytest.mark.slow
+def test_a_tpu_compiler_refuses_what_does_not_fit(tmp_path):
+  code, found = planned(
+    tmp_path, 'v5e-1', '--config.model.kernel=xla', '--config.train.batch_size=65536', '--nodecode'
+  )
+  assert code == 2, found
+  assert not found['fits'] and 'memory' in found['train']['memory']['compiler'].lower()
+
+
+@pytest.mark.slow
+def test_a_gpu_program_has_the_fused_attention_of_gpus(tmp_path):
+  code, found = planned(tmp_path, '2x4-h100', '--config.train.batch_size=8')
+  assert code == 0, found
+  step = found['train']
+  if not found['notes'][-1].startswith('no fused attention'):  # cuDNN's library is there
+    assert step['kernels'] == {'__cudnn$fmhaSoftmax': 2, '__cudnn$fmhaSoftmaxBackward': 2}
+    # Before they are kept, some weights, and moments like them, are turned back: 1.41 times all.
+    assert step['copies'] < 1.5 * 4 * found['parameters'] / found['mesh']['fsdp']
+  assert found['mesh'] == {'data': 2, 'fsdp': 4}
+  assert step['float32_flops'] < 1e-3 * step['flops']
+  assert found['decode']['copies'] < 0.07 * found['decode']['traffic']  # 0.060
+  across = {c['axes'] for c in step['collectives'] if c['network'] and c['bytes'] > 100_000}
+  assert all('data' in axes for axes in across)

@@ -1,0 +1,577 @@
+"""report.html: complete, self-contained, safe, and there even when most of the run is not."""
+
+import datetime
+import html.parser
+import io
+import json
+import math
+import re
+import struct
+import subprocess
+import sys
+import wave
+import zlib
+
+import numpy as np
+import pytest
+
+from gpt_jax.reports import figures, page, run_report
+from gpt_jax.runs import history, records, run_folder
+
+START = 1_764_000_000
+NASTY = '<script>alert("x")</script> & </pre> caf\u00e9 \x00\x07\udc80'
+
+
+def utc(seconds):
+  moment = datetime.datetime.fromtimestamp(START + seconds, datetime.UTC)
+  return moment.isoformat(timespec='milliseconds').replace('+00:00', 'Z')
+
+
+def png(width=28, height=28):
+  """A small gradient, as bytes of a PNG file."""
+
+  def chunk(kind, body):
+    checksum = zlib.crc32(kind + body)
+    return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', checksum)
+
+  rows = b''.join(b'\0' + bytes((8 * x * y // 28) % 256 for x in range(width)) for y in range(height))
+  header = struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)
+  parts = ((b'IHDR', header), (b'IDAT', zlib.compress(rows)), (b'IEND', b''))
+  return b'\x89PNG\r\n\x1a\n' + b''.join(chunk(*part) for part in parts)
+
+
+def wav():
+  """A tenth of a second of a tone, as bytes of a WAV file."""
+  file = io.BytesIO()
+  with wave.open(file, 'wb') as sound:
+    sound.setnchannels(1)
+    sound.setsampwidth(2)
+    sound.setframerate(8000)
+    tone = 8000 * np.sin(2 * np.pi * 440 * np.arange(800) / 8000)
+    sound.writeframes(tone.astype('<i2').tobytes())
+  return file.getvalue()
+
+
+def fake_metrics(steps, every=10, valid_every=100, tokens=16_384):
+  """Lines of metrics.jsonl as a training would write them, with a restart in the middle."""
+  random = np.random.default_rng(0)
+  wander = np.cumsum(random.normal(size=steps + 1)) * 0.003
+  for step in range(0, steps + 1, every):
+    seen = (step + 1) * tokens
+    pause = 900 if step > 0.45 * steps else 0
+    clean = 1.22 + 3.1 / (1 + seen / 6e5) ** 0.75
+    line = {'step': step, 'time': START + 40 + 0.12 * step + pause}
+    if step < steps:
+      warmup = min(1, step / (0.05 * steps))
+      line |= {
+        'loss': clean + 0.05 * random.normal(),
+        'lr': 1e-3 * warmup * (0.55 + 0.45 * math.cos(math.pi * step / steps)),
+        'grad_norm': 0.35 + 2.5 * math.exp(-step / 60) + abs(0.08 * random.normal()),
+        'tokens': seen,
+        'tokens_per_second': 136_000 * (1 + 0.02 * random.normal()) * (0.8 if step % 250 < 10 else 1),
+        'mfu': 0.31 + 0.005 * random.normal(),
+        'mfu_causal': 0.28,
+        'memory_gib': 7.4,
+        'step_seconds': 0.12,
+        'loss/text': clean - 0.2 + 0.05 * random.normal(),
+        'loss/image': clean + 0.4 + wander[step],
+      }
+    if step % valid_every == 0:
+      line['valid_loss'] = clean + 0.04 + 0.08 * (step / steps) ** 2
+      line['tokens'] = seen
+    yield line
+
+
+def fake_events(steps):
+  """start, two sessions, a preemption, checkpoints, samples, the end."""
+  versions = run_folder.versions('1 x NVIDIA H100 80GB HBM3')
+  half = int(0.45 * steps) // 100 * 100
+  yield {'time': utc(0), 'event': 'start', 'step': 0, 'total_steps': steps, 'versions': versions}
+  yield {'time': utc(38), 'event': 'compile', 'seconds': 31.2}
+  for step in range(100, steps + 1, 100):
+    pause = 900 if step > half else 0
+    if step == half + 100:
+      moment = utc(0.12 * half + 45)
+      yield {'time': moment, 'event': 'preempted', 'step': half, 'signal': 'SIGTERM'}
+      yield {
+        'time': utc(0.12 * half + 920),
+        'event': 'resume',
+        'step': half,
+        'total_steps': steps,
+        'changed': {'mesh.data': [1, 2]},
+        'versions': versions,
+      }
+    yield {'time': utc(40 + 0.12 * step + pause), 'event': 'evaluate', 'step': step}
+    if step % 500 == 0:
+      yield {'time': utc(41 + 0.12 * step + pause), 'event': 'checkpoint', 'step': step}
+  yield {'time': utc(45 + 0.12 * steps + 900), 'event': 'done', 'step': steps}
+
+
+CONFIG = {
+  'seed': 1337,
+  'model': {'layers': 6, 'width': 384, 'heads': 6, 'kv_heads': 6, 'positions': 'rope'}
+  | {'norm': 'rms', 'dropout': 0.2, 'unroll': False, 'tie': True, 'window': 0},
+  'optim': {'optimizer': 'adamw', 'lr': 1e-3, 'betas': [0.9, 0.99], 'weight_decay': 0.1}
+  | {'clip': 1.0, 'schedule': 'cosine', 'warmup': 100, 'final': 0.1},
+  'data': {
+    'mixture': {'text': {'kind': 'text', 'path': 'tiny_shakespeare.txt', 'weight': 1.0}},
+    'packing': 'crop',
+    'valid_fraction': 0.1,
+    'workers': 0,
+  },
+  'train': {'steps': 2000, 'batch_size': 64, 'length': 256, 'steps_per_call': 10},
+  'mesh': {'data': 1, 'fsdp': 1, 'tensor': 1},
+  'log': {'every': 10, 'tensorboard': False, 'wandb': ''},
+}
+SAMPLES = (
+  'BNkel tho, wirt aned\nhe soul thy: mathe wime ond\nferd nat hisghot mare&yourl',
+  'KING RICHARD:\nAnd the so dest with the sould of hath,\nTo the count the world to my heart.\n',
+  'KING RICHARD II:\nShall I be plain? I wish the bastards dead;\nAnd I would have it suddenly '
+  "perform'd.\n\nBUCKINGHAM:\nYour grace may do your pleasure, and the crown\nShall sit the "
+  'easier for the want of these.\n',
+)
+
+
+def fake_run(folder, steps=2000):
+  """A run folder such as a training of tiny Shakespeare leaves."""
+  (folder / 'samples').mkdir(parents=True)
+  records.write_json(folder / 'config.json', CONFIG)
+  for name, lines in (('metrics', fake_metrics(steps)), ('events', fake_events(steps))):
+    for line in lines:
+      with open(folder / f'{name}.jsonl', 'a') as file:
+        file.write(json.dumps(line) + '\n')
+  for step, text in zip((0, 500, 1000, 1500, 2000), SAMPLES[:1] + SAMPLES + SAMPLES[2:], strict=True):
+    (folder / 'samples' / f'step_{step:08}.txt').write_text(text + NASTY[:-1] * (step == 1000))
+  (folder / 'samples' / 'step_00002000_digit-7.png').write_bytes(png())
+  (folder / 'samples' / 'step_00002000_seven.wav').write_bytes(wav())
+  evaluations = [
+    {'task': 'classify/mnist', 'metric': 'accuracy', 'value': 0.9412, 'chance': 0.1},
+    {'task': 'recognise/digits', 'metric': 'word error rate', 'value': 0.183, 'baseline': 0.9},
+    {'task': 'perplexity', 'metric': 'bits_per_byte', 'value': 2.1519, 'source': 'text'}
+    | {'split': 'valid', 'tokens': 111_540, 'interval': [2.148, 2.156]},
+  ]
+  result = {'steps': steps, 'loss': None, 'valid_loss': 1.4916, 'bits_per_byte': 2.1519}
+  result |= {'tokens': 32_768_000, 'seconds': 331.0, 'parameters': 10_745_088}
+  result |= {'defaults_diff': {'model.dropout': 0.0, 'optim.lr': 3e-4, 'train.steps': 5000}}
+  records.write_json(folder / 'result.json', result | {'evaluations': evaluations})
+  return folder
+
+
+class Reader(html.parser.HTMLParser):
+  """Checks that elements nest, and keeps tags, attributes and text."""
+
+  VOID = ('meta', 'link', 'img', 'path', 'use', 'rect', 'br')
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.tags, self.attributes, self.words = [], [], [], []
+    self.feed(text)
+    self.close()
+    assert not self.open
+
+  def handle_starttag(self, tag, attributes):
+    self.tags.append(tag)
+    self.attributes += attributes
+    if tag not in self.VOID:
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attributes):
+    self.tags.append(tag)
+    self.attributes += attributes
+
+  def handle_endtag(self, tag):
+    if tag not in self.VOID:
+      assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    if not self.open or self.open[-1] != 'style':
+      self.words.append(data)
+
+  def text(self):
+    return ' '.join(' '.join(self.words).split())
+
+
+def read_report(folder):
+  path = run_report.write_report(folder)
+  assert path == folder.resolve() / 'report.html'
+  text = path.read_text(encoding='utf-8')
+  return text, Reader(text)
+
+
+def new_run(folder, *metrics, events=('start',), result=None, job='gpt'):
+  """A folder with these lines of metrics, an event a second, and perhaps a result."""
+  (folder / 'samples').mkdir(parents=True)
+  records.write_json(folder / 'config.json', {'seed': 1, 'model': {}, 'train': {'job': job}})
+  for step, line in enumerate(metrics):
+    records.append_line(folder / 'metrics.jsonl', {'step': step, 'time': START + step, **line})
+  for second, event in enumerate(events):
+    event = event if isinstance(event, dict) else {'event': event, 'step': second}
+    records.append_line(folder / 'events.jsonl', {'time': utc(second), **event})
+  if result:
+    records.write_json(folder / 'result.json', result)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """(text, Reader) of the report of a complete run."""
+  return read_report(fake_run(tmp_path_factory.mktemp('runs') / 'shakespeare_char'))
+
+
+# --- a complete run
+
+
+def test_it_needs_nothing_but_itself(whole):
+  text, reader = whole
+  assert 'script' not in reader.tags
+  assert 'http:' not in text
+  assert 'https:' not in text
+  assert '@import' not in text
+  links = [value for name, value in reader.attributes if name in ('src', 'href', 'xlink:href')]
+  assert len(links) > 3
+  assert all(value.startswith(('data:', '#')) for value in links)
+  assert all(found.startswith('#') for found in re.findall(r'url\(([^)]*)\)', text))
+
+
+def test_references_within_the_figures_are_unique_and_resolve(whole):
+  _, reader = whole
+  ids = [value for name, value in reader.attributes if name == 'id']
+  assert len(ids) == len(set(ids))
+  used = [value for name, value in reader.attributes if name == 'xlink:href']
+  clips = [value for name, value in reader.attributes if name == 'clip-path']
+  assert {value[1:] for value in used} | {value[5:-1] for value in clips} == set(ids)
+
+
+def test_it_says_what_came_out(whole):
+  said = whole[1].text()
+  assert (
+    'Validation loss 1.492 nats per token (training 1.400) after 2,000 steps and 32.8M tokens in '
+    '5.2 minutes on 1 x NVIDIA H100 80GB HBM3.'
+  ) in said
+  assert 'not finished' not in said
+  # dt precedes dd: the tiles turn them round
+  for tile in ('bits per byte 2.152', 'MFU 30.9%', 'parameters 10.7M', 'wall time 5:10'):
+    assert tile in said
+  for name in ('loss/image', 'loss/text', 'learning rate', 'gradient norm', 'memory, GiB'):
+    assert name in said
+
+
+def test_losses_are_drawn_for_wide_and_narrow_with_their_restart(whole):
+  text, reader = whole
+  assert reader.tags.count('svg') == 2 + 8
+  assert said_times(whole, 'valid 1.492') == 2
+  assert said_times(whole, 'train 1.400') == 2
+  assert said_times(whole, 'restart') == 2
+  assert said_times(whole, 'nats per token') >= 2
+  assert 'leaves out the first plunge, from 4.2' in whole[1].text()
+  assert '#0000a' not in text  # each placeholder became a variable of the page
+  assert 'var(--second)' in text
+
+
+def probed(step, layers, size=1.0):
+  """A line of probes.jsonl."""
+  found = {'embed_VD': {'gradient': 9.0, 'update': 9.0}, 'logits': {'activation': 9.0}}
+  for l in range(layers):
+    found[f'blocks/{l}'] = {'activation': l + size}
+    found[f'blocks/{l}/mlp'] = {'activation': 9.0}
+    for name in ('up_DF', 'down_FD'):
+      found[f'blocks/{l}/mlp/{name}'] = {'gradient': size, 'update': None, 'parameter': 1.0}
+  return {'step': step, 'layers': found}
+
+
+def test_probes_are_drawn_by_layer(tmp_path):
+  folder = new_run(tmp_path / 'run', *[{'loss': 1.0, 'tokens': 10 * step} for step in range(3)])
+  assert 'Inside the model' not in read_report(folder)[1].text()
+  for step in range(3):
+    records.append_line(folder / 'probes.jsonl', probed(step, layers=12, size=1.0 + step))
+  text, reader = read_report(folder)
+  said = reader.text()
+  assert 'Inside the model' in said
+  assert 'activation by layer' in said and 'gradient by layer' in said
+  assert 'update by layer' not in said  # never finite
+  for layer in ('0', '2', '5', '8', '11'):
+    assert sum(word.strip() == layer for word in reader.words) >= 2, layer
+
+
+def test_the_size_of_a_layer():
+  layers = {
+    'blocks/1': {'activation': 3.0},
+    'blocks/10/a': {'update': 9.0},
+    'blocks/1/a': {'update': 1.0},
+    'blocks/1/b': {'update': 7.0},
+  }
+  assert run_report.size_of(layers, '1', 'activation') == 3
+  assert run_report.size_of(layers, '1', 'update') == 5
+  assert math.isnan(run_report.size_of(layers, '1', 'gradient'))
+
+
+def said_times(whole, words):
+  return sum(words in chunk for chunk in whole[1].words)
+
+
+def test_samples_are_escaped_and_show_progress(whole):
+  text, reader = whole
+  assert 'alert(' in text
+  assert '<script' not in text
+  assert '&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; &amp; &lt;/pre&gt; caf\u00e9' in text
+  assert not set(map(chr, range(9))) & set(text)
+  steps = [word for word in reader.words if re.fullmatch(r'step [\d,]+ .*validation loss.*', word)]
+  assert [word.split()[1] for word in steps] == ['0', '1,000', '2,000']
+  assert 'BUCKINGHAM' in text
+
+
+def test_pictures_and_sounds_are_inside(whole):
+  _, reader = whole
+  sources = [value for name, value in reader.attributes if name == 'src']
+  assert [value.split(',')[0] for value in sources] == ['data:image/png;base64', 'data:audio/wav;base64']
+  assert 'digit-7' in reader.text()
+  assert 'seven' in reader.text()
+
+
+def test_evaluations_are_held_against_chance(whole):
+  said = whole[1].text()
+  assert 'classify/mnist accuracy 0.9412 0.1 chance' in said
+  assert 'recognise/digits word error rate 0.183 0.9 baseline' in said
+  assert 'text, valid, tokens 111,540 bits per byte 2.152 2.148 to 2.156' in said
+  widths = [v for name, v in whole[1].attributes if name == 'style' and 'left' not in v]
+  assert 'width:94.1%' in widths
+
+
+def test_settings_show_what_differs_from_the_defaults(whole):
+  text, reader = whole
+  assert text.count('class="changed"') == 3
+  said = reader.text()
+  assert 'lr 0.001 default 0.0003' in said
+  assert 'betas (0.9, 0.99)' in said
+  assert "wandb ''" in said
+  for key in run_folder.flatten(CONFIG):
+    assert key.rpartition('.')[2] in said
+
+
+def test_events_tell_of_restarts_and_sum_up_the_rest(whole):
+  said = whole[1].text()
+  assert '2 sessions, 5:10 of work.' in said
+  assert 'preempted signal SIGTERM' in said
+  assert '17:08 900 resume mesh.data 1 \u2192 2' in said
+  assert '100 to 900 evaluate 9 times' in said
+  assert said.count(' evaluate ') == 2
+
+
+def test_it_can_be_repeated(whole):
+  said = whole[1].text()
+  assert f'numpy {np.__version__}' in said
+  assert 'python' in said
+  assert ' '.join(run_folder.versions()['command'].split()) in said
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+  folder = fake_run(tmp_path / 'run', steps=2000)
+  assert read_report(folder)[0] == read_report(folder)[0]
+
+
+# --- less than a complete run
+
+
+def test_a_run_that_has_measured_nothing(tmp_path):
+  said = read_report(new_run(tmp_path / 'run'))[1].text()
+  assert 'Nothing has been measured yet. It has not finished.' in said
+  assert 'Loss' not in said
+
+
+def test_a_folder_with_a_config_alone(tmp_path):
+  folder = new_run(tmp_path / 'imported', events=())
+  said = read_report(folder)[1].text()
+  assert 'imported Nothing has been measured yet.' in said
+  assert 'Events' not in said
+
+
+def test_three_steps_without_validation_or_tokens(tmp_path):
+  lines = [{'loss': 4.0 - step} for step in range(3)]
+  _, reader = read_report(new_run(tmp_path / 'run', *lines, events=('start', 'done')))
+  assert 'Training loss 2.000 nats per token, without validation, after 2 steps in 2 seconds.' in (
+    reader.text()
+  )
+  assert reader.tags.count('svg') == 2
+  assert 'smoothed' not in reader.text()
+
+
+def test_one_measurement_only(tmp_path):
+  _, reader = read_report(new_run(tmp_path / 'run', {'loss': 4.0, 'valid_loss': 4.0, 'mfu': 0.0}))
+  assert 'Validation loss 4.000' in reader.text()
+  assert reader.tags.count('svg') == 3
+
+
+@pytest.mark.parametrize(
+  ('job', 'line', 'words', 'unit'),
+  [
+    (
+      'image_tokenizer',
+      {'valid_loss': 0.002, 'psnr': 26.84, 'usage': 0.5, 'perplexity': 70, 'images': 320.0},
+      'PSNR 26.84 dB of held-out images after 0 steps and 320 images',
+      'squared pixel error',
+    ),
+    (
+      'audio_tokenizer',
+      {'valid_loss': 0.51, 'log_mel_rmse': 0.4991, 'usage': 0.5, 'crops': 320.0},
+      'Log-mel RMSE 0.4991 of held-out sounds after 0 steps and 320 crops',
+      'log-mel RMSE of all frames',
+    ),
+  ],
+)
+def test_a_tokenizer_is_told_in_its_own_units(tmp_path, job, line, words, unit):
+  """Its training objective is no error of pixels or frames, and none of them is in nats."""
+  _, reader = read_report(new_run(tmp_path / 'run', line | {'loss': 0.25}, job=job))
+  said = reader.text()
+  assert words in said and unit in said and 'codes in use 50.0%' in said
+  assert 'training objective' in said and '(training' not in said
+  assert 'nats' not in said and 'token' not in said.replace('tokenizer', '')
+
+
+def test_losses_are_in_bits_too(whole, tmp_path):
+  assert 'bits per token 2.152' in whole[1].text()  # of valid_loss 1.4916
+  line = {'loss': 1.0, 'loss/source/read': 1.0, 'valid_loss/read': 2.0}
+  said = read_report(new_run(tmp_path / 'run', line))[1].text()
+  assert 'loss/source/read 1.000 nats, 1.443 bits' in said
+  assert 'valid_loss/read 2.000 nats, 2.885 bits' in said
+
+
+def test_losses_that_are_not_finite_raise_an_alarm(tmp_path):
+  lines = [{'loss': math.nan if 50 <= i < 53 else 2.0 + 1 / (i + 1)} for i in range(100)]
+  text, reader = read_report(new_run(tmp_path / 'run', *lines))
+  assert 'The loss was not finite in 3 of 100 reports, first at step 50.' in reader.text()
+  assert 'var(--warn)' in text.split('<svg')[1]  # crosses in the chart
+
+
+def test_no_finite_number_at_all(tmp_path):
+  lines = [{'loss': math.nan, 'valid_loss': math.inf, 'grad_norm': math.inf}] * 3
+  _, reader = read_report(new_run(tmp_path / 'run', *lines, result={'loss': None}))
+  assert 'No finite loss after 2 steps' in reader.text()
+  assert 'svg' not in reader.tags
+  assert 'gradient norm never finite' in reader.text()
+
+
+def test_overfitting_is_said(tmp_path):
+  lines = [{'loss': 1.0, 'valid_loss': valid} for valid in (3.0, 2.0, 2.5)]
+  said = read_report(new_run(tmp_path / 'run', *lines))[1].text()
+  assert 'lowest, 2.000, at step 1 and has risen by 25.0% since: the model overfits.' in said
+
+
+@pytest.mark.parametrize(
+  ('event', 'ending'),
+  [
+    ({'event': 'preempted', 'step': 1200}, 'It was preempted at step 1200 and can be resumed.'),
+    ({'event': 'error', 'type': 'KeyboardInterrupt', 'message': ''}, 'stopped by KeyboardInt'),
+    ({'event': 'resume', 'step': 3}, 'It has not finished.'),
+  ],
+)
+def test_how_the_run_stands(tmp_path, event, ending):
+  folder = new_run(tmp_path / 'run', {'loss': 1.0}, events=('start', event, 'checkpoint'))
+  assert ending in read_report(folder)[1].text()
+
+
+def test_results_of_a_shorter_training_do_not_speak_for_its_extension(tmp_path):
+  lines = [{'valid_loss': 5.0 - step} for step in range(4)]
+  folder = new_run(tmp_path / 'run', *lines, result={'steps': 2, 'valid_loss': 9.0})
+  assert history.read(folder).final('valid_loss') == 2.0
+
+
+def test_later_evaluations_are_shown(tmp_path):
+  folder = new_run(tmp_path / 'run', {'loss': 1.0})
+  row = {'task': 'classify', 'metric': 'accuracy', 'value': 0.75, 'stride': 2}
+  records.append_line(folder / 'evaluations.jsonl', row)
+  assert 'classify stride 2 accuracy 0.75' in read_report(folder)[1].text()
+
+
+def test_long_and_strange_samples_are_cut_or_named(tmp_path):
+  folder = new_run(tmp_path / 'run', {'loss': 1.0})
+  (folder / 'samples' / 'step_00000001.txt').write_text('\nx' * 5000)
+  (folder / 'samples' / 'step_00000001_a.bin').write_bytes(b'1')
+  (folder / 'samples' / 'notes.txt').write_text('not a sample')
+  said = read_report(folder)[1].text()
+  assert '[8,500 more characters in samples/step_00000001.txt]' in said
+  assert 'samples/step_00000001_a.bin, 0.0 MB, not shown' in said
+  assert 'not a sample' not in said
+  large = folder / 'samples' / 'step_00000001_b.png'
+  large.write_bytes(b'0' * 2_000_000)
+  assert 'samples/step_00000001_b.png, 2.0 MB, not shown' in page.media(large, most=1_000_000)
+
+
+def test_hostile_names_stay_text(tmp_path):
+  line = {'loss': 1.0, '"><script>x': 1.0}
+  event = {'event': '"><script>y', 'note': '<script>z'}
+  folder = new_run(tmp_path / '<script>w', line, events=('start', event))
+  text, _ = read_report(folder)
+  assert '<script' not in text
+  for letter in 'wxyz':
+    assert f'&lt;script&gt;{letter}' in text
+
+
+def test_no_run_is_a_two_line_error(tmp_path):
+  with pytest.raises(FileNotFoundError, match='does not exist\nfix: '):
+    run_report.write_report(tmp_path / 'nothing')
+
+
+def test_runs_import_nothing_heavy():
+  heavy = '{"jax", "matplotlib", "rich", "tensorboardX", "wandb"}'
+  code = f'import sys; from gpt_jax import runs; print(*({heavy} & set(sys.modules)))'
+  done = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True)
+  assert done.stdout.strip() == ''
+
+
+# --- figures
+
+
+def test_smoothing_averages_noise_away_and_keeps_the_plunge():
+  random = np.random.default_rng(0)
+  clean = 1 + 3 / (1 + np.arange(2000) / 20)
+  smoothed = figures.smooth(clean + 0.1 * random.normal(size=2000))
+  assert abs(smoothed - clean)[400:].max() < 0.05
+  assert abs(figures.smooth(clean) - clean).max() < 0.12
+  np.testing.assert_array_equal(figures.smooth(np.arange(5.0)), np.arange(5.0))
+
+
+def test_smoothing_skips_what_is_not_finite():
+  y = np.ones(100)
+  y[40] = np.nan
+  expected = np.where(np.arange(100) == 40, np.nan, 1)
+  np.testing.assert_allclose(figures.smooth(y, share=0.2), expected)
+
+
+def test_thinning_keeps_every_spike_and_the_ends():
+  y = np.zeros(100_000)
+  y[[777, 50_001]] = 9, -9
+  y[60_000] = np.nan
+  x, thinned = figures.thin(np.arange(100_000.0), y)
+  assert len(x) <= figures.MOST_POINTS + 2
+  assert {0, 777, 50_001, 99_999} <= set(x)
+  assert (np.diff(x) > 0).all()
+  assert np.isfinite(thinned).all()
+
+
+def test_limits_leave_out_a_plunge_but_never_the_end_of_validation():
+  x = np.arange(1000.0)
+  train = figures.Series(x, 1 + 9 * np.exp(-x / 10))
+  low, high = figures.limits([train])
+  assert low < 1 < high < 2
+  valid = figures.Series(np.array([0.0, 500, 1000]), np.array([10.0, 3, 4]), 'points')
+  assert 4 < figures.limits([train, valid])[1] < 5
+  low, high = figures.limits([figures.Series(x[:4], np.array([9.0, 3, 2, 1]), 'points')])
+  assert low < 1 < 9 < high  # few points are shown whole
+  assert figures.limits([figures.Series(x[:2], np.array([np.nan, np.inf]))]) == ()
+
+
+@pytest.mark.parametrize(
+  ('value', 'text'),
+  [(0, '0'), (2e6, '2M'), (1500, '1.5k'), (3e-4, '3e-4'), (1.5e-5, '1.5e-5'), (0.12, '0.12')]
+  + [(-2000, '-2k'), (1e9, '1B')],
+)
+def test_compact_tick_labels(value, text):
+  assert figures.compact(value) == text
+
+
+@pytest.mark.parametrize(
+  ('value', 'text'),
+  [('rope', 'rope'), ('', "''"), ('\n', "'\\n'"), ([1, [2.5]], '(1, (2.5))'), (True, 'True')],
+)
+def test_settings_read_like_flags(value, text):
+  assert run_report.literal(value) == text

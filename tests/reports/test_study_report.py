@@ -1,0 +1,462 @@
+"""The report of a study: verdict first, self-contained, safe, and there even when runs are not."""
+
+import csv
+import io
+import math
+import re
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from gpt_jax.ablation.stats import analyze, scaling
+from gpt_jax.reports import figures
+from gpt_jax.reports.study import curves, study_report, summary, tables
+from gpt_jax.runs import records
+from tests import ablation_study
+from tests.reports.test_report import Reader
+
+LOST = ('positions=sinusoidal', 3, 'diverged', 'the gradient was not finite in 20 steps in a row')
+KILLED = {'arm': 'base', 'seed': 1, 'how': 'process', 'outcome': 'killed', 'code': -9}
+ATTEMPTS = [
+  KILLED | {'time': '2026-01-02T01:00:00.000Z', 'message': 'killed by signal 9'},
+  {'time': '2026-01-02T02:00:00.000Z', 'arm': 'base', 'seed': 2, 'outcome': 'stopped', 'how': ''},
+  {'time': '2026-01-02T02:00:03.000Z', 'arm': 'base', 'seed': 3, 'outcome': 'stopped', 'how': ''},
+  {
+    'time': '2026-01-02T05:00:00.000Z',
+    'arm': 'base',
+    'seed': 3,
+    'outcome': 'killed',
+    'how': '',
+    'message': 'the whole study was killed',
+  },
+]
+
+
+def made(folder, planned, rows, attempts=()):
+  """A Summary with its real analysis."""
+  return summary.Summary(planned, rows, analyze.analyse(planned, rows), list(attempts), folder)
+
+
+@pytest.fixture(scope='module')
+def told(tmp_path_factory):
+  """The study of positions: one arm better, three worse, one equal; a run diverged."""
+  folder = tmp_path_factory.mktemp('studies') / 'positions'
+  planned = ablation_study.study()
+  rows = ablation_study.rows(planned, folder)
+  for row in rows:
+    if (row['arm'], row['seed']) == LOST[:2]:
+      ablation_study.lose(row, *LOST[2:])
+  planned['arms'][4]['flags'] = ['changes model.heads too']
+  return made(folder, planned, rows, ATTEMPTS)
+
+
+@pytest.fixture(scope='module')
+def page(told):
+  text = study_report.render(told)
+  return text, Reader(text)
+
+
+def plain(text):
+  """Without the signs that no keyboard has."""
+  return text.replace('\u2212', '-').replace('\u00a0', ' ')
+
+
+# --- the page
+
+
+def test_the_verdict_comes_first(page):
+  words = plain(page[1].text())
+  head = words[: words.index('Effects')]
+  assert 'Which position encoding should a small character model use?' in head
+  assert 'positions=alibi beats the baseline (rope)' in head
+  order = [head.index(word) for word in ('beats', 'Better', 'Worse', 'runs with a result')]
+  assert order == sorted(order)
+  worse = head[head.index('Worse') :]
+  names = re.findall(r'positions=(\S+) \+0\.\d{3}', worse)
+  assert names[:3] == ['learned', 'none', 'sinusoidal']  # the least bad first, then who diverged
+  assert 'Diverged positions=sinusoidal' in ' '.join(worse.split())
+
+
+def test_it_needs_nothing_but_itself(page):
+  text, reader = page
+  assert 'script' not in reader.tags
+  assert 'http' not in text
+  assert '@import' not in text
+  links = [value for name, value in reader.attributes if name in ('src', 'href', 'xlink:href')]
+  assert all(value.startswith(('data:', '#')) for value in links)
+  ids = [value for name, value in reader.attributes if name == 'id']
+  assert len(ids) == len(set(ids))
+
+
+def test_what_models_write_and_names_cannot_break_out(page):
+  text, reader = page
+  assert '<script' not in text
+  assert '<script>alert("x")</script>' in reader.text()
+  assert 'positions=nope=a|b' in reader.text()
+  assert '\x07' not in text
+  text.encode('utf-8')  # no lone surrogates
+
+
+def test_sections_are_all_there_in_the_order_of_a_readers_questions(page):
+  found = re.findall(r'<h2>([^<]*)</h2>', page[0])
+  assert found == [
+    'Effects',
+    'Results',
+    'Learning curves',
+    'Other measures',
+    'Samples',
+    'What the arms change',
+    'Cost',
+    'What went wrong',
+    'What did not help',
+    'Plan',
+    'Reproduce',
+  ]
+
+
+def test_the_budget_is_said_in_every_table_of_results(told, page):
+  budget = 'equal tokens, 2.46M a run'
+  assert page[1].text().count(budget) >= 3
+  assert budget in tables.latex(told)
+  assert tables.markdown(told).count(budget) == 2
+  assert all(row['budget'] == budget for row in csv_rows(told))
+
+
+def test_failures_are_told_with_their_reasons(told, page):
+  words = page[1].text()
+  assert '1 of 30 runs have no result: positions=sinusoidal seed 3 (diverged)' in words
+  assert 'positions=nope=a|b: changes model.heads too' in words
+  assert told.troubles() == [('base', 1, 'done at attempt 2', 'killed by signal 9'), LOST]
+  assert all(text in words for text in told.troubles()[0][2:] + told.troubles()[1][2:])
+
+
+def test_stops_of_the_whole_study_are_counted_once_each(told, page):
+  assert told.stops() == 2  # two workers wrote of the first one
+  assert 'The study was stopped twice on its way and went on.' in page[1].text()
+
+
+def test_samples_are_the_last_of_the_same_seed_side_by_side(page):
+  words = page[1].text()
+  assert words.count('seed 0 \u00b7 validation loss') == 6
+  assert 'early' not in words
+
+
+def test_negative_results_are_kept(told, page):
+  names = {arm['name'] for arm in told.negatives()}
+  assert {'positions=learned', 'positions=none', 'positions=sinusoidal'} <= names
+  assert 'positions=alibi' not in names
+  words = page[1].text()
+  part = words[words.index('What did not help') : words.index('Reproduce')]
+  assert all(name in part for name in names)
+
+
+def test_it_says_how_to_repeat_it(told, page):
+  assert told.study['command'] in page[1].text()
+  assert 'feedc0defeedc0de, the same in all runs' in page[1].text()
+
+
+# --- the words
+
+
+def headline(verdicts, sign='lower', seeds=3):
+  """Of a study whose arms have these (difference, interval, verdict)."""
+  levels = [f'x{i}' for i in range(len(verdicts))]
+  planned = ablation_study.study(levels, seeds) | {'better': sign}
+  arms = [
+    {'name': f'positions={level}', 'mean': 1.7 + d, 'difference': d, 'interval': i, 'verdict': v}
+    for level, (d, i, v) in zip(levels, verdicts, strict=True)
+  ]
+  rows = [{'arm': 'base', 'seed': 0, 'status': 'done', 'result': {}}]
+  return plain(summary.Summary(planned, rows, {'arms': arms}).headline())
+
+
+def test_the_headline_answers():
+  worse, same = (0.1, [0.05, 0.15], 'worse'), (0.001, [-0.002, 0.004], 'no difference')
+  open_ = (0.02, [-0.1, 0.14], 'undecided')
+  better = (-0.03, [-0.04, -0.02], 'better')
+  assert headline([worse, same, open_]) == (
+    'Nothing beats the baseline (rope): 1 worse, 1 no different within 0.010, 1 undecided.'
+  )
+  assert headline([open_, open_]) == 'Undecided: no arm could be told from the baseline (rope).'
+  assert headline([worse, better]) == (
+    'positions=x1 beats the baseline (rope): validation loss 1.670, -0.030 (-0.040 to -0.020). 1 worse.'
+  )
+  lost = (-0.3, [-0.4, -0.2], 'diverged')
+  assert headline([lost, worse]) == 'Nothing beats the baseline (rope): 1 worse, 1 diverged.'
+
+
+def test_the_best_arm_is_the_highest_where_higher_is_better():
+  small, large = (0.02, [0.01, 0.03], 'better'), (0.05, [0.04, 0.06], 'better')
+  assert headline([small, large], 'higher').startswith('positions=x1 beats')
+  assert headline([(-d, [-h, -l], v) for d, (l, h), v in (small, large)]).startswith('positions=x1')
+
+
+def test_digits_show_a_tenth_of_the_tolerance():
+  for tolerance, places in ((0.01, 3), (0.5, 2), (5, 1), (50, 0), (1e-4, 5), (0, 3)):
+    assert summary.Summary({'tolerance': tolerance}, []).places == places
+
+
+# --- Markdown, CSV, LaTeX
+
+
+def csv_rows(told):
+  return list(csv.DictReader(io.StringIO(tables.comma_separated(told))))
+
+
+def test_csv_has_every_number_in_full(told):
+  rows = {row['arm']: row for row in csv_rows(told)}
+  assert list(rows)[0] == 'base'
+  for arm in told.arms():
+    row = rows[arm['name']]
+    assert math.isclose(float(row['mean']), arm['mean'], rel_tol=1e-9)
+    for seed, value in arm['values'].items():
+      assert math.isclose(float(row[f'seed {seed}']), value, rel_tol=1e-9)
+    if not arm['is_baseline']:
+      bounds = float(row['low']), float(row['high'])
+      assert bounds == pytest.approx(tuple(arm['interval']), rel=1e-9)
+  assert rows['positions=sinusoidal']['seed 3'] == ''
+
+
+def test_markdown_tables_have_equal_rows(told):
+  blocks = re.findall(r'(?:^\|.*\n)+', tables.markdown(told), re.MULTILINE)
+  assert len(blocks) >= 4
+  for block in blocks:
+    counts = {len(re.findall(r'(?<!\\)\|', line)) for line in block.splitlines()}
+    assert len(counts) == 1, block
+  assert r'positions=nope=a\|b' in blocks[0]
+
+
+def test_latex_escapes_and_balances(told):
+  text = tables.latex(told)
+  columns = re.search(r'\\begin\{tabular\}\{(\w+)\}', text).group(1)
+  body = text[text.index('\\toprule') : text.index('\\bottomrule')]
+  lines = [line for line in body.splitlines() if line.endswith(r'\\')]
+  assert len(lines) == 7
+  assert {len(re.findall(r'(?<!\\)&', line)) for line in lines} == {len(columns) - 1}
+  assert text.isascii()
+  assert tables.escape('a_b & 5 % {x} #1 $ \\ ~ ^') == (
+    r'a\_b \& 5 \% \{x\} \#1 \$ \textbackslash{} \textasciitilde{} \textasciicircum{}'
+  )
+
+
+# --- curves
+
+
+def test_curves_on_one_grid_pair_seeds_that_stopped_elsewhere():
+  a = (np.array([0.0, 50, 100]), np.array([3.0, 2, 1]))
+  b = (np.array([0.0, 40, 80]), np.array([4.0, 3.2, 2.4]))
+  x, y = curves.together([a, b])
+  assert x[0] >= 8 and x[-1] == 80  # a tenth of the shorter one is left out
+  assert np.allclose(y[0], 3 - x / 50)
+  assert np.allclose(y[1], 4 - x / 50)
+
+
+def test_a_run_without_a_result_does_not_shorten_the_curves(told):
+  found = curves.of_arm(told, 'positions=sinusoidal')
+  assert sorted(found) == [0, 1, 2, 4]
+
+
+def test_curves_have_the_units_of_what_was_trained():
+  of = lambda metric, **counts: curves.units(
+    summary.Summary({'metric': metric}, [{'result': {}}, {'result': counts}])
+  )
+  assert of('valid_loss', tokens=9) == of('valid_loss') == ('tokens', 'nats per token')
+  assert of('valid_loss', images=9) == ('steps', 'squared pixel error')
+  assert of('valid_loss', crops=9) == ('steps', 'log-mel RMSE of all frames')
+  assert of('psnr', images=9) == ('steps', 'psnr')
+
+
+# --- crossed factors and sizes
+
+
+def crossed(folder):
+  """A full plan of two factors with two levels; the second one matters."""
+  planned = ablation_study.study(()) | {'plan': 'full', 'factors': {'norm': [0], 'mlp': [0]}}
+  arms = []
+  for norm, mlp in (('rms', 'relu2'), ('rms', 'gelu'), ('layer', 'relu2'), ('layer', 'gelu')):
+    base = (norm, mlp) == ('rms', 'relu2')
+    name = 'base' if base else f'norm={norm},mlp={mlp}'
+    levels = {'norm': norm, 'mlp': mlp}
+    arms.append(
+      ablation_study.arm('rope', base)
+      | {'name': name, 'slug': name, 'levels': levels | {'positions': 'rope'}}
+    )
+  rows = [
+    ablation_study.row(
+      arm,
+      seed,
+      folder,
+      0.05 * (arm['levels']['mlp'] == 'gelu'),
+      np.random.default_rng((i, seed)),
+      samples=False,
+    )
+    for i, arm in enumerate(arms)
+    for seed in planned['seeds']
+  ]
+  return made(folder, planned | {'arms': arms}, rows)
+
+
+def test_main_effects_have_their_own_forest(tmp_path):
+  text = plain(Reader(study_report.render(crossed(tmp_path))).text())
+  part = text[text.index('Main effects') : text.index('Results')]
+  assert 'mlp=gelu' in part
+  assert re.search(r'\+0\.0[45]\d \(', part)
+  told = crossed(tmp_path / 'again')
+  assert re.search(r'\| mlp=gelu against relu2 \| \+0\.0', plain(tables.markdown(told)))
+
+
+def sized(folder):
+  """Two encodings at three sizes; what helps the small ones harms the large one."""
+  planned = ablation_study.study(()) | {'factors': {'size': ['s', 'm', 'l'], 'positions': ['r']}}
+  arms, rows = [], []
+  for i, (size, parameters) in enumerate({'s': 1e5, 'm': 4e5, 'l': 1.6e6}.items()):
+    for level, gain in (('rope', 0.0), ('alibi', (-0.1, -0.02, 0.1)[i])):
+      base = (size, level) == ('s', 'rope')
+      name = 'base' if base else f'size={size},positions={level}'
+      levels = {'size': size, 'positions': level}
+      arm = ablation_study.arm(level, base) | {'parameters': int(parameters), 'slug': name}
+      arms.append(arm | {'name': name, 'levels': levels})
+      rows += [
+        ablation_study.row(
+          arms[-1],
+          seed,
+          folder,
+          2 * (parameters / 1e5) ** -0.4 + gain,
+          np.random.default_rng((len(arms), seed)),
+          samples=False,
+        )
+        for seed in range(4)
+      ]
+  sizes = np.geomspace(1e5, 1.6e7, 40)
+  losses = 1.6 + 2 * (sizes / 1e5) ** -0.4
+  curve = np.stack([sizes, losses, losses - 0.05, losses + 0.08], 1).tolist()
+  law = {'E': 1.6, 'A': 200.0, 'alpha': 0.4, 'curve': curve, 'intervals': {'alpha': [0.35, 0.46]}}
+  with mock.patch.object(scaling, 'power_law', lambda *_: law):  # these numbers
+    return made(folder, planned | {'arms': arms, 'seeds': [0, 1, 2, 3]}, rows)
+
+
+def test_sizes_have_their_law_and_a_warning_when_an_effect_turns(tmp_path):
+  text = plain(Reader(study_report.render(sized(tmp_path))).text())
+  assert 'changes sign with size' in text[: text.index('Effects')]
+  part = text[text.index('Scaling') : text.index('Results')]
+  assert part.count('L = 1.6 + 200 / N^0.4 (0.35 to 0.46)') == 2
+  assert 'positions=alibi at l' in part
+  told = sized(tmp_path)
+  assert plain(told.headline()) == (
+    'Validation loss over parameters: L = 1.6 + 200 / N^0.4 (0.35 to 0.46). '
+    'positions=alibi: better at s, m; worse at l.'
+  )
+  text = tables.markdown(told)
+  assert all(line in text for line in ('## Scaling', '- positions=alibi: L = 1.6', ' at l |'))
+
+
+def test_laws_of_sizes_and_tokens_are_told_on_the_page_and_in_markdown(tmp_path):
+  planned = ablation_study.study((), seeds=1)
+  arms = planned['arms']
+  best = {'parameters': 2e5, 'tokens': 4e6, 'flops': 5e12, 'inside': False}
+  law = {'E': 1.2, 'A': 30.0, 'alpha': 0.3, 'B': 60.0, 'beta': 0.35, 'intervals': None}
+  budget = {'flops': 1e12, 'parameters': 3e5, 'loss': 1.5, 'inside': True}
+  flat = {'budgets': [budget], 'exponent': 0.5, 'interval': [0.4, 0.6], 'notes': ['one had none']}
+  scaled = {'laws': {}, 'parametric': {'': law | {'optimum': best}}, 'isoflop': {'': flat}}
+  analysis = {'arms': arms, 'scaling': scaled | {'rungs': [], 'warnings': []}}
+  told = summary.Summary(planned, [], analysis)
+  for text in (Reader(study_report.render(told)).text(), tables.markdown(told)):
+    assert 'L = 1.2 + 30 / N^0.3 + 60 / D^0.35; best at 5e+12 FLOPs: 200k parameters' in text
+    assert 'beyond the sizes tried' in text
+    assert '300k parameters at 1e+12 FLOPs; best N grows as FLOPs^0.5 (0.4 to 0.6)' in text
+    assert 'one had none' in text
+
+
+def test_tokens_and_who_trained_together_are_what_the_runs_say(tmp_path):
+  planned = ablation_study.study((), seeds=3)
+  rows = ablation_study.rows(planned, tmp_path, samples=False)
+  for row in rows:
+    row['result'] |= {'tokens': 123_456, 'replicas': 1 + row['seed'] % 2}
+  told = made(tmp_path, planned, rows)
+  text = Reader(study_report.render(told)).text()
+  assert '1 run 2 together, 2 runs alone' in text
+  assert dict(study_report.key_numbers(told))['tokens a run'] == '123k'
+
+
+# --- what is missing
+
+
+def test_a_study_of_which_nothing_ran_has_a_report(tmp_path):
+  planned = ablation_study.study(seeds=1)
+  ablation_study.write(tmp_path, planned)
+  told = summary.read(tmp_path)
+  path = study_report.write(tmp_path)
+  text = Reader(path.read_text()).text()
+  assert 'Nothing has been measured yet.' in text
+  assert '6 of 6 runs are not done yet' in text
+  assert told.seconds() == 0
+  assert {p.name for p in tmp_path.glob('report.*')} == {
+    'report.html',
+    'report.md',
+    'report.csv',
+    'report.tex',
+  }
+
+
+def test_one_seed_has_no_interval_and_no_verdict(tmp_path):
+  planned = ablation_study.study(seeds=1)
+  told = made(tmp_path, planned, ablation_study.rows(planned, tmp_path))
+  text = Reader(study_report.render(told)).text()
+  assert 'Undecided: no arm could be told from the baseline (rope).' in text
+  assert '\u00b1' not in tables.latex(told)
+  assert 'nan' not in (text + tables.markdown(told) + tables.comma_separated(told)).lower()
+
+
+def test_a_study_on_its_way_says_so(tmp_path):
+  planned = ablation_study.study()
+  rows = ablation_study.rows(planned, tmp_path, samples=False)
+  for row in rows:
+    if row['seed'] > 2:
+      ablation_study.lose(row, 'missing', 'it has not begun')
+  told = made(tmp_path, planned, rows)
+  assert told.headline().startswith('After 18 of 30 runs: ')
+  assert told.troubles() == []
+  assert '12 of 30 runs are not done yet' in Reader(study_report.render(told)).text()
+
+
+def test_without_a_baseline_there_are_no_effects_but_a_report(tmp_path):
+  planned = ablation_study.study()
+  rows = ablation_study.rows(planned, tmp_path)
+  for row in rows:
+    if row['arm'] == 'base':
+      ablation_study.lose(row, 'failed', 'RuntimeError: no memory\nTraceback ...')
+  told = made(tmp_path, planned, rows)
+  text = study_report.render(told)
+  assert '<h2>Effects' not in text
+  assert told.troubles()[0][3] == 'RuntimeError: no memory'
+  assert 'Traceback' not in text
+
+
+def test_a_torn_line_of_attempts_is_passed_over(tmp_path):
+  ablation_study.write(tmp_path, ablation_study.study(seeds=1), ATTEMPTS[:1])
+  with open(tmp_path / 'attempts.jsonl', 'a') as file:
+    file.write('{"time": "20\n')
+  records.append_line(tmp_path / 'attempts.jsonl', ATTEMPTS[1])
+  assert summary.read(tmp_path).attempts == ATTEMPTS[:2]
+
+
+def test_a_folder_without_a_study_is_an_error_with_a_fix(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'no study\.json\nfix: '):
+    study_report.write(tmp_path)
+
+
+# --- the forest plot
+
+
+def test_an_effect_far_beyond_the_others_gets_an_arrow():
+  near = [figures.Effect(f'a{i}', 0.01 * i, (0.01 * i - 0.01, 0.01 * i + 0.01)) for i in range(5)]
+  far = figures.Effect('far', 3.0, (2.9, 3.1), text='+3.000')
+  low, high = figures._reach([*near, far], 0.01)
+  assert low < -0.01
+  assert 0.05 < high < 0.1
+  drawn = figures.forest([*near, far], name='f', label='x', width=1000, equal=0.01)
+  assert '+3.000' in drawn
+  assert figures.forest([], name='f', label='x', width=1000) == ''
+  none = figures.Effect('n', math.nan)
+  assert figures.forest([none], name='f', label='x', width=1000) == ''

@@ -1,0 +1,146 @@
+"""Console lines, the bar on a real terminal, TensorBoard files, Weights & Biases by a stand-in."""
+
+import contextlib
+import io
+import os
+import sys
+import threading
+import types
+
+import pytest
+
+from gpt_jax.runs import loggers
+
+TRAINING = {'loss': 1.8231, 'tokens': 5, 'tokens_per_second': 23123.0, 'mfu': 0.1234, 'lr': 1e-3}
+
+
+@pytest.mark.parametrize(
+  ('number', 'text'),
+  [(0, '0'), (950, '950'), (999.7, '1k'), (23123, '23.1k'), (8.2e6, '8.2M'), (999_900, '1M')]
+  + [(1.24e9, '1.24B'), (3e12, '3T'), (0.00123, '0.00123'), (float('nan'), 'nan')],
+)
+def test_human(number, text):
+  assert loggers.human(number) == text
+
+
+@pytest.mark.parametrize(
+  ('seconds', 'text'), [(0, '0:00'), (83.4, '1:23'), (7384, '2:03:04'), (302400, '3d 12:00')]
+)
+def test_duration(seconds, text):
+  assert loggers.duration(seconds) == text
+
+
+def test_plain_lines_align_and_can_be_grepped(capsys):
+  plain = loggers.Plain(2000, 0)
+  plain.metrics(120, loggers.fields(TRAINING | {'memory_gib': 0.41}, '1:23'), True)
+  plain.metrics(1300, loggers.fields({**TRAINING, 'loss': float('nan'), 'memory_gib': 12}, '9'), True)
+  plain.metrics(1300, loggers.fields({'valid_loss': 1.5, 'lr': 2}), False)
+  first, second, third = capsys.readouterr().out.splitlines()
+  assert first.split('  ')[0] == 'step 120/2000'
+  for part in ('loss 1.823 ', 'tokens/s 23.1k ', 'mfu 12.3% ', 'eta 1:23 '):
+    assert part in first
+  assert first.endswith('mem 0.4 GiB')
+  assert first.index('eta') == second.index('eta')
+  assert 'loss nan ' in second
+  assert third == 'step 1300/2000  valid_loss 1.500'
+
+
+def test_losses_of_single_sources_are_not_on_the_console():
+  shown = loggers.fields({'loss': 1.5, 'loss/text': 1.0, 'loss/source/text': 2.0})
+  assert shown == [('loss', '1.500'), ('loss/text', '1.000')]
+
+
+def test_plain_survives_an_ascii_pipe(monkeypatch):
+  pipe = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
+  monkeypatch.setattr(sys, 'stdout', pipe)
+  loggers.Plain(1, 0).print('é')
+  assert pipe.buffer.getvalue() == b'?\n'
+
+
+def read_all(descriptor, chunks):
+  with contextlib.suppress(OSError):  # Linux says EIO when the other end has closed
+    while chunk := os.read(descriptor, 1 << 16):
+      chunks.append(chunk)
+
+
+def test_bar_keeps_prints_and_evaluations_above_one_live_line(monkeypatch):
+  pty = pytest.importorskip('pty')
+  master, slave = pty.openpty()
+  reader = threading.Thread(target=read_all, args=(master, chunks := []))
+  reader.start()
+  monkeypatch.setenv('TERM', 'xterm')
+  monkeypatch.setenv('COLUMNS', '80')
+  with os.fdopen(slave, 'w') as terminal, contextlib.redirect_stdout(terminal):
+    bar = loggers.Bar(2000, 100)
+    bar.print('[red]not markup')
+    bar.metrics(120, loggers.fields(TRAINING | {'memory_gib': 0.4}, '1:23'), True)
+    bar.metrics(120, loggers.fields({'valid_loss': 1.5}), False)
+    bar.close()
+  reader.join()
+  os.close(master)
+  written = b''.join(chunks).decode()
+  assert '[red]not markup\r\n' in written
+  assert 'step 120/2000   valid_loss 1.500\r\n' in written
+  assert '120/2000' in written
+  assert 'loss 1.823  tokens/s 23.1k  mfu 12.3%  eta 1:23' in written
+
+
+def test_off_is_silent(capsys):
+  off = loggers.Off(10, 0)
+  off.metrics(1, loggers.fields(TRAINING), True)
+  off.print('hello')
+  off.close()
+  assert capsys.readouterr().out == ''
+
+
+def test_tensorboard_writes_scalars(tmp_path):
+  with contextlib.ExitStack() as stack:
+    write = loggers.tensorboard(tmp_path, 0, stack)
+    write(3, {'loss': 1.5, 'loss/image': float('nan')})
+  (first,) = (tmp_path / 'tensorboard').iterdir()
+  content = first.read_bytes()
+  assert b'loss/image' in content
+  with contextlib.ExitStack() as stack:
+    loggers.tensorboard(tmp_path, 3, stack)(3, {'loss': 1.5})
+  assert len(list((tmp_path / 'tensorboard').iterdir())) == 2
+  assert first.read_bytes() == content
+
+
+def test_missing_packages_are_two_line_errors(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'wandb', None)
+  monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+  with contextlib.ExitStack() as stack:
+    with pytest.raises(ValueError, match='log.wandb=lab needs the package wandb.*\nfix: pip'):
+      loggers.wandb(tmp_path, 'lab', {}, 'id', stack)
+    with pytest.raises(ValueError, match='log.tensorboard=True needs the .*\nfix: pip install'):
+      loggers.tensorboard(tmp_path, 0, stack)
+
+
+def test_wandb_gets_config_steps_and_how_it_ended(tmp_path, monkeypatch):
+  calls = []
+
+  class FakeRun:
+    def define_metric(self, name, step_metric):
+      calls.append(('define', name, step_metric))
+
+    def log(self, row):
+      calls.append(row)
+
+    def finish(self, exit_code):
+      calls.append(exit_code)
+
+  def init(**keywords):
+    calls.append(keywords)
+    return FakeRun()
+
+  monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=init))
+  with pytest.raises(KeyError), contextlib.ExitStack() as stack:
+    loggers.wandb(tmp_path, 'lab', {'a': 1}, 'abcd', stack)(7, {'loss': 2.0})
+    raise KeyError
+  start, define, row, exit_code = calls
+  assert start['project'] == 'lab'
+  assert start['id'] == 'abcd'
+  assert start['config'] == {'a': 1}
+  assert define == ('define', '*', 'step')
+  assert row == {'step': 7, 'loss': 2.0}
+  assert exit_code == 1

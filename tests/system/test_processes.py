@@ -1,0 +1,174 @@
+"""Several real processes, joined by gloo, are one run: by the command line, as a scheduler would.
+
+What one process computes is the reference: equal to 1e-6 in float32, as sums go in another order.
+"""
+
+import json
+import re
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from gpt_jax.runs import run_folder
+from tests import command_line, tiny_runs
+
+pytestmark = pytest.mark.slow
+TIMED = ('time', 'tokens_per_second', 'mfu', 'mfu_causal', 'memory_gib', 'step_seconds')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp('processes')
+
+
+def train(folder, count, name, *more):
+  """Train in so many processes -> (exit codes, outputs)."""
+  words = ('train', f'--config={command_line.experiment(folder)}', f'--workdir={folder / name}', *more)
+  return command_line.ended(command_line.start_all(count, *words, folder=folder))
+
+
+def trained(folder, count, name, *more):
+  """The folder of a run in so many processes that got to its end."""
+  codes, outputs = train(folder, count, name, *more)
+  assert codes == [0] * count, outputs
+  return folder / name
+
+
+@pytest.fixture(scope='module')
+def two(folder):
+  """A run of two processes, never interrupted."""
+  return trained(folder, 2, 'two')
+
+
+@pytest.fixture(scope='module')
+def one(folder):
+  """The same run in one process."""
+  return trained(folder, 1, 'one')
+
+
+def metrics(workdir):
+  """What was logged and does not depend on time, a line a step."""
+  return [{k: v for k, v in x.items() if k not in TIMED} for x in run_folder.read_metrics(workdir)]
+
+
+def assert_bitwise(found, expected):
+  found, expected = tiny_runs.arrays(found), tiny_runs.arrays(expected)
+  assert found.keys() == expected.keys()
+  for path, array in expected.items():
+    np.testing.assert_array_equal(found[path], array, err_msg=path)
+
+
+def assert_close(found, expected):
+  """The same losses, and gradient norms, at the same steps."""
+  found, expected = metrics(found), metrics(expected)
+  assert [line['step'] for line in found] == [line['step'] for line in expected]
+  for line, wanted in zip(found, expected, strict=True):
+    for name in {'loss', 'valid_loss', 'grad_norm'} & wanted.keys():
+      assert line[name] == pytest.approx(wanted[name], rel=1e-6), (name, line['step'])
+
+
+def events(workdir, name):
+  return [event for event in run_folder.read_events(workdir) if event['event'] == name]
+
+
+# ------------------------------------------------------------------------------------- one run
+
+
+def test_two_are_one(two, one):
+  """One set of files, the same numbers, and a step of each in the metrics."""
+  assert_close(two, one)
+  assert [line['step'] for line in metrics(two)] == list(range(1, 13))
+  assert len(events(two, 'start')) == len(events(two, 'done')) == 1
+  assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
+  found, expected = (json.loads((run / 'result.json').read_text()) for run in (two, one))
+  assert found['valid_loss'] == pytest.approx(expected['valid_loss'], rel=1e-6)
+  assert found['tokens'] == expected['tokens'] == 12 * 4 * 32
+
+
+def test_a_model_that_two_share(folder, one):
+  """Neither process has all of it: each computes all rows and holds half of every weight."""
+  assert_close(trained(folder, 2, 'shared', '--config.mesh.tensor=2'), one)
+
+
+def test_samples_and_scores_do_not_depend_on_the_processes(two, folder):
+  """And only one of two prints, and writes."""
+  ask = ('--prompt=ab', '--num_samples=2', '--max_new_tokens=12', f'--workdir={two}')
+  commands = (('sample', *ask), ('evaluate', f'--workdir={two}', '--limit=500'))
+  for words in commands:
+    code, alone = command_line.launch(*words, folder=folder)
+    codes, both = command_line.ended(command_line.start_all(2, *words, folder=folder))
+    assert [code, *codes] == [0] * 3, (alone, both)
+    said = [re.sub(r'\[Gloo\].*\n?', '', output) for output in both]
+    assert said == [alone, '']
+  assert len((two / 'evaluations.jsonl').read_text().splitlines()) == 2 * alone.count('\n')
+
+
+# ----------------------------------------------------------------------------- stopping, going on
+
+
+def after(process, line):
+  """Read what a process says up to a line with this in it."""
+  said = ''
+  while line not in said:
+    said = process.stdout.readline()
+    assert said or process.poll() is None
+
+
+@pytest.fixture(scope='module')
+def half(folder):
+  """A run of two that SIGTERM to one of them has ended in the middle."""
+  # Its probe takes seconds to compile: agreement needs one or two, and twelve steps less.
+  words = (
+    'train',
+    f'--config={command_line.experiment(folder)}',
+    f'--workdir={folder / "half"}',
+    '--config.train.probe_every=1',
+  )
+  processes = command_line.start_all(2, *words, folder=folder)
+  after(processes[0], 'from step 0')
+  processes[1].send_signal(signal.SIGTERM)
+  codes, outputs = command_line.ended(processes)
+  assert codes == [75, 75], outputs
+  [event] = events(folder / 'half', 'preempted')
+  said = [re.findall(r'agreed to, after step (\d+)', output) for output in outputs]
+  assert said == [[str(event['step'])]] * 2  # both say it, of one step
+  assert event['step'] < 12
+  return folder / 'half'
+
+
+@pytest.mark.parametrize('count', [2, 1, 4])
+def test_what_was_asked_to_stop_goes_on(folder, half, two, count):
+  """Bitwise in as many processes, else as closely as sums in another order are."""
+  shutil.copytree(half, folder / f'then{count}')
+  found = trained(folder, count, f'then{count}')
+  assert events(found, 'resume')[0]['step'] == events(half, 'preempted')[0]['step']
+  assert_close(found, two)
+  if count == 2:
+    assert_bitwise(found, two)
+    assert metrics(found) == metrics(two)
+
+
+def test_a_dead_process_ends_the_other(folder):
+  """Within 30 seconds, and the last lines say why."""
+  for victim in (0, 1):
+    words = (
+      'train',
+      f'--config={command_line.experiment(folder)}',
+      f'--workdir={folder / "dead"}',
+      '--config.train.steps=100000',
+      '--config.train.eval_every=0',
+    )
+    processes = command_line.start_all(2, *words, folder=folder)
+    after(processes[0], 'step 2')
+    processes[victim].kill()
+    killed = time.monotonic()
+    output, _ = processes[1 - victim].communicate(timeout=60)
+    assert time.monotonic() - killed < 30
+    assert processes[1 - victim].returncode == 1
+    cause, fix = output.rstrip().splitlines()[-2:]
+    assert cause == 'error: another process of this job ended, or was not heard from any more'
+    assert fix.startswith('fix: its own log says why')
+    processes[victim].communicate()

@@ -1,0 +1,659 @@
+"""Checkpoints: what was saved comes back equal anywhere, and what was altered is never trusted."""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import random
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from benchmarks import bit_flips
+from gpt_jax.evaluation import trained
+from gpt_jax.model import gpt
+from gpt_jax.tokenizers import Tokenizers
+from gpt_jax.training import checkpoint, digests
+from gpt_jax.training.checkpoint import CheckpointConfig, Checkpoints, Corrupt, SaveFailed
+from tests import command_line, models, tiny_runs
+
+NOW = CheckpointConfig(background=False)
+
+
+class Inner(NamedTuple):
+  """An optimizer state, as optax makes them."""
+
+  count: jax.Array
+  mu: dict
+
+
+class State(NamedTuple):
+  """Everything that a TrainState is made of."""
+
+  step: jax.Array
+  params: dict
+  opt_state: tuple
+  key: jax.Array
+  hyper: dict
+  ema: dict | None
+
+
+def a_state(seed=0, width=16):
+  """A state of dtypes, shapes and paths that a run may hold."""
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: rng.standard_normal(shape, np.float32)
+  params = {
+    'embed_VD': jnp.asarray(draw(8, width)),
+    'blocks/mlp/up_DF': jnp.asarray(draw(width, 24).astype(ml_dtypes.bfloat16)),
+    'blocks/attention/scale': jnp.asarray(draw(2, width)),
+  }
+  mu = {path: jnp.asarray(draw(*p.shape)) for path, p in params.items()}
+  return State(
+    step=jnp.int32(7),
+    params=params,
+    opt_state=(Inner(jnp.int32(3), mu), ()),
+    key=jax.random.key(seed + 5),
+    hyper={'lr': jnp.float32(1e-3)},
+    ema=None,
+  )
+
+
+def on(mesh, state):
+  """ShapeDtypeStructs of a state with width over the fsdp axis where there is one."""
+
+  def place(leaf):
+    width = [16 if size == 16 else None for size in leaf.shape]
+    spec = PartitionSpec(*['fsdp' if size else None for size in width])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+  return jax.tree.map(place, jax.eval_shape(lambda: state))
+
+
+def values(tree):
+  """Leaves as numpy, keys as their data."""
+  plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+  return jax.tree.map(lambda x: np.asarray(plain(x)), tree)
+
+
+def assert_equal(found, expected):
+  """The same structure, dtypes and bits."""
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    assert x.dtype == y.dtype
+  for x, y in zip(*map(jax.tree.leaves, (values(found), values(expected))), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  """A folder with good checkpoints of steps 3 and 6. Do not change it."""
+  folder = tmp_path_factory.mktemp('saved') / 'checkpoints'
+  checkpoints = Checkpoints(folder, NOW)
+  for step in (3, 6):
+    checkpoints.save(step, a_state(step), {'tokens': 10.0 * step, 'name': 'é'})
+  checkpoints.close()
+  return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+  """A copy of them to harm."""
+  shutil.copytree(saved, tmp_path / 'checkpoints')
+  return tmp_path / 'checkpoints'
+
+
+def reader(folder):
+  """Checkpoints open for reading, and the lines that they report."""
+  lines = []
+  return Checkpoints(folder, report=lines.append), lines
+
+
+def files_of(folder, step):
+  return sorted(path for path in (folder / str(step)).rglob('*') if path.is_file())
+
+
+# -------------------------------------------------------------------------------- there and back
+
+
+def test_paths_are_the_tree_with_slashes_as_branches():
+  tree = checkpoint.to_tree(a_state())
+  assert set(checkpoint.flat(tree)) == {
+    'step',
+    'key',
+    'hyper/lr',
+    'params/embed_VD',
+    'params/blocks/mlp/up_DF',
+    'params/blocks/attention/scale',
+    'opt_state/0/count',
+    'opt_state/0/mu/embed_VD',
+    'opt_state/0/mu/blocks/mlp/up_DF',
+    'opt_state/0/mu/blocks/attention/scale',
+  }
+  assert checkpoint.nest(checkpoint.flat(tree)) == tree
+  assert_equal(checkpoint.from_tree(tree, a_state(1)), a_state())
+
+
+def test_round_trip_of_keys_bfloat16_and_named_tuples(saved):
+  checkpoints, lines = reader(saved)
+  assert checkpoints.newest_good() == 6
+  restored = checkpoints.restore(6, on(models.mesh(), a_state()))
+  assert_equal(restored, a_state(6))
+  assert jax.random.uniform(restored.key) == jax.random.uniform(a_state(6).key)
+  assert checkpoints.extra(6) == {'tokens': 60.0, 'name': 'é'}
+  assert_equal(checkpoints.restore(3, on(models.mesh(), a_state())), a_state(3))
+  assert not lines
+
+
+@pytest.mark.parametrize('there, here', [(1, 8), (8, 1), (8, 2)])
+def test_restored_on_another_mesh(tmp_path, there, here):
+  state = a_state()
+  like = on(models.mesh(fsdp=there), state)
+  put = lambda x, s: jax.device_put(x, s.sharding)
+  checkpoints = Checkpoints(tmp_path / 'checkpoints', NOW)
+  checkpoints.save(1, jax.tree.map(put, state, like), {})
+  checkpoints.close()
+  like = on(models.mesh(fsdp=here), state)
+  restored = checkpoints.restore(1, like)
+  assert_equal(restored, state)
+  for leaf, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True):
+    assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+  shard = restored.params['embed_VD'].addressable_shards[0].data
+  assert shard.shape == (8, 16 // here)
+
+
+def test_a_save_in_the_background_gets_its_digests(tmp_path):
+  checkpoints = Checkpoints(tmp_path / 'checkpoints', CheckpointConfig(keep=3))
+  checkpoints.save(1, a_state(1), {})
+  checkpoints.save(2, a_state(2), {})  # waits for step 1
+  checkpoints.verify(1)
+  while not (tmp_path / 'checkpoints/digests/2.json').exists():
+    checkpoints.poll()
+  checkpoints.verify(2)
+  checkpoints.close()
+  assert_equal(checkpoints.restore(2, on(models.mesh(), a_state())), a_state(2))
+
+
+def test_the_state_may_be_donated_while_it_is_being_saved(tmp_path):
+  checkpoints = Checkpoints(tmp_path / 'checkpoints', CheckpointConfig())
+  weights = jnp.zeros((256, 256))
+  checkpoints.save(1, {'w': weights}, {})
+  jax.jit(lambda x: x + 1.0, donate_argnums=0)(weights)
+  checkpoints.close()
+  like = on(models.mesh(), {'w': jnp.zeros((256, 256))})
+  assert not np.asarray(checkpoints.restore(1, like)['w']).any()
+
+
+# ------------------------------------------------------------------------------- what is trusted
+
+
+def test_one_flipped_bit_in_any_file_is_found(folder):
+  checkpoints, _ = reader(folder)
+  victims = [*files_of(folder, 6), folder / 'digests/6.json']
+  kinds = {path.name if path.parent.name != 'd' else 'd/' for path in victims}
+  assert kinds >= {'metadata', '_METADATA', '_CHECKPOINT_METADATA', 'manifest.ocdbt', 'd/'}
+  for path in victims:
+    content = path.read_bytes()
+    for place in {0, len(content) // 2, len(content) - 1} if content else ():
+      altered = bytearray(content)
+      altered[place] ^= 1 << (place % 8)
+      path.write_bytes(altered)
+      with pytest.raises(Corrupt, match='checkpoint 6: file .* is (changed|foreign|missing)'):
+        checkpoints.verify(6)
+    path.write_bytes(content)
+  checkpoints.verify(6)
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # of Orbax's
+def test_random_flips_are_found_and_the_older_step_is_used(tmp_path):
+  """Orbax alone gives wrong values without a word, wherever the bit is in array data."""
+  # Large enough that the files of array data hold little else.
+  folder, states = tmp_path / 'checkpoints', {1: a_state(1, 4096), 2: a_state(2, 4096)}
+  checkpoints = Checkpoints(folder, NOW)
+  for step, state in states.items():
+    checkpoints.save(step, state, {'tokens': 1.0})
+  checkpoints.close()
+  outcomes = bit_flips.trials(folder, on(models.mesh(), states[1]), states, flips=20)
+  told = bit_flips.summary(outcomes)
+  assert {name: told[name]['flips'] for name in told} == {'data': 12, 'metadata': 6, 'digests': 2, 'all': 20}
+  assert (told['all']['detected'], told['all']['fell_back']) == (20, 20)
+  assert told['data']['orbax_alone'] == {'wrong values': 12}
+
+
+def test_by_size_only_what_is_cut_is_found(folder):
+  checkpoints = Checkpoints(folder, report=lambda line: None, verify='size')
+  victim = max(files_of(folder, 6), key=lambda path: path.stat().st_size)
+  bit_flips.flip(victim, random.Random(0))
+  assert checkpoints.newest_good() == 6
+  harm_by_truncation(victim)
+  assert checkpoints.newest_good() == 3
+
+
+def harm_by_truncation(path):
+  path.write_bytes(path.read_bytes()[:-1])
+
+
+def harm_by_emptying(path):
+  path.write_bytes(b'')
+
+
+def harm_by_removal(path):
+  path.unlink()
+
+
+def harm_by_a_foreign_file(path):
+  (path.parent / 'extra-file').write_bytes(b'')
+
+
+@pytest.mark.parametrize(
+  'harm, word',
+  [
+    (harm_by_truncation, 'changed'),
+    (harm_by_emptying, 'changed'),
+    (harm_by_removal, 'missing'),
+    (harm_by_a_foreign_file, 'foreign'),
+  ],
+)
+def test_a_harmed_checkpoint_gives_way_to_the_one_before(folder, harm, word):
+  harm(max(files_of(folder, 6), key=lambda path: path.stat().st_size))
+  checkpoints, lines = reader(folder)
+  assert checkpoints.newest_good() == 3
+  [line] = lines
+  assert line.startswith('not trusted: checkpoint 6: file state/')
+  assert f'is {word}' in line
+  assert_equal(checkpoints.restore(3, on(models.mesh(), a_state())), a_state(3))
+
+
+def test_an_unfinished_checkpoint_is_not_trusted(folder):
+  (folder / 'digests/6.json').unlink()
+  shutil.copytree(folder / '3', folder / '9.orbax-checkpoint-tmp')  # killed while it was written
+  checkpoints, lines = reader(folder)
+  assert checkpoints.steps() == [6, 3]
+  assert checkpoints.newest_good() == 3
+  assert lines == ['not trusted: checkpoint 6 was never finished; trying the one before']
+  (folder / 'digests/3.json').unlink()
+  with pytest.raises(Corrupt, match='no good checkpoint'):
+    checkpoints.newest_good()  # a kill leaves one step without digests: these were lost
+  shutil.rmtree(folder / '6')
+  assert checkpoints.newest_good() is None  # as a run that was killed during its first save
+
+
+def test_none_good_is_an_error_that_names_each(folder):
+  for step in (3, 6):
+    harm_by_truncation(files_of(folder, step)[-1])
+  checkpoints, lines = reader(folder)
+  with pytest.raises(Corrupt) as error:
+    checkpoints.newest_good()
+  tiny_runs.assert_two_lines(error.value, str(folder), 'checkpoint 6', 'checkpoint 3')
+  assert len(lines) == 2
+
+
+def test_no_folder_is_no_checkpoint(tmp_path):
+  checkpoints, lines = reader(tmp_path / 'none')
+  assert checkpoints.newest_good() is None
+  assert not lines
+  assert not (tmp_path / 'none').exists()
+
+
+def test_a_harmed_step_is_dropped_and_saved_again(folder):
+  harm_by_truncation(files_of(folder, 6)[-1])
+  checkpoints = Checkpoints(folder, NOW, report=lambda line: None)
+  checkpoints.drop_after(checkpoints.newest_good())
+  assert checkpoints.steps() == [3]
+  checkpoints.poll()
+  assert not (folder / 'digests/6.json').exists()
+  checkpoints.save(6, a_state(60), {})
+  checkpoints.close()
+  assert checkpoints.newest_good() == 6
+  assert_equal(checkpoints.restore(6, on(models.mesh(), a_state())), a_state(60))
+
+
+# ------------------------------------------------------------------------------ saves that fail
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+  """A file system that takes no larger files; also of what background threads write."""
+  _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def noise(seed):
+  """A state that does not compress."""
+  return {'w': jax.random.normal(jax.random.key(seed), (200, 200))}
+
+
+def wait_by_polling(checkpoints):
+  while True:
+    checkpoints.poll()
+    time.sleep(0.01)
+
+
+@pytest.mark.parametrize('background', [True, False])
+@pytest.mark.parametrize('notice', [wait_by_polling, Checkpoints.finish, Checkpoints.close])
+def test_a_save_that_fails_is_an_error_that_names_path_and_cause(tmp_path, background, notice):
+  folder = tmp_path / 'checkpoints'
+  checkpoints = Checkpoints(folder, CheckpointConfig(background=background))
+  checkpoints.save(1, noise(1), {})
+  checkpoints.finish()
+  with files_of_at_most(50_000), pytest.raises(SaveFailed) as error:
+    checkpoints.save(2, noise(2), {})
+    notice(checkpoints)
+  cause, fix = tiny_runs.assert_two_lines(error.value, f'checkpoint {folder}/2', 'File too large')
+  assert fix.endswith('goes on from step 1')
+  checkpoints.close()  # it was told: no second error, which would hide the first
+  assert sorted(path.name for path in folder.iterdir()) == ['1', 'digests']
+  again = Checkpoints(folder, NOW)
+  assert again.newest_good() == 1
+  again.save(2, noise(2), {})
+  again.close()
+  assert_equal(again.restore(2, on(models.mesh(), noise(2))), noise(2))
+
+
+def test_orbax_calls_a_failed_step_the_latest(tmp_path):
+  """Why nothing here asks it."""
+  checkpoints = Checkpoints(tmp_path / 'checkpoints', CheckpointConfig())
+  with files_of_at_most(50_000), pytest.raises(SaveFailed):
+    checkpoints.save(1, noise(1), {})
+    while checkpoints._manager.is_saving_in_progress():
+      time.sleep(0.01)
+    assert checkpoints._manager.latest_step() == 1
+    assert checkpoints.newest_good() is None
+    checkpoints.finish()
+  checkpoints.close()
+
+
+def test_digests_that_cannot_be_written_fail_the_save(tmp_path, monkeypatch):
+  def full(path, folder):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+  monkeypatch.setattr(digests, 'write', full)
+  checkpoints = Checkpoints(tmp_path / 'checkpoints', CheckpointConfig())
+  checkpoints.save(1, noise(1), {})
+  with pytest.raises(SaveFailed) as error:
+    checkpoints.finish()
+  tiny_runs.assert_two_lines(error.value, 'No space left on device', 'digests/1.json')
+  checkpoints.close()
+
+
+def test_training_goes_on_while_digests_are_computed(tmp_path, monkeypatch):
+  started, may_end, write = threading.Event(), threading.Event(), digests.write
+
+  def slow(path, folder):
+    assert threading.current_thread() is not threading.main_thread()
+    started.set()
+    assert may_end.wait(30)
+    write(path, folder)
+
+  monkeypatch.setattr(digests, 'write', slow)
+  checkpoints = Checkpoints(tmp_path / 'checkpoints', CheckpointConfig())
+  checkpoints.save(1, noise(1), {})
+  while not started.is_set():
+    checkpoints.poll()
+  checkpoints.poll()  # returns: it does not wait
+  with pytest.raises(Corrupt, match='never finished'):
+    checkpoints.verify(1)
+  may_end.set()
+  checkpoints.finish()
+  checkpoints.verify(1)
+  checkpoints.close()
+
+
+def test_a_save_without_room_is_not_begun(tmp_path, monkeypatch):
+  folder, state = tmp_path / 'checkpoints', noise(1)
+  checkpoints, free = Checkpoints(folder, NOW), int(1.1 * state['w'].nbytes)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(9**9, 9**9, free))
+  with pytest.raises(SaveFailed) as error:
+    checkpoints.save(1, state, {})  # none before: it may be as large as the state
+  need = f'{int(1.2 * state["w"].nbytes):,} bytes are needed and {free:,} free'
+  _, fix = tiny_runs.assert_two_lines(error.value, f'checkpoint {folder}/1 was not begun: {need}')
+  assert fix.endswith('starts anew')
+  monkeypatch.undo()
+  checkpoints.close()
+  checkpoints = Checkpoints(folder, NOW)
+  checkpoints.save(1, state, {})
+  size = sum(path.stat().st_size for path in files_of(folder, 1))
+  free = int(1.2 * size) - 1
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(9**9, 9**9, free))
+  with pytest.raises(SaveFailed, match=f'{free + 1:,} bytes are needed and {free:,} free'):
+    checkpoints.save(2, state, {})
+  free += 1
+  monkeypatch.undo()
+  checkpoints.close()
+  assert checkpoints.steps() == [1]
+
+
+def test_only_process_0_writes_and_judges(folder, monkeypatch):
+  """What another process does, but for Orbax's own part of a save."""
+  harm_by_truncation(files_of(folder, 6)[-1])
+  heard = []
+  monkeypatch.setattr(jax, 'process_index', lambda: 1)
+  monkeypatch.setattr(checkpoint, 'agreed', lambda value: heard.append(value) or 3)
+  other, lines = reader(folder)
+  monkeypatch.setattr(other, 'verify', lambda step: pytest.fail('process 0 does that'))
+  assert other.newest_good() == 3
+  assert heard == [checkpoint.EMPTY] and not lines
+  monkeypatch.setattr(checkpoint, 'agreed', lambda value: checkpoint.CORRUPT)
+  with pytest.raises(Corrupt, match='as process 0 says'):
+    other.newest_good()
+
+
+TWO = """
+import pathlib, shutil, sys, time
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+rank, port, folder = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
+jax.config.update('jax_platforms', 'cpu')
+jax.distributed.initialize(
+  f'127.0.0.1:{port}', 2, rank, initialization_timeout=60, heartbeat_timeout_seconds=20
+)
+from gpt_jax import checkpoint
+
+mesh = jax.make_mesh((2,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))
+place = NamedSharding(mesh, PartitionSpec('fsdp'))
+values = np.random.default_rng(0).standard_normal((64, 64), np.float32)
+made_of = lambda step: lambda index: values[index] + step
+state = lambda step: {'w': jax.make_array_from_callback((64, 64), place, made_of(step))}
+made = checkpoint.Checkpoints(folder, checkpoint.CheckpointConfig())
+for step in (1, 2):
+  made.save(step, state(step), {'step': step})
+made.finish()
+assert checkpoint.agreed(rank + 7) == 7
+if rank == 0:
+  victim = max((folder / '2').rglob('*'), key=lambda p: p.stat().st_size if p.is_file() else 0)
+  content = bytearray(victim.read_bytes())
+  content[len(content) // 2] ^= 4
+  victim.write_bytes(content)
+lines = []
+reader = checkpoint.Checkpoints(folder, report=lines.append)
+good = reader.newest_good()
+like = {'w': jax.ShapeDtypeStruct((64, 64), np.float32, sharding=place)}
+restored = reader.restore(good, like)['w']
+for shard in restored.addressable_shards:
+  np.testing.assert_array_equal(shard.data, (values + good)[shard.index])
+remove = shutil.rmtree  # slow in process 0: the other must not look before all is gone
+shutil.rmtree = lambda *args, **kwargs: (time.sleep(1), remove(*args, **kwargs))
+made.drop_after(good)
+shutil.rmtree = remove
+assert made._manager.all_steps() == [1], made._manager.all_steps()
+free, checkpoint.ROOM = checkpoint.ROOM, 1e12 if rank == 0 else 0
+try:
+  made.save(2, state(2), {})
+except checkpoint.SaveFailed as error:
+  print(rank, good, len(lines), str(error).splitlines()[0], flush=True)
+made.close()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_checkpoint_and_agree_on_it(tmp_path):
+  with socket.socket() as listener:
+    listener.bind(('127.0.0.1', 0))
+    port = listener.getsockname()[1]
+  command = lambda rank: [sys.executable, '-c', TWO, str(rank), str(port), str(tmp_path / 'both')]
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  options = dict(cwd=command_line.ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+  with contextlib.ExitStack() as stack:
+    both = [stack.enter_context(subprocess.Popen(command(rank), **options)) for rank in (0, 1)]
+    for process in both:
+      stack.callback(process.kill)  # where the other failed
+    told = [process.communicate(timeout=120)[0].splitlines()[-1] for process in both]
+  assert [process.returncode for process in both] == [0, 0]
+  # Both go back to step 1, which only process 0 looked at; and none saves, as process 0 found.
+  assert told[0].startswith(f'0 1 1 checkpoint {tmp_path}/both/2 was not begun: ')
+  assert told[1] == f'1 1 0 checkpoint {tmp_path}/both/2 was not begun: the disk is full'
+  assert sorted(path.name for path in (tmp_path / 'both').iterdir()) == ['1', 'digests']
+
+
+# --------------------------------------------------------------------------------- what is kept
+
+
+def test_retention(tmp_path):
+  cfg = CheckpointConfig(keep=2, keep_every=4, background=False)
+  checkpoints = Checkpoints(tmp_path / 'checkpoints', cfg)
+  state = {'w': jnp.zeros(2)}
+  for step in range(1, 8):
+    checkpoints.save(step, state, {})
+  assert checkpoints.steps() == [7, 6, 4]
+  checkpoints.close()
+  reopened = Checkpoints(tmp_path / 'checkpoints', cfg)
+  reopened.save(8, state, {})
+  reopened.save(9, state, {})
+  reopened.close()
+  assert reopened.steps() == [9, 8, 4]
+  digests = {path.name for path in (tmp_path / 'checkpoints/digests').iterdir()}
+  assert digests == {'9.json', '8.json', '4.json'}
+  for step in (9, 8, 4):
+    reopened.verify(step)
+
+
+@pytest.mark.parametrize('wrong', [dict(keep=1), dict(every=-1), dict(keep_every=-2), dict(verify='half')])
+def test_impossible_settings(wrong):
+  with pytest.raises(ValueError) as error:
+    CheckpointConfig(**wrong)
+  tiny_runs.assert_two_lines(error.value, f'checkpoint.{next(iter(wrong))}')
+
+
+# ------------------------------------------------------------------------------- what fits where
+
+
+def test_a_mismatch_lists_every_path_shape_and_dtype(saved):
+  wanted = a_state(width=8)
+  wanted.params['new_D'] = jnp.zeros(3)
+  del wanted.params['blocks/attention/scale']
+  wanted = wanted._replace(step=jnp.float32(0))
+  checkpoints, _ = reader(saved)
+  with pytest.raises(ValueError) as error:
+    checkpoints.restore(6, on(models.mesh(), wanted))
+  tiny_runs.assert_two_lines(
+    error.value,
+    f'{saved}/6 does not fit',
+    'params/new_D is missing in the checkpoint',
+    'params/blocks/attention/scale is only in the checkpoint',
+    'step: checkpoint int32[], model float32[]',
+    'params/embed_VD: checkpoint float32[8, 16], model float32[8, 8]',
+    'params/blocks/mlp/up_DF: checkpoint bfloat16[16, 24], model bfloat16[8, 24]',
+    'opt_state/0/mu/embed_VD: checkpoint float32[8, 16], model float32[8, 8]',
+  )
+
+
+def model_like(cfg):
+  """The abstract model, laid out on one device."""
+  abstract = gpt.GPT(cfg)
+  shardings = gpt.shardings(abstract, models.mesh())
+  place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+  return jax.tree.map(place, abstract, shardings)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  return tiny_runs.finished(tmp_path_factory)
+
+
+def test_weights_of_a_run_are_their_average(run):
+  cfg = trained.load(run).model.cfg
+  model, notes = checkpoint.load_model(run, model_like(cfg))
+  assert not notes
+  stored = tiny_runs.arrays(run)
+  for path, array in models.params(model).items():
+    np.testing.assert_array_equal(array, stored[f'opt_state/ema/{path}'], err_msg=path)
+    assert (array != stored[f'model/{path}']).any()
+
+
+@pytest.mark.parametrize(('fsdp', 'cut'), [(4, 4), (3, 1)])
+def test_a_model_lies_as_in_training_where_there_are_the_devices(run, tmp_path, fsdp, cut):
+  """One that was trained in pieces may fit no single device."""
+  folder = shutil.copytree(run, tmp_path / 'run')
+  config = json.loads((folder / 'config.json').read_text())
+  config['mesh'] |= {'data': -1, 'fsdp': fsdp}
+  (folder / 'config.json').write_text(json.dumps(config))
+  model = trained.load(folder).model
+  assert trained.load(folder).mesh.shape['fsdp'] == cut
+  whole = models.params(trained.load(run).model)
+  for path, array in models.params(model).items():
+    np.testing.assert_array_equal(array, whole[path], err_msg=path)
+  held = model.embed_VD.get_value().addressable_shards[0].data.size
+  assert held * cut == model.embed_VD.get_value().size
+
+
+def test_weights_that_do_not_fit_come_from_the_fallback(run):
+  cfg = trained.load(run).model.cfg
+  other = dataclasses.replace(cfg, hidden=40, qk_norm=True)
+  with pytest.raises(ValueError) as error:
+    checkpoint.load_model(run, model_like(other))
+  cause, _ = tiny_runs.assert_two_lines(error.value, f'{run} does not fit')
+  assert 'blocks/mlp/up_DF: checkpoint float32[1, 16, 64], model float32[1, 16, 40]' in cause
+  fallback = models.fill(other)
+  model, notes = checkpoint.load_model(run, model_like(other), fallback)
+  assert cause.split('model: ')[1].split('; ') == notes
+  whole, _ = checkpoint.load_model(run, model_like(cfg))
+  found, spare, whole = models.params(model), models.params(fallback), models.params(whole)
+  for path, array in found.items():
+    expected = spare if any(note.startswith(path) for note in notes) else whole
+    np.testing.assert_array_equal(array, expected[path], err_msg=path)
+  assert {path for path in found if any(note.startswith(path) for note in notes)} == {
+    'blocks/mlp/up_DF',
+    'blocks/mlp/gate_DF',
+    'blocks/mlp/down_FD',
+    'blocks/attention/q_norm/scale',
+    'blocks/attention/k_norm/scale',
+  }
+
+
+def test_nothing_fits_is_an_error_even_with_a_fallback(run):
+  other = dataclasses.replace(trained.load(run).model.cfg, width=32, vocab=300)
+  with pytest.raises(ValueError) as error:
+    checkpoint.load_model(run, model_like(other), models.fill(other))
+  tiny_runs.assert_two_lines(error.value, 'does not fit', 'embed_VD')
+
+
+def test_a_run_without_checkpoints(tmp_path):
+  with pytest.raises(ValueError) as error:
+    checkpoint.load_model(tmp_path, model_like(models.tiny()))
+  tiny_runs.assert_two_lines(error.value, f'{tmp_path} has no checkpoint')
+
+
+def test_a_checkpoint_carries_the_tokenizer(run):
+  checkpoints, _ = reader(run / 'checkpoints')
+  extra = checkpoints.extra(checkpoints.newest_good())
+  toks = trained.load_tokenizers(trained.unpack(extra['tokenizer']))
+  assert toks.hash == Tokenizers.load(run / 'tokenizer').hash
+  assert extra['vocab'] == toks.vocabulary.size
+  assert extra['config'] == json.loads((run / 'config.json').read_text())

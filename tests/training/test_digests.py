@@ -1,0 +1,97 @@
+"""Digests: whatever is altered in files or in their manifest is found."""
+
+import hashlib
+import json
+import random
+
+import pytest
+
+from gpt_jax.training import digests
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A folder of three files, one of them empty, and the manifest beside it."""
+  made = tmp_path / 'step'
+  (made / 'deep').mkdir(parents=True)
+  for name, content in {'a': b'abc', 'deep/b': bytes(range(256)) * 9, 'deep/empty': b''}.items():
+    (made / name).write_bytes(content)
+  digests.write(tmp_path / 'step.json', made)
+  return made
+
+
+def check(folder, full=True):
+  digests.check(folder.parent / 'step.json', folder, full)
+
+
+def test_a_manifest_tells_sizes_and_digests(folder):
+  manifest = json.loads((folder.parent / 'step.json').read_text())
+  assert {name: entry['bytes'] for name, entry in manifest['files'].items()} == {
+    'a': 3,
+    'deep/b': 2304,
+    'deep/empty': 0,
+  }
+  assert manifest['files']['a']['sha256'] == hashlib.sha256(b'abc').hexdigest()
+  assert digests.size(folder.parent / 'step.json') == 2307
+  assert digests.size(folder.parent / 'none.json') == 0
+  check(folder)
+  check(folder, full=False)
+
+
+def flip(path, rng):
+  content = bytearray(path.read_bytes())
+  content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+  path.write_bytes(content)
+
+
+@pytest.mark.parametrize('full', [True, False], ids=['full', 'size'])
+def test_any_flipped_bit_of_the_manifest_is_found(folder, full):
+  """Also where only sizes are compared, and in blanks, keys and digests."""
+  path = folder.parent / 'step.json'
+  content = path.read_bytes()
+  for bit in range(8 * len(content)):
+    altered = bytearray(content)
+    altered[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(altered)
+    with pytest.raises(digests.Corrupt, match=r'file .*/step\.json is changed'):
+      check(folder, full)
+
+
+def test_a_flipped_bit_is_found_in_full_and_not_by_size(folder):
+  flip(folder / 'deep/b', random.Random(0))
+  with pytest.raises(digests.Corrupt, match='^file deep/b is changed$'):
+    check(folder)
+  check(folder, full=False)
+
+
+def truncate(folder):
+  (folder / 'deep/b').write_bytes(b'short')
+
+
+def remove(folder):
+  (folder / 'deep/b').unlink()
+
+
+def add(folder):
+  (folder / 'deep/c').write_bytes(b'')
+
+
+@pytest.mark.parametrize('full', [True, False], ids=['full', 'size'])
+@pytest.mark.parametrize(
+  ('harm', 'words'), [(truncate, 'b is changed'), (remove, 'b is missing'), (add, 'c is foreign')]
+)
+def test_sizes_tell_what_is_missing_foreign_or_cut(folder, harm, words, full):
+  harm(folder)
+  with pytest.raises(digests.Corrupt, match=f'^file deep/{words}$'):
+    check(folder, full)
+
+
+def test_manifests_of_digests_alone_are_read_too(folder):
+  """As they were before they told sizes."""
+  found = digests.measure(folder)
+  old = {name: entry['sha256'] for name, entry in found.items()}
+  (folder.parent / 'step.json').write_text(json.dumps(old))
+  check(folder)
+  flip(folder / 'a', random.Random(0))
+  with pytest.raises(digests.Corrupt, match='^file a is changed$'):
+    check(folder)
