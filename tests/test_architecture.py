@@ -53,7 +53,7 @@ MAY_IMPORT = {
   'reports.compare': 'config data evaluation evaluation.trained runs runs.records sharding training',
   'cli': 'ablation ablation.execute config model runs runs.hardware sharding step',
   'experiments': 'ablation config model',
-  'launch': 'ablation.execute cli cluster config data evaluation evaluation.trained interop plan reports '
+  'launch': 'ablation ablation.execute cli cluster config data evaluation evaluation.trained interop plan reports '
   'reports.compare runs runs.records runs.startup_timer sample sampling tokenizers train',
 }
 
