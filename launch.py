@@ -163,7 +163,7 @@ def evaluate_flags():
     lower_bound=0,
   )
   flags.DEFINE_integer('stride', 0, 'tokens between scored windows; 0: disjoint windows', lower_bound=0)
-  flags.DEFINE_string('recogniser', '', 'speak: run folder of a model that makes text of sounds')
+  flags.DEFINE_string('recognizer', '', 'speak: run folder of a model that makes text of sounds')
   sampling_flags(but=('num_samples', 'begin'))
 
 
@@ -176,14 +176,14 @@ def evaluate(argv):
 
   join()
   run = trained.load(FLAGS.workdir)
-  recogniser = trained.load(FLAGS.recogniser).subject() if FLAGS.recogniser else None
+  recognizer = trained.load(FLAGS.recognizer).subject() if FLAGS.recognizer else None
   rows = evaluation.run(
     run.subject(),
     FLAGS.tasks,
     split=FLAGS.split,
     limit=FLAGS.limit,
     stride=FLAGS.stride,
-    recogniser=recogniser,
+    recognizer=recognizer,
     **chosen_sampling(),
   )
   if not rows:

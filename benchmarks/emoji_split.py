@@ -16,7 +16,7 @@ from pathlib import Path
 
 WORDS = re.compile(
   'man|woman|men|women|person|people|boy|girl|adult|child|baby|red|orange|yellow|green|blue|purple|'
-  'brown|black|white|grey|pink|light|large|medium|small|medium-small'
+  'brown|black|white|gray|pink|light|large|medium|small|medium-small'
 )
 PREFIXES = {
   'keycap': 'keycap',

@@ -51,7 +51,7 @@ def export(size, folder):
   from gpt_jax.model import layers as nn
 
   cfg = model_config(size)
-  model = jax.jit(lambda key: nn.initialise(gpt.GPT(cfg), key))(jax.random.key(0))
+  model = jax.jit(lambda key: nn.initialize(gpt.GPT(cfg), key))(jax.random.key(0))
   export_model(cfg, model, None, Path(folder) / 'huggingface')
 
 

@@ -172,7 +172,7 @@ def generate(model, batch, prompt, new, top_k=200):
   from gpt_jax.tokenizers import grammar
 
   cfg = model_config(model)
-  weights = jax.jit(lambda key: nn.initialise(gpt.GPT(cfg), key))(jax.random.key(0))
+  weights = jax.jit(lambda key: nn.initialize(gpt.GPT(cfg), key))(jax.random.key(0))
   weights = sample.prepare_model(weights)
   rules = grammar.plain(np.arange(cfg.V) < cfg.vocab)
   choice = sample.SampleConfig(max_new_tokens=new, top_k=top_k)

@@ -103,7 +103,7 @@ def draw(rows):
       middle = points[len(points) // 2]
       scale = middle['median'] / middle['causal_flops']
       ideal = [1e3 * scale * row['causal_flops'] for row in points]
-      time.plot(sizes, ideal, ':', color='grey', label='as FLOPs grow')
+      time.plot(sizes, ideal, ':', color='gray', label='as FLOPs grow')
       time.legend(frameon=False)
     for key in ('state', 'temporaries'):
       memory.plot(sizes, [row['memory'][key] / 2**20 for row in points], 'o-', label=key)

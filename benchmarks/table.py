@@ -77,7 +77,7 @@ def scores(rows):
     low, high = row['interval']
     interval = f'{low:.1%} to {high:.1%}, chance {row["chance"]:.0%}'
     if row['metric'] == 'token_f1':
-      interval += f', nearest neighbour {row["baseline"]:.1%}'
+      interval += f', nearest neighbor {row["baseline"]:.1%}'
     task = f' ({row["task"]})' if sources.count(row['source']) > 1 else ''
     task += ' token F1' if row['metric'] == 'token_f1' else ''
     yield f'{row["source"]}{task} {row["value"]:.1%} ({interval})'

@@ -2,7 +2,7 @@
 
 Both are trained by the same loop on characters of Tiny Shakespeare at the same size, batch and
 number of steps: `modern` with Muon, as it is meant to be, `gpt2` with AdamW, each at the best
-learning rate, found with another seed by halving and doubling until both neighbours are worse. The
+learning rate, found with another seed by halving and doubling until both neighbors are worse. The
 loss to reach is the highest that any run of
 `gpt2` ends with, so that all reach it; `modern` meets it in the middle of its schedule, where its
 learning rate is still high, which is no advantage. Seconds are steps, interpolated between

@@ -89,7 +89,7 @@ def draw(rows):
     left.plot(chips, [sum(row['sent'].values()) / 1e9 for row in points], 'o-', label=preset)
     ratio = [row['collective_seconds'] / row['compute_seconds'] for row in points]
     right.plot(chips, ratio, 'o-', label=preset)
-  right.axhline(1, color='grey', linewidth=1)
+  right.axhline(1, color='gray', linewidth=1)
   left.set(ylabel='GB that a device sends a step', xlabel='chips', xscale='log', ylim=(0, None))
   right.set(ylabel='time of collectives / time of arithmetic', xlabel='chips', xscale='log')
   right.set_yscale('log')

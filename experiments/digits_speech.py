@@ -1,14 +1,14 @@
-"""Spoken digits (FSDD) recognised and spoken by one GPT: speech -> text and text -> speech.
+"""Spoken digits (FSDD) recognized and spoken by one GPT: speech -> text and text -> speech.
 
-Results (2 CPU cores beside other work, official test of 300): from mel frames 99.3 % recognised
-(task=recognise,continuous=True,steps=1000, 13 minutes on one core); from codes, one model for both
+Results (2 CPU cores beside other work, official test of 300): from mel frames 99.3 % recognized
+(task=recognize,continuous=True,steps=1000, 13 minutes on one core); from codes, one model for both
 (44 minutes), 93.7 %; spoken digits judged right 90.0 % (real ones 97.0, the tokenizer's 93.7), by
 the right speaker 95.3 %. Speakers that were left out (steps=600, 11 minutes each on one core) are
-recognised 83.6 % from mel frames, a mean of 57.8 (george) to 98.6 (theo).
+recognized 83.6 % from mel frames, a mean of 57.8 (george) to 98.6 (theo).
 Command: launch.py train --config=experiments/tokenizers/fsdd_fsq.py --workdir=runs/fsdd_fsq
   launch.py train --config=experiments/digits_speech.py:tokens=runs/fsdd_fsq --workdir=runs/speech
   launch.py evaluate --workdir=runs/speech --split=test --tasks=answer,speak
-Arguments: tokens (run folder of a trained tokenizer; '' = k-means frames), task (both, recognise,
+Arguments: tokens (run folder of a trained tokenizer; '' = k-means frames), task (both, recognize,
 speak), loso (a speaker that is left out for the test), continuous (read mel frames), steps, seed,
 runlocal.
 """
@@ -48,7 +48,7 @@ def get_config(arg=''):
   fsdd = recordings(args.loso)
   changed = dict(copies=8, augment='speed=0.2,equalize=4,noise=0.02,mask=0.08')
   forms = {
-    'recognise': dict(fsdd, template=read, **changed),
+    'recognize': dict(fsdd, template=read, **changed),
     'speak': dict(fsdd, template='{speaker}: {name} -> {audio:audio}'),
   }
   if args.task not in ('both', *forms):
@@ -56,12 +56,12 @@ def get_config(arg=''):
       f'config argument task={args.task} is not known\nfix: use one of both, {", ".join(forms)}'
     )
   if args.task == 'speak' and args.continuous:
-    raise ValueError('continuous is for sounds that are read\nfix: task=recognise or both')
+    raise ValueError('continuous is for sounds that are read\nfix: task=recognize or both')
   if args.task != 'both':
     forms = {args.task: forms[args.task]}
   config.data.mixture = forms
   config.data.update(
-    packing='first_fit', prefix=args.continuous, condition_dropout=0.0 if args.task == 'recognise' else 0.1
+    packing='first_fit', prefix=args.continuous, condition_dropout=0.0 if args.task == 'recognize' else 0.1
   )
   config.model.update(
     layers=4, width=128, heads=4, context=96, mlp='relu2', qk_norm=True, init_projections='zero', dropout=0.2

@@ -1,6 +1,6 @@
 """Emoji captioned and drawn by one GPT, on a split that keeps siblings together.
 
-Target: token F1 of captions above the nearest neighbour in pixels (.073 on this split); the true
+Target: token F1 of captions above the nearest neighbor in pixels (.073 on this split); the true
 name ranks above chance among those of the test pictures.
 Command: as in experiments/tokenizers/emoji_fsq.py, then
   launch.py train --config=experiments/emoji.py:tokens=runs/emoji_fsq --workdir=runs/emoji

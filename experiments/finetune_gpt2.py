@@ -3,7 +3,7 @@
 Command: launch.py import --source=gpt2 --workdir=runs/gpt2
   launch.py train --config=experiments/finetune_gpt2.py:base=runs/gpt2
   --config.data.mixture.text.path=my_text.txt
-The model section is that of the base run, and so is the tokeniser. Learning rate and batch after
+The model section is that of the base run, and so is the tokenizer. Learning rate and batch after
 nanoGPT's fine-tuning recipe.
 Arguments: base (a run folder), runlocal (a minute on a CPU).
 """

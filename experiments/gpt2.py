@@ -2,7 +2,7 @@
 
 Command: launch.py train --config=experiments/gpt2.py:size=small,text=corpus/*.txt,bpe=DIR
 DIR holds vocab.json and merges.txt (or encoder.json and vocab.bpe) of GPT-2; without it a
-tokeniser of 8,192 ids is trained on the text. Without a text it is the language reference that
+tokenizer of 8,192 ids is trained on the text. Without a text it is the language reference that
 ships with Python, which has enough repeated tokens for 4,096 ids.
 Arguments: preset (gpt2, llama, modern), size (small, medium, large, xl; llama: small, 1b, 7b, 8b),
 text, bpe, runlocal (a minute on a CPU).

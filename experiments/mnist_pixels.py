@@ -1,6 +1,6 @@
 """The likelihood of MNIST's 8-bit pixels, all 10,000 test images, in bits a dimension.
 
-Result (2 CPU cores, 15 minutes of training): 0.920 bits/dim (counts of 4 neighbours: 1.176).
+Result (2 CPU cores, 15 minutes of training): 0.920 bits/dim (counts of 4 neighbors: 1.176).
 Command: launch.py train --config=experiments/mnist_pixels.py --workdir=runs/mnist_pixels
   launch.py evaluate --workdir=runs/mnist_pixels --split=test
 The softmax is over the pixel values alone (loss.restrict), the image the only document of a row.

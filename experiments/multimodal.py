@@ -1,15 +1,15 @@
-"""One model, all tasks: MNIST read and drawn, spoken digits recognised and spoken, and text.
+"""One model, all tasks: MNIST read and drawn, spoken digits recognized and spoken, and text.
 
 Result (2,000 steps, 33 minutes on one core beside other work, one seed, test): joint against a
-model of one task on as many tokens of it (only=read,steps=500, draw 500, recognise 250, speak 250,
-text 500): read 92.0 against 91.4 %, recognised 87.0 against 81.7, drawn right 79.8 against 87.0,
+model of one task on as many tokens of it (only=read,steps=500, draw 500, recognize 250, speak 250,
+text 500): read 92.0 against 91.4 %, recognized 87.0 against 81.7, drawn right 79.8 against 87.0,
 spoken right 82.3 against 66.0, text 2.591 against 2.615 nats. Image -> speech 11.8 % and speech ->
 image 9.3 %, without a pair of the two in training: chance (10 to 12 %); the target was above it.
 Command: the tokenizers of mnist.py and digits_speech.py, then
   launch.py train --config=experiments/multimodal.py:image=runs/mnist_fsq,audio=runs/fsdd_fsq
   launch.py evaluate --workdir=... --split=test --tasks=answer,draw,speak,cross
 Arguments: image, audio (run folders of trained tokenizers; '' = k-means), only (one of read, draw,
-recognise, speak, text: the single-task model to compare with), steps, seed, runlocal.
+recognize, speak, text: the single-task model to compare with), steps, seed, runlocal.
 """
 
 from gpt_jax import config as configs
@@ -37,7 +37,7 @@ def get_config(arg=''):
   forms = {
     'read': dict(MNIST, template='{image:image} -> {name}', weight=2.0),
     'draw': dict(MNIST, template='{name} -> {image:image}', weight=2.0),
-    'recognise': dict(FSDD, template='{audio:audio} -> {name}'),
+    'recognize': dict(FSDD, template='{audio:audio} -> {name}'),
     'speak': dict(FSDD, template='{name} -> {audio:audio}'),
     'text': dict(TEXT, weight=2.0),
   }

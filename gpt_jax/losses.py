@@ -1,4 +1,4 @@
-"""The training objective: masked cross-entropy in float32, with its usual regularisers.
+"""The training objective: masked cross-entropy in float32, with its usual regularizers.
 
 Letters: B batch, T length, V vocabulary (padded rows; columns >= vocab hold -1e30), M modalities, N
 groups of ids that can stand in the same places.
@@ -94,7 +94,7 @@ def restrict(logits_BTV, target_ids_BT, kinds):
 
 @jax.custom_vjp
 def token_losses(logits_BTV, target_ids_BT):
-  """-> (nats_BT, log_z_BT), float32: each target's cross-entropy, log of its normaliser.
+  """-> (nats_BT, log_z_BT), float32: each target's cross-entropy, log of its normalizer.
 
   Its gradient, softmax less one-hot, is written down: of a gather, differentiated, comes a scatter
   into float32 zeros of the logits' size, three more passes over what is the largest array of all.
@@ -124,7 +124,7 @@ token_losses.defvjp(_token_losses_forward, _token_losses_backward)
 
 
 def objective(logits_BTV, target_ids_BT, vocab, hyper):
-  """Of each target: (what to minimise, cross-entropy in nats), loss_BT and nats_BT float32.
+  """Of each target: (what to minimize, cross-entropy in nats), loss_BT and nats_BT float32.
 
   hyper: traced weights; a term whose weight is absent is not computed.
   """
@@ -146,7 +146,7 @@ def bits(nats):
 
 
 def bits_per_byte(nats, num_bytes):
-  """Total nats of a text and its UTF-8 length -> bits a byte, comparable between tokenisers."""
+  """Total nats of a text and its UTF-8 length -> bits a byte, comparable between tokenizers."""
   return bits(nats) / num_bytes if num_bytes else math.nan
 
 

@@ -1,11 +1,11 @@
-"""Optimisers, schedules and the update rule, over flat dicts {parameter path: array}.
+"""Optimizers, schedules and the update rule, over flat dicts {parameter path: array}.
 
 A row of OPTIMIZERS gives a direction u of about unit size, and keeps its state where an update is
 not accepted. This file applies it:
 
   p <- p - lr * schedule(updates) * multiplier(path) * (mup(path) u + weight_decay * p)
 
-so that lr and weight decay are traced scalars, equal in meaning for every optimiser, and an
+so that lr and weight decay are traced scalars, equal in meaning for every optimizer, and an
 ablation can vary them within one compiled step.
 
 mup(path) is 1 but for a model with model.mup_base: there it makes the best lr the same at every
@@ -30,7 +30,7 @@ import optax
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-  """Which optimiser, how fast, and when."""
+  """Which optimizer, how fast, and when."""
 
   name: str = 'adamw'  # a row of OPTIMIZERS
   lr: float = 1e-3  # peak learning rate
@@ -71,7 +71,7 @@ class OptimConfig:
 
 
 class OptState(NamedTuple):
-  """What the optimiser remembers."""
+  """What the optimizer remembers."""
 
   updates: jax.Array  # int32; updates applied so far, skipped ones not counted
   skipped: jax.Array  # int32; skipped steps in a row
@@ -81,7 +81,7 @@ class OptState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """An optimiser bound to the parameters that it will update: `init` and `update` are pure."""
+  """An optimizer bound to the parameters that it will update: `init` and `update` are pure."""
 
   cfg: OptimConfig
   steps: int  # updates in the whole run, for the schedule
@@ -303,7 +303,7 @@ def lion(cfg, axes):
 
 
 def muon(cfg, axes):
-  """Orthogonalised momentum at AdamW's RMS for matrices of layers and inputs; AdamW for the rest.
+  """Orthogonalized momentum at AdamW's RMS for matrices of layers and inputs; AdamW for the rest.
 
   Not tables and heads, nor what only looks like a matrix: a router's scores, the taps of a window.
   """

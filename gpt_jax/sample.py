@@ -167,7 +167,7 @@ def choose(state, cfg, grammar):
   if state.null_logits_BV is not None:
     logits_BV = samplers.guide(logits_BV, state.null_logits_BV, state.guidance_B, allowed_BV, grammar.paced_V)
   if cfg.repetition_penalty != 1.0:
-    logits_BV = samplers.penalise_repetition(
+    logits_BV = samplers.penalize_repetition(
       logits_BV, state.token_ids_BT, state.lengths_B, cfg.repetition_penalty
     )
   logits_BV = jnp.where(allowed_BV, logits_BV, NEVER)

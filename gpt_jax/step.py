@@ -58,7 +58,7 @@ def hyper_of(cfg):
 def init_state(abstract_model, optimizer, hyper, seed, window=0):
   """The state before the first step, a pure function of the seed; window: of a spike guard."""
   init_key, step_key = jax.random.split(jax.random.key(seed))
-  model = nn.initialise(abstract_model, init_key)
+  model = nn.initialize(abstract_model, init_key)
   return TrainState(
     step=jnp.int32(0),
     model=model,
@@ -70,7 +70,7 @@ def init_state(abstract_model, optimizer, hyper, seed, window=0):
 
 
 class Objective(NamedTuple):
-  """What a step minimises: the functions of one kind of model."""
+  """What a step minimizes: the functions of one kind of model."""
 
   weigh: Any  # (batch, hyper) -> (batch, weight): the weight of the whole step
   loss: Any  # (model, tap, micro-batch, weight, hyper, key) -> (share of the objective, metrics)

@@ -219,7 +219,7 @@ class Training:
     self.evaluations, self.valid = [], {}  # rows of the last evaluation, its headline numbers
 
   def trace(self):
-    """Trace the step: a kernel that cannot honour a mask is refused before anything is written."""
+    """Trace the step: a kernel that cannot honor a mask is refused before anything is written."""
     jax.eval_shape(self.program.step, self.program.abstract, self.abstract_batch())
 
   def abstract_batch(self):

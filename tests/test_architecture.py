@@ -53,8 +53,8 @@ MAY_IMPORT = {
   'reports.compare': 'config data evaluation evaluation.trained runs runs.records sharding training',
   'cli': 'ablation ablation.execute config model runs runs.hardware sharding step',
   'experiments': 'ablation config model',
-  'launch': 'ablation ablation.execute cli cluster config data evaluation evaluation.trained interop plan reports '
-  'reports.compare runs runs.records runs.startup_timer sample sampling tokenizers train',
+  'launch': 'ablation ablation.execute cli cluster config data evaluation evaluation.trained interop plan '
+  'reports reports.compare runs runs.records runs.startup_timer sample sampling tokenizers train',
 }
 
 # Whose subject a library is. jax and numpy are everywhere, torch and TensorFlow nowhere.

@@ -134,10 +134,10 @@ def write_recordings(path):
 def write_emoji(folder):
   """Sixty pictures of 72 x 72 pixels with names, each its own group."""
   rng = np.random.default_rng(1)
-  colours, things = ('Amber', 'cyan', 'olive', 'teal'), ('kite', 'lamp', 'melon', 'otter', 'plum')
+  colors, things = ('Amber', 'cyan', 'olive', 'teal'), ('kite', 'lamp', 'melon', 'otter', 'plum')
   lines = []
   with zipfile.ZipFile(folder / 'images_72.zip', 'w') as archive:
-    for number, names in enumerate(itertools.product(colours, things, ('north', 'south', 'up'))):
+    for number, names in enumerate(itertools.product(colors, things, ('north', 'south', 'up'))):
       picture = np.full((72, 72, 4), 255, np.uint8)
       picture[8:64, 8:64, :3] = rng.integers(0, 256, 3)
       archive.writestr(f'emoji_{number}.png', media.to_png(picture))
@@ -262,12 +262,12 @@ CHOICES = [
   ('mnist', 'task=read'),
   ('mnist', 'task=draw'),
   ('mnist', 'task=read,continuous'),
-  ('digits_speech', 'task=recognise'),
+  ('digits_speech', 'task=recognize'),
   ('digits_speech', 'task=speak'),
   ('digits_speech', 'loso=theo'),
   ('tokenizers/fsdd_fsq', 'loso=theo'),
   ('translate', 'to=fr'),
-  *(('multimodal', f'only={task}') for task in ('read', 'draw', 'recognise', 'speak', 'text')),
+  *(('multimodal', f'only={task}') for task in ('read', 'draw', 'recognize', 'speak', 'text')),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Every optimiser against optax, schedules at their corners, and what an update must not do."""
+"""Every optimizer against optax, schedules at their corners, and what an update must not do."""
 
 import functools
 import math
@@ -97,7 +97,7 @@ def test_updates_are_those_of_optax(name):
   assert all(np.abs(got[path] - first[path]).max() > 1e-3 for path in AXES)
 
 
-def test_muon_orthogonalises_each_layers_matrix_and_leaves_the_rest_to_adamw():
+def test_muon_orthogonalizes_each_layers_matrix_and_leaves_the_rest_to_adamw():
   first, muon, _, _ = run(1, name='muon', b1=0.8)
   _, adamw, _, _ = run(1, name='adamw', b1=0.8)
   flat = {  # every matrix of every layer and expert as inputs x outputs
@@ -139,7 +139,7 @@ def test_matrix_axes():
 
 
 @pytest.mark.parametrize('name', optim.OPTIMIZERS)
-def test_every_optimiser_finds_the_bottom_of_a_bowl(name):
+def test_every_optimizer_finds_the_bottom_of_a_bowl(name):
   """And can be scanned, with a state that stays finite."""
   lr = 0.3 if name == 'muon' else 0.05  # the RMS of Muon's step is 0.2 lr
   optimizer = make(150, name=name, schedule='linear', final_lr=0.0, lr=lr, b1=0.9)
@@ -275,7 +275,7 @@ def test_adamw_is_optax_adam():
 
 @functools.cache
 def adamw_with_everything():
-  """An optimiser with clipping, decay, warm-up and averages, compiled once."""
+  """An optimizer with clipping, decay, warm-up and averages, compiled once."""
   optimizer = make(name='adamw', clip=1.0, weight_decay=0.1, warmup=5, ema=0.9)
   return optimizer, jax.jit(optimizer.update)
 

@@ -241,7 +241,7 @@ def state_of(logits_BV, ids_BT, lengths_B, seed=0):
 def test_repetition_penalty_makes_what_occurred_less_likely():
   logits_BV = np.array([[2.0, -2.0, 1.0, 0.5], [2.0, -2.0, 1.0, 0.5]], np.float32)
   state = state_of(logits_BV, [[0, 1, 0, 0], [3, 2, 1, 0]], [2, 1])  # row 1 holds only id 3
-  got = jax.jit(lambda s: samplers.penalise_repetition(s.next_logits_BV, s.token_ids_BT, s.lengths_B, 2.0))(
+  got = jax.jit(lambda s: samplers.penalize_repetition(s.next_logits_BV, s.token_ids_BT, s.lengths_B, 2.0))(
     state
   )
   np.testing.assert_allclose(got, [[1.0, -4.0, 1.0, 0.5], [2.0, -2.0, 1.0, 0.25]])
@@ -367,8 +367,8 @@ def test_an_empty_prompt_is_the_end_of_a_document():
   ('prompts', 'new', 'cause', 'fix'),
   [
     ([[1], []], 1, 'the prompt is empty', 'give at least one token'),
-    ([[1, 50]], 1, 'token id 50 is out of range: the model has 50 ids', 'use the tokeniser'),
-    ([[-1]], 1, 'token id -1 is out of range', 'use the tokeniser'),
+    ([[1, 50]], 1, 'token id 50 is out of range: the model has 50 ids', 'use the tokenizer'),
+    ([[-1]], 1, 'token id -1 is out of range', 'use the tokenizer'),
     ([[1] * 16], 1, 'the prompt has 16 tokens and the context is 16', 'give at most 15 tokens'),
     (
       [[1], [1] * 10],

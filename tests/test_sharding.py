@@ -182,7 +182,7 @@ def test_an_axis_may_take_half_of_a_physical_one():
   assert (mesh.shape['fsdp'], mesh.shape['tensor']) == (128, 4)
   groups = mesh.devices.reshape(128, 4)
   assert len({chip.coords for chip in groups.flat}) == 512
-  for group in groups:  # neighbours, on one line
+  for group in groups:  # neighbors, on one line
     places = np.array([chip.coords for chip in group])
     assert sorted(np.ptp(places, 0)) == [0, 0, 3]
 

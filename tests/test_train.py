@@ -80,7 +80,7 @@ def test_metrics_hold_every_step_once(run):
       expected.add('valid_loss')
     assert line.keys() == expected
     assert line['tokens'] == line['targets'] == number * 16 * 32
-    assert line['loss'] == line['objective']  # no regulariser is on
+    assert line['loss'] == line['objective']  # no regularizer is on
     assert line['step_seconds'] > 0 and line['tokens_per_second'] > 0
   cfg = experiment()
   for number, line in logged.items():
@@ -480,7 +480,7 @@ def test_an_error_in_the_loop_frees_the_folder(run, tmp_path, monkeypatch):
   [
     (dict(train__sample_prompts=('x' * 40,)), 'the prompt has 40 tokens'),
     (dict(tokenizer__kind='chars', train__sample_prompts=('Ж',)), "character 'Ж'"),
-    (dict(model__vocab=100), 'the tokeniser has 272 ids and model.vocab=100'),
+    (dict(model__vocab=100), 'the tokenizer has 272 ids and model.vocab=100'),
     (dict(train__length=64), 'train.length=64 is longer than model.context=32'),
     (dict(mesh__tensor=3), 'tensor=3 does not fit 8 device(s)'),
     (dict(train__batch_size=6), 'a batch of 6 rows'),

@@ -144,7 +144,7 @@ def compiled_programs(factory):
   alone = lambda cfg, devices=None: sharding.make_mesh(cfg, jax.devices()[:1])
   try:
     with (
-      # Measuring takes seconds where XLA optimises little, as in these tests.
+      # Measuring takes seconds where XLA optimizes little, as in these tests.
       mock.patch.object(hardware, 'measured_matmul_flops', lambda: 1e11),
       mock.patch.object(train, 'make_mesh', alone),
       mock.patch.object(trained, 'make_mesh', alone),

@@ -1,6 +1,6 @@
 """Naming digits: are continuous patches better than codes, and do rows and columns help?
 
-Pictures are scikit-learn's 8 x 8 digits in 16 patches; codes are the nearest of 64 k-means centres.
+Pictures are scikit-learn's 8 x 8 digits in 16 patches; codes are the nearest of 64 k-means centers.
 Command: launch.py ablate --config=experiments/ablations/reading.py --workdir=runs/reading
 Hardware: 2 CPU cores   Minutes: 8
 """

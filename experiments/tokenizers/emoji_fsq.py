@@ -1,4 +1,4 @@
-"""A learned tokenizer of colour pictures: Noto emoji at 32 x 32 in 64 tokens of 1,000 codes.
+"""A learned tokenizer of color pictures: Noto emoji at 32 x 32 in 64 tokens of 1,000 codes.
 
 Target: PSNR above k-means patches with 1,024 codes on the held-out pictures.
 Command: python -m benchmarks.emoji_split --out=runs/emoji.jsonl

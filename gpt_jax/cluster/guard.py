@@ -1,7 +1,7 @@
 """What may happen to a process: signals, a hang, the death of another process of its job.
 
 The first SIGTERM or Ctrl-C, to any process and in any phase, is a request that the whole job
-honours at one moment that all agree on; a second one leaves at once. Signals are read by a thread,
+honors at one moment that all agree on; a second one leaves at once. Signals are read by a thread,
 so that this holds while the main thread sits in a compiler or waits for a device. The agreement is
 JAX's (multihost_utils.reached_preemption_sync_point), which calls such a moment a step.
 """

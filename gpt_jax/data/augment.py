@@ -1,7 +1,7 @@
-"""Training copies of records, their media changed at random: few recordings are soon memorised.
+"""Training copies of records, their media changed at random: few recordings are soon memorized.
 
 A source with `copies=4, augment='speed=0.2,noise=0.01'` has four changed copies beside each
-training record. They are made before tokenising and kept in the token cache, so a run reads them
+training record. They are made before tokenizing and kept in the token cache, so a run reads them
 like other documents; what record n becomes in copy c is a pure function of (n, c). Validation,
 test, and what judges learn from are never changed.
 
@@ -72,8 +72,8 @@ def warp(image_YXA, strengths: dict[str, float], rng) -> np.ndarray:
   angle, zoom = np.deg2rad(draw('rotate')), 1 + draw('scale')
   shift_YX = np.array([draw('shift'), draw('shift')])
   turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / zoom
-  centre_YX = (np.array(image_YXA.shape[:2]) - 1) / 2
-  offset_YX = centre_YX - turn @ (centre_YX + shift_YX)
+  center_YX = (np.array(image_YXA.shape[:2]) - 1) / 2
+  offset_YX = center_YX - turn @ (center_YX + shift_YX)
   channels = [
     ndimage.affine_transform(plane.astype(np.float32), turn, offset_YX, order=1, mode='nearest')
     for plane in np.moveaxis(image_YXA, -1, 0)

@@ -90,7 +90,7 @@ def token_cache(
       return cache
     except ValueError as error:
       log.warning('making the token cache again: %s', str(error).splitlines()[0])
-  log.info('tokenising %s of data.mixture.%s into %s', split, source_name, path)
+  log.info('tokenizing %s of data.mixture.%s into %s', split, source_name, path)
   meta = {'name': f'{source_name} ({split})', 'entries': entries}
   if part.plain:
     items = _encoded_texts(part.texts(tolerance.skip), tokenizers)

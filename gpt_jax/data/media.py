@@ -48,9 +48,9 @@ def open_bytes(path, where: str = '') -> bytes:
 def read_image(value, shape: tuple[int, int, int], where: str = '') -> tuple[np.ndarray, str]:
   """A path, the bytes of a file or an array -> (uint8 [Y, X, A] of this shape, note).
 
-  Arrays are uint8 [Y, X] or [Y, X, A] with 1 to 4 channels: grey, grey and alpha, RGB, RGBA. Other
+  Arrays are uint8 [Y, X] or [Y, X, A] with 1 to 4 channels: gray, gray and alpha, RGB, RGBA. Other
   sizes are resized to exactly this one (bicubic with antialiasing; the aspect ratio is not kept),
-  alpha is put over white, colour becomes grey or grey colour. A is 1 or 3.
+  alpha is put over white, color becomes gray or gray color. A is 1 or 3.
   """
   if shape[2] not in (1, 3):
     raise ValueError(f'images of {shape[2]} channels are not made here\nfix: give 1 or 3 channels')

@@ -24,7 +24,7 @@ KEYS = ('file', 'image', 'audio')  # fields of captions that may name the file
 
 
 def digits(source, split: str) -> Corpus:
-  """scikit-learn's 1,797 handwritten digits, 8x8 pixels of 17 grey levels."""
+  """scikit-learn's 1,797 handwritten digits, 8x8 pixels of 17 gray levels."""
   try:
     from sklearn.datasets import load_digits
   except ImportError:

@@ -106,7 +106,7 @@ def split(pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
 def signature(template: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
   """Kinds of the condition and of the target, as in (('image',), ('text',)); () for none.
 
-  Neighbouring texts count once, white space between media not at all.
+  Neighboring texts count once, white space between media not at all.
   """
   sides = []
   for side in _sides(parse(template)):
@@ -132,7 +132,7 @@ def modalities(template: str) -> set[str]:
 
 
 def pieces(template: str, record: dict, where: str) -> list[Piece]:
-  """The document of one record; neighbouring texts are one piece, empty ones none beside others.
+  """The document of one record; neighboring texts are one piece, empty ones none beside others.
 
   Relative paths of media are looked up below `record.root`, arrays of samples have `record.rate`,
   if it has these. `where` (file and line) opens the message of any ValueError.

@@ -59,7 +59,7 @@ def mcd_dtw(a_JF, b_JF, coefficients=13):
 def pitch(wave_N, rate, low=60.0, high=400.0, hop=0.01, voiced=0.5):
   """Fundamental frequency in Hz of each frame [J], 0 where there is none.
 
-  The first high peak of the normalised autocorrelation between the two frequencies, if it is above
+  The first high peak of the normalized autocorrelation between the two frequencies, if it is above
   `voiced` and the frame above a hundredth of the loudest.
   """
   size, step = 2 * round(rate / low), round(hop * rate)

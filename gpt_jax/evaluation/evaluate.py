@@ -174,18 +174,18 @@ def _joined(rows, width):
   return np.concatenate([np.zeros((0, width), np.float32), *(x for x in rows if x is not None)])
 
 
-def run(subject, tasks, split='valid', limit=0, stride=0, recogniser=None, **sampling):
+def run(subject, tasks, split='valid', limit=0, stride=0, recognizer=None, **sampling):
   """Run tasks by name -> list of result rows (dicts with task, metric, value, source, split).
 
   tasks: names of TASKS, or 'all' for those that fit a source of the mixture and whose packages are
   installed. limit: examples of a
   source (perplexity: tokens), 0 = all for perplexity and a task's own default. stride: tokens, see
-  perplexity. recogniser: the Subject of another run, see tasks.speak. sampling: fields of
+  perplexity. recognizer: the Subject of another run, see tasks.speak. sampling: fields of
   SampleConfig in the place of the run's own.
   Raises ValueError for a name that is not in TASKS and for a task that fits no source.
   """
   names = check(subject, tasks, split)
-  _check_options(names, stride, recogniser, sampling)
+  _check_options(names, stride, recognizer, sampling)
   rows = []
   for name in names:
     task = TASKS[name]
@@ -194,7 +194,7 @@ def run(subject, tasks, split='valid', limit=0, stride=0, recogniser=None, **sam
     if name == 'perplexity':
       options = {'stride': stride}
     if name == 'speak':
-      options = options | {'recogniser': recogniser}
+      options = options | {'recognizer': recognizer}
     for source in sources:
       rows += task.run(subject, source, split, limit, **options)
   return rows
@@ -217,13 +217,13 @@ def check(subject, tasks, split='valid'):
   return list(dict.fromkeys(tasks))
 
 
-def _check_options(names, stride, recogniser, sampling):
-  """ValueError for an option that none of the tasks takes, and for a recogniser that hears none."""
-  if recogniser is not None:
-    speak.reader_of(recogniser)  # now, not after the sampling
+def _check_options(names, stride, recognizer, sampling):
+  """ValueError for an option that none of the tasks takes, and for a recognizer that hears none."""
+  if recognizer is not None:
+    speak.reader_of(recognizer)  # now, not after the sampling
     if 'speak' not in names:
       raise ValueError(
-        f'--recogniser={recogniser.cache_dir.parent} has no effect on --tasks={",".join(names)}\n'
+        f'--recognizer={recognizer.cache_dir.parent} has no effect on --tasks={",".join(names)}\n'
         'fix: add the task speak, or leave it out'
       )
   unused = [] if 'perplexity' in names or not stride else ['stride']
@@ -286,9 +286,9 @@ TASKS = {
     '{en} -> {de}',
     needs='sacrebleu',
   ),
-  'summarise': common.Kind(
+  'summarize': common.Kind(
     functools.partial(
-      answer.run, task='summarise', score=text_metrics.summary, without=text_metrics.first_sentence
+      answer.run, task='summarize', score=text_metrics.summary, without=text_metrics.first_sentence
     ),
     answer.fits_texts,
     '{text} -> {summary}',

@@ -27,7 +27,7 @@ VERSION = 4  # of what a fit gives for equal data: raise it when a judge learns 
 MOST_PIXELS = 32  # images are averaged down until no side is longer
 CHANNELS, FEATURES = (20, 40, 40), 128
 BATCH, EPOCHS, STEPS, RATE = 128, 10, (300, 6_000), 3e-3  # of the convolutional judge
-NEIGHBOURS = 20_000  # examples that a nearest-neighbour judge keeps
+NEIGHBORS = 20_000  # examples that a nearest-neighbor judge keeps
 # Parts of a sound, cosine coefficients (all: fewer do not resolve tones), inverse strength of the
 # L2 penalty, and the coefficient that weighs half as much as the first; never chosen on a test set.
 SOUND_PARTS, SOUND_CEPSTRA, SOUND_C, SOUND_HALF = 10, 40, 0.1, 8
@@ -213,14 +213,14 @@ def _step(weights, moments, images_NYXA, index_N, scalars):
   return {k: w for k, (w, _) in made.items()}, {k: m for k, (_, m) in made.items()}
 
 
-class NeighbourJudge(Judge):
+class NeighborJudge(Judge):
   """The label of the nearest training example in raw pixels."""
 
   @classmethod
   def fit(cls, inputs, labels, seed=0):
     """Keep a random 20,000 of the examples: files may be sorted by class."""
     classes, index_N = _classes(labels)
-    kept = np.random.default_rng(seed).permutation(len(index_N))[:NEIGHBOURS]
+    kept = np.random.default_rng(seed).permutation(len(index_N))[:NEIGHBORS]
     train = cls.raw(inputs)[kept]
     return cls(classes, {'train': train, 'index': index_N[kept]})
 
@@ -262,13 +262,13 @@ class SoundJudge(Judge):
     return self.features(inputs) @ self.weights['w'].T + self.weights['b']
 
   def features(self, inputs):
-    """-> standardised features [N, 401]."""
+    """-> standardized features [N, 401]."""
     found = cepstra(inputs, int(self.weights['rate']))
     return (found - self.weights['mean']) / self.weights['scale']
 
 
-class SoundNeighbourJudge(Judge):
-  """The label of the nearest training sound in the features of SoundJudge, standardised."""
+class SoundNeighborJudge(Judge):
+  """The label of the nearest training sound in the features of SoundJudge, standardized."""
 
   @classmethod
   def fit(cls, waves, labels, seed=0, *, rate):
@@ -323,7 +323,7 @@ def cached(kind, cache_dir, inputs, labels, seed=0, **settings):
 
 JUDGES = {
   'image': ImageJudge,
-  'pixels': NeighbourJudge,
+  'pixels': NeighborJudge,
   'sound': SoundJudge,
-  'sound_neighbour': SoundNeighbourJudge,
+  'sound_neighbor': SoundNeighborJudge,
 }

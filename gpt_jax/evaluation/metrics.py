@@ -26,9 +26,9 @@ def wilson(hits, n):
   if not 0 <= hits <= n or not n:
     raise ValueError(f'{hits} hits of {n} are no proportion\nfix: give 0 <= hits <= n and n > 0')
   p, z2 = hits / n, Z95 * Z95
-  centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+  center = (p + z2 / (2 * n)) / (1 + z2 / n)
   half = Z95 / (1 + z2 / n) * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-  low, high = float(centre - half), float(centre + half)
+  low, high = float(center - half), float(center + half)
   return max(0.0, low) if hits else 0.0, min(1.0, high) if hits < n else 1.0
 
 
@@ -168,21 +168,21 @@ def mmd2(a_ND, b_MD):
 
 def precision_recall(real_ND, made_MD, k=3):
   """Share of made within the k-NN balls of real (precision), and the converse (recall)."""
-  inside = lambda x, centres: float(
-    (squared_distances(x, centres) <= _radii2(centres, k)[None]).any(1).mean()
+  inside = lambda x, centers: float(
+    (squared_distances(x, centers) <= _radii2(centers, k)[None]).any(1).mean()
   )
   return inside(made_MD, real_ND), inside(real_ND, made_MD)
 
 
 def _radii2(x_ND, k):
-  """Squared distance of each to its k-th neighbour, itself left out."""
+  """Squared distance of each to its k-th neighbor, itself left out."""
   d_NN = squared_distances(x_ND, x_ND)
   np.fill_diagonal(d_NN, np.inf)
   k = min(k, len(x_ND) - 1)
   return np.partition(d_NN, k - 1, axis=1)[:, k - 1]
 
 
-def memorisation(made_ND, held_ND, train_MD):
+def memorization(made_ND, held_ND, train_MD):
   """Are samples nearer to the training set than real examples that were held out?
 
   -> dict(ratio: median distance of samples / of held out to their nearest of train; copies: share
@@ -260,15 +260,15 @@ def _error_rate(found, wanted):
   return sum(levenshtein(f, w) for f, w in zip(found, wanted, strict=True)) / length
 
 
-def normalise(text):
+def normalize(text):
   """Lower case without punctuation, articles and double spaces, as SQuAD compares answers."""
   text = ''.join(c for c in text.lower() if c not in string.punctuation)
   return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
 
 
 def token_f1(found, wanted):
-  """F1 of the words that two texts share after `normalise`."""
-  f, w = normalise(found).split(), normalise(wanted).split()
+  """F1 of the words that two texts share after `normalize`."""
+  f, w = normalize(found).split(), normalize(wanted).split()
   if not f or not w:
     return float(f == w)
   same = (collections.Counter(f) & collections.Counter(w)).total()

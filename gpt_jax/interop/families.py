@@ -222,7 +222,7 @@ PLAIN_ACTIVATIONS = dict.fromkeys(TANH_GELUS, 'gelu') | {
 }
 GATED_ACTIVATIONS = {'silu': 'swiglu', 'swish': 'swiglu'} | dict.fromkeys(TANH_GELUS, 'geglu')
 
-FIXED = {'quantization_config': (None, 'the weights are quantised')}
+FIXED = {'quantization_config': (None, 'the weights are quantized')}
 GPT2_FIXED = {
   'scale_attn_weights': (True, 'scores would not be divided by the root of the head width'),
   'scale_attn_by_inverse_layer_idx': (False, 'scores would shrink from layer to layer'),

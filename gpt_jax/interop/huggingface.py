@@ -1,7 +1,7 @@
 """Import and export of Hugging Face models: folders of config.json, *.safetensors, tokenizer files.
 
 Only safetensors: a pickle can run code when it is loaded. A tensor that is missing, left over, of
-another shape or of a quantised type is an error that names it. families.py refuses what cannot be
+another shape or of a quantized type is an error that names it. families.py refuses what cannot be
 computed exactly.
 
   import_model  files -> ModelConfig, GPT, Tokenizers        export_model  the way back
@@ -170,7 +170,7 @@ class Weights:
       raise ValueError(
         f'tensor {stored} is {about.get_dtype()}{about.get_shape()}, by config.json it should be '
         f'{"/".join(DTYPES)} {list(shape)}\n'
-        'fix: use the config.json that came with these weights, and weights that are not quantised'
+        'fix: use the config.json that came with these weights, and weights that are not quantized'
       )
 
 

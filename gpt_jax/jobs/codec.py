@@ -1,4 +1,4 @@
-"""A learned image or audio tokenizer as something to train: an autoencoder with a quantiser.
+"""A learned image or audio tokenizer as something to train: an autoencoder with a quantizer.
 
 The same loop, run folder and report as a GPT (train.Training); what a run leaves for others is the
 folder `codec/`, which `image.path` or `audio.path` of an experiment names.
@@ -339,7 +339,7 @@ class AudioCodec(Codec):
     return data.waves(self.cfg.data, cfg.sample_rate, split, cfg.seconds)
 
   def inputs(self, batch):
-    """Standardised log-mel frames."""
+    """Standardized log-mel frames."""
     return batch['frames_BJM']
 
   def make(self, params):

@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 def resolve_model(cfg, toks):
   """cfg.model with the vocabulary's size and every `auto` decided for this machine.
 
-  Raises ValueError when the tokeniser has ids that the model has no row for.
+  Raises ValueError when the tokenizer has ids that the model has no row for.
   """
   size = toks.vocabulary.size
   if cfg.model.vocab and size > cfg.model.vocab:
     raise ValueError(
-      f'the tokeniser has {size} ids and model.vocab={cfg.model.vocab}\n'
-      f'fix: set model.vocab=0 to follow the tokeniser, or at least {size}'
+      f'the tokenizer has {size} ids and model.vocab={cfg.model.vocab}\n'
+      f'fix: set model.vocab=0 to follow the tokenizer, or at least {size}'
     )
   length = cfg.train.length or cfg.model.context
   if length > cfg.model.context:
@@ -48,8 +48,8 @@ def resolve_model(cfg, toks):
   for kind, tokenizer in (('patches', toks.image), ('frames', toks.audio)):
     if kind in read and tokenizer is None:
       raise ValueError(
-        f'a template of data.mixture has {kind}, and the tokenisers of this run make none\n'
-        'fix: use another template, or a run whose tokenisers know them'
+        f'a template of data.mixture has {kind}, and the tokenizers of this run make none\n'
+        'fix: use another template, or a run whose tokenizers know them'
       )
   widths = {
     'patch_values': toks.image.feature_width if 'patches' in read else cfg.model.patch_values,
@@ -64,7 +64,7 @@ def signatures(cfg):
 
 
 def build_tokenizers(cfg, workdir):
-  """The run's tokenisers: those that it already has, or new ones made from the config."""
+  """The run's tokenizers: those that it already has, or new ones made from the config."""
   if (workdir / 'tokenizer' / 'vocabulary.json').exists():  # written last
     return tokenizers.Tokenizers.load(workdir / 'tokenizer')
   if cfg.train.init_from:

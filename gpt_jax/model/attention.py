@@ -2,7 +2,7 @@
 
 Letters: as in scores.py, which says who may look at whom; D width.
 
-A kernel that cannot honour what a call asks is refused with the reason; `auto` takes the fastest
+A kernel that cannot honor what a call asks is refused with the reason; `auto` takes the fastest
 that can, and for rows that are spread over devices, or long on a GPU, one that never holds all
 scores.
 Sources: QK-norm (Henry et al. 2020; Dehghani et al. 2023).
@@ -24,7 +24,7 @@ from gpt_jax.sharding import constrain, platform
 
 
 def xla_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
-  """Plain einsums in the compute dtype, softmax in float32. Honours everything."""
+  """Plain einsums in the compute dtype, softmax in float32. Honors everything."""
   B, T, H, K = q_BTHK.shape
   q_BTGMK = q_BTHK.reshape(B, T, cfg.G, H // cfg.G, K)
   scores = scores_BGMTS(cfg, q_BTGMK, k_BSGK, mask.t_BT, mask.s_BS)
@@ -101,7 +101,7 @@ def refusal(kernel, cfg, mask, T):
 def choose_kernel(cfg, mask, T, backend=None):
   """The name of the kernel for this call.
 
-  Raises ValueError when the configured kernel cannot honour it: never a silently wrong mask.
+  Raises ValueError when the configured kernel cannot honor it: never a silently wrong mask.
   """
   backend = backend or platform()
   if cfg.kernel == 'auto':
@@ -113,7 +113,7 @@ def choose_kernel(cfg, mask, T, backend=None):
   if reason and not mask.rows_alone:  # decoding: one query a row, where no fused kernel applies
     return 'xla'
   if reason:
-    raise ValueError(f'model.kernel={cfg.kernel} cannot honour {reason}\nfix: set model.kernel=auto or xla')
+    raise ValueError(f'model.kernel={cfg.kernel} cannot honor {reason}\nfix: set model.kernel=auto or xla')
   return cfg.kernel
 
 
@@ -129,7 +129,7 @@ def explained(cfg, entries, T, backend=None):
   mask = mask._replace(segments=pair('segment_ids_BT'), prefix=pair('prefix_BT'))
   kernel, fastest = choose_kernel(cfg, mask, T, backend), FASTEST.get(backend)
   reason = refusal(fastest, cfg, mask, T) if cfg.kernel == 'auto' and fastest else ''
-  return f'{kernel} ({fastest} cannot honour {reason})' if reason else kernel
+  return f'{kernel} ({fastest} cannot honor {reason})' if reason else kernel
 
 
 class Attention(nnx.Module):

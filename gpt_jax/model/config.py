@@ -2,7 +2,7 @@
 
 Sources: GPT-2 (Radford et al. 2019, table 2), Llama (Touvron et al. 2023), `modern` after the
 modded-nanogpt speedrun; FLOPs as in PaLM (Chowdhery et al. 2022, appendix B); maximal update
-parametrisation, muP (Yang et al. 2022, table 8; optim.py has its learning rates).
+parametrization, muP (Yang et al. 2022, table 8; optim.py has its learning rates).
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class ModelConfig:
   kv_heads: int = 0  # G, key/value heads; 0 = heads; 1 = multi-query
   head_dim: int = 0  # K; 0 = width / heads
   hidden: int = 0  # F; 0 = 4 width, or 8/3 width rounded up to 64 when gated
-  vocab: int = 0  # ids; 0 = as many as the tokeniser has
+  vocab: int = 0  # ids; 0 = as many as the tokenizer has
   vocab_multiple: int = 128  # rows of the embedding table are padded to a multiple of this
   context: int = 256  # tokens; the longest row that the model is made for
   patch_values: int = 0  # A, numbers in a continuous image patch; a run takes it from its data
@@ -107,7 +107,7 @@ class ModelConfig:
     self._check_combinations()
 
   def _check_combinations(self):
-    """Refuse what no kernel or layer could honour."""
+    """Refuse what no kernel or layer could honor."""
     if self.rope_scaling == 'ntk' and self.K < 4:
       raise ValueError('model.rope_scaling=ntk needs a head width of 4 or more\nfix: fewer heads')
     if self.positions in ROTATING and self.K % 2:
@@ -228,7 +228,7 @@ class ModelConfig:
   def resolved(self, backend=None):
     """The config with every `auto` decided for a backend ('cpu', 'gpu', 'tpu'; default: this one).
 
-    `kernel` stays auto: whether a kernel can honour a call also depends on its masks (see
+    `kernel` stays auto: whether a kernel can honor a call also depends on its masks (see
     attention.py).
     """
     backend = backend or platform()

@@ -1,4 +1,4 @@
-"""The GPT: embedding, blocks, head; abstract until initialised; a pure function of its parameters.
+"""The GPT: embedding, blocks, head; abstract until initialized; a pure function of its parameters.
 
 Letters: B batch, T length, D width, L layers, V vocabulary (padded rows), A numbers of an image
 patch, M numbers of a group of audio frames. `model(token_ids_BT)` is the whole interface for
@@ -234,7 +234,7 @@ def shardings(model, mesh):
 def create(cfg, key, mesh):
   """A model with initial values, born sharded on the mesh."""
   abstract = GPT(cfg)
-  make = functools.partial(nn.initialise, abstract)
+  make = functools.partial(nn.initialize, abstract)
   return jax.jit(make, out_shardings=shardings(abstract, mesh))(key)
 
 

@@ -2,7 +2,7 @@
 
 A parameter is declared once, by its letters: `param(cfg, 'DHK')` fixes shape, name and sharding.
 Declaring makes no
-array: a module is born abstract, and `initialise` fills it under jit with out_shardings, so that a
+array: a module is born abstract, and `initialize` fills it under jit with out_shardings, so that a
 large model never exists unsharded. Its key is folded in from its path and its layer, so that adding
 one weight leaves all others as they were.
 
@@ -23,7 +23,7 @@ from gpt_jax.sharding import platform
 
 
 def param(cfg, axes, std=0.0, mean=0.0):
-  """Declare a parameter with these letters, drawn from N(mean, std) by `initialise`."""
+  """Declare a parameter with these letters, drawn from N(mean, std) by `initialize`."""
   shape = tuple(cfg.dims[a] for a in axes)
   abstract = jax.ShapeDtypeStruct(shape, jnp.dtype(cfg.param_dtype))
   return nnx.Param(abstract, axes=axes, std=std, mean=mean)
@@ -71,7 +71,7 @@ def map_params(fn, model):
   return jax.tree.unflatten(treedef, [fn(path, p) for path, p in named_params(model)])
 
 
-def initialise(abstract, key):
+def initialize(abstract, key):
   """Fill an abstract model with initial values that depend only on (key, path, layer)."""
 
   def draw(path, p):
@@ -128,7 +128,7 @@ class Norm(nnx.Module):
     self.bias = param(cfg, axis) if cfg.norm == 'layernorm' and cfg.norm_bias else None
 
   def __call__(self, x):
-    """x normalised, in x's dtype."""
+    """x normalized, in x's dtype."""
     y = NORMS[self.kind](x, self.eps)
     y = y * over(self.scale, y)
     return (y if self.bias is None else y + over(self.bias, y)).astype(x.dtype)

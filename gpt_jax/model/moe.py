@@ -20,7 +20,7 @@ from gpt_jax.sharding import constrain
 
 
 class MoE(nnx.Module):
-  """E MLPs; a token goes through its best k, weighted by renormalised probabilities."""
+  """E MLPs; a token goes through its best k, weighted by renormalized probabilities."""
 
   def __init__(self, cfg):
     self.cfg = cfg

@@ -38,7 +38,7 @@ class Chip(NamedTuple):
   platform: str  # tpu or cuda
   memory: int  # bytes that a program may have
   bandwidth: float  # of the memory
-  link: float  # all links to its neighbours of a slice, or of a host
+  link: float  # all links to its neighbors of a slice, or of a host
   network: float  # its share of the network that joins slices, or hosts
   cores: int = 1  # TPU: TensorCores, by which slices are named
   axes: int = 2  # TPU: of the torus

@@ -1,9 +1,9 @@
-"""Figures for the reports: matplotlib drawings as inline SVG that takes its colours from the page.
+"""Figures for the reports: matplotlib drawings as inline SVG that takes its colors from the page.
 
-Matplotlib draws with placeholder colours, which become CSS variables, and leaves text as text, so
+Matplotlib draws with placeholder colors, which become CSS variables, and leaves text as text, so
 that one figure is right in light and dark, in print and at any zoom, and its words can be selected.
-Sizes are in CSS pixels. The colours of lines are from Okabe and Ito's palette for all kinds of
-colour vision (jfly.uni-koeln.de/color).
+Sizes are in CSS pixels. The colors of lines are from Okabe and Ito's palette for all kinds of
+color vision (jfly.uni-koeln.de/color).
 """
 
 import dataclasses
@@ -261,7 +261,7 @@ def _effect(axes, y, effect, span):
 def _line(axes, line):
   axes.plot(*thin(line.x, line.y), color=line.color, linewidth=1.9)
   bad = ~np.isfinite(line.y)
-  between = ~bad & np.append(bad[1:], True) & np.append(True, bad[:-1])  # no neighbour to join
+  between = ~bad & np.append(bad[1:], True) & np.append(True, bad[:-1])  # no neighbor to join
   dots = dict(color=line.color, linestyle='', marker='o', markersize=3.6)
   axes.plot(line.x[between], line.y[between], **dots)
   crosses = dict(color=WARN, linestyle='', marker='x', markersize=6, clip_on=False)
@@ -303,7 +303,7 @@ def _label_ends(axes, series, height):
 
 
 def _inline(fig, label):
-  """The figure as an <svg> element with neither a size nor colours or fonts of its own."""
+  """The figure as an <svg> element with neither a size nor colors or fonts of its own."""
   text = io.StringIO()
   unsaid = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
   fig.savefig(text, format='svg', transparent=True, metadata=unsaid)

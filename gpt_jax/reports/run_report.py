@@ -324,7 +324,7 @@ def settings(run):
     page.element('div', page.element('h3', page.escape(group or 'run')), page.table((), rows))
     for group, rows in groups.items()
   ]
-  note = 'Values in colour differ from their defaults.' if differs else ''
+  note = 'Values in color differ from their defaults.' if differs else ''
   return page.section('Settings', page.element('div', *blocks, kind='settings'), note=note)
 
 

@@ -25,7 +25,7 @@ class Beams(NamedTuple):
   live_ids_BWT: jax.Array  # int32
   live_scores_BW: jax.Array  # sum of log-probabilities
   done_ids_BWT: jax.Array  # int32
-  done_scores_BW: jax.Array  # length-penalised, best first
+  done_scores_BW: jax.Array  # length-penalized, best first
   done_lengths_BW: jax.Array  # int32; tokens in the row, prompt included
   logits_BWV: jax.Array  # float32; for the next token of each live beam
   span: grammars.State  # rows B W; where each live beam stands
@@ -118,7 +118,7 @@ _search = jax.jit(search, static_argnames=('steps', 'cfg', 'stops'))
 def beam_search(model, prompts, cfg, grammar):
   """The cfg.num_samples best continuations of each prompt.
 
-  -> one list a prompt of (ids after the prompt, length-penalised score), best first; shorter than
+  -> one list a prompt of (ids after the prompt, length-penalized score), best first; shorter than
   num_samples when fewer texts are possible.
   """
   state = sample.start(model, prompts, dataclasses.replace(cfg, num_samples=1), grammar)

@@ -15,7 +15,7 @@ def generate_ids(model, tokenizers, prompts, cfg, to='text', keys_B=None):
   """Continue prompts with what `to` names (a row of grammar.ENDS).
 
   model: parameters as trained. -> for each prompt a list of (ids after it, log-probability of each
-  under the model); with cfg.beams the length-penalised score of the whole text stands in the place
+  under the model); with cfg.beams the length-penalized score of the whole text stands in the place
   of log-probabilities. Raises ValueError as `start` does, and for beams of anything but text.
   """
   model = sample.prepare_model(model)

@@ -59,11 +59,11 @@ class OutFiles:
 def headed(i, count, scored, scores, cfg, content):
   """One of several samples under a line with its number and, if `scored`, its score.
 
-  scores: log-probabilities of its tokens; with cfg.beams its length-penalised sum.
+  scores: log-probabilities of its tokens; with cfg.beams its length-penalized sum.
   """
   score = ''
   if scored and cfg.beams:
-    score = f'  length-penalised log-probability {scores:.3f}'
+    score = f'  length-penalized log-probability {scores:.3f}'
   elif scored:
     score = f'  mean log-probability {sum(scores) / max(len(scores), 1):.3f}'
   return f'--- {i + 1} of {count}{score}\n{content}'

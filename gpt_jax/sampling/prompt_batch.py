@@ -118,7 +118,7 @@ def check_prompts(prompts, max_new_tokens, cfg):
     if wrong:
       raise ValueError(
         f'token id {wrong[0]} is out of range: the model has {cfg.vocab} ids\n'
-        'fix: use the tokeniser that the model was trained with'
+        'fix: use the tokenizer that the model was trained with'
       )
     room = cfg.context - len(prompt)
     if room < 1:

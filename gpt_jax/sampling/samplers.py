@@ -30,14 +30,14 @@ def guide(logits_BV, null_BV, scale_B, allowed_BV, paced_V):
   return jnp.where(ends_BV.any(-1, keepdims=True), paced_BV, guided_BV)
 
 
-def penalise_repetition(logits_BV, token_ids_BT, lengths_B, penalty):
+def penalize_repetition(logits_BV, token_ids_BT, lengths_B, penalty):
   """Divide positive logits of tokens already in the row by the penalty, multiply negative ones."""
   B, T = token_ids_BT.shape
   there_BT = jnp.arange(T)[None] < lengths_B[:, None]
   seen_BV = jnp.zeros(logits_BV.shape, bool)
   seen_BV = seen_BV.at[jnp.arange(B)[:, None], token_ids_BT].max(there_BT)
-  penalised_BV = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
-  return jnp.where(seen_BV, penalised_BV, logits_BV)
+  penalized_BV = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+  return jnp.where(seen_BV, penalized_BV, logits_BV)
 
 
 def top_k(logits_BV, k):

@@ -1,9 +1,9 @@
 """Audio tokenizers: sound <-> codes, as rows of one table.
 
-All work on log-mel frames (`spectrogram`), standardised by band, `stack` of them to a position:
+All work on log-mel frames (`spectrogram`), standardized by band, `stack` of them to a position:
 20 positions a second with the defaults. `frames` is k-means on stacked frames, the floor that a
 learned tokenizer must beat, with further codebooks for what the first leaves over; `fsq` is an
-autoencoder with finite scalar quantisation, trained by a run of its own
+autoencoder with finite scalar quantization, trained by a run of its own
 (`train.job=audio_tokenizer`). `build` makes one from a config, `load` reads what `save` wrote.
 
 Letters: N samples, J frames, M mel bands.

@@ -1,6 +1,6 @@
 """Image tokenizers: uint8 images of one shape <-> codes, as rows of one table.
 
-pixels is lossless: a code a pixel, for colour one of each channel, or of a palette. patches are
+pixels is lossless: a code a pixel, for color one of each channel, or of a palette. patches are
 square pieces by their nearest k-means centroid. fsq and vq are autoencoders, trained by a run of
 their own (`train.job=image_tokenizer`). `build` makes one from a config, `load` reads what `save`
 wrote. Codes are in reading order.
@@ -35,12 +35,12 @@ class ImageConfig:
   path: str = ''  # fsq and vq: run folder of the trained tokenizer
   height: int = 28  # pixels
   width: int = 28  # pixels
-  channels: int = 1  # 1 grey, 3 colour
+  channels: int = 1  # 1 gray, 3 color
   patch: int = 4  # pixels of a code's side; pixels: 1
   codes: int = 256  # patches, vq, palette: how many there are
   levels: tuple[int, ...] = (8, 6, 5)  # fsq: steps of each number of a code
-  values: int = 256  # pixels: grey values, evenly spaced from 0 to 255
-  palette: bool = False  # pixels: one of `codes` colours instead of a code a channel
+  values: int = 256  # pixels: gray values, evenly spaced from 0 to 255
+  palette: bool = False  # pixels: one of `codes` colors instead of a code a channel
   network_width: int = 64  # fsq, vq: of the vectors on the grid of codes
   network_blocks: int = 2  # fsq, vq: of the encoder; as many of the decoder
 
@@ -50,7 +50,7 @@ class ImageConfig:
     self._need(not self.path or learned, 'path', f'only {" and ".join(LEARNED)} read a folder')
     for key in ('height', 'width', 'patch', 'network_width', 'network_blocks'):
       self._need(getattr(self, key) > 0, key, 'give 1 or more')
-    self._need(self.channels in (1, 3), 'channels', 'give 1 for grey or 3 for colour')
+    self._need(self.channels in (1, 3), 'channels', 'give 1 for gray or 3 for color')
     if not kind:
       return
     self._need(kind != 'pixels' or self.patch == 1, 'patch', 'a code is one pixel: set image.patch=1')
@@ -166,8 +166,8 @@ class PixelTokenizer(ImageTokenizer):
     return (flat_NPQ * (self.values - 1) + 127) // 255
 
   def _decode(self, codes_NPQ):
-    grey = np.round(np.arange(self.values) * (255 / (self.values - 1))).astype(np.uint8)
-    return grey[codes_NPQ].reshape(-1, *self.shape)
+    gray = np.round(np.arange(self.values) * (255 / (self.values - 1))).astype(np.uint8)
+    return gray[codes_NPQ].reshape(-1, *self.shape)
 
 
 class ClusterTokenizer(ImageTokenizer):
@@ -199,7 +199,7 @@ class LearnedTokenizer(ImageTokenizer):
   """A trained autoencoder: fsq or vq."""
 
   def __init__(self, codec_cfg, params: dict[str, np.ndarray]):
-    super().__init__(codec_cfg.quantiser, codec_cfg.shape, codec_cfg.stride, (codec_cfg.codebook,))
+    super().__init__(codec_cfg.quantizer, codec_cfg.shape, codec_cfg.stride, (codec_cfg.codebook,))
     self.codec_cfg = codec_cfg
     self.params = {path: np.asarray(array) for path, array in params.items()}
 
@@ -258,7 +258,7 @@ def _coders(codec_cfg):
   def encode(params, images_BYXA):
     model = fill(params)
     z_BPZ = model.encode(images_BYXA.astype(jnp.float32) / 127.5 - 1)
-    return model.quantise(z_BPZ)[1][..., None]
+    return model.quantize(z_BPZ)[1][..., None]
 
   @jax.jit
   def decode(params, codes_BPQ):
@@ -309,7 +309,7 @@ def autoencoder_config(cfg: ImageConfig):
   return AutoencoderConfig(
     shape=cfg.shape,
     stride=cfg.patch,
-    quantiser=cfg.kind,
+    quantizer=cfg.kind,
     levels=tuple(cfg.levels),
     codes=cfg.codes,
     width=cfg.network_width,
@@ -363,10 +363,10 @@ def _build_learned(cfg, _):
     )
   made = load(pathlib.Path(cfg.path).expanduser() / 'codec')
   codec_cfg, wanted = made.codec_cfg, autoencoder_config(cfg)
-  for key in ('quantiser', 'shape', 'stride', 'levels' if cfg.kind == 'fsq' else 'codes'):
+  for key in ('quantizer', 'shape', 'stride', 'levels' if cfg.kind == 'fsq' else 'codes'):
     has, asked = getattr(codec_cfg, key), getattr(wanted, key)
     if has != asked:
-      name = {'quantiser': 'kind', 'stride': 'patch', 'shape': '(height, width, channels)'}
+      name = {'quantizer': 'kind', 'stride': 'patch', 'shape': '(height, width, channels)'}
       raise ValueError(
         f'image.path={cfg.path} was trained with image.{name.get(key, key)}={has}, but the config '
         f'says {asked}\nfix: set {has} in the config, or give another path'

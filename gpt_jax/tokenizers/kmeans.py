@@ -1,4 +1,4 @@
-"""k-means: the quantiser that needs no training run; shared by image patches and audio frames.
+"""k-means: the quantizer that needs no training run; shared by image patches and audio frames.
 
 The same vectors and seed give the same centroids, whatever their order and the number of threads.
 Ours, since scikit-learn's takes 237 s where this takes 14 (1,024 codes of 25,000 vectors of 160).

@@ -1,4 +1,4 @@
-"""What audio tokenizers are: log-mel frames, stacked to positions, and a quantiser for them.
+"""What audio tokenizers are: log-mel frames, stacked to positions, and a quantizer for them.
 
 Sounds come back at one peak, with phases by Griffin-Lim: level and phase are not kept.
 
@@ -21,7 +21,7 @@ ROWS = 32  # clips that the autoencoder takes at a time
 
 
 class AudioTokenizer(media.MediaTokenizer):
-  """Standardised stacked log-mel frames, and what rows share; a row adds the quantiser.
+  """Standardized stacked log-mel frames, and what rows share; a row adds the quantizer.
 
   `cfg` is an AudioConfig; `statistics` are the mean and the standard deviation of each band over
   the training clips, float32 [2, M].
@@ -58,7 +58,7 @@ class AudioTokenizer(media.MediaTokenizer):
 
     Raises ValueError for a clip that is empty, longer than `seconds`, or not finite.
     """
-    return self._quantise(self.features(waves)) if len(waves) else []
+    return self._quantize(self.features(waves)) if len(waves) else []
 
   def decode(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Codes [P, Q] of each clip -> clips float32 [P * hop * stack], deterministic."""
@@ -78,7 +78,7 @@ class AudioTokenizer(media.MediaTokenizer):
     return np.tile((np.float32(math.log(FLOOR)) - mean_M) / deviation_M, self.cfg.stack)
 
   def joined(self, waves: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:
-    """Standardised frames float32 [J, M] of all clips, `gap` positions of silence before each.
+    """Standardized frames float32 [J, M] of all clips, `gap` positions of silence before each.
 
     An autoencoder is trained on crops of it.
     """
@@ -102,7 +102,7 @@ class AudioTokenizer(media.MediaTokenizer):
     """What `files` holds; a row adds its own."""
     return {'statistics': self.statistics}
 
-  def _quantise(self, features):
+  def _quantize(self, features):
     raise NotImplementedError
 
   def _values(self, codes):
@@ -156,7 +156,7 @@ class FrameTokenizer(AudioTokenizer):
     """Statistics and centroids."""
     return {**super().arrays(), 'centroids': self.centroids}
 
-  def _quantise(self, features):
+  def _quantize(self, features):
     from gpt_jax.tokenizers import kmeans
 
     rest_NC = np.concatenate(features)
@@ -173,7 +173,7 @@ class FrameTokenizer(AudioTokenizer):
 
 
 class LearnedTokenizer(AudioTokenizer):
-  """An autoencoder with finite scalar quantisation.
+  """An autoencoder with finite scalar quantization.
 
   `autoencoder_cfg` and `params` ({path: array}) are those of model.autoencoder. Every clip runs
   with silence on both sides, as in training, to one fixed length: one compilation, and no clip
@@ -204,7 +204,7 @@ class LearnedTokenizer(AudioTokenizer):
     """Statistics and parameters."""
     return {**super().arrays(), **self.params}
 
-  def _quantise(self, features):
+  def _quantize(self, features):
     return [codes_P[:, None] for codes_P in self._run('encode', features, self.silence_C)]
 
   def _values(self, codes):
@@ -246,7 +246,7 @@ class LearnedTokenizer(AudioTokenizer):
 
     @jax.jit
     def encode(model, x_BPC):
-      return model.quantise(model.encode(frames(x_BPC)))[1]
+      return model.quantize(model.encode(frames(x_BPC)))[1]
 
     @jax.jit
     def decode(model, codes_BP):

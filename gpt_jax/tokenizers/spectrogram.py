@@ -1,6 +1,6 @@
 """The log-mel front end of audio tokenizers, and the way back to a waveform.
 
-A clip of N samples has ceil(N / hop) frames, each centred on its own hop, so a frame belongs to hop
+A clip of N samples has ceil(N / hop) frames, each centerd on its own hop, so a frame belongs to hop
 samples and the inverse gives back whole hops. Short clips of one batch cannot disturb each other:
 there is no padding between clips.
 
@@ -62,9 +62,9 @@ class Spectrogram:
     bins_U = np.fft.rfftfreq(self.window, 1 / self.sample_rate)
     top = 2595 * np.log10(1 + self.sample_rate / 2 / 700)
     corners = 700 * (10 ** (np.linspace(0, top, self.mels + 2) / 2595) - 1)
-    low_M1, centre_M1, high_M1 = (corners[i : i + self.mels, None] for i in range(3))
-    rise_MU = (bins_U - low_M1) / (centre_M1 - low_M1)
-    fall_MU = (high_M1 - bins_U) / (high_M1 - centre_M1)
+    low_M1, center_M1, high_M1 = (corners[i : i + self.mels, None] for i in range(3))
+    rise_MU = (bins_U - low_M1) / (center_M1 - low_M1)
+    fall_MU = (high_M1 - bins_U) / (high_M1 - center_M1)
     return np.maximum(0, np.minimum(rise_MU, fall_MU)).astype(np.float32)
 
   @functools.cached_property
@@ -99,7 +99,7 @@ class Spectrogram:
 
     Every clip is scaled to the same peak first.
     """
-    spectra = [np.abs(self.stft(normalised(wave), stack)) for wave in waves]
+    spectra = [np.abs(self.stft(normalized(wave), stack)) for wave in waves]
     if not spectra:
       return []
     mels_JM = np.concatenate(spectra) @ self.mel_MU.T
@@ -121,7 +121,7 @@ class Spectrogram:
       mel_BJM = np.exp(np.stack([np.asarray(log_mels[row], np.float32) for row in rows]))
       magnitude_BJU = np.maximum(mel_BJM @ self.inverse_UM.T, 0)
       for row, wave in zip(rows, self.phases(magnitude_BJU), strict=True):
-        found[row] = normalised(wave)
+        found[row] = normalized(wave)
     return found
 
   def phases(self, magnitude_BJU: np.ndarray, iterations: int = ITERATIONS) -> np.ndarray:
@@ -155,7 +155,7 @@ def _coverage(spectrogram, frames):
   return np.maximum(_overlap_add(squared, spectrogram.hop), np.float32(1e-6))
 
 
-def normalised(wave: np.ndarray) -> np.ndarray:
+def normalized(wave: np.ndarray) -> np.ndarray:
   """A waveform [N] at the peak PEAK; one that is almost silent is raised no further than noise."""
   wave = np.asarray(wave, np.float32)
   peak = np.abs(wave).max(initial=0)

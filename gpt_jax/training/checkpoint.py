@@ -2,7 +2,7 @@
 
 A step's folder holds everything that a run needs to go on or to be used elsewhere: the state
 (parameters, optimizer, key, step, hyper-parameters) as nested dicts by path, and a JSON `extra`
-with config, vocabulary, tokeniser files and the state of the data pipeline. After a step is
+with config, vocabulary, tokenizer files and the state of the data pipeline. After a step is
 committed, sizes and sha256 digests of its files are written beside it (digests.py); a step without
 matching digests is never restored: Orbax reads flipped bits and half-copied folders without a word,
 and its `latest_step` counts a step whose writing failed.

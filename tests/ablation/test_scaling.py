@@ -21,7 +21,7 @@ def test_a_power_law_comes_back_exactly():
   np.testing.assert_allclose(law['curve'][-1][1], 1.2 + 30.0 * 3e7**-0.3, rtol=1e-3)
 
 
-def test_the_descent_ends_where_another_optimiser_does():
+def test_the_descent_ends_where_another_optimizer_does():
   rng = np.random.default_rng(0)
   sizes, tokens = rng.uniform(1, 5, size=(2, 30))
   losses = 1.2 + sizes**-0.5 + tokens**-0.8 + 0.01 * rng.normal(size=30)
@@ -167,7 +167,7 @@ def size_study(effect_of_size, own=0.001, seeds=5):
 
 def test_a_size_study_gives_a_law_an_arm_and_effects_at_each_size():
   study, rows = size_study([-0.05, -0.03, -0.02, -0.02])
-  found = analyze.analyse(study, rows)['scaling']
+  found = analyze.analyze(study, rows)['scaling']
   assert set(found['laws']) == {'norm=a', 'norm=b'}
   law = found['laws']['norm=a']
   assert law['alpha'] == pytest.approx(0.3, abs=0.05)
@@ -180,7 +180,7 @@ def test_a_size_study_gives_a_law_an_arm_and_effects_at_each_size():
 
 def test_arms_of_another_size_are_not_judged_against_the_baseline():
   study, rows = size_study([-0.05, -0.03, -0.02, -0.02])
-  analysis = analyze.analyse(study, rows)
+  analysis = analyze.analyze(study, rows)
   verdicts = {arm['name']: arm['verdict'] for arm in analysis['arms']}
   assert verdicts.pop('size=s0,norm=a') == 'baseline'
   assert verdicts.pop('size=s0,norm=b') == 'better'
@@ -191,14 +191,14 @@ def test_arms_of_another_size_are_not_judged_against_the_baseline():
 
 def test_an_effect_that_changes_sign_is_a_warning():
   study, rows = size_study([-0.05, -0.02, 0.0, 0.03])
-  warnings = analyze.analyse(study, rows)['scaling']['warnings']
+  warnings = analyze.analyze(study, rows)['scaling']['warnings']
   assert len(warnings) == 1
   assert 'norm=b changes sign with size: better at s1, worse at s3' in warnings[0]
 
 
 def test_an_effect_that_is_nowhere_large_is_no_warning():
   study, rows = size_study([0.0, 0.0, 0.0, 0.0], own=0.0005)
-  assert analyze.analyse(study, rows)['scaling']['warnings'] == []
+  assert analyze.analyze(study, rows)['scaling']['warnings'] == []
 
 
 def test_tokens_that_vary_too_give_the_parametric_law():

@@ -111,7 +111,7 @@ def test_null_studies_give_at_most_five_percent_false_verdicts():
   rng = np.random.default_rng(2)
   study = make_study('abcde')
   false = [
-    sum(arm['verdict'] in ('better', 'worse') for arm in analyze.analyse(study, rows)['arms'])
+    sum(arm['verdict'] in ('better', 'worse') for arm in analyze.analyze(study, rows)['arms'])
     for rows in (simulated(study, rng) for _ in range(100))
   ]
   assert sum(false) <= 0.05 * 500
@@ -131,7 +131,7 @@ def test_the_correction_keeps_five_percent_of_whole_studies():
 def test_planted_effects_are_found_with_their_size():
   study = make_study(('good', 'bad', 'same'))
   rows = simulated(study, np.random.default_rng(3), {'good': -0.04, 'bad': 0.06}, own=0.001)
-  analysis = analyze.analyse(study, rows)
+  analysis = analyze.analyze(study, rows)
   assert [arm['verdict'] for arm in analysis['arms']] == ['baseline', 'better', 'worse', 'no difference']
   low, high = of_arm(analysis, 'good')['interval']
   assert low < -0.04 < high
@@ -144,7 +144,7 @@ def test_planted_effects_are_found_with_their_size():
 
 def test_higher_is_better_turns_the_verdict_and_not_the_difference():
   study = make_study(('up',), better='higher')
-  arm = of_arm(analyze.analyse(study, simulated(study, np.random.default_rng(4), {'up': 0.1})), 'up')
+  arm = of_arm(analyze.analyze(study, simulated(study, np.random.default_rng(4), {'up': 0.1})), 'up')
   assert arm['verdict'] == 'better'
   assert arm['difference'] > 0
 
@@ -153,24 +153,24 @@ def test_a_real_difference_shown_to_be_below_the_tolerance_is_no_difference():
   study = make_study(('a',))
   rows = [make_row('base', s, 1.0 + s) for s in range(5)]
   rows += [make_row('a', s, 1.0 + s - 0.002 - s * 1e-5) for s in range(5)]
-  arm = of_arm(analyze.analyse(study, rows), 'a')
+  arm = of_arm(analyze.analyze(study, rows), 'a')
   assert arm['p_holm'] < 0.001
   assert arm['verdict'] == 'no difference'
-  assert of_arm(analyze.analyse(study | {'tolerance': 0.0}, rows), 'a')['verdict'] == 'better'
+  assert of_arm(analyze.analyze(study | {'tolerance': 0.0}, rows), 'a')['verdict'] == 'better'
 
 
 def test_noise_is_undecided_and_the_seeds_it_asks_for_decide():
   study = make_study(('a',), tolerance=0.0)
   rng = np.random.default_rng(5)
   rows = simulated(study, rng, {'a': -0.02}, own=0.03)
-  arm = of_arm(analyze.analyse(study, rows), 'a')
+  arm = of_arm(analyze.analyze(study, rows), 'a')
   assert arm['verdict'] == 'undecided'
   assert arm['seeds_needed'] > 0
   assert f'needs about {arm["seeds_needed"]} more seed' in arm['sentence']
   own = arm['se_paired'] * np.sqrt(5 / 2)  # were the noise what it looked like
   more = make_study(('a',), tolerance=0.0, seeds=5 + arm['seeds_needed'])
   found = [
-    of_arm(analyze.analyse(more, simulated(more, rng, {'a': arm['difference']}, own=own)), 'a')
+    of_arm(analyze.analyze(more, simulated(more, rng, {'a': arm['difference']}, own=own)), 'a')
     for _ in range(20)
   ]
   assert sum(one['verdict'] == 'better' for one in found) >= 12
@@ -179,15 +179,15 @@ def test_noise_is_undecided_and_the_seeds_it_asks_for_decide():
 def test_another_look_after_more_seeds_is_said():
   study, rng = make_study(('a',), tolerance=0.0), np.random.default_rng(5)
   rows = simulated(study, rng, {'a': -0.02}, own=0.03)
-  assert 'second look' in analyze.analyse(study, rows)['notes'][-1]
-  again = analyze.analyse(study | {'looks': [3, 5]}, rows)
+  assert 'second look' in analyze.analyze(study, rows)['notes'][-1]
+  again = analyze.analyze(study | {'looks': [3, 5]}, rows)
   assert again['looks'] == [3, 5]
   assert 'Judged 2 times, with 3, 5 seeds' in again['notes'][-1]
 
 
 def test_one_seed_has_a_difference_and_no_verdict():
   study = make_study(('a',), seeds=1)
-  analysis = analyze.analyse(study, [make_row('base', 0, 1.0), make_row('a', 0, 0.5)])
+  analysis = analyze.analyze(study, [make_row('base', 0, 1.0), make_row('a', 0, 0.5)])
   arm = of_arm(analysis, 'a')
   assert (arm['verdict'], arm['difference'], arm['interval']) == ('undecided', -0.5, None)
   assert 'one seed' in arm['sentence']
@@ -204,8 +204,8 @@ def test_an_arm_with_lost_runs_is_compared_on_the_seeds_that_both_have():
     if (row['arm'], row['seed']) in {('a', 1), ('a', 3)}:
       row |= {'status': 'diverged', 'result': {}}
   alone = [row for row in rows if row['seed'] not in (1, 3)]
-  analysis = analyze.analyse(study, rows)
-  arm, expected = (of_arm(one, 'a') for one in (analysis, analyze.analyse(study, alone)))
+  analysis = analyze.analyze(study, rows)
+  arm, expected = (of_arm(one, 'a') for one in (analysis, analyze.analyze(study, alone)))
   assert (arm['n'], arm['failed'], arm['seeds']) == (3, 2, ['0', '2', '4'])
   assert arm['interval'] == expected['interval']
   assert arm['verdict'] == 'diverged', 'the seeds that survived flatter it'
@@ -222,7 +222,7 @@ def test_an_arm_or_a_baseline_without_results_leaves_an_analysis(lost):
   for row in rows:
     if row['arm'] == lost:
       row |= {'status': 'failed', 'result': {}}
-  analysis = analyze.analyse(study, rows)
+  analysis = analyze.analyze(study, rows)
   assert of_arm(analysis, 'a')['verdict'] == 'undecided'
   assert of_arm(analysis, lost)['mean'] is None
   assert analysis['family'] == (1 if lost == 'a' else 0)
@@ -235,7 +235,7 @@ def test_what_is_left_of_a_baseline_that_diverged_flatters_it():
   for row in rows:
     if (row['arm'], row['seed']) in {('base', 1), ('base', 3)}:
       row |= {'status': 'diverged', 'result': {}}
-  analysis = analyze.analyse(study, rows)
+  analysis = analyze.analyze(study, rows)
   verdicts = {name: of_arm(analysis, name)['verdict'] for name in 'abc'}
   assert verdicts == {'a': 'better', 'b': 'undecided', 'c': 'undecided'}
   sentence = of_arm(analysis, 'b')['sentence']
@@ -246,7 +246,7 @@ def test_an_arm_of_which_every_run_diverged_says_so():
   study = make_study(('a',))
   rows = [make_row('base', s, 1.0) for s in range(5)]
   rows += [make_row('a', s, 1.0, status='diverged') for s in range(5)]
-  arm = of_arm(analyze.analyse(study, rows), 'a')
+  arm = of_arm(analyze.analyze(study, rows), 'a')
   assert arm['verdict'] == 'diverged'
   assert arm['sentence'] == 'a diverged in 5 of 5 runs.'
 
@@ -255,13 +255,13 @@ def test_a_value_that_is_not_finite_is_no_value():
   study = make_study(('a',))
   rows = simulated(study, np.random.default_rng(8))
   rows[-1]['result']['valid_loss'] = float('nan')
-  assert of_arm(analyze.analyse(study, rows), 'a')['n'] == 4
+  assert of_arm(analyze.analyze(study, rows), 'a')['n'] == 4
 
 
 def test_nothing_run_yet_is_an_analysis_too():
   study = make_study(('a',))
   rows = [make_row(n, s, 0.0, status='missing') for n in ('base', 'a') for s in range(5)]
-  analysis = analyze.analyse(study, rows)
+  analysis = analyze.analyze(study, rows)
   assert of_arm(analysis, 'a')['failed'] == 0
   assert '5 missing' in of_arm(analysis, 'a')['sentence']
 
@@ -269,7 +269,7 @@ def test_nothing_run_yet_is_an_analysis_too():
 def test_a_metric_that_nobody_measured_is_an_error_that_names_those_that_are():
   study = make_study(('a',), metric='valid_los')
   with pytest.raises(ValueError, match=r"metric='valid_los'[\s\S]*fix: use one of .*valid_loss"):
-    analyze.analyse(study, simulated(study, np.random.default_rng(0)))
+    analyze.analyze(study, simulated(study, np.random.default_rng(0)))
 
 
 @pytest.mark.parametrize('metric', ['tail/loss', 'classify/accuracy'])
@@ -284,7 +284,7 @@ def test_metrics_of_the_tail_and_of_tasks_have_names(metric):
         {'task': 'classify', 'metric': 'accuracy', 'value': 0.1, 'control': 'shuffled'},
       ],
     }
-  assert of_arm(analyze.analyse(study, rows), 'a')['mean'] == 0.5
+  assert of_arm(analyze.analyze(study, rows), 'a')['mean'] == 0.5
 
 
 def scored(**scores):
@@ -299,7 +299,7 @@ def scored(**scores):
 
 
 def test_scores_of_several_sources_are_told_apart_by_name():
-  find = lambda metric, rows: of_arm(analyze.analyse(make_study(('a',), metric=metric), rows), 'a')
+  find = lambda metric, rows: of_arm(analyze.analyze(make_study(('a',), metric=metric), rows), 'a')
   two = scored(digits=0.9, letters=0.3)
   assert find('classify/digits/accuracy', two)['mean'] == 0.9
   assert find('classify/letters/accuracy', two)['mean'] == 0.3
@@ -315,7 +315,7 @@ def test_scores_of_several_sources_are_told_apart_by_name():
 
 def test_an_analysis_is_json_and_comes_back_equal():
   study = make_study(('a', 'b'), plan='full')
-  analysis = analyze.analyse(study, simulated(study, np.random.default_rng(9)))
+  analysis = analyze.analyze(study, simulated(study, np.random.default_rng(9)))
   assert json.loads(json.dumps(analysis, allow_nan=False)) == analysis
   assert len({frozenset(arm) for arm in analysis['arms']}) == 1, 'every arm has the same keys'
 
@@ -332,9 +332,9 @@ def test_speedup_is_one_wall_clock_ratio_of_loss_and_throughput():
   study = make_study(('a',), seeds=2)
   rows = [make_row('base', s, 1.0, curve=curve((4, 3, 2, 1))) for s in range(2)]
   rows += [make_row('a', s, 0.5, speed=800.0, curve=curve((2, 1, 0.7, 0.5))) for s in range(2)]
-  assert of_arm(analyze.analyse(study, rows), 'a')['speedup'] == pytest.approx(2 * 0.8)
+  assert of_arm(analyze.analyze(study, rows), 'a')['speedup'] == pytest.approx(2 * 0.8)
   turned = [row | {'arm': {'a': 'base', 'base': 'a'}[row['arm']]} for row in rows]
-  assert of_arm(analyze.analyse(study, turned), 'a')['speedup'] == pytest.approx(1 / 1.6)
+  assert of_arm(analyze.analyze(study, turned), 'a')['speedup'] == pytest.approx(1 / 1.6)
 
 
 def test_speedup_of_a_metric_that_rises():
@@ -343,17 +343,17 @@ def test_speedup_of_a_metric_that_rises():
     make_row('base', 0, 1.0, curve=curve((1, 2, 3, 4))),
     make_row('a', 0, 1.0, curve=curve((2, 4, 6, 8))),
   ]
-  assert of_arm(analyze.analyse(study, rows), 'a')['speedup'] == pytest.approx(2.0)
+  assert of_arm(analyze.analyze(study, rows), 'a')['speedup'] == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize('change', [{'how': 'replicas'}, {'replicas': 4}])
 def test_clocks_of_runs_that_were_trained_in_other_ways_are_not_compared(change):
   study = make_study(('a',), seeds=2)
   rows = [make_row(arm, s, 1.0, curve=curve((4, 3, 2, 1))) for arm in ('base', 'a') for s in (0, 1)]
-  assert of_arm(analyze.analyse(study, rows), 'a')['speedup'] == 1.0
+  assert of_arm(analyze.analyze(study, rows), 'a')['speedup'] == 1.0
   rows[-1] |= change
   rows[-1]['result'] |= change
-  assert of_arm(analyze.analyse(study, rows), 'a')['speedup'] is None
+  assert of_arm(analyze.analyze(study, rows), 'a')['speedup'] is None
 
 
 def test_curves_are_compared_at_equal_fractions_of_each_arms_tokens():
@@ -361,13 +361,13 @@ def test_curves_are_compared_at_equal_fractions_of_each_arms_tokens():
   rows = [make_row('base', s, 1.0, curve=curve((4 + s, 3, 2, 1))) for s in range(3)]
   twice = (200, 400, 600, 800)
   rows += [make_row('a', s, 1.0, curve=curve((4 + s, 3, 2, 2), twice)) for s in range(3)]
-  at = of_arm(analyze.analyse(study, rows), 'a')['at_fractions']
+  at = of_arm(analyze.analyze(study, rows), 'a')['at_fractions']
   assert at == [[0.25, 0, 0, 0], [0.5, 0, 0, 0], [0.75, 0, 0, 0], [1.0, 1, 1, 1]]
 
 
 def test_runs_without_curves_have_no_speedup():
   study = make_study(('a',))
-  arm = of_arm(analyze.analyse(study, simulated(study, np.random.default_rng(0))), 'a')
+  arm = of_arm(analyze.analyze(study, simulated(study, np.random.default_rng(0))), 'a')
   assert (arm['speedup'], arm['at_fractions']) == (None, [])
 
 
@@ -383,11 +383,11 @@ def test_main_effects_of_a_crossed_plan_pool_the_arms():
   ]
   effects = {'f1g0': 0.05, 'f1g1': 0.05}
   rows = simulated(study, np.random.default_rng(10), effects, own=0.01)
-  found = {one['factor']: one for one in analyze.analyse(study, rows)['effects']}
+  found = {one['factor']: one for one in analyze.analyze(study, rows)['effects']}
   assert (found['f']['verdict'], found['f']['arms']) == ('worse', 2)
   assert found['f']['difference'] == pytest.approx(0.05, abs=0.02)
   assert found['g']['verdict'] in ('undecided', 'no difference')
-  assert analyze.analyse(study | {'plan': 'one_at_a_time'}, rows)['effects'] == []
+  assert analyze.analyze(study | {'plan': 'one_at_a_time'}, rows)['effects'] == []
 
 
 def planned(plan, cells, base):
@@ -423,7 +423,7 @@ CROSSINGS = {
 def test_a_factor_that_does_nothing_has_no_main_effect_whatever_the_others_do(crossing):
   study = planned(crossing.partition(',')[0], *CROSSINGS[crossing])
   effects = {('g', level): 0.3 for level in '12'} | {('h', '1'): -0.2}
-  found = analyze.analyse(study, crossed_rows(study, effects, np.random.default_rng(0)))['effects']
+  found = analyze.analyze(study, crossed_rows(study, effects, np.random.default_rng(0)))['effects']
   assert {one['factor'] for one in found} == set(study['factors'])
   for one in found:
     factor = one['factor']
@@ -440,7 +440,7 @@ def test_an_arm_without_results_leaves_the_main_effects_of_the_others(crossing):
   for row in rows:
     if row['arm'] == str(CROSSINGS[crossing][0][-1]):
       row |= {'status': 'failed', 'result': {}}
-  found = {one['factor']: one for one in analyze.analyse(study, rows)['effects']}
+  found = {one['factor']: one for one in analyze.analyze(study, rows)['effects']}
   assert found['f']['difference'] == pytest.approx(0.0, abs=1e-9)
   assert found['g']['difference'] == pytest.approx(0.3)
   assert found['g']['n'] == 5
@@ -450,10 +450,10 @@ def test_a_main_effect_over_an_arm_that_diverged_is_no_gain():
   study = planned('full', *CROSSINGS['full'])
   rows = crossed_rows(study, {('g', '1'): -0.3}, np.random.default_rng(0))
   rows[-1] |= {'status': 'diverged', 'result': {}}
-  assert {one['verdict'] for one in analyze.analyse(study, rows)['effects']} == {'diverged'}
+  assert {one['verdict'] for one in analyze.analyze(study, rows)['effects']} == {'diverged'}
   rows = crossed_rows(study, {('g', '1'): 0.3}, np.random.default_rng(0))
   base = next(arm['name'] for arm in study['arms'] if arm['is_baseline'])
   for row in rows:
     if row['arm'] == base and row['seed'] == 0:
       row |= {'status': 'diverged', 'result': {}}
-  assert {one['verdict'] for one in analyze.analyse(study, rows)['effects']} == {'undecided'}
+  assert {one['verdict'] for one in analyze.analyze(study, rows)['effects']} == {'undecided'}

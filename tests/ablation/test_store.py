@@ -237,7 +237,7 @@ def score(value, metric='exact_match', source='read', **more):
 
 def test_scores_of_tasks_are_columns(tmp_path):
   """Those of the training and those that came later, of which the last counts."""
-  rows = [score(0.5), score(0.01, control='shuffled'), score(0.2, 'token_f1', 'recognise')]
+  rows = [score(0.5), score(0.01, control='shuffled'), score(0.2, 'token_f1', 'recognize')]
   one = run_folder(tmp_path / 'one', {'a': {'b': 1}}, {'steps': 3, 'evaluations': rows})
   for row in (score(0.91), score(0.95), score(0.9, split='test'), {'value': 'odd'}):
     records.append_line(one / 'evaluations.jsonl', row)
@@ -251,7 +251,7 @@ def test_scores_of_tasks_are_columns(tmp_path):
   ]
   chosen, found = store.select(tmp_path, '', names)
   assert found == [(0.95, 0.9, 0.01, 0.2), (0.5, None, None, None)]
-  assert chosen[3] == 'answer/recognise/token_f1'
+  assert chosen[3] == 'answer/recognize/token_f1'
   for where in ('exact_match > 0.9', 'answer/read/exact_match > 0.9 and b = 1'):
     assert store.select(tmp_path, where, ['folder'])[1] == [('one',)]
   assert store.select(tmp_path)[0] == ['folder', 'status', 'a.b']

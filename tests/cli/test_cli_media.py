@@ -48,7 +48,7 @@ def call(capsys, monkeypatch):
 
 @pytest.fixture(scope='module')
 def picture(tmp_path_factory):
-  """A PNG file, larger than the model's pictures and in colour."""
+  """A PNG file, larger than the model's pictures and in color."""
   path = tmp_path_factory.mktemp('given') / 'seven.png'
   pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
   path.write_bytes(media.to_png(pixels))
@@ -177,13 +177,13 @@ def test_all_tasks_that_fit_are_evaluated(call, copy, monkeypatch):
 
 @pytest.mark.slow
 def test_every_task(call, copy):
-  words = ('--tasks=all', '--limit=40', f'--recogniser={copy}')
+  words = ('--tasks=all', '--limit=40', f'--recognizer={copy}')
   code, out, err = call('evaluate', f'--workdir={copy}', *words)
   assert code == 0, err
   rows = [json.loads(line) for line in (copy / 'evaluations.jsonl').read_text().splitlines()]
   tasks = {'perplexity', 'answer', 'draw', 'speak', 'classify', 'reconstruct'}
   assert tasks <= {row['task'] for row in rows}
-  assert any(row['task'] == 'speak' and row.get('recogniser') == copy.name for row in rows)
+  assert any(row['task'] == 'speak' and row.get('recognizer') == copy.name for row in rows)
   assert all(np.isfinite(row['value']) for row in rows)
 
 

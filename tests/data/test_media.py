@@ -48,12 +48,12 @@ def test_a_png_gives_the_same_pixels_back(size, channels, seed):
   assert note == ''
 
 
-def test_grey_arrays_need_no_channel():
+def test_gray_arrays_need_no_channel():
   image = np.arange(12, dtype=np.uint8).reshape(3, 4)
   np.testing.assert_array_equal(read_image(image, (3, 4, 1))[0][..., 0], image)
   np.testing.assert_array_equal(read_image(to_png(image), (3, 4, 1))[0][..., 0], image)
-  colour, note = read_image(image, (3, 4, 3))
-  assert note == 'L converted to RGB' and (colour == image[..., None]).all()
+  color, note = read_image(image, (3, 4, 3))
+  assert note == 'L converted to RGB' and (color == image[..., None]).all()
 
 
 def test_every_pixel_is_a_square_of_scale():
@@ -81,8 +81,8 @@ def test_alpha_is_put_over_white():
     pixels, note = read_image(value, (4, 4, 3))
     assert (pixels[:, :2] == (200, 0, 0)).all() and (pixels[:, 2:] == 255).all()
     assert note == 'RGBA composited over white'
-  grey = np.zeros((2, 2, 2), np.uint8)
-  assert (read_image(grey, (2, 2, 1))[0] == 255).all()
+  gray = np.zeros((2, 2, 2), np.uint8)
+  assert (read_image(gray, (2, 2, 1))[0] == 255).all()
 
 
 def test_transparent_pixels_do_not_bleed_when_resized():

@@ -1,4 +1,4 @@
-"""The split is exact, stable and total; configs that cannot be honoured are refused."""
+"""The split is exact, stable and total; configs that cannot be honored are refused."""
 
 import json
 import random

@@ -32,7 +32,7 @@ def learnt(batch):
 
 
 def inside(sizes):
-  """The pairs of neighbours within documents, when the tokens are 1, 2, .."""
+  """The pairs of neighbors within documents, when the tokens are 1, 2, .."""
   starts = np.cumsum([1, *sizes[:-1]])
   return [(t, t + 1) for start, n in zip(starts, sizes, strict=True) for t in range(start, start + n - 1)]
 
@@ -85,7 +85,7 @@ def test_first_fit_scores_pairs_inside_documents_once(folder, sizes, length):
 
 
 def check_segments(batch):
-  """Segments are runs 1, 2, ..; positions restart; a segment's tokens are neighbours."""
+  """Segments are runs 1, 2, ..; positions restart; a segment's tokens are neighbors."""
   for tokens, segments, positions, mask in zip(
     batch['token_ids_BT'], batch['segment_ids_BT'], batch['positions_BT'], batch['loss_mask_BT'], strict=True
   ):

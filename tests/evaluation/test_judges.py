@@ -46,7 +46,7 @@ def test_digits_are_told_apart_by_both_judges(digits, judge):
   accuracy, (low, high) = judge.accuracy(*test)
   assert accuracy >= 0.97
   assert low < accuracy < high
-  assert judges.NeighbourJudge.fit(*train).accuracy(*test)[0] >= 0.97
+  assert judges.NeighborJudge.fit(*train).accuracy(*test)[0] >= 0.97
 
 
 def test_features_are_those_before_the_last_layer(digits, judge):
@@ -68,7 +68,7 @@ def test_a_judge_is_a_function_of_its_data_and_seed(digits, monkeypatch):
 def test_judges_are_kept(digits, tmp_path, monkeypatch):
   images, labels = digits[0][0][:100], digits[0][1][:100]
   first = judges.cached('pixels', tmp_path, images, labels)
-  monkeypatch.setattr(judges.NeighbourJudge, 'fit', None)
+  monkeypatch.setattr(judges.NeighborJudge, 'fit', None)
   again = judges.cached('pixels', tmp_path, images, labels)
   assert (again.predict(images) == first.predict(images)).all()
   other = labels.copy()
@@ -117,7 +117,7 @@ def tones(count, seed, rate=8000):
   return waves, labels
 
 
-@pytest.mark.parametrize('kind', [judges.SoundJudge, judges.SoundNeighbourJudge])
+@pytest.mark.parametrize('kind', [judges.SoundJudge, judges.SoundNeighborJudge])
 def test_sounds_are_told_apart_whatever_their_level(kind, tmp_path):
   judge = kind.fit(*tones(60, 0), rate=8000)
   waves, labels = tones(30, 1)
@@ -127,9 +127,9 @@ def test_sounds_are_told_apart_whatever_their_level(kind, tmp_path):
   assert (kind.load(tmp_path / 'a.npz').predict(waves) == judge.predict(waves)).all()
 
 
-@pytest.mark.parametrize('kind', [judges.SoundJudge, judges.SoundNeighbourJudge])
+@pytest.mark.parametrize('kind', [judges.SoundJudge, judges.SoundNeighborJudge])
 def test_keypad_tones_are_told_apart(kind):
-  """Neighbouring rows of the keypad are 73 Hz apart: 13 coefficients of 40 bands mistake them."""
+  """Neighboring rows of the keypad are 73 Hz apart: 13 coefficients of 40 bands mistake them."""
   pairs = [(keypad.tone(n % 10, n), str(n % 10)) for n in range(200)]
   waves, labels = zip(*pairs, strict=True)
   judge = kind.fit(waves[:140], labels[:140], rate=keypad.RATE)
@@ -211,11 +211,11 @@ def data_dir_of_module():
 
 @pytest.mark.slow
 def test_spoken_digits_official_split(spoken):
-  """Published with 13 coefficients: 98.0 % by regression, 97.7 % by neighbour; here 98.3, 97.3."""
+  """Published with 13 coefficients: 98.0 % by regression, 97.7 % by neighbor; here 98.3, 97.3."""
   waves, digits, speakers, index = spoken
   train, test = np.flatnonzero(index >= 5), np.flatnonzero(index < 5)
   some = lambda places: [waves[n] for n in places]
-  for kind in (judges.SoundJudge, judges.SoundNeighbourJudge):
+  for kind in (judges.SoundJudge, judges.SoundNeighborJudge):
     judge = kind.fit(some(train), digits[train], rate=8000)
     assert judge.accuracy(some(test), digits[test])[0] >= 0.97
   judge = judges.SoundJudge.fit(some(train), speakers[train], rate=8000)

@@ -156,12 +156,12 @@ def test_precision_and_recall():
   assert metrics.precision_recall(real, real + 100) == (0, 0)
 
 
-def test_memorisation_tells_copies_from_new_ones():
+def test_memorization_tells_copies_from_new_ones():
   train, held = normal(300), normal(100, shift=0.01)
-  fresh = metrics.memorisation(normal(101, shift=0.02), held, train)
+  fresh = metrics.memorization(normal(101, shift=0.02), held, train)
   assert fresh['p'] > 0.01
   assert 0.8 < fresh['ratio'] < 1.2
-  copied = metrics.memorisation(train[:100] + 1e-6, held, train)
+  copied = metrics.memorization(train[:100] + 1e-6, held, train)
   assert copied['p'] < 1e-10
   assert copied['copies'] == 1
   assert copied['ratio'] < 0.01
@@ -212,7 +212,7 @@ def test_error_rates():
 
 
 def test_squad_f1():
-  assert metrics.normalise('The  Cat, an a-b!') == 'cat ab'
+  assert metrics.normalize('The  Cat, an a-b!') == 'cat ab'
   assert metrics.token_f1('the cat sat', 'a cat sat down') == pytest.approx(2 * 2 / 5)
   assert metrics.token_f1('', '') == 1
   assert metrics.token_f1('x', '') == 0

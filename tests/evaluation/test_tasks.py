@@ -91,7 +91,7 @@ def oracle(new):
 def quick_judges():
   """Networks are trained in test_judges.py: here the nearest image is judge enough."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(judges.JUDGES, 'image', judges.NeighbourJudge)
+    patch.setitem(judges.JUDGES, 'image', judges.NeighborJudge)
     yield
 
 
@@ -219,7 +219,7 @@ def test_a_task_whose_library_is_missing_is_refused_or_left_out(oracle, monkeypa
     evaluate.check(oracle, ['perplexity', 'translate'])
   assert_two_lines(error.value, '--tasks=translate measures with sacrebleu')
   left = set(evaluate.check(oracle, ['all']))
-  assert set(evaluate.TASKS) - left == {'translate', 'summarise'}
+  assert set(evaluate.TASKS) - left == {'translate', 'summarize'}
 
 
 def test_drawings_that_are_real_training_images(oracle):
@@ -285,7 +285,7 @@ def test_speech(oracle):
   assert table(rows, of='copy-synthesis')['voicing_error']['value'] < 0.3
 
 
-def test_a_recogniser_hears_what_was_said(oracle, monkeypatch):
+def test_a_recognizer_hears_what_was_said(oracle, monkeypatch):
   """Another run's model; here one that hears tones right, of the codes and of nothing else."""
   listen = dataclasses.replace(oracle.cfg.data.mixture['listen'], template='{sound:frames} of -> {name}!')
   section = data.DataConfig({'listen': listen}, packing='first_fit')
@@ -303,10 +303,10 @@ def test_a_recogniser_hears_what_was_said(oracle, monkeypatch):
   real = common.waves(oracle, found)
   monkeypatch.setattr(Oracle, 'generate', generate)
   sounds = {'': [*real[1:], real[0] * 3], 'copy-synthesis': real}
-  speak.recognised(add, ear, found, real, sounds, 8000)
+  speak.recognized(add, ear, found, real, sounds, 8000)
   copied = table(rows, of='copy-synthesis')
   assert set(copied) == {'word_error_rate', 'character_error_rate'}
-  assert {(r['value'], r['baseline'], r['recogniser']) for r in copied.values()} == {
+  assert {(r['value'], r['baseline'], r['recognizer']) for r in copied.values()} == {
     (0, 0, oracle.cache_dir.parent.name)
   }
   digits = [x.record['name'] for x in found]
@@ -316,10 +316,10 @@ def test_a_recogniser_hears_what_was_said(oracle, monkeypatch):
     oracle, cfg=dataclasses.replace(oracle.cfg, data=data.DataConfig({'t': data.Source('synthetic')}))
   )
   mistakes = (deaf, 'speak', 'no text of a sound'), (ear, 'draw', 'no effect')
-  for recogniser, task, cause in mistakes:
+  for recognizer, task, cause in mistakes:
     with pytest.raises(ValueError) as error:
-      evaluate.run(oracle, [task], recogniser=recogniser)
-    assert_two_lines(error.value, f'--recogniser={oracle.cache_dir.parent}', cause)
+      evaluate.run(oracle, [task], recognizer=recognizer)
+    assert_two_lines(error.value, f'--recognizer={oracle.cache_dir.parent}', cause)
 
 
 def test_speakers(oracle, monkeypatch):
@@ -335,10 +335,10 @@ def test_speakers(oracle, monkeypatch):
   subject = dataclasses.replace(oracle, caches={})
   rows = evaluate.run(subject, ['speak'], limit=12)
   found, shuffled = table(rows), table(rows, control='shuffled')
-  assert shuffled['accuracy']['value'] == shuffled['accuracy_by_neighbour']['value'] == 0
+  assert shuffled['accuracy']['value'] == shuffled['accuracy_by_neighbor']['value'] == 0
   assert shuffled['speaker_accuracy']['value'] <= found['speaker_accuracy']['chance']
   assert 'tone_accuracy' not in found
-  assert found['accuracy']['value'] == found['accuracy_by_neighbour']['value'] == 1
+  assert found['accuracy']['value'] == found['accuracy_by_neighbor']['value'] == 1
   assert found['speaker_accuracy']['value'] > found['speaker_accuracy']['chance']
 
 
@@ -456,7 +456,7 @@ def test_perplexity_of_documents(new):
   assert sum(r['tokens'] for r in nats.values()) == everything['draw']['tokens']
   mean = sum(r['tokens'] * r['value'] for r in nats.values()) / everything['draw']['tokens']
   assert everything['draw']['value'] == pytest.approx(mean)
-  # A new model knows nothing of 17 grey values, and the grammar leaves 17 ids and then 1.
+  # A new model knows nothing of 17 gray values, and the grammar leaves 17 ids and then 1.
   [dim] = [r['value'] for r in parts if r['metric'] == 'bits_per_dim']
   assert dim == pytest.approx(math.log2(17), rel=0.05)
   assert nats['image']['value'] == pytest.approx(math.log(new.tokenizers.vocabulary.size), rel=0.05)

@@ -106,7 +106,7 @@ def test_the_folder_holds_a_tokenizer_samples_and_a_report(run_of):
   held_out = data.images(cfg.data, (8, 8, 1), 'valid')
   made = tokenizer.decode(tokenizer.encode(held_out))
   error_N = np.square(held_out / 255 - made / 255).mean((1, 2, 3))
-  result = run_folder.read_result(workdir)  # the mean over images; what is minimised is pooled
+  result = run_folder.read_result(workdir)  # the mean over images; what is minimized is pooled
   assert result['psnr'] == pytest.approx((-10 * np.log10(error_N)).mean(), rel=1e-5)
   assert result['valid_loss'] == pytest.approx(error_N.mean(), rel=1e-5)
   names = [f'step_{step:08d}_reconstructions.png' for step in (6, 12)]

@@ -415,7 +415,7 @@ def test_the_introduction_of_several_devices_says_what_lies_where(tmp_path):
   cfg = tiny_runs.experiment()
   with jax.set_mesh(mesh):
     said = language_model.Language(cfg, tmp_path, mesh).introduction()
-  kernel = 'attention xla (chunks cannot honour a mesh of 8 devices)'
+  kernel = 'attention xla (chunks cannot honor a mesh of 8 devices)'
   assert f'{kernel}, state of ' in said and ' arrays on data=2 x fsdp=4, 0.' in said
 
 

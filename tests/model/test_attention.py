@@ -259,11 +259,11 @@ REFUSALS = [  # (kernel, config, mask, row length, reason)
 
 
 @pytest.mark.parametrize(('kernel', 'extra', 'mask', 'length', 'reason'), REFUSALS)
-def test_a_kernel_refuses_what_it_cannot_honour(tiny, kernel, extra, mask, length, reason):
+def test_a_kernel_refuses_what_it_cannot_honor(tiny, kernel, extra, mask, length, reason):
   sizes = dict(width=64, heads=4, dtype='bfloat16', context=256) | extra
   forced, free = tiny(kernel=kernel, **sizes), tiny(kernel='auto', **sizes)
   assert reason in attention.refusal(kernel, forced, mask, length)
-  with pytest.raises(ValueError, match=f'model.kernel={kernel} cannot honour') as error:
+  with pytest.raises(ValueError, match=f'model.kernel={kernel} cannot honor') as error:
     attention.choose_kernel(forced, mask, length)
   assert reason in str(error.value)
   assert str(error.value).endswith('\nfix: set model.kernel=auto or xla')
@@ -289,7 +289,7 @@ def test_rows_that_are_spread_never_hold_all_scores(tiny):
     reason = attention.refusal('cudnn', cfg, asked(), 1024)
     assert reason == 'rows spread over 4 devices (mesh.sequence)'
     forced = tiny(width=64, kernel='blocks', attention_dropout=0.1)
-    with pytest.raises(ValueError, match='model.kernel=blocks cannot honour attention_dropout'):
+    with pytest.raises(ValueError, match='model.kernel=blocks cannot honor attention_dropout'):
       attention.choose_kernel(forced, asked(), 1024)
 
 
@@ -313,15 +313,15 @@ def test_what_is_chosen_is_said_with_the_reason(tiny):
   said = lambda T, entries=(), backend='gpu', **extra: attention.explained(
     tiny(width=64, dtype='bfloat16', **extra), entries, T, backend
   )
-  documents = 'cudnn cannot honour document masks'
+  documents = 'cudnn cannot honor document masks'
   assert said(1024, ['segment_ids_BT']) == f'xla ({documents})'
   assert said(2048, ['segment_ids_BT']) == f'blocks ({documents})'
   assert said(2049, ['segment_ids_BT']) == f'xla ({documents})'  # of which no blocks can be made
   assert said(4096) == 'cudnn'
-  assert said(4096, attention_dropout=0.1) == 'xla (cudnn cannot honour attention_dropout)'
+  assert said(4096, attention_dropout=0.1) == 'xla (cudnn cannot honor attention_dropout)'
   assert said(4096, ['segment_ids_BT'], 'tpu') == 'splash'
-  assert said(128, ['prefix_BT'], 'tpu') == 'xla (splash cannot honour a bidirectional prefix)'
-  assert 'cannot honour traced windows' in said(128, **pattern)
+  assert said(128, ['prefix_BT'], 'tpu') == 'xla (splash cannot honor a bidirectional prefix)'
+  assert 'cannot honor traced windows' in said(128, **pattern)
   assert said(128, **pattern | dict(unroll='on')) == 'cudnn'
   assert said(128, kernel='xla') == 'xla'
 

@@ -139,15 +139,15 @@ def test_no_key_no_dropout():
 
 
 @functools.cache
-def initialised(**overrides):
+def initialized(**overrides):
   """{path: array} of a model with initial values."""
-  make = jax.jit(functools.partial(nn.initialise, gpt.GPT(models.tiny(**overrides))))
+  make = jax.jit(functools.partial(nn.initialize, gpt.GPT(models.tiny(**overrides))))
   return models.params(make(jax.random.key(7)))
 
 
 def test_initial_values_have_the_declared_mean_and_std(tiny):
   cfg = tiny(width=64, hidden=96, layers=8, attention_bias=True, norm='layernorm')
-  make = jax.jit(functools.partial(nn.initialise, gpt.GPT(cfg)))
+  make = jax.jit(functools.partial(nn.initialize, gpt.GPT(cfg)))
   for path, value in models.params(make(jax.random.key(0))).items():
     if path.endswith('scale'):
       assert (value == 1).all(), path
@@ -161,7 +161,7 @@ def test_initial_values_have_the_declared_mean_and_std(tiny):
 
 
 def test_a_new_parameter_leaves_the_others_as_they_were():
-  plain, more = initialised(), initialised(qk_norm=True, tied_head=False, positions='learned')
+  plain, more = initialized(), initialized(qk_norm=True, tied_head=False, positions='learned')
   assert set(more) - set(plain) == {
     'position_TD',
     'head_VD',
@@ -173,13 +173,13 @@ def test_a_new_parameter_leaves_the_others_as_they_were():
 
 
 def test_more_layers_leave_the_first_as_they_were():
-  two, three = (initialised(layers=n, init_projections='same') for n in (2, 3))
+  two, three = (initialized(layers=n, init_projections='same') for n in (2, 3))
   for path, value in two.items():
     np.testing.assert_array_equal(value, three[path][: len(value)], err_msg=path)
 
 
 def test_no_two_parameters_or_layers_are_drawn_alike():
-  values = initialised()
+  values = initialized()
   matrices = {path: v for path, v in values.items() if v.ndim > 2}
   rows = [layer.ravel()[:64] for v in matrices.values() for layer in v] + [values['embed_VD'].ravel()[:64]]
   similar = np.abs(np.corrcoef(rows) - np.eye(len(rows))).max()

@@ -70,7 +70,7 @@ def test_a_cpu_takes_chunks_where_it_can(tiny):
   assert choose(tiny(), rows._replace(rows_alone=False)) == 'xla'
   with jax.set_mesh(models.mesh(data=2)):
     assert choose(tiny()) == 'xla'
-    with pytest.raises(ValueError, match='model.kernel=chunks cannot honour a mesh of 2 devices'):
+    with pytest.raises(ValueError, match='model.kernel=chunks cannot honor a mesh of 2 devices'):
       choose(tiny(kernel='chunks'))
 
 

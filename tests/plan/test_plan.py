@@ -314,7 +314,7 @@ def test_what_the_reader_is_told(monkeypatch, call, tmp_path):
   monkeypatch.setattr(plan, 'measured', compile_)
   code, out, err = call(*words)
   assert code == 2, err
-  assert ', attention xla (chunks cannot honour a mesh of 8 devices)\n' in out
+  assert ', attention xla (chunks cannot honor a mesh of 8 devices)\n' in out
   assert 'embed_VD' not in out
   code, out, err = call(*words, '--table')
   [line] = [line.split() for line in out.splitlines() if line.startswith('embed_VD')]
@@ -397,7 +397,7 @@ def corpora(tmp_path_factory):
     ('demo', {}, 'positions_BT3 source_ids_B'),
     ('mnist', dict(task='read', continuous='true'), 'patches_BTA positions_BT3 prefix_BT'),
     ('multimodal', {}, 'positions_BT3 source_ids_B'),
-    ('digits_speech', dict(continuous='true', task='recognise'), 'frames_BTM'),
+    ('digits_speech', dict(continuous='true', task='recognize'), 'frames_BTM'),
     ('gpt2', dict(text='tinyshakespeare/input.txt'), ''),
   ],
 )

@@ -146,7 +146,7 @@ def fake_run(folder, steps=2000):
   (folder / 'samples' / 'step_00002000_seven.wav').write_bytes(wav())
   evaluations = [
     {'task': 'classify/mnist', 'metric': 'accuracy', 'value': 0.9412, 'chance': 0.1},
-    {'task': 'recognise/digits', 'metric': 'word error rate', 'value': 0.183, 'baseline': 0.9},
+    {'task': 'recognize/digits', 'metric': 'word error rate', 'value': 0.183, 'baseline': 0.9},
     {'task': 'perplexity', 'metric': 'bits_per_byte', 'value': 2.1519, 'source': 'text'}
     | {'split': 'valid', 'tokens': 111_540, 'interval': [2.148, 2.156]},
   ]
@@ -331,7 +331,7 @@ def test_pictures_and_sounds_are_inside(whole):
 def test_evaluations_are_held_against_chance(whole):
   said = whole[1].text()
   assert 'classify/mnist accuracy 0.9412 0.1 chance' in said
-  assert 'recognise/digits word error rate 0.183 0.9 baseline' in said
+  assert 'recognize/digits word error rate 0.183 0.9 baseline' in said
   assert 'text, valid, tokens 111,540 bits per byte 2.152 2.148 to 2.156' in said
   widths = [v for name, v in whole[1].attributes if name == 'style' and 'left' not in v]
   assert 'width:94.1%' in widths

@@ -35,7 +35,7 @@ ATTEMPTS = [
 
 def made(folder, planned, rows, attempts=()):
   """A Summary with its real analysis."""
-  return summary.Summary(planned, rows, analyze.analyse(planned, rows), list(attempts), folder)
+  return summary.Summary(planned, rows, analyze.analyze(planned, rows), list(attempts), folder)
 
 
 @pytest.fixture(scope='module')

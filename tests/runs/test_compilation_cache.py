@@ -70,7 +70,7 @@ def test_the_command_line_refuses_it(capsys, monkeypatch, tmp_path):
   command_line.assert_user_error(outcome, 'lies in a run')
 
 
-def test_nothing_deserialises_executables():
+def test_nothing_deserializes_executables():
   """Compiled programs come from that folder or from a compiler, never from a file of a run."""
   for path in [command_line.ROOT / 'launch.py', *pathlib.Path(command_line.ROOT, 'gpt_jax').rglob('*.py')]:
     assert 'serialize_executable' not in path.read_text(), path

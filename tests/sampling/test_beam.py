@@ -39,7 +39,7 @@ def log_probs(rows, vocab=4, allowed_V=ALL_V):
   return result
 
 
-def penalised(score, length, alpha):
+def penalized(score, length, alpha):
   return score / ((5 + length) / 6) ** alpha
 
 
@@ -53,7 +53,7 @@ def exhaustive(prompt, alpha, stops=(), allowed_V=ALL_V):
     for (ids, score), token in itertools.product(prefixes.items(), np.flatnonzero(allowed_V)):
       text, total = (*ids, int(token)), score + following[(*prompt, *ids)][token]
       if token in stops or length == STEPS:
-        found[text] = penalised(total, length, alpha)
+        found[text] = penalized(total, length, alpha)
       else:
         longer[text] = total
     prefixes = longer
@@ -89,7 +89,7 @@ def test_one_beam_is_greedy():
   state = sample.generate(model()[1], PROMPTS, greedy, grammar.plain(ALL_V))
   for [(ids, score)], (expected, log_probs) in zip(found, sample.new_tokens(state, PROMPTS, 1), strict=True):
     assert ids == expected
-    assert score == pytest.approx(penalised(sum(log_probs), 5, 0.6), abs=1e-4)
+    assert score == pytest.approx(penalized(sum(log_probs), 5, 0.6), abs=1e-4)
 
 
 def test_only_possible_texts_are_results():
@@ -117,7 +117,7 @@ def narrow(prompt, vocab, width, alpha, stops, steps):
     }
     best = sorted(grown, key=lambda ids: -grown[ids])[: (1 + len(stops)) * width]
     ended = [ids for ids in best if ids[-1] in stops or length == steps]
-    done |= {ids: penalised(grown[ids], length, alpha) for ids in ended}
+    done |= {ids: penalized(grown[ids], length, alpha) for ids in ended}
     live = {ids: grown[ids] for ids in [ids for ids in best if ids not in ended][:width]}
   return sorted(done.items(), key=lambda item: -item[1])[:width]
 

@@ -76,11 +76,11 @@ def test_the_form_gives_order_words_and_kinds(templates, given, expected):
     (['{text}'], dict(to='any', text='x'), 'make any from text', 'it knows text'),
     ([SPEAK], dict(text='five', to='audio'), 'make audio from text', 'text -> audio'),
     (
-      [TRANSLATE, 'summarise: {text} -> {short}'],
+      [TRANSLATE, 'summarize: {text} -> {short}'],
       dict(text='a cat'),
       "'a cat' could be meant for several forms",
       'give all the words of one, or name its source with --source: translate en de: {en} -> {de}; '
-      'summarise: {text} -> {short}',
+      'summarize: {text} -> {short}',
     ),
     (
       [READ, '{x:patches} -> {name}'],

@@ -25,7 +25,7 @@ MODELS = {
 AXES = ('data', 'fsdp', 'sequence', 'expert', 'tensor')
 
 
-def factorisations(n, axes):
+def factorizations(n, axes):
   """Every way to give each axis a size so that their product is n."""
   if len(axes) == 1:
     return [{axes[0]: n}]
@@ -33,11 +33,11 @@ def factorisations(n, axes):
     {axes[0]: size} | rest
     for size in range(1, n + 1)
     if n % size == 0
-    for rest in factorisations(n // size, axes[1:])
+    for rest in factorizations(n // size, axes[1:])
   ]
 
 
-ALL = [{axis: n for axis, n in sizes.items() if n > 1} for sizes in factorisations(8, AXES)]
+ALL = [{axis: n for axis, n in sizes.items() if n > 1} for sizes in factorizations(8, AXES)]
 
 
 @functools.cache

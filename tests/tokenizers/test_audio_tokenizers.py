@@ -30,7 +30,7 @@ def learned(cfg=None):
   """A tokenizer of an autoencoder as it is born."""
   cfg = cfg or AudioConfig(kind='fsq', seconds=0.5, network_width=16, network_blocks=1)
   codec_cfg = audio.autoencoder_config(cfg)
-  model = nn.initialise(autoencoder.Autoencoder(codec_cfg), jax.random.key(0))
+  model = nn.initialize(autoencoder.Autoencoder(codec_cfg), jax.random.key(0))
   params = {path: np.asarray(p.get_value()) for path, p in nn.named_params(model)}
   statistics = audio.fit_statistics(cfg, clips())
   return AUDIO_TOKENIZERS['fsq'].from_model(cfg, statistics, codec_cfg, params)
@@ -101,7 +101,7 @@ def test_nothing_is_something_to_encode_and_decode(name):
 
 
 @every_row
-def test_features_are_standardised_frames(name):
+def test_features_are_standardized_frames(name):
   tokenizer = made(name)
   features = np.concatenate(tokenizer.features(clips()))
   assert features.dtype == np.float32 and features.shape[1] == tokenizer.feature_width == 160
@@ -216,7 +216,7 @@ def test_the_learned_tokenizer_is_its_autoencoder():
   (features_PC,) = tokenizer.features(clips()[3:4])
   silence_PC = np.tile(tokenizer.silence_C, (4, 1))
   x_BJM = np.concatenate([silence_PC, features_PC, silence_PC]).reshape(1, -1, 40)
-  values, codes_BP = model.quantise(model.encode(x_BJM))
+  values, codes_BP = model.quantize(model.encode(x_BJM))
   (codes_PQ,) = tokenizer.encode(clips()[3:4])
   np.testing.assert_array_equal(codes_PQ[:, 0], codes_BP[0, 4:-4])
   mean_M, deviation_M = tokenizer.statistics
@@ -282,7 +282,7 @@ def test_silence_is_a_position_like_any_other():
     (dict(kind='frames', mels=300), 'audio.mels=300 leaves'),
   ],
 )
-def test_configs_that_cannot_be_honoured_are_refused(fields, cause):
+def test_configs_that_cannot_be_honored_are_refused(fields, cause):
   with pytest.raises(ValueError, match=cause) as error:
     AudioConfig(**fields)
   two_lines(error)

@@ -1,4 +1,4 @@
-"""The autoencoder of images and sounds: shapes, neighbourhoods, gradients, learning."""
+"""The autoencoder of images and sounds: shapes, neighborhoods, gradients, learning."""
 
 import functools
 
@@ -13,8 +13,8 @@ from gpt_jax.tokenizers.learned.autoencoder import Autoencoder, AutoencoderConfi
 
 SMALL = dict(width=16, hidden=16, blocks=1)
 CONFIGS = {
-  'grey fsq': AutoencoderConfig((8, 12, 1), 4, levels=(4, 3), **SMALL),
-  'colour vq': AutoencoderConfig((4, 4, 3), 2, 'vq', codes=8, code_width=4, **SMALL),
+  'gray fsq': AutoencoderConfig((8, 12, 1), 4, levels=(4, 3), **SMALL),
+  'color vq': AutoencoderConfig((4, 4, 3), 2, 'vq', codes=8, code_width=4, **SMALL),
   'mel fsq': AutoencoderConfig((16, 5), 4, levels=(4, 3), **SMALL),
   'mel vq': AutoencoderConfig((16, 5), 4, 'vq', codes=8, code_width=4, **SMALL),
 }
@@ -23,7 +23,7 @@ every = pytest.mark.parametrize('cfg', CONFIGS.values(), ids=list(CONFIGS))
 
 @functools.cache
 def born(cfg, seed=0):
-  return jax.jit(functools.partial(nn.initialise, Autoencoder(cfg)))(jax.random.key(seed))
+  return jax.jit(functools.partial(nn.initialize, Autoencoder(cfg)))(jax.random.key(seed))
 
 
 def params_of(model):
@@ -38,7 +38,7 @@ def inputs(cfg, n=3, frames=0):
 @jax.jit
 def through(model, x):
   z_BPZ = model.encode(x)
-  values_BPZ, codes_BP = model.quantise(z_BPZ)
+  values_BPZ, codes_BP = model.quantize(z_BPZ)
   return z_BPZ, values_BPZ, codes_BP, model.lookup(codes_BP), model.decode(values_BPZ)
 
 
@@ -65,7 +65,7 @@ def test_a_sound_has_any_length(name):
   np.testing.assert_array_equal(codes_BP[:, :3], short_BP[:, :3])
 
 
-def test_a_block_lets_neighbours_see_each_other():
+def test_a_block_lets_neighbors_see_each_other():
   """One block: a pixel moves the z of its patch and of the eight around it, and no others."""
   cfg = AutoencoderConfig((20, 20, 1), 4, **SMALL)
   model, x = born(cfg), inputs(cfg, 1)
@@ -115,7 +115,7 @@ def test_training_lowers_the_error_and_every_weight_takes_part(cfg):
 
 
 def test_a_codebook_learns_by_averages():
-  cfg = CONFIGS['colour vq']
+  cfg = CONFIGS['color vq']
   model, x = born(cfg), inputs(cfg, 16)
   before = params_of(model)
   model, _, metrics, _ = step(cfg)(model, x, jax.random.key(0))
@@ -129,7 +129,7 @@ def test_a_codebook_learns_by_averages():
 
 def test_the_codebook_of_parts_is_that_of_the_whole():
   """Statistics are sums: accumulated micro-batches give the update of the whole batch."""
-  cfg = CONFIGS['colour vq']
+  cfg = CONFIGS['color vq']
   model, x = born(cfg), inputs(cfg, 16)
   found = jax.jit(lambda model, x: autoencoder.loss(model, x)[1]['statistics'])
   parts = jax.tree.map(jnp.add, found(model, x[:8]), found(model, x[8:]))
@@ -138,7 +138,7 @@ def test_the_codebook_of_parts_is_that_of_the_whole():
 
 
 def test_fsq_has_nothing_to_update():
-  cfg = CONFIGS['grey fsq']
+  cfg = CONFIGS['gray fsq']
   params = params_of(born(cfg))
   assert autoencoder.after_update(cfg, params, {}, jax.random.key(0)) is params
 
@@ -150,7 +150,7 @@ def test_the_loss_is_the_mean_squared_error_and_the_commitment(cfg):
   z_BPZ, values_BPZ, _, _, y = through(model, x)
   expected = np.square(y - x).mean()
   np.testing.assert_allclose(metrics['mse'], expected, rtol=1e-5)
-  if cfg.quantiser == 'vq':
+  if cfg.quantizer == 'vq':
     expected += 0.25 * np.square(z_BPZ - values_BPZ).mean()
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
@@ -161,7 +161,7 @@ def test_the_loss_is_the_mean_squared_error_and_the_commitment(cfg):
     dict(shape=(28,)),
     dict(shape=(28, 30, 1)),
     dict(stride=0),
-    dict(quantiser='lfq'),
+    dict(quantizer='lfq'),
     dict(levels=()),
     dict(levels=(8, 1)),
     dict(codes=0),

@@ -22,7 +22,7 @@ SMALL = dict(height=8, width=4)
 CONFIGS = {
   'pixels': ImageConfig('pixels', patch=1, **SMALL),
   'pixels of 17 values': ImageConfig('pixels', patch=1, values=17, **SMALL),
-  'pixels in colour': ImageConfig('pixels', patch=1, channels=3, **SMALL),
+  'pixels in color': ImageConfig('pixels', patch=1, channels=3, **SMALL),
   'palette': ImageConfig('pixels', patch=1, channels=3, palette=True, codes=8, **SMALL),
   'patches': ImageConfig('patches', patch=2, codes=8, channels=3, **SMALL),
   'fsq': ImageConfig('fsq', levels=(4, 3), codes=12, network_width=8, network_blocks=1, **SMALL),
@@ -38,7 +38,7 @@ def pictures(shape, n=12, seed=0):
 @functools.cache
 def params_for(cfg, seed=0):
   abstract = autoencoder.Autoencoder(image.autoencoder_config(cfg))
-  model = jax.jit(functools.partial(nn.initialise, abstract))(jax.random.key(seed))
+  model = jax.jit(functools.partial(nn.initialize, abstract))(jax.random.key(seed))
   return {path: np.asarray(p.get_value()) for path, p in nn.named_params(model)}
 
 
@@ -182,9 +182,9 @@ def test_scanned_digits_of_17_values_are_exact():
   np.testing.assert_array_equal(tokenizer.decode(tokenizer.encode(images)), images)
 
 
-def test_a_palette_of_all_colours_is_exact():
-  colours = pictures((3,), 8)
-  images = colours[np.random.default_rng(1).integers(0, 8, (6, 8, 4))]
+def test_a_palette_of_all_colors_is_exact():
+  colors = pictures((3,), 8)
+  images = colors[np.random.default_rng(1).integers(0, 8, (6, 8, 4))]
   tokenizer = image.build(CONFIGS['palette'], lambda: images)
   np.testing.assert_array_equal(tokenizer.decode(tokenizer.encode(images)), images)
   assert tokenizer.codebooks == (8,) and tokenizer.length == 32
@@ -203,9 +203,9 @@ def test_k_means_is_the_same_each_time_and_in_any_order():
 
 
 def test_k_means_finds_what_is_there():
-  centres = np.array([[0, 0], [9, 0], [0, 9]], np.float32)
+  centers = np.array([[0, 0], [9, 0], [0, 9]], np.float32)
   noise = np.random.default_rng(0).normal(0, 0.1, (90, 2)).astype(np.float32)
-  vectors = np.repeat(centres, 30, 0) + noise
+  vectors = np.repeat(centers, 30, 0) + noise
   centroids = kmeans.fit(vectors, 3)
   codes = kmeans.assign(vectors, centroids)
   for i in range(3):
@@ -280,7 +280,7 @@ def test_codes_are_those_of_the_model():
 
   @jax.jit
   def run(x):
-    codes = model.quantise(model.encode(x))[1]
+    codes = model.quantize(model.encode(x))[1]
     return codes, model.decode(model.lookup(codes))
 
   codes, x = run(images.astype(np.float32) / 127.5 - 1)
@@ -321,7 +321,7 @@ def test_the_floor_has_as_many_codes_and_positions():
   ],
   ids=str,
 )
-def test_a_config_that_cannot_be_honoured_is_an_error(wrong, key):
+def test_a_config_that_cannot_be_honored_is_an_error(wrong, key):
   with pytest.raises(ValueError, match=rf'image\.{key}=.*\nfix: '):
     ImageConfig(**wrong)
 

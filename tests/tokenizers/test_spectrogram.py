@@ -38,7 +38,7 @@ def test_inverse_gives_the_waveform_back(samples, stack, hop, seed):
   np.testing.assert_allclose(back[samples:], 0, atol=1e-5)
 
 
-def test_a_frame_is_a_windowed_fourier_transform_centred_on_its_hop():
+def test_a_frame_is_a_windowed_fourier_transform_centerd_on_its_hop():
   front, wave = Spectrogram(), np.random.default_rng(0).normal(size=2000)
   begin = 7 * 100 + 50 - 128
   window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(256) / 256)
@@ -58,7 +58,7 @@ def test_mel_bands_cover_the_spectrum_with_triangles():
   front = Spectrogram()
   assert front.mel_MU.shape == (40, 129) and front.mel_MU.dtype == np.float32
   assert (np.diff(front.mel_MU.argmax(1)) > 0).all()
-  # Between the first and the last centre neighbours share every bin: their weights add up to 1.
+  # Between the first and the last center neighbors share every bin: their weights add up to 1.
   inside = slice(front.mel_MU[0].argmax() + 1, front.mel_MU[-1].argmax())
   np.testing.assert_allclose(front.mel_MU.sum(0)[inside], 1, atol=1e-5)
 
@@ -79,7 +79,7 @@ def test_log_mel_knows_no_level_and_ends_at_the_floor():
   np.testing.assert_allclose(loud, soft, atol=1e-3)
   (silent,) = front.log_mel([np.zeros(800, np.float32)])
   np.testing.assert_allclose(silent, np.log(FLOOR), rtol=1e-6)
-  assert np.abs(spectrogram.normalised(1e-5 * wave)).max() < 0.01 * PEAK
+  assert np.abs(spectrogram.normalized(1e-5 * wave)).max() < 0.01 * PEAK
 
 
 @pytest.mark.parametrize('frequency', [220, 440, 1000, 2500])

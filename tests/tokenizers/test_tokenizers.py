@@ -366,7 +366,7 @@ def test_importing_is_light():
     ({'kind': 'bpe', 'path': 'x', 'vocab': 300}, 'tokenizer.vocab=300'),
   ],
 )
-def test_configs_that_cannot_be_honoured_raise(fields, says):
+def test_configs_that_cannot_be_honored_raise(fields, says):
   with two_lines(ValueError, says):
     TokenizerConfig(**fields)
 

@@ -127,7 +127,7 @@ def test_padding_does_not_count():
 def test_a_learned_tokenizer_can_be_probed_too():
   """It has no activations by layer, but parameters like any model."""
   cfg = autoencoder.AutoencoderConfig((4, 4, 1), levels=(4, 4), width=8, hidden=8, blocks=1)
-  model = models.nn.initialise(autoencoder.Autoencoder(cfg), jax.random.key(0))
+  model = models.nn.initialize(autoencoder.Autoencoder(cfg), jax.random.key(0))
   objective = step.Objective(
     weigh=lambda batch, hyper: (batch, jnp.float32(2)),
     loss=lambda model, tap, batch, *rest: autoencoder.loss(model, batch['x']),

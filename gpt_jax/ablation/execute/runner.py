@@ -275,13 +275,13 @@ def looked(workdir, rows):
 
 
 def judge(workdir, say=print):
-  """Analyse what is there and write analysis.json and the reports -> analysis."""
+  """Analyze what is there and write analysis.json and the reports -> analysis."""
   rows = store.rows(workdir)
   for row in rows:
     if row['status'] != 'done':
       say(f'{row["arm"]} seed {row["seed"]} is {row["status"]}: {row["message"][:200]}')
   study = looked(workdir, rows)
-  analysis = analyze.analyse(study, rows)
+  analysis = analyze.analyze(study, rows)
   records.write_json(Path(workdir) / 'analysis.json', analysis)
   for arm in analysis['arms']:
     if arm.get('sentence'):

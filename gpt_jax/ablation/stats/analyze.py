@@ -26,7 +26,7 @@ PLAN_NOTES = {
 }
 
 
-def analyse(study, rows):
+def analyze(study, rows):
   """Judge every arm against the baseline, as one family -> the analysis.
 
   In a study with a factor 'size' the family is that of rungs.by_rung, and an arm at another size or
@@ -181,7 +181,7 @@ def _numeric(seed):
 
 
 def compare_curves(rows, base_rows, better='lower'):
-  """Learning curves of an arm and the baseline -> {at_fractions, speedup}; see `analyse`.
+  """Learning curves of an arm and the baseline -> {at_fractions, speedup}; see `analyze`.
 
   speedup: wall-clock of the baseline / wall-clock of the arm to the same value, the worse of the
   two final ones, so that nothing is extrapolated. Both clocks are tokens / median tokens per

@@ -6,7 +6,7 @@ parameters are embeddings, and exponents differ much with and without them.
 
 Sources: Hoffmann et al. 2022 (Chinchilla; section 3.2 isoFLOP parabolas, 3.3 parametric fit: Huber
 on logs, from a grid of starts); Besiroglu et al. 2024 (why the objective must be a sum and the
-optimiser run to the end, and the bootstrap over points). In place of their L-BFGS: Levenberg-
+optimizer run to the end, and the bootstrap over points). In place of their L-BFGS: Levenberg-
 Marquardt with reweighting for Huber's loss, all starts or bootstrap draws as one batch.
 """
 

@@ -116,7 +116,7 @@ def _dominant(powers):
 
 
 def _hash(counters, index):
-  """Numbers in 0 .. 1, float64, for counters [..] of an example (the finaliser of SplitMix64)."""
+  """Numbers in 0 .. 1, float64, for counters [..] of an example (the finalizer of SplitMix64)."""
   x = np.asarray(counters, np.uint64) + np.uint64(((index << 32) + 1) & (2**64 - 1))
   x = x * np.uint64(0x9E3779B97F4A7C15)
   x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

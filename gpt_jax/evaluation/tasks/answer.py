@@ -1,9 +1,9 @@
-"""Text from anything: recognise, caption, answer; translate and summarise are rows of it.
+"""Text from anything: recognize, caption, answer; translate and summarize are rows of it.
 
 Beside each figure stands what it takes without looking: `chance` answers with the commonest target
 of training; the rows with control=shuffled ask with the condition of another example, which shows
 whether the condition is used at all; `baseline` answers as the nearest training image does, copies
-the text to translate, or takes the first sentence of the text to summarise.
+the text to translate, or takes the first sentence of the text to summarize.
 """
 
 from gpt_jax.evaluation import metrics, text_metrics
@@ -56,11 +56,11 @@ def baseline(subject, found, train, answers, without):
   if without:
     return [without(common.text(example.condition)) for example in found]
   if common.has(found[0].condition, common.IMAGES) and len(found[0].condition) == 1:
-    return neighbours(subject, found, train, answers)
+    return neighbors(subject, found, train, answers)
   return None
 
 
-def neighbours(subject, found, train, answers, most=5000):
+def neighbors(subject, found, train, answers, most=5000):
   """The answers of the nearest training images, in pixels."""
   flat = lambda some: common.pixels(subject, some).reshape(len(some), -1)
   index, _ = metrics.nearest(flat(found), flat(train[:most]))

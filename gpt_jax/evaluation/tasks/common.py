@@ -234,9 +234,9 @@ def add_frechet(add, ref_ND, real_ND, sets):
     add('frechet_distance', metrics.frechet_distance(ref_ND, some_ND), baseline=floor, **about)
 
 
-def add_memorisation(add, made_ND, held_ND, train_ND):
+def add_memorization(add, made_ND, held_ND, train_ND):
   """Add rows of how near samples are to training examples, beside what held-out ones are."""
-  found = metrics.memorisation(made_ND, held_ND, train_ND)
+  found = metrics.memorization(made_ND, held_ND, train_ND)
   add('nearest_train_ratio', found['ratio'], baseline=1.0)
   add('copies', found['copies'], baseline=0.01, p=round(found['p'], 4))
 

@@ -35,7 +35,7 @@ def run(subject, source, split, limit, **sampling):
     scores = -metrics.squared_distances(features_of(made), features_of(real))
     common.add_retrieval(add, scores, np.arange(len(found)))
   sets(add, features, made, real, decoded, train_images)
-  common.add_memorisation(add, features_of(made), features_of(real), features_of(train_images))
+  common.add_memorization(add, features_of(made), features_of(real), features_of(train_images))
   return rows
 
 

@@ -3,10 +3,10 @@
 Distances are read against copy-synthesis (a real spectrogram through the same vocoder) and against
 what the tokenizer makes of the real sound; `chance` is the distance to another example's sound.
 Pitch is compared by its median, so that lengths need not agree. The Frechet distance is between
-sets, on standardised cepstra; its baseline is that of real held-out sounds to training sounds, of
+sets, on standardized cepstra; its baseline is that of real held-out sounds to training sounds, of
 which it is read as a multiple: there are 401 features, so that few sounds are far from any others.
 
-A recogniser is another trained run that makes text of sounds: its error rates on what was made
+A recognizer is another trained run that makes text of sounds: its error rates on what was made
 stand beside those on real recordings, its floor. It is independent of what it judges as far as it
 reads sounds otherwise: frames, or the codes of another tokenizer.
 
@@ -31,8 +31,8 @@ def fits(condition, target):
   return condition == ('text',) and target == ('audio',)
 
 
-def run(subject, source, split, limit, recogniser=None, **sampling):
-  """Rows for one source; recogniser: the evaluate.Subject of a run that makes text of sounds."""
+def run(subject, source, split, limit, recognizer=None, **sampling):
+  """Rows for one source; recognizer: the evaluate.Subject of a run that makes text of sounds."""
   found = common.examples(subject, source, split, limit or common.LIMIT)
   train = common.examples(subject, source, 'train', common.TRAIN_LIMIT)
   audio, real = subject.tokenizers.audio, common.waves(subject, found)
@@ -59,13 +59,13 @@ def run(subject, source, split, limit, recogniser=None, **sampling):
       judged(subject, add, metric, (heard, known), names, real, sounds)
   distances(add, real, sounds, audio.sample_rate)
   sets(add, audio.sample_rate, sounds, real, heard)
-  if recogniser is not None:
-    recognised(add, recogniser, found, real, sounds, audio.sample_rate)
+  if recognizer is not None:
+    recognized(add, recognizer, found, real, sounds, audio.sample_rate)
   return rows
 
 
 def sets(add, rate, sounds, real, heard):
-  """Rows that compare standardised cepstra: how far sets are apart, how near to training sounds."""
+  """Rows that compare standardized cepstra: how far sets are apart, how near to training sounds."""
   mean, scale = judges.standard(train_ND := judges.cepstra(heard, rate))
   features = lambda some: (judges.cepstra(some, rate) - mean) / scale
   train_ND, real_ND = (train_ND - mean) / scale, features(real)
@@ -74,7 +74,7 @@ def sets(add, rate, sounds, real, heard):
   if n >= common.FEWEST:
     parts = {of: x[:n] for of, x in found.items()}
     common.add_frechet(add, common.some_of(train_ND, n), real_ND[:n], parts)
-  common.add_memorisation(add, found[''], real_ND, train_ND)
+  common.add_memorization(add, found[''], real_ND, train_ND)
 
 
 def about(of):
@@ -85,7 +85,7 @@ def about(of):
 def judged(subject, add, metric, train, names, real, sounds):
   """Rows of two judges with one label of the sounds."""
   chance = common.chance(names)
-  for kind, suffix in (('sound', ''), ('sound_neighbour', '_by_neighbour')):
+  for kind, suffix in (('sound', ''), ('sound_neighbor', '_by_neighbor')):
     judge = common.judge(subject, kind, *train)
     ceiling, _ = judge.accuracy(real, names)
     for of, some in sounds.items() if not suffix else [('', sounds[''])]:
@@ -117,40 +117,40 @@ def pitches(add, real, sounds, rate):
     add('voicing_error', errors[:, 1].mean(), **about(of))
 
 
-def reader_of(recogniser):
+def reader_of(recognizer):
   """The template of a run that makes text of one sound; ValueError if it has none."""
-  for source in recogniser.cfg.data.mixture.values():
+  for source in recognizer.cfg.data.mixture.values():
     condition, target = templates.signature(source.template)
     if sum(kind in common.SOUNDS for kind in condition) == 1 and target == ('text',):
       return source.template
-  has = ', '.join(repr(source.template) for source in recogniser.cfg.data.mixture.values())
+  has = ', '.join(repr(source.template) for source in recognizer.cfg.data.mixture.values())
   raise ValueError(
-    f'--recogniser={recogniser.cache_dir.parent} makes no text of a sound: it has {has}\n'
+    f'--recognizer={recognizer.cache_dir.parent} makes no text of a sound: it has {has}\n'
     "fix: name a run with a template such as '{audio:audio} -> {text}'"
   )
 
 
-def recognised(add, recogniser, found, real, sounds, rate):
+def recognized(add, recognizer, found, real, sounds, rate):
   """Rows of how much of its text another model hears wrong, by words and by characters.
 
-  What should be heard is what the recogniser's own template makes of each record.
+  What should be heard is what the recognizer's own template makes of each record.
   """
-  template, silence = reader_of(recogniser), np.zeros(1, np.float32)
+  template, silence = reader_of(recognizer), np.zeros(1, np.float32)
   fields = {field: silence for kind, field in templates.parse(template) if kind in common.SOUNDS}
   documents = [templates.pieces(template, {**x.record, **fields}, x.where) for x in found]
   asked, wanted = zip(*map(templates.split, documents), strict=True)
-  audio, wanted = recogniser.tokenizers.audio, [common.text(pieces) for pieces in wanted]
+  audio, wanted = recognizer.tokenizers.audio, [common.text(pieces) for pieces in wanted]
   most = int(audio.max_positions / audio.codes_per_second * rate)  # samples that it can read
 
   def errors(waves, right):
     waves = [wave[:most] / max(1.0, float(np.abs(wave).max())) for wave in waves]
     put = lambda p, wave: Piece(p.kind, templates.Samples(wave, rate)) if p.kind in common.SOUNDS else p
     given = [[put(p, wave) for p in some] for some, wave in zip(asked, waves, strict=True)]
-    texts = recogniser.generate(given, 'text', temperature=0.0)
+    texts = recognizer.generate(given, 'text', temperature=0.0)
     rows = text_metrics.answers(texts, [[text] for text in right])
     return {name: row['value'] for name, row in rows.items() if name.endswith('error_rate')}
 
-  floor, by = errors(real, wanted), recogniser.cache_dir.parent.name
+  floor, by = errors(real, wanted), recognizer.cache_dir.parent.name
   for of, some in sounds.items():
     for name, value in errors(some, wanted).items():
-      add(name, value, baseline=floor[name], recogniser=by, **about(of))
+      add(name, value, baseline=floor[name], recognizer=by, **about(of))

@@ -42,7 +42,7 @@ class Spread(NamedTuple):
 
 
 def blocks_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
-  """Attention in blocks, on any mesh. Honours everything but dropout of attention weights."""
+  """Attention in blocks, on any mesh. Honors everything but dropout of attention weights."""
   del key
   fn = functools.partial(attend, cfg, spread_of(k_BSGK.shape))
   return each_device(fn, q_BTHK, k_BSGK, v_BSGK, mask, jnp.asarray(mask.window, jnp.int32))

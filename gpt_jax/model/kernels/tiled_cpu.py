@@ -26,7 +26,7 @@ KEPT = 'attention'  # what the backward pass needs and a remat policy keeps
 
 
 def chunks_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
-  """Attention of rows that are alone. Honours everything but dropout of attention weights."""
+  """Attention of rows that are alone. Honors everything but dropout of attention weights."""
   del key
   B, T, H, K = q_BTHK.shape
   rows = rows_at_once(B, H * T * min(T, QUERIES))

@@ -13,7 +13,7 @@ from gpt_jax.runs import loggers
 COLORS = (figures.FIRST, figures.SECOND, figures.THIRD, figures.FOURTH, figures.FIFTH, figures.INK)
 SKIPPED = 0.1  # of the budget: the first plunge would flatten what follows
 POINTS = 100  # of a common grid
-# verdict: colour of its marks, whether they are filled
+# verdict: color of its marks, whether they are filled
 LOOKS = {
   'better': (figures.FIRST, True),
   'worse': (figures.SECOND, True),
@@ -24,7 +24,7 @@ LOOKS = {
 
 
 def look(arm):
-  """(colour, whether filled) of an arm's verdict."""
+  """(color, whether filled) of an arm's verdict."""
   return LOOKS.get(arm.get('verdict'), LOOKS['undecided'])
 
 

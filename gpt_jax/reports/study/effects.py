@@ -21,7 +21,7 @@ def arms(told):
     'by seed: mean, 95 % interval, and below it each seed. '
   )
   if told.tolerance:
-    note += f'Grey band: within {told.tolerance:g} of no difference. Hollow: undecided. '
+    note += f'Gray band: within {told.tolerance:g} of no difference. Hollow: undecided. '
   note += 'An arrow points beyond the axis.'
   return page.section('Effects', *forest(told, rows, 'arms'), note=note)
 

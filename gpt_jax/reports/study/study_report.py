@@ -87,7 +87,7 @@ def verdicts(told):
 
 
 def badge(verdict):
-  """The word of a verdict in its colour."""
+  """The word of a verdict in its color."""
   kind = f'badge {verdict.replace(" ", "-")}'
   return page.element('span', page.escape(summary.VERDICTS.get(verdict, verdict)), kind=kind)
 

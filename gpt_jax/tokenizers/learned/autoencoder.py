@@ -1,7 +1,7 @@
-"""An autoencoder with quantised codes: images or log-mel frames <-> integers, a row an item.
+"""An autoencoder with quantized codes: images or log-mel frames <-> integers, a row an item.
 
 Encoder and decoder work on the grid of the codes alone. Each code starts as a patch of the input, a
-matrix takes it to width D, residual blocks let neighbours see each other (a window of 3 x 3, each
+matrix takes it to width D, residual blocks let neighbors see each other (a window of 3 x 3, each
 channel by itself) and mix channels (an MLP). A signal in time is an image one pixel wide.
 
 Letters: B batch, Y X grid of codes or pixels, A channels, J frames, M mel bands, I values of a
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gpt_jax.model import layers as nn
-from gpt_jax.tokenizers.learned import quantizers as quantise
+from gpt_jax.tokenizers.learned import quantizers as quantize
 
 COMMITMENT = 0.25  # weight of the distance to the code (VQ-VAE, van den Oord et al. 2017)
 
@@ -30,7 +30,7 @@ class AutoencoderConfig:
 
   shape: tuple[int, ...] = (28, 28, 1)  # Y, X, A pixels; or J, M frames (any J at run time)
   stride: int = 4  # pixels or frames of a code's side
-  quantiser: str = 'fsq'  # a row of QUANTISERS
+  quantizer: str = 'fsq'  # a row of QUANTIZERS
   levels: tuple[int, ...] = (8, 6, 5)  # fsq: steps of each number of a code
   codes: int = 256  # vq: entries of the codebook
   code_width: int = 8  # vq: numbers of a code
@@ -44,7 +44,7 @@ class AutoencoderConfig:
       if not ok:
         raise ValueError(f'autoencoder {key}={getattr(self, key)} is not possible\nfix: {fix}')
 
-    need(self.quantiser in QUANTISERS, 'quantiser', f'give one of {", ".join(QUANTISERS)}')
+    need(self.quantizer in QUANTIZERS, 'quantizer', f'give one of {", ".join(QUANTIZERS)}')
     need(len(self.shape) in (2, 3) and min(self.shape) > 0, 'shape', 'give (Y, X, A) or (J, M)')
     need(self.stride > 0, 'stride', 'give 1 or more')
     fits = not any(n % self.stride for n in self.shape[:-1])
@@ -66,13 +66,13 @@ class AutoencoderConfig:
   @property
   def codebook(self):
     """How many codes there are."""
-    return quantise.fsq_size(self.levels) if self.quantiser == 'fsq' else self.codes
+    return quantize.fsq_size(self.levels) if self.quantizer == 'fsq' else self.codes
 
   @property
   def dims(self):
     """Size of each letter of a parameter's name."""
     patch = self.stride ** (len(self.shape) - 1) * self.shape[-1]
-    Z = len(self.levels) if self.quantiser == 'fsq' else self.code_width
+    Z = len(self.levels) if self.quantizer == 'fsq' else self.code_width
     window = 3 ** (len(self.shape) - 1)
     return dict(I=patch, D=self.width, F=self.hidden, Z=Z, K=self.codes, W=window)
 
@@ -83,7 +83,7 @@ def from_json(fields):
 
 
 class Block(nnx.Module):
-  """x + MLP(norm(x and its neighbours))."""
+  """x + MLP(norm(x and its neighbors))."""
 
   def __init__(self, cfg):
     self.window_WD = nn.param(cfg, 'WD', 0.1)
@@ -96,14 +96,14 @@ class Block(nnx.Module):
     """The grid after this block."""
     window_WD = self.window_WD[...]
     mixed_BYXD = x_BYXD
-    for w, near_BYXD in enumerate(neighbours(x_BYXD, len(window_WD))):
+    for w, near_BYXD in enumerate(neighbors(x_BYXD, len(window_WD))):
       mixed_BYXD = mixed_BYXD + near_BYXD * window_WD[w].reshape(1, 1, 1, -1)
     h_BYXD = nn.rmsnorm(mixed_BYXD, 1e-6)
     h_BYXF = jax.nn.gelu(nn.linear('BYXD,DF->BYXF', h_BYXD, self.up_DF, self.up_bias_F))
     return x_BYXD + nn.linear('BYXF,FD->BYXD', h_BYXF, self.down_FD, self.down_bias_D)
 
 
-def neighbours(x_BYXD, window):
+def neighbors(x_BYXD, window):
   """The grid shifted to each place of a window of 3 (in time) or 3 x 3, zeros beyond its edge."""
   Y, X = x_BYXD.shape[1:3]
   side = 0 if window == 3 else 1
@@ -113,7 +113,7 @@ def neighbours(x_BYXD, window):
 
 
 class Autoencoder(nnx.Module):
-  """Encoder, quantiser, decoder. `Autoencoder(cfg)` is abstract; `layers.initialise` fills it."""
+  """Encoder, quantizer, decoder. `Autoencoder(cfg)` is abstract; `layers.initialize` fills it."""
 
   def __init__(self, cfg):
     self.cfg = cfg
@@ -123,7 +123,7 @@ class Autoencoder(nnx.Module):
     self.encoder = nnx.List([Block(cfg) for _ in range(cfg.blocks)])
     self.code_DZ = nn.param(cfg, 'DZ', cfg.width**-0.5)
     self.code_bias_Z = nn.param(cfg, 'Z')
-    self.codebook = Codebook(cfg) if cfg.quantiser == 'vq' else None
+    self.codebook = Codebook(cfg) if cfg.quantizer == 'vq' else None
     self.grid_ZD = nn.param(cfg, 'ZD', dims['Z'] ** -0.5)
     self.grid_bias_D = nn.param(cfg, 'D')
     self.decoder = nnx.List([Block(cfg) for _ in range(cfg.blocks)])
@@ -140,13 +140,13 @@ class Autoencoder(nnx.Module):
     z_BYXZ = nn.linear('BYXD,DZ->BYXZ', h_BYXD, self.code_DZ, self.code_bias_Z)
     return z_BYXZ.reshape(len(x), -1, z_BYXZ.shape[-1])
 
-  def quantise(self, z_BPZ):
+  def quantize(self, z_BPZ):
     """z -> (codes' values, straight through, BPZ; codes int32 BP)."""
-    return QUANTISERS[self.cfg.quantiser].quantise(self, z_BPZ)
+    return QUANTIZERS[self.cfg.quantizer].quantize(self, z_BPZ)
 
   def lookup(self, codes_BP):
     """Values BPZ of codes: what `decode` takes."""
-    return QUANTISERS[self.cfg.quantiser].lookup(self, codes_BP)
+    return QUANTIZERS[self.cfg.quantizer].lookup(self, codes_BP)
 
   def decode(self, z_BPZ):
     """Codes' values -> x, float32 [B, Y, X, A] or [B, J, M]."""
@@ -197,45 +197,45 @@ def loss(model, x):
   metrics: 'mse', for vq 'commitment'; 'statistics', sums that `after_update` takes ({} for fsq).
   """
   z_BPZ = model.encode(x)
-  values_BPZ, codes_BP = model.quantise(z_BPZ)
+  values_BPZ, codes_BP = model.quantize(z_BPZ)
   mse = jnp.square(model.decode(values_BPZ) - x).mean()
-  term, metrics = QUANTISERS[model.cfg.quantiser].learn(model, z_BPZ, values_BPZ, codes_BP)
+  term, metrics = QUANTIZERS[model.cfg.quantizer].learn(model, z_BPZ, values_BPZ, codes_BP)
   return mse + term, {'mse': mse, **metrics}
 
 
 def after_update(cfg, params, statistics, key):
-  """{path: array} after an optimiser's step -> with the codebook's step done too; fsq: the same."""
-  if cfg.quantiser == 'fsq':
+  """{path: array} after an optimizer's step -> with the codebook's step done too; fsq: the same."""
+  if cfg.quantizer == 'fsq':
     return params
   average = {name: params[f'codebook/{name}'] for name in ('counts_K', 'sums_KZ')}
-  values_KZ, average = quantise.vq_update(average, statistics, key)
+  values_KZ, average = quantize.vq_update(average, statistics, key)
   new = {'values_KZ': values_KZ, **average}
   return params | {f'codebook/{name}': value for name, value in new.items()}
 
 
 def _learn_vq(model, z_BPZ, values_BPZ, codes_BP):
   flat_NZ = z_BPZ.reshape(-1, z_BPZ.shape[-1])
-  statistics = quantise.vq_statistics(flat_NZ, codes_BP.reshape(-1), model.cfg.codes)
+  statistics = quantize.vq_statistics(flat_NZ, codes_BP.reshape(-1), model.cfg.codes)
   commitment = jnp.square(z_BPZ - jax.lax.stop_gradient(values_BPZ)).mean()
   return COMMITMENT * commitment, {'commitment': commitment, 'statistics': statistics}
 
 
-class Quantiser(NamedTuple):
+class Quantizer(NamedTuple):
   """A way to make integers of z."""
 
-  quantise: Callable  # (model, z_BPZ) -> (values_BPZ, codes_BP)
+  quantize: Callable  # (model, z_BPZ) -> (values_BPZ, codes_BP)
   lookup: Callable  # (model, codes_BP) -> values_BPZ
   learn: Callable  # (model, z, values, codes) -> (term of the loss, metrics with 'statistics')
 
 
-QUANTISERS = {
-  'fsq': Quantiser(
-    quantise=lambda model, z: quantise.fsq(z, model.cfg.levels),
-    lookup=lambda model, codes: quantise.fsq_codes(codes, model.cfg.levels),
+QUANTIZERS = {
+  'fsq': Quantizer(
+    quantize=lambda model, z: quantize.fsq(z, model.cfg.levels),
+    lookup=lambda model, codes: quantize.fsq_codes(codes, model.cfg.levels),
     learn=lambda *_: (0.0, {'statistics': {}}),
   ),
-  'vq': Quantiser(
-    quantise=lambda model, z: quantise.vq(z, model.codebook.values_KZ[...]),
+  'vq': Quantizer(
+    quantize=lambda model, z: quantize.vq(z, model.codebook.values_KZ[...]),
     lookup=lambda model, codes: model.codebook.values_KZ[...][codes],
     learn=_learn_vq,
   ),

@@ -1,6 +1,6 @@
-"""Continuous codes <-> integers: finite scalar quantisation, and a codebook with moving averages.
+"""Continuous codes <-> integers: finite scalar quantization, and a codebook with moving averages.
 
-Both give integers and a value whose gradient is that of the unquantised one (straight through).
+Both give integers and a value whose gradient is that of the unquantized one (straight through).
 Always float32: in bfloat16, values near the edge of a bin round to the wrong side.
 
 Letters: Z width of a code, K codes of a codebook, N vectors of a batch; `_` in front = any axes.

@@ -2,8 +2,8 @@
 
 Target: on a CPU a smoke test; with a GPU above the first sentence of the abstract, whose ROUGE the
 task prints beside the model's (large pretrained models reach about 43 ROUGE-1 on this test).
-Command: launch.py train --config=experiments/summarise.py --workdir=runs/summarise
-  launch.py evaluate --workdir=runs/summarise --split=test --tasks=summarise --beams=4
+Command: launch.py train --config=experiments/summarize.py --workdir=runs/summarize
+  launch.py evaluate --workdir=runs/summarize --split=test --tasks=summarize --beams=4
 Needs: pip install '.[metrics]' for the evaluation; scitldr/ (SciTLDR-A) in GPT_JAX_DATA.
 Hardware: one GPU, 10 minutes. ROUGE takes the best of all summaries that a paper has.
 Arguments: steps, seed, runlocal.
