@@ -42,9 +42,10 @@ def measure(experiment, seconds):
   import jax
 
   from gpt_jax import config, sharding
+  from gpt_jax.cli import experiment_file
   from gpt_jax.jobs.language_model import Language
 
-  cfg = config.build(config.Config, config.load_file(experiment))
+  cfg = config.build(config.Config, experiment_file.load_config(experiment))
   mesh = sharding.make_mesh(cfg.mesh)
   jax.sharding.set_mesh(mesh)
   with tempfile.TemporaryDirectory() as folder:

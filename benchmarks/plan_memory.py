@@ -28,11 +28,12 @@ def measure(rows, steps=10):
   import numpy as np
 
   from gpt_jax import config, sharding
+  from gpt_jax.cli import experiment_file
   from gpt_jax.plan import plan
   from gpt_jax.runs import hardware
   from gpt_jax.step import gpt_program
 
-  cfg = config.build(config.Config, config.load_file(EXPERIMENT))
+  cfg = config.build(config.Config, experiment_file.load_config(EXPERIMENT))
   cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, batch_size=rows, accumulate=1))
   mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
   with jax.set_mesh(mesh):

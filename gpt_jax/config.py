@@ -9,14 +9,12 @@ Source: the config files of big_vision (`file.py:arg=value`), with defaults that
 
 import dataclasses
 import difflib
-import importlib.util
 import json
-import pathlib
 import typing
 
 import ml_collections
 
-from gpt_jax.data import DataConfig, Source
+from gpt_jax.data import DataConfig
 from gpt_jax.losses import LossConfig
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.optim import OptimConfig
@@ -64,26 +62,15 @@ def build(cls, section, where=''):
   for key in section:
     name = f'{where}.{key}' if where else key
     if key not in fields:
-      raise ValueError(f'{name} is not a config key\nfix: {_nearest(key, fields)}')
+      raise ValueError(f'{name} is not a config key\nfix: {suggestion(key, fields)}')
     values[key] = _convert(hints[key], section[key], name)
   return cls(**values)
 
 
-def _nearest(word, choices):
-  """What to write instead of an unknown word."""
+def suggestion(word, choices):
+  """The fix for an unknown name: the nearest of the choices, or all of them."""
   near = difflib.get_close_matches(word, choices, 1)
   return f'did you mean {near[0]}?' if near else f'use one of {", ".join(choices)}'
-
-
-def check_key(config, path):
-  """Raise ValueError unless 'optim.lr' or the like is a key of this ConfigDict."""
-  node = config
-  for name in path.split('.'):
-    if not isinstance(node, ml_collections.ConfigDict):
-      raise ValueError(f'config.{path}: nothing is below a value\nfix: leave out .{name}')
-    if name not in node:
-      raise ValueError(f'config.{path}: {name} is not a config key\nfix: {_nearest(name, node)}')
-    node = node[name]
 
 
 def _convert(hint, value, name):
@@ -122,49 +109,6 @@ def from_json(text):
   return build(Config, json.loads(text))
 
 
-def load_file(spec):
-  """'x.py:size=small,runlocal' -> the locked ConfigDict of get_config('size=small,runlocal').
-
-  Raises FileNotFoundError or ValueError when there is no such file, function or argument.
-  """
-  return overridable(call_file(spec, 'get_config', 'experiments/demo.py')[1])
-
-
-def call_file(spec, function, example):
-  """'x.py:args' -> (the file's name without .py, what its `function` makes of 'args').
-
-  Raises FileNotFoundError or ValueError when there is no such file, function or argument.
-  """
-  path, _, argument = spec.partition('.py:')
-  path = pathlib.Path(path if path.endswith('.py') else path + '.py')
-  if not path.is_file():
-    near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob('*.py')], 1)
-    hint = f'did you mean {path.parent / near[0]}.py?' if near else f'try {example}'
-    raise FileNotFoundError(f'--config={spec}: no file {path}\nfix: {hint}')
-  module_spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(module_spec)
-  module_spec.loader.exec_module(module)
-  if not hasattr(module, function):
-    raise ValueError(
-      f'--config={spec}: {path} has no {function}\nfix: define {function}(arg=""), as {example} does'
-    )
-  try:
-    return path.stem, getattr(module, function)(argument)
-  except (KeyError, AttributeError, TypeError) as e:  # ConfigDict names the nearest key
-    cause = ' '.join(str(e.args[0] if e.args else e).split())
-    raise ValueError(f'--config={spec}: {cause}\nfix: correct {path}') from e
-
-
-def overridable(config):
-  """The config with every source of the mixture complete, so that any key can be overridden."""
-  sources = dict(config.data.mixture.items())
-  with config.unlocked():
-    config.data.mixture = ml_collections.ConfigDict(
-      {name: dataclasses.asdict(Source()) | dict(given) for name, given in sources.items()}
-    )
-  return config.lock()
-
-
 def arguments(argument, **defaults):
   """Parse 'size=small,runlocal': `arguments(arg, size='small', runlocal=False)` -> ConfigDict.
 
@@ -175,7 +119,7 @@ def arguments(argument, **defaults):
   for item in filter(None, argument.split(',')):
     name, given, text = item.partition('=')
     if name not in defaults:
-      hint = _nearest(name, defaults) if defaults else 'leave it out: this file takes none'
+      hint = suggestion(name, defaults) if defaults else 'leave it out: this file takes none'
       raise ValueError(f'config argument {name!r} is not known\nfix: {hint}')
     kind = type(defaults[name])
     try:

@@ -42,16 +42,18 @@ MAY_IMPORT = {
   'sharding step tokenizers training',
   'train': 'jobs reports runs runs.hardware sharding training training.loss_guard',
   'config': 'data losses model optim runs sample sharding tokenizers train training',
+  'cli.experiment_file': 'config data',
   'evaluation.trained': 'config evaluation model sharding tokenizers training',
   'cluster': 'runs',
   'plan': 'data jobs losses model runs.hardware sample sampling.prompt_batch sharding step tokenizers',
-  'ablation': 'config data jobs model runs runs.hardware runs.records sharding step train',
+  'ablation': 'cli.experiment_file config data jobs model runs runs.hardware runs.records sharding step '
+  'train',
   'reports.study': 'ablation reports runs.loggers runs.records',
   'ablation.execute': 'ablation config reports.study runs runs.loggers runs.records runs.startup_timer '
   'sharding step train',
   'interop': 'config evaluation.trained model runs runs.records sample step tokenizers train training',
   'reports.compare': 'config data evaluation evaluation.trained runs runs.records sharding training',
-  'cli': 'ablation ablation.execute config model runs runs.hardware sharding step',
+  'cli': 'ablation ablation.execute cli.experiment_file config model runs runs.hardware sharding step',
   'experiments': 'ablation config model',
   'launch': 'ablation ablation.execute cli cluster config data evaluation evaluation.trained interop plan '
   'reports reports.compare runs runs.records runs.startup_timer sample sampling tokenizers train',
@@ -64,7 +66,7 @@ LIBRARIES = {
   'orbax': ['training.checkpoint'],
   'grain': ['data'],
   'tensorflow_datasets': ['data'],
-  'ml_collections': ['config', 'launch'],
+  'ml_collections': ['config', 'cli.experiment_file', 'launch'],
   'absl': ['launch', 'data'],  # data: Grain's worker processes read absl flags
   'matplotlib': ['reports.figures'],
   'rich': ['runs.loggers'],

@@ -25,14 +25,6 @@ def built(**changes):
   return config.build(config.Config, made)
 
 
-def write(folder, body, name='experiment'):
-  """An experiment file whose get_config has this body."""
-  path = folder / f'{name}.py'
-  lines = ''.join(f'  {line}\n' for line in body.splitlines())
-  path.write_text(f'from gpt_jax import config as configs\n\ndef get_config(arg=""):\n{lines}')
-  return path
-
-
 # ------------------------------------------------------------------------------- there and back
 
 
@@ -158,48 +150,6 @@ def test_a_key_like_no_other_lists_them_all():
   assert fix == 'fix: use one of every, keep, keep_every, background, verify'
 
 
-@pytest.mark.parametrize(
-  'path, near',
-  [
-    ('modle.width', 'model'),
-    ('model.widht', 'width'),
-    ('data.mixture.txt.path', 'text'),
-    ('data.mixture.text.pth', 'path'),
-  ],
-)
-def test_an_unknown_key_of_the_command_line_names_the_nearest(path, near):
-  with pytest.raises(ValueError) as error:
-    config.check_key(config.default(), path)
-  _, fix = assert_two_lines(error.value, f'config.{path}')
-  assert fix == f'fix: did you mean {near}?'
-
-
-def test_a_key_below_a_value():
-  with pytest.raises(ValueError) as error:
-    config.check_key(config.default(), 'optim.lr.peak')
-  assert_two_lines(error.value, 'optim.lr.peak')
-  config.check_key(config.default(), 'optim.lr')
-
-
-@pytest.mark.parametrize(
-  'line, near',
-  [
-    ('config.optm.lr = 1.0', 'optim'),
-    ('config.optim.lrr = 1.0', 'lr'),
-    ('config.optim.update(warmpu=3)', 'warmup'),
-    ('config.data.mixture = {"text": {"kind": "synthetic", "documnts": 3}}', 'documents'),
-    ('config.train.steps = "many"', ''),
-  ],
-)
-def test_a_wrong_line_of_an_experiment_file_is_two_lines(tmp_path, line, near):
-  path = write(tmp_path, f'config = configs.default()\n{line}\nreturn config')
-  with pytest.raises(ValueError) as error:
-    config.build(config.Config, config.load_file(str(path)))
-  cause, fix = assert_two_lines(error.value)
-  assert near in cause + fix
-  assert str(path) in cause + fix or 'data.mixture.text' in cause
-
-
 # ----------------------------------------------------------------------------------- wrong types
 
 
@@ -249,25 +199,6 @@ def test_an_int_serves_as_a_float_and_becomes_one():
 # -------------------------------------------------------------------------- files and arguments
 
 
-def test_a_file_gets_the_argument_after_the_colon(tmp_path):
-  body = """args = configs.arguments(arg, size='small', layers=2, lr=0.5, deep=False, wide=True)
-config = configs.default()
-config.train.sample_prompts = (args.size,)
-config.model.layers = args.layers
-config.optim.lr = args.lr
-config.log.tensorboard = args.deep
-config.checkpoint.background = args.wide
-return config"""
-  path = write(tmp_path, body)
-  read = lambda spec: config.build(config.Config, config.load_file(f'{path}{spec}'))
-  plain = read('')
-  assert (plain.train.sample_prompts, plain.model.layers, plain.optim.lr) == (('small',), 2, 0.5)
-  assert (plain.log.tensorboard, plain.checkpoint.background) == (False, True)
-  chosen = read(':size=a=b,layers=3,lr=1e-2,deep,wide=false')
-  assert (chosen.train.sample_prompts, chosen.model.layers, chosen.optim.lr) == (('a=b',), 3, 1e-2)
-  assert (chosen.log.tensorboard, chosen.checkpoint.background) == (True, False)
-
-
 @pytest.mark.parametrize(
   'item, cause, hint',
   [
@@ -291,35 +222,3 @@ def test_an_argument_for_a_file_that_takes_none():
   with pytest.raises(ValueError) as error:
     config.arguments('x=1')
   assert_two_lines(error.value, "'x' is not known")
-
-
-def test_files_that_are_no_experiment(tmp_path):
-  path = write(tmp_path, 'return configs.default()')
-  with pytest.raises(FileNotFoundError) as error:
-    config.load_file(str(path).replace('experiment.py', 'experimnt.py'))
-  _, fix = assert_two_lines(error.value, 'experimnt.py')
-  assert fix == f'fix: did you mean {path}?'
-  with pytest.raises(FileNotFoundError) as error:
-    config.load_file(str(tmp_path / 'none' / 'else.py'))
-  assert_two_lines(error.value, 'else.py')
-  (tmp_path / 'empty.py').write_text('x = 1\n')
-  with pytest.raises(ValueError) as error:
-    config.load_file(str(tmp_path / 'empty.py'))
-  assert_two_lines(error.value, 'has no get_config')
-
-
-def test_every_key_of_a_source_of_a_file_can_be_overridden(tmp_path):
-  body = """config = configs.default()
-config.data.mixture = {'a': {'kind': 'synthetic'}, 'b': {'kind': 'synthetic', 'seed': 1}}
-return config"""
-  loaded = config.load_file(str(write(tmp_path, body)))
-  for key in dataclasses.asdict(Source()):
-    config.check_key(loaded, f'data.mixture.b.{key}')
-  loaded.data.mixture.b.documents = 9
-  loaded.train.sample_prompts = ('x', 'y')
-  cfg = config.build(config.Config, loaded)
-  assert list(cfg.data.mixture) == ['a', 'b']
-  assert cfg.data.mixture['b'] == Source(kind='synthetic', seed=1, documents=9)
-  assert cfg.train.sample_prompts == ('x', 'y')
-  with pytest.raises(AttributeError):  # a wrong key of a ConfigDict is refused at once
-    loaded.data.mixture.b.documnts = 9

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import emoji_split
 from gpt_jax import config, data, train
+from gpt_jax.cli import experiment_file
 from gpt_jax.data import media
 from gpt_jax.data.synthetic import keypad
 from gpt_jax.evaluation.tasks import common
@@ -165,7 +166,7 @@ def arguments(path):
 def load(path, base, **chosen):
   """The experiment's ConfigDict with these arguments."""
   given = ({'base': base} if 'base' in arguments(path) else {}) | chosen
-  return config.load_file(f'{path}:' + ','.join(f'{k}={v}' for k, v in given.items()))
+  return experiment_file.load_config(f'{path}:' + ','.join(f'{k}={v}' for k, v in given.items()))
 
 
 def small(path, base, **chosen):
@@ -215,7 +216,7 @@ def test_every_experiment_builds_with_each_of_its_arguments(path, base):
       changed = config.build(config.Config, load(path, base, **{name: not default}))
       assert changed != plain, name
   with pytest.raises(ValueError) as error:
-    config.load_file(f'{path}:nonsense')
+    experiment_file.load_config(f'{path}:nonsense')
   tiny_runs.assert_two_lines(error.value, "'nonsense' is not known")
 
 
@@ -274,7 +275,7 @@ CHOICES = [
 @pytest.mark.parametrize('name, chosen', CHOICES)
 def test_choices_build_and_leave_no_setting_without_use(name, chosen, stand_in, tmp_path):
   path = command_line.ROOT / f'experiments/{name}.py'
-  plain, made = (config.load_file(f'{path}:{arguments_}') for arguments_ in ('', chosen))
+  plain, made = (experiment_file.load_config(f'{path}:{arguments_}') for arguments_ in ('', chosen))
   cfg = config.build(config.Config, made)
   assert cfg != config.build(config.Config, plain)
   used = {
@@ -302,7 +303,7 @@ def test_choices_build_and_leave_no_setting_without_use(name, chosen, stand_in, 
 )
 def test_choices_that_there_are_not(name, chosen):
   with pytest.raises(ValueError) as error:
-    config.load_file(f'{command_line.ROOT}/experiments/{name}.py:{chosen}')
+    experiment_file.load_config(f'{command_line.ROOT}/experiments/{name}.py:{chosen}')
   fix = tiny_runs.assert_two_lines(error.value, f'config argument {chosen}')[1]
   assert 'use one of' in fix
 
@@ -341,7 +342,7 @@ def test_continuous_inputs_fit_the_context(name, base, stand_in, tmp_path):
   'size, parameters', [('small', 124e6), ('medium', 355e6), ('large', 774e6), ('xl', 1558e6)]
 )
 def test_the_sizes_of_gpt2(size, parameters):
-  made = config.load_file(f'experiments/gpt2.py:size={size}')
+  made = experiment_file.load_config(f'experiments/gpt2.py:size={size}')
   made.model.vocab = 50257
   count = gpt.count_params(config.build(config.Config, made).model)
   assert count == pytest.approx(parameters, rel=0.01)
@@ -349,14 +350,14 @@ def test_the_sizes_of_gpt2(size, parameters):
 
 @pytest.mark.parametrize('preset', ['llama', 'modern'])
 def test_the_presets_of_gpt2(preset):
-  made = config.build(config.Config, config.load_file(f'experiments/gpt2.py:preset={preset}'))
+  made = config.build(config.Config, experiment_file.load_config(f'experiments/gpt2.py:preset={preset}'))
   assert made.model.mlp == {'llama': 'swiglu', 'modern': 'relu2'}[preset]
 
 
 @pytest.mark.parametrize('argument', ['size=huge', 'preset=gpt9'])
 def test_wrong_choices_of_gpt2(argument):
   with pytest.raises(ValueError) as error:
-    config.load_file(f'experiments/gpt2.py:{argument}')
+    experiment_file.load_config(f'experiments/gpt2.py:{argument}')
   tiny_runs.assert_two_lines(error.value, argument)
 
 
@@ -369,5 +370,5 @@ def test_finetuning_continues_the_base(base, stand_in, tmp_path):
 
 def test_finetuning_without_a_base():
   with pytest.raises(FileNotFoundError) as error:
-    config.load_file('experiments/finetune_gpt2.py:base=runs/none-such')
+    experiment_file.load_config('experiments/finetune_gpt2.py:base=runs/none-such')
   tiny_runs.assert_two_lines(error.value, 'none-such')

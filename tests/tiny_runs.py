@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from jax.experimental.compilation_cache import compilation_cache
 
 from gpt_jax import config, sharding, train
+from gpt_jax.cli import experiment_file
 from gpt_jax.evaluation import trained
 from gpt_jax.runs import hardware
 from gpt_jax.training import checkpoint
@@ -65,7 +66,7 @@ def section(**changes):
       node[name].update(value)
     else:
       node[name] = value
-  return config.overridable(made)
+  return experiment_file.complete_sources(made)
 
 
 def experiment(**changes):

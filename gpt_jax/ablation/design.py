@@ -21,6 +21,7 @@ from gpt_jax import config
 from gpt_jax.ablation import budget as budgets
 from gpt_jax.ablation.budget import Budget
 from gpt_jax.ablation.sweeps import PLANS, Range, subsample
+from gpt_jax.cli import experiment_file
 from gpt_jax.runs.run_folder import flatten
 
 BASE = 'base'  # the name of the baseline, and of a level that changes nothing
@@ -90,7 +91,7 @@ class Arm(NamedTuple):
 
 def load_study(spec):
   """'x.py:args' -> the Study of get_study('args'), named x; errors say what to mend."""
-  name, study = config.call_file(spec, 'get_study', 'experiments/ablations/norms.py')
+  name, study = experiment_file.call_function(spec, 'get_study', 'experiments/ablations/norms.py')
   if not isinstance(study, Study):
     raise ValueError(
       f'--config={spec}: get_study returns a {type(study).__name__}\n'
@@ -118,7 +119,7 @@ def arms(study, folder=None, least=2):
   least: fewer arms are an error.
   Raises ValueError naming the arm for a config that cannot be.
   """
-  base = config.build(config.Config, config.load_file(study.base))
+  base = config.build(config.Config, experiment_file.load_config(study.base))
   base = changed(base, [keys_in_full(study.changes, base)], 'changes')
   factors = {name: resolved(name, row, base) for name, row in study.factors.items()}
   baseline = {name: factor.base for name, factor in factors.items()}
@@ -320,7 +321,7 @@ def keys_in_full(changes, base):
 
 def changed(base, changes, where):
   """The base Config after these changes ({key: value} or functions), in order."""
-  made = config.overridable(config.section(base))
+  made = experiment_file.complete_sources(config.section(base))
   with made.unlocked(), made.ignore_type():
     for change in changes:
       if callable(change):

@@ -59,14 +59,15 @@ def experiment(argv):
   --workdir=DIR` alone resumes: a saved .py is never executed. ValueError: an override names no key.
   """
   from gpt_jax import config
+  from gpt_jax.cli import experiment_file
 
   workdir = os.path.expanduser(flag_in(argv, 'workdir'))
   spec = flag_in(argv, 'config')
   if not spec and workdir and (Path(workdir) / 'config.json').exists():
-    section = config.overridable(config.section(config.of_run(workdir)))
+    section = experiment_file.complete_sources(config.section(config.of_run(workdir)))
   else:
-    section = config.load_file(spec or 'experiments/demo.py')
+    section = experiment_file.load_config(spec or 'experiments/demo.py')
   for word in argv:
     if word.startswith('--config.'):
-      config.check_key(section, word.removeprefix('--config.').partition('=')[0])
+      experiment_file.check_key(section, word.removeprefix('--config.').partition('=')[0])
   return section, without_flag(argv, 'config')

@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from gpt_jax import config
+from gpt_jax.cli import experiment_file
 from gpt_jax.model import gpt
 from gpt_jax.model import layers as nn
 from gpt_jax.sharding import AXES
@@ -32,7 +33,7 @@ def load(path, folder):
   if 'base=' in path.read_text():
     (folder / 'config.json').write_text(json.dumps(config.to_dict(load(GPT2, folder))))
     argument = f'base={folder}'
-  return config.build(config.Config, config.load_file(f'{path}:{argument}'))
+  return config.build(config.Config, experiment_file.load_config(f'{path}:{argument}'))
 
 
 def abstract_model(cfg):

@@ -1,0 +1,66 @@
+"""Load experiment files: 'x.py:args' -> the ConfigDict that its get_config('args') returns."""
+
+import dataclasses
+import difflib
+import importlib.util
+import pathlib
+
+import ml_collections
+
+from gpt_jax import config
+from gpt_jax.data import Source
+
+
+def load_config(spec):
+  """Return the locked ConfigDict of an experiment: 'x.py:size=small' -> get_config('size=small').
+
+  Every key can be overridden. Raises FileNotFoundError or ValueError for an unknown file or argument.
+  """
+  return complete_sources(call_function(spec, 'get_config', 'experiments/demo.py')[1])
+
+
+def call_function(spec, function, example):
+  """Call a function of a file: 'x.py:args' -> (file name without .py, result of function('args')).
+
+  example: the file that an error points to. Raises FileNotFoundError or ValueError for an unknown file,
+  function, argument or config key.
+  """
+  path, _, argument = spec.partition('.py:')
+  path = pathlib.Path(path if path.endswith('.py') else path + '.py')
+  if not path.is_file():
+    near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob('*.py')], 1)
+    hint = f'did you mean {path.parent / near[0]}.py?' if near else f'try {example}'
+    raise FileNotFoundError(f'--config={spec}: no file {path}\nfix: {hint}')
+  module_spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(module_spec)
+  module_spec.loader.exec_module(module)
+  if not hasattr(module, function):
+    raise ValueError(
+      f'--config={spec}: {path} has no {function}\nfix: define {function}(arg=""), as {example} does'
+    )
+  try:
+    return path.stem, getattr(module, function)(argument)
+  except (KeyError, AttributeError, TypeError) as e:  # ConfigDict names the nearest key
+    cause = ' '.join(str(e.args[0] if e.args else e).split())
+    raise ValueError(f'--config={spec}: {cause}\nfix: correct {path}') from e
+
+
+def complete_sources(section):
+  """Fill in the defaults of every source of the mixture, so that any of their keys can be overridden."""
+  sources = dict(section.data.mixture.items())
+  with section.unlocked():
+    section.data.mixture = ml_collections.ConfigDict(
+      {name: dataclasses.asdict(Source()) | dict(fields) for name, fields in sources.items()}
+    )
+  return section.lock()
+
+
+def check_key(section, path):
+  """Raise ValueError unless a dotted path such as 'optim.lr' is a key of this ConfigDict."""
+  node = section
+  for name in path.split('.'):
+    if not isinstance(node, ml_collections.ConfigDict):
+      raise ValueError(f'config.{path}: nothing is below a value\nfix: leave out .{name}')
+    if name not in node:
+      raise ValueError(f'config.{path}: {name} is not a config key\nfix: {config.suggestion(name, node)}')
+    node = node[name]
