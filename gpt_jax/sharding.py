@@ -18,6 +18,8 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from gpt_jax.runs.text_table import format_table
+
 AXES = ('replica', 'data', 'fsdp', 'sequence', 'expert', 'tensor')  # slowest network first
 
 PARAM_RULES = {
@@ -169,16 +171,14 @@ def table(abstract, mesh):
 
   abstract: arrays or ShapeDtypeStructs that have NamedShardings, such as Program.abstract.model.
   """
-  rows, total, whole = [('tensor', 'shape', 'spec', 'bytes a device')], 0, 0
+  rows, total, whole = [], 0, 0
   for name, x, held, size in placed(abstract):
     entries = [' x '.join(names(entry)) or '-' for entry in x.sharding.spec] or ['-'] * x.ndim
     total, whole = total + held, whole + size
     shape = ' x '.join(map(str, x.shape)) or 'scalar'
     rows.append((name, f'{shape} {x.dtype}', ', '.join(entries) or '-', f'{held:,}'))
   rows.append(('total', '', shown(mesh.shape), f'{total:,} of {whole:,}'))
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  line = lambda row: '  '.join(cell.ljust(n) for cell, n in zip(row, widths, strict=True))
-  return [line(row).rstrip() for row in rows]
+  return format_table(rows, ('tensor', 'shape', 'spec', 'bytes a device'))
 
 
 def summary(abstract, mesh, large=2**20):

@@ -22,7 +22,8 @@ MAY_IMPORT = {
   'runs.hardware': '',
   'runs.loggers': '',
   'runs.startup_timer': '',
-  'sharding': '',
+  'runs.text_table': '',
+  'sharding': 'runs.text_table',
   'model': 'sharding',
   'losses': '',
   'optim': '',
@@ -34,7 +35,7 @@ MAY_IMPORT = {
   'sampling.prompt_batch': 'model tokenizers',
   'sample': 'model sampling.prompt_batch sampling.samplers sharding tokenizers',
   'sampling': 'data runs.records sample sampling.prompt_batch sampling.samplers sharding tokenizers',
-  'evaluation': 'data losses model runs.records sample sampling sharding',
+  'evaluation': 'data losses model runs.records runs.text_table sample sampling sharding',
   'runs': 'runs.loggers runs.records runs.startup_timer',
   'training': 'model optim runs runs.records runs.startup_timer sharding step',
   'reports': 'runs runs.loggers runs.records',
@@ -46,13 +47,14 @@ MAY_IMPORT = {
   'evaluation.trained': 'config evaluation model sharding tokenizers training',
   'cluster': 'runs',
   'plan': 'data jobs losses model runs.hardware sample sampling.prompt_batch sharding step tokenizers',
-  'ablation': 'cli.experiment_file config data jobs model runs runs.hardware runs.records sharding step '
-  'train',
+  'ablation': 'cli.experiment_file config data jobs model runs runs.hardware runs.records runs.text_table '
+  'sharding step train',
   'reports.study': 'ablation reports runs.loggers runs.records',
   'ablation.execute': 'ablation config reports.study runs runs.loggers runs.records runs.startup_timer '
   'sharding step train',
   'interop': 'config evaluation.trained model runs runs.records sample step tokenizers train training',
-  'reports.compare': 'config data evaluation evaluation.trained runs runs.records sharding training',
+  'reports.compare': 'config data evaluation evaluation.trained runs runs.records runs.text_table sharding '
+  'training',
   'cli': 'ablation ablation.execute cli.experiment_file config model runs runs.hardware sharding step',
   'experiments': 'ablation config model',
   'launch': 'ablation ablation.execute cli cluster config data evaluation evaluation.trained interop plan '
@@ -69,7 +71,7 @@ LIBRARIES = {
   'ml_collections': ['config', 'cli.experiment_file', 'launch'],
   'absl': ['launch', 'data'],  # data: Grain's worker processes read absl flags
   'matplotlib': ['reports.figures'],
-  'rich': ['runs.loggers'],
+  'rich': ['runs.loggers', 'runs.text_table'],
   'tensorboardX': ['runs.loggers'],
   'wandb': ['runs.loggers'],
   'optuna': ['ablation'],

@@ -21,6 +21,7 @@ from gpt_jax.ablation.sweeps import Proposed
 from gpt_jax.data.mixture import open_part, source_names
 from gpt_jax.data.templates import ARROW
 from gpt_jax.runs import hardware, records, run_folder
+from gpt_jax.runs.text_table import format_table
 
 GUESSED_SHARE = 0.35  # of the peak that a step reaches, for the estimate of time
 SIZES = ('model.width', 'model.layers')  # factors that are meant to change the parameters
@@ -287,12 +288,7 @@ def table(study):
     )
     for arm in arms
   ]
-  widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-  for row in (heads, *rows):
-    name, *cells = row
-    cells = [cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True)]
-    lines.append('  '.join([name.ljust(widths[0]), *cells]))
-  lines.append('')
+  lines += [*format_table(rows, heads), '']
   for arm in arms[1:]:
     pairs = ', '.join(f'{key} {_json(old)} -> {_json(new)}' for key, (old, new) in arm['diff'].items())
     lines.append(f'{arm["name"]}: {pairs}')

@@ -18,6 +18,7 @@ import numpy as np
 
 from gpt_jax.ablation.stats import analyze
 from gpt_jax.runs import records, run_folder
+from gpt_jax.runs.text_table import format_table
 
 FAILURES = ('failed', 'diverged', 'killed')  # outcomes of an attempt that end a run
 # Words of SQL that are never short for the name of a column.
@@ -366,9 +367,7 @@ def _quoted(name):
 
 def lines(names, rows):
   """A table as lines of aligned text."""
-  table = [list(names), *([_shown(value) for value in row] for row in rows)]
-  widths = [max(len(row[i]) for row in table) for i in range(len(names))]
-  return ['  '.join(map(str.ljust, row, widths)).rstrip() for row in table]
+  return format_table([[_shown(value) for value in row] for row in rows], names)
 
 
 def _shown(value):

@@ -17,6 +17,7 @@ from gpt_jax.evaluation.tasks import answer, classify, common, cross, draw, perp
 from gpt_jax.losses import Kinds, restrict, sum_by, token_losses
 from gpt_jax.model import gpt
 from gpt_jax.model import layers as nn
+from gpt_jax.runs.text_table import format_table
 from gpt_jax.sampling import prompts
 from gpt_jax.sharding import ACTIVATION_RULES, fetch, share, to_devices
 
@@ -268,11 +269,19 @@ def table(rows):
   for row in rows:
     if 'chance' in row and not {'of', 'control'} & set(row):
       first.setdefault((row['task'], row['source']), row)
-  lines = [f'{"task":8} {"source":10} {"measure":14} {"score":>7} {"chance":>7}  examples']
-  for (task, source), row in first.items():
-    about = f'{task:8} {source:10} {row["metric"].replace("_", " "):14}'
-    lines.append(f'{about} {row["value"]:7.1%} {row["chance"]:7.1%}  {row["n"]} of {row["split"]}')
-  return lines if first else []
+  cells = [
+    (
+      task,
+      source,
+      row['metric'].replace('_', ' '),
+      f'{row["value"]:.1%}',
+      f'{row["chance"]:.1%}',
+      f'{row["n"]} of {row["split"]}',
+    )
+    for (task, source), row in first.items()
+  ]
+  header = ('task', 'source', 'measure', 'score', 'chance', 'examples')
+  return format_table(cells, header) if cells else []
 
 
 TASKS = {

@@ -12,6 +12,7 @@ from gpt_jax.data.templates import is_plain
 from gpt_jax.evaluation import trained
 from gpt_jax.evaluation.tasks import common, perplexity
 from gpt_jax.runs import records, run_folder
+from gpt_jax.runs.text_table import format_table
 from gpt_jax.sharding import to_devices
 from gpt_jax.training import probes
 
@@ -62,11 +63,9 @@ def runs_apart(workdir, against):
 
 def table(rows):
   """Rows of probes.activation_diff as lines."""
-  width = max(len(path) for path, *_ in rows)
-  shown = lambda x: '-' if math.isnan(x) else f'{x:.3g}'
-  lines = [f'{"activation":{width}}  {"relative":>9}  {"largest":>9}']
-  for path, largest, relative in rows:
-    lines.append(f'{path:{width}}  {shown(relative):>9}  {shown(largest):>9}')
+  show = lambda x: '-' if math.isnan(x) else f'{x:.3g}'
+  cells = [(path, show(relative), show(largest)) for path, largest, relative in rows]
+  lines = format_table(cells, ('activation', 'relative', 'largest'))
   if any(math.isnan(relative) for *_, relative in rows):
     lines.append('-: one of them has no such activation, or another shape')
   return lines
