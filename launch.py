@@ -76,7 +76,7 @@ def train(argv):
 
 def sample_flags():
   """Flags of `sample`: one for each field of SampleConfig, which default to the run's config."""
-  from gpt_jax.tokenizers.grammar import ENDS
+  from gpt_jax.tokenizers.grammar import END_MARKERS
 
   workdir_flag()
   job_flags()
@@ -85,7 +85,7 @@ def sample_flags():
   flags.DEFINE_multi_string('audio', [], 'sound file to read; may be repeated')
   flags.DEFINE_string('source', '', 'of data.mixture: whose form to use, where several fit')
   flags.DEFINE_multi_string('stop', [], 'end a text before this string; may be repeated')
-  flags.DEFINE_enum('to', 'text', list(ENDS), 'what to make; any: text with pictures and sounds')
+  flags.DEFINE_enum('to', 'text', list(END_MARKERS), 'what to make; any: text with pictures and sounds')
   flags.DEFINE_bool('stream', True, 'print a single text while it grows')
   flags.DEFINE_bool('log_probs', False, 'print the mean log-probability a token of each sample')
   flags.DEFINE_string(
@@ -99,52 +99,50 @@ def sample_flags():
 
 def sample(argv):
   """Continue a prompt with a trained model, or make a text, a picture or a sound of one."""
-  from gpt_jax import sample as sampling
   from gpt_jax.cluster.bootstrap import primary, say
   from gpt_jax.evaluation import trained
-  from gpt_jax.sampling import output_files, prompts
+  from gpt_jax.sampling import completions, output_files, prompts
 
   join()
   run, to = trained.load(FLAGS.workdir), FLAGS.to
   chosen = chosen_sampling()
   cfg = dataclasses.replace(run.cfg.sample, **chosen)
-  prompt = prompts.prompt(run, FLAGS.prompt, FLAGS.image, FLAGS.audio, to, cfg.begin, FLAGS.source)
-  cfg = prompts.settle(run, [prompt], cfg, to, 'max_new_tokens' in chosen)
+  prompt = prompts.build_prompt(run, FLAGS.prompt, FLAGS.image, FLAGS.audio, to, cfg.begin, FLAGS.source)
+  cfg = prompts.resolve_max_new_tokens(run, [prompt], cfg, to, 'max_new_tokens' in chosen)
   if to != 'text':
     return sample_media(run, prompt, cfg)
   if FLAGS.out and primary():
     Path(FLAGS.out).expanduser().open('ab').close()  # now, not after the sampling
-  shown = FLAGS.prompt if prompts.goes_on(run, prompt) else ''
+  shown = FLAGS.prompt if prompts.continues_text(run, prompt) else ''
   alone = cfg.num_samples == 1 and not (cfg.beams or FLAGS.out or FLAGS.log_probs)
   if FLAGS.stream and alone:
-    pieces = sampling.stream_text(run.model, run.tokenizers, prompt, cfg, FLAGS.stop)
+    pieces = completions.stream_text(run.model, run.tokenizers, prompt, cfg, FLAGS.stop)
     for piece in itertools.chain([shown + next(pieces)], pieces, ['\n']):
       say(piece, end='', flush=True)
     return 0
-  [group] = sampling.complete(run.model, run.tokenizers, [prompt], cfg, FLAGS.stop)
+  [group] = completions.complete(run.model, run.tokenizers, [prompt], cfg, FLAGS.stop)
   for i, (text, scores) in enumerate(group if primary() else ()):
-    print(output_files.headed(i, len(group), FLAGS.log_probs, scores, cfg, shown + text))
+    print(output_files.format_sample(i, len(group), FLAGS.log_probs, scores, cfg, shown + text))
     if FLAGS.out:
       given = {name: FLAGS[name].value for name in ('image', 'audio') if FLAGS[name].value}
-      output_files.keep_text(FLAGS.out, FLAGS.prompt, given, text, scores, cfg.seed)
+      output_files.append_sample(FLAGS.out, FLAGS.prompt, given, text, scores, cfg.seed)
   return 0
 
 
 def sample_media(run, prompt, cfg):
   """Make pictures and sounds, write them, and print where they are."""
-  from gpt_jax import sample as sampling
   from gpt_jax.cluster.bootstrap import primary
-  from gpt_jax.sampling import output_files, prompts
+  from gpt_jax.sampling import completions, output_files, prompts
 
   if FLAGS.stop:
     raise ValueError(f'--stop ends texts and has no use with --to={FLAGS.to}\nfix: leave it out')
-  files = output_files.OutFiles(FLAGS.out, run.workdir / 'samples', FLAGS.to, cfg.num_samples)
-  [group] = sampling.make(run.model, run.tokenizers, [prompt], cfg, FLAGS.to)
+  files = output_files.OutputFiles(FLAGS.out, run.workdir / 'samples', FLAGS.to, cfg.num_samples)
+  [group] = completions.generate_ids(run.model, run.tokenizers, [prompt], cfg, FLAGS.to)
   rate = getattr(run.tokenizers.audio, 'sample_rate', 0)
   for i, (ids, scores) in enumerate(group if primary() else ()):
-    pieces = prompts.outcome(run, ids, prompt.ids)
+    pieces = prompts.decode_pieces(run, ids, prompt.ids)
     lines = [p.value if p.kind == 'text' else str(files.write(p, rate)) for p in pieces]
-    print(output_files.headed(i, len(group), FLAGS.log_probs, scores, cfg, '\n'.join(lines)))
+    print(output_files.format_sample(i, len(group), FLAGS.log_probs, scores, cfg, '\n'.join(lines)))
   return 0
 
 
@@ -177,7 +175,7 @@ def evaluate(argv):
   join()
   run = trained.load(FLAGS.workdir)
   recognizer = trained.load(FLAGS.recognizer).subject() if FLAGS.recognizer else None
-  rows = evaluation.run(
+  rows = evaluation.run_tasks(
     run.subject(),
     FLAGS.tasks,
     split=FLAGS.split,
@@ -193,7 +191,7 @@ def evaluate(argv):
     )
   for row in rows if primary() else ():
     records.append_line(run.workdir / 'evaluations.jsonl', row)
-    print(evaluation.line(row))
+    print(evaluation.format_row(row))
   return 0
 
 

@@ -59,6 +59,7 @@ def ours(folder, batch, top_k=TOP_K, new=NEW):
   """gpt_jax: the whole generation is one compiled call."""
   from gpt_jax import sample
   from gpt_jax.interop.huggingface import import_model
+  from gpt_jax.sampling import completions
   from gpt_jax.tokenizers import grammar
 
   _, trained, _ = import_model(Path(folder) / 'huggingface')
@@ -69,7 +70,7 @@ def ours(folder, batch, top_k=TOP_K, new=NEW):
 
   def run():
     state = sample.generate(model, given, cfg, rules)
-    return [ids for ids, _ in sample.new_tokens(state, given, 1)]
+    return [ids for ids, _ in completions.new_tokens(state, given, 1)]
 
   return run
 

@@ -17,7 +17,7 @@ from gpt_jax.evaluation import evaluate, trained
 
 def scores(subject, task, metric, split, limit, scale):
   """(mean of the metric over sources, all rows) at one scale."""
-  rows = evaluate.run(subject, [task], split=split, limit=limit, guidance=scale)
+  rows = evaluate.run_tasks(subject, [task], split=split, limit=limit, guidance=scale)
   own = [r['value'] for r in rows if r['metric'] == metric and not {'of', 'control'} & set(r)]
   if not own:
     known = ', '.join(dict.fromkeys(row['metric'] for row in rows))

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from gpt_jax.model import gpt
 from gpt_jax.model.positions import POSITIONS
 from gpt_jax.sampling import samplers
-from gpt_jax.sampling.prompt_batch import Prompt, check_prompts, prepare
-from gpt_jax.sampling.samplers import FILTERS, NEVER
+from gpt_jax.sampling.prompt_batch import Prompt, batch_prompts, check_prompts
+from gpt_jax.sampling.samplers import FILTERS, NEG_INF
 from gpt_jax.sharding import fetch
 from gpt_jax.tokenizers import grammar as grammars
 
@@ -75,7 +75,7 @@ class SampleState(NamedTuple):
   next_logits_BV: jax.Array  # float32; for the token at lengths_B
   null_logits_BV: jax.Array | None  # the same without the condition; None without guidance
   guidance_B: jax.Array | None  # float32
-  span: grammars.State  # where each row stands in its text, image or sound
+  span: grammars.GrammarState  # where each row stands in its text, image or sound
   cache: list  # see gpt.init_cache; B or 2 B rows
   keys_B: jax.Array  # one PRNG key a row
 
@@ -83,10 +83,10 @@ class SampleState(NamedTuple):
 def prefill(model, prompts, keys_B, slots):
   """Run the prompts (feed.Prompts) once -> SampleState with room for `slots` tokens a row."""
   B, P = prompts.ids_BP.shape
-  lengths_B, rows = prompts.lengths_B, prompts.fed_BP.shape[0]
+  lengths_B, rows = prompts.lengths_B, prompts.input_ids_BP.shape[0]
   cache = gpt.init_cache(model.cfg, rows, slots, model.embed_VD[...].dtype)
   start_B = jnp.zeros(rows, jnp.int32)
-  x_BPD, cache, _ = model.hidden(prompts.fed_BP, cache=cache, start_B=start_B, **prompts.inputs)
+  x_BPD, cache, _ = model.hidden(prompts.input_ids_BP, cache=cache, start_B=start_B, **prompts.inputs)
   last_B = jnp.tile(lengths_B, rows // B) - 1
   logits_BV = model.logits(jnp.take_along_axis(x_BPD, last_B[:, None, None], 1))[:, 0]
   in_prompt_BP = jnp.arange(P)[None] < lengths_B[:, None]
@@ -165,19 +165,21 @@ def choose(state, cfg, grammar):
   """The next token of each row."""
   logits_BV, allowed_BV = state.next_logits_BV, grammars.allowed(grammar, state.span)
   if state.null_logits_BV is not None:
-    logits_BV = samplers.guide(logits_BV, state.null_logits_BV, state.guidance_B, allowed_BV, grammar.paced_V)
+    logits_BV = samplers.apply_guidance(
+      logits_BV, state.null_logits_BV, state.guidance_B, allowed_BV, grammar.paced_V
+    )
   if cfg.repetition_penalty != 1.0:
     logits_BV = samplers.penalize_repetition(
       logits_BV, state.token_ids_BT, state.lengths_B, cfg.repetition_penalty
     )
-  logits_BV = jnp.where(allowed_BV, logits_BV, NEVER)
+  logits_BV = jnp.where(allowed_BV, logits_BV, NEG_INF)
   if cfg.temperature == 0.0:
     return logits_BV.argmax(-1).astype(jnp.int32)
   logits_BV = logits_BV / cfg.temperature
   for name, (off, keep) in FILTERS.items():
     value = getattr(cfg, name)
     if value != off:
-      logits_BV = jnp.where(keep(logits_BV, value), logits_BV, NEVER)
+      logits_BV = jnp.where(keep(logits_BV, value), logits_BV, NEG_INF)
   keys_B = jax.vmap(jax.random.fold_in)(state.keys_B, state.lengths_B)
   noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))(keys_B)
   return (logits_BV + noise_BV).argmax(-1).astype(jnp.int32)
@@ -220,7 +222,7 @@ def start(model, prompts, cfg, grammar, keys_B=None):
   check_prompts([p.ids for p in prompts], cfg.max_new_tokens, model.cfg)
   longest = max(len(p.ids) for p in prompts)
   slots = capacity(longest + cfg.max_new_tokens, model.cfg.context)
-  ready = prepare(model.cfg, prompts, cfg, grammar, bucket(longest, slots))
+  ready = batch_prompts(model.cfg, prompts, cfg, grammar, bucket(longest, slots))
   n = cfg.num_samples
   keys_B = row_keys(cfg.seed, len(prompts) * n) if keys_B is None else keys_B
   return _repeat(_prefill(model, ready, keys_B[::n], slots), n, keys_B)

@@ -38,7 +38,7 @@ def generate(prompts, cfg, stop_ids=(), keys_B=None):
   """-> (list of (ids, log-probabilities), state)."""
   rules = grammar.plain(ALLOWED_V, stop_ids)
   state = sample.generate(model()[1], prompts, cfg, rules, keys_B)
-  return sample.new_tokens(state, prompts, cfg.num_samples), state
+  return completions.new_tokens(state, prompts, cfg.num_samples), state
 
 
 @functools.cache
@@ -133,7 +133,7 @@ def test_several_samples_of_a_prompt_come_from_one_prefill():
   with mock.patch.object(sample, '_prefill', wraps=sample._prefill) as prefill:
     found, _ = generate(PROMPTS, cfg)
   [call] = prefill.call_args_list
-  assert call.args[1].fed_BP.shape == (3, 16)
+  assert call.args[1].input_ids_BP.shape == (3, 16)
   keys_B = sample.row_keys(3, 6)
   assert len(found) == 6
   assert found[0][0] != found[1][0]
@@ -177,7 +177,7 @@ def test_buckets():
 RNG = np.random.default_rng(0)
 LOGITS_BV = np.round(RNG.standard_normal((40, 12)) * 2, 1).astype(np.float32)  # with ties
 LOGITS_BV[0] = 0.0
-LOGITS_BV[1, 3:] = samplers.NEVER
+LOGITS_BV[1, 3:] = samplers.NEG_INF
 
 
 def softmax(logits_V):
@@ -223,7 +223,7 @@ def test_filters_keep_what_their_definition_keeps(name):
 
 def at_rest(rows):
   zeros_B = jnp.zeros(rows, jnp.int32)
-  return grammar.State(zeros_B, zeros_B, zeros_B, zeros_B + 9)
+  return grammar.GrammarState(zeros_B, zeros_B, zeros_B, zeros_B + 9)
 
 
 def state_of(logits_BV, ids_BT, lengths_B, seed=0):
@@ -318,7 +318,7 @@ def test_completed_text_is_the_decoded_ids():
   ready = sample.prepare_model(trained)
   prompt = toks.encode_text('ab')
   state = sample.generate(ready, [prompt], WRITING, rules)
-  [(ids, expected)] = sample.new_tokens(state, [prompt], 1)
+  [(ids, expected)] = completions.new_tokens(state, [prompt], 1)
   assert string == toks.decode_text(ids)
   assert log_probs == expected
   assert len(string) > 8
@@ -355,9 +355,9 @@ def test_text_rules_allow_text_and_its_end_and_nothing_else():
 
 def test_an_empty_prompt_is_the_end_of_a_document():
   _, toks = writer()
-  assert completions.prompt_ids(toks, '') == [toks.vocabulary.special('eos')]
-  assert completions.prompt_ids(toks, 'a') == [97]
-  assert completions.prompt_ids(toks, 'a', 'bos') == [toks.vocabulary.special('bos'), 97]
+  assert completions.encode_prompt(toks, '') == [toks.vocabulary.special('eos')]
+  assert completions.encode_prompt(toks, 'a') == [97]
+  assert completions.encode_prompt(toks, 'a', 'bos') == [toks.vocabulary.special('bos'), 97]
 
 
 # ---------------------------------------------------------------------------------------- refusals

@@ -103,7 +103,7 @@ class Subject:
     return prompts.generate(self, conditions, to, **sampling)
 
 
-def rows_at_once(cfg, mesh):
+def eval_batch_size(cfg, mesh):
   """Rows to score at once: a micro-batch of the training, rounded up to what the mesh divides."""
   shards = math.prod(mesh.shape[axis] for axis in ACTIVATION_RULES['B'])
   return -(-cfg.train.batch_size // cfg.train.accumulate // shards) * shards
@@ -175,7 +175,7 @@ def _joined(rows, width):
   return np.concatenate([np.zeros((0, width), np.float32), *(x for x in rows if x is not None)])
 
 
-def run(subject, tasks, split='valid', limit=0, stride=0, recognizer=None, **sampling):
+def run_tasks(subject, tasks, split='valid', limit=0, stride=0, recognizer=None, **sampling):
   """Run tasks by name -> list of result rows (dicts with task, metric, value, source, split).
 
   tasks: names of TASKS, or 'all' for those that fit a source of the mixture and whose packages are
@@ -185,12 +185,12 @@ def run(subject, tasks, split='valid', limit=0, stride=0, recognizer=None, **sam
   SampleConfig in the place of the run's own.
   Raises ValueError for a name that is not in TASKS and for a task that fits no source.
   """
-  names = check(subject, tasks, split)
+  names = check_tasks(subject, tasks, split)
   _check_options(names, stride, recognizer, sampling)
   rows = []
   for name in names:
     task = TASKS[name]
-    sources = common.fitting(subject, task.fits, split)
+    sources = common.matching_sources(subject, task.fits, split)
     options = sampling if task.draws else {}
     if name == 'perplexity':
       options = {'stride': stride}
@@ -201,7 +201,7 @@ def run(subject, tasks, split='valid', limit=0, stride=0, recognizer=None, **sam
   return rows
 
 
-def check(subject, tasks, split='valid'):
+def check_tasks(subject, tasks, split='valid'):
   """Names of the tasks to run; ValueError for one that is none or that fits no source.
 
   subject: a Subject, or anything with the `cfg` of a run.
@@ -213,7 +213,7 @@ def check(subject, tasks, split='valid'):
     return [name for name in TASKS if text_metrics.is_installed(TASKS[name].needs)]
   for name in tasks:
     text_metrics.check(TASKS[name].needs, name)
-    if name != 'perplexity' and not common.fitting(subject, TASKS[name].fits, split):
+    if name != 'perplexity' and not common.matching_sources(subject, TASKS[name].fits, split):
       raise _no_source(subject, name, TASKS[name].form, split)
   return list(dict.fromkeys(tasks))
 
@@ -248,7 +248,7 @@ def _no_source(subject, name, form, split):
   )
 
 
-def line(row):
+def format_row(row):
   """A result row as a line to print: value, interval, what to compare it with, then the rest."""
   shown = f'{row["task"]:12} {row["metric"]:24} {row["value"]:10.4f}'
   if 'interval' in row:
@@ -263,7 +263,7 @@ def line(row):
   return f'{shown}   ' + ', '.join([*rivals, f'{row["source"]} {row["split"]}', *rest])
 
 
-def table(rows):
+def summary_lines(rows):
   """The first measure of each task and source, as lines to print: score, chance."""
   first = {}
   for row in rows:
@@ -285,9 +285,9 @@ def table(rows):
 
 
 TASKS = {
-  'perplexity': common.Kind(perplexity.run, perplexity.fits, '{text}', False),
-  'answer': common.Kind(answer.run, answer.fits, '{image:image} -> {name}'),
-  'translate': common.Kind(
+  'perplexity': common.Task(perplexity.run, perplexity.fits, '{text}', False),
+  'answer': common.Task(answer.run, answer.fits, '{image:image} -> {name}'),
+  'translate': common.Task(
     functools.partial(
       answer.run, task='translate', score=text_metrics.translation, without=text_metrics.copied
     ),
@@ -295,7 +295,7 @@ TASKS = {
     '{en} -> {de}',
     needs='sacrebleu',
   ),
-  'summarize': common.Kind(
+  'summarize': common.Task(
     functools.partial(
       answer.run, task='summarize', score=text_metrics.summary, without=text_metrics.first_sentence
     ),
@@ -303,11 +303,11 @@ TASKS = {
     '{text} -> {summary}',
     needs='rouge_score',
   ),
-  'draw': common.Kind(draw.run, draw.fits, '{name} -> {image:image}'),
-  'speak': common.Kind(speak.run, speak.fits, '{name} -> {audio:audio}'),
-  'classify': common.Kind(classify.run, classify.fits, '{name} -> {image:image}', False),
-  'reconstruct': common.Kind(reconstruct.run, reconstruct.fits, '{image:image}', False),
-  'cross': common.Kind(cross.run, cross.fits, '{image:image} -> {name}'),
+  'draw': common.Task(draw.run, draw.fits, '{name} -> {image:image}'),
+  'speak': common.Task(speak.run, speak.fits, '{name} -> {audio:audio}'),
+  'classify': common.Task(classify.run, classify.fits, '{name} -> {image:image}', False),
+  'reconstruct': common.Task(reconstruct.run, reconstruct.fits, '{image:image}', False),
+  'cross': common.Task(cross.run, cross.fits, '{image:image} -> {name}'),
 }
 
 

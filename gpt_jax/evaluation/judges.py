@@ -231,7 +231,7 @@ class NeighborJudge(Judge):
 
   def scores(self, inputs):
     """-> 1 for the class of the nearest example, else 0, [N, C]."""
-    nearest, _ = metrics.nearest(self.raw(inputs), self.weights['train'])
+    nearest, _ = metrics.nearest_neighbors(self.raw(inputs), self.weights['train'])
     return np.eye(len(self.labels), dtype=np.float32)[self.weights['index'][nearest]]
 
   def features(self, inputs):
@@ -281,7 +281,7 @@ class SoundNeighborJudge(Judge):
 
   def scores(self, inputs):
     """-> 1 for the class of the nearest sound, else 0, [N, C]."""
-    nearest, _ = metrics.nearest(self.features(inputs), self.weights['train'])
+    nearest, _ = metrics.nearest_neighbors(self.features(inputs), self.weights['train'])
     return np.eye(len(self.labels), dtype=np.float32)[self.weights['index'][nearest]]
 
   features = SoundJudge.features

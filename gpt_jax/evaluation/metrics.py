@@ -21,7 +21,7 @@ Z95 = 1.959963984540054  # standard normal quantile at 97.5 %
 # -------------------------------------------------------------------------------------- intervals
 
 
-def wilson(hits, n):
+def wilson_interval(hits, n):
   """Share of `hits` in `n` -> (low, high); never empty, even at 0 of n or n of n."""
   if not 0 <= hits <= n or not n:
     raise ValueError(f'{hits} hits of {n} are no proportion\nfix: give 0 <= hits <= n and n > 0')
@@ -43,7 +43,7 @@ def bootstrap(values_N, statistic=np.mean, draws=1000, seed=0):
 def accuracy(found, wanted):
   """Share of equal pairs -> (accuracy, Wilson interval)."""
   hits = sum(f == w for f, w in zip(found, wanted, strict=True))
-  return hits / len(found), wilson(hits, len(found))
+  return hits / len(found), wilson_interval(hits, len(found))
 
 
 # ------------------------------------------------------------------------------------------ images
@@ -102,7 +102,7 @@ def code_perplexity(codes, size):
   return float(np.exp(-(p * np.log(p)).sum()))
 
 
-def usage(codes, size):
+def code_usage(codes, size):
   """Share of the codebook that occurs at all."""
   return len(np.unique(codes)) / size
 
@@ -117,7 +117,7 @@ def squared_distances(a_ND, b_MD):
   return np.maximum(found_NM, 0)
 
 
-def nearest(a_ND, b_MD, rows=1024):
+def nearest_neighbors(a_ND, b_MD, rows=1024):
   """The nearest of b for each of a -> (index [N], distance [N]); memory for `rows` at a time."""
   index, distance = [], []
   for first in range(0, len(a_ND), rows):
@@ -144,7 +144,7 @@ def frechet_distance(a_ND, b_MD):
   return float(max(0.0, mean + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
 
 
-def kid(a_ND, b_MD, subsets=100, size=1000, seed=0):
+def kernel_distance(a_ND, b_MD, subsets=100, size=1000, seed=0):
   """Kernel distance: unbiased MMD^2 with (a.b / D + 1)^3 -> (mean, s.d.) over subsets."""
   size, rng = min(size, len(a_ND), len(b_MD)), np.random.default_rng(seed)
   if size < 2:
@@ -153,11 +153,11 @@ def kid(a_ND, b_MD, subsets=100, size=1000, seed=0):
   for _ in range(subsets):
     a = np.asarray(a_ND)[rng.choice(len(a_ND), size, replace=False)].astype(np.float64)
     b = np.asarray(b_MD)[rng.choice(len(b_MD), size, replace=False)].astype(np.float64)
-    found.append(mmd2(a, b))
+    found.append(squared_mmd(a, b))
   return float(np.mean(found)), float(np.std(found))
 
 
-def mmd2(a_ND, b_MD):
+def squared_mmd(a_ND, b_MD):
   """Unbiased squared maximum mean discrepancy under the kernel of KID; may be below zero."""
   kernel = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3
   n, m = len(a_ND), len(b_MD)
@@ -190,7 +190,7 @@ def memorization(made_ND, held_ND, train_MD):
   """
   from scipy.stats import ks_2samp
 
-  made, held = nearest(made_ND, train_MD)[1], nearest(held_ND, train_MD)[1]
+  made, held = nearest_neighbors(made_ND, train_MD)[1], nearest_neighbors(held_ND, train_MD)[1]
   return {
     'ratio': float(np.median(made) / max(np.median(held), 1e-12)),
     'copies': float((made < np.quantile(held, 0.01)).mean()),

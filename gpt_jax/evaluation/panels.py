@@ -16,10 +16,10 @@ SHOWN, COLUMNS = 16, 8  # conditions of a source; pictures beside each other
 PAUSE = 0.15  # seconds between sounds
 
 
-def continuations(subject, texts):
+def continue_prompts(subject, texts):
   """The prompts with what follows them, as one text."""
   cfg = subject.cfg.sample
-  ids = [completions.prompt_ids(subject.tokenizers, text, cfg.begin) for text in texts]
+  ids = [completions.encode_prompt(subject.tokenizers, text, cfg.begin) for text in texts]
   room = subject.model.cfg.context - max(map(len, ids))
   cfg = dataclasses.replace(cfg, max_new_tokens=min(cfg.max_new_tokens, room), guidance=1.0)
   groups = completions.complete(subject.model, subject.tokenizers, ids, cfg)
@@ -27,7 +27,7 @@ def continuations(subject, texts):
   return '\n---\n'.join(blocks)
 
 
-def of_conditions(subject):
+def sample_conditions(subject):
   """(content, name, suffix) for each source with a condition: what is made of held-out ones."""
   split = 'valid' if data.source_names(subject.cfg.data, 'valid') else 'train'
   for name in data.source_names(subject.cfg.data, split):

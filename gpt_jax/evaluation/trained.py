@@ -35,7 +35,7 @@ class Trained(NamedTuple):
       tokenizers=self.tokenizers,
       mesh=self.mesh,
       cache_dir=self.workdir / 'cache',
-      batch_size=evaluate.rows_at_once(self.cfg, self.mesh),
+      batch_size=evaluate.eval_batch_size(self.cfg, self.mesh),
     )
 
 

@@ -300,7 +300,7 @@ def usage(codes_NPQ, codebooks):
   codes_NQ = np.concatenate([np.reshape(codes, (-1, len(codebooks))) for codes in codes_NPQ])
   columns = list(zip(codes_NQ.T, codebooks, strict=True))
   return {
-    'usage': float(np.mean([metrics.usage(codes_N, K) for codes_N, K in columns])),
+    'usage': float(np.mean([metrics.code_usage(codes_N, K) for codes_N, K in columns])),
     'perplexity': float(np.mean([metrics.code_perplexity(codes_N, K) for codes_N, K in columns])),
   }
 

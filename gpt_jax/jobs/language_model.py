@@ -13,8 +13,7 @@ import numpy as np
 
 from gpt_jax import data, losses, tokenizers
 from gpt_jax.data import templates
-from gpt_jax.evaluation import evaluate
-from gpt_jax.evaluation import panels as showcase
+from gpt_jax.evaluation import evaluate, panels
 from gpt_jax.model import attention, gpt
 from gpt_jax.runs import hardware, records, run_folder
 from gpt_jax.sampling import completions, prompt_batch
@@ -151,7 +150,8 @@ class Language:
     self.length = cfg.train.length or self.model_cfg.context
     check_batch(cfg.train.batch_size // cfg.train.accumulate, self.length, mesh)
     prompts = [
-      completions.prompt_ids(self.tokenizers, prompt, cfg.sample.begin) for prompt in cfg.train.sample_prompts
+      completions.encode_prompt(self.tokenizers, prompt, cfg.sample.begin)
+      for prompt in cfg.train.sample_prompts
     ]
     prompt_batch.check_prompts(prompts, 1, self.model_cfg)  # now, not at the first sample
     rows = share(mesh)
@@ -172,7 +172,7 @@ class Language:
     self.flops = gpt.flops_per_token(self.model_cfg, self.length)
     self.parameters = gpt.count_params(self.model_cfg)
     self.caches = self.held_out()  # validation tokens, opened once
-    evaluate.check(self, cfg.train.tasks)  # now, not after the last step
+    evaluate.check_tasks(self, cfg.train.tasks)  # now, not after the last step
 
   def held_out(self):
     """{(source, 'valid'): its tokens}; ValueError now for what could not be scored later."""
@@ -282,14 +282,14 @@ class Language:
       tokenizers=self.tokenizers,
       mesh=self.mesh,
       cache_dir=self.workdir / 'cache',
-      batch_size=evaluate.rows_at_once(self.cfg, self.mesh),
+      batch_size=evaluate.eval_batch_size(self.cfg, self.mesh),
       caches=self.caches,
       between=self.between,
     )
 
   def validate(self, state, limit):
     """-> ({valid_loss: mean of sources, valid_loss/SOURCE, valid_bits_per_byte}, rows)."""
-    rows = evaluate.run(self.subject(state), ('perplexity',), limit=limit)
+    rows = evaluate.run_tasks(self.subject(state), ('perplexity',), limit=limit)
     values = lambda metric: {
       row['source']: row['value'] for row in rows if row['metric'] == metric and 'modality' not in row
     }
@@ -305,12 +305,12 @@ class Language:
     """Continued prompts, and what it makes of validation conditions: (content, name, suffix)."""
     subject = self.subject(state)
     if self.cfg.train.sample_prompts:
-      yield showcase.continuations(subject, self.cfg.train.sample_prompts), '', '.txt'
-    yield from showcase.of_conditions(subject)
+      yield panels.continue_prompts(subject, self.cfg.train.sample_prompts), '', '.txt'
+    yield from panels.sample_conditions(subject)
 
   def finish(self, state, say):
     """Run the tasks of train.tasks -> their rows."""
-    rows = evaluate.run(self.subject(state), self.cfg.train.tasks)
-    for line in evaluate.table(rows):
+    rows = evaluate.run_tasks(self.subject(state), self.cfg.train.tasks)
+    for line in evaluate.summary_lines(rows):
       say(line)
     return rows

@@ -21,7 +21,7 @@ from gpt_jax.jobs import language_model
 from gpt_jax.model import attention, gpt
 from gpt_jax.plan import abstract_inputs, format, hlo, roofline, topologies
 from gpt_jax.runs import hardware
-from gpt_jax.sampling.prompt_batch import Prompts
+from gpt_jax.sampling.prompt_batch import PromptBatch
 from gpt_jax.sharding import MeshConfig
 from gpt_jax.step import gpt_program
 from gpt_jax.tokenizers import grammar
@@ -172,13 +172,13 @@ def decode_step(cfg, model, mesh, target):
   placed = gpt.shardings(abstract, mesh)
   weights = jax.tree.map(with_sharding, abstract, placed)
   zeros_B = np.zeros(rows, np.int32)
-  prompts = Prompts(
+  prompts = PromptBatch(
     np.zeros((rows, 1), np.int32),
     zeros_B + 1,
     np.zeros((rows, 1), np.int32),
     {},
     None,
-    grammar.State(zeros_B, zeros_B, zeros_B, zeros_B),
+    grammar.GrammarState(zeros_B, zeros_B, zeros_B, zeros_B),
   )
   keys_B = jax.eval_shape(lambda: sample.row_keys(0, rows))
   state = jax.eval_shape(functools.partial(sample.prefill, slots=slots), abstract, prompts, keys_B)

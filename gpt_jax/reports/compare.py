@@ -74,7 +74,7 @@ def table(rows):
 def validation_batch(run, most):
   """The first few validation rows, of at most so many tokens -> (source, {name: array BT...})."""
   subject, cfg = run.subject(), run.cfg
-  sources = common.fitting(subject, perplexity.fits, 'valid')
+  sources = common.matching_sources(subject, perplexity.fits, 'valid')
   if not sources:
     raise ValueError(f'{run.workdir} has no validation data\nfix: set data.valid_fraction, or compare others')
   count = run.mesh.size * math.ceil(ROWS / run.mesh.size)  # whatever mesh divides them

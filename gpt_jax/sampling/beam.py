@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax import sample
-from gpt_jax.sampling.samplers import NEVER
+from gpt_jax.sampling.samplers import NEG_INF
 from gpt_jax.sharding import fetch
 from gpt_jax.tokenizers import grammar as grammars
 
-IMPOSSIBLE = NEVER / 1e3  # scores below this hold a token that must not be sampled
+IMPOSSIBLE = NEG_INF / 1e3  # scores below this hold a token that must not be sampled
 
 
 class Beams(NamedTuple):
@@ -28,7 +28,7 @@ class Beams(NamedTuple):
   done_scores_BW: jax.Array  # length-penalized, best first
   done_lengths_BW: jax.Array  # int32; tokens in the row, prompt included
   logits_BWV: jax.Array  # float32; for the next token of each live beam
-  span: grammars.State  # rows B W; where each live beam stands
+  span: grammars.GrammarState  # rows B W; where each live beam stands
   cache: list  # rows B W
 
 
@@ -40,7 +40,7 @@ def penalty(length, alpha):
 def begin(state, W):
   """Prefilled prompts -> Beams: W times the same one, of which only the first may be extended."""
   B = state.lengths_B.shape[0]
-  first_only_BW = jnp.where(jnp.arange(W) == 0, 0.0, NEVER)[None] * jnp.ones((B, 1))
+  first_only_BW = jnp.where(jnp.arange(W) == 0, 0.0, NEG_INF)[None] * jnp.ones((B, 1))
   to_beams = lambda x: jnp.repeat(x[:, None], W, 1)
   to_rows = lambda x: jnp.repeat(x, W, 0)
   return Beams(
@@ -48,7 +48,7 @@ def begin(state, W):
     live_ids_BWT=to_beams(state.token_ids_BT),
     live_scores_BW=first_only_BW,
     done_ids_BWT=to_beams(state.token_ids_BT),
-    done_scores_BW=jnp.full((B, W), NEVER),
+    done_scores_BW=jnp.full((B, W), NEG_INF),
     done_lengths_BW=to_beams(state.lengths_B),
     logits_BWV=to_beams(state.next_logits_BV),
     span=jax.tree.map(to_rows, state.span),
@@ -74,7 +74,7 @@ def search(model, state, steps, cfg, grammar, stops):
   def extend(beams):
     length_B = state.lengths_B + beams.step
     allowed_BWV = grammars.allowed(grammar, beams.span).reshape(B, W, V)
-    log_probs_BWV = jax.nn.log_softmax(jnp.where(allowed_BWV, beams.logits_BWV, NEVER))
+    log_probs_BWV = jax.nn.log_softmax(jnp.where(allowed_BWV, beams.logits_BWV, NEG_INF))
     scores_BX = (beams.live_scores_BW[..., None] + log_probs_BWV).reshape(B, W * V)
     top_BX, flat_BX = jax.lax.top_k(scores_BX, X)
     from_BX, token_BX = flat_BX // V, (flat_BX % V).astype(jnp.int32)
@@ -84,13 +84,13 @@ def search(model, state, steps, cfg, grammar, stops):
     ended_BX = stops_BX & (top_BX > IMPOSSIBLE)
 
     new_BX = top_BX / penalty((beams.step + 1).astype(jnp.float32), cfg.length_penalty)
-    done_BX = jnp.concatenate([beams.done_scores_BW, jnp.where(ended_BX, new_BX, NEVER)], 1)
+    done_BX = jnp.concatenate([beams.done_scores_BW, jnp.where(ended_BX, new_BX, NEG_INF)], 1)
     all_ids = jnp.concatenate([beams.done_ids_BWT, ids_BXT], 1)
     lengths_BX = jnp.broadcast_to(length_B[:, None] + 1, (B, X))
     all_lengths = jnp.concatenate([beams.done_lengths_BW, lengths_BX], 1)
     done_scores_BW, keep_BW = jax.lax.top_k(done_BX, W)
 
-    live_scores_BW, live_BW = jax.lax.top_k(jnp.where(stops_BX, NEVER, top_BX), W)
+    live_scores_BW, live_BW = jax.lax.top_k(jnp.where(stops_BX, NEG_INF, top_BX), W)
     token_BW, from_BW = token_BX[rows_B1, live_BW], from_BX[rows_B1, live_BW]
     source_rows = (rows_B1 * W + from_BW).reshape(-1)
     span, cache = jax.tree.map(lambda x: x[source_rows], (beams.span, beams.cache))

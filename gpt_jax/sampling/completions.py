@@ -12,7 +12,7 @@ from gpt_jax.tokenizers import grammar as grammars
 
 
 def generate_ids(model, tokenizers, prompts, cfg, to='text', keys_B=None):
-  """Continue prompts with what `to` names (a row of grammar.ENDS).
+  """Continue prompts with what `to` names (a row of grammar.END_MARKERS).
 
   model: parameters as trained. -> for each prompt a list of (ids after it, log-probability of each
   under the model); with cfg.beams the length-penalized score of the whole text stands in the place
@@ -66,7 +66,7 @@ def stream_text(model, tokenizers, prompt, cfg, stop=()):
   yield truncate_at_stop(text + decoder.flush(), stop)[shown:]
 
 
-def prompt_ids(tokenizers, prompt, begin=''):
+def encode_prompt(tokenizers, prompt, begin=''):
   """Ids of a prompt, after the special `begin`; an empty one is the end of the text before."""
   first = [tokenizers.vocabulary.special(begin)] if begin else []
   return first + tokenizers.encode_text(prompt) or [tokenizers.vocabulary.special('eos')]

@@ -14,7 +14,7 @@ SUFFIXES = {'image': ('.png',), 'audio': ('.wav', '.flac')}  # of a folder's fil
 SHOWN = 256  # pixels of the longer side that a small picture is enlarged to, by a whole factor
 
 
-class OutFiles:
+class OutputFiles:
   """Numbers and writes pieces: `out` is a file, a folder, or '' for `default`, a folder.
 
   Raises ValueError at once for a file of another kind, one that cannot be written, or one for
@@ -56,7 +56,7 @@ class OutFiles:
     return path
 
 
-def headed(i, count, scored, scores, cfg, content):
+def format_sample(i, count, scored, scores, cfg, content):
   """One of several samples under a line with its number and, if `scored`, its score.
 
   scores: log-probabilities of its tokens; with cfg.beams its length-penalized sum.
@@ -69,7 +69,7 @@ def headed(i, count, scored, scores, cfg, content):
   return f'--- {i + 1} of {count}{score}\n{content}'
 
 
-def keep_text(path, prompt, given, text, scores, seed):
+def append_sample(path, prompt, given, text, scores, seed):
   """Append a sampled text to a file of JSON lines; given: {'image': paths, 'audio': paths}."""
   record = {'prompt': prompt, **given, 'text': text, 'log_probs': scores, 'seed': seed}
   append_line(Path(path).expanduser(), record)

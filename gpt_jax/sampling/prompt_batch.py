@@ -21,7 +21,7 @@ class Prompt(NamedTuple):
   prefix: bool = False  # whether tokens up to sep see each other both ways, as they did in training
 
 
-class Prompts(NamedTuple):
+class PromptBatch(NamedTuple):
   """Prompts as the model takes them, padded on the right; numpy arrays.
 
   Twice as many rows are fed with guidance, the lower half with an empty condition.
@@ -29,35 +29,35 @@ class Prompts(NamedTuple):
 
   ids_BP: np.ndarray  # int32
   lengths_B: np.ndarray  # int32
-  fed_BP: np.ndarray  # int32; what the model reads, B or 2 B rows
-  inputs: dict  # for model.hidden, as many rows as fed_BP
+  input_ids_BP: np.ndarray  # int32; what the model reads, B or 2 B rows
+  inputs: dict  # for model.hidden, as many rows as input_ids_BP
   guidance_B: np.ndarray | None  # float32; None without guidance
-  span: grammars.State
+  span: grammars.GrammarState
 
 
-def prepare(model_cfg, prompts, cfg, grammar, P):
-  """A list of Prompt -> Prompts padded to P tokens."""
+def batch_prompts(model_cfg, prompts, cfg, grammar, P):
+  """A list of Prompt -> PromptBatch padded to P tokens."""
   ids_BP = padded([p.ids for p in prompts], P)
   lengths_B = np.array([len(p.ids) for p in prompts], np.int32)
   room_B = np.full_like(lengths_B, cfg.max_new_tokens)
-  span, positions_BP3 = grammars.begin(grammar, ids_BP, lengths_B, room_B)
-  short_B = grammars.least(grammar, span)
+  span, positions_BP3 = grammars.read_prompts(grammar, ids_BP, lengths_B, room_B)
+  short_B = grammars.min_new_tokens(grammar, span)
   if (short_B > room_B).any():
     raise ValueError(
       f'max_new_tokens={cfg.max_new_tokens} is too few for what is to be made: it takes '
       f'{short_B.max()} tokens\nfix: use --max_new_tokens={short_B.max()} or more'
     )
   batch = {'positions_BT3': positions_BP3}
-  given_BP = grammars.condition(grammar, ids_BP, lengths_B)
+  given_BP = grammars.condition_mask(grammar, ids_BP, lengths_B)
   if any(p.prefix for p in prompts):
     batch['prefix_BT'] = given_BP & np.array([p.prefix for p in prompts])[:, None]
   batch |= features(model_cfg, prompts, grammar, ids_BP)
-  fed_BP, guidance_B = ids_BP, None
+  input_ids_BP, guidance_B = ids_BP, None
   if cfg.guidance != 1.0:
-    fed_BP, batch = with_empty_condition(grammar, ids_BP, given_BP, batch, cfg.guidance)
+    input_ids_BP, batch = with_empty_condition(grammar, ids_BP, given_BP, batch, cfg.guidance)
     guidance_B = np.full(len(prompts), cfg.guidance, np.float32)
   inputs = gpt.inputs(model_cfg, batch)
-  return Prompts(ids_BP, lengths_B, fed_BP, inputs, guidance_B, span)
+  return PromptBatch(ids_BP, lengths_B, input_ids_BP, inputs, guidance_B, span)
 
 
 def features(model_cfg, prompts, grammar, ids_BP):

@@ -26,7 +26,7 @@ MARK = re.compile(r'\{(image|audio)\}')  # where in a prompt's text its next ima
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class PromptTemplate:
   """A template of the mixture, as something to ask for."""
 
   template: str
@@ -53,7 +53,7 @@ class Form:
     return ' -> '.join(words)
 
 
-def tasks(cfg, source=''):
+def trained_templates(cfg, source=''):
   """The forms that a run was trained on, each once; of one source, if it is named.
 
   Raises ValueError for a name that is not in the mixture.
@@ -62,14 +62,14 @@ def tasks(cfg, source=''):
   if source:
     if source not in mixture:
       raise ValueError(f'--source={source} is not in data.mixture\nfix: use {", ".join(mixture)}')
-    return [Form(mixture[source].template, source)]
+    return [PromptTemplate(mixture[source].template, source)]
   first = {}
   for name, row in mixture.items():
     first.setdefault(row.template, name)
-  return [Form(template, name) for template, name in first.items()]
+  return [PromptTemplate(template, name) for template, name in first.items()]
 
 
-def prompt(run, text='', images=(), sounds=(), to='text', begin='', source=''):
+def build_prompt(run, text='', images=(), sounds=(), to='text', begin='', source=''):
   """What is given, in the form in which the run was trained to make `to` of it -> feed.Prompt.
 
   run: a Trained or a Subject. images, sounds: paths, bytes or arrays. text: the words that the form
@@ -78,9 +78,9 @@ def prompt(run, text='', images=(), sounds=(), to='text', begin='', source=''):
   for any that fits. What had to be converted is printed. Raises ValueError for what was not
   trained, and where forms would read it differently.
   """
-  pieces = choose_form(tasks(run.cfg, source), text, images, sounds, to)
+  pieces = match_template(trained_templates(run.cfg, source), text, images, sounds, to)
   if pieces is None:
-    return prompt_batch.Prompt(completions.prompt_ids(run.tokenizers, text, begin))
+    return prompt_batch.Prompt(completions.encode_prompt(run.tokenizers, text, begin))
   notes = collections.Counter()
   pieces = decode(run.tokenizers, pieces, notes=notes)
   for note, count in notes.items():
@@ -118,7 +118,7 @@ def generate(subject, conditions, to='text', rows=64, **sampling):
   beginnings = [[*(p for p in pieces if p != arrow), arrow] for pieces in conditions]
   ready = encode(subject, beginnings, to)
   cfg = dataclasses.replace(subject.cfg.sample, **{'num_samples': 1} | sampling)
-  cfg = settle(subject, ready, cfg, to, 'max_new_tokens' in sampling)
+  cfg = resolve_max_new_tokens(subject, ready, cfg, to, 'max_new_tokens' in sampling)
   keys_B, values = sample.row_keys(cfg.seed, len(ready)), []
   for first in range(0, len(ready), rows):
     chosen = [min(i, len(ready) - 1) for i in range(first, first + min(rows, len(ready)))]
@@ -128,7 +128,7 @@ def generate(subject, conditions, to='text', rows=64, **sampling):
     )
     real = len(range(first, min(first + rows, len(ready))))
     for one, [(ids, _), *_] in zip(batch[:real], groups, strict=False):
-      pieces = outcome(subject, ids, one.ids)
+      pieces = decode_pieces(subject, ids, one.ids)
       found = [piece.value for piece in pieces if piece.kind == to]
       values.append(''.join(found) if to == 'text' else found[-1])
     subject.between()
@@ -138,7 +138,7 @@ def generate(subject, conditions, to='text', rows=64, **sampling):
 # ------------------------------------------------------------------------------ which form it is
 
 
-def choose_form(forms, text, images, sounds, to):
+def match_template(forms, text, images, sounds, to):
   """The pieces of the condition (with its arrow), None for a text to continue as it is.
 
   Raises ValueError where no form takes this, or several do and would read it differently.
@@ -274,7 +274,7 @@ def reword(group, text):
 # -------------------------------------------------------------------------- what comes of a prompt
 
 
-def settle(run, prompts, cfg, to, has_length=False):
+def resolve_max_new_tokens(run, prompts, cfg, to, has_length=False):
   """cfg (SampleConfig) with as many new tokens as there is room and use for.
 
   has_length: the user chose max_new_tokens, which then stays. Raises ValueError for guidance of a
@@ -291,18 +291,18 @@ def settle(run, prompts, cfg, to, has_length=False):
   grammar = completions.build_grammar(run.tokenizers, run.model.cfg.V, to)
   lengths_B = np.array([len(p.ids) for p in prompts])
   ids_BP = prompt_batch.padded([p.ids for p in prompts], int(lengths_B.max()))
-  state, _ = grammars.begin(grammar, ids_BP, lengths_B, np.zeros(len(prompts)))
-  most = int(grammars.most(grammar, state).max()) or cfg.max_new_tokens
+  state, _ = grammars.read_prompts(grammar, ids_BP, lengths_B, np.zeros(len(prompts)))
+  most = int(grammars.max_new_tokens(grammar, state).max()) or cfg.max_new_tokens
   room = max(1, run.model.cfg.context - int(lengths_B.max()))
   return dataclasses.replace(cfg, max_new_tokens=min(most, room))
 
 
-def goes_on(run, prompt_):
+def continues_text(run, prompt_):
   """Whether what is made of a prompt continues its text, rather than answering it."""
   return run.tokenizers.layout.sep not in prompt_.ids
 
 
-def outcome(run, ids, prompt_ids=()):
+def decode_pieces(run, ids, prompt_ids=()):
   """What ids hold -> list of Piece: text (str), image (uint8 [Y, X, A]), audio (float32 [N]).
 
   prompt_ids: what stood before; an image or a sound that was begun there is part of it.

@@ -10,10 +10,10 @@ et al. 2022, section 3.4).
 import jax
 import jax.numpy as jnp
 
-NEVER = -1e30  # the logit of what must not be sampled
+NEG_INF = -1e30  # the logit of what must not be sampled
 
 
-def guide(logits_BV, null_BV, scale_B, allowed_BV, paced_V):
+def apply_guidance(logits_BV, null_BV, scale_B, allowed_BV, paced_V):
   """Away from the logits without the condition: null + scale (logits - null).
 
   Where one of `paced_V` may follow, which say how long a sound is, it keeps the probability that
@@ -23,9 +23,9 @@ def guide(logits_BV, null_BV, scale_B, allowed_BV, paced_V):
   guided_BV = null_BV + scale_B[:, None] * (logits_BV - null_BV)
   ends_BV = allowed_BV & paced_V[None]
   others_BV = allowed_BV & ~ends_BV
-  own_BV = jax.nn.log_softmax(jnp.where(allowed_BV, logits_BV, NEVER))
-  rest_B1 = jax.nn.logsumexp(jnp.where(others_BV, own_BV, NEVER), -1, keepdims=True)
-  shared_BV = jax.nn.log_softmax(jnp.where(others_BV, guided_BV, NEVER)) + rest_B1
+  own_BV = jax.nn.log_softmax(jnp.where(allowed_BV, logits_BV, NEG_INF))
+  rest_B1 = jax.nn.logsumexp(jnp.where(others_BV, own_BV, NEG_INF), -1, keepdims=True)
+  shared_BV = jax.nn.log_softmax(jnp.where(others_BV, guided_BV, NEG_INF)) + rest_B1
   paced_BV = jnp.where(ends_BV, own_BV, shared_BV)
   return jnp.where(ends_BV.any(-1, keepdims=True), paced_BV, guided_BV)
 

@@ -46,7 +46,7 @@ class Grammar(NamedTuple):
   frame: np.int32
 
 
-class State(NamedTuple):
+class GrammarState(NamedTuple):
   """Where a row stands before its next token."""
 
   mode_B: jax.Array  # int32; TEXT, IMAGE or AUDIO
@@ -58,18 +58,18 @@ class State(NamedTuple):
 def build(vocabulary, layout, columns, to='text'):
   """The grammar of sequences that end with what `to` names -> Grammar.
 
-  vocabulary, layout: of the tokenizers. columns: V of the model. to: row of ENDS; `any` is text
+  vocabulary, layout: of the tokenizers. columns: V of the model. to: row of END_MARKERS; `any` is text
   with images and sounds in it. Raises ValueError for what the vocabulary has no codes of.
   """
-  if to not in ENDS:
-    raise ValueError(f'to={to} is not something to make\nfix: use one of {", ".join(ENDS)}')
+  if to not in END_MARKERS:
+    raise ValueError(f'to={to} is not something to make\nfix: use one of {", ".join(END_MARKERS)}')
   has = {'image': layout.has_images, 'audio': layout.audio_positions > 0}
   if not has.get(to, True):
     known = ', '.join(['text', *(name for name in has if has[name])])
     raise ValueError(f'to={to}: this model has no {to} tokens, only {known}\nfix: use --to=text')
   books = {name: _codebooks(vocabulary, name) if has[name] else [[]] for name in has}
-  starts = [STARTS[name] for name in has if has[name] and to in (name, 'any')]
-  ends = [name for name in ENDS[to] if name in dict(vocabulary.specials)]
+  starts = [START_MARKERS[name] for name in has if has[name] and to in (name, 'any')]
+  ends = [name for name in END_MARKERS[to] if name in dict(vocabulary.specials)]
   words = ['text', *ends] if to in ('text', 'any') else []
   between = [[*books['audio'][0], layout.eoa], [layout.eoa]] if has['audio'] else [[], []]
   rows = [np.flatnonzero(vocabulary.allowed([*words, *starts]))]
@@ -176,12 +176,12 @@ def allowed(grammar, state):
 
 
 def advance(grammar, state, token_B):
-  """The state after one more token -> State."""
+  """The state after one more token -> GrammarState."""
   xp = jnp if isinstance(token_B, jax.Array) else np
   opens_B, codes_B = grammar.opens_V[token_B], grammar.counts_V[token_B]
   in_grid_B = grammar.in_grid_V[token_B]
   after_B = _time_after_codes(xp, grammar, state, in_grid_B)
-  return State(
+  return GrammarState(
     mode_B=xp.where(opens_B == STAY, state.mode_B, opens_B),
     count_B=xp.where(opens_B == STAY, state.count_B + codes_B, 0),
     clock_B=xp.where(in_grid_B, state.clock_B, after_B + 1),
@@ -208,26 +208,26 @@ def _time_after_codes(xp, grammar, state, in_grid_B):
 # ------------------------------------------------------------------------------------ on the host
 
 
-def begin(grammar, ids_BP, lengths_B, room_B):
-  """Read prompts, padded on the right -> (State after each, positions_BP3); numpy arrays."""
+def read_prompts(grammar, ids_BP, lengths_B, room_B):
+  """Read prompts, padded on the right -> (GrammarState after each, positions_BP3); numpy arrays."""
   B, P = ids_BP.shape
   zeros_B = np.zeros(B, np.int32)
   room_B = np.asarray(room_B, np.int32)
   if (grammar.opens_V[ids_BP] == STAY).all():  # text: no need to look at each token
     places_P = np.arange(P, dtype=np.int32)
     positions_BP3 = np.broadcast_to(places_P[None, :, None], (B, P, 3))
-    return State(zeros_B, zeros_B, np.asarray(lengths_B, np.int32), room_B), positions_BP3
+    return GrammarState(zeros_B, zeros_B, np.asarray(lengths_B, np.int32), room_B), positions_BP3
   positions_BP3 = np.zeros((B, P, 3), np.int32)
-  state = State(zeros_B, zeros_B, zeros_B, zeros_B)
+  state = GrammarState(zeros_B, zeros_B, zeros_B, zeros_B)
   for t in range(int(max(lengths_B))):
     positions_BP3[:, t] = position3(grammar, state, ids_BP[:, t])
     after = advance(grammar, state, ids_BP[:, t])
     keep = lambda new, old, there_B=t < lengths_B: np.where(there_B, new, old)
-    state = State(*map(keep, after, state))
+    state = GrammarState(*map(keep, after, state))
   return state._replace(room_B=room_B), positions_BP3
 
 
-def condition(grammar, ids_BP, lengths_B):
+def condition_mask(grammar, ids_BP, lengths_B):
   """True for the tokens of a prompt up to and including its last sep, bool [B, P]; numpy."""
   places_BP = np.arange(ids_BP.shape[1])[None]
   is_sep_BP = (ids_BP == grammar.sep) & (places_BP < np.asarray(lengths_B)[:, None])
@@ -235,14 +235,14 @@ def condition(grammar, ids_BP, lengths_B):
   return places_BP <= last_B[:, None]
 
 
-def least(grammar, state):
+def min_new_tokens(grammar, state):
   """Tokens that a row needs before it can be decoded, int32 [B]; numpy."""
   whole_B = np.where(state.count_B == 0, grammar.audio_books, -state.count_B % grammar.audio_books)
   image_B = np.maximum(grammar.image_codes - state.count_B, 0)
   return _until_the_end(grammar, state, image_B, whole_B, _at_rest(grammar))
 
 
-def most(grammar, state):
+def max_new_tokens(grammar, state):
   """Tokens of the longest thing that a row which must be an image or a sound can become, int32 [B];
   0 where the length of a text decides. Numpy.
   """
@@ -270,5 +270,5 @@ def _until_the_end(grammar, state, image_B, audio_B, at_rest):
   return np.where(state.mode_B == TEXT, at_rest, inside_B).astype(np.int32)
 
 
-STARTS = {'image': 'boi', 'audio': 'boa'}
-ENDS = {'text': ('eos',), 'image': ('eoi',), 'audio': ('eoa',), 'any': ('eos',)}
+START_MARKERS = {'image': 'boi', 'audio': 'boa'}
+END_MARKERS = {'text': ('eos',), 'image': ('eoi',), 'audio': ('eoa',), 'any': ('eos',)}

@@ -91,7 +91,7 @@ def plain_nats(subject, stride):
 @pytest.mark.parametrize('stride', [T, 20, 5])
 def test_the_whole_text_is_scored_once_as_by_a_plain_loop(subject, tmp_path, stride):
   small = on_text(subject, tmp_path, 'bamaf teal sooz. ' * 12 + 'kain')
-  rows = evaluate.run(small, ['perplexity'], stride=stride)
+  rows = evaluate.run_tasks(small, ['perplexity'], stride=stride)
   found, cache = values(rows), valid_cache(small)
   tokens = len(cache.ids) - 1
   assert len(cache.ids) == 17 * 12 + 4
@@ -105,7 +105,7 @@ def test_the_whole_text_is_scored_once_as_by_a_plain_loop(subject, tmp_path, str
 def test_bytes_are_those_of_utf8(subject, tmp_path):
   text = 'é' * 50
   small = on_text(subject, tmp_path, text)
-  found = values(evaluate.run(small, ['perplexity']))
+  found = values(evaluate.run_tasks(small, ['perplexity']))
   assert valid_cache(small).bytes == 100
   total = found['bits_per_token'] * 99
   assert found['bits_per_byte'] == pytest.approx(total / 100, rel=1e-6)
@@ -114,24 +114,24 @@ def test_bytes_are_those_of_utf8(subject, tmp_path):
 def test_the_end_of_training_and_the_run_folder_agree(subject, run):
   """Training evaluates the average of the weights, and so does whoever opens the folder."""
   result = run_folder.read_result(run)
-  assert evaluate.run(subject, ['perplexity']) == result['evaluations']
+  assert evaluate.run_tasks(subject, ['perplexity']) == result['evaluations']
   assert values(result['evaluations'])['nats_per_token'] == result['valid_loss']
 
 
 def test_rows_at_once_do_not_matter(subject):
-  few = values(evaluate.run(dataclasses.replace(subject, batch_size=8), ['perplexity']))
-  many = values(evaluate.run(dataclasses.replace(subject, batch_size=24), ['perplexity']))
+  few = values(evaluate.run_tasks(dataclasses.replace(subject, batch_size=8), ['perplexity']))
+  many = values(evaluate.run_tasks(dataclasses.replace(subject, batch_size=24), ['perplexity']))
   assert few == pytest.approx(many, rel=1e-6)
 
 
 def test_a_limit_scores_a_part(subject):
-  [nats, bits] = evaluate.run(subject, ['perplexity'], limit=600)
+  [nats, bits] = evaluate.run_tasks(subject, ['perplexity'], limit=600)
   assert (nats['metric'], bits['metric']) == ('nats_per_token', 'bits_per_token')
   assert nats['tokens'] == 1024  # the first two batches of 16 rows
-  [whole, *_] = evaluate.run(subject, ['perplexity'])
+  [whole, *_] = evaluate.run_tasks(subject, ['perplexity'])
   assert whole['tokens'] == len(valid_cache(subject).ids) - 1
   assert nats['value'] != whole['value']
-  rows = evaluate.run(subject, ['perplexity'], limit=10**9)
+  rows = evaluate.run_tasks(subject, ['perplexity'], limit=10**9)
   assert rows[0] == whole
 
 
@@ -143,7 +143,7 @@ def test_documents_that_are_masked_begin_with_a_token_that_is_not_scored(subject
     mixture={'other': dataclasses.replace(small.cfg.data.mixture['other'], separator='. ')},
   )
   masked = with_data(small, section)
-  rows = evaluate.run(masked, ['perplexity'])
+  rows = evaluate.run_tasks(masked, ['perplexity'])
   cache = valid_cache(masked)
   assert len(cache.offsets) == 3
   assert rows[0]['tokens'] == len(cache.ids) - 3
@@ -154,33 +154,33 @@ def test_sources_are_scored_apart(subject):
   mixture = {name: Source('synthetic', documents=20, seed=seed) for seed, name in enumerate('ab')}
   section = dataclasses.replace(subject.cfg.data, mixture=mixture)
   both = with_data(subject, section)
-  rows = [row for row in evaluate.run(both, ['perplexity']) if row['metric'] == 'nats_per_token']
+  rows = [row for row in evaluate.run_tasks(both, ['perplexity']) if row['metric'] == 'nats_per_token']
   assert [row['source'] for row in rows] == ['a', 'b']
   alone = with_data(subject, dataclasses.replace(section, mixture={'b': mixture['b']}))
-  assert evaluate.run(alone, ['perplexity'])[0] == rows[1]
+  assert evaluate.run_tasks(alone, ['perplexity'])[0] == rows[1]
 
 
 def test_the_training_part_can_be_scored(subject):
-  [row, *_] = evaluate.run(subject, ['perplexity'], split='train', limit=100)
+  [row, *_] = evaluate.run_tasks(subject, ['perplexity'], split='train', limit=100)
   assert row['split'] == 'train'
   assert row['value'] < math.log(272) - 1
 
 
 def test_nothing_kept_for_validation_is_no_row(subject):
   section = dataclasses.replace(subject.cfg.data, valid_fraction=0.0)
-  assert evaluate.run(with_data(subject, section), ['perplexity']) == []
+  assert evaluate.run_tasks(with_data(subject, section), ['perplexity']) == []
 
 
 def test_what_cannot_be_scored(subject, tmp_path):
   with pytest.raises(ValueError) as error:
-    evaluate.run(subject, ['perplexity', 'perplexty'])
+    evaluate.run_tasks(subject, ['perplexity', 'perplexty'])
   assert_two_lines(error.value, '--tasks=perplexty')
   for stride in (-1, T + 1):
     with pytest.raises(ValueError) as error:
-      evaluate.run(subject, ['perplexity'], stride=stride)
+      evaluate.run_tasks(subject, ['perplexity'], stride=stride)
     assert_two_lines(error.value, f'stride={stride}')
   with pytest.raises(ValueError) as error:
-    evaluate.run(on_text(subject, tmp_path, 'x'), ['perplexity'])
+    evaluate.run_tasks(on_text(subject, tmp_path, 'x'), ['perplexity'])
   assert_two_lines(error.value, 'data.mixture.other has no valid token')
 
 
@@ -196,29 +196,29 @@ def test_answers_are_scored_and_their_questions_are_not(subject, tmp_path):
   source = Source('jsonl', str(tmp_path / 'pairs.jsonl'), template='{q} -> {a}')
   section = data.DataConfig(mixture={'pairs': source}, packing='first_fit', valid_fraction=0.5)
   asked = with_data(subject, section)
-  row, _ = evaluate.run(asked, ['perplexity'])  # in nats, in bits
+  row, _ = evaluate.run_tasks(asked, ['perplexity'])  # in nats, in bits
   found = [pieces for _, pieces in data.examples(section, 'pairs', 'valid')]
   assert row['tokens'] == sum(len(pieces[-1].value) + 1 for pieces in found)
   assert asked.target_nats(found).sum() == pytest.approx(row['value'] * row['tokens'], rel=0.1)
-  rows = evaluate.run(asked, ['answer'], limit=5, max_new_tokens=4)
+  rows = evaluate.run_tasks(asked, ['answer'], limit=5, max_new_tokens=4)
   assert {row['n'] for row in rows} == {5}
   assert {row['metric']: row['value'] for row in rows}['exact_match'] == 0
   answers = sum(pieces[-1].value == 'teal' for pieces in found)
-  [exact, *_] = evaluate.run(asked, ['answer'], limit=len(found), max_new_tokens=4)
+  [exact, *_] = evaluate.run_tasks(asked, ['answer'], limit=len(found), max_new_tokens=4)
   assert exact['chance'] == pytest.approx(answers / len(found))
 
 
 def test_all_tasks_are_those_that_fit(subject):
-  rows = evaluate.run(subject, ['all'])
-  assert rows == evaluate.run(subject, ['perplexity'])
+  rows = evaluate.run_tasks(subject, ['all'])
+  assert rows == evaluate.run_tasks(subject, ['perplexity'])
   with pytest.raises(ValueError) as error:
-    evaluate.run(subject, ['perplexity', 'speak'])
+    evaluate.run_tasks(subject, ['perplexity', 'speak'])
   assert_two_lines(error.value, '--tasks=speak', '{name} -> {audio:audio}', "'{text}'")
 
 
 def test_a_line_for_each_row():
   row = dict(task='draw', metric='accuracy', value=0.75, source='s', split='test', n=4)
-  assert evaluate.line(row).split() == ['draw', 'accuracy', '0.7500', 's', 'test,', 'n', '4']
+  assert evaluate.format_row(row).split() == ['draw', 'accuracy', '0.7500', 's', 'test,', 'n', '4']
   more = row | {'interval': [0.5, 0.9], 'chance': 0.1, 'baseline': 1.0, 'tokens': 7}
   text = 'draw accuracy 0.7500 [0.5000, 0.9000] chance 0.1000, baseline 1.0000, s test, n 4, 7 tokens'
-  assert evaluate.line(more).split() == text.split()
+  assert evaluate.format_row(more).split() == text.split()

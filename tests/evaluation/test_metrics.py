@@ -28,18 +28,18 @@ def normal(n, d=8, shift=0.0):
 def test_wilson_against_its_quadratic():
   """The ends of the interval are where |p - hits/n| = z sqrt(p (1 - p) / n)."""
   for hits, n in ((294, 300), (1, 10), (50, 100)):
-    for p in metrics.wilson(hits, n):
+    for p in metrics.wilson_interval(hits, n):
       assert abs(p - hits / n) == pytest.approx(1.959964 * math.sqrt(p * (1 - p) / n), rel=1e-5)
-  assert metrics.wilson(0, 10)[0] == 0
-  assert metrics.wilson(10, 10) == pytest.approx((0.7224672, 1.0))
-  low, high = metrics.wilson(294, 300)
+  assert metrics.wilson_interval(0, 10)[0] == 0
+  assert metrics.wilson_interval(10, 10) == pytest.approx((0.7224672, 1.0))
+  low, high = metrics.wilson_interval(294, 300)
   assert (high - low) / 2 == pytest.approx(0.016, abs=0.001)
 
 
 def test_wilson_refuses_what_is_no_share():
   for hits, n in ((3, 2), (0, 0)):
     with pytest.raises(ValueError, match=two_lines(f'{hits} hits of {n}')):
-      metrics.wilson(hits, n)
+      metrics.wilson_interval(hits, n)
 
 
 def test_bootstrap_is_near_the_normal_interval():
@@ -51,7 +51,7 @@ def test_bootstrap_is_near_the_normal_interval():
 
 
 def test_accuracy():
-  assert metrics.accuracy('abcd', 'abcx') == (0.75, metrics.wilson(3, 4))
+  assert metrics.accuracy('abcd', 'abcx') == (0.75, metrics.wilson_interval(3, 4))
 
 
 # ------------------------------------------------------------------------------------------ images
@@ -99,7 +99,7 @@ def test_codes():
   assert metrics.code_perplexity(np.arange(8), 8) == pytest.approx(8)
   assert metrics.code_perplexity([3, 3, 3], 8) == pytest.approx(1)
   assert metrics.code_perplexity([0, 0, 1, 2], 8) == pytest.approx(2**1.5)
-  assert metrics.usage([0, 0, 1, 2], 8) == 3 / 8
+  assert metrics.code_usage([0, 0, 1, 2], 8) == 3 / 8
 
 
 # --------------------------------------------------------------------------------- sets of features
@@ -110,7 +110,7 @@ def test_distances_against_scipy():
 
   a, b = normal(20), normal(30, shift=0.5)
   assert metrics.squared_distances(a, b) == pytest.approx(cdist(a, b, 'sqeuclidean'))
-  index, distance = metrics.nearest(a, b, rows=7)
+  index, distance = metrics.nearest_neighbors(a, b, rows=7)
   assert (index == cdist(a, b).argmin(1)).all()
   assert distance == pytest.approx(cdist(a, b).min(1))
 
@@ -136,13 +136,13 @@ def test_mmd_against_a_loop():
   aa = sum(k(x, y) for i, x in enumerate(a) for j, y in enumerate(a) if i != j) / 20
   bb = sum(k(x, y) for i, x in enumerate(b) for j, y in enumerate(b) if i != j) / 12
   ab = sum(k(x, y) for x in a for y in b) / 20
-  assert metrics.mmd2(a, b) == pytest.approx(aa + bb - 2 * ab)
+  assert metrics.squared_mmd(a, b) == pytest.approx(aa + bb - 2 * ab)
 
 
 def test_kid_is_unbiased():
   """Of two halves of one set it is zero on average, of others not."""
-  same = [metrics.kid(normal(100), normal(101), subsets=20, size=50)[0] for _ in range(1)]
-  other = metrics.kid(normal(100), normal(100, shift=1.0), subsets=20, size=50)[0]
+  same = [metrics.kernel_distance(normal(100), normal(101), subsets=20, size=50)[0] for _ in range(1)]
+  other = metrics.kernel_distance(normal(100), normal(100, shift=1.0), subsets=20, size=50)[0]
   assert abs(same[0]) < 0.3 < other
 
 

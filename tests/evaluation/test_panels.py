@@ -45,7 +45,7 @@ def new(tmp_path_factory):
 @pytest.fixture(scope='module')
 def made(new):
   """{name of the source: (content, suffix)}."""
-  return {name: (content, suffix) for content, name, suffix in panels.of_conditions(new)}
+  return {name: (content, suffix) for content, name, suffix in panels.sample_conditions(new)}
 
 
 def conditions(subject, name, split='valid'):
@@ -104,7 +104,7 @@ def test_a_right_answer_is_not_corrected(new, monkeypatch):
   answers = [answer for _, answer in conditions(new, 'read')]
   right = lambda run, given, to: [answers[0], *['wrong'] * (len(given) - 1)]
   monkeypatch.setattr(panels.prompts, 'generate', right)
-  [text] = [content for content, name, _ in panels.of_conditions(only(new, 'read'))]
+  [text] = [content for content, name, _ in panels.sample_conditions(only(new, 'read'))]
   first, second, *_ = text.split('\n')
   assert first == f'[image] -> {answers[0]!r}'
   assert second == f"[image] -> 'wrong'  not {answers[1]!r}"
@@ -125,18 +125,18 @@ def test_conditions_of_training_where_nothing_is_held_out(new, monkeypatch):
     return [np.zeros((8, 8, 1), np.uint8)] * len(given)
 
   monkeypatch.setattr(panels.prompts, 'generate', generate)
-  [_] = panels.of_conditions(only(new, 'draw', valid_fraction=0.0))
+  [_] = panels.sample_conditions(only(new, 'draw', valid_fraction=0.0))
   words = [''.join(piece.value for piece in pieces) for pieces in seen]
   assert words[:4] == ['zero', 'one', 'two', 'three']  # as the digits come
 
 
 def test_a_source_without_conditions_gives_nothing(new):
-  assert list(panels.of_conditions(only(new, 'picture', condition_dropout=0.0))) == []
+  assert list(panels.sample_conditions(only(new, 'picture', condition_dropout=0.0))) == []
 
 
 def test_continued_prompts(new):
   subject = only(new, 'plain', condition_dropout=0.0, packing='crop')
-  blocks = panels.continuations(subject, ('abc', 'd' * 30)).split('\n---\n')
+  blocks = panels.continue_prompts(subject, ('abc', 'd' * 30)).split('\n---\n')
   assert len(blocks) == 2 and blocks[0].startswith('abc') and blocks[1].startswith('d' * 30)
 
 

@@ -175,7 +175,7 @@ def test_another_example_has_another_answer(answers):
 
 
 def test_answers(oracle):
-  rows = evaluate.run(oracle, ['answer'], limit=30)
+  rows = evaluate.run_tasks(oracle, ['answer'], limit=30)
   assert {row['source'] for row in rows} == {'name', 'listen'}
   found, shuffled = table(rows, source='name'), table(rows, source='name', control='shuffled')
   exact = found['exact_match']
@@ -201,7 +201,7 @@ def test_texts_from_texts(oracle, monkeypatch):
   [example, *_] = common.examples(subject, 'pairs', 'valid')
   assert common.references(example, '{en} -> {de.0}') == example.record['de']
   assert common.references(example, '{en} -> {de.0}!') == [example.record['de'][0]]
-  found = table(evaluate.run(subject, ['answer']))
+  found = table(evaluate.run_tasks(subject, ['answer']))
   assert found['exact_match']['value'] == 1 and found['word_error_rate']['value'] == 0.5
   share = lambda made, wanted: {
     'share': dict(value=float(np.mean([m in w for m, w in zip(made, wanted, strict=True)])), signature='s')
@@ -216,15 +216,15 @@ def test_texts_from_texts(oracle, monkeypatch):
 def test_a_task_whose_library_is_missing_is_refused_or_left_out(oracle, monkeypatch):
   monkeypatch.setattr(text_metrics, 'is_installed', lambda package: not package)
   with pytest.raises(ValueError) as error:
-    evaluate.check(oracle, ['perplexity', 'translate'])
+    evaluate.check_tasks(oracle, ['perplexity', 'translate'])
   assert_two_lines(error.value, '--tasks=translate measures with sacrebleu')
-  left = set(evaluate.check(oracle, ['all']))
+  left = set(evaluate.check_tasks(oracle, ['all']))
   assert set(evaluate.TASKS) - left == {'translate', 'summarize'}
 
 
 def test_drawings_that_are_real_training_images(oracle):
   """Right, varied, close to real, and caught as copies."""
-  rows = evaluate.run(oracle, ['draw'], limit=60)
+  rows = evaluate.run_tasks(oracle, ['draw'], limit=60)
   found, shuffled = table(rows), table(rows, control='shuffled')
   assert set(shuffled) == {'accuracy', 'accuracy_by_pixels'}
   assert max(row['value'] for row in shuffled.values()) <= found['accuracy']['chance']
@@ -243,7 +243,7 @@ def test_drawings_that_are_real_training_images(oracle):
 
 
 def test_drawings_are_compared_with_reconstructions(oracle):
-  rows = evaluate.run(oracle, ['draw'], limit=40)
+  rows = evaluate.run_tasks(oracle, ['draw'], limit=40)
   lossless = table(rows, of='reconstructions')
   assert lossless['accuracy']['value'] == table(rows)['accuracy']['baseline']
   distance = lossless['frechet_distance']
@@ -254,7 +254,7 @@ def test_descriptions_that_are_no_classes_are_retrieved(oracle, monkeypatch):
   monkeypatch.setattr(common, 'MOST_CLASSES', 5)
   real = common.pixels(oracle, common.examples(oracle, 'draw', 'valid', 30))
   monkeypatch.setattr(Oracle, 'generate', lambda *args, **kwargs: list(real))
-  rows = evaluate.run(oracle, ['draw'], limit=30)
+  rows = evaluate.run_tasks(oracle, ['draw'], limit=30)
   found, shuffled = table(rows), table(rows, control='shuffled')
   assert found['mrr']['value'] == found['recall@1']['value'] == 1
   assert shuffled['recall@1']['value'] == 0 and shuffled['mrr']['value'] < 0.5
@@ -264,7 +264,7 @@ def test_descriptions_that_are_no_classes_are_retrieved(oracle, monkeypatch):
 
 
 def test_speech(oracle):
-  rows = evaluate.run(oracle, ['speak'], limit=12)
+  rows = evaluate.run_tasks(oracle, ['speak'], limit=12)
   found = table(rows)
   assert found['tone_accuracy']['value'] == 1
   assert table(rows, control='shuffled')['tone_accuracy']['value'] == 0
@@ -318,7 +318,7 @@ def test_a_recognizer_hears_what_was_said(oracle, monkeypatch):
   mistakes = (deaf, 'speak', 'no text of a sound'), (ear, 'draw', 'no effect')
   for recognizer, task, cause in mistakes:
     with pytest.raises(ValueError) as error:
-      evaluate.run(oracle, [task], recognizer=recognizer)
+      evaluate.run_tasks(oracle, [task], recognizer=recognizer)
     assert_two_lines(error.value, f'--recognizer={oracle.cache_dir.parent}', cause)
 
 
@@ -333,7 +333,7 @@ def test_speakers(oracle, monkeypatch):
 
   monkeypatch.setattr(common, '_examples', with_speaker)
   subject = dataclasses.replace(oracle, caches={})
-  rows = evaluate.run(subject, ['speak'], limit=12)
+  rows = evaluate.run_tasks(subject, ['speak'], limit=12)
   found, shuffled = table(rows), table(rows, control='shuffled')
   assert shuffled['accuracy']['value'] == shuffled['accuracy_by_neighbor']['value'] == 0
   assert shuffled['speaker_accuracy']['value'] <= found['speaker_accuracy']['chance']
@@ -343,7 +343,7 @@ def test_speakers(oracle, monkeypatch):
 
 
 def test_generative_classification(oracle, monkeypatch):
-  rows = evaluate.run(oracle, ['classify'], limit=30)
+  rows = evaluate.run_tasks(oracle, ['classify'], limit=30)
   found = table(rows, source='draw')
   shuffled = table(rows, source='draw', control='shuffled')
   assert found['accuracy']['value'] == 1 and shuffled['accuracy']['value'] == 0
@@ -353,7 +353,7 @@ def test_generative_classification(oracle, monkeypatch):
   assert information['baseline'] == pytest.approx(math.log2(10), abs=0.01)
   flat = lambda self, documents: np.ones(len(documents))
   monkeypatch.setattr(Oracle, 'target_nats', flat)
-  found = table(evaluate.run(oracle, ['classify'], limit=30), source='draw')
+  found = table(evaluate.run_tasks(oracle, ['classify'], limit=30), source='draw')
   assert found['information']['value'] == pytest.approx(0)
   assert found['accuracy']['value'] < 0.4
 
@@ -372,7 +372,7 @@ def words_for_sounds(monkeypatch):
 
 
 def test_reconstruction(oracle):
-  rows = evaluate.run(oracle, ['reconstruct'], limit=20)
+  rows = evaluate.run_tasks(oracle, ['reconstruct'], limit=20)
   images = table(rows, source='draw', modality='image')
   assert images['psnr']['value'] == 100
   assert images['ssim']['value'] == pytest.approx(1)
@@ -406,7 +406,7 @@ def test_composition(oracle, monkeypatch):
     return list(common.pixels(self, [drawn[name] for name in names]))
 
   monkeypatch.setattr(Oracle, 'generate', generate)
-  rows = evaluate.run(oracle, ['cross'], limit=20)
+  rows = evaluate.run_tasks(oracle, ['cross'], limit=20)
   found = {row['way']: row for row in rows if 'control' not in row}
   shuffled = {row['way']: row['value'] for row in rows if 'control' in row}
   assert shuffled == {'image to audio': 0, 'audio to image': pytest.approx(0, abs=0.15)}
@@ -443,7 +443,7 @@ def test_nats_of_documents_are_those_of_packed_rows(new):
 
 
 def test_perplexity_of_documents(new):
-  rows = evaluate.run(new, ['perplexity'])
+  rows = evaluate.run_tasks(new, ['perplexity'])
   everything = {
     row['source']: row for row in rows if row['metric'] == 'nats_per_token' and 'modality' not in row
   }
@@ -464,7 +464,7 @@ def test_perplexity_of_documents(new):
   in_bits = {r['modality']: r['value'] for r in parts if r['metric'] == 'bits_per_token'}
   assert in_bits == {m: pytest.approx(r['value'] / math.log(2)) for m, r in nats.items()}
   with pytest.raises(ValueError) as error:
-    evaluate.run(new, ['perplexity'], stride=4)
+    evaluate.run_tasks(new, ['perplexity'], stride=4)
   assert_two_lines(error.value, 'stride=4')
 
 
@@ -504,7 +504,7 @@ def test_bits_per_dim_only_where_nothing_is_lost(new, monkeypatch):
 
 
 def test_what_a_new_model_makes_can_be_measured(new):
-  rows = evaluate.run(new, ['draw', 'speak', 'answer'], limit=9, temperature=0.9)
+  rows = evaluate.run_tasks(new, ['draw', 'speak', 'answer'], limit=9, temperature=0.9)
   assert all(math.isfinite(row['value']) for row in rows)
   drawn = [row for row in rows if row['task'] == 'draw']
   assert {row['temperature'] for row in drawn} == {0.9}
@@ -512,9 +512,9 @@ def test_what_a_new_model_makes_can_be_measured(new):
   fields = {f.name for f in dataclasses.fields(SampleConfig)} - {'num_samples', 'begin'}
   assert all(set(row['sampling']) == fields for row in rows)
   assert {row['sampling']['temperature'] for row in rows} == {0.9}
-  assert not any('top_p' in row or 'sampling' in evaluate.line(row) for row in rows)
+  assert not any('top_p' in row or 'sampling' in evaluate.format_row(row) for row in rows)
   for row in rows:
-    assert evaluate.line(row).startswith(row['task'])
+    assert evaluate.format_row(row).startswith(row['task'])
 
 
 def test_equal_conditions_give_different_drawings(new):
@@ -532,10 +532,10 @@ def test_tasks_that_do_not_fit(oracle):
   text = data.DataConfig(mixture={'text': data.Source('synthetic')})
   subject = dataclasses.replace(oracle, cfg=dataclasses.replace(oracle.cfg, data=text), caches={})
   with pytest.raises(ValueError) as error:
-    evaluate.run(subject, ['draw'])
+    evaluate.run_tasks(subject, ['draw'])
   cause, _ = assert_two_lines(error.value, '--tasks=draw', "text '{text}'", '{image:image}')
   with pytest.raises(ValueError) as error:
-    evaluate.run(oracle, ['draw'], split='test')
+    evaluate.run_tasks(oracle, ['draw'], split='test')
   assert_two_lines(error.value, '--tasks=draw', 'test', 'nothing')
 
 
@@ -546,7 +546,7 @@ def test_options_that_no_task_takes(oracle):
     (['draw'], {'stride': 4}),
   ):
     with pytest.raises(ValueError) as error:
-      evaluate.run(oracle, tasks, **options)
+      evaluate.run_tasks(oracle, tasks, **options)
     [(name, value)] = options.items()
     assert_two_lines(error.value, f'{name}={value}', ','.join(tasks))
 
@@ -563,6 +563,6 @@ def test_retrieval_among_candidates():
 
 def test_descriptions_are_ranked_not_classified(oracle, monkeypatch):
   monkeypatch.setattr(classify, 'MOST', 5)
-  found = table(evaluate.run(oracle, ['classify'], limit=30), source='draw')
+  found = table(evaluate.run_tasks(oracle, ['classify'], limit=30), source='draw')
   assert 'accuracy' not in found
   assert found['recall@1']['value'] == 1 > 2 * found['recall@1']['chance']

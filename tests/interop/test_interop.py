@@ -645,7 +645,7 @@ def test_an_imported_run_is_a_run(imported, tmp_path):
   out = completions.complete(run.model, run.tokenizers, [[72]], SampleConfig(max_new_tokens=4))
   assert len(out[0][0][1]) <= 4
   subject = dataclasses.replace(run.subject(), cache_dir=tmp_path)
-  scores = evaluate.run(subject, ['perplexity'], limit=256)
+  scores = evaluate.run_tasks(subject, ['perplexity'], limit=256)
   assert {row['metric'] for row in scores} >= {'nats_per_token'}
 
 
@@ -783,7 +783,7 @@ def test_stories260k_tells_its_story(data_dir, tmp_path):
   chosen = SampleConfig(max_new_tokens=new, temperature=0.0)
   sampled = jax.jit(gpt.for_sampling, static_argnums=1)(model, 'float32')
   state = sample.generate(sampled, [ids], chosen, grammar.plain(np.ones(cfg.V, bool)))
-  [(greedy, _)] = sample.new_tokens(state, [ids], 1)
+  [(greedy, _)] = completions.new_tokens(state, [ids], 1)
   assert greedy == reference['greedy_ids']
   pieces = read_tok512(data_dir / 'stories260k/tok512.bin')
   assert len(pieces) == vocab

@@ -77,7 +77,7 @@ def test_a_mixed_target_begins_as_it_did_in_training(tmp_path):
   cfg = experiment(data__mixture=mixture, data=data_, audio={}, train=small)
   train.train(cfg, tmp_path / 'run')
   run = trained.load(tmp_path / 'run')
-  given_ = prompts.prompt(run, 'seven', to='any')
+  given_ = prompts.build_prompt(run, 'seven', to='any')
   many = dataclasses.replace(run.cfg.sample, num_samples=20, max_new_tokens=24)
   [group] = completions.generate_ids(run.model, run.tokenizers, [given_], many, 'any')
   begun = [ids[0] == run.tokenizers.vocabulary.special('boi') for ids, _ in group]
@@ -441,7 +441,7 @@ def test_continuous_inputs_train_and_are_restored(tmp_path):
     assert params[path].shape == (width, 16)
     np.testing.assert_array_equal(params[path], stored[f'opt_state/ema/{path}'])
     assert np.abs(np.asarray(params[path]) - np.asarray(initial[path])).max() > 1e-3
-  rows = evaluate.run(run.subject(), ('perplexity',))
+  rows = evaluate.run_tasks(run.subject(), ('perplexity',))
   nats = [row['value'] for row in rows if row['metric'] == 'nats_per_token' and 'modality' not in row]
   assert np.mean(nats) == pytest.approx(result['valid_loss'], rel=1e-5)
 

@@ -87,7 +87,9 @@ def test_one_beam_is_greedy():
   greedy = SampleConfig(temperature=0.0, max_new_tokens=5)
   found = beam.beam_search(model()[1], PROMPTS, cfg, grammar.plain(ALL_V))
   state = sample.generate(model()[1], PROMPTS, greedy, grammar.plain(ALL_V))
-  for [(ids, score)], (expected, log_probs) in zip(found, sample.new_tokens(state, PROMPTS, 1), strict=True):
+  for [(ids, score)], (expected, log_probs) in zip(
+    found, completions.new_tokens(state, PROMPTS, 1), strict=True
+  ):
     assert ids == expected
     assert score == pytest.approx(penalized(sum(log_probs), 5, 0.6), abs=1e-4)
 

@@ -11,7 +11,7 @@ import pytest
 from gpt_jax import sample
 from gpt_jax.model import gpt
 from gpt_jax.sample import Prompt, SampleConfig
-from gpt_jax.sampling import samplers
+from gpt_jax.sampling import completions, samplers
 from tests import models
 from tests.tokenizers.test_grammar import CONTEXT, PIECES, decoded, rules, special, toys
 
@@ -61,7 +61,7 @@ PROMPTS = [
 @functools.cache
 def made(cfg, to='image'):
   state = sample.generate(model()[1], PROMPTS, cfg, rules(to))
-  return sample.new_tokens(state, PROMPTS, cfg.num_samples)
+  return completions.new_tokens(state, PROMPTS, cfg.num_samples)
 
 
 @jax.jit
@@ -114,7 +114,7 @@ def test_a_prompt_alone_gives_what_it_gives_in_a_batch(cfg):
   keys_B = sample.row_keys(cfg.seed, len(PROMPTS))
   for b in (0, 1):
     state = sample.generate(model()[1], PROMPTS[b : b + 1], cfg, rules('image'), keys_B[b : b + 1])
-    [(ids, log_probs)] = sample.new_tokens(state, PROMPTS[b : b + 1], 1)
+    [(ids, log_probs)] = completions.new_tokens(state, PROMPTS[b : b + 1], 1)
     assert ids == made(cfg)[b][0]
     np.testing.assert_allclose(log_probs, made(cfg)[b][1], atol=1e-4)
 
@@ -155,7 +155,7 @@ def test_guidance_of_zero_is_the_model_without_condition():
   empty = Prompt([special('null')] * words.ids.index(SEP) + [SEP, BOI])
   keys_B = sample.row_keys(FREE.seed, len(PROMPTS))[1:2]
   state = sample.generate(model()[1], [empty], FREE, rules('image'), keys_B)
-  assert found[1][0] == sample.new_tokens(state, [empty], 1)[0][0]
+  assert found[1][0] == completions.new_tokens(state, [empty], 1)[0][0]
   assert found[1][0] != made(FREE)[1][0]
   log_probs_BTV = uncached(PROMPTS, whole(found))
   for b, (one, (ids, log_probs)) in enumerate(zip(PROMPTS, found, strict=True)):
@@ -188,7 +188,7 @@ def test_guidance_leaves_the_length_of_a_sound_to_the_condition():
   allowed_BV = np.array([[1, 1, 1, 0, 0, 1]] * 3 + [[1, 1, 1, 0, 0, 0]], bool)  # 5 is the end
   paced_V = np.arange(6) == 5
   scale_B = jnp.asarray([0.0, 1.0, 5.0, 5.0], jnp.float32)
-  guided_BV = np.asarray(samplers.guide(logits_BV, null_BV, scale_B, allowed_BV, paced_V))
+  guided_BV = np.asarray(samplers.apply_guidance(logits_BV, null_BV, scale_B, allowed_BV, paced_V))
   softmax = lambda x: np.exp(x - x.max()) / np.exp(x - x.max()).sum()
   for b, g in enumerate([0.0, 1.0, 5.0, 5.0]):
     formula_V = null_BV[b] + g * (logits_BV[b] - null_BV[b])
@@ -207,7 +207,7 @@ def test_guided_sounds_can_be_decoded():
   prompts = [prompt('text', start=[BOA]), prompt('text')]
   cfg = SampleConfig(max_new_tokens=14, guidance=8.0)
   state = sample.generate(model()[1], prompts, cfg, rules('audio'))
-  for one, (ids, _) in zip(prompts, sample.new_tokens(state, prompts, 1), strict=True):
+  for one, (ids, _) in zip(prompts, completions.new_tokens(state, prompts, 1), strict=True):
     assert decoded(one.ids + ids)[-1][0] == 'audio'
 
 

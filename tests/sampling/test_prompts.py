@@ -13,7 +13,7 @@ from gpt_jax.data import Source, media
 from gpt_jax.data.templates import Piece
 from gpt_jax.sample import SampleConfig
 from gpt_jax.sampling import completions, output_files, prompt_batch, prompts
-from gpt_jax.sampling.prompts import Form, choose_form
+from gpt_jax.sampling.prompts import PromptTemplate, match_template
 from gpt_jax.tokenizers.media import MediaTokenizer
 from tests import models
 from tests.tiny_runs import assert_two_lines
@@ -25,7 +25,7 @@ TRANSLATE, ASK = 'translate en de: {en} -> {de}', '{x:image} Q: {q} A: -> {a}'
 
 def chosen(templates, text='', images=(), sounds=(), to='text'):
   """[(kind, value)] of the condition without its arrow."""
-  pieces = choose_form([Form(t) for t in templates], text, images, sounds, to)
+  pieces = match_template([PromptTemplate(t) for t in templates], text, images, sounds, to)
   return pieces and [(piece.kind, piece.value) for piece in pieces if piece.kind != 'arrow']
 
 
@@ -111,14 +111,14 @@ def test_a_source_names_the_form_where_several_fit():
   }
   cfg = SimpleNamespace(data=SimpleNamespace(mixture=mixture))
   with pytest.raises(ValueError) as error:
-    choose_form(prompts.tasks(cfg), '', [IMAGE], [], 'text')
+    match_template(prompts.trained_templates(cfg), '', [IMAGE], [], 'text')
   _, fix = assert_two_lines(error.value, '1 image could be meant for several forms')
   assert fix.endswith('--source: codes {x:image} -> {name}; whole {x:patches} -> {name}')
   for source, kind in (('more', 'image'), ('whole', 'patches')):
-    first, _ = choose_form(prompts.tasks(cfg, source), '', [IMAGE], [], 'text')
+    first, _ = match_template(prompts.trained_templates(cfg, source), '', [IMAGE], [], 'text')
     assert first == Piece(kind, IMAGE)
   with pytest.raises(ValueError) as error:
-    prompts.tasks(cfg, 'holes')
+    prompts.trained_templates(cfg, 'holes')
   _, fix = assert_two_lines(error.value, '--source=holes')
   assert fix == 'fix: use codes, more, whole'
 
@@ -218,27 +218,27 @@ WAVE = np.linspace(-1, 1, 30, dtype=np.float32)
 def test_prompts_of_each_form():
   names = ('boi', 'eoi', 'boa', 'eoa', 'sep', 'patch', 'frame')
   boi, eoi, boa, eoa, sep, patch, frame = map(special, names)
-  read = prompts.prompt(run(), images=[PICTURE])
+  read = prompts.build_prompt(run(), images=[PICTURE])
   assert read.ids == [boi, *[patch] * 4, eoi, sep]
   assert read.prefix
   np.testing.assert_array_equal(read.patches[1:5], Pixels().features(PICTURE[None])[0])
   assert (read.patches[[0, 5, 6]] == 0).all()
   assert read.frames is None
 
-  hear = prompts.prompt(run(), sounds=[WAVE])
+  hear = prompts.build_prompt(run(), sounds=[WAVE])
   assert hear.ids == [boa, *[frame] * 3, eoa, sep]
   np.testing.assert_array_equal(hear.frames[1:4], Loudness().features([WAVE])[0])
 
-  draw = prompts.prompt(run(), 'five', to='image')
+  draw = prompts.build_prompt(run(), 'five', to='image')
   assert draw.ids == [*b'five', sep, boi]
-  say = prompts.prompt(run(), 'five', to='audio')
+  say = prompts.build_prompt(run(), 'five', to='audio')
   assert say.ids == [*b'say five', sep, boa]
-  assert prompts.prompt(run(), 'five').ids == [*b'five']
-  assert prompts.prompt(run(), '').ids == [special('eos')]
-  assert prompts.prompt(run(), 'a', begin='bos').ids == [special('bos'), 97]
+  assert prompts.build_prompt(run(), 'five').ids == [*b'five']
+  assert prompts.build_prompt(run(), '').ids == [special('eos')]
+  assert prompts.build_prompt(run(), 'a', begin='bos').ids == [special('bos'), 97]
 
   codes = run().tokenizers.encode_codes('image', Pixels().encode(PICTURE[None])[0])
-  mixed = prompts.prompt(run(), 'a{image}b', images=[PICTURE], to='any')
+  mixed = prompts.build_prompt(run(), 'a{image}b', images=[PICTURE], to='any')
   assert mixed.ids == [97, boi, *codes, eoi, 98]
 
 
@@ -249,7 +249,7 @@ def test_outcomes_are_pieces():
   sound = toks.encode_codes('audio', Loudness().encode([WAVE])[0]).tolist()
   ids = [*sound[1:], special('eoa'), 97, 98, special('boi'), *image, special('eoi')]
   ids += [special('boi'), *image, special('eoi'), special('eos')]
-  found = prompts.outcome(run(), ids, [99, special('boa'), sound[0]])
+  found = prompts.decode_pieces(run(), ids, [99, special('boa'), sound[0]])
   assert [piece.kind for piece in found] == ['audio', 'text', 'image', 'image']
   np.testing.assert_array_equal(found[0].value, Loudness().decode(Loudness().encode([WAVE]))[0])
   assert found[1].value == 'ab'
@@ -257,7 +257,7 @@ def test_outcomes_are_pieces():
   assert expected.shape == (4, 4, 1)
   for piece in found[2:]:
     np.testing.assert_array_equal(piece.value, expected)
-  assert prompts.outcome(run(), [97, special('eos')], [special('boi'), *image, special('eoi')]) == [
+  assert prompts.decode_pieces(run(), [97, special('eos')], [special('boi'), *image, special('eoi')]) == [
     Piece('text', 'a')
   ]
 
@@ -272,12 +272,12 @@ def test_outcomes_are_pieces():
   ],
 )
 def test_a_random_model_makes_what_is_asked_for(given, to, kinds):
-  prompt = prompts.prompt(run(), to=to, **given)
-  cfg = prompts.settle(run(), [prompt], run().cfg.sample, to)
+  prompt = prompts.build_prompt(run(), to=to, **given)
+  cfg = prompts.resolve_max_new_tokens(run(), [prompt], run().cfg.sample, to)
   assert cfg.max_new_tokens == {'image': 9, 'audio': 6}.get(to, 7)
   [[(ids, log_probs)]] = completions.generate_ids(run().model, run().tokenizers, [prompt], cfg, to)
   assert len(ids) == len(log_probs)
-  found = prompts.outcome(run(), ids, prompt.ids)
+  found = prompts.decode_pieces(run(), ids, prompt.ids)
   assert {piece.kind for piece in found} <= kinds
   if to in ('image', 'audio'):
     [piece] = found
@@ -301,16 +301,16 @@ def test_guidance_needs_a_model_that_knows_the_empty_condition():
   other = SimpleNamespace(**vars(run()) | {'cfg': dataclasses.replace(run().cfg, data=data)})
   cfg = SampleConfig(guidance=2.0)
   with pytest.raises(ValueError) as error:
-    prompts.settle(other, [prompt_batch.Prompt([1])], cfg, 'text')
+    prompts.resolve_max_new_tokens(other, [prompt_batch.Prompt([1])], cfg, 'text')
   assert_two_lines(error.value, 'sample.guidance=2.0', 'data.condition_dropout=0.0')
-  assert prompts.settle(run(), [prompt_batch.Prompt([1])], cfg, 'text').guidance == 2.0
+  assert prompts.resolve_max_new_tokens(run(), [prompt_batch.Prompt([1])], cfg, 'text').guidance == 2.0
 
 
 def test_beams_make_text_only():
-  prompt = prompts.prompt(run(), 'five', to='image')
+  prompt = prompts.build_prompt(run(), 'five', to='image')
   with pytest.raises(ValueError, match='sample.beams=2 cannot make to=image\nfix: '):
     completions.generate_ids(run().model, run().tokenizers, [prompt], SampleConfig(beams=2), 'image')
-  read = prompts.prompt(run(), images=[PICTURE])
+  read = prompts.build_prompt(run(), images=[PICTURE])
   cfg = SampleConfig(beams=2, max_new_tokens=3)
   [[(text, score)]] = completions.complete(run().model, run().tokenizers, [read], cfg)
   assert isinstance(text, str)
@@ -319,7 +319,7 @@ def test_beams_make_text_only():
 
 def test_one_beam_reads_an_image_as_greedy_sampling_does():
   """Places after an image are past its longer side, in a search too."""
-  read = prompts.prompt(run(), images=[PICTURE])
+  read = prompts.build_prompt(run(), images=[PICTURE])
   greedy = SampleConfig(temperature=0.0, max_new_tokens=6)
   [[(ids, _)]] = completions.generate_ids(run().model, run().tokenizers, [read], greedy)
   [[(found, _)]] = completions.generate_ids(
@@ -329,7 +329,7 @@ def test_one_beam_reads_an_image_as_greedy_sampling_does():
 
 
 def test_streamed_answers_add_up():
-  read = prompts.prompt(run(), images=[PICTURE])
+  read = prompts.build_prompt(run(), images=[PICTURE])
   cfg = SampleConfig(max_new_tokens=12)
   [[(text, _)]] = completions.complete(run().model, run().tokenizers, [read], cfg)
   pieces = list(completions.stream_text(run().model, run().tokenizers, read, cfg))
@@ -344,19 +344,19 @@ def test_files_are_numbered_and_never_overwritten_by_default(tmp_path):
   default = tmp_path / 'run' / 'samples'
   names = []
   for _ in range(2):
-    files = output_files.OutFiles('', default, 'image', 2)
+    files = output_files.OutputFiles('', default, 'image', 2)
     names += [files.write(image).name, files.write(sound, 80).name]
   assert names == ['sample_0.png', 'sample_1.wav', 'sample_2.png', 'sample_3.wav']
-  one = output_files.OutFiles(str(tmp_path / 'x.png'), default, 'image', 1).write(image)
+  one = output_files.OutputFiles(str(tmp_path / 'x.png'), default, 'image', 1).write(image)
   assert one == tmp_path / 'x.png'
-  two = output_files.OutFiles(str(tmp_path / 'x.png'), default, 'image', 2)
+  two = output_files.OutputFiles(str(tmp_path / 'x.png'), default, 'image', 2)
   assert [two.write(image).name, two.write(image).name] == ['x_0.png', 'x_1.png']
-  folder = output_files.OutFiles(f'{tmp_path}/new/', default, 'audio', 1).write(sound, 80)
+  folder = output_files.OutputFiles(f'{tmp_path}/new/', default, 'audio', 1).write(sound, 80)
   assert folder == tmp_path / 'new' / 'sample_0.wav'
 
 
 def test_pictures_are_enlarged_and_sounds_keep_their_rate(tmp_path):
-  files = output_files.OutFiles(str(tmp_path), '', 'any', 1)
+  files = output_files.OutputFiles(str(tmp_path), '', 'any', 1)
   png = files.write(Piece('image', PICTURE))
   shown, note = media.read_image(str(png), (256, 256, 1))
   assert note == ''
@@ -369,11 +369,11 @@ def test_pictures_are_enlarged_and_sounds_keep_their_rate(tmp_path):
 
 def test_sounds_are_written_as_flac(tmp_path, monkeypatch):
   sounds = [Piece('audio', np.tile(WAVE, 300) * 1.5)] * 2
-  files = output_files.OutFiles(str(tmp_path / 'x.flac'), '', 'audio', 2)
+  files = output_files.OutputFiles(str(tmp_path / 'x.flac'), '', 'audio', 2)
   paths = [files.write(sound, 8000) for sound in sounds]
   assert [path.name for path in paths] == ['x_0.flac', 'x_1.flac']
   assert paths[0].read_bytes()[:4] == b'fLaC'
-  plain = output_files.OutFiles(str(tmp_path / 'x.wav'), '', 'audio', 1).write(sounds[0], 8000)
+  plain = output_files.OutputFiles(str(tmp_path / 'x.wav'), '', 'audio', 1).write(sounds[0], 8000)
   waves = [media.read_sound(str(path), 8000)[0] for path in (paths[0], plain)]
   np.testing.assert_array_equal(*waves)
   with pytest.raises(ValueError) as error:
@@ -381,7 +381,7 @@ def test_sounds_are_written_as_flac(tmp_path, monkeypatch):
   assert_two_lines(error.value, 'FLAC cannot hold 1000000 Hz')
   monkeypatch.setitem(sys.modules, 'soundfile', None)
   with pytest.raises(ValueError) as error:
-    output_files.OutFiles(str(tmp_path / 'x.flac'), '', 'audio', 1)
+    output_files.OutputFiles(str(tmp_path / 'x.flac'), '', 'audio', 1)
   _, fix = assert_two_lines(error.value, 'FLAC needs the package soundfile')
   assert 'pip install soundfile' in fix
 
@@ -397,5 +397,5 @@ def test_sounds_are_written_as_flac(tmp_path, monkeypatch):
 )
 def test_places_that_cannot_be_written_are_refused(out, to, cause, tmp_path):
   with pytest.raises(ValueError) as error:
-    output_files.OutFiles(out, tmp_path, to, 1)
+    output_files.OutputFiles(out, tmp_path, to, 1)
   assert_two_lines(error.value, cause)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gpt_jax import sample
 from gpt_jax.model import gpt
 from gpt_jax.sample import SampleConfig
+from gpt_jax.sampling import completions
 from gpt_jax.tokenizers import grammar
 from gpt_jax.tokenizers.layout import Layout
 from gpt_jax.tokenizers.vocabulary import SPECIALS, Vocabulary
@@ -150,13 +151,13 @@ def continued(batch, to, seed, new):
     features = [ones if there['patch'] else None, ones if there['frame'] else None]
     prompts.append(sample.Prompt(ids, *features))
   state = sample.generate(model(seed % 3), prompts, cfg, rules(to))
-  return [ids for ids, _ in sample.new_tokens(state, prompts, 1)]
+  return [ids for ids, _ in completions.new_tokens(state, prompts, 1)]
 
 
 @settings(max_examples=40, deadline=None)
 @given(
   st.lists(prompts(), min_size=3, max_size=3),
-  st.sampled_from(list(grammar.ENDS)),
+  st.sampled_from(list(grammar.END_MARKERS)),
   st.integers(0, 50),
   st.integers(0, 10),
 )
@@ -167,12 +168,12 @@ def test_what_is_sampled_can_be_decoded(batch, to, seed, more):
   for row, prompt in zip(ids_BP, batch, strict=True):
     row[: len(prompt)] = prompt
   lengths_B = np.array(list(map(len, batch)))
-  state, _ = grammar.begin(rules(to), ids_BP, lengths_B, np.zeros(3))
-  least = int(grammar.least(rules(to), state).max())
+  state, _ = grammar.read_prompts(rules(to), ids_BP, lengths_B, np.zeros(3))
+  least = int(grammar.min_new_tokens(rules(to), state).max())
   new = min(max(1, least + more), CONTEXT - long)
   if new < least:
     return
-  stop = special(grammar.ENDS[to][0])
+  stop = special(grammar.END_MARKERS[to][0])
   for prompt, ids in zip(batch, continued(batch, to, seed, new), strict=True):
     whole = prompt + ids
     assert len(ids) == new or ids[-1] == stop
@@ -193,7 +194,7 @@ def test_places_are_those_of_the_layout(prompt):
   _, layout = toys()
   ids_BP = np.array([prompt, prompt], np.int32)
   lengths_B = np.array([len(prompt), 1])
-  state, positions_BP3 = grammar.begin(rules('any'), ids_BP, lengths_B, np.zeros(2))
+  state, positions_BP3 = grammar.read_prompts(rules('any'), ids_BP, lengths_B, np.zeros(2))
   expected_BP3 = layout.positions3(ids_BP, np.ones_like(ids_BP))
   np.testing.assert_array_equal(positions_BP3[0], expected_BP3[0])
   assert positions_BP3.dtype == np.int32
@@ -208,31 +209,31 @@ def test_places_are_those_of_the_layout(prompt):
 
 def State(state, row):
   """One row of a state."""
-  return grammar.State(*(x[row : row + 1] for x in state))
+  return grammar.GrammarState(*(x[row : row + 1] for x in state))
 
 
 @settings(max_examples=30, deadline=None)
-@given(prompts(), st.sampled_from(list(grammar.ENDS)))
+@given(prompts(), st.sampled_from(list(grammar.END_MARKERS)))
 def test_prompts_are_read_by_the_rules_of_the_loop(prompt, to):
   """numpy on the host and jax in a compiled loop: the same states."""
-  on_host, _ = grammar.begin(rules(to), np.array([prompt]), np.array([len(prompt)]), np.array([7]))
+  on_host, _ = grammar.read_prompts(rules(to), np.array([prompt]), np.array([len(prompt)]), np.array([7]))
   padded = np.zeros(60, np.int32)
   padded[: len(prompt)] = prompt
   in_loop = read_compiled(rules(to), padded, len(prompt))
-  for name, a, b in zip(grammar.State._fields[:3], on_host, in_loop, strict=False):
+  for name, a, b in zip(grammar.GrammarState._fields[:3], on_host, in_loop, strict=False):
     np.testing.assert_array_equal(a, b, err_msg=name)
 
 
 @jax.jit
 def read_compiled(rules_, ids_P, length):
   zeros_B = np.zeros(1, np.int32)
-  state = grammar.State(*[jax.numpy.asarray(zeros_B)] * 4)
+  state = grammar.GrammarState(*[jax.numpy.asarray(zeros_B)] * 4)
   step = lambda t, state: grammar.advance(rules_, state, jax.lax.dynamic_slice(ids_P, (t,), (1,)))
   return jax.lax.fori_loop(0, length, step, state)
 
 
 def state_of(mode, count, room=99):
-  return grammar.State(*(np.array([x], np.int32) for x in (mode, count, 0, room)))
+  return grammar.GrammarState(*(np.array([x], np.int32) for x in (mode, count, 0, room)))
 
 
 def what_may_follow(to, mode, count, room=99):
@@ -293,14 +294,14 @@ def test_what_may_follow(to, mode, count, room, expected):
 )
 def test_the_tokens_that_an_image_or_a_sound_takes(to, mode, count, least, most):
   state = state_of(mode, count)
-  assert grammar.least(rules(to), state).tolist() == [least]
-  assert grammar.most(rules(to), state).tolist() == [most]
+  assert grammar.min_new_tokens(rules(to), state).tolist() == [least]
+  assert grammar.max_new_tokens(rules(to), state).tolist() == [most]
 
 
 def test_the_condition_ends_with_the_last_sep():
   sep = special('sep')
   ids_BP = np.array([[1, sep, 2, sep, 3], [1, 2, 3, 4, sep], [sep, 1, 1, 1, 1]])
-  got = grammar.condition(rules('any'), ids_BP, np.array([5, 4, 5]))
+  got = grammar.condition_mask(rules('any'), ids_BP, np.array([5, 4, 5]))
   assert got.astype(int).tolist() == [[1, 1, 1, 1, 0], [0] * 5, [1, 0, 0, 0, 0]]
 
 

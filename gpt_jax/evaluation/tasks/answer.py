@@ -63,5 +63,5 @@ def baseline(subject, found, train, answers, without):
 def neighbors(subject, found, train, answers, most=5000):
   """The answers of the nearest training images, in pixels."""
   flat = lambda some: common.pixels(subject, some).reshape(len(some), -1)
-  index, _ = metrics.nearest(flat(found), flat(train[:most]))
+  index, _ = metrics.nearest_neighbors(flat(found), flat(train[:most]))
   return [answers[i] for i in index]

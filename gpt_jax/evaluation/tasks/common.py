@@ -31,8 +31,8 @@ class Example(NamedTuple):
   target: list  # of Piece
 
 
-class Kind(NamedTuple):
-  """A task as `evaluate.run` needs it."""
+class Task(NamedTuple):
+  """A task as `evaluate.run_tasks` needs it."""
 
   run: Any  # (subject, source name, split, limit, **options) -> rows
   fits: Any  # (kinds of the condition, kinds of the target) -> bool
@@ -41,7 +41,7 @@ class Kind(NamedTuple):
   needs: str = ''  # the package that it measures with
 
 
-def fitting(subject, fits, split):
+def matching_sources(subject, fits, split):
   """Names of the sources with data for `split` whose template fits a task."""
   mixture = subject.cfg.data.mixture
   return [

@@ -22,7 +22,7 @@ def fits(condition, target):
 
 def pairs(subject, split):
   """(what is read, its source, what is made, its source) of each composition that is possible."""
-  names = common.fitting(subject, fits, split)
+  names = common.matching_sources(subject, fits, split)
   forms = {name: templates.signature(subject.cfg.data.mixture[name].template) for name in names}
   for reads, kinds, makes in WAYS:
     trained = any(common.has(c, kinds) and common.has(t, (makes,)) for c, t in forms.values())

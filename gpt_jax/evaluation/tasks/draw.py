@@ -77,7 +77,7 @@ def sets(add, features, made, real, decoded, train_images):
   scale = max(float(ref.std(0).mean()), 1e-9)  # so that distances do not depend on that of features
   ref, made, real, decoded = (x / scale for x in (ref, made, real, decoded))
   common.add_frechet(add, ref, real, {'': made, 'reconstructions': decoded})
-  kernel = lambda x: metrics.kid(ref, x, subsets=20)[0]
+  kernel = lambda x: metrics.kernel_distance(ref, x, subsets=20)[0]
   add('kernel_distance', kernel(made), baseline=kernel(real))
   names = ('precision', 'recall')
   for name, value, rival in zip(

@@ -65,7 +65,7 @@ def codebooks(add, codes_PQ, sizes):
   """Rows of how evenly each codebook is used."""
   for q, size in enumerate(sizes):
     which = {'codebook': q} if len(sizes) > 1 else {}
-    add('code_usage', metrics.usage(codes_PQ[:, q], size), codes=size, **which)
+    add('code_usage', metrics.code_usage(codes_PQ[:, q], size), codes=size, **which)
     add('code_perplexity', metrics.code_perplexity(codes_PQ[:, q], size), codes=size, **which)
 
 
