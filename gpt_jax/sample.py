@@ -21,12 +21,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gpt_jax.cluster.processes import fetch
 from gpt_jax.model import gpt
 from gpt_jax.model.positions import POSITIONS
 from gpt_jax.sampling import samplers
 from gpt_jax.sampling.prompt_batch import Prompt, batch_prompts, check_prompts
 from gpt_jax.sampling.samplers import FILTERS, NEG_INF
-from gpt_jax.sharding import fetch
 from gpt_jax.tokenizers import grammar as grammars
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from gpt_jax.cluster.processes import barrier, main_process_first
 from gpt_jax.jobs import codec, language_model
 from gpt_jax.runs import hardware, run_folder
-from gpt_jax.sharding import in_turn, make_mesh, to_devices, together
+from gpt_jax.sharding import make_mesh, to_devices
 from gpt_jax.training import checkpoint, ineffective, loss_guard, meter, probes, sdc
 
 # What may change between a run and its resumption: nothing that its result depends on.
@@ -200,7 +201,7 @@ class Training:
     self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
     job = JOBS[cfg.train.job]
     self.ledger = meter.Ledger(job.unit, cfg.train.steps_per_call, replicas)
-    with in_turn():  # the first one makes caches and tokenizers, and the others find them
+    with main_process_first():  # the first one makes caches and tokenizers, and the others find them
       self.job = job(cfg, workdir, mesh)
     self.loader, self.program = self.job.loader, self.job.program
     if trace:
@@ -249,7 +250,7 @@ class Training:
     )
     if primary:
       self.job.save()
-    together('open')  # config and tokenizer are written
+    barrier('open')  # config and tokenizer are written
     self.checkpoints = checkpoint.Checkpoints(folder, self.cfg.checkpoint, self.run.print)
     self.checkpoints.drop_after(self.step)  # unfinished or corrupt: their numbers are needed again
     for note in (*self.notes, *ineffective.notes(self.cfg)):
@@ -499,7 +500,7 @@ class Training:
       from gpt_jax.reports import run_report  # matplotlib takes a second to import
 
       self.run.print(f'report: {run_report.write_report(self.workdir)}')
-    together('done')  # who leaves a job heeds no signals any more, and the first one still writes
+    barrier('done')  # who leaves a job heeds no signals any more, and the first one still writes
     return result
 
 

@@ -9,7 +9,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from gpt_jax import sharding, step
-from gpt_jax.sharding import ACTIVATION_RULES, AXES, PARAM_RULES, PRESETS, MeshConfig
+from gpt_jax.cluster import sharding_table
+from gpt_jax.cluster.meshes import PRESETS
+from gpt_jax.sharding import ACTIVATION_RULES, AXES, PARAM_RULES, MeshConfig
 from tests import models
 
 ONE = dict.fromkeys(AXES, 1)
@@ -41,10 +43,10 @@ def test_axes_of_one_device_are_left_out():
 
 
 def test_two_letters_on_one_axis_are_refused_by_name():
-  with pytest.raises(ValueError, match='both want') as error:
+  with pytest.raises(ValueError, match='both map to') as error:
     sharding.spec('DHF', PARAM_RULES, ONE | dict(tensor=2), 'blocks/odd_DHF')
   cause, fix = two_lines(error)
-  assert cause == 'blocks/odd_DHF: letters H and F of DHF both want mesh axis tensor'
+  assert cause == 'blocks/odd_DHF: letters H and F of DHF both map to mesh axis tensor'
   assert 'gpt_jax/sharding.py' in fix
 
 
@@ -90,7 +92,7 @@ def test_sizes_that_do_not_fit_are_refused(config, cause):
     (dict(fsdp=0), 'mesh.fsdp=0 is not a size'),
     (dict(tensor=-2), 'mesh.tensor=-2 is not a size'),
     (dict(slices=-1), 'mesh.slices=-1 is not a number of slices'),
-    (dict(preset='gpu8-fsdp', data=4), 'mesh.data=4 with mesh.preset=gpu8-fsdp, which sets it to 1'),
+    (dict(preset='gpu8-fsdp', data=4), 'mesh.data=4, but mesh.preset=gpu8-fsdp sets 1'),
   ],
 )
 def test_configs_that_make_no_sense_are_refused(config, cause):
@@ -223,7 +225,7 @@ def test_batches_are_spread_over_rows_and_tokens():
     (dict(data=2, fsdp=2), 6, 8, ('6 rows', 'data x fsdp x expert = 4')),
     (dict(expert=4), 6, 8, ('6 rows', 'data x fsdp x expert = 4')),
     (dict(sequence=2), 6, 7, ('7 tokens', 'sequence = 2')),
-    (dict(sequence=2), 6, 6, ('6 tokens', 'two pieces of a row each')),
+    (dict(sequence=2), 6, 6, ('6 tokens', 'two chunks of a row each')),
   ],
 )
 def test_batches_that_do_not_divide_are_refused(sizes, rows, length, said):
@@ -252,14 +254,14 @@ def test_the_table_says_where_each_tensor_lies():
   mesh = models.mesh(fsdp=4, tensor=2)
   cfg = models.tiny(positions='learned')
   program = step.gpt_program(models.experiment(cfg), cfg, mesh)
-  lines = sharding.table(program.abstract.model, mesh)
+  lines = sharding_table.table(program.abstract.model, mesh)
   cells = {line.split()[0]: re.split('  +', line)[1:] for line in lines}
   assert cells['embed_VD'] == ['64 x 16 float32', 'tensor, fsdp', '512']
   assert cells['blocks/attention/wo_HKD'] == ['2 x 4 x 4 x 16 float32', '-, tensor, -, fsdp', '256']
   held = sum(int(row[-1].replace(',', '')) for name, row in cells.items() if row[0][0].isdigit())
   whole = 4 * sum(value.size for value in models.params(models.fill(cfg)).values())
   assert cells['total'] == ['fsdp=4 x tensor=2', f'{held:,} of {whole:,}']
-  [line] = [line for line in sharding.table(program.abstract, mesh) if line.startswith('step')]
+  [line] = [line for line in sharding_table.table(program.abstract, mesh) if line.startswith('step')]
   assert re.split('  +', line)[1:] == ['scalar int32', '-', '4']
 
 
@@ -269,8 +271,8 @@ def test_the_summary_names_what_is_large_and_whole_on_each_device():
   array = lambda rows, *axes: jax.ShapeDtypeStruct((rows, 2**18), np.float32, sharding=placed(*axes))
   tree = {'a': array(8, 'tensor'), 'b': array(1), 'c': array(4), 'd': array(2)}
   tree['small'] = jax.ShapeDtypeStruct((4,), np.float32, sharding=placed())
-  line = '5 arrays on data=2 x tensor=2, 11.0 MiB of 15.0 MiB a device'
-  assert sharding.summary(tree, mesh) == f'{line}, whole on each: c 4.0 MiB, d 2.0 MiB, b 1.0 MiB'
-  more = sharding.summary(tree | {'e': array(3)}, mesh)
+  line = '5 arrays on data=2 x tensor=2, 11.0 MiB of 15.0 MiB per device'
+  assert sharding_table.summary(tree, mesh) == f'{line}, whole on each: c 4.0 MiB, d 2.0 MiB, b 1.0 MiB'
+  more = sharding_table.summary(tree | {'e': array(3)}, mesh)
   assert more.endswith('whole on each: c 4.0 MiB, e 3.0 MiB, d 2.0 MiB and 1 more')
-  assert sharding.summary({'a': tree['a']}, mesh).endswith('4.0 MiB of 8.0 MiB a device')
+  assert sharding_table.summary({'a': tree['a']}, mesh).endswith('4.0 MiB of 8.0 MiB per device')

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import data, sample
+from gpt_jax.cluster.processes import fetch
 from gpt_jax.data.row_fields import PLACES
 from gpt_jax.evaluation import text_metrics
 from gpt_jax.evaluation.tasks import answer, classify, common, cross, draw, perplexity, reconstruct, speak
@@ -19,7 +20,7 @@ from gpt_jax.model import gpt
 from gpt_jax.model import layers as nn
 from gpt_jax.runs.text_table import format_table
 from gpt_jax.sampling import prompts
-from gpt_jax.sharding import ACTIVATION_RULES, fetch, share, to_devices
+from gpt_jax.sharding import ACTIVATION_RULES, data_shard, to_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Subject:
         f'a document has {too_long + 1} tokens and the context is {length}\n'
         'fix: use a model with more context, or shorter documents'
       )
-    part, parts = share(self.mesh)
+    part, parts = data_shard(self.mesh)
     count, found = self.batch_size // parts, []
     own = slice(part * count, (part + 1) * count)
     for first in range(0, len(ids), self.batch_size):

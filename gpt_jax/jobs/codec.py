@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import data
+from gpt_jax.cluster.processes import fetch
 from gpt_jax.data import media
 from gpt_jax.data.sources import scramble
 from gpt_jax.evaluation import metrics
 from gpt_jax.model import layers as nn
 from gpt_jax.runs import hardware
-from gpt_jax.sharding import check_batch, fetch, share
+from gpt_jax.sharding import check_batch, data_shard
 from gpt_jax.step import Objective, build_program, eval_model, params_of
 from gpt_jax.tokenizers import audio, image
 from gpt_jax.tokenizers.learned import autoencoder
@@ -157,7 +158,7 @@ class Codec:
   def batches(self, count, gather, content, index=None):
     """The loader of so many items; arguments as of Items."""
     size, seed = self.cfg.train.batch_size, self.cfg.train.seed
-    return Items(count, size, seed, gather, content, share(self.mesh), index)
+    return Items(count, size, seed, gather, content, data_shard(self.mesh), index)
 
   def has_valid(self):
     """Whether anything is held out."""

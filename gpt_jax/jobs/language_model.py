@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import data, losses, tokenizers
+from gpt_jax.cluster.sharding_table import summary
 from gpt_jax.data import templates
 from gpt_jax.evaluation import evaluate, panels
 from gpt_jax.model import attention, gpt
 from gpt_jax.runs import hardware, records, run_folder
 from gpt_jax.sampling import completions, prompt_batch
-from gpt_jax.sharding import check_batch, share, summary
+from gpt_jax.sharding import check_batch, data_shard
 from gpt_jax.step import eval_model, gpt_program, params_of
 from gpt_jax.training import checkpoint
 
@@ -154,7 +155,7 @@ class Language:
       for prompt in cfg.train.sample_prompts
     ]
     prompt_batch.check_prompts(prompts, 1, self.model_cfg)  # now, not at the first sample
-    rows = share(mesh)
+    rows = data_shard(mesh)
     self.loader = data.Loader(
       cfg.data,
       self.tokenizers,

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gpt_jax.cluster.meshes import platform
 from gpt_jax.model.kernels.context_parallel import BLOCK, blocks_attention, spread_of
 from gpt_jax.model.kernels.splash import splash_attention
 from gpt_jax.model.kernels.tiled_cpu import chunks_attention
 from gpt_jax.model.layers import Norm, dropout, linear, param
 from gpt_jax.model.mask import Mask, scores_BGMTS
 from gpt_jax.model.positions import POSITIONS
-from gpt_jax.sharding import constrain, platform
+from gpt_jax.sharding import constrain
 
 
 def xla_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):

@@ -7,9 +7,9 @@ parametrization, muP (Yang et al. 2022, table 8; optim.py has its learning rates
 
 import dataclasses
 
+from gpt_jax.cluster.meshes import platform
 from gpt_jax.model.layers import ACTIVATIONS, GATED, NORMS
 from gpt_jax.model.positions import POSITIONS, ROPE_SCALINGS
-from gpt_jax.sharding import platform
 
 KERNEL_NAMES = ('auto', 'xla', 'blocks', 'chunks', 'cudnn', 'splash')
 ROTATING = ('rope', 'mrope')

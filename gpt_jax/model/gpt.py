@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gpt_jax.cluster.meshes import platform
 from gpt_jax.model import layers as nn
 from gpt_jax.model.attention import Attention
 from gpt_jax.model.kernels.tiled_cpu import KEPT
 from gpt_jax.model.mask import Mask
 from gpt_jax.model.moe import MoE
 from gpt_jax.model.positions import POSITIONS
-from gpt_jax.sharding import constrain, param_sharding, platform
+from gpt_jax.sharding import constrain, param_sharding
 
 
 class Output(NamedTuple):

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gpt_jax.sharding import platform
+from gpt_jax.cluster.meshes import platform
 
 
 def param(cfg, axes, std=0.0, mean=0.0):

@@ -1,6 +1,6 @@
 """A plan in words: lines for the reader of `launch.py plan`."""
 
-from gpt_jax.sharding import shown
+from gpt_jax.cluster.meshes import describe
 
 GIB = 2**30
 PREALLOCATED = 0.75  # share of a GPU's memory that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION
@@ -15,7 +15,7 @@ def summary(found):
   """One line of a plan in a search."""
   memory, model = found['train']['memory'], found['model']
   line = (
-    f'{shown(found["mesh"])}, remat {model["remat"]}, {found["batch_size"]} rows: '
+    f'{describe(found["mesh"])}, remat {model["remat"]}, {found["batch_size"]} rows: '
     f'{gib(memory["total"])} of {gib(memory["available"])}'
   )
   if not memory['fits']:
@@ -59,7 +59,7 @@ def lines(found):
   step, model = found['train'], found['model']
   yield (
     f'{found["topology"]}: {found["devices"]} x {found["device"]}, '
-    f'{shown(found["mesh"])}; {found["parameters"]:,} parameters, '
+    f'{describe(found["mesh"])}; {found["parameters"]:,} parameters, '
     f'{found["batch_size"]} x {found["length"]} tokens a step'
     f' in {found["accumulate"]} piece(s); {model["dtype"]}, remat {model["remat"]}, '
     f'layers {"unrolled" if model["unroll"] == "on" else "scanned"}, attention {step["attention"]}'

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from gpt_jax import data, losses, sample, sharding
+from gpt_jax.cluster import sharding_table
 from gpt_jax.jobs import language_model
 from gpt_jax.model import attention, gpt
 from gpt_jax.plan import abstract_inputs, format, hlo, roofline, topologies
@@ -158,7 +159,7 @@ def train_step(cfg, toks, model, mesh, target):
       'mfu_serial': least,
     }
     measures['model_flops'] = flops['causal'] * tokens / mesh.size
-  table = sharding.table(arguments[0].model, mesh)
+  table = sharding_table.table(arguments[0].model, mesh)
   return {'attention': kernel} | measures | {'notes': notes, 'table': table}
 
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax import sample
+from gpt_jax.cluster.processes import fetch
 from gpt_jax.sampling.samplers import NEG_INF
-from gpt_jax.sharding import fetch
 from gpt_jax.tokenizers import grammar as grammars
 
 IMPOSSIBLE = NEG_INF / 1e3  # scores below this hold a token that must not be sampled

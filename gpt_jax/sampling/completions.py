@@ -6,8 +6,8 @@
 import numpy as np
 
 from gpt_jax import sample
+from gpt_jax.cluster.processes import fetch
 from gpt_jax.sampling import beam
-from gpt_jax.sharding import fetch
 from gpt_jax.tokenizers import grammar as grammars
 
 

@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gpt_jax.cluster.processes import fetch
 from gpt_jax.model import gpt
 from gpt_jax.model import layers as nn
 from gpt_jax.optim import Optimizer
-from gpt_jax.sharding import fetch, replicated
+from gpt_jax.sharding import replicated
 from gpt_jax.step import hyper_of, init_state, language_objective, params_of, train_step
 
 # ------------------------------------------------------------------------------------ activations

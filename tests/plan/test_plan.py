@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt_jax import config, data, sharding
+from gpt_jax.cluster import meshes
 from gpt_jax.jobs import language_model
 from gpt_jax.model import attention, gpt
 from gpt_jax.plan import abstract_inputs, format, hlo, plan, roofline, topologies
@@ -372,7 +373,7 @@ def test_what_is_not_planned_says_so(monkeypatch, call):
   arguments = ('plan', '--config=experiments/tokenizers/mnist_fsq.py', '--topology=here')
   command_line.assert_user_error(call(*arguments), 'train.job=image_tokenizer')
   command_line.assert_user_error(call('plan'), '--topology is missing')
-  assert sharding.PRESETS['v5e-256'] == dict(data=1, fsdp=-1)
+  assert meshes.PRESETS['v5e-256'] == dict(data=1, fsdp=-1)
 
 
 # ------------------------------------------------------------------------- what a run would read

@@ -12,10 +12,11 @@ import itertools
 import numpy as np
 
 from gpt_jax import data
+from gpt_jax.cluster.processes import fetch
 from gpt_jax.data.templates import is_plain
 from gpt_jax.evaluation.metrics import bits_per_dim
 from gpt_jax.losses import bits, bits_per_byte
-from gpt_jax.sharding import fetch, share, to_devices
+from gpt_jax.sharding import data_shard, to_devices
 
 
 def fits(condition, target):
@@ -46,7 +47,7 @@ def of_text(subject, source, split, limit, stride):
   length = subject.cfg.train.length or subject.cfg.model.context
   stride = stride or length
   cache = subject.cache(source, split)
-  part, parts = share(subject.mesh)
+  part, parts = data_shard(subject.mesh)
   batches = data.eval_windows(
     cache,
     length,
@@ -77,7 +78,7 @@ def of_documents(subject, source, split, limit):
   """Rows for whole documents: of all targets, and of each modality among them if there are two."""
   length = subject.cfg.train.length or subject.cfg.model.context
   cache, template = subject.cache(source, split), subject.cfg.data.mixture[source].template
-  part, parts = share(subject.mesh)
+  part, parts = data_shard(subject.mesh)
   batches = data.eval_rows(
     cache,
     length,

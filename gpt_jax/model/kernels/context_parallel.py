@@ -29,7 +29,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from gpt_jax.model.mask import Mask, scores_BGMTS
-from gpt_jax.sharding import fitting
+from gpt_jax.sharding import activation_spec
 
 BLOCK = 512  # tokens; the largest block. 1 MB of float32 scores a head
 
@@ -58,7 +58,7 @@ def each_device(fn, q_BTHK, k_BSGK, v_BSGK, mask, extra, specs=PartitionSpec):
   if mesh.empty or mesh.size == 1:
     return fn(q_BTHK, k_BSGK, v_BSGK, row, extra)
   tokens = 'sequence' if spread_of(k_BSGK.shape).n > 1 else None
-  batch, _, heads, _ = fitting('BTGK', k_BSGK.shape)  # queries go where their keys are
+  batch, _, heads, _ = activation_spec('BTGK', k_BSGK.shape)  # queries go where their keys are
   cut = PartitionSpec(batch, tokens, heads)
   # Orders are one row for the whole batch, documents and prefixes are of each row.
   whole = jax.tree.map(lambda x: PartitionSpec(batch if len(x) == len(q_BTHK) else None), row)

@@ -10,8 +10,8 @@ Letters: as in scores.py.
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gpt_jax.cluster.meshes import platform
 from gpt_jax.model.kernels import context_parallel
-from gpt_jax.sharding import platform
 
 
 def splash_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
