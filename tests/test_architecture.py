@@ -46,7 +46,8 @@ MAY_IMPORT = {
   'runs': '',
   'training': 'model optim runs sharding step',
   'reports': 'runs',
-  'jobs': 'data evaluation losses model runs sampling sampling.prompt_batch sharding step tokenizers training',
+  'jobs': 'data evaluation losses model runs sampling sampling.prompt_batch sharding step tokenizers '
+  'training',
   'train': 'jobs reports runs sharding training training.loss_guard',
   'config': 'data losses model optim runs sample sharding tokenizers train training',
   'cli.experiment_file': 'config data',

@@ -200,7 +200,7 @@ def test_slices_that_do_not_divide_the_outermost_axis_are_refused():
   for devices, wanted, found in ((pod(2, 4), 4, 2), (jax.devices(), 2, 1)):
     with pytest.raises(ValueError, match='slices') as error:
       sharding.make_mesh(MeshConfig(slices=wanted), devices)
-    assert two_lines(error)[0] == (f'mesh.slices={wanted}, and the 8 device(s) are in {found} slice(s)')
+    assert two_lines(error)[0] == (f'mesh.slices={wanted}, but the 8 device(s) are in {found} slice(s)')
 
 
 # ------------------------------------------------------------------------------------- onto devices
