@@ -13,7 +13,7 @@ import pytest
 from benchmarks import emoji_split
 from gpt_jax import config, data, train
 from gpt_jax.cli import experiment_file
-from gpt_jax.data import media
+from gpt_jax.data import media_io
 from gpt_jax.data.synthetic import keypad
 from gpt_jax.evaluation.tasks import common
 from gpt_jax.jobs import language_model
@@ -129,7 +129,7 @@ def write_recordings(path):
   with zipfile.ZipFile(path, 'w') as archive:
     for digit, (s, speaker), index in itertools.product(range(10), enumerate(SPEAKERS), (0, 5, 10, 11)):
       wave = keypad.tone(digit, 100 * s + index)[:1600]
-      archive.writestr(f'{digit}_{speaker}_{index}.wav', media.to_wav(wave, 8000))
+      archive.writestr(f'{digit}_{speaker}_{index}.wav', media_io.to_wav(wave, 8000))
 
 
 def write_emoji(folder):
@@ -141,7 +141,7 @@ def write_emoji(folder):
     for number, names in enumerate(itertools.product(colors, things, ('north', 'south', 'up'))):
       picture = np.full((72, 72, 4), 255, np.uint8)
       picture[8:64, 8:64, :3] = rng.integers(0, 256, 3)
-      archive.writestr(f'emoji_{number}.png', media.to_png(picture))
+      archive.writestr(f'emoji_{number}.png', media_io.to_png(picture))
       fields = dict(image=f'emoji_{number}.png', name=' '.join(names), group='Objects')
       lines.append(json.dumps(fields) + '\n')
   (folder / 'captions.jsonl').write_text(''.join(lines))

@@ -18,7 +18,7 @@ import jax
 from gpt_jax import config, step
 from gpt_jax.ablation import budget as budgets
 from gpt_jax.ablation.sweeps import Proposed
-from gpt_jax.data.mixture import open_part, source_names
+from gpt_jax.data.mixture import open_split, source_names
 from gpt_jax.data.templates import ARROW
 from gpt_jax.runs import hardware, records, run_folder
 from gpt_jax.runs.text_table import format_table
@@ -132,7 +132,7 @@ def scored_on(cfg):
   """The validation data, without reading more of them than the job did."""
   if cfg.train.job != 'gpt':
     return list(source_names(cfg.data, 'valid'))
-  parts = {name: open_part(cfg.data, name, 'valid') for name in source_names(cfg.data, 'valid')}
+  parts = {name: open_split(cfg.data, name, 'valid') for name in source_names(cfg.data, 'valid')}
   return {name: part.describe() for name, part in parts.items()}
 
 

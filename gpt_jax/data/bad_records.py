@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 SAID: set[tuple[str, str]] = set()  # (source, what) that this process has said
 
 
-class Tolerance:
+class BadRecords:
   """Counts for one pass over one source. `quiet`: nothing is said, too many are still an error."""
 
   def __init__(self, name: str, source, quiet: bool = False):

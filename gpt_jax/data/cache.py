@@ -25,10 +25,10 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt_jax.data import augment, templates
-from gpt_jax.data.bad_records import Tolerance
-from gpt_jax.data.documents import check_pieces, check_tokenizers, decode, encode_batch
+from gpt_jax.data.bad_records import BadRecords
+from gpt_jax.data.documents import check_pieces, check_tokenizers, decode_media, encode_batch
 from gpt_jax.data.files import NpyWriter, atomic, write_atomically
-from gpt_jax.data.mixture import DataConfig, Part, open_part
+from gpt_jax.data.mixture import DataConfig, SourceSplit, open_split
 from gpt_jax.data.row_fields import PLACES
 
 MAGIC = b'GPTJAX01'
@@ -67,7 +67,7 @@ def token_cache(
   `append_eos`; it always ends documents with media or a condition. Two processes may call this at
   once: both write, the last replaces equal files.
   """
-  part = open_part(cfg, source_name, split)
+  part = open_split(cfg, source_name, split)
   specials = dict(tokenizers.vocabulary.specials)
   if cfg.append_eos and 'eos' not in specials:
     raise ValueError(
@@ -82,29 +82,29 @@ def token_cache(
   entries = {**part.describe(), 'tokenizer': tokenizers.hash, 'eos': ending}
   key = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:16]
   path = Path(cfg.cache or cache_dir).expanduser() / f'{source_name}-{split}-{key}.tokens'
-  tolerance = Tolerance(source_name, cfg.mixture[source_name])
+  bad_records = BadRecords(source_name, cfg.mixture[source_name])
   if path.exists():
     try:
       cache = read_cache(path)
-      tolerance.recall(cache.notes, cache.media.get('skipped', 0))
+      bad_records.recall(cache.notes, cache.media.get('skipped', 0))
       return cache
     except ValueError as error:
       log.warning('making the token cache again: %s', str(error).splitlines()[0])
   log.info('tokenizing %s of data.mixture.%s into %s', split, source_name, path)
   meta = {'name': f'{source_name} ({split})', 'entries': entries}
   if part.plain:
-    items = _encoded_texts(part.texts(tolerance.skip), tokenizers)
-    _write(path, items, tokenizers, ending, meta, tolerance)
+    items = _encoded_texts(part.texts(bad_records.skip), tokenizers)
+    _write(path, items, tokenizers, ending, meta, bad_records)
   else:
     kinds = [kind for kind, _ in templates.parse(template) if kind in templates.CONTINUOUS]
     copied = cfg.mixture[source_name] if split == 'train' else None
     hashes = array.array('Q')
-    items = _encoded_documents(part, tokenizers, tolerance, copied, hashes)
-    _write(path, items, tokenizers, ending, meta, tolerance, dict.fromkeys(kinds), hashes)
+    items = _encoded_documents(part, tokenizers, bad_records, copied, hashes)
+    _write(path, items, tokenizers, ending, meta, bad_records, dict.fromkeys(kinds), hashes)
   return read_cache(path)
 
 
-def shared_media(held: TokenCache, others: Iterable[TokenCache]) -> int:
+def count_shared_media(held: TokenCache, others: Iterable[TokenCache]) -> int:
   """How many of the images and sounds of one cache are in others too, as far as caches know."""
   known = [other.media_hashes for other in others]
   return int(np.isin(held.media_hashes, np.concatenate(known)).sum()) if known else 0
@@ -183,7 +183,7 @@ def _write(
   tokenizers,
   ending: list[int],
   meta: dict,
-  tolerance: Tolerance,
+  bad_records: BadRecords,
   kinds: Iterable[str] | None = None,
   hashes=(),
 ) -> None:
@@ -213,13 +213,13 @@ def _write(
     if not tokens:
       raise ValueError(f'data.mixture.{meta["name"]} has no tokens\nfix: check its path and template')
     places = {kind: [writer.finish() for writer in pair][0] for kind, pair in writers.items()}
-    tolerance.report()
+    bad_records.report()
     if kinds is not None:
-      meta |= {'media': {**media, 'skipped': tolerance.skipped}, 'places': places}
-    elif tolerance.skipped:
-      meta |= {'media': {'skipped': tolerance.skipped}}
-    if tolerance.notes:
-      meta |= {'notes': dict(tolerance.notes)}
+      meta |= {'media': {**media, 'skipped': bad_records.skipped}, 'places': places}
+    elif bad_records.skipped:
+      meta |= {'media': {'skipped': bad_records.skipped}}
+    if bad_records.notes:
+      meta |= {'notes': dict(bad_records.notes)}
     if hashes:
       found = np.frombuffer(hashes, np.uint64)
       write_atomically(_hashes_beside(path), lambda beside: np.save(beside, found))
@@ -240,7 +240,9 @@ def _encoded_texts(texts: Iterator[str], tokenizers) -> Iterator[_Item]:
       yield _Item(ids, len(text.encode()), first, last)
 
 
-def _encoded_documents(part: Part, tokenizers, tolerance: Tolerance, copied, hashes) -> Iterator[_Item]:
+def _encoded_documents(
+  part: SourceSplit, tokenizers, bad_records: BadRecords, copied, hashes
+) -> Iterator[_Item]:
   """Documents of several pieces; those whose media cannot be read are left out.
 
   copied: the source whose changed copies are wanted too, or None. hashes: an array that gets those
@@ -250,12 +252,12 @@ def _encoded_documents(part: Part, tokenizers, tolerance: Tolerance, copied, has
   sound = (audio.sample_rate, audio.max_positions / audio.codes_per_second) if audio else (0, 0.0)
 
   def decoded():
-    for number, (where, pieces) in enumerate(part.examples(tolerance.skip)):
+    for number, (where, pieces) in enumerate(part.examples(bad_records.skip)):
       check_pieces(tokenizers, pieces, where)
       try:
-        whole = decode(tokenizers, pieces, where, tolerance.notes)
+        whole = decode_media(tokenizers, pieces, where, bad_records.notes)
       except (OSError, ValueError) as error:
-        tolerance.skip(error)
+        bad_records.skip(error)
         continue
       hashes.extend(hash_of(p.value) for p in whole if p.kind in templates.MODALITY)
       yield whole

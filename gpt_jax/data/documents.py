@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt_jax.data import augment, media, templates
-from gpt_jax.data.bad_records import Tolerance
-from gpt_jax.data.mixture import DataConfig, open_part, source_names
+from gpt_jax.data import augment, media_io, templates
+from gpt_jax.data.bad_records import BadRecords
+from gpt_jax.data.mixture import DataConfig, open_split, source_names
 from gpt_jax.data.splits import SPLITS
 from gpt_jax.data.templates import MODALITY, Piece, Samples
 
@@ -33,10 +33,10 @@ class Encoded:
 
 def examples(cfg: DataConfig, name: str, split: str) -> Iterator[tuple[str, list[Piece]]]:
   """(where, pieces) of each document of `split` of one source; media are not decoded yet."""
-  return open_part(cfg, name, split).examples()
+  return open_split(cfg, name, split).examples()
 
 
-def decode(tokenizers, pieces: list[Piece], where: str = '', notes=None) -> list[Piece]:
+def decode_media(tokenizers, pieces: list[Piece], where: str = '', notes=None) -> list[Piece]:
   """The pieces with images as uint8 [Y, X, A] and sounds as float32 [N], as the tokenizers want.
 
   `notes`, a Counter, gets what was converted. ValueError or FileNotFoundError that begins with
@@ -46,7 +46,7 @@ def decode(tokenizers, pieces: list[Piece], where: str = '', notes=None) -> list
   for piece in pieces:
     modality = MODALITY.get(piece.kind)
     if modality == 'image':
-      value, note = media.read_image(piece.value, tuple(tokenizers.image.shape), where)
+      value, note = media_io.read_image(piece.value, tuple(tokenizers.image.shape), where)
     elif modality == 'audio':
       audio = tokenizers.audio
       seconds = audio.max_positions / audio.codes_per_second
@@ -67,7 +67,7 @@ def encode(tokenizers, pieces: list[Piece]) -> Encoded:
 
 def encode_batch(tokenizers, documents: list[list[Piece]]) -> list[Encoded]:
   """Many documents; each tokenizer is called once for all that it has to do."""
-  documents = [decode(tokenizers, pieces) for pieces in documents]
+  documents = [decode_media(tokenizers, pieces) for pieces in documents]
   values = {kind: [] for kind in (*MODALITY, 'text')}
   for piece in (piece for pieces in documents for piece in pieces if piece.kind != 'arrow'):
     values[piece.kind].append(piece.value)
@@ -126,24 +126,28 @@ def check_pieces(tokenizers, pieces: list[Piece], where: str) -> None:
       )
 
 
-def readable(cfg: DataConfig, name: str, tokenizers, found: Iterator) -> Iterator[tuple[str, list[Piece]]]:
+def filter_readable(
+  cfg: DataConfig, name: str, tokenizers, found: Iterator
+) -> Iterator[tuple[str, list[Piece]]]:
   """Those (where, pieces) of a source that its token cache has, if it tolerates unreadable ones."""
   for where, pieces in found:
     try:
       if cfg.mixture[name].bad_records:
-        decode(tokenizers, pieces, where)
+        decode_media(tokenizers, pieces, where)
     except (OSError, ValueError):  # counted and named where the tokens are made
       continue
     yield where, pieces
 
 
-def images(cfg: DataConfig, shape: tuple[int, int, int], split: str = 'train') -> np.ndarray:
+def load_images(cfg: DataConfig, shape: tuple[int, int, int], split: str = 'train') -> np.ndarray:
   """All images of `split` as uint8 [N, Y, X, A] of this shape (Y, X, A)."""
-  read = lambda value, where: media.read_image(value, tuple(shape), where)
+  read = lambda value, where: media_io.read_image(value, tuple(shape), where)
   return np.stack(list(_read_all(cfg, 'image', split, read, ())))
 
 
-def waves(cfg: DataConfig, sample_rate: int, split: str = 'train', seconds: float = 60.0) -> list[np.ndarray]:
+def load_waveforms(
+  cfg: DataConfig, sample_rate: int, split: str = 'train', seconds: float = 60.0
+) -> list[np.ndarray]:
   """All sounds of `split`, float32 [N] each, none longer than `seconds`."""
   read = lambda value, where: _read_sound(value, sample_rate, where, seconds)
   return list(_read_all(cfg, 'audio', split, read, (sample_rate, seconds)))
@@ -153,22 +157,22 @@ def _read_all(cfg, modality, split, read, sound) -> Iterator[np.ndarray]:
   """Decoded media of all sources, in training with changed copies; ValueError for none."""
   empty = True
   for name in source_names(cfg, split):
-    tolerance = Tolerance(name, cfg.mixture[name])
+    bad_records = BadRecords(name, cfg.mixture[name])
     copied = cfg.mixture[name] if split == 'train' else None
-    found = _media_of(cfg, name, modality, split, tolerance.skip)
+    found = _media_of(cfg, name, modality, split, bad_records.skip)
     for number, (where, plural, value) in enumerate(found):
       try:
         array, note = read(value, where)
       except (OSError, ValueError) as error:
-        tolerance.skip(error)
+        bad_records.skip(error)
         continue
-      tolerance.notes.update([f'{plural} {note}'] if note else [])
+      bad_records.notes.update([f'{plural} {note}'] if note else [])
       empty = False
       yield array
       if copied is not None:
         pieces = [Piece(modality, array)]
         yield from (c.value for [c] in augment.copies(copied, number, pieces, *sound))
-    tolerance.report()
+    bad_records.report()
   if empty:
     raise _nothing_to_learn_from(cfg, modality, split)
 
@@ -195,7 +199,7 @@ def _media_of(cfg, name, modality, split, skip=None) -> Iterator[tuple[str, str,
   if modality not in templates.modalities(cfg.mixture[name].template):
     return
   plural = 'images' if modality == 'image' else 'sounds'
-  for where, pieces in open_part(cfg, name, split).examples(skip):
+  for where, pieces in open_split(cfg, name, split).examples(skip):
     for piece in pieces:
       if MODALITY.get(piece.kind) == modality:
         yield where, plural, piece.value
@@ -205,7 +209,7 @@ def _read_sound(value, sample_rate: int, where: str, seconds: float) -> tuple[np
   rate = 0
   if isinstance(value, Samples):
     value, rate = value
-  return media.read_sound(value, sample_rate, where, seconds, rate)
+  return media_io.read_sound(value, sample_rate, where, seconds, rate)
 
 
 def _image_codes(tokenizers, images):

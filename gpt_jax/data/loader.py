@@ -21,7 +21,7 @@ import numpy as np
 from gpt_jax.data.cache import token_cache
 from gpt_jax.data.mixture import DataConfig, source_names
 from gpt_jax.data.packing import PACKING, Rows
-from gpt_jax.data.row_fields import Form
+from gpt_jax.data.row_fields import RowFields
 
 FORMAT = 1  # of the order of rows; part of the fingerprint
 CYCLE = 1 << 16  # rows over which the shares of a mixture come out, at most
@@ -60,10 +60,10 @@ class Loader:
         'validation, raise data.valid_fraction'
       )
     self.caches = {name: token_cache(cfg, name, tokenizers, split, cache_dir) for name in self.names}
-    form, pack = Form.of(cfg, tokenizers), PACKING[cfg.packing]
-    forms = {name: form.of_template(cfg.mixture[name].template) for name in self.names}
+    row_fields, pack = RowFields.of(cfg, tokenizers), PACKING[cfg.packing]
+    fields = {name: row_fields.of_template(cfg.mixture[name].template) for name in self.names}
     self.rows = {
-      name: pack(cache, length, _seed(seed, 'crop', name), cfg.mask_documents, forms[name])
+      name: pack(cache, length, _seed(seed, 'crop', name), cfg.mask_documents, fields[name])
       for name, cache in self.caches.items()
     }
     self._cfg, self._batch_size, self._seed = cfg, batch_size, seed
@@ -81,7 +81,7 @@ class Loader:
       'order': self._order(),
       # Only where they are used: runs that never heard of them resume.
       **{key: value for key in ('prefix', 'condition_dropout') if (value := getattr(cfg, key))},
-      **{f'mixture.{name}.begins': True for name in self.names if forms[name].begins},
+      **{f'mixture.{name}.predict_start': True for name in self.names if fields[name].predict_start},
       **{
         f'mixture.{name}.{key}': value
         for name, cache in self.caches.items()

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gpt_jax.data import media, sources, templates
-from gpt_jax.data.bad_records import Tolerance
+from gpt_jax.data import media_io, sources, templates
+from gpt_jax.data.bad_records import BadRecords
 from gpt_jax.data.packing import PACKING
 from gpt_jax.data.sources import Source
 from gpt_jax.data.splits import SPLITS, selection
@@ -95,7 +95,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class Part:
+class SourceSplit:
   """The documents of one source that belong to a split."""
 
   # examples(skip=None) -> (where, pieces), in a fixed order. skip: told of each error of a record
@@ -125,11 +125,11 @@ def source_names(cfg: DataConfig, split: str) -> tuple[str, ...]:
 def documents(cfg: DataConfig, split: str) -> Iterator[tuple[str, str]]:
   """All (source name, text of a document) of `split`, source after source; media are left out."""
   for name in source_names(cfg, split):
-    for text in open_part(cfg, name, split).texts():
+    for text in open_split(cfg, name, split).texts():
       yield name, text
 
 
-def open_part(cfg: DataConfig, name: str, split: str) -> Part:
+def open_split(cfg: DataConfig, name: str, split: str) -> SourceSplit:
   """The documents of one source that belong to `split`; reads at most two of them."""
   if name not in source_names(cfg, split):
     raise _nothing_named(cfg, name, split)
@@ -177,17 +177,17 @@ def open_part(cfg: DataConfig, name: str, split: str) -> Part:
       **cut,
     }
 
-  return Part(chosen, first > 1, plain, describe)
+  return SourceSplit(chosen, first > 1, plain, describe)
 
 
 def _examples(name, source, corpus, skip=None) -> Iterator[tuple[str, list[Piece]]]:
-  """(where, pieces) of every record of a corpus that can be read; as Part.examples."""
-  skip = skip or Tolerance(name, source, quiet=True).skip
+  """(where, pieces) of every record of a corpus that can be read; as SourceSplit.examples."""
+  skip = skip or BadRecords(name, source, quiet=True).skip
   for where, record in corpus.records():
     try:
       if isinstance(record, ValueError):
         raise record
-      pieces = templates.pieces(source.template, record, where)
+      pieces = templates.fill(source.template, record, where)
     except ValueError as error:
       if not source.bad_records:
         raise
@@ -258,7 +258,7 @@ def _content(piece: Piece) -> tuple[bytes, bytes]:
   value = piece.value
   if isinstance(value, str) and piece.kind in templates.MODALITY:
     try:
-      data = media.open_bytes(value)
+      data = media_io.open_bytes(value)
     except (OSError, ValueError):  # named, and skipped or not, where it is decoded
       data = value.encode()
   elif isinstance(value, (str, bytes)):

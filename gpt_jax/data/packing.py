@@ -7,7 +7,7 @@ Letters: B rows, T inputs of a row, W = T + 1 tokens of a row (targets are input
 N pieces of documents, J tokens of the gathered pieces.
 Batches: token_ids_BT, target_ids_BT int32; loss_mask_BT float32; where documents are told apart
 also segment_ids_BT (1, 2, .. within a row, 0 = padding) and positions_BT (from 0 in each segment);
-and what the `Form` of documents with media or a condition adds.
+and what the `RowFields` of documents with media or a condition adds.
 
 Sources: random windows, nanoGPT; concatenate and split, GPT-2; packing with segments, T5X.
 """
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.data.files import write_atomically
-from gpt_jax.data.row_fields import PLAIN, Form, spread
+from gpt_jax.data.row_fields import PLAIN, RowFields, spread
 from gpt_jax.data.sources import scramble
 
 CHUNK = 1 << 16  # pieces that are fitted together; bounds memory, costs part of one row in thousands
@@ -34,7 +34,7 @@ class Rows:
   length: int  # T
   seed: int = 0  # crop; first_fit: which conditions are dropped
   mask_documents: bool = False  # crop, split
-  form: Form = PLAIN  # first_fit
+  row_fields: RowFields = PLAIN  # first_fit
 
   def __post_init__(self):
     need = self.length + 1 if isinstance(self, Crop) else 2
@@ -45,7 +45,7 @@ class Rows:
       )
 
   def __reduce__(self):
-    return type(self), (self.cache, self.length, self.seed, self.mask_documents, self.form)
+    return type(self), (self.cache, self.length, self.seed, self.mask_documents, self.row_fields)
 
 
 class Crop(Rows):
@@ -86,7 +86,7 @@ class FirstFit(Rows):
   @cached_property
   def plan(self) -> 'Plan':
     """Which piece lies in which row; made once, then read from a file beside the token cache."""
-    self.form.refuse_cuts(self.cache, self.length)
+    self.row_fields.refuse_cuts(self.cache, self.length)
     return Plan.of(self.cache, self.length)
 
   @property
@@ -111,15 +111,15 @@ class FirstFit(Rows):
     segments_BW[slots] = rank_N[piece_J] + 1
     positions_BW[slots] = offset_J
     batch = _batch(tokens_BW, segments_BW > 0, segments_BW, positions_BW)
-    if self.form.layout is None:
+    if self.row_fields.layout is None:
       return batch
     place_BW = np.full_like(tokens_BW, -1, np.int64)
     place_BW[slots] = place_J
     dropped_BW = np.zeros_like(tokens_BW, bool)
-    if self.form.dropout:  # a function of the seed, the row of the epoch and the document
+    if self.row_fields.dropout:  # a function of the seed, the row of the epoch and the document
       bits_N = scramble(self.seed, scramble(self.seed, index_B)[batch_N] + start_N.astype(np.uint64))
-      dropped_BW[slots] = (bits_N >> np.uint64(11))[piece_J] < self.form.dropout * 2**53
-    return batch | self.form.add(batch, tokens_BW, segments_BW, dropped_BW, place_BW, self.cache)
+      dropped_BW[slots] = (bits_N >> np.uint64(11))[piece_J] < self.row_fields.dropout * 2**53
+    return batch | self.row_fields.add(batch, tokens_BW, segments_BW, dropped_BW, place_BW, self.cache)
 
 
 @dataclass(frozen=True)
@@ -256,15 +256,21 @@ def eval_windows(
 
 
 def eval_rows(
-  cache, length: int, batch_size: int, *, form: Form = PLAIN, process_index: int = 0, process_count: int = 1
+  cache,
+  length: int,
+  batch_size: int,
+  *,
+  row_fields: RowFields = PLAIN,
+  process_index: int = 0,
+  process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Batches that score whole documents, each once, in the order of the first_fit plan.
 
-  Arrays as in training with this form, but no condition is dropped. Rows that fill the last batch
+  Arrays as in training with these fields, but no condition is dropped. Rows that fill the last batch
   have mask 0. `batch_size` counts the rows of all processes; each yields its own.
   """
   own = _own_rows(batch_size, process_count)
-  rows = FirstFit(cache, length, form=replace(form, dropout=0.0))
+  rows = FirstFit(cache, length, row_fields=replace(row_fields, dropout=0.0))
   for first in range(process_index * own, -(-rows.count // batch_size) * batch_size, batch_size):
     row_B = np.arange(first, first + own)
     batch = rows.gather(np.minimum(row_B, rows.count - 1))

@@ -92,7 +92,7 @@ def _hash_media(template: str, records: Iterator[tuple[str, dict]]) -> str:
   found, missing = set(), set()
   for where, record in records:
     try:
-      pieces = [] if isinstance(record, ValueError) else templates.pieces(template, record, where)
+      pieces = [] if isinstance(record, ValueError) else templates.fill(template, record, where)
     except ValueError:  # named, and skipped or not, where documents are made
       pieces = []
     for piece in pieces:

@@ -22,17 +22,17 @@ PLACES = {'patches': 'patch', 'frames': 'frame'}  # special in whose place a fea
 
 
 @dataclass(frozen=True)
-class Form:
+class RowFields:
   """How the rows of a run look. Plain numbers: it goes to worker processes."""
 
   layout: Layout | None = None  # None: documents are one text each and nothing is added
   prefix: bool = False
   dropout: float = 0.0  # share of conditions that are dropped
   features: tuple[tuple[str, int], ...] = ()  # (patches or frames, width)
-  begins: bool = False  # the target is a mixture: whether it begins with a picture is learned
+  predict_start: bool = False  # the target is a mixture: whether it predict_start with a picture is learned
 
   @classmethod
-  def of(cls, cfg, tokenizers) -> 'Form':
+  def of(cls, cfg, tokenizers) -> 'RowFields':
     """The form that a DataConfig and the tokenizers of a run give."""
     image, audio = getattr(tokenizers, 'image', None), getattr(tokenizers, 'audio', None)
     if cfg.has_only_text and image is None:
@@ -52,11 +52,11 @@ class Form:
     features = tuple((kind, int(by_kind[kind].feature_width)) for kind in cfg.features)
     return cls(Layout.of(tokenizers), cfg.prefix, cfg.condition_dropout, features)
 
-  def of_template(self, template: str) -> 'Form':
+  def of_template(self, template: str) -> 'RowFields':
     """The form of the documents of one source."""
     condition, target = templates.signature(template)
     alone = target in (('text',), ('image',), ('audio',))
-    return replace(self, begins=self.layout is not None and bool(condition) and not alone)
+    return replace(self, predict_start=self.layout is not None and bool(condition) and not alone)
 
   def refuse_cuts(self, cache, length: int) -> None:
     """ValueError if documents with media or a condition are longer than a row."""
@@ -80,9 +80,9 @@ class Form:
     dropped_BW: documents whose condition is dropped. place_BW int64: index in the stream.
     """
     layout = self.layout
-    condition_BW = layout.condition(ids_BW, segments_BW)
-    target_BT = layout.targets(ids_BW, segments_BW, self.begins)[:, 1:]
-    shown_BW = layout.drop(ids_BW, dropped_BW & condition_BW).astype(np.int32)
+    condition_BW = layout.condition_mask(ids_BW, segments_BW)
+    target_BT = layout.target_mask(ids_BW, segments_BW, self.predict_start)[:, 1:]
+    shown_BW = layout.drop_condition(ids_BW, dropped_BW & condition_BW).astype(np.int32)
     made = {
       'token_ids_BT': np.ascontiguousarray(shown_BW[:, :-1]),
       'target_ids_BT': np.ascontiguousarray(shown_BW[:, 1:]),
@@ -103,7 +103,7 @@ class Form:
     return made
 
 
-PLAIN = Form()
+PLAIN = RowFields()
 
 
 def spread(count_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

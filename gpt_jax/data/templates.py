@@ -131,7 +131,7 @@ def modalities(template: str) -> set[str]:
   return {MODALITY[kind] for kind in kinds if kind in MODALITY} | parts
 
 
-def pieces(template: str, record: dict, where: str) -> list[Piece]:
+def fill(template: str, record: dict, where: str) -> list[Piece]:
   """The document of one record; neighboring texts are one piece, empty ones none beside others.
 
   Relative paths of media are looked up below `record.root`, arrays of samples have `record.rate`,
@@ -163,7 +163,7 @@ def pieces(template: str, record: dict, where: str) -> list[Piece]:
 
 def render(template: str, record: dict, where: str) -> str:
   """The text of one record by a template of text alone."""
-  [piece] = pieces(template, record, where)
+  [piece] = fill(template, record, where)
   return piece.value
 
 

@@ -57,7 +57,7 @@ class Subject:
   @functools.cached_property
   def form(self):
     """How rows of documents with media or a condition look."""
-    return data.Form.of(dataclasses.replace(self.cfg.data, condition_dropout=0.0), self.tokenizers)
+    return data.RowFields.of(dataclasses.replace(self.cfg.data, condition_dropout=0.0), self.tokenizers)
 
   def score_by_modality(self, batch):
     """This process's rows of a batch -> dict of the sums of its targets, on the devices.
@@ -166,7 +166,7 @@ def _rows(ids, encoded, rows, length, form):
 
 @dataclasses.dataclass(frozen=True)
 class _Stream:
-  """What Form.add reads of a token cache."""
+  """What RowFields.add reads of a token cache."""
 
   features: dict
 

@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 
 from gpt_jax import data
-from gpt_jax.data import media, templates
+from gpt_jax.data import media_io, templates
 from gpt_jax.sampling import completions, prompts
 
 SHOWN, COLUMNS = 16, 8  # conditions of a source; pictures beside each other
@@ -34,7 +34,7 @@ def sample_conditions(subject):
     condition, target = templates.signature(subject.cfg.data.mixture[name].template)
     if condition and len(target) == 1 and target[0] in SHOW and 'parts' not in condition:
       every = data.examples(subject.cfg.data, name, split)
-      whole = data.readable(subject.cfg.data, name, subject.tokenizers, every)
+      whole = data.filter_readable(subject.cfg.data, name, subject.tokenizers, every)
       found = itertools.islice(whole, SHOWN)
       sides = [templates.split(pieces) for _, pieces in found]
       made = prompts.generate(subject, [given for given, _ in sides], target[0])
@@ -58,15 +58,15 @@ def texts(subject, sides, made):
 
 def pictures(subject, sides, made):
   """All pictures as one, in rows of COLUMNS, large enough to be seen."""
-  picture = media.tile(np.stack(made), COLUMNS)
-  return media.to_png(picture, scale=max(1, 64 // made[0].shape[0])), '.png'
+  picture = media_io.tile(np.stack(made), COLUMNS)
+  return media_io.to_png(picture, scale=max(1, 64 // made[0].shape[0])), '.png'
 
 
 def sounds(subject, sides, made):
   """All sounds one after the other."""
   rate = subject.tokenizers.audio.sample_rate
   pause = np.zeros(round(PAUSE * rate), np.float32)
-  return media.to_wav(np.concatenate([x for wave in made for x in (wave, pause)]), rate), '.wav'
+  return media_io.to_wav(np.concatenate([x for wave in made for x in (wave, pause)]), rate), '.wav'
 
 
 SHOW = {'text': texts, 'image': pictures, 'audio': sounds}

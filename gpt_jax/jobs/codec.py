@@ -16,7 +16,7 @@ import numpy as np
 
 from gpt_jax import data
 from gpt_jax.cluster.processes import fetch
-from gpt_jax.data import media
+from gpt_jax.data import media_io
 from gpt_jax.data.sources import scramble
 from gpt_jax.evaluation import metrics
 from gpt_jax.model import layers as nn
@@ -259,7 +259,7 @@ class ImageCodec(Codec):
 
   def items(self, split):
     """The images of a split, uint8 [N, Y, X, A]."""
-    return data.images(self.cfg.data, self.section.shape, split)
+    return data.load_images(self.cfg.data, self.section.shape, split)
 
   def inputs(self, batch):
     """Pixels from -1 to 1."""
@@ -280,7 +280,7 @@ class ImageCodec(Codec):
 
   def floor(self):
     """k-means on patches of the same size."""
-    cfg = image.floor_config(self.cfg.image)
+    cfg = image.baseline_config(self.cfg.image)
     return image.build(cfg, lambda: self.images)
 
   def samples(self, state):
@@ -290,7 +290,7 @@ class ImageCodec(Codec):
       tokenizer = self.tokenizer(state)
       both = np.concatenate([images, tokenizer.decode(tokenizer.encode(images))])
       yield (
-        media.to_png(media.tile(both, len(images)), scale=max(1, 56 // images.shape[1])),
+        media_io.to_png(media_io.tile(both, len(images)), scale=max(1, 56 // images.shape[1])),
         'reconstructions',
         '.png',
       )
@@ -317,7 +317,7 @@ class AudioCodec(Codec):
     self.waves = self.items('train')
     self.held_out = self.items('valid') if self.has_valid() else ()
     self.statistics = audio.fit_statistics(self.section, self.waves)
-    self.frames_JM = audio.AudioTokenizer(self.section, self.statistics).joined(self.waves)
+    self.frames_JM = audio.AudioTokenizer(self.section, self.statistics).join_with_silence(self.waves)
     codec_cfg = audio.autoencoder_config(self.section)
     crop, seed = codec_cfg.shape[0], self.cfg.train.seed
     if len(self.frames_JM) <= crop:
@@ -337,7 +337,7 @@ class AudioCodec(Codec):
   def items(self, split):
     """The clips of a split, list of float32 [N]."""
     cfg = self.section
-    return data.waves(self.cfg.data, cfg.sample_rate, split, cfg.seconds)
+    return data.load_waveforms(self.cfg.data, cfg.sample_rate, split, cfg.seconds)
 
   def inputs(self, batch):
     """Standardized log-mel frames."""
@@ -362,7 +362,7 @@ class AudioCodec(Codec):
 
   def floor(self):
     """k-means on as many frames a code, with as many codes."""
-    cfg = audio.floor_config(self.section)
+    cfg = audio.baseline_config(self.section)
     return audio.build(cfg, lambda: self.waves)
 
   def samples(self, state):
@@ -373,5 +373,5 @@ class AudioCodec(Codec):
       made = tokenizer.decode(tokenizer.encode(waves))
       pause = np.zeros(self.section.sample_rate // 5, np.float32)
       pairs = [x for pair in zip(waves, made, strict=True) for wave in pair for x in (wave, pause)]
-      sound = media.to_wav(np.concatenate(pairs), self.section.sample_rate)
+      sound = media_io.to_wav(np.concatenate(pairs), self.section.sample_rate)
       yield sound, 'original_then_decoded', '.wav'

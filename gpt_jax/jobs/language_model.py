@@ -87,10 +87,10 @@ def build_tokenizers(cfg, workdir):
   image = audio = None
   if cfg.image.kind:
     shape = (cfg.image.height, cfg.image.width, cfg.image.channels)
-    images = lambda: data.images(cfg.data, shape)
+    images = lambda: data.load_images(cfg.data, shape)
     image = tokenizers.image.build(cfg.image, images)
   if cfg.audio.kind:
-    waves = lambda: data.waves(cfg.data, cfg.audio.sample_rate, seconds=cfg.audio.seconds)
+    waves = lambda: data.load_waveforms(cfg.data, cfg.audio.sample_rate, seconds=cfg.audio.seconds)
     audio = tokenizers.audio.build(cfg.audio, waves)
   return tokenizers.Tokenizers.build(text, image, audio)
 
@@ -177,11 +177,11 @@ class Language:
 
   def held_out(self):
     """{(source, 'valid'): its tokens}; ValueError now for what could not be scored later."""
-    caches, form = {}, data.Form.of(self.cfg.data, self.tokenizers)
+    caches, form = {}, data.RowFields.of(self.cfg.data, self.tokenizers)
     for name in data.source_names(self.cfg.data, 'valid'):
       cache = data.token_cache(self.cfg.data, name, self.tokenizers, 'valid', self.workdir / 'cache')
       form.refuse_cuts(cache, self.length)
-      if shared := data.shared_media(cache, self.loader.caches.values()):
+      if shared := data.count_shared_media(cache, self.loader.caches.values()):
         log.warning(
           'data.mixture.%s: %d of its %d validation images and sounds are trained on too, by this '
           'source or by others; valid_keep or valid_path can keep them apart',

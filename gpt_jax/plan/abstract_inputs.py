@@ -86,7 +86,7 @@ def batch(cfg, toks, length):
 
   The same names, shapes and dtypes as of data.Loader with these tokenizers and rows of T = length.
   """
-  whole, look = cfg.data.packing == 'first_fit', row_fields.Form.of(cfg.data, toks)
+  whole, look = cfg.data.packing == 'first_fit', row_fields.RowFields.of(cfg.data, toks)
   entries = {'token_ids_BT': np.int32, 'target_ids_BT': np.int32, 'loss_mask_BT': np.float32}
   if whole or cfg.data.mask_documents:
     entries |= {'segment_ids_BT': np.int32, 'positions_BT': np.int32}

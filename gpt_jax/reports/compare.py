@@ -84,7 +84,7 @@ def validation_batch(run, most):
     masked = subject.masks_documents
     batches = data.eval_windows(cache, length, length, count, mask_documents=masked)
   else:
-    batches = data.eval_rows(cache, length, count, form=subject.form.of_template(template))
+    batches = data.eval_rows(cache, length, count, row_fields=subject.form.of_template(template))
   return sources[0], next(iter(batches))
 
 

@@ -7,7 +7,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from gpt_jax.data import media
+from gpt_jax.data import media_io
 from gpt_jax.runs.records import append_line, write_atomically
 
 SUFFIXES = {'image': ('.png',), 'audio': ('.wav', '.flac')}  # of a folder's files the first
@@ -28,7 +28,7 @@ class OutputFiles:
       wanted = f'a {" or ".join(SUFFIXES[to])} file or a folder' if to in SUFFIXES else 'a folder'
       raise ValueError(f'--out={out} is no place for --to={to}\nfix: give {wanted}')
     if path.suffix == '.flac' and not is_folder:
-      media.to_flac([0.0], 8000)  # now, not after the sampling
+      media_io.to_flac([0.0], 8000)  # now, not after the sampling
     self.folder, self.stem = (path, 'sample') if is_folder else (path.parent, path.stem)
     self.single, self.suffix = not is_folder and count == 1, '' if is_folder else path.suffix
     try:
@@ -48,9 +48,9 @@ class OutputFiles:
     path = self.folder / f'{self.stem}{number}{suffix}'
     self.next += 1
     if piece.kind == 'image':
-      content = media.to_png(piece.value, max(1, SHOWN // max(piece.value.shape[:2])))
+      content = media_io.to_png(piece.value, max(1, SHOWN // max(piece.value.shape[:2])))
     else:
-      to_file = media.to_flac if suffix == '.flac' else media.to_wav
+      to_file = media_io.to_flac if suffix == '.flac' else media_io.to_wav
       content = to_file(piece.value, sample_rate)
     write_atomically(path, content)
     return path

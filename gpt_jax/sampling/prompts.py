@@ -16,7 +16,7 @@ import numpy as np
 
 from gpt_jax import sample
 from gpt_jax.data import templates
-from gpt_jax.data.documents import MARKERS, decode, encode_batch
+from gpt_jax.data.documents import MARKERS, decode_media, encode_batch
 from gpt_jax.data.row_fields import PLACES
 from gpt_jax.data.templates import MODALITY, Piece
 from gpt_jax.sampling import completions, prompt_batch
@@ -82,7 +82,7 @@ def build_prompt(run, text='', images=(), sounds=(), to='text', begin='', source
   if pieces is None:
     return prompt_batch.Prompt(completions.encode_prompt(run.tokenizers, text, begin))
   notes = collections.Counter()
-  pieces = decode(run.tokenizers, pieces, notes=notes)
+  pieces = decode_media(run.tokenizers, pieces, notes=notes)
   for note, count in notes.items():
     print(f'{count} {note}')
   return encode(run, [pieces], to)[0]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt_jax.tokenizers import media
+from gpt_jax.tokenizers import media_tokenizer
 from gpt_jax.tokenizers.mel_codes import FILE, AudioTokenizer, FrameTokenizer, LearnedTokenizer
 from gpt_jax.tokenizers.spectrogram import Spectrogram
 
@@ -109,7 +109,7 @@ def build(cfg: AudioConfig, waves: Callable[[], Sequence[np.ndarray]] = tuple) -
 
 def load(folder) -> AudioTokenizer:
   """Read what `save` wrote; ValueError if any of it was altered."""
-  return media.read(folder, 'audio', AUDIO_TOKENIZERS)
+  return media_tokenizer.load_media_tokenizer(folder, 'audio', AUDIO_TOKENIZERS)
 
 
 def _build_frames(cfg, waves):
@@ -177,7 +177,7 @@ def _learned(cfg, arrays, autoencoder):
 def autoencoder_config(cfg: AudioConfig, positions: int = 16):
   """The autoencoder of kind fsq, to be trained on crops of this many positions.
 
-  Between clips the crops must show silence (`AudioTokenizer.joined`), since that is what lies
+  Between clips the crops must show silence (`AudioTokenizer.join_with_silence`), since that is what lies
   behind a clip that is encoded.
   """
   from gpt_jax.tokenizers.learned.autoencoder import AutoencoderConfig
@@ -192,7 +192,7 @@ def autoencoder_config(cfg: AudioConfig, positions: int = 16):
   )
 
 
-def floor_config(cfg: AudioConfig) -> AudioConfig:
+def baseline_config(cfg: AudioConfig) -> AudioConfig:
   """k-means with as many codes and positions as a learned tokenizer: what it has to beat."""
   same = {name: getattr(cfg, name) for name in ('sample_rate', 'window', 'hop', 'mels', 'stack')}
   return AudioConfig(kind='frames', codes=math.prod(cfg.levels), seconds=cfg.seconds, **same)

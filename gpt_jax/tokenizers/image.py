@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt_jax.tokenizers import kmeans
-from gpt_jax.tokenizers.media import MediaTokenizer, read
+from gpt_jax.tokenizers.media_tokenizer import MediaTokenizer, load_media_tokenizer
 
 FILE = 'image.safetensors'
 BATCH = 256  # images that a learned tokenizer takes at a time
@@ -318,7 +318,7 @@ def autoencoder_config(cfg: ImageConfig):
   )
 
 
-def floor_config(cfg: ImageConfig) -> ImageConfig:
+def baseline_config(cfg: ImageConfig) -> ImageConfig:
   """k-means with as many positions and codes as a learned tokenizer: what it has to beat."""
   codes = math.prod(cfg.levels) if cfg.kind == 'fsq' else cfg.codes
   return ImageConfig('patches', '', *cfg.shape, patch=cfg.patch, codes=codes)
@@ -336,7 +336,7 @@ def build(cfg: ImageConfig, images: Callable[[], np.ndarray]) -> ImageTokenizer:
 def load(folder) -> ImageTokenizer:
   """Read what `save` wrote; FileNotFoundError or ValueError if it is not as it was saved."""
   try:
-    return read(folder, 'image', IMAGE_TOKENIZERS)
+    return load_media_tokenizer(folder, 'image', IMAGE_TOKENIZERS)
   except (KeyError, TypeError, AttributeError) as error:
     raise ValueError(
       f'{folder} holds no image tokenizer as it was saved: {type(error).__name__} {error}\n'

@@ -6,7 +6,7 @@ inputs hold `patch` or `frame` in the place of each code.
 
 Letters: B rows, W tokens of a row, Q codebooks. Segments: 1, 2, .. within a row, 0 = padding.
 Sources: places of image tokens as in Qwen2-VL (Wang et al. 2024, section 2.1): text (p, p, p), the
-code in row i and column j of an image that begins at p (p, p + i, p + j), the next token at
+code in row i and column j of an image that predict_start at p (p, p + i, p + j), the next token at
 p + max(rows, columns).
 """
 
@@ -57,7 +57,7 @@ class Layout:
     """Whether ids can be part of an image."""
     return self.grid != (0, 0)
 
-  def condition(self, ids_BW: np.ndarray, segments_BW: np.ndarray) -> np.ndarray:
+  def condition_mask(self, ids_BW: np.ndarray, segments_BW: np.ndarray) -> np.ndarray:
     """True for the tokens up to and including the sep of their document, bool [B, W]."""
     is_sep_BW = (ids_BW == self.sep) & (segments_BW > 0)
     # How many seps stand at or after a token, up to the end of its own document.
@@ -66,19 +66,21 @@ class Layout:
     beyond_BW = np.take_along_axis(after_BW - is_sep_BW, last_BW, 1)
     return (after_BW > beyond_BW) & (segments_BW > 0)
 
-  def targets(self, ids_BW: np.ndarray, segments_BW: np.ndarray, begins: bool = False) -> np.ndarray:
+  def target_mask(
+    self, ids_BW: np.ndarray, segments_BW: np.ndarray, predict_start: bool = False
+  ) -> np.ndarray:
     """True for the tokens that carry loss as targets, bool [B, W].
 
     Not the condition, not continuous inputs or their ends; the start marker right after the
-    condition only where the model has to choose what it `begins` with.
+    condition only where the model has to choose what it `predict_start` with.
     """
     previous_BW = np.concatenate([np.full_like(ids_BW[:, :1], NOTHING), ids_BW[:, :-1]], 1)
     is_input = lambda x: (x == self.patch) | (x == self.frame)
     starts_BW = ((ids_BW == self.boi) | (ids_BW == self.boa)) & (previous_BW == self.sep)
-    given_BW = self.condition(ids_BW, segments_BW) | (starts_BW & (not begins))
+    given_BW = self.condition_mask(ids_BW, segments_BW) | (starts_BW & (not predict_start))
     return (segments_BW > 0) & ~given_BW & ~is_input(ids_BW) & ~is_input(previous_BW)
 
-  def drop(self, ids_BW: np.ndarray, dropped_BW: np.ndarray) -> np.ndarray:
+  def drop_condition(self, ids_BW: np.ndarray, dropped_BW: np.ndarray) -> np.ndarray:
     """The ids with `null` in the place of those that are dropped; a sep stays."""
     return np.where(dropped_BW & (ids_BW != self.sep), np.int32(self.null), ids_BW)
 

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpt_jax.tokenizers import media
+from gpt_jax.tokenizers import media_tokenizer
 from gpt_jax.tokenizers.spectrogram import FLOOR
 
 FILE = 'audio.safetensors'
 ROWS = 32  # clips that the autoencoder takes at a time
 
 
-class AudioTokenizer(media.MediaTokenizer):
+class AudioTokenizer(media_tokenizer.MediaTokenizer):
   """Standardized stacked log-mel frames, and what rows share; a row adds the quantizer.
 
   `cfg` is an AudioConfig; `statistics` are the mean and the standard deviation of each band over
@@ -62,7 +62,7 @@ class AudioTokenizer(media.MediaTokenizer):
 
   def decode(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Codes [P, Q] of each clip -> clips float32 [P * hop * stack], deterministic."""
-    return self.spectrogram.waves(self.decode_mel(codes))
+    return self.spectrogram.to_waveforms(self.decode_mel(codes))
 
   def decode_mel(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Codes [P, Q] of each clip -> log-mel float32 [J, M]; ValueError for codes out of range."""
@@ -77,7 +77,7 @@ class AudioTokenizer(media.MediaTokenizer):
     mean_M, deviation_M = self.statistics
     return np.tile((np.float32(math.log(FLOOR)) - mean_M) / deviation_M, self.cfg.stack)
 
-  def joined(self, waves: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:
+  def join_with_silence(self, waves: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:
     """Standardized frames float32 [J, M] of all clips, `gap` positions of silence before each.
 
     An autoencoder is trained on crops of it.
@@ -112,7 +112,7 @@ class AudioTokenizer(media.MediaTokenizer):
     if wave.ndim != 1 or not len(wave) or not np.issubdtype(wave.dtype, np.floating):
       raise ValueError(
         f'clip {number} is {wave.dtype} of shape {wave.shape}, not a row of float samples\n'
-        'fix: give what gpt_jax.data.media.read_sound returns'
+        'fix: give what gpt_jax.data.media_io.read_sound returns'
       )
     if self.positions(len(wave)) > self.max_positions:
       raise ValueError(

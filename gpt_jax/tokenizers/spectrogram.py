@@ -106,7 +106,7 @@ class Spectrogram:
     np.log(np.maximum(mels_JM, FLOOR, out=mels_JM), out=mels_JM)
     return np.split(mels_JM, np.cumsum([len(s) for s in spectra])[:-1])
 
-  def waves(self, log_mels: Sequence[np.ndarray]) -> list[np.ndarray]:
+  def to_waveforms(self, log_mels: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Log-mel [J, M] each -> waveforms float32 [J * hop] of the same peak, deterministic.
 
     Magnitudes by the pseudo-inverse of the mel bands, negative ones to zero; phases by Griffin-Lim.
@@ -120,11 +120,11 @@ class Spectrogram:
       rows = np.flatnonzero(lengths == length)
       mel_BJM = np.exp(np.stack([np.asarray(log_mels[row], np.float32) for row in rows]))
       magnitude_BJU = np.maximum(mel_BJM @ self.inverse_UM.T, 0)
-      for row, wave in zip(rows, self.phases(magnitude_BJU), strict=True):
+      for row, wave in zip(rows, self.griffin_lim(magnitude_BJU), strict=True):
         found[row] = normalized(wave)
     return found
 
-  def phases(self, magnitude_BJU: np.ndarray, iterations: int = ITERATIONS) -> np.ndarray:
+  def griffin_lim(self, magnitude_BJU: np.ndarray, iterations: int = ITERATIONS) -> np.ndarray:
     """Waveforms [B, J * hop] whose STFT has about these magnitudes, by fast Griffin-Lim."""
     phases_JU = np.random.RandomState(0).uniform(-np.pi, np.pi, magnitude_BJU.shape[1:])
     spectrum_BJU = magnitude_BJU * np.exp(1j * phases_JU).astype(np.complex64)

@@ -13,7 +13,7 @@ import soundfile
 from PIL import Image
 
 from gpt_jax import data
-from gpt_jax.data import media
+from gpt_jax.data import media_io
 from gpt_jax.data.synthetic import keypad
 from gpt_jax.evaluation import trained
 from tests import command_line, tiny_runs
@@ -51,7 +51,7 @@ def picture(tmp_path_factory):
   """A PNG file, larger than the model's pictures and in color."""
   path = tmp_path_factory.mktemp('given') / 'seven.png'
   pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
-  path.write_bytes(media.to_png(pixels))
+  path.write_bytes(media_io.to_png(pixels))
   return path
 
 
@@ -59,7 +59,7 @@ def picture(tmp_path_factory):
 def sound(tmp_path_factory):
   """A WAV file of another rate than the model's."""
   path = tmp_path_factory.mktemp('given') / 'seven.wav'
-  path.write_bytes(media.to_wav(np.repeat(keypad.tone(7), 2), 16000))
+  path.write_bytes(media_io.to_wav(np.repeat(keypad.tone(7), 2), 16000))
   return path
 
 
@@ -212,8 +212,8 @@ def bad(tmp_path_factory, picture, sound):
     'empty.png': b'',
     'text.wav': b'no sound at all',
     'cut.wav': sound.read_bytes()[:30],
-    'silent.wav': media.to_wav(np.zeros(0), 8000),
-    'long.wav': media.to_wav(np.zeros(8000 * 4), 8000),
+    'silent.wav': media_io.to_wav(np.zeros(0), 8000),
+    'long.wav': media_io.to_wav(np.zeros(8000 * 4), 8000),
   }
   for name, content in contents.items():
     (folder / name).write_bytes(content)
@@ -360,4 +360,4 @@ def get_config(arg=''):
 def test_the_held_out_pictures_are_those_of_the_config(run):
   """What the run was scored on can be made again from its folder."""
   cfg = trained.load(run).cfg
-  assert len(data.images(cfg.data, (8, 8, 1), 'valid')) == 2 * 180  # read and drawn
+  assert len(data.load_images(cfg.data, (8, 8, 1), 'valid')) == 2 * 180  # read and drawn

@@ -96,8 +96,8 @@ def test_only_training_has_copies(tmp_path):
   assert count(copied, 'valid') == count(plain, 'valid')
   keys = lambda cfg, split: token_cache(cfg, 'digits', tokenizers, split, tmp_path).path
   assert keys(copied, 'valid') == keys(plain, 'valid') != keys(copied, 'train')
-  images = data.images(copied, (8, 8, 1))
-  assert len(images) == 3 * len(data.images(plain, (8, 8, 1)))
+  images = data.load_images(copied, (8, 8, 1))
+  assert len(images) == 3 * len(data.load_images(plain, (8, 8, 1)))
   assert not np.array_equal(images[0], images[1])
 
 

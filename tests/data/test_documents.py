@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from gpt_jax import config, data, sharding
 from gpt_jax.data import DataConfig, Piece, Source, documents, encode, encode_batch, templates, token_cache
-from gpt_jax.data.media import to_png, to_wav
+from gpt_jax.data.media_io import to_png, to_wav
 from gpt_jax.data.mixture import digest
 from gpt_jax.data.splits import Record
 from gpt_jax.data.templates import Samples, modalities, parse, signature
@@ -80,19 +80,19 @@ def test_malformed_templates(template, cause):
 
 def test_pieces():
   record = {'q': 'why', 'a': 3, 'x': 'x.png', 's': b'RIFF', 'v': IMAGE, 'none': ''}
-  assert templates.pieces('Q {q} -> A {a}', record, '') == [
+  assert templates.fill('Q {q} -> A {a}', record, '') == [
     Piece('text', 'Q why'),
     Piece('arrow'),
     Piece('text', 'A 3'),
   ]
-  assert templates.pieces('{x:image}{q}{a}{s:frames}', record, '') == [
+  assert templates.fill('{x:image}{q}{a}{s:frames}', record, '') == [
     Piece('image', 'x.png'),
     Piece('text', 'why3'),
     Piece('frames', b'RIFF'),
   ]
-  assert templates.pieces('{none} -> {x:image}', record, '') == [Piece('arrow'), Piece('image', 'x.png')]
-  assert templates.pieces('{none}', record, '') == [Piece('text', '')]
-  [piece] = templates.pieces('{v:image}', record, '')
+  assert templates.fill('{none} -> {x:image}', record, '') == [Piece('arrow'), Piece('image', 'x.png')]
+  assert templates.fill('{none}', record, '') == [Piece('text', '')]
+  [piece] = templates.fill('{v:image}', record, '')
   assert piece.value is IMAGE
   assert modalities('{v:patches} -> {s:audio}') == {'image', 'audio'}
 
@@ -100,7 +100,7 @@ def test_pieces():
 def test_paths_lie_below_the_root_of_a_record():
   record = Record.below('/media.zip', {'x': 'a/b.png', 'y': '/c.png', 'w': np.zeros(3)})
   record.rate = 50
-  values = [piece.value for piece in templates.pieces('{x:image}{y:patches}{w:audio}', record, '')]
+  values = [piece.value for piece in templates.fill('{x:image}{y:patches}{w:audio}', record, '')]
   assert values[:2] == ['/media.zip/a/b.png', '/c.png']
   assert isinstance(values[2], Samples) and values[2].rate == 50
 
@@ -108,7 +108,7 @@ def test_paths_lie_below_the_root_of_a_record():
 def test_parts():
   parts = [{'text': 'a'}, {'text': 'b'}, {'image': 'x.png'}, {'audio': 's.wav'}, {'text': 'c'}]
   record = Record.below('r', {'p': parts, 'q': [{'text': 'd'}]})
-  assert templates.pieces('{p:parts} -> {q:parts}', record, '') == [
+  assert templates.fill('{p:parts} -> {q:parts}', record, '') == [
     Piece('text', 'ab'),
     Piece('image', 'r/x.png'),
     Piece('audio', 'r/s.wav'),
@@ -134,7 +134,7 @@ def test_parts():
 )
 def test_bad_records(template, record, cause):
   with pytest.raises(ValueError) as error:
-    templates.pieces(template, record, 'here')
+    templates.fill(template, record, 'here')
   assert cause in two_lines(error)
 
 
@@ -226,13 +226,13 @@ def test_what_is_read_is_what_the_tokenizers_want(tmp_path):
     Piece('frames', Samples(loud, 200)),
     Piece('text', 'x'),
   ]
-  read = [piece.value for piece in data.decode(made, pieces, 'here', notes)]
+  read = [piece.value for piece in data.decode_media(made, pieces, 'here', notes)]
   np.testing.assert_array_equal(read[0], IMAGE)
   assert read[1].shape == (4, 4, 1)
   assert read[3].shape == (25,) and read[4].shape == (250,)
   assert notes == {'images resized from 8x8': 1, 'sounds resampled from 200 Hz': 1}
   with pytest.raises(ValueError, match=r'^here: the sound lasts 5 s.*\nfix: '):
-    data.decode(made, [Piece('audio', Samples(loud, 100))], 'here')
+    data.decode_media(made, [Piece('audio', Samples(loud, 100))], 'here')
 
 
 # ------------------------------------------------------------------------------- caches of media
@@ -341,12 +341,12 @@ def test_bad_records_are_skipped_up_to_a_number(pictures, caplog):
   assert names == [f'picture {n}' for n in (0, 1, 3, 5, 6)]
   with pytest.raises(ValueError, match=r'x has 2 unreadable records or more: .*line 5(.|\n)*now 1'):
     make(pictures(bad_records=1))
-  assert data.images(pictures(bad_records=2), (4, 4, 1)).shape == (5, 4, 4, 1)
+  assert data.load_images(pictures(bad_records=2), (4, 4, 1)).shape == (5, 4, 4, 1)
   cfg = pictures(bad_records=2)
-  kept = data.readable(cfg, 'x', media_tokenizers(), data.examples(cfg, 'x', 'train'))
+  kept = data.filter_readable(cfg, 'x', media_tokenizers(), data.examples(cfg, 'x', 'train'))
   assert [where.rpartition(' ')[2] for where, _ in kept] == ['1', '2', '4', '6', '7']
   with pytest.raises(ValueError, match=r'now 1'):
-    data.images(pictures(bad_records=1), (4, 4, 1))
+    data.load_images(pictures(bad_records=1), (4, 4, 1))
 
 
 @pytest.mark.parametrize('template', ['{name}', '{x:image} -> {name}'])
@@ -388,7 +388,7 @@ def test_what_a_cache_leaves_out_tasks_leave_out(pictures):
   """Also a sound that can be read, but is longer than the tokenizer's longest."""
   short, long = ([Piece('audio', np.zeros(n, np.float32))] for n in (25, 100 * 600))
   cfg, toks = pictures(bad_records=1), media_tokenizers()
-  kept = data.readable(cfg, 'x', toks, iter([('short', short), ('long', long)]))
+  kept = data.filter_readable(cfg, 'x', toks, iter([('short', short), ('long', long)]))
   assert [where for where, _ in kept] == ['short']
   with pytest.raises(ValueError, match='lasts'):
     data.encode(toks, long)
@@ -401,7 +401,7 @@ from tests import data_helpers
 source = data.Source('jsonl', {path!r}, '{{x:image}} -> {{name}}', bad_records=1)
 cfg = data.DataConfig({{'x': source}}, packing='first_fit', valid_fraction=0.3)
 if {learn}:
-  data.images(cfg, (4, 4, 1))
+  data.load_images(cfg, (4, 4, 1))
 for split in ('train', 'valid'):
   data.token_cache(cfg, 'x', data_helpers.media_tokenizers(), split, {folder!r})
 """
@@ -462,14 +462,14 @@ def test_texts_of_documents(pictures):
 
 def test_media_to_learn_from(pictures):
   cfg = pictures('{x:image} -> {name}', valid_fraction=0.4)
-  train, valid = (data.images(cfg, (4, 4, 1), split) for split in ('train', 'valid'))
+  train, valid = (data.load_images(cfg, (4, 4, 1), split) for split in ('train', 'valid'))
   assert (train.shape, valid.shape) == ((4, 4, 4, 1), (3, 4, 4, 1))
   assert train.dtype == np.uint8
-  sounds = data.waves(pictures('{name} -> {s:audio}'), 100)
+  sounds = data.load_waveforms(pictures('{name} -> {s:audio}'), 100)
   assert [len(wave) for wave in sounds] == list(range(10, 17))
-  assert data.waves(pictures('{s:frames} -> {name}'), 200)[0].shape == (20,)
+  assert data.load_waveforms(pictures('{s:frames} -> {name}'), 200)[0].shape == (20,)
   with pytest.raises(ValueError) as error:
-    data.images(pictures('{name} -> {s:audio}'), (4, 4, 1))
+    data.load_images(pictures('{name} -> {s:audio}'), (4, 4, 1))
   assert two_lines(error) == 'no source of data.mixture has image data to learn a tokenizer from'
 
 
@@ -481,7 +481,7 @@ def test_media_that_are_all_held_out(pictures):
   for seed in range(20):
     cfg = dataclasses.replace(pictures('{p:parts}', valid_fraction=0.1), split_seed=seed)
     try:
-      sides.append(len(data.images(cfg, (4, 4, 1))))
+      sides.append(len(data.load_images(cfg, (4, 4, 1))))
     except ValueError as error:
       sides.append(0)
       cause, fix = str(error).split('\n')
@@ -562,6 +562,6 @@ def test_media_in_a_zip_beside_the_records(tmp_path, path, root):
   (tmp_path / 'a.jsonl').write_text(json.dumps({'s': path, 'text': 'x'}))
   source = Source('jsonl', str(tmp_path / 'a.jsonl'), '{s:audio} -> {text}', root=root)
   cfg = DataConfig({'x': source}, packing='first_fit', valid_fraction=0.0)
-  [sound] = data.waves(cfg, 100)
+  [sound] = data.load_waveforms(cfg, 100)
   np.testing.assert_allclose(sound, SOUND, atol=1e-4)
   assert make(cfg).media['sounds'] == 1

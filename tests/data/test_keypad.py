@@ -64,11 +64,11 @@ def test_decode_wants_one_row_at_a_rate_that_holds_the_tones():
 
 
 def test_speech_is_no_digit(data_dir):
-  from gpt_jax.data import media
+  from gpt_jax.data import media_io
 
   archive = data_dir / 'fsdd' / 'recordings.zip'
   for digit, speaker in ((1, 'theo'), (3, 'lucas'), (7, 'jackson'), (9, 'george')):
-    wave, _ = media.read_sound(f'{archive}/{digit}_{speaker}_4.wav', 8000)
+    wave, _ = media_io.read_sound(f'{archive}/{digit}_{speaker}_4.wav', 8000)
     assert keypad.decode(wave) == ''
 
 

@@ -321,7 +321,7 @@ def test_media_batches_resume_and_are_shared(loader):
 def test_conditions_are_dropped_anew_in_each_epoch(loader):
   options = {**WITH, 'mixture': {'draw': MEDIA['draw']}, 'valid_fraction': 0.0}
   made = loader(media_tokenizers(), batch_size=1, **options)
-  count, null = made.rows['draw'].count, made.rows['draw'].form.layout.null
+  count, null = made.rows['draw'].count, made.rows['draw'].row_fields.layout.null
   epochs = [sorted(b['token_ids_BT'].tobytes() for b in take(made, count)) for _ in range(2)]
   assert len(set(epochs[0]) & set(epochs[1])) < count / 2
   shares = [np.mean(np.frombuffer(b''.join(epoch), np.int32) == null) for epoch in epochs]

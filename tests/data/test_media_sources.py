@@ -17,7 +17,7 @@ import pytest
 from experiments import mnist as mnist_experiment
 from gpt_jax import config, data
 from gpt_jax.data import DataConfig, Source, documents, source_names
-from gpt_jax.data.media import to_png, to_wav
+from gpt_jax.data.media_io import to_png, to_wav
 from gpt_jax.data.sources import open_source
 from gpt_jax.data.splits import matches
 from gpt_jax.data.synthetic.keypad import decode
@@ -58,8 +58,8 @@ def test_keypad_tones_are_what_their_labels_say():
   found = records(source)
   assert [r['label'] for r in found] == [*range(10), 0, 1]
   cfg = DataConfig({'x': source}, packing='first_fit', valid_fraction=0.0)
-  assert [decode(wave) for wave in data.waves(cfg, 8000)] == [str(r['label']) for r in found]
-  half = data.waves(cfg, 4000)  # the records know their rate
+  assert [decode(wave) for wave in data.load_waveforms(cfg, 8000)] == [str(r['label']) for r in found]
+  half = data.load_waveforms(cfg, 4000)  # the records know their rate
   assert abs(len(half[0]) - len(found[0]['audio']) / 2) <= 1
   contents = {open_source(Source('keypad', documents=n), 'train').content() for n in (12, 13)}
   assert len(contents) == 2
@@ -77,7 +77,7 @@ def test_npz(tmp_path):
   assert [(r['name'], str(r['text'])) for r in found] == [('z', 'a'), ('x', 'b'), ('y', 'c')]
   np.testing.assert_array_equal(found[1]['image'], images[1])
   cfg = DataConfig({'x': source}, packing='first_fit', valid_fraction=0.0)
-  np.testing.assert_array_equal(data.images(cfg, (4, 4, 1))[..., 0], images)
+  np.testing.assert_array_equal(data.load_images(cfg, (4, 4, 1))[..., 0], images)
   assert list(documents(cfg, 'train'))[0] == ('x', ' az')
 
 
@@ -85,7 +85,7 @@ def test_npz_sounds_have_the_rate_of_the_source(tmp_path):
   np.savez(tmp_path / 'a.npz', s=np.zeros((2, 100), np.int16))
   source = Source('arrays', str(tmp_path / 'a.npz'), '{s:audio}', rate=200)
   cfg = DataConfig({'x': source}, packing='first_fit', valid_fraction=0.0)
-  assert data.waves(cfg, 100)[0].shape == (50,)
+  assert data.load_waveforms(cfg, 100)[0].shape == (50,)
 
 
 def idx(array):
@@ -185,7 +185,7 @@ def test_files(speech):
   ]
   assert found[0]['image'] == found[0]['audio'] and found[0]['file'] == '0_lucas_0.wav'
   cfg = DataConfig({'x': source}, packing='first_fit', valid_fraction=0.0)
-  assert [len(wave) for wave in data.waves(cfg, 100)] == [10, 11, 12] * 4
+  assert [len(wave) for wave in data.load_waveforms(cfg, 100)] == [10, 11, 12] * 4
 
 
 def test_filters_make_splits_that_do_not_meet(speech):
@@ -209,7 +209,7 @@ def test_filters_make_splits_that_do_not_meet(speech):
   assert source_names(cfg, 'test') == ('x',)
   cfg = DataConfig({'x': dataclasses.replace(source, test_keep='')}, valid_fraction=0.0)
   assert source_names(cfg, 'test') == ()
-  refused(lambda: data.mixture.open_part(cfg, 'x', 'test'), 'data.mixture.x has no test data')
+  refused(lambda: data.mixture.open_split(cfg, 'x', 'test'), 'data.mixture.x has no test data')
   nobody = dataclasses.replace(source, test_keep='speaker=george')
   refused(lambda: list(documents(DataConfig({'x': nobody}), 'test')), 'x has no test documents')
 
@@ -233,11 +233,11 @@ def test_filters():
 
 
 def test_a_filter_makes_another_cache():
-  from gpt_jax.data.mixture import open_part
+  from gpt_jax.data.mixture import open_split
 
   def described(**fields):
     cfg = DataConfig({'x': Source('digits', template='{name}', **fields)})
-    return open_part(cfg, 'x', 'train').describe()
+    return open_split(cfg, 'x', 'train').describe()
 
   plain = described()
   assert set(plain) == {'content', 'kind', 'template', 'separator', 'split', 'valid_fraction', 'split_seed'}
@@ -370,8 +370,8 @@ source = Source('tfds', 'tiny_media', template, data_dir={folder!r}, test_split=
                 names=('cat', 'dog'), keep='name=dog')
 cfg = DataConfig({{'x': source}}, packing='first_fit', valid_fraction=0.0)
 for split in ('train', 'test'):
-  levels = data.images(cfg, (4, 6, 1), split).max((1, 2, 3))
-  waves = data.waves(cfg, 100, split)
+  levels = data.load_images(cfg, (4, 6, 1), split).max((1, 2, 3))
+  waves = data.load_waveforms(cfg, 100, split)
   print(sorted(zip([t for _, t in data.documents(cfg, split)], levels.tolist(),
                    [len(w) for w in waves], [round(float(w[12]) * 32.768) for w in waves])))
 assert not {{'tensorflow', 'torch'}} & set(sys.modules), 'heavy imports'
@@ -399,7 +399,7 @@ def test_the_experiment_of_digits_reads_them_from_tfds(prepared, arg):
   for split, count in (('train', 3), ('valid', 1), ('test', 2)):
     names = [name for _, name in documents(cfg, split)]
     assert len(names) == count * len(cfg.mixture) and set(names) <= {'zero', 'one'}
-  assert data.images(cfg, (28, 28, 1), 'test').shape == (2 * len(cfg.mixture), 28, 28, 1)
+  assert data.load_images(cfg, (28, 28, 1), 'test').shape == (2 * len(cfg.mixture), 28, 28, 1)
 
 
 def test_tfds_features_that_need_tensorflow(monkeypatch):
@@ -464,4 +464,4 @@ def test_emoji(data_dir, kind):
   )
   cfg = DataConfig({'x': source}, packing='first_fit')
   assert [len(records(source, split)) for split in data.SPLITS] == [1310, 170, 164]
-  assert data.images(cfg, (8, 8, 3), 'test').shape == (164, 8, 8, 3)
+  assert data.load_images(cfg, (8, 8, 3), 'test').shape == (164, 8, 8, 3)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_jax.data import PACKING, DataConfig, Form, Source, eval_rows
+from gpt_jax.data import PACKING, DataConfig, RowFields, Source, eval_rows
 from tests.data_helpers import media_tokenizers
 
 FEW = settings(max_examples=50, deadline=None)
@@ -67,12 +67,12 @@ def documents(draw, books=1, with_sep=None):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  return tmp_path_factory.mktemp('form')
+  return tmp_path_factory.mktemp('row_fields')
 
 
-def form(books=1, template=TEMPLATE, **fields):
+def row_fields(books=1, template=TEMPLATE, **fields):
   source = Source('digits', template=template)
-  return Form.of(DataConfig({'x': source}, packing='first_fit', **fields), MADE[books])
+  return RowFields.of(DataConfig({'x': source}, packing='first_fit', **fields), MADE[books])
 
 
 def reference(ids, books):
@@ -107,7 +107,7 @@ def test_rows_against_the_reference(folder, books):
   @FEW
   def check(given_):
     cache = Documents(given_, folder)
-    rows = PACKING['first_fit'](cache, 40, 0, False, form(books, prefix=True))
+    rows = PACKING['first_fit'](cache, 40, 0, False, row_fields(books, prefix=True))
     batch = rows.gather(np.arange(rows.count))
     assert batch['positions_BT3'].dtype == np.int32 and batch['prefix_BT'].dtype == bool
     found = []
@@ -140,9 +140,9 @@ def test_rows_against_the_reference(folder, books):
 @FEW
 def test_features_stand_where_their_ids_stand(folder, given_):
   cache = Documents(given_, folder)
-  rows = PACKING['first_fit'](cache, 40, 0, False, form())
+  rows = PACKING['first_fit'](cache, 40, 0, False, row_fields())
   batch = rows.gather(np.arange(rows.count))
-  layout = form().layout
+  layout = row_fields().layout
   for key, kind, place in (('patches_BTA', 'patches', 'patch'), ('frames_BTM', 'frames', 'frame')):
     features, _ = cache.features[kind]
     at_BT = batch['token_ids_BT'] == getattr(layout, place)
@@ -166,7 +166,7 @@ def test_features_stand_where_their_ids_stand(folder, given_):
 @FEW
 def test_packed_equals_alone(folder, given_):
   """A document's part of a packed row is the row that it makes by itself."""
-  made = form(prefix=True)
+  made = row_fields(prefix=True)
   rows = PACKING['first_fit'](Documents(given_, folder), 40, 0, False, made)
   batch = rows.gather(np.arange(rows.count))
   alone = {}
@@ -215,13 +215,13 @@ def dropping(folder, share, seed=0, documents_=None):
     for n in range(400)
   ]
   cache = Documents(given_, folder)
-  return PACKING['first_fit'](cache, 40, seed, False, form(prefix=True, condition_dropout=share))
+  return PACKING['first_fit'](cache, 40, seed, False, row_fields(prefix=True, condition_dropout=share))
 
 
 def test_dropped_conditions_are_null_and_nothing_else_changes(folder):
   whole, some = dropping(folder, 0.0), dropping(folder, 0.5)
   one, other = (rows.gather(np.arange(rows.count)) for rows in (whole, some))
-  null, sep = whole.form.layout.null, whole.form.layout.sep
+  null, sep = whole.row_fields.layout.null, whole.row_fields.layout.sep
   changed = one['token_ids_BT'] != other['token_ids_BT']
   assert changed.any()
   assert (other['token_ids_BT'][changed] == null).all()
@@ -232,9 +232,9 @@ def test_dropped_conditions_are_null_and_nothing_else_changes(folder):
   scored = one['loss_mask_BT'] > 0
   np.testing.assert_array_equal(one['target_ids_BT'][scored], other['target_ids_BT'][scored])
   assert not other['patches_BTA'][changed].any()
-  kept = (one['token_ids_BT'] == whole.form.layout.patch) & ~changed
+  kept = (one['token_ids_BT'] == whole.row_fields.layout.patch) & ~changed
   np.testing.assert_array_equal(one['patches_BTA'][kept], other['patches_BTA'][kept])
-  assert kept.any() and (changed & (one['token_ids_BT'] == whole.form.layout.patch)).any()
+  assert kept.any() and (changed & (one['token_ids_BT'] == whole.row_fields.layout.patch)).any()
   # All of a condition or nothing of it.
   for row in range(whole.count):
     for number in range(1, one['segment_ids_BT'][row].max() + 1):
@@ -246,7 +246,7 @@ def test_dropped_conditions_are_null_and_nothing_else_changes(folder):
 def nulls(rows, index_B):
   """How many conditions of the rows are dropped, and how many there are."""
   batch = rows.gather(index_B)
-  layout = rows.form.layout
+  layout = rows.row_fields.layout
   before = (batch['token_ids_BT'] == layout.sep)[:, 1:]
   return int((before & (batch['token_ids_BT'][:, :-1] == layout.null)).sum()), int(before.sum())
 
@@ -274,9 +274,9 @@ def test_dropping_is_a_function_of_seed_row_and_document(folder):
 
 def test_evaluation_drops_nothing_and_scores_each_document_once(folder):
   rows = dropping(folder, 0.5)
-  plan = PACKING['first_fit'](rows.cache, 40, 0, False, dataclasses.replace(rows.form, dropout=0.0))
+  plan = PACKING['first_fit'](rows.cache, 40, 0, False, dataclasses.replace(rows.row_fields, dropout=0.0))
   whole = plan.gather(np.arange(plan.count))
-  batches = list(eval_rows(rows.cache, 40, 6, form=rows.form))
+  batches = list(eval_rows(rows.cache, 40, 6, row_fields=rows.row_fields))
   assert all(batch.keys() == whole.keys() for batch in batches)
   joined = {key: np.concatenate([batch[key] for batch in batches]) for key in whole}
   assert len(joined['token_ids_BT']) == -(-plan.count // 6) * 6 > plan.count
@@ -284,12 +284,12 @@ def test_evaluation_drops_nothing_and_scores_each_document_once(folder):
     np.testing.assert_array_equal(joined[key][: plan.count], whole[key])
   assert not joined['loss_mask_BT'][plan.count :].any()
   for index in range(2):
-    own = list(eval_rows(rows.cache, 40, 6, form=rows.form, process_index=index, process_count=2))
+    own = list(eval_rows(rows.cache, 40, 6, row_fields=rows.row_fields, process_index=index, process_count=2))
     half = slice(index * 3, index * 3 + 3)
     for mine, all_ in zip(own, batches, strict=True):
       assert all((mine[key] == all_[key][half]).all() for key in all_)
   with pytest.raises(ValueError, match=r'batch_size=5 is not a multiple of 2 processes\nfix: '):
-    next(eval_rows(rows.cache, 40, 5, form=rows.form, process_count=2))
+    next(eval_rows(rows.cache, 40, 5, row_fields=rows.row_fields, process_count=2))
 
 
 def test_documents_that_would_be_cut_are_refused(folder):
@@ -299,7 +299,7 @@ def test_documents_that_would_be_cut_are_refused(folder):
   text = np.array([*range(1, 90), special('eos')])
   picture = np.array([*range(1, 39), special('boi'), *range(300, 304), special('eoi')])
   rows = dropping(folder, 0.1, documents_=[short, long, text, picture, short])
-  for made in (lambda: rows.count, lambda: next(eval_rows(rows.cache, 40, 2, form=rows.form))):
+  for made in (lambda: rows.count, lambda: next(eval_rows(rows.cache, 40, 2, row_fields=rows.row_fields))):
     with pytest.raises(ValueError) as error:
       made()
     cause, fix = str(error.value).split('\n')
@@ -311,18 +311,18 @@ def test_documents_that_would_be_cut_are_refused(folder):
   assert dropping(folder, 0.1, documents_=[short, text]).count == 3  # text may be cut
 
 
-# ------------------------------------------------------------------------------------ form
+# ------------------------------------------------------------------------------------ fields
 
 
 def test_text_alone_needs_nothing():
   cfg = DataConfig(packing='first_fit')
-  assert Form.of(cfg, media_tokenizers(image=False)) == Form()
-  assert Form.of(cfg, MADE[1]).layout.has_images  # text for a model of images has places too
-  assert Form.of(cfg, MADE[1]).features == ()
+  assert RowFields.of(cfg, media_tokenizers(image=False)) == RowFields()
+  assert RowFields.of(cfg, MADE[1]).layout.has_images  # text for a model of images has places too
+  assert RowFields.of(cfg, MADE[1]).features == ()
 
 
 @pytest.mark.parametrize(
-  ('template', 'begins'),
+  ('template', 'predict_start'),
   [
     ('{name} -> {x:image}', False),
     ('{name} -> {x:audio}', False),
@@ -334,23 +334,23 @@ def test_text_alone_needs_nothing():
     ('{name} -> {p:parts}', True),
   ],
 )
-def test_whether_the_beginning_of_a_target_is_learned(template, begins):
-  assert form().of_template(template).begins == begins
-  assert not Form().of_template(template).begins
+def test_whether_the_beginning_of_a_target_is_learned(template, predict_start):
+  assert row_fields().of_template(template).predict_start == predict_start
+  assert not RowFields().of_template(template).predict_start
 
 
-def test_form_of_a_config():
-  assert form().features == (('patches', 4), ('frames', 3))
-  assert form(template='{audio:frames} -> {image:image}').features == (('frames', 3),)
-  made = form(template='{label} -> {name}', prefix=True, condition_dropout=0.25)
+def test_row_fields_of_a_config():
+  assert row_fields().features == (('patches', 4), ('frames', 3))
+  assert row_fields(template='{audio:frames} -> {image:image}').features == (('frames', 3),)
+  made = row_fields(template='{label} -> {name}', prefix=True, condition_dropout=0.25)
   assert (made.prefix, made.dropout, made.features) == (True, 0.25, ())
   assert pickle.loads(pickle.dumps(made)) == made
   tokenizers = media_tokenizers(image=False, audio=False)
   with pytest.raises(ValueError, match=r'a template asks for frames, but .*\nfix: '):
     source = Source('digits', template='{audio:frames} -> {name}')
-    Form.of(DataConfig({'x': source}, packing='first_fit'), tokenizers)
+    RowFields.of(DataConfig({'x': source}, packing='first_fit'), tokenizers)
   bare = type(tokenizers).build(tokenizers.text, specials=('pad', 'eos', 'sep'))
   source = Source('digits', template='{label} -> {name}')
   cfg = DataConfig({'x': source}, packing='first_fit', condition_dropout=0.1)
   with pytest.raises(ValueError, match=r'data.condition_dropout=0.1, but .* no null\nfix: '):
-    Form.of(cfg, bare)
+    RowFields.of(cfg, bare)

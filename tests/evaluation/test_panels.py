@@ -10,7 +10,7 @@ import soundfile
 from PIL import Image
 
 from gpt_jax import config, data, sharding
-from gpt_jax.data import media
+from gpt_jax.data import media_io
 from gpt_jax.evaluation import panels
 from gpt_jax.evaluation.evaluate import Subject
 from gpt_jax.jobs import language_model
@@ -143,9 +143,9 @@ def test_continued_prompts(new):
 def test_tiles_and_waves_are_what_the_files_hold():
   """The helpers agree with Pillow and soundfile."""
   picture = np.arange(12, dtype=np.uint8).reshape(3, 4, 1) * 20
-  opened = Image.open(io.BytesIO(media.to_png(picture, scale=2)))
+  opened = Image.open(io.BytesIO(media_io.to_png(picture, scale=2)))
   np.testing.assert_array_equal(np.asarray(opened)[::2, ::2], picture[..., 0])
   wave = np.sin(np.arange(800) / 5).astype(np.float32) / 2
-  sound, rate = soundfile.read(io.BytesIO(media.to_wav(wave, 8000)))
+  sound, rate = soundfile.read(io.BytesIO(media_io.to_wav(wave, 8000)))
   assert rate == 8000
   np.testing.assert_allclose(sound, wave, atol=1e-4)

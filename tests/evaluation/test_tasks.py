@@ -127,7 +127,7 @@ def test_examples_are_the_same_each_time_and_know_their_record(new):
 
 def test_examples_are_chosen_without_holding_all_documents(new, monkeypatch):
   """The same as from a sorted list of all of them."""
-  part = mixture.open_part(new.cfg.data, 'draw', 'train')
+  part = mixture.open_split(new.cfg.data, 'draw', 'train')
   everything = sorted(part.examples(), key=lambda found: zlib.crc32(found[0].encode()))
   begun, ended, most = [], [], []
 
@@ -142,7 +142,7 @@ def test_examples_are_chosen_without_holding_all_documents(new, monkeypatch):
       most.append(len(begun) - len(ended))
       yield where, [name, arrow, Piece('image', value)]
 
-  monkeypatch.setattr(mixture, 'open_part', lambda *_: dataclasses.replace(part, examples=counted))
+  monkeypatch.setattr(mixture, 'open_split', lambda *_: dataclasses.replace(part, examples=counted))
   found = common._examples(new, 'draw', 'train', 30)
   assert [x.where for x in found] == [where for where, _ in everything[:30]]
   assert len(most) == 2 * len(everything) and max(most) <= 32

@@ -103,7 +103,7 @@ def test_the_folder_holds_a_tokenizer_samples_and_a_report(run_of):
   """Of images; samples show held-out ones above what is left of them."""
   workdir = run_of('image')
   tokenizer, cfg = image.load(workdir / 'codec'), config.of_run(workdir)
-  held_out = data.images(cfg.data, (8, 8, 1), 'valid')
+  held_out = data.load_images(cfg.data, (8, 8, 1), 'valid')
   made = tokenizer.decode(tokenizer.encode(held_out))
   error_N = np.square(held_out / 255 - made / 255).mean((1, 2, 3))
   result = run_folder.read_result(workdir)  # the mean over images; what is minimized is pooled
@@ -122,7 +122,7 @@ def test_the_folder_holds_a_tokenizer_samples_and_a_report(run_of):
 def test_sounds_are_heard_before_and_after(run_of):
   workdir = run_of('audio')
   tokenizer, cfg = audio.load(workdir / 'codec'), config.of_run(workdir)
-  held_out = data.waves(cfg.data, 8000, 'valid', seconds=0.5)
+  held_out = data.load_waveforms(cfg.data, 8000, 'valid', seconds=0.5)
   [*_, path] = sorted((workdir / 'samples').iterdir())
   sound, rate = soundfile.read(io.BytesIO(path.read_bytes()))
   made = tokenizer.decode(tokenizer.encode(held_out))
@@ -352,7 +352,7 @@ def test_a_gpt_trains_on_the_codes_and_keeps_the_tokenizers(run_of, tmp_path):
   for name, module in (('image', image), ('audio', audio)):
     assert getattr(run.tokenizers, name) == module.load(run_of(name) / 'codec')
   assert run.tokenizers.vocabulary.count('image0') == 16
-  images = data.images(cfg.data, (8, 8, 1), 'valid')[:3]
+  images = data.load_images(cfg.data, (8, 8, 1), 'valid')[:3]
   np.testing.assert_array_equal(
     run.tokenizers.image.encode(images), image.load(run_of('image') / 'codec').encode(images)
   )

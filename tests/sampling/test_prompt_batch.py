@@ -83,11 +83,11 @@ def uncached(prompts, rows, null=False):
     for name, value in (('patches_BTA', one.patches), ('frames_BTM', one.frames)):
       if value is not None and not null:
         features[name][b, : len(value)] = value
-  condition_BT = layout.condition(ids_BT, segments_BT)
+  condition_BT = layout.condition_mask(ids_BT, segments_BT)
   prefix_BT = condition_BT & np.array([p.prefix for p in prompts])[:, None]
   positions_BT3 = layout.positions3(ids_BT, segments_BT)
   inputs = {'positions_BT': positions_BT3, 'prefix_BT': prefix_BT, **features}
-  fed_BT = layout.drop(ids_BT, condition_BT) if null else ids_BT
+  fed_BT = layout.drop_condition(ids_BT, condition_BT) if null else ids_BT
   return np.asarray(forward(model()[0], fed_BT, inputs), np.float64)
 
 

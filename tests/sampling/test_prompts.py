@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from gpt_jax import tokenizers
-from gpt_jax.data import Source, media
+from gpt_jax.data import Source, media_io
 from gpt_jax.data.templates import Piece
 from gpt_jax.sample import SampleConfig
 from gpt_jax.sampling import completions, output_files, prompt_batch, prompts
 from gpt_jax.sampling.prompts import PromptTemplate, match_template
-from gpt_jax.tokenizers.media import MediaTokenizer
+from gpt_jax.tokenizers.media_tokenizer import MediaTokenizer
 from tests import models
 from tests.tiny_runs import assert_two_lines
 
@@ -358,11 +358,11 @@ def test_files_are_numbered_and_never_overwritten_by_default(tmp_path):
 def test_pictures_are_enlarged_and_sounds_keep_their_rate(tmp_path):
   files = output_files.OutputFiles(str(tmp_path), '', 'any', 1)
   png = files.write(Piece('image', PICTURE))
-  shown, note = media.read_image(str(png), (256, 256, 1))
+  shown, note = media_io.read_image(str(png), (256, 256, 1))
   assert note == ''
   np.testing.assert_array_equal(shown[::64, ::64], PICTURE)
   assert (shown[:64, :64] == PICTURE[0, 0]).all()
-  wave, note = media.read_sound(str(files.write(Piece('audio', WAVE), 80)), 80)
+  wave, note = media_io.read_sound(str(files.write(Piece('audio', WAVE), 80)), 80)
   assert note == ''
   np.testing.assert_allclose(wave, WAVE, atol=1e-4)
 
@@ -374,7 +374,7 @@ def test_sounds_are_written_as_flac(tmp_path, monkeypatch):
   assert [path.name for path in paths] == ['x_0.flac', 'x_1.flac']
   assert paths[0].read_bytes()[:4] == b'fLaC'
   plain = output_files.OutputFiles(str(tmp_path / 'x.wav'), '', 'audio', 1).write(sounds[0], 8000)
-  waves = [media.read_sound(str(path), 8000)[0] for path in (paths[0], plain)]
+  waves = [media_io.read_sound(str(path), 8000)[0] for path in (paths[0], plain)]
   np.testing.assert_array_equal(*waves)
   with pytest.raises(ValueError) as error:
     files.write(sounds[0], 10**6)

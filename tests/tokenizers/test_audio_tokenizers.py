@@ -242,13 +242,13 @@ def test_a_training_run_is_named_as_a_path(tmp_path):
 
 def test_the_floor_has_as_many_codes_and_positions():
   cfg = AudioConfig(kind='fsq', hop=80, window=240, levels=(4, 4), network_width=64)
-  floor = audio.floor_config(cfg)
+  floor = audio.baseline_config(cfg)
   assert (floor.kind, floor.codes, floor.hop, floor.stack) == ('frames', 16, 80, 4)
 
 
 def test_clips_are_joined_by_silence():
   tokenizer = made('frames')
-  joined_PC = tokenizer.joined(clips()[:3]).reshape(-1, 160)
+  joined_PC = tokenizer.join_with_silence(clips()[:3]).reshape(-1, 160)
   place = 0
   for f_PC in tokenizer.features(clips()[:3]):
     np.testing.assert_array_equal(joined_PC[place : place + 2], np.tile(tokenizer.silence_C, (2, 1)))

@@ -292,7 +292,7 @@ def test_codes_are_those_of_the_model():
 def test_the_floor_has_as_many_codes_and_positions():
   for name in ('fsq', 'vq'):
     cfg, tokenizer = CONFIGS[name], made(name)
-    floor = image.build(image.floor_config(cfg), lambda shape=cfg.shape: pictures(shape, 40))
+    floor = image.build(image.baseline_config(cfg), lambda shape=cfg.shape: pictures(shape, 40))
     assert (floor.codebooks, floor.grid) == (tokenizer.codebooks, tokenizer.grid)
 
 

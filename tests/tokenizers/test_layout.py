@@ -89,8 +89,8 @@ def test_a_row_says_of_each_document_what_the_document_says_alone(row):
   ids_BW = np.array([columns[0] + [0] * pad], np.int32)
   segments_BW = np.array([segments + [0] * pad], np.int32)
   padded = lambda values, fill: [*values, *[fill] * pad]
-  assert LAYOUT.condition(ids_BW, segments_BW)[0].tolist() == padded(columns[1], False)
-  assert LAYOUT.targets(ids_BW, segments_BW)[0].tolist() == padded(columns[2], False)
+  assert LAYOUT.condition_mask(ids_BW, segments_BW)[0].tolist() == padded(columns[1], False)
+  assert LAYOUT.target_mask(ids_BW, segments_BW)[0].tolist() == padded(columns[2], False)
   places = LAYOUT.positions3(ids_BW, segments_BW)[0].tolist()
   assert places == [list(p) for p in padded(columns[3], (0, 0, 0))]
 
@@ -98,19 +98,19 @@ def test_a_row_says_of_each_document_what_the_document_says_alone(row):
 def test_what_begins_a_mixed_target_carries_loss():
   ids_BW = np.array([[1, SEP, BOI, 200, EOI, 1, EOS, 2, SEP, 3, EOS, 0]], np.int32)
   segments_BW = np.array([[1] * 7 + [2] * 4 + [0]], np.int32)
-  given_, learned = (LAYOUT.targets(ids_BW, segments_BW, begins)[0] for begins in (False, True))
+  given_, learned = (LAYOUT.target_mask(ids_BW, segments_BW, start)[0] for start in (False, True))
   assert np.flatnonzero(given_ != learned).tolist() == [2] and learned[2]
 
 
 def test_a_dropped_condition_keeps_its_length_and_its_sep():
   ids_BW = np.array([[1, 2, SEP, BOI, 200]], np.int32)
-  condition_BW = LAYOUT.condition(ids_BW, np.ones_like(ids_BW))
-  assert LAYOUT.drop(ids_BW, condition_BW).tolist() == [[NULL, NULL, SEP, BOI, 200]]
+  condition_BW = LAYOUT.condition_mask(ids_BW, np.ones_like(ids_BW))
+  assert LAYOUT.drop_condition(ids_BW, condition_BW).tolist() == [[NULL, NULL, SEP, BOI, 200]]
 
 
 def test_text_without_these_ids_is_all_target():
   ids_BW = np.array([[5, 6, 7, 8]], np.int32)
   segments_BW = np.array([[1, 1, 2, 0]], np.int32)
-  assert not Layout().condition(ids_BW, segments_BW).any()
-  assert Layout().targets(ids_BW, segments_BW).tolist() == [[True, True, True, False]]
+  assert not Layout().condition_mask(ids_BW, segments_BW).any()
+  assert Layout().target_mask(ids_BW, segments_BW).tolist() == [[True, True, True, False]]
   assert Layout().positions3(ids_BW, segments_BW)[0, :, 0].tolist() == [0, 1, 0, 0]

@@ -85,7 +85,7 @@ def test_log_mel_knows_no_level_and_ends_at_the_floor():
 @pytest.mark.parametrize('frequency', [220, 440, 1000, 2500])
 def test_pitch_survives_the_way_through_mel(frequency):
   front = Spectrogram()
-  (back,) = front.waves(front.log_mel([sine(frequency)]))
+  (back,) = front.to_waveforms(front.log_mel([sine(frequency)]))
   assert len(back) == 4000 and back.dtype == np.float32
   assert np.abs(back).max() == pytest.approx(PEAK, rel=1e-5)
   # A mel band is 65 Hz wide at 700 Hz and 185 Hz at 3 kHz: no pitch is known better.
@@ -95,12 +95,12 @@ def test_pitch_survives_the_way_through_mel(frequency):
 def test_waves_is_deterministic_and_clips_do_not_disturb_each_other():
   front = Spectrogram()
   mels = front.log_mel([sine(300), sine(600), sine(900, 0.3)])
-  first, again = front.waves(mels), front.waves(mels[::-1])[::-1]
+  first, again = front.to_waveforms(mels), front.to_waveforms(mels[::-1])[::-1]
   for a, b, mel in zip(first, again, mels, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4)
-    np.testing.assert_allclose(front.waves([mel])[0], a, atol=1e-4)
-  assert front.waves([]) == []
-  assert [len(w) for w in front.waves([np.zeros((0, 40), np.float32)])] == [0]
+    np.testing.assert_allclose(front.to_waveforms([mel])[0], a, atol=1e-4)
+  assert front.to_waveforms([]) == []
+  assert [len(w) for w in front.to_waveforms([np.zeros((0, 40), np.float32)])] == [0]
 
 
 def test_griffin_lim_comes_closer_with_iterations():
@@ -109,7 +109,7 @@ def test_griffin_lim_comes_closer_with_iterations():
   magnitude = np.abs(front.stft(wave))[None]
   errors = []
   for iterations in (0, 8, 32):
-    found = front.phases(magnitude, iterations)
+    found = front.griffin_lim(magnitude, iterations)
     errors.append(float(np.abs(np.abs(front.stft(found)) - magnitude).mean()))
   assert errors[0] > 2 * errors[1] > 2.2 * errors[2]
 

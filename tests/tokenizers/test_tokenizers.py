@@ -18,18 +18,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gpt_jax.tokenizers import (
-  SPECIALS,
-  TOKENIZERS,
-  StreamDecoder,
-  TokenizerConfig,
-  Tokenizers,
-  Vocabulary,
-  base,
-  bpe,
-  subword,
-)
-from gpt_jax.tokenizers.text import build, load
+from gpt_jax.tokenizers import SPECIALS, TokenizerConfig, Tokenizers, Vocabulary, base, bpe, subword
+from gpt_jax.tokenizers.base import StreamDecoder
+from gpt_jax.tokenizers.text import TOKENIZERS, build, load
 
 KINDS = list(TOKENIZERS)
 CORPUS = (

@@ -64,14 +64,14 @@ def examples(subject, source, split, limit=0):
 
 def _examples(subject, source, split, limit):
   cfg = subject.cfg.data
-  part = mixture.open_part(cfg, source, split)
+  part = mixture.open_split(cfg, source, split)
   rank_N = np.array([zlib.crc32(where.encode()) for where, _ in part.examples()], np.uint32)
   order_N = rank_N.argsort(kind='stable')
   if limit:  # of the others no content is held
     order_N = order_N[: limit + cfg.mixture[source].bad_records]
   kept = set(order_N.tolist())
   whole = {n: example for n, example in enumerate(part.examples()) if n in kept}
-  ranked = data.readable(cfg, source, subject.tokenizers, (whole[n] for n in order_N.tolist()))
+  ranked = data.filter_readable(cfg, source, subject.tokenizers, (whole[n] for n in order_N.tolist()))
   chosen = list(itertools.islice(ranked, limit or None))
   wanted = {where for where, _ in chosen}
   corpus = sources.open_source(subject.cfg.data.mixture[source], split)
@@ -159,7 +159,7 @@ def waves(subject, found):
 def _first(subject, found, kinds):
   """The first piece of these kinds of each example, decoded."""
   firsts = [next(p for p in (*x.condition, *x.target) if p.kind in kinds) for x in found]
-  decoded = [data.decode(subject.tokenizers, [p], x.where) for p, x in zip(firsts, found, strict=True)]
+  decoded = [data.decode_media(subject.tokenizers, [p], x.where) for p, x in zip(firsts, found, strict=True)]
   return [piece.value for [piece] in decoded]
 
 

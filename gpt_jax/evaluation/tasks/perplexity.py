@@ -83,7 +83,7 @@ def of_documents(subject, source, split, limit):
     cache,
     length,
     subject.batch_size,
-    form=subject.form.of_template(template),
+    row_fields=subject.form.of_template(template),
     process_index=part,
     process_count=parts,
   )
@@ -127,9 +127,9 @@ def is_lossless(subject, source, split, most=64):
     return False
   if key not in subject.caches:
     every = data.examples(subject.cfg.data, source, split)
-    whole = data.readable(subject.cfg.data, source, subject.tokenizers, every)
+    whole = data.filter_readable(subject.cfg.data, source, subject.tokenizers, every)
     documents = itertools.islice(whole, most)
-    decoded = [data.decode(subject.tokenizers, pieces, where) for where, pieces in documents]
+    decoded = [data.decode_media(subject.tokenizers, pieces, where) for where, pieces in documents]
     real = np.stack([p.value for pieces in decoded for p in pieces if p.kind == 'image'])
     image = subject.tokenizers.image
     subject.caches[key] = bool((image.decode(image.encode(real)) == real).all())

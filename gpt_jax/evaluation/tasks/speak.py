@@ -39,7 +39,7 @@ def run(subject, source, split, limit, recognizer=None, **sampling):
   made = subject.generate([example.condition for example in found], 'audio', **sampling)
   sounds = {'': made, 'reconstructions': audio.decode(audio.encode(real))}
   if hasattr(audio, 'spectrogram'):
-    sounds['copy-synthesis'] = audio.spectrogram.waves(audio.spectrogram.log_mel(real))
+    sounds['copy-synthesis'] = audio.spectrogram.to_waveforms(audio.spectrogram.log_mel(real))
   rows, add = common.rows('speak', source, split, len(found), **common.drawn(subject, sampling))
   heard = common.waves(subject, train)
   decode = EXACT.get(subject.cfg.data.mixture[source].kind)
@@ -137,7 +137,7 @@ def recognized(add, recognizer, found, real, sounds, rate):
   """
   template, silence = reader_of(recognizer), np.zeros(1, np.float32)
   fields = {field: silence for kind, field in templates.parse(template) if kind in common.SOUNDS}
-  documents = [templates.pieces(template, {**x.record, **fields}, x.where) for x in found]
+  documents = [templates.fill(template, {**x.record, **fields}, x.where) for x in found]
   asked, wanted = zip(*map(templates.split, documents), strict=True)
   audio, wanted = recognizer.tokenizers.audio, [common.text(pieces) for pieces in wanted]
   most = int(audio.max_positions / audio.codes_per_second * rate)  # samples that it can read

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gpt_jax.data import media
-from gpt_jax.data.media import open_bytes, read_image, read_sound, tile, to_png, to_wav
+from gpt_jax.data import media_io
+from gpt_jax.data.media_io import open_bytes, read_image, read_sound, tile, to_png, to_wav
 
 
 def encoded(picture, kind='PNG', **options):
@@ -290,13 +290,13 @@ def test_a_process_has_its_own_archive(tmp_path, monkeypatch):
     archive.writestr('file', b'content')
   opened = []
   real = zipfile.ZipFile
-  monkeypatch.setattr(media.zipfile, 'ZipFile', lambda path: opened.append(path) or real(path))
-  media._archive.cache_clear()
+  monkeypatch.setattr(media_io.zipfile, 'ZipFile', lambda path: opened.append(path) or real(path))
+  media_io._archive.cache_clear()
   for process in (1, 1, 2):
-    monkeypatch.setattr(media.os, 'getpid', lambda process=process: process)
+    monkeypatch.setattr(media_io.os, 'getpid', lambda process=process: process)
     assert open_bytes(tmp_path / 'all.zip' / 'file') == b'content'
   assert len(opened) == 2
-  media._archive.cache_clear()
+  media_io._archive.cache_clear()
 
 
 def test_fsdd_is_read_from_its_archive(data_dir):

@@ -62,7 +62,7 @@ class MediaTokenizer:
     base.write_file(path, base.to_json(description, indent=2))
 
 
-def read(folder, modality: str, rows: dict) -> MediaTokenizer:
+def load_media_tokenizer(folder, modality: str, rows: dict) -> MediaTokenizer:
   """What `save` wrote, by `rows[kind].restore(fields, files)`.
 
   Raises FileNotFoundError or ValueError if it is not as it was saved.

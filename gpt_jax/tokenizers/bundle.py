@@ -1,0 +1,192 @@
+"""The tokenizers of a model, bundled with the vocabulary whose id ranges they share."""
+
+import dataclasses
+import functools
+import pathlib
+
+import numpy as np
+
+from gpt_jax.tokenizers import audio as audio_tokenizers
+from gpt_jax.tokenizers import base, text
+from gpt_jax.tokenizers import image as image_tokenizers
+from gpt_jax.tokenizers.base import StreamDecoder, TextTokenizer
+from gpt_jax.tokenizers.layout import Layout
+from gpt_jax.tokenizers.media_tokenizer import MODALITIES, MediaTokenizer
+from gpt_jax.tokenizers.vocabulary import SPECIALS, Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizers:
+  """The tokenizers of a model and the vocabulary that they share.
+
+  Text ids are the text tokenizer's own ids: the text range starts at 0. Each codebook of an image
+  or audio tokenizer has a range of its own.
+  """
+
+  vocabulary: Vocabulary
+  text: TextTokenizer
+  image: MediaTokenizer | None = None
+  audio: MediaTokenizer | None = None
+
+  def __post_init__(self):
+    if self.vocabulary.start('text') or self.vocabulary.count('text') != self.text.size:
+      raise ValueError(
+        f'the vocabulary has {self.vocabulary.count("text")} text ids, but the {self.text.kind} '
+        f'tokenizer has {self.text.size}\n'
+        'fix: use Tokenizers.build, or load both from one folder'
+      )
+    wanted = [pair for tokenizer in self.media.values() for pair in tokenizer.ranges]
+    if wanted != [p for p in self.vocabulary.ranges if p[0] not in ('text', 'special')]:
+      raise ValueError(
+        f'the vocabulary has the ranges {self.vocabulary.ranges}, but the image and audio '
+        f'tokenizers have the codebooks {wanted}\n'
+        'fix: use Tokenizers.build, or load all from one folder'
+      )
+
+  @classmethod
+  def build(
+    cls,
+    tokenizer: TextTokenizer,
+    image: MediaTokenizer | None = None,
+    audio: MediaTokenizer | None = None,
+    specials: tuple[str, ...] = SPECIALS,
+    multiple: int = 128,
+  ) -> 'Tokenizers':
+    """Put text first, the specials after it, then image and audio codes.
+
+    A special that the tokenizer has already keeps that id. An imported model takes no new ones:
+    `specials=()`. `multiple` is what the embedding's columns are rounded up to.
+    """
+    own = dict(tokenizer.specials)
+    new = [name for name in specials if name not in own]
+    ids = {**own, **{name: tokenizer.size + i for i, name in enumerate(new)}}
+    names = (*specials, *(name for name in own if name not in specials))
+    ranges = (('text', tokenizer.size), ('special', len(new)))[: 2 if new else 1]
+    codes = [pair for media in (image, audio) if media is not None for pair in media.ranges]
+    vocabulary = Vocabulary((*ranges, *codes), tuple((n, ids[n]) for n in names), multiple)
+    return cls(vocabulary, tokenizer, image, audio)
+
+  @property
+  def media(self) -> dict[str, MediaTokenizer]:
+    """The image and audio tokenizers that there are, by modality."""
+    return {name: made for name in MODALITIES if (made := getattr(self, name)) is not None}
+
+  @property
+  def modalities(self) -> tuple[str, ...]:
+    """What ids can be of: text first; `modality_V` counts in this order."""
+    return ('text', *self.media)
+
+  @functools.cached_property
+  def layout(self) -> Layout:
+    """What ids say of their document."""
+    return Layout.of(self)
+
+  def modality_V(self) -> np.ndarray:
+    """For each id its place in `modalities`, int32 [V]; the end of an image counts as image."""
+    vocabulary = self.vocabulary
+    of_V = np.zeros(vocabulary.padded, np.int32)
+    for number, (modality, tokenizer) in enumerate(self.media.items(), 1):
+      for kind, count in tokenizer.ranges:
+        of_V[vocabulary.start(kind) : vocabulary.start(kind) + count] = number
+      for name in ENDS[modality]:
+        of_V[vocabulary.special(name)] = number
+    return of_V
+
+  def groups(self) -> tuple[np.ndarray, np.ndarray]:
+    """Ids that can stand in the same places: group of each id int32 [V], allowed bool [N, V].
+
+    Group 0 holds text and markers. A codebook is a group of its own; where the first codebook of a
+    sound may stand the sound may also end. After the last code of an image stands eoi alone.
+    """
+    vocabulary = self.vocabulary
+    group_V, rows = np.zeros(vocabulary.padded, np.int32), [None]
+
+    def add(*kinds):
+      members = vocabulary.allowed(kinds)
+      group_V[members] = len(rows)
+      rows.append(members)
+
+    for modality, tokenizer in self.media.items():
+      for kind, _ in tokenizer.ranges:
+        add(*((kind, 'eoa') if kind == 'audio0' else (kind,)))
+      if modality == 'image':
+        add('eoi')
+    rows[0] = (group_V == 0) & (np.arange(vocabulary.padded) < vocabulary.size)
+    return group_V, np.stack(rows)
+
+  def encode_codes(self, modality: str, codes_PQ) -> np.ndarray:
+    """Codes [P, Q] of a media tokenizer -> ids int32 [P Q], position by position."""
+    kinds = [kind for kind, _ in self._tokenizer(modality).ranges]
+    columns = [self.vocabulary.encode(kind, codes_PQ[:, q]) for q, kind in enumerate(kinds)]
+    return np.stack(columns, 1).reshape(-1)
+
+  def decode_codes(self, modality: str, ids) -> np.ndarray:
+    """Inverse of `encode_codes`; ValueError for ids that are not whole positions."""
+    kinds = [kind for kind, _ in self._tokenizer(modality).ranges]
+    ids = np.asarray(ids)
+    if ids.size % len(kinds):
+      raise ValueError(
+        f'{ids.size} {modality} ids are no whole number of positions of {len(kinds)} codes\n'
+        'fix: decode all ids between the start and the end marker'
+      )
+    ids_PQ = ids.reshape(-1, len(kinds))
+    columns = [self.vocabulary.decode(kind, ids_PQ[:, q]) for q, kind in enumerate(kinds)]
+    return np.stack(columns, 1)
+
+  def _tokenizer(self, modality):
+    if modality not in self.media:
+      raise ValueError(
+        f'this model has no {modality} tokens, only {", ".join(self.modalities)}\n'
+        f'fix: train one with {modality}.kind set in its config'
+      )
+    return self.media[modality]
+
+  def encode_text(self, string: str) -> list[int]:
+    """Token ids of a text, without any special."""
+    return self.text.encode(string)
+
+  def decode_text(self, ids) -> str:
+    """The text of ids [T], leaving specials out; ValueError for ids of another modality."""
+    ids = np.array(base.checked_ids(ids, self.vocabulary.size), np.int32)
+    special = np.isin(ids, [index for _, index in self.vocabulary.specials])
+    return self.text.decode(self.vocabulary.decode('text', ids[~special]))
+
+  def stream_decoder(self) -> StreamDecoder:
+    """Text as it is generated: push ids one by one, complete text comes out."""
+    return StreamDecoder(self.decode_text)
+
+  @functools.cached_property
+  def hash(self) -> str:
+    """Hex digest of everything that decides what an id means."""
+    media = [tokenizer.hash for tokenizer in self.media.values()]
+    return base.digest(base.to_json([self.vocabulary.hash(), self.text.hash, *media]))
+
+  def save(self, folder) -> None:
+    """Write vocabulary.json and the files of the tokenizers into a folder."""
+    self.text.save(folder)
+    for tokenizer in self.media.values():
+      tokenizer.save(folder)
+    content = {**self.vocabulary.to_dict(), 'hash': self.vocabulary.hash()}
+    base.write_file(pathlib.Path(folder) / 'vocabulary.json', base.to_json(content, indent=2))
+
+  @classmethod
+  def load(cls, folder) -> 'Tokenizers':
+    """Read what `save` wrote; FileNotFoundError or ValueError if it is not as it was saved."""
+    fix = 'name a folder that Tokenizers.save wrote, and restore it if a file was altered'
+    path = pathlib.Path(folder).expanduser() / 'vocabulary.json'
+    saved = base.read_json(path, fix)
+    fields = dict(saved) if isinstance(saved, dict) else {}
+    digest = fields.pop('hash', '')
+    vocabulary = Vocabulary.from_dict(fields)
+    if vocabulary.hash() != digest:
+      raise ValueError(
+        f'{path} was altered after it was saved: its hash is {vocabulary.hash()}, '
+        f'saved was {digest!r}\nfix: {fix}'
+      )
+    has = {kind.rstrip('0123456789') for kind in vocabulary.kinds}
+    image = image_tokenizers.load(folder) if 'image' in has else None
+    audio = audio_tokenizers.load(folder) if 'audio' in has else None
+    return cls(vocabulary, text.load(folder), image, audio)
+
+
+ENDS = {'image': ('eoi', 'patch'), 'audio': ('eoa', 'frame')}
