@@ -78,7 +78,7 @@ def trial(folder, path, rng, like, states):
   content, lines = flip(path, rng), []
   try:
     checkpoints = Checkpoints(folder, report=lines.append)
-    step = checkpoints.newest_good()
+    step = checkpoints.latest_good()
     return {
       'kind': kind(path),
       'file': str(path.relative_to(folder)),

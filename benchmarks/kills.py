@@ -70,7 +70,7 @@ def start(folder, name, *more, log='log'):
 
 def contents(checkpoints, step):
   """Digest of all arrays of a step, and the number of the next batch."""
-  like = trees.nest(checkpoints.stored(step))
+  like = trees.nest(checkpoints.array_metadata(step))
   as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     path = checkpoints.folder / str(step) / 'state'
@@ -78,7 +78,7 @@ def contents(checkpoints, step):
   digest = hashlib.sha256()
   for path, array in sorted(trees.flat(tree).items()):
     digest.update(f'{path} {array.dtype} {array.shape}'.encode() + array.tobytes())
-  return digest.hexdigest(), checkpoints.extra(step)['data']['next_batch']
+  return digest.hexdigest(), checkpoints.read_extra(step)['data']['next_batch']
 
 
 def metrics(workdir):
@@ -107,7 +107,7 @@ def examined(workdir, expected):
   checkpoints = Checkpoints(folder, report=lines.append)
   unfinished = 'a save' if [*folder.glob('*.orbax-checkpoint-tmp*')] else 'nothing'
   try:
-    step = checkpoints.newest_good()
+    step = checkpoints.latest_good()
     unfinished = 'digests' if lines else unfinished
     if step is None:
       return {'step': 0, 'wrong': '', 'unfinished': unfinished}

@@ -43,13 +43,13 @@ def measure(experiment, seconds):
 
   from gpt_jax import config, sharding
   from gpt_jax.cli import experiment_file
-  from gpt_jax.jobs.language_model import Language
+  from gpt_jax.jobs.language_model import LanguageModelJob
 
   cfg = config.build(config.Config, experiment_file.load_config(experiment))
   mesh = sharding.make_mesh(cfg.mesh)
   jax.sharding.set_mesh(mesh)
   with tempfile.TemporaryDirectory() as folder:
-    job = Language(cfg, Path(folder), mesh)
+    job = LanguageModelJob(cfg, Path(folder), mesh)
     tokens = cfg.train.batch_size * job.length
     take = lambda: jax.block_until_ready(sharding.to_devices(next(job.loader), mesh))
     delivered = rate(take, tokens, seconds)

@@ -103,7 +103,7 @@ def ended(row):
 
 def examined(row, workdir, expected):
   """The row with the step of its checkpoint, and what is not as it should be."""
-  step = Checkpoints(workdir / 'checkpoints').newest_good()
+  step = Checkpoints(workdir / 'checkpoints').latest_good()
   wrongs = []
   if row['codes'] != [75, 75]:
     wrongs.append(f'exit codes {row["codes"]}')

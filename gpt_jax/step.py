@@ -4,7 +4,7 @@
 in `build_program`; vmap over states trains replicas. What an ablation may vary without compiling
 again travels in `state.hyper`.
 
-Letters: B batch rows, T length, A micro-batches a step; S, W as in skips.py.
+Letters: B batch rows, T length, A micro-batches a step; S, W as in loss_guard.py.
 """
 
 import functools
@@ -65,7 +65,7 @@ def init_state(abstract_model, optimizer, hyper, seed, window=0):
     opt_state=optimizer.init(params_of(model)),
     key=step_key,
     hyper=hyper,
-    recent_SW=loss_guard.no_values(window) if window else None,
+    recent_SW=loss_guard.empty_window(window) if window else None,
   )
 
 
@@ -216,7 +216,7 @@ def guarded_update(optimizer, grads, state, metrics):
   if recent_SW is not None:
     norm, applied = scalars['grad_norm'], scalars['skipped'] == 0
     scalars['spike'] = (finite & jnp.isfinite(norm) & ~applied).astype(jnp.float32)
-    recent_SW = jnp.where(applied, loss_guard.remember(recent_SW, value_S(norm), updates), recent_SW)
+    recent_SW = jnp.where(applied, loss_guard.update_window(recent_SW, value_S(norm), updates), recent_SW)
   return state._replace(opt_state=opt_state, recent_SW=recent_SW), params, scalars
 
 

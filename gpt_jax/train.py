@@ -119,18 +119,18 @@ def initial_state(job, cfg, workdir):
   notes = []
   folder, verify = workdir / 'checkpoints', cfg.checkpoint.verify
   checkpoints = checkpoint.Checkpoints(folder, report=notes.append, verify=verify)
-  step = checkpoints.newest_good()
-  if step is not None and 'imported' in checkpoints.extra(step):
+  step = checkpoints.latest_good()
+  if step is not None and 'imported' in checkpoints.read_extra(step):
     raise ValueError(
       f'{workdir} holds an imported model, which has no optimizer to go on with\n'
       f'fix: train in a new --workdir with train.init_from={workdir}, as '
       'experiments/finetune_gpt2.py does'
     )
   if step is not None:
-    return checkpoints.restore(step, job.program.abstract), step, checkpoints.extra(step), notes
+    return checkpoints.restore(step, job.program.abstract), step, checkpoints.read_extra(step), notes
   state = job.program.init()
   if cfg.train.init_from:
-    state, lines = job.starting_model(state)
+    state, lines = job.load_initial_weights(state)
     notes += [f'init_from: {line}' for line in lines]
   return state, 0, None, notes
 
@@ -200,22 +200,22 @@ class Training:
     """
     self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
     job = JOBS[cfg.train.job]
-    self.ledger = meter.Ledger(job.unit, cfg.train.steps_per_call, replicas)
+    self.meter = meter.Meter(job.unit, cfg.train.steps_per_call, replicas)
     with main_process_first():  # the first one makes caches and tokenizers, and the others find them
       self.job = job(cfg, workdir, mesh)
     self.loader, self.program = self.job.loader, self.job.program
     if trace:
       self.trace()
     self.found = checkpoint.Checkpoints(workdir / 'checkpoints').steps()  # `open` looks again
-    self.ledger.passed('setup')
+    self.meter.mark_phase('setup')
     self.state, self.step, extra, self.notes = initial_state(self.job, cfg, workdir)
-    self.ledger.passed('restore')
+    self.meter.mark_phase('restore')
     self.saved = self.step  # of the last checkpoint
     self.back = -1  # the step that the run last went back to
     self.compiled = self.twice = None  # the step, and as it compares itself
     self.profiling, self.prober = False, None  # the prober is compiled when first used
     if extra is not None:
-      self.ledger.restore(extra)
+      self.meter.restore(extra)
       self.notes += [f'data.reset: {line}' for line in self.loader.restore(extra['data'])]
     self.evaluations, self.valid = [], {}  # rows of the last evaluation, its headline numbers
 
@@ -227,7 +227,7 @@ class Training:
     """Shapes and dtypes of what a call of the step reads."""
     n = self.cfg.train.steps_per_call
     stack = lambda x: jax.ShapeDtypeStruct(x.shape if n == 1 else (n, *x.shape), x.dtype)
-    return {k: stack(v) for k, v in self.job.example().items()}
+    return {k: stack(v) for k, v in self.job.example_batch().items()}
 
   def open(self):
     """Take the run folder, write what a run begins with -> the open runs.Run."""
@@ -249,10 +249,10 @@ class Training:
       versions=self.versions,
     )
     if primary:
-      self.job.save()
+      self.job.write_files()
     barrier('open')  # config and tokenizer are written
     self.checkpoints = checkpoint.Checkpoints(folder, self.cfg.checkpoint, self.run.print)
-    self.checkpoints.drop_after(self.step)  # unfinished or corrupt: their numbers are needed again
+    self.checkpoints.delete_after(self.step)  # unfinished or corrupt: their numbers are needed again
     for note in (*self.notes, *ineffective.notes(self.cfg)):
       self.run.print(note)
     return self.run
@@ -261,7 +261,7 @@ class Training:
     """Evaluate and sample, save, take a batch, step, log: in this order, until the last step."""
     if result := self.begin():
       return result
-    self.job.between = functools.partial(self.between, should_stop)
+    self.job.raise_if_preempted = functools.partial(self.between, should_stop)
     while True:
       try:
         return self.end(self.go_on(should_stop))
@@ -287,14 +287,14 @@ class Training:
   def go_back(self, error):
     """Go on from the last good checkpoint, with the data after the steps that were skipped."""
     batch = error.step + self.offset()
-    self.checkpoints.finish()
-    step = self.checkpoints.newest_good(error.before)
+    self.checkpoints.wait_until_finished()
+    step = self.checkpoints.latest_good(error.before)
     if step in (None, self.back):  # there is none, or it did not help
       raise error
-    self.checkpoints.drop_after(step)
+    self.checkpoints.delete_after(step)
     self.state = self.checkpoints.restore(step, self.program.abstract)
     self.loader.restore({'next_batch': batch, 'fingerprint': self.loader.fingerprint})
-    self.ledger.go_back(self.checkpoints.extra(step))
+    self.meter.rewind(self.checkpoints.read_extra(step))
     self.run.go_back(step)
     self.run.event('go_back', step=step, after=error.step, next_batch=batch)
     self.run.print(f'too many skipped steps up to {error.step}: going on from step {step}')
@@ -309,7 +309,7 @@ class Training:
     if result := self.finished():
       self.run.print(f'this run is done; its report: {self.workdir / "report.html"}')
       return result
-    self.run.print(f'{self.job.introduction()}, from step {self.step}')
+    self.run.print(f'{self.job.describe()}, from step {self.step}')
     return None
 
   def finished(self):
@@ -365,15 +365,15 @@ class Training:
   def advance(self, metrics, seconds):
     """Account for a call of the step, whose metrics are still on the device."""
     self.step += self.cfg.train.steps_per_call
-    self.ledger.charge(seconds)
+    self.meter.add_step_time(seconds)
     self.log()  # of the calls before: the device is already busy with this one
-    self.ledger.add(self.step, metrics)
+    self.meter.add(self.step, metrics)
 
   def end(self, ending):
     """What `look` ended with -> the result, None if the run was stopped."""
     self.settle()
     self.log(force=True)
-    self.checkpoints.finish()
+    self.checkpoints.wait_until_finished()
     try:
       return self.stopped() if ending == 'stopped' else self.conclude()
     except Interrupted:  # the last step is saved
@@ -389,25 +389,27 @@ class Training:
     """Compile the step for batches of this shape, once: another shape would be an error."""
     start = time.perf_counter()
     self.compiled = self.program.step.lower(self.state, batch).compile()
-    self.twice = sdc.Twice(self.compiled, self.mesh)
+    self.twice = sdc.ReplayedStep(self.compiled, self.mesh)
     self.run.event('compile', step=self.step, seconds=time.perf_counter() - start)
 
   def log(self, force=False):
     """Fetch and write an interval of log.every steps when it is complete."""
-    book = self.ledger
-    if not book.pending or not (force or book.complete(self.cfg.log.every)):
+    book = self.meter
+    if not book.pending or not (force or book.interval_is_complete(self.cfg.log.every)):
       return
-    step, scalars, found = book.fetch(self.job.scalars)
-    scalars |= self.job.speed(scalars[f'{self.job.unit}_per_second'])
+    step, scalars, found = book.fetch(self.job.pop_scalars)
+    scalars |= self.job.utilization(scalars[f'{self.job.unit}_per_second'])
     scalars['memory_gib'] = hardware.memory_gib()
     if found['skipped'].any():
-      self.run.event('skipped', step=step, **loss_guard.told(found, step, self.loader, self.offset()))
+      self.run.event(
+        'skipped', step=step, **loss_guard.describe_skips(found, step, self.loader, self.offset())
+      )
     self.run.log(step, scalars)
-    loss_guard.check(found, step, self.cfg.train)
+    loss_guard.raise_if_too_many(found, step, self.cfg.train)
 
   def settle(self):
     """Wait for the device: what comes next is not charged to the steps."""
-    self.ledger.wait(self.state)
+    self.meter.block_until_ready(self.state)
 
   def evaluate(self):
     """Score the validation data, the same part each time; for the result, all of it."""
@@ -433,7 +435,7 @@ class Training:
     self.settle()
     if self.prober is None:
       program, accumulate = self.program, self.cfg.train.accumulate
-      self.prober = probes.compiled(
+      self.prober = probes.compile_probe(
         program.optimizer, program.objective, accumulate, program.dtype, self.mesh
       )
       self.probed = to_devices(self.loader.first(), self.mesh)
@@ -445,9 +447,9 @@ class Training:
     self.log(force=True)
     extra = {
       'config': dataclasses.asdict(self.cfg),
-      **self.job.extra(),
+      **self.job.checkpoint_extra(),
       'data': self.loader.state(),
-      **self.ledger.state(),
+      **self.meter.state(),
     }
     start = time.perf_counter()
     self.checkpoints.save(self.step, self.state, extra)
@@ -476,7 +478,7 @@ class Training:
     """Write result.json and report.html -> the result."""
     self.evaluations = [*self.evaluations, *self.job.finish(self.state, self.run.print)]
     changed = run_folder.changes(dataclasses.asdict(type(self.cfg)()), dataclasses.asdict(self.cfg))
-    book, lines = self.ledger, run_folder.read_metrics(self.workdir) if self.run.primary else ()
+    book, lines = self.meter, run_folder.read_metrics(self.workdir) if self.run.primary else ()
     result = {
       'steps': self.step,
       'loss': book.latest.get('loss'),
@@ -487,7 +489,7 @@ class Training:
       'tail': meter.tail(lines, self.step, book.unit),
       'hyper': {name: float(value) for name, value in jax.device_get(self.state.hyper).items()},
       'data': meter.data_hash(self.loader.fingerprint),
-      **self.job.origin(),
+      **self.job.provenance(),
       'hardware': hardware.name(),
       'peak': hardware.peak_flops(),
       'evaluations': self.evaluations,
@@ -505,7 +507,7 @@ class Training:
 
 
 JOBS = {
-  'gpt': language_model.Language,
-  'image_tokenizer': codec.ImageCodec,
-  'audio_tokenizer': codec.AudioCodec,
+  'gpt': language_model.LanguageModelJob,
+  'image_tokenizer': codec.ImageTokenizerJob,
+  'audio_tokenizer': codec.AudioTokenizerJob,
 }

@@ -334,7 +334,7 @@ def test_experiments_take_the_tokenizers_that_were_trained_for_them(
 def test_continuous_inputs_fit_the_context(name, base, stand_in, tmp_path):
   cfg = small(command_line.ROOT / f'experiments/{name}.py', base, continuous='true')
   mesh = train.make_mesh(cfg.mesh)
-  job = language_model.Language(cfg, tmp_path / 'run', mesh)
+  job = language_model.LanguageModelJob(cfg, tmp_path / 'run', mesh)
   assert {'patches_BTA', 'frames_BTM'} & set(next(job.loader))
 
 

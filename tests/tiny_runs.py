@@ -165,8 +165,8 @@ def _configure(options):
 def arrays(workdir):
   """{path: array} of a run's newest good checkpoint, read without its config."""
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
-  step = checkpoints.newest_good()
-  like = checkpoint.nest(checkpoints.stored(step))
+  step = checkpoints.latest_good()
+  like = checkpoint.nest(checkpoints.array_metadata(step))
   as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     path = checkpoints.folder / str(step) / 'state'

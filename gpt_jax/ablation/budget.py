@@ -98,7 +98,7 @@ def opened(cfg, folder):
 def traced(job, steps_per_call):
   """The train step of a job, traced for its batches."""
   front = () if steps_per_call == 1 else (steps_per_call,)
-  batch = {key: jax.ShapeDtypeStruct((*front, *x.shape), x.dtype) for key, x in job.example().items()}
+  batch = {key: jax.ShapeDtypeStruct((*front, *x.shape), x.dtype) for key, x in job.example_batch().items()}
   return job.program.step.trace(job.program.abstract, batch)
 
 

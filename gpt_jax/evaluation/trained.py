@@ -48,7 +48,7 @@ def load(workdir):
   workdir = Path(workdir).expanduser()
   cfg = config.of_run(workdir)
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
-  step = checkpoints.newest_good()
+  step = checkpoints.latest_good()
   if step is None:
     raise ValueError(f'{workdir} has no checkpoint yet\nfix: train there first')
   if cfg.train.job != 'gpt':
@@ -57,7 +57,7 @@ def load(workdir):
       f'fix: name it in {cfg.train.job.partition("_")[0]}.path of an experiment'
     )
   with usable(workdir, step):
-    extra = checkpoints.extra(step)
+    extra = checkpoints.read_extra(step)
     vocab, (patch_values, frame_values) = extra['vocab'], extra.get('widths', (0, 0))
     files = unpack(extra['tokenizer'])
   toks = load_tokenizers(files)
@@ -72,7 +72,7 @@ def load(workdir):
   shardings = gpt.shardings(abstract, mesh)
   like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
   check_sizes(checkpoints, step, like)
-  model = checkpoints.read_model(step, like)
+  model = checkpoints.restore_model(step, like)
   return Trained(workdir, cfg, model, toks, mesh, step)
 
 
@@ -91,7 +91,7 @@ def usable(workdir, step):
 
 def check_sizes(checkpoints, step, like):
   """Raise ValueError unless the stored weights have the shapes of `like`: before any is read."""
-  stored, wanted = checkpoints.weights(step)[1], trees.flat(trees.to_abstract_tree(like))
+  stored, wanted = checkpoints.weights_metadata(step)[1], trees.flat(trees.to_abstract_tree(like))
   known = {path: stored[path] for path in wanted if path in stored}
   if lines := trees.mismatches(known, wanted):
     raise ValueError(

@@ -102,10 +102,10 @@ class Items:
     """Nothing runs beside the loop."""
 
 
-class Codec:
+class TokenizerJob:
   """An autoencoder in training; its subclasses know what an item is."""
 
-  between = staticmethod(lambda: None)  # as of language.Language: its evaluations are short
+  raise_if_preempted = staticmethod(lambda: None)  # unused: its evaluations are short
 
   def __init__(self, cfg, workdir, mesh):
     self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
@@ -164,23 +164,23 @@ class Codec:
     """Whether anything is held out."""
     return bool(data.source_names(self.cfg.data, 'valid'))
 
-  def example(self):
+  def example_batch(self):
     """A batch, to trace the step with."""
     rows = np.zeros(self.cfg.train.batch_size, np.int64)
     return self.loader.gather(rows)
 
-  def save(self):
+  def write_files(self):
     """A run folder needs nothing besides checkpoints."""
 
-  def extra(self):
+  def checkpoint_extra(self):
     """Nothing besides the state."""
     return {}
 
-  def origin(self):
+  def provenance(self):
     """It makes a tokenizer and reads by none."""
     return {}
 
-  def introduction(self):
+  def describe(self):
     """What is about to be trained, on what."""
     codes = ' x '.join(map(str, self.tokenizer(self.program.init()).codebooks))
     return (
@@ -188,12 +188,12 @@ class Codec:
       f'{hardware.name()}, {self.cfg.train.batch_size} a step'
     )
 
-  def scalars(self, values):
+  def pop_scalars(self, values):
     """The other metrics are numbers already."""
     del values
     return {}
 
-  def speed(self, per_second):
+  def utilization(self, per_second):
     """No convention for what an autoencoder should compute."""
     del per_second
     return {}
@@ -242,7 +242,7 @@ def update(codec_cfg, params, found, key):
   return autoencoder.after_update(codec_cfg, params, statistics, key), found
 
 
-class ImageCodec(Codec):
+class ImageTokenizerJob(TokenizerJob):
   """An image tokenizer."""
 
   unit, modality, rows = 'images', 'image', image.IMAGE_TOKENIZERS
@@ -306,7 +306,7 @@ def usage(codes_NPQ, codebooks):
   }
 
 
-class AudioCodec(Codec):
+class AudioTokenizerJob(TokenizerJob):
   """An audio tokenizer, trained on crops of the log-mel frames of all clips in a row."""
 
   unit, modality, rows = 'crops', 'audio', audio.AUDIO_TOKENIZERS

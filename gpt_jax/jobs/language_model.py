@@ -136,11 +136,11 @@ def check_use(cfg, toks):
 # ---------------------------------------------------------------------------------------- the job
 
 
-class Language:
+class LanguageModelJob:
   """A GPT in training. See train.Training for when each method is called."""
 
   unit = 'tokens'
-  between = staticmethod(lambda: None)  # called between batches of an evaluation; may raise
+  raise_if_preempted = staticmethod(lambda: None)  # called between batches of an evaluation; may raise
 
   def __init__(self, cfg, workdir, mesh):
     """Make and check everything; nothing is written but token caches."""
@@ -192,7 +192,7 @@ class Language:
       caches[name, 'valid'] = cache
     return caches
 
-  def example(self):
+  def example_batch(self):
     """A batch, to trace the step with."""
     rows = next(iter(self.loader.rows.values()))
     batch = rows.gather(np.zeros(self.cfg.train.batch_size, np.int64))
@@ -200,7 +200,7 @@ class Language:
       batch['source_ids_B'] = np.zeros(self.cfg.train.batch_size, np.int32)
     return batch
 
-  def starting_model(self, state):
+  def load_initial_weights(self, state):
     """The state with the parameters of train.init_from -> (state, notes)."""
     fallback = state.model if self.cfg.train.init_partial else None
     model, lines = checkpoint.load_model(self.cfg.train.init_from, self.program.abstract.model, fallback)
@@ -210,12 +210,12 @@ class Language:
       opt_state = opt_state._replace(ema=copies)
     return state._replace(model=model, opt_state=opt_state), lines
 
-  def save(self):
+  def write_files(self):
     """Write what a run folder needs besides checkpoints."""
     if not (self.workdir / 'tokenizer' / 'vocabulary.json').exists():
       self.tokenizers.save(self.workdir / 'tokenizer')
 
-  def extra(self):
+  def checkpoint_extra(self):
     """What a checkpoint needs to be of use alone."""
     return {
       'vocab': self.model_cfg.vocab,
@@ -223,11 +223,11 @@ class Language:
       'tokenizer': checkpoint.pack_folder(self.workdir / 'tokenizer'),
     }
 
-  def origin(self):
+  def provenance(self):
     """What the ids were made by, for result.json."""
     return {'tokenizer': self.tokenizers.hash}
 
-  def introduction(self):
+  def describe(self):
     """What is about to be trained, on what, by which attention kernel, and what lies where."""
     peak, source = hardware.peak_flops()
     counts = {
@@ -236,7 +236,7 @@ class Language:
     }
     ids = ', '.join(f'{count} {name} ids' for name, count in counts.items())
     with jax.set_mesh(self.mesh):
-      kernel = attention.explained(self.model_cfg, self.example(), self.length)
+      kernel = attention.explained(self.model_cfg, self.example_batch(), self.length)
     state = f', state of {summary(self.program.abstract, self.mesh)}' if self.mesh.size > 1 else ''
     return (
       f'{self.parameters:,} parameters, {ids}, {self.flops["full"] / 1e6:.1f} MFLOP a token, '
@@ -244,7 +244,7 @@ class Language:
       f'{self.cfg.train.batch_size} x {self.length} tokens a step, attention {kernel}{state}'
     )
 
-  def scalars(self, values):
+  def pop_scalars(self, values):
     """Named numbers from sums over an interval, {name: array [steps, ...]}, which are taken out.
 
     loss/MODALITY and loss/source/NAME in nats a target, and gradient_share/ of the same.
@@ -266,7 +266,7 @@ class Language:
         found |= {f'gradient_share/{of}{name}': float(x) for name, x in named}
     return found
 
-  def speed(self, per_second):
+  def utilization(self, per_second):
     """Throughput as a share of the peak, in both conventions."""
     peak, _ = hardware.peak_flops()
     names = {'mfu': 'full', 'mfu_causal': 'causal'} if peak else {}
@@ -285,7 +285,7 @@ class Language:
       cache_dir=self.workdir / 'cache',
       batch_size=evaluate.eval_batch_size(self.cfg, self.mesh),
       caches=self.caches,
-      between=self.between,
+      between=self.raise_if_preempted,
     )
 
   def validate(self, state, limit):

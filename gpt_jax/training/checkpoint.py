@@ -58,7 +58,7 @@ class SaveFailed(RuntimeError):
 class Checkpoints:
   """The checkpoints/ folder of one run, in every process of the run.
 
-  `save`, `finish`, `newest_good`, `drop_after` and `restore` are to be called by all processes
+  `save`, `wait_until_finished`, `latest_good`, `delete_after` and `restore` are to be called by all processes
   together. Process 0 writes the digests and decides what is good: they share a file system.
   """
 
@@ -97,7 +97,7 @@ class Checkpoints:
 
     Raises SaveFailed: there is no room for it, or the one before it could not be written.
     """
-    self.finish()
+    self.wait_until_finished()
     tree = to_tree(state)
     self._check_room(step, tree)
     items = {'state': ocp.args.StandardSave(tree), 'extra': ocp.args.JsonSave(extra)}
@@ -105,7 +105,7 @@ class Checkpoints:
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
     self._writing = step
     if not self.config.background:
-      self.finish()
+      self.wait_until_finished()
 
   def poll(self):
     """Look after what is being written, without waiting for it; SaveFailed if that failed."""
@@ -114,7 +114,7 @@ class Checkpoints:
     if self._digesting is not None and self._digesting[1].done():
       self._digested()
 
-  def finish(self):
+  def wait_until_finished(self):
     """Wait until everything is on disk with its digests; SaveFailed if it is not."""
     if self._writing is not None:
       self._committed()
@@ -127,7 +127,7 @@ class Checkpoints:
       return
     try:
       if not self._failed:  # that was raised before
-        self.finish()
+        self.wait_until_finished()
     finally:
       self._pool.shutdown()
       with contextlib.suppress(Exception) if self._failed else contextlib.nullcontext():
@@ -145,7 +145,7 @@ class Checkpoints:
 
   def _digest(self, step):
     self.digests.mkdir(parents=True, exist_ok=True)
-    digests.write(self.digests / f'{step}.json', self.folder / str(step))
+    digests.write_manifest(self.digests / f'{step}.json', self.folder / str(step))
     steps = set(self.steps())
     for path in self.digests.glob('*.json'):
       if int(path.stem) not in steps:  # Orbax keeps the newest ones
@@ -181,7 +181,7 @@ class Checkpoints:
     """Raise SaveFailed, in all processes, unless this state should fit on the disk."""
     enough = True
     if self.primary:
-      sizes = (digests.size(self.digests / f'{n}.json') for n in self.steps())
+      sizes = (digests.total_bytes(self.digests / f'{n}.json') for n in self.steps())
       size = next(filter(None, sizes), sum(x.nbytes for x in jax.tree.leaves(tree)))
       need, free = int(ROOM * size), shutil.disk_usage(self.folder).free
       enough = free >= need
@@ -209,11 +209,11 @@ class Checkpoints:
     if not path.exists():
       raise Corrupt(f'checkpoint {step} was never finished')
     try:
-      digests.check(path, self.folder / str(step), self.full)
+      digests.verify_folder(path, self.folder / str(step), self.full)
     except (Corrupt, OSError) as error:  # OSError: another process's retention removed it meanwhile
       raise Corrupt(f'checkpoint {step}: {error}') from error
 
-  def newest_good(self, last=math.inf):
+  def latest_good(self, last=math.inf):
     """The newest step up to `last` that verifies, or None if there is none; others are reported.
 
     Process 0 looks, and all get its verdict. Raises Corrupt when there are checkpoints but none is
@@ -244,7 +244,7 @@ class Checkpoints:
         self.report(f'not trusted: {reason}; trying the one before')
     return None, reasons
 
-  def drop_after(self, step):
+  def delete_after(self, step):
     """Remove checkpoints newer than the one that a run resumes from: unfinished or corrupt."""
     if self.primary:
       for n in self.steps():
@@ -257,11 +257,11 @@ class Checkpoints:
 
   # ------------------------------------------------------------------------------------- reading
 
-  def extra(self, step):
+  def read_extra(self, step):
     """The JSON that was saved with the state."""
     return json.loads((self.folder / str(step) / 'extra' / 'metadata').read_text())
 
-  def stored(self, step):
+  def array_metadata(self, step):
     """{path: shape and dtype} of the state on disk."""
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
       metadata = reader.metadata(self.folder / str(step) / 'state')
@@ -274,16 +274,16 @@ class Checkpoints:
     Raises ValueError listing every array whose path, shape or dtype differs.
     """
     wanted = to_abstract_tree(like)
-    if lines := mismatches(self.stored(step), flat(wanted)):
+    if lines := mismatches(self.array_metadata(step), flat(wanted)):
       raise ValueError(
         f'checkpoint {self.folder}/{step} does not fit this run: {shortened(lines)}\n'
         'fix: use the config that wrote it, or another --workdir'
       )
     return from_tree(self._read(step, wanted), like)
 
-  def read_model(self, step, like, fallback=None):
+  def restore_model(self, step, like, fallback=None):
     """The weights of a step; what is not there, or does not fit, comes from `fallback`."""
-    branch, stored = self.weights(step)
+    branch, stored = self.weights_metadata(step)
     spare = {} if fallback is None else flat(to_tree(fallback))
     wanted = flat(to_abstract_tree(like))
     same = lambda path: not mismatches({path: stored[path]}, {path: wanted[path]})
@@ -292,9 +292,9 @@ class Checkpoints:
     chosen = {path: read.get(f'{branch}/{path}', spare.get(path)) for path in wanted}
     return from_tree(nest(chosen), like)
 
-  def weights(self, step):
+  def weights_metadata(self, step):
     """The weights to use (their average, if kept) -> (branch, {path: shape and dtype})."""
-    stored = self.stored(step)
+    stored = self.array_metadata(step)
     for branch in ('opt_state/ema', 'model'):
       found = {p[len(branch) + 1 :]: a for p, a in stored.items() if p.startswith(branch + '/')}
       if found:
@@ -320,10 +320,10 @@ def load_model(workdir, like, fallback=None):
   has a line for each parameter that did not fit.
   """
   checkpoints = Checkpoints(pathlib.Path(workdir).expanduser() / 'checkpoints')
-  step = checkpoints.newest_good()
+  step = checkpoints.latest_good()
   if step is None:
     raise ValueError(f'{workdir} has no checkpoint\nfix: train there first, or name another run folder')
-  _, stored = checkpoints.weights(step)
+  _, stored = checkpoints.weights_metadata(step)
   wanted = flat(to_abstract_tree(like))
   lines = mismatches(stored, wanted)
   fits = [
@@ -337,7 +337,7 @@ def load_model(workdir, like, fallback=None):
       'fix: use the model section of its config.json, or take what fits by '
       'train.init_partial=True'
     )
-  return checkpoints.read_model(step, like, fallback), lines
+  return checkpoints.restore_model(step, like, fallback), lines
 
 
 def pack_folder(folder):

@@ -18,7 +18,7 @@ class Corrupt(ValueError):
   """Files that are not what was written."""
 
 
-def measure(folder, full=True):
+def digest_files(folder, full=True):
   """{relative path: {'bytes': its size, 'sha256': of its content, if `full`}} of all files."""
   files = sorted(path for path in folder.rglob('*') if path.is_file())
   found = {str(path.relative_to(folder)): {'bytes': path.stat().st_size} for path in files}
@@ -29,13 +29,13 @@ def measure(folder, full=True):
   return found
 
 
-def write(path, folder):
+def write_manifest(path, folder):
   """Write the manifest of a folder's files as they are now, atomically."""
-  records.write_atomically(path, _render(measure(folder)))
+  records.write_atomically(path, _render(digest_files(folder)))
 
 
-def read(path):
-  """The files that a manifest names, as `measure` gives them; Corrupt if it was altered."""
+def read_manifest(path):
+  """The files that a manifest names, as `digest_files` gives them; Corrupt if it was altered."""
   content = path.read_bytes()
   try:
     manifest = json.loads(content)
@@ -48,14 +48,14 @@ def read(path):
   return manifest['files']
 
 
-def check(path, folder, full=True):
+def verify_folder(path, folder, full=True):
   """Raise Corrupt, naming a file, unless a folder's files are those of its manifest.
 
   full: compare what they hold; else only which there are and their sizes.
   """
-  written = read(path)
+  written = read_manifest(path)
   told = all('bytes' in entry for entry in written.values())  # not in manifests of before sizes
-  found = measure(folder, full or not told)
+  found = digest_files(folder, full or not told)
   for name in sorted(found.keys() | written.keys()):
     if name not in found or name not in written:
       raise Corrupt(f'file {name} is {"foreign" if name in found else "missing"}')
@@ -64,10 +64,10 @@ def check(path, folder, full=True):
         raise Corrupt(f'file {name} is changed')
 
 
-def size(path):
+def total_bytes(path):
   """Bytes of all files of a manifest; 0 where there is none, or it tells no sizes."""
   try:
-    return sum(entry.get('bytes', 0) for entry in read(path).values())
+    return sum(entry.get('bytes', 0) for entry in read_manifest(path).values())
   except (OSError, Corrupt):
     return 0
 

@@ -27,7 +27,7 @@ class GoBack(FloatingPointError):
     self.before, self.step = before, step
 
 
-def no_values(window):
+def empty_window(window):
   """The window before the first step; nothing is a spike until it is full."""
   return jnp.full((2, window), jnp.nan, jnp.float32)
 
@@ -41,12 +41,12 @@ def is_spike(recent_SW, value_S, sigma):
   return (value_S > median_S + sigma * deviation_S).any()
 
 
-def remember(recent_SW, value_S, updates):
+def update_window(recent_SW, value_S, updates):
   """The window with the values of an applied step in place of the oldest; updates: before it."""
   return recent_SW.at[:, updates % recent_SW.shape[1]].set(value_S)
 
 
-def told(found, step, loader, offset):
+def describe_skips(found, step, loader, offset):
   """What an event says of the steps skipped in an interval.
 
   Args:
@@ -67,10 +67,10 @@ def told(found, step, loader, offset):
   return {'updates': len(numbers), **spikes, 'batches': numbers, 'rows': rows}
 
 
-def check(found, step, cfg):
+def raise_if_too_many(found, step, cfg):
   """Raise FloatingPointError, or with a spike guard GoBack, after too many skipped in a row.
 
-  found, step: as of `told`. cfg: the TrainConfig.
+  found, step: as of `describe_skips`. cfg: the TrainConfig.
   """
   limit = cfg.spike_patience if cfg.spike_sigma else cfg.max_skipped
   in_a_row = found['skipped_in_a_row']

@@ -18,10 +18,10 @@ COUNTS = ('tokens', 'targets')  # metrics of a step that are added up
 GUARDED = ('skipped', 'skipped_in_a_row', 'spike')  # that say whether a step was applied
 
 
-class Ledger:
+class Meter:
   """Counts of one run; alone on the machine, or a lane of several."""
 
-  passed = staticmethod(startup_timer.lap)  # says what was done since the last call, or the start
+  mark_phase = staticmethod(startup_timer.lap)  # says what was done since the last call, or the start
 
   def __init__(self, unit, steps_per_call, replicas=1):
     """unit: what a token is called. replicas: how many runs share the machine."""
@@ -42,37 +42,37 @@ class Ledger:
       'tokens': self.tokens,
       'targets': self.targets,
       'seconds': self.seconds,
-      'wall': self.wall(),
+      'wall': self.wall_seconds(),
       'latest': self.latest,
     }
 
   def restore(self, kept):
     """Go on from what `state` gave."""
-    self.go_back(kept)
+    self.rewind(kept)
     self.earlier = kept.get('wall', self.seconds)
 
-  def go_back(self, kept):
+  def rewind(self, kept):
     """Count from there, but for the time, which goes on."""
     self.tokens, self.seconds = kept['tokens'], kept['seconds']
     self.targets = kept.get('targets', self.tokens)  # of runs that did not tell them apart
     self.latest = kept['latest']
     self.pending, self.lap = [], 0.0
 
-  def charge(self, seconds):
+  def add_step_time(self, seconds):
     """Add time in steps."""
     self.lap += seconds / self.replicas
 
-  def wait(self, values):
+  def block_until_ready(self, values):
     """Wait for the device, on the clock of the steps: what comes next is not charged for them."""
     start = time.perf_counter()
     jax.block_until_ready(values)
-    self.charge(time.perf_counter() - start)
+    self.add_step_time(time.perf_counter() - start)
 
   def add(self, step, metrics):
     """A call of the step that ended at `step` updates; its metrics are still on the device."""
     self.pending.append((step, metrics))
 
-  def complete(self, every):
+  def interval_is_complete(self, every):
     """Whether the calls not fetched yet fill an interval of so many steps."""
     first, last = self.pending[0][0] - self.steps_per_call, self.pending[-1][0]
     return last // every > first // every
@@ -84,7 +84,7 @@ class Ledger:
     """
     start = time.perf_counter()
     fetched = jax.device_get([metrics for _, metrics in self.pending])
-    self.charge(time.perf_counter() - start)
+    self.add_step_time(time.perf_counter() - start)
     one = self.steps_per_call == 1
     stacked = (lambda x: np.asarray(x)[None]) if one else (lambda x: x)  # one axis of steps
     values = {k: np.concatenate([stacked(m[k][self.lane]) for m in fetched]) for k in fetched[0]}
@@ -108,7 +108,7 @@ class Ledger:
     """What was trained on so far, by name."""
     return {self.unit: self.tokens} | ({'targets': self.targets} if self.targets else {})
 
-  def wall(self):
+  def wall_seconds(self):
     """Seconds of the machine's time that the run has taken, setting up and looking included."""
     return self.earlier + (time.perf_counter() - self.began) / self.replicas
 
@@ -117,7 +117,7 @@ class Ledger:
     return {
       **self.counts(),
       'seconds': self.seconds,
-      'goodput': self.seconds / self.wall(),
+      'goodput': self.seconds / self.wall_seconds(),
       'replicas': self.replicas,
       f'{self.unit}_per_second': self.tokens / self.seconds if self.seconds else None,
     }

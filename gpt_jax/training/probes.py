@@ -121,7 +121,7 @@ def measure(optimizer, objective, accumulate, dtype, state, batch):
   return found
 
 
-def compiled(optimizer, objective, accumulate, dtype, mesh):
+def compile_probe(optimizer, objective, accumulate, dtype, mesh):
   """The probe of a run: (state, batch) -> what `measure` gives; nothing is donated.
 
   Arguments as `step.build_program` gives them to train_step. `by_layer` makes rows of the result.

@@ -11,11 +11,11 @@ from gpt_jax.sharding import replicated
 from gpt_jax.training import trees
 
 
-class Differs(RuntimeError):
+class ResultsDiffer(RuntimeError):
   """Two results that should be equal are not."""
 
 
-class Twice:
+class ReplayedStep:
   """A compiled step that donates its state, as one that runs twice and compares every bit.
 
   Costs a second step, and memory for a second state while it runs.
@@ -26,7 +26,7 @@ class Twice:
     self.copy = None  # compiled when the shardings are known
 
   def __call__(self, state, batch):
-    """-> (state, metrics) as `step` gives them; Differs if the two results do."""
+    """-> (state, metrics) as `step` gives them; ResultsDiffer if the two results do."""
     if self.copy is None:
       shardings = jax.tree.map(lambda x: x.sharding, state)
       self.copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)
@@ -36,7 +36,7 @@ class Twice:
     wrong = jax.device_get(self.compare(first, self.step(again, batch)))
     if names := [name for name, differs in wrong.items() if differs]:
       number = int(jax.device_get(first[0].step))
-      raise Differs(
+      raise ResultsDiffer(
         f'step {number} was made twice on the same inputs and differs in {len(names)} of '
         f'{len(wrong)} arrays: {trees.shortened(names, 5)}; neither was kept\n'
         'fix: run the same command on another machine; on GPUs first set '

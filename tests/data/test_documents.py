@@ -510,7 +510,7 @@ def test_the_example_of_the_readme(example, tmp_path):
   exec(example, {'config': made})
   cfg = config.build(config.Config, made)
   mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
-  job = language_model.Language(cfg, tmp_path / 'run', mesh)
+  job = language_model.LanguageModelJob(cfg, tmp_path / 'run', mesh)
   assert job.loader.caches['mine'].media == {'images': 1, 'sounds': 1, 'skipped': 0}
   assert len(job.loader.caches['mine'].offsets) == 2
 

@@ -49,7 +49,7 @@ def experiment(**changes):
 def job_of(folder, cfg):
   mesh = make_mesh(cfg.mesh, jax.devices()[:1])
   with jax.set_mesh(mesh):
-    return language_model.Language(cfg, folder, mesh)
+    return language_model.LanguageModelJob(cfg, folder, mesh)
 
 
 def test_media_that_are_held_out_and_trained_on_are_counted(tmp_path, caplog):
@@ -155,7 +155,7 @@ def test_losses_by_modality_and_source_are_means_over_their_targets(job, batch, 
   nats_BT, modalities_BT, mask_BT, source_BT = reference
   assert len(set(batch['source_ids_B'])) == 4 and mask_BT.min() == 0  # all are in this batch
   mean = lambda of_BT: (nats_BT * mask_BT * of_BT).sum() / (mask_BT * of_BT).sum()
-  found = job.scalars(stack(metrics))
+  found = job.pop_scalars(stack(metrics))
   assert metrics['loss'] == pytest.approx(mean(np.ones_like(nats_BT)), rel=1e-4)
   for number, name in enumerate(MODALITIES):
     assert found[f'loss/{name}'] == pytest.approx(mean(modalities_BT == number), rel=1e-4)
@@ -185,7 +185,7 @@ def test_an_interval_is_the_mean_over_its_targets_not_over_its_steps(job):
   first = {'nats_M': np.array([10.0, 0, 4]), 'targets_M': np.array([10.0, 0, 1])}
   second = {'nats_M': np.array([90.0, 0, 0]), 'targets_M': np.array([30.0, 0, 0])}
   values = stack(first, second)
-  found = job.scalars(values)
+  found = job.pop_scalars(values)
   assert found == {'loss/text': 2.5, 'loss/audio': 4.0}  # an absent modality has no loss
   assert not values
 
@@ -200,7 +200,7 @@ def test_a_source_may_have_the_name_of_a_modality(job, monkeypatch):
     'targets_M': np.ones((1, 3)),
     'targets_N': np.ones((1, 2)),
   }
-  assert job.scalars(told) == {
+  assert job.pop_scalars(told) == {
     'loss/text': 1,
     'loss/image': 2,
     'loss/audio': 3,
@@ -217,7 +217,7 @@ def test_a_source_may_have_the_name_of_a_modality(job, monkeypatch):
 @pytest.mark.parametrize('accumulate', [1, 4])
 def test_shares_of_the_gradient_are_those_at_the_last_hidden_state(job, batch, reference, accumulate):
   before, _, metrics = one_step(job, batch, train={'accumulate': accumulate})
-  found = job.scalars(stack(metrics))
+  found = job.pop_scalars(stack(metrics))
   shares = [found[f'gradient_share/{name}'] for name in MODALITIES]
   by_source = [found[f'gradient_share/source/{name}'] for name in SOURCES]
   assert sum(shares) == pytest.approx(1, rel=1e-5) == sum(by_source)
@@ -255,7 +255,7 @@ def test_a_text_model_has_no_modalities(tmp_path):
     _, metrics = job.program.step(job.program.init(), to_devices(next(job.loader), job.mesh))
   assert not [name for name in metrics if name.endswith(('_M', '_N'))]
   two = step.gpt_program(job.cfg, job.model_cfg, job.mesh, sources=2)  # of text, in two parts
-  rows = job.example() | {'source_ids_B': np.zeros(16, np.int32)}
+  rows = job.example_batch() | {'source_ids_B': np.zeros(16, np.int32)}
   _, shapes = jax.eval_shape(two.pure, two.abstract, rows)
   found = {name: x.shape for name, x in shapes.items() if name.endswith(('_M', '_N'))}
   assert found == {'nats_N': (2,), 'targets_N': (2,), 'gradient_N': (2,)}
@@ -293,7 +293,7 @@ def test_weights_are_of_the_whole_batch_however_it_is_cut(job, batch, reference,
     expected = weighted(reference, balance, WEIGHTS)
     assert metrics['objective'] == pytest.approx(expected, rel=1e-4)
     assert metrics['targets'] == batch['loss_mask_BT'].sum()  # weights are no tokens
-    plain = job.scalars(stack(metrics))['loss/image']
+    plain = job.pop_scalars(stack(metrics))['loss/image']
     nats_BT, modalities_BT, mask_BT, _ = reference
     image_BT = mask_BT * (modalities_BT == 1)
     assert plain == pytest.approx((nats_BT * image_BT).sum() / image_BT.sum(), rel=1e-4)
@@ -405,7 +405,7 @@ def test_a_vocabulary_that_is_too_small_is_refused(tmp_path):
 def test_the_introduction_counts_ids(job):
   toks = job.tokenizers
   text = toks.vocabulary.size - 16 - 8 - 4  # codes, eoi, patch, eoa and frame
-  said = job.introduction()
+  said = job.describe()
   assert f'{text} text ids, 18 image ids, 10 audio ids' in said
   assert said.endswith('16 x 32 tokens a step, attention chunks')
 
@@ -414,7 +414,7 @@ def test_the_introduction_of_several_devices_says_what_lies_where(tmp_path):
   mesh = make_mesh(MeshConfig(data=2, fsdp=4))
   cfg = tiny_runs.experiment()
   with jax.set_mesh(mesh):
-    said = language_model.Language(cfg, tmp_path, mesh).introduction()
+    said = language_model.LanguageModelJob(cfg, tmp_path, mesh).describe()
   kernel = 'attention xla (chunks cannot honor a mesh of 8 devices)'
   assert f'{kernel}, state of ' in said and ' arrays on data=2 x fsdp=4, 0.' in said
 
@@ -477,5 +477,5 @@ def test_validation_documents_that_are_too_long_are_refused_at_the_start(tmp_pat
   }
   cfg = tiny_runs.experiment(data__mixture={'x': source}, data__packing='first_fit')
   with pytest.raises(ValueError) as error:
-    language_model.Language(cfg, tmp_path / 'run', make_mesh(cfg.mesh, jax.devices()[:1]))
+    language_model.LanguageModelJob(cfg, tmp_path / 'run', make_mesh(cfg.mesh, jax.devices()[:1]))
   assert_two_lines(error.value, 'x (valid) has 40 of 40 documents', 'longer than the 33 tokens')

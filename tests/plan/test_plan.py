@@ -442,8 +442,8 @@ def test_the_planned_step_is_the_one_that_a_run_compiles(tmp_path, monkeypatch):
   )
   mesh = make_mesh(cfg.mesh, jax.devices()[:1])
   with jax.set_mesh(mesh):
-    job = language_model.Language(cfg, tmp_path, mesh)
-    batch = sharding.to_devices(job.example(), mesh)
+    job = language_model.LanguageModelJob(cfg, tmp_path, mesh)
+    batch = sharding.to_devices(job.example_batch(), mesh)
     real = job.program.step.lower(job.program.abstract, batch).as_text()
     toks, _ = plan.tokenizers(cfg)
     taken, choose = set(), attention.choose_kernel

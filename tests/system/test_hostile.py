@@ -389,7 +389,7 @@ def checkpoint_of(folder):
 def sealed(folder):
   """Digests are no signature: who can write a checkpoint can write them."""
   step = checkpoint_of(folder)
-  digests.write(folder / 'checkpoints' / 'digests' / f'{step.name}.json', step)
+  digests.write_manifest(folder / 'checkpoints' / 'digests' / f'{step.name}.json', step)
 
 
 def huge_array(folder):

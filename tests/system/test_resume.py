@@ -18,8 +18,8 @@ from tests import command_line, tiny_runs
 def arrays(workdir):
   """{path: array} of the newest checkpoint."""
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
-  step = checkpoints.newest_good()
-  like = checkpoint.nest(checkpoints.stored(step))
+  step = checkpoints.latest_good()
+  like = checkpoint.nest(checkpoints.array_metadata(step))
   as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     path = checkpoints.folder / str(step) / 'state'

@@ -45,12 +45,12 @@ def test_a_disk_that_fills_up_during_a_save(disk, monkeypatch, background):
   state = {'w': np.random.default_rng(0).standard_normal((500, 500), np.float32)}
   checkpoints = Checkpoints(disk / 'checkpoints', CheckpointConfig(background=background))
   checkpoints.save(1, state, {})
-  checkpoints.finish()
+  checkpoints.wait_until_finished()
   filler = fill(disk, left=40960)
   monkeypatch.setattr(checkpoint, 'ROOM', 0)  # as if others had filled it since
   with pytest.raises(SaveFailed) as error:
     checkpoints.save(2, state, {})
-    checkpoints.finish()
+    checkpoints.wait_until_finished()
   _, fix = tiny_runs.assert_two_lines(
     error.value, f'checkpoint {disk}/checkpoints/2', 'No space left on device'
   )
@@ -58,11 +58,11 @@ def test_a_disk_that_fills_up_during_a_save(disk, monkeypatch, background):
   checkpoints.close()
   filler.unlink()
   again = Checkpoints(disk / 'checkpoints', CheckpointConfig())
-  assert again.newest_good() == 1
+  assert again.latest_good() == 1
   assert not list((disk / 'checkpoints').glob('*tmp*'))
   again.save(2, state, {})
   again.close()
-  assert again.newest_good() == 2
+  assert again.latest_good() == 2
 
 
 @pytest.fixture(scope='module')

@@ -148,11 +148,11 @@ def test_paths_are_the_tree_with_slashes_as_branches():
 
 def test_round_trip_of_keys_bfloat16_and_named_tuples(saved):
   checkpoints, lines = reader(saved)
-  assert checkpoints.newest_good() == 6
+  assert checkpoints.latest_good() == 6
   restored = checkpoints.restore(6, on(models.mesh(), a_state()))
   assert_equal(restored, a_state(6))
   assert jax.random.uniform(restored.key) == jax.random.uniform(a_state(6).key)
-  assert checkpoints.extra(6) == {'tokens': 60.0, 'name': 'é'}
+  assert checkpoints.read_extra(6) == {'tokens': 60.0, 'name': 'é'}
   assert_equal(checkpoints.restore(3, on(models.mesh(), a_state())), a_state(3))
   assert not lines
 
@@ -236,9 +236,9 @@ def test_by_size_only_what_is_cut_is_found(folder):
   checkpoints = Checkpoints(folder, report=lambda line: None, verify='size')
   victim = max(files_of(folder, 6), key=lambda path: path.stat().st_size)
   bit_flips.flip(victim, random.Random(0))
-  assert checkpoints.newest_good() == 6
+  assert checkpoints.latest_good() == 6
   harm_by_truncation(victim)
-  assert checkpoints.newest_good() == 3
+  assert checkpoints.latest_good() == 3
 
 
 def harm_by_truncation(path):
@@ -269,7 +269,7 @@ def harm_by_a_foreign_file(path):
 def test_a_harmed_checkpoint_gives_way_to_the_one_before(folder, harm, word):
   harm(max(files_of(folder, 6), key=lambda path: path.stat().st_size))
   checkpoints, lines = reader(folder)
-  assert checkpoints.newest_good() == 3
+  assert checkpoints.latest_good() == 3
   [line] = lines
   assert line.startswith('not trusted: checkpoint 6: file state/')
   assert f'is {word}' in line
@@ -281,13 +281,13 @@ def test_an_unfinished_checkpoint_is_not_trusted(folder):
   shutil.copytree(folder / '3', folder / '9.orbax-checkpoint-tmp')  # killed while it was written
   checkpoints, lines = reader(folder)
   assert checkpoints.steps() == [6, 3]
-  assert checkpoints.newest_good() == 3
+  assert checkpoints.latest_good() == 3
   assert lines == ['not trusted: checkpoint 6 was never finished; trying the one before']
   (folder / 'digests/3.json').unlink()
   with pytest.raises(Corrupt, match='no good checkpoint'):
-    checkpoints.newest_good()  # a kill leaves one step without digests: these were lost
+    checkpoints.latest_good()  # a kill leaves one step without digests: these were lost
   shutil.rmtree(folder / '6')
-  assert checkpoints.newest_good() is None  # as a run that was killed during its first save
+  assert checkpoints.latest_good() is None  # as a run that was killed during its first save
 
 
 def test_none_good_is_an_error_that_names_each(folder):
@@ -295,14 +295,14 @@ def test_none_good_is_an_error_that_names_each(folder):
     harm_by_truncation(files_of(folder, step)[-1])
   checkpoints, lines = reader(folder)
   with pytest.raises(Corrupt) as error:
-    checkpoints.newest_good()
+    checkpoints.latest_good()
   tiny_runs.assert_two_lines(error.value, str(folder), 'checkpoint 6', 'checkpoint 3')
   assert len(lines) == 2
 
 
 def test_no_folder_is_no_checkpoint(tmp_path):
   checkpoints, lines = reader(tmp_path / 'none')
-  assert checkpoints.newest_good() is None
+  assert checkpoints.latest_good() is None
   assert not lines
   assert not (tmp_path / 'none').exists()
 
@@ -310,13 +310,13 @@ def test_no_folder_is_no_checkpoint(tmp_path):
 def test_a_harmed_step_is_dropped_and_saved_again(folder):
   harm_by_truncation(files_of(folder, 6)[-1])
   checkpoints = Checkpoints(folder, NOW, report=lambda line: None)
-  checkpoints.drop_after(checkpoints.newest_good())
+  checkpoints.delete_after(checkpoints.latest_good())
   assert checkpoints.steps() == [3]
   checkpoints.poll()
   assert not (folder / 'digests/6.json').exists()
   checkpoints.save(6, a_state(60), {})
   checkpoints.close()
-  assert checkpoints.newest_good() == 6
+  assert checkpoints.latest_good() == 6
   assert_equal(checkpoints.restore(6, on(models.mesh(), a_state())), a_state(60))
 
 
@@ -346,12 +346,12 @@ def wait_by_polling(checkpoints):
 
 
 @pytest.mark.parametrize('background', [True, False])
-@pytest.mark.parametrize('notice', [wait_by_polling, Checkpoints.finish, Checkpoints.close])
+@pytest.mark.parametrize('notice', [wait_by_polling, Checkpoints.wait_until_finished, Checkpoints.close])
 def test_a_save_that_fails_is_an_error_that_names_path_and_cause(tmp_path, background, notice):
   folder = tmp_path / 'checkpoints'
   checkpoints = Checkpoints(folder, CheckpointConfig(background=background))
   checkpoints.save(1, noise(1), {})
-  checkpoints.finish()
+  checkpoints.wait_until_finished()
   with files_of_at_most(50_000), pytest.raises(SaveFailed) as error:
     checkpoints.save(2, noise(2), {})
     notice(checkpoints)
@@ -360,7 +360,7 @@ def test_a_save_that_fails_is_an_error_that_names_path_and_cause(tmp_path, backg
   checkpoints.close()  # it was told: no second error, which would hide the first
   assert sorted(path.name for path in folder.iterdir()) == ['1', 'digests']
   again = Checkpoints(folder, NOW)
-  assert again.newest_good() == 1
+  assert again.latest_good() == 1
   again.save(2, noise(2), {})
   again.close()
   assert_equal(again.restore(2, on(models.mesh(), noise(2))), noise(2))
@@ -374,8 +374,8 @@ def test_orbax_calls_a_failed_step_the_latest(tmp_path):
     while checkpoints._manager.is_saving_in_progress():
       time.sleep(0.01)
     assert checkpoints._manager.latest_step() == 1
-    assert checkpoints.newest_good() is None
-    checkpoints.finish()
+    assert checkpoints.latest_good() is None
+    checkpoints.wait_until_finished()
   checkpoints.close()
 
 
@@ -383,17 +383,17 @@ def test_digests_that_cannot_be_written_fail_the_save(tmp_path, monkeypatch):
   def full(path, folder):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-  monkeypatch.setattr(digests, 'write', full)
+  monkeypatch.setattr(digests, 'write_manifest', full)
   checkpoints = Checkpoints(tmp_path / 'checkpoints', CheckpointConfig())
   checkpoints.save(1, noise(1), {})
   with pytest.raises(SaveFailed) as error:
-    checkpoints.finish()
+    checkpoints.wait_until_finished()
   tiny_runs.assert_two_lines(error.value, 'No space left on device', 'digests/1.json')
   checkpoints.close()
 
 
 def test_training_goes_on_while_digests_are_computed(tmp_path, monkeypatch):
-  started, may_end, write = threading.Event(), threading.Event(), digests.write
+  started, may_end, write = threading.Event(), threading.Event(), digests.write_manifest
 
   def slow(path, folder):
     assert threading.current_thread() is not threading.main_thread()
@@ -401,7 +401,7 @@ def test_training_goes_on_while_digests_are_computed(tmp_path, monkeypatch):
     assert may_end.wait(30)
     write(path, folder)
 
-  monkeypatch.setattr(digests, 'write', slow)
+  monkeypatch.setattr(digests, 'write_manifest', slow)
   checkpoints = Checkpoints(tmp_path / 'checkpoints', CheckpointConfig())
   checkpoints.save(1, noise(1), {})
   while not started.is_set():
@@ -410,7 +410,7 @@ def test_training_goes_on_while_digests_are_computed(tmp_path, monkeypatch):
   with pytest.raises(Corrupt, match='never finished'):
     checkpoints.verify(1)
   may_end.set()
-  checkpoints.finish()
+  checkpoints.wait_until_finished()
   checkpoints.verify(1)
   checkpoints.close()
 
@@ -447,11 +447,11 @@ def test_only_process_0_writes_and_judges(folder, monkeypatch):
   monkeypatch.setattr(checkpoint, 'agreed', lambda value: heard.append(value) or 3)
   other, lines = reader(folder)
   monkeypatch.setattr(other, 'verify', lambda step: pytest.fail('process 0 does that'))
-  assert other.newest_good() == 3
+  assert other.latest_good() == 3
   assert heard == [checkpoint.EMPTY] and not lines
   monkeypatch.setattr(checkpoint, 'agreed', lambda value: checkpoint.CORRUPT)
   with pytest.raises(Corrupt, match='as process 0 says'):
-    other.newest_good()
+    other.latest_good()
 
 
 TWO = """
@@ -464,7 +464,7 @@ jax.config.update('jax_platforms', 'cpu')
 jax.distributed.initialize(
   f'127.0.0.1:{port}', 2, rank, initialization_timeout=60, heartbeat_timeout_seconds=20
 )
-from gpt_jax import checkpoint
+from gpt_jax.training import checkpoint
 
 mesh = jax.make_mesh((2,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))
 place = NamedSharding(mesh, PartitionSpec('fsdp'))
@@ -474,7 +474,7 @@ state = lambda step: {'w': jax.make_array_from_callback((64, 64), place, made_of
 made = checkpoint.Checkpoints(folder, checkpoint.CheckpointConfig())
 for step in (1, 2):
   made.save(step, state(step), {'step': step})
-made.finish()
+made.wait_until_finished()
 assert checkpoint.agreed(rank + 7) == 7
 if rank == 0:
   victim = max((folder / '2').rglob('*'), key=lambda p: p.stat().st_size if p.is_file() else 0)
@@ -483,14 +483,14 @@ if rank == 0:
   victim.write_bytes(content)
 lines = []
 reader = checkpoint.Checkpoints(folder, report=lines.append)
-good = reader.newest_good()
+good = reader.latest_good()
 like = {'w': jax.ShapeDtypeStruct((64, 64), np.float32, sharding=place)}
 restored = reader.restore(good, like)['w']
 for shard in restored.addressable_shards:
   np.testing.assert_array_equal(shard.data, (values + good)[shard.index])
 remove = shutil.rmtree  # slow in process 0: the other must not look before all is gone
 shutil.rmtree = lambda *args, **kwargs: (time.sleep(1), remove(*args, **kwargs))
-made.drop_after(good)
+made.delete_after(good)
 shutil.rmtree = remove
 assert made._manager.all_steps() == [1], made._manager.all_steps()
 free, checkpoint.ROOM = checkpoint.ROOM, 1e12 if rank == 0 else 0
@@ -652,7 +652,7 @@ def test_a_run_without_checkpoints(tmp_path):
 
 def test_a_checkpoint_carries_the_tokenizer(run):
   checkpoints, _ = reader(run / 'checkpoints')
-  extra = checkpoints.extra(checkpoints.newest_good())
+  extra = checkpoints.read_extra(checkpoints.latest_good())
   toks = trained.load_tokenizers(trained.unpack(extra['tokenizer']))
   assert toks.hash == Tokenizers.load(run / 'tokenizer').hash
   assert extra['vocab'] == toks.vocabulary.size

@@ -16,12 +16,12 @@ def folder(tmp_path):
   (made / 'deep').mkdir(parents=True)
   for name, content in {'a': b'abc', 'deep/b': bytes(range(256)) * 9, 'deep/empty': b''}.items():
     (made / name).write_bytes(content)
-  digests.write(tmp_path / 'step.json', made)
+  digests.write_manifest(tmp_path / 'step.json', made)
   return made
 
 
 def check(folder, full=True):
-  digests.check(folder.parent / 'step.json', folder, full)
+  digests.verify_folder(folder.parent / 'step.json', folder, full)
 
 
 def test_a_manifest_tells_sizes_and_digests(folder):
@@ -32,8 +32,8 @@ def test_a_manifest_tells_sizes_and_digests(folder):
     'deep/empty': 0,
   }
   assert manifest['files']['a']['sha256'] == hashlib.sha256(b'abc').hexdigest()
-  assert digests.size(folder.parent / 'step.json') == 2307
-  assert digests.size(folder.parent / 'none.json') == 0
+  assert digests.total_bytes(folder.parent / 'step.json') == 2307
+  assert digests.total_bytes(folder.parent / 'none.json') == 0
   check(folder)
   check(folder, full=False)
 
@@ -88,7 +88,7 @@ def test_sizes_tell_what_is_missing_foreign_or_cut(folder, harm, words, full):
 
 def test_manifests_of_digests_alone_are_read_too(folder):
   """As they were before they told sizes."""
-  found = digests.measure(folder)
+  found = digests.digest_files(folder)
   old = {name: entry['sha256'] for name, entry in found.items()}
   (folder.parent / 'step.json').write_text(json.dumps(old))
   check(folder)

@@ -42,10 +42,10 @@ def test_a_spike_is_far_above_the_median_by_the_median_deviation():
 
 
 def test_nothing_is_a_spike_before_the_window_is_full():
-  recent_SW, value_S = loss_guard.no_values(W), jnp.array([1e9, 1e9])
+  recent_SW, value_S = loss_guard.empty_window(W), jnp.array([1e9, 1e9])
   for i in range(W):
     assert not loss_guard.is_spike(recent_SW, value_S, 3.0)
-    recent_SW = loss_guard.remember(recent_SW, jnp.array([2.0 + i / 100, 1.0]), i)
+    recent_SW = loss_guard.update_window(recent_SW, jnp.array([2.0 + i / 100, 1.0]), i)
   assert loss_guard.is_spike(recent_SW, value_S, 3.0)
 
 
@@ -56,9 +56,9 @@ def test_constant_values_have_some_deviation():
 
 
 def test_the_window_forgets_the_oldest():
-  recent_SW = loss_guard.no_values(3)
+  recent_SW = loss_guard.empty_window(3)
   for i in range(5):
-    recent_SW = loss_guard.remember(recent_SW, jnp.array([i, 10.0 * i]), i)
+    recent_SW = loss_guard.update_window(recent_SW, jnp.array([i, 10.0 * i]), i)
   assert sorted(recent_SW[0].tolist()) == [2, 3, 4]
   assert sorted(recent_SW[1].tolist()) == [20, 30, 40]
 
@@ -158,10 +158,10 @@ def test_an_inf_in_one_leaf_before_clipping(batches):
 
 @pytest.mark.parametrize(('losses', 'mean'), [((2.0, math.nan, 4.0), 3.0), ((math.nan,), math.nan)])
 def test_a_skipped_step_has_no_part_in_the_loss_that_is_logged(losses, mean):
-  counts = meter.Ledger('tokens', 1)
+  counts = meter.Meter('tokens', 1)
   for n, loss in enumerate(losses):
     found = dict(loss=loss, objective=loss, skipped=float(math.isnan(loss)), tokens=8.0)
-    counts.charge(0.1)
+    counts.add_step_time(0.1)
     counts.add(n + 1, {name: jnp.float32(value) for name, value in found.items()})
   _, scalars, _ = counts.fetch(lambda values: {})
   np.testing.assert_equal(scalars['loss'], mean)
@@ -204,26 +204,26 @@ def found(*skipped, spike=False):
 
 
 def test_what_is_told():
-  assert loss_guard.told(found(0, 1, 1, 0), 20, Named(), offset=100) == {
+  assert loss_guard.describe_skips(found(0, 1, 1, 0), 20, Named(), offset=100) == {
     'updates': 2,
     'batches': [117, 118],
     'rows': {117: {'text': [234, 235]}, 118: {'text': [236, 237]}},
   }
-  assert loss_guard.told(found(1, spike=True), 1, Named(), 0)['spikes'] == 1
+  assert loss_guard.describe_skips(found(1, spike=True), 1, Named(), 0)['spikes'] == 1
 
 
 def test_when_it_is_too_much():
   """Also when good steps came after them, before anybody looked."""
   cfg = train.TrainConfig(max_skipped=3)
-  loss_guard.check(found(1, 1, 0, 1, 1), 50, cfg)
+  loss_guard.raise_if_too_many(found(1, 1, 0, 1, 1), 50, cfg)
   with pytest.raises(FloatingPointError) as error:
-    loss_guard.check(found(0, 1, 1, 1, 0), 50, cfg)
+    loss_guard.raise_if_too_many(found(0, 1, 1, 1, 0), 50, cfg)
   assert_two_lines(error.value, 'not finite in 3 steps in a row, up to step 49; none was applied')
   assert not isinstance(error.value, loss_guard.GoBack)
   cfg = train.TrainConfig(spike_sigma=6.0, spike_patience=2)
-  loss_guard.check(found(1, 0, 1, 0, 1), 50, cfg)
+  loss_guard.raise_if_too_many(found(1, 0, 1, 0, 1), 50, cfg)
   with pytest.raises(loss_guard.GoBack) as error:
-    loss_guard.check(found(1, 0, 1, 1, 1), 50, cfg)
+    loss_guard.raise_if_too_many(found(1, 0, 1, 1, 1), 50, cfg)
   assert (error.value.before, error.value.step) == (47, 49)
   assert_two_lines(error.value, 'in 2 steps in a row, up to step 49')
 

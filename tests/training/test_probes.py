@@ -65,7 +65,7 @@ def bound(cfg, accumulate, kinds, **sections):
   )
   dtype = cfg.dtype
   advance = jax.jit(functools.partial(step.train_step, *parts, 1, dtype))
-  return state, advance, probes.compiled(*parts, accumulate, dtype, models.mesh())
+  return state, advance, probes.compile_probe(*parts, accumulate, dtype, models.mesh())
 
 
 TWO_KINDS = losses.Kinds(
@@ -138,7 +138,9 @@ def test_a_learned_tokenizer_can_be_probed_too():
   hyper = {'lr': jnp.float32(1), 'weight_decay': jnp.float32(0)}
   state = step.TrainState(jnp.int32(0), model, opt_state, jax.random.key(1), hyper)
   images = {'x': jnp.asarray(np.random.default_rng(0).random((2, 4, 4, 1)), jnp.float32)}
-  rows = probes.by_layer(probes.compiled(optimizer, objective, 1, 'float32', models.mesh())(state, images))
+  rows = probes.by_layer(
+    probes.compile_probe(optimizer, objective, 1, 'float32', models.mesh())(state, images)
+  )
   assert set(rows) == set(optimizer.axes)
   assert all(row['gradient'] > 0 for row in rows.values())
 

@@ -67,12 +67,12 @@ class Fault:
 def with_fault(monkeypatch, call):
   made = []
 
-  class Faulty(sdc.Twice):
+  class Faulty(sdc.ReplayedStep):
     def __init__(self, step, mesh):
       super().__init__(Fault(step, call), mesh)
       made.append(self)
 
-  monkeypatch.setattr(sdc, 'Twice', Faulty)
+  monkeypatch.setattr(sdc, 'ReplayedStep', Faulty)
   return made
 
 
@@ -91,7 +91,7 @@ def test_a_sound_machine_trains_as_without_the_check(tmp_path, tmp_path_factory,
 def test_one_wrong_bit_stops_the_run_before_it_is_kept(tmp_path, monkeypatch, call):
   with_fault(monkeypatch, call)
   cfg = experiment(train__sdc_every=5)
-  with pytest.raises(sdc.Differs) as error:
+  with pytest.raises(sdc.ResultsDiffer) as error:
     train.train(cfg, tmp_path / 'run')
   assert_two_lines(error.value, 'step 11 was made twice', 'differs in 1 of', 'model/blocks/mlp/up_DF')
   assert run_folder.read_events(tmp_path / 'run')[-1]['event'] == 'error'
@@ -100,7 +100,7 @@ def test_one_wrong_bit_stops_the_run_before_it_is_kept(tmp_path, monkeypatch, ca
 
 
 def test_off_it_costs_nothing(tmp_path, monkeypatch):
-  monkeypatch.setattr(sdc.Twice, '__call__', lambda *_: pytest.fail('made twice'))
+  monkeypatch.setattr(sdc.ReplayedStep, '__call__', lambda *_: pytest.fail('made twice'))
   train.train(experiment(train__steps=3), tmp_path / 'run')
 
 
@@ -117,6 +117,6 @@ def test_states_spread_over_devices_stay_so():
   )
   x = jax.device_put(jnp.float32(2), whole)
   compiled = step.lower(state, x).compile()
-  after, _ = sdc.Twice(compiled, mesh)(state, x)
+  after, _ = sdc.ReplayedStep(compiled, mesh)(state, x)
   assert after['w'].sharding == spread
   np.testing.assert_array_equal(after['w'], np.arange(8.0) + 2)

@@ -192,7 +192,7 @@ class Lane:
 
   def open(self, number):
     """Take the run folder."""
-    self.training.ledger.lane = number
+    self.training.meter.lane = number
     self.stack.enter_context(self.training.open())
     self.stack.callback(self.training.close)
     self.training.begin()
@@ -230,7 +230,7 @@ class Group:
       if any(self.outcomes()):
         return
       for lane in self.lanes:  # they were set up one after another, each for all
-        lane.training.ledger.began = start
+        lane.training.meter.began = start
       self.compile()
 
   def outcomes(self):
@@ -316,7 +316,7 @@ class Group:
       training = lane.training
       with lane.guard():
         if lane in looking:
-          r = training.ledger.lane
+          r = training.meter.lane
           leaves = self.take(jax.tree.leaves(self.states), np.int32(r))
           training.state = jax.tree.unflatten(self.treedefs[r], leaves)
         if ending := training.look(lambda step: stopping):
@@ -326,7 +326,7 @@ class Group:
   def charge(self, seconds):
     """Time in steps is shared by those that train."""
     for lane in self.live():
-      lane.training.ledger.charge(seconds)
+      lane.training.meter.add_step_time(seconds)
 
   def advance(self, live):
     """One call of the step."""
