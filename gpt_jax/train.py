@@ -54,7 +54,6 @@ class TrainConfig:
   tasks: tuple[str, ...] = ()  # rows of TASKS to run at the end
   probe_every: int = 0  # steps between looks at the sizes in each layer, probes.jsonl; 0 = none
   init_from: str = ''  # a run folder whose parameters to start from, with a fresh optimizer
-  init_partial: bool = False  # take what fits of init_from; else any mismatch is an error
   hang_seconds: float = 3600.0  # without a step, evaluation or save, until the run ends; 0 = never
   max_skipped: int = 10  # non-finite steps in a row before giving up
   spike_sigma: float = 0.0  # robust deviations above the recent median that skip a step; 0 = any
@@ -91,8 +90,6 @@ class TrainConfig:
         raise ValueError(f'train.{key}={getattr(self, key)} is negative\nfix: use 0 or more')
     if not 0 <= self.seed < 2**32:
       raise ValueError(f'train.seed={self.seed} is no 32-bit number\nfix: use 0 to 4294967295')
-    if self.init_partial and not self.init_from:
-      raise ValueError('train.init_partial=True takes from nothing\nfix: set train.init_from')
     if self.batch_size % self.accumulate:
       raise ValueError(
         f'train.accumulate={self.accumulate} does not divide train.batch_size={self.batch_size}\n'
@@ -130,8 +127,7 @@ def initial_state(job, cfg, workdir):
     return checkpoints.restore(step, job.program.abstract), step, checkpoints.read_extra(step), notes
   state = job.program.init()
   if cfg.train.init_from:
-    state, lines = job.load_initial_weights(state)
-    notes += [f'init_from: {line}' for line in lines]
+    state = job.load_initial_weights(state)
   return state, 0, None, notes
 
 

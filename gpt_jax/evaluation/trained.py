@@ -47,7 +47,7 @@ def load(workdir):
   """
   workdir = Path(workdir).expanduser()
   cfg = config.of_run(workdir)
-  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
+  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', verify=cfg.checkpoint.verify)
   step = checkpoints.latest_good()
   if step is None:
     raise ValueError(f'{workdir} has no checkpoint yet\nfix: train there first')

@@ -29,7 +29,7 @@ from gpt_jax.tokenizers.learned import autoencoder
 SCORED = 2048  # items that a validation during training looks at
 SHOWN = 8  # reconstructions in a sample
 OF_GPT = {  # settings, beside whole sections, that mean nothing here
-  'train': ('init_from', 'init_partial', 'tasks', 'length', 'sample_prompts'),
+  'train': ('init_from', 'tasks', 'length', 'sample_prompts'),
   'data': ('mask_documents', 'append_eos', 'prefix', 'condition_dropout', 'workers', 'prefetch', 'reset'),
 }
 

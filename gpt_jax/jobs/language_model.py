@@ -201,14 +201,14 @@ class LanguageModelJob:
     return batch
 
   def load_initial_weights(self, state):
-    """The state with the parameters of train.init_from -> (state, notes)."""
-    fallback = state.model if self.cfg.train.init_partial else None
-    model, lines = checkpoint.load_model(self.cfg.train.init_from, self.program.abstract.model, fallback)
+    """Return the state with the parameters of train.init_from, in the moving average too."""
+    cfg = self.cfg
+    model = checkpoint.load_model(cfg.train.init_from, self.program.abstract.model, cfg.checkpoint.verify)
     opt_state = state.opt_state
     if opt_state.ema is not None:
       copies = {path: p.astype(jnp.float32, copy=True) for path, p in params_of(model).items()}
       opt_state = opt_state._replace(ema=copies)
-    return state._replace(model=model, opt_state=opt_state), lines
+    return state._replace(model=model, opt_state=opt_state)
 
   def write_files(self):
     """Write what a run folder needs besides checkpoints."""

@@ -281,16 +281,14 @@ class Checkpoints:
       )
     return from_tree(self._read(step, wanted), like)
 
-  def restore_model(self, step, like, fallback=None):
-    """The weights of a step; what is not there, or does not fit, comes from `fallback`."""
+  def restore_model(self, step, like):
+    """Return the weights of a step (their average, if kept), laid out as `like`."""
     branch, stored = self.weights_metadata(step)
-    spare = {} if fallback is None else flat(to_tree(fallback))
-    wanted = flat(to_abstract_tree(like))
-    same = lambda path: not mismatches({path: stored[path]}, {path: wanted[path]})
-    fits = {f'{branch}/{path}': wanted[path] for path in wanted if path in stored and same(path)}
-    read = flat(self._read(step, nest(fits)))
-    chosen = {path: read.get(f'{branch}/{path}', spare.get(path)) for path in wanted}
-    return from_tree(nest(chosen), like)
+    wanted = nest({f'{branch}/{path}': x for path, x in flat(to_abstract_tree(like)).items()})
+    tree = self._read(step, wanted)
+    for name in branch.split('/'):
+      tree = tree[name]
+    return from_tree(tree, like)
 
   def weights_metadata(self, step):
     """The weights to use (their average, if kept) -> (branch, {path: shape and dtype})."""
@@ -312,32 +310,22 @@ class Checkpoints:
       )
 
 
-def load_model(workdir, like, fallback=None):
-  """The parameters of a run's newest good checkpoint -> (model, notes).
+def load_model(workdir, like, verify='full'):
+  """Return the parameters of a run's latest good checkpoint, laid out as `like`.
 
-  like: abstract model with shardings. fallback None: any mismatch is a ValueError that lists every
-  one by path, shape and dtype. Else what fits is taken and the rest comes from `fallback`; notes
-  has a line for each parameter that did not fit.
+  like: abstract model with shardings. verify: as CheckpointConfig.verify.
+  Raises ValueError listing every parameter whose path, shape or dtype differs.
   """
-  checkpoints = Checkpoints(pathlib.Path(workdir).expanduser() / 'checkpoints')
+  checkpoints = Checkpoints(pathlib.Path(workdir).expanduser() / 'checkpoints', verify=verify)
   step = checkpoints.latest_good()
   if step is None:
     raise ValueError(f'{workdir} has no checkpoint\nfix: train there first, or name another run folder')
   _, stored = checkpoints.weights_metadata(step)
-  wanted = flat(to_abstract_tree(like))
-  lines = mismatches(stored, wanted)
-  fits = [
-    path
-    for path in wanted
-    if not mismatches({path: stored[path]} if path in stored else {}, {path: wanted[path]})
-  ]
-  if lines and (fallback is None or not fits):
+  if lines := mismatches(stored, flat(to_abstract_tree(like))):
     raise ValueError(
-      f'{workdir} does not fit the model: {shortened(lines)}\n'
-      'fix: use the model section of its config.json, or take what fits by '
-      'train.init_partial=True'
+      f'{workdir} does not fit the model: {shortened(lines)}\nfix: use the model section of its config.json'
     )
-  return checkpoints.restore_model(step, like, fallback), lines
+  return checkpoints.restore_model(step, like)
 
 
 def pack_folder(folder):
