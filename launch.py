@@ -20,6 +20,7 @@ where an error came from. Exit codes: 0 done, 75 stopped and saved (the same com
 1 error, 2 bad config or arguments.
 """
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -101,13 +102,17 @@ def sample(argv):
   """Continue a prompt with a trained model, or make a text, a picture or a sound of one."""
   from gpt_jax.cluster.bootstrap import primary, say
   from gpt_jax.evaluation import trained
-  from gpt_jax.sampling import completions, output_files, prompts
+  from gpt_jax.sampling import completions, output_files, prompts, samplers
 
   join()
   run, to = trained.load(FLAGS.workdir), FLAGS.to
   chosen = chosen_sampling()
-  cfg = dataclasses.replace(run.cfg.sample, **chosen)
-  prompt = prompts.build_prompt(run, FLAGS.prompt, FLAGS.image, FLAGS.audio, to, cfg.begin, FLAGS.source)
+  cfg, notes = samplers.override(run.cfg.sample, **chosen), collections.Counter()
+  prompt = prompts.build_prompt(
+    run, FLAGS.prompt, FLAGS.image, FLAGS.audio, to, cfg.begin, FLAGS.source, notes
+  )
+  for note, count in notes.items():
+    say(f'{count} {note}')
   cfg = prompts.resolve_max_new_tokens(run, [prompt], cfg, to, 'max_new_tokens' in chosen)
   if to != 'text':
     return sample_media(run, prompt, cfg)
@@ -162,7 +167,9 @@ def evaluate_flags():
   )
   flags.DEFINE_integer('stride', 0, 'tokens between scored windows; 0: disjoint windows', lower_bound=0)
   flags.DEFINE_string('recognizer', '', 'speak: run folder of a model that makes text of sounds')
-  sampling_flags(but=('num_samples', 'begin'))
+  sampling_flags(
+    but=('num_samples', 'begin'), temperature='as in the run; tasks answer, translate and summarize: 0'
+  )
 
 
 def evaluate(argv):
@@ -375,13 +382,14 @@ def join(agree=False):
     watcher().joined()
 
 
-def sampling_flags(but=()):
-  """A flag for each field of SampleConfig but these."""
+def sampling_flags(but=(), **defaults):
+  """A flag for each field of SampleConfig but these; defaults: help where it is not the run's value."""
   from gpt_jax.sample import SampleConfig
 
   for field in dataclasses.fields(SampleConfig):
     if field.name not in but:
-      DEFINE[field.type](field.name, None, 'of SampleConfig; default: as in the run')
+      default = defaults.get(field.name, 'as in the run')
+      DEFINE[field.type](field.name, None, f'of SampleConfig; default: {default}')
 
 
 def chosen_sampling():

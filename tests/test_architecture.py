@@ -62,7 +62,7 @@ MAY_IMPORT = {
   'cli': 'ablation ablation.execute cli.experiment_file config model runs sharding step',
   'experiments': 'ablation config model',
   'launch': 'ablation ablation.execute cli cluster config data evaluation evaluation.trained interop plan '
-  'reports reports.compare runs sample sampling tokenizers train',
+  'reports reports.compare runs sample sampling sampling.samplers tokenizers train',
 }
 
 # Whose subject a library is. jax and numpy are everywhere, torch and TensorFlow nowhere.

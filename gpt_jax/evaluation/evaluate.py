@@ -34,7 +34,7 @@ class Subject:
   cache_dir: Path  # of token caches and of judges
   batch_size: int  # rows that are scored at once, over all processes
   caches: dict = dataclasses.field(default_factory=dict)  # what is opened once, by source, split
-  between: Any = lambda: None  # called between batches, in all processes equally often; may raise
+  raise_if_preempted: Any = lambda: None  # called between batches, in all processes equally often; may raise
 
   def cache(self, source, split):
     """The tokens of one source, opened once: opening reads and hashes the whole text."""
@@ -96,7 +96,7 @@ class Subject:
       batch = _rows(ids[some], encoded[some], self.batch_size, length, self.form)
       sums = self.score_by_modality({name: rows[own] for name, rows in batch.items()})
       found.append(fetch(sums['restricted_B']).astype(np.float64))
-      self.between()
+      self.raise_if_preempted()
     return np.concatenate(found)[: len(ids)]
 
   def generate(self, conditions, to, **sampling):

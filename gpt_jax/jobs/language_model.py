@@ -285,7 +285,7 @@ class LanguageModelJob:
       cache_dir=self.workdir / 'cache',
       batch_size=evaluate.eval_batch_size(self.cfg, self.mesh),
       caches=self.caches,
-      between=self.raise_if_preempted,
+      raise_if_preempted=self.raise_if_preempted,
     )
 
   def validate(self, state, limit):

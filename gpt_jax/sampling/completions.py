@@ -1,4 +1,4 @@
-"""Text and token ids from prompts: the host side of sampling.
+"""Texts and token ids from prompts: the host side of sampling.
 
 `sample.generate` works on device arrays; the functions here take and return lists of ids and strings.
 """
@@ -12,11 +12,11 @@ from gpt_jax.tokenizers import grammar as grammars
 
 
 def generate_ids(model, tokenizers, prompts, cfg, to='text', keys_B=None):
-  """Continue prompts with what `to` names (a row of grammar.END_MARKERS).
+  """Continue prompts with `to`, a row of grammar.END_MARKERS.
 
-  model: parameters as trained. -> for each prompt a list of (ids after it, log-probability of each
-  under the model); with cfg.beams the length-penalized score of the whole text stands in the place
-  of log-probabilities. Raises ValueError as `start` does, and for beams of anything but text.
+  model: parameters as trained. Returns for each prompt a list of (new ids, their log-probabilities
+  under the model); with cfg.beams (new ids, length-penalized score of the text). Raises ValueError
+  as `sample.start` does, and for beams where `to` is not text.
   """
   model = sample.prepare_model(model)
   grammar = build_grammar(tokenizers, model.cfg.V, to)
@@ -32,75 +32,77 @@ def generate_ids(model, tokenizers, prompts, cfg, to='text', keys_B=None):
 def complete(model, tokenizers, prompts, cfg, stop=()):
   """Continue prompts (Prompt or lists of ids) as text.
 
-  model: parameters as trained. stop: strings; a text ends before the first of them.
-  -> for each prompt a list of (text, scores as of `generate_ids`).
+  model: parameters as trained. stop: strings; a text ends before the first of them. Returns for each
+  prompt a list of (text, scores as in `generate_ids`).
   """
-  found = generate_ids(model, tokenizers, prompts, cfg)
+  completions = generate_ids(model, tokenizers, prompts, cfg)
   return [
     [
-      (truncate_at_stop(decode_continuation(tokenizers, sample.as_prompt(prompt).ids, ids), stop), p)
-      for ids, p in group
+      (truncate_at_stop(decode_continuation(tokenizers, sample.as_prompt(prompt).ids, ids), stop), scores)
+      for ids, scores in group
     ]
-    for prompt, group in zip(prompts, found, strict=True)
+    for prompt, group in zip(prompts, completions, strict=True)
   ]
 
 
 def stream_text(model, tokenizers, prompt, cfg, stop=()):
-  """Continue one prompt and yield its text in pieces, as soon as each is certain."""
+  """Continue one prompt and yield pieces of text, each as soon as no stop string can change it."""
   model = sample.prepare_model(model)
   grammar = build_grammar(tokenizers, model.cfg.V)
-  decoder, text, shown = tokenizers.stream_decoder(), '', 0
-  hold = max(map(len, stop), default=1) - 1  # characters that a stop string may still begin with
-  done = len(sample.as_prompt(prompt).ids)
-  for i in trailing_text_ids(tokenizers, sample.as_prompt(prompt).ids):  # see `decode_continuation`
+  decoder, text, printed = tokenizers.stream_decoder(), '', 0
+  hold = max(map(len, stop), default=1) - 1  # last characters, which may begin a stop string
+  prompt_ids = sample.as_prompt(prompt).ids
+  length = len(prompt_ids)
+  for i in trailing_text_ids(tokenizers, prompt_ids):  # see `decode_continuation`
     decoder.push(i)
   for state in sample.stream(model, [prompt], cfg, grammar):
-    ids = state.token_ids_BT[0, done : state.lengths_B[0]]
-    text, done = text + ''.join(map(decoder.push, ids)), int(state.lengths_B[0])
-    ended = truncate_at_stop(text, stop) != text
-    certain = len(truncate_at_stop(text, stop)) if ended else max(shown, len(text) - hold)
-    yield text[shown:certain]
-    shown = certain
-    if ended:
+    ids = state.token_ids_BT[0, length : state.lengths_B[0]]
+    text, length = text + ''.join(map(decoder.push, ids)), int(state.lengths_B[0])
+    truncated = truncate_at_stop(text, stop)
+    is_stopped = truncated != text
+    certain = len(truncated) if is_stopped else max(printed, len(text) - hold)
+    yield text[printed:certain]
+    printed = certain
+    if is_stopped:
       return
-  yield truncate_at_stop(text + decoder.flush(), stop)[shown:]
+  yield truncate_at_stop(text + decoder.flush(), stop)[printed:]
 
 
 def encode_prompt(tokenizers, prompt, begin=''):
-  """Ids of a prompt, after the special `begin`; an empty one is the end of the text before."""
+  """Return a prompt's ids after the special `begin`; an empty prompt is one eos."""
   first = [tokenizers.vocabulary.special(begin)] if begin else []
   return first + tokenizers.encode_text(prompt) or [tokenizers.vocabulary.special('eos')]
 
 
 def build_grammar(tokenizers, columns, to='text'):
-  """The grammar of what these tokenizers can make, for a model of this many columns."""
+  """Build the grammar of these tokenizers for a model with logits of this many columns."""
   return grammars.build(tokenizers.vocabulary, tokenizers.layout, columns, to)
 
 
 def new_tokens(state, prompts, num_samples):
-  """-> list of (ids, log-probabilities), one a row: what was sampled after each prompt."""
+  """Return (ids, log-probabilities) of the tokens after each prompt, one pair a row of the state."""
   ids_BT, log_probs_BT, lengths_B = fetch((state.token_ids_BT, state.log_probs_BT, state.lengths_B))
-  begins = np.repeat([len(sample.as_prompt(p).ids) for p in prompts], num_samples)
+  starts = np.repeat([len(sample.as_prompt(p).ids) for p in prompts], num_samples)
   return [
-    (ids_BT[b, begin : lengths_B[b]].tolist(), log_probs_BT[b, begin : lengths_B[b]].tolist())
-    for b, begin in enumerate(begins)
+    (ids_BT[b, start : lengths_B[b]].tolist(), log_probs_BT[b, start : lengths_B[b]].tolist())
+    for b, start in enumerate(starts)
   ]
 
 
-def decode_continuation(tokenizers, prompt, ids):
-  """The text of ids after a prompt: some tokenizers drop the space of a word that stands first."""
-  before = trailing_text_ids(tokenizers, prompt)
+def decode_continuation(tokenizers, prompt_ids, ids):
+  """Decode ids after a prompt; some tokenizers drop the space before a text's first word."""
+  before = trailing_text_ids(tokenizers, prompt_ids)
   return tokenizers.decode_text([*before, *ids])[len(tokenizers.decode_text(before)) :]
 
 
 def trailing_text_ids(tokenizers, ids):
-  """The text ids at the end of a prompt: after a special or a medium a new text begins."""
+  """Return the text ids at the end of a prompt: a special, an image or a sound starts a new text."""
   specials = {index for _, index in tokenizers.vocabulary.specials}
   texts = tokenizers.vocabulary.count('text')
-  others = [n for n, i in enumerate(ids, 1) if i >= texts or i in specials]
-  return ids[others[-1] if others else 0 :]
+  ends = [n for n, i in enumerate(ids, 1) if i >= texts or i in specials]
+  return ids[ends[-1] if ends else 0 :]
 
 
 def truncate_at_stop(text, stop):
-  """The text up to the first of the stop strings."""
+  """Cut a text before the first of the stop strings."""
   return text[: min((text.find(s) for s in stop if s in text), default=len(text))]

@@ -1,4 +1,4 @@
-"""Files for the pictures and sounds that are made, with names that are known before they are made.
+"""Output files of sampled images, sounds and texts; their paths are checked before sampling.
 
 Letters: Y X A rows, columns and channels of an image.
 """
@@ -10,15 +10,15 @@ from pathlib import Path
 from gpt_jax.data import media_io
 from gpt_jax.runs.records import append_line, write_atomically
 
-SUFFIXES = {'image': ('.png',), 'audio': ('.wav', '.flac')}  # of a folder's files the first
-SHOWN = 256  # pixels of the longer side that a small picture is enlarged to, by a whole factor
+SUFFIXES = {'image': ('.png',), 'audio': ('.wav', '.flac')}  # the first is used inside a folder
+MIN_IMAGE_SIDE = 256  # pixels; small images are enlarged by a whole factor up to this
 
 
 class OutputFiles:
-  """Numbers and writes pieces: `out` is a file, a folder, or '' for `default`, a folder.
+  """Numbered output files at `out`, a file or a folder, or in the folder `default` where out=''.
 
-  Raises ValueError at once for a file of another kind, one that cannot be written, or one for
-  several things; .flac needs soundfile. Files in the default folder are never overwritten.
+  Raises ValueError at once for a file of the wrong type, one that cannot be written, or one file for
+  several outputs; .flac needs soundfile. Files in the default folder are never overwritten.
   """
 
   def __init__(self, out, default, to, count):
@@ -26,9 +26,9 @@ class OutputFiles:
     is_folder = not out or path.is_dir() or out.endswith('/') or not path.suffix
     if not is_folder and path.suffix not in SUFFIXES.get(to, ()):
       wanted = f'a {" or ".join(SUFFIXES[to])} file or a folder' if to in SUFFIXES else 'a folder'
-      raise ValueError(f'--out={out} is no place for --to={to}\nfix: give {wanted}')
+      raise ValueError(f'--out={out} does not fit --to={to}\nfix: give {wanted}')
     if path.suffix == '.flac' and not is_folder:
-      media_io.to_flac([0.0], 8000)  # now, not after the sampling
+      media_io.to_flac([0.0], 8000)  # a missing soundfile fails now, not after sampling
     self.folder, self.stem = (path, 'sample') if is_folder else (path.parent, path.stem)
     self.single, self.suffix = not is_folder and count == 1, '' if is_folder else path.suffix
     try:
@@ -38,17 +38,17 @@ class OutputFiles:
       raise ValueError(f'--out={out} cannot be written: {error}\nfix: give another file or folder') from None
     self.next = 0
     if not out:
-      numbers = [re.fullmatch(r'sample_(\d+)\.\w+', p.name) for p in self.folder.iterdir()]
-      self.next = max((int(found[1]) + 1 for found in numbers if found), default=0)
+      matches = [re.fullmatch(r'sample_(\d+)\.\w+', p.name) for p in self.folder.iterdir()]
+      self.next = max((int(match[1]) + 1 for match in matches if match), default=0)
 
   def write(self, piece, sample_rate=0):
-    """Write an image uint8 [Y, X, A] or a sound -> its path."""
+    """Write a Piece with an image (uint8 [Y, X, A]) or a sound and return its path."""
     number = '' if self.single else f'_{self.next}'
     suffix = self.suffix or SUFFIXES[piece.kind][0]
     path = self.folder / f'{self.stem}{number}{suffix}'
     self.next += 1
     if piece.kind == 'image':
-      content = media_io.to_png(piece.value, max(1, SHOWN // max(piece.value.shape[:2])))
+      content = media_io.to_png(piece.value, max(1, MIN_IMAGE_SIDE // max(piece.value.shape[:2])))
     else:
       to_file = media_io.to_flac if suffix == '.flac' else media_io.to_wav
       content = to_file(piece.value, sample_rate)
@@ -56,20 +56,20 @@ class OutputFiles:
     return path
 
 
-def format_sample(i, count, scored, scores, cfg, content):
-  """One of several samples under a line with its number and, if `scored`, its score.
+def format_sample(index, count, with_score, scores, cfg, content):
+  """Format one of several samples below a line with its number and, if asked for, its score.
 
   scores: log-probabilities of its tokens; with cfg.beams its length-penalized sum.
   """
   score = ''
-  if scored and cfg.beams:
+  if with_score and cfg.beams:
     score = f'  length-penalized log-probability {scores:.3f}'
-  elif scored:
+  elif with_score:
     score = f'  mean log-probability {sum(scores) / max(len(scores), 1):.3f}'
-  return f'--- {i + 1} of {count}{score}\n{content}'
+  return f'--- {index + 1} of {count}{score}\n{content}'
 
 
-def append_sample(path, prompt, given, text, scores, seed):
-  """Append a sampled text to a file of JSON lines; given: {'image': paths, 'audio': paths}."""
-  record = {'prompt': prompt, **given, 'text': text, 'log_probs': scores, 'seed': seed}
+def append_sample(path, prompt, inputs, text, scores, seed):
+  """Append a sampled text to a JSON lines file; inputs: {'image': paths, 'audio': paths}."""
+  record = {'prompt': prompt, **inputs, 'text': text, 'log_probs': scores, 'seed': seed}
   append_line(Path(path).expanduser(), record)

@@ -1,4 +1,4 @@
-"""What changes logits before a token is drawn: guidance, penalties and filters.
+"""Logits processors: guidance, repetition penalty, filters; and greedy settings.
 
 Letters: B rows, T buffer length, V vocabulary.
 
@@ -7,18 +7,20 @@ Keskar et al. 2019, section 4.1), classifier-free guidance (Ho and Salimans 2022
 et al. 2022, section 3.4).
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
-NEG_INF = -1e30  # the logit of what must not be sampled
+NEG_INF = -1e30  # the logit of a token that must not be sampled
 
 
 def apply_guidance(logits_BV, null_BV, scale_B, allowed_BV, paced_V):
-  """Away from the logits without the condition: null + scale (logits - null).
+  """Classifier-free guidance: null + scale (logits - null).
 
-  Where one of `paced_V` may follow, which say how long a sound is, it keeps the probability that
-  the condition gives it among what is allowed, and guidance shares out the rest: raised to a power
-  at each place, the small probability of an end would make sounds that never end.
+  Where a token of `paced_V` (the end of a sound) is allowed, it keeps its conditional probability
+  among the allowed tokens, and guidance shares out the rest: raised to a power at each step, the
+  small probability of an end would make sounds that never end.
   """
   guided_BV = null_BV + scale_B[:, None] * (logits_BV - null_BV)
   ends_BV = allowed_BV & paced_V[None]
@@ -33,19 +35,18 @@ def apply_guidance(logits_BV, null_BV, scale_B, allowed_BV, paced_V):
 def penalize_repetition(logits_BV, token_ids_BT, lengths_B, penalty):
   """Divide positive logits of tokens already in the row by the penalty, multiply negative ones."""
   B, T = token_ids_BT.shape
-  there_BT = jnp.arange(T)[None] < lengths_B[:, None]
+  in_row_BT = jnp.arange(T)[None] < lengths_B[:, None]
   seen_BV = jnp.zeros(logits_BV.shape, bool)
-  seen_BV = seen_BV.at[jnp.arange(B)[:, None], token_ids_BT].max(there_BT)
+  seen_BV = seen_BV.at[jnp.arange(B)[:, None], token_ids_BT].max(in_row_BT)
   penalized_BV = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
   return jnp.where(seen_BV, penalized_BV, logits_BV)
 
 
 def top_k(logits_BV, k):
-  """True for the k likeliest (ties with the k-th included)."""
-  # The least and not the last of them: XLA makes a slice of the last one a sort of the vocabulary,
-  # which takes 50 times as long.
-  most_BK = jax.lax.top_k(logits_BV, min(k, logits_BV.shape[-1]))[0]
-  return logits_BV >= most_BK.min(-1, keepdims=True)
+  """True for the k likeliest tokens, ties with the k-th included."""
+  # min() and not [-1]: XLA turns a slice of the last value into a sort of the vocabulary, 50 times slower.
+  top_BK = jax.lax.top_k(logits_BV, min(k, logits_BV.shape[-1]))[0]
+  return logits_BV >= top_BK.min(-1, keepdims=True)
 
 
 def top_p(logits_BV, p):
@@ -58,8 +59,21 @@ def top_p(logits_BV, p):
 
 
 def min_p(logits_BV, p):
-  """True where probability >= p times that of the likeliest."""
+  """True where the probability is >= p times that of the likeliest token."""
   return logits_BV >= logits_BV.max(-1, keepdims=True) + jnp.log(p)
 
 
-FILTERS = {'top_k': (0, top_k), 'top_p': (1.0, top_p), 'min_p': (0.0, min_p)}
+FILTERS = {'top_k': (0, top_k), 'top_p': (1.0, top_p), 'min_p': (0.0, min_p)}  # name: (off, filter)
+GREEDY = {'temperature': 0.0, 'num_samples': 1, 'seed': 0} | {name: off for name, (off, _) in FILTERS.items()}
+
+
+def greedy(cfg):
+  """Return a SampleConfig that takes the likeliest token: temperature 0, filters off, one sample."""
+  return dataclasses.replace(cfg, **GREEDY)
+
+
+def override(cfg, **fields):
+  """Return a SampleConfig with `fields` replaced; temperature=0 also drops cfg's own filters and seed."""
+  if fields.get('temperature') == 0:
+    cfg = greedy(cfg)
+  return dataclasses.replace(cfg, **fields)

@@ -1,5 +1,6 @@
 """From words and files to what the model was trained on, and back to words and files."""
 
+import collections
 import dataclasses
 import functools
 import sys
@@ -12,8 +13,8 @@ from gpt_jax import tokenizers
 from gpt_jax.data import Source, media_io
 from gpt_jax.data.templates import Piece
 from gpt_jax.sample import SampleConfig
-from gpt_jax.sampling import completions, output_files, prompt_batch, prompts
-from gpt_jax.sampling.prompts import PromptTemplate, match_template
+from gpt_jax.sampling import completions, output_files, prompt_batch, prompts, samplers
+from gpt_jax.sampling.prompt_templates import PromptTemplate, match_template, trained_templates
 from gpt_jax.tokenizers.media_tokenizer import MediaTokenizer
 from tests import models
 from tests.tiny_runs import assert_two_lines
@@ -78,20 +79,20 @@ def test_the_form_gives_order_words_and_kinds(templates, given, expected):
     (
       [TRANSLATE, 'summarize: {text} -> {short}'],
       dict(text='a cat'),
-      "'a cat' could be meant for several forms",
+      "'a cat' could be meant for several templates",
       'give all the words of one, or name its source with --source: translate en de: {en} -> {de}; '
       'summarize: {text} -> {short}',
     ),
     (
       [READ, '{x:patches} -> {name}'],
       dict(images=[IMAGE]),
-      '1 image could be meant for several forms',
+      '1 image could be meant for several templates',
       'name its source with --source: {x:image} -> {name}; {x:patches} -> {name}',
     ),
     (
       [ASK, '{q} {x:image} -> {a}'],
       dict(images=[IMAGE], text='why?'),
-      "'why?', 1 image could be meant for several forms",
+      "'why?', 1 image could be meant for several templates",
       'give all the words of one',
     ),
   ],
@@ -111,14 +112,14 @@ def test_a_source_names_the_form_where_several_fit():
   }
   cfg = SimpleNamespace(data=SimpleNamespace(mixture=mixture))
   with pytest.raises(ValueError) as error:
-    match_template(prompts.trained_templates(cfg), '', [IMAGE], [], 'text')
-  _, fix = assert_two_lines(error.value, '1 image could be meant for several forms')
+    match_template(trained_templates(cfg), '', [IMAGE], [], 'text')
+  _, fix = assert_two_lines(error.value, '1 image could be meant for several templates')
   assert fix.endswith('--source: codes {x:image} -> {name}; whole {x:patches} -> {name}')
   for source, kind in (('more', 'image'), ('whole', 'patches')):
-    first, _ = match_template(prompts.trained_templates(cfg, source), '', [IMAGE], [], 'text')
+    first, _ = match_template(trained_templates(cfg, source), '', [IMAGE], [], 'text')
     assert first == Piece(kind, IMAGE)
   with pytest.raises(ValueError) as error:
-    prompts.trained_templates(cfg, 'holes')
+    trained_templates(cfg, 'holes')
   _, fix = assert_two_lines(error.value, '--source=holes')
   assert fix == 'fix: use codes, more, whole'
 
@@ -204,7 +205,9 @@ def run():
     data=dict(mixture=mixture, packing='first_fit', prefix=True, condition_dropout=0.1),
     sample=dict(max_new_tokens=7),
   )
-  return SimpleNamespace(cfg=experiment, tokenizers=toks, model=models.fill(cfg), between=lambda: None)
+  return SimpleNamespace(
+    cfg=experiment, tokenizers=toks, model=models.fill(cfg), raise_if_preempted=lambda: None
+  )
 
 
 def special(name):
@@ -293,6 +296,26 @@ def test_many_conditions_at_once_give_what_each_gives():
   np.testing.assert_array_equal(np.stack(at_once), np.stack(in_twos))
   assert np.stack(at_once).shape == (3, 4, 4, 1)
   [text] = prompts.generate(run(), [[Piece('patches', PICTURE)]], 'text', max_new_tokens=3)
+  assert isinstance(text, str)
+
+
+def test_conversions_are_noted_and_not_printed(capsys):
+  """All processes of a job build the prompt; the caller prints the notes once."""
+  notes = collections.Counter()
+  prompts.build_prompt(run(), images=[PICTURE.repeat(3, 0)], notes=notes)
+  [(note, count)] = notes.items()
+  assert note.startswith('images resized') and count == 1
+  assert capsys.readouterr().out == ''
+
+
+def test_temperature_0_drops_the_filters_of_the_run():
+  """An explicit filter stays."""
+  cfg = SampleConfig(top_k=5, top_p=0.9, min_p=0.1, num_samples=3, seed=4, max_new_tokens=7)
+  assert samplers.greedy(cfg) == SampleConfig(temperature=0.0, max_new_tokens=7)
+  assert samplers.override(cfg, temperature=0.0) == samplers.greedy(cfg)
+  assert samplers.override(cfg, temperature=0.5, seed=1) == dataclasses.replace(cfg, temperature=0.5, seed=1)
+  filtered = {**vars(run()), 'cfg': dataclasses.replace(run().cfg, sample=dataclasses.replace(cfg, seed=0))}
+  [text] = prompts.generate(SimpleNamespace(**filtered), [[Piece('patches', PICTURE)]], temperature=0.0)
   assert isinstance(text, str)
 
 
@@ -389,9 +412,9 @@ def test_sounds_are_written_as_flac(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ('out', 'to', 'cause'),
   [
-    ('x.wav', 'image', '--out=x.wav is no place for --to=image'),
-    ('x.flac', 'image', '--out=x.flac is no place for --to=image'),
-    ('x.png', 'any', '--out=x.png is no place for --to=any'),
+    ('x.wav', 'image', '--out=x.wav does not fit --to=image'),
+    ('x.flac', 'image', '--out=x.flac does not fit --to=image'),
+    ('x.png', 'any', '--out=x.png does not fit --to=any'),
     ('/proc/none/x.png', 'image', '--out=/proc/none/x.png cannot be written'),
   ],
 )

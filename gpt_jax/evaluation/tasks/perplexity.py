@@ -65,7 +65,7 @@ def of_text(subject, source, split, limit, stride):
       break
     batch_nats, batch_tokens = fetch(subject.score(subject.model, to_devices(batch, subject.mesh)))
     nats, tokens = nats + float(batch_nats), tokens + float(batch_tokens)
-    subject.between()
+    subject.raise_if_preempted()
   _check(tokens, source, split)
   values = {'nats_per_token': nats / tokens, 'bits_per_token': bits(nats / tokens)}
   if whole and not subject.masks_documents:  # else first tokens are not scored, but are bytes
@@ -96,7 +96,7 @@ def of_documents(subject, source, split, limit):
     nats_M += sums['nats_M']
     restricted_M += sums['restricted_M']
     targets_M += sums['targets_M']
-    subject.between()
+    subject.raise_if_preempted()
   _check(targets_M.sum(), source, split)
   if subject.cfg.loss.restrict:
     nats_M = restricted_M
