@@ -44,7 +44,7 @@ MAY_IMPORT = {
   'sampling': 'data sample sampling.prompt_batch sampling.samplers tokenizers',
   'evaluation': 'data losses model sample sampling sharding',
   'runs': '',
-  'training': 'model optim runs sharding step',
+  'training': 'model optim runs sharding step training.loss_guard',
   'reports': 'runs',
   'jobs': 'data evaluation losses model runs sampling sampling.prompt_batch sharding step tokenizers '
   'training',

@@ -187,45 +187,67 @@ def test_a_spike_is_skipped_and_never_enters_the_window():
 # ------------------------------------------------------------------------------ what is done then
 
 
-class Named:
+class NumberedRows:
   """A loader whose batch n has the rows 2 n and 2 n + 1."""
 
   def identify(self, number):
-    """As loaders do."""
+    """Name the rows of a batch."""
     return {'text': [2 * number, 2 * number + 1]}
 
 
-def found(*skipped, spike=False):
-  skipped = np.array(skipped, np.float32)
-  in_a_row = [list(skipped[: i + 1])[::-1] for i in range(len(skipped))]
-  in_a_row = np.array([(row + [0.0]).index(0.0) for row in in_a_row], np.int32)
-  values = {'skipped': skipped, 'skipped_in_a_row': in_a_row}
-  return values | ({'spike': skipped} if spike else {})
+def skips_of(kinds, before=(0, 0)):
+  """What a meter reports of steps: '.' applied, 'n' not finite, 's' a spike."""
+  skipped = np.array([kind != '.' for kind in kinds], np.float32)
+  spike = np.array([kind == 's' for kind in kinds], np.float32)
+  streaks = loss_guard.count_streaks(skipped, spike, before)
+  return {'skipped': skipped, 'streaks': streaks} | ({'spike': spike} if 's' in kinds else {})
 
 
-def test_what_is_told():
-  assert loss_guard.describe_skips(found(0, 1, 1, 0), 20, Named(), offset=100) == {
+def test_skips_are_described_by_batch_and_row():
+  assert loss_guard.describe_skips(skips_of('.nn.'), 20, NumberedRows(), offset=100) == {
     'updates': 2,
     'batches': [117, 118],
     'rows': {117: {'text': [234, 235]}, 118: {'text': [236, 237]}},
   }
-  assert loss_guard.describe_skips(found(1, spike=True), 1, Named(), 0)['spikes'] == 1
+  assert loss_guard.describe_skips(skips_of('s'), 1, NumberedRows(), 0)['spikes'] == 1
 
 
-def test_when_it_is_too_much():
+def test_each_kind_of_skip_counts_since_the_last_applied_step():
+  streaks = skips_of('nsn.ss', before=(2, 1))['streaks']
+  assert streaks.tolist() == [[3, 1], [3, 2], [4, 2], [0, 0], [0, 1], [0, 2]]
+
+
+def test_too_many_skips_without_a_spike_guard_end_the_run():
   """Also when good steps came after them, before anybody looked."""
   cfg = train.TrainConfig(max_skipped=3)
-  loss_guard.raise_if_too_many(found(1, 1, 0, 1, 1), 50, cfg)
+  loss_guard.raise_if_too_many(skips_of('nn.nn'), 50, cfg)
   with pytest.raises(FloatingPointError) as error:
-    loss_guard.raise_if_too_many(found(0, 1, 1, 1, 0), 50, cfg)
-  assert_two_lines(error.value, 'not finite in 3 steps in a row, up to step 49; none was applied')
+    loss_guard.raise_if_too_many(skips_of('.nnn.'), 50, cfg)
+  assert_two_lines(error.value, 'not finite in 3 steps in a row, up to step 49', 'train.max_skipped=3')
   assert not isinstance(error.value, loss_guard.GoBack)
-  cfg = train.TrainConfig(spike_sigma=6.0, spike_patience=2)
-  loss_guard.raise_if_too_many(found(1, 0, 1, 0, 1), 50, cfg)
+
+
+@pytest.mark.parametrize(
+  ('kinds', 'last', 'length', 'key'),
+  [
+    ('s.s.s', None, None, None),
+    ('s.sss', 49, 2, 'spike_patience=2'),
+    ('nnnn', None, None, None),  # train.max_skipped counts these, not train.spike_patience
+    ('.nnnnn', 50, 5, 'max_skipped=5'),
+    ('nsnn', None, None, None),
+    ('nnsns', 50, 5, 'spike_patience=2'),  # each kind by itself, until a step is applied
+    ('snnnnn', 50, 6, 'max_skipped=5'),
+  ],
+)
+def test_spikes_and_steps_that_are_not_finite_have_limits_of_their_own(kinds, last, length, key):
+  cfg = train.TrainConfig(spike_sigma=6.0, spike_patience=2, max_skipped=5)
+  if last is None:
+    loss_guard.raise_if_too_many(skips_of(kinds), 50, cfg)
+    return
   with pytest.raises(loss_guard.GoBack) as error:
-    loss_guard.raise_if_too_many(found(1, 0, 1, 1, 1), 50, cfg)
-  assert (error.value.before, error.value.step) == (47, 49)
-  assert_two_lines(error.value, 'in 2 steps in a row, up to step 49')
+    loss_guard.raise_if_too_many(skips_of(kinds), 50, cfg)
+  assert (error.value.before, error.value.step) == (last - length, last)
+  assert_two_lines(error.value, f'{length} steps in a row, up to step {last}', f'train.{key}')
 
 
 def harming(monkeypatch, harm, numbers):
@@ -250,7 +272,7 @@ def test_a_run_tells_batches_and_rows_and_ends_after_too_many(tmp_path, monkeypa
   cfg = experiment(train__max_skipped=3, log__every=every, train__batch_size=8)
   with pytest.raises(FloatingPointError) as error:
     train.train(cfg, tmp_path / 'run')
-  assert_two_lines(error.value, 'in 3 steps in a row, up to step 11')
+  assert_two_lines(error.value, '3 steps in a row, up to step 11')
   told = events(tmp_path / 'run', 'skipped')
   assert sum(event['updates'] for event in told) == 6
   assert [n for event in told for n in event['batches']] == [0, 5, 6, 8, 9, 10]
@@ -304,7 +326,7 @@ def test_without_help_from_going_back_the_run_ends(tmp_path, monkeypatch):
   harming(monkeypatch, last_id, set(range(20, 90)))
   with pytest.raises(FloatingPointError) as error:
     train.train(experiment(**SPIKES), tmp_path / 'run')
-  assert_two_lines(error.value, 'not finite, or spikes, in 3 steps in a row')
+  assert_two_lines(error.value, '3 steps in a row', '3 spikes; train.spike_patience=3')
   assert len(events(tmp_path / 'run', 'go_back')) == 1
 
 
