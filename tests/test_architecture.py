@@ -48,7 +48,7 @@ MAY_IMPORT = {
   'reports': 'runs',
   'jobs': 'data evaluation losses model runs sampling sampling.prompt_batch sharding step tokenizers '
   'training',
-  'train': 'jobs reports runs sharding training training.loss_guard',
+  'train': 'jobs reports sharding training training.loss_guard',
   'config': 'data losses model optim runs sample sharding tokenizers train training',
   'cli.experiment_file': 'config data',
   'evaluation.trained': 'config evaluation model sharding tokenizers training',
@@ -56,7 +56,7 @@ MAY_IMPORT = {
   'plan': 'data jobs losses model sample sampling.prompt_batch sharding step tokenizers',
   'ablation': 'cli.experiment_file config data jobs model runs sharding step train',
   'reports.study': 'ablation reports',
-  'ablation.execute': 'ablation config reports.study runs sharding step train',
+  'ablation.execute': 'ablation config reports.study runs sharding step train training',
   'interop': 'config evaluation.trained model runs sample step tokenizers train training',
   'reports.compare': 'config data evaluation evaluation.trained runs sharding training',
   'cli': 'ablation ablation.execute cli.experiment_file config model runs sharding step',
@@ -269,7 +269,7 @@ def test_files_keep_the_rules(path):
   source = path.read_text()
   tree = ast.parse(source)
   assert ast.get_docstring(tree), 'a module says what it is for'
-  assert len(source.splitlines()) <= 512, 'two ideas in one file'
+  assert len(source.splitlines()) <= 500, 'two ideas in one file'
   for node in ast.walk(tree):
     if isinstance(node, ast.FunctionDef):
       assert node.end_lineno - node.lineno < 65, f'{node.name} is long'

@@ -14,7 +14,7 @@ from gpt_jax.jobs import language_model
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.runs import records, run_folder
 from gpt_jax.tokenizers import Tokenizers
-from gpt_jax.training import meter
+from gpt_jax.training import meter, session
 from tests import tiny_runs
 from tests.tiny_runs import assert_two_lines, experiment, snapshot
 
@@ -62,10 +62,10 @@ def events(workdir):
 
 
 def start(cfg, workdir):
-  """A Training that has been set up and not begun."""
+  """A Session that has been set up; nothing is written."""
   mesh = train.make_mesh(cfg.mesh)
   with jax.set_mesh(mesh):
-    return train.Training(cfg, workdir, mesh)
+    return session.setup(cfg, workdir, mesh, train.JOBS[cfg.train.job])
 
 
 # --------------------------------------------------------------------------- what a run leaves
@@ -181,18 +181,18 @@ def assert_same_end(workdir, run, tolerance=2e-5):
 @pytest.fixture
 def traces(monkeypatch):
   """A list that grows with a step's number whenever the step is traced, or compiled for a run."""
-  seen, real, compile_step = [], step.train_step, train.Training.compile
+  seen, real, step_function = [], step.train_step, session.step_function
 
   def traced(*arguments):
     seen.append('traced')
     return real(*arguments)
 
-  def compiled(training, batch):
-    seen.append('compiled')
-    return compile_step(training, batch)
+  def compiled(s, batch):
+    seen.extend([] if s.compiled_step else ['compiled'])
+    return step_function(s, batch)
 
   monkeypatch.setattr(step, 'train_step', traced)
-  monkeypatch.setattr(train.Training, 'compile', compiled)
+  monkeypatch.setattr(session, 'step_function', compiled)
   return seen
 
 
@@ -259,11 +259,11 @@ def test_what_another_process_saved_meanwhile_is_not_cut(tmp_path):
   stopped = start(experiment(), workdir)
   before = tiny_runs.snapshot(workdir)
   with pytest.raises(ValueError) as error:
-    stale.open()
+    session.acquire_run_dir(stale).__enter__()
   assert_two_lines(error.value, str(workdir), 'another process has saved')
   assert tiny_runs.snapshot(workdir) == before
-  with stopped.open():
-    stopped.close()
+  with session.acquire_run_dir(stopped):
+    pass
 
 
 # ---------------------------------------------------------------------- mixtures, packing, loggers
@@ -336,7 +336,7 @@ def test_data_are_named_by_their_content_and_not_by_their_order(mixed, tmp_path)
   cfg, workdir = mixed
   name = run_folder.read_result(workdir)['data']
   assert len(name) == 16
-  of = lambda cfg: meter.data_hash(start(cfg, tmp_path / 'other').loader.fingerprint)
+  of = lambda cfg: meter.data_hash(start(cfg, tmp_path / 'other').job.loader.fingerprint)
   other = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, seed=5))
   assert of(cfg) == of(other) == name
   assert of(dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, packing='split'))) != name
@@ -436,14 +436,8 @@ def test_changed_data_are_refused_or_begun_anew(tmp_path, capsys):
 
 
 def test_gradients_that_stay_non_finite_end_the_run(tmp_path, monkeypatch):
-  made = []
-
-  class Spied(train.Training):
-    def __init__(self, *arguments):
-      super().__init__(*arguments)
-      made.append(self)
-
-  monkeypatch.setattr(train, 'Training', Spied)
+  made, setup = [], session.setup
+  monkeypatch.setattr(session, 'setup', lambda *arguments: made.append(setup(*arguments)) or made[0])
   cfg = experiment(optim__lr=1e20, train__max_skipped=3)
   with pytest.raises(FloatingPointError) as error:
     train.train(cfg, tmp_path / 'run')
@@ -464,7 +458,7 @@ def test_gradients_that_stay_non_finite_end_the_run(tmp_path, monkeypatch):
 
 
 def test_an_error_in_the_loop_frees_the_folder(run, tmp_path, monkeypatch):
-  monkeypatch.setattr(train.Training, 'evaluate', lambda self: 1 / 0)
+  monkeypatch.setattr(session, 'evaluate', lambda s: 1 / 0)
   with pytest.raises(ZeroDivisionError):
     train.train(experiment(), tmp_path / 'run')
   monkeypatch.undo()
@@ -519,7 +513,7 @@ def test_a_checkpoint_between_two_calls_is_refused(tmp_path):
   cfg = experiment(train__steps_per_call=2, train__sample_every=0, checkpoint__every=3)
   with pytest.raises(ValueError) as error:
     train.train(cfg, tmp_path / 'run')
-  assert_two_lines(error.value, 'checkpoint.every=3 is no multiple of train.steps_per_call=2')
+  assert_two_lines(error.value, 'checkpoint.every=3 is not a multiple of train.steps_per_call=2')
   assert not (tmp_path / 'run').exists()
 
 
@@ -539,7 +533,7 @@ def test_the_tail_is_the_last_tenth_of_the_steps():
   'every, steps, expected', [(0, 6, [6]), (1, 3, [1, 2, 3]), (2, 6, [2, 4, 6]), (4, 6, [4, 6]), (10, 6, [6])]
 )
 def test_due(every, steps, expected):
-  assert [number for number in range(steps + 1) if train.due(every, number, steps)] == expected
+  assert [number for number in range(steps + 1) if session.due(every, number, steps)] == expected
 
 
 def test_the_vocabulary_is_that_of_the_tokenizer_unless_it_is_given(run):
@@ -554,5 +548,5 @@ def test_the_vocabulary_is_that_of_the_tokenizer_unless_it_is_given(run):
 def test_what_is_free_on_resume_cannot_change_a_result():
   """Each prefix names something, so that a renamed key cannot slip out of the comparison."""
   keys = run_folder.flatten(records.to_json(config.to_dict(config.Config())))
-  for prefix in train.FREE_ON_RESUME:
+  for prefix in session.FREE_ON_RESUME:
     assert any(f'{key}.'.startswith(prefix.rstrip('.') + '.') for key in keys), prefix

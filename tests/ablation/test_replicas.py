@@ -17,6 +17,7 @@ import pytest
 from gpt_jax import config, sharding, train
 from gpt_jax.ablation.execute import replicas
 from gpt_jax.runs import records, run_folder
+from gpt_jax.training import session
 from tests import tiny_runs
 from tests.tiny_runs import assert_two_lines, experiment
 
@@ -171,14 +172,14 @@ def test_errors_of_one_run_are_its_own(alone, tmp_path, monkeypatch):
   configs, folders = [experiment(**s) for s in settings], [tmp_path / str(r) for r in range(4)]
   (tmp_path / '0').mkdir()
   (tmp_path / '0' / 'precious.txt').write_text('not a run')
-  save = train.Training.save
+  save = session.save
 
-  def full(training):
-    if training.workdir == folders[1] and training.step == 6:
+  def full(s):
+    if s.workdir == folders[1] and s.step == 6:
       raise OSError(28, 'No space left on device')
-    save(training)
+    save(s)
 
-  monkeypatch.setattr(train.Training, 'save', full)
+  monkeypatch.setattr(session, 'save', full)
   folders[3].mkdir()
   with records.locked(folders[3]):
     outcomes = replicas.train_together(configs, folders)

@@ -11,7 +11,7 @@ import pytest
 from gpt_jax import step, train
 from gpt_jax.runs import run_folder
 from gpt_jax.sharding import to_devices
-from gpt_jax.training import loss_guard, meter
+from gpt_jax.training import loss_guard, meter, session
 from tests import models, tiny_runs
 from tests.tiny_runs import assert_two_lines, experiment
 
@@ -252,14 +252,14 @@ def test_spikes_and_steps_that_are_not_finite_have_limits_of_their_own(kinds, la
 
 def harming(monkeypatch, harm, numbers):
   """Harm batches with these numbers."""
-  original = train.next_batches
+  original = session.next_batches
 
   def next_batches(loader, n):
     number = loader.state()['next_batch']
     batch = original(loader, n)
     return harm(batch) if number in numbers else batch
 
-  monkeypatch.setattr(train, 'next_batches', next_batches)
+  monkeypatch.setattr(session, 'next_batches', next_batches)
 
 
 def events(workdir, name):
@@ -277,7 +277,7 @@ def test_a_run_tells_batches_and_rows_and_ends_after_too_many(tmp_path, monkeypa
   assert sum(event['updates'] for event in told) == 6
   assert [n for event in told for n in event['batches']] == [0, 5, 6, 8, 9, 10]
   rows = {int(n): rows['text'] for event in told for n, rows in event['rows'].items()}
-  loader = train.Training(cfg, tmp_path / 'run', models.mesh()).loader
+  loader = session.setup(cfg, tmp_path / 'run', models.mesh(), train.JOBS['gpt']).job.loader
   batches = [next(loader) for _ in range(9)]  # of step 9 on, where the newest checkpoint is
   loader.close()
   assert batches[0]['token_ids_BT'].shape[0] == len(rows[9]) == 8

@@ -26,6 +26,7 @@ from gpt_jax.config import to_dict
 from gpt_jax.runs import records, run_folder
 from gpt_jax.sharding import MeshConfig, batch_sharding, make_mesh
 from gpt_jax.step import hyper_of
+from gpt_jax.training import session
 
 # Keys whose values are traced, or not part of the program at all.
 MAY_DIFFER = (
@@ -182,27 +183,27 @@ class Lane:
 
   def __init__(self, cfg, folder, mesh, replicas, trace):
     """An error at the start is an outcome, too."""
-    self.training, self.outcome, self.batch = None, None, None
+    self.session, self.outcome, self.batch = None, None, None
     self.stack = contextlib.ExitStack()
     with self.guard():
-      workdir = train.check(cfg, folder)
-      self.training = train.Training(cfg, workdir, mesh, replicas, trace)
-      if result := self.training.finished():
+      workdir = session.check_workdir(cfg, folder)
+      self.session = session.setup(cfg, workdir, mesh, train.JOBS[cfg.train.job], replicas, trace)
+      if result := session.finished_result(self.session):
         self.outcome = finished(result)
 
   def open(self, number):
     """Take the run folder."""
-    self.training.meter.lane = number
-    self.stack.enter_context(self.training.open())
-    self.stack.callback(self.training.close)
-    self.training.begin()
+    s = self.session
+    s.meter.lane = number
+    self.stack.enter_context(session.acquire_run_dir(s))
+    s.run.print(f'{s.job.describe()}, from step {s.step}')
 
   def close(self, outcome, error=None):
     """End the run; its folder gets an event if that was by an error."""
     self.outcome = outcome
     self.stack.__exit__(type(error) if error else None, error, error and error.__traceback__)
-    if self.training:
-      self.training.state = None
+    if self.session:
+      self.session.state = None
 
   @contextlib.contextmanager
   def guard(self):
@@ -225,12 +226,12 @@ class Group:
     self.lanes, start = [], time.perf_counter()
     with jax.set_mesh(self.mesh):
       for cfg, folder in pairs:
-        trace = not any(lane.training for lane in self.lanes)
+        trace = not any(lane.session for lane in self.lanes)
         self.lanes.append(Lane(cfg, folder, self.mesh, len(pairs), trace))
       if any(self.outcomes()):
         return
       for lane in self.lanes:  # they were set up one after another, each for all
-        lane.training.meter.began = start
+        lane.session.meter.began = start
       self.compile()
 
   def outcomes(self):
@@ -248,13 +249,13 @@ class Group:
   def compile(self):
     """Compile the step for all lanes, and what takes the state of a lane out."""
     start, R = time.perf_counter(), len(self.lanes)
-    training = self.lanes[0].training
-    program, n = training.program, training.cfg.train.steps_per_call
+    first = self.lanes[0].session
+    program, n = first.job.program, first.cfg.train.steps_per_call
     stacked = lambda x, spec: jax.ShapeDtypeStruct((R, *x.shape), x.dtype, sharding=self.place(spec))
     states = jax.tree.map(lambda x: stacked(x, x.sharding.spec), program.abstract)
     batch = {
       name: stacked(x, batch_sharding(self.mesh, name, n > 1).spec)
-      for name, x in training.abstract_batch().items()
+      for name, x in session.abstract_batch(first.cfg, first.job).items()
     }
     self.batch_shardings = {name: x.sharding for name, x in batch.items()}
     self.shardings = jax.tree.map(lambda x: x.sharding, states)
@@ -281,7 +282,7 @@ class Group:
         with lane.guard():
           lane.open(number)
           seconds = self.compile_seconds / len(self.lanes)
-          lane.training.run.event('compile', step=lane.training.step, seconds=seconds)
+          lane.session.run.event('compile', step=lane.session.step, seconds=seconds)
       try:
         while self.live():
           self.look(should_stop())
@@ -296,45 +297,50 @@ class Group:
   def gather(self):
     """Stack the states of all lanes."""
     self.metrics = None  # of the last call
-    states = [lane.training.state for lane in self.lanes]
+    states = [lane.session.state for lane in self.lanes]
     self.treedefs = [jax.tree.structure(state) for state in states]
     leaves = [jax.tree.leaves(state) for state in states]
     stack = lambda leaves: [jnp.stack(parts) for parts in zip(*leaves, strict=True)]
     stack = jax.jit(stack, out_shardings=jax.tree.leaves(self.shardings))
     self.states = jax.tree.unflatten(self.treedefs[0], stack(leaves))
     for lane in self.lanes:
-      lane.training.state = None
+      lane.session.state = None
 
   def look(self, stopping):
     """What each run does between two steps, with its own state before it."""
-    looking = [lane for lane in self.live() if stopping or lane.training.looks()]
+    looking = [lane for lane in self.live() if stopping or session.needs_state(lane.session)]
     if looking:
       start = time.perf_counter()
       jax.block_until_ready(self.states)
       self.charge(time.perf_counter() - start)
     for lane in self.live():
-      training = lane.training
+      s = lane.session
       with lane.guard():
         if lane in looking:
-          r = training.meter.lane
+          r = s.meter.lane
           leaves = self.take(jax.tree.leaves(self.states), np.int32(r))
-          training.state = jax.tree.unflatten(self.treedefs[r], leaves)
-        if ending := training.look(lambda step: stopping):
-          lane.close(finished(training.end(ending)))
-        training.state = None
+          s.state = jax.tree.unflatten(self.treedefs[r], leaves)
+        ending = stopping or not session.run_due_evals(s, lambda step: stopping)
+        session.save_if_due(s, ending)
+        if ending or s.step == s.cfg.train.steps:
+          result = session.finish(s, ending)
+          if result:
+            train.write_report(s)
+          lane.close(finished(result))
+        s.state = None
 
   def charge(self, seconds):
     """Time in steps is shared by those that train."""
     for lane in self.live():
-      lane.training.meter.add_step_time(seconds)
+      lane.session.meter.add_step_time(seconds)
 
   def advance(self, live):
     """One call of the step."""
     start = time.perf_counter()
     for lane in live:
       with lane.guard():
-        n = lane.training.cfg.train.steps_per_call
-        lane.batch = train.next_batches(lane.training.loader, n)
+        n = lane.session.cfg.train.steps_per_call
+        lane.batch = session.next_batches(lane.session.job.loader, n)
     batches = [lane.batch for lane in self.lanes]
     spare = next((batch for batch in batches if batch), None)
     if spare is None:
@@ -348,4 +354,4 @@ class Group:
     self.metrics, seconds = metrics, time.perf_counter() - start
     for lane in self.live():
       with lane.guard():
-        lane.training.advance(metrics, seconds)
+        session.record_step(lane.session, metrics, seconds)

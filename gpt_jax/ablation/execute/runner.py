@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 from gpt_jax import config as configs
-from gpt_jax import train
 from gpt_jax.ablation import design, proof, store
 from gpt_jax.ablation.execute import replicas, scheduler
 from gpt_jax.ablation.execute.executor import Crew, Task, utc
 from gpt_jax.ablation.stats import analyze
 from gpt_jax.reports.study import study_report
 from gpt_jax.runs import records, run_folder
+from gpt_jax.training import session
 
 OURS = ('cache', 'compiled', 'logs', 'optuna', 'runs', 'shares')  # what a study has before it has study.json
 ENDED = ('done', 'diverged')  # not tried again by a later call; the rest may be mended
@@ -182,7 +182,7 @@ def remaining(workdir, planned, metric, say):
     if status == 'corrupt':
       say(f'{task.name}: {message}; it is made again, the old one is {set_aside(task.folder)}')
     if (task.folder / 'config.json').exists():
-      run_folder.check_workdir(task.folder, task.config, free=train.FREE_ON_RESUME)
+      run_folder.check_workdir(task.folder, task.config, free=session.FREE_ON_RESUME)
     if status == 'diverged':
       say(f'{task.name} diverged ({message}); delete {task.folder} to try it again')
     if status not in ENDED:

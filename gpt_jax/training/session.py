@@ -1,0 +1,424 @@
+"""One run in progress: how it is set up, and what happens to it between two steps.
+
+`train` calls these functions in order; a group of vmapped replicas calls them once per run.
+"""
+
+import contextlib
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gpt_jax.cluster.processes import barrier, main_process_first
+from gpt_jax.runs import hardware, run_folder
+from gpt_jax.sharding import to_devices
+from gpt_jax.training import checkpoint, ineffective, loss_guard, meter, probes, sdc
+
+# Keys that may differ between a run and its resumption: its result does not depend on them.
+FREE_ON_RESUME = (
+  'mesh.',
+  'log.',
+  'train.tasks',
+  'train.probe_every',
+  'train.hang_seconds',
+  'train.sdc_every',
+  'train.profile',
+  'checkpoint.',
+  'sample.',
+  'data.workers',
+  'data.prefetch',
+  'data.cache',
+  'data.reset',
+  'model.unroll',
+)
+
+
+class Preempted(Exception):
+  """A stop was requested during an evaluation, which is abandoned."""
+
+
+@dataclasses.dataclass
+class Session:
+  """One process's part of one run. Mutable: `state` and `step` change with every step."""
+
+  cfg: Any  # config.Config
+  workdir: Path
+  mesh: jax.sharding.Mesh
+  job: Any  # jobs.base.Job: tokenizers, data, program
+  meter: meter.Meter  # tokens, seconds, pending metrics
+  state: Any  # step.TrainState
+  step: int  # updates done
+  notes: list  # lines to print when the run starts
+  steps_on_disk: list  # checkpoints when the session was set up
+  versions: dict  # of packages, source and device
+  saved_step: int = 0  # of the last checkpoint
+  rewound_to: int = -1  # step of the last rewind
+  run: Any = None  # run_folder.Run, once acquired
+  checkpoints: Any = None  # checkpoint.Checkpoints, once acquired
+  compiled_step: Any = None
+  replayed_step: Any = None  # runs the compiled step twice and compares
+  probe: Any = None  # (compiled probe, batch), once used
+  profiling: bool = False
+  valid: dict = dataclasses.field(default_factory=dict)  # scores of the last evaluation
+  evaluations: list = dataclasses.field(default_factory=list)  # its rows
+
+
+# ------------------------------------------------------------------------------------------- setup
+
+
+def check_workdir(cfg, workdir):
+  """Return the folder as a Path; ValueError if no run with this config can start or resume in it."""
+  every, n = cfg.checkpoint.every, cfg.train.steps_per_call
+  if every % n:
+    raise ValueError(
+      f'checkpoint.every={every} is not a multiple of train.steps_per_call={n}\nfix: use a multiple of {n}'
+    )
+  if jax.process_index() == 0:
+    run_folder.check_workdir(workdir, dataclasses.asdict(cfg), free=free_on_resume(cfg))
+  return Path(workdir).expanduser()  # not before: a Path makes gs://x the local gs:/x
+
+
+def free_on_resume(cfg):
+  """Return the keys that may differ from the stored config: with data.reset, the data too."""
+  return (*FREE_ON_RESUME, 'data.') if cfg.data.reset else FREE_ON_RESUME
+
+
+def setup(cfg, workdir, mesh, job_class, replicas=1, trace=True):
+  """Build a Session with its state restored or initialized; nothing is written but token caches.
+
+  job_class: a row of train.JOBS. replicas: runs that share the machine. trace: False where the step was
+  traced before; tracing refuses a kernel that cannot honor a mask before anything is written.
+  """
+  timer = meter.Meter(job_class.unit, cfg.train.steps_per_call, replicas)
+  with main_process_first():  # it writes caches and tokenizers, the others read them
+    job = job_class(cfg, workdir, mesh)
+  if trace:
+    jax.eval_shape(job.program.step, job.program.abstract, abstract_batch(cfg, job))
+  timer.mark_phase('setup')
+  steps_on_disk = checkpoint.Checkpoints(workdir / 'checkpoints').steps()
+  state, step, extra, notes = initial_state(job, cfg, workdir)
+  versions = run_folder.versions(hardware.name())
+  timer.mark_phase('restore')
+  if extra is not None:
+    timer.restore(extra)
+    notes += [f'data.reset: {line}' for line in job.loader.restore(extra['data'])]
+  return Session(cfg, workdir, mesh, job, timer, state, step, notes, steps_on_disk, versions, saved_step=step)
+
+
+def initial_state(job, cfg, workdir):
+  """Return (state, step, checkpoint extra or None, notes): restored, from train.init_from, or new."""
+  notes = []
+  folder, verify = workdir / 'checkpoints', cfg.checkpoint.verify
+  checkpoints = checkpoint.Checkpoints(folder, report=notes.append, verify=verify)
+  step = checkpoints.latest_good()
+  if step is not None:
+    extra = checkpoints.read_extra(step)
+    if 'imported' in extra:
+      raise ValueError(
+        f'{workdir} holds an imported model, which has no optimizer state to resume\n'
+        f'fix: train in a new --workdir with train.init_from={workdir}, as experiments/finetune_gpt2.py does'
+      )
+    return checkpoints.restore(step, job.program.abstract), step, extra, notes
+  state = job.program.init()
+  return job.load_initial_weights(state) if cfg.train.init_from else state, 0, None, notes
+
+
+def abstract_batch(cfg, job):
+  """Return the shapes and dtypes that one call of the step reads."""
+  n = cfg.train.steps_per_call
+  stack = lambda x: jax.ShapeDtypeStruct(x.shape if n == 1 else (n, *x.shape), x.dtype)
+  return {name: stack(x) for name, x in job.example_batch().items()}
+
+
+@contextlib.contextmanager
+def acquire_run_dir(s):
+  """Lock the run folder, write what a run starts with; on exit finish the writes and release it."""
+  primary, folder = jax.process_index() == 0, s.workdir / 'checkpoints'
+  if primary and checkpoint.Checkpoints(folder).steps() != s.steps_on_disk:
+    raise ValueError(
+      f'workdir={s.workdir}: another process has saved a checkpoint there during setup\n'
+      'fix: run the same command again: it resumes from that checkpoint'
+    )
+  s.run = run_folder.Run.open(
+    s.workdir,
+    dataclasses.asdict(s.cfg),
+    log=s.cfg.log,
+    total_steps=s.cfg.train.steps,
+    primary=primary,
+    resume_step=s.step,
+    free=free_on_resume(s.cfg),
+    versions=s.versions,
+  )
+  with s.run:
+    try:
+      if primary:
+        s.job.write_files()
+      barrier('run folder acquired')  # config and tokenizer are written
+      s.checkpoints = checkpoint.Checkpoints(folder, s.cfg.checkpoint, s.run.print)
+      s.checkpoints.delete_after(s.step)  # unfinished or corrupt: their numbers are needed again
+      for note in (*s.notes, *ineffective.notes(s.cfg)):
+        s.run.print(note)
+      yield
+    except ValueError as error:  # the run had started: not a matter of arguments any more
+      raise RuntimeError(str(error)) from error
+    finally:
+      stop_profile(s)
+      s.job.loader.close()
+      if s.checkpoints:
+        s.checkpoints.close()
+
+
+def finished_result(s):
+  """Return the result of a run that was trained to its end before, else {}."""
+  return run_folder.read_result(s.workdir) if s.step == s.cfg.train.steps else {}
+
+
+# ------------------------------------------------------------------------------- between two steps
+
+
+def is_due(s, every):
+  """Whether an action of this period (0 = only at the end) is due before the next step."""
+  return due(every, s.step, s.cfg.train.steps)
+
+
+def due(every, step, steps):
+  """Whether an action of this period (0 = only at the end) is due after `step` of `steps` updates."""
+  return step == steps or (every > 0 and step > 0 and step % every == 0)
+
+
+def probe_is_due(s):
+  """Whether a probe is due; 0 = never, not even at the end."""
+  return s.cfg.train.probe_every > 0 and is_due(s, s.cfg.train.probe_every)
+
+
+def needs_state(s):
+  """Whether anything that reads the state is due before the next step."""
+  periods = (s.cfg.train.eval_every, s.cfg.train.sample_every, s.cfg.checkpoint.every)
+  return any(is_due(s, every) for every in periods) or probe_is_due(s)
+
+
+def run_due_evals(s, should_stop):
+  """Evaluate, sample and probe if due; return False if a stop was requested meanwhile."""
+
+  def raise_if_preempted():
+    if should_stop(s.step):
+      raise Preempted
+
+  s.job.raise_if_preempted = raise_if_preempted  # called between evaluation batches
+  try:
+    if is_due(s, s.cfg.train.eval_every):
+      evaluate(s)
+    if is_due(s, s.cfg.train.sample_every):
+      sample(s)
+    if probe_is_due(s):
+      measure_layers(s)
+  except Preempted:  # the run evaluates again when it resumes
+    return False
+  return True
+
+
+def block_until_ready(s):
+  """Wait for the device: the actions that follow are not counted as step time."""
+  s.meter.block_until_ready(s.state)
+
+
+def evaluate(s):
+  """Score train.eval_tokens of the validation data; at the end, all of it for the result."""
+  block_until_ready(s)
+  start, limit = time.perf_counter(), s.cfg.train.eval_tokens
+  s.valid, s.evaluations = s.job.validate(s.state, limit)
+  if not s.valid:  # no validation data
+    return
+  s.run.log(s.step, s.valid)
+  s.run.event('evaluate', step=s.step, seconds=time.perf_counter() - start, **s.valid)
+  if limit and s.step == s.cfg.train.steps:
+    s.valid, s.evaluations = s.job.validate(s.state, 0)
+
+
+def sample(s):
+  """Write samples of the model as it is now."""
+  block_until_ready(s)
+  for content, name, suffix in s.job.samples(s.state):
+    s.run.sample(s.step, content, name=name, suffix=suffix)
+
+
+def measure_layers(s):
+  """Write the sizes of activations, gradients, updates and parameters per layer, on batch 0."""
+  block_until_ready(s)
+  if s.probe is None:
+    program = s.job.program
+    compiled = probes.compile_probe(
+      program.optimizer, program.objective, s.cfg.train.accumulate, program.dtype, s.mesh
+    )
+    s.probe = compiled, to_devices(s.job.loader.first(), s.mesh)
+  compiled, batch = s.probe
+  s.run.probe(s.step, probes.by_layer(compiled(s.state, batch)))
+
+
+def save_if_due(s, stopping):
+  """Start writing a checkpoint if due or stopping, before the data iterator moves: step and data agree."""
+  if s.step > s.saved_step and (stopping or is_due(s, s.cfg.checkpoint.every)):
+    save(s)
+    s.saved_step = s.step
+  s.checkpoints.poll()
+
+
+def save(s):
+  """Start writing a checkpoint, after logging the steps that belong to it."""
+  block_until_ready(s)
+  log_pending(s, force=True)
+  extra = {
+    'config': dataclasses.asdict(s.cfg),
+    **s.job.checkpoint_extra(),
+    'data': s.job.loader.state(),
+    **s.meter.state(),
+  }
+  start = time.perf_counter()
+  s.checkpoints.save(s.step, s.state, extra)
+  s.run.event('checkpoint', step=s.step, blocked_seconds=time.perf_counter() - start)
+
+
+# ---------------------------------------------------------------------------------------- the step
+
+
+def next_batches(loader, steps_per_call):
+  """Return the next call's batch on the host; for several steps per call, with a leading axis of steps."""
+  if steps_per_call == 1:
+    return next(loader)
+  batches = [next(loader) for _ in range(steps_per_call)]
+  return {name: np.stack([b[name] for b in batches]) for name in batches[0]}
+
+
+def next_batch(s):
+  """Return the next call's batch on the mesh."""
+  n = s.cfg.train.steps_per_call
+  return to_devices(next_batches(s.job.loader, n), s.mesh, n > 1)
+
+
+def step_function(s, batch):
+  """Return the compiled step, or at every train.sdc_every the one that runs twice and compares."""
+  if s.compiled_step is None:
+    start = time.perf_counter()
+    s.compiled_step = s.job.program.step.lower(s.state, batch).compile()
+    s.replayed_step = sdc.ReplayedStep(s.compiled_step, s.mesh)
+    seconds = time.perf_counter() - start
+    s.meter.add_step_time(-seconds)  # compiling is not step time
+    s.run.event('compile', step=s.step, seconds=seconds)
+  return s.replayed_step if is_due(s, s.cfg.train.sdc_every) else s.compiled_step
+
+
+def record_step(s, metrics, seconds):
+  """Count one call of the step; log the calls before it, while the device computes this one."""
+  s.step += s.cfg.train.steps_per_call
+  s.meter.add_step_time(seconds)
+  log_pending(s)
+  s.meter.add(s.step, metrics)
+
+
+def log_pending(s, force=False):
+  """Fetch and write the metrics of log.every steps when they are complete, or all with `force`.
+
+  Raises FloatingPointError, or loss_guard.GoBack, after too many skipped steps in a row.
+  """
+  if not s.meter.pending or not (force or s.meter.interval_is_complete(s.cfg.log.every)):
+    return
+  step, scalars, guarded = s.meter.fetch(s.job.pop_scalars)
+  scalars |= s.job.utilization(scalars[f'{s.job.unit}_per_second'])
+  scalars['memory_gib'] = hardware.memory_gib()
+  if guarded['skipped'].any():
+    skips = loss_guard.describe_skips(guarded, step, s.job.loader, batch_offset(s))
+    s.run.event('skipped', step=step, **skips)
+  s.run.log(step, scalars)
+  loss_guard.raise_if_too_many(guarded, step, s.cfg.train)
+
+
+def batch_offset(s):
+  """Number of the batch that the run would take at step 0: above 0 after a rewind."""
+  return s.job.loader.state()['next_batch'] - s.step
+
+
+def rewind(s, error):
+  """Continue from the last good checkpoint before skipped steps, with the data that follow them.
+
+  error: loss_guard.GoBack; raised again if there is no such checkpoint, or rewinding did not help.
+  """
+  next_number = error.step + batch_offset(s)
+  s.checkpoints.wait_until_finished()
+  step = s.checkpoints.latest_good(error.before)
+  if step in (None, s.rewound_to):
+    raise error
+  s.checkpoints.delete_after(step)
+  s.state = s.checkpoints.restore(step, s.job.program.abstract)
+  s.job.loader.restore({'next_batch': next_number, 'fingerprint': s.job.loader.fingerprint})
+  s.meter.rewind(s.checkpoints.read_extra(step))
+  s.run.go_back(step)
+  s.run.event('go_back', step=step, after=error.step, next_batch=next_number)
+  s.run.print(f'too many skipped steps up to {error.step}: resuming from step {step}')
+  s.step = s.saved_step = s.rewound_to = step
+
+
+def update_profile(s):
+  """Start or stop the profiler at the edges of train.profile."""
+  first, last = s.cfg.train.profile or (0, 0)
+  if s.profiling and s.step >= last:
+    block_until_ready(s)
+    stop_profile(s)
+  elif not s.profiling and first <= s.step < last:
+    jax.profiler.start_trace(str(s.workdir / 'profile'))
+    s.profiling = True
+
+
+def stop_profile(s):
+  """Write the trace if one is recorded: of fewer steps than asked where the run ends."""
+  if s.profiling:
+    jax.profiler.stop_trace()
+    s.profiling = False
+    s.run.print(f'profile up to step {s.step} in {s.workdir / "profile"}')
+
+
+# --------------------------------------------------------------------------------------------- end
+
+
+def finish(s, stopping):
+  """Wait for checkpoints; run train.tasks and write result.json. Return the result, None if stopped."""
+  block_until_ready(s)
+  s.checkpoints.wait_until_finished()
+  try:
+    if not stopping:
+      s.evaluations = [*s.evaluations, *s.job.finish(s.state, s.run.print)]
+  except Preempted:  # the last step is saved
+    stopping = True
+  if stopping:
+    s.run.event('preempted', step=s.step)
+    s.run.print(f'stopped and saved after step {s.step}; the same command resumes from here')
+    return None
+  result = summarize(s)
+  s.run.result(result)
+  s.run.event('done', step=s.step)
+  return result
+
+
+def summarize(s):
+  """Return the content of result.json."""
+  changed = run_folder.changes(dataclasses.asdict(type(s.cfg)()), dataclasses.asdict(s.cfg))
+  lines = run_folder.read_metrics(s.workdir) if s.run.primary else ()
+  return {
+    'steps': s.step,
+    'loss': s.meter.latest.get('loss'),
+    **s.valid,
+    'parameters': s.job.parameters,
+    **s.meter.totals(),
+    **({'flops': s.job.flops['full'] * s.meter.tokens} if s.job.flops else {}),
+    'tail': meter.tail(lines, s.step, s.job.unit),
+    'hyper': {name: float(value) for name, value in jax.device_get(s.state.hyper).items()},
+    'data': meter.data_hash(s.job.loader.fingerprint),
+    **s.job.provenance(),
+    'hardware': hardware.name(),
+    'peak': hardware.peak_flops(),
+    'evaluations': s.evaluations,
+    'defaults_diff': {key: default for key, (default, _) in changed.items()},
+    'versions': s.versions,
+  }
