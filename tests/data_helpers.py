@@ -41,7 +41,7 @@ class FakeCache:
   def of(cls, sizes, folder):
     tokens = np.arange(1, sum(sizes) + 1, dtype=np.uint32)
     key = '-'.join(map(str, sizes))[:60] + f'-{hash(tuple(sizes)) & 0xFFFFFFFF}'
-    return cls(folder / f'{key}.tokens', tokens, np.cumsum([0, *sizes[:-1]], dtype=np.int64))
+    return cls(folder / f'{key}.json', tokens, np.cumsum([0, *sizes[:-1]], dtype=np.int64))
 
 
 def text_of(ids, eos=256):

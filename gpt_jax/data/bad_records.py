@@ -39,7 +39,7 @@ class BadRecords:
       count = f'{self.skipped} unreadable records skipped'
       self._say(count, count)
 
-  def recall(self, notes: dict[str, int], skipped: int) -> None:
+  def repeat_report(self, notes: dict[str, int], skipped: int) -> None:
     """Says what was found when the tokens were made, which are not made again."""
     self.notes, self.skipped = Counter(notes), skipped
     self.report()

@@ -1,14 +1,13 @@
-"""Token caches: a part of a source as one memory-mapped file of ids, made once and shared.
+"""Token caches: one split of one source as memory-mapped token ids, written once and then shared.
 
-The name of the file holds a hash of the content, the template, the split and the tokenizers, so
-that a change of any makes a new cache. Layout: ids (uint16 or uint32), padding to 8 bytes, the
-start of each document (int64), meta data (JSON), its length (int64), MAGIC. The meta data come last
-because documents are streamed: their number is known at the end.
-
-Continuous features lie beside it, a row for each patch or frame id in the order of the stream, in
-`.patches.npy` (float16 [places, width]); `.patches_at.npy` (int64 [places]) has the ids' places.
-`.media.npy` (uint64) has a hash of each image and sound, changed copies left out, so that it can be
-told whether splits share any.
+The file name holds a hash of the content, the template, the split and the tokenizers, so a change
+of any of them makes a new cache. A cache is a JSON file and .npy files beside it with its stem:
+  .ids          [tokens] uint16 or uint32
+  .offsets      [documents] int64, the first token of each document
+  .patches, .frames        [places, width] float16, continuous features in the order of the stream
+  .patches_at, .frames_at  [places] int64, the places of the features in the stream
+  .media_hashes [images and sounds] uint64, hashes that show what splits share; no augmented copies
+The JSON file is written last and holds a digest of each of the others.
 """
 
 import array
@@ -17,6 +16,7 @@ import hashlib
 import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,14 +27,14 @@ import numpy as np
 from gpt_jax.data import augment, templates
 from gpt_jax.data.bad_records import BadRecords
 from gpt_jax.data.documents import check_pieces, check_tokenizers, decode_media, encode_batch
-from gpt_jax.data.files import NpyWriter, atomic, write_atomically
+from gpt_jax.data.files import NpyWriter, quick_digest
 from gpt_jax.data.mixture import DataConfig, SourceSplit, open_split
 from gpt_jax.data.row_fields import PLACES
+from gpt_jax.runs import records
 
-MAGIC = b'GPTJAX01'
-BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 1024  # what the tokenizer gets at once
-BATCH_MEDIA = 256  # images and sounds that are decoded at once
-CONTEXT_FREE = ('bytes', 'chars')  # tokenizers that may be given a long document in pieces
+BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 1024  # per call of the text tokenizer
+BATCH_MEDIA = 256  # images and sounds decoded at once
+CONTEXT_FREE = ('bytes', 'chars')  # tokenizers for which cutting a long document changes no token
 
 log = logging.getLogger(__name__)
 
@@ -43,16 +43,16 @@ log = logging.getLogger(__name__)
 class TokenCache:
   """Token ids of one split of one source, memory-mapped. Pickles as its path."""
 
-  path: Path
+  path: Path  # of the JSON file
   ids: np.ndarray  # [tokens] uint16 or uint32
   offsets: np.ndarray  # [documents] int64: index of the first token of each document
   bytes: int  # UTF-8 bytes of the text, without eos
   name: str  # source and split, for messages
   entries: dict  # what the key hashes: content, template, tokenizer, ...
-  media: dict = field(default_factory=dict)  # how many images, sounds and skipped records, if any
-  notes: dict = field(default_factory=dict)  # how many of them were converted, by how
+  media: dict = field(default_factory=dict)  # numbers of images, sounds and skipped records
+  notes: dict = field(default_factory=dict)  # conversion -> number of items converted
   features: dict = field(default_factory=dict)  # kind -> (float16 [places, width], int64 [places])
-  media_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))  # of the media
+  media_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
 
   def __reduce__(self):
     return read_cache, (self.path,)
@@ -61,192 +61,146 @@ class TokenCache:
 def token_cache(
   cfg: DataConfig, source_name: str, tokenizers, split: str, cache_dir: str | Path
 ) -> TokenCache:
-  """The tokens of one source, from `cfg.cache or cache_dir`, made if they are not there.
+  """Return the token cache of one source from `cfg.cache or cache_dir`, writing it if needed.
 
-  `eos`, where the vocabulary has it, ends each document if the source has more than one, or with
-  `append_eos`; it always ends documents with media or a condition. Two processes may call this at
-  once: both write, the last replaces equal files.
+  Each document ends with `eos` where the vocabulary has it, except the only text of a source. Two
+  processes may call this at once: both write, and the last replaces equal files.
   """
-  part = open_split(cfg, source_name, split)
+  source, part = cfg.mixture[source_name], open_split(cfg, source_name, split)
+  if not part.is_plain:
+    check_tokenizers(tokenizers, source.template, source_name)
   specials = dict(tokenizers.vocabulary.specials)
-  if cfg.append_eos and 'eos' not in specials:
-    raise ValueError(
-      'data.append_eos=True, but the vocabulary has no eos\n'
-      'fix: set data.append_eos=False or use a tokenizer with eos'
-    )
-  template = cfg.mixture[source_name].template
-  if not part.plain:
-    check_tokenizers(tokenizers, template, source_name)
-  ends = part.many or cfg.append_eos or not part.plain
-  ending = [specials['eos']] if 'eos' in specials and ends else []
+  ending = [specials['eos']] if 'eos' in specials and (part.has_many or not part.is_plain) else []
   entries = {**part.describe(), 'tokenizer': tokenizers.hash, 'eos': ending}
-  key = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:16]
-  path = Path(cfg.cache or cache_dir).expanduser() / f'{source_name}-{split}-{key}.tokens'
-  bad_records = BadRecords(source_name, cfg.mixture[source_name])
+  folder = Path(cfg.cache or cache_dir).expanduser()
+  path = folder / f'{source_name}-{split}-{_key(entries)}.json'
+  bad_records = BadRecords(source_name, source)
   if path.exists():
     try:
       cache = read_cache(path)
-      bad_records.recall(cache.notes, cache.media.get('skipped', 0))
+      bad_records.repeat_report(cache.notes, cache.media.get('skipped', 0))
       return cache
     except ValueError as error:
-      log.warning('making the token cache again: %s', str(error).splitlines()[0])
+      log.warning('rewriting the token cache: %s', str(error).splitlines()[0])
   log.info('tokenizing %s of data.mixture.%s into %s', split, source_name, path)
-  meta = {'name': f'{source_name} ({split})', 'entries': entries}
-  if part.plain:
-    items = _encoded_texts(part.texts(bad_records.skip), tokenizers)
-    _write(path, items, tokenizers, ending, meta, bad_records)
+  folder.mkdir(parents=True, exist_ok=True)
+  if part.is_plain:
+    items = _encode_texts(part.texts(bad_records.skip), tokenizers)
   else:
-    kinds = [kind for kind, _ in templates.parse(template) if kind in templates.CONTINUOUS]
-    copied = cfg.mixture[source_name] if split == 'train' else None
-    hashes = array.array('Q')
-    items = _encoded_documents(part, tokenizers, bad_records, copied, hashes)
-    _write(path, items, tokenizers, ending, meta, bad_records, dict.fromkeys(kinds), hashes)
+    items = _encode_documents(part, tokenizers, bad_records, source if split == 'train' else None)
+  meta = {'name': f'{source_name} ({split})', 'entries': entries}
+  _write(path, items, tokenizers, ending, meta, bad_records)
   return read_cache(path)
 
 
-def count_shared_media(held: TokenCache, others: Iterable[TokenCache]) -> int:
-  """How many of the images and sounds of one cache are in others too, as far as caches know."""
-  known = [other.media_hashes for other in others]
-  return int(np.isin(held.media_hashes, np.concatenate(known)).sum()) if known else 0
+def count_shared_media(cache: TokenCache, others: Iterable[TokenCache]) -> int:
+  """Return the number of images and sounds of a cache that other caches hold too."""
+  hashes = [other.media_hashes for other in others]
+  return int(np.isin(cache.media_hashes, np.concatenate(hashes)).sum()) if hashes else 0
 
 
 def read_cache(path: Path) -> TokenCache:
-  """Maps a cache file. ValueError where its size is not the one that its meta data give."""
-  size = path.stat().st_size
-  broken = ValueError(f'{path} is no complete token cache\nfix: delete it')
-  with open(path, 'rb') as file:
-    file.seek(max(0, size - 16))
-    tail = file.read(16)
-    length = int.from_bytes(tail[:8], 'little')
-    if tail[8:] != MAGIC or length > size - 16:
-      raise broken
-    file.seek(size - 16 - length)
-    try:
-      meta = json.loads(file.read(length))
-      dtype, tokens, documents = np.dtype(meta['dtype']), meta['tokens'], meta['documents']
-      features = {kind: _read_features(path, kind, n) for kind, n in meta.get('places', {}).items()}
-      known = 'hashes' in meta  # older caches have none
-      hashes = np.load(_hashes_beside(path), mmap_mode='r') if known else np.zeros(0, np.uint64)
-    except (ValueError, KeyError, TypeError, OSError, EOFError):
-      raise broken from None
-  starts = -(-tokens * dtype.itemsize // 8) * 8
-  if size != starts + 8 * documents + length + 16:
-    raise broken
-  ids = np.memmap(path, dtype, 'r', shape=(tokens,))
-  offsets = np.memmap(path, np.dtype('<i8'), 'r', offset=starts, shape=(documents,))
-  return TokenCache(
-    path,
-    ids,
-    offsets,
-    meta['bytes'],
-    meta['name'],
-    meta['entries'],
-    meta.get('media', {}),
-    meta.get('notes', {}),
-    features,
-    hashes,
-  )
+  """Map the arrays of a cache. ValueError where one is missing, truncated or of another cache."""
+  try:
+    meta = json.loads(path.read_text())
+    if not path.stem.endswith(_key(meta['entries'])):
+      raise ValueError('the entries are not those of its name')
+    arrays = {}
+    for name, digest in meta['files'].items():
+      if quick_digest(_beside(path, name)) != digest:
+        raise ValueError(f'{name} is not what was written')
+      arrays[name] = np.load(_beside(path, name), mmap_mode='r')
+    features = {kind: (arrays[kind], arrays[f'{kind}_at']) for kind in PLACES if kind in arrays}
+    return TokenCache(
+      path,
+      arrays['ids'],
+      arrays['offsets'],
+      meta['bytes'],
+      meta['name'],
+      meta['entries'],
+      meta['media'],
+      meta['notes'],
+      features,
+      arrays['media_hashes'],
+    )
+  except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError) as error:
+    raise ValueError(f'{path} is not a complete token cache: {error}\nfix: delete it') from None
 
 
-def _read_features(path: Path, kind: str, places: int) -> tuple[np.ndarray, np.ndarray]:
-  """Features and their places in the stream, memory-mapped; ValueError if they are not whole."""
-  rows, at = (np.load(name, mmap_mode='r') for name in _beside(path, kind))
-  if len(rows) != places or at.shape != (places,):
-    raise ValueError(f'{path} has {places} {kind}, the files beside it {len(rows)}')
-  return rows, at
+def _key(entries: dict) -> str:
+  return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _beside(path: Path, kind: str) -> tuple[Path, Path]:
-  """The files of features and of their places."""
-  return path.with_suffix(f'.{kind}.npy'), path.with_suffix(f'.{kind}_at.npy')
-
-
-def _hashes_beside(path: Path) -> Path:
-  """The file of the hashes of images and sounds."""
-  return path.with_suffix('.media.npy')
+def _beside(path: Path, name: str) -> Path:
+  """Return the path of one array of a cache."""
+  return path.with_suffix(f'.{name}.npy')
 
 
 class _Item(NamedTuple):
-  """A document, or a piece of a long text."""
+  """A document, or a part of a long text."""
 
   ids: np.ndarray | list[int]
   bytes: int  # of its text
-  first: bool = True  # whether it begins a document
-  last: bool = True  # whether it ends one
+  is_first: bool = True  # it begins a document
+  is_last: bool = True  # it ends one
   features: dict = {}  # kind -> float32 [places, width]
-  counts: dict = {}  # images and sounds
+  media: dict = {}  # numbers of images and sounds
+  hashes: tuple[int, ...] = ()  # of its images and sounds
 
 
 def _write(
-  path: Path,
-  items: Iterator[_Item],
-  tokenizers,
-  ending: list[int],
-  meta: dict,
-  bad_records: BadRecords,
-  kinds: Iterable[str] | None = None,
-  hashes=(),
+  path: Path, items: Iterator[_Item], tokenizers, ending: list[int], meta: dict, bad_records: BadRecords
 ) -> None:
-  """Streams documents to the files; memory is bounded by a batch or the longest document."""
+  """Stream documents to the files; memory is bounded by a batch or the longest document."""
   dtype = np.dtype('<u2' if tokenizers.vocabulary.padded <= 1 << 16 else '<u4')
-  end = np.asarray(ending, dtype).tobytes()
-  offsets, tokens, size, media = array.array('q'), 0, 0, {}
+  offsets, hashes, tokens, size, media = array.array('q'), array.array('Q'), 0, 0, Counter()
+  writers = {}
   with contextlib.ExitStack() as stack:
-    file = stack.enter_context(atomic(path))  # takes its place last: with it the cache is whole
-    writers = {
-      kind: [NpyWriter(stack.enter_context(atomic(name))) for name in _beside(path, kind)]
-      for kind in kinds or ()
-    }
-    for ids, count, first, last, features, counts in items:
-      if first:
+
+    def write(name: str, rows: np.ndarray) -> None:
+      if name not in writers:
+        writers[name] = NpyWriter(stack.enter_context(records.atomic(_beside(path, name))), rows)
+      writers[name].write(rows)
+
+    for item in items:
+      if item.is_first:
         offsets.append(tokens)
-      ids = np.asarray(ids, dtype)
-      file.write(ids.tobytes() + end * last)
-      for kind, rows in features.items():
+      ids = np.asarray(item.ids, dtype)
+      ids = np.append(ids, np.asarray(ending, dtype)) if item.is_last else ids
+      write('ids', ids)
+      for kind, rows in item.features.items():
         place = tokenizers.vocabulary.special(PLACES[kind])
-        writers[kind][0].write(rows.astype(np.float16))
-        writers[kind][1].write(np.flatnonzero(ids == place) + tokens)
-      for kind, number in counts.items():
-        media[kind] = media.get(kind, 0) + number
-      tokens += len(ids) + len(ending) * last
-      size += count
+        write(kind, rows.astype(np.float16))
+        write(f'{kind}_at', np.flatnonzero(ids == place) + tokens)
+      media.update(item.media)
+      hashes.extend(item.hashes)
+      tokens, size = tokens + len(ids), size + item.bytes
     if not tokens:
       raise ValueError(f'data.mixture.{meta["name"]} has no tokens\nfix: check its path and template')
-    places = {kind: [writer.finish() for writer in pair][0] for kind, pair in writers.items()}
-    bad_records.report()
-    if kinds is not None:
-      meta |= {'media': {**media, 'skipped': bad_records.skipped}, 'places': places}
-    elif bad_records.skipped:
-      meta |= {'media': {'skipped': bad_records.skipped}}
-    if bad_records.notes:
-      meta |= {'notes': dict(bad_records.notes)}
-    if hashes:
-      found = np.frombuffer(hashes, np.uint64)
-      write_atomically(_hashes_beside(path), lambda beside: np.save(beside, found))
-      meta['hashes'] = len(hashes)
-    file.write(bytes(-tokens * dtype.itemsize % 8))
-    file.write(np.asarray(offsets, '<i8').tobytes())
-    counts = {'dtype': dtype.str, 'tokens': tokens, 'documents': len(offsets), 'bytes': size}
-    footer = json.dumps({**meta, **counts}).encode()
-    file.write(footer + len(footer).to_bytes(8, 'little') + MAGIC)
+    write('offsets', np.asarray(offsets, '<i8'))
+    write('media_hashes', np.asarray(hashes, '<u8'))
+    for writer in writers.values():
+      writer.finish()
+  bad_records.report()
+  media['skipped'] = bad_records.skipped
+  files = {name: quick_digest(_beside(path, name)) for name in writers}
+  meta = {**meta, 'bytes': size, 'media': media, 'notes': bad_records.notes, 'files': files}
+  records.write_json(path, meta)
 
 
-def _encoded_texts(texts: Iterator[str], tokenizers) -> Iterator[_Item]:
-  """Documents of one text each."""
+def _encode_texts(texts: Iterator[str], tokenizers) -> Iterator[_Item]:
+  """Encode documents of one text each."""
   limit = BATCH_CHARACTERS if tokenizers.text.kind in CONTEXT_FREE else sys.maxsize
-  for batch in _batches(_pieces(texts, limit)):
+  for batch in _batches(_cut_texts(texts, limit), lambda part: (0, len(part[0]))):
     encoded = tokenizers.text.encode_batch([text for text, _, _ in batch])
-    for (text, first, last), ids in zip(batch, encoded, strict=True):
-      yield _Item(ids, len(text.encode()), first, last)
+    for (text, is_first, is_last), ids in zip(batch, encoded, strict=True):
+      yield _Item(ids, len(text.encode()), is_first, is_last)
 
 
-def _encoded_documents(
-  part: SourceSplit, tokenizers, bad_records: BadRecords, copied, hashes
-) -> Iterator[_Item]:
-  """Documents of several pieces; those whose media cannot be read are left out.
+def _encode_documents(part: SourceSplit, tokenizers, bad_records: BadRecords, source) -> Iterator[_Item]:
+  """Encode documents of several pieces, leaving out those whose media cannot be read.
 
-  copied: the source whose changed copies are wanted too, or None. hashes: an array that gets those
-  of the media.
+  source: the source whose augmented copies are added, or None.
   """
   audio = tokenizers.audio
   sound = (audio.sample_rate, audio.max_positions / audio.codes_per_second) if audio else (0, 0.0)
@@ -255,61 +209,55 @@ def _encoded_documents(
     for number, (where, pieces) in enumerate(part.examples(bad_records.skip)):
       check_pieces(tokenizers, pieces, where)
       try:
-        whole = decode_media(tokenizers, pieces, where, bad_records.notes)
+        pieces = decode_media(tokenizers, pieces, where, bad_records.notes)
       except (OSError, ValueError) as error:
         bad_records.skip(error)
         continue
-      hashes.extend(hash_of(p.value) for p in whole if p.kind in templates.MODALITY)
-      yield whole
-      if copied is not None:
-        yield from augment.copies(copied, number, whole, *sound)
+      yield pieces, tuple(hash_of(p.value) for p in pieces if p.kind in templates.MODALITY)
+      if source is not None:
+        for copy in augment.copies(source, number, pieces, *sound):
+          yield copy, ()
 
-  for batch in _document_batches(decoded()):
-    for pieces, encoded in zip(batch, encode_batch(tokenizers, batch), strict=True):
+  def weigh(document):
+    is_media = [piece.kind in templates.MODALITY for piece in document[0]]
+    return sum(is_media), sum(len(p.value) for p in document[0] if p.kind == 'text')
+
+  for batch in _batches(decoded(), weigh):
+    encoded = encode_batch(tokenizers, [pieces for pieces, _ in batch])
+    for (pieces, hashes), document in zip(batch, encoded, strict=True):
       kinds = [templates.MODALITY.get(piece.kind) for piece in pieces]
-      counts = {'images': kinds.count('image'), 'sounds': kinds.count('audio')}
+      media = {'images': kinds.count('image'), 'sounds': kinds.count('audio')}
       size = sum(len(piece.value.encode()) for piece in pieces if piece.kind == 'text')
-      features = {kind: getattr(encoded, kind) for kind in templates.CONTINUOUS}
+      features = {kind: getattr(document, kind) for kind in templates.CONTINUOUS}
       features = {kind: rows for kind, rows in features.items() if rows is not None}
-      yield _Item(encoded.ids, size, features=features, counts=counts)
+      yield _Item(document.ids, size, features=features, media=media, hashes=hashes)
 
 
 def hash_of(value: np.ndarray) -> int:
-  """64 bits that equal images or sounds share."""
+  """Return 64 bits that equal images or sounds share."""
   content = repr((value.dtype.str, value.shape)).encode() + np.ascontiguousarray(value).tobytes()
   return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), 'little')
 
 
-def _document_batches(documents: Iterator[list]) -> Iterator[list[list]]:
-  """Lists of documents with about BATCH_MEDIA media or BATCH_CHARACTERS characters."""
-  batch, media, characters = [], 0, 0
-  for pieces in documents:
-    batch.append(pieces)
-    media += sum(piece.kind in templates.MODALITY for piece in pieces)
-    characters += sum(len(piece.value) for piece in pieces if piece.kind == 'text')
-    full = media >= BATCH_MEDIA or characters >= BATCH_CHARACTERS
-    if full or len(batch) >= BATCH_DOCUMENTS:
-      yield batch
-      batch, media, characters = [], 0, 0
-  if batch:
-    yield batch
-
-
-def _pieces(texts: Iterator[str], limit: int) -> Iterator[tuple[str, bool, bool]]:
-  """Documents in pieces of at most `limit` characters: (text, is the first, is the last)."""
+def _cut_texts(texts: Iterator[str], limit: int) -> Iterator[tuple[str, bool, bool]]:
+  """Cut documents into parts of at most `limit` characters: (text, is the first, is the last)."""
   for text in texts:
     for start in range(0, max(1, len(text)), limit):
       yield text[start : start + limit], start == 0, start + limit >= len(text)
 
 
-def _batches(pieces: Iterator[tuple[str, bool, bool]]) -> Iterator[list[tuple[str, bool, bool]]]:
-  """Lists of pieces of BATCH_CHARACTERS or BATCH_DOCUMENTS, whichever comes first."""
-  batch, characters = [], 0
-  for piece in pieces:
-    batch.append(piece)
-    characters += len(piece[0])
-    if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
+def _batches(documents: Iterator, weigh) -> Iterator[list]:
+  """Group documents until BATCH_MEDIA, BATCH_CHARACTERS or BATCH_DOCUMENTS is reached.
+
+  weigh(document): its (number of media, number of characters).
+  """
+  batch, media, characters = [], 0, 0
+  for document in documents:
+    batch.append(document)
+    own = weigh(document)
+    media, characters = media + own[0], characters + own[1]
+    if media >= BATCH_MEDIA or characters >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
       yield batch
-      batch, characters = [], 0
+      batch, media, characters = [], 0, 0
   if batch:
     yield batch

@@ -1,10 +1,8 @@
-"""Files: found, hashed, and written so that a reader sees all of one or nothing."""
+"""Input files: find them here or in a bucket, hash them, and stream rows into .npy files."""
 
-import contextlib
 import glob
 import hashlib
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -76,7 +74,8 @@ def _copy(system, name: str, folder: Path) -> Path:
   version = hashlib.sha256(f'{system.unstrip_protocol(name)} {system.ukey(name)}'.encode())
   copy = folder / version.hexdigest()[:32] / name.rpartition('/')[2]
   if not copy.exists():
-    with atomic(copy) as file:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with records.atomic(copy) as file:
       system.get_file(name, file.name)
   return copy
 
@@ -91,6 +90,13 @@ def hash_files(paths: list[Path | str]) -> str:
     with _opened(path) as file:
       total.update(hashlib.file_digest(file, 'sha256').digest())
   return total.hexdigest()
+
+
+def quick_digest(path: Path) -> str:
+  """Return a hash of a file's size and first MiB, to detect truncated or foreign files cheaply."""
+  with open(path, 'rb') as file:
+    start = file.read(1 << 20)
+  return hashlib.sha256(b'%d ' % path.stat().st_size + start).hexdigest()[:32]
 
 
 def _opened(path: Path | str):
@@ -124,44 +130,30 @@ def container(path: str) -> Path | None:
   return None
 
 
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-  """As records.atomic, in a folder that is made if there is none."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with records.atomic(path) as file:
-    yield file
-
-
-def write_atomically(path: Path, write: Callable) -> None:
-  """Calls write(file) on a temporary file beside `path` and moves it there, or leaves nothing."""
-  with atomic(path) as file:
-    write(file)
-
-
 class NpyWriter:
-  """Streams rows into a .npy file whose length is known at the end."""
+  """Stream rows into a .npy file whose length is not known in advance."""
 
-  HEADER = 128  # bytes, with room for any length
-
-  def __init__(self, file: BinaryIO):
-    self._file, self._rows, self._dtype, self._row = file, 0, np.dtype(np.float16), ()
-    file.write(bytes(self.HEADER))
+  def __init__(self, file: BinaryIO, rows: np.ndarray):
+    """rows [n, ...]: an array of the type and row shape to come, not written."""
+    self._file, self._count = file, 0
+    self._header = {'descr': rows.dtype.str, 'fortran_order': False}
+    self._row_shape = rows.shape[1:]
+    self._write_header()
 
   def write(self, rows: np.ndarray) -> None:
-    """Appends rows [n, ..], all calls with the same type and width."""
-    self._dtype, self._row, self._rows = rows.dtype, rows.shape[1:], self._rows + len(rows)
+    """Append rows [n, ...]."""
+    self._count += len(rows)
     self._file.write(np.ascontiguousarray(rows).tobytes())
 
-  def finish(self) -> int:
-    """Writes the header -> number of rows."""
-    shape = (self._rows, *self._row)
-    fields = {'descr': self._dtype.str, 'fortran_order': False, 'shape': shape}
-    text = f'{fields!r}'.encode()
+  def finish(self) -> None:
+    """Rewrite the header with the final length, for which numpy leaves room."""
     self._file.seek(0)
-    self._file.write(b'\x93NUMPY\x01\x00' + (self.HEADER - 10).to_bytes(2, 'little'))
-    self._file.write(text.ljust(self.HEADER - 11) + b'\n')
+    self._write_header()
     self._file.seek(0, os.SEEK_END)
-    return self._rows
+
+  def _write_header(self):
+    header = {**self._header, 'shape': (self._count, *self._row_shape)}
+    np.lib.format.write_array_header_1_0(self._file, header)
 
 
 FETCHERS = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs', 'hf': 'huggingface_hub'}

@@ -32,8 +32,6 @@ class DataConfig:
   packing: str = 'crop'  # row of PACKING
   mask_documents: bool = False  # crop, split: a document sees only itself; first_fit always does so
   valid_fraction: float = 0.1  # share kept for validation where a source does not name its own; 0 = none
-  split_seed: int = 0  # which documents are for validation
-  append_eos: bool = False  # end even a single text with eos; other documents always end with it
   prefix: bool = False  # first_fit: attention within a condition sees all of it
   condition_dropout: float = 0.0  # first_fit: share of conditions replaced by null, for guidance
   cache: str = ''  # folder of token caches; '' = in the run folder
@@ -101,8 +99,8 @@ class SourceSplit:
   # examples(skip=None) -> (where, pieces), in a fixed order. skip: told of each error of a record
   # that is left out; without it nothing is said. ValueError for more than `bad_records`.
   examples: Callable[..., Iterator[tuple[str, list[Piece]]]]
-  many: bool  # whether the source has more than one document
-  plain: bool  # whether documents are one text each
+  has_many: bool  # whether the source has more than one document
+  is_plain: bool  # whether documents are one text each
   describe: Callable[[], dict]  # JSON-able; parts that differ in any document differ here
 
   def texts(self, skip: Callable | None = None) -> Iterator[str]:
@@ -168,7 +166,7 @@ def open_split(cfg: DataConfig, name: str, split: str) -> SourceSplit:
 
   def describe():
     copied = ('copies', 'augment') if split == 'train' else ()
-    cut = {} if whole else {'split': split, **_pick(cfg, ('valid_fraction', 'split_seed'))}
+    cut = {} if whole else {'split': split, 'valid_fraction': cfg.valid_fraction}
     return {
       'content': corpus.content(),
       **_pick(source, ('kind', 'template', 'separator')),
@@ -225,8 +223,7 @@ def _cut(examples: Callable, cfg: DataConfig, split: str, skip) -> Iterator[tupl
 
 def _select(examples: Callable, cfg: DataConfig, split: str, skip) -> Iterator[tuple[str, list[Piece]]]:
   """Many documents, in two passes: eight bytes each are held, never their content."""
-  key = b'%d' % cfg.split_seed
-  digests = np.frombuffer(array.array('Q', (digest(pieces, key) for _, pieces in examples())), np.uint64)
+  digests = np.frombuffer(array.array('Q', (digest(pieces) for _, pieces in examples())), np.uint64)
   count = min(max(1, round(cfg.valid_fraction * len(digests))), len(digests) - 1)
   low = digests <= np.partition(digests, count - 1)[count - 1]
   for example, is_low in zip(examples(skip), low, strict=True):
@@ -234,7 +231,7 @@ def _select(examples: Callable, cfg: DataConfig, split: str, skip) -> Iterator[t
       yield example
 
 
-def digest(pieces: list[Piece], key: bytes) -> int:
+def digest(pieces: list[Piece]) -> int:
   """64 bits of the content of a document; for one text those of its UTF-8 bytes.
 
   Where there are media only they count: in sources with the same pictures, each picture is on the
@@ -247,7 +244,7 @@ def digest(pieces: list[Piece], key: bytes) -> int:
     content = [pieces[0].value.encode()]
   else:
     content = [part for pair in sorted(map(_content, shown or pieces)) for part in pair]
-  total = hashlib.blake2b(digest_size=8, key=key)
+  total = hashlib.blake2b(digest_size=8, key=b'0')
   for part in content:
     total.update(part)
   return int.from_bytes(total.digest())

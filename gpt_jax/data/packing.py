@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from gpt_jax.data.files import write_atomically
 from gpt_jax.data.row_fields import PLAIN, RowFields, spread
 from gpt_jax.data.sources import scramble
+from gpt_jax.runs import records
 
 CHUNK = 1 << 16  # pieces that are fitted together; bounds memory, costs part of one row in thousands
 
@@ -142,8 +142,8 @@ class Plan:
     try:
       table = np.load(path, mmap_mode='r')
     except (FileNotFoundError, ValueError, EOFError):  # none yet, or not whole
-      made = make_plan(cache.offsets, len(cache.ids), length)
-      write_atomically(path, lambda file: np.save(file, made))
+      with records.atomic(path) as file:
+        np.save(file, make_plan(cache.offsets, len(cache.ids), length))
       table = np.load(path, mmap_mode='r')
     return cls(*table)
 

@@ -30,7 +30,7 @@ SCORED = 2048  # items that a validation during training looks at
 SHOWN = 8  # reconstructions in a sample
 OF_GPT = {  # settings, beside whole sections, that mean nothing here
   'train': ('init_from', 'tasks', 'length', 'sample_prompts'),
-  'data': ('mask_documents', 'append_eos', 'prefix', 'condition_dropout', 'workers', 'prefetch', 'reset'),
+  'data': ('mask_documents', 'prefix', 'condition_dropout', 'workers', 'prefetch', 'reset'),
 }
 
 

@@ -109,7 +109,7 @@ def test_what_matters_changes_the_fingerprint(prove):
     'steps': {'steps': 8},
     'ema': {'ema': 0.9},
     'data': {'data.mixture.text.documents': 50},
-    'split': {'split_seed': 1},
+    'split': {'valid_fraction': 0.2},
     'context': {'context': 16},
     'optimizer': {'optim.name': 'lion'},
     'dropout': {'dropout': 0.1},
@@ -209,7 +209,7 @@ def test_flags(prove):
   [
     ({'tokenizer.kind': 'chars'}, 'other tokens (tokenizer): use valid_bits_per_byte'),
     ({'train.length': 16}, 'other tokens (row length): use valid_bits_per_byte'),
-    ({'split_seed': 1}, 'other validation data: valid_loss does not'),
+    ({'valid_fraction': 0.2}, 'other validation data: valid_loss does not'),
     ({'lr': 1e-3}, ''),
     ({'positions': 'learned'}, ''),
   ],
@@ -220,7 +220,7 @@ def test_losses_that_do_not_compare_are_flagged(prove, change, said):
   assert [said in flag for flag in flags] == [True] * bool(said)
   arms = described(prove, {'change': {'base': {}, 'other': change}}, metric='valid_bits_per_byte')
   flags = [flag for flag in arms['change=other']['flags'] if 'other' in flag]
-  assert len(flags) == ('split_seed' in change)
+  assert len(flags) == ('valid_fraction' in change)
 
 
 def test_only_the_target_of_a_template_is_scored(folder, tmp_path):

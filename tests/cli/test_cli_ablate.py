@@ -159,7 +159,7 @@ def test_a_whole_study_by_training_processes(study, tmp_path):
   )
   about = records.read_json(pathlib.Path(rows[1]['folder']) / 'arm.json')
   assert about['diff'] == {'optim.lr': [0.01, 0.1]} and about['arm'] == 'lr=0.1'
-  caches = {path.parent for path in folder.rglob('*.tokens')}
+  caches = {path.parent for path in folder.rglob('*.ids.npy')}
   assert caches == {folder / 'cache'}
   assert {'report.html', 'report.md', 'report.csv', 'report.tex', 'analysis.json'} <= {
     path.name for path in folder.iterdir()

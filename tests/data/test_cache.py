@@ -30,6 +30,9 @@ def corpus(tmp_path):
   return write
 
 
+ARRAYS = ('.ids.npy', '.offsets.npy', '.media_hashes.npy')
+
+
 def make(cfg, folder, tokenizers=None, split='train'):
   return token_cache(cfg, 'x', tokenizers or byte_tokenizers(), split, folder / 'cache')
 
@@ -41,7 +44,8 @@ def test_ids_offsets_and_bytes(corpus, tmp_path):
   assert made.bytes == len('onetwo é'.encode())
   assert made.ids.dtype == np.uint16
   assert isinstance(made.ids, np.memmap)
-  assert os.listdir(tmp_path / 'cache') == [made.path.name]  # no temporary file is left
+  names = [made.path.with_suffix(suffix).name for suffix in ARRAYS]
+  assert sorted(os.listdir(tmp_path / 'cache')) == sorted([made.path.name, *names])  # nothing temporary
 
 
 @given(docs=st.lists(st.text(max_size=30), min_size=2, max_size=30))
@@ -57,14 +61,10 @@ def test_documents_come_back(tmp_path_factory, docs):
   assert all(piece[-1] == 256 for piece in pieces)
 
 
-def test_one_document_ends_with_eos_only_if_asked(tmp_path):
+def test_the_only_text_of_a_source_has_no_eos(tmp_path):
   (tmp_path / 'a.txt').write_text('alone')
   mixture = {'x': Source('text', str(tmp_path / 'a.txt'))}
-  plain = make(DataConfig(mixture, valid_fraction=0.0), tmp_path)
-  ended = make(DataConfig(mixture, valid_fraction=0.0, append_eos=True), tmp_path)
-  assert (plain.ids.tolist(), ended.ids.tolist()) == ([*b'alone'], [*b'alone', 256])
-  with pytest.raises(ValueError, match=r'data.append_eos=True, but the vocabulary has no eos\nfix: '):
-    make(DataConfig(mixture, append_eos=True), tmp_path, byte_tokenizers(eos=False))
+  assert make(DataConfig(mixture, valid_fraction=0.0), tmp_path).ids.tolist() == [*b'alone']
 
 
 def test_large_vocabularies_get_32_bits(corpus, tmp_path):
@@ -102,24 +102,28 @@ def test_long_documents_are_cut_only_where_that_is_exact(corpus, tmp_path, monke
   assert one.offsets.tolist() == other.offsets.tolist() == [0, 71, 73, 74, 85]
 
 
-@pytest.mark.parametrize('damage', ['cut', 'grown', 'emptied', 'footer'])
-def test_broken_caches_are_made_again(corpus, tmp_path, caplog, damage):
+@pytest.mark.parametrize('damage', ['truncated', 'grown', 'emptied', 'foreign', 'missing'])
+@pytest.mark.parametrize('suffix', ['.json', '.ids.npy', '.offsets.npy'])
+def test_broken_caches_are_found_and_written_again(corpus, tmp_path, caplog, suffix, damage):
+  foreign = make(corpus(['TWO é', 'one', '']), tmp_path).path  # arrays of the same sizes
   path = make(corpus(), tmp_path).path
-  data = path.read_bytes()
-  broken = {
-    'cut': data[:-1],
-    'grown': data[:8] + data,
+  content = path.with_suffix(suffix).read_bytes()
+  damaged = {
+    'truncated': content[:-3],
+    'grown': content + b'}0000000',
     'emptied': b'',
-    'footer': data[:-40] + bytes(24) + data[-16:],
+    'foreign': foreign.with_suffix(suffix).read_bytes(),
   }
-  path.write_bytes(broken[damage])
-  with pytest.raises(ValueError, match=r'no complete token cache\nfix: '):
+  if damage == 'missing':
+    path.with_suffix(suffix).unlink()
+  else:
+    path.with_suffix(suffix).write_bytes(damaged[damage])
+  with pytest.raises(ValueError, match=r'not a complete token cache: .*\nfix: '):
     read_cache(path)
   with caplog.at_level(logging.WARNING):
-    again = make(corpus(), tmp_path)
-  assert 'making the token cache again' in caplog.text
-  assert path.read_bytes() == data
-  assert again.path == path
+    assert make(corpus(), tmp_path).path == path
+  assert path.with_suffix(suffix).read_bytes() == content
+  assert ('rewriting the token cache' in caplog.text) == ((suffix, damage) != ('.json', 'missing'))
 
 
 def test_a_failure_leaves_nothing(tmp_path):
@@ -140,7 +144,7 @@ def _make_in_process(barrier, cfg, folder, results):
   sums = []
   for seed in range(20):
     barrier.wait(60)
-    parts = dataclasses.replace(cfg, split_seed=seed, valid_fraction=0.4)
+    parts = dataclasses.replace(cfg, valid_fraction=0.3 + seed / 100)  # a cache of its own
     made = [make(parts, folder, split=split) for split in ('train', 'valid')]
     sums.append([int(one.ids.sum()) for one in made])
   results.put(sums)

@@ -23,7 +23,7 @@ class Documents:
     self.ids = np.concatenate(documents).astype(np.uint16)
     self.offsets = np.cumsum([0, *map(len, documents[:-1])])
     key = '-'.join(map(str, self.offsets))[:80] + f'-{hash(self.ids.tobytes()) & 0xFFFFFF}'
-    self.path, self.name = folder / f'{key}.tokens', 'fake (train)'
+    self.path, self.name = folder / f'{key}.json', 'fake (train)'
     special = MADE[1].vocabulary.special
     self.features = {}
     for kind, place, width in (('patches', 'patch', 4), ('frames', 'frame', 3)):
