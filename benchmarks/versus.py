@@ -28,8 +28,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpt_jax.cli.main import ALLOCATOR
 from gpt_jax.runs import hardware, records, run_folder
-from launch import ALLOCATOR
 
 CORES = 2
 SAMPLE_SECONDS = 0.7  # a sample is as many units as take about this long

@@ -8,7 +8,7 @@ import sys
 
 from absl import flags, logging
 
-import launch as command_line
+from gpt_jax.cli import main, verbs
 from gpt_jax.cluster import bootstrap
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -79,26 +79,27 @@ def launch(*arguments, folder, **options):
   return code, output
 
 
-class Idle:
-  """A guard.Guard that nothing happens to."""
+class NoWatchdog:
+  """A Watchdog that no signal reaches."""
 
-  asked = False
-  watch = staticmethod(lambda seconds, folder: None)
-  stop = staticmethod(lambda step: False)
+  stop_requested = False
+  start_hang_timer = staticmethod(lambda seconds, folder: None)
+  should_stop = staticmethod(lambda step: False)
 
 
 def in_process(capsys, monkeypatch):
-  """call('train', '--workdir=x') -> (exit code, stdout, stderr), by `main` in this process."""
+  """call('train', '--workdir=x') -> (exit code, stdout, stderr), by cli.main in this process."""
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '')  # no folder at home
-  monkeypatch.setenv('MALLOC_MMAP_MAX_', '0')  # or main would start the process anew
-  monkeypatch.setattr(command_line, 'join', lambda **_: None)  # jax has begun without
-  monkeypatch.setattr(command_line, 'watcher', Idle)
+  monkeypatch.setenv('MALLOC_MMAP_MAX_', '0')  # or main would restart the process
+  monkeypatch.setattr(verbs, 'join', lambda **_: None)  # jax runs already
+  for module in (main, verbs):
+    monkeypatch.setattr(module, 'process_watchdog', NoWatchdog)
 
   def call(*arguments):
     before, verbosity = set(flags.FLAGS), logging.get_verbosity()
     capsys.readouterr()
     try:
-      code = command_line.main(['launch.py', *map(str, arguments)])
+      code = main.main(['launch.py', *map(str, arguments)])
     except SystemExit as exit_:
       code = exit_.code
     finally:
@@ -114,8 +115,8 @@ def in_process(capsys, monkeypatch):
 
 def assert_user_error(outcome, *parts, code=2):
   """One `error:` line with these parts, then one `fix:` line, and no traceback -> the fix."""
-  found, out, err = outcome
-  assert found == code, (out, err)
+  exit_code, out, err = outcome
+  assert exit_code == code, (out, err)
   assert 'Traceback' not in out + err
   lines = err.rstrip('\n').split('\n')
   assert len(lines) == 2, err

@@ -1,1 +1,1 @@
-"""A command line in, a Config out; the verbs of launch.py."""
+"""A command line in, a Config out: verbs, flags, experiment files."""

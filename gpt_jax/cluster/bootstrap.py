@@ -1,8 +1,8 @@
-"""Who am I? Finds the job that this process belongs to, and joins it.
+"""Find the distributed job that this process belongs to, and join it.
 
-Flags come before JAX_COORDINATOR_ADDRESS, that before what a scheduler says, and a process that
-nobody speaks to is a job of one on 127.0.0.1: always a job, so that stopping and saving work alike.
-A scheduler that says half of it is an error now, not a wait for processes that never come.
+Flags come first, then JAX_COORDINATOR_ADDRESS, then a scheduler's variables. Without any, the process is
+a job of one on 127.0.0.1: always a job, so that preemption and saving are one code path. Partial settings
+fail immediately instead of waiting for processes that never come.
 
 How JAX itself reads schedulers: jax/_src/clusters.
 """
@@ -20,23 +20,22 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gpt_jax.cluster import guard
+from gpt_jax.cluster import watchdog
 
-# Seconds: a process that is silent for longer is dead, and ends the others.
-SILENCE = 20
-# Seconds that a process alone may be silent: nobody waits for it, and a laptop sleeps over a night.
-ALONE = 10**7
-# Seconds until all must have joined: nodes of a large job start minutes apart.
-GATHERING = 300
-# What a collective says when a process that it needs is gone.
-LOST = r'(?i)gloo|nccl|connection|peer|heartbeat|coordination|unavailable|deadline'
+HEARTBEAT_SECONDS = 20  # a process that is silent for longer is dead, and ends the others
+# A process alone may be silent for long: nobody waits for it, and a laptop sleeps over a night.
+HEARTBEAT_ALONE = 10**7
+JOIN_SECONDS = 300  # nodes of a large job start minutes apart
+# What the error of a collective contains when a process that it needs is gone.
+PEER_LOST = r'(?i)gloo|nccl|connection|peer|heartbeat|coordination|unavailable|deadline'
+UNSET = {'coordinator': '', 'processes': 0, 'process': -1}
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-  """What this process is told about its job."""
+class DistributedJob:
+  """A job of one or more processes, and which of them this one is."""
 
-  scheduler: str = ''  # row of SCHEDULERS that JAX shall ask; '' = the fields below say all
+  scheduler: str = ''  # row of SCHEDULERS that JAX asks for the rest; '' = the fields below say all
   coordinator: str = ''  # host:port of process 0
   processes: int = 1
   process: int = 0
@@ -44,87 +43,85 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Scheduler:
-  """How to tell that a scheduler started this process, and that it told all."""
+  """How to detect a scheduler, and what JAX needs of it."""
 
-  signs: tuple[str, ...]  # any of these variables, or files, means: it did
-  needs: tuple[str, ...]  # variables without which a process knows not who it is
-  fix: str  # how it should have been started
-  package: str = ''  # that JAX needs to ask it
+  signs: tuple[str, ...]  # variables or files of which any one means that it started this process
+  needs: tuple[str, ...]  # variables without which a process does not know its index
+  fix: str  # how to start the job instead
+  package: str = ''  # Python package that JAX needs to ask it
 
 
-def find(environ, coordinator='', processes=0, process=-1):
-  """The Job of this process from flags and environment variables; starts nothing.
+def find_job(environ, coordinator='', processes=0, process=-1):
+  """The DistributedJob of this process; starts nothing.
 
   Args:
     environ: dict of environment variables.
-    coordinator, processes, process: values of the flags; '', 0 and -1 where they were not given.
+    coordinator, processes, process: values of the flags; '', 0 and -1 where they are not set.
 
   Raises:
-    ValueError: what was said is incomplete.
+    ValueError: the settings are incomplete or contradict each other.
   """
   if processes == 1 and process <= 0:
-    return Job()
-  if coordinator or processes or process >= 0:
-    given = {'coordinator': coordinator, 'processes': processes, 'process': process}
-    unset = {'coordinator': '', 'processes': 0, 'process': -1}
-    missing = [f'--{name}' for name, value in given.items() if value == unset[name]]
-    return complete('flags', given, missing)
+    return DistributedJob()
+  values = {'coordinator': coordinator, 'processes': processes, 'process': process}
+  if values != UNSET:
+    return complete_job('flags', values, [f'--{name}' for name in UNSET if values[name] == UNSET[name]])
   names = {'processes': 'JAX_NUM_PROCESSES', 'process': 'JAX_PROCESS_ID'}
   if address := environ.get('JAX_COORDINATOR_ADDRESS'):
     missing = [name for name in names.values() if name not in environ]
     if not missing:
-      numbers = {key: whole(environ, name) for key, name in names.items()}
-      return complete('JAX_COORDINATOR_ADDRESS', {'coordinator': address, **numbers}, ())
-    if not detected(environ):
-      return complete('JAX_COORDINATOR_ADDRESS', {}, missing)
-  if name := detected(environ):
-    return Job(scheduler=name)
-  if told := [name for name in names.values() if name in environ]:
-    return complete(' and '.join(told), {}, ['JAX_COORDINATOR_ADDRESS'])
-  return Job()
+      numbers = {key: int_variable(environ, name) for key, name in names.items()}
+      return complete_job('JAX_COORDINATOR_ADDRESS', {'coordinator': address, **numbers})
+    if not detect_scheduler(environ):
+      return complete_job('JAX_COORDINATOR_ADDRESS', {}, missing)
+  if name := detect_scheduler(environ):
+    return DistributedJob(scheduler=name)
+  if partial := [name for name in names.values() if name in environ]:
+    return complete_job(' and '.join(partial), {}, ['JAX_COORDINATOR_ADDRESS'])
+  return DistributedJob()
 
 
-def complete(source, given, missing):
-  """A Job of what was given, if it is all there."""
+def complete_job(source, values, missing=()):
+  """A DistributedJob of these values; ValueError if some are missing or out of range."""
   if missing:
     raise ValueError(
-      f'{source} name this job in part: {", ".join(missing)} missing\n'
+      f'{source} describe this job in part: {", ".join(missing)} missing\n'
       'fix: give all of coordinator, processes and process, or --processes=1 to run alone'
     )
-  if not 0 <= given['process'] < given['processes']:
+  if not 0 <= values['process'] < values['processes']:
     raise ValueError(
-      f'process {given["process"]} of {given["processes"]} processes\n'
+      f'process {values["process"]} of {values["processes"]} processes\n'
       'fix: number them from 0 to one less than their number'
     )
-  if ':' not in given['coordinator']:
-    raise ValueError(f'coordinator {given["coordinator"]} names no port\nfix: give HOST:PORT of process 0')
-  return Job(**given)
+  if ':' not in values['coordinator']:
+    raise ValueError(f'coordinator={values["coordinator"]} has no port\nfix: give HOST:PORT of process 0')
+  return DistributedJob(**values)
 
 
-def whole(environ, name):
-  """The whole number in a variable."""
+def int_variable(environ, name):
+  """The integer in an environment variable."""
   try:
     return int(environ[name])
   except ValueError as error:
-    raise ValueError(f'{name}={environ[name]} is no number\nfix: set it to one') from error
+    raise ValueError(f'{name}={environ[name]} is not an integer\nfix: set it to one') from error
 
 
-def detected(environ):
-  """The scheduler that started this process, '' if none did; ValueError if it told only half."""
+def detect_scheduler(environ):
+  """The row of SCHEDULERS that started this process or ''; ValueError if its variables are incomplete."""
   for name, row in SCHEDULERS.items():
-    packaged = not row.package or bool(importlib.util.find_spec(row.package))
-    # A device may be another's: without the package nobody means to compute on it.
-    devices = [sign for sign in row.signs if sign[0] == '/' and packaged and glob.glob(sign)]
+    has_package = not row.package or bool(importlib.util.find_spec(row.package))
+    # A device may belong to another program: without the package this one does not compute on it.
+    devices = [sign for sign in row.signs if sign[0] == '/' and has_package and glob.glob(sign)]
     if not devices and environ.keys().isdisjoint(row.signs):
       continue
     if name == 'slurm' and environ.get('SLURM_NTASKS') == '1':
       return ''  # a batch script of one task runs it with or without srun
     missing = [variable for variable in row.needs if variable not in environ]
-    if not packaged:
+    if not has_package:
       missing.append(f'the package {row.package}')
     if missing:
       raise ValueError(
-        f'this process looks like one of a {name} job, but has no {", ".join(missing)}\n'
+        f'this process seems to belong to a {name} job, but has no {", ".join(missing)}\n'
         f'fix: {row.fix}, or give --processes=1 to run alone'
       )
     return name
@@ -132,19 +129,21 @@ def detected(environ):
 
 
 def join(job, agree=True):
-  """Join the job; before anything else touches a device.
+  """Join the job, before anything else uses a device.
 
-  agree: whether its processes shall agree on when to stop (guard.Guard); else signals end them.
+  agree: whether its processes agree on when to stop (Watchdog); else a signal ends each of them.
   """
   alone = not (job.scheduler or job.coordinator)
-  # A process alone has nobody to agree with, and JAX's service would take its signals.
+  # A process alone has no peers to agree with, and JAX's service would take its signals.
   jax.config.update('jax_enable_preemption_service', agree and not alone)
   if job.scheduler:
-    jax.distributed.initialize(heartbeat_timeout_seconds=SILENCE, initialization_timeout=GATHERING)
+    jax.distributed.initialize(
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=JOIN_SECONDS
+    )
     return
   address, bind = job.coordinator, None
   if alone:
-    address = bind = f'127.0.0.1:{free_port()}'  # of no interest to other machines
+    address = bind = f'127.0.0.1:{free_port()}'  # not reachable from other machines
     jax.config.update('jax_check_proxy_envs', False)  # nothing goes through a proxy
   jax.distributed.initialize(
     address,
@@ -152,13 +151,13 @@ def join(job, agree=True):
     job.process,
     cluster_detection_method='deactivate',
     coordinator_bind_address=bind,
-    heartbeat_timeout_seconds=ALONE if alone else SILENCE,
-    initialization_timeout=GATHERING,
+    heartbeat_timeout_seconds=HEARTBEAT_ALONE if alone else HEARTBEAT_SECONDS,
+    initialization_timeout=JOIN_SECONDS,
   )
 
 
-def now():
-  """The time in process 0, as time.localtime gives it: clocks differ."""
+def local_time():
+  """time.localtime() of process 0, in all processes: clocks differ."""
   seconds = np.int32(time.time())
   if jax.process_count() > 1:
     seconds = multihost_utils.broadcast_one_to_all(seconds)
@@ -166,48 +165,44 @@ def now():
 
 
 def free_port():
-  """A port of this machine that nobody listens on now."""
+  """A free port of this machine."""
   with socket.socket() as listener:
     listener.bind(('127.0.0.1', 0))
     return listener.getsockname()[1]
 
 
-def primary():
-  """Whether this process of a job writes and prints; the others compute."""
+def is_primary():
+  """Whether this process writes and prints for its job; the others only compute."""
   return jax.process_index() == 0
 
 
-def say(*words, **options):
-  """Print, in one process of a job."""
-  if primary():
-    print(*words, **options)
+def print_once(*values, **options):
+  """Print in one process of a job."""
+  if is_primary():
+    print(*values, **options)
 
 
 def leave(code, error=None):
-  """End a process of several that failed: waiting for the others would last for minutes."""
+  """End a failed process of several at once: waiting for the others takes minutes."""
   if jax.distributed.is_initialized() and jax.process_count() > 1:
-    if isinstance(error, jax.errors.JaxRuntimeError) and re.search(LOST, str(error)):
-      print(guard.DEAD, file=sys.stderr)
+    if isinstance(error, jax.errors.JaxRuntimeError) and re.search(PEER_LOST, str(error)):
+      print(watchdog.PEER_LOST, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
+MPI = 'OMPI_COMM_WORLD_'
 SCHEDULERS = {
   'slurm': Scheduler(
     signs=('SLURM_JOB_ID',),
     needs=('SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID'),
-    fix='start it by srun, as `launch.py render --to=slurm` does',
+    fix='start it with srun, as `launch.py render --to=slurm` does',
   ),
   'Open MPI': Scheduler(
-    signs=('OMPI_COMM_WORLD_SIZE', 'OMPI_MCA_orte_hnp_uri'),
-    needs=(
-      'OMPI_MCA_orte_hnp_uri',
-      'OMPI_COMM_WORLD_SIZE',
-      'OMPI_COMM_WORLD_RANK',
-      'OMPI_COMM_WORLD_LOCAL_RANK',
-    ),
-    fix='give --coordinator, --processes and --process (mpirun of Open MPI 5 tells no address)',
+    signs=(f'{MPI}SIZE', 'OMPI_MCA_orte_hnp_uri'),
+    needs=('OMPI_MCA_orte_hnp_uri', f'{MPI}SIZE', f'{MPI}RANK', f'{MPI}LOCAL_RANK'),
+    fix='give --coordinator, --processes and --process (mpirun of Open MPI 5 sets no address)',
   ),
   'TPU': Scheduler(
     signs=('TPU_WORKER_HOSTNAMES', 'MEGASCALE_COORDINATOR_ADDRESS', '/dev/accel[0-9]*', '/dev/vfio/[0-9]*'),

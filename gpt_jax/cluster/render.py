@@ -1,9 +1,9 @@
-"""Job files for schedulers, from one experiment: what runs it, stops it, and puts it back.
+"""Job files for schedulers: how an experiment or a study starts, is stopped, and is requeued.
 
-A job file is a template in templates/ whose {{name}}s are filled in; a line with an empty one is
-left out. Every value that comes from a user is checked against a pattern or quoted for the language
-that it lands in, so that no name or path can become a command. On preemption a process saves and
-exits with 75, and each file says in its scheduler's words that the same command shall run again.
+A job file is a template in templates/ whose {{name}}s are filled in; a line with an empty value is left
+out. Every value of a user is checked against a pattern or quoted for the language of the template, so
+that no name or path can become a command. On preemption a process saves and exits with code 75, and each
+file tells its scheduler to run the same command again.
 
 Sources: the manual pages of sbatch and srun; the JobSet API jobset.x-k8s.io/v1alpha2 and Job's
 podFailurePolicy; SkyPilot's task YAML; gcloud's reference of queued-resources.
@@ -20,17 +20,16 @@ from gpt_jax.runs import run_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = Path(__file__).parent / 'templates'
-IMAGE_ROOT = '/gpt_jax'  # where a container has this code
+IMAGE_ROOT = '/gpt_jax'  # this code in a container
 CONSTANTS = {
-  'stopped': 75,  # exit code of launch.py: saved, run the same command again
-  'bad_arguments': 2,  # exit code: another try would not help
-  'grace': 120,  # seconds that a process gets to save: a step and a checkpoint have to fit
-  'port': 8476,  # of process 0, on nodes that the job has for itself
-  'retries': 3,  # of what fails by itself
-  'pause': 60,  # seconds between two looks at a queued slice
+  'stopped': 75,  # exit code of launch.py: preempted and saved, run the same command again
+  'bad_arguments': 2,  # exit code: another try does not help
+  'grace': 120,  # seconds to save: a step and a checkpoint have to fit
+  'port': 8476,  # of process 0; the job has its nodes for itself
+  'retries': 3,  # of a job that fails by itself
+  'pause': 60,  # seconds between two polls of a queued slice
 }
-# Of TPU VMs, by generation: what Google's documentation of each names.
-RUNTIMES = {
+RUNTIMES = {  # runtime version of a TPU VM by generation, from Google's documentation
   'v4': 'tpu-ubuntu2204-base',
   'v5litepod': 'v2-alpha-tpuv5-lite',
   'v5p': 'v2-alpha-tpuv5',
@@ -44,41 +43,41 @@ SETUP = (  # cloud images have older Pythons
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-  """What shall run, and on what."""
+class JobSpec:
+  """The command of a job, and the resources that it needs."""
 
-  words: tuple[str, ...]  # of launch.py: verb and flags
+  args: tuple[str, ...]  # of launch.py: verb and flags
   workdir: str  # run or study folder, as the nodes see it
   name: str  # of the job
   nodes: int = 1
-  shares: int = 0  # tasks that a study is divided among, a node each; 0 = no study
-  accelerators: str = ''  # of a node (TPU VMs: of the slice), in the scheduler's words
+  shares: int = 0  # tasks that split a study, one node each; 0 = no study
+  accelerators: str = ''  # of a node (TPU VMs: of the slice), in the scheduler's notation
   image: str = ''  # container
   queue: str = ''  # partition, or Kueue's local queue
   hours: int = 0  # time limit; 0 = the scheduler's
-  storage: str = ''  # what holds the run folder: a volume claim, or a bucket
+  storage: str = ''  # of the run folder: a volume claim, or a bucket
   zone: str = ''
 
   def command(self, share=''):
-    """The words quoted for a shell; share: the shell's expression for the number of this task."""
-    return shlex.join(self.words) + (f' --share="{share}/{self.shares}"' if self.shares else '')
+    """The arguments quoted for a shell; share: shell expression of this task's index."""
+    return shlex.join(self.args) + (f' --share="{share}/{self.shares}"' if self.shares else '')
 
   def mount(self):
     """Where the storage is mounted."""
     return str(Path(self.workdir).parent)
 
 
-# What --help says of each; the name and the words have their own ways in.
-HELP = {
+HELP = {  # of the flags of `launch.py render`
   'workdir': 'run or study folder, as all nodes see it',
+  'name': 'name of the job; default: that of the experiment file',
   'nodes': 'machines',
-  'shares': 'tasks that a study is divided among, each on a node of its own; 0: no study',
+  'shares': 'tasks that split a study, each on a node of its own; 0: no study',
   'accelerators': 'of a node: h100:8 (slurm), nvidia.com/gpu:8 (jobset), H100:8 (skypilot); of the '
   'slice: v6e-16 (tpu-vm)',
   'image': 'container with this code in /gpt_jax (jobset)',
   'queue': "partition (slurm), or Kueue's local queue (jobset)",
   'hours': 'time limit (slurm)',
-  'storage': 'that holds the run folder: a volume claim (jobset), a bucket (skypilot, tpu-vm)',
+  'storage': 'of the run folder: a volume claim (jobset), a bucket (skypilot, tpu-vm)',
   'zone': 'of Google Cloud (tpu-vm)',
 }
 
@@ -88,150 +87,143 @@ class Target:
   """One scheduler."""
 
   template: str  # file
-  values: Callable  # Job -> {name: text} of what is quoted in this template's own way
-  patterns: dict  # of fields of Job that mean something here: (pattern, example)
-  needs: tuple[str, ...] = ()  # those of them that must be given
+  values: Callable  # JobSpec -> {name: text}, quoted for this template
+  patterns: dict  # field of JobSpec that it uses -> (pattern, example)
+  needs: tuple[str, ...] = ()  # those of them that must be set
 
 
-def job(spec, overrides, name, workdir, shares, **more):
-  """The Job that trains the experiment `spec` ('x.py:args') with --config.key=value words.
+def job_spec(spec, overrides, name, workdir, shares, **fields):
+  """The JobSpec that trains the experiment `spec` ('x.py:args') with --config.key=value overrides.
 
   shares: above 0, `spec` is a study. name: '' = that of the file.
   """
   path, dot, arguments = spec.partition('.py')
   full = Path(path + dot).resolve()
-  inside = full.is_relative_to(ROOT)
-  words = (
+  args = (
     'ablate' if shares else 'train',
-    f'--config={full.relative_to(ROOT) if inside else full}{arguments}',
+    f'--config={full.relative_to(ROOT) if full.is_relative_to(ROOT) else full}{arguments}',
     *overrides,
     f'--workdir={workdir}',
   )
   name = name or re.sub(r'[^a-z0-9]+', '-', Path(path).stem.lower()).strip('-')
-  return Job(words, workdir, name, shares=shares, **more)
+  return JobSpec(args, workdir, name, shares=shares, **fields)
 
 
 def render(to, job):
-  """The text of the job file for a row of TARGETS. Raises ValueError for what cannot be one."""
+  """The text of the job file for a row of TARGETS; ValueError for a job that it cannot express."""
   target = TARGETS[to]
   check(to, target, job)
-  plain = {name: str(getattr(job, name) or '') for name in (*target.patterns, 'name')}
-  values = {name: str(value) for name, value in CONSTANTS.items()} | plain
+  fields = {name: str(getattr(job, name) or '') for name in (*target.patterns, 'name')}
+  values = {name: str(value) for name, value in CONSTANTS.items()} | fields
   values['nodes'] = str(job.shares or job.nodes)
   return fill((TEMPLATES / target.template).read_text(), values | target.values(job))
 
 
 def fill(template, values):
-  """The template with its {{name}}s filled in, without the lines of which one is ''."""
+  """Fill in the {{name}}s of a template, without the lines of which one is ''."""
   placeholder = re.compile(r'\{\{(\w+)\}\}')
-  filled = [
-    placeholder.sub(lambda found: values[found[1]], line)
+  lines = [
+    placeholder.sub(lambda match: values[match[1]], line)
     for line in template.splitlines()
     if all(values[name] for name in placeholder.findall(line))
   ]
-  return '\n'.join(filled) + '\n'
+  return '\n'.join(lines) + '\n'
 
 
 def check(to, target, job):
-  """Raise ValueError unless every value can be said to this scheduler, and nothing is secret."""
-  said = [str(value) for value in dataclasses.astuple(job)[1:]]
-  for word in (*job.words, *said):
+  """Raise ValueError unless this scheduler takes every value, and none is a secret."""
+  for word in (*job.args, *map(str, dataclasses.astuple(job)[1:])):
     if not word.isprintable():
-      raise ValueError(f'{word!r} has a character that cannot be printed\nfix: leave it out of job files')
+      raise ValueError(f'{word!r} has a character that cannot be printed\nfix: remove it')
     if run_folder.redact(word) != word:
       raise ValueError(
-        f'{run_folder.redact(word)} is a secret, and a job file is read by others\n'
+        f'{run_folder.redact(word)} is a secret, and others can read a job file\n'
         "fix: set it in the environment of the job, by the scheduler's own means for secrets"
       )
-  path = job.words[1].removeprefix('--config=')
+  path = job.args[1].removeprefix('--config=')
   if path.startswith('/') and to != 'slurm':
     raise ValueError(
-      f'--config={path} is not in {ROOT}, and --to={to} sends only that along\n'
+      f'--config={path} is not in {ROOT}, and --to={to} copies only that folder\n'
       'fix: put the file into experiments/'
     )
   if not re.fullmatch(r'/[^:]+/[^/:]+/?', job.workdir):
     raise ValueError(
-      f'--workdir={job.workdir} is no place that all nodes know\n'
-      'fix: give an absolute path in a folder that they share, such as /runs/name'
+      f'--workdir={job.workdir} is not a path that all nodes share\n'
+      'fix: give an absolute path in a shared folder, such as /runs/name'
     )
   if not re.fullmatch(r'[a-z]([a-z0-9-]{0,38}[a-z0-9])?', job.name):
     raise ValueError(
-      f'--name={job.name} is no name of a job everywhere\n'
+      f'--name={job.name} is not a job name for every scheduler\n'
       'fix: use up to 40 of a-z, 0-9 and -, beginning with a letter'
     )
   if job.shares and job.nodes > 1:
     raise ValueError(
       f'--nodes={job.nodes}: each of the --shares={job.shares} has a node of its own\nfix: leave --nodes out'
     )
-  for field in dataclasses.fields(Job)[3:]:
+  for field in dataclasses.fields(JobSpec)[3:]:
     check_field(to, target, field, getattr(job, field.name))
 
 
 def check_field(to, target, field, value):
-  """Raise ValueError unless the target knows what to do with this field of Job, or needs it not."""
+  """Raise ValueError unless the target uses this field and its value fits, or it is at its default."""
   pattern, example = target.patterns.get(field.name, ('', ''))
   if value == field.default:
     if field.name in target.needs:
       raise ValueError(f'--to={to} needs --{field.name}\nfix: add it, as in --{field.name}={example}')
   elif not pattern:
+    users = [f'--to={name}' for name, other in TARGETS.items() if field.name in other.patterns]
     raise ValueError(
-      f'--{field.name}={value} means nothing to --to={to}\n'
-      f'fix: leave it out, or use {" or ".join(takers(field.name))}'
+      f'--{field.name}={value} means nothing to --to={to}\nfix: leave it out, or use {" or ".join(users)}'
     )
   elif not re.fullmatch(pattern, str(value)):
     raise ValueError(
-      f'--{field.name}={value} is not of the form that --to={to} knows\n'
+      f'--{field.name}={value} has the wrong format for --to={to}\n'
       f'fix: write it as in --{field.name}={example}'
     )
 
 
-def takers(field):
-  """--to=NAME of the targets for which a field means something."""
-  return [f'--to={name}' for name, target in TARGETS.items() if field in target.patterns]
-
-
-# --------------------------------------------------------------- each scheduler's way of saying it
+# ------------------------------------------------------------------- values of each scheduler's template
 
 
 def slurm(job):
-  """One task an accelerator, as JAX counts them under SLURM; a share has its node's alone."""
-  each = int(job.accelerators.rpartition(':')[2] or 1)
+  """One task per accelerator, as JAX counts them under SLURM; a share is one task with all of its node."""
+  per_node = int(job.accelerators.rpartition(':')[2] or 1)
   return {
     'code': shlex.quote(str(ROOT)),
     'command': job.command('$SLURM_ARRAY_TASK_ID'),
     'nodes': '1' if job.shares else str(job.nodes),
-    'tasks': '1' if job.shares else str(each),
+    'tasks': '1' if job.shares else str(per_node),
     'last_share': str(job.shares - 1) if job.shares else '',
   }
 
 
 def jobset(job):
-  """One process a pod, with all accelerators of its node."""
+  """One process per pod, with all accelerators of its node."""
   resource, _, count = job.accelerators.partition(':')
-  words = [word.replace('$', '$$') for word in job.words]  # Kubernetes expands $(NAME)
+  args = [arg.replace('$', '$$') for arg in job.args]  # Kubernetes expands $(NAME)
   share = [f'--share=$(JAX_PROCESS_ID)/{job.shares}'] if job.shares else []
   return {
     'root': IMAGE_ROOT,
-    'args': _quoted([*words, *share]),
-    'mount': _quoted(job.mount()),
+    'args': _yaml([*args, *share]),
+    'mount': _yaml(job.mount()),
     'resource': resource,
     'count': count,
   }
 
 
 def skypilot(job):
-  """One process a node; the checkout is sent along."""
+  """One process per node; SkyPilot copies the checkout."""
   kind = 'tpu' if job.accelerators.startswith('tpu') else 'gpu' if job.accelerators else 'cpu'
   return {
-    'code': _quoted(str(ROOT)),
+    'code': _yaml(str(ROOT)),
     'command': job.command('$JAX_PROCESS_ID'),
-    'mount': _quoted(job.mount()),
+    'mount': _yaml(job.mount()),
     'setup': SETUP.format(kind),
   }
 
 
 def tpu_vm(job):
-  """One process a host of the slice; the last commit is sent along."""
+  """One process per host of the slice; the job file copies the last commit."""
   mount, bucket = shlex.quote(job.mount()), job.storage.removeprefix('gs://')
   prepare = (
     'mkdir -p gpt_jax && tar xzf gpt_jax.tar.gz -C gpt_jax && cd gpt_jax && '
@@ -246,8 +238,8 @@ def tpu_vm(job):
   }
 
 
-def _quoted(value):
-  """For YAML, of which JSON is a part."""
+def _yaml(value):
+  """A value in YAML, which contains JSON."""
   return json.dumps(value, ensure_ascii=False)
 
 

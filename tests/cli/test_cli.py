@@ -1,16 +1,21 @@
-"""The command line: what it does, and what it says when it is asked for something impossible.
+"""The command line: what verbs do, and their errors.
 
-Most commands run in this process, by `launch.main`; `slow` ones as a user runs them.
+Most commands run in this process, by cli.main; `slow` ones in a process of their own.
 """
 
+import importlib
 import json
 import os
 import pathlib
 import re
 import shutil
+import sys
+import tomllib
 
 import pytest
 
+import launch
+from gpt_jax.cli import args, experiment_file
 from gpt_jax.evaluation import trained
 from gpt_jax.runs import run_folder
 from gpt_jax.sampling import prompt_batch
@@ -134,13 +139,37 @@ def test_mistakes_of_other_verbs(call, words, parts):
   assert_user_error(call(*words), *parts)
 
 
-def test_no_words_or_help_show_the_verbs(call):
+def test_help_lists_verbs_and_flags(call):
   code, out, _ = call()
-  assert code == USER_ERROR and 'launch.py train' in out
+  assert code == USER_ERROR and '  train    [--config=FILE' in out
   code, out, _ = call('--help')
-  assert code == 0 and 'launch.py doctor' in out
+  assert code == 0 and '  doctor' in out
   code, out, _ = call('sample', '--help')
   assert code == 0 and 'Continue a prompt' in out
+  for line in ('  --workdir ', '  --[no]stream ', '(default: true)'):
+    assert line in out
+  assert '--[no]help' not in out  # flags of absl
+  assert '--config.train.profile=' in call('train', '--help')[1]
+
+
+def test_the_console_script_runs_the_same_verbs(capsys, monkeypatch):
+  project = tomllib.loads((command_line.ROOT / 'pyproject.toml').read_text())['project']
+  module, _, function = project['scripts']['gpt-jax'].partition(':')
+  run = getattr(importlib.import_module(module), function)
+  assert run is launch.run
+  for arguments, code in ((['--help'], 0), ([], USER_ERROR), (['smaple'], USER_ERROR)):
+    monkeypatch.setattr(sys, 'argv', ['gpt-jax', *arguments])
+    with pytest.raises(SystemExit) as exit_:
+      run()
+    assert exit_.value.code == code
+  assert "error: 'smaple' is not a verb" in capsys.readouterr().err
+
+
+def test_without_a_config_the_demo_is_trained_from_any_directory(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  section, rest = args.load_experiment(['launch.py', '--config.train.steps=3'])
+  assert section == experiment_file.load_config(str(command_line.ROOT / 'experiments/demo.py'))
+  assert rest == ['launch.py', '--config.train.steps=3']
 
 
 # ----------------------------------------------------------------------------- mistakes in files

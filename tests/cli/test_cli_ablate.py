@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-import launch as entry
 from gpt_jax.ablation import store
+from gpt_jax.cli import main
 from gpt_jax.reports import compare
 from gpt_jax.runs import records
 from tests import command_line, tiny_runs
@@ -100,7 +100,7 @@ def results(tmp_path):
 
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(call, study, tmp_path, monkeypatch):
   """And ends at the first Ctrl-C: nobody makes a request to save of it."""
-  monkeypatch.setattr(entry, 'watcher', lambda: pytest.fail('signals are taken'))
+  monkeypatch.setattr(main, 'process_watchdog', lambda: pytest.fail('signals are handled'))
   code, out, err = call('ablate', study(), f'--workdir={tmp_path}/new', '--dry_run', '--seeds=3')
   assert code == 0, err
   assert 'What matters?' in out and '3 arms x 3 seeds' in out
@@ -260,7 +260,7 @@ def test_the_report_of_a_run(call, tmp_path_factory, tmp_path):
   code, out, err = call('report', f'--workdir={run}')
   assert code == 0 and (run / 'report.html').exists(), err
   code, out, err = call('report', f'--workdir={run}', '--columns=optim.lr')
-  assert code == 0 and out.splitlines() == ['optim.lr', '0.02', '1 run']
+  assert code == 0 and out.split() == ['optim.lr', '0.02', '1', 'run']
 
 
 @pytest.mark.slow

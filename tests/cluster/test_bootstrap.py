@@ -1,9 +1,9 @@
-"""Which job a process belongs to, by flags and environment variables; nothing is started."""
+"""Detect the distributed job of a process from flags and environment variables."""
 
 import pytest
 
 from gpt_jax.cluster import bootstrap
-from gpt_jax.cluster.bootstrap import Job, find
+from gpt_jax.cluster.bootstrap import DistributedJob, find_job
 from tests.tiny_runs import assert_two_lines
 
 SLURM = {
@@ -24,8 +24,8 @@ PODS = {'JOB_COMPLETION_INDEX': '1', 'KUBERNETES_SERVICE_HOST': '10.0.0.1'}
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(monkeypatch):
-  """No accelerator of this machine counts, and all packages are there."""
+def no_accelerators(monkeypatch):
+  """This machine has no accelerators and all packages."""
   monkeypatch.setattr(bootstrap.glob, 'glob', lambda pattern: [])
   monkeypatch.setattr(bootstrap.importlib.util, 'find_spec', lambda name: name)
 
@@ -37,32 +37,32 @@ def without(variables, name):
 @pytest.mark.parametrize(
   ('environ', 'flags', 'job'),
   [
-    ({}, {}, Job()),
-    ({'HOME': '/', 'WORLD_SIZE': '8'}, {}, Job()),
-    (SLURM, {}, Job('slurm')),
-    (SLURM | {'SLURM_NTASKS': '1'}, {}, Job()),
-    ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '1'}, {}, Job()),  # in a batch script, without srun
-    (SLURM, {'processes': 1}, Job()),
-    (MPI, {}, Job('Open MPI')),
-    (PODS, {}, Job('Kubernetes')),
-    ({'TPU_WORKER_HOSTNAMES': 'a,b'}, {}, Job('TPU')),
-    ({'MEGASCALE_COORDINATOR_ADDRESS': 'a'}, {}, Job('TPU')),
-    (ADDRESS, {}, Job('', 'a:1234', 4, 3)),
-    (ADDRESS | SLURM, {}, Job('', 'a:1234', 4, 3)),
-    ({'JAX_COORDINATOR_ADDRESS': 'a:1234'} | SLURM, {}, Job('slurm')),  # it knows the rest
-    (ADDRESS | SLURM, dict(coordinator='b:5', processes=2, process=0), Job('', 'b:5', 2, 0)),
-    (ADDRESS, {'processes': 1}, Job()),
+    ({}, {}, DistributedJob()),
+    ({'HOME': '/', 'WORLD_SIZE': '8'}, {}, DistributedJob()),
+    (SLURM, {}, DistributedJob('slurm')),
+    (SLURM | {'SLURM_NTASKS': '1'}, {}, DistributedJob()),
+    ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '1'}, {}, DistributedJob()),  # in a batch script, without srun
+    (SLURM, {'processes': 1}, DistributedJob()),
+    (MPI, {}, DistributedJob('Open MPI')),
+    (PODS, {}, DistributedJob('Kubernetes')),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b'}, {}, DistributedJob('TPU')),
+    ({'MEGASCALE_COORDINATOR_ADDRESS': 'a'}, {}, DistributedJob('TPU')),
+    (ADDRESS, {}, DistributedJob('', 'a:1234', 4, 3)),
+    (ADDRESS | SLURM, {}, DistributedJob('', 'a:1234', 4, 3)),
+    ({'JAX_COORDINATOR_ADDRESS': 'a:1234'} | SLURM, {}, DistributedJob('slurm')),  # it knows the rest
+    (ADDRESS | SLURM, dict(coordinator='b:5', processes=2, process=0), DistributedJob('', 'b:5', 2, 0)),
+    (ADDRESS, {'processes': 1}, DistributedJob()),
   ],
 )
-def test_flags_then_address_then_scheduler_then_alone(environ, flags, job):
-  assert find(environ, **flags) == job
+def test_flags_come_before_address_before_scheduler(environ, flags, job):
+  assert find_job(environ, **flags) == job
 
 
 def test_an_accelerator_in_the_machine_is_a_tpu(monkeypatch):
   monkeypatch.setattr(bootstrap.glob, 'glob', lambda pattern: [pattern] * ('accel' in pattern))
-  assert find({}) == Job('TPU')
+  assert find_job({}) == DistributedJob('TPU')
   monkeypatch.setattr(bootstrap.importlib.util, 'find_spec', lambda name: None)
-  assert find({}) == Job()  # nobody means to compute on it
+  assert find_job({}) == DistributedJob()  # nobody means to compute on it
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,9 @@ def test_an_accelerator_in_the_machine_is_a_tpu(monkeypatch):
     (without(ADDRESS, 'JAX_COORDINATOR_ADDRESS'), {}, 'JAX_COORDINATOR_ADDRESS missing', 'give'),
     (SLURM, {'process': 0}, '--coordinator, --processes missing', '--processes=1'),
     ({}, dict(coordinator='a:1', processes=2, process=2), 'process 2 of 2', 'from 0'),
-    ({}, dict(coordinator='a', processes=2, process=1), 'a names no port', 'HOST:PORT'),
+    ({}, dict(coordinator='a', processes=2, process=1), 'coordinator=a has no port', 'HOST:PORT'),
     ({'JAX_COORDINATOR_ADDRESS': 'a:1'}, {}, 'JAX_NUM_PROCESSES, JAX_PROCESS_ID', '--processes=1'),
-    (ADDRESS | {'JAX_PROCESS_ID': 'two'}, {}, 'JAX_PROCESS_ID=two is no number', 'set it'),
+    (ADDRESS | {'JAX_PROCESS_ID': 'two'}, {}, 'JAX_PROCESS_ID=two is not an integer', 'set it'),
     *((without(SLURM, name), {}, name, 'srun') for name in SLURM if name != 'SLURM_JOB_ID'),
     ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '4'}, {}, 'SLURM_PROCID', '--processes=1 to run alone'),
     *((without(MPI, name), {}, name, '--coordinator') for name in MPI if 'SIZE' not in name),
@@ -83,37 +83,37 @@ def test_an_accelerator_in_the_machine_is_a_tpu(monkeypatch):
     (without(PODS, 'KUBERNETES_SERVICE_HOST'), {}, 'KUBERNETES_SERVICE_HOST', 'jobset'),
   ],
 )
-def test_half_of_it_is_an_error_at_once(environ, flags, cause, fix):
+def test_partial_settings_fail_immediately(environ, flags, cause, fix):
   with pytest.raises(ValueError) as error:
-    find(environ, **flags)
-  found = assert_two_lines(error.value, cause)
-  assert fix in found[1]
+    find_job(environ, **flags)
+  assert fix in assert_two_lines(error.value, cause)[1]
 
 
 @pytest.mark.parametrize(
   ('environ', 'package'), [(PODS, 'kubernetes'), ({'TPU_WORKER_HOSTNAMES': 'a'}, 'libtpu')]
 )
-def test_a_package_that_jax_needs_to_ask_a_scheduler(monkeypatch, environ, package):
+def test_a_missing_package_of_a_scheduler_fails(monkeypatch, environ, package):
   monkeypatch.setattr(bootstrap.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(ValueError) as error:
-    find(environ)
+    find_job(environ)
   _, fix = assert_two_lines(error.value, f'the package {package}')
   assert f'pip install {package}' in fix
 
 
-def test_a_free_port_is_one():
+def test_free_port_is_unprivileged():
   assert 1024 < bootstrap.free_port() < 65536
 
 
 @pytest.mark.parametrize(
-  'job, silence', [(bootstrap.Job(), 10**6), (bootstrap.Job(coordinator='10.0.0.1:1234'), 30)]
+  'job, silence',
+  [(bootstrap.DistributedJob(), 10**6), (bootstrap.DistributedJob(coordinator='10.0.0.1:1234'), 30)],
 )
-def test_only_a_process_alone_may_be_silent(monkeypatch, job, silence):
+def test_only_a_single_process_may_miss_heartbeats(monkeypatch, job, silence):
   """A laptop that slept goes on; a peer that sleeps ends the others within 30 s."""
-  asked, config = {}, []
-  monkeypatch.setattr(bootstrap.jax.distributed, 'initialize', lambda *words, **named: asked.update(named))
-  monkeypatch.setattr(bootstrap.jax.config, 'update', lambda *words: config.append(words))
+  options, config = {}, []
+  monkeypatch.setattr(bootstrap.jax.distributed, 'initialize', lambda *args, **named: options.update(named))
+  monkeypatch.setattr(bootstrap.jax.config, 'update', lambda *args: config.append(args))
   bootstrap.join(job)
   alone = not job.coordinator
-  assert (asked['heartbeat_timeout_seconds'] >= silence) == alone
+  assert (options['heartbeat_timeout_seconds'] >= silence) == alone
   assert ('jax_enable_preemption_service', not alone) in config

@@ -34,11 +34,11 @@ MORE = {  # what each scheduler knows
 HOSTILE = ('/runs/$(touch pwned) "`touch pwned`"', "/runs/'; touch pwned; '", '/runs/a b\\ #{{name}}')
 
 
-def job(to, words=(), workdir='/runs/gpt2', **changes):
+def job(to, overrides=(), workdir='/runs/gpt2', **changes):
   """A job on two nodes, where that can be said."""
   spec = changes.pop('spec', SPEC)
   given = {'name': '', 'shares': 0} | MORE[to] | changes
-  return render.job(spec, words, workdir=workdir, **given)
+  return render.job_spec(spec, overrides, workdir=workdir, **given)
 
 
 def made(to, **changes):
@@ -64,7 +64,7 @@ def test_files_are_as_they_were(to, monkeypatch):
   """To accept a change: write what is rendered into the golden file, and read the difference."""
   monkeypatch.setattr(render, 'ROOT', pathlib.Path('/code'))
   spec = '/code/experiments/gpt2.py:size=small'
-  text = made(to, spec=spec, words=('--config.optim.lr=1e-3',))
+  text = made(to, spec=spec, overrides=('--config.optim.lr=1e-3',))
   assert text == (GOLDEN / render.TARGETS[to].template).read_text()
   assert '{{' not in text
 
@@ -222,7 +222,7 @@ def slurm_environment(process):
 
 def test_tasks_of_srun_find_their_job():
   assert '\nsrun ' in made('slurm')
-  assert bootstrap.find(slurm_environment(9)) == bootstrap.Job(scheduler='slurm')
+  assert bootstrap.find_job(slurm_environment(9)) == bootstrap.DistributedJob(scheduler='slurm')
 
 
 def test_pods_of_a_jobset_find_their_job():
@@ -231,7 +231,7 @@ def test_pods_of_a_jobset_find_their_job():
     row['name']: row.get('value', '1') for row in container(yaml.safe_load(made('jobset')))['env']
   }
   pod = environment | {'JOB_COMPLETION_INDEX': '1', 'KUBERNETES_SERVICE_HOST': '10.0.0.1'}
-  assert bootstrap.find(pod) == bootstrap.Job('', 'gpt2-host-0-0.gpt2:8476', 2, 1)
+  assert bootstrap.find_job(pod) == bootstrap.DistributedJob('', 'gpt2-host-0-0.gpt2:8476', 2, 1)
 
 
 def test_nodes_of_skypilot_find_their_job():
@@ -241,7 +241,7 @@ def test_nodes_of_skypilot_find_their_job():
     ['bash', '-c', script], env=os.environ | given, capture_output=True, text=True, check=True
   )
   found = dict(line.partition('=')[::2] for line in done.stdout.splitlines())
-  assert bootstrap.find(found) == bootstrap.Job('', '10.0.0.4:8476', 2, 1)
+  assert bootstrap.find_job(found) == bootstrap.DistributedJob('', '10.0.0.4:8476', 2, 1)
 
 
 # --------------------------------------------------------------- nothing in them becomes a command
@@ -263,8 +263,8 @@ def on_path(folder, **more):
 @pytest.mark.parametrize('to', ['slurm', 'skypilot'])
 def test_shells_get_words_as_they_were_given(to, workdir, tmp_path, monkeypatch):
   monkeypatch.setattr(render, 'ROOT', tmp_path)
-  asked = job(to, (f'--config.train.init_from={workdir}',), workdir, spec=f'{tmp_path}/x.py:$(touch b)')
-  text = render.render(to, asked)
+  spec = job(to, (f'--config.train.init_from={workdir}',), workdir, spec=f'{tmp_path}/x.py:$(touch b)')
+  text = render.render(to, spec)
   text = yaml.safe_load(text)['run'] if to == 'skypilot' else text
   stand_in(tmp_path, 'srun', 'shift; exec "$@"')
   stand_in(tmp_path, '.venv/bin/python', 'printf "%s\\n" "$@"')
@@ -277,44 +277,44 @@ def test_shells_get_words_as_they_were_given(to, workdir, tmp_path, monkeypatch)
     text=True,
     check=True,
   )
-  assert done.stdout.splitlines() == ['-u', 'launch.py', *asked.words]
+  assert done.stdout.splitlines() == ['-u', 'launch.py', *spec.args]
   assert {path.name for path in tmp_path.iterdir()} == {'srun', '.venv'}
 
 
 @pytest.mark.parametrize('workdir', HOSTILE)
 def test_kubernetes_gets_words_as_they_were_given(workdir):
-  asked = job('jobset', ('--config.train.init_from=$(JAX_PROCESS_ID)$$',), workdir)
-  args = container(yaml.safe_load(render.render('jobset', asked)))['args']
-  assert [word.replace('$$', '$') for word in args] == list(asked.words)  # as it expands them
+  spec = job('jobset', ('--config.train.init_from=$(JAX_PROCESS_ID)$$',), workdir)
+  args = container(yaml.safe_load(render.render('jobset', spec)))['args']
+  assert [word.replace('$$', '$') for word in args] == list(spec.args)  # as it expands them
   assert not any('$(' in word.replace('$$', '') for word in args)
 
 
 @pytest.mark.parametrize(
   'to, changes, part',
   [
-    ('slurm', {'workdir': 'runs/x'}, '--workdir=runs/x is no place'),
-    ('slurm', {'workdir': '~/runs/x'}, '--workdir=~/runs/x is no place'),
-    ('jobset', {'workdir': 'gs://bucket/x'}, '--workdir=gs://bucket/x is no place'),
-    ('slurm', {'workdir': '/x'}, '--workdir=/x is no place'),
+    ('slurm', {'workdir': 'runs/x'}, '--workdir=runs/x is not a path'),
+    ('slurm', {'workdir': '~/runs/x'}, '--workdir=~/runs/x is not a path'),
+    ('jobset', {'workdir': 'gs://bucket/x'}, '--workdir=gs://bucket/x is not a path'),
+    ('slurm', {'workdir': '/x'}, '--workdir=/x is not a path'),
     ('slurm', {'workdir': '/runs/a\n#SBATCH --wrap'}, 'cannot be printed'),
-    ('slurm', {'name': 'a b'}, '--name=a b is no name'),
-    ('slurm', {'name': '$(x)'}, '--name=$(x) is no name'),
-    ('slurm', {'queue': 'gpu --wrap=x'}, '--queue=gpu --wrap=x is not of the form'),
-    ('slurm', {'accelerators': 'h100'}, '--accelerators=h100 is not of the form'),
-    ('slurm', {'nodes': -1}, '--nodes=-1 is not of the form'),
+    ('slurm', {'name': 'a b'}, '--name=a b is not a job name'),
+    ('slurm', {'name': '$(x)'}, '--name=$(x) is not a job name'),
+    ('slurm', {'queue': 'gpu --wrap=x'}, '--queue=gpu --wrap=x has the wrong format'),
+    ('slurm', {'accelerators': 'h100'}, '--accelerators=h100 has the wrong format'),
+    ('slurm', {'nodes': -1}, '--nodes=-1 has the wrong format'),
     ('slurm', {'image': 'x'}, '--image=x means nothing to --to=slurm'),
     ('slurm', {'shares': 4}, '--nodes=2: each of the --shares=4'),
     ('jobset', {'image': ''}, '--to=jobset needs --image'),
-    ('jobset', {'image': 'a" }'}, 'not of the form'),
-    ('jobset', {'accelerators': '8'}, '--accelerators=8 is not of the form'),
+    ('jobset', {'image': 'a" }'}, 'wrong format'),
+    ('jobset', {'accelerators': '8'}, '--accelerators=8 has the wrong format'),
     ('jobset', {'spec': '/elsewhere/x.py'}, '--config=/elsewhere/x.py is not in'),
-    ('skypilot', {'storage': 'runs'}, '--storage=runs is not of the form'),
+    ('skypilot', {'storage': 'runs'}, '--storage=runs has the wrong format'),
     ('tpu-vm', {'nodes': 2}, '--nodes=2 means nothing to --to=tpu-vm'),
     ('tpu-vm', {'shares': 2}, '--shares=2 means nothing to --to=tpu-vm'),
-    ('tpu-vm', {'accelerators': 'v3-8'}, '--accelerators=v3-8 is not of the form'),
+    ('tpu-vm', {'accelerators': 'v3-8'}, '--accelerators=v3-8 has the wrong format'),
     ('tpu-vm', {'zone': ''}, '--to=tpu-vm needs --zone'),
-    ('slurm', {'words': ('--config.log.wandb_key=abcdefgh12345',)}, 'is a secret'),
-    ('jobset', {'words': ('--config.log.wandb=hf_abcdefghijkl',)}, 'is a secret'),
+    ('slurm', {'overrides': ('--config.log.wandb_key=abcdefgh12345',)}, 'is a secret'),
+    ('jobset', {'overrides': ('--config.log.wandb=hf_abcdefghijkl',)}, 'is a secret'),
   ],
 )
 def test_mistakes(to, changes, part):
@@ -327,9 +327,9 @@ def test_mistakes(to, changes, part):
 def test_the_verb(call, tmp_path):
   words = ('--to=slurm', '--config=experiments/gpt2.py:size=small', '--workdir=/runs/x')
   code, out, _ = call('render', *words, '--config.optim.lr', '1e-3', '--config.log.tensorboard')
-  asked = ('--config.optim.lr=1e-3', '--config.log.tensorboard')
+  overrides = ('--config.optim.lr=1e-3', '--config.log.tensorboard')
   assert code == 0
-  assert out == render.render('slurm', render.job(SPEC, asked, '', '/runs/x', 0))
+  assert out == render.render('slurm', render.job_spec(SPEC, overrides, '', '/runs/x', 0))
   code, out, _ = call('render', *words, f'--out={tmp_path}/job.sh')
   assert code == 0 and out == ''
   assert (tmp_path / 'job.sh').read_text().startswith('#!/usr/bin/env bash\n#SBATCH')
@@ -345,7 +345,7 @@ def test_the_verb(call, tmp_path):
   [
     (['--workdir=/runs/x'], '--to is missing'),
     (['--to=pbs', '--workdir=/runs/x'], 'pbs'),
-    (['--to=slurm'], '--workdir= is no place'),
+    (['--to=slurm'], '--workdir= is not a path'),
     (['--to=slurm', '--workdir=/runs/x', '--config.optim.lrr=1'], 'config.optim.lrr'),
     (['--to=slurm', '--workdir=/runs/x', '--config.model.heads=5'], 'model.heads=5'),
     (['--to=slurm', '--workdir=/runs/x', '--shares=2', '--config=experiments/gpt2.py'], 'get_study'),
@@ -457,7 +457,7 @@ def test_a_slurm_job_of_two_tasks_is_stopped_queued_again_and_ends(tmp_path, mon
   """Real processes that meet as SLURM's do; SIGTERM to one task, as at the end of the time."""
   monkeypatch.setattr(render, 'ROOT', tmp_path)
   spec, workdir = command_line.experiment(tmp_path), tmp_path / 'runs' / 'x'
-  text = render.render('slurm', render.job(str(spec), LONG, '', str(workdir), 0, nodes=2))
+  text = render.render('slurm', render.job_spec(str(spec), LONG, '', str(workdir), 0, nodes=2))
   for name in ('launch.py', 'gpt_jax', 'tests'):
     (tmp_path / name).symlink_to(command_line.ROOT / name)
   stand_in(tmp_path, 'srun', SRUN)

@@ -169,6 +169,6 @@ def test_a_dead_process_ends_the_other(folder):
     assert time.monotonic() - killed < 30
     assert processes[1 - victim].returncode == 1
     cause, fix = output.rstrip().splitlines()[-2:]
-    assert cause == 'error: another process of this job ended, or was not heard from any more'
-    assert fix.startswith('fix: its own log says why')
+    assert cause == 'error: another process of this job ended, or stopped sending heartbeats'
+    assert fix.startswith('fix: read its log')
     processes[victim].communicate()

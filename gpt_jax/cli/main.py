@@ -1,0 +1,120 @@
+"""The command line of gpt_jax: `python launch.py VERB` here, `gpt-jax VERB` where it is installed.
+
+  train    [--config=FILE[:args]] [--workdir=DIR] [--config.key=value ...]
+  sample   --workdir=DIR [--prompt=TEXT] [--image=FILE] [--audio=FILE] [--to=text|image|audio|any]
+           [--source=NAME] [--out=PATH] [--temperature=X --guidance=G ...]
+  evaluate --workdir=DIR [--tasks=a,b|all --split=valid|test --limit=N --guidance=G ...]
+  import   --source=DIR-or-hub-id --workdir=DIR
+  export   --workdir=DIR --out=DIR
+  ablate   --config=FILE[:args] [--workdir=DIR] [--seeds=N] [--workers=N] [--dry_run]
+  report   --workdir=DIR [--where=CONDITION] [--columns=a,b] [--against=DIR]
+  render   --to=slurm|jobset|skypilot|tpu-vm --config=FILE[:args] --workdir=DIR
+           [--nodes=N --accelerators=KIND:N --shares=N ...] [--out=FILE]
+  plan     --topology=v5e-256|h200-8|4x8-h100|... [--config=FILE[:args]] [--json] [--search]
+           [--table] [--price=X] [--config.key=value ...]
+  doctor
+
+`train` resumes if DIR holds a run. VERB --help lists a verb's flags; --traceback prints the traceback of
+an error. Exit codes: 0 done, 75 preempted and saved (run the same command again), 1 error, 2 bad config
+or arguments.
+"""
+
+import os
+import sys
+import traceback
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from gpt_jax.cli import args, verbs
+from gpt_jax.cluster.watchdog import process_watchdog
+from gpt_jax.runs import compilation_cache
+
+FLAGS = flags.FLAGS
+WITH_OVERRIDES = ('train', 'plan', 'render')  # verbs that take --config.key=value
+PREEMPTIBLE = ('train', 'ablate')  # verbs that save when a signal asks them to stop
+
+# glibc returns large blocks to the kernel and page-faults them in again, step after step: keeping
+# them makes CPU steps faster. It reads these at start only, so `main` restarts the process.
+ALLOCATOR = {'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': '100000000000'}
+
+
+def run():
+  """Entry point of launch.py and of the console script: run a verb, exit with its code."""
+  failure = None
+  try:
+    code = main(sys.argv)
+  except Exception as error:
+    traceback.print_exc()
+    code, failure = verbs.ERROR, error
+  if code in (verbs.ERROR, verbs.BAD_ARGUMENTS) and 'gpt_jax.cluster.bootstrap' in sys.modules:
+    sys.modules['gpt_jax.cluster.bootstrap'].leave(code, failure)
+  sys.exit(code)
+
+
+def main(argv):
+  """Dispatch to a verb -> exit code; user errors print a cause line and a fix line."""
+  if len(argv) < 2 or argv[1] in ('-h', '--help', 'help'):
+    print(__doc__)
+    return 0 if len(argv) > 1 else verbs.BAD_ARGUMENTS
+  verb = argv[1]
+  if verb not in verbs.VERBS:
+    names = ', '.join(verbs.VERBS)
+    print(f'error: {verb!r} is not a verb of the command line\nfix: use one of {names}', file=sys.stderr)
+    return verbs.BAD_ARGUMENTS
+  if sys.platform == 'linux' and not ALLOCATOR.keys() & os.environ.keys():
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | ALLOCATOR)
+  logging.set_verbosity(logging.ERROR)
+  if verb in PREEMPTIBLE and '--dry_run' not in argv:  # a dry run has nothing to save
+    process_watchdog()  # before anything slow: from now on a signal means to save and leave
+  parsed = False
+  try:
+    compilation_cache.keep(os.environ, [args.flag_value(argv, 'workdir')])
+    parse(argv)
+    parsed = True
+    return verbs.VERBS[verb].run(argv)
+  except KeyboardInterrupt:
+    print('interrupted', file=sys.stderr)
+    return verbs.ERROR
+  except (ValueError, OSError, RuntimeError, FloatingPointError) as e:
+    expected = '\nfix:' in str(e) or isinstance(e, OSError) or not parsed
+    if '--traceback' in argv or not expected:
+      raise
+    print(args.format_error(e), file=sys.stderr)
+    return verbs.BAD_ARGUMENTS if isinstance(e, ValueError | OSError) else verbs.ERROR
+
+
+def parse(argv):
+  """Parse the flags of a verb into FLAGS; print its help and exit, or raise ValueError with a fix."""
+  verb, rest = argv[1], [argv[0], *argv[2:]]
+  flags_before = set(FLAGS)
+  flags.DEFINE_bool('traceback', False, 'print the traceback of an error')
+  verbs.VERBS[verb].define_flags()
+  if '--help' in rest or '-h' in rest:
+    print(f'{verbs.VERBS[verb].run.__doc__}\n{format_flags(set(FLAGS) - flags_before)}')
+    sys.exit(0)
+  is_study = verb == 'render' and args.flag_value(argv, 'shares')
+  if is_study:
+    flags.DEFINE_string('config', '', 'study file')
+  try:
+    if verb in WITH_OVERRIDES and not is_study:
+      section, rest = args.load_experiment(rest)
+      config_flags.DEFINE_config_dict('config', section, sys_argv=rest)
+    stray = FLAGS(rest)[1:]
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+    if '\nfix:' in str(e):
+      raise
+    cause = ' '.join(str(part) for part in e.args).strip().replace('\n', ' ')
+    raise ValueError(f'{cause}\nfix: see {verb} --help, or an experiment file') from e
+  if stray:
+    raise ValueError(f'argument {stray[0]!r} is not a flag\nfix: write --name=value')
+
+
+def format_flags(names):
+  """One line of help for each flag."""
+  lines = []
+  for flag in (FLAGS[name] for name in sorted(names)):
+    prefix = '--[no]' if flag.boolean else '--'
+    default = '' if flag.default in (None, '', []) else f' (default: {flag.default_as_str[1:-1]})'
+    lines.append(f'  {prefix + flag.name:20} {flag.help}{default}')
+  return '\n'.join(lines)

@@ -1,0 +1,425 @@
+"""The verbs of the command line: their flags, help texts (the docstrings) and exit codes.
+
+What a verb needs is imported when it runs: `--help` and errors in flags need no jax.
+"""
+
+import collections
+import dataclasses
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+
+from gpt_jax.cli import args
+from gpt_jax.cluster.watchdog import process_watchdog
+
+FLAGS = flags.FLAGS
+BAD_ARGUMENTS, ERROR, PREEMPTED = 2, 1, 75  # exit codes
+DEFINE = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+
+
+class Verb(NamedTuple):
+  """One verb of the command line."""
+
+  run: Callable  # argv -> exit code; its docstring is the help text
+  define_flags: Callable
+
+
+# ------------------------------------------------------------------------------------ shared flags
+
+
+def define_workdir():
+  """--workdir, required."""
+  flags.DEFINE_string('workdir', None, 'run folder')
+  flags.mark_flag_as_required('workdir')
+
+
+def define_distributed():
+  """Flags of a distributed job; a scheduler's environment variables stand in for them."""
+  flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0; default: from the scheduler')
+  flags.DEFINE_integer('processes', 0, 'processes of this job; 1: no others; default: from the scheduler')
+  flags.DEFINE_integer('process', -1, 'index of this process, from 0; default: from the scheduler')
+
+
+def define_sampling(but=(), **defaults):
+  """A flag for each field of SampleConfig except `but`; defaults: help where it is not the run's value."""
+  from gpt_jax.sample import SampleConfig
+
+  for field in dataclasses.fields(SampleConfig):
+    if field.name not in but:
+      default = defaults.get(field.name, 'from the run')
+      DEFINE[field.type](field.name, None, f'sample.{field.name}; default: {default}')
+
+
+def sampling_overrides():
+  """{field of SampleConfig: value} of the flags that are set."""
+  from gpt_jax.sample import SampleConfig
+
+  names = [field.name for field in dataclasses.fields(SampleConfig) if field.name in FLAGS]
+  return {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+
+
+def require(name):
+  """The value of a flag that must not be empty."""
+  if not FLAGS[name].value:
+    raise ValueError(f'--{name} is missing\nfix: add --{name}=...')
+  return FLAGS[name].value
+
+
+def join(agree=False):
+  """Join the distributed job of this process; agree: its processes stop together when one is asked to."""
+  from gpt_jax.cluster import bootstrap
+
+  job = bootstrap.find_job(os.environ, FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+  bootstrap.join(job, agree)
+  if agree:
+    process_watchdog().share_requests()
+
+
+# ---------------------------------------------------------------------- train, sample and evaluate
+
+
+def train_flags():
+  """Flags of `train`; args.load_experiment reads --config and its overrides."""
+  flags.DEFINE_string('workdir', '', 'run folder; default: runs/NAME-DATE-TIME')
+  define_distributed()
+
+
+def train(argv):
+  """Train an experiment, or resume the run in --workdir.
+
+  --config=FILE[:args]   experiment file; default: the config of the run in --workdir, else the demo
+  --config.KEY=VALUE     override a key of the experiment, such as --config.optim.lr=3e-4
+
+  A run keeps its config when it resumes, except for keys that its result does not depend on. To profile
+  a run, stop it and resume it with --config.train.profile='(100, 110)': first and last step.
+  """
+  from gpt_jax import config
+  from gpt_jax.cluster import bootstrap
+  from gpt_jax.runs import startup_timer
+  from gpt_jax.train import train as train_run
+
+  cfg = config.build(config.Config, FLAGS.config)
+  startup_timer.lap('import')
+  join(agree=True)
+  startup_timer.lap('join')
+  name = Path(args.flag_value(argv, 'config', args.DEMO).partition('.py')[0]).stem
+  workdir = FLAGS.workdir or f'runs/{name}-{time.strftime("%Y%m%d-%H%M%S", bootstrap.local_time())}'
+  bootstrap.print_once(f'run folder: {workdir}')
+  process_watchdog().start_hang_timer(cfg.train.hang_seconds, workdir)
+  result = train_run(cfg, workdir, process_watchdog().should_stop)
+  return PREEMPTED if result is None else 0
+
+
+def sample_flags():
+  """Flags of `sample`."""
+  from gpt_jax.tokenizers.grammar import END_MARKERS
+
+  define_workdir()
+  define_distributed()
+  flags.DEFINE_string('prompt', '', 'text to continue, or to turn into an image or a sound')
+  flags.DEFINE_multi_string('image', [], 'image file of the prompt; may be repeated')
+  flags.DEFINE_multi_string('audio', [], 'sound file of the prompt; may be repeated')
+  flags.DEFINE_string('source', '', 'source of data.mixture whose template to use, where several fit')
+  flags.DEFINE_multi_string('stop', [], 'end a text before this string; may be repeated')
+  flags.DEFINE_enum('to', 'text', list(END_MARKERS), 'what to generate; any: text with images and sounds')
+  flags.DEFINE_bool('stream', True, 'print a single text while it is generated')
+  flags.DEFINE_bool('log_probs', False, 'print the mean log-probability per token of each sample')
+  flags.DEFINE_string(
+    'out',
+    '',
+    'text: file to append one JSON object per line to; else a .png, .wav or .flac file or a folder; '
+    'default: WORKDIR/samples',
+  )
+  define_sampling()
+
+
+def sample(argv):
+  """Continue a prompt with a trained model, or generate text, images or sounds from it."""
+  from gpt_jax.cluster.bootstrap import is_primary, print_once
+  from gpt_jax.evaluation import trained
+  from gpt_jax.sampling import completions, output_files, prompts, samplers
+
+  join()
+  run, to = trained.load(FLAGS.workdir), FLAGS.to
+  overrides = sampling_overrides()
+  cfg, notes = samplers.override(run.cfg.sample, **overrides), collections.Counter()
+  prompt = prompts.build_prompt(
+    run, FLAGS.prompt, FLAGS.image, FLAGS.audio, to, cfg.begin, FLAGS.source, notes
+  )
+  for note, count in notes.items():
+    print_once(f'{count} {note}')
+  cfg = prompts.resolve_max_new_tokens(run, [prompt], cfg, to, 'max_new_tokens' in overrides)
+  if to != 'text':
+    return sample_media(run, prompt, cfg)
+  if FLAGS.out and is_primary():
+    Path(FLAGS.out).expanduser().open('ab').close()  # fail before sampling, not after it
+  prefix = FLAGS.prompt if prompts.continues_text(run, prompt) else ''
+  is_plain = cfg.num_samples == 1 and not (cfg.beams or FLAGS.out or FLAGS.log_probs)
+  if FLAGS.stream and is_plain:
+    pieces = completions.stream_text(run.model, run.tokenizers, prompt, cfg, FLAGS.stop)
+    for piece in itertools.chain([prefix + next(pieces)], pieces, ['\n']):
+      print_once(piece, end='', flush=True)
+    return 0
+  [group] = completions.complete(run.model, run.tokenizers, [prompt], cfg, FLAGS.stop)
+  for i, (text, scores) in enumerate(group if is_primary() else ()):
+    print(output_files.format_sample(i, len(group), FLAGS.log_probs, scores, cfg, prefix + text))
+    if FLAGS.out:
+      media = {name: FLAGS[name].value for name in ('image', 'audio') if FLAGS[name].value}
+      output_files.append_sample(FLAGS.out, FLAGS.prompt, media, text, scores, cfg.seed)
+  return 0
+
+
+def sample_media(run, prompt, cfg):
+  """Generate images and sounds, write them, and print their paths."""
+  from gpt_jax.cluster.bootstrap import is_primary
+  from gpt_jax.sampling import completions, output_files, prompts
+
+  if FLAGS.stop:
+    raise ValueError(f'--stop ends texts and has no use with --to={FLAGS.to}\nfix: leave it out')
+  files = output_files.OutputFiles(FLAGS.out, run.workdir / 'samples', FLAGS.to, cfg.num_samples)
+  [group] = completions.generate_ids(run.model, run.tokenizers, [prompt], cfg, FLAGS.to)
+  rate = getattr(run.tokenizers.audio, 'sample_rate', 0)
+  for i, (ids, scores) in enumerate(group if is_primary() else ()):
+    pieces = prompts.decode_pieces(run, ids, prompt.ids)
+    lines = [p.value if p.kind == 'text' else str(files.write(p, rate)) for p in pieces]
+    print(output_files.format_sample(i, len(group), FLAGS.log_probs, scores, cfg, '\n'.join(lines)))
+  return 0
+
+
+def evaluate_flags():
+  """Flags of `evaluate`."""
+  from gpt_jax.data import SPLITS
+
+  define_workdir()
+  define_distributed()
+  flags.DEFINE_list('tasks', ['perplexity'], 'tasks to run; all: those that fit the data')
+  flags.DEFINE_enum('split', 'valid', list(SPLITS), 'split of the data')
+  flags.DEFINE_integer(
+    'limit',
+    0,
+    'examples per source (perplexity: tokens); 0: all tokens, some hundred examples',
+    lower_bound=0,
+  )
+  flags.DEFINE_integer('stride', 0, 'tokens between scored windows; 0: disjoint windows', lower_bound=0)
+  flags.DEFINE_string('recognizer', '', 'speak: run folder of a model that transcribes sounds')
+  define_sampling(
+    but=('num_samples', 'begin'), temperature='from the run; tasks answer, translate and summarize: 0'
+  )
+
+
+def evaluate(argv):
+  """Evaluate a trained model on tasks and append the rows to WORKDIR/evaluations.jsonl."""
+  from gpt_jax.cluster.bootstrap import is_primary
+  from gpt_jax.evaluation import evaluate as evaluation
+  from gpt_jax.evaluation import trained
+  from gpt_jax.runs import records
+
+  join()
+  run = trained.load(FLAGS.workdir)
+  recognizer = trained.load(FLAGS.recognizer).subject() if FLAGS.recognizer else None
+  rows = evaluation.run_tasks(
+    run.subject(),
+    FLAGS.tasks,
+    split=FLAGS.split,
+    limit=FLAGS.limit,
+    stride=FLAGS.stride,
+    recognizer=recognizer,
+    **sampling_overrides(),
+  )
+  if not rows:
+    raise ValueError(
+      f'--split={FLAGS.split} of the data has nothing for --tasks={",".join(FLAGS.tasks)}\n'
+      'fix: choose another split or task, or add such data to a source of data.mixture'
+    )
+  for row in rows if is_primary() else ():
+    records.append_line(run.workdir / 'evaluations.jsonl', row)
+    print(evaluation.format_row(row))
+  return 0
+
+
+# ------------------------------------------------------------------------------- import and export
+
+
+def import_flags():
+  """Flags of `import`."""
+  flags.DEFINE_string('source', '', 'folder with config.json and safetensors, or a hub id')
+  define_workdir()
+
+
+def import_(argv):
+  """Make a run folder of a Hugging Face model of the GPT-2 or Llama family."""
+  from gpt_jax.interop import huggingface
+
+  huggingface.import_run(require('source'), FLAGS.workdir)
+  return 0
+
+
+def export_flags():
+  """Flags of `export`."""
+  define_workdir()
+  flags.DEFINE_string('out', '', 'folder for config.json, model.safetensors and tokenizer files')
+
+
+def export(argv):
+  """Write a trained model as Hugging Face files."""
+  from gpt_jax.interop import huggingface
+
+  huggingface.export_run(FLAGS.workdir, require('out'))
+  return 0
+
+
+# ------------------------------------------------------------------------------- ablate and report
+
+
+def ablate_flags():
+  """Flags of `ablate`."""
+  flags.DEFINE_string('config', '', 'study file, such as experiments/ablations/norms.py[:args]')
+  flags.DEFINE_string('workdir', '', 'study folder; default: runs/ablate-NAME')
+  flags.DEFINE_integer('seeds', 0, 'runs per arm; 0: as the study says', lower_bound=0)
+  flags.DEFINE_integer('workers', 0, 'concurrent training processes; 0: measure the fastest', lower_bound=0)
+  flags.DEFINE_string('share', '', 'I/N: train only the I-th, from 0, of N shares of the runs')
+  flags.DEFINE_bool('dry_run', False, 'print the plan and how the arms differ, train nothing')
+
+
+def ablate(argv):
+  """Compare the arms of a study: plan, prove that they differ, train, judge, report."""
+  # The training processes get the accelerator's memory, not this one.
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  from gpt_jax.cli import studies
+
+  failures = studies.ablate(
+    require('config'),
+    FLAGS.workdir,
+    seeds=FLAGS.seeds,
+    share=FLAGS.share,
+    dry_run=FLAGS.dry_run,
+    workers=FLAGS.workers,
+    should_stop=lambda: process_watchdog().stop_requested,
+  )
+  return PREEMPTED if failures is None else ERROR if failures else 0
+
+
+def report_flags():
+  """Flags of `report`."""
+  define_workdir()
+  flags.DEFINE_string('where', '', 'runs to list, in SQL: "optim.lr > 1e-3 and model.positions = \'rope\'"')
+  flags.DEFINE_string('against', '', 'run folder: find where the activations of the two runs diverge')
+  flags.DEFINE_list(
+    'columns', [], 'columns of the table: keys of config or result, or scores TASK/SOURCE/METRIC'
+  )
+
+
+def report(argv):
+  """Rewrite the report of a study or run, list runs as a table, or compare two runs."""
+  from gpt_jax.ablation.execute import runner
+  from gpt_jax.cli import studies
+  from gpt_jax.reports import compare
+  from gpt_jax.reports import run_report as page
+
+  workdir, wants_table = Path(FLAGS.workdir).expanduser(), FLAGS.where or FLAGS.columns
+  if FLAGS.against:
+    if wants_table:
+      raise ValueError('--against compares two runs\nfix: leave out --where and --columns')
+    print('\n'.join(compare.runs_apart(FLAGS.workdir, FLAGS.against)))
+  elif not wants_table and (workdir / 'study.json').exists():
+    runner.judge(workdir)
+  elif not wants_table and (workdir / 'config.json').exists():
+    print(page.again(workdir))
+  else:
+    print('\n'.join(studies.table(workdir, FLAGS.where, FLAGS.columns)))
+  return 0
+
+
+# -------------------------------------------------------------------------- render, plan and doctor
+
+
+def render_flags():
+  """Flags of `render`: one for each field of render.JobSpec with a help text."""
+  from gpt_jax.cluster import render as job_files
+
+  flags.DEFINE_enum('to', None, list(job_files.TARGETS), 'scheduler')
+  flags.DEFINE_string('out', '', 'file to write; default: print it')
+  for field in dataclasses.fields(job_files.JobSpec):
+    if field.name in job_files.HELP:
+      default = '' if field.default is dataclasses.MISSING else field.default
+      DEFINE[field.type](field.name, default, job_files.HELP[field.name])
+
+
+def render(argv):
+  """Print the job file that trains an experiment on a cluster, or a study with --shares."""
+  from gpt_jax import config
+  from gpt_jax.ablation import design
+  from gpt_jax.cluster import render as job_files
+
+  spec = args.flag_value(argv, 'config', args.DEMO)
+  if FLAGS.shares:
+    design.load_study(require('config'))
+  else:
+    config.build(config.Config, FLAGS.config)
+  fields = {name: FLAGS[name].value for name in job_files.HELP}
+  job = job_files.job_spec(spec, args.config_overrides(argv), **fields)
+  text = job_files.render(require('to'), job)
+  sys.stdout.write(text) if not FLAGS.out else Path(FLAGS.out).expanduser().write_text(text)
+  return 0
+
+
+def plan_flags():
+  """Flags of `plan`; args.load_experiment reads --config and its overrides."""
+  from gpt_jax.plan import topologies
+
+  os.environ.update(topologies.ENVIRONMENT)  # before jax is imported
+  flags.DEFINE_string('topology', '', f'hardware to compile for, such as {", ".join(topologies.EXAMPLES)}')
+  flags.DEFINE_float('price', 0.0, 'dollars per device-hour; 0: print no cost', lower_bound=0.0)
+  flags.DEFINE_bool('search', False, 'try micro-batches, remat policies and meshes')
+  flags.DEFINE_bool('decode', True, 'compile the decode step, too')
+  flags.DEFINE_bool('table', False, 'print the sharding and bytes of each parameter')
+  flags.DEFINE_bool('json', False, 'print one JSON object')
+
+
+def plan(argv):
+  """Compile a run for hardware that is not here: does it fit, and how fast can it be?
+
+  Exit code 2 if it does not fit.
+  """
+  from gpt_jax import config
+  from gpt_jax.plan import format
+  from gpt_jax.plan import plan as planning
+
+  target = planning.Target.of(require('topology'))
+  cfg = config.build(config.Config, FLAGS.config)
+  if FLAGS.search:
+    result = planning.best(cfg, target, FLAGS.price, (lambda _: None) if FLAGS.json else print)
+  else:
+    result = planning.plan(cfg, target, FLAGS.price, FLAGS.decode)
+  if not FLAGS.table:
+    result.pop('table', None)
+  print(json.dumps(result, indent=1) if FLAGS.json else '\n'.join(format.lines(result)))
+  return 0 if result['fits'] else BAD_ARGUMENTS
+
+
+def doctor(argv):
+  """Print versions and hardware of this machine, and whether a training step runs."""
+  from gpt_jax.cli import doctor as checks
+
+  return checks.examine()
+
+
+VERBS = {
+  'train': Verb(train, train_flags),
+  'sample': Verb(sample, sample_flags),
+  'evaluate': Verb(evaluate, evaluate_flags),
+  'import': Verb(import_, import_flags),
+  'export': Verb(export, export_flags),
+  'ablate': Verb(ablate, ablate_flags),
+  'report': Verb(report, report_flags),
+  'render': Verb(render, render_flags),
+  'plan': Verb(plan, plan_flags),
+  'doctor': Verb(doctor, lambda: None),
+}

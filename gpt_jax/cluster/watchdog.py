@@ -1,0 +1,126 @@
+"""Preemption signals, hangs, and the death of another process of a distributed job.
+
+The first SIGTERM or Ctrl-C, to any process and in any phase, requests that the whole job saves and stops
+at one step that all processes agree on; the second one exits at once. A thread reads the signals, so that
+this works while the main thread is in a compiler or waits for a device. The agreement is JAX's
+(multihost_utils.reached_preemption_sync_point).
+"""
+
+import ctypes
+import faulthandler
+import functools
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+DUMP_SECONDS = 30  # a hung process has this long to write its stacks
+EXIT_AT_ONCE = 130  # exit code after a second signal
+HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
+PEER_LOST = (
+  'error: another process of this job ended, or stopped sending heartbeats\n'
+  'fix: read its log, then run the same command again in all processes; everything saved is safe'
+)
+
+
+class Watchdog:
+  """Watches over one process. Create it on the main thread; needs no jax before `share_requests`."""
+
+  def __init__(self):
+    """From now on the first signal is a request to stop."""
+    self.stop_requested, self.stop_agreed = False, False
+    self.has_peers, self.keep_alive, self.notify_peers = False, [], None
+    self.calls, self.step = 0, 0  # calls of should_stop, and the step of the last one
+    self.hang_seconds, self.last_call, self.folder = 0.0, None, Path()
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    self._ignore_signals()
+    signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    self.keep_alive += [receiver, sender]
+    threading.Thread(target=self._listen, args=(receiver,), daemon=True, name='signals').start()
+
+  def _ignore_signals(self):
+    for number in SIGNALS:
+      signal.signal(number, lambda *_: None)
+
+  def share_requests(self):
+    """Share stop requests with the other processes; call it once, after joining a job."""
+    import jax
+
+    if jax.process_count() == 1:
+      return
+    libc = ctypes.CDLL(None)
+    libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+    self.notify_peers = HANDLER(libc.signal(signal.SIGTERM, None))  # JAX's handler starts the agreement
+    self._ignore_signals()
+    on_abort = HANDLER(lambda number: exit_now(PEER_LOST))  # JAX aborts the process
+    self.keep_alive.append(on_abort)
+    libc.signal(signal.SIGABRT, ctypes.cast(on_abort, ctypes.c_void_p))
+    self.has_peers = True
+    if self.stop_requested:
+      self.notify_peers(signal.SIGTERM)
+
+  def _listen(self, receiver):
+    while numbers := receiver.recv(1):
+      if numbers[0] not in SIGNALS:
+        continue
+      if self.stop_requested:
+        os._exit(EXIT_AT_ONCE)  # the last checkpoint is good
+      self.stop_requested = True
+      print('stopping: will save after this step; signal again to exit at once', file=sys.stderr, flush=True)
+      if self.notify_peers:
+        self.notify_peers(signal.SIGTERM)
+
+  def should_stop(self, step):
+    """Whether to save and stop now, after `step` steps; all processes must call it equally often."""
+    from jax.experimental import multihost_utils
+
+    self.last_call, self.step, self.calls = time.monotonic(), step, self.calls + 1
+    if not self.has_peers:
+      return self.stop_requested
+    if not self.stop_agreed and multihost_utils.reached_preemption_sync_point(self.calls):
+      self.stop_agreed = True
+      print(f'stopping: all processes agreed to, after step {step}', file=sys.stderr, flush=True)
+    return self.stop_agreed
+
+  def start_hang_timer(self, seconds, folder):
+    """From the first `should_stop` on, end the process if it is not called for this long; 0: never."""
+    if seconds:
+      self.hang_seconds, self.folder = seconds, Path(folder).expanduser()
+      threading.Thread(target=self._wait_for_hang, daemon=True, name='watchdog').start()
+
+  def _wait_for_hang(self):
+    pause = min(1.0, self.hang_seconds / 4)
+    while self.last_call is None or time.monotonic() - self.last_call < self.hang_seconds:
+      time.sleep(pause)
+    # Ends the process even if this thread does not get the interpreter's lock or hangs itself, on the
+    # same file system for example.
+    faulthandler.dump_traceback_later(DUMP_SECONDS, exit=True)
+    stacks = self.folder / f'stacks_{os.getpid()}.txt'
+    try:
+      with open(stacks, 'w') as file:
+        faulthandler.dump_traceback(file)
+    except OSError:
+      faulthandler.dump_traceback()
+      stacks = 'printed above'
+    exit_now(
+      f'error: no progress for {self.hang_seconds:g} seconds (train.hang_seconds) after step {self.step}; '
+      f'stack of each thread: {stacks}\n'
+      'fix: run the same command again: it resumes from the last checkpoint'
+    )
+
+
+@functools.cache
+def process_watchdog():
+  """The Watchdog of this process; the first call creates it."""
+  return Watchdog()
+
+
+def exit_now(message):
+  """Print why and exit at once, whatever other threads do."""
+  os.write(2, f'{message}\n'.encode())
+  os._exit(1)
