@@ -69,7 +69,7 @@ MAY_IMPORT = {
 # Whose subject a library is. jax and numpy are everywhere, torch and TensorFlow nowhere.
 LIBRARIES = {
   'flax': ['model', 'tokenizers.learned', 'training.probes'],
-  'optax': ['optim'],
+  'optax': ['evaluation.judges', 'optim'],
   'orbax': ['training.checkpoint'],
   'grain': ['data'],
   'tensorflow_datasets': ['data'],
@@ -85,7 +85,7 @@ LIBRARIES = {
   'PIL': ['data'],
   'soundfile': ['data'],
   'scipy': ['ablation', 'data', 'evaluation', 'tokenizers'],
-  'sklearn': ['data', 'evaluation.judges'],
+  'sklearn': ['data', 'evaluation'],
   'safetensors': ['interop', 'tokenizers'],
   'sacrebleu': ['evaluation.text_metrics'],
   'rouge_score': ['evaluation.text_metrics'],
