@@ -16,7 +16,7 @@ from gpt_jax.cli import experiment_file
 from gpt_jax.data import media_io
 from gpt_jax.data.synthetic import keypad
 from gpt_jax.evaluation.tasks import common
-from gpt_jax.jobs import language_model
+from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model import gpt
 from gpt_jax.runs import run_folder
 from gpt_jax.tokenizers import Tokenizers
@@ -278,13 +278,7 @@ def test_choices_build_and_leave_no_setting_without_use(name, chosen, stand_in, 
   plain, made = (experiment_file.load_config(f'{path}:{arguments_}') for arguments_ in ('', chosen))
   cfg = config.build(config.Config, made)
   assert cfg != config.build(config.Config, plain)
-  used = {
-    kind
-    for source in cfg.data.mixture.values()
-    for kinds in data.signature(source.template)
-    for kind in kinds
-  }
-  language_model.check_modalities(cfg, used)
+  run_tokenizers.check_modalities(cfg)
   for source in cfg.data.mixture:
     for split in ('train', *(['test'] if cfg.data.mixture[source].has('test') else [])):
       assert next(data.examples(cfg.data, source, split))
@@ -323,7 +317,7 @@ def test_experiments_take_the_tokenizers_that_were_trained_for_them(
   train.train(cfg, tmp_path / 'codec_run')
   for number, (user, argument) in enumerate(users.items()):
     made = small(command_line.ROOT / f'experiments/{user}.py', base, **{argument: tmp_path / 'codec_run'})
-    toks = language_model.build_tokenizers(made, tmp_path / str(number))
+    toks = run_tokenizers.build(made, tmp_path / str(number))
     modality = cfg.train.job.removesuffix('_tokenizer')
     assert getattr(toks, modality).kind == 'fsq'
     codes = int(np.prod(getattr(cfg, modality).levels))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpt_jax import config, data, sharding, step, train
-from gpt_jax.jobs import language_model
+from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.runs import records, run_folder
 from gpt_jax.tokenizers import Tokenizers
@@ -389,7 +389,7 @@ def test_init_from_a_model_of_another_shape(run, tmp_path):
 def test_tokenizer_files_that_were_half_written_are_made_again(tmp_path, run):
   (tmp_path / 'tokenizer').mkdir()
   shutil.copy(run / 'tokenizer/text.json', tmp_path / 'tokenizer')  # killed after this one
-  made = language_model.build_tokenizers(experiment(tokenizer__kind='bytes'), tmp_path)
+  made = run_tokenizers.build(experiment(tokenizer__kind='bytes'), tmp_path)
   assert made.hash == Tokenizers.load(run / 'tokenizer').hash
 
 

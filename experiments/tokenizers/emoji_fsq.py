@@ -29,7 +29,13 @@ def get_config(arg=''):
     name='adamw', lr=2e-3, warmup=100, schedule='cosine', final_lr=0.01, weight_decay=0.0, ema=0.999
   )
   config.train.update(
-    job='image_tokenizer', steps=args.steps, batch_size=64, eval_every=500, sample_every=1000, seed=args.seed
+    job='image_tokenizer',
+    steps=args.steps,
+    batch_size=64,
+    eval_every=500,
+    eval_tokens=2048,
+    sample_every=1000,
+    seed=args.seed,
   )
   if args.runlocal:
     config.train.update(steps=20, eval_every=10, sample_every=20)

@@ -33,7 +33,13 @@ def get_config(arg=''):
     name='muon', lr=5e-3, warmup=100, schedule='cosine', final_lr=0.02, weight_decay=0.01, ema=0.99
   )
   config.train.update(
-    job='audio_tokenizer', steps=args.steps, batch_size=32, eval_every=1000, sample_every=2500, seed=args.seed
+    job='audio_tokenizer',
+    steps=args.steps,
+    batch_size=32,
+    eval_every=1000,
+    eval_tokens=2048,
+    sample_every=2500,
+    seed=args.seed,
   )
   if args.runlocal:
     config.train.update(steps=20, eval_every=10, sample_every=20)

@@ -25,7 +25,13 @@ def get_config(arg=''):
   }
   config.optim.update(name='adamw', lr=6e-3, warmup=100, schedule='cosine', final_lr=0.01, weight_decay=0.0)
   config.train.update(
-    job='image_tokenizer', steps=args.steps, batch_size=16, eval_every=1000, sample_every=2000, seed=args.seed
+    job='image_tokenizer',
+    steps=args.steps,
+    batch_size=16,
+    eval_every=1000,
+    eval_tokens=2048,
+    sample_every=2000,
+    seed=args.seed,
   )
   if args.runlocal:
     config.train.update(steps=20, eval_every=10, sample_every=20)

@@ -16,11 +16,10 @@ from pathlib import Path
 import jax
 
 from gpt_jax import train
-from gpt_jax.jobs import language_model
+from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model import gpt
 from gpt_jax.runs import records
 from gpt_jax.sharding import MeshConfig, make_mesh, to_devices
-from gpt_jax.training import session
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Measures:
         'fix: use Budget(tokens=...) or Budget(seconds=...)'
       )
     folder = scratch(cfg, self.folder)
-    tokenizers = language_model.build_tokenizers(cfg, folder)
+    tokenizers = run_tokenizers.build(cfg, folder)
     if not (folder / 'tokenizer').exists():
       tokenizers.save(folder / 'tokenizer')
     model_cfg = language_model.resolve_model(cfg, tokenizers)
@@ -184,7 +183,7 @@ def measured_step_seconds(job, mesh, n, calls=8):
   state, seconds = job.program.init(), []
   for _ in range(calls + 1):
     start = time.perf_counter()
-    batch = to_devices(session.next_batches(job.loader, n), mesh, stacked=n > 1)
+    batch = to_devices(train.next_batches(job.loader, n), mesh, stacked=n > 1)
     state, metrics = job.program.step(state, batch)
     jax.block_until_ready((state, metrics))
     seconds.append((time.perf_counter() - start) / n)

@@ -3,6 +3,7 @@
 Importing this package is light: Grain, TFDS, Pillow and the like are imported where they are used.
 """
 
+from gpt_jax.data.batches import ItemLoader, epoch_shuffle
 from gpt_jax.data.cache import TokenCache, count_shared_media, token_cache
 from gpt_jax.data.documents import (
   Encoded,
@@ -28,6 +29,7 @@ __all__ = [
   'SPLITS',
   'DataConfig',
   'Encoded',
+  'ItemLoader',
   'RowFields',
   'Loader',
   'Piece',
@@ -37,6 +39,7 @@ __all__ = [
   'documents',
   'encode',
   'encode_batch',
+  'epoch_shuffle',
   'eval_rows',
   'eval_windows',
   'examples',

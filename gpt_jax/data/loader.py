@@ -1,15 +1,12 @@
-"""Batches for one process: rows are shuffled, mixed, counted out to processes, and gathered.
+"""Batches of token rows for one process: rows are shuffled, mixed and gathered.
 
 Grain moves row numbers only, (source, row); a batch of them is gathered from the memory-mapped
-tokens at once. Global batch i is a pure function of (config, seed, i), so the state of a loader is
-the number of its next batch, and it may resume on another number of processes or workers. Grain
-itself would accept the state of a different pipeline: a fingerprint guards against that.
+tokens at once. batches.py shares them out to processes and resumes.
 
 Letters: B rows of this process's share of a batch.
 """
 
 import hashlib
-import json
 import math
 import sys
 from fractions import Fraction
@@ -18,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt_jax.data.batches import BatchLoader
 from gpt_jax.data.cache import token_cache
 from gpt_jax.data.mixture import DataConfig, source_names
 from gpt_jax.data.packing import PACKING, Rows
@@ -27,11 +25,10 @@ FORMAT = 1  # of the order of rows; part of the fingerprint
 CYCLE = 1 << 16  # rows over which the shares of a mixture come out, at most
 
 
-class Loader:
-  """An endless iterator over the batches of one process, whose arrays `packing` describes.
+class Loader(BatchLoader):
+  """Batches of token rows, whose arrays `packing` describes.
 
-  `batch_size` N counts the rows of all P processes; process p gets rows [p N/P, (p+1) N/P) of each
-  batch. A mixture of several sources adds source_ids_B (int32, position in `names`).
+  A mixture of several sources adds source_ids_B (int32, position in `names`).
   """
 
   def __init__(
@@ -47,11 +44,7 @@ class Loader:
     process_index: int = 0,
     process_count: int = 1,
   ):
-    if batch_size < 1 or batch_size % process_count:
-      raise ValueError(
-        f'batch_size={batch_size} cannot be shared by {process_count} processes\n'
-        f'fix: use a multiple of {process_count}'
-      )
+    super().__init__(cfg, batch_size, process_index, process_count)
     self.names = source_names(cfg, split)
     if not self.names:
       raise ValueError(
@@ -66,10 +59,9 @@ class Loader:
       name: pack(cache, length, _seed(seed, 'crop', name), cfg.mask_documents, fields[name])
       for name, cache in self.caches.items()
     }
-    self._cfg, self._batch_size, self._seed = cfg, batch_size, seed
-    self._process = process_index, process_count
+    self.gather = partial(gather_rows, tuple(self.rows.values()))
+    self._seed = seed
     self._weights = [cfg.mixture[name].weight for name in self.names]
-    self._next, self._iterator = 0, None
     self.fingerprint = {
       'format': FORMAT,
       'split': split,
@@ -89,25 +81,6 @@ class Loader:
       },
     }
 
-  def __iter__(self):
-    return self
-
-  def __next__(self) -> dict[str, np.ndarray]:
-    if self._iterator is None:
-      self._iterator = iter(self._batches())
-    batch = next(self._iterator)
-    self._next += 1
-    if self._cfg.workers:  # out of the shared memory, which the worker would use again
-      batch = {key: np.array(rows) for key, rows in batch.items()}
-    return batch
-
-  def first(self) -> dict[str, np.ndarray]:
-    """Batch 0 of this process, whichever is next: the same rows each time."""
-    index, count = self._process
-    size, addresses = self._batch_size // count, self._addresses()
-    chosen = [addresses[n] for n in range(index * size, (index + 1) * size)]
-    return gather_rows(tuple(self.rows.values()), chosen)
-
   def identify(self, number: int) -> dict[str, list[int]]:
     """{source: numbers of its rows} in global batch `number`, for all processes."""
     size, addresses, found = self._batch_size, self._addresses(), {}
@@ -115,32 +88,6 @@ class Loader:
       source, row = addresses[place]
       found.setdefault(self.names[source], []).append(int(row))
     return found
-
-  def state(self) -> dict:
-    """JSON-able: the number of the next batch and the fingerprint. The same on every process."""
-    return {'next_batch': self._next, 'fingerprint': self.fingerprint}
-
-  def restore(self, state: dict) -> list[str]:
-    """Goes on at the batch that `state` names; [] if the data are those of the state.
-
-    If they differ: ValueError that lists the entries; but with `reset` the new data start at batch
-    0, and the list of differing entries is returned.
-    """
-    changed = differences(state['fingerprint'], self.fingerprint)
-    if changed and not self._cfg.reset:
-      raise ValueError(
-        f'the data differ from those of the saved run: {"; ".join(changed)}\n'
-        'fix: restore these settings, or set data.reset=True to start the new data from batch 0'
-      )
-    self.close()
-    self._next = 0 if changed else int(state['next_batch'])
-    return changed
-
-  def close(self) -> None:
-    """Ends threads and worker processes; the next batch starts them again."""
-    if self._iterator is not None:
-      self._iterator.close()
-      self._iterator = None
 
   def _addresses(self):
     """Grain data set of (source number, row number), endless, the same on every process."""
@@ -173,41 +120,10 @@ class Loader:
 
     return grain.MapDataset.select_from_datasets(rows, Selection(self._weights))
 
-  def _batches(self):
-    """Grain data set of this process's batches from the next one on."""
-    import grain
-
-    index, count = self._process
-    gather = partial(gather_rows, tuple(self.rows.values()))
-    # Shuffled and mixed first, shared out after: batch i of process p is number i * count + p of
-    # the small batches, whatever the number of processes.
-    own = self._addresses().batch(self._batch_size // count, drop_remainder=True, batch_fn=gather)
-    own = own[self._next * count + index :: count]
-    ahead, workers = self._cfg.prefetch, self._cfg.workers
-    threads = 0 if workers else min(1, ahead)
-    batches = own.to_iter_dataset(
-      grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
-    )
-    if workers:
-      _use_default_flags()
-      options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, ahead))
-      batches = batches.mp_prefetch(options)
-    return batches
-
   def _order(self) -> str:
     """Hash of the first row numbers: it changes if Grain's shuffle or our mixing ever does."""
     addresses = self._addresses()
     return hashlib.sha256(str([addresses[n] for n in range(64)]).encode()).hexdigest()[:16]
-
-
-def _use_default_flags() -> None:
-  """Grain's worker processes read Grain's absl flags, which only an absl program has parsed."""
-  from absl import flags
-
-  if not flags.FLAGS.is_parsed():
-    for name in flags.FLAGS:
-      if name.startswith('grain_'):
-        flags.FLAGS[name].present = 1
 
 
 def _address(source: int, index: int, _) -> tuple[int, int]:
@@ -241,15 +157,6 @@ def turns(weights: list[float]) -> tuple[np.ndarray, np.ndarray, list[int]]:
   rank_C = np.concatenate([np.arange(count) for count in counts])
   order = np.lexsort((source_C, (rank_C + 0.5) / np.asarray(counts)[source_C]))
   return source_C[order].astype(np.int32), rank_C[order].astype(np.int32), counts
-
-
-def differences(old: dict, new: dict) -> list[str]:
-  """Entries that differ, as 'key old -> new'."""
-  return [
-    f'{key} {json.dumps(old.get(key, "nothing"))} -> {json.dumps(new.get(key, "nothing"))}'
-    for key in dict.fromkeys([*old, *new])
-    if old.get(key, 'nothing') != new.get(key, 'nothing')
-  ]
 
 
 def _seed(seed: int, *words: str) -> int:

@@ -1,22 +1,18 @@
-"""The GPT as something to train: its tokenizers, data, program, evaluation and samples.
-
-What train.Training asks of a job; codec.py is the other one.
-"""
+"""The job that trains a GPT: its tokenizers, data, program, evaluation and samples; see base.Job."""
 
 import dataclasses
 import logging
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import data, losses, tokenizers
+from gpt_jax import data, losses
 from gpt_jax.cluster.sharding_table import summary
-from gpt_jax.data import templates
 from gpt_jax.evaluation import evaluate, panels
+from gpt_jax.jobs import run_tokenizers
 from gpt_jax.model import attention, gpt
-from gpt_jax.runs import hardware, records, run_folder
+from gpt_jax.runs import hardware
 from gpt_jax.sampling import completions, prompt_batch
 from gpt_jax.sharding import check_batch, data_shard
 from gpt_jax.step import eval_model, gpt_program, params_of
@@ -24,13 +20,11 @@ from gpt_jax.training import checkpoint
 
 log = logging.getLogger(__name__)
 
-# ---------------------------------------------------------------------------- what it is made of
-
 
 def resolve_model(cfg, toks):
-  """cfg.model with the vocabulary's size and every `auto` decided for this machine.
+  """Return cfg.model with the vocabulary's size and every `auto` resolved for this machine.
 
-  Raises ValueError when the tokenizer has ids that the model has no row for.
+  Raises ValueError if the tokenizers make ids or inputs that the model does not have.
   """
   size = toks.vocabulary.size
   if cfg.model.vocab and size > cfg.model.vocab:
@@ -44,109 +38,31 @@ def resolve_model(cfg, toks):
       f'train.length={length} is longer than model.context={cfg.model.context}\n'
       'fix: raise model.context or lower train.length'
     )
-  read = {kind for both in signatures(cfg) for kinds in both for kind in kinds}
+  kinds = run_tokenizers.template_kinds(cfg)
   for kind, tokenizer in (('patches', toks.image), ('frames', toks.audio)):
-    if kind in read and tokenizer is None:
+    if kind in kinds and tokenizer is None:
       raise ValueError(
         f'a template of data.mixture has {kind}, and the tokenizers of this run make none\n'
         'fix: use another template, or a run whose tokenizers know them'
       )
   widths = {
-    'patch_values': toks.image.feature_width if 'patches' in read else cfg.model.patch_values,
-    'frame_values': toks.audio.feature_width if 'frames' in read else cfg.model.frame_values,
+    'patch_values': toks.image.feature_width if 'patches' in kinds else cfg.model.patch_values,
+    'frame_values': toks.audio.feature_width if 'frames' in kinds else cfg.model.frame_values,
   }
   return dataclasses.replace(cfg.model, vocab=cfg.model.vocab or size, **widths).resolved()
 
 
-def signatures(cfg):
-  """What the sources of the mixture are made of: (kinds of the condition, kinds of the target)."""
-  return [templates.signature(source.template) for source in cfg.data.mixture.values()]
-
-
-def build_tokenizers(cfg, workdir):
-  """The run's tokenizers: those that it already has, or new ones made from the config."""
-  if (workdir / 'tokenizer' / 'vocabulary.json').exists():  # written last
-    return tokenizers.Tokenizers.load(workdir / 'tokenizer')
-  if cfg.train.init_from:
-    base = Path(cfg.train.init_from).expanduser()
-    kept = run_folder.read_config(base)
-    for name in ('tokenizer', 'image', 'audio'):
-      wanted = records.to_json(dataclasses.asdict(getattr(cfg, name)))
-      if name in kept and kept[name] != wanted:
-        raise ValueError(
-          f'train.init_from={base} has the {name} section {kept[name]}, and this config another\n'
-          'fix: take that section from its config, as experiments/finetune_gpt2.py does'
-        )
-    return tokenizers.Tokenizers.load(base / 'tokenizer')
-  # An alphabet must cover the validation text; merges must not be learned from it.
-  splits = ('train', 'valid') if cfg.tokenizer.kind == 'chars' else ('train',)
-  texts = lambda: (text for split in splits for _, text in data.documents(cfg.data, split))
-  text = tokenizers.text.build(cfg.tokenizer, texts)
-  used = {kind for both in signatures(cfg) for kinds in both for kind in kinds}
-  check_modalities(cfg, used)
-  image = audio = None
-  if cfg.image.kind:
-    shape = (cfg.image.height, cfg.image.width, cfg.image.channels)
-    images = lambda: data.load_images(cfg.data, shape)
-    image = tokenizers.image.build(cfg.image, images)
-  if cfg.audio.kind:
-    waves = lambda: data.load_waveforms(cfg.data, cfg.audio.sample_rate, seconds=cfg.audio.seconds)
-    audio = tokenizers.audio.build(cfg.audio, waves)
-  return tokenizers.Tokenizers.build(text, image, audio)
-
-
-def check_modalities(cfg, used):
-  """Raise ValueError where templates and tokenizers do not name the same modalities."""
-  for modality, kinds in (('image', {'image', 'patches'}), ('audio', {'audio', 'frames'})):
-    chosen = getattr(cfg, modality).kind
-    if 'parts' in used:
-      continue
-    if used & kinds and not chosen:
-      raise ValueError(
-        f'a template of data.mixture has {" and ".join(sorted(used & kinds))}, and '
-        f'{modality}.kind is empty\nfix: choose an {modality} tokenizer, as in '
-        f'experiments/demo.py'
-      )
-    if chosen and not used & kinds:
-      raise ValueError(
-        f'{modality}.kind={chosen} has no use: no template of data.mixture has an {modality}\n'
-        f"fix: leave {modality}.kind='', or write {{field:{modality}}} in a template"
-      )
-
-
-def check_use(cfg, toks):
-  """Raise ValueError for settings that this vocabulary or mixture gives nothing to do."""
-  single = len(toks.modalities) == 1
-  useless = {name: name not in toks.modalities for name in losses.MODALITIES}
-  useless |= {'balance': single, 'restrict': single}
-  for name, is_useless in useless.items():
-    value = getattr(cfg.loss, name)
-    if is_useless and value != getattr(losses.LossConfig, name):
-      raise ValueError(
-        f'loss.{name}={value} has no effect: the ids are {", ".join(toks.modalities)}\n'
-        f'fix: leave loss.{name}={getattr(losses.LossConfig, name)}'
-      )
-  if cfg.sample.guidance != 1 and not cfg.data.condition_dropout:
-    raise ValueError(
-      f'sample.guidance={cfg.sample.guidance} needs a model that knows an empty condition\n'
-      'fix: set data.condition_dropout=0.1, or sample.guidance=1.0'
-    )
-
-
-# ---------------------------------------------------------------------------------------- the job
-
-
 class LanguageModelJob:
-  """A GPT in training. See train.Training for when each method is called."""
+  """A GPT in training; base.Job says when each method is called."""
 
   unit = 'tokens'
-  raise_if_preempted = staticmethod(lambda: None)  # called between batches of an evaluation; may raise
+  raise_if_preempted = staticmethod(lambda: None)  # replaced by the training loop
 
   def __init__(self, cfg, workdir, mesh):
-    """Make and check everything; nothing is written but token caches."""
+    """Build and check everything; write nothing but token caches."""
     self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
-    self.tokenizers = build_tokenizers(cfg, workdir)
-    check_use(cfg, self.tokenizers)
+    self.tokenizers = run_tokenizers.build(cfg, workdir)
+    run_tokenizers.check_use(cfg, self.tokenizers)
     self.model_cfg = resolve_model(cfg, self.tokenizers)
     self.length = cfg.train.length or self.model_cfg.context
     check_batch(cfg.train.batch_size // cfg.train.accumulate, self.length, mesh)
@@ -155,7 +71,7 @@ class LanguageModelJob:
       for prompt in cfg.train.sample_prompts
     ]
     prompt_batch.check_prompts(prompts, 1, self.model_cfg)  # now, not at the first sample
-    rows = data_shard(mesh)
+    index, count = data_shard(mesh)
     self.loader = data.Loader(
       cfg.data,
       self.tokenizers,
@@ -164,19 +80,19 @@ class LanguageModelJob:
       length=self.length,
       seed=cfg.train.seed,
       cache_dir=workdir / 'cache',
-      process_index=rows[0],
-      process_count=rows[1],
+      process_index=index,
+      process_count=count,
     )
     single = len(self.tokenizers.modalities) == 1
     kinds = None if single else losses.Kinds.of(self.tokenizers, self.model_cfg.V)
     self.program = gpt_program(cfg, self.model_cfg, mesh, kinds, len(self.loader.names))
     self.flops = gpt.flops_per_token(self.model_cfg, self.length)
     self.parameters = gpt.count_params(self.model_cfg)
-    self.caches = self.held_out()  # validation tokens, opened once
+    self.caches = self.open_valid_caches()  # also read by tasks, as those of evaluate.Subject
     evaluate.check_tasks(self, cfg.train.tasks)  # now, not after the last step
 
-  def held_out(self):
-    """{(source, 'valid'): its tokens}; ValueError now for what could not be scored later."""
+  def open_valid_caches(self):
+    """Return {(source, 'valid'): token cache}; ValueError now for what could not be scored later."""
     caches, form = {}, data.RowFields.of(self.cfg.data, self.tokenizers)
     for name in data.source_names(self.cfg.data, 'valid'):
       cache = data.token_cache(self.cfg.data, name, self.tokenizers, 'valid', self.workdir / 'cache')
@@ -193,7 +109,7 @@ class LanguageModelJob:
     return caches
 
   def example_batch(self):
-    """A batch, to trace the step with."""
+    """Return a batch to trace the step with."""
     rows = next(iter(self.loader.rows.values()))
     batch = rows.gather(np.zeros(self.cfg.train.batch_size, np.int64))
     if len(self.loader.names) > 1:
@@ -211,12 +127,12 @@ class LanguageModelJob:
     return state._replace(model=model, opt_state=opt_state)
 
   def write_files(self):
-    """Write what a run folder needs besides checkpoints."""
+    """Write tokenizer/ into the run folder."""
     if not (self.workdir / 'tokenizer' / 'vocabulary.json').exists():
       self.tokenizers.save(self.workdir / 'tokenizer')
 
   def checkpoint_extra(self):
-    """What a checkpoint needs to be of use alone."""
+    """Return what a checkpoint needs to be used without its run folder."""
     return {
       'vocab': self.model_cfg.vocab,
       'widths': [self.model_cfg.patch_values, self.model_cfg.frame_values],
@@ -224,11 +140,11 @@ class LanguageModelJob:
     }
 
   def provenance(self):
-    """What the ids were made by, for result.json."""
+    """Return the hash of the tokenizers that made the ids."""
     return {'tokenizer': self.tokenizers.hash}
 
   def describe(self):
-    """What is about to be trained, on what, by which attention kernel, and what lies where."""
+    """Return one line: parameters, ids, FLOPs, hardware, batch, attention kernel and sharded state."""
     peak, source = hardware.peak_flops()
     counts = {
       name: int((self.tokenizers.modality_V()[: self.tokenizers.vocabulary.size] == m).sum())
@@ -245,13 +161,13 @@ class LanguageModelJob:
     )
 
   def pop_scalars(self, values):
-    """Named numbers from sums over an interval, {name: array [steps, ...]}, which are taken out.
+    """Remove sums by modality M and source N from {name: array [steps, ...]}; return their means.
 
-    loss/MODALITY and loss/source/NAME in nats a target, and gradient_share/ of the same.
+    loss/MODALITY and loss/source/NAME in nats per target, and gradient_share/ of the same.
     """
-    found = {}
-    told = (('M', '', self.tokenizers.modalities), ('N', 'source/', self.loader.names))
-    for letter, of, names in told:  # a source may be called text
+    scalars = {}
+    groups = (('M', '', self.tokenizers.modalities), ('N', 'source/', self.loader.names))
+    for letter, prefix, names in groups:  # a source may be called text
       sums = {
         x: values.pop(f'{x}_{letter}').sum(0)
         for x in ('nats', 'targets', 'gradient')
@@ -259,15 +175,15 @@ class LanguageModelJob:
       }
       if 'nats' in sums:
         means = zip(names, sums['nats'], sums['targets'], strict=True)
-        found |= {f'loss/{of}{name}': float(nats / n) for name, nats, n in means if n}
+        scalars |= {f'loss/{prefix}{name}': float(nats / n) for name, nats, n in means if n}
       if 'gradient' in sums:
         shares = sums['gradient'] / max(sums['gradient'].sum(), 1e-30)
         named = zip(names, shares, strict=True)
-        found |= {f'gradient_share/{of}{name}': float(x) for name, x in named}
-    return found
+        scalars |= {f'gradient_share/{prefix}{name}': float(x) for name, x in named}
+    return scalars
 
   def utilization(self, per_second):
-    """Throughput as a share of the peak, in both conventions."""
+    """Return MFU, throughput over the hardware's peak, counting full or causal attention."""
     peak, _ = hardware.peak_flops()
     names = {'mfu': 'full', 'mfu_causal': 'causal'} if peak else {}
     return {
@@ -276,7 +192,7 @@ class LanguageModelJob:
     }
 
   def subject(self, state):
-    """The model as it is now, for tasks."""
+    """Return the current model as evaluation tasks take it."""
     return evaluate.Subject(
       cfg=self.cfg,
       model=eval_model(state),
@@ -289,7 +205,7 @@ class LanguageModelJob:
     )
 
   def validate(self, state, limit):
-    """-> ({valid_loss: mean of sources, valid_loss/SOURCE, valid_bits_per_byte}, rows)."""
+    """Return ({valid_loss: mean over sources, valid_loss/SOURCE, valid_bits_per_byte}, rows)."""
     rows = evaluate.run_tasks(self.subject(state), ('perplexity',), limit=limit)
     values = lambda metric: {
       row['source']: row['value'] for row in rows if row['metric'] == metric and 'modality' not in row
@@ -303,14 +219,14 @@ class LanguageModelJob:
     return scores, rows
 
   def samples(self, state):
-    """Continued prompts, and what it makes of validation conditions: (content, name, suffix)."""
+    """Yield continued prompts and completions of validation conditions: (content, name, suffix)."""
     subject = self.subject(state)
     if self.cfg.train.sample_prompts:
       yield panels.continue_prompts(subject, self.cfg.train.sample_prompts), '', '.txt'
     yield from panels.sample_conditions(subject)
 
   def finish(self, state, say):
-    """Run the tasks of train.tasks -> their rows."""
+    """Run train.tasks and return their rows."""
     rows = evaluate.run_tasks(self.subject(state), self.cfg.train.tasks)
     for line in evaluate.summary_lines(rows):
       say(line)

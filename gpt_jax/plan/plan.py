@@ -18,7 +18,7 @@ import numpy as np
 
 from gpt_jax import data, losses, sample, sharding
 from gpt_jax.cluster import sharding_table
-from gpt_jax.jobs import language_model
+from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model import attention, gpt
 from gpt_jax.plan import abstract_inputs, format, hlo, roofline, topologies
 from gpt_jax.runs import hardware
@@ -106,11 +106,9 @@ def model_config(cfg):
 
 def tokenizers(cfg):
   """Stand-ins for the run's tokenizers, checked as a run checks them -> (them, notes)."""
-  language_model.check_modalities(
-    cfg, {k for s in language_model.signatures(cfg) for side in s for k in side}
-  )
+  run_tokenizers.check_modalities(cfg)
   toks, notes = abstract_inputs.tokenizers(cfg)
-  language_model.check_use(cfg, toks)
+  run_tokenizers.check_use(cfg, toks)
   return toks, notes
 
 

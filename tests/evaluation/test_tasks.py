@@ -20,7 +20,7 @@ from gpt_jax.data.splits import Corpus
 from gpt_jax.data.synthetic import keypad
 from gpt_jax.evaluation import evaluate, judges, text_metrics
 from gpt_jax.evaluation.tasks import answer, classify, common, cross, perplexity, speak
-from gpt_jax.jobs import language_model
+from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model import gpt
 from gpt_jax.sample import SampleConfig
 from tests import tiny_runs
@@ -75,7 +75,7 @@ def new(tmp_path_factory):
     model={'layers': 1, 'width': 16, 'heads': 2, 'context': 96, 'positions': 'mrope'},
     train={'batch_size': 8},
   )
-  toks = language_model.build_tokenizers(cfg, folder)
+  toks = run_tokenizers.build(cfg, folder)
   mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
   model = gpt.create(language_model.resolve_model(cfg, toks), jax.random.key(0), mesh)
   return evaluate.Subject(cfg, model, toks, mesh, folder, batch_size=8)
@@ -91,7 +91,7 @@ def oracle(new):
 def quick_judges():
   """Networks are trained in test_judges.py: here the nearest image is judge enough."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(judges.JUDGES, 'image', judges.PixelJudge)
+    patch.setitem(judges.JUDGES, 'image', judges.NeighborJudge)
     yield
 
 
@@ -206,7 +206,7 @@ def test_texts_from_texts(oracle, monkeypatch):
   share = lambda made, wanted: {
     'share': dict(value=float(np.mean([m in w for m, w in zip(made, wanted, strict=True)])), signature='s')
   }
-  for without, baseline in ((text_metrics.copy_source, 0), (lambda text: f'ein {text[2]}', 1)):
+  for without, baseline in ((text_metrics.copied, 0), (lambda text: f'ein {text[2]}', 1)):
     row = answer.run(subject, 'pairs', 'valid', 0, 'translate', share, without)
     [mine, shuffled] = row
     assert (mine['task'], mine['value'], mine['signature']) == ('translate', 1, 's')
@@ -436,7 +436,7 @@ def test_nats_of_documents_are_those_of_packed_rows(new):
     nats = new.target_nats(documents)
     assert nats.shape == (len(found),)
     total = 0.0
-    for batch in data.eval_rows(new.cache(source, 'valid'), 96, 8, row_fields=new.row_fields):
+    for batch in data.eval_rows(new.cache(source, 'valid'), 96, 8, form=new.form):
       total += float(new.score_by_modality(batch)['restricted_M'].sum())
     assert nats.sum() == pytest.approx(total, rel=1e-5)
     assert new.target_nats(documents[:1]) == pytest.approx(nats[:1], rel=1e-5)

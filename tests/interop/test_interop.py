@@ -18,7 +18,7 @@ from gpt_jax import config, sample, step
 from gpt_jax import train as training
 from gpt_jax.evaluation import evaluate, trained
 from gpt_jax.interop import families, huggingface, tokenizer_files
-from gpt_jax.jobs import language_model
+from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model import gpt, positions
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.runs import run_folder
@@ -654,7 +654,7 @@ def test_training_starts_from_an_imported_run(imported, tmp_path):
   base = config.of_run(workdir)
   settings = training.TrainConfig(init_from=str(workdir), batch_size=8)
   cfg = config.Config(model=base.model, tokenizer=base.tokenizer, train=settings)
-  toks = language_model.build_tokenizers(cfg, tmp_path)
+  toks = run_tokenizers.build(cfg, tmp_path)
   model_cfg = language_model.resolve_model(cfg, toks)
   program = step.gpt_program(cfg, model_cfg, models.mesh())
   start = checkpoint.load_model(workdir, program.abstract.model)

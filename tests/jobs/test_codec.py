@@ -13,7 +13,7 @@ from PIL import Image
 
 from gpt_jax import config, data, sharding, train
 from gpt_jax.evaluation import trained
-from gpt_jax.jobs import codec, language_model
+from gpt_jax.jobs import base, run_tokenizers
 from gpt_jax.runs import records, run_folder
 from gpt_jax.step import params_of
 from gpt_jax.tokenizers import audio, image
@@ -144,6 +144,16 @@ def test_nothing_held_out_means_no_measures(tmp_path):
   assert image.load(tmp_path / 'run/codec').codebooks == (16,)
 
 
+@pytest.mark.parametrize('modality', ['image', 'audio'])
+def test_a_tokenizer_is_a_job_and_scores_as_many_items_as_asked(modality, tmp_path, monkeypatch):
+  job = job_of(tiny_runs.codec(modality), tmp_path)
+  assert isinstance(job, base.Job)
+  scores, rows = job.validate(job.program.init(), 3)
+  assert {row['n'] for row in rows} == {3} and scores['valid_loss'] > 0
+  monkeypatch.setattr(job, 'program', None)  # its sizes are known without a state
+  assert f', 16 codes, {job.count} {job.unit}, ' in job.describe()
+
+
 # -------------------------------------------------------------------------------------- resuming
 
 
@@ -233,8 +243,16 @@ def test_other_data_are_refused(run_of, tmp_path):
 
 
 def items(count=10, batch_size=4, seed=3, content='x'):
-  gather = lambda index_B: {'index_B': index_B}
-  return codec.Items(count, batch_size, seed, gather, content)
+  fingerprint = dict(count=count, batch_size=batch_size, seed=seed, content=content)
+  gather = lambda numbers: {'index_B': np.asarray(numbers)}
+  return data.ItemLoader(
+    data.DataConfig(),
+    gather,
+    data.epoch_shuffle(seed, count),
+    batch_size=batch_size,
+    share=(0, 1),
+    fingerprint=fingerprint,
+  )
 
 
 def take(loader, n):
@@ -374,7 +392,7 @@ def test_a_gpt_trains_on_the_codes_and_keeps_the_tokenizers(run_of, tmp_path):
 )
 def test_what_the_codec_was_not_trained_for(run_of, changes, cause, tmp_path):
   with pytest.raises((ValueError, FileNotFoundError)) as error:
-    language_model.build_tokenizers(media(run_of, **changes), tmp_path)
+    run_tokenizers.build(media(run_of, **changes), tmp_path)
   assert_two_lines(error.value, cause)
 
 

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt_jax import config, data, sharding
 from gpt_jax.cluster import meshes
-from gpt_jax.jobs import language_model
+from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model import attention, gpt
 from gpt_jax.plan import abstract_inputs, format, hlo, plan, roofline, topologies
 from gpt_jax.sharding import MeshConfig, make_mesh
@@ -411,7 +411,7 @@ def test_a_planned_batch_is_like_one_of_the_loader(name, chosen, entries, corpor
   if name == 'demo':  # whose text and sounds take seconds to read
     mixture = {key: few(x) if x.kind != 'digits' else x for key, x in cfg.data.mixture.items()}
     cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, mixture=mixture))
-  toks = language_model.build_tokenizers(cfg, tmp_path)
+  toks = run_tokenizers.build(cfg, tmp_path)
   length = cfg.model.context
   loader = data.Loader(
     cfg.data, toks, split='train', batch_size=cfg.train.batch_size, length=length, seed=0, cache_dir=tmp_path

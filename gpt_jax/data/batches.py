@@ -1,0 +1,174 @@
+"""Numbered batches: shared out to processes, prefetched by Grain, resumed by number.
+
+Global batch i is a pure function of (config, seed, i), so the state of a loader is the number of its
+next batch, and it may resume on another number of processes or workers. Grain itself would accept the
+state of a different pipeline: a fingerprint guards against that.
+"""
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+
+import numpy as np
+
+from gpt_jax.data.mixture import DataConfig
+
+
+class BatchLoader:
+  """An endless iterator over one process's share of numbered batches: a base class.
+
+  `batch_size` N counts the rows of all P processes; process p gets rows [p N/P, (p+1) N/P) of each
+  batch. A subclass sets `gather`, a function from row addresses to a batch (workers pickle it), and
+  `fingerprint`, a JSON-able dict of everything that its batches depend on.
+  """
+
+  gather: Callable[[list], dict[str, np.ndarray]]
+  fingerprint: dict
+
+  def __init__(self, cfg: DataConfig, batch_size: int, process_index: int, process_count: int):
+    if batch_size < 1 or batch_size % process_count:
+      raise ValueError(
+        f'batch_size={batch_size} cannot be shared by {process_count} processes\n'
+        f'fix: use a multiple of {process_count}'
+      )
+    self._cfg, self._batch_size = cfg, batch_size
+    self._process = process_index, process_count
+    self._next, self._iterator = 0, None
+
+  def identify(self, number: int) -> dict[str, list[int]]:
+    """Return {source: numbers of its rows} in global batch `number`, for all processes."""
+    raise NotImplementedError
+
+  def _addresses(self):
+    """Return the Grain data set of row addresses: endless, the same on every process."""
+    raise NotImplementedError
+
+  def __iter__(self):
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    if self._iterator is None:
+      self._iterator = iter(self._batches())
+    batch = next(self._iterator)
+    self._next += 1
+    if self._cfg.workers:  # out of the shared memory, which the worker would use again
+      batch = {key: np.array(rows) for key, rows in batch.items()}
+    return batch
+
+  def first(self) -> dict[str, np.ndarray]:
+    """Return batch 0 of this process, whichever is next."""
+    index, count = self._process
+    size, addresses = self._batch_size // count, self._addresses()
+    chosen = [addresses[n] for n in range(index * size, (index + 1) * size)]
+    return self.gather(chosen)
+
+  def state(self) -> dict:
+    """Return the number of the next batch and the fingerprint, JSON-able, equal on every process."""
+    return {'next_batch': self._next, 'fingerprint': self.fingerprint}
+
+  def restore(self, state: dict) -> list[str]:
+    """Continue at the batch that `state` names; return [] if the data are those of the state.
+
+    If they differ: ValueError listing the entries; with data.reset the new data start at batch 0, and
+    the differing entries are returned.
+    """
+    changed = differences(state['fingerprint'], self.fingerprint)
+    if changed and not self._cfg.reset:
+      raise ValueError(
+        f'the data differ from those of the saved run: {"; ".join(changed)}\n'
+        'fix: restore these settings, or set data.reset=True to start the new data from batch 0'
+      )
+    self.close()
+    self._next = 0 if changed else int(state['next_batch'])
+    return changed
+
+  def close(self) -> None:
+    """End threads and worker processes; the next batch starts them again."""
+    if self._iterator is not None:
+      self._iterator.close()
+      self._iterator = None
+
+  def _batches(self):
+    """Return the Grain data set of this process's batches from the next one on."""
+    import grain
+
+    index, count = self._process
+    # Shuffled and mixed first, shared out after: batch i of process p is number i * count + p of
+    # the small batches, whatever the number of processes.
+    own = self._addresses().batch(self._batch_size // count, drop_remainder=True, batch_fn=self.gather)
+    own = own[self._next * count + index :: count]
+    ahead, workers = self._cfg.prefetch, self._cfg.workers
+    threads = 0 if workers else min(1, ahead)
+    batches = own.to_iter_dataset(
+      grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
+    )
+    if workers:
+      _use_default_flags()
+      options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, ahead))
+      batches = batches.mp_prefetch(options)
+    return batches
+
+
+class ItemLoader(BatchLoader):
+  """Batches of whole items, such as images or crops of sound."""
+
+  def __init__(self, cfg: DataConfig, gather, item_at, *, batch_size, share, fingerprint):
+    """gather: list of item numbers -> batch. item_at: place of the endless order -> item number.
+
+    share: (index, count) of the processes' parts of a batch. fingerprint: see BatchLoader.
+    """
+    super().__init__(cfg, batch_size, *share)
+    self.gather, self._item_at, self.fingerprint = gather, item_at, fingerprint
+
+  def identify(self, number: int) -> dict[str, list[int]]:
+    """Return {'items': their numbers} of global batch `number`, for all processes."""
+    size = self._batch_size
+    return {'items': [self._item_at(place) for place in range(number * size, (number + 1) * size)]}
+
+  def _addresses(self):
+    import grain
+
+    return grain.MapDataset.source(_Endless(self._item_at))
+
+
+class _Endless:
+  """A function of the place as the random access source that Grain reads."""
+
+  def __init__(self, item_at):
+    self._item_at = item_at
+
+  def __len__(self):
+    return sys.maxsize
+
+  def __getitem__(self, place):
+    return self._item_at(place)
+
+
+def epoch_shuffle(seed: int, count: int) -> Callable[[int], int]:
+  """Return place -> item number: each epoch has all `count` items once, in an order of its own."""
+
+  @functools.lru_cache(2)
+  def order(epoch):
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+  return lambda place: int(order(place // count)[place % count])
+
+
+def _use_default_flags() -> None:
+  """Mark Grain's absl flags as parsed: its worker processes read them, also outside absl programs."""
+  from absl import flags
+
+  if not flags.FLAGS.is_parsed():
+    for name in flags.FLAGS:
+      if name.startswith('grain_'):
+        flags.FLAGS[name].present = 1
+
+
+def differences(old: dict, new: dict) -> list[str]:
+  """Return the entries that differ, as 'key old -> new'."""
+  return [
+    f'{key} {json.dumps(old.get(key, "nothing"))} -> {json.dumps(new.get(key, "nothing"))}'
+    for key in dict.fromkeys([*old, *new])
+    if old.get(key, 'nothing') != new.get(key, 'nothing')
+  ]

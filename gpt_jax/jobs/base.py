@@ -1,0 +1,59 @@
+"""The protocol of a job: what the training loop asks of the thing that it trains."""
+
+from typing import Any, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Job(Protocol):
+  """A model, its data and its program. `__init__(cfg, workdir, mesh)` builds and checks everything.
+
+  The constructor writes nothing but token caches. Its errors are ValueErrors about the config.
+  """
+
+  unit: str  # plural name of what `tokens` counts: 'tokens', 'images', 'crops'
+  loader: Any  # data.batches.BatchLoader of the training batches
+  program: Any  # step.Program: abstract state, init, compiled step
+  parameters: int  # entries of all parameters
+  flops: dict  # {'full', 'causal'}: FLOPs per token by convention; {} if there is no convention
+
+  def example_batch(self):
+    """Return a batch of training's shapes and dtypes; called to trace the step."""
+
+  def load_initial_weights(self, state):
+    """Return the state with the parameters of train.init_from; called for a new run that has one."""
+
+  def write_files(self):
+    """Write the run folder's files besides checkpoints; called in process 0 when a run starts."""
+
+  def describe(self):
+    """Return one line about the model and its data; printed when a run starts or resumes."""
+
+  def checkpoint_extra(self):
+    """Return JSON that a checkpoint needs to be used without its run folder; called at each save."""
+
+  def raise_if_preempted(self):
+    """Raise if the run must stop; the loop replaces this function, evaluations call it per batch."""
+
+  def pop_scalars(self, values):
+    """Remove metrics that are not one number per step from {name: values by step}; return numbers.
+
+    Called with the fetched metrics of each logged interval.
+    """
+
+  def utilization(self, per_second):
+    """Return {name: throughput as a share of the hardware's peak}; called with each logged interval."""
+
+  def validate(self, state, limit):
+    """Return ({score: number}, rows of result.json) on the validation data.
+
+    limit: how many of `unit` to score, 0 = all. Called at each train.eval_every and at the end.
+    """
+
+  def samples(self, state):
+    """Yield (content, name, suffix) of each sample; called at each train.sample_every and at the end."""
+
+  def finish(self, state, say):
+    """Run what is due once after the last step and return its rows of result.json; say: print a line."""
+
+  def provenance(self):
+    """Return fields of result.json about where the data's encoding comes from."""

@@ -1,0 +1,84 @@
+"""The tokenizers of a GPT's run: built from the config, taken from a run, checked against the mixture."""
+
+import dataclasses
+from pathlib import Path
+
+from gpt_jax import data, losses, tokenizers
+from gpt_jax.data import templates
+from gpt_jax.runs import records, run_folder
+
+
+def template_kinds(cfg):
+  """Return the kinds of content in the templates of the mixture, such as {'text', 'image'}."""
+  sides = (side for source in cfg.data.mixture.values() for side in templates.signature(source.template))
+  return {kind for side in sides for kind in side}
+
+
+def build(cfg, workdir):
+  """Return the tokenizers of the run folder, or of train.init_from, or new ones built from the config."""
+  if (workdir / 'tokenizer' / 'vocabulary.json').exists():  # written last
+    return tokenizers.Tokenizers.load(workdir / 'tokenizer')
+  if cfg.train.init_from:
+    base = Path(cfg.train.init_from).expanduser()
+    base_config = run_folder.read_config(base)
+    for name in ('tokenizer', 'image', 'audio'):
+      wanted = records.to_json(dataclasses.asdict(getattr(cfg, name)))
+      if base_config.get(name) != wanted:
+        raise ValueError(
+          f'train.init_from={base} has the {name} section {base_config.get(name)}, and this config another\n'
+          'fix: take that section from its config, as experiments/finetune_gpt2.py does'
+        )
+    return tokenizers.Tokenizers.load(base / 'tokenizer')
+  # An alphabet must cover the validation text; merges must not be learned from it.
+  splits = ('train', 'valid') if cfg.tokenizer.kind == 'chars' else ('train',)
+  texts = lambda: (text for split in splits for _, text in data.documents(cfg.data, split))
+  text = tokenizers.text.build(cfg.tokenizer, texts)
+  check_modalities(cfg)
+  image = audio = None
+  if cfg.image.kind:
+    shape = (cfg.image.height, cfg.image.width, cfg.image.channels)
+    images = lambda: data.load_images(cfg.data, shape)
+    image = tokenizers.image.build(cfg.image, images)
+  if cfg.audio.kind:
+    waves = lambda: data.load_waveforms(cfg.data, cfg.audio.sample_rate, seconds=cfg.audio.seconds)
+    audio = tokenizers.audio.build(cfg.audio, waves)
+  return tokenizers.Tokenizers.build(text, image, audio)
+
+
+def check_modalities(cfg):
+  """Raise ValueError unless the templates and the tokenizers name the same modalities."""
+  used = template_kinds(cfg)
+  for modality, kinds in (('image', {'image', 'patches'}), ('audio', {'audio', 'frames'})):
+    chosen = getattr(cfg, modality).kind
+    if 'parts' in used:
+      continue
+    if used & kinds and not chosen:
+      raise ValueError(
+        f'a template of data.mixture has {" and ".join(sorted(used & kinds))}, and '
+        f'{modality}.kind is empty\nfix: choose an {modality} tokenizer, as in '
+        f'experiments/demo.py'
+      )
+    if chosen and not used & kinds:
+      raise ValueError(
+        f'{modality}.kind={chosen} has no use: no template of data.mixture has an {modality}\n'
+        f"fix: leave {modality}.kind='', or write {{field:{modality}}} in a template"
+      )
+
+
+def check_use(cfg, toks):
+  """Raise ValueError for settings that have no effect with this vocabulary or mixture."""
+  single = len(toks.modalities) == 1
+  useless = {name: name not in toks.modalities for name in losses.MODALITIES}
+  useless |= {'balance': single, 'restrict': single}
+  for name, is_useless in useless.items():
+    value = getattr(cfg.loss, name)
+    if is_useless and value != getattr(losses.LossConfig, name):
+      raise ValueError(
+        f'loss.{name}={value} has no effect: the ids are {", ".join(toks.modalities)}\n'
+        f'fix: leave loss.{name}={getattr(losses.LossConfig, name)}'
+      )
+  if cfg.sample.guidance != 1 and not cfg.data.condition_dropout:
+    raise ValueError(
+      f'sample.guidance={cfg.sample.guidance} needs a model that knows an empty condition\n'
+      'fix: set data.condition_dropout=0.1, or sample.guidance=1.0'
+    )
