@@ -33,7 +33,8 @@ MAY_IMPORT = {
   'sharding': '',
   'model': 'sharding',
   'losses': '',
-  'optim': '',
+  'optimizers': '',
+  'optim': 'optimizers',
   'tokenizers': 'model',
   'data': 'tokenizers',
   'training.loss_guard': '',
@@ -54,14 +55,14 @@ MAY_IMPORT = {
   'evaluation.trained': 'config evaluation model sharding tokenizers training',
   'cluster': 'runs',
   'plan': 'data jobs losses model sample sampling.prompt_batch sharding step tokenizers',
-  'ablation': 'cli.experiment_file config data jobs model runs sharding step train',
+  'ablation': 'cli.experiment_file config data jobs model runs sharding step train training',
   'reports.study': 'ablation reports',
   'ablation.execute': 'ablation config reports.study runs sharding step train training',
   'interop': 'config evaluation.trained model runs sample step tokenizers train training',
   'reports.compare': 'config data evaluation evaluation.trained runs sharding training',
-  'cli': 'ablation ablation.execute cli.experiment_file cluster config data evaluation evaluation.trained '
-  'interop model plan reports reports.compare runs sample sampling sampling.samplers sharding step '
-  'tokenizers train',
+  'cli': 'ablation ablation.execute cli.experiment_file cluster config data evaluation '
+  'evaluation.trained interop model plan reports reports.compare runs sample sampling sampling.samplers '
+  'sharding step tokenizers train',
   'experiments': 'ablation config model',
   'launch': 'cli',
 }
@@ -69,7 +70,7 @@ MAY_IMPORT = {
 # Whose subject a library is. jax and numpy are everywhere, torch and TensorFlow nowhere.
 LIBRARIES = {
   'flax': ['model', 'tokenizers.learned', 'training.probes'],
-  'optax': ['optim'],
+  'optax': ['evaluation.judges', 'optim', 'optimizers'],
   'orbax': ['training.checkpoint'],
   'grain': ['data'],
   'tensorflow_datasets': ['data'],
@@ -85,7 +86,7 @@ LIBRARIES = {
   'PIL': ['data'],
   'soundfile': ['data'],
   'scipy': ['ablation', 'data', 'evaluation', 'tokenizers'],
-  'sklearn': ['data', 'evaluation.judges'],
+  'sklearn': ['data', 'evaluation'],
   'safetensors': ['interop', 'tokenizers'],
   'sacrebleu': ['evaluation.text_metrics'],
   'rouge_score': ['evaluation.text_metrics'],

@@ -11,6 +11,7 @@ import pytest
 
 from gpt_jax import optim
 from gpt_jax.optim import OptimConfig, Optimizer
+from gpt_jax.optimizers import mup, param_groups
 
 AXES = {
   'embed_VD': 'VD',
@@ -121,13 +122,13 @@ def test_muon_orthogonalizes_each_layers_matrix_and_leaves_the_rest_to_adamw():
 
 
 def test_matrix_axes():
-  assert optim.matrix_axes('LDHK') == ((1,), (2, 3))
-  assert optim.matrix_axes('LHKD') == ((1, 2), (3,))
-  assert optim.matrix_axes('LEFD') == ((2,), (3,))
-  assert optim.matrix_axes('DF') == ((0,), (1,))
+  assert mup.matrix_axes('LDHK') == ((1,), (2, 3))
+  assert mup.matrix_axes('LHKD') == ((1, 2), (3,))
+  assert mup.matrix_axes('LEFD') == ((2,), (3,))
+  assert mup.matrix_axes('DF') == ((0,), (1,))
   for axes in ('VD', 'TD', 'LD', 'LHK', 'D', 'LF'):
-    assert optim.matrix_axes(axes) is None, axes
-  assert [optim.is_matrix(a) for a in ('VD', 'TD', 'LDE', 'LD', 'LHK', 'K', 'LEDF')] == [
+    assert mup.matrix_axes(axes) is None, axes
+  assert [mup.is_matrix(a) for a in ('VD', 'TD', 'LDE', 'LD', 'LHK', 'K', 'LEDF')] == [
     True,
     True,
     True,
@@ -371,11 +372,11 @@ def test_a_decay_that_matches_nothing_is_refused():
 
 def test_first_match_counts():
   rules = ('.*wq.*=0.25', 'blocks/.*=0.5', '.*=2')
-  found = optim.match_multipliers(rules, AXES)
+  found = param_groups.match_multipliers(rules, AXES)
   assert found['blocks/attention/wq_DHK'] == 0.25
   assert found['blocks/attention/wo_HKD'] == 0.5
   assert found['embed_VD'] == 2
-  assert set(optim.match_multipliers((), AXES).values()) == {1.0}
+  assert set(param_groups.match_multipliers((), AXES).values()) == {1.0}
 
 
 @pytest.mark.parametrize(
@@ -413,12 +414,12 @@ def test_entries_that_are_no_rules_are_refused(entry):
     (dict(clip=-1.0), 'optim.clip=-1.0 is negative'),
     (dict(warmup=-1), 'optim.warmup=-1 is negative'),
     (dict(eps=-1.0), 'optim.eps=-1.0 is negative'),
-    (dict(b1=1.0), 'optim.b1=1.0 is no decay\nfix: use 0 <= x < 1'),
-    (dict(b2=-0.5), 'optim.b2=-0.5 is no decay'),
-    (dict(ema=1.5), 'optim.ema=1.5 is no decay'),
-    (dict(final_lr=1.5), 'optim.final_lr=1.5 is no share\nfix: use 0 to 1'),
-    (dict(cooldown=-0.1), 'optim.cooldown=-0.1 is no share'),
-    (dict(decay='(x'), "optim.decay='(x' is no regex"),
+    (dict(b1=1.0), 'optim.b1=1.0 is not a decay rate\nfix: use 0 <= x < 1'),
+    (dict(b2=-0.5), 'optim.b2=-0.5 is not a decay rate'),
+    (dict(ema=1.5), 'optim.ema=1.5 is not a decay rate'),
+    (dict(final_lr=1.5), 'optim.final_lr=1.5 is not a fraction\nfix: use 0 to 1'),
+    (dict(cooldown=-0.1), 'optim.cooldown=-0.1 is not a fraction'),
+    (dict(decay='(x'), "optim.decay='(x' is not a regex"),
   ],
   ids=str,
 )
@@ -426,3 +427,22 @@ def test_config_refuses(wrong, cause):
   with pytest.raises(ValueError, match='optim') as error:
     OptimConfig(**wrong)
   assert str(error.value).startswith(cause)
+
+
+def test_a_new_optimizer_costs_one_function_and_one_row(monkeypatch):
+  """No second table: config, muP, and the update rule all read the row."""
+  signs = lambda cfg, axes: optax.GradientTransformationExtraArgs(
+    lambda params: optax.EmptyState(),
+    lambda grads, state, params=None, *, accepted: (jax.tree.map(jnp.sign, grads), state),
+  )
+  monkeypatch.setitem(optim.OPTIMIZERS, 'signs', optim.Row(signs))
+  cfg = OptimConfig(name='signs', lr=0.5, weight_decay=0.0, clip=0.0, warmup=0, schedule='constant')
+  optimizer = Optimizer(cfg, 10, {'w_DF': 'DF', 'b_F': 'F'}, growth=4.0)
+  params = {'w_DF': jnp.ones((2, 2)), 'b_F': jnp.ones(2)}
+  grads = {'w_DF': jnp.full((2, 2), 3.0), 'b_F': jnp.full(2, -3.0)}
+  new, _, _ = optimizer.update(grads, optimizer.init(params), params, {'lr': 0.5, 'weight_decay': 0.0})
+  np.testing.assert_allclose(new['w_DF'], 1 - 0.5 / 4)  # muP: a hidden matrix of a 4 x wider model
+  np.testing.assert_allclose(new['b_F'], 1 + 0.5)
+  monkeypatch.undo()
+  with pytest.raises(ValueError, match="optim.name='signs' is not known"):
+    OptimConfig(name='signs')

@@ -20,6 +20,7 @@ from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model import gpt
 from gpt_jax.runs import records
 from gpt_jax.sharding import MeshConfig, make_mesh, to_devices
+from gpt_jax.training import session
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +184,7 @@ def measured_step_seconds(job, mesh, n, calls=8):
   state, seconds = job.program.init(), []
   for _ in range(calls + 1):
     start = time.perf_counter()
-    batch = to_devices(train.next_batches(job.loader, n), mesh, stacked=n > 1)
+    batch = to_devices(session.next_batches(job.loader, n), mesh, stacked=n > 1)
     state, metrics = job.program.step(state, batch)
     jax.block_until_ready((state, metrics))
     seconds.append((time.perf_counter() - start) / n)

@@ -6,7 +6,6 @@ equal documents are always on the same side, media by the bytes of their files.
 """
 
 import array
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -165,15 +164,9 @@ def open_split(cfg: DataConfig, name: str, split: str) -> SourceSplit:
       )
 
   def describe():
-    copied = ('copies', 'augment') if split == 'train' else ()
     cut = {} if whole else {'split': split, 'valid_fraction': cfg.valid_fraction}
-    return {
-      'content': corpus.content(),
-      **_pick(source, ('kind', 'template', 'separator')),
-      **_changed(source, ('names', 'pattern', 'rate', 'bad_records', *copied)),
-      **selection(source, split if source.has(split) else 'train'),
-      **cut,
-    }
+    filters = selection(source, split if source.has(split) else 'train')
+    return {'content': corpus.content(), **source.describe(split), **filters, **cut}
 
   return SourceSplit(chosen, first > 1, plain, describe)
 
@@ -200,17 +193,6 @@ def _nothing_named(cfg: DataConfig, name: str, split: str) -> ValueError:
     f'fix: set {split}_path, {split}_keep or (tfds) {split}_split of the source, or, for '
     'validation, raise data.valid_fraction'
   )
-
-
-def _changed(instance, names: tuple[str, ...]) -> dict:
-  """The fields that do not have their default, so that a new field leaves old keys as they are."""
-  defaults = {field.name: field.default for field in dataclasses.fields(instance)}
-  picked = _pick(instance, names)
-  return {name: value for name, value in picked.items() if value != defaults[name]}
-
-
-def _pick(instance, names: tuple[str, ...]) -> dict:
-  return {name: value for name, value in dataclasses.asdict(instance).items() if name in names}
 
 
 def _cut(examples: Callable, cfg: DataConfig, split: str, skip) -> Iterator[tuple[str, list[Piece]]]:

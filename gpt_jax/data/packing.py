@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.data.row_fields import PLAIN, RowFields, spread
-from gpt_jax.data.sources import scramble
+from gpt_jax.data.synthetic.random_bits import scramble
 from gpt_jax.runs import records
 
 CHUNK = 1 << 16  # pieces that are fitted together; bounds memory, costs part of one row in thousands

@@ -131,7 +131,7 @@ def parallel(source, split: str) -> Corpus:
   return Corpus(records, lambda: hash_files(list(names.values())))
 
 
-def made_up_stories(source, split: str) -> Corpus:
+def synthetic_stories(source, split: str) -> Corpus:
   """Stories with a question, made here; `facts` says how many sentences the answer needs."""
   some = json.dumps(list(stories.records(10, source.seed)))
   digest = hashlib.sha256(some.encode()).hexdigest()

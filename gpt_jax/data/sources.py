@@ -1,27 +1,25 @@
-"""Where records come from: a `Source` of the config, and the table of its kinds.
+"""Where records come from: the `Source` section of a config, and the table of its kinds.
 
-A row of SOURCES opens a source and gives a `Corpus`: two functions, one streams (where, record),
-one hashes all that the first can read. A record is a dict of fields, `where` names it in messages.
-Relative paths are looked up in the current folder, then in the folder that GPT_JAX_DATA names.
+A new kind costs one function in a file of its own and one row of SOURCES. The function opens a
+source as a `Corpus`: one function that streams (where, record), one that hashes everything the first
+can read. A record is a dict of fields; `where` names it in messages. Relative paths are looked up in
+the current folder, then in the folder that GPT_JAX_DATA names.
 """
 
-import codecs
-import hashlib
-import json
-import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-
-from gpt_jax.data import arrays, augment, media_sources, record_sources, splits, templates
-from gpt_jax.data.files import find, hash_files, not_utf8
+from gpt_jax.data import arrays, augment, media_sources, record_sources, splits, templates, text_sources
 from gpt_jax.data.splits import Corpus
 
-BLOCK = 1 << 20  # bytes read at a time
-SYNTHETIC_WORDS, SYNTHETIC_CHOICES = 512, 8  # vocabulary and successors of the Markov chain
+COMMON = ('kind', 'template', 'weight')  # fields that every kind reads
+PATHS = ('path', 'valid_path', 'test_path')
+FILTERS = ('keep', 'valid_keep', 'test_keep')
+COPIES = ('copies', 'augment')
+# Fields that say where records are or which of them a split takes: `Corpus.content` and
+# `splits.selection` describe their effect.
+LOCATIONS = (*PATHS, 'train_split', 'valid_split', 'test_split', 'data_dir', 'root', 'captions')
 
 
 @dataclass(frozen=True)
@@ -55,16 +53,14 @@ class Source:
 
   def __post_init__(self):
     if self.kind not in SOURCES:
-      raise ValueError(f'kind={self.kind} is no kind of source\nfix: use one of {", ".join(SOURCES)}')
-    used = {'kind', 'template', 'weight', *FIELDS[self.kind]}
-    for field in fields(self):
-      value = getattr(self, field.name)
-      if field.name not in used and value != field.default:
+      raise ValueError(f'kind={self.kind} is not a kind of source\nfix: use one of {", ".join(SOURCES)}')
+    for name, value in self.changed.items():
+      if name not in self.fields_read:
         raise ValueError(
-          f'{field.name}={value!r} means nothing to a source of kind={self.kind}\n'
-          f'fix: remove it; kind={self.kind} reads {", ".join(sorted(used))}'
+          f'{name}={value!r} means nothing to a source of kind={self.kind}\n'
+          f'fix: remove it; kind={self.kind} reads {", ".join(sorted(self.fields_read))}'
         )
-    if 'path' in used and not self.path:
+    if 'path' in self.fields_read and not self.path:
       raise ValueError(f'path is empty for a source of kind={self.kind}\nfix: set path')
     if not 0 < self.weight < float('inf'):
       raise ValueError(f'weight={self.weight} is not positive\nfix: remove the source or raise it')
@@ -80,17 +76,34 @@ class Source:
     self._check_augment()
 
   def _check_augment(self):
-    changed, shown = augment.modalities(self.augment), templates.modalities(self.template)
-    if changed - shown:
+    missing = augment.modalities(self.augment) - templates.modalities(self.template)
+    if missing:
       raise ValueError(
-        f'augment={self.augment!r} changes {sorted(changed - set(shown))[0]}, and the template '
-        f'{self.template!r} has none\nfix: leave it out of augment'
+        f'augment={self.augment!r} changes {min(missing)}, and the template {self.template!r} has none\n'
+        'fix: leave it out of augment'
       )
     if bool(self.copies) != bool(self.augment):
       raise ValueError(
         f'copies={self.copies} with augment={self.augment!r}\n'
-        'fix: give both: how many changed copies of a record, and how they are changed'
+        'fix: give both: the number of changed copies of a record, and the changes'
       )
+
+  @property
+  def fields_read(self) -> set[str]:
+    """The names of the fields that this kind reads."""
+    return {*COMMON, *SOURCES[self.kind].fields}
+
+  @property
+  def changed(self) -> dict:
+    """The fields that are not at their defaults."""
+    values = {field.name: getattr(self, field.name) for field in fields(self)}
+    return {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
+
+  def describe(self, split: str) -> dict:
+    """Return the settings that decide what documents of `split` hold, beside the records' content."""
+    skipped = {'weight', *LOCATIONS, *FILTERS, *(COPIES if split != 'train' else ())}
+    fixed = {'kind': self.kind, 'template': self.template}
+    return fixed | {name: value for name, value in self.changed.items() if name not in skipped}
 
   def is_apart(self, split: str) -> bool:
     """Whether `split` has files of its own."""
@@ -113,148 +126,32 @@ class Source:
 def open_source(source: Source, split: str) -> Corpus:
   """The records of `split` if the source names its data, else those of training."""
   own = split if source.has(split) else 'train'
-  return splits.select(SOURCES[source.kind](source, own), source, own)
+  return splits.select(SOURCES[source.kind].open(source, own), source, own)
 
 
-def _builtin(source: Source, split: str) -> Corpus:
-  """The language reference that every CPython carries; its text differs between Python versions."""
-  try:
-    from pydoc_data.topics import topics
-  except ImportError:
-    raise ValueError(
-      'kind=builtin needs pydoc_data, which this Python was packaged without\n'
-      'fix: use kind=text with a file of your own, or a complete Python'
-    ) from None
-  names = sorted(topics)
+class SourceKind(NamedTuple):
+  """A kind of source: what opens it, and the fields that it reads besides COMMON."""
 
-  def content():
-    digest = hashlib.sha256(json.dumps([[name, topics[name]] for name in names]).encode())
-    return f'python{sys.version_info.major}.{sys.version_info.minor}-{digest.hexdigest()}'
-
-  def records():
-    return ((f'topic {name}', {'name': name, 'text': topics[name]}) for name in names)
-
-  return Corpus(records, content)
-
-
-def _text(source: Source, split: str) -> Corpus:
-  """UTF-8 files, byte for byte; each is one document, or many between separators."""
-  files = find(source.path_of(split), '.txt')
-
-  def records():
-    for path in files:
-      pieces = _pieces(path, source.separator)
-      for number, text in enumerate(pieces, 1):
-        yield f'{path} document {number}', {'text': text}
-
-  return Corpus(records, lambda: hash_files(files))
-
-
-def _pieces(path: Path, separator: str) -> Iterator[str]:
-  """The documents of one file, streamed if there is a separator; blank ones do not count."""
-  if not os.path.getsize(path):
-    raise ValueError(f'{path} is empty\nfix: remove it from path, or fill it')
-  blocks = _decoded(path)
-  if not separator:
-    yield ''.join(blocks)
-    return
-  rest = ''
-  for block in blocks:
-    *done, rest = (rest + block).split(separator)
-    yield from filter(str.strip, done)
-  if rest.strip():
-    yield rest
-
-
-def _decoded(path: Path) -> Iterator[str]:
-  """A file as text, block by block, without newline translation."""
-  decoder = codecs.getincrementaldecoder('utf-8')()
-  offset = 0
-  with open(path, 'rb') as file:
-    while True:
-      block = file.read(BLOCK)
-      held = len(decoder.getstate()[0])  # bytes of a character that the last block cut
-      try:
-        yield decoder.decode(block, final=not block)
-      except UnicodeDecodeError as error:
-        raise not_utf8(path, offset - held + error.start) from None
-      if not block:
-        return
-      offset += len(block)
-
-
-def _synthetic(source: Source, split: str) -> Corpus:
-  """An order-1 Markov chain over made-up words: learnable, endless, the same on every machine."""
-
-  def records():
-    words = [_word(n) for n in range(SYNTHETIC_WORDS)]
-    for number in range(source.documents):
-      draws = scramble(source.seed, np.arange(number * 256, number * 256 + 256)).tolist()
-      word, text = draws[0] % SYNTHETIC_WORDS, []
-      for draw in draws:
-        # Eight successors each, the low ones likelier: 2.73 bits a word, where uniform has 3.
-        choice = min(draw % SYNTHETIC_CHOICES, (draw >> 32) % SYNTHETIC_CHOICES)
-        word = (word * 31 + choice * 97 + 7) % SYNTHETIC_WORDS
-        text.append(words[word])
-      yield f'synthetic document {number}', {'text': ' '.join(text) + '.\n'}
-
-  return Corpus(records, lambda: f'markov1-{source.documents}-{source.seed}')
-
-
-def _word(number: int) -> str:
-  """A pronounceable word for a number below 512 = 8^3; different numbers, different words."""
-  onset, vowel, rest = number % 8, number // 8 % 8, number // 64
-  return 'bdfklmst'[onset] + ('a', 'e', 'i', 'o', 'u', 'ai', 'ea', 'oo')[vowel] + 'lmnrstxz'[rest]
-
-
-def scramble(seed: int, index: np.ndarray) -> np.ndarray:
-  """64 pseudo-random bits for each index (SplitMix64), a pure function of the arguments."""
-  start = int.from_bytes(hashlib.sha256(b'%d' % seed).digest()[:8], 'little')
-  x = index.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start)
-  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return x ^ (x >> np.uint64(31))
+  open: Callable[[Source, str], Corpus]
+  fields: tuple[str, ...]
 
 
 SOURCES = {
-  'builtin': _builtin,
-  'text': _text,
-  'jsonl': record_sources.jsonl,
-  'parallel': record_sources.parallel,
-  'stories': record_sources.made_up_stories,
-  'tfds': record_sources.tfds,
-  'synthetic': _synthetic,
-  'digits': media_sources.digits,
-  'keypad': media_sources.keypad,
-  'arrays': arrays.arrays,
-  'files': media_sources.files,
-}
-
-# The fields that a kind reads besides kind, template and weight.
-FILTERS = ('keep', 'valid_keep', 'test_keep')
-COPIES = ('copies', 'augment')
-PATHS = ('path', 'valid_path', 'test_path')
-FIELDS = {
-  'builtin': FILTERS,
-  'text': ('separator', *PATHS),
-  'jsonl': ('root', 'names', 'bad_records', *PATHS, *FILTERS, *COPIES),
-  'tfds': (
-    'path',
-    'train_split',
-    'valid_split',
-    'test_split',
-    'data_dir',
-    'rate',
-    'names',
-    'bad_records',
-    *FILTERS,
-    *COPIES,
+  'builtin': SourceKind(text_sources.builtin, FILTERS),
+  'text': SourceKind(text_sources.text, ('separator', *PATHS)),
+  'synthetic': SourceKind(text_sources.synthetic, ('documents', 'seed')),
+  'jsonl': SourceKind(record_sources.jsonl, ('root', 'names', 'bad_records', *PATHS, *FILTERS, *COPIES)),
+  'parallel': SourceKind(record_sources.parallel, (*PATHS, *FILTERS)),
+  'stories': SourceKind(record_sources.synthetic_stories, ('documents', 'seed', *FILTERS)),
+  'tfds': SourceKind(
+    record_sources.tfds,
+    ('path', 'train_split', 'valid_split', 'test_split', 'data_dir', 'rate', 'names', 'bad_records')
+    + (*FILTERS, *COPIES),
   ),
-  'parallel': (*PATHS, *FILTERS),
-  'stories': ('documents', 'seed', *FILTERS),
-  'synthetic': ('documents', 'seed'),
-  'digits': (*FILTERS, *COPIES),
-  'keypad': ('documents', *FILTERS, *COPIES),
-  'arrays': ('rate', 'names', 'bad_records', *PATHS, *FILTERS, *COPIES),
-  'files': ('pattern', 'captions', 'names', 'bad_records', *PATHS, *FILTERS, *COPIES),
+  'digits': SourceKind(media_sources.digits, (*FILTERS, *COPIES)),
+  'keypad': SourceKind(media_sources.keypad, ('documents', *FILTERS, *COPIES)),
+  'arrays': SourceKind(arrays.arrays, ('rate', 'names', 'bad_records', *PATHS, *FILTERS, *COPIES)),
+  'files': SourceKind(
+    media_sources.files, ('pattern', 'captions', 'names', 'bad_records', *PATHS, *FILTERS, *COPIES)
+  ),
 }

@@ -161,12 +161,6 @@ def fill(template: str, record: dict, where: str) -> list[Piece]:
   return [p for p in merged if p.kind != 'text' or p.value] if len(merged) > 1 else merged
 
 
-def render(template: str, record: dict, where: str) -> str:
-  """The text of one record by a template of text alone."""
-  [piece] = fill(template, record, where)
-  return piece.value
-
-
 def text_of(record: dict, field: str, where: str) -> str:
   """One field of a record as text."""
   return _text(lookup(record, field, where), field, where)

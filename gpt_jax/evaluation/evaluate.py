@@ -55,7 +55,7 @@ class Subject:
     return _score(self.model.cfg.dtype)
 
   @functools.cached_property
-  def form(self):
+  def row_fields(self):
     """How rows of documents with media or a condition look."""
     return data.RowFields.of(dataclasses.replace(self.cfg.data, condition_dropout=0.0), self.tokenizers)
 
@@ -93,7 +93,7 @@ class Subject:
     own = slice(part * count, (part + 1) * count)
     for first in range(0, len(ids), self.batch_size):
       some = slice(first, first + self.batch_size)
-      batch = _rows(ids[some], encoded[some], self.batch_size, length, self.form)
+      batch = _rows(ids[some], encoded[some], self.batch_size, length, self.row_fields)
       sums = self.score_by_modality({name: rows[own] for name, rows in batch.items()})
       found.append(fetch(sums['restricted_B']).astype(np.float64))
       self.raise_if_preempted()
@@ -213,7 +213,7 @@ def check_tasks(subject, tasks, split='valid'):
   if 'all' in tasks:
     return [name for name in TASKS if text_metrics.is_installed(TASKS[name].needs)]
   for name in tasks:
-    text_metrics.check(TASKS[name].needs, name)
+    text_metrics.require_package(TASKS[name].needs, name)
     if name != 'perplexity' and not common.matching_sources(subject, TASKS[name].fits, split):
       raise _no_source(subject, name, TASKS[name].form, split)
   return list(dict.fromkeys(tasks))
@@ -290,7 +290,7 @@ TASKS = {
   'answer': common.Task(answer.run, answer.fits, '{image:image} -> {name}'),
   'translate': common.Task(
     functools.partial(
-      answer.run, task='translate', score=text_metrics.translation, without=text_metrics.copied
+      answer.run, task='translate', score=text_metrics.score_translations, without=text_metrics.copy_source
     ),
     answer.fits_texts,
     '{en} -> {de}',
@@ -298,7 +298,7 @@ TASKS = {
   ),
   'summarize': common.Task(
     functools.partial(
-      answer.run, task='summarize', score=text_metrics.summary, without=text_metrics.first_sentence
+      answer.run, task='summarize', score=text_metrics.score_summaries, without=text_metrics.first_sentence
     ),
     answer.fits_texts,
     '{text} -> {summary}',

@@ -1,8 +1,8 @@
-"""Classifiers that judge what a model made: trained on raw real data, frozen, of no tokenizer.
+"""Judges: frozen classifiers of raw real data that label samples, independent of every tokenizer.
 
-A sample counts as what two judges with different inputs take it for: a sample that fools one is
-rarely taken for the same by the other. Publish a judge's accuracy on real held-out data beside
-every figure that it gives: it is the ceiling. Judges are kept by a hash of their training data.
+A task asks two judges with different inputs: a sample that fools one is rarely taken for the same by
+the other. Publish a judge's accuracy on real held-out data beside every figure that it gives: it is
+the ceiling. Judges are cached by a hash of their training data.
 
 Letters: N examples, Y X A image rows, columns, channels, C classes, D features.
 
@@ -19,15 +19,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gpt_jax.evaluation import audio_metrics, metrics
 from gpt_jax.runs import records
 
-VERSION = 4  # of what a fit gives for equal data: raise it when a judge learns otherwise
-MOST_PIXELS = 32  # images are averaged down until no side is longer
+VERSION = 5  # of fitted judges: raise it when equal data give another judge
+MAX_SIDE = 32  # pixels; images are averaged down until no side is longer
 CHANNELS, FEATURES = (20, 40, 40), 128
 BATCH, EPOCHS, STEPS, RATE = 128, 10, (300, 6_000), 3e-3  # of the convolutional judge
-NEIGHBORS = 20_000  # examples that a nearest-neighbor judge keeps
+NEIGHBORS = 20_000  # examples that a nearest-neighbor judge stores
 # Parts of a sound, cosine coefficients (all: fewer do not resolve tones), inverse strength of the
 # L2 penalty, and the coefficient that weighs half as much as the first; never chosen on a test set.
 SOUND_PARTS, SOUND_CEPSTRA, SOUND_C, SOUND_HALF = 10, 40, 0.1, 8
@@ -35,7 +36,7 @@ SOUND_PARTS, SOUND_CEPSTRA, SOUND_C, SOUND_HALF = 10, 40, 0.1, 8
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-  """A fitted classifier: a value of arrays, so that it saves without running code."""
+  """A fitted classifier whose state is arrays: loading one executes no code."""
 
   labels: np.ndarray  # [C] str, sorted
   weights: dict  # name -> array
@@ -45,11 +46,11 @@ class Judge:
     return self.labels[self.scores(inputs).argmax(1)]
 
   def scores(self, inputs):
-    """-> logits [N, C]; what they mean differs between judges."""
+    """-> float [N, C], the highest for the predicted class."""
     raise NotImplementedError
 
   def features(self, inputs):
-    """-> float32 [N, D], for distances between sets."""
+    """-> float [N, D], for distances between sets."""
     raise NotImplementedError
 
   def accuracy(self, inputs, labels):
@@ -57,7 +58,7 @@ class Judge:
     return metrics.accuracy(self.predict(inputs).tolist(), [str(label) for label in labels])
 
   def save(self, path):
-    """Write the judge to one file, whole or not at all."""
+    """Write the judge to one file, atomically."""
     content = io.BytesIO()
     np.savez(content, labels=self.labels, **{f'w_{k}': v for k, v in self.weights.items()})
     path = Path(path)
@@ -66,16 +67,15 @@ class Judge:
 
   @classmethod
   def load(cls, path):
-    """Read what `save` wrote."""
+    """Read a judge that `save` wrote."""
     with np.load(path) as file:
       weights = {name[2:]: file[name] for name in file.files if name != 'labels'}
       return cls(file['labels'], weights)
 
 
 def _classes(labels):
-  """Labels as text -> (sorted classes, index of each label)."""
-  names = np.array([str(label) for label in labels])
-  classes, index = np.unique(names, return_inverse=True)
+  """Return the sorted classes as text and each label's index; ValueError for fewer than two."""
+  classes, index = np.unique([str(label) for label in labels], return_inverse=True)
   if len(classes) < 2:
     raise ValueError(f'a judge of {len(classes)} class tells nothing apart\nfix: give labels of two or more')
   return classes, index.astype(np.int32)
@@ -86,16 +86,16 @@ class ImageJudge(Judge):
 
   @classmethod
   def fit(cls, images_NYXA, labels, seed=0):
-    """Train on uint8 images of any one size, shifted by up to a 20th of their size."""
+    """Train on uint8 images of any one size, shifted by up to a 20th of their size; deterministic."""
     classes, index_N = _classes(labels)
     images_NYXA = shrink(images_NYXA)
     size = images_NYXA.shape[1:]
-    most = max(size[:2]) // 20
-    padded = np.pad(images_NYXA, ((0, 0), (most, most), (most, most), (0, 0)), mode='edge')
+    shift = max(size[:2]) // 20
+    padded = np.pad(images_NYXA, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode='edge')
     batch = min(BATCH, len(index_N))
     steps = int(np.clip(EPOCHS * len(index_N) // batch, *STEPS))
     weights = _init(jax.random.key(seed), size, len(classes))
-    moments = jax.tree.map(lambda w: (jnp.zeros_like(w), jnp.zeros_like(w)), weights)
+    opt_state = ADAMW.init(weights)
     rng = np.random.default_rng(seed)
     rows, columns = np.arange(size[0])[:, None], np.arange(size[1])[None]
     order = np.zeros(0, int)
@@ -103,29 +103,28 @@ class ImageJudge(Judge):
       if len(order) < batch:
         order = rng.permutation(len(index_N))
       chosen, order = order[:batch], order[batch:]
-      y, x = rng.integers(0, 2 * most + 1, (2, batch, 1, 1))
+      y, x = rng.integers(0, 2 * shift + 1, (2, batch, 1, 1))
       images = padded[chosen[:, None, None], y + rows, x + columns]
       rate = RATE * min(10 * (n + 1) / steps, (1 + np.cos(np.pi * n / steps)) / 2)
-      scalars = np.array([rate, n + 1], np.float32)
-      weights, moments = _step(weights, moments, images, index_N[chosen], scalars)
+      weights, opt_state = _step(weights, opt_state, images, index_N[chosen], np.float32(rate))
     return cls(classes, jax.device_get(weights))
 
   def scores(self, inputs):
     """-> logits [N, C]."""
-    return self._run(inputs)[1]
+    return self._apply(inputs)[1]
 
   def features(self, inputs):
     """-> float32 [N, 128]."""
-    return self._run(inputs)[0]
+    return self._apply(inputs)[0]
 
-  def _run(self, images_NYXA, rows=256):
+  def _apply(self, images_NYXA, rows=256):
     """Features and logits, by batches of one shape."""
-    images, found = shrink(images_NYXA), []
+    images, outputs = shrink(images_NYXA), []
     for first in range(0, len(images), rows):
       part = images[first : first + rows]
       padded = np.pad(part, ((0, rows - len(part)), (0, 0), (0, 0), (0, 0)))
-      found.append([np.asarray(x)[: len(part)] for x in _apply(self.weights, padded)])
-    return [np.concatenate(x) for x in zip(*found, strict=True)]
+      outputs.append([np.asarray(x)[: len(part)] for x in _jit_forward(self.weights, padded)])
+    return [np.concatenate(x) for x in zip(*outputs, strict=True)]
 
 
 def shrink(images_NYXA):
@@ -136,7 +135,7 @@ def shrink(images_NYXA):
       f'images are {images_NYXA.dtype} of shape {images_NYXA.shape}\nfix: give uint8 images [N, Y, X, A]'
     )
   N, Y, X, A = images_NYXA.shape
-  k = -(-max(Y, X) // MOST_PIXELS)
+  k = -(-max(Y, X) // MAX_SIDE)
   if k == 1:
     return images_NYXA
   whole = np.pad(images_NYXA, ((0, 0), (0, -Y % k), (0, -X % k), (0, 0)), mode='edge')
@@ -150,7 +149,7 @@ def _strides(size):
 
 
 def _init(key, size, classes):
-  """He-normal weights; the last layer begins at zero."""
+  """He-normal weights; the last layer is zero."""
   Y, X, A = size
   for stride in _strides((Y, X)):
     Y, X = -(-Y // stride), -(-X // stride)
@@ -179,64 +178,58 @@ def _forward(weights, images_NYXA):
 
 
 def _convolve(x_NYXA, kernel, stride):
-  """A convolution by shifted copies and one matmul: on a CPU faster than XLA's for small images."""
+  """Convolve by shifted copies and one matmul: for small images faster than XLA's own on a CPU."""
   width, _, channels, _ = kernel.shape
   Y, X = (-(-size // stride) * stride for size in x_NYXA.shape[1:3])
-  around = (width // 2, width // 2 + stride)
-  padded = jnp.pad(x_NYXA, ((0, 0), around, around, (0, 0)))
+  margin = (width // 2, width // 2 + stride)
+  padded = jnp.pad(x_NYXA, ((0, 0), margin, margin, (0, 0)))
   shifts = [(y, x) for y in range(width) for x in range(width)]
   copies = [padded[:, y : y + Y : stride, x : x + X : stride] for y, x in shifts]
   flat = kernel.reshape(width * width * channels, -1)
   return jnp.einsum('NYXA,AB->NYXB', jnp.concatenate(copies, -1), flat)
 
 
-_apply = jax.jit(_forward)
+_jit_forward = jax.jit(_forward)
+ADAMW = optax.adamw(1.0, weight_decay=0.01)  # Loshchilov and Hutter 2019; _step applies the schedule
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
-def _step(weights, moments, images_NYXA, index_N, scalars):
-  """One step of AdamW (Loshchilov and Hutter 2019); scalars: learning rate, steps so far."""
-  rate, count = scalars
+def _step(weights, opt_state, images_NYXA, index_N, rate):
+  """One training step on the cross-entropy -> (weights, opt_state)."""
 
   def loss(weights):
-    log_p_NC = jax.nn.log_softmax(_forward(weights, images_NYXA)[1])
-    return -jnp.take_along_axis(log_p_NC, index_N[:, None], 1).mean()
-
-  def update(w, g, moments):
-    mean, square = 0.9 * moments[0] + 0.1 * g, 0.999 * moments[1] + 0.001 * g * g
-    corrected = mean / (1 - 0.9**count), square / (1 - 0.999**count)
-    w = w - rate * (corrected[0] / (jnp.sqrt(corrected[1]) + 1e-8) + 0.01 * w)
-    return w, (mean, square)
+    logits_NC = _forward(weights, images_NYXA)[1]
+    return optax.softmax_cross_entropy_with_integer_labels(logits_NC, index_N).mean()
 
   gradients = jax.grad(loss)(weights)
-  made = {name: update(w, gradients[name], moments[name]) for name, w in weights.items()}
-  return {k: w for k, (w, _) in made.items()}, {k: m for k, (_, m) in made.items()}
+  with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer power
+    updates, opt_state = ADAMW.update(gradients, opt_state, weights)
+  return jax.tree.map(lambda w, u: w + rate * u, weights, updates), opt_state
 
 
-class NeighborJudge(Judge):
-  """The label of the nearest training example in raw pixels."""
-
-  @classmethod
-  def fit(cls, inputs, labels, seed=0):
-    """Keep a random 20,000 of the examples: files may be sorted by class."""
-    classes, index_N = _classes(labels)
-    kept = np.random.default_rng(seed).permutation(len(index_N))[:NEIGHBORS]
-    train = cls.raw(inputs)[kept]
-    return cls(classes, {'train': train, 'index': index_N[kept]})
-
-  @staticmethod
-  def raw(inputs):
-    """Examples as rows [N, D]."""
-    return np.asarray(inputs).reshape(len(inputs), -1)
+class NearestNeighbor(Judge):
+  """The label of the nearest training example in the space of `features`."""
 
   def scores(self, inputs):
     """-> 1 for the class of the nearest example, else 0, [N, C]."""
-    nearest, _ = metrics.nearest_neighbors(self.raw(inputs), self.weights['train'])
-    return np.eye(len(self.labels), dtype=np.float32)[self.weights['index'][nearest]]
+    nearest_N, _ = metrics.nearest_neighbors(self.features(inputs), self.weights['train'])
+    return np.eye(len(self.labels), dtype=np.float32)[self.weights['index'][nearest_N]]
+
+
+class PixelJudge(NearestNeighbor):
+  """The nearest neighbor in raw pixels."""
+
+  @classmethod
+  def fit(cls, inputs, labels, seed=0):
+    """Store a random 20,000 of the examples: files may be sorted by class."""
+    classes, index_N = _classes(labels)
+    chosen = np.random.default_rng(seed).permutation(len(index_N))[:NEIGHBORS]
+    train_ND = np.asarray(inputs).reshape(len(inputs), -1)[chosen]
+    return cls(classes, {'train': train_ND, 'index': index_N[chosen]})
 
   def features(self, inputs):
     """-> raw pixels, float32."""
-    return self.raw(inputs).astype(np.float32)
+    return np.asarray(inputs).reshape(len(inputs), -1).astype(np.float32)
 
 
 class SoundJudge(Judge):
@@ -248,14 +241,13 @@ class SoundJudge(Judge):
     from sklearn.linear_model import LogisticRegression
 
     classes, index_N = _classes(labels)
-    features_ND = cepstra(waves, rate)
-    mean_D, scale_D = standard(features_ND)
-    found = LogisticRegression(C=SOUND_C, max_iter=1000, random_state=seed)
-    found.fit((features_ND - mean_D) / scale_D, index_N)
-    w, b = found.coef_, found.intercept_
-    if len(classes) == 2:  # scikit-learn keeps one row for two classes
+    features_ND, weights = _standardized(waves, rate)
+    model = LogisticRegression(C=SOUND_C, max_iter=1000, random_state=seed)
+    model.fit(features_ND, index_N)
+    w, b = model.coef_, model.intercept_
+    if len(classes) == 2:  # scikit-learn has one row for two classes
       w, b = np.concatenate([-w, w]), np.concatenate([-b, b])
-    return cls(classes, {'mean': mean_D, 'scale': scale_D, 'w': w, 'b': b, 'rate': np.array(rate)})
+    return cls(classes, weights | {'w': w, 'b': b})
 
   def scores(self, inputs):
     """-> logits [N, C]."""
@@ -263,67 +255,67 @@ class SoundJudge(Judge):
 
   def features(self, inputs):
     """-> standardized features [N, 401]."""
-    found = cepstra(inputs, int(self.weights['rate']))
-    return (found - self.weights['mean']) / self.weights['scale']
+    features_ND = cepstra(inputs, int(self.weights['rate']))
+    return (features_ND - self.weights['mean']) / self.weights['scale']
 
 
-class SoundNeighborJudge(Judge):
-  """The label of the nearest training sound in the features of SoundJudge, standardized."""
+class SoundNeighborJudge(NearestNeighbor):
+  """The nearest neighbor in the standardized features of SoundJudge."""
 
   @classmethod
   def fit(cls, waves, labels, seed=0, *, rate):
-    """Keep the features of all sounds."""
+    """Store the features of all sounds."""
     classes, index_N = _classes(labels)
-    x = cepstra(waves, rate)
-    mean_D, scale_D = standard(x)
-    weights = {'mean': mean_D, 'scale': scale_D, 'index': index_N, 'rate': np.array(rate)}
-    return cls(classes, weights | {'train': (x - mean_D) / scale_D})
-
-  def scores(self, inputs):
-    """-> 1 for the class of the nearest sound, else 0, [N, C]."""
-    nearest, _ = metrics.nearest_neighbors(self.features(inputs), self.weights['train'])
-    return np.eye(len(self.labels), dtype=np.float32)[self.weights['index'][nearest]]
+    features_ND, weights = _standardized(waves, rate)
+    return cls(classes, weights | {'train': features_ND, 'index': index_N})
 
   features = SoundJudge.features
 
 
+def _standardized(waves, rate):
+  """Standardized cepstra of a training set, and the weights that standardize others."""
+  features_ND = cepstra(waves, rate)
+  mean_D, scale_D = mean_and_scale(features_ND)
+  return (features_ND - mean_D) / scale_D, {'mean': mean_D, 'scale': scale_D, 'rate': np.array(rate)}
+
+
 def cepstra(waves, rate):
-  """Waves -> [N, 10 * 40 + 1]: means of 40 cosine coefficients over tenths, length in seconds."""
+  """Features [N, 10 * 40 + 1] of waves: 40 cosine coefficients averaged over tenths; seconds."""
   from scipy.fft import dct
 
   rows = []
   for wave in waves:
     x_JD = dct(audio_metrics.log_mel(wave, rate), norm='ortho', axis=1)[:, :SOUND_CEPSTRA]
     total_JD = np.concatenate([np.zeros((1, SOUND_CEPSTRA)), np.cumsum(x_JD, 0)])
-    edges = np.linspace(0, len(x_JD), SOUND_PARTS + 1)  # a part may hold shares of frames
+    edges = np.linspace(0, len(x_JD), SOUND_PARTS + 1)  # a part may hold fractions of frames
     low = np.minimum(edges.astype(int), len(x_JD) - 1)
     until = total_JD[low] + (edges - low)[:, None] * x_JD[low]
     rows.append(np.append(np.diff(until, axis=0) / np.diff(edges)[:, None], len(wave) / rate))
   return np.stack(rows)
 
 
-def standard(features_ND):
-  """-> (mean, scale): high coefficients tell tones apart but blur words, so they weigh less."""
+def mean_and_scale(features_ND):
+  """Mean [D] and scale [D] of cepstra; high coefficients tell tones apart but blur words: they weigh less."""
   lifter_D = 1 + np.append(np.tile(np.arange(SOUND_CEPSTRA), SOUND_PARTS), 0) / SOUND_HALF
   return features_ND.mean(0), (features_ND.std(0) + 1e-6) * lifter_D
 
 
-def cached(kind, cache_dir, inputs, labels, seed=0, **settings):
-  """The judge JUDGES[kind] fitted to this data, from a file if it was fitted before."""
+def fit_cached(kind, cache_dir, inputs, labels, seed=0, **settings):
+  """Return the judge JUDGES[kind] fitted to this data, read from a file if it was fitted before."""
   digest = hashlib.sha256(repr((kind, VERSION, seed, sorted(settings.items()))).encode())
   for x, label in zip(inputs, labels, strict=True):
     digest.update(repr((np.shape(x), str(label))).encode() + np.ascontiguousarray(x).tobytes())
   path = Path(cache_dir) / 'judges' / f'{kind}-{digest.hexdigest()[:16]}.npz'
   if path.exists():
     return JUDGES[kind].load(path)
-  made = JUDGES[kind].fit(inputs, labels, seed, **settings)
-  made.save(path)
-  return made
+  judge = JUDGES[kind].fit(inputs, labels, seed, **settings)
+  judge.save(path)
+  return judge
 
 
 JUDGES = {
   'image': ImageJudge,
-  'pixels': NeighborJudge,
+  'pixels': PixelJudge,
   'sound': SoundJudge,
   'sound_neighbor': SoundNeighborJudge,
 }

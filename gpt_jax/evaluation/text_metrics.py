@@ -1,11 +1,11 @@
-"""How good are texts beside references: what tasks measure, by the field's own libraries.
+"""Scores of texts against references, by the field's own libraries.
 
 BLEU and chrF are sacreBLEU's (Post 2018; Papineni et al. 2002, Popovic 2015), ROUGE is Google's
 (Lin 2004); both are optional: pip install 'gpt_jax[metrics]'. Their rows carry the signature that a
-paper quotes. Error rates and F1 are metrics.py's own: they need no library.
+paper quotes. Error rates and F1 are those of metrics.py.
 
-Every function takes texts [N] and for each a list of references, and returns {metric: fields of
-its row}: value, and as known interval (95 %, over examples) and signature.
+Every score takes texts [N] and for each a list of references, and returns {metric: fields of its
+row}: value, and where known interval (95 %, over examples) and signature.
 """
 
 import importlib.metadata
@@ -20,9 +20,9 @@ from gpt_jax.evaluation import metrics
 DRAWS = 1000  # of a bootstrap
 
 
-def check(package, task):
-  """ValueError unless the package that a task measures with is installed."""
-  if package and not is_installed(package):
+def require_package(package, task):
+  """Raise ValueError unless the package that a task measures with is installed."""
+  if not is_installed(package):
     raise ValueError(
       f'--tasks={task} measures with {package}, which is not installed\n'
       "fix: pip install 'gpt_jax[metrics]', or leave the task out"
@@ -30,67 +30,67 @@ def check(package, task):
 
 
 def is_installed(package):
-  """Whether a package can be imported, without doing so; '' always can."""
+  """Whether a package can be imported, without importing it; True for ''."""
   return not package or importlib.util.find_spec(package) is not None
 
 
-def answers(made, wanted):
-  """Exact match and F1 of words by the best reference; error rates by the first one."""
+def score_answers(texts, references):
+  """Exact match and word F1 against the best reference; error rates against the first one."""
   best = lambda measure: [
-    max(measure(text, w) for w in some) for text, some in zip(made, wanted, strict=True)
+    max(measure(text, reference) for reference in group)
+    for text, group in zip(texts, references, strict=True)
   ]
-  same = best(lambda text, w: text.strip() == w.strip())
-  exact, interval = metrics.accuracy(same, [True] * len(same))
-  found = {'exact_match': dict(value=exact, interval=list(interval))}
-  found['token_f1'] = _mean(best(metrics.token_f1))
-  first = [some[0] for some in wanted]
+  matches = best(lambda text, reference: text.strip() == reference.strip())
+  exact, interval = metrics.accuracy(matches, [True] * len(matches))
+  scores = {'exact_match': dict(value=exact, interval=list(interval))}
+  scores['token_f1'] = _mean_row(best(metrics.token_f1))
+  first = [group[0] for group in references]
   if any(first):
-    found['character_error_rate'] = dict(value=metrics.cer(made, first))
-  if any(text.split() for text in first):
-    found['word_error_rate'] = dict(value=metrics.wer(made, first))
-  return found
+    scores['character_error_rate'] = dict(value=metrics.cer(texts, first))
+  if any(reference.split() for reference in first):
+    scores['word_error_rate'] = dict(value=metrics.wer(texts, first))
+  return scores
 
 
-def translation(made, wanted):
-  """BLEU (13a tokens, cased), the same in lower case as old papers have it, and chrF; 0 to 100."""
+def score_translations(texts, references):
+  """BLEU (13a tokens, cased), BLEU in lower case as in old papers, and chrF; 0 to 100."""
   from sacrebleu.metrics import BLEU, CHRF
 
-  rows = {'bleu': BLEU(), 'bleu_lower_case': BLEU(lowercase=True), 'chrf': CHRF()}
-  most, found = max(map(len, wanted)), {}
-  streams = [[some[k] if k < len(some) else None for some in wanted] for k in range(most)]
-  made = [text.strip() for text in made]
-  for name, metric in rows.items():
-    score = metric.corpus_score(made, streams, n_bootstrap=DRAWS)
-    told = json.loads(score.format(width=4, signature=str(metric.get_signature()), is_json=True))
-    found[name] = dict(value=told['score'], signature=told['signature'])
-    if 'confidence_mean' in told:  # not where no word was made
-      mean, half = told['confidence_mean'], told['confidence_var']
-      found[name]['interval'] = [mean - half, mean + half]
-  return found
+  count, scores = max(map(len, references)), {}
+  streams = [[group[k] if k < len(group) else None for group in references] for k in range(count)]
+  texts = [text.strip() for text in texts]
+  for name, metric in (('bleu', BLEU()), ('bleu_lower_case', BLEU(lowercase=True)), ('chrf', CHRF())):
+    score = metric.corpus_score(texts, streams, n_bootstrap=DRAWS)
+    result = json.loads(score.format(width=4, signature=str(metric.get_signature()), is_json=True))
+    scores[name] = dict(value=result['score'], signature=result['signature'])
+    if 'confidence_mean' in result:  # missing where all texts are empty
+      mean, half = result['confidence_mean'], result['confidence_var']
+      scores[name]['interval'] = [mean - half, mean + half]
+  return scores
 
 
-def summary(made, wanted):
-  """ROUGE-1, -2 and -L, F1 of stemmed words, by the best reference of each."""
+def score_summaries(texts, references):
+  """ROUGE-1, -2 and -L: F1 of stemmed words against the best reference of each text."""
   from rouge_score.rouge_scorer import RougeScorer
 
   names = ('rouge1', 'rouge2', 'rougeL')
   scorer = RougeScorer(names, use_stemmer=True)
-  scores = [scorer.score_multi(some, text) for text, some in zip(made, wanted, strict=True)]
+  scores = [scorer.score_multi(group, text) for text, group in zip(texts, references, strict=True)]
   version = importlib.metadata.version('rouge-score')
-  about = dict(signature=f'f1|stem:porter|references:max|rouge-score:{version}')
-  return {name: _mean([s[name].fmeasure for s in scores]) | about for name in names}
+  signature = f'f1|stem:porter|references:max|rouge-score:{version}'
+  return {name: _mean_row([s[name].fmeasure for s in scores]) | {'signature': signature} for name in names}
 
 
-def copied(text):
-  """A translation for nothing: the text itself."""
+def copy_source(text):
+  """Baseline of translation: the source text itself."""
   return text
 
 
 def first_sentence(text):
-  """A summary for nothing."""
+  """Baseline of summarization: the first sentence."""
   return re.split(r'(?<=[.!?])\s', text.strip(), maxsplit=1)[0]
 
 
-def _mean(values):
-  """A mean over examples, with its interval."""
-  return dict(value=float(np.mean(values)), interval=list(metrics.bootstrap(values, draws=DRAWS)))
+def _mean_row(values):
+  """The fields of a row for a mean over examples."""
+  return dict(value=float(np.mean(values)), interval=list(metrics.bootstrap_mean(values, draws=DRAWS)))

@@ -17,7 +17,7 @@ import numpy as np
 from gpt_jax import data
 from gpt_jax.cluster.processes import fetch
 from gpt_jax.data import media_io
-from gpt_jax.data.sources import scramble
+from gpt_jax.data.synthetic.random_bits import scramble
 from gpt_jax.evaluation import metrics
 from gpt_jax.model import layers as nn
 from gpt_jax.runs import hardware

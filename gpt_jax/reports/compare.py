@@ -80,11 +80,11 @@ def validation_batch(run, most):
   count = run.mesh.size * math.ceil(ROWS / run.mesh.size)  # whatever mesh divides them
   length, cache = min(cfg.train.length or most, most), subject.cache(sources[0], 'valid')
   template = cfg.data.mixture[sources[0]].template
-  if subject.form.layout is None or (is_plain(template) and not cfg.loss.restrict):
+  if subject.row_fields.layout is None or (is_plain(template) and not cfg.loss.restrict):
     masked = subject.masks_documents
     batches = data.eval_windows(cache, length, length, count, mask_documents=masked)
   else:
-    batches = data.eval_rows(cache, length, count, row_fields=subject.form.of_template(template))
+    batches = data.eval_rows(cache, length, count, row_fields=subject.row_fields.of_template(template))
   return sources[0], next(iter(batches))
 
 

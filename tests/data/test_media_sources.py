@@ -240,7 +240,7 @@ def test_a_filter_makes_another_cache():
     return open_split(cfg, 'x', 'train').describe()
 
   plain = described()
-  assert set(plain) == {'content', 'kind', 'template', 'separator', 'split', 'valid_fraction'}
+  assert set(plain) == {'content', 'kind', 'template', 'split', 'valid_fraction'}
   assert described(keep='label=1|2')['keep'] == 'label=1|2'
   assert described(test_keep='label=3')['without'] == ['label=3']
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt_jax.data import record_sources, sources
-from gpt_jax.data.sources import FIELDS, SOURCES, Source, open_source
+from gpt_jax.data import DataConfig, documents, record_sources, text_sources
+from gpt_jax.data.sources import SOURCES, Source, SourceKind, open_source
+from gpt_jax.data.splits import Corpus
 
 
 def texts(source, split='train'):
@@ -29,8 +30,36 @@ def error(source, split='train'):
   return cause
 
 
-def test_tables_agree():
-  assert SOURCES.keys() == FIELDS.keys()
+def count_down(source, split):
+  """An example of a new kind of source: `documents` records that count down."""
+  records = lambda: ((f'number {n}', {'text': str(n)}) for n in range(source.documents, 0, -1))
+  return Corpus(records, lambda: 'count down')
+
+
+def test_a_new_source_costs_one_function_and_one_row(monkeypatch):
+  monkeypatch.setitem(SOURCES, 'count_down', SourceKind(count_down, ('documents',)))
+  source = Source('count_down', template='{text}!', documents=3)
+  assert texts(source) == ['3', '2', '1']
+  assert list(documents(DataConfig({'x': source}, valid_fraction=0.0), 'train')) == [
+    ('x', '3!'),
+    ('x', '2!'),
+    ('x', '1!'),
+  ]
+  assert source.describe('train') == {'kind': 'count_down', 'template': '{text}!', 'documents': 3}
+  with pytest.raises(ValueError) as caught:
+    Source('count_down', seed=1)
+  assert str(caught.value) == (
+    'seed=1 means nothing to a source of kind=count_down\n'
+    'fix: remove it; kind=count_down reads documents, kind, template, weight'
+  )
+  monkeypatch.delitem(SOURCES, 'count_down')
+  with pytest.raises(ValueError, match='kind=count_down is not a kind of source\nfix: use one of'):
+    Source('count_down')
+
+
+@pytest.mark.parametrize('kind', SOURCES)
+def test_every_field_of_a_row_is_a_field_of_source(kind):
+  assert {*SOURCES[kind].fields} <= {field.name for field in dataclasses.fields(Source)}
 
 
 @pytest.fixture
@@ -93,7 +122,7 @@ def test_builtin_is_sorted_prose_and_its_content_names_the_python():
 
 
 def test_text_is_read_byte_for_byte(tmp_path, monkeypatch):
-  monkeypatch.setattr(sources, 'BLOCK', 3)  # cuts characters and line ends
+  monkeypatch.setattr(text_sources, 'BLOCK', 3)  # cuts characters and line ends
   text = 'a\r\nb é€😀\n\n'
   (tmp_path / 'b.txt').write_bytes(text.encode())
   (tmp_path / 'sub').mkdir()
@@ -106,16 +135,46 @@ def test_text_is_read_byte_for_byte(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('block', [1, 7, 1000])
 def test_separator_cuts_documents(tmp_path, monkeypatch, block):
-  monkeypatch.setattr(sources, 'BLOCK', block)
+  monkeypatch.setattr(text_sources, 'BLOCK', block)
   (tmp_path / 'a.txt').write_text('one\n<|end|>two é<|end|>\n<|end|>three')
   source = Source('text', str(tmp_path / 'a.txt'), separator='<|end|>')
   assert texts(source) == ['one\n', 'two é', 'three']
 
 
+@pytest.mark.parametrize('block', [1, 2, 3, 5])
+@pytest.mark.parametrize('separator', ['a', 'aa', 'aba', 'abab'])
+def test_blocks_split_as_the_whole_text_does(separator, block):
+  text = ''.join('ab'[n * n % 7 % 2] for n in range(200)) + 'aaaa'
+  blocks = [text[start : start + block] for start in range(0, len(text), block)]
+  assert list(text_sources.split_blocks(blocks, separator)) == list(filter(str.strip, text.split(separator)))
+
+
+class CountedText(str):
+  """Text that counts the characters that are searched for a separator."""
+
+  searched = 0
+
+  def __radd__(self, other):
+    return CountedText(str(other) + str(self))
+
+  def split(self, separator):
+    CountedText.searched += len(self)
+    return str(self).split(separator)
+
+
+def test_a_separator_that_never_matches_costs_linear_time(monkeypatch):
+  monkeypatch.setattr(CountedText, 'searched', 0)
+  count, size = 50_000, 100  # searching the text again with each block would read 125 billion characters
+  block = CountedText('x' * size)
+  [document] = text_sources.split_blocks((block for _ in range(count)), '<|end|>')
+  assert len(document) == count * size
+  assert count * size <= CountedText.searched <= count * (size + len('<|end|>'))
+
+
 @pytest.mark.parametrize('block', [1, 2, 1000])
 @pytest.mark.parametrize('kind', ['text', 'jsonl'])
 def test_bad_utf8_names_file_and_offset(tmp_path, monkeypatch, block, kind):
-  monkeypatch.setattr(sources, 'BLOCK', block)
+  monkeypatch.setattr(text_sources, 'BLOCK', block)
   start = '{"text": "é"}\n'.encode()
   (tmp_path / 'a').write_bytes(start + b'x \xe2\x82')
   assert error(Source(kind, str(tmp_path / 'a'))) == (
@@ -243,7 +302,7 @@ def test_synthetic_is_deterministic_and_has_the_entropy_that_it_claims():
 @pytest.mark.parametrize(
   ('fields', 'cause'),
   [
-    ({'kind': 'textt'}, 'kind=textt is no kind of source'),
+    ({'kind': 'textt'}, 'kind=textt is not a kind of source'),
     ({'kind': 'text'}, 'path is empty for a source of kind=text'),
     ({'path': 'x.txt'}, "path='x.txt' means nothing to a source of kind=builtin"),
     ({'kind': 'jsonl', 'path': 'x', 'separator': ';'}, "separator=';' means nothing"),

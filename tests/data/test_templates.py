@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gpt_jax.data.templates import parse, render
+from gpt_jax.data.templates import fill, parse
 
 RECORD = {
   'question': 'Why?',
@@ -23,8 +23,9 @@ RECORD = {
     ('{answers.text.*}!', 'a b!'),
   ],
 )
-def test_render(template, text):
-  assert render(template, RECORD, 'here') == text
+def test_text_templates(template, text):
+  [piece] = fill(template, RECORD, 'here')
+  assert (piece.kind, piece.value) == ('text', text)
 
 
 @pytest.mark.parametrize('template', ['', 'no field', '{', 'a}b{c}', '{}', '{n:3d}', '{n!r}', '{a[0]}'])
@@ -51,6 +52,6 @@ def test_bad_records(template, message):
   record = {**record, **({'bad': b'a\xff'} if 'bad' in template else {})}
   record = {**record, **({'half': 'x\ud800'} if 'half' in template else {})}
   with pytest.raises(ValueError, match=message) as caught:
-    render(template, record, 'f.jsonl line 7')
+    fill(template, record, 'f.jsonl line 7')
   assert str(caught.value).count('\n') == 1
   assert str(caught.value).startswith('f.jsonl line 7 ')

@@ -46,7 +46,7 @@ def test_digits_are_told_apart_by_both_judges(digits, judge):
   accuracy, (low, high) = judge.accuracy(*test)
   assert accuracy >= 0.97
   assert low < accuracy < high
-  assert judges.NeighborJudge.fit(*train).accuracy(*test)[0] >= 0.97
+  assert judges.PixelJudge.fit(*train).accuracy(*test)[0] >= 0.97
 
 
 def test_features_are_those_before_the_last_layer(digits, judge):
@@ -67,15 +67,15 @@ def test_a_judge_is_a_function_of_its_data_and_seed(digits, monkeypatch):
 
 def test_judges_are_kept(digits, tmp_path, monkeypatch):
   images, labels = digits[0][0][:100], digits[0][1][:100]
-  first = judges.cached('pixels', tmp_path, images, labels)
-  monkeypatch.setattr(judges.NeighborJudge, 'fit', None)
-  again = judges.cached('pixels', tmp_path, images, labels)
+  first = judges.fit_cached('pixels', tmp_path, images, labels)
+  monkeypatch.setattr(judges.PixelJudge, 'fit', None)
+  again = judges.fit_cached('pixels', tmp_path, images, labels)
   assert (again.predict(images) == first.predict(images)).all()
   other = labels.copy()
   other[0] += 1
   for changed in ((images, other), (images[::-1], labels)):
     with pytest.raises(TypeError):  # must be fitted anew
-      judges.cached('pixels', tmp_path, *changed)
+      judges.fit_cached('pixels', tmp_path, *changed)
 
 
 def test_saved_and_loaded(judge, digits, tmp_path):
@@ -155,8 +155,7 @@ def idx(path):
 
 MNIST = """
 import numpy as np
-from gpt_jax import judges
-from gpt_jax.data import keypad
+from gpt_jax.evaluation import judges
 images, labels = np.load('images.npy'), np.load('labels.npy')
 judge = judges.ImageJudge.fit(images[:55_000], labels[:55_000])
 print(judge.accuracy(images[55_000:], labels[55_000:])[0])

@@ -25,33 +25,33 @@ def normal(n, d=8, shift=0.0):
 # -------------------------------------------------------------------------------------- intervals
 
 
-def test_wilson_against_its_quadratic():
-  """The ends of the interval are where |p - hits/n| = z sqrt(p (1 - p) / n)."""
+def test_accuracy_has_the_wilson_interval():
+  """Its ends are where |p - hits / n| = z sqrt(p (1 - p) / n)."""
+  interval = lambda hits, n: metrics.accuracy([True] * hits + [False] * (n - hits), [True] * n)[1]
   for hits, n in ((294, 300), (1, 10), (50, 100)):
-    for p in metrics.wilson_interval(hits, n):
+    for p in interval(hits, n):
       assert abs(p - hits / n) == pytest.approx(1.959964 * math.sqrt(p * (1 - p) / n), rel=1e-5)
-  assert metrics.wilson_interval(0, 10)[0] == 0
-  assert metrics.wilson_interval(10, 10) == pytest.approx((0.7224672, 1.0))
-  low, high = metrics.wilson_interval(294, 300)
+  assert interval(0, 10)[0] == 0
+  assert interval(10, 10) == pytest.approx((0.7224672, 1.0))
+  low, high = interval(294, 300)
   assert (high - low) / 2 == pytest.approx(0.016, abs=0.001)
-
-
-def test_wilson_refuses_what_is_no_share():
-  for hits, n in ((3, 2), (0, 0)):
-    with pytest.raises(ValueError, match=two_lines(f'{hits} hits of {n}')):
-      metrics.wilson_interval(hits, n)
+  assert metrics.accuracy('abcd', 'abcx')[0] == 0.75
 
 
 def test_bootstrap_is_near_the_normal_interval():
   values = normal(400, 1)[:, 0]
-  low, high = metrics.bootstrap(values, draws=2000)
+  low, high = metrics.bootstrap_mean(values, draws=2000)
   half = 1.96 * values.std() / 20
   assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
-  assert metrics.bootstrap(values) == metrics.bootstrap(values)
+  assert metrics.bootstrap_mean(values) == metrics.bootstrap_mean(values)
+  assert metrics.bootstrap_mean(values[:1]) == (values[0], values[0])
 
 
-def test_accuracy():
-  assert metrics.accuracy('abcd', 'abcx') == (0.75, metrics.wilson_interval(3, 4))
+def test_bootstrap_is_the_quantiles_of_resampled_means():
+  values = normal(50, 1)[:, 0]
+  rng = np.random.default_rng(0)
+  means = [values[rng.integers(0, 50, 50)].mean() for _ in range(1000)]
+  assert metrics.bootstrap_mean(values) == pytest.approx(tuple(np.quantile(means, (0.025, 0.975))))
 
 
 # ------------------------------------------------------------------------------------------ images
@@ -110,7 +110,7 @@ def test_distances_against_scipy():
 
   a, b = normal(20), normal(30, shift=0.5)
   assert metrics.squared_distances(a, b) == pytest.approx(cdist(a, b, 'sqeuclidean'))
-  index, distance = metrics.nearest_neighbors(a, b, rows=7)
+  index, distance = metrics.nearest_neighbors(a, b)
   assert (index == cdist(a, b).argmin(1)).all()
   assert distance == pytest.approx(cdist(a, b).min(1))
 

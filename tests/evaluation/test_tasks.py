@@ -91,7 +91,7 @@ def oracle(new):
 def quick_judges():
   """Networks are trained in test_judges.py: here the nearest image is judge enough."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(judges.JUDGES, 'image', judges.NeighborJudge)
+    patch.setitem(judges.JUDGES, 'image', judges.PixelJudge)
     yield
 
 
@@ -206,7 +206,7 @@ def test_texts_from_texts(oracle, monkeypatch):
   share = lambda made, wanted: {
     'share': dict(value=float(np.mean([m in w for m, w in zip(made, wanted, strict=True)])), signature='s')
   }
-  for without, baseline in ((text_metrics.copied, 0), (lambda text: f'ein {text[2]}', 1)):
+  for without, baseline in ((text_metrics.copy_source, 0), (lambda text: f'ein {text[2]}', 1)):
     row = answer.run(subject, 'pairs', 'valid', 0, 'translate', share, without)
     [mine, shuffled] = row
     assert (mine['task'], mine['value'], mine['signature']) == ('translate', 1, 's')
@@ -436,7 +436,7 @@ def test_nats_of_documents_are_those_of_packed_rows(new):
     nats = new.target_nats(documents)
     assert nats.shape == (len(found),)
     total = 0.0
-    for batch in data.eval_rows(new.cache(source, 'valid'), 96, 8, form=new.form):
+    for batch in data.eval_rows(new.cache(source, 'valid'), 96, 8, row_fields=new.row_fields):
       total += float(new.score_by_modality(batch)['restricted_M'].sum())
     assert nats.sum() == pytest.approx(total, rel=1e-5)
     assert new.target_nats(documents[:1]) == pytest.approx(nats[:1], rel=1e-5)

@@ -12,40 +12,40 @@ WANTED = [['the cat sat on my mat'], ['a dog ran in the park today', 'A dog runs
 
 
 def test_answers_count_the_best_of_several_references():
-  found = text_metrics.answers(MADE, WANTED)
+  found = text_metrics.score_answers(MADE, WANTED)
   assert found['exact_match']['value'] == 0
   assert found['exact_match']['interval'][0] == 0 < found['exact_match']['interval'][1]
   assert found['token_f1']['value'] == pytest.approx((2 * 4 / 9 + 1) / 2)  # no articles
   assert found['word_error_rate'] == dict(value=pytest.approx(2 / 13))  # of the first
-  assert text_metrics.answers(['b '], [['a', 'b']])['exact_match']['value'] == 1
-  assert 'word_error_rate' not in text_metrics.answers(['x'], [['']])
+  assert text_metrics.score_answers(['b '], [['a', 'b']])['exact_match']['value'] == 1
+  assert 'word_error_rate' not in text_metrics.score_answers(['x'], [['']])
 
 
 def test_baselines():
-  assert text_metrics.copied('A b. C') == 'A b. C'
+  assert text_metrics.copy_source('A b. C') == 'A b. C'
   assert text_metrics.first_sentence(' It works. Well? Yes.') == 'It works.'
   assert text_metrics.first_sentence('no end') == 'no end'
 
 
 def test_translation():
   pytest.importorskip('sacrebleu')
-  found = text_metrics.translation(MADE, [some[:1] for some in WANTED])
+  found = text_metrics.score_translations(MADE, [some[:1] for some in WANTED])
   assert found['bleu']['value'] == pytest.approx(51.1359, abs=1e-4)
   assert 'tok:13a' in found['bleu']['signature'] and 'case:lc' not in found['bleu']['signature']
   assert 'case:lc' in found['bleu_lower_case']['signature']
   assert 'chrF2' in found['chrf']['signature'] or 'nc:6' in found['chrf']['signature']
   low, high = found['bleu']['interval']
   assert low < found['bleu']['value'] < high
-  several = text_metrics.translation(MADE, WANTED)
+  several = text_metrics.score_translations(MADE, WANTED)
   assert several['bleu_lower_case']['value'] > found['bleu_lower_case']['value']
-  assert text_metrics.translation(['', ''], WANTED)['bleu'] == dict(
+  assert text_metrics.score_translations(['', ''], WANTED)['bleu'] == dict(
     value=0, signature=several['bleu']['signature']
   )
 
 
 def test_summaries():
   pytest.importorskip('rouge_score')
-  found = text_metrics.summary(['the cats sat'], [['no word of it', 'the cat sat down']])
+  found = text_metrics.score_summaries(['the cats sat'], [['no word of it', 'the cat sat down']])
   values = {name: row['value'] for name, row in found.items()}
   assert values == dict(rouge1=pytest.approx(6 / 7), rouge2=pytest.approx(0.8), rougeL=pytest.approx(6 / 7))
   assert 'stem:porter' in found['rouge1']['signature']
@@ -62,7 +62,7 @@ def test_a_missing_package_is_said(monkeypatch):
   monkeypatch.setitem(sys.modules, 'sacrebleu', None)
   monkeypatch.setattr(text_metrics.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(ValueError) as error:
-    text_metrics.check('sacrebleu', 'translate')
+    text_metrics.require_package('sacrebleu', 'translate')
   fix = assert_two_lines(error.value, '--tasks=translate', 'sacrebleu', 'not installed')[1]
   assert 'gpt_jax[metrics]' in fix
-  text_metrics.check('', 'answer')
+  text_metrics.require_package('', 'answer')

@@ -13,6 +13,7 @@ from gpt_jax.model import attention, gpt, mask
 from gpt_jax.model import layers as nn
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.optim import OptimConfig, Optimizer
+from gpt_jax.optimizers import mup
 from gpt_jax.training import probes
 from tests import models
 
@@ -97,7 +98,7 @@ def test_every_parameter_has_its_role_and_initial_size():
     plain, wide = (dict(nn.named_params(gpt.GPT(models.tiny(mup_base=b, **variant)))) for b in (0, 4))
     for path, p in wide.items():
       role, power = ROLES[p.axes]
-      assert optim.role(p.axes) == role, path
+      assert mup.role(p.axes) == role, path
       assert p.std == pytest.approx(plain[path].std * 4.0**power), path
       seen.add(p.axes)
   assert seen == set(ROLES)

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from gpt_jax.data.synthetic.random_bits import mix
+
 RATE = 8000  # Hz
 ROWS = (697, 770, 852, 941)  # Hz
 COLUMNS = (1209, 1336, 1477)  # Hz
@@ -116,9 +118,6 @@ def _dominant(powers):
 
 
 def _hash(counters, index):
-  """Numbers in 0 .. 1, float64, for counters [..] of an example (the finalizer of SplitMix64)."""
+  """Return numbers in 0 .. 1, float64, for counters [..] of an example."""
   x = np.asarray(counters, np.uint64) + np.uint64(((index << 32) + 1) & (2**64 - 1))
-  x = x * np.uint64(0x9E3779B97F4A7C15)
-  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return (x ^ (x >> np.uint64(31))) / float(2**64)
+  return mix(x * np.uint64(0x9E3779B97F4A7C15)) / float(2**64)

@@ -20,7 +20,9 @@ def fits_texts(condition, target):
   return condition == ('text',) and target == ('text',)
 
 
-def run(subject, source, split, limit, task='answer', score=text_metrics.answers, without=None, **sampling):
+def run(
+  subject, source, split, limit, task='answer', score=text_metrics.score_answers, without=None, **sampling
+):
   """Rows of a task for one source, by default exact match, F1 and error rates.
 
   score: of text_metrics. without: makes a baseline of the text of the condition. Takes the

@@ -173,7 +173,7 @@ def judge(subject, kind, inputs, names):
   settings = {}
   if kind.startswith('sound'):
     settings['rate'] = subject.tokenizers.audio.sample_rate
-  return judges.cached(kind, subject.cache_dir, inputs, names, **settings)
+  return judges.fit_cached(kind, subject.cache_dir, inputs, names, **settings)
 
 
 def drawn(subject, sampling):

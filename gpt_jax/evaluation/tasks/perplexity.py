@@ -32,7 +32,7 @@ def run(subject, source, split, limit, stride=0):
   modality; bits per byte only when all is scored.
   """
   plain = is_plain(subject.cfg.data.mixture[source].template)
-  if subject.form.layout is None or (plain and not subject.cfg.loss.restrict):
+  if subject.row_fields.layout is None or (plain and not subject.cfg.loss.restrict):
     return of_text(subject, source, split, limit, stride)
   if stride:
     raise ValueError(
@@ -83,7 +83,7 @@ def of_documents(subject, source, split, limit):
     cache,
     length,
     subject.batch_size,
-    row_fields=subject.form.of_template(template),
+    row_fields=subject.row_fields.of_template(template),
     process_index=part,
     process_count=parts,
   )

@@ -66,7 +66,7 @@ def run(subject, source, split, limit, recognizer=None, **sampling):
 
 def sets(add, rate, sounds, real, heard):
   """Rows that compare standardized cepstra: how far sets are apart, how near to training sounds."""
-  mean, scale = judges.standard(train_ND := judges.cepstra(heard, rate))
+  mean, scale = judges.mean_and_scale(train_ND := judges.cepstra(heard, rate))
   features = lambda some: (judges.cepstra(some, rate) - mean) / scale
   train_ND, real_ND = (train_ND - mean) / scale, features(real)
   found = {of: features(some) for of, some in sounds.items()}
@@ -147,7 +147,7 @@ def recognized(add, recognizer, found, real, sounds, rate):
     put = lambda p, wave: Piece(p.kind, templates.Samples(wave, rate)) if p.kind in common.SOUNDS else p
     given = [[put(p, wave) for p in some] for some, wave in zip(asked, waves, strict=True)]
     texts = recognizer.generate(given, 'text', temperature=0.0)
-    rows = text_metrics.answers(texts, [[text] for text in right])
+    rows = text_metrics.score_answers(texts, [[text] for text in right])
     return {name: row['value'] for name, row in rows.items() if name.endswith('error_rate')}
 
   floor, by = errors(real, wanted), recognizer.cache_dir.parent.name

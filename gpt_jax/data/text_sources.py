@@ -1,0 +1,90 @@
+"""Sources of plain text: files, Python's own reference, and a Markov chain."""
+
+import codecs
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from gpt_jax.data.files import find, hash_files, not_utf8
+from gpt_jax.data.splits import Corpus
+from gpt_jax.data.synthetic import markov
+
+BLOCK = 1 << 20  # bytes read at a time
+
+
+def builtin(source, split: str) -> Corpus:
+  """Open the language reference that CPython carries; its text differs between Python versions."""
+  try:
+    from pydoc_data.topics import topics
+  except ImportError:
+    raise ValueError(
+      'kind=builtin needs pydoc_data, which this Python was packaged without\n'
+      'fix: use kind=text with a file of your own, or a complete Python'
+    ) from None
+  names = sorted(topics)
+
+  def content():
+    digest = hashlib.sha256(json.dumps([[name, topics[name]] for name in names]).encode())
+    return f'python{sys.version_info.major}.{sys.version_info.minor}-{digest.hexdigest()}'
+
+  def records():
+    return ((f'topic {name}', {'name': name, 'text': topics[name]}) for name in names)
+
+  return Corpus(records, content)
+
+
+def text(source, split: str) -> Corpus:
+  """Open UTF-8 files, read byte for byte; each is one document, or many between separators."""
+  files = find(source.path_of(split), '.txt')
+
+  def records():
+    for path in files:
+      if not os.path.getsize(path):
+        raise ValueError(f'{path} is empty\nfix: remove it from path, or fill it')
+      blocks = _decode_blocks(path)
+      documents = split_blocks(blocks, source.separator) if source.separator else [''.join(blocks)]
+      for number, document in enumerate(documents, 1):
+        yield f'{path} document {number}', {'text': document}
+
+  return Corpus(records, lambda: hash_files(files))
+
+
+def split_blocks(blocks: Iterable[str], separator: str) -> Iterator[str]:
+  """Split a text that comes in blocks, leaving out blank documents, in time linear in its length."""
+  parts, tail = [], ''  # of the document so far; the tail could begin a separator
+  for block in blocks:
+    end, *others = (tail + block).split(separator)
+    parts.append(end)
+    for start in others:
+      yield from filter(str.strip, [''.join(parts)])
+      parts = [start]
+    cut = max(0, len(parts[-1]) - len(separator) + 1)
+    parts[-1], tail = parts[-1][:cut], parts[-1][cut:]
+  yield from filter(str.strip, [''.join([*parts, tail])])
+
+
+def _decode_blocks(path: Path) -> Iterator[str]:
+  """Yield a file as text, block by block, without newline translation."""
+  decoder = codecs.getincrementaldecoder('utf-8')()
+  offset = 0
+  with open(path, 'rb') as file:
+    while True:
+      block = file.read(BLOCK)
+      pending = len(decoder.getstate()[0])  # bytes of a character that the last block cut
+      try:
+        yield decoder.decode(block, final=not block)
+      except UnicodeDecodeError as error:
+        raise not_utf8(path, offset - pending + error.start) from None
+      if not block:
+        return
+      offset += len(block)
+
+
+def synthetic(source, split: str) -> Corpus:
+  """Generate documents of a Markov chain."""
+  return Corpus(
+    lambda: markov.records(source.documents, source.seed), lambda: f'markov1-{source.documents}-{source.seed}'
+  )
