@@ -14,7 +14,7 @@ import numpy as np
 
 from gpt_jax import data
 from gpt_jax.data import row_fields
-from gpt_jax.tokenizers import Tokenizers, audio, image, mel_codes
+from gpt_jax.tokenizers import Tokenizers, audio, audio_codes, image
 
 TEXT = {  # kind -> ids, and how that is known
   'bytes': lambda cfg: (256, 'bytes'),
@@ -56,7 +56,7 @@ def image_of(cfg):
   if not cfg.kind:
     return None
   if cfg.kind in image.LEARNED:
-    return image.LearnedTokenizer(image.autoencoder_config(cfg), {})
+    return image.LearnedImageTokenizer(image.autoencoder_config(cfg), {})
   if cfg.kind == 'pixels' and not cfg.palette:
     return image.PixelTokenizer(cfg.shape, cfg.values)
   blank_KC = np.zeros((cfg.codes, cfg.patch**2 * cfg.channels), np.float32)
@@ -74,10 +74,10 @@ def audio_of(cfg):
     return audio.build(cfg), []
   statistics_2M = np.ones((2, cfg.mels), np.float32)
   if cfg.kind == 'fsq':
-    made = mel_codes.LearnedTokenizer(cfg, statistics_2M, audio.autoencoder_config(cfg), {})
+    made = audio_codes.LearnedAudioTokenizer(cfg, statistics_2M, audio.autoencoder_config(cfg), {})
   else:
     blank = np.zeros((cfg.books, cfg.codes, cfg.stack * cfg.mels), np.float32)
-    made = mel_codes.FrameTokenizer(cfg, statistics_2M, blank)
+    made = audio_codes.FrameTokenizer(cfg, statistics_2M, blank)
   return made, [NOT_HERE.format(cfg.path)] if cfg.path else []
 
 

@@ -1,8 +1,8 @@
-"""Audio tokenizers: sound <-> codes, as rows of one table.
+"""The table of audio tokenizers.
 
 All work on log-mel frames (`spectrogram`), standardized by band, `stack` of them to a position:
-20 positions a second with the defaults. `frames` is k-means on stacked frames, the floor that a
-learned tokenizer must beat, with further codebooks for what the first leaves over; `fsq` is an
+20 positions a second with the defaults. `frames` is k-means on stacked frames, the baseline of
+learned tokenizers, with further codebooks for the remainder of the first; `fsq` is an
 autoencoder with finite scalar quantization, trained by a run of its own
 (`train.job=audio_tokenizer`). `build` makes one from a config, `load` reads what `save` wrote.
 
@@ -13,12 +13,13 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt_jax.tokenizers import media_tokenizer
-from gpt_jax.tokenizers.mel_codes import FILE, AudioTokenizer, FrameTokenizer, LearnedTokenizer
+from gpt_jax.tokenizers import kmeans
+from gpt_jax.tokenizers.audio_codes import FILE, AudioTokenizer, FrameTokenizer, LearnedAudioTokenizer
+from gpt_jax.tokenizers.base import TokenizerKind, load_tokenizer
+from gpt_jax.tokenizers.media_tokenizer import unpack_arrays
 from gpt_jax.tokenizers.spectrogram import Spectrogram
 
 
@@ -109,12 +110,10 @@ def build(cfg: AudioConfig, waves: Callable[[], Sequence[np.ndarray]] = tuple) -
 
 def load(folder) -> AudioTokenizer:
   """Read what `save` wrote; ValueError if any of it was altered."""
-  return media_tokenizer.load_media_tokenizer(folder, 'audio', AUDIO_TOKENIZERS)
+  return load_tokenizer(folder, 'audio', AUDIO_TOKENIZERS)
 
 
 def _build_frames(cfg, waves):
-  from gpt_jax.tokenizers import kmeans
-
   clips = waves()
   statistics = fit_statistics(cfg, clips)
   empty = np.zeros((cfg.books, cfg.codes, cfg.stack * cfg.mels), np.float32)
@@ -128,50 +127,36 @@ def _build_frames(cfg, waves):
 
 def _load_own(cfg):
   path = pathlib.Path(cfg.path).expanduser()
-  found = load(path / 'codec' if (path / 'codec').is_dir() else path)
-  if found.kind != cfg.kind:
+  saved = load(path / 'codec' if (path / 'codec').is_dir() else path)
+  if saved.kind != cfg.kind:
     raise ValueError(
-      f'audio.path={cfg.path} holds a {found.kind} tokenizer, not {cfg.kind}\n'
-      f'fix: set audio.kind={found.kind}, or give another path'
+      f'audio.path={cfg.path} holds a {saved.kind} tokenizer, not {cfg.kind}\n'
+      f'fix: set audio.kind={saved.kind}, or give another path'
     )
   for name in cfg.changed:
-    if name != 'path' and getattr(cfg, name) != getattr(found.cfg, name):
+    if name != 'path' and getattr(cfg, name) != getattr(saved.cfg, name):
       raise ValueError(
         f'audio.{name}={getattr(cfg, name)}, but the tokenizer in audio.path={cfg.path} has '
-        f'{getattr(found.cfg, name)}\nfix: leave audio.{name} out: its settings are stored with it'
+        f'{getattr(saved.cfg, name)}\nfix: leave audio.{name} out: its settings are stored with it'
       )
-  return found
+  return saved
 
 
-def _restore(kind, make):
-  """`make(cfg, arrays)` with the saved content; ValueError if it does not fit together."""
-
-  def restore(fields, files):
-    from safetensors import SafetensorError
-    from safetensors.numpy import load as parse
-
-    try:
-      rest = {name: fields[name] for name in fields if name == 'autoencoder'}
-      known = {name: fields[name] for name in fields if name not in rest}
-      cfg = AudioConfig(kind=kind, **known | {'levels': tuple(fields['levels'])})
-      return make(cfg, parse(files[FILE]), **rest)
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-      raise ValueError(
-        f'audio.json or {FILE} was altered: {type(error).__name__} {str(error).splitlines()[0]}\n'
-        'fix: restore the folder of the tokenizer, or make it again'
-      ) from None
-
-  return restore
+def _restore_frames(fields, files):
+  arrays = unpack_arrays(files[FILE])
+  return FrameTokenizer(_config('frames', fields), arrays['statistics'], arrays['centroids'])
 
 
-def _frames(cfg, arrays):
-  return FrameTokenizer(cfg, arrays['statistics'], arrays['centroids'])
-
-
-def _learned(cfg, arrays, autoencoder):
+def _restore_learned(fields, files):
   from gpt_jax.tokenizers.learned.autoencoder import from_json
 
-  return LearnedTokenizer(cfg, arrays.pop('statistics'), from_json(autoencoder), arrays)
+  fields = dict(fields)
+  codec_cfg, arrays = from_json(fields.pop('autoencoder')), unpack_arrays(files[FILE])
+  return LearnedAudioTokenizer(_config('fsq', fields), arrays.pop('statistics'), codec_cfg, arrays)
+
+
+def _config(kind, fields):
+  return AudioConfig(kind=kind, **fields | {'levels': tuple(fields['levels'])})
 
 
 def autoencoder_config(cfg: AudioConfig, positions: int = 16):
@@ -205,17 +190,10 @@ def _build_learned(cfg, _):
   )
 
 
-class Row(NamedTuple):
-  """How a kind is made: from a config and clips, from saved content, from a trained model."""
-
-  build: Callable[[AudioConfig, Callable], AudioTokenizer]
-  restore: Callable[[dict, dict[str, bytes]], AudioTokenizer]
-  from_model: Any = None  # (AudioConfig, statistics, AutoencoderConfig, {path: array})
-
-
 AUDIO_TOKENIZERS = {
-  'frames': Row(_build_frames, _restore('frames', _frames)),
-  'fsq': Row(_build_learned, _restore('fsq', _learned), LearnedTokenizer),
+  'frames': TokenizerKind(_build_frames, _restore_frames),
+  # from_model: (AudioConfig, statistics, AutoencoderConfig, {path: array})
+  'fsq': TokenizerKind(_build_learned, _restore_learned, LearnedAudioTokenizer),
 }
 USELESS = {  # fields that a kind does not read
   'frames': ('levels', 'network_width', 'network_blocks'),

@@ -1,7 +1,8 @@
-"""What every text tokenizer shares: the interface, files and their digests, streaming.
+"""The interface of tokenizers, their files with digests, and streaming.
 
-A tokenizer is a value: its `files()` are all of its content, its hash is a digest of them, and a
-saved folder that was altered is refused. No pickle anywhere: JSON, and SentencePiece's own format.
+A tokenizer is a value: `kind`, `fields()` and `files()` are all of its content, its hash is a digest
+of them, and a saved folder that was altered is refused. No pickle anywhere: JSON, safetensors, and
+SentencePiece's own format.
 """
 
 import functools
@@ -9,71 +10,119 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpt_jax.runs import records
 
-DESCRIPTION = 'text.json'  # kind, size, specials and digests; the content lies beside it
+KEYS = {'kind', 'fields', 'files', 'hash'}  # of the JSON file that describes a saved tokenizer
+FIX = 'name a folder with a saved tokenizer, and restore it if a file was altered'
 
 
-class TextTokenizer:
-  """The interface of a text tokenizer. A row of TOKENIZERS makes one.
+class SavedTokenizer:
+  """A tokenizer that can be hashed, compared and saved."""
 
-  `kind` is the row's name, `size` the number of ids (0 to size - 1), `specials` the roles that
-  its own ids play ({'eos': 50256}). User text never becomes a special id.
-  """
+  modality = ''  # text, image or audio; names its JSON file
+  kind = ''  # a row of the table of its modality
 
-  kind = ''
-  size = 0
-  specials: dict[str, int] = {}
-
-  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text."""
+  def fields(self) -> dict:
+    """Return JSON-able settings; together with `files` all of the content."""
     raise NotImplementedError
 
   def files(self) -> dict[str, bytes]:
-    """The content, as file name -> bytes; equal tokenizers give equal bytes."""
+    """Return the content as file name -> bytes; equal tokenizers give equal bytes."""
     raise NotImplementedError
-
-  def _decode(self, ids):
-    raise NotImplementedError
-
-  def encode(self, text: str) -> list[int]:
-    """Token ids of one text; ValueError if the tokenizer cannot represent it."""
-    return self.encode_batch([text])[0]
-
-  def decode(self, ids) -> str:
-    """The text of ids, a list or an integer array; incomplete UTF-8 becomes U+FFFD.
-
-    Raises ValueError for an id that the tokenizer does not have.
-    """
-    return self._decode(checked_ids(ids, self.size))
 
   @functools.cached_property
   def hash(self) -> str:
-    """Hex digest of the content: equal tokenizers have equal hashes, in every process."""
-    return fingerprint(self.kind, self.specials, self.files())
+    """A hex digest of the content, equal for equal tokenizers in every process."""
+    return _hash(self.modality, self.kind, self.fields(), _digests(self.files()))
 
   def __eq__(self, other):
-    return isinstance(other, TextTokenizer) and self.hash == other.hash
+    return isinstance(other, SavedTokenizer) and self.hash == other.hash
 
   def __hash__(self):
     return hash(self.hash)
 
   def save(self, folder) -> None:
-    """Write the tokenizer into a folder that needs nothing else; `load` reads it back."""
-    files = self.files()
+    """Write the tokenizer into a folder that needs nothing else."""
+    folder, files = pathlib.Path(folder), self.files()
     for name, content in files.items():
-      write_file(pathlib.Path(folder) / name, content)
-    description = {
-      'kind': self.kind,
-      'size': self.size,
-      'specials': self.specials,
-      'hash': self.hash,
-      'files': {name: digest(content) for name, content in files.items()},
-    }
-    write_file(pathlib.Path(folder) / DESCRIPTION, to_json(description, indent=2))
+      write_file(folder / name, content)
+    content = {'kind': self.kind, 'fields': self.fields(), 'files': _digests(files), 'hash': self.hash}
+    write_file(folder / f'{self.modality}.json', to_json(content, indent=2))
+
+
+class TokenizerKind(NamedTuple):
+  """A row of a table of tokenizers: what makes one."""
+
+  build: Callable[..., SavedTokenizer]  # (config, function that returns training data)
+  restore: Callable[[dict, dict[str, bytes]], SavedTokenizer]  # (fields, files)
+  from_model: Any = None  # of kinds that are trained: see the tables
+
+
+def load_tokenizer(folder, modality: str, kinds: dict[str, TokenizerKind]) -> SavedTokenizer:
+  """Read what `save` wrote. FileNotFoundError or ValueError, naming what differs, if it was altered."""
+  path = pathlib.Path(folder).expanduser() / f'{modality}.json'
+  saved = read_json(path, FIX)
+  if not isinstance(saved, dict) or set(saved) != KEYS or saved['kind'] not in kinds:
+    raise ValueError(f'{path} does not describe a tokenizer of kind {", ".join(kinds)}\nfix: {FIX}')
+  kind, fields, digests = saved['kind'], saved['fields'], saved['files']
+  if _hash(modality, kind, fields, digests) != saved['hash']:
+    raise ValueError(
+      f'{path} was altered after it was saved: kind={kind}, fields={fields} and its files do not give '
+      f'hash={saved["hash"]}\nfix: {FIX}'
+    )
+  files = {name: read_file(path.parent / pathlib.Path(name).name, FIX) for name in digests}
+  for name, content in files.items():
+    if digest(content) != digests[name]:
+      raise ValueError(
+        f'{path.with_name(name)} was altered after it was saved: its sha256 is {digest(content)}, '
+        f'not {digests[name]}\nfix: {FIX}'
+      )
+  tokenizer = kinds[kind].restore(fields, files)
+  if tokenizer.hash != saved['hash']:
+    raise ValueError(f'{path} is not restored as it was saved: hash={tokenizer.hash}\nfix: {FIX}')
+  return tokenizer
+
+
+def _digests(files):
+  return {name: digest(content) for name, content in files.items()}
+
+
+def _hash(modality, kind, fields, digests):
+  return digest(to_json([modality, kind, fields, digests]))
+
+
+class TextTokenizer(SavedTokenizer):
+  """The interface of a text tokenizer. User text never becomes a special id."""
+
+  modality = 'text'
+  size = 0  # number of ids, 0 to size - 1
+  specials: dict[str, int] = {}  # roles that its own ids play, as in {'eos': 50256}
+
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of each text."""
+    raise NotImplementedError
+
+  def _decode(self, ids):
+    raise NotImplementedError
+
+  def fields(self):
+    """Return the size and the special ids."""
+    return {'size': self.size, 'specials': self.specials}
+
+  def encode(self, text: str) -> list[int]:
+    """Return the token ids of one text; ValueError if the tokenizer cannot represent it."""
+    return self.encode_batch([text])[0]
+
+  def decode(self, ids) -> str:
+    """Return the text of ids, a list or an integer array; incomplete UTF-8 becomes U+FFFD.
+
+    Raises ValueError for an id that the tokenizer does not have.
+    """
+    return self._decode(checked_ids(ids, self.size))
 
 
 class StreamDecoder:
@@ -149,12 +198,6 @@ def checked_text(text: str) -> str:
       "fix: read files with encoding='utf-8' and errors='replace'"
     ) from None
   return text
-
-
-def fingerprint(kind: str, specials: dict[str, int], files: dict[str, bytes]) -> str:
-  """Hex digest of everything that decides what a text tokenizer does."""
-  digests = {name: digest(content) for name, content in files.items()}
-  return digest(to_json({'kind': kind, 'specials': specials, 'files': digests}))
 
 
 def digest(content: bytes) -> str:

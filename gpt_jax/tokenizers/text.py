@@ -10,11 +10,11 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import numpy as np
 
 from gpt_jax.tokenizers import base, bpe, subword
+from gpt_jax.tokenizers.base import TokenizerKind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,34 +120,7 @@ def build(cfg: TokenizerConfig, documents: Callable[[], Iterable[str]] = tuple) 
 
 def load(folder) -> base.TextTokenizer:
   """Read what `save` wrote; ValueError, naming what differs, if any of it was altered."""
-  fix = 'name a folder that TextTokenizer.save wrote, and restore it if a file was altered'
-  path = pathlib.Path(folder).expanduser() / base.DESCRIPTION
-  saved = base.read_json(path, fix)
-  if not isinstance(saved, dict) or not {'kind', 'size', 'specials', 'hash', 'files'} <= set(saved):
-    raise ValueError(f'{path} does not describe a tokenizer\nfix: {fix}')
-  if saved['kind'] not in TOKENIZERS:
-    raise ValueError(f'{path} has the unknown kind {saved["kind"]!r}\nfix: {fix}')
-  files = {name: base.read_file(path.with_name(name), fix) for name in saved['files']}
-  for name, content in files.items():
-    if base.digest(content) != saved['files'][name]:
-      raise ValueError(
-        f'{path.with_name(name)} was altered after it was saved: its sha256 is '
-        f'{base.digest(content)}, saved was {saved["files"][name]}\nfix: {fix}'
-      )
-  kind, specials = saved['kind'], saved['specials']
-  if base.fingerprint(kind, specials, files) != saved['hash']:
-    raise ValueError(
-      f'{path} was altered after it was saved: kind={kind} and specials={specials} with its files '
-      f'do not give its hash={saved["hash"]}\nfix: {fix}'
-    )
-  tokenizer = TOKENIZERS[kind].restore(files, specials)
-  assert tokenizer.hash == saved['hash']
-  if tokenizer.size != saved['size']:
-    raise ValueError(
-      f'{path} was altered after it was saved: size={saved["size"]}, but its files hold '
-      f'{tokenizer.size} ids\nfix: {fix}'
-    )
-  return tokenizer
+  return base.load_tokenizer(folder, 'text', TOKENIZERS)
 
 
 def _build_chars(cfg, documents):
@@ -174,9 +147,9 @@ def _build_gpt2(cfg, _):
 
 
 def _restore_library(kind):
-  def restore(files, specials):
+  def restore(fields, files):
     model = json.loads(files['tokenizer.json'])
-    return subword.LibraryTokenizer(kind, model, specials, 'tokenizer.json')
+    return subword.LibraryTokenizer(kind, model, fields['specials'], 'tokenizer.json')
 
   return restore
 
@@ -195,21 +168,16 @@ def _path(cfg):
   return pathlib.Path(cfg.path).expanduser()
 
 
-class Row(NamedTuple):
-  """How a kind of tokenizer is made: from a config, and from its saved files and specials."""
-
-  build: Callable[[TokenizerConfig, Callable[[], Iterable[str]]], base.TextTokenizer]
-  restore: Callable[[dict[str, bytes], dict[str, int]], base.TextTokenizer]
-
-
 TOKENIZERS = {
-  'bytes': Row(lambda *_: ByteTokenizer(), lambda *_: ByteTokenizer()),
-  'chars': Row(_build_chars, lambda files, _: CharTokenizer(json.loads(files['characters.json']))),
-  'bpe': Row(_build_bpe, _restore_library('bpe')),
-  'gpt2': Row(_build_gpt2, _restore_library('gpt2')),
-  'huggingface': Row(lambda cfg, _: subword.read_huggingface(_path(cfg)), _restore_library('huggingface')),
-  'sentencepiece': Row(
+  'bytes': TokenizerKind(lambda *_: ByteTokenizer(), lambda *_: ByteTokenizer()),
+  'chars': TokenizerKind(_build_chars, lambda _, files: CharTokenizer(json.loads(files['characters.json']))),
+  'bpe': TokenizerKind(_build_bpe, _restore_library('bpe')),
+  'gpt2': TokenizerKind(_build_gpt2, _restore_library('gpt2')),
+  'huggingface': TokenizerKind(
+    lambda cfg, _: subword.read_huggingface(_path(cfg)), _restore_library('huggingface')
+  ),
+  'sentencepiece': TokenizerKind(
     lambda cfg, _: subword.read_sentencepiece(_path(cfg)),
-    lambda files, _: subword.SentencePieceTokenizer(files['tokenizer.model'], 'tokenizer.model'),
+    lambda _, files: subword.SentencePieceTokenizer(files['tokenizer.model'], 'tokenizer.model'),
   ),
 }

@@ -210,9 +210,7 @@ def test_codes_know_no_level():
 def test_the_learned_tokenizer_is_its_autoencoder():
   """Codes and frames inside a clip are those of the model, applied directly."""
   tokenizer = made('fsq')
-  model = nn.map_params(
-    lambda path, _: tokenizer.params[path], autoencoder.Autoencoder(tokenizer.autoencoder_cfg)
-  )
+  model = nn.map_params(lambda path, _: tokenizer.params[path], autoencoder.Autoencoder(tokenizer.codec_cfg))
   (features_PC,) = tokenizer.features(clips()[3:4])
   silence_PC = np.tile(tokenizer.silence_C, (4, 1))
   x_BJM = np.concatenate([silence_PC, features_PC, silence_PC]).reshape(1, -1, 40)
@@ -301,5 +299,5 @@ def test_what_cannot_be_built_is_refused():
   with pytest.raises(ValueError, match='the autoencoder has levels') as error:
     tokenizer = made('fsq')
     cfg = dataclasses.replace(tokenizer.cfg, levels=(4, 4))
-    type(tokenizer)(cfg, tokenizer.statistics, tokenizer.autoencoder_cfg, tokenizer.params)
+    type(tokenizer)(cfg, tokenizer.statistics, tokenizer.codec_cfg, tokenizer.params)
   two_lines(error)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_jax.model import layers as nn
-from gpt_jax.tokenizers import base, image, kmeans
+from gpt_jax.tokenizers import base, image, kmeans, media_tokenizer, patches
 from gpt_jax.tokenizers.image import IMAGE_TOKENIZERS, ImageConfig
 from gpt_jax.tokenizers.learned import autoencoder
 
@@ -150,7 +150,8 @@ def test_features_are_the_pixels_of_a_position(name):
   last = images[:, -p:, -p:].reshape(2, -1).astype(np.float32) / 127.5 - 1
   np.testing.assert_allclose(features[:, -1], last, atol=1e-6)
   pixels = np.round((features + 1) * 127.5).astype(np.uint8)
-  np.testing.assert_array_equal(image.from_patches(pixels, tokenizer.shape, p), images)
+  pixels = pixels.reshape(-1, *tokenizer.grid, tokenizer.feature_width)
+  np.testing.assert_array_equal(patches.from_patches(pixels, p), images)
 
 
 # ---------------------------------------------------------------------------------------- pixels
@@ -333,7 +334,7 @@ def test_importing_brings_no_jax():
 
 def test_files_are_the_same_bytes_each_time():
   arrays = {'b': np.arange(3.0), 'a': np.arange(6).reshape(2, 3).T}
-  content = image.pack(arrays)
-  assert base.digest(content) == base.digest(image.pack(dict(reversed(arrays.items()))))
-  for name, array in image.unpack(content).items():
+  content = media_tokenizer.pack_arrays(arrays)
+  assert base.digest(content) == base.digest(media_tokenizer.pack_arrays(dict(reversed(arrays.items()))))
+  for name, array in media_tokenizer.unpack_arrays(content).items():
     np.testing.assert_array_equal(array, arrays[name])

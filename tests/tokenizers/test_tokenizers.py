@@ -18,7 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gpt_jax.tokenizers import SPECIALS, TokenizerConfig, Tokenizers, Vocabulary, base, bpe, subword
+from gpt_jax.tokenizers import SPECIALS, TokenizerConfig, Tokenizers, Vocabulary, bpe, subword
 from gpt_jax.tokenizers.base import StreamDecoder
 from gpt_jax.tokenizers.text import TOKENIZERS, build, load
 
@@ -268,7 +268,7 @@ def test_saved_and_loaded_is_equal(kind, tmp_path):
   again.save(tmp_path / 'b')
   assert files(tmp_path / 'a') == files(tmp_path / 'b')
   content = {'bytes': set(), 'chars': {'characters.json'}, 'sentencepiece': {'tokenizer.model'}}
-  expected = content.get(kind, {'tokenizer.json'}) | {base.DESCRIPTION}
+  expected = content.get(kind, {'tokenizer.json'}) | {'text.json'}
   assert set(files(tmp_path / 'a')) == expected
 
 
@@ -292,8 +292,10 @@ def test_altered_files_are_refused(kind, tmp_path):
       load(tmp_path)
     path.write_bytes(content)
   described = json.loads((tmp_path / 'text.json').read_text())
-  for key, value in {'size': 7, 'specials': {'eos': 3}, 'kind': 'gpt1', 'hash': 'abc'}.items():
-    (tmp_path / 'text.json').write_text(json.dumps({**described, key: value}))
+  wrong = {'size': 7, 'specials': {'eos': 3}}
+  altered = {key: {'fields': {**described['fields'], key: value}} for key, value in wrong.items()}
+  for key, change in {**altered, 'kind': {'kind': 'gpt1'}, 'hash': {'hash': 'abc'}}.items():
+    (tmp_path / 'text.json').write_text(json.dumps({**described, **change}))
     with two_lines(ValueError, key):
       load(tmp_path)
   other = 'chars' if kind == 'bytes' else 'bytes'

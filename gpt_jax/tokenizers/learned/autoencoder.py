@@ -20,6 +20,7 @@ from flax import nnx
 
 from gpt_jax.model import layers as nn
 from gpt_jax.tokenizers.learned import quantizers as quantize
+from gpt_jax.tokenizers.patches import from_patches, to_patches
 
 COMMITMENT = 0.25  # weight of the distance to the code (VQ-VAE, van den Oord et al. 2017)
 
@@ -132,7 +133,10 @@ class Autoencoder(nnx.Module):
 
   def encode(self, x):
     """x [B, Y, X, A] or [B, J, M], float32 -> z_BPZ."""
-    patches_BYXI = to_patches(x, self.cfg.stride)
+    if self.cfg.in_time:
+      patches_BYXI = x.reshape(len(x), -1, 1, self.cfg.dims['I'])
+    else:
+      patches_BYXI = to_patches(x, self.cfg.stride)
     h_BYXD = nn.linear('BYXI,ID->BYXD', patches_BYXI, self.patch_ID, self.patch_bias_D)
     for block in self.encoder:
       h_BYXD = block(h_BYXD)
@@ -159,7 +163,9 @@ class Autoencoder(nnx.Module):
       h_BYXD = block(h_BYXD)
     h_BYXD = nn.rmsnorm(h_BYXD, 1e-6)
     patches_BYXI = nn.linear('BYXD,DI->BYXI', h_BYXD, self.out_DI, self.out_bias_I)
-    return from_patches(patches_BYXI, cfg)
+    if cfg.in_time:
+      return patches_BYXI.reshape(B, P * cfg.stride, -1)
+    return from_patches(patches_BYXI, cfg.stride)
 
 
 class Codebook(nnx.Module):
@@ -169,26 +175,6 @@ class Codebook(nnx.Module):
     self.values_KZ = nn.param(cfg, 'KZ', 1.0)
     self.counts_K = nn.param(cfg, 'K')
     self.sums_KZ = nn.param(cfg, 'KZ')
-
-
-def to_patches(x, stride):
-  """[B, Y, X, A] or [B, J, M] -> [B, Y / stride, X / stride, I]; a signal in time has X = 1."""
-  if x.ndim == 3:
-    B, J, M = x.shape
-    return x.reshape(B, J // stride, 1, stride * M)
-  B, Y, X, A = x.shape
-  x = x.reshape(B, Y // stride, stride, X // stride, stride, A)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, Y // stride, X // stride, stride * stride * A)
-
-
-def from_patches(patches_BYXI, cfg):
-  """Inverse of `to_patches`."""
-  B, Y, X, _ = patches_BYXI.shape
-  s = cfg.stride
-  if cfg.in_time:
-    return patches_BYXI.reshape(B, Y * s, -1)
-  x = patches_BYXI.reshape(B, Y, X, s, s, -1).transpose(0, 1, 3, 2, 4, 5)
-  return x.reshape(B, Y * s, X * s, -1)
 
 
 def loss(model, x):

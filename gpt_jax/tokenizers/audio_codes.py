@@ -1,6 +1,6 @@
-"""What audio tokenizers are: log-mel frames, stacked to positions, and a quantizer for them.
+"""Audio tokenizers: stacked log-mel frames <-> codes.
 
-Sounds come back at one peak, with phases by Griffin-Lim: level and phase are not kept.
+Decoded sounds have one peak level and phases by Griffin-Lim: level and phase are not encoded.
 
 Letters: N samples or vectors, J frames, M mel bands, P positions of a clip, Q codebooks, K codes of
 one, C = stack * M entries of a position, B clips of a batch, Z numbers of a learned code.
@@ -13,14 +13,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpt_jax.tokenizers import media_tokenizer
+from gpt_jax.tokenizers import kmeans
+from gpt_jax.tokenizers.media_tokenizer import MediaTokenizer, pack_arrays
 from gpt_jax.tokenizers.spectrogram import FLOOR
 
 FILE = 'audio.safetensors'
-ROWS = 32  # clips that the autoencoder takes at a time
+BATCH = 32  # clips that a learned tokenizer takes at a time
 
 
-class AudioTokenizer(media_tokenizer.MediaTokenizer):
+class AudioTokenizer(MediaTokenizer):
   """Standardized stacked log-mel frames, and what rows share; a row adds the quantizer.
 
   `cfg` is an AudioConfig; `statistics` are the mean and the standard deviation of each band over
@@ -92,11 +93,8 @@ class AudioTokenizer(media_tokenizer.MediaTokenizer):
     return {name: value for name, value in fields.items() if name not in ('kind', 'path')}
 
   def files(self):
-    """All arrays in one file."""
-    from safetensors.numpy import save
-
-    arrays = {name: np.ascontiguousarray(array) for name, array in sorted(self.arrays().items())}
-    return {FILE: save(arrays)}
+    """Return all arrays in one file."""
+    return {FILE: pack_arrays(self.arrays())}
 
   def arrays(self) -> dict[str, np.ndarray]:
     """What `files` holds; a row adds its own."""
@@ -157,8 +155,6 @@ class FrameTokenizer(AudioTokenizer):
     return {**super().arrays(), 'centroids': self.centroids}
 
   def _quantize(self, features):
-    from gpt_jax.tokenizers import kmeans
-
     rest_NC = np.concatenate(features)
     columns = []
     for centroids_KC in self.centroids:
@@ -172,94 +168,70 @@ class FrameTokenizer(AudioTokenizer):
     return [self.centroids[books_Q, codes_PQ].sum(1) for codes_PQ in codes]
 
 
-class LearnedTokenizer(AudioTokenizer):
-  """An autoencoder with finite scalar quantization.
+class LearnedAudioTokenizer(AudioTokenizer):
+  """An autoencoder with finite scalar quantization, of parameters {path: array}.
 
-  `autoencoder_cfg` and `params` ({path: array}) are those of model.autoencoder. Every clip runs
-  with silence on both sides, as in training, to one fixed length: one compilation, and no clip
-  depends on others.
+  Every clip runs with silence on both sides, as in training, padded to one length: it compiles once,
+  and no clip depends on others.
   """
 
   kind = 'fsq'
 
-  def __init__(self, cfg, statistics: np.ndarray, autoencoder_cfg, params: dict):
+  def __init__(self, cfg, statistics: np.ndarray, codec_cfg, params: dict):
     super().__init__(cfg, statistics)
-    described = (autoencoder_cfg.levels, autoencoder_cfg.stride, autoencoder_cfg.shape[1:])
+    described = (codec_cfg.levels, codec_cfg.stride, codec_cfg.shape[1:])
     if described != (cfg.levels, cfg.stack, (cfg.mels,)):
       raise ValueError(
         f'the autoencoder has levels, stride and bands {described}, not '
         f'{(cfg.levels, cfg.stack, (cfg.mels,))}\nfix: make it with audio.autoencoder_config'
       )
     self.codebooks = (math.prod(cfg.levels),)
-    self.autoencoder_cfg = autoencoder_cfg
+    self.codec_cfg = codec_cfg
     self.params = {path: np.asarray(value, np.float32) for path, value in sorted(params.items())}
-    self.lead = autoencoder_cfg.blocks  # positions that a code sees on each side
+    self.lead = codec_cfg.blocks  # positions that a code sees on each side
     self.length = self.max_positions + 3 * self.lead
 
   def fields(self):
-    """The settings, with those of the autoencoder."""
-    return {**super().fields(), 'autoencoder': dataclasses.asdict(self.autoencoder_cfg)}
+    """Return the settings, with those of the autoencoder."""
+    return {**super().fields(), 'autoencoder': dataclasses.asdict(self.codec_cfg)}
 
   def arrays(self):
-    """Statistics and parameters."""
+    """Return the statistics and the parameters."""
     return {**super().arrays(), **self.params}
 
+  @functools.cached_property
+  def _coder(self):
+    from gpt_jax.tokenizers.learned.coder import Coder
+
+    return Coder(self.codec_cfg, self.params, BATCH)
+
   def _quantize(self, features):
-    return [codes_P[:, None] for codes_P in self._run('encode', features, self.silence_C)]
+    return [codes_P[:, None] for codes_P in self._encode(features)]
 
   def _values(self, codes):
-    return self._run('decode', [codes_PQ[:, 0] for codes_PQ in codes], self._silent_code)
+    decode = lambda codes_NP: self._coder.decode(codes_NP).reshape(*codes_NP.shape, self.feature_width)
+    return self._run(decode, [codes_PQ[:, 0] for codes_PQ in codes], self._silent_code)
+
+  def _encode(self, features):
+    frames = lambda x_NPC: x_NPC.reshape(len(x_NPC), -1, self.cfg.mels)
+    return self._run(lambda x_NPC: self._coder.encode(frames(x_NPC)), features, self.silence_C)
 
   @functools.cached_property
   def _silent_code(self):
     """The code of silence with silence around it."""
     silence_PC = np.tile(self.silence_C, (self.max_positions, 1))
-    return self._run('encode', [silence_PC], self.silence_C)[0][self.max_positions // 2]
+    return self._encode([silence_PC])[0][self.max_positions // 2]
 
-  def _run(self, name, clips, padding):
-    """What the autoencoder makes of clips [P, ..] with `padding` around them, cut to the clips."""
+  def _run(self, function, clips, padding):
+    """Call a function of [N, P, ...] on clips [P, ...] with `padding` around them; cut to the clips."""
     length = max([self.length, *(len(clip) + 2 * self.lead for clip in clips)])
     padding = np.asarray(padding)
     silence = lambda count: np.broadcast_to(padding, (count, *padding.shape))
     padded = [
       np.concatenate([silence(self.lead), clip, silence(length - self.lead - len(clip))]) for clip in clips
     ]
-    found = []
-    for start in range(0, len(clips), ROWS):
-      rows = padded[start : start + ROWS]
-      batch = np.stack([*rows, *[rows[0]] * (ROWS - len(rows))])
-      found += list(np.asarray(self._compiled[name](batch))[: len(rows)])
-    return [item[self.lead : self.lead + len(clip)] for item, clip in zip(found, clips, strict=True)]
-
-  @functools.cached_property
-  def _compiled(self):
-    """`encode` and `decode` as functions of arrays; every product in float32 on all hardware."""
-    import jax
-
-    from gpt_jax.model import layers as nn
-    from gpt_jax.tokenizers.learned import autoencoder
-
-    abstract = autoencoder.Autoencoder(self.autoencoder_cfg)
-    model = nn.map_params(lambda path, _: self.params[path], abstract)
-    frames = lambda x_BPC: x_BPC.reshape(len(x_BPC), -1, self.cfg.mels)
-    stacked = lambda x_BJM: x_BJM.reshape(len(x_BJM), -1, self.feature_width)
-
-    @jax.jit
-    def encode(model, x_BPC):
-      return model.quantize(model.encode(frames(x_BPC)))[1]
-
-    @jax.jit
-    def decode(model, codes_BP):
-      return stacked(model.decode(model.lookup(codes_BP)))
-
-    def exact(function):
-      def run(array):
-        with jax.default_matmul_precision('highest'):
-          return function(model, array)
-
-      return run
-
-    return {'encode': exact(encode), 'decode': exact(decode)}
+    rows = function(np.stack(padded)) if padded else []
+    return [row[self.lead : self.lead + len(clip)] for row, clip in zip(rows, clips, strict=True)]
 
 
 def checked(array, shape: tuple[int, ...]) -> np.ndarray:
