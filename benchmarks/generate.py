@@ -37,9 +37,9 @@ def prompts(batch, vocab):
 
 def model_config(size):
   """ModelConfig of a row of SIZES."""
-  from gpt_jax.model import config
+  from gpt_jax.model import presets
 
-  return config.gpt2(**SIZES[size]).resolved()
+  return presets.gpt2(**SIZES[size]).resolved()
 
 
 def export(size, folder):

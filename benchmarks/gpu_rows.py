@@ -30,9 +30,9 @@ def say(**found):
 
 def model_config(model, **overrides):
   """The GPT-2 of a row of MODELS, resolved for this device."""
-  from gpt_jax.model import config
+  from gpt_jax.model import presets
 
-  return config.gpt2(**MODELS[model] | overrides).resolved()
+  return presets.gpt2(**MODELS[model] | overrides).resolved()
 
 
 def timed(call, wait, seconds):
@@ -63,7 +63,7 @@ def probe(size, seconds):
   facts |= dict(peak=peak, peak_source=source, **peers())
   facts['capability'] = str(getattr(device, 'compute_capability', ''))
   if device.platform == 'gpu':
-    from gpt_jax.model.attention import cudnn_obstacle
+    from gpt_jax.model.kernels.cudnn import cudnn_obstacle
 
     facts['cudnn_attention'] = cudnn_obstacle() or 'works'
   say(**facts)
@@ -116,7 +116,7 @@ def train(model, batch, length, seconds, overrides=None, steps_per_call=1):
   """Whole optimizer steps -> tokens/s, steps/s, MFU in both conventions."""
   import jax
 
-  from gpt_jax.model import gpt
+  from gpt_jax.model import costs
   from gpt_jax.runs import hardware
   from gpt_jax.sharding import to_devices
 
@@ -148,7 +148,7 @@ def train(model, batch, length, seconds, overrides=None, steps_per_call=1):
     return
   median, chunks = timed(run, jax.block_until_ready, seconds)
   tokens = batch * length * steps_per_call / median
-  flops, (peak, _) = gpt.flops_per_token(cfg, length), hardware.peak_flops()
+  flops, (peak, _) = costs.flops_per_token(cfg, length), hardware.peak_flops()
   say(
     **first,
     tokens_per_second=tokens,

@@ -21,7 +21,7 @@ from benchmarks import versus
 from benchmarks.record import RESULTS
 from experiments import shakespeare_char
 from gpt_jax import config as configs
-from gpt_jax.model.config import PRESETS
+from gpt_jax.model.presets import PRESETS
 from gpt_jax.runs import records
 from gpt_jax.train import train
 

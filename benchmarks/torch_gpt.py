@@ -1,6 +1,6 @@
 """GPT-2 in torch, written to be compared with: fused QKV, SDPA, fused AdamW, a tied head.
 
-The architecture of gpt_jax.model.config.gpt2 without dropout: pre-LayerNorm, learned positions,
+The architecture of gpt_jax.model.presets.gpt2 without dropout: pre-LayerNorm, learned positions,
 tanh GELU, biases. Letters: as in gpt_jax/model/gpt.py.
 """
 

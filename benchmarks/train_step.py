@@ -49,14 +49,14 @@ def ours(shape, model=None, memory=False, **train):
   import jax
 
   from gpt_jax.config import Config
-  from gpt_jax.model import config, gpt
+  from gpt_jax.model import costs, presets
   from gpt_jax.runs import hardware
   from gpt_jax.sharding import make_mesh, to_devices
   from gpt_jax.step import gpt_program
 
   shape = Shape(*shape)
   sizes = dict(layers=shape.layers, width=shape.width, heads=shape.heads, context=shape.length)
-  model_cfg = config.gpt2(**sizes | {'vocab': shape.vocab} | (model or {})).resolved()
+  model_cfg = presets.gpt2(**sizes | {'vocab': shape.vocab} | (model or {})).resolved()
   cfg = Config()
   cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, **train))
   mesh = make_mesh(cfg.mesh)
@@ -75,9 +75,9 @@ def ours(shape, model=None, memory=False, **train):
     jax.block_until_ready(metrics)
     return float(metrics['loss'])
 
-  a_token, tokens = gpt.flops_per_token(model_cfg, shape.length), shape.rows * shape.length
+  a_token, tokens = costs.flops_per_token(model_cfg, shape.length), shape.rows * shape.length
   facts = {'memory': memory_of(program, next(batches))} if memory else {}
-  facts |= {'losses': [run() for _ in range(3)], 'parameters': gpt.count_params(model_cfg)}
+  facts |= {'losses': [run() for _ in range(3)], 'parameters': costs.count_params(model_cfg)}
   facts |= {'flops': a_token['full'] * tokens, 'causal_flops': a_token['causal'] * tokens}
   return run, facts | {'peak_flops': hardware.peak_flops()[0]}
 

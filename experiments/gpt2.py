@@ -12,7 +12,7 @@ from GPT-3 (Brown et al. 2020, table 2.1).
 """
 
 from gpt_jax import config as configs
-from gpt_jax.model.config import PRESETS
+from gpt_jax.model.presets import PRESETS
 
 LEARNING_RATES = {'small': 6e-4, 'medium': 3e-4, 'large': 2.5e-4, 'xl': 2e-4, '1b': 2e-4}
 

@@ -10,7 +10,7 @@ Sources: Llama (Touvron et al. 2023, table 2: width, heads, layers, learning rat
 """
 
 from gpt_jax import config as configs
-from gpt_jax.model.config import llama
+from gpt_jax.model.presets import llama
 
 LEARNING_RATES = {'small': 6e-4, '1b': 3e-4, '7b': 3e-4, '8b': 3e-4}
 

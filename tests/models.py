@@ -5,6 +5,7 @@ the one jitted `logits` with rows of shape (ROWS, LENGTH): a config is compiled 
 """
 
 import dataclasses
+import functools
 import zlib
 
 import jax
@@ -52,6 +53,13 @@ def fill(cfg, seed=0):
     return jnp.asarray(p.mean + 0.3 * noise, value.dtype)
 
   return nn.map_params(draw, gpt.GPT(cfg))
+
+
+def create(cfg, key, mesh):
+  """A model with initial values, born sharded on the mesh."""
+  abstract = gpt.GPT(cfg)
+  initialize = functools.partial(nn.initialize, abstract)
+  return jax.jit(initialize, out_shardings=gpt.shardings(abstract, mesh))(key)
 
 
 @jax.jit

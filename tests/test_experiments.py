@@ -17,7 +17,7 @@ from gpt_jax.data import media_io
 from gpt_jax.data.synthetic import keypad
 from gpt_jax.evaluation.tasks import common
 from gpt_jax.jobs import language_model, run_tokenizers
-from gpt_jax.model import gpt
+from gpt_jax.model import costs
 from gpt_jax.runs import run_folder
 from gpt_jax.tokenizers import Tokenizers
 from tests import command_line, tiny_runs
@@ -338,7 +338,7 @@ def test_continuous_inputs_fit_the_context(name, base, stand_in, tmp_path):
 def test_the_sizes_of_gpt2(size, parameters):
   made = experiment_file.load_config(f'experiments/gpt2.py:size={size}')
   made.model.vocab = 50257
-  count = gpt.count_params(config.build(config.Config, made).model)
+  count = costs.count_params(config.build(config.Config, made).model)
   assert count == pytest.approx(parameters, rel=0.01)
 
 

@@ -1,7 +1,7 @@
 """What arms have in common so that comparing them is fair: tokens, FLOPs, time or parameters.
 
 A budget decides train.steps, and with it the schedule, or model.width. FLOPs count as in
-`gpt.flops_per_token`, attention over the whole row included; tokens are rows times their length.
+`costs.flops_per_token`, attention over the whole row included; tokens are rows times their length.
 Arms of one program get one step time, measured once: an arm that changes nothing stays one.
 """
 
@@ -17,7 +17,7 @@ import jax
 
 from gpt_jax import train
 from gpt_jax.jobs import language_model, run_tokenizers
-from gpt_jax.model import gpt
+from gpt_jax.model import costs
 from gpt_jax.runs import records
 from gpt_jax.sharding import MeshConfig, make_mesh, to_devices
 from gpt_jax.training import session
@@ -66,8 +66,8 @@ class Measures:
     if not (folder / 'tokenizer').exists():
       tokenizers.save(folder / 'tokenizer')
     model_cfg = language_model.resolve_model(cfg, tokenizers)
-    flops = gpt.flops_per_token(model_cfg, row_length(cfg))['full']
-    return gpt.count_params(model_cfg), flops
+    flops = costs.flops_per_token(model_cfg, row_length(cfg))['full']
+    return costs.count_params(model_cfg), flops
 
   def step_seconds(self, cfg):
     """Seconds of one optimizer step, measured here once."""

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from gpt_jax import config
 from gpt_jax.evaluation import trained
 from gpt_jax.interop import families, tensors, tokenizer_files
-from gpt_jax.model import gpt
+from gpt_jax.model import costs, gpt
 from gpt_jax.model import layers as nn
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.runs import records, run_folder
@@ -302,7 +302,7 @@ def import_run(source, workdir):
   checkpoints.save(0, state, extra)
   checkpoints.close()
   records.write_json(workdir / 'config.json', dataclasses.asdict(cfg))  # last: now it is a run
-  params = gpt.count_params(found.cfg)
+  params = costs.count_params(found.cfg)
   print(
     f'imported {source}: {found.family}, {params:,} parameters\n'
     f"next: launch.py sample --workdir={workdir} --prompt='Once upon a time'"
@@ -313,7 +313,7 @@ def export_run(workdir, out):
   """Write the newest good checkpoint of a run as Hugging Face files into a new or empty folder."""
   run = trained.load(workdir)
   family = export_model(run.model.cfg, run.model, run.tokenizers, out)
-  params = gpt.count_params(run.model.cfg)
+  params = costs.count_params(run.model.cfg)
   print(
     f'exported step {run.step} of {workdir}: {family}, {params:,} parameters\n'
     f"next: transformers.AutoModelForCausalLM.from_pretrained('{out}')"

@@ -5,7 +5,7 @@ Source: transformers 5.23, `modeling_rope_utils.py`.
 
 import math
 
-from gpt_jax.model.positions import rope_attention_factor
+from gpt_jax.model.position_schemes import yarn_magnitude
 
 
 def read_rope(hf):
@@ -102,7 +102,7 @@ def _write_yarn(cfg):
     'original_max_position_embeddings': cfg.rope_original_context,
     'beta_fast': cfg.rope_beta_fast,
     'beta_slow': cfg.rope_beta_slow,
-    'attention_factor': rope_attention_factor(cfg),
+    'attention_factor': yarn_magnitude(cfg),
   }
 
 

@@ -11,7 +11,8 @@ from gpt_jax import data, losses
 from gpt_jax.cluster.sharding_table import summary
 from gpt_jax.evaluation import evaluate, panels
 from gpt_jax.jobs import run_tokenizers
-from gpt_jax.model import attention, gpt
+from gpt_jax.model import costs
+from gpt_jax.model.kernels import choice
 from gpt_jax.runs import hardware
 from gpt_jax.sampling import completions, prompt_batch
 from gpt_jax.sharding import check_batch, data_shard
@@ -86,8 +87,8 @@ class LanguageModelJob:
     single = len(self.tokenizers.modalities) == 1
     kinds = None if single else losses.Kinds.of(self.tokenizers, self.model_cfg.V)
     self.program = gpt_program(cfg, self.model_cfg, mesh, kinds, len(self.loader.names))
-    self.flops = gpt.flops_per_token(self.model_cfg, self.length)
-    self.parameters = gpt.count_params(self.model_cfg)
+    self.flops = costs.flops_per_token(self.model_cfg, self.length)
+    self.parameters = costs.count_params(self.model_cfg)
     self.caches = self.open_valid_caches()  # also read by tasks, as those of evaluate.Subject
     evaluate.check_tasks(self, cfg.train.tasks)  # now, not after the last step
 
@@ -152,7 +153,7 @@ class LanguageModelJob:
     }
     ids = ', '.join(f'{count} {name} ids' for name, count in counts.items())
     with jax.set_mesh(self.mesh):
-      kernel = attention.explained(self.model_cfg, self.example_batch(), self.length)
+      kernel = choice.describe_choice(self.model_cfg, self.example_batch(), self.length)
     state = f', state of {summary(self.program.abstract, self.mesh)}' if self.mesh.size > 1 else ''
     return (
       f'{self.parameters:,} parameters, {ids}, {self.flops["full"] / 1e6:.1f} MFLOP a token, '

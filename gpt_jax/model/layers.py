@@ -1,25 +1,22 @@
-"""What every layer is made of: declared parameters, initial values, norms, MLPs, dropout.
+"""Building blocks of every module: declared parameters, initial values, norms, MLPs, dropout.
 
-A parameter is declared once, by its letters: `param(cfg, 'DHK')` fixes shape, name and sharding.
-Declaring makes no
-array: a module is born abstract, and `initialize` fills it under jit with out_shardings, so that a
-large model never exists unsharded. Its key is folded in from its path and its layer, so that adding
-one weight leaves all others as they were.
+A parameter is declared once, by its letters: `param(cfg, 'DHK')` fixes its shape, name and sharding. Modules
+are abstract until `initialize` fills them under jit with out_shardings: a large model never exists unsharded.
+A parameter's key is folded in from its path and layer, so that adding one leaves all others as they were.
 
 Letters: B batch, T length, D width, F feed-forward width, L layers, V rows of a table.
 
-Sources: RMSNorm (Zhang & Sennrich 2019), GLU variants (Shazeer 2020), squared ReLU (So et al. 2021,
-section 3), layer stacking as in seqax.
+Sources: RMSNorm (Zhang & Sennrich 2019), GLU variants (Shazeer 2020), squared ReLU (So et al. 2021, section
+3), layer stacking as in seqax.
 """
 
-import functools
 import zlib
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gpt_jax.cluster.meshes import platform
+from gpt_jax.model.kernels import fused
 
 
 def param(cfg, axes, std=0.0, mean=0.0):
@@ -46,12 +43,12 @@ def stack(module, layers):
 
 
 def unstack(module):
-  """A stacked module -> a list with one module a layer; axis notes lose their L."""
+  """Split a stacked module into a list of one module per layer, whose parameters have no L."""
   layers = jax.tree.leaves(module)[0].shape[0]
 
   def slices(p):
-    # One split and not a slice a layer: its gradient is one concatenation, theirs a sum of as many
-    # padded arrays as there are layers, which a GPU computes at each element.
+    # One split, not a slice per layer: its gradient is one concatenation, theirs a sum of as many padded
+    # arrays as there are layers, which a GPU computes at each element.
     pieces = jax.lax.split(p.get_value(), (1,) * layers)
     return [nnx.Param(x.reshape(x.shape[1:]), axes=p.axes[1:], std=p.std, mean=p.mean) for x in pieces]
 
@@ -66,7 +63,7 @@ def named_params(model):
 
 
 def map_params(fn, model):
-  """The model's tree with `fn(path, parameter)` in the place of each parameter's array."""
+  """The model's tree with `fn(path, parameter)` in place of each parameter's array."""
   treedef = jax.tree.structure(model)
   return jax.tree.unflatten(treedef, [fn(path, p) for path, p in named_params(model)])
 
@@ -90,26 +87,35 @@ def initialize(abstract, key):
 
 
 def cast(model, dtype):
-  """The model with its matrices in the compute dtype; norm scales and biases stay."""
+  """The model with its matrices in the compute dtype; norm scales, biases and routers keep theirs."""
 
-  def maybe(path, p):
+  def cast_matrix(path, p):
     is_matrix = 'D' in p.axes and len(p.axes.lstrip('L')) > 1 and not path.endswith('router_DE')
     return p.get_value().astype(dtype) if is_matrix else p.get_value()
 
-  return map_params(maybe, model)
+  return map_params(cast_matrix, model)
 
 
-def over(p, x):
+def linear(subscripts, x, w, bias=None, **options):
+  """einsum with a parameter, plus an optional bias over the last axes; options of jnp.einsum."""
+  if fused.is_outputs_first(subscripts, w):  # in decoding
+    y = fused.weights_left(subscripts, x, w, **options)
+  else:
+    y = jnp.einsum(subscripts, x, w[...], **options)
+  return y if bias is None else y + broadcast_like(bias, y)
+
+
+def broadcast_like(p, x):
   """A parameter with leading axes of size 1 and x's dtype, ready to broadcast over x."""
   p = p[...]
   return p.reshape((1,) * (x.ndim - p.ndim) + p.shape).astype(x.dtype)
 
 
 def dropout(x, rate, key):
-  """Zero each entry with probability `rate` (a traced scalar) and rescale; no key, no dropout.
+  """Zero each entry with probability `rate` (a traced scalar) and rescale; without a key, return x.
 
-  Sixteen random bits an entry: threefry on a CPU costs as much as a matmul, and half the bits cost
-  half; the rate is exact to 2**-16.
+  Sixteen random bits per entry: on a CPU threefry costs as much as a matmul, and half the bits cost half. The
+  rate is exact to 2**-16.
   """
   if key is None:
     return x
@@ -117,6 +123,12 @@ def dropout(x, rate, key):
   keep = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32) >= threshold
   scale = (65536 / (65536 - threshold.astype(jnp.float32))).astype(x.dtype)
   return jnp.where(keep, x * scale, jnp.zeros((), x.dtype))
+
+
+def rmsnorm(x, eps):
+  """x / sqrt(mean square + eps) over the last axis, float32."""
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
 
 
 class Norm(nnx.Module):
@@ -130,50 +142,15 @@ class Norm(nnx.Module):
   def __call__(self, x):
     """x normalized, in x's dtype."""
     y = NORMS[self.kind](x, self.eps)
-    y = y * over(self.scale, y)
-    return (y if self.bias is None else y + over(self.bias, y)).astype(x.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def layernorm(x, eps):
-  """(x - mean) / sqrt(variance + eps) over the last axis, float32.
-
-  Its gradient, written down, needs two means that do not depend on each other, and so one pass, and
-  keeps x in its own dtype.
-  """
-  return _layernorm_forward(x, eps)[0]
-
-
-def _layernorm_forward(x, eps):
-  wide = x.astype(jnp.float32)
-  mean = wide.mean(-1, keepdims=True)
-  scale = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + eps)
-  # The barrier keeps both: XLA would compute them anew in a kernel of its own, which writes y times
-  # the gradient out in float32.
-  return (wide - mean) * scale, (x, *jax.lax.optimization_barrier((mean, scale)))
-
-
-def _layernorm_backward(eps, kept, grad):
-  x, mean, scale = kept
-  y = (x.astype(jnp.float32) - mean) * scale
-  along = (grad * y).mean(-1, keepdims=True)
-  return ((scale * (grad - grad.mean(-1, keepdims=True) - y * along)).astype(x.dtype),)
-
-
-layernorm.defvjp(_layernorm_forward, _layernorm_backward)
-
-
-def rmsnorm(x, eps):
-  """x / sqrt(mean square + eps) over the last axis, float32."""
-  x = x.astype(jnp.float32)
-  return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
+    y = y * broadcast_like(self.scale, y)
+    return (y if self.bias is None else y + broadcast_like(self.bias, y)).astype(x.dtype)
 
 
 class MLP(nnx.Module):
-  """The feed-forward layer; a gated row of ACTIVATIONS adds a second matrix."""
+  """The feed-forward layer; gated activations have a second input matrix."""
 
   def __init__(self, cfg):
-    self.kind, self.lean = cfg.mlp, cfg.remat == 'none' and cfg.unroll == 'on'
+    self.activation, self.remat_hidden = cfg.mlp, cfg.remat == 'mlp_activations'
     self.up_DF = param(cfg, 'DF', cfg.matrix_std)
     self.gate_DF = param(cfg, 'DF', cfg.matrix_std) if cfg.gated else None
     self.down_FD = param(cfg, 'FD', cfg.projection_std)
@@ -186,103 +163,27 @@ class MLP(nnx.Module):
 
     def hidden(x_BTD):
       up_BTF = linear('BTD,DF->BTF', x_BTD, self.up_DF, self.up_bias_F)
-      gate_BTF = up_BTF
+      gate_BTF = None
       if self.gate_DF is not None:
         gate_BTF = linear('BTD,DF->BTF', x_BTD, self.gate_DF, self.gate_bias_F)
-      return ACTIVATIONS[self.kind](up_BTF, gate_BTF)
+      return ACTIVATIONS[self.activation](up_BTF, gate_BTF)
 
-    if self.lean:  # a GPU's way: what an activation keeps for its gradient is as large as itself
-      hidden = jax.checkpoint(hidden, policy=jax.checkpoint_policies.dots_saveable)
-    h_BTF = hidden(x_BTD)
+    h_BTF = (fused.remat_hidden(hidden) if self.remat_hidden else hidden)(x_BTD)
     return linear('BTF,FD->BTD', h_BTF, self.down_FD, self.down_bias_D)
 
 
-@jax.custom_vjp
-def lookup(table_VD, ids):
-  """Rows of a table.
-
-  Its gradient is a product with one-hot vectors where the table is small, as on a GPU thousands of
-  sums into few rows wait for each other (a fifth of a step at 65 characters); summed in float32.
-  """
-  return table_VD[ids]
-
-
-def _lookup_forward(table_VD, ids):
-  return table_VD[ids], (table_VD, ids)
-
-
-def _lookup_backward(kept, grad):
-  table_VD, ids = kept
-  V, D = table_VD.shape
-  # Batch and length stay apart: flat, a mesh that spreads both would gather the whole gradient.
-  if V <= FEW_IDS and platform() != 'cpu':
-    one_hot = jax.nn.one_hot(ids, V, dtype=grad.dtype)
-    leading = tuple(range(ids.ndim))
-    summed_VD = jnp.tensordot(
-      one_hot,
-      grad,
-      (leading, leading),
-      precision=jax.lax.Precision.HIGHEST,
-      preferred_element_type=jnp.float32,
-    )
-  else:
-    summed_VD = jnp.zeros((V, D), jnp.float32).at[ids].add(grad.astype(jnp.float32))
-  return summed_VD.astype(table_VD.dtype), None
-
-
-lookup.defvjp(_lookup_forward, _lookup_backward)
-
-
-def outputs_first(module):
-  """The module with what it makes as the leading axes of its matrices: 'DF' becomes 'FD'.
-
-  For decoding, whose products have few rows. A CPU packs the right operand anew in every call, as
-  long as the product takes: `linear` puts such weights left. A GPU sums along the weights' rows
-  in one pass, where of columns XLA makes a product, written out, and a sum.
-  """
-
-  def turn(p):
-    if p.axes not in OUTPUTS_FIRST:
-      return p
-    axes = OUTPUTS_FIRST[p.axes]
-    value = jnp.transpose(p.get_value(), [p.axes.index(a) for a in axes])
-    return nnx.Param(value, axes=axes, std=p.std, mean=p.mean)
-
-  return jax.tree.map(turn, module, is_leaf=is_param)
-
-
-def linear(subscripts, x, w, bias=None, **options):
-  """einsum with a parameter, plus an optional bias over the last axes; options of jnp.einsum.
-
-  The parameter may be as of `outputs_first`; its axes say so.
-  """
-  turned = OUTPUTS_FIRST.get(subscripts.partition(',')[2].partition('->')[0])
-  left = turned is not None and w.axes == turned
-  if left:
-    y = weights_left(subscripts, x, w, **options)
-  else:
-    y = jnp.einsum(subscripts, x, w[...], **options)
-  return y if bias is None else y + over(bias, y)
-
-
-def weights_left(subscripts, x, w, **options):
-  """The same einsum with the weights as the left operand, whatever the order of their axes."""
-  given, made = subscripts.partition(',')[0], subscripts.partition('->')[2]
-  new = ''.join(a for a in made if a not in given)  # the axes that the product makes
-  old = made.removesuffix(new)
-  y = jnp.einsum(f'{w.axes},{given}->{new}{old}', w[...], x, **options)
-  return jnp.moveaxis(y, range(len(new)), range(-len(new), 0))
-
-
-OUTPUTS_FIRST = {'DHK': 'HKD', 'DGK': 'GKD', 'HKD': 'DHK', 'DF': 'FD', 'FD': 'DF'}
-FEW_IDS = 1024  # rows of a table whose one-hot product is cheap beside any layer's
-NORMS = {'layernorm': layernorm, 'rmsnorm': rmsnorm}
-
+NORMS = {'layernorm': fused.layernorm, 'rmsnorm': rmsnorm}
+GATED = {
+  'swiglu': lambda up, gate: up * jax.nn.silu(gate),
+  'geglu': lambda up, gate: up * jax.nn.gelu(gate, approximate=True),
+}
 ACTIVATIONS = {
   'gelu': lambda up, gate: jax.nn.gelu(up, approximate=True),
   'gelu_exact': lambda up, gate: jax.nn.gelu(up, approximate=False),
   'relu2': lambda up, gate: jnp.square(jax.nn.relu(up)),
-  'swiglu': lambda up, gate: up * jax.nn.silu(gate),
-  'geglu': lambda up, gate: up * jax.nn.gelu(gate, approximate=True),
+} | GATED
+INITS = {  # std of the matrices that write to the residual stream
+  'scaled': lambda cfg: cfg.init_std / (2 * cfg.layers) ** 0.5,  # GPT-2, section 2.3
+  'same': lambda cfg: cfg.init_std,
+  'zero': lambda cfg: 0.0,
 }
-GATED = ('swiglu', 'geglu')

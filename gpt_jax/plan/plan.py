@@ -19,7 +19,8 @@ import numpy as np
 from gpt_jax import data, losses, sample, sharding
 from gpt_jax.cluster import sharding_table
 from gpt_jax.jobs import language_model, run_tokenizers
-from gpt_jax.model import attention, gpt
+from gpt_jax.model import costs, gpt
+from gpt_jax.model.kernels import choice
 from gpt_jax.plan import abstract_inputs, format, hlo, roofline, topologies
 from gpt_jax.runs import hardware
 from gpt_jax.sampling.prompt_batch import PromptBatch
@@ -63,7 +64,7 @@ def plan(cfg, target, price=0.0, decode=True):
       'batch_size': cfg.train.batch_size,
       'accumulate': cfg.train.accumulate,
       'length': length,
-      'parameters': gpt.count_params(model),
+      'parameters': costs.count_params(model),
       'model': {key: getattr(model, key) for key in ('dtype', 'param_dtype', 'remat', 'unroll')},
       'train': step,
     }
@@ -130,7 +131,7 @@ def train_step(cfg, toks, model, mesh, target):
 
   def lowered(model):
     program, batch = step_of(cfg, toks, model, mesh)
-    kernel = attention.explained(model, batch, length)
+    kernel = choice.describe_choice(model, batch, length)
     return program.step.lower(program.abstract, batch), (program.abstract, batch), kernel
 
   try:
@@ -146,7 +147,7 @@ def train_step(cfg, toks, model, mesh, target):
   measures = measured(program, arguments, mesh, target)
   tokens = cfg.train.batch_size * length
   if estimate := measures.pop('seconds', None):
-    flops = gpt.flops_per_token(model, length)
+    flops = costs.flops_per_token(model, length)
     rate, mfu = roofline.rates(estimate.bound, tokens, flops['full'], mesh.size, target.peak)
     slowest, least = roofline.rates(estimate.serial, tokens, flops['full'], mesh.size, target.peak)
     measures['estimate'] = shown_estimate(estimate) | {

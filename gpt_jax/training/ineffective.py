@@ -6,6 +6,8 @@ They are not refused, so that an ablation may change one key and leave its compa
 import dataclasses
 from collections.abc import Callable
 
+from gpt_jax.model.position_schemes import ROPE_SCALINGS
+from gpt_jax.model.positions import POSITIONS
 from gpt_jax.runs import run_folder
 
 Rule = Callable[..., bool]
@@ -42,19 +44,21 @@ def but(*rows) -> Rule:
   return lambda row: row not in rows
 
 
+def unless_read_by_row(key: str, table: dict) -> dict[str, tuple[str, Rule]]:
+  """Rules for the settings that only some rows of a table of the model read, such as rope_theta."""
+  fields = sorted({field for row in table.values() for field in row.settings})
+  unread = lambda field: lambda row: field not in table[row].settings
+  return {f'model.{field}': (f'model.{key}', unread(field)) for field in fields}
+
+
 IDLE = {  # key: (what it depends on, where that makes it idle)
   'optim.b1': ('optim.name', among('adafactor')),
   'optim.b2': ('optim.name', among('sgd', 'adafactor')),
   'optim.eps': ('optim.name', among('sgd', 'adafactor', 'lion')),
   'optim.final_lr': ('optim.schedule', among('constant')),
   'optim.cooldown': ('optim.schedule', but('wsd')),
-  'model.rope_theta': ('model.positions', but('rope', 'mrope')),
-  'model.rope_original_context': ('model.rope_scaling', but('yarn', 'llama3')),
-  'model.rope_beta_fast': ('model.rope_scaling', but('yarn')),
-  'model.rope_beta_slow': ('model.rope_scaling', but('yarn')),
-  'model.rope_low_frequency': ('model.rope_scaling', but('llama3')),
-  'model.rope_high_frequency': ('model.rope_scaling', but('llama3')),
-  'model.rope_attention_factor': ('model.rope_scaling', but('yarn')),
+  **unless_read_by_row('positions', POSITIONS),
+  **unless_read_by_row('rope_scaling', ROPE_SCALINGS),
   'model.norm_bias': ('model.norm', but('layernorm')),
   'model.experts_per_token': ('model.experts', among(0)),
   'loss.moe_balance': ('model.experts', among(0)),

@@ -11,7 +11,7 @@ from gpt_jax.ablation import budget as budgets
 from gpt_jax.ablation import design, proof, sweeps
 from gpt_jax.ablation.design import Budget, Study
 from gpt_jax.ablation.sweeps import PLANS, log_uniform, uniform
-from gpt_jax.model import gpt
+from gpt_jax.model import costs
 from tests import command_line, tiny_runs
 
 SHIPPED = sorted((command_line.ROOT / 'experiments/ablations').glob('*.py'))
@@ -319,7 +319,7 @@ def test_equal_flops_of_unequal_models(make):
   for arm in design.arms(study):
     cfg = arm.config
     model = dataclasses.replace(cfg.model, vocab=256).resolved()
-    per_step = gpt.flops_per_token(model, 32)['full'] * 16 * 32
+    per_step = costs.flops_per_token(model, 32)['full'] * 16 * 32
     spent.append(per_step * cfg.train.steps)
     assert abs(spent[-1] - 3e9) < 0.05 * 3e9, arm.name
   assert design.arms(study)[0].config.train.steps > design.arms(study)[1].config.train.steps

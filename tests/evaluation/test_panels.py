@@ -14,8 +14,7 @@ from gpt_jax.data import media_io
 from gpt_jax.evaluation import panels
 from gpt_jax.evaluation.evaluate import Subject
 from gpt_jax.jobs import language_model, run_tokenizers
-from gpt_jax.model import gpt
-from tests import tiny_runs
+from tests import models, tiny_runs
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -38,7 +37,7 @@ def new(tmp_path_factory):
   cfg = config.build(config.Config, tiny_runs.media(data__mixture=mixture, train__batch_size=8))
   toks = run_tokenizers.build(cfg, folder)
   mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
-  model = gpt.create(language_model.resolve_model(cfg, toks), jax.random.key(0), mesh)
+  model = models.create(language_model.resolve_model(cfg, toks), jax.random.key(0), mesh)
   return Subject(cfg, model, toks, mesh, folder, batch_size=8)
 
 

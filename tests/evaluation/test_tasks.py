@@ -21,9 +21,8 @@ from gpt_jax.data.synthetic import keypad
 from gpt_jax.evaluation import evaluate, judges, text_metrics
 from gpt_jax.evaluation.tasks import answer, classify, common, cross, perplexity, speak
 from gpt_jax.jobs import language_model, run_tokenizers
-from gpt_jax.model import gpt
 from gpt_jax.sample import SampleConfig
-from tests import tiny_runs
+from tests import models, tiny_runs
 from tests.tiny_runs import assert_two_lines
 
 MIXTURE = {
@@ -77,7 +76,7 @@ def new(tmp_path_factory):
   )
   toks = run_tokenizers.build(cfg, folder)
   mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
-  model = gpt.create(language_model.resolve_model(cfg, toks), jax.random.key(0), mesh)
+  model = models.create(language_model.resolve_model(cfg, toks), jax.random.key(0), mesh)
   return evaluate.Subject(cfg, model, toks, mesh, folder, batch_size=8)
 
 

@@ -19,7 +19,7 @@ from gpt_jax import train as training
 from gpt_jax.evaluation import evaluate, trained
 from gpt_jax.interop import families, huggingface, tokenizer_files
 from gpt_jax.jobs import language_model, run_tokenizers
-from gpt_jax.model import gpt, positions
+from gpt_jax.model import costs, gpt, position_schemes, positions
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.runs import run_folder
 from gpt_jax.sample import SampleConfig
@@ -270,7 +270,7 @@ def meaning(cfg):
   fields = dataclasses.asdict(cfg) | cfg.dims | {'windows': cfg.windows()}
   if cfg.positions == 'rope':
     fields['frequencies'] = positions.rope_frequencies(cfg).tolist()
-    fields['attention'] = positions.rope_attention_factor(cfg)
+    fields['attention'] = position_schemes.ROPE_SCALINGS[cfg.rope_scaling].magnitude(cfg)
   spellings = ('kv_heads', 'head_dim', 'hidden', 'window_pattern', 'init_projections')
   return {k: v for k, v in fields.items() if k not in spellings and not k.startswith('rope_')}
 
@@ -770,7 +770,7 @@ def test_stories260k_tells_its_story(data_dir, tmp_path):
   )
   (tmp_path / 'config.json').write_text(json.dumps(content))
   cfg, model, _ = huggingface.import_model(tmp_path)
-  assert gpt.count_params(cfg) == 260032
+  assert costs.count_params(cfg) == 260032
 
   ids, expected = reference['prompt_ids'], np.array(reference['logits_first4'])
   first = np.array([ids + reference['greedy_ids'][:3]], np.int32)

@@ -10,8 +10,9 @@ import pytest
 
 from gpt_jax.model import attention
 from gpt_jax.model import layers as nn
+from gpt_jax.model.kernels import choice, cudnn
 from gpt_jax.model.mask import Mask
-from gpt_jax.model.positions import alibi_slopes
+from gpt_jax.model.position_schemes import alibi_slopes
 from tests import models
 
 B, T = 2, 7
@@ -160,21 +161,21 @@ class Gpu:
 def test_a_gpu_without_cudnn_attention_gets_einsums(capability, why):
   """The last can by its number, but this process has no cuDNN: it is asked to compile."""
   cfg = models.tiny(head_dim=8, dtype='bfloat16')
-  attention.cudnn_obstacle.cache_clear()
+  cudnn.cudnn_obstacle.cache_clear()
   try:
     with mock.patch.object(jax, 'local_devices', lambda: [Gpu(capability)]):
       mask = Mask(order(128), order(128))
-      assert attention.choose_kernel(cfg, mask, 128, 'gpu') == 'xla'
-      assert why in attention.refusal('cudnn', cfg, mask, 128)
+      assert choice.choose_kernel(cfg, mask, 128, 'gpu') == 'xla'
+      assert why in choice.unsupported_reason('cudnn', cfg, mask, 128)
   finally:
-    attention.cudnn_obstacle.cache_clear()
+    cudnn.cudnn_obstacle.cache_clear()
 
 
 def test_cache_is_written_at_each_rows_own_slot():
   new = np.arange(1, 9, dtype=np.float32).reshape(2, 2, 1, 2)
   old = jnp.zeros((2, 1, 5, 2))
   starts_BT = jnp.array([[0, 1], [3, 4]], jnp.int32)
-  cache = attention.write(dict(k_BGSK=old, v_BGSK=old), new, -new, starts_BT)
+  cache = attention.write_cache(dict(k_BGSK=old, v_BGSK=old), new, -new, starts_BT)
   expected = np.zeros((2, 1, 5, 2))
   expected[0, 0, 0:2], expected[1, 0, 3:5] = new[:, :, 0]
   np.testing.assert_array_equal(cache['k_BGSK'], expected)
@@ -262,13 +263,13 @@ REFUSALS = [  # (kernel, config, mask, row length, reason)
 def test_a_kernel_refuses_what_it_cannot_honor(tiny, kernel, extra, mask, length, reason):
   sizes = dict(width=64, heads=4, dtype='bfloat16', context=256) | extra
   forced, free = tiny(kernel=kernel, **sizes), tiny(kernel='auto', **sizes)
-  assert reason in attention.refusal(kernel, forced, mask, length)
+  assert reason in choice.unsupported_reason(kernel, forced, mask, length)
   with pytest.raises(ValueError, match=f'model.kernel={kernel} cannot honor') as error:
-    attention.choose_kernel(forced, mask, length)
+    choice.choose_kernel(forced, mask, length)
   assert reason in str(error.value)
   assert str(error.value).endswith('\nfix: set model.kernel=auto or xla')
   backend = {'cudnn': 'gpu', 'splash': 'tpu'}[kernel]
-  assert attention.choose_kernel(free, mask, length, backend) == 'xla'
+  assert choice.choose_kernel(free, mask, length, backend) == 'xla'
 
 
 def test_rows_that_are_spread_never_hold_all_scores(tiny):
@@ -277,40 +278,40 @@ def test_rows_that_are_spread_never_hold_all_scores(tiny):
   traced, dropped = asked(jnp.int32(4)), tiny(width=64, attention_dropout=0.1)
   with jax.set_mesh(models.mesh(data=2, sequence=4)):
     chosen = lambda cfg, mask, T: [
-      attention.choose_kernel(cfg, mask, T, backend) for backend in ('cpu', 'gpu', 'tpu')
+      choice.choose_kernel(cfg, mask, T, backend) for backend in ('cpu', 'gpu', 'tpu')
     ]
     assert chosen(cfg, asked(), 1024) == ['blocks', 'blocks', 'splash']
     assert chosen(cfg, traced, 1024) == ['blocks'] * 3
     assert chosen(cfg, asked(), 1032) == ['blocks'] * 3
     assert chosen(dropped, asked(), 1024) == ['xla'] * 3
     assert chosen(cfg, asked(), 1023) == ['xla', 'cudnn', 'xla']  # does not split: stays whole
-    reason = attention.refusal('splash', cfg, asked(), 512)
+    reason = choice.unsupported_reason('splash', cfg, asked(), 512)
     assert reason == 'a row of 512 tokens (multiples of 1024 only)'
-    reason = attention.refusal('cudnn', cfg, asked(), 1024)
+    reason = choice.unsupported_reason('cudnn', cfg, asked(), 1024)
     assert reason == 'rows spread over 4 devices (mesh.sequence)'
     forced = tiny(width=64, kernel='blocks', attention_dropout=0.1)
     with pytest.raises(ValueError, match='model.kernel=blocks cannot honor attention_dropout'):
-      attention.choose_kernel(forced, asked(), 1024)
+      choice.choose_kernel(forced, asked(), 1024)
 
 
 def test_all_reasons_are_named_at_once(tiny):
   cfg = tiny(width=64, kernel='cudnn', attention_softcap=1.0, dtype='bfloat16')
-  reason = attention.refusal('cudnn', cfg, asked(segments=IDS), 128)
+  reason = choice.unsupported_reason('cudnn', cfg, asked(segments=IDS), 128)
   assert reason == 'document masks, attention_softcap'
 
 
 def test_auto_takes_the_fastest_kernel_of_the_backend(tiny):
   cfg = tiny(width=64, dtype='bfloat16')
-  chosen = [attention.choose_kernel(cfg, asked(5), 128, b) for b in ('cpu', 'gpu', 'tpu', 'cuda')]
+  chosen = [choice.choose_kernel(cfg, asked(5), 128, b) for b in ('cpu', 'gpu', 'tpu', 'cuda')]
   assert chosen == ['xla', 'cudnn', 'splash', 'cudnn']
-  packed = attention.choose_kernel(cfg, asked(segments=IDS), 128, 'tpu')
+  packed = choice.choose_kernel(cfg, asked(segments=IDS), 128, 'tpu')
   assert packed == 'splash'
 
 
 def test_what_is_chosen_is_said_with_the_reason(tiny):
   """Where a GPU's fused attention cannot, whole scores do for short rows, blocks for long ones."""
   pattern = dict(window=4, window_pattern='SL', unroll='off')
-  said = lambda T, entries=(), backend='gpu', **extra: attention.explained(
+  said = lambda T, entries=(), backend='gpu', **extra: choice.describe_choice(
     tiny(width=64, dtype='bfloat16', **extra), entries, T, backend
   )
   documents = 'cudnn cannot honor document masks'
@@ -329,8 +330,8 @@ def test_what_is_chosen_is_said_with_the_reason(tiny):
 @pytest.mark.parametrize('kernel', attention.KERNELS)
 def test_decoding_takes_xla_whatever_was_asked(tiny, kernel):
   cfg = tiny(width=64, dtype='bfloat16', kernel=kernel)
-  mask = Mask(jnp.zeros((1, 1), jnp.int32), order(128), rows_alone=False)
-  assert attention.choose_kernel(cfg, mask, 1) == 'xla'
+  mask = Mask(jnp.zeros((1, 1), jnp.int32), order(128), is_plain_self_attention=False)
+  assert choice.choose_kernel(cfg, mask, 1) == 'xla'
 
 
 def both(cfg, mask, name, qkv, weight):
@@ -360,7 +361,7 @@ def test_splash_equals_xla_forward_and_backward(tiny, extra, documents, sizes):
   weight = np.random.default_rng(2).standard_normal(qkv[0].shape).astype(np.float32)
   expected = both(cfg, mask, 'xla', qkv, weight)
   with jax.set_mesh(models.mesh(**sizes)):
-    assert attention.refusal('splash', cfg, mask, length) == ''
+    assert choice.unsupported_reason('splash', cfg, mask, length) == ''
     found = both(cfg, mask, 'splash', qkv, weight)
   for got, want in zip(found, expected, strict=True):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)

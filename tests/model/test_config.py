@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from gpt_jax.model import attention, gpt
-from gpt_jax.model import config as model_config
+from gpt_jax.model import costs, gpt, presets, validate
 from gpt_jax.model import layers as nn
-from gpt_jax.model.config import GPT2_SIZES, LLAMA_SIZES, ModelConfig, gpt2, llama, modern
+from gpt_jax.model.config import ModelConfig
+from gpt_jax.model.presets import GPT2_SIZES, LLAMA_SIZES, gpt2, llama, modern
 
 # ------------------------------------------------------------------------------------------ presets
 
@@ -18,7 +18,7 @@ from gpt_jax.model.config import GPT2_SIZES, LLAMA_SIZES, ModelConfig, gpt2, lla
   [('small', 124439808), ('medium', 354823168), ('large', 774030080), ('xl', 1557611200)],
 )
 def test_gpt2_has_the_published_parameters(size, parameters):
-  assert gpt.count_params(gpt2(size)) == parameters
+  assert costs.count_params(gpt2(size)) == parameters
 
 
 def test_gpt2_is_gpt2():
@@ -38,7 +38,7 @@ def test_llama_has_the_parameters_of_its_sizes(size, parameters):
   layers, width, heads, kv_heads, hidden = LLAMA_SIZES[size]
   per_layer = 2 * width * width + 2 * width * (width // heads * kv_heads) + 3 * width * hidden
   expected = layers * (per_layer + 2 * width) + width + 2 * 32000 * width
-  assert gpt.count_params(llama(size)) == expected == (parameters or expected)
+  assert costs.count_params(llama(size)) == expected == (parameters or expected)
 
 
 def test_modern_starts_as_the_identity_and_caps_its_logits():
@@ -49,15 +49,15 @@ def test_modern_starts_as_the_identity_and_caps_its_logits():
   assert cfg.qk_norm
 
 
-@pytest.mark.parametrize('name', model_config.PRESETS)
+@pytest.mark.parametrize('name', presets.PRESETS)
 def test_presets_build_in_all_sizes_and_take_overrides(name):
   sizes = LLAMA_SIZES if name == 'llama' else GPT2_SIZES
   for size in sizes:
-    cfg = model_config.PRESETS[name](size, context=64)
+    cfg = presets.PRESETS[name](size, context=64)
     assert cfg.context == 64
-    assert gpt.count_params(cfg) > 1e8 * 0.9
-  with pytest.raises(ValueError, match='size=huge is not one of this preset\nfix: use one of small'):
-    model_config.PRESETS[name]('huge')
+    assert costs.count_params(cfg) > 1e8 * 0.9
+  with pytest.raises(ValueError, match='size=huge is not a size of this preset\nfix: use one of small'):
+    presets.PRESETS[name]('huge')
 
 
 # ------------------------------------------------------------------------------------ derived sizes
@@ -85,16 +85,11 @@ def test_auto_is_decided_by_the_backend():
     chosen[backend] = (cfg.unroll, cfg.remat, cfg.dtype, cfg.kernel)
   assert chosen == {
     'cpu': ('off', 'dots_no_batch', 'float32', 'auto'),
-    'gpu': ('on', 'none', 'bfloat16', 'auto'),
+    'gpu': ('on', 'mlp_activations', 'bfloat16', 'auto'),
     'tpu': ('off', 'none', 'bfloat16', 'auto'),
   }
   asked = ModelConfig(unroll='on', remat='full', dtype='bfloat16')
   assert asked.resolved('cpu') == asked
-
-
-def test_names_that_live_twice_are_the_same():
-  assert {'auto', *attention.KERNELS} == set(model_config.KERNEL_NAMES)
-  assert {'auto', 'none', *gpt.REMAT} == set(model_config.REMAT_NAMES)
 
 
 # ------------------------------------------------------------------------------------------- costs
@@ -104,12 +99,12 @@ def test_count_is_the_number_of_numbers(tiny):
   cfg = tiny(experts=4, qk_norm=True, tied_head=False)
   attention_and_norms = 4 * 16 * 16 + 2 * 4 + 2 * 16
   experts = 16 * 4 + 4 * 3 * 16 * 24
-  assert gpt.count_params(cfg) == 2 * (attention_and_norms + experts) + 16 + 2 * 50 * 16
+  assert costs.count_params(cfg) == 2 * (attention_and_norms + experts) + 16 + 2 * 50 * 16
 
 
 def test_flops_of_gpt2_are_the_formula():
   """6 N + 12 L H K T, N without the position table (nanoGPT's estimate_mfu, PaLM appendix B)."""
-  flops = gpt.flops_per_token(gpt2(), 1024)
+  flops = costs.flops_per_token(gpt2(), 1024)
   matmuls = 6 * (124439808 - 1024 * 768)
   assert flops['full'] == matmuls + 12 * 12 * 768 * 1024
   assert flops['causal'] == matmuls + 12 * 12 * 768 * (1024 + 1) / 2
@@ -119,7 +114,7 @@ def test_flops_count_windows_experts_and_untied_heads(tiny):
   cfg = tiny(window=3, window_pattern='SL', experts=4, experts_per_token=2, tied_head=False)
   per_layer = 4 * 16 * 16 + 2 * 16 + 16 * 4 + 2 * 3 * 16 * 24  # two of four experts, the router
   matmuls = 6 * (2 * per_layer + 16 + 50 * 16)  # the head, and no embedding
-  flops = gpt.flops_per_token(cfg, 5)
+  flops = costs.flops_per_token(cfg, 5)
   keys = np.mean([1, 2, 3, 3, 3]) + np.mean([1, 2, 3, 4, 5])
   assert flops['full'] == matmuls + 12 * 16 * 5 * 2
   assert flops['causal'] == pytest.approx(matmuls + 12 * 16 * keys)
@@ -136,7 +131,7 @@ REFUSED = [
   (dict(init_projections='x'), "model.init_projections='x'", 'use one of scaled, same, zero'),
   (dict(kernel='flash'), "model.kernel='flash'", 'use one of auto, xla, blocks, chunks, cudnn, splash'),
   (dict(unroll='yes'), "model.unroll='yes'", 'use one of auto, on, off'),
-  (dict(remat='some'), "model.remat='some'", 'use one of auto, none, full, dots, dots_no_batch'),
+  (dict(remat='some'), "model.remat='some'", 'use one of auto, none, mlp_activations, full'),
   (dict(dtype='int8'), "model.dtype='int8'", 'use one of auto, float32, bfloat16'),
   (dict(param_dtype='float16'), "model.param_dtype='float16'", 'use one of float32, bfloat16'),
   (dict(layers=0), 'model.layers=0 is too small', 'use at least 1'),
@@ -152,16 +147,16 @@ REFUSED = [
   (
     dict(width=8, heads=4, rope_scaling='ntk', rope_factor=2.0),
     'model.rope_scaling=ntk needs a head width of 4 or more',
-    'fewer heads',
+    'choose fewer model.heads',
   ),
   (
     dict(rope_factor=2.0),
-    'model.rope_factor=2.0 has no use with model.rope_scaling=none',
+    'model.rope_factor=2.0 has no effect with model.rope_scaling=none',
     'choose a rope_scaling, or rope_factor=1',
   ),
   (
     dict(capacity_factor=1.0),
-    'model.capacity_factor=1.0 has no use with model.experts=0',
+    'model.capacity_factor=1.0 has no effect with model.experts=0',
     'set model.experts, or capacity_factor=0',
   ),
   (dict(dropout=1.0), 'model.dropout=1.0 is not a probability', 'use 0 <= p < 1'),
@@ -179,27 +174,31 @@ REFUSED = [
   ),
   (
     dict(positions='alibi', rope_scaling='ntk'),
-    'model.rope_scaling=ntk scales nothing with model.positions=alibi',
+    'model.rope_scaling=ntk has no effect with model.positions=alibi',
     'set model.positions=rope, or model.rope_scaling=none',
   ),
   (
     dict(rope_scaling='yarn', rope_factor=2.0),
-    'model.rope_scaling=yarn needs the context of the original training',
+    'model.rope_scaling=yarn needs the context length of the original training',
     'set model.rope_original_context',
   ),
   (
     dict(window_pattern='SL'),
-    "model.window_pattern='SL' with model.window=0 says no pattern",
+    "model.window_pattern='SL' with model.window=0 is not a pattern",
     'use letters S (window) and L (all keys) and set model.window > 0',
   ),
   (
     dict(window_pattern='SX', window=4),
-    "model.window_pattern='SX' with model.window=4 says no pattern",
+    "model.window_pattern='SX' with model.window=4 is not a pattern",
     'use letters S (window) and L (all keys) and set model.window > 0',
   ),
-  (dict(experts=4, experts_per_token=5), 'model.experts_per_token=5 with model.experts=4', 'use 1 to 4'),
+  (
+    dict(experts=4, experts_per_token=5),
+    'model.experts_per_token=5 is not possible with model.experts',
+    'use 1 to 4',
+  ),
   (dict(experts=4, experts_per_token=0), 'model.experts_per_token=0', 'use 1 to 4'),
-  (dict(experts=4, mlp_bias=True), 'model.mlp_bias=True has no place', 'set it False'),
+  (dict(experts=4, mlp_bias=True), 'model.mlp_bias=True is not supported', 'set model.mlp_bias=False'),
 ]
 
 
@@ -213,7 +212,7 @@ def test_refusals_name_key_value_and_fix(wrong, cause, fix):
 
 
 def test_choices_are_the_rows_of_the_tables():
-  for key, rows in model_config.CHOICES.items():
+  for key, rows in validate.CHOICES.items():
     for row in rows:
       allowed = dict(rope_original_context=64) if key == 'rope_scaling' else {}
       assert getattr(ModelConfig(**{key: row}, **allowed), key) == row

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpt_jax import sharding
-from gpt_jax.model import attention, gpt
+from gpt_jax.model import gpt
 from gpt_jax.model.kernels import context_parallel
 from tests import models
 from tests.model.test_attention import asked, both, inputs
@@ -20,9 +20,9 @@ B = 2
 def test_no_device_waits_for_another():
   """Of a row in 2n chunks every device sees as many pairs, causally; and every token once."""
   for n in (1, 2, 3, 4, 8):
-    seen_NC = (context_parallel.order(n, 6 * n).reshape(n, 6) + 1).sum(1)
+    seen_NC = (context_parallel.zigzag_order(n, 6 * n).reshape(n, 6) + 1).sum(1)
     assert len(set(seen_NC.tolist())) == 1
-    np.testing.assert_array_equal(np.sort(context_parallel.order(n, 6 * n)), np.arange(6 * n))
+    np.testing.assert_array_equal(np.sort(context_parallel.zigzag_order(n, 6 * n)), np.arange(6 * n))
 
 
 MIXED = dict(window=40, kv_heads=2, attention_softcap=3.0)
@@ -65,7 +65,7 @@ def test_blocks_equal_xla_on_any_mesh_forward_and_backward(tiny, case, sizes, mo
 
 def test_blocks_take_a_window_that_the_scan_over_layers_chooses(tiny):
   cfg, qkv = tiny(), inputs(tiny(), length=16)
-  run = lambda window: attention.blocks_attention(cfg, *qkv, asked(window, length=16))
+  run = lambda window: context_parallel.blocks_attention(cfg, *qkv, asked(window, length=16))
   for window in (0, 3):
     np.testing.assert_allclose(jax.jit(run)(jnp.int32(window)), run(window), atol=1e-6)
 

@@ -5,6 +5,7 @@ import functools
 import math
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -124,6 +125,25 @@ def test_remat_changes_no_gradient(name):
   models.assert_close(grads_of(cfg), plain_grads())
 
 
+def primitives(jaxpr):
+  """Names of all primitives of a jaxpr and of the jaxprs within it."""
+  for eqn in jaxpr.eqns:
+    yield eqn.primitive.name
+    for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+      yield from primitives(inner)
+
+
+@pytest.mark.parametrize('unroll', ['on', 'off'])
+def test_remat_none_checkpoints_nothing_and_every_other_policy_something(unroll):
+  checkpoints = {}
+  for name in gpt.REMAT:
+    model = models.fill(models.tiny(remat=name, unroll=unroll, kernel='xla'))
+    jaxpr = jax.make_jaxpr(lambda model: model(models.tokens()).logits_BTV)(model).jaxpr
+    checkpoints[name] = sum(name in ('checkpoint', 'remat2') for name in primitives(jaxpr))
+  each = 2 if unroll == 'on' else 1  # per layer, or in the scan's body
+  assert checkpoints == dict.fromkeys(gpt.REMAT, each) | {'none': 0}
+
+
 def test_scan_and_unrolled_drop_alike():
   """Each layer has its own key, whichever way it runs."""
   hidden = jax.jit(lambda m, key: m.hidden(models.tokens(), rate=jnp.float32(0.3), key=key)[0])
@@ -203,14 +223,14 @@ def test_xl_makes_logits_of_its_size_without_an_array(layers):
 
 
 def gpt_xl():
-  from gpt_jax.model.config import gpt2
+  from gpt_jax.model.presets import gpt2
 
   return gpt2('xl').resolved('gpu')
 
 
-def test_create_is_born_sharded_and_the_same_on_any_mesh():
+def test_initial_values_are_born_sharded_and_the_same_on_any_mesh():
   cfg = models.tiny()
-  make = lambda **sizes: gpt.create(cfg, jax.random.key(3), models.mesh(**sizes))
+  make = lambda **sizes: models.create(cfg, jax.random.key(3), models.mesh(**sizes))
   alone, spread = make(), make(fsdp=2, tensor=4)
   for (path, p), (_, q) in zip(nn.named_params(alone), nn.named_params(spread), strict=True):
     np.testing.assert_array_equal(p.get_value(), q.get_value(), err_msg=path)

@@ -12,7 +12,8 @@ from flax import nnx
 from gpt_jax import sharding
 from gpt_jax.model import gpt
 from gpt_jax.model import layers as nn
-from gpt_jax.model.config import INITS
+from gpt_jax.model.kernels import fused
+from gpt_jax.model.layers import INITS
 from tests import models
 
 X_BTD = np.random.default_rng(0).standard_normal((2, 3, 16)).astype(np.float32) * 3 + 1
@@ -63,20 +64,20 @@ def test_gradient_of_layernorm_is_that_of_the_formula():
     return (x - mean) / jnp.sqrt(jnp.square(x - mean).mean(-1, keepdims=True) + 1e-5)
 
   grad = lambda norm: jax.jit(jax.grad(lambda x: (norm(x) * weight_BTD).sum()))(x_BTD)
-  np.testing.assert_allclose(grad(lambda x: nn.layernorm(x, 1e-5)), grad(formula), atol=1e-5)
-  _, pull = jax.vjp(lambda x: nn.layernorm(x, 1e-5), jnp.asarray(x_BTD, jnp.bfloat16))
+  np.testing.assert_allclose(grad(lambda x: fused.layernorm(x, 1e-5)), grad(formula), atol=1e-5)
+  _, pull = jax.vjp(lambda x: fused.layernorm(x, 1e-5), jnp.asarray(x_BTD, jnp.bfloat16))
   kept = [leaf for leaf in jax.tree.leaves(pull) if leaf.size >= x_BTD.size]
   assert [leaf.dtype for leaf in kept] == [jnp.bfloat16]  # twice as much otherwise, in each layer
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])
-@pytest.mark.parametrize('rows', [7, nn.FEW_IDS + 1])
+@pytest.mark.parametrize('rows', [7, fused.ONE_HOT_ROWS + 1])
 def test_gradient_of_lookup_is_summed_in_float32(monkeypatch, platform, rows):
-  monkeypatch.setattr(nn, 'platform', lambda: platform)
+  monkeypatch.setattr(fused, 'platform', lambda: platform)
   rng = np.random.default_rng(2)
   ids_BT = rng.integers(0, 5, (8, 64), np.int32)  # 100 a row: bfloat16 would lose what comes late
   weight_BTD = jnp.asarray(rng.standard_normal((8, 64, 4)), jnp.bfloat16)
-  loss = lambda table_VD: (nn.lookup(table_VD, ids_BT) * weight_BTD).astype(jnp.float32).sum()
+  loss = lambda table_VD: (fused.lookup(table_VD, ids_BT) * weight_BTD).astype(jnp.float32).sum()
   found_VD = jax.jit(jax.grad(loss))(jnp.zeros((rows, 4), jnp.bfloat16))
   expected_VD = np.zeros((rows, 4))
   np.add.at(expected_VD, ids_BT, np.asarray(weight_BTD, np.float64))
@@ -90,7 +91,7 @@ def test_gradient_of_lookup_gathers_no_activation_of_a_spread_row():
   weight_BTD = jax.ShapeDtypeStruct((8, 64, 32), np.float32, sharding=rows)
   everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   table_VD = jax.ShapeDtypeStruct((4096, 32), np.float32, sharding=everywhere)
-  loss = lambda table_VD, ids_BT, weight_BTD: (nn.lookup(table_VD, ids_BT) * weight_BTD).sum()
+  loss = lambda table_VD, ids_BT, weight_BTD: (fused.lookup(table_VD, ids_BT) * weight_BTD).sum()
   program = jax.jit(jax.grad(loss), out_shardings=everywhere).lower(table_VD, ids_BT, weight_BTD)
   assert 'all-gather' not in program.compile().as_text()
 
@@ -257,8 +258,8 @@ def test_weights_with_outputs_first_multiply_alike(subscripts, shape):
   rng = np.random.default_rng(0)
   x = rng.standard_normal([sizes[a] for a in given], np.float32)
   w = rng.standard_normal(shape, np.float32)
-  turned = nn.outputs_first(nnx.Param(jnp.asarray(w), axes=letters, std=0.0, mean=0.0))
+  turned = fused.outputs_first(nnx.Param(jnp.asarray(w), axes=letters, std=0.0, mean=0.0))
   assert turned.axes != letters
-  for path in (nn.linear, nn.weights_left):
+  for path in (nn.linear, fused.weights_left):
     found = path(subscripts, jnp.asarray(x), turned)
     np.testing.assert_allclose(found, np.einsum(subscripts, x, w), rtol=1e-5, atol=1e-6)

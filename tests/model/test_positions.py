@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_jax.model import positions
+from gpt_jax.model import position_schemes, positions
 from tests import models
 
 ROPE = dict(width=32, heads=2, context=64)  # K = 16: eight pairs
@@ -19,7 +19,7 @@ SCALED = dict(rope_factor=4.0, rope_original_context=64)
 def test_sinusoidal_is_the_formula(tiny):
   cfg = tiny(positions='sinusoidal')
   places_BT = np.array([[0, 1, 7], [3, 100, 2000]], np.int32)
-  got_BTD = jax.jit(lambda p: positions.sinusoidal(cfg, p))(places_BT)
+  got_BTD = jax.jit(lambda p: position_schemes.sinusoidal(cfg, p))(places_BT)
   for b, t in np.ndindex(2, 3):
     for i in range(cfg.width // 2):
       angle = places_BT[b, t] / 10000 ** (2 * i / cfg.width)
@@ -64,7 +64,7 @@ def reference_frequencies(cfg):
   return np.array(result)
 
 
-@pytest.mark.parametrize('scaling', positions.ROPE_SCALINGS)
+@pytest.mark.parametrize('scaling', position_schemes.ROPE_SCALINGS)
 def test_scaled_frequencies_are_the_formulas(tiny, scaling):
   cfg = scaled(scaling)
   got, plain = positions.rope_frequencies(cfg), positions.rope_frequencies(tiny(**ROPE))
@@ -89,10 +89,12 @@ def test_yarn_bounds_follow_the_config(tiny):
 
 def test_attention_factor(tiny):
   yarn = tiny(rope_scaling='yarn', **ROPE, **SCALED)
-  assert positions.rope_attention_factor(yarn) == pytest.approx(0.1 * math.log(4) + 1)
+  assert position_schemes.yarn_magnitude(yarn) == pytest.approx(0.1 * math.log(4) + 1)
   given_factor = tiny(rope_scaling='yarn', rope_attention_factor=1.5, **ROPE, **SCALED)
-  assert positions.rope_attention_factor(given_factor) == 1.5
-  assert positions.rope_attention_factor(tiny(rope_scaling='linear', rope_factor=4.0)) == 1.0
+  assert position_schemes.yarn_magnitude(given_factor) == 1.5
+  assert (
+    position_schemes.ROPE_SCALINGS['linear'].magnitude(tiny(rope_factor=4.0, rope_scaling='linear')) == 1.0
+  )
 
 
 @pytest.mark.parametrize('scaling', ['none', 'yarn'])
@@ -128,17 +130,17 @@ def test_rope_scores_depend_on_the_distance_alone(i, j, shift, seed):
 
 
 def test_alibi_slopes():
-  np.testing.assert_allclose(positions.alibi_slopes(8), 0.5 ** np.arange(1, 9))
-  np.testing.assert_allclose(positions.alibi_slopes(1), [2.0**-8])
+  np.testing.assert_allclose(position_schemes.alibi_slopes(8), 0.5 ** np.arange(1, 9))
+  np.testing.assert_allclose(position_schemes.alibi_slopes(1), [2.0**-8])
   # Press et al.: for 12 heads, the 8 of 8 heads and every other of the first 8 of 16 heads.
   extra = 2.0 ** (-0.5 * np.array([1, 3, 5, 7]))
-  np.testing.assert_allclose(positions.alibi_slopes(12), [*0.5 ** np.arange(1, 9), *extra], rtol=1e-6)
+  np.testing.assert_allclose(position_schemes.alibi_slopes(12), [*0.5 ** np.arange(1, 9), *extra], rtol=1e-6)
 
 
 def test_alibi_falls_with_the_distance_either_way(tiny):
   cfg = tiny(positions='alibi')
   t_BT, s_BS = np.array([[2, 5]], np.int32), np.array([[0, 2, 7]], np.int32)
-  got_BHTS = jax.jit(lambda t, s: positions.alibi(cfg, t, s))(t_BT, s_BS)
+  got_BHTS = jax.jit(lambda t, s: position_schemes.alibi(cfg, t, s))(t_BT, s_BS)
   slopes = [1 / 4, 1 / 16, 1 / 64, 1 / 256]  # 4 heads
   for h, t, s in np.ndindex(4, 2, 3):  # keys ahead are seen in a bidirectional prefix
     assert got_BHTS[0, h, t, s] == -slopes[h] * abs(int(t_BT[0, t]) - int(s_BS[0, s]))

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.model import attention
-from gpt_jax.model.kernels import tiled_cpu
+from gpt_jax.model.kernels import choice, tiled_cpu
 from gpt_jax.model.mask import Mask
 from tests import models
 from tests.model.test_attention import both, inputs, order
@@ -63,11 +62,11 @@ def test_blocks_hold_every_visible_pair_and_leave_out_what_they_can():
 
 def test_a_cpu_takes_chunks_where_it_can(tiny):
   rows = Mask(order(16), order(16))
-  choose = lambda cfg, mask=rows: attention.choose_kernel(cfg, mask, 16, 'cpu')
+  choose = lambda cfg, mask=rows: choice.choose_kernel(cfg, mask, 16, 'cpu')
   assert choose(tiny()) == 'chunks'
   assert choose(tiny(dtype='bfloat16')) == 'xla'
   assert choose(tiny(attention_dropout=0.1)) == 'xla'
-  assert choose(tiny(), rows._replace(rows_alone=False)) == 'xla'
+  assert choose(tiny(), rows._replace(is_plain_self_attention=False)) == 'xla'
   with jax.set_mesh(models.mesh(data=2)):
     assert choose(tiny()) == 'xla'
     with pytest.raises(ValueError, match='model.kernel=chunks cannot honor a mesh of 2 devices'):

@@ -12,6 +12,7 @@ from gpt_jax import optim, step
 from gpt_jax.model import attention, gpt, mask
 from gpt_jax.model import layers as nn
 from gpt_jax.model.config import ModelConfig
+from gpt_jax.model.kernels import splash
 from gpt_jax.optim import OptimConfig, Optimizer
 from gpt_jax.optimizers import mup
 from gpt_jax.training import probes
@@ -64,7 +65,7 @@ def test_fused_kernels_scale_as_the_plain_one():
   t_BT = jnp.arange(128)[None]
   run = lambda kernel: functools.partial(kernel, cfg, mask=mask.Mask(t_BT, t_BT))
   qkv = draw(), draw(), draw()
-  plain, fused = (run(k)(*qkv) for k in (attention.xla_attention, attention.splash_attention))
+  plain, fused = (run(k)(*qkv) for k in (attention.xla_attention, splash.splash_attention))
   np.testing.assert_allclose(fused, plain, atol=1e-5)
 
 

@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gpt_jax import config, data, sharding
 from gpt_jax.cluster import meshes
 from gpt_jax.jobs import language_model, run_tokenizers
-from gpt_jax.model import attention, gpt
+from gpt_jax.model import attention, costs
+from gpt_jax.model.kernels import choice
 from gpt_jax.plan import abstract_inputs, format, hlo, plan, roofline, topologies
 from gpt_jax.sharding import MeshConfig, make_mesh
 from tests import command_line, test_experiments, tiny_runs
@@ -275,7 +276,7 @@ def test_memory_and_work_agree_with_compiler_and_arithmetic(monkeypatch):
   # Predicted from shapes and shardings; the compiler pads small arrays.
   assert abs(memory['state_and_batch'] / memory['arguments'] - 1) < 0.02
   assert scanned['train']['flops'] == pytest.approx(unrolled['train']['flops'], rel=1e-6)
-  model = gpt.flops_per_token(plan.model_config(tiny_config())[0], 32)['full']
+  model = costs.flops_per_token(plan.model_config(tiny_config())[0], 32)['full']
   assert scanned['train']['flops'] == pytest.approx(model * 32, rel=0.1)  # a row each device
   assert scanned['train']['collectives'] and scanned['decode']['rows'] == 8
   assert scanned['budget']['dollars'] == pytest.approx(scanned['budget']['hours'] * 16)
@@ -446,13 +447,13 @@ def test_the_planned_step_is_the_one_that_a_run_compiles(tmp_path, monkeypatch):
     batch = sharding.to_devices(job.example_batch(), mesh)
     real = job.program.step.lower(job.program.abstract, batch).as_text()
     toks, _ = plan.tokenizers(cfg)
-    taken, choose = set(), attention.choose_kernel
+    taken, choose = set(), choice.choose_kernel
     note = lambda *args: taken.add(choose(*args)) or choose(*args)
     monkeypatch.setattr(attention, 'choose_kernel', note)
     program, batch = plan.step_of(cfg, toks, language_model.resolve_model(cfg, toks), mesh)
     assert program.step.lower(program.abstract, batch).as_text() == real
     monkeypatch.undo()
-    assert taken == {attention.explained(job.model_cfg, batch, job.length)}
+    assert taken == {choice.describe_choice(job.model_cfg, batch, job.length)}
 
 
 def test_a_vocabulary_that_the_config_names_bounds_the_text():

@@ -1,23 +1,21 @@
-"""Attention a block of scores at a time, and of rows that are spread over devices.
+"""Attention one block of scores at a time, on one device or with rows spread over devices.
 
-On the mesh axis `sequence` each device holds T/n of a row's tokens (context parallelism). It
-gathers the keys and values of the whole row, one layer at a time, and computes its own queries;
-never more than BLOCK x BLOCK scores a head exist at once, forward or backward. A block that no
-query may look into is skipped, be it for order, window or document. So that all devices skip
-equally many, the row is cut into 2n chunks and device i computes chunks i and 2n - 1 - i
-(zig-zag); outside of this file tokens stay in their order.
+On the mesh axis `sequence` each device holds T/n of a row's tokens (context parallelism). It gathers the keys
+and values of the whole row, one layer at a time, and computes its own queries; never more than BLOCK x BLOCK
+scores per head exist at once, forward or backward. A block that no query may attend to is skipped, be it for
+order, window or document. So that all devices skip equally many, the row is cut into 2n chunks and device i
+computes chunks i and 2n - 1 - i (zigzag); outside of this file tokens stay in their order.
 
-Gathered and not passed round a ring (Liu et al. 2023): with grouped queries one layer's keys and
-values are small beside the activations that the device keeps for all layers (2 T G K against
-L T D / n numbers a row), the bytes sent are the same, and each device's program has one gather
-and one scatter a layer, whatever n is, with no bubble where blocks are skipped. Beyond some
-millions of tokens a row a ring would win.
+All-gather and not a ring (Liu et al. 2023): with grouped queries one layer's keys and values are small beside
+the activations that the device keeps for all layers (2 T G K against L T D / n numbers per row), the bytes
+sent are the same, and each device's program has one gather and one scatter per layer, whatever n is, without
+bubbles where blocks are skipped. Beyond some millions of tokens per row a ring would win.
 
-Letters: as in scores.py; N blocks, C tokens of a block.
+Letters: as in mask.py; N blocks, C tokens of a block.
 
-Sources: all-gather context parallelism with balanced chunks (Llama 3, Dubey et al. 2024, section
-3.3.2); online softmax (Milakov & Gimelshein 2018) in blocks, recomputed in the backward pass
-(FlashAttention-2, Dao 2023, algorithms 1 and 2).
+Sources: all-gather context parallelism with balanced chunks (Llama 3, Dubey et al. 2024, section 3.3.2);
+online softmax (Milakov & Gimelshein 2018) in blocks, recomputed in the backward pass (FlashAttention-2, Dao
+2023, algorithms 1 and 2).
 """
 
 import functools
@@ -28,49 +26,50 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from gpt_jax.model.mask import Mask, scores_BGMTS
+from gpt_jax.model.kernels import flash
 from gpt_jax.sharding import activation_spec
 
-BLOCK = 512  # tokens; the largest block. 1 MB of float32 scores a head
+BLOCK = 512  # tokens; the largest block. 1 MB of float32 scores per head
 
 
 class Spread(NamedTuple):
-  """How rows and heads lie on the mesh, as code inside `shard_map` needs to know it. Hashable."""
+  """How many devices share a row's tokens and its heads, for code inside `shard_map`. Hashable."""
 
-  n: int = 1  # devices that share a row's tokens
-  tensor: int = 1  # devices that share its heads
+  n: int = 1  # devices along the row
+  tensor: int = 1  # devices along the heads
 
 
 def blocks_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
-  """Attention in blocks, on any mesh. Honors everything but dropout of attention weights."""
+  """Attention in blocks, on any mesh, BTHK. Supports everything but dropout of attention weights."""
   del key
-  fn = functools.partial(attend, cfg, spread_of(k_BSGK.shape))
-  return each_device(fn, q_BTHK, k_BSGK, v_BSGK, mask, jnp.asarray(mask.window, jnp.int32))
+  fn = functools.partial(block_attention, cfg, spread_of(k_BSGK.shape))
+  return map_devices(fn, q_BTHK, k_BSGK, v_BSGK, mask, jnp.asarray(mask.window, jnp.int32))
 
 
-def each_device(fn, q_BTHK, k_BSGK, v_BSGK, mask, extra, specs=PartitionSpec):
+def map_devices(fn, q_BTHK, k_BSGK, v_BSGK, mask, extra, extra_specs=PartitionSpec):
   """Call fn(q, k, v, row, extra) on each device with its rows, tokens and heads -> y_BTHK.
 
-  row: Tokens of the whole row, which every device gets; queries and keys are the same tokens.
-  specs: () -> how `extra` is cut up.
+  row: Tokens of the whole row, on every device; queries and keys are the same tokens.
+  extra_specs: () -> the PartitionSpecs of `extra`.
   """
-  mesh, row = jax.sharding.get_abstract_mesh(), mask.sides()[1]
+  mesh, row = jax.sharding.get_abstract_mesh(), flash.row_tokens(mask)
   if mesh.empty or mesh.size == 1:
     return fn(q_BTHK, k_BSGK, v_BSGK, row, extra)
   tokens = 'sequence' if spread_of(k_BSGK.shape).n > 1 else None
   batch, _, heads, _ = activation_spec('BTGK', k_BSGK.shape)  # queries go where their keys are
-  cut = PartitionSpec(batch, tokens, heads)
-  # Orders are one row for the whole batch, documents and prefixes are of each row.
-  whole = jax.tree.map(lambda x: PartitionSpec(batch if len(x) == len(q_BTHK) else None), row)
-  # check_vma: a batch that the mesh does not divide is computed by all, which it cannot know.
-  fn = jax.shard_map(fn, in_specs=(cut, cut, cut, whole, specs()), out_specs=cut, check_vma=False)
+  spec = PartitionSpec(batch, tokens, heads)
+  # Orders are one row for the whole batch; each row has its own documents and prefixes.
+  row_specs = jax.tree.map(lambda x: PartitionSpec(batch if len(x) == len(q_BTHK) else None), row)
+  in_specs = (spec, spec, spec, row_specs, extra_specs())
+  # check_vma=False: a batch that the mesh does not divide is computed by all devices, which it can't prove.
+  fn = jax.shard_map(fn, in_specs=in_specs, out_specs=spec, check_vma=False)
   return fn(q_BTHK, k_BSGK, v_BSGK, row, extra)
 
 
 def spread_of(shape):
-  """The Spread of keys of this shape, BSGK, on the mesh in force.
+  """The Spread of keys of this shape, BSGK, on the current mesh.
 
-  A row that does not split into two chunks a device stays whole: prompts come in any length.
+  A row that does not split into two chunks per device stays whole: prompts come in any length.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -80,115 +79,96 @@ def spread_of(shape):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def attend(cfg, spread, q_BTHK, k_BSGK, v_BSGK, row, window):
+def block_attention(cfg, spread, q_BTHK, k_BSGK, v_BSGK, row, window):
   """One device's part: its share of the tokens of q, k and v, and Tokens of the whole row."""
-  return attend_forward(cfg, spread, q_BTHK, k_BSGK, v_BSGK, row, window)[0]
+  return block_attention_forward(cfg, spread, q_BTHK, k_BSGK, v_BSGK, row, window)[0]
 
 
-def attend_forward(cfg, spread, q_BTHK, k_BSGK, v_BSGK, row, window):
-  """-> (y_BTHK, what the backward pass needs: nothing that is longer than the device's share)."""
-  q_NBCGMK, k_NBCGK, v_NBCGK, queries, keys = deal(spread, q_BTHK, k_BSGK, v_BSGK, row)
-  score = scorer(cfg, spread)
+def block_attention_forward(cfg, spread, q_BTHK, k_BSGK, v_BSGK, row, window):
+  """-> (y_BTHK, residuals: nothing that is longer than the device's share)."""
+  q_NBCGMK, k_NBCGK, v_NBCGK, queries, keys = device_blocks(spread, q_BTHK, k_BSGK, v_BSGK, row)
+  score = functools.partial(flash.block_scores, cfg, first_head=first_head(spread, q_NBCGMK))
 
-  def of_queries(_, block):
+  def attend_queries(_, block):
     q_BCGMK, queries = block
 
-    def add(total, block):
+    def attend_block(total, block):
       k_BCGK, v_BCGK, keys = block
-      visible_BTS = Mask.between(queries, keys, window).visible_BTS()
+      visible_BTS = flash.block_visible(queries, keys, window)
 
-      def look(total):
-        most_BGMT, sum_BGMT, y_BTGMK = total
-        scores = masked(score(q_BCGMK, k_BCGK, queries, keys), visible_BTS)
-        new_BGMT = jnp.maximum(most_BGMT, scores.max(-1))
-        fade_BGMT = jnp.exp(most_BGMT - new_BGMT)
-        weights = jnp.exp(scores - new_BGMT[..., None])
-        y_BTGMK = y_BTGMK * tokens_first(fade_BGMT)[..., None] + product(
+      def accumulate(total):
+        row_max_BGMT, sum_BGMT, y_BTGMK = total
+        scores = score(q_BCGMK, k_BCGK, queries, keys, visible_BTS)
+        new_max_BGMT = jnp.maximum(row_max_BGMT, scores.max(-1))
+        correction_BGMT = jnp.exp(row_max_BGMT - new_max_BGMT)
+        weights = jnp.exp(scores - new_max_BGMT[..., None])
+        y_BTGMK = y_BTGMK * tokens_first(correction_BGMT)[..., None] + flash.einsum32(
           'BGMTS,BSGK->BTGMK', weights.astype(v_BCGK.dtype), v_BCGK
         )
-        return new_BGMT, sum_BGMT * fade_BGMT + weights.sum(-1), y_BTGMK
+        return new_max_BGMT, sum_BGMT * correction_BGMT + weights.sum(-1), y_BTGMK
 
-      return jax.lax.cond(visible_BTS.any(), look, lambda total: total, total), None
+      return jax.lax.cond(visible_BTS.any(), accumulate, lambda total: total, total), None
 
     B, C, G, M, _ = q_BCGMK.shape
-    most_BGMT = jnp.full((B, G, M, C), -1e30, jnp.float32)
-    start = (most_BGMT, jnp.zeros_like(most_BGMT), jnp.zeros(q_BCGMK.shape, jnp.float32))
-    (most_BGMT, sum_BGMT, y_BTGMK), _ = jax.lax.scan(add, start, (k_NBCGK, v_NBCGK, keys))
+    row_max_BGMT = jnp.full((B, G, M, C), -1e30, jnp.float32)
+    start = (row_max_BGMT, jnp.zeros_like(row_max_BGMT), jnp.zeros(q_BCGMK.shape, jnp.float32))
+    (row_max_BGMT, sum_BGMT, y_BTGMK), _ = jax.lax.scan(attend_block, start, (k_NBCGK, v_NBCGK, keys))
     y_BTGMK = y_BTGMK / tokens_first(sum_BGMT)[..., None]  # every query sees itself: no zeros
-    return None, (y_BTGMK.astype(q_BCGMK.dtype), most_BGMT + jnp.log(sum_BGMT))
+    return None, (y_BTGMK.astype(q_BCGMK.dtype), row_max_BGMT + jnp.log(sum_BGMT))
 
-  _, (y_NBCGMK, log_sum_NBGMC) = jax.lax.scan(of_queries, None, (q_NBCGMK, queries))
-  y_BTHK = home(spread, joined(y_NBCGMK)).reshape(q_BTHK.shape)
+  _, (y_NBCGMK, log_sum_NBGMC) = jax.lax.scan(attend_queries, None, (q_NBCGMK, queries))
+  y_BTHK = from_zigzag(spread, join_blocks(y_NBCGMK)).reshape(q_BTHK.shape)
   return y_BTHK, (q_BTHK, k_BSGK, v_BSGK, row, window, y_BTHK, log_sum_NBGMC)
 
 
-def attend_backward(cfg, spread, kept, dy_BTHK):
-  """Gradients of q, k and v; each block's scores are computed again."""
-  q_BTHK, k_BSGK, v_BSGK, row, window, y_BTHK, log_sum_NBGMC = kept
-  q_NBCGMK, k_NBCGK, v_NBCGK, queries, keys = deal(spread, q_BTHK, k_BSGK, v_BSGK, row)
-  dy_NBCGMK = dealt_queries(spread, dy_BTHK, k_BSGK.shape[2], q_NBCGMK.shape[2])
-  y_NBCGMK = dealt_queries(spread, y_BTHK, k_BSGK.shape[2], q_NBCGMK.shape[2])
-  delta_NBGMC = jnp.einsum(
-    'NBCGMK,NBCGMK->NBGMC', dy_NBCGMK.astype(jnp.float32), y_NBCGMK.astype(jnp.float32)
+def block_attention_backward(cfg, spread, residuals, dy_BTHK):
+  """Gradients of q, k and v; each block's scores are recomputed."""
+  q_BTHK, k_BSGK, v_BSGK, row, window, y_BTHK, log_sum_NBGMC = residuals
+  q_NBCGMK, k_NBCGK, v_NBCGK, queries, keys = device_blocks(spread, q_BTHK, k_BSGK, v_BSGK, row)
+  dy_NBCGMK, y_NBCGMK = (
+    query_blocks(spread, x_BTHK, k_BSGK.shape[2], q_NBCGMK.shape[2]) for x_BTHK in (dy_BTHK, y_BTHK)
   )
-  score = scorer(cfg, spread)
+  delta_NBGMC = flash.output_delta(dy_NBCGMK, y_NBCGMK)
+  score = functools.partial(flash.block_scores, cfg, first_head=first_head(spread, q_NBCGMK))
 
-  def of_keys(dq_NBCGMK, block):
+  def backward_keys(dq_NBCGMK, block):
     k_BCGK, v_BCGK, keys = block
 
-    def add(total, block):
+    def backward_block(total, block):
       dq_NBCGMK, dk_BCGK, dv_BCGK = total
-      i, q_BCGMK, dy_BCGMK, delta_BGMT, log_sum_BGMT, queries = block
-      visible_BTS = Mask.between(queries, keys, window).visible_BTS()
+      i, q_BCGMK, dy_BCGMK, delta_BGMC, log_sum_BGMC, queries = block
+      visible_BTS = flash.block_visible(queries, keys, window)
 
-      def look():
-        scores, pull = jax.vjp(lambda q, k: score(q, k, queries, keys), q_BCGMK, k_BCGK)
-        weights = jnp.exp(masked(scores, visible_BTS) - log_sum_BGMT[..., None])
-        dweights = product('BTGMK,BSGK->BGMTS', dy_BCGMK, v_BCGK)
-        dq, dk = pull(weights * (dweights - delta_BGMT[..., None]))
-        dv = product('BGMTS,BTGMK->BSGK', weights.astype(dy_BCGMK.dtype), dy_BCGMK)
-        return dq.astype(jnp.float32), dk.astype(jnp.float32), dv
+      def gradients():
+        masked = lambda q, k: score(q, k, queries, keys, visible_BTS)
+        block = (q_BCGMK, k_BCGK, v_BCGK, dy_BCGMK, delta_BGMC, log_sum_BGMC)
+        return tuple(x.astype(jnp.float32) for x in flash.block_gradients(masked, *block))
 
-      def nothing():
+      def zeros():
         return tuple(jnp.zeros(x.shape, jnp.float32) for x in (q_BCGMK, k_BCGK, v_BCGK))
 
-      dq, dk, dv = jax.lax.cond(visible_BTS.any(), look, nothing)
+      dq, dk, dv = jax.lax.cond(visible_BTS.any(), gradients, zeros)
       return (dq_NBCGMK.at[i].add(dq), dk_BCGK + dk, dv_BCGK + dv), None
 
     zeros = jnp.zeros(k_BCGK.shape, jnp.float32)
-    each = (jnp.arange(len(q_NBCGMK)), q_NBCGMK, dy_NBCGMK, delta_NBGMC, log_sum_NBGMC, queries)
-    (dq_NBCGMK, dk, dv), _ = jax.lax.scan(add, (dq_NBCGMK, zeros, zeros), each)
+    blocks = (jnp.arange(len(q_NBCGMK)), q_NBCGMK, dy_NBCGMK, delta_NBGMC, log_sum_NBGMC, queries)
+    (dq_NBCGMK, dk, dv), _ = jax.lax.scan(backward_block, (dq_NBCGMK, zeros, zeros), blocks)
     return dq_NBCGMK, (dk, dv)
 
   start = jnp.zeros(q_NBCGMK.shape, jnp.float32)
-  dq_NBCGMK, dkv = jax.lax.scan(of_keys, start, (k_NBCGK, v_NBCGK, keys))
-  dq_BTHK = home(spread, joined(dq_NBCGMK).astype(q_BTHK.dtype)).reshape(q_BTHK.shape)
-  dk, dv = (returned(spread, joined(x)).astype(k_BSGK.dtype) for x in dkv)
+  dq_NBCGMK, dkv = jax.lax.scan(backward_keys, start, (k_NBCGK, v_NBCGK, keys))
+  dq_BTHK = from_zigzag(spread, join_blocks(dq_NBCGMK).astype(q_BTHK.dtype)).reshape(q_BTHK.shape)
+  dk, dv = (reduce_scatter(spread, join_blocks(x)).astype(k_BSGK.dtype) for x in dkv)
   return dq_BTHK, dk, dv, None, None
 
 
-attend.defvjp(attend_forward, attend_backward)
+block_attention.defvjp(block_attention_forward, block_attention_backward)
 
 
-def scorer(cfg, spread):
-  """scores_BGMTS of this device's heads, as a function of two blocks."""
-
-  def score(q_BCGMK, k_BCGK, queries, keys):
-    heads = q_BCGMK.shape[2] * q_BCGMK.shape[3]
-    head = jax.lax.axis_index('tensor') * heads if spread.tensor > 1 else 0
-    return scores_BGMTS(cfg, q_BCGMK, k_BCGK, queries.order_BT, keys.order_BT, head)
-
-  return score
-
-
-def masked(scores_BGMTS, visible_BTS):
-  """Scores of what is not visible are finite, as in xla_attention, and fade beside any other."""
-  return jnp.where(visible_BTS[:, None, None], scores_BGMTS, -1e30)
-
-
-def product(subscripts, a, b):
-  """einsum in the dtype of its operands, summed in float32."""
-  return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+def first_head(spread, q_NBCGMK):
+  """The index of this device's first head among all heads."""
+  heads = q_NBCGMK.shape[3] * q_NBCGMK.shape[4]
+  return jax.lax.axis_index('tensor') * heads if spread.tensor > 1 else 0
 
 
 def tokens_first(x_BGMT):
@@ -196,39 +176,25 @@ def tokens_first(x_BGMT):
   return jnp.moveaxis(x_BGMT, -1, 1)
 
 
-# ------------------------------------------------------------------------- tokens between devices
+# ----------------------------------------------------------------------------------------- blocks
 
 
-def deal(spread, q_BTHK, k_BSGK, v_BSGK, row):
-  """What this device computes, in blocks: its chunks of the queries, and all keys and values."""
-  share, G = k_BSGK.shape[1], k_BSGK.shape[2]
-  size = block_size(share // 2 if spread.n > 1 else share)
-  q_NBCGMK = dealt_queries(spread, q_BTHK, G, size)
-  k_NBCGK, v_NBCGK = (blocks(gathered(spread, x), size) for x in (k_BSGK, v_BSGK))
-  keys = jax.tree.map(lambda x: blocks(x, size), row)
-  return (q_NBCGMK, k_NBCGK, v_NBCGK, jax.tree.map(lambda x: blocks(x, size), dealt(spread, row)), keys)
+def device_blocks(spread, q_BTHK, k_BSGK, v_BSGK, row):
+  """This device's work in blocks: (its chunks of the queries, all keys and values, Tokens of both)."""
+  T, G = k_BSGK.shape[1:3]
+  size = block_size(T // 2 if spread.n > 1 else T)
+  q_NBCGMK = query_blocks(spread, q_BTHK, G, size)
+  k_NBCGK, v_NBCGK = (split_blocks(all_gather(spread, x), size) for x in (k_BSGK, v_BSGK))
+  queries, keys = (
+    jax.tree.map(lambda x: split_blocks(x, size), tokens) for tokens in (zigzag_shard(spread, row), row)
+  )
+  return q_NBCGMK, k_NBCGK, v_NBCGK, queries, keys
 
 
-def dealt(spread, row):
-  """Tokens of a whole row -> of the chunks that this device computes."""
-  if spread.n == 1:
-    return row
-  i = jax.lax.axis_index('sequence')
-  even = jnp.where(i % 2 == 0, i, 2 * spread.n - 1 - i)
-  both = (even, 2 * spread.n - 1 - even)  # an even chunk and an odd one
-
-  def cut(x_BT):
-    size = x_BT.shape[1] // (2 * spread.n)
-    parts = [jax.lax.dynamic_slice_in_dim(x_BT, c * size, size, 1) for c in both]
-    return jnp.concatenate(parts, 1)
-
-  return jax.tree.map(cut, row)
-
-
-def dealt_queries(spread, x_BTHK, G, size):
-  """Queries, or what belongs to them -> this device's chunks in blocks, NBCGMK."""
+def query_blocks(spread, x_BTHK, G, size):
+  """Queries, or arrays of their shape -> this device's chunks in blocks, NBCGMK."""
   B, T, H, K = x_BTHK.shape
-  return blocks(away(spread, x_BTHK).reshape(B, T, G, H // G, K), size)
+  return split_blocks(to_zigzag(spread, x_BTHK).reshape(B, T, G, H // G, K), size)
 
 
 def block_size(tokens):
@@ -236,42 +202,61 @@ def block_size(tokens):
   return max(size for size in range(1, min(tokens, BLOCK) + 1) if tokens % size == 0)
 
 
-def blocks(x_BT, size):
+def split_blocks(x_BT, size):
   """Cut the tokens into blocks: BT... -> NBC..."""
   B, T = x_BT.shape[:2]
   return jnp.moveaxis(x_BT.reshape(B, T // size, size, *x_BT.shape[2:]), 1, 0)
 
 
-def joined(x_NBC):
+def join_blocks(x_NBC):
   """NBC... -> BT..."""
   x_BNC = jnp.moveaxis(x_NBC, 0, 1)
   return x_BNC.reshape(x_BNC.shape[0], -1, *x_BNC.shape[3:])
 
 
-def owner(n, c):
-  """The device that computes chunk c of 2n: i has i, early in the row, and 2n - 1 - i."""
-  return min(c, 2 * n - 1 - c)
+# ------------------------------------------------------------------------- tokens between devices
 
 
-def order(n, tokens):
+def zigzag_owner(n, chunk):
+  """The device that computes this chunk of 2n: device i has i, early in the row, and 2n - 1 - i."""
+  return min(chunk, 2 * n - 1 - chunk)
+
+
+def zigzag_order(n, tokens):
   """int32 [tokens]: the tokens of a row in the order in which the devices compute them."""
   chunks = np.arange(tokens, dtype=np.int32).reshape(2 * n, -1)
   even = [i if i % 2 == 0 else 2 * n - 1 - i for i in range(n)]
   return np.concatenate([chunks[[c, 2 * n - 1 - c]] for c in even]).ravel()
 
 
-def away(spread, x_BT):
+def zigzag_shard(spread, row):
+  """Tokens of a whole row -> of the two chunks that this device computes, the even one first."""
+  if spread.n == 1:
+    return row
+  i = jax.lax.axis_index('sequence')
+  even = jnp.where(i % 2 == 0, i, 2 * spread.n - 1 - i)
+  chunks = (even, 2 * spread.n - 1 - even)
+
+  def slice_chunks(x_BT):
+    size = x_BT.shape[1] // (2 * spread.n)
+    parts = [jax.lax.dynamic_slice_in_dim(x_BT, c * size, size, 1) for c in chunks]
+    return jnp.concatenate(parts, 1)
+
+  return jax.tree.map(slice_chunks, row)
+
+
+def to_zigzag(spread, x_BT):
   """This device's share of a row, chunks 2i and 2i + 1 -> the two chunks that it computes."""
-  return exchange(spread, x_BT, lambda c: (c // 2, owner(spread.n, c)))
+  return exchange_chunks(spread, x_BT, lambda c: (c // 2, zigzag_owner(spread.n, c)))
 
 
-def home(spread, x_BT):
+def from_zigzag(spread, x_BT):
   """The chunks that this device computed -> its share of the row."""
-  return exchange(spread, x_BT, lambda c: (owner(spread.n, c), c // 2))
+  return exchange_chunks(spread, x_BT, lambda c: (zigzag_owner(spread.n, c), c // 2))
 
 
-def exchange(spread, x_BT, route):
-  """Send the first half of the tokens, an even chunk c, by route(c) = (from, to); the other too."""
+def exchange_chunks(spread, x_BT, route):
+  """Send the two halves of the tokens, an even and an odd chunk c, by route(c) = (from, to)."""
   if spread.n == 1:
     return x_BT
   halves = jnp.split(x_BT, 2, 1)
@@ -280,14 +265,14 @@ def exchange(spread, x_BT, route):
   return jnp.concatenate([send(x, pairs) for x, pairs in zip(halves, routes, strict=True)], 1)
 
 
-def gathered(spread, x_BT):
+def all_gather(spread, x_BT):
   """Shares of a row -> the row."""
   if spread.n == 1:
     return x_BT
   return jax.lax.all_gather(x_BT, 'sequence', axis=1, tiled=True)
 
 
-def returned(spread, x_BT):
+def reduce_scatter(spread, x_BT):
   """Each device's gradients of the whole row -> the sum of those of this device's share."""
   if spread.n == 1:
     return x_BT

@@ -1,10 +1,10 @@
 """The fused attention kernel of TPUs, on a mesh of any size.
 
-A kernel is a program of one device: it is called inside `shard_map` with the device's rows and
-heads. Of a row that is spread over devices it computes the chunks of queries that context.py deals,
-against the gathered keys; its mask knows which those are, and skips the same blocks.
+A kernel is a program of one device: it is called inside `shard_map` with the device's rows and heads. Of a
+row that is spread over devices it computes the device's zigzag chunks of queries (context_parallel.py)
+against the gathered keys; its mask knows these chunks, and skips the same blocks.
 
-Letters: as in scores.py.
+Letters: as in mask.py.
 """
 
 import jax
@@ -15,9 +15,9 @@ from gpt_jax.model.kernels import context_parallel
 
 
 def splash_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
-  """TPU splash attention on each device's rows and heads, and queries of a row that is spread.
+  """TPU splash attention on each device's rows, heads and chunks of queries, BTHK.
 
-  Causal, windows, documents, soft-cap; interpreted elsewhere than on a TPU.
+  Supports causal masks, windows, documents and soft-cap; interpreted where there is no TPU.
   """
   from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
@@ -27,22 +27,22 @@ def splash_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
   def attend(q_BTHK, k_BSGK, v_BSGK, row, kernel):
     segments = None
     if row.segment_BT is not None:
-      segments = SegmentIds(context_parallel.dealt(spread, row).segment_BT, row.segment_BT)
-    q_BTHK = context_parallel.away(spread, q_BTHK * cfg.attention_scale)
-    qkv = (q_BTHK, context_parallel.gathered(spread, k_BSGK), context_parallel.gathered(spread, v_BSGK))
+      segments = SegmentIds(context_parallel.zigzag_shard(spread, row).segment_BT, row.segment_BT)
+    q_BTHK = context_parallel.to_zigzag(spread, q_BTHK * cfg.attention_scale)
+    qkv = (q_BTHK, context_parallel.all_gather(spread, k_BSGK), context_parallel.all_gather(spread, v_BSGK))
     y_BHTK = jax.vmap(kernel)(*(x.transpose(0, 2, 1, 3) for x in qkv), segments)
-    return context_parallel.home(spread, y_BHTK.transpose(0, 2, 1, 3))
+    return context_parallel.from_zigzag(spread, y_BHTK.transpose(0, 2, 1, 3))
 
-  if spread.n > 1:  # what was gathered is gathered again by the backward pass, not kept
-    keep = jax.checkpoint_policies.save_only_these_names('splash')
-    attend = jax.checkpoint(attend, policy=keep)
+  if spread.n > 1:  # the backward pass gathers keys and values again instead of saving them
+    policy = jax.checkpoint_policies.save_only_these_names('splash')
+    attend = jax.checkpoint(attend, policy=policy)
   rows = PartitionSpec(None, 'sequence' if spread.n > 1 else None)
   specs = lambda: kernel.manual_sharding_spec(NamedSharding(jax.sharding.get_abstract_mesh(), rows))
-  return context_parallel.each_device(attend, q_BTHK, k_BSGK, v_BSGK, mask, kernel, specs)
+  return context_parallel.map_devices(attend, q_BTHK, k_BSGK, v_BSGK, mask, kernel, specs)
 
 
 def splash_kernel(cfg, T, spread, window):
-  """The kernel for rows of T tokens, of which each device has T/n queries."""
+  """The kernel for rows of T tokens, where each device has T/n queries."""
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
   if window:
@@ -50,7 +50,7 @@ def splash_kernel(cfg, T, spread, window):
   else:
     head_mask = splash_attention_mask.CausalMask((T, T))
   if spread.n > 1:
-    head_mask.q_sequence = context_parallel.order(spread.n, T)
+    head_mask.q_sequence = context_parallel.zigzag_order(spread.n, T)
   chunk = T // (2 * spread.n) if spread.n > 1 else T
   size = max(b for b in (128, 256, 384, 512) if chunk % b == 0)
   sizes = splash_attention_kernel.BlockSizes(**dict.fromkeys(BLOCKS, size), use_fused_bwd_kernel=True)

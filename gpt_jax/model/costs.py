@@ -1,0 +1,46 @@
+"""Parameters of a model and FLOPs of a training step.
+
+Sources: PaLM (Chowdhery et al. 2022, appendix B); nanoGPT's estimate_mfu.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from gpt_jax.model import layers as nn
+from gpt_jax.model.gpt import GPT
+from gpt_jax.model.positions import POSITIONS
+
+
+def count_params(cfg):
+  """Parameters of a model, padding rows of the vocabulary left out."""
+  shapes = [p.get_value().shape for _, p in nn.named_params(GPT(cfg))]
+  padding = (cfg.V - cfg.vocab) * cfg.width * (1 if cfg.tied_head else 2)
+  return sum(int(np.prod(shape)) for shape in shapes) - padding
+
+
+def active_matmul_params(cfg):
+  """Parameters that multiply a token: no position table, no untied embedding, k of E experts."""
+  dense = dataclasses.replace(cfg, experts=0)
+  n = count_params(dense)
+  if POSITIONS[cfg.positions].has_table:
+    n -= cfg.context * cfg.width
+  if not cfg.tied_head:
+    n -= cfg.vocab * cfg.width
+  if cfg.experts:
+    mlp = cfg.width * cfg.F * (3 if cfg.gated else 2)
+    n += cfg.layers * (mlp * (cfg.experts_per_token - 1) + cfg.width * cfg.experts)
+  return n
+
+
+def flops_per_token(cfg, length):
+  """Training FLOPs a token (forward and backward) in rows of `length` -> dict of two conventions.
+
+  'full' counts attention scores over the whole row, as PaLM (appendix B) and nanoGPT do: 6 N + 12 L
+  H K T. 'causal' counts only the keys that a query may see, windows included.
+  """
+  matmuls = 6 * active_matmul_params(cfg)
+  per_key = 12 * cfg.heads * cfg.K
+  t = np.arange(1, length + 1)
+  seen = sum(float(np.minimum(t, w or length).mean()) for w in cfg.windows())
+  return {'full': matmuls + per_key * length * cfg.layers, 'causal': matmuls + per_key * seen}

@@ -1,0 +1,128 @@
+"""Faster forms of layers: hand-written gradients, recomputed activations, weight layouts for decoding.
+
+Each computes what the plain formula computes; layers.py and gpt.py say where they stand.
+
+Letters: B batch, T length, D width, F feed-forward width, V rows of a table.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gpt_jax.cluster.meshes import platform
+
+# -------------------------------------------------------------------------- hand-written gradients
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def layernorm(x, eps):
+  """(x - mean) / sqrt(variance + eps) over the last axis, float32.
+
+  The gradient needs two means that do not depend on each other, thus one pass, and saves x in its own
+  dtype.
+  """
+  return _layernorm_forward(x, eps)[0]
+
+
+def _layernorm_forward(x, eps):
+  x32 = x.astype(jnp.float32)
+  mean = x32.mean(-1, keepdims=True)
+  scale = jax.lax.rsqrt(jnp.square(x32 - mean).mean(-1, keepdims=True) + eps)
+  # The barrier saves both: XLA would recompute them in a kernel of its own, which writes y times the
+  # gradient out in float32.
+  return (x32 - mean) * scale, (x, *jax.lax.optimization_barrier((mean, scale)))
+
+
+def _layernorm_backward(eps, residuals, dy):
+  x, mean, scale = residuals
+  y = (x.astype(jnp.float32) - mean) * scale
+  projection = (dy * y).mean(-1, keepdims=True)
+  return ((scale * (dy - dy.mean(-1, keepdims=True) - y * projection)).astype(x.dtype),)
+
+
+layernorm.defvjp(_layernorm_forward, _layernorm_backward)
+
+
+@jax.custom_vjp
+def lookup(table_VD, ids):
+  """Rows of a table, [*ids.shape, D].
+
+  The gradient, summed in float32, is a one-hot product where the table is small: on a GPU thousands of
+  atomic sums into few rows wait for each other (a fifth of a step at 65 characters).
+  """
+  return table_VD[ids]
+
+
+def _lookup_forward(table_VD, ids):
+  return table_VD[ids], (table_VD, ids)
+
+
+def _lookup_backward(residuals, dy):
+  table_VD, ids = residuals
+  V, D = table_VD.shape
+  # Batch and length stay apart: flattened, a mesh that spreads both would gather the whole gradient.
+  if V <= ONE_HOT_ROWS and platform() != 'cpu':
+    one_hot = jax.nn.one_hot(ids, V, dtype=dy.dtype)
+    leading = tuple(range(ids.ndim))
+    sum_VD = jnp.tensordot(
+      one_hot, dy, (leading, leading), precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+    )
+  else:
+    sum_VD = jnp.zeros((V, D), jnp.float32).at[ids].add(dy.astype(jnp.float32))
+  return sum_VD.astype(table_VD.dtype), None
+
+
+lookup.defvjp(_lookup_forward, _lookup_backward)
+
+
+# --------------------------------------------------------------------------- recomputed activations
+
+
+def remat_hidden(fn):
+  """An MLP's hidden layer that saves its matmul outputs only: activations are recomputed backward.
+
+  The residuals of an activation function are as large as its output.
+  """
+  return jax.checkpoint(fn, policy=jax.checkpoint_policies.dots_saveable)
+
+
+# ------------------------------------------------------------------------ weight layouts for decoding
+
+
+def outputs_first(module):
+  """The module with the output axes of its matrices in front: 'DF' becomes 'FD'.
+
+  For decoding, where products have few rows. A CPU packs the right operand anew in every call, which takes
+  as long as the product: `linear` puts such weights left. A GPU sums along the weights' rows in one pass,
+  where for columns XLA makes a product, written out, and a sum.
+  """
+
+  def transpose_param(p):
+    if p.axes not in OUTPUTS_FIRST:
+      return p
+    axes = OUTPUTS_FIRST[p.axes]
+    value = jnp.transpose(p.get_value(), [p.axes.index(a) for a in axes])
+    return nnx.Param(value, axes=axes, std=p.std, mean=p.mean)
+
+  return jax.tree.map(transpose_param, module, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def is_outputs_first(subscripts, w):
+  """Whether the parameter of 'BTD,DF->BTF' has been transposed by `outputs_first`."""
+  axes = subscripts.partition(',')[2].partition('->')[0]
+  return axes in OUTPUTS_FIRST and w.axes == OUTPUTS_FIRST[axes]
+
+
+def weights_left(subscripts, x, w, **options):
+  """The same einsum with the parameter as its left operand, whatever the order of its axes."""
+  inputs, outputs = subscripts.partition(',')[0], subscripts.partition('->')[2]
+  new = ''.join(a for a in outputs if a not in inputs)  # the axes that come from the parameter
+  old = outputs.removesuffix(new)
+  y = jnp.einsum(f'{w.axes},{inputs}->{new}{old}', w[...], x, **options)
+  return jnp.moveaxis(y, range(len(new)), range(-len(new), 0))
+
+
+OUTPUTS_FIRST = {'DHK': 'HKD', 'DGK': 'GKD', 'HKD': 'DHK', 'DF': 'FD', 'FD': 'DF'}
+ONE_HOT_ROWS = 1024  # rows of a table whose one-hot product is cheap beside any layer's

@@ -1,0 +1,132 @@
+"""Validation of ModelConfig: limits, choices and combinations that no layer could honor.
+
+Every error is a ValueError that names the key, its value and the fix.
+"""
+
+from gpt_jax.model.attention import KERNELS
+from gpt_jax.model.gpt import REMAT
+from gpt_jax.model.layers import ACTIVATIONS, INITS, NORMS
+from gpt_jax.model.position_schemes import ROPE_SCALINGS
+from gpt_jax.model.positions import POSITIONS
+
+
+def check_model(cfg):
+  """Raise ValueError for the first setting that is impossible, alone or beside others."""
+  for key, rows in CHOICES.items():
+    if getattr(cfg, key) not in rows:
+      raise ValueError(f'model.{key}={getattr(cfg, key)!r} is not known\nfix: use one of {", ".join(rows)}')
+  for key, low in MINIMUM.items():
+    value, high = getattr(cfg, key), MAXIMUM.get(key, MAXIMUM_OF_OTHERS)
+    if not low <= value < float('inf'):  # NaN fails too
+      raise ValueError(f'model.{key}={value} is too small\nfix: use at least {low}')
+    if isinstance(low, int) and value > high:
+      raise ValueError(f'model.{key}={value} is too large\nfix: use at most {high}')
+  for key in ('dropout', 'attention_dropout'):
+    if not 0 <= getattr(cfg, key) < 1:
+      raise ValueError(f'model.{key}={getattr(cfg, key)} is not a probability\nfix: use 0 <= p < 1')
+  for is_wrong, cause, fix in combinations(cfg):
+    if is_wrong:
+      raise ValueError(f'{cause}\nfix: {fix}')
+
+
+def combinations(cfg):
+  """Yield (whether it is wrong, cause, fix) for each combination of settings that is refused."""
+  yield (
+    not cfg.head_dim and cfg.width % cfg.heads,
+    f'model.heads={cfg.heads} does not divide model.width={cfg.width}',
+    f'use one of {divisors(cfg.width)}, or set model.head_dim',
+  )
+  yield (
+    cfg.heads % cfg.G,
+    f'model.kv_heads={cfg.G} does not divide model.heads={cfg.heads}',
+    f'use one of {divisors(cfg.heads)}',
+  )
+  position = POSITIONS[cfg.positions]
+  yield (
+    cfg.rope_scaling == 'ntk' and cfg.K < 4,
+    f'model.rope_scaling=ntk needs a head width of 4 or more, and it is {cfg.K}',
+    'choose fewer model.heads, or another rope_scaling',
+  )
+  yield (
+    position.rotate and cfg.K % 2,
+    f'model.positions={cfg.positions} needs an even head width, and it is {cfg.K}',
+    'choose model.heads so that width / heads is even, or other positions',
+  )
+  yield (
+    position.rotate and position.axes == 3 and cfg.K < 8,
+    f'model.positions={cfg.positions} needs a head width of 8 or more for time, rows and columns, and '
+    f'it is {cfg.K}',
+    'choose fewer model.heads, or other positions',
+  )
+  yield (
+    cfg.rope_scaling != 'none' and not position.rotate,
+    f'model.rope_scaling={cfg.rope_scaling} has no effect with model.positions={cfg.positions}',
+    'set model.positions=rope, or model.rope_scaling=none',
+  )
+  needs_context = 'rope_original_context' in ROPE_SCALINGS[cfg.rope_scaling].settings
+  yield (
+    needs_context and not cfg.rope_original_context,
+    f'model.rope_scaling={cfg.rope_scaling} needs the context length of the original training',
+    'set model.rope_original_context',
+  )
+  yield (
+    cfg.rope_factor != 1.0 and cfg.rope_scaling == 'none',
+    f'model.rope_factor={cfg.rope_factor} has no effect with model.rope_scaling=none',
+    'choose a rope_scaling, or rope_factor=1',
+  )
+  yield (
+    cfg.mup_base and not cfg.embed_scale,
+    f'model.embed_scale=0 grows with the width, which muP does not allow (model.mup_base={cfg.mup_base})',
+    f'set model.embed_scale={cfg.mup_base**0.5:.4g}, its value at the base width',
+  )
+  yield (
+    cfg.window_pattern and (set(cfg.window_pattern) - set('SL') or not cfg.window),
+    f'model.window_pattern={cfg.window_pattern!r} with model.window={cfg.window} is not a pattern of windows',
+    'use letters S (window) and L (all keys) and set model.window > 0',
+  )
+  yield (
+    cfg.experts and not 1 <= cfg.experts_per_token <= cfg.experts,
+    f'model.experts_per_token={cfg.experts_per_token} is not possible with model.experts={cfg.experts}',
+    f'use 1 to {cfg.experts}',
+  )
+  yield (
+    cfg.capacity_factor and not cfg.experts,
+    f'model.capacity_factor={cfg.capacity_factor} has no effect with model.experts=0',
+    'set model.experts, or capacity_factor=0',
+  )
+  yield (
+    cfg.experts and cfg.mlp_bias,
+    'model.mlp_bias=True is not supported with model.experts > 0',
+    'set model.mlp_bias=False',
+  )
+
+
+def divisors(n):
+  """The divisors of n, ascending, as text."""
+  return ', '.join(str(d) for d in range(1, n + 1) if n % d == 0)
+
+
+# No machine has room for more: larger numbers come from a broken or malicious file.
+MAXIMUM, MAXIMUM_OF_OTHERS = {'layers': 10_000, 'context': 2**31 - 1}, 2**24
+MINIMUM = {
+  **dict.fromkeys(('layers', 'width', 'heads', 'context', 'vocab_multiple'), 1),
+  **dict.fromkeys(('patch_values', 'frame_values', 'mup_base'), 0),
+  **dict.fromkeys(('kv_heads', 'head_dim', 'hidden', 'vocab', 'window', 'experts'), 0),
+  **dict.fromkeys(('capacity_factor', 'attention_softcap', 'logit_softcap', 'init_std'), 0),
+  **dict.fromkeys(('embed_scale', 'rope_original_context', 'rope_attention_factor'), 0),
+  **dict.fromkeys(('rope_theta', 'rope_factor', 'norm_eps', 'rope_beta_slow'), 1e-12),
+  'residual_scale': -1e6,
+}
+CHOICES = {
+  'positions': tuple(POSITIONS),
+  'rope_scaling': tuple(ROPE_SCALINGS),
+  'norm': tuple(NORMS),
+  'norm_position': ('pre', 'post', 'sandwich'),
+  'mlp': tuple(ACTIVATIONS),
+  'init_projections': tuple(INITS),
+  'kernel': ('auto', *KERNELS),
+  'unroll': ('auto', 'on', 'off'),
+  'remat': ('auto', *REMAT),
+  'dtype': ('auto', 'float32', 'bfloat16'),
+  'param_dtype': ('float32', 'bfloat16'),
+}
