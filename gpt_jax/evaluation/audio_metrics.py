@@ -9,6 +9,7 @@ autocorrelation (Rabiner 1977).
 import numpy as np
 
 from gpt_jax.evaluation.metrics import squared_distances
+from gpt_jax.tokenizers.spectrogram import mel_filterbank
 
 
 def log_mel(wave_N, rate, bands=40, window=0.032, hop=0.0125, floor=1e-4):
@@ -27,13 +28,11 @@ def log_mel(wave_N, rate, bands=40, window=0.032, hop=0.0125, floor=1e-4):
 
 
 def mel_filters(rate, size, bands):
-  """Triangles [F, size // 2 + 1] that each sum to 1, evenly spaced on the HTK mel scale."""
-  edges = 700 * (10 ** (np.linspace(0, np.log10(1 + rate / 1400), bands + 2)) - 1)
-  hertz = np.fft.rfftfreq(size, 1 / rate)
-  low, mid, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-  weights = np.minimum((hertz - low) / (mid - low), (high - hertz) / (high - mid)).clip(0)
+  """The mel filterbank [F, size // 2 + 1], each triangle scaled to sum to 1."""
+  weights, center = mel_filterbank(rate, size, bands)
   empty = weights.sum(1) == 0  # a band between two bins of the transform takes the nearest
-  weights[empty, np.abs(hertz - mid[empty]).argmin(1)] = 1
+  hertz = np.fft.rfftfreq(size, 1 / rate)
+  weights[empty, np.abs(hertz - center[empty, None]).argmin(1)] = 1
   return weights / weights.sum(1, keepdims=True)
 
 

@@ -58,14 +58,8 @@ class Spectrogram:
 
   @functools.cached_property
   def mel_MU(self) -> np.ndarray:
-    """Triangles of height 1 at equal steps of the HTK mel scale, float32."""
-    bins_U = np.fft.rfftfreq(self.window, 1 / self.sample_rate)
-    top = 2595 * np.log10(1 + self.sample_rate / 2 / 700)
-    corners = 700 * (10 ** (np.linspace(0, top, self.mels + 2) / 2595) - 1)
-    low_M1, center_M1, high_M1 = (corners[i : i + self.mels, None] for i in range(3))
-    rise_MU = (bins_U - low_M1) / (center_M1 - low_M1)
-    fall_MU = (high_M1 - bins_U) / (high_M1 - center_M1)
-    return np.maximum(0, np.minimum(rise_MU, fall_MU)).astype(np.float32)
+    """The mel filterbank, float32."""
+    return mel_filterbank(self.sample_rate, self.window, self.mels)[0].astype(np.float32)
 
   @functools.cached_property
   def inverse_UM(self) -> np.ndarray:
@@ -135,6 +129,20 @@ class Spectrogram:
       spectrum_BJU *= magnitude_BJU / np.maximum(np.abs(spectrum_BJU), np.float32(1e-12))
       before_BJU = found_BJU
     return self.istft(spectrum_BJU)
+
+
+def mel_filterbank(sample_rate: int, window: int, mels: int) -> tuple[np.ndarray, np.ndarray]:
+  """Return triangles [M, U] of height 1 at equal steps of the HTK mel scale, and their centers [M] in Hz.
+
+  window: samples of the Fourier transform, U = window // 2 + 1. float64.
+  """
+  bins_U = np.fft.rfftfreq(window, 1 / sample_rate)
+  top = 2595 * np.log10(1 + sample_rate / 2 / 700)
+  corners = 700 * (10 ** (np.linspace(0, top, mels + 2) / 2595) - 1)
+  low_M1, center_M1, high_M1 = (corners[i : i + mels, None] for i in range(3))
+  rise_MU = (bins_U - low_M1) / (center_M1 - low_M1)
+  fall_MU = (high_M1 - bins_U) / (high_M1 - center_M1)
+  return np.maximum(0, np.minimum(rise_MU, fall_MU)), center_M1[:, 0]
 
 
 def _overlap_add(frames: np.ndarray, hop: int) -> np.ndarray:
