@@ -43,7 +43,7 @@ MAY_IMPORT = {
   'sampling.prompt_batch': 'model tokenizers',
   'sample': 'model sampling.prompt_batch sampling.samplers tokenizers',
   'sampling': 'data sample sampling.prompt_batch sampling.samplers tokenizers',
-  'evaluation': 'data losses model sample sampling sharding tokenizers',
+  'evaluation': 'data losses model sample sampling sampling.samplers sharding tokenizers',
   'runs': '',
   'training': 'model optim runs sharding step training.loss_guard',
   'reports': 'runs',

@@ -428,11 +428,11 @@ def test_more_samples_than_beams_are_refused():
 def test_score_sums_the_nats_of_real_targets():
   trained, _ = model()
   batch = models.batch(rows=3, length=16)
-  nats, weight = jax.jit(evaluate.score)(trained, batch)
+  sums = evaluate.score(trained, batch)
   log_probs = uncached_log_probs(batch['token_ids_BT'])
   picked = np.take_along_axis(log_probs, batch['target_ids_BT'][..., None], -1)[..., 0]
-  assert float(nats) == pytest.approx(-(picked * batch['loss_mask_BT']).sum(), rel=1e-5)
-  assert float(weight) == batch['loss_mask_BT'].sum()
+  assert float(sums['nats']) == pytest.approx(-(picked * batch['loss_mask_BT']).sum(), rel=1e-5)
+  assert float(sums['targets']) == batch['loss_mask_BT'].sum()
 
 
 def test_top_k_sorts_no_vocabulary():

@@ -1,6 +1,6 @@
-"""What a model makes, to look at and to listen to: continued prompts, answers, pictures, sounds.
+"""Sample panels of a run: continued prompts, answers, images and sounds.
 
-Used during training and for the report; `launch.py sample` is for asking anything else.
+Shown during training and in the report; `launch.py sample` takes any other prompt.
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ from gpt_jax import data
 from gpt_jax.data import media_io, templates
 from gpt_jax.sampling import completions, prompts
 
-SHOWN, COLUMNS = 16, 8  # conditions of a source; pictures beside each other
+MAX_CONDITIONS, COLUMNS = 16, 8  # of a source; images in a row
 PAUSE = 0.15  # seconds between sounds
 
 
 def continue_prompts(subject, texts):
-  """The prompts with what follows them, as one text."""
+  """Return the prompts with their continuations as one text."""
   cfg = subject.cfg.sample
   ids = [completions.encode_prompt(subject.tokenizers, text, cfg.begin) for text in texts]
   room = subject.model.cfg.context - max(map(len, ids))
@@ -28,45 +28,44 @@ def continue_prompts(subject, texts):
 
 
 def sample_conditions(subject):
-  """(content, name, suffix) for each source with a condition: what is made of held-out ones."""
+  """Yield (content, source, suffix) with samples of held-out conditions of each source that has some."""
   split = 'valid' if data.source_names(subject.cfg.data, 'valid') else 'train'
   for name in data.source_names(subject.cfg.data, split):
     condition, target = templates.signature(subject.cfg.data.mixture[name].template)
-    if condition and len(target) == 1 and target[0] in SHOW and 'parts' not in condition:
-      every = data.examples(subject.cfg.data, name, split)
-      whole = data.filter_readable(subject.cfg.data, name, subject.tokenizers, every)
-      found = itertools.islice(whole, SHOWN)
-      sides = [templates.split(pieces) for _, pieces in found]
-      made = prompts.generate(subject, [given for given, _ in sides], target[0])
-      content, suffix = SHOW[target[0]](subject, sides, made)
+    if condition and len(target) == 1 and target[0] in RENDERERS and 'parts' not in condition:
+      examples = data.examples(subject.cfg.data, name, split)
+      readable = data.filter_readable(subject.cfg.data, name, subject.tokenizers, examples)
+      sides = [templates.split(pieces) for _, pieces in itertools.islice(readable, MAX_CONDITIONS)]
+      samples = prompts.generate(subject, [condition for condition, _ in sides], target[0])
+      content, suffix = RENDERERS[target[0]](subject, sides, samples)
       yield content, name, suffix
 
 
-def _words(pieces):
+def _describe(pieces):
   """The text of pieces; media by their names."""
   return ''.join(p.value if p.kind == 'text' else f'[{p.kind}]' for p in pieces)
 
 
-def texts(subject, sides, made):
-  """A line for each condition: what was made, and what stands there."""
-  lines = [
-    f'{_words(given)} -> {text!r}' + ('' if text == _words(wanted) else f'  not {_words(wanted)!r}')
-    for (given, wanted), text in zip(sides, made, strict=True)
-  ]
+def render_texts(subject, sides, samples):
+  """A line for each condition with the sample and, if it differs, the target."""
+  lines = []
+  for (condition, target), text in zip(sides, samples, strict=True):
+    correction = '' if text == _describe(target) else f'  not {_describe(target)!r}'
+    lines.append(f'{_describe(condition)} -> {text!r}{correction}')
   return '\n'.join(lines), '.txt'
 
 
-def pictures(subject, sides, made):
-  """All pictures as one, in rows of COLUMNS, large enough to be seen."""
-  picture = media_io.tile(np.stack(made), COLUMNS)
-  return media_io.to_png(picture, scale=max(1, 64 // made[0].shape[0])), '.png'
+def render_images(subject, sides, samples):
+  """All images as one, in rows of COLUMNS, enlarged."""
+  image = media_io.tile(np.stack(samples), COLUMNS)
+  return media_io.to_png(image, scale=max(1, 64 // samples[0].shape[0])), '.png'
 
 
-def sounds(subject, sides, made):
+def render_sounds(subject, sides, samples):
   """All sounds one after the other."""
   rate = subject.tokenizers.audio.sample_rate
   pause = np.zeros(round(PAUSE * rate), np.float32)
-  return media_io.to_wav(np.concatenate([x for wave in made for x in (wave, pause)]), rate), '.wav'
+  return media_io.to_wav(np.concatenate([x for wave in samples for x in (wave, pause)]), rate), '.wav'
 
 
-SHOW = {'text': texts, 'image': pictures, 'audio': sounds}
+RENDERERS = {'text': render_texts, 'image': render_images, 'audio': render_sounds}

@@ -1,4 +1,4 @@
-"""A trained model from its run folder alone: nothing is executed but this package."""
+"""Load a trained model from its run folder; no code of the folder is executed."""
 
 import base64
 import contextlib
@@ -17,8 +17,8 @@ from gpt_jax.tokenizers import Tokenizers
 from gpt_jax.training import checkpoint, trees
 
 
-class Trained(NamedTuple):
-  """What a run folder holds, on this machine's devices."""
+class TrainedRun(NamedTuple):
+  """A trained model on this machine's devices, with its config and tokenizers."""
 
   workdir: Path
   cfg: Any  # config.Config
@@ -28,7 +28,7 @@ class Trained(NamedTuple):
   step: int
 
   def subject(self):
-    """The model for tasks."""
+    """The Subject that tasks evaluate."""
     return evaluate.Subject(
       cfg=self.cfg,
       model=self.model,
@@ -40,10 +40,10 @@ class Trained(NamedTuple):
 
 
 def load(workdir):
-  """The newest good checkpoint of a run -> Trained, on the run's own mesh if these devices make it.
+  """Load the newest good checkpoint of a run -> TrainedRun.
 
-  Else on a mesh with all of them on its data axis, where each holds the whole model.
-  Raises ValueError when the folder is no run or has no good checkpoint.
+  The mesh is the run's own where these devices form it, else all of them on the data axis, where each
+  holds the whole model. Raises ValueError for a folder that is not a run or has no good checkpoint.
   """
   workdir = Path(workdir).expanduser()
   cfg = config.of_run(workdir)
@@ -56,29 +56,28 @@ def load(workdir):
       f'{workdir} holds an {cfg.train.job.replace("_", " ")}, not a GPT\n'
       f'fix: name it in {cfg.train.job.partition("_")[0]}.path of an experiment'
     )
-  with usable(workdir, step):
+  with explain_malformed(workdir, step):
     extra = checkpoints.read_extra(step)
-    vocab, (patch_values, frame_values) = extra['vocab'], extra.get('widths', (0, 0))
-    files = unpack(extra['tokenizer'])
-  toks = load_tokenizers(files)
+    vocab, (patch_values, frame_values) = extra['vocab'], extra['widths']
+    files = unpack_files(extra['tokenizer'])
   model_cfg = dataclasses.replace(
     cfg.model, vocab=vocab, patch_values=patch_values, frame_values=frame_values
   ).resolved()
   try:
     mesh = make_mesh(dataclasses.replace(cfg.mesh, replica=1))
-  except ValueError:  # of another number of devices
+  except ValueError:  # the run had another number of devices
     mesh = make_mesh(config.MeshConfig())
   abstract = gpt.GPT(model_cfg)
   shardings = gpt.shardings(abstract, mesh)
   like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-  check_sizes(checkpoints, step, like)
+  check_shapes(checkpoints, step, like)
   model = checkpoints.restore_model(step, like)
-  return Trained(workdir, cfg, model, toks, mesh, step)
+  return TrainedRun(workdir, cfg, model, load_tokenizers(files), mesh, step)
 
 
 @contextlib.contextmanager
-def usable(workdir, step):
-  """What does not hold what we wrote, however it is wrong, is a ValueError that names the file."""
+def explain_malformed(workdir, step):
+  """Turn any error of a malformed file into a ValueError that names the file."""
   try:
     yield
   except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -89,24 +88,24 @@ def usable(workdir, step):
     ) from error
 
 
-def check_sizes(checkpoints, step, like):
-  """Raise ValueError unless the stored weights have the shapes of `like`: before any is read."""
-  stored, wanted = checkpoints.weights_metadata(step)[1], trees.flat(trees.to_abstract_tree(like))
-  known = {path: stored[path] for path in wanted if path in stored}
-  if lines := trees.mismatches(known, wanted):
+def check_shapes(checkpoints, step, like):
+  """Raise ValueError, before reading any weight, unless the stored shapes are those of `like`."""
+  stored, expected = checkpoints.weights_metadata(step)[1], trees.flat(trees.to_abstract_tree(like))
+  known = {path: stored[path] for path in expected if path in stored}
+  if lines := trees.mismatches(known, expected):
     raise ValueError(
       f'{checkpoints.folder}/{step} does not fit config.json: {trees.shortened(lines)}\n'
       'fix: give the folder as its run left it'
     )
 
 
-def unpack(files):
+def unpack_files(files):
   """Inverse of `checkpoint.pack_folder` -> {file name: bytes}; a name is never a path."""
   return {Path(name).name: base64.b64decode(text) for name, text in files.items()}
 
 
 def load_tokenizers(files):
-  """The Tokenizers of {file name: bytes}, a saved folder."""
+  """Load the Tokenizers of {file name: bytes}, the files of a saved folder."""
   with tempfile.TemporaryDirectory() as folder:
     for name, content in files.items():
       (Path(folder) / name).write_bytes(content)

@@ -20,7 +20,7 @@ from gpt_jax.tokenizers import grammar as grammars
 def build_prompt(run, text='', images=(), sounds=(), to='text', begin='', source='', notes=None):
   """Encode text and files in a format that the run was trained on -> prompt_batch.Prompt.
 
-  run: a trained.Trained or an evaluate.Subject. images, sounds: paths, bytes or arrays. text: the
+  run: a trained.TrainedRun or an evaluate.Subject. images, sounds: paths, bytes or arrays. text: the
   words for the template's fields, or all of its words; `{image}` and `{audio}` in it say where media
   stand, if the template leaves it open. to: the modality to make. begin: special before a text that is
   only continued. source: name of the source whose template to use, '' for any that fits. notes: a

@@ -154,7 +154,7 @@ def natural(path):
 def activation_diff(run_a, run_b, batch):
   """What two models make of one batch -> [(path, largest difference, relative difference)].
 
-  run_a, run_b: GPTs, or anything with one as `.model`, such as trained.Trained. batch: a small one,
+  run_a, run_b: GPTs, or anything with one as `.model`, such as trained.TrainedRun. batch: a small one,
   for every activation is kept. Rows are in the order of the computation: the first large one is
   where the two part. Relative: the difference's RMS over that of run_a's. NaN where one has no such
   activation, or one of another shape. Padding does not count.

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import types
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from gpt_jax import data
 from gpt_jax.data import Source
 from gpt_jax.evaluation import evaluate, trained
+from gpt_jax.evaluation.tasks import common
 from gpt_jax.runs import run_folder
 from tests import models, tiny_runs
 from tests.tiny_runs import assert_two_lines
@@ -185,8 +187,11 @@ def test_what_cannot_be_scored(subject, tmp_path):
 
 
 def test_the_compiled_score_is_shared(subject):
+  evaluate.run_tasks(subject, ['perplexity'], limit=1)
+  compiled = evaluate.score._cache_size()
   again = dataclasses.replace(subject, model=jax.tree.map(lambda x: x, subject.model))
-  assert again.score is subject.score
+  evaluate.run_tasks(again, ['perplexity'], limit=1)
+  assert evaluate.score._cache_size() == compiled
 
 
 def test_answers_are_scored_and_their_questions_are_not(subject, tmp_path):
@@ -206,6 +211,33 @@ def test_answers_are_scored_and_their_questions_are_not(subject, tmp_path):
   answers = sum(pieces[-1].value == 'teal' for pieces in found)
   [exact, *_] = evaluate.run_tasks(asked, ['answer'], limit=len(found), max_new_tokens=4)
   assert exact['chance'] == pytest.approx(answers / len(found))
+
+
+def test_a_new_task_costs_one_file_and_one_row(subject, monkeypatch):
+  """A module with run and fits, and its row in TASKS: run_tasks, check_tasks and `all` know it."""
+  task = types.ModuleType('count')
+  task.fits = lambda condition, target: target == ('text',)
+
+  def run(subject, source, split, limit, stride=0):
+    rows = common.Rows('count', source, split, n=1)
+    rows.add('characters', len(common.examples(subject, source, split, 1)[0].target[0].value), chance=0.0)
+    return rows
+
+  task.run = run
+  before = evaluate.check_tasks(subject, ['all'])
+  with monkeypatch.context() as patch:
+    row = common.Task(task.run, task.fits, '{text}', options=('stride',))
+    patch.setitem(evaluate.TASKS, 'count', row)
+    assert evaluate.check_tasks(subject, ['all']) == [*before, 'count']
+    [row] = evaluate.run_tasks(subject, ['count'])
+    assert row['task'] == 'count' and row['value'] > 0
+    assert evaluate.format_row(row).startswith('count')
+    assert len(evaluate.summary_lines([row])) == 2
+    with pytest.raises(ValueError) as error:
+      evaluate.run_tasks(subject, ['count'], temperature=0.5)
+    assert_two_lines(error.value, 'temperature=0.5', '--tasks=count')
+  with pytest.raises(ValueError, match='--tasks=count is not a task'):
+    evaluate.check_tasks(subject, ['count'])
 
 
 def test_all_tasks_are_those_that_fit(subject):

@@ -49,7 +49,7 @@ def made(new):
 
 def conditions(subject, name, split='valid'):
   """[(words of the condition, words of the target)] of the first of a source."""
-  found = [pieces for _, pieces in data.examples(subject.cfg.data, name, split)][: panels.SHOWN]
+  found = [pieces for _, pieces in data.examples(subject.cfg.data, name, split)][: panels.MAX_CONDITIONS]
   words = lambda pieces: ''.join(p.value for p in pieces if p.kind == 'text')
   sides = []
   for pieces in found:

@@ -47,7 +47,7 @@ class Oracle(evaluate.Subject):
     found = [self.caches['known'][to, *map(identity, c)] for c in conditions]
     if to == 'text':
       return [common.text(x.target) for x in found]
-    return list(common.pixels(self, found)) if to == 'image' else common.waves(self, found)
+    return list(common.images_of(self, found)) if to == 'image' else common.waves_of(self, found)
 
   def target_nats(self, documents):
     """10 nats where the words fit the image, 30 where they do not."""
@@ -187,11 +187,31 @@ def test_answers(oracle):
   assert 'baseline' not in table(rows, source='listen')['exact_match']
 
 
+def test_answers_are_greedy_whatever_the_run_samples_with(oracle, monkeypatch):
+  """The filters and the seed of the run go; beams and a temperature that is asked for stay."""
+  drawn = []
+  plain = Oracle.generate
+  monkeypatch.setattr(Oracle, 'generate', lambda *args, **sampling: drawn.append(sampling) or plain(*args))
+
+  def sampled(run, **sampling):
+    sample = SampleConfig(**run)
+    subject = dataclasses.replace(oracle, cfg=dataclasses.replace(oracle.cfg, sample=sample))
+    return evaluate.run_tasks(subject, ['answer'], limit=4, **sampling)[0]['sampling']
+
+  filters = dict(top_k=5, top_p=0.9, min_p=0.1, num_samples=3, seed=7)
+  off = dict(top_k=0, top_p=1.0, min_p=0.0, seed=0)
+  assert sampled(filters).items() >= (off | {'temperature': 0.0}).items()
+  assert drawn[-1] == {'temperature': 0.0}
+  assert sampled(filters, temperature=0.5).items() >= dict(top_k=5, seed=7, temperature=0.5).items()
+  assert sampled(dict(beams=2))['temperature'] == 1.0 and drawn[-1] == {}
+
+
 def test_texts_from_texts(oracle, monkeypatch):
   """Each row of TASKS that makes texts of texts: what is measured is in test_text_metrics.py."""
   records = [{'en': f'A {w}. Red.', 'de': [f'ein {w}', f'das {w}']} for w in 'abcdefghijklmnopqrst']
   corpus = Corpus(lambda: ((f'line {n}', dict(r)) for n, r in enumerate(records)), lambda: 'x')
-  monkeypatch.setitem(sources.SOURCES, 'synthetic', lambda *_: corpus)
+  row = sources.SOURCES['synthetic']._replace(open=lambda *_: corpus)
+  monkeypatch.setitem(sources.SOURCES, 'synthetic', row)
   source = data.Source('synthetic', template='{en} -> {de.0}')
   cfg = data.DataConfig({'pairs': source}, packing='first_fit', valid_fraction=0.5)
   subject = dataclasses.replace(oracle, cfg=dataclasses.replace(oracle.cfg, data=cfg), caches={})
@@ -250,8 +270,8 @@ def test_drawings_are_compared_with_reconstructions(oracle):
 
 
 def test_descriptions_that_are_no_classes_are_retrieved(oracle, monkeypatch):
-  monkeypatch.setattr(common, 'MOST_CLASSES', 5)
-  real = common.pixels(oracle, common.examples(oracle, 'draw', 'valid', 30))
+  monkeypatch.setattr(common, 'MAX_CLASSES', 5)
+  real = common.images_of(oracle, common.examples(oracle, 'draw', 'valid', 30))
   monkeypatch.setattr(Oracle, 'generate', lambda *args, **kwargs: list(real))
   rows = evaluate.run_tasks(oracle, ['draw'], limit=30)
   found, shuffled = table(rows), table(rows, control='shuffled')
@@ -297,12 +317,12 @@ def test_a_recognizer_hears_what_was_said(oracle, monkeypatch):
     assert {tuple(p.kind for p in pieces) for pieces in conditions} == {('frames', 'text')}
     return [names[keypad.decode(*pieces[0].value)] + '!' for pieces in conditions]
 
-  rows, add = common.rows('speak', 'dial', 'valid', 6)
+  rows = common.Rows('speak', 'dial', 'valid', n=6)
   found = common.examples(oracle, 'dial', 'valid', 6)
-  real = common.waves(oracle, found)
+  real = common.waves_of(oracle, found)
   monkeypatch.setattr(Oracle, 'generate', generate)
   sounds = {'': [*real[1:], real[0] * 3], 'copy-synthesis': real}
-  speak.recognized(add, ear, found, real, sounds, 8000)
+  speak.add_recognition(rows, ear, found, real, sounds, 8000)
   copied = table(rows, of='copy-synthesis')
   assert set(copied) == {'word_error_rate', 'character_error_rate'}
   assert {(r['value'], r['baseline'], r['recognizer']) for r in copied.values()} == {
@@ -401,8 +421,8 @@ def test_composition(oracle, monkeypatch):
     }
     names = [by_value[identity(c[0])] for c in conditions]
     if to == 'audio':
-      return common.waves(self, [spoken[name] for name in names])
-    return list(common.pixels(self, [drawn[name] for name in names]))
+      return common.waves_of(self, [spoken[name] for name in names])
+    return list(common.images_of(self, [drawn[name] for name in names]))
 
   monkeypatch.setattr(Oracle, 'generate', generate)
   rows = evaluate.run_tasks(oracle, ['cross'], limit=20)
@@ -436,7 +456,7 @@ def test_nats_of_documents_are_those_of_packed_rows(new):
     assert nats.shape == (len(found),)
     total = 0.0
     for batch in data.eval_rows(new.cache(source, 'valid'), 96, 8, row_fields=new.row_fields):
-      total += float(new.score_by_modality(batch)['restricted_M'].sum())
+      total += float(new.score_rows(batch)['restricted'].sum())
     assert nats.sum() == pytest.approx(total, rel=1e-5)
     assert new.target_nats(documents[:1]) == pytest.approx(nats[:1], rel=1e-5)
 
@@ -488,7 +508,7 @@ def test_a_scale_is_chosen_on_validation_data(oracle, monkeypatch):
   def generate(self, conditions, to, guidance, **_):
     found = common.examples(self, 'draw', 'valid', 40)
     shown = [found[i if i < right[guidance] else (i + 1) % 40] for i in range(40)]
-    return list(common.pixels(self, shown))
+    return list(common.images_of(self, shown))
 
   monkeypatch.setattr(Oracle, 'generate', generate)
   best, values = guidance.choose(oracle, 'draw', 'accuracy_by_pixels', (1.0, 2.0, 3.0), 40)
@@ -551,8 +571,8 @@ def test_options_that_no_task_takes(oracle):
 
 
 def test_retrieval_among_candidates():
-  rows, add = common.rows('classify', 'emoji', 'test', 2)
-  common.add_retrieval(add, np.array([[3.0, 1.0], [3.0, 1.0]]), np.array([0, 1]))
+  rows = common.Rows('classify', 'emoji', 'test', n=2)
+  rows.add_retrieval(np.array([[3.0, 1.0], [3.0, 1.0]]), np.array([0, 1]))
   found = {row['metric']: row for row in rows}
   assert found['mrr']['value'] == 0.75 and found['mrr']['chance'] == 0.75
   assert found['recall@1']['value'] == found['recall@1']['chance'] == 0.5
@@ -561,7 +581,7 @@ def test_retrieval_among_candidates():
 
 
 def test_descriptions_are_ranked_not_classified(oracle, monkeypatch):
-  monkeypatch.setattr(classify, 'MOST', 5)
+  monkeypatch.setattr(classify, 'MAX_CONDITIONS', 5)
   found = table(evaluate.run_tasks(oracle, ['classify'], limit=30), source='draw')
   assert 'accuracy' not in found
   assert found['recall@1']['value'] == 1 > 2 * found['recall@1']['chance']

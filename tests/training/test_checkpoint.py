@@ -654,7 +654,7 @@ def test_a_run_without_checkpoints(tmp_path):
 def test_a_checkpoint_carries_the_tokenizer(run):
   checkpoints, _ = reader(run / 'checkpoints')
   extra = checkpoints.read_extra(checkpoints.latest_good())
-  toks = trained.load_tokenizers(trained.unpack(extra['tokenizer']))
+  toks = trained.load_tokenizers(trained.unpack_files(extra['tokenizer']))
   assert toks.hash == Tokenizers.load(run / 'tokenizer').hash
   assert extra['vocab'] == toks.vocabulary.size
   assert extra['config'] == json.loads((run / 'config.json').read_text())

@@ -1,69 +1,66 @@
 """Text from anything: recognize, caption, answer; translate and summarize are rows of it.
 
-Beside each figure stands what it takes without looking: `chance` answers with the commonest target
-of training; the rows with control=shuffled ask with the condition of another example, which shows
-whether the condition is used at all; `baseline` answers as the nearest training image does, copies
-the text to translate, or takes the first sentence of the text to summarize.
+Decodes greedily (temperature 0), unless a temperature or beams are given. Each figure stands beside
+those that need no model: `chance` answers with the commonest target of training; control=shuffled asks
+with the condition of another example, which shows whether the condition is used at all; `baseline`
+answers as the nearest training image does, copies the text to translate, or takes the first sentence
+of the text to summarize.
 """
 
 from gpt_jax.evaluation import metrics, text_metrics
 from gpt_jax.evaluation.tasks import common
 
+NEIGHBORS = 5000  # training images that the baseline compares with
+
 
 def fits(condition, target):
-  """A condition of any kind, and text to make."""
+  """Any condition, a text to make."""
   return bool(condition) and target == ('text',)
 
 
 def fits_texts(condition, target):
-  """Text to read, and text to make."""
+  """A text to read, a text to make."""
   return condition == ('text',) and target == ('text',)
 
 
 def run(
-  subject, source, split, limit, task='answer', score=text_metrics.score_answers, without=None, **sampling
+  subject, source, split, limit, task='answer', score=text_metrics.score_answers, baseline=None, **sampling
 ):
-  """Rows of a task for one source, by default exact match, F1 and error rates.
+  """Rows of a task on one source, by default exact match, F1 and error rates.
 
-  score: of text_metrics. without: makes a baseline of the text of the condition. Takes the
-  likeliest token each time, unless a temperature or beams are given.
+  score: a score of text_metrics. baseline: makes an answer of the condition's text.
   """
-  found = common.examples(subject, source, split, limit or common.LIMIT)
+  examples, train = common.held_out_and_train(subject, source, split, limit)
   template = subject.cfg.data.mixture[source].template
-  wanted = [common.references(example, template) for example in found]
+  references = [common.references(example, template) for example in examples]
   if not sampling.get('beams', subject.cfg.sample.beams):
     sampling = {'temperature': 0.0} | sampling
-  rows, add = common.rows(task, source, split, len(found), **common.drawn(subject, sampling))
-  train = common.examples(subject, source, 'train', common.TRAIN_LIMIT)
-  answers = [common.text(example.target) for example in train]
-  guess = score([common.most_frequent(answers)] * len(found), wanted)
-  rivals = {name: {'chance': row['value']} for name, row in guess.items()}
-  if rival := baseline(subject, found, train, answers, without):
-    for name, row in score(rival, wanted).items():
-      rivals[name]['baseline'] = row['value']
-  conditions = [example.condition for example in found]
-  made = subject.generate(conditions, 'text', **sampling)
-  for name, row in score(made, wanted).items():
-    add(name, **row, **rivals[name])
-  if len(found) > 1:
-    other = common.derangement([some[0] for some in wanted])
-    made = subject.generate([conditions[i] for i in other], 'text', **sampling)
-    for name, row in score(made, wanted).items():
-      add(name, **row, control='shuffled')
+  rows = common.Rows(task, source, split, n=len(examples), **common.sampling_fields(subject, sampling))
+  train_answers = [common.text(example.target) for example in train]
+  guess, _ = common.most_frequent(train_answers)
+  compared = {
+    name: {'chance': row['value']} for name, row in score([guess] * len(examples), references).items()
+  }
+  if answers := baseline_answers(subject, examples, train, train_answers, baseline):
+    for name, row in score(answers, references).items():
+      compared[name]['baseline'] = row['value']
+  conditions = [example.condition for example in examples]
+  for name, row in score(subject.generate(conditions, 'text', **sampling), references).items():
+    rows.add(name, **row, **compared[name])
+  if len(examples) > 1:
+    other = common.derangement([group[0] for group in references])
+    texts = subject.generate([conditions[i] for i in other], 'text', **sampling)
+    for name, row in score(texts, references).items():
+      rows.add(name, **row, control='shuffled')
   return rows
 
 
-def baseline(subject, found, train, answers, without):
-  """The answers of whoever does not need a model, None if there are none to compare with."""
-  if without:
-    return [without(common.text(example.condition)) for example in found]
-  if common.has(found[0].condition, common.IMAGES) and len(found[0].condition) == 1:
-    return neighbors(subject, found, train, answers)
-  return None
-
-
-def neighbors(subject, found, train, answers, most=5000):
-  """The answers of the nearest training images, in pixels."""
-  flat = lambda some: common.pixels(subject, some).reshape(len(some), -1)
-  index, _ = metrics.nearest_neighbors(flat(found), flat(train[:most]))
-  return [answers[i] for i in index]
+def baseline_answers(subject, examples, train, train_answers, baseline):
+  """Answers that need no model: those of `baseline` or of the nearest training image; else None."""
+  if baseline:
+    return [baseline(common.text(example.condition)) for example in examples]
+  if not common.has_kind(examples[0].condition, common.IMAGES) or len(examples[0].condition) > 1:
+    return None
+  pixels = lambda some: common.images_of(subject, some).reshape(len(some), -1)
+  index, _ = metrics.nearest_neighbors(pixels(examples), pixels(train[:NEIGHBORS]))
+  return [train_answers[i] for i in index]

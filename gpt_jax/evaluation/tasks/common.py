@@ -1,4 +1,4 @@
-"""What tasks share: which sources fit, their held-out examples, labels, raw media and judges."""
+"""Shared parts of tasks: matching sources, held-out examples, labels, raw media, judges and result rows."""
 
 import collections
 import dataclasses
@@ -12,14 +12,25 @@ from gpt_jax import data
 from gpt_jax.data import mixture, sources, templates
 from gpt_jax.evaluation import judges, metrics
 from gpt_jax.sample import SampleConfig
+from gpt_jax.sampling import samplers
 
 LIMIT = 500  # examples of a source where no limit is given
 TRAIN_LIMIT = 20_000  # real examples that judges and baselines learn from
-LABELS = ('label', 'name', 'digit', 'text')  # fields that name what an example shows, by rank
-FEWEST = 4  # examples that sets are compared by
-MOST_CLASSES = 50  # more different labels are descriptions, not classes
-NOT_DRAWN = ('num_samples', 'begin')  # fields of SampleConfig that tasks do not use
+LABELS = ('label', 'name', 'digit', 'text')  # fields of a record that name its class, by rank
+MIN_SET = 4  # examples that sets are compared by
+MAX_CLASSES = 50  # more different labels are descriptions, not classes
+UNUSED_SAMPLING = ('num_samples', 'begin')  # fields of SampleConfig that tasks do not use
 IMAGES, SOUNDS = ('image', 'patches'), ('audio', 'frames')  # kinds of pieces
+
+
+class Task(NamedTuple):
+  """A row of evaluate.TASKS."""
+
+  run: Any  # (subject, source name, split, limit, **options) -> rows
+  fits: Any  # (kinds of the condition, kinds of the target) -> bool
+  example_template: str  # one that fits, for messages
+  options: tuple = ('sampling',)  # options of evaluate.run_tasks that it takes
+  package: str = ''  # the optional package that it measures with
 
 
 class Example(NamedTuple):
@@ -27,18 +38,73 @@ class Example(NamedTuple):
 
   where: str
   record: dict
-  condition: list  # of Piece, () without arrow
+  condition: list  # of Piece, without arrow; [] where there is none
   target: list  # of Piece
 
 
-class Task(NamedTuple):
-  """A task as `evaluate.run_tasks` needs it."""
+class Rows(list):
+  """Result rows of a task on one source: dicts with task, metric, value, source, split and `shared`."""
 
-  run: Any  # (subject, source name, split, limit, **options) -> rows
-  fits: Any  # (kinds of the condition, kinds of the target) -> bool
-  form: str  # a template that fits, for messages
-  draws: bool = True  # whether it takes fields of SampleConfig as options
-  needs: str = ''  # the package that it measures with
+  def __init__(self, task, source, split, **shared):
+    super().__init__()
+    self.first, self.last = {'task': task}, {'source': source, 'split': split, **shared}
+
+  def add(self, metric, value, **fields):
+    """Add a row."""
+    plain = {k: float(v) if isinstance(v, np.floating) else v for k, v in fields.items()}
+    self.append({**self.first, 'metric': metric, 'value': float(value), **self.last, **plain})
+
+  def add_accuracy(self, metric, predictions, labels, **fields):
+    """Add a row for an accuracy with its interval."""
+    value, interval = metrics.accuracy(list(predictions), list(labels))
+    self.add(metric, value, interval=list(interval), **fields)
+
+  def add_judged(self, metric, predictions, labels, **fields):
+    """Add rows for the accuracy of what a model made of its conditions, and for the control.
+
+    The control uses the labels of other examples: it falls to chance or below where conditions are
+    used, and needs no new samples.
+    """
+    self.add_accuracy(metric, predictions, labels, **fields)
+    if other := shuffled(labels):
+      self.add_accuracy(metric, predictions, other, control='shuffled')
+
+  def add_retrieval(self, scores_NC, truth_N, **fields):
+    """Add rows for the rank of the true one of C candidates, beside those of a random order.
+
+    The control is the rank of another example's candidate.
+    """
+    count = scores_NC.shape[1]
+    chances = {'mrr': float(np.mean(1 / np.arange(1, count + 1))), 'median_rank': (count + 1) / 2}
+    for name, value in metrics.retrieval(scores_NC, truth_N).items():
+      chance = chances[name] if name in chances else int(name.partition('@')[2]) / count
+      self.add(name, value, chance=chance, candidates=count, **fields)
+    if not fields and len(set(truth_N)) > 1:
+      self.add_retrieval(scores_NC, truth_N[derangement(truth_N)], control='shuffled')
+
+  def add_frechet(self, train_ND, real_ND, sets):
+    """Add rows for the Frechet distance of each of `sets` {of: [N, D]} to as many training examples.
+
+    The baseline is that of real held-out examples. The features are our own: it is not FID.
+    """
+    baseline = metrics.frechet_distance(train_ND, real_ND)
+    for of, set_ND in sets.items():
+      value = metrics.frechet_distance(train_ND, set_ND)
+      self.add('frechet_distance', value, baseline=baseline, **of_field(of))
+
+  def add_memorization(self, samples_ND, held_out_ND, train_ND):
+    """Add rows for the distance of samples to training examples, relative to held-out ones."""
+    result = metrics.memorization(samples_ND, held_out_ND, train_ND)
+    self.add('nearest_train_ratio', result['ratio'], baseline=1.0)
+    self.add('copies', result['copies'], baseline=0.01, p=round(result['p'], 4))
+
+
+def of_field(of):
+  """The field of rows on something else than the model's own samples."""
+  return {'of': of} if of else {}
+
+
+# ---------------------------------------------------------------------------------------- examples
 
 
 def matching_sources(subject, fits, split):
@@ -52,7 +118,7 @@ def matching_sources(subject, fits, split):
 
 
 def examples(subject, source, split, limit=0):
-  """Examples of a split, all or `limit` by a choice that depends on their places alone.
+  """Return the examples of a split, all or `limit`, chosen by a hash of their places.
 
   Files may be sorted by class, so the first few would not do.
   """
@@ -67,16 +133,27 @@ def _examples(subject, source, split, limit):
   part = mixture.open_split(cfg, source, split)
   rank_N = np.array([zlib.crc32(where.encode()) for where, _ in part.examples()], np.uint32)
   order_N = rank_N.argsort(kind='stable')
-  if limit:  # of the others no content is held
+  if limit:  # only the content of the chosen ones is held in memory
     order_N = order_N[: limit + cfg.mixture[source].bad_records]
-  kept = set(order_N.tolist())
-  whole = {n: example for n, example in enumerate(part.examples()) if n in kept}
+  places = set(order_N.tolist())
+  whole = {n: example for n, example in enumerate(part.examples()) if n in places}
   ranked = data.filter_readable(cfg, source, subject.tokenizers, (whole[n] for n in order_N.tolist()))
   chosen = list(itertools.islice(ranked, limit or None))
-  wanted = {where for where, _ in chosen}
-  corpus = sources.open_source(subject.cfg.data.mixture[source], split)
-  records = {where: record for where, record in corpus.records() if where in wanted}
+  chosen_places = {where for where, _ in chosen}
+  corpus = sources.open_source(cfg.mixture[source], split)
+  records = {where: record for where, record in corpus.records() if where in chosen_places}
   return [Example(where, records[where], *templates.split(pieces)) for where, pieces in chosen]
+
+
+def held_out_and_train(subject, source, split, limit):
+  """The held-out examples to score, and training examples for judges and baselines."""
+  held_out = examples(subject, source, split, limit or LIMIT)
+  return held_out, examples(subject, source, 'train', TRAIN_LIMIT)
+
+
+def random_subset(train, n):
+  """n training examples, the same ones each time."""
+  return train[np.random.default_rng(1).permutation(len(train))[:n]]
 
 
 def text(pieces):
@@ -85,7 +162,7 @@ def text(pieces):
 
 
 def references(example, template):
-  """The texts that would do as target: where it is `{field.0}` the whole list, else its own one."""
+  """The right answers: the whole list where the target is `{field.0}`, else the target's text alone."""
   slots = templates.parse(template)
   kind, field = slots[-1]
   listed, _, place = field.rpartition('.')
@@ -98,44 +175,72 @@ def references(example, template):
   return [text(example.target)]
 
 
-def label_field(found):
+def has_kind(pieces, kinds):
+  """Whether a piece, or a kind of a signature, is among `kinds`."""
+  return any(getattr(piece, 'kind', piece) in kinds for piece in pieces)
+
+
+def images_of(subject, examples):
+  """The first image of each example at the size of the tokenizer, uint8 [N, Y, X, A]."""
+  return np.stack(_first(subject, examples, IMAGES))
+
+
+def waves_of(subject, examples):
+  """The first sound of each example at the rate of the tokenizer, list of float32 [N]."""
+  return _first(subject, examples, SOUNDS)
+
+
+def _first(subject, examples, kinds):
+  """The first piece of these kinds of each example, decoded."""
+  firsts = [next(p for p in (*x.condition, *x.target) if p.kind in kinds) for x in examples]
+  decoded = [
+    data.decode_media(subject.tokenizers, [p], x.where) for p, x in zip(firsts, examples, strict=True)
+  ]
+  return [piece.value for [piece] in decoded]
+
+
+# ------------------------------------------------------------------------------ labels and judges
+
+
+def label_field(examples):
   """The first of LABELS that every record has as a word or a number; '' if there is none."""
   for field in LABELS:
-    values = [example.record.get(field) for example in found]
+    values = [example.record.get(field) for example in examples]
     if all(isinstance(v, (str, int, np.integer)) for v in values) and len(set(map(str, values))) > 1:
       return field
   return ''
 
 
-def labels(found, field=None):
-  """What each example shows, as text: a field of its record, else the text beside its media."""
-  field = label_field(found) if field is None else field
+def labels(examples, field=None):
+  """The label of each example as text: a field of its record, else the text beside its media."""
+  field = label_field(examples) if field is None else field
   if field:
-    return [str(example.record[field]) for example in found]
-  return [text(example.condition) or text(example.target) for example in found]
+    return [str(example.record[field]) for example in examples]
+  return [text(example.condition) or text(example.target) for example in examples]
 
 
 def are_classes(names):
   """Whether labels repeat and are few, so that a judge can learn them."""
-  return 2 <= len(set(names)) <= min(MOST_CLASSES, len(names) // 2)
+  return 2 <= len(set(names)) <= min(MAX_CLASSES, len(names) // 2)
 
 
 def most_frequent(values):
-  """The commonest value: the best answer of whoever does not look at the question."""
-  return collections.Counter(values).most_common(1)[0][0]
+  """The commonest value, and its share: what guessing without the input achieves."""
+  [(value, count)] = collections.Counter(values).most_common(1)
+  return value, count / len(values)
 
 
 def chance(names):
   """Accuracy of the commonest label."""
-  return collections.Counter(names).most_common(1)[0][1] / len(names)
+  return most_frequent(names)[1]
 
 
-def derangement(wanted):
-  """For each example another one, with another answer where there is one."""
-  n = len(wanted)
-  order = np.argsort(np.array(wanted), kind='stable')
-  largest = max(np.unique(np.array(wanted), return_counts=True)[1])
-  shift = largest if largest < n else n // 2  # sorted by answer, this far on stands another answer
+def derangement(answers):
+  """For each example the index of another one, with another answer where there is one."""
+  n = len(answers)
+  order = np.argsort(np.array(answers), kind='stable')
+  largest = max(np.unique(np.array(answers), return_counts=True)[1])
+  shift = largest if largest < n else n // 2  # sorted by answer, another answer is this far on
   other = np.empty(n, int)
   other[order] = np.roll(order, -shift)
   return other
@@ -146,113 +251,19 @@ def shuffled(names):
   return [names[i] for i in derangement(names)] if len(set(names)) > 1 else None
 
 
-def pixels(subject, found):
-  """The first image of each example at the size of the tokenizer, uint8 [N, Y, X, A]."""
-  return np.stack(_first(subject, found, IMAGES))
-
-
-def waves(subject, found):
-  """The first sound of each example at the rate of the tokenizer, list of float32 [N]."""
-  return _first(subject, found, SOUNDS)
-
-
-def _first(subject, found, kinds):
-  """The first piece of these kinds of each example, decoded."""
-  firsts = [next(p for p in (*x.condition, *x.target) if p.kind in kinds) for x in found]
-  decoded = [data.decode_media(subject.tokenizers, [p], x.where) for p, x in zip(firsts, found, strict=True)]
-  return [piece.value for [piece] in decoded]
-
-
-def has(pieces, kinds):
-  """Whether a piece or a kind of a signature is among `kinds`."""
-  return any(getattr(piece, 'kind', piece) in kinds for piece in pieces)
-
-
 def judge(subject, kind, inputs, names):
-  """The judge JUDGES[kind] of real training data, kept in the cache folder of the run."""
-  settings = {}
-  if kind.startswith('sound'):
-    settings['rate'] = subject.tokenizers.audio.sample_rate
+  """The judge JUDGES[kind] of real training data, cached in the run's cache folder."""
+  settings = {'rate': subject.tokenizers.audio.sample_rate} if kind.startswith('sound') else {}
   return judges.fit_cached(kind, subject.cache_dir, inputs, names, **settings)
 
 
-def drawn(subject, sampling):
-  """How it was drawn: {'sampling': all fields of SampleConfig}, and those not at their defaults.
+def sampling_fields(subject, sampling):
+  """The fields of rows that tell how samples were drawn.
 
-  Of max_new_tokens images, sounds and short contexts take what they have use for.
+  `sampling` holds all fields of SampleConfig; those that differ from its defaults stand alone, too.
   """
-  chosen = dataclasses.asdict(dataclasses.replace(subject.cfg.sample, **sampling))
-  chosen = {name: value for name, value in chosen.items() if name not in NOT_DRAWN}
-  untold = ('max_new_tokens', 'seed', 'length_penalty')  # of little interest beside a figure
-  differing = {
-    name: value
-    for name, value in chosen.items()
-    if value != getattr(SampleConfig, name) and name not in untold
-  }
-  return {**differing, 'sampling': chosen}
-
-
-def rows(task, source, split, n, **about):
-  """-> (list of rows, function that adds one: metric, value and what belongs to it)."""
-  made = []
-
-  def add(metric, value, **more):
-    row = dict(task=task, metric=metric, value=float(value), source=source, split=split, n=n)
-    plain = {k: float(v) if isinstance(v, np.floating) else v for k, v in more.items()}
-    made.append({**row, **about, **plain})
-
-  return made, add
-
-
-def add_retrieval(add, scores_NC, truth_N, **more):
-  """Add rows of where the true one of C candidates ranks, beside those of a random order.
-
-  And, as a control, of where another example's stands.
-  """
-  count = scores_NC.shape[1]
-  chances = {'mrr': float(np.mean(1 / np.arange(1, count + 1))), 'median_rank': (count + 1) / 2}
-  for name, value in metrics.retrieval(scores_NC, truth_N).items():
-    chance = chances[name] if name in chances else int(name.partition('@')[2]) / count
-    add(name, value, chance=chance, candidates=count, **more)
-  if not more and len(set(truth_N)) > 1:
-    add_retrieval(add, scores_NC, truth_N[derangement(truth_N)], control='shuffled')
-
-
-def some_of(train, n):
-  """n training examples by a choice that is the same each time."""
-  return train[np.random.default_rng(1).permutation(len(train))[:n]]
-
-
-def add_frechet(add, ref_ND, real_ND, sets):
-  """Add rows of the Frechet distance of each of `sets` {of: [N, D]} to as many training examples.
-
-  Of features of our own, so that it is no FID; the baseline is that of real held-out examples.
-  """
-  floor = metrics.frechet_distance(ref_ND, real_ND)
-  for of, some_ND in sets.items():
-    about = {'of': of} if of else {}
-    add('frechet_distance', metrics.frechet_distance(ref_ND, some_ND), baseline=floor, **about)
-
-
-def add_memorization(add, made_ND, held_ND, train_ND):
-  """Add rows of how near samples are to training examples, beside what held-out ones are."""
-  found = metrics.memorization(made_ND, held_ND, train_ND)
-  add('nearest_train_ratio', found['ratio'], baseline=1.0)
-  add('copies', found['copies'], baseline=0.01, p=round(found['p'], 4))
-
-
-def add_accuracy(add, metric, found, wanted, **more):
-  """Add a row of an accuracy with its interval."""
-  value, interval = metrics.accuracy(list(found), list(wanted))
-  add(metric, value, interval=list(interval), **more)
-
-
-def add_judged(add, metric, found, wanted, **more):
-  """The same of what a model made or chose by its conditions, and the control.
-
-  That holds it against the labels of other examples, as if it had been made of their conditions: it
-  falls to chance or below where conditions are used, and nothing new need be made.
-  """
-  add_accuracy(add, metric, found, wanted, **more)
-  if other := shuffled(wanted):
-    add_accuracy(add, metric, found, other, control='shuffled')
+  cfg = dataclasses.asdict(samplers.override(subject.cfg.sample, **sampling))
+  cfg = {name: value for name, value in cfg.items() if name not in UNUSED_SAMPLING}
+  minor = ('max_new_tokens', 'seed', 'length_penalty')  # only in `sampling`
+  changed = {k: v for k, v in cfg.items() if v != getattr(SampleConfig, k) and k not in minor}
+  return {**changed, 'sampling': cfg}

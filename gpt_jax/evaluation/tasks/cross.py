@@ -1,35 +1,34 @@
-"""From image to sound and from sound to image, where no source of the mixture trained it.
+"""Image to sound and sound to image, where no source of the mixture trained it.
 
-Prompts have a form that was never trained, composed of one source that reads or makes the one and
-one that has the other; the labels of both must be of one kind. What is made is judged.
+Composes a prompt format that was never trained from one source that reads the first modality and one
+that makes the second; both must have labels of one kind. Samples are drawn as the run's config says
+and judged by judges of the second source.
 """
-
-import itertools
 
 import numpy as np
 
 from gpt_jax.data import templates
 from gpt_jax.evaluation.tasks import common
 
-WAYS = (('image', common.IMAGES, 'audio'), ('audio', common.SOUNDS, 'image'))
+KINDS = {'image': common.IMAGES, 'audio': common.SOUNDS}
+WAYS = (('image', 'audio'), ('audio', 'image'))
 JUDGES = {'image': 'image', 'audio': 'sound'}
 
 
 def fits(condition, target):
-  """An image or a sound, on either side: `run` looks for the other."""
-  return common.has((*condition, *target), (*common.IMAGES, *common.SOUNDS))
+  """An image or a sound on either side: `run` looks for the other."""
+  return common.has_kind((*condition, *target), (*common.IMAGES, *common.SOUNDS))
 
 
 def pairs(subject, split):
-  """(what is read, its source, what is made, its source) of each composition that is possible."""
+  """Yield (what is read, its source, what is made, its source) of each possible composition."""
   names = common.matching_sources(subject, fits, split)
-  forms = {name: templates.signature(subject.cfg.data.mixture[name].template) for name in names}
-  for reads, kinds, makes in WAYS:
-    trained = any(common.has(c, kinds) and common.has(t, (makes,)) for c, t in forms.values())
-    readers = [name for name in names if common.has(forms[name][0], kinds) and not trained]
-    makers = [name for name in names if common.has(forms[name][1], (makes,))]
-    for first, second in itertools.product(readers[:1], makers[:1]):
-      yield reads, first, makes, second
+  signatures = {name: templates.signature(subject.cfg.data.mixture[name].template) for name in names}
+  for reads, makes in WAYS:
+    readers = [name for name in names if common.has_kind(signatures[name][0], KINDS[reads])]
+    makers = [name for name in names if common.has_kind(signatures[name][1], (makes,))]
+    if readers and makers and not set(readers) & set(makers):  # else a source trained it
+      yield reads, readers[0], makes, makers[0]
 
 
 def run(subject, source, split, limit, **sampling):
@@ -43,34 +42,27 @@ def run(subject, source, split, limit, **sampling):
 
 def compose(subject, reads, first, makes, second, split, limit, sampling):
   """Rows of one composition; none where the two sources have no labels in common."""
-  found = common.examples(subject, first, split, limit or common.LIMIT)
-  train = common.examples(subject, second, 'train', common.TRAIN_LIMIT)
-  field = shared_field(found, train)
-  known = common.labels(train, field)
-  found = [x for x in found if field and str(x.record[field]) in set(known)]
-  if not found or not common.are_classes(known):
+  examples = common.examples(subject, first, split, limit or common.LIMIT)
+  held_out, train = common.held_out_and_train(subject, second, split, limit)
+  field = shared_field(examples, train)
+  train_names = common.labels(train, field)
+  examples = [x for x in examples if field and str(x.record[field]) in set(train_names)]
+  if not examples or not common.are_classes(train_names):
     return []
-  names = common.labels(found, field)
-  raw = common.pixels if makes == 'image' else common.waves
-  judge = common.judge(subject, JUDGES[makes], raw(subject, train), known)
-  kinds = {way[0]: way[1] for way in WAYS}[reads]
-  given = [[next(p for p in x.condition if p.kind in kinds)] for x in found]
-  made = subject.generate(given, makes, **sampling)
-  way = f'{reads} to {makes}'
-  rows, add = common.rows(
-    'cross', first, split, len(found), way=way, judged_by=second, **common.drawn(subject, sampling)
-  )
-  held = common.examples(subject, second, split, limit or common.LIMIT)
-  ceiling, _ = judge.accuracy(raw(subject, held), common.labels(held, field))
-  found = judge.predict(made if makes == 'audio' else np.stack(made))
-  common.add_judged(add, 'accuracy', found, names, chance=common.chance(names), baseline=ceiling)
+  names = common.labels(examples, field)
+  media_of = common.images_of if makes == 'image' else common.waves_of
+  judge = common.judge(subject, JUDGES[makes], media_of(subject, train), train_names)
+  conditions = [[next(p for p in x.condition if p.kind in KINDS[reads])] for x in examples]
+  samples = subject.generate(conditions, makes, **sampling)
+  fields = dict(n=len(examples), way=f'{reads} to {makes}', judged_by=second)
+  rows = common.Rows('cross', first, split, **fields, **common.sampling_fields(subject, sampling))
+  ceiling, _ = judge.accuracy(media_of(subject, held_out), common.labels(held_out, field))
+  predictions = judge.predict(samples if makes == 'audio' else np.stack(samples))
+  rows.add_judged('accuracy', predictions, names, chance=common.chance(names), baseline=ceiling)
   return rows
 
 
-def shared_field(some, others):
-  """A field of LABELS that records of both have, with values in common."""
-  for field in common.LABELS:
-    values = [{str(x.record.get(field, x.where)) for x in found} for found in (some, others)]
-    if values[0] & values[1]:
-      return field
-  return ''
+def shared_field(examples, others):
+  """The first of LABELS that records of both have, with values in common; '' if there is none."""
+  values = lambda group, field: {str(x.record.get(field, x.where)) for x in group}
+  return next((f for f in common.LABELS if values(examples, f) & values(others, f)), '')

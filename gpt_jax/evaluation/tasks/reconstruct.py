@@ -1,7 +1,7 @@
-"""What the image and audio tokenizers lose, with no model in between: the ceiling of every task.
+"""Losses of the image and audio tokenizers alone, without a model: the ceiling of every other task.
 
-Figures are means over items, as those of a tokenizer in training (codec.py). There `log_mel_rmse`
-compares spectrograms before the vocoder; `resynthesis_rmse` here what is heard after it, by the
+Values are means over items, as in the training of a tokenizer (jobs/codec.py). `log_mel_rmse` there
+compares spectrograms before the vocoder; `resynthesis_rmse` here compares sounds after it, by the
 front end of evaluation.
 """
 
@@ -13,64 +13,57 @@ from gpt_jax.evaluation.tasks import common
 
 def fits(condition, target):
   """An image or a sound that becomes tokens, on either side."""
-  return common.has((*condition, *target), ('image', 'audio'))
+  return common.has_kind((*condition, *target), ('image', 'audio'))
 
 
 def run(subject, source, split, limit):
   """Rows for one source."""
-  found = common.examples(subject, source, split, limit or common.LIMIT)
-  train = common.examples(subject, source, 'train', common.TRAIN_LIMIT)
+  examples, train = common.held_out_and_train(subject, source, split, limit)
   field = common.label_field(train)
-  names = common.labels(found, field), common.labels(train, field)
   rows = []
-  for modality, make in (('image', images), ('audio', sounds)):
-    if all(common.has((*x.condition, *x.target), (modality,)) for x in (*found, *train)):
-      some, add = common.rows('reconstruct', source, split, len(found), modality=modality)
-      make(subject, add, found, train, names)
-      rows += some
+  for modality, measure in (('image', measure_images), ('audio', measure_sounds)):
+    if all(common.has_kind((*x.condition, *x.target), (modality,)) for x in (*examples, *train)):
+      own = common.Rows('reconstruct', source, split, n=len(examples), modality=modality)
+      media_of = common.images_of if modality == 'image' else common.waves_of
+      real = media_of(subject, examples)
+      decoded = measure(own, getattr(subject.tokenizers, modality), real)
+      names, train_names = common.labels(examples, field), common.labels(train, field)
+      if common.are_classes(train_names):
+        kind = {'image': 'image', 'audio': 'sound'}[modality]
+        judge = common.judge(subject, kind, media_of(subject, train), train_names)
+        rivals = dict(chance=common.chance(names), baseline=judge.accuracy(real, names)[0])
+        own.add_accuracy('accuracy', judge.predict(decoded), names, **rivals)
+      rows += own
   return rows
 
 
-def images(subject, add, found, train, names):
-  """Rows of an image tokenizer."""
-  tokenizer, real = subject.tokenizers.image, common.pixels(subject, found)
+def measure_images(rows, tokenizer, real):
+  """Add rows of an image tokenizer; return the decoded images."""
   codes_NPQ = tokenizer.encode(real)
-  made = tokenizer.decode(codes_NPQ)
-  add('psnr', metrics.psnr(real, made).mean(), unit='dB')
-  add('ssim', metrics.ssim(real, made).mean())
-  codebooks(add, codes_NPQ.reshape(-1, codes_NPQ.shape[-1]), tokenizer.codebooks)
-  if common.are_classes(names[1]):
-    judge = common.judge(subject, 'image', common.pixels(subject, train), names[1])
-    agreement(add, judge, real, made, names[0])
+  decoded = tokenizer.decode(codes_NPQ)
+  rows.add('psnr', metrics.psnr(real, decoded).mean(), unit='dB')
+  rows.add('ssim', metrics.ssim(real, decoded).mean())
+  add_codebooks(rows, codes_NPQ.reshape(-1, codes_NPQ.shape[-1]), tokenizer.codebooks)
+  return decoded
 
 
-def sounds(subject, add, found, train, names):
-  """Rows of an audio tokenizer."""
-  tokenizer, real = subject.tokenizers.audio, common.waves(subject, found)
+def measure_sounds(rows, tokenizer, real):
+  """Add rows of an audio tokenizer; return the decoded sounds."""
   codes = tokenizer.encode(real)
-  made, rate = tokenizer.decode(codes), tokenizer.sample_rate
-  mels = [[audio_metrics.log_mel(wave, rate) for wave in waves] for waves in (real, made)]
+  decoded, rate = tokenizer.decode(codes), tokenizer.sample_rate
+  mels = [[audio_metrics.log_mel(wave, rate) for wave in waves] for waves in (real, decoded)]
   pairs = list(zip(*mels, strict=True))
-  add('resynthesis_rmse', np.mean([audio_metrics.mel_rmse(a, b) for a, b in pairs]))
-  add('mel_cepstral_distortion', np.mean([audio_metrics.mcd_dtw(a, b) for a, b in pairs]), unit='dB')
-  codebooks(add, np.concatenate(codes), tokenizer.codebooks)
-  seconds = sum(map(len, real)) / rate
-  add('codes_per_second', sum(c.size for c in codes) / seconds)
-  if common.are_classes(names[1]):
-    judge = common.judge(subject, 'sound', common.waves(subject, train), names[1])
-    agreement(add, judge, real, made, names[0])
+  rows.add('resynthesis_rmse', np.mean([audio_metrics.mel_rmse(a, b) for a, b in pairs]))
+  distortion = np.mean([audio_metrics.mcd_dtw(a, b) for a, b in pairs])
+  rows.add('mel_cepstral_distortion', distortion, unit='dB')
+  add_codebooks(rows, np.concatenate(codes), tokenizer.codebooks)
+  rows.add('codes_per_second', sum(c.size for c in codes) / (sum(map(len, real)) / rate))
+  return decoded
 
 
-def codebooks(add, codes_PQ, sizes):
-  """Rows of how evenly each codebook is used."""
+def add_codebooks(rows, codes_PQ, sizes):
+  """Add rows of how evenly each codebook is used."""
   for q, size in enumerate(sizes):
     which = {'codebook': q} if len(sizes) > 1 else {}
-    add('code_usage', metrics.code_usage(codes_PQ[:, q], size), codes=size, **which)
-    add('code_perplexity', metrics.code_perplexity(codes_PQ[:, q], size), codes=size, **which)
-
-
-def agreement(add, judge, real, made, names):
-  """A row of a judge on what comes back, beside what it says of the originals."""
-  ceiling, _ = judge.accuracy(real, names)
-  chance = common.chance(names)
-  common.add_accuracy(add, 'accuracy', judge.predict(made), names, chance=chance, baseline=ceiling)
+    rows.add('code_usage', metrics.code_usage(codes_PQ[:, q], size), codes=size, **which)
+    rows.add('code_perplexity', metrics.code_perplexity(codes_PQ[:, q], size), codes=size, **which)
