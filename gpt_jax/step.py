@@ -1,10 +1,10 @@
 """One optimizer step as a pure function, and the program that compiles it for a mesh.
 
-`train_step` maps (state, batch) to (state, metrics). jit, shardings and donation are put around it
-in `build_program`; vmap over states trains replicas. What an ablation may vary without compiling
-again travels in `state.hyper`.
+`train_step` maps (state, batch) to (state, metrics). `build_program` puts jit, shardings and donation
+around it; vmap over states trains replicas. Scalars that an ablation may vary without compiling again
+travel in `state.hyper`.
 
-Letters: B batch rows, T length, A micro-batches a step; S, W as in loss_guard.py.
+Letters: B batch rows, T length, D width, V vocabulary; S, W as in training/loss_guard.py.
 """
 
 import functools
@@ -23,7 +23,7 @@ from gpt_jax.training import loss_guard
 
 
 class TrainState(NamedTuple):
-  """All that changes during training."""
+  """Everything that changes during training."""
 
   step: jax.Array  # int32; batches consumed
   model: Any  # a gpt.GPT or an autoencoder
@@ -34,29 +34,38 @@ class TrainState(NamedTuple):
 
 
 def params_of(model):
-  """A model -> {path: array}, what the optimizer works on."""
+  """Return a model's parameters as {path: array}, which the optimizer works on."""
   return {path: p.get_value() for path, p in nn.named_params(model)}
 
 
 def with_params(model, params):
-  """The model with these arrays."""
+  """Return the model with these arrays."""
   return nn.map_params(lambda path, p: params[path], model)
 
 
+def eval_model(state):
+  """Return the model to evaluate and sample with: its moving average if there is one."""
+  ema = state.opt_state.ema
+  if ema is None:
+    return state.model
+  dtypes = {path: p.dtype for path, p in params_of(state.model).items()}
+  return with_params(state.model, {path: e.astype(dtypes[path]) for path, e in ema.items()})
+
+
 def hyper_of(cfg):
-  """The traced scalars of a config; one that has no effect at its value is left out, for speed."""
-  always = {'lr': cfg.optim.lr, 'weight_decay': cfg.optim.weight_decay}
-  terms = ('z_loss', 'label_smoothing', 'moe_balance', 'moe_z')
+  """Return a config's traced scalars; one that has no effect at its value is left out, for speed."""
   optional = {'dropout': cfg.model.dropout, 'spike_sigma': cfg.train.spike_sigma}
-  optional |= {name: getattr(cfg.loss, name) for name in terms}
-  chosen = always | {name: value for name, value in optional.items() if value}
+  for name in ('z_loss', 'label_smoothing', 'moe_balance', 'moe_z'):
+    optional[name] = getattr(cfg.loss, name)
   weights = {name: getattr(cfg.loss, name) for name in losses.MODALITIES}
-  chosen |= {name: value for name, value in weights.items() if value != 1}
-  return {name: np.float32(value) for name, value in chosen.items()}
+  hyper = {'lr': cfg.optim.lr, 'weight_decay': cfg.optim.weight_decay}
+  hyper |= {name: value for name, value in optional.items() if value}
+  hyper |= {name: value for name, value in weights.items() if value != 1}
+  return {name: np.float32(value) for name, value in hyper.items()}
 
 
 def init_state(abstract_model, optimizer, hyper, seed, window=0):
-  """The state before the first step, a pure function of the seed; window: of a spike guard."""
+  """Return the state before the first step, a pure function of the seed; window: of a spike guard."""
   init_key, step_key = jax.random.split(jax.random.key(seed))
   model = nn.initialize(abstract_model, init_key)
   return TrainState(
@@ -69,76 +78,38 @@ def init_state(abstract_model, optimizer, hyper, seed, window=0):
   )
 
 
+# ------------------------------------------------------------------------------ from batch to loss
+
+
 class Objective(NamedTuple):
-  """What a step minimizes: the functions of one kind of model."""
+  """The quantity that a step minimizes, as functions: those of one kind of model."""
 
   weigh: Any  # (batch, hyper) -> (batch, weight): the weight of the whole step
-  loss: Any  # (model, tap, micro-batch, weight, hyper, key) -> (share of the objective, metrics)
-  count: Any  # batch -> {'tokens': items that it holds: tokens or images, and other counts}
-  tap: Any = lambda model, micro_batch: None  # zeros for `loss` to add somewhere inside
-  tell: Any = lambda metrics, tap_grad, micro_batch: metrics  # what the tap's gradient says
-  finish: Any = lambda params, metrics, key: (params, metrics)  # updates without gradients
+  loss: Any  # (model, probe, micro-batch, weight, hyper, key) -> (its part of the objective, metrics)
+  count: Any  # batch -> {'tokens': items in it: tokens or images, and other counts}
+  probe: Any = lambda model, micro_batch: None  # zeros that `loss` adds somewhere inside
+  probe_metrics: Any = lambda metrics, probe_grad, micro_batch: metrics  # from the probe's gradient
+  post_update: Any = lambda params, metrics, key: (params, metrics)  # updates without gradients
 
 
-def language_objective(cfg, kinds=None, sources=1):
-  """The objective of a GPT over a vocabulary of `kinds` (None: text), on data of so many sources.
-
-  cfg: losses.LossConfig. Beside the loss, metrics hold sums by modality (nats_M, targets_M, and
-  gradient_M: norms of the gradient at the last hidden state) and the same by source (_N), each
-  where there are two or more.
-  """
-  M = len(kinds.names) if kinds else 1
-  modality = lambda batch: jnp.asarray(kinds.modality_V)[batch['target_ids_BT']]
-  source = lambda batch: jnp.broadcast_to(batch['source_ids_B'][:, None], batch['target_ids_BT'].shape)
-  labels = {'M': (modality, M), 'N': (source, sources)}  # letter: (batch -> labels_BT, how many)
-  labels = {letter: row for letter, row in labels.items() if row[1] > 1}
+def language_objective():
+  """Return the Objective of a GPT on text: mean cross-entropy over the targets of the whole step."""
 
   def weigh(batch, hyper):
-    mask_BT = batch['loss_mask_BT']
-    weighed_BT = mask_BT
-    if M > 1:
-      weighed_BT = losses.weigh(mask_BT, batch['target_ids_BT'], kinds, cfg.balance, hyper)
-    weight = weighed_BT.sum()
-    batch = batch | {'loss_mask_BT': weighed_BT, 'targets_BT': mask_BT}
+    weight = batch['loss_mask_BT'].sum()
     return batch, jnp.where(weight > 0, weight, 1.0)
 
-  def loss(model, tap_BTD, batch, weight, hyper, key):
-    total, metrics, nats_BT = loss_fn(
-      model, batch, weight, hyper, key, tap_BTD, kinds if cfg.restrict else None
-    )
-    targets_BT = batch['targets_BT']
-    for name, values_BT in (('nats', nats_BT * targets_BT), ('targets', targets_BT)):
-      metrics |= sums(name, values_BT, batch)
-    return total, metrics
+  def loss(model, probe, batch, weight, hyper, key):
+    return loss_fn(model, batch, weight, hyper, key)[:2]
 
-  def sums(name, values_BT, batch):
-    return {f'{name}_{letter}': losses.sum_by(values_BT, of(batch), n) for letter, (of, n) in labels.items()}
-
-  def tap(model, batch):
-    return jnp.zeros((*batch['token_ids_BT'].shape, model.cfg.width), jnp.float32)
-
-  def tell(metrics, tap_grad_BTD, batch):
-    return metrics | sums('gradient', jnp.linalg.norm(tap_grad_BTD, axis=-1), batch)
-
-  made = Objective(weigh, loss, count_tokens)
-  return made._replace(tap=tap, tell=tell) if labels else made
+  return Objective(weigh, loss, count_tokens)
 
 
-def count_tokens(batch):
-  """-> {tokens: of documents, padding not counted; targets: those that carry loss}, float32."""
-  mask_BT = batch['loss_mask_BT']
-  if 'segment_ids_BT' in batch:
-    tokens = (batch['segment_ids_BT'] > 0).sum()
-  else:  # a stream: every token is a target but the one that its end leaves without
-    tokens = jnp.minimum(mask_BT.sum(1) + 1, mask_BT.shape[1]).sum()
-  return {'tokens': tokens.astype(jnp.float32), 'targets': mask_BT.sum()}
+def loss_fn(model, batch, weight, hyper, key, probe_BTD=None, restrict=None):
+  """Return (part of the objective, metrics, nats_BT) of one micro-batch.
 
-
-def loss_fn(model, batch, weight, hyper, key, tap_BTD=None, restricted=None):
-  """A micro-batch's share of the objective -> (share, metrics, nats_BT).
-
-  weight: sum of the step's loss mask. restricted: losses.Kinds, for a softmax over what can stand
-  there.
+  weight: sum of the whole step's loss mask. probe_BTD: added to the last hidden state. restrict:
+  logits_BTV -> logits_BTV, for a softmax over fewer ids.
   """
   rate = hyper.get('dropout')
   uses_dropout = rate is not None or model.cfg.attention_dropout
@@ -148,62 +119,71 @@ def loss_fn(model, batch, weight, hyper, key, tap_BTD=None, restricted=None):
     key=key if uses_dropout else None,
     **gpt.inputs(model.cfg, batch),
   )
-  if tap_BTD is not None:
-    x_BTD = x_BTD + tap_BTD.astype(x_BTD.dtype)
+  if probe_BTD is not None:
+    x_BTD = x_BTD + probe_BTD.astype(x_BTD.dtype)
   logits_BTV, mask_BT = model.logits(x_BTD, exact=False), batch['loss_mask_BT']
-  if restricted is not None:
-    logits_BTV = losses.restrict(logits_BTV, batch['target_ids_BT'], restricted)
+  if restrict is not None:
+    logits_BTV = restrict(logits_BTV)
   loss_BT, nats_BT = losses.objective(logits_BTV, batch['target_ids_BT'], model.cfg.vocab, hyper)
-  share = mask_BT.sum() / weight
+  fraction = mask_BT.sum() / weight
   total = (loss_BT * mask_BT).sum() / weight
   for name in ('moe_balance', 'moe_z'):
     if name in aux and name in hyper:
-      total += hyper[name] * aux[name] * share
-  metrics = {'loss': (nats_BT * mask_BT).sum() / weight} | {k: v * share for k, v in aux.items()}
+      total += hyper[name] * aux[name] * fraction
+  metrics = {'loss': (nats_BT * mask_BT).sum() / weight} | {k: v * fraction for k, v in aux.items()}
   return total, metrics, nats_BT
 
 
+def count_tokens(batch):
+  """Return float32 counts: tokens (padding not counted) and targets (those that carry loss)."""
+  mask_BT = batch['loss_mask_BT']
+  if 'segment_ids_BT' in batch:
+    tokens = (batch['segment_ids_BT'] > 0).sum()
+  else:  # a stream: every token is a target but the last of its end
+    tokens = jnp.minimum(mask_BT.sum(1) + 1, mask_BT.shape[1]).sum()
+  return {'tokens': tokens.astype(jnp.float32), 'targets': mask_BT.sum()}
+
+
 def train_step(optimizer, objective, accumulate, dtype, state, batch):
-  """One optimizer step -> (state, scalars). Pure; vmap it over states to train replicas."""
-  # Cast once a step, outside the micro-batches; gradients are of the cast weights, summed in
-  # float32.
-  compute = nn.cast(state.model, dtype)
+  """Apply one optimizer step; return (state, scalars). Pure; vmap it over states to train replicas."""
+  # Cast once a step, outside the micro-batches; gradients of the cast weights are summed in float32.
+  model = nn.cast(state.model, dtype)
   counts = objective.count(batch)
   batch, weight = objective.weigh(batch, state.hyper)
   key = jax.random.fold_in(state.key, state.step)
 
-  def piece_grads(a, micro_batch):
+  def gradients(i, micro_batch):
     differentiate = jax.value_and_grad(objective.loss, argnums=(0, 1), has_aux=True)
-    tap, piece_key = objective.tap(compute, micro_batch), jax.random.fold_in(key, a)
-    (total, metrics), (grads, tap_grad) = differentiate(
-      compute, tap, micro_batch, weight, state.hyper, piece_key
+    probe, micro_key = objective.probe(model, micro_batch), jax.random.fold_in(key, i)
+    (total, metrics), (grads, probe_grad) = differentiate(
+      model, probe, micro_batch, weight, state.hyper, micro_key
     )
     grads = {path: g.astype(jnp.float32) for path, g in params_of(grads).items()}
-    return objective.tell(metrics, tap_grad, micro_batch) | {'objective': total}, grads
+    return objective.probe_metrics(metrics, probe_grad, micro_batch) | {'objective': total}, grads
 
   if accumulate == 1:
-    metrics, grads = piece_grads(0, batch)
+    metrics, grads = gradients(0, batch)
   else:
-    # Row r goes to micro-batch r % A: each device keeps its own rows.
+    # Row r goes to micro-batch r % accumulate: each device keeps its own rows.
     split = lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
-    pieces = jax.tree.map(split, batch)
-    first = jax.tree.map(lambda x: x[0], pieces)
-    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(piece_grads, 0, first))
-    add = lambda total, piece: (jax.tree.map(jnp.add, total, piece_grads(*piece)), None)
-    (metrics, grads), _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), pieces))
+    micro_batches = jax.tree.map(split, batch)
+    first = jax.tree.map(lambda x: x[0], micro_batches)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradients, 0, first))
+    add = lambda total, item: (jax.tree.map(jnp.add, total, gradients(*item)), None)
+    (metrics, grads), _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micro_batches))
   state, params, scalars = guarded_update(optimizer, grads, state, metrics)
-  finished, metrics = objective.finish(params, metrics, key)
-  if finished is not params:  # a skipped step changes nothing
-    keep = scalars['skipped'] == 0
-    params = {path: jnp.where(keep, finished[path], p) for path, p in params.items()}
-  metrics |= scalars | counts
-  return state._replace(step=state.step + 1, model=with_params(state.model, params)), metrics
+  updated, metrics = objective.post_update(params, metrics, key)
+  if updated is not params:  # a skipped step changes nothing
+    applied = scalars['skipped'] == 0
+    params = {path: jnp.where(applied, updated[path], p) for path, p in params.items()}
+  state = state._replace(step=state.step + 1, model=with_params(state.model, params))
+  return state, metrics | scalars | counts
 
 
 def guarded_update(optimizer, grads, state, metrics):
-  """-> (state but for its model, params, scalars): as before where loss or gradient are not usable.
+  """Return (state but for its model, params, scalars), unchanged where loss or gradient are unusable.
 
-  That is: not finite, or with a spike guard far above those of the last applied steps.
+  Unusable: not finite or, with a spike guard, far above those of the last applied steps.
   """
   finite = jnp.isfinite(metrics['objective']) & jnp.isfinite(metrics['loss'])
   recent_SW, updates = state.recent_SW, state.opt_state.updates
@@ -220,20 +200,18 @@ def guarded_update(optimizer, grads, state, metrics):
   return state._replace(opt_state=opt_state, recent_SW=recent_SW), params, scalars
 
 
-# ------------------------------------------------------------------- onto devices, compiled
+# ------------------------------------------------------------------------- onto devices, compiled
 
 
 def state_shardings(abstract, mesh):
-  """The state's NamedShardings; what the optimizer keeps of a parameter is laid out like it."""
-  by_path = {}
-  for path, p in nn.named_params(gpt.shardings(abstract.model, mesh)):
-    by_path[path] = p.get_value()
-  shapes = {path: p.get_value().shape for path, p in nn.named_params(abstract.model)}
+  """Return the state's NamedShardings; optimizer state of a parameter is laid out like it."""
+  by_path = params_of(gpt.shardings(abstract.model, mesh))
+  shapes = {path: x.shape for path, x in params_of(abstract.model).items()}
 
   def place(path, leaf):
     names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-    like = [name for name in names if shapes.get(name) == leaf.shape]
-    return by_path[like[-1]] if like else replicated(mesh)
+    owners = [name for name in names if shapes.get(name) == leaf.shape]
+    return by_path[owners[-1]] if owners else replicated(mesh)
 
   opt_state = jax.tree_util.tree_map_with_path(place, abstract.opt_state)
   rest = jax.tree.map(lambda _: replicated(mesh), abstract._replace(model=None, opt_state=None))
@@ -241,26 +219,25 @@ def state_shardings(abstract, mesh):
 
 
 class Program(NamedTuple):
-  """A model, its objective and an optimizer bound to a mesh: what a run computes."""
+  """A model, its objective and an optimizer bound to a mesh."""
 
   abstract: TrainState  # ShapeDtypeStructs with shardings
   init: Any  # () -> TrainState, born sharded
-  step: Any  # (TrainState, batch) -> (TrainState, metrics), donated, compiled once
+  step: Any  # (TrainState, batch) -> (TrainState, metrics), jitted, donates its state
   optimizer: Optimizer
-  pure: Any  # what `step` compiles
+  pure: Any  # the function that `step` jits
   objective: Objective
-  dtype: str  # that the step computes in
+  dtype: str  # of the computation
 
 
-def gpt_program(cfg, model_cfg, mesh, kinds=None, sources=1):
-  """The program of a GPT; see `language_objective`."""
-  objective = language_objective(cfg.loss, kinds, sources)
+def gpt_program(cfg, model_cfg, mesh, objective=None):
+  """Return the Program of a GPT; objective: default `language_objective`."""
   model = gpt.GPT(model_cfg)
-  return build_program(cfg, model, objective, model_cfg.dtype, mesh, model_cfg.growth)
+  return build_program(cfg, model, objective or language_objective(), model_cfg.dtype, mesh, model_cfg.growth)
 
 
 def build_program(cfg, abstract_model, objective, dtype, mesh, growth=1.0):
-  """Everything that is compiled for one run; nothing runs yet.
+  """Return the Program of a model; nothing is compiled yet.
 
   growth: width over that of the model whose learning rate it takes (muP).
   """
@@ -274,10 +251,9 @@ def build_program(cfg, abstract_model, objective, dtype, mesh, growth=1.0):
   step = functools.partial(train_step, optimizer, objective, cfg.train.accumulate, dtype)
   if cfg.train.steps_per_call > 1:
     step = functools.partial(jax.lax.scan, step)
+  with_sharding = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
   return Program(
-    abstract=jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
-    ),
+    abstract=jax.tree.map(with_sharding, abstract, shardings),
     init=lambda: jax.jit(make, out_shardings=shardings)(*start),
     step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
     optimizer=optimizer,
@@ -285,12 +261,3 @@ def build_program(cfg, abstract_model, objective, dtype, mesh, growth=1.0):
     objective=objective,
     dtype=dtype,
   )
-
-
-def eval_model(state):
-  """The weights to evaluate and sample with: the average if there is one."""
-  ema = state.opt_state.ema
-  if ema is None:
-    return state.model
-  dtypes = {path: p.dtype for path, p in params_of(state.model).items()}
-  return with_params(state.model, {path: e.astype(dtypes[path]) for path, e in ema.items()})

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gpt_jax import losses
+from gpt_jax.tokenizers import modality_tables
 
 B, T, V, VOCAB = 2, 5, 8, 6
 RNG = np.random.default_rng(0)
@@ -104,7 +105,7 @@ def test_label_smoothing_is_a_probability(smoothing):
 # ------------------------------------------------------------------------------------ modalities
 
 # ids 0, 1 text; 2 the end of an image; 3, 4 image codes; 5 an audio code
-KINDS = losses.Kinds(
+KINDS = modality_tables.ModalityTables(
   names=('text', 'image', 'audio'),
   modality_V=np.array([0, 0, 1, 1, 1, 2, 0, 0], np.int32),
   group_V=np.array([0, 0, 2, 1, 1, 3, 0, 0], np.int32),
@@ -118,9 +119,11 @@ IDS_BT = np.array([[0, 3, 4, 4, 2], [1, 0, 5, 5, 0]], np.int32)
 
 def weights_by_modality(balance, mask_BT=MASK_BT, **hyper):
   hyper = {name: jnp.float32(value) for name, value in hyper.items()}
-  weighed_BT = losses.weigh(mask_BT, IDS_BT, KINDS, balance, hyper)
+  weighed_BT = modality_tables.weigh_by_modality(mask_BT, IDS_BT, KINDS, balance, hyper)
   modality_BT = KINDS.modality_V[IDS_BT]
-  return losses.sum_by(weighed_BT, modality_BT, 3), losses.sum_by(mask_BT, modality_BT, 3)
+  return modality_tables.sum_by_label(weighed_BT, modality_BT, 3), modality_tables.sum_by_label(
+    mask_BT, modality_BT, 3
+  )
 
 
 def test_weights_by_token_scale_what_a_modality_has():
@@ -138,7 +141,7 @@ def test_modality_means_count_by_their_weight_however_many_targets_each_has():
 
 
 def test_a_restricted_softmax_is_over_the_ids_of_the_targets_group():
-  logits_BTV = losses.restrict(jnp.asarray(LOGITS_BTV), jnp.asarray(IDS_BT), KINDS)
+  logits_BTV = modality_tables.restrict_logits(jnp.asarray(LOGITS_BTV), jnp.asarray(IDS_BT), KINDS)
   nats_BT, _ = losses.token_losses(logits_BTV, jnp.asarray(IDS_BT))
   groups = {0: (0, 1), 1: (3, 4), 2: (2,), 3: (5,)}
   for b, t in np.ndindex(B, T):

@@ -303,7 +303,7 @@ def test_replicas_are_the_same_runs_alone():
     return state._replace(hyper=state.hyper | {'lr': lr})
 
   settings = ((0, cfg.optim.lr), (1, 3e-2))
-  objective = step.language_objective(cfg.loss)
+  objective = step.language_objective()
   one_step = functools.partial(step.train_step, program.optimizer, objective, 1, 'float32')
   together = jax.jit(jax.vmap(one_step, in_axes=(0, None)))
   pair = jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states))

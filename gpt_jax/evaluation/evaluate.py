@@ -21,6 +21,7 @@ from gpt_jax.model import layers as nn
 from gpt_jax.runs.text_table import format_table
 from gpt_jax.sampling import prompts
 from gpt_jax.sharding import ACTIVATION_RULES, data_shard, to_devices
+from gpt_jax.tokenizers.modality_tables import ModalityTables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Subject:
 
   @functools.cached_property
   def _tables(self):
-    """The arrays of losses.Kinds."""
-    return tuple(losses.Kinds.of(self.tokenizers, self.model.cfg.V))[1:]
+    """The arrays of ModalityTables."""
+    return tuple(losses.ModalityTables.build(self.tokenizers, self.model.cfg.V))[1:]
 
   def score(self, batch):
     """Sum this process's rows of a batch -> {nats, targets} on the devices."""
@@ -122,7 +123,7 @@ def score(model, batch):
 @functools.partial(jax.jit, static_argnames=('names', 'by'))
 def score_rows(model, batch, tables, *, names, by):
   """See Subject.score_rows."""
-  model, kinds = nn.cast(model, model.cfg.dtype), losses.Kinds(names, *tables)
+  model, kinds = nn.cast(model, model.cfg.dtype), ModalityTables(names, *tables)
   out = model(batch['token_ids_BT'], **gpt.inputs(model.cfg, batch))
   target_ids_BT, mask_BT = batch['target_ids_BT'], batch['loss_mask_BT']
   nats_BT = losses.token_losses(out.logits_BTV, target_ids_BT)[0] * mask_BT

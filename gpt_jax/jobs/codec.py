@@ -55,7 +55,7 @@ class TokenizerJob:
       weigh=lambda batch, hyper: (batch, jnp.float32(cfg.train.batch_size)),
       loss=self.loss,
       count=lambda batch: {'tokens': jnp.float32(cfg.train.batch_size)},
-      finish=functools.partial(update_codebook, self.codec_cfg),
+      post_update=functools.partial(update_codebook, self.codec_cfg),
     )
     self.program = build_program(cfg, model, objective, 'float32', mesh)
     self.parameters = sum(int(np.prod(p.get_value().shape)) for _, p in nn.named_params(model))

@@ -7,16 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import data, losses
+from gpt_jax import data
 from gpt_jax.cluster.sharding_table import summary
 from gpt_jax.evaluation import evaluate, panels
 from gpt_jax.jobs import run_tokenizers
+from gpt_jax.jobs.modality_objective import modality_objective
 from gpt_jax.model import costs
 from gpt_jax.model.kernels import choice
 from gpt_jax.runs import hardware
 from gpt_jax.sampling import completions, prompt_batch
 from gpt_jax.sharding import check_batch, data_shard
 from gpt_jax.step import eval_model, gpt_program, params_of
+from gpt_jax.tokenizers.modality_tables import ModalityTables
 from gpt_jax.training import checkpoint
 
 log = logging.getLogger(__name__)
@@ -85,8 +87,9 @@ class LanguageModelJob:
       process_count=count,
     )
     single = len(self.tokenizers.modalities) == 1
-    kinds = None if single else losses.Kinds.of(self.tokenizers, self.model_cfg.V)
-    self.program = gpt_program(cfg, self.model_cfg, mesh, kinds, len(self.loader.names))
+    tables = None if single else ModalityTables.build(self.tokenizers, self.model_cfg.V)
+    objective = modality_objective(cfg.loss, tables, len(self.loader.names))
+    self.program = gpt_program(cfg, self.model_cfg, mesh, objective)
     self.flops = costs.flops_per_token(self.model_cfg, self.length)
     self.parameters = costs.count_params(self.model_cfg)
     self.caches = self.open_valid_caches()  # also read by tasks, as those of evaluate.Subject

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gpt_jax import data, losses, sample, sharding
+from gpt_jax import data, sample, sharding
 from gpt_jax.cluster import sharding_table
 from gpt_jax.jobs import language_model, run_tokenizers
+from gpt_jax.jobs.modality_objective import modality_objective
 from gpt_jax.model import costs, gpt
 from gpt_jax.model.kernels import choice
 from gpt_jax.plan import abstract_inputs, format, hlo, roofline, topologies
@@ -27,6 +28,7 @@ from gpt_jax.sampling.prompt_batch import PromptBatch
 from gpt_jax.sharding import MeshConfig
 from gpt_jax.step import gpt_program
 from gpt_jax.tokenizers import grammar
+from gpt_jax.tokenizers.modality_tables import ModalityTables
 
 UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
@@ -118,11 +120,11 @@ def tokenizers(cfg):
 
 def step_of(cfg, toks, model, mesh):
   """The program of a run with such tokenizers, and a batch -> (Program, ShapeDtypeStructs)."""
-  kinds = losses.Kinds.of(toks, model.V) if len(toks.modalities) > 1 else None
+  tables = ModalityTables.build(toks, model.V) if len(toks.modalities) > 1 else None
   sources = len(data.source_names(cfg.data, 'train'))
   batch = abstract_inputs.batch(cfg, toks, cfg.train.length or model.context)
   placed = {name: with_sharding(x, sharding.batch_sharding(mesh, name)) for name, x in batch.items()}
-  return gpt_program(cfg, model, mesh, kinds, sources), placed
+  return gpt_program(cfg, model, mesh, modality_objective(cfg.loss, tables, sources)), placed
 
 
 def train_step(cfg, toks, model, mesh, target):

@@ -104,7 +104,9 @@ def measure(optimizer, objective, accumulate, dtype, state, batch):
   compute = nn.cast(state.model, dtype)
   weighed, weight = objective.weigh(batch, state.hyper)
   key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 0)
-  loss = lambda model: objective.loss(model, objective.tap(model, weighed), weighed, weight, state.hyper, key)
+  loss = lambda model: objective.loss(
+    model, objective.probe(model, weighed), weighed, weight, state.hyper, key
+  )
   grads = params_of(jax.grad(loss, has_aux=True)(compute)[0])
   grads = {path: g.astype(jnp.float32) for path, g in grads.items()}
   params = params_of(state.model)
@@ -199,7 +201,7 @@ def coordinate_check(cfg, models, batch, steps=4):
     abstract = gpt.GPT(model_cfg)
     axes = {path: p.axes for path, p in nn.named_params(abstract)}
     optimizer = Optimizer(cfg.optim, cfg.train.steps, axes, model_cfg.growth)
-    step = functools.partial(train_step, optimizer, language_objective(cfg.loss), 1, model_cfg.dtype)
+    step = functools.partial(train_step, optimizer, language_objective(), 1, model_cfg.dtype)
 
     def advance(state, _, step=step):
       kept = activations(nn.cast(state.model, state.model.cfg.dtype), batch)

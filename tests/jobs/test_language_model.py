@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import config, losses, step, train
+from gpt_jax import config, step, train
 from gpt_jax.evaluation import evaluate, trained
 from gpt_jax.jobs import language_model
+from gpt_jax.jobs.modality_objective import modality_objective
 from gpt_jax.model import gpt
 from gpt_jax.sampling import completions, prompts
 from gpt_jax.sharding import MeshConfig, make_mesh, to_devices
+from gpt_jax.tokenizers import modality_tables
 from tests import tiny_runs
 from tests.tiny_runs import assert_two_lines
 
@@ -90,9 +92,11 @@ def program(job, **changes):
     job.cfg,
     **{name: dataclasses.replace(getattr(job.cfg, name), **values) for name, values in changes.items()},
   )
-  kinds = losses.Kinds.of(job.tokenizers, job.model_cfg.V)
+  kinds = modality_tables.ModalityTables.build(job.tokenizers, job.model_cfg.V)
   model_cfg = dataclasses.replace(job.model_cfg, **changes.get('model', {}))
-  return step.gpt_program(cfg, model_cfg, job.mesh, kinds, len(job.loader.names))
+  return step.gpt_program(
+    cfg, model_cfg, job.mesh, modality_objective(cfg.loss, kinds, len(job.loader.names))
+  )
 
 
 def one_step(job, batch, **changes):
@@ -250,11 +254,13 @@ def test_the_log_of_a_run_holds_them(tmp_path_factory):
 
 def test_a_text_model_has_no_modalities(tmp_path):
   job = job_of(tmp_path, tiny_runs.experiment())
-  assert losses.Kinds.of(job.tokenizers, job.model_cfg.V).names == ('text',)
+  assert modality_tables.ModalityTables.build(job.tokenizers, job.model_cfg.V).names == ('text',)
   with jax.set_mesh(job.mesh):
     _, metrics = job.program.step(job.program.init(), to_devices(next(job.loader), job.mesh))
   assert not [name for name in metrics if name.endswith(('_M', '_N'))]
-  two = step.gpt_program(job.cfg, job.model_cfg, job.mesh, sources=2)  # of text, in two parts
+  two = step.gpt_program(
+    job.cfg, job.model_cfg, job.mesh, modality_objective(job.cfg.loss, sources=2)
+  )  # of text, in two parts
   rows = job.example_batch() | {'source_ids_B': np.zeros(16, np.int32)}
   _, shapes = jax.eval_shape(two.pure, two.abstract, rows)
   found = {name: x.shape for name, x in shapes.items() if name.endswith(('_M', '_N'))}

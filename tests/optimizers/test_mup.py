@@ -29,7 +29,7 @@ def text(cfg):
   """The program of a step, lowered."""
   run = models.experiment(cfg)
   optimizer = Optimizer(run.optim, 10, axes_of(cfg), cfg.growth)
-  objective = step.language_objective(run.loss)
+  objective = step.language_objective()
   fn = functools.partial(step.train_step, optimizer, objective, 1, 'float32')
   start = functools.partial(step.init_state, gpt.GPT(cfg), optimizer, seed=0)
   state = jax.eval_shape(start, step.hyper_of(run))
@@ -223,7 +223,7 @@ def losses_by_rate(cfg):
   optimizing = dict(schedule='linear', final_lr=0.0, eps=1e-8, weight_decay=0.0)
   run = models.experiment(cfg, optim=optimizing, train=dict(steps=STEPS))
   optimizer = Optimizer(run.optim, STEPS, axes_of(cfg), cfg.growth)
-  objective = step.language_objective(run.loss)
+  objective = step.language_objective()
   advance = functools.partial(step.train_step, optimizer, objective, 1, 'float32')
 
   def train(lr):

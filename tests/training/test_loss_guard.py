@@ -70,10 +70,10 @@ def test_the_window_forgets_the_oldest():
 def program(sigma=0.0):
   """A tiny GPT; hyper `harm` is added to the loss, and no gradient of it is."""
   cfg = models.experiment(models.tiny(), train=dict(spike_sigma=sigma, spike_window=W), optim=dict(ema=0.9))
-  objective = step.language_objective(cfg.loss)
+  objective = step.language_objective()
 
-  def loss(model, tap, batch, weight, hyper, key):
-    total, metrics = objective.loss(model, tap, batch, weight, hyper, key)
+  def loss(model, probe, batch, weight, hyper, key):
+    total, metrics = objective.loss(model, probe, batch, weight, hyper, key)
     return total + jax.lax.stop_gradient(hyper['harm']), metrics
 
   harmed = objective._replace(loss=loss)

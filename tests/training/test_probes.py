@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import losses, step, train
+from gpt_jax import step, train
+from gpt_jax.jobs.modality_objective import modality_objective
 from gpt_jax.model import gpt
 from gpt_jax.optim import Optimizer
 from gpt_jax.runs import records, run_folder
+from gpt_jax.tokenizers import modality_tables
 from gpt_jax.tokenizers.learned import autoencoder
 from gpt_jax.training import probes
 from tests import models, tiny_runs
@@ -55,7 +57,7 @@ def axes_of(model):
 def bound(cfg, accumulate, kinds, **sections):
   """A state on its way, a step without micro-batches, and the probe of one with them."""
   run = models.experiment(cfg, **sections)
-  parts = Optimizer(run.optim, 12, axes_of(gpt.GPT(cfg))), step.language_objective(run.loss, kinds)
+  parts = Optimizer(run.optim, 12, axes_of(gpt.GPT(cfg))), modality_objective(run.loss, kinds)
   state = step.TrainState(
     step=jnp.int32(3),
     model=models.fill(cfg),
@@ -68,7 +70,7 @@ def bound(cfg, accumulate, kinds, **sections):
   return state, advance, probes.compile_probe(*parts, accumulate, dtype, models.mesh())
 
 
-TWO_KINDS = losses.Kinds(
+TWO_KINDS = modality_tables.ModalityTables(
   names=('text', 'image'),
   modality_V=np.arange(64, dtype=np.int32) % 2,
   group_V=np.zeros(64, np.int32),
@@ -130,7 +132,7 @@ def test_a_learned_tokenizer_can_be_probed_too():
   model = models.nn.initialize(autoencoder.Autoencoder(cfg), jax.random.key(0))
   objective = step.Objective(
     weigh=lambda batch, hyper: (batch, jnp.float32(2)),
-    loss=lambda model, tap, batch, *rest: autoencoder.loss(model, batch['x']),
+    loss=lambda model, probe, batch, *rest: autoencoder.loss(model, batch['x']),
     count=None,
   )
   optimizer = Optimizer(models.experiment(models.tiny()).optim, 12, axes_of(model))
