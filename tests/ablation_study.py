@@ -42,7 +42,7 @@ def study(levels=tuple(ARMS), seeds=5):
     'tolerance': 0.01,
     'budget': {'tokens': 2_457_600, 'flops': 0, 'seconds': 0, 'parameters': 0},
     'seeds': list(range(seeds)),
-    'plan': 'one_at_a_time',
+    'sweep': 'one_at_a_time',
     'factors': {'positions': ['rope', *levels]},
     'arms': [arm('rope', base=True), *map(arm, levels)],
     'versions': {'python': '3.12.1', 'jax': '0.10.2', 'git': '0123abc', 'device': '2 x cpu'},

@@ -24,7 +24,7 @@ def get_study(arg=''):
     base='experiments/shakespeare_char.py',
     question='Which norm, and where in the block?',
     factors={'norm': ['rmsnorm', 'layernorm'], 'norm_position': ['pre', 'post', 'sandwich']},
-    plan='full',
+    sweep='full',
     changes=SMALL,
     budget=Budget(tokens=600_000),
   )

@@ -11,7 +11,7 @@ Command: launch.py ablate --config=experiments/ablations/optimizers.py --workdir
 Hardware: 2 CPU cores   Minutes: 25; with seconds=20 as many of steps alone
 """
 
-from gpt_jax import config as configs
+from gpt_jax import config
 from gpt_jax.ablation.design import Budget, Study
 
 SMALL = {
@@ -36,7 +36,7 @@ DECAY = 3e-4  # learning rate times weight decay, of every arm
 
 def get_study(arg=''):
   """Arguments: seconds, of each run's steps; 0 gives all runs the same tokens."""
-  seconds = configs.arguments(arg, seconds=0.0).seconds
+  seconds = config.arguments(arg, seconds=0.0).seconds
   how = f'in {seconds:g} seconds of steps' if seconds else 'on equal tokens'
   levels = {
     f'{name}_{lr:g}': {'optim.name': name, 'optim.lr': lr, 'optim.weight_decay': float(f'{DECAY / lr:.6g}')}

@@ -24,7 +24,7 @@ def get_study(arg=''):
     base='experiments/shakespeare_char.py',
     question='Does QK-norm widen the range of learning rates that work?',
     factors={'qk_norm': [True, False], 'lr': [3e-3, 1e-3, 1e-2, 3e-2]},
-    plan='full',
+    sweep='full',
     changes=SMALL,
     budget=Budget(tokens=600_000),
   )

@@ -33,6 +33,6 @@ def get_study(arg=''):
     base='experiments/mnist.py:task=read',
     question='Are continuous patches read better than codes, and do rows and columns help?',
     factors={'input': {'codes': {}, 'patches': continuous}, 'positions': ['mrope', 'rope']},
-    plan='full',
+    sweep='full',
     changes=SMALL,
   )

@@ -35,7 +35,7 @@ def get_study(arg=''):
       'tokens': {name: {'train.steps': steps} for name, steps in STEPS.items()},
       'positions': ['rope', 'none'],
     },
-    plan=chain(product(sizes, levels('tokens', *STEPS)), product(sizes, levels('positions', 'none'))),
+    sweep=chain(product(sizes, levels('tokens', *STEPS)), product(sizes, levels('positions', 'none'))),
     changes=SMALL | {'model.width': WIDTHS[0], 'train.steps': STEPS['300k']},
     seeds=5,
   )

@@ -24,7 +24,7 @@ def get_study(arg=''):
     base='experiments/shakespeare_char.py',
     question='Should the head share the embedding table, and how large should embeddings be?',
     factors={'tied_head': [True, False], 'embed_scale': [1.0, 8.0]},
-    plan='full',
+    sweep='full',
     changes=SMALL,
     budget=Budget(tokens=600_000),
   )

@@ -1,10 +1,10 @@
 """Proof, before anything runs, that arms differ, and in what: nothing is trained.
 
-Of each arm: its config diff and parameter-tree diff against the baseline, and a fingerprint: a hash
-of all that its result can depend on. That is the lowered text of the train step (no names, no
-places in files) and of the initial values, the traced scalars, the shapes of model and optimizer
-state, the data in their order, and the data that it is scored on. Equal fingerprints mean equal
-results: an arm that has the baseline's, or another arm's, is refused.
+For each arm: its config diff and parameter-tree diff against the baseline, and a fingerprint: a hash of
+all inputs of its result. These are the lowered text of the train step (without names and source
+locations) and of the initial values, the traced scalars, the shapes of model and optimizer state, the
+training data in their order, and the validation data. Equal fingerprints mean equal results: an arm with
+the fingerprint of the baseline or of another arm is an error.
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ from typing import NamedTuple
 import jax
 
 from gpt_jax import config, step
-from gpt_jax.ablation import budget as budgets
+from gpt_jax.ablation import budget
 from gpt_jax.ablation.sweeps import Proposed
 from gpt_jax.data.mixture import open_split, source_names
 from gpt_jax.data.templates import ARROW
 from gpt_jax.runs import hardware, records, run_folder
 from gpt_jax.runs.text_table import format_table
 
-GUESSED_SHARE = 0.35  # of the peak that a step reaches, for the estimate of time
-SIZES = ('model.width', 'model.layers')  # factors that are meant to change the parameters
+ASSUMED_MFU = 0.35  # for the estimate of a step's time
+SIZE_KEYS = ('model.width', 'model.layers')  # factors that are meant to change the parameters
 NOTABLE = 0.02  # relative difference in parameters that is flagged
 
 
@@ -34,191 +34,126 @@ class Proof(NamedTuple):
   diff: dict  # {key: (baseline's value, arm's)}
   shapes: dict  # {parameter path: shape}
   parameters: int
-  flops_per_token: float  # training; 0 = not known for this kind of model
+  flops_per_token: float  # training; 0 = unknown for this kind of model
   steps: int
   tokens: int  # of a run, padding included
-  seconds: float  # of a run's steps, a guess from FLOPs; 0 = not known
+  seconds: float  # of a run's steps, estimated from FLOPs; 0 = unknown
   program: str  # hash of the train step alone
   data: str  # hash of the data in their order
-  losses: dict  # {what the validation loss is over: hash}; where equal, losses compare
+  loss_inputs: dict  # {what decides which tokens the validation loss covers: hash}; equal ones compare
   fingerprint: str  # hash of all that the result depends on
 
 
-def prove(study, arms, folder):
+def prove_arms(study, arms, folder):
   """-> {arm name: Proof}; ValueError for an arm that changes nothing.
 
-  folder: where token caches and tokenizers are made, for the runs to share.
+  folder: for token caches and tokenizers, which the runs share.
   """
   base = config.to_dict(arms[0].config)
-  proofs, seen = {}, {}
+  proofs, by_fingerprint = {}, {}
   for arm in arms:
     try:
-      proof = examine(arm.config, study, folder)
+      proof = compute_proof(arm.config, study, folder)
     except ValueError as error:
       raise ValueError(f'arm {arm.name}: {error}') from error
     proofs[arm.name] = proof._replace(diff=run_folder.changes(base, config.to_dict(arm.config)))
-    twin = seen.setdefault(proof.fingerprint, arm)
+    twin = by_fingerprint.setdefault(proof.fingerprint, arm)
     if twin is not arm:
-      raise ValueError(twins(arm, twin))
+      pairs = run_folder.changes(config.to_dict(twin.config), config.to_dict(arm.config))
+      keys = ', '.join(f'{key} {old} -> {new}' for key, (old, new) in pairs.items()) or 'equal configs'
+      raise ValueError(
+        f'arm {arm.name} changes nothing: its initial values, train step and data are those of arm '
+        f'{twin.name} ({keys})\nfix: leave out one of the two, or also set what gives it an effect'
+      )
   return proofs
 
 
-def twins(arm, twin):
-  """Why two arms are one."""
-  pairs = run_folder.changes(config.to_dict(twin.config), config.to_dict(arm.config))
-  keys = ', '.join(f'{key} {old} -> {new}' for key, (old, new) in pairs.items()) or 'equal configs'
-  return (
-    f'arm {arm.name} changes nothing: its initial values, train step and data are those of arm '
-    f'{twin.name} ({keys})\n'
-    f'fix: leave out one of the two, or also set what gives it an effect'
-  )
-
-
-def examine(cfg, study, folder):
-  """A config -> Proof, its diff left empty."""
-  with budgets.opened(cfg, folder) as (job, _):
+def compute_proof(cfg, study, folder):
+  """The Proof of a config, without its diff."""
+  with budget.open_job(cfg, folder) as (job, _):
     abstract = job.program.abstract
-    traced = budgets.traced(job, cfg.train.steps_per_call)
+    traced = budget.trace_step(job, cfg.train.steps_per_call)
     text = traced.lower().as_text()
-    begin = functools.partial(step.init_state, abstract.model, job.program.optimizer, {})
-    initial = jax.jit(begin, static_argnums=0).lower(cfg.train.seed).as_text()
-    data = digest(job.loader.state()['fingerprint'])
-  scored = scored_on(cfg)
-  shapes = {path: tuple(p.shape) for path, p in step.params_of(abstract.model).items()}
-  tree = [
-    (jax.tree_util.keystr(path), x.shape, str(x.dtype))
-    for path, x in jax.tree_util.tree_leaves_with_path(abstract)
-  ]
-  names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract)]
+    init = functools.partial(step.init_state, abstract.model, job.program.optimizer, {})
+    initial = jax.jit(init, static_argnums=0).lower(cfg.train.seed).as_text()
+    data = hash_json(job.loader.state()['fingerprint'])
+  scored = validation_data(cfg)
+  leaves = [(jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(abstract)]
+  paths = [path for path, _ in leaves]
   hyper = {
     name: float(value)
     for name, value in step.hyper_of(cfg).items()
-    if is_used(traced.jaxpr.jaxpr, names.index(f".hyper['{name}']"))
+    if _is_used(traced.jaxpr.jaxpr, paths.index(f".hyper['{name}']"))
   }
-  program = digest([text, tree])
+  program = hash_json([text, [(path, x.shape, str(x.dtype)) for path, x in leaves]])
   flops = job.flops.get('full', 0) if job.flops else 0
-  tokens = cfg.train.steps * budgets.tokens_per_step(cfg)
+  tokens = cfg.train.steps * budget.tokens_per_step(cfg)
   peak = hardware.peak_flops()[0] * jax.device_count() if flops else 0
+  sampled = () if study.metric.startswith(('loss', 'valid')) else (cfg.sample, cfg.train.tasks)
+  other_inputs = [cfg.train.steps, cfg.train.init_from, repr(sampled)]
   return Proof(
     diff={},
-    shapes=shapes,
+    shapes={path: tuple(p.shape) for path, p in step.params_of(abstract.model).items()},
     parameters=job.parameters,
     flops_per_token=flops,
     steps=cfg.train.steps,
     tokens=tokens,
-    seconds=study.budget.seconds or (flops * tokens / (GUESSED_SHARE * peak) if peak else 0.0),
+    seconds=study.budget.seconds or (flops * tokens / (ASSUMED_MFU * peak) if peak else 0.0),
     program=program,
     data=data,
-    losses=losses_over(job, cfg, scored),
-    fingerprint=digest([program, initial, hyper, data, scored, beside_step(cfg, study)]),
+    loss_inputs=_loss_inputs(job, cfg, scored),
+    fingerprint=hash_json([program, initial, hyper, data, scored, other_inputs]),
   )
 
 
-def is_used(jaxpr, position):
-  """Whether an input of a jaxpr plays a part in more than its own copy among the outputs.
+def _is_used(jaxpr, position):
+  """Whether an input of a jaxpr is used by an equation, and not just copied to the outputs.
 
-  The step hands `hyper` on as it is: the balance of experts that a model does not have, too.
+  The step returns `hyper` unchanged, including the expert balance of a model without experts.
   """
   variable = jaxpr.invars[position]
   for eqn in jaxpr.eqns:
-    for i, given in enumerate(eqn.invars):
+    for i, operand in enumerate(eqn.invars):
       nested = eqn.params.get('jaxpr') if eqn.primitive.name in ('jit', 'pjit', 'scan') else None
-      if given is variable and (nested is None or is_used(nested.jaxpr, i)):
+      if operand is variable and (nested is None or _is_used(nested.jaxpr, i)):
         return True
   return False
 
 
-def scored_on(cfg):
-  """The validation data, without reading more of them than the job did."""
+def validation_data(cfg):
+  """Description of the validation data, without reading more of them than the job did."""
+  names = source_names(cfg.data, 'valid')
   if cfg.train.job != 'gpt':
-    return list(source_names(cfg.data, 'valid'))
-  parts = {name: open_split(cfg.data, name, 'valid') for name in source_names(cfg.data, 'valid')}
-  return {name: part.describe() for name, part in parts.items()}
+    return list(names)
+  return {name: open_split(cfg.data, name, 'valid').describe() for name in names}
 
 
-def losses_over(job, cfg, scored):
-  """{name: what decides the tokens that a validation loss is over}; conditions carry no loss."""
+def _loss_inputs(job, cfg, scored):
+  """{input: hash} of what decides which tokens a validation loss covers; prompts carry no loss."""
   if cfg.train.job != 'gpt':
-    return {'validation data': digest(scored)}
+    return {'validation data': hash_json(scored)}
   return {
     'tokenizer': job.tokenizers.hash,
-    'row length': budgets.row_length(cfg),
-    'template': digest([part['template'].rpartition(ARROW)[2] for part in scored.values()]),
-    'validation data': digest([part | {'template': ''} for part in scored.values()]),
+    'row length': budget.row_length(cfg),
+    'template': hash_json([part['template'].rpartition(ARROW)[2] for part in scored.values()]),
+    'validation data': hash_json([part | {'template': ''} for part in scored.values()]),
   }
 
 
-def beside_step(cfg, study):
-  """What a result depends on besides the programs and the data."""
-  sampled = () if study.metric.startswith(('loss', 'valid')) else (cfg.sample, cfg.train.tasks)
-  return [cfg.train.steps, cfg.train.init_from, repr(sampled)]
-
-
-def digest(value):
-  """A short hash of JSON-able values."""
+def hash_json(value):
+  """A short hash of a JSON-able value."""
   text = json.dumps(records.to_json(value), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-# ------------------------------------------------------------------------------------ description
+# ------------------------------------------------------------------------------------- study.json
 
 
-def parameter_diff(old, new):
-  """Two {path: shape} -> {added: [paths], removed: [paths], reshaped: {path: [old, new]}}."""
-  both = [path for path in new if path in old]
-  return {
-    'added': [path for path in new if path not in old],
-    'removed': [path for path in old if path not in new],
-    'reshaped': {path: [old[path], new[path]] for path in both if old[path] != new[path]},
-  }
-
-
-def budget_keys(study):
-  """Keys that a budget sets, and not a factor."""
-  given = {name for name, value in dataclasses.asdict(study.budget).items() if value}
-  keys = {'model.width'} if 'parameters' in given else set()
-  return keys | ({'train.steps'} if given & set(budgets.LENGTHS) else set())
-
-
-def flags(study, arm, proof, baseline, base):
-  """What a reader should know of an arm before believing its verdict: lines of text."""
-  found = []
-  if arm.functions:
-    moved = sorted(set(proof.diff) - set(arm.keys) - budget_keys(study))
-    found.append(f'a function sets {", ".join(arm.functions)}; it changes {", ".join(moved)}')
-  kept = [name for name in study.keeps_parameters if arm.levels[name] != baseline.levels[name]]
-  if kept and any(parameter_diff(base.shapes, proof.shapes).values()):
-    found.append(f'{", ".join(kept)} changes parameters, and should not')
-  ratio = proof.parameters / base.parameters - 1
-  if abs(ratio) > NOTABLE and not set(arm.keys) & set(SIZES):
-    found.append(f'{ratio:+.1%} parameters; Budget(parameters=...) would make them equal')
-  if study.budget.parameters and abs(proof.parameters / study.budget.parameters - 1) > NOTABLE:
-    found.append(f'{proof.parameters:,} parameters are the nearest to the budget')
-  if proof.data != base.data:
-    found.append("its data are not the baseline's: a seed may pair no more than initial values")
-  return found + incomparable(study, proof, base)
-
-
-def incomparable(study, proof, base):
-  """Flags of an arm whose validation loss is over other tokens than the baseline's."""
-  differs = [name for name, value in base.losses.items() if proof.losses[name] != value]
-  if 'validation data' in differs:
-    return [f'it is scored on other validation data: {study.metric} does not compare']
-  if differs and study.metric.startswith('valid_loss'):
-    why = ', '.join(differs)
-    return [f'its {study.metric} is over other tokens ({why}): use valid_bits_per_byte']
-  return []
-
-
-def describe(study, arms, proofs):
+def describe_study(study, arms, proofs):
   """The content of study.json."""
   base = proofs[arms[0].name]
   versions = run_folder.versions(hardware.name())
-  levels = {name: [] for name in study.factors}
-  for arm in arms:
-    for name, level in arm.levels.items():
-      if level not in levels[name]:
-        levels[name].append(level)
+  levels = {name: list(dict.fromkeys(arm.levels[name] for arm in arms)) for name in study.factors}
   return {
     'question': study.question,
     'name': study.name,
@@ -229,20 +164,20 @@ def describe(study, arms, proofs):
     'tolerance': study.tolerance,
     'budget': dataclasses.asdict(study.budget),
     'seeds': study.seed_list,
-    'plan': plan_name(study.plan),
+    'sweep': sweep_name(study.sweep),
     'changes': study.changes,
     'factors': levels,
-    'arms': [described(study, arm, proofs[arm.name], arms[0], base) for arm in arms],
+    'arms': [_describe_arm(study, arm, proofs[arm.name], arms[0], base) for arm in arms],
     'versions': versions,
   }
 
 
-def plan_name(plan):
-  """The name of a plan, custom for a study's own list of cells."""
-  return plan if isinstance(plan, str) else 'optuna' if isinstance(plan, Proposed) else 'custom'
+def sweep_name(sweep):
+  """The name of a sweep, custom for a study's own list of cells."""
+  return sweep if isinstance(sweep, str) else 'optuna' if isinstance(sweep, Proposed) else 'custom'
 
 
-def described(study, arm, proof, baseline, base):
+def _describe_arm(study, arm, proof, baseline, base):
   """An arm's entry of study.json."""
   return {
     'name': arm.name,
@@ -260,22 +195,55 @@ def described(study, arm, proof, baseline, base):
     'program': proof.program,
     'fingerprint': proof.fingerprint,
     'shares_program_with_base': proof.program == base.program,
-    'flags': flags(study, arm, proof, baseline, base),
+    'flags': _flags(study, arm, proof, baseline, base),
   }
 
 
-def table(study):
-  """What --dry_run prints of a study.json dict: lines."""
+def parameter_diff(old, new):
+  """Two {path: shape} -> {added: [paths], removed: [paths], reshaped: {path: [old, new]}}."""
+  common = [path for path in new if path in old]
+  return {
+    'added': [path for path in new if path not in old],
+    'removed': [path for path in old if path not in new],
+    'reshaped': {path: [old[path], new[path]] for path in common if old[path] != new[path]},
+  }
+
+
+def _flags(study, arm, proof, baseline, base):
+  """Warnings that a reader needs before believing an arm's verdict: lines of text."""
+  lines, limits = [], study.budget
+  if arm.functions:
+    by_budget = {'model.width'} if limits.parameters else set()
+    by_budget |= {'train.steps'} if any(getattr(limits, name) for name in budget.LENGTHS) else set()
+    changed = sorted(set(proof.diff) - set(arm.keys) - by_budget)
+    lines.append(f'a function sets {", ".join(arm.functions)}; it changes {", ".join(changed)}')
+  keeping = [name for name in study.keeps_parameters if arm.levels[name] != baseline.levels[name]]
+  if keeping and any(parameter_diff(base.shapes, proof.shapes).values()):
+    lines.append(f'{", ".join(keeping)} changes parameters, and should not')
+  ratio = proof.parameters / base.parameters - 1
+  if abs(ratio) > NOTABLE and not set(arm.keys) & set(SIZE_KEYS):
+    lines.append(f'{ratio:+.1%} parameters; Budget(parameters=...) would make them equal')
+  if limits.parameters and abs(proof.parameters / limits.parameters - 1) > NOTABLE:
+    lines.append(f'{proof.parameters:,} parameters are the nearest to the budget')
+  if proof.data != base.data:
+    lines.append("its data are not the baseline's: a seed may pair no more than initial values")
+  differing = [name for name, value in base.loss_inputs.items() if proof.loss_inputs[name] != value]
+  if 'validation data' in differing:
+    lines.append(f'it is scored on other validation data: {study.metric} does not compare')
+  elif differing and study.metric.startswith('valid_loss'):
+    why = ', '.join(differing)
+    lines.append(f'its {study.metric} is over other tokens ({why}): use valid_bits_per_byte')
+  return lines
+
+
+# --------------------------------------------------------------------------------------- dry run
+
+
+def format_study(study):
+  """The lines that --dry_run prints, from the content of study.json."""
   seeds, arms = study['seeds'], study['arms']
-  budget = ', '.join(f'{name} {value:g}' for name, value in study['budget'].items() if value)
-  lines = [
-    *([study['question']] if study['question'] else []),
-    f'{study["name"]}: {len(arms)} arms x {len(seeds)} seeds of {study["base"]}, plan '
-    f'{study["plan"]}, budget {budget or "train.steps"}, metric {study["metric"]} '
-    f'({study["better"]} is better, {study["tolerance"]:g} does not matter)',
-    '',
-  ]
-  heads = ('arm', 'parameters', 'steps', 'tokens', 'TFLOP', 'minutes', 'program')
+  limits = ', '.join(f'{name} {value:g}' for name, value in study['budget'].items() if value)
+  head = ('arm', 'parameters', 'steps', 'tokens', 'TFLOP', 'minutes', 'program')
   rows = [
     (
       arm['name'],
@@ -288,30 +256,37 @@ def table(study):
     )
     for arm in arms
   ]
-  lines += [*format_table(rows, heads), '']
+  lines = [
+    *([study['question']] if study['question'] else []),
+    f'{study["name"]}: {len(arms)} arms x {len(seeds)} seeds of {study["base"]}, sweep '
+    f'{study["sweep"]}, budget {limits or "train.steps"}, metric {study["metric"]} '
+    f'({study["better"]} is better, {study["tolerance"]:g} does not matter)',
+    '',
+    *format_table(rows, head),
+    '',
+  ]
   for arm in arms[1:]:
     pairs = ', '.join(f'{key} {_json(old)} -> {_json(new)}' for key, (old, new) in arm['diff'].items())
     lines.append(f'{arm["name"]}: {pairs}')
-    lines += [f'  {line}' for line in parameter_lines(arm['parameter_diff'])]
+    lines += [f'  {line}' for line in _parameter_lines(arm['parameter_diff'])]
     lines += [f'  ! {line}' for line in arm['flags']]
   flops = len(seeds) * sum(arm['flops'] for arm in arms) / 1e12
   minutes = len(seeds) * sum(arm['seconds_estimate'] for arm in arms) / 60
-  lines.append(
+  return [
+    *lines,
     f'in all {len(arms) * len(seeds)} runs, {flops:.1f} TFLOP, about {minutes:.0f} minutes '
-    'of steps one after another'
-  )
-  return lines
+    'of steps one after another',
+  ]
 
 
-def parameter_lines(diff):
-  """A parameter_diff in words."""
-  few = lambda paths: ', '.join(paths[:4]) + (f' and {len(paths) - 4} more' if len(paths) > 4 else '')
-  lines = [f'{kind} {few(diff[kind])}' for kind in ('added', 'removed') if diff[kind]]
+def _parameter_lines(diff):
+  """A parameter_diff as lines."""
+  shorten = lambda paths: ', '.join(paths[:4]) + (f' and {len(paths) - 4} more' if len(paths) > 4 else '')
   reshaped = [
     f'{path} {"x".join(map(str, old))} -> {"x".join(map(str, new))}'
     for path, (old, new) in diff['reshaped'].items()
   ]
-  return lines + ([f'reshaped {few(reshaped)}'] if reshaped else [])
+  return [f'{kind} {shorten(paths)}' for kind, paths in (diff | {'reshaped': reshaped}).items() if paths]
 
 
 def _json(value):

@@ -33,7 +33,7 @@ class Meter:
     self.seconds = 0.0  # in steps; evaluation and saving left out
     self.earlier = 0.0  # seconds of the sessions before this one, everything included
     self.streak = (0, 0)  # steps skipped since the last applied one: not finite, spikes
-    self.lane = ()  # index of this run in the metrics of a step
+    self.replica = ()  # index of this run in the metrics of a step
     self.pending = []  # (steps done, metrics on the device) of calls that are not fetched yet
     self.interval_seconds = 0.0  # in steps since the last fetch
     self.latest = {}  # last fetched metrics
@@ -83,7 +83,7 @@ class Meter:
     self.add_step_time(time.perf_counter() - start)
     # One axis of steps in front.
     stack = (lambda x: np.asarray(x)[None]) if self.steps_per_call == 1 else (lambda x: x)
-    values = {k: np.concatenate([stack(m[k][self.lane]) for m in fetched]) for k in fetched[0]}
+    values = {k: np.concatenate([stack(m[k][self.replica]) for m in fetched]) for k in fetched[0]}
     step, seconds = self.pending[-1][0], self.interval_seconds
     counts = {k: float(values.pop(k).sum(dtype=np.float64)) for k in COUNTS if k in values}
     self.pending, self.interval_seconds = [], 0.0

@@ -7,10 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from gpt_jax.ablation import budget as budgets
-from gpt_jax.ablation import design, proof, sweeps
+from gpt_jax.ablation import budget, design, proof, sweeps
 from gpt_jax.ablation.design import Budget, Study
-from gpt_jax.ablation.sweeps import PLANS, log_uniform, uniform
+from gpt_jax.ablation.sweeps import SWEEPS, log_uniform, uniform
 from gpt_jax.model import costs
 from tests import command_line, tiny_runs
 
@@ -35,15 +34,15 @@ def make(base):
 
 def names(study):
   """Of its arms."""
-  return [arm.name for arm in design.arms(study)]
+  return [arm.name for arm in design.make_arms(study)]
 
 
-# ----------------------------------------------------------------------------------------- plans
+# ----------------------------------------------------------------------------------------- sweeps
 
 
-def test_the_cells_of_each_plan():
+def test_cells_of_each_sweep():
   two = {'a': ['1', '3'], 'b': ['x', 'y']}
-  cells = lambda name, levels=LEVELS: PLANS[name](levels, BASE, 0, 0)
+  cells = lambda name, levels=LEVELS: SWEEPS[name].cells(levels, BASE, 0, 0)
   singles = [{'a': '2'}, {'a': '3'}, {'b': 'y'}]
   assert cells('one_at_a_time') == singles
   assert cells('leave_one_out', two) == [{'a': '3'}, {'b': 'y'}]
@@ -57,7 +56,7 @@ def test_the_cells_of_each_plan():
   ]
 
 
-@pytest.mark.parametrize('size', sweeps.FIRST_ROWS)
+@pytest.mark.parametrize('size', sweeps.PLACKETT_BURMAN_ROWS)
 def test_two_level_designs_are_orthogonal(size):
   signs = np.where(sweeps.plackett_burman(size), 1, -1)
   assert signs.shape == (size, size - 1)
@@ -100,12 +99,12 @@ def test_the_algebra_of_cells():
     (lambda: sweeps.product([{'a': 1}], [{'a': 2}]), ('factor a is both 1 and 2',)),
     (lambda: log_uniform(0, 1), ('low=0',)),
     (lambda: uniform(2, 1), ('low=2, high=1',)),
-    (lambda: PLANS['fractional'](LEVELS, BASE, 0, 0), ('factor a has 3 levels',)),
-    (lambda: PLANS['full']({'a': uniform(0, 1)}, {}, 0, 0), ('factor a is a range',)),
-    (lambda: PLANS['random'](LEVELS, BASE, 0, 0), ('count=0',)),
+    (lambda: SWEEPS['fractional'].cells(LEVELS, BASE, 0, 0), ('factor a has 3 levels',)),
+    (lambda: SWEEPS['full'].cells({'a': uniform(0, 1)}, {}, 0, 0), ('factor a is a range',)),
+    (lambda: SWEEPS['random'].cells(LEVELS, BASE, 0, 0), ('count=0',)),
   ],
 )
-def test_plans_that_cannot_be(wrong, parts):
+def test_invalid_sweeps_are_errors(wrong, parts):
   with pytest.raises(ValueError) as error:
     wrong()
   tiny_runs.assert_two_lines(error.value, *parts)
@@ -116,7 +115,7 @@ def test_plans_that_cannot_be(wrong, parts):
 
 def test_one_factor_at_a_time(make):
   study = make({'positions': ['rope', 'learned', 'none'], 'optim.lr': [2e-2, 1e-3]})
-  arms = design.arms(study)
+  arms = design.make_arms(study)
   assert [arm.name for arm in arms] == ['base', 'positions=learned', 'positions=none', 'optim.lr=0.001']
   assert [arm.is_baseline for arm in arms] == [True, False, False, False]
   assert arms[0].config == tiny_runs.experiment()
@@ -126,16 +125,16 @@ def test_one_factor_at_a_time(make):
   assert arms[1].keys == ('model.positions',) and not arms[1].functions
 
 
-def test_the_baseline_is_first_in_a_plan_that_does_not_have_it(make):
-  study = make({'width': {'wide': {'model.width': 32}}, 'qk_norm': [True]}, plan='full')
-  arms = design.arms(study)
+def test_the_baseline_is_first_in_a_sweep_that_lacks_it(make):
+  study = make({'width': {'wide': {'model.width': 32}}, 'qk_norm': [True]}, sweep='full')
+  arms = design.make_arms(study)
   assert [arm.name for arm in arms] == ['base', 'width=wide,qk_norm=true']
   assert arms[0].levels == {'width': 'base', 'qk_norm': 'base'}
 
 
 def test_leave_one_out_starts_from_all_factors_at_their_first_level(make):
-  study = make({'qk_norm': [True, False], 'tied_head': [False, True]}, plan='leave_one_out')
-  base, *arms = design.arms(study)
+  study = make({'qk_norm': [True, False], 'tied_head': [False, True]}, sweep='leave_one_out')
+  base, *arms = design.make_arms(study)
   assert base.config.model.qk_norm and not base.config.model.tied_head
   assert [arm.name for arm in arms] == ['qk_norm=false', 'tied_head=true']
   assert not arms[0].config.model.qk_norm and not arms[0].config.model.tied_head
@@ -144,15 +143,15 @@ def test_leave_one_out_starts_from_all_factors_at_their_first_level(make):
 @pytest.mark.parametrize('levels', [['swiglu', 'gelu', 'relu2'], ['gelu']])
 def test_leave_one_out_takes_two_levels(make, levels):
   with pytest.raises(ValueError) as error:
-    design.arms(make({'qk_norm': [True, False], 'mlp': levels}, plan='leave_one_out'))
+    design.make_arms(make({'qk_norm': [True, False], 'mlp': levels}, sweep='leave_one_out'))
   tiny_runs.assert_two_lines(error.value, f'factor mlp lists {", ".join(levels)}')
 
 
-@pytest.mark.parametrize('plan', [plan for plan in PLANS if plan != 'leave_one_out'])
-def test_no_plan_takes_a_factor_of_one_level(make, plan):
-  study = make({'qk_norm': [True, False], 'mlp': {'plain': {}}}, plan=plan, count=2)
+@pytest.mark.parametrize('sweep', [sweep for sweep in SWEEPS if sweep != 'leave_one_out'])
+def test_a_factor_of_one_level_is_an_error_in_every_sweep(make, sweep):
+  study = make({'qk_norm': [True, False], 'mlp': {'plain': {}}}, sweep=sweep, count=2)
   with pytest.raises(ValueError) as error:
-    design.arms(study)
+    design.make_arms(study)
   tiny_runs.assert_two_lines(error.value, 'factor mlp has one level, plain')
 
 
@@ -167,7 +166,7 @@ def test_levels_of_several_keys_and_functions(make):
       'documents': {'30': {'data.mixture.text.documents': 30}},
     }
   )
-  arms = {arm.name: arm for arm in design.arms(study)}
+  arms = {arm.name: arm for arm in design.make_arms(study)}
   assert list(arms) == ['base', 'mlp=relu2', 'mlp=gated', 'depth=deep', 'documents=30']
   assert arms['mlp=gated'].config.model.hidden == 24
   assert arms['mlp=gated'].keys == ('model.hidden', 'model.mlp')
@@ -178,25 +177,25 @@ def test_levels_of_several_keys_and_functions(make):
 
 def test_changes_reach_every_arm_and_a_level_is_the_bases_after_them(make):
   study = make({'mlp': ['gelu', 'relu2']}, changes={'mlp': 'gelu', 'train.steps': 6})
-  arms = design.arms(study)
+  arms = design.make_arms(study)
   assert [arm.name for arm in arms] == ['base', 'mlp=relu2']
   assert [arm.config.train.steps for arm in arms] == [6, 6]
 
 
 def test_levels_that_are_valid_only_together(make):
-  study = make({'width': {'24': {'model.width': 24}}, 'heads': [2, 3]}, plan='full')
+  study = make({'width': {'24': {'model.width': 24}}, 'heads': [2, 3]}, sweep='full')
   assert names(study) == ['base', 'width=24', 'width=24,heads=3']
 
 
-def test_a_plan_of_ones_own(make):
-  plan = sweeps.zip_(sweeps.levels('lr', 1e-3, 1e-2), sweeps.levels('warmup', 1, 5))
-  study = make({'lr': [1e-3, 1e-2], 'warmup': [1, 5]}, plan=plan)
+def test_a_custom_list_of_cells(make):
+  sweep = sweeps.zip_(sweeps.levels('lr', 1e-3, 1e-2), sweeps.levels('warmup', 1, 5))
+  study = make({'lr': [1e-3, 1e-2], 'warmup': [1, 5]}, sweep=sweep)
   assert names(study) == ['base', 'lr=0.001,warmup=1', 'lr=0.01,warmup=5']
 
 
-def test_a_random_plan_draws_values(make):
-  study = make({'lr': log_uniform(1e-4, 1e-1), 'mlp': ['swiglu', 'gelu']}, plan='random', count=6)
-  arms = design.arms(study)
+def test_a_random_sweep_draws_values(make):
+  study = make({'lr': log_uniform(1e-4, 1e-1), 'mlp': ['swiglu', 'gelu']}, sweep='random', count=6)
+  arms = design.make_arms(study)
   assert names(study) == [arm.name for arm in arms]
   for arm in arms[1:]:
     assert arm.levels['lr'] == f'{arm.config.optim.lr:.10g}'
@@ -205,23 +204,23 @@ def test_a_random_plan_draws_values(make):
 
 def test_count_keeps_some_arms_and_the_baseline(make):
   factors = {'mlp': ['swiglu', 'gelu', 'relu2'], 'norm': ['rmsnorm', 'layernorm']}
-  every = names(make(factors, plan='full'))
-  some = names(make(factors, plan='full', count=3))
+  every = names(make(factors, sweep='full'))
+  some = names(make(factors, sweep='full', count=3))
   assert len(every) == 6 and len(some) == 4
   assert some[0] == 'base' and set(some) <= set(every)
 
 
 def test_slugs_are_names_of_folders(make):
   study = make({'act': {'relu 2/x': {'mlp': 'relu2'}, 'relu-2-x': {'mlp': 'gelu'}}})
-  slugs = [arm.slug for arm in design.arms(study)]
+  slugs = [arm.slug for arm in design.make_arms(study)]
   assert len(set(slugs)) == 3
   assert all('/' not in slug and ' ' not in slug for slug in slugs)
-  assert len(design.slug('x' * 300)) < 100
+  assert len(design.make_slug('x' * 300)) < 100
 
 
 def test_runs_go_seed_after_seed(make):
   study = make({'mlp': ['gelu']}, seeds=(3, 7))
-  found = [(arm.name, seed, cfg.train.seed) for arm, seed, cfg in design.runs_of(study)]
+  found = [(arm.name, seed, cfg.train.seed) for arm, seed, cfg in design.iterate_runs(study)]
   assert found == [('base', 3, 3), ('mlp=gelu', 3, 3), ('base', 7, 7), ('mlp=gelu', 7, 7)]
 
 
@@ -248,7 +247,7 @@ def test_factors_that_cannot_be(make, factors, parts):
     assert len(names(make(factors))) == 3
     return
   with pytest.raises(ValueError) as error:
-    design.arms(make(factors))
+    design.make_arms(make(factors))
   tiny_runs.assert_two_lines(error.value, *parts)
 
 
@@ -257,7 +256,7 @@ def test_factors_that_cannot_be(make, factors, parts):
   [
     (dict(factors={}), 'no factors'),
     (dict(better='up'), "better='up'"),
-    (dict(plan='best'), "plan='best'"),
+    (dict(sweep='best'), "sweep='best'"),
     (dict(seeds=0), 'seeds=0'),
     (dict(seeds=(1, 1)), 'seeds=(1, 1)'),
     (dict(tolerance=-1), 'tolerance=-1'),
@@ -271,10 +270,10 @@ def test_studies_that_cannot_be(given, part):
   tiny_runs.assert_two_lines(error.value, part)
 
 
-def test_plans_that_name_what_is_not_there(make):
-  for plan, part in (([{'norm': 'x'}], "factor 'norm'"), ([{'mlp': 'x'}], 'level x of factor mlp')):
+def test_a_sweep_that_names_an_unknown_factor_or_level(make):
+  for sweep, part in (([{'norm': 'x'}], "factor 'norm'"), ([{'mlp': 'x'}], 'level x of factor mlp')):
     with pytest.raises(ValueError) as error:
-      design.arms(make({'mlp': ['gelu']}, plan=plan))
+      design.make_arms(make({'mlp': ['gelu']}, sweep=sweep))
     tiny_runs.assert_two_lines(error.value, part)
 
 
@@ -282,7 +281,7 @@ def test_plans_that_name_what_is_not_there(make):
 
 
 class Costs:
-  """What Measures knows, made up."""
+  """A fake CostMeter."""
 
   def cost(self, cfg):
     return 12 * cfg.model.layers * cfg.model.width**2, 6.0 * cfg.model.width**2
@@ -292,7 +291,7 @@ class Costs:
 
 
 @pytest.mark.parametrize(
-  ('budget', 'steps'),
+  ('limits', 'steps'),
   [
     (Budget(), 12),
     (Budget(tokens=10_000), 20),  # 16 rows of 32 tokens a step
@@ -301,50 +300,50 @@ class Costs:
     (Budget(tokens=1), 1),
   ],
 )
-def test_budgets_set_the_steps(budget, steps):
+def test_budgets_set_the_steps(limits, steps):
   cfg = tiny_runs.experiment()
-  made = budgets.apply(cfg, budget, Costs())
+  made = budget.apply_budget(cfg, limits, Costs())
   train_cfg = dataclasses.replace(cfg.train, steps=steps)
   assert made == dataclasses.replace(cfg, train=train_cfg)
 
 
 def test_steps_fill_whole_calls():
   cfg = tiny_runs.experiment(train={'steps': 12, 'steps_per_call': 4, 'eval_every': 4, 'batch_size': 16})
-  assert budgets.apply(cfg, Budget(tokens=10_000), Costs()).train.steps % 4 == 0
+  assert budget.apply_budget(cfg, Budget(tokens=10_000), Costs()).train.steps % 4 == 0
 
 
 def test_equal_flops_of_unequal_models(make):
   study = make({'layers': [1, 2]}, budget=Budget(flops=3e9))
   spent = []
-  for arm in design.arms(study):
+  for arm in design.make_arms(study):
     cfg = arm.config
     model = dataclasses.replace(cfg.model, vocab=256).resolved()
     per_step = costs.flops_per_token(model, 32)['full'] * 16 * 32
     spent.append(per_step * cfg.train.steps)
     assert abs(spent[-1] - 3e9) < 0.05 * 3e9, arm.name
-  assert design.arms(study)[0].config.train.steps > design.arms(study)[1].config.train.steps
+  assert design.make_arms(study)[0].config.train.steps > design.make_arms(study)[1].config.train.steps
 
 
 def test_equal_parameters_by_width():
   cfg = tiny_runs.experiment(model__width=64, model__layers=2)
   count = lambda cfg: Costs().cost(cfg)[0]
   for wanted in (3.4e3, 5e4, 1e6):
-    made = budgets.apply(cfg, Budget(parameters=wanted), Costs())
+    made = budget.apply_budget(cfg, Budget(parameters=wanted), Costs())
     width = made.model.width
     assert width % 4 == 0  # two heads of even width
     nearest = min(range(4, 4096, 4), key=lambda w: abs(24 * w**2 - wanted))
     assert width == nearest, (wanted, count(made))
   with pytest.raises(ValueError) as error:
-    budgets.apply(cfg, Budget(parameters=700), Costs())
+    budget.apply_budget(cfg, Budget(parameters=700), Costs())
   tiny_runs.assert_two_lines(error.value, 'parameters=700', 'model.width=4')
 
 
 def test_step_times_are_measured_once_for_equal_work(tmp_path, tmp_path_factory, monkeypatch):
-  of = lambda **changes: budgets.Measures(tmp_path).step_seconds(tiny_runs.experiment(**changes))
+  of = lambda **changes: budget.CostMeter(tmp_path).step_seconds(tiny_runs.experiment(**changes))
   with tiny_runs.compiled_programs(tmp_path_factory):
     seconds = of()
     assert 1e-5 < seconds < 10
-    monkeypatch.setattr(budgets, 'measured_step_seconds', lambda *_: 99.0)
+    monkeypatch.setattr(budget, 'measure_step_seconds', lambda *_: 99.0)
     assert of(model__init_std=0.5, optim__b2=0.93) == seconds
     assert of(model__mlp='gelu') == 99
     # Eight devices here: a run that asks for no mesh gets one, and 3 rows need not be spread.
@@ -362,7 +361,7 @@ def test_budgets_that_cannot_be(given, part):
 
 def test_a_budget_of_parameters_is_not_for_tokenizers():
   with pytest.raises(ValueError) as error:
-    budgets.Measures('.').cost(tiny_runs.codec('image'))
+    budget.CostMeter('.').cost(tiny_runs.codec('image'))
   tiny_runs.assert_two_lines(error.value, 'image_tokenizer')
 
 
@@ -390,7 +389,7 @@ def test_studies_are_loaded_with_their_arguments(tmp_path, base):
 @pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
 def test_shipped_studies(path):
   study = design.load_study(str(path))
-  arms = design.arms(study)
+  arms = design.make_arms(study)
   assert study.question and len(arms) >= 4
   assert len({arm.slug for arm in arms}) == len(arms)
   assert all(arm.config.train.steps <= 500 for arm in arms)
@@ -403,14 +402,14 @@ def test_shipped_studies(path):
 def test_every_arm_of_a_shipped_study_changes_something(path, data_dir, tmp_path, monkeypatch):
   monkeypatch.setenv('GPT_JAX_DATA', str(data_dir))
   study = design.load_study(str(path))
-  arms = design.arms(study, tmp_path)
-  proofs = proof.prove(study, arms, tmp_path)
-  for arm in proof.describe(study, arms, proofs)['arms']:
+  arms = design.make_arms(study, tmp_path)
+  proofs = proof.prove_arms(study, arms, tmp_path)
+  for arm in proof.describe_study(study, arms, proofs)['arms']:
     assert not any('should not' in flag or 'other' in flag for flag in arm['flags']), arm['name']
 
 
 def test_optimizers_decay_alike():
-  arms = design.arms(design.load_study(str(command_line.ROOT / 'experiments/ablations/optimizers.py')))
+  arms = design.make_arms(design.load_study(str(command_line.ROOT / 'experiments/ablations/optimizers.py')))
   rates = {}
   for arm in arms:
     optim = arm.config.optim

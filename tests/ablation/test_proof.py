@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from gpt_jax import step, train
-from gpt_jax.ablation import budget as budgets
-from gpt_jax.ablation import design, proof
+from gpt_jax.ablation import budget, design, proof
 from gpt_jax.ablation.design import Budget, Study
 from gpt_jax.runs import records
 from tests import tiny_runs
 from tests.ablation.test_design import TINY
 
-EXAMINE = proof.examine
+EXAMINE = proof.compute_proof
 
 
 @pytest.fixture(scope='module')
@@ -32,7 +31,7 @@ def folder(tmp_path_factory):
 
   path = tmp_path_factory.mktemp('cache')
   (path / 'tiny.py').write_text(TINY)
-  with tiny_runs.compiled_programs(tmp_path_factory), mock.patch.object(proof, 'examine', examine):
+  with tiny_runs.compiled_programs(tmp_path_factory), mock.patch.object(proof, 'compute_proof', examine):
     yield path
 
 
@@ -42,15 +41,15 @@ def prove(folder):
 
   def run(factors, **given):
     study = Study(str(folder / 'tiny.py'), factors, **given)
-    arms = design.arms(study, folder)
-    return study, arms, proof.prove(study, arms, folder)
+    arms = design.make_arms(study, folder)
+    return study, arms, proof.prove_arms(study, arms, folder)
 
   return run
 
 
 def described(prove, factors, **given):
   """The arms of study.json by name."""
-  study = proof.describe(*prove(factors, **given))
+  study = proof.describe_study(*prove(factors, **given))
   return {arm['name']: arm for arm in study['arms']}
 
 
@@ -78,12 +77,12 @@ def test_a_planted_null_is_refused(prove, factors, changes):
 def test_noise_in_step_times_does_not_hide_a_null(prove, monkeypatch):
   """Each measurement is slower than the last: an arm that changes nothing gets the same steps."""
   times = iter(range(1, 99))
-  monkeypatch.setattr(budgets, 'measured_step_seconds', lambda *_: next(times) / 100)
-  budget, changes = Budget(seconds=1), {'positions': 'learned'}
+  monkeypatch.setattr(budget, 'measure_step_seconds', lambda *_: next(times) / 100)
+  limits, changes = Budget(seconds=1), {'positions': 'learned'}
   with pytest.raises(ValueError) as error:
-    prove({'rope_theta': [10000.0, 499.0]}, changes=changes, budget=budget)
+    prove({'rope_theta': [10000.0, 499.0]}, changes=changes, budget=limits)
   tiny_runs.assert_two_lines(error.value, 'those of arm base', 'rope_theta')
-  _, arms, proofs = prove({'b1': [0.9, 0.8], 'mlp': ['swiglu', 'gelu']}, budget=budget)
+  _, arms, proofs = prove({'b1': [0.9, 0.8], 'mlp': ['swiglu', 'gelu']}, budget=limits)
   base, beta, mlp = (p.steps for p in proofs.values())
   assert base == beta > mlp
 
@@ -237,8 +236,8 @@ def test_only_the_target_of_a_template_is_scored(folder, tmp_path):
   }
   levels = {name: {'data.mixture.read.template': form} for name, form in forms.items()}
   study = Study(str(tmp_path / 'read.py'), {'input': levels})
-  arms = design.arms(study, folder)
-  told = proof.describe(study, arms, proof.prove(study, arms, folder))
+  arms = design.make_arms(study, folder)
+  told = proof.describe_study(study, arms, proof.prove_arms(study, arms, folder))
   _, patches, other = (' '.join(arm['flags']) for arm in told['arms'])
   assert 'other tokens' not in patches
   assert 'other tokens' in other and 'template' in other
@@ -268,10 +267,10 @@ def test_a_learned_tokenizer_can_be_studied(folder, tmp_path):
     'from tests import tiny_runs\ndef get_config(arg=""):\n  return tiny_runs.codec_section("image")\n'
   )
   study = Study(str(tmp_path / 'codec.py'), {'network_blocks': {'2': {'image.network_blocks': 2}}})
-  arms = design.arms(study, folder)
-  proofs = proof.prove(study, arms, folder)
+  arms = design.make_arms(study, folder)
+  proofs = proof.prove_arms(study, arms, folder)
   assert len({p.fingerprint for p in proofs.values()}) == 2
-  assert proof.describe(study, arms, proofs)['arms'][0]['flops'] == 0
+  assert proof.describe_study(study, arms, proofs)['arms'][0]['flops'] == 0
 
 
 # ------------------------------------------------------------------------------------ description
@@ -279,16 +278,16 @@ def test_a_learned_tokenizer_can_be_studied(folder, tmp_path):
 
 def test_the_description_is_json_and_the_table_has_every_arm(prove, tmp_path):
   study, arms, proofs = prove(
-    {'positions': ['rope', 'learned'], 'lr': [2e-2, 1e-3]}, plan='full', question='Why?'
+    {'positions': ['rope', 'learned'], 'lr': [2e-2, 1e-3]}, sweep='full', question='Why?'
   )
-  told = proof.describe(study, arms, proofs)
+  told = proof.describe_study(study, arms, proofs)
   records.write_json(tmp_path / 'study.json', told)
   read = records.read_json(tmp_path / 'study.json')
   assert read == json.loads(json.dumps(records.to_json(told)))
   assert read['factors'] == {'positions': ['rope', 'learned'], 'lr': ['0.02', '0.001']}
   assert read['seeds'] == [0, 1, 2, 3, 4]
   assert read['arms'][-1]['diff'] == {'model.positions': ['rope', 'learned'], 'optim.lr': [0.02, 0.001]}
-  lines = '\n'.join(proof.table(read))
+  lines = '\n'.join(proof.format_study(read))
   assert lines.startswith('Why?') and 'in all 20 runs' in lines
   for arm in arms:
     assert arm.name in lines
@@ -305,10 +304,10 @@ def starts(folder):
   def run(seed, **changes):
     cfg = tiny_runs.experiment(**changes)
     cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, seed=seed))
-    cfg = budgets.shared_caches(cfg, folder)
+    cfg = budget.with_shared_cache(cfg, folder)
     mesh = train.make_mesh(cfg.mesh)
     with jax.set_mesh(mesh):
-      job = train.JOBS['gpt'](cfg, budgets.scratch(cfg, folder), mesh)
+      job = train.JOBS['gpt'](cfg, budget.planning_folder(cfg, folder), mesh)
       try:
         batches = [next(job.loader) for _ in range(2)]
       finally:

@@ -7,10 +7,9 @@ import types
 
 import pytest
 
-from gpt_jax.ablation import design, proof, store
+from gpt_jax.ablation import design, proof, store, sweeps
 from gpt_jax.ablation.design import Study
 from gpt_jax.ablation.execute import proposals, runner
-from gpt_jax.ablation.stats import analyze
 from gpt_jax.ablation.sweeps import log_uniform
 from gpt_jax.runs import records
 from tests import command_line
@@ -26,7 +25,7 @@ def optuna():
 def study(tmp_path):
   """Arms that differ in a rate, with and without positions."""
   factors = {'optim.lr': log_uniform(1e-3, 1e-1), 'positions': ['rope', 'none']}
-  more = {'plan': 'optuna', 'count': 7, 'batch': 3, 'seeds': 2, 'name': 's'}
+  more = {'sweep': 'optuna', 'count': 7, 'batch': 3, 'seeds': 2, 'name': 's'}
   return Study(str(command_line.experiment(tmp_path)), factors, **more)
 
 
@@ -37,15 +36,15 @@ class Runner:
     self.rounds, self.kill, self.fail = [], 0, ()
 
   def run(self, study, workdir, should_stop, workers, say, without):
-    arms = design.arms(study)
+    arms = design.make_arms(study)
     self.rounds.append([arm.name for arm in arms])
     if len(self.rounds) == self.kill:
       return None
     known = [{'name': arm.name, 'slug': arm.slug} for arm in arms]
     planned = {'metric': 'valid_loss', 'seeds': study.seed_list, 'arms': known}
-    records.write_json(workdir / 'study.json', planned | {'plan': proof.plan_name(study.plan)})
-    for arm, seed, cfg in design.runs_of(study, arms):
-      folder = store.folder_of(workdir, arm.slug, seed)
+    records.write_json(workdir / 'study.json', planned | {'sweep': proof.sweep_name(study.sweep)})
+    for arm, seed, cfg in design.iterate_runs(study, arms):
+      folder = store.run_path(workdir, arm.slug, seed)
       folder.mkdir(parents=True, exist_ok=True)
       records.write_json(folder / 'config.json', {'a': 1})
       loss = abs(math.log10(cfg.optim.lr) + 2) + 0.01 * seed
@@ -61,7 +60,7 @@ def fake(monkeypatch):
   monkeypatch.setattr(proposals.runner, 'run', fake.run)
   print_of = lambda cfg: (cfg.optim.lr, cfg.model.heads)
   examine = lambda cfg, *_: types.SimpleNamespace(fingerprint=print_of(cfg))
-  monkeypatch.setattr(proposals.proof, 'examine', examine)
+  monkeypatch.setattr(proposals.proof, 'compute_proof', examine)
   return fake
 
 
@@ -115,7 +114,7 @@ def test_an_arm_without_a_result_is_told_as_failed(optuna, study, fake, tmp_path
   fake.fail = fake.rounds[0][1]
   proposals.run(small, tmp_path / 'b')
   assert [state for _, state, _ in told(optuna, tmp_path / 'b')] == ['FAIL', 'COMPLETE']
-  assert records.read_json(tmp_path / 'b/study.json')['plan'] == 'optuna'
+  assert records.read_json(tmp_path / 'b/study.json')['sweep'] == 'optuna'
 
 
 def test_mistakes_in_a_study_of_proposals(optuna, study, fake, tmp_path):
@@ -136,14 +135,14 @@ def test_without_optuna_it_says_what_to_install(study, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'optuna', None)
   with pytest.raises(ValueError) as error:
     proposals.run(study, tmp_path / 'new')
-  assert_two_lines(error.value, "plan='optuna' needs the package optuna")
+  assert_two_lines(error.value, "sweep='optuna' needs the package optuna")
   assert not (tmp_path / 'new').exists()
-  lines = proposals.plan(study)
+  lines = proposals.dry_run(study)
   assert '7 arms' in lines[0] and lines[1:] == [
     '  optim.lr: 0.001 to 0.1, logarithmic',
     '  positions: rope, none',
   ]
   with pytest.raises(ValueError) as error:  # as a share of an array would
-    runner.proved(study, tmp_path)
+    runner.prove_study(study, tmp_path)
   assert_two_lines(error.value, 'proposed while it runs')
-  assert 'confirm it on other seeds' in analyze.PLAN_NOTES['optuna'][0]
+  assert 'confirm it on other seeds' in sweeps.SWEEPS['optuna'].note

@@ -83,7 +83,7 @@ def test_replicas_equal_the_runs_alone(alone, tmp_path, monkeypatch, devices):
   if devices == 1:
     one_device(monkeypatch)
   else:
-    assert replicas.mesh_of(sharding.MeshConfig(), 3).shape['replica'] == 3
+    assert replicas.make_replica_mesh(sharding.MeshConfig(), 3).shape['replica'] == 3
   folders = [tmp_path / str(r) for r in range(3)]
   fits, seen = replicas.replicas_that_fit, []
   spy = lambda step, *rest: seen.append(fits(step, 3, 1e5)) or fits(step, *rest)
@@ -200,7 +200,7 @@ def test_an_error_of_the_step_is_everybodys(tmp_path, monkeypatch):
   def broken(group, live):
     raise RuntimeError('out of memory')
 
-  monkeypatch.setattr(replicas.Group, 'advance', broken)
+  monkeypatch.setattr(replicas.Group, 'train_step', broken)
   folders = [tmp_path / '0', tmp_path / '1']
   outcomes = replicas.train_together([experiment(train__seed=s) for s in (0, 1)], folders)
   assert [o.outcome for o in outcomes] == ['failed', 'failed']
@@ -223,7 +223,7 @@ def grouped(monkeypatch):
     def outcomes(self):
       return [replicas.Outcome('failed') if seed == 7 else None for seed in self.seeds]
 
-    def fitting(self):
+    def max_replicas(self):
       return min(2, len(self.seeds))
 
     def train(self, should_stop):
@@ -309,10 +309,10 @@ def test_the_limits_of_control_groups(tmp_path, files, expected):
 
 def test_memory_is_what_the_kernel_and_the_control_group_give(tmp_path, monkeypatch):
   (tmp_path / 'meminfo').write_text('MemTotal: 90 kB\nMemFree: 1 kB\nMemAvailable:   20 kB\n')
-  assert replicas.available(tmp_path / 'meminfo') == 20 * 1024
-  assert replicas.available(tmp_path / 'none') > 1 << 28
+  assert replicas.available_bytes(tmp_path / 'meminfo') == 20 * 1024
+  assert replicas.available_bytes(tmp_path / 'none') > 1 << 28
   monkeypatch.setattr(replicas, 'control_group_limits', list)
-  assert 1 << 20 < replicas.memory_limit() <= replicas.available(tmp_path / 'none')
+  assert 1 << 20 < replicas.memory_limit() <= replicas.available_bytes(tmp_path / 'none')
   monkeypatch.setattr(replicas, 'control_group_limits', lambda: [77, 99])
   assert replicas.memory_limit() == 77
 
@@ -347,14 +347,14 @@ def test_different_programs_are_refused(tmp_path, changes, part):
 
 
 def test_meshes():
-  shape = lambda cfg, count: dict(replicas.mesh_of(cfg, count).shape)
+  shape = lambda cfg, count: dict(replicas.make_replica_mesh(cfg, count).shape)
   ones = dict.fromkeys(sharding.AXES, 1)
   assert shape(sharding.MeshConfig(), 5) == ones | {'replica': 5}
   assert shape(sharding.MeshConfig(), 12) == ones | {'replica': 6}
   assert shape(sharding.MeshConfig(), 11) == ones
   assert shape(sharding.MeshConfig(replica=4), 8) == ones | {'replica': 4, 'data': 2}
   with pytest.raises(ValueError) as error:
-    replicas.mesh_of(sharding.MeshConfig(replica=4), 6)
+    replicas.make_replica_mesh(sharding.MeshConfig(replica=4), 6)
   assert_two_lines(error.value, 'mesh.replica=4 does not divide 6 runs')
 
 

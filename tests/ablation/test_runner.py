@@ -37,14 +37,14 @@ def fake(monkeypatch):
 def task(workdir, arm, seed=0, fake='done', program='p', **config):
   """A run of which the process does what `fake` says."""
   base = {'fake': fake, 'mesh': {'preset': '', 'data': -1}, 'train': {'steps': 100}}
-  folder = store.folder_of(workdir, arm, seed)
+  folder = store.run_path(workdir, arm, seed)
   return executor.Task(arm, seed, folder, base | config, program)
 
 
 def work(workdir, tasks, schedule=ALONE, should_stop=never):
   """Train them -> (whether all came to an end, attempts, what was said)."""
   said = []
-  whole = executor.Crew(workdir, tasks, schedule, said.append).work(should_stop)
+  whole = executor.Executor(workdir, tasks, schedule, said.append).work(should_stop)
   return whole, records.read_lines(workdir / 'attempts.jsonl'), '\n'.join(said)
 
 
@@ -109,7 +109,7 @@ def test_a_process_that_cannot_start_says_why_and_comes_to_an_end(tmp_path):
 
 
 def test_a_process_that_a_full_disk_ends_says_so(tmp_path, monkeypatch):
-  monkeypatch.setattr(pool, 'FULL', 1 << 60)
+  monkeypatch.setattr(pool, 'FULL_DISK_BYTES', 1 << 60)
   _, attempts, _ = work(tmp_path, [task(tmp_path, 'a', fake='leave')])
   assert 'no space left on the disk' in attempts[0]['message']
 
@@ -152,10 +152,10 @@ def test_attempts_tell_what_memory_let_train_alone(tmp_path):
 
 def test_groups_share_a_program():
   tasks = [task(pathlib.Path(), arm, seed, program=arm[0]) for seed in range(3) for arm in ('x1', 'x2', 'y')]
-  made = executor.groups(tasks, 4)
+  made = executor.group_by_program(tasks, 4)
   assert [len(group) for group in made] == [4, 2, 3]
   assert all(len({t.program for t in group}) == 1 for group in made)
-  assert executor.groups(tasks, 1) == [[t] for t in tasks]
+  assert executor.group_by_program(tasks, 1) == [[t] for t in tasks]
 
 
 def test_stopping_saves_all_and_the_rest_stays(tmp_path):
@@ -176,7 +176,7 @@ def test_a_metric_that_no_result_has_ends_the_work_after_the_first_run(tmp_path)
   records.write_json(tmp_path / 'study.json', planned)
   check = functools.partial(runner.check_metric, tmp_path)
   check()  # nothing is known yet
-  made = executor.Crew(tmp_path, tasks, TWO, print, check)
+  made = executor.Executor(tmp_path, tasks, TWO, print, check)
   with pytest.raises(ValueError) as error:
     made.work(never)
   assert_two_lines(error.value, "metric='valid_los'")
@@ -187,7 +187,9 @@ def test_a_metric_that_no_result_has_ends_the_work_after_the_first_run(tmp_path)
     check()
   records.write_json(tmp_path / 'study.json', planned | {'metric': 'valid_loss'})
   runner.check_metric(tmp_path)
-  made = executor.Crew(tmp_path, tasks[4:], ALONE, print, functools.partial(runner.check_metric, tmp_path))
+  made = executor.Executor(
+    tmp_path, tasks[4:], ALONE, print, functools.partial(runner.check_metric, tmp_path)
+  )
   assert made.work(never)
 
 
@@ -215,13 +217,13 @@ def test_what_is_done_or_diverged_is_left_alone(tmp_path):
   work(tmp_path, tasks)
   (tasks[3].folder / 'result.json').write_text('{"valid_loss": 1.')
   said = []
-  left = runner.remaining(tmp_path, [*tasks, task(tmp_path, 'new')], 'valid_loss', said.append)
+  left = runner.remaining_tasks(tmp_path, [*tasks, task(tmp_path, 'new')], 'valid_loss', said.append)
   assert [t.arm for t in left] == ['a2', 'a3', 'new']
   assert any('a1 seed 0 diverged (not finite); delete' in line for line in said)
   assert any('result.json cannot be read' in line and 'made again' in line for line in said)
   assert (tasks[3].folder / 'result.json.corrupt').exists()
   whole, _, _ = work(tmp_path, left)
-  assert whole and store.state(tasks[3].folder)[0] == 'done'
+  assert whole and store.run_status(tasks[3].folder)[0] == 'done'
 
 
 @pytest.mark.parametrize('content', ['', '{"mesh": ', '[]', '\x00'])
@@ -231,21 +233,21 @@ def test_a_run_whose_config_cannot_be_read_is_set_aside_and_made_again(tmp_path,
   for k in ('', '1'):
     (tasks[0].folder / 'config.json').write_text(content)
     said = []
-    left = runner.remaining(tmp_path, tasks, 'valid_loss', said.append)
+    left = runner.remaining_tasks(tmp_path, tasks, 'valid_loss', said.append)
     assert left == tasks[:1] and 'config.json' in said[0]
     aside = tasks[0].folder.with_name(f'seed0.corrupt{k}')
     assert (aside / 'began').exists() and str(aside) in said[0]
     work(tmp_path, left)
-    assert store.state(tasks[0].folder)[0] == 'done'
-  assert store.run_folders(tmp_path) == [t.folder for t in tasks]
+    assert store.run_status(tasks[0].folder)[0] == 'done'
+  assert store.find_run_folders(tmp_path) == [t.folder for t in tasks]
 
 
 def test_a_folder_with_another_config_is_refused(tmp_path):
   work(tmp_path, [task(tmp_path, 'a', data={'cache': 'x'})])
   moved = task(tmp_path, 'a', data={'cache': 'y'})
-  assert runner.remaining(tmp_path, [moved], 'valid_loss', print) == []
+  assert runner.remaining_tasks(tmp_path, [moved], 'valid_loss', print) == []
   with pytest.raises(ValueError) as error:
-    runner.remaining(tmp_path, [task(tmp_path, 'a', optim={'lr': 1})], 'valid_loss', print)
+    runner.remaining_tasks(tmp_path, [task(tmp_path, 'a', optim={'lr': 1})], 'valid_loss', print)
   assert_two_lines(error.value, 'another config', 'optim.lr')
 
 
@@ -256,38 +258,38 @@ def test_runs_of_a_call_that_was_killed_are_noted(tmp_path):
     a_task.folder.mkdir(parents=True)
     (a_task.folder / 'config.json').write_text('{}')
     for name in events[a_task.arm]:
-      event = {'time': executor.utc(), 'event': name}
+      event = {'time': executor.utc_now(), 'event': name}
       records.append_line(a_task.folder / 'events.jsonl', event)
   noted = lambda: [(a['arm'], a['outcome']) for a in records.read_lines(tmp_path / 'attempts.jsonl')]
   time.sleep(0.01)
   for _ in range(2):  # what did nothing since is not noted again
-    runner.note_cut(tmp_path, tmp_path, tasks)
+    runner.record_interrupted(tmp_path, tmp_path, tasks)
     assert noted() == [('begun', 'killed')]
   time.sleep(0.01)
-  records.append_line(tasks[0].folder / 'events.jsonl', {'time': executor.utc(), 'event': 'resume'})
+  records.append_line(tasks[0].folder / 'events.jsonl', {'time': executor.utc_now(), 'event': 'resume'})
   time.sleep(0.01)
-  runner.note_cut(tmp_path, tmp_path, tasks)
+  runner.record_interrupted(tmp_path, tmp_path, tasks)
   assert noted() == [('begun', 'killed')] * 2
 
 
 def test_a_run_that_another_process_still_saves_is_waited_for(tmp_path):
   one, said = task(tmp_path, 'a'), []
   one.folder.mkdir(parents=True)
-  assert runner.free([one], never, said.append) and not said
+  assert runner.wait_for_locks([one], never, said.append) and not said
   with records.locked(one.folder):
     asked = iter([False, False, True])
-    assert not runner.free([one], lambda: next(asked), said.append)
+    assert not runner.wait_for_locks([one], lambda: next(asked), said.append)
   assert len(said) == 1 and f'process {os.getpid()}' in said[0] and str(one.folder) in said[0]
 
 
 def test_where_a_study_may_lie(tmp_path):
-  assert runner.check_place(tmp_path / 'new') == tmp_path / 'new'
+  assert runner.check_study_folder(tmp_path / 'new') == tmp_path / 'new'
   (tmp_path / 'cache').mkdir()
-  assert runner.check_place(tmp_path) == tmp_path
+  assert runner.check_study_folder(tmp_path) == tmp_path
   (tmp_path / 'thesis.tex').write_text('')
   for place, cause in ((tmp_path, 'thesis.tex'), (tmp_path / 'thesis.tex', 'is a file')):
     with pytest.raises(ValueError) as error:
-      runner.check_place(place)
+      runner.check_study_folder(place)
     assert_two_lines(error.value, str(place), cause)
 
 
@@ -320,7 +322,7 @@ def test_a_folder_of_another_study_is_refused(tmp_path):
 def test_each_look_at_verdicts_is_kept(tmp_path):
   records.write_json(tmp_path / 'study.json', {'name': 'n'})
   rows = [{'arm': arm, 'seed': seed, 'status': 'done'} for seed in range(4) for arm in 'ab']
-  looks = lambda count: runner.looked(tmp_path, rows[:count]).get('looks')
+  looks = lambda count: runner.record_look(tmp_path, rows[:count]).get('looks')
   assert looks(0) is None and looks(2) is None  # one seed has no verdict
   assert looks(5) == [3] and looks(6) == [3] and looks(8) == [3, 4]
   rows[6]['status'] = rows[7]['status'] = 'failed'
@@ -349,10 +351,10 @@ def test_ways_worth_a_try(tmp_path, monkeypatch):
 
 def test_devices_are_shared_out(monkeypatch):
   monkeypatch.setattr(pool, 'cores', lambda: [0, 1, 2, 3, 4])
-  assert pool.shares(2) == [([0, 1], {}), ([2, 3], {})]
-  assert pool.shares(1, 2) == [([0, 1, 2, 3, 4], {})]
+  assert pool.split_machine(2) == [([0, 1], {}), ([2, 3], {})]
+  assert pool.split_machine(1, 2) == [([0, 1, 2, 3, 4], {})]
   monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3,7')
-  found = pool.shares(2, 2)
+  found = pool.split_machine(2, 2)
   assert [env['CUDA_VISIBLE_DEVICES'] for _, env in found] == ['3', '7']
 
 
@@ -363,10 +365,10 @@ def test_the_fastest_way_is_measured_once_and_kept(tmp_path, monkeypatch):
   records.write_json(tmp_path / 'study.json', {'name': 'n'})
   # Alone on a core, the fake runs four times as fast: two processes win.
   tasks = [task(tmp_path, arm, program=arm, fake='log', pace=0.02) for arm in 'abc']
-  monkeypatch.setattr(pool, 'shares', lambda n, devices=0: SHARES[n])
-  monkeypatch.setattr(scheduler, 'shares', lambda n, devices=0: SHARES[n])
+  monkeypatch.setattr(pool, 'split_machine', lambda n, devices=0: SHARES[n])
+  monkeypatch.setattr(scheduler, 'split_machine', lambda n, devices=0: SHARES[n])
   said = []
-  chosen = scheduler.schedule(tmp_path, tasks, 0, never, said.append)
+  chosen = scheduler.choose_schedule(tmp_path, tasks, 0, never, said.append)
   assert (chosen['how'], chosen['workers']) == ('process', 2)
   rates = chosen['runs_per_hour']
   assert rates['process'] > 3 * rates['alone'] > 0
@@ -374,7 +376,7 @@ def test_the_fastest_way_is_measured_once_and_kept(tmp_path, monkeypatch):
   assert records.read_json(tmp_path / 'study.json')['schedule'] == chosen
   assert not (tmp_path / '.calibration').exists() and not tasks[0].folder.exists()
   start = time.monotonic()
-  assert scheduler.schedule(tmp_path, tasks, 0, never, said.append) == chosen
+  assert scheduler.choose_schedule(tmp_path, tasks, 0, never, said.append) == chosen
   assert time.monotonic() - start < 0.2 and sum('measuring' in line for line in said) == 2
 
 
@@ -382,12 +384,12 @@ def test_all_ways_train_the_same_program(tmp_path, monkeypatch):
   given = []
   monkeypatch.setattr(
     scheduler,
-    'watch',
+    'wait_until_timed',
     lambda pool, *rest: given.extend(
       config['name'] for worker in pool.workers for config in worker.job['configs']
     ),
   )
-  monkeypatch.setattr(scheduler, 'parts', lambda choice, jobs: [(pool.cores(), {})] * jobs)
+  monkeypatch.setattr(scheduler, 'split_for', lambda choice, jobs: [(pool.cores(), {})] * jobs)
   tasks = [task(tmp_path, 'large', program='large', name='large')]
   tasks += [task(tmp_path, arm, seed, program=arm, name=f'{arm}{seed}') for seed in range(2) for arm in 'ab']
   three = {'how': 'process', 'workers': 3, 'replicas': 1}
@@ -402,8 +404,8 @@ def test_a_budget_of_seconds_is_spent_as_it_was_measured(tmp_path, monkeypatch):
   tasks = [task(tmp_path, arm) for arm in 'ab']
   arms = [{'name': t.arm, 'slug': t.arm, 'flags': []} for t in tasks]
   planned = {'metric': 'valid_loss', 'seeds': [0], 'arms': arms}
-  monkeypatch.setattr(runner, 'proved', lambda *_: (arms, {}, planned))
-  monkeypatch.setattr(runner, 'tasks', lambda *_: tasks)
+  monkeypatch.setattr(runner, 'prove_study', lambda *_: (arms, {}, planned))
+  monkeypatch.setattr(runner, 'make_tasks', lambda *_: tasks)
   monkeypatch.setattr(runner, 'judge', lambda *_: 'judged')
   study, said = Study('x', {'lr': [1]}, budget=Budget(seconds=5)), []
   assert runner.run(study, tmp_path, workers=2, say=said.append) == 'judged'
@@ -416,7 +418,7 @@ def test_a_measurement_without_numbers_is_not_kept(tmp_path, monkeypatch):
   monkeypatch.setattr(scheduler, 'measure', lambda *_: 0.0)
   records.write_json(tmp_path / 'study.json', {'name': 'n'})
   tasks, said = [task(tmp_path, 'a', seed) for seed in range(3)], []
-  assert scheduler.schedule(tmp_path, tasks, 0, never, said.append) == ALONE
+  assert scheduler.choose_schedule(tmp_path, tasks, 0, never, said.append) == ALONE
   assert 'no way could be measured' in said[-1]
   assert records.read_json(tmp_path / 'study.json') == {'name': 'n'}
 
@@ -426,14 +428,14 @@ SHARES = {1: [(pool.cores(), {})], 2: [(pool.cores()[:1], {}), (pool.cores()[1:2
 
 def test_the_users_number_of_processes_is_taken(tmp_path):
   tasks = [task(tmp_path, 'a', seed) for seed in range(4)]
-  assert scheduler.schedule(tmp_path, tasks, 3, never, print) == {
+  assert scheduler.choose_schedule(tmp_path, tasks, 3, never, print) == {
     'how': 'process',
     'workers': 3,
     'replicas': 1,
   }
-  assert len(scheduler.parts({'workers': 3}, 2)) == 2
+  assert len(scheduler.split_for({'workers': 3}, 2)) == 2
   records.write_json(tmp_path / 'study.json', {})
-  assert scheduler.schedule(tmp_path, tasks, 0, lambda: True, print) is None  # stopped
+  assert scheduler.choose_schedule(tmp_path, tasks, 0, lambda: True, print) is None  # stopped
 
 
 def test_little_work_is_not_measured(tmp_path, monkeypatch):
@@ -443,7 +445,7 @@ def test_little_work_is_not_measured(tmp_path, monkeypatch):
   arms = [{'name': 'base', 'seconds_estimate': 20.0}]
   records.write_json(tmp_path / 'study.json', {'arms': arms})
   monkeypatch.setattr(scheduler, 'measure', lambda *_: pytest.fail('measured'))
-  assert scheduler.schedule(tmp_path, tasks, 0, never, print) == TWO
+  assert scheduler.choose_schedule(tmp_path, tasks, 0, never, print) == TWO
   assert 'schedule' not in records.read_json(tmp_path / 'study.json')
 
 
@@ -459,14 +461,14 @@ def test_shares_have_each_run_once(tmp_path, monkeypatch):
     'arms': [{'name': name, 'slug': name} for name in ('base', 'a')],
   }
   judged = []
-  monkeypatch.setattr(runner, 'proved', lambda *_: ((), {}, description))
-  monkeypatch.setattr(runner, 'tasks', lambda *_: planned)
+  monkeypatch.setattr(runner, 'prove_study', lambda *_: ((), {}, description))
+  monkeypatch.setattr(runner, 'make_tasks', lambda *_: planned)
   monkeypatch.setattr(runner, 'check_same', lambda *_: None)
   monkeypatch.setattr(runner, 'judge', lambda *_: judged.append(len(store.read_attempts(tmp_path))))
   study = Study('x.py', {'lr': [1, 2]})
   for number in (2, 0, 1, 1):
     assert array.run(study, tmp_path, (number, 3), say=lambda line: None)
-    assert not runner.failures(tmp_path, (number, 3))
+    assert not runner.unfinished_runs(tmp_path, (number, 3))
   attempts = [(a['arm'], a['seed']) for a in store.read_attempts(tmp_path)]
   assert sorted(attempts) == sorted((t.arm, t.seed) for t in planned)
   assert judged == [4, 4]  # when the last has ended, and when it is asked again
@@ -475,7 +477,7 @@ def test_shares_have_each_run_once(tmp_path, monkeypatch):
 
 
 def test_a_share_that_waits_for_the_proofs_of_the_first_can_be_stopped(tmp_path, monkeypatch):
-  monkeypatch.setattr(runner, 'proved', lambda *_: pytest.fail('proved'))
+  monkeypatch.setattr(runner, 'prove_study', lambda *_: pytest.fail('proved'))
   asked = iter([False, False, True, True])
   with records.locked(tmp_path):
     assert not array.run(Study('x.py', {'lr': [1, 2]}), tmp_path, (1, 2), lambda: next(asked))
@@ -485,17 +487,17 @@ def test_a_share_that_waits_for_the_proofs_of_the_first_can_be_stopped(tmp_path,
 def test_a_share_writes_the_study_only_while_it_holds_the_folder(tmp_path, monkeypatch):
   """The first one and one that comes later, which proves its arms beside the others."""
   held = {'proved': [], 'written': []}
-  note = lambda name: held[name].append(bool(runner.held(tmp_path)))
-  monkeypatch.setattr(runner, 'proved', lambda *_: note('proved') or ((), {}, {}))
-  monkeypatch.setattr(runner, 'tasks', lambda *_: [])
-  monkeypatch.setattr(array, 'end', lambda *_: None)
+  note = lambda name: held[name].append(bool(runner.lock_holder(tmp_path)))
+  monkeypatch.setattr(runner, 'prove_study', lambda *_: note('proved') or ((), {}, {}))
+  monkeypatch.setattr(runner, 'make_tasks', lambda *_: [])
+  monkeypatch.setattr(array, 'finish', lambda *_: None)
 
   def record(workdir, *_):
     note('written')
     (workdir / 'study.json').write_text('{}')
     return []
 
-  monkeypatch.setattr(runner, 'record', record)
+  monkeypatch.setattr(runner, 'write_study', record)
   monkeypatch.setattr(runner, 'check_metric', lambda *_: None)
   for number in (0, 1):
     assert array.run(Study('x.py', {'lr': [1, 2]}), tmp_path, (number, 2), say=lambda line: None)
@@ -511,7 +513,7 @@ def test_a_share_is_trained_by_one_and_not_beside_the_whole(tmp_path):
     with pytest.raises(ValueError, match='0 of 2 is being written by'):
       array.run(study, tmp_path, (0, 2))
     made = ((), {}, {})
-    with mock.patch.object(runner, 'proved', lambda *_: made):
+    with mock.patch.object(runner, 'prove_study', lambda *_: made):
       with pytest.raises(ValueError) as error:
         runner.run(study, tmp_path)
     assert_two_lines(error.value, 'share 0 of 2 is being trained by process')
@@ -520,5 +522,5 @@ def test_a_share_is_trained_by_one_and_not_beside_the_whole(tmp_path):
 @pytest.mark.parametrize('text', ['', '1', '2/2', '-1/2', '0/0', 'a/b', '1/2/3'])
 def test_what_is_no_share(text):
   with pytest.raises(ValueError) as error:
-    array.parse(text)
+    array.parse_share(text)
   assert_two_lines(error.value, f'--share={text}')

@@ -21,15 +21,16 @@ def test_a_power_law_comes_back_exactly():
   np.testing.assert_allclose(law['curve'][-1][1], 1.2 + 30.0 * 3e7**-0.3, rtol=1e-3)
 
 
-def test_the_descent_ends_where_another_optimizer_does():
+def test_the_fit_reaches_the_minimum_of_another_optimizer():
   rng = np.random.default_rng(0)
   sizes, tokens = rng.uniform(1, 5, size=(2, 30))
   losses = 1.2 + sizes**-0.5 + tokens**-0.8 + 0.01 * rng.normal(size=30)
   logs = [np.log(sizes), np.log(tokens)]
-  value = lambda x: scaling._objective(x[None], logs, losses, 1.0)[0][0]
-  found, values = scaling._descend(scaling._starts(logs, losses), logs, losses, 1.0)
-  best = values.min()
-  start = found[values.argmin()] + 0.01
+  value = lambda law: scaling.huber_loss(law, logs, losses)
+  starts = sorted(scaling._starts(logs, losses), key=value)[: scaling.REFINED_STARTS]
+  fits = [scaling._minimize(start, logs, losses).x for start in starts]
+  best = min(map(value, fits))
+  start = min(fits, key=value) + 0.01
   options = {'maxiter': 20000, 'maxfev': 20000, 'xatol': 1e-10, 'fatol': 1e-10}
   other = optimize.minimize(value, start, method='Nelder-Mead', options=options)
   assert best <= other.fun * (1 + 1e-6)
@@ -158,7 +159,7 @@ def size_study(effect_of_size, own=0.001, seeds=5):
     'metric': 'valid_loss',
     'better': 'lower',
     'tolerance': 0.005,
-    'plan': 'full',
+    'sweep': 'full',
     'factors': {'size': [], 'norm': []},
     'arms': arms,
   }
@@ -172,8 +173,8 @@ def test_a_size_study_gives_a_law_an_arm_and_effects_at_each_size():
   law = found['laws']['norm=a']
   assert law['alpha'] == pytest.approx(0.3, abs=0.05)
   assert law['intervals']['alpha'][0] < 0.3 < law['intervals']['alpha'][1]
-  assert [one['size'] for one in found['rungs']] == ['s0', 's1', 's2', 's3']
-  assert {one['verdict'] for one in found['rungs']} == {'better'}
+  assert [one['size'] for one in found['effects']] == ['s0', 's1', 's2', 's3']
+  assert {one['verdict'] for one in found['effects']} == {'better'}
   assert found['warnings'] == []
   json.dumps(found, allow_nan=False)
 
@@ -219,7 +220,7 @@ def test_tokens_that_vary_too_give_the_parametric_law():
       )
       values[name] = {'0': float(scaling.predict(law, size, tokens))}
   study = {'factors': {'size': [], 'tokens': []}, 'arms': arms, 'better': 'lower', 'tolerance': 0.0}
-  found = size_laws.of_study(study, values)
+  found = size_laws.fit_size_study(study, values)
   assert found['parametric']['']['alpha'] == pytest.approx(0.3, rel=0.02)
   assert found['parametric']['']['beta'] == pytest.approx(0.35, rel=0.02)
   assert len(found['laws']) == 1
@@ -247,10 +248,10 @@ def test_sizes_at_equal_flops_give_the_optimal_size():
       )
       values[name] = {'0': float(scaling.predict(law, size, tokens))}
   study = {'factors': {'size': [], 'tokens': []}, 'arms': arms, 'better': 'lower', 'tolerance': 0.0}
-  found = size_laws.of_study(study, values)['isoflop']['']
+  found = size_laws.fit_size_study(study, values)['isoflop']['']
   assert [one['parameters'] for one in found['budgets']] == pytest.approx([1e6, 10**6.5], rel=0.1)
   assert found['exponent'] == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_study_without_sizes_has_no_scaling():
-  assert size_laws.of_study({'factors': {'norm': ['a', 'b']}}, {}) is None
+  assert size_laws.fit_size_study({'factors': {'norm': ['a', 'b']}}, {}) is None

@@ -12,7 +12,7 @@ from gpt_jax.ablation.stats import analyze, inference
 def make_study(names=('a', 'b'), seeds=5, **changes):
   arms = [{'name': 'base', 'slug': 'base', 'levels': {'f': 'base'}, 'is_baseline': True}]
   arms += [{'name': n, 'slug': n, 'levels': {'f': n}, 'is_baseline': False} for n in names]
-  study = {'metric': 'valid_loss', 'better': 'lower', 'tolerance': 0.01, 'plan': 'one_at_a_time'}
+  study = {'metric': 'valid_loss', 'better': 'lower', 'tolerance': 0.01, 'sweep': 'one_at_a_time'}
   factors = {'f': ['base', *names]}
   return study | {'arms': arms, 'factors': factors, 'seeds': list(range(seeds))} | changes
 
@@ -53,16 +53,16 @@ def of_arm(analysis, name):
 def test_paired_t_is_scipys():
   rng = np.random.default_rng(0)
   a_N, b_N = rng.normal(size=(2, 7))
-  found, wanted = inference.paired(a_N - b_N), reference.ttest_rel(a_N, b_N)
+  found, wanted = inference.paired_t(a_N - b_N), reference.ttest_rel(a_N, b_N)
   np.testing.assert_allclose(found['p'], wanted.pvalue, rtol=1e-10)
   np.testing.assert_allclose(found['interval'], wanted.confidence_interval(), rtol=1e-10)
 
 
 def test_differences_without_spread_need_no_test():
-  assert inference.paired([0.0, 0.0, 0.0])['p'] == 1
-  assert inference.paired([0.5, 0.5, 0.5])['p'] == 0
+  assert inference.paired_t([0.0, 0.0, 0.0])['p'] == 1
+  assert inference.paired_t([0.5, 0.5, 0.5])['p'] == 0
   assert inference.bootstrap([0.5, 0.5, 0.5]) == [0.5, 0.5]
-  assert inference.paired([0.5])['interval'] is None
+  assert inference.paired_t([0.5])['interval'] is None
 
 
 def test_holm_by_hand():
@@ -86,7 +86,7 @@ def test_equivalence_is_the_larger_of_two_one_sided_tests():
 @pytest.mark.parametrize(('effect', 'total'), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10), (2.0, 5)])
 def test_seeds_of_a_paired_t_test_with_power_80_percent(effect, total):
   """Numbers of seeds that statsmodels' TTestPower gives."""
-  assert inference.more_seeds(2, effect, 1.0, margin=0.0) == total - 2
+  assert inference.seeds_needed(2, effect, 1.0, margin=0.0) == total - 2
 
 
 def test_power_of_equivalence_is_what_simulation_gives():
@@ -314,7 +314,7 @@ def test_scores_of_several_sources_are_told_apart_by_name():
 
 
 def test_an_analysis_is_json_and_comes_back_equal():
-  study = make_study(('a', 'b'), plan='full')
+  study = make_study(('a', 'b'), sweep='full')
   analysis = analyze.analyze(study, simulated(study, np.random.default_rng(9)))
   assert json.loads(json.dumps(analysis, allow_nan=False)) == analysis
   assert len({frozenset(arm) for arm in analysis['arms']}) == 1, 'every arm has the same keys'
@@ -375,7 +375,7 @@ def test_runs_without_curves_have_no_speedup():
 
 
 def test_main_effects_of_a_crossed_plan_pool_the_arms():
-  study = make_study((), plan='full', factors={'f': ['0', '1'], 'g': ['0', '1']})
+  study = make_study((), sweep='full', factors={'f': ['0', '1'], 'g': ['0', '1']})
   study['arms'] = [
     {'name': f'f{f}g{g}', 'levels': {'f': f, 'g': g}, 'is_baseline': f + g == '00'}
     for f in '01'
@@ -387,16 +387,16 @@ def test_main_effects_of_a_crossed_plan_pool_the_arms():
   assert (found['f']['verdict'], found['f']['arms']) == ('worse', 2)
   assert found['f']['difference'] == pytest.approx(0.05, abs=0.02)
   assert found['g']['verdict'] in ('undecided', 'no difference')
-  assert analyze.analyze(study | {'plan': 'one_at_a_time'}, rows)['effects'] == []
+  assert analyze.analyze(study | {'sweep': 'one_at_a_time'}, rows)['effects'] == []
 
 
-def planned(plan, cells, base):
+def planned(sweep, cells, base):
   """A crossed study of these cells, {factor: level} with the base's level where one is left out."""
   arms = [
     {'name': str(cell), 'levels': base | cell, 'is_baseline': base | cell == base}
     for cell in [{}, *(c for c in cells if base | c != base)]
   ]
-  return make_study((), plan=plan, factors=dict.fromkeys(base)) | {'arms': arms}
+  return make_study((), sweep=sweep, factors=dict.fromkeys(base)) | {'arms': arms}
 
 
 def crossed_rows(study, effects, rng, own=0.0):

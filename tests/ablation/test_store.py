@@ -52,11 +52,11 @@ def study(tmp_path):
 
 
 def test_rows_follow_the_plan(study):
-  run_folder(store.folder_of(study, 'a-b', 1), {'model': {}}, {'valid_loss': 2.0, 'steps': 3})
+  run_folder(store.run_path(study, 'a-b', 1), {'model': {}}, {'valid_loss': 2.0, 'steps': 3})
   (study / 'attempts.jsonl').write_text(
     json.dumps({'arm': 'a b', 'seed': 1, 'how': 'replicas', 'outcome': 'done'}) + '\n{"arm": "ba'
   )
-  rows = store.rows(study)
+  rows = store.read_runs(study)
   assert [(row['arm'], row['seed'], row['status']) for row in rows] == [
     ('base', 0, 'missing'),
     ('base', 1, 'missing'),
@@ -69,7 +69,7 @@ def test_rows_follow_the_plan(study):
 
 def test_a_folder_without_a_study(tmp_path):
   with pytest.raises(FileNotFoundError) as error:
-    store.rows(tmp_path)
+    store.read_runs(tmp_path)
   assert_two_lines(error.value, str(tmp_path), 'study.json')
 
 
@@ -103,7 +103,7 @@ RESULT = {'steps': 3, 'valid_loss': 1.0}
   ],
 )
 def test_the_state_of_a_run(tmp_path, files, attempt, expected, message):
-  status, said, result = store.state(run_folder(tmp_path / 'run', **files), 'valid_loss', attempt)
+  status, said, result = store.run_status(run_folder(tmp_path / 'run', **files), 'valid_loss', attempt)
   assert status == expected and message in said
   assert bool(result) == ('result' in files)
 
@@ -112,17 +112,17 @@ def test_the_state_of_a_run(tmp_path, files, attempt, expected, message):
 def test_no_content_of_a_file_stops_the_others(tmp_path_factory, content, name):
   folder = run_folder(tmp_path_factory.mktemp('run'), {'a': 1}, RESULT)
   (folder / name).write_bytes(content)
-  assert store.state(folder)[0] in ('corrupt', 'done', 'unfinished')
+  assert store.run_status(folder)[0] in ('corrupt', 'done', 'unfinished')
 
 
 def test_a_half_written_result_is_corrupt(study):
-  folder = run_folder(store.folder_of(study, 'base', 0), {'a': 1}, RESULT)
+  folder = run_folder(store.run_path(study, 'base', 0), {'a': 1}, RESULT)
   content = (folder / 'result.json').read_bytes()
   for size in range(1, len(content) - 2):
     (folder / 'result.json').write_bytes(content[:size])
-    status, message, result = store.state(folder)
+    status, message, result = store.run_status(folder)
     assert status == 'corrupt' and 'result.json' in message and result == {}
-  assert store.rows(study)[0]['status'] == 'corrupt'
+  assert store.read_runs(study)[0]['status'] == 'corrupt'
 
 
 def test_curves_count_tokens_also_between_two_lines(tmp_path):
@@ -132,27 +132,27 @@ def test_curves_count_tokens_also_between_two_lines(tmp_path):
     {'step': 20, 'tokens': 300.0, 'valid_loss': 2.0, 'valid_loss/a': 0.5},
   ]
   folder = run_folder(tmp_path / 'run', {'a': 1}, metrics=lines)
-  assert store.curve(folder) == [[200.0, 3.0], [300.0, 2.0]]
-  assert store.curve(folder, 'valid_loss/a') == [[200.0, 1.0], [300.0, 0.5]]
-  assert store.curve(folder, 'answer/exact') == store.curve(folder)  # known at the end only
-  assert store.curve(tmp_path / 'none') == []
+  assert store.read_curve(folder) == [[200.0, 3.0], [300.0, 2.0]]
+  assert store.read_curve(folder, 'valid_loss/a') == [[200.0, 1.0], [300.0, 0.5]]
+  assert store.read_curve(folder, 'answer/exact') == store.read_curve(folder)  # known at the end only
+  assert store.read_curve(tmp_path / 'none') == []
 
 
 def test_metrics_that_cannot_be_read_cost_the_curve_alone(study):
-  folder = run_folder(store.folder_of(study, 'base', 0), {'a': 1}, RESULT)
+  folder = run_folder(store.run_path(study, 'base', 0), {'a': 1}, RESULT)
   (folder / 'metrics.jsonl').write_text('{"step": 1\n{"step": 2}\n')
-  row = store.rows(study)[0]
+  row = store.read_runs(study)[0]
   assert row['status'] == 'done' and row['curve'] == [] and 'metrics.jsonl' in row['message']
 
 
 def test_whether_a_run_was_cut(tmp_path):
   folder = run_folder(tmp_path / 'run', {'a': 1}, events=[START | {'time': '2026-01-02'}])
-  assert store.cut(folder, '') and store.cut(folder, '2026-01-01')
-  assert not store.cut(folder, '2026-01-03') and not store.cut(tmp_path / 'none', '')
+  assert store.was_interrupted(folder, '') and store.was_interrupted(folder, '2026-01-01')
+  assert not store.was_interrupted(folder, '2026-01-03') and not store.was_interrupted(tmp_path / 'none', '')
   run_folder(folder, events=[{'time': '2026-01-04', 'event': 'preempted'}])  # it saved, orphaned
-  assert store.cut(folder, '2026-01-01') and not store.cut(folder, '2026-01-03')
+  assert store.was_interrupted(folder, '2026-01-01') and not store.was_interrupted(folder, '2026-01-03')
   run_folder(folder, events=[{'time': '2026-01-05', 'event': 'error'}])
-  assert not store.cut(folder, '')
+  assert not store.was_interrupted(folder, '')
 
 
 # ----------------------------------------------------------------------------------- table of runs
@@ -198,7 +198,7 @@ def test_runs_that_satisfy_a_condition(several):
     'parameters',
   ]
   assert rows[0] == ('group/run0', 'done', 0.01, 'rope', 0, 1.25, 7)
-  lines = store.lines(names, rows)
+  lines = store.format_table(names, rows)
   assert lines[0].split() == names and lines[3].split()[-1] == '-'
   assert len({line.index(word) for line, word in zip(lines[:2], ('status', 'done'), strict=True)}) == 1
 
@@ -278,19 +278,19 @@ def test_scores_of_tasks_are_columns(tmp_path):
   ],
 )
 def test_names_are_quoted_and_texts_are_not(where, expected):
-  assert store.condition(where, KNOWN) == expected
+  assert store.quote_condition(where, KNOWN) == expected
 
 
 def test_a_last_part_that_several_columns_have():
   with pytest.raises(ValueError) as error:
-    store.condition("kind = 'fsq'", KNOWN)
+    store.quote_condition("kind = 'fsq'", KNOWN)
   assert 'image.kind, audio.kind' in assert_two_lines(error.value, 'kind')[1]
 
 
 @given(st.text(st.sampled_from('ab\'"._/ 1e-+<>=()'), max_size=20))
 def test_a_condition_is_quoted_or_refused_in_two_lines(text):
   try:
-    made = store.condition(text, ['a', 'b.e'])
+    made = store.quote_condition(text, ['a', 'b.e'])
   except ValueError as error:
     assert str(error).count('\n') == 1
   else:
@@ -304,9 +304,9 @@ def test_names_that_differ_in_case_only(tmp_path):
 
 def test_a_real_run(tmp_path_factory, tmp_path):
   shutil.copytree(tiny_runs.finished(tmp_path_factory), tmp_path / 'run')
-  status, _, result = store.state(tmp_path / 'run')
+  status, _, result = store.run_status(tmp_path / 'run')
   assert status == 'done' and result['steps'] == 12
-  curve = store.curve(tmp_path / 'run')
+  curve = store.read_curve(tmp_path / 'run')
   assert len(curve) == 3 and curve[-1][0] == result['tokens']
   assert [tokens for tokens, _ in curve] == sorted(tokens for tokens, _ in curve)
   [row] = store.select(tmp_path, 'train.steps = 12 and optim.ema > 0', ['valid_loss', 'train.seed'])[1]

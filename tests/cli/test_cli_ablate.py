@@ -77,7 +77,7 @@ def results(tmp_path):
     'tolerance': 0.01,
     'budget': {},
     'seeds': [0, 1],
-    'plan': 'one_at_a_time',
+    'sweep': 'one_at_a_time',
     'factors': {'lr': ['0.01', '0.1']},
     'arms': arms,
     'versions': {},
@@ -86,7 +86,7 @@ def results(tmp_path):
   records.write_json(folder / 'study.json', study)
   for k, arm in enumerate(arms):
     for seed in (0, 1):
-      run = store.folder_of(folder, arm['slug'], seed)
+      run = store.run_path(folder, arm['slug'], seed)
       run.mkdir(parents=True)
       config = {'optim': {'lr': [0.01, 0.1][k]}, 'train': {'seed': seed}}
       records.write_json(run / 'config.json', config)
@@ -152,7 +152,7 @@ def test_a_whole_study_by_training_processes(study, tmp_path):
   code, out = command_line.launch(*words, folder=tmp_path)
   assert code == 0, out
   assert '2 of 2: lr=0.1 seed 0 is done' in out and 'report: ' in out
-  rows = store.rows(folder)
+  rows = store.read_runs(folder)
   assert [row['status'] for row in rows] == ['done', 'done']
   assert rows[0]['result']['tokens'] and rows[0]['curve'][-1][1] == pytest.approx(
     rows[0]['result']['valid_loss'], rel=0.2
@@ -178,7 +178,7 @@ def test_two_tasks_of_an_array_share_a_study(study, tmp_path):
   tasks = [command_line.start(*words(i), folder=tmp_path) for i in range(2)]
   _, outputs = command_line.ended(tasks, seconds=480)
   assert [task.returncode for task in tasks] == [0, 0], outputs
-  rows = store.rows(folder)
+  rows = store.read_runs(folder)
   assert [row['status'] for row in rows] == ['done'] * 4
   for row in rows:
     events = [event['event'] for event in records.read_lines(pathlib.Path(row['folder']) / 'events.jsonl')]
@@ -207,7 +207,7 @@ def test_a_study_that_is_killed_and_stopped_goes_on(study, tmp_path):
   for folder in folders:
     code, output = command_line.launch(*words(folder), folder=tmp_path)
     assert code == 0, output
-  cut, whole = (store.rows(folder) for folder in folders)
+  cut, whole = (store.read_runs(folder) for folder in folders)
   assert [row['result']['valid_loss'] for row in cut] == [row['result']['valid_loss'] for row in whole]
   assert [row['curve'] for row in cut] == [row['curve'] for row in whole]
   outcomes = {a['outcome'] for a in records.read_lines(folders[0] / 'attempts.jsonl')}

@@ -272,7 +272,7 @@ def test_curves_have_the_units_of_what_was_trained():
 
 def crossed(folder):
   """A full plan of two factors with two levels; the second one matters."""
-  planned = ablation_study.study(()) | {'plan': 'full', 'factors': {'norm': [0], 'mlp': [0]}}
+  planned = ablation_study.study(()) | {'sweep': 'full', 'factors': {'norm': [0], 'mlp': [0]}}
   arms = []
   for norm, mlp in (('rms', 'relu2'), ('rms', 'gelu'), ('layer', 'relu2'), ('layer', 'gelu')):
     base = (norm, mlp) == ('rms', 'relu2')
@@ -359,7 +359,7 @@ def test_laws_of_sizes_and_tokens_are_told_on_the_page_and_in_markdown(tmp_path)
   budget = {'flops': 1e12, 'parameters': 3e5, 'loss': 1.5, 'inside': True}
   flat = {'budgets': [budget], 'exponent': 0.5, 'interval': [0.4, 0.6], 'notes': ['one had none']}
   scaled = {'laws': {}, 'parametric': {'': law | {'optimum': best}}, 'isoflop': {'': flat}}
-  analysis = {'arms': arms, 'scaling': scaled | {'rungs': [], 'warnings': []}}
+  analysis = {'arms': arms, 'scaling': scaled | {'effects': [], 'warnings': []}}
   told = summary.Summary(planned, [], analysis)
   for text in (Reader(study_report.render(told)).text(), tables.markdown(told)):
     assert 'L = 1.2 + 30 / N^0.3 + 60 / D^0.35; best at 5e+12 FLOPs: 200k parameters' in text

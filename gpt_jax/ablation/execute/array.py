@@ -15,7 +15,7 @@ from gpt_jax.ablation.execute import runner
 from gpt_jax.runs import records
 
 
-def parse(text):
+def parse_share(text):
   """'0/4' -> (0, 4); ValueError for what is no share."""
   found = re.fullmatch(r'(\d{1,6})/(\d{1,6})', text)
   if not found or int(found[1]) >= int(found[2]):
@@ -25,39 +25,39 @@ def parse(text):
 
 def run(study, workdir, share, should_stop=lambda: False, workers=0, say=print):
   """Train the runs of a share that are not done -> whether that is all; False if stopped."""
-  workdir, (number, count) = runner.check_place(workdir), share
+  workdir, (number, count) = runner.check_study_folder(workdir), share
   place = workdir / 'shares' / f'{number} of {count}'
   place.mkdir(parents=True, exist_ok=True)
   with records.locked(place):
-    left = begin(study, workdir, share, should_stop, say)
+    left = prepare(study, workdir, share, should_stop, say)
     if left is None or not runner.train_all(workdir, place, left, study, should_stop, workers, say):
       return False
-    with in_turn(workdir, should_stop) as ours:
+    with study_lock(workdir, should_stop) as ours:
       if ours:
-        end(workdir, say)
+        finish(workdir, say)
   return ours
 
 
-def begin(study, workdir, share, should_stop, say):
+def prepare(study, workdir, share, should_stop, say):
   """Prove the arms, write study.json -> the runs of this share that are left; None if stopped."""
-  prove = lambda: runner.proved(study, workdir / 'cache', say)
+  prove = lambda: runner.prove_study(study, workdir / 'cache', say)
 
   def write(made):
     arms, proofs, description = made
-    mine = runner.tasks(study, arms, proofs, workdir)[share[0] :: share[1]]
-    return runner.record(workdir, mine, description, say)
+    mine = runner.make_tasks(study, arms, proofs, workdir)[share[0] :: share[1]]
+    return runner.write_study(workdir, mine, description, say)
 
-  with in_turn(workdir, should_stop) as ours:
+  with study_lock(workdir, should_stop) as ours:
     if ours and not (workdir / 'study.json').exists():
       return write(prove())
   made = prove() if ours else None  # beside others, with what the first has measured
-  with in_turn(workdir, should_stop) as ours:
+  with study_lock(workdir, should_stop) as ours:
     return write(made) if ours else None
 
 
-def end(workdir, say):
+def finish(workdir, say):
   """Judge and report, if this is the last share."""
-  rows = store.rows(workdir)
+  rows = store.read_runs(workdir)
   if rest := sum(row['status'] in ('missing', 'unfinished') for row in rows):
     say(f'{rest} runs of other shares are not done; the last share writes the report')
   else:
@@ -65,7 +65,7 @@ def end(workdir, say):
 
 
 @contextlib.contextmanager
-def in_turn(workdir, should_stop):
+def study_lock(workdir, should_stop):
   """Hold the study's folder for a moment, after whoever holds it now; False if asked to stop."""
   with contextlib.ExitStack() as stack:
     ours = False

@@ -43,19 +43,19 @@ class Task:
       records.write_json(self.folder / 'arm.json', about)
 
 
-def utc():
+def utc_now():
   """The time now, as in events.jsonl."""
   now = datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds')
   return now.replace('+00:00', 'Z')
 
 
-class Crew:
+class Executor:
   """Works off a queue of tasks with a pool of training processes."""
 
   def __init__(self, workdir, left, schedule, say, check=lambda: None):
     """schedule: see calibrate.schedule. check: called when the first run is done, may raise."""
     self.workdir, self.schedule, self.say = workdir, schedule, say
-    self.queue = groups(left, schedule['replicas'])
+    self.queue = group_by_program(left, schedule['replicas'])
     self.tries = dict.fromkeys((task.name for task in left), 0)
     self.total, self.ended = len(left), 0
     self.unwritten, self.full = [], False  # attempts that a full disk did not take
@@ -67,7 +67,7 @@ class Crew:
 
     Raises what `check` did, also after that.
     """
-    parts = scheduler.parts(self.schedule, len(self.queue))
+    parts = scheduler.split_for(self.schedule, len(self.queue))
     with Pool(self.workdir, parts) as pool:
       while self.queue or pool.busy():
         if self.error or should_stop():
@@ -88,7 +88,7 @@ class Crew:
             )
         if event := pool.next():
           self.handle(pool, *event)
-      now = utc()  # one time for all that a stop stops, later than what they did
+      now = utc_now()  # one time for all that a stop stops, later than what they did
       self.unwritten += [attempt | {'time': now} for attempt in self.stopped]
       self.write()
       if self.error:
@@ -110,21 +110,21 @@ class Crew:
       outcomes = [{'outcome': outcome, 'message': worker.cause(), 'code': code}] * len(job['tasks'])
     group, again = job['tasks'], []
     for task, outcome in zip(group, outcomes, strict=True):
-      if self.settle(task, outcome, seconds, len(group), pool.stopping):
+      if self.record_outcome(task, outcome, seconds, len(group), pool.stopping):
         again.append(task)
     if not pool.stopping:
       # Half of them at once if the process was killed: there may be memory for these.
       half = max(len(group) // 2, 1) if outcomes[0]['outcome'] == 'killed' else 1
       self.queue += [again[k : k + half] for k in range(0, len(again), half)]
 
-  def settle(self, task, outcome, seconds, together, stopping):
+  def record_outcome(self, task, outcome, seconds, together, stopping):
     """Note one outcome -> whether to try again in this call."""
     kind, message = outcome['outcome'], outcome.get('message', '')
     if kind == 'done':  # memory may have let it train alone
-      together = store.state(task.folder)[2].get('replicas', 1)
+      together = store.run_status(task.folder)[2].get('replicas', 1)
     how = 'replicas' if together > 1 else self.schedule['how'].replace('replicas', 'alone')
     attempt = {
-      'time': utc(),
+      'time': utc_now(),
       'arm': task.arm,
       'seed': task.seed,
       'how': how,
@@ -165,7 +165,7 @@ class Crew:
     """The end of a run in words."""
     if kind != 'done':
       return f'{kind}: {message}'
-    loss = store.state(task.folder)[2].get('valid_loss')
+    loss = store.run_status(task.folder)[2].get('valid_loss')
     return 'is done' + (f', valid_loss {loss:.4f}' if isinstance(loss, float) else '')
 
   def eta(self):
@@ -188,7 +188,7 @@ class Crew:
       self.full = True
 
 
-def groups(left, most):
+def group_by_program(left, most):
   """Tasks as lists of at most `most` that share a program; all alone with most=1."""
   if most == 1:
     return [[task] for task in left]

@@ -19,7 +19,7 @@ from pathlib import Path
 from gpt_jax.runs import compilation_cache, records
 
 STOPPED = 75
-FULL = 1 << 20  # bytes that are left of a disk that is as good as full
+FULL_DISK_BYTES = 1 << 20  # bytes that are left of a disk that is as good as full
 COMMAND = (sys.executable, '-m', 'gpt_jax.ablation.execute.worker')
 
 
@@ -30,7 +30,7 @@ def cores():
   return list(range(os.cpu_count() or 1))
 
 
-def shares(count, devices=0):
+def split_machine(count, devices=0):
   """(cores, environment) for each of `count` workers: equal shares, and one of the devices each.
 
   devices: accelerators of this machine; 0 = none, training is on the cores.
@@ -137,7 +137,7 @@ class Worker:
         what = f'signal {-code} ({signal.Signals(-code).name})'
     elif line := self._last_line():
       what += f': {line[:200]}'
-    if shutil.disk_usage(self.log.parent).free < FULL:
+    if shutil.disk_usage(self.log.parent).free < FULL_DISK_BYTES:
       what += '; no space left on the disk'
     memory = ', as when memory runs out' if code == -signal.SIGKILL else ''
     return f'the training process ended by {what}{memory}; its log: {self.log}'

@@ -1,13 +1,13 @@
-"""A plan whose arms Optuna proposes, one batch after another, from what the arms before scored.
+"""A sweep whose arms Optuna proposes, one batch after another, from what the arms before scored.
 
   Study(base, {'lr': log_uniform(1e-4, 1e-1), 'mlp': ['swiglu', 'gelu']},
-        plan='optuna', count=12, batch=4)  # sampler='TPESampler', plan_seed=0
+        sweep='optuna', count=12, batch=4)  # sampler='TPESampler', sweep_seed=0
 
-Each round is a plan like any other: the batch joins the arms so far, is proved, trained on all
+Each round is a sweep like any other: the batch joins the arms so far, is proved, trained on all
 seeds and judged. Optuna is told each arm's mean over the seeds; an arm of which a run has no
 result, or a proposal that cannot be an arm, is told as failed. What was asked and told is in
 optuna/journal.log of the study folder (Optuna's JournalStorage), so that the same command goes on
-after a kill; the k-th proposal depends on the journal and plan_seed alone. The default sampler
+after a kill; the k-th proposal depends on the journal and sweep_seed alone. The default sampler
 draws the first ten at random.
 """
 
@@ -28,7 +28,7 @@ def run(study, workdir, should_stop=lambda: False, workers=0, say=print):
   the proposals of other factors.
   """
   library(), checked(study)
-  workdir = runner.check_place(workdir)
+  workdir = runner.check_study_folder(workdir)
   path = workdir / JOURNAL
   path.parent.mkdir(parents=True, exist_ok=True)
   failed = set()
@@ -38,11 +38,11 @@ def run(study, workdir, should_stop=lambda: False, workers=0, say=print):
       if not proposer.waiting():
         proposer.ask()
       if proposer.cells:
-        planned = dataclasses.replace(study, plan=sweeps.Proposed(proposer.cells), count=0)
+        planned = dataclasses.replace(study, sweep=sweeps.Proposed(proposer.cells), count=0)
         analysis = runner.run(planned, workdir, should_stop, workers, say, failed)
         if analysis is None:
           return None
-        failed |= {row['arm'] for row in runner.failures(workdir)}
+        failed |= {row['arm'] for row in runner.unfinished_runs(workdir)}
       proposer.tell()
       if not proposer.left():
         break
@@ -53,9 +53,9 @@ def run(study, workdir, should_stop=lambda: False, workers=0, say=print):
   return analysis
 
 
-def plan(study, workdir=''):
+def dry_run(study, workdir=''):
   """What can be known before it runs, as lines."""
-  design.arms(dataclasses.replace(checked(study), plan=[], count=0), least=1)
+  design.make_arms(dataclasses.replace(checked(study), sweep=[], count=0), at_least=1)
   lines = [
     f'{study.name}: optuna proposes {study.count} arms of {study.base}, {study.batch} at a '
     f'time ({study.sampler}), {len(study.seed_list)} seeds each; from'
@@ -72,7 +72,7 @@ def checked(study):
   """The study, if it says how much to propose."""
   if study.count < 1 or study.batch < 1:
     raise ValueError(
-      f'an optuna plan with count={study.count}, batch={study.batch} proposes nothing\n'
+      f'an optuna sweep with count={study.count}, batch={study.batch} proposes nothing\n'
       'fix: set count, and batch, of the Study to 1 or more'
     )
   return study
@@ -84,7 +84,7 @@ def library():
     import optuna
   except ImportError as error:
     raise ValueError(
-      f"plan='optuna' needs the package optuna: {error}\nfix: pip install '.[optuna]', or use plan='random'"
+      f"sweep='optuna' needs the package optuna: {error}\nfix: pip install '.[optuna]', or use sweep='random'"
     ) from error
   optuna.logging.set_verbosity(optuna.logging.WARNING)
   return optuna
@@ -96,7 +96,7 @@ class Proposer:
   def __init__(self, study, workdir, say):
     self.study, self.workdir, self.say = study, workdir, say
     self.optuna, self.cache = library(), workdir / 'cache'
-    self.asked = opened(study, workdir / JOURNAL)
+    self.asked = open_journal(study, workdir / JOURNAL)
     [base] = self.arms([])
     self.seen = {self.fingerprint(base): base.name}  # {fingerprint: arm}
     self.cells, self.names = [], {}  # of the arms; {number of a proposal: its arm, '' if none}
@@ -104,11 +104,11 @@ class Proposer:
 
   def arms(self, cells):
     """The baseline and the arms of cells."""
-    return design.arms(dataclasses.replace(self.study, plan=cells, count=0), self.cache, least=1)
+    return design.make_arms(dataclasses.replace(self.study, sweep=cells, count=0), self.cache, at_least=1)
 
   def fingerprint(self, arm):
     """Hash of all that an arm's result depends on."""
-    return proof.examine(arm.config, self.study, self.cache).fingerprint
+    return proof.compute_proof(arm.config, self.study, self.cache).fingerprint
 
   def waiting(self):
     """Proposals that nothing was told about."""
@@ -124,7 +124,7 @@ class Proposer:
     for _ in range(min(self.study.batch, max(self.left(), 0))):
       # A sampler of its own for each: what is drawn does not depend on when a study was killed.
       number = len(self.asked.get_trials(deepcopy=False))
-      self.asked.sampler = sampler(self.study, 100_003 * self.study.plan_seed + number)
+      self.asked.sampler = make_sampler(self.study, 100_003 * self.study.sweep_seed + number)
       self.asked.ask(distributions(self.study))
     self.admit()
 
@@ -156,7 +156,7 @@ class Proposer:
     """Tell what the arms of all waiting proposals scored."""
     waiting, values = self.waiting(), {}
     if waiting and self.cells:
-      values = analyze.measured(store.rows(self.workdir), self.study.metric)
+      values = analyze.metric_values(store.read_runs(self.workdir), self.study.metric)
     for trial in waiting:
       scores = values.get(self.names[trial.number], {})
       if len(scores) == len(self.study.seed_list):
@@ -165,7 +165,7 @@ class Proposer:
         self.asked.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
 
 
-def opened(study, path):
+def open_journal(study, path):
   """The optuna.Study of a journal, new or not; ValueError if it is of another question."""
   optuna = library()
   content = path.read_bytes() if path.exists() else b''
@@ -205,12 +205,12 @@ def distributions(study):
 def cell_of(study, params):
   """The cell of a proposal; numbers to four digits, so that the arm's name says all of them."""
   return {
-    name: sweeps.rounded(params[name]) if isinstance(row, sweeps.Range) else params[name]
+    name: sweeps.round_to_4_digits(params[name]) if isinstance(row, sweeps.Range) else params[name]
     for name, row in study.factors.items()
   }
 
 
-def sampler(study, seed):
+def make_sampler(study, seed):
   """A sampler of the study's kind."""
   samplers = library().samplers
   if study.sampler not in samplers.__all__ or study.sampler == 'BaseSampler':

@@ -1,12 +1,12 @@
-"""Several runs of one program in one compiled step: seeds and traced numbers side by side.
+"""Replicas: train several runs of one program in one compiled step, with their own seeds and traced numbers.
 
-`jax.vmap` of the step that a run alone computes, over states stacked in front; where there are
-more devices each holds whole runs, on the mesh axis `replica`. Every run keeps what it would have
-alone: folder, loader, log, evaluation, samples, checkpoints. So it may go on alone or together,
-and runs at different steps may go on together. A run that is done, fails or diverges leaves its
-lane, whose numbers nobody reads from then on; lanes do not touch each other.
+`jax.vmap` of the step that a single run computes, over stacked states; with more devices each holds
+whole runs, on the mesh axis `replica`. Every run has its own folder, loader, log, evaluation, samples and
+checkpoints, as if it were alone. So it may resume alone or with others, and runs at different steps may
+train together. A run that is done, fails or diverges keeps its place in the stack, whose numbers are
+ignored from then on; replicas do not influence each other.
 
-Letters: R runs, in front of the letters of a run alone.
+Letters: R runs, in front of the letters of a single run.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from gpt_jax.sharding import MeshConfig, batch_sharding, make_mesh
 from gpt_jax.step import hyper_of
 from gpt_jax.training import session
 
-# Keys whose values are traced, or not part of the program at all.
+# Config keys whose values are traced, or not part of the program at all.
 MAY_DIFFER = (
   'train.seed',
   'optim.lr',
@@ -42,7 +42,7 @@ MAY_DIFFER = (
   'loss.image',
   'loss.audio',
 )
-BUSY = 0.8  # share of the memory that a group may take
+MEMORY_FRACTION = 0.8  # of the memory that a group may use
 
 
 class Outcome(NamedTuple):
@@ -54,13 +54,13 @@ class Outcome(NamedTuple):
   result: Any = None  # result.json of a run that is done
 
 
-def finished(result):
-  """The outcome of a training without errors: None means that it was stopped."""
+def outcome_of_result(result):
+  """The Outcome of training without errors; result None means that it was stopped."""
   return Outcome('stopped', 75) if result is None else Outcome('done', result=result)
 
 
-def failure(error):
-  """The outcome of an error, whose traceback goes to the log."""
+def outcome_of_error(error):
+  """The Outcome of an error, whose traceback is printed to the log."""
   traceback.print_exception(error)
   message = run_folder.redact((str(error).splitlines() or [''])[0])
   if isinstance(error, FloatingPointError):
@@ -70,24 +70,24 @@ def failure(error):
 
 
 def train_alone(cfg, folder, should_stop=lambda: False):
-  """Train one run -> its Outcome, whatever happens."""
+  """Train one run -> its Outcome; errors are outcomes, too."""
   try:
-    return finished(train.train(cfg, folder, lambda step: should_stop()))
+    return outcome_of_result(train.train(cfg, folder, lambda step: should_stop()))
   except Exception as error:
-    return failure(error)
+    return outcome_of_error(error)
 
 
 def train_together(configs, folders, should_stop=lambda: False):
   """Train runs that differ in seeds and traced numbers only -> a list of Outcome.
 
-  As many at once as fit into memory; one after another if only one does. What happens to one run
-  is its outcome and leaves the others alone; ValueError where the configs are not of one program.
+  As many at once as fit into memory; one after another if only one does. An error of one run is its
+  outcome and does not affect the others; ValueError if the configs are not of one program.
   """
-  check_alike(configs)
-  # A run that may go back, or compares what a step gives, has its steps to itself.
+  check_same_program(configs)
+  # Rollbacks after spikes and SDC checks need a step of the run alone.
   alone = configs[0].train.spike_sigma or configs[0].train.sdc_every
-  pairs, found, count = list(zip(configs, folders, strict=True)), {}, 1 if alone else len(configs)
-  while waiting := [i for i in range(len(pairs)) if i not in found]:
+  pairs, outcomes, count = list(zip(configs, folders, strict=True)), {}, 1 if alone else len(configs)
+  while waiting := [i for i in range(len(pairs)) if i not in outcomes]:
     some = waiting[:count]
     if should_stop():
       ended = [Outcome('stopped', 75)] * len(some)
@@ -97,13 +97,13 @@ def train_together(configs, folders, should_stop=lambda: False):
       group = Group([pairs[i] for i in some])
       if any(ended := group.outcomes()):  # some were done, or cannot start: the others, again
         count = len(pairs)
-      elif (count := group.fitting()) == len(some):
+      elif (count := group.max_replicas()) == len(some):
         ended = group.train(should_stop)
-    found |= {i: outcome for i, outcome in zip(some, ended, strict=True) if outcome}
-  return [found[i] for i in range(len(pairs))]
+    outcomes |= {i: outcome for i, outcome in zip(some, ended, strict=True) if outcome}
+  return [outcomes[i] for i in range(len(pairs))]
 
 
-def check_alike(configs):
+def check_same_program(configs):
   """Raise ValueError unless these runs can share a compiled step."""
   if jax.process_count() > 1:
     raise ValueError(f'replicas in {jax.process_count()} processes\nfix: train them in one process each')
@@ -124,8 +124,8 @@ def check_alike(configs):
       )
 
 
-def mesh_of(cfg, count):
-  """The mesh of so many runs: by default as many devices as divide them, each with whole runs."""
+def make_replica_mesh(cfg, count):
+  """The mesh of `count` runs: by default the most devices that divide them, each with whole runs."""
   if cfg != MeshConfig():
     mesh = make_mesh(cfg)
     if count % mesh.shape['replica']:
@@ -137,13 +137,13 @@ def mesh_of(cfg, count):
 
 
 def memory_limit():
-  """Bytes of one device; of a CPU, what is free now and within the limit of its control group."""
+  """Bytes of one device; on a CPU, what is free now and within the limits of its control groups."""
   stats = jax.local_devices()[0].memory_stats() or {}
-  return stats.get('bytes_limit') or min([available(), *control_group_limits()])
+  return stats.get('bytes_limit') or min([available_bytes(), *control_group_limits()])
 
 
-def available(path='/proc/meminfo'):
-  """Bytes that a process can have now: what the kernel would give up included."""
+def available_bytes(path='/proc/meminfo'):
+  """Bytes that a process can get now, including what the kernel would reclaim."""
   try:
     lines = dict(line.split(':') for line in Path(path).read_text().splitlines())
     return 1024 * int(lines['MemAvailable'].split()[0])
@@ -170,49 +170,49 @@ def control_group_limits(groups='/proc/self/cgroup', root='/sys/fs/cgroup'):
 
 
 def replicas_that_fit(compiled, count, memory):
-  """How many runs, at least 1, of a step compiled for `count` would fit in so many bytes."""
+  """How many runs, at least 1, of a step compiled for `count` fit into `memory` bytes."""
   used = compiled.memory_analysis()
-  # Twice the state: stacking copies it, and what looks at a run takes its lane out.
+  # Twice the state: stacking copies it, and evaluation slices one replica out.
   need = 2 * used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
   need += used.temp_size_in_bytes
   return count if need <= memory else max(1, int(count * memory / need))
 
 
-class Lane:
-  """One run of a group and what became of it."""
+class Replica:
+  """One run of a group, with its outcome."""
 
   def __init__(self, cfg, folder, mesh, replicas, trace):
-    """An error at the start is an outcome, too."""
+    """Set up the run; an error is recorded as its outcome."""
     self.session, self.outcome, self.batch = None, None, None
     self.stack = contextlib.ExitStack()
-    with self.guard():
+    with self.isolate_errors():
       workdir = session.check_workdir(cfg, folder)
       self.session = session.setup(cfg, workdir, mesh, train.JOBS[cfg.train.job], replicas, trace)
       if result := session.finished_result(self.session):
-        self.outcome = finished(result)
+        self.outcome = outcome_of_result(result)
 
   def open(self, number):
-    """Take the run folder."""
+    """Acquire the run folder."""
     s = self.session
-    s.meter.lane = number
+    s.meter.replica = number
     self.stack.enter_context(session.acquire_run_dir(s))
     s.run.print(f'{s.job.describe()}, from step {s.step}')
 
   def close(self, outcome, error=None):
-    """End the run; its folder gets an event if that was by an error."""
+    """End the run; an error is recorded as an event in its folder."""
     self.outcome = outcome
     self.stack.__exit__(type(error) if error else None, error, error and error.__traceback__)
     if self.session:
       self.session.state = None
 
   @contextlib.contextmanager
-  def guard(self):
-    """An error in here ends this run and no other."""
+  def isolate_errors(self):
+    """Context in which an error ends this run and no other."""
     try:
       yield
     except Exception as error:
       try:
-        self.close(failure(error), error)
+        self.close(outcome_of_error(error), error)
       except Exception as later:  # such as a full disk, which closing meets again
         traceback.print_exception(later)
 
@@ -222,36 +222,38 @@ class Group:
 
   def __init__(self, pairs):
     """pairs: (config, folder) of each run. Nothing is written but token caches."""
-    self.mesh = mesh_of(pairs[0][0].mesh, len(pairs))
-    self.lanes, start = [], time.perf_counter()
+    self.mesh = make_replica_mesh(pairs[0][0].mesh, len(pairs))
+    self.replicas, start = [], time.perf_counter()
     with jax.set_mesh(self.mesh):
       for cfg, folder in pairs:
-        trace = not any(lane.session for lane in self.lanes)
-        self.lanes.append(Lane(cfg, folder, self.mesh, len(pairs), trace))
+        trace = not any(replica.session for replica in self.replicas)
+        self.replicas.append(Replica(cfg, folder, self.mesh, len(pairs), trace))
       if any(self.outcomes()):
         return
-      for lane in self.lanes:  # they were set up one after another, each for all
-        lane.session.meter.began = start
+      for replica in self.replicas:  # they were set up one after another, each for all
+        replica.session.meter.began = start
       self.compile()
 
   def outcomes(self):
-    """What became of each run; None while it goes on."""
-    return [lane.outcome for lane in self.lanes]
+    """The outcome of each run; None while it trains."""
+    return [replica.outcome for replica in self.replicas]
 
   def live(self):
-    """The lanes that still train."""
-    return [lane for lane in self.lanes if lane.outcome is None]
+    """The replicas that still train."""
+    return [replica for replica in self.replicas if replica.outcome is None]
 
-  def place(self, spec):
-    """The sharding of something stacked whose part for one run has this spec."""
+  def stacked_sharding(self, spec):
+    """The sharding of a stacked array whose part for one run has this spec."""
     return NamedSharding(self.mesh, PartitionSpec('replica', *spec))
 
   def compile(self):
-    """Compile the step for all lanes, and what takes the state of a lane out."""
-    start, R = time.perf_counter(), len(self.lanes)
-    first = self.lanes[0].session
+    """Compile the step for all replicas, and the function that slices out the state of one."""
+    start, R = time.perf_counter(), len(self.replicas)
+    first = self.replicas[0].session
     program, n = first.job.program, first.cfg.train.steps_per_call
-    stacked = lambda x, spec: jax.ShapeDtypeStruct((R, *x.shape), x.dtype, sharding=self.place(spec))
+    stacked = lambda x, spec: jax.ShapeDtypeStruct(
+      (R, *x.shape), x.dtype, sharding=self.stacked_sharding(spec)
+    )
     states = jax.tree.map(lambda x: stacked(x, x.sharding.spec), program.abstract)
     batch = {
       name: stacked(x, batch_sharding(self.mesh, name, n > 1).spec)
@@ -260,65 +262,65 @@ class Group:
     self.batch_shardings = {name: x.sharding for name, x in batch.items()}
     self.shardings = jax.tree.map(lambda x: x.sharding, states)
     step = jax.vmap(program.pure, spmd_axis_name='replica')
-    step = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, self.place(())))
+    step = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, self.stacked_sharding(())))
     self.step = step.lower(states, batch).compile()
     # By leaves: what is static in a state, as a dropout rate, may differ between runs.
     alone = [x.sharding for x in jax.tree.leaves(program.abstract)]
-    self.take = jax.jit(lambda leaves, r: [x[r] for x in leaves], out_shardings=alone)
+    self.slice_replica = jax.jit(lambda leaves, r: [x[r] for x in leaves], out_shardings=alone)
     self.compile_seconds = time.perf_counter() - start
 
-  def fitting(self):
-    """How many of the lanes fit into memory at once."""
-    return replicas_that_fit(self.step, len(self.lanes), BUSY * memory_limit())
+  def max_replicas(self):
+    """How many of the replicas fit into memory at once."""
+    return replicas_that_fit(self.step, len(self.replicas), MEMORY_FRACTION * memory_limit())
 
   def train(self, should_stop):
-    """Train all lanes to their ends -> the outcome of each run."""
+    """Train all replicas to their ends -> the Outcome of each run."""
     if should_stop():  # the step took long to compile: a later call may train these already
-      return [Outcome('stopped', 75)] * len(self.lanes)
+      return [Outcome('stopped', 75)] * len(self.replicas)
     with jax.set_mesh(self.mesh), contextlib.ExitStack() as stack:
-      self.gather()  # before a folder turns out to be in use: its lane stays, and is not read
-      for number, lane in enumerate(self.lanes):
-        stack.push(lane.stack)
-        with lane.guard():
-          lane.open(number)
-          seconds = self.compile_seconds / len(self.lanes)
-          lane.session.run.event('compile', step=lane.session.step, seconds=seconds)
+      self.stack_states()  # before a folder turns out to be in use: its replica stays, and is not read
+      for number, replica in enumerate(self.replicas):
+        stack.push(replica.stack)
+        with replica.isolate_errors():
+          replica.open(number)
+          seconds = self.compile_seconds / len(self.replicas)
+          replica.session.run.event('compile', step=replica.session.step, seconds=seconds)
       try:
         while self.live():
-          self.look(should_stop())
+          self.run_due_actions(should_stop())
           if live := self.live():
-            self.advance(live)
+            self.train_step(live)
       except Exception as error:  # of the step itself: it is everybody's
-        for lane in self.live():
-          with lane.guard():
+        for replica in self.live():
+          with replica.isolate_errors():
             raise error
     return self.outcomes()
 
-  def gather(self):
-    """Stack the states of all lanes."""
+  def stack_states(self):
+    """Stack the states of all replicas."""
     self.metrics = None  # of the last call
-    states = [lane.session.state for lane in self.lanes]
+    states = [replica.session.state for replica in self.replicas]
     self.treedefs = [jax.tree.structure(state) for state in states]
     leaves = [jax.tree.leaves(state) for state in states]
     stack = lambda leaves: [jnp.stack(parts) for parts in zip(*leaves, strict=True)]
     stack = jax.jit(stack, out_shardings=jax.tree.leaves(self.shardings))
     self.states = jax.tree.unflatten(self.treedefs[0], stack(leaves))
-    for lane in self.lanes:
-      lane.session.state = None
+    for replica in self.replicas:
+      replica.session.state = None
 
-  def look(self, stopping):
-    """What each run does between two steps, with its own state before it."""
-    looking = [lane for lane in self.live() if stopping or session.needs_state(lane.session)]
-    if looking:
+  def run_due_actions(self, stopping):
+    """Evaluate, save and finish each replica where due, with its own state."""
+    due = [replica for replica in self.live() if stopping or session.needs_state(replica.session)]
+    if due:
       start = time.perf_counter()
       jax.block_until_ready(self.states)
-      self.charge(time.perf_counter() - start)
-    for lane in self.live():
-      s = lane.session
-      with lane.guard():
-        if lane in looking:
-          r = s.meter.lane
-          leaves = self.take(jax.tree.leaves(self.states), np.int32(r))
+      self.add_step_time(time.perf_counter() - start)
+    for replica in self.live():
+      s = replica.session
+      with replica.isolate_errors():
+        if replica in due:
+          r = s.meter.replica
+          leaves = self.slice_replica(jax.tree.leaves(self.states), np.int32(r))
           s.state = jax.tree.unflatten(self.treedefs[r], leaves)
         ending = stopping or not session.run_due_evals(s, lambda step: stopping)
         session.save_if_due(s, ending)
@@ -326,22 +328,22 @@ class Group:
           result = session.finish(s, ending)
           if result:
             train.write_report(s)
-          lane.close(finished(result))
+          replica.close(outcome_of_result(result))
         s.state = None
 
-  def charge(self, seconds):
-    """Time in steps is shared by those that train."""
-    for lane in self.live():
-      lane.session.meter.add_step_time(seconds)
+  def add_step_time(self, seconds):
+    """Add time in steps, shared by the replicas that still train."""
+    for replica in self.live():
+      replica.session.meter.add_step_time(seconds)
 
-  def advance(self, live):
-    """One call of the step."""
+  def train_step(self, live):
+    """Run one call of the step and record its metrics."""
     start = time.perf_counter()
-    for lane in live:
-      with lane.guard():
-        n = lane.session.cfg.train.steps_per_call
-        lane.batch = session.next_batches(lane.session.job.loader, n)
-    batches = [lane.batch for lane in self.lanes]
+    for replica in live:
+      with replica.isolate_errors():
+        n = replica.session.cfg.train.steps_per_call
+        replica.batch = session.next_batches(replica.session.job.loader, n)
+    batches = [replica.batch for replica in self.replicas]
     spare = next((batch for batch in batches if batch), None)
     if spare is None:
       return
@@ -349,9 +351,9 @@ class Group:
     batch = jax.device_put(stacked, self.batch_shardings)
     with jax.transfer_guard('disallow'):
       self.states, metrics = self.step(self.states, batch)
-    # Waited for here, where it is charged to all: the device is busy with the next call already.
+    # Wait here, where the time counts for all replicas; the device already computes the next call.
     jax.block_until_ready(self.metrics)
     self.metrics, seconds = metrics, time.perf_counter() - start
-    for lane in self.live():
-      with lane.guard():
-        session.record_step(lane.session, metrics, seconds)
+    for replica in self.live():
+      with replica.isolate_errors():
+        session.record_step(replica.session, metrics, seconds)

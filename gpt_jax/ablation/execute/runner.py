@@ -12,10 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from gpt_jax import config as configs
+from gpt_jax import config
 from gpt_jax.ablation import design, proof, store
 from gpt_jax.ablation.execute import replicas, scheduler
-from gpt_jax.ablation.execute.executor import Crew, Task, utc
+from gpt_jax.ablation.execute.executor import Executor, Task, utc_now
 from gpt_jax.ablation.stats import analyze
 from gpt_jax.reports.study import study_report
 from gpt_jax.runs import records, run_folder
@@ -31,29 +31,29 @@ def run(study, workdir, should_stop=lambda: False, workers=0, say=print, without
   workers: training processes at once; 0 = measure what is fastest. without: arms not to train.
   Raises ValueError for what a user can mend; what happens to single runs is in attempts.jsonl.
   """
-  workdir = check_place(workdir)
-  made = proved(study, workdir / 'cache', say)
+  workdir = check_study_folder(workdir)
+  made = prove_study(study, workdir / 'cache', say)
   workdir.mkdir(parents=True, exist_ok=True)
   with records.locked(workdir):
     for place in workdir.glob('shares/*'):
-      if holder := held(place):
+      if holder := lock_holder(place):
         raise ValueError(
           f'workdir={workdir}: share {place.name} is being trained by {holder}\n'
           'fix: wait until all shares have ended'
         )
-    planned = tasks(study, *made[:2], workdir)
-    left = record(workdir, planned, made[2], say)
+    planned = make_tasks(study, *made[:2], workdir)
+    left = write_study(workdir, planned, made[2], say)
     left = [task for task in left if task.arm not in without]
     done = train_all(workdir, workdir, left, study, should_stop, workers, say)
     return judge(workdir, say) if done else None
 
 
-def record(workdir, mine, description, say):
+def write_study(workdir, mine, description, say):
   """Write study.json, if it may be, and what became of runs -> those of `mine` that are left."""
   before = records.read_json(workdir / 'study.json')
   check_same(workdir, before, description)
   kept = {key: before[key] for key in ('schedule', 'looks') if key in before}
-  left = remaining(workdir, mine, description['metric'], say)
+  left = remaining_tasks(workdir, mine, description['metric'], say)
   records.write_json(workdir / 'study.json', description | kept)
   say(f'{len(mine)} runs: {len(mine) - len(left)} need no more work, {len(left)} to train')
   return left
@@ -64,9 +64,9 @@ def train_all(workdir, place, left, study, should_stop, workers, say):
 
   Only a study that is alone in its folder measures which way is the fastest.
   """
-  if not free(left, should_stop, say):
+  if not wait_for_locks(left, should_stop, say):
     return False
-  note_cut(workdir, place, left)
+  record_interrupted(workdir, place, left)
   check = functools.partial(check_metric, workdir)
   check()
   if not left:
@@ -75,32 +75,32 @@ def train_all(workdir, place, left, study, should_stop, workers, say):
     say('the budget is seconds: one run at a time on the whole machine, as steps were measured')
     schedule = scheduler.ALONE
   elif place == workdir:
-    schedule = scheduler.schedule(workdir, left, workers, should_stop, say)
+    schedule = scheduler.choose_schedule(workdir, left, workers, should_stop, say)
   else:
-    schedule = scheduler.likely(left, workers)
-  if schedule is None or not Crew(place, left, schedule, say, check).work(should_stop):
+    schedule = scheduler.default_schedule(left, workers)
+  if schedule is None or not Executor(place, left, schedule, say, check).work(should_stop):
     say('stopped and saved; the same command goes on from here')
     return False
   return True
 
 
-def plan(study, workdir=''):
+def dry_run(study, workdir=''):
   """The plan and what the arms differ in, as lines; trains nothing and leaves nothing behind."""
   kept = Path(workdir).expanduser() / 'cache'  # has the step times of a study that has begun
-  if workdir and check_place(workdir) and kept.exists():
-    return proof.table(proved(study, kept)[2])
+  if workdir and check_study_folder(workdir) and kept.exists():
+    return proof.format_study(prove_study(study, kept)[2])
   with tempfile.TemporaryDirectory() as folder:
-    return proof.table(proved(study, Path(folder))[2])
+    return proof.format_study(prove_study(study, Path(folder))[2])
 
 
-def proved(study, folder, say=None):
+def prove_study(study, folder, say=None):
   """-> (arms, {name: proof}, content of study.json). folder: for token caches and measurements.
 
   say: gets the flags of the arms.
   """
-  arms = design.arms(study, folder)
-  proofs = proof.prove(study, arms, folder)
-  description = proof.describe(study, arms, proofs)
+  arms = design.make_arms(study, folder)
+  proofs = proof.prove_arms(study, arms, folder)
+  description = proof.describe_study(study, arms, proofs)
   for arm in description['arms'] if say else ():
     for flag in arm['flags']:
       say(f'{arm["name"]}: {flag}')
@@ -110,7 +110,7 @@ def proved(study, folder, say=None):
 # ------------------------------------------------------------------------------- what is to be done
 
 
-def check_place(workdir):
+def check_study_folder(workdir):
   """-> the folder as a Path; ValueError unless it is new, or holds a study."""
   workdir = Path(workdir).expanduser()
   if workdir.exists() and not workdir.is_dir():
@@ -132,7 +132,7 @@ def check_same(workdir, old, new):
   """
   if not old:
     return
-  # A metric that is sampled is part of the fingerprint; the run folders have their configs.
+  # A metric that is sampled is part of the fingerprint; the run folders have their config.
   key = 'fingerprint' if old['metric'] == new['metric'] else 'program'
   then, now = ({arm['name']: arm[key] for arm in study['arms']} for study in (old, new))
   common = [name for name in now if name in then]
@@ -150,15 +150,15 @@ def check_same(workdir, old, new):
       )
 
 
-def tasks(study, arms, proofs, workdir):
+def make_tasks(study, arms, proofs, workdir):
   """All runs: the first seed of every arm first, so that a study cut short still compares."""
   cache = str(workdir.absolute() / 'cache')
   found = []
-  for arm, seed, config in design.runs_of(study, arms):
-    section = configs.to_dict(config)
+  for arm, seed, cfg in design.iterate_runs(study, arms):
+    section = config.to_dict(cfg)
     section['data']['cache'] = section['data']['cache'] or cache
     section['log']['console'] = 'plain'
-    folder = store.folder_of(workdir, arm.slug, seed)
+    folder = store.run_path(workdir, arm.slug, seed)
     section = records.to_json(section)
     about = {'study': study.name, 'diff': proofs[arm.name].diff}
     program = program_of(section, proofs[arm.name])
@@ -170,15 +170,15 @@ def program_of(section, a_proof):
   """What runs must have in common to train in one step."""
   rest = run_folder.flatten(section)
   rest = {key: value for key, value in rest.items() if key not in replicas.MAY_DIFFER}
-  return proof.digest([a_proof.program, rest])
+  return proof.hash_json([a_proof.program, rest])
 
 
-def remaining(workdir, planned, metric, say):
+def remaining_tasks(workdir, planned, metric, say):
   """Tasks to train. Moves what is unreadable away; ValueError where a folder is another run."""
   left, attempts = [], store.last_attempts(workdir)
   for task in planned:
     attempt = attempts.get((task.arm, task.seed))
-    status, message, _ = store.state(task.folder, metric, attempt)
+    status, message, _ = store.run_status(task.folder, metric, attempt)
     if status == 'corrupt':
       say(f'{task.name}: {message}; it is made again, the old one is {set_aside(task.folder)}')
     if (task.folder / 'config.json').exists():
@@ -201,11 +201,11 @@ def set_aside(folder):
   return path.replace(next(name for name in names if not name.exists()))
 
 
-def note_cut(workdir, place, left):
+def record_interrupted(workdir, place, left):
   """Note the runs that an earlier call left without a word: it was killed itself."""
-  attempts, now = store.last_attempts(workdir), utc()
+  attempts, now = store.last_attempts(workdir), utc_now()
   for task in left:
-    if store.cut(task.folder, attempts.get((task.arm, task.seed), {}).get('time', '')):
+    if store.was_interrupted(task.folder, attempts.get((task.arm, task.seed), {}).get('time', '')):
       records.append_line(
         place / 'attempts.jsonl',
         {
@@ -221,11 +221,11 @@ def note_cut(workdir, place, left):
       )
 
 
-def free(left, should_stop, say):
+def wait_for_locks(left, should_stop, say):
   """Wait while processes of an earlier call still save their runs -> False if asked to stop."""
   said = False
   for task in left:
-    while task.folder.exists() and (holder := held(task.folder)):
+    while task.folder.exists() and (holder := lock_holder(task.folder)):
       if should_stop():
         return False
       if not said:
@@ -235,7 +235,7 @@ def free(left, should_stop, say):
   return True
 
 
-def held(folder):
+def lock_holder(folder):
   """Who holds the lock of a run folder, '' if nobody does."""
   try:
     with records.locked(folder):
@@ -247,12 +247,12 @@ def held(folder):
 # ------------------------------------------------------------------------------------- the verdict
 
 
-def failures(workdir, share=(0, 1)):
+def unfinished_runs(workdir, share=(0, 1)):
   """Runs that a mend and another call may still bring to an end; one that diverged is a finding.
 
   share: (i, n) looks at the i-th of n shares only.
   """
-  rows = store.rows(workdir)
+  rows = store.read_runs(workdir)
   seeds = {row['seed']: None for row in rows}
   rows.sort(key=lambda row: list(seeds).index(row['seed']))  # as `tasks` has them
   return [row for row in rows[share[0] :: share[1]] if row['status'] not in ENDED]
@@ -260,10 +260,10 @@ def failures(workdir, share=(0, 1)):
 
 def check_metric(workdir):
   """ValueError if runs are done and none of their results has the study's metric."""
-  analyze.measured(store.rows(workdir), store.read_study(workdir)['metric'])
+  analyze.metric_values(store.read_runs(workdir), store.read_study(workdir)['metric'])
 
 
-def looked(workdir, rows):
+def record_look(workdir, rows):
   """study.json, in which `looks` tells after how many seeds somebody saw verdicts."""
   study = store.read_study(workdir)
   count = len({row['seed'] for row in rows if row['status'] == 'done'})
@@ -276,11 +276,11 @@ def looked(workdir, rows):
 
 def judge(workdir, say=print):
   """Analyze what is there and write analysis.json and the reports -> analysis."""
-  rows = store.rows(workdir)
+  rows = store.read_runs(workdir)
   for row in rows:
     if row['status'] != 'done':
       say(f'{row["arm"]} seed {row["seed"]} is {row["status"]}: {row["message"][:200]}')
-  study = looked(workdir, rows)
+  study = record_look(workdir, rows)
   analysis = analyze.analyze(study, rows)
   records.write_json(Path(workdir) / 'analysis.json', analysis)
   for arm in analysis['arms']:

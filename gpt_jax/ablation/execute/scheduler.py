@@ -13,7 +13,7 @@ import shutil
 import time
 from pathlib import Path
 
-from gpt_jax.ablation.execute.pool import Pool, cores, shares
+from gpt_jax.ablation.execute.pool import Pool, cores, split_machine
 from gpt_jax.runs import records
 
 WORTH = 600.0  # seconds of steps that are left, from which on measuring pays
@@ -30,7 +30,7 @@ def accelerators():
   return 0 if jax.default_backend() == 'cpu' else jax.local_device_count()
 
 
-def schedule(workdir, left, workers, should_stop, say):
+def choose_schedule(workdir, left, workers, should_stop, say):
   """How to train these tasks -> {how, workers, replicas, ...}, None if asked to stop.
 
   What was measured on this machine before is in study.json and is taken from there.
@@ -38,36 +38,36 @@ def schedule(workdir, left, workers, should_stop, say):
   """
   choices = candidates(left)
   if workers or len(choices) == 1:
-    return likely(left, workers)
+    return default_schedule(left, workers)
   machine = f'{len(cores())} cores, {accelerators()} accelerators'
   study = records.read_json(workdir / 'study.json')
   known = study.get('schedule', {})
   if known.get('machine') == machine:
     return known
-  if (seconds := work(study, left)) < WORTH:
-    chosen = likely(left)
-    say(f'{described(chosen)}: with {seconds:.0f} s of steps left, not measured')
+  if (seconds := remaining_seconds(study, left)) < WORTH:
+    chosen = default_schedule(left)
+    say(f'{describe(chosen)}: with {seconds:.0f} s of steps left, not measured')
     return chosen
   rates = {}
   for choice in choices:
-    say(f'measuring: {described(choice)}')
+    say(f'measuring: {describe(choice)}')
     rates[choice['how']] = measure(workdir, left, choice, should_stop)
     if should_stop():
       return None
   best = max(choices, key=lambda choice: rates[choice['how']])
   if not rates[best['how']]:
-    say(f'no way could be measured; taken: {described(best)}')
+    say(f'no way could be measured; taken: {describe(best)}')
     return best
   per_hour = {how: round(3600 * rate, 2) for how, rate in rates.items()}
   chosen = best | {'machine': machine, 'runs_per_hour': per_hour}
   study = records.read_json(workdir / 'study.json') | {'schedule': chosen}
   records.write_json(workdir / 'study.json', study)
   pace = ', '.join(f'{how} {rate:.4g}' for how, rate in per_hour.items())
-  say(f'chosen: {described(best)} (runs an hour: {pace})')
+  say(f'chosen: {describe(best)} (runs an hour: {pace})')
   return chosen
 
 
-def likely(left, workers=0):
+def default_schedule(left, workers=0):
   """The way that usually is the fastest, or with as many processes as the user wants."""
   if workers:
     return ALONE | ({'how': 'process', 'workers': workers} if workers > 1 else {})
@@ -75,14 +75,14 @@ def likely(left, workers=0):
   return next((choice for choice in choices if choice['how'] == how), choices[0])
 
 
-def work(study, left):
+def remaining_seconds(study, left):
   """Seconds of steps of these tasks one after another, as the proof of the study estimates."""
   each = {arm['name']: arm.get('seconds_estimate') for arm in study.get('arms', ())}
   known = [each.get(task.arm) for task in left]
   return math.inf if None in known else sum(known)
 
 
-def described(choice):
+def describe(choice):
   """A way of training in words."""
   return {
     'alone': 'one run at a time',
@@ -95,7 +95,7 @@ def candidates(left):
   """The ways that are worth a try for these tasks, at least one."""
   devices = accelerators()
   each = devices or len(cores())  # processes that have something of their own
-  if any(spread(task.config['mesh']) for task in left):
+  if any(uses_several_devices(task.config['mesh']) for task in left):
     each = 1
   several = min(each, len(left))
   found = [{'how': 'process', 'workers': several, 'replicas': 1}] if several > 1 else []
@@ -110,14 +110,14 @@ def candidates(left):
   return found[-1:] if len(left) == 1 else found
 
 
-def spread(mesh):
+def uses_several_devices(mesh):
   """Whether a run wants more than one device."""
   return bool(mesh['preset']) or any(size > 1 for size in mesh.values() if isinstance(size, int))
 
 
-def parts(choice, jobs):
+def split_for(choice, jobs):
   """The workers' shares of the machine."""
-  return shares(min(choice['workers'], max(jobs, 1)), accelerators())
+  return split_machine(min(choice['workers'], max(jobs, 1)), accelerators())
 
 
 def measure(workdir, left, choice, should_stop):
@@ -137,17 +137,17 @@ def measure(workdir, left, choice, should_stop):
     jobs = [{'configs': [task.config for task in chosen], 'folders': folders}]
   shutil.rmtree(place, ignore_errors=True)
   try:
-    with Pool(workdir, parts(choice, len(jobs))) as pool:
+    with Pool(workdir, split_for(choice, len(jobs))) as pool:
       for worker, job in zip(pool.idle(len(jobs)), jobs, strict=True):
         worker.give(job)
-      watch(pool, folders, should_stop)
+      wait_until_timed(pool, folders, should_stop)
       pool.kill()
-    return sum(pace(folder, task.config) for folder, task in zip(folders, chosen, strict=True))
+    return sum(runs_per_second(folder, task.config) for folder, task in zip(folders, chosen, strict=True))
   finally:
     shutil.rmtree(place, ignore_errors=True)
 
 
-def watch(pool, folders, should_stop):
+def wait_until_timed(pool, folders, should_stop):
   """Wait until each run has been timed for long enough, or nothing more will come."""
   end = time.monotonic() + PATIENCE
   while not should_stop() and time.monotonic() < end and pool.busy():
@@ -166,7 +166,7 @@ def logged(folder):
   return []
 
 
-def pace(folder, config):
+def runs_per_second(folder, config):
   """Runs a second: whole runs, with what evaluation and samples fell into the time."""
   lines = logged(folder)
   if len(lines) < 2 or lines[-1]['time'] <= lines[0]['time']:

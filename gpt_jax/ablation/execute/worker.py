@@ -55,7 +55,7 @@ def serve(job, should_stop):
     configs = [config.build(config.Config, records.from_json(cfg)) for cfg in job['configs']]
     outcomes = replicas.train_together(configs, job['folders'], should_stop)
   except Exception as error:  # a config that cannot be, or runs that do not belong together
-    outcomes = [replicas.failure(error)] * count
+    outcomes = [replicas.outcome_of_error(error)] * count
   seconds = (time.perf_counter() - start) / count
   told = [{**outcome._asdict(), 'seconds': seconds} for outcome in outcomes]
   return {'outcomes': [{k: v for k, v in row.items() if k != 'result'} for row in told]}

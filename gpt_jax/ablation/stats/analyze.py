@@ -1,9 +1,9 @@
-"""From the runs of a study to its analysis: what each arm changed, how sure that is, what it cost.
+"""Analyze the runs of a study: what each arm changed, how certain that is, and what it cost.
 
-In: study.json as a dict, and one row a run: {arm, seed, status, message, result, curve: [[tokens,
-metric or validation loss], ...]}. Out: a dict that JSON can hold (no NaN; None = not known), where
-the report reads every number and sentence. Tests are in inference.py, main effects in crossed.py,
-size studies in rungs.py.
+In: study.json as a dict, and one row per run: {arm, seed, status, message, result, curve: [[tokens,
+metric or validation loss], ...]}. Out: a JSON-able dict (no NaN; None = unknown) that holds every number
+and sentence of the report. Tests are in inference.py, main effects in main_effects.py, size studies in
+size_laws.py.
 """
 
 import collections
@@ -12,107 +12,105 @@ import math
 import numpy as np
 
 from gpt_jax.ablation.stats import inference, main_effects, size_laws
+from gpt_jax.ablation.sweeps import SWEEPS
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)  # of an arm's own tokens, where learning curves are compared
-FAILED = ('failed', 'diverged', 'killed', 'corrupt')  # ended without a result
-# what names a score of a task, in this order, as far as its row has it
-SCORE = ('task', 'source', 'metric', 'modality', 'way', 'of', 'control', 'codebook')
-
-PLAN_NOTES = {
-  'optuna': [
-    'Optuna proposed arms by what earlier ones scored on these seeds, which flatters the best of '
-    'them: confirm it on other seeds.'
-  ]
-}
+FAILED = ('failed', 'diverged', 'killed', 'hung', 'corrupt')  # ended without a result
+# The keys of a task's score that make its name, in this order.
+SCORE_KEYS = ('task', 'source', 'metric', 'modality', 'way', 'of', 'control', 'codebook')
 
 
 def analyze(study, rows):
   """Judge every arm against the baseline, as one family -> the analysis.
 
-  In a study with a factor 'size' the family is that of rungs.by_rung, and an arm at another size or
-  number of tokens than the baseline is 'not judged' here.
+  In a study with a factor 'size' the family is that of size_laws.effects_by_size, and an arm with another
+  size or number of tokens than the baseline is 'not judged' here.
 
   Returns:
     {metric, better, tolerance, baseline, seeds, looks, family, arms, effects, pairing, scaling,
     notes}. arms, the baseline first: {name, is_baseline, n (seeds compared), mean, sd, values:
-    {seed: value} (of all finished seeds), what inference.judge says, sentence, speedup, seconds,
+    {seed: value} (of all finished seeds), the keys of inference.judge, sentence, speedup, seconds,
     tokens, tokens_per_second, parameters, failed, statuses: {status: runs}, at_fractions:
-    [[fraction, difference of the curves, low, high], ...]}. effects: of crossed.main_effects.
-    looks: with how many seeds each was judged, where the study says so.
+    [[fraction, difference of the curves, low, high], ...]}. effects: see main_effects. looks: the
+    numbers of seeds at which the study was judged before.
 
   Raises:
     ValueError: no finished run has the metric.
   """
   metric, better, tolerance = study['metric'], study['better'], float(study['tolerance'])
   rows = [row | {'seed': str(row['seed'])} for row in rows]
-  values = measured(rows, metric)
+  values = metric_values(rows, metric)
   diverged = collections.Counter(row['arm'] for row in rows if row['status'] == 'diverged')
   baseline = next(arm['name'] for arm in study['arms'] if arm['is_baseline'])
-  scaling = size_laws.of_study(study, values, diverged)
-  judged, family = _judged(study, values, diverged, scaling)
-  by_arm = {arm['name']: [r for r in rows if r['arm'] == arm['name']] for arm in study['arms']}
+  scaling = size_laws.fit_size_study(study, values, diverged)
+  verdicts, family = _judge_arms(study, values, diverged, scaling)
+  by_arm = {arm['name']: [row for row in rows if row['arm'] == arm['name']] for arm in study['arms']}
   arms = []
-  for arm in sorted(study['arms'], key=lambda arm: not arm['is_baseline']):
-    name = arm['name']
-    one = _described(arm, by_arm[name], values.get(name, {}))
-    if name in judged:
-      one |= judged[name] | compare_curves(by_arm[name], by_arm[baseline], better)
+  for planned in sorted(study['arms'], key=lambda arm: not arm['is_baseline']):
+    name = planned['name']
+    arm = _summarize_arm(planned, by_arm[name], values.get(name, {}))
+    if name in verdicts:
+      arm |= verdicts[name] | compare_curves(by_arm[name], by_arm[baseline], better)
     else:
-      one |= inference.judge([({}, {})])[0] | {'n': len(one['values']), 'diverged': diverged[name]}
-      one |= {'verdict': 'baseline' if name == baseline else 'not judged'}
-      one |= {'at_fractions': [], 'speedup': None}
-    arms.append(one | {'sentence': _sentence(one, metric, tolerance)})
+      arm |= inference.judge([({}, {})])[0] | {'n': len(arm['values']), 'diverged': diverged[name]}
+      arm |= {'verdict': 'baseline' if name == baseline else 'not judged'}
+      arm |= {'at_fractions': [], 'speedup': None}
+    arms.append(arm | {'sentence': _sentence(arm, metric, tolerance)})
+  looks = list(study.get('looks') or ())
   return {
     'metric': metric,
     'better': better,
     'tolerance': tolerance,
     'baseline': baseline,
-    'seeds': sorted({row['seed'] for row in rows}, key=_numeric),
-    'looks': list(study.get('looks') or ()),
+    'seeds': sorted({row['seed'] for row in rows}, key=_numeric_order),
+    'looks': looks,
     'family': family,
     'arms': arms,
     'effects': main_effects.main_effects(study, values, diverged),
-    'pairing': _pairing([one for one in arms if one['name'] != baseline]),
+    'pairing': _pairing_gain([arm for arm in arms if arm['name'] != baseline]),
     'scaling': scaling,
-    'notes': _notes(arms, family, metric, tolerance, study.get('looks') or ())
-    + PLAN_NOTES.get(study.get('plan'), []),
+    'notes': _notes(study, arms, family, looks),
   }
 
 
-def _judged(study, values, diverged, scaling):
-  """-> ({arm: what inference.judge says}, how many comparisons the family has)."""
+def _judge_arms(study, values, diverged, scaling):
+  """-> ({arm: its inference.judge dict}, number of comparisons in the family)."""
   base = next(arm for arm in study['arms'] if arm['is_baseline'])
   if scaling:
-    everything, blank = scaling['rungs'], inference.judge([({}, {})])[0]
-    same = {arm['name'] for arm in study['arms'] if size_laws.rung(arm) == size_laws.rung(base)}
-    judged = {one['arm']: {k: one[k] for k in blank} for one in everything if one['arm'] in same}
+    verdicts, keys = scaling['effects'], inference.judge([({}, {})])[0]
+    same_size = {arm['name'] for arm in study['arms'] if size_laws.size_of(arm) == size_laws.size_of(base)}
+    by_arm = {row['arm']: {key: row[key] for key in keys} for row in verdicts if row['arm'] in same_size}
   else:
     others = [arm['name'] for arm in study['arms'] if arm is not base]
     pairs = [(values.get(name, {}), values.get(base['name'], {})) for name in others]
-    lost = [diverged[name] for name in others]
-    flattered = [diverged[base['name']]] * len(others)
-    everything = inference.judge(pairs, study['better'], float(study['tolerance']), lost, flattered)
-    judged = dict(zip(others, everything, strict=True))
-  return judged, sum(one['p'] is not None for one in everything)
+    verdicts = inference.judge(
+      pairs,
+      study['better'],
+      float(study['tolerance']),
+      [diverged[name] for name in others],
+      [diverged[base['name']]] * len(others),
+    )
+    by_arm = dict(zip(others, verdicts, strict=True))
+  return by_arm, sum(row['p'] is not None for row in verdicts)
 
 
 # --------------------------------------------------------------------------------------- values
 
 
-def measured(rows, metric):
-  """{arm: {seed: value}} of the runs that are done and whose value is finite.
+def metric_values(rows, metric):
+  """{arm: {seed: value}} of the finished runs with a finite value.
 
-  Raises ValueError if runs are done but none has the metric, or it may mean several scores.
+  Raises ValueError if runs are done but none has the metric, or if it is ambiguous.
   """
   values, names, done = collections.defaultdict(dict), set(), 0
   for row in rows:
     if row['status'] != 'done':
       continue
     done += 1
-    found = numbers(row['result'], metric)
-    names |= set(found)
-    if math.isfinite(found.get(metric, math.nan)):
-      values[row['arm']][row['seed']] = found[metric]
+    numbers = numeric_results(row['result'], metric)
+    names |= set(numbers)
+    if math.isfinite(numbers.get(metric, math.nan)):
+      values[row['arm']][row['seed']] = numbers[metric]
   if done and metric not in names:
     raise ValueError(
       f'metric={metric!r} is in no result of this study\nfix: use one of {", ".join(sorted(names))}'
@@ -121,41 +119,41 @@ def measured(rows, metric):
 
 
 def score_name(row):
-  """TASK/SOURCE/METRIC of a row of a task, and /MODALITY or what else tells it from others."""
-  return '/'.join(str(row[key]) for key in SCORE if row.get(key) not in (None, ''))
+  """TASK/SOURCE/METRIC of a task's score, and /MODALITY or whatever else distinguishes it."""
+  return '/'.join(str(row[key]) for key in SCORE_KEYS if row.get(key) not in (None, ''))
 
 
-def numbers(result, metric=''):
-  """The numbers of a result by name: its own, its tail/METRIC and its tasks' scores.
+def numeric_results(result, metric=''):
+  """The numbers of a result by name: its own, tail/METRIC and the scores of tasks.
 
-  A metric TASK/METRIC is there too if just one score of the task has it, controls and what is not
-  the model's own left out; ValueError if several do.
+  A metric TASK/METRIC is included if just one score of the task has it, without controls and reference
+  scores; ValueError if several do.
   """
   tail = {f'tail/{name}': value for name, value in (result.get('tail') or {}).items()}
   scores = result.get('evaluations') or ()
   named = {score_name(row): row['value'] for row in scores} | tail | result
   if metric not in named:
     own = [row for row in scores if not {'of', 'control'} & set(row)]
-    short = [row for row in own if f'{row["task"]}/{row["metric"]}' == metric]
-    if len(short) > 1:
+    matches = [row for row in own if f'{row["task"]}/{row["metric"]}' == metric]
+    if len(matches) > 1:
       raise ValueError(
-        f'metric={metric!r} is the name of {len(short)} scores\n'
-        f'fix: use one of {", ".join(map(score_name, short))}'
+        f'metric={metric!r} is the name of {len(matches)} scores\n'
+        f'fix: use one of {", ".join(map(score_name, matches))}'
       )
-    if short:
-      named[metric] = short[0]['value']
+    if matches:
+      named[metric] = matches[0]['value']
   is_number = lambda x: isinstance(x, int | float) and not isinstance(x, bool)
   return {name: float(value) for name, value in named.items() if is_number(value)}
 
 
-def _described(arm, rows, values):
-  """What is known of an arm without the baseline."""
-  done = _results(rows)
+def _summarize_arm(arm, rows, values):
+  """An arm's entry without its comparison to the baseline."""
+  results = _finished_results(rows)
   statuses = collections.Counter(row['status'] for row in rows)
   numbers = list(values.values())
-  cost = {key: _median(done, key) for key in ('seconds', 'tokens_per_second')}
-  for key in ('tokens', 'parameters'):  # as planned, until a run says what it was
-    cost[key] = _median(done, key) if done else arm.get(key)
+  cost = {key: _median(results, key) for key in ('seconds', 'tokens_per_second')}
+  for key in ('tokens', 'parameters'):  # as planned, until a run has finished
+    cost[key] = _median(results, key) if results else arm.get(key)
   return {
     'name': arm['name'],
     'is_baseline': arm['is_baseline'],
@@ -168,12 +166,16 @@ def _described(arm, rows, values):
   }
 
 
+def _finished_results(rows):
+  return [numeric_results(row['result']) for row in rows if row['status'] == 'done']
+
+
 def _median(results, key):
-  found = [r[key] for r in results if math.isfinite(r.get(key, math.nan))]
-  return float(np.median(found)) if found else None
+  values = [result[key] for result in results if math.isfinite(result.get(key, math.nan))]
+  return float(np.median(values)) if values else None
 
 
-def _numeric(seed):
+def _numeric_order(seed):
   return (int(seed), '') if seed.isdigit() else (math.inf, seed)
 
 
@@ -181,140 +183,126 @@ def _numeric(seed):
 
 
 def compare_curves(rows, base_rows, better='lower'):
-  """Learning curves of an arm and the baseline -> {at_fractions, speedup}; see `analyze`.
+  """Compare learning curves of an arm and the baseline -> {at_fractions, speedup}; see `analyze`.
 
-  speedup: wall-clock of the baseline / wall-clock of the arm to the same value, the worse of the
-  two final ones, so that nothing is extrapolated. Both clocks are tokens / median tokens per
-  second. Under a decaying learning rate the way to an earlier value is longer than with a schedule
-  made for it: the true ratio is further from 1. None without curves or speeds, and where runs were
-  not all trained in the same way and as many at once: their clocks cannot be compared.
+  speedup: wall-clock time of the baseline / of the arm to the same value, the worse of the two final
+  ones, so that nothing is extrapolated. Both times are tokens / median tokens per second. Under a
+  decaying learning rate an earlier value takes longer than with a schedule made for it: the true
+  ratio is further from 1. None without curves or speeds, and if runs were not all trained in the same
+  way and equally many at once, as their times do not compare.
   """
   arm, base = _curves(rows), _curves(base_rows)
   seeds = sorted(set(arm) & set(base))
   at_fractions = []
   for fraction in FRACTIONS:
-    both = [(_at(arm[seed], fraction), _at(base[seed], fraction)) for seed in seeds]
-    if both and all(None not in pair for pair in both):
-      found = inference.paired([a - b for a, b in both])
-      at_fractions.append([fraction, found['mean'], *(found['interval'] or (None, None))])
+    pairs = [(_value_at(arm[seed], fraction), _value_at(base[seed], fraction)) for seed in seeds]
+    if pairs and all(None not in pair for pair in pairs):
+      test = inference.paired_t([a - b for a, b in pairs])
+      at_fractions.append([fraction, test['mean'], *(test['interval'] or (None, None))])
   speedup = None
-  speeds = [_median(_results(side), 'tokens_per_second') for side in (rows, base_rows)]
-  ways = {
-    (row.get('how'), row['result'].get('replicas', 1))
-    for row in (*rows, *base_rows)
-    if row['status'] == 'done'
-  }
+  speeds = [_median(_finished_results(side), 'tokens_per_second') for side in (rows, base_rows)]
+  finished = [row for row in (*rows, *base_rows) if row['status'] == 'done']
+  ways = {(row.get('how'), row['result'].get('replicas', 1)) for row in finished}
   if seeds and all(speeds) and len(ways) == 1:
-    sides = [_mean_curve([curves[s] for s in seeds], better) for curves in (arm, base)]
-    goal = max(losses[-1] for _, losses in sides)
-    tokens = [_first_reaches(side, goal) for side in sides]
+    sides = [_mean_curve([curves[seed] for seed in seeds], better) for curves in (arm, base)]
+    target = max(losses[-1] for _, losses in sides)
+    tokens = [_tokens_to_reach(side, target) for side in sides]
     speedup = (tokens[1] / speeds[1]) / (tokens[0] / speeds[0])
   return {'at_fractions': at_fractions, 'speedup': speedup}
 
 
-def _results(rows):
-  return [numbers(row['result']) for row in rows if row['status'] == 'done']
-
-
 def _curves(rows):
-  """{seed: curve [points, 2]} of the finished runs that were evaluated on the way."""
-  found = {}
+  """{seed: curve [points, 2]} of the finished runs with more than one evaluation."""
+  curves = {}
   for row in rows:
     points = [point for point in row.get('curve') or () if None not in point]
     if row['status'] == 'done' and len(points) > 1 and np.isfinite(points).all():
-      found[row['seed']] = np.asarray(points, float)
-  return found
+      curves[row['seed']] = np.asarray(points, float)
+  return curves
 
 
-def _at(curve, fraction):
-  """The value after this share of a run's own tokens, or None before its first evaluation."""
+def _value_at(curve, fraction):
+  """The value after this fraction of a run's own tokens, or None before its first evaluation."""
   tokens = fraction * curve[-1, 0]
   return float(np.interp(tokens, *curve.T)) if tokens >= curve[0, 0] else None
 
 
 def _mean_curve(curves, better):
-  """(tokens, best value so far on average, as a loss that falls)."""
+  """(tokens, best mean value so far, with its sign such that it falls)."""
   tokens, sign = curves[0][:, 0], 1 if better == 'lower' else -1
   losses = sign * np.mean([np.interp(tokens, *curve.T) for curve in curves], axis=0)
   return tokens, np.minimum.accumulate(losses)
 
 
-def _first_reaches(side, goal):
-  """After how many tokens a falling curve first reaches the goal; at its first point at best."""
+def _tokens_to_reach(side, target):
+  """Tokens after which a falling curve first reaches the target; at least those of its first point."""
   tokens, losses = side
-  after = int(np.argmax(losses <= goal))
+  after = int(np.argmax(losses <= target))
   if after == 0:
     return float(tokens[0])
   pair = slice(after - 1, after + 1)
-  return float(np.interp(-goal, -losses[pair], tokens[pair]))
+  return float(np.interp(-target, -losses[pair], tokens[pair]))
 
 
-# ---------------------------------------------------------------------------------------- words
+# -------------------------------------------------------------------------------------- sentences
 
 
-def _sentence(one, metric, tolerance):
-  """The verdict in words, with its numbers."""
-  name, verdict, lost = one['name'], one['verdict'], _missing(one)
-  spread = f' (sd {one["sd"]:.3g} over {one["n"]} seeds)' if one['sd'] is not None else ''
-  mean = f'{metric} {one["mean"]:.4g}{spread}' if one['mean'] is not None else 'no run finished'
+def _sentence(arm, metric, tolerance):
+  """The verdict as a sentence, with its numbers."""
+  name, verdict, missing = arm['name'], arm['verdict'], _missing_runs(arm)
+  spread = f' (sd {arm["sd"]:.3g} over {arm["n"]} seeds)' if arm['sd'] is not None else ''
+  mean = f'{metric} {arm["mean"]:.4g}{spread}' if arm['mean'] is not None else 'no run finished'
   if verdict == 'baseline':
-    return f'{name} is the baseline: {mean}{lost}.'
+    return f'{name} is the baseline: {mean}{missing}.'
   if verdict == 'not judged':
-    return f'{name}: {mean}; of another size or number of tokens than the baseline{lost}.'
-  numbers = f'{metric} {one["difference"]:+.3g}' if one['n'] else ''
-  if one['interval'] is not None:
-    low, high = one['interval']
-    p = _probability(one['p_holm'])
-    numbers += f' ({low:+.3g} to {high:+.3g}; {one["n"]} seeds, p {p})'
+    return f'{name}: {mean}; of another size or number of tokens than the baseline{missing}.'
+  numbers = f'{metric} {arm["difference"]:+.3g}' if arm['n'] else ''
+  if arm['interval'] is not None:
+    low, high = arm['interval']
+    p = '< 0.001' if arm['p_holm'] < 0.001 else f'= {arm["p_holm"]:.2g}'
+    numbers += f' ({low:+.3g} to {high:+.3g}; {arm["n"]} seeds, p {p})'
   if verdict == 'diverged':
     others = f'; the others, which flatter it: {numbers}' if numbers else ''
-    return f'{name} diverged in {one["diverged"]} of {_runs(one)} runs{others}{lost}.'
-  if not one['n']:
-    return f'{name} is undecided: no seed finished here and in the baseline{lost}.'
-  if one['interval'] is None:
-    return f'{name} is undecided: {numbers} on one seed, which has no interval{lost}.'
+    return f'{name} diverged in {arm["diverged"]} of {_run_count(arm)} runs{others}{missing}.'
+  if not arm['n']:
+    return f'{name} is undecided: no seed finished here and in the baseline{missing}.'
+  if arm['interval'] is None:
+    return f'{name} is undecided: {numbers} on one seed, which has no interval{missing}.'
   if verdict == 'no difference':
-    return f'{name} is no different by more than {tolerance:g}: {numbers}{lost}.'
+    return f'{name} is no different by more than {tolerance:g}: {numbers}{missing}.'
   needs = ''
-  if one['base_diverged']:
-    needs = f'; the baseline diverged in {one["base_diverged"]} runs, and the others flatter it'
+  if arm['base_diverged']:
+    needs = f'; the baseline diverged in {arm["base_diverged"]} runs, and the others flatter it'
   elif verdict == 'undecided':
-    more = one['seeds_needed']
+    more = arm['seeds_needed']
     needs = f'about {more} more seed{"s" * (more > 1)}' if more else 'more seeds than is sensible'
     needs = f'; needs {needs}'
-  return f'{name} is {verdict}: {numbers}{needs}{lost}.'
+  return f'{name} is {verdict}: {numbers}{needs}{missing}.'
 
 
-def _probability(p):
-  return '< 0.001' if p < 0.001 else f'= {p:.2g}'
+def _run_count(arm):
+  return sum(arm['statuses'].values())
 
 
-def _runs(one):
-  return sum(one['statuses'].values())
+def _missing_runs(arm):
+  """'; runs without a result: 2 failed', or '' if all finished; a verdict 'diverged' says so itself."""
+  stated = ('done', 'diverged') if arm['verdict'] == 'diverged' else ('done',)
+  counts = [f'{n} {status}' for status, n in sorted(arm['statuses'].items()) if status not in stated]
+  return f'; runs without a result: {", ".join(counts)}' if counts else ''
 
 
-def _missing(one):
-  """What did not finish, in words; '' if all did. That it diverged is a verdict's to say."""
-  told = ('done', 'diverged') if one['verdict'] == 'diverged' else ('done',)
-  lost = {status: n for status, n in one['statuses'].items() if status not in told}
-  return (
-    '; runs without a result: ' + ', '.join(f'{n} {status}' for status, n in sorted(lost.items()))
-    if lost
-    else ''
-  )
-
-
-def _pairing(arms):
-  """The gain over all arms: of the root mean squares, as a single arm's gain is uncertain."""
-  both = [(a['se_paired'], a['se_unpaired']) for a in arms if a['se_paired'] is not None]
-  if not both:
+def _pairing_gain(arms):
+  """The gain over all arms, from root mean squares, as a single arm's gain is uncertain."""
+  pairs = [(arm['se_paired'], arm['se_unpaired']) for arm in arms if arm['se_paired'] is not None]
+  if not pairs:
     return dict.fromkeys(('se_paired', 'se_unpaired', 'gain'))
-  paired, unpaired = (float(np.sqrt(np.mean(np.square(side)))) for side in zip(*both, strict=True))
+  paired, unpaired = (float(np.sqrt(np.mean(np.square(side)))) for side in zip(*pairs, strict=True))
   return {'se_paired': paired, 'se_unpaired': unpaired, 'gain': unpaired / paired if paired else None}
 
 
-def _notes(arms, family, metric, tolerance, looks):
-  """What a reader must know to read the numbers."""
+def _notes(study, arms, family, looks):
+  """What a reader must know to interpret the numbers."""
+  metric, tolerance = study['metric'], float(study['tolerance'])
   notes = [
     f'Differences are arm minus baseline in {metric}, seed by seed. Intervals are 95 % of one arm '
     f'(paired t); p values and verdicts are Holm-corrected over {family} comparisons.'
@@ -326,23 +314,24 @@ def _notes(arms, family, metric, tolerance, looks):
     )
   if len(looks) > 1:
     notes.append(
-      f'Judged {len(looks)} times, with {", ".join(map(str, looks))} seeds: who looks again after '
+      f'Judged {len(looks)} times, with {", ".join(map(str, looks))} seeds: judging again after '
       'adding seeds errs more often than the 5 % that these verdicts are made for.'
     )
-  elif any(one['verdict'] == 'undecided' for one in arms):
+  elif any(arm['verdict'] == 'undecided' for arm in arms):
     notes.append('Adding seeds and judging again is a second look: verdicts are then not at 5 %.')
-  few = min((one['n'] for one in arms), default=0)
-  if few < 5:
-    notes.append(f'With {few} seeds intervals are wide, and what is undecided may well be real.')
-  for one in arms:
-    lost = one['failed']
-    if lost and one['values'] and not one['is_baseline']:
+  fewest = min((arm['n'] for arm in arms), default=0)
+  if fewest < 5:
+    notes.append(f'With {fewest} seeds intervals are wide, and what is undecided may well be real.')
+  for arm in arms:
+    failed, name = arm['failed'], arm['name']
+    if failed and arm['is_baseline']:
+      notes.append(f'The baseline failed in {failed} runs: no arm is compared on those seeds.')
+    elif failed and arm['values']:
       notes.append(
-        f'{one["name"]}: {lost} of {_runs(one)} runs failed; it is compared on '
-        f'the {one["n"]} seeds that finished, which may flatter it.'
+        f'{name}: {failed} of {_run_count(arm)} runs failed; it is compared on the {arm["n"]} seeds that '
+        'finished, which may flatter it.'
       )
-    elif lost and not one['is_baseline']:
-      notes.append(f'{one["name"]}: no run finished, {lost} failed; there is nothing to judge.')
-    elif lost:
-      notes.append(f'The baseline failed in {lost} runs: no arm is compared on those seeds.')
-  return notes
+    elif failed:
+      notes.append(f'{name}: no run finished, {failed} failed; there is nothing to judge.')
+  sweep = SWEEPS.get(study.get('sweep'))
+  return notes + ([sweep.note] if sweep and sweep.note else [])

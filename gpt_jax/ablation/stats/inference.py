@@ -1,7 +1,7 @@
 """Is a difference real? Intervals, corrections and power for paired differences, on plain arrays.
 
-An arm and the baseline are run with the same seeds; what is judged is the difference seed by seed,
-so that what a seed does to both cancels. Letters: N seeds.
+An arm and the baseline are run with the same seeds; the differences seed by seed are judged, so that
+effects of the seed on both cancel. Letters: N seeds.
 
 Sources: paired t (Student 1908), BCa bootstrap (Efron 1987), Holm (1979), equivalence by two
 one-sided tests (Schuirmann 1987), power of the t-tests by the noncentral t (Cohen 1988; for
@@ -13,14 +13,14 @@ import bisect
 import numpy as np
 
 ALPHA = 0.05  # family-wise chance of a false verdict
-POWER = 0.8  # chance to find what 'needs n more seeds' is planned for
-MOST_SEEDS = 1000  # beyond this no number of seeds is named
+POWER = 0.8  # power that 'needs n more seeds' is computed for
+MAX_SEEDS = 1000  # beyond this no number of seeds is named
 
 
-def paired(difference_N):
-  """Differences of N seeds -> {n, mean, sd, se, interval, p}: two-sided t at 95 %.
+def paired_t(difference_N):
+  """Two-sided paired t-test of N differences -> {n, mean, sd, se, interval (95 %), p}.
 
-  One seed has no spread: sd, se, interval and p are None. Without any spread p is 0 or 1.
+  With one seed sd, se, interval and p are None. Without any spread p is 0 or 1.
   """
   from scipy import stats
 
@@ -36,9 +36,9 @@ def paired(difference_N):
 
 
 def bootstrap(difference_N, draws=2000, seed=0):
-  """BCa interval of the mean at 95 %, or None for fewer than three seeds.
+  """BCa bootstrap interval of the mean at 95 %, or None for fewer than three seeds.
 
-  With five seeds or so it is too narrow (it resamples only what was seen): the t interval judges.
+  With about five seeds it is too narrow, so verdicts use the t interval.
   """
   from scipy import stats
 
@@ -47,14 +47,14 @@ def bootstrap(difference_N, draws=2000, seed=0):
     return None
   if difference_N.std() < 1e-12 * max(1.0, abs(difference_N.mean())):
     return [float(difference_N.mean())] * 2
-  found = stats.bootstrap(
+  result = stats.bootstrap(
     (difference_N,), np.mean, n_resamples=draws, method='BCa', rng=np.random.default_rng(seed)
   )
-  return [float(bound) for bound in found.confidence_interval]
+  return [float(bound) for bound in result.confidence_interval]
 
 
 def holm(p_values):
-  """P values of one family -> adjusted, in the same order: all at most ALPHA are rejected."""
+  """Adjust the p values of one family by Holm's method, in the same order: those <= ALPHA are rejected."""
   p_values = np.asarray(p_values, float)
   order = np.argsort(p_values, kind='stable')
   factors = np.arange(len(p_values), 0, -1)
@@ -64,31 +64,31 @@ def holm(p_values):
 
 
 def equivalence(difference_N, margin):
-  """P value of 'the mean differs by more than margin', two one-sided t-tests; None for one seed."""
+  """P value of 'the mean differs by more than margin', by two one-sided t-tests; None for one seed."""
   from scipy import stats
 
-  found = paired(difference_N)
-  if found['se'] is None:
+  test = paired_t(difference_N)
+  if test['se'] is None:
     return None
-  room = margin - abs(found['mean'])
-  if not found['se']:
-    return float(room < 0)
-  return float(stats.t.sf(room / found['se'], found['n'] - 1))
+  distance = margin - abs(test['mean'])
+  if not test['se']:
+    return float(distance < 0)
+  return float(stats.t.sf(distance / test['se'], test['n'] - 1))
 
 
 def power_of_difference(n, effect, alpha=ALPHA):
-  """Chance that n seeds find a mean difference of `effect` standard deviations (of differences)."""
+  """Power of n seeds to find a mean difference of `effect` standard deviations (of differences)."""
   from scipy import stats
 
   n = np.asarray(n)
   critical, shift = stats.t.isf(alpha / 2, n - 1), abs(effect) * np.sqrt(n)
   upper, lower = stats.nct.sf(critical, n - 1, shift), stats.nct.cdf(-critical, n - 1, shift)
-  # Far from the null, scipy 1.17 gives NaN for what is 1 above and 0 below.
+  # Far from the null, scipy 1.17 gives NaN instead of 1 above and 0 below.
   return np.nan_to_num(upper, nan=1.0) + np.nan_to_num(lower, nan=0.0)
 
 
 def power_of_equivalence(n, effect, margin, alpha=ALPHA):
-  """Chance that n seeds show a difference of `effect` to be below `margin`, both in sd."""
+  """Power of n seeds to show that a difference of `effect` is below `margin`, both in sd."""
   from scipy import stats
 
   n = np.asarray(n)
@@ -97,11 +97,11 @@ def power_of_equivalence(n, effect, margin, alpha=ALPHA):
   return np.maximum(0, stats.t.cdf(low, n - 1) + stats.t.cdf(high, n - 1) - 1)
 
 
-def more_seeds(n, mean, sd, margin, alpha=ALPHA):
-  """How many seeds more decide, if the truth is as it looks after n -> number, or None if too many.
+def seeds_needed(n, mean, sd, margin, alpha=ALPHA):
+  """Estimate how many more seeds decide, if the true mean and sd are those of n seeds; None if too many.
 
-  Decided is what is found to differ, or to differ by less than the margin: whichever comes first.
-  The sd of few seeds is itself uncertain, so this is a rough number.
+  Decided means found to differ, or to differ by less than the margin, whichever comes first. The sd of
+  few seeds is itself uncertain, so this is a rough number.
   """
   if not sd:
     return 1
@@ -112,21 +112,21 @@ def more_seeds(n, mean, sd, margin, alpha=ALPHA):
       power = max(power, power_of_equivalence(total, mean / sd, margin / sd, alpha))
     return bool(power >= POWER)
 
-  totals = range(n + 1, MOST_SEEDS + 1)
+  totals = range(n + 1, MAX_SEEDS + 1)
   first = bisect.bisect_left(totals, True, key=enough)
   return totals[first] - n if first < len(totals) else None
 
 
 def pairing(value_N, base_N):
-  """What pairing by seed gains -> {se_paired, se_unpaired, pairing_gain}, None where unknown.
+  """Gain of pairing by seed -> {se_paired, se_unpaired, pairing_gain}, None if unknown.
 
-  pairing_gain: how many times smaller the standard error of the difference is than from as many
-  seeds that have nothing in common; n times smaller replaces n^2 times the seeds.
+  pairing_gain: standard error of the difference with unrelated seeds / with common seeds; a gain of n
+  replaces n^2 times the seeds.
   """
   value_N, base_N = np.asarray(value_N, float), np.asarray(base_N, float)
   if len(value_N) < 2:
     return dict.fromkeys(('se_paired', 'se_unpaired', 'pairing_gain'))
-  paired_se = paired(value_N - base_N)['se']
+  paired_se = paired_t(value_N - base_N)['se']
   unpaired_se = float(np.sqrt((value_N.var(ddof=1) + base_N.var(ddof=1)) / len(value_N)))
   gain = unpaired_se / paired_se if paired_se else None
   return {'se_paired': paired_se, 'se_unpaired': unpaired_se, 'pairing_gain': gain}
@@ -136,16 +136,16 @@ def pairing(value_N, base_N):
 
 
 def judge(comparisons, better='lower', tolerance=0.0, diverged=(), base_diverged=()):
-  """One family of comparisons -> a list of verdicts, in order.
+  """Judge one family of comparisons -> a list of verdicts, in order.
 
   Args:
     comparisons: list of (values, base_values), each {seed: number}; the common seeds are compared.
     better: 'lower' or 'higher'.
     tolerance: the smallest difference that matters, in units of the metric; 0 = any.
-    diverged: how many runs of each comparison's arm diverged, () = none. The others are a selection
-      that flatters the arm: its verdict is 'diverged', whatever they say.
-    base_diverged: the same of the baselines. What is left flatters the baseline, so that an arm may
-      still be 'better', and otherwise is 'undecided'.
+    diverged: how many runs of each comparison's arm diverged, () = none. The surviving runs are
+      biased in the arm's favor: its verdict is 'diverged'.
+    base_diverged: the same of the baselines. The surviving runs are biased in the baseline's favor, so
+      that an arm may still be 'better', and is otherwise 'undecided'.
 
   Returns:
     list of {n, seeds, difference (arm - base), interval, bootstrap, p, p_holm, p_equivalence,
@@ -154,53 +154,57 @@ def judge(comparisons, better='lower', tolerance=0.0, diverged=(), base_diverged
     tolerance, though it may differ from 0), 'better', 'worse', 'undecided' or 'diverged'; the
     chance of any false 'better' or 'worse' in the family is at most 5 %.
   """
-  found = [_compare(*pair, tolerance) for pair in comparisons]
-  tested = [one for one in found if one['p'] is not None]
+  results = [_compare(*pair, tolerance) for pair in comparisons]
+  tested = [result for result in results if result['p'] is not None]
   for key, adjusted in (('p', 'p_holm'), ('p_equivalence', 'p_equivalence')):
-    for one, p in zip(tested, holm([one[key] for one in tested]), strict=True):
-      one[adjusted] = p
-  open_ones = sum(one['p_holm'] > ALPHA for one in tested)
-  none = [0] * len(found)
-  for one, lost, flattered in zip(found, diverged or none, base_diverged or none, strict=True):
-    verdict = 'diverged' if lost else _verdict(one, better)
-    if flattered and verdict in ('worse', 'no difference'):
+    for result, p in zip(tested, holm([result[key] for result in tested]), strict=True):
+      result[adjusted] = p
+  open_count = max(1, sum(result['p_holm'] > ALPHA for result in tested))
+  none = [0] * len(results)
+  for result, lost, base_lost in zip(results, diverged or none, base_diverged or none, strict=True):
+    verdict = 'diverged' if lost else _verdict(result, better)
+    if base_lost and verdict in ('worse', 'no difference'):
       verdict = 'undecided'
-    one |= {'verdict': verdict, 'diverged': lost, 'base_diverged': flattered}
-    sd, undecided = one.pop('sd'), verdict == 'undecided' and not flattered
-    one['seeds_needed'] = None if one['p'] is None or lost or flattered else 0
-    if undecided and one['p'] is not None:
-      one['seeds_needed'] = more_seeds(one['n'], one['difference'], sd, tolerance, ALPHA / max(1, open_ones))
-  return found
+    result |= {'verdict': verdict, 'diverged': lost, 'base_diverged': base_lost}
+    sd = result.pop('sd')
+    if result['p'] is None or lost or base_lost:
+      result['seeds_needed'] = None
+    elif verdict != 'undecided':
+      result['seeds_needed'] = 0
+    else:
+      alpha = ALPHA / open_count
+      result['seeds_needed'] = seeds_needed(result['n'], result['difference'], sd, tolerance, alpha)
+  return results
 
 
 def _compare(values, base_values, tolerance):
-  """The common seeds of an arm and its baseline, not yet corrected or judged."""
+  """Compare an arm and its baseline on their common seeds, without correction or verdict."""
   seeds = sorted(set(values) & set(base_values))
   value_N, base_N = ([side[seed] for seed in seeds] for side in (values, base_values))
-  empty = ('difference', 'sd', 'interval', 'bootstrap', 'p', 'p_holm', 'p_equivalence')
   if not seeds:
-    return {'n': 0, 'seeds': [], **dict.fromkeys(empty), **pairing((), ())}
+    unknown = ('difference', 'sd', 'interval', 'bootstrap', 'p', 'p_holm', 'p_equivalence')
+    return {'n': 0, 'seeds': [], **dict.fromkeys(unknown), **pairing((), ())}
   difference_N = np.subtract(value_N, base_N)
-  found = paired(difference_N)
+  test = paired_t(difference_N)
   return {
     'n': len(seeds),
     'seeds': seeds,
-    'difference': found['mean'],
-    'sd': found['sd'],
-    'interval': found['interval'],
+    'difference': test['mean'],
+    'sd': test['sd'],
+    'interval': test['interval'],
     'bootstrap': bootstrap(difference_N),
-    'p': found['p'],
+    'p': test['p'],
     'p_holm': None,
     'p_equivalence': equivalence(difference_N, tolerance),
     **pairing(value_N, base_N),
   }
 
 
-def _verdict(one, better):
-  if one['p'] is None:
+def _verdict(result, better):
+  if result['p'] is None:
     return 'undecided'
-  if one['p_equivalence'] <= ALPHA:
+  if result['p_equivalence'] <= ALPHA:
     return 'no difference'
-  if one['p_holm'] > ALPHA:
+  if result['p_holm'] > ALPHA:
     return 'undecided'
-  return 'better' if (one['difference'] < 0) == (better == 'lower') else 'worse'
+  return 'better' if (result['difference'] < 0) == (better == 'lower') else 'worse'

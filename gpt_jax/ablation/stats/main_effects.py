@@ -1,8 +1,8 @@
-"""Main effects of plans that cross factors: what a level does on average over the other factors.
+"""Main effects of sweeps that cross factors: what a level does on average over the other factors.
 
-Arms that differ in more than the factor are never compared: their mean would hold the effects of
-the rest. A fractional plan has no two arms that differ in one factor alone; there an additive model
-is fitted, which the orthogonal columns make the difference of means while no run is missing.
+Arms that differ in more than the factor are never compared: their means would hold the effects of the
+rest. A fractional design has no two arms that differ in one factor alone; there an additive model is
+fitted, which the orthogonal columns make the difference of means while no run is missing.
 """
 
 import collections
@@ -10,36 +10,35 @@ import collections
 import numpy as np
 
 from gpt_jax.ablation.stats import inference, size_laws
-
-CROSSED = ('full', 'fractional', 'pairwise')  # plans in which a factor's levels meet many others
+from gpt_jax.ablation.sweeps import SWEEPS
 
 
 def main_effects(study, values, diverged=None):
-  """Every factor's effects, judged as one family; [] in plans that cross nothing.
+  """Judge every factor's effects as one family; [] for sweeps that cross nothing.
 
   Args:
     values: {arm: {seed: value}}.
     diverged: {arm: how many of its runs diverged}.
 
   Returns:
-    list of {factor, level, against, arms (that have the level and were used), what inference.judge
-    says}. against: the baseline's level, or where no two arms that are equal in all else have it,
-    the first level of which there are such.
+    list of {factor, level, against, arms (that have the level and were used), the keys of
+    inference.judge}. against: the baseline's level, or the first level that has matched arms.
   """
-  if study.get('plan') not in CROSSED:
+  sweep = SWEEPS.get(study.get('sweep'))
+  if not sweep or not sweep.main_effects:
     return []
-  compare = _fitted if study['plan'] == 'fractional' else _matched
-  found, pairs, lost, flattered = [], [], [], []
+  estimate, diverged = ESTIMATORS[sweep.main_effects], diverged or {}
+  effects, pairs, diverged_arms, diverged_bases = [], [], [], []
   scaled = size_laws.RESOURCES if 'size' in study['factors'] else ()
   for factor in (name for name in study['factors'] if name not in scaled):
-    for level, against, names, pair in compare(study['arms'], factor, values):
-      found.append({'factor': factor, 'level': level, 'against': against, 'arms': len(names)})
+    for level, against, names, pair in estimate(study['arms'], factor, values):
+      effects.append({'factor': factor, 'level': level, 'against': against, 'arms': len(names)})
       pairs.append(pair)
       others = [arm['name'] for arm in study['arms'] if arm['levels'][factor] == against]
-      for side, sums in ((names, lost), (others, flattered)):
-        sums.append(sum((diverged or {}).get(name, 0) for name in side))
-  judged = inference.judge(pairs, study['better'], float(study['tolerance']), lost, flattered)
-  return [about | one for about, one in zip(found, judged, strict=True)]
+      diverged_arms.append(sum(diverged.get(name, 0) for name in names))
+      diverged_bases.append(sum(diverged.get(name, 0) for name in others))
+  verdicts = inference.judge(pairs, study['better'], float(study['tolerance']), diverged_arms, diverged_bases)
+  return [effect | verdict for effect, verdict in zip(effects, verdicts, strict=True)]
 
 
 def _levels(arms, factor):
@@ -48,49 +47,55 @@ def _levels(arms, factor):
   return list(dict.fromkeys(arm['levels'][factor] for arm in ordered))
 
 
+def _all_seeds(values):
+  return sorted({seed for by_seed in values.values() for seed in by_seed})
+
+
 def _matched(arms, factor, values):
-  """Yields (level, against, arms, (values, base values)): means over the twins of each seed."""
+  """Yield (level, against, arms, (values, base values)): means over pairs that differ in the factor alone."""
   cells = collections.defaultdict(dict)
   for arm in arms:
     others = tuple(level for name, level in arm['levels'].items() if name != factor)
     cells[others][arm['levels'][factor]] = arm['name']
   levels = _levels(arms, factor)
-  twins = lambda one, other: [
-    (cell[one], cell[other]) for cell in cells.values() if {one, other} <= cell.keys()
+  pairs_of = lambda level, other: [
+    (cell[level], cell[other]) for cell in cells.values() if {level, other} <= cell.keys()
   ]
-  against = max(levels, key=lambda level: any(twins(o, level) for o in levels if o != level))
+  against = max(levels, key=lambda level: any(pairs_of(other, level) for other in levels if other != level))
   for level in levels:
-    if level != against and (both := twins(level, against)):
-      yield level, against, [one for one, _ in both], _means(both, values)
+    if level != against and (pairs := pairs_of(level, against)):
+      yield level, against, [name for name, _ in pairs], _means(pairs, values)
 
 
-def _means(twins, values):
-  """({seed: mean of the first of each pair}, the same of the second), where both finished."""
+def _means(pairs, values):
+  """({seed: mean of the first of each pair}, the same of the second), of pairs that both finished."""
   sides = {}, {}
-  for seed in sorted({seed for found in values.values() for seed in found}):
-    pairs = [
+  for seed in _all_seeds(values):
+    finished = [
       [values[name][seed] for name in pair]
-      for pair in twins
+      for pair in pairs
       if all(seed in values.get(name, {}) for name in pair)
     ]
-    for side, mean in zip(sides, np.mean(pairs, axis=0) if pairs else (), strict=False):
+    for side, mean in zip(sides, np.mean(finished, axis=0) if finished else (), strict=False):
       side[seed] = float(mean)
   return sides
 
 
-def _fitted(arms, factor, values):
-  """As `_matched`, from an additive model of all factors in each seed that determines it."""
-  factors = list(arms[0]['levels'])
-  columns = [(name, level) for name in factors for level in _levels(arms, name)[1:]]
+def _least_squares(arms, factor, values):
+  """Like `_matched`, from an additive model of all factors in each seed that determines it."""
+  columns = [(name, level) for name in arms[0]['levels'] for level in _levels(arms, name)[1:]]
   sides = {column: ({}, {}) for column in columns}
-  for seed in sorted({seed for found in values.values() for seed in found}):
-    here = [arm for arm in arms if seed in values.get(arm['name'], {})]
-    x = [[1.0, *(float(arm['levels'][f] == level) for f, level in columns)] for arm in here]
-    terms, _, rank, _ = np.linalg.lstsq(x, [values[arm['name']][seed] for arm in here])
+  for seed in _all_seeds(values):
+    finished = [arm for arm in arms if seed in values.get(arm['name'], {})]
+    x = [[1.0, *(float(arm['levels'][f] == level) for f, level in columns)] for arm in finished]
+    terms, _, rank, _ = np.linalg.lstsq(x, [values[arm['name']][seed] for arm in finished])
     if rank == 1 + len(columns):
       for column, term in zip(columns, terms[1:], strict=True):
         sides[column][0][seed], sides[column][1][seed] = float(terms[0] + term), float(terms[0])
-  own, *levels = _levels(arms, factor)
+  base_level, *levels = _levels(arms, factor)
   for level in levels:
     names = [arm['name'] for arm in arms if arm['levels'][factor] == level]
-    yield level, own, names, sides[factor, level]
+    yield level, base_level, names, sides[factor, level]
+
+
+ESTIMATORS = {'matched': _matched, 'least_squares': _least_squares}

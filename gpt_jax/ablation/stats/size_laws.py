@@ -1,8 +1,8 @@
-"""One ablation at several sizes: does an effect hold as models grow, and how does each arm scale?
+"""Size studies: does an effect hold as models grow, and how does each arm scale?
 
-A size study has a factor named 'size', whose levels are the rungs, and may have one named 'tokens',
-how long each is trained. Every other factor is judged against its baseline level at the same size
-and tokens. The laws are fitted in scaling.py.
+A size study has a factor named 'size', and may have one named 'tokens', how long each size is trained.
+Every other factor is judged against its baseline level at the same size and tokens. The laws are fitted
+in scaling.py.
 """
 
 import numpy as np
@@ -10,13 +10,13 @@ import numpy as np
 from gpt_jax.ablation.stats import inference, scaling
 
 RESOURCES = ('size', 'tokens')  # names of the factors that are scaled, not judged
-LAW_SIZES = 3  # sizes that a law needs
-LEAST = 0.01  # exponent below which a law has no optimum
-SAME_FLOPS = 0.05  # relative difference below which training FLOPs count as equal
+MIN_SIZES = 3  # sizes that a law needs
+MIN_EXPONENT = 0.01  # below it a law has no optimum
+EQUAL_FLOPS = 0.05  # relative difference below which training FLOPs count as equal
 
 
-def of_study(study, values, diverged=None):
-  """What a study with a factor named 'size' says -> {laws, parametric, isoflop, rungs, warnings}.
+def fit_size_study(study, values, diverged=None):
+  """Fit the laws of a study with a factor named 'size' -> {laws, parametric, isoflop, effects, warnings}.
 
   Args:
     values: {arm: {seed: value}}.
@@ -24,32 +24,30 @@ def of_study(study, values, diverged=None):
 
   Returns:
     laws: {levels of the other factors: scaling.power_law over parameters}, at the baseline's
-    tokens. parametric: the same of scaling.parametric, where tokens vary too, with 'optimum': the
+    tokens. parametric: the same of scaling.parametric, if tokens vary too, with 'optimum': the
     best size at the largest budget of FLOPs that was trained. isoflop: of
-    scaling.isoflop, where at least three sizes were trained with equal FLOPs. rungs: see `by_rung`.
-    None if there is no such factor.
+    scaling.isoflop, if at least three sizes were trained with equal FLOPs. effects: see
+    `effects_by_size`. None if there is no such factor.
   """
   if RESOURCES[0] not in (study.get('factors') or {}):
     return None
   base = next(arm['levels'] for arm in study['arms'] if arm['is_baseline'])
-  found = {'laws': {}, 'parametric': {}, 'isoflop': {}, 'rungs': by_rung(study, values, diverged)}
-  warnings = sign_changes(found['rungs'])
-  for others, arms in _grouped(study['arms']).items():
-    alike = [arm for arm in arms if arm['levels'].get('tokens') == base.get('tokens')]
-    some = {'laws': (alike, _power_law)}
-    if len({arm['tokens'] for arm in arms}) >= LAW_SIZES:
-      some['parametric'] = (arms, _parametric)
-    if equal := _equal_flops(arms):
-      some['isoflop'] = (equal, _isoflop)
-    for kind, (chosen, fit) in some.items():
-      if len({arm['parameters'] for arm in chosen}) < LAW_SIZES:
+  effects = effects_by_size(study, values, diverged)
+  fits, warnings = {'laws': {}, 'parametric': {}, 'isoflop': {}}, _sign_changes(effects)
+  for label, arms in _group_by_label(study['arms']).items():
+    equal_tokens = [arm for arm in arms if arm['levels'].get('tokens') == base.get('tokens')]
+    candidates = [('laws', equal_tokens, _power_law), ('isoflop', _with_equal_flops(arms), _isoflop)]
+    if len({arm['tokens'] for arm in arms}) >= MIN_SIZES:
+      candidates.insert(1, ('parametric', arms, _parametric))
+    for kind, chosen, fit in candidates:
+      if len({arm['parameters'] for arm in chosen}) < MIN_SIZES:
         continue
       try:
-        found[kind][others] = fit(chosen, values)
+        fits[kind][label] = fit(chosen, values)
       except ValueError as error:
         cause = str(error).splitlines()[0]
-        warnings.append(f'no scaling law{others and f" for {others}"}: {cause}')
-  return found | {'warnings': warnings}
+        warnings.append(f'no scaling law{label and f" for {label}"}: {cause}')
+  return fits | {'effects': effects, 'warnings': warnings}
 
 
 def _points(arms, values):
@@ -70,25 +68,13 @@ def _power_law(arms, values):
 def _parametric(arms, values):
   sizes, tokens, losses, seeds = _points(arms, values)
   law = scaling.parametric(sizes, tokens, losses, seeds)
-  if min(law['alpha'], law['beta']) < LEAST:
+  if min(law['alpha'], law['beta']) < MIN_EXPONENT:
     return law | {'optimum': None}
   flops = max(arm['flops_per_token'] * arm['tokens'] for arm in arms)
   per_token = float(np.median([arm['flops_per_token'] / arm['parameters'] for arm in arms]))
   best = scaling.optimum(law, flops, per_token)
   inside = min(sizes) <= best['parameters'] <= max(sizes)
   return law | {'optimum': best | {'flops': flops, 'inside': inside}}
-
-
-def _equal_flops(arms):
-  """The arms of budgets that at least three sizes share, as {**arm, 'flops': of the budget}."""
-  budgets = []
-  for flops, _, arm in sorted((a['flops_per_token'] * a['tokens'], a['name'], a) for a in arms):
-    if not budgets or flops > (1 + SAME_FLOPS) * budgets[-1][0]['flops']:
-      budgets.append([])
-    first = budgets[-1][0]['flops'] if budgets[-1] else flops
-    budgets[-1].append(arm | {'flops': first})
-  enough = lambda some: len({arm['parameters'] for arm in some}) >= LAW_SIZES
-  return [arm for some in budgets if enough(some) for arm in some]
 
 
 def _isoflop(arms, values):
@@ -98,60 +84,69 @@ def _isoflop(arms, values):
   return scaling.isoflop(flops, sizes, losses, seeds)
 
 
-def by_rung(study, values, diverged=None):
-  """Effects of the other factors at each size, judged as one family.
+def _with_equal_flops(arms):
+  """The arms of budgets that at least three sizes share, as {**arm, 'flops': of the budget}."""
+  budgets = []
+  for flops, _, arm in sorted((a['flops_per_token'] * a['tokens'], a['name'], a) for a in arms):
+    if not budgets or flops > (1 + EQUAL_FLOPS) * budgets[-1][0]['flops']:
+      budgets.append([])
+    first = budgets[-1][0]['flops'] if budgets[-1] else flops
+    budgets[-1].append(arm | {'flops': first})
+  enough = lambda group: len({arm['parameters'] for arm in group}) >= MIN_SIZES
+  return [arm for group in budgets if enough(group) for arm in group]
 
-  Returns list of {arm, levels, size, parameters, what inference.judge says}, by size; levels: as
+
+def effects_by_size(study, values, diverged=None):
+  """Judge the other factors at each size, as one family.
+
+  Returns list of {arm, levels, size, parameters, the keys of inference.judge}, by size; levels: like
   'positions=learned'.
   """
   base = next(arm['levels'] for arm in study['arms'] if arm['is_baseline'])
-  grouped, own = _grouped(study['arms']), _label(base)
-  at_base = {rung(arm): arm for arm in grouped[own]}
-  found, pairs, against_of = [], [], []
-  for others, arms in grouped.items():
+  grouped, diverged = _group_by_label(study['arms']), diverged or {}
+  baselines = {size_of(arm): arm for arm in grouped[_label(base)]}
+  effects, comparisons = [], []
+  for label, arms in grouped.items():
     for arm in sorted(arms, key=lambda arm: arm['parameters']):
-      if others != own and rung(arm) in at_base:
-        against = at_base[rung(arm)]
-        changed = {k: v for k, v in arm['levels'].items() if v != against['levels'][k]}
-        size = '/'.join(str(level) for level in rung(arm) if level is not None)
-        about = {'arm': arm['name'], 'levels': _label(changed), 'size': size}
-        found.append(about | {'parameters': against['parameters']})
-        pairs.append((values.get(arm['name'], {}), values.get(against['name'], {})))
-        against_of.append(against['name'])
-  lost, flattered = (
-    [(diverged or {}).get(name, 0) for name in names] for names in ([one['arm'] for one in found], against_of)
-  )
-  judged = inference.judge(pairs, study['better'], float(study['tolerance']), lost, flattered)
-  return [one | verdict for one, verdict in zip(found, judged, strict=True)]
+      if label != _label(base) and size_of(arm) in baselines:
+        own = baselines[size_of(arm)]
+        changed = {k: v for k, v in arm['levels'].items() if v != own['levels'][k]}
+        size = '/'.join(str(level) for level in size_of(arm) if level is not None)
+        effect = {'arm': arm['name'], 'levels': _label(changed), 'size': size}
+        effects.append(effect | {'parameters': own['parameters']})
+        comparisons.append((arm['name'], own['name']))
+  pairs = [tuple(values.get(name, {}) for name in names) for names in comparisons]
+  lost = [[diverged.get(names[side], 0) for names in comparisons] for side in (0, 1)]
+  verdicts = inference.judge(pairs, study['better'], float(study['tolerance']), *lost)
+  return [effect | verdict for effect, verdict in zip(effects, verdicts, strict=True)]
 
 
-def sign_changes(rungs):
-  """Warnings, one for each effect that does not point the same way at all sizes."""
+def _sign_changes(effects):
+  """Warnings, one for each effect with different signs at different sizes."""
   warnings = []
-  for levels in dict.fromkeys(one['levels'] for one in rungs):
-    own = [one for one in rungs if one['levels'] == levels and one['difference'] is not None]
-    verdicts = {one['verdict']: one['size'] for one in own}
+  for levels in dict.fromkeys(effect['levels'] for effect in effects):
+    known = [e for e in effects if e['levels'] == levels and e['difference'] is not None]
+    verdicts = {effect['verdict']: effect['size'] for effect in known}
+    differences = [effect['difference'] for effect in known if effect['verdict'] != 'no difference']
     if {'better', 'worse'} <= set(verdicts):
       warnings.append(
         f'{levels} changes sign with size: better at {verdicts["better"]}, worse at '
         f'{verdicts["worse"]}; do not carry it over to other sizes'
       )
-      continue
-    open_ones = [one['difference'] for one in own if one['verdict'] != 'no difference']
-    if open_ones and min(open_ones) < 0 < max(open_ones):
+    elif differences and min(differences) < 0 < max(differences):
       warnings.append(
         f'{levels} may change sign with size: its differences point both ways, not all are decided'
       )
   return warnings
 
 
-def rung(arm):
-  """The size and the tokens of an arm, None for a factor that the study does not have."""
+def size_of(arm):
+  """(size, tokens) of an arm, None for a factor that the study does not have."""
   return tuple(arm['levels'].get(name) for name in RESOURCES)
 
 
-def _grouped(arms):
-  """{levels of what is judged, as 'positions=rope': its arms}."""
+def _group_by_label(arms):
+  """{levels of the judged factors, like 'positions=rope': arms}."""
   grouped = {}
   for arm in arms:
     grouped.setdefault(_label(arm['levels']), []).append(arm)

@@ -120,7 +120,7 @@ def design(told):
   }
   about = {
     'base': study.get('base', ''),
-    'plan': str(study.get('plan', '')).replace('_', ' '),
+    'sweep': str(study.get('sweep', '')).replace('_', ' '),
     **levels,
     'judged by': f'{told.metric}, {study.get("better", "lower")} is better',
     'no difference': f'less than {told.tolerance:g}' if told.tolerance else 'not tested',

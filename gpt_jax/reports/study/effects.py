@@ -40,7 +40,7 @@ def main(told):
 def scaling(told):
   """Loss over size with its fitted law, and the other factors' effects at each size."""
   found = told.analysis.get('scaling') or {}
-  laws, rungs = found.get('laws') or {}, found.get('rungs') or ()
+  laws, rungs = found.get('laws') or {}, found.get('effects') or ()
   rows = [effect(told, f'{rung["levels"]} at {rung["size"]}', rung) for rung in rungs]
   said = [page.element('p', page.escape(text)) for text in told.laws()]
   title = page.element('h3', 'Effects by size') if rows else ''

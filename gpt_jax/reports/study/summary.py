@@ -158,7 +158,7 @@ class Summary:
     own = (found.get('laws') or {}).get(others_of(self.baseline()))
     said = [f'{self.metric.capitalize()} over parameters: {law_text("", own)}.'] if own else []
     places = collections.defaultdict(lambda: collections.defaultdict(list))
-    for one in found.get('rungs') or ():
+    for one in found.get('effects') or ():
       places[one['levels']][one['verdict']].append(str(one['size']))
     for levels, sizes in places.items():
       words = [f'{verdict} at {", ".join(at)}' for verdict, at in sizes.items()]
@@ -280,7 +280,7 @@ def read(workdir):
   folder = pathlib.Path(workdir).expanduser().resolve()
   return Summary(
     study=store.read_study(folder),
-    rows=store.rows(folder),
+    rows=store.read_runs(folder),
     analysis=records.read_json(folder / 'analysis.json'),
     attempts=store.read_attempts(folder),
     folder=folder,

@@ -127,7 +127,7 @@ def markdown(told):
     named = [(f'{one["factor"]}={one["level"]} against {one["against"]}', one) for one in effects]
     said += ['## Main effects', judged(told, 'level', named)]
   if found := told.analysis.get('scaling'):
-    named = [(f'{one["levels"]} at {one["size"]}', one) for one in found['rungs']]
+    named = [(f'{one["levels"]} at {one["size"]}', one) for one in found['effects']]
     said += ['## Scaling', '\n'.join(f'- {text}' for text in told.laws())]
     said += [judged(told, 'effect', named), '\n'.join(f'- {w}' for w in found['warnings'])]
   said += ['## Cost', f'Budget: {told.budget()}.', grid(*trim(COSTS_HEAD, costs(told)))]
