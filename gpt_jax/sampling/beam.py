@@ -15,11 +15,11 @@ from gpt_jax.cluster.processes import fetch
 from gpt_jax.sampling.samplers import NEG_INF
 from gpt_jax.tokenizers import grammar as grammars
 
-IMPOSSIBLE = NEG_INF / 1e3  # scores below this hold a token that must not be sampled
+MIN_SCORE = NEG_INF / 1e3  # a lower score contains a token that must not be sampled
 
 
 class Beams(NamedTuple):
-  """A search under way: live beams, and the best ended ones."""
+  """The state of a search: live beams, and the best ended ones."""
 
   step: jax.Array  # int32; new tokens so far
   live_ids_BWT: jax.Array  # int32
@@ -28,17 +28,17 @@ class Beams(NamedTuple):
   done_scores_BW: jax.Array  # length-penalized, best first
   done_lengths_BW: jax.Array  # int32; tokens in the row, prompt included
   logits_BWV: jax.Array  # float32; for the next token of each live beam
-  span: grammars.GrammarState  # rows B W; where each live beam stands
+  span: grammars.GrammarState  # rows B W; grammar state of each live beam
   cache: list  # rows B W
 
 
-def penalty(length, alpha):
-  """What a sum of log-probabilities is divided by."""
+def length_penalty(length, alpha):
+  """The divisor of a sum of log-probabilities."""
   return ((5.0 + length) / 6.0) ** alpha
 
 
-def begin(state, W):
-  """Prefilled prompts -> Beams: W times the same one, of which only the first may be extended."""
+def init_beams(state, W):
+  """Copy each prefilled prompt to W beams, of which only the first is live at the start -> Beams."""
   B = state.lengths_B.shape[0]
   first_only_BW = jnp.where(jnp.arange(W) == 0, 0.0, NEG_INF)[None] * jnp.ones((B, 1))
   to_beams = lambda x: jnp.repeat(x[:, None], W, 1)
@@ -57,19 +57,19 @@ def begin(state, W):
 
 
 def search(model, state, steps, cfg, grammar, stops):
-  """Prefilled prompts -> Beams, after `steps` or when no live one can win any more.
+  """Search from prefilled prompts until no live beam can win, at most `steps` tokens -> Beams.
 
-  stops: how many ids end a text.
+  stops: number of ids that end a text.
   """
   B, W, V = state.lengths_B.shape[0], cfg.beams, state.next_logits_BV.shape[-1]
   rows_B1 = jnp.arange(B)[:, None]
-  X = min((1 + max(1, stops)) * W, W * V)  # enough for W live ones whatever stops
+  X = min((1 + max(1, stops)) * W, W * V)  # at least W of them do not stop
 
-  def promising(beams):
-    best_live_B = beams.live_scores_BW[:, 0] / penalty(jnp.float32(steps), cfg.length_penalty)
+  def can_improve(beams):
+    best_live_B = beams.live_scores_BW[:, 0] / length_penalty(jnp.float32(steps), cfg.length_penalty)
     can_win = (best_live_B > beams.done_scores_BW[:, -1]).any()
-    alive = (beams.live_scores_BW[:, 0] > IMPOSSIBLE).any()
-    return (beams.step < steps) & alive & can_win
+    is_alive = (beams.live_scores_BW[:, 0] > MIN_SCORE).any()
+    return (beams.step < steps) & is_alive & can_win
 
   def extend(beams):
     length_B = state.lengths_B + beams.step
@@ -81,9 +81,9 @@ def search(model, state, steps, cfg, grammar, stops):
     ids_BXT = beams.live_ids_BWT[rows_B1, from_BX]
     ids_BXT = ids_BXT.at[rows_B1, jnp.arange(X)[None], length_B[:, None]].set(token_BX, mode='drop')
     stops_BX = grammar.ends_V[token_BX] | (beams.step + 1 == steps)
-    ended_BX = stops_BX & (top_BX > IMPOSSIBLE)
+    ended_BX = stops_BX & (top_BX > MIN_SCORE)
 
-    new_BX = top_BX / penalty((beams.step + 1).astype(jnp.float32), cfg.length_penalty)
+    new_BX = top_BX / length_penalty((beams.step + 1).astype(jnp.float32), cfg.length_penalty)
     done_BX = jnp.concatenate([beams.done_scores_BW, jnp.where(ended_BX, new_BX, NEG_INF)], 1)
     all_ids = jnp.concatenate([beams.done_ids_BWT, ids_BXT], 1)
     lengths_BX = jnp.broadcast_to(length_B[:, None] + 1, (B, X))
@@ -109,28 +109,28 @@ def search(model, state, steps, cfg, grammar, stops):
       cache=out.cache,
     )
 
-  return jax.lax.while_loop(promising, extend, begin(state, W))
+  return jax.lax.while_loop(can_improve, extend, init_beams(state, W))
 
 
 _search = jax.jit(search, static_argnames=('steps', 'cfg', 'stops'))
 
 
 def beam_search(model, prompts, cfg, grammar):
-  """The cfg.num_samples best continuations of each prompt.
+  """Return the cfg.num_samples best continuations of each prompt.
 
-  -> one list a prompt of (ids after the prompt, length-penalized score), best first; shorter than
-  num_samples when fewer texts are possible.
+  A list for each prompt of (new ids, length-penalized score), best first; shorter than num_samples
+  where fewer texts are possible.
   """
   state = sample.start(model, prompts, dataclasses.replace(cfg, num_samples=1), grammar)
   steps, rules = cfg.max_new_tokens, sample.choice_rules(cfg)
   beams = _search(model, state, steps, rules, grammar, int(grammar.ends_V.sum()))
   ids_BWT, scores_BW, lengths_BW = fetch((beams.done_ids_BWT, beams.done_scores_BW, beams.done_lengths_BW))
-  begins = [len(sample.as_prompt(prompt).ids) for prompt in prompts]
+  starts = [len(sample.as_prompt(prompt).ids) for prompt in prompts]
   return [
     [
-      (ids_BWT[b, w, begin : lengths_BW[b, w]].tolist(), float(scores_BW[b, w]))
+      (ids_BWT[b, w, start : lengths_BW[b, w]].tolist(), float(scores_BW[b, w]))
       for w in range(cfg.num_samples)
-      if scores_BW[b, w] > IMPOSSIBLE
+      if scores_BW[b, w] > MIN_SCORE
     ]
-    for b, begin in enumerate(begins)
+    for b, start in enumerate(starts)
   ]

@@ -25,8 +25,8 @@ class OutputFiles:
     path = Path(out).expanduser() if out else Path(default)
     is_folder = not out or path.is_dir() or out.endswith('/') or not path.suffix
     if not is_folder and path.suffix not in SUFFIXES.get(to, ()):
-      wanted = f'a {" or ".join(SUFFIXES[to])} file or a folder' if to in SUFFIXES else 'a folder'
-      raise ValueError(f'--out={out} does not fit --to={to}\nfix: give {wanted}')
+      allowed = f'a {" or ".join(SUFFIXES[to])} file or a folder' if to in SUFFIXES else 'a folder'
+      raise ValueError(f'--out={out} does not fit --to={to}\nfix: give {allowed}')
     if path.suffix == '.flac' and not is_folder:
       media_io.to_flac([0.0], 8000)  # a missing soundfile fails now, not after sampling
     self.folder, self.stem = (path, 'sample') if is_folder else (path.parent, path.stem)

@@ -88,12 +88,12 @@ def match_template(candidates, text, images, sounds, to):
   ]
   if any(reading != readings[0] for reading in readings):
     texts = [[value for kind, value in reading or () if kind == 'text'] for reading in readings]
-    wanted = 'name its source with --source'  # they differ in order, or in codes and continuous features
+    fix = 'name its source with --source'  # they differ in order, or in codes and continuous features
     if any(words != texts[0] for words in texts):
-      wanted = f'give all the words of one, or {wanted}'
+      fix = f'give all the words of one, or {fix}'
     names = '; '.join(f'{candidate.source} {candidate.template}'.strip() for _, candidate in matches)
     raise ValueError(
-      f'{describe(text and repr(text), inputs)} could be meant for several templates\nfix: {wanted}: {names}'
+      f'{describe(text and repr(text), inputs)} could be meant for several templates\nfix: {fix}: {names}'
     )
   return matches[0][0]
 

@@ -1,12 +1,12 @@
-"""What may follow in a sequence of text, images and sounds, and where each token stands.
+"""Grammar masks: which token ids are valid next, and at which position, for host and device.
 
-An image is exactly its grid of codes and then its end; a sound is whole positions, and its end when
-the model says so or when it is as long as sounds are made. Nothing begins that the room of the row
-cannot hold, so whatever is sampled under the mask can be decoded, at any temperature.
+An image is exactly its grid of codes and its end marker; a sound is whole positions, and ends when the
+model samples the end marker or at the longest sound. Nothing starts that the room of the row cannot
+hold, so whatever is sampled under the mask can be decoded, at any temperature.
 
 The grammar is a few small arrays and the state four numbers a row: both go through
-`lax.while_loop`. `advance` and `position3` also take numpy arrays, which is how prompts are read on
-the host: the rules for what is read and what is written are the same lines.
+`lax.while_loop`. `advance` and `position3` also take numpy arrays, so that prompts are read on the
+host by the same rules.
 
 Letters: B rows, P prompt length, V vocabulary, N situations (rows of the mask table), 3 the time,
 row and column of a token (see tokenizers/layout.py).
@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-TEXT, IMAGE, AUDIO = 0, 1, 2  # what a token may be inside of
-STAY = -1
+TEXT, IMAGE, AUDIO = 0, 1, 2  # modes of a row
+STAY = -1  # the token does not change the mode
 
 
 class Grammar(NamedTuple):
@@ -27,17 +27,17 @@ class Grammar(NamedTuple):
   codebook, between two positions of a sound, the end of a sound.
   """
 
-  table_NV: np.ndarray  # bool; what may follow in each situation
-  opens_V: np.ndarray  # int32; what a token leads into: TEXT, IMAGE, AUDIO or STAY
+  table_NV: np.ndarray  # bool; the ids allowed in each situation
+  opens_V: np.ndarray  # int32; the mode after a token: TEXT, IMAGE, AUDIO or STAY
   counts_V: np.ndarray  # int32; codes that a token stands for
-  needs_V: np.ndarray  # int32; tokens from this one on, until the row can be decoded
-  in_grid_V: np.ndarray  # bool; image codes and patches: they stand in a row and column
+  needs_V: np.ndarray  # int32; tokens from this one until the row can be decoded
+  in_grid_V: np.ndarray  # bool; image codes and patches, which have a row and column
   ends_V: np.ndarray  # bool; a row ends with any of these
-  paced_V: np.ndarray  # bool; says how long a sound is, which guidance leaves to the condition
+  paced_V: np.ndarray  # bool; the end of a sound, whose probability guidance does not change
   image_books: np.int32  # codebooks of images
   columns: np.int32  # of an image
   image_codes: np.int32  # in a whole image
-  image_time: np.int32  # how far the clock moves on over an image
+  image_time: np.int32  # time that an image takes
   audio_books: np.int32
   audio_codes: np.int32  # in the longest sound
   sep: np.int32  # ids; -1: the vocabulary has none
@@ -47,22 +47,22 @@ class Grammar(NamedTuple):
 
 
 class GrammarState(NamedTuple):
-  """Where a row stands before its next token."""
+  """The state of each row before its next token."""
 
   mode_B: jax.Array  # int32; TEXT, IMAGE or AUDIO
   count_B: jax.Array  # int32; codes since the image or sound began
   clock_B: jax.Array  # int32; time of the next token; within an image the time of its first code
-  room_B: jax.Array  # int32; tokens that the row may still take
+  room_B: jax.Array  # int32; tokens that still fit into the row
 
 
 def build(vocabulary, layout, columns, to='text'):
-  """The grammar of sequences that end with what `to` names -> Grammar.
+  """Build the Grammar of sequences that end with a `to`.
 
   vocabulary, layout: of the tokenizers. columns: V of the model. to: row of END_MARKERS; `any` is text
-  with images and sounds in it. Raises ValueError for what the vocabulary has no codes of.
+  with images and sounds in it. Raises ValueError for a modality that the vocabulary has no codes of.
   """
   if to not in END_MARKERS:
-    raise ValueError(f'to={to} is not something to make\nfix: use one of {", ".join(END_MARKERS)}')
+    raise ValueError(f'to={to} is not a modality to make\nfix: use one of {", ".join(END_MARKERS)}')
   has = {'image': layout.has_images, 'audio': layout.audio_positions > 0}
   if not has.get(to, True):
     known = ', '.join(['text', *(name for name in has if has[name])])
@@ -90,7 +90,7 @@ def build(vocabulary, layout, columns, to='text'):
 
 
 def plain(allowed_V, stop_ids=()):
-  """The grammar of a sequence of any of these ids (bool [V]) that ends with one of `stop_ids`."""
+  """The Grammar of text alone: any of these ids (bool [V]), ended by one of `stop_ids`."""
   V = len(allowed_V)
   nothing = np.zeros((5, V), bool)
   ends_V = np.zeros(V, bool)
@@ -124,7 +124,7 @@ def _codebooks(vocabulary, modality):
 
 
 def _with_images(grammar, layout, books):
-  """The grammar with what the tokens of an image do."""
+  """Add the rules of image tokens."""
   rows, columns = layout.grid
   codes = rows * columns * len(books)
   grammar.opens_V[[layout.boi, layout.eoi]] = IMAGE, TEXT
@@ -144,7 +144,7 @@ def _with_images(grammar, layout, books):
 
 
 def _with_audio(grammar, layout, books):
-  """The grammar with what the tokens of a sound do."""
+  """Add the rules of audio tokens."""
   grammar.opens_V[[layout.boa, layout.eoa]] = AUDIO, TEXT
   grammar.needs_V[layout.boa] = len(books) + 2
   grammar.needs_V[list(books[0])] = len(books) + 1
@@ -158,11 +158,11 @@ def _with_audio(grammar, layout, books):
   )
 
 
-# ------------------------------------------------------------------------------------ in the loop
+# ------------------------------------------------------------------------------ on host and device
 
 
 def allowed(grammar, state):
-  """What may follow, bool [B, V]. Nothing where the row has no room."""
+  """Return the ids allowed next, bool [B, V]; none where the row has no room."""
   books, count_B = grammar.image_books, state.count_B
   in_image_B = 1 + jnp.where(count_B < grammar.image_codes, count_B % books, books)
   first, books = 2 + grammar.image_books, grammar.audio_books
@@ -176,7 +176,7 @@ def allowed(grammar, state):
 
 
 def advance(grammar, state, token_B):
-  """The state after one more token -> GrammarState."""
+  """Return the GrammarState after one more token."""
   xp = jnp if isinstance(token_B, jax.Array) else np
   opens_B, codes_B = grammar.opens_V[token_B], grammar.counts_V[token_B]
   in_grid_B = grammar.in_grid_V[token_B]
@@ -190,7 +190,7 @@ def advance(grammar, state, token_B):
 
 
 def position3(grammar, state, token_B):
-  """(time, row, column) of a token at its turn, int32 [B, 3]."""
+  """Return (time, row, column) of the next token of each row, int32 [B, 3]."""
   xp = jnp if isinstance(token_B, jax.Array) else np
   in_grid_B = grammar.in_grid_V[token_B]
   k_B = state.count_B // grammar.image_books
@@ -200,7 +200,7 @@ def position3(grammar, state, token_B):
 
 
 def _time_after_codes(xp, grammar, state, in_grid_B):
-  """The time of a token that stands in no grid: past the image that it may end."""
+  """The time of a token outside of a grid: after the image that it may end."""
   leaves_B = (state.mode_B == IMAGE) & (state.count_B > 0) & ~in_grid_B
   return state.clock_B + xp.where(leaves_B, grammar.image_time, 0)
 
@@ -209,7 +209,7 @@ def _time_after_codes(xp, grammar, state, in_grid_B):
 
 
 def read_prompts(grammar, ids_BP, lengths_B, room_B):
-  """Read prompts, padded on the right -> (GrammarState after each, positions_BP3); numpy arrays."""
+  """Read prompts, padded on the right -> (GrammarState after each, positions_BP3); numpy."""
   B, P = ids_BP.shape
   zeros_B = np.zeros(B, np.int32)
   room_B = np.asarray(room_B, np.int32)
@@ -228,7 +228,7 @@ def read_prompts(grammar, ids_BP, lengths_B, room_B):
 
 
 def condition_mask(grammar, ids_BP, lengths_B):
-  """True for the tokens of a prompt up to and including its last sep, bool [B, P]; numpy."""
+  """Mask the tokens of each prompt up to and including its last sep, bool [B, P]; numpy."""
   places_BP = np.arange(ids_BP.shape[1])[None]
   is_sep_BP = (ids_BP == grammar.sep) & (places_BP < np.asarray(lengths_B)[:, None])
   last_B = np.where(is_sep_BP, places_BP, -1).max(1)
@@ -236,38 +236,36 @@ def condition_mask(grammar, ids_BP, lengths_B):
 
 
 def min_new_tokens(grammar, state):
-  """Tokens that a row needs before it can be decoded, int32 [B]; numpy."""
+  """Fewest tokens after which each row can be decoded, int32 [B]; numpy."""
   whole_B = np.where(state.count_B == 0, grammar.audio_books, -state.count_B % grammar.audio_books)
   image_B = np.maximum(grammar.image_codes - state.count_B, 0)
-  return _until_the_end(grammar, state, image_B, whole_B, _at_rest(grammar))
+  return _remaining_tokens(grammar, state, image_B, whole_B, _required_media_tokens(grammar))
 
 
 def max_new_tokens(grammar, state):
-  """Tokens of the longest thing that a row which must be an image or a sound can become, int32 [B];
-  0 where the length of a text decides. Numpy.
-  """
-  at_rest = _at_rest(grammar)
-  if at_rest and (grammar.table_NV[0] & (grammar.opens_V == AUDIO)).any():
-    at_rest = int(grammar.audio_codes) + 2
+  """Most tokens of each row's image or sound, int32 [B]; 0 where a text decides the length. Numpy."""
+  required = _required_media_tokens(grammar)
+  if required and (grammar.table_NV[0] & (grammar.opens_V == AUDIO)).any():
+    required = int(grammar.audio_codes) + 2
   image_B = np.maximum(grammar.image_codes - state.count_B, 0)
   audio_B = np.maximum(grammar.audio_codes - state.count_B, 0)
-  tokens_B = _until_the_end(grammar, state, image_B, audio_B, at_rest)
-  ends_as_text = not at_rest and not (grammar.ends_V & (grammar.table_NV[1:].any(0))).any()
+  tokens_B = _remaining_tokens(grammar, state, image_B, audio_B, required)
+  ends_as_text = not required and not (grammar.ends_V & (grammar.table_NV[1:].any(0))).any()
   return np.zeros_like(tokens_B) if ends_as_text else tokens_B
 
 
-def _at_rest(grammar):
-  """Tokens of what must come where text would stand: the shortest image or sound, 0 if text may."""
+def _required_media_tokens(grammar):
+  """Tokens of the shortest image or sound that must follow outside of media; 0 if text may follow."""
   needed = grammar.needs_V[grammar.table_NV[0]].min(initial=1 << 30)
   return int(needed) if needed > 1 else 0
 
 
-def _until_the_end(grammar, state, image_B, audio_B, at_rest):
-  """Tokens of rows with so many codes to come in the image or sound that they are inside of."""
+def _remaining_tokens(grammar, state, image_B, audio_B, required):
+  """Tokens of rows whose current image or sound has so many codes to come."""
   image_end, audio_end = grammar.table_NV[1 + grammar.image_books], grammar.table_NV[-1]
-  after = lambda end_V: 1 + (0 if (end_V & grammar.ends_V).any() else at_rest)
+  after = lambda end_V: 1 + (0 if (end_V & grammar.ends_V).any() else required)
   inside_B = np.where(state.mode_B == IMAGE, image_B + after(image_end), audio_B + after(audio_end))
-  return np.where(state.mode_B == TEXT, at_rest, inside_B).astype(np.int32)
+  return np.where(state.mode_B == TEXT, required, inside_B).astype(np.int32)
 
 
 START_MARKERS = {'image': 'boi', 'audio': 'boa'}

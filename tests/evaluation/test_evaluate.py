@@ -120,7 +120,7 @@ def test_the_end_of_training_and_the_run_folder_agree(subject, run):
   assert values(result['evaluations'])['nats_per_token'] == result['valid_loss']
 
 
-def test_rows_at_once_do_not_matter(subject):
+def test_batch_size_changes_no_score(subject):
   few = values(evaluate.run_tasks(dataclasses.replace(subject, batch_size=8), ['perplexity']))
   many = values(evaluate.run_tasks(dataclasses.replace(subject, batch_size=24), ['perplexity']))
   assert few == pytest.approx(many, rel=1e-6)
@@ -162,18 +162,18 @@ def test_sources_are_scored_apart(subject):
   assert evaluate.run_tasks(alone, ['perplexity'])[0] == rows[1]
 
 
-def test_the_training_part_can_be_scored(subject):
+def test_the_training_split_can_be_scored(subject):
   [row, *_] = evaluate.run_tasks(subject, ['perplexity'], split='train', limit=100)
   assert row['split'] == 'train'
   assert row['value'] < math.log(272) - 1
 
 
-def test_nothing_kept_for_validation_is_no_row(subject):
+def test_no_validation_data_give_no_rows(subject):
   section = dataclasses.replace(subject.cfg.data, valid_fraction=0.0)
   assert evaluate.run_tasks(with_data(subject, section), ['perplexity']) == []
 
 
-def test_what_cannot_be_scored(subject, tmp_path):
+def test_unscorable_requests_are_refused(subject, tmp_path):
   with pytest.raises(ValueError) as error:
     evaluate.run_tasks(subject, ['perplexity', 'perplexty'])
   assert_two_lines(error.value, '--tasks=perplexty')
@@ -248,7 +248,7 @@ def test_all_tasks_are_those_that_fit(subject):
   assert_two_lines(error.value, '--tasks=speak', '{name} -> {audio:audio}', "'{text}'")
 
 
-def test_a_line_for_each_row():
+def test_a_row_is_one_line():
   row = dict(task='draw', metric='accuracy', value=0.75, source='s', split='test', n=4)
   assert evaluate.format_row(row).split() == ['draw', 'accuracy', '0.7500', 's', 'test,', 'n', '4']
   more = row | {'interval': [0.5, 0.9], 'chance': 0.1, 'baseline': 1.0, 'tokens': 7}

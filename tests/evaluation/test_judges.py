@@ -41,7 +41,7 @@ def judge(digits):
 
 
 @pytest.mark.slow
-def test_digits_are_told_apart_by_both_judges(digits, judge):
+def test_both_judges_classify_digits(digits, judge):
   train, test = digits
   accuracy, (low, high) = judge.accuracy(*test)
   assert accuracy >= 0.97
@@ -65,7 +65,7 @@ def test_a_judge_is_a_function_of_its_data_and_seed(digits, monkeypatch):
   assert not (scores[0] == scores[2]).all()
 
 
-def test_judges_are_kept(digits, tmp_path, monkeypatch):
+def test_judges_are_cached(digits, tmp_path, monkeypatch):
   images, labels = digits[0][0][:100], digits[0][1][:100]
   first = judges.fit_cached('pixels', tmp_path, images, labels)
   monkeypatch.setattr(judges.PixelJudge, 'fit', None)
@@ -96,7 +96,7 @@ def test_large_images_are_averaged_down():
   assert judges.shrink(image[:, :28, :28]).shape == (1, 28, 28, 3)
 
 
-def test_what_cannot_be_judged():
+def test_unusable_training_data_of_judges_are_refused():
   images = np.zeros((4, 8, 8, 1), np.uint8)
   with pytest.raises(ValueError, match=two_lines('1 class')):
     judges.ImageJudge.fit(images, [1, 1, 1, 1])
@@ -118,7 +118,7 @@ def tones(count, seed, rate=8000):
 
 
 @pytest.mark.parametrize('kind', [judges.SoundJudge, judges.SoundNeighborJudge])
-def test_sounds_are_told_apart_whatever_their_level(kind, tmp_path):
+def test_sounds_are_classified_at_any_level(kind, tmp_path):
   judge = kind.fit(*tones(60, 0), rate=8000)
   waves, labels = tones(30, 1)
   assert judge.accuracy(waves, labels)[0] >= 0.95
@@ -128,7 +128,7 @@ def test_sounds_are_told_apart_whatever_their_level(kind, tmp_path):
 
 
 @pytest.mark.parametrize('kind', [judges.SoundJudge, judges.SoundNeighborJudge])
-def test_keypad_tones_are_told_apart(kind):
+def test_keypad_tones_are_classified(kind):
   """Neighboring rows of the keypad are 73 Hz apart: 13 coefficients of 40 bands mistake them."""
   pairs = [(keypad.tone(n % 10, n), str(n % 10)) for n in range(200)]
   waves, labels = zip(*pairs, strict=True)
@@ -175,7 +175,7 @@ def test_mnist(data_dir, tmp_path):
   assert float(done.stdout) >= 0.99
 
 
-def test_a_convolution_is_one():
+def test_convolution_agrees_with_xla():
   """Against the compiler's own, whose padding is the same for odd kernels and stride 1."""
   rng = np.random.default_rng(0)
   x, kernel = rng.normal(size=(2, 7, 6, 3)), rng.normal(size=(5, 5, 3, 4))

@@ -90,7 +90,7 @@ def test_sounds_follow_each_other(made, new):
 
 
 @pytest.mark.parametrize('name, shown', [('read', '[image]'), ('listen', '[audio]')])
-def test_texts_stand_beside_what_is_right(made, new, name, shown):
+def test_texts_stand_beside_their_targets(made, new, name, shown):
   text = made[name][0]
   wanted = conditions(new, name)
   assert text.count(f'{shown} -> ') == len(wanted) == (16 if name == 'read' else 6)

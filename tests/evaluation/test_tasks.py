@@ -269,7 +269,7 @@ def test_drawings_are_compared_with_reconstructions(oracle):
   assert distance['value'] == pytest.approx(distance['baseline'])
 
 
-def test_descriptions_that_are_no_classes_are_retrieved(oracle, monkeypatch):
+def test_descriptions_are_ranked_by_retrieval(oracle, monkeypatch):
   monkeypatch.setattr(common, 'MAX_CLASSES', 5)
   real = common.images_of(oracle, common.examples(oracle, 'draw', 'valid', 30))
   monkeypatch.setattr(Oracle, 'generate', lambda *args, **kwargs: list(real))
@@ -436,7 +436,7 @@ def test_composition(oracle, monkeypatch):
   assert found['image to audio']['baseline'] == 1
 
 
-def test_a_direction_that_was_trained_is_no_composition(oracle):
+def test_a_trained_direction_is_not_composed(oracle):
   mixture = oracle.cfg.data.mixture
   both = dataclasses.replace(mixture['draw'], template='{image:image} -> {audio:audio}')
   cfg = data.DataConfig({**mixture, 'both': both}, packing='first_fit')
@@ -522,7 +522,7 @@ def test_bits_per_dim_only_where_nothing_is_lost(new, monkeypatch):
   assert not perplexity.is_lossless(subject, 'draw', 'valid')
 
 
-def test_what_a_new_model_makes_can_be_measured(new):
+def test_samples_of_an_untrained_model_can_be_scored(new):
   rows = evaluate.run_tasks(new, ['draw', 'speak', 'answer'], limit=9, temperature=0.9)
   assert all(math.isfinite(row['value']) for row in rows)
   drawn = [row for row in rows if row['task'] == 'draw']
@@ -547,7 +547,7 @@ def test_equal_conditions_give_different_drawings(new):
 # ----------------------------------------------------------------------------------------- mistakes
 
 
-def test_tasks_that_do_not_fit(oracle):
+def test_tasks_that_fit_no_source_are_refused(oracle):
   text = data.DataConfig(mixture={'text': data.Source('synthetic')})
   subject = dataclasses.replace(oracle, cfg=dataclasses.replace(oracle.cfg, data=text), caches={})
   with pytest.raises(ValueError) as error:
@@ -558,7 +558,7 @@ def test_tasks_that_do_not_fit(oracle):
   assert_two_lines(error.value, '--tasks=draw', 'test', 'nothing')
 
 
-def test_options_that_no_task_takes(oracle):
+def test_ineffective_options_are_refused(oracle):
   for tasks, options in (
     (['perplexity'], {'guidance': 2.0}),
     (['reconstruct', 'classify'], {'top_k': 3}),

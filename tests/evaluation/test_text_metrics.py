@@ -58,7 +58,7 @@ def test_error_rates_are_those_of_jiwer():
   assert metrics.cer(MADE, wanted) == pytest.approx(jiwer.cer(wanted, MADE))
 
 
-def test_a_missing_package_is_said(monkeypatch):
+def test_a_missing_package_is_an_error(monkeypatch):
   monkeypatch.setitem(sys.modules, 'sacrebleu', None)
   monkeypatch.setattr(text_metrics.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(ValueError) as error:

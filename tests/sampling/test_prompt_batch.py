@@ -119,7 +119,7 @@ def test_a_prompt_alone_gives_what_it_gives_in_a_batch(cfg):
     np.testing.assert_allclose(log_probs, made(cfg)[b][1], atol=1e-4)
 
 
-def test_what_is_given_matters():
+def test_features_and_prefix_change_the_logits():
   """The features and the direction of a prefix: without them other tokens are likely."""
   for b, change in ((0, 'patches'), (2, 'frames'), (0, 'prefix'), (2, 'prefix')):
     value = getattr(PROMPTS[b], change)

@@ -62,7 +62,7 @@ def chosen(templates, text='', images=(), sounds=(), to='text'):
     ([READ, '{y:image} -> {label}'], dict(images=[IMAGE]), [('image', IMAGE)]),  # read alike
   ],
 )
-def test_the_form_gives_order_words_and_kinds(templates, given, expected):
+def test_the_template_gives_order_words_and_kinds(templates, given, expected):
   assert chosen(templates, **given) == expected
 
 
@@ -97,14 +97,14 @@ def test_the_form_gives_order_words_and_kinds(templates, given, expected):
     ),
   ],
 )
-def test_what_was_not_trained_is_refused(templates, given, cause, fix):
+def test_untrained_formats_are_refused(templates, given, cause, fix):
   with pytest.raises(ValueError) as error:
     chosen(templates, **given)
   _, second = assert_two_lines(error.value, cause)
   assert fix in second
 
 
-def test_a_source_names_the_form_where_several_fit():
+def test_a_source_selects_the_template_where_several_fit():
   mixture = {
     'codes': Source(template=READ),
     'more': Source(template=READ),
@@ -218,7 +218,7 @@ PICTURE = (np.arange(16, dtype=np.uint8) * 16).reshape(4, 4, 1)
 WAVE = np.linspace(-1, 1, 30, dtype=np.float32)
 
 
-def test_prompts_of_each_form():
+def test_prompts_of_each_template():
   names = ('boi', 'eoi', 'boa', 'eoa', 'sep', 'patch', 'frame')
   boi, eoi, boa, eoa, sep, patch, frame = map(special, names)
   read = prompts.build_prompt(run(), images=[PICTURE])
@@ -245,7 +245,7 @@ def test_prompts_of_each_form():
   assert mixed.ids == [97, boi, *codes, eoi, 98]
 
 
-def test_outcomes_are_pieces():
+def test_ids_decode_to_pieces():
   """Text, an image, and a sound that the prompt began."""
   toks = run().tokenizers
   image = toks.encode_codes('image', Pixels().encode(PICTURE[None])[0]).tolist()
@@ -274,7 +274,7 @@ def test_outcomes_are_pieces():
     (dict(text='a', sounds=[WAVE]), 'any', {'text', 'image', 'audio'}),
   ],
 )
-def test_a_random_model_makes_what_is_asked_for(given, to, kinds):
+def test_a_random_model_makes_the_requested_modality(given, to, kinds):
   prompt = prompts.build_prompt(run(), to=to, **given)
   cfg = prompts.resolve_max_new_tokens(run(), [prompt], run().cfg.sample, to)
   assert cfg.max_new_tokens == {'image': 9, 'audio': 6}.get(to, 7)
@@ -418,7 +418,7 @@ def test_sounds_are_written_as_flac(tmp_path, monkeypatch):
     ('/proc/none/x.png', 'image', '--out=/proc/none/x.png cannot be written'),
   ],
 )
-def test_places_that_cannot_be_written_are_refused(out, to, cause, tmp_path):
+def test_unwritable_output_paths_are_refused(out, to, cause, tmp_path):
   with pytest.raises(ValueError) as error:
     output_files.OutputFiles(out, tmp_path, to, 1)
   assert_two_lines(error.value, cause)

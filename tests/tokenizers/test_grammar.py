@@ -161,7 +161,7 @@ def continued(batch, to, seed, new):
   st.integers(0, 50),
   st.integers(0, 10),
 )
-def test_what_is_sampled_can_be_decoded(batch, to, seed, more):
+def test_samples_can_be_decoded(batch, to, seed, more):
   batch = [p if len(p) <= 40 else [special('eos')] for p in batch]
   long = max(map(len, batch))
   ids_BP = np.zeros((3, long), np.int32)
@@ -190,7 +190,7 @@ def test_what_is_sampled_can_be_decoded(batch, to, seed, more):
 
 @settings(max_examples=60, deadline=None)
 @given(prompts())
-def test_places_are_those_of_the_layout(prompt):
+def test_positions_agree_with_the_layout(prompt):
   _, layout = toys()
   ids_BP = np.array([prompt, prompt], np.int32)
   lengths_B = np.array([len(prompt), 1])
@@ -214,7 +214,7 @@ def State(state, row):
 
 @settings(max_examples=30, deadline=None)
 @given(prompts(), st.sampled_from(list(grammar.END_MARKERS)))
-def test_prompts_are_read_by_the_rules_of_the_loop(prompt, to):
+def test_host_and_device_read_prompts_alike(prompt, to):
   """numpy on the host and jax in a compiled loop: the same states."""
   on_host, _ = grammar.read_prompts(rules(to), np.array([prompt]), np.array([len(prompt)]), np.array([7]))
   padded = np.zeros(60, np.int32)
@@ -236,7 +236,7 @@ def state_of(mode, count, room=99):
   return grammar.GrammarState(*(np.array([x], np.int32) for x in (mode, count, 0, room)))
 
 
-def what_may_follow(to, mode, count, room=99):
+def allowed_names(to, mode, count, room=99):
   """Names of the specials and kinds of the other ids that may follow."""
   vocabulary, _ = toys()
   mask_V = np.asarray(
@@ -271,8 +271,8 @@ def what_may_follow(to, mode, count, room=99):
     ('text', grammar.TEXT, 0, 0, set()),
   ],
 )
-def test_what_may_follow(to, mode, count, room, expected):
-  assert what_may_follow(to, mode, count, room) == expected
+def test_allowed_ids(to, mode, count, room, expected):
+  assert allowed_names(to, mode, count, room) == expected
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_a_grammar_pickles_and_goes_through_vmap():
     np.testing.assert_array_equal(row, one)
 
 
-def test_what_the_vocabulary_lacks_cannot_be_made():
+def test_modalities_outside_the_vocabulary_are_refused():
   vocabulary = Vocabulary(
     (('text', 5), ('special', 16)), tuple((name, 5 + i) for i, name in enumerate(SPECIALS)), 8
   )
@@ -323,7 +323,7 @@ def test_what_the_vocabulary_lacks_cannot_be_made():
   for to in ('image', 'audio'):
     with pytest.raises(ValueError, match=f'has no {to} tokens, only text\nfix: '):
       grammar.build(vocabulary, layout, 24, to)
-  with pytest.raises(ValueError, match='to=video is not something to make\nfix: use one of text'):
+  with pytest.raises(ValueError, match='to=video is not a modality to make\nfix: use one of text'):
     grammar.build(vocabulary, layout, 24, 'video')
   text = grammar.build(vocabulary, layout, 24, 'any')
   assert np.flatnonzero(text.table_NV[0]).tolist() == [*range(5), vocabulary.special('eos')]
