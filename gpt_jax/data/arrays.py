@@ -1,4 +1,4 @@
-"""Arrays whose rows are records: .npz and MNIST's idx files, checked before they are unpacked."""
+"""Sources of arrays whose rows are records: .npz and MNIST's idx files, checked before unpacking."""
 
 import gzip
 import io
@@ -12,17 +12,17 @@ import numpy as np
 from gpt_jax.data.files import find, hash_files
 from gpt_jax.data.splits import Corpus, Record
 
-# What may be unpacked: ALWAYS bytes (MNIST's images are 47 MB), and more if that is not over
-# MOST_TIMES the bytes packed (MNIST's are 4.7 times; zeros are 1,000 times).
+# Unpacked sizes up to ALWAYS bytes are accepted (MNIST's images are 47 MB), larger ones up to MOST_TIMES
+# the packed size (4.7 times for MNIST, 1,000 times for zeros).
 ALWAYS, MOST_TIMES = 1 << 26, 200
 PIECE = 1 << 20  # bytes unpacked at once
 MOST_AXES = 8
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what NumPy writes
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # that NumPy writes
 READERS = {(1, 0): np.lib.format.read_array_header_1_0}  # others: read_array_header_2_0
 
 
 def arrays(source, split: str) -> Corpus:
-  """The rows of an .npz of equally long arrays, or of MNIST's idx files of images and labels."""
+  """Open the rows of an .npz of equally long arrays, or of MNIST's idx files of images and labels."""
   files = find(source.path_of(split), '.npz')
   columns = _npz(files[0]) if files[0].suffix == '.npz' and len(files) == 1 else _idx(files)
   lengths = {name: len(column) for name, column in columns.items()}
@@ -42,13 +42,13 @@ def arrays(source, split: str) -> Corpus:
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
-  """The arrays of an .npz that have rows."""
+  """Return the arrays of an .npz."""
   try:
     with zipfile.ZipFile(path) as archive:
       _check_members(archive, path.stat().st_size)
     with np.load(path) as file:
       columns = {name: file[name] for name in file.files}
-  except Exception as error:  # each way of packing has errors of its own
+  except Exception as error:  # every compression method has errors of its own
     reason = (str(error) or type(error).__name__).splitlines()[0]
     raise ValueError(
       f'{path} cannot be read: {reason}\nfix: write it with numpy.savez, without Python objects'
@@ -62,7 +62,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_members(archive: zipfile.ZipFile, packed: int) -> None:
-  """ValueError unless the members are arrays of the sizes that their headers say."""
+  """Raise ValueError unless each member is an array of the size in its header."""
   members = archive.infolist()
   _check_unpacked(sum(member.file_size for member in members), packed)
   for member in members:
@@ -79,13 +79,13 @@ def _check_members(archive: zipfile.ZipFile, packed: int) -> None:
 
 
 def _check_unpacked(size: int, packed: int) -> None:
-  """ValueError if so few bytes packed say that they are so many: no real data repeat so much."""
+  """Raise ValueError for a compression ratio that real data do not have."""
   if size > max(ALWAYS, MOST_TIMES * packed):
     raise ValueError(f'{packed} bytes unpack to {size} or more, over {MOST_TIMES} times as many')
 
 
 def _idx(files: list[Path]) -> dict[str, np.ndarray]:
-  """The images [N, Y, X, 1] and labels [N] of idx files, whose names tell which they are."""
+  """Return the images [N, Y, X, 1] and labels [N] of idx files, told apart by their names."""
   columns = {}
   for path in files:
     fields = [f for word, f in (('image', 'image'), ('label', 'label')) if word in path.name]
@@ -102,7 +102,7 @@ def _idx(files: list[Path]) -> dict[str, np.ndarray]:
 
 
 def _read_idx(path: Path) -> np.ndarray:
-  """One idx file of bytes, as yann.lecun.com/exdb/mnist describes it; ValueError if it is none."""
+  """Read one idx file of bytes (yann.lecun.com/exdb/mnist); ValueError for another format."""
   try:
     content = path.read_bytes()
     content = _gunzipped(content) if content[:2] == b'\x1f\x8b' else content
@@ -113,12 +113,14 @@ def _read_idx(path: Path) -> np.ndarray:
   known = content[:3] == b'\0\0\x08' and 0 < rank <= MOST_AXES and len(content) >= start
   shape = np.frombuffer(content[4:start], '>u4').tolist() if known else []
   if not known or len(content) != start + math.prod(shape):
-    raise ValueError(f'{path} is no whole idx file of unsigned bytes\nfix: fetch it again, or give an .npz')
+    raise ValueError(
+      f'{path} is not a complete idx file of unsigned bytes\nfix: fetch it again, or give an .npz'
+    )
   return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 def _gunzipped(packed: bytes) -> bytes:
-  """The content of a gzip file; ValueError for one that grows as no real data do."""
+  """Return the content of a gzip file; ValueError for an implausible compression ratio."""
   content = io.BytesIO()
   with gzip.open(io.BytesIO(packed)) as file:
     while piece := file.read(PIECE):

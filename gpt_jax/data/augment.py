@@ -1,9 +1,9 @@
-"""Training copies of records, their media changed at random: few recordings are soon memorized.
+"""Data augmentation: training copies of records with randomly changed media.
 
-A source with `copies=4, augment='speed=0.2,noise=0.01'` has four changed copies beside each
-training record. They are made before tokenizing and kept in the token cache, so a run reads them
-like other documents; what record n becomes in copy c is a pure function of (n, c). Validation,
-test, and what judges learn from are never changed.
+A source with `copies=4, augment='speed=0.2,noise=0.01'` has four changed copies of each training
+record. They are made before tokenizing and stored in the token cache, so a run reads them like other
+documents; copy c of record n is a pure function of (n, c). Validation and test data, and the training
+data of judges, are never changed.
 
 Letters: Y X A rows, columns and channels of an image, N samples.
 
@@ -16,7 +16,7 @@ from gpt_jax.data.templates import MODALITY, Piece
 
 
 def parse(text: str) -> dict[str, float]:
-  """'speed=0.2,noise=0.01' -> {'speed': 0.2, 'noise': 0.01}; ValueError for anything else."""
+  """Parse 'speed=0.2,noise=0.01' -> {'speed': 0.2, 'noise': 0.01}; ValueError for another form."""
   strengths = {}
   for item in filter(None, text.split(',')):
     name, _, number = item.partition('=')
@@ -27,33 +27,32 @@ def parse(text: str) -> dict[str, float]:
     except ValueError:
       known = ', '.join(f'{name}={unit}' for name, (_, unit) in CHANGES.items())
       raise ValueError(
-        f'augment={text!r}: {item!r} is no change with a strength\nfix: use some of {known}'
+        f'augment={text!r}: {item!r} is not a change with a strength\nfix: use some of {known}'
       ) from None
   return strengths
 
 
 def modalities(text: str) -> set[str]:
-  """What an `augment` changes: 'image', 'audio'."""
+  """Return the modalities that an `augment` changes: 'image', 'audio'."""
   return {CHANGES[name][0] for name in parse(text)}
 
 
 def copies(source, number: int, pieces: list[Piece], rate: int = 0, seconds: float = 60.0):
-  """The changed copies of training record `number`, whose media are decoded.
+  """Yield the changed copies of training record `number`, whose media are decoded.
 
-  source: what it comes from. rate: samples a second of its sounds; what a slower one has beyond
-  `seconds` is cut off.
+  rate: sample rate of its sounds, which are cut off after `seconds`.
   """
   for copy in range(source.copies):
-    rng, made = np.random.default_rng([number, copy]), []
+    rng, changed = np.random.default_rng([number, copy]), []
     for piece in pieces:
       modality = MODALITY.get(piece.kind)
       value = change(piece.value, modality, source.augment, rng, rate)
-      made.append(Piece(piece.kind, value[: int(seconds * rate)] if modality == 'audio' else value))
-    yield made
+      changed.append(Piece(piece.kind, value[: int(seconds * rate)] if modality == 'audio' else value))
+    yield changed
 
 
 def change(value, modality, text: str, rng, rate: int):
-  """An image uint8 [Y, X, A] or a sound float32 [N], changed; anything else as it is."""
+  """Return an image uint8 [Y, X, A] or a sound float32 [N] changed, anything else unchanged."""
   strengths = parse(text)
   if modality == 'image' and 'image' in modalities(text):
     return warp(value, strengths, rng)
@@ -65,7 +64,7 @@ def change(value, modality, text: str, rng, rate: int):
 
 
 def warp(image_YXA, strengths: dict[str, float], rng) -> np.ndarray:
-  """One turn, zoom and shift of an image; what comes in from outside repeats the edge."""
+  """Rotate, scale and shift an image; pixels from outside repeat the edge."""
   from scipy import ndimage
 
   draw = lambda name: rng.uniform(-1, 1) * strengths.get(name, 0.0)
@@ -82,14 +81,14 @@ def warp(image_YXA, strengths: dict[str, float], rng) -> np.ndarray:
 
 
 def speed(wave_N, strength, rng, rate):
-  """Played up to (1 + strength) times as fast or slow: tempo, pitch and formants change alike."""
+  """Change the speed by up to (1 + strength): tempo, pitch and formants change alike."""
   factor = (1 + strength) ** rng.uniform(-1, 1)
   count = max(1, round(len(wave_N) / factor))
   return np.interp(np.linspace(0, len(wave_N) - 1, count), np.arange(len(wave_N)), wave_N)
 
 
 def equalize(wave_N, strength, rng, rate):
-  """Another microphone: gains of `strength` dB (standard deviation) at eight frequencies."""
+  """Simulate another microphone: gains of `strength` dB (standard deviation) at eight frequencies."""
   spectrum = np.fft.rfft(wave_N)
   decibels = np.interp(np.linspace(0, 7, len(spectrum)), np.arange(8), rng.normal(0, strength, 8))
   changed_N = np.fft.irfft(spectrum * 10 ** (decibels / 20), len(wave_N))
@@ -97,13 +96,13 @@ def equalize(wave_N, strength, rng, rate):
 
 
 def noise(wave_N, strength, rng, rate):
-  """White noise of up to `strength` of the peak."""
+  """Add white noise of up to `strength` of the peak."""
   level = rng.uniform(0, strength) * np.abs(wave_N).max()
   return np.clip(wave_N + rng.normal(0, 1, len(wave_N)) * level, -1, 1)
 
 
 def mask(wave_N, strength, rng, rate):
-  """Silence over a stretch of up to `strength` seconds, at most a fifth of the sound."""
+  """Silence up to `strength` seconds, at most a fifth of the sound."""
   length = int(min(rng.uniform(0, strength) * rate, len(wave_N) / 5))
   start = rng.integers(0, len(wave_N) - length + 1)
   changed_N = np.array(wave_N)
@@ -112,7 +111,7 @@ def mask(wave_N, strength, rng, rate):
 
 
 SOUND_CHANGES = {'speed': speed, 'equalize': equalize, 'noise': noise, 'mask': mask}
-CHANGES = {  # what it changes, the unit of its strength
+CHANGES = {  # name -> (modality, unit of its strength)
   'shift': ('image', 'PIXELS'),
   'rotate': ('image', 'DEGREES'),
   'scale': ('image', 'SHARE'),

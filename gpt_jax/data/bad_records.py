@@ -1,50 +1,50 @@
-"""What was wrong with the records of a source: left out up to a number, or converted; and said.
+"""Count and log records that are skipped or converted, up to `bad_records` of a source.
 
-Each is said once a process, however often a source is read: to learn a tokenizer from, to make
-tokens, in each split. It is a warning, since Python shows no less where logging is not set up.
+A process logs each message once, however often it reads a source. Messages are warnings, which
+Python prints even where logging is not configured.
 """
 
 import logging
 from collections import Counter
 
 log = logging.getLogger(__name__)
-SAID: set[tuple[str, str]] = set()  # (source, what) that this process has said
+LOGGED: set[tuple[str, str]] = set()  # (source, message key) that this process has logged
 
 
 class BadRecords:
-  """Counts for one pass over one source. `quiet`: nothing is said, too many are still an error."""
+  """Counts of one pass over one source. `quiet`: log nothing; too many are still an error."""
 
   def __init__(self, name: str, source, quiet: bool = False):
     self.name, self.source, self.quiet = name, source, quiet
     self.skipped, self.notes = 0, Counter()
 
   def skip(self, error: Exception) -> None:
-    """Counts and names an unreadable record; ValueError if there are more than are allowed."""
+    """Count and log an unreadable record; ValueError if there are more than allowed."""
     cause, allowed = str(error).splitlines()[0], self.source.bad_records
     self.skipped += 1
     if self.skipped > allowed:
       count = f' has {self.skipped} unreadable records or more' if allowed else ''
       raise ValueError(
         f'data.mixture.{self.name}{count}: {cause}\n'
-        f'fix: repair or remove it, or let data.mixture.{self.name}.bad_records say how many '
-        f'may be skipped (now {allowed})'
+        f'fix: repair or remove it, or raise data.mixture.{self.name}.bad_records, the number '
+        f'that may be skipped (now {allowed})'
       ) from None
-    self._say(cause, f'skipped {self.skipped}: {cause}')
+    self._log(cause, f'skipped {self.skipped}: {cause}')
 
   def report(self) -> None:
-    """Says what was converted, and how many records were left out."""
+    """Log the conversions and the number of skipped records."""
     for note, count in self.notes.most_common():
-      self._say(note, f'{count} {note}')
+      self._log(note, f'{count} {note}')
     if self.skipped:
       count = f'{self.skipped} unreadable records skipped'
-      self._say(count, count)
+      self._log(count, count)
 
   def repeat_report(self, notes: dict[str, int], skipped: int) -> None:
-    """Says what was found when the tokens were made, which are not made again."""
+    """Log the counts of the run that wrote a token cache."""
     self.notes, self.skipped = Counter(notes), skipped
     self.report()
 
-  def _say(self, what: str, message: str) -> None:
-    if not self.quiet and (key := (repr(self.source), what)) not in SAID:
-      SAID.add(key)
+  def _log(self, key: str, message: str) -> None:
+    if not self.quiet and (repr(self.source), key) not in LOGGED:
+      LOGGED.add((repr(self.source), key))
       log.warning('data.mixture.%s: %s', self.name, message)

@@ -12,14 +12,14 @@ from gpt_jax.runs import records
 
 
 def roots() -> list[str]:
-  """Folders in which relative paths are looked up: the current one, then GPT_JAX_DATA if set."""
+  """Return the folders of relative paths: the current one, then GPT_JAX_DATA if set."""
   return ['.', *filter(None, [os.environ.get('GPT_JAX_DATA', '')])]
 
 
 def find(path: str, suffix: str) -> list[Path]:
-  """The files, at least one, that a name, a glob or a folder (all `suffix` in it) means, sorted.
+  """Return the sorted files, at least one, of a name, a glob or a folder (all `suffix` in it).
 
-  Those of a bucket, as in gs://bucket/texts or s3://bucket/a*.jsonl, are copied here first.
+  Files of a bucket, as in gs://bucket/texts or s3://bucket/a*.jsonl, are copied here first.
   """
   if '://' in path:
     return fetched(path, suffix)
@@ -36,7 +36,7 @@ def find(path: str, suffix: str) -> list[Path]:
 
 
 def fetched(url: str, suffix: str) -> list[Path]:
-  """Copies of remote files, sorted by their names there; those that have not changed are kept."""
+  """Return local copies of remote files, sorted by remote name; unchanged files are not copied again."""
   import fsspec
 
   protocol, cache = url.partition('://')[0], os.environ.get('XDG_CACHE_HOME') or '~/.cache'
@@ -61,7 +61,7 @@ def fetched(url: str, suffix: str) -> list[Path]:
 
 
 def refuse_remote(path: str) -> None:
-  """ValueError for a bucket where files are found by the names of other files."""
+  """Raise ValueError for media in a bucket."""
   if '://' in path:
     raise ValueError(
       f'path={path}: pictures and sounds are not read from a bucket\n'
@@ -70,7 +70,7 @@ def refuse_remote(path: str) -> None:
 
 
 def _copy(system, name: str, folder: Path) -> Path:
-  """The copy of one remote file in its present version; its own name is kept."""
+  """Return the local copy of one remote file in its present version, under its own name."""
   version = hashlib.sha256(f'{system.unstrip_protocol(name)} {system.ukey(name)}'.encode())
   copy = folder / version.hexdigest()[:32] / name.rpartition('/')[2]
   if not copy.exists():
@@ -81,13 +81,13 @@ def _copy(system, name: str, folder: Path) -> Path:
 
 
 def hash_files(paths: list[Path | str]) -> str:
-  """Hex digest over the bytes of files in this order; their names and times play no part.
+  """Return a hex digest of the bytes of files in this order, without their names and times.
 
-  A URL is text: Path would make gs:/ of gs://.
+  URLs are given as text: Path would turn gs:// into gs:/.
   """
   total = hashlib.sha256()
   for path in paths:
-    with _opened(path) as file:
+    with _open(path) as file:
       total.update(hashlib.file_digest(file, 'sha256').digest())
   return total.hexdigest()
 
@@ -99,8 +99,8 @@ def quick_digest(path: Path) -> str:
   return hashlib.sha256(b'%d ' % path.stat().st_size + start).hexdigest()[:32]
 
 
-def _opened(path: Path | str):
-  """A file of this machine or, by a URL, of a bucket, to read bytes from."""
+def _open(path: Path | str):
+  """Open a local file or the URL of a bucket to read bytes."""
   if '://' not in str(path):
     return open(path, 'rb')
   import fsspec
@@ -113,7 +113,7 @@ def _opened(path: Path | str):
 
 
 def not_utf8(path: Path, offset: int) -> ValueError:
-  """The error for a text file with a byte that is none."""
+  """Return the error for a text file that is not UTF-8."""
   return ValueError(
     f'{path} is not UTF-8: bad byte at offset {offset}\n'
     f'fix: convert it, as in: iconv -f latin1 -t utf-8 {path}'
@@ -121,7 +121,7 @@ def not_utf8(path: Path, offset: int) -> ValueError:
 
 
 def container(path: str) -> Path | None:
-  """The file that holds the content of a path: itself, or a .zip before it; None for no file."""
+  """Return the file that holds a path: itself, or a .zip above it; None if there is none."""
   for root in roots():
     full = Path(root) / os.path.expanduser(path)
     for file in (full, *(parent for parent in full.parents if parent.suffix == '.zip')):

@@ -1,9 +1,9 @@
 """Batches of token rows for one process: rows are shuffled, mixed and gathered.
 
-Grain moves row numbers only, (source, row); a batch of them is gathered from the memory-mapped
-tokens at once. batches.py shares them out to processes and resumes.
+Grain moves only addresses (source, row); a batch is gathered from the memory-mapped tokens at once.
+batches.py shards batches over processes and resumes.
 
-Letters: B rows of this process's share of a batch.
+Letters: B rows of this process's part of a batch, C rows of a cycle of the mixture.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from gpt_jax.data.packing import PACKING, Rows
 from gpt_jax.data.row_fields import RowFields
 
 FORMAT = 1  # of the order of rows; part of the fingerprint
-CYCLE = 1 << 16  # rows over which the shares of a mixture come out, at most
+CYCLE = 1 << 16  # most rows of a cycle in which every source has its share
 
 
 class Loader(BatchLoader):
@@ -71,26 +71,23 @@ class Loader(BatchLoader):
       'packing': cfg.packing,
       'mask_documents': cfg.mask_documents,
       'order': self._order(),
-      # Only where they are used: runs that never heard of them resume.
-      **{key: value for key in ('prefix', 'condition_dropout') if (value := getattr(cfg, key))},
-      **{f'mixture.{name}.predict_start': True for name in self.names if fields[name].predict_start},
-      **{
-        f'mixture.{name}.{key}': value
-        for name, cache in self.caches.items()
-        for key, value in {'weight': cfg.mixture[name].weight, **cache.entries}.items()
-      },
+      'prefix': cfg.prefix,
+      'condition_dropout': cfg.condition_dropout,
+      **{f'mixture.{name}.predict_start': fields[name].predict_start for name in self.names},
+      **{f'mixture.{name}.weight': cfg.mixture[name].weight for name in self.names},
+      **{f'mixture.{name}.{key}': v for name, c in self.caches.items() for key, v in c.entries.items()},
     }
 
   def identify(self, number: int) -> dict[str, list[int]]:
-    """{source: numbers of its rows} in global batch `number`, for all processes."""
-    size, addresses, found = self._batch_size, self._addresses(), {}
+    """Return {source: row numbers} of global batch `number`, over all processes."""
+    size, addresses, rows = self._batch_size, self._addresses(), {}
     for place in range(number * size, (number + 1) * size):
       source, row = addresses[place]
-      found.setdefault(self.names[source], []).append(int(row))
-    return found
+      rows.setdefault(self.names[source], []).append(int(row))
+    return rows
 
   def _addresses(self):
-    """Grain data set of (source number, row number), endless, the same on every process."""
+    """Return an endless Grain dataset of (source number, row number), equal on every process."""
     import grain
 
     rows = [
@@ -104,16 +101,16 @@ class Loader(BatchLoader):
       return rows[0]
 
     class Selection(grain.transforms.DatasetSelectionMap):
-      """Which row of which source is row k; endless."""
+      """Map row k of the mixture to (source, row)."""
 
       def __init__(self, weights):
-        self.turns = turns(weights)
+        self.cycle = mixture_cycle(weights)
 
       def __len__(self):
         return sys.maxsize
 
       def __getitem__(self, index):
-        source_C, rank_C, counts = self.turns
+        source_C, rank_C, counts = self.cycle
         cycle, place = divmod(index, len(source_C))
         source = int(source_C[place])
         return source, cycle * counts[source] + int(rank_C[place])
@@ -121,7 +118,7 @@ class Loader(BatchLoader):
     return grain.MapDataset.select_from_datasets(rows, Selection(self._weights))
 
   def _order(self) -> str:
-    """Hash of the first row numbers: it changes if Grain's shuffle or our mixing ever does."""
+    """Return a hash of the first addresses: it changes if Grain's shuffle or our mixing does."""
     addresses = self._addresses()
     return hashlib.sha256(str([addresses[n] for n in range(64)]).encode()).hexdigest()[:16]
 
@@ -131,7 +128,7 @@ def _address(source: int, index: int, _) -> tuple[int, int]:
 
 
 def gather_rows(sources: tuple[Rows, ...], addresses: list[tuple[int, int]]) -> dict[str, np.ndarray]:
-  """A batch from (source number, row number) pairs, in their order."""
+  """Gather a batch from (source number, row number) pairs, in their order."""
   source_B, index_B = np.asarray(addresses, np.int64).T
   if len(sources) == 1:
     return sources[0].gather(index_B)
@@ -143,16 +140,16 @@ def gather_rows(sources: tuple[Rows, ...], addresses: list[tuple[int, int]]) -> 
   return batch
 
 
-def turns(weights: list[float]) -> tuple[np.ndarray, np.ndarray, list[int]]:
-  """A cycle of C rows in which every source has its share, evenly spread.
+def mixture_cycle(weights: list[float]) -> tuple[np.ndarray, np.ndarray, list[int]]:
+  """Spread the sources evenly over a cycle of C rows in which each has its share.
 
-  Returns the source of each row, its rank among the rows of that source, and the rows of each
-  source in a cycle. Shares are exact where CYCLE rows can express them, else right to 1 / CYCLE.
+  Returns the source of each row int32 [C], its rank among the rows of that source int32 [C], and the
+  number of rows of each source. Shares are exact if CYCLE rows can express them, else to 1 / CYCLE.
   """
   shares = [Fraction(str(weight)) for weight in weights]
   shares = [share / sum(shares) for share in shares]
-  cycle = min(math.lcm(*(share.denominator for share in shares)), CYCLE)
-  counts = [max(1, round(share * cycle)) for share in shares]
+  length = min(math.lcm(*(share.denominator for share in shares)), CYCLE)
+  counts = [max(1, round(share * length)) for share in shares]
   source_C = np.repeat(np.arange(len(counts)), counts)
   rank_C = np.concatenate([np.arange(count) for count in counts])
   order = np.lexsort((source_C, (rank_C + 0.5) / np.asarray(counts)[source_C]))
@@ -160,6 +157,6 @@ def turns(weights: list[float]) -> tuple[np.ndarray, np.ndarray, list[int]]:
 
 
 def _seed(seed: int, *words: str) -> int:
-  """32 bits for one use of a seed. Grain adds the epoch, so seeds 0 and 1 must lie far apart."""
+  """Return 32 bits for one use of a seed. Grain adds the epoch, so seeds 0 and 1 must lie far apart."""
   digest = hashlib.sha256('/'.join([str(seed), *words]).encode()).digest()
   return int.from_bytes(digest[:4], 'little')

@@ -1,8 +1,7 @@
-"""Pictures and sounds as arrays, and arrays as files.
+"""Read images and sounds into arrays, and write arrays as files.
 
-Readers take what records hold: a path (also inside a zip archive: `recordings.zip/7_theo_3.wav`),
-the bytes of a file, or an array. They return the array and a note of what was converted, '' if
-nothing was. What cannot be read as it is meant is an error that names the record.
+Readers take a path (also inside a zip archive: `recordings.zip/7_theo_3.wav`), the bytes of a file, or
+an array. They return the array and a note of conversions, '' for none. Errors name the record.
 
 Letters: Y rows, X columns, A channels, N samples.
 """
@@ -27,9 +26,9 @@ FULL_SCALE = 32768  # of 16-bit sound
 
 
 def open_bytes(path, where: str = '') -> bytes:
-  """The bytes of a file, or of a member of a zip archive as in `folder/archive.zip/member.wav`.
+  """Return the bytes of a file, or of a zip member as in `folder/archive.zip/member.wav`.
 
-  A relative path is looked up like that of a source. Raises FileNotFoundError.
+  Relative paths are looked up like those of sources. Raises FileNotFoundError.
   """
   path = Path(path).expanduser()
   for root in files.roots():
@@ -46,14 +45,14 @@ def open_bytes(path, where: str = '') -> bytes:
 
 
 def read_image(value, shape: tuple[int, int, int], where: str = '') -> tuple[np.ndarray, str]:
-  """A path, the bytes of a file or an array -> (uint8 [Y, X, A] of this shape, note).
+  """Read a path, the bytes of a file or an array -> (uint8 [Y, X, A] of this shape, note).
 
   Arrays are uint8 [Y, X] or [Y, X, A] with 1 to 4 channels: gray, gray and alpha, RGB, RGBA. Other
-  sizes are resized to exactly this one (bicubic with antialiasing; the aspect ratio is not kept),
-  alpha is put over white, color becomes gray or gray color. A is 1 or 3.
+  sizes are resized to `shape` (bicubic with antialiasing; the aspect ratio may change), alpha is
+  composited over white, and colors are converted. A is 1 or 3.
   """
   if shape[2] not in (1, 3):
-    raise ValueError(f'images of {shape[2]} channels are not made here\nfix: give 1 or 3 channels')
+    raise ValueError(f'images of {shape[2]} channels are not supported\nfix: give 1 or 3 channels')
   if isinstance(value, (str, Path, bytes, bytearray)):
     picture, notes = _decoded(value, where)
   else:
@@ -71,11 +70,11 @@ def read_image(value, shape: tuple[int, int, int], where: str = '') -> tuple[np.
 def read_sound(
   value, sample_rate: int, where: str = '', most_seconds: float = 60.0, rate: int = 0
 ) -> tuple[np.ndarray, str]:
-  """A path, the bytes of a file or an array -> (mono float32 [N] within -1 .. 1, note).
+  """Read a path, the bytes of a file or an array -> (mono float32 [N] within -1 .. 1, note).
 
-  Arrays are [N] or [N, channels]: integers are 16-bit samples whatever their width, as TFDS gives
-  them, floats are within -1 .. 1; `rate` is their rate in Hz, 0 for `sample_rate`. Channels are
-  averaged, other rates resampled. Empty, too long or broken sounds are errors.
+  Arrays are [N] or [N, channels]: integers are 16-bit samples of any width, as in TFDS, floats are
+  within -1 .. 1; `rate` is their rate in Hz, 0 for `sample_rate`. Channels are averaged, and other
+  rates resampled. Raises ValueError for empty, too long or broken sounds.
   """
   if isinstance(value, (str, Path, bytes, bytearray)):
     sound, rate = _decoded_sound(value, where, most_seconds)
@@ -99,7 +98,7 @@ def read_sound(
 
 
 def to_png(image: np.ndarray, scale: int = 1) -> bytes:
-  """uint8 [Y, X, A] or [Y, X] -> a PNG file whose every pixel is a square of `scale`."""
+  """Encode uint8 [Y, X, A] or [Y, X] as PNG, each pixel as a square of `scale` pixels."""
   image = _checked_pixels(image, 'to_png')
   file = io.BytesIO()
   _picture(image.repeat(scale, 0).repeat(scale, 1)).save(file, 'PNG')
@@ -107,7 +106,7 @@ def to_png(image: np.ndarray, scale: int = 1) -> bytes:
 
 
 def tile(images, columns: int, gap: int = 1) -> np.ndarray:
-  """Images uint8 [Y, X, A] of one shape -> one picture, row by row, with white gaps between."""
+  """Tile images uint8 [Y, X, A] of one shape into one image, row by row, with white gaps."""
   images_NYXA = np.stack([np.asarray(image) for image in images])
   count, height, width, channels = images_NYXA.shape
   columns = min(columns, count)
@@ -121,7 +120,7 @@ def tile(images, columns: int, gap: int = 1) -> np.ndarray:
 
 
 def to_wav(wave: np.ndarray, rate: int) -> bytes:
-  """A waveform float [N] -> a WAV file of 16 bits; one that exceeds -1 .. 1 is made quieter."""
+  """Encode a waveform float [N] as 16-bit WAV, scaled down if it exceeds -1 .. 1."""
   samples, file = _integers(wave), io.BytesIO()
   with wave_files.open(file, 'wb') as out:
     out.setnchannels(1)
@@ -132,9 +131,9 @@ def to_wav(wave: np.ndarray, rate: int) -> bytes:
 
 
 def to_flac(wave: np.ndarray, rate: int) -> bytes:
-  """The samples of `to_wav`, without loss in less space.
+  """Encode the samples of `to_wav` as FLAC.
 
-  Raises ValueError where soundfile cannot be loaded, and for a rate that FLAC has not.
+  Raises ValueError where soundfile cannot be loaded, and for a rate that FLAC does not support.
   """
   try:
     import soundfile
@@ -151,7 +150,7 @@ def to_flac(wave: np.ndarray, rate: int) -> bytes:
 
 
 def _integers(wave):
-  """A waveform float [N] -> 16-bit samples; ValueError unless it is one row of finite ones."""
+  """Convert a waveform float [N] to 16-bit samples; ValueError unless it is one finite row."""
   wave = np.asarray(wave, np.float64)
   if wave.ndim != 1 or not np.isfinite(wave).all():
     raise ValueError(
@@ -173,18 +172,18 @@ def _pillow():
 
 
 def _member(archive, name, where):
-  """A member of a zip archive, which stays open: opening one reads its whole directory."""
+  """Read a member of a zip archive, which stays open: opening one reads its whole directory."""
   fix = 'fix: give a member of the archive; `python -m zipfile -l` lists them'
   stat = archive.stat()
   try:
     opened = _archive(archive, stat.st_mtime_ns, os.getpid())
     size = opened.getinfo(name).file_size
     if size <= MOST_BYTES:
-      with opened.open(name) as file:  # gives no more than `size`, whatever there is
+      with opened.open(name) as file:  # reads at most `size` bytes
         return b''.join(iter(functools.partial(file.read, PIECE), b''))
   except KeyError:
     raise FileNotFoundError(f'{_prefix(where)}{archive} has no member {name}\n{fix}') from None
-  except Exception as error:  # each way of packing has errors of its own
+  except Exception as error:  # every compression method has errors of its own
     raise ValueError(f'{_prefix(where)}{archive} cannot be read: {error}\n{fix}') from None
   raise ValueError(
     f'{_prefix(where)}{archive}/{name} unpacks to {size} bytes, more than {MOST_BYTES}\n'
@@ -194,19 +193,19 @@ def _member(archive, name, where):
 
 @functools.lru_cache(maxsize=16)
 def _archive(path, changed, process):
-  """An open archive: one a process, since a fork would share the place in the file."""
+  """Return an open archive, one a process: a fork would share its file position."""
   return zipfile.ZipFile(path)
 
 
 def _content(value, where):
-  """(bytes, what to call them in an error)."""
+  """Return (bytes, their name in errors)."""
   if isinstance(value, (bytes, bytearray)):
     return bytes(value), f'{_prefix(where)}a file of {len(value)} bytes'
   return open_bytes(value, where), f'{_prefix(where)}{value}'
 
 
 def _decoded(value, where):
-  """(Pillow image, notes) of a file; the size is checked before anything is decoded."""
+  """Return (Pillow image, notes) of a file; the size is checked before decoding."""
   from PIL import Image, ImageOps
 
   content, name = _content(value, where)
@@ -231,7 +230,7 @@ def _decoded(value, where):
 
 
 def _flattened(picture, mode, notes):
-  """The picture in mode L or RGB; says in `notes` what that changed."""
+  """Return the picture in mode L or RGB, adding conversions to `notes`."""
   image = _pillow()
   if picture.mode[0] in 'IF':
     values = np.asarray(picture)
@@ -258,7 +257,7 @@ def _flattened(picture, mode, notes):
 
 
 def _checked_pixels(value, where):
-  """The array itself; ValueError unless it is uint8 [Y, X] or [Y, X, A], and not empty."""
+  """Return the array; ValueError unless it is uint8 [Y, X] or [Y, X, A], and not empty."""
   array = np.asarray(value)
   if array.dtype != np.uint8:
     raise ValueError(
@@ -274,7 +273,7 @@ def _checked_pixels(value, where):
 
 
 def _picture(array):
-  """A Pillow image of uint8 [Y, X] or [Y, X, A]."""
+  """Return a Pillow image of uint8 [Y, X] or [Y, X, A]."""
   channels = 1 if array.ndim == 2 else array.shape[2]
   array = array.reshape(array.shape[:2]) if channels == 1 else array
   size = (array.shape[1], array.shape[0])
@@ -282,7 +281,7 @@ def _picture(array):
 
 
 def _decoded_sound(value, where, most_seconds):
-  """(float32 [N, channels], rate) of a file; the length is checked before anything is decoded."""
+  """Return (float32 [N, channels], rate) of a file; the length is checked before decoding."""
   import soundfile
 
   content, name = _content(value, where)
@@ -295,7 +294,7 @@ def _decoded_sound(value, where, most_seconds):
 
 
 def _checked_samples(value, where):
-  """float32 [N] or [N, channels] of an array of samples."""
+  """Return an array of samples as float32 [N] or [N, channels]."""
   array = np.asarray(value)
   integer = np.issubdtype(array.dtype, np.signedinteger) and array.dtype.itemsize > 1
   if not integer and not np.issubdtype(array.dtype, np.floating):

@@ -1,6 +1,6 @@
-"""Sources of images and sounds: media files, and two that every machine has.
+"""Sources of images and sounds: media files, and two that need no files.
 
-Media stay as they are, paths, encoded bytes or arrays: they are decoded where they become tokens.
+Records hold media as paths, encoded bytes or arrays, which are decoded where they become tokens.
 """
 
 import glob
@@ -24,7 +24,7 @@ KEYS = ('file', 'image', 'audio')  # fields of captions that may name the file
 
 
 def digits(source, split: str) -> Corpus:
-  """scikit-learn's 1,797 handwritten digits, 8x8 pixels of 17 gray levels."""
+  """Open scikit-learn's 1,797 handwritten digits, 8x8 pixels of 17 gray levels."""
   try:
     from sklearn.datasets import load_digits
   except ImportError:
@@ -42,7 +42,7 @@ def digits(source, split: str) -> Corpus:
 
 
 def keypad(source, split: str) -> Corpus:
-  """Tones of a telephone keypad, made here."""
+  """Generate tones of a telephone keypad."""
 
   def records():
     for where, fields in keypad_records(source.documents):
@@ -60,7 +60,7 @@ def keypad(source, split: str) -> Corpus:
 
 
 def files(source, split: str) -> Corpus:
-  """Media files of a folder, glob or .zip; fields come from their names and from captions."""
+  """Open media files of a folder, glob or .zip; fields come from their names and from captions."""
   paths = _media_files(source.path_of(split))
   pattern = re.compile(source.pattern)
   captions = _captions(source.captions) if source.captions else {}
@@ -69,13 +69,13 @@ def files(source, split: str) -> Corpus:
     for path, name in paths:
       record = {'image': path, 'audio': path, 'file': name}
       if source.pattern:
-        found = pattern.search(name)
-        if not found:
+        match = pattern.search(name)
+        if not match:
           raise ValueError(
             f'{path}: its name does not match pattern={source.pattern!r}\n'
             'fix: correct the pattern, or move the file away'
           )
-        record.update(found.groupdict(''))
+        record.update(match.groupdict(''))
       if source.captions:
         if (fields := captions.get(name, captions.get(Path(name).name))) is None:
           raise ValueError(
@@ -95,7 +95,7 @@ def files(source, split: str) -> Corpus:
 
 
 def _media_files(path: str) -> list[tuple[str, str]]:
-  """(path, name below the folder or .zip) of each media file, sorted by path."""
+  """Return (path, name below the folder or .zip) of each media file, sorted by path."""
   refuse_remote(path)
   for root in roots():
     full = os.path.join(root, os.path.expanduser(path))
@@ -117,27 +117,27 @@ def _media_files(path: str) -> list[tuple[str, str]]:
 
 
 def _captions(path: str) -> dict[str, dict]:
-  """The objects of JSON lines by the file that they name."""
-  found = {}
+  """Return the objects of JSON lines by the file that they name."""
+  captions = {}
   for file in find(path, '.jsonl'):
     for where, record in json_records(file):
       key = next((key for key in KEYS if isinstance(record.get(key), str)), '')
-      if not key or record[key] in found:
+      if not key or record[key] in captions:
         raise ValueError(
           f'{where} names no file in {", ".join(KEYS)}, or one that was named before\n'
           'fix: write one line for each file'
         )
-      found[record[key]] = record
-  return found
+      captions[record[key]] = record
+  return captions
 
 
 def check_pattern(pattern: str) -> None:
-  """ValueError unless this is a regular expression with named groups, or ''."""
+  """Raise ValueError unless this is a regular expression with named groups, or ''."""
   try:
     groups = re.compile(pattern).groupindex
   except re.error as error:
     raise ValueError(
-      f'pattern={pattern!r} is no regular expression: {error}\n'
+      f'pattern={pattern!r} is not a regular expression: {error}\n'
       r"fix: write one such as '(?P<digit>\d)_(?P<speaker>[a-z]+)'"
     ) from None
   if pattern and not groups:

@@ -1,8 +1,8 @@
 """The data section of a config, and the documents of its training, validation and test parts.
 
-A single text is cut by characters at int((1 - f) * len), as nanoGPT cuts its corpora. Of many
-documents those with the smallest keyed hashes are for validation: their order plays no part, and
-equal documents are always on the same side, media by the bytes of their files.
+A single text is cut by characters at int((1 - f) * len), as in nanoGPT. Of many documents those with
+the smallest keyed hashes are for validation: their order does not matter, and equal documents are
+always on the same side, media by the bytes of their files.
 """
 
 import array
@@ -29,9 +29,9 @@ class DataConfig:
 
   mixture: dict[str, Source] = field(default_factory=lambda: {'text': Source()})  # name -> source
   packing: str = 'crop'  # row of PACKING
-  mask_documents: bool = False  # crop, split: a document sees only itself; first_fit always does so
+  mask_documents: bool = False  # crop, split: no attention between documents; first_fit never has any
   valid_fraction: float = 0.1  # share kept for validation where a source does not name its own; 0 = none
-  prefix: bool = False  # first_fit: attention within a condition sees all of it
+  prefix: bool = False  # first_fit: bidirectional attention within a condition
   condition_dropout: float = 0.0  # first_fit: share of conditions replaced by null, for guidance
   cache: str = ''  # folder of token caches; '' = in the run folder
   workers: int = 0  # processes that make batches; 0 = threads of this one
@@ -48,20 +48,20 @@ class DataConfig:
       raise ValueError(f'data.packing={self.packing} is unknown\nfix: use one of {", ".join(PACKING)}')
     if not 0 <= self.valid_fraction < 1:
       raise ValueError(
-        f'data.valid_fraction={self.valid_fraction} is no share\nfix: use 0 <= valid_fraction < 1'
+        f'data.valid_fraction={self.valid_fraction} is not in [0, 1)\nfix: use 0 <= valid_fraction < 1'
       )
     for name in ('workers', 'prefetch'):
       if getattr(self, name) < 0:
         raise ValueError(f'data.{name}={getattr(self, name)} is negative\nfix: use 0 or more')
     if not 0 <= self.condition_dropout < 1:
       raise ValueError(
-        f'data.condition_dropout={self.condition_dropout} is no share\n'
+        f'data.condition_dropout={self.condition_dropout} is not in [0, 1)\n'
         'fix: use 0 <= condition_dropout < 1; 0.1 is common'
       )
     self._check_conditions()
 
   def _check_conditions(self):
-    """Documents with media or a condition stay whole; their options mean nothing to others."""
+    """Refuse to cut documents with media or a condition, and options that need a condition."""
     for name, source in self.mixture.items():
       if not templates.is_plain(source.template) and self.packing != 'first_fit':
         raise ValueError(
@@ -95,21 +95,21 @@ class DataConfig:
 class SourceSplit:
   """The documents of one source that belong to a split."""
 
-  # examples(skip=None) -> (where, pieces), in a fixed order. skip: told of each error of a record
-  # that is left out; without it nothing is said. ValueError for more than `bad_records`.
+  # examples(skip=None) -> (where, pieces), in a fixed order. skip(error) is called for each record that
+  # is left out; without it nothing is logged. ValueError for more than `bad_records`.
   examples: Callable[..., Iterator[tuple[str, list[Piece]]]]
   has_many: bool  # whether the source has more than one document
   is_plain: bool  # whether documents are one text each
-  describe: Callable[[], dict]  # JSON-able; parts that differ in any document differ here
+  describe: Callable[[], dict]  # JSON-able; splits that differ in any document differ here
 
   def texts(self, skip: Callable | None = None) -> Iterator[str]:
-    """The texts of each document, joined. skip: as in `examples`."""
+    """Yield the joined texts of each document. skip: as in `examples`."""
     for _, pieces in self.examples(skip):
       yield ''.join(piece.value for piece in pieces if piece.kind == 'text')
 
 
 def source_names(cfg: DataConfig, split: str) -> tuple[str, ...]:
-  """Names of the sources with data for `split`, sorted; () if nothing is kept for it."""
+  """Return the names of the sources with data for `split`, sorted."""
   if split not in SPLITS:
     raise ValueError(f'split={split} is unknown\nfix: use one of {", ".join(SPLITS)}')
   return tuple(
@@ -120,43 +120,42 @@ def source_names(cfg: DataConfig, split: str) -> tuple[str, ...]:
 
 
 def documents(cfg: DataConfig, split: str) -> Iterator[tuple[str, str]]:
-  """All (source name, text of a document) of `split`, source after source; media are left out."""
+  """Yield (source name, text of a document) of `split`, source by source; media are left out."""
   for name in source_names(cfg, split):
     for text in open_split(cfg, name, split).texts():
       yield name, text
 
 
 def open_split(cfg: DataConfig, name: str, split: str) -> SourceSplit:
-  """The documents of one source that belong to `split`; reads at most two of them."""
+  """Return the documents of one source that belong to `split`; reads at most two of them."""
   if name not in source_names(cfg, split):
-    raise _nothing_named(cfg, name, split)
+    raise _no_data(cfg, name, split)
   source = cfg.mixture[name]
   corpus = sources.open_source(source, split)
 
   examples = functools.partial(_examples, name, source, corpus)
   plain = templates.is_plain(source.template)
-  first = len(list(itertools.islice(examples(), 2)))
-  if not first:
+  count = len(list(itertools.islice(examples(), 2)))  # 2 stands for many
+  if not count:
     raise ValueError(f'data.mixture.{name} has no {split} documents\nfix: check its path and its filters')
   whole = source.has(split) or (source.has_valid and split == 'train') or not cfg.valid_fraction
-  if first == 1 and not plain and not whole:
+  if count == 1 and not plain and not whole:
     raise ValueError(
       f"data.mixture.{name} has one document, and one with media or ' -> ' cannot be cut in two\n"
       'fix: set data.valid_fraction=0.0, give more documents, or set valid_path'
     )
 
-  def chosen(skip=None):
+  def select_examples(skip=None):
     if split != 'train' and not source.is_apart(split):
-      skip = None  # records that are in no split are counted once, in training
+      skip = None  # bad records of shared files are counted once, in training
     if whole:
       yield from examples(skip)
       return
-    select = _select if first > 1 else _cut
-    empty = True
+    select = _select if count > 1 else _cut
+    example = None
     for example in select(examples, cfg, split, skip):
-      empty = False
       yield example
-    if empty:
+    if example is None:
       raise ValueError(
         f'data.mixture.{name} leaves nothing for {split} with '
         f'data.valid_fraction={cfg.valid_fraction}\n'
@@ -168,11 +167,11 @@ def open_split(cfg: DataConfig, name: str, split: str) -> SourceSplit:
     filters = selection(source, split if source.has(split) else 'train')
     return {'content': corpus.content(), **source.describe(split), **filters, **cut}
 
-  return SourceSplit(chosen, first > 1, plain, describe)
+  return SourceSplit(select_examples, count > 1, plain, describe)
 
 
 def _examples(name, source, corpus, skip=None) -> Iterator[tuple[str, list[Piece]]]:
-  """(where, pieces) of every record of a corpus that can be read; as SourceSplit.examples."""
+  """Yield (where, pieces) of each readable record of a corpus; see SourceSplit.examples."""
   skip = skip or BadRecords(name, source, quiet=True).skip
   for where, record in corpus.records():
     try:
@@ -187,7 +186,7 @@ def _examples(name, source, corpus, skip=None) -> Iterator[tuple[str, list[Piece
     yield where, pieces
 
 
-def _nothing_named(cfg: DataConfig, name: str, split: str) -> ValueError:
+def _no_data(cfg: DataConfig, name: str, split: str) -> ValueError:
   return ValueError(
     f'data.mixture.{name} has no {split} data with data.valid_fraction={cfg.valid_fraction}\n'
     f'fix: set {split}_path, {split}_keep or (tfds) {split}_split of the source, or, for '
@@ -196,7 +195,7 @@ def _nothing_named(cfg: DataConfig, name: str, split: str) -> ValueError:
 
 
 def _cut(examples: Callable, cfg: DataConfig, split: str, skip) -> Iterator[tuple[str, list[Piece]]]:
-  """One text, cut by characters."""
+  """Cut one text by characters."""
   for where, [piece] in examples(skip):
     cut = int((1 - cfg.valid_fraction) * len(piece.value))
     if part := piece.value[:cut] if split == 'train' else piece.value[cut:]:
@@ -204,7 +203,7 @@ def _cut(examples: Callable, cfg: DataConfig, split: str, skip) -> Iterator[tupl
 
 
 def _select(examples: Callable, cfg: DataConfig, split: str, skip) -> Iterator[tuple[str, list[Piece]]]:
-  """Many documents, in two passes: eight bytes each are held, never their content."""
+  """Select documents by hash in two passes, holding eight bytes of each."""
   digests = np.frombuffer(array.array('Q', (digest(pieces) for _, pieces in examples())), np.uint64)
   count = min(max(1, round(cfg.valid_fraction * len(digests))), len(digests) - 1)
   low = digests <= np.partition(digests, count - 1)[count - 1]
@@ -214,18 +213,18 @@ def _select(examples: Callable, cfg: DataConfig, split: str, skip) -> Iterator[t
 
 
 def digest(pieces: list[Piece]) -> int:
-  """64 bits of the content of a document; for one text those of its UTF-8 bytes.
+  """Return 64 bits of the content of a document; for one text, of its UTF-8 bytes.
 
-  Where there are media only they count: in sources with the same pictures, each picture is on the
-  same side of the split whether it is named or drawn, read as codes or as patches. Sources that
-  share some of their pictures, or pair them with sounds, need valid_keep or valid_path instead: a
-  run warns of what its token caches share.
+  Of documents with media only the media count, so that sources with the same pictures have each
+  picture on the same side of the split, whatever their templates. Sources that share some of their
+  pictures, or pair them with sounds, need valid_keep or valid_path: a run warns of media that its
+  token caches share.
   """
-  shown = [piece for piece in pieces if piece.kind in templates.MODALITY]
+  media = [piece for piece in pieces if piece.kind in templates.MODALITY]
   if len(pieces) == 1 and pieces[0].kind == 'text':
     content = [pieces[0].value.encode()]
   else:
-    content = [part for pair in sorted(map(_content, shown or pieces)) for part in pair]
+    content = [part for pair in sorted(map(_content, media or pieces)) for part in pair]
   total = hashlib.blake2b(digest_size=8, key=b'0')
   for part in content:
     total.update(part)
@@ -233,12 +232,12 @@ def digest(pieces: list[Piece]) -> int:
 
 
 def _content(piece: Piece) -> tuple[bytes, bytes]:
-  """A heading and the bytes of a piece; a file that is not there counts by its name."""
+  """Return a heading and the bytes of a piece; a missing file counts by its name."""
   value = piece.value
   if isinstance(value, str) and piece.kind in templates.MODALITY:
     try:
       data = media_io.open_bytes(value)
-    except (OSError, ValueError):  # named, and skipped or not, where it is decoded
+    except (OSError, ValueError):  # reported where it is decoded
       data = value.encode()
   elif isinstance(value, (str, bytes)):
     data = value.encode() if isinstance(value, str) else value

@@ -1,13 +1,13 @@
-"""From a stream of tokens to rows of T inputs and T targets: cropped, split, or documents packed.
+"""Pack a stream of tokens into rows of T inputs and T targets: cropped, split, or first-fit.
 
-A row of PACKING makes a `Rows` from a token cache: how many rows an epoch has, and `gather`, which
+A row of PACKING makes a `Rows` from a token cache: the number of rows of an epoch, and `gather`, which
 makes any of them from their numbers, without a loop over tokens or rows.
 
 Letters: B rows, T inputs of a row, W = T + 1 tokens of a row (targets are inputs one place on),
 N pieces of documents, J tokens of the gathered pieces.
-Batches: token_ids_BT, target_ids_BT int32; loss_mask_BT float32; where documents are told apart
-also segment_ids_BT (1, 2, .. within a row, 0 = padding) and positions_BT (from 0 in each segment);
-and what the `RowFields` of documents with media or a condition adds.
+Batches: token_ids_BT, target_ids_BT int32; loss_mask_BT float32; if documents are separate also
+segment_ids_BT (1, 2, .. within a row, 0 = padding) and positions_BT (from 0 in each segment); and the
+arrays of `RowFields` for documents with media or a condition.
 
 Sources: random windows, nanoGPT; concatenate and split, GPT-2; packing with segments, T5X.
 """
@@ -23,24 +23,24 @@ from gpt_jax.data.row_fields import PLAIN, RowFields, spread
 from gpt_jax.data.synthetic.random_bits import scramble
 from gpt_jax.runs import records
 
-CHUNK = 1 << 16  # pieces that are fitted together; bounds memory, costs part of one row in thousands
+CHUNK = 1 << 16  # pieces packed together; bounds memory, wastes part of one row in thousands
 
 
 @dataclass(frozen=True)
 class Rows:
-  """What the packings share. Row numbers count on: row n of epoch e has number e * count + n."""
+  """The interface of a packing. Row n of epoch e has number e * count + n."""
 
-  cache: Any  # TokenCache, or anything with its ids, offsets, path and name
+  cache: Any  # TokenCache, or an object with its ids, offsets, path and name
   length: int  # T
   seed: int = 0  # crop; first_fit: which conditions are dropped
   mask_documents: bool = False  # crop, split
   row_fields: RowFields = PLAIN  # first_fit
 
   def __post_init__(self):
-    need = self.length + 1 if isinstance(self, Crop) else 2
-    if len(self.cache.ids) < need:
+    least = self.length + 1 if isinstance(self, Crop) else 2
+    if len(self.cache.ids) < least:
       raise ValueError(
-        f'data.mixture.{self.cache.name} has {len(self.cache.ids)} tokens, a row needs {need}\n'
+        f'data.mixture.{self.cache.name} has {len(self.cache.ids)} tokens, a row needs {least}\n'
         'fix: use a shorter length, more text, another data.valid_fraction or data.packing=split'
       )
 
@@ -53,26 +53,26 @@ class Crop(Rows):
 
   @property
   def count(self) -> int:
-    """Rows in an epoch: as many as hold each token once on average."""
+    """Rows of an epoch: each token is in one of them on average."""
     return max(1, len(self.cache.ids) // self.length)
 
   def gather(self, index_B: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows by number."""
+    """Return rows by number."""
     places = np.uint64(len(self.cache.ids) - self.length)
     start_B = (scramble(self.seed, index_B) % places).astype(np.int64)
     return windows(self.cache, start_B, self.length, self.mask_documents)
 
 
 class Split(Rows):
-  """The stream cut every T tokens: in an epoch each token (but the first) is a target once."""
+  """The stream cut every T tokens: each token but the first is a target once an epoch."""
 
   @property
   def count(self) -> int:
-    """Rows in an epoch; the last one may be padded."""
+    """Rows of an epoch; the last one may be padded."""
     return -(-(len(self.cache.ids) - 1) // self.length)
 
   def gather(self, index_B: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows by number."""
+    """Return rows by number."""
     return windows(self.cache, index_B % self.count * self.length, self.length, self.mask_documents)
 
 
@@ -85,17 +85,17 @@ class FirstFit(Rows):
 
   @cached_property
   def plan(self) -> 'Plan':
-    """Which piece lies in which row; made once, then read from a file beside the token cache."""
+    """The row of each piece, read from a file beside the token cache, which is written once."""
     self.row_fields.refuse_cuts(self.cache, self.length)
     return Plan.of(self.cache, self.length)
 
   @property
   def count(self) -> int:
-    """Rows in an epoch."""
+    """Rows of an epoch."""
     return self.plan.rows
 
   def gather(self, index_B: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows by number."""
+    """Return rows by number."""
     row_B = index_B % self.count
     first_B, last_B = (np.searchsorted(self.plan.row_N, row_B, side) for side in ('left', 'right'))
     batch_N, rank_N = spread(last_B - first_B)
@@ -124,7 +124,7 @@ class FirstFit(Rows):
 
 @dataclass(frozen=True)
 class Plan:
-  """Pieces of documents, sorted by the row that they lie in."""
+  """Pieces of documents, sorted by their row."""
 
   start_N: np.ndarray  # int64: first token, in the stream
   size_N: np.ndarray  # int64: tokens
@@ -137,11 +137,11 @@ class Plan:
 
   @classmethod
   def of(cls, cache, length: int) -> 'Plan':
-    """The plan for T = `length`, from the file beside the token cache, made if it is not there."""
+    """Return the plan for T = `length` from the file beside the token cache, writing it if needed."""
     path = cache.path.with_suffix(f'.first_fit-{length}.npy')
     try:
       table = np.load(path, mmap_mode='r')
-    except (FileNotFoundError, ValueError, EOFError):  # none yet, or not whole
+    except (FileNotFoundError, ValueError, EOFError):  # missing or truncated
       with records.atomic(path) as file:
         np.save(file, make_plan(cache.offsets, len(cache.ids), length))
       table = np.load(path, mmap_mode='r')
@@ -149,9 +149,9 @@ class Plan:
 
 
 def make_plan(offsets: np.ndarray, tokens: int, length: int) -> np.ndarray:
-  """(start, size, row) of each piece, [3, pieces] int64 sorted by row, for documents at `offsets`.
+  """Return (start, size, row) of each piece, int64 [3, pieces] sorted by row.
 
-  Full pieces have rows of their own; the others go, in order, into the first row with room.
+  Full pieces have rows of their own; the others go in order into the first row with room.
   ValueError where no document has two tokens.
   """
   ends = np.append(offsets[1:], tokens)
@@ -177,7 +177,7 @@ def make_plan(offsets: np.ndarray, tokens: int, length: int) -> np.ndarray:
 
 
 def first_fit(sizes: list[int], capacity: int) -> list[int]:
-  """The bin of each item: the first that has room for it. O(n log n) by a tree of maxima."""
+  """Return the bin of each item, the first with room for it, in O(n log n) by a tree of maxima."""
   leaves = 1 << max(len(sizes) - 1, 0).bit_length()
   room = [capacity] * (2 * leaves)  # room[k] = max(room[2k], room[2k + 1]); leaves are the bins
   bins = []
@@ -197,7 +197,7 @@ def first_fit(sizes: list[int], capacity: int) -> list[int]:
 
 
 def windows(cache, start_B: np.ndarray, length: int, mask_documents: bool = False) -> dict[str, np.ndarray]:
-  """Rows of the stream that begin at `start_B`; what lies beyond its end is padding."""
+  """Return the rows of the stream that begin at `start_B`, padded beyond its end."""
   index_BW = start_B[:, None] + np.arange(length + 1)
   real_BW = index_BW < len(cache.ids)
   index_BW = np.minimum(index_BW, len(cache.ids) - 1)
@@ -206,13 +206,13 @@ def windows(cache, start_B: np.ndarray, length: int, mask_documents: bool = Fals
     return _batch(tokens_BW, real_BW)
   document_BW = np.searchsorted(cache.offsets, index_BW, 'right')
   segments_BW = np.where(real_BW, document_BW - document_BW[:, :1] + 1, 0)
-  # The row may begin inside a document: positions count from what the model can see of it.
+  # The row may begin inside a document: positions count from the first token in the row.
   begin_BW = np.maximum(np.asarray(cache.offsets)[document_BW - 1], start_B[:, None])
   return _batch(tokens_BW, real_BW, segments_BW, np.where(real_BW, index_BW - begin_BW, 0))
 
 
 def _batch(tokens_BW, real_BW, segments_BW=None, positions_BW=None) -> dict[str, np.ndarray]:
-  """Inputs, targets and mask; a target in another segment than its input, or in none, is masked."""
+  """Return inputs, targets and loss mask; a target outside the segment of its input is masked."""
   mask_BT = real_BW[:, 1:]
   batch = {
     'token_ids_BT': np.ascontiguousarray(tokens_BW[:, :-1]),
@@ -235,7 +235,7 @@ def eval_windows(
   process_index: int = 0,
   process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Batches that score a whole split: each token but the first has mask 1 as a target exactly once.
+  """Yield batches that score a whole split: each token but the first is a target exactly once.
 
   Windows of T = `length` inputs begin every `stride` tokens; after the first each scores its last
   `stride` targets, so each of these sees at least T - stride tokens before its input. Rows that
@@ -264,9 +264,9 @@ def eval_rows(
   process_index: int = 0,
   process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Batches that score whole documents, each once, in the order of the first_fit plan.
+  """Yield batches that score whole documents, each once, in the order of the first_fit plan.
 
-  Arrays as in training with these fields, but no condition is dropped. Rows that fill the last batch
+  The arrays are as in training, but no condition is dropped. Rows that fill the last batch
   have mask 0. `batch_size` counts the rows of all processes; each yields its own.
   """
   own = _own_rows(batch_size, process_count)

@@ -1,4 +1,4 @@
-"""Sources of records with fields: JSON lines with media, parallel texts, made-up stories, TFDS."""
+"""Sources of records with fields: JSON lines with media, parallel texts, synthetic stories, TFDS."""
 
 import gzip
 import hashlib
@@ -16,7 +16,7 @@ from gpt_jax.data.synthetic import stories
 
 
 def jsonl(source, split: str) -> Corpus:
-  """A JSON object per line; blank lines are skipped. Media lie beside the file, or in `root`."""
+  """Open JSON lines; blank lines are skipped. Media lie beside the file, or in `root`."""
   if templates.modalities(source.template) and not source.root:
     refuse_remote(source.path_of(split))
   files = find(source.path_of(split), '.jsonl')
@@ -36,7 +36,7 @@ def jsonl(source, split: str) -> Corpus:
 
 
 def json_records(path: Path, tolerant: bool = False) -> Iterator[tuple[str, dict | ValueError]]:
-  """(where, object) of each line that is not blank; `tolerant`: the error of one that has none."""
+  """Yield (where, object) of each line that is not blank; if `tolerant`, errors in place of objects."""
   offset = 0
   with open(path, 'rb') as file:
     for number, line in enumerate(file, 1):
@@ -63,7 +63,7 @@ def _json_record(path: Path, number: int, line: bytes, offset: int) -> dict:
       f'{path} line {number} is not JSON: {error.msg} at column {error.colno}\n'
       'fix: write one JSON object per line'
     ) from None
-  except (RecursionError, ValueError) as error:  # too deep, or a number of thousands of digits
+  except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
     raise ValueError(f'{path} line {number} cannot be read: {error}\nfix: leave that line out') from None
   if not isinstance(record, dict):
     raise ValueError(
@@ -74,7 +74,7 @@ def _json_record(path: Path, number: int, line: bytes, offset: int) -> dict:
 
 
 def _media_root(root: str, folder: Path) -> str:
-  """Where relative media paths start: `folder`, or `root` below it or elsewhere."""
+  """Return the start of relative media paths: `folder`, or `root` below it or elsewhere."""
   if not root:
     return str(folder)
   for start in (folder, *roots()):
@@ -82,38 +82,38 @@ def _media_root(root: str, folder: Path) -> str:
     if os.path.isdir(full) or zipfile.is_zipfile(full):
       return full
   raise ValueError(
-    f'root={root} is no folder and no .zip, in {folder} or elsewhere\n'
+    f'root={root} is not a folder or .zip, in {folder} or elsewhere\n'
     'fix: give the folder or .zip that the media paths of the records start from'
   )
 
 
 def _hash_media(template: str, records: Iterator[tuple[str, dict]]) -> str:
-  """Hash of the files that hold the media of records; a missing one counts by its name."""
-  found, missing = set(), set()
+  """Return a hash of the files that hold the media of records; a missing one counts by its name."""
+  present, missing = set(), set()
   for where, record in records:
     try:
       pieces = [] if isinstance(record, ValueError) else templates.fill(template, record, where)
-    except ValueError:  # named, and skipped or not, where documents are made
+    except ValueError:  # reported where documents are made
       pieces = []
     for piece in pieces:
       if piece.kind in templates.MODALITY and isinstance(piece.value, str):
         path = container(piece.value)
-        missing.add(piece.value) if path is None else found.add(path)
+        missing.add(piece.value) if path is None else present.add(path)
   lost = hashlib.sha256(json.dumps(sorted(missing)).encode()).hexdigest() if missing else ''
-  return hash_files(sorted(found)) + lost
+  return hash_files(sorted(present)) + lost
 
 
 def parallel(source, split: str) -> Corpus:
-  """Texts whose lines belong together: line n of train.en.gz and train.de.gz is one record.
+  """Open aligned texts: line n of train.en.gz and train.de.gz is one record.
 
-  Its fields are named by the ends of the files' names, here en and de; lines are stripped.
+  Its fields are the suffixes of the files, here en and de; lines are stripped.
   """
   path = source.path_of(split)
   files = {file.with_suffix('') if file.suffix == '.gz' else file: file for file in find(path, '')}
   names = {name.suffix.removeprefix('.'): file for name, file in files.items()}
   if len(names) < max(2, len(files)) or '' in names:
     raise ValueError(
-      f'path={path} means {", ".join(file.name for file in files.values())}, not one file of each '
+      f'path={path} matches {", ".join(file.name for file in files.values())}, not one file of each '
       "language\nfix: give a glob such as 'multi30k/train.*.gz'"
     )
 
@@ -132,7 +132,7 @@ def parallel(source, split: str) -> Corpus:
 
 
 def synthetic_stories(source, split: str) -> Corpus:
-  """Stories with a question, made here; `facts` says how many sentences the answer needs."""
+  """Generate stories with a question; `facts` is the number of sentences that the answer needs."""
   some = json.dumps(list(stories.records(10, source.seed)))
   digest = hashlib.sha256(some.encode()).hexdigest()
   return Corpus(
@@ -142,7 +142,7 @@ def synthetic_stories(source, split: str) -> Corpus:
 
 
 def _text_lines(path: Path) -> Iterator[str]:
-  """The lines of a UTF-8 file, compressed or not, without the space around them."""
+  """Yield the stripped lines of a UTF-8 file, compressed or not."""
   offset = 0
   with gzip.open(path) if path.suffix == '.gz' else open(path, 'rb') as file:
     try:
@@ -156,7 +156,7 @@ def _text_lines(path: Path) -> Iterator[str]:
 
 
 def tfds(source, split: str) -> Corpus:
-  """A prepared TFDS data set in array_record format, which is read without TensorFlow."""
+  """Open a prepared TFDS data set in array_record format, without TensorFlow."""
   own = '' if split == 'train' else getattr(source, f'{split}_split')
   split = own or source.train_split
   builder = _tfds_builder(source)
@@ -187,13 +187,13 @@ def tfds(source, split: str) -> Corpus:
 
 
 def _sample_rate(features) -> int:
-  """Samples a second of the first sound among the features that says it, else 0."""
+  """Return the sample rate of the first sound among the features that has one, else 0."""
   rates = (getattr(feature, 'sample_rate', 0) for _, feature in sorted(features.items()))
   return int(next(filter(None, rates), 0))
 
 
 def _tfds_builder(source):
-  """The builder of a prepared data set, or a ValueError that says how to prepare it."""
+  """Return the builder of a prepared data set; ValueError with the command that prepares it."""
   import tensorflow_datasets as tfds
 
   options = {}
@@ -210,7 +210,7 @@ def _tfds_builder(source):
         'fix: install tensorflow, or store sounds as Tensor(shape=(None,), dtype=np.int16)'
       ) from None
     raise ValueError(
-      f'path={source.path} is no TFDS data set that can be loaded: {reason}\n'
+      f'path={source.path} is not a TFDS data set that can be loaded: {reason}\n'
       'fix: give a name as in mnist, or name/config; data_dir is the folder that holds its folder'
     ) from None
   if not builder.is_prepared() or builder.info.file_format.value not in ('array_record', 'parquet'):

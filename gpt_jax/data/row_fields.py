@@ -1,8 +1,8 @@
-"""What rows of documents with media or a condition hold beside ids: places, prefixes, features.
+"""The arrays of rows of documents with media or a condition: positions, prefixes, features.
 
-All follows from the ids by the `Layout` of the tokenizers. Loss falls on targets only; a dropped
-condition is `null` throughout, at the same places, and its features are 0 (Ho and Salimans 2022,
-arXiv:2207.12598, train both models of their guidance so).
+They follow from the ids by the `Layout` of the tokenizers. Only targets carry loss. In a dropped
+condition each token but sep is `null` and features are 0, which trains both models of classifier-free
+guidance (Ho and Salimans 2022, arXiv:2207.12598).
 
 Letters: B rows, T inputs of a row, W = T + 1 tokens of a row, A and M features of a patch and of a
 frame. Batches gain positions_BT3 int32 where the vocabulary has images (time, row, column),
@@ -18,22 +18,22 @@ from gpt_jax.data import templates
 from gpt_jax.tokenizers.layout import Layout
 
 KEYS = {'patches': 'patches_BTA', 'frames': 'frames_BTM'}
-PLACES = {'patches': 'patch', 'frames': 'frame'}  # special in whose place a feature stands
+PLACES = {'patches': 'patch', 'frames': 'frame'}  # the special that marks the place of a feature
 
 
 @dataclass(frozen=True)
 class RowFields:
-  """How the rows of a run look. Plain numbers: it goes to worker processes."""
+  """The arrays that rows have. Plain numbers, since worker processes get it."""
 
-  layout: Layout | None = None  # None: documents are one text each and nothing is added
+  layout: Layout | None = None  # None: documents are one text each, without more arrays
   prefix: bool = False
   dropout: float = 0.0  # share of conditions that are dropped
   features: tuple[tuple[str, int], ...] = ()  # (patches or frames, width)
-  predict_start: bool = False  # the target is a mixture: whether it predict_start with a picture is learned
+  predict_start: bool = False  # loss on a start marker after sep: targets of several kinds
 
   @classmethod
   def of(cls, cfg, tokenizers) -> 'RowFields':
-    """The form that a DataConfig and the tokenizers of a run give."""
+    """Return the fields of the rows of a DataConfig and the tokenizers of a run."""
     image, audio = getattr(tokenizers, 'image', None), getattr(tokenizers, 'audio', None)
     if cfg.has_only_text and image is None:
       return cls()
@@ -53,60 +53,60 @@ class RowFields:
     return cls(Layout.of(tokenizers), cfg.prefix, cfg.condition_dropout, features)
 
   def of_template(self, template: str) -> 'RowFields':
-    """The form of the documents of one source."""
+    """Return the fields of the documents of one source."""
     condition, target = templates.signature(template)
     alone = target in (('text',), ('image',), ('audio',))
     return replace(self, predict_start=self.layout is not None and bool(condition) and not alone)
 
   def refuse_cuts(self, cache, length: int) -> None:
-    """ValueError if documents with media or a condition are longer than a row."""
+    """Raise ValueError if documents with media or a condition are longer than a row."""
     if self.layout is None:
       return
     marks = [m for m in (self.layout.sep, self.layout.boi, self.layout.boa) if m >= 0]
     ends = np.append(cache.offsets[1:], len(cache.ids))
-    long = np.flatnonzero(ends - cache.offsets > length + 1)
-    cut = [n for n in long if np.isin(cache.ids[cache.offsets[n] : ends[n]], marks).any()]
+    too_long = np.flatnonzero(ends - cache.offsets > length + 1)
+    cut = [n for n in too_long if np.isin(cache.ids[cache.offsets[n] : ends[n]], marks).any()]
     if cut:
-      most = int((ends - cache.offsets)[cut].max())
+      longest = int((ends - cache.offsets)[cut].max())
       raise ValueError(
         f'data.mixture.{cache.name} has {len(cut)} of {len(ends)} documents with media or a '
-        f'condition that are longer than the {length + 1} tokens of a row, the longest {most}\n'
-        f'fix: raise train.length (model.context) to {most - 1}, or leave these documents out'
+        f'condition that are longer than the {length + 1} tokens of a row, the longest {longest}\n'
+        f'fix: raise train.length (model.context) to {longest - 1}, or leave these documents out'
       )
 
   def add(self, batch, ids_BW, segments_BW, dropped_BW, place_BW, cache) -> dict[str, np.ndarray]:
-    """The arrays of a batch that the form changes or adds.
+    """Return the arrays of a batch that are changed or added.
 
     dropped_BW: documents whose condition is dropped. place_BW int64: index in the stream.
     """
     layout = self.layout
     condition_BW = layout.condition_mask(ids_BW, segments_BW)
     target_BT = layout.target_mask(ids_BW, segments_BW, self.predict_start)[:, 1:]
-    shown_BW = layout.drop_condition(ids_BW, dropped_BW & condition_BW).astype(np.int32)
-    made = {
-      'token_ids_BT': np.ascontiguousarray(shown_BW[:, :-1]),
-      'target_ids_BT': np.ascontiguousarray(shown_BW[:, 1:]),
+    input_BW = layout.drop_condition(ids_BW, dropped_BW & condition_BW).astype(np.int32)
+    arrays = {
+      'token_ids_BT': np.ascontiguousarray(input_BW[:, :-1]),
+      'target_ids_BT': np.ascontiguousarray(input_BW[:, 1:]),
       'loss_mask_BT': batch['loss_mask_BT'] * target_BT,
     }
     if layout.has_images:
       positions_BW3 = layout.positions3(ids_BW, segments_BW)
-      made['positions_BT3'] = np.ascontiguousarray(positions_BW3[:, :-1])
+      arrays['positions_BT3'] = np.ascontiguousarray(positions_BW3[:, :-1])
     if self.prefix:
-      made['prefix_BT'] = np.ascontiguousarray(condition_BW[:, :-1])
+      arrays['prefix_BT'] = np.ascontiguousarray(condition_BW[:, :-1])
     for kind, width in self.features:
-      at_BT = made['token_ids_BT'] == getattr(layout, PLACES[kind])
+      at_BT = arrays['token_ids_BT'] == getattr(layout, PLACES[kind])
       rows_BTA = np.zeros((*at_BT.shape, width), np.float32)
       if at_BT.any():
         features, places = cache.features[kind]
         rows_BTA[at_BT] = features[np.searchsorted(places, place_BW[:, :-1][at_BT])]
-      made[KEYS[kind]] = rows_BTA
-    return made
+      arrays[KEYS[kind]] = rows_BTA
+    return arrays
 
 
 PLAIN = RowFields()
 
 
 def spread(count_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """For counts (2, 3): which (0, 0, 1, 1, 1) and the rank within it (0, 1, 0, 1, 2)."""
+  """Return, for counts (2, 3), the index (0, 0, 1, 1, 1) and the rank within it (0, 1, 0, 1, 2)."""
   which = np.repeat(np.arange(len(count_N)), count_N)
   return which, np.arange(len(which)) - (np.cumsum(count_N) - count_N)[which]

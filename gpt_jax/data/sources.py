@@ -57,7 +57,7 @@ class Source:
     for name, value in self.changed.items():
       if name not in self.fields_read:
         raise ValueError(
-          f'{name}={value!r} means nothing to a source of kind={self.kind}\n'
+          f'{name}={value!r} has no effect on a source of kind={self.kind}\n'
           f'fix: remove it; kind={self.kind} reads {", ".join(sorted(self.fields_read))}'
         )
     if 'path' in self.fields_read and not self.path:

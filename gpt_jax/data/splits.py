@@ -1,4 +1,4 @@
-"""What opening a source gives, and which of its records a split gets.
+"""Opened sources, and the records that belong to a split.
 
 A filter such as 'speaker=theo|lucas,digit=3' keeps the records whose fields, as text, have one of
 the values, for each field that it names.
@@ -14,14 +14,14 @@ SPLITS = ('train', 'valid', 'test')
 
 
 class Record(dict):
-  """The fields of a record, and what its media need beside them."""
+  """The fields of a record, and how to read its media."""
 
   root = ''  # folder or .zip below which relative paths lie
   rate = 0  # samples a second of sounds that are arrays; 0 = unknown
 
   @classmethod
   def below(cls, root, fields: dict) -> 'Record':
-    """A record whose media lie below `root`."""
+    """Return a record whose media lie below `root`."""
     record = cls(fields)
     record.root = str(root)
     return record
@@ -31,13 +31,13 @@ class Record(dict):
 class Corpus:
   """An opened source."""
 
-  # (where it is, its fields), in a fixed order; with `bad_records`, the error in place of fields
+  # (location, fields) in a fixed order; with `bad_records`, an error in place of the fields
   records: Callable[[], Iterator[tuple[str, dict | ValueError]]]
   content: Callable[[], str]  # hash of everything that records() depends on outside the config
 
 
 def select(corpus: Corpus, source, split: str) -> Corpus:
-  """The records of a corpus that belong to `split`, with their `name` if the source gives names."""
+  """Return the records of a corpus that belong to `split`, with `name` if the source has names."""
   chosen = selection(source, split)
   if not chosen and not source.names:
     return corpus
@@ -64,10 +64,10 @@ def select(corpus: Corpus, source, split: str) -> Corpus:
 
 
 def selection(source, split: str) -> dict:
-  """The filters that decide on `split`, {} for none.
+  """Return the filters of `split`, {} for none.
 
-  A split without a filter of its own has that of training. What `test_keep` selects from the data
-  of training is in no other split, what `valid_keep` selects from them is not in training.
+  A split without a filter of its own has that of training. Records of the training data that
+  `test_keep` selects are in no other split; those that `valid_keep` selects are not in training.
   """
   own = getattr(source, f'{split}_keep', '') or source.keep
   rest = SPLITS[SPLITS.index(split) + 1 :] if not source.is_apart(split) else ()
@@ -78,22 +78,22 @@ def selection(source, split: str) -> dict:
 
 @functools.lru_cache(maxsize=64)
 def parse(keep: str) -> tuple[tuple[str, frozenset[str]], ...]:
-  """'a=1|2,b=x' -> (('a', {'1', '2'}), ('b', {'x'})); ValueError if it is not of this form."""
+  """'a=1|2,b=x' -> (('a', {'1', '2'}), ('b', {'x'})); ValueError for another form."""
   pairs = [item.partition('=') for item in keep.split(',')] if keep else []
   if not all(field.strip() and sign for field, sign, _ in pairs):
     raise ValueError(
-      f"keep={keep!r} is no filter of records\nfix: write keep='field=value|other value,other_field=value'"
+      f"keep={keep!r} is not a filter of records\nfix: write keep='field=value|other value,other_field=value'"
     )
   return tuple((field.strip(), frozenset(values.split('|'))) for field, _, values in pairs)
 
 
 def matches(keep: str, record: dict, where: str) -> bool:
-  """Whether a record passes a filter; ValueError if it lacks a field of it."""
+  """Return whether a record passes a filter; ValueError if it lacks a field of it."""
   return all(templates.text_of(record, field, where) in values for field, values in parse(keep))
 
 
 def _name(names: tuple[str, ...], record: dict, where: str) -> str:
-  """names[label], the name of the class that a record belongs to."""
+  """Return names[label], the class name of a record."""
   label = templates.text_of(record, 'label', where)
   if not label.isdecimal() or int(label) >= len(names):
     raise ValueError(

@@ -1,11 +1,10 @@
-"""Records to documents: a template such as '{image:image} -> {name}' over the fields of a record.
+"""Templates that make documents of records, such as '{image:image} -> {name}'.
 
 `{name}` is text; `{x:image}` and `{x:audio}` become tokens; `{x:patches}` and `{x:frames}` are
-images and sounds that are only read, as continuous features; `{x:parts}` is a list of {"text": ..},
-{"image": ..} and {"audio": ..}. ' -> ' stands between a condition and its target. `{a.b.0}` goes
-into nested records and lists, `{a.*}` joins a list of texts by spaces, `{{` and `}}` are braces.
-Nothing else of Python's format language is accepted: a format that silently rounds a number or
-reads an attribute does not belong in training.
+continuous features of images and sounds, for input only; `{x:parts}` is a list of {"text": ..},
+{"image": ..} and {"audio": ..}. ' -> ' separates a condition from its target. `{a.b.0}` looks up
+nested records and lists, `{a.*}` joins a list of texts by spaces, `{{` and `}}` are braces. No other
+part of Python's format language is accepted: a format could silently round a number.
 """
 
 import functools
@@ -26,7 +25,7 @@ FIX = (
 
 
 class Samples(NamedTuple):
-  """A sound as an array whose rate is known."""
+  """A sound as an array with its sample rate."""
 
   values: np.ndarray  # [N] or [N, channels]
   rate: int  # Hz
@@ -42,16 +41,16 @@ class Piece:
 
 @functools.lru_cache(maxsize=64)
 def parse(template: str) -> tuple[tuple[str, str], ...]:
-  """Pairs (kind, value): ('literal', text), ('arrow', ''), else (kind of a field, its name).
+  """Return pairs (kind, value): ('literal', text), ('arrow', ''), or (kind of a field, its name).
 
-  ValueError where the template is malformed.
+  Raises ValueError for a malformed template.
   """
   try:
-    found = tuple(string.Formatter().parse(template))
+    items = tuple(string.Formatter().parse(template))
   except ValueError as error:
     raise ValueError(f'template={template!r} is malformed: {error}\n{FIX}') from None
   slots = []
-  for literal, field, spec, conversion in found:
+  for literal, field, spec, conversion in items:
     for number, text in enumerate(literal.split(ARROW)):
       slots += [('arrow', '')] * (number > 0) + [('literal', text)] * (text != '')
     if field is None:
@@ -104,9 +103,9 @@ def split(pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
 
 
 def signature(template: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """Kinds of the condition and of the target, as in (('image',), ('text',)); () for none.
+  """Return the kinds of the condition and of the target, as in (('image',), ('text',)); () for none.
 
-  Neighboring texts count once, white space between media not at all.
+  Neighboring texts count once; white space between media does not count.
   """
   sides = []
   for side in _sides(parse(template)):
@@ -120,37 +119,37 @@ def signature(template: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def is_plain(template: str) -> bool:
-  """Whether documents are text without condition: a stream that may be cut anywhere."""
+  """Return whether documents are text without a condition: a stream that may be cut anywhere."""
   return signature(template) == ((), ('text',))
 
 
 def modalities(template: str) -> set[str]:
-  """'image' and 'audio', as far as documents may hold them."""
+  """Return the modalities, of 'image' and 'audio', that documents may hold."""
   kinds = {kind for kind, _ in parse(template)}
   parts = {'image', 'audio'} if 'parts' in kinds else set()
   return {MODALITY[kind] for kind in kinds if kind in MODALITY} | parts
 
 
 def fill(template: str, record: dict, where: str) -> list[Piece]:
-  """The document of one record; neighboring texts are one piece, empty ones none beside others.
+  """Return the document of one record; neighboring texts are joined, empty ones dropped.
 
-  Relative paths of media are looked up below `record.root`, arrays of samples have `record.rate`,
-  if it has these. `where` (file and line) opens the message of any ValueError.
+  Relative paths of media are looked up below `record.root`, and arrays of samples have `record.rate`,
+  if the record has these. Every ValueError begins with `where` (file and line).
   """
-  found = []
+  document = []
   for kind, value in parse(template):
     if kind in ('literal', 'arrow'):
-      found.append(Piece('text' if kind == 'literal' else kind, value))
+      document.append(Piece('text' if kind == 'literal' else kind, value))
       continue
     content = lookup(record, value, where)
     if kind == 'text':
-      found.append(Piece('text', _text(content, value, where)))
+      document.append(Piece('text', _text(content, value, where)))
     elif kind == 'parts':
-      found += _parts(content, value, where, record)
+      document += _parts(content, value, where, record)
     else:
-      found.append(_media(kind, content, value, where, record))
+      document.append(_media(kind, content, value, where, record))
   merged = []
-  for piece in found:
+  for piece in document:
     if piece.kind == 'text' and merged and merged[-1].kind == 'text':
       merged[-1] = Piece('text', merged[-1].value + piece.value)
     else:
@@ -162,18 +161,18 @@ def fill(template: str, record: dict, where: str) -> list[Piece]:
 
 
 def text_of(record: dict, field: str, where: str) -> str:
-  """One field of a record as text."""
+  """Return one field of a record as text."""
   return _text(lookup(record, field, where), field, where)
 
 
 def _parts(value, field: str, where: str, record: dict) -> list[Piece]:
-  """The pieces that a list of parts describes."""
+  """Return the pieces of a list of parts."""
   if not isinstance(value, (list, tuple)) or not len(value):
     raise ValueError(
-      f'{where} field {field!r} is no list of parts, but {type(value).__name__} {_short(value)}\n'
+      f'{where} field {field!r} is {type(value).__name__} {_short(value)}, not a list of parts\n'
       'fix: write a list such as [{"text": "A cat:"}, {"image": "cat.png"}]'
     )
-  found = []
+  document = []
   for number, part in enumerate(value):
     if not isinstance(part, dict) or len(part) != 1 or next(iter(part)) not in PARTS:
       raise ValueError(
@@ -184,14 +183,14 @@ def _parts(value, field: str, where: str, record: dict) -> list[Piece]:
     [(kind, content)] = part.items()
     name = f'{field}.{number}.{kind}'
     if kind == 'text':
-      found.append(Piece(kind, _text(content, name, where)))
+      document.append(Piece(kind, _text(content, name, where)))
     else:
-      found.append(_media(kind, content, name, where, record))
-  return found
+      document.append(_media(kind, content, name, where, record))
+  return document
 
 
 def _media(kind: str, value, field: str, where: str, record: dict) -> Piece:
-  """A path below the root of the record, encoded bytes or an array."""
+  """Return media as a path below the root of the record, encoded bytes or an array."""
   root, rate = getattr(record, 'root', ''), getattr(record, 'rate', 0)
   if isinstance(value, str) and value:
     absolute = not root or value.startswith(('/', '~'))
@@ -203,13 +202,13 @@ def _media(kind: str, value, field: str, where: str, record: dict) -> Piece:
     is_sound = MODALITY[kind] == 'audio' and rate
     return Piece(kind, Samples(array, rate) if is_sound else array)
   raise ValueError(
-    f'{where} field {field!r} is {_short(value)}, neither the path nor the content of media\n'
+    f'{where} field {field!r} is {_short(value)}, not a path or the content of media\n'
     'fix: name a field with a path, with encoded bytes or with an array in the template'
   )
 
 
 def _short(value) -> str:
-  """One line that shows a value."""
+  """Return a value as one short line."""
   return ' '.join(f'{value!r:.60}'.split())
 
 
@@ -226,7 +225,7 @@ def _check_text(text: str, where: str) -> None:
 
 
 def lookup(record: dict, field: str, where: str):
-  """Follows a dotted path, `*` at its end joins a list of texts; errors name what is there."""
+  """Return the value at a dotted path; `*` at its end joins a list of texts."""
   value = record
   for part in field.split('.'):
     if part == '*' and isinstance(value, list) and all(isinstance(v, str) for v in value):
@@ -245,7 +244,7 @@ def lookup(record: dict, field: str, where: str):
 
 
 def _text(value, field: str, where: str) -> str:
-  """A string, UTF-8 bytes or a number as text; anything else is an error."""
+  """Return a string, UTF-8 bytes or a number as text; ValueError for anything else."""
   if isinstance(value, np.generic):
     value = value.item()
   if isinstance(value, bytes):

@@ -83,7 +83,7 @@ def get_config(arg=''):
     (['--config.model.kv_heads=7'], ['kv_heads=7'], 'one of 1, 2'),
     (['--config.optim.name=adam'], ["optim.name='adam'"], 'adamw'),
     (['--config.data.mixture.text.kind=txt'], ['kind=txt'], 'text'),
-    (['--config.data.mixture.text.path=x'], ["path='x' means nothing"], 'kind=synthetic'),
+    (['--config.data.mixture.text.path=x'], ["path='x' has no effect"], 'kind=synthetic'),
     (['--config.data.packing=first-fit'], ['data.packing=first-fit'], 'first_fit'),
     (['--config.mesh.preset=gpu7'], ['mesh.preset=gpu7'], 'gpu8'),
     (['--config.mesh.fsdp=2'], ['fsdp=2 does not fit 1 device'], 'mesh.data=-1'),

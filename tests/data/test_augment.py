@@ -107,7 +107,7 @@ def test_only_training_has_copies(tmp_path):
     ({'copies': 2}, 'give both'),
     ({'augment': 'shift=1'}, 'give both'),
     ({'copies': 1, 'augment': 'speed=0.1'}, 'changes audio'),
-    ({'copies': 1, 'augment': 'shift'}, "'shift' is no change"),
+    ({'copies': 1, 'augment': 'shift'}, "'shift' is not a change"),
     ({'copies': 1, 'augment': 'zoom=1'}, 'use some of'),
     ({'copies': -1, 'augment': 'shift=1'}, 'negative'),
   ],

@@ -120,12 +120,12 @@ def test_parts():
 @pytest.mark.parametrize(
   ('template', 'record', 'cause'),
   [
-    ('{x:image}', {'x': 7}, "here field 'x' is 7, neither the path nor the content of media"),
+    ('{x:image}', {'x': 7}, "here field 'x' is 7, not a path or the content of media"),
     ('{x:image}', {'x': ''}, "field 'x' is ''"),
     ('{x:audio}', {'x': None}, "field 'x' is None"),
     ('{x:image}', {'y': 'a'}, "here has no field 'x'"),
-    ('{x:parts}', {'x': 'text'}, "here field 'x' is no list of parts"),
-    ('{x:parts}', {'x': []}, 'is no list of parts'),
+    ('{x:parts}', {'x': 'text'}, "here field 'x' is str 'text', not a list of parts"),
+    ('{x:parts}', {'x': []}, 'not a list of parts'),
     ('{x:parts}', {'x': [{'text': 'a', 'image': 'b'}]}, 'has a part 0 that is not one of'),
     ('{x:parts}', {'x': [{'text': 'a'}, {'video': 'b'}]}, 'has a part 1 that is not one of'),
     ('{x:parts}', {'x': [{'text': None}]}, "field 'x.0.text' is a NoneType"),
@@ -540,7 +540,7 @@ def get_config(arg=''):
 def test_tokenizers_that_do_not_fit_are_refused(pictures):
   with pytest.raises(ValueError) as error:
     make(pictures(), media_tokenizers(image=False))
-  assert 'needs image tokens, which the model has not' in two_lines(error)
+  assert 'needs image tokens, which the model does not have' in two_lines(error)
   parts = {'p': [{'image': '0.png'}]}
   (pictures.folder / 'a.jsonl').write_text(f'{json.dumps(parts)}\n' * 2)
   with pytest.raises(ValueError) as error:

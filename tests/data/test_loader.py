@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_jax.data import PACKING, DataConfig, Loader, Source
-from gpt_jax.data.loader import turns
+from gpt_jax.data.loader import mixture_cycle
 from tests.data_helpers import byte_tokenizers, media_tokenizers
 
 MIXTURE = {'words': Source('synthetic', documents=4, weight=3.0), 'prose': Source(weight=1.0)}
@@ -201,8 +201,8 @@ def test_mixture_has_its_proportions(loader):
 
 @given(weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=6))
 @settings(max_examples=40, deadline=None)
-def test_turns_spread_evenly(weights):
-  source_C, rank_C, counts = turns(weights)
+def test_a_mixture_cycle_is_evenly_spread(weights):
+  source_C, rank_C, counts = mixture_cycle(weights)
   share = np.asarray(weights) / sum(weights)
   assert np.abs(np.asarray(counts) / len(source_C) - share).max() < 1e-3
   for number, count in enumerate(counts):
@@ -213,10 +213,10 @@ def test_turns_spread_evenly(weights):
     assert np.abs(seen - even).max() <= len(weights)
 
 
-def test_turns_are_exact_for_decimal_weights():
-  assert turns([0.7, 0.3])[2] == [7, 3]
-  assert turns([0.1, 0.2])[2] == [1, 2]
-  assert turns([1e-9, 1.0])[2] == [1, 65536]
+def test_a_mixture_cycle_is_exact_for_decimal_weights():
+  assert mixture_cycle([0.7, 0.3])[2] == [7, 3]
+  assert mixture_cycle([0.1, 0.2])[2] == [1, 2]
+  assert mixture_cycle([1e-9, 1.0])[2] == [1, 65536]
 
 
 def changes(loader, **options):
@@ -327,12 +327,12 @@ def test_conditions_are_dropped_anew_in_each_epoch(loader):
   assert 0 < min(shares) and max(shares) < 2 * min(shares)
 
 
-def test_forms_of_conditions_are_part_of_the_fingerprint(loader):
+def test_settings_of_conditions_are_part_of_the_fingerprint(loader):
   before = loader(media_tokenizers(), **WITH)
   for changed, line in (
     ({'condition_dropout': 0.1}, 'condition_dropout 0.5 -> 0.1'),
-    ({'condition_dropout': 0.0}, 'condition_dropout 0.5 -> "nothing"'),
-    ({'prefix': False}, 'prefix true -> "nothing"'),
+    ({'condition_dropout': 0.0}, 'condition_dropout 0.5 -> 0.0'),
+    ({'prefix': False}, 'prefix true -> false'),
   ):
     with pytest.raises(ValueError) as caught:
       loader(media_tokenizers(), **{**WITH, **changed}).restore(before.state())

@@ -137,7 +137,7 @@ def test_bad_arrays(mnist, tmp_path):
   whole = (mnist / 't10k-images-idx3-ubyte').read_bytes()
   for broken in (whole[:-1], b'\0\0\x09' + whole[3:], b''):
     (mnist / 't10k-images-idx3-ubyte').write_bytes(broken)
-    refused(opened(f'{mnist}/t10k-*'), 'is no whole idx file')
+    refused(opened(f'{mnist}/t10k-*'), 'is not a complete idx file')
   gz = mnist / 'train-images-idx3-ubyte.gz'
   gz.write_bytes(gz.read_bytes()[:-9])
   refused(opened(f'{mnist}/train-*'), 'cannot be read')
@@ -229,7 +229,7 @@ def test_filters():
   assert not matches('a=x,b=3', record, '') and not matches('a=', record, '')
   refused(lambda: matches('z=1', record, 'here'), "here has no field 'z'")
   for bad in ('a', 'a=1,', '=1', 'a|b'):
-    refused(functools.partial(Source, 'digits', keep=bad), f'keep={bad!r} is no filter')
+    refused(functools.partial(Source, 'digits', keep=bad), f'keep={bad!r} is not a filter')
 
 
 def test_a_filter_makes_another_cache():
@@ -273,19 +273,19 @@ def test_bad_files(tmp_path):
   (tmp_path / 'x.wav').write_bytes(b'')
   source = Source('files', str(tmp_path), '{audio:audio}', pattern=r'(?P<n>\d)')
   refused(lambda: records(source), 'x.wav: its name does not match pattern=')
-  refused(lambda: Source('files', 'x', pattern='('), 'is no regular expression')
+  refused(lambda: Source('files', 'x', pattern='('), 'is not a regular expression')
   refused(lambda: Source('files', 'x', pattern='.*'), 'has no named group')
 
 
 @pytest.mark.parametrize(
   ('fields', 'cause'),
   [
-    ({'kind': 'digits', 'path': 'x'}, "path='x' means nothing to a source of kind=digits"),
-    ({'kind': 'keypad', 'seed': 3}, 'seed=3 means nothing to a source of kind=keypad'),
+    ({'kind': 'digits', 'path': 'x'}, "path='x' has no effect on a source of kind=digits"),
+    ({'kind': 'keypad', 'seed': 3}, 'seed=3 has no effect on a source of kind=keypad'),
     ({'kind': 'arrays'}, 'path is empty for a source of kind=arrays'),
-    ({'kind': 'files', 'path': 'x', 'root': 'y'}, "root='y' means nothing"),
-    ({'kind': 'text', 'path': 'x', 'keep': 'a=b'}, "keep='a=b' means nothing"),
-    ({'kind': 'tfds', 'path': 'x', 'test_path': 'y'}, "test_path='y' means nothing"),
+    ({'kind': 'files', 'path': 'x', 'root': 'y'}, "root='y' has no effect"),
+    ({'kind': 'text', 'path': 'x', 'keep': 'a=b'}, "keep='a=b' has no effect"),
+    ({'kind': 'tfds', 'path': 'x', 'test_path': 'y'}, "test_path='y' has no effect"),
     ({'kind': 'jsonl', 'path': 'x', 'pattern': '(?P<a>.)'}, 'pattern='),
     ({'kind': 'jsonl', 'path': 'x', 'bad_records': -1}, 'bad_records=-1 is negative'),
     ({'kind': 'digits', 'template': '{image:pixels}'}, 'template='),
@@ -303,7 +303,7 @@ def test_bad_sources(fields, cause):
     ({'template': '{image:image}'}, 'data.packing=crop'),
     ({'condition_dropout': 0.1}, 'data.condition_dropout=0.1 has no effect'),
     ({'prefix': True}, 'data.prefix=True has no effect'),
-    ({'condition_dropout': 1.0}, 'data.condition_dropout=1.0 is no share'),
+    ({'condition_dropout': 1.0}, 'data.condition_dropout=1.0 is not in [0, 1)'),
   ],
 )
 def test_bad_configs(fields, cause):
@@ -314,7 +314,7 @@ def test_bad_configs(fields, cause):
 def test_roots(tmp_path, monkeypatch):
   (tmp_path / 'a.jsonl').write_text('{"x": "a.png"}')
   source = Source('jsonl', str(tmp_path / 'a.jsonl'), '{x:image}', root='pictures')
-  refused(lambda: records(source), 'root=pictures is no folder and no .zip')
+  refused(lambda: records(source), 'root=pictures is not a folder or .zip')
   (tmp_path / 'pictures').mkdir()
   assert records(source)[0].root == f'{tmp_path}/pictures'
   (tmp_path / 'elsewhere').mkdir()

@@ -49,7 +49,7 @@ def test_a_new_source_costs_one_function_and_one_row(monkeypatch):
   with pytest.raises(ValueError) as caught:
     Source('count_down', seed=1)
   assert str(caught.value) == (
-    'seed=1 means nothing to a source of kind=count_down\n'
+    'seed=1 has no effect on a source of kind=count_down\n'
     'fix: remove it; kind=count_down reads documents, kind, template, weight'
   )
   monkeypatch.delitem(SOURCES, 'count_down')
@@ -304,8 +304,8 @@ def test_synthetic_is_deterministic_and_has_the_entropy_that_it_claims():
   [
     ({'kind': 'textt'}, 'kind=textt is not a kind of source'),
     ({'kind': 'text'}, 'path is empty for a source of kind=text'),
-    ({'path': 'x.txt'}, "path='x.txt' means nothing to a source of kind=builtin"),
-    ({'kind': 'jsonl', 'path': 'x', 'separator': ';'}, "separator=';' means nothing"),
+    ({'path': 'x.txt'}, "path='x.txt' has no effect on a source of kind=builtin"),
+    ({'kind': 'jsonl', 'path': 'x', 'separator': ';'}, "separator=';' has no effect"),
     ({'weight': 0.0}, 'weight=0.0 is not positive'),
     ({'weight': float('nan')}, 'weight=nan is not positive'),
     ({'kind': 'synthetic', 'documents': 0}, 'documents=0 is not positive'),
