@@ -1,69 +1,82 @@
-"""Settings that were changed and mean nothing beside others: a run says so, and goes on.
+"""Settings that were changed and have no effect beside other settings: a run prints them and goes on.
 
 They are not refused, so that an ablation may change one key and leave its companions as they are.
+Which settings an optimizer, schedule or position scheme reads follows from its row or function.
 """
 
 import dataclasses
-from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
 
 from gpt_jax.model.position_schemes import ROPE_SCALINGS
 from gpt_jax.model.positions import POSITIONS
+from gpt_jax.optim import OPTIMIZERS, SCHEDULES
 from gpt_jax.runs import run_folder
 
-Rule = Callable[..., bool]
 
-
-def notes(cfg) -> list[str]:
-  """A line for each key of a config.Config that differs from its default and has no effect."""
+def notes(cfg):
+  """Return a line for each key of a config.Config that differs from its default without effect."""
   changed = run_folder.changes(dataclasses.asdict(type(cfg)()), dataclasses.asdict(cfg))
-  found = [(key, *IDLE[key]) for key in changed if key in IDLE]
-  return [
-    f'{key} has no effect with {told(cfg, beside)}' for key, beside, idle in found if idle(value(cfg, beside))
-  ]
+  lines = []
+  for selector, (keys, keys_read) in SELECTORS.items():
+    ignored = set(keys) - set(keys_read(cfg))
+    lines += [
+      f'{key} has no effect with {selector}={value(cfg, selector)}'
+      for key in keys
+      if key in changed and key in ignored
+    ]
+  return lines
 
 
-def value(cfg, key: str):
-  """What a dotted key is."""
+def value(cfg, key):
+  """Return the value of a dotted key."""
   for name in key.split('.'):
     cfg = getattr(cfg, name)
   return cfg
 
 
-def told(cfg, key: str) -> str:
-  """'optim.name=sgd'."""
-  return f'{key}={value(cfg, key)}'
+class ReadRecorder:
+  """A config section that records which of its fields a function reads."""
+
+  def __init__(self, section):
+    self._section, self.fields_read = section, set()
+
+  def __getattr__(self, name):
+    self.fields_read.add(name)
+    return getattr(self._section, name)
 
 
-def among(*rows) -> Rule:
-  """Whether a setting is one of these."""
-  return lambda row: row in rows
+def listed(selector, table, fields_of):
+  """Return a row of SELECTORS for a table whose rows list the fields that they read."""
+  section = selector.partition('.')[0]
+  keys_of = lambda row: {f'{section}.{field}' for field in fields_of(row)}
+  keys = sorted(set().union(*map(keys_of, table.values())))
+  return keys, lambda cfg: keys_of(table[value(cfg, selector)])
 
 
-def but(*rows) -> Rule:
-  """Whether it is none of these."""
-  return lambda row: row not in rows
+def schedule_keys(cfg):
+  """Return the keys that the schedule's function reads."""
+  recorder, update = ReadRecorder(cfg.optim), jax.ShapeDtypeStruct((), jnp.int32)
+  jax.eval_shape(lambda update: SCHEDULES[cfg.optim.schedule](recorder, update, 10), update)
+  return {f'optim.{name}' for name in recorder.fields_read}
 
 
-def unless_read_by_row(key: str, table: dict) -> dict[str, tuple[str, Rule]]:
-  """Rules for the settings that only some rows of a table of the model read, such as rope_theta."""
-  fields = sorted({field for row in table.values() for field in row.settings})
-  unread = lambda field: lambda row: field not in table[row].settings
-  return {f'model.{field}': (f'model.{key}', unread(field)) for field in fields}
+def if_on(selector, *keys):
+  """Return a row of SELECTORS for keys that are read unless the selector is 0."""
+  return keys, lambda cfg: keys if value(cfg, selector) else ()
 
 
-IDLE = {  # key: (what it depends on, where that makes it idle)
-  'optim.b1': ('optim.name', among('adafactor')),
-  'optim.b2': ('optim.name', among('sgd', 'adafactor')),
-  'optim.eps': ('optim.name', among('sgd', 'adafactor', 'lion')),
-  'optim.final_lr': ('optim.schedule', among('constant')),
-  'optim.cooldown': ('optim.schedule', but('wsd')),
-  **unless_read_by_row('positions', POSITIONS),
-  **unless_read_by_row('rope_scaling', ROPE_SCALINGS),
-  'model.norm_bias': ('model.norm', but('layernorm')),
-  'model.experts_per_token': ('model.experts', among(0)),
-  'loss.moe_balance': ('model.experts', among(0)),
-  'loss.moe_z': ('model.experts', among(0)),
-  'sample.length_penalty': ('sample.beams', among(0)),
-  'train.spike_window': ('train.spike_sigma', among(0)),
-  'train.spike_patience': ('train.spike_sigma', among(0)),
+SELECTORS = {  # key that selects: (keys that depend on it, cfg -> those of them that are read)
+  'optim.name': listed('optim.name', OPTIMIZERS, lambda row: row.uses),
+  'optim.schedule': (('optim.final_lr', 'optim.cooldown'), schedule_keys),
+  'model.positions': listed('model.positions', POSITIONS, lambda row: row.settings),
+  'model.rope_scaling': listed('model.rope_scaling', ROPE_SCALINGS, lambda row: row.settings),
+  'model.norm': (
+    ('model.norm_bias',),
+    lambda cfg: ('model.norm_bias',) if cfg.model.norm == 'layernorm' else (),
+  ),
+  'model.experts': if_on('model.experts', 'model.experts_per_token', 'loss.moe_balance', 'loss.moe_z'),
+  'sample.beams': if_on('sample.beams', 'sample.length_penalty'),
+  'train.spike_sigma': if_on('train.spike_sigma', 'train.spike_window', 'train.spike_patience'),
 }
