@@ -11,17 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import data, losses, sample
+from gpt_jax import data, sample
 from gpt_jax.cluster.processes import fetch
 from gpt_jax.data.row_fields import PLACES
 from gpt_jax.evaluation import text_metrics
 from gpt_jax.evaluation.tasks import answer, classify, common, cross, draw, perplexity, reconstruct, speak
+from gpt_jax.losses import token_losses
 from gpt_jax.model import gpt
 from gpt_jax.model import layers as nn
 from gpt_jax.runs.text_table import format_table
 from gpt_jax.sampling import prompts
 from gpt_jax.sharding import ACTIVATION_RULES, data_shard, to_devices
-from gpt_jax.tokenizers.modality_tables import ModalityTables
+from gpt_jax.tokenizers.modality_tables import ModalityTables, restrict_logits, sum_by_label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +57,9 @@ class Subject:
     return data.RowFields.of(dataclasses.replace(self.cfg.data, condition_dropout=0.0), self.tokenizers)
 
   @functools.cached_property
-  def _tables(self):
+  def _table_arrays(self):
     """The arrays of ModalityTables."""
-    return tuple(losses.ModalityTables.build(self.tokenizers, self.model.cfg.V))[1:]
+    return tuple(ModalityTables.build(self.tokenizers, self.model.cfg.V))[1:]
 
   def score(self, batch):
     """Sum this process's rows of a batch -> {nats, targets} on the devices."""
@@ -71,7 +72,7 @@ class Subject:
     tokenizers.modalities, or `row`.
     """
     names = tuple(self.tokenizers.modalities)
-    return score_rows(self.model, to_devices(batch, self.mesh), self._tables, names=names, by=by)
+    return score_rows(self.model, to_devices(batch, self.mesh), self._table_arrays, names=names, by=by)
 
   def target_nats(self, documents):
     """Nats of the targets of each document (a list of Piece), float64 [N].
@@ -115,25 +116,25 @@ def score(model, batch):
   """Sum a batch with target_ids_BT and loss_mask_BT -> {nats, targets}, float32 scalars."""
   model = nn.cast(model, model.cfg.dtype)
   out = model(batch['token_ids_BT'], **gpt.inputs(model.cfg, batch))
-  nats_BT, _ = losses.token_losses(out.logits_BTV, batch['target_ids_BT'])
+  nats_BT, _ = token_losses(out.logits_BTV, batch['target_ids_BT'])
   mask_BT = batch['loss_mask_BT']
   return {'nats': (nats_BT * mask_BT).sum(), 'targets': mask_BT.sum()}
 
 
 @functools.partial(jax.jit, static_argnames=('names', 'by'))
-def score_rows(model, batch, tables, *, names, by):
+def score_rows(model, batch, table_arrays, *, names, by):
   """See Subject.score_rows."""
-  model, kinds = nn.cast(model, model.cfg.dtype), ModalityTables(names, *tables)
+  model, tables = nn.cast(model, model.cfg.dtype), ModalityTables(names, *table_arrays)
   out = model(batch['token_ids_BT'], **gpt.inputs(model.cfg, batch))
   target_ids_BT, mask_BT = batch['target_ids_BT'], batch['loss_mask_BT']
-  nats_BT = losses.token_losses(out.logits_BTV, target_ids_BT)[0] * mask_BT
-  logits_BTV = losses.restrict(out.logits_BTV, target_ids_BT, kinds)
-  restricted_BT = losses.token_losses(logits_BTV, target_ids_BT)[0] * mask_BT
+  nats_BT = token_losses(out.logits_BTV, target_ids_BT)[0] * mask_BT
+  logits_BTV = restrict_logits(out.logits_BTV, target_ids_BT, tables)
+  restricted_BT = token_losses(logits_BTV, target_ids_BT)[0] * mask_BT
   sums = {'nats': nats_BT, 'restricted': restricted_BT, 'targets': mask_BT}
   if by == 'row':
     return {name: x_BT.sum(1) for name, x_BT in sums.items()}
-  modality_BT = jnp.asarray(kinds.modality_V)[target_ids_BT]
-  return {name: losses.sum_by(x_BT, modality_BT, len(names)) for name, x_BT in sums.items()}
+  modality_BT = jnp.asarray(tables.modality_V)[target_ids_BT]
+  return {name: sum_by_label(x_BT, modality_BT, len(names)) for name, x_BT in sums.items()}
 
 
 def _document_rows(ids, encoded, rows, length, row_fields):
