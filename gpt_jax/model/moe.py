@@ -1,22 +1,27 @@
-"""A mixture of experts in the place of an MLP: top-k routing with capacity.
+"""A mixture of experts in place of an MLP: top-k routing, with or without a capacity.
 
-Letters: B batch, T length, D width, F feed-forward width, E experts, C slots an expert has for one
-row.
+Tokens are sorted by expert and multiplied in groups (kernels/grouped_matmul.py): FLOPs and memory are
+linear in the tokens, k experts per token. On a mesh each device gathers the tokens of its `expert` group and
+computes those of its own experts; the results are summed and scattered back.
 
-Dispatch is by one-hot einsums (Mesh-TensorFlow style): two extra matmuls, no sort, and the compiler
-can shard it over E.
-Sources: GShard (Lepikhin et al. 2020, algorithm 1), Switch (Fedus et al. 2021, equations 4-6),
-router z-loss (ST-MoE, Zoph et al. 2022, equation 5).
+Letters: B batch, T length, D width, F feed-forward width, E experts, k experts per token, N tokens, A = N k
+assignments of a token to an expert.
+
+Sources: GShard (Lepikhin et al. 2020, algorithm 1), Switch (Fedus et al. 2021, equations 4-6), router z-loss
+(ST-MoE, Zoph et al. 2022, equation 5), dropless experts (MegaBlocks, Gale et al. 2022).
 """
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
+from gpt_jax.model.kernels.grouped_matmul import grouped_matmul
 from gpt_jax.model.layers import ACTIVATIONS, param
-from gpt_jax.sharding import constrain
+from gpt_jax.sharding import activation_spec
 
 
 class MoE(nnx.Module):
@@ -30,7 +35,7 @@ class MoE(nnx.Module):
     self.down_EFD = param(cfg, 'EFD', cfg.projection_std)
 
   def capacity(self, T):
-    """Slots an expert has for one row of T tokens; T when nothing may be dropped."""
+    """Tokens that an expert takes from one row of T; T when nothing may be dropped."""
     if not self.cfg.capacity_factor:
       return T
     share = self.cfg.experts_per_token * T / self.cfg.experts
@@ -39,44 +44,99 @@ class MoE(nnx.Module):
   def __call__(self, x_BTD, real_BT=None, dropless=False):
     """-> (y_BTD, dict of scalars: balance loss, router z-loss, dropped share of assignments).
 
-    `real_BT` marks tokens that are not padding: padding takes no slot and no part in the losses.
-    dropless: a slot for everyone whatever capacity_factor says, as sampling needs it.
+    real_BT: False for padding, which takes no capacity and no part in the losses, and whose y is 0.
+    dropless: ignore the capacity, as sampling must.
     """
     cfg = self.cfg
-    real_BT1 = jnp.ones((*x_BTD.shape[:2], 1)) if real_BT is None else real_BT[..., None]
-    real_BT1 = real_BT1.astype(jnp.float32)
+    real_BT = jnp.ones(x_BTD.shape[:2], bool) if real_BT is None else real_BT
+    real_BT1 = real_BT[..., None].astype(jnp.float32)
     logits_BTE = jnp.einsum('BTD,DE->BTE', x_BTD.astype(jnp.float32), self.router_DE[...].astype(jnp.float32))
     probs_BTE = jax.nn.softmax(logits_BTE, -1)
+    weights_BTk, experts_BTk = jax.lax.top_k(probs_BTE, cfg.experts_per_token)
+    weights_BTk = weights_BTk / weights_BTk.sum(-1, keepdims=True)
+    chosen_BTE = jax.nn.one_hot(experts_BTk, cfg.experts).sum(2) * real_BT1
+    # Early tokens of a row come first: no token sees whether a later one was dropped.
+    rank_BTE = jnp.cumsum(chosen_BTE, 1) - chosen_BTE
+    rank_BTk = jnp.take_along_axis(rank_BTE, experts_BTk, -1)
     C = x_BTD.shape[1] if dropless else self.capacity(x_BTD.shape[1])
-    dispatch_BTEC, combine_BTEC, chosen_BTE = self._route(probs_BTE, real_BT1, C)
-    h_BECD = constrain(jnp.einsum('BTEC,BTD->BECD', dispatch_BTEC.astype(x_BTD.dtype), x_BTD), 'bECD')
-    up_BECF = jnp.einsum('BECD,EDF->BECF', h_BECD, self.up_EDF[...])
-    gate_BECF = up_BECF
-    if self.gate_EDF is not None:
-      gate_BECF = jnp.einsum('BECD,EDF->BECF', h_BECD, self.gate_EDF[...])
-    y_BECD = jnp.einsum('BECF,EFD->BECD', ACTIVATIONS[cfg.mlp](up_BECF, gate_BECF), self.down_EFD[...])
-    y_BTD = jnp.einsum('BTEC,BECD->BTD', combine_BTEC.astype(x_BTD.dtype), y_BECD)
+    kept_BTk = (rank_BTk < C) & real_BT[..., None]
+    experts_BTk = jnp.where(kept_BTk, experts_BTk, cfg.experts)
+    y_BTD = self._mix(x_BTD, experts_BTk, weights_BTk.astype(x_BTD.dtype))
     tokens = jnp.maximum(real_BT1.sum(), 1.0)
-    share_E = (chosen_BTE * real_BT1).sum((0, 1)) / (tokens * cfg.experts_per_token)
+    share_E = chosen_BTE.sum((0, 1)) / (tokens * cfg.experts_per_token)
     mean_prob_E = (probs_BTE * real_BT1).sum((0, 1)) / tokens
     z_BT = jnp.square(jax.nn.logsumexp(logits_BTE, -1)) * real_BT1[..., 0]
     aux = {
       'moe_balance': cfg.experts * (share_E * mean_prob_E).sum(),
       'moe_z': z_BT.sum() / tokens,
-      'moe_dropped': 1 - dispatch_BTEC.sum() / (tokens * cfg.experts_per_token),
+      'moe_dropped': 1 - kept_BTk.sum(dtype=jnp.float32) / (tokens * cfg.experts_per_token),
     }
     return y_BTD, aux
 
-  def _route(self, probs_BTE, real_BT1, C):
-    """A slot for each of a token's k experts, in row order, so that no token sees a later one.
+  def _mix(self, x_BTD, experts_BTk, weights_BTk):
+    """The weighted sum of each token's experts, BTD; expert E stands for none."""
+    gate_EDF = None if self.gate_EDF is None else self.gate_EDF[...]
+    arguments = (x_BTD, experts_BTk, weights_BTk, self.up_EDF[...], gate_EDF, self.down_EFD[...])
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+      return mix_experts(self.cfg.mlp, *arguments)
+    x_spec = activation_spec('BTD', x_BTD.shape)
+    is_split = 'expert' in jax.tree.leaves(tuple(x_spec)) and mesh.shape['expert'] > 1
+    up_spec, down_spec = PartitionSpec('expert', None, 'tensor'), PartitionSpec('expert', 'tensor', None)
+    gate_spec = None if gate_EDF is None else up_spec
+    return jax.shard_map(
+      functools.partial(mix_local_experts, self.cfg.mlp, is_split),
+      in_specs=(x_spec, x_spec, x_spec, up_spec, gate_spec, down_spec),
+      out_specs=x_spec,
+      check_vma=False,  # a batch that the mesh does not divide is computed by all devices
+    )(*arguments)
 
-    -> (dispatch_BTEC: 1 where the token has the slot, combine_BTEC: its weight, chosen_BTE).
-    """
-    weights_BTk, index_BTk = jax.lax.top_k(probs_BTE, self.cfg.experts_per_token)
-    weights_BTk = weights_BTk / weights_BTk.sum(-1, keepdims=True)
-    picks_BTkE = jax.nn.one_hot(index_BTk, self.cfg.experts) * real_BT1[..., None]
-    chosen_BTE = picks_BTkE.sum(2)
-    slot_BTE = (jnp.cumsum(chosen_BTE, 1) - chosen_BTE).astype(jnp.int32)
-    dispatch_BTEC = chosen_BTE[..., None] * jax.nn.one_hot(slot_BTE, C)  # 0 beyond C: dropped
-    weight_BTE = jnp.einsum('BTkE,BTk->BTE', picks_BTkE, weights_BTk)
-    return dispatch_BTEC, dispatch_BTEC * weight_BTE[..., None], chosen_BTE
+
+def mix_local_experts(activation, is_split, x_BTD, experts_BTk, weights_BTk, up_EDF, gate_EDF, down_EFD):
+  """One device's part of `mix_experts`; is_split: the batch is split over the mesh axis `expert`."""
+  if is_split:
+    gather = lambda x_BT: jax.lax.all_gather(x_BT, 'expert', axis=0, tiled=True)
+    x_BTD, experts_BTk, weights_BTk = map(gather, (x_BTD, experts_BTk, weights_BTk))
+  E = len(up_EDF)
+  experts_BTk = experts_BTk - jax.lax.axis_index('expert') * E
+  experts_BTk = jnp.where((experts_BTk >= 0) & (experts_BTk < E), experts_BTk, E)
+  y_BTD = mix_experts(activation, x_BTD, experts_BTk, weights_BTk, up_EDF, gate_EDF, down_EFD)
+  y_BTD = jax.lax.psum(y_BTD, 'tensor')
+  if is_split:
+    return jax.lax.psum_scatter(y_BTD, 'expert', scatter_dimension=0, tiled=True)
+  return jax.lax.psum(y_BTD, 'expert')
+
+
+def mix_experts(activation, x_BTD, experts_BTk, weights_BTk, up_EDF, gate_EDF, down_EFD):
+  """Sort tokens by expert, multiply in groups, unsort and sum with weights -> y_BTD.
+
+  experts_BTk: 0 to E - 1, or E for none.
+  """
+  (B, T, D), k, E = x_BTD.shape, experts_BTk.shape[-1], len(up_EDF)
+  experts_A = experts_BTk.reshape(-1)
+  order_A = jnp.argsort(experts_A)
+  inverse_A = jnp.argsort(order_A)
+  sizes_E = (experts_A[:, None] == jnp.arange(E)[None]).sum(0, dtype=jnp.int32)
+  x_AD = permute_rows(jnp.repeat(x_BTD.reshape(-1, D), k, 0), order_A, inverse_A)
+  up_AF = grouped_matmul(x_AD, up_EDF, sizes_E)
+  gate_AF = None if gate_EDF is None else grouped_matmul(x_AD, gate_EDF, sizes_E)
+  y_AD = grouped_matmul(ACTIVATIONS[activation](up_AF, gate_AF), down_EFD, sizes_E)
+  y_BTkD = permute_rows(y_AD, inverse_A, order_A).reshape(B, T, k, D)
+  return jnp.einsum('BTkD,BTk->BTD', y_BTkD, weights_BTk)
+
+
+@jax.custom_vjp
+def permute_rows(x_AD, order_A, inverse_A):
+  """x_AD[order_A]; the gradient is a gather by the inverse permutation, not a scatter."""
+  return x_AD[order_A]
+
+
+def _permute_forward(x_AD, order_A, inverse_A):
+  return x_AD[order_A], inverse_A
+
+
+def _permute_backward(inverse_A, dy_AD):
+  return dy_AD[inverse_A], None, None
+
+
+permute_rows.defvjp(_permute_forward, _permute_backward)

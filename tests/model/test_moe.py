@@ -1,13 +1,15 @@
-"""The mixture of experts against one token at a time."""
+"""The mixture of experts against one token at a time, and against einsums over all experts."""
 
 import math
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gpt_jax.model import layers as nn
+from gpt_jax.model.kernels import grouped_matmul
 from gpt_jax.model.moe import MoE
 from tests import models
 
@@ -164,3 +166,72 @@ def test_gradients_reach_router_and_every_used_expert():
   for path, p in nn.named_params(grads):
     g = np.abs(np.asarray(p.get_value()))
     assert (g.max((1, 2)) > 0).tolist() == used.tolist() if g.ndim == 3 else g.max() > 0, path
+
+
+def dense_experts(moe, x_BTD, real_BT):
+  """GShard's einsums with a slot for every token: every expert on every token."""
+  probs_BTE = jax.nn.softmax(x_BTD @ moe.router_DE[...], -1)
+  weights_BTk, index_BTk = jax.lax.top_k(probs_BTE, moe.cfg.experts_per_token)
+  weights_BTk = weights_BTk / weights_BTk.sum(-1, keepdims=True)
+  picks_BTkE = jax.nn.one_hot(index_BTk, moe.cfg.experts) * jnp.float32(real_BT)[..., None, None]
+  up_BTEF, gate_BTEF = (jnp.einsum('BTD,EDF->BTEF', x_BTD, w[...]) for w in (moe.up_EDF, moe.gate_EDF))
+  y_BTED = jnp.einsum('BTEF,EFD->BTED', nn.ACTIVATIONS['swiglu'](up_BTEF, gate_BTEF), moe.down_EFD[...])
+  return jnp.einsum('BTED,BTkE,BTk->BTD', y_BTED, picks_BTkE, weights_BTk)
+
+
+@pytest.mark.parametrize('block', [1, 3, 128])
+@pytest.mark.parametrize('experts', [3, 16])
+def test_grouped_experts_equal_dense_einsums_forward_and_backward(monkeypatch, experts, block):
+  """Also with padding, whose tokens get no output and give no gradient."""
+  monkeypatch.setattr(grouped_matmul, 'BLOCK', block)
+  _, moe, _ = expert_layer(experts=experts)
+  score = lambda fn: jax.jit(jax.value_and_grad(lambda m, x: jnp.sin(fn(m, x, SOME)).sum(), (0, 1)))
+  value, grads = score(lambda m, x, real_BT: m(x, real_BT)[0])(moe, X_BTD)
+  expected, expected_grads = score(dense_experts)(moe, X_BTD)
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  models.assert_close(grads, expected_grads, 2e-5)
+  np.testing.assert_array_equal(grads[1][~SOME], 0)
+
+
+def test_vmapped_experts_equal_each_alone():
+  _, moe, _ = expert_layer()
+  x_RBTD = jnp.stack([X_BTD, 2 * X_BTD, X_BTD[:, ::-1]])
+  grad = jax.grad(lambda m, x: jnp.sin(m(x)[0]).sum(), (0, 1))
+  together = jax.jit(jax.vmap(grad, (None, 0)))(moe, x_RBTD)
+  for r, x_BTD in enumerate(x_RBTD):
+    own = jax.tree.map(lambda x, r=r: x[r], together)
+    models.assert_close(own, jax.jit(grad)(moe, x_BTD), 2e-5)
+
+
+@pytest.mark.parametrize('sizes', [(5, 0, 3, 9), (0, 0, 0, 17), (1, 2, 3, 4), (0, 0, 0, 0)])
+def test_row_blocks_cover_every_grouped_row_once(sizes):
+  for N in (17, 40):
+    size, blocks = grouped_matmul.row_blocks(N, jnp.asarray(sizes, jnp.int32))
+    blocks = zip(*map(np.asarray, blocks), strict=True)
+    rows = [(expert, start + i) for expert, start, count in blocks for i in range(count)]
+    assert size == N // 8
+    assert rows == list(zip(np.repeat(np.arange(4), sizes), range(sum(sizes)), strict=True))
+
+
+def multiplications(jaxpr):
+  """Scalar multiplications of all matmuls of a jaxpr: of a scan times its length, of a cond its largest."""
+  total = 0
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'dot_general':
+      (contract, _), _ = eqn.params['dimension_numbers']
+      total += math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[i] for i in contract)
+    inner = [multiplications(x) for x in jax.extend.core.jaxprs_in_params(eqn.params)]
+    total += max(inner, default=0) * eqn.params.get('length', 1)
+  return total
+
+
+@pytest.mark.parametrize('experts', [4, 16, 64])
+def test_flops_grow_with_the_experts_of_a_token_not_with_all(experts):
+  """At most a half-filled block of each group more than 3 N k D F multiplications."""
+  T, D, F = 512, 16, 24
+  cfg = models.tiny(experts=experts, experts_per_token=2)
+  moe = nn.map_params(lambda path, p: p.get_value(), nn.stack(MoE(cfg), 1))
+  moe = jax.eval_shape(lambda moe: nn.unstack(moe)[0], moe)
+  jaxpr = jax.make_jaxpr(lambda m, x: m(x)[0])(moe, jax.ShapeDtypeStruct((1, T, D), jnp.float32)).jaxpr
+  counted = 3 * T * 2 * D * F
+  assert counted <= multiplications(jaxpr) - T * D * experts <= 1.6 * counted
