@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt_jax.runs import run_folder
+from gpt_jax.runs import provenance
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / 'benchmarks' / 'results' / 'speed' / 'gpu.json'
@@ -263,7 +263,7 @@ def measure(chosen, minutes, out):
 
 def stamp():
   """What a row was made by: command, code and time."""
-  versions = run_folder.versions('')
+  versions = provenance.versions('')
   now = datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds')
   return {'command': versions['command'], 'git': versions.get('git', ''), 'written': now}
 
@@ -271,7 +271,7 @@ def stamp():
 def write(out, rows):
   """The result file; the parent asks no device, which a row may need whole."""
   device = rows.get('probe', {}).get('device', 'unknown')
-  versions = run_folder.versions(device)
+  versions = provenance.versions(device)
   about = {'name': 'gpu', 'claim': 'Speed of one GPU, against torch and transformers'}
   about |= {'command': versions.pop('command'), 'hardware': f'1 x {device}', 'versions': versions}
   out.parent.mkdir(parents=True, exist_ok=True)

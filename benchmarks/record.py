@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from gpt_jax.reports.study import summary as study_summary
-from gpt_jax.runs import hardware, records, run_folder
+from gpt_jax.runs import hardware, provenance, records, run_folder
 
 RESULTS = Path(__file__).parent / 'results'
 STUDIES = RESULTS / 'ablations'
@@ -88,7 +88,7 @@ def summary_of_study(workdir):
 def keep(name, claim, numbers):
   """Write results/NAME.json of a proof that is no run, with what a reader needs to repeat it."""
   device = hardware.name()
-  versions = run_folder.versions(device)
+  versions = provenance.versions(device)
   content = {
     'name': name,
     'claim': claim,

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt_jax.cli.main import ALLOCATOR
-from gpt_jax.runs import hardware, records, run_folder
+from gpt_jax.runs import hardware, provenance, records
 
 CORES = 2
 SAMPLE_SECONDS = 0.7  # a sample is as many units as take about this long
@@ -185,7 +185,7 @@ def content(name, claim, rows, **more):
   Rows that an earlier run made keep what they say of it; all else is of this run.
   """
   device = hardware.name()
-  versions = run_folder.versions(device)
+  versions = provenance.versions(device)
   versions |= {package: version_of(package) for package in PACKAGES}
   now = datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds')
   stamped(rows, versions['command'], versions.get('git', ''), now)

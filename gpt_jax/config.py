@@ -19,7 +19,7 @@ from gpt_jax.losses import LossConfig
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.optim import OptimConfig
 from gpt_jax.runs import run_folder
-from gpt_jax.runs.run_folder import LogConfig
+from gpt_jax.runs.loggers import LogConfig
 from gpt_jax.sample import SampleConfig
 from gpt_jax.sharding import MeshConfig
 from gpt_jax.tokenizers import AudioConfig, ImageConfig, TokenizerConfig

@@ -59,7 +59,7 @@ MAY_IMPORT = {
   'reports.study': 'ablation reports',
   'ablation.execute': 'ablation config reports.study runs sharding step train training',
   'interop': 'config evaluation.trained model runs sample step tokenizers train training',
-  'reports.compare': 'config data evaluation evaluation.trained runs sharding training',
+  'reports.compare': 'config data evaluation evaluation.trained sharding training',
   'cli': 'ablation ablation.execute cli.experiment_file cluster config data evaluation '
   'evaluation.trained interop model plan reports reports.compare runs sample sampling sampling.samplers '
   'sharding step tokenizers train',

@@ -547,6 +547,6 @@ def test_the_vocabulary_is_that_of_the_tokenizer_unless_it_is_given(run):
 
 def test_what_is_free_on_resume_cannot_change_a_result():
   """Each prefix names something, so that a renamed key cannot slip out of the comparison."""
-  keys = run_folder.flatten(records.to_json(config.to_dict(config.Config())))
+  keys = records.flatten(records.to_json(config.to_dict(config.Config())))
   for prefix in session.FREE_ON_RESUME:
     assert any(f'{key}.'.startswith(prefix.rstrip('.') + '.') for key in keys), prefix

@@ -22,7 +22,7 @@ from gpt_jax.ablation import budget
 from gpt_jax.ablation.budget import Budget
 from gpt_jax.ablation.sweeps import SWEEPS, Range, subsample
 from gpt_jax.cli import experiment_file
-from gpt_jax.runs.run_folder import flatten
+from gpt_jax.runs.records import flatten
 
 BASE = 'base'  # name of the baseline, and of a level that changes nothing
 

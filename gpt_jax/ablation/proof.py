@@ -20,7 +20,7 @@ from gpt_jax.ablation import budget
 from gpt_jax.ablation.sweeps import Proposed
 from gpt_jax.data.mixture import open_split, source_names
 from gpt_jax.data.templates import ARROW
-from gpt_jax.runs import hardware, records, run_folder
+from gpt_jax.runs import hardware, provenance, records
 from gpt_jax.runs.text_table import format_table
 
 ASSUMED_MFU = 0.35  # for the estimate of a step's time
@@ -56,10 +56,10 @@ def prove_arms(study, arms, folder):
       proof = compute_proof(arm.config, study, folder)
     except ValueError as error:
       raise ValueError(f'arm {arm.name}: {error}') from error
-    proofs[arm.name] = proof._replace(diff=run_folder.changes(base, config.to_dict(arm.config)))
+    proofs[arm.name] = proof._replace(diff=records.diff(base, config.to_dict(arm.config)))
     twin = by_fingerprint.setdefault(proof.fingerprint, arm)
     if twin is not arm:
-      pairs = run_folder.changes(config.to_dict(twin.config), config.to_dict(arm.config))
+      pairs = records.diff(config.to_dict(twin.config), config.to_dict(arm.config))
       keys = ', '.join(f'{key} {old} -> {new}' for key, (old, new) in pairs.items()) or 'equal configs'
       raise ValueError(
         f'arm {arm.name} changes nothing: its initial values, train step and data are those of arm '
@@ -152,7 +152,7 @@ def hash_json(value):
 def describe_study(study, arms, proofs):
   """The content of study.json."""
   base = proofs[arms[0].name]
-  versions = run_folder.versions(hardware.name())
+  versions = provenance.versions(hardware.name())
   levels = {name: list(dict.fromkeys(arm.levels[name] for arm in arms)) for name in study.factors}
   return {
     'question': study.question,

@@ -176,11 +176,11 @@ def table_row(folder, root):
   result = {name: value for name, value in result.items() if name != 'evaluations'}
   row = {'folder': os.path.relpath(folder, root), 'status': status, 'message': message}
   try:
-    config = run_folder.flatten(run_folder.read_config(folder))
+    config = records.flatten(run_folder.read_config(folder))
   except ValueError:
     config = {}
   names = {name.casefold() for name in row}  # SQL column names are case-insensitive
-  for name, value in [*config.items(), *run_folder.flatten(result).items(), *scores.items()]:
+  for name, value in [*config.items(), *records.flatten(result).items(), *scores.items()]:
     if name.casefold() not in names:
       names.add(name.casefold())
       row[name] = _to_sql(value)

@@ -8,14 +8,14 @@ import numpy as np
 
 from gpt_jax.config import Config
 from gpt_jax.model.config import ModelConfig
-from gpt_jax.runs import hardware, run_folder
+from gpt_jax.runs import hardware, provenance
 from gpt_jax.sharding import make_mesh, to_devices
 from gpt_jax.step import gpt_program
 
 
 def examine():
   """Print a line a finding -> the number of things that are wrong."""
-  for name, value in run_folder.versions(hardware.name()).items():
+  for name, value in provenance.versions(hardware.name()).items():
     print(f'{name:18} {value}')
   peak, source = hardware.peak_flops()
   print(f'{"processes":18} {jax.process_count()}')

@@ -69,7 +69,7 @@ def main(argv):
     process_watchdog()  # before anything slow: from now on a signal means to save and leave
   parsed = False
   try:
-    compilation_cache.keep(os.environ, [args.flag_value(argv, 'workdir')])
+    compilation_cache.enable_compilation_cache(os.environ, [args.flag_value(argv, 'workdir')])
     parse(argv)
     parsed = True
     return verbs.VERBS[verb].run(argv)

@@ -106,9 +106,9 @@ def train(argv):
   from gpt_jax.train import train as train_run
 
   cfg = config.build(config.Config, FLAGS.config)
-  startup_timer.lap('import')
+  startup_timer.mark_phase('import')
   join(agree=True)
-  startup_timer.lap('join')
+  startup_timer.mark_phase('join')
   name = Path(args.flag_value(argv, 'config', args.DEMO).partition('.py')[0]).stem
   workdir = FLAGS.workdir or f'runs/{name}-{time.strftime("%Y%m%d-%H%M%S", bootstrap.local_time())}'
   bootstrap.print_once(f'run folder: {workdir}')

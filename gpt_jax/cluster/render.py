@@ -16,7 +16,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from gpt_jax.runs import run_folder
+from gpt_jax.runs import secrets
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = Path(__file__).parent / 'templates'
@@ -135,9 +135,9 @@ def check(to, target, job):
   for word in (*job.args, *map(str, dataclasses.astuple(job)[1:])):
     if not word.isprintable():
       raise ValueError(f'{word!r} has a character that cannot be printed\nfix: remove it')
-    if run_folder.redact(word) != word:
+    if secrets.redact(word) != word:
       raise ValueError(
-        f'{run_folder.redact(word)} is a secret, and others can read a job file\n'
+        f'{secrets.redact(word)} is a secret, and others can read a job file\n'
         "fix: set it in the environment of the job, by the scheduler's own means for secrets"
       )
   path = job.args[1].removeprefix('--config=')

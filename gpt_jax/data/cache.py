@@ -159,7 +159,7 @@ def _write(
 
     def write(name: str, rows: np.ndarray) -> None:
       if name not in writers:
-        writers[name] = NpyWriter(stack.enter_context(records.atomic(_beside(path, name))), rows)
+        writers[name] = NpyWriter(stack.enter_context(records.open_atomic(_beside(path, name))), rows)
       writers[name].write(rows)
 
     for item in items:

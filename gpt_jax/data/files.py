@@ -75,7 +75,7 @@ def _copy(system, name: str, folder: Path) -> Path:
   copy = folder / version.hexdigest()[:32] / name.rpartition('/')[2]
   if not copy.exists():
     copy.parent.mkdir(parents=True, exist_ok=True)
-    with records.atomic(copy) as file:
+    with records.open_atomic(copy) as file:
       system.get_file(name, file.name)
   return copy
 

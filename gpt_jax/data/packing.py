@@ -142,7 +142,7 @@ class Plan:
     try:
       table = np.load(path, mmap_mode='r')
     except (FileNotFoundError, ValueError, EOFError):  # missing or truncated
-      with records.atomic(path) as file:
+      with records.open_atomic(path) as file:
         np.save(file, make_plan(cache.offsets, len(cache.ids), length))
       table = np.load(path, mmap_mode='r')
     return cls(*table)

@@ -11,7 +11,7 @@ from gpt_jax import config, data
 from gpt_jax.data.templates import is_plain
 from gpt_jax.evaluation import trained
 from gpt_jax.evaluation.tasks import common, perplexity
-from gpt_jax.runs import records, run_folder
+from gpt_jax.runs import records
 from gpt_jax.runs.text_table import format_table
 from gpt_jax.sharding import to_devices
 from gpt_jax.training import probes
@@ -36,7 +36,7 @@ def runs_apart(workdir, against):
   source, batch = validation_batch(a, min(a.cfg.model.context, b.cfg.model.context))
   rows = probes.activation_diff(a, b, to_devices(batch, a.mesh))
   configs = [config.to_dict(run.cfg) for run in (a, b)]
-  changed = run_folder.changes(*configs)
+  changed = records.diff(*configs)
   shape = list(batch['token_ids_BT'].shape)
   records.append_line(
     Path(workdir).expanduser() / 'against.jsonl',

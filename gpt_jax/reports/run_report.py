@@ -9,7 +9,8 @@ import re
 import numpy as np
 
 from gpt_jax.reports import figures, page
-from gpt_jax.runs import goodput, history, loggers, records, run_folder
+from gpt_jax.reports.job_metrics import JOB_METRICS
+from gpt_jax.runs import history, loggers, records
 
 WIDE, NARROW, SMALL = (1000, 340), (360, 260), (310, 130)  # pixels
 MOST_CHARACTERS, MOST_FILES = 1500, 24  # of a sample, of one kind of picture or sound
@@ -19,7 +20,7 @@ QUIET = ('sample', 'checkpoint', 'evaluate', 'skipped')  # events that come by t
 
 def again(workdir):
   """Write the report of a run again -> what to tell: where it is, and where the time went."""
-  return f'report: {write_report(workdir)}\n{goodput.line(history.read(workdir))}'
+  return f'report: {write_report(workdir)}\n{history.describe_goodput(history.read_history(workdir))}'
 
 
 def write_report(workdir):
@@ -28,7 +29,7 @@ def write_report(workdir):
   Raises:
     FileNotFoundError, ValueError: there is no run, or a file of it cannot be read.
   """
-  run = history.read(workdir)
+  run = history.read_history(workdir)
   parts = (header, losses, samples, evaluations, signals, inside, settings, timeline, reproduce)
   path = run.folder / 'report.html'
   title = f'{run.folder.name} \u00b7 gpt_jax'
@@ -67,21 +68,21 @@ def verdict(run):
   metric, words = job.headline
   how, valid = 'No finite loss', run.final(metric)
   if math.isfinite(valid):
-    beside = f' (training {train:.3f})' if job.is_one_unit and math.isfinite(train) else ''
+    beside = f' (training {train:.3f})' if job.losses_comparable and math.isfinite(train) else ''
     how = f'{words.format(valid)}{beside}'
   elif math.isfinite(train):
-    unit = f' {job.unit}' if job.is_one_unit else ''
+    unit = f' {job.unit}' if job.losses_comparable else ''
     how = f'Training loss {train:.3f}{unit}, without validation,'
   items = run.final(job.items)
   much = f' and {loggers.human(items)} {job.items}' if math.isfinite(items) else ''
   where = f' on {run.hardware()}' if run.hardware() else ''
   time = spoken(run.wall_seconds())
-  return f'{how} after {run.last_step():,} steps{much} in {time}{where}. {ending}'.strip()
+  return f'{how} after {run.metrics[-1]["step"]:,} steps{much} in {time}{where}. {ending}'.strip()
 
 
 def job_of(run):
-  """The row of loggers.JOBS that says what the numbers of a run are."""
-  return loggers.job_of(run.config.get('train', {}).get('job'))
+  """Return the row of JOB_METRICS of a run; a GPT's by default."""
+  return JOB_METRICS.get(run.config.get('train', {}).get('job'), JOB_METRICS['gpt'])
 
 
 def spoken(seconds):
@@ -116,7 +117,7 @@ def key_numbers(run):
     *((label, run.final(metric), show) for label, metric, show in job.tiles),
     (
       'bits per token',
-      run.final('valid_loss') / math.log(2) if job.is_one_unit else math.nan,
+      run.final('valid_loss') / math.log(2) if job.losses_comparable else math.nan,
       '{:.3f}'.format,
     ),
     ('bits per byte', run.final('bits_per_byte', 'valid_bits_per_byte'), '{:.3f}'.format),
@@ -132,7 +133,7 @@ def key_numbers(run):
 
 def goodput_of(run):
   """Which part of the time from the first start on went into steps that count, or NaN."""
-  found = goodput.phases(run)
+  found = history.seconds_by_phase(run)
   return found['steps'] / sum(found.values()) if sum(found.values()) > 0 else math.nan
 
 
@@ -146,7 +147,7 @@ def losses(run):
   """
   (steps, raw), (valid_steps, valid) = run.column('loss'), run.column('valid_loss')
   series, note, job = [], '', job_of(run)
-  valid = valid if job.is_one_unit else valid[:0]
+  valid = valid if job.losses_comparable else valid[:0]
   if len(raw) > 40:
     series.append(figures.Series(run.x(steps), raw, 'faint'))
     note = 'Training loss as measured (faint) and smoothed over 4 % of the run.'
@@ -165,9 +166,9 @@ def losses(run):
   resumed = [event['step'] for event in run.events if event['event'] == 'resume']
   said = dict(
     marks=[(run.x(step), 'restart') for step in resumed],
-    units=(run.unit(), job.unit if job.is_one_unit else 'training objective'),
+    units=(run.x_unit(), job.unit if job.losses_comparable else 'training objective'),
     room=92,
-    label=f'Loss against {run.unit()}: ' + ', '.join(s.label for s in series if s.label),
+    label=f'Loss against {run.x_unit()}: ' + ', '.join(s.label for s in series if s.label),
   )
   drawn = [
     page.element('figure', svg, kind=kind)
@@ -182,7 +183,7 @@ def signals(run):
   names = {name for row in run.metrics for name in row}
   job = job_of(run)
   left_out = {'step', 'time', 'loss', job.items, 'targets', 'mfu_causal'}
-  left_out |= {'valid_loss'} if job.is_one_unit else set()
+  left_out |= {'valid_loss'} if job.losses_comparable else set()
   others = names - left_out - {*SIGNALS}
   charts = [small(run, name) for name in [*(n for n in SIGNALS if n in names), *sorted(others)]]
   return page.section('Signals', page.element('div', *charts, kind='multiples') if charts else '')
@@ -191,7 +192,7 @@ def signals(run):
 def small(run, name):
   """One small chart with its name and its last value."""
   job, show = job_of(run), '{:.4g}'.format
-  if job.is_one_unit and name.startswith(('loss/', 'valid_loss')):
+  if job.losses_comparable and name.startswith(('loss/', 'valid_loss')):
     show = lambda nats: f'{nats:.3f} nats, {nats / math.log(2):.3f} bits'
   title = job.unit if name == 'valid_loss' else name
   title, scale, show = SIGNALS.get(name, (title, 1, show))
@@ -313,7 +314,7 @@ def meter(value, rival):
 def settings(run):
   """The whole config by section; what differs from the defaults stands out."""
   differs, groups = run.result.get('defaults_diff', {}), {}
-  for key, value in run_folder.flatten(run.config).items():
+  for key, value in records.flatten(run.config).items():
     group, _, name = key.rpartition('.')
     shown = page.escape(literal(value))
     if key in differs:
@@ -353,7 +354,7 @@ def timeline(run):
   ends = page.element('span', '0:00'), page.element('span', loggers.duration(end - begin))
   rows = [
     (
-      page.escape(loggers.duration(history.seconds(event['time']) - begin)),
+      page.escape(loggers.duration(history.unix_seconds(event['time']) - begin)),
       page.escape(steps),
       page.element('span', page.escape(event['event']), kind=event['event']),
       page.escape(details),
@@ -366,7 +367,7 @@ def timeline(run):
     page.element('div', *bars, kind='strip'),
     page.element('p', *ends, kind='ends'),
     page.table(('>time', '>step', 'event', ''), rows, kind='events wide'),
-    note=f'{count}, {loggers.duration(run.wall_seconds())} of work. {goodput.line(run)}',
+    note=f'{count}, {loggers.duration(run.wall_seconds())} of work. {history.describe_goodput(run)}',
   )
 
 

@@ -1,11 +1,11 @@
-"""Where compiled programs are kept between processes, so that a second start is a quick one.
+"""JAX's persistent compilation cache: enabled by default, in a folder that only its owner can write.
 
-Whoever can write there can make us run what they like: JAX loads what it finds. So the folder is
-its owner's alone, and never one that came with a run, a checkpoint or a download.
+JAX runs what it finds there, so whoever can write there controls us: the folder is never shared, and
+never part of a run, a checkpoint or a download.
 
-  JAX_COMPILATION_CACHE_DIR   another folder than ~/.cache/gpt_jax/compiled/HOST; '' for none
+  JAX_COMPILATION_CACHE_DIR   another folder than ~/.cache/gpt_jax/compiled/HOST; '' disables the cache
 
-One a host: machines that share a home may have different processors.
+One folder a host: machines that share a home may have different processors.
 """
 
 import os
@@ -15,14 +15,14 @@ from pathlib import Path
 
 VARIABLE = 'JAX_COMPILATION_CACHE_DIR'
 OWNER_ONLY, OTHERS_MAY_WRITE = 0o700, stat.S_IWGRP | stat.S_IWOTH
-SECONDS = '0.5'  # programs that compile faster are not worth a file
+MIN_COMPILE_SECONDS = '0.5'  # programs that compile faster are not worth a file
 
 
-def keep(environ, folders=()):
-  """Set what JAX reads, before it is imported -> the folder, None for none.
+def enable_compilation_cache(environ, run_folders=()):
+  """Set the variables that JAX reads; call before importing it. Returns the folder, or None.
 
-  environ: os.environ. folders: run folders of this command.
-  Raises ValueError for a place that others can write to, or that lies in a run.
+  environ: os.environ. run_folders: those of this command.
+  Raises ValueError for a chosen folder that others can write to, or that lies in a run.
   """
   home = Path(environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
   chosen = environ.get(VARIABLE, str(home / 'gpt_jax' / 'compiled' / platform.node()))
@@ -31,30 +31,30 @@ def keep(environ, folders=()):
     return None
   folder = Path(chosen).expanduser().absolute()
   try:
-    for place in reversed([folder, *folder.parents]):  # what is made on the way is ours alone, too
+    for place in reversed([folder, *folder.parents]):  # parents made on the way are private, too
       place.mkdir(mode=OWNER_ONLY, exist_ok=True)
-    check(folder, folders)
+    check_cache_folder(folder, run_folders)
   except (OSError, ValueError):
     if VARIABLE in environ:
       raise
-    return None  # a home that is not ours alone, or cannot be written to: compile each time
+    return None  # the default folder is not private or not writable: compile each time
   environ[VARIABLE] = str(folder)
-  environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', SECONDS)
+  environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', MIN_COMPILE_SECONDS)
   return folder
 
 
-def check(folder, folders=()):
-  """Raise ValueError unless only we can write there, and it belongs to no run."""
-  about = folder.resolve().stat()
-  if about.st_uid != os.getuid() or about.st_mode & OTHERS_MAY_WRITE:
+def check_cache_folder(folder, run_folders=()):
+  """Raise ValueError unless only we can write to the folder, and it lies outside every run."""
+  status = folder.resolve().stat()
+  if status.st_uid != os.getuid() or status.st_mode & OTHERS_MAY_WRITE:
     raise ValueError(
-      f'{VARIABLE}={folder} can be written by others, and what lies there is run\n'
+      f'{VARIABLE}={folder} can be written by others, and programs in it are run\n'
       f'fix: chmod 700 {folder} if it is yours, or set another folder'
     )
-  runs = [Path(name).expanduser().resolve() for name in folders if name]
-  inside = folder.resolve()
-  if any((place / 'config.json').exists() for place in (inside, *inside.parents)) or any(
-    inside.is_relative_to(run) for run in runs
+  runs = [Path(name).expanduser().resolve() for name in run_folders if name]
+  resolved = folder.resolve()
+  if any((place / 'config.json').exists() for place in (resolved, *resolved.parents)) or any(
+    resolved.is_relative_to(run) for run in runs
   ):
     raise ValueError(
       f'{VARIABLE}={folder} lies in a run, which may come from somewhere else\n'

@@ -1,7 +1,6 @@
-"""What the machine can do: peak arithmetic by device kind, and memory in use.
+"""Hardware: peak FLOP/s by device kind, device names, memory in use.
 
-Sources: vendors' data sheets, dense bfloat16 without sparsity. A CPU has no useful sheet: its peak
-is measured.
+Sources: vendors' data sheets, dense bfloat16 without sparsity. A CPU's peak is measured.
 """
 
 import functools
@@ -14,7 +13,7 @@ import time
 import jax
 import numpy as np
 
-PEAK_FLOPS = {  # dense bfloat16 FLOP/s of one device, by words of its device_kind
+PEAK_FLOPS = {  # dense bfloat16 FLOP/s of one device, by a word of its device_kind
   'H200': 989e12,
   'H100': 989e12,
   'B200': 2250e12,
@@ -29,7 +28,7 @@ PEAK_FLOPS = {  # dense bfloat16 FLOP/s of one device, by words of its device_ki
 
 @functools.cache
 def peak_flops():
-  """-> (FLOP/s of one device, where the number comes from); (0, reason) for an unknown device."""
+  """Return (FLOP/s of one device, source of the number); (0, reason) for an unknown device."""
   device = jax.devices()[0]
   if device.platform == 'cpu':
     return measured_matmul_flops(), 'measured float32 matmul'
@@ -40,30 +39,34 @@ def peak_flops():
 
 
 def measured_matmul_flops(size=1536, repeats=3):
-  """Best float32 matmul rate of one CPU device (of several, its share), FLOP/s; takes 0.2 s."""
+  """Measure the best float32 matmul rate of one CPU device, FLOP/s; takes 0.2 s."""
   a = jax.device_put(np.random.default_rng(0).standard_normal((size, size), np.float32))
   multiply = jax.jit(lambda a: a @ a)
   multiply(a).block_until_ready()
-  best = min(_seconds(lambda: multiply(a).block_until_ready()) for _ in range(repeats))
-  return 2 * size**3 / best
+  seconds = []
+  for _ in range(repeats):
+    start = time.perf_counter()
+    multiply(a).block_until_ready()
+    seconds.append(time.perf_counter() - start)
+  return 2 * size**3 / min(seconds)
 
 
 def name():
-  """Such as '8 x NVIDIA H100' or '1 x cpu (2 cores, AMD EPYC)'."""
+  """Return a name such as '8 x NVIDIA H100' or '1 x cpu (2 cores, AMD EPYC)'."""
   device = jax.devices()[0]
-  shown = f'{jax.device_count()} x {device.device_kind}'
+  devices = f'{jax.device_count()} x {device.device_kind}'
   if device.platform != 'cpu':
-    return shown
+    return devices
   try:
     with open('/proc/cpuinfo') as f:
       model = next(line.partition(':')[2].strip() for line in f if line.startswith('model name'))
   except (OSError, StopIteration):
     model = platform.processor() or platform.machine()
-  return f'{shown} ({os.cpu_count()} cores, {model})'
+  return f'{devices} ({os.cpu_count()} cores, {model})'
 
 
 def memory_gib():
-  """Peak GiB of the fullest local device; on a CPU the process's resident peak."""
+  """Return the peak GiB of the fullest local device; on a CPU the process's peak resident size."""
   stats = [device.memory_stats() or {} for device in jax.local_devices()]
   peak = max(s.get('peak_bytes_in_use', 0) for s in stats)
   if peak:
@@ -72,9 +75,3 @@ def memory_gib():
 
   unit = 1 if sys.platform == 'darwin' else 1024  # bytes there, KiB elsewhere
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def _seconds(fn):
-  start = time.perf_counter()
-  fn()
-  return time.perf_counter() - start

@@ -1,15 +1,21 @@
-"""What a run folder says, as numbers: read once, asked by the reports.
+"""Read a run folder for reports: metrics, sessions, and goodput over all sessions.
 
-Known, all optional:
+Keys that the reports know, all optional:
   metrics.jsonl       loss valid_loss grad_norm lr tokens tokens_per_second mfu memory_gib
                       step_seconds, loss/MODALITY, loss/source/NAME, gradient_share/ of the same,
-                      valid_loss/SOURCE and any other name; the loss in loggers.JOBS' units,
-                      fractions, seconds. Older runs have loss/NAME for sources.
-  events.jsonl        as gpt_jax.runs writes them; start and resume may carry `versions`
-  result.json         the same names and parameters, bits_per_byte or valid_bits_per_byte, hardware:
-                      they outrank metrics.jsonl; defaults_diff: {dotted key: its default};
+                      valid_loss/SOURCE and any other name; losses in the job's units (reports'
+                      JOB_METRICS), fractions, seconds
+  events.jsonl        see run_folder; start and resume may carry `versions`
+  result.json         the same names and parameters, bits_per_byte or valid_bits_per_byte, hardware,
+                      which outrank metrics.jsonl; defaults_diff: {dotted key: its default};
                       evaluations: [{task, metric, value, ...}]
   evaluations.jsonl   later evaluations, one a line
+
+Goodput is the share of a run's time in steps that count. A session is the work of one process: it
+begins `startup` seconds before its start or resume event and ends with its last record. Steps that
+were repeated because a session died after its last checkpoint, or because the run went back, are
+lost, with all that fell between them. The phases add up to the time from the first start to the
+last record.
 """
 
 import dataclasses
@@ -22,10 +28,14 @@ import numpy as np
 
 from gpt_jax.runs import records, run_folder
 
+PHASES = ('steps', 'startup', 'compile', 'evaluate', 'checkpoint', 'lost', 'waiting', 'other')
+SECONDS_KEYS = {'compile': 'seconds', 'evaluate': 'seconds', 'checkpoint': 'blocked_seconds'}
+SESSION_STARTS = ('start', 'resume')
+
 
 @dataclasses.dataclass(frozen=True)
-class Story:
-  """All that a run folder holds but its samples and checkpoints."""
+class History:
+  """All records of a run folder except samples and checkpoints."""
 
   folder: pathlib.Path
   config: dict
@@ -35,78 +45,151 @@ class Story:
   evaluations: list  # of {task, metric, value, ...}
 
   def column(self, name):
-    """(steps, values) of a metric, float arrays, where it was measured."""
+    """Return (steps, values) of a metric, float arrays, where it was measured."""
     rows = [(row['step'], row[name]) for row in self.metrics if name in row]
     return tuple(np.array(rows, float).reshape(-1, 2).T)
 
   def x(self, steps):
-    """Tokens seen after these steps; the steps themselves where tokens were not counted."""
-    known, tokens = self.column('tokens')
-    return np.interp(steps, np.append(0, known), np.append(0, tokens)) if len(known) else steps
+    """Return the tokens seen after these steps, or the steps where tokens were not counted."""
+    token_steps, tokens = self.column('tokens')
+    return np.interp(steps, np.append(0, token_steps), np.append(0, tokens)) if len(tokens) else steps
 
-  def unit(self):
-    """Of `x`."""
+  def x_unit(self):
+    """Return the unit of `x`: tokens or steps."""
     return 'tokens' if len(self.column('tokens')[0]) else 'steps'
 
-  def last_step(self):
-    """The last step that was measured, or 0."""
-    return self.metrics[-1]['step'] if self.metrics else 0
-
   def final(self, *names):
-    """The number that result has under one of these names, or the last in metrics, or NaN."""
-    found = (self.result[name] for name in names if self.result.get(name) is not None)
+    """Return the result's number under one of these names, or the last measured one, or NaN."""
+    results = (self.result[name] for name in names if self.result.get(name) is not None)
     measured = (self.column(name)[1][-1:] for name in names)
-    return next(itertools.chain(found, *measured), math.nan)
+    return next(itertools.chain(results, *measured), math.nan)
 
   def typical(self, name):
-    """The number that result has, or the median of the metric, or NaN."""
-    values = self.column(name)[1]
-    values = values[np.isfinite(values)]
+    """Return the result's number, or the median of the metric, or NaN."""
     if self.result.get(name) is not None:
       return self.result[name]
+    values = self.column(name)[1]
+    values = values[np.isfinite(values)]
     return float(np.median(values)) if len(values) else math.nan
 
   def versions(self):
-    """Versions that the last start or resume recorded."""
+    """Return the versions that the last start or resume recorded."""
     return next((event['versions'] for event in self.events[::-1] if 'versions' in event), {})
 
   def hardware(self):
-    """Number and kind of devices, or ''."""
+    """Return the number and kind of devices, or ''."""
     return self.result.get('hardware') or self.versions().get('device', '')
 
   def sessions(self):
-    """[(first second, last second, first step)] of each process that worked on the run."""
-    moments = [(seconds(event['time']), event) for event in self.events]
-    moments += [(row['time'], row) for row in self.metrics if 'time' in row]
-    found = []
-    for moment, row in sorted(moments, key=lambda pair: pair[0]):
-      if row.get('event') in ('start', 'resume') or not found:
-        found.append([moment, moment, row.get('step', 0)])
-      found[-1][1] = moment
-    return found
+    """Return [(first second, last second, first step)] of each process that worked on the run."""
+    rows = [(unix_seconds(event['time']), event) for event in self.events]
+    rows += [(row['time'], row) for row in self.metrics if 'time' in row]
+    sessions = []
+    for second, row in sorted(rows, key=lambda pair: pair[0]):
+      if row.get('event') in SESSION_STARTS or not sessions:
+        sessions.append([second, second, row.get('step', 0)])
+      sessions[-1][1] = second
+    return sessions
 
   def wall_seconds(self):
-    """Time from the first to the last sign of life, less the pauses between sessions."""
+    """Return the seconds from the first to the last record, less the pauses between sessions."""
     return sum(last - first for first, last, _ in self.sessions())
 
 
-def seconds(moment):
-  """Unix seconds of an ISO 8601 time."""
-  return datetime.datetime.fromisoformat(moment).timestamp()
+def unix_seconds(time):
+  """Return the Unix seconds of an ISO 8601 time."""
+  return datetime.datetime.fromisoformat(time).timestamp()
 
 
-def read(workdir):
-  """The Story of a run folder, finished or not.
+def read_history(workdir):
+  """Return the History of a run folder, finished or not.
 
-  Raises:
-    FileNotFoundError, ValueError: there is no run, or a file of it cannot be read.
+  Raises FileNotFoundError or ValueError: there is no run, or a file of it cannot be read.
   """
   folder = pathlib.Path(workdir).expanduser().resolve()
-  config, metrics, result = (
-    reader(workdir) for reader in (run_folder.read_config, run_folder.read_metrics, run_folder.read_result)
-  )
+  config, metrics = run_folder.read_config(workdir), run_folder.read_metrics(workdir)
+  result, events = run_folder.read_result(workdir), run_folder.read_events(workdir)
   later = records.read_lines(folder / 'evaluations.jsonl')
   evaluations = [*result.get('evaluations', ()), *later]
   if metrics and result.get('steps', math.inf) < metrics[-1]['step']:
-    result = {}  # of a shorter training, which has since been extended
-  return Story(folder, config, metrics, run_folder.read_events(workdir), result, evaluations)
+    result = {}  # the result of a shorter training, which was extended since
+  return History(folder, config, metrics, events, result, evaluations)
+
+
+# -------------------------------------------------------------------------------------- goodput
+
+
+def seconds_by_phase(run):
+  """Return {phase: seconds} of a History, in the order of PHASES; {} before the first event."""
+  sessions = split_sessions(run)
+  if not sessions:
+    return {}
+  phases = dict.fromkeys(PHASES, 0.0)
+  for session, after in itertools.zip_longest(sessions, sessions[1:]):
+    add_session(phases, session, after)
+    if after:
+      phases['waiting'] += max(0.0, after['begin'] - session['end'])
+  rows = [(row['step'], row['step_seconds']) for row in run.metrics if 'step_seconds' in row]
+  first_steps = [0, *(step for step, _ in rows)]  # metrics.jsonl holds only steps that count
+  phases['steps'] = sum(
+    seconds * (step - first) for (step, seconds), first in zip(rows, first_steps, strict=False)
+  )
+  phases['other'] = sessions[-1]['end'] - sessions[0]['begin'] - sum(phases.values())
+  return phases
+
+
+def split_sessions(run):
+  """Return the sessions in order: {begin, open, end: seconds; events: [(second, event)]}."""
+  events = [(unix_seconds(event['time']), event) for event in run.events]
+  starts = [(second, event) for second, event in events if event['event'] in SESSION_STARTS]
+  metric_seconds = [row['time'] for row in run.metrics if 'time' in row]
+  sessions = []
+  for n, (start, event) in enumerate(starts):
+    until = starts[n + 1][0] if n + 1 < len(starts) else math.inf
+    own_events = [(second, event) for second, event in events if start <= second < until]
+    own_seconds = [second for second in metric_seconds if start <= second < until]
+    end = max([*(second for second, _ in own_events), *own_seconds])
+    begin = start - sum(event.get('startup', {}).values())
+    sessions.append({'begin': begin, 'open': start, 'end': end, 'events': own_events})
+  return sessions
+
+
+def add_session(phases, session, after):
+  """Add the seconds that one session's events tell; `after`: the next session or None."""
+  intervals = lost_intervals(session, after)
+  is_lost = lambda second: any(first < second <= last for first, last in intervals)
+  phases['startup'] += session['open'] - session['begin']
+  phases['lost'] += sum(last - first for first, last in intervals)
+  for second, event in session['events']:
+    name = event['event']
+    if name in SECONDS_KEYS and (name == 'compile' or not is_lost(second)):
+      seconds = event.get(SECONDS_KEYS[name], 0.0)
+      phases[name] += seconds
+      phases['lost'] -= seconds if is_lost(second) else 0.0
+
+
+def lost_intervals(session, after):
+  """Return [(from, to)] in seconds: work after the checkpoint from which the run then went on."""
+  ends = [(second, event['step']) for second, event in session['events'] if event['event'] == 'go_back']
+  if after and not any(event['event'] in ('preempted', 'done') for _, event in session['events']):
+    ends.append((session['end'], after['events'][0][1].get('step', 0)))
+  intervals = []
+  for end, step in ends:
+    saves = [
+      second
+      for second, event in session['events']
+      if second < end and event['event'] == 'checkpoint' and event.get('step') == step
+    ]
+    first = max([session['open'], *saves, *(last for _, last in intervals)])
+    intervals.append((first, end))
+  return intervals
+
+
+def describe_goodput(run):
+  """Return one line on a History's goodput, '' before the first event."""
+  phases = seconds_by_phase(run)
+  total = sum(phases.values())
+  if total <= 0:
+    return ''
+  shares = ', '.join(f'{name} {s / total:.1%}' for name, s in phases.items() if s / total >= 0.0005)
+  return f'goodput {phases["steps"] / total:.1%} of {total:.1f} s: {shares}'

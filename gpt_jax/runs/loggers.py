@@ -1,21 +1,39 @@
-"""Where a run reports while it trains: console, TensorBoard, Weights & Biases.
+"""Loggers of a running training: console, TensorBoard, Weights & Biases; and their number formats.
 
-The console is a live bar on a terminal, and plain lines in a pipe or log file: aligned, and every
-`name value` in them can be grepped:
+The console is a live bar on a terminal, and plain aligned lines in a pipe or log file, in which every
+`name value` can be grepped:
 
   step 120/2000  loss 1.823  tokens/s 23.1k  mfu 12.3%  eta 1:23  mem 0.4 GiB
 """
 
+import dataclasses
+import os
 import re
 import sys
-from typing import NamedTuple
 
-# All of Unicode's control characters but tab and newline, surrogates, and two that are none.
+# Unicode's control characters except tab and newline, surrogates, and two noncharacters.
 CONTROL = re.compile('[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\ufffe\\uffff]')
 
 
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+  """How often a run reports, and where besides its own folder."""
+
+  every: int = 10  # steps between two lines of training metrics
+  console: str = 'auto'  # row of CONSOLES; auto: bar on a terminal, plain elsewhere
+  tensorboard: bool = False  # event files in <workdir>/tensorboard
+  wandb: str = ''  # Weights & Biases project; '' is off
+
+  def __post_init__(self):
+    if self.every < 1:
+      raise ValueError(f'log.every={self.every} is not a number of steps\nfix: give 1 or more')
+    if self.console not in ('auto', *CONSOLES):
+      rows = ', '.join(('auto', *CONSOLES))
+      raise ValueError(f'log.console={self.console} is not a console\nfix: choose one of {rows}')
+
+
 def human(number):
-  """Three digits and a unit: 23123 -> '23.1k', 8.2e6 -> '8.2M', 950 -> '950'."""
+  """Format with three digits and a unit: 23123 -> '23.1k', 8.2e6 -> '8.2M', 950 -> '950'."""
   for size, unit in ((1e12, 'T'), (1e9, 'B'), (1e6, 'M'), (1e3, 'k')):
     if abs(number) >= 0.9995 * size:
       return f'{number / size:.3g}{unit}'
@@ -23,7 +41,7 @@ def human(number):
 
 
 def duration(seconds):
-  """83 -> '1:23', 7384 -> '2:03:04', 302400 -> '3d 12:00'."""
+  """Format seconds: 83 -> '1:23', 7384 -> '2:03:04', 302400 -> '3d 12:00'."""
   minutes, second = divmod(round(seconds), 60)
   hours, minute = divmod(minutes, 60)
   if hours >= 24:
@@ -32,59 +50,66 @@ def duration(seconds):
 
 
 def decimals(value):
-  """A loss or score: 1.823, and three digits for the very small and the very large."""
+  """Format a loss or score: 1.823, and three digits for the very small and the very large."""
   return f'{value:.3f}' if not value or 1e-3 <= abs(value) < 1e4 else f'{value:.3g}'
 
 
 def printable(text):
-  """The text without control characters and lone surrogates, which a model may sample.
+  """Replace control characters and lone surrogates, which a model may sample.
 
   They could drive a terminal, and HTML forbids them.
   """
   return CONTROL.sub('\ufffd', text.replace('\r\n', '\n'))
 
 
-def fields(metrics, eta=''):
-  """[(label, text)] of the metrics worth a place on the console: losses and scores first.
+def console_fields(metrics, eta=''):
+  """Return [(label, text)] of the metrics for the console: losses and scores first.
 
-  Training losses of single sources, which may be many, are in metrics.jsonl alone.
+  Training losses of single sources, which may be many, are only in metrics.jsonl.
   """
   scores = [name for name in metrics if 'loss' in name or name.startswith(('valid', 'eval'))]
   scores = [name for name in scores if not name.startswith('loss/source/')]
-  shown = [(name, decimals(metrics[name])) for name in scores]
+  texts = [(name, decimals(metrics[name])) for name in scores]
   known = {**metrics, 'eta': eta} if eta else metrics
-  return shown + [(label, show(known[key])) for key, label, show in COLUMNS if key in known]
+  return texts + [(label, show(known[key])) for key, label, show in COLUMNS if key in known]
+
+
+def open_console(name, total_steps, step):
+  """Return a row of CONSOLES by its name; auto: a bar on a live terminal, plain lines elsewhere."""
+  is_live = sys.stdout.isatty() and os.environ.get('TERM') != 'dumb'
+  name = name if name != 'auto' else 'bar' if is_live else 'plain'
+  return CONSOLES[name](total_steps, step)
 
 
 class Plain:
-  """Console of a pipe or a log file."""
+  """Console for a pipe or a log file."""
 
   def __init__(self, total_steps, step):
     self.total_steps = total_steps
 
-  def metrics(self, step, shown, is_training):
-    """One line of `fields`."""
+  def metrics(self, step, fields, is_training):
+    """Print one line of `console_fields`."""
     of = f'{step}/{self.total_steps}'.ljust(2 * len(str(self.total_steps)) + 1)
-    columns = [f'{label} {text}'.ljust(len(label) + 7) for label, text in shown]
+    columns = [f'{label} {text}'.ljust(len(label) + 7) for label, text in fields]
     self.print('  '.join([f'step {of}', *columns]).rstrip())
 
   def print(self, text):
-    """Text as it is, in whatever encoding the pipe has."""
+    """Print text unchanged, in the encoding of the pipe."""
     encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
     print(text.encode(encoding, 'replace').decode(encoding), flush=True)
 
   def close(self):
-    """Nothing is held."""
+    """Do nothing: a pipe needs no cleaning up."""
 
 
 class Bar(Plain):
-  """Console of a terminal: one live line; evaluations and messages stay above it."""
+  """Console for a terminal: one live line; evaluations and messages stay above it."""
 
   def __init__(self, total_steps, step):
     from rich import progress, table, text
 
     class Line(progress.ProgressColumn):
-      """Gives way where the terminal is narrow, rather than the bar or the count."""
+      """The column that is cut where the terminal is narrow, rather than the bar or the count."""
 
       def render(self, task):
         return text.Text(task.fields['text'], no_wrap=True, overflow='ellipsis')
@@ -99,28 +124,28 @@ class Bar(Plain):
     self.task = self.progress.add_task('', total=total_steps, completed=step, text='')
     self.progress.start()  # prints of anybody now appear above the bar
 
-  def metrics(self, step, shown, is_training):
-    """Training moves the bar; an evaluation is a line to keep."""
+  def metrics(self, step, fields, is_training):
+    """Move the bar for training; print a line for an evaluation."""
     if not is_training:
-      super().metrics(step, shown, is_training)
+      super().metrics(step, fields, is_training)
       return
-    text = '  '.join(f'{label} {text}' for label, text in shown)
+    text = '  '.join(f'{label} {text}' for label, text in fields)
     self.progress.update(self.task, completed=step, text=text)
 
   def close(self):
-    """Leaves the last state of the bar on the terminal."""
+    """Leave the last state of the bar on the terminal."""
     self.progress.stop()
 
 
 class Off(Plain):
-  """No console at all."""
+  """No console."""
 
   def print(self, text):
-    """Drops it."""
+    """Drop the text."""
 
 
 def tensorboard(folder, resume_step, stack):
-  """A function of (step, {name: number}) that writes event files; `stack` closes them."""
+  """Return a function of (step, {name: number}) that writes event files; `stack` closes them."""
   try:
     import tensorboardX
   except ImportError as error:
@@ -128,8 +153,8 @@ def tensorboard(folder, resume_step, stack):
       f'log.tensorboard=True needs the package tensorboardX: {error}\n'
       'fix: pip install tensorboardX, or drop log.tensorboard'
     ) from error
-  # purge_step hides what an earlier process wrote of this step and later; the suffix keeps its
-  # file, which is named by the second.
+  # purge_step hides this step and later ones in an earlier process's file; the suffix keeps that file,
+  # whose name is its second.
   writer = tensorboardX.SummaryWriter(
     str(folder / 'tensorboard'), purge_step=resume_step or None, filename_suffix=f'.{resume_step}'
   )
@@ -143,7 +168,7 @@ def tensorboard(folder, resume_step, stack):
 
 
 def wandb(folder, project, config, run_id, stack):
-  """A function of (step, {name: number}) that reports to Weights & Biases; `stack` ends it."""
+  """Return a function of (step, {name: number}) for Weights & Biases; `stack` ends its run."""
   try:
     import wandb as library
   except ImportError as error:
@@ -153,58 +178,17 @@ def wandb(folder, project, config, run_id, stack):
   run = library.init(
     project=project, name=folder.name, id=run_id, dir=str(folder), config=config, resume='allow'
   )
-  # Its own step counter refuses to go back, which a late line and a resumed run both do.
+  # W&B's own step counter never goes back, but late lines and resumed runs do.
   run.define_metric('*', step_metric='step')
   stack.push(lambda kind, error, trace: run.finish(exit_code=int(kind is not None)))
   return lambda step, metrics: run.log({'step': step, **metrics})
 
 
-class Job(NamedTuple):
-  """What the numbers of one kind of run mean."""
-
-  unit: str  # of valid_loss
-  headline: tuple  # (metric, the same in words)
-  items: str  # what its steps consume
-  tiles: tuple  # (label, metric, how to show it)
-  is_one_unit: bool = False  # whether the training loss is of the unit of valid_loss
-
-
-def job_of(name):
-  """The Job of a train.job; what is not known is a GPT."""
-  return JOBS.get(name, JOBS['gpt'])
-
-
-CODES = (  # of both
-  ('codes in use', 'usage', '{:.1%}'.format),
-  ('code perplexity', 'perplexity', '{:.1f}'.format),
-)
-# train.job: what its numbers are
-JOBS = {
-  'gpt': Job(
-    'nats per token',
-    ('valid_loss', 'Validation loss {:.3f} nats per token'),
-    'tokens',
-    (('validation loss, nats/token', 'valid_loss', '{:.3f}'.format),),
-    is_one_unit=True,
-  ),
-  'image_tokenizer': Job(
-    'squared pixel error',
-    ('psnr', 'PSNR {:.2f} dB of held-out images'),
-    'images',
-    (('PSNR, dB', 'psnr', '{:.2f}'.format), ('squared pixel error', 'valid_loss', '{:.3g}'.format), *CODES),
-  ),
-  'audio_tokenizer': Job(
-    'log-mel RMSE of all frames',
-    ('log_mel_rmse', 'Log-mel RMSE {:.4f} of held-out sounds'),
-    'crops',
-    (('log-mel RMSE', 'log_mel_rmse', '{:.4f}'.format), *CODES),
-  ),
-}
 CONSOLES = {'bar': Bar, 'plain': Plain, 'off': Off}
-# name in metrics, label, how to show it; mfu is a fraction of the hardware's peak
+# name in metrics, label on the console, format
 COLUMNS = (
   ('tokens_per_second', 'tokens/s', human),
-  ('mfu', 'mfu', '{:.1%}'.format),
+  ('mfu', 'mfu', '{:.1%}'.format),  # of the hardware's peak
   ('eta', 'eta', str),
   ('memory_gib', 'mem', '{:.1f} GiB'.format),
 )

@@ -1,8 +1,8 @@
-"""JSON on disk that survives a crash: whole files, lines of records, and the lock of a folder.
+"""JSON files that survive a crash: atomic whole files, lines of records, and a folder's lock.
 
 JSON has no NaN and no infinities: they are written as the strings "NaN", "Infinity", "-Infinity",
-which is the proto3 JSON mapping (protobuf.dev/programming-guides/json), so that every file stays
-valid JSON for any reader, `pandas.to_numeric` included. The readers here give the floats back.
+the proto3 JSON mapping (protobuf.dev/programming-guides/json), so that every file is valid JSON for
+any reader, `pandas.to_numeric` included. The readers here return floats again.
 """
 
 import bisect
@@ -17,14 +17,17 @@ import uuid
 
 try:
   import fcntl
-except ImportError:  # Windows: no flock, so nothing guards a folder there
+except ImportError:  # Windows has no flock: nothing guards a folder there
   fcntl = None
 
 NONFINITE = {'NaN': math.nan, 'Infinity': math.inf, '-Infinity': -math.inf}
 
 
+# --------------------------------------------------------------------------------------- values
+
+
 def to_json(value):
-  """The value in plain JSON types: tuples and arrays to lists, non-finite floats to strings."""
+  """Convert to plain JSON types: tuples and arrays to lists, non-finite floats to strings."""
   if isinstance(value, dict):
     return {str(key): to_json(item) for key, item in value.items()}
   if isinstance(value, (list, tuple)):
@@ -39,7 +42,7 @@ def to_json(value):
 
 
 def from_json(value):
-  """Inverse of `to_json` for the non-finite floats; lists stay lists."""
+  """Invert `to_json` for the non-finite floats; lists stay lists."""
   if isinstance(value, dict):
     return {key: from_json(item) for key, item in value.items()}
   if isinstance(value, list):
@@ -47,9 +50,30 @@ def from_json(value):
   return NONFINITE.get(value, value) if isinstance(value, str) else value
 
 
+def flatten(tree, prefix=''):
+  """Flatten nested dicts: {'a': {'b': 1}} -> {'a.b': 1}; an empty dict is a leaf."""
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict) and value:
+      flat |= flatten(value, f'{prefix}{key}.')
+    else:
+      flat[f'{prefix}{key}'] = value
+  return flat
+
+
+def diff(old, new):
+  """Return {dotted key: (old value, new value)} where two configs differ; None for a missing key."""
+  old, new = (flatten(to_json(config)) for config in (old, new))
+  pairs = {key: (old.get(key), new.get(key)) for key in old | new}
+  return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+# ---------------------------------------------------------------------------------- whole files
+
+
 @contextlib.contextmanager
-def _naming(path):
-  """An OSError in here names the file; that of a write, as to a full disk, does not by itself."""
+def _name_in_errors(path):
+  """Add the file's name to an OSError; a failed write, as to a full disk, lacks it."""
   try:
     yield
   except OSError as error:
@@ -58,15 +82,15 @@ def _naming(path):
 
 
 @contextlib.contextmanager
-def atomic(path):
-  """A temporary file beside `path` that is moved there, or leaves nothing if there is an error.
+def open_atomic(path):
+  """Open a temporary file that replaces `path` at the end, or leaves nothing after an error.
 
-  No two have one name: the processes of all containers may have the number 1.
+  Its name is unique: process numbers repeat between containers.
   """
   path = pathlib.Path(path)
   temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:12]}.tmp')
   try:
-    with _naming(path), open(temporary, 'wb') as file:
+    with _name_in_errors(path), open(temporary, 'wb') as file:
       yield file
       file.flush()
       os.fsync(file.fileno())
@@ -76,20 +100,23 @@ def atomic(path):
 
 
 def write_atomically(path, content):
-  """Writes str or bytes so that a reader, or a crash, sees the old file or the new, never half."""
+  """Write str or bytes so that a reader, or a crash, sees the old file or the new, never half."""
   if isinstance(content, str):  # byte-level models can sample lone surrogates
     content = content.encode('utf-8', 'backslashreplace')
-  with atomic(path) as file:
+  with open_atomic(path) as file:
     file.write(content)
 
 
 def write_json(path, value):
-  """Writes `value` as indented JSON, atomically."""
+  """Write `value` as indented JSON, atomically."""
   write_atomically(path, json.dumps(to_json(value), indent=2, ensure_ascii=False) + '\n')
 
 
 def read_json(path):
-  """The JSON object of a file, or {} if there is no such file; a ValueError names a bad one."""
+  """Return the JSON object of a file, or {} if there is no such file.
+
+  Raises ValueError, which names the file, for anything but a JSON object.
+  """
   fix = 'fix: restore that file, or give another --workdir'
   try:
     value = from_json(json.loads(path.read_text(encoding='utf-8')))
@@ -98,17 +125,20 @@ def read_json(path):
   except (ValueError, OSError, RecursionError) as error:
     raise ValueError(f'{path} cannot be read: {" ".join(str(error).split())}\n{fix}') from error
   if not isinstance(value, dict):
-    raise ValueError(f'{path} holds no JSON object\n{fix}')
+    raise ValueError(f'{path} holds {type(value).__name__}, expected a JSON object\n{fix}')
   return value
 
 
-def _line(record):
+# --------------------------------------------------------------------------------- record lines
+
+
+def _format_line(record):
   text = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False)
   return text.encode('utf-8', 'backslashreplace') + b'\n'
 
 
-def _parse(line):
-  """The record of one line, or None if the line was torn by a crash."""
+def _parse_line(line):
+  """Return the record of a line, or None if it is not a JSON object."""
   try:
     record = json.loads(line)
   except (ValueError, RecursionError):
@@ -116,11 +146,14 @@ def _parse(line):
   return from_json(record) if isinstance(record, dict) else None
 
 
-def read_lines(path):
-  """Records of a .jsonl file, [] if there is none; skips a last line that is half-written."""
+def read_lines(path, skip_unreadable=False):
+  """Return the records of a .jsonl file, [] if there is none; a half-written last line is skipped.
+
+  skip_unreadable: skip such lines anywhere, instead of a ValueError.
+  """
   lines = path.read_bytes().splitlines() if path.exists() else []
-  records = [_parse(line) for line in lines]
-  if None in records[:-1]:
+  records = [_parse_line(line) for line in lines]
+  if None in records[:-1] and not skip_unreadable:
     raise ValueError(
       f'{path} line {records.index(None) + 1} is not a JSON object\n'
       'fix: delete that line; resuming the run does it too'
@@ -129,72 +162,75 @@ def read_lines(path):
 
 
 def append_line(path, record):
-  """Appends one record to a .jsonl file and forces it to disk."""
-  with _naming(path), open(path, 'ab') as file:
-    file.write(_line(record))
+  """Append one record to a .jsonl file and force it to disk."""
+  with _name_in_errors(path), open(path, 'ab') as file:
+    file.write(_format_line(record))
     file.flush()
     os.fsync(file.fileno())
 
 
-def mend(path, keep=lambda record: True):
-  """Rewrites a .jsonl file with its readable lines that `keep` accepts, atomically.
+def repair_lines(path, last_step=None):
+  """Rewrite a .jsonl file without unreadable lines and, if given, lines after `last_step`.
 
-  Returns:
-    The kept records, and how many lines were dropped: {'unreadable': n, 'rewound': n}.
+  Returns the remaining records and how many lines were dropped: {'unreadable': n, 'rewound': n}.
   """
   content = path.read_bytes() if path.exists() else b''
-  records = [_parse(line) for line in content.splitlines()]
-  kept = [record for record in records if record is not None and keep(record)]
-  mended = b''.join(_line(record) for record in kept)
-  if mended != content:
-    write_atomically(path, mended)
-  unreadable = sum(record is None for record in records)
-  return kept, {'unreadable': unreadable, 'rewound': len(records) - len(kept) - unreadable}
+  lines = [_parse_line(line) for line in content.splitlines()]
+  readable = [record for record in lines if record is not None]
+  remaining = [r for r in readable if last_step is None or r.get('step', math.nan) <= last_step]
+  repaired = b''.join(_format_line(record) for record in remaining)
+  if repaired != content:
+    write_atomically(path, repaired)
+  dropped = {'unreadable': len(lines) - len(readable), 'rewound': len(readable) - len(remaining)}
+  return remaining, dropped
 
 
 class StepLines:
   """A .jsonl file with one line a step, sorted, whatever the order in which steps are added.
 
   Evaluation and training report the same step separately, and training reports a step late, so a
-  new record may have to join or precede the last lines. All lines from there on are written again
-  in one call, which is as safe against a kill as appending one.
+  new record may join or precede the last lines. All lines from there on are rewritten in one call,
+  which is as safe against a kill as appending one.
   """
 
-  def __init__(self, path, last=math.inf):
-    """Opens `path`, new or not, and drops what it has of steps later than `last`."""
+  def __init__(self, path, last_step=math.inf):
+    """Open `path`, new or not, and drop its lines after `last_step`."""
     self.path = path
-    kept, self.dropped = mend(path, lambda record: record.get('step', math.nan) <= last)
-    self.steps = [record['step'] for record in kept]
-    sizes = (len(_line(record)) for record in kept)
+    remaining, self.dropped = repair_lines(path, last_step)
+    self.steps = [record['step'] for record in remaining]
+    sizes = (len(_format_line(record)) for record in remaining)
     self.offsets = [0, *itertools.accumulate(sizes)]  # of each line, and of the end
     path.touch()
 
   def add(self, record):
-    """Adds one record; names that its step already has are replaced."""
+    """Add one record; names that its step already has are replaced."""
     at = bisect.bisect_left(self.steps, record['step'])
-    with _naming(self.path), open(self.path, 'r+b', buffering=0) as file:
+    with _name_in_errors(self.path), open(self.path, 'r+b', buffering=0) as file:
       file.seek(self.offsets[at])
       later = file.read().splitlines(keepends=True)
       if self.steps[at : at + 1] == [record['step']]:
         record = json.loads(later.pop(0)) | record
       else:
         self.steps.insert(at, record['step'])
-      lines = [_line(record), *later]
+      lines = [_format_line(record), *later]
       self.offsets[at:] = itertools.accumulate(map(len, lines), initial=self.offsets[at])
       file.seek(self.offsets[at])
       content = b''.join(lines)
-      while content:  # the last bytes of a disk take a part of it, without an error
+      while content:  # a nearly full disk takes a part of it, without an error
         content = content[file.write(content) :]
       file.truncate()  # a merged line may be shorter by a digit
 
   def sync(self):
-    """Forces the lines to disk."""
-    with _naming(self.path), open(self.path, 'rb') as file:
+    """Force the lines to disk."""
+    with _name_in_errors(self.path), open(self.path, 'rb') as file:
       os.fsync(file.fileno())
 
 
+# ----------------------------------------------------------------------------------------- lock
+
+
 def _flock(file):
-  """Whether this process now has the lock, or the file system has no locks."""
+  """Return whether this process now has the lock, or the file system has no locks."""
   try:
     if fcntl:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -207,10 +243,10 @@ def _flock(file):
 
 @contextlib.contextmanager
 def locked(folder):
-  """Holds `folder` for this process; a second holder gets a ValueError that names the first.
+  """Lock `folder` for this process; a second process gets a ValueError that names the first.
 
-  The kernel drops the lock with its process, so kill -9 leaves nothing to clean up. Where there is
-  no flock (Windows, some network file systems) nothing is locked.
+  The kernel drops the lock with its process, so kill -9 leaves nothing to clean up. Without flock
+  (Windows, some network file systems) nothing is locked.
   """
   with open(folder / '.lock', 'a+', encoding='utf-8') as file:
     file.seek(0)
@@ -225,6 +261,6 @@ def locked(folder):
     try:
       yield
     finally:
-      if fcntl:  # closing alone would not do: a forked child shares the open file
+      if fcntl:  # closing is not enough: a forked child shares the open file
         with contextlib.suppress(OSError):
           fcntl.flock(file, fcntl.LOCK_UN)

@@ -1,4 +1,4 @@
-"""Plain-text tables for the console and log files, laid out by rich."""
+"""Plain text for consoles, logs and errors: tables, laid out by rich, and shortened lists."""
 
 import io
 import re
@@ -27,3 +27,10 @@ def format_table(rows, header):
   )
   plain.print(grid)
   return [line.rstrip() for line in file.getvalue().splitlines()]
+
+
+def join_some(items, limit=8):
+  """Return 'a, b, c and 4 more': at most `limit` items."""
+  items = list(items)
+  more = f' and {len(items) - limit} more' if len(items) > limit else ''
+  return ', '.join(items[:limit]) + more

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from gpt_jax.model.position_schemes import ROPE_SCALINGS
 from gpt_jax.model.positions import POSITIONS
 from gpt_jax.optim import OPTIMIZERS, SCHEDULES
-from gpt_jax.runs import run_folder
+from gpt_jax.runs import records
 
 
 def notes(cfg):
   """Return a line for each key of a config.Config that differs from its default without effect."""
-  changed = run_folder.changes(dataclasses.asdict(type(cfg)()), dataclasses.asdict(cfg))
+  changed = records.diff(dataclasses.asdict(type(cfg)()), dataclasses.asdict(cfg))
   lines = []
   for selector, (keys, keys_read) in SELECTORS.items():
     ignored = set(keys) - set(keys_read(cfg))

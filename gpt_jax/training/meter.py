@@ -22,7 +22,7 @@ GUARDED = ('skipped', 'skipped_in_a_row', 'spike')  # whether a step was applied
 class Meter:
   """Counts of one run, alone on the machine or one of several replicas."""
 
-  mark_phase = staticmethod(startup_timer.lap)
+  mark_phase = staticmethod(startup_timer.mark_phase)
 
   def __init__(self, unit, steps_per_call, replicas=1):
     """unit: what the job calls its tokens. replicas: how many runs share the machine."""

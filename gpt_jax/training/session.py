@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from gpt_jax.cluster.processes import barrier, main_process_first
-from gpt_jax.runs import hardware, run_folder
+from gpt_jax.runs import hardware, provenance, records, run_folder
 from gpt_jax.sharding import to_devices
 from gpt_jax.training import checkpoint, ineffective, loss_guard, meter, probes, sdc
 
@@ -100,7 +100,7 @@ def setup(cfg, workdir, mesh, job_class, replicas=1, trace=True):
   timer.mark_phase('setup')
   steps_on_disk = checkpoint.Checkpoints(workdir / 'checkpoints').steps()
   state, step, extra, notes = initial_state(job, cfg, workdir)
-  versions = run_folder.versions(hardware.name())
+  versions = provenance.versions(hardware.name())
   timer.mark_phase('restore')
   if extra is not None:
     timer.restore(extra)
@@ -142,7 +142,7 @@ def acquire_run_dir(s):
       f'workdir={s.workdir}: another process has saved a checkpoint there during setup\n'
       'fix: run the same command again: it resumes from that checkpoint'
     )
-  s.run = run_folder.Run.open(
+  s.run = run_folder.acquire_run_dir(
     s.workdir,
     dataclasses.asdict(s.cfg),
     log=s.cfg.log,
@@ -242,7 +242,7 @@ def sample(s):
   """Write samples of the model as it is now."""
   block_until_ready(s)
   for content, name, suffix in s.job.samples(s.state):
-    s.run.sample(s.step, content, name=name, suffix=suffix)
+    s.run.write_sample(s.step, content, name=name, suffix=suffix)
 
 
 def measure_layers(s):
@@ -255,7 +255,7 @@ def measure_layers(s):
     )
     s.probe = compiled, to_devices(s.job.loader.first(), s.mesh)
   compiled, batch = s.probe
-  s.run.probe(s.step, probes.by_layer(compiled(s.state, batch)))
+  s.run.write_probes(s.step, probes.by_layer(compiled(s.state, batch)))
 
 
 def save_if_due(s, stopping):
@@ -354,7 +354,7 @@ def rewind(s, error):
   s.state = s.checkpoints.restore(step, s.job.program.abstract)
   s.job.loader.restore({'next_batch': next_number, 'fingerprint': s.job.loader.fingerprint})
   s.meter.rewind(s.checkpoints.read_extra(step))
-  s.run.go_back(step)
+  s.run.rewind(step)
   s.run.event('go_back', step=step, after=error.step, next_batch=next_number)
   s.run.print(f'too many skipped steps up to {error.step}: resuming from step {step}')
   s.step = s.saved_step = s.rewound_to = step
@@ -396,14 +396,14 @@ def finish(s, stopping):
     s.run.print(f'stopped and saved after step {s.step}; the same command resumes from here')
     return None
   result = summarize(s)
-  s.run.result(result)
+  s.run.write_result(result)
   s.run.event('done', step=s.step)
   return result
 
 
 def summarize(s):
   """Return the content of result.json."""
-  changed = run_folder.changes(dataclasses.asdict(type(s.cfg)()), dataclasses.asdict(s.cfg))
+  changed = records.diff(dataclasses.asdict(type(s.cfg)()), dataclasses.asdict(s.cfg))
   lines = run_folder.read_metrics(s.workdir) if s.run.primary else ()
   return {
     'steps': s.step,

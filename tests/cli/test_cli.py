@@ -380,14 +380,14 @@ def test_train_and_train_again(call, experiment, run, tmp_path, monkeypatch):
   """`train` with a config and overrides, then the same run by its folder alone."""
   monkeypatch.setenv('HOME', str(tmp_path))
   monkeypatch.chdir(tmp_path)
-  words = '--workdir=~/run', '--config.log.sample_characters=7', '--config.checkpoint.keep=3'
+  words = '--workdir=~/run', '--config.log.every=7', '--config.checkpoint.keep=3'
   code, out, err = call('train', experiment, *words)
   assert code == 0, err
   workdir = tmp_path / 'run'
   assert 'step 12/12' in out and str(workdir / 'report.html') in out
   assert not (tmp_path / '~').exists()
   cfg = json.loads((workdir / 'config.json').read_text())
-  assert (cfg['log']['sample_characters'], cfg['checkpoint']['keep']) == (7, 3)
+  assert (cfg['log']['every'], cfg['checkpoint']['keep']) == (7, 3)
   assert len(list((workdir / 'checkpoints/digests').iterdir())) == 3
   assert run_folder.read_result(workdir)['valid_loss'] == run_folder.read_result(run)['valid_loss']
 

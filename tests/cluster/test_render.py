@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from gpt_jax.cluster import bootstrap, render
-from gpt_jax.runs import goodput, history, run_folder
+from gpt_jax.runs import history, run_folder
 from tests import command_line, tiny_runs
 from tests.command_line import assert_user_error
 
@@ -519,11 +519,11 @@ def test_the_loop_of_any_scheduler_comes_to_the_end_of_the_run(tmp_path):
   found, expected = tiny_runs.arrays(tmp_path / 'loop'), tiny_runs.arrays(tmp_path / 'whole')
   for path, array in expected.items():
     np.testing.assert_array_equal(found[path], array, err_msg=path)
-  run = history.read(tmp_path / 'loop')
-  phases, ended = goodput.phases(run), history.seconds(run.events[-1]['time'])
+  run = history.read_history(tmp_path / 'loop')
+  phases, ended = history.seconds_by_phase(run), history.unix_seconds(run.events[-1]['time'])
   assert sum(phases.values()) == pytest.approx(ended - began, rel=0.01)
   assert min(phases.values()) >= 0 and phases['lost'] > 0
-  starts = [event for event in run.events if event['event'] in goodput.BEGINNINGS]
+  starts = [event for event in run.events if event['event'] in history.SESSION_STARTS]
   assert len(starts) == 4
   for event in starts:
     assert list(event['startup']) == ['import', 'join', 'setup', 'restore', 'open']

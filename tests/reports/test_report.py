@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.reports import figures, page, run_report
-from gpt_jax.runs import history, records, run_folder
+from gpt_jax.runs import history, provenance, records
 
 START = 1_764_000_000
 NASTY = '<script>alert("x")</script> & </pre> caf\u00e9 \x00\x07\udc80'
@@ -84,7 +84,7 @@ def fake_metrics(steps, every=10, valid_every=100, tokens=16_384):
 
 def fake_events(steps):
   """start, two sessions, a preemption, checkpoints, samples, the end."""
-  versions = run_folder.versions('1 x NVIDIA H100 80GB HBM3')
+  versions = provenance.versions('1 x NVIDIA H100 80GB HBM3')
   half = int(0.45 * steps) // 100 * 100
   yield {'time': utc(0), 'event': 'start', 'step': 0, 'total_steps': steps, 'versions': versions}
   yield {'time': utc(38), 'event': 'compile', 'seconds': 31.2}
@@ -344,7 +344,7 @@ def test_settings_show_what_differs_from_the_defaults(whole):
   assert 'lr 0.001 default 0.0003' in said
   assert 'betas (0.9, 0.99)' in said
   assert "wandb ''" in said
-  for key in run_folder.flatten(CONFIG):
+  for key in records.flatten(CONFIG):
     assert key.rpartition('.')[2] in said
 
 
@@ -361,7 +361,7 @@ def test_it_can_be_repeated(whole):
   said = whole[1].text()
   assert f'numpy {np.__version__}' in said
   assert 'python' in said
-  assert ' '.join(run_folder.versions()['command'].split()) in said
+  assert ' '.join(provenance.versions()['command'].split()) in said
 
 
 def test_the_same_run_gives_the_same_page(tmp_path):
@@ -472,7 +472,7 @@ def test_how_the_run_stands(tmp_path, event, ending):
 def test_results_of_a_shorter_training_do_not_speak_for_its_extension(tmp_path):
   lines = [{'valid_loss': 5.0 - step} for step in range(4)]
   folder = new_run(tmp_path / 'run', *lines, result={'steps': 2, 'valid_loss': 9.0})
-  assert history.read(folder).final('valid_loss') == 2.0
+  assert history.read_history(folder).final('valid_loss') == 2.0
 
 
 def test_later_evaluations_are_shown(tmp_path):

@@ -5,29 +5,29 @@ import pathlib
 
 import pytest
 
-from gpt_jax.runs import compilation_cache
+from gpt_jax.runs.compilation_cache import VARIABLE, enable_compilation_cache
 from tests import command_line, tiny_runs
 
 
 def test_the_default_is_made_for_its_owner_alone(tmp_path):
   environment = {'XDG_CACHE_HOME': str(tmp_path)}
-  folder = compilation_cache.keep(environment)
+  folder = enable_compilation_cache(environment)
   assert folder.parent == tmp_path / 'gpt_jax' / 'compiled'
   assert folder.stat().st_mode & 0o777 == 0o700
-  assert environment[compilation_cache.VARIABLE] == str(folder)
+  assert environment[VARIABLE] == str(folder)
 
 
 def test_a_home_that_others_can_write_to_is_not_used(tmp_path):
   environment = {'XDG_CACHE_HOME': str(tmp_path)}
-  compilation_cache.keep(environment).chmod(0o777)
-  del environment[compilation_cache.VARIABLE]
-  assert compilation_cache.keep(environment) is None and compilation_cache.VARIABLE not in environment
+  enable_compilation_cache(environment).chmod(0o777)
+  del environment[VARIABLE]
+  assert enable_compilation_cache(environment) is None and VARIABLE not in environment
 
 
 def test_none_is_none(tmp_path):
-  environment = {'XDG_CACHE_HOME': str(tmp_path), compilation_cache.VARIABLE: ''}
-  assert compilation_cache.keep(environment) is None
-  assert compilation_cache.VARIABLE not in environment and not list(tmp_path.iterdir())
+  environment = {'XDG_CACHE_HOME': str(tmp_path), VARIABLE: ''}
+  assert enable_compilation_cache(environment) is None
+  assert VARIABLE not in environment and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('mode', [0o720, 0o702, 0o777])
@@ -38,7 +38,7 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path, mode):
   (tmp_path / 'link').symlink_to(folder)
   for name in ('compiled', 'link'):
     with pytest.raises(ValueError) as error:
-      compilation_cache.keep({compilation_cache.VARIABLE: str(tmp_path / name)})
+      enable_compilation_cache({VARIABLE: str(tmp_path / name)})
     tiny_runs.assert_two_lines(error.value, str(tmp_path / name), 'can be written by others')
 
 
@@ -48,7 +48,7 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path):
   folder.mkdir(mode=0o700)
   os.chown(folder, 12345, 12345)
   with pytest.raises(ValueError, match='can be written by others'):
-    compilation_cache.keep({compilation_cache.VARIABLE: str(folder)})
+    enable_compilation_cache({VARIABLE: str(folder)})
 
 
 @pytest.mark.parametrize('place', ['run/compiled', 'run', 'run/checkpoints/3/compiled'])
@@ -56,16 +56,16 @@ def test_a_folder_in_a_run_is_refused(tmp_path, place):
   run = tmp_path / 'run'
   run.mkdir()
   with pytest.raises(ValueError) as error:  # also before the run has begun
-    compilation_cache.keep({compilation_cache.VARIABLE: str(tmp_path / place)}, [str(run)])
+    enable_compilation_cache({VARIABLE: str(tmp_path / place)}, [str(run)])
   tiny_runs.assert_two_lines(error.value, 'lies in a run')
   (run / 'config.json').write_text('{}')
   with pytest.raises(ValueError, match='lies in a run'):
-    compilation_cache.keep({compilation_cache.VARIABLE: str(tmp_path / place)})
+    enable_compilation_cache({VARIABLE: str(tmp_path / place)})
 
 
 def test_the_command_line_refuses_it(capsys, monkeypatch, tmp_path):
   call = command_line.in_process(capsys, monkeypatch)
-  monkeypatch.setenv(compilation_cache.VARIABLE, str(tmp_path / 'run' / 'compiled'))
+  monkeypatch.setenv(VARIABLE, str(tmp_path / 'run' / 'compiled'))
   outcome = call('sample', f'--workdir={tmp_path}/run')
   command_line.assert_user_error(outcome, 'lies in a run')
 

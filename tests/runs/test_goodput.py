@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from gpt_jax.runs import goodput, history, records, startup_timer
+from gpt_jax.runs import history, records, startup_timer
 
 START = 1_764_000_000.0
 
@@ -22,7 +22,7 @@ def written(folder, events, metrics):
   for second, step, each in metrics:
     row = {'step': step, 'time': START + second, 'loss': 1.0}
     records.append_line(folder / 'metrics.jsonl', row | ({'step_seconds': each} if each else {}))
-  return history.read(folder)
+  return history.read_history(folder)
 
 
 def at(step, **more):
@@ -56,8 +56,8 @@ KEPT = [(24.9, 10, 0.9), (130, 20, 1.1), (76, 30, 1.0), (86, 40, 1.0), (141, 50,
 
 
 def test_by_hand(tmp_path):
-  found = goodput.phases(written(tmp_path / 'run', THREE_RESTARTS, KEPT))
-  assert list(found) == list(goodput.PHASES)
+  found = history.seconds_by_phase(written(tmp_path / 'run', THREE_RESTARTS, KEPT))
+  assert list(found) == list(history.PHASES)
   by_hand = {
     'steps': 10 * (0.9 + 1.1 + 1.0 + 1.0 + 0.9 + 0.9),
     'startup': 10 + 4 + 5 + 3,
@@ -71,7 +71,7 @@ def test_by_hand(tmp_path):
     assert found[name] == pytest.approx(seconds, abs=2e-3), name
   assert sum(found.values()) == pytest.approx(154, rel=1e-6)
   assert found['other'] == pytest.approx(154 - sum(by_hand.values()), abs=0.01)
-  line = goodput.line(history.read(tmp_path / 'run'))
+  line = history.describe_goodput(history.read_history(tmp_path / 'run'))
   assert line.startswith('goodput 37.7% of 154.0 s: steps 37.7%, startup 14.3%, compile 7.1%')
 
 
@@ -83,30 +83,23 @@ def test_a_run_that_went_back(tmp_path):
     (30, 'go_back', at(10)),
     (50, 'done', at(30)),
   ]
-  found = goodput.phases(written(tmp_path / 'run', events, [(10, 10, 1.0), (50, 30, 1.0)]))
+  found = history.seconds_by_phase(written(tmp_path / 'run', events, [(10, 10, 1.0), (50, 30, 1.0)]))
   assert found['lost'] == pytest.approx(19) and found['evaluate'] == 0
   assert found['steps'] == 30 and sum(found.values()) == pytest.approx(50)
 
 
 @pytest.mark.parametrize('events', [[], [(0, 'start', at(0))]])
 def test_a_run_that_has_hardly_begun(tmp_path, events):
-  assert goodput.line(written(tmp_path / 'run', events, [])) == ''
-
-
-def test_runs_of_old_versions_have_no_startup(tmp_path):
-  events = [(0, 'start', at(0)), (10, 'done', at(10))]
-  run = written(tmp_path / 'run', events, [(9, 10, 0.5)])
-  assert goodput.phases(run)['startup'] == 0
-  assert goodput.line(run).startswith('goodput 50.0% of 10.0 s')
+  assert history.describe_goodput(written(tmp_path / 'run', events, [])) == ''
 
 
 def test_laps_begin_with_the_process():
-  lived = startup_timer.age()
+  lived = startup_timer.process_age()
   assert lived > 0.1 or not os.path.exists('/proc/self/stat')
-  startup_timer.take()
+  startup_timer.take_phases()
   time.sleep(0.05)
-  startup_timer.lap('a')
-  startup_timer.lap('b')
-  taken = startup_timer.take()
+  startup_timer.mark_phase('a')
+  startup_timer.mark_phase('b')
+  taken = startup_timer.take_phases()
   assert list(taken) == ['a', 'b'] and 0.05 <= taken['a'] < 5 and taken['b'] < 0.05
-  assert startup_timer.take() == {}
+  assert startup_timer.take_phases() == {}

@@ -32,9 +32,9 @@ def test_duration(seconds, text):
 
 def test_plain_lines_align_and_can_be_grepped(capsys):
   plain = loggers.Plain(2000, 0)
-  plain.metrics(120, loggers.fields(TRAINING | {'memory_gib': 0.41}, '1:23'), True)
-  plain.metrics(1300, loggers.fields({**TRAINING, 'loss': float('nan'), 'memory_gib': 12}, '9'), True)
-  plain.metrics(1300, loggers.fields({'valid_loss': 1.5, 'lr': 2}), False)
+  plain.metrics(120, loggers.console_fields(TRAINING | {'memory_gib': 0.41}, '1:23'), True)
+  plain.metrics(1300, loggers.console_fields({**TRAINING, 'loss': float('nan'), 'memory_gib': 12}, '9'), True)
+  plain.metrics(1300, loggers.console_fields({'valid_loss': 1.5, 'lr': 2}), False)
   first, second, third = capsys.readouterr().out.splitlines()
   assert first.split('  ')[0] == 'step 120/2000'
   for part in ('loss 1.823 ', 'tokens/s 23.1k ', 'mfu 12.3% ', 'eta 1:23 '):
@@ -46,7 +46,7 @@ def test_plain_lines_align_and_can_be_grepped(capsys):
 
 
 def test_losses_of_single_sources_are_not_on_the_console():
-  shown = loggers.fields({'loss': 1.5, 'loss/text': 1.0, 'loss/source/text': 2.0})
+  shown = loggers.console_fields({'loss': 1.5, 'loss/text': 1.0, 'loss/source/text': 2.0})
   assert shown == [('loss', '1.500'), ('loss/text', '1.000')]
 
 
@@ -73,8 +73,8 @@ def test_bar_keeps_prints_and_evaluations_above_one_live_line(monkeypatch):
   with os.fdopen(slave, 'w') as terminal, contextlib.redirect_stdout(terminal):
     bar = loggers.Bar(2000, 100)
     bar.print('[red]not markup')
-    bar.metrics(120, loggers.fields(TRAINING | {'memory_gib': 0.4}, '1:23'), True)
-    bar.metrics(120, loggers.fields({'valid_loss': 1.5}), False)
+    bar.metrics(120, loggers.console_fields(TRAINING | {'memory_gib': 0.4}, '1:23'), True)
+    bar.metrics(120, loggers.console_fields({'valid_loss': 1.5}), False)
     bar.close()
   reader.join()
   os.close(master)
@@ -87,7 +87,7 @@ def test_bar_keeps_prints_and_evaluations_above_one_live_line(monkeypatch):
 
 def test_off_is_silent(capsys):
   off = loggers.Off(10, 0)
-  off.metrics(1, loggers.fields(TRAINING), True)
+  off.metrics(1, loggers.console_fields(TRAINING), True)
   off.print('hello')
   off.close()
   assert capsys.readouterr().out == ''

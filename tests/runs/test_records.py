@@ -57,7 +57,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 def test_two_writers_of_one_file_have_their_own_temporaries(tmp_path):
   """In one process, as in two of the same number on two hosts."""
   path = tmp_path / 'study.json'
-  with records.atomic(path) as first:
+  with records.open_atomic(path) as first:
     first.write(b'{"writer": 1, "more": "and longer"}')
     records.write_json(path, {'writer': 2})
     assert records.read_json(path) == {'writer': 2}
@@ -106,7 +106,7 @@ def test_lone_surrogates_can_be_written_and_read(tmp_path):
 def test_read_json_names_a_bad_file(tmp_path):
   assert records.read_json(tmp_path / 'absent.json') == {}
   path = tmp_path / 'config.json'
-  for content, cause in (('{"a": ', 'cannot be read: Expecting value'), ('[1]', 'no JSON object')):
+  for content, cause in (('{"a": ', 'cannot be read: Expecting value'), ('[1]', 'holds list, expected')):
     path.write_text(content)
     with pytest.raises(ValueError, match=cause) as error:
       records.read_json(path)
@@ -171,7 +171,7 @@ def test_parts_of_one_step_join_even_when_they_come_late(tmp_path):
 
 WRITER = """
 import pathlib, sys
-from gpt_jax import records
+from gpt_jax.runs import records
 folder = pathlib.Path(sys.argv[1])
 with records.locked(folder):
   lines = records.StepLines(folder / 'metrics.jsonl', int(sys.argv[2]))

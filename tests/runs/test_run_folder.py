@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.runs import loggers, provenance, run_folder
+from gpt_jax.runs import loggers, provenance, records, run_folder
 
 CONFIG = {
   'seed': 1,
@@ -26,8 +26,8 @@ FREE = ('mesh.', 'log.', 'data.workers')
 
 
 def open_run(workdir, config=CONFIG, **keywords):
-  keywords = {'log': run_folder.LogConfig(), 'total_steps': 100, 'free': FREE} | keywords
-  return run_folder.Run.open(workdir, config, **keywords)
+  keywords = {'log': loggers.LogConfig(), 'total_steps': 100, 'free': FREE} | keywords
+  return run_folder.acquire_run_dir(workdir, config, **keywords)
 
 
 def replaced(**sections):
@@ -52,14 +52,14 @@ def test_a_run_leaves_the_whole_folder(tmp_path, capsys):
   workdir = tmp_path / 'deep' / 'run'
   assert run_folder.check_workdir(workdir, CONFIG) == 'new'
   assert not workdir.exists()
-  with open_run(workdir, versions=run_folder.versions('1 x CPU')) as run:
+  with open_run(workdir, versions=provenance.versions('1 x CPU')) as run:
     run.log(0, {'loss': jnp.float32(4.5), 'tokens': np.int64(64), 'tokens_per_second': 1000.0})
     run.log(10, {'valid_loss': 4.25})
     run.log(10, {'loss': 4.0, 'tokens_per_second': 2000.0, 'memory_gib': 0.5})
     run.event('checkpoint', step=10)
-    run.sample(10, 'To be')
-    run.sample(10, b'\x89PNG', name='digit', suffix='.png')
-    run.result({'step': 10, 'valid_loss': 4.25, 'by': (1, 2)})
+    run.write_sample(10, 'To be')
+    run.write_sample(10, b'\x89PNG', name='digit', suffix='.png')
+    run.write_result({'step': 10, 'valid_loss': 4.25, 'by': (1, 2)})
     run.print('saved', 3)
     run.event('done', step=10)
   left_out = ('.lock', 'uncommitted.diff')  # the latter depends on this checkout
@@ -116,7 +116,7 @@ def test_resume_drops_later_steps_and_mends_a_torn_line(tmp_path):
 def test_not_a_number_is_valid_json_and_comes_back(tmp_path):
   with open_run(tmp_path) as run:
     run.log(0, {'loss': float('nan'), 'grad_norm': jnp.float32(jnp.inf), 'x': -np.inf})
-    run.result({'loss': float('nan')})
+    run.write_result({'loss': float('nan')})
   text = (tmp_path / 'metrics.jsonl').read_text()
   assert '"loss": "NaN", "grad_norm": "Infinity", "x": "-Infinity"' in text
   json.loads(text, parse_constant=lambda name: pytest.fail(f'{name} is not JSON'))
@@ -138,8 +138,8 @@ def test_other_processes_do_nothing(tmp_path, capsys):
   with open_run(workdir, primary=False) as run:
     run.log(0, {'loss': 1.0})
     run.event('checkpoint')
-    run.sample(0, 'text')
-    run.result({})
+    run.write_sample(0, 'text')
+    run.write_result({})
     run.print('hello')
   assert not workdir.exists()
   assert capsys.readouterr().out == ''
@@ -258,7 +258,7 @@ def test_free_keys_may_differ_and_are_recorded(tmp_path):
   event = run_folder.read_events(tmp_path)[-1]
   expected = {'mesh.data': [1, 4], 'data.workers': [0, 8], 'log.every': [None, 5]}
   assert event['changed'] == expected
-  assert not run_folder.changes(run_folder.read_config(tmp_path), other)  # what the run is from now on
+  assert not records.diff(run_folder.read_config(tmp_path), other)  # what the run is from now on
   with pytest.raises(ValueError, match='data.workers 8 -> 0'):
     run_folder.check_workdir(tmp_path, replaced(), free=('mesh', 'log', 'data.work'))
 
@@ -280,16 +280,11 @@ def test_a_broken_config_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('keywords', 'cause'),
-  [
-    ({'every': 0}, 'log.every=0'),
-    ({'console': 'loud'}, 'log.console=loud'),
-    ({'sample_characters': -1}, 'log.sample_characters=-1'),
-  ],
+  ('keywords', 'cause'), [({'every': 0}, 'log.every=0'), ({'console': 'loud'}, 'log.console=loud')]
 )
 def test_log_config_is_checked(keywords, cause):
   with pytest.raises(ValueError, match=cause) as error:
-    run_folder.LogConfig(**keywords)
+    loggers.LogConfig(**keywords)
   assert_two_lines(error, cause)
 
 
@@ -299,7 +294,7 @@ def test_log_config_is_checked(keywords, cause):
 def test_a_missing_logger_stops_the_run_before_it_exists(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'wandb', None)
   with pytest.raises(ValueError, match='needs the package wandb') as error:
-    open_run(tmp_path / 'run', log=run_folder.LogConfig(wandb='lab'))
+    open_run(tmp_path / 'run', log=loggers.LogConfig(wandb='lab'))
   assert_two_lines(error, 'log.wandb=lab')
   assert run_folder.check_workdir(tmp_path / 'run', CONFIG) == 'new'
   open_run(tmp_path / 'run').close()
@@ -315,7 +310,7 @@ def test_loggers_get_every_report_and_wandb_keeps_its_id(tmp_path, monkeypatch):
     )
 
   monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=start))
-  log = run_folder.LogConfig(wandb='lab', tensorboard=True, console='off')
+  log = loggers.LogConfig(wandb='lab', tensorboard=True, console='off')
   for step in (0, 1):
     with open_run(tmp_path, log=log, resume_step=step) as run:
       run.log(step, {'loss': 1.0})
@@ -324,9 +319,10 @@ def test_loggers_get_every_report_and_wandb_keeps_its_id(tmp_path, monkeypatch):
   assert len(list((tmp_path / 'tensorboard').iterdir())) == 2
 
 
-def test_samples_cannot_drive_the_terminal_and_are_shortened(tmp_path, capsys):
-  with open_run(tmp_path, log=run_folder.LogConfig(sample_characters=12)) as run:
-    run.sample(0, 'ab\x1b[31m\x07\ncdefghijklm')
+def test_samples_cannot_drive_the_terminal_and_are_shortened(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(run_folder, 'MAX_SAMPLE_CHARACTERS', 12)
+  with open_run(tmp_path) as run:
+    run.write_sample(0, 'ab\x1b[31m\x07\ncdefghijklm')
   out = capsys.readouterr().out
   assert 'ab\ufffd[31m\ufffd\ncd' in out
   assert 'efgh' not in out
@@ -389,7 +385,7 @@ def test_reading_a_run_that_has_just_started(tmp_path):
 
 def test_versions_name_packages_command_and_device(monkeypatch):
   monkeypatch.setattr(sys, 'orig_argv', ['/usr/bin/python3', 'launch.py', 'train', '--a=b c'])
-  found = run_folder.versions('8 x H100')
+  found = provenance.versions('8 x H100')
   assert found['jax'] == __import__('jax').__version__
   assert found['numpy'] == np.__version__
   assert found['device'] == '8 x H100'
@@ -403,11 +399,11 @@ def test_versions_know_their_commit_and_uncommitted_changes(tmp_path, monkeypatc
     command = ('git', '-C', str(tmp_path), *identity, *arguments)
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-  monkeypatch.setattr(provenance, 'source', functools.cache(provenance.source.__wrapped__))
+  monkeypatch.setattr(provenance, 'commit_and_diff', functools.cache(provenance.commit_and_diff.__wrapped__))
 
   def versions():
-    provenance.source.cache_clear()  # as in a new process
-    return run_folder.versions()
+    provenance.commit_and_diff.cache_clear()  # as in a new process
+    return provenance.versions()
 
   package = tmp_path / 'gpt_jax'
   package.mkdir()
@@ -422,7 +418,7 @@ def test_versions_know_their_commit_and_uncommitted_changes(tmp_path, monkeypatc
   clean = versions()
   assert clean['git'] == git('rev-parse', 'HEAD') and 'uncommitted' not in clean
   changed = {
-    'gpt_jax/runs/provenance.py': 'new\n',
+    'gpt_jax/checkout.py': 'new\n',
     'mine.py': "url = 'https://u:p@host/x'\nend",
     'empty.py': '',
     'sub/other.py': 'two\n\nlines \n',
@@ -438,17 +434,17 @@ def test_versions_know_their_commit_and_uncommitted_changes(tmp_path, monkeypatc
   assert hashlib.sha256(content).hexdigest().startswith(found['uncommitted'])
   assert b'passwd' not in content and b'notes' not in content and b'u:p' not in content
   (package / 'checkout.py').write_text('newer\n')
-  assert run_folder.versions() == found  # it runs what was there when it began
+  assert provenance.versions() == found  # it runs what was there when it began
   for name in changed:
     git('checkout', '-q', name) if name.startswith('gpt') else (tmp_path / name).unlink()
   git('apply', str(tmp_path / 'run/uncommitted.diff'))  # the diff makes it what it was
   changed['mine.py'] = changed['mine.py'].replace('u:p', '***')
   assert {name: (tmp_path / name).read_text() for name in changed} == changed
-  (tmp_path / 'sub/long.py').write_text('x' * provenance.MOST)
+  (tmp_path / 'sub/long.py').write_text('x' * provenance.MAX_DIFF_BYTES)
   resumed = versions()
   open_run(tmp_path / 'run', versions=resumed).close()
   later = tmp_path / f'run/uncommitted-{resumed["uncommitted"]}.diff'
-  assert provenance.MOST < later.stat().st_size < provenance.MOST + 100
+  assert provenance.MAX_DIFF_BYTES < later.stat().st_size < provenance.MAX_DIFF_BYTES + 100
   assert (tmp_path / 'run/uncommitted.diff').read_bytes() == content
   monkeypatch.setenv('PATH', '')
   assert 'git' not in versions()
@@ -468,10 +464,10 @@ def test_versions_know_their_commit_and_uncommitted_changes(tmp_path, monkeypatc
 )
 def test_secrets_stay_out_of_the_command(monkeypatch, words, shown):
   monkeypatch.setattr(sys, 'orig_argv', ['python', *words])
-  assert run_folder.versions()['command'] == f'python {shown or " ".join(words)}'
+  assert provenance.versions()['command'] == f'python {shown or " ".join(words)}'
 
 
 def test_environment_variables_are_not_stored(tmp_path, monkeypatch):
   monkeypatch.setenv('WANDB_API_KEY', 'sesame-sesame')
-  open_run(tmp_path, versions=run_folder.versions()).close()
+  open_run(tmp_path, versions=provenance.versions()).close()
   assert all('sesame' not in path.read_text() for path in tmp_path.iterdir() if path.is_file())

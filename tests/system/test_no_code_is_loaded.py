@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from gpt_jax.runs import run_folder
+from gpt_jax.runs import provenance, run_folder
 from tests import command_line, tiny_runs
 
 SOURCES = [command_line.ROOT / 'launch.py', *sorted(command_line.ROOT.glob('gpt_jax/**/*.py'))]
@@ -111,7 +111,7 @@ def test_nothing_of_the_environment_is_written(tmp_path_factory, tmp_path, monke
   """A canary in every likely variable, and in the words of the command, is in no file of a run."""
   for name in ('HF_TOKEN', 'WANDB_API_KEY', 'AWS_SECRET_ACCESS_KEY', 'SOMETHING_ELSE', 'JAX_NOTE'):
     monkeypatch.setenv(name, CANARY)
-  monkeypatch.setattr(run_folder.sys, 'orig_argv', ['python', 'launch.py', f'--hf_token={CANARY}'])
+  monkeypatch.setattr(provenance.sys, 'orig_argv', ['python', 'launch.py', f'--hf_token={CANARY}'])
   with tiny_runs.compiled_programs(tmp_path_factory):
     tiny_runs.train.train(tiny_runs.experiment(train__steps=4), tmp_path / 'run')
   files = [path for path in (tmp_path / 'run').rglob('*') if path.is_file()]

@@ -14,7 +14,7 @@ from pathlib import Path
 from gpt_jax.ablation import store
 from gpt_jax.ablation.execute import scheduler
 from gpt_jax.ablation.execute.pool import STOPPED, Pool
-from gpt_jax.runs import loggers, records, run_folder
+from gpt_jax.runs import loggers, records, secrets
 
 TRIES = 3  # of a run whose process is killed
 
@@ -130,7 +130,7 @@ class Executor:
       'how': how,
       'outcome': kind,
       'code': outcome.get('code', 0),
-      'message': run_folder.redact(message),
+      'message': secrets.redact(message),
       'seconds': round(seconds, 3),
     }
     if kind == 'stopped' and stopping:

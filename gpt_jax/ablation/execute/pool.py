@@ -74,7 +74,7 @@ class Worker:
     root = str(Path(__file__).resolve().parents[3])
     paths = [root, *filter(None, [os.environ.get('PYTHONPATH')])]
     cache = dict(os.environ)
-    compilation_cache.keep(cache, [folder])
+    compilation_cache.enable_compilation_cache(cache, [folder])
     environment = {
       **cache,
       'PYTHONPATH': os.pathsep.join(paths),

@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt_jax import train
 from gpt_jax.config import to_dict
-from gpt_jax.runs import records, run_folder
+from gpt_jax.runs import records, secrets
 from gpt_jax.sharding import MeshConfig, batch_sharding, make_mesh
 from gpt_jax.step import hyper_of
 from gpt_jax.training import session
@@ -62,7 +62,7 @@ def outcome_of_result(result):
 def outcome_of_error(error):
   """The Outcome of an error, whose traceback is printed to the log."""
   traceback.print_exception(error)
-  message = run_folder.redact((str(error).splitlines() or [''])[0])
+  message = secrets.redact((str(error).splitlines() or [''])[0])
   if isinstance(error, FloatingPointError):
     return Outcome('diverged', 1, message)
   code = 2 if isinstance(error, ValueError | FileNotFoundError) else 1
@@ -112,7 +112,7 @@ def check_same_program(configs):
       f'train.profile={configs[0].train.profile} is of one run\nfix: train it alone, or leave it ()'
     )
   for cfg in configs[1:]:
-    pairs = run_folder.changes(to_dict(configs[0]), to_dict(cfg))
+    pairs = records.diff(to_dict(configs[0]), to_dict(cfg))
     wrong = {key: pair for key, pair in pairs.items() if key not in MAY_DIFFER}
     if not wrong and hyper_of(cfg).keys() != hyper_of(configs[0]).keys():
       wrong = {key: pair for key, pair in pairs.items() if key.startswith(('loss.', 'model.'))}

@@ -168,7 +168,7 @@ def make_tasks(study, arms, proofs, workdir):
 
 def program_of(section, a_proof):
   """What runs must have in common to train in one step."""
-  rest = run_folder.flatten(section)
+  rest = records.flatten(section)
   rest = {key: value for key, value in rest.items() if key not in replicas.MAY_DIFFER}
   return proof.hash_json([a_proof.program, rest])
 

@@ -69,7 +69,7 @@ def main():
   for n, line in enumerate(iter(sys.stdin.readline, '')):
     stop.busy = True
     if n:  # it waited for this one
-      startup_timer.restart()
+      startup_timer.reset()
     answer = serve(json.loads(line), stop.wanted)
     print(json.dumps(answer), file=answers, flush=True)
     stop.busy = False

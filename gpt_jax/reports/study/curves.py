@@ -7,8 +7,8 @@ import numpy as np
 
 from gpt_jax.ablation.stats import analyze
 from gpt_jax.reports import figures, page
+from gpt_jax.reports.job_metrics import JOB_METRICS
 from gpt_jax.reports.study import summary
-from gpt_jax.runs import loggers
 
 COLORS = (figures.FIRST, figures.SECOND, figures.THIRD, figures.FOURTH, figures.FIFTH, figures.INK)
 SKIPPED = 0.1  # of the budget: the first plunge would flatten what follows
@@ -86,9 +86,9 @@ def overview(told, wide, narrow):
 def units(told):
   """What the curves are of: (x, y), by what the runs of a study consumed."""
   counted = {name for row in told.rows for name in row.get('result') or ()}
-  job = next((job for job in loggers.JOBS.values() if job.items in counted), loggers.JOBS['gpt'])
-  is_loss = 'loss' in told.metric if job.is_one_unit else told.metric == 'validation loss'
-  return 'tokens' if job.is_one_unit else 'steps', job.unit if is_loss else told.metric
+  job = next((job for job in JOB_METRICS.values() if job.items in counted), JOB_METRICS['gpt'])
+  is_loss = 'loss' in told.metric if job.losses_comparable else told.metric == 'validation loss'
+  return 'tokens' if job.losses_comparable else 'steps', job.unit if is_loss else told.metric
 
 
 def short(arm, most=16):
