@@ -24,6 +24,7 @@ from gpt_jax.sharding import make_mesh
 from gpt_jax.step import gpt_program
 from gpt_jax.training import trees
 from gpt_jax.training.checkpoint import CheckpointConfig, Checkpoints
+from gpt_jax.training.checkpoint_writer import CheckpointWriter
 
 OLDER, NEWER = 1, 2
 UPTO = {'data': 6, 'metadata': 9, 'digests': 10}  # of ten flips, up to which number is of what
@@ -133,7 +134,7 @@ def main():
     first = program.init()
     rise = lambda x: x + 1 if jax.numpy.issubdtype(x.dtype, np.number) else x
     states = {OLDER: first, NEWER: jax.tree.map(rise, first)}
-    checkpoints = Checkpoints(Path(name), CheckpointConfig())
+    checkpoints = CheckpointWriter(Path(name), CheckpointConfig())
     for step, state in states.items():
       checkpoints.save(step, state, {'seconds': 1.0})
     checkpoints.close()

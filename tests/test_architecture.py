@@ -71,7 +71,7 @@ MAY_IMPORT = {
 LIBRARIES = {
   'flax': ['model', 'tokenizers.learned', 'training.probes'],
   'optax': ['evaluation.judges', 'optim', 'optimizers'],
-  'orbax': ['training.checkpoint'],
+  'orbax': ['training.checkpoint', 'training.checkpoint_writer'],
   'grain': ['data'],
   'tensorflow_datasets': ['data'],
   'ml_collections': ['config', 'cli'],

@@ -16,7 +16,7 @@ from gpt_jax import config, sharding, train
 from gpt_jax.cli import experiment_file
 from gpt_jax.evaluation import trained
 from gpt_jax.runs import hardware
-from gpt_jax.training import checkpoint
+from gpt_jax.training import checkpoint, trees
 
 TINY = {
   'data.mixture': {'text': {'kind': 'synthetic', 'documents': 60}},
@@ -166,12 +166,12 @@ def arrays(workdir):
   """{path: array} of a run's newest good checkpoint, read without its config."""
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
   step = checkpoints.latest_good()
-  like = checkpoint.nest(checkpoints.array_metadata(step))
+  like = trees.nest(checkpoints.array_metadata(step))
   as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     path = checkpoints.folder / str(step) / 'state'
     tree = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-  return checkpoint.flat(tree)
+  return trees.flat(tree)
 
 
 def snapshot(folder):

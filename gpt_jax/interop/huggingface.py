@@ -31,7 +31,7 @@ from gpt_jax.runs import records, run_folder
 from gpt_jax.sample import SampleConfig
 from gpt_jax.step import TrainState
 from gpt_jax.train import TrainConfig
-from gpt_jax.training import checkpoint
+from gpt_jax.training import checkpoint, checkpoint_writer
 
 INDEX = 'model.safetensors.index.json'
 DTYPES = ('F32', 'F16', 'BF16')
@@ -298,7 +298,7 @@ def import_run(source, workdir):
     'imported': str(source),
   }
   settings = checkpoint.CheckpointConfig(background=False)
-  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', settings)
+  checkpoints = checkpoint_writer.CheckpointWriter(workdir / 'checkpoints', settings)
   checkpoints.save(0, state, extra)
   checkpoints.close()
   records.write_json(workdir / 'config.json', dataclasses.asdict(cfg))  # last: now it is a run

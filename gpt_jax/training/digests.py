@@ -1,8 +1,8 @@
-"""Digests of a folder's files: what was written is what is read, or it is not trusted.
+"""Digests of a folder's files, so that only exactly what was written is ever read.
 
-A manifest is JSON, {"files": {path: {"bytes": n, "sha256": hex}}, "sha256": digest of the files},
-and is itself only trusted where it is, byte for byte, what its own content gives. sha256 takes a
-second for 1.3 GB on one core; several files are read at once.
+A manifest is JSON, {"files": {path: {"bytes": n, "sha256": hex}}, "sha256": digest of the files}; it
+is only trusted if its bytes are exactly those that its own content renders to. sha256 takes a second
+for 1.3 GB on one core; several files are read at once.
 """
 
 import concurrent.futures
@@ -11,7 +11,7 @@ import json
 
 from gpt_jax.runs import records
 
-READERS = 4  # files that are read at once: hashing leaves the interpreter's lock
+READERS = 4  # files that are read at once: hashing releases the interpreter's lock
 
 
 class Corrupt(ValueError):
@@ -19,14 +19,14 @@ class Corrupt(ValueError):
 
 
 def digest_files(folder, full=True):
-  """{relative path: {'bytes': its size, 'sha256': of its content, if `full`}} of all files."""
-  files = sorted(path for path in folder.rglob('*') if path.is_file())
-  found = {str(path.relative_to(folder)): {'bytes': path.stat().st_size} for path in files}
+  """Return {relative path: {'bytes': size and, if `full`, 'sha256': of the content}} of all files."""
+  paths = sorted(path for path in folder.rglob('*') if path.is_file())
+  entries = {str(path.relative_to(folder)): {'bytes': path.stat().st_size} for path in paths}
   if full:
     with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-      for entry, digest in zip(found.values(), pool.map(_sha256, files), strict=True):
+      for entry, digest in zip(entries.values(), pool.map(_sha256, paths), strict=True):
         entry['sha256'] = digest
-  return found
+  return entries
 
 
 def write_manifest(path, folder):
@@ -35,39 +35,34 @@ def write_manifest(path, folder):
 
 
 def read_manifest(path):
-  """The files that a manifest names, as `digest_files` gives them; Corrupt if it was altered."""
+  """Return the entries of a manifest, as `digest_files` does; Corrupt if any bit was altered."""
   content = path.read_bytes()
   try:
-    manifest = json.loads(content)
-    if 'files' not in manifest and all(isinstance(entry, str) for entry in manifest.values()):
-      return {name: {'sha256': entry} for name, entry in manifest.items()}  # as before sizes
-    if content != _render(manifest['files']):
-      raise ValueError('it is not what was written')
-  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    files = json.loads(content)['files']
+    if content != _render(files):
+      raise ValueError('altered')
+  except (ValueError, TypeError, KeyError, RecursionError) as error:
     raise Corrupt(f'file {path.parent.name}/{path.name} is changed') from error
-  return manifest['files']
+  return files
 
 
 def verify_folder(path, folder, full=True):
-  """Raise Corrupt, naming a file, unless a folder's files are those of its manifest.
+  """Raise Corrupt, naming a file, unless a folder's files match the manifest at `path`.
 
-  full: compare what they hold; else only which there are and their sizes.
+  full: compare content; else only names and sizes.
   """
-  written = read_manifest(path)
-  told = all('bytes' in entry for entry in written.values())  # not in manifests of before sizes
-  found = digest_files(folder, full or not told)
-  for name in sorted(found.keys() | written.keys()):
-    if name not in found or name not in written:
-      raise Corrupt(f'file {name} is {"foreign" if name in found else "missing"}')
-    for key in found[name].keys() & written[name].keys():
-      if found[name][key] != written[name][key]:
-        raise Corrupt(f'file {name} is changed')
+  expected, actual = read_manifest(path), digest_files(folder, full)
+  for name in sorted(actual.keys() | expected.keys()):
+    if name not in actual or name not in expected:
+      raise Corrupt(f'file {name} is {"foreign" if name in actual else "missing"}')
+    if any(actual[name][key] != expected[name][key] for key in actual[name]):
+      raise Corrupt(f'file {name} is changed')
 
 
 def total_bytes(path):
-  """Bytes of all files of a manifest; 0 where there is none, or it tells no sizes."""
+  """Return the bytes of all files of a manifest; 0 if it is missing or corrupt."""
   try:
-    return sum(entry.get('bytes', 0) for entry in read_manifest(path).values())
+    return sum(entry['bytes'] for entry in read_manifest(path).values())
   except (OSError, Corrupt):
     return 0
 

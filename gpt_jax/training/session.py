@@ -15,7 +15,7 @@ import numpy as np
 from gpt_jax.cluster.processes import barrier, main_process_first
 from gpt_jax.runs import hardware, provenance, records, run_folder
 from gpt_jax.sharding import to_devices
-from gpt_jax.training import checkpoint, ineffective, loss_guard, meter, probes, sdc
+from gpt_jax.training import checkpoint, checkpoint_writer, ineffective, loss_guard, meter, probes, sdc
 
 # Keys that may differ between a run and its resumption: its result does not depend on them.
 FREE_ON_RESUME = (
@@ -57,7 +57,7 @@ class Session:
   saved_step: int = 0  # of the last checkpoint
   rewound_to: int = -1  # step of the last rewind
   run: Any = None  # run_folder.Run, once acquired
-  checkpoints: Any = None  # checkpoint.Checkpoints, once acquired
+  checkpoints: Any = None  # checkpoint_writer.CheckpointWriter, once acquired
   compiled_step: Any = None
   replayed_step: Any = None  # runs the compiled step twice and compares
   probe: Any = None  # (compiled probe, batch), once used
@@ -157,7 +157,7 @@ def acquire_run_dir(s):
       if primary:
         s.job.write_files()
       barrier('run folder acquired')  # config and tokenizer are written
-      s.checkpoints = checkpoint.Checkpoints(folder, s.cfg.checkpoint, s.run.print)
+      s.checkpoints = checkpoint_writer.CheckpointWriter(folder, s.cfg.checkpoint, s.run.print)
       s.checkpoints.delete_after(s.step)  # unfinished or corrupt: their numbers are needed again
       for note in (*s.notes, *ineffective.notes(s.cfg)):
         s.run.print(note)

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from gpt_jax.runs import run_folder
-from gpt_jax.training import checkpoint
+from gpt_jax.training import checkpoint, trees
 from tests import command_line, tiny_runs
 
 
@@ -19,12 +19,12 @@ def arrays(workdir):
   """{path: array} of the newest checkpoint."""
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
   step = checkpoints.latest_good()
-  like = checkpoint.nest(checkpoints.array_metadata(step))
+  like = trees.nest(checkpoints.array_metadata(step))
   as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     path = checkpoints.folder / str(step) / 'state'
     tree = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-  return checkpoint.flat(tree)
+  return trees.flat(tree)
 
 
 def losses(workdir):

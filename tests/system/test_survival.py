@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from gpt_jax.runs import run_folder
-from gpt_jax.training import checkpoint
-from gpt_jax.training.checkpoint import CheckpointConfig, Checkpoints, SaveFailed
+from gpt_jax.training import checkpoint_writer
+from gpt_jax.training.checkpoint import CheckpointConfig
+from gpt_jax.training.checkpoint_writer import CheckpointWriter, SaveFailed
 from tests import command_line, tiny_runs
 
 LONG = ('--config.train.steps=300', '--config.checkpoint.every=20', '--config.train.eval_every=0')
@@ -43,21 +44,21 @@ def fill(place, left=0):
 @pytest.mark.parametrize('background', [True, False])
 def test_a_disk_that_fills_up_during_a_save(disk, monkeypatch, background):
   state = {'w': np.random.default_rng(0).standard_normal((500, 500), np.float32)}
-  checkpoints = Checkpoints(disk / 'checkpoints', CheckpointConfig(background=background))
+  checkpoints = CheckpointWriter(disk / 'checkpoints', CheckpointConfig(background=background))
   checkpoints.save(1, state, {})
   checkpoints.wait_until_finished()
   filler = fill(disk, left=40960)
-  monkeypatch.setattr(checkpoint, 'ROOM', 0)  # as if others had filled it since
+  monkeypatch.setattr(checkpoint_writer, 'SIZE_MARGIN', 0)  # as if others had filled it since
   with pytest.raises(SaveFailed) as error:
     checkpoints.save(2, state, {})
     checkpoints.wait_until_finished()
   _, fix = tiny_runs.assert_two_lines(
     error.value, f'checkpoint {disk}/checkpoints/2', 'No space left on device'
   )
-  assert fix.endswith('goes on from step 1')
+  assert fix.endswith('resumes from step 1')
   checkpoints.close()
   filler.unlink()
-  again = Checkpoints(disk / 'checkpoints', CheckpointConfig())
+  again = CheckpointWriter(disk / 'checkpoints', CheckpointConfig())
   assert again.latest_good() == 1
   assert not list((disk / 'checkpoints').glob('*tmp*'))
   again.save(2, state, {})
@@ -98,7 +99,7 @@ def assert_ends_well(untouched, workdir, code, output, cause):
   lines = output.rstrip().splitlines()[-2:]
   assert lines[0].startswith(f'error: checkpoint {workdir}/checkpoints/')
   assert cause in lines[0], output
-  assert lines[1].startswith('fix: make room there') and 'goes on from step' in lines[1]
+  assert lines[1].startswith('fix: free space there') and 'resumes from step' in lines[1]
   code, output = train(untouched, workdir)
   assert code == 0, output
   [resume] = [event for event in run_folder.read_events(workdir) if event['event'] == 'resume']
@@ -141,4 +142,4 @@ def test_a_run_without_room_for_the_next_checkpoint(untouched, disk):
   more = ('--config.checkpoint.background=False', '--config.checkpoint.every=40')
   code, output = interrupted(untouched, workdir, lambda pid: fill(disk, left=120_000), *more)
   (disk / 'filler').unlink()
-  assert_ends_well(untouched, workdir, code, output, 'was not begun')
+  assert_ends_well(untouched, workdir, code, output, 'was not started')

@@ -26,8 +26,9 @@ from benchmarks import bit_flips
 from gpt_jax.evaluation import trained
 from gpt_jax.model import gpt
 from gpt_jax.tokenizers import Tokenizers
-from gpt_jax.training import checkpoint, digests
-from gpt_jax.training.checkpoint import CheckpointConfig, Checkpoints, Corrupt, SaveFailed
+from gpt_jax.training import checkpoint, digests, trees
+from gpt_jax.training.checkpoint import CheckpointConfig, Checkpoints, Corrupt
+from gpt_jax.training.checkpoint_writer import CheckpointWriter, SaveFailed
 from tests import command_line, models, tiny_runs
 
 NOW = CheckpointConfig(background=False)
@@ -101,7 +102,7 @@ def assert_equal(found, expected):
 def saved(tmp_path_factory):
   """A folder with good checkpoints of steps 3 and 6. Do not change it."""
   folder = tmp_path_factory.mktemp('saved') / 'checkpoints'
-  checkpoints = Checkpoints(folder, NOW)
+  checkpoints = CheckpointWriter(folder, NOW)
   for step in (3, 6):
     checkpoints.save(step, a_state(step), {'tokens': 10.0 * step, 'name': 'é'})
   checkpoints.close()
@@ -129,8 +130,8 @@ def files_of(folder, step):
 
 
 def test_paths_are_the_tree_with_slashes_as_branches():
-  tree = checkpoint.to_tree(a_state())
-  assert set(checkpoint.flat(tree)) == {
+  tree = trees.to_tree(a_state())
+  assert set(trees.flat(tree)) == {
     'step',
     'key',
     'hyper/lr',
@@ -142,8 +143,8 @@ def test_paths_are_the_tree_with_slashes_as_branches():
     'opt_state/0/mu/blocks/mlp/up_DF',
     'opt_state/0/mu/blocks/attention/scale',
   }
-  assert checkpoint.nest(checkpoint.flat(tree)) == tree
-  assert_equal(checkpoint.from_tree(tree, a_state(1)), a_state())
+  assert trees.nest(trees.flat(tree)) == tree
+  assert_equal(trees.from_tree(tree, a_state(1)), a_state())
 
 
 def test_round_trip_of_keys_bfloat16_and_named_tuples(saved):
@@ -162,7 +163,7 @@ def test_restored_on_another_mesh(tmp_path, there, here):
   state = a_state()
   like = on(models.mesh(fsdp=there), state)
   put = lambda x, s: jax.device_put(x, s.sharding)
-  checkpoints = Checkpoints(tmp_path / 'checkpoints', NOW)
+  checkpoints = CheckpointWriter(tmp_path / 'checkpoints', NOW)
   checkpoints.save(1, jax.tree.map(put, state, like), {})
   checkpoints.close()
   like = on(models.mesh(fsdp=here), state)
@@ -175,7 +176,7 @@ def test_restored_on_another_mesh(tmp_path, there, here):
 
 
 def test_a_save_in_the_background_gets_its_digests(tmp_path):
-  checkpoints = Checkpoints(tmp_path / 'checkpoints', CheckpointConfig(keep=3))
+  checkpoints = CheckpointWriter(tmp_path / 'checkpoints', CheckpointConfig(keep=3))
   checkpoints.save(1, a_state(1), {})
   checkpoints.save(2, a_state(2), {})  # waits for step 1
   checkpoints.verify(1)
@@ -187,7 +188,7 @@ def test_a_save_in_the_background_gets_its_digests(tmp_path):
 
 
 def test_the_state_may_be_donated_while_it_is_being_saved(tmp_path):
-  checkpoints = Checkpoints(tmp_path / 'checkpoints', CheckpointConfig())
+  checkpoints = CheckpointWriter(tmp_path / 'checkpoints', CheckpointConfig())
   weights = jnp.zeros((256, 256))
   checkpoints.save(1, {'w': weights}, {})
   jax.jit(lambda x: x + 1.0, donate_argnums=0)(weights)
@@ -221,7 +222,7 @@ def test_random_flips_are_found_and_the_older_step_is_used(tmp_path):
   """Orbax alone gives wrong values without a word, wherever the bit is in array data."""
   # Large enough that the files of array data hold little else.
   folder, states = tmp_path / 'checkpoints', {1: a_state(1, 4096), 2: a_state(2, 4096)}
-  checkpoints = Checkpoints(folder, NOW)
+  checkpoints = CheckpointWriter(folder, NOW)
   for step, state in states.items():
     checkpoints.save(step, state, {'tokens': 1.0})
   checkpoints.close()
@@ -309,7 +310,7 @@ def test_no_folder_is_no_checkpoint(tmp_path):
 
 def test_a_harmed_step_is_dropped_and_saved_again(folder):
   harm_by_truncation(files_of(folder, 6)[-1])
-  checkpoints = Checkpoints(folder, NOW, report=lambda line: None)
+  checkpoints = CheckpointWriter(folder, NOW, report=lambda line: None)
   checkpoints.delete_after(checkpoints.latest_good())
   assert checkpoints.steps() == [3]
   checkpoints.poll()
@@ -346,20 +347,22 @@ def wait_by_polling(checkpoints):
 
 
 @pytest.mark.parametrize('background', [True, False])
-@pytest.mark.parametrize('notice', [wait_by_polling, Checkpoints.wait_until_finished, Checkpoints.close])
+@pytest.mark.parametrize(
+  'notice', [wait_by_polling, CheckpointWriter.wait_until_finished, CheckpointWriter.close]
+)
 def test_a_save_that_fails_is_an_error_that_names_path_and_cause(tmp_path, background, notice):
   folder = tmp_path / 'checkpoints'
-  checkpoints = Checkpoints(folder, CheckpointConfig(background=background))
+  checkpoints = CheckpointWriter(folder, CheckpointConfig(background=background))
   checkpoints.save(1, noise(1), {})
   checkpoints.wait_until_finished()
   with files_of_at_most(50_000), pytest.raises(SaveFailed) as error:
     checkpoints.save(2, noise(2), {})
     notice(checkpoints)
   cause, fix = tiny_runs.assert_two_lines(error.value, f'checkpoint {folder}/2', 'File too large')
-  assert fix.endswith('goes on from step 1')
+  assert fix.endswith('resumes from step 1')
   checkpoints.close()  # it was told: no second error, which would hide the first
   assert sorted(path.name for path in folder.iterdir()) == ['1', 'digests']
-  again = Checkpoints(folder, NOW)
+  again = CheckpointWriter(folder, NOW)
   assert again.latest_good() == 1
   again.save(2, noise(2), {})
   again.close()
@@ -368,7 +371,7 @@ def test_a_save_that_fails_is_an_error_that_names_path_and_cause(tmp_path, backg
 
 def test_orbax_calls_a_failed_step_the_latest(tmp_path):
   """Why nothing here asks it."""
-  checkpoints = Checkpoints(tmp_path / 'checkpoints', CheckpointConfig())
+  checkpoints = CheckpointWriter(tmp_path / 'checkpoints', CheckpointConfig())
   with files_of_at_most(50_000), pytest.raises(SaveFailed):
     checkpoints.save(1, noise(1), {})
     while checkpoints._manager.is_saving_in_progress():
@@ -384,7 +387,7 @@ def test_digests_that_cannot_be_written_fail_the_save(tmp_path, monkeypatch):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
   monkeypatch.setattr(digests, 'write_manifest', full)
-  checkpoints = Checkpoints(tmp_path / 'checkpoints', CheckpointConfig())
+  checkpoints = CheckpointWriter(tmp_path / 'checkpoints', CheckpointConfig())
   checkpoints.save(1, noise(1), {})
   with pytest.raises(SaveFailed) as error:
     checkpoints.wait_until_finished()
@@ -402,7 +405,7 @@ def test_training_goes_on_while_digests_are_computed(tmp_path, monkeypatch):
     write(path, folder)
 
   monkeypatch.setattr(digests, 'write_manifest', slow)
-  checkpoints = Checkpoints(tmp_path / 'checkpoints', CheckpointConfig())
+  checkpoints = CheckpointWriter(tmp_path / 'checkpoints', CheckpointConfig())
   checkpoints.save(1, noise(1), {})
   while not started.is_set():
     checkpoints.poll()
@@ -417,16 +420,16 @@ def test_training_goes_on_while_digests_are_computed(tmp_path, monkeypatch):
 
 def test_a_save_without_room_is_not_begun(tmp_path, monkeypatch):
   folder, state = tmp_path / 'checkpoints', noise(1)
-  checkpoints, free = Checkpoints(folder, NOW), int(1.1 * state['w'].nbytes)
+  checkpoints, free = CheckpointWriter(folder, NOW), int(1.1 * state['w'].nbytes)
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(9**9, 9**9, free))
   with pytest.raises(SaveFailed) as error:
     checkpoints.save(1, state, {})  # none before: it may be as large as the state
   need = f'{int(1.2 * state["w"].nbytes):,} bytes are needed and {free:,} free'
-  _, fix = tiny_runs.assert_two_lines(error.value, f'checkpoint {folder}/1 was not begun: {need}')
-  assert fix.endswith('starts anew')
+  _, fix = tiny_runs.assert_two_lines(error.value, f'checkpoint {folder}/1 was not started: {need}')
+  assert fix.endswith('starts from the beginning')
   monkeypatch.undo()
   checkpoints.close()
-  checkpoints = Checkpoints(folder, NOW)
+  checkpoints = CheckpointWriter(folder, NOW)
   checkpoints.save(1, state, {})
   size = sum(path.stat().st_size for path in files_of(folder, 1))
   free = int(1.2 * size) - 1
@@ -444,13 +447,13 @@ def test_only_process_0_writes_and_judges(folder, monkeypatch):
   harm_by_truncation(files_of(folder, 6)[-1])
   heard = []
   monkeypatch.setattr(jax, 'process_index', lambda: 1)
-  monkeypatch.setattr(checkpoint, 'agreed', lambda value: heard.append(value) or 3)
+  monkeypatch.setattr(checkpoint, 'from_process_0', lambda value: heard.append(value) or 3)
   other, lines = reader(folder)
   monkeypatch.setattr(other, 'verify', lambda step: pytest.fail('process 0 does that'))
   assert other.latest_good() == 3
-  assert heard == [checkpoint.EMPTY] and not lines
-  monkeypatch.setattr(checkpoint, 'agreed', lambda value: checkpoint.CORRUPT)
-  with pytest.raises(Corrupt, match='as process 0 says'):
+  assert heard == [checkpoint.NO_CHECKPOINT] and not lines
+  monkeypatch.setattr(checkpoint, 'from_process_0', lambda value: checkpoint.NONE_GOOD)
+  with pytest.raises(Corrupt, match='as process 0 reports'):
     other.latest_good()
 
 
@@ -464,18 +467,18 @@ jax.config.update('jax_platforms', 'cpu')
 jax.distributed.initialize(
   f'127.0.0.1:{port}', 2, rank, initialization_timeout=60, heartbeat_timeout_seconds=20
 )
-from gpt_jax.training import checkpoint
+from gpt_jax.training import checkpoint, checkpoint_writer
 
 mesh = jax.make_mesh((2,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))
 place = NamedSharding(mesh, PartitionSpec('fsdp'))
 values = np.random.default_rng(0).standard_normal((64, 64), np.float32)
 made_of = lambda step: lambda index: values[index] + step
 state = lambda step: {'w': jax.make_array_from_callback((64, 64), place, made_of(step))}
-made = checkpoint.Checkpoints(folder, checkpoint.CheckpointConfig())
+made = checkpoint_writer.CheckpointWriter(folder, checkpoint.CheckpointConfig())
 for step in (1, 2):
   made.save(step, state(step), {'step': step})
 made.wait_until_finished()
-assert checkpoint.agreed(rank + 7) == 7
+assert checkpoint.from_process_0(rank + 7) == 7
 if rank == 0:
   victim = max((folder / '2').rglob('*'), key=lambda p: p.stat().st_size if p.is_file() else 0)
   content = bytearray(victim.read_bytes())
@@ -493,10 +496,10 @@ shutil.rmtree = lambda *args, **kwargs: (time.sleep(1), remove(*args, **kwargs))
 made.delete_after(good)
 shutil.rmtree = remove
 assert made._manager.all_steps() == [1], made._manager.all_steps()
-free, checkpoint.ROOM = checkpoint.ROOM, 1e12 if rank == 0 else 0
+free, checkpoint_writer.SIZE_MARGIN = checkpoint_writer.SIZE_MARGIN, 1e12 if rank == 0 else 0
 try:
   made.save(2, state(2), {})
-except checkpoint.SaveFailed as error:
+except checkpoint_writer.SaveFailed as error:
   print(rank, good, len(lines), str(error).splitlines()[0], flush=True)
 made.close()
 """
@@ -517,8 +520,8 @@ def test_two_processes_write_one_checkpoint_and_agree_on_it(tmp_path):
     told = [process.communicate(timeout=120)[0].splitlines()[-1] for process in both]
   assert [process.returncode for process in both] == [0, 0]
   # Both go back to step 1, which only process 0 looked at; and none saves, as process 0 found.
-  assert told[0].startswith(f'0 1 1 checkpoint {tmp_path}/both/2 was not begun: ')
-  assert told[1] == f'1 1 0 checkpoint {tmp_path}/both/2 was not begun: the disk is full'
+  assert told[0].startswith(f'0 1 1 checkpoint {tmp_path}/both/2 was not started: ')
+  assert told[1] == f'1 1 0 checkpoint {tmp_path}/both/2 was not started: the disk is full'
   assert sorted(path.name for path in (tmp_path / 'both').iterdir()) == ['1', 'digests']
 
 
@@ -527,13 +530,13 @@ def test_two_processes_write_one_checkpoint_and_agree_on_it(tmp_path):
 
 def test_retention(tmp_path):
   cfg = CheckpointConfig(keep=2, keep_every=4, background=False)
-  checkpoints = Checkpoints(tmp_path / 'checkpoints', cfg)
+  checkpoints = CheckpointWriter(tmp_path / 'checkpoints', cfg)
   state = {'w': jnp.zeros(2)}
   for step in range(1, 8):
     checkpoints.save(step, state, {})
   assert checkpoints.steps() == [7, 6, 4]
   checkpoints.close()
-  reopened = Checkpoints(tmp_path / 'checkpoints', cfg)
+  reopened = CheckpointWriter(tmp_path / 'checkpoints', cfg)
   reopened.save(8, state, {})
   reopened.save(9, state, {})
   reopened.close()
