@@ -1,4 +1,4 @@
-"""Stands in for a training process: does at once, without JAX, what a config's `fake` says."""
+"""A fake training process: does at once, without JAX, what a config's `fake` names."""
 
 import json
 import os
@@ -11,8 +11,8 @@ stopping = []
 signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
 
 
-def act(config, folder, together):
-  """-> the outcome of one run of so many."""
+def act(config, folder, group_size):
+  """Act out one run of a group -> its outcome."""
   what, folder = config['fake'], pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   cores = sorted(os.sched_getaffinity(0))
@@ -25,7 +25,7 @@ def act(config, folder, together):
   if what == 'leave':
     print('no such module', file=sys.stderr)
     sys.exit(1)
-  if what == 'log':  # at the pace of the config, less the more runs there are beside it
+  if what == 'log':  # at the pace of the config, four times as fast on one core
     for step in range(1, 400):
       line = {'step': step, 'time': time.time(), 'step_seconds': 0.01}
       with open(folder / 'metrics.jsonl', 'a') as file:
@@ -33,13 +33,20 @@ def act(config, folder, together):
       time.sleep(config['pace'] / (4 if len(cores) == 1 else 1))
   while what == 'wait' and not stopping:
     time.sleep(0.01)
+  if what == 'hang' or (what == 'hang once' and tries == 1):
+    print('{"heartbeat": true}', flush=True)
+    time.sleep(600)
+  if what == 'work slowly':
+    for _ in range(8):
+      print('{"heartbeat": true}', flush=True)
+      time.sleep(0.2)
   if stopping:
     return {'outcome': 'stopped', 'code': 75, 'message': ''}
   if what == 'fail':
     return {'outcome': 'failed', 'code': 1, 'message': 'no luck'}
   if what == 'diverge':
     return {'outcome': 'diverged', 'code': 1, 'message': 'not finite'}
-  result = {'steps': 1, 'valid_loss': 1.5, 'replicas': 1 if what == 'done alone' else together}
+  result = {'steps': 1, 'valid_loss': 1.5, 'replicas': 1 if what == 'done alone' else group_size}
   (folder / 'result.json').write_text(json.dumps(result))
   return {'outcome': 'done', 'code': 0, 'message': ''}
 

@@ -99,7 +99,7 @@ def test_what_is_no_arm_or_another_one_is_not_trained(optuna, study, fake, tmp_p
   small = dataclasses.replace(study, factors=factors, count=20, batch=10)
   assert proposals.run(small, tmp_path / 'x', say=said.append) == 'judged'
   assert len(fake.rounds[-1]) == 2 and 'heads=4' in fake.rounds[-1][1]
-  assert any('is no arm: ' in line and 'heads=3' in line for line in said)
+  assert any('is not an arm: ' in line and 'heads=3' in line for line in said)
   states = {params['model.heads']: state for params, state, _ in told(optuna, tmp_path / 'x')}
   assert states == {'2': 'COMPLETE', '3': 'FAIL', '4': 'COMPLETE'}
   small = dataclasses.replace(small, factors=factors | {'model.heads': [2, 3]})

@@ -392,6 +392,12 @@ def give(worker, configs, folders):
   print(json.dumps(records.to_json(job)), file=worker.stdin, flush=True)
 
 
+def read_outcomes(lines):
+  """The outcomes of the next answer among a worker's lines, which may begin with heartbeats."""
+  messages = map(json.loads, lines)
+  return next(message['outcomes'] for message in messages if 'outcomes' in message)
+
+
 def short(**changes):
   """A config.json of a run of few steps that does not look at itself."""
   quick = dict(train__steps=4, train__sample_prompts=(), train__eval_every=0)
@@ -402,16 +408,16 @@ def short(**changes):
 def test_a_worker_serves_jobs_until_there_are_no_more(worker, tmp_path):
   folders = [tmp_path / name for name in 'abc']
   give(worker, [short(), short(train__seed=1)], folders[:2])
-  answer = json.loads(worker.stdout.readline())
-  assert [o['outcome'] for o in answer['outcomes']] == ['done', 'done'], answer
-  assert all(o['code'] == 0 and o['seconds'] > 0 for o in answer['outcomes'])
+  outcomes = read_outcomes(worker.stdout)
+  assert [o['outcome'] for o in outcomes] == ['done', 'done'], outcomes
+  assert all(o['code'] == 0 for o in outcomes)
   assert [run_folder.read_result(folder)['replicas'] for folder in folders[:2]] == [2, 2]
   give(worker, [short() | {'model': {'widht': 3}}], folders[2:])
-  [outcome] = json.loads(worker.stdout.readline())['outcomes']
+  [outcome] = read_outcomes(worker.stdout)
   assert (outcome['outcome'], outcome['code']) == ('failed', 2)
   assert 'model.widht is not a config key' in outcome['message']
   give(worker, [short(optim__lr=1e20, train__max_skipped=1)], folders[2:])
-  [outcome] = json.loads(worker.stdout.readline())['outcomes']
+  [outcome] = read_outcomes(worker.stdout)
   assert (outcome['outcome'], outcome['code']) == ('diverged', 1)
   worker.stdin.close()
   assert worker.wait(60) == 0
@@ -426,8 +432,8 @@ def test_a_worker_saves_when_it_is_told_to_end(worker, tmp_path):
   while not (folders[1] / 'metrics.jsonl').exists() or len(run_folder.read_metrics(folders[1])) < 3:
     assert worker.poll() is None, (tmp_path / 'worker.log').read_text()
   worker.send_signal(signal.SIGTERM)
-  answer = json.loads(worker.stdout.readline())
-  assert [(o['outcome'], o['code']) for o in answer['outcomes']] == [('stopped', 75)] * 2
+  outcomes = read_outcomes(worker.stdout)
+  assert [(o['outcome'], o['code']) for o in outcomes] == [('stopped', 75)] * 2
   assert worker.wait(60) == 75
   steps = [run_folder.read_events(folder)[-1]['step'] for folder in folders]
   assert steps[0] == steps[1] >= 3
@@ -447,7 +453,7 @@ def test_a_worker_whose_parent_died_while_it_began_trains_nothing(tmp_path):
     env=os.environ | {'JAX_PLATFORMS': 'cpu', 'GPT_JAX_PARENT': '1'},
     capture_output=True,
   )
-  [outcome] = json.loads(done.stdout)['outcomes']
+  [outcome] = read_outcomes(done.stdout.splitlines())
   assert (outcome['outcome'], done.returncode) == ('stopped', 75)
   assert not (tmp_path / 'a').exists()
 

@@ -44,7 +44,7 @@ def task(workdir, arm, seed=0, fake='done', program='p', **config):
 def work(workdir, tasks, schedule=ALONE, should_stop=never):
   """Train them -> (whether all came to an end, attempts, what was said)."""
   said = []
-  whole = executor.Executor(workdir, tasks, schedule, said.append).work(should_stop)
+  whole = executor.Executor(workdir, tasks, schedule, said.append).run(should_stop)
   return whole, records.read_lines(workdir / 'attempts.jsonl'), '\n'.join(said)
 
 
@@ -94,11 +94,30 @@ def test_a_process_that_is_killed_is_replaced_and_its_run_goes_on(tmp_path):
   assert whole
   outcomes = lambda arm: [a['outcome'] for a in attempts if a['arm'] == arm]
   assert outcomes('a') == ['killed', 'done']
-  assert outcomes('b') == ['killed'] * executor.TRIES
+  assert outcomes('b') == ['killed'] * executor.MAX_TRIES
   assert outcomes('c') == ['done']
   message = next(a for a in attempts if a['arm'] == 'b')['message']
   assert 'signal 9 (SIGKILL)' in message and 'worker0.log' in message
-  assert attempts[0]['code'] == -9 and 'it is tried again' in said
+  assert attempts[0]['code'] == -9 and 'it is retried' in said
+
+
+def test_a_process_that_hangs_is_killed_and_its_run_retried(tmp_path):
+  """Without a heartbeat for train.hang_seconds; the other runs go on, and slow work is not a hang."""
+  kinds = {'a': 'hang once', 'b': 'hang', 'c': 'work slowly', 'd': 'done'}
+  limits = {'train': {'steps': 100, 'hang_seconds': 1.0}}
+  tasks = [task(tmp_path, arm, fake=kind, **limits) for arm, kind in kinds.items()]
+  whole, attempts, said = work(tmp_path, tasks, TWO)
+  assert whole
+  outcomes = lambda arm: [a['outcome'] for a in attempts if a['arm'] == arm]
+  assert outcomes('a') == ['hung', 'done']
+  assert outcomes('b') == ['hung'] * executor.MAX_TRIES
+  assert outcomes('c') == outcomes('d') == ['done']
+  message = next(a for a in attempts if a['arm'] == 'b')['message']
+  assert 'nothing was done for 1 seconds (train.hang_seconds)' in message and 'logs/worker' in message
+  assert store.run_status(tasks[1].folder, attempt={'outcome': 'hung', 'message': message})[0] == 'hung'
+  assert 'b seed 0 hung: ' in said
+  pids = {b['pid'] for b in began(tasks[1])}
+  assert not any(pathlib.Path(f'/proc/{pid}').exists() for pid in pids)
 
 
 def test_a_process_that_cannot_start_says_why_and_comes_to_an_end(tmp_path):
@@ -129,7 +148,7 @@ def test_what_kills_a_group_hits_only_the_run_that_it_belongs_to(tmp_path):
     ('other', 0): ('done', 'alone'),
   }
   tried = [a['how'] for a in attempts if a['arm'] == 'a' and a['seed'] == 1]
-  assert tried == ['replicas'] * 2 + ['alone'] * executor.TRIES  # of 5, of 2, and alone
+  assert tried == ['replicas'] * 2 + ['alone'] * executor.MAX_TRIES  # of 5, of 2, and alone
 
 
 def test_a_run_that_fails_in_a_group_is_tried_alone(tmp_path):
@@ -178,7 +197,7 @@ def test_a_metric_that_no_result_has_ends_the_work_after_the_first_run(tmp_path)
   check()  # nothing is known yet
   made = executor.Executor(tmp_path, tasks, TWO, print, check)
   with pytest.raises(ValueError) as error:
-    made.work(never)
+    made.run(never)
   assert_two_lines(error.value, "metric='valid_los'")
   attempts = records.read_lines(tmp_path / 'attempts.jsonl')
   assert {(a['arm'], a['outcome']) for a in attempts} >= {('a0', 'done'), ('a1', 'stopped')}
@@ -190,7 +209,7 @@ def test_a_metric_that_no_result_has_ends_the_work_after_the_first_run(tmp_path)
   made = executor.Executor(
     tmp_path, tasks[4:], ALONE, print, functools.partial(runner.check_metric, tmp_path)
   )
-  assert made.work(never)
+  assert made.run(never)
 
 
 def test_a_full_disk_does_not_lose_an_attempt(tmp_path, monkeypatch):
@@ -220,7 +239,7 @@ def test_what_is_done_or_diverged_is_left_alone(tmp_path):
   left = runner.remaining_tasks(tmp_path, [*tasks, task(tmp_path, 'new')], 'valid_loss', said.append)
   assert [t.arm for t in left] == ['a2', 'a3', 'new']
   assert any('a1 seed 0 diverged (not finite); delete' in line for line in said)
-  assert any('result.json cannot be read' in line and 'made again' in line for line in said)
+  assert any('result.json cannot be read' in line and 'trained again' in line for line in said)
   assert (tasks[3].folder / 'result.json.corrupt').exists()
   whole, _, _ = work(tmp_path, left)
   assert whole and store.run_status(tasks[3].folder)[0] == 'done'
@@ -313,10 +332,10 @@ def test_a_folder_of_another_study_is_refused(tmp_path):
     assert_two_lines(error.value, 'another study: n of x')
   for name in ('base', 'a'):
     with pytest.raises(ValueError) as error:
-      runner.check_same(tmp_path, old, study('x', 'n', 'a', **{name: 'mended'}))
+      runner.check_same(tmp_path, old, study('x', 'n', 'a', **{name: 'fixed'}))
     assert_two_lines(error.value, f'arm {name} computes something else', 'code, the config')
   with pytest.raises(ValueError):
-    runner.check_same(tmp_path, old, study('x', 'n', 'a', metric='answer/exact', a='mended'))
+    runner.check_same(tmp_path, old, study('x', 'n', 'a', metric='answer/exact', a='fixed'))
 
 
 def test_each_look_at_verdicts_is_kept(tmp_path):
@@ -385,9 +404,7 @@ def test_all_ways_train_the_same_program(tmp_path, monkeypatch):
   monkeypatch.setattr(
     scheduler,
     'wait_until_timed',
-    lambda pool, *rest: given.extend(
-      config['name'] for worker in pool.workers for config in worker.job['configs']
-    ),
+    lambda pool, *rest: given.extend(config['name'] for worker in pool.workers for config, _ in worker.tasks),
   )
   monkeypatch.setattr(scheduler, 'split_for', lambda choice, jobs: [(pool.cores(), {})] * jobs)
   tasks = [task(tmp_path, 'large', program='large', name='large')]

@@ -1,8 +1,8 @@
-"""The training processes of a study at work: who trains what next, and what became of it.
+"""Executor: hand runs to training processes, record their attempts, and retry what was killed.
 
-A run that raises or diverges is noted and not tried again in this call. One whose process is killed
-tried again, from its last checkpoint; runs that were in one step are tried in halves, so that what
-killed them hits only the one that it belongs to.
+A run that raises or diverges is recorded and not retried in this call. A run whose process is killed or
+hangs is retried from its last checkpoint; a group of runs in one step is retried in halves, so that the run
+that kills the process is isolated.
 """
 
 import contextlib
@@ -13,10 +13,11 @@ from pathlib import Path
 
 from gpt_jax.ablation import store
 from gpt_jax.ablation.execute import scheduler
-from gpt_jax.ablation.execute.pool import STOPPED, Pool
+from gpt_jax.ablation.execute.pool import Pool
 from gpt_jax.runs import loggers, records, secrets
 
-TRIES = 3  # of a run whose process is killed
+MAX_TRIES = 3  # of a run whose process is killed or hangs
+RETRIED = ('killed', 'hung')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,172 +28,166 @@ class Task:
   seed: int
   folder: Path
   config: dict
-  program: str  # tasks with equal ones can train together
+  program: str  # tasks with equal programs can train together
   about: dict = dataclasses.field(default_factory=dict)  # content of arm.json beside arm and seed
 
   @property
   def name(self):
-    """How lines for the reader call it."""
+    """Name in log lines."""
     return f'{self.arm} seed {self.seed}'
 
-  def describe(self):
-    """Write arm.json into the run folder: what the run is, should it ever lie alone."""
-    with contextlib.suppress(OSError):  # a full disk: the run itself will say so
+  def write_description(self):
+    """Write arm.json into the run folder, so that a run copied elsewhere says what it is."""
+    with contextlib.suppress(OSError):  # a full disk: the run itself reports it
       self.folder.mkdir(parents=True, exist_ok=True)
       about = {**self.about, 'arm': self.arm, 'seed': self.seed}
       records.write_json(self.folder / 'arm.json', about)
 
+  def attempt(self, outcome, how='', code=0, message='', seconds=0.0):
+    """A record of attempts.jsonl."""
+    now = utc_now()
+    return {
+      'time': now,
+      'arm': self.arm,
+      'seed': self.seed,
+      'how': how,
+      'outcome': outcome,
+      'code': code,
+      'message': secrets.redact(message),
+      'seconds': round(seconds, 3),
+    }
+
 
 def utc_now():
-  """The time now, as in events.jsonl."""
+  """The time now, formatted like in events.jsonl."""
   now = datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds')
   return now.replace('+00:00', 'Z')
 
 
 class Executor:
-  """Works off a queue of tasks with a pool of training processes."""
+  """Trains a queue of tasks with a pool of training processes."""
 
-  def __init__(self, workdir, left, schedule, say, check=lambda: None):
-    """schedule: see calibrate.schedule. check: called when the first run is done, may raise."""
-    self.workdir, self.schedule, self.say = workdir, schedule, say
-    self.queue = group_by_program(left, schedule['replicas'])
-    self.tries = dict.fromkeys((task.name for task in left), 0)
-    self.total, self.ended = len(left), 0
-    self.unwritten, self.full = [], False  # attempts that a full disk did not take
-    self.stopped, self.start = [], time.monotonic()
-    self.check, self.error = check, None
+  def __init__(self, workdir, tasks, schedule, say, check=lambda: None):
+    """schedule: see scheduler.choose_schedule. check: called after the first finished run, may raise."""
+    self.workdir, self.schedule, self.say, self.check = workdir, schedule, say, check
+    self.queue = group_by_program(tasks, schedule['replicas'])
+    self.tries = dict.fromkeys((task.name for task in tasks), 0)
+    self.total, self.ended, self.start = len(tasks), 0, time.monotonic()
+    self.unwritten, self.disk_full = [], False  # attempts that a full disk refused
+    self.stopped, self.error = [], None
 
-  def work(self, should_stop):
-    """Train all -> whether it came to the end. Returns when the workers have saved and left.
-
-    Raises what `check` did, also after that.
-    """
-    parts = scheduler.split_for(self.schedule, len(self.queue))
-    with Pool(self.workdir, parts) as pool:
+  def run(self, should_stop):
+    """Train all tasks -> whether all ended; raises the error of `check`. First all workers save and leave."""
+    with Pool(self.workdir, scheduler.split_for(self.schedule, len(self.queue))) as pool:
       while self.queue or pool.busy():
         if self.error or should_stop():
           pool.stop()
           if not pool.busy():
             break
         elif not pool.stopping:
-          for worker in pool.idle(len(self.queue)):
-            group = self.queue.pop(0)
-            for task in group:
-              task.describe()
-            worker.give(
-              {
-                'configs': [task.config for task in group],
-                'folders': [task.folder for task in group],
-                'tasks': group,
-              }
-            )
-        if event := pool.next():
+          self.start_tasks(pool)
+        if event := pool.next_event():
           self.handle(pool, *event)
-      now = utc_now()  # one time for all that a stop stops, later than what they did
+      now = utc_now()  # one time for all runs of one stop, later than their own records
       self.unwritten += [attempt | {'time': now} for attempt in self.stopped]
-      self.write()
+      self.write_attempts()
       if self.error:
         raise self.error
       return not self.queue and not pool.stopping
 
-  def handle(self, pool, worker, answer):
-    """Note what became of a worker's job, and put back what is worth another try."""
-    job, seconds = worker.job, time.monotonic() - worker.began
-    worker.job = None
-    if answer is not None:
-      outcomes = answer['outcomes']
-    elif job is None:  # an idle worker has left
-      return
-    else:
-      code = worker.process.returncode
-      stopped = pool.stopping or code == STOPPED
-      outcome = 'stopped' if stopped else 'killed' if code < 0 else 'failed'
-      outcomes = [{'outcome': outcome, 'message': worker.cause(), 'code': code}] * len(job['tasks'])
-    group, again = job['tasks'], []
-    for task, outcome in zip(group, outcomes, strict=True):
-      if self.record_outcome(task, outcome, seconds, len(group), pool.stopping):
-        again.append(task)
-    if not pool.stopping:
-      # Half of them at once if the process was killed: there may be memory for these.
-      half = max(len(group) // 2, 1) if outcomes[0]['outcome'] == 'killed' else 1
-      self.queue += [again[k : k + half] for k in range(0, len(again), half)]
+  def start_tasks(self, pool):
+    """Send a group of tasks to each idle worker."""
+    for worker in pool.idle(len(self.queue)):
+      group = self.queue.pop(0)
+      for task in group:
+        task.write_description()
+      worker.send([task.config for task in group], [task.folder for task in group], group)
 
-  def record_outcome(self, task, outcome, seconds, together, stopping):
-    """Note one outcome -> whether to try again in this call."""
+  def handle(self, pool, worker, answer):
+    """Record the outcomes of a worker's group and queue what is to be retried."""
+    group, seconds = worker.tasks, time.monotonic() - worker.started
+    worker.tasks = None
+    if group is None:  # an idle worker has ended
+      return
+    outcomes = answer['outcomes'] if answer else [worker.exit_outcome(pool.stopping)] * len(group)
+    retry = [
+      task
+      for task, outcome in zip(group, outcomes, strict=True)
+      if self.record_outcome(task, outcome, seconds, len(group), pool.stopping)
+    ]
+    if not pool.stopping:
+      # In halves if the process was killed, perhaps for want of memory.
+      size = max(len(group) // 2, 1) if outcomes[0]['outcome'] in RETRIED else 1
+      self.queue += [retry[k : k + size] for k in range(0, len(retry), size)]
+
+  def record_outcome(self, task, outcome, seconds, group_size, stopping):
+    """Record one outcome -> whether to retry the task in this call."""
     kind, message = outcome['outcome'], outcome.get('message', '')
-    if kind == 'done':  # memory may have let it train alone
-      together = store.run_status(task.folder)[2].get('replicas', 1)
-    how = 'replicas' if together > 1 else self.schedule['how'].replace('replicas', 'alone')
-    attempt = {
-      'time': utc_now(),
-      'arm': task.arm,
-      'seed': task.seed,
-      'how': how,
-      'outcome': kind,
-      'code': outcome.get('code', 0),
-      'message': secrets.redact(message),
-      'seconds': round(seconds, 3),
-    }
+    if kind == 'done':  # for want of memory it may have trained alone
+      group_size = store.run_status(task.folder)[2].get('replicas', 1)
+    how = 'replicas' if group_size > 1 else self.schedule['how'].replace('replicas', 'alone')
+    attempt = task.attempt(kind, how, outcome.get('code', 0), message, seconds)
     if kind == 'stopped' and stopping:
       self.stopped.append(attempt)
       return True
     self.unwritten.append(attempt)
-    self.write()
-    if kind == 'stopped':  # somebody stopped that process alone
+    self.write_attempts()
+    if kind == 'stopped':  # that process alone was stopped from outside
       return True
-    self.tries[task.name] += together == 1
-    if kind == 'killed' and self.tries[task.name] < TRIES:
-      self.say(f'{task.name}: {message}; it is tried again')
+    self.tries[task.name] += group_size == 1
+    if kind in RETRIED and self.tries[task.name] < MAX_TRIES:
+      self.say(f'{task.name}: {message}; it is retried')
       return True
-    if kind == 'failed' and together > 1:
-      self.say(f'{task.name} failed together with others ({message}); it is tried alone')
+    if kind == 'failed' and group_size > 1:
+      self.say(f'{task.name} failed together with others ({message}); it is retried alone')
       return True
     self.ended += 1
-    self.say(f'{self.ended} of {self.total}: {task.name} {self.shown(task, kind, message)}{self.eta()}')
+    self.say(f'{self.ended} of {self.total}: {task.name} {_describe_end(task, kind, message)}{self.eta()}')
     if kind == 'done':
-      self.examine()
+      self.check_once()
     return False
 
-  def examine(self):
-    """Ask `check`, once: what it raises ends the work when all is saved."""
+  def check_once(self):
+    """Call `check` after the first finished run; its error ends the work when all is saved."""
+    check, self.check = self.check, lambda: None
     try:
-      self.check()
+      check()
     except ValueError as error:
       self.error = error
-    self.check = lambda: None
-
-  def shown(self, task, kind, message):
-    """The end of a run in words."""
-    if kind != 'done':
-      return f'{kind}: {message}'
-    loss = store.run_status(task.folder)[2].get('valid_loss')
-    return 'is done' + (f', valid_loss {loss:.4f}' if isinstance(loss, float) else '')
 
   def eta(self):
-    """How long the rest takes at the pace so far."""
+    """'; 5 min to go' at the pace so far."""
     if self.ended == self.total:
       return ''
     seconds = (time.monotonic() - self.start) / self.ended * (self.total - self.ended)
     return f'; {loggers.duration(seconds)} to go'
 
-  def write(self):
-    """Write the attempts that are not written yet, if the disk takes them."""
+  def write_attempts(self):
+    """Append the unwritten attempts to attempts.jsonl, as far as the disk takes them."""
     try:
       while self.unwritten:
         records.append_line(self.workdir / 'attempts.jsonl', self.unwritten[0])
         self.unwritten.pop(0)
-      self.full = False
+      self.disk_full = False
     except OSError as error:
-      if not self.full:
-        self.say(f'{self.workdir}/attempts.jsonl: {error.strerror}; going on without')
-      self.full = True
+      if not self.disk_full:
+        self.say(f'{self.workdir}/attempts.jsonl: {error.strerror}; continuing without it')
+      self.disk_full = True
 
 
-def group_by_program(left, most):
-  """Tasks as lists of at most `most` that share a program; all alone with most=1."""
-  if most == 1:
-    return [[task] for task in left]
+def _describe_end(task, kind, message):
+  """'is done, valid_loss 1.5000' or 'failed: why'."""
+  if kind != 'done':
+    return f'{kind}: {message}'
+  loss = store.run_status(task.folder)[2].get('valid_loss')
+  return 'is done' + (f', valid_loss {loss:.4f}' if isinstance(loss, float) else '')
+
+
+def group_by_program(tasks, max_size):
+  """Lists of at most `max_size` tasks that share a program; single tasks with max_size=1."""
+  if max_size == 1:
+    return [[task] for task in tasks]
   by_program = {}
-  for task in left:
+  for task in tasks:
     by_program.setdefault(task.program, []).append(task)
-  return [same[k : k + most] for same in by_program.values() for k in range(0, len(same), most)]
+  return [same[k : k + max_size] for same in by_program.values() for k in range(0, len(same), max_size)]

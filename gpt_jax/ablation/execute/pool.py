@@ -1,7 +1,8 @@
-"""Training processes that stay: each has its share of the machine and takes one job after another.
+"""Pool: long-lived training processes, each with its part of the machine, that take one job after another.
 
-A job is {configs, folders}: one run, or several that train together. A worker (worker.py) reads
-jobs as lines of JSON and answers each with one. What else it prints goes to its log file.
+Each line to a worker (worker.py) is a JSON object {configs, folders}: one run, or several that train
+together. The worker answers with one line each, and prints a heartbeat while it trains; its other output
+goes to its log file. A worker without a heartbeat for train.hang_seconds is killed.
 """
 
 import contextlib
@@ -18,8 +19,9 @@ from pathlib import Path
 
 from gpt_jax.runs import compilation_cache, records
 
-STOPPED = 75
-FULL_DISK_BYTES = 1 << 20  # bytes that are left of a disk that is as good as full
+STOPPED = 75  # exit code: stopped and saved
+FULL_DISK_BYTES = 1 << 20  # free bytes below which a disk counts as full
+ABORT_SECONDS = 5.0  # for a hung process to write its stacks
 COMMAND = (sys.executable, '-m', 'gpt_jax.ablation.execute.worker')
 
 
@@ -31,25 +33,25 @@ def cores():
 
 
 def split_machine(count, devices=0):
-  """(cores, environment) for each of `count` workers: equal shares, and one of the devices each.
+  """(cores, environment) for each of `count` workers: equal numbers of cores, and one of the devices each.
 
   devices: accelerators of this machine; 0 = none, training is on the cores.
   """
-  mine = cores()
-  each = max(len(mine) // count, 1)
+  all_cores = cores()
+  each = max(len(all_cores) // count, 1)
   visible = os.environ.get('CUDA_VISIBLE_DEVICES', '')
   names = visible.split(',') if visible else [str(n) for n in range(devices)]
   parts = []
   for k in range(count):
-    first = k * each % len(mine)
+    first = k * each % len(all_cores)
     environment = {'CUDA_VISIBLE_DEVICES': names[k % len(names)]} if devices and count > 1 else {}
-    parts.append((mine[first : first + each], environment))
+    parts.append((all_cores[first : first + each], environment))
   return parts
 
 
 @contextlib.contextmanager
 def pinned(to):
-  """Children that start in this context may use only these cores, from their first thread on."""
+  """Context in which child processes start on these cores only, from their first thread on."""
   if not hasattr(os, 'sched_setaffinity'):
     yield
     return
@@ -62,55 +64,73 @@ def pinned(to):
 
 
 class Worker:
-  """One training process. Answers appear in `answers` as (worker, dict), or None when it ended."""
+  """One training process. Answers are put into `answers` as (worker, dict), or None when it has ended."""
 
-  def __init__(self, name, share, folder, answers):
-    """share: (cores, environment). folder: of the study; its log lies there."""
-    self.name, self.job, self.began, self.gone = name, None, 0.0, False
+  def __init__(self, name, part, folder, answers):
+    """part: (cores, environment). folder: for its log."""
+    self.tasks, self.started, self.ended = None, 0.0, False
+    self.heard, self.patience, self.hung = None, 0.0, False  # time of the last heartbeat; hang_seconds
     self.log = Path(folder) / 'logs' / f'{name}.log'
     self.log.parent.mkdir(parents=True, exist_ok=True)
-    self.start = self.log.stat().st_size if self.log.exists() else 0
-    to, environment = share
+    self.log_start = self.log.stat().st_size if self.log.exists() else 0
+    worker_cores, environment = part
     root = str(Path(__file__).resolve().parents[3])
-    paths = [root, *filter(None, [os.environ.get('PYTHONPATH')])]
-    cache = dict(os.environ)
-    compilation_cache.enable_compilation_cache(cache, [folder])
+    inherited = dict(os.environ)
+    compilation_cache.enable_compilation_cache(inherited, [folder])
     environment = {
-      **cache,
-      'PYTHONPATH': os.pathsep.join(paths),
+      **inherited,
+      'PYTHONPATH': os.pathsep.join([root, *filter(None, [os.environ.get('PYTHONPATH')])]),
       'PYTHONUNBUFFERED': '1',
       **environment,
-      'OMP_NUM_THREADS': str(len(to)),
-      'OPENBLAS_NUM_THREADS': str(len(to)),
-      'GPT_JAX_PARENT': str(os.getpid()),  # we may be gone before it can ask who we are
+      'OMP_NUM_THREADS': str(len(worker_cores)),
+      'OPENBLAS_NUM_THREADS': str(len(worker_cores)),
+      'GPT_JAX_PARENT': str(os.getpid()),  # this process may end before the worker can ask for its parent
     }
-    # To a file, not to us: if we are killed, it can still say that it saves, and save.
-    with pinned(to), open(self.log, 'ab') as log:
+    # stderr is a file and not a pipe: if this process is killed, the worker can still log and save.
+    with pinned(worker_cores), open(self.log, 'ab') as log:
       self.process = subprocess.Popen(
         COMMAND,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
         env=environment,
-        start_new_session=True,  # Ctrl-C reaches us, and we tell it
+        start_new_session=True,  # Ctrl-C reaches this process alone, which stops the worker
       )
     threading.Thread(target=self._listen, args=(answers,), daemon=True).start()
 
   def _listen(self, answers):
     with self.process.stdout as lines:
       for line in lines:
-        if answer := _answer(line):
-          answers.put((self, answer))
+        message = _parse_message(line)
+        if 'outcomes' in message:
+          self.heard = None
+          answers.put((self, message))
+        elif 'heartbeat' in message:
+          self.heard = time.monotonic()
     self.process.wait()
     answers.put((self, None))
 
-  def give(self, job):
-    """Hand it a job: {configs, folders, ...}; more keys are ours."""
-    self.job, self.began = job, time.monotonic()
-    asked = {key: [*map(_plain, job[key])] for key in ('configs', 'folders')}
+  def send(self, configs, folders, tasks):
+    """Send a job; `tasks` marks the worker as busy until its answer."""
+    self.tasks, self.started, self.heard = tasks, time.monotonic(), None
+    limits = [config.get('train', {}).get('hang_seconds', 0.0) for config in configs]
+    self.patience = max(limits) if all(limits) else 0.0
+    job = {'configs': records.to_json(list(configs)), 'folders': [str(folder) for folder in folders]}
     with contextlib.suppress(BrokenPipeError):  # it died: `answers` will say so
-      self.process.stdin.write(json.dumps(asked).encode() + b'\n')
+      self.process.stdin.write(json.dumps(job).encode() + b'\n')
       self.process.stdin.flush()
+
+  def kill_if_hung(self):
+    """Kill the process if its last heartbeat is older than train.hang_seconds, like a plain run's watchdog.
+
+    SIGABRT makes the worker write what each thread was doing to its log.
+    """
+    heard = self.heard
+    if self.hung or not self.patience or heard is None or time.monotonic() - heard < self.patience:
+      return
+    self.hung = True
+    self.process.send_signal(signal.SIGABRT)
+    threading.Timer(ABORT_SECONDS, self.process.kill).start()
 
   def stop(self):
     """Ask it to save and leave."""
@@ -118,88 +138,102 @@ class Worker:
       self.process.send_signal(signal.SIGTERM)
 
   def release(self):
-    """No more jobs: it leaves when it is idle."""
+    """Send no more jobs: it leaves when it is idle."""
     with contextlib.suppress(BrokenPipeError):
       self.process.stdin.close()
 
   def kill(self):
-    """End it at once and wait until it has."""
+    """Kill it and wait until it has ended."""
     self.process.kill()
     self.process.wait()
     self.release()
 
-  def cause(self):
+  def exit_outcome(self, stopping):
+    """The outcome of every run of a process that ended without an answer."""
+    code = self.process.returncode
+    if self.hung:
+      outcome = 'hung'
+    elif stopping or code == STOPPED:
+      outcome = 'stopped'
+    else:
+      outcome = 'killed' if code < 0 else 'failed'
+    return {'outcome': outcome, 'message': self.exit_reason(), 'code': code}
+
+  def exit_reason(self):
     """Why it ended, in a line: the signal or exit code, and the last line that it printed."""
     code = self.process.returncode
-    what = f'exit code {code}'
+    reason = f'exit code {code}'
+    if self.hung:
+      return (
+        f'nothing was done for {self.patience:g} seconds (train.hang_seconds), so the training process was '
+        f'killed; its log has the stack of each thread: {self.log}'
+      )
     if code < 0:
       with contextlib.suppress(ValueError):
-        what = f'signal {-code} ({signal.Signals(-code).name})'
+        reason = f'signal {-code} ({signal.Signals(-code).name})'
     elif line := self._last_line():
-      what += f': {line[:200]}'
+      reason += f': {line[:200]}'
     if shutil.disk_usage(self.log.parent).free < FULL_DISK_BYTES:
-      what += '; no space left on the disk'
+      reason += '; no space left on the disk'
     memory = ', as when memory runs out' if code == -signal.SIGKILL else ''
-    return f'the training process ended by {what}{memory}; its log: {self.log}'
+    return f'the training process ended by {reason}{memory}; its log: {self.log}'
 
   def _last_line(self):
     with open(self.log, 'rb') as file:
-      file.seek(max(self.start, self.log.stat().st_size - 4096))
+      file.seek(max(self.log_start, self.log.stat().st_size - 4096))
       lines = file.read().decode('utf-8', 'replace').split('\n')
     return next((line.strip() for line in reversed(lines) if line.strip()), '')
 
 
-def _plain(value):
-  return records.to_json(value) if isinstance(value, dict) else str(value)
-
-
-def _answer(line):
-  """The answer that a line holds, or None if it is something else."""
+def _parse_message(line):
+  """The JSON object of a line, or {} for other output."""
   try:
-    answer = json.loads(line)
+    message = json.loads(line)
   except ValueError:
-    return None
-  return answer if isinstance(answer, dict) and 'outcomes' in answer else None
+    return {}
+  return message if isinstance(message, dict) else {}
 
 
 class Pool:
   """Several workers and the queue of their answers."""
 
   def __init__(self, folder, parts):
-    """parts: (cores, environment) for each worker, see `shares`. They start when needed."""
+    """parts: (cores, environment) for each worker, see `split_machine`. They start when needed."""
     self.folder, self.parts = folder, parts
     self.answers, self.stopping = queue.Queue(), False
     self.workers = [None] * len(parts)
 
-  def idle(self, wanted):
-    """At most so many workers without a job; a new process where there is none, or it has ended."""
-    found = []
+  def idle(self, count):
+    """At most `count` idle workers; starts a process where there is none, or it has ended."""
+    idle = []
     for k, worker in enumerate(self.workers):
-      if len(found) == wanted:
+      if len(idle) == count:
         break
-      if worker is not None and worker.gone:
+      if worker is not None and worker.ended:
         worker.release()
-      if worker is None or worker.gone:
+      if worker is None or worker.ended:
         worker = self.workers[k] = Worker(f'worker{k}', self.parts[k], self.folder, self.answers)
-      if worker.job is None:
-        found.append(worker)
-    return found
+      if worker.tasks is None:
+        idle.append(worker)
+    return idle
 
   def busy(self):
     """Workers with a job."""
-    return [worker for worker in self.alive() if worker.job is not None]
+    return [worker for worker in self.alive() if worker.tasks is not None]
 
   def alive(self):
-    """Workers whose process has not ended, as far as `next` has told."""
-    return [worker for worker in self.workers if worker is not None and not worker.gone]
+    """Workers whose process has not ended, as far as `next_event` has returned it."""
+    return [worker for worker in self.workers if worker is not None and not worker.ended]
 
-  def next(self, seconds=0.5):
-    """The next (worker, answer or None), or None if there was none for so long."""
+  def next_event(self, seconds=0.5):
+    """Wait for the next (worker, answer; None if it ended); None after `seconds`. Kills hung workers."""
+    for worker in self.busy():
+      worker.kill_if_hung()
     try:
       worker, answer = self.answers.get(timeout=seconds)
     except queue.Empty:
       return None
-    worker.gone = worker.gone or answer is None
+    worker.ended = worker.ended or answer is None
     return worker, answer
 
   def stop(self):
@@ -210,7 +244,7 @@ class Pool:
         worker.stop()
 
   def kill(self):
-    """End all at once."""
+    """Kill all."""
     for worker in self.alive():
       worker.kill()
 

@@ -1,14 +1,13 @@
-"""A sweep whose arms Optuna proposes, one batch after another, from what the arms before scored.
+"""Optuna sweeps: arms are proposed one batch after another, from the scores of earlier arms.
 
   Study(base, {'lr': log_uniform(1e-4, 1e-1), 'mlp': ['swiglu', 'gelu']},
         sweep='optuna', count=12, batch=4)  # sampler='TPESampler', sweep_seed=0
 
-Each round is a sweep like any other: the batch joins the arms so far, is proved, trained on all
-seeds and judged. Optuna is told each arm's mean over the seeds; an arm of which a run has no
-result, or a proposal that cannot be an arm, is told as failed. What was asked and told is in
-optuna/journal.log of the study folder (Optuna's JournalStorage), so that the same command goes on
-after a kill; the k-th proposal depends on the journal and sweep_seed alone. The default sampler
-draws the first ten at random.
+Each round is an ordinary study: the batch joins the arms so far, is proved, trained on all seeds and
+judged. Optuna is told each arm's mean over the seeds; an arm with an unfinished run, or a proposal that
+is not a valid arm, is told as failed. Proposals and scores are stored in optuna/journal.log of the study
+folder (Optuna's JournalStorage), so that the same command resumes after a kill; the k-th proposal depends
+on the journal and sweep_seed alone. The default sampler draws the first ten at random.
 """
 
 import dataclasses
@@ -22,29 +21,29 @@ JOURNAL = 'optuna/journal.log'
 
 
 def run(study, workdir, should_stop=lambda: False, workers=0, say=print):
-  """Ask, train and tell until `count` proposals are told -> analysis, None if stopped.
+  """Propose, train and tell until `count` proposals are told -> analysis, None if stopped.
 
-  Arguments as of runner.run. Raises ValueError, too, where optuna is missing or the folder holds
-  the proposals of other factors.
+  Arguments like runner.run. Also raises ValueError if optuna is missing or the folder holds the proposals
+  of other factors.
   """
-  library(), checked(study)
+  import_optuna(), check_counts(study)
   workdir = runner.check_study_folder(workdir)
   path = workdir / JOURNAL
   path.parent.mkdir(parents=True, exist_ok=True)
-  failed = set()
+  failed_arms = set()
   with records.locked(path.parent):
     proposer = Proposer(study, workdir, say)
     while True:
-      if not proposer.waiting():
+      if not proposer.open_trials():
         proposer.ask()
       if proposer.cells:
-        planned = dataclasses.replace(study, sweep=sweeps.Proposed(proposer.cells), count=0)
-        analysis = runner.run(planned, workdir, should_stop, workers, say, failed)
+        round_study = dataclasses.replace(study, sweep=sweeps.Proposed(proposer.cells), count=0)
+        analysis = runner.run(round_study, workdir, should_stop, workers, say, failed_arms)
         if analysis is None:
           return None
-        failed |= {row['arm'] for row in runner.unfinished_runs(workdir)}
+        failed_arms |= {row['arm'] for row in runner.unfinished_runs(workdir)}
       proposer.tell()
-      if not proposer.left():
+      if proposer.remaining() <= 0:
         break
   if not proposer.cells:
     raise ValueError(
@@ -54,8 +53,8 @@ def run(study, workdir, should_stop=lambda: False, workers=0, say=print):
 
 
 def dry_run(study, workdir=''):
-  """What can be known before it runs, as lines."""
-  design.make_arms(dataclasses.replace(checked(study), sweep=[], count=0), at_least=1)
+  """Describe the study before its arms are known, as lines."""
+  design.make_arms(dataclasses.replace(check_counts(study), sweep=[], count=0), at_least=1)
   lines = [
     f'{study.name}: optuna proposes {study.count} arms of {study.base}, {study.batch} at a '
     f'time ({study.sampler}), {len(study.seed_list)} seeds each; from'
@@ -68,8 +67,8 @@ def dry_run(study, workdir=''):
   return lines
 
 
-def checked(study):
-  """The study, if it says how much to propose."""
+def check_counts(study):
+  """The study, if it says how many arms to propose; else ValueError."""
   if study.count < 1 or study.batch < 1:
     raise ValueError(
       f'an optuna sweep with count={study.count}, batch={study.batch} proposes nothing\n'
@@ -78,8 +77,8 @@ def checked(study):
   return study
 
 
-def library():
-  """Optuna, quiet; ValueError where it is not installed."""
+def import_optuna():
+  """The module optuna, without its log lines; ValueError if it is not installed."""
   try:
     import optuna
   except ImportError as error:
@@ -91,88 +90,91 @@ def library():
 
 
 class Proposer:
-  """What was asked and told, and the arms that it makes."""
+  """The trials of an Optuna study and the arms that they make."""
 
   def __init__(self, study, workdir, say):
     self.study, self.workdir, self.say = study, workdir, say
-    self.optuna, self.cache = library(), workdir / 'cache'
-    self.asked = open_journal(study, workdir / JOURNAL)
-    [base] = self.arms([])
-    self.seen = {self.fingerprint(base): base.name}  # {fingerprint: arm}
-    self.cells, self.names = [], {}  # of the arms; {number of a proposal: its arm, '' if none}
-    self.admit()
+    self.state, self.cache = import_optuna().trial.TrialState, workdir / 'cache'
+    self.optuna_study = open_journal(study, workdir / JOURNAL)
+    [base] = self.make_arms([])
+    self.arm_by_fingerprint = {self.fingerprint(base): base.name}
+    self.cells, self.arm_of_trial = [], {}  # arm_of_trial: {trial number: arm name, '' if invalid}
+    self.admit_trials()
 
-  def arms(self, cells):
+  def make_arms(self, cells):
     """The baseline and the arms of cells."""
     return design.make_arms(dataclasses.replace(self.study, sweep=cells, count=0), self.cache, at_least=1)
 
   def fingerprint(self, arm):
-    """Hash of all that an arm's result depends on."""
+    """Hash of all inputs of an arm's result."""
     return proof.compute_proof(arm.config, self.study, self.cache).fingerprint
 
-  def waiting(self):
-    """Proposals that nothing was told about."""
-    running = self.optuna.trial.TrialState.RUNNING
-    return self.asked.get_trials(deepcopy=False, states=(running,))
+  def trials(self, states=None):
+    """All trials, or those in these states."""
+    return self.optuna_study.get_trials(deepcopy=False, states=states)
 
-  def left(self):
-    """How many are still to be asked for."""
-    return self.study.count - len(self.asked.get_trials(deepcopy=False))
+  def open_trials(self):
+    """Trials without a score."""
+    return self.trials((self.state.RUNNING,))
+
+  def remaining(self):
+    """Number of proposals still to ask for."""
+    return self.study.count - len(self.trials())
 
   def ask(self):
-    """The next batch of proposals."""
-    for _ in range(min(self.study.batch, max(self.left(), 0))):
-      # A sampler of its own for each: what is drawn does not depend on when a study was killed.
-      number = len(self.asked.get_trials(deepcopy=False))
-      self.asked.sampler = make_sampler(self.study, 100_003 * self.study.sweep_seed + number)
-      self.asked.ask(distributions(self.study))
-    self.admit()
+    """Ask for the next batch of proposals."""
+    for _ in range(min(self.study.batch, max(self.remaining(), 0))):
+      # A sampler for each trial, so that draws do not depend on when a study was killed.
+      seed = 100_003 * self.study.sweep_seed + len(self.trials())
+      self.optuna_study.sampler = make_sampler(self.study, seed)
+      self.optuna_study.ask(distributions(self.study))
+    self.admit_trials()
 
-  def admit(self):
-    """Make arms of the proposals that are new here."""
-    for trial in self.asked.get_trials(deepcopy=False):
-      if trial.number not in self.names:
-        self.names[trial.number] = self.arm_of(trial)
-        if not self.names[trial.number] and not trial.state.is_finished():
-          self.asked.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
+  def admit_trials(self):
+    """Make arms of the new trials; tell invalid ones as failed."""
+    for trial in self.trials():
+      if trial.number not in self.arm_of_trial:
+        self.arm_of_trial[trial.number] = self.admit(trial)
+        if not self.arm_of_trial[trial.number] and not trial.state.is_finished():
+          self.optuna_study.tell(trial.number, state=self.state.FAIL)
 
-  def arm_of(self, trial):
-    """The name of the arm that a proposal is, '' if it is none; a new one joins the cells."""
+  def admit(self, trial):
+    """The name of a trial's arm, '' if it is invalid; a new arm joins the cells."""
     if trial.params.keys() != self.study.factors.keys():  # killed while it was asked for
       return ''
-    cell = cell_of(self.study, trial.params)
+    cell = make_cell(self.study, trial.params)
     try:
-      arm = self.arms([cell])[-1]
-      name = self.seen.setdefault(self.fingerprint(arm), arm.name)
+      arm = self.make_arms([cell])[-1]
+      name = self.arm_by_fingerprint.setdefault(self.fingerprint(arm), arm.name)
     except ValueError as error:
       if not trial.state.is_finished():
-        self.say(f'proposal {trial.number} is no arm: {str(error).partition(chr(10))[0]}')
+        self.say(f'proposal {trial.number} is not an arm: {str(error).partition(chr(10))[0]}')
       return ''
     if name == arm.name and not arm.is_baseline and cell not in self.cells:
       self.cells.append(cell)
     return name
 
   def tell(self):
-    """Tell what the arms of all waiting proposals scored."""
-    waiting, values = self.waiting(), {}
-    if waiting and self.cells:
+    """Tell Optuna the mean scores of the arms of all open trials."""
+    trials, values = self.open_trials(), {}
+    if trials and self.cells:
       values = analyze.metric_values(store.read_runs(self.workdir), self.study.metric)
-    for trial in waiting:
-      scores = values.get(self.names[trial.number], {})
+    for trial in trials:
+      scores = values.get(self.arm_of_trial[trial.number], {})
       if len(scores) == len(self.study.seed_list):
-        self.asked.tell(trial.number, sum(scores.values()) / len(scores))
+        self.optuna_study.tell(trial.number, sum(scores.values()) / len(scores))
       else:
-        self.asked.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
+        self.optuna_study.tell(trial.number, state=self.state.FAIL)
 
 
 def open_journal(study, path):
-  """The optuna.Study of a journal, new or not; ValueError if it is of another question."""
-  optuna = library()
+  """The optuna.Study of a journal, new or not; ValueError if it belongs to another study."""
+  optuna = import_optuna()
   content = path.read_bytes() if path.exists() else b''
-  if content and not content.endswith(b'\n'):  # torn by a kill: what follows would be unreadable
+  if content and not content.endswith(b'\n'):  # a line torn by a kill makes later ones unreadable
     records.write_atomically(path, content[: content.rfind(b'\n') + 1])
   backend = optuna.storages.journal.JournalFileBackend(str(path))
-  asked = optuna.create_study(
+  optuna_study = optuna.create_study(
     storage=optuna.storages.JournalStorage(backend),
     study_name=study.name or 'study',
     direction={'lower': 'minimize', 'higher': 'maximize'}[study.better],
@@ -180,30 +182,30 @@ def open_journal(study, path):
   )
   about = {'base': study.base, 'metric': study.metric, 'better': study.better}
   about |= {name: repr(row) for name, row in distributions(study).items()}
-  then = asked.user_attrs.get('about', about)
-  if changed := [name for name in then | about if then.get(name) != about.get(name)]:
+  before = optuna_study.user_attrs.get('about', about)
+  if changed := [name for name in before | about if before.get(name) != about.get(name)]:
     name = changed[0]
     raise ValueError(
-      f'{path} has proposals for {name}={then.get(name)}, not {about.get(name)}\n'
+      f'{path} has proposals for {name}={before.get(name)}, not {about.get(name)}\n'
       'fix: change it back, or give a new --workdir'
     )
-  asked.set_user_attr('about', about)
-  return asked
+  optuna_study.set_user_attr('about', about)
+  return optuna_study
 
 
 def distributions(study):
-  """{factor: what optuna draws from}: numbers of a range, names of levels otherwise."""
-  of = library().distributions
+  """{factor: optuna distribution}: floats of a range, else names of levels."""
+  module = import_optuna().distributions
   return {
-    name: of.FloatDistribution(row.low, row.high, log=row.log)
+    name: module.FloatDistribution(row.low, row.high, log=row.log)
     if isinstance(row, sweeps.Range)
-    else of.CategoricalDistribution([design.level_name(level) for level in row])
+    else module.CategoricalDistribution([design.level_name(level) for level in row])
     for name, row in study.factors.items()
   }
 
 
-def cell_of(study, params):
-  """The cell of a proposal; numbers to four digits, so that the arm's name says all of them."""
+def make_cell(study, params):
+  """The cell of a proposal; numbers have four digits, so that the arm's name states them fully."""
   return {
     name: sweeps.round_to_4_digits(params[name]) if isinstance(row, sweeps.Range) else params[name]
     for name, row in study.factors.items()
@@ -211,8 +213,8 @@ def cell_of(study, params):
 
 
 def make_sampler(study, seed):
-  """A sampler of the study's kind."""
-  samplers = library().samplers
+  """The study's optuna sampler."""
+  samplers = import_optuna().samplers
   if study.sampler not in samplers.__all__ or study.sampler == 'BaseSampler':
     known = ', '.join(name for name in samplers.__all__ if name.endswith('Sampler'))
     raise ValueError(f'sampler={study.sampler!r} is not known to optuna\nfix: use one of {known}')

@@ -1,9 +1,9 @@
-"""Trains what a study plans, whatever happens on the way, then judges and reports.
+"""Runner: train all runs of a study, then judge and report.
 
-Each (arm, seed) is an ordinary run folder, so that whatever ends this process, the same command
-goes on: what is done is skipped, what has begun resumes. Runs are handed to training processes
-(pool.py), alone or in groups that share a compiled program; a short measurement says which is
-faster here. A run that fails is written to attempts.jsonl and does not disturb the others.
+Each (arm, seed) is an ordinary run folder. So the same command resumes the study after any interruption:
+what is done is skipped, what has begun resumes. Runs are sent to training processes (pool.py), alone or
+in groups that share a compiled program; a short measurement chooses the faster way. A run that fails is
+recorded in attempts.jsonl and does not affect the others.
 """
 
 import functools
@@ -15,88 +15,51 @@ from pathlib import Path
 from gpt_jax import config
 from gpt_jax.ablation import design, proof, store
 from gpt_jax.ablation.execute import replicas, scheduler
-from gpt_jax.ablation.execute.executor import Executor, Task, utc_now
+from gpt_jax.ablation.execute.executor import Executor, Task
 from gpt_jax.ablation.stats import analyze
 from gpt_jax.reports.study import study_report
 from gpt_jax.runs import records, run_folder
 from gpt_jax.training import session
 
-OURS = ('cache', 'compiled', 'logs', 'optuna', 'runs', 'shares')  # what a study has before it has study.json
-ENDED = ('done', 'diverged')  # not tried again by a later call; the rest may be mended
+STUDY_FOLDERS = ('cache', 'compiled', 'logs', 'optuna', 'runs', 'shares')  # may exist before study.json
+FINAL = ('done', 'diverged')  # a later call does not retry these; the rest may be fixed
 
 
 def run(study, workdir, should_stop=lambda: False, workers=0, say=print, without=()):
   """Train all runs of a study that are not done, judge and report -> analysis, None if stopped.
 
   workers: training processes at once; 0 = measure what is fastest. without: arms not to train.
-  Raises ValueError for what a user can mend; what happens to single runs is in attempts.jsonl.
+  Raises ValueError for user errors; those of single runs are in attempts.jsonl.
   """
   workdir = check_study_folder(workdir)
-  made = prove_study(study, workdir / 'cache', say)
+  arms, proofs, description = prove_study(study, workdir / 'cache', say)
   workdir.mkdir(parents=True, exist_ok=True)
   with records.locked(workdir):
-    for place in workdir.glob('shares/*'):
-      if holder := lock_holder(place):
+    for folder in workdir.glob('shares/*'):
+      if holder := lock_holder(folder):
         raise ValueError(
-          f'workdir={workdir}: share {place.name} is being trained by {holder}\n'
+          f'workdir={workdir}: share {folder.name} is being trained by {holder}\n'
           'fix: wait until all shares have ended'
         )
-    planned = make_tasks(study, *made[:2], workdir)
-    left = write_study(workdir, planned, made[2], say)
-    left = [task for task in left if task.arm not in without]
-    done = train_all(workdir, workdir, left, study, should_stop, workers, say)
-    return judge(workdir, say) if done else None
-
-
-def write_study(workdir, mine, description, say):
-  """Write study.json, if it may be, and what became of runs -> those of `mine` that are left."""
-  before = records.read_json(workdir / 'study.json')
-  check_same(workdir, before, description)
-  kept = {key: before[key] for key in ('schedule', 'looks') if key in before}
-  left = remaining_tasks(workdir, mine, description['metric'], say)
-  records.write_json(workdir / 'study.json', description | kept)
-  say(f'{len(mine)} runs: {len(mine) - len(left)} need no more work, {len(left)} to train')
-  return left
-
-
-def train_all(workdir, place, left, study, should_stop, workers, say):
-  """Train these runs -> whether they came to an end. place: for attempts, logs, compiled programs.
-
-  Only a study that is alone in its folder measures which way is the fastest.
-  """
-  if not wait_for_locks(left, should_stop, say):
-    return False
-  record_interrupted(workdir, place, left)
-  check = functools.partial(check_metric, workdir)
-  check()
-  if not left:
-    return True
-  if study.budget.seconds:
-    say('the budget is seconds: one run at a time on the whole machine, as steps were measured')
-    schedule = scheduler.ALONE
-  elif place == workdir:
-    schedule = scheduler.choose_schedule(workdir, left, workers, should_stop, say)
-  else:
-    schedule = scheduler.default_schedule(left, workers)
-  if schedule is None or not Executor(place, left, schedule, say, check).work(should_stop):
-    say('stopped and saved; the same command goes on from here')
-    return False
-  return True
+    tasks = write_study(workdir, make_tasks(study, arms, proofs, workdir), description, say)
+    tasks = [task for task in tasks if task.arm not in without]
+    finished = train_all(workdir, workdir, tasks, study, should_stop, workers, say)
+    return judge(workdir, say) if finished else None
 
 
 def dry_run(study, workdir=''):
-  """The plan and what the arms differ in, as lines; trains nothing and leaves nothing behind."""
-  kept = Path(workdir).expanduser() / 'cache'  # has the step times of a study that has begun
-  if workdir and check_study_folder(workdir) and kept.exists():
-    return proof.format_study(prove_study(study, kept)[2])
+  """Describe the study and how its arms differ, as lines; trains nothing and leaves nothing behind."""
+  cache = Path(workdir).expanduser() / 'cache'  # has the step times of a study that has begun
+  if workdir and check_study_folder(workdir) and cache.exists():
+    return proof.format_study(prove_study(study, cache)[2])
   with tempfile.TemporaryDirectory() as folder:
     return proof.format_study(prove_study(study, Path(folder))[2])
 
 
 def prove_study(study, folder, say=None):
-  """-> (arms, {name: proof}, content of study.json). folder: for token caches and measurements.
+  """-> (arms, {name: proof}, content of study.json).
 
-  say: gets the flags of the arms.
+  folder: for token caches and measurements. say: prints the flags of the arms.
   """
   arms = design.make_arms(study, folder)
   proofs = proof.prove_arms(study, arms, folder)
@@ -107,42 +70,79 @@ def prove_study(study, folder, say=None):
   return arms, proofs, description
 
 
-# ------------------------------------------------------------------------------- what is to be done
+def write_study(workdir, tasks, description, say):
+  """Write study.json, if the folder does not hold another study -> the tasks that are left to train."""
+  before = records.read_json(workdir / 'study.json')
+  check_same(workdir, before, description)
+  tasks_left = remaining_tasks(workdir, tasks, description['metric'], say)
+  stored = {key: before[key] for key in ('schedule', 'looks') if key in before}
+  records.write_json(workdir / 'study.json', description | stored)
+  done = len(tasks) - len(tasks_left)
+  say(f'{len(tasks)} runs: {done} need no more work, {len(tasks_left)} to train')
+  return tasks_left
+
+
+def train_all(workdir, log_folder, tasks, study, should_stop, workers, say):
+  """Train these tasks -> whether all ended. log_folder: for attempts, logs and compiled programs.
+
+  Only a study that has its folder to itself measures which way is the fastest.
+  """
+  if not wait_for_locks(tasks, should_stop, say):
+    return False
+  record_interrupted(workdir, log_folder, tasks)
+  check = functools.partial(check_metric, workdir)
+  check()
+  if not tasks:
+    return True
+  if study.budget.seconds:
+    say('the budget is seconds: one run at a time on the whole machine, as steps were measured')
+    schedule = scheduler.ALONE
+  elif log_folder == workdir:
+    schedule = scheduler.choose_schedule(workdir, tasks, workers, should_stop, say)
+  else:
+    schedule = scheduler.default_schedule(tasks, workers)
+  if schedule is None or not Executor(log_folder, tasks, schedule, say, check).run(should_stop):
+    say('stopped and saved; run the same command again to resume')
+    return False
+  return True
+
+
+# ------------------------------------------------------------------------------------------ tasks
 
 
 def check_study_folder(workdir):
-  """-> the folder as a Path; ValueError unless it is new, or holds a study."""
+  """-> the folder as a Path; ValueError unless it is new or holds a study."""
   workdir = Path(workdir).expanduser()
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f'workdir={workdir} is a file\nfix: give another --workdir')
   if workdir.exists() and not (workdir / 'study.json').exists():
     names = sorted(path.name for path in workdir.iterdir() if path.name[0] != '.')
-    if strangers := [name for name in names if name not in OURS]:
+    if unexpected := [name for name in names if name not in STUDY_FOLDERS]:
       raise ValueError(
-        f'workdir={workdir} is not a study and holds other files: {", ".join(strangers[:5])}\n'
+        f'workdir={workdir} is not a study and holds other files: {", ".join(unexpected[:5])}\n'
         'fix: give a new or empty folder as --workdir'
       )
   return workdir
 
 
 def check_same(workdir, old, new):
-  """ValueError if the folder holds another study, or one of other code.
+  """ValueError if the folder holds another study, or the code has changed.
 
-  More seeds, more arms and another metric are no other study.
+  More seeds, more arms or another metric do not make another study.
   """
   if not old:
     return
-  # A metric that is sampled is part of the fingerprint; the run folders have their config.
+  # The fingerprint includes the sampling of a metric's task; the run folders have their configs.
   key = 'fingerprint' if old['metric'] == new['metric'] else 'program'
-  then, now = ({arm['name']: arm[key] for arm in study['arms']} for study in (old, new))
-  common = [name for name in now if name in then]
+  before, now = ({arm['name']: arm[key] for arm in study['arms']} for study in (old, new))
+  common = [name for name in now if name in before]
   related = old['name'] == new['name'] or set(common) - {design.BASE}
   if old['base'] != new['base'] or not common or not related:
     raise ValueError(
       f'workdir={workdir} holds another study: {old["name"]} of {old["base"]}\nfix: give a new --workdir'
     )
   for name in common:
-    if then[name] != now[name]:
+    if before[name] != now[name]:
       raise ValueError(
         f'workdir={workdir}: arm {name} computes something else than when this study began: the '
         'code, the config, the data or the version of JAX has changed\n'
@@ -153,45 +153,38 @@ def check_same(workdir, old, new):
 def make_tasks(study, arms, proofs, workdir):
   """All runs: the first seed of every arm first, so that a study cut short still compares."""
   cache = str(workdir.absolute() / 'cache')
-  found = []
+  tasks = []
   for arm, seed, cfg in design.iterate_runs(study, arms):
     section = config.to_dict(cfg)
     section['data']['cache'] = section['data']['cache'] or cache
     section['log']['console'] = 'plain'
-    folder = store.run_path(workdir, arm.slug, seed)
     section = records.to_json(section)
+    free = replicas.MAY_DIFFER
+    shared = {key: value for key, value in records.flatten(section).items() if key not in free}
+    program = proof.hash_json([proofs[arm.name].program, shared])
     about = {'study': study.name, 'diff': proofs[arm.name].diff}
-    program = program_of(section, proofs[arm.name])
-    found.append(Task(arm.name, seed, folder, section, program, about))
-  return found
+    tasks.append(Task(arm.name, seed, store.run_path(workdir, arm.slug, seed), section, program, about))
+  return tasks
 
 
-def program_of(section, a_proof):
-  """What runs must have in common to train in one step."""
-  rest = records.flatten(section)
-  rest = {key: value for key, value in rest.items() if key not in replicas.MAY_DIFFER}
-  return proof.hash_json([a_proof.program, rest])
-
-
-def remaining_tasks(workdir, planned, metric, say):
-  """Tasks to train. Moves what is unreadable away; ValueError where a folder is another run."""
-  left, attempts = [], store.last_attempts(workdir)
-  for task in planned:
-    attempt = attempts.get((task.arm, task.seed))
-    status, message, _ = store.run_status(task.folder, metric, attempt)
+def remaining_tasks(workdir, tasks, metric, say):
+  """Tasks to train. Sets unreadable files aside; ValueError if a folder holds another run."""
+  remaining, attempts = [], store.last_attempts(workdir)
+  for task in tasks:
+    status, message, _ = store.run_status(task.folder, metric, attempts.get((task.arm, task.seed)))
     if status == 'corrupt':
-      say(f'{task.name}: {message}; it is made again, the old one is {set_aside(task.folder)}')
+      say(f'{task.name}: {message}; it is trained again, the old one is {set_aside(task.folder)}')
     if (task.folder / 'config.json').exists():
       run_folder.check_workdir(task.folder, task.config, free=session.FREE_ON_RESUME)
     if status == 'diverged':
-      say(f'{task.name} diverged ({message}); delete {task.folder} to try it again')
-    if status not in ENDED:
-      left.append(task)
-  return left
+      say(f'{task.name} diverged ({message}); delete {task.folder} to retry it')
+    if status not in FINAL:
+      remaining.append(task)
+  return remaining
 
 
 def set_aside(folder):
-  """Rename an unreadable result.json, or the whole run if its config.json is -> the new path."""
+  """Rename an unreadable result.json, or the whole run if its config.json is unreadable -> the new path."""
   path = folder / 'result.json'
   try:
     run_folder.read_config(folder)
@@ -201,42 +194,31 @@ def set_aside(folder):
   return path.replace(next(name for name in names if not name.exists()))
 
 
-def record_interrupted(workdir, place, left):
-  """Note the runs that an earlier call left without a word: it was killed itself."""
-  attempts, now = store.last_attempts(workdir), utc_now()
-  for task in left:
+def record_interrupted(workdir, log_folder, tasks):
+  """Record the runs that have no attempt on record because the whole study was killed."""
+  attempts = store.last_attempts(workdir)
+  for task in tasks:
     if store.was_interrupted(task.folder, attempts.get((task.arm, task.seed), {}).get('time', '')):
-      records.append_line(
-        place / 'attempts.jsonl',
-        {
-          'time': now,
-          'arm': task.arm,
-          'seed': task.seed,
-          'how': '',
-          'outcome': 'killed',
-          'code': -9,
-          'message': 'the whole study was killed',
-          'seconds': 0.0,
-        },
-      )
+      attempt = task.attempt('killed', code=-9, message='the whole study was killed')
+      records.append_line(log_folder / 'attempts.jsonl', attempt)
 
 
-def wait_for_locks(left, should_stop, say):
-  """Wait while processes of an earlier call still save their runs -> False if asked to stop."""
-  said = False
-  for task in left:
+def wait_for_locks(tasks, should_stop, say):
+  """Wait while processes of an earlier call still save their runs -> False if stopped."""
+  waiting = False
+  for task in tasks:
     while task.folder.exists() and (holder := lock_holder(task.folder)):
       if should_stop():
         return False
-      if not said:
+      if not waiting:
         say(f'waiting for {holder}, which still holds {task.folder}')
-      said = True
+      waiting = True
       time.sleep(0.5)
   return True
 
 
 def lock_holder(folder):
-  """Who holds the lock of a run folder, '' if nobody does."""
+  """The process that holds the lock of a folder, '' if it is free."""
   try:
     with records.locked(folder):
       return ''
@@ -248,14 +230,14 @@ def lock_holder(folder):
 
 
 def unfinished_runs(workdir, share=(0, 1)):
-  """Runs that a mend and another call may still bring to an end; one that diverged is a finding.
+  """Rows of runs that a fix and another call may still finish; one that diverged counts as finished.
 
-  share: (i, n) looks at the i-th of n shares only.
+  share: (i, n) selects the i-th of n shares.
   """
   rows = store.read_runs(workdir)
   seeds = {row['seed']: None for row in rows}
-  rows.sort(key=lambda row: list(seeds).index(row['seed']))  # as `tasks` has them
-  return [row for row in rows[share[0] :: share[1]] if row['status'] not in ENDED]
+  rows.sort(key=lambda row: list(seeds).index(row['seed']))  # the order of make_tasks
+  return [row for row in rows[share[0] :: share[1]] if row['status'] not in FINAL]
 
 
 def check_metric(workdir):
@@ -264,7 +246,7 @@ def check_metric(workdir):
 
 
 def record_look(workdir, rows):
-  """study.json, in which `looks` tells after how many seeds somebody saw verdicts."""
+  """Add the number of judged seeds to `looks` of study.json -> its content."""
   study = store.read_study(workdir)
   count = len({row['seed'] for row in rows if row['status'] == 'done'})
   looks = study.get('looks', [])
@@ -275,13 +257,12 @@ def record_look(workdir, rows):
 
 
 def judge(workdir, say=print):
-  """Analyze what is there and write analysis.json and the reports -> analysis."""
+  """Analyze the finished runs, write analysis.json and the reports -> analysis."""
   rows = store.read_runs(workdir)
   for row in rows:
     if row['status'] != 'done':
       say(f'{row["arm"]} seed {row["seed"]} is {row["status"]}: {row["message"][:200]}')
-  study = record_look(workdir, rows)
-  analysis = analyze.analyze(study, rows)
+  analysis = analyze.analyze(record_look(workdir, rows), rows)
   records.write_json(Path(workdir) / 'analysis.json', analysis)
   for arm in analysis['arms']:
     if arm.get('sentence'):
