@@ -3,7 +3,8 @@
 Claim: <= 1.60 nats a character within 15 minutes on 2 CPU cores (a character 5-gram scores 1.669,
 nanoGPT's CPU recipe 1.88).
 Command: GPT_JAX_DATA=... launch.py train --config=experiments/shakespeare_char.py
-Arguments: gpu (nanoGPT's 6 layers of width 384, context 256), adamw (instead of Muon), runlocal.
+Arguments: gpu (nanoGPT's 6 layers of width 384, context 256), adamw (instead of Muon), small (for ablations:
+2 layers of width 64, context 128), runlocal.
 """
 
 from gpt_jax import config as configs
@@ -11,7 +12,7 @@ from gpt_jax import config as configs
 
 def get_config(arg=''):
   """arg: see the module's docstring."""
-  args = configs.arguments(arg, gpu=False, adamw=False, runlocal=False)
+  args = configs.arguments(arg, gpu=False, adamw=False, small=False, runlocal=False)
   config = configs.default()
   config.data.mixture = {'shakespeare': {'kind': 'text', 'path': 'tinyshakespeare/input.txt'}}
   config.tokenizer.kind = 'chars'
@@ -26,6 +27,9 @@ def get_config(arg=''):
   if args.gpu:
     config.model.update(layers=6, width=384, heads=6, dropout=0.2)
     config.train.update(steps=5000, batch_size=64, steps_per_call=10)
+  if args.small:
+    config.model.update(layers=2, width=64, heads=4, context=128)
+    config.train.update(eval_every=60, eval_tokens=16384, sample_every=0)
   if args.runlocal:
     config.train.update(steps=20, eval_every=10, sample_every=20)
   return config

@@ -7,26 +7,14 @@ Hardware: 2 CPU cores   Minutes: 13
 
 from gpt_jax.ablation.design import Budget, Study
 
-SMALL = {
-  'layers': 2,
-  'model.width': 64,
-  'heads': 4,
-  'context': 128,
-  'batch_size': 16,
-  'eval_every': 60,
-  'eval_tokens': 16384,
-  'sample_every': 0,
-}
-
 
 def get_study(arg=''):
   """No arguments."""
   plain = {'relu2': {}, 'gelu': {'mlp': 'gelu'}, 'gelu_exact': {'mlp': 'gelu_exact'}}
   gated = {name: {'mlp': name, 'hidden': 170} for name in ('swiglu', 'geglu')}
   return Study(
-    base='experiments/shakespeare_char.py',
+    base='experiments/shakespeare_char.py:small',
     question='Which MLP is best at equal parameters?',
     factors={'mlp': plain | gated},
-    changes=SMALL,
     budget=Budget(tokens=600_000),
   )

@@ -6,25 +6,13 @@ Hardware: 2 CPU cores   Minutes: 15
 
 from gpt_jax.ablation.design import Budget, Study
 
-SMALL = {
-  'layers': 2,
-  'model.width': 64,
-  'heads': 4,
-  'context': 128,
-  'batch_size': 16,
-  'eval_every': 60,
-  'eval_tokens': 16384,
-  'sample_every': 0,
-}
-
 
 def get_study(arg=''):
   """No arguments."""
   return Study(
-    base='experiments/shakespeare_char.py',
+    base='experiments/shakespeare_char.py:small',
     question='Which norm, and where in the block?',
     factors={'norm': ['rmsnorm', 'layernorm'], 'norm_position': ['pre', 'post', 'sandwich']},
     sweep='full',
-    changes=SMALL,
     budget=Budget(tokens=600_000),
   )

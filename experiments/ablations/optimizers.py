@@ -14,16 +14,6 @@ Hardware: 2 CPU cores   Minutes: 25; with seconds=20 as many of steps alone
 from gpt_jax import config
 from gpt_jax.ablation.design import Budget, Study
 
-SMALL = {
-  'layers': 2,
-  'model.width': 64,
-  'heads': 4,
-  'context': 128,
-  'batch_size': 16,
-  'eval_every': 60,
-  'eval_tokens': 16384,
-  'sample_every': 0,
-}
 RATES = {
   'muon': (3e-3, 1e-3, 1e-2),
   'adamw': (3e-3, 1e-2, 3e-2),
@@ -44,10 +34,9 @@ def get_study(arg=''):
     for lr in rates
   }
   return Study(
-    base='experiments/shakespeare_char.py',
+    base='experiments/shakespeare_char.py:small',
     question=f'Which optimizer gets furthest {how}, at its best learning rate?',
     factors={'optimizer': levels},
     keeps_parameters=('optimizer',),
-    changes=SMALL,
     budget=Budget(seconds=seconds) if seconds else Budget(tokens=400_000),
   )

@@ -10,30 +10,18 @@ Hardware: 2 CPU cores   Minutes: 12
 
 from gpt_jax.ablation.design import Budget, Study
 
-SMALL = {
-  'layers': 2,
-  'model.width': 64,
-  'heads': 4,
-  'context': 128,
-  'batch_size': 16,
-  'eval_every': 60,
-  'eval_tokens': 16384,
-  'sample_every': 0,
-}
-
 
 def get_study(arg=''):
   """No arguments."""
   names = ('mrope', 'learned', 'sinusoidal', 'alibi', 'none')
   scaled = {'positions': 'sinusoidal', 'embed_scale': 0.0}  # 0: the root of the width
   return Study(
-    base='experiments/shakespeare_char.py',
+    base='experiments/shakespeare_char.py:small',
     question='Which way of telling positions learns best?',
     factors={
       'positions': {'rope': {}}
       | {name: {'positions': name} for name in names}
       | {'sinusoidal_scaled': scaled}
     },
-    changes=SMALL,
     budget=Budget(tokens=600_000),
   )
