@@ -25,9 +25,9 @@ from gpt_jax.tokenizers.spectrogram import Spectrogram
 
 @dataclasses.dataclass(frozen=True)
 class AudioConfig:
-  """Which audio tokenizer, and what it is made from."""
+  """The kind of audio tokenizer, and its front end."""
 
-  kind: str = ''  # a row of AUDIO_TOKENIZERS; '' = the model knows no sound
+  kind: str = ''  # a row of AUDIO_TOKENIZERS; '' = no sound
   path: str = ''  # a saved tokenizer, or the run that trained one; '' makes one of the clips
   sample_rate: int = 8000  # Hz; clips of other rates are resampled
   window: int = 256  # samples of a frame's Hann window
@@ -35,8 +35,8 @@ class AudioConfig:
   mels: int = 40  # bands of a frame
   stack: int = 4  # frames of a position
   codes: int = 1024  # frames: entries of each codebook
-  books: int = 1  # frames: codebooks, each for what those before it leave over
-  levels: tuple[int, ...] = (8, 5, 5, 5)  # fsq: steps of each number of a code
+  books: int = 1  # frames: codebooks, each for the remainder of those before it
+  levels: tuple[int, ...] = (8, 5, 5, 5)  # fsq: levels of each number of a code
   seconds: float = 3.0  # the longest clip
   network_width: int = 128  # fsq: of the vectors of positions
   network_blocks: int = 2  # fsq: of the encoder; as many of the decoder
@@ -55,7 +55,7 @@ class AudioConfig:
       if getattr(self, name) < least:
         raise ValueError(f'audio.{name}={getattr(self, name)} is too small\nfix: give {least} or more')
     if not 0 < self.seconds < math.inf:
-      raise ValueError(f'audio.seconds={self.seconds} is no duration\nfix: give seconds above 0')
+      raise ValueError(f'audio.seconds={self.seconds} is not a positive duration\nfix: give seconds above 0')
     if not self.levels or min(self.levels) < 2:
       raise ValueError(
         f'audio.levels={self.levels} has a channel of fewer than 2 levels\nfix: give (8, 5, 5, 5)'
@@ -82,12 +82,12 @@ class AudioConfig:
 
   @property
   def spectrogram(self) -> Spectrogram:
-    """The front end that it describes."""
+    """The front end."""
     return Spectrogram(self.sample_rate, self.window, self.hop, self.mels)
 
 
 def fit_statistics(cfg: AudioConfig, waves: Sequence[np.ndarray]) -> np.ndarray:
-  """Mean and standard deviation of each band over clips, float32 [2, M]."""
+  """Return the mean and standard deviation of each band over clips, float32 [2, M]."""
   if not len(waves):
     raise ValueError(
       f'audio.kind={cfg.kind} is made from training clips, and there are none\n'
@@ -160,10 +160,9 @@ def _config(kind, fields):
 
 
 def autoencoder_config(cfg: AudioConfig, positions: int = 16):
-  """The autoencoder of kind fsq, to be trained on crops of this many positions.
+  """Return the config of the autoencoder of kind fsq, trained on crops of this many positions.
 
-  Between clips the crops must show silence (`AudioTokenizer.join_with_silence`), since that is what lies
-  behind a clip that is encoded.
+  Crops must have silence between clips (`AudioTokenizer.join_with_silence`), as around encoded clips.
   """
   from gpt_jax.tokenizers.learned.autoencoder import AutoencoderConfig
 
@@ -178,7 +177,7 @@ def autoencoder_config(cfg: AudioConfig, positions: int = 16):
 
 
 def baseline_config(cfg: AudioConfig) -> AudioConfig:
-  """k-means with as many codes and positions as a learned tokenizer: what it has to beat."""
+  """Return the config of k-means with as many codes and positions as a learned tokenizer."""
   same = {name: getattr(cfg, name) for name in ('sample_rate', 'window', 'hop', 'mels', 'stack')}
   return AudioConfig(kind='frames', codes=math.prod(cfg.levels), seconds=cfg.seconds, **same)
 

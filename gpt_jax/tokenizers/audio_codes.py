@@ -22,10 +22,10 @@ BATCH = 32  # clips that a learned tokenizer takes at a time
 
 
 class AudioTokenizer(MediaTokenizer):
-  """Standardized stacked log-mel frames, and what rows share; a row adds the quantizer.
+  """Standardized stacked log-mel frames; a subclass adds the quantizer.
 
-  `cfg` is an AudioConfig; `statistics` are the mean and the standard deviation of each band over
-  the training clips, float32 [2, M].
+  `cfg` is an AudioConfig; `statistics` are the mean and standard deviation of each band over the
+  training clips, float32 [2, M].
   """
 
   modality = 'audio'
@@ -41,7 +41,7 @@ class AudioTokenizer(MediaTokenizer):
     self.feature_width = cfg.stack * cfg.mels
 
   def positions(self, samples: int) -> int:
-    """Positions of a clip of this many samples."""
+    """Return the number of positions of a clip of this many samples."""
     return self.spectrogram.frames(samples, self.cfg.stack) // self.cfg.stack
 
   def features(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -79,16 +79,16 @@ class AudioTokenizer(MediaTokenizer):
     return np.tile((np.float32(math.log(FLOOR)) - mean_M) / deviation_M, self.cfg.stack)
 
   def join_with_silence(self, waves: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:
-    """Standardized frames float32 [J, M] of all clips, `gap` positions of silence before each.
+    """Return standardized frames float32 [J, M] of all clips, `gap` positions of silence before each.
 
-    An autoencoder is trained on crops of it.
+    Autoencoders are trained on crops of it.
     """
     silence_PC = np.tile(self.silence_C, (gap, 1))
     parts = [part_PC for f_PC in self.features(waves) for part_PC in (silence_PC, f_PC)]
     return np.concatenate(parts).reshape(-1, self.cfg.mels)
 
   def fields(self):
-    """The settings; the arrays are in `files`."""
+    """Return the settings; the arrays are in `files`."""
     fields = dataclasses.asdict(self.cfg)
     return {name: value for name, value in fields.items() if name not in ('kind', 'path')}
 
@@ -97,7 +97,7 @@ class AudioTokenizer(MediaTokenizer):
     return {FILE: pack_arrays(self.arrays())}
 
   def arrays(self) -> dict[str, np.ndarray]:
-    """What `files` holds; a row adds its own."""
+    """Return the arrays in `files`."""
     return {'statistics': self.statistics}
 
   def _quantize(self, features):
@@ -138,7 +138,7 @@ class AudioTokenizer(MediaTokenizer):
 
 
 class FrameTokenizer(AudioTokenizer):
-  """The nearest of K stacked frames, then of K remainders for each further codebook.
+  """The nearest of K stacked frames, then the nearest of K remainders for each further codebook.
 
   `centroids` are float32 [Q, K, C].
   """
@@ -151,7 +151,7 @@ class FrameTokenizer(AudioTokenizer):
     self.centroids = checked(centroids, (cfg.books, cfg.codes, self.feature_width))
 
   def arrays(self):
-    """Statistics and centroids."""
+    """Return the statistics and centroids."""
     return {**super().arrays(), 'centroids': self.centroids}
 
   def _quantize(self, features):
@@ -235,11 +235,11 @@ class LearnedAudioTokenizer(AudioTokenizer):
 
 
 def checked(array, shape: tuple[int, ...]) -> np.ndarray:
-  """float32 of this shape, finite; ValueError otherwise."""
+  """Return the array as float32; ValueError unless it is finite and of this shape."""
   array = np.asarray(array, np.float32)
   if array.shape != shape or not np.isfinite(array).all():
     raise ValueError(
-      f'an array of an audio tokenizer has the shape {array.shape}, not {shape}, or NaN\n'
+      f'an array of an audio tokenizer has shape {array.shape} (expected {shape}) or is not finite\n'
       'fix: make the tokenizer again'
     )
   return array

@@ -126,12 +126,12 @@ class TextTokenizer(SavedTokenizer):
 
 
 class StreamDecoder:
-  """Text as it is generated: `push` takes one id and returns the text that is now complete.
+  """Decode text during generation: `push` takes one id and returns the text that it completes.
 
-  `decode` maps a list of ids to text. An incomplete character decodes to U+FFFD, so U+FFFD at the
-  end is held back until later ids complete it, or show that nothing will: a UTF-8 character has at
-  most 4 bytes, so 3 ids can be waiting. All pushed text plus `flush()` equals `decode` of all ids
-  (a tokenizer.json whose decoder rewrites text that is already out is the exception).
+  `decode` maps a list of ids to text. An incomplete character decodes to U+FFFD, so U+FFFD at the end
+  is held back until later ids complete it, or until 3 ids are held back, since a UTF-8 character has at
+  most 4 bytes. All pushed text plus `flush()` equals `decode` of all ids, except with a tokenizer.json
+  whose decoder rewrites earlier text.
   """
 
   def __init__(self, decode: Callable[[list[int]], str]):
@@ -154,13 +154,13 @@ class StreamDecoder:
     return piece
 
   def flush(self) -> str:
-    """End the stream: return what was held back, and start anew."""
+    """Return the text that was held back, and start a new stream."""
     piece = self._decode(self._ids)[self._shown :]
     self._ids, self._shown, self._waiting = [], 0, 0
     return piece
 
   def _forget(self, text):
-    """Keep the cost of a push constant: drop old ids, if the rest decodes to the same text."""
+    """Keep the cost of a push constant: drop old ids if the rest decodes to the same text."""
     if len(self._ids) < 64:
       return
     recent = self._ids[-16:]
@@ -170,7 +170,7 @@ class StreamDecoder:
 
 
 def checked_ids(ids, size: int) -> list[int]:
-  """Ids as a list of int; ValueError unless they are one-dimensional integers in 0 .. size - 1."""
+  """Return ids as a list of int; ValueError unless they are one row of integers in 0 .. size - 1."""
   array = np.asarray(ids)
   if not array.size:
     return []
@@ -189,7 +189,7 @@ def checked_ids(ids, size: int) -> list[int]:
 
 
 def checked_text(text: str) -> str:
-  """The text itself; ValueError if it has a lone surrogate, which no UTF-8 file can hold."""
+  """Return the text; ValueError if it has a lone surrogate, which no UTF-8 file can hold."""
   try:
     text.encode()
   except UnicodeEncodeError as error:
@@ -201,22 +201,22 @@ def checked_text(text: str) -> str:
 
 
 def digest(content: bytes) -> str:
-  """SHA-256 in hex."""
+  """Return the SHA-256 in hex."""
   return hashlib.sha256(content).hexdigest()
 
 
 def to_json(content, indent: int = 0) -> bytes:
-  """JSON in one fixed spelling, so that equal content gives equal bytes."""
+  """Return JSON in one fixed spelling, so that equal content gives equal bytes."""
   if indent:
     return json.dumps(content, sort_keys=True, indent=indent).encode() + b'\n'
   return json.dumps(content, sort_keys=True, separators=(',', ':')).encode()
 
 
 def read_file(path, fix: str) -> bytes:
-  """The bytes of a file; FileNotFoundError or ValueError if it is missing or empty."""
+  """Return the bytes of a file; FileNotFoundError or ValueError if it is missing or empty."""
   path = pathlib.Path(path)
   if not path.is_file():
-    raise FileNotFoundError(f'{path} does not exist or is no file\nfix: {fix}')
+    raise FileNotFoundError(f'{path} does not exist or is not a file\nfix: {fix}')
   content = path.read_bytes()
   if not content:
     raise ValueError(f'{path} is empty\nfix: {fix}')
@@ -224,7 +224,7 @@ def read_file(path, fix: str) -> bytes:
 
 
 def read_json(path, fix: str):
-  """The content of a JSON file; FileNotFoundError or ValueError with the cause and the fix."""
+  """Return the content of a JSON file; FileNotFoundError or ValueError with the fix."""
   content = read_file(path, fix)
   try:
     return json.loads(content)
@@ -233,7 +233,7 @@ def read_json(path, fix: str):
 
 
 def write_file(path, content: bytes) -> None:
-  """Write a file whole or not at all, making its folder."""
+  """Write a file atomically, making its folder."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   records.write_atomically(path, content)

@@ -1,9 +1,9 @@
 """Byte-level BPE (GPT-2, section 2.2): training, and GPT-2's own files.
 
-Both make the content of a `tokenizer.json`, which the `tokenizers` library then runs. Training is
-here because the library breaks ties between equally frequent pairs by token id, which depends on
-the numbering of the alphabet. We take the lexicographically greater pair of byte strings, as the
-reference merges of Stanford CS336 do, so that the merges depend on the text alone.
+Both make the content of a `tokenizer.json`, which the `tokenizers` library then runs. Training is our
+own because the library breaks ties between equally frequent pairs by token id, which no numbering of
+its alphabet turns into the lexicographic order of the reference merges of Stanford CS336 (they differ
+from the 32nd merge on); with that order the merges depend on the text alone.
 """
 
 import collections
@@ -16,7 +16,7 @@ from gpt_jax.tokenizers import base
 
 END_OF_TEXT = '<|endoftext|>'
 
-# The library splits text by GPT-2's pattern, then writes each byte as one printable character.
+# The library splits text by GPT-2's pattern, then spells each byte as one printable character.
 BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True}
 
 # A token of GPT-2's pattern never holds a space or newline after a non-space, so a long text may
@@ -25,7 +25,7 @@ CUT = re.compile(r'(?<=\S)(?=[ \n])')
 
 
 def pieces(text: str, size: int = 2000) -> Iterator[str]:
-  """Cut a text into pieces of about `size` characters that tokenize as the whole text does."""
+  """Cut a text into pieces of about `size` characters that tokenize like the whole text."""
   start = 0
   while start < len(text):
     cut = CUT.search(text, start + size)
@@ -35,7 +35,7 @@ def pieces(text: str, size: int = 2000) -> Iterator[str]:
 
 
 def byte_characters() -> list[str]:
-  """GPT-2's printable character of each byte: itself, or for 68 of them U+0100 onwards."""
+  """Return GPT-2's printable character of each byte: itself, or for 68 of them U+0100 onwards."""
   printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
   spare = iter(range(0x100, 0x200))
   return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
@@ -47,8 +47,8 @@ def train(
   """Learn `vocab` tokens from documents; returns the content of a tokenizer.json.
 
   Ids 0 to 255 are the raw bytes, later ids the merged tokens in the order they were learned.
-  Documents are split at `marks` first, so that no token learns a part of one. Deterministic:
-  the merges depend on the word counts alone. Raises ValueError if the text repeats too little.
+  Documents are split at `marks` first, so that no token contains a part of one. Raises ValueError if
+  the text repeats too little.
   """
   merges = learn_merges(count_words(documents(), marks), vocab)
   characters = byte_characters()
@@ -58,7 +58,7 @@ def train(
 
 
 def tokenizer_json(vocab: dict[str, int], merges: list[list[str]], specials: Iterable[str] = ()) -> dict:
-  """The content of a byte-level BPE tokenizer.json."""
+  """Return the content of a byte-level BPE tokenizer.json."""
   flags = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
   return {
     'version': '1.0',
@@ -85,11 +85,11 @@ def tokenizer_json(vocab: dict[str, int], merges: list[list[str]], specials: Ite
 
 
 def count_words(documents: Iterable[str], marks: tuple[str, ...] = ()) -> dict[bytes, int]:
-  """How often each word of GPT-2's pattern occurs; `marks` separate texts and are not counted."""
+  """Count the words of GPT-2's pattern; `marks` separate texts and are not counted."""
   from tokenizers import pre_tokenizers
 
   split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True).pre_tokenize_str
-  # An empty pattern would split everywhere; (?!) matches nowhere.
+  # An empty pattern would match everywhere; (?!) matches nowhere.
   mark = re.compile('|'.join(map(re.escape, marks)) or '(?!)')
   counts = collections.Counter()
   for document in documents:
@@ -101,11 +101,10 @@ def count_words(documents: Iterable[str], marks: tuple[str, ...] = ()) -> dict[b
 
 
 def learn_merges(word_counts: dict[bytes, int], vocab: int) -> list[tuple[bytes, bytes]]:
-  """The pairs to merge, in order, until there are `vocab` tokens.
+  """Return the pairs to merge, in order, until there are `vocab` tokens.
 
-  Always the most frequent pair; of equals the lexicographically greater pair of byte strings. A
-  pair must occur twice. No two pairs spell the same token: how a string is merged depends on
-  nothing outside of it, if in the end it is one token.
+  Each merge takes the most frequent pair, of equals the lexicographically greater pair of byte
+  strings. A pair must occur twice. No two pairs spell the same token.
   """
   words, counts = [list(word) for word in word_counts], list(word_counts.values())
   tokens = [bytes([byte]) for byte in range(256)]
@@ -136,7 +135,7 @@ def learn_merges(word_counts: dict[bytes, int], vocab: int) -> list[tuple[bytes,
 
 
 def read_gpt2(folder) -> dict:
-  """GPT-2's tables as the content of a tokenizer.json.
+  """Return GPT-2's tables as the content of a tokenizer.json.
 
   Raises FileNotFoundError or ValueError if vocab.json (or encoder.json) and merges.txt (or
   vocab.bpe) are missing or do not fit together.
@@ -168,12 +167,12 @@ def _spelled(token, characters):
 
 
 def _descending(token):
-  """A string that sorts before another exactly if the token sorts after the other token."""
+  """Return a string that sorts in the reverse order of tokens."""
   return ''.join([chr(255 - byte) for byte in token]) + chr(256)
 
 
 def _most_frequent(heap, totals):
-  """The pair to merge next, or None. Entries that counted too much go back corrected."""
+  """Return the pair to merge next, or None. Entries with outdated counts are corrected."""
   while heap and heap[0][0] <= -2:
     total, key, pair = heap[0]
     if -total == totals[pair]:
@@ -186,7 +185,7 @@ def _most_frequent(heap, totals):
 
 
 def _merge(pair, new, words, counts, totals, places):
-  """Replace a pair by a token in every word; returns the pairs that became more frequent."""
+  """Replace a pair by a token in every word; return the pairs that became more frequent."""
   a, b = pair
   change = collections.defaultdict(int)
   for i in places.pop(pair):

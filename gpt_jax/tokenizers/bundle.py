@@ -17,10 +17,10 @@ from gpt_jax.tokenizers.vocabulary import SPECIALS, Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizers:
-  """The tokenizers of a model and the vocabulary that they share.
+  """The tokenizers of a model and their vocabulary.
 
-  Text ids are the text tokenizer's own ids: the text range starts at 0. Each codebook of an image
-  or audio tokenizer has a range of its own.
+  The text range starts at 0, so text ids are the text tokenizer's own ids. Each codebook of an image or
+  audio tokenizer has a range of its own.
   """
 
   vocabulary: Vocabulary
@@ -54,8 +54,8 @@ class Tokenizers:
   ) -> 'Tokenizers':
     """Put text first, the specials after it, then image and audio codes.
 
-    A special that the tokenizer has already keeps that id. An imported model takes no new ones:
-    `specials=()`. `multiple` is what the embedding's columns are rounded up to.
+    A special that the text tokenizer already has keeps its id. An imported model gets no new specials:
+    `specials=()`. The number of embedding columns is rounded up to a multiple of `multiple`.
     """
     own = dict(tokenizer.specials)
     new = [name for name in specials if name not in own]
@@ -68,21 +68,21 @@ class Tokenizers:
 
   @property
   def media(self) -> dict[str, MediaTokenizer]:
-    """The image and audio tokenizers that there are, by modality."""
-    return {name: made for name in MODALITIES if (made := getattr(self, name)) is not None}
+    """The image and audio tokenizers of the model by modality."""
+    return {name: getattr(self, name) for name in MODALITIES if getattr(self, name) is not None}
 
   @property
   def modalities(self) -> tuple[str, ...]:
-    """What ids can be of: text first; `modality_V` counts in this order."""
+    """The modalities of the model, text first, in the order of `modality_V`."""
     return ('text', *self.media)
 
   @functools.cached_property
   def layout(self) -> Layout:
-    """What ids say of their document."""
+    """The layout of documents of these ids."""
     return Layout.of(self)
 
   def modality_V(self) -> np.ndarray:
-    """For each id its place in `modalities`, int32 [V]; the end of an image counts as image."""
+    """Return the index in `modalities` of each id, int32 [V]; end markers belong to their modality."""
     vocabulary = self.vocabulary
     of_V = np.zeros(vocabulary.padded, np.int32)
     for number, (modality, tokenizer) in enumerate(self.media.items(), 1):
@@ -93,10 +93,10 @@ class Tokenizers:
     return of_V
 
   def groups(self) -> tuple[np.ndarray, np.ndarray]:
-    """Ids that can stand in the same places: group of each id int32 [V], allowed bool [N, V].
+    """Return groups of ids that are valid in the same places: group of each id int32 [V], ids bool [N, V].
 
-    Group 0 holds text and markers. A codebook is a group of its own; where the first codebook of a
-    sound may stand the sound may also end. After the last code of an image stands eoi alone.
+    Group 0 holds text and markers. Each codebook is a group; where the first codebook of a sound is
+    valid, eoa is too. After the last code of an image only eoi is valid.
     """
     vocabulary = self.vocabulary
     group_V, rows = np.zeros(vocabulary.padded, np.int32), [None]
@@ -115,18 +115,18 @@ class Tokenizers:
     return group_V, np.stack(rows)
 
   def encode_codes(self, modality: str, codes_PQ) -> np.ndarray:
-    """Codes [P, Q] of a media tokenizer -> ids int32 [P Q], position by position."""
+    """Map codes [P, Q] of a media tokenizer to ids int32 [P Q], position by position."""
     kinds = [kind for kind, _ in self._tokenizer(modality).ranges]
     columns = [self.vocabulary.encode(kind, codes_PQ[:, q]) for q, kind in enumerate(kinds)]
     return np.stack(columns, 1).reshape(-1)
 
   def decode_codes(self, modality: str, ids) -> np.ndarray:
-    """Inverse of `encode_codes`; ValueError for ids that are not whole positions."""
+    """Invert `encode_codes`; ValueError for ids that are not whole positions."""
     kinds = [kind for kind, _ in self._tokenizer(modality).ranges]
     ids = np.asarray(ids)
     if ids.size % len(kinds):
       raise ValueError(
-        f'{ids.size} {modality} ids are no whole number of positions of {len(kinds)} codes\n'
+        f'{ids.size} {modality} ids are not a whole number of positions of {len(kinds)} codes\n'
         'fix: decode all ids between the start and the end marker'
       )
     ids_PQ = ids.reshape(-1, len(kinds))
@@ -142,22 +142,22 @@ class Tokenizers:
     return self.media[modality]
 
   def encode_text(self, string: str) -> list[int]:
-    """Token ids of a text, without any special."""
+    """Return the token ids of a text, without specials."""
     return self.text.encode(string)
 
   def decode_text(self, ids) -> str:
-    """The text of ids [T], leaving specials out; ValueError for ids of another modality."""
+    """Return the text of ids [T] without specials; ValueError for ids of another modality."""
     ids = np.array(base.checked_ids(ids, self.vocabulary.size), np.int32)
     special = np.isin(ids, [index for _, index in self.vocabulary.specials])
     return self.text.decode(self.vocabulary.decode('text', ids[~special]))
 
   def stream_decoder(self) -> StreamDecoder:
-    """Text as it is generated: push ids one by one, complete text comes out."""
+    """Return a decoder of text during generation: push ids, get the completed text."""
     return StreamDecoder(self.decode_text)
 
   @functools.cached_property
   def hash(self) -> str:
-    """Hex digest of everything that decides what an id means."""
+    """A hex digest of everything that decides the meaning of ids."""
     media = [tokenizer.hash for tokenizer in self.media.values()]
     return base.digest(base.to_json([self.vocabulary.hash(), self.text.hash, *media]))
 
@@ -171,7 +171,7 @@ class Tokenizers:
 
   @classmethod
   def load(cls, folder) -> 'Tokenizers':
-    """Read what `save` wrote; FileNotFoundError or ValueError if it is not as it was saved."""
+    """Read what `save` wrote; FileNotFoundError or ValueError if it was altered."""
     fix = 'name a folder that Tokenizers.save wrote, and restore it if a file was altered'
     path = pathlib.Path(folder).expanduser() / 'vocabulary.json'
     saved = base.read_json(path, fix)

@@ -30,7 +30,7 @@ LEARNED = ('fsq', 'vq')
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
-  """Which image tokenizer, and for which images."""
+  """The kind of image tokenizer, and the shape of images."""
 
   kind: str = ''  # a row of IMAGE_TOKENIZERS; '' = the model knows no images
   path: str = ''  # fsq and vq: run folder of the trained tokenizer
@@ -39,7 +39,7 @@ class ImageConfig:
   channels: int = 1  # 1 gray, 3 color
   patch: int = 4  # pixels of a code's side; pixels: 1
   codes: int = 256  # patches, vq, palette: how many there are
-  levels: tuple[int, ...] = (8, 6, 5)  # fsq: steps of each number of a code
+  levels: tuple[int, ...] = (8, 6, 5)  # fsq: levels of each number of a code
   values: int = 256  # pixels: gray values, evenly spaced from 0 to 255
   palette: bool = False  # pixels: one of `codes` colors instead of a code a channel
   network_width: int = 64  # fsq, vq: of the vectors on the grid of codes
@@ -88,7 +88,7 @@ class ImageConfig:
 
 
 def autoencoder_config(cfg: ImageConfig):
-  """The AutoencoderConfig that a config with kind fsq or vq asks for."""
+  """Return the AutoencoderConfig of a config with kind fsq or vq."""
   from gpt_jax.tokenizers.learned.autoencoder import AutoencoderConfig
 
   return AutoencoderConfig(
@@ -104,7 +104,7 @@ def autoencoder_config(cfg: ImageConfig):
 
 
 def baseline_config(cfg: ImageConfig) -> ImageConfig:
-  """k-means with as many positions and codes as a learned tokenizer: what it has to beat."""
+  """Return the config of k-means with as many positions and codes as a learned tokenizer."""
   codes = math.prod(cfg.levels) if cfg.kind == 'fsq' else cfg.codes
   return ImageConfig('patches', '', *cfg.shape, patch=cfg.patch, codes=codes)
 

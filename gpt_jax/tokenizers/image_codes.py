@@ -40,7 +40,7 @@ class ImageTokenizer(MediaTokenizer):
     return self._encode(self._images(images_NYXA))
 
   def decode(self, codes_NPQ: np.ndarray) -> np.ndarray:
-    """Codes [N, P, Q] -> uint8 [N, Y, X, A]; ValueError for codes that there are not."""
+    """Codes [N, P, Q] -> uint8 [N, Y, X, A]; ValueError for codes out of range."""
     codes_NPQ = np.asarray(codes_NPQ)
     sizes_Q = np.array(self.codebooks)
     if codes_NPQ.ndim != 3 or codes_NPQ.shape[1:] != (self.positions, len(sizes_Q)):
@@ -51,13 +51,13 @@ class ImageTokenizer(MediaTokenizer):
     integers = np.issubdtype(codes_NPQ.dtype, np.integer)
     if not integers or (codes_NPQ < 0).any() or (codes_NPQ >= sizes_Q).any():
       raise ValueError(
-        f'codes of type {codes_NPQ.dtype} hold more than the numbers below {self.codebooks}\n'
+        f'codes of type {codes_NPQ.dtype} are not integers in 0 .. {self.codebooks} (exclusive)\n'
         'fix: give codes that this tokenizer made, without the offset of the vocabulary'
       )
     return self._decode(codes_NPQ)
 
   def features(self, images_NYXA: np.ndarray) -> np.ndarray:
-    """Pixels of each patch from -1 to 1, float32 [N, P, feature_width]: continuous input."""
+    """Return the pixels of each patch from -1 to 1, float32 [N, P, feature_width]: continuous input."""
     patches_NRSC = to_patches(self._images(images_NYXA), self.patch)
     patches_NPC = patches_NRSC.reshape(-1, self.positions, self.feature_width)
     return patches_NPC.astype(np.float32) / np.float32(127.5) - np.float32(1)

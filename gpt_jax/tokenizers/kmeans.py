@@ -1,7 +1,7 @@
-"""k-means: the quantizer that needs no training run; shared by image patches and audio frames.
+"""k-means, the quantizer of image patches and audio frames without a training run.
 
-The same vectors and seed give the same centroids, whatever their order and the number of threads.
-Ours, since scikit-learn's takes 237 s where this takes 14 (1,024 codes of 25,000 vectors of 160).
+The same vectors and seed give the same centroids, for any order and number of threads. Our own, since
+scikit-learn's takes 237 s where this takes 14 (1,024 codes of 25,000 vectors of 160).
 
 Letters: N vectors, K codes, C entries of a vector.
 Sources: Lloyd (1982); k-means++ (Arthur & Vassilvitskii 2007).
@@ -9,13 +9,13 @@ Sources: Lloyd (1982); k-means++ (Arthur & Vassilvitskii 2007).
 
 import numpy as np
 
-VECTORS = 100_000  # the most that are fitted: MNIST patches gain .07 dB from three times as many
+VECTORS = 100_000  # fitted at most: MNIST patches gain .07 dB from three times as many
 ITERATIONS = 30
 BLOCK = 1 << 24  # distances held at a time
 
 
 def fit(vectors_NC, codes: int, seed: int = 0) -> np.ndarray:
-  """Centroids float32 [codes, C]; ValueError if fewer vectors than codes are distinct."""
+  """Return centroids float32 [codes, C]; ValueError if fewer vectors than codes are distinct."""
   vectors_NC = np.asarray(vectors_NC, np.float32)
   if len(vectors_NC) > VECTORS:
     chosen = np.random.default_rng(seed).choice(len(vectors_NC), VECTORS, replace=False)
@@ -23,7 +23,7 @@ def fit(vectors_NC, codes: int, seed: int = 0) -> np.ndarray:
   vectors_NC, counts_N = np.unique(vectors_NC, axis=0, return_counts=True)
   if len(vectors_NC) < codes:
     raise ValueError(
-      f'codes={codes}, but only {len(vectors_NC)} distinct vectors are there to make them from\n'
+      f'codes={codes}, but only {len(vectors_NC)} distinct vectors to make them from\n'
       f'fix: give codes={len(vectors_NC)} or fewer, or more training data'
     )
   weights_N = counts_N.astype(np.float64)
@@ -39,7 +39,7 @@ def fit(vectors_NC, codes: int, seed: int = 0) -> np.ndarray:
 
 
 def _seeds(vectors_NC, weights_N, codes, rng):
-  """Vectors far from each other: each is drawn by its squared distance to those before it."""
+  """Return vectors far from each other: each is drawn by its squared distance to those before it."""
   near_N, chosen = np.full(len(vectors_NC), np.inf), []
   squares_N = np.square(vectors_NC).sum(1)
   chances_N = weights_N
@@ -56,7 +56,7 @@ def _seeds(vectors_NC, weights_N, codes, rng):
 
 
 def _means(vectors_NC, weights_N, codes_N, centroids_KC):
-  """The mean of each code's vectors; a code without any takes one that is far from its own."""
+  """Return the mean of each code's vectors; a code without any takes one far from its centroid."""
   K = len(centroids_KC)
   weights_K = np.bincount(codes_N, weights_N, K)
   sums_CK = [np.bincount(codes_N, weights_N * column_N, K) for column_N in vectors_NC.T]
@@ -69,7 +69,7 @@ def _means(vectors_NC, weights_N, codes_N, centroids_KC):
 
 
 def assign(vectors_NC, centroids_KC) -> np.ndarray:
-  """Nearest centroid of each vector, int32 [N]; the first of equally near ones."""
+  """Return the nearest centroid of each vector, int32 [N]; the first of equally near ones."""
   vectors_NC = np.asarray(vectors_NC, np.float32)
   half_K = 0.5 * np.square(centroids_KC).sum(1)
   codes_N = np.empty(len(vectors_NC), np.int32)

@@ -1,11 +1,11 @@
-"""What the ids of documents say without anything stored beside them: condition, target, place.
+"""The layout of documents: conditions, targets and positions, computed from ids alone.
 
 A document is `condition sep target eos`, or text without sep. Its image is `boi codes eoi`, its
 sound `boa codes eoa`; ids of a media item are position-major, p0q0 p0q1 .. p1q0 ... Continuous
-inputs hold `patch` or `frame` in the place of each code.
+inputs have `patch` or `frame` in place of each code.
 
 Letters: B rows, W tokens of a row, Q codebooks. Segments: 1, 2, .. within a row, 0 = padding.
-Sources: places of image tokens as in Qwen2-VL (Wang et al. 2024, section 2.1): text (p, p, p), the
+Sources: positions of image tokens as in Qwen2-VL (Wang et al. 2024, section 2.1): text (p, p, p), the
 code in row i and column j of an image that predict_start at p (p, p + i, p + j), the next token at
 p + max(rows, columns).
 """
@@ -14,12 +14,12 @@ import dataclasses
 
 import numpy as np
 
-NONE, NOTHING = -1, -2  # the id of what a vocabulary does not have; what stands before a row
+NONE, NOTHING = -1, -2  # the id of a special that a vocabulary lacks; the token before a row
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """The ids and sizes that decide it. Plain numbers: it pickles, and it goes into no hash."""
+  """The ids and sizes of a layout. Plain numbers, so it pickles."""
 
   sep: int = NONE
   null: int = NONE
@@ -39,7 +39,7 @@ class Layout:
 
   @classmethod
   def of(cls, tokenizers) -> 'Layout':
-    """The layout of a bundle of tokenizers."""
+    """Return the layout of a bundle of tokenizers."""
     vocabulary = tokenizers.vocabulary
     named = dict(vocabulary.specials)
     ids = {name: named[name] for name in NAMES if name in named}
@@ -54,13 +54,13 @@ class Layout:
 
   @property
   def has_images(self) -> bool:
-    """Whether ids can be part of an image."""
+    """Whether the vocabulary has images."""
     return self.grid != (0, 0)
 
   def condition_mask(self, ids_BW: np.ndarray, segments_BW: np.ndarray) -> np.ndarray:
-    """True for the tokens up to and including the sep of their document, bool [B, W]."""
+    """Return True for the tokens up to and including the last sep of their document, bool [B, W]."""
     is_sep_BW = (ids_BW == self.sep) & (segments_BW > 0)
-    # How many seps stand at or after a token, up to the end of its own document.
+    # The number of seps at or after a token, up to the end of its document.
     after_BW = np.cumsum(is_sep_BW[:, ::-1], 1)[:, ::-1]
     last_BW = _last(segments_BW)
     beyond_BW = np.take_along_axis(after_BW - is_sep_BW, last_BW, 1)
@@ -69,32 +69,32 @@ class Layout:
   def target_mask(
     self, ids_BW: np.ndarray, segments_BW: np.ndarray, predict_start: bool = False
   ) -> np.ndarray:
-    """True for the tokens that carry loss as targets, bool [B, W].
+    """Return True for the targets that carry loss, bool [B, W].
 
-    Not the condition, not continuous inputs or their ends; the start marker right after the
-    condition only where the model has to choose what it `predict_start` with.
+    Conditions, continuous inputs and their end markers carry none; the start marker right after a
+    condition only with `predict_start`, where the model chooses the kind of its output.
     """
     previous_BW = np.concatenate([np.full_like(ids_BW[:, :1], NOTHING), ids_BW[:, :-1]], 1)
     is_input = lambda x: (x == self.patch) | (x == self.frame)
     starts_BW = ((ids_BW == self.boi) | (ids_BW == self.boa)) & (previous_BW == self.sep)
-    given_BW = self.condition_mask(ids_BW, segments_BW) | (starts_BW & (not predict_start))
-    return (segments_BW > 0) & ~given_BW & ~is_input(ids_BW) & ~is_input(previous_BW)
+    condition_BW = self.condition_mask(ids_BW, segments_BW) | (starts_BW & (not predict_start))
+    return (segments_BW > 0) & ~condition_BW & ~is_input(ids_BW) & ~is_input(previous_BW)
 
   def drop_condition(self, ids_BW: np.ndarray, dropped_BW: np.ndarray) -> np.ndarray:
-    """The ids with `null` in the place of those that are dropped; a sep stays."""
+    """Return the ids with `null` in place of those that are dropped; sep stays."""
     return np.where(dropped_BW & (ids_BW != self.sep), np.int32(self.null), ids_BW)
 
   def is_code(self, ids: np.ndarray) -> np.ndarray:
-    """True for image codes and patches."""
+    """Return True for image codes and patches."""
     first, stop = self.image
     return ((ids >= first) & (ids < stop)) | (ids == self.patch)
 
   def positions3(self, ids_BW: np.ndarray, segments_BW: np.ndarray) -> np.ndarray:
-    """(time, row, column) of each token within its document, int32 [B, W, 3]; 0 in padding."""
+    """Return (time, row, column) of each token within its document, int32 [B, W, 3]; 0 in padding."""
     rows, columns = self.grid if self.has_images else (1, 1)
     code_BW = self.is_code(ids_BW)
     start_BW = _first(segments_BW)
-    # The rank of a code within its image: codes since the last token that is none, then by book.
+    # The rank of a code within its image: codes since the last other token, then by codebook.
     index_BW = np.broadcast_to(np.arange(ids_BW.shape[1]), ids_BW.shape)
     outside_BW = np.maximum.accumulate(np.where(code_BW, -1, index_BW), 1)
     rank_BW = np.where(code_BW, index_BW - np.maximum(outside_BW, start_BW - 1) - 1, 0)
@@ -116,7 +116,7 @@ def _span(vocabulary, tokenizer) -> tuple[int, int]:
 
 
 def _first(segments_BW):
-  """The index of the first token of each token's document."""
+  """Return the index of the first token of each token's document."""
   index_BW = np.broadcast_to(np.arange(segments_BW.shape[1]), segments_BW.shape)
   new_BW = np.ones_like(segments_BW, bool)
   new_BW[:, 1:] = segments_BW[:, 1:] != segments_BW[:, :-1]
@@ -124,7 +124,7 @@ def _first(segments_BW):
 
 
 def _last(segments_BW):
-  """The index of the last token of each token's document."""
+  """Return the index of the last token of each token's document."""
   width = segments_BW.shape[1]
   return width - 1 - _first(segments_BW[:, ::-1])[:, ::-1]
 

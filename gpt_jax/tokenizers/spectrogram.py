@@ -1,8 +1,7 @@
 """The log-mel front end of audio tokenizers, and the way back to a waveform.
 
-A clip of N samples has ceil(N / hop) frames, each centerd on its own hop, so a frame belongs to hop
-samples and the inverse gives back whole hops. Short clips of one batch cannot disturb each other:
-there is no padding between clips.
+A clip of N samples has ceil(N / hop) frames, each centered on its own hop, so the inverse has a whole
+number of hops. Clips of a batch do not depend on each other.
 
 Letters: N samples, J frames, W window samples, M mel bands, U frequency bins.
 
@@ -16,9 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-FLOOR = 1e-4  # the smallest magnitude that the logarithm sees
-PEAK = 0.5  # the level of every clip: recordings differ by a factor of 16, and level is no content
-SILENCE = 1e-3  # clips with a lower peak are noise: they are not raised further than this one
+FLOOR = 1e-4  # the smallest magnitude under the logarithm
+PEAK = 0.5  # the level of every clip: recordings differ by a factor of 16
+SILENCE = 1e-3  # clips with a lower peak are noise: their gain is that of this peak
 ITERATIONS = 32
 MOMENTUM = 0.99
 
@@ -48,7 +47,7 @@ class Spectrogram:
       )
 
   def frames(self, samples: int, stack: int = 1) -> int:
-    """Frames of a clip of this many samples, a whole multiple of `stack`; at least `stack`."""
+    """Return the frames of a clip of this many samples, a multiple of `stack`, at least `stack`."""
     return max(-(-samples // (self.hop * stack)), 1) * stack
 
   @functools.cached_property
@@ -67,7 +66,7 @@ class Spectrogram:
     return np.linalg.pinv(self.mel_MU.astype(np.float64)).astype(np.float32)
 
   def stft(self, wave: np.ndarray, stack: int = 1) -> np.ndarray:
-    """float [N] or [..., N] -> complex64 [..., J, U]; zeros outside the clip."""
+    """Transform float [..., N] to complex64 [..., J, U], with zeros outside the clip."""
     from scipy import fft
 
     wave = np.asarray(wave, np.float32)
@@ -79,7 +78,7 @@ class Spectrogram:
     return fft.rfft(windows[..., :: self.hop, :] * self.window_W, axis=-1)
 
   def istft(self, spectrum: np.ndarray) -> np.ndarray:
-    """complex [..., J, U] -> float32 [..., J * hop], the waveform whose STFT is the nearest."""
+    """Return the waveform float32 [..., J * hop] whose STFT is nearest to complex [..., J, U]."""
     from scipy import fft
 
     frames = spectrum.shape[-2]
@@ -89,9 +88,9 @@ class Spectrogram:
     return padded[..., before : before + frames * self.hop]
 
   def log_mel(self, waves: Sequence[np.ndarray], stack: int = 1) -> list[np.ndarray]:
-    """Waveforms float [N] -> log-mel float32 [J, M] each, J a multiple of `stack`.
+    """Return log-mel float32 [J, M] of each waveform float [N], J a multiple of `stack`.
 
-    Every clip is scaled to the same peak first.
+    Clips are scaled to the same peak first.
     """
     spectra = [np.abs(self.stft(normalized(wave), stack)) for wave in waves]
     if not spectra:
@@ -101,33 +100,33 @@ class Spectrogram:
     return np.split(mels_JM, np.cumsum([len(s) for s in spectra])[:-1])
 
   def to_waveforms(self, log_mels: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Log-mel [J, M] each -> waveforms float32 [J * hop] of the same peak, deterministic.
+    """Return waveforms float32 [J * hop] of one peak for log-mels [J, M], deterministic.
 
-    Magnitudes by the pseudo-inverse of the mel bands, negative ones to zero; phases by Griffin-Lim.
+    Magnitudes come from the pseudo-inverse of the mel bands, clipped at zero, phases from Griffin-Lim.
     Clips of one length run together.
     """
-    found: list = [None] * len(log_mels)
+    waves: list = [None] * len(log_mels)
     lengths = np.array([len(mel) for mel in log_mels], int)
     for row in np.flatnonzero(lengths == 0):
-      found[row] = np.zeros(0, np.float32)
+      waves[row] = np.zeros(0, np.float32)
     for length in np.unique(lengths[lengths > 0]):
       rows = np.flatnonzero(lengths == length)
       mel_BJM = np.exp(np.stack([np.asarray(log_mels[row], np.float32) for row in rows]))
       magnitude_BJU = np.maximum(mel_BJM @ self.inverse_UM.T, 0)
       for row, wave in zip(rows, self.griffin_lim(magnitude_BJU), strict=True):
-        found[row] = normalized(wave)
-    return found
+        waves[row] = normalized(wave)
+    return waves
 
   def griffin_lim(self, magnitude_BJU: np.ndarray, iterations: int = ITERATIONS) -> np.ndarray:
-    """Waveforms [B, J * hop] whose STFT has about these magnitudes, by fast Griffin-Lim."""
+    """Return waveforms [B, J * hop] whose STFT has about these magnitudes, by fast Griffin-Lim."""
     phases_JU = np.random.RandomState(0).uniform(-np.pi, np.pi, magnitude_BJU.shape[1:])
     spectrum_BJU = magnitude_BJU * np.exp(1j * phases_JU).astype(np.complex64)
-    before_BJU = np.zeros_like(spectrum_BJU)
+    previous_BJU = np.zeros_like(spectrum_BJU)
     for _ in range(iterations):
-      found_BJU = self.stft(self.istft(spectrum_BJU))
-      spectrum_BJU = found_BJU + np.float32(MOMENTUM) * (found_BJU - before_BJU)
+      consistent_BJU = self.stft(self.istft(spectrum_BJU))
+      spectrum_BJU = consistent_BJU + np.float32(MOMENTUM) * (consistent_BJU - previous_BJU)
       spectrum_BJU *= magnitude_BJU / np.maximum(np.abs(spectrum_BJU), np.float32(1e-12))
-      before_BJU = found_BJU
+      previous_BJU = consistent_BJU
     return self.istft(spectrum_BJU)
 
 
@@ -146,7 +145,7 @@ def mel_filterbank(sample_rate: int, window: int, mels: int) -> tuple[np.ndarray
 
 
 def _overlap_add(frames: np.ndarray, hop: int) -> np.ndarray:
-  """Frames [..., J, W] -> their sum [..., (J - 1) * hop + W], each hop samples after the last."""
+  """Sum frames [..., J, W], each hop samples after the last, to [..., (J - 1) * hop + W]."""
   *batch, count, window = frames.shape
   parts = -(-window // hop)
   total = np.zeros((*batch, count + parts - 1, hop), np.float32)
@@ -158,13 +157,13 @@ def _overlap_add(frames: np.ndarray, hop: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _coverage(spectrogram, frames):
-  """What windowing twice and adding makes of the constant 1; the inverse divides by it."""
+  """Return the sum of squared windows, by which the inverse divides."""
   squared = np.broadcast_to(np.square(spectrogram.window_W), (frames, spectrogram.window))
   return np.maximum(_overlap_add(squared, spectrogram.hop), np.float32(1e-6))
 
 
 def normalized(wave: np.ndarray) -> np.ndarray:
-  """A waveform [N] at the peak PEAK; one that is almost silent is raised no further than noise."""
+  """Scale a waveform [N] to PEAK; clips below SILENCE get no more gain than SILENCE."""
   wave = np.asarray(wave, np.float32)
   peak = np.abs(wave).max(initial=0)
   return wave * np.float32(PEAK / max(float(peak), SILENCE))

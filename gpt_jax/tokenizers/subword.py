@@ -1,7 +1,7 @@
 """Subword tokenizers, run by the `tokenizers` and `sentencepiece` libraries.
 
-Each wraps the bytes of one model file, which is all of its content. Special ids are never made
-from user text: the literal text `<|endoftext|>` is encoded as the characters that it is.
+Each wraps the bytes of one model file, which is all of its content. User text never becomes a special
+id: the literal text `<|endoftext|>` is encoded as characters.
 """
 
 import itertools
@@ -21,9 +21,9 @@ BATCH = 512  # pieces of text a library call, to bound its memory
 class LibraryTokenizer(base.TextTokenizer):
   """Any tokenizer.json: the kinds bpe, gpt2 and huggingface.
 
-  `model` is the JSON content. Truncation and padding that it may ask for are switched off, since
-  they would lose text; templates that add special tokens are not applied. Added tokens that are
-  not special (runs of spaces, for example) are matched in user text, as everywhere.
+  `model` is the JSON content. Its truncation and padding are switched off, since they would lose text;
+  templates that add special tokens are not applied. Added tokens that are not special (runs of spaces,
+  for example) are matched in user text.
   """
 
   def __init__(self, kind: str, model: dict, specials: dict[str, int], source: str):
@@ -33,14 +33,14 @@ class LibraryTokenizer(base.TextTokenizer):
     self._model = base.to_json({**model, 'truncation': None, 'padding': None})
     try:
       self._tokenizer = Tokenizer.from_str(self._model.decode())
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises no narrower type
       raise ValueError(
-        f'{source} holds no valid tokenizer: {error}\n'
+        f'{source} is not a valid tokenizer: {error}\n'
         'fix: give an unaltered tokenizer.json, or unaltered GPT-2 vocab and merges files'
       ) from None
     self._tokenizer.encode_special_tokens = True
     self.size = max(self.vocab().values(), default=-1) + 1
-    # Only GPT-2's pattern is known to allow cutting a text, and only if nothing else sees it.
+    # Only GPT-2's pattern is known to allow cutting a text, if no other rule sees the text.
     self._cuts = (
       model['pre_tokenizer'] == bpe.BYTE_LEVEL
       and model['normalizer'] is None
@@ -48,11 +48,11 @@ class LibraryTokenizer(base.TextTokenizer):
     )
 
   def vocab(self) -> dict[str, int]:
-    """Every token as the library spells it -> id."""
+    """Return {token as the library spells it: id}."""
     return self._tokenizer.get_vocab(with_added_tokens=True)
 
   def encode_batch(self, texts):
-    """Token ids of each text; long texts are cut where that changes nothing, and run in threads."""
+    """Return the token ids of each text, in threads; long texts are cut where that changes no token."""
     rows = [self._pieces(base.checked_text(text)) for text in texts]
     stream = self._stream(itertools.chain.from_iterable(rows))
     return [list(itertools.chain.from_iterable(itertools.islice(stream, len(row)))) for row in rows]
@@ -61,14 +61,14 @@ class LibraryTokenizer(base.TextTokenizer):
     return list(bpe.pieces(text)) if self._cuts else [text]
 
   def begin(self):
-    """The ids that the file's template puts before every text, such as bos."""
+    """Return the ids that the file's template puts before every text, such as bos."""
     return self._tokenizer.encode('').ids
 
   def _stream(self, texts):
     while batch := list(itertools.islice(texts, BATCH)):
       try:
         encodings = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-      except Exception as error:  # the library raises nothing more telling
+      except Exception as error:  # the library raises no narrower type
         raise ValueError(
           f'the tokenizer cannot encode this text: {error}\n'
           'fix: leave out characters that it does not know, or use a byte-level tokenizer'
@@ -80,15 +80,15 @@ class LibraryTokenizer(base.TextTokenizer):
     return self._tokenizer.decode(ids, skip_special_tokens=False)
 
   def files(self):
-    """One tokenizer.json, which other libraries read too."""
+    """Return one tokenizer.json, which other libraries read too."""
     return {'tokenizer.json': self._model}
 
 
 class SentencePieceTokenizer(base.TextTokenizer):
-  """A SentencePiece model, Llama's way: a space in front, unknown characters as byte tokens.
+  """A SentencePiece model as in Llama: a space in front, unknown characters as byte tokens.
 
-  Decoding drops the space in front of the first word only. Literal U+2581 in the text comes back
-  as a space: SentencePiece itself writes spaces so.
+  Decoding drops only the space before the first word. A literal U+2581 is decoded as a space, which
+  SentencePiece spells so.
   """
 
   kind = 'sentencepiece'
@@ -101,7 +101,7 @@ class SentencePieceTokenizer(base.TextTokenizer):
       self._processor = SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
       raise ValueError(
-        f'{source} holds no valid SentencePiece model: {error}\n'
+        f'{source} is not a valid SentencePiece model: {error}\n'
         'fix: tokenizer.path names a .model file that SentencePiece wrote'
       ) from None
     self.size = len(self._processor)
@@ -110,24 +110,24 @@ class SentencePieceTokenizer(base.TextTokenizer):
     self.specials = {role: index for role, index in roles.items() if role in ROLES}
 
   def encode_batch(self, texts):
-    """Token ids of each text, in threads."""
+    """Return the token ids of each text, in threads."""
     return self._processor.encode([base.checked_text(text) for text in texts])
 
   def _decode(self, ids):
     return self._processor.decode(ids)
 
   def files(self):
-    """The model file as it came."""
+    """Return the unchanged model file."""
     return {'tokenizer.model': self._model}
 
 
 def read_huggingface(path: pathlib.Path) -> LibraryTokenizer:
-  """A tokenizer.json, or the folder of one, where tokenizer_config.json tells the roles."""
+  """Read a tokenizer.json, or its folder, where tokenizer_config.json may name the special tokens."""
   fix = 'tokenizer.path names a tokenizer.json of the tokenizers library, or its folder'
   path = path / 'tokenizer.json' if path.is_dir() else path
   model = base.read_json(path, fix)
   if not isinstance(model, dict) or not isinstance(model.get('model'), dict):
-    raise ValueError(f'{path} describes no tokenizer: it has no entry "model"\nfix: {fix}')
+    raise ValueError(f'{path} does not describe a tokenizer: it has no entry "model"\nfix: {fix}')
   optional = {'added_tokens': [], 'normalizer': None, 'pre_tokenizer': None}
   tokenizer = LibraryTokenizer('huggingface', {**optional, **model}, {}, str(path))
   config = path.with_name('tokenizer_config.json')
@@ -139,7 +139,7 @@ def read_huggingface(path: pathlib.Path) -> LibraryTokenizer:
 
 
 def read_sentencepiece(path: pathlib.Path) -> SentencePieceTokenizer:
-  """A .model file, or a folder that holds exactly one."""
+  """Read a .model file, or a folder that holds exactly one."""
   fix = 'tokenizer.path names a .model file that SentencePiece wrote, or a folder with one'
   if path.is_dir():
     models = sorted(path.glob('*.model'))
@@ -150,27 +150,27 @@ def read_sentencepiece(path: pathlib.Path) -> SentencePieceTokenizer:
 
 
 def _named_roles(path):
-  """Role -> token by a tokenizer_config.json; a role may be absent or null."""
+  """Return {role: token} of a tokenizer_config.json; a role may be absent or null."""
   fix = 'restore tokenizer_config.json, or remove it to find the roles by their usual spellings'
   config = base.read_json(path, fix)
   if not isinstance(config, dict):
-    raise ValueError(f'{path} names no special tokens: it is no JSON object\nfix: {fix}')
+    raise ValueError(f'{path} is not a JSON object\nfix: {fix}')
   tokens = {role: config.get(f'{role}_token') for role in ROLES}
   tokens = {role: t.get('content') if isinstance(t, dict) else t for role, t in tokens.items()}
   for role, token in tokens.items():
     if not isinstance(token, str | None):
-      raise ValueError(f'{path} has {role}_token={token}, which is no token\nfix: {fix}')
+      raise ValueError(f'{path} has {role}_token={token}, which is not a token\nfix: {fix}')
   return tokens
 
 
 def _usual_roles(model):
-  """Role -> token by the spellings in ROLES, among the special tokens of a tokenizer.json."""
+  """Return {role: token} by the spellings in ROLES among the special tokens of a tokenizer.json."""
   added = [token['content'] for token in model.get('added_tokens', ()) if token['special']]
-  found = {role: [t for t in spellings if t in added] for role, spellings in ROLES.items()}
-  return {role: tokens[0] for role, tokens in found.items() if tokens}
+  tokens = {role: [t for t in spellings if t in added] for role, spellings in ROLES.items()}
+  return {role: candidates[0] for role, candidates in tokens.items() if candidates}
 
 
 def _without_shared_pad(roles):
-  """Many models pad with eos. Padding is never sampled, so such a pad gets an id of its own."""
+  """Drop a pad that shares its id, such as eos, since padding is never sampled: it gets its own id."""
   others = [index for role, index in roles.items() if role != 'pad']
   return {role: index for role, index in roles.items() if role != 'pad' or index not in others}

@@ -1,9 +1,8 @@
-"""Text tokenizers: text <-> token ids, as rows of one table.
+"""The table of text tokenizers.
 
-bytes needs no files and knows every text; chars is nanoGPT's alphabet of the corpus; bpe is trained
-on the corpus; gpt2, huggingface and sentencepiece read the files of existing models. `build` makes
-one from a config, `save` writes it into a folder that needs nothing else, `load` reads it back and
-refuses it if it was altered.
+bytes needs no files and encodes every text; chars is nanoGPT's alphabet of the corpus; bpe is trained
+on the corpus; gpt2, huggingface and sentencepiece read the files of existing models. `build` makes a
+tokenizer from a config, `load` reads what `save` wrote.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from gpt_jax.tokenizers.base import TokenizerKind
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-  """Which text tokenizer, and what it is made from."""
+  """The kind of text tokenizer, and its files or size."""
 
   kind: str = 'bytes'  # a row of TOKENIZERS
   path: str = ''  # folder or file of an existing tokenizer; '' makes one from the documents
@@ -57,14 +56,14 @@ class ByteTokenizer(base.TextTokenizer):
   size = 256
 
   def encode_batch(self, texts):
-    """The UTF-8 bytes of each text."""
+    """Return the UTF-8 bytes of each text."""
     return [list(base.checked_text(text).encode()) for text in texts]
 
   def _decode(self, ids):
     return bytes(ids).decode(errors='replace')
 
   def files(self):
-    """None: there is nothing to remember."""
+    """Return none: there is no content."""
     return {}
 
 
@@ -76,15 +75,15 @@ class CharTokenizer(base.TextTokenizer):
   def __init__(self, characters: str):
     if not characters or sorted(set(characters)) != list(characters):
       raise ValueError(
-        f'characters={characters[:50]!r} are none, or not sorted and distinct\n'
-        'fix: give the documents that the alphabet is collected from, train and valid'
+        f'characters={characters[:50]!r} are empty, or not sorted and distinct\n'
+        'fix: give training and validation documents to collect the alphabet from'
       )
     self.size = len(characters)
     self._characters = base.checked_text(characters)
     self._codepoints = np.array([ord(character) for character in characters], np.uint32)
 
   def encode_batch(self, texts):
-    """Ids of each text; ValueError for a character that is not in the alphabet."""
+    """Return the ids of each text; ValueError for a character that is not in the alphabet."""
     return [self._encode(base.checked_text(text)).tolist() for text in texts]
 
   def _encode(self, text):
@@ -105,15 +104,15 @@ class CharTokenizer(base.TextTokenizer):
     return self._codepoints[ids].astype('<u4').tobytes().decode('utf-32-le')
 
   def files(self):
-    """The alphabet as one JSON string."""
+    """Return the alphabet as one JSON string."""
     return {'characters.json': base.to_json(self._characters)}
 
 
 def build(cfg: TokenizerConfig, documents: Callable[[], Iterable[str]] = tuple) -> base.TextTokenizer:
   """Make the tokenizer that a config describes.
 
-  `documents` returns the corpus, once a call; only chars (give it train and valid) and bpe without
-  a path read it. Raises FileNotFoundError or ValueError for missing or invalid files.
+  `documents` returns the documents of the corpus; only chars (which needs all splits) and bpe without a
+  path call it. Raises FileNotFoundError or ValueError for missing or invalid files.
   """
   return TOKENIZERS[cfg.kind].build(cfg, documents)
 

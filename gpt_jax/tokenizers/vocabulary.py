@@ -1,12 +1,11 @@
 """One id space for every modality: disjoint ranges of token ids, and names for special ids.
 
-A `Vocabulary` is plain data. It is written beside every checkpoint and hashed into every token
-cache, so a model can always say what its ids mean. Text comes first, so that text ids start at 0
-and adding a modality never renumbers a text model; special ids come second, then one range for each
-image codebook and each audio codebook (the flat vocabulary of Chameleon, arXiv:2405.09818,
+A `Vocabulary` is saved with every checkpoint and hashed into every token cache. Text comes first, so
+that text ids start at 0 and a new modality never renumbers a text model; special ids come second, then
+one range for each image and each audio codebook (the flat vocabulary of Chameleon, arXiv:2405.09818,
 section 2).
 
-Legend: V padded vocabulary.
+Letters: V padded vocabulary.
 """
 
 import bisect
@@ -35,8 +34,8 @@ SPECIALS = (
   'eol',  # end of image row
   'bot',  # begin of turn
   'eot',  # end of turn
-  'patch',  # the place of a continuous image patch
-  'frame',  # the place of continuous audio frames
+  'patch',  # placeholder of a continuous image patch
+  'frame',  # placeholder of continuous audio frames
   'reserved',
 )
 
@@ -50,7 +49,7 @@ class Vocabulary:
 
   ranges: tuple[tuple[str, int], ...]  # (kind, count) in id order; 'text' comes first
   specials: tuple[tuple[str, int], ...] = ()  # (name, id); an id may alias a text id
-  multiple: int = 128  # ids; the embedding has a whole multiple of these columns
+  multiple: int = 128  # the number of embedding columns is rounded up to a multiple of this
 
   def __post_init__(self):
     try:
@@ -111,12 +110,12 @@ class Vocabulary:
 
   @property
   def size(self) -> int:
-    """Ids in use."""
+    """The number of ids in use."""
     return self._starts[-1]
 
   @property
   def padded(self) -> int:
-    """Ids in use, rounded up to `multiple`: the columns V of the embedding."""
+    """The number of ids in use rounded up to `multiple`: the columns V of the embedding."""
     return -(-self.size // self.multiple) * self.multiple
 
   @property
@@ -125,7 +124,7 @@ class Vocabulary:
     return tuple(kind for kind, _ in self.ranges)
 
   def kind(self, index: int) -> str:
-    """The kind whose range holds this id; ValueError for an id that is not in use."""
+    """Return the kind whose range holds this id; ValueError for an id that is not in use."""
     if not 0 <= index < self.size:
       padding = ', a padding column' if self.size <= index < self.padded else ''
       raise ValueError(
@@ -135,15 +134,15 @@ class Vocabulary:
     return self.ranges[bisect.bisect_right(self._starts, index) - 1][0]
 
   def start(self, kind: str) -> int:
-    """The first id of a kind."""
+    """Return the first id of a kind."""
     return self._starts[self._position(kind)]
 
   def count(self, kind: str) -> int:
-    """How many ids a kind has."""
+    """Return the number of ids of a kind."""
     return self.ranges[self._position(kind)][1]
 
   def special(self, name: str) -> int:
-    """The id of a special token; ValueError if the vocabulary has none of that name."""
+    """Return the id of a special token; ValueError if the vocabulary does not have it."""
     for known, index in self.specials:
       if known == name:
         return index
@@ -153,7 +152,7 @@ class Vocabulary:
     )
 
   def encode(self, kind: str, codes) -> np.ndarray:
-    """Codes 0 .. count(kind) - 1, any shape -> ids int32 of the same shape; ValueError outside."""
+    """Map codes 0 .. count(kind) - 1 to ids, int32 of the same shape; ValueError outside."""
     codes, count = _integers(codes), self.count(kind)
     wrong = codes[(codes < 0) | (codes >= count)]
     if wrong.size:
@@ -164,7 +163,7 @@ class Vocabulary:
     return (codes.astype(np.int64) + self.start(kind)).astype(np.int32)
 
   def decode(self, kind: str, ids) -> np.ndarray:
-    """Ids of one kind, any shape -> codes int32 of the same shape; ValueError for other ids."""
+    """Map ids of one kind to codes, int32 of the same shape; ValueError for other ids."""
     ids, start = _integers(ids), self.start(kind)
     stop = start + self.count(kind)
     wrong = ids[(ids < start) | (ids >= stop)]
@@ -176,11 +175,11 @@ class Vocabulary:
     return (ids.astype(np.int64) - start).astype(np.int32)
 
   def allowed(self, kinds: Iterable[str]) -> np.ndarray:
-    """The ids that may be sampled, as a mask: bool [V].
+    """Return the mask of ids that may be sampled, bool [V].
 
     `kinds` holds kinds and names of specials: ('text', 'eos') is text that may end. A special is
-    allowed only by its name, or with all the others by the kind 'special', even where it aliases
-    a text id. Padding columns and pad are never allowed.
+    allowed only by its name or by the kind 'special', even where it aliases a text id. Padding columns
+    and pad are never allowed.
     """
     if isinstance(kinds, str):
       kinds = (kinds,)
@@ -199,12 +198,12 @@ class Vocabulary:
     return mask_V
 
   def hash(self) -> str:
-    """Hex digest of the content, the same in every process and release."""
+    """Return a hex digest of the content, equal in every process and release."""
     text = json.dumps(self.to_dict(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
   def to_dict(self) -> dict:
-    """JSON-able form; `from_dict` reads it back equal."""
+    """Return a JSON-able form that `from_dict` reads back."""
     return {
       'ranges': [list(pair) for pair in self.ranges],
       'specials': [list(pair) for pair in self.specials],
@@ -213,7 +212,7 @@ class Vocabulary:
 
   @classmethod
   def from_dict(cls, fields: dict) -> 'Vocabulary':
-    """The vocabulary that `to_dict` described; ValueError if fields are missing or unknown."""
+    """Return the vocabulary that `to_dict` described; ValueError for missing or unknown fields."""
     known = {field.name for field in dataclasses.fields(cls)}
     if set(fields) != known:
       raise ValueError(

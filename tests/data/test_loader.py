@@ -337,4 +337,3 @@ def test_settings_of_conditions_are_part_of_the_fingerprint(loader):
     with pytest.raises(ValueError) as caught:
       loader(media_tokenizers(), **{**WITH, **changed}).restore(before.state())
     assert f'saved run: {line}\n' in str(caught.value)
-  assert not {'prefix', 'condition_dropout'} & set(loader().fingerprint)

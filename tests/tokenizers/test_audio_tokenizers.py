@@ -274,7 +274,7 @@ def test_silence_is_a_position_like_any_other():
     (dict(kind='fsq', books=2), 'audio.books=2 has no effect'),
     (dict(kind='frames', stack=0), 'audio.stack=0 is too small'),
     (dict(kind='frames', codes=1), 'audio.codes=1 is too small'),
-    (dict(kind='frames', seconds=0.0), 'audio.seconds=0.0 is no duration'),
+    (dict(kind='frames', seconds=0.0), 'audio.seconds=0.0 is not a positive duration'),
     (dict(kind='fsq', levels=(8, 1)), r'audio.levels=\(8, 1\) has a channel'),
     (dict(kind='frames', window=120), 'audio.window=120 is less than twice'),
     (dict(kind='frames', mels=300), 'audio.mels=300 leaves'),

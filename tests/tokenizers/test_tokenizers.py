@@ -414,7 +414,7 @@ def test_unknown_characters_are_named():
     make('chars').encode('the caß')
   with two_lines(ValueError, 'U+1F636'):
     make('chars').encode('the ca😶')  # beyond the last character of the alphabet
-  with two_lines(ValueError, 'none'):
+  with two_lines(ValueError, 'are empty'):
     build(TokenizerConfig('chars'))
 
 

@@ -1,8 +1,8 @@
 """An autoencoder with quantized codes: images or log-mel frames <-> integers, a row an item.
 
-Encoder and decoder work on the grid of the codes alone. Each code starts as a patch of the input, a
-matrix takes it to width D, residual blocks let neighbors see each other (a window of 3 x 3, each
-channel by itself) and mix channels (an MLP). A signal in time is an image one pixel wide.
+Encoder and decoder work on the grid of codes: patches of the input are projected to width D, and
+residual blocks mix neighbors (a depthwise window of 3 x 3) and channels (an MLP). A signal in time is
+an image one pixel wide.
 
 Letters: B batch, Y X grid of codes or pixels, A channels, J frames, M mel bands, I values of a
 patch, P codes of an item, Z code width, K codes, W places of a window, D width, F hidden width.
@@ -27,7 +27,7 @@ COMMITMENT = 0.25  # weight of the distance to the code (VQ-VAE, van den Oord et
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-  """What is encoded, into which codes, by how large a network."""
+  """Input shape, codes and network size."""
 
   shape: tuple[int, ...] = (28, 28, 1)  # Y, X, A pixels; or J, M frames (any J at run time)
   stride: int = 4  # pixels or frames of a code's side
@@ -56,7 +56,7 @@ class AutoencoderConfig:
 
   @property
   def in_time(self):
-    """Whether the input is frames, not an image."""
+    """Whether the input is frames rather than an image."""
     return len(self.shape) == 2
 
   @property
@@ -66,12 +66,12 @@ class AutoencoderConfig:
 
   @property
   def codebook(self):
-    """How many codes there are."""
+    """The number of codes."""
     return quantize.fsq_size(self.levels) if self.quantizer == 'fsq' else self.codes
 
   @property
   def dims(self):
-    """Size of each letter of a parameter's name."""
+    """The size of each letter of a parameter's name."""
     patch = self.stride ** (len(self.shape) - 1) * self.shape[-1]
     Z = len(self.levels) if self.quantizer == 'fsq' else self.code_width
     window = 3 ** (len(self.shape) - 1)
@@ -79,7 +79,7 @@ class AutoencoderConfig:
 
 
 def from_json(fields):
-  """The AutoencoderConfig whose `dataclasses.asdict` went through JSON, which has no tuples."""
+  """Return the AutoencoderConfig of a `dataclasses.asdict` read from JSON, which has no tuples."""
   return AutoencoderConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 
@@ -94,7 +94,7 @@ class Block(nnx.Module):
     self.down_bias_D = nn.param(cfg, 'D')
 
   def __call__(self, x_BYXD):
-    """The grid after this block."""
+    """Return the grid after this block."""
     window_WD = self.window_WD[...]
     mixed_BYXD = x_BYXD
     for w, near_BYXD in enumerate(neighbors(x_BYXD, len(window_WD))):
@@ -105,7 +105,7 @@ class Block(nnx.Module):
 
 
 def neighbors(x_BYXD, window):
-  """The grid shifted to each place of a window of 3 (in time) or 3 x 3, zeros beyond its edge."""
+  """Yield the grid shifted to each place of a window of 3 (in time) or 3 x 3, zeros beyond its edge."""
   Y, X = x_BYXD.shape[1:3]
   side = 0 if window == 3 else 1
   padded = jnp.pad(x_BYXD, ((0, 0), (1, 1), (side, side), (0, 0)))
@@ -132,7 +132,7 @@ class Autoencoder(nnx.Module):
     self.out_bias_I = nn.param(cfg, 'I')
 
   def encode(self, x):
-    """x [B, Y, X, A] or [B, J, M], float32 -> z_BPZ."""
+    """Encode x float32 [B, Y, X, A] or [B, J, M] to z_BPZ."""
     if self.cfg.in_time:
       patches_BYXI = x.reshape(len(x), -1, 1, self.cfg.dims['I'])
     else:
@@ -145,15 +145,15 @@ class Autoencoder(nnx.Module):
     return z_BYXZ.reshape(len(x), -1, z_BYXZ.shape[-1])
 
   def quantize(self, z_BPZ):
-    """z -> (codes' values, straight through, BPZ; codes int32 BP)."""
+    """Return (values of the codes BPZ with straight-through gradients, codes int32 BP) of z."""
     return QUANTIZERS[self.cfg.quantizer].quantize(self, z_BPZ)
 
   def lookup(self, codes_BP):
-    """Values BPZ of codes: what `decode` takes."""
+    """Return the values BPZ of codes, the input of `decode`."""
     return QUANTIZERS[self.cfg.quantizer].lookup(self, codes_BP)
 
   def decode(self, z_BPZ):
-    """Codes' values -> x, float32 [B, Y, X, A] or [B, J, M]."""
+    """Decode values of codes to x, float32 [B, Y, X, A] or [B, J, M]."""
     cfg = self.cfg
     B, P, Z = z_BPZ.shape
     Y, X = (P, 1) if cfg.in_time else cfg.grid
@@ -169,7 +169,7 @@ class Autoencoder(nnx.Module):
 
 
 class Codebook(nnx.Module):
-  """A codebook that learns by moving averages: `after_update`, no gradient."""
+  """A codebook updated by moving averages in `after_update`, without gradients."""
 
   def __init__(self, cfg):
     self.values_KZ = nn.param(cfg, 'KZ', 1.0)
@@ -178,7 +178,7 @@ class Codebook(nnx.Module):
 
 
 def loss(model, x):
-  """Mean squared error over everything in x -> (loss, metrics).
+  """Return (loss, metrics) of the mean squared error over all of x.
 
   metrics: 'mse', for vq 'commitment'; 'statistics', sums that `after_update` takes ({} for fsq).
   """
@@ -190,7 +190,7 @@ def loss(model, x):
 
 
 def after_update(cfg, params, statistics, key):
-  """{path: array} after an optimizer's step -> with the codebook's step done too; fsq: the same."""
+  """Return params {path: array} after the codebook's update, which follows an optimizer step."""
   if cfg.quantizer == 'fsq':
     return params
   average = {name: params[f'codebook/{name}'] for name in ('counts_K', 'sums_KZ')}
@@ -207,7 +207,7 @@ def _learn_vq(model, z_BPZ, values_BPZ, codes_BP):
 
 
 class Quantizer(NamedTuple):
-  """A way to make integers of z."""
+  """The functions of a quantizer."""
 
   quantize: Callable  # (model, z_BPZ) -> (values_BPZ, codes_BP)
   lookup: Callable  # (model, codes_BP) -> values_BPZ

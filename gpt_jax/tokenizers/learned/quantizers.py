@@ -21,12 +21,12 @@ DEAD = 0.03  # a code used less than this share of the mean use is moved
 
 
 def fsq_size(levels):
-  """How many codes these levels give."""
+  """Return the number of codes of these levels."""
   return math.prod(levels)
 
 
 def fsq(z, levels):
-  """z [..., Z] -> (values [..., Z] in -1..1, straight through; index int32 [...])."""
+  """Quantize z [..., Z] -> (values [..., Z] in -1..1, straight-through; index int32 [...])."""
   half_Z, offset_Z, shift_Z = (_like(a, z) for a in _bounds(levels))
   bounded = jnp.tanh(z.astype(jnp.float32) + shift_Z) * half_Z - offset_Z
   rounded = jnp.round(bounded)
@@ -37,7 +37,7 @@ def fsq(z, levels):
 
 
 def fsq_codes(index, levels):
-  """Values [..., Z] float32 of indices [...]: what `fsq` gave with them."""
+  """Return the values [..., Z] float32 of indices [...] from `fsq`."""
   places, sizes = (np.asarray(a, np.int32) for a in (_places(levels), levels))
   shape = (1,) * index.ndim + (len(levels),)
   digits = index[..., None] // places.reshape(shape) % sizes.reshape(shape)
@@ -46,7 +46,7 @@ def fsq_codes(index, levels):
 
 
 def _bounds(levels):
-  """(half width, offset, shift) of each level: an even number of levels has no middle one."""
+  """Return (half width, offset, shift) of each level: an even number of levels has no middle."""
   levels_Z = np.asarray(levels, np.float64)
   half_Z = (levels_Z - 1) * (1 + EPS) / 2
   offset_Z = np.where(levels_Z % 2 == 0, 0.5, 0.0)
@@ -54,7 +54,7 @@ def _bounds(levels):
 
 
 def _places(levels):
-  """What one step of each level adds to the index: the first level counts ones."""
+  """Return the index stride of each level; that of the first is 1."""
   return np.cumprod((1, *levels[:-1]))
 
 
@@ -63,7 +63,7 @@ def _like(a_Z, z):
 
 
 def vq(z, codebook_KZ):
-  """z [..., Z] -> (nearest codes [..., Z], straight through; index int32 [...])."""
+  """Quantize z [..., Z] -> (nearest codes [..., Z], straight-through; index int32 [...])."""
   z = z.astype(jnp.float32)
   codebook_KZ = jax.lax.stop_gradient(codebook_KZ)
   half_K = 0.5 * jnp.square(codebook_KZ).sum(-1)
@@ -74,7 +74,7 @@ def vq(z, codebook_KZ):
 
 
 def vq_statistics(z_NZ, index_N, codes):
-  """What `vq_update` needs of a batch: sums, so those of its parts add up to those of the whole."""
+  """Return the sums of a batch for `vq_update`; sums of parts add up to those of the whole."""
   one_hot_NK = jax.nn.one_hot(index_N, codes, dtype=jnp.float32)
   z_NZ = jax.lax.stop_gradient(z_NZ.astype(jnp.float32))
   return {
@@ -85,7 +85,7 @@ def vq_statistics(z_NZ, index_N, codes):
 
 
 def vq_update(average, statistics, key):
-  """One step of the codebook's moving averages -> (codebook_KZ, average).
+  """Update the codebook's moving averages -> (codebook_KZ, average).
 
   average: {'counts_K', 'sums_KZ'}. A code that is hardly used starts anew in a busy one's place,
   drawn in proportion to the squared error that the busy ones leave in this batch.
@@ -103,7 +103,7 @@ def vq_update(average, statistics, key):
 
 
 def _draw(statistics, key):
-  """K vectors, each from the normal distribution of what one of the codes holds."""
+  """Return K vectors, each from the normal distribution of the vectors of one code."""
   choose, noise = jax.random.split(key)
   counts_K1 = jnp.maximum(statistics['counts_K'], 1.0)[:, None]
   mean_KZ = statistics['sums_KZ'] / counts_K1
