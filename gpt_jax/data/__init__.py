@@ -4,11 +4,9 @@ Importing this package is light: Grain, TFDS, Pillow and the like are imported w
 """
 
 from gpt_jax.data.batches import ItemLoader, epoch_shuffle
-from gpt_jax.data.cache import TokenCache, count_shared_media, token_cache
+from gpt_jax.data.cache import count_shared_media, token_cache
 from gpt_jax.data.documents import (
-  Encoded,
   decode_media,
-  encode,
   encode_batch,
   examples,
   filter_readable,
@@ -17,27 +15,22 @@ from gpt_jax.data.documents import (
 )
 from gpt_jax.data.loader import Loader
 from gpt_jax.data.mixture import DataConfig, documents, source_names
-from gpt_jax.data.packing import PACKING, eval_rows, eval_windows
+from gpt_jax.data.packing import eval_rows, eval_windows
 from gpt_jax.data.row_fields import RowFields
-from gpt_jax.data.sources import SOURCES, Source
+from gpt_jax.data.sources import Source
 from gpt_jax.data.splits import SPLITS
 from gpt_jax.data.templates import Piece, signature
 
 __all__ = [
-  'PACKING',
-  'SOURCES',
   'SPLITS',
   'DataConfig',
-  'Encoded',
   'ItemLoader',
   'RowFields',
   'Loader',
   'Piece',
   'Source',
-  'TokenCache',
   'decode_media',
   'documents',
-  'encode',
   'encode_batch',
   'epoch_shuffle',
   'eval_rows',

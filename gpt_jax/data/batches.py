@@ -1,4 +1,4 @@
-"""Numbered batches: shared out to processes, prefetched by Grain, resumed by number.
+"""Numbered batches: sharded over processes, prefetched by Grain, resumed by number.
 
 Global batch i is a pure function of (config, seed, i), so the state of a loader is the number of its
 next batch, and it may resume on another number of processes or workers. Grain itself would accept the
@@ -16,7 +16,7 @@ from gpt_jax.data.mixture import DataConfig
 
 
 class BatchLoader:
-  """An endless iterator over one process's share of numbered batches: a base class.
+  """The base class of endless iterators over one process's shard of numbered batches.
 
   `batch_size` N counts the rows of all P processes; process p gets rows [p N/P, (p+1) N/P) of each
   batch. A subclass sets `gather`, a function from row addresses to a batch (workers pickle it), and
@@ -52,7 +52,7 @@ class BatchLoader:
       self._iterator = iter(self._batches())
     batch = next(self._iterator)
     self._next += 1
-    if self._cfg.workers:  # out of the shared memory, which the worker would use again
+    if self._cfg.workers:  # copy out of shared memory, which the worker reuses
       batch = {key: np.array(rows) for key, rows in batch.items()}
     return batch
 
@@ -84,7 +84,7 @@ class BatchLoader:
     return changed
 
   def close(self) -> None:
-    """End threads and worker processes; the next batch starts them again."""
+    """Stop threads and worker processes; the next batch starts them again."""
     if self._iterator is not None:
       self._iterator.close()
       self._iterator = None
@@ -94,8 +94,8 @@ class BatchLoader:
     import grain
 
     index, count = self._process
-    # Shuffled and mixed first, shared out after: batch i of process p is number i * count + p of
-    # the small batches, whatever the number of processes.
+    # Rows are shuffled and mixed before they are sharded: batch i of process p is number i * count + p
+    # of the small batches, for any number of processes.
     own = self._addresses().batch(self._batch_size // count, drop_remainder=True, batch_fn=self.gather)
     own = own[self._next * count + index :: count]
     ahead, workers = self._cfg.prefetch, self._cfg.workers

@@ -60,11 +60,6 @@ def decode_media(tokenizers, pieces: list[Piece], where: str = '', notes=None) -
   return decoded
 
 
-def encode(tokenizers, pieces: list[Piece]) -> Encoded:
-  """Encode one document."""
-  return encode_batch(tokenizers, [pieces])[0]
-
-
 def encode_batch(tokenizers, documents: list[list[Piece]]) -> list[Encoded]:
   """Encode documents, with one call of each tokenizer."""
   documents = [decode_media(tokenizers, pieces) for pieces in documents]

@@ -6,17 +6,8 @@ Light to import: tokenizer libraries are imported by the tokenizers that need th
 from gpt_jax.tokenizers.audio import AudioConfig
 from gpt_jax.tokenizers.bundle import Tokenizers
 from gpt_jax.tokenizers.image import ImageConfig
-from gpt_jax.tokenizers.media_tokenizer import MODALITIES, MediaTokenizer
+from gpt_jax.tokenizers.media_tokenizer import MediaTokenizer
 from gpt_jax.tokenizers.text import TokenizerConfig
-from gpt_jax.tokenizers.vocabulary import SPECIALS, Vocabulary
+from gpt_jax.tokenizers.vocabulary import SPECIALS
 
-__all__ = [
-  'MODALITIES',
-  'SPECIALS',
-  'AudioConfig',
-  'ImageConfig',
-  'MediaTokenizer',
-  'TokenizerConfig',
-  'Tokenizers',
-  'Vocabulary',
-]
+__all__ = ['SPECIALS', 'AudioConfig', 'ImageConfig', 'MediaTokenizer', 'TokenizerConfig', 'Tokenizers']

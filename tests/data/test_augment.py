@@ -112,7 +112,7 @@ def test_only_training_has_copies(tmp_path):
     ({'copies': -1, 'augment': 'shift=1'}, 'negative'),
   ],
 )
-def test_what_cannot_be_is_refused(fields, words):
+def test_impossible_augmentations_are_refused(fields, words):
   with pytest.raises(ValueError, match=words) as error:
     Source('digits', template='{image:image}', **fields)
   assert '\nfix: ' in str(error.value)

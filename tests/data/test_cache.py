@@ -50,7 +50,7 @@ def test_ids_offsets_and_bytes(corpus, tmp_path):
 
 @given(docs=st.lists(st.text(max_size=30), min_size=2, max_size=30))
 @settings(max_examples=25, deadline=None)
-def test_documents_come_back(tmp_path_factory, docs):
+def test_cached_documents_round_trip(tmp_path_factory, docs):
   folder = tmp_path_factory.mktemp('docs')
   (folder / 'a.jsonl').write_text(''.join(json.dumps({'text': doc}) + '\n' for doc in docs))
   cfg = DataConfig({'x': Source('jsonl', str(folder / 'a.jsonl'))}, valid_fraction=0.0)
@@ -134,7 +134,7 @@ def test_a_failure_leaves_nothing(tmp_path):
   assert not list((tmp_path / 'cache').iterdir())
 
 
-def test_half_written_files_of_others_do_no_harm(corpus, tmp_path):
+def test_partial_files_of_other_processes_are_ignored(corpus, tmp_path):
   path = make(corpus(), tmp_path).path
   path.rename(path.with_name(path.name + '.0123.tmp'))
   assert make(corpus(), tmp_path).offsets.tolist() == [0, 4, 11]

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_jax import config, data, sharding
-from gpt_jax.data import DataConfig, Piece, Source, documents, encode, encode_batch, templates, token_cache
+from gpt_jax.data import DataConfig, Piece, Source, documents, encode_batch, templates, token_cache
 from gpt_jax.data.media_io import to_png, to_wav
 from gpt_jax.data.mixture import digest
 from gpt_jax.data.splits import Record
@@ -28,6 +28,11 @@ from tests.data_helpers import TinyImages, media_tokenizers
 ROOT = Path(__file__).parents[2]
 IMAGE = np.arange(16, dtype=np.uint8).reshape(4, 4, 1) * 16
 SOUND = np.full(25, 0.5, np.float32)
+
+
+def encode(tokenizers, pieces):
+  [document] = encode_batch(tokenizers, [pieces])
+  return document
 
 
 def two_lines(error):
@@ -201,7 +206,7 @@ PIECES = st.one_of(
 
 @given(batch=st.lists(st.lists(PIECES, min_size=1, max_size=5), min_size=1, max_size=5))
 @settings(max_examples=40, deadline=None)
-def test_a_batch_is_its_documents_alone(batch):
+def test_a_batch_encodes_like_its_documents(batch):
   made = media_tokenizers()
   together = encode_batch(made, batch)
   images = sum(piece.kind == 'image' for document in batch for piece in document)
@@ -212,7 +217,7 @@ def test_a_batch_is_its_documents_alone(batch):
       np.testing.assert_array_equal(getattr(one, key), getattr(alone, key))
 
 
-def test_what_is_read_is_what_the_tokenizers_want(tmp_path):
+def test_media_are_decoded_to_the_formats_of_the_tokenizers(tmp_path):
   """Paths, bytes and arrays of other sizes and rates, and what was converted."""
   made, notes = media_tokenizers(), Counter()
   (tmp_path / 'x.png').write_bytes(to_png(IMAGE))
@@ -288,7 +293,7 @@ def test_a_changed_picture_makes_another_cache(pictures):
   assert make(pictures('{name}'), media_tokenizers(image=False, audio=False)).path == text
 
 
-def test_features_lie_at_their_places(pictures):
+def test_features_match_their_places_in_the_stream(pictures):
   cache = make(pictures('{x:patches}{s:frames}{x:patches} -> {name}'))
   made = media_tokenizers()
   for kind, special in (('patches', 'patch'), ('frames', 'frame')):
@@ -305,7 +310,7 @@ def test_features_lie_at_their_places(pictures):
 
 
 @pytest.mark.parametrize('damage', ['gone', 'cut'])
-def test_broken_features_are_made_again(pictures, damage, caplog):
+def test_broken_features_are_rewritten(pictures, damage, caplog):
   cfg = pictures('{x:patches} -> {name}')
   path = make(cfg).path.with_suffix('.patches.npy')
   good = path.read_bytes()
@@ -349,7 +354,7 @@ def test_bad_records_are_skipped_up_to_a_number(pictures, caplog):
 
 
 @pytest.mark.parametrize('template', ['{name}', '{x:image} -> {name}'])
-def test_broken_lines_and_lacking_fields_are_skipped_too(pictures, caplog, template):
+def test_broken_lines_and_missing_fields_are_skipped_too(pictures, caplog, template):
   path = pictures.folder / 'a.jsonl'
   good, fields = path.read_text(), {'valid_keep': 'part=b', 'names': ('one', 'two')}
   lines = [
@@ -383,14 +388,14 @@ def test_broken_lines_and_lacking_fields_are_skipped_too(pictures, caplog, templ
   assert [len(make(halves, split=split).offsets) for split in ('train', 'valid')] == [2, 2]
 
 
-def test_what_a_cache_leaves_out_tasks_leave_out(pictures):
+def test_tasks_skip_the_records_that_a_cache_skips(pictures):
   """Also a sound that can be read, but is longer than the tokenizer's longest."""
   short, long = ([Piece('audio', np.zeros(n, np.float32))] for n in (25, 100 * 600))
   cfg, toks = pictures(bad_records=1), media_tokenizers()
   kept = data.filter_readable(cfg, 'x', toks, iter([('short', short), ('long', long)]))
   assert [where for where, _ in kept] == ['short']
   with pytest.raises(ValueError, match='lasts'):
-    data.encode(toks, long)
+    encode(toks, long)
 
 
 READS = """
@@ -406,7 +411,7 @@ for split in ('train', 'valid'):
 """
 
 
-def test_conversions_are_said_once_by_each_process(pictures):
+def test_a_process_logs_each_conversion_once(pictures):
   """Where nothing has set logging up, and also if the tokens were made before."""
   for n in range(6):
     (pictures.folder / f'{n}.png').write_bytes(to_png(IMAGE.repeat(2, 0).repeat(2, 1) + n))
@@ -424,7 +429,7 @@ def test_conversions_are_said_once_by_each_process(pictures):
   assert '6.png is not a picture' in said[0][2]
 
 
-def test_one_document_ends_with_eos_and_is_not_cut(pictures):
+def test_the_only_document_of_a_source_with_media_ends_with_eos(pictures):
   path = pictures.folder / 'a.jsonl'
   path.write_text(path.read_text().split('\n')[0])
   assert document(make(pictures()), 0)[-1] == media_tokenizers().vocabulary.special('eos')
@@ -433,7 +438,7 @@ def test_one_document_ends_with_eos_and_is_not_cut(pictures):
   assert two_lines(error).startswith('data.mixture.x has one document, and one with media')
 
 
-def test_the_split_goes_by_the_content_of_files(pictures):
+def test_documents_are_split_by_the_content_of_files(pictures):
   def names(split):
     cfg = pictures('{x:image}{name}', valid_fraction=0.4)
     return [text for _, text in documents(cfg, split)]
@@ -458,7 +463,7 @@ def test_texts_of_documents(pictures):
   assert next(documents(pictures('say {name} -> it'), 'train')) == ('x', 'say picture 0it')
 
 
-def test_media_to_learn_from(pictures):
+def test_load_images_and_waveforms(pictures):
   cfg = pictures('{x:image} -> {name}', valid_fraction=0.4)
   train, valid = (data.load_images(cfg, (4, 4, 1), split) for split in ('train', 'valid'))
   assert (train.shape, valid.shape) == ((4, 4, 4, 1), (3, 4, 4, 1))
@@ -471,7 +476,7 @@ def test_media_to_learn_from(pictures):
   assert two_lines(error) == 'no source of data.mixture has image data to learn a tokenizer from'
 
 
-def test_media_that_are_all_held_out(pictures):
+def test_an_error_names_media_that_are_all_held_out(pictures):
   """Which of two lines is for validation goes by their hashes: the one with the picture."""
   sides = []
   for number in range(20):
@@ -514,7 +519,7 @@ def test_the_example_of_the_readme(example, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_says_what_it_converts(example, tmp_path):
+def test_a_run_logs_its_conversions(example, tmp_path):
   """Once: where it begins, and where it goes on with the tokens that it has."""
   (tmp_path / 'x.py').write_text(f"""from gpt_jax import config as configs
 
@@ -537,7 +542,7 @@ def get_config(arg=''):
     ]
 
 
-def test_tokenizers_that_do_not_fit_are_refused(pictures):
+def test_templates_without_their_tokenizers_are_refused(pictures):
   with pytest.raises(ValueError) as error:
     make(pictures(), media_tokenizers(image=False))
   assert 'needs image tokens, which the model does not have' in two_lines(error)

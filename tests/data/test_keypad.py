@@ -31,7 +31,7 @@ def test_other_rates_are_decoded(rate):
     assert keypad.decode(wave, rate) == str(digit)
 
 
-def test_what_is_no_tone_is_no_digit():
+def test_other_sounds_decode_to_no_digit():
   times, random = np.arange(2000) / 8000, np.random.default_rng(0)
   sine = lambda frequency: np.sin(2 * np.pi * frequency * times)
   others = {
@@ -56,14 +56,14 @@ def test_short_tones_are_enough():
   assert keypad.decode(keypad.tone(5)[200:400]) == '5'
 
 
-def test_decode_wants_one_row_at_a_rate_that_holds_the_tones():
+def test_decode_refuses_channels_and_low_sample_rates():
   for wave, rate in ((np.zeros((2, 100)), 8000), (np.zeros(100), 2000)):
     with pytest.raises(ValueError, match='decode takes one row') as error:
       keypad.decode(wave, rate)
     assert str(error.value).count('\n') == 1
 
 
-def test_speech_is_no_digit(data_dir):
+def test_speech_decodes_to_no_digit(data_dir):
   from gpt_jax.data import media_io
 
   archive = data_dir / 'fsdd' / 'recordings.zip'
@@ -83,7 +83,7 @@ def test_records_are_functions_of_their_index():
   assert len(sounds) == 25
 
 
-def test_the_tones_are_these_for_ever():
+def test_tones_are_pinned():
   """A change of a single sample changes every cache and result that was made from them."""
   audio = next(iter(keypad.records(1)))[1]['audio']
   assert (len(audio), audio[1000:1006].tolist()) == FIRST
@@ -96,7 +96,7 @@ def test_unknown_symbols_are_refused():
 
 
 @pytest.mark.parametrize('codes', [32, 64])
-def test_the_judge_is_never_in_doubt_after_k_means_tokens(codes):
+def test_tones_are_decoded_after_k_means_tokens(codes):
   """Tokens, Griffin-Lim and back: what a model writes can be judged exactly."""
   waves = [record['audio'].astype(np.float32) / 32768 for _, record in keypad.records(300)]
   tokenizer = build(AudioConfig(kind='frames', codes=codes), lambda: waves[:200])

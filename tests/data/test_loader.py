@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_jax.data import PACKING, DataConfig, Loader, Source
+from gpt_jax.data import DataConfig, Loader, Source
 from gpt_jax.data.loader import mixture_cycle
+from gpt_jax.data.packing import PACKING
 from tests.data_helpers import byte_tokenizers, media_tokenizers
 
 MIXTURE = {'words': Source('synthetic', documents=4, weight=3.0), 'prose': Source(weight=1.0)}
@@ -94,7 +95,7 @@ def test_resumed_equals_uninterrupted(loader, packing, cut):
   assert_equal(whole[cut:], take(first, 12 - cut))
 
 
-def test_the_rows_of_a_batch_can_be_told(loader):
+def test_identify_returns_the_rows_of_a_batch(loader):
   """In their order, by any process, whichever batch is next."""
   whole, second = loader(), loader(process_index=1, process_count=2)
   batches = take(whole, 4)
@@ -180,7 +181,7 @@ def test_every_row_once_an_epoch_and_each_epoch_in_another_order(loader):
   assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
 
-def test_seeds_that_follow_each_other_share_no_epoch(loader):
+def test_consecutive_seeds_share_no_epoch(loader):
   """Grain's epoch e with seed s is its epoch 0 with seed s + e: ours must not be."""
   source = {'words': Source('synthetic', documents=3)}
   options = {'mixture': source, 'packing': 'split', 'batch_size': 1, 'valid_fraction': 0.0}
@@ -230,7 +231,7 @@ def changes(loader, **options):
   return cause.removeprefix(start).split('; ')
 
 
-def test_changed_data_are_noticed(loader):
+def test_changed_data_are_refused(loader):
   heavier = {**MIXTURE, 'words': Source('synthetic', documents=4, weight=2.0)}
   longer = {**MIXTURE, 'words': Source('synthetic', documents=5, weight=3.0)}
   assert 'seed 5 -> 6' in changes(loader, seed=6)
@@ -317,7 +318,7 @@ def test_media_batches_resume_and_are_shared(loader):
   assert_equal(whole[:4], take(worked, 4))
 
 
-def test_conditions_are_dropped_anew_in_each_epoch(loader):
+def test_each_epoch_drops_other_conditions(loader):
   options = {**WITH, 'mixture': {'draw': MEDIA['draw']}, 'valid_fraction': 0.0}
   made = loader(media_tokenizers(), batch_size=1, **options)
   count, null = made.rows['draw'].count, made.rows['draw'].row_fields.layout.null

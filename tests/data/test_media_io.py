@@ -38,7 +38,7 @@ def sine(frequency, rate, seconds=0.5, level=0.4):
   channels=st.sampled_from([1, 3]),
   seed=st.integers(0, 99),
 )
-def test_a_png_gives_the_same_pixels_back(size, channels, seed):
+def test_png_is_lossless(size, channels, seed):
   image = np.random.default_rng(seed).integers(0, 256, (*size, channels), np.uint8)
   back, note = read_image(to_png(image), image.shape)
   np.testing.assert_array_equal(back, image)
@@ -74,7 +74,7 @@ def test_other_sizes_are_resized_and_the_note_says_so():
   assert np.abs(small[2:-2, 2:-2].astype(int) - 100).max() < 10
 
 
-def test_alpha_is_put_over_white():
+def test_alpha_is_composited_over_white():
   image = np.zeros((4, 4, 4), np.uint8)
   image[:, :2] = (200, 0, 0, 255)
   for value in (image, to_png(image)):
@@ -112,7 +112,7 @@ def test_sixteen_bits_are_reduced_not_clipped():
   assert note == '16 bits reduced to 8'
 
 
-def test_the_camera_is_turned_upright_and_films_are_their_first_frame():
+def test_orientation_is_applied_and_animations_give_their_first_frame():
   image = np.zeros((2, 4, 3), np.uint8)
   image[:, :2] = 255
   exif = Image.Exif()
@@ -135,7 +135,7 @@ def test_the_camera_is_turned_upright_and_films_are_their_first_frame():
     (np.zeros((0, 2), np.uint8), r'shape \(0, 2\)'),
   ],
 )
-def test_arrays_that_are_no_picture_are_refused(array, cause):
+def test_arrays_that_are_not_images_are_refused(array, cause):
   with pytest.raises(ValueError, match=f'^record 3: an image array .*{cause}') as error:
     read_image(array, (2, 2, 1), 'record 3')
   two_lines(error)
@@ -240,13 +240,13 @@ def test_channels_are_averaged():
     (to_wav(np.zeros(0), 8000), 'no samples'),
   ],
 )
-def test_sounds_that_cannot_be_used_are_refused(value, cause):
+def test_unusable_sounds_are_refused(value, cause):
   with pytest.raises(ValueError, match=f'^record 4: .*{cause}') as error:
     read_sound(value, 8000, 'record 4', most_seconds=1.0)
   two_lines(error)
 
 
-def test_a_wav_that_would_clip_is_made_quieter():
+def test_a_wav_that_would_clip_is_scaled_down():
   back, _ = read_sound(to_wav(np.array([0.0, 2.0, -4.0]), 8000), 8000)
   np.testing.assert_allclose(back, [0, 0.5, -1], atol=1e-4)
   with pytest.raises(ValueError, match='one row of finite samples') as error:
@@ -276,7 +276,7 @@ def test_members_of_archives_are_files(tmp_path, monkeypatch):
   two_lines(error)
 
 
-def test_a_new_archive_in_the_place_of_an_old_one_is_read(tmp_path):
+def test_a_replaced_archive_is_read_anew(tmp_path):
   path = tmp_path / 'all.zip'
   for content in (b'old', b'newer'):
     with zipfile.ZipFile(path, 'w') as archive:

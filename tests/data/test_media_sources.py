@@ -53,7 +53,7 @@ def test_digits():
   assert len({r['name'] for r in found}) == 10
 
 
-def test_keypad_tones_are_what_their_labels_say():
+def test_keypad_tones_match_their_labels():
   source = Source('keypad', template='{audio:audio} -> {name}', documents=12)
   found = records(source)
   assert [r['label'] for r in found] == [*range(10), 0, 1]
@@ -188,7 +188,7 @@ def test_files(speech):
   assert [len(wave) for wave in data.load_waveforms(cfg, 100)] == [10, 11, 12] * 4
 
 
-def test_filters_make_splits_that_do_not_meet(speech):
+def test_filters_make_disjoint_splits(speech):
   """Leave one speaker out: what is for the test is in no other split."""
   source = Source(
     'files',
@@ -214,7 +214,7 @@ def test_filters_make_splits_that_do_not_meet(speech):
   refused(lambda: list(documents(DataConfig({'x': nobody}), 'test')), 'x has no test documents')
 
 
-def test_a_part_of_what_is_not_for_the_test_is_for_validation(speech):
+def test_validation_is_cut_from_records_outside_the_test(speech):
   source = Source('files', speech, '{file}', pattern=PATTERN, test_keep='speaker=theo')
   cfg = DataConfig({'x': source}, valid_fraction=0.5)
   train, valid = ([t for _, t in documents(cfg, split)] for split in ('train', 'valid'))

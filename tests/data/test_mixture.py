@@ -67,7 +67,7 @@ def test_named_validation_data_are_used_whole(tmp_path):
   assert source_names(DataConfig(valid_fraction=0.0), 'valid') == ()
 
 
-def test_nothing_left_is_an_error(tmp_path):
+def test_an_empty_split_is_an_error(tmp_path):
   source = write_jsonl(tmp_path / 'a.jsonl', ['same', 'same'])
   with pytest.raises(ValueError, match=r'data.mixture.text leaves nothing for train.*\nfix: '):
     part(DataConfig({'text': source}), 'train')

@@ -125,7 +125,7 @@ def test_first_fit_against_the_definition(sizes):
   assert first_fit(sizes, 12) == bins
 
 
-def test_plan_is_stored_and_made_again_if_broken(folder, monkeypatch):
+def test_the_plan_is_stored_and_rewritten_if_broken(folder, monkeypatch):
   cache = FakeCache.of([5, 9, 2, 14, 7], folder)
   first = everything(PACKING['first_fit'](cache, 6))
   path = cache.path.with_suffix('.first_fit-6.npy')

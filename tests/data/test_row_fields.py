@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_jax.data import PACKING, DataConfig, RowFields, Source, eval_rows
+from gpt_jax.data import DataConfig, RowFields, Source, eval_rows
+from gpt_jax.data.packing import PACKING
 from tests.data_helpers import media_tokenizers
 
 FEW = settings(max_examples=50, deadline=None)
@@ -138,7 +139,7 @@ def test_rows_against_the_reference(folder, books):
 
 @given(given_=st.lists(documents(), min_size=1, max_size=8))
 @FEW
-def test_features_stand_where_their_ids_stand(folder, given_):
+def test_features_stand_at_their_ids(folder, given_):
   cache = Documents(given_, folder)
   rows = PACKING['first_fit'](cache, 40, 0, False, row_fields())
   batch = rows.gather(np.arange(rows.count))
@@ -272,7 +273,7 @@ def test_dropping_is_a_function_of_seed_row_and_document(folder):
     assert changed.mean() > 0.5
 
 
-def test_evaluation_drops_nothing_and_scores_each_document_once(folder):
+def test_evaluation_drops_no_condition_and_scores_each_document_once(folder):
   rows = dropping(folder, 0.5)
   plan = PACKING['first_fit'](rows.cache, 40, 0, False, dataclasses.replace(rows.row_fields, dropout=0.0))
   whole = plan.gather(np.arange(plan.count))
@@ -314,7 +315,7 @@ def test_documents_that_would_be_cut_are_refused(folder):
 # ------------------------------------------------------------------------------------ fields
 
 
-def test_text_alone_needs_nothing():
+def test_text_alone_adds_no_fields():
   cfg = DataConfig(packing='first_fit')
   assert RowFields.of(cfg, media_tokenizers(image=False)) == RowFields()
   assert RowFields.of(cfg, MADE[1]).layout.has_images  # text for a model of images has places too
@@ -334,7 +335,7 @@ def test_text_alone_needs_nothing():
     ('{name} -> {p:parts}', True),
   ],
 )
-def test_whether_the_beginning_of_a_target_is_learned(template, predict_start):
+def test_start_markers_carry_loss_for_targets_of_several_kinds(template, predict_start):
   assert row_fields().of_template(template).predict_start == predict_start
   assert not RowFields().of_template(template).predict_start
 

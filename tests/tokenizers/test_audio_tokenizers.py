@@ -56,7 +56,7 @@ def test_every_row_is_tested():
 
 
 @every_row
-def test_codes_have_the_shape_and_range_that_is_promised(name):
+def test_codes_have_the_documented_shape_and_range(name):
   tokenizer = made(name)
   codes = tokenizer.encode(clips()[:7])
   for codes_PQ, wave in zip(codes, clips(), strict=False):
@@ -90,7 +90,7 @@ def test_a_clip_does_not_depend_on_its_batch(name):
 
 
 @every_row
-def test_nothing_is_something_to_encode_and_decode(name):
+def test_empty_lists_are_encoded_and_decoded(name):
   tokenizer = made(name)
   assert tokenizer.encode([]) == [] and tokenizer.decode([]) == []
   empty = np.zeros((0, len(tokenizer.codebooks)), np.int32)
@@ -159,7 +159,7 @@ def test_clips_that_cannot_be_encoded_are_refused(wave, cause):
 
 
 @every_row
-def test_codes_of_others_are_refused(name):
+def test_codes_out_of_range_are_refused(name):
   tokenizer = made(name)
   good = tokenizer.encode(clips()[:1])[0]
   wrong = {
@@ -199,7 +199,7 @@ def test_as_many_codes_as_positions_lose_nothing():
   assert error_of(tokenizer, clips()[:2]) < 1e-3
 
 
-def test_codes_know_no_level():
+def test_codes_do_not_depend_on_the_level():
   tokenizer = made('frames')
   for loud, soft in zip(
     tokenizer.encode(clips()[:5]), tokenizer.encode([w / 16 for w in clips()[:5]]), strict=True
@@ -238,7 +238,7 @@ def test_a_training_run_is_named_as_a_path(tmp_path):
     two_lines(error)
 
 
-def test_the_floor_has_as_many_codes_and_positions():
+def test_the_baseline_has_as_many_codes_and_positions():
   cfg = AudioConfig(kind='fsq', hop=80, window=240, levels=(4, 4), network_width=64)
   floor = audio.baseline_config(cfg)
   assert (floor.kind, floor.codes, floor.hop, floor.stack) == ('frames', 16, 80, 4)
@@ -286,7 +286,7 @@ def test_configs_that_cannot_be_honored_are_refused(fields, cause):
   two_lines(error)
 
 
-def test_what_cannot_be_built_is_refused():
+def test_tokenizers_that_cannot_be_built_are_refused():
   for cfg, waves, cause in (
     (AudioConfig(), clips, 'audio.kind is empty'),
     (AudioConfig(kind='fsq'), clips, "audio.path='' with audio.kind=fsq"),

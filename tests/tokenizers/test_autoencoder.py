@@ -44,7 +44,7 @@ def through(model, x):
 
 
 @every
-def test_there_and_back(cfg):
+def test_encode_and_decode_shapes(cfg):
   x = inputs(cfg)
   z_BPZ, values_BPZ, codes_BP, again_BPZ, y = through(born(cfg), x)
   positions = cfg.grid[0] * cfg.grid[1]
@@ -66,7 +66,7 @@ def test_a_sound_has_any_length(name):
   np.testing.assert_array_equal(codes_BP[:, :3], short_BP[:, :3])
 
 
-def test_a_block_lets_neighbors_see_each_other():
+def test_a_block_mixes_neighbors():
   """One block: a pixel moves the z of its patch and of the eight around it, and no others."""
   cfg = AutoencoderConfig((20, 20, 1), 4, **SMALL)
   model, x = born(cfg), inputs(cfg, 1)
@@ -127,7 +127,7 @@ def test_a_codebook_learns_by_averages():
   assert len(np.unique(through(model, x)[2])) == cfg.codes
 
 
-def test_the_codebook_of_parts_is_that_of_the_whole():
+def test_the_codebook_of_shards_is_that_of_the_batch():
   """Statistics are sums: accumulated micro-batches give the update of the whole batch."""
   cfg = CONFIGS['color vq']
   model, x = born(cfg), inputs(cfg, 16)
@@ -169,12 +169,12 @@ def test_the_loss_is_the_mean_squared_error_and_the_commitment(cfg):
   ],
   ids=str,
 )
-def test_what_is_not_possible_is_refused(wrong):
+def test_impossible_configs_are_refused(wrong):
   with pytest.raises(ValueError, match=f'autoencoder {next(iter(wrong))}=.*\nfix: '):
     AutoencoderConfig(**wrong)
 
 
-def test_a_config_goes_through_json():
+def test_a_config_round_trips_through_json():
   import dataclasses
   import json
 

@@ -78,7 +78,7 @@ def test_images_become_codes_and_images(name):
 
 
 @every
-def test_any_codes_are_an_image(name):
+def test_any_codes_decode_to_an_image(name):
   tokenizer = made(name)
   rng = np.random.default_rng(0)
   shape = (20, tokenizer.positions, len(tokenizer.codebooks))
@@ -89,7 +89,7 @@ def test_any_codes_are_an_image(name):
 
 
 @every
-def test_saved_and_loaded_it_is_the_same(name, tmp_path):
+def test_a_saved_tokenizer_loads_equal(name, tmp_path):
   tokenizer = made(name)
   tokenizer.save(tmp_path)
   loaded = image.load(tmp_path)
@@ -126,7 +126,7 @@ def test_an_altered_folder_is_refused(name, tmp_path):
 
 
 @every
-def test_what_is_no_image_is_refused(name):
+def test_arrays_that_are_not_images_are_refused(name):
   tokenizer = made(name)
   images = pictures(tokenizer.shape, 2)
   for wrong in (images[0], images[:, 1:], images.astype(np.float32)):
@@ -203,7 +203,7 @@ def test_k_means_is_the_same_each_time_and_in_any_order():
   assert (kmeans.fit(vectors, 7, seed=1) != centroids).any()
 
 
-def test_k_means_finds_what_is_there():
+def test_k_means_recovers_separated_clusters():
   centers = np.array([[0, 0], [9, 0], [0, 9]], np.float32)
   noise = np.random.default_rng(0).normal(0, 0.1, (90, 2)).astype(np.float32)
   vectors = np.repeat(centers, 30, 0) + noise
@@ -290,7 +290,7 @@ def test_codes_are_those_of_the_model():
   assert np.abs(made('vq').decode(codes[..., None]) - pixels).max() <= 1
 
 
-def test_the_floor_has_as_many_codes_and_positions():
+def test_the_baseline_has_as_many_codes_and_positions():
   for name in ('fsq', 'vq'):
     cfg, tokenizer = CONFIGS[name], made(name)
     floor = image.build(image.baseline_config(cfg), lambda shape=cfg.shape: pictures(shape, 40))

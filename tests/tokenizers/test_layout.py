@@ -81,7 +81,7 @@ documents = st.one_of(st.tuples(st.none(), pieces), st.tuples(pieces, makable))
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(documents, min_size=1, max_size=3))
-def test_a_row_says_of_each_document_what_the_document_says_alone(row):
+def test_a_packed_row_has_the_layout_of_its_documents(row):
   read = [reading(*document) for document in row]
   columns = [sum((list(r[i]) for r in read), []) for i in range(4)]
   segments = [n for n, r in enumerate(read, 1) for _ in r[0]]
@@ -95,7 +95,7 @@ def test_a_row_says_of_each_document_what_the_document_says_alone(row):
   assert places == [list(p) for p in padded(columns[3], (0, 0, 0))]
 
 
-def test_what_begins_a_mixed_target_carries_loss():
+def test_the_start_marker_of_a_mixed_target_carries_loss():
   ids_BW = np.array([[1, SEP, BOI, 200, EOI, 1, EOS, 2, SEP, 3, EOS, 0]], np.int32)
   segments_BW = np.array([[1] * 7 + [2] * 4 + [0]], np.int32)
   given_, learned = (LAYOUT.target_mask(ids_BW, segments_BW, start)[0] for start in (False, True))

@@ -63,7 +63,7 @@ def test_zero_is_a_code_and_even_levels_reach_one_step_further_down():
   np.testing.assert_allclose(high, [[0.75, 1]])
 
 
-def test_fsq_is_float32_whatever_comes_in():
+def test_fsq_computes_in_float32_for_any_input():
   z = jnp.asarray(np.random.default_rng(1).normal(size=(50, 3)), jnp.bfloat16)
   values, index = fsq(z, (8, 6, 5))
   exact, expected = fsq(z.astype(jnp.float32), (8, 6, 5))

@@ -26,7 +26,7 @@ def peak_of(wave, rate=8000):
   hop=st.sampled_from([40, 64, 100, 128]),
   seed=st.integers(0, 99),
 )
-def test_inverse_gives_the_waveform_back(samples, stack, hop, seed):
+def test_istft_inverts_stft(samples, stack, hop, seed):
   front = Spectrogram(hop=hop)
   wave = np.random.default_rng(seed).normal(size=samples).astype(np.float32)
   spectrum = front.stft(wave, stack)
@@ -38,7 +38,7 @@ def test_inverse_gives_the_waveform_back(samples, stack, hop, seed):
   np.testing.assert_allclose(back[samples:], 0, atol=1e-5)
 
 
-def test_a_frame_is_a_windowed_fourier_transform_centerd_on_its_hop():
+def test_a_frame_is_a_windowed_fourier_transform_centered_on_its_hop():
   front, wave = Spectrogram(), np.random.default_rng(0).normal(size=2000)
   begin = 7 * 100 + 50 - 128
   window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(256) / 256)
@@ -73,7 +73,7 @@ def test_log_mel_of_a_clip_does_not_depend_on_its_batch():
   assert front.log_mel([]) == []
 
 
-def test_log_mel_knows_no_level_and_ends_at_the_floor():
+def test_log_mel_does_not_depend_on_the_level_and_ends_at_the_floor():
   front, wave = Spectrogram(), sine(1000)
   loud, soft = front.log_mel([wave, wave / 16])
   np.testing.assert_allclose(loud, soft, atol=1e-3)
@@ -92,7 +92,7 @@ def test_pitch_survives_the_way_through_mel(frequency):
   assert abs(peak_of(back) - frequency) < 40 + 0.03 * frequency
 
 
-def test_waves_is_deterministic_and_clips_do_not_disturb_each_other():
+def test_to_waveforms_is_deterministic_and_independent_of_the_batch():
   front = Spectrogram()
   mels = front.log_mel([sine(300), sine(600), sine(900, 0.3)])
   first, again = front.to_waveforms(mels), front.to_waveforms(mels[::-1])[::-1]

@@ -50,7 +50,7 @@ def test_ranges_are_disjoint_and_leave_nothing_out(toks):
       assert len(members(toks, f'{name}{q}')) == size
 
 
-def test_ids_of_a_bundle_come_back(toks):
+def test_ids_of_a_bundle_round_trip(toks):
   assert toks.decode_text(toks.encode_text('né')) == 'né'
   items = {'image': lambda made: list(made.encode(IMAGES[:3])), 'audio': lambda m: m.encode(WAVES)}
   for name, made in toks.media.items():
@@ -79,7 +79,7 @@ def test_modalities_of_ids(toks):
     assert of_V[special(name)] == 0
 
 
-def test_groups_are_what_can_stand_in_the_same_places(toks):
+def test_groups_are_the_ids_valid_in_the_same_places(toks):
   group_V, allowed_NV = toks.groups()
   size, special = toks.vocabulary.size, toks.vocabulary.special
   assert group_V.shape == (toks.vocabulary.padded,) and group_V.dtype == np.int32
@@ -99,7 +99,7 @@ def test_groups_are_what_can_stand_in_the_same_places(toks):
   assert special('eos') in together(ord('a')) and special('boi') in together(ord('a'))
 
 
-def test_saved_and_loaded_is_equal(toks, tmp_path):
+def test_a_saved_tokenizer_loads_equal(toks, tmp_path):
   toks.save(tmp_path)
   found = Tokenizers.load(tmp_path)
   assert found == toks and found.hash == toks.hash
@@ -124,7 +124,7 @@ def test_hashes_tell_bundles_apart():
 
 @pytest.mark.parametrize('name', ['image.json', 'image.safetensors', 'audio.json', 'audio.safetensors'])
 @pytest.mark.parametrize('harm', ['altered', 'missing'])
-def test_a_bundle_that_is_not_as_it_was_saved(name, harm, tmp_path):
+def test_an_altered_bundle_is_refused(name, harm, tmp_path):
   Tokenizers.build(TEXT, PATCHES, FRAMES).save(tmp_path)
   path = tmp_path / name
   if harm == 'missing':
@@ -154,7 +154,7 @@ def test_a_tokenizer_of_another_bundle_does_not_fit(tmp_path):
   assert_two_lines(error.value, 'image0')
 
 
-def test_what_a_bundle_does_not_have():
+def test_missing_modalities_are_refused():
   toks = Tokenizers.build(TEXT, PATCHES)
   for call in (
     lambda: toks.encode_codes('audio', np.zeros((2, 1), np.int32)),

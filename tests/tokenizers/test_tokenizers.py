@@ -18,9 +18,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gpt_jax.tokenizers import SPECIALS, TokenizerConfig, Tokenizers, Vocabulary, bpe, subword
+from gpt_jax.tokenizers import SPECIALS, TokenizerConfig, Tokenizers, bpe, subword
 from gpt_jax.tokenizers.base import StreamDecoder
 from gpt_jax.tokenizers.text import TOKENIZERS, build, load
+from gpt_jax.tokenizers.vocabulary import Vocabulary
 
 KINDS = list(TOKENIZERS)
 CORPUS = (
@@ -140,7 +141,7 @@ def two_lines(kind, *words):
 @pytest.mark.parametrize('kind', KINDS)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_every_text_comes_back(kind, data):
+def test_every_text_round_trips(kind, data):
   tokenizer, text = make(kind), data.draw(text_of(kind))
   ids = tokenizer.encode(text)
   assert all(type(i) is int and 0 <= i < tokenizer.size for i in ids)
@@ -160,14 +161,14 @@ def test_literal_specials_are_ordinary_text(kind):
 @pytest.mark.parametrize('kind', KINDS)
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_a_batch_is_its_rows(kind, data):
+def test_a_batch_encodes_like_its_rows(kind, data):
   tokenizer = make(kind)
   texts = data.draw(st.lists(text_of(kind), max_size=4)) + ['', CORPUS * 4, 'the cat ' * 400]
   assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
   assert tokenizer.encode_batch([]) == []
 
 
-def test_texts_are_handed_to_the_library_in_bounded_batches(monkeypatch):
+def test_the_library_gets_bounded_batches(monkeypatch):
   texts = ['', CORPUS * 9, 'a', '', 'the cat ' * 999]
   expected = make('gpt2').encode_batch(texts)
   monkeypatch.setattr(subword, 'BATCH', 2)
@@ -199,7 +200,7 @@ def test_streams_never_show_half_a_character(kind, data):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_streaming_costs_the_same_however_long_the_text(kind):
+def test_streaming_costs_do_not_grow_with_the_text(kind):
   tokenizer, lengths = make(kind), []
 
   def decode(ids):
@@ -257,7 +258,7 @@ def test_lone_surrogates_raise(kind):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_saved_and_loaded_is_equal(kind, tmp_path):
+def test_a_saved_tokenizer_loads_equal(kind, tmp_path):
   tokenizer = make(kind)
   tokenizer.save(tmp_path / 'a')
   again = load(tmp_path / 'a')
@@ -528,7 +529,7 @@ def naive_merges(words, vocab):
   st.integers(256, 290),
 )
 @example({b'aaaa': 3, b'aaa': 2, b'aa': 1}, 262)
-def test_the_trainer_follows_the_definition(words, vocab):
+def test_bpe_training_matches_a_naive_trainer(words, vocab):
   expected = naive_merges(words, vocab)
   learned = 256 + len({a + b for a, b in expected})
   if learned < vocab:
@@ -556,7 +557,7 @@ def test_ids_of_a_trained_bpe_are_bytes_then_merges():
   assert len(tokenizer.encode(CORPUS)) < len(CORPUS) / 2
 
 
-def test_training_is_blind_to_document_order_and_end_of_text_marks():
+def test_bpe_training_ignores_document_order_and_end_of_text_marks():
   documents = [f'{CORPUS[i : i + 60]}' for i in range(0, len(CORPUS), 60)]
   merges = bpe.train(lambda: documents, 300)
   random.Random(0).shuffle(documents)

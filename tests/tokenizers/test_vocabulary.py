@@ -50,7 +50,7 @@ def test_ranges_are_disjoint_and_cover_every_id(vocabulary):
 
 
 @given(vocabularies(), st.data())
-def test_encode_then_decode_gives_the_codes_back(vocabulary, data):
+def test_decode_inverts_encode(vocabulary, data):
   kind = data.draw(st.sampled_from(vocabulary.kinds))
   code = st.integers(0, vocabulary.count(kind) - 1)
   codes = np.array(data.draw(st.lists(code, max_size=8)), np.int64)
@@ -182,7 +182,7 @@ def test_hash_is_the_same_in_another_process_and_sees_every_field():
     ((('text',),), (), 128, 'malformed'),
   ],
 )
-def test_contradictions_raise(ranges, specials, multiple, says):
+def test_contradictory_ranges_and_specials_raise(ranges, specials, multiple, says):
   with pytest.raises(ValueError) as error:
     Vocabulary(ranges, specials, multiple)
   assert_two_lines(error, says)
