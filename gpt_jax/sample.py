@@ -1,17 +1,17 @@
-"""Sampling: prefill a prompt, decode with a cache, all of it compiled.
+"""Sampling: prefill a prompt, decode with a KV cache, all of it compiled.
 
-Four verbs: `init_cache` (model/gpt.py), `prefill`, `decode`, `generate`. Rows are padded on the
-right, so a row's cache slot is its place in the text, and prompts of different lengths share one
-batch. A row's randomness depends on its own key and place alone: it samples the same text alone, in
-any batch, in one call or in many. What may follow and where it stands says a grammar (grammar.py).
+Four verbs: `init_cache` (model/gpt.py), `prefill`, `decode`, `generate`. Rows are padded on the right, so
+a row's cache slot is its position in the text, and prompts of different lengths share one batch. A row's
+randomness depends on its own key and position alone: it samples the same text alone, in any batch, in one
+call or in many. A grammar (tokenizers/grammar.py) says which ids are valid next.
 
-With guidance the model runs 2 B rows: below the B conditional ones the same rows with an empty
-condition, which are given the tokens that the upper ones draw.
+With guidance the model runs 2 B rows: below the B conditional ones the same rows with an empty condition,
+which are fed the tokens that the upper ones draw. sampling/ has the host side: text, prompts, beams.
 
 Letters: B rows, P prompt length, T buffer length (prompt and new tokens), V vocabulary.
 
-Sources: sampling by Gumbel noise (Maddison et al. 2014); the verbs are gpt-fast's, the state in a
-while loop is Gemma's.
+Sources: sampling by Gumbel noise (Maddison et al. 2014); the verbs are gpt-fast's, the state in a while
+loop is Gemma's.
 """
 
 import dataclasses
@@ -25,51 +25,45 @@ from gpt_jax.cluster.processes import fetch
 from gpt_jax.model import gpt
 from gpt_jax.model.positions import POSITIONS
 from gpt_jax.sampling import samplers
-from gpt_jax.sampling.prompt_batch import Prompt, batch_prompts, check_prompts
+from gpt_jax.sampling.prompt_batch import (
+  as_prompt,
+  batch_prompts,
+  check_prompts,
+  round_up_prompt,
+  round_up_slots,
+)
 from gpt_jax.sampling.samplers import FILTERS, NEG_INF
+from gpt_jax.sampling.validate import check_sampling
 from gpt_jax.tokenizers import grammar as grammars
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-  """How to choose tokens. Each filter is off at its default."""
+  """How tokens are chosen. Each filter is off at its default."""
 
   max_new_tokens: int = 200  # tokens after the prompt
   num_samples: int = 1  # continuations of each prompt
-  temperature: float = 1.0  # divides logits; 0 = always the likeliest token
+  temperature: float = 1.0  # divides logits; 0 = greedy, always the likeliest token
   top_k: int = 0  # only the k likeliest; 0 = all
   top_p: float = 1.0  # only the likeliest that together have this probability
   min_p: float = 0.0  # only those at least this probable relative to the likeliest
   repetition_penalty: float = 1.0  # > 1 makes tokens that already occur in the row less likely
-  beams: int = 0  # beam search with this many beams instead of sampling; 0 = sampling
+  beams: int = 0  # width of beam search; 0 = sampling
   length_penalty: float = 0.6  # beams: exponent of the length by which scores are divided
-  guidance: float = 1.0  # > 1 follows the condition more than the model would; 1 = off
+  guidance: float = 1.0  # classifier-free guidance scale; 1 = off
   seed: int = 0  # same seed, same text
-  begin: str = ''  # special put before every prompt, such as bos for Llama models
+  begin: str = ''  # special token before every prompt, such as bos for Llama models
 
   def __post_init__(self):
-    for key, (low, high) in LIMITS.items():
-      if not low <= getattr(self, key) <= high:
-        raise ValueError(f'sample.{key}={getattr(self, key)} is out of range\nfix: use {low} to {high}')
-    sampling = ('temperature', *FILTERS, 'repetition_penalty', 'guidance')
-    unused = [k for k in sampling if self.beams and getattr(self, k) != getattr(type(self), k)]
-    if unused:
-      raise ValueError(
-        f'sample.beams={self.beams} searches and does not sample: {", ".join(unused)} has no use\n'
-        'fix: leave it at its default, or set beams=0'
-      )
-    if self.beams and self.num_samples > self.beams:
-      raise ValueError(
-        f'sample.num_samples={self.num_samples} with only {self.beams} beams\nfix: use more beams'
-      )
+    check_sampling(self)
 
 
 class SampleState(NamedTuple):
-  """A generation under way."""
+  """A generation in progress."""
 
-  token_ids_BT: jax.Array  # int32; prompt and what was sampled, then zeros
+  token_ids_BT: jax.Array  # int32; prompt and sampled tokens, then zeros
   lengths_B: jax.Array  # int32; tokens in each row so far
-  limits_B: jax.Array  # int32; a row ends when it is this long
+  limits_B: jax.Array  # int32; length at which a row ends
   done_B: jax.Array  # bool; the row has ended
   log_probs_BT: jax.Array  # float32; of each sampled token under the model, before any filter
   next_logits_BV: jax.Array  # float32; for the token at lengths_B
@@ -77,11 +71,11 @@ class SampleState(NamedTuple):
   guidance_B: jax.Array | None  # float32
   span: grammars.GrammarState  # where each row stands in its text, image or sound
   cache: list  # see gpt.init_cache; B or 2 B rows
-  keys_B: jax.Array  # one PRNG key a row
+  keys_B: jax.Array  # one PRNG key per row
 
 
 def prefill(model, prompts, keys_B, slots):
-  """Run the prompts (feed.Prompts) once -> SampleState with room for `slots` tokens a row."""
+  """Run a prompt_batch.PromptBatch once; return a SampleState with room for `slots` tokens per row."""
   B, P = prompts.ids_BP.shape
   lengths_B, rows = prompts.lengths_B, prompts.input_ids_BP.shape[0]
   cache = gpt.init_cache(model.cfg, rows, slots, model.embed_VD[...].dtype)
@@ -107,15 +101,15 @@ def prefill(model, prompts, keys_B, slots):
 
 
 def repeat(state, n, keys_B):
-  """Every row n times, with keys of their own: n continuations for one prefill."""
+  """Repeat every row n times with its own keys: n continuations for one prefill."""
   state = jax.tree.map(lambda x: jnp.repeat(x, n, 0), state._replace(keys_B=None))
   return state._replace(keys_B=keys_B)
 
 
 def decode(model, state, steps, cfg, grammar):
-  """Up to `steps` tokens more, stopping early when every row has ended.
+  """Sample up to `steps` more tokens; stop early when every row has ended.
 
-  cfg: SampleConfig. grammar: Grammar, what may be sampled and what ends a row.
+  cfg: SampleConfig. grammar: Grammar of the ids that are valid next, and of those that end a row.
   """
 
   def more(carry):
@@ -124,27 +118,27 @@ def decode(model, state, steps, cfg, grammar):
 
   def step(carry):
     i, state = carry
-    return i + 1, decode_one(model, state, cfg, grammar)
+    return i + 1, decode_step(model, state, cfg, grammar)
 
   return jax.lax.while_loop(more, step, (0, state))[1]
 
 
-def decode_one(model, state, cfg, grammar):
-  """Sample one token for each row that has not ended, and run it."""
+def decode_step(model, state, cfg, grammar):
+  """Sample one token for each row that has not ended, and run it through the model."""
   B, T = state.token_ids_BT.shape
   rows_B = jnp.arange(B)
-  token_B = choose(state, cfg, grammar)
+  token_B = choose_token(state, cfg, grammar)
   log_prob_B = jax.nn.log_softmax(state.next_logits_BV)[rows_B, token_B]
-  at_B = jnp.where(state.done_B, T, state.lengths_B)  # beyond = dropped
+  slots_B = jnp.where(state.done_B, T, state.lengths_B)  # beyond the buffer = dropped
   lengths_B = state.lengths_B + (~state.done_B).astype(jnp.int32)
-  fed = places(model.cfg, grammar, state.span, token_B) | {'start_B': state.lengths_B}
-  fed['token_ids_BT'] = token_B[:, None]
+  inputs = next_positions(model.cfg, grammar, state.span, token_B) | {'start_B': state.lengths_B}
+  inputs['token_ids_BT'] = token_B[:, None]
   if state.null_logits_BV is not None:
-    fed = jax.tree.map(lambda x: jnp.concatenate([x, x]), fed)
-  out = model(cache=state.cache, **fed)
+    inputs = jax.tree.map(lambda x: jnp.concatenate([x, x]), inputs)
+  out = model(cache=state.cache, **inputs)
   return state._replace(
-    token_ids_BT=state.token_ids_BT.at[rows_B, at_B].set(token_B, mode='drop'),
-    log_probs_BT=state.log_probs_BT.at[rows_B, at_B].set(log_prob_B, mode='drop'),
+    token_ids_BT=state.token_ids_BT.at[rows_B, slots_B].set(token_B, mode='drop'),
+    log_probs_BT=state.log_probs_BT.at[rows_B, slots_B].set(log_prob_B, mode='drop'),
     lengths_B=lengths_B,
     done_B=state.done_B | grammar.ends_V[token_B] | (lengths_B >= state.limits_B),
     next_logits_BV=out.logits_BTV[:B, 0],
@@ -154,15 +148,15 @@ def decode_one(model, state, cfg, grammar):
   )
 
 
-def places(cfg, grammar, span, token_B):
-  """Where each row's next token stands, as the model's argument; {} where that is its slot."""
+def next_positions(cfg, grammar, span, token_B):
+  """Return the model's positions argument for each row's next token; {} where that is its slot."""
   if POSITIONS[cfg.positions].axes == 1:
     return {}
   return {'positions_BT': grammars.position3(grammar, span, token_B)[:, None]}
 
 
-def choose(state, cfg, grammar):
-  """The next token of each row."""
+def choose_token(state, cfg, grammar):
+  """Return the next token of each row, token_B."""
   logits_BV, allowed_BV = state.next_logits_BV, grammars.allowed(grammar, state.span)
   if state.null_logits_BV is not None:
     logits_BV = samplers.apply_guidance(
@@ -186,19 +180,8 @@ def choose(state, cfg, grammar):
 
 
 def row_keys(seed, rows):
-  """One key a row: row b's depends on (seed, b) alone."""
+  """Return one key per row: row b's depends on (seed, b) alone."""
   return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(rows))
-
-
-def bucket(n, most):
-  """n rounded up to a power of two (at least 32), at most `most`: few shapes, few compilations."""
-  return min(max(32, 1 << (n - 1).bit_length()), most)
-
-
-def capacity(n, most):
-  """n slots rounded up, at most `most`: to four sizes an octave, as each token reads all slots."""
-  step = max(32, (1 << (n - 1).bit_length()) // 8)
-  return min(-(-n // step) * step, most)
 
 
 _prefill = jax.jit(prefill, static_argnames='slots')
@@ -206,45 +189,39 @@ _repeat = jax.jit(repeat, static_argnames='n')
 _decode = jax.jit(decode, static_argnames='cfg', donate_argnames='state')
 
 
-def as_prompt(prompt):
-  """A Prompt, also of a list of ids."""
-  return prompt if isinstance(prompt, Prompt) else Prompt(prompt)
-
-
 def start(model, prompts, cfg, grammar, keys_B=None):
-  """Prompts (Prompt or lists of ids) -> SampleState, cfg.num_samples rows a prompt in order.
+  """Prefill prompts (Prompt or lists of ids); return a SampleState, cfg.num_samples rows per prompt in order.
 
-  `model` comes from gpt.for_sampling. Raises ValueError for an empty prompt, an id that the model
-  does not have, one that leaves no room in the context or too little for what was begun, and for
-  guidance without a condition.
+  model: from `prepare_model`. Raises ValueError for an empty prompt, an id that the model does not have, a
+  context too short for prompt and completion, and guidance without a condition.
   """
   prompts = [as_prompt(prompt) for prompt in prompts]
   check_prompts([p.ids for p in prompts], cfg.max_new_tokens, model.cfg)
   longest = max(len(p.ids) for p in prompts)
-  slots = capacity(longest + cfg.max_new_tokens, model.cfg.context)
-  ready = batch_prompts(model.cfg, prompts, cfg, grammar, bucket(longest, slots))
+  slots = round_up_slots(longest + cfg.max_new_tokens, model.cfg.context)
+  ready = batch_prompts(model.cfg, prompts, cfg, grammar, round_up_prompt(longest, slots))
   n = cfg.num_samples
   keys_B = row_keys(cfg.seed, len(prompts) * n) if keys_B is None else keys_B
   return _repeat(_prefill(model, ready, keys_B[::n], slots), n, keys_B)
 
 
-def choice_rules(cfg):
-  """cfg without what `choose` does not read: another seed compiles nothing again."""
+def static_config(cfg):
+  """Reset the fields that `choose_token` does not read, so that another seed compiles nothing again."""
   unread = dict(max_new_tokens=1, num_samples=1, seed=0, begin='', guidance=1.0)
   return dataclasses.replace(cfg, **unread)
 
 
 def generate(model, prompts, cfg, grammar, keys_B=None):
-  """Continue prompts to the end in one compiled call -> SampleState, rows as of `start`."""
+  """Continue prompts to the end in one compiled call; return a SampleState, rows as of `start`."""
   state = start(model, prompts, cfg, grammar, keys_B)
-  return _decode(model, state, cfg.max_new_tokens, choice_rules(cfg), grammar)
+  return _decode(model, state, cfg.max_new_tokens, static_config(cfg), grammar)
 
 
 def stream(model, prompts, cfg, grammar, keys_B=None, every=16):
-  """Like `generate`, but yields the state after every few tokens; stop consuming to stop."""
-  state, rules = start(model, prompts, cfg, grammar, keys_B), choice_rules(cfg)
+  """Yield the state of `generate` after every few tokens; stop consuming to stop."""
+  state, static = start(model, prompts, cfg, grammar, keys_B), static_config(cfg)
   for _ in range(0, cfg.max_new_tokens, every):
-    state = _decode(model, state, every, rules, grammar)
+    state = _decode(model, state, every, static, grammar)
     # A copy: the next call donates the state, and the caller may keep what it was given.
     yield fetch(state._replace(cache=None, next_logits_BV=None, null_logits_BV=None, keys_B=None))
     if state.done_B.all():
@@ -253,19 +230,5 @@ def stream(model, prompts, cfg, grammar, keys_B=None, every=16):
 
 @jax.jit
 def prepare_model(model):
-  """Trained parameters -> the model that decodes: see gpt.for_sampling."""
+  """Return the model that decodes, from parameters as trained: see gpt.for_sampling."""
   return gpt.for_sampling(model, model.cfg.dtype)
-
-
-LIMITS = {
-  'max_new_tokens': (1, 2**31),
-  'num_samples': (1, 2**20),
-  'temperature': (0, 1e6),
-  'top_k': (0, 2**31),
-  'top_p': (1e-6, 1),
-  'min_p': (0, 1),
-  'repetition_penalty': (1e-6, 1e6),
-  'beams': (0, 1024),
-  'length_penalty': (0, 10),
-  'guidance': (0, 1000),
-}

@@ -12,7 +12,7 @@ from gpt_jax import sample, tokenizers
 from gpt_jax.evaluation import evaluate
 from gpt_jax.model import gpt
 from gpt_jax.sample import SampleConfig
-from gpt_jax.sampling import completions, samplers
+from gpt_jax.sampling import completions, prompt_batch, samplers
 from gpt_jax.tokenizers import grammar, text
 from tests import models
 
@@ -164,12 +164,19 @@ def test_the_longest_text_fills_the_context():
 
 
 def test_buckets():
-  assert [sample.bucket(n, 1024) for n in (1, 32, 33, 64, 65, 1000)] == [32, 32, 64, 64, 128, 1024]
-  assert sample.bucket(33, 48) == 48
-  assert sample.bucket(5, 16) == 16
-  sizes = [sample.capacity(n, 1024) for n in (1, 33, 64, 129, 160, 161, 257, 640, 1000)]
+  assert [prompt_batch.round_up_prompt(n, 1024) for n in (1, 32, 33, 64, 65, 1000)] == [
+    32,
+    32,
+    64,
+    64,
+    128,
+    1024,
+  ]
+  assert prompt_batch.round_up_prompt(33, 48) == 48
+  assert prompt_batch.round_up_prompt(5, 16) == 16
+  sizes = [prompt_batch.round_up_slots(n, 1024) for n in (1, 33, 64, 129, 160, 161, 257, 640, 1000)]
   assert sizes == [32, 64, 64, 160, 160, 192, 320, 640, 1024]
-  assert sample.capacity(33, 48) == 48
+  assert prompt_batch.round_up_slots(33, 48) == 48
 
 
 # ---------------------------------------------------------------------------------------- choosing
@@ -264,7 +271,7 @@ def test_frequencies_are_the_probabilities(options):
   rows, logits_V = 20000, np.array([1.0, 0.5, 0.0, -0.5, 2.0], np.float32)
   cfg, rules = SampleConfig(**options), grammar.plain(np.array([1, 1, 1, 1, 0], bool))
   state = state_of(np.tile(logits_V, (rows, 1)), np.zeros((rows, 2)), np.ones(rows))
-  tokens_B = np.asarray(jax.jit(lambda s: sample.choose(s, cfg, rules))(state))
+  tokens_B = np.asarray(jax.jit(lambda s: sample.choose_token(s, cfg, rules))(state))
   wanted_V = logits_V.copy()
   wanted_V[0] /= cfg.repetition_penalty  # the only id in the row
   wanted_V = wanted_V[:4] / cfg.temperature
@@ -281,7 +288,7 @@ def test_frequencies_are_the_probabilities(options):
 def test_a_rows_noise_depends_on_its_key_and_place_alone():
   logits_BV = np.zeros((6, 50), np.float32)
   rules = grammar.plain(np.ones(50, bool))
-  choose = jax.jit(lambda s: sample.choose(s, SampleConfig(), rules))
+  choose = jax.jit(lambda s: sample.choose_token(s, SampleConfig(), rules))
   here = choose(state_of(logits_BV, np.zeros((6, 9)), np.full(6, 4)))
   assert len(set(here.tolist())) > 1
   np.testing.assert_array_equal(here, choose(state_of(logits_BV, np.ones((6, 9)), np.full(6, 4))))
@@ -418,6 +425,16 @@ def test_beams_refuse_what_they_do_not_use(unused):
   [key] = unused
   with pytest.raises(ValueError, match=f'does not sample: {key} has no use\nfix: leave it at its'):
     SampleConfig(beams=2, **unused)
+
+
+@pytest.mark.parametrize(
+  'unused', [dict(top_k=3), dict(top_p=0.9), dict(min_p=0.1), dict(num_samples=4), dict(seed=5)], ids=str
+)
+def test_greedy_sampling_refuses_what_it_does_not_use(unused):
+  [key] = unused
+  with pytest.raises(ValueError, match=f'takes the likeliest token: {key} has no use\nfix: leave it at'):
+    SampleConfig(temperature=0.0, **unused)
+  SampleConfig(temperature=0.0, repetition_penalty=1.3, guidance=2.0)  # these change the likeliest
 
 
 def test_more_samples_than_beams_are_refused():

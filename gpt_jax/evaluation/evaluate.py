@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import data, sample
+from gpt_jax import data
 from gpt_jax.cluster.processes import fetch
 from gpt_jax.data.row_fields import PLACES
 from gpt_jax.evaluation import text_metrics
@@ -20,7 +20,7 @@ from gpt_jax.losses import token_losses
 from gpt_jax.model import gpt
 from gpt_jax.model import layers as nn
 from gpt_jax.runs.text_table import format_table
-from gpt_jax.sampling import prompts
+from gpt_jax.sampling import prompt_batch, prompts
 from gpt_jax.sharding import ACTIVATION_RULES, data_shard, to_devices
 from gpt_jax.tokenizers.modality_tables import ModalityTables, restrict_logits, sum_by_label
 
@@ -83,7 +83,7 @@ class Subject:
     eos = self.tokenizers.vocabulary.special('eos')
     ids = [np.append(e.ids, eos) for e in encoded]
     longest = max(map(len, ids)) - 1
-    length = sample.bucket(longest, self.model.cfg.context)
+    length = prompt_batch.round_up_prompt(longest, self.model.cfg.context)
     if longest > length:
       raise ValueError(
         f'a document has {longest + 1} tokens and the context is {length}\n'

@@ -24,6 +24,7 @@ from gpt_jax.model import costs, gpt
 from gpt_jax.model.kernels import choice
 from gpt_jax.plan import abstract_inputs, format, hlo, roofline, topologies
 from gpt_jax.runs import hardware
+from gpt_jax.sampling import prompt_batch
 from gpt_jax.sampling.prompt_batch import PromptBatch
 from gpt_jax.sharding import MeshConfig
 from gpt_jax.step import gpt_program
@@ -168,7 +169,7 @@ def decode_step(cfg, model, mesh, target):
   """Compile one step of decoding, a row or more on each device that takes rows -> its measures."""
   shards = math.prod(mesh.shape[axis] for axis in sharding.ACTIVATION_RULES['B'])
   rows = shards * max(1, cfg.sample.num_samples // shards)
-  slots = sample.bucket(model.context, model.context)
+  slots = prompt_batch.round_up_prompt(model.context, model.context)
   rules = grammar.plain(np.ones(model.V, bool))
   abstract = jax.eval_shape(functools.partial(gpt.for_sampling, dtype=model.dtype), gpt.GPT(model))
   placed = gpt.shardings(abstract, mesh)
@@ -188,8 +189,8 @@ def decode_step(cfg, model, mesh, target):
   rules_of = sharding.ACTIVATION_RULES | {'T': None}
   spec = lambda x: sharding.spec(letters(x), rules_of, mesh.shape)
   state = jax.tree.map(lambda x: with_sharding(x, jax.sharding.NamedSharding(mesh, spec(x))), state)
-  chosen = sample.choice_rules(cfg.sample)
-  one = lambda weights, state, rules: sample.decode_one(weights, state, chosen, rules)
+  chosen = sample.static_config(cfg.sample)
+  one = lambda weights, state, rules: sample.decode_step(weights, state, chosen, rules)
   program = jax.jit(one, donate_argnums=1).lower(weights, state, rules)
   measures = measured(program, (weights, state), mesh, target)
   if estimate := measures.pop('seconds', None):

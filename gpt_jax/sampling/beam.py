@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from gpt_jax import sample
 from gpt_jax.cluster.processes import fetch
+from gpt_jax.sampling import prompt_batch
 from gpt_jax.sampling.samplers import NEG_INF
 from gpt_jax.tokenizers import grammar as grammars
 
@@ -95,7 +96,7 @@ def search(model, state, steps, cfg, grammar, stops):
     source_rows = (rows_B1 * W + from_BW).reshape(-1)
     span, cache = jax.tree.map(lambda x: x[source_rows], (beams.span, beams.cache))
     new_ids = token_BW.reshape(-1)
-    where = sample.places(model.cfg, grammar, span, new_ids)
+    where = sample.next_positions(model.cfg, grammar, span, new_ids)
     out = model(new_ids[:, None], cache=cache, start_B=jnp.repeat(length_B, W), **where)
     return Beams(
       step=beams.step + 1,
@@ -122,10 +123,10 @@ def beam_search(model, prompts, cfg, grammar):
   where fewer texts are possible.
   """
   state = sample.start(model, prompts, dataclasses.replace(cfg, num_samples=1), grammar)
-  steps, rules = cfg.max_new_tokens, sample.choice_rules(cfg)
+  steps, rules = cfg.max_new_tokens, sample.static_config(cfg)
   beams = _search(model, state, steps, rules, grammar, int(grammar.ends_V.sum()))
   ids_BWT, scores_BW, lengths_BW = fetch((beams.done_ids_BWT, beams.done_scores_BW, beams.done_lengths_BW))
-  starts = [len(sample.as_prompt(prompt).ids) for prompt in prompts]
+  starts = [len(prompt_batch.as_prompt(prompt).ids) for prompt in prompts]
   return [
     [
       (ids_BWT[b, w, start : lengths_BW[b, w]].tolist(), float(scores_BW[b, w]))

@@ -7,7 +7,7 @@ import numpy as np
 
 from gpt_jax import sample
 from gpt_jax.cluster.processes import fetch
-from gpt_jax.sampling import beam
+from gpt_jax.sampling import beam, prompt_batch
 from gpt_jax.tokenizers import grammar as grammars
 
 
@@ -38,7 +38,10 @@ def complete(model, tokenizers, prompts, cfg, stop=()):
   completions = generate_ids(model, tokenizers, prompts, cfg)
   return [
     [
-      (truncate_at_stop(decode_continuation(tokenizers, sample.as_prompt(prompt).ids, ids), stop), scores)
+      (
+        truncate_at_stop(decode_continuation(tokenizers, prompt_batch.as_prompt(prompt).ids, ids), stop),
+        scores,
+      )
       for ids, scores in group
     ]
     for prompt, group in zip(prompts, completions, strict=True)
@@ -51,7 +54,7 @@ def stream_text(model, tokenizers, prompt, cfg, stop=()):
   grammar = build_grammar(tokenizers, model.cfg.V)
   decoder, text, printed = tokenizers.stream_decoder(), '', 0
   hold = max(map(len, stop), default=1) - 1  # last characters, which may begin a stop string
-  prompt_ids = sample.as_prompt(prompt).ids
+  prompt_ids = prompt_batch.as_prompt(prompt).ids
   length = len(prompt_ids)
   for i in trailing_text_ids(tokenizers, prompt_ids):  # see `decode_continuation`
     decoder.push(i)
@@ -82,7 +85,7 @@ def build_grammar(tokenizers, columns, to='text'):
 def new_tokens(state, prompts, num_samples):
   """Return (ids, log-probabilities) of the tokens after each prompt, one pair a row of the state."""
   ids_BT, log_probs_BT, lengths_B = fetch((state.token_ids_BT, state.log_probs_BT, state.lengths_B))
-  starts = np.repeat([len(sample.as_prompt(p).ids) for p in prompts], num_samples)
+  starts = np.repeat([len(prompt_batch.as_prompt(p).ids) for p in prompts], num_samples)
   return [
     (ids_BT[b, start : lengths_B[b]].tolist(), log_probs_BT[b, start : lengths_B[b]].tolist())
     for b, start in enumerate(starts)

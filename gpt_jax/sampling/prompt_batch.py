@@ -34,6 +34,22 @@ class PromptBatch(NamedTuple):
   span: grammars.GrammarState
 
 
+def as_prompt(prompt):
+  """Return a Prompt of a Prompt or a list of ids."""
+  return prompt if isinstance(prompt, Prompt) else Prompt(prompt)
+
+
+def round_up_prompt(n, limit):
+  """Round a prompt length up to a power of two (at least 32): few shapes, few compilations."""
+  return min(max(32, 1 << (n - 1).bit_length()), limit)
+
+
+def round_up_slots(n, limit):
+  """Round cache slots up to one of four sizes per octave: each token reads all slots."""
+  step = max(32, (1 << (n - 1).bit_length()) // 8)
+  return min(-(-n // step) * step, limit)
+
+
 def batch_prompts(model_cfg, prompts, cfg, grammar, P):
   """Make the PromptBatch of a list of Prompt, padded to P tokens.
 

@@ -10,8 +10,9 @@ import pytest
 
 from gpt_jax import sample
 from gpt_jax.model import gpt
-from gpt_jax.sample import Prompt, SampleConfig
+from gpt_jax.sample import SampleConfig
 from gpt_jax.sampling import completions, samplers
+from gpt_jax.sampling.prompt_batch import Prompt
 from tests import models
 from tests.tokenizers.test_grammar import CONTEXT, PIECES, decoded, rules, special, toys
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gpt_jax import sample
 from gpt_jax.model import gpt
 from gpt_jax.sample import SampleConfig
-from gpt_jax.sampling import completions
+from gpt_jax.sampling import completions, prompt_batch
 from gpt_jax.tokenizers import grammar
 from gpt_jax.tokenizers.layout import Layout
 from gpt_jax.tokenizers.vocabulary import SPECIALS, Vocabulary
@@ -149,7 +149,7 @@ def continued(batch, to, seed, new):
     ones = np.ones((len(ids), 1), np.float32)
     there = {name: special(name) in ids for name in ('patch', 'frame')}
     features = [ones if there['patch'] else None, ones if there['frame'] else None]
-    prompts.append(sample.Prompt(ids, *features))
+    prompts.append(prompt_batch.Prompt(ids, *features))
   state = sample.generate(model(seed % 3), prompts, cfg, rules(to))
   return [ids for ids, _ in completions.new_tokens(state, prompts, 1)]
 
