@@ -1,1 +1,1 @@
-"""What the training loop can train: a GPT, or a learned tokenizer."""
+"""What the training loop can train: a GPT, an image tokenizer or an audio tokenizer."""

@@ -1,1 +1,1 @@
-"""What surrounds a step: checkpoints, digests, probes, throughput, loss guard, SDC check."""
+"""Around a step: session, checkpoints, probes, throughput, loss guard and the SDC check."""

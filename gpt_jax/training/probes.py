@@ -1,10 +1,10 @@
-"""What goes on inside a model: how large activations, gradients, updates and parameters are.
+"""Probes: sizes of activations, gradients, updates and parameters in every layer.
 
-All of it runs beside the train step, as compiled functions of their own, so that a run that asks
-for none of it computes what it always did. Sizes are root mean squares of the entries (norm /
-sqrt(count)): they compare between layers and widths. Paths are those of parameters with the number
-of the layer, 'blocks/1/attention/wq_DHK'; activations go by the module that they leave:
-'blocks/1/attention' is a branch, 'blocks/1' the residual stream after the layer.
+They run beside the train step, as compiled functions of their own, and never change it. Sizes are
+root mean squares of the entries (norm / sqrt(count)), which compare between layers and widths. Paths
+are those of parameters with the layer's number, 'blocks/1/attention/wq_DHK'; an activation has the path
+of the module that returns it: 'blocks/1/attention' is a branch, 'blocks/1' the residual stream after
+the layer.
 
 Letters: B batch, T length, L layers.
 Sources: coordinate check (Yang et al. 2022, appendix D.1).
@@ -31,48 +31,47 @@ from gpt_jax.step import hyper_of, init_state, language_objective, params_of, tr
 
 
 class Recorded(nnx.Module):
-  """A module that also keeps what it gives, by path, in a dict."""
+  """A module that also records its output in a dict by path."""
 
-  def __init__(self, module, path, kept):
-    self.call = lambda *args, **kwargs: keep(module(*args, **kwargs), path, kept)
+  def __init__(self, module, path, outputs):
+    self.call = lambda *args, **kwargs: record_output(module(*args, **kwargs), path, outputs)
 
   def __call__(self, *args, **kwargs):
-    """What the module gives."""
+    """Return the module's output."""
     return self.call(*args, **kwargs)
 
 
-def keep(output, path, kept):
-  """The output, after its activation was kept: the first of a tuple."""
-  kept[path] = output[0] if isinstance(output, tuple) else output
+def record_output(output, path, outputs):
+  """Record the activation, which is the first of a tuple, and return the output."""
+  outputs[path] = output[0] if isinstance(output, tuple) else output
   return output
 
 
 def activations(model, batch):
-  """{path: activation, BTD} of a GPT on a batch, and 'logits', BTV; no dropout.
+  """Return {path: activation, BTD} of a GPT on a batch, and 'logits', BTV; without dropout.
 
-  The model is the one that trains, its layers as a Python loop.
+  It computes the trained model with its layers unrolled.
   """
-  kept, cfg = {}, model.cfg
-  model = nn.map_params(lambda path, p: p.get_value(), model)  # ours to change
+  outputs, cfg = {}, model.cfg
+  model = nn.map_params(lambda path, p: p.get_value(), model)  # a copy to change
   model.cfg = dataclasses.replace(cfg, unroll='on', remat='none')
   blocks = nn.unstack(model.blocks)
   for l, block in enumerate(blocks):
     for name in ('attention', 'mlp'):
-      setattr(block, name, Recorded(getattr(block, name), f'blocks/{l}/{name}', kept))
-  model.blocks = nnx.List([Recorded(b, f'blocks/{l}', kept) for l, b in enumerate(blocks)])
+      setattr(block, name, Recorded(getattr(block, name), f'blocks/{l}/{name}', outputs))
+  model.blocks = nnx.List([Recorded(b, f'blocks/{l}', outputs) for l, b in enumerate(blocks)])
   x_BTD, _, _ = model.hidden(batch['token_ids_BT'], **gpt.inputs(cfg, batch))
-  return kept | {'final_norm': x_BTD, 'logits': model.logits(x_BTD)[..., : cfg.vocab]}
+  return outputs | {'final_norm': x_BTD, 'logits': model.logits(x_BTD)[..., : cfg.vocab]}
 
 
-def places(cfg):
-  """The paths of `activations`, in the order of the computation."""
-  of_layer = ('/attention', '/mlp', '')
-  blocks = [f'blocks/{l}{name}' for l in range(cfg.layers) for name in of_layer]
+def activation_paths(cfg):
+  """Return the paths of `activations`, in the order of the computation."""
+  blocks = [f'blocks/{l}{name}' for l in range(cfg.layers) for name in ('/attention', '/mlp', '')]
   return [*blocks, 'final_norm', 'logits']
 
 
 def real_tokens(batch):
-  """Float mask BT of the tokens that are not padding."""
+  """Return a float mask BT of the tokens that are not padding."""
   ids_BT = batch.get('segment_ids_BT')
   if ids_BT is None:
     return jnp.ones(batch['token_ids_BT'].shape, jnp.float32)
@@ -80,7 +79,7 @@ def real_tokens(batch):
 
 
 def token_rms(x_BTD, real_BT):
-  """Root mean square over the tokens that are real."""
+  """Root mean square over the tokens that are not padding."""
   square_BT = jnp.square(x_BTD.astype(jnp.float32)).mean(-1)
   return jnp.sqrt((square_BT * real_BT).sum() / jnp.maximum(real_BT.sum(), 1.0))
 
@@ -89,16 +88,15 @@ def token_rms(x_BTD, real_BT):
 
 
 def rms(x, axes):
-  """Root mean square of a parameter's array: one number, or one a layer."""
-  over = tuple(range(axes.startswith('L'), x.ndim))
-  return jnp.sqrt(jnp.square(x.astype(jnp.float32)).mean(over))
+  """Root mean square of a parameter's array: one number, or one per layer."""
+  reduced = tuple(range(axes.startswith('L'), x.ndim))
+  return jnp.sqrt(jnp.square(x.astype(jnp.float32)).mean(reduced))
 
 
-def measure(optimizer, objective, accumulate, dtype, state, batch):
-  """What the step from `state` on `batch` would do -> {path: {name: scalar, or one a layer}}.
+def measure_step(optimizer, objective, accumulate, dtype, state, batch):
+  """Measure the step that train_step would do from `state` -> {path: {name: scalar or one per layer}}.
 
-  Pure. It follows train_step on the first micro-batch: with accumulation, gradients and updates
-  are of that part of the rows.
+  Pure. With accumulation, gradients and updates are those of the first micro-batch.
   """
   batch = jax.tree.map(lambda x: x[::accumulate], batch)
   compute = nn.cast(state.model, dtype)
@@ -112,41 +110,41 @@ def measure(optimizer, objective, accumulate, dtype, state, batch):
   params = params_of(state.model)
   updated, _, _ = optimizer.update(grads, state.opt_state, params, state.hyper)
   updates = {path: updated[path].astype(jnp.float32) - p for path, p in params.items()}
-  found = {}
+  sizes = {}
   for path, axes in optimizer.axes.items():
     parts = {'gradient': grads[path], 'update': updates[path], 'parameter': params[path]}
-    found[path] = {name: rms(x, axes) for name, x in parts.items()}
+    sizes[path] = {name: rms(x, axes) for name, x in parts.items()}
   if isinstance(state.model, gpt.GPT):
     real_BT = real_tokens(batch)
     for path, x_BTD in activations(compute, batch).items():
-      found[path] = {'activation': token_rms(x_BTD, real_BT)}
-  return found
+      sizes[path] = {'activation': token_rms(x_BTD, real_BT)}
+  return sizes
 
 
 def compile_probe(optimizer, objective, accumulate, dtype, mesh):
-  """The probe of a run: (state, batch) -> what `measure` gives; nothing is donated.
+  """Return the compiled `measure_step` of a run, (state, batch) -> sizes; nothing is donated.
 
-  Arguments as `step.build_program` gives them to train_step. `by_layer` makes rows of the result.
+  Arguments as in `step.train_step`. `by_layer` turns the result into rows.
   """
-  fn = functools.partial(measure, optimizer, objective, accumulate, dtype)
+  fn = functools.partial(measure_step, optimizer, objective, accumulate, dtype)
   return jax.jit(fn, out_shardings=replicated(mesh))
 
 
-def by_layer(found):
-  """Fetch what a probe found -> {path: {name: float}}, a path for each layer."""
+def by_layer(sizes):
+  """Fetch the result of a probe -> {path: {name: float}}, with a path for each layer."""
   rows = {}
-  for path, values in fetch(found).items():
+  for path, values in fetch(sizes).items():
     for name, value in values.items():
       if np.ndim(value) == 0:
         rows.setdefault(path, {})[name] = float(value)
         continue
       for l, entry in enumerate(value):
         rows.setdefault(path.replace('/', f'/{l}/', 1), {})[name] = float(entry)
-  return dict(sorted(rows.items(), key=lambda row: natural(row[0])))
+  return dict(sorted(rows.items(), key=lambda row: natural_key(row[0])))
 
 
-def natural(path):
-  """A sorting key by which layer 10 comes after layer 9."""
+def natural_key(path):
+  """Return a sorting key that puts layer 10 after layer 9."""
   return [(part.isdigit(), int(part) if part.isdigit() else part) for part in re.split('/', path)]
 
 
@@ -154,23 +152,23 @@ def natural(path):
 
 
 def activation_diff(run_a, run_b, batch):
-  """What two models make of one batch -> [(path, largest difference, relative difference)].
+  """Compare the activations of two models on one batch -> [(path, largest, relative difference)].
 
-  run_a, run_b: GPTs, or anything with one as `.model`, such as trained.TrainedRun. batch: a small one,
-  for every activation is kept. Rows are in the order of the computation: the first large one is
-  where the two part. Relative: the difference's RMS over that of run_a's. NaN where one has no such
-  activation, or one of another shape. Padding does not count.
-  Raises ValueError for models over different vocabularies, which no batch serves.
+  run_a, run_b: GPTs, or anything with one as `.model`, such as trained.TrainedRun. batch: small,
+  because every activation is stored. Rows are in the order of the computation: the first large one is
+  where the models diverge. Relative: the difference's RMS / that of run_a's activation. NaN where the
+  other has no such activation, or one of another shape. Padding does not count.
+  Raises ValueError for models over different vocabularies.
   """
   a, b = (getattr(run, 'model', run) for run in (run_a, run_b))
   if a.cfg.vocab != b.cfg.vocab:
     raise ValueError(
-      f'the runs read {a.cfg.vocab} and {b.cfg.vocab} ids: no batch means the same to both\n'
+      f'the vocabularies have {a.cfg.vocab} and {b.cfg.vocab} ids: no batch means the same to both\n'
       'fix: compare runs of one tokenizer'
     )
-  of_a, of_b, real_BT = fetch(jax.jit(_both)(a, b, batch))
+  of_a, of_b, real_BT = fetch(jax.jit(_activations_of_both)(a, b, batch))
   rows = []
-  for path in places(a.cfg if a.cfg.layers > b.cfg.layers else b.cfg):
+  for path in activation_paths(a.cfg if a.cfg.layers > b.cfg.layers else b.cfg):
     shapes = {x[path].shape for x in (of_a, of_b) if path in x}
     if len(shapes) > 1 or path not in of_a or path not in of_b:
       rows.append((path, math.nan, math.nan))
@@ -182,21 +180,21 @@ def activation_diff(run_a, run_b, batch):
   return rows
 
 
-def _both(a, b, batch):
-  """Activations of two models as each computes them, in float32, and the mask."""
-  as_float32 = lambda found: {path: x.astype(jnp.float32) for path, x in found.items()}
+def _activations_of_both(a, b, batch):
+  """Return the activations of two models, each in its own dtype, as float32, and the padding mask."""
+  as_float32 = lambda outputs: {path: x.astype(jnp.float32) for path, x in outputs.items()}
   a, b = (as_float32(activations(nn.cast(run, run.cfg.dtype), batch)) for run in (a, b))
   return a, b, real_tokens(batch)
 
 
 def coordinate_check(cfg, models, batch, steps=4):
-  """How large activations are as models grow -> {path: {width: [RMS before each step, and after]}}.
+  """Measure activations as models grow -> {path: {width: [RMS before each step, and after the last]}}.
 
   cfg: config.Config, for loss and optimizer. models: resolved ModelConfigs that differ in width.
   With muP no row grows with the width, whatever the learning rate; without it the later entries do.
   Every step is on the same batch.
   """
-  found = {}
+  sizes_by_path = {}
   for model_cfg in models:
     abstract = gpt.GPT(model_cfg)
     axes = {path: p.axes for path, p in nn.named_params(abstract)}
@@ -204,8 +202,8 @@ def coordinate_check(cfg, models, batch, steps=4):
     step = functools.partial(train_step, optimizer, language_objective(), 1, model_cfg.dtype)
 
     def advance(state, _, step=step):
-      kept = activations(nn.cast(state.model, state.model.cfg.dtype), batch)
-      sizes = {path: token_rms(x_BTD, real_tokens(batch)) for path, x_BTD in kept.items()}
+      outputs = activations(nn.cast(state.model, state.model.cfg.dtype), batch)
+      sizes = {path: token_rms(x_BTD, real_tokens(batch)) for path, x_BTD in outputs.items()}
       return step(state, batch)[0], sizes
 
     @jax.jit
@@ -214,5 +212,5 @@ def coordinate_check(cfg, models, batch, steps=4):
       return jax.lax.scan(advance, state, length=steps + 1)[1]
 
     for path, sizes in run().items():
-      found.setdefault(path, {})[model_cfg.width] = np.asarray(sizes).tolist()
-  return found
+      sizes_by_path.setdefault(path, {})[model_cfg.width] = np.asarray(sizes).tolist()
+  return sizes_by_path

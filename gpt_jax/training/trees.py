@@ -1,26 +1,26 @@
-"""Pytrees as nested dicts by path: how a state is stored, and how two of them are compared."""
+"""Pytrees as nested dicts by path: the stored form of a state, and the comparison of two of them."""
 
 import jax
 import jax.numpy as jnp
 
 
 def to_tree(state):
-  """Any pytree -> nested dicts by path, PRNG keys as their data: what is stored."""
+  """Return any pytree as nested dicts by path, PRNG keys as their data: the stored form."""
   leaves = jax.tree_util.tree_flatten_with_path(state)[0]
   data = lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf
   return nest({'/'.join(_names(path)): data(leaf) for path, leaf in leaves})
 
 
 def from_tree(tree, like):
-  """Inverse of `to_tree`, into the structure of `like`."""
+  """Invert `to_tree`, into the structure of `like`."""
 
-  def fetch(path, leaf):
+  def leaf_at(path, leaf):
     node = tree
     for name in _names(path):
       node = node[name]
     return jax.random.wrap_key_data(node) if _is_key(leaf) else node
 
-  return jax.tree_util.tree_map_with_path(fetch, like)
+  return jax.tree_util.tree_map_with_path(leaf_at, like)
 
 
 def _names(path):
@@ -33,7 +33,7 @@ def _is_key(leaf):
 
 
 def to_abstract_tree(like):
-  """`to_tree` for ShapeDtypeStructs: a PRNG key becomes its data's shape."""
+  """Apply `to_tree` to ShapeDtypeStructs: a PRNG key becomes its data's shape."""
 
   def abstract(leaf):
     if not _is_key(leaf):
@@ -45,7 +45,7 @@ def to_abstract_tree(like):
 
 
 def flat(tree, prefix=''):
-  """Nested dicts -> {'a/b': leaf}."""
+  """Return nested dicts as {'a/b': leaf}."""
   result = {}
   for name, node in tree.items():
     path = f'{prefix}{name}'
@@ -54,7 +54,7 @@ def flat(tree, prefix=''):
 
 
 def nest(paths):
-  """Inverse of `flat`."""
+  """Invert `flat`."""
   tree = {}
   for path, leaf in paths.items():
     *parents, name = path.split('/')
@@ -66,7 +66,7 @@ def nest(paths):
 
 
 def mismatches(stored, wanted):
-  """Lines that say how two flat trees of arrays differ, by path, shape and dtype."""
+  """Return a line per path where two flat trees of arrays differ in presence, shape or dtype."""
   lines = [f'{path} is missing in the checkpoint' for path in wanted if path not in stored]
   lines += [f'{path} is only in the checkpoint' for path in stored if path not in wanted]
   for path in wanted:
@@ -78,7 +78,7 @@ def mismatches(stored, wanted):
 
 
 def shortened(lines, most=20):
-  """One text of many lines, the first of them in full."""
+  """Join lines to one text, with the first `most` in full."""
   more = f'; and {len(lines) - most} more' if len(lines) > most else ''
   return '; '.join(lines[:most]) + more
 

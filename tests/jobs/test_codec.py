@@ -1,4 +1,4 @@
-"""Learned tokenizers as training runs: what they leave, how they resume, a GPT that uses one."""
+"""Jobs that train tokenizers: their results, their resumption, and a GPT that uses one."""
 
 import io
 import json
@@ -63,7 +63,7 @@ def job_of(cfg, folder):
     return train.JOBS[cfg.train.job](cfg, folder, mesh)
 
 
-# ----------------------------------------------------------------------------- what a run leaves
+# ------------------------------------------------------------------------------------ run folder
 
 
 @pytest.mark.slow
@@ -83,7 +83,7 @@ def test_the_loss_falls(run_of, modality):
 
 
 @pytest.mark.parametrize('modality', ['image', 'audio'])
-def test_the_result_has_measures_and_those_of_k_means(run_of, modality):
+def test_the_result_scores_the_tokenizer_and_k_means(run_of, modality):
   result, last = run_folder.read_result(run_of(modality)), metrics(run_of(modality))[STEPS]
   rows = {(row['metric'], row.get('tokenizer', 'own')): row for row in result['evaluations']}
   names = (MEASURE[modality], 'usage', 'perplexity')
@@ -119,7 +119,7 @@ def test_the_folder_holds_a_tokenizer_samples_and_a_report(run_of):
   assert 'psnr' in report and 'k-means' in report and 'base64' in report
 
 
-def test_sounds_are_heard_before_and_after(run_of):
+def test_audio_samples_alternate_original_and_reconstruction(run_of):
   workdir = run_of('audio')
   tokenizer, cfg = audio.load(workdir / 'codec'), config.of_run(workdir)
   held_out = data.load_waveforms(cfg.data, 8000, 'valid', seconds=0.5)
@@ -134,7 +134,7 @@ def test_sounds_are_heard_before_and_after(run_of):
   assert np.abs(sound[len(first) + 1600 :][: len(made[0])]).max() > 0.01
 
 
-def test_nothing_held_out_means_no_measures(tmp_path):
+def test_no_validation_data_means_no_scores(tmp_path):
   cfg = tiny_runs.codec(
     'image', data={'packing': 'first_fit', 'valid_fraction': 0.0}, train__steps=1, train__eval_every=0
   )
@@ -325,7 +325,7 @@ def test_crops_are_pieces_of_the_sounds(tmp_path):
     ('image', {'data__mixture__digits__kind': 'builtin'}, 'image'),
   ],
 )
-def test_settings_that_make_no_tokenizer(modality, changes, cause, tmp_path):
+def test_impossible_settings_are_refused(modality, changes, cause, tmp_path):
   with pytest.raises(ValueError) as error:
     cfg = tiny_runs.codec(modality, **changes)
     train.train(cfg, tmp_path / 'run')
@@ -341,7 +341,7 @@ def test_an_unknown_job():
 
 
 @pytest.mark.parametrize('modality', ['image', 'audio'])
-def test_a_codec_is_no_gpt(run_of, modality):
+def test_a_tokenizer_run_is_not_a_gpt(run_of, modality):
   with pytest.raises(ValueError) as error:
     trained.load(run_of(modality))
   cause, fix = assert_two_lines(error.value, str(run_of(modality)), f'{modality} tokenizer')
@@ -390,7 +390,7 @@ def test_a_gpt_trains_on_the_codes_and_keeps_the_tokenizers(run_of, tmp_path):
     ({'audio__path': '/nowhere'}, '/nowhere'),
   ],
 )
-def test_what_the_codec_was_not_trained_for(run_of, changes, cause, tmp_path):
+def test_settings_unlike_those_of_the_trained_tokenizer_are_refused(run_of, changes, cause, tmp_path):
   with pytest.raises((ValueError, FileNotFoundError)) as error:
     run_tokenizers.build(media(run_of, **changes), tmp_path)
   assert_two_lines(error.value, cause)

@@ -1,4 +1,4 @@
-"""Checkpoints: what was saved comes back equal anywhere, and what was altered is never trusted."""
+"""Checkpoints: saved states are restored equal on any mesh, and altered ones are never trusted."""
 
 import contextlib
 import dataclasses
@@ -52,7 +52,7 @@ class State(NamedTuple):
   ema: dict | None
 
 
-def a_state(seed=0, width=16):
+def make_state(seed=0, width=16):
   """A state of dtypes, shapes and paths that a run may hold."""
   rng = np.random.default_rng(seed)
   draw = lambda *shape: rng.standard_normal(shape, np.float32)
@@ -72,7 +72,7 @@ def a_state(seed=0, width=16):
   )
 
 
-def on(mesh, state):
+def abstract_on(mesh, state):
   """ShapeDtypeStructs of a state with width over the fsdp axis where there is one."""
 
   def place(leaf):
@@ -104,7 +104,7 @@ def saved(tmp_path_factory):
   folder = tmp_path_factory.mktemp('saved') / 'checkpoints'
   checkpoints = CheckpointWriter(folder, NOW)
   for step in (3, 6):
-    checkpoints.save(step, a_state(step), {'tokens': 10.0 * step, 'name': 'é'})
+    checkpoints.save(step, make_state(step), {'tokens': 10.0 * step, 'name': 'é'})
   checkpoints.close()
   return folder
 
@@ -126,11 +126,11 @@ def files_of(folder, step):
   return sorted(path for path in (folder / str(step)).rglob('*') if path.is_file())
 
 
-# -------------------------------------------------------------------------------- there and back
+# ------------------------------------------------------------------------------------ round trip
 
 
-def test_paths_are_the_tree_with_slashes_as_branches():
-  tree = trees.to_tree(a_state())
+def test_paths_join_the_names_of_branches_with_slashes():
+  tree = trees.to_tree(make_state())
   assert set(trees.flat(tree)) == {
     'step',
     'key',
@@ -144,29 +144,29 @@ def test_paths_are_the_tree_with_slashes_as_branches():
     'opt_state/0/mu/blocks/attention/scale',
   }
   assert trees.nest(trees.flat(tree)) == tree
-  assert_equal(trees.from_tree(tree, a_state(1)), a_state())
+  assert_equal(trees.from_tree(tree, make_state(1)), make_state())
 
 
 def test_round_trip_of_keys_bfloat16_and_named_tuples(saved):
   checkpoints, lines = reader(saved)
   assert checkpoints.latest_good() == 6
-  restored = checkpoints.restore(6, on(models.mesh(), a_state()))
-  assert_equal(restored, a_state(6))
-  assert jax.random.uniform(restored.key) == jax.random.uniform(a_state(6).key)
+  restored = checkpoints.restore(6, abstract_on(models.mesh(), make_state()))
+  assert_equal(restored, make_state(6))
+  assert jax.random.uniform(restored.key) == jax.random.uniform(make_state(6).key)
   assert checkpoints.read_extra(6) == {'tokens': 60.0, 'name': 'é'}
-  assert_equal(checkpoints.restore(3, on(models.mesh(), a_state())), a_state(3))
+  assert_equal(checkpoints.restore(3, abstract_on(models.mesh(), make_state())), make_state(3))
   assert not lines
 
 
 @pytest.mark.parametrize('there, here', [(1, 8), (8, 1), (8, 2)])
 def test_restored_on_another_mesh(tmp_path, there, here):
-  state = a_state()
-  like = on(models.mesh(fsdp=there), state)
+  state = make_state()
+  like = abstract_on(models.mesh(fsdp=there), state)
   put = lambda x, s: jax.device_put(x, s.sharding)
   checkpoints = CheckpointWriter(tmp_path / 'checkpoints', NOW)
   checkpoints.save(1, jax.tree.map(put, state, like), {})
   checkpoints.close()
-  like = on(models.mesh(fsdp=here), state)
+  like = abstract_on(models.mesh(fsdp=here), state)
   restored = checkpoints.restore(1, like)
   assert_equal(restored, state)
   for leaf, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True):
@@ -177,14 +177,14 @@ def test_restored_on_another_mesh(tmp_path, there, here):
 
 def test_a_save_in_the_background_gets_its_digests(tmp_path):
   checkpoints = CheckpointWriter(tmp_path / 'checkpoints', CheckpointConfig(keep=3))
-  checkpoints.save(1, a_state(1), {})
-  checkpoints.save(2, a_state(2), {})  # waits for step 1
+  checkpoints.save(1, make_state(1), {})
+  checkpoints.save(2, make_state(2), {})  # waits for step 1
   checkpoints.verify(1)
   while not (tmp_path / 'checkpoints/digests/2.json').exists():
     checkpoints.poll()
   checkpoints.verify(2)
   checkpoints.close()
-  assert_equal(checkpoints.restore(2, on(models.mesh(), a_state())), a_state(2))
+  assert_equal(checkpoints.restore(2, abstract_on(models.mesh(), make_state())), make_state(2))
 
 
 def test_the_state_may_be_donated_while_it_is_being_saved(tmp_path):
@@ -193,11 +193,11 @@ def test_the_state_may_be_donated_while_it_is_being_saved(tmp_path):
   checkpoints.save(1, {'w': weights}, {})
   jax.jit(lambda x: x + 1.0, donate_argnums=0)(weights)
   checkpoints.close()
-  like = on(models.mesh(), {'w': jnp.zeros((256, 256))})
+  like = abstract_on(models.mesh(), {'w': jnp.zeros((256, 256))})
   assert not np.asarray(checkpoints.restore(1, like)['w']).any()
 
 
-# ------------------------------------------------------------------------------- what is trusted
+# ----------------------------------------------------------------------------------- verification
 
 
 def test_one_flipped_bit_in_any_file_is_found(folder):
@@ -221,19 +221,24 @@ def test_one_flipped_bit_in_any_file_is_found(folder):
 def test_random_flips_are_found_and_the_older_step_is_used(tmp_path):
   """Orbax alone gives wrong values without a word, wherever the bit is in array data."""
   # Large enough that the files of array data hold little else.
-  folder, states = tmp_path / 'checkpoints', {1: a_state(1, 4096), 2: a_state(2, 4096)}
+  folder, states = tmp_path / 'checkpoints', {1: make_state(1, 4096), 2: make_state(2, 4096)}
   checkpoints = CheckpointWriter(folder, NOW)
   for step, state in states.items():
     checkpoints.save(step, state, {'tokens': 1.0})
   checkpoints.close()
-  outcomes = bit_flips.trials(folder, on(models.mesh(), states[1]), states, flips=20)
-  told = bit_flips.summary(outcomes)
-  assert {name: told[name]['flips'] for name in told} == {'data': 12, 'metadata': 6, 'digests': 2, 'all': 20}
-  assert (told['all']['detected'], told['all']['fell_back']) == (20, 20)
-  assert told['data']['orbax_alone'] == {'wrong values': 12}
+  outcomes = bit_flips.trials(folder, abstract_on(models.mesh(), states[1]), states, flips=20)
+  summary = bit_flips.summary(outcomes)
+  assert {name: summary[name]['flips'] for name in summary} == {
+    'data': 12,
+    'metadata': 6,
+    'digests': 2,
+    'all': 20,
+  }
+  assert (summary['all']['detected'], summary['all']['fell_back']) == (20, 20)
+  assert summary['data']['orbax_alone'] == {'wrong values': 12}
 
 
-def test_by_size_only_what_is_cut_is_found(folder):
+def test_verify_size_finds_truncated_files_only(folder):
   checkpoints = Checkpoints(folder, report=lambda line: None, verify='size')
   victim = max(files_of(folder, 6), key=lambda path: path.stat().st_size)
   bit_flips.flip(victim, random.Random(0))
@@ -267,14 +272,14 @@ def harm_by_a_foreign_file(path):
     (harm_by_a_foreign_file, 'foreign'),
   ],
 )
-def test_a_harmed_checkpoint_gives_way_to_the_one_before(folder, harm, word):
+def test_a_harmed_checkpoint_falls_back_to_the_one_before(folder, harm, word):
   harm(max(files_of(folder, 6), key=lambda path: path.stat().st_size))
   checkpoints, lines = reader(folder)
   assert checkpoints.latest_good() == 3
   [line] = lines
   assert line.startswith('not trusted: checkpoint 6: file state/')
   assert f'is {word}' in line
-  assert_equal(checkpoints.restore(3, on(models.mesh(), a_state())), a_state(3))
+  assert_equal(checkpoints.restore(3, abstract_on(models.mesh(), make_state())), make_state(3))
 
 
 def test_an_unfinished_checkpoint_is_not_trusted(folder):
@@ -291,7 +296,7 @@ def test_an_unfinished_checkpoint_is_not_trusted(folder):
   assert checkpoints.latest_good() is None  # as a run that was killed during its first save
 
 
-def test_none_good_is_an_error_that_names_each(folder):
+def test_no_good_checkpoint_is_an_error_that_names_each(folder):
   for step in (3, 6):
     harm_by_truncation(files_of(folder, step)[-1])
   checkpoints, lines = reader(folder)
@@ -301,7 +306,7 @@ def test_none_good_is_an_error_that_names_each(folder):
   assert len(lines) == 2
 
 
-def test_no_folder_is_no_checkpoint(tmp_path):
+def test_a_missing_folder_has_no_checkpoint(tmp_path):
   checkpoints, lines = reader(tmp_path / 'none')
   assert checkpoints.latest_good() is None
   assert not lines
@@ -315,10 +320,10 @@ def test_a_harmed_step_is_dropped_and_saved_again(folder):
   assert checkpoints.steps() == [3]
   checkpoints.poll()
   assert not (folder / 'digests/6.json').exists()
-  checkpoints.save(6, a_state(60), {})
+  checkpoints.save(6, make_state(60), {})
   checkpoints.close()
   assert checkpoints.latest_good() == 6
-  assert_equal(checkpoints.restore(6, on(models.mesh(), a_state())), a_state(60))
+  assert_equal(checkpoints.restore(6, abstract_on(models.mesh(), make_state())), make_state(60))
 
 
 # ------------------------------------------------------------------------------ saves that fail
@@ -366,7 +371,7 @@ def test_a_save_that_fails_is_an_error_that_names_path_and_cause(tmp_path, backg
   assert again.latest_good() == 1
   again.save(2, noise(2), {})
   again.close()
-  assert_equal(again.restore(2, on(models.mesh(), noise(2))), noise(2))
+  assert_equal(again.restore(2, abstract_on(models.mesh(), noise(2))), noise(2))
 
 
 def test_orbax_calls_a_failed_step_the_latest(tmp_path):
@@ -395,7 +400,7 @@ def test_digests_that_cannot_be_written_fail_the_save(tmp_path, monkeypatch):
   checkpoints.close()
 
 
-def test_training_goes_on_while_digests_are_computed(tmp_path, monkeypatch):
+def test_digests_are_computed_in_the_background(tmp_path, monkeypatch):
   started, may_end, write = threading.Event(), threading.Event(), digests.write_manifest
 
   def slow(path, folder):
@@ -418,7 +423,7 @@ def test_training_goes_on_while_digests_are_computed(tmp_path, monkeypatch):
   checkpoints.close()
 
 
-def test_a_save_without_room_is_not_begun(tmp_path, monkeypatch):
+def test_a_save_without_room_is_not_started(tmp_path, monkeypatch):
   folder, state = tmp_path / 'checkpoints', noise(1)
   checkpoints, free = CheckpointWriter(folder, NOW), int(1.1 * state['w'].nbytes)
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(9**9, 9**9, free))
@@ -442,16 +447,16 @@ def test_a_save_without_room_is_not_begun(tmp_path, monkeypatch):
   assert checkpoints.steps() == [1]
 
 
-def test_only_process_0_writes_and_judges(folder, monkeypatch):
-  """What another process does, but for Orbax's own part of a save."""
+def test_only_process_0_verifies(folder, monkeypatch):
+  """As another process sees it, without Orbax's own part of a save."""
   harm_by_truncation(files_of(folder, 6)[-1])
-  heard = []
+  broadcast = []
   monkeypatch.setattr(jax, 'process_index', lambda: 1)
-  monkeypatch.setattr(checkpoint, 'from_process_0', lambda value: heard.append(value) or 3)
+  monkeypatch.setattr(checkpoint, 'from_process_0', lambda value: broadcast.append(value) or 3)
   other, lines = reader(folder)
   monkeypatch.setattr(other, 'verify', lambda step: pytest.fail('process 0 does that'))
   assert other.latest_good() == 3
-  assert heard == [checkpoint.NO_CHECKPOINT] and not lines
+  assert broadcast == [checkpoint.NO_CHECKPOINT] and not lines
   monkeypatch.setattr(checkpoint, 'from_process_0', lambda value: checkpoint.NONE_GOOD)
   with pytest.raises(Corrupt, match='as process 0 reports'):
     other.latest_good()
@@ -517,15 +522,15 @@ def test_two_processes_write_one_checkpoint_and_agree_on_it(tmp_path):
     both = [stack.enter_context(subprocess.Popen(command(rank), **options)) for rank in (0, 1)]
     for process in both:
       stack.callback(process.kill)  # where the other failed
-    told = [process.communicate(timeout=120)[0].splitlines()[-1] for process in both]
+    last_lines = [process.communicate(timeout=120)[0].splitlines()[-1] for process in both]
   assert [process.returncode for process in both] == [0, 0]
   # Both go back to step 1, which only process 0 looked at; and none saves, as process 0 found.
-  assert told[0].startswith(f'0 1 1 checkpoint {tmp_path}/both/2 was not started: ')
-  assert told[1] == f'1 1 0 checkpoint {tmp_path}/both/2 was not started: the disk is full'
+  assert last_lines[0].startswith(f'0 1 1 checkpoint {tmp_path}/both/2 was not started: ')
+  assert last_lines[1] == f'1 1 0 checkpoint {tmp_path}/both/2 was not started: the disk is full'
   assert sorted(path.name for path in (tmp_path / 'both').iterdir()) == ['1', 'digests']
 
 
-# --------------------------------------------------------------------------------- what is kept
+# ------------------------------------------------------------------------------------- retention
 
 
 def test_retention(tmp_path):
@@ -554,17 +559,17 @@ def test_impossible_settings(wrong):
   tiny_runs.assert_two_lines(error.value, f'checkpoint.{next(iter(wrong))}')
 
 
-# ------------------------------------------------------------------------------- what fits where
+# ---------------------------------------------------------------------------------------- models
 
 
 def test_a_mismatch_lists_every_path_shape_and_dtype(saved):
-  wanted = a_state(width=8)
+  wanted = make_state(width=8)
   wanted.params['new_D'] = jnp.zeros(3)
   del wanted.params['blocks/attention/scale']
   wanted = wanted._replace(step=jnp.float32(0))
   checkpoints, _ = reader(saved)
   with pytest.raises(ValueError) as error:
-    checkpoints.restore(6, on(models.mesh(), wanted))
+    checkpoints.restore(6, abstract_on(models.mesh(), wanted))
   tiny_runs.assert_two_lines(
     error.value,
     f'{saved}/6 does not fit',
@@ -600,7 +605,7 @@ def test_weights_of_a_run_are_their_average(run):
 
 
 @pytest.mark.parametrize(('fsdp', 'cut'), [(4, 4), (3, 1)])
-def test_a_model_lies_as_in_training_where_there_are_the_devices(run, tmp_path, fsdp, cut):
+def test_a_model_is_sharded_as_in_training_if_the_devices_suffice(run, tmp_path, fsdp, cut):
   """One that was trained in pieces may fit no single device."""
   folder = shutil.copytree(run, tmp_path / 'run')
   config = json.loads((folder / 'config.json').read_text())

@@ -1,4 +1,4 @@
-"""Steps that must not be applied change nothing and are told; too many end a run or rewind it."""
+"""Skipped steps change nothing and are recorded; too many end a run or rewind it."""
 
 import functools
 import math
@@ -25,7 +25,7 @@ def compiled(tmp_path_factory):
     yield
 
 
-# ---------------------------------------------------------------------------------- what a spike is
+# ------------------------------------------------------------------------------------------ spikes
 
 
 def test_a_spike_is_far_above_the_median_by_the_median_deviation():
@@ -84,14 +84,14 @@ def program(sigma=0.0):
 def trained(batches, sigma=0.0, harm=()):
   """-> (state, metrics by step) after these batches; `harm`: {step: added to its loss}."""
   cfg, made, train_step = program(sigma)
-  state, found = made.init(), []
+  state, metrics_by_step = made.init(), []
   for i, batch in enumerate(batches):
     harm_now = jnp.float32(dict(harm).get(i, 0.0))
     state = state._replace(hyper=step.hyper_of(cfg) | {'harm': harm_now})
     with jax.set_mesh(models.mesh()):
       state, metrics = train_step(state, to_devices(batch, models.mesh()))
-    found.append(jax.device_get(metrics))
-  return state._replace(hyper={}), found
+    metrics_by_step.append(jax.device_get(metrics))
+  return state._replace(hyper={}), metrics_by_step
 
 
 @pytest.fixture
@@ -121,8 +121,8 @@ def assert_same(state, other, skipped=0):
 @pytest.mark.parametrize('sigma', [0.0, 1e6], ids=['', 'spike guard'])
 @pytest.mark.parametrize('value', [math.nan, math.inf])
 @pytest.mark.parametrize('places', [{0}, {4}, {9}, {0, 1, 5}, {2, 3, 4, 5, 6, 7}])
-def test_steps_that_are_not_finite_are_as_if_they_were_not(batches, places, value, sigma):
-  """Also the average, the schedule and the window: the others train as without them."""
+def test_steps_that_are_not_finite_change_nothing(batches, places, value, sigma):
+  """Nor the average, the schedule or the window: the other steps train as without them."""
   harmed = [poison(b, value) if i in places else b for i, b in enumerate(batches)]
   state, found = trained(harmed, sigma)
   assert {i for i, metrics in enumerate(found) if metrics['skipped']} == places
@@ -132,7 +132,7 @@ def test_steps_that_are_not_finite_are_as_if_they_were_not(batches, places, valu
   assert sum(metrics.get('spike', 0) for metrics in found) == 0
 
 
-def test_a_loss_that_is_not_finite_is_enough(batches):
+def test_a_loss_that_is_not_finite_skips_the_step(batches):
   """Its gradient is: here an infinity is added without one."""
   state, found = trained(batches, harm={3: math.inf, 4: math.nan})
   assert [i for i, metrics in enumerate(found) if metrics['skipped']] == [3, 4]
@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_is_enough(batches):
   assert_same(state, trained(batches[:3] + batches[5:])[0], 2)
 
 
-def test_an_inf_in_one_leaf_before_clipping(batches):
+def test_an_inf_in_one_gradient_skips_the_step(batches):
   """Clipping first would make NaN of all."""
   _, made, _ = program()
   state = made.init()
@@ -157,7 +157,7 @@ def test_an_inf_in_one_leaf_before_clipping(batches):
 
 
 @pytest.mark.parametrize(('losses', 'mean'), [((2.0, math.nan, 4.0), 3.0), ((math.nan,), math.nan)])
-def test_a_skipped_step_has_no_part_in_the_loss_that_is_logged(losses, mean):
+def test_logged_losses_are_means_of_the_applied_steps(losses, mean):
   counts = meter.Meter('tokens', 1)
   for n, loss in enumerate(losses):
     found = dict(loss=loss, objective=loss, skipped=float(math.isnan(loss)), tokens=8.0)
@@ -184,7 +184,7 @@ def test_a_spike_is_skipped_and_never_enters_the_window():
   assert not trained(steps)[1][10]['skipped']  # off: it is applied
 
 
-# ------------------------------------------------------------------------------ what is done then
+# ------------------------------------------------------------------------------------- host side
 
 
 class NumberedRows:
@@ -267,16 +267,16 @@ def events(workdir, name):
 
 
 @pytest.mark.parametrize('every', [1, 4])
-def test_a_run_tells_batches_and_rows_and_ends_after_too_many(tmp_path, monkeypatch, every):
+def test_a_run_records_the_skipped_rows_and_ends_after_too_many(tmp_path, monkeypatch, every):
   harming(monkeypatch, poison, {0, 5, 6, 8, 9, 10})
   cfg = experiment(train__max_skipped=3, log__every=every, train__batch_size=8)
   with pytest.raises(FloatingPointError) as error:
     train.train(cfg, tmp_path / 'run')
   assert_two_lines(error.value, '3 steps in a row, up to step 11')
-  told = events(tmp_path / 'run', 'skipped')
-  assert sum(event['updates'] for event in told) == 6
-  assert [n for event in told for n in event['batches']] == [0, 5, 6, 8, 9, 10]
-  rows = {int(n): rows['text'] for event in told for n, rows in event['rows'].items()}
+  skips = events(tmp_path / 'run', 'skipped')
+  assert sum(event['updates'] for event in skips) == 6
+  assert [n for event in skips for n in event['batches']] == [0, 5, 6, 8, 9, 10]
+  rows = {int(n): rows['text'] for event in skips for n, rows in event['rows'].items()}
   loader = session.setup(cfg, tmp_path / 'run', models.mesh(), train.JOBS['gpt']).job.loader
   batches = [next(loader) for _ in range(9)]  # of step 9 on, where the newest checkpoint is
   loader.close()
@@ -302,18 +302,18 @@ def last_id(batch):
 
 
 @pytest.mark.slow
-def test_spikes_in_a_row_send_a_run_back_and_past_their_data(tmp_path, monkeypatch):
+def test_spikes_in_a_row_rewind_a_run_and_skip_their_data(tmp_path, monkeypatch):
   """The same whenever they are noticed, and for a run that was stopped between them."""
   harming(monkeypatch, last_id, {18, 20, 24, 25, 26, 29})
   at_once, late = (experiment(**SPIKES, log__every=every) for every in (1, 36))
   result = train.train(at_once, tmp_path / 'at_once')
   assert result['steps'] == 36 and result['tokens'] == 36 * 16 * 32
-  [told] = events(tmp_path / 'at_once', 'go_back')
-  assert (told['step'], told['after'], told['next_batch']) == (24, 27, 27)
+  [rewind] = events(tmp_path / 'at_once', 'go_back')
+  assert (rewind['step'], rewind['after'], rewind['next_batch']) == (24, 27, 27)
   assert train.train(late, tmp_path / 'late', lambda step: step == 26) is None
   train.train(late, tmp_path / 'late')
-  [told] = events(tmp_path / 'late', 'go_back')
-  assert (told['step'], told['after'], told['next_batch']) == (24, 27, 27)
+  [rewind] = events(tmp_path / 'late', 'go_back')
+  assert (rewind['step'], rewind['after'], rewind['next_batch']) == (24, 27, 27)
   one, other = (tiny_runs.arrays(tmp_path / name) for name in ('at_once', 'late'))
   assert one.keys() == other.keys()
   for path, array in one.items():
@@ -322,7 +322,7 @@ def test_spikes_in_a_row_send_a_run_back_and_past_their_data(tmp_path, monkeypat
   assert steps == list(range(1, 37))
 
 
-def test_without_help_from_going_back_the_run_ends(tmp_path, monkeypatch):
+def test_a_run_ends_if_rewinding_does_not_help(tmp_path, monkeypatch):
   harming(monkeypatch, last_id, set(range(20, 90)))
   with pytest.raises(FloatingPointError) as error:
     train.train(experiment(**SPIKES), tmp_path / 'run')

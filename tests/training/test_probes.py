@@ -1,4 +1,4 @@
-"""What probes see is what the model and its step do, and looking changes neither."""
+"""Probes measure what the model and its step compute, and change neither."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from tests import models, tiny_runs
 
 # ------------------------------------------------------------------------------------ activations
 
-look = jax.jit(probes.activations)
+compiled_activations = jax.jit(probes.activations)
 
 
 def batch(**extra):
@@ -32,19 +32,19 @@ def batch(**extra):
 @pytest.mark.parametrize('name', ['rope', 'learned', 'multi_query', 'pattern', 'experts', 'mrope'])
 def test_the_recorded_model_is_the_model(name):
   model = models.fill(models.tiny(**models.VARIANTS[name]))
-  found = look(model, batch())
+  outputs = compiled_activations(model, batch())
   expected_BTV = models.logits(model, models.tokens())[..., :50]
-  np.testing.assert_allclose(found['logits'], expected_BTV, rtol=2e-4, atol=2e-4)
-  assert sorted(found) == sorted(probes.places(model.cfg))
-  assert {'blocks/0/attention', 'blocks/1/mlp', 'blocks/1'} <= set(found)
+  np.testing.assert_allclose(outputs['logits'], expected_BTV, rtol=2e-4, atol=2e-4)
+  assert sorted(outputs) == sorted(probes.activation_paths(model.cfg))
+  assert {'blocks/0/attention', 'blocks/1/mlp', 'blocks/1'} <= set(outputs)
   assert model.cfg.unroll == 'off' and isinstance(model, gpt.GPT)  # untouched
 
 
 def test_branches_add_up_to_the_stream():
   cfg = models.tiny(residual_scale=0.5)
-  found = look(models.fill(cfg), batch())
-  branches = found['blocks/1/attention'] + found['blocks/1/mlp']
-  np.testing.assert_allclose(found['blocks/1'], found['blocks/0'] + 0.5 * branches, rtol=1e-4, atol=1e-5)
+  outputs = compiled_activations(models.fill(cfg), batch())
+  branches = outputs['blocks/1/attention'] + outputs['blocks/1/mlp']
+  np.testing.assert_allclose(outputs['blocks/1'], outputs['blocks/0'] + 0.5 * branches, rtol=1e-4, atol=1e-5)
 
 
 # ----------------------------------------------------------------------------------------- a step
@@ -81,7 +81,7 @@ TWO_KINDS = modality_tables.ModalityTables(
 @pytest.mark.parametrize(
   ('kinds', 'accumulate'), [(None, 1), (TWO_KINDS, 2)], ids=['text', 'modalities, accumulated']
 )
-def test_a_probe_sees_the_step_that_follows(kinds, accumulate):
+def test_a_probe_measures_the_step_that_follows(kinds, accumulate):
   """Dropout included: its gradients and updates are those of a step on the first micro-batch."""
   cfg = models.tiny(dropout=0.2, positions='none')
   sections = dict(loss=dict(image=3.0)) if kinds else {}
@@ -150,7 +150,7 @@ def test_a_learned_tokenizer_can_be_probed_too():
 # ------------------------------------------------------------------------------------ comparisons
 
 
-def test_activation_diff_shows_where_two_runs_part():
+def test_activation_diff_shows_where_two_runs_diverge():
   model, other = (models.fill(models.tiny()) for _ in range(2))
   same = probes.activation_diff(model, other, batch())
   assert all(row[1:] == (0.0, 0.0) for row in same)
@@ -160,7 +160,7 @@ def test_activation_diff_shows_where_two_runs_part():
   different = [path for path, (largest, relative) in rows.items() if largest]
   assert different == ['blocks/1/mlp', 'blocks/1', 'final_norm', 'logits']
   assert 1e-3 < rows['blocks/1/mlp'][1] < 0.05
-  a, b = (look(m, batch())['blocks/1/mlp'] for m in (model, other))
+  a, b = (compiled_activations(m, batch())['blocks/1/mlp'] for m in (model, other))
   assert rows['blocks/1/mlp'][0] == pytest.approx(np.abs(a - b).max(), rel=1e-3)
 
 
@@ -179,7 +179,7 @@ def test_activation_diff_of_runs_of_other_shapes():
 
 
 @pytest.mark.slow
-def test_a_run_keeps_probes_and_is_the_same_run(tmp_path_factory, tmp_path):
+def test_probes_do_not_change_a_run(tmp_path_factory, tmp_path):
   """Also after a resumption: on the same batch as before, whatever was read since."""
   plain = tiny_runs.finished(tmp_path_factory)
   cfg = tiny_runs.experiment(train__probe_every=4)

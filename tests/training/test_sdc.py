@@ -1,4 +1,4 @@
-"""A step made twice: equal results change nothing, and one different bit stops a run."""
+"""SDC check: equal results change nothing, and one different bit stops a run."""
 
 import jax
 import jax.numpy as jnp
@@ -22,28 +22,28 @@ def compiled(tmp_path_factory):
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.int32, np.uint8, np.bool_, ml_dtypes.bfloat16])
-def test_every_bit_counts(dtype):
+def test_one_different_bit_is_found(dtype):
   one = np.zeros((3, 4), dtype)
   one[1] = 1
-  assert not sdc.differing({'a': one}, {'a': one.copy()})['a']
+  assert not sdc.compare_bits({'a': one}, {'a': one.copy()})['a']
   if dtype == np.bool_:
     other = ~one
   else:
     other = one.copy()
     other.view(np.uint8)[2, -1] ^= 128
-  assert sdc.differing({'a': one}, {'a': other})['a']
+  assert sdc.compare_bits({'a': one}, {'a': other})['a']
 
 
 def test_nan_equals_itself_and_zero_is_not_minus_zero():
   nan = jnp.array([jnp.nan, 0.0])
-  assert not sdc.differing({'a': nan}, {'a': nan + 0})['a']
-  assert sdc.differing({'a': nan}, {'a': nan * -1})['a']
+  assert not sdc.compare_bits({'a': nan}, {'a': nan + 0})['a']
+  assert sdc.compare_bits({'a': nan}, {'a': nan * -1})['a']
 
 
 def test_keys_are_compared_by_their_data():
   one, other = jax.random.key(0), jax.random.key(1)
-  assert not sdc.differing({'key': one}, {'key': jax.random.key(0)})['key']
-  assert sdc.differing({'key': one}, {'key': other})['key']
+  assert not sdc.compare_bits({'key': one}, {'key': jax.random.key(0)})['key']
+  assert sdc.compare_bits({'key': one}, {'key': other})['key']
 
 
 class Fault:
@@ -65,21 +65,21 @@ class Fault:
 
 
 def with_fault(monkeypatch, call):
-  made = []
+  steps = []
 
   class Faulty(sdc.ReplayedStep):
     def __init__(self, step, mesh):
       super().__init__(Fault(step, call), mesh)
-      made.append(self)
+      steps.append(self)
 
   monkeypatch.setattr(sdc, 'ReplayedStep', Faulty)
-  return made
+  return steps
 
 
-def test_a_sound_machine_trains_as_without_the_check(tmp_path, tmp_path_factory, monkeypatch):
-  made = with_fault(monkeypatch, call=0)
+def test_the_check_changes_nothing_on_a_sound_machine(tmp_path, tmp_path_factory, monkeypatch):
+  steps = with_fault(monkeypatch, call=0)
   train.train(experiment(train__sdc_every=5), tmp_path / 'run')
-  assert made[0].step.calls == 4  # twice before step 6 and twice before step 11
+  assert steps[0].step.calls == 4  # twice before step 6 and twice before step 11
   one, other = (
     tiny_runs.arrays(folder) for folder in (tmp_path / 'run', tiny_runs.finished(tmp_path_factory))
   )
@@ -88,23 +88,23 @@ def test_a_sound_machine_trains_as_without_the_check(tmp_path, tmp_path_factory,
 
 
 @pytest.mark.parametrize('call', [3, 4])
-def test_one_wrong_bit_stops_the_run_before_it_is_kept(tmp_path, monkeypatch, call):
+def test_one_wrong_bit_stops_the_run_before_it_is_saved(tmp_path, monkeypatch, call):
   with_fault(monkeypatch, call)
   cfg = experiment(train__sdc_every=5)
   with pytest.raises(sdc.ResultsDiffer) as error:
     train.train(cfg, tmp_path / 'run')
-  assert_two_lines(error.value, 'step 11 was made twice', 'differs in 1 of', 'model/blocks/mlp/up_DF')
+  assert_two_lines(error.value, 'step 11 ran twice', 'differs in 1 of', 'model/blocks/mlp/up_DF')
   assert run_folder.read_events(tmp_path / 'run')[-1]['event'] == 'error'
   assert [line['step'] for line in run_folder.read_metrics(tmp_path / 'run')][-1] <= 10
   assert max(map(int, (p.name for p in (tmp_path / 'run/checkpoints').glob('[0-9]*')))) == 9
 
 
-def test_off_it_costs_nothing(tmp_path, monkeypatch):
-  monkeypatch.setattr(sdc.ReplayedStep, '__call__', lambda *_: pytest.fail('made twice'))
+def test_sdc_every_0_never_runs_a_step_twice(tmp_path, monkeypatch):
+  monkeypatch.setattr(sdc.ReplayedStep, '__call__', lambda *_: pytest.fail('ran twice'))
   train.train(experiment(train__steps=3), tmp_path / 'run')
 
 
-def test_states_spread_over_devices_stay_so():
+def test_sharded_states_keep_their_shardings():
   mesh = models.mesh(fsdp=4)
   spread = NamedSharding(mesh, PartitionSpec('fsdp'))
   whole = NamedSharding(mesh, PartitionSpec())
