@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import losses
-from gpt_jax.model import gpt
+from gpt_jax.model import gpt, param_trees
 from gpt_jax.model import layers as nn
 from gpt_jax.optim import Optimizer
 from gpt_jax.sharding import replicated
@@ -35,12 +35,12 @@ class TrainState(NamedTuple):
 
 def params_of(model):
   """Return a model's parameters as {path: array}, which the optimizer works on."""
-  return {path: p.get_value() for path, p in nn.named_params(model)}
+  return {path: p.get_value() for path, p in param_trees.named_params(model)}
 
 
 def with_params(model, params):
   """Return the model with these arrays."""
-  return nn.map_params(lambda path, p: params[path], model)
+  return param_trees.map_params(lambda path, p: params[path], model)
 
 
 def eval_model(state):
@@ -147,7 +147,7 @@ def count_tokens(batch):
 def train_step(optimizer, objective, accumulate, dtype, state, batch):
   """Apply one optimizer step; return (state, scalars). Pure; vmap it over states to train replicas."""
   # Cast once a step, outside the micro-batches; gradients of the cast weights are summed in float32.
-  model = nn.cast(state.model, dtype)
+  model = param_trees.cast(state.model, dtype)
   counts = objective.count(batch)
   batch, weight = objective.weigh(batch, state.hyper)
   key = jax.random.fold_in(state.key, state.step)
@@ -241,7 +241,7 @@ def build_program(cfg, abstract_model, objective, dtype, mesh, growth=1.0):
 
   growth: width over that of the model whose learning rate it takes (muP).
   """
-  axes = {path: p.axes for path, p in nn.named_params(abstract_model)}
+  axes = {path: p.axes for path, p in param_trees.named_params(abstract_model)}
   optimizer = Optimizer(cfg.optim, cfg.train.steps, axes, growth)
   window = cfg.train.spike_window if cfg.train.spike_sigma else 0
   make = functools.partial(init_state, abstract_model, optimizer, window=window)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import config, sharding, step
-from gpt_jax.model import gpt
+from gpt_jax.model import gpt, param_trees
 from gpt_jax.model import layers as nn
 from gpt_jax.model.config import ModelConfig
 
@@ -52,7 +52,7 @@ def fill(cfg, seed=0):
     noise = np.random.default_rng([seed, zlib.crc32(path.encode())]).standard_normal(value.shape)
     return jnp.asarray(p.mean + 0.3 * noise, value.dtype)
 
-  return nn.map_params(draw, gpt.GPT(cfg))
+  return param_trees.map_params(draw, gpt.GPT(cfg))
 
 
 def create(cfg, key, mesh):

@@ -17,8 +17,7 @@ from gpt_jax.data.row_fields import PLACES
 from gpt_jax.evaluation import text_metrics
 from gpt_jax.evaluation.tasks import answer, classify, common, cross, draw, perplexity, reconstruct, speak
 from gpt_jax.losses import token_losses
-from gpt_jax.model import gpt
-from gpt_jax.model import layers as nn
+from gpt_jax.model import gpt, param_trees
 from gpt_jax.runs.text_table import format_table
 from gpt_jax.sampling import prompt_batch, prompts
 from gpt_jax.sharding import ACTIVATION_RULES, data_shard, to_devices
@@ -114,7 +113,7 @@ def eval_batch_size(cfg, mesh):
 @jax.jit
 def score(model, batch):
   """Sum a batch with target_ids_BT and loss_mask_BT -> {nats, targets}, float32 scalars."""
-  model = nn.cast(model, model.cfg.dtype)
+  model = param_trees.cast(model, model.cfg.dtype)
   out = model(batch['token_ids_BT'], **gpt.inputs(model.cfg, batch))
   nats_BT, _ = token_losses(out.logits_BTV, batch['target_ids_BT'])
   mask_BT = batch['loss_mask_BT']
@@ -124,7 +123,7 @@ def score(model, batch):
 @functools.partial(jax.jit, static_argnames=('names', 'by'))
 def score_rows(model, batch, table_arrays, *, names, by):
   """See Subject.score_rows."""
-  model, tables = nn.cast(model, model.cfg.dtype), ModalityTables(names, *table_arrays)
+  model, tables = param_trees.cast(model, model.cfg.dtype), ModalityTables(names, *table_arrays)
   out = model(batch['token_ids_BT'], **gpt.inputs(model.cfg, batch))
   target_ids_BT, mask_BT = batch['target_ids_BT'], batch['loss_mask_BT']
   nats_BT = token_losses(out.logits_BTV, target_ids_BT)[0] * mask_BT

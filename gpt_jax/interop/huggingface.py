@@ -24,8 +24,7 @@ from safetensors.numpy import save_file
 from gpt_jax import config
 from gpt_jax.evaluation import trained
 from gpt_jax.interop import families, tensors, tokenizer_files
-from gpt_jax.model import costs, gpt
-from gpt_jax.model import layers as nn
+from gpt_jax.model import costs, gpt, param_trees
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.runs import records, run_folder
 from gpt_jax.sample import SampleConfig
@@ -179,7 +178,7 @@ def read_weights(folder, family, cfg):
   sizes, abstract = tensors.sizes_of(cfg), gpt.GPT(cfg.resolved())
   wanted = {
     path: tensors.names(family.tensors[path], cfg.layers)
-    for path, _ in nn.named_params(abstract)
+    for path, _ in param_trees.named_params(abstract)
     if path not in family.zeros
   }
   with contextlib.ExitStack() as stack:
@@ -199,7 +198,7 @@ def read_weights(folder, family, cfg):
         into[: len(array)] = array  # the rest are padding rows of the vocabulary
       return jnp.asarray(whole)
 
-    return nn.map_params(fill, abstract)
+    return param_trees.map_params(fill, abstract)
 
 
 def drop_tied_head(weights, family, cfg, sizes):
@@ -247,7 +246,7 @@ def export_model(model_config, model, toks, out):
   family, folder, sizes = families.FAMILIES[name], Path(out).expanduser(), tensors.sizes_of(cfg)
   check_empty(folder, 'out')
   files = {}
-  for path, p in nn.named_params(model):
+  for path, p in param_trees.named_params(model):
     tensor, value = family.tensors[path], np.asarray(p.get_value()).astype(np.float32)
     layers = value if p.axes[0] == 'L' else value[None]
     for file_name, array in zip(tensors.names(tensor, cfg.layers), layers, strict=True):

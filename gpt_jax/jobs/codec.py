@@ -19,7 +19,7 @@ from gpt_jax.cluster.processes import fetch
 from gpt_jax.data import media_io
 from gpt_jax.data.synthetic.random_bits import scramble
 from gpt_jax.evaluation import metrics
-from gpt_jax.model import layers as nn
+from gpt_jax.model import param_trees
 from gpt_jax.runs import hardware
 from gpt_jax.sharding import check_batch, data_shard
 from gpt_jax.step import Objective, build_program, eval_model, params_of
@@ -58,7 +58,7 @@ class TokenizerJob:
       post_update=functools.partial(update_codebook, self.codec_cfg),
     )
     self.program = build_program(cfg, model, objective, 'float32', mesh)
-    self.parameters = sum(int(np.prod(p.get_value().shape)) for _, p in nn.named_params(model))
+    self.parameters = sum(int(np.prod(p.get_value().shape)) for _, p in param_trees.named_params(model))
 
   def check_settings(self):
     """Raise ValueError for a tokenizer that does not learn and for settings of a GPT."""

@@ -82,8 +82,7 @@ def write_cache(cache, k_BTGK, v_BTGK, t_BT):
   if len(t_BT) == 1:  # vmap would make a scatter: 3 GPU kernels per layer instead of 1
     write = lambda old, new, start_B: jax.lax.dynamic_update_slice(old, new, (0, 0, start_B[0], 0))
   new = dict(k_BGSK=k_BTGK.swapaxes(1, 2), v_BGSK=v_BTGK.swapaxes(1, 2))
-  write_name = lambda name, old: write(old, new[name].astype(old.dtype), t_BT[:, 0])
-  return {name: write_name(name, old) for name, old in cache.items()}
+  return {name: write(old, new[name].astype(old.dtype), t_BT[:, 0]) for name, old in cache.items()}
 
 
 KERNELS = {'xla': xla_attention} | FUSED_KERNELS

@@ -1,7 +1,6 @@
 """The Transformer's settings: ModelConfig and the sizes derived from them.
 
-Beside it: validate.py refuses impossible settings, presets.py has gpt2, llama and modern, costs.py counts
-parameters and FLOPs.
+validate.py refuses impossible settings; presets.py has gpt2, llama, modern; costs.py counts FLOPs.
 
 Sources: GPT-2's initialization (Radford et al. 2019, section 2.3); maximal update parametrization, muP
 (Yang et al. 2022, table 8; optim.py has its learning rates).
@@ -129,10 +128,8 @@ class ModelConfig:
   @property
   def dims(self):
     """Letter -> size, for `param`."""
-    names = dict(L='layers', D='width', H='heads', T='context', E='experts')
-    sizes = {letter: getattr(self, name) for letter, name in names.items()}
-    sizes |= dict(A=self.patch_values, M=self.frame_values)
-    return sizes | dict(G=self.G, K=self.K, F=self.F, V=self.V)
+    sizes = dict(L=self.layers, D=self.width, H=self.heads, T=self.context, E=self.experts)
+    return sizes | dict(A=self.patch_values, M=self.frame_values, G=self.G, K=self.K, F=self.F, V=self.V)
 
   def windows(self):
     """The window of each layer: how many keys a query attends to; 0 = all before it."""
@@ -145,8 +142,7 @@ class ModelConfig:
     `kernel` stays auto: whether a kernel supports a call also depends on its mask (kernels/choice.py).
     """
     backend = backend or platform()
-    is_cpu = backend == 'cpu'
-    unroll = self.unroll
+    is_cpu, unroll = backend == 'cpu', self.unroll
     if unroll == 'auto':
       unroll = 'on' if backend in ('gpu', 'cuda', 'rocm') else 'off'
     remat = 'mlp_activations' if unroll == 'on' else 'none'

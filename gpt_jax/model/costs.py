@@ -7,14 +7,14 @@ import dataclasses
 
 import numpy as np
 
-from gpt_jax.model import layers as nn
+from gpt_jax.model import param_trees
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.positions import POSITIONS
 
 
 def count_params(cfg):
   """Parameters of a model, padding rows of the vocabulary left out."""
-  shapes = [p.get_value().shape for _, p in nn.named_params(GPT(cfg))]
+  shapes = [p.get_value().shape for _, p in param_trees.named_params(GPT(cfg))]
   padding = (cfg.V - cfg.vocab) * cfg.width * (1 if cfg.tied_head else 2)
   return sum(int(np.prod(shape)) for shape in shapes) - padding
 

@@ -5,8 +5,8 @@
 Letters: B batch, T length, S cache slots, D width, L layers, V vocabulary (padded rows), A values of an image
 patch, M values of a group of audio frames.
 
-Sources: GPT-2 (Radford et al. 2019); sandwich norms (CogView, Ding et al. 2021, section 2.4); post norm
-(Vaswani et al. 2017).
+Sources: GPT-2 (Radford et al. 2019), post norm (Vaswani et al. 2017), sandwich norms (CogView, Ding et al.
+2021, section 2.4).
 """
 
 import functools
@@ -18,8 +18,10 @@ from flax import nnx
 
 from gpt_jax.cluster.meshes import platform
 from gpt_jax.model import layers as nn
+from gpt_jax.model import param_trees
 from gpt_jax.model.attention import Attention
-from gpt_jax.model.kernels import flash, fused
+from gpt_jax.model.kernels import fused
+from gpt_jax.model.kernels.remat import REMAT
 from gpt_jax.model.mask import Mask
 from gpt_jax.model.moe import MoE
 from gpt_jax.model.positions import POSITIONS
@@ -85,13 +87,13 @@ class GPT(nnx.Module):
     self.patch_AD = nn.param(cfg, 'AD', cfg.init_std) if cfg.patch_values else None
     self.frame_MD = nn.param(cfg, 'MD', cfg.init_std) if cfg.frame_values else None
     self.position_TD = nn.param(cfg, 'TD', cfg.init_std) if POSITIONS[cfg.positions].has_table else None
-    self.blocks = nn.stack(Block(cfg), cfg.layers)
+    self.blocks = param_trees.stack(Block(cfg), cfg.layers)
     self.final_norm = None if cfg.norm_position == 'post' else nn.Norm(cfg)
     self.head_VD = None if cfg.tied_head else nn.param(cfg, 'VD', cfg.init_std)
 
-  def __call__(self, token_ids_BT, *, cache=None, start_B=None, rate=None, key=None, **inputs):
+  def __call__(self, token_ids_BT, **inputs):
     """Logits for the token after each token -> Output. Arguments as in `hidden`."""
-    x_BTD, cache, aux = self.hidden(token_ids_BT, cache=cache, start_B=start_B, rate=rate, key=key, **inputs)
+    x_BTD, cache, aux = self.hidden(token_ids_BT, **inputs)
     return Output(self.logits(x_BTD), cache, aux)
 
   def hidden(
@@ -169,7 +171,7 @@ class GPT(nnx.Module):
       return block(x_BTD, layer_mask, positions_BT, layer_cache, rate, layer_key)
 
     if cache is not None or cfg.unroll == 'on':
-      blocks = self.blocks if isinstance(self.blocks, nnx.List) else nn.unstack(self.blocks)
+      blocks = self.blocks if isinstance(self.blocks, nnx.List) else param_trees.unstack(self.blocks)
       new_cache, auxes = [], []
       for l, block in enumerate(blocks):
         run_l = REMAT[cfg.remat](functools.partial(run, l=l, window=windows[l]), prevent_cse=True)
@@ -202,15 +204,13 @@ class GPT(nnx.Module):
     table_VD = self.embed_VD if self.head_VD is None else self.head_VD
     if cfg.growth != 1:
       x_BTD = x_BTD * (1 / cfg.growth)  # muP's output multiplier
-    has_few_rows = platform() == 'cpu' and x_BTD.shape[0] * x_BTD.shape[1] <= FEW_ROWS
-    product = fused.weights_left if has_few_rows else nn.linear
+    product = fused.weights_left if fused.has_few_rows(x_BTD) else nn.linear
     options = dict(preferred_element_type=jnp.float32) if exact else {}
     logits_BTV = product('BTD,VD->BTV', x_BTD, table_VD, **options).astype(jnp.float32)
     if cfg.logit_softcap:
       logits_BTV = cfg.logit_softcap * jnp.tanh(logits_BTV / cfg.logit_softcap)
     if cfg.V != cfg.vocab:
-      is_id_V = jnp.arange(cfg.V) < cfg.vocab
-      logits_BTV = jnp.where(is_id_V[None, None], logits_BTV, -1e30)
+      logits_BTV = jnp.where((jnp.arange(cfg.V) < cfg.vocab)[None, None], logits_BTV, -1e30)
     return constrain(logits_BTV, 'BTV')
 
 
@@ -223,45 +223,19 @@ def inputs(cfg, batch):
 
 def shardings(model, mesh):
   """The model's tree with a NamedSharding for each parameter; ValueError where the mesh does not fit."""
-  return nn.map_params(lambda path, p: param_sharding(mesh, p.axes, p.get_value().shape, path), model)
+  place = lambda path, p: param_sharding(mesh, p.axes, p.get_value().shape, path)
+  return param_trees.map_params(place, model)
 
 
 def for_sampling(model, dtype):
   """The model cast, split into layers and laid out for decoding: once, outside the decode loop."""
-  model = nn.cast(model, jnp.dtype(dtype))
-  blocks = nn.unstack(model.blocks)
+  model = param_trees.cast(model, jnp.dtype(dtype))
+  blocks = param_trees.unstack(model.blocks)
   model.blocks = nnx.List(map(fused.outputs_first, blocks) if platform() != 'tpu' else blocks)
   return model
 
 
 def init_cache(cfg, batch, slots, dtype):
   """An empty KV cache: one dict of k_BGSK and v_BGSK per layer."""
-  shape = (batch, cfg.G, slots, cfg.K)
-  return [
-    {name: jnp.zeros(shape, jnp.dtype(dtype)) for name in ('k_BGSK', 'v_BGSK')} for _ in range(cfg.layers)
-  ]
-
-
-def save_residuals(block, prevent_cse):
-  """Save all residuals of a block for its backward pass."""
-  return block
-
-
-def rematerialize(policy):
-  """A row of REMAT: save what the policy says and recompute the rest in the backward pass."""
-  return lambda block, prevent_cse: jax.checkpoint(block, policy=policy, prevent_cse=prevent_cse)
-
-
-FEW_ROWS = 32  # up to which a CPU is faster with weights as the left operand
-REMAT = {  # name: (block, prevent_cse) -> block; inside a scan, CSE cannot undo the recomputation
-  'none': save_residuals,
-  'mlp_activations': save_residuals,  # but for the activation functions: see layers.MLP
-  'full': rematerialize(None),
-  'dots': rematerialize(jax.checkpoint_policies.dots_saveable),
-  'dots_no_batch': rematerialize(
-    jax.checkpoint_policies.save_from_both_policies(
-      jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-      jax.checkpoint_policies.save_only_these_names(flash.RESIDUALS),
-    )
-  ),
-}
+  zeros_BGSK = lambda: jnp.zeros((batch, cfg.G, slots, cfg.K), jnp.dtype(dtype))
+  return [dict(k_BGSK=zeros_BGSK(), v_BGSK=zeros_BGSK()) for _ in range(cfg.layers)]

@@ -4,10 +4,9 @@ A parameter is declared once, by its letters: `param(cfg, 'DHK')` fixes its shap
 are abstract until `initialize` fills them under jit with out_shardings: a large model never exists unsharded.
 A parameter's key is folded in from its path and layer, so that adding one leaves all others as they were.
 
-Letters: B batch, T length, D width, F feed-forward width, L layers, V rows of a table.
+Letters: B batch, T length, D width, F feed-forward width, L layers.
 
-Sources: RMSNorm (Zhang & Sennrich 2019), GLU variants (Shazeer 2020), squared ReLU (So et al. 2021, section
-3), layer stacking as in seqax.
+Sources: RMSNorm (Zhang & Sennrich 2019), GLU variants (Shazeer 2020), squared ReLU (So et al. 2021, sec. 3).
 """
 
 import zlib
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gpt_jax.model.kernels import fused
+from gpt_jax.model.param_trees import map_params
 
 
 def param(cfg, axes, std=0.0, mean=0.0):
@@ -24,48 +24,6 @@ def param(cfg, axes, std=0.0, mean=0.0):
   shape = tuple(cfg.dims[a] for a in axes)
   abstract = jax.ShapeDtypeStruct(shape, jnp.dtype(cfg.param_dtype))
   return nnx.Param(abstract, axes=axes, std=std, mean=mean)
-
-
-def is_param(x):
-  """Whether a tree node is a declared parameter: the `is_leaf` of every walk over a model."""
-  return isinstance(x, nnx.Variable)
-
-
-def stack(module, layers):
-  """Put a leading axis L on every parameter of an abstract module."""
-
-  def add_axis(p):
-    value = p.get_value()
-    abstract = jax.ShapeDtypeStruct((layers, *value.shape), value.dtype)
-    return nnx.Param(abstract, axes='L' + p.axes, std=p.std, mean=p.mean)
-
-  return jax.tree.map(add_axis, module, is_leaf=is_param)
-
-
-def unstack(module):
-  """Split a stacked module into a list of one module per layer, whose parameters have no L."""
-  layers = jax.tree.leaves(module)[0].shape[0]
-
-  def slices(p):
-    # One split, not a slice per layer: its gradient is one concatenation, theirs a sum of as many padded
-    # arrays as there are layers, which a GPU computes at each element.
-    pieces = jax.lax.split(p.get_value(), (1,) * layers)
-    return [nnx.Param(x.reshape(x.shape[1:]), axes=p.axes[1:], std=p.std, mean=p.mean) for x in pieces]
-
-  params, treedef = jax.tree.flatten(module, is_leaf=is_param)
-  return [jax.tree.unflatten(treedef, layer) for layer in zip(*map(slices, params), strict=True)]
-
-
-def named_params(model):
-  """List of (path such as 'blocks/attention/wq_DHK', parameter) in a fixed order."""
-  leaves = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_param)[0]
-  return [(jax.tree_util.keystr(path, simple=True, separator='/'), p) for path, p in leaves]
-
-
-def map_params(fn, model):
-  """The model's tree with `fn(path, parameter)` in place of each parameter's array."""
-  treedef = jax.tree.structure(model)
-  return jax.tree.unflatten(treedef, [fn(path, p) for path, p in named_params(model)])
 
 
 def initialize(abstract, key):
@@ -86,16 +44,6 @@ def initialize(abstract, key):
   return map_params(draw, abstract)
 
 
-def cast(model, dtype):
-  """The model with its matrices in the compute dtype; norm scales, biases and routers keep theirs."""
-
-  def cast_matrix(path, p):
-    is_matrix = 'D' in p.axes and len(p.axes.lstrip('L')) > 1 and not path.endswith('router_DE')
-    return p.get_value().astype(dtype) if is_matrix else p.get_value()
-
-  return map_params(cast_matrix, model)
-
-
 def linear(subscripts, x, w, bias=None, **options):
   """einsum with a parameter, plus an optional bias over the last axes; options of jnp.einsum."""
   if fused.is_outputs_first(subscripts, w):  # in decoding
@@ -114,8 +62,7 @@ def broadcast_like(p, x):
 def dropout(x, rate, key):
   """Zero each entry with probability `rate` (a traced scalar) and rescale; without a key, return x.
 
-  Sixteen random bits per entry: on a CPU threefry costs as much as a matmul, and half the bits cost half. The
-  rate is exact to 2**-16.
+  16 random bits per entry: threefry costs a CPU as much as a matmul. The rate is exact to 2**-16.
   """
   if key is None:
     return x

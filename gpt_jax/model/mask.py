@@ -3,8 +3,8 @@
 Letters: B batch, T queries, S keys, H query heads, G key/value heads, M query heads per key/value head
 (H = G M), K head width.
 
-Sources: grouped queries (Ainslie et al. 2023), sliding window (Beltagy et al. 2020), prefix-LM (Raffel et
-al. 2019, section 3.2.1), soft-cap (Gemma 2, section 2).
+Sources: grouped queries (Ainslie et al. 2023), sliding window (Beltagy et al. 2020), prefix-LM (Raffel et al.
+2019, section 3.2.1), soft-cap (Gemma 2, section 2).
 """
 
 from typing import NamedTuple

@@ -4,7 +4,7 @@ Every error is a ValueError that names the key, its value and the fix.
 """
 
 from gpt_jax.model.attention import KERNELS
-from gpt_jax.model.gpt import REMAT
+from gpt_jax.model.kernels.remat import REMAT
 from gpt_jax.model.layers import ACTIVATIONS, INITS, NORMS
 from gpt_jax.model.position_schemes import ROPE_SCALINGS
 from gpt_jax.model.positions import POSITIONS

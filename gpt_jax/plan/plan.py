@@ -304,8 +304,9 @@ def best(cfg, target, price=0.0, say=lambda line: None, most=24):
   Nothing is decoded. `say` is told a line of each; `most`: how many to compile.
   """
   plans = []
+  is_unrolled = cfg.model.resolved(target.topology.chip.platform).unroll == 'on'
   for mesh in meshes(cfg, target):
-    for remat in ('none', 'dots_no_batch', 'full'):
+    for remat in ('mlp_activations' if is_unrolled else 'none', 'dots_no_batch', 'full'):
       try:
         largest(cfg, target, mesh, remat, price, plans, say, most)
       except ValueError as error:  # the mesh does not divide this model

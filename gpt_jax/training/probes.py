@@ -21,8 +21,7 @@ import numpy as np
 from flax import nnx
 
 from gpt_jax.cluster.processes import fetch
-from gpt_jax.model import gpt
-from gpt_jax.model import layers as nn
+from gpt_jax.model import gpt, param_trees
 from gpt_jax.optim import Optimizer
 from gpt_jax.sharding import replicated
 from gpt_jax.step import hyper_of, init_state, language_objective, params_of, train_step
@@ -53,9 +52,9 @@ def activations(model, batch):
   It computes the trained model with its layers unrolled.
   """
   outputs, cfg = {}, model.cfg
-  model = nn.map_params(lambda path, p: p.get_value(), model)  # a copy to change
+  model = param_trees.map_params(lambda path, p: p.get_value(), model)  # a copy to change
   model.cfg = dataclasses.replace(cfg, unroll='on', remat='none')
-  blocks = nn.unstack(model.blocks)
+  blocks = param_trees.unstack(model.blocks)
   for l, block in enumerate(blocks):
     for name in ('attention', 'mlp'):
       setattr(block, name, Recorded(getattr(block, name), f'blocks/{l}/{name}', outputs))
@@ -99,7 +98,7 @@ def measure_step(optimizer, objective, accumulate, dtype, state, batch):
   Pure. With accumulation, gradients and updates are those of the first micro-batch.
   """
   batch = jax.tree.map(lambda x: x[::accumulate], batch)
-  compute = nn.cast(state.model, dtype)
+  compute = param_trees.cast(state.model, dtype)
   weighed, weight = objective.weigh(batch, state.hyper)
   key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 0)
   loss = lambda model: objective.loss(
@@ -183,7 +182,7 @@ def activation_diff(run_a, run_b, batch):
 def _activations_of_both(a, b, batch):
   """Return the activations of two models, each in its own dtype, as float32, and the padding mask."""
   as_float32 = lambda outputs: {path: x.astype(jnp.float32) for path, x in outputs.items()}
-  a, b = (as_float32(activations(nn.cast(run, run.cfg.dtype), batch)) for run in (a, b))
+  a, b = (as_float32(activations(param_trees.cast(run, run.cfg.dtype), batch)) for run in (a, b))
   return a, b, real_tokens(batch)
 
 
@@ -197,12 +196,12 @@ def coordinate_check(cfg, models, batch, steps=4):
   sizes_by_path = {}
   for model_cfg in models:
     abstract = gpt.GPT(model_cfg)
-    axes = {path: p.axes for path, p in nn.named_params(abstract)}
+    axes = {path: p.axes for path, p in param_trees.named_params(abstract)}
     optimizer = Optimizer(cfg.optim, cfg.train.steps, axes, model_cfg.growth)
     step = functools.partial(train_step, optimizer, language_objective(), 1, model_cfg.dtype)
 
     def advance(state, _, step=step):
-      outputs = activations(nn.cast(state.model, state.model.cfg.dtype), batch)
+      outputs = activations(param_trees.cast(state.model, state.model.cfg.dtype), batch)
       sizes = {path: token_rms(x_BTD, real_tokens(batch)) for path, x_BTD in outputs.items()}
       return step(state, batch)[0], sizes
 

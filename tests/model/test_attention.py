@@ -1,4 +1,4 @@
-"""Attention against loops over keys, the rules that choose a kernel, and the future kept out."""
+"""Attention against loops over keys, causality, and the choice of a kernel."""
 
 import math
 from unittest import mock
@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.model import attention
-from gpt_jax.model import layers as nn
+from gpt_jax.model import attention, param_trees
 from gpt_jax.model.kernels import choice, cudnn
 from gpt_jax.model.mask import Mask
 from gpt_jax.model.position_schemes import alibi_slopes
@@ -84,7 +83,7 @@ def test_attention_is_the_sum_over_visible_keys(tiny, case, kernel):
   np.testing.assert_allclose(got_BTHK, expected, atol=1e-5)
 
 
-def test_a_traced_window_masks_as_the_number_does():
+def test_a_traced_window_equals_a_static_one():
   traced = jax.jit(lambda window: Mask(order(T), order(T), window).visible_BTS())
   for window in (0, 1, 3):
     plain_BTS = Mask(order(T), order(T), window).visible_BTS()
@@ -92,7 +91,7 @@ def test_a_traced_window_masks_as_the_number_does():
     assert plain_BTS.sum() == sum(min(t, window or t) for t in range(1, T + 1))
 
 
-def test_a_query_that_sees_no_key_is_finite_and_so_is_its_gradient(tiny):
+def test_queries_without_visible_keys_have_finite_outputs_and_gradients(tiny):
   cfg = tiny()
   nobody = jnp.full((1, T), -1, jnp.int32)  # all keys are after these queries
   mask = Mask(nobody, order(T))
@@ -110,8 +109,8 @@ def test_attention_dropout_drops_weights_and_keeps_their_mean(tiny):
   np.testing.assert_array_equal(y_BTHK, run(jax.random.key(0)))
   assert np.abs(y_BTHK - run(jax.random.key(1))).max() > 0.01
   # Query t averages t + 1 ones, each kept with probability 3/4 and then worth 4/3.
-  kept = y_BTHK[..., 0] * 0.75 * np.arange(1, 65)[None, :, None]
-  np.testing.assert_allclose(kept, kept.round(), atol=1e-3)
+  kept_keys = y_BTHK[..., 0] * 0.75 * np.arange(1, 65)[None, :, None]
+  np.testing.assert_allclose(kept_keys, kept_keys.round(), atol=1e-3)
   assert abs(y_BTHK.mean() - 1) < 0.02
   assert set(np.unique(y_BTHK[:, 0].round(5))) == {0.0, np.float32(4 / 3).round(5)}
 
@@ -127,9 +126,9 @@ def rms(x):
 def test_module_projects_norms_rotates_attends_and_projects(tiny, extra):
   cfg = tiny(kv_heads=2, positions='rope', **extra)
   model = models.fill(cfg)
-  module = nn.unstack(model.blocks)[1].attention
-  w = {path.rpartition('/')[2]: np.asarray(p.get_value()) for path, p in nn.named_params(module)}
-  norms = {path: np.asarray(p.get_value()) for path, p in nn.named_params(module) if 'norm' in path}
+  module = param_trees.unstack(model.blocks)[1].attention
+  w = {path.rpartition('/')[2]: np.asarray(p.get_value()) for path, p in param_trees.named_params(module)}
+  norms = {path: np.asarray(p.get_value()) for path, p in param_trees.named_params(module) if 'norm' in path}
   x_BTD = np.random.default_rng(1).standard_normal((B, T, 16)).astype(np.float32)
   bias = lambda name: w.get(name, 0.0)
   q = np.einsum('btd,dhk->bthk', x_BTD, w['wq_DHK']) + bias('q_bias_HK')
@@ -158,8 +157,8 @@ class Gpu:
   ('capability', 'why'),
   [('7.5', 'compute capability 7.5'), ('gfx942', 'gfx942'), ('9.0', 'this installation (')],
 )
-def test_a_gpu_without_cudnn_attention_gets_einsums(capability, why):
-  """The last can by its number, but this process has no cuDNN: it is asked to compile."""
+def test_a_gpu_without_cudnn_attention_takes_xla(capability, why):
+  """The last is new enough, but this process has no cuDNN: compiling the probe fails."""
   cfg = models.tiny(head_dim=8, dtype='bfloat16')
   cudnn.cudnn_obstacle.cache_clear()
   try:
@@ -188,7 +187,7 @@ CAUSAL = [name for name in models.VARIANTS if name != 'experts']  # dropless exp
 
 
 @pytest.mark.parametrize('name', CAUSAL)
-def test_no_logit_knows_the_future(name):
+def test_logits_do_not_depend_on_later_tokens(name):
   """Row t has another token at place t: what comes before is equal bit for bit, and t answers."""
   model = models.fill(models.tiny(**models.VARIANTS[name]))
   base_BT = np.tile(models.tokens(rows=1), (models.ROWS, 1))
@@ -203,7 +202,7 @@ def test_no_logit_knows_the_future(name):
   np.testing.assert_array_equal(a_BTV[-1], b_BTV[-1])
 
 
-def test_documents_in_a_row_and_padding_are_apart():
+def test_documents_and_padding_do_not_see_each_other():
   """Changing a document changes no other; padding gives numbers, not NaN."""
   model = models.fill(models.tiny(**models.VARIANTS['learned']))
   segments_BT = np.tile(np.array([1, 1, 1, 2, 2, 2, 0, 0], np.int32), (models.ROWS, 1))
@@ -219,7 +218,7 @@ def test_documents_in_a_row_and_padding_are_apart():
   assert np.isfinite(a_BTV).all()
 
 
-def test_a_prefix_sees_itself_both_ways_and_nothing_after():
+def test_a_prefix_is_bidirectional_within_itself_only():
   model = models.fill(models.tiny(**models.VARIANTS['multi_query']))
   prefix_BT = np.tile(np.arange(models.LENGTH) < 4, (models.ROWS, 1))
   base_BT = np.tile(models.tokens(rows=1), (models.ROWS, 1))
@@ -236,31 +235,31 @@ def test_a_prefix_sees_itself_both_ways_and_nothing_after():
 # ------------------------------------------------------------------------------------- the kernels
 
 
-def asked(window=0, length=128, **parts):
+def row_mask(window=0, length=128, **parts):
   return Mask(order(length), order(length), window, **parts)
 
 
 IDS = (np.ones((1, 128), np.int32),) * 2
-REFUSALS = [  # (kernel, config, mask, row length, reason)
-  ('cudnn', dict(), asked(jnp.int32(4)), 128, 'traced windows'),
-  ('splash', dict(), asked(jnp.int32(4)), 128, 'set model.unroll=on'),
-  ('cudnn', dict(positions='alibi'), asked(), 128, 'alibi'),
-  ('splash', dict(positions='alibi'), asked(), 128, 'alibi'),
-  ('cudnn', dict(attention_dropout=0.1), asked(), 128, 'attention_dropout'),
-  ('splash', dict(attention_dropout=0.1), asked(), 128, 'attention_dropout'),
-  ('cudnn', dict(), asked(prefix=IDS), 128, 'bidirectional prefix'),
-  ('splash', dict(), asked(prefix=IDS), 128, 'bidirectional prefix'),
-  ('cudnn', dict(), asked(segments=IDS), 128, 'document masks'),
-  ('cudnn', dict(attention_softcap=2.0), asked(), 128, 'attention_softcap'),
-  ('cudnn', dict(dtype='float32'), asked(), 128, 'dtype float32 (bfloat16 only)'),
-  ('cudnn', dict(head_dim=12), asked(), 128, 'head width 12'),
-  ('cudnn', dict(head_dim=136), asked(), 128, 'head width 136'),
-  ('splash', dict(), asked(), 100, 'a row of 100 tokens (multiples of 128 only)'),
+UNSUPPORTED = [  # (kernel, config, mask, row length, reason)
+  ('cudnn', dict(), row_mask(jnp.int32(4)), 128, 'traced windows'),
+  ('splash', dict(), row_mask(jnp.int32(4)), 128, 'set model.unroll=on'),
+  ('cudnn', dict(positions='alibi'), row_mask(), 128, 'alibi'),
+  ('splash', dict(positions='alibi'), row_mask(), 128, 'alibi'),
+  ('cudnn', dict(attention_dropout=0.1), row_mask(), 128, 'attention_dropout'),
+  ('splash', dict(attention_dropout=0.1), row_mask(), 128, 'attention_dropout'),
+  ('cudnn', dict(), row_mask(prefix=IDS), 128, 'bidirectional prefix'),
+  ('splash', dict(), row_mask(prefix=IDS), 128, 'bidirectional prefix'),
+  ('cudnn', dict(), row_mask(segments=IDS), 128, 'document masks'),
+  ('cudnn', dict(attention_softcap=2.0), row_mask(), 128, 'attention_softcap'),
+  ('cudnn', dict(dtype='float32'), row_mask(), 128, 'dtype float32 (bfloat16 only)'),
+  ('cudnn', dict(head_dim=12), row_mask(), 128, 'head width 12'),
+  ('cudnn', dict(head_dim=136), row_mask(), 128, 'head width 136'),
+  ('splash', dict(), row_mask(), 100, 'a row of 100 tokens (multiples of 128 only)'),
 ]
 
 
-@pytest.mark.parametrize(('kernel', 'extra', 'mask', 'length', 'reason'), REFUSALS)
-def test_a_kernel_refuses_what_it_cannot_honor(tiny, kernel, extra, mask, length, reason):
+@pytest.mark.parametrize(('kernel', 'extra', 'mask', 'length', 'reason'), UNSUPPORTED)
+def test_unsupported_calls_of_a_kernel_are_errors_with_the_reason(tiny, kernel, extra, mask, length, reason):
   sizes = dict(width=64, heads=4, dtype='bfloat16', context=256) | extra
   forced, free = tiny(kernel=kernel, **sizes), tiny(kernel='auto', **sizes)
   assert reason in choice.unsupported_reason(kernel, forced, mask, length)
@@ -272,69 +271,69 @@ def test_a_kernel_refuses_what_it_cannot_honor(tiny, kernel, extra, mask, length
   assert choice.choose_kernel(free, mask, length, backend) == 'xla'
 
 
-def test_rows_that_are_spread_never_hold_all_scores(tiny):
+def test_rows_spread_over_devices_take_a_kernel_without_full_scores(tiny):
   """Each backend's choice where the sequence axis has 4 devices, of 128 x 8 tokens a row."""
   cfg = tiny(width=64, dtype='bfloat16')
-  traced, dropped = asked(jnp.int32(4)), tiny(width=64, attention_dropout=0.1)
+  traced, dropped = row_mask(jnp.int32(4)), tiny(width=64, attention_dropout=0.1)
   with jax.set_mesh(models.mesh(data=2, sequence=4)):
     chosen = lambda cfg, mask, T: [
       choice.choose_kernel(cfg, mask, T, backend) for backend in ('cpu', 'gpu', 'tpu')
     ]
-    assert chosen(cfg, asked(), 1024) == ['blocks', 'blocks', 'splash']
+    assert chosen(cfg, row_mask(), 1024) == ['blocks', 'blocks', 'splash']
     assert chosen(cfg, traced, 1024) == ['blocks'] * 3
-    assert chosen(cfg, asked(), 1032) == ['blocks'] * 3
-    assert chosen(dropped, asked(), 1024) == ['xla'] * 3
-    assert chosen(cfg, asked(), 1023) == ['xla', 'cudnn', 'xla']  # does not split: stays whole
-    reason = choice.unsupported_reason('splash', cfg, asked(), 512)
+    assert chosen(cfg, row_mask(), 1032) == ['blocks'] * 3
+    assert chosen(dropped, row_mask(), 1024) == ['xla'] * 3
+    assert chosen(cfg, row_mask(), 1023) == ['xla', 'cudnn', 'xla']  # does not split: stays whole
+    reason = choice.unsupported_reason('splash', cfg, row_mask(), 512)
     assert reason == 'a row of 512 tokens (multiples of 1024 only)'
-    reason = choice.unsupported_reason('cudnn', cfg, asked(), 1024)
+    reason = choice.unsupported_reason('cudnn', cfg, row_mask(), 1024)
     assert reason == 'rows spread over 4 devices (mesh.sequence)'
     forced = tiny(width=64, kernel='blocks', attention_dropout=0.1)
     with pytest.raises(ValueError, match='model.kernel=blocks cannot honor attention_dropout'):
-      choice.choose_kernel(forced, asked(), 1024)
+      choice.choose_kernel(forced, row_mask(), 1024)
 
 
-def test_all_reasons_are_named_at_once(tiny):
+def test_all_unsupported_settings_are_listed(tiny):
   cfg = tiny(width=64, kernel='cudnn', attention_softcap=1.0, dtype='bfloat16')
-  reason = choice.unsupported_reason('cudnn', cfg, asked(segments=IDS), 128)
+  reason = choice.unsupported_reason('cudnn', cfg, row_mask(segments=IDS), 128)
   assert reason == 'document masks, attention_softcap'
 
 
 def test_auto_takes_the_fastest_kernel_of_the_backend(tiny):
   cfg = tiny(width=64, dtype='bfloat16')
-  chosen = [choice.choose_kernel(cfg, asked(5), 128, b) for b in ('cpu', 'gpu', 'tpu', 'cuda')]
+  chosen = [choice.choose_kernel(cfg, row_mask(5), 128, b) for b in ('cpu', 'gpu', 'tpu', 'cuda')]
   assert chosen == ['xla', 'cudnn', 'splash', 'cudnn']
-  packed = choice.choose_kernel(cfg, asked(segments=IDS), 128, 'tpu')
+  packed = choice.choose_kernel(cfg, row_mask(segments=IDS), 128, 'tpu')
   assert packed == 'splash'
 
 
-def test_what_is_chosen_is_said_with_the_reason(tiny):
+def test_describe_choice_names_the_kernel_and_why_not_the_fastest(tiny):
   """Where a GPU's fused attention cannot, whole scores do for short rows, blocks for long ones."""
   pattern = dict(window=4, window_pattern='SL', unroll='off')
-  said = lambda T, entries=(), backend='gpu', **extra: choice.describe_choice(
+  describe = lambda T, entries=(), backend='gpu', **extra: choice.describe_choice(
     tiny(width=64, dtype='bfloat16', **extra), entries, T, backend
   )
   documents = 'cudnn cannot honor document masks'
-  assert said(1024, ['segment_ids_BT']) == f'xla ({documents})'
-  assert said(2048, ['segment_ids_BT']) == f'blocks ({documents})'
-  assert said(2049, ['segment_ids_BT']) == f'xla ({documents})'  # of which no blocks can be made
-  assert said(4096) == 'cudnn'
-  assert said(4096, attention_dropout=0.1) == 'xla (cudnn cannot honor attention_dropout)'
-  assert said(4096, ['segment_ids_BT'], 'tpu') == 'splash'
-  assert said(128, ['prefix_BT'], 'tpu') == 'xla (splash cannot honor a bidirectional prefix)'
-  assert 'cannot honor traced windows' in said(128, **pattern)
-  assert said(128, **pattern | dict(unroll='on')) == 'cudnn'
-  assert said(128, kernel='xla') == 'xla'
+  assert describe(1024, ['segment_ids_BT']) == f'xla ({documents})'
+  assert describe(2048, ['segment_ids_BT']) == f'blocks ({documents})'
+  assert describe(2049, ['segment_ids_BT']) == f'xla ({documents})'  # not a multiple of the block size
+  assert describe(4096) == 'cudnn'
+  assert describe(4096, attention_dropout=0.1) == 'xla (cudnn cannot honor attention_dropout)'
+  assert describe(4096, ['segment_ids_BT'], 'tpu') == 'splash'
+  assert describe(128, ['prefix_BT'], 'tpu') == 'xla (splash cannot honor a bidirectional prefix)'
+  assert 'cannot honor traced windows' in describe(128, **pattern)
+  assert describe(128, **pattern | dict(unroll='on')) == 'cudnn'
+  assert describe(128, kernel='xla') == 'xla'
 
 
 @pytest.mark.parametrize('kernel', attention.KERNELS)
-def test_decoding_takes_xla_whatever_was_asked(tiny, kernel):
+def test_decoding_takes_xla_for_every_configured_kernel(tiny, kernel):
   cfg = tiny(width=64, dtype='bfloat16', kernel=kernel)
   mask = Mask(jnp.zeros((1, 1), jnp.int32), order(128), is_plain_self_attention=False)
   assert choice.choose_kernel(cfg, mask, 1) == 'xla'
 
 
-def both(cfg, mask, name, qkv, weight):
+def output_and_gradients(cfg, mask, name, qkv, weight):
   """Output and gradients of a kernel."""
 
   def loss(*qkv):
@@ -356,18 +355,18 @@ def test_splash_equals_xla_forward_and_backward(tiny, extra, documents, sizes):
   length = 128 if not sizes else 512
   cfg = tiny(width=32, context=length, **extra)
   ids_BT = np.sort(np.random.default_rng(3).integers(1, 4, (B, length))).astype(np.int32)
-  mask = asked(cfg.window, length, segments=(ids_BT, ids_BT) if documents else None)
+  mask = row_mask(cfg.window, length, segments=(ids_BT, ids_BT) if documents else None)
   qkv = inputs(cfg, length=length)
   weight = np.random.default_rng(2).standard_normal(qkv[0].shape).astype(np.float32)
-  expected = both(cfg, mask, 'xla', qkv, weight)
+  expected = output_and_gradients(cfg, mask, 'xla', qkv, weight)
   with jax.set_mesh(models.mesh(**sizes)):
     assert choice.unsupported_reason('splash', cfg, mask, length) == ''
-    found = both(cfg, mask, 'splash', qkv, weight)
-  for got, want in zip(found, expected, strict=True):
+    actual = output_and_gradients(cfg, mask, 'splash', qkv, weight)
+  for got, want in zip(actual, expected, strict=True):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
-def test_splash_serves_the_whole_model(tiny):
+def test_a_model_with_splash_equals_one_with_xla(tiny):
   ids_BT = models.tokens(2, 128)
   cfg = tiny(width=32, context=128, window=50)
   model = models.fill(cfg)
@@ -382,7 +381,9 @@ def test_cudnn_equals_xla_forward_and_backward(tiny, extra):
   cfg = tiny(width=64, context=128, dtype='bfloat16', **extra)
   qkv = [jnp.asarray(x, jnp.bfloat16) for x in inputs(cfg, length=128)]
   weight = np.random.default_rng(2).standard_normal(qkv[0].shape).astype(np.float32)
-  expected = both(cfg, asked(cfg.window), 'xla', qkv, weight)
-  for got, want in zip(both(cfg, asked(cfg.window), 'cudnn', qkv, weight), expected, strict=True):
+  expected = output_and_gradients(cfg, row_mask(cfg.window), 'xla', qkv, weight)
+  for got, want in zip(
+    output_and_gradients(cfg, row_mask(cfg.window), 'cudnn', qkv, weight), expected, strict=True
+  ):
     scale = np.abs(np.asarray(want, np.float32)).max()
     np.testing.assert_allclose(got, want, atol=0.03 * scale)

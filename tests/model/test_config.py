@@ -1,12 +1,11 @@
-"""Presets, derived sizes, what a model costs, and what it refuses."""
+"""Presets, derived sizes, costs and validation of ModelConfig."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from gpt_jax.model import costs, gpt, presets, validate
-from gpt_jax.model import layers as nn
+from gpt_jax.model import costs, gpt, param_trees, presets, validate
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.presets import GPT2_SIZES, LLAMA_SIZES, gpt2, llama, modern
 
@@ -25,7 +24,7 @@ def test_gpt2_is_gpt2():
   cfg = gpt2()
   assert (cfg.K, cfg.F, cfg.G, cfg.V, cfg.context) == (64, 3072, 12, 50304, 1024)
   assert cfg.projection_std == pytest.approx(0.02 / 24**0.5)
-  names = {path for path, _ in nn.named_params(gpt.GPT(cfg))}
+  names = {path for path, _ in param_trees.named_params(gpt.GPT(cfg))}
   assert 'head_VD' not in names
   assert {'position_TD', 'blocks/attention/q_bias_HK', 'blocks/mlp/down_bias_D'} <= names
 
@@ -88,14 +87,14 @@ def test_auto_is_decided_by_the_backend():
     'gpu': ('on', 'mlp_activations', 'bfloat16', 'auto'),
     'tpu': ('off', 'none', 'bfloat16', 'auto'),
   }
-  asked = ModelConfig(unroll='on', remat='full', dtype='bfloat16')
-  assert asked.resolved('cpu') == asked
+  explicit = ModelConfig(unroll='on', remat='full', dtype='bfloat16')
+  assert explicit.resolved('cpu') == explicit
 
 
 # ------------------------------------------------------------------------------------------- costs
 
 
-def test_count_is_the_number_of_numbers(tiny):
+def test_count_params_equals_the_sum_by_hand(tiny):
   cfg = tiny(experts=4, qk_norm=True, tied_head=False)
   attention_and_norms = 4 * 16 * 16 + 2 * 4 + 2 * 16
   experts = 16 * 4 + 4 * 3 * 16 * 24
@@ -120,9 +119,9 @@ def test_flops_count_windows_experts_and_untied_heads(tiny):
   assert flops['causal'] == pytest.approx(matmuls + 12 * 16 * keys)
 
 
-# ---------------------------------------------------------------------------------------- refusals
+# -------------------------------------------------------------------------------------- validation
 
-REFUSED = [
+INVALID = [
   (dict(positions='polar'), "model.positions='polar' is not known", 'use one of sinusoidal, learned'),
   (dict(rope_scaling='x'), "model.rope_scaling='x' is not known", 'use one of none, linear'),
   (dict(norm='batch'), "model.norm='batch' is not known", 'use one of layernorm, rmsnorm'),
@@ -202,8 +201,8 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(('wrong', 'cause', 'fix'), REFUSED, ids=lambda x: str(x)[:40])
-def test_refusals_name_key_value_and_fix(wrong, cause, fix):
+@pytest.mark.parametrize(('wrong', 'cause', 'fix'), INVALID, ids=lambda x: str(x)[:40])
+def test_validation_errors_name_key_value_and_fix(wrong, cause, fix):
   with pytest.raises(ValueError, match='model.') as error:
     ModelConfig(**wrong)
   first, second = str(error.value).split('\n')

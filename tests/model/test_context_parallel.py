@@ -1,4 +1,4 @@
-"""Attention in blocks, and rows spread over devices: equal to plain attention, in less memory."""
+"""Blockwise attention, on one device and with rows spread over several, equals plain attention."""
 
 import math
 import re
@@ -12,12 +12,12 @@ from gpt_jax import sharding
 from gpt_jax.model import gpt
 from gpt_jax.model.kernels import context_parallel
 from tests import models
-from tests.model.test_attention import asked, both, inputs
+from tests.model.test_attention import inputs, output_and_gradients, row_mask
 
 B = 2
 
 
-def test_no_device_waits_for_another():
+def test_zigzag_gives_every_device_equal_work():
   """Of a row in 2n chunks every device sees as many pairs, causally; and every token once."""
   for n in (1, 2, 3, 4, 8):
     seen_NC = (context_parallel.zigzag_order(n, 6 * n).reshape(n, 6) + 1).sum(1)
@@ -53,31 +53,31 @@ def test_blocks_equal_xla_on_any_mesh_forward_and_backward(tiny, case, sizes, mo
   is_prefix_BT = rng.random((B, length)) < 0.3
   pair = lambda x, on: (x, x) if on else None
   segments, is_prefix = pair(ids_BT, documents), pair(is_prefix_BT, prefix)
-  mask = asked(cfg.window, length, segments=segments, prefix=is_prefix)
+  mask = row_mask(cfg.window, length, segments=segments, prefix=is_prefix)
   qkv = inputs(cfg, length=length)
   weight = rng.standard_normal(qkv[0].shape).astype(np.float32)
-  expected = both(cfg, mask, 'xla', qkv, weight)
+  expected = output_and_gradients(cfg, mask, 'xla', qkv, weight)
   with jax.set_mesh(models.mesh(**sizes)):
-    got = both(cfg, mask, 'blocks', qkv, weight)
+    got = output_and_gradients(cfg, mask, 'blocks', qkv, weight)
   for a, b in zip(got, expected, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_blocks_take_a_window_that_the_scan_over_layers_chooses(tiny):
+def test_blocks_support_traced_windows(tiny):
   cfg, qkv = tiny(), inputs(tiny(), length=16)
-  run = lambda window: context_parallel.blocks_attention(cfg, *qkv, asked(window, length=16))
+  run = lambda window: context_parallel.blocks_attention(cfg, *qkv, row_mask(window, length=16))
   for window in (0, 3):
     np.testing.assert_allclose(jax.jit(run)(jnp.int32(window)), run(window), atol=1e-6)
 
 
 def shapes_in(compiled):
   """Dimensions of all arrays of a compiled program, as a set of tuples."""
-  found = re.findall(r'\w+\[([\d,]+)\]', compiled.as_text())
-  return {tuple(int(n) for n in dims.split(',')) for dims in found}
+  shapes = re.findall(r'\w+\[([\d,]+)\]', compiled.as_text())
+  return {tuple(int(n) for n in dims.split(',')) for dims in shapes}
 
 
 @pytest.mark.slow
-def test_a_long_row_takes_memory_by_its_share_of_the_tokens(tiny):
+def test_memory_of_a_spread_row_shrinks_with_its_share_of_tokens(tiny):
   """Two layers, forward and backward, of rows of 2048: never all scores, never a whole row of x.
 
   Of a whole row there are keys and values of one layer (G K = 8 of D = 48), ids and orders.

@@ -1,4 +1,4 @@
-"""The whole Transformer against numpy, and its ways of computing against each other."""
+"""The whole Transformer against numpy; scan, unrolled and rematerialized layers against each other."""
 
 import dataclasses
 import functools
@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from gpt_jax import sharding, step
-from gpt_jax.model import gpt
-from gpt_jax.model import layers as nn
+from gpt_jax.model import gpt, param_trees
 from tests import models
 
 # ---------------------------------------------------------------------------- in numpy, float64
@@ -87,7 +86,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize('name', WHOLE)
-def test_the_model_is_its_formula(name):
+def test_logits_equal_numpy_in_float64(name):
   cfg = models.tiny(**WHOLE[name])
   model, ids_BT = models.fill(cfg), models.tokens()
   got_BTV = np.asarray(models.logits(model, ids_BT))
@@ -144,7 +143,7 @@ def test_remat_none_checkpoints_nothing_and_every_other_policy_something(unroll)
   assert checkpoints == dict.fromkeys(gpt.REMAT, each) | {'none': 0}
 
 
-def test_scan_and_unrolled_drop_alike():
+def test_scan_and_unrolled_layers_share_dropout_masks():
   """Each layer has its own key, whichever way it runs."""
   hidden = jax.jit(lambda m, key: m.hidden(models.tokens(), rate=jnp.float32(0.3), key=key)[0])
   run = lambda **overrides: hidden(models.fill(models.tiny(**overrides)), jax.random.key(0))
@@ -160,10 +159,10 @@ def test_attention_weights_drop_by_their_own_rate():
 
 
 def test_layers_drop_independently():
-  """Two equal layers whose branches are all ones: the residual stream counts what was kept."""
+  """Two equal layers whose branches are all ones: the residual stream counts the kept branches."""
   cfg = models.tiny(norm_position='pre', positions='none', mlp='relu2', mlp_bias=True)
   model = models.fill(cfg)
-  zero = nn.map_params(lambda path, p: jnp.zeros_like(p.get_value()), model)
+  zero = param_trees.map_params(lambda path, p: jnp.zeros_like(p.get_value()), model)
   zero.blocks.mlp.down_bias_D.set_value(jnp.ones((2, 16)))
   zero.final_norm.scale.set_value(jnp.ones(16))
   spread = jax.jit(lambda m, k: m.hidden(models.tokens(64, 8), rate=jnp.float32(0.5), key=k)[0])
@@ -191,11 +190,11 @@ def test_aux_is_the_mean_over_layers():
 
   def by_hand(model, ids_BT):
     x_BTD, mask = model.embed_VD[...][ids_BT], gpt.Mask(order, order)
-    found = []
-    for block in nn.unstack(model.blocks):
+    auxes = []
+    for block in param_trees.unstack(model.blocks):
       x_BTD, _, aux = block(x_BTD, mask, order)
-      found.append(aux)
-    return jax.tree.map(lambda *a: sum(a) / len(a), *found)
+      auxes.append(aux)
+    return jax.tree.map(lambda *a: sum(a) / len(a), *auxes)
 
   order = jnp.arange(models.LENGTH, dtype=jnp.int32)[None]
   models.assert_close(aux, jax.jit(by_hand)(model, models.tokens()))
@@ -208,14 +207,14 @@ def test_aux_is_the_mean_over_layers():
 def test_every_variant_has_the_right_shapes_in_bfloat16():
   for overrides in models.VARIANTS.values():
     cfg = models.tiny(dtype='bfloat16', **overrides)
-    abstract = nn.map_params(lambda path, p: p.get_value(), gpt.GPT(cfg))
+    abstract = param_trees.map_params(lambda path, p: p.get_value(), gpt.GPT(cfg))
     ids_BT = jax.ShapeDtypeStruct((2, 8), jnp.int32)
-    out = jax.eval_shape(lambda m, x: nn.cast(m, jnp.bfloat16)(x), abstract, ids_BT)
+    out = jax.eval_shape(lambda m, x: param_trees.cast(m, jnp.bfloat16)(x), abstract, ids_BT)
     assert out.logits_BTV == jax.ShapeDtypeStruct((2, 8, 64), jnp.float32)
 
 
 @pytest.mark.parametrize('layers', [2, 3])
-def test_xl_makes_logits_of_its_size_without_an_array(layers):
+def test_xl_has_the_right_logits_shape(layers):
   cfg = dataclasses.replace(gpt_xl(), layers=layers)
   ids_BT = jax.ShapeDtypeStruct((2, 1024), jnp.int32)
   out = jax.eval_shape(lambda m, x: m(x), gpt.GPT(cfg), ids_BT)
@@ -232,7 +231,9 @@ def test_initial_values_are_born_sharded_and_the_same_on_any_mesh():
   cfg = models.tiny()
   make = lambda **sizes: models.create(cfg, jax.random.key(3), models.mesh(**sizes))
   alone, spread = make(), make(fsdp=2, tensor=4)
-  for (path, p), (_, q) in zip(nn.named_params(alone), nn.named_params(spread), strict=True):
+  for (path, p), (_, q) in zip(
+    param_trees.named_params(alone), param_trees.named_params(spread), strict=True
+  ):
     np.testing.assert_array_equal(p.get_value(), q.get_value(), err_msg=path)
   assert spread.blocks.attention.wq_DHK.get_value().addressable_shards[0].data.shape == (2, 8, 1, 4)
   assert spread.embed_VD.get_value().addressable_shards[0].data.shape == (16, 8)
@@ -244,7 +245,7 @@ def test_a_mesh_that_does_not_divide_the_model_is_refused():
   assert '\nfix: choose a mesh whose tensor divides 1' in str(error.value)
 
 
-def test_activations_are_pinned_only_under_a_mesh():
+def test_constrain_acts_only_under_a_mesh():
   x_BTD = jnp.zeros((8, 2, 4))
   assert sharding.constrain(x_BTD, 'BTD') is x_BTD
   with jax.set_mesh(models.mesh(data=2, tensor=2)):
@@ -267,7 +268,7 @@ def test_cache_holds_a_slot_for_each_token_and_head():
     }
 
 
-def test_for_sampling_casts_and_takes_layers_apart_and_leaves_the_model_alone():
+def test_for_sampling_casts_and_unstacks_a_copy():
   model = models.fill(models.tiny(qk_norm=True))
   ready = gpt.for_sampling(model, 'bfloat16')
   assert len(ready.blocks) == 2
@@ -287,7 +288,7 @@ def read(model, ids_BT, patches_BTA, frames_BTM, prefix_BT):
   return model(ids_BT, **inputs).logits_BTV
 
 
-def test_continuous_inputs_are_added_where_they_are_and_seen_from_there_on():
+def test_continuous_inputs_change_logits_from_their_position_on():
   model, ids_BT = models.fill(models.tiny(**SMALL, **CONTINUOUS)), models.tokens()
   patches_BTA = np.zeros((*ids_BT.shape, 3), np.float32)
   frames_BTM = np.zeros((*ids_BT.shape, 5), np.float32)
@@ -303,7 +304,7 @@ def test_continuous_inputs_are_added_where_they_are_and_seen_from_there_on():
   assert moved[2:].max() == 0
 
 
-def test_a_prefix_fills_a_cache_as_it_would_be_read_whole():
+def test_a_cached_prefix_equals_the_uncached_model():
   """Bidirectional prompts of 4 tokens, then one token a call, against the uncached model."""
   cfg = models.tiny(**SMALL)
   model, ids_BT = models.fill(cfg), models.tokens()
@@ -315,10 +316,10 @@ def test_a_prefix_fills_a_cache_as_it_would_be_read_whole():
   step_once = jax.jit(lambda *args: model(args[0], cache=args[1], start_B=args[2]))
   start_B = np.zeros(models.ROWS, np.int32)
   out = fill(ids_BT[:, :4], cache, start_B, prefix_BT[:, :4])
-  found = [out.logits_BTV]
+  logits = [out.logits_BTV]
   for t in range(4, models.LENGTH):
     out = step_once(ids_BT[:, t : t + 1], out.cache, start_B + t)
-    found.append(out.logits_BTV)
-  models.assert_close(np.concatenate(found, 1), np.asarray(expected))
+    logits.append(out.logits_BTV)
+  models.assert_close(np.concatenate(logits, 1), np.asarray(expected))
   causal = np.asarray(models.logits(model, ids_BT))
   assert np.abs(causal[:, 0] - np.asarray(expected)[:, 0])[:, : cfg.vocab].max() > 1e-3

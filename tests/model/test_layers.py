@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from gpt_jax import sharding
-from gpt_jax.model import gpt
+from gpt_jax.model import gpt, param_trees
 from gpt_jax.model import layers as nn
 from gpt_jax.model.kernels import fused
 from gpt_jax.model.layers import INITS
@@ -36,11 +36,11 @@ ACTIVATION_FORMULAS = {
 
 
 def weights(module):
-  return {path: np.asarray(p.get_value()) for path, p in nn.named_params(module)}
+  return {path: np.asarray(p.get_value()) for path, p in param_trees.named_params(module)}
 
 
 def first_block(cfg):
-  return nn.unstack(models.fill(cfg).blocks)[0]
+  return param_trees.unstack(models.fill(cfg).blocks)[0]
 
 
 @pytest.mark.parametrize('name', nn.NORMS)
@@ -56,7 +56,7 @@ def test_norms(tiny, name):
   np.testing.assert_allclose(in_bfloat16.astype(jnp.float32), expected, atol=0.05)
 
 
-def test_gradient_of_layernorm_is_that_of_the_formula():
+def test_gradient_of_layernorm_equals_autodiff():
   x_BTD, weight_BTD = X_BTD, np.random.default_rng(1).standard_normal(X_BTD.shape, np.float32)
 
   def formula(x):
@@ -66,8 +66,8 @@ def test_gradient_of_layernorm_is_that_of_the_formula():
   grad = lambda norm: jax.jit(jax.grad(lambda x: (norm(x) * weight_BTD).sum()))(x_BTD)
   np.testing.assert_allclose(grad(lambda x: fused.layernorm(x, 1e-5)), grad(formula), atol=1e-5)
   _, pull = jax.vjp(lambda x: fused.layernorm(x, 1e-5), jnp.asarray(x_BTD, jnp.bfloat16))
-  kept = [leaf for leaf in jax.tree.leaves(pull) if leaf.size >= x_BTD.size]
-  assert [leaf.dtype for leaf in kept] == [jnp.bfloat16]  # twice as much otherwise, in each layer
+  residuals = [leaf for leaf in jax.tree.leaves(pull) if leaf.size >= x_BTD.size]
+  assert [leaf.dtype for leaf in residuals] == [jnp.bfloat16]  # twice as much otherwise, in each layer
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])
@@ -84,7 +84,7 @@ def test_gradient_of_lookup_is_summed_in_float32(monkeypatch, platform, rows):
   np.testing.assert_allclose(found_VD.astype(jnp.float32), expected_VD, rtol=2**-8, atol=1e-3)
 
 
-def test_gradient_of_lookup_gathers_no_activation_of_a_spread_row():
+def test_gradient_of_lookup_needs_no_all_gather_on_a_mesh():
   mesh = sharding.make_mesh(sharding.MeshConfig(data=2, sequence=4))
   rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data', 'sequence'))
   ids_BT = jax.ShapeDtypeStruct((8, 64), np.int32, sharding=rows)
@@ -123,9 +123,9 @@ def test_dropout_rate_scale_and_key():
   drop = jax.jit(lambda x, rate, key: nn.dropout(x, rate, key))
   for rate in (0.1, 0.5):
     y = np.asarray(drop(x, jnp.float32(rate), jax.random.key(0)))
-    kept = y != 0
-    np.testing.assert_allclose(y[kept], 1 / (1 - rate), rtol=1e-4)
-    assert abs(kept.mean() - (1 - rate)) < 4 * math.sqrt(rate * (1 - rate) / x.size)
+    is_kept = y != 0
+    np.testing.assert_allclose(y[is_kept], 1 / (1 - rate), rtol=1e-4)
+    assert abs(is_kept.mean() - (1 - rate)) < 4 * math.sqrt(rate * (1 - rate) / x.size)
     np.testing.assert_array_equal(y, drop(x, jnp.float32(rate), jax.random.key(0)))
     assert (y != drop(x, jnp.float32(rate), jax.random.key(1))).mean() > rate * (1 - rate)
   np.testing.assert_array_equal(drop(x, jnp.float32(0), jax.random.key(0)), x)
@@ -161,7 +161,7 @@ def test_initial_values_have_the_declared_mean_and_std(tiny):
       assert abs(value.mean()) < 5 * std / math.sqrt(value.size), path
 
 
-def test_a_new_parameter_leaves_the_others_as_they_were():
+def test_a_new_parameter_leaves_other_initial_values_unchanged():
   plain, more = initialized(), initialized(qk_norm=True, tied_head=False, positions='learned')
   assert set(more) - set(plain) == {
     'position_TD',
@@ -173,7 +173,7 @@ def test_a_new_parameter_leaves_the_others_as_they_were():
     np.testing.assert_array_equal(value, more[path], err_msg=path)
 
 
-def test_more_layers_leave_the_first_as_they_were():
+def test_more_layers_leave_the_first_layers_initial_values_unchanged():
   two, three = (initialized(layers=n, init_projections='same') for n in (2, 3))
   for path, value in two.items():
     np.testing.assert_array_equal(value, three[path][: len(value)], err_msg=path)
@@ -189,10 +189,10 @@ def test_no_two_parameters_or_layers_are_drawn_alike():
 
 
 @pytest.mark.parametrize('name', INITS)
-def test_projections_start_as_asked(tiny, name):
+def test_projections_have_the_configured_initial_std(tiny, name):
   std = {'scaled': 0.1 / math.sqrt(2 * 2), 'same': 0.1, 'zero': 0.0}[name]
   cfg = tiny(init_projections=name, init_std=0.1)
-  declared = {path: p.std for path, p in nn.named_params(gpt.GPT(cfg))}
+  declared = {path: p.std for path, p in param_trees.named_params(gpt.GPT(cfg))}
   assert declared['blocks/attention/wo_HKD'] == declared['blocks/mlp/down_FD'] == pytest.approx(std)
   assert declared['blocks/attention/wq_DHK'] == declared['embed_VD'] == 0.1
 
@@ -200,31 +200,31 @@ def test_projections_start_as_asked(tiny, name):
 # -------------------------------------------------------------------------- trees of layers
 
 
-def test_unstack_takes_layers_apart(tiny):
+def test_unstack_gives_one_module_per_layer(tiny):
   model = models.fill(tiny(layers=3))
-  layers = [weights(layer) for layer in nn.unstack(model.blocks)]
+  layers = [weights(layer) for layer in param_trees.unstack(model.blocks)]
   assert len(layers) == 3
-  for path, p in nn.named_params(model.blocks):
+  for path, p in param_trees.named_params(model.blocks):
     assert p.axes[0] == 'L'
     for l in range(3):
       np.testing.assert_array_equal(layers[l][path], p.get_value()[l])
-  axes = {path: p.axes for path, p in nn.named_params(nn.unstack(model.blocks)[0])}
+  axes = {path: p.axes for path, p in param_trees.named_params(param_trees.unstack(model.blocks)[0])}
   assert axes['attention/wq_DHK'] == 'DHK'
 
 
 def test_names_shapes_and_axes_agree(tiny):
   cfg = tiny(kv_heads=2, qk_norm=True, attention_bias=True, mlp='gelu', mlp_bias=True)
-  for path, p in nn.named_params(gpt.GPT(cfg)):
+  for path, p in param_trees.named_params(gpt.GPT(cfg)):
     sizes = dict(L=2, D=16, H=4, G=2, K=4, F=24, V=64, T=16)
     assert p.get_value().shape == tuple(sizes[a] for a in p.axes), path
     suffix = path.rpartition('_')[2]
     assert p.axes.lstrip('L') == suffix or suffix.endswith(('scale', 'bias')), path
 
 
-def test_cast_takes_matrices_and_leaves_vectors_and_the_router(tiny):
+def test_cast_changes_matrices_but_not_vectors_and_routers(tiny):
   cfg = tiny(experts=4, qk_norm=True, attention_bias=True)
-  cast = nn.cast(models.fill(cfg), jnp.bfloat16)
-  dtypes = {path: p.get_value().dtype for path, p in nn.named_params(cast)}
+  cast = param_trees.cast(models.fill(cfg), jnp.bfloat16)
+  dtypes = {path: p.get_value().dtype for path, p in param_trees.named_params(cast)}
   full = {path for path, dtype in dtypes.items() if dtype == jnp.float32}
   assert all('norm' in path or 'bias' in path or 'router' in path for path in full)
   assert {p for p in dtypes if 'norm' in p or 'bias' in p or 'router' in p} == full
@@ -237,7 +237,7 @@ def test_a_model_in_half_precision_is_close_and_gives_float32_logits(tiny, dtype
   model = models.fill(tiny(**overrides))
   ids_BT = models.tokens()
   exact = np.asarray(models.logits(model, ids_BT))
-  half = models.logits(nn.cast(model, jnp.dtype(dtype)), ids_BT)
+  half = models.logits(param_trees.cast(model, jnp.dtype(dtype)), ids_BT)
   assert half.dtype == jnp.float32
   error = np.abs(np.asarray(half) - exact)[..., :50]
   assert 0 < error.mean() < 0.02 * exact[..., :50].std()
@@ -252,14 +252,14 @@ def test_a_model_in_half_precision_is_close_and_gives_float32_logits(tiny, dtype
     ('BTF,FD->BTD', (5, 4)),
   ],
 )
-def test_weights_with_outputs_first_multiply_alike(subscripts, shape):
+def test_products_with_outputs_first_weights_are_equal(subscripts, shape):
   sizes = dict(B=2, T=3, D=4, H=2, K=3, F=5)
-  given, letters, _ = subscripts.replace('->', ',').split(',')
+  inputs, letters, _ = subscripts.replace('->', ',').split(',')
   rng = np.random.default_rng(0)
-  x = rng.standard_normal([sizes[a] for a in given], np.float32)
+  x = rng.standard_normal([sizes[a] for a in inputs], np.float32)
   w = rng.standard_normal(shape, np.float32)
-  turned = fused.outputs_first(nnx.Param(jnp.asarray(w), axes=letters, std=0.0, mean=0.0))
-  assert turned.axes != letters
+  transposed = fused.outputs_first(nnx.Param(jnp.asarray(w), axes=letters, std=0.0, mean=0.0))
+  assert transposed.axes != letters
   for path in (nn.linear, fused.weights_left):
-    found = path(subscripts, jnp.asarray(x), turned)
-    np.testing.assert_allclose(found, np.einsum(subscripts, x, w), rtol=1e-5, atol=1e-6)
+    y = path(subscripts, jnp.asarray(x), transposed)
+    np.testing.assert_allclose(y, np.einsum(subscripts, x, w), rtol=1e-5, atol=1e-6)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.model import layers as nn
+from gpt_jax.model import param_trees
 from gpt_jax.model.kernels import grouped_matmul
 from gpt_jax.model.moe import MoE
 from tests import models
@@ -24,8 +25,8 @@ def run(moe, x_BTD, real_BT=None):
 
 def expert_layer(**overrides):
   cfg = models.tiny(**(dict(experts=4) | overrides))
-  moe = nn.unstack(models.fill(cfg).blocks)[0].mlp
-  return cfg, moe, {path: np.asarray(p.get_value()) for path, p in nn.named_params(moe)}
+  moe = param_trees.unstack(models.fill(cfg).blocks)[0].mlp
+  return cfg, moe, {path: np.asarray(p.get_value()) for path, p in param_trees.named_params(moe)}
 
 
 def probabilities(w, x):
@@ -87,7 +88,7 @@ def test_tokens_go_through_their_best_experts(overrides, capacity, real_BT):
   assert (dropped > 0) == (capacity < T)
 
 
-def test_full_experts_do_not_let_a_token_see_later_ones():
+def test_dropping_is_causal():
   _, moe, _ = expert_layer(capacity_factor=0.5)
   other_BTD = X_BTD.copy()
   other_BTD[:, T // 2 :] = 5.0
@@ -95,7 +96,7 @@ def test_full_experts_do_not_let_a_token_see_later_ones():
   np.testing.assert_allclose(y_BTD[:, : T // 2], z_BTD[:, : T // 2], atol=1e-6)
 
 
-def test_all_experts_are_the_weighted_sum_of_all():
+def test_k_equal_to_all_experts_is_their_weighted_sum():
   _, moe, w = expert_layer(experts_per_token=4)
   p_BTE = probabilities(w, X_BTD)
   y_BTD, _ = run(moe, X_BTD)
@@ -104,7 +105,7 @@ def test_all_experts_are_the_weighted_sum_of_all():
     np.testing.assert_allclose(y_BTD[b, t], dense, atol=2e-5)
 
 
-def test_balance_and_z_losses_are_the_papers():
+def test_balance_and_z_losses_equal_their_formulas():
   cfg, moe, w = expert_layer(experts_per_token=2)
   _, aux = run(moe, X_BTD, SOME)
   p_NE = probabilities(w, X_BTD)[SOME]
@@ -126,7 +127,7 @@ def test_balance_is_one_when_uniform_and_e_when_one_expert_has_all():
   assert float(run(moe, x_BTD)[1]['moe_balance']) == pytest.approx(4)
 
 
-def test_padding_takes_no_slot_and_no_part():
+def test_padding_takes_no_capacity_and_no_part_in_losses():
   """Other contents of padding change nothing, though its tokens come first in the row."""
   cfg, moe, _ = expert_layer(capacity_factor=1.0, experts_per_token=1)
   real_BT = np.tile(np.arange(T) >= 4, (B, 1))
@@ -148,7 +149,7 @@ def test_capacity(factor, length, slots):
   assert slots == (min(length, math.ceil(factor * share)) if factor else length)
 
 
-def test_no_logit_knows_the_future_when_nothing_is_dropped():
+def test_dropless_experts_are_causal():
   model = models.fill(models.tiny(**models.VARIANTS['experts']))
   ids_BT = models.tokens()
   other_BT = ids_BT.copy()
@@ -163,7 +164,7 @@ def test_gradients_reach_router_and_every_used_expert():
   grads = jax.jit(jax.grad(lambda m, x: jnp.sin(m(x)[0]).sum()))(moe, X_BTD)
   p_BTE = probabilities(w, X_BTD)
   used = (p_BTE >= np.sort(p_BTE)[..., [-2]]).any((0, 1))
-  for path, p in nn.named_params(grads):
+  for path, p in param_trees.named_params(grads):
     g = np.abs(np.asarray(p.get_value()))
     assert (g.max((1, 2)) > 0).tolist() == used.tolist() if g.ndim == 3 else g.max() > 0, path
 
@@ -230,8 +231,8 @@ def test_flops_grow_with_the_experts_of_a_token_not_with_all(experts):
   """At most a half-filled block of each group more than 3 N k D F multiplications."""
   T, D, F = 512, 16, 24
   cfg = models.tiny(experts=experts, experts_per_token=2)
-  moe = nn.map_params(lambda path, p: p.get_value(), nn.stack(MoE(cfg), 1))
-  moe = jax.eval_shape(lambda moe: nn.unstack(moe)[0], moe)
+  moe = param_trees.map_params(lambda path, p: p.get_value(), param_trees.stack(MoE(cfg), 1))
+  moe = jax.eval_shape(lambda moe: param_trees.unstack(moe)[0], moe)
   jaxpr = jax.make_jaxpr(lambda m, x: m(x)[0])(moe, jax.ShapeDtypeStruct((1, T, D), jnp.float32)).jaxpr
   counted = 3 * T * 2 * D * F
   assert counted <= multiplications(jaxpr) - T * D * experts <= 1.6 * counted

@@ -1,4 +1,4 @@
-"""Each way of telling positions against its formula."""
+"""Each position encoding against its formula."""
 
 import math
 
@@ -58,8 +58,8 @@ def reference_frequencies(cfg):
       f = (1 - stretched) * f + stretched * f / factor
     if cfg.rope_scaling == 'llama3':
       turns = original * f / (2 * math.pi)
-      kept = min(max((turns - 1) / (4 - 1), 0), 1)
-      f = kept * f + (1 - kept) * f / factor
+      blend = min(max((turns - 1) / (4 - 1), 0), 1)
+      f = blend * f + (1 - blend) * f / factor
     result.append(f)
   return np.array(result)
 
@@ -74,7 +74,7 @@ def test_scaled_frequencies_are_the_formulas(tiny, scaling):
     assert got[0] == plain[0]
 
 
-def test_yarn_and_llama3_change_something_between_their_ends(tiny):
+def test_yarn_and_llama3_blend_some_pairs(tiny):
   plain = positions.rope_frequencies(tiny(**ROPE))
   for scaling in ('yarn', 'llama3'):
     ratio = positions.rope_frequencies(tiny(rope_scaling=scaling, **ROPE, **SCALED)) / plain
@@ -82,9 +82,9 @@ def test_yarn_and_llama3_change_something_between_their_ends(tiny):
 
 
 def test_yarn_bounds_follow_the_config(tiny):
-  kept = tiny(rope_scaling='yarn', rope_beta_fast=1e-9, rope_beta_slow=1e-9, **ROPE, **SCALED)
+  cfg = tiny(rope_scaling='yarn', rope_beta_fast=1e-9, rope_beta_slow=1e-9, **ROPE, **SCALED)
   plain = positions.rope_frequencies(tiny(**ROPE))
-  np.testing.assert_allclose(positions.rope_frequencies(kept), plain)
+  np.testing.assert_allclose(positions.rope_frequencies(cfg), plain)
 
 
 def test_attention_factor(tiny):
@@ -98,7 +98,7 @@ def test_attention_factor(tiny):
 
 
 @pytest.mark.parametrize('scaling', ['none', 'yarn'])
-def test_rope_turns_pairs_as_complex_numbers(scaling):
+def test_rope_rotates_pairs_as_complex_numbers(scaling):
   cfg = scaled(scaling)
   x_BTHK = np.random.default_rng(0).standard_normal((2, 3, 2, 16)).astype(np.float32)
   places_BT = np.array([[0, 1, 2], [9, 40, 5]], np.int32)
@@ -119,7 +119,7 @@ def rope_scores(q_K, k_K, i, j):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 500), st.integers(0, 500), st.integers(0, 500), st.integers(0, 2**31))
-def test_rope_scores_depend_on_the_distance_alone(i, j, shift, seed):
+def test_rope_scores_depend_only_on_distance(i, j, shift, seed):
   q_K, k_K = np.random.default_rng(seed).standard_normal((2, 16)).astype(np.float32)
   place = lambda n: np.int32(n)
   here = rope_scores(q_K, k_K, place(i), place(j))
@@ -137,7 +137,7 @@ def test_alibi_slopes():
   np.testing.assert_allclose(position_schemes.alibi_slopes(12), [*0.5 ** np.arange(1, 9), *extra], rtol=1e-6)
 
 
-def test_alibi_falls_with_the_distance_either_way(tiny):
+def test_alibi_bias_grows_with_distance_in_both_directions(tiny):
   cfg = tiny(positions='alibi')
   t_BT, s_BS = np.array([[2, 5]], np.int32), np.array([[0, 2, 7]], np.int32)
   got_BHTS = jax.jit(lambda t, s: position_schemes.alibi(cfg, t, s))(t_BT, s_BS)
@@ -149,7 +149,7 @@ def test_alibi_falls_with_the_distance_either_way(tiny):
 # ----------------------------------------------------------------- what each row makes of the model
 
 # How logits answer to positions: moved along by 3, and spread out by 2.
-ANSWERS = {
+RESPONSES = {
   'sinusoidal': (True, True),
   'learned': (True, True),
   'rope': (False, True),  # relative
@@ -160,7 +160,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize('name', positions.POSITIONS)
-def test_what_positions_change(name):
+def test_logits_respond_to_shifted_and_stretched_positions(name):
   model = models.fill(models.tiny(**models.VARIANTS[name]))
   ids_BT = models.tokens()
   places_BT = np.tile(np.arange(models.LENGTH, dtype=np.int32), (models.ROWS, 1))
@@ -168,10 +168,10 @@ def test_what_positions_change(name):
     places_BT = np.stack([places_BT] * 3, -1)
   base = models.logits(model, ids_BT, places_BT)
   differs = lambda p: np.abs(models.logits(model, ids_BT, p) - base).max() > 1e-3
-  assert (differs(places_BT + 3), differs(places_BT * 2)) == ANSWERS[name]
+  assert (differs(places_BT + 3), differs(places_BT * 2)) == RESPONSES[name]
 
 
-def test_without_positions_the_past_is_a_set():
+def test_without_positions_order_of_past_tokens_does_not_matter():
   cfg = models.tiny(**models.VARIANTS['none'] | dict(layers=1))
   ids_BT = models.tokens()
   shuffled_BT = np.concatenate([ids_BT[:, [2, 0, 1]], ids_BT[:, 3:]], 1)
@@ -187,11 +187,11 @@ def test_mrope_with_equal_places_is_rope():
   places_BT = np.arange(10, dtype=np.int32).reshape(2, 5)
   equal_BT3 = np.stack([places_BT] * 3, -1)
   expected = positions.rope(plain, jnp.asarray(x_BTHK), jnp.asarray(places_BT))
-  found = positions.mrope(cfg, jnp.asarray(x_BTHK), jnp.asarray(equal_BT3))
-  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  rotated = positions.mrope(cfg, jnp.asarray(x_BTHK), jnp.asarray(equal_BT3))
+  np.testing.assert_allclose(rotated, expected, rtol=1e-6)
 
 
-def test_mrope_turns_pairs_with_time_row_and_column_by_turns():
+def test_mrope_alternates_time_row_and_column_over_pairs():
   """Each axis moved alone turns its own pairs: time half of them, row and column a quarter each."""
   cfg = models.tiny(positions='mrope', head_dim=16)
   x_BTHK = jnp.ones((1, 1, 1, 16))

@@ -1,4 +1,4 @@
-"""The CPU attention kernel: equal to plain einsums, forward and backward, and when it is taken."""
+"""The tiled CPU attention kernel equals plain attention, and is chosen where it is supported."""
 
 import jax
 import jax.extend
@@ -9,7 +9,7 @@ import pytest
 from gpt_jax.model.kernels import choice, tiled_cpu
 from gpt_jax.model.mask import Mask
 from tests import models
-from tests.model.test_attention import both, inputs, order
+from tests.model.test_attention import inputs, order, output_and_gradients
 
 ROWS, LENGTH = 6, 50
 CASES = {
@@ -25,7 +25,7 @@ CASES = {
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_chunks_equal_xla_forward_and_backward(tiny, monkeypatch, case):
+def test_tiled_attention_equals_xla_forward_and_backward(tiny, monkeypatch, case):
   """Three pieces of two rows, each in five blocks of queries."""
   monkeypatch.setattr(tiled_cpu, 'QUERIES', 10)
   monkeypatch.setattr(tiled_cpu, 'SCORES', 2 * 4 * LENGTH * 10)
@@ -43,12 +43,12 @@ def test_chunks_equal_xla_forward_and_backward(tiny, monkeypatch, case):
   assert len(tiled_cpu.query_blocks(LENGTH, mask)) == 5
   qkv = inputs(cfg, ROWS, LENGTH)
   weight = rng.standard_normal(qkv[0].shape).astype(np.float32)
-  found, expected = (both(cfg, mask, name, qkv, weight) for name in ('chunks', 'xla'))
-  for got, want in zip(found, expected, strict=True):
+  actual, expected = (output_and_gradients(cfg, mask, name, qkv, weight) for name in ('chunks', 'xla'))
+  for got, want in zip(actual, expected, strict=True):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_blocks_hold_every_visible_pair_and_leave_out_what_they_can():
+def test_query_blocks_cover_visible_pairs_and_skip_most_others():
   for window in (0, 100):
     mask = Mask(order(787), order(787), window)
     seen = np.zeros((787, 787), int)
@@ -60,7 +60,7 @@ def test_blocks_hold_every_visible_pair_and_leave_out_what_they_can():
   assert len(tiled_cpu.query_blocks(100, mask)) == 1
 
 
-def test_a_cpu_takes_chunks_where_it_can(tiny):
+def test_a_cpu_takes_tiles_where_they_are_supported(tiny):
   rows = Mask(order(16), order(16))
   choose = lambda cfg, mask=rows: choice.choose_kernel(cfg, mask, 16, 'cpu')
   assert choose(tiny()) == 'chunks'
@@ -84,7 +84,7 @@ def products(jaxpr):
   return count
 
 
-def test_the_backward_pass_does_not_attend_again(tiny):
+def test_backward_pass_recomputes_scores_but_not_the_output(tiny):
   """Two products forward; backward one for the scores and four for gradients, delta beside them."""
   model, ids_BT = models.fill(tiny(remat='dots_no_batch')), models.tokens()
   loss = lambda model: model(ids_BT).logits_BTV.sum()

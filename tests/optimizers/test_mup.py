@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from gpt_jax import optim, step
-from gpt_jax.model import attention, gpt, mask
-from gpt_jax.model import layers as nn
+from gpt_jax.model import attention, gpt, mask, param_trees
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.kernels import splash
 from gpt_jax.optim import OptimConfig, Optimizer
@@ -22,7 +21,7 @@ from tests import models
 
 
 def axes_of(cfg):
-  return {path: p.axes for path, p in nn.named_params(gpt.GPT(cfg))}
+  return {path: p.axes for path, p in param_trees.named_params(gpt.GPT(cfg))}
 
 
 def text(cfg):
@@ -96,7 +95,9 @@ def test_every_parameter_has_its_role_and_initial_size():
   seen = set()
   extras = dict(patch_values=6, frame_values=5, tied_head=False)
   for variant in (models.VARIANTS['learned'] | extras, models.VARIANTS['experts'], dict(qk_norm=1)):
-    plain, wide = (dict(nn.named_params(gpt.GPT(models.tiny(mup_base=b, **variant)))) for b in (0, 4))
+    plain, wide = (
+      dict(param_trees.named_params(gpt.GPT(models.tiny(mup_base=b, **variant)))) for b in (0, 4)
+    )
     for path, p in wide.items():
       role, power = ROLES[p.axes]
       assert mup.role(p.axes) == role, path

@@ -14,8 +14,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from gpt_jax import config
 from gpt_jax.cli import experiment_file
-from gpt_jax.model import gpt
-from gpt_jax.model import layers as nn
+from gpt_jax.model import gpt, param_trees
 from gpt_jax.sharding import AXES
 from gpt_jax.tokenizers import audio, image
 from gpt_jax.tokenizers.learned import autoencoder
@@ -48,7 +47,7 @@ def abstract_model(cfg):
 def layout(path, folder):
   """{parameter: its axis, axes or null by dimension}."""
   placed = gpt.shardings(abstract_model(load(path, folder)), MESH)
-  return {name: list(p.get_value().spec) for name, p in nn.named_params(placed)}
+  return {name: list(p.get_value().spec) for name, p in param_trees.named_params(placed)}
 
 
 def written(layout):

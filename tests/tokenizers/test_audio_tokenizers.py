@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gpt_jax.data.synthetic import keypad
 from gpt_jax.model import layers as nn
+from gpt_jax.model import param_trees
 from gpt_jax.tokenizers import audio
 from gpt_jax.tokenizers.audio import AUDIO_TOKENIZERS, AudioConfig, build, load
 from gpt_jax.tokenizers.learned import autoencoder
@@ -31,7 +32,7 @@ def learned(cfg=None):
   cfg = cfg or AudioConfig(kind='fsq', seconds=0.5, network_width=16, network_blocks=1)
   codec_cfg = audio.autoencoder_config(cfg)
   model = nn.initialize(autoencoder.Autoencoder(codec_cfg), jax.random.key(0))
-  params = {path: np.asarray(p.get_value()) for path, p in nn.named_params(model)}
+  params = {path: np.asarray(p.get_value()) for path, p in param_trees.named_params(model)}
   statistics = audio.fit_statistics(cfg, clips())
   return AUDIO_TOKENIZERS['fsq'].from_model(cfg, statistics, codec_cfg, params)
 
@@ -210,7 +211,9 @@ def test_codes_do_not_depend_on_the_level():
 def test_the_learned_tokenizer_is_its_autoencoder():
   """Codes and frames inside a clip are those of the model, applied directly."""
   tokenizer = made('fsq')
-  model = nn.map_params(lambda path, _: tokenizer.params[path], autoencoder.Autoencoder(tokenizer.codec_cfg))
+  model = param_trees.map_params(
+    lambda path, _: tokenizer.params[path], autoencoder.Autoencoder(tokenizer.codec_cfg)
+  )
   (features_PC,) = tokenizer.features(clips()[3:4])
   silence_PC = np.tile(tokenizer.silence_C, (4, 1))
   x_BJM = np.concatenate([silence_PC, features_PC, silence_PC]).reshape(1, -1, 40)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.model import layers as nn
+from gpt_jax.model import param_trees
 from gpt_jax.tokenizers import patches
 from gpt_jax.tokenizers.learned import autoencoder
 from gpt_jax.tokenizers.learned.autoencoder import Autoencoder, AutoencoderConfig
@@ -28,7 +29,7 @@ def born(cfg, seed=0):
 
 
 def params_of(model):
-  return {path: p.get_value() for path, p in nn.named_params(model)}
+  return {path: p.get_value() for path, p in param_trees.named_params(model)}
 
 
 def inputs(cfg, n=3, frames=0):
@@ -98,7 +99,7 @@ def step(cfg):
     params, grads = params_of(model), params_of(grads)
     params = {path: p - 0.1 * grads[path] for path, p in params.items()}
     params = autoencoder.after_update(cfg, params, metrics['statistics'], key)
-    return nn.map_params(lambda path, _: params[path], model), loss, metrics, grads
+    return param_trees.map_params(lambda path, _: params[path], model), loss, metrics, grads
 
   return run
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_jax.model import layers as nn
+from gpt_jax.model import param_trees
 from gpt_jax.tokenizers import base, image, kmeans, media_tokenizer, patches
 from gpt_jax.tokenizers.image import IMAGE_TOKENIZERS, ImageConfig
 from gpt_jax.tokenizers.learned import autoencoder
@@ -39,7 +40,7 @@ def pictures(shape, n=12, seed=0):
 def params_for(cfg, seed=0):
   abstract = autoencoder.Autoencoder(image.autoencoder_config(cfg))
   model = jax.jit(functools.partial(nn.initialize, abstract))(jax.random.key(seed))
-  return {path: np.asarray(p.get_value()) for path, p in nn.named_params(model)}
+  return {path: np.asarray(p.get_value()) for path, p in param_trees.named_params(model)}
 
 
 @functools.cache
@@ -277,7 +278,7 @@ def test_codes_are_those_of_the_model():
   images = pictures(cfg.shape, 4)
   abstract = autoencoder.Autoencoder(image.autoencoder_config(cfg))
   params = made('vq').params
-  model = nn.map_params(lambda path, _: jnp.asarray(params[path]), abstract)
+  model = param_trees.map_params(lambda path, _: jnp.asarray(params[path]), abstract)
 
   @jax.jit
   def run(x):

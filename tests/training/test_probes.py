@@ -51,7 +51,7 @@ def test_branches_add_up_to_the_stream():
 
 
 def axes_of(model):
-  return {path: p.axes for path, p in models.nn.named_params(model)}
+  return {path: p.axes for path, p in models.param_trees.named_params(model)}
 
 
 def bound(cfg, accumulate, kinds, **sections):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax.model import layers as nn
+from gpt_jax.model import param_trees
 from gpt_jax.tokenizers.learned import autoencoder
 
 
@@ -43,7 +43,7 @@ class Coder:
 def _compile(cfg, is_pixels):
   """Return (encode, decode) of one batch by parameters, compiled once for all with this config."""
   abstract = autoencoder.Autoencoder(cfg)
-  fill = lambda params: nn.map_params(lambda path, _: params[path], abstract)
+  fill = lambda params: param_trees.map_params(lambda path, _: params[path], abstract)
 
   @jax.jit
   def encode(params, x):

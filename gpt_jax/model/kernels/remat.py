@@ -1,0 +1,29 @@
+"""Rematerialization: which residuals of a block are saved for its backward pass, and which recomputed."""
+
+import jax
+
+from gpt_jax.model.kernels import flash
+
+
+def save_residuals(block, prevent_cse):
+  """Save all residuals of a block for its backward pass."""
+  return block
+
+
+def rematerialize(policy):
+  """A row of REMAT: save what the policy says and recompute the rest in the backward pass."""
+  return lambda block, prevent_cse: jax.checkpoint(block, policy=policy, prevent_cse=prevent_cse)
+
+
+REMAT = {  # name: (block, prevent_cse) -> block; inside a scan, CSE cannot undo the recomputation
+  'none': save_residuals,
+  'mlp_activations': save_residuals,  # but for the activation functions: see layers.MLP
+  'full': rematerialize(None),
+  'dots': rematerialize(jax.checkpoint_policies.dots_saveable),
+  'dots_no_batch': rematerialize(
+    jax.checkpoint_policies.save_from_both_policies(
+      jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+      jax.checkpoint_policies.save_only_these_names(flash.RESIDUALS),
+    )
+  ),
+}
