@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_jax.data.files import find, hash_files
+from gpt_jax.data.files import find_files, hash_files
 from gpt_jax.data.splits import Corpus, Record
 
 # Unpacked sizes up to ALWAYS bytes are accepted (MNIST's images are 47 MB), larger ones up to MOST_TIMES
@@ -23,7 +23,7 @@ READERS = {(1, 0): np.lib.format.read_array_header_1_0}  # others: read_array_he
 
 def arrays(source, split: str) -> Corpus:
   """Open the rows of an .npz of equally long arrays, or of MNIST's idx files of images and labels."""
-  files = find(source.path_of(split), '.npz')
+  files = find_files(source.path_of(split), '.npz')
   columns = _npz(files[0]) if files[0].suffix == '.npz' and len(files) == 1 else _idx(files)
   lengths = {name: len(column) for name, column in columns.items()}
   if len(set(lengths.values())) != 1:
@@ -34,9 +34,8 @@ def arrays(source, split: str) -> Corpus:
 
   def records():
     for number in range(next(iter(lengths.values()))):
-      record = Record((name, column[number]) for name, column in columns.items())
-      record.rate = source.rate
-      yield f'{files[0]} row {number}', record
+      fields = {name: column[number] for name, column in columns.items()}
+      yield f'{files[0]} row {number}', Record(fields, rate=source.rate)
 
   return Corpus(records, lambda: hash_files(files))
 

@@ -25,7 +25,7 @@ def parse(text: str) -> dict[str, float]:
       if name.strip() not in CHANGES or not 0 < float(number) < np.inf:
         raise ValueError
     except ValueError:
-      known = ', '.join(f'{name}={unit}' for name, (_, unit) in CHANGES.items())
+      known = ', '.join(f'{name}={unit}' for name, (_, unit, _) in CHANGES.items())
       raise ValueError(
         f'augment={text!r}: {item!r} is not a change with a strength\nfix: use some of {known}'
       ) from None
@@ -58,8 +58,8 @@ def change(value, modality, text: str, rng, rate: int):
     return warp(value, strengths, rng)
   if modality == 'audio':
     for name, strength in strengths.items():
-      if name in SOUND_CHANGES:
-        value = SOUND_CHANGES[name](value, strength, rng, rate).astype(np.float32)
+      if function := CHANGES[name][2]:
+        value = function(value, strength, rng, rate).astype(np.float32)
   return value
 
 
@@ -110,13 +110,12 @@ def mask(wave_N, strength, rng, rate):
   return changed_N
 
 
-SOUND_CHANGES = {'speed': speed, 'equalize': equalize, 'noise': noise, 'mask': mask}
-CHANGES = {  # name -> (modality, unit of its strength)
-  'shift': ('image', 'PIXELS'),
-  'rotate': ('image', 'DEGREES'),
-  'scale': ('image', 'SHARE'),
-  'speed': ('audio', 'SHARE'),
-  'equalize': ('audio', 'DECIBELS'),
-  'noise': ('audio', 'SHARE'),
-  'mask': ('audio', 'SECONDS'),
+CHANGES = {  # name -> (modality, unit of its strength, function of a sound)
+  'shift': ('image', 'PIXELS', None),
+  'rotate': ('image', 'DEGREES', None),
+  'scale': ('image', 'SHARE', None),
+  'speed': ('audio', 'SHARE', speed),
+  'equalize': ('audio', 'DECIBELS', equalize),
+  'noise': ('audio', 'SHARE', noise),
+  'mask': ('audio', 'SECONDS', mask),
 }

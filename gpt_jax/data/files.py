@@ -11,19 +11,19 @@ import numpy as np
 from gpt_jax.runs import records
 
 
-def roots() -> list[str]:
+def data_roots() -> list[str]:
   """Return the folders of relative paths: the current one, then GPT_JAX_DATA if set."""
   return ['.', *filter(None, [os.environ.get('GPT_JAX_DATA', '')])]
 
 
-def find(path: str, suffix: str) -> list[Path]:
+def find_files(path: str, suffix: str) -> list[Path]:
   """Return the sorted files, at least one, of a name, a glob or a folder (all `suffix` in it).
 
   Files of a bucket, as in gs://bucket/texts or s3://bucket/a*.jsonl, are copied here first.
   """
   if '://' in path:
     return fetched(path, suffix)
-  for root in roots():
+  for root in data_roots():
     full = os.path.join(root, os.path.expanduser(path))
     pattern = os.path.join(glob.escape(full), '**', f'*{suffix}') if os.path.isdir(full) else full
     names = [full] if os.path.isfile(full) else glob.glob(pattern, recursive=True)
@@ -120,9 +120,9 @@ def not_utf8(path: Path, offset: int) -> ValueError:
   )
 
 
-def container(path: str) -> Path | None:
+def containing_file(path: str) -> Path | None:
   """Return the file that holds a path: itself, or a .zip above it; None if there is none."""
-  for root in roots():
+  for root in data_roots():
     full = Path(root) / os.path.expanduser(path)
     for file in (full, *(parent for parent in full.parents if parent.suffix == '.zip')):
       if file.is_file():

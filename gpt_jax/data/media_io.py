@@ -31,7 +31,7 @@ def open_bytes(path, where: str = '') -> bytes:
   Relative paths are looked up like those of sources. Raises FileNotFoundError.
   """
   path = Path(path).expanduser()
-  for root in files.roots():
+  for root in files.data_roots():
     full = Path(root) / path
     if full.is_file():
       return full.read_bytes()

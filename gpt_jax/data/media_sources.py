@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_jax.data.files import container, find, hash_files, refuse_remote, roots
+from gpt_jax.data.files import containing_file, data_roots, find_files, hash_files, refuse_remote
 from gpt_jax.data.record_sources import json_records
 from gpt_jax.data.splits import Corpus, Record
 from gpt_jax.data.synthetic.keypad import NAMES, RATE
@@ -46,9 +46,7 @@ def keypad(source, split: str) -> Corpus:
 
   def records():
     for where, fields in keypad_records(source.documents):
-      record = Record(fields)
-      record.rate = RATE
-      yield where, record
+      yield where, Record(fields, rate=RATE)
 
   def content():
     digest = hashlib.sha256()
@@ -86,9 +84,9 @@ def files(source, split: str) -> Corpus:
       yield path, record
 
   def content():
-    holders = sorted({container(path) for path, _ in paths})
+    holders = sorted({containing_file(path) for path, _ in paths})
     names = hashlib.sha256(json.dumps([name for _, name in paths]).encode()).hexdigest()
-    beside = hash_files(find(source.captions, '.jsonl')) if source.captions else ''
+    beside = hash_files(find_files(source.captions, '.jsonl')) if source.captions else ''
     return '-'.join(filter(None, [hash_files(holders), names, beside]))
 
   return Corpus(records, content)
@@ -97,7 +95,7 @@ def files(source, split: str) -> Corpus:
 def _media_files(path: str) -> list[tuple[str, str]]:
   """Return (path, name below the folder or .zip) of each media file, sorted by path."""
   refuse_remote(path)
-  for root in roots():
+  for root in data_roots():
     full = os.path.join(root, os.path.expanduser(path))
     if os.path.isdir(full):
       names = glob.glob('**', root_dir=full, recursive=True)
@@ -119,7 +117,7 @@ def _media_files(path: str) -> list[tuple[str, str]]:
 def _captions(path: str) -> dict[str, dict]:
   """Return the objects of JSON lines by the file that they name."""
   captions = {}
-  for file in find(path, '.jsonl'):
+  for file in find_files(path, '.jsonl'):
     for where, record in json_records(file):
       key = next((key for key in KEYS if isinstance(record.get(key), str)), '')
       if not key or record[key] in captions:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpt_jax.data import templates
-from gpt_jax.data.files import container, find, hash_files, not_utf8, refuse_remote, roots
+from gpt_jax.data.files import containing_file, data_roots, find_files, hash_files, not_utf8, refuse_remote
 from gpt_jax.data.splits import Corpus, Record
 from gpt_jax.data.synthetic import stories
 
@@ -19,13 +19,13 @@ def jsonl(source, split: str) -> Corpus:
   """Open JSON lines; blank lines are skipped. Media lie beside the file, or in `root`."""
   if templates.modalities(source.template) and not source.root:
     refuse_remote(source.path_of(split))
-  files = find(source.path_of(split), '.jsonl')
+  files = find_files(source.path_of(split), '.jsonl')
 
   def records():
     for path in files:
       root = _media_root(source.root, path.parent)
       for where, fields in json_records(path, bool(source.bad_records)):
-        yield where, fields if isinstance(fields, ValueError) else Record.below(root, fields)
+        yield where, fields if isinstance(fields, ValueError) else Record(fields, root)
 
   def content():
     if not templates.modalities(source.template):
@@ -77,7 +77,7 @@ def _media_root(root: str, folder: Path) -> str:
   """Return the start of relative media paths: `folder`, or `root` below it or elsewhere."""
   if not root:
     return str(folder)
-  for start in (folder, *roots()):
+  for start in (folder, *data_roots()):
     full = os.path.join(start, os.path.expanduser(root))
     if os.path.isdir(full) or zipfile.is_zipfile(full):
       return full
@@ -97,7 +97,7 @@ def _hash_media(template: str, records: Iterator[tuple[str, dict]]) -> str:
       pieces = []
     for piece in pieces:
       if piece.kind in templates.MODALITY and isinstance(piece.value, str):
-        path = container(piece.value)
+        path = containing_file(piece.value)
         missing.add(piece.value) if path is None else present.add(path)
   lost = hashlib.sha256(json.dumps(sorted(missing)).encode()).hexdigest() if missing else ''
   return hash_files(sorted(present)) + lost
@@ -109,7 +109,7 @@ def parallel(source, split: str) -> Corpus:
   Its fields are the suffixes of the files, here en and de; lines are stripped.
   """
   path = source.path_of(split)
-  files = {file.with_suffix('') if file.suffix == '.gz' else file: file for file in find(path, '')}
+  files = {file.with_suffix('') if file.suffix == '.gz' else file: file for file in find_files(path, '')}
   names = {name.suffix.removeprefix('.'): file for name, file in files.items()}
   if len(names) < max(2, len(files)) or '' in names:
     raise ValueError(
@@ -175,9 +175,7 @@ def tfds(source, split: str) -> Corpus:
     for start in range(0, len(rows), 256):
       numbers = range(start, min(start + 256, len(rows)))
       for number, fields in zip(numbers, rows.__getitems__(numbers), strict=True):
-        record = Record(fields)
-        record.rate = rate
-        yield f'{builder.info.full_name} {split} record {number}', record
+        yield f'{builder.info.full_name} {split} record {number}', Record(fields, rate=rate)
 
   def content():
     files = hash_files(sorted(map(os.fspath, info.filepaths)))  # text: they may be URLs
@@ -198,7 +196,7 @@ def _tfds_builder(source):
 
   options = {}
   if source.data_dir:
-    paths = [os.path.join(root, os.path.expanduser(source.data_dir)) for root in roots()]
+    paths = [os.path.join(root, os.path.expanduser(source.data_dir)) for root in data_roots()]
     options['data_dir'] = next(filter(os.path.isdir, paths), source.data_dir)
   try:
     builder = tfds.builder(source.path, **options)

@@ -14,17 +14,15 @@ SPLITS = ('train', 'valid', 'test')
 
 
 class Record(dict):
-  """The fields of a record, and how to read its media."""
+  """The fields of a record, and how to read its media.
 
-  root = ''  # folder or .zip below which relative paths lie
-  rate = 0  # samples a second of sounds that are arrays; 0 = unknown
+  root: folder or .zip below which relative paths lie. rate: sample rate of sounds that are arrays in
+  Hz; 0 = unknown.
+  """
 
-  @classmethod
-  def below(cls, root, fields: dict) -> 'Record':
-    """Return a record whose media lie below `root`."""
-    record = cls(fields)
-    record.root = str(root)
-    return record
+  def __init__(self, fields, root: str = '', rate: int = 0):
+    super().__init__(fields)
+    self.root, self.rate = root, rate
 
 
 @dataclass(frozen=True)

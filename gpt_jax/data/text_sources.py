@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from gpt_jax.data.files import find, hash_files, not_utf8
+from gpt_jax.data.files import find_files, hash_files, not_utf8
 from gpt_jax.data.splits import Corpus
 from gpt_jax.data.synthetic import markov
 
@@ -38,7 +38,7 @@ def builtin(source, split: str) -> Corpus:
 
 def text(source, split: str) -> Corpus:
   """Open UTF-8 files, read byte for byte; each is one document, or many between separators."""
-  files = find(source.path_of(split), '.txt')
+  files = find_files(source.path_of(split), '.txt')
 
   def records():
     for path in files:

@@ -102,7 +102,7 @@ def test_pieces():
 
 
 def test_paths_lie_below_the_root_of_a_record():
-  record = Record.below('/media.zip', {'x': 'a/b.png', 'y': '/c.png', 'w': np.zeros(3)})
+  record = Record({'x': 'a/b.png', 'y': '/c.png', 'w': np.zeros(3)}, root='/media.zip')
   record.rate = 50
   values = [piece.value for piece in templates.fill('{x:image}{y:patches}{w:audio}', record, '')]
   assert values[:2] == ['/media.zip/a/b.png', '/c.png']
@@ -111,7 +111,7 @@ def test_paths_lie_below_the_root_of_a_record():
 
 def test_parts():
   parts = [{'text': 'a'}, {'text': 'b'}, {'image': 'x.png'}, {'audio': 's.wav'}, {'text': 'c'}]
-  record = Record.below('r', {'p': parts, 'q': [{'text': 'd'}]})
+  record = Record({'p': parts, 'q': [{'text': 'd'}]}, root='r')
   assert templates.fill('{p:parts} -> {q:parts}', record, '') == [
     Piece('text', 'ab'),
     Piece('image', 'r/x.png'),
