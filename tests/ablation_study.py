@@ -1,4 +1,4 @@
-"""A study as the laboratory leaves it, without any training: what the tests of its report read."""
+"""A synthetic finished study, without any training, for the tests of its report."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Plans, the arms that a study makes of them, budgets, and the studies that are shipped."""
+"""Sweeps, the arms of a study, budgets, and the shipped studies."""
 
 import dataclasses
 import itertools
@@ -80,7 +80,7 @@ def test_random_draws():
   assert {cell['mlp'] for cell in cells} == {'gelu', 'relu2'}
 
 
-def test_the_algebra_of_cells():
+def test_combining_lists_of_cells():
   a, b = sweeps.levels('a', 1, 2), sweeps.levels('b', 3, 4)
   assert sweeps.product(a, b) == [dict(a=x, b=y) for x, y in itertools.product((1, 2), (3, 4))]
   assert sweeps.zip_(a, b) == [{'a': 1, 'b': 3}, {'a': 2, 'b': 4}]
@@ -175,7 +175,7 @@ def test_levels_of_several_keys_and_functions(make):
   assert arms['documents=30'].config.data.mixture['text'].documents == 30
 
 
-def test_changes_reach_every_arm_and_a_level_is_the_bases_after_them(make):
+def test_changes_apply_to_every_arm_before_levels_are_compared(make):
   study = make({'mlp': ['gelu', 'relu2']}, changes={'mlp': 'gelu', 'train.steps': 6})
   arms = design.make_arms(study)
   assert [arm.name for arm in arms] == ['base', 'mlp=relu2']
@@ -242,7 +242,7 @@ def test_runs_go_seed_after_seed(make):
     ({'layers': uniform(1, 3)}, ('factor layers is a range',)),
   ],
 )
-def test_factors_that_cannot_be(make, factors, parts):
+def test_invalid_factors_are_errors(make, factors, parts):
   if not parts:  # a source's key is found by its last part too
     assert len(names(make(factors))) == 3
     return
@@ -264,7 +264,7 @@ def test_factors_that_cannot_be(make, factors, parts):
     (dict(keeps_parameters=('lr',)), "'lr'"),
   ],
 )
-def test_studies_that_cannot_be(given, part):
+def test_invalid_studies_are_errors(given, part):
   with pytest.raises(ValueError) as error:
     Study(**(dict(base='x.py', factors={'mlp': ['gelu']}) | given))
   tiny_runs.assert_two_lines(error.value, part)
@@ -353,13 +353,13 @@ def test_step_times_are_measured_once_for_equal_work(tmp_path, tmp_path_factory,
 @pytest.mark.parametrize(
   ('given', 'part'), [(dict(tokens=1, flops=1), 'tokens=1 and flops=1'), (dict(seconds=-1), 'seconds=-1')]
 )
-def test_budgets_that_cannot_be(given, part):
+def test_invalid_budgets_are_errors(given, part):
   with pytest.raises(ValueError) as error:
     Budget(**given)
   tiny_runs.assert_two_lines(error.value, part)
 
 
-def test_a_budget_of_parameters_is_not_for_tokenizers():
+def test_a_parameter_budget_is_an_error_for_tokenizers():
   with pytest.raises(ValueError) as error:
     budget.CostMeter('.').cost(tiny_runs.codec('image'))
   tiny_runs.assert_two_lines(error.value, 'image_tokenizer')
@@ -408,7 +408,7 @@ def test_every_arm_of_a_shipped_study_changes_something(path, data_dir, tmp_path
     assert not any('should not' in flag or 'other' in flag for flag in arm['flags']), arm['name']
 
 
-def test_optimizers_decay_alike():
+def test_optimizer_arms_have_equal_decay_per_step():
   arms = design.make_arms(design.load_study(str(command_line.ROOT / 'experiments/ablations/optimizers.py')))
   rates = {}
   for arm in arms:

@@ -1,4 +1,4 @@
-"""What is known of arms before they run: that they differ, in what, and what seeds pair."""
+"""Proofs that arms differ, before anything runs, and pairing by seeds."""
 
 import dataclasses
 import json
@@ -67,14 +67,14 @@ def described(prove, factors, **given):
     ({'eps': [1e-3, 1e-4]}, {'optim.name': 'sgd'}),
   ],
 )
-def test_a_planted_null_is_refused(prove, factors, changes):
+def test_an_arm_without_effect_is_an_error(prove, factors, changes):
   with pytest.raises(ValueError) as error:
     prove(factors, changes=changes)
   [key] = factors
   tiny_runs.assert_two_lines(error.value, f'arm {key}=', 'those of arm base', key)
 
 
-def test_noise_in_step_times_does_not_hide_a_null(prove, monkeypatch):
+def test_noisy_step_times_do_not_hide_an_arm_without_effect(prove, monkeypatch):
   """Each measurement is slower than the last: an arm that changes nothing gets the same steps."""
   times = iter(range(1, 99))
   monkeypatch.setattr(budget, 'measure_step_seconds', lambda *_: next(times) / 100)
@@ -87,7 +87,7 @@ def test_noise_in_step_times_does_not_hide_a_null(prove, monkeypatch):
   assert base == beta > mlp
 
 
-def test_an_arm_that_is_another_is_refused_and_both_are_named(prove):
+def test_equal_arms_are_an_error_that_names_both(prove):
   twins = {
     'gelu': {'mlp': 'gelu'},
     'wide': {'mlp': 'gelu', 'hidden': 64},  # what hidden=0 means
@@ -98,7 +98,7 @@ def test_an_arm_that_is_another_is_refused_and_both_are_named(prove):
   tiny_runs.assert_two_lines(error.value, *parts)
 
 
-def test_what_matters_changes_the_fingerprint(prove):
+def test_every_input_of_the_result_changes_the_fingerprint(prove):
   changes = {
     'nothing': {},
     'rope_theta': {'rope_theta': 500.0},  # a constant of the program
@@ -120,13 +120,13 @@ def test_what_matters_changes_the_fingerprint(prove):
   assert shares == {'', 'init_std', 'init', 'lr', 'data', 'split'}
 
 
-def test_steps_matter_also_where_the_schedule_has_none(prove):
+def test_steps_change_the_fingerprint_under_a_constant_schedule(prove):
   _, _, proofs = prove({'steps': [12, 8]}, changes={'schedule': 'constant'})
   base, short = proofs.values()
   assert base.program == short.program and base.fingerprint != short.fingerprint
 
 
-def test_samplers_matter_to_a_metric_of_a_task(prove):
+def test_sampling_changes_the_fingerprint_for_a_task_metric(prove):
   prove({'temperature': [1.0, 0.5]}, metric='accuracy')
 
 
@@ -137,7 +137,7 @@ def test_a_fingerprint_is_the_same_every_time(prove, folder):
   assert again.fingerprint == proofs['base'].fingerprint
 
 
-def test_an_arm_that_cannot_be_is_named(prove):
+def test_an_invalid_arm_is_an_error_that_names_it(prove):
   with pytest.raises(ValueError) as error:
     prove({'train.length': [32, 64]}, changes={'train.length': 32})
   tiny_runs.assert_two_lines(error.value, 'arm train.length=64', 'model.context=32')
@@ -243,7 +243,7 @@ def test_only_the_target_of_a_template_is_scored(folder, tmp_path):
   assert 'other tokens' in other and 'template' in other
 
 
-def test_what_a_budget_sets_is_not_flagged(prove):
+def test_changes_by_the_budget_are_not_flagged(prove):
   arms = described(prove, {'layers': [2]}, budget=Budget(flops=2e8))
   assert arms['layers=2']['steps'] < arms['base']['steps']
   assert 'train.steps' in arms['layers=2']['diff'] and not arms['layers=2']['flags']
@@ -325,7 +325,7 @@ def starts(folder):
     dict(model__norm_position='sandwich', model__tied_head=False),
   ],
 )
-def test_equal_seeds_pair_what_arms_share(starts, changes):
+def test_equal_seeds_give_arms_equal_initial_values_and_data(starts, changes):
   (params, batches), (other, other_batches) = starts(3), starts(3, **changes)
   shared = [path for path in params if path in other and params[path].shape == other[path].shape]
   assert len(shared) >= len(params) - 3
@@ -335,7 +335,7 @@ def test_equal_seeds_pair_what_arms_share(starts, changes):
     np.testing.assert_array_equal(ours['token_ids_BT'], theirs['token_ids_BT'])
 
 
-def test_other_seeds_share_neither(starts):
+def test_different_seeds_give_different_initial_values_and_data(starts):
   (params, batches), (other, other_batches) = starts(3), starts(4)
   assert (params['embed_VD'] != other['embed_VD']).any()
   assert (batches[0]['token_ids_BT'] != other_batches[0]['token_ids_BT']).any()

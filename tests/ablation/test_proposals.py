@@ -1,4 +1,4 @@
-"""Studies whose arms Optuna proposes: rounds, kills, proposals that are no arms. Nothing trains."""
+"""Optuna sweeps: rounds, kills, invalid proposals. Nothing trains."""
 
 import dataclasses
 import math
@@ -71,7 +71,7 @@ def told(optuna, workdir):
   return [(trial.params, trial.state.name, trial.value) for trial in asked.get_trials()]
 
 
-def test_rounds_go_on_after_a_kill_as_if_nothing_had_happened(optuna, study, fake, tmp_path):
+def test_rounds_after_a_kill_equal_uninterrupted_ones(optuna, study, fake, tmp_path):
   assert proposals.run(study, tmp_path / 'whole') == 'judged'
   assert [len(arms) for arms in fake.rounds] == [4, 7, 8]
   assert all(arms[0] == 'base' for arms in fake.rounds) and fake.rounds[2][:7] == fake.rounds[1]
@@ -94,7 +94,7 @@ def test_rounds_go_on_after_a_kill_as_if_nothing_had_happened(optuna, study, fak
   assert proposals.run(more, tmp_path / 'cut') == 'judged' and len(fake.rounds[-1]) == 9
 
 
-def test_what_is_no_arm_or_another_one_is_not_trained(optuna, study, fake, tmp_path):
+def test_invalid_and_duplicate_proposals_are_not_trained(optuna, study, fake, tmp_path):
   said, factors = [], {'positions': ['rope', 'none'], 'model.heads': [2, 3, 4]}
   small = dataclasses.replace(study, factors=factors, count=20, batch=10)
   assert proposals.run(small, tmp_path / 'x', say=said.append) == 'judged'
@@ -117,7 +117,7 @@ def test_an_arm_without_a_result_is_told_as_failed(optuna, study, fake, tmp_path
   assert records.read_json(tmp_path / 'b/study.json')['sweep'] == 'optuna'
 
 
-def test_mistakes_in_a_study_of_proposals(optuna, study, fake, tmp_path):
+def test_invalid_optuna_studies_are_errors(optuna, study, fake, tmp_path):
   proposals.run(study, tmp_path / 'a')
   other = {'factors': study.factors | {'positions': ['rope', 'alibi']}}
   for change, cause, place in (
@@ -131,7 +131,7 @@ def test_mistakes_in_a_study_of_proposals(optuna, study, fake, tmp_path):
     assert_two_lines(error.value, cause)
 
 
-def test_without_optuna_it_says_what_to_install(study, tmp_path, monkeypatch):
+def test_missing_optuna_is_an_error_with_the_install_command(study, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'optuna', None)
   with pytest.raises(ValueError) as error:
     proposals.run(study, tmp_path / 'new')

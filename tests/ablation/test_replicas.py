@@ -1,4 +1,4 @@
-"""Replicas are the runs alone; what happens to one of them leaves the others alone."""
+"""Replicas equal single runs and do not affect each other."""
 
 import dataclasses
 import json
@@ -126,7 +126,7 @@ def test_several_steps_a_call_and_shards_within_a_replica(tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_may_go_on_alone_or_together_from_different_steps(alone, tmp_path):
+def test_runs_resume_alone_or_together_from_different_steps(alone, tmp_path):
   configs, folders = [experiment(**s) for s in SETTINGS], [tmp_path / str(r) for r in range(3)]
   assert train.train(configs[0], folders[0], tiny_runs.stop_before(5)) is None
   stopped = replicas.train_together(configs[:2], folders[:2], tiny_runs.stop_before(3))
@@ -143,7 +143,7 @@ def test_runs_may_go_on_alone_or_together_from_different_steps(alone, tmp_path):
   assert ('resume', 6) in events(folders[0]) and ('resume', 1) in events(folders[1])
 
 
-def test_one_that_diverges_is_reported_and_disturbs_no_other(alone, tmp_path, capsys):
+def test_a_diverged_replica_does_not_affect_the_others(alone, tmp_path, capsys):
   wild = experiment(**SETTINGS[0] | dict(optim__lr=1e20))
   configs = [experiment(**SETTINGS[0]), wild, experiment(**SETTINGS[1])]
   configs = [replace(cfg, max_skipped=3) for cfg in configs]
@@ -166,7 +166,7 @@ def replace(cfg, **changes):
 
 
 @pytest.mark.slow
-def test_errors_of_one_run_are_its_own(alone, tmp_path, monkeypatch):
+def test_an_error_of_one_run_does_not_affect_the_others(alone, tmp_path, monkeypatch):
   """One cannot start, one cannot save, one is another's already."""
   settings = [*SETTINGS, SETTINGS[0]]
   configs, folders = [experiment(**s) for s in settings], [tmp_path / str(r) for r in range(4)]
@@ -196,7 +196,7 @@ def test_errors_of_one_run_are_its_own(alone, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_error_of_the_step_is_everybodys(tmp_path, monkeypatch):
+def test_an_error_of_the_step_fails_all_runs(tmp_path, monkeypatch):
   def broken(group, live):
     raise RuntimeError('out of memory')
 
@@ -248,7 +248,7 @@ def grouped(monkeypatch):
     ([0, 1, 2, 3, 4], [[0, 1, 2, 3, 4], [0, 1], [2, 3], [4]]),
   ],
 )
-def test_as_many_at_once_as_fit(grouped, seeds, groups):
+def test_as_many_runs_train_at_once_as_fit(grouped, seeds, groups):
   configs = [experiment(train__seed=seed) for seed in seeds]
   outcomes = replicas.train_together(configs, seeds)
   assert grouped == groups
@@ -257,21 +257,21 @@ def test_as_many_at_once_as_fit(grouped, seeds, groups):
 
 
 @pytest.mark.parametrize('changes', [dict(train__spike_sigma=6.0), dict(train__sdc_every=4)])
-def test_runs_with_their_steps_to_themselves_train_alone(grouped, changes):
+def test_runs_with_spike_rollback_or_sdc_checks_train_alone(grouped, changes):
   """They may go back to a checkpoint, or compare what a step gives."""
   configs = [experiment(train__seed=seed, **changes) for seed in range(3)]
   replicas.train_together(configs, range(3))
   assert grouped == [[0], [1], [2]]
 
 
-def test_what_waits_is_not_begun_after_a_request_to_stop(grouped):
+def test_waiting_runs_do_not_start_after_a_stop_request(grouped):
   configs = [experiment(train__seed=seed) for seed in range(4)]
   outcomes = replicas.train_together(configs, range(4), tiny_runs.stop_before(2))
   assert [outcome.outcome for outcome in outcomes] == ['done', 'done', 'stopped', 'stopped']
 
 
 @pytest.mark.slow
-def test_a_stop_while_the_step_compiles_touches_no_run(tmp_path):
+def test_a_stop_during_compilation_changes_no_run(tmp_path):
   pairs = [(experiment(**setting), tmp_path / str(r)) for r, setting in enumerate(SETTINGS[:2])]
   for cfg, folder in pairs:
     train.train(cfg, folder, tiny_runs.stop_before(2))
@@ -317,7 +317,7 @@ def test_memory_is_what_the_kernel_and_the_control_group_give(tmp_path, monkeypa
   assert replicas.memory_limit() == 77
 
 
-def test_fitting_counts_what_a_step_needs():
+def test_replicas_that_fit_counts_the_memory_of_the_step():
   used = SimpleNamespace(
     argument_size_in_bytes=100, output_size_in_bytes=90, alias_size_in_bytes=80, temp_size_in_bytes=190
   )
@@ -338,7 +338,7 @@ def test_fitting_counts_what_a_step_needs():
     (dict(optim__b1=0.5), 'optim.b1=0.9 and 0.5'),
   ],
 )
-def test_different_programs_are_refused(tmp_path, changes, part):
+def test_different_programs_are_an_error(tmp_path, changes, part):
   configs = [experiment(), experiment(train__seed=1, **changes)]
   with pytest.raises(ValueError) as error:
     replicas.train_together(configs, [tmp_path / '0', tmp_path / '1'])
@@ -425,7 +425,7 @@ def test_a_worker_serves_jobs_until_there_are_no_more(worker, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_saves_when_it_is_told_to_end(worker, tmp_path):
+def test_a_worker_saves_on_sigterm(worker, tmp_path):
   folders = [tmp_path / 'a', tmp_path / 'b']
   endless = [short(train__steps=10**6, train__seed=seed) for seed in (0, 1)]
   give(worker, endless, folders)
@@ -442,7 +442,7 @@ def test_a_worker_saves_when_it_is_told_to_end(worker, tmp_path):
     assert (folder / 'checkpoints/digests' / f'{step}.json').exists()
 
 
-def test_a_worker_whose_parent_died_while_it_began_trains_nothing(tmp_path):
+def test_a_worker_whose_parent_died_at_startup_trains_nothing(tmp_path):
   """It learns who started it from the environment, not from whoever is its parent by then."""
   job = json.dumps(records.to_json({'configs': [short()], 'folders': [str(tmp_path / 'a')]}))
   done = subprocess.run(

@@ -1,6 +1,6 @@
-"""The runner of studies: processes that die, runs that fail, stops, and which way is the fastest.
+"""The runner: processes that die or hang, runs that fail, stops, schedules and shares.
 
-Most training processes here are `fake_worker`, which does at once what it is told.
+Training processes are tests/fake_worker.py, which acts at once.
 """
 
 import dataclasses
@@ -77,7 +77,7 @@ def test_processes_share_the_cores_and_the_runs(tmp_path):
   assert 'other words' in (tmp_path / 'logs/worker0.log').read_text()
 
 
-def test_a_run_that_fails_is_not_tried_again_and_the_others_finish(tmp_path):
+def test_a_failed_run_is_not_retried_and_the_others_finish(tmp_path):
   kinds = ('done', 'fail', 'diverge', 'done')
   tasks = [task(tmp_path, f'a{k}', fake=kind) for k, kind in enumerate(kinds)]
   whole, attempts, said = work(tmp_path, tasks)
@@ -88,7 +88,7 @@ def test_a_run_that_fails_is_not_tried_again_and_the_others_finish(tmp_path):
   assert len({b['pid'] for t in tasks for b in began(t)}) == 1
 
 
-def test_a_process_that_is_killed_is_replaced_and_its_run_goes_on(tmp_path):
+def test_a_killed_process_is_replaced_and_its_run_retried(tmp_path):
   tasks = [task(tmp_path, 'a', fake='die once'), task(tmp_path, 'b', fake='die'), task(tmp_path, 'c')]
   whole, attempts, said = work(tmp_path, tasks)
   assert whole
@@ -120,20 +120,20 @@ def test_a_process_that_hangs_is_killed_and_its_run_retried(tmp_path):
   assert not any(pathlib.Path(f'/proc/{pid}').exists() for pid in pids)
 
 
-def test_a_process_that_cannot_start_says_why_and_comes_to_an_end(tmp_path):
+def test_a_process_that_cannot_start_fails_its_runs_with_the_cause(tmp_path):
   tasks = [task(tmp_path, f'a{k}', fake='leave') for k in range(2)]
   whole, attempts, said = work(tmp_path, tasks, TWO)
   assert whole and [(a['outcome'], a['code']) for a in attempts] == [('failed', 1)] * 2
   assert 'exit code 1: no such module' in attempts[0]['message']
 
 
-def test_a_process_that_a_full_disk_ends_says_so(tmp_path, monkeypatch):
+def test_a_process_ended_by_a_full_disk_says_so(tmp_path, monkeypatch):
   monkeypatch.setattr(pool, 'FULL_DISK_BYTES', 1 << 60)
   _, attempts, _ = work(tmp_path, [task(tmp_path, 'a', fake='leave')])
   assert 'no space left on the disk' in attempts[0]['message']
 
 
-def test_what_kills_a_group_hits_only_the_run_that_it_belongs_to(tmp_path):
+def test_a_run_that_kills_its_group_is_isolated(tmp_path):
   tasks = [task(tmp_path, 'a', seed, 'die' if seed == 1 else 'done') for seed in range(5)]
   tasks.append(task(tmp_path, 'other', program='q'))
   whole, attempts, _ = work(tmp_path, tasks, TOGETHER)
@@ -151,7 +151,7 @@ def test_what_kills_a_group_hits_only_the_run_that_it_belongs_to(tmp_path):
   assert tried == ['replicas'] * 2 + ['alone'] * executor.MAX_TRIES  # of 5, of 2, and alone
 
 
-def test_a_run_that_fails_in_a_group_is_tried_alone(tmp_path):
+def test_a_run_that_fails_in_a_group_is_retried_alone(tmp_path):
   tasks = [task(tmp_path, 'a', 0, 'fail'), task(tmp_path, 'a', 1, 'diverge'), task(tmp_path, 'a', 2)]
   _, attempts, _ = work(tmp_path, tasks, TOGETHER)
   found = [(a['seed'], a['outcome'], a['how']) for a in attempts]
@@ -163,7 +163,7 @@ def test_a_run_that_fails_in_a_group_is_tried_alone(tmp_path):
   ]
 
 
-def test_attempts_tell_what_memory_let_train_alone(tmp_path):
+def test_attempts_record_runs_that_trained_alone_for_want_of_memory(tmp_path):
   tasks = [task(tmp_path, 'a', seed, f'done{" alone" * (seed == 1)}') for seed in range(3)]
   _, attempts, _ = work(tmp_path, tasks, TOGETHER)
   assert [a['how'] for a in attempts] == ['replicas', 'alone', 'replicas']
@@ -177,7 +177,7 @@ def test_groups_share_a_program():
   assert executor.group_by_program(tasks, 1) == [[t] for t in tasks]
 
 
-def test_stopping_saves_all_and_the_rest_stays(tmp_path):
+def test_a_stop_saves_running_tasks_and_keeps_the_queue(tmp_path):
   tasks = [task(tmp_path, f'a{k}', fake='wait') for k in range(4)]
   ready = lambda: all(began(t) for t in tasks[:2])
   whole, attempts, _ = work(tmp_path, tasks, TWO, ready)
@@ -189,7 +189,7 @@ def test_stopping_saves_all_and_the_rest_stays(tmp_path):
   assert not any(pathlib.Path(f'/proc/{pid}').exists() for pid in pids)
 
 
-def test_a_metric_that_no_result_has_ends_the_work_after_the_first_run(tmp_path):
+def test_an_unknown_metric_stops_the_study_after_the_first_run(tmp_path):
   tasks = [task(tmp_path, f'a{k}', fake='wait' if k == 1 else 'done') for k in range(5)]
   planned = {'metric': 'valid_los', 'seeds': [0], 'arms': [{'name': t.arm, 'slug': t.arm} for t in tasks]}
   records.write_json(tmp_path / 'study.json', planned)
@@ -230,7 +230,7 @@ def test_a_full_disk_does_not_lose_an_attempt(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------- what is left to do
 
 
-def test_what_is_done_or_diverged_is_left_alone(tmp_path):
+def test_done_and_diverged_runs_are_not_retried(tmp_path):
   kinds = ('done', 'diverge', 'fail', 'done')
   tasks = [task(tmp_path, f'a{k}', fake=kind) for k, kind in enumerate(kinds)]
   work(tmp_path, tasks)
@@ -246,7 +246,7 @@ def test_what_is_done_or_diverged_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize('content', ['', '{"mesh": ', '[]', '\x00'])
-def test_a_run_whose_config_cannot_be_read_is_set_aside_and_made_again(tmp_path, content):
+def test_a_run_with_an_unreadable_config_is_set_aside_and_retrained(tmp_path, content):
   tasks = [task(tmp_path, 'a'), task(tmp_path, 'b')]
   work(tmp_path, tasks)
   for k in ('', '1'):
@@ -261,7 +261,7 @@ def test_a_run_whose_config_cannot_be_read_is_set_aside_and_made_again(tmp_path,
   assert store.find_run_folders(tmp_path) == [t.folder for t in tasks]
 
 
-def test_a_folder_with_another_config_is_refused(tmp_path):
+def test_a_run_folder_with_another_config_is_an_error(tmp_path):
   work(tmp_path, [task(tmp_path, 'a', data={'cache': 'x'})])
   moved = task(tmp_path, 'a', data={'cache': 'y'})
   assert runner.remaining_tasks(tmp_path, [moved], 'valid_loss', print) == []
@@ -270,7 +270,7 @@ def test_a_folder_with_another_config_is_refused(tmp_path):
   assert_two_lines(error.value, 'another config', 'optim.lr')
 
 
-def test_runs_of_a_call_that_was_killed_are_noted(tmp_path):
+def test_runs_of_a_killed_study_are_recorded(tmp_path):
   events = {'begun': ['start', 'compile'], 'failed': ['start', 'error'], 'new': []}
   tasks = [task(tmp_path, arm) for arm in events]
   for a_task in tasks:
@@ -291,7 +291,7 @@ def test_runs_of_a_call_that_was_killed_are_noted(tmp_path):
   assert noted() == [('begun', 'killed')] * 2
 
 
-def test_a_run_that_another_process_still_saves_is_waited_for(tmp_path):
+def test_locked_run_folders_are_waited_for(tmp_path):
   one, said = task(tmp_path, 'a'), []
   one.folder.mkdir(parents=True)
   assert runner.wait_for_locks([one], never, said.append) and not said
@@ -301,7 +301,7 @@ def test_a_run_that_another_process_still_saves_is_waited_for(tmp_path):
   assert len(said) == 1 and f'process {os.getpid()}' in said[0] and str(one.folder) in said[0]
 
 
-def test_where_a_study_may_lie(tmp_path):
+def test_a_study_folder_must_be_new_or_hold_a_study(tmp_path):
   assert runner.check_study_folder(tmp_path / 'new') == tmp_path / 'new'
   (tmp_path / 'cache').mkdir()
   assert runner.check_study_folder(tmp_path) == tmp_path
@@ -312,7 +312,7 @@ def test_where_a_study_may_lie(tmp_path):
     assert_two_lines(error.value, str(place), cause)
 
 
-def test_a_folder_of_another_study_is_refused(tmp_path):
+def test_a_folder_of_another_study_is_an_error(tmp_path):
 
   def study(file, name, /, *arms, metric='valid_loss', **prints):
     arms = [
@@ -338,7 +338,7 @@ def test_a_folder_of_another_study_is_refused(tmp_path):
     runner.check_same(tmp_path, old, study('x', 'n', 'a', metric='answer/exact', a='fixed'))
 
 
-def test_each_look_at_verdicts_is_kept(tmp_path):
+def test_each_look_at_verdicts_is_recorded(tmp_path):
   records.write_json(tmp_path / 'study.json', {'name': 'n'})
   rows = [{'arm': arm, 'seed': seed, 'status': 'done'} for seed in range(4) for arm in 'ab']
   looks = lambda count: runner.record_look(tmp_path, rows[:count]).get('looks')
@@ -352,7 +352,7 @@ def test_each_look_at_verdicts_is_kept(tmp_path):
 # ------------------------------------------------------------------------------ which way is faster
 
 
-def test_ways_worth_a_try(tmp_path, monkeypatch):
+def test_candidate_schedules(tmp_path, monkeypatch):
   monkeypatch.setattr(scheduler, 'cores', lambda: [0, 1, 2, 3])
   ways = lambda tasks: {c['how']: (c['workers'], c['replicas']) for c in scheduler.candidates(tasks)}
   one, same = [task(tmp_path, 'a')], [task(tmp_path, 'a', seed) for seed in range(5)]
@@ -368,7 +368,7 @@ def test_ways_worth_a_try(tmp_path, monkeypatch):
   assert ways(same) == {'alone': (1, 1), 'replicas': (1, 5)}
 
 
-def test_devices_are_shared_out(monkeypatch):
+def test_cores_and_devices_are_split_among_workers(monkeypatch):
   monkeypatch.setattr(pool, 'cores', lambda: [0, 1, 2, 3, 4])
   assert pool.split_machine(2) == [([0, 1], {}), ([2, 3], {})]
   assert pool.split_machine(1, 2) == [([0, 1, 2, 3, 4], {})]
@@ -378,7 +378,7 @@ def test_devices_are_shared_out(monkeypatch):
 
 
 @pytest.mark.skipif(len(pool.cores()) < 2, reason='one core')
-def test_the_fastest_way_is_measured_once_and_kept(tmp_path, monkeypatch):
+def test_the_fastest_schedule_is_measured_once_and_stored(tmp_path, monkeypatch):
   monkeypatch.setattr(scheduler, 'SECONDS', 0.3)
   monkeypatch.setattr(scheduler, 'cores', lambda: pool.cores()[:2])
   records.write_json(tmp_path / 'study.json', {'name': 'n'})
@@ -399,7 +399,7 @@ def test_the_fastest_way_is_measured_once_and_kept(tmp_path, monkeypatch):
   assert time.monotonic() - start < 0.2 and sum('measuring' in line for line in said) == 2
 
 
-def test_all_ways_train_the_same_program(tmp_path, monkeypatch):
+def test_all_schedules_are_measured_on_the_same_program(tmp_path, monkeypatch):
   given = []
   monkeypatch.setattr(
     scheduler,
@@ -416,7 +416,7 @@ def test_all_ways_train_the_same_program(tmp_path, monkeypatch):
     assert given == names.split()
 
 
-def test_a_budget_of_seconds_is_spent_as_it_was_measured(tmp_path, monkeypatch):
+def test_a_budget_of_seconds_trains_one_run_at_a_time(tmp_path, monkeypatch):
   """One run at a time with the whole machine, whatever would be faster or is asked for."""
   tasks = [task(tmp_path, arm) for arm in 'ab']
   arms = [{'name': t.arm, 'slug': t.arm, 'flags': []} for t in tasks]
@@ -431,7 +431,7 @@ def test_a_budget_of_seconds_is_spent_as_it_was_measured(tmp_path, monkeypatch):
   assert began(tasks[0])[0]['cores'] == began(tasks[1])[0]['cores'] == pool.cores()
 
 
-def test_a_measurement_without_numbers_is_not_kept(tmp_path, monkeypatch):
+def test_a_failed_measurement_is_not_stored(tmp_path, monkeypatch):
   monkeypatch.setattr(scheduler, 'measure', lambda *_: 0.0)
   records.write_json(tmp_path / 'study.json', {'name': 'n'})
   tasks, said = [task(tmp_path, 'a', seed) for seed in range(3)], []
@@ -443,7 +443,7 @@ def test_a_measurement_without_numbers_is_not_kept(tmp_path, monkeypatch):
 SHARES = {1: [(pool.cores(), {})], 2: [(pool.cores()[:1], {}), (pool.cores()[1:2], {})]}
 
 
-def test_the_users_number_of_processes_is_taken(tmp_path):
+def test_the_users_number_of_processes_is_used(tmp_path):
   tasks = [task(tmp_path, 'a', seed) for seed in range(4)]
   assert scheduler.choose_schedule(tmp_path, tasks, 3, never, print) == {
     'how': 'process',
@@ -455,7 +455,7 @@ def test_the_users_number_of_processes_is_taken(tmp_path):
   assert scheduler.choose_schedule(tmp_path, tasks, 0, lambda: True, print) is None  # stopped
 
 
-def test_little_work_is_not_measured(tmp_path, monkeypatch):
+def test_a_short_study_is_not_measured(tmp_path, monkeypatch):
   """Measuring would take longer than it could win."""
   monkeypatch.setattr(scheduler, 'cores', lambda: [0, 1])
   tasks = [task(tmp_path, 'base', seed) for seed in range(4)]
@@ -469,7 +469,7 @@ def test_little_work_is_not_measured(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------- shares
 
 
-def test_shares_have_each_run_once(tmp_path, monkeypatch):
+def test_shares_train_each_run_once(tmp_path, monkeypatch):
   """Three tasks one after another, on planned runs that fake processes train."""
   planned = [task(tmp_path, arm, seed) for seed in (0, 1) for arm in ('base', 'a')]
   description = {
@@ -521,7 +521,7 @@ def test_a_share_writes_the_study_only_while_it_holds_the_folder(tmp_path, monke
   assert held == {'proved': [True, False], 'written': [True, True]}
 
 
-def test_a_share_is_trained_by_one_and_not_beside_the_whole(tmp_path):
+def test_a_share_locks_out_itself_and_the_whole_study(tmp_path):
   place = tmp_path / 'shares' / '0 of 2'
   place.mkdir(parents=True)
   (tmp_path / 'study.json').write_text('{}')
@@ -537,7 +537,7 @@ def test_a_share_is_trained_by_one_and_not_beside_the_whole(tmp_path):
 
 
 @pytest.mark.parametrize('text', ['', '1', '2/2', '-1/2', '0/0', 'a/b', '1/2/3'])
-def test_what_is_no_share(text):
+def test_invalid_shares_are_errors(text):
   with pytest.raises(ValueError) as error:
     array.parse_share(text)
   assert_two_lines(error.value, f'--share={text}')

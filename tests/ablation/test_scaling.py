@@ -1,4 +1,4 @@
-"""Scaling laws: known laws come back, with intervals that cover them; effects that change sign."""
+"""Scaling laws: known laws are recovered, intervals cover them; effects that change sign."""
 
 import json
 
@@ -12,7 +12,7 @@ CHINCHILLA = {'E': 1.69, 'A': 406.4, 'alpha': 0.34, 'B': 410.7, 'beta': 0.28}  #
 SIZES = np.array([1e5, 3e5, 1e6, 3e6])
 
 
-def test_a_power_law_comes_back_exactly():
+def test_a_power_law_is_recovered_exactly():
   law = scaling.power_law(SIZES, 1.2 + 30.0 * SIZES**-0.3, draws=0)
   assert law['E'] == pytest.approx(1.2, rel=1e-4)
   assert law['A'] == pytest.approx(30.0, rel=1e-3)
@@ -65,7 +65,7 @@ def test_one_outlier_hardly_moves_a_law():
   assert scaling.power_law(sizes, losses, draws=0)['alpha'] == pytest.approx(0.3, rel=0.02)
 
 
-def test_the_chinchilla_law_comes_back_and_predicts():
+def test_the_chinchilla_law_is_recovered_and_extrapolates():
   sizes, tokens = (x.ravel() for x in np.meshgrid(np.geomspace(5e7, 1e10, 6), np.geomspace(1e9, 3e11, 6)))
   rng = np.random.default_rng(1)
   losses = scaling.predict(CHINCHILLA, sizes, tokens) * np.exp(0.001 * rng.normal(size=36))
@@ -100,7 +100,7 @@ def test_isoflop_parabolas_give_the_exponent_of_the_law():
   assert len(found['budgets']) == 4 and not found['notes']
 
 
-def test_a_minimum_outside_the_sizes_is_said_and_not_used():
+def test_a_minimum_outside_the_sizes_is_noted_and_not_used():
   sizes = [1e6, 2e6, 4e6] * 2
   flops = [1e15] * 3 + [1e16] * 3
   found = scaling.isoflop(flops, sizes, [2.0, 1.9, 1.95, 2.0, 1.8, 1.7])
@@ -117,7 +117,7 @@ def test_a_minimum_outside_the_sizes_is_said_and_not_used():
     (lambda: scaling.parametric(SIZES, 20 * SIZES, [4.0, 3.0, 2.0, 1.0]), 'rise in step'),
   ],
 )
-def test_what_cannot_be_fitted_is_an_error_with_a_fix(fit, message):
+def test_unfittable_points_are_errors(fit, message):
   with pytest.raises(ValueError, match=rf'{message}[\s\S]*\nfix: '):
     fit()
 
@@ -166,7 +166,7 @@ def size_study(effect_of_size, own=0.001, seeds=5):
   return study, rows
 
 
-def test_a_size_study_gives_a_law_an_arm_and_effects_at_each_size():
+def test_a_size_study_gives_laws_and_effects_at_each_size():
   study, rows = size_study([-0.05, -0.03, -0.02, -0.02])
   found = analyze.analyze(study, rows)['scaling']
   assert set(found['laws']) == {'norm=a', 'norm=b'}
@@ -197,12 +197,12 @@ def test_an_effect_that_changes_sign_is_a_warning():
   assert 'norm=b changes sign with size: better at s1, worse at s3' in warnings[0]
 
 
-def test_an_effect_that_is_nowhere_large_is_no_warning():
+def test_an_effect_that_is_small_everywhere_gives_no_warning():
   study, rows = size_study([0.0, 0.0, 0.0, 0.0], own=0.0005)
   assert analyze.analyze(study, rows)['scaling']['warnings'] == []
 
 
-def test_tokens_that_vary_too_give_the_parametric_law():
+def test_varying_sizes_and_tokens_give_the_parametric_law():
   arms, values = [], {}
   law = {'E': 1.2, 'A': 30.0, 'alpha': 0.3, 'B': 60.0, 'beta': 0.35}
   for size in SIZES:

@@ -50,7 +50,7 @@ def of_arm(analysis, name):
 # ------------------------------------------------------------------------------------ inference
 
 
-def test_paired_t_is_scipys():
+def test_paired_t_equals_scipy():
   rng = np.random.default_rng(0)
   a_N, b_N = rng.normal(size=(2, 7))
   found, wanted = inference.paired_t(a_N - b_N), reference.ttest_rel(a_N, b_N)
@@ -65,7 +65,7 @@ def test_differences_without_spread_need_no_test():
   assert inference.paired_t([0.5])['interval'] is None
 
 
-def test_holm_by_hand():
+def test_holm_equals_a_hand_calculation():
   """0.01 * 4, 0.02 * 3, 0.03 * 2 held up by the one before, 0.04 likewise."""
   np.testing.assert_allclose(inference.holm([0.04, 0.01, 0.03, 0.02]), [0.06, 0.04, 0.06, 0.06])
   assert inference.holm([0.5, 0.9]) == [1.0, 1.0]
@@ -89,7 +89,7 @@ def test_seeds_of_a_paired_t_test_with_power_80_percent(effect, total):
   assert inference.seeds_needed(2, effect, 1.0, margin=0.0) == total - 2
 
 
-def test_power_of_equivalence_is_what_simulation_gives():
+def test_power_of_equivalence_equals_simulation():
   rng = np.random.default_rng(0)
   samples = rng.normal(0.1, 1.0, size=(4000, 12))
   mean, se = samples.mean(1), samples.std(1, ddof=1) / np.sqrt(12)
@@ -142,7 +142,7 @@ def test_planted_effects_are_found_with_their_size():
   assert analysis['pairing']['gain'] > 5
 
 
-def test_higher_is_better_turns_the_verdict_and_not_the_difference():
+def test_higher_is_better_flips_the_verdict_and_not_the_difference():
   study = make_study(('up',), better='higher')
   arm = of_arm(analyze.analyze(study, simulated(study, np.random.default_rng(4), {'up': 0.1})), 'up')
   assert arm['verdict'] == 'better'
@@ -159,7 +159,7 @@ def test_a_real_difference_shown_to_be_below_the_tolerance_is_no_difference():
   assert of_arm(analyze.analyze(study | {'tolerance': 0.0}, rows), 'a')['verdict'] == 'better'
 
 
-def test_noise_is_undecided_and_the_seeds_it_asks_for_decide():
+def test_noise_is_undecided_and_the_seeds_needed_decide():
   study = make_study(('a',), tolerance=0.0)
   rng = np.random.default_rng(5)
   rows = simulated(study, rng, {'a': -0.02}, own=0.03)
@@ -176,7 +176,7 @@ def test_noise_is_undecided_and_the_seeds_it_asks_for_decide():
   assert sum(one['verdict'] == 'better' for one in found) >= 12
 
 
-def test_another_look_after_more_seeds_is_said():
+def test_repeated_looks_are_noted():
   study, rng = make_study(('a',), tolerance=0.0), np.random.default_rng(5)
   rows = simulated(study, rng, {'a': -0.02}, own=0.03)
   assert 'second look' in analyze.analyze(study, rows)['notes'][-1]
@@ -197,7 +197,7 @@ def test_one_seed_has_a_difference_and_no_verdict():
 # -------------------------------------------------------------------------------- what is missing
 
 
-def test_an_arm_with_lost_runs_is_compared_on_the_seeds_that_both_have():
+def test_an_arm_with_lost_runs_is_compared_on_common_seeds():
   study = make_study(('a', 'b'))
   rows = simulated(study, np.random.default_rng(6), {'a': -0.1}, own=0.002)
   for row in rows:
@@ -228,7 +228,7 @@ def test_an_arm_or_a_baseline_without_results_leaves_an_analysis(lost):
   assert analysis['family'] == (1 if lost == 'a' else 0)
 
 
-def test_what_is_left_of_a_baseline_that_diverged_flatters_it():
+def test_a_partly_diverged_baseline_makes_worse_and_equal_undecided():
   """An arm may still beat it, and is neither worse nor equal for what the survivors say."""
   study = make_study(('a', 'b', 'c'), tolerance=0.05)
   rows = simulated(study, np.random.default_rng(6), {'a': -0.2, 'b': 0.2}, own=0.002)
@@ -242,7 +242,7 @@ def test_what_is_left_of_a_baseline_that_diverged_flatters_it():
   assert 'the baseline diverged in 2 runs, and the others flatter it' in sentence
 
 
-def test_an_arm_of_which_every_run_diverged_says_so():
+def test_an_arm_whose_runs_all_diverged_is_diverged():
   study = make_study(('a',))
   rows = [make_row('base', s, 1.0) for s in range(5)]
   rows += [make_row('a', s, 1.0, status='diverged') for s in range(5)]
@@ -251,14 +251,14 @@ def test_an_arm_of_which_every_run_diverged_says_so():
   assert arm['sentence'] == 'a diverged in 5 of 5 runs.'
 
 
-def test_a_value_that_is_not_finite_is_no_value():
+def test_non_finite_values_are_ignored():
   study = make_study(('a',))
   rows = simulated(study, np.random.default_rng(8))
   rows[-1]['result']['valid_loss'] = float('nan')
   assert of_arm(analyze.analyze(study, rows), 'a')['n'] == 4
 
 
-def test_nothing_run_yet_is_an_analysis_too():
+def test_a_study_without_runs_has_an_analysis():
   study = make_study(('a',))
   rows = [make_row(n, s, 0.0, status='missing') for n in ('base', 'a') for s in range(5)]
   analysis = analyze.analyze(study, rows)
@@ -266,14 +266,14 @@ def test_nothing_run_yet_is_an_analysis_too():
   assert '5 missing' in of_arm(analysis, 'a')['sentence']
 
 
-def test_a_metric_that_nobody_measured_is_an_error_that_names_those_that_are():
+def test_an_unknown_metric_is_an_error_that_lists_known_ones():
   study = make_study(('a',), metric='valid_los')
   with pytest.raises(ValueError, match=r"metric='valid_los'[\s\S]*fix: use one of .*valid_loss"):
     analyze.analyze(study, simulated(study, np.random.default_rng(0)))
 
 
 @pytest.mark.parametrize('metric', ['tail/loss', 'classify/accuracy'])
-def test_metrics_of_the_tail_and_of_tasks_have_names(metric):
+def test_tail_and_task_metrics_can_be_named(metric):
   study = make_study(('a',), metric=metric)
   rows = simulated(study, np.random.default_rng(0))
   for row in rows:
@@ -298,7 +298,7 @@ def scored(**scores):
   return rows
 
 
-def test_scores_of_several_sources_are_told_apart_by_name():
+def test_scores_of_several_sources_need_full_names():
   find = lambda metric, rows: of_arm(analyze.analyze(make_study(('a',), metric=metric), rows), 'a')
   two = scored(digits=0.9, letters=0.3)
   assert find('classify/digits/accuracy', two)['mean'] == 0.9
@@ -313,7 +313,7 @@ def test_scores_of_several_sources_are_told_apart_by_name():
   assert find('classify/digits/accuracy/image', two)['mean'] == 0.3
 
 
-def test_an_analysis_is_json_and_comes_back_equal():
+def test_an_analysis_survives_json():
   study = make_study(('a', 'b'), sweep='full')
   analysis = analyze.analyze(study, simulated(study, np.random.default_rng(9)))
   assert json.loads(json.dumps(analysis, allow_nan=False)) == analysis
@@ -347,7 +347,7 @@ def test_speedup_of_a_metric_that_rises():
 
 
 @pytest.mark.parametrize('change', [{'how': 'replicas'}, {'replicas': 4}])
-def test_clocks_of_runs_that_were_trained_in_other_ways_are_not_compared(change):
+def test_no_speedup_between_runs_trained_in_different_ways(change):
   study = make_study(('a',), seeds=2)
   rows = [make_row(arm, s, 1.0, curve=curve((4, 3, 2, 1))) for arm in ('base', 'a') for s in (0, 1)]
   assert of_arm(analyze.analyze(study, rows), 'a')['speedup'] == 1.0
@@ -374,7 +374,7 @@ def test_runs_without_curves_have_no_speedup():
 # ---------------------------------------------------------------------------------- main effects
 
 
-def test_main_effects_of_a_crossed_plan_pool_the_arms():
+def test_main_effects_of_a_crossed_sweep_pool_the_arms():
   study = make_study((), sweep='full', factors={'f': ['0', '1'], 'g': ['0', '1']})
   study['arms'] = [
     {'name': f'f{f}g{g}', 'levels': {'f': f, 'g': g}, 'is_baseline': f + g == '00'}
@@ -420,7 +420,7 @@ CROSSINGS = {
 
 
 @pytest.mark.parametrize('crossing', CROSSINGS)
-def test_a_factor_that_does_nothing_has_no_main_effect_whatever_the_others_do(crossing):
+def test_main_effects_are_not_biased_by_other_factors(crossing):
   study = planned(crossing.partition(',')[0], *CROSSINGS[crossing])
   effects = {('g', level): 0.3 for level in '12'} | {('h', '1'): -0.2}
   found = analyze.analyze(study, crossed_rows(study, effects, np.random.default_rng(0)))['effects']
@@ -432,7 +432,7 @@ def test_a_factor_that_does_nothing_has_no_main_effect_whatever_the_others_do(cr
 
 
 @pytest.mark.parametrize('crossing', ['pairwise', 'full', 'fractional'])
-def test_an_arm_without_results_leaves_the_main_effects_of_the_others(crossing):
+def test_main_effects_survive_an_arm_without_results(crossing):
   study = planned(crossing, *CROSSINGS[crossing])
   if crossing == 'fractional':  # four cells determine three factors; one more lets one be lost
     study = planned(crossing, [*CROSSINGS[crossing][0], {'f': '1', 'g': '1', 'h': '1'}], BASE)
@@ -446,7 +446,7 @@ def test_an_arm_without_results_leaves_the_main_effects_of_the_others(crossing):
   assert found['g']['n'] == 5
 
 
-def test_a_main_effect_over_an_arm_that_diverged_is_no_gain():
+def test_a_main_effect_over_a_diverged_arm_is_not_better():
   study = planned('full', *CROSSINGS['full'])
   rows = crossed_rows(study, {('g', '1'): -0.3}, np.random.default_rng(0))
   rows[-1] |= {'status': 'diverged', 'result': {}}

@@ -1,4 +1,4 @@
-"""What is read of run folders, whatever state they are in, and the table of runs."""
+"""Reading run folders in any state, and the table of runs."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def study(tmp_path):
 # ---------------------------------------------------------------------------------- rows of a study
 
 
-def test_rows_follow_the_plan(study):
+def test_rows_follow_the_study(study):
   run_folder(store.run_path(study, 'a-b', 1), {'model': {}}, {'valid_loss': 2.0, 'steps': 3})
   (study / 'attempts.jsonl').write_text(
     json.dumps({'arm': 'a b', 'seed': 1, 'how': 'replicas', 'outcome': 'done'}) + '\n{"arm": "ba'
@@ -67,7 +67,7 @@ def test_rows_follow_the_plan(study):
   assert all(row['message'] for row in rows[:3]) and not rows[3]['message']
 
 
-def test_a_folder_without_a_study(tmp_path):
+def test_a_folder_without_a_study_is_an_error(tmp_path):
   with pytest.raises(FileNotFoundError) as error:
     store.read_runs(tmp_path)
   assert_two_lines(error.value, str(tmp_path), 'study.json')
@@ -102,14 +102,14 @@ RESULT = {'steps': 3, 'valid_loss': 1.0}
     ({}, {'outcome': 'failed', 'message': 'no such data'}, 'failed', 'no such data'),
   ],
 )
-def test_the_state_of_a_run(tmp_path, files, attempt, expected, message):
+def test_run_statuses(tmp_path, files, attempt, expected, message):
   status, said, result = store.run_status(run_folder(tmp_path / 'run', **files), 'valid_loss', attempt)
   assert status == expected and message in said
   assert bool(result) == ('result' in files)
 
 
 @given(content=st.binary(max_size=60), name=st.sampled_from(['result.json', 'config.json']))
-def test_no_content_of_a_file_stops_the_others(tmp_path_factory, content, name):
+def test_unreadable_files_do_not_raise(tmp_path_factory, content, name):
   folder = run_folder(tmp_path_factory.mktemp('run'), {'a': 1}, RESULT)
   (folder / name).write_bytes(content)
   assert store.run_status(folder)[0] in ('corrupt', 'done', 'unfinished')
@@ -125,7 +125,7 @@ def test_a_half_written_result_is_corrupt(study):
   assert store.read_runs(study)[0]['status'] == 'corrupt'
 
 
-def test_curves_count_tokens_also_between_two_lines(tmp_path):
+def test_curves_interpolate_tokens_between_logged_steps(tmp_path):
   lines = [
     {'step': 10, 'tokens': 100.0},
     {'step': 15, 'valid_loss': 3.0, 'valid_loss/a': 1.0},
@@ -138,14 +138,14 @@ def test_curves_count_tokens_also_between_two_lines(tmp_path):
   assert store.read_curve(tmp_path / 'none') == []
 
 
-def test_metrics_that_cannot_be_read_cost_the_curve_alone(study):
+def test_unreadable_metrics_lose_the_curve_only(study):
   folder = run_folder(store.run_path(study, 'base', 0), {'a': 1}, RESULT)
   (folder / 'metrics.jsonl').write_text('{"step": 1\n{"step": 2}\n')
   row = store.read_runs(study)[0]
   assert row['status'] == 'done' and row['curve'] == [] and 'metrics.jsonl' in row['message']
 
 
-def test_whether_a_run_was_cut(tmp_path):
+def test_interrupted_runs_are_recognized(tmp_path):
   folder = run_folder(tmp_path / 'run', {'a': 1}, events=[START | {'time': '2026-01-02'}])
   assert store.was_interrupted(folder, '') and store.was_interrupted(folder, '2026-01-01')
   assert not store.was_interrupted(folder, '2026-01-03') and not store.was_interrupted(tmp_path / 'none', '')
@@ -216,14 +216,14 @@ def test_runs_that_satisfy_a_condition(several):
     ("positions = 'rope", (), '', ''),
   ],
 )
-def test_mistakes_in_a_condition(several, where, columns, cause, fix):
+def test_invalid_conditions_are_errors(several, where, columns, cause, fix):
   with pytest.raises(ValueError) as error:
     store.select(several, where, columns)
   assert fix in assert_two_lines(error.value, cause)[1]
   assert len(store.select(several)[1]) == 4
 
 
-def test_a_folder_without_runs(tmp_path):
+def test_a_folder_without_runs_is_an_error(tmp_path):
   with pytest.raises(FileNotFoundError) as error:
     store.select(tmp_path)
   assert_two_lines(error.value, str(tmp_path), 'no runs')
@@ -277,18 +277,18 @@ def test_scores_of_tasks_are_columns(tmp_path):
     ('optim.lr > -1.5e+3', '"optim.lr" > -1.5e+3'),
   ],
 )
-def test_names_are_quoted_and_texts_are_not(where, expected):
+def test_column_names_are_quoted_and_texts_are_not(where, expected):
   assert store.quote_condition(where, KNOWN) == expected
 
 
-def test_a_last_part_that_several_columns_have():
+def test_an_ambiguous_column_name_is_an_error():
   with pytest.raises(ValueError) as error:
     store.quote_condition("kind = 'fsq'", KNOWN)
   assert 'image.kind, audio.kind' in assert_two_lines(error.value, 'kind')[1]
 
 
 @given(st.text(st.sampled_from('ab\'"._/ 1e-+<>=()'), max_size=20))
-def test_a_condition_is_quoted_or_refused_in_two_lines(text):
+def test_any_condition_is_quoted_or_a_two_line_error(text):
   try:
     made = store.quote_condition(text, ['a', 'b.e'])
   except ValueError as error:
@@ -297,7 +297,7 @@ def test_a_condition_is_quoted_or_refused_in_two_lines(text):
     assert made.replace('"', '').replace('b.e', 'e') == text.replace('"', '').replace('b.e', 'e')
 
 
-def test_names_that_differ_in_case_only(tmp_path):
+def test_column_names_that_differ_in_case_only(tmp_path):
   run_folder(tmp_path / 'run', {'Loss': 1}, {'steps': 1, 'loss': 2})
   assert store.select(tmp_path, 'Loss = 1', ['loss'])[1] == [(1,)]
 
