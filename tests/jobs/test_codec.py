@@ -182,7 +182,7 @@ def assert_same_run(workdir, reference):
   assert snapshot(workdir / 'codec') == snapshot(reference / 'codec')
 
 
-@pytest.mark.parametrize('modality', ['image', 'audio'])
+@pytest.mark.parametrize('modality', ['image', pytest.param('audio', marks=pytest.mark.slow)])
 def test_killed_and_resumed_is_bitwise_uninterrupted(run_of, modality, tmp_path):
   cfg = tiny_runs.codec(modality)
   with pytest.raises(Killed):

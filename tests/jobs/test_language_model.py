@@ -22,7 +22,7 @@ from tests.tiny_runs import assert_two_lines
 
 MODALITIES = ('text', 'image', 'audio')
 SOURCES = ('dial', 'draw', 'listen', 'read')
-DONE = {}  # what `one_step` gave, by its changes
+RESULTS = {}  # of `one_step`, by its changes
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -54,7 +54,7 @@ def job_of(folder, cfg):
     return language_model.LanguageModelJob(cfg, folder, mesh)
 
 
-def test_media_that_are_held_out_and_trained_on_are_counted(tmp_path, caplog):
+def test_validation_media_that_are_trained_on_too_are_counted(tmp_path, caplog):
   """Two sources of the same pictures, cut apart by different means."""
   assert 'trained on too' not in caplog.text
   job_of(tmp_path / 'whole', experiment())
@@ -71,7 +71,7 @@ def test_media_that_are_held_out_and_trained_on_are_counted(tmp_path, caplog):
 
 
 @pytest.mark.slow
-def test_a_mixed_target_begins_as_it_did_in_training(tmp_path):
+def test_a_mixed_target_starts_as_in_training(tmp_path):
   """With a picture: nothing but the loss on its start marker says so."""
   mixture = {'both': {'kind': 'digits', 'template': '{name} -> {image:image}{name}'}}
   small = {'steps': 40, 'eval_every': 0, 'sample_every': 0, 'sample_prompts': ()}
@@ -101,13 +101,13 @@ def program(job, **changes):
 
 def one_step(job, batch, **changes):
   """The first step -> (state before it, state after it, metrics); each program runs once."""
-  if repr(changes) not in DONE:
+  if repr(changes) not in RESULTS:
     made = program(job, **changes)
     with jax.set_mesh(job.mesh):
       before = jax.device_get(made.init())
       state, metrics = made.step(made.init(), to_devices(batch, job.mesh))
-    DONE[repr(changes)] = before, state, jax.device_get(metrics)
-  return DONE[repr(changes)]
+    RESULTS[repr(changes)] = before, state, jax.device_get(metrics)
+  return RESULTS[repr(changes)]
 
 
 def logits(job, model, batch):
@@ -219,7 +219,7 @@ def test_a_source_may_have_the_name_of_a_modality(job, monkeypatch):
 
 
 @pytest.mark.parametrize('accumulate', [1, 4])
-def test_shares_of_the_gradient_are_those_at_the_last_hidden_state(job, batch, reference, accumulate):
+def test_gradient_shares_are_those_at_the_last_hidden_state(job, batch, reference, accumulate):
   before, _, metrics = one_step(job, batch, train={'accumulate': accumulate})
   found = job.pop_scalars(stack(metrics))
   shares = [found[f'gradient_share/{name}'] for name in MODALITIES]
@@ -238,7 +238,7 @@ def test_shares_of_the_gradient_are_those_at_the_last_hidden_state(job, batch, r
     np.testing.assert_allclose(found, norms / norms.sum(), rtol=1e-3)
 
 
-def test_the_log_of_a_run_holds_them(tmp_path_factory):
+def test_a_run_logs_losses_and_gradient_shares(tmp_path_factory):
   workdir = tiny_runs.media_finished(tmp_path_factory)
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
   wanted = {f'loss/{name}' for name in (*MODALITIES, *(f'source/{name}' for name in SOURCES))}
@@ -286,7 +286,7 @@ def weighted(reference, balance, weights):
 
 
 @pytest.mark.parametrize('balance, cuts', [('token', [4]), ('modality_mean', [1, 4])])
-def test_weights_are_of_the_whole_batch_however_it_is_cut(job, batch, reference, balance, cuts):
+def test_loss_weights_are_of_the_whole_batch_for_any_accumulation(job, batch, reference, balance, cuts):
   targets = [(batch['loss_mask_BT'] * (reference[1] == m)).sum() for m in range(3)]
   assert len(set(targets)) > 1  # unequal counts
   parts = [batch['loss_mask_BT'][a::4].sum() for a in range(4)]
@@ -393,7 +393,7 @@ def test_templates_and_tokenizers_must_agree(changes, cause, fix, tmp_path):
   assert fix in assert_two_lines(error.value, cause)[1]
 
 
-def test_a_run_that_knows_images_is_not_continued_without(tmp_path_factory, tmp_path):
+def test_a_run_with_images_is_not_resumed_without_them(tmp_path_factory, tmp_path):
   base = tiny_runs.media_finished(tmp_path_factory)
   with pytest.raises(ValueError) as error:
     job_of(tmp_path, experiment(train__init_from=str(base), image__codes=8))
@@ -408,21 +408,21 @@ def test_a_vocabulary_that_is_too_small_is_refused(tmp_path):
   assert_two_lines(error.value, 'ids and model.vocab=280')
 
 
-def test_the_introduction_counts_ids(job):
+def test_the_description_counts_ids(job):
   toks = job.tokenizers
   text = toks.vocabulary.size - 16 - 8 - 4  # codes, eoi, patch, eoa and frame
-  said = job.describe()
-  assert f'{text} text ids, 18 image ids, 10 audio ids' in said
-  assert said.endswith('16 x 32 tokens a step, attention chunks')
+  line = job.describe()
+  assert f'{text} text ids, 18 image ids, 10 audio ids' in line
+  assert line.endswith('16 x 32 tokens a step, attention chunks')
 
 
-def test_the_introduction_of_several_devices_says_what_lies_where(tmp_path):
+def test_the_description_of_several_devices_names_the_sharded_state(tmp_path):
   mesh = make_mesh(MeshConfig(data=2, fsdp=4))
   cfg = tiny_runs.experiment()
   with jax.set_mesh(mesh):
-    said = language_model.LanguageModelJob(cfg, tmp_path, mesh).describe()
+    line = language_model.LanguageModelJob(cfg, tmp_path, mesh).describe()
   kernel = 'attention xla (chunks cannot honor a mesh of 8 devices)'
-  assert f'{kernel}, state of ' in said and ' arrays on data=2 x fsdp=4, 0.' in said
+  assert f'{kernel}, state of ' in line and ' arrays on data=2 x fsdp=4, 0.' in line
 
 
 # ----------------------------------------------------------------------------- continuous inputs

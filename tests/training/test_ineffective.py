@@ -66,8 +66,9 @@ def test_every_rule_names_existing_settings():
     assert isinstance(keys_read, types.FunctionType)
 
 
-def test_a_run_prints_settings_without_effect(tmp_path, capsys):
+def test_a_run_prints_settings_without_effect(tmp_path, tmp_path_factory, capsys):
   cfg = tiny_runs.experiment(train__steps=1, train__eval_every=0, train__sample_prompts=())
   cfg = dataclasses.replace(cfg, loss=dataclasses.replace(cfg.loss, moe_z=0.5))
-  train.train(cfg, tmp_path / 'run')
+  with tiny_runs.compiled_programs(tmp_path_factory):
+    train.train(cfg, tmp_path / 'run')
   assert 'loss.moe_z has no effect with model.experts=0' in capsys.readouterr().out
