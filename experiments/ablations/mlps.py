@@ -1,6 +1,6 @@
-"""Which MLP, at equal parameters: a gate has a third matrix, and so two thirds of the hidden width.
+"""Which MLP, at equal parameters: gated ones have a third matrix, so two thirds of the hidden width.
 
-Planted: the tanh form of GELU is within 0.001 of the exact one.
+Control: the tanh form of GELU is within 0.001 of the exact one.
 Command: launch.py ablate --config=experiments/ablations/mlps.py --workdir=runs/mlps
 Hardware: 2 CPU cores   Minutes: 13
 """

@@ -1,9 +1,8 @@
-"""Which way of telling positions does a small character model learn best with?
+"""With which position encoding does a small character model learn best?
 
-Planted: text has no rows and columns, so that mrope is rope, and the verdict should say so.
+Control: on text, without rows and columns, mrope equals rope, and the verdict should say so.
 The table of sines has entries up to 1, embeddings start far smaller: sinusoidal_scaled multiplies
-them by the root of the width, as Vaswani et al. (2017), section 3.4; sinusoidal adds them as they
-are.
+them by the root of the width (Vaswani et al. 2017, section 3.4); sinusoidal adds them unscaled.
 Command: launch.py ablate --config=experiments/ablations/positions.py --workdir=runs/positions
 Hardware: 2 CPU cores   Minutes: 12
 """
@@ -17,7 +16,7 @@ def get_study(arg=''):
   scaled = {'positions': 'sinusoidal', 'embed_scale': 0.0}  # 0: the root of the width
   return Study(
     base='experiments/shakespeare_char.py:small',
-    question='Which way of telling positions learns best?',
+    question='Which position encoding learns best?',
     factors={
       'positions': {'rope': {}}
       | {name: {'positions': name} for name in names}

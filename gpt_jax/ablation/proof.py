@@ -25,6 +25,7 @@ from gpt_jax.runs.text_table import format_table
 
 ASSUMED_MFU = 0.35  # for the estimate of a step's time
 SIZE_KEYS = ('model.width', 'model.layers')  # factors that are meant to change the parameters
+STORED = ('parameters', 'flops_per_token', 'steps', 'tokens', 'program', 'fingerprint')  # fields of a Proof
 NOTABLE = 0.02  # relative difference in parameters that is flagged
 
 
@@ -185,16 +186,11 @@ def _describe_arm(study, arm, proof, baseline, base):
     'levels': arm.levels,
     'is_baseline': arm.is_baseline,
     'diff': {key: list(pair) for key, pair in proof.diff.items()},
-    'parameters': proof.parameters,
     'parameter_diff': parameter_diff(base.shapes, proof.shapes),
-    'flops_per_token': proof.flops_per_token,
     'flops': proof.flops_per_token * proof.tokens,
-    'steps': proof.steps,
-    'tokens': proof.tokens,
     'seconds_estimate': proof.seconds,
-    'program': proof.program,
-    'fingerprint': proof.fingerprint,
     'shares_program_with_base': proof.program == base.program,
+    **{key: getattr(proof, key) for key in STORED},
     'flags': _flags(study, arm, proof, baseline, base),
   }
 

@@ -159,14 +159,14 @@ def read_curve(folder, metric='valid_loss'):
 
 def find_run_folders(folder):
   """Run folders in or below `folder`, sorted; without folders inside a run or set aside (NAME.corrupt)."""
-  found = []
+  folders = []
   for path, names, files in os.walk(Path(folder).expanduser()):
     if 'config.json' in files:
-      found.append(Path(path))
+      folders.append(Path(path))
       names.clear()
     skip = lambda name: name in ('cache', 'compiled') or name[0] == '.' or '.corrupt' in name
     names[:] = sorted(name for name in names if not skip(name))
-  return found
+  return folders
 
 
 def table_row(folder, root):

@@ -333,7 +333,7 @@ def report(argv):
   elif not wants_table and (workdir / 'config.json').exists():
     print(page.again(workdir))
   else:
-    print('\n'.join(studies.table(workdir, FLAGS.where, FLAGS.columns)))
+    print('\n'.join(studies.format_runs(workdir, FLAGS.where, FLAGS.columns)))
   return 0
 
 

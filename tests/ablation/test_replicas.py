@@ -78,7 +78,8 @@ def alone(tmp_path_factory):
   return [folder / str(r) for r in range(len(SETTINGS))]
 
 
-@pytest.mark.parametrize('devices', [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow  # in the fast set: test_trust.py, and the replicas beside a diverged one below
+@pytest.mark.parametrize('devices', [1, 3])
 def test_replicas_equal_the_runs_alone(alone, tmp_path, monkeypatch, devices):
   if devices == 1:
     one_device(monkeypatch)

@@ -154,7 +154,7 @@ def available_bytes(path='/proc/meminfo'):
 def control_group_limits(groups='/proc/self/cgroup', root='/sys/fs/cgroup'):
   """Bytes that this process's control groups allow, as in a container or a batch job."""
   lines = Path(groups).read_text().splitlines() if Path(groups).exists() else ()
-  found = []
+  limits = []
   for line in lines:
     _, kinds, path = line.split(':', 2)
     if 'memory' not in kinds.split(',') and kinds:
@@ -165,8 +165,8 @@ def control_group_limits(groups='/proc/self/cgroup', root='/sys/fs/cgroup'):
       if folder.is_relative_to(top):
         with contextlib.suppress(OSError, ValueError):  # not there, or 'max'
           name = 'memory.limit_in_bytes' if kinds else 'memory.max'
-          found.append(int((folder / name).read_text()))
-  return found
+          limits.append(int((folder / name).read_text()))
+  return limits
 
 
 def replicas_that_fit(compiled, count, memory):
@@ -264,7 +264,7 @@ class Group:
     step = jax.vmap(program.pure, spmd_axis_name='replica')
     step = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, self.stacked_sharding(())))
     self.step = step.lower(states, batch).compile()
-    # By leaves: what is static in a state, as a dropout rate, may differ between runs.
+    # By leaves: static parts of a state, such as a dropout rate, may differ between runs.
     alone = [x.sharding for x in jax.tree.leaves(program.abstract)]
     self.slice_replica = jax.jit(lambda leaves, r: [x[r] for x in leaves], out_shardings=alone)
     self.compile_seconds = time.perf_counter() - start
