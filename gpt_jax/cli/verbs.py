@@ -331,7 +331,7 @@ def report(argv):
   elif not wants_table and (workdir / 'study.json').exists():
     runner.judge(workdir)
   elif not wants_table and (workdir / 'config.json').exists():
-    print(page.again(workdir))
+    print(page.rewrite_report(workdir))
   else:
     print('\n'.join(studies.format_runs(workdir, FLAGS.where, FLAGS.columns)))
   return 0

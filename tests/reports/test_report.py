@@ -493,7 +493,7 @@ def test_long_and_strange_samples_are_cut_or_named(tmp_path):
   assert 'not a sample' not in said
   large = folder / 'samples' / 'step_00000001_b.png'
   large.write_bytes(b'0' * 2_000_000)
-  assert 'samples/step_00000001_b.png, 2.0 MB, not shown' in page.media(large, most=1_000_000)
+  assert 'samples/step_00000001_b.png, 2.0 MB, not shown' in page.media(large, max_bytes=1_000_000)
 
 
 def test_hostile_names_stay_text(tmp_path):
@@ -574,4 +574,4 @@ def test_compact_tick_labels(value, text):
   [('rope', 'rope'), ('', "''"), ('\n', "'\\n'"), ([1, [2.5]], '(1, (2.5))'), (True, 'True')],
 )
 def test_settings_read_like_flags(value, text):
-  assert run_report.literal(value) == text
+  assert page.literal(value) == text
