@@ -12,7 +12,7 @@ import json
 import shutil
 from pathlib import Path
 
-from gpt_jax.reports.study import summary as study_summary
+from gpt_jax.reports import study_results
 from gpt_jax.runs import hardware, provenance, records, run_folder
 
 RESULTS = Path(__file__).parent / 'results'
@@ -42,7 +42,7 @@ def summary(workdir):
 
 def summary_of_study(workdir):
   """The same of a study: what each arm changed, how sure that is, and what it took -> dict."""
-  told = study_summary.read(workdir)
+  told = study_results.read_study(workdir)
   if not told.analysis or told.pending():
     raise SystemExit(f'error: {workdir} has not finished\nfix: run its command again to the end')
   study, analysis = told.study, told.analysis

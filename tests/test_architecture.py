@@ -58,8 +58,11 @@ MAY_IMPORT = {
   'evaluation.trained': 'config evaluation model sharding tokenizers training',
   'plan': 'data jobs model sample sampling.prompt_batch sharding step tokenizers',
   'ablation': 'cli.experiment_file config data jobs model runs sharding step train training',
-  'reports.study': 'ablation reports',
-  'ablation.execute': 'ablation config reports.study runs sharding step train training',
+  'reports.study_results': 'ablation',
+  'reports.study_figures': 'ablation reports reports.study_results',
+  'reports.study_tables': 'reports reports.study_results',
+  'reports.study_report': 'reports reports.study_figures reports.study_results reports.study_tables',
+  'ablation.execute': 'ablation config reports.study_report runs sharding step train training',
   'interop': 'config evaluation.trained model runs sample step tokenizers train training',
   'reports.compare': 'config data evaluation evaluation.trained sharding training',
   'cli': 'ablation ablation.execute cli.experiment_file cluster config data evaluation '

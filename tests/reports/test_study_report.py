@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.ablation.stats import analyze, scaling
-from gpt_jax.reports import figures
-from gpt_jax.reports.study import curves, study_report, summary, tables
+from gpt_jax.reports import figures, study_figures, study_report, study_results, study_tables
 from gpt_jax.runs import records
 from tests import ablation_study
 from tests.reports.test_report import Reader
@@ -34,8 +33,8 @@ ATTEMPTS = [
 
 
 def made(folder, planned, rows, attempts=()):
-  """A Summary with its real analysis."""
-  return summary.Summary(planned, rows, analyze.analyze(planned, rows), list(attempts), folder)
+  """A StudyResults with its real analysis."""
+  return study_results.StudyResults(planned, rows, analyze.analyze(planned, rows), list(attempts), folder)
 
 
 @pytest.fixture(scope='module')
@@ -118,8 +117,8 @@ def test_sections_are_all_there_in_the_order_of_a_readers_questions(page):
 def test_the_budget_is_said_in_every_table_of_results(told, page):
   budget = 'equal tokens, 2.46M a run'
   assert page[1].text().count(budget) >= 3
-  assert budget in tables.latex(told)
-  assert tables.markdown(told).count(budget) == 2
+  assert budget in study_tables.to_latex(told)
+  assert study_tables.to_markdown(told).count(budget) == 2
   assert all(row['budget'] == budget for row in csv_rows(told))
 
 
@@ -168,7 +167,7 @@ def headline(verdicts, sign='lower', seeds=3):
     for level, (d, i, v) in zip(levels, verdicts, strict=True)
   ]
   rows = [{'arm': 'base', 'seed': 0, 'status': 'done', 'result': {}}]
-  return plain(summary.Summary(planned, rows, {'arms': arms}).headline())
+  return plain(study_results.StudyResults(planned, rows, {'arms': arms}).headline())
 
 
 def test_the_headline_answers():
@@ -194,14 +193,14 @@ def test_the_best_arm_is_the_highest_where_higher_is_better():
 
 def test_digits_show_a_tenth_of_the_tolerance():
   for tolerance, places in ((0.01, 3), (0.5, 2), (5, 1), (50, 0), (1e-4, 5), (0, 3)):
-    assert summary.Summary({'tolerance': tolerance}, []).places == places
+    assert study_results.StudyResults({'tolerance': tolerance}, []).places == places
 
 
 # --- Markdown, CSV, LaTeX
 
 
 def csv_rows(told):
-  return list(csv.DictReader(io.StringIO(tables.comma_separated(told))))
+  return list(csv.DictReader(io.StringIO(study_tables.to_csv(told))))
 
 
 def test_csv_has_every_number_in_full(told):
@@ -219,7 +218,7 @@ def test_csv_has_every_number_in_full(told):
 
 
 def test_markdown_tables_have_equal_rows(told):
-  blocks = re.findall(r'(?:^\|.*\n)+', tables.markdown(told), re.MULTILINE)
+  blocks = re.findall(r'(?:^\|.*\n)+', study_tables.to_markdown(told), re.MULTILINE)
   assert len(blocks) >= 4
   for block in blocks:
     counts = {len(re.findall(r'(?<!\\)\|', line)) for line in block.splitlines()}
@@ -228,14 +227,14 @@ def test_markdown_tables_have_equal_rows(told):
 
 
 def test_latex_escapes_and_balances(told):
-  text = tables.latex(told)
+  text = study_tables.to_latex(told)
   columns = re.search(r'\\begin\{tabular\}\{(\w+)\}', text).group(1)
   body = text[text.index('\\toprule') : text.index('\\bottomrule')]
   lines = [line for line in body.splitlines() if line.endswith(r'\\')]
   assert len(lines) == 7
   assert {len(re.findall(r'(?<!\\)&', line)) for line in lines} == {len(columns) - 1}
   assert text.isascii()
-  assert tables.escape('a_b & 5 % {x} #1 $ \\ ~ ^') == (
+  assert study_tables.escape('a_b & 5 % {x} #1 $ \\ ~ ^') == (
     r'a\_b \& 5 \% \{x\} \#1 \$ \textbackslash{} \textasciitilde{} \textasciicircum{}'
   )
 
@@ -246,20 +245,20 @@ def test_latex_escapes_and_balances(told):
 def test_curves_on_one_grid_pair_seeds_that_stopped_elsewhere():
   a = (np.array([0.0, 50, 100]), np.array([3.0, 2, 1]))
   b = (np.array([0.0, 40, 80]), np.array([4.0, 3.2, 2.4]))
-  x, y = curves.together([a, b])
+  x, y = study_figures.together([a, b])
   assert x[0] >= 8 and x[-1] == 80  # a tenth of the shorter one is left out
   assert np.allclose(y[0], 3 - x / 50)
   assert np.allclose(y[1], 4 - x / 50)
 
 
 def test_a_run_without_a_result_does_not_shorten_the_curves(told):
-  found = curves.of_arm(told, 'positions=sinusoidal')
+  found = study_figures.of_arm(told, 'positions=sinusoidal')
   assert sorted(found) == [0, 1, 2, 4]
 
 
 def test_curves_have_the_units_of_what_was_trained():
-  of = lambda metric, **counts: curves.units(
-    summary.Summary({'metric': metric}, [{'result': {}}, {'result': counts}])
+  of = lambda metric, **counts: study_figures.units(
+    study_results.StudyResults({'metric': metric}, [{'result': {}}, {'result': counts}])
   )
   assert of('valid_loss', tokens=9) == of('valid_loss') == ('tokens', 'nats per token')
   assert of('valid_loss', images=9) == ('steps', 'squared pixel error')
@@ -303,7 +302,7 @@ def test_main_effects_have_their_own_forest(tmp_path):
   assert 'mlp=gelu' in part
   assert re.search(r'\+0\.0[45]\d \(', part)
   told = crossed(tmp_path / 'again')
-  assert re.search(r'\| mlp=gelu against relu2 \| \+0\.0', plain(tables.markdown(told)))
+  assert re.search(r'\| mlp=gelu against relu2 \| \+0\.0', plain(study_tables.to_markdown(told)))
 
 
 def sized(folder):
@@ -347,7 +346,7 @@ def test_sizes_have_their_law_and_a_warning_when_an_effect_turns(tmp_path):
     'Validation loss over parameters: L = 1.6 + 200 / N^0.4 (0.35 to 0.46). '
     'positions=alibi: better at s, m; worse at l.'
   )
-  text = tables.markdown(told)
+  text = study_tables.to_markdown(told)
   assert all(line in text for line in ('## Scaling', '- positions=alibi: L = 1.6', ' at l |'))
 
 
@@ -360,8 +359,8 @@ def test_laws_of_sizes_and_tokens_are_told_on_the_page_and_in_markdown(tmp_path)
   flat = {'budgets': [budget], 'exponent': 0.5, 'interval': [0.4, 0.6], 'notes': ['one had none']}
   scaled = {'laws': {}, 'parametric': {'': law | {'optimum': best}}, 'isoflop': {'': flat}}
   analysis = {'arms': arms, 'scaling': scaled | {'effects': [], 'warnings': []}}
-  told = summary.Summary(planned, [], analysis)
-  for text in (Reader(study_report.render(told)).text(), tables.markdown(told)):
+  told = study_results.StudyResults(planned, [], analysis)
+  for text in (Reader(study_report.render(told)).text(), study_tables.to_markdown(told)):
     assert 'L = 1.2 + 30 / N^0.3 + 60 / D^0.35; best at 5e+12 FLOPs: 200k parameters' in text
     assert 'beyond the sizes tried' in text
     assert '300k parameters at 1e+12 FLOPs; best N grows as FLOPs^0.5 (0.4 to 0.6)' in text
@@ -385,7 +384,7 @@ def test_tokens_and_who_trained_together_are_what_the_runs_say(tmp_path):
 def test_a_study_of_which_nothing_ran_has_a_report(tmp_path):
   planned = ablation_study.study(seeds=1)
   ablation_study.write(tmp_path, planned)
-  told = summary.read(tmp_path)
+  told = study_results.read_study(tmp_path)
   path = study_report.write(tmp_path)
   text = Reader(path.read_text()).text()
   assert 'Nothing has been measured yet.' in text
@@ -404,8 +403,8 @@ def test_one_seed_has_no_interval_and_no_verdict(tmp_path):
   told = made(tmp_path, planned, ablation_study.rows(planned, tmp_path))
   text = Reader(study_report.render(told)).text()
   assert 'Undecided: no arm could be told from the baseline (rope).' in text
-  assert '\u00b1' not in tables.latex(told)
-  assert 'nan' not in (text + tables.markdown(told) + tables.comma_separated(told)).lower()
+  assert '\u00b1' not in study_tables.to_latex(told)
+  assert 'nan' not in (text + study_tables.to_markdown(told) + study_tables.to_csv(told)).lower()
 
 
 def test_a_study_on_its_way_says_so(tmp_path):
@@ -438,7 +437,7 @@ def test_a_torn_line_of_attempts_is_passed_over(tmp_path):
   with open(tmp_path / 'attempts.jsonl', 'a') as file:
     file.write('{"time": "20\n')
   records.append_line(tmp_path / 'attempts.jsonl', ATTEMPTS[1])
-  assert summary.read(tmp_path).attempts == ATTEMPTS[:2]
+  assert study_results.read_study(tmp_path).attempts == ATTEMPTS[:2]
 
 
 def test_a_folder_without_a_study_is_an_error_with_a_fix(tmp_path):

@@ -17,7 +17,7 @@ from gpt_jax.ablation import design, proof, store
 from gpt_jax.ablation.execute import replicas, scheduler
 from gpt_jax.ablation.execute.executor import Executor, Task
 from gpt_jax.ablation.stats import analyze
-from gpt_jax.reports.study import study_report
+from gpt_jax.reports import study_report
 from gpt_jax.runs import records, run_folder
 from gpt_jax.training import session
 

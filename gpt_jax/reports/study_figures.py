@@ -1,4 +1,4 @@
-"""Learning curves of a study: all arms together, and each against the baseline seed by seed."""
+"""Figures of a study: learning curves, effects of arms, factors and sizes."""
 
 import collections
 import math
@@ -6,9 +6,8 @@ import math
 import numpy as np
 
 from gpt_jax.ablation.stats import analyze
-from gpt_jax.reports import figures, page
+from gpt_jax.reports import figures, page, study_results
 from gpt_jax.reports.job_metrics import JOB_METRICS
-from gpt_jax.reports.study import summary
 
 COLORS = (figures.FIRST, figures.SECOND, figures.THIRD, figures.FOURTH, figures.FIFTH, figures.INK)
 SKIPPED = 0.1  # of the budget: the first plunge would flatten what follows
@@ -54,12 +53,12 @@ def together(curves):
 def chosen(told):
   """The arms of the overview: the baseline, and the most different ones of the others."""
   others = [a for a in told.others() if of_arm(told, a['name'])]
-  far = sorted(others, key=lambda a: -abs(summary.number(a, 'difference', 0.0)))
+  far = sorted(others, key=lambda a: -abs(study_results.number(a, 'difference', 0.0)))
   names = {a['name'] for a in far[: len(COLORS) - 1]}
   return [told.baseline(), *(a for a in others if a['name'] in names)] if told.baseline() else []
 
 
-def overview(told, wide, narrow):
+def overview(told):
   """Figures, for a screen and for a phone, of the mean curves with bands over seeds."""
   series, told_of = [], []
   for arm, color in zip(chosen(told), COLORS, strict=False):
@@ -75,12 +74,8 @@ def overview(told, wide, narrow):
   ends = ', '.join(f'{name} {value:.3f}' for name, value in told_of)
   said['label'] = f'{told.metric} against {said["units"][0]}: {ends}'
   room = 16 + 7 * max((len(line.label) for line in series), default=0)
-  sizes = (('broad', (wide, 380)), ('narrow', (narrow, 300)))
-  return [
-    page.element('figure', svg, kind=kind)
-    for kind, size in sizes
-    if (svg := figures.chart(series, name=f'curves {kind}', size=size, room=room, **said))
-  ]
+  draw = lambda kind, size: figures.chart(series, name=f'curves {kind}', size=size, room=room, **said)
+  return page.figure_pair(draw)
 
 
 def units(told):
@@ -96,7 +91,7 @@ def short(arm, most=16):
   _, _, level = arm['name'].rpartition('=')
   name = arm['name'] if ',' in arm['name'] else level
   if arm.get('is_baseline'):
-    name = summary.base_name(arm).strip('()')
+    name = study_results.base_name(arm).strip('()')
   return name if len(name) <= most else name[: most - 1] + '\u2026'
 
 
@@ -122,12 +117,10 @@ def difference(told, arm, x, y):
   if len(y) > 1:
     series.append(figures.Series(x, y.min(0), 'band', color, to=y.max(0)))
   series.append(figures.Series(x, y.mean(0), 'line', color))
-  value = page.element('span', page.escape(summary.signed(y.mean(0)[-1], told.places)))
-  title = page.escape(arm['name'])
-  chart = figures.chart(
-    series, name=f'difference {arm["name"]}', label=f'{arm["name"]} minus baseline', size=(310, 130)
+  svg = figures.chart(
+    series, name=f'difference {arm["name"]}', label=f'{arm["name"]} minus baseline', size=page.SMALL
   )
-  return page.element('figure', page.element('figcaption', title, value), chart)
+  return page.small_figure(arm['name'], study_results.signed(y.mean(0)[-1], told.places), svg)
 
 
 def measured(told, name):
@@ -139,6 +132,96 @@ def measured(told, name):
     for score in result.get('evaluations') or ():
       values[analyze.score_name(score)] = score.get('value')
     for key, value in values.items():
-      if math.isfinite(summary.as_number(value)):
+      if math.isfinite(study_results.as_number(value)):
         found[key].append(float(value))
   return dict(found)
+
+
+# -------------------------------------------------------------------------------------- effects
+
+
+def arms(told):
+  """The forest plot of all arms, with their seeds."""
+  base = told.baseline().get('values') or {}
+  rows = []
+  for arm in told.others():
+    values = arm.get('values') or {}
+    points = [values[seed] - base[seed] for seed in values if seed in base]
+    rows.append(effect(told, arm['name'], arm, points))
+  note = (
+    f'Difference in {told.metric} from the baseline {study_results.base_name(told.baseline())}, paired '
+    'by seed: mean, 95 % interval, and below it each seed. '
+  )
+  if told.tolerance:
+    note += f'Gray band: within {told.tolerance:g} of no difference. Hollow: undecided. '
+  note += 'An arrow points beyond the axis.'
+  return page.section('Effects', *forest(told, rows, 'arms'), note=note)
+
+
+def main(told):
+  """Main effects of a plan that crosses factors."""
+  found = told.analysis.get('effects') or ()
+  rows = [effect(told, f'{e["factor"]}={e["level"]}', e) for e in found]
+  note = (
+    f'What a level changes in {told.metric} on average over the arms that have it, against '
+    'arms that differ in nothing else; 95 % intervals, one family of tests.'
+  )
+  return page.section('Main effects', *forest(told, rows, 'main'), note=note)
+
+
+def scaling(told):
+  """Loss over size with its fitted law, and the other factors' effects at each size."""
+  found = told.analysis.get('scaling') or {}
+  laws, rungs = found.get('laws') or {}, found.get('effects') or ()
+  rows = [effect(told, f'{rung["levels"]} at {rung["size"]}', rung) for rung in rungs]
+  said = [page.element('p', page.escape(text)) for text in told.laws()]
+  title = page.element('h3', 'Effects by size') if rows else ''
+  note = 'Points: runs. Line: fitted law, with its 95 % bootstrap band, beyond the largest size too.'
+  return page.section(
+    'Scaling', *law_figures(told, laws), *said, title, *forest(told, rows, 'rungs'), note=note
+  )
+
+
+def effect(told, name, found, points=()):
+  """One row of a forest plot, of a difference and its verdict."""
+  color, filled = look(found)
+  interval = tuple(map(study_results.as_number, found.get('interval') or ()))
+  interval = interval if np.isfinite(interval).all() else ()
+  value = study_results.number(found, 'difference')
+  return figures.Effect(name, value, interval, points, told.effect(found), color, filled)
+
+
+def forest(told, rows, name):
+  """Figures of a forest plot for a screen and for a phone."""
+  ends = ('better', 'worse') if told.sign > 0 else ('worse', 'better')
+  said = dict(
+    equal=told.tolerance,
+    ends=(f'\u2190 {ends[0]}', f'{ends[1]} \u2192'),
+    label='; '.join(f'{row.name} {row.text}' for row in rows),
+  )
+  draw = lambda kind, size: figures.forest(rows, name=f'{name} {kind}', width=size[0], **said)
+  return page.figure_pair(draw)
+
+
+def law_figures(told, laws):
+  """Figures of the fitted laws over the runs, for a screen and for a phone."""
+  series = []
+  for (others, law), color in zip(laws.items(), COLORS, strict=False):
+    x, y, *band = np.array([[np.nan if v is None else v for v in p] for p in law['curve']]).T
+    if np.isfinite(band).all():
+      series.append(figures.Series(x, band[0], 'band', color, to=band[1]))
+    series.append(figures.Series(x, y, 'line', color, others.rpartition('=')[2]))
+    points = [
+      (arm['parameters'], value)
+      for arm in told.arms()
+      if others == study_results.others_of(arm)
+      for value in (arm.get('values') or {}).values()
+    ]
+    if points:
+      series.append(figures.Series(*np.array(points, float).T, 'dots', color))
+  said = dict(units=('parameters', told.metric), x_scale='log', room=120)
+  said['label'] = '; '.join(study_results.law_text(*law) for law in laws.items())
+  return page.figure_pair(lambda kind, size: figures.chart(series, name=f'law {kind}', size=size, **said))
+
+
+EFFECTS = (arms, main, scaling)

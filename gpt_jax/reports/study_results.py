@@ -27,7 +27,7 @@ MINUS = '\u2212'
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
+class StudyResults:
   """A study, its run rows, its analysis and the attempts at its runs, ready to be told."""
 
   study: dict
@@ -268,8 +268,8 @@ def state(status):
   return odd.get(status, status)
 
 
-def read(workdir):
-  """The Summary of a study folder, finished or not.
+def read_study(workdir):
+  """The StudyResults of a study folder, finished or not.
 
   Raises:
     FileNotFoundError: the folder holds no study.
@@ -278,7 +278,7 @@ def read(workdir):
   from gpt_jax.ablation import store
 
   folder = pathlib.Path(workdir).expanduser().resolve()
-  return Summary(
+  return StudyResults(
     study=store.read_study(folder),
     rows=store.read_runs(folder),
     analysis=records.read_json(folder / 'analysis.json'),

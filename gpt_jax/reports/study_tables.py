@@ -5,7 +5,7 @@ import io
 import math
 import re
 
-from gpt_jax.reports.study import summary
+from gpt_jax.reports import page, study_results
 from gpt_jax.runs import loggers
 
 # What LaTeX would take for a command.
@@ -28,23 +28,23 @@ def results(told):
   """The table of results: [(name, mean, n, difference, interval, bootstrap, p, verdict)] as texts.
 
   Args:
-    told: a Summary.
+    told: a StudyResults.
   """
   rows = []
   for arm in told.arms():
     base, places = arm.get('is_baseline'), told.places
-    mean = summary.plain(summary.number(arm, 'mean'), places)
-    spread = summary.plain(summary.number(arm, 'sd'), places)
-    seeds, planned = int(summary.number(arm, 'n', 0)), len(told.study.get('seeds', ()))
+    mean = study_results.plain(study_results.number(arm, 'mean'), places)
+    spread = study_results.plain(study_results.number(arm, 'sd'), places)
+    seeds, planned = int(study_results.number(arm, 'n', 0)), len(told.study.get('seeds', ()))
     rows.append(
       (
-        summary.label(arm),
+        study_results.label(arm),
         f'{mean} \u00b1 {spread}' if mean and spread else mean,
         f'{seeds}' if seeds == planned else f'{seeds} of {planned}',
-        '' if base else told.difference(summary.number(arm, 'difference')),
+        '' if base else told.difference(study_results.number(arm, 'difference')),
         '' if base else told.interval(arm.get('interval')),
         '' if base else told.interval(arm.get('bootstrap')),
-        '' if base else summary.probability(summary.number(arm, 'p_holm')),
+        '' if base else study_results.probability(study_results.number(arm, 'p_holm')),
         'baseline' if base else arm.get('verdict') or 'undecided',
       )
     )
@@ -58,28 +58,22 @@ def results_head(told):
   return ('arm', mean, '>seeds', '>difference', *intervals, '>p (Holm)', 'verdict')
 
 
-def trim(head, rows):
-  """A table without the columns that are empty in every row -> (head, rows)."""
-  used = [i for i in range(len(head)) if any(row[i] for row in rows)]
-  return [head[i] for i in used], [[row[i] for i in used] for row in rows]
-
-
 def costs(told):
   """[(name, parameters, FLOPs a token, tokens, time of a run, tokens/s, speedup)] as texts."""
 
   def show(arm, key, how):
-    value = summary.number(arm, key)
+    value = study_results.number(arm, key)
     return '' if math.isnan(value) else how(value)
 
   return [
     (
-      summary.label(arm),
+      study_results.label(arm),
       show(arm, 'parameters', loggers.human),
       show(arm, 'flops_per_token', loggers.human),
       show(arm, 'tokens', loggers.human),
       show(arm, 'seconds', brief),
       show(arm, 'tokens_per_second', loggers.human),
-      '' if arm.get('is_baseline') else show(arm, 'speedup', summary.times),
+      '' if arm.get('is_baseline') else show(arm, 'speedup', study_results.times),
     )
     for arm in told.arms()
   ]
@@ -117,11 +111,11 @@ def _cell(text):
   return loggers.printable(str(text)).replace('\n', ' ').replace('|', '\\|')
 
 
-def markdown(told):
+def to_markdown(told):
   """The whole report in Markdown, but its figures and samples."""
   said = [f'# {told.name}', told.study.get('question', ''), f'**{told.headline()}**']
   said += ['\n'.join(f'- {told.sentence(arm)}' for arm in told.others())]
-  said += ['## Results', told.protocol(), grid(*trim(results_head(told), results(told)))]
+  said += ['## Results', told.protocol(), grid(*page.drop_empty_columns(results_head(told), results(told)))]
   said += ['\n'.join(f'- {note}' for note in told.analysis.get('notes', ()))]
   if effects := told.analysis.get('effects'):
     named = [(f'{one["factor"]}={one["level"]} against {one["against"]}', one) for one in effects]
@@ -130,12 +124,12 @@ def markdown(told):
     named = [(f'{one["levels"]} at {one["size"]}', one) for one in found['effects']]
     said += ['## Scaling', '\n'.join(f'- {text}' for text in told.laws())]
     said += [judged(told, 'effect', named), '\n'.join(f'- {w}' for w in found['warnings'])]
-  said += ['## Cost', f'Budget: {told.budget()}.', grid(*trim(COSTS_HEAD, costs(told)))]
+  said += ['## Cost', f'Budget: {told.budget()}.', grid(*page.drop_empty_columns(COSTS_HEAD, costs(told)))]
   differences = [
     (arm['name'], ', '.join(changes(arm)) or 'nothing', '; '.join(arm.get('flags', ())))
     for arm in told.others()
   ]
-  said += ['## What the arms change', grid(*trim(('arm', 'config', 'flags'), differences))]
+  said += ['## What the arms change', grid(*page.drop_empty_columns(('arm', 'config', 'flags'), differences))]
   if troubles := told.troubles():
     said += ['## What went wrong', grid(('arm', '>seed', 'outcome', 'why'), troubles)]
   if negatives := told.negatives():
@@ -152,9 +146,9 @@ def judged(told, what, named):
   rows = [
     (
       name,
-      told.difference(summary.number(one, 'difference')),
+      told.difference(study_results.number(one, 'difference')),
       told.interval(one['interval']),
-      summary.probability(summary.number(one, 'p_holm')),
+      study_results.probability(study_results.number(one, 'p_holm')),
       one['verdict'],
     )
     for name, one in named
@@ -165,42 +159,21 @@ def judged(told, what, named):
 def changes(arm):
   """['model.positions: rope -> learned', ...] of one arm."""
   return [
-    f'{key}: {literal(old)} \u2192 {literal(new)}' for key, (old, new) in (arm.get('diff') or {}).items()
+    f'{key}: {page.literal(old)} \u2192 {page.literal(new)}'
+    for key, (old, new) in (arm.get('diff') or {}).items()
   ]
-
-
-def literal(value):
-  """A setting in few words; None is a key that is not there."""
-  if isinstance(value, list):
-    return f'({", ".join(map(literal, value))})'
-  return 'absent' if value is None else "''" if value == '' else str(value)
 
 
 # ----------------------------------------------------------------------------------------- CSV
 
 NUMBERS = (
-  'n',
-  'failed',
-  'mean',
-  'sd',
-  'difference',
-  'p',
-  'p_holm',
-  'se_paired',
-  'se_unpaired',
-  'pairing_gain',
-  'seeds_needed',
-  'speedup',
-  'seconds',
-  'tokens_per_second',
-  'parameters',
-  'flops_per_token',
-  'steps',
-  'tokens',
+  *('n', 'failed', 'mean', 'sd', 'difference', 'p', 'p_holm', 'se_paired', 'se_unpaired', 'pairing_gain'),
+  *('seeds_needed', 'speedup', 'seconds', 'tokens_per_second', 'parameters', 'flops_per_token'),
+  *('steps', 'tokens'),
 )
 
 
-def comma_separated(told):
+def to_csv(told):
   """A line an arm with every number in full, and its value of each seed."""
   seeds = told.study.get('seeds', ())
   head = ['study', 'metric', 'better', 'budget', 'arm', 'baseline', 'verdict', *NUMBERS]
@@ -222,16 +195,16 @@ def comma_separated(told):
 
 
 def _full(value):
-  value = summary.as_number(value)
+  value = study_results.as_number(value)
   return '' if math.isnan(value) else f'{value:.10g}'
 
 
 # --------------------------------------------------------------------------------------- LaTeX
 
 
-def latex(told):
+def to_latex(told):
   """The table of results for a paper; needs the package booktabs."""
-  head, rows = trim(results_head(told), results(told))
+  head, rows = page.drop_empty_columns(results_head(told), results(told))
   sides = ''.join('r' if name.startswith('>') else 'l' for name in head)
   head = [name.lstrip('>') for name in head]
   bold = {arm['name'] for arm in told.verdicts()['better']}
