@@ -389,13 +389,13 @@ def plan(argv):
   Exit code 2 if it does not fit.
   """
   from gpt_jax import config
-  from gpt_jax.plan import format
+  from gpt_jax.plan import format, search
   from gpt_jax.plan import plan as planning
 
   target = planning.Target.of(require('topology'))
   cfg = config.build(config.Config, FLAGS.config)
   if FLAGS.search:
-    result = planning.best(cfg, target, FLAGS.price, (lambda _: None) if FLAGS.json else print)
+    result = search.best_plan(cfg, target, FLAGS.price, (lambda _: None) if FLAGS.json else print)
   else:
     result = planning.plan(cfg, target, FLAGS.price, FLAGS.decode)
   if not FLAGS.table:

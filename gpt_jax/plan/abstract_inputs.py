@@ -1,7 +1,7 @@
-"""What a run would read, without data: tokenizers of the right sizes and the shapes of its batches.
+"""Abstract inputs of a run, without data: tokenizers of the right sizes, shapes of batches.
 
-Image and audio tokenizers are those of the config without their content, so that ids, kinds of ids
-and feature widths are the run's own. Of a text tokenizer only the number of ids matters.
+Image and audio tokenizers are those of the config without their content, so that ids, kinds of ids and
+feature widths are the run's own. Of a text tokenizer only the number of ids matters.
 
 Letters: B rows, T inputs of a row, M mel bands.
 """
@@ -16,18 +16,18 @@ from gpt_jax import data
 from gpt_jax.data import row_fields
 from gpt_jax.tokenizers import Tokenizers, audio, audio_codes, image
 
-TEXT = {  # kind -> ids, and how that is known
+TEXT = {  # kind -> number of ids, and its source
   'bytes': lambda cfg: (256, 'bytes'),
   'gpt2': lambda cfg: (50257, "GPT-2's"),
   'bpe': lambda cfg: (cfg.vocab, 'tokenizer.vocab, which a small text may not fill'),
   'chars': lambda cfg: (256, 'at most, of characters'),
 }
 EXACT = ('bytes', 'gpt2')
-NOT_HERE = 'audio.path={} is not here: taken to have the settings of the config'
+NOT_HERE = 'audio.path={} does not exist: assumed to have the settings of the config'
 
 
 class Text(NamedTuple):
-  """What a vocabulary asks of a text tokenizer."""
+  """The fields of a text tokenizer that a vocabulary reads."""
 
   kind: str
   size: int
@@ -35,24 +35,24 @@ class Text(NamedTuple):
 
 
 def tokenizers(cfg):
-  """The Tokenizers of a config.Config without data -> (them, notes on what they may differ in)."""
-  pictures, (sounds, notes) = image_of(cfg.image), audio_of(cfg.audio)
+  """Return (Tokenizers of a config.Config without data, notes on where they may differ)."""
+  images, (sounds, notes) = image_of(cfg.image), audio_of(cfg.audio)
   unknown = lambda cfg: (32000, f"a stand-in for {cfg.kind}'s")
-  size, how = TEXT.get(cfg.tokenizer.kind, unknown)(cfg.tokenizer)
-  own = {'eos': size - 1} if cfg.tokenizer.kind == 'gpt2' else {}
-  made = Tokenizers.build(Text(cfg.tokenizer.kind, size, own), pictures, sounds)
-  over = made.vocabulary.size - cfg.model.vocab
+  size, source = TEXT.get(cfg.tokenizer.kind, unknown)(cfg.tokenizer)
+  specials = {'eos': size - 1} if cfg.tokenizer.kind == 'gpt2' else {}
+  toks = Tokenizers.build(Text(cfg.tokenizer.kind, size, specials), images, sounds)
+  excess = toks.vocabulary.size - cfg.model.vocab
   if not cfg.model.vocab:
-    counts = {name: sum(made.media[name].codebooks) for name in made.media}
+    counts = {name: sum(toks.media[name].codebooks) for name in toks.media}
     codes = ''.join(f'; {count:,} {name} codes' for name, count in counts.items())
-    notes = [f'vocabulary of {made.vocabulary.size:,} ids: {how}{codes}', *notes]
-  elif 0 < over < size and cfg.tokenizer.kind not in EXACT:  # the real one has fewer ids
-    made = Tokenizers.build(Text(cfg.tokenizer.kind, size - over, own), pictures, sounds)
-  return made, notes
+    notes = [f'vocabulary of {toks.vocabulary.size:,} ids: {source}{codes}', *notes]
+  elif 0 < excess < size and cfg.tokenizer.kind not in EXACT:  # the real one has fewer ids
+    toks = Tokenizers.build(Text(cfg.tokenizer.kind, size - excess, specials), images, sounds)
+  return toks, notes
 
 
 def image_of(cfg):
-  """The image tokenizer of an ImageConfig, all of its codes alike; None without images."""
+  """The image tokenizer of an ImageConfig with blank codes; None without images."""
   if not cfg.kind:
     return None
   if cfg.kind in image.LEARNED:
@@ -64,9 +64,9 @@ def image_of(cfg):
 
 
 def audio_of(cfg):
-  """The audio tokenizer of an AudioConfig, all of its codes alike; None without sound -> notes.
+  """Return (audio tokenizer of an AudioConfig with blank codes or None, notes).
 
-  One that is trained brings its own settings: it is read where it is there.
+  A trained tokenizer has its own settings: it is read if its folder exists.
   """
   if not cfg.kind:
     return None, []
@@ -82,21 +82,21 @@ def audio_of(cfg):
 
 
 def batch(cfg, toks, length):
-  """What a batch of a config.Config looks like: {name: ShapeDtypeStruct}, over all processes.
+  """The global batch of a config.Config as {name: ShapeDtypeStruct}.
 
-  The same names, shapes and dtypes as of data.Loader with these tokenizers and rows of T = length.
+  Names, shapes and dtypes are those of data.Loader with these tokenizers and rows of T = length.
   """
-  whole, look = cfg.data.packing == 'first_fit', row_fields.RowFields.of(cfg.data, toks)
+  whole, fields = cfg.data.packing == 'first_fit', row_fields.RowFields.of(cfg.data, toks)
   entries = {'token_ids_BT': np.int32, 'target_ids_BT': np.int32, 'loss_mask_BT': np.float32}
   if whole or cfg.data.mask_documents:
     entries |= {'segment_ids_BT': np.int32, 'positions_BT': np.int32}
-  if whole and look.layout is not None:
-    entries |= {'positions_BT3': np.int32} if look.layout.has_images else {}
-    entries |= {'prefix_BT': np.bool_} if look.prefix else {}
-    entries |= {row_fields.KEYS[kind]: np.float32 for kind, _ in look.features}
+  if whole and fields.layout is not None:
+    entries |= {'positions_BT3': np.int32} if fields.layout.has_images else {}
+    entries |= {'prefix_BT': np.bool_} if fields.prefix else {}
+    entries |= {row_fields.KEYS[kind]: np.float32 for kind, _ in fields.features}
   if len(data.source_names(cfg.data, 'train')) > 1:
     entries['source_ids_B'] = np.int32
   sizes = {'B': cfg.train.batch_size, 'T': length, '3': 3}
-  sizes |= {row_fields.KEYS[kind][-1]: width for kind, width in look.features}
+  sizes |= {row_fields.KEYS[kind][-1]: width for kind, width in fields.features}
   shape = lambda name: tuple(sizes[letter] for letter in name.rsplit('_', 1)[1])
   return {name: jax.ShapeDtypeStruct(shape(name), dtype) for name, dtype in entries.items()}

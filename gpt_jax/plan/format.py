@@ -1,4 +1,4 @@
-"""A plan in words: lines for the reader of `launch.py plan`."""
+"""A plan as text, for `launch.py plan`."""
 
 from gpt_jax.cluster.meshes import describe
 
@@ -7,32 +7,32 @@ PREALLOCATED = 0.75  # share of a GPU's memory that JAX takes unless XLA_PYTHON_
 
 
 def gib(n):
-  """Such as '12.3 GiB'."""
+  """Format bytes, such as '12.30 GiB'."""
   return f'{n / GIB:.2f} GiB'
 
 
-def summary(found):
-  """One line of a plan in a search."""
-  memory, model = found['train']['memory'], found['model']
+def summary(plan):
+  """One line per plan of a search."""
+  memory, model = plan['train']['memory'], plan['model']
   line = (
-    f'{describe(found["mesh"])}, remat {model["remat"]}, {found["batch_size"]} rows: '
+    f'{describe(plan["mesh"])}, remat {model["remat"]}, {plan["batch_size"]} rows: '
     f'{gib(memory["total"])} of {gib(memory["available"])}'
   )
   if not memory['fits']:
     return f'{line}, does not fit'
-  estimate = found['train']['estimate']
+  estimate = plan['train']['estimate']
   return (
     f'{line}, {estimate["tokens_per_second_serial"]:,.0f} to {estimate["tokens_per_second"]:,.0f} tokens/s'
   )
 
 
 def memory_lines(memory, device):
-  """Fits or not, and what for."""
-  word = 'fits' if memory['fits'] else 'DOES NOT FIT'
+  """Whether the program fits, and its bytes by purpose."""
+  verdict = 'fits' if memory['fits'] else 'DOES NOT FIT'
   parts = ', '.join(
     f'{name} {gib(memory[name])}' for name in ('arguments', 'temporaries', 'output', 'program')
   )
-  lines = [f'{word}: {gib(memory["total"])} of {gib(memory["available"])} a device: {parts}']
+  lines = [f'{verdict}: {gib(memory["total"])} of {gib(memory["available"])} per device: {parts}']
   if memory['compiler']:
     lines.append(f'the compiler: {memory["compiler"]}')
   share = memory['total'] / memory['available']
@@ -44,7 +44,7 @@ def memory_lines(memory, device):
 
 
 def collective_lines(collectives):
-  """A line each, of those that matter."""
+  """One line per collective of at least 1 MiB."""
   for c in collectives:
     if c['bytes'] >= 2**20:
       where = 'network' if c['network'] else 'link'
@@ -54,24 +54,24 @@ def collective_lines(collectives):
       )
 
 
-def lines(found):
-  """The plan as lines for the reader."""
-  step, model = found['train'], found['model']
+def lines(plan):
+  """The plan as lines of text."""
+  step, model = plan['train'], plan['model']
   yield (
-    f'{found["topology"]}: {found["devices"]} x {found["device"]}, '
-    f'{describe(found["mesh"])}; {found["parameters"]:,} parameters, '
-    f'{found["batch_size"]} x {found["length"]} tokens a step'
-    f' in {found["accumulate"]} piece(s); {model["dtype"]}, remat {model["remat"]}, '
+    f'{plan["topology"]}: {plan["devices"]} x {plan["device"]}, '
+    f'{describe(plan["mesh"])}; {plan["parameters"]:,} parameters, '
+    f'{plan["batch_size"]} x {plan["length"]} tokens a step'
+    f' in {plan["accumulate"]} piece(s); {model["dtype"]}, remat {model["remat"]}, '
     f'layers {"unrolled" if model["unroll"] == "on" else "scanned"}, attention {step["attention"]}'
   )
-  yield from (f'note: {note}' for note in found['notes'])
-  yield from memory_lines(step['memory'], found['device'])
+  yield from (f'note: {note}' for note in plan['notes'])
+  yield from memory_lines(step['memory'], plan['device'])
   if 'estimate' in step:
-    yield from train_lines(found, step)
-  yield from found.get('table', ())
-  if decode := found.get('decode'):
+    yield from train_lines(plan, step)
+  yield from plan.get('table', ())
+  if decode := plan.get('decode'):
     yield f'decode, {decode["rows"]} rows of {decode["slots"]} slots:'
-    yield from (f'  {line}' for line in memory_lines(decode['memory'], found['device']))
+    yield from (f'  {line}' for line in memory_lines(decode['memory'], plan['device']))
     if 'estimate' in decode:
       e = decode['estimate']
       yield (
@@ -80,9 +80,9 @@ def lines(found):
       )
 
 
-def train_lines(found, step):
-  """Work and the roofline of the train step."""
-  e, money = step['estimate'], found['budget']
+def train_lines(plan, step):
+  """Work and roofline of the train step."""
+  e, budget = step['estimate'], plan['budget']
   kernels = ', '.join(f'{n:.0f} x {name}' for name, n in step['kernels'].items()) or 'none'
   share = step['copies'] / max(step['traffic'], 1)
   copies = f' ({step["copies"] / 1e9:.2f} GB are copies)' if share >= 0.01 else ''
@@ -104,6 +104,6 @@ def train_lines(found, step):
     f'({e["mfu_causal"]:.1%} causal); if nothing overlaps {e["tokens_per_second_serial"]:,.0f}, '
     f'MFU {e["mfu_serial"]:.1%}'
   )
-  cost = '' if money['dollars'] is None else f', {money["dollars"]:,.0f} dollars'
-  yield f'  {money["tokens"]:,} tokens take at least {money["hours"]:,.2f} hours{cost}'
+  cost = '' if budget['dollars'] is None else f', {budget["dollars"]:,.0f} dollars'
+  yield f'  {budget["tokens"]:,} tokens take at least {budget["hours"]:,.2f} hours{cost}'
   yield f'compiled in {step["compile_seconds"]} s'

@@ -1,8 +1,8 @@
-"""What a step can cost at best: from work and the rates of data sheets to seconds, MFU and money.
+"""Roofline estimates: seconds, MFU and dollars from a program's work and the rates of data sheets.
 
-An estimate, not a measurement: nothing reaches the rates of a data sheet, and how much of memory
-and network traffic hides behind arithmetic is unknown. `bound` is the time if all of it does, the
-least that the program can take; `serial` the time if none of it does.
+An estimate, not a measurement: no program reaches the rates of a data sheet, and how much of memory and
+network traffic overlaps with arithmetic is unknown. `bound` is the time if all of it does, a lower limit;
+`serial` the time if none of it does.
 
 Sources: roofline model (Williams et al. 2009); bytes that a ring sends (Thakur et al. 2005).
 """
@@ -16,12 +16,12 @@ RING = {  # share of the larger buffer that each device sends; n devices
   'all-to-all': lambda n: (n - 1) / n,
   'collective-permute': lambda n: 1.0,
 }
-FLOAT32 = 1 / 2  # TPU and GPU: float32 products at best at this share of the bfloat16 rate
+FLOAT32 = 1 / 2  # share of the bfloat16 rate that float32 products reach at best on TPU and GPU
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """Seconds of one call on one device, by what they are spent on."""
+  """Seconds of one call on one device, by resource."""
 
   compute: float
   memory: float
@@ -30,8 +30,8 @@ class Estimate:
 
   @property
   def bound(self):
-    """Seconds if everything overlaps: no such program is faster."""
-    return max(self.compute, self.memory, self.link, self.network)
+    """Seconds if everything overlaps: a lower limit."""
+    return max(dataclasses.astuple(self))
 
   @property
   def serial(self):
@@ -40,12 +40,17 @@ class Estimate:
 
   @property
   def limit(self):
-    """What the bound comes from."""
-    return max(('compute', 'memory', 'link', 'network'), key=lambda name: getattr(self, name))
+    """The resource that sets the bound."""
+    seconds = dataclasses.asdict(self)
+    return max(seconds, key=seconds.get)
+
+  def as_dict(self):
+    """All of it, by name."""
+    return dataclasses.asdict(self) | {'bound': self.bound, 'serial': self.serial, 'limit': self.limit}
 
 
 def estimate(costs, chip, peak):
-  """hlo.Costs, topologies.Chip and FLOP/s in bfloat16 -> Estimate."""
+  """The Estimate of ProgramCosts on a topologies.Chip; peak: bfloat16 FLOP/s."""
   seconds = {False: 0.0, True: 0.0}
   for c in costs.collectives:
     seconds[c.network] += sent(c) / (chip.network if c.network else chip.link)
@@ -59,17 +64,17 @@ def estimate(costs, chip, peak):
 
 
 def sent(c):
-  """Bytes that each device sends for an hlo.Collective, all its calls together."""
+  """Bytes that each device sends for all calls of a program_costs.Collective."""
   return c.bytes * RING[c.kind](c.devices) if c.devices > 1 else 0.0
 
 
 def rates(seconds, tokens, flops_per_token, devices, peak):
-  """-> (tokens a second of all devices, MFU) of a step of so many tokens."""
+  """Return (tokens/s of all devices, MFU) of a step of `tokens` tokens."""
   per_second = tokens / seconds
   return per_second, per_second * flops_per_token / (devices * peak)
 
 
 def budget(tokens, per_second, devices, price):
-  """-> (hours, dollars or None) of a token budget; price: dollars a device-hour, 0 = unknown."""
+  """Return (hours, dollars or None) of a token budget; price: dollars per device-hour, 0 = unknown."""
   hours = tokens / per_second / 3600
   return hours, hours * devices * price if price else None

@@ -14,7 +14,7 @@ from gpt_jax.cluster import meshes
 from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model import attention, costs
 from gpt_jax.model.kernels import choice
-from gpt_jax.plan import abstract_inputs, format, hlo, plan, roofline, topologies
+from gpt_jax.plan import abstract_inputs, format, hlo, plan, program_costs, roofline, search, topologies
 from gpt_jax.sharding import MeshConfig, make_mesh
 from tests import command_line, test_experiments, tiny_runs
 
@@ -129,7 +129,7 @@ ENTRY %main (a: f32[4,8]) -> f32[4,8] {
 
 
 def test_what_is_in_a_loop_counts_as_often_as_it_runs():
-  made = hlo.costs(PROGRAM, {'data': 2, 'fsdp': 4}, lambda a, b: a // 4 != b // 4)
+  made = program_costs.count_costs(PROGRAM, {'data': 2, 'fsdp': 4}, lambda a, b: a // 4 != b // 4)
   by_kind = {c.kind: c for c in made.collectives}
   gather, reduce = by_kind['all-gather'], by_kind['all-reduce']
   assert (gather.count, gather.devices, gather.axes, gather.network) == (3, 4, 'fsdp', False)
@@ -168,9 +168,9 @@ ENTRY %main (a: f32[4,8]) -> f32[8,4] {
 
 
 def test_copies_are_those_that_compute_nothing_and_stay_in_memory():
-  made = hlo.costs(COPIED)
+  made = program_costs.count_costs(COPIED)
   assert made.copies == (32 + 32) * 4 + 32 * 2  # %c, %f and %begun
-  assert hlo.costs(PROGRAM).copies == 0
+  assert program_costs.count_costs(PROGRAM).copies == 0
 
 
 SCATTERED = """HloModule jit_step
@@ -189,7 +189,7 @@ ENTRY %main (a: bf16[16,8]) -> bf16[4,8] {
 
 
 def test_what_a_tpu_reduces_and_slices_in_one_is_a_reduce_scatter():
-  (found,) = hlo.costs(SCATTERED, {'fsdp': 4}).collectives
+  (found,) = program_costs.count_costs(SCATTERED, {'fsdp': 4}).collectives
   assert (found.kind, found.bytes, found.axes) == ('reduce-scatter', 16 * 8 * 2, 'fsdp')
 
 
@@ -222,7 +222,7 @@ def test_axes_of_what_jax_compiles():
   shapes = ((16, 16), placed('fsdp')), ((64, 16), placed(('data', 'fsdp')))
   w, x = (jax.ShapeDtypeStruct(s, jnp.float32, sharding=p) for s, p in shapes)
   grad = jax.jit(jax.grad(loss), out_shardings=placed('fsdp'))
-  made = hlo.costs(grad.lower(w, x).compile().as_text(), dict(mesh.shape))
+  made = program_costs.count_costs(grad.lower(w, x).compile().as_text(), dict(mesh.shape))
   assert {c.axes for c in made.collectives} <= {'fsdp', 'data', 'data x fsdp'}
   assert any(c.kind in ('all-reduce', 'reduce-scatter') for c in made.collectives)
 
@@ -232,15 +232,17 @@ def test_axes_of_what_jax_compiles():
 
 def test_estimates_by_hand():
   chip = topologies.CHIPS['h100']._replace(bandwidth=1e12, link=1e11, network=1e10)
-  collective = lambda kind, n, network: hlo.Collective(kind, n, 'fsdp', network, 'bf16', 1, 1e9)
-  costs = hlo.Costs(flops=1e12, traffic=1e9)
+  collective = lambda kind, n, network: program_costs.Collective(kind, n, 'fsdp', network, 'bf16', 1, 1e9)
+  costs = program_costs.ProgramCosts(flops=1e12, traffic=1e9)
   costs.collectives = [collective('all-gather', 4, False), collective('all-reduce', 2, True)]
   found = roofline.estimate(costs, chip, 1e15)
   np.testing.assert_allclose(
     [found.compute, found.memory, found.link, found.network], [1e-3, 1e-3, 7.5e-3, 0.1]
   )
   assert found.limit == 'network' and found.bound == 0.1
-  assert roofline.estimate(hlo.Costs(flops=1e12, float32_flops=1e12), chip, 1e15).compute == 2e-3
+  assert (
+    roofline.estimate(program_costs.ProgramCosts(flops=1e12, float32_flops=1e12), chip, 1e15).compute == 2e-3
+  )
   assert roofline.rates(0.5, 1000, 1e9, 2, 1e12) == (2000.0, 1.0)
   assert roofline.budget(7200, 1.0, 4, 3.0) == (2.0, 24.0)
   assert roofline.budget(7200, 1.0, 4, 0.0) == (2.0, None)
@@ -312,8 +314,8 @@ def test_what_the_reader_is_told(monkeypatch, call, tmp_path):
     '--nodecode',
     '--config.train.batch_size=8',
   ]
-  compile_ = lambda *_: {'memory': plan.refused('(1G)', 0, plan.Target.of(''))}
-  monkeypatch.setattr(plan, 'measured', compile_)
+  compile_ = lambda *_: {'memory': plan.refused_memory('(1G)', 0, plan.Target.of(''))}
+  monkeypatch.setattr(plan, 'measure', compile_)
   code, out, err = call(*words)
   assert code == 2, err
   assert ', attention xla (chunks cannot honor a mesh of 8 devices)\n' in out
@@ -326,15 +328,15 @@ def test_what_the_reader_is_told(monkeypatch, call, tmp_path):
 @pytest.mark.slow
 def test_search_finds_what_fits(monkeypatch):
   target = here(monkeypatch)
-  told = []
-  found = plan.best(tiny_config(), target, say=told.append, most=2)
-  assert found['fits'] and len(found['search']) == len(told) == 2
+  lines = []
+  found = search.best_plan(tiny_config(), target, report=lines.append, limit=2)
+  assert found['fits'] and len(found['search']) == len(lines) == 2
   assert '--config.train.batch_size=' in found['notes'][-1]
 
 
 def test_search_goes_on_until_nothing_larger_fits(monkeypatch):
   """Whatever it compiles: eight rows a device fit without remat, all that is tried with it."""
-  target, told = here(monkeypatch), []
+  target, lines = here(monkeypatch), []
 
   def planned(cfg, target, mesh, remat, batch_size, price):
     if mesh.tensor == 2:
@@ -352,13 +354,13 @@ def test_search_goes_on_until_nothing_larger_fits(monkeypatch):
       'train': {'memory': memory, 'estimate': estimate},
     }
 
-  monkeypatch.setattr(plan, 'attempt', planned)
-  found = plan.best(tiny_config(unroll='off'), target, say=told.append, most=100)
+  monkeypatch.setattr(search, 'try_plan', planned)
+  found = search.best_plan(tiny_config(unroll='off'), target, report=lines.append, limit=100)
   rows = lambda remat: [p['flags'] for p in found['search'] if p['flags'].startswith(remat)]
   assert rows('none') == 2 * [f'none {8 * n}' for n in (1, 2, 4, 8, 16)]
   assert len(rows('full')) == 2 * 6 and found['flags'] == 'dots_no_batch 256'
-  assert sum('does not fit' in line for line in told) == 2
-  assert sum('does not divide' in line for line in told) == 1
+  assert sum('does not fit' in line for line in lines) == 2
+  assert sum('does not divide' in line for line in lines) == 1
   assert found['notes'] == [f'the best of {len(found["search"])}: train with dots_no_batch 256']
 
 
