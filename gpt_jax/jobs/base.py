@@ -1,26 +1,27 @@
 """The protocol of a job: what the training loop asks of the thing that it trains."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 
-@runtime_checkable
 class Job(Protocol):
   """A model, its data and its program. `__init__(cfg, workdir, mesh)` builds and checks everything.
 
-  The constructor writes nothing but token caches. Its errors are ValueErrors about the config.
+  The constructor writes nothing but token caches. Its errors are ValueErrors about the config. A method
+  with a body here is optional.
   """
 
   unit: str  # plural name of what `tokens` counts: 'tokens', 'images', 'crops'
   loader: Any  # data.batches.BatchLoader of the training batches
   program: Any  # step.Program: abstract state, init, compiled step
   parameters: int  # entries of all parameters
-  flops: dict  # {'full', 'causal'}: FLOPs per token by convention; {} if there is no convention
+  flops: dict = {}  # {'full', 'causal'}: FLOPs per token by convention; {} if there is no convention
 
   def example_batch(self):
     """Return a batch of training's shapes and dtypes; called to trace the step."""
 
   def load_initial_weights(self, state):
     """Return the state with the parameters of train.init_from; called for a new run that has one."""
+    return state
 
   def write_files(self):
     """Write the run folder's files besides checkpoints; called in process 0 when a run starts."""
@@ -30,6 +31,7 @@ class Job(Protocol):
 
   def checkpoint_extra(self):
     """Return JSON that a checkpoint needs to be used without its run folder; called at each save."""
+    return {}
 
   def raise_if_preempted(self):
     """Raise if the run must stop; the loop replaces this function, evaluations call it per batch."""
@@ -39,9 +41,11 @@ class Job(Protocol):
 
     Called with the fetched metrics of each logged interval.
     """
+    return {}
 
   def utilization(self, per_second):
     """Return {name: throughput as a share of the hardware's peak}; called with each logged interval."""
+    return {}
 
   def validate(self, state, limit):
     """Return ({score: number}, rows of result.json) on the validation data.
@@ -57,3 +61,4 @@ class Job(Protocol):
 
   def provenance(self):
     """Return fields of result.json about where the data's encoding comes from."""
+    return {}

@@ -19,6 +19,7 @@ from gpt_jax.cluster.processes import fetch
 from gpt_jax.data import media_io
 from gpt_jax.data.synthetic.random_bits import scramble
 from gpt_jax.evaluation import metrics
+from gpt_jax.jobs import base
 from gpt_jax.model import param_trees
 from gpt_jax.runs import hardware
 from gpt_jax.sharding import check_batch, data_shard
@@ -34,11 +35,8 @@ UNUSED = {  # settings of a GPT that have no effect here, beside the sections be
 UNUSED_SECTIONS = ('model', 'tokenizer', 'loss', 'sample')
 
 
-class TokenizerJob:
+class TokenizerJob(base.Job):
   """An autoencoder in training; see base.Job. Subclasses say what an item is."""
-
-  raise_if_preempted = staticmethod(lambda: None)  # not called: these evaluations are short
-  flops = {}  # no convention says what an autoencoder should compute
 
   def __init__(self, cfg, workdir, mesh):
     self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
@@ -107,37 +105,12 @@ class TokenizerJob:
     """Return a batch to trace the step with."""
     return self.loader.gather([0] * self.cfg.train.batch_size)
 
-  def load_initial_weights(self, state):
-    """Return the state: train.init_from is refused."""
-    return state
-
-  def write_files(self):
-    """Write nothing: a run folder needs only checkpoints."""
-
-  def checkpoint_extra(self):
-    """Return nothing: the state is enough."""
-    return {}
-
-  def provenance(self):
-    """Return nothing: no tokenizer encodes the data."""
-    return {}
-
   def describe(self):
     """Return the size of the network and of its data."""
     return (
       f'{self.parameters:,} parameters, {self.codec_cfg.codebook} codes, {self.count} {self.unit}, '
       f'{hardware.name()}, {self.cfg.train.batch_size} a step'
     )
-
-  def pop_scalars(self, values):
-    """Return nothing: every metric is one number per step."""
-    del values
-    return {}
-
-  def utilization(self, per_second):
-    """Return nothing: see `flops`."""
-    del per_second
-    return {}
 
   def tokenizer(self, state):
     """Return the tokenizer of these parameters."""

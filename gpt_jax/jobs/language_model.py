@@ -10,7 +10,7 @@ import numpy as np
 from gpt_jax import data
 from gpt_jax.cluster.sharding_table import summary
 from gpt_jax.evaluation import evaluate, panels
-from gpt_jax.jobs import run_tokenizers
+from gpt_jax.jobs import base, run_tokenizers
 from gpt_jax.jobs.modality_objective import modality_objective
 from gpt_jax.model import costs
 from gpt_jax.model.kernels import choice
@@ -55,11 +55,10 @@ def resolve_model(cfg, toks):
   return dataclasses.replace(cfg.model, vocab=cfg.model.vocab or size, **widths).resolved()
 
 
-class LanguageModelJob:
+class LanguageModelJob(base.Job):
   """A GPT in training; base.Job says when each method is called."""
 
   unit = 'tokens'
-  raise_if_preempted = staticmethod(lambda: None)  # replaced by the training loop
 
   def __init__(self, cfg, workdir, mesh):
     """Build and check everything; write nothing but token caches."""

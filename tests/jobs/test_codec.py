@@ -147,7 +147,7 @@ def test_no_validation_data_means_no_scores(tmp_path):
 @pytest.mark.parametrize('modality', ['image', 'audio'])
 def test_a_tokenizer_is_a_job_and_scores_as_many_items_as_asked(modality, tmp_path, monkeypatch):
   job = job_of(tiny_runs.codec(modality), tmp_path)
-  assert isinstance(job, base.Job)
+  assert all(hasattr(job, name) for name in base.Job.__annotations__)
   scores, rows = job.validate(job.program.init(), 3)
   assert {row['n'] for row in rows} == {3} and scores['valid_loss'] > 0
   monkeypatch.setattr(job, 'program', None)  # its sizes are known without a state
