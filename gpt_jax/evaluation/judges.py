@@ -36,7 +36,11 @@ SOUND_PARTS, SOUND_CEPSTRA, SOUND_C, SOUND_HALF = 10, 40, 0.1, 8
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-  """A fitted classifier whose state is arrays: loading one executes no code."""
+  """A fitted classifier whose state is arrays: loading one executes no code.
+
+  Each judge has fit(inputs, labels, seed), scores(inputs) [N, C], the highest for the predicted class,
+  and features(inputs) [N, D], for distances between sets.
+  """
 
   labels: np.ndarray  # [C] str, sorted
   weights: dict  # name -> array
@@ -44,14 +48,6 @@ class Judge:
   def predict(self, inputs):
     """-> labels [N] str."""
     return self.labels[self.scores(inputs).argmax(1)]
-
-  def scores(self, inputs):
-    """-> float [N, C], the highest for the predicted class."""
-    raise NotImplementedError
-
-  def features(self, inputs):
-    """-> float [N, D], for distances between sets."""
-    raise NotImplementedError
 
   def accuracy(self, inputs, labels):
     """-> (accuracy, Wilson interval)."""

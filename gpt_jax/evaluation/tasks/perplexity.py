@@ -48,44 +48,38 @@ def is_stream(subject, source):
   return subject.row_fields.layout is None or (plain and not subject.cfg.loss.restrict)
 
 
+def eval_batches(subject, source, split, stride=0, length=0):
+  """This process's rows of the batches that score a split; length: of rows, 0 = as in training."""
+  cfg = subject.cfg
+  length = length or cfg.train.length or cfg.model.context
+  part, parts = data_shard(subject.mesh)
+  rows = dict(batch_size=subject.batch_size, process_index=part, process_count=parts)
+  cache = subject.cache(source, split)
+  if is_stream(subject, source):
+    masked = subject.masks_documents
+    return data.eval_windows(cache, length, stride or length, mask_documents=masked, **rows)
+  fields = subject.row_fields.of_template(cfg.data.mixture[source].template)
+  return data.eval_rows(cache, length, row_fields=fields, **rows)
+
+
 def score_text(subject, source, split, limit, stride):
   """Rows for a stream of text."""
-  length = subject.cfg.train.length or subject.cfg.model.context
-  stride = stride or length
-  cache = subject.cache(source, split)
-  part, parts = data_shard(subject.mesh)
-  batches = data.eval_windows(
-    cache,
-    length,
-    stride,
-    subject.batch_size,
-    mask_documents=subject.masks_documents,
-    process_index=part,
-    process_count=parts,
-  )
+  batches = eval_batches(subject, source, split, stride)
   sums, is_whole = sum_batches(subject, subject.score, batches, limit)
   check_targets(sums, source, split)
   nats, tokens = sums['nats'], sums['targets']
+  stride = stride or subject.cfg.train.length or subject.cfg.model.context
   rows = common.Rows('perplexity', source, split, tokens=int(tokens), stride=stride)
   rows.add('nats_per_token', nats / tokens)
   rows.add('bits_per_token', bits(nats / tokens))
   if is_whole and not subject.masks_documents:  # else first tokens are not scored, but are bytes
-    rows.add('bits_per_byte', bits_per_byte(nats, cache.bytes))
+    rows.add('bits_per_byte', bits_per_byte(nats, subject.cache(source, split).bytes))
   return rows
 
 
 def score_documents(subject, source, split, limit):
   """Rows for whole documents: all targets, and each modality if there are two or more."""
-  length = subject.cfg.train.length or subject.cfg.model.context
-  part, parts = data_shard(subject.mesh)
-  batches = data.eval_rows(
-    subject.cache(source, split),
-    length,
-    subject.batch_size,
-    row_fields=subject.row_fields.of_template(subject.cfg.data.mixture[source].template),
-    process_index=part,
-    process_count=parts,
-  )
+  batches = eval_batches(subject, source, split)
   sums, _ = sum_batches(subject, subject.score_rows, batches, limit)
   check_targets(sums, source, split)
   restricted_M, targets_M = sums['restricted'], sums['targets']
