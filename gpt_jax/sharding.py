@@ -22,25 +22,14 @@ from gpt_jax.cluster.meshes import PRESETS, axes_of
 
 AXES = ('replica', 'data', 'fsdp', 'sequence', 'expert', 'tensor')  # slowest network first
 
-PARAM_RULES = {
-  'R': 'replica',
-  'D': 'fsdp',
-  'H': 'tensor',
-  'G': 'tensor',
-  'F': 'tensor',
-  'V': 'tensor',
-  'E': 'expert',
-}
+PARAM_RULES = {'R': 'replica', 'D': 'fsdp', 'E': 'expert', **dict.fromkeys('HGFV', 'tensor')}
 ACTIVATION_RULES = {
   'R': 'replica',
   'B': ('data', 'fsdp', 'expert'),
   'b': ('data', 'fsdp'),  # the batch of a tensor that has E
   'E': 'expert',
   'T': 'sequence',
-  'H': 'tensor',
-  'G': 'tensor',
-  'F': 'tensor',
-  'V': 'tensor',
+  **dict.fromkeys('HGFV', 'tensor'),
 }
 
 

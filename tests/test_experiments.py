@@ -210,7 +210,7 @@ def expected_samples(cfg):
 def test_every_experiment_builds_with_each_of_its_arguments(path, base):
   defaults = arguments(path)
   plain = config.build(config.Config, load(path, base))
-  assert config.from_json(json.dumps(config.to_dict(plain))) == plain
+  assert config.build(config.Config, json.loads(json.dumps(config.to_dict(plain)))) == plain
   for name, default in defaults.items():
     if isinstance(default, bool):
       changed = config.build(config.Config, load(path, base, **{name: not default}))

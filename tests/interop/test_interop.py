@@ -638,7 +638,7 @@ def test_an_imported_run_is_a_run(imported, tmp_path):
   run = trained.load(workdir)
   assert run.step == 0
   assert_same_params(model, run.model, model.cfg.vocab)
-  assert run.cfg == config.from_json((workdir / 'config.json').read_text())
+  assert run.cfg == config.of_run(workdir)
   assert run.cfg.tokenizer == TokenizerConfig('huggingface', str(source))
   assert text.build(run.cfg.tokenizer).hash == run.tokenizers.text.hash
   assert run_folder.read_config(workdir)['model']['dtype'] == 'auto'
