@@ -180,8 +180,7 @@ def dense_experts(moe, x_BTD, real_BT):
   return jnp.einsum('BTED,BTkE,BTk->BTD', y_BTED, picks_BTkE, weights_BTk)
 
 
-@pytest.mark.parametrize('block', [1, 3, 128])
-@pytest.mark.parametrize('experts', [3, 16])
+@pytest.mark.parametrize(('experts', 'block'), [(16, 1), (3, 3), (4, 128)])
 def test_grouped_experts_equal_dense_einsums_forward_and_backward(monkeypatch, experts, block):
   """Also with padding, whose tokens get no output and give no gradient."""
   monkeypatch.setattr(grouped_matmul, 'BLOCK', block)
@@ -202,16 +201,6 @@ def test_vmapped_experts_equal_each_alone():
   for r, x_BTD in enumerate(x_RBTD):
     own = jax.tree.map(lambda x, r=r: x[r], together)
     models.assert_close(own, jax.jit(grad)(moe, x_BTD), 2e-5)
-
-
-@pytest.mark.parametrize('sizes', [(5, 0, 3, 9), (0, 0, 0, 17), (1, 2, 3, 4), (0, 0, 0, 0)])
-def test_row_blocks_cover_every_grouped_row_once(sizes):
-  for N in (17, 40):
-    size, blocks = grouped_matmul.row_blocks(N, jnp.asarray(sizes, jnp.int32))
-    blocks = zip(*map(np.asarray, blocks), strict=True)
-    rows = [(expert, start + i) for expert, start, count in blocks for i in range(count)]
-    assert size == N // 8
-    assert rows == list(zip(np.repeat(np.arange(4), sizes), range(sum(sizes)), strict=True))
 
 
 def multiplications(jaxpr):
