@@ -42,11 +42,11 @@ def summary(workdir):
 
 def summary_of_study(workdir):
   """The same of a study: what each arm changed, how sure that is, and what it took -> dict."""
-  told = study_results.read_study(workdir)
-  if not told.analysis or told.pending():
+  results = study_results.read_study(workdir)
+  if not results.analysis or results.pending():
     raise SystemExit(f'error: {workdir} has not finished\nfix: run its command again to the end')
-  study, analysis = told.study, told.analysis
-  events = [event for row in told.rows for event in run_folder.read_events(row['folder'])]
+  study, analysis = results.spec, results.analysis
+  events = [event for row in results.rows for event in run_folder.read_events(row['folder'])]
   versions = dict(study['versions'])
   versions.pop('command', None)
   keys = (
@@ -66,14 +66,14 @@ def summary_of_study(workdir):
   )
   return {
     'question': study['question'],
-    'headline': told.headline(),
+    'headline': results.headline(),
     'command': study['command'],
     'started': min(event['time'] for event in events),
     'finished': max(event['time'] for event in events),
     'hardware': versions['device'],
     'versions': versions,
-    'runs': len(told.rows),
-    'attempts': dict(collections.Counter(line['outcome'] for line in told.attempts)),
+    'runs': len(results.rows),
+    'attempts': dict(collections.Counter(line['outcome'] for line in results.attempts)),
     'metric': study['metric'],
     'tolerance': study['tolerance'],
     'budget': study['budget'],

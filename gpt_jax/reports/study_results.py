@@ -1,7 +1,6 @@
-"""What a study found, in the words and numbers that all forms of its report share.
+"""Results of a study: records, verdicts and sentences, shared by all formats of its report.
 
-A report never fails for want of a result: what is missing is said, and a number that is not known
-is NaN and shown as an empty cell.
+Missing results never fail a report: they are listed, and an unknown number is NaN, an empty cell.
 """
 
 import collections
@@ -22,15 +21,15 @@ VERDICTS = {
   'no difference': 'No difference',
   'undecided': 'Undecided',
 }
-SPOKEN = {'valid_loss': 'validation loss', 'loss': 'training loss'}
+METRIC_NAMES = {'valid_loss': 'validation loss', 'loss': 'training loss'}
 MINUS = '\u2212'
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyResults:
-  """A study, its run rows, its analysis and the attempts at its runs, ready to be told."""
+  """A study's description, run rows, analysis and attempts."""
 
-  study: dict
+  spec: dict  # study.json
   rows: list
   analysis: dict = dataclasses.field(default_factory=dict)
   attempts: list = dataclasses.field(default_factory=list)
@@ -38,24 +37,24 @@ class StudyResults:
 
   @property
   def name(self):
-    """Of the study."""
-    return self.study.get('name') or 'ablation'
+    """Name of the study."""
+    return self.spec.get('name') or 'ablation'
 
   @property
   def metric(self):
-    """What arms are judged by, as a reader says it."""
-    key = self.study.get('metric', 'valid_loss')
-    return SPOKEN.get(key, key.replace('_', ' '))
+    """Name of the metric in words."""
+    key = self.spec.get('metric', 'valid_loss')
+    return METRIC_NAMES.get(key, key.replace('_', ' '))
 
   @property
   def sign(self):
     """1 where lower is better, -1 where higher is: sign * difference < 0 is a gain."""
-    return 1 if self.study.get('better', 'lower') == 'lower' else -1
+    return 1 if self.spec.get('better', 'lower') == 'lower' else -1
 
   @property
   def tolerance(self):
-    """A difference that does not matter, in units of the metric."""
-    return number(self.study, 'tolerance', 0.0)
+    """Largest difference that counts as none, in units of the metric."""
+    return number(self.spec, 'tolerance', 0.0)
 
   @property
   def places(self):
@@ -66,7 +65,7 @@ class StudyResults:
   def arms(self):
     """The arms, the baseline first, then from the best to the worst: {**planned, **measured}."""
     measured = {arm['name']: arm for arm in self.analysis.get('arms', ())}
-    whole = [arm | measured.get(arm['name'], {}) for arm in self.study.get('arms', ())]
+    whole = [arm | measured.get(arm['name'], {}) for arm in self.spec.get('arms', ())]
 
     def order(arm):
       difference = self.sign * number(arm, 'difference')
@@ -99,11 +98,11 @@ class StudyResults:
   # ------------------------------------------------------------------------------------ numbers
 
   def value(self, value):
-    """A value of the metric."""
-    return plain(value, self.places)
+    """Format a value of the metric."""
+    return format_value(value, self.places)
 
   def difference(self, value):
-    """A difference, with its sign."""
+    """Format a difference, with its sign."""
     return signed(value, self.places)
 
   def interval(self, pair):
@@ -120,7 +119,7 @@ class StudyResults:
   # -------------------------------------------------------------------------------------- words
 
   def headline(self):
-    """One or two sentences that answer the study's question."""
+    """Return one or two sentences that answer the study's question."""
     found, base = self.verdicts(), self.baseline()
     named = f'the baseline {base_name(base)}'.strip()
     if not self.done():
@@ -129,10 +128,10 @@ class StudyResults:
     if scaled := self.scaled():
       return so_far + scaled
     parts = [
-      count(found['worse'], 'worse'),
-      count(found['diverged'], 'diverged'),
-      count(found['no difference'], f'no different within {plain(self.tolerance, self.places)}'),
-      count(found['undecided'], 'undecided'),
+      count_arms(found['worse'], 'worse'),
+      count_arms(found['diverged'], 'diverged'),
+      count_arms(found['no difference'], f'no different within {format_value(self.tolerance, self.places)}'),
+      count_arms(found['undecided'], 'undecided'),
     ]
     rest = ', '.join(part for part in parts if part)
     if found['better']:
@@ -143,17 +142,17 @@ class StudyResults:
       effect = f'{self.metric} {mean}, {self.effect(best)}'
       return f'{so_far}{best["name"]} beats {named}: {effect}.{also}{rest}'
     if len(found['undecided']) == len(self.others()):
-      return f'{so_far}Undecided: no arm could be told from {named}.'
+      return f'{so_far}Undecided: no arm could be study from {named}.'
     return f'{so_far}Nothing beats {named}: {rest}.'
 
   def laws(self):
-    """What a size study found of all sizes, a line each law."""
+    """Return the fitted scaling laws, one line each."""
     found = self.analysis.get('scaling') or {}
     kinds = (('laws', law_text), ('parametric', law_text), ('isoflop', isoflop_text))
     return [text(*one) for kind, text in kinds for one in (found.get(kind) or {}).items()]
 
   def scaled(self):
-    """The headline of a size study: the baseline's law, and what each effect is at each size."""
+    """Return the headline of a size study: the baseline's law, and the verdict on each effect by size."""
     found = self.analysis.get('scaling') or {}
     own = (found.get('laws') or {}).get(others_of(self.baseline()))
     said = [f'{self.metric.capitalize()} over parameters: {law_text("", own)}.'] if own else []
@@ -166,40 +165,40 @@ class StudyResults:
     return ' '.join(said)
 
   def sentence(self, arm):
-    """What was found of one arm, in a sentence."""
+    """Return the result of one arm as a sentence."""
     said = arm.get('sentence') or self.effect(arm) or 'not measured'
     return said if said.startswith(arm['name']) else f'{arm["name"]}: {said}'
 
   def budget(self):
-    """What all arms had equally: '2.1M tokens a run', or the steps of the config."""
+    """Return the budget of every arm: '2.1M tokens a run', or the steps of the config."""
     shown = {
       'tokens': lambda x: f'equal tokens, {loggers.human(x)} a run',
       'flops': lambda x: f'equal training FLOPs, {x:.3g} a run',
       'seconds': lambda x: f'equal time, {loggers.duration(x)} a run',
       'parameters': lambda x: f'{loggers.human(x)} parameters each',
     }
-    budget = self.study.get('budget') or {}
+    budget = self.spec.get('budget') or {}
     said = [show(budget[key]) for key, show in shown.items() if number(budget, key, 0) > 0]
-    steps = {arm.get('steps') for arm in self.study.get('arms', ())} - {None}
+    steps = {arm.get('steps') for arm in self.spec.get('arms', ())} - {None}
     if not said and len(steps) == 1:
       said = [f'equal steps, {steps.pop():,} a run']
     return ' and '.join(said) or 'the steps of each config'
 
   def protocol(self):
-    """How it was done, in a line for every table."""
-    seeds = len(self.study.get('seeds', ()))
+    """Return the protocol in one line, for every table."""
+    seeds = len(self.spec.get('seeds', ()))
     base = f'the baseline {base_name(self.baseline())}'.strip()
     return (
       f'Budget: {self.budget()}. {seeds} seed{"s" * (seeds != 1)} an arm. Differences are paired '
-      f'by seed, against {base}; {self.study.get("better", "lower")} '
+      f'by seed, against {base}; {self.spec.get("better", "lower")} '
       f'{self.metric} is better. Intervals: 95 %, t; p corrected by Holm.'
     )
 
-  def troubles(self):
-    """[(arm, seed, what became of it, why)]: runs without a result, and those tried again."""
+  def failures(self):
+    """Return [(arm, seed, outcome, cause)] of runs without a result and of retried runs."""
     tries = collections.defaultdict(list)
     for attempt in self.attempts:
-      if attempt.get('outcome') != 'done' and not is_cut(attempt):
+      if attempt.get('outcome') != 'done' and not is_interruption(attempt):
         tries[attempt.get('arm'), attempt.get('seed')].append(attempt)
     found = []
     for row in self.rows:
@@ -212,7 +211,7 @@ class StudyResults:
         continue
       else:
         tried = f', {len(failed)} attempts' if len(failed) > 1 else ''
-        outcome = state(row['status']) + tried
+        outcome = describe_status(row['status']) + tried
       found.append((row['arm'], row['seed'], outcome, first_line(why)))
     return found
 
@@ -228,19 +227,19 @@ class StudyResults:
     """The rows of runs that ended without a result."""
     return [row for row in self.rows if row not in self.done() + self.pending()]
 
-  def stops(self):
-    """How often the whole study was stopped or killed on its way, and went on later."""
-    moments = sorted(moment(attempt) for attempt in self.attempts if is_cut(attempt))
+  def interruptions(self):
+    """Return how often the whole study was stopped or killed and later resumed."""
+    moments = sorted(end_time(attempt) for attempt in self.attempts if is_interruption(attempt))
     gaps = [later - sooner for sooner, later in zip(moments, moments[1:], strict=False)]
     return bool(moments) + sum(gap > STOP_SECONDS for gap in gaps)
 
-  def negatives(self):
+  def unhelpful_arms(self):
     """Arms that did not help: worse, diverged, and no different."""
     found = self.verdicts()
     return found['worse'][::-1] + found['diverged'] + found['no difference']
 
   def seconds(self):
-    """Of all runs with a result, together."""
+    """Return the total seconds of all runs with a result."""
     times = [number(row.get('result', {}), 'seconds') for row in self.rows]
     return float(np.nansum(times)) if times else 0.0
 
@@ -248,28 +247,28 @@ class StudyResults:
 STOP_SECONDS = 60  # workers that one stop ends write their last lines within this time
 
 
-def is_cut(attempt):
-  """Whether a run ended with the whole study, and not by itself."""
+def is_interruption(attempt):
+  """Return whether an attempt ended with the whole study, not by itself."""
   outcome = attempt.get('outcome')
   return outcome == 'stopped' or (outcome == 'killed' and not attempt.get('how'))
 
 
-def moment(attempt):
-  """When an attempt ended, in Unix seconds; 0 where that cannot be read."""
+def end_time(attempt):
+  """Return when an attempt ended, in Unix seconds; 0 if unreadable."""
   try:
     return datetime.datetime.fromisoformat(attempt['time']).timestamp()
   except (KeyError, TypeError, ValueError):
     return 0.0
 
 
-def state(status):
-  """A row's status as one says it."""
+def describe_status(status):
+  """Return a row's status in words."""
   odd = {'unfinished': 'not finished', 'missing': 'not started', 'corrupt': 'unreadable'}
   return odd.get(status, status)
 
 
 def read_study(workdir):
-  """The StudyResults of a study folder, finished or not.
+  """Return the StudyResults of a study folder, finished or not.
 
   Raises:
     FileNotFoundError: the folder holds no study.
@@ -279,7 +278,7 @@ def read_study(workdir):
 
   folder = pathlib.Path(workdir).expanduser().resolve()
   return StudyResults(
-    study=store.read_study(folder),
+    spec=store.read_study(folder),
     rows=store.read_runs(folder),
     analysis=records.read_json(folder / 'analysis.json'),
     attempts=store.read_attempts(folder),
@@ -288,18 +287,18 @@ def read_study(workdir):
 
 
 def as_number(value):
-  """A float; NaN for what is no number."""
+  """Return a float; NaN for anything but a number."""
   real = isinstance(value, (int, float)) and not isinstance(value, bool)
   return float(value) if real else math.nan
 
 
 def number(row, key, default=math.nan):
-  """A number of a dict, or the default where there is none."""
+  """Return a number of a dict, or the default."""
   value = as_number(row.get(key))
   return default if math.isnan(value) else value
 
 
-def plain(value, places):
+def format_value(value, places):
   """'1.523', or '' for NaN."""
   return '' if math.isnan(value) else f'{value:.{places}f}'.replace('-', MINUS)
 
@@ -320,7 +319,7 @@ def times(value):
   return '' if math.isnan(value) else f'{value:.3g}\u00d7'
 
 
-def count(arms, what):
+def count_arms(arms, what):
   """'3 worse', or '' of none."""
   return f'{len(arms)} {what}' if arms else ''
 
@@ -331,7 +330,7 @@ def first_line(text):
 
 
 def others_of(arm):
-  """The levels of an arm but its size and tokens, as the analysis names its laws."""
+  """Return an arm's levels except size and tokens: the key of its law in the analysis."""
   levels = (arm.get('levels') or {}).items()
   return ','.join(f'{name}={level}' for name, level in levels if name not in ('size', 'tokens'))
 

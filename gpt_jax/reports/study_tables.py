@@ -24,26 +24,26 @@ LATEX = {
 }
 
 
-def results(told):
+def results(study):
   """The table of results: [(name, mean, n, difference, interval, bootstrap, p, verdict)] as texts.
 
   Args:
-    told: a StudyResults.
+    study: a StudyResults.
   """
   rows = []
-  for arm in told.arms():
-    base, places = arm.get('is_baseline'), told.places
-    mean = study_results.plain(study_results.number(arm, 'mean'), places)
-    spread = study_results.plain(study_results.number(arm, 'sd'), places)
-    seeds, planned = int(study_results.number(arm, 'n', 0)), len(told.study.get('seeds', ()))
+  for arm in study.arms():
+    base, places = arm.get('is_baseline'), study.places
+    mean = study_results.format_value(study_results.number(arm, 'mean'), places)
+    spread = study_results.format_value(study_results.number(arm, 'sd'), places)
+    seeds, planned = int(study_results.number(arm, 'n', 0)), len(study.spec.get('seeds', ()))
     rows.append(
       (
         study_results.label(arm),
         f'{mean} \u00b1 {spread}' if mean and spread else mean,
         f'{seeds}' if seeds == planned else f'{seeds} of {planned}',
-        '' if base else told.difference(study_results.number(arm, 'difference')),
-        '' if base else told.interval(arm.get('interval')),
-        '' if base else told.interval(arm.get('bootstrap')),
+        '' if base else study.difference(study_results.number(arm, 'difference')),
+        '' if base else study.interval(arm.get('interval')),
+        '' if base else study.interval(arm.get('bootstrap')),
         '' if base else study_results.probability(study_results.number(arm, 'p_holm')),
         'baseline' if base else arm.get('verdict') or 'undecided',
       )
@@ -51,14 +51,14 @@ def results(told):
   return rows
 
 
-def results_head(told):
+def results_head(study):
   """Names of the columns of `results`; '>' is right-aligned."""
-  mean = f'>{told.metric} \u00b1 sd'
+  mean = f'>{study.metric} \u00b1 sd'
   intervals = ('>95 % interval', '>bootstrap')
   return ('arm', mean, '>seeds', '>difference', *intervals, '>p (Holm)', 'verdict')
 
 
-def costs(told):
+def costs(study):
   """[(name, parameters, FLOPs a token, tokens, time of a run, tokens/s, speedup)] as texts."""
 
   def show(arm, key, how):
@@ -75,7 +75,7 @@ def costs(told):
       show(arm, 'tokens_per_second', loggers.human),
       '' if arm.get('is_baseline') else show(arm, 'speedup', study_results.times),
     )
-    for arm in told.arms()
+    for arm in study.arms()
   ]
 
 
@@ -111,43 +111,47 @@ def _cell(text):
   return loggers.printable(str(text)).replace('\n', ' ').replace('|', '\\|')
 
 
-def to_markdown(told):
+def to_markdown(study):
   """The whole report in Markdown, but its figures and samples."""
-  said = [f'# {told.name}', told.study.get('question', ''), f'**{told.headline()}**']
-  said += ['\n'.join(f'- {told.sentence(arm)}' for arm in told.others())]
-  said += ['## Results', told.protocol(), grid(*page.drop_empty_columns(results_head(told), results(told)))]
-  said += ['\n'.join(f'- {note}' for note in told.analysis.get('notes', ()))]
-  if effects := told.analysis.get('effects'):
+  said = [f'# {study.name}', study.spec.get('question', ''), f'**{study.headline()}**']
+  said += ['\n'.join(f'- {study.sentence(arm)}' for arm in study.others())]
+  said += [
+    '## Results',
+    study.protocol(),
+    grid(*page.drop_empty_columns(results_head(study), results(study))),
+  ]
+  said += ['\n'.join(f'- {note}' for note in study.analysis.get('notes', ()))]
+  if effects := study.analysis.get('effects'):
     named = [(f'{one["factor"]}={one["level"]} against {one["against"]}', one) for one in effects]
-    said += ['## Main effects', judged(told, 'level', named)]
-  if found := told.analysis.get('scaling'):
+    said += ['## Main effects', judged(study, 'level', named)]
+  if found := study.analysis.get('scaling'):
     named = [(f'{one["levels"]} at {one["size"]}', one) for one in found['effects']]
-    said += ['## Scaling', '\n'.join(f'- {text}' for text in told.laws())]
-    said += [judged(told, 'effect', named), '\n'.join(f'- {w}' for w in found['warnings'])]
-  said += ['## Cost', f'Budget: {told.budget()}.', grid(*page.drop_empty_columns(COSTS_HEAD, costs(told)))]
+    said += ['## Scaling', '\n'.join(f'- {text}' for text in study.laws())]
+    said += [judged(study, 'effect', named), '\n'.join(f'- {w}' for w in found['warnings'])]
+  said += ['## Cost', f'Budget: {study.budget()}.', grid(*page.drop_empty_columns(COSTS_HEAD, costs(study)))]
   differences = [
     (arm['name'], ', '.join(changes(arm)) or 'nothing', '; '.join(arm.get('flags', ())))
-    for arm in told.others()
+    for arm in study.others()
   ]
   said += ['## What the arms change', grid(*page.drop_empty_columns(('arm', 'config', 'flags'), differences))]
-  if troubles := told.troubles():
-    said += ['## What went wrong', grid(('arm', '>seed', 'outcome', 'why'), troubles)]
-  if negatives := told.negatives():
-    said += ['## What did not help', '\n'.join(f'- {told.sentence(arm)}' for arm in negatives)]
-  versions = told.study.get('versions', {}).items()
+  if failures := study.failures():
+    said += ['## What went wrong', grid(('arm', '>seed', 'outcome', 'why'), failures)]
+  if unhelpful_arms := study.unhelpful_arms():
+    said += ['## What did not help', '\n'.join(f'- {study.sentence(arm)}' for arm in unhelpful_arms)]
+  versions = study.spec.get('versions', {}).items()
   versions = ', '.join(f'{k} {v}' for k, v in versions if v and k != 'command')
-  command = told.study.get('command', '')
+  command = study.spec.get('command', '')
   said += ['## Reproduce', f'```\n{command}\n```' if command else '', versions]
   return '\n\n'.join(part.strip('\n') for part in said if part) + '\n'
 
 
-def judged(told, what, named):
+def judged(study, what, named):
   """A Markdown table of [(name, what inference.judge says)]."""
   rows = [
     (
       name,
-      told.difference(study_results.number(one, 'difference')),
-      told.interval(one['interval']),
+      study.difference(study_results.number(one, 'difference')),
+      study.interval(one['interval']),
       study_results.probability(study_results.number(one, 'p_holm')),
       one['verdict'],
     )
@@ -173,16 +177,16 @@ NUMBERS = (
 )
 
 
-def to_csv(told):
+def to_csv(study):
   """A line an arm with every number in full, and its value of each seed."""
-  seeds = told.study.get('seeds', ())
+  seeds = study.spec.get('seeds', ())
   head = ['study', 'metric', 'better', 'budget', 'arm', 'baseline', 'verdict', *NUMBERS]
   head += ['low', 'high', 'bootstrap_low', 'bootstrap_high', *(f'seed {seed}' for seed in seeds)]
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow(head)
-  same = [told.name, told.study.get('metric', ''), told.study.get('better', ''), told.budget()]
-  for arm in told.arms():
+  same = [study.name, study.spec.get('metric', ''), study.spec.get('better', ''), study.budget()]
+  for arm in study.arms():
     base = bool(arm.get('is_baseline'))
     line = [*same, arm['name'], int(base), 'baseline' if base else arm.get('verdict', '')]
     line += [_full(arm.get(key)) for key in NUMBERS]
@@ -202,23 +206,23 @@ def _full(value):
 # --------------------------------------------------------------------------------------- LaTeX
 
 
-def to_latex(told):
+def to_latex(study):
   """The table of results for a paper; needs the package booktabs."""
-  head, rows = page.drop_empty_columns(results_head(told), results(told))
+  head, rows = page.drop_empty_columns(results_head(study), results(study))
   sides = ''.join('r' if name.startswith('>') else 'l' for name in head)
   head = [name.lstrip('>') for name in head]
-  bold = {arm['name'] for arm in told.verdicts()['better']}
+  bold = {arm['name'] for arm in study.verdicts()['better']}
   lines = [
     ' & '.join([_bold(escape(name)) if name in bold else escape(name), *map(escape, cells)])
     for name, *cells in rows
   ]
   lines[1:1] = ['\\midrule'] if len(lines) > 1 else []  # under the baseline
   body = '\n'.join(f'    {line}' + ' \\\\' * (line != '\\midrule') for line in lines)
-  label = re.sub(r'[^\w-]+', '-', told.name)
+  label = re.sub(r'[^\w-]+', '-', study.name)
   return (
     '% needs \\usepackage{booktabs}\n'
     '\\begin{table}\n  \\centering\n'
-    f'  \\caption{{{escape(told.headline())} {escape(told.protocol())}}}\n'
+    f'  \\caption{{{escape(study.headline())} {escape(study.protocol())}}}\n'
     f'  \\label{{tab:{label}}}\n'
     f'  \\begin{{tabular}}{{{sides}}}\n    \\toprule\n'
     f'    {" & ".join(map(escape, head))} \\\\\n    \\midrule\n'

@@ -38,7 +38,7 @@ def made(folder, planned, rows, attempts=()):
 
 
 @pytest.fixture(scope='module')
-def told(tmp_path_factory):
+def study(tmp_path_factory):
   """The study of positions: one arm better, three worse, one equal; a run diverged."""
   folder = tmp_path_factory.mktemp('studies') / 'positions'
   planned = ablation_study.study()
@@ -51,8 +51,8 @@ def told(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def page(told):
-  text = study_report.render(told)
+def page(study):
+  text = study_report.render(study)
   return text, Reader(text)
 
 
@@ -114,24 +114,24 @@ def test_sections_are_all_there_in_the_order_of_a_readers_questions(page):
   ]
 
 
-def test_the_budget_is_said_in_every_table_of_results(told, page):
+def test_the_budget_is_said_in_every_table_of_results(study, page):
   budget = 'equal tokens, 2.46M a run'
   assert page[1].text().count(budget) >= 3
-  assert budget in study_tables.to_latex(told)
-  assert study_tables.to_markdown(told).count(budget) == 2
-  assert all(row['budget'] == budget for row in csv_rows(told))
+  assert budget in study_tables.to_latex(study)
+  assert study_tables.to_markdown(study).count(budget) == 2
+  assert all(row['budget'] == budget for row in csv_rows(study))
 
 
-def test_failures_are_told_with_their_reasons(told, page):
+def test_failures_are_told_with_their_reasons(study, page):
   words = page[1].text()
   assert '1 of 30 runs have no result: positions=sinusoidal seed 3 (diverged)' in words
   assert 'positions=nope=a|b: changes model.heads too' in words
-  assert told.troubles() == [('base', 1, 'done at attempt 2', 'killed by signal 9'), LOST]
-  assert all(text in words for text in told.troubles()[0][2:] + told.troubles()[1][2:])
+  assert study.failures() == [('base', 1, 'done at attempt 2', 'killed by signal 9'), LOST]
+  assert all(text in words for text in study.failures()[0][2:] + study.failures()[1][2:])
 
 
-def test_stops_of_the_whole_study_are_counted_once_each(told, page):
-  assert told.stops() == 2  # two workers wrote of the first one
+def test_stops_of_the_whole_study_are_counted_once_each(study, page):
+  assert study.interruptions() == 2  # two workers wrote of the first one
   assert 'The study was stopped twice on its way and went on.' in page[1].text()
 
 
@@ -141,8 +141,8 @@ def test_samples_are_the_last_of_the_same_seed_side_by_side(page):
   assert 'early' not in words
 
 
-def test_negative_results_are_kept(told, page):
-  names = {arm['name'] for arm in told.negatives()}
+def test_negative_results_are_kept(study, page):
+  names = {arm['name'] for arm in study.unhelpful_arms()}
   assert {'positions=learned', 'positions=none', 'positions=sinusoidal'} <= names
   assert 'positions=alibi' not in names
   words = page[1].text()
@@ -150,8 +150,8 @@ def test_negative_results_are_kept(told, page):
   assert all(name in part for name in names)
 
 
-def test_it_says_how_to_repeat_it(told, page):
-  assert told.study['command'] in page[1].text()
+def test_it_says_how_to_repeat_it(study, page):
+  assert study.spec['command'] in page[1].text()
   assert 'feedc0defeedc0de, the same in all runs' in page[1].text()
 
 
@@ -177,7 +177,7 @@ def test_the_headline_answers():
   assert headline([worse, same, open_]) == (
     'Nothing beats the baseline (rope): 1 worse, 1 no different within 0.010, 1 undecided.'
   )
-  assert headline([open_, open_]) == 'Undecided: no arm could be told from the baseline (rope).'
+  assert headline([open_, open_]) == 'Undecided: no arm could be study from the baseline (rope).'
   assert headline([worse, better]) == (
     'positions=x1 beats the baseline (rope): validation loss 1.670, -0.030 (-0.040 to -0.020). 1 worse.'
   )
@@ -199,14 +199,14 @@ def test_digits_show_a_tenth_of_the_tolerance():
 # --- Markdown, CSV, LaTeX
 
 
-def csv_rows(told):
-  return list(csv.DictReader(io.StringIO(study_tables.to_csv(told))))
+def csv_rows(study):
+  return list(csv.DictReader(io.StringIO(study_tables.to_csv(study))))
 
 
-def test_csv_has_every_number_in_full(told):
-  rows = {row['arm']: row for row in csv_rows(told)}
+def test_csv_has_every_number_in_full(study):
+  rows = {row['arm']: row for row in csv_rows(study)}
   assert list(rows)[0] == 'base'
-  for arm in told.arms():
+  for arm in study.arms():
     row = rows[arm['name']]
     assert math.isclose(float(row['mean']), arm['mean'], rel_tol=1e-9)
     for seed, value in arm['values'].items():
@@ -217,8 +217,8 @@ def test_csv_has_every_number_in_full(told):
   assert rows['positions=sinusoidal']['seed 3'] == ''
 
 
-def test_markdown_tables_have_equal_rows(told):
-  blocks = re.findall(r'(?:^\|.*\n)+', study_tables.to_markdown(told), re.MULTILINE)
+def test_markdown_tables_have_equal_rows(study):
+  blocks = re.findall(r'(?:^\|.*\n)+', study_tables.to_markdown(study), re.MULTILINE)
   assert len(blocks) >= 4
   for block in blocks:
     counts = {len(re.findall(r'(?<!\\)\|', line)) for line in block.splitlines()}
@@ -226,8 +226,8 @@ def test_markdown_tables_have_equal_rows(told):
   assert r'positions=nope=a\|b' in blocks[0]
 
 
-def test_latex_escapes_and_balances(told):
-  text = study_tables.to_latex(told)
+def test_latex_escapes_and_balances(study):
+  text = study_tables.to_latex(study)
   columns = re.search(r'\\begin\{tabular\}\{(\w+)\}', text).group(1)
   body = text[text.index('\\toprule') : text.index('\\bottomrule')]
   lines = [line for line in body.splitlines() if line.endswith(r'\\')]
@@ -245,14 +245,14 @@ def test_latex_escapes_and_balances(told):
 def test_curves_on_one_grid_pair_seeds_that_stopped_elsewhere():
   a = (np.array([0.0, 50, 100]), np.array([3.0, 2, 1]))
   b = (np.array([0.0, 40, 80]), np.array([4.0, 3.2, 2.4]))
-  x, y = study_figures.together([a, b])
+  x, y = study_figures.on_common_grid([a, b])
   assert x[0] >= 8 and x[-1] == 80  # a tenth of the shorter one is left out
   assert np.allclose(y[0], 3 - x / 50)
   assert np.allclose(y[1], 4 - x / 50)
 
 
-def test_a_run_without_a_result_does_not_shorten_the_curves(told):
-  found = study_figures.of_arm(told, 'positions=sinusoidal')
+def test_a_run_without_a_result_does_not_shorten_the_curves(study):
+  found = study_figures.curves_of(study, 'positions=sinusoidal')
   assert sorted(found) == [0, 1, 2, 4]
 
 
@@ -301,8 +301,8 @@ def test_main_effects_have_their_own_forest(tmp_path):
   part = text[text.index('Main effects') : text.index('Results')]
   assert 'mlp=gelu' in part
   assert re.search(r'\+0\.0[45]\d \(', part)
-  told = crossed(tmp_path / 'again')
-  assert re.search(r'\| mlp=gelu against relu2 \| \+0\.0', plain(study_tables.to_markdown(told)))
+  study = crossed(tmp_path / 'again')
+  assert re.search(r'\| mlp=gelu against relu2 \| \+0\.0', plain(study_tables.to_markdown(study)))
 
 
 def sized(folder):
@@ -341,12 +341,12 @@ def test_sizes_have_their_law_and_a_warning_when_an_effect_turns(tmp_path):
   part = text[text.index('Scaling') : text.index('Results')]
   assert part.count('L = 1.6 + 200 / N^0.4 (0.35 to 0.46)') == 2
   assert 'positions=alibi at l' in part
-  told = sized(tmp_path)
-  assert plain(told.headline()) == (
+  study = sized(tmp_path)
+  assert plain(study.headline()) == (
     'Validation loss over parameters: L = 1.6 + 200 / N^0.4 (0.35 to 0.46). '
     'positions=alibi: better at s, m; worse at l.'
   )
-  text = study_tables.to_markdown(told)
+  text = study_tables.to_markdown(study)
   assert all(line in text for line in ('## Scaling', '- positions=alibi: L = 1.6', ' at l |'))
 
 
@@ -359,8 +359,8 @@ def test_laws_of_sizes_and_tokens_are_told_on_the_page_and_in_markdown(tmp_path)
   flat = {'budgets': [budget], 'exponent': 0.5, 'interval': [0.4, 0.6], 'notes': ['one had none']}
   scaled = {'laws': {}, 'parametric': {'': law | {'optimum': best}}, 'isoflop': {'': flat}}
   analysis = {'arms': arms, 'scaling': scaled | {'effects': [], 'warnings': []}}
-  told = study_results.StudyResults(planned, [], analysis)
-  for text in (Reader(study_report.render(told)).text(), study_tables.to_markdown(told)):
+  study = study_results.StudyResults(planned, [], analysis)
+  for text in (Reader(study_report.render(study)).text(), study_tables.to_markdown(study)):
     assert 'L = 1.2 + 30 / N^0.3 + 60 / D^0.35; best at 5e+12 FLOPs: 200k parameters' in text
     assert 'beyond the sizes tried' in text
     assert '300k parameters at 1e+12 FLOPs; best N grows as FLOPs^0.5 (0.4 to 0.6)' in text
@@ -372,10 +372,10 @@ def test_tokens_and_who_trained_together_are_what_the_runs_say(tmp_path):
   rows = ablation_study.rows(planned, tmp_path, samples=False)
   for row in rows:
     row['result'] |= {'tokens': 123_456, 'replicas': 1 + row['seed'] % 2}
-  told = made(tmp_path, planned, rows)
-  text = Reader(study_report.render(told)).text()
+  study = made(tmp_path, planned, rows)
+  text = Reader(study_report.render(study)).text()
   assert '1 run 2 together, 2 runs alone' in text
-  assert dict(study_report.key_numbers(told))['tokens a run'] == '123k'
+  assert dict(study_report.key_numbers(study))['tokens a run'] == '123k'
 
 
 # --- what is missing
@@ -384,12 +384,12 @@ def test_tokens_and_who_trained_together_are_what_the_runs_say(tmp_path):
 def test_a_study_of_which_nothing_ran_has_a_report(tmp_path):
   planned = ablation_study.study(seeds=1)
   ablation_study.write(tmp_path, planned)
-  told = study_results.read_study(tmp_path)
+  study = study_results.read_study(tmp_path)
   path = study_report.write(tmp_path)
   text = Reader(path.read_text()).text()
   assert 'Nothing has been measured yet.' in text
   assert '6 of 6 runs are not done yet' in text
-  assert told.seconds() == 0
+  assert study.seconds() == 0
   assert {p.name for p in tmp_path.glob('report.*')} == {
     'report.html',
     'report.md',
@@ -400,11 +400,11 @@ def test_a_study_of_which_nothing_ran_has_a_report(tmp_path):
 
 def test_one_seed_has_no_interval_and_no_verdict(tmp_path):
   planned = ablation_study.study(seeds=1)
-  told = made(tmp_path, planned, ablation_study.rows(planned, tmp_path))
-  text = Reader(study_report.render(told)).text()
-  assert 'Undecided: no arm could be told from the baseline (rope).' in text
-  assert '\u00b1' not in study_tables.to_latex(told)
-  assert 'nan' not in (text + study_tables.to_markdown(told) + study_tables.to_csv(told)).lower()
+  study = made(tmp_path, planned, ablation_study.rows(planned, tmp_path))
+  text = Reader(study_report.render(study)).text()
+  assert 'Undecided: no arm could be study from the baseline (rope).' in text
+  assert '\u00b1' not in study_tables.to_latex(study)
+  assert 'nan' not in (text + study_tables.to_markdown(study) + study_tables.to_csv(study)).lower()
 
 
 def test_a_study_on_its_way_says_so(tmp_path):
@@ -413,10 +413,10 @@ def test_a_study_on_its_way_says_so(tmp_path):
   for row in rows:
     if row['seed'] > 2:
       ablation_study.lose(row, 'missing', 'it has not begun')
-  told = made(tmp_path, planned, rows)
-  assert told.headline().startswith('After 18 of 30 runs: ')
-  assert told.troubles() == []
-  assert '12 of 30 runs are not done yet' in Reader(study_report.render(told)).text()
+  study = made(tmp_path, planned, rows)
+  assert study.headline().startswith('After 18 of 30 runs: ')
+  assert study.failures() == []
+  assert '12 of 30 runs are not done yet' in Reader(study_report.render(study)).text()
 
 
 def test_without_a_baseline_there_are_no_effects_but_a_report(tmp_path):
@@ -425,10 +425,10 @@ def test_without_a_baseline_there_are_no_effects_but_a_report(tmp_path):
   for row in rows:
     if row['arm'] == 'base':
       ablation_study.lose(row, 'failed', 'RuntimeError: no memory\nTraceback ...')
-  told = made(tmp_path, planned, rows)
-  text = study_report.render(told)
+  study = made(tmp_path, planned, rows)
+  text = study_report.render(study)
   assert '<h2>Effects' not in text
-  assert told.troubles()[0][3] == 'RuntimeError: no memory'
+  assert study.failures()[0][3] == 'RuntimeError: no memory'
   assert 'Traceback' not in text
 
 
