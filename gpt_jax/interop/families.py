@@ -1,8 +1,7 @@
-"""Families of Hugging Face models in our terms: config.json <-> ModelConfig.
+"""Families of Hugging Face models: config.json <-> ModelConfig.
 
-A model is read when it computes what a ModelConfig can say, and refused, with the reason, when it
-does not: never nearly right. Rates of dropout are not taken over: they say how a model was trained,
-not what it computes, and attention dropout would keep the fused kernels from it.
+A model whose config.json a ModelConfig cannot reproduce exactly is an error that states why. Dropout rates
+are not imported: they belong to the original training, and attention dropout rules out fused kernels.
 
 Source: transformers 5.23, `models/{gpt2,llama,mistral,qwen2,qwen3}/`.
 """
@@ -26,7 +25,7 @@ class Family(NamedTuple):
   read: Callable  # config.json, defaults filled in -> fields of ModelConfig
   write: Callable  # ModelConfig -> config.json
   expresses: dict  # ModelConfig keys -> values that the family has, or a predicate of the config
-  zeros: tuple = ()  # paths that it lacks and that compute the same when they are zero
+  zeros: tuple = ()  # paths that it lacks: zeros compute the same
 
 
 # ---------------------------------------------------------------------------- config.json -> ours
@@ -40,7 +39,7 @@ def read_config(hf):
   model_type = hf.get('model_type')
   if model_type not in FAMILIES:
     raise ValueError(
-      f'config.json: model_type={model_type!r} is of no family that can be imported\n'
+      f'config.json: model_type={model_type!r} is not a family that can be imported\n'
       f'fix: import a model of {", ".join(FAMILIES)}'
     )
   family = FAMILIES[model_type]
@@ -134,8 +133,8 @@ def write_config(cfg):
   Raises ValueError listing every setting that neither GPT-2 nor the Llama family can express.
   """
   obstacles = {name: _obstacles(cfg, FAMILIES[name].expresses) for name in EXPORTS}
-  for name, found in obstacles.items():
-    if not found:
+  for name, unsupported in obstacles.items():
+    if not unsupported:
       family = FAMILIES[name]
       about = {'architectures': [family.architecture], 'model_type': name}
       # Both spellings of the dtype: transformers 5 reads the first, older ones the second.
@@ -307,63 +306,52 @@ QWEN3_EXPRESSES = LLAMA_EXPRESSES | {
   'head_dim': lambda cfg: True,
 }
 
-GPT2_BUFFERS, LLAMA_BUFFERS = r'.*\.attn\.(masked_)?bias', r'.*rotary_emb\.inv_freq'
+GPT2 = Family(
+  architecture='GPT2LMHeadModel',
+  prefix='transformer.',
+  tensors=GPT2_TENSORS,
+  buffers=r'.*\.attn\.(masked_)?bias',
+  defaults=GPT2_DEFAULTS,
+  fixed=GPT2_FIXED,
+  read=_read_gpt2,
+  write=_write_gpt2,
+  expresses=GPT2_EXPRESSES,
+)
+LLAMA = Family(
+  architecture='LlamaForCausalLM',
+  prefix='model.',
+  tensors=LLAMA_TENSORS,
+  buffers=r'.*rotary_emb\.inv_freq',
+  defaults=LLAMA_DEFAULTS,
+  fixed=LLAMA_FIXED,
+  read=_read_llama,
+  write=_write_llama,
+  expresses=LLAMA_EXPRESSES,
+)
+LLAMA_LIKE = LLAMA._replace(fixed={})  # the same tensors under the same names
 FAMILIES = {
-  'gpt2': Family(
-    'GPT2LMHeadModel',
-    'transformer.',
-    GPT2_TENSORS,
-    GPT2_BUFFERS,
-    GPT2_DEFAULTS,
-    GPT2_FIXED,
-    _read_gpt2,
-    _write_gpt2,
-    GPT2_EXPRESSES,
+  'gpt2': GPT2,
+  'llama': LLAMA,
+  'mistral': LLAMA_LIKE._replace(
+    architecture='MistralForCausalLM',
+    defaults=MISTRAL_DEFAULTS,
+    read=_read_mistral,
+    write=_write_mistral,
+    expresses=MISTRAL_EXPRESSES,
   ),
-  'llama': Family(
-    'LlamaForCausalLM',
-    'model.',
-    LLAMA_TENSORS,
-    LLAMA_BUFFERS,
-    LLAMA_DEFAULTS,
-    LLAMA_FIXED,
-    _read_llama,
-    _write_llama,
-    LLAMA_EXPRESSES,
-  ),
-  'mistral': Family(
-    'MistralForCausalLM',
-    'model.',
-    LLAMA_TENSORS,
-    LLAMA_BUFFERS,
-    MISTRAL_DEFAULTS,
-    {},
-    _read_mistral,
-    _write_mistral,
-    MISTRAL_EXPRESSES,
-  ),
-  'qwen2': Family(
-    'Qwen2ForCausalLM',
-    'model.',
-    LLAMA_TENSORS,
-    LLAMA_BUFFERS,
-    QWEN_DEFAULTS,
-    {},
-    _read_qwen2,
-    _write_llama,
-    {},
+  'qwen2': LLAMA_LIKE._replace(
+    architecture='Qwen2ForCausalLM',
+    defaults=QWEN_DEFAULTS,
+    read=_read_qwen2,
+    expresses={},
     zeros=('blocks/attention/o_bias_D',),
   ),
-  'qwen3': Family(
-    'Qwen3ForCausalLM',
-    'model.',
-    LLAMA_TENSORS,
-    LLAMA_BUFFERS,
-    QWEN3_DEFAULTS,
-    {},
-    _read_qwen3,
-    _write_qwen3,
-    QWEN3_EXPRESSES,
+  'qwen3': LLAMA_LIKE._replace(
+    architecture='Qwen3ForCausalLM',
+    defaults=QWEN3_DEFAULTS,
+    read=_read_qwen3,
+    write=_write_qwen3,
+    expresses=QWEN3_EXPRESSES,
   ),
 }
 EXPORTS = ('gpt2', 'llama', 'mistral', 'qwen3')  # in the order in which they are tried

@@ -40,8 +40,8 @@ HUB_FILES = ['*.safetensors', '*.json', '*.model', 'merges.txt']
 HUB_LEAVE = ['*/*', 'consolidated*', 'adapter*']
 
 
-class Imported(NamedTuple):
-  """What a source holds."""
+class ImportedModel(NamedTuple):
+  """A model and its tokenizers, read from a source."""
 
   family: str  # a row of families.FAMILIES
   cfg: ModelConfig
@@ -60,8 +60,8 @@ def import_model(source):
   The model's own config has every `auto` decided for this machine. Parameters are float32, on the
   default device; rows of padding are zero. Raises ValueError or FileNotFoundError with a fix.
   """
-  found = _read(find_folder(source))
-  return found.cfg, found.model, found.tokenizers
+  imported = _read(find_folder(source))
+  return imported.cfg, imported.model, imported.tokenizers
 
 
 def _read(folder, needs_tokenizer=False):
@@ -77,7 +77,7 @@ def _read(folder, needs_tokenizer=False):
   toks = None if tokenizer is None else tokenizer_files.read(tokenizer, hf, cfg.vocab)
   model = read_weights(folder, families.FAMILIES[family], cfg)
   begin = '' if toks is None else tokenizer_files.begin(toks, folder)
-  return Imported(family, cfg, model, toks, tokenizer, begin)
+  return ImportedModel(family, cfg, model, toks, tokenizer, begin)
 
 
 def find_folder(source):
@@ -94,18 +94,18 @@ def find_folder(source):
     from huggingface_hub import snapshot_download
   except ImportError as error:
     raise ValueError(
-      f'--source={source} is no folder, and huggingface_hub, which could download it, is missing\n'
+      f'--source={source} is not a folder, and huggingface_hub, which could download it, is not installed\n'
       'fix: pip install huggingface_hub, or give a local folder'
     ) from error
   try:
-    found = snapshot_download(str(source), allow_patterns=HUB_FILES, ignore_patterns=HUB_LEAVE)
+    snapshot = snapshot_download(str(source), allow_patterns=HUB_FILES, ignore_patterns=HUB_LEAVE)
   except Exception as error:  # the library lets through its own errors, httpx's and the system's
     reason = ' '.join(str(error).split())[:200]
     raise ValueError(
-      f'--source={source} is no folder here and could not be downloaded: {reason}\n'
+      f'--source={source} is not a folder and could not be downloaded: {reason}\n'
       'fix: check the id, the network and (for gated models) HF_TOKEN, or give a local folder'
     ) from error
-  return Path(found)
+  return Path(snapshot)
 
 
 def weight_files(folder):
@@ -216,12 +216,12 @@ def drop_tied_head(weights, family, cfg, sizes):
   weights.names.remove(head)
 
 
-def check_names(found, wanted, folder):
+def check_names(names, expected, folder):
   """Raise ValueError that names tensors which are missing or have no place in the model."""
-  if found != wanted:
+  if names != expected:
     raise ValueError(
-      f'{folder} does not hold the tensors of its config.json: missing {_few(wanted - found)}; '
-      f'without a place in the model {_few(found - wanted)}\n'
+      f'{folder} does not hold the tensors of its config.json: missing {_few(expected - names)}; '
+      f'without a place in the model {_few(names - expected)}\n'
       'fix: use the config.json that came with these weights'
     )
 
@@ -280,17 +280,18 @@ def import_run(source, workdir):
   workdir = Path(workdir).expanduser()
   check_empty(workdir, 'workdir')
   run_folder.check_workdir(workdir, {})
-  found = _read(find_folder(source), needs_tokenizer=True)
+  imported = _read(find_folder(source), needs_tokenizer=True)
   # Rows whose logits fit, a number that all devices share: a long context is for sampling.
   rows = -(-8 // jax.device_count()) * jax.device_count()
-  train = TrainConfig(length=min(found.cfg.context, 1024), batch_size=rows)
-  sample = SampleConfig(begin=found.begin)
-  cfg = config.Config(model=found.cfg, tokenizer=found.tokenizer, train=train, sample=sample)
-  found.tokenizers.save(workdir / 'tokenizer')
-  state = TrainState(jnp.int32(0), found.model, None, jax.random.key(train.seed), {})
+  train = TrainConfig(length=min(imported.cfg.context, 1024), batch_size=rows)
+  sample = SampleConfig(begin=imported.begin)
+  cfg = config.Config(model=imported.cfg, tokenizer=imported.tokenizer, train=train, sample=sample)
+  imported.tokenizers.save(workdir / 'tokenizer')
+  state = TrainState(jnp.int32(0), imported.model, None, jax.random.key(train.seed), {})
   extra = {
     'config': dataclasses.asdict(cfg),
-    'vocab': found.cfg.vocab,
+    'vocab': imported.cfg.vocab,
+    'widths': [imported.cfg.patch_values, imported.cfg.frame_values],
     'tokenizer': checkpoint.pack_folder(workdir / 'tokenizer'),
     'tokens': 0.0,
     'seconds': 0.0,
@@ -301,9 +302,9 @@ def import_run(source, workdir):
   checkpoints.save(0, state, extra)
   checkpoints.close()
   records.write_json(workdir / 'config.json', dataclasses.asdict(cfg))  # last: now it is a run
-  params = costs.count_params(found.cfg)
+  params = costs.count_params(imported.cfg)
   print(
-    f'imported {source}: {found.family}, {params:,} parameters\n'
+    f'imported {source}: {imported.family}, {params:,} parameters\n'
     f"next: launch.py sample --workdir={workdir} --prompt='Once upon a time'"
   )
 

@@ -87,7 +87,7 @@ def read_json(path):
   fix = 'name a folder as save_pretrained writes it, with config.json and *.safetensors'
   content = base.read_json(path, fix)
   if not isinstance(content, dict):
-    raise ValueError(f'{path} holds no JSON object\nfix: {fix}')
+    raise ValueError(f'{path} does not hold a JSON object\nfix: {fix}')
   return content
 
 

@@ -5,26 +5,11 @@ import random
 import shutil
 import signal
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from gpt_jax.runs import run_folder
-from gpt_jax.training import checkpoint, trees
 from tests import command_line, tiny_runs
-
-
-def arrays(workdir):
-  """{path: array} of the newest checkpoint."""
-  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
-  step = checkpoints.latest_good()
-  like = trees.nest(checkpoints.array_metadata(step))
-  as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    path = checkpoints.folder / str(step) / 'state'
-    tree = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-  return trees.flat(tree)
 
 
 def losses(workdir):
@@ -62,7 +47,7 @@ def untouched(folder):
 
 
 def assert_same(run, reference):
-  found, expected = arrays(run), arrays(reference)
+  found, expected = tiny_runs.arrays(run), tiny_runs.arrays(reference)
   assert found.keys() == expected.keys()
   for path, value in expected.items():
     np.testing.assert_array_equal(found[path], value, err_msg=path)
