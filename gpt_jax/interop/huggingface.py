@@ -27,6 +27,7 @@ from gpt_jax.interop import families, tensors, tokenizer_files
 from gpt_jax.model import costs, gpt, param_trees
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.runs import records, run_folder
+from gpt_jax.runs.text_table import join_some
 from gpt_jax.sample import SampleConfig
 from gpt_jax.step import TrainState
 from gpt_jax.train import TrainConfig
@@ -226,10 +227,8 @@ def check_names(names, expected, folder):
     )
 
 
-def _few(names, most=8):
-  names = sorted(names)
-  more = f' and {len(names) - most} more' if len(names) > most else ''
-  return ', '.join(names[:most]) + more or 'none'
+def _few(names):
+  return join_some(sorted(names)) or 'none'
 
 
 # ---------------------------------------------------------------------------------------- writing

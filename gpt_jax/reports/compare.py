@@ -1,6 +1,6 @@
-"""Why two runs differ: where their activations part on one batch; how activations grow by width.
+"""Compare two runs: where their activations differ on one batch, and how activations grow by width.
 
-What `launch.py report --workdir=A --against=B` prints. B rows of a batch, T their length.
+Printed by `launch.py report --workdir=A --against=B`. B rows of a batch, T their length.
 """
 
 import dataclasses
@@ -12,16 +12,15 @@ from gpt_jax.data.templates import is_plain
 from gpt_jax.evaluation import trained
 from gpt_jax.evaluation.tasks import common, perplexity
 from gpt_jax.runs import records
-from gpt_jax.runs.text_table import format_table
+from gpt_jax.runs.text_table import format_table, join_some
 from gpt_jax.sharding import to_devices
 from gpt_jax.training import probes
 
-MOST = 8  # settings that are told; against.jsonl has all
 ROWS = 4  # of the batch, at least: every activation of both models is kept at once
 
 
 def runs_apart(workdir, against):
-  """The activations of two runs on one batch -> lines; a line of them in <workdir>/against.jsonl.
+  """Compare the activations of two runs on one batch; return lines, append to <workdir>/against.jsonl.
 
   The batch is the first of the validation data of `workdir`, as its run scores them.
   Raises ValueError where a folder is no trained GPT, their tokens mean different things, or there
@@ -51,10 +50,9 @@ def runs_apart(workdir, against):
       ],
     },
   )
-  said = [f'{key} {old!r} -> {new!r}' for key, (old, new) in changed.items()]
-  said = said[:MOST] + [f'and {len(said) - MOST} more'] * (len(said) > MOST)
+  changes = join_some(f'{key} {old!r} -> {new!r}' for key, (old, new) in changed.items())
   return [
-    f'{workdir} after {a.step} steps, {against} after {b.step}: {", ".join(said) or "one config"}',
+    f'{workdir} after {a.step} steps, {against} after {b.step}: {changes or "one config"}',
     f'activations on {shape[0]} validation rows of {shape[1]} tokens of {source}; relative: RMS of '
     f"the difference over that of {workdir}'s",
     *table(rows),
@@ -62,7 +60,7 @@ def runs_apart(workdir, against):
 
 
 def table(rows):
-  """Rows of probes.activation_diff as lines."""
+  """Return rows of probes.activation_diff as lines."""
   show = lambda x: '-' if math.isnan(x) else f'{x:.3g}'
   cells = [(path, show(relative), show(largest)) for path, largest, relative in rows]
   lines = format_table(cells, ('activation', 'relative', 'largest'))
