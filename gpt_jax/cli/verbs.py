@@ -17,11 +17,18 @@ from typing import NamedTuple
 from absl import flags
 
 from gpt_jax.cli import args
+from gpt_jax.cli.flags import (
+  DEFINE,
+  define_distributed,
+  define_sampling,
+  define_workdir,
+  require,
+  sampling_overrides,
+)
 from gpt_jax.cluster.watchdog import process_watchdog
 
 FLAGS = flags.FLAGS
 BAD_ARGUMENTS, ERROR, PREEMPTED = 2, 1, 75  # exit codes
-DEFINE = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 
 
 class Verb(NamedTuple):
@@ -29,47 +36,6 @@ class Verb(NamedTuple):
 
   run: Callable  # argv -> exit code; its docstring is the help text
   define_flags: Callable
-
-
-# ------------------------------------------------------------------------------------ shared flags
-
-
-def define_workdir():
-  """--workdir, required."""
-  flags.DEFINE_string('workdir', None, 'run folder')
-  flags.mark_flag_as_required('workdir')
-
-
-def define_distributed():
-  """Flags of a distributed job; a scheduler's environment variables stand in for them."""
-  flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0; default: from the scheduler')
-  flags.DEFINE_integer('processes', 0, 'processes of this job; 1: no others; default: from the scheduler')
-  flags.DEFINE_integer('process', -1, 'index of this process, from 0; default: from the scheduler')
-
-
-def define_sampling(but=(), **defaults):
-  """A flag for each field of SampleConfig except `but`; defaults: help where it is not the run's value."""
-  from gpt_jax.sample import SampleConfig
-
-  for field in dataclasses.fields(SampleConfig):
-    if field.name not in but:
-      default = defaults.get(field.name, 'from the run')
-      DEFINE[field.type](field.name, None, f'sample.{field.name}; default: {default}')
-
-
-def sampling_overrides():
-  """{field of SampleConfig: value} of the flags that are set."""
-  from gpt_jax.sample import SampleConfig
-
-  names = [field.name for field in dataclasses.fields(SampleConfig) if field.name in FLAGS]
-  return {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
-
-
-def require(name):
-  """The value of a flag that must not be empty."""
-  if not FLAGS[name].value:
-    raise ValueError(f'--{name} is missing\nfix: add --{name}=...')
-  return FLAGS[name].value
 
 
 def join(agree=False):
