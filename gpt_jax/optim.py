@@ -136,14 +136,11 @@ class Optimizer:
     ema = state.ema
     if ema is not None:
       ema = select_tree(accepted, self.average(ema, new_params, state.updates), ema)
-    new_state = OptState(
-      updates=jnp.where(accepted, state.updates + 1, state.updates),
-      skipped=jnp.where(accepted, 0, state.skipped + 1),
-      direction=direction,
-      ema=ema,
-    )
-    scalars = {'skipped': (~accepted).astype(jnp.float32), 'skipped_in_a_row': new_state.skipped}
-    return select_tree(accepted, new_params, params), new_state, scalars | {'grad_norm': norm, 'lr': lr}
+    count = jnp.where(accepted, state.updates + 1, state.updates)
+    skipped = jnp.where(accepted, 0, state.skipped + 1)
+    scalars = {'skipped': (~accepted).astype(jnp.float32), 'skipped_in_a_row': skipped}
+    scalars |= {'grad_norm': norm, 'lr': lr}
+    return select_tree(accepted, new_params, params), OptState(count, skipped, direction, ema), scalars
 
   def average(self, ema, params, updates):
     """Return the moving average of weights; young ones forget faster, or keep random initial weights."""

@@ -21,7 +21,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gpt_jax.cluster.processes import fetch
 from gpt_jax.model import gpt
 from gpt_jax.model.positions import POSITIONS
 from gpt_jax.sampling import samplers
@@ -184,9 +183,9 @@ def row_keys(seed, rows):
   return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(rows))
 
 
-_prefill = jax.jit(prefill, static_argnames='slots')
-_repeat = jax.jit(repeat, static_argnames='n')
-_decode = jax.jit(decode, static_argnames='cfg', donate_argnames='state')
+jit_prefill = jax.jit(prefill, static_argnames='slots')
+jit_repeat = jax.jit(repeat, static_argnames='n')
+jit_decode = jax.jit(decode, static_argnames='cfg', donate_argnames='state')
 
 
 def start(model, prompts, cfg, grammar, keys_B=None):
@@ -202,7 +201,7 @@ def start(model, prompts, cfg, grammar, keys_B=None):
   ready = batch_prompts(model.cfg, prompts, cfg, grammar, round_up_prompt(longest, slots))
   n = cfg.num_samples
   keys_B = row_keys(cfg.seed, len(prompts) * n) if keys_B is None else keys_B
-  return _repeat(_prefill(model, ready, keys_B[::n], slots), n, keys_B)
+  return jit_repeat(jit_prefill(model, ready, keys_B[::n], slots), n, keys_B)
 
 
 def static_config(cfg):
@@ -214,18 +213,7 @@ def static_config(cfg):
 def generate(model, prompts, cfg, grammar, keys_B=None):
   """Continue prompts to the end in one compiled call; return a SampleState, rows as of `start`."""
   state = start(model, prompts, cfg, grammar, keys_B)
-  return _decode(model, state, cfg.max_new_tokens, static_config(cfg), grammar)
-
-
-def stream(model, prompts, cfg, grammar, keys_B=None, every=16):
-  """Yield the state of `generate` after every few tokens; stop consuming to stop."""
-  state, static = start(model, prompts, cfg, grammar, keys_B), static_config(cfg)
-  for _ in range(0, cfg.max_new_tokens, every):
-    state = _decode(model, state, every, static, grammar)
-    # A copy: the next call donates the state, and the caller may keep what it was given.
-    yield fetch(state._replace(cache=None, next_logits_BV=None, null_logits_BV=None, keys_B=None))
-    if state.done_B.all():
-      return
+  return jit_decode(model, state, cfg.max_new_tokens, static_config(cfg), grammar)
 
 
 @jax.jit

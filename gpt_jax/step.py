@@ -59,8 +59,7 @@ def hyper_of(cfg):
     optional[name] = getattr(cfg.loss, name)
   weights = {name: getattr(cfg.loss, name) for name in losses.MODALITIES}
   hyper = {'lr': cfg.optim.lr, 'weight_decay': cfg.optim.weight_decay}
-  hyper |= {name: value for name, value in optional.items() if value}
-  hyper |= {name: value for name, value in weights.items() if value != 1}
+  hyper |= {k: v for k, v in optional.items() if v} | {k: v for k, v in weights.items() if v != 1}
   return {name: np.float32(value) for name, value in hyper.items()}
 
 
@@ -68,14 +67,8 @@ def init_state(abstract_model, optimizer, hyper, seed, window=0):
   """Return the state before the first step, a pure function of the seed; window: of a spike guard."""
   init_key, step_key = jax.random.split(jax.random.key(seed))
   model = nn.initialize(abstract_model, init_key)
-  return TrainState(
-    step=jnp.int32(0),
-    model=model,
-    opt_state=optimizer.init(params_of(model)),
-    key=step_key,
-    hyper=hyper,
-    recent_SW=loss_guard.empty_window(window) if window else None,
-  )
+  recent_SW = loss_guard.empty_window(window) if window else None
+  return TrainState(jnp.int32(0), model, optimizer.init(params_of(model)), step_key, hyper, recent_SW)
 
 
 # ------------------------------------------------------------------------------ from batch to loss
@@ -232,8 +225,8 @@ class Program(NamedTuple):
 
 def gpt_program(cfg, model_cfg, mesh, objective=None):
   """Return the Program of a GPT; objective: default `language_objective`."""
-  model = gpt.GPT(model_cfg)
-  return build_program(cfg, model, objective or language_objective(), model_cfg.dtype, mesh, model_cfg.growth)
+  objective = objective or language_objective()
+  return build_program(cfg, gpt.GPT(model_cfg), objective, model_cfg.dtype, mesh, model_cfg.growth)
 
 
 def build_program(cfg, abstract_model, objective, dtype, mesh, growth=1.0):

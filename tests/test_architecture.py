@@ -259,6 +259,22 @@ def test_imports_pull_nothing_heavy(modules, blocked):
 
 # ------------------------------------------------------------------------------ rules of the house
 
+READING_PATH = [
+  *('config sharding losses optim step train sample'.split()),
+  *(f'model/{name}' for name in ('config', 'layers', 'attention', 'mask', 'positions', 'gpt')),
+]
+
+
+def test_the_top_of_the_package_is_the_reading_path():
+  top = {path.stem for path in ROOT.glob('gpt_jax/*.py')} - {'__init__'}
+  assert top == {name for name in READING_PATH if '/' not in name}
+
+
+def test_the_reading_path_is_one_sitting():
+  lines = {name: len((ROOT / f'gpt_jax/{name}.py').read_text().splitlines()) for name in READING_PATH}
+  assert sum(lines.values()) <= 2000, f'{sum(lines.values())} lines: {lines}'
+
+
 NNX = {'Module', 'Param', 'List', 'Variable'}  # modules as plain pytrees, and no more of flax
 
 

@@ -101,7 +101,7 @@ def test_a_prompt_alone_gives_what_it_gives_in_a_batch(cfg):
 
 
 def test_streamed_is_the_same_text():
-  states = list(sample.stream(model()[1], PROMPTS, FREE, grammar.plain(ALLOWED_V), every=3))
+  states = list(completions.stream(model()[1], PROMPTS, FREE, grammar.plain(ALLOWED_V), every=3))
   found, state = free()
   assert [s.lengths_B[0] for s in states] == [6, 9, 11]
   np.testing.assert_array_equal(states[-1].token_ids_BT, state.token_ids_BT)
@@ -113,12 +113,12 @@ def test_streamed_is_the_same_text():
 
 def test_seeds_reproduce_and_compile_nothing_again():
   found, _ = free()
-  compiled = sample._decode._cache_size()
+  compiled = sample.jit_decode._cache_size()
   again, _ = generate(PROMPTS, FREE)
   other, _ = generate(PROMPTS, sample.dataclasses.replace(FREE, seed=1))
   assert again == found
   assert all(a != b for (a, _), (b, _) in zip(other, found, strict=True))
-  assert sample._decode._cache_size() == compiled
+  assert sample.jit_decode._cache_size() == compiled
 
 
 def test_keys_may_be_used_again():
@@ -130,7 +130,7 @@ def test_keys_may_be_used_again():
 
 def test_several_samples_of_a_prompt_come_from_one_prefill():
   cfg = sample.dataclasses.replace(FREE, num_samples=2, seed=3)
-  with mock.patch.object(sample, '_prefill', wraps=sample._prefill) as prefill:
+  with mock.patch.object(sample, '_prefill', wraps=sample.jit_prefill) as prefill:
     found, _ = generate(PROMPTS, cfg)
   [call] = prefill.call_args_list
   assert call.args[1].input_ids_BP.shape == (3, 16)

@@ -48,6 +48,17 @@ def complete(model, tokenizers, prompts, cfg, stop=()):
   ]
 
 
+def stream(model, prompts, cfg, grammar, keys_B=None, every=16):
+  """Yield the state of `sample.generate` after every few tokens; stop consuming to stop."""
+  state, static = sample.start(model, prompts, cfg, grammar, keys_B), sample.static_config(cfg)
+  for _ in range(0, cfg.max_new_tokens, every):
+    state = sample.jit_decode(model, state, every, static, grammar)
+    # A copy: the next call donates the state, and the caller may keep what it was given.
+    yield fetch(state._replace(cache=None, next_logits_BV=None, null_logits_BV=None, keys_B=None))
+    if state.done_B.all():
+      return
+
+
 def stream_text(model, tokenizers, prompt, cfg, stop=()):
   """Continue one prompt and yield pieces of text, each as soon as no stop string can change it."""
   model = sample.prepare_model(model)
@@ -58,7 +69,7 @@ def stream_text(model, tokenizers, prompt, cfg, stop=()):
   length = len(prompt_ids)
   for i in trailing_text_ids(tokenizers, prompt_ids):  # see `decode_continuation`
     decoder.push(i)
-  for state in sample.stream(model, [prompt], cfg, grammar):
+  for state in stream(model, [prompt], cfg, grammar):
     ids = state.token_ids_BT[0, length : state.lengths_B[0]]
     text, length = text + ''.join(map(decoder.push, ids)), int(state.lengths_B[0])
     truncated = truncate_at_stop(text, stop)
