@@ -116,9 +116,9 @@ def train(model, batch, length, seconds, overrides=None, steps_per_call=1):
   """Whole optimizer steps -> tokens/s, steps/s, MFU in both conventions."""
   import jax
 
+  from gpt_jax.cluster.batches import to_devices
   from gpt_jax.model import costs
   from gpt_jax.runs import hardware
-  from gpt_jax.sharding import to_devices
 
   cfg = model_config(model, **overrides or {})
   program, mesh = program_of(cfg, steps_per_call)

@@ -43,6 +43,7 @@ def measure(experiment, seconds):
 
   from gpt_jax import config, sharding
   from gpt_jax.cli import experiment_file
+  from gpt_jax.cluster.batches import to_devices
   from gpt_jax.jobs.language_model import LanguageModelJob
 
   cfg = config.build(config.Config, experiment_file.load_config(experiment))
@@ -51,7 +52,7 @@ def measure(experiment, seconds):
   with tempfile.TemporaryDirectory() as folder:
     job = LanguageModelJob(cfg, Path(folder), mesh)
     tokens = cfg.train.batch_size * job.length
-    take = lambda: jax.block_until_ready(sharding.to_devices(next(job.loader), mesh))
+    take = lambda: jax.block_until_ready(to_devices(next(job.loader), mesh))
     delivered = rate(take, tokens, seconds)
     batches = itertools.cycle([take() for _ in range(4)])
     state = job.program.init()

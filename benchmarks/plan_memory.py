@@ -16,6 +16,7 @@ import time
 
 from benchmarks.plans import made
 from benchmarks.record import keep
+from gpt_jax.cluster import batches
 
 EXPERIMENT = 'experiments/gpt2.py:bpe=gpt2'
 
@@ -42,7 +43,7 @@ def measure(rows, steps=10):
     ids_BT = np.random.default_rng(0).integers(0, model.vocab, (rows, model.context + 1), np.int32)
     batch = {'token_ids_BT': ids_BT[:, :-1], 'target_ids_BT': ids_BT[:, 1:]}
     batch['loss_mask_BT'] = np.ones(batch['token_ids_BT'].shape, np.float32)
-    batch, state = sharding.to_devices(batch, mesh), program.init()
+    batch, state = batches.to_devices(batch, mesh), program.init()
     for step in range(steps + 2):
       if step == 2:
         jax.block_until_ready(state)

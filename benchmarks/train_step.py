@@ -48,10 +48,11 @@ def ours(shape, model=None, memory=False, **train):
   """
   import jax
 
+  from gpt_jax.cluster.batches import to_devices
   from gpt_jax.config import Config
   from gpt_jax.model import costs, presets
   from gpt_jax.runs import hardware
-  from gpt_jax.sharding import make_mesh, to_devices
+  from gpt_jax.sharding import make_mesh
   from gpt_jax.step import gpt_program
 
   shape = Shape(*shape)

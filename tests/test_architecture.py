@@ -31,6 +31,7 @@ FOUNDATION = (
 # higher ones only: `test_the_table_has_no_cycle`.
 MAY_IMPORT = {
   'sharding': '',
+  'cluster.batches': 'sharding',
   'model': 'sharding',
   'losses': '',
   'optimizers': '',
@@ -43,29 +44,30 @@ MAY_IMPORT = {
   'sampling.validate': 'sampling.samplers',
   'sampling.prompt_batch': 'model tokenizers',
   'runs': '',
-  'training': 'model optim runs sharding step training.loss_guard',
+  'training': 'cluster.batches model optim runs sharding step training.loss_guard',
   'reports': 'runs',
   'cluster': 'runs',
   'sample': 'model sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
   'sampling': 'data sample sampling.prompt_batch sampling.samplers tokenizers',
-  'evaluation': 'data losses model sample sampling sampling.prompt_batch sampling.samplers sharding '
-  'tokenizers',
-  'jobs': 'data evaluation losses model runs sampling sampling.prompt_batch sharding step tokenizers '
-  'training',
+  'evaluation': 'cluster.batches data losses model sample sampling sampling.prompt_batch '
+  'sampling.samplers sharding tokenizers',
+  'jobs': 'cluster.batches data evaluation losses model runs sampling sampling.prompt_batch step '
+  'tokenizers training',
   'train': 'jobs reports sharding training training.loss_guard',
   'config': 'data losses model optim runs sample sharding tokenizers train training',
   'cli.experiment_file': 'config data',
   'evaluation.trained': 'config evaluation model sharding tokenizers training',
-  'plan': 'data jobs model sample sampling.prompt_batch sharding step tokenizers',
-  'ablation': 'cli.experiment_file config data jobs model runs sharding step train training',
+  'plan': 'cluster.batches data jobs model sample sampling.prompt_batch sharding step tokenizers',
+  'ablation': 'cli.experiment_file cluster.batches config data jobs model runs sharding step train training',
   'reports.study_results': 'ablation',
   'reports.study_figures': 'ablation reports reports.study_results',
   'reports.study_tables': 'reports reports.study_results',
   'reports.study_report': 'reports reports.study_figures reports.study_results reports.study_tables',
-  'ablation.execute': 'ablation config reports.study_report runs sharding step train training',
+  'ablation.execute': 'ablation cluster.batches config reports.study_report runs sharding step train '
+  'training',
   'interop': 'config evaluation.trained model runs sample step tokenizers train training',
-  'reports.compare': 'config data evaluation evaluation.trained sharding training',
-  'cli': 'ablation ablation.execute cli.experiment_file cluster config data evaluation '
+  'reports.compare': 'cluster.batches config data evaluation evaluation.trained training',
+  'cli': 'ablation ablation.execute cli.experiment_file cluster cluster.batches config data evaluation '
   'evaluation.trained interop model plan reports reports.compare runs sample sampling sampling.samplers '
   'sharding step tokenizers train',
   'experiments': 'ablation config model',
@@ -260,7 +262,7 @@ def test_imports_pull_nothing_heavy(modules, blocked):
 # ------------------------------------------------------------------------------ rules of the house
 
 READING_PATH = [
-  *('config sharding losses optim step train sample'.split()),
+  *(['config', 'sharding', 'losses', 'optim', 'step', 'train', 'sample']),
   *(f'model/{name}' for name in ('config', 'layers', 'attention', 'mask', 'positions', 'gpt')),
 ]
 

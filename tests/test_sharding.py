@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from gpt_jax import sharding, step
-from gpt_jax.cluster import sharding_table
+from gpt_jax.cluster import batches, sharding_table
 from gpt_jax.cluster.meshes import PRESETS
 from gpt_jax.sharding import ACTIVATION_RULES, AXES, PARAM_RULES, MeshConfig
 from tests import models
@@ -209,12 +209,12 @@ def test_slices_that_do_not_divide_the_outermost_axis_are_refused():
 def test_batches_are_spread_over_rows_and_tokens():
   mesh = models.mesh(data=2, fsdp=2, sequence=2)
   batch = models.batch(rows=8, length=8)
-  placed = sharding.to_devices(batch, mesh)
+  placed = batches.to_devices(batch, mesh)
   for name, value in placed.items():
     np.testing.assert_array_equal(value, batch[name])
     assert value.addressable_shards[0].data.shape == (2, 4)
   stacked = {name: np.stack([value] * 3) for name, value in batch.items()}
-  for value in sharding.to_devices(stacked, mesh, stacked=True).values():
+  for value in batches.to_devices(stacked, mesh, stacked=True).values():
     assert value.shape == (3, 8, 8)
     assert value.addressable_shards[0].data.shape == (3, 2, 4)
 
@@ -233,7 +233,7 @@ def test_batches_that_do_not_divide_are_refused(sizes, rows, length, said):
     batch = models.batch(rows, length)
     batch = {k: v[None] for k, v in batch.items()} if stacked else batch
     with pytest.raises(ValueError, match='does not split') as error:
-      sharding.to_devices(batch, models.mesh(**sizes), stacked)
+      batches.to_devices(batch, models.mesh(**sizes), stacked)
     cause, fix = two_lines(error)
     assert all(part in cause for part in said)
     assert 'train.batch_size' in fix

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import losses, sharding, step
+from gpt_jax import losses, step
+from gpt_jax.cluster import batches
 from gpt_jax.model import gpt
 from tests import models
 
@@ -177,7 +178,7 @@ def outcome(program, mesh, state):
   metrics, compiled = [], []
   with jax.set_mesh(mesh), mock.patch.object(losses, 'objective', wraps=losses.objective) as traced:
     for i in range(3):
-      state, scalars = program.step(state, sharding.to_devices(models.batch(seed=i), mesh))
+      state, scalars = program.step(state, batches.to_devices(models.batch(seed=i), mesh))
       metrics.append(jax.device_get(scalars))
       compiled.append(len(COMPILED))
   by_name = {name: [m[name] for m in metrics] for name in metrics[0]}
@@ -228,7 +229,7 @@ def test_dropout_is_the_same_on_any_mesh():
   mesh = models.mesh(data=2, fsdp=2, tensor=2)
   with jax.set_mesh(mesh):
     placed = jax.device_put(model, gpt.shardings(gpt.GPT(model.cfg), mesh))
-    spread = drop()(placed, sharding.to_devices(dict(token_ids_BT=ids_BT), mesh)['token_ids_BT'])
+    spread = drop()(placed, batches.to_devices(dict(token_ids_BT=ids_BT), mesh)['token_ids_BT'])
   models.assert_close(spread, alone)
 
 
@@ -286,7 +287,7 @@ def test_steps_in_one_call_are_as_many_calls():
   program = step.gpt_program(cfg, DENSE, mesh)
   batches = [models.batch(seed=i) for i in range(3)]
   stacked = {name: np.stack([b[name] for b in batches]) for name in batches[0]}
-  placed = sharding.to_devices(stacked, mesh, stacked=True)
+  placed = batches.to_devices(stacked, mesh, stacked=True)
   state, metrics = program.step(first_state(cfg, program), placed)
   models.assert_close({name: list(v) for name, v in metrics.items()}, trained(DENSE).metrics)
   models.assert_close(models.params(state.model), trained(DENSE).params)

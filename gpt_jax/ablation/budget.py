@@ -16,10 +16,11 @@ from pathlib import Path
 import jax
 
 from gpt_jax import train
+from gpt_jax.cluster.batches import to_devices
 from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model import costs
 from gpt_jax.runs import records
-from gpt_jax.sharding import MeshConfig, make_mesh, to_devices
+from gpt_jax.sharding import MeshConfig, make_mesh
 from gpt_jax.training import session
 
 LENGTHS = ('tokens', 'flops', 'seconds')  # budgets that set train.steps

@@ -6,10 +6,11 @@ import time
 import jax
 import numpy as np
 
+from gpt_jax.cluster.batches import to_devices
 from gpt_jax.config import Config
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.runs import hardware, provenance
-from gpt_jax.sharding import make_mesh, to_devices
+from gpt_jax.sharding import make_mesh
 from gpt_jax.step import gpt_program
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import data
+from gpt_jax.cluster.batches import data_shard, to_devices
 from gpt_jax.cluster.processes import fetch
 from gpt_jax.data.row_fields import PLACES
 from gpt_jax.evaluation import text_metrics
@@ -20,7 +21,7 @@ from gpt_jax.losses import token_losses
 from gpt_jax.model import gpt, param_trees
 from gpt_jax.runs.text_table import format_table
 from gpt_jax.sampling import prompt_batch, prompts
-from gpt_jax.sharding import ACTIVATION_RULES, data_shard, to_devices
+from gpt_jax.sharding import ACTIVATION_RULES
 from gpt_jax.tokenizers.modality_tables import ModalityTables, restrict_logits, sum_by_label
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import data
+from gpt_jax.cluster.batches import check_batch, data_shard
 from gpt_jax.cluster.processes import fetch
 from gpt_jax.data import media_io
 from gpt_jax.data.synthetic.random_bits import scramble
@@ -22,7 +23,6 @@ from gpt_jax.evaluation import metrics
 from gpt_jax.jobs import base
 from gpt_jax.model import param_trees
 from gpt_jax.runs import hardware
-from gpt_jax.sharding import check_batch, data_shard
 from gpt_jax.step import Objective, build_program, eval_model, params_of
 from gpt_jax.tokenizers import audio, image
 from gpt_jax.tokenizers.learned import autoencoder

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import data
+from gpt_jax.cluster.batches import check_batch, data_shard
 from gpt_jax.cluster.sharding_table import summary
 from gpt_jax.evaluation import evaluate, panels
 from gpt_jax.jobs import base, run_tokenizers
@@ -16,7 +17,6 @@ from gpt_jax.model import costs
 from gpt_jax.model.kernels import choice
 from gpt_jax.runs import hardware
 from gpt_jax.sampling import completions, prompt_batch
-from gpt_jax.sharding import check_batch, data_shard
 from gpt_jax.step import eval_model, gpt_program, params_of
 from gpt_jax.tokenizers.modality_tables import ModalityTables
 from gpt_jax.training import checkpoint

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from gpt_jax import data, sample, sharding
-from gpt_jax.cluster import sharding_table
+from gpt_jax.cluster import batches, sharding_table
 from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.jobs.modality_objective import modality_objective
 from gpt_jax.model import costs, gpt
@@ -56,7 +56,7 @@ def plan(cfg, target, price=0.0, decode=True):
     toks, tokenizer_notes = tokenizers(cfg)
     model = language_model.resolve_model(cfg, toks)
     length = cfg.train.length or model.context
-    sharding.check_batch(cfg.train.batch_size // cfg.train.accumulate, length, mesh)
+    batches.check_batch(cfg.train.batch_size // cfg.train.accumulate, length, mesh)
     step = train_step(cfg, toks, model, mesh, target)
     result = {
       'topology': target.topology.name,
@@ -125,7 +125,7 @@ def step_of(cfg, toks, model, mesh):
   tables = ModalityTables.build(toks, model.V) if len(toks.modalities) > 1 else None
   sources = len(data.source_names(cfg.data, 'train'))
   batch = abstract_inputs.batch(cfg, toks, cfg.train.length or model.context)
-  batch = {name: with_sharding(x, sharding.batch_sharding(mesh, name)) for name, x in batch.items()}
+  batch = {name: with_sharding(x, batches.batch_sharding(mesh, name)) for name, x in batch.items()}
   return gpt_program(cfg, model, mesh, modality_objective(cfg.loss, tables, sources)), batch
 
 

@@ -8,12 +8,12 @@ import math
 from pathlib import Path
 
 from gpt_jax import config, data
+from gpt_jax.cluster.batches import to_devices
 from gpt_jax.data.templates import is_plain
 from gpt_jax.evaluation import trained
 from gpt_jax.evaluation.tasks import common, perplexity
 from gpt_jax.runs import records
 from gpt_jax.runs.text_table import format_table, join_some
-from gpt_jax.sharding import to_devices
 from gpt_jax.training import probes
 
 ROWS = 4  # of the batch, at least: every activation of both models is kept at once

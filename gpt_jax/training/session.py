@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from gpt_jax.cluster.batches import to_devices
 from gpt_jax.cluster.processes import barrier, main_process_first
 from gpt_jax.runs import hardware, provenance, records, run_folder
-from gpt_jax.sharding import to_devices
 from gpt_jax.training import checkpoint, checkpoint_writer, ineffective, loss_guard, meter, probes, sdc
 
 # Keys that may differ between a run and its resumption: its result does not depend on them.

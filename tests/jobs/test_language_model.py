@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from gpt_jax import config, step, train
+from gpt_jax.cluster.batches import to_devices
 from gpt_jax.evaluation import evaluate, trained
 from gpt_jax.jobs import language_model
 from gpt_jax.jobs.modality_objective import modality_objective
 from gpt_jax.model import gpt
 from gpt_jax.sampling import completions, prompts
-from gpt_jax.sharding import MeshConfig, make_mesh, to_devices
+from gpt_jax.sharding import MeshConfig, make_mesh
 from gpt_jax.tokenizers import modality_tables
 from tests import tiny_runs
 from tests.tiny_runs import assert_two_lines

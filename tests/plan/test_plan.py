@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gpt_jax import config, data, sharding
-from gpt_jax.cluster import meshes
+from gpt_jax import config, data
+from gpt_jax.cluster import batches, meshes
 from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model import attention, costs
 from gpt_jax.model.kernels import choice
@@ -446,7 +446,7 @@ def test_the_planned_step_is_the_one_that_a_run_compiles(tmp_path, monkeypatch):
   mesh = make_mesh(cfg.mesh, jax.devices()[:1])
   with jax.set_mesh(mesh):
     job = language_model.LanguageModelJob(cfg, tmp_path, mesh)
-    batch = sharding.to_devices(job.example_batch(), mesh)
+    batch = batches.to_devices(job.example_batch(), mesh)
     real = job.program.step.lower(job.program.abstract, batch).as_text()
     toks, _ = plan.tokenizers(cfg)
     taken, choose = set(), choice.choose_kernel

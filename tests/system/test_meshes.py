@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import sharding, step
+from gpt_jax import step
+from gpt_jax.cluster.batches import to_devices
 from gpt_jax.model import gpt
 from tests import models
 
@@ -74,7 +75,7 @@ def found(name, **sizes):
 
   with jax.set_mesh(mesh):
     model = jax.device_put(models.fill(cfg), gpt.shardings(gpt.GPT(cfg), mesh))
-    placed = {kind: sharding.to_devices(batch, mesh) for kind, batch in batches(name).items()}
+    placed = {kind: to_devices(batch, mesh) for kind, batch in batches(name).items()}
     results = jax.device_get(jax.jit(both)(model, placed))
   return {kind: (value, step.params_of(grads)) for kind, (value, grads) in results.items()}
 

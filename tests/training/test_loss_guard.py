@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from gpt_jax import step, train
+from gpt_jax.cluster.batches import to_devices
 from gpt_jax.runs import run_folder
-from gpt_jax.sharding import to_devices
 from gpt_jax.training import loss_guard, meter, session
 from tests import models, tiny_runs
 from tests.tiny_runs import assert_two_lines, experiment

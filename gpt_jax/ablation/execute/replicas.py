@@ -22,9 +22,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt_jax import train
+from gpt_jax.cluster.batches import batch_sharding
 from gpt_jax.config import to_dict
 from gpt_jax.runs import records, secrets
-from gpt_jax.sharding import MeshConfig, batch_sharding, make_mesh
+from gpt_jax.sharding import MeshConfig, make_mesh
 from gpt_jax.step import hyper_of
 from gpt_jax.training import session
 

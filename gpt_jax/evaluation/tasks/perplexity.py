@@ -13,12 +13,12 @@ import jax
 import numpy as np
 
 from gpt_jax import data
+from gpt_jax.cluster.batches import data_shard
 from gpt_jax.cluster.processes import fetch
 from gpt_jax.data.templates import is_plain
 from gpt_jax.evaluation.metrics import bits_per_dim
 from gpt_jax.evaluation.tasks import common
 from gpt_jax.losses import bits, bits_per_byte
-from gpt_jax.sharding import data_shard
 
 
 def fits(condition, target):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import sharding
+from gpt_jax.cluster import batches
 from gpt_jax.model import gpt
 from gpt_jax.model.kernels import context_parallel
 from tests import models
@@ -93,7 +93,7 @@ def test_memory_of_a_spread_row_shrinks_with_its_share_of_tokens(tiny):
     mesh = models.mesh(**sizes)
     with jax.set_mesh(mesh):
       placed = jax.device_put(model, gpt.shardings(gpt.GPT(cfg), mesh))
-      ids_BT = sharding.to_devices(dict(token_ids_BT=models.tokens(2, T)), mesh)['token_ids_BT']
+      ids_BT = batches.to_devices(dict(token_ids_BT=models.tokens(2, T)), mesh)['token_ids_BT']
       return jax.jit(jax.grad(loss)).lower(placed, ids_BT).compile()
 
   spread = compiled(data=2, sequence=n)
