@@ -1,9 +1,8 @@
-"""How fast we are on a CPU, beside others: `python -m benchmarks.cpu [--only='train step, 4']`.
+"""Compare speed on a CPU with peers: `python -m benchmarks.cpu [--only='train step, 4']`.
 
-Every comparison is made anew, in turns (see versus.py), and kept after each turn in
-results/speed/cpu.json: what is not finished when it is stopped is not lost. About 15 minutes on two
-cores. `--only` runs the questions that begin like this and leaves the others as they were; each row
-says what made it. Generation, whose units take seconds, takes at most two turns.
+All sides run in turns (see versus.py), about 15 minutes on two cores. Results are written to
+results/speed/cpu.json after each turn, so an interrupted run loses nothing. `--only` runs the
+questions with this prefix and keeps the other rows. Generation runs at most two turns.
 """
 
 import argparse
@@ -12,47 +11,47 @@ from benchmarks import generate, train_step, versus
 from benchmarks.record import RESULTS
 from gpt_jax.runs import records
 
-BATCHES = (1, 8)  # rows that are generated at once
+BATCHES = (1, 8)  # batch sizes of generation
 FILE = RESULTS / 'speed' / 'cpu.json'
 CLAIM = 'Speed on a CPU of two cores, against torch, transformers and CTranslate2'
 
 
 def main():
-  """Run the comparisons, keep them, print them."""
+  """Run the comparisons, write the result file, print a summary."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--only', default='')
   parser.add_argument('--turns', type=int, default=3)
   arguments = parser.parse_args()
   FILE.parent.mkdir(exist_ok=True, parents=True)
-  found = versus.known(FILE) if arguments.only else {}
+  results = versus.read_rows(FILE) if arguments.only else {}
   questions = [f'train step, {name}' for name in train_step.SHAPES]
   questions += [f'generate, {name}' for name in map(generate.label, BATCHES)]
   chosen = [question for question in questions if question.startswith(arguments.only)]
   if not chosen:
-    parser.error(f'--only={arguments.only} begins none of: {"; ".join(questions)}')
+    parser.error(f'--only={arguments.only} is not a prefix of any question: {"; ".join(questions)}')
 
-  def keep(new):
-    found.update(new)
-    records.write_json(FILE, versus.content('cpu', CLAIM, found))
+  def save(new):
+    results.update(new)
+    records.write_json(FILE, versus.result_content('cpu', CLAIM, results))
 
   shapes = [name for name in train_step.SHAPES if f'train step, {name}' in chosen]
   batches = [batch for batch in BATCHES if f'generate, {generate.label(batch)}' in chosen]
-  train_step.rows(shapes, arguments.turns, keep)
+  train_step.rows(shapes, arguments.turns, save)
   generate.rows(
     batches=batches,
     turns=min(2, arguments.turns),
-    keep=lambda new: keep({f'generate, {k}': row for k, row in new.items()}),
+    save=lambda new: save({f'generate, {k}': row for k, row in new.items()}),
   )
-  print('\n'.join(lines(found)))
+  print('\n'.join(format_lines(results)))
 
 
-def lines(found):
-  """A line a peer: how many times as fast we are, and both medians."""
-  for question, row in found.items():
+def format_lines(results):
+  """One line per peer: the speed ratio and both medians."""
+  for question, row in results.items():
     ours = row['rows']['gpt_jax']['median']
     for peer, ratio in row['ratios'].items():
       if ratio is None:
-        yield f'{question}: {peer} is left out: {row["rows"][peer].get("missing", "not timed yet")}'
+        yield f'{question}: {peer} is skipped: {row["rows"][peer].get("missing", "not timed yet")}'
         continue
       value, (low, high) = ratio
       theirs = row['rows'][peer]['median']

@@ -1,10 +1,10 @@
-"""Split Noto emoji so that siblings stay together.
+"""Split Noto emoji without siblings across splits.
 
 Command: python -m benchmarks.emoji_split --out=runs/emoji.jsonl
 
-Gender variants, clock faces, keycaps and the like are one group, and a whole group is in train,
-valid or test: sha256 of its key modulo 10 (0 test, 1 valid). In the split of the file 43 of the 164
-test pictures have a sibling in train. Reads captions.jsonl of GPT_JAX_DATA/noto_emoji.
+Gender variants, clock faces, keycaps and the like form a group; a whole group is in train, valid or
+test: sha256 of its key modulo 10 (0 test, 1 valid). In the original split 43 of the 164 test images
+have a sibling in train. Reads captions.jsonl of GPT_JAX_DATA/noto_emoji.
 """
 
 import argparse
@@ -28,7 +28,7 @@ ENDINGS = {'o\u2019clock': 'clock', '-thirty': 'clock', 'claus': 'claus'}
 
 
 def group_key(name, group):
-  """The key that siblings share."""
+  """The group key of an emoji; siblings share it."""
   name = name.lower()
   for ending, key in ENDINGS.items():
     if name.endswith(ending):
@@ -45,14 +45,14 @@ def group_key(name, group):
   return f'{group}:{" ".join(words)}' if words else 'people'
 
 
-def part(key):
-  """train, valid or test."""
+def split_of(key):
+  """Map a group key to train, valid or test."""
   number = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 10
   return {0: 'test', 1: 'valid'}.get(number, 'train')
 
 
 def main():
-  """Write captions.jsonl with the field group_split."""
+  """Write the captions with the field group_split."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--out', required=True)
   out = Path(parser.parse_args().out)
@@ -60,7 +60,7 @@ def main():
   rows = [json.loads(line) for line in source.read_text(encoding='utf-8').splitlines()]
   counts = {}
   for row in rows:
-    row['group_split'] = part(group_key(row['name'], row['group']))
+    row['group_split'] = split_of(group_key(row['name'], row['group']))
     row['name'] = re.sub(r'\s+', ' ', row['name'].lower())
     counts[row['group_split']] = counts.get(row['group_split'], 0) + 1
   out.parent.mkdir(parents=True, exist_ok=True)

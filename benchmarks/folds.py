@@ -1,10 +1,9 @@
-"""One result of several runs that each hold out another part: `python -m benchmarks.folds`.
+"""Merge cross-validation runs, each with another held-out part: `python -m benchmarks.folds`.
 
   python -m benchmarks.folds --workdirs=runs/a,runs/b --name=NAME --claim=WORDS
 
-Writes results/NAME/RUN.json of each run as `record` does, and results/NAME.json with the mean of
-their first score on the test over the runs, and a t interval of it: the runs are the sample, not
-what they were tested on.
+Writes results/NAME/RUN.json for each run as `record` does, and results/NAME.json with the mean of
+the first test score over the runs and its t interval. The sample is the runs, not the test examples.
 """
 
 import argparse
@@ -19,19 +18,19 @@ from gpt_jax.runs import records
 
 
 def first_score(result):
-  """The first row of a run's test that has a chance level and is no control."""
+  """The first test row of a run that has a chance level and is not a control."""
   rows = [*result['numbers']['evaluations'], *result['evaluations_later']]
-  fit = lambda r: r['split'] == 'test' and 'chance' in r and not {'of', 'control'} & set(r)
-  return next(row for row in rows if fit(row))
+  is_score = lambda r: r['split'] == 'test' and 'chance' in r and not {'of', 'control'} & set(r)
+  return next(row for row in rows if is_score(row))
 
 
-def folded(results):
-  """{run: what `record.summary` says} -> the content of the result that stands for all."""
+def merge_folds(results):
+  """Merge {run: its `record.run_summary`} into the content of one result file."""
   rows = {name: first_score(result) for name, result in results.items()}
   values = np.array([row['value'] for row in rows.values()])
   half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-  one, any_of = next(iter(rows.values())), next(iter(results.values()))
-  mean = {key: one[key] for key in ('task', 'metric', 'source', 'split', 'temperature')}
+  row, result = next(iter(rows.values())), next(iter(results.values()))
+  mean = {key: row[key] for key in ('task', 'metric', 'source', 'split', 'temperature')}
   mean |= {
     'value': float(values.mean()),
     'interval': [float(values.mean() - half), float(min(1, values.mean() + half))],
@@ -40,10 +39,10 @@ def folded(results):
     'runs': {name: row['value'] for name, row in rows.items()},
   }
   return {
-    **{key: any_of[key] for key in ('command', 'hardware', 'versions')},
-    'started': min(result['started'] for result in results.values()),
-    'finished': max(result['finished'] for result in results.values()),
-    'minutes': sum(table.minutes(result) for result in results.values()),
+    **{key: result[key] for key in ('command', 'hardware', 'versions')},
+    'started': min(r['started'] for r in results.values()),
+    'finished': max(r['finished'] for r in results.values()),
+    'minutes': sum(table.minutes(r) for r in results.values()),
     'numbers': {'evaluations': [mean]},
     'evaluations_later': [],
   }
@@ -54,15 +53,15 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   for name in ('workdirs', 'name', 'claim'):
     parser.add_argument(f'--{name}', required=True)
-  given = parser.parse_args()
-  results = {Path(w).name: record.summary(w) for w in given.workdirs.split(',')}
-  folder = record.RESULTS / given.name
+  arguments = parser.parse_args()
+  results = {Path(w).name: record.run_summary(w) for w in arguments.workdirs.split(',')}
+  folder = record.RESULTS / arguments.name
   folder.mkdir(exist_ok=True, parents=True)
-  told = {name: {'name': name, 'claim': given.claim} | result for name, result in results.items()}
-  whole = {'name': given.name, 'claim': given.claim} | folded(results)
-  for path, content in [(folder / f'{name}.json', one) for name, one in told.items()] + [
-    (record.RESULTS / f'{given.name}.json', whole)
-  ]:
+  folds = {name: {'name': name, 'claim': arguments.claim} | result for name, result in results.items()}
+  merged = {'name': arguments.name, 'claim': arguments.claim} | merge_folds(results)
+  files = {folder / f'{name}.json': fold for name, fold in folds.items()}
+  files[record.RESULTS / f'{arguments.name}.json'] = merged
+  for path, content in files.items():
     path.write_text(json.dumps(records.to_json(content), indent=1) + '\n')
     print(path)
 

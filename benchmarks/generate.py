@@ -1,9 +1,9 @@
-"""Generation on a CPU, side by side; `python -m benchmarks.cpu --only=generate` runs and keeps it.
+"""Generation on a CPU against peers; `python -m benchmarks.cpu --only=generate` runs it.
 
 GPT-2 124M with the same random weights on every side, float32, a prompt of 32 tokens a row and 128
 new ones, top-k 200 (or greedy), batches of 1 and 8. Peers: transformers `generate` with its default
 and with its static cache, a static-cache loop in torch.compile, CTranslate2. `first_seconds` of a
-row is the cold start: the first generation, with all its compilation.
+row is the cold start: the first generation, with its compilation.
 """
 
 import argparse
@@ -36,14 +36,14 @@ def prompts(batch, vocab):
 
 
 def model_config(size):
-  """ModelConfig of a row of SIZES."""
+  """ModelConfig of a name in SIZES."""
   from gpt_jax.model import presets
 
   return presets.gpt2(**SIZES[size]).resolved()
 
 
 def export(size, folder):
-  """Write the weights that all sides use as transformers reads them, and for CTranslate2."""
+  """Write the weights of all sides in the format of transformers."""
   import jax
 
   from gpt_jax.interop.huggingface import export_model
@@ -66,11 +66,11 @@ def ours(folder, batch, top_k=TOP_K, new=NEW):
   model = sample.prepare_model(trained)
   rules = grammar.plain(np.arange(model.cfg.V) < model.cfg.vocab)
   cfg = sample.SampleConfig(max_new_tokens=new, top_k=top_k, temperature=1.0 if top_k else 0.0)
-  given = prompts(batch, model.cfg.vocab).tolist()
+  ids = prompts(batch, model.cfg.vocab).tolist()
 
   def run():
-    state = sample.generate(model, given, cfg, rules)
-    return [ids for ids, _ in completions.new_tokens(state, given, 1)]
+    state = sample.generate(model, ids, cfg, rules)
+    return [row for row, _ in completions.new_tokens(state, ids, 1)]
 
   return run
 
@@ -89,7 +89,7 @@ def peer_model(folder):
 
 
 def transformers_generate(folder, batch, top_k=TOP_K, new=NEW, cache=None):
-  """transformers' `generate`; no id ends a row, so that all rows have `new` tokens."""
+  """transformers `generate`, without an end-of-text id: all rows get `new` tokens."""
   torch, model = peer_model(folder)
   model.generation_config.eos_token_id = None
   ids_BT = torch.tensor(prompts(batch, model.config.vocab_size))
@@ -107,7 +107,7 @@ def transformers_generate(folder, batch, top_k=TOP_K, new=NEW, cache=None):
 
 
 def torch_loop(folder, batch, top_k=TOP_K, new=NEW):
-  """Our own strongest torch: see torch_decode.py."""
+  """A compiled torch loop with a static cache: see torch_decode.py."""
   torch, peer = peer_model(folder)
   from benchmarks import torch_decode
 
@@ -117,7 +117,7 @@ def torch_loop(folder, batch, top_k=TOP_K, new=NEW):
   )
   torch_decode.load(decoder, peer)
   ids_BT = torch.tensor(prompts(batch, c.vocab_size))
-  torch._inductor.config.freezing = True  # weights are packed once, as ours are before we start
+  torch._inductor.config.freezing = True  # packs the weights once, as `prepare_model` does
   generate = torch_decode.generator(decoder.eval(), top_k, 'default')
   return lambda: generate(ids_BT, new).tolist()
 
@@ -141,48 +141,48 @@ def ctranslate2_generate(folder, batch, top_k=TOP_K, new=NEW):
   generator = ctranslate2.Generator(
     path, device='cpu', compute_type='float32', inter_threads=1, intra_threads=versus.CORES
   )
-  given = [[f't{i}' for i in row] for row in prompts(batch, V)]
+  token_rows = [[f't{i}' for i in row] for row in prompts(batch, V)]
 
   def run():
-    found = generator.generate_batch(
-      given, max_length=new, min_length=new, sampling_topk=top_k or 1, include_prompt_in_result=False
+    results = generator.generate_batch(
+      token_rows, max_length=new, min_length=new, sampling_topk=top_k or 1, include_prompt_in_result=False
     )
-    return [result.sequences_ids[0] for result in found]
+    return [result.sequences_ids[0] for result in results]
 
   return run
 
 
 def label(batch):
-  """The question of a batch."""
+  """Name of the row of a batch size."""
   return f'batch {batch}'
 
 
-def rows(size='small', batches=(1, 8), top_k=TOP_K, turns=3, peers=tuple(PEERS), keep=print):
+def rows(size='small', batches=(1, 8), top_k=TOP_K, turns=3, peers=tuple(PEERS), save=print):
   """Compare at each batch -> {batch: {'rows': of versus.compare, 'ratios': {peer: [...]}}}."""
-  found = {}
+  results = {}
   if not batches:
-    return found
+    return results
   with tempfile.TemporaryDirectory() as folder:
     code = f'from benchmarks.generate import export; export({size!r}, {folder!r})'
     subprocess.run([sys.executable, '-c', code], cwd=versus.ROOT, check=True)
     for batch in batches:
-      given = dict(folder=folder, batch=batch, top_k=top_k)
-      sides = [versus.Side('gpt_jax', 'benchmarks.generate:ours', given)]
+      options = dict(folder=folder, batch=batch, top_k=top_k)
+      sides = [versus.Side('gpt_jax', 'benchmarks.generate:ours', options)]
       for name in peers:
-        options = PEERS[name]
-        maker, more = options['maker'], {k: v for k, v in options.items() if k != 'maker'}
-        sides.append(versus.Side(name, f'benchmarks.generate:{maker}', given | more))
+        peer_options = dict(PEERS[name])
+        maker = f'benchmarks.generate:{peer_options.pop("maker")}'
+        sides.append(versus.Side(name, maker, options | peer_options))
 
-      def keep_batch(timed, batch=batch):
-        found[label(batch)] = summary(timed, batch)
-        keep(found)
+      def save_batch(timed, batch=batch):
+        results[label(batch)] = add_speed(timed, batch)
+        save(results)
 
-      keep_batch(versus.compare(sides, turns, keep_batch))
-  return found
+      save_batch(versus.compare(sides, turns, save_batch))
+  return results
 
 
-def summary(timed, batch):
-  """The rows of one batch with tokens a second and the ratios to the peers."""
+def add_speed(timed, batch):
+  """Add tokens/s to the rows of one batch -> {rows, ratios to the peers}."""
   for row in timed.values():
     if 'median' in row:
       row['tokens_per_second'] = batch * NEW / row['median']
@@ -191,24 +191,24 @@ def summary(timed, batch):
 
 
 def main():
-  """Measure, write as it goes, print the table."""
+  """Measure, write after each turn, print the table."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--size', default='small', choices=SIZES)
   parser.add_argument('--batches', default='1,8')
   parser.add_argument('--turns', type=int, default=3)
-  parser.add_argument('--peers', default=';'.join(PEERS), help='some of them, with ; between')
-  parser.add_argument('--out', type=Path, help='keep the rows in this file')
+  parser.add_argument('--peers', default=';'.join(PEERS), help='peers to run, separated by ;')
+  parser.add_argument('--out', type=Path, help='write the rows to this file')
   arguments = parser.parse_args()
   claim = f'generation of {NEW} tokens after {PROMPT}, top-k {TOP_K}, {arguments.size}'
 
-  def keep(found):
+  def save(results):
     if arguments.out:
-      arguments.out.write_text(json.dumps(versus.content('generate', claim, found)) + '\n')
+      arguments.out.write_text(json.dumps(versus.result_content('generate', claim, results)) + '\n')
 
   batches = [int(b) for b in arguments.batches.split(',')]
   peers = arguments.peers.split(';')
-  found = rows(arguments.size, batches, turns=arguments.turns, peers=peers, keep=keep)
-  for batch, content in found.items():
+  results = rows(arguments.size, batches, turns=arguments.turns, peers=peers, save=save)
+  for batch, content in results.items():
     for name, row in content['rows'].items():
       speed = f'{row["tokens_per_second"]:8.1f} tok/s' if 'median' in row else row['missing']
       print(f'{batch}  {name:28s} {speed}  {content["ratios"].get(name, "")}')

@@ -1,9 +1,9 @@
-"""What `python -m benchmarks.gpu` times, each in a process of its own.
+"""Workers of `python -m benchmarks.gpu`: each measures one row in its own process.
 
   python -m benchmarks.gpu_rows WORKER ARGUMENTS-AS-JSON
 
-prints a line `RESULT {...}` whenever it knows more. Needs jax, flax, optax and numpy, and for the
-peers torch and transformers. All inputs are random: matrix products of zeros are 13 % faster.
+Prints `RESULT {...}` lines; the last one counts. Needs jax, flax, optax and numpy; peers need torch and
+transformers. All inputs are random: matrix products of zeros are 13 % faster.
 """
 
 import contextlib
@@ -20,24 +20,24 @@ import numpy as np
 CHAR = dict(layers=6, width=384, heads=6, vocab=65, context=256)  # nanoGPT's 10.7M characters
 TINY = dict(layers=2, width=64, heads=2, vocab=512, context=128)
 MODELS = {'124M': {}, '1558M': dict(size='xl'), '10.7M': CHAR, 'tiny': TINY}
-CHUNKS = 5  # timed pieces of a row; its number is their median
+CHUNKS = 5  # timed chunks of a row; the row reports their median
 
 
-def say(**found):
-  """Tell the parent what is known so far."""
-  print('RESULT', json.dumps(found), flush=True)
+def report(**numbers):
+  """Print the numbers so far for the parent process."""
+  print('RESULT', json.dumps(numbers), flush=True)
 
 
 def model_config(model, **overrides):
-  """The GPT-2 of a row of MODELS, resolved for this device."""
+  """Resolved ModelConfig of a name in MODELS."""
   from gpt_jax.model import presets
 
   return presets.gpt2(**MODELS[model] | overrides).resolved()
 
 
 def timed(call, wait, seconds):
-  """Median seconds of `call()`, by CHUNKS of about `seconds` in all; wait(result) ends a chunk."""
-  wait(call())  # compiled before; this one is warm
+  """Time `call()` in CHUNKS, `seconds` in total -> (median seconds, chunks); wait(result) ends a chunk."""
+  wait(call())  # warm-up
   start = time.perf_counter()
   wait(call())
   many = max(1, round(seconds / CHUNKS / (time.perf_counter() - start)))
@@ -52,7 +52,7 @@ def timed(call, wait, seconds):
 
 
 def probe(size, seconds):
-  """What the device is, and how fast its matrix products and copies are."""
+  """Report the device and the speed of its matrix products and copies."""
   import jax
   import jax.numpy as jnp
 
@@ -66,7 +66,7 @@ def probe(size, seconds):
     from gpt_jax.model.kernels.cudnn import cudnn_obstacle
 
     facts['cudnn_attention'] = cudnn_obstacle() or 'works'
-  say(**facts)
+  report(**facts)
   shapes = [(65536, 768, 3072), (65536, 3072, 768), (32768, 768, 50304)]
   if size == 'tiny':
     shapes = [(256, 64, 256)]
@@ -77,24 +77,24 @@ def probe(size, seconds):
     multiply = functools.partial(jax.jit(jnp.matmul), a, b)
     median, _ = timed(multiply, jax.block_until_ready, seconds)
     facts[f'matmul {M}x{K}x{N} TFLOP/s'] = 2 * M * K * N / median / 1e12
-    say(**facts)
+    report(**facts)
   x = jax.random.normal(jax.random.key(1), (2**30 if size != 'tiny' else 2**16,), dtype)
   copy = functools.partial(jax.jit(lambda x: x * 2), x)
   median, _ = timed(copy, jax.block_until_ready, seconds)
-  say(**facts, copy_bytes_per_second=2 * x.nbytes / median)
+  report(**facts, copy_bytes_per_second=2 * x.nbytes / median)
 
 
 def peers():
-  """Versions of the peers that are installed."""
-  found = {}
+  """Versions of the installed peers."""
+  versions = {}
   for package in ('torch', 'transformers'):
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      found[package] = importlib.metadata.version(package)
-  return found
+      versions[package] = importlib.metadata.version(package)
+  return versions
 
 
-def program_of(cfg, steps_per_call):
-  """The program that `launch.py train` compiles for a model, without what reads config files."""
+def build_program(cfg, steps_per_call):
+  """The train program of `launch.py train`, without the config library -> (program, mesh)."""
   import jax
 
   from gpt_jax import losses, optim, sharding
@@ -113,7 +113,7 @@ def program_of(cfg, steps_per_call):
 
 
 def train(model, batch, length, seconds, overrides=None, steps_per_call=1):
-  """Whole optimizer steps -> tokens/s, steps/s, MFU in both conventions."""
+  """Time full optimizer steps -> tokens/s, steps/s, MFU in both conventions."""
   import jax
 
   from gpt_jax.cluster.batches import to_devices
@@ -121,7 +121,7 @@ def train(model, batch, length, seconds, overrides=None, steps_per_call=1):
   from gpt_jax.runs import hardware
 
   cfg = model_config(model, **overrides or {})
-  program, mesh = program_of(cfg, steps_per_call)
+  program, mesh = build_program(cfg, steps_per_call)
   state = program.init()
   rng = np.random.default_rng(0)
   lead = () if steps_per_call == 1 else (steps_per_call,)
@@ -141,15 +141,15 @@ def train(model, batch, length, seconds, overrides=None, steps_per_call=1):
 
   run()
   loss = float(np.ravel(jax.device_get(metrics['loss']))[-1])
-  begun = float(os.environ.get('BENCHMARK_START', time.time()))
-  first = dict(first_step_seconds=time.time() - begun, loss=loss)
-  say(**first)
+  start = float(os.environ.get('BENCHMARK_START', time.time()))
+  first = dict(first_step_seconds=time.time() - start, loss=loss)
+  report(**first)
   if not seconds:
     return
   median, chunks = timed(run, jax.block_until_ready, seconds)
   tokens = batch * length * steps_per_call / median
   flops, (peak, _) = costs.flops_per_token(cfg, length), hardware.peak_flops()
-  say(
+  report(
     **first,
     tokens_per_second=tokens,
     steps_per_second=steps_per_call / median,
@@ -163,7 +163,7 @@ def train(model, batch, length, seconds, overrides=None, steps_per_call=1):
 
 
 def generate(model, batch, prompt, new, top_k=200):
-  """Whole generations -> tokens/s over all rows, bytes of weights and cache read a second."""
+  """Time full generations -> tokens/s over all rows, bytes of weights and cache read per second."""
   import jax
 
   from gpt_jax import sample
@@ -185,20 +185,20 @@ def generate(model, batch, prompt, new, top_k=200):
     return time.perf_counter() - start
 
   first = run()
-  say(first_seconds=first)
+  report(first_seconds=first)
   seconds = float(np.median([run() for _ in range(CHUNKS)]))
   size = sum(x.nbytes for x in jax.tree.leaves(weights))
   moved = size + batch * cfg.layers * 2 * cfg.G * cfg.K * (prompt + new / 2) * size_of(cfg.dtype)
-  say(first_seconds=first, tokens_per_second=batch * new / seconds, bytes_per_second=new / seconds * moved)
+  report(first_seconds=first, tokens_per_second=batch * new / seconds, bytes_per_second=new / seconds * moved)
 
 
 def size_of(dtype):
-  """Bytes of a number."""
+  """Bytes per element."""
   return 2 if dtype == 'bfloat16' else 4
 
 
 def torch_device():
-  """(torch, device, dtype) of the peers."""
+  """Set up torch for the peers -> (torch, device, dtype)."""
   import torch
 
   torch.manual_seed(0)
@@ -209,9 +209,9 @@ def torch_device():
 
 
 def torch_train(model, batch, length, seconds, attention='cudnn', mode='default'):
-  """nanoGPT's step in torch: autocast, fused AdamW, SDPA by name -> tokens/s, steps/s.
+  """Time nanoGPT's step in torch: autocast, fused AdamW, SDPA -> tokens/s, steps/s.
 
-  mode: of torch.compile, or eager.
+  mode: a mode of torch.compile, or 'eager'.
   """
   torch, device, dtype = torch_device()
   from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -236,17 +236,17 @@ def torch_train(model, batch, length, seconds, attention='cudnn', mode='default'
     run = lambda: torch_gpt.train_step(compiled, loss_of, optimizer)
     wait(run())
     median, chunks = timed(run, wait, seconds)
-  say(tokens_per_second=batch * length / median, steps_per_second=1 / median, chunks=chunks)
+  report(tokens_per_second=batch * length / median, steps_per_second=1 / median, chunks=chunks)
 
 
 def model_config_of_torch(model):
-  """Sizes for a peer; jax stays on the CPU, so that it takes no memory of the GPU."""
+  """ModelConfig for a peer, with jax on the CPU so that it takes no GPU memory."""
   os.environ['JAX_PLATFORMS'] = 'cpu'
   return model_config(model)
 
 
 def torch_generate(model, batch, prompt, new, kind, top_k=200):
-  """transformers `generate` (kind default or static) or a compiled static loop (kind loop)."""
+  """Time transformers `generate` (kind default or static) or a compiled static loop (kind loop)."""
   torch, device, dtype = torch_device()
   cfg = model_config_of_torch(model)
   ids_BT = torch.randint(0, cfg.vocab, (batch, prompt), device=device)
@@ -256,8 +256,8 @@ def torch_generate(model, batch, prompt, new, kind, top_k=200):
     sizes = (cfg.layers, cfg.width, cfg.heads, cfg.vocab, cfg.context, batch, prompt + new)
     net = torch_decode.Decoder(*sizes).to(device, dtype).eval()
     mode = 'reduce-overhead' if device == 'cuda' else 'default'
-    made = torch_decode.generator(net, top_k, mode)
-    call = lambda: made(ids_BT, new)
+    decode = torch_decode.generator(net, top_k, mode)
+    call = lambda: decode(ids_BT, new)
   else:
     import transformers
 
@@ -285,7 +285,7 @@ def torch_generate(model, batch, prompt, new, kind, top_k=200):
 
   first, _ = run(), run()
   seconds = float(np.median([run() for _ in range(CHUNKS)]))
-  say(first_seconds=first, tokens_per_second=batch * new / seconds)
+  report(first_seconds=first, tokens_per_second=batch * new / seconds)
 
 
 WORKERS = {

@@ -1,13 +1,12 @@
-"""What an optimizer step costs as the work grows: time and memory, one size changed at a time.
+"""Time and memory of an optimizer step against the size of the work, one size at a time.
 
   python -m benchmarks.growth [--only=T]
 
-Sizes are those of BASE but for one of AXES: length T, rows B, layers, width, or devices (1 to 8
-made of the two cores, all rows divided over them, with the kernel `blocks`). Each point is a
-process of its own, the program that `launch.py train` runs. Time is a median; memory is the
-compiler's count of a device's state and temporaries, beside the resident peak of the process. FLOPs
-are those of causal attention, which is what the kernels compute. Keeps results/speed/growth.json
-after each point and draws growth.png beside it.
+Starts from BASE and changes one of AXES: length T, rows B, layers, width, or devices (1 to 8 fake
+devices on two cores share the rows, kernel `blocks`). Each point runs the train program of
+`launch.py train` in its own process. Time is a median. Memory is XLA's count of a device's state and
+temporaries, and the peak resident memory of the process. FLOPs count causal attention. Writes
+results/speed/growth.json after each point, then growth.png.
 """
 
 import argparse
@@ -29,10 +28,10 @@ AXES = {  # name -> (field of Shape that changes, sizes)
   'devices': ('', (1, 2, 4, 8)),
 }
 SAMPLES = 5
-DEVICES_KERNEL = 'blocks'  # `chunks`, the fastest on one CPU device, has no form for several
+DEVICES_KERNEL = 'blocks'  # `chunks`, the fastest on one CPU device, supports one device only
 
 
-def point(axis, size):
+def measure_point(axis, size):
   """Measure one process -> its row."""
   field = AXES[axis][0]
   shape = BASE._replace(**{field: size}) if field else BASE
@@ -58,14 +57,14 @@ def exponent(points, key):
   return math.log(b[key] / a[key]) / math.log(b['size'] / a['size'])
 
 
-def of_axis(rows, axis):
-  """The measured points of an axis, by size."""
-  found = [row for row in rows if row['axis'] == axis and 'median' in row]
-  return sorted(found, key=lambda row: row['size'])
+def points_on(rows, axis):
+  """The measured points of an axis, sorted by size."""
+  points = [row for row in rows if row['axis'] == axis and 'median' in row]
+  return sorted(points, key=lambda row: row['size'])
 
 
 def span(row):
-  """The least and the largest milliseconds of a point."""
+  """Smallest and largest milliseconds of a point."""
   return ' to '.join(f'{1e3 * seconds:.0f}' for seconds in (min(row['seconds']), max(row['seconds'])))
 
 
@@ -74,7 +73,7 @@ def table(rows):
   yield '| changed | size | ms a step | GFLOP/s | state MiB | temporaries MiB | resident GiB |'
   yield '|---|---:|---:|---:|---:|---:|---:|'
   for axis in AXES:
-    points = of_axis(rows, axis)
+    points = points_on(rows, axis)
     for row in points:
       memory = row['memory']
       yield (
@@ -91,19 +90,19 @@ def table(rows):
 
 
 def draw(rows):
-  """Time above, memory below, an axis a column."""
+  """Plot time in the upper row and memory in the lower row, one column per axis."""
   import matplotlib.pyplot as plt
 
   fig, panels = plt.subplots(2, len(AXES), figsize=(13, 5), layout='constrained', sharey='row')
   for (time, memory), axis in zip(panels.T, AXES, strict=True):
-    points = of_axis(rows, axis)
+    points = points_on(rows, axis)
     sizes = [row['size'] for row in points]
     time.plot(sizes, [1e3 * row['median'] for row in points], 'o-')
     if points and axis != 'devices':
       middle = points[len(points) // 2]
       scale = middle['median'] / middle['causal_flops']
       ideal = [1e3 * scale * row['causal_flops'] for row in points]
-      time.plot(sizes, ideal, ':', color='gray', label='as FLOPs grow')
+      time.plot(sizes, ideal, ':', color='gray', label='proportional to FLOPs')
       time.legend(frameon=False)
     for key in ('state', 'temporaries'):
       memory.plot(sizes, [row['memory'][key] / 2**20 for row in points], 'o-', label=key)
@@ -121,17 +120,17 @@ def draw(rows):
 
 
 def main():
-  """Measure, keep, print and draw."""
+  """Measure, write after each point, print and plot."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--only', default='', choices=['', *AXES], help='measure this one anew')
+  parser.add_argument('--only', default='', choices=['', *AXES], help='measure only this axis')
   only = parser.parse_args().only
-  rows = [row for row in versus.known(FILE) if row['axis'] != only] if only else []
+  rows = [row for row in versus.read_rows(FILE) if row['axis'] != only] if only else []
   claim = 'What a training step costs in time and memory as one size of the work grows'
   FILE.parent.mkdir(exist_ok=True, parents=True)
   for axis in [only] if only else AXES:
     for size in AXES[axis][1]:
-      rows.append(point(axis, size))
-      records.write_json(FILE, versus.content('growth', claim, rows, base=BASE._asdict()))
+      rows.append(measure_point(axis, size))
+      records.write_json(FILE, versus.result_content('growth', claim, rows, base=BASE._asdict()))
       print(axis, size, rows[-1].get('missing') or f'{1e3 * rows[-1]["median"]:.1f} ms', flush=True)
   print('\n'.join(table(rows)))
   draw(rows)

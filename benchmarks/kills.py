@@ -1,10 +1,10 @@
 """kill -9 at random moments: `python -m benchmarks.kills [--kills=50]`.
 
-A small GPT with dropout trains with a checkpoint every sixth step, and is killed: four times out of
-five while it trains, else anywhere from the start of the process on. After each kill the newest
-good checkpoint must hold, bit for bit, what a run that nobody touched had at that step, and the
-same command goes on. A run that got to its end must have the same metrics, each step once, and the
-same last state; then the next one begins. Keeps results/survival/kills.json.
+A small GPT with dropout saves a checkpoint every sixth step and is killed at a random moment: in four
+of five trials during training, else at any time after the process starts. After each kill the newest
+good checkpoint must be bitwise equal to that step of an undisturbed run; then the same command
+resumes. A finished run must have the metrics of the undisturbed run, each step once, and its final
+state; then a new run starts. Writes results/survival/kills.json.
 """
 
 import argparse
@@ -50,17 +50,17 @@ TIMED = ('time', 'tokens_per_second', 'mfu', 'mfu_causal', 'memory_gib', 'step_s
 
 
 def start(folder, name, *more, log='log'):
-  """A training process in its own run folder; compiled programs are shared."""
+  """Start a training process in its own run folder, with a shared compilation cache."""
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
     'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'PYTHONUNBUFFERED': '1',
   }
-  words = ['train', f'--config={folder / "tiny.py"}', f'--workdir={folder / name}', *more]
+  arguments = ['train', f'--config={folder / "tiny.py"}', f'--workdir={folder / name}', *more]
   with open(folder / log, 'wb') as file:
     return subprocess.Popen(
-      [sys.executable, str(ROOT / 'launch.py'), *words],
+      [sys.executable, str(ROOT / 'launch.py'), *arguments],
       cwd=ROOT,
       env=environment,
       stdout=file,
@@ -68,8 +68,8 @@ def start(folder, name, *more, log='log'):
     )
 
 
-def contents(checkpoints, step):
-  """Digest of all arrays of a step, and the number of the next batch."""
+def checkpoint_contents(checkpoints, step):
+  """Digest of all arrays of a checkpoint, and the index of the next batch."""
   like = trees.nest(checkpoints.array_metadata(step))
   as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -82,12 +82,12 @@ def contents(checkpoints, step):
 
 
 def metrics(workdir):
-  """All lines, without what depends on time."""
+  """All metric lines without the fields that depend on time."""
   return [{k: v for k, v in x.items() if k not in TIMED} for x in run_folder.read_metrics(workdir)]
 
 
-def killed(process, log, rng):
-  """Kill it at a random moment -> (phase, whether it had ended before)."""
+def kill_at_random(process, log, rng):
+  """Kill a process at a random moment -> (phase, whether it had already ended)."""
   anywhere = rng.random() < 0.2
   while not anywhere and b'loss' not in log.read_bytes() and process.poll() is None:
     time.sleep(0.01)
@@ -99,8 +99,8 @@ def killed(process, log, rng):
   return 'anywhere' if anywhere else 'training', ended
 
 
-def examined(workdir, expected):
-  """What a kill left -> {step, wrong: what is not as it should be, unfinished: what it cut off}."""
+def check_checkpoint(workdir, expected):
+  """Check the newest checkpoint after a kill -> {step, wrong: cause or '', unfinished: work cut off}."""
   lines, folder = [], workdir / 'checkpoints'
   if not folder.exists():
     return {'step': 0, 'wrong': '', 'unfinished': 'nothing'}
@@ -111,71 +111,73 @@ def examined(workdir, expected):
     unfinished = 'digests' if lines else unfinished
     if step is None:
       return {'step': 0, 'wrong': '', 'unfinished': unfinished}
-    same = contents(checkpoints, step) == expected[step]
+    same = checkpoint_contents(checkpoints, step) == expected[step]
     return {'step': step, 'wrong': '' if same else 'other values', 'unfinished': unfinished}
-  except Exception as error:  # whatever: it was unreadable
+  except Exception as error:  # any error counts as unreadable
     return {'step': -1, 'wrong': f'{type(error).__name__}: {error}', 'unfinished': unfinished}
 
 
-def reference(folder):
-  """Train without a kill, every checkpoint kept -> ({step: contents}, metrics)."""
+def train_reference(folder):
+  """Train undisturbed and keep every checkpoint -> ({step: contents}, metrics)."""
   process = start(folder, 'whole', '--config.checkpoint.keep_every=6')
   if process.wait():
     raise SystemExit((folder / 'log').read_text())
   checkpoints = Checkpoints(folder / 'whole/checkpoints')
-  expected = {step: contents(checkpoints, step) for step in checkpoints.steps()}
+  expected = {step: checkpoint_contents(checkpoints, step) for step in checkpoints.steps()}
   assert len(expected) == STEPS // 6
   return expected, metrics(folder / 'whole')
 
 
 def trials(folder, kills, seed=0):
-  """-> (one row a kill, wrongs of runs that got to their ends, their number)."""
-  rng, rows, wrongs, finished = random.Random(seed), [], [], 0
-  expected, lines = reference(folder)
+  """Run until `kills` kills -> (one row per kill, failures of finished runs, number of finished runs)."""
+  rng, rows, failures, finished = random.Random(seed), [], [], 0
+  expected, lines = train_reference(folder)
   while len(rows) < kills or finished == 0:
     workdir = folder / f'run{finished}'
     process = start(folder, workdir.name)
     if len(rows) < kills:
-      phase, ended = killed(process, folder / 'log', rng)
+      phase, ended = kill_at_random(process, folder / 'log', rng)
     else:
       process.wait()
       ended = True
     if not ended:
-      rows.append({'phase': phase} | examined(workdir, expected))
+      rows.append({'phase': phase} | check_checkpoint(workdir, expected))
       print(len(rows), rows[-1], flush=True)
       continue
     if process.returncode:
-      wrongs.append(f'run {finished} ended with exit code {process.returncode}')
+      failures.append(f'run {finished} ended with exit code {process.returncode}')
     if metrics(workdir) != lines:
-      wrongs.append(f'run {finished} has other metrics')
-    if contents(Checkpoints(workdir / 'checkpoints'), STEPS) != expected[STEPS]:
-      wrongs.append(f'run {finished} ends in another state')
+      failures.append(f'run {finished} has other metrics')
+    if checkpoint_contents(Checkpoints(workdir / 'checkpoints'), STEPS) != expected[STEPS]:
+      failures.append(f'run {finished} ends in another state')
     finished += 1
-  return rows, wrongs, finished
+  return rows, failures, finished
 
 
 def main():
-  """Kill, look, and keep the outcome."""
+  """Run the trials and write the result file."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--kills', type=int, default=50)
   arguments = parser.parse_args()
   with tempfile.TemporaryDirectory() as name:
-    folder, began = Path(name), time.perf_counter()
+    folder, start_time = Path(name), time.perf_counter()
     (folder / 'tiny.py').write_text(EXPERIMENT)
-    rows, wrongs, finished = trials(folder, arguments.kills)
-    seconds = time.perf_counter() - began
-  told = {
+    rows, failures, finished = trials(folder, arguments.kills)
+    seconds = time.perf_counter() - start_time
+  numbers = {
     'kills': len(rows),
     'runs_to_the_end': finished,
     'wrong_checkpoints': [row for row in rows if row['wrong']],
-    'wrong_runs': wrongs,
+    'wrong_runs': failures,
     'by_phase': dict(collections.Counter(row['phase'] for row in rows)),
     'cut_off': dict(collections.Counter(row['unfinished'] for row in rows)),
     'seconds': seconds,
     'rows': [json.dumps(row) for row in rows],
   }
-  wrong = len(told['wrong_checkpoints']) + len(wrongs)
-  record.keep('survival/kills', f'{len(rows)} kill -9 of a training: {wrong} wrong checkpoints or runs', told)
+  wrong = len(numbers['wrong_checkpoints']) + len(failures)
+  record.write_result(
+    'survival/kills', f'{len(rows)} kill -9 of a training: {wrong} wrong checkpoints or runs', numbers
+  )
   return 1 if wrong else 0
 
 

@@ -1,7 +1,7 @@
-"""Does data arrive faster than it is used? `python -m benchmarks.pipeline`.
+"""Compare the speed of the data pipeline with the train step: `python -m benchmarks.pipeline`.
 
-For each experiment: tokens/s that its loader delivers with nothing else to do, onto the device,
-against tokens/s that its compiled step consumes. Needs GPT_JAX_DATA. Writes
+For each experiment: tokens/s that its loader alone delivers to the device, and tokens/s that its
+compiled step consumes. Needs GPT_JAX_DATA. Writes
 results/speed/pipeline.json after each.
 """
 
@@ -23,22 +23,22 @@ CHUNKS = 5
 
 
 def rate(call, tokens, seconds):
-  """Median tokens/s of `call()` in CHUNKS of about `seconds` in all."""
+  """Median tokens/s of `call()` over CHUNKS, `seconds` in total."""
   call()
   start = time.perf_counter()
   call()
   many = max(1, round(seconds / CHUNKS / (time.perf_counter() - start)))
-  found = []
+  rates = []
   for _ in range(CHUNKS):
     start = time.perf_counter()
     for _ in range(many):
       call()
-    found.append(many * tokens / (time.perf_counter() - start))
-  return float(np.median(found))
+    rates.append(many * tokens / (time.perf_counter() - start))
+  return float(np.median(rates))
 
 
 def measure(experiment, seconds):
-  """-> {delivered, consumed: tokens/s, ratio} of one experiment's own config."""
+  """Measure one experiment -> {delivered, consumed: tokens/s, ratio}."""
   import jax
 
   from gpt_jax import config, sharding
@@ -52,9 +52,9 @@ def measure(experiment, seconds):
   with tempfile.TemporaryDirectory() as folder:
     job = LanguageModelJob(cfg, Path(folder), mesh)
     tokens = cfg.train.batch_size * job.length
-    take = lambda: jax.block_until_ready(to_devices(next(job.loader), mesh))
-    delivered = rate(take, tokens, seconds)
-    batches = itertools.cycle([take() for _ in range(4)])
+    next_batch = lambda: jax.block_until_ready(to_devices(next(job.loader), mesh))
+    delivered = rate(next_batch, tokens, seconds)
+    batches = itertools.cycle([next_batch() for _ in range(4)])
     state = job.program.init()
 
     def step():
@@ -68,7 +68,7 @@ def measure(experiment, seconds):
 
 
 def main():
-  """Measure, write as it goes, print."""
+  """Measure, write after each experiment, print."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--seconds', type=float, default=4)
   parser.add_argument('--out', type=Path, default=OUT)
@@ -79,8 +79,8 @@ def main():
     rows[experiment] = measure(experiment, arguments.seconds)
     print(experiment, json.dumps(rows[experiment]), flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    told = versus.content('pipeline', 'tokens/s delivered against tokens/s consumed', rows)
-    arguments.out.write_text(json.dumps(told, indent=1) + '\n')
+    result = versus.result_content('pipeline', 'tokens/s delivered against tokens/s consumed', rows)
+    arguments.out.write_text(json.dumps(result, indent=1) + '\n')
 
 
 if __name__ == '__main__':

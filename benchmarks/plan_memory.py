@@ -1,10 +1,10 @@
-"""Memory and speed as planned beside memory and speed as measured, on one GPU of this machine.
+"""Compare planned with measured memory and speed on one GPU of this machine.
 
   python -m benchmarks.plan_memory [--topology=h100-1] [--rows=4,8,16,32]
 
-GPT-2 of 124M parameters, one optimizer step of so many rows of 1,024 random tokens. Each plan and
-each measurement is a process of its own: a device's peak is of its process. Needs the packages of
-the extra `plan`. Keeps results/plan/memory.json.
+GPT-2 124M, one optimizer step on --rows rows of 1,024 random tokens. Each plan and each measurement
+runs in its own process, because peak memory is per process. Needs the extra `plan`. Writes
+results/plan/memory.json.
 """
 
 import argparse
@@ -14,15 +14,15 @@ import subprocess
 import sys
 import time
 
-from benchmarks.plans import made
-from benchmarks.record import keep
+from benchmarks.plans import run_plan
+from benchmarks.record import write_result
 from gpt_jax.cluster import batches
 
 EXPERIMENT = 'experiments/gpt2.py:bpe=gpt2'
 
 
 def measure(rows, steps=10):
-  """Train `rows` rows for some steps on this machine's device -> peak bytes, seconds a step."""
+  """Train on this machine's device -> peak bytes, seconds per step."""
   import dataclasses
 
   import jax
@@ -55,31 +55,33 @@ def measure(rows, steps=10):
 
 
 def compare(rows, topology):
-  """One row of the result."""
-  words = [f'--config={EXPERIMENT}', f'--topology={topology}', '--nodecode']
-  words += [f'--config.train.batch_size={rows}', '--config.train.accumulate=1']
-  _, plan, _ = made(words)
+  """Plan and measure one batch size -> row of the result."""
+  arguments = [f'--config={EXPERIMENT}', f'--topology={topology}', '--nodecode']
+  arguments += [f'--config.train.batch_size={rows}', '--config.train.accumulate=1']
+  _, plan, _ = run_plan(arguments)
   done = subprocess.run(
     [sys.executable, '-m', 'benchmarks.plan_memory', f'--measure={rows}'],
     capture_output=True,
     text=True,
     env=os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'},
   )
-  found = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
+  measured = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
   planned, step = plan['train']['memory']['total'], plan['train'].get('estimate', {})
-  row = {'rows': rows, 'planned_bytes': planned, 'measured': found, 'error': done.stderr[-300:]}
-  if found:
-    row |= {'ratio': planned / found['bytes'], 'error': ''}
-    row |= {name: step[name] / found['seconds'] for name in ('bound', 'serial') if name in step}
+  row = {'rows': rows, 'planned_bytes': planned, 'measured': measured, 'error': done.stderr[-300:]}
+  if measured:
+    row |= {'ratio': planned / measured['bytes'], 'error': ''}
+    row |= {name: step[name] / measured['seconds'] for name in ('bound', 'serial') if name in step}
   return row
 
 
 def main():
-  """Compare, print and keep."""
+  """Compare, print and write the result file."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--topology', default='h100-1')
   parser.add_argument('--rows', default='4,8,16,32')
-  parser.add_argument('--measure', type=int, default=0, help='measure so many rows here, print it')
+  parser.add_argument(
+    '--measure', type=int, default=0, help='measure this number of rows here and print the result'
+  )
   arguments = parser.parse_args()
   if arguments.measure:
     print(json.dumps(measure(arguments.measure)))
@@ -87,8 +89,8 @@ def main():
   rows = [compare(int(n), arguments.topology) for n in arguments.rows.split(',')]
   for row in rows:
     print(row)
-  claim = 'Memory and time as planned on a CPU over those measured; bound and serial are estimates'
-  keep('plan/memory', claim, {'topology': arguments.topology, 'rows': rows})
+  claim = 'Memory and time planned on a CPU over measured ones; bound and serial are estimates'
+  write_result('plan/memory', claim, {'topology': arguments.topology, 'rows': rows})
 
 
 if __name__ == '__main__':

@@ -1,9 +1,9 @@
-"""Plan what people ask about first, for hardware that is not there: a 7B on pods, a 124M on chips.
+"""Compile plans for absent hardware: 7B on pods and hosts, 124M on single chips.
 
   python -m benchmarks.plans [--only=WORD] [--again]
 
-Needs the packages of the extra `plan`. Keeps results/plan/plans.json after each plan and goes on
-from there; --again makes those that it has, too.
+Needs the extra `plan`. Writes results/plan/plans.json after each plan and skips existing plans unless
+--again is set.
 """
 
 import argparse
@@ -38,8 +38,8 @@ PLANS = {
 }
 
 
-def made(arguments):
-  """Run the command line -> (exit code, its plan or its last lines, seconds)."""
+def run_plan(arguments):
+  """Run `launch.py plan` -> (exit code, plan or {error: last lines}, seconds)."""
   start = time.perf_counter()
   done = subprocess.run(
     [sys.executable, 'launch.py', 'plan', *arguments, '--json'], capture_output=True, text=True
@@ -50,30 +50,30 @@ def made(arguments):
   return done.returncode, {'error': done.stderr[-600:]}, seconds
 
 
-def keep(name, claim, numbers):
-  """record.keep, on the CPU: before jax looks for the devices of its plugins."""
+def write_result(name, claim, numbers):
+  """Call record.write_result with jax on the CPU, so that it does not probe for other devices."""
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  record.keep(name, claim, numbers)
+  record.write_result(name, claim, numbers)
 
 
 def main():
-  """Make the plans that are not made."""
+  """Run the missing plans."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--only', default='', help='a word of the names of those to make')
-  parser.add_argument('--again', action='store_true', help='also those that are made')
+  parser.add_argument('--only', default='', help='run plans whose names contain this')
+  parser.add_argument('--again', action='store_true', help='also rerun existing plans')
   arguments = parser.parse_args()
   rows = json.loads(PATH.read_text())['numbers']['plans'] if PATH.exists() else {}
-  for name, words in PLANS.items():
+  for name, flags in PLANS.items():
     if arguments.only not in name or (name in rows and not arguments.again):
       continue
-    code, found, seconds = made(words)
+    code, plan, seconds = run_plan(flags)
     rows[name] = {
-      'command': ' '.join(['launch.py plan', *words]),
+      'command': ' '.join(['launch.py plan', *flags]),
       'exit': code,
       'seconds': seconds,
-      'plan': found,
+      'plan': plan,
     }
-    keep('plan/plans', CLAIM, {'plans': rows})
+    write_result('plan/plans', CLAIM, {'plans': rows})
     print(f'{name}: exit {code}, {seconds} s', flush=True)
 
 

@@ -1,8 +1,8 @@
-"""Keep what a run or study measured: `python -m benchmarks.record --workdir=DIR --name=NAME`.
+"""Write the result file of a run or study: `python -m benchmarks.record --workdir=DIR --name=NAME`.
 
-Writes results/NAME.json from the run folder alone: numbers, evaluations, hardware, versions, the
-command that made them, and when. `--claim` says in a few words what was measured. Of a study:
-results/ablations/NAME.json with the verdicts, and its report beside it as NAME.md.
+A run gives results/NAME.json: numbers, evaluations, hardware, versions, command and dates. A study
+gives results/ablations/NAME.json with its verdicts, and a copy of its report as NAME.md. `--claim` is
+the title of the result.
 """
 
 import argparse
@@ -19,14 +19,13 @@ RESULTS = Path(__file__).parent / 'results'
 STUDIES = RESULTS / 'ablations'
 
 
-def summary(workdir):
-  """What a reader needs to believe and repeat a run -> dict."""
+def run_summary(workdir):
+  """Read a run folder -> dict of its numbers, versions, hardware, command and dates."""
   result, events = run_folder.read_result(workdir), run_folder.read_events(workdir)
   if not result:
     raise SystemExit(f'error: {workdir} has not finished\nfix: run its command again to the end')
   versions = result.pop('versions')
-  saved = Path(workdir) / 'evaluations.jsonl'
-  later = records.read_lines(saved)
+  later = records.read_lines(Path(workdir) / 'evaluations.jsonl')
   starts = [event for event in events if event['event'] in ('start', 'resume')]
   return {
     'command': versions.pop('command'),
@@ -40,8 +39,8 @@ def summary(workdir):
   }
 
 
-def summary_of_study(workdir):
-  """The same of a study: what each arm changed, how sure that is, and what it took -> dict."""
+def study_summary(workdir):
+  """Read a study folder -> dict of its arms with verdicts and intervals, versions, hardware and dates."""
   results = study_results.read_study(workdir)
   if not results.analysis or results.pending():
     raise SystemExit(f'error: {workdir} has not finished\nfix: run its command again to the end')
@@ -85,8 +84,8 @@ def summary_of_study(workdir):
   }
 
 
-def keep(name, claim, numbers):
-  """Write results/NAME.json of a proof that is no run, with what a reader needs to repeat it."""
+def write_result(name, claim, numbers):
+  """Write results/NAME.json of a measurement that is not one run, with its command and versions."""
   device = hardware.name()
   versions = provenance.versions(device)
   content = {
@@ -111,10 +110,10 @@ def main():
   parser.add_argument('--name', required=True)
   parser.add_argument('--claim', default='')
   arguments = parser.parse_args()
-  workdir, folder, make = Path(arguments.workdir), RESULTS, summary
+  workdir, folder, summarize = Path(arguments.workdir), RESULTS, run_summary
   if (workdir / 'study.json').exists():
-    folder, make = STUDIES, summary_of_study
-  content = {'name': arguments.name, 'claim': arguments.claim} | make(workdir)
+    folder, summarize = STUDIES, study_summary
+  content = {'name': arguments.name, 'claim': arguments.claim} | summarize(workdir)
   folder.mkdir(exist_ok=True)
   path = folder / f'{arguments.name}.json'
   if folder == STUDIES:

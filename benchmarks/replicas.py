@@ -1,10 +1,9 @@
-"""Eight runs as the ablation runner trains them, against the same eight one after another.
+"""Compare the schedule that the ablation runner chooses with eight sequential runs.
 
   python -m benchmarks.replicas [--size=small|10m] [--steps=N]
 
-Two learning rates by four seeds of the character model of experiments/shakespeare_char.py, from an
-empty folder each time: starting processes, compiling, evaluation and reports are in the figures.
-The runner measures what is fastest here and its measuring is in its time, too.
+Two learning rates by four seeds of experiments/shakespeare_char.py, each time from an empty folder:
+the times include process start, compilation, evaluation, reports and the runner's own calibration.
 """
 
 import argparse
@@ -24,7 +23,7 @@ SIZES = {
 
 
 def study(size, steps):
-  """Eight runs of one program."""
+  """Study of eight runs of one program."""
   quiet = {'eval_every': 0, 'eval_tokens': 16384, 'sample_every': 0, 'train.steps': steps}
   return Study(
     base='experiments/shakespeare_char.py',
@@ -35,39 +34,39 @@ def study(size, steps):
   )
 
 
-def timed(size, steps, workers):
-  """-> (seconds of the whole study, its schedule, its losses)."""
+def time_study(size, steps, workers):
+  """Run the study -> (seconds, schedule, parameters, {arm: losses})."""
   with tempfile.TemporaryDirectory() as folder:
     start = time.perf_counter()
     analysis = runner.run(study(size, steps), Path(folder) / 'study', workers=workers)
     seconds = time.perf_counter() - start
-    told = records.read_json(Path(folder) / 'study' / 'study.json')
+    manifest = records.read_json(Path(folder) / 'study' / 'study.json')
     losses = {arm['name']: arm['values'] for arm in analysis['arms']}
-    return seconds, told.get('schedule', {}), told['arms'][0]['parameters'], losses
+    return seconds, manifest.get('schedule', {}), manifest['arms'][0]['parameters'], losses
 
 
 def main():
-  """Measure both ways and keep the result."""
+  """Measure both and write the result file."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--size', default='small', choices=SIZES)
   parser.add_argument('--steps', type=int, default=400)
   arguments = parser.parse_args()
-  apart, _, parameters, losses = timed(arguments.size, arguments.steps, 1)
-  chosen, schedule, _, others = timed(arguments.size, arguments.steps, 0)
-  most = max(abs(a - others[arm][seed]) for arm, of in losses.items() for seed, a in of.items())
+  sequential, _, parameters, losses = time_study(arguments.size, arguments.steps, 1)
+  chosen, schedule, _, others = time_study(arguments.size, arguments.steps, 0)
+  largest = max(abs(a - others[arm][seed]) for arm, of in losses.items() for seed, a in of.items())
   numbers = {
     'parameters': parameters,
     'runs': 8,
     'steps': arguments.steps,
-    'one_after_another_seconds': apart,
+    'one_after_another_seconds': sequential,
     'chosen_seconds': chosen,
-    'ratio': chosen / apart,
+    'ratio': chosen / sequential,
     'schedule': schedule,
-    'largest_difference_of_losses': most,
+    'largest_difference_of_losses': largest,
   }
-  claim = f'8 small runs as the runner chooses to run them: {chosen / apart:.2f} of the time'
-  record.keep(f'ablations/replicas_{arguments.size}', claim, numbers)
-  print(f'{chosen:.1f} s against {apart:.1f} s: {chosen / apart:.2f}')
+  claim = f'8 small runs as the runner chooses to run them: {chosen / sequential:.2f} of the time'
+  record.write_result(f'ablations/replicas_{arguments.size}', claim, numbers)
+  print(f'{chosen:.1f} s against {sequential:.1f} s: {chosen / sequential:.2f}')
 
 
 if __name__ == '__main__':

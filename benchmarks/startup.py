@@ -1,8 +1,8 @@
-"""From the command to the first optimizer step: `python -m benchmarks.startup`.
+"""Time from the command to the first optimizer step: `python -m benchmarks.startup`.
 
-Trains an experiment in a new process, first with an empty compile cache and then with that cache,
-and watches metrics.jsonl for its first line. Beside it: what the imports of the command cost, and
-which are the slowest by themselves. Needs GPT_JAX_DATA. Writes results/speed/startup.json.
+Trains an experiment in a new process, first with an empty compilation cache, then with that cache, and
+waits for the first line of metrics.jsonl. Also times the imports, in total and by package. Needs
+GPT_JAX_DATA. Writes results/speed/startup.json.
 """
 
 import argparse
@@ -23,7 +23,7 @@ EXPERIMENT = 'experiments/shakespeare_char.py:runlocal'
 
 
 def first_step(experiment, cache, workdir):
-  """Seconds from starting the command to the first line of metrics; the run is then ended."""
+  """Seconds from the command to the first line of metrics; then kills the run."""
   command = [
     sys.executable,
     'launch.py',
@@ -46,12 +46,12 @@ def first_step(experiment, cache, workdir):
         raise RuntimeError(f'the run ended before a step\nfix: {process.stderr.read()[-500:]}')
       time.sleep(0.02)
     seconds = time.perf_counter() - start
-    process.kill()  # what it compiled is in the cache already
+    process.kill()  # its programs are already in the cache
   return seconds
 
 
-def imports(most=12):
-  """-> (seconds to import launch and train, the slowest modules by themselves in ms)."""
+def time_imports(count=12):
+  """Import launch and train -> (seconds, {package: ms} of the slowest packages)."""
   code = 'import launch, gpt_jax.train'
   start = time.perf_counter()
   subprocess.run([sys.executable, '-c', code], cwd=versus.ROOT, check=True)
@@ -68,36 +68,36 @@ def imports(most=12):
   for own, _, name in lines:
     package = name.partition('.')[0]
     packages[package] = packages.get(package, 0) + int(own) / 1000
-  slowest = sorted(packages.items(), key=lambda pair: -pair[1])[:most]
+  slowest = sorted(packages.items(), key=lambda pair: -pair[1])[:count]
   return seconds, {name: round(ms, 1) for name, ms in slowest}
 
 
 def main():
-  """Measure, write as it goes, print."""
+  """Measure, write after each number, print."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--experiment', default=EXPERIMENT)
-  parser.add_argument('--repeats', type=int, default=3, help='starts with a warm cache')
+  parser.add_argument('--repeats', type=int, default=3, help='number of starts with a warm cache')
   parser.add_argument('--out', type=Path, default=OUT)
   arguments = parser.parse_args()
   rows = {}
 
-  def keep(**found):
-    rows.update(found)
-    print(json.dumps(found), flush=True)
+  def save(**numbers):
+    rows.update(numbers)
+    print(json.dumps(numbers), flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     claim = 'seconds from the command to the first optimizer step'
-    told = versus.content('startup', claim, {arguments.experiment: rows})
-    arguments.out.write_text(json.dumps(told, indent=1) + '\n')
+    result = versus.result_content('startup', claim, {arguments.experiment: rows})
+    arguments.out.write_text(json.dumps(result, indent=1) + '\n')
 
-  seconds, slowest = imports()
-  keep(import_seconds=seconds, import_ms_by_package=slowest)
+  seconds, slowest = time_imports()
+  save(import_seconds=seconds, import_ms_by_package=slowest)
   with tempfile.TemporaryDirectory() as folder:
     start = lambda n: first_step(arguments.experiment, f'{folder}/cache', f'{folder}/run{n}')
-    keep(cold_seconds=start(0))
+    save(cold_seconds=start(0))
     warm = []
     for n in range(arguments.repeats):
       warm.append(start(n + 1))
-      keep(warm_seconds=warm)
+      save(warm_seconds=warm)
 
 
 if __name__ == '__main__':

@@ -1,12 +1,12 @@
 """SIGTERM to one of two processes: `python -m benchmarks.stops [--stops=20]`.
 
-The training of kills.py, in two processes that gloo joins, with evaluations and samples between its
-steps. At a random moment of any phase, from when signals are heeded on, one of the two processes is
-sent SIGTERM. Both must end with exit code 75 after one step, which both name; its checkpoint must
-hold, bit for bit, what a run that nobody touched had at that step; and the same command goes on, to
-the same metrics and the same last state. To agree takes the processes some steps, here of
-milliseconds: a signal after three quarters of them may come too late, and then counts for nothing;
-one that came sooner and stopped nothing is wrong. Keeps results/survival/stops.json.
+The training run of kills.py in two processes (gloo), with evaluations and samples between steps. One
+of the two processes gets SIGTERM at a random moment after the signal handlers are installed. Both must
+exit with code 75 after the same step, which both print; its checkpoint must be bitwise equal to that
+step of an undisturbed run; and the same command must resume to the same metrics and final state.
+Agreement takes the processes a few steps: a signal in the last quarter of the steps may come too late
+and is not counted; an earlier signal that stops nothing is a failure. Writes
+results/survival/stops.json.
 """
 
 import argparse
@@ -34,40 +34,40 @@ MORE = (
   f'--config.train.sample_every={EVERY}',
   '--config.train.eval_tokens=4096',
 )
-SHARE = 0.8  # of a run's seconds: signals come within them, or many would come when it is over
-ALL = ('--config.checkpoint.every=1', '--config.checkpoint.keep_every=1')  # of the untouched run
+SHARE = 0.8  # signals come in this share of a run's duration, so that few come after its end
+ALL = ('--config.checkpoint.every=1', '--config.checkpoint.keep_every=1')  # flags of the undisturbed run
 
 
 def start(folder, name, *more):
-  """The two processes of a training, with a log each."""
+  """Start the two processes of a training run, each with its own log."""
   job = (f'--coordinator=127.0.0.1:{bootstrap.free_port()}', '--processes=2')
   start_one = lambda i: kills.start(folder, name, *MORE, *more, *job, f'--process={i}', log=f'log{i}')
   return [start_one(i) for i in (0, 1)]
 
 
-def heeds_signals(process):
-  """Whether a process has a handler for SIGTERM by now."""
+def handles_sigterm(process):
+  """Whether a process has installed its SIGTERM handler."""
   status = Path(f'/proc/{process.pid}/status').read_text()
   caught = int(re.search(r'SigCgt:\s*(\w+)', status)[1], 16)
   return caught >> (signal.SIGTERM - 1) & 1
 
 
-def phase(workdir, began):
-  """The last event of this session so far, or 'start' before its first one."""
+def phase(workdir, first_event):
+  """Name of the last event of this session, or 'start' before the first."""
   with contextlib.suppress(FileNotFoundError):
-    names = [event['event'] for event in run_folder.read_events(workdir)][began:]
+    names = [event['event'] for event in run_folder.read_events(workdir)][first_event:]
     return names[-1] if names else 'start'
   return 'start'
 
 
 def steps_done(workdir):
-  """The last step that a run has logged."""
+  """The last logged step of a run."""
   lines = run_folder.read_metrics(workdir) if (workdir / 'metrics.jsonl').exists() else []
   return lines[-1]['step'] if lines else 0
 
 
 def wait(processes):
-  """-> their exit codes; who still lives after ten minutes is killed, and has -9."""
+  """Wait ten minutes for the processes, then kill them -> exit codes (-9 if killed)."""
   end = time.monotonic() + 600
   for process in processes:
     try:
@@ -77,100 +77,100 @@ def wait(processes):
   return [process.wait() for process in processes]
 
 
-def stopped(folder, workdir, rng, seconds):
-  """One session, sent SIGTERM at a random moment -> {phase, ...}, None if it had ended before."""
-  began = len(run_folder.read_events(workdir)) if (workdir / 'events.jsonl').exists() else 0
+def stop_at_random(folder, workdir, rng, seconds):
+  """Send SIGTERM to a session at a random moment -> {phase, ...}; None if it had already ended."""
+  first_event = len(run_folder.read_events(workdir)) if (workdir / 'events.jsonl').exists() else 0
   processes = start(folder, workdir.name)
-  while not all(process.poll() is None and heeds_signals(process) for process in processes):
+  while not all(process.poll() is None and handles_sigterm(process) for process in processes):
     time.sleep(0.01)
   victim = rng.randrange(2)
   with contextlib.suppress(subprocess.TimeoutExpired):
     processes[0].wait(rng.uniform(0, SHARE * seconds))
   if None not in [process.poll() for process in processes]:
     return None
-  found = {'asked': victim, 'phase': phase(workdir, began), 'at': steps_done(workdir)}
+  row = {'asked': victim, 'phase': phase(workdir, first_event), 'at': steps_done(workdir)}
   processes[victim].send_signal(signal.SIGTERM)
   codes = wait(processes)
-  said = [re.findall(r'after step (\d+)\n', (folder / f'log{i}').read_text()) for i in (0, 1)]
-  return found | {'codes': codes, 'said': said}
+  steps = [re.findall(r'after step (\d+)\n', (folder / f'log{i}').read_text()) for i in (0, 1)]
+  return row | {'codes': codes, 'printed_steps': steps}
 
 
-def ended(row):
-  """Whether the run was over: after its last event a process heeds no signals."""
+def came_too_late(row):
+  """Whether the run had finished: after its last event a process handles no signals."""
   fine = (0, -signal.SIGTERM) if row['phase'] == 'done' else (0,)
   return all(code in fine for code in row['codes'])
 
 
-def examined(row, workdir, expected):
-  """The row with the step of its checkpoint, and what is not as it should be."""
+def check_stop(row, workdir, expected):
+  """Add the step of the newest checkpoint and the failures to the row."""
   step = Checkpoints(workdir / 'checkpoints').latest_good()
-  wrongs = []
+  failures = []
   if row['codes'] != [75, 75]:
-    wrongs.append(f'exit codes {row["codes"]}')
-  if row['said'] != [[str(step or 0)]] * 2:
-    wrongs.append(f'the processes say {row["said"]}, the checkpoint {step}')
-  if step and kills.contents(Checkpoints(workdir / 'checkpoints'), step) != expected[step]:
-    wrongs.append('other values')
-  return row | {'step': step or 0, 'wrong': ', '.join(wrongs)}
+    failures.append(f'exit codes {row["codes"]}')
+  if row['printed_steps'] != [[str(step or 0)]] * 2:
+    failures.append(f'the processes print step {row["printed_steps"]}, the checkpoint has step {step}')
+  if step and kills.checkpoint_contents(Checkpoints(workdir / 'checkpoints'), step) != expected[step]:
+    failures.append('other values')
+  return row | {'step': step or 0, 'wrong': ', '.join(failures)}
 
 
 def trials(folder, stops, seed=0):
-  """-> (one row a stop, rows of signals that came too late, wrongs of whole runs, their number)."""
-  rng, rows, late, wrongs, finished = random.Random(seed), [], [], [], 0
+  """Run until `stops` stops -> (rows, rows of late signals, failures of finished runs, their number)."""
+  rng, rows, late, failures, finished = random.Random(seed), [], [], [], 0
   for name, more in (('whole', ALL), ('timed', ())):
-    began = time.monotonic()
+    start_time = time.monotonic()
     if codes := [code for code in wait(start(folder, name, *more)) if code]:
       raise SystemExit(f'{codes}: {(folder / "log0").read_text()}')
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start_time
   checkpoints, lines = Checkpoints(folder / 'whole/checkpoints'), kills.metrics(folder / 'whole')
-  expected = {step: kills.contents(checkpoints, step) for step in checkpoints.steps()}
+  expected = {step: kills.checkpoint_contents(checkpoints, step) for step in checkpoints.steps()}
   assert len(expected) == STEPS
   while len(rows) < stops or finished == 0:
     workdir, row = folder / f'run{finished}', None
     if len(rows) < stops:
-      row = stopped(folder, workdir, rng, seconds)
+      row = stop_at_random(folder, workdir, rng, seconds)
     else:
       wait(start(folder, workdir.name))
-    if row and not ended(row):
-      rows.append(examined(row, workdir, expected))
+    if row and not came_too_late(row):
+      rows.append(check_stop(row, workdir, expected))
       print(len(rows), rows[-1], flush=True)
       continue
     if row:
       late.append(row)
-      wrongs += [f'{row} stopped nothing'] if row['at'] < 0.75 * STEPS else []
+      failures += [f'{row} stopped nothing'] if row['at'] < 0.75 * STEPS else []
     if kills.metrics(workdir) != lines:
-      wrongs.append(f'run {finished} has other metrics')
-    if kills.contents(Checkpoints(workdir / 'checkpoints'), STEPS) != expected[STEPS]:
-      wrongs.append(f'run {finished} ends in another state')
+      failures.append(f'run {finished} has other metrics')
+    if kills.checkpoint_contents(Checkpoints(workdir / 'checkpoints'), STEPS) != expected[STEPS]:
+      failures.append(f'run {finished} ends in another state')
     finished += 1
-  return rows, late, wrongs, finished
+  return rows, late, failures, finished
 
 
 def main():
-  """Stop, look, and keep the outcome."""
+  """Run the trials and write the result file."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--stops', type=int, default=20)
   arguments = parser.parse_args()
   with tempfile.TemporaryDirectory() as name:
-    folder, began = Path(name), time.perf_counter()
+    folder, start_time = Path(name), time.perf_counter()
     (folder / 'tiny.py').write_text(kills.EXPERIMENT)
-    rows, late, wrongs, finished = trials(folder, arguments.stops)
-    seconds = time.perf_counter() - began
+    rows, late, failures, finished = trials(folder, arguments.stops)
+    seconds = time.perf_counter() - start_time
   wrong_stops = [row for row in rows if row['wrong']]
-  told = {
+  numbers = {
     'stops': len(rows),
     'processes': 2,
     'too_late': [json.dumps(row) for row in late],
     'runs_to_the_end': finished,
     'wrong_stops': wrong_stops,
-    'wrong_runs': wrongs,
+    'wrong_runs': failures,
     'by_phase': dict(collections.Counter(row['phase'] for row in rows)),
     'seconds': seconds,
     'rows': [json.dumps(row) for row in rows],
   }
-  wrong = len(wrong_stops) + len(wrongs)
+  wrong = len(wrong_stops) + len(failures)
   claim = f'{len(rows)} SIGTERM to one of two processes: {wrong} wrong stops or runs'
-  record.keep('survival/stops', claim, told)
+  record.write_result('survival/stops', claim, numbers)
   return 1 if wrong else 0
 
 

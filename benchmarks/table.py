@@ -1,7 +1,7 @@
-"""The tables of README.md and benchmarks/README.md: `python -m benchmarks.table` makes them.
+"""Generate the tables of README.md and benchmarks/README.md: `python -m benchmarks.table`.
 
-All are of results/. A row shows the claim, the numbers that support it, the minutes, the hardware
-and the command; of a study the question, the verdict and what it took.
+All rows come from results/. The row of a run shows claim, numbers, minutes, hardware and command; the
+row of a study shows question, verdict, runs, minutes and hardware.
 """
 
 import datetime
@@ -17,12 +17,12 @@ PAGES = (README, pathlib.Path(__file__).parent / 'README.md')
 MARK, END = '<!-- {} -->', '<!-- end of {} -->'
 
 
-def number(name, result):
-  """The headline of a result file, as text: of tasks if it has any, else the loss."""
+def headline(result):
+  """Headline numbers of a result file as text: task scores if there are any, else the loss."""
   numbers = result['numbers']
   rows = [*numbers['evaluations'], *result['evaluations_later']]
-  if told := [*likelihood(rows), *tokens(rows), *scores(rows), *ranks(rows)]:
-    return ', '.join(told)
+  if texts := [*likelihood(rows), *tokens(rows), *scores(rows), *ranks(rows)]:
+    return ', '.join(texts)
   text = f'{numbers["valid_loss"]:.3f} nats/token'
   if 'valid_bits_per_byte' in numbers:
     text += f', {numbers["valid_bits_per_byte"]:.3f} bits/byte'
@@ -30,50 +30,50 @@ def number(name, result):
 
 
 def likelihood(rows):
-  """How many bits a value of a lossless picture takes."""
+  """Bits per dimension of lossless images."""
   for row in rows:
     if row['metric'] == 'bits_per_dim' and row['split'] == 'test':
       yield f'{row["value"]:.3f} bits/dim'
 
 
 def tokens(rows):
-  """What a learned tokenizer keeps of the test data, and what k-means does."""
+  """Reconstruction quality of a learned tokenizer and of k-means on the test data."""
   for metric, unit in (('psnr', 'dB PSNR'), ('log_mel_rmse', 'log-mel RMSE')):
-    found = {
+    by_tokenizer = {
       row.get('tokenizer', ''): row['value']
       for row in rows
       if row['metric'] == metric and row['split'] == 'test' and row['task'] == 'reconstruct'
     }
-    if '' in found:
-      yield f'{found[""]:#.4g} {unit} (k-means {found["k-means"]:#.4g})'
+    if '' in by_tokenizer:
+      yield f'{by_tokenizer[""]:#.4g} {unit} (k-means {by_tokenizer["k-means"]:#.4g})'
 
 
 def ranks(rows):
-  """Where the true description ranks among those of all test examples."""
+  """Mean reciprocal rank of the true description among all test descriptions."""
   for row in rows:
     if row['metric'] == 'mrr' and row['split'] == 'test' and 'control' not in row:
-      told = f'{row["value"]:.3f} (chance {row["chance"]:.3f}, {row["candidates"]} candidates)'
-      yield f'{row["source"]} mean reciprocal rank {told}'
+      text = f'{row["value"]:.3f} (chance {row["chance"]:.3f}, {row["candidates"]} candidates)'
+      yield f'{row["source"]} mean reciprocal rank {text}'
 
 
 def scores(rows):
-  """The first measure of each task and source with a chance level: latest split, most examples.
+  """First metric with a chance level of each task and source; test split first, most examples.
 
-  Of free descriptions, which no answer equals, the words that they share.
+  Free descriptions, where exact match is always 0, show their token F1.
   """
-  found, free = {}, {row['source'] for row in rows if row['metric'] == 'token_f1'}
+  best, free = {}, {row['source'] for row in rows if row['metric'] == 'token_f1'}
   free -= {r['source'] for r in rows if r['metric'] == 'exact_match' and r['value'] > 0}
   for row in rows:
     if row['metric'] == 'exact_match' and row['source'] in free:
       continue
     if 'chance' in row and not {'of', 'control'} & set(row) and 'interval' in row:
-      best = found.setdefault((row['split'], row['task'], row['source']), row)
-      if row.get('n', 0) > best.get('n', 0):
-        found[row['split'], row['task'], row['source']] = row
-  split = 'test' if any(row['split'] == 'test' for row in found.values()) else 'valid'
-  shown = [row for row in found.values() if row['split'] == split]
-  sources = [row['source'] for row in shown]
-  for row in shown:
+      key = (row['split'], row['task'], row['source'])
+      if row.get('n', 0) > best.setdefault(key, row).get('n', 0):
+        best[key] = row
+  split = 'test' if any(row['split'] == 'test' for row in best.values()) else 'valid'
+  chosen = [row for row in best.values() if row['split'] == split]
+  sources = [row['source'] for row in chosen]
+  for row in chosen:
     low, high = row['interval']
     interval = f'{low:.1%} to {high:.1%}, chance {row["chance"]:.0%}'
     if row['metric'] == 'token_f1':
@@ -84,28 +84,28 @@ def scores(rows):
 
 
 def minutes(result):
-  """From start to end, evaluation, sampling and report included; installation apart."""
-  if 'minutes' in result:  # of several runs, which may have had pauses between them
+  """Minutes from start to end, with evaluation, sampling and report."""
+  if 'minutes' in result:  # the sum of several runs
     return result['minutes']
   ends = [datetime.datetime.fromisoformat(result[key]) for key in ('started', 'finished')]
   return (ends[1] - ends[0]).total_seconds() / 60
 
 
-def table():
-  """The Markdown table."""
+def results_table():
+  """Markdown table of runs."""
   lines = ['| what | result | minutes | hardware | command |', '|---|---|---|---|---|']
   for path in sorted(RESULTS.glob('*.json')):
     result = json.loads(path.read_text())
     file = f'[{result["claim"]}](benchmarks/results/{path.name})'
     command = result['command'].removeprefix('python ')
     lines.append(
-      f'| {file} | {number(path.stem, result)} | {minutes(result):.1f} | {result["hardware"]} | `{command}` |'
+      f'| {file} | {headline(result)} | {minutes(result):.1f} | {result["hardware"]} | `{command}` |'
     )
   return '\n'.join(lines)
 
 
-def studies():
-  """The Markdown table of studies."""
+def studies_table():
+  """Markdown table of studies."""
   lines = ['| study | verdict | runs | minutes | hardware |', '|---|---|---|---|---|']
   for path in sorted(STUDIES.glob('*.json')):
     result = json.loads(path.read_text())
@@ -119,23 +119,23 @@ def studies():
 
 
 def duration(seconds):
-  """Such as '47.7 ms' or '19.2 s'."""
+  """Format seconds, as in '47.7 ms' or '19.2 s'."""
   return f'{seconds:.1f} s' if seconds >= 10 else f'{1e3 * seconds:,.4g} ms'
 
 
-def speed():
-  """The Markdown table of comparisons of speed: how many times as fast as each peer we are."""
+def speed_table():
+  """Markdown table of speed ratios to the peers."""
   lines = ['| what | ours | times as fast as (least to largest turn) | hardware |', '|---|---|---|---|']
   for path in sorted((RESULTS / 'speed').glob('*.json')):
     result = json.loads(path.read_text())
     rows = result['rows'] if isinstance(result['rows'], dict) else {}
     compared = {k: row for k, row in rows.items() if isinstance(row, dict) and 'ratios' in row}
     for question, row in compared.items():
-      told = [(peer, *ratio) for peer, ratio in row['ratios'].items() if ratio]
+      ratios = [(peer, *ratio) for peer, ratio in row['ratios'].items() if ratio]
       peers = '; '.join(
-        f'{peer} **{value:.2f}** ({low:.2f} to {high:.2f})' for peer, value, (low, high) in told
+        f'{peer} **{value:.2f}** ({low:.2f} to {high:.2f})' for peer, value, (low, high) in ratios
       )
-      if told:
+      if ratios:
         lines.append(
           f'| [{question}](benchmarks/results/speed/{path.name}) '
           f'| {duration(row["rows"]["gpt_jax"]["median"])} | {peers} | {result["hardware"]} |'
@@ -144,22 +144,22 @@ def speed():
 
 
 def rows_of(path):
-  """The rows of a result file; none where it is not made yet."""
+  """Rows of a result file; empty if there is no file."""
   if not path.exists():
     return []
-  told = json.loads(path.read_text())
-  return told.get('numbers', told)['rows']
+  result = json.loads(path.read_text())
+  return result.get('numbers', result)['rows']
 
 
-def plans():
-  """The Markdown table of plans."""
+def plans_table():
+  """Markdown table of plans."""
   lines = [
     '| plan | mesh | memory of a device | a step takes at least, by | if nothing overlaps '
     '| tokens/s | seconds to plan |',
     '|---|---|---|---|---|---|---|',
   ]
-  made = json.loads((RESULTS / 'plan' / 'plans.json').read_text())['numbers']['plans']
-  for name, row in made.items():
+  rows = json.loads((RESULTS / 'plan' / 'plans.json').read_text())['numbers']['plans']
+  for name, row in rows.items():
     plan = row['plan']
     if 'train' not in plan:
       lines.append(f'| {name} | not compiled: {plan["error"].splitlines()[0]} | | | | | |')
@@ -179,26 +179,26 @@ def plans():
   return '\n'.join(lines)
 
 
-def gpu():
-  """What was claimed of one GPU, measured."""
-  found = json.loads((RESULTS / 'speed' / 'gpu.json').read_text())
-  goals = gpu_goals(found['rows']).partition('\n\n')[0]
-  return f'{goals}\n\n{found["hardware"]}'
+def gpu_table():
+  """Markdown table of the GPU goals."""
+  result = json.loads((RESULTS / 'speed' / 'gpu.json').read_text())
+  goals = gpu_goals(result['rows']).partition('\n\n')[0]
+  return f'{goals}\n\n{result["hardware"]}'
 
 
 TABLES = {
-  'results': table,
-  'gpu': gpu,
-  'studies': studies,
-  'speed': speed,
+  'results': results_table,
+  'gpu': gpu_table,
+  'studies': studies_table,
+  'speed': speed_table,
   'growth': lambda: '\n'.join(growth.table(rows_of(growth.FILE))),
-  'plans': plans,
+  'plans': plans_table,
   'weak_scaling': lambda: '\n'.join(weak_scaling.table(rows_of(weak_scaling.PATH))),
 }
 
 
-def rewritten(text):
-  """A page's text with the tables between their marks renewed."""
+def render_tables(text):
+  """Replace the tables between the markers of a page's text."""
   for name, make in TABLES.items():
     begin, end = MARK.format(name), END.format(name)
     if begin not in text:
@@ -211,4 +211,4 @@ def rewritten(text):
 
 if __name__ == '__main__':
   for page in PAGES:
-    page.write_text(rewritten(page.read_text()))
+    page.write_text(render_tables(page.read_text()))

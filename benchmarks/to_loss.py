@@ -1,13 +1,11 @@
-"""How much sooner the `modern` preset reaches the loss of the `gpt2` one: `-m benchmarks.to_loss`.
+"""Time of the `modern` preset to the final loss of `gpt2`: `python -m benchmarks.to_loss`.
 
-Both are trained by the same loop on characters of Tiny Shakespeare at the same size, batch and
-number of steps: `modern` with Muon, as it is meant to be, `gpt2` with AdamW, each at the best
-learning rate, found with another seed by halving and doubling until both neighbors are worse. The
-loss to reach is the highest that any run of
-`gpt2` ends with, so that all reach it; `modern` meets it in the middle of its schedule, where its
-learning rate is still high, which is no advantage. Seconds are steps, interpolated between
-evaluations, times the median seconds of the run's own steps: evaluation and compilation are in
-neither. The runs take turns.
+Both train with the same loop on characters of Tiny Shakespeare, with equal size, batch and number of
+steps: `modern` with Muon, `gpt2` with AdamW, each at its best learning rate. The search for the rate
+uses another seed and halves or doubles until both neighbors are worse. The target is the highest final
+loss of any `gpt2` run, so that all runs reach it; `modern` reaches it in the middle of its schedule,
+where a high learning rate is a handicap. Seconds are steps (interpolated between evaluations) times
+the run's median step time, without evaluation and compilation. The runs alternate.
 """
 
 import argparse
@@ -27,12 +25,12 @@ from gpt_jax.train import train
 
 SIZES = dict(layers=4, width=128, heads=4, context=128, vocab=0)
 ARMS = {'gpt2': 'adamw', 'modern': 'muon'}
-RATE = 1.2e-2  # where the search begins
+RATE = 1.2e-2  # start of the search
 FILE = RESULTS / 'speed' / 'to_loss.json'
 
 
 def run(preset, lr, seed, steps, folder):
-  """Train once -> {steps, losses, step_seconds} of its evaluations."""
+  """Train once -> {lr, seed, steps and losses of its evaluations, step_seconds}."""
   section = shakespeare_char.get_config('adamw' if ARMS[preset] == 'adamw' else '')
   section.model = configs.section(PRESETS[preset](**SIZES))
   section.optim.lr = lr
@@ -53,7 +51,7 @@ def run(preset, lr, seed, steps, folder):
 
 
 def search(preset, steps, folder):
-  """Runs at RATE and at its halves and doubles, until the best has a worse one on either side."""
+  """Train at RATE, halves and doubles until the best rate has worse neighbors -> runs."""
   tried = {}
   best = 0
   while missing := [power for power in (best, best - 1, best + 1) if power not in tried]:
@@ -65,7 +63,7 @@ def search(preset, steps, folder):
 
 
 def steps_to(run, loss):
-  """Steps until a run's validation loss is at most this, interpolated."""
+  """Interpolated number of steps until a run's validation loss reaches `loss`."""
   at = next((i for i, value in enumerate(run['losses']) if value <= loss), None)
   if at is None:
     raise SystemExit(
@@ -77,8 +75,8 @@ def steps_to(run, loss):
   return a + (b - a) * (x - loss) / (x - y)
 
 
-def compared(runs):
-  """{arm: runs} -> the loss to reach, seconds of each run, ratio of medians and its interval."""
+def compare(runs):
+  """Compare {arm: runs} -> target loss, seconds of each run, ratio of medians with its range."""
   loss = max(run['losses'][-1] for run in runs['gpt2'])
   pace = {arm: [float(np.median(r['step_seconds'])) for r in of] for arm, of in runs.items()}
   rows = {}
@@ -97,7 +95,7 @@ def compared(runs):
 
 
 def main():
-  """Choose rates, train the seeds in turns, keep what was found."""
+  """Choose rates, train the seeds alternately, write the result file."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--steps', type=int, default=300)
   parser.add_argument('--seeds', type=int, default=3)
@@ -114,9 +112,9 @@ def main():
         runs[arm].append(run(arm, best[arm], seed, arguments.steps, where))
       question = 'time to a loss, modern against gpt2 with AdamW'
       claim = 'How much sooner the modern preset with Muon reaches the final loss of GPT-2 with AdamW'
-      told = versus.content('to_loss', claim, {question: compared(runs)}, tried=tried)
-      records.write_json(FILE, told)
-  print(json.dumps(told['rows'][question]['ratios']))
+      result = versus.result_content('to_loss', claim, {question: compare(runs)}, tried=tried)
+      records.write_json(FILE, result)
+  print(json.dumps(result['rows'][question]['ratios']))
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
-"""GPT-2 in plain torch with a static cache, one compiled call a token: the strongest peer offline.
+"""GPT-2 in plain torch with a static cache, one compiled call per token: the strongest torch peer.
 
-Letters: B rows, T tokens of a call, S cache slots, H heads, K head width, D width, V vocabulary.
+Letters: B rows, T tokens per call, S cache slots, H heads, K head width, D width, V vocabulary.
 The layout follows gpt-fast: keys and values in preallocated buffers, written in place, a mask over
 all slots, `torch.compile` around one step. `load` takes the weights of a transformers model.
 """
@@ -47,7 +47,7 @@ class Decoder(nn.Module):
       nn.init.normal_(p, std=0.02)
 
   def forward(self, ids_BT, t_T):
-    """float32 logits BV after the last of these tokens, which stand at places t_T."""
+    """float32 logits BV after the last of these tokens, at positions t_T."""
     mask_TS = torch.arange(self.slots, device=t_T.device)[None] <= t_T[:, None]
     x_BTD = self.embed(ids_BT) + self.place(t_T)
     for layer in self.layers:
@@ -57,7 +57,7 @@ class Decoder(nn.Module):
 
 def load(decoder, peer):
   """Copy the weights of a transformers GPT2LMHeadModel into a Decoder."""
-  take = lambda linear, conv: (linear.weight.data.copy_(conv.weight.T), linear.bias.data.copy_(conv.bias))
+  copy = lambda linear, conv: (linear.weight.data.copy_(conv.weight.T), linear.bias.data.copy_(conv.bias))
   body = peer.transformer
   decoder.embed.load_state_dict(body.wte.state_dict())
   decoder.place.load_state_dict(body.wpe.state_dict())
@@ -65,14 +65,14 @@ def load(decoder, peer):
   for ours, theirs in zip(decoder.layers, body.h, strict=True):
     ours.ln_1.load_state_dict(theirs.ln_1.state_dict())
     ours.ln_2.load_state_dict(theirs.ln_2.state_dict())
-    take(ours.qkv, theirs.attn.c_attn)
-    take(ours.out, theirs.attn.c_proj)
-    take(ours.up, theirs.mlp.c_fc)
-    take(ours.down, theirs.mlp.c_proj)
+    copy(ours.qkv, theirs.attn.c_attn)
+    copy(ours.out, theirs.attn.c_proj)
+    copy(ours.up, theirs.mlp.c_fc)
+    copy(ours.down, theirs.mlp.c_proj)
 
 
-def choose(logits_BV, top_k):
-  """The next token of each row: the likeliest, or one drawn among the top_k (gpt-fast's way)."""
+def next_token(logits_BV, top_k):
+  """The next token of each row: the likeliest, or a sample of the top_k (as in gpt-fast)."""
   if not top_k:
     return logits_BV.argmax(-1, keepdim=True)
   kth_B1 = torch.topk(logits_BV, top_k)[0][:, -1:]
@@ -82,22 +82,22 @@ def choose(logits_BV, top_k):
 
 
 def generator(decoder, top_k, mode):
-  """(prompt ids BT, new tokens) -> new ids BN, with the step compiled in a mode of torch."""
+  """(prompt ids BT, new tokens) -> new ids BN, with the step compiled in this torch.compile mode."""
 
   def step(ids_BT, t_T):
-    return choose(decoder(ids_BT, t_T), top_k)
+    return next_token(decoder(ids_BT, t_T), top_k)
 
-  one = torch.compile(step, mode=mode, fullgraph=True)
+  compiled_step = torch.compile(step, mode=mode, fullgraph=True)
 
   @torch.inference_mode()
   def generate(ids_BT, new):
     P, device = ids_BT.shape[1], ids_BT.device
     ids_B1 = step(ids_BT, torch.arange(P, device=device))
-    t_1, found = torch.tensor([P], device=device), [ids_B1]
+    t_1, new_ids = torch.tensor([P], device=device), [ids_B1]
     for _ in range(new - 1):
-      ids_B1 = one(ids_B1, t_1).clone()
-      found.append(ids_B1)
+      ids_B1 = compiled_step(ids_B1, t_1).clone()
+      new_ids.append(ids_B1)
       t_1 = t_1 + 1
-    return torch.cat(found, 1)
+    return torch.cat(new_ids, 1)
 
   return generate

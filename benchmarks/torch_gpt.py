@@ -1,4 +1,4 @@
-"""GPT-2 in torch, written to be compared with: fused QKV, SDPA, fused AdamW, a tied head.
+"""GPT-2 in torch, the training peer: fused QKV, SDPA, fused AdamW, tied head.
 
 The architecture of gpt_jax.model.presets.gpt2 without dropout: pre-LayerNorm, learned positions,
 tanh GELU, biases. Letters: as in gpt_jax/model/gpt.py.
@@ -42,7 +42,7 @@ class GPT(nn.Module):
       nn.init.normal_(p, std=0.02) if p.dim() > 1 else None
 
   def forward(self, token_ids_BT, target_ids_BT):
-    """Mean nats a target."""
+    """Mean loss in nats per target."""
     T = token_ids_BT.shape[1]
     x_BTD = self.embed(token_ids_BT) + self.position.weight[:T]
     for block in self.blocks:
@@ -52,15 +52,15 @@ class GPT(nn.Module):
 
 
 def optimizer(model):
-  """AdamW in one fused call; matrices decay, vectors do not."""
-  decays = [p for p in model.parameters() if p.dim() > 1]
+  """Fused AdamW; weight decay on matrices only."""
+  decayed = [p for p in model.parameters() if p.dim() > 1]
   others = [p for p in model.parameters() if p.dim() <= 1]
-  groups = [{'params': decays, 'weight_decay': 0.1}, {'params': others, 'weight_decay': 0.0}]
+  groups = [{'params': decayed, 'weight_decay': 0.1}, {'params': others, 'weight_decay': 0.0}]
   return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
 
 
 def train_step(model, loss_of, optimizer):
-  """The usual step, gradient clipped to norm 1 -> loss."""
+  """One optimizer step, gradient clipped to norm 1 -> loss."""
   optimizer.zero_grad(set_to_none=True)
   loss = loss_of(model)
   loss.backward()

@@ -1,8 +1,8 @@
-"""A whole optimizer step on a CPU, against torch and transformers; `benchmarks.cpu` runs it.
+"""A full optimizer step on a CPU against torch and transformers; `benchmarks.cpu` runs it.
 
-Ours is the program that `launch.py train` runs: loss, gradient, clipping, AdamW, the guard against
-non-finite steps, metrics. Peers do the same work on the same random tokens in float32: forward,
-backward, clipping, fused AdamW. The model is GPT-2's architecture, so that all can have it.
+Our side is the program of `launch.py train`: loss, gradient, clipping, AdamW, the loss guard, metrics.
+Peers do the same work on the same random tokens in float32: forward, backward, clipping, fused AdamW.
+All sides train GPT-2's architecture.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import versus
 
-BATCHES = 8  # different batches, in turns
+BATCHES = 8  # number of different batches, used in rotation
 
 
 class Shape(NamedTuple):
@@ -38,13 +38,13 @@ SHAPES = {
   '6 layers of 384, T=256 B=8 V=256': Shape(6, 6, 384, 256, 8, 256),
   '12 layers of 768 (124M), T=256 B=2 V=50257': Shape(12, 12, 768, 256, 2, 50257),
 }
-PLAIN = {'unroll': 'on', 'remat': 'none', 'kernel': 'xla'}  # what one gets without thinking
+PLAIN = {'unroll': 'on', 'remat': 'none', 'kernel': 'xla'}  # the obvious program, without our optimizations
 
 
 def ours(shape, model=None, memory=False, **train):
   """Our program -> (one step, facts).
 
-  model: fields of ModelConfig to change. memory: also compile it to ask what a device needs.
+  model: fields of ModelConfig to change. memory: add the compiled program's bytes to the facts.
   """
   import jax
 
@@ -76,15 +76,15 @@ def ours(shape, model=None, memory=False, **train):
     jax.block_until_ready(metrics)
     return float(metrics['loss'])
 
-  a_token, tokens = costs.flops_per_token(model_cfg, shape.length), shape.rows * shape.length
+  flops, tokens = costs.flops_per_token(model_cfg, shape.length), shape.rows * shape.length
   facts = {'memory': memory_of(program, next(batches))} if memory else {}
   facts |= {'losses': [run() for _ in range(3)], 'parameters': costs.count_params(model_cfg)}
-  facts |= {'flops': a_token['full'] * tokens, 'causal_flops': a_token['causal'] * tokens}
+  facts |= {'flops': flops['full'] * tokens, 'causal_flops': flops['causal'] * tokens}
   return run, facts | {'peak_flops': hardware.peak_flops()[0]}
 
 
 def memory_of(program, batch):
-  """{state, temporaries}: bytes on a device, as the compiler counts them."""
+  """{state, temporaries}: bytes per device, from XLA's memory analysis."""
   stats = program.step.lower(program.abstract, batch).compile().memory_analysis()
   return {'state': stats.argument_size_in_bytes, 'temporaries': stats.temp_size_in_bytes}
 
@@ -145,7 +145,7 @@ def torch_peer(shape, kind):
 
 
 def sides(shape):
-  """Who runs at a shape; four models of 124M and their optimizers are what 16 GiB hold."""
+  """The sides of a shape; transformers only at 124M, where plain JAX would not fit in 16 GiB."""
   maker = lambda name: f'benchmarks.train_step:{name}'
   yield versus.Side('gpt_jax', maker('ours'), {'shape': shape})
   for name, kind in PEERS.items():
@@ -155,19 +155,19 @@ def sides(shape):
     yield versus.Side('plain JAX', maker('ours'), {'shape': shape, 'model': PLAIN})
 
 
-def rows(shapes=tuple(SHAPES), turns=7, keep=lambda found: None):
+def rows(shapes=tuple(SHAPES), turns=7, save=lambda results: None):
   """Compare at each shape -> {question: {'rows': of versus.compare, 'ratios': {peer: ...}}}."""
-  found = {}
+  results = {}
   for name in shapes:
 
-    def keep_shape(timed, name=name):
+    def save_shape(timed, name=name):
       others = [peer for peer in timed if peer != 'gpt_jax']
       ratios = {peer: versus.ratio(timed, 'gpt_jax', peer) for peer in others}
-      found[f'train step, {name}'] = {'rows': timed, 'ratios': ratios}
-      keep(found)
+      results[f'train step, {name}'] = {'rows': timed, 'ratios': ratios}
+      save(results)
 
-    keep_shape(versus.compare(list(sides(SHAPES[name])), turns, keep_shape))
-  return found
+    save_shape(versus.compare(list(sides(SHAPES[name])), turns, save_shape))
+  return results
 
 
 PEERS = {'torch eager': 'eager', 'torch.compile': 'compile', 'transformers': 'transformers'}

@@ -14,7 +14,7 @@ README = table.README.read_text()
 
 def test_tables_are_made_from_the_results():
   for page in table.PAGES:
-    assert table.rewritten(page.read_text()) == page.read_text(), page
+    assert table.render_tables(page.read_text()) == page.read_text(), page
 
 
 def test_a_result_of_several_runs_is_their_mean_and_its_interval():
@@ -31,7 +31,7 @@ def test_a_result_of_several_runs_is_their_mean_and_its_interval():
       row | {'value': value, 'chance': 0.1},
     ],
   }
-  found = folds.folded({'a': made(0.5), 'b': made(0.7), 'c': made(0.9)})
+  found = folds.merge_folds({'a': made(0.5), 'b': made(0.7), 'c': made(0.9)})
   [mean] = found['numbers']['evaluations']
   assert mean['value'] == pytest.approx(0.7) and mean['n'] == 30
   assert mean['interval'][0] == pytest.approx(0.7 - 4.303 * 0.2 / 3**0.5, abs=1e-3)

@@ -285,8 +285,8 @@ def test_accumulated_is_the_big_batch_with_unequal_counts():
 def test_steps_in_one_call_are_as_many_calls():
   cfg, mesh = config_of(DENSE, steps_per_call=3), models.mesh()
   program = step.gpt_program(cfg, DENSE, mesh)
-  batches = [models.batch(seed=i) for i in range(3)]
-  stacked = {name: np.stack([b[name] for b in batches]) for name in batches[0]}
+  three = [models.batch(seed=i) for i in range(3)]
+  stacked = {name: np.stack([batch[name] for batch in three]) for name in three[0]}
   placed = batches.to_devices(stacked, mesh, stacked=True)
   state, metrics = program.step(first_state(cfg, program), placed)
   models.assert_close({name: list(v) for name, v in metrics.items()}, trained(DENSE).metrics)

@@ -1,4 +1,4 @@
-"""The sides of the generation benchmark make the same text: what is timed is the same work."""
+"""All sides of the generation benchmark generate the same text, so they do the same work."""
 
 import importlib.util
 import json
@@ -20,12 +20,12 @@ for name, options in {'gpt_jax': dict(maker='ours'), **generate.PEERS}.items():
   maker = getattr(generate, options['maker'])
   more = {k: v for k, v in options.items() if k != 'maker'}
   run = maker(folder, 2, top_k=0, new=12, **more)
-  print('FOUND', json.dumps([name, run()]), flush=True)
+  print('SIDE', json.dumps([name, run()]), flush=True)
 """
 
 
 @pytest.mark.slow
-def test_all_sides_make_the_same_greedy_text(tmp_path):
+def test_all_sides_generate_the_same_greedy_text(tmp_path):
   for name in ('torch', 'transformers', 'ctranslate2'):
     if importlib.util.find_spec(name) is None:
       pytest.skip(f'{name} is not installed')
@@ -34,8 +34,8 @@ def test_all_sides_make_the_same_greedy_text(tmp_path):
     [sys.executable, '-c', CODE, str(tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True
   )
   assert done.returncode == 0, done.stderr[-3000:]
-  lines = [line for line in done.stdout.splitlines() if line.startswith('FOUND ')]
-  found = dict(json.loads(line.removeprefix('FOUND ')) for line in lines)
-  assert len(found) == 5
-  assert [len(ids) for ids in found['gpt_jax']] == [12, 12]
-  assert all(ids == found['gpt_jax'] for ids in found.values()), found
+  lines = [line for line in done.stdout.splitlines() if line.startswith('SIDE ')]
+  ids_by_side = dict(json.loads(line.removeprefix('SIDE ')) for line in lines)
+  assert len(ids_by_side) == 5
+  assert [len(ids) for ids in ids_by_side['gpt_jax']] == [12, 12]
+  assert all(ids == ids_by_side['gpt_jax'] for ids in ids_by_side.values()), ids_by_side

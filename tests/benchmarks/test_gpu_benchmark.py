@@ -1,4 +1,4 @@
-"""The benchmark of one GPU, on small models on this machine."""
+"""The GPU benchmark with small models on this machine."""
 
 import importlib.util
 import json
@@ -32,7 +32,7 @@ def test_every_row_runs(tmp_path):
   assert '| variant' not in done.stdout.split('| what')[0]  # the table comes last
 
 
-def test_the_table_says_what_is_met_below_and_missing():
+def test_the_table_shows_met_missed_and_missing_goals():
   row = lambda value, **more: {'tokens_per_second': value, 'of': ''} | more
   rows = {
     'train 124M': row(500e3, palm_mfu=0.43, causal_mfu=0.40),
@@ -48,7 +48,7 @@ def test_the_table_says_what_is_met_below_and_missing():
   assert '| train 124M |  | 500,000 |  | 43.0% | 40.0% |' in text
 
 
-def test_a_process_that_fails_or_hangs_costs_one_row(tmp_path):
+def test_a_failed_or_hanging_process_costs_one_row(tmp_path):
   jobs = [
     gpu.Job('broken', 'no such worker', {}, 60),
     gpu.Job('slow', 'probe', dict(size='tiny', seconds=1e9), 20),
@@ -56,15 +56,15 @@ def test_a_process_that_fails_or_hangs_costs_one_row(tmp_path):
   rows = gpu.measure(jobs[:1], 1, tmp_path / 'gpu.json')
   assert 'KeyError' in rows['broken']['error']
   assert json.loads((tmp_path / 'gpu.json').read_text())['rows']['broken'] == rows['broken']
-  late = gpu.measure(jobs[1:], 0.1, tmp_path / 'gpu.json')
-  assert late['slow']['error'] == 'skipped: no time left'
+  skipped = gpu.measure(jobs[1:], 0.1, tmp_path / 'gpu.json')
+  assert skipped['slow']['error'] == 'skipped: no time left'
 
 
-def test_rows_that_are_not_run_are_kept_but_not_those_of_another_device(tmp_path, monkeypatch):
+def test_old_rows_stay_unless_the_device_changed(tmp_path, monkeypatch):
   out = tmp_path / 'gpu.json'
   probes = iter(['H100', 'H100', 'H200'])
-  answer = lambda job, *_: {'device': next(probes)} if job.name == 'probe' else {'n': 1}
-  monkeypatch.setattr(gpu, 'run', answer)
+  fake_run = lambda job, *_: {'device': next(probes)} if job.name == 'probe' else {'n': 1}
+  monkeypatch.setattr(gpu, 'run', fake_run)
   probe, other = gpu.Job('probe', 'probe', {}, 1), gpu.Job('other', 'train', {}, 1)
   gpu.measure([probe, other], 1, out)
   assert gpu.measure([probe], 1, out)['other']['made']['command']
@@ -75,4 +75,4 @@ def test_tiny_rows_do_not_replace_results(monkeypatch, capsys):
   monkeypatch.setattr(sys, 'argv', ['gpu', '--tiny'])
   with pytest.raises(SystemExit):
     gpu.main()
-  assert 'give --out' in capsys.readouterr().err
+  assert 'add --out=FILE' in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Comparisons of speed: sides in their own processes, those that are missing, and the ratio."""
+"""Speed comparisons: sides in their own processes, missing sides, and the ratio."""
 
 import time
 
@@ -6,8 +6,8 @@ from benchmarks import table, versus
 
 
 def sleeper(seconds):
-  """A side that takes so long."""
-  return lambda: time.sleep(seconds), {'asked': seconds}
+  """A side whose unit of work takes `seconds`."""
+  return lambda: time.sleep(seconds), {'requested': seconds}
 
 
 def absent():
@@ -15,26 +15,26 @@ def absent():
   raise versus.Missing('no such library')
 
 
-def test_sides_take_turns_and_the_missing_are_told(capsys):
-  kept = []
+def test_sides_alternate_and_missing_sides_are_reported(capsys):
+  turns = []
   sides = [
-    versus.Side('slow', 'tests.test_versus:sleeper', {'seconds': 0.2}),
-    versus.Side('quick', 'tests.test_versus:sleeper', {'seconds': 0.1}),
-    versus.Side('absent', 'tests.test_versus:absent'),
-    versus.Side('broken', 'tests.test_versus:sleeper', {'minutes': 1}),
+    versus.Side('slow', 'tests.benchmarks.test_versus:sleeper', {'seconds': 0.2}),
+    versus.Side('quick', 'tests.benchmarks.test_versus:sleeper', {'seconds': 0.1}),
+    versus.Side('absent', 'tests.benchmarks.test_versus:absent'),
+    versus.Side('broken', 'tests.benchmarks.test_versus:sleeper', {'minutes': 1}),
   ]
-  rows = versus.compare(sides, 2, lambda rows: kept.append(len(rows['quick']['seconds'])))
-  assert kept == [1, 2] and len(rows['slow']['seconds']) == 2
-  assert rows['slow']['asked'] == 0.2 and 0.19 < rows['slow']['median'] < 0.4
+  rows = versus.compare(sides, 2, lambda rows: turns.append(len(rows['quick']['seconds'])))
+  assert turns == [1, 2] and len(rows['slow']['seconds']) == 2
+  assert rows['slow']['requested'] == 0.2 and 0.19 < rows['slow']['median'] < 0.4
   assert rows['absent'] == {'missing': 'no such library'}
   assert 'minutes' in rows['broken']['missing']
-  assert 'absent is left out: no such library' in capsys.readouterr().out
+  assert 'absent is skipped: no such library' in capsys.readouterr().out
   value, (low, high) = versus.ratio(rows, 'quick', 'slow')
   assert 1.2 < low <= value <= high < 3
   assert versus.ratio(rows, 'quick', 'absent') is None
 
 
-def test_the_interval_of_a_ratio_covers_what_noise_allows():
+def test_the_range_of_a_ratio_covers_the_noise_of_turns():
   steady = {'a': {'seconds': [1.0] * 5}, 'b': {'seconds': [2.0] * 5}}
   assert versus.ratio(steady, 'a', 'b') == (2.0, [2.0, 2.0])
   noisy = {'a': {'seconds': [1.0, 1.1, 0.9, 1.3, 1.0]}, 'b': {'seconds': [2.0, 2.6, 1.9, 2.2, 2.0]}}
@@ -42,5 +42,5 @@ def test_the_interval_of_a_ratio_covers_what_noise_allows():
   assert low < value == 2.0 < high
 
 
-def test_marks_that_a_readme_does_not_have_are_left_alone():
-  assert table.rewritten('no marks here') == 'no marks here'
+def test_a_page_without_markers_is_unchanged():
+  assert table.render_tables('no markers here') == 'no markers here'

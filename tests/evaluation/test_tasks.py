@@ -511,7 +511,7 @@ def test_a_scale_is_chosen_on_validation_data(oracle, monkeypatch):
     return list(common.images_of(self, shown))
 
   monkeypatch.setattr(Oracle, 'generate', generate)
-  best, values = guidance.choose(oracle, 'draw', 'accuracy_by_pixels', (1.0, 2.0, 3.0), 40)
+  best, values = guidance.choose_scale(oracle, 'draw', 'accuracy_by_pixels', (1.0, 2.0, 3.0), 40)
   assert best == 2.0 and values[2.0] > values[3.0] > values[1.0]
 
 

@@ -227,7 +227,7 @@ def test_random_flips_are_found_and_the_older_step_is_used(tmp_path):
     checkpoints.save(step, state, {'tokens': 1.0})
   checkpoints.close()
   outcomes = bit_flips.trials(folder, abstract_on(models.mesh(), states[1]), states, flips=20)
-  summary = bit_flips.summary(outcomes)
+  summary = bit_flips.count_outcomes(outcomes)
   assert {name: summary[name]['flips'] for name in summary} == {
     'data': 12,
     'metadata': 6,
