@@ -87,14 +87,30 @@ class Optimizer:
   growth: float = 1.0  # ModelConfig.growth: width / width of muP's base; 1 = no muP
 
   def __post_init__(self):
-    row = OPTIMIZERS[self.cfg.name]
-    put = functools.partial(object.__setattr__, self)
+    _ = self.multipliers, self.decays  # raise now for patterns that match nothing
+
+  @functools.cached_property
+  def transform(self):
+    """The optax transformation from gradients to directions."""
     # Gradients shrink as models get wider, so eps must too.
     scaled = dataclasses.replace(self.cfg, eps=self.cfg.eps / self.growth)
-    put('transform', row.make(scaled, self.axes))
-    put('multipliers', match_multipliers(self.cfg.lr_multipliers, self.axes))
-    put('mup', {path: self.growth ** row.mup_powers[mup.role(axes)] for path, axes in self.axes.items()})
-    put('decays', match_decay(self.cfg.decay, self.axes))
+    return OPTIMIZERS[self.cfg.name].make(scaled, self.axes)
+
+  @functools.cached_property
+  def multipliers(self):
+    """{path: factor on the learning rate}; 0 freezes."""
+    return match_multipliers(self.cfg.lr_multipliers, self.axes)
+
+  @functools.cached_property
+  def mup(self):
+    """{path: muP's factor on the direction}."""
+    powers = OPTIMIZERS[self.cfg.name].mup_powers
+    return {path: self.growth ** powers[mup.role(axes)] for path, axes in self.axes.items()}
+
+  @functools.cached_property
+  def decays(self):
+    """The paths with weight decay."""
+    return match_decay(self.cfg.decay, self.axes)
 
   def init(self, params):
     """Return the state before the first update."""

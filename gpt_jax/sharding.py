@@ -91,7 +91,8 @@ def spec(letters, rules, sizes, name='tensor', shape=None):
   Raises ValueError, naming the tensor, when two of its letters map to one mesh axis or when (given
   `shape`) an axis does not divide its dimension.
   """
-  taken, entries = {}, []
+  taken: dict = {}
+  entries = []
   for i, letter in enumerate(letters):
     axes = tuple(a for a in axes_of(rules.get(letter)) if sizes[a] > 1)
     for axis in axes:

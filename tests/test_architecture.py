@@ -272,6 +272,11 @@ def test_the_top_of_the_package_is_the_reading_path():
   assert top == {name for name in READING_PATH if '/' not in name}
 
 
+def test_the_reading_path_is_type_checked():
+  files = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['mypy']['files']
+  assert files == [f'gpt_jax/{name}.py' for name in READING_PATH]
+
+
 def test_the_reading_path_is_one_sitting():
   lines = {name: len((ROOT / f'gpt_jax/{name}.py').read_text().splitlines()) for name in READING_PATH}
   assert sum(lines.values()) <= 2000, f'{sum(lines.values())} lines: {lines}'

@@ -9,7 +9,7 @@ from jax.experimental import mesh_utils
 
 NUM_SLICES = 'slices'  # stands for the number of slices
 FSDP = dict(data=1, fsdp=-1)
-PRESETS = {  # sizes of mesh axes; -1 = the devices that are left
+PRESETS: dict[str, dict] = {  # sizes of mesh axes; -1 = the devices that are left
   'laptop': dict(data=-1),
   'gpu8': dict(data=-1),
   'gpu8-fsdp': FSDP,

@@ -60,7 +60,7 @@ class Attention(nnx.Module):
     q_BTHK = linear('BTD,DHK->BTHK', x_BTD, self.wq_DHK, self.q_bias_HK)
     k_BSGK = linear('BTD,DGK->BTGK', x_BTD, self.wk_DGK, self.k_bias_GK)
     v_BSGK = linear('BTD,DGK->BTGK', x_BTD, self.wv_DGK, self.v_bias_GK)
-    if self.q_norm is not None:
+    if self.q_norm and self.k_norm:
       q_BTHK, k_BSGK = self.q_norm(q_BTHK), self.k_norm(k_BSGK)
     rotate = POSITIONS[self.cfg.positions].rotate
     if rotate is not None:

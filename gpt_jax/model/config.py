@@ -7,6 +7,7 @@ Sources: GPT-2's initialization (Radford et al. 2019, section 2.3); maximal upda
 """
 
 import dataclasses
+from typing import Any
 
 from gpt_jax.cluster.meshes import platform
 from gpt_jax.model import validate
@@ -147,5 +148,5 @@ class ModelConfig:
       unroll = 'on' if backend in ('gpu', 'cuda', 'rocm') else 'off'
     remat = 'mlp_activations' if unroll == 'on' else 'none'
     auto = dict(remat='dots_no_batch' if is_cpu else remat, dtype='float32' if is_cpu else 'bfloat16')
-    chosen = {key: value for key, value in auto.items() if getattr(self, key) == 'auto'}
+    chosen: dict[str, Any] = {key: value for key, value in auto.items() if getattr(self, key) == 'auto'}
     return dataclasses.replace(self, unroll=unroll, **chosen)

@@ -10,7 +10,7 @@ Sources: GPT-2 (Radford et al. 2019), post norm (Vaswani et al. 2017), sandwich 
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ class Block(nnx.Module):
   def __init__(self, cfg):
     self.cfg = cfg
     self.attention = Attention(cfg)
-    self.mlp = MoE(cfg) if cfg.experts else nn.MLP(cfg)
+    self.mlp: Any = MoE(cfg) if cfg.experts else nn.MLP(cfg)
     self.attention_norm, self.mlp_norm = nn.Norm(cfg), nn.Norm(cfg)
     sandwich = cfg.norm_position == 'sandwich'
     self.attention_out_norm = nn.Norm(cfg) if sandwich else None
@@ -126,7 +126,7 @@ class GPT(nnx.Module):
       positions_BT = mask.t_BT if axes == 1 else jnp.stack([mask.t_BT] * axes, -1)
     x_BTD = self._embed(token_ids_BT, positions_BT)
     for x, w in ((patches_BTA, self.patch_AD), (frames_BTM, self.frame_MD)):
-      if x is not None:
+      if x is not None and w is not None:
         x_BTD = x_BTD + jnp.einsum('BTF,FD->BTD', x.astype(x_BTD.dtype), w[...])
     if key is not None:
       key, embed_key = jax.random.split(key)

@@ -10,6 +10,7 @@ Sources: RMSNorm (Zhang & Sennrich 2019), GLU variants (Shazeer 2020), squared R
 """
 
 import zlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +120,7 @@ class MLP(nnx.Module):
     return linear('BTF,FD->BTD', h_BTF, self.down_FD, self.down_bias_D)
 
 
-NORMS = {'layernorm': fused.layernorm, 'rmsnorm': rmsnorm}
+NORMS: dict[str, Callable] = {'layernorm': fused.layernorm, 'rmsnorm': rmsnorm}
 GATED = {
   'swiglu': lambda up, gate: up * jax.nn.silu(gate),
   'geglu': lambda up, gate: up * jax.nn.gelu(gate, approximate=True),
