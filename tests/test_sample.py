@@ -130,7 +130,7 @@ def test_keys_may_be_used_again():
 
 def test_several_samples_of_a_prompt_come_from_one_prefill():
   cfg = sample.dataclasses.replace(FREE, num_samples=2, seed=3)
-  with mock.patch.object(sample, '_prefill', wraps=sample.jit_prefill) as prefill:
+  with mock.patch.object(sample, 'jit_prefill', wraps=sample.jit_prefill) as prefill:
     found, _ = generate(PROMPTS, cfg)
   [call] = prefill.call_args_list
   assert call.args[1].input_ids_BP.shape == (3, 16)
