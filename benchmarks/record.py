@@ -42,7 +42,7 @@ def run_summary(workdir):
 def study_summary(workdir):
   """Read a study folder -> dict of its arms with verdicts and intervals, versions, hardware and dates."""
   results = study_results.read_study(workdir)
-  if not results.analysis or results.pending():
+  if not results.analysis or results.pending:
     raise SystemExit(f'error: {workdir} has not finished\nfix: run its command again to the end')
   study, analysis = results.spec, results.analysis
   events = [event for row in results.rows for event in run_folder.read_events(row['folder'])]

@@ -9,12 +9,35 @@ import numpy as np
 
 from gpt_jax.reports import figures, page
 from gpt_jax.reports.job_metrics import JOB_METRICS
+from gpt_jax.reports.sections import Section, make_table
 from gpt_jax.runs import history, loggers, records
 
 WIDE, NARROW = (1000, 340), (360, 260)  # pixels of the loss curves
 MAX_CHARACTERS, MAX_FILES = 1500, 24  # of a sample; of one kind of image or sound
-LAYER_COLORS = (figures.FIRST, figures.SECOND, figures.THIRD, figures.FOURTH, figures.FIFTH)
 GROUPED_EVENTS = ('sample', 'checkpoint', 'evaluate', 'skipped')  # one line a session
+# the last of these events: end of the verdict
+ENDINGS = {
+  'start': 'It has not finished.',
+  'resume': 'It has not finished.',
+  'preempted': 'It was preempted at step {step} and can be resumed.',
+  'error': 'It was stopped by {type}.',
+  'done': '',
+}
+# metric: title of its chart, scale, format of its last value
+SIGNALS = {
+  'psnr': ('PSNR, dB', 1, '{:.2f}'.format),
+  'log_mel_rmse': ('log-mel RMSE', 1, '{:.4f}'.format),
+  'usage': ('codes in use, %', 100, '{:.1f}'.format),
+  'perplexity': ('code perplexity', 1, '{:.1f}'.format),
+  'lr': ('learning rate', 1, figures.compact),
+  'grad_norm': ('gradient norm', 1, '{:.3g}'.format),
+  'tokens_per_second': ('tokens per second', 1, loggers.human),
+  'images_per_second': ('images per second', 1, loggers.human),
+  'crops_per_second': ('crops per second', 1, loggers.human),
+  'mfu': ('MFU, %', 100, '{:.1f}'.format),
+  'memory_gib': ('memory, GiB', 1, '{:.1f}'.format),
+  'step_seconds': ('seconds per step', 1, '{:.3g}'.format),
+}
 
 
 def rewrite_report(workdir):
@@ -28,10 +51,9 @@ def write_report(workdir):
   Raises FileNotFoundError or ValueError: there is no run, or a file of it cannot be read.
   """
   run = history.read_history(workdir)
-  parts = (header, losses, samples, evaluations, signals, layer_sizes, settings, timeline, reproduce)
-  path = run.folder / 'report.html'
-  title = f'{run.folder.name} \u00b7 gpt_jax'
-  records.write_atomically(path, page.document(title, *(part(run) for part in parts)))
+  sections = (losses, samples, evaluations, signals, layer_sizes, settings, timeline, reproduce)
+  title, path = f'{run.folder.name} \u00b7 gpt_jax', run.folder / 'report.html'
+  records.write_atomically(path, page.document(title, header(run), [part(run) for part in sections]))
   return path
 
 
@@ -39,11 +61,11 @@ def write_report(workdir):
 
 
 def header(run):
-  """Title, verdict, alarms and key numbers."""
+  """Return title, verdict, alarms and key numbers."""
   date = [run.events[0]['time'][:10]] if run.events else []
-  verdict_line = page.element('p', page.escape(verdict(run)), kind='verdict')
+  text = page.element('p', verdict(run), kind='verdict')
   return page.header(
-    ['gpt_jax run', *date], run.folder.name, verdict_line, alarms=alarms(run), tiles=key_numbers(run)
+    ['gpt_jax run', *date], run.folder.name, text, alarms=alarms(run), tiles=key_numbers(run)
   )
 
 
@@ -53,8 +75,7 @@ def verdict(run):
   ending = ENDINGS[last['event']].format(step=last.get('step', '?'), type=last.get('type', ''))
   if not run.metrics:
     return f'Nothing has been measured yet. {ending}'.strip()
-  job, train_losses = metrics_of(run), figures.smooth(run.column('loss')[1])
-  train = train_losses[-1] if len(train_losses) else math.nan
+  job, train = metrics_of(run), [math.nan, *figures.smooth(run.column('loss')[1])][-1]
   metric, sentence = job.headline
   score, valid = 'No finite loss', run.final(metric)
   if math.isfinite(valid):
@@ -139,35 +160,33 @@ def losses(run):
   if len(valid) and job.losses_comparable:
     label = f'valid {valid[-1]:.3f}'
     series.append(figures.Series(run.x(valid_steps), valid, 'points', figures.SECOND, label))
-  span, first = figures.limits(series), raw[np.isfinite(raw)][:1]
-  if span and len(first) and first[0] > span[1]:
+  y_limits, first = figures.limits(series), raw[np.isfinite(raw)][:1]
+  if y_limits and len(first) and first[0] > y_limits[1]:
     note += f' The axis leaves out the first plunge, from {first[0]:.2f}.'
   if not np.isfinite(raw).all():
     note += ' Crosses: the loss was not finite.'
-  resumes = [event['step'] for event in run.events if event['event'] == 'resume']
+  restarts = [event['step'] for event in run.events if event['event'] == 'resume']
   options = dict(
-    marks=[(run.x(step), 'restart') for step in resumes],
+    marks=[(run.x(step), 'restart') for step in restarts],
     units=(run.x_unit(), job.unit if job.losses_comparable else 'training objective'),
     room=92,
     label=f'Loss against {run.x_unit()}: ' + ', '.join(s.label for s in series if s.label),
   )
   draw = lambda name, size: figures.chart(series, name=name, size=size, **options)
-  return page.section('Loss', *page.figure_pair(draw, WIDE, NARROW), note=note)
+  return Section('Loss', page.figure_pair(draw, WIDE, NARROW), note)
 
 
 def signals(run):
   """A small chart for every other metric, the known ones first."""
   names, job = {name for row in run.metrics for name in row}, metrics_of(run)
-  shown_elsewhere = {'step', 'time', 'loss', job.items, 'targets', 'mfu_causal'}
-  shown_elsewhere |= {'valid_loss'} if job.losses_comparable else set()
-  others = sorted(names - shown_elsewhere - {*SIGNALS})
-  return page.section(
-    'Signals', page.multiples([signal(run, name) for name in [*(n for n in SIGNALS if n in names), *others]])
-  )
+  names -= {'step', 'time', 'loss', job.items, 'targets', 'mfu_causal'}
+  names -= {'valid_loss'} if job.losses_comparable else set()
+  names = [*(name for name in SIGNALS if name in names), *sorted(names - {*SIGNALS})]
+  return Section('Signals', [page.multiples([signal(run, name) for name in names])])
 
 
 def signal(run, name):
-  """One small chart with its name and its last value."""
+  """Return one small chart with its name and its last value."""
   job, show = metrics_of(run), '{:.4g}'.format
   if job.losses_comparable and name.startswith(('loss/', 'valid_loss')):
     show = lambda nats: f'{nats:.3f} nats, {nats / math.log(2):.3f} bits'
@@ -182,26 +201,23 @@ def signal(run, name):
 def layer_sizes(run):
   """Small charts from probes.jsonl: sizes of activations, gradients and updates by layer."""
   rows = records.read_lines(run.folder / 'probes.jsonl')
-  layers = {path.split('/')[1] for row in rows for path in row['layers'] if path[:7] == 'blocks/'}
-  layers = sorted(layers, key=int)
-  chosen = np.unique(np.linspace(0, len(layers) - 1, min(len(layers), len(LAYER_COLORS))).astype(int))
+  layers = {path.split('/')[1] for row in rows for path in row['layers'] if path.startswith('blocks/')}
+  layers, colors = sorted(layers, key=int), figures.LINE_COLORS
+  chosen = np.unique(np.linspace(0, len(layers) - 1, min(len(layers), len(colors))).astype(int))
   x, charts = run.x(np.array([row['step'] for row in rows], float)), []
   for kind in ('activation', 'gradient', 'update') if layers else ():
-    lines = [
-      figures.Series(
-        x, np.array([size_of(row['layers'], layers[l], kind) for row in rows]), 'points', color, layers[l]
-      )
-      for l, color in zip(chosen, LAYER_COLORS, strict=False)
-    ]
+    lines = []
+    for layer, color in zip((layers[i] for i in chosen), colors, strict=False):
+      sizes = np.array([size_of(row['layers'], layer, kind) for row in rows])
+      lines.append(figures.Series(x, sizes, 'points', color, layer))
     label = f'{kind} by layer'
     if svg := figures.chart(lines, name=f'probe {kind}', label=label, size=page.SMALL, room=28):
       charts.append(page.small_figure(kind, 'by layer', svg))
-  return page.section(
-    'Inside the model',
-    page.multiples(charts),
-    note='Root mean squares of the entries: the activations that leave a layer, the gradients and '
-    'the updates of its parameters.',
+  note = (
+    'Root mean squares of the entries: the activations that leave a layer, the gradients and the updates of '
+    'its parameters.'
   )
+  return Section('Inside the model', [page.multiples(charts)], note)
 
 
 def size_of(layers, layer, kind):
@@ -214,21 +230,21 @@ def size_of(layers, layer, kind):
 
 
 def samples(run):
-  """First, middle and last of each kind of sample; texts come last."""
-  paths_by_kind = {}  # suffix: step: paths
+  """The first, middle and last samples of each kind; texts come last."""
+  steps_by_kind = {}  # suffix: step: paths
   for step, paths in page.samples_by_step(run.folder / 'samples').items():
     for path in paths:
-      paths_by_kind.setdefault(path.suffix, {}).setdefault(step, []).append(path)
+      steps_by_kind.setdefault(path.suffix, {}).setdefault(step, []).append(path)
   rows, (valid_steps, valid) = [], run.column('valid_loss')
-  for suffix, steps in sorted(paths_by_kind.items(), key=lambda pair: pair[0] == '.txt'):
-    known, articles = sorted(steps), []
+  for suffix, paths in sorted(steps_by_kind.items(), key=lambda pair: pair[0] == '.txt'):
+    known, articles = sorted(paths), []
     chosen = sorted({known[0], known[len(known) // 2], known[-1]})
-    for step, path in [(s, path) for s in chosen for path in steps[s]][:MAX_FILES]:
+    for step, path in [(s, path) for s in chosen for path in paths[s]][:MAX_FILES]:
       losses = [f'validation loss {v:.3f}' for v in valid[valid_steps == step] if suffix == '.txt']
       title = ' \u00b7 '.join([*page.sample_name(path), f'step {step:,}', *losses])
-      articles.append(page.sample(path, page.escape(title), MAX_CHARACTERS))
+      articles.append(page.sample(path, title, MAX_CHARACTERS))
     rows.append(page.element('div', *articles, kind='texts' if suffix == '.txt' else 'media'))
-  return page.section('Samples', *rows, note='From the beginning, the middle and the end.')
+  return Section('Samples', rows, 'From the beginning, the middle and the end.')
 
 
 # --------------------------------------------------------------------------------------- tables
@@ -238,27 +254,28 @@ def evaluations(run):
   """The results of evaluation tasks, against chance or a baseline."""
   rows, columns = [], ('task', 'metric', 'value', 'interval', 'baseline', 'chance', 'sampling')
   for row in run.evaluations:
-    rival, kind = next(((row[k], k) for k in ('baseline', 'chance') if k in row), (math.nan, ''))
+    kind = next((kind for kind in ('baseline', 'chance') if kind in row), '')
     details = [f'{k} {v:,}' if isinstance(v, int) else str(v) for k, v in row.items() if k not in columns]
     cells = (
-      page.escape(row['task']),
-      page.element('span', page.escape(', '.join(details)), kind='about'),
-      page.escape(row['metric'].replace('_', ' ')),
-      page.element('strong', f'{row["value"]:.4g}'),
+      row['task'],
+      page.element('span', ', '.join(details), kind='about'),
+      row['metric'].replace('_', ' '),
+      page.strong(f'{row["value"]:.4g}'),
       ' to '.join(f'{bound:.4g}' for bound in row.get('interval', ())),
-      f'{rival:.4g} {kind}' if kind else '',
-      meter(row['value'], rival),
+      f'{row[kind]:.4g} {kind}' if kind else '',
+      meter(row['value'], row.get(kind, math.nan)),
     )
     rows.append(cells)
-  head = ('task', 'on', 'metric', '>value', '>interval', '>against', '')
-  return page.section('Evaluation', page.table(*page.drop_empty_columns(head, rows), kind='wide'))
+  return Section(
+    'Evaluation', [make_table(('task', 'on', 'metric', '>value', '>interval', '>against', ''), rows)]
+  )
 
 
-def meter(value, rival):
+def meter(value, reference):
   """Return a bar for a value between 0 and 1, with a tick at chance or the baseline."""
-  if not (0 <= value <= 1 and 0 <= rival <= 1):
+  if not (0 <= value <= 1 and 0 <= reference <= 1):
     return ''
-  bar, tick = (page.element('i', style=f'width:{value:.1%}'), page.element('b', style=f'left:{rival:.1%}'))
+  bar, tick = page.element('i', style=f'width:{value:.1%}'), page.element('b', style=f'left:{reference:.1%}')
   return page.element('div', bar, tick, kind='meter', title='the tick: chance or baseline')
 
 
@@ -267,24 +284,24 @@ def settings(run):
   defaults, groups = run.result.get('defaults_diff', {}), {}
   for key, value in records.flatten(run.config).items():
     group, _, name = key.rpartition('.')
-    cell = page.escape(page.literal(value))
+    cell = page.literal(value)
     if key in defaults:
-      default = page.element('small', page.escape(f'default {page.literal(defaults[key])}'))
+      default = page.element('small', f'default {page.literal(defaults[key])}')
       cell = page.element('span', cell, default, kind='changed')
-    groups.setdefault(group, []).append([page.escape(name), cell])
+    groups.setdefault(group or 'run', []).append((name, cell))
   blocks = [
-    page.element('div', page.element('h3', page.escape(group or 'run')), page.table((), rows))
+    page.element('div', page.element('h3', group), page.render_table(make_table((), rows, '')))
     for group, rows in groups.items()
   ]
   note = 'Values in color differ from their defaults.' if defaults else ''
-  return page.section('Settings', page.element('div', *blocks, kind='settings'), note=note)
+  return Section('Settings', [page.element_unless_empty('div', *blocks, kind='settings')], note)
 
 
 def timeline(run):
   """The sessions as a strip, and a table of events."""
   sessions = run.sessions()
   if not sessions:
-    return ''
+    return Section('Events', ())
   begin, end = sessions[0][0], max(last for _, last, _ in sessions)
   percent = lambda seconds: f'{seconds / (end - begin or 1):.2%}'
   bars = [
@@ -298,20 +315,22 @@ def timeline(run):
   ends = page.element('span', '0:00'), page.element('span', loggers.duration(end - begin))
   rows = [
     (
-      page.escape(loggers.duration(history.unix_seconds(group[0]['time']) - begin)),
-      page.escape(' to '.join(dict.fromkeys(f'{e["step"]:,}' for e in (group[0], group[-1]) if 'step' in e))),
-      page.element('span', page.escape(group[0]['event']), kind=group[0]['event']),
-      page.escape(f'{len(group)} times' if len(group) > 1 else event_details(group[0])),
+      loggers.duration(history.unix_seconds(group[0]['time']) - begin),
+      ' to '.join(dict.fromkeys(f'{e["step"]:,}' for e in (group[0], group[-1]) if 'step' in e)),
+      page.element('span', group[0]['event'], kind=group[0]['event']),
+      f'{len(group)} times' if len(group) > 1 else event_details(group[0]),
     )
     for group in group_events(run.events)
   ]
   count = f'{len(sessions)} sessions' if len(sessions) > 1 else 'One session'
-  return page.section(
+  return Section(
     'Events',
-    page.element('div', *bars, kind='strip'),
-    page.element('p', *ends, kind='ends'),
-    page.table(('>time', '>step', 'event', ''), rows, kind='events wide'),
-    note=f'{count}, {loggers.duration(run.wall_seconds())} of work. {history.describe_goodput(run)}',
+    [
+      page.element('div', *bars, kind='strip'),
+      page.element('p', *ends, kind='ends'),
+      make_table(('>time', '>step', 'event', 'details'), rows, 'events wide'),
+    ],
+    f'{count}, {loggers.duration(run.wall_seconds())} of work. {history.describe_goodput(run)}',
   )
 
 
@@ -333,8 +352,7 @@ def group_events(events):
 
 def event_details(event):
   """Return all of an event besides its time, name, step and versions, as text."""
-  changes = event.get('changed', {}).items()
-  parts = [f'{key} {page.literal(old)} \u2192 {page.literal(new)}' for key, (old, new) in changes]
+  parts = page.changes(event.get('changed'))
   for key, value in event.items():
     if key not in ('time', 'event', 'step', 'versions', 'rows', 'changed'):
       text = f'{value:.4g}' if isinstance(value, float) else value
@@ -346,28 +364,3 @@ def reproduce(run):
   """The command line and all versions."""
   versions = run.versions()
   return page.reproduce(versions.get('command', ''), versions)
-
-
-# the last of these events: end of the verdict
-ENDINGS = {
-  'start': 'It has not finished.',
-  'resume': 'It has not finished.',
-  'preempted': 'It was preempted at step {step} and can be resumed.',
-  'error': 'It was stopped by {type}.',
-  'done': '',
-}
-# metric: title of its chart, scale, format of its last value
-SIGNALS = {
-  'psnr': ('PSNR, dB', 1, '{:.2f}'.format),
-  'log_mel_rmse': ('log-mel RMSE', 1, '{:.4f}'.format),
-  'usage': ('codes in use, %', 100, '{:.1f}'.format),
-  'perplexity': ('code perplexity', 1, '{:.1f}'.format),
-  'lr': ('learning rate', 1, figures.compact),
-  'grad_norm': ('gradient norm', 1, '{:.3g}'.format),
-  'tokens_per_second': ('tokens per second', 1, loggers.human),
-  'images_per_second': ('images per second', 1, loggers.human),
-  'crops_per_second': ('crops per second', 1, loggers.human),
-  'mfu': ('MFU, %', 100, '{:.1f}'.format),
-  'memory_gib': ('memory, GiB', 1, '{:.1f}'.format),
-  'step_seconds': ('seconds per step', 1, '{:.3g}'.format),
-}

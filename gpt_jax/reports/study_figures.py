@@ -6,11 +6,12 @@ import math
 import numpy as np
 
 from gpt_jax.ablation.stats import analyze
-from gpt_jax.reports import figures, page, study_results
+from gpt_jax.reports import figures, page
+from gpt_jax.reports import study_results as results
 from gpt_jax.reports.job_metrics import JOB_METRICS
 
-COLORS = (figures.FIRST, figures.SECOND, figures.THIRD, figures.FOURTH, figures.FIFTH, figures.INK)
-SKIPPED = 0.1  # of the budget: the first plunge would flatten what follows
+COLORS = (*figures.LINE_COLORS, figures.INK)
+SKIPPED = 0.1  # of the budget: the first plunge would flatten the rest
 POINTS = 100  # of a common grid
 # verdict: color of its marks, whether they are filled
 VERDICT_STYLES = {
@@ -18,30 +19,30 @@ VERDICT_STYLES = {
   'worse': (figures.SECOND, True),
   'diverged': (figures.SECOND, False),
   'no difference': (figures.MUTED, True),
-  'undecided': (figures.MUTED, False),
 }
 
 
-def verdict_style(arm):
-  """(color, whether filled) of an arm's verdict."""
-  return VERDICT_STYLES.get(arm.get('verdict'), VERDICT_STYLES['undecided'])
+def verdict_style(row):
+  """Return (color, whether filled) of the verdict of an arm or effect."""
+  return VERDICT_STYLES.get(row.get('verdict'), (figures.MUTED, False))
+
+
+# --------------------------------------------------------------------------------------- curves
 
 
 def curves_of(study, name):
-  """Return {seed: (x, y)} of one arm: tokens and the study's metric of what is done."""
-  found = {}
+  """Return {seed: (x, y)} of the finished runs of one arm: tokens and the study's metric."""
+  curves = {}
   for row in study.runs_of(name):
-    if row['status'] != 'done':
-      continue
     points = np.array([p for p in row.get('curve') or () if None not in p], float).reshape(-1, 2)
     points = points[np.isfinite(points).all(1)]
-    if len(points) > 1:
-      found[row['seed']] = (points[:, 0], points[:, 1])
-  return found
+    if row['status'] == 'done' and len(points) > 1:
+      curves[row['seed']] = tuple(points.T)
+  return curves
 
 
 def on_common_grid(curves):
-  """Curves on one grid -> (x, y of shape (curves, x)), from SKIPPED of the way on."""
+  """Interpolate curves on one grid, without the first SKIPPED: x, y of shape (curves, x)."""
   end = min(x[-1] for x, _ in curves)
   begin = max(max(x[0] for x, _ in curves), SKIPPED * end)
   own = [x for x, _ in curves if len(x) < POINTS]
@@ -50,32 +51,33 @@ def on_common_grid(curves):
   return grid, np.array([np.interp(grid, x, y) for x, y in curves])
 
 
+def mean_and_band(x, y, color, label=''):
+  """Return the Series of a mean over seeds and, for several, the band of all; y: (seeds, x)."""
+  band = [figures.Series(x, y.min(0), 'band', color, to=y.max(0))] if len(y) > 1 else []
+  return [*band, figures.Series(x, y.mean(0), 'line', color, label)]
+
+
 def overview_arms(study):
-  """The arms of the overview: the baseline, and the most different ones of the others."""
-  others = [a for a in study.others() if curves_of(study, a['name'])]
-  far = sorted(others, key=lambda a: -abs(study_results.number(a, 'difference', 0.0)))
-  names = {a['name'] for a in far[: len(COLORS) - 1]}
-  return [study.baseline(), *(a for a in others if a['name'] in names)] if study.baseline() else []
+  """Return the arms of the overview: the baseline, and the most different ones of the others."""
+  others = [arm for arm in study.others if curves_of(study, arm['name'])]
+  far = sorted(others, key=lambda arm: -abs(results.number(arm, 'difference', 0.0)))
+  names = {arm['name'] for arm in far[: len(COLORS) - 1]}
+  return [study.baseline, *(arm for arm in others if arm['name'] in names)] if study.baseline else []
 
 
 def overview(study):
-  """Figures, for a screen and for a phone, of the mean curves with bands over seeds."""
-  series, ends_by_arm = [], []
+  """Return the figures of the mean curves with bands over seeds."""
+  series, ends = [], []
   for arm, color in zip(overview_arms(study), COLORS, strict=False):
-    found = list(curves_of(study, arm['name']).values())
-    if not found:
-      continue
-    x, y = on_common_grid(found)
-    if len(found) > 1:
-      series.append(figures.Series(x, y.min(0), 'band', color, to=y.max(0)))
-    ends_by_arm.append((arm['name'], y.mean(0)[-1]))
-    series.append(figures.Series(x, y.mean(0), 'line', color, short_label(arm)))
-  options = dict(units=units(study))
-  ends = ', '.join(f'{name} {value:.3f}' for name, value in ends_by_arm)
-  options['label'] = f'{study.metric} against {options["units"][0]}: {ends}'
-  room = 16 + 7 * max((len(line.label) for line in series), default=0)
-  draw = lambda kind, size: figures.chart(series, name=f'curves {kind}', size=size, room=room, **options)
-  return page.figure_pair(draw)
+    if curves := list(curves_of(study, arm['name']).values()):
+      x, y = on_common_grid(curves)
+      ends.append(f'{arm["name"]} {y.mean(0)[-1]:.3f}')
+      series += mean_and_band(x, y, color, short_label(arm))
+  options = {'units': units(study), 'room': 16 + 7 * max((len(line.label) for line in series), default=0)}
+  options['label'] = f'{study.metric} against {options["units"][0]}: {", ".join(ends)}'
+  return page.figure_pair(
+    lambda kind, size: figures.chart(series, name=f'curves {kind}', size=size, **options)
+  )
 
 
 def units(study):
@@ -86,142 +88,93 @@ def units(study):
   return 'tokens' if job.losses_comparable else 'steps', job.unit if is_loss else study.metric
 
 
-def short_label(arm, most=16):
+def short_label(arm, limit=16):
   """Return an arm's label at its line: only its level if that is enough."""
-  _, _, level = arm['name'].rpartition('=')
-  name = arm['name'] if ',' in arm['name'] else level
+  name = arm['name'] if ',' in arm['name'] else arm['name'].rpartition('=')[2]
   if arm.get('is_baseline'):
-    name = study_results.base_name(arm).strip('()')
-  return name if len(name) <= most else name[: most - 1] + '\u2026'
+    name = results.base_name(arm).strip('()')
+  return figures.cut(name, limit)
 
 
 def differences(study):
-  """A small chart for each arm: its curve minus the baseline's of the same seed."""
-  base, drawn = curves_of(study, study.baseline().get('name')), []
-  for arm in study.others():
+  """Return a small chart for each arm: its curve minus the baseline's of the same seed."""
+  base, charts = curves_of(study, study.baseline.get('name')), []
+  for arm in study.others:
     own = curves_of(study, arm['name'])
-    common = [seed for seed in own if seed in base]
-    if not common:
+    seeds = [seed for seed in own if seed in base]
+    if not seeds:
       continue
-    x, y = on_common_grid([curves[seed] for curves in (own, base) for seed in common])
-    if not len(x):
-      continue
-    drawn.append(difference(study, arm, x, y[: len(common)] - y[len(common) :]))
-  return drawn
-
-
-def difference(study, arm, x, y):
-  """One small chart; y: (seeds, x)."""
-  color, _ = verdict_style(arm)
-  series = [figures.Series(x[[0, -1]], np.zeros(2), 'faint', figures.MUTED)]
-  if len(y) > 1:
-    series.append(figures.Series(x, y.min(0), 'band', color, to=y.max(0)))
-  series.append(figures.Series(x, y.mean(0), 'line', color))
-  svg = figures.chart(
-    series, name=f'difference {arm["name"]}', label=f'{arm["name"]} minus baseline', size=page.SMALL
-  )
-  return page.small_figure(arm['name'], study_results.signed(y.mean(0)[-1], study.places), svg)
+    x, y = on_common_grid([curves[seed] for curves in (own, base) for seed in seeds])
+    if len(x):
+      y = y[: len(seeds)] - y[len(seeds) :]
+      zero = figures.Series(x[[0, -1]], np.zeros(2), 'faint', figures.MUTED)
+      label, name = f'{arm["name"]} minus baseline', f'difference {arm["name"]}'
+      lines = [zero, *mean_and_band(x, y, verdict_style(arm)[0])]
+      svg = figures.chart(lines, name=name, label=label, size=page.SMALL)
+      charts.append(page.small_figure(arm['name'], results.signed(y.mean(0)[-1], study.places), svg))
+  return charts
 
 
 def other_measures(study, name):
-  """{measure: [value of each seed]} of one arm: losses per source, and the tasks."""
-  found = collections.defaultdict(list)
+  """Return {measure: [value of each seed]} of one arm: losses per source, and the tasks."""
+  measures = collections.defaultdict(list)
   for row in study.runs_of(name):
     result = row.get('result') or {}
     values = {k: v for k, v in result.items() if k.startswith('valid_') or k == 'bits_per_byte'}
     for score in result.get('evaluations') or ():
       values[analyze.score_name(score)] = score.get('value')
     for key, value in values.items():
-      if math.isfinite(study_results.as_number(value)):
-        found[key].append(float(value))
-  return dict(found)
+      if math.isfinite(results.as_number(value)):
+        measures[key].append(float(value))
+  return dict(measures)
 
 
 # -------------------------------------------------------------------------------------- effects
 
 
-def arms(study):
-  """The forest plot of all arms, with their seeds."""
-  base = study.baseline().get('values') or {}
-  rows = []
-  for arm in study.others():
+def arm_effects(study):
+  """Return the forest plot of all arms, with their seeds."""
+  base, rows = study.baseline.get('values') or {}, []
+  for arm in study.others:
     values = arm.get('values') or {}
-    points = [values[seed] - base[seed] for seed in values if seed in base]
-    rows.append(effect(study, arm['name'], arm, points))
-  note = (
-    f'Difference in {study.metric} from the baseline {study_results.base_name(study.baseline())}, paired '
-    'by seed: mean, 95 % interval, and below it each seed. '
-  )
-  if study.tolerance:
-    note += f'Gray band: within {study.tolerance:g} of no difference. Hollow: undecided. '
-  note += 'An arrow points beyond the axis.'
-  return page.section('Effects', *forest(study, rows, 'arms'), note=note)
-
-
-def main(study):
-  """Main effects of a plan that crosses factors."""
-  found = study.analysis.get('effects') or ()
-  rows = [effect(study, f'{e["factor"]}={e["level"]}', e) for e in found]
-  note = (
-    f'What a level changes in {study.metric} on average over the arms that have it, against '
-    'arms that differ in nothing else; 95 % intervals, one family of tests.'
-  )
-  return page.section('Main effects', *forest(study, rows, 'main'), note=note)
-
-
-def scaling(study):
-  """Loss over size with its fitted law, and the other factors' effects at each size."""
-  found = study.analysis.get('scaling') or {}
-  laws, rungs = found.get('laws') or {}, found.get('effects') or ()
-  rows = [effect(study, f'{rung["levels"]} at {rung["size"]}', rung) for rung in rungs]
-  said = [page.element('p', page.escape(text)) for text in study.laws()]
-  title = page.element('h3', 'Effects by size') if rows else ''
-  note = 'Points: runs. Line: fitted law, with its 95 % bootstrap band, beyond the largest size too.'
-  return page.section(
-    'Scaling', *law_figures(study, laws), *said, title, *forest(study, rows, 'rungs'), note=note
-  )
-
-
-def effect(study, name, found, points=()):
-  """One row of a forest plot, of a difference and its verdict."""
-  color, filled = verdict_style(found)
-  interval = tuple(map(study_results.as_number, found.get('interval') or ()))
-  interval = interval if np.isfinite(interval).all() else ()
-  value = study_results.number(found, 'difference')
-  return figures.Effect(name, value, interval, points, study.effect(found), color, filled)
+    rows.append((arm['name'], arm, [values[seed] - base[seed] for seed in values if seed in base]))
+  return forest(study, rows, 'arms')
 
 
 def forest(study, rows, name):
-  """Figures of a forest plot for a screen and for a phone."""
-  ends = ('better', 'worse') if study.sign > 0 else ('worse', 'better')
+  """Return the figures of a forest plot of [(name, effect with its verdict, value of each seed)]."""
+  effects = []
+  for title, row, points in rows:
+    interval = tuple(map(results.as_number, row.get('interval') or ()))
+    interval = interval if np.isfinite(interval).all() else ()
+    value, text = results.number(row, 'difference'), study.effect(row)
+    effects.append(figures.Effect(title, value, interval, points, text, *verdict_style(row)))
+  ends = ('better', 'worse') if study.better == 'lower' else ('worse', 'better')
   options = dict(
     equal=study.tolerance,
     ends=(f'\u2190 {ends[0]}', f'{ends[1]} \u2192'),
-    label='; '.join(f'{row.name} {row.text}' for row in rows),
+    label='; '.join(f'{effect.name} {effect.text}' for effect in effects),
   )
-  draw = lambda kind, size: figures.forest(rows, name=f'{name} {kind}', width=size[0], **options)
+  draw = lambda kind, size: figures.forest(effects, name=f'{name} {kind}', width=size[0], **options)
   return page.figure_pair(draw)
 
 
 def law_figures(study, laws):
-  """Figures of the fitted laws over the runs, for a screen and for a phone."""
+  """Return the figures of the fitted laws over the runs."""
   series = []
-  for (others, law), color in zip(laws.items(), COLORS, strict=False):
-    x, y, *band = np.array([[np.nan if v is None else v for v in p] for p in law['curve']]).T
+  for (levels, law), color in zip(laws.items(), COLORS, strict=False):
+    x, y, *band = np.array(law['curve'], float).T  # None becomes NaN
     if np.isfinite(band).all():
       series.append(figures.Series(x, band[0], 'band', color, to=band[1]))
-    series.append(figures.Series(x, y, 'line', color, others.rpartition('=')[2]))
+    series.append(figures.Series(x, y, 'line', color, levels.rpartition('=')[2]))
     points = [
       (arm['parameters'], value)
-      for arm in study.arms()
-      if others == study_results.others_of(arm)
+      for arm in study.arms
+      if levels == results.levels_but_size(arm)
       for value in (arm.get('values') or {}).values()
     ]
     if points:
       series.append(figures.Series(*np.array(points, float).T, 'dots', color))
   options = dict(units=('parameters', study.metric), x_scale='log', room=120)
-  options['label'] = '; '.join(study_results.law_text(*law) for law in laws.items())
+  options['label'] = '; '.join(results.law_text(*law) for law in laws.items())
   return page.figure_pair(lambda kind, size: figures.chart(series, name=f'law {kind}', size=size, **options))
-
-
-EFFECTS = (arms, main, scaling)

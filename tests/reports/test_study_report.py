@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.ablation.stats import analyze, scaling
-from gpt_jax.reports import figures, study_figures, study_report, study_results, study_tables
+from gpt_jax.reports import figures, sections, study_figures, study_report, study_results, study_tables
 from gpt_jax.runs import records
 from tests import ablation_study
 from tests.reports.test_report import Reader
@@ -32,7 +32,7 @@ ATTEMPTS = [
 ]
 
 
-def made(folder, planned, rows, attempts=()):
+def build_study(folder, planned, rows, attempts=()):
   """A StudyResults with its real analysis."""
   return study_results.StudyResults(planned, rows, analyze.analyze(planned, rows), list(attempts), folder)
 
@@ -47,16 +47,16 @@ def study(tmp_path_factory):
     if (row['arm'], row['seed']) == LOST[:2]:
       ablation_study.lose(row, *LOST[2:])
   planned['arms'][4]['flags'] = ['changes model.heads too']
-  return made(folder, planned, rows, ATTEMPTS)
+  return build_study(folder, planned, rows, ATTEMPTS)
 
 
 @pytest.fixture(scope='module')
 def page(study):
-  text = study_report.render(study)
+  text = study_report.render_html(study)
   return text, Reader(text)
 
 
-def plain(text):
+def to_ascii(text):
   """Without the signs that no keyboard has."""
   return text.replace('\u2212', '-').replace('\u00a0', ' ')
 
@@ -65,7 +65,7 @@ def plain(text):
 
 
 def test_the_verdict_comes_first(page):
-  words = plain(page[1].text())
+  words = to_ascii(page[1].text())
   head = words[: words.index('Effects')]
   assert 'Which position encoding should a small character model use?' in head
   assert 'positions=alibi beats the baseline (rope)' in head
@@ -117,8 +117,8 @@ def test_sections_are_all_there_in_the_order_of_a_readers_questions(page):
 def test_the_budget_is_said_in_every_table_of_results(study, page):
   budget = 'equal tokens, 2.46M a run'
   assert page[1].text().count(budget) >= 3
-  assert budget in study_tables.to_latex(study)
-  assert study_tables.to_markdown(study).count(budget) == 2
+  assert budget in study_report.render_latex(study)
+  assert study_report.render_markdown(study).count(budget) == 3
   assert all(row['budget'] == budget for row in csv_rows(study))
 
 
@@ -126,12 +126,14 @@ def test_failures_are_told_with_their_reasons(study, page):
   words = page[1].text()
   assert '1 of 30 runs have no result: positions=sinusoidal seed 3 (diverged)' in words
   assert 'positions=nope=a|b: changes model.heads too' in words
-  assert study.failures() == [('base', 1, 'done at attempt 2', 'killed by signal 9'), LOST]
-  assert all(text in words for text in study.failures()[0][2:] + study.failures()[1][2:])
+  assert study_results.failures(study) == [('base', 1, 'done at attempt 2', 'killed by signal 9'), LOST]
+  assert all(
+    text in words for text in study_results.failures(study)[0][2:] + study_results.failures(study)[1][2:]
+  )
 
 
 def test_stops_of_the_whole_study_are_counted_once_each(study, page):
-  assert study.interruptions() == 2  # two workers wrote of the first one
+  assert study_results.count_interruptions(study) == 2  # two workers wrote of the first one
   assert 'The study was stopped twice on its way and went on.' in page[1].text()
 
 
@@ -142,7 +144,7 @@ def test_samples_are_the_last_of_the_same_seed_side_by_side(page):
 
 
 def test_negative_results_are_kept(study, page):
-  names = {arm['name'] for arm in study.unhelpful_arms()}
+  names = {arm['name'] for arm in study_results.unhelpful_arms(study)}
   assert {'positions=learned', 'positions=none', 'positions=sinusoidal'} <= names
   assert 'positions=alibi' not in names
   words = page[1].text()
@@ -167,7 +169,7 @@ def headline(verdicts, sign='lower', seeds=3):
     for level, (d, i, v) in zip(levels, verdicts, strict=True)
   ]
   rows = [{'arm': 'base', 'seed': 0, 'status': 'done', 'result': {}}]
-  return plain(study_results.StudyResults(planned, rows, {'arms': arms}).headline())
+  return to_ascii(study_results.headline(study_results.StudyResults(planned, rows, {'arms': arms})))
 
 
 def test_the_headline_answers():
@@ -177,7 +179,7 @@ def test_the_headline_answers():
   assert headline([worse, same, open_]) == (
     'Nothing beats the baseline (rope): 1 worse, 1 no different within 0.010, 1 undecided.'
   )
-  assert headline([open_, open_]) == 'Undecided: no arm could be study from the baseline (rope).'
+  assert headline([open_, open_]) == 'Undecided: no arm could be distinguished from the baseline (rope).'
   assert headline([worse, better]) == (
     'positions=x1 beats the baseline (rope): validation loss 1.670, -0.030 (-0.040 to -0.020). 1 worse.'
   )
@@ -206,7 +208,7 @@ def csv_rows(study):
 def test_csv_has_every_number_in_full(study):
   rows = {row['arm']: row for row in csv_rows(study)}
   assert list(rows)[0] == 'base'
-  for arm in study.arms():
+  for arm in study.arms:
     row = rows[arm['name']]
     assert math.isclose(float(row['mean']), arm['mean'], rel_tol=1e-9)
     for seed, value in arm['values'].items():
@@ -218,7 +220,7 @@ def test_csv_has_every_number_in_full(study):
 
 
 def test_markdown_tables_have_equal_rows(study):
-  blocks = re.findall(r'(?:^\|.*\n)+', study_tables.to_markdown(study), re.MULTILINE)
+  blocks = re.findall(r'(?:^\|.*\n)+', study_report.render_markdown(study), re.MULTILINE)
   assert len(blocks) >= 4
   for block in blocks:
     counts = {len(re.findall(r'(?<!\\)\|', line)) for line in block.splitlines()}
@@ -227,14 +229,14 @@ def test_markdown_tables_have_equal_rows(study):
 
 
 def test_latex_escapes_and_balances(study):
-  text = study_tables.to_latex(study)
+  text = study_report.render_latex(study)
   columns = re.search(r'\\begin\{tabular\}\{(\w+)\}', text).group(1)
   body = text[text.index('\\toprule') : text.index('\\bottomrule')]
   lines = [line for line in body.splitlines() if line.endswith(r'\\')]
   assert len(lines) == 7
   assert {len(re.findall(r'(?<!\\)&', line)) for line in lines} == {len(columns) - 1}
   assert text.isascii()
-  assert study_tables.escape('a_b & 5 % {x} #1 $ \\ ~ ^') == (
+  assert sections.escape_latex('a_b & 5 % {x} #1 $ \\ ~ ^') == (
     r'a\_b \& 5 \% \{x\} \#1 \$ \textbackslash{} \textasciitilde{} \textasciicircum{}'
   )
 
@@ -293,16 +295,16 @@ def crossed(folder):
     for i, arm in enumerate(arms)
     for seed in planned['seeds']
   ]
-  return made(folder, planned | {'arms': arms}, rows)
+  return build_study(folder, planned | {'arms': arms}, rows)
 
 
 def test_main_effects_have_their_own_forest(tmp_path):
-  text = plain(Reader(study_report.render(crossed(tmp_path))).text())
+  text = to_ascii(Reader(study_report.render_html(crossed(tmp_path))).text())
   part = text[text.index('Main effects') : text.index('Results')]
   assert 'mlp=gelu' in part
   assert re.search(r'\+0\.0[45]\d \(', part)
   study = crossed(tmp_path / 'again')
-  assert re.search(r'\| mlp=gelu against relu2 \| \+0\.0', plain(study_tables.to_markdown(study)))
+  assert re.search(r'\| mlp=gelu against relu2 \| \+0\.0', to_ascii(study_report.render_markdown(study)))
 
 
 def sized(folder):
@@ -332,21 +334,21 @@ def sized(folder):
   curve = np.stack([sizes, losses, losses - 0.05, losses + 0.08], 1).tolist()
   law = {'E': 1.6, 'A': 200.0, 'alpha': 0.4, 'curve': curve, 'intervals': {'alpha': [0.35, 0.46]}}
   with mock.patch.object(scaling, 'power_law', lambda *_: law):  # these numbers
-    return made(folder, planned | {'arms': arms, 'seeds': [0, 1, 2, 3]}, rows)
+    return build_study(folder, planned | {'arms': arms, 'seeds': [0, 1, 2, 3]}, rows)
 
 
 def test_sizes_have_their_law_and_a_warning_when_an_effect_turns(tmp_path):
-  text = plain(Reader(study_report.render(sized(tmp_path))).text())
+  text = to_ascii(Reader(study_report.render_html(sized(tmp_path))).text())
   assert 'changes sign with size' in text[: text.index('Effects')]
   part = text[text.index('Scaling') : text.index('Results')]
   assert part.count('L = 1.6 + 200 / N^0.4 (0.35 to 0.46)') == 2
   assert 'positions=alibi at l' in part
   study = sized(tmp_path)
-  assert plain(study.headline()) == (
+  assert to_ascii(study_results.headline(study)) == (
     'Validation loss over parameters: L = 1.6 + 200 / N^0.4 (0.35 to 0.46). '
     'positions=alibi: better at s, m; worse at l.'
   )
-  text = study_tables.to_markdown(study)
+  text = study_report.render_markdown(study)
   assert all(line in text for line in ('## Scaling', '- positions=alibi: L = 1.6', ' at l |'))
 
 
@@ -360,7 +362,7 @@ def test_laws_of_sizes_and_tokens_are_told_on_the_page_and_in_markdown(tmp_path)
   scaled = {'laws': {}, 'parametric': {'': law | {'optimum': best}}, 'isoflop': {'': flat}}
   analysis = {'arms': arms, 'scaling': scaled | {'effects': [], 'warnings': []}}
   study = study_results.StudyResults(planned, [], analysis)
-  for text in (Reader(study_report.render(study)).text(), study_tables.to_markdown(study)):
+  for text in (Reader(study_report.render_html(study)).text(), study_report.render_markdown(study)):
     assert 'L = 1.2 + 30 / N^0.3 + 60 / D^0.35; best at 5e+12 FLOPs: 200k parameters' in text
     assert 'beyond the sizes tried' in text
     assert '300k parameters at 1e+12 FLOPs; best N grows as FLOPs^0.5 (0.4 to 0.6)' in text
@@ -372,8 +374,8 @@ def test_tokens_and_who_trained_together_are_what_the_runs_say(tmp_path):
   rows = ablation_study.rows(planned, tmp_path, samples=False)
   for row in rows:
     row['result'] |= {'tokens': 123_456, 'replicas': 1 + row['seed'] % 2}
-  study = made(tmp_path, planned, rows)
-  text = Reader(study_report.render(study)).text()
+  study = build_study(tmp_path, planned, rows)
+  text = Reader(study_report.render_html(study)).text()
   assert '1 run 2 together, 2 runs alone' in text
   assert dict(study_report.key_numbers(study))['tokens a run'] == '123k'
 
@@ -385,11 +387,11 @@ def test_a_study_of_which_nothing_ran_has_a_report(tmp_path):
   planned = ablation_study.study(seeds=1)
   ablation_study.write(tmp_path, planned)
   study = study_results.read_study(tmp_path)
-  path = study_report.write(tmp_path)
+  path = study_report.write_report(tmp_path)
   text = Reader(path.read_text()).text()
   assert 'Nothing has been measured yet.' in text
   assert '6 of 6 runs are not done yet' in text
-  assert study.seconds() == 0
+  assert study.seconds == 0
   assert {p.name for p in tmp_path.glob('report.*')} == {
     'report.html',
     'report.md',
@@ -400,11 +402,11 @@ def test_a_study_of_which_nothing_ran_has_a_report(tmp_path):
 
 def test_one_seed_has_no_interval_and_no_verdict(tmp_path):
   planned = ablation_study.study(seeds=1)
-  study = made(tmp_path, planned, ablation_study.rows(planned, tmp_path))
-  text = Reader(study_report.render(study)).text()
-  assert 'Undecided: no arm could be study from the baseline (rope).' in text
-  assert '\u00b1' not in study_tables.to_latex(study)
-  assert 'nan' not in (text + study_tables.to_markdown(study) + study_tables.to_csv(study)).lower()
+  study = build_study(tmp_path, planned, ablation_study.rows(planned, tmp_path))
+  text = Reader(study_report.render_html(study)).text()
+  assert 'Undecided: no arm could be distinguished from the baseline (rope).' in text
+  assert '\u00b1' not in study_report.render_latex(study)
+  assert 'nan' not in (text + study_report.render_markdown(study) + study_tables.to_csv(study)).lower()
 
 
 def test_a_study_on_its_way_says_so(tmp_path):
@@ -413,10 +415,10 @@ def test_a_study_on_its_way_says_so(tmp_path):
   for row in rows:
     if row['seed'] > 2:
       ablation_study.lose(row, 'missing', 'it has not begun')
-  study = made(tmp_path, planned, rows)
-  assert study.headline().startswith('After 18 of 30 runs: ')
-  assert study.failures() == []
-  assert '12 of 30 runs are not done yet' in Reader(study_report.render(study)).text()
+  study = build_study(tmp_path, planned, rows)
+  assert study_results.headline(study).startswith('After 18 of 30 runs: ')
+  assert study_results.failures(study) == []
+  assert '12 of 30 runs are not done yet' in Reader(study_report.render_html(study)).text()
 
 
 def test_without_a_baseline_there_are_no_effects_but_a_report(tmp_path):
@@ -425,10 +427,10 @@ def test_without_a_baseline_there_are_no_effects_but_a_report(tmp_path):
   for row in rows:
     if row['arm'] == 'base':
       ablation_study.lose(row, 'failed', 'RuntimeError: no memory\nTraceback ...')
-  study = made(tmp_path, planned, rows)
-  text = study_report.render(study)
+  study = build_study(tmp_path, planned, rows)
+  text = study_report.render_html(study)
   assert '<h2>Effects' not in text
-  assert study.failures()[0][3] == 'RuntimeError: no memory'
+  assert study_results.failures(study)[0][3] == 'RuntimeError: no memory'
   assert 'Traceback' not in text
 
 
@@ -442,7 +444,7 @@ def test_a_torn_line_of_attempts_is_passed_over(tmp_path):
 
 def test_a_folder_without_a_study_is_an_error_with_a_fix(tmp_path):
   with pytest.raises(FileNotFoundError, match=r'no study\.json\nfix: '):
-    study_report.write(tmp_path)
+    study_report.write_report(tmp_path)
 
 
 # --- the forest plot
@@ -451,7 +453,7 @@ def test_a_folder_without_a_study_is_an_error_with_a_fix(tmp_path):
 def test_an_effect_far_beyond_the_others_gets_an_arrow():
   near = [figures.Effect(f'a{i}', 0.01 * i, (0.01 * i - 0.01, 0.01 * i + 0.01)) for i in range(5)]
   far = figures.Effect('far', 3.0, (2.9, 3.1), text='+3.000')
-  low, high = figures._reach([*near, far], 0.01)
+  low, high = figures.forest_limits([*near, far], 0.01)
   assert low < -0.01
   assert 0.05 < high < 0.1
   drawn = figures.forest([*near, far], name='f', label='x', width=1000, equal=0.01)

@@ -267,6 +267,6 @@ def judge(workdir, say=print):
   for arm in analysis['arms']:
     if arm.get('sentence'):
       say(arm['sentence'])
-  study_report.write(workdir)
+  study_report.write_report(workdir)
   say(f'report: {Path(workdir) / "report.html"}')
   return analysis
