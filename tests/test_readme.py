@@ -1,25 +1,30 @@
-"""The README says what is so: its table comes from the results, its paths and settings exist."""
+"""The README is true: its tables come from the results; its paths, flags, settings and rooms exist."""
 
+import ast
 import json
 import re
 
 import pytest
+from absl import flags
 
 from benchmarks import folds, table
 from gpt_jax import config
-from tests import command_line
+from gpt_jax.ablation import sweeps
+from gpt_jax.cli import verbs
+from tests import command_line, test_architecture
 
 README = table.README.read_text()
+PACKAGE = command_line.ROOT / 'gpt_jax'
 
 
-def test_tables_are_made_from_the_results():
+def test_tables_are_generated_from_the_results():
   for page in table.PAGES:
     assert table.render_tables(page.read_text()) == page.read_text(), page
 
 
-def test_a_result_of_several_runs_is_their_mean_and_its_interval():
+def test_merged_folds_have_the_mean_and_its_t_interval():
   row = dict(task='answer', metric='exact_match', source='s', split='test', temperature=0.0, n=10)
-  made = lambda value: {
+  run = lambda value: {
     'command': 'c',
     'hardware': 'h',
     'versions': {},
@@ -31,15 +36,15 @@ def test_a_result_of_several_runs_is_their_mean_and_its_interval():
       row | {'value': value, 'chance': 0.1},
     ],
   }
-  found = folds.merge_folds({'a': made(0.5), 'b': made(0.7), 'c': made(0.9)})
-  [mean] = found['numbers']['evaluations']
+  merged = folds.merge_folds({'a': run(0.5), 'b': run(0.7), 'c': run(0.9)})
+  [mean] = merged['numbers']['evaluations']
   assert mean['value'] == pytest.approx(0.7) and mean['n'] == 30
   assert mean['interval'][0] == pytest.approx(0.7 - 4.303 * 0.2 / 3**0.5, abs=1e-3)
   assert mean['interval'][1] == 1 and mean['runs'] == {'a': 0.5, 'b': 0.7, 'c': 0.9}
-  assert table.minutes(found) == pytest.approx(18)
+  assert table.minutes(merged) == pytest.approx(18)
 
 
-def test_every_result_says_how_it_was_made():
+def test_every_result_has_claim_command_hardware_and_versions():
   folders = (table.RESULTS, table.RESULTS / 'speed', table.RESULTS / 'plan')
   for path in (path for folder in folders for path in folder.glob('*.json')):
     result = json.loads(path.read_text())
@@ -56,14 +61,59 @@ def test_linked_files_exist():
 
 
 def test_config_keys_and_experiments_exist():
-  flat = {}
-  defaults = config.default()
-  for section, values in defaults.items():
-    flat[section] = set(values)
+  keys = {section: set(values) for section, values in config.default().items()}
   for section, key in re.findall(r'--config\.(\w+)\.(\w+)', README):
-    assert key in flat[section], f'{section}.{key}'
-  for path in re.findall(r'--config=(experiments/\w+\.py)', README):
+    assert key in keys[section], f'{section}.{key}'
+  for path in re.findall(r'--config=(experiments/[\w/]+\.py)', README):
     assert (command_line.ROOT / path).exists(), path
+
+
+def flags_of(verb):
+  """The names of a verb's flags."""
+  before = set(flags.FLAGS)
+  verbs.VERBS[verb].define_flags()
+  names = set(flags.FLAGS) - before
+  for name in names:
+    delattr(flags.FLAGS, name)
+  return names | {'config'}
+
+
+def test_verbs_and_flags_of_commands_exist():
+  commands = re.findall(r'launch\.py (\w+) ([^#`\n|]*)', README)
+  assert len(commands) > 20
+  for verb, arguments in commands:
+    names = flags_of(verb) | {'help'}
+    for flag in re.findall(r'(?<=--)\w+', arguments):
+      assert names & {flag, flag.removeprefix('no')}, (verb, flag)
+
+
+def test_sweeps_are_all_listed():
+  [line] = re.findall(r'`Study\(sweep=\.\.\.\)` is one of (.*?), or', README, re.S)
+  assert re.findall(r'`(\w+)`', line) == list(sweeps.SWEEPS)
+
+
+def test_the_reading_path_and_its_total_are_those_of_the_package():
+  listed = re.findall(r'^\d+\. \[(\S+)\.py\]\(gpt_jax/\1\.py\): ', README, re.M)
+  assert sorted(listed) == sorted(test_architecture.READING_PATH)
+  total = sum(len((PACKAGE / f'{name}.py').read_text().splitlines()) for name in listed)
+  assert f'Thirteen files, about {50 * round(total / 50):,} lines' in README, total
+
+
+def test_every_room_is_listed_with_the_sentence_of_its_docstring():
+  listed = dict(re.findall(r'^\| \[`(\S+)/`\]\(gpt_jax/\1\) \| (.*) \|$', README, re.M))
+  paths = [path for path in PACKAGE.glob('**/__init__.py') if path.parent != PACKAGE]
+  docstrings = {
+    str(p.parent.relative_to(PACKAGE)): ast.get_docstring(ast.parse(p.read_text())) for p in paths
+  }
+  assert listed == {room: ' '.join(text.split('\n\n')[0].split()) for room, text in docstrings.items()}
+
+
+def test_tables_to_extend_exist():
+  section = README.partition('## Add your own')[2].partition('## What you can change')[0]
+  rows = re.findall(r'`([A-Z_]+)`[^|]*?\((gpt_jax/\S+\.py)\)', section)
+  assert len(rows) == 8
+  for name, path in rows:
+    assert re.search(rf'^{name}\b.* = ', (command_line.ROOT / path).read_text(), re.M), (name, path)
 
 
 def test_make_targets_exist():
