@@ -35,7 +35,8 @@ def xla_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
 def attend(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
   """Attention by the configured kernel, or by the fastest that supports this call."""
   kernel = choose_kernel(cfg, mask, q_BTHK.shape[1])
-  return KERNELS[kernel](cfg, q_BTHK, k_BSGK, v_BSGK, mask, key)
+  fn = xla_attention if kernel == 'xla' else FUSED_KERNELS[kernel].attend
+  return fn(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key)
 
 
 class Attention(nnx.Module):
@@ -83,6 +84,3 @@ def write_cache(cache, k_BTGK, v_BTGK, t_BT):
     write = lambda old, new, start_B: jax.lax.dynamic_update_slice(old, new, (0, 0, start_B[0], 0))
   new = dict(k_BGSK=k_BTGK.swapaxes(1, 2), v_BGSK=v_BTGK.swapaxes(1, 2))
   return {name: write(old, new[name].astype(old.dtype), t_BT[:, 0]) for name, old in cache.items()}
-
-
-KERNELS = {'xla': xla_attention} | FUSED_KERNELS

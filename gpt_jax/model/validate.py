@@ -3,7 +3,9 @@
 Every error is a ValueError that names the key, its value and the fix.
 """
 
-from gpt_jax.model.attention import KERNELS
+from collections import ChainMap
+
+from gpt_jax.model.kernels.choice import FUSED_KERNELS
 from gpt_jax.model.kernels.remat import REMAT
 from gpt_jax.model.layers import ACTIVATIONS, INITS, NORMS
 from gpt_jax.model.position_schemes import ROPE_SCALINGS
@@ -127,15 +129,15 @@ MINIMUM = {
   'residual_scale': -1e6,
 }
 CHOICES = {
-  'positions': tuple(POSITIONS),
-  'rope_scaling': tuple(ROPE_SCALINGS),
-  'norm': tuple(NORMS),
+  'positions': POSITIONS,
+  'rope_scaling': ROPE_SCALINGS,
+  'norm': NORMS,
   'norm_position': ('pre', 'post', 'sandwich'),
-  'mlp': tuple(ACTIVATIONS),
-  'init_projections': tuple(INITS),
-  'kernel': ('auto', *KERNELS),
+  'mlp': ACTIVATIONS,
+  'init_projections': INITS,
+  'kernel': ChainMap(FUSED_KERNELS, dict.fromkeys(('auto', 'xla'))),
   'unroll': ('auto', 'on', 'off'),
-  'remat': ('auto', *REMAT),
+  'remat': ChainMap(REMAT, {'auto': None}),
   'dtype': ('auto', 'float32', 'bfloat16'),
   'param_dtype': ('float32', 'bfloat16'),
 }

@@ -34,6 +34,10 @@ CASES = {
 }
 
 
+def fn_of(kernel):
+  return attention.xla_attention if kernel == 'xla' else choice.FUSED_KERNELS[kernel].attend
+
+
 def order(length):
   return jnp.arange(length, dtype=jnp.int32)[None]
 
@@ -78,7 +82,7 @@ def test_attention_is_the_sum_over_visible_keys(tiny, case, kernel):
   pair = lambda x: None if x is None else (x, x)
   mask = Mask(order(T), order(T), cfg.window, pair(segments_BT), pair(prefix_BT))
   qkv = inputs(cfg)
-  got_BTHK = jax.jit(lambda *qkv: attention.KERNELS[kernel](cfg, *qkv, mask))(*qkv)
+  got_BTHK = jax.jit(lambda *qkv: fn_of(kernel)(cfg, *qkv, mask))(*qkv)
   expected = reference(cfg, *qkv, cfg.window, segments_BT, prefix_BT)
   np.testing.assert_allclose(got_BTHK, expected, atol=1e-5)
 
@@ -326,7 +330,7 @@ def test_describe_choice_names_the_kernel_and_why_not_the_fastest(tiny):
   assert describe(128, kernel='xla') == 'xla'
 
 
-@pytest.mark.parametrize('kernel', attention.KERNELS)
+@pytest.mark.parametrize('kernel', ['xla', *choice.FUSED_KERNELS])
 def test_decoding_takes_xla_for_every_configured_kernel(tiny, kernel):
   cfg = tiny(width=64, dtype='bfloat16', kernel=kernel)
   mask = Mask(jnp.zeros((1, 1), jnp.int32), order(128), is_plain_self_attention=False)
@@ -337,7 +341,7 @@ def output_and_gradients(cfg, mask, name, qkv, weight):
   """Output and gradients of a kernel."""
 
   def loss(*qkv):
-    y_BTHK = attention.KERNELS[name](cfg, *qkv, mask)
+    y_BTHK = fn_of(name)(cfg, *qkv, mask)
     return (y_BTHK.astype(jnp.float32) * weight).sum(), y_BTHK
 
   (_, y), grads = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*qkv)
@@ -387,3 +391,25 @@ def test_cudnn_equals_xla_forward_and_backward(tiny, extra):
   ):
     scale = np.abs(np.asarray(want, np.float32)).max()
     np.testing.assert_allclose(got, want, atol=0.03 * scale)
+
+
+def test_a_new_kernel_costs_one_file_and_one_row(tiny, monkeypatch):
+  """Validation, choice, reasons and the layer all read the row."""
+  doubled = lambda *args: 2 * attention.xla_attention(*args)
+  row = choice.Kernel(doubled, lambda cfg, mask, T: {'odd rows': T % 2 > 0}, fastest_on=('abacus',))
+  monkeypatch.setitem(choice.FUSED_KERNELS, 'doubled', row)
+  cfg, auto = tiny(kernel='doubled'), tiny()
+  assert (
+    choice.choose_kernel(cfg, row_mask(), 16)
+    == choice.choose_kernel(auto, row_mask(), 16, 'abacus')
+    == 'doubled'
+  )
+  assert choice.choose_kernel(auto, row_mask(), 15, 'abacus') == 'xla'
+  with pytest.raises(ValueError, match='model.kernel=doubled cannot honor odd rows'):
+    choice.choose_kernel(cfg, row_mask(), 15)
+  x_BTHK = jnp.ones((1, 16, cfg.heads, cfg.K))
+  mask = row_mask()._replace(t_BT=jnp.arange(16)[None], s_BS=jnp.arange(16)[None])
+  np.testing.assert_allclose(attention.attend(cfg, x_BTHK, x_BTHK, x_BTHK, mask), 2 * x_BTHK, rtol=1e-6)
+  monkeypatch.undo()
+  with pytest.raises(ValueError, match="model.kernel='doubled' is not known"):
+    tiny(kernel='doubled')

@@ -1,5 +1,6 @@
 """Each position encoding against its formula."""
 
+import dataclasses
 import math
 
 import jax
@@ -9,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_jax.model import position_schemes, positions
+from gpt_jax import config
+from gpt_jax.model import param_trees, position_schemes, positions
+from gpt_jax.training import ineffective
 from tests import models
 
 ROPE = dict(width=32, heads=2, context=64)  # K = 16: eight pairs
@@ -199,3 +202,23 @@ def test_mrope_alternates_time_row_and_column_over_pairs():
     place = jnp.zeros((1, 1, 3), jnp.int32).at[0, 0, axis].set(2)
     turned = np.asarray(positions.mrope(cfg, x_BTHK, place) - x_BTHK)[0, 0, 0]
     assert np.flatnonzero(np.abs(turned[:8]) > 1e-9).tolist() == pairs
+
+
+def test_a_new_scheme_costs_one_function_and_one_row(monkeypatch):
+  """Validation, the model and the list of settings without effect all read the row."""
+  shifted = lambda cfg, positions_BT, table_TD: jnp.broadcast_to(
+    positions_BT[..., None].astype(jnp.float32) * 0.1, (*positions_BT.shape, cfg.width)
+  )
+  monkeypatch.setitem(positions.POSITIONS, 'shifted', positions.Position(embed=shifted))
+  with_scheme, without = (models.tiny(positions=name) for name in ('shifted', 'none'))
+  params = {path: p.get_value() for path, p in param_trees.named_params(models.fill(with_scheme))}
+  assert params.keys() == {path for path, _ in param_trees.named_params(models.fill(without))}
+  ids_BT = jnp.ones((1, 8), jnp.int32)
+  outputs = [models.fill(cfg)(ids_BT).logits_BTV for cfg in (with_scheme, without)]
+  assert np.abs(outputs[0] - outputs[1]).max() > 1e-4
+  changed = dataclasses.replace(models.experiment(with_scheme).model, rope_theta=5.0)
+  cfg = config.build(config.Config, {'model': dataclasses.asdict(changed) | {'vocab': 0}})
+  assert any('model.rope_theta' in note for note in ineffective.notes(cfg))
+  monkeypatch.undo()
+  with pytest.raises(ValueError, match="model.positions='shifted' is not known"):
+    models.tiny(positions='shifted')

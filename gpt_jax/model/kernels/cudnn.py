@@ -5,6 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from gpt_jax.model.kernels.context_parallel import spread_of
+from gpt_jax.model.positions import POSITIONS
+
 
 def cudnn_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
   """Causal attention by cuDNN, BTHK, with an optional static window."""
@@ -39,3 +42,26 @@ def cudnn_obstacle():
   except (RuntimeError, ValueError, NotImplementedError) as error:  # how jax reports a missing cuDNN
     return f'this installation ({str(error).strip().splitlines()[0]})'
   return ''
+
+
+def limits(cfg, mask, T):
+  """Return what this kernel does not support: {reason: whether this call has it}."""
+  n = spread_of((1, T, cfg.G, cfg.K)).n
+  return fixed_mask_limits(cfg, mask) | {
+    cudnn_obstacle(): bool(cudnn_obstacle()),
+    'document masks': mask.segments is not None,
+    'attention_softcap': cfg.attention_softcap > 0,
+    f'dtype {cfg.dtype} (bfloat16 only)': cfg.dtype != 'bfloat16',
+    f'head width {cfg.K} (a multiple of 8, at most 128, only)': cfg.K % 8 > 0 or cfg.K > 128,
+    f'rows spread over {n} devices (mesh.sequence)': n > 1,
+  }
+
+
+def fixed_mask_limits(cfg, mask):
+  """Return the limits of kernels that other people wrote: causal masks with a static window alone."""
+  traced = 'traced windows (a window_pattern in scanned layers: set model.unroll=on)'
+  return {
+    traced: isinstance(mask.window, jax.Array),
+    'alibi': POSITIONS[cfg.positions].bias is not None,
+    'a bidirectional prefix': mask.prefix is not None,
+  }

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt_jax.cluster.meshes import platform
 from gpt_jax.model.kernels import context_parallel
+from gpt_jax.model.kernels.cudnn import fixed_mask_limits
 
 
 def splash_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
@@ -66,3 +67,12 @@ def splash_kernel(cfg, T, spread, window):
 
 
 BLOCKS = ('block_q', 'block_kv', 'block_kv_compute', 'block_q_dkv', 'block_kv_dkv', 'block_kv_dkv_compute')
+
+
+def limits(cfg, mask, T):
+  """Return what this kernel does not support: {reason: whether this call has it}."""
+  n = context_parallel.spread_of((1, T, cfg.G, cfg.K)).n
+  multiple = 128 * (2 * n if n > 1 else 1)  # 128 in each of a device's two chunks
+  return fixed_mask_limits(cfg, mask) | {
+    f'a row of {T} tokens (multiples of {multiple} only)': T % multiple > 0
+  }

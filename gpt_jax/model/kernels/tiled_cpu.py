@@ -118,3 +118,12 @@ def slice_block(cfg, block, window, piece):
   visible_BTS = flash.block_visible(queries, keys, window)
   score = lambda q, k: flash.block_scores(cfg, q, k, queries, keys, visible_BTS)
   return q_BTGMK[:, start:end], k_BSGK[:, first:last], v_BSGK[:, first:last], score
+
+
+def limits(cfg, mask, T):
+  """Return what this kernel does not support: {reason: whether this call has it}."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return {
+    f'dtype {cfg.dtype} (float32 only)': cfg.dtype != 'float32',
+    f'a mesh of {mesh.size} devices': not mesh.empty and mesh.size > 1,
+  }
