@@ -302,15 +302,15 @@ def timeline(run):
   sessions = run.sessions()
   if not sessions:
     return Section('Events', ())
-  begin, end = sessions[0][0], max(last for _, last, _ in sessions)
+  begin, end = sessions[0].start, sessions[-1].end
   percent = lambda seconds: f'{seconds / (end - begin or 1):.2%}'
   bars = [
     page.element(
       'i',
-      style=f'left:{percent(first - begin)};width:{percent(last - first)}',
-      title=f'{loggers.duration(last - first)} from step {step}',
+      style=f'left:{percent(s.start - begin)};width:{percent(s.end - s.start)}',
+      title=f'{loggers.duration(s.end - s.start)} from step {s.step}',
     )
-    for first, last, step in sessions
+    for s in sessions
   ]
   ends = page.element('span', '0:00'), page.element('span', loggers.duration(end - begin))
   rows = [

@@ -1,11 +1,7 @@
 """Figures of a study: learning curves, effects of arms, factors and sizes."""
 
-import collections
-import math
-
 import numpy as np
 
-from gpt_jax.ablation.stats import analyze
 from gpt_jax.reports import figures, page
 from gpt_jax.reports import study_results as results
 from gpt_jax.reports.job_metrics import JOB_METRICS
@@ -113,20 +109,6 @@ def differences(study):
       svg = figures.chart(lines, name=name, label=label, size=page.SMALL)
       charts.append(page.small_figure(arm['name'], results.signed(y.mean(0)[-1], study.places), svg))
   return charts
-
-
-def other_measures(study, name):
-  """Return {measure: [value of each seed]} of one arm: losses per source, and the tasks."""
-  measures = collections.defaultdict(list)
-  for row in study.runs_of(name):
-    result = row.get('result') or {}
-    values = {k: v for k, v in result.items() if k.startswith('valid_') or k == 'bits_per_byte'}
-    for score in result.get('evaluations') or ():
-      values[analyze.score_name(score)] = score.get('value')
-    for key, value in values.items():
-      if math.isfinite(results.as_number(value)):
-        measures[key].append(float(value))
-  return dict(measures)
 
 
 # -------------------------------------------------------------------------------------- effects

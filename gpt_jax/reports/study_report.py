@@ -15,7 +15,6 @@ from gpt_jax.reports.sections import Section, make_table, to_latex, to_markdown
 from gpt_jax.runs import loggers, records
 from gpt_jax.runs.text_table import join_some
 
-MAX_MEASURES = 8
 MAX_CHARACTERS, MAX_SAMPLES = 700, 12
 
 
@@ -32,16 +31,21 @@ def write_report(workdir):
   return study.folder / 'report.html'
 
 
+def sections(study):
+  """Return all Sections, in the order of a reader's questions."""
+  return effect_sections(study) + measurement_sections(study) + record_sections(study)
+
+
 def render_html(study):
   """Return the page of a StudyResults, as text."""
-  return page.document(f'{study.name} \u00b7 gpt_jax', header(study), [part(study) for part in SECTIONS])
+  return page.document(f'{study.name} \u00b7 gpt_jax', header(study), sections(study))
 
 
 def render_markdown(study):
   """Return the report in Markdown, without figures and samples."""
   sentences = [results.arm_sentence(study, arm) for arm in study.others]
   top = [study.spec.get('question', ''), f'**{results.headline(study)}**', sentences, list(alarms(study))]
-  return to_markdown(study.name, top, [part(study) for part in SECTIONS])
+  return to_markdown(study.name, top, sections(study))
 
 
 def render_latex(study):
@@ -110,13 +114,14 @@ def key_numbers(study):
   gains = [results.number(arm, 'pairing_gain') for arm in study.others]
   gains = [gain for gain in gains if math.isfinite(gain)]
   median = float(np.median(gains)) if gains else math.nan
+  seconds = np.nansum([results.number(row.get('result') or {}, 'seconds') for row in study.rows])
   numbers = {
     'runs with a result': f'{len(study.done)} of {len(study.rows)}',
     'arms': str(len(study.spec.get('arms', ()))),
     'seeds an arm': str(len(study.spec.get('seeds', ()))),
     'parameters, baseline': results.show(results.number(study.baseline, 'parameters'), loggers.human),
     'tokens a run': results.show(results.number(study.baseline, 'tokens'), loggers.human),
-    'time of all runs': loggers.duration(study.seconds) if study.seconds else '',
+    'time of all runs': loggers.duration(seconds) if seconds else '',
     'smaller error by pairing': study_tables.times(
       results.number(study.analysis.get('pairing') or {}, 'gain', median)
     ),
@@ -124,101 +129,112 @@ def key_numbers(study):
   return [(label, text) for label, text in numbers.items() if text]
 
 
-# -------------------------------------------------------------------------------------- effects
+# ------------------------------------------------------------------------------------- sections
 
 
-def arm_effects(study):
-  """The forest plot of all arms."""
-  note = (
-    f'Difference in {study.metric} from the baseline {results.base_name(study.baseline)}, paired by seed: '
-    'mean, 95 % interval, and below it each seed. '
+def effect_sections(study):
+  """Return the differences that arms, crossed factors and sizes make, and the table of results."""
+  gray = (
+    f'Gray band: within {study.tolerance:g} of no difference. Hollow: undecided. ' if study.tolerance else ''
   )
-  if study.tolerance:
-    note += f'Gray band: within {study.tolerance:g} of no difference. Hollow: undecided. '
-  return Section('Effects', study_figures.arm_effects(study), note + 'An arrow points beyond the axis.')
-
-
-def main_effects(study):
-  """Main effects of a plan that crosses factors."""
-  effects = study.analysis.get('effects') or ()
-  names = [(f'{e["factor"]}={e["level"]} against {e["against"]}', e) for e in effects]
-  forest = study_figures.forest(study, [(f'{e["factor"]}={e["level"]}', e, ()) for e in effects], 'main')
-  note = (
-    f'What a level changes in {study.metric} on average over the arms that have it, against '
-    'arms that differ in nothing else; 95 % intervals, one family of tests.'
-  )
-  return Section('Main effects', [*forest, study_tables.effects_table(study, 'level', names)], note)
-
-
-def scaling(study):
-  """Loss over size with its fitted law, and the other factors' effects at each size."""
+  crossed = study.analysis.get('effects') or ()
   scaling = study.analysis.get('scaling') or {}
-  effects = [(f'{effect["levels"]} at {effect["size"]}', effect) for effect in scaling.get('effects') or ()]
-  parts = [
-    *study_figures.law_figures(study, scaling.get('laws') or {}),
-    results.scaling_laws(study),
-    page.element('h3', 'Effects by size', kind='spaced') if effects else '',
-    *study_figures.forest(study, [(*effect, ()) for effect in effects], 'rungs'),
-    study_tables.effects_table(study, 'effect', effects),
+  by_size = [(f'{effect["levels"]} at {effect["size"]}', effect) for effect in scaling.get('effects') or ()]
+  against = [(f'{e["factor"]}={e["level"]} against {e["against"]}', e) for e in crossed]
+  return [
+    Section(
+      'Effects',
+      study_figures.arm_effects(study),
+      f'Difference in {study.metric} from the baseline {results.base_name(study.baseline)}, paired by seed: '
+      f'mean, 95 % interval, and below it each seed. {gray}An arrow points beyond the axis.',
+    ),
+    Section(
+      'Main effects',
+      [
+        *study_figures.forest(study, [(f'{e["factor"]}={e["level"]}', e, ()) for e in crossed], 'main'),
+        study_tables.effects_table(study, 'level', against),
+      ],
+      f'What a level changes in {study.metric} on average over the arms that have it, against '
+      'arms that differ in nothing else; 95 % intervals, one family of tests.',
+    ),
+    Section(
+      'Scaling',
+      [
+        *study_figures.law_figures(study, scaling.get('laws') or {}),
+        results.scaling_laws(study),
+        page.element('h3', 'Effects by size', kind='spaced') if by_size else '',
+        *study_figures.forest(study, [(*effect, ()) for effect in by_size], 'rungs'),
+        study_tables.effects_table(study, 'effect', by_size),
+      ],
+      legend='Points: runs. Line: fitted law, with its 95 % bootstrap band, beyond the largest size too.',
+    ),
+    Section(
+      'Results',
+      [study_tables.results_table(study), list(study.analysis.get('notes', ()))],
+      results.protocol(study),
+    ),
   ]
-  legend = 'Points: runs. Line: fitted law, with its 95 % bootstrap band, beyond the largest size too.'
-  return Section('Scaling', parts, legend=legend)
 
 
-def main_results(study):
-  """The main table, and the notes of the analysis."""
-  parts = [study_tables.results_table(study), list(study.analysis.get('notes', ()))]
-  return Section('Results', parts, results.protocol(study))
-
-
-def learning(study):
-  """Curves of all arms, the paired difference of each, and a table of it along the budget."""
-  fractions = {
-    arm['name']: {f'{row[0]:.0%}': row[1:] for row in arm.get('at_fractions') or ()} for arm in study.others
-  }
-  columns = list(dict.fromkeys(key for by_key in fractions.values() for key in by_key))
-  rows = [
-    (name, *(difference_at(study, *by_key.get(key, (None,))) for key in columns))
-    for name, by_key in fractions.items()
-    if by_key
-  ]
-  table = make_table(('arm', *(f'>at {key} of the budget' for key in columns)), rows, 'spaced')
+def measurement_sections(study):
+  """Return the learning curves, other measures and samples of the arms."""
   charts = page.multiples(study_figures.differences(study))
-  note = 'Difference from the baseline of the same seed at a part of the budget.'
-  legend = (
-    f'Curves: {study.metric}, mean over seeds; bands from the lowest seed to the highest. '
-    'Small charts: the difference over the whole budget, each on its own scale.'
-  )
-  return Section('Learning curves', [*study_figures.overview(study), charts, table], note, legend)
+  return [
+    Section(
+      'Learning curves',
+      [*study_figures.overview(study), charts, study_tables.budget_table(study)],
+      'Difference from the baseline of the same seed at a part of the budget.',
+      f'Curves: {study.metric}, mean over seeds; bands from the lowest seed to the highest. '
+      'Small charts: the difference over the whole budget, each on its own scale.',
+    ),
+    Section(
+      'Other measures',
+      [study_tables.measures_table(study)],
+      'Mean \u00b1 standard deviation over seeds. None of these was tested.',
+    ),
+    Section('Samples', samples(study), legend='The last of each arm, from the same first seed.'),
+  ]
 
 
-def difference_at(study, difference, *interval):
-  """Format a difference at a part of the budget, with its interval."""
-  return study.effect({'difference': difference, 'interval': interval})
-
-
-def measures(study):
-  """Means of what else was measured: per source and task, without a verdict."""
-  values = {results.label(arm): study_figures.other_measures(study, arm['name']) for arm in study.arms}
-  names = dict.fromkeys(name for by_name in values.values() for name in by_name)
-  names = [name for name in names if name != study.spec.get('metric')][:MAX_MEASURES]
-  rows = [[arm, *(spread(by_name.get(name, ())) for name in names)] for arm, by_name in values.items()]
-  header = ('arm', *(f'>{name.replace("_", " ")}' for name in names))
-  note = 'Mean \u00b1 standard deviation over seeds. None of these was tested.'
-  return Section('Other measures', [make_table(header, rows)] if names else [], note)
-
-
-def spread(values):
-  """Format mean and standard deviation of some numbers: '0.912 ± 0.004'."""
-  mean = loggers.decimals(float(np.mean(values))) if len(values) else ''
-  return f'{mean} \u00b1 {np.std(values, ddof=1):.2g}' if len(values) > 1 else mean
-
-
-# ----------------------------------------------------------------------- samples, changes, cost
+def record_sections(study):
+  """Return what was changed, at what cost, what failed, the plan, and how to repeat it."""
+  spec, stops = study.spec, results.count_interruptions(study)
+  count = {1: 'once', 2: 'twice'}.get(stops, f'{stops} times')
+  versions = spec.get('versions') or {}
+  unhelpful = [results.arm_sentence(study, arm) for arm in results.unhelpful_arms(study)]
+  return [
+    Section(
+      'What the arms change',
+      [study_tables.changes_table(study)],
+      f'Against the baseline {results.base_name(study.baseline)}, proved before the first run.',
+    ),
+    Section(
+      'Cost',
+      [study_tables.costs_table(study)],
+      f'Budget: {results.budget(study)}. Effective speedup: the loss gained and the tokens per second, as '
+      'one ratio of wall-clock time to the same loss; of means, without an interval, and only where '
+      'both were trained in the same way.',
+    ),
+    Section(
+      'What went wrong',
+      [
+        [f'The study was stopped {count} on its way and went on.'] if stops else [],
+        make_table(('arm', '>seed', 'outcome', 'why'), results.failures(study)),
+      ],
+    ),
+    Section('What did not help', [unhelpful]),
+    Section('Plan', [page.facts(plan(study))]),
+    page.reproduce(
+      spec.get('command') or versions.get('command', ''),
+      versions,
+      'The same command resumes an unfinished study, or writes this report again.',
+      'report.md, report.csv and report.tex lie beside this page.',
+    ),
+  ]
 
 
 def samples(study):
-  """The last samples of each arm, of the first seed that has them, side by side."""
+  """Return the last samples of each arm, of the first seed that has them, side by side."""
   articles = {'texts': [], 'media': []}
   metric = study.spec.get('metric', 'valid_loss')
   for arm in study.arms[:MAX_SAMPLES]:
@@ -236,8 +252,7 @@ def samples(study):
       name, words = page.element('b', results.label(arm)), page.element('small', ' \u00b7 '.join(words))
       kind = 'texts' if path.suffix == '.txt' else 'media'
       articles[kind].append(page.sample(path, page.Html(f'{name} {words}'), MAX_CHARACTERS))
-  rows = [page.element_unless_empty('div', *articles[kind], kind=kind) for kind in articles]
-  return Section('Samples', rows, legend='The last of each arm, from the same first seed.')
+  return [page.element_unless_empty('div', *articles[kind], kind=kind) for kind in articles]
 
 
 def last_samples(folder, limit=4):
@@ -246,64 +261,23 @@ def last_samples(folder, limit=4):
   return sorted(steps[max(steps)], key=lambda path: path.suffix != '.txt')[:limit] if steps else []
 
 
-def arm_changes(study):
-  """What each arm changes."""
-  note = f'Against the baseline {results.base_name(study.baseline)}, proved before the first run.'
-  return Section('What the arms change', [study_tables.changes_table(study)], note)
-
-
-def costs(study):
-  """Parameters, FLOPs, time and the effective speedup of each arm."""
-  note = (
-    f'Budget: {results.budget(study)}. Effective speedup: the loss gained and the tokens per second, as '
-    'one ratio of wall-clock time to the same loss; of means, without an interval, and only where '
-    'both were trained in the same way.'
-  )
-  return Section('Cost', [study_tables.costs_table(study)], note)
-
-
-def failures(study):
-  """Runs that failed, and those that were tried again."""
-  stops = results.count_interruptions(study)
-  count = {1: 'once', 2: 'twice'}.get(stops, f'{stops} times')
-  table = make_table(('arm', '>seed', 'outcome', 'why'), results.failures(study))
-  lines = [f'The study was stopped {count} on its way and went on.'] if stops else []
-  return Section('What went wrong', [lines, table])
-
-
-def unhelpful_arms(study):
-  """Arms that did not help."""
-  arms = results.unhelpful_arms(study)
-  return Section('What did not help', [[results.arm_sentence(study, arm) for arm in arms]])
-
-
 def plan(study):
-  """Plan, budget, seeds, factors, data."""
+  """Return {name: text} of plan, budget, seeds, factors and data."""
   spec = study.spec
-  return Section(
-    'Plan',
-    [
-      page.facts(
-        {
-          'base': spec.get('base', ''),
-          'sweep': str(spec.get('sweep', '')).replace('_', ' '),
-          **{
-            f'factor {name}': ', '.join(map(str, levels))
-            for name, levels in (spec.get('factors') or {}).items()
-          },
-          'judged by': f'{study.metric}, {study.better} is better',
-          'no difference': f'less than {study.tolerance:g}' if study.tolerance else 'not tested',
-          'budget': results.budget(study),
-          'seeds': ', '.join(map(str, spec.get('seeds', ()))),
-          'data': fingerprints(study, 'data'),
-          'tokenizer': fingerprints(study, 'tokenizer'),
-          'trained': schedule(spec.get('schedule') or {}),
-          'at once': runs_together(study),
-          'hardware': ', '.join(distinct_values(study, 'hardware')),
-        }
-      )
-    ],
-  )
+  return {
+    'base': spec.get('base', ''),
+    'sweep': str(spec.get('sweep', '')).replace('_', ' '),
+    **{f'factor {name}': ', '.join(map(str, levels)) for name, levels in (spec.get('factors') or {}).items()},
+    'judged by': f'{study.metric}, {study.better} is better',
+    'no difference': f'less than {study.tolerance:g}' if study.tolerance else 'not tested',
+    'budget': results.budget(study),
+    'seeds': ', '.join(map(str, spec.get('seeds', ()))),
+    'data': fingerprints(study, 'data'),
+    'tokenizer': fingerprints(study, 'tokenizer'),
+    'trained': schedule(spec.get('schedule') or {}),
+    'at once': runs_together(study),
+    'hardware': ', '.join(distinct_values(study, 'hardware')),
+  }
 
 
 def schedule(record):
@@ -338,16 +312,4 @@ def fingerprints(study, key):
   return f'{values[0][:16]}, the same in all runs' if values else ''
 
 
-def reproduce(study):
-  """The command line and all versions."""
-  versions = study.spec.get('versions') or {}
-  note = 'The same command resumes an unfinished study, or writes this report again.'
-  legend = 'report.md, report.csv and report.tex lie beside this page.'
-  return page.reproduce(study.spec.get('command') or versions.get('command', ''), versions, note, legend)
-
-
-SECTIONS = (
-  *(arm_effects, main_effects, scaling, main_results, learning, measures, samples, arm_changes, costs),
-  *(failures, unhelpful_arms, plan, reproduce),
-)
 FORMATS = {'html': render_html, 'md': render_markdown, 'csv': study_tables.to_csv, 'tex': render_latex}

@@ -4,9 +4,7 @@ Missing results never fail a report: an unknown number is NaN, and its text is e
 """
 
 import collections
-import dataclasses
 import datetime
-import functools
 import math
 import pathlib
 
@@ -22,46 +20,36 @@ STOP_SECONDS = 60  # workers that one stop ends write their last lines within th
 MINUS = '\u2212'
 
 
-@dataclasses.dataclass(frozen=True)
 class StudyResults:
-  """The files of a study folder, and what all formats of its report show of them."""
+  """The files of a study folder, and what all formats of its report show of them.
 
-  spec: dict  # study.json
-  rows: list  # one dict a run, of store.read_runs
-  analysis: dict = dataclasses.field(default_factory=dict)  # analysis.json
-  attempts: list = dataclasses.field(default_factory=list)  # attempts.jsonl
-  folder: pathlib.Path = pathlib.Path()
+  Args:
+    spec: study.json.
+    rows: one dict a run, of store.read_runs.
+    analysis: analysis.json.
+    attempts: attempts.jsonl.
+    folder: path of the study.
+  """
 
-  @property
-  def name(self):
-    """Name of the study."""
-    return self.spec.get('name') or 'ablation'
+  def __init__(self, spec, rows, analysis=None, attempts=(), folder=pathlib.Path()):
+    self.spec, self.rows, self.analysis = spec, rows, analysis or {}
+    self.attempts, self.folder = list(attempts), folder
+    key = spec.get('metric', 'valid_loss')
+    self.name = spec.get('name') or 'ablation'
+    self.metric = METRIC_NAMES.get(key, key.replace('_', ' '))
+    self.better = spec.get('better', 'lower')  # direction of the metric: lower or higher
+    self.tolerance = number(spec, 'tolerance', 0.0)  # largest difference that counts as none
+    digits = 1 - math.floor(math.log10(self.tolerance)) if self.tolerance > 0 else 3
+    self.places = min(6, max(0, digits))  # show a tenth of the tolerance
+    self.arms = self._sorted_arms()
+    self.others = [arm for arm in self.arms if not arm.get('is_baseline')]
+    self.baseline = next((arm for arm in self.arms if arm.get('is_baseline')), {})
+    self.done = [row for row in rows if row.get('status') == 'done']
+    self.pending = [row for row in rows if row.get('status') in PENDING]
+    self.lost = [row for row in rows if row.get('status') not in ('done', *PENDING)]
 
-  @property
-  def metric(self):
-    """Name of the metric in words."""
-    key = self.spec.get('metric', 'valid_loss')
-    return METRIC_NAMES.get(key, key.replace('_', ' '))
-
-  @property
-  def better(self):
-    """The better direction of the metric: lower or higher."""
-    return self.spec.get('better', 'lower')
-
-  @property
-  def tolerance(self):
-    """Largest difference that counts as none, in units of the metric."""
-    return number(self.spec, 'tolerance', 0.0)
-
-  @property
-  def places(self):
-    """Digits after the point that show a tenth of the tolerance."""
-    tolerance = self.tolerance
-    return min(6, max(0, 1 - math.floor(math.log10(tolerance)))) if tolerance > 0 else 3
-
-  @functools.cached_property
-  def arms(self):
-    """The arms, the baseline first, then from the best to the worst: [{**planned, **measured}]."""
+  def _sorted_arms(self):
+    """Return {**planned, **measured} of each arm: the baseline, then from the best to the worst."""
     measured = {arm['name']: arm for arm in self.analysis.get('arms', ())}
     arms = [arm | measured.get(arm['name'], {}) for arm in self.spec.get('arms', ())]
     sign = 1 if self.better == 'lower' else -1
@@ -71,36 +59,6 @@ class StudyResults:
       return not arm.get('is_baseline'), math.isnan(difference), np.nan_to_num(difference)
 
     return sorted(arms, key=rank)
-
-  @property
-  def others(self):
-    """All arms but the baseline."""
-    return [arm for arm in self.arms if not arm.get('is_baseline')]
-
-  @property
-  def baseline(self):
-    """The arm that all are compared with, or {}."""
-    return next((arm for arm in self.arms if arm.get('is_baseline')), {})
-
-  @property
-  def done(self):
-    """The rows with a result."""
-    return [row for row in self.rows if row['status'] == 'done']
-
-  @property
-  def pending(self):
-    """The rows of runs that have not ended."""
-    return [row for row in self.rows if row['status'] in PENDING]
-
-  @property
-  def lost(self):
-    """The rows of runs that ended without a result."""
-    return [row for row in self.rows if row['status'] not in ('done', *PENDING)]
-
-  @property
-  def seconds(self):
-    """Total seconds of all runs with a result."""
-    return float(np.nansum([number(row.get('result', {}), 'seconds') for row in self.rows]))
 
   def runs_of(self, name):
     """Return the rows of one arm, by seed."""

@@ -1,14 +1,19 @@
 """Tables of a study: results, effects, costs, changes of the arms, and all numbers as CSV."""
 
+import collections
 import csv
 import io
 import math
 
+import numpy as np
+
+from gpt_jax.ablation.stats import analyze
 from gpt_jax.reports import page
 from gpt_jax.reports import study_results as results
 from gpt_jax.reports.sections import make_table
 from gpt_jax.runs import loggers
 
+MAX_MEASURES = 8  # columns of the other measures
 MAX_PATHS = 6  # of parameters in a cell
 NUMBERS = (
   *('n', 'failed', 'mean', 'sd', 'difference', 'p', 'p_holm', 'se_paired', 'se_unpaired', 'pairing_gain'),
@@ -79,6 +84,49 @@ def costs_table(study):
     speedup = math.nan if arm.get('is_baseline') else results.number(arm, 'speedup')
     rows.append([results.label(arm), *numbers, times(speedup)])
   return make_table(('arm', *(name for name, _ in columns.values()), '>effective speedup'), rows)
+
+
+def budget_table(study):
+  """Return the difference of each arm, with its interval, at parts of the budget."""
+  fractions = {
+    arm['name']: {f'>at {row[0]:.0%} of the budget': row[1:] for row in arm.get('at_fractions') or ()}
+    for arm in study.others
+  }
+  columns = list(dict.fromkeys(column for values in fractions.values() for column in values))
+  effect = lambda difference=None, *interval: study.effect({'difference': difference, 'interval': interval})
+  rows = [
+    [name, *(effect(*values.get(c, ())) for c in columns)] for name, values in fractions.items() if values
+  ]
+  return make_table(('arm', *columns), rows, 'spaced')
+
+
+def measures_table(study):
+  """Return mean and deviation of what else was measured: per source and task."""
+  values = {results.label(arm): other_measures(study, arm['name']) for arm in study.arms}
+  names = dict.fromkeys(name for measures in values.values() for name in measures)
+  names = [name for name in names if name != study.spec.get('metric')][:MAX_MEASURES]
+  rows = [[arm, *(spread(measures.get(name, ())) for name in names)] for arm, measures in values.items()]
+  return make_table(('arm', *(f'>{name.replace("_", " ")}' for name in names)), rows if names else ())
+
+
+def other_measures(study, name):
+  """Return {measure: [value of each seed]} of one arm: losses per source, and the tasks."""
+  measures = collections.defaultdict(list)
+  for row in study.runs_of(name):
+    result = row.get('result') or {}
+    values = {k: v for k, v in result.items() if k.startswith('valid_') or k == 'bits_per_byte'}
+    for score in result.get('evaluations') or ():
+      values[analyze.score_name(score)] = score.get('value')
+    for key, value in values.items():
+      if math.isfinite(results.as_number(value)):
+        measures[key].append(float(value))
+  return dict(measures)
+
+
+def spread(values):
+  """Format mean and standard deviation of some numbers: '0.912 ± 0.004'."""
+  mean = loggers.decimals(float(np.mean(values))) if len(values) else ''
+  return f'{mean} \u00b1 {np.std(values, ddof=1):.2g}' if len(values) > 1 else mean
 
 
 def changes_table(study):

@@ -33,6 +33,17 @@ SECONDS_KEYS = {'compile': 'seconds', 'evaluate': 'seconds', 'checkpoint': 'bloc
 SESSION_STARTS = ('start', 'resume')
 
 
+@dataclasses.dataclass
+class Session:
+  """The work of one process on a run; times in Unix seconds."""
+
+  begin: float  # of the process: `startup` seconds before its first record
+  start: float  # first record
+  end: float  # last record
+  step: int  # updates made before
+  events: list  # [(second, event)]
+
+
 @dataclasses.dataclass(frozen=True)
 class History:
   """All records of a run folder except samples and checkpoints."""
@@ -81,19 +92,22 @@ class History:
     return self.result.get('hardware') or self.versions().get('device', '')
 
   def sessions(self):
-    """Return [(first second, last second, first step)] of each process that worked on the run."""
+    """Return the Sessions, in order."""
     rows = [(unix_seconds(event['time']), event) for event in self.events]
     rows += [(row['time'], row) for row in self.metrics if 'time' in row]
     sessions = []
     for second, row in sorted(rows, key=lambda pair: pair[0]):
       if row.get('event') in SESSION_STARTS or not sessions:
-        sessions.append([second, second, row.get('step', 0)])
-      sessions[-1][1] = second
+        begin = second - sum(row.get('startup', {}).values())
+        sessions.append(Session(begin, second, second, row.get('step', 0), []))
+      sessions[-1].end = second
+      if 'event' in row:
+        sessions[-1].events.append((second, row))
     return sessions
 
   def wall_seconds(self):
     """Return the seconds from the first to the last record, less the pauses between sessions."""
-    return sum(last - first for first, last, _ in self.sessions())
+    return sum(session.end - session.start for session in self.sessions())
 
 
 def unix_seconds(time):
@@ -121,46 +135,29 @@ def read_history(workdir):
 
 def seconds_by_phase(run):
   """Return {phase: seconds} of a History, in the order of PHASES; {} before the first event."""
-  sessions = split_sessions(run)
-  if not sessions:
+  if not run.events:
     return {}
-  phases = dict.fromkeys(PHASES, 0.0)
-  for session, after in itertools.zip_longest(sessions, sessions[1:]):
-    add_session(phases, session, after)
-    if after:
-      phases['waiting'] += max(0.0, after['begin'] - session['end'])
+  sessions, phases = run.sessions(), dict.fromkeys(PHASES, 0.0)
+  for session, following in itertools.zip_longest(sessions, sessions[1:]):
+    add_session(phases, session, following)
+    if following:
+      phases['waiting'] += max(0.0, following.begin - session.end)
   rows = [(row['step'], row['step_seconds']) for row in run.metrics if 'step_seconds' in row]
   first_steps = [0, *(step for step, _ in rows)]  # metrics.jsonl holds only steps that count
   phases['steps'] = sum(
     seconds * (step - first) for (step, seconds), first in zip(rows, first_steps, strict=False)
   )
-  phases['other'] = sessions[-1]['end'] - sessions[0]['begin'] - sum(phases.values())
+  phases['other'] = sessions[-1].end - sessions[0].begin - sum(phases.values())
   return phases
 
 
-def split_sessions(run):
-  """Return the sessions in order: {begin, open, end: seconds; events: [(second, event)]}."""
-  events = [(unix_seconds(event['time']), event) for event in run.events]
-  starts = [(second, event) for second, event in events if event['event'] in SESSION_STARTS]
-  metric_seconds = [row['time'] for row in run.metrics if 'time' in row]
-  sessions = []
-  for n, (start, event) in enumerate(starts):
-    until = starts[n + 1][0] if n + 1 < len(starts) else math.inf
-    own_events = [(second, event) for second, event in events if start <= second < until]
-    own_seconds = [second for second in metric_seconds if start <= second < until]
-    end = max([*(second for second, _ in own_events), *own_seconds])
-    begin = start - sum(event.get('startup', {}).values())
-    sessions.append({'begin': begin, 'open': start, 'end': end, 'events': own_events})
-  return sessions
-
-
-def add_session(phases, session, after):
-  """Add the seconds that one session's events tell; `after`: the next session or None."""
-  intervals = lost_intervals(session, after)
+def add_session(phases, session, following):
+  """Add the seconds that one Session's events record; `following`: the next Session or None."""
+  intervals = lost_intervals(session, following)
   is_lost = lambda second: any(first < second <= last for first, last in intervals)
-  phases['startup'] += session['open'] - session['begin']
+  phases['startup'] += session.start - session.begin
   phases['lost'] += sum(last - first for first, last in intervals)
-  for second, event in session['events']:
+  for second, event in session.events:
     name = event['event']
     if name in SECONDS_KEYS and (name == 'compile' or not is_lost(second)):
       seconds = event.get(SECONDS_KEYS[name], 0.0)
@@ -168,20 +165,19 @@ def add_session(phases, session, after):
       phases['lost'] -= seconds if is_lost(second) else 0.0
 
 
-def lost_intervals(session, after):
+def lost_intervals(session, following):
   """Return [(from, to)] in seconds: work after the checkpoint from which the run then went on."""
-  ends = [(second, event['step']) for second, event in session['events'] if event['event'] == 'go_back']
-  if after and not any(event['event'] in ('preempted', 'done') for _, event in session['events']):
-    ends.append((session['end'], after['events'][0][1].get('step', 0)))
+  ends = [(second, event['step']) for second, event in session.events if event['event'] == 'go_back']
+  if following and not any(event['event'] in ('preempted', 'done') for _, event in session.events):
+    ends.append((session.end, following.step))
   intervals = []
   for end, step in ends:
     saves = [
       second
-      for second, event in session['events']
+      for second, event in session.events
       if second < end and event['event'] == 'checkpoint' and event.get('step') == step
     ]
-    first = max([session['open'], *saves, *(last for _, last in intervals)])
-    intervals.append((first, end))
+    intervals.append((max([session.start, *saves, *(last for _, last in intervals)]), end))
   return intervals
 
 

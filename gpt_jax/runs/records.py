@@ -229,18 +229,6 @@ class StepLines:
 # ----------------------------------------------------------------------------------------- lock
 
 
-def _flock(file):
-  """Return whether this process now has the lock, or the file system has no locks."""
-  try:
-    if fcntl:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    return False
-  except OSError:  # some network file systems
-    return True
-  return True
-
-
 @contextlib.contextmanager
 def locked(folder):
   """Lock `folder` for this process; a second process gets a ValueError that names the first.
@@ -250,11 +238,16 @@ def locked(folder):
   """
   with open(folder / '.lock', 'a+', encoding='utf-8') as file:
     file.seek(0)
-    if not _flock(file):
+    try:
+      if fcntl:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
       raise ValueError(
         f'workdir={folder} is being written by {file.read().strip() or "another process"}\n'
         'fix: wait for it, stop it, or give another --workdir'
-      )
+      ) from error
+    except OSError:  # some network file systems have no locks
+      pass
     file.truncate(0)
     file.write(f'process {os.getpid()} on {socket.gethostname()}')
     file.flush()
