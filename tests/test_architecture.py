@@ -60,8 +60,8 @@ MAY_IMPORT = {
   'plan': 'cluster.batches data jobs model sample sampling.prompt_batch sharding step tokenizers',
   'ablation': 'cli.experiment_file cluster.batches config data jobs model runs sharding step train training',
   'reports.study_results': 'ablation',
-  'reports.study_figures': 'ablation reports reports.study_results',
-  'reports.study_tables': 'reports reports.study_results',
+  'reports.study_figures': 'reports reports.study_results',
+  'reports.study_tables': 'ablation reports reports.study_results',
   'reports.study_report': 'reports reports.study_figures reports.study_results reports.study_tables',
   'ablation.execute': 'ablation cluster.batches config reports.study_report runs sharding step train '
   'training',

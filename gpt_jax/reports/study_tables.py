@@ -93,9 +93,13 @@ def budget_table(study):
     for arm in study.others
   }
   columns = list(dict.fromkeys(column for values in fractions.values() for column in values))
-  effect = lambda difference=None, *interval: study.effect({'difference': difference, 'interval': interval})
+
+  def lines(difference=None, *interval):
+    row = {'difference': difference, 'interval': interval}
+    return f'{study.difference(row)}\n{study.interval(row)}'.strip()
+
   rows = [
-    [name, *(effect(*values.get(c, ())) for c in columns)] for name, values in fractions.items() if values
+    [name, *(lines(*values.get(c, ())) for c in columns)] for name, values in fractions.items() if values
   ]
   return make_table(('arm', *columns), rows, 'spaced')
 
