@@ -1,10 +1,10 @@
-"""Questions about short stories, one sentence or two away from their answer, on made-up data.
+"""Questions about short generated stories; the answer needs one sentence or two.
 
-Target (2 CPU cores, 15 minutes): 99 % exact match where one sentence has the answer, 80 % where
-two do (a thing is where its holder is); guessing the commonest place gives 17 %.
+Target (2 CPU cores, 15 minutes): 99 % exact match where one sentence has the answer, 80 % where two do (an
+object is where its holder is). The most frequent place scores 17 %.
 Command: launch.py train --config=experiments/answer.py --workdir=runs/answer
   launch.py evaluate --workdir=runs/answer --split=test --tasks=answer
-Stories look like the first two bAbI tasks and are not: do not compare the figures.
+The stories resemble the first two bAbI tasks but differ: do not compare the scores.
 Arguments: steps, seed, runlocal.
 """
 
@@ -12,7 +12,7 @@ from gpt_jax import config as configs
 
 
 def stories(facts):
-  """The fields of a source of stories whose answer needs so many sentences."""
+  """Source of stories whose answer needs this number of sentences."""
   return dict(
     kind='stories',
     documents=40_000,
@@ -24,7 +24,7 @@ def stories(facts):
 
 
 def get_config(arg=''):
-  """arg: see the module's docstring."""
+  """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(arg, steps=2000, seed=0, runlocal=False)
   config = configs.default()
   config.tokenizer.update(kind='bpe', vocab=320)  # a word of these stories is one token

@@ -1,7 +1,8 @@
-"""The default experiment: one small GPT writes, names and draws digits, dials and listens.
+"""The default experiment: one small GPT for text, handwritten digits and keypad tones, in five tasks.
 
-Text is the language reference that ships with Python, pictures are scikit-learn's real handwritten
-digits (8 x 8), sounds are the tones of a telephone keypad: data that every machine has.
+Tasks: write text, name and draw digits, dial and recognize tones. Text is the language reference that ships
+with Python, images are scikit-learn's 8 x 8 digits, sounds are telephone keypad tones: every machine has
+them.
 Command: launch.py train   Hardware: 2 CPU cores   Minutes: 4
 """
 
@@ -9,7 +10,7 @@ from gpt_jax import config as configs
 
 
 def get_config(arg=''):
-  """No arguments."""
+  """Return the config; it takes no arguments."""
   configs.arguments(arg)
   config = configs.default()
   config.tokenizer.update(kind='bpe', vocab=1024)

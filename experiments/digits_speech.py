@@ -1,16 +1,15 @@
-"""Spoken digits (FSDD) recognized and spoken by one GPT: speech -> text and text -> speech.
+"""Spoken digits (FSDD), recognized and spoken by one GPT: speech -> text and text -> speech.
 
 Results (2 CPU cores beside other work, official test of 300): from mel frames 99.3 % recognized
-(task=recognize,continuous=True,steps=1000, 13 minutes on one core); from codes, one model for both
-(44 minutes), 93.7 %; spoken digits judged right 90.0 % (real ones 97.0, the tokenizer's 93.7), by
-the right speaker 95.3 %. Speakers that were left out (steps=600, 11 minutes each on one core) are
-recognized 83.6 % from mel frames, a mean of 57.8 (george) to 98.6 (theo).
+(task=recognize,continuous=True,steps=1000, 13 minutes on one core). From codes, one model for both tasks
+(44 minutes): 93.7 % recognized; 90.0 % of generated digits judged right (real ones 97.0, reconstructed ones
+93.7), 95.3 % by the right speaker. Left-out speakers (steps=600, 11 minutes each on one core): 83.6 %
+recognized from mel frames, the mean of 57.8 (george) to 98.6 (theo).
 Command: launch.py train --config=experiments/tokenizers/fsdd_fsq.py --workdir=runs/fsdd_fsq
   launch.py train --config=experiments/digits_speech.py:tokens=runs/fsdd_fsq --workdir=runs/speech
   launch.py evaluate --workdir=runs/speech --split=test --tasks=answer,speak
-Arguments: tokens (run folder of a trained tokenizer; '' = k-means frames), task (both, recognize,
-speak), loso (a speaker that is left out for the test), continuous (read mel frames), steps, seed,
-runlocal.
+Arguments: tokens (run folder of a trained tokenizer; '' = k-means frames), task (both, recognize, speak),
+loso (speaker to leave out for the test), continuous (read mel frames), steps, seed, runlocal.
 """
 
 from gpt_jax import config as configs
@@ -20,7 +19,7 @@ SPEAKERS = ('george', 'jackson', 'lucas', 'nicolas', 'theo', 'yweweler')
 
 
 def recordings(loso=''):
-  """The fields of the source; the official test are the first five of each digit and speaker."""
+  """Source of recordings; the official test is the first five of each digit and speaker."""
   return dict(
     kind='files',
     path='fsdd/recordings.zip',
@@ -32,12 +31,14 @@ def recordings(loso=''):
 
 
 def get_config(arg=''):
-  """arg: see the module's docstring."""
+  """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(
     arg, tokens='', task='both', loso='', continuous=False, steps=1500, seed=0, runlocal=False
   )
   if args.loso and args.loso not in SPEAKERS:
-    raise ValueError(f'config argument loso={args.loso} is no speaker\nfix: use one of {", ".join(SPEAKERS)}')
+    raise ValueError(
+      f'config argument loso={args.loso} is not a speaker\nfix: use one of {", ".join(SPEAKERS)}'
+    )
   config = configs.default()
   config.tokenizer.kind = 'bytes'  # a speaker left out may have letters that no other has
   if args.tokens:
@@ -56,7 +57,7 @@ def get_config(arg=''):
       f'config argument task={args.task} is not known\nfix: use one of both, {", ".join(forms)}'
     )
   if args.task == 'speak' and args.continuous:
-    raise ValueError('continuous is for sounds that are read\nfix: task=recognize or both')
+    raise ValueError('continuous=True with task=speak: no sound is read\nfix: use task=recognize or both')
   if args.task != 'both':
     forms = {args.task: forms[args.task]}
   config.data.mixture = forms

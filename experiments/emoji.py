@@ -1,12 +1,12 @@
 """Emoji captioned and drawn by one GPT, on a split that keeps siblings together.
 
-Target: token F1 of captions above the nearest neighbor in pixels (.073 on this split); the true
-name ranks above chance among those of the test pictures.
-Command: as in experiments/tokenizers/emoji_fsq.py, then
+Target: token F1 of captions above the nearest neighbor in pixels (0.073 on this split); the true name ranks
+above chance among the names of the test images.
+Command: the commands of experiments/tokenizers/emoji_fsq.py, then
   launch.py train --config=experiments/emoji.py:tokens=runs/emoji_fsq --workdir=runs/emoji
   launch.py evaluate --workdir=runs/emoji --split=test --tasks=answer,classify
-Arguments: tokens (run folder of a trained tokenizer; '' = k-means patches), continuous (captions
-read patches instead of codes), steps, seed, runlocal.
+Arguments: tokens (run folder of a trained tokenizer; '' = k-means patches), continuous (caption from patches
+instead of codes), steps, seed, runlocal.
 """
 
 from gpt_jax import config as configs
@@ -19,11 +19,11 @@ EMOJI = dict(
   valid_keep='group_split=valid',
   test_keep='group_split=test',
 )
-CHANGED = dict(copies=6, augment='rotate=10,scale=0.1,shift=2')  # 1,247 pictures are soon known
+CHANGED = dict(copies=6, augment='rotate=10,scale=0.1,shift=2')  # 1,247 images are memorized quickly
 
 
 def get_config(arg=''):
-  """arg: see the module's docstring."""
+  """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(arg, tokens='', continuous=False, steps=1500, seed=0, runlocal=False)
   config = configs.default()
   config.tokenizer.update(kind='bpe', vocab=512)

@@ -1,10 +1,9 @@
-"""Continue a model with a fresh optimizer on another text.
+"""Fine-tune a model on another text, with a fresh optimizer.
 
 Command: launch.py import --source=gpt2 --workdir=runs/gpt2
   launch.py train --config=experiments/finetune_gpt2.py:base=runs/gpt2
   --config.data.mixture.text.path=my_text.txt
-The model section is that of the base run, and so is the tokenizer. Learning rate and batch after
-nanoGPT's fine-tuning recipe.
+Model and tokenizer are those of the base run. Learning rate and batch follow nanoGPT's fine-tuning recipe.
 Arguments: base (a run folder), runlocal (a minute on a CPU).
 """
 
@@ -12,7 +11,7 @@ from gpt_jax import config as configs
 
 
 def get_config(arg=''):
-  """arg: see the module's docstring."""
+  """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(arg, base='runs/gpt2', runlocal=False)
   config = configs.default()
   base = configs.of_run(args.base)

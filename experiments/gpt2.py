@@ -1,14 +1,13 @@
-"""GPT-2, all four sizes, on a text of your own.
+"""GPT-2 in four sizes, on your own text.
 
 Command: launch.py train --config=experiments/gpt2.py:size=small,text=corpus/*.txt,bpe=DIR
-DIR holds vocab.json and merges.txt (or encoder.json and vocab.bpe) of GPT-2; without it a
-tokenizer of 8,192 ids is trained on the text. Without a text it is the language reference that
-ships with Python, which has enough repeated tokens for 4,096 ids.
-Arguments: preset (gpt2, llama, modern), size (small, medium, large, xl; llama: small, 1b, 7b, 8b),
-text, bpe, runlocal (a minute on a CPU).
+DIR has GPT-2's vocab.json and merges.txt (or encoder.json and vocab.bpe); without it a tokenizer of 8,192 ids
+is trained on the text. Without a text: the language reference that ships with Python, and 4,096 ids.
+Arguments: preset (gpt2, llama, modern), size (small, medium, large, xl; llama: small, 1b, 7b, 8b), text, bpe,
+runlocal (a minute on a CPU).
 Hardware: one GPU of 80 GB for small at this batch; --config.mesh.preset=gpu8-fsdp for xl.
-Sources: GPT-2 (Radford et al. 2019); half a million tokens a batch and learning rates by size
-from GPT-3 (Brown et al. 2020, table 2.1).
+Sources: GPT-2 (Radford et al. 2019); half a million tokens per batch and learning rates by size from GPT-3
+(Brown et al. 2020, table 2.1).
 """
 
 from gpt_jax import config as configs
@@ -18,7 +17,7 @@ LEARNING_RATES = {'small': 6e-4, 'medium': 3e-4, 'large': 2.5e-4, 'xl': 2e-4, '1
 
 
 def get_config(arg=''):
-  """arg: see the module's docstring."""
+  """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(arg, size='small', preset='gpt2', text='', bpe='', runlocal=False)
   if args.preset not in PRESETS:
     rows = ', '.join(PRESETS)

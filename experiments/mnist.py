@@ -1,18 +1,19 @@
-"""MNIST read and drawn by one GPT: image -> name and name -> image.
+"""MNIST, read and drawn by one GPT: image -> name and name -> image.
 
-Results (2 CPU cores; each training on one of them beside other work, in 30 to 45 minutes): from
-codes 98.0 % of all 10,000 test digits are read (task=read,copies=2,steps=2200), from patches
-98.4 % (task=read,continuous=True,steps=2000). Of 500 drawn ones (task=draw,steps=2000;
---guidance=1.5, chosen on validation) 98.4 % are judged right, without guidance 93.7 %; a classifier
-of drawn digits is right on 90.6 % of real ones; 95.0 % of 200 are classified by the likelihood of
-their codes. One model for both (33.6 minutes): 96.7 % read, 93.1 % drawn right without guidance.
+Results (2 CPU cores; each run on one of them beside other work, 30 to 45 minutes):
+  read from codes (task=read,copies=2,steps=2200): 98.0 % of all 10,000 test digits; from patches
+  (task=read,continuous=True,steps=2000): 98.4 %.
+  draw (task=draw,steps=2000; --guidance=1.5, chosen on validation): 98.4 % of 500 judged right, 93.7 %
+  without guidance; a classifier trained on drawn digits is right on 90.6 % of real ones; 95.0 % of 200 digits
+  are classified by the likelihood of their codes.
+  both tasks in one model (33.6 minutes): 96.7 % read, 93.1 % drawn right without guidance.
 Command: launch.py train --config=experiments/tokenizers/mnist_fsq.py --workdir=runs/mnist_fsq
   launch.py train --config=experiments/mnist.py:tokens=runs/mnist_fsq --workdir=runs/mnist
   launch.py evaluate --workdir=runs/mnist --split=test --tasks=answer,draw,classify
-Arguments: tokens (run folder of a trained tokenizer; '' = k-means patches), task (both, read,
-draw), continuous (read patches instead of codes), copies (turned, scaled and shifted ones beside
-each training digit that is read), tfds (a prepared TFDS data set of digits with a split named
-test, as in tfds=mnist, in the place of MNIST's own files), steps, seed, runlocal.
+Arguments: tokens (run folder of a trained tokenizer; '' = k-means patches), task (both, read, draw),
+continuous (read patches instead of codes), copies (rotated, scaled and shifted copies of each digit to read),
+tfds (a prepared TFDS data set of digits with a split named test, as in tfds=mnist, instead of MNIST's files),
+steps, seed, runlocal.
 """
 
 from gpt_jax import config as configs
@@ -22,7 +23,7 @@ MNIST = dict(kind='arrays', path='mnist/train-*-ubyte.gz', test_path='mnist/t10k
 
 
 def get_config(arg=''):
-  """arg: see the module's docstring."""
+  """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(
     arg, tokens='', task='both', continuous=False, copies=0, tfds='', steps=3000, seed=0, runlocal=False
   )
@@ -50,7 +51,7 @@ def get_config(arg=''):
       f'config argument task={args.task} is not known\nfix: use one of both, {", ".join(forms)}'
     )
   if args.task == 'draw' and (args.copies or args.continuous):
-    raise ValueError('copies and continuous are for digits that are read\nfix: task=read or both')
+    raise ValueError('copies or continuous with task=draw: no digit is read\nfix: use task=read or both')
   if args.task != 'both':
     forms = {args.task: forms[args.task]}
     config.data.condition_dropout = 0.1 if args.task == 'draw' else 0.0

@@ -1,15 +1,15 @@
-"""One model, all tasks: MNIST read and drawn, spoken digits recognized and spoken, and text.
+"""One model for five tasks: MNIST read and drawn, spoken digits recognized and spoken, and text.
 
-Result (2,000 steps, 33 minutes on one core beside other work, one seed, test): joint against a
-model of one task on as many tokens of it (only=read,steps=500, draw 500, recognize 250, speak 250,
-text 500): read 92.0 against 91.4 %, recognized 87.0 against 81.7, drawn right 79.8 against 87.0,
-spoken right 82.3 against 66.0, text 2.591 against 2.615 nats. Image -> speech 11.8 % and speech ->
-image 9.3 %, without a pair of the two in training: chance (10 to 12 %); the target was above it.
+Result (2,000 steps, 33 minutes on one core beside other work, one seed, test), joint model against
+single-task models on as many tokens of the task (only=read,steps=500, draw 500, recognize 250, speak 250,
+text 500): read 92.0 against 91.4 %, recognized 87.0 against 81.7, drawn right 79.8 against 87.0, spoken right
+82.3 against 66.0, text 2.591 against 2.615 nats. Image -> speech 11.8 % and speech -> image 9.3 %, never
+trained: chance (10 to 12 %); the target was above it.
 Command: the tokenizers of mnist.py and digits_speech.py, then
   launch.py train --config=experiments/multimodal.py:image=runs/mnist_fsq,audio=runs/fsdd_fsq
   launch.py evaluate --workdir=... --split=test --tasks=answer,draw,speak,cross
-Arguments: image, audio (run folders of trained tokenizers; '' = k-means), only (one of read, draw,
-recognize, speak, text: the single-task model to compare with), steps, seed, runlocal.
+Arguments: image, audio (run folders of trained tokenizers; '' = k-means), only (read, draw, recognize, speak
+or text: a single-task model to compare with), steps, seed, runlocal.
 """
 
 from gpt_jax import config as configs
@@ -28,10 +28,10 @@ TEXT = dict(kind='text', path='tinyshakespeare/input.txt', separator='\n\n')
 
 
 def get_config(arg=''):
-  """arg: see the module's docstring."""
+  """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(arg, image='', audio='', only='', steps=3000, seed=0, runlocal=False)
   config = configs.default()
-  # Without the text there are too few words to merge.
+  # Without the text there are too few words for BPE.
   text = dict(kind='bpe', vocab=512) if args.only in ('', 'text') else dict(kind='bytes')
   config.tokenizer.update(text)
   forms = {
@@ -42,7 +42,7 @@ def get_config(arg=''):
     'text': dict(TEXT, weight=2.0),
   }
   if args.only and args.only not in forms:
-    raise ValueError(f'config argument only={args.only} is no task\nfix: use one of {", ".join(forms)}')
+    raise ValueError(f'config argument only={args.only} is not a task\nfix: use one of {", ".join(forms)}')
   forms = {args.only: forms[args.only]} if args.only else forms
   templates = ' '.join(form.get('template', '') for form in forms.values())
   config.data.mixture = forms

@@ -1,7 +1,7 @@
-"""Tiny Shakespeare by characters, on nanoGPT's 90/10 split, the whole validation text scored.
+"""Tiny Shakespeare by characters, on nanoGPT's 90/10 split, scored on the whole validation text.
 
-Claim: <= 1.60 nats a character within 15 minutes on 2 CPU cores (a character 5-gram scores 1.669,
-nanoGPT's CPU recipe 1.88).
+Claim: <= 1.60 nats per character within 15 minutes on 2 CPU cores (a character 5-gram scores 1.669, nanoGPT's
+CPU recipe 1.88).
 Command: GPT_JAX_DATA=... launch.py train --config=experiments/shakespeare_char.py
 Arguments: gpu (nanoGPT's 6 layers of width 384, context 256), adamw (instead of Muon), small (for ablations:
 2 layers of width 64, context 128), runlocal.
@@ -11,7 +11,7 @@ from gpt_jax import config as configs
 
 
 def get_config(arg=''):
-  """arg: see the module's docstring."""
+  """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(arg, gpu=False, adamw=False, small=False, runlocal=False)
   config = configs.default()
   config.data.mixture = {'shakespeare': {'kind': 'text', 'path': 'tinyshakespeare/input.txt'}}

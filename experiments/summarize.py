@@ -1,11 +1,11 @@
-"""Abstracts of papers to one sentence: SciTLDR, read by a prefix language model.
+"""SciTLDR: one-sentence summaries of abstracts by a prefix language model.
 
-Target: on a CPU a smoke test; with a GPU above the first sentence of the abstract, whose ROUGE the
-task prints beside the model's (large pretrained models reach about 43 ROUGE-1 on this test).
+Target: a smoke test on a CPU. On a GPU: ROUGE above the first sentence of the abstract, which the task prints
+beside the model's (large pretrained models reach about 43 ROUGE-1 on this test).
 Command: launch.py train --config=experiments/summarize.py --workdir=runs/summarize
   launch.py evaluate --workdir=runs/summarize --split=test --tasks=summarize --beams=4
-Needs: pip install '.[metrics]' for the evaluation; scitldr/ (SciTLDR-A) in GPT_JAX_DATA.
-Hardware: one GPU, 10 minutes. ROUGE takes the best of all summaries that a paper has.
+Needs: pip install -e '.[metrics]' for the evaluation; scitldr/ (SciTLDR-A) in GPT_JAX_DATA.
+Hardware: one GPU, 10 minutes. ROUGE is the best over all summaries of a paper.
 Arguments: steps, seed, runlocal.
 """
 
@@ -13,7 +13,7 @@ from gpt_jax import config as configs
 
 
 def get_config(arg=''):
-  """arg: see the module's docstring."""
+  """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(arg, steps=2000, seed=0, runlocal=False)
   config = configs.default()
   config.tokenizer.update(kind='bpe', vocab=4096)

@@ -1,10 +1,10 @@
-"""English to German: captions of Multi30k, one sentence after the other in a prefix language model.
+"""English to German: Multi30k captions, source and target in one row of a prefix language model.
 
-Target (2 CPU cores, 40 minutes): BLEU 15 to 25 on test_2016 (sacreBLEU, 13a, cased), where copying
-the English gives .5 and word-by-word substitution by a dictionary of co-occurrence 9.0.
+Target (2 CPU cores, 40 minutes): BLEU 15 to 25 on test_2016 (sacreBLEU, 13a, cased). Copying the English
+scores 0.5, word-by-word substitution by a co-occurrence dictionary 9.0.
 Command: launch.py train --config=experiments/translate.py --workdir=runs/translate
   launch.py evaluate --workdir=runs/translate --split=test --tasks=translate --limit=1000 --beams=4
-Needs: pip install '.[metrics]' for the evaluation; multi30k/ (task 1, raw) in GPT_JAX_DATA.
+Needs: pip install -e '.[metrics]' for the evaluation; multi30k/ (task 1, raw) in GPT_JAX_DATA.
 Arguments: to (de, fr), steps, seed, runlocal.
 """
 
@@ -14,11 +14,11 @@ LANGUAGES = ('de', 'fr')
 
 
 def get_config(arg=''):
-  """arg: see the module's docstring."""
+  """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(arg, to='de', steps=3000, seed=0, runlocal=False)
   if args.to not in LANGUAGES:
     raise ValueError(
-      f'config argument to={args.to} is no language of these files\nfix: use one of {", ".join(LANGUAGES)}'
+      f'config argument to={args.to} is not a language of these files\nfix: use one of {", ".join(LANGUAGES)}'
     )
   config = configs.default()
   config.tokenizer.update(kind='bpe', vocab=4096)

@@ -1,6 +1,6 @@
-"""Which MLP, at equal parameters: gated ones have a third matrix, so two thirds of the hidden width.
+"""Which MLP is best at equal parameters? Gated MLPs have three matrices, so two thirds of the hidden width.
 
-Control: the tanh form of GELU is within 0.001 of the exact one.
+Control: the tanh approximation of GELU is within 0.001 of the exact one.
 Command: launch.py ablate --config=experiments/ablations/mlps.py --workdir=runs/mlps
 Hardware: 2 CPU cores   Minutes: 13
 """
@@ -9,7 +9,7 @@ from gpt_jax.ablation.design import Budget, Study
 
 
 def get_study(arg=''):
-  """No arguments."""
+  """Return the study; it takes no arguments."""
   plain = {'relu2': {}, 'gelu': {'mlp': 'gelu'}, 'gelu_exact': {'mlp': 'gelu_exact'}}
   gated = {name: {'mlp': name, 'hidden': 170} for name in ('swiglu', 'geglu')}
   return Study(

@@ -20,7 +20,7 @@ SMALL = {
 
 
 def get_study(arg=''):
-  """No arguments."""
+  """Return the study; it takes no arguments."""
   return Study(
     base='experiments/demo.py',
     question='How should the loss weigh text, images and sounds?',

@@ -1,4 +1,4 @@
-"""Which norm, and where: before each branch, after the sum, or around the branch?
+"""Which norm, and where in the block: before each branch, after the sum, or around the branch?
 
 Command: launch.py ablate --config=experiments/ablations/norms.py --workdir=runs/norms
 Hardware: 2 CPU cores   Minutes: 15
@@ -8,7 +8,7 @@ from gpt_jax.ablation.design import Budget, Study
 
 
 def get_study(arg=''):
-  """No arguments."""
+  """Return the study; it takes no arguments."""
   return Study(
     base='experiments/shakespeare_char.py:small',
     question='Which norm, and where in the block?',

@@ -1,14 +1,13 @@
-"""Which optimizer gets furthest on equal tokens, or in equal time, each at its best of three rates?
+"""Which optimizer is best on equal tokens or in equal time, each at the best of three learning rates?
 
-How to read it: compare the best arm of each optimizer. They are chosen alike, of three rates a
-factor of about three apart; one whose best rate is the lowest or the highest of the three may do
-better beyond, so widen its rates before it is called worse. Weight decay is multiplied by the
-learning rate, so each arm's is set such that what a step takes off the weights is the same in all.
-The budget is tokens, for all rates of an optimizer train in one program; what its steps cost is in
-the report's columns of time and of effective speed. With `:seconds=20` each run gets as many steps
-as take 20 s on this machine, which are measured first: then runs have the machine to themselves.
+Compare the best arm of each optimizer. Its three rates are a factor of about three apart; if the best one is
+the lowest or highest, add rates beyond it before calling the optimizer worse. Weight decay is multiplied by
+the learning rate, so each arm's weight decay is set to the same decay per step.
+The default budget is tokens, so that all rates of an optimizer train in one program; the report has the time
+and effective speed. `:seconds=20` gives each run as many steps as take 20 s on this machine, measured first;
+these runs do not share the machine.
 Command: launch.py ablate --config=experiments/ablations/optimizers.py --workdir=runs/optimizers
-Hardware: 2 CPU cores   Minutes: 25; with seconds=20 as many of steps alone
+Hardware: 2 CPU cores   Minutes: 25; with seconds=20 as many for the steps alone
 """
 
 from gpt_jax import config
@@ -21,11 +20,11 @@ RATES = {
   'adafactor': (3e-3, 1e-2, 3e-2),
   'sgd': (0.1, 0.3, 1.0),
 }
-DECAY = 3e-4  # learning rate times weight decay, of every arm
+DECAY = 3e-4  # learning rate times weight decay of every arm
 
 
 def get_study(arg=''):
-  """Arguments: seconds, of each run's steps; 0 gives all runs the same tokens."""
+  """Return the study; arguments: seconds (of training per run; 0 = equal tokens)."""
   seconds = config.arguments(arg, seconds=0.0).seconds
   how = f'in {seconds:g} seconds of steps' if seconds else 'on equal tokens'
   levels = {

@@ -1,8 +1,8 @@
-"""With which position encoding does a small character model learn best?
+"""Which position encoding learns best in a small character model?
 
-Control: on text, without rows and columns, mrope equals rope, and the verdict should say so.
-The table of sines has entries up to 1, embeddings start far smaller: sinusoidal_scaled multiplies
-them by the root of the width (Vaswani et al. 2017, section 3.4); sinusoidal adds them unscaled.
+Control: on text, without rows and columns, mrope equals rope, and the verdict should be no difference.
+Sinusoids have entries up to 1 and embeddings start far smaller: sinusoidal_scaled multiplies the embeddings
+by the root of the width (Vaswani et al. 2017, section 3.4), sinusoidal does not.
 Command: launch.py ablate --config=experiments/ablations/positions.py --workdir=runs/positions
 Hardware: 2 CPU cores   Minutes: 12
 """
@@ -11,7 +11,7 @@ from gpt_jax.ablation.design import Budget, Study
 
 
 def get_study(arg=''):
-  """No arguments."""
+  """Return the study; it takes no arguments."""
   names = ('mrope', 'learned', 'sinusoidal', 'alibi', 'none')
   scaled = {'positions': 'sinusoidal', 'embed_scale': 0.0}  # 0: the root of the width
   return Study(

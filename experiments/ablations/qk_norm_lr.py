@@ -1,4 +1,4 @@
-"""Does a norm over queries and keys widen the range of learning rates that work?
+"""Does QK-norm widen the range of learning rates that work?
 
 Command: launch.py ablate --config=experiments/ablations/qk_norm_lr.py --workdir=runs/qk_norm_lr
 Hardware: 2 CPU cores   Minutes: 20
@@ -8,7 +8,7 @@ from gpt_jax.ablation.design import Budget, Study
 
 
 def get_study(arg=''):
-  """No arguments."""
+  """Return the study; it takes no arguments."""
   return Study(
     base='experiments/shakespeare_char.py:small',
     question='Does QK-norm widen the range of learning rates that work?',

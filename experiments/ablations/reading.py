@@ -1,6 +1,6 @@
 """Naming digits: are continuous patches better than codes, and do rows and columns help?
 
-Pictures are scikit-learn's 8 x 8 digits in 16 patches; codes are the nearest of 64 k-means centers.
+Images are scikit-learn's 8 x 8 digits in 16 patches; codes are the nearest of 64 k-means centers.
 Command: launch.py ablate --config=experiments/ablations/reading.py --workdir=runs/reading
 Hardware: 2 CPU cores   Minutes: 8
 """
@@ -27,7 +27,7 @@ SMALL = {
 
 
 def get_study(arg=''):
-  """No arguments."""
+  """Return the study; it takes no arguments."""
   continuous = {'data.mixture.read.template': '{image:patches} -> {name}'}
   return Study(
     base='experiments/mnist.py:task=read',

@@ -1,7 +1,7 @@
 """How does the loss fall with size and tokens, and does an effect hold at every size?
 
-Four sizes, each trained on three amounts of tokens, and rope against no positions at each size.
-Widths get their learning rates from the smallest by muP (Yang et al. 2022).
+Four sizes, each trained on three token budgets, and rope against no positions at each size. muP (Yang et al.
+2022) transfers the learning rate of the smallest width to the others.
 Command: launch.py ablate --config=experiments/ablations/scaling.py --workdir=runs/scaling
 Hardware: 2 CPU cores   Minutes: 30
 """
@@ -25,7 +25,7 @@ SMALL = {
 
 
 def get_study(arg=''):
-  """No arguments."""
+  """Return the study; it takes no arguments."""
   sizes = levels('size', *map(str, WIDTHS))
   return Study(
     base='experiments/shakespeare_char.py',

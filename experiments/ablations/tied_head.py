@@ -1,4 +1,4 @@
-"""Should the head be the embedding table, and at which scale do embeddings enter?
+"""Should the head share the embedding table, and at which scale should embeddings enter?
 
 Command: launch.py ablate --config=experiments/ablations/tied_head.py --workdir=runs/tied_head
 Hardware: 2 CPU cores   Minutes: 10
@@ -8,7 +8,7 @@ from gpt_jax.ablation.design import Budget, Study
 
 
 def get_study(arg=''):
-  """No arguments. An embed_scale of 8 is the root of the width, as in Vaswani et al. (2017)."""
+  """Return the study. An embed_scale of 8 is the root of the width, as in Vaswani et al. (2017)."""
   return Study(
     base='experiments/shakespeare_char.py:small',
     question='Should the head share the embedding table, and how large should embeddings be?',

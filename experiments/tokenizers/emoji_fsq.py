@@ -1,6 +1,6 @@
-"""A learned tokenizer of color pictures: Noto emoji at 32 x 32 in 64 tokens of 1,000 codes.
+"""A learned tokenizer of color images: Noto emoji at 32 x 32 in 64 tokens of 1,000 codes.
 
-Target: PSNR above k-means patches with 1,024 codes on the held-out pictures.
+Target: PSNR above k-means patches with 1,024 codes on the held-out images.
 Command: python -m benchmarks.emoji_split --out=runs/emoji.jsonl
   launch.py train --config=experiments/tokenizers/emoji_fsq.py --workdir=runs/emoji_fsq
 Arguments: steps, seed, runlocal.
@@ -19,7 +19,7 @@ EMOJI = dict(
 
 
 def get_config(arg=''):
-  """arg: see the module's docstring."""
+  """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(arg, steps=2000, seed=0, runlocal=False)
   config = configs.default()
   config.image.update(kind='fsq', height=32, width=32, channels=3, patch=4, levels=(8, 5, 5, 5))

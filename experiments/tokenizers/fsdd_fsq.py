@@ -1,9 +1,9 @@
-"""A learned audio tokenizer: spoken digits at 20 tokens a second of 1,000 codes (mel-FSQ).
+"""A learned audio tokenizer: spoken digits at 20 tokens per second of 1,000 codes (mel-FSQ).
 
-Claim: log-mel RMSE, a mean over sounds, below the 0.566 of k-means with as many codes on the
-official test, in minutes on 2 CPU cores.
+Claim: log-mel RMSE, averaged over sounds, below the 0.566 of k-means with as many codes on the official test,
+within minutes on 2 CPU cores.
 Command: launch.py train --config=experiments/tokenizers/fsdd_fsq.py --workdir=runs/fsdd_fsq
-Arguments: loso (a speaker that is left out for the test), steps, seed, runlocal.
+Arguments: loso (speaker to leave out for the test), steps, seed, runlocal.
 """
 
 from gpt_jax import config as configs
@@ -12,10 +12,12 @@ SPEAKERS = ('george', 'jackson', 'lucas', 'nicolas', 'theo', 'yweweler')
 
 
 def get_config(arg=''):
-  """arg: see the module's docstring."""
+  """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(arg, loso='', steps=5000, seed=0, runlocal=False)
   if args.loso and args.loso not in SPEAKERS:
-    raise ValueError(f'config argument loso={args.loso} is no speaker\nfix: use one of {", ".join(SPEAKERS)}')
+    raise ValueError(
+      f'config argument loso={args.loso} is not a speaker\nfix: use one of {", ".join(SPEAKERS)}'
+    )
   config = configs.default()
   config.audio.update(kind='fsq', levels=(8, 5, 5, 5), network_width=192, network_blocks=3)
   config.data.packing = 'first_fit'

@@ -1,7 +1,7 @@
 """A learned image tokenizer: MNIST in 49 tokens of 240 codes (FSQ levels 8, 6, 5).
 
-Claim: PSNR >= 25 dB on all 10,000 test images, >= 95 % of the codes in use, in minutes on 2 CPU
-cores (k-means patches with as many: 23.3 dB; means over images).
+Claim: PSNR >= 25 dB on all 10,000 test images and >= 95 % of the codes in use, within minutes on 2 CPU cores
+(k-means patches with as many codes: 23.3 dB; averages over images).
 Command: launch.py train --config=experiments/tokenizers/mnist_fsq.py --workdir=runs/mnist_fsq
 Arguments: vq (the VQ-EMA baseline instead), steps, seed, runlocal.
 """
@@ -10,7 +10,7 @@ from gpt_jax import config as configs
 
 
 def get_config(arg=''):
-  """arg: see the module's docstring."""
+  """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(arg, vq=False, steps=6000, seed=0, runlocal=False)
   config = configs.default()
   config.image.update(dict(kind='vq', codes=240) if args.vq else dict(kind='fsq', levels=(8, 6, 5)))
