@@ -1,4 +1,4 @@
-"""Strict modes, eight fake devices and the fixtures that every test file shares."""
+"""Strict modes, eight fake devices and shared fixtures."""
 
 import os
 import pathlib
@@ -14,13 +14,13 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_cpu_enable_async_dispatch', False)
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-# Compilation is the bill of these tests: LLVM's cheapest level compiles 2 to 4 times faster.
+# Compilation dominates the cost of these tests: LLVM's cheapest level compiles 2 to 4 times faster.
 jax.config.update('jax_disable_most_optimizations', True)
 
 
 @pytest.fixture
 def data_dir():
-  """The folder of development data sets, or a skip that says how to get one."""
+  """The folder of development data sets; skips the test without one."""
   path = pathlib.Path(os.environ.get('GPT_JAX_DATA', '../shared/data'))
   if not path.is_dir():
     pytest.skip(f'no development data at {path}: set GPT_JAX_DATA')

@@ -1,7 +1,7 @@
-"""Tiny models and batches that the tests of the Transformer share.
+"""Tiny models and batches for the tests of the Transformer.
 
-Compilation is the bill: `fill` draws parameters with numpy, and every test that wants logits calls
-the one jitted `logits` with rows of shape (ROWS, LENGTH): a config is compiled once for all files.
+Compilation dominates the cost: `fill` draws parameters with numpy, and every test gets logits from the one
+jitted `logits` with rows of shape (ROWS, LENGTH), so that each config compiles once.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ from gpt_jax.model import gpt, param_trees
 from gpt_jax.model import layers as nn
 from gpt_jax.model.config import ModelConfig
 
-ROWS, LENGTH = 9, 8  # LENGTH + 1 rows: one as it is, and one with each place perturbed
+ROWS, LENGTH = 9, 8  # LENGTH + 1 rows: the original, and one with each position perturbed
 
 GPT2 = dict(norm='layernorm', mlp='gelu', attention_bias=True, mlp_bias=True)
-# Every row of POSITIONS and every variant of attention; also both norms' relatives and the experts.
+# Every row of POSITIONS, every variant of attention, both norms, and experts.
 VARIANTS = {
   'rope': dict(),
   'sinusoidal': dict(positions='sinusoidal', mlp='geglu'),
@@ -45,7 +45,7 @@ def tiny(**overrides):
 
 
 def fill(cfg, seed=0):
-  """A model with every parameter random, norm scales and biases too: a term left out is seen."""
+  """A model with all parameters random, norm scales and biases too, so that a missing term shows."""
 
   def draw(path, p):
     value = p.get_value()
@@ -56,7 +56,7 @@ def fill(cfg, seed=0):
 
 
 def create(cfg, key, mesh):
-  """A model with initial values, born sharded on the mesh."""
+  """A model with initial values, created sharded on the mesh."""
   abstract = gpt.GPT(cfg)
   initialize = functools.partial(nn.initialize, abstract)
   return jax.jit(initialize, out_shardings=gpt.shardings(abstract, mesh))(key)
@@ -76,18 +76,18 @@ def tokens(rows=ROWS, length=LENGTH, vocab=50, seed=0):
 
 
 def batch(rows=8, length=LENGTH, vocab=50, seed=0):
-  """A training batch whose rows have different numbers of targets, one of them none."""
+  """A training batch whose rows have different numbers of targets, one of them zero."""
   rng = np.random.default_rng(seed)
-  many_B1 = rng.permutation(np.linspace(0, length, rows).round())[:, None]
+  targets_B1 = rng.permutation(np.linspace(0, length, rows).round())[:, None]
   return dict(
     token_ids_BT=tokens(rows, length, vocab, seed),
     target_ids_BT=tokens(rows, length, vocab, seed + 1000),
-    loss_mask_BT=(np.arange(length)[None] < many_B1).astype(np.float32),
+    loss_mask_BT=(np.arange(length)[None] < targets_B1).astype(np.float32),
   )
 
 
 def experiment(model_cfg, **sections):
-  """A Config with this model; `sections` are dicts of what else differs from the defaults."""
+  """A Config with this model; `sections`: dicts of changes to the defaults."""
   chosen = dict(optim=dict(warmup=0, eps=1e-3, lr=1e-2), train=dict(steps=12, batch_size=8))
   for name, values in sections.items():
     chosen[name] = chosen.get(name, {}) | values
@@ -97,7 +97,7 @@ def experiment(model_cfg, **sections):
 
 
 def mesh(**sizes):
-  """A mesh of as many fake devices as these sizes need."""
+  """A mesh of these sizes on fake devices."""
   count = int(np.prod(list(sizes.values()) or [1]))
   return sharding.make_mesh(sharding.MeshConfig(**({'data': 1} | sizes)), jax.devices()[:count])
 

@@ -1,4 +1,4 @@
-"""Who may import whom, and other rules of the house, read from the source."""
+"""Import layers, allowed libraries, the reading path, and rules for every source file."""
 
 import ast
 import functools
@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob('gpt_jax/**/*.py'), *ROOT.glob('experiments/**/*.py')])
 SOURCES += [ROOT / 'launch.py']
 
-# What every group may import: built on nothing of ours, or on each other.
+# Groups that every group may import; they import no others.
 FOUNDATION = (
   'cluster.meshes',
   'cluster.processes',
@@ -26,9 +26,8 @@ FOUNDATION = (
   'runs.text_table',
 )
 
-# Groups of modules -> the groups that they may import. A group is a room, a module, or a module of a
-# room that stands on another floor than its room does: the longest prefix counts. Lower lines build on
-# higher ones only: `test_the_table_has_no_cycle`.
+# Group of modules -> the groups that it may import. A group is a room, or a module whose layer differs from
+# its room's: the longest prefix counts. A group may import only groups above it, so there are no cycles.
 MAY_IMPORT = {
   'sharding': '',
   'cluster.batches': 'sharding',
@@ -74,7 +73,7 @@ MAY_IMPORT = {
   'launch': 'cli',
 }
 
-# Whose subject a library is. jax and numpy are everywhere, torch and TensorFlow nowhere.
+# Library -> the groups that may import it. jax and numpy may be imported everywhere.
 LIBRARIES = {
   'flax': ['model', 'tokenizers.learned', 'training.probes'],
   'optax': ['evaluation.judges', 'optim', 'optimizers'],
@@ -100,14 +99,21 @@ LIBRARIES = {
   'huggingface_hub': ['interop'],
   'fsspec': ['data'],
 }
-AT_HOME = ('flax', 'optax', 'orbax', 'ml_collections', 'matplotlib', 'safetensors')  # at the top
-# Not among the dependencies.
+TOP_LEVEL = (
+  'flax',
+  'optax',
+  'orbax',
+  'ml_collections',
+  'matplotlib',
+  'safetensors',
+)  # may be imported at the top of a file
+# Optional dependencies.
 OPTIONAL = ('wandb', 'optuna', 'huggingface_hub', 'fsspec', 'sacrebleu', 'rouge_score')
 EVERYWHERE = ('jax', 'numpy')
 
 
 def group_of(name):
-  """'gpt_jax.model.gpt.GPT' -> model; 'gpt_jax.runs.records' -> runs.records; 'launch' -> launch."""
+  """Group of a module: 'gpt_jax.model.gpt.GPT' -> model, 'gpt_jax.runs.records' -> runs.records."""
   name = name.removeprefix('gpt_jax.')
   parts = name.split('.')
   prefixes = ('.'.join(parts[:n]) for n in range(len(parts), 0, -1))
@@ -115,14 +121,14 @@ def group_of(name):
 
 
 def module_of(path):
-  """gpt_jax/model/gpt.py -> gpt_jax.model.gpt."""
+  """Module name of a path: gpt_jax/model/gpt.py -> gpt_jax.model.gpt."""
   return '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__')
 
 
 @functools.cache
 def imports():
-  """List of (path, group, imported module, whether at the top of the file)."""
-  found = []
+  """List (path, group, imported module, whether at the top of the file) of all imports."""
+  rows = []
   for path in SOURCES:
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
@@ -134,12 +140,12 @@ def imports():
         names = [f'{node.module}.{a.name}' for a in node.names] if own else [node.module]
       else:
         continue
-      found += [(path, group_of(module_of(path)), name, node in tree.body) for name in names]
-  return found
+      rows += [(path, group_of(module_of(path)), name, node in tree.body) for name in names]
+  return rows
 
 
 def libraries():
-  """Imports of neither this project nor the standard library."""
+  """Yield imports of neither this project nor the standard library."""
   own = ('gpt_jax', 'experiments')
   for path, group, name, at_top in imports():
     library = name.partition('.')[0]
@@ -147,9 +153,9 @@ def libraries():
       yield path.relative_to(ROOT), group, library, at_top
 
 
-def test_every_module_has_its_line():
+def test_every_group_is_in_the_table():
   modules = {group_of(module_of(path)) for path in SOURCES} - {'gpt_jax'}
-  assert modules == {*FOUNDATION, *MAY_IMPORT}, 'add the module to MAY_IMPORT, in its place'
+  assert modules == {*FOUNDATION, *MAY_IMPORT}, 'add the group to MAY_IMPORT, above its importers'
 
 
 def test_imports_go_down():
@@ -164,20 +170,20 @@ def test_imports_go_down():
 def test_the_table_has_no_cycle():
   below = set()
   for group, allowed in MAY_IMPORT.items():
-    assert set(allowed.split()) <= below, f'{group} is above what it imports'
+    assert set(allowed.split()) <= below, f'{group} is listed above a group that it imports'
     below.add(group)
 
 
-def test_the_table_allows_no_more_than_is_used():
+def test_the_table_has_no_unused_entry():
   used = {group: set() for group in MAY_IMPORT}
   for _, group, name, _ in imports():
-    if name.startswith('gpt_jax.') and group in used:  # not of the foundation
+    if name.startswith('gpt_jax.') and group in used:  # FOUNDATION is not in `used`
       used[group].add(group_of(name))
-  spare = {group: set(allowed.split()) - used[group] for group, allowed in MAY_IMPORT.items()}
-  assert not {group: names for group, names in spare.items() if names}
+  unused = {group: set(allowed.split()) - used[group] for group, allowed in MAY_IMPORT.items()}
+  assert not {group: names for group, names in unused.items() if names}
 
 
-def test_libraries_stay_where_they_belong():
+def test_libraries_are_imported_only_by_their_groups():
   wrong = []
   for path, _, library, _ in libraries():
     module = module_of(ROOT / path).removeprefix('gpt_jax.') + '.'
@@ -187,11 +193,11 @@ def test_libraries_stay_where_they_belong():
 
 
 def test_heavy_libraries_are_imported_where_they_are_used():
-  """At the top of a file only what the file cannot do without."""
+  """Only TOP_LEVEL libraries may be imported at the top of a file."""
   wrong = [
     f'{path} imports {library} at its top'
     for path, group, library, at_top in libraries()
-    if at_top and library not in (*EVERYWHERE, *AT_HOME) and group != 'cli'
+    if at_top and library not in (*EVERYWHERE, *TOP_LEVEL) and group != 'cli'
   ]
   assert not wrong
 
@@ -210,7 +216,7 @@ def test_every_library_is_a_declared_dependency():
   assert needed <= declared
 
 
-# ---------------------------------------------------------------------- what an import brings along
+# --------------------------------------------------------------------------- transitive imports
 
 BLOCKED = """
 import importlib.abc, sys
@@ -239,7 +245,7 @@ LATER = [*NEVER, 'grain', 'tensorflow_datasets', 'matplotlib', 'tensorboardX', '
 @pytest.mark.parametrize(
   ('modules', 'blocked'),
   [
-    # flax and optax themselves import absl: that ours does not is in the table above.
+    # absl is missing here because flax and optax import it.
     (
       'gpt_jax.model.gpt, gpt_jax.optim, gpt_jax.losses, gpt_jax.sharding, gpt_jax.sample, '
       'gpt_jax.sampling.beam, gpt_jax.step, gpt_jax.runs.hardware, benchmarks.gpu, benchmarks.gpu_rows',
@@ -253,13 +259,13 @@ LATER = [*NEVER, 'grain', 'tensorflow_datasets', 'matplotlib', 'tensorboardX', '
   ],
   ids=['the core', 'data, tokenizers and runs', 'everything'],
 )
-def test_imports_pull_nothing_heavy(modules, blocked):
+def test_imports_do_not_load_heavy_libraries(modules, blocked):
   code = BLOCKED.format(blocked=blocked, modules=modules)
   done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
 
 
-# ------------------------------------------------------------------------------ rules of the house
+# ------------------------------------------------------------------------------ rules for files
 
 READING_PATH = [
   *(['config', 'sharding', 'losses', 'optim', 'step', 'train', 'sample']),
@@ -277,16 +283,16 @@ def test_the_reading_path_is_type_checked():
   assert files == [f'gpt_jax/{name}.py' for name in READING_PATH]
 
 
-def test_the_reading_path_is_one_sitting():
+def test_the_reading_path_has_at_most_2000_lines():
   lines = {name: len((ROOT / f'gpt_jax/{name}.py').read_text().splitlines()) for name in READING_PATH}
   assert sum(lines.values()) <= 2000, f'{sum(lines.values())} lines: {lines}'
 
 
-NNX = {'Module', 'Param', 'List', 'Variable'}  # modules as plain pytrees, and no more of flax
+NNX = {'Module', 'Param', 'List', 'Variable'}  # the only names of flax.nnx in use
 
 
 def attributes(tree, name):
-  """What is taken from a module of this name."""
+  """Attributes that a file uses of the module `name`."""
   return {
     node.attr
     for node in ast.walk(tree)
@@ -295,14 +301,14 @@ def attributes(tree, name):
 
 
 @pytest.mark.parametrize('path', SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_files_keep_the_rules(path):
+def test_files_follow_the_rules(path):
   source = path.read_text()
   tree = ast.parse(source)
-  assert ast.get_docstring(tree), 'a module says what it is for'
-  assert len(source.splitlines()) <= 500, 'two ideas in one file'
+  assert ast.get_docstring(tree), 'the module has no docstring'
+  assert len(source.splitlines()) <= 500, 'the file has more than 500 lines'
   for node in ast.walk(tree):
     if isinstance(node, ast.FunctionDef):
-      assert node.end_lineno - node.lineno < 65, f'{node.name} is long'
+      assert node.end_lineno - node.lineno < 65, f'{node.name} has more than 65 lines'
   assert not re.search(r'noqa|type: ignore|pylint|TODO|FIXME|XXX', source)
   if group_of(module_of(path)) == 'model':
     assert attributes(tree, 'nnx') <= NNX

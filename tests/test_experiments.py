@@ -1,4 +1,4 @@
-"""Every file in experiments/ loads, builds, trains and samples; its arguments change something."""
+"""Every file in experiments/ loads, builds, trains and samples; its arguments have an effect."""
 
 import ast
 import gzip
@@ -25,7 +25,7 @@ from tests import command_line, tiny_runs
 FILES = sorted(
   path for path in (command_line.ROOT / 'experiments').rglob('*.py') if path.parent.name != 'ablations'
 )
-# How to make an experiment one of seconds, whatever it is: small, two steps, four new tokens.
+# Overrides that make any experiment take seconds: small model, two steps, four new tokens.
 SMALL = {
   'train': dict(
     steps=2,
@@ -67,7 +67,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def corpora(tmp_path_factory):
-  """A folder with something small in the place of each corpus that an experiment names."""
+  """A folder with a small stand-in for each corpus that an experiment names."""
   folder = tmp_path_factory.mktemp('corpora')
   words = (
     'First Citizen: Before we proceed any further, hear me speak.\n\nAll: Speak, speak.\n\n'
@@ -111,7 +111,7 @@ def write_abstracts(folder):
 
 
 def write_mnist(folder):
-  """Blots with a stroke that depends on the label, as idx files."""
+  """Noise with a bar at a height that depends on the label, as idx files."""
   rng = np.random.default_rng(0)
   for split, count in (('train', 120), ('t10k', 40)):
     labels = np.arange(count, dtype=np.uint8) % 10
@@ -125,7 +125,7 @@ def write_mnist(folder):
 
 
 def write_recordings(path):
-  """Each digit by each speaker: one for the test, one for validation, two for training."""
+  """Per digit and speaker one recording for the test, one for validation, two for training."""
   with zipfile.ZipFile(path, 'w') as archive:
     for digit, (s, speaker), index in itertools.product(range(10), enumerate(SPEAKERS), (0, 5, 10, 11)):
       wave = keypad.tone(digit, 100 * s + index)[:1600]
@@ -149,7 +149,7 @@ def write_emoji(folder):
 
 @pytest.fixture
 def stand_in(corpora, tmp_path, monkeypatch):
-  """GPT_JAX_DATA with small corpora, and no other file in reach by a relative path."""
+  """GPT_JAX_DATA with small corpora; no other file is reachable by a relative path."""
   monkeypatch.setenv('GPT_JAX_DATA', str(corpora))
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(common, 'LIMIT', 12)
@@ -164,37 +164,37 @@ def arguments(path):
 
 
 def load(path, base, **chosen):
-  """The experiment's ConfigDict with these arguments."""
-  given = ({'base': base} if 'base' in arguments(path) else {}) | chosen
-  return experiment_file.load_config(f'{path}:' + ','.join(f'{k}={v}' for k, v in given.items()))
+  """Load the experiment's ConfigDict with these arguments."""
+  arguments_ = ({'base': base} if 'base' in arguments(path) else {}) | chosen
+  return experiment_file.load_config(f'{path}:' + ','.join(f'{k}={v}' for k, v in arguments_.items()))
 
 
 def small(path, base, **chosen):
-  """The experiment with these arguments, made small -> Config."""
+  """Build the Config of the experiment with these arguments, small enough for a test."""
   if 'runlocal' in arguments(path):
     chosen['runlocal'] = 'true'
-  made = load(path, base, **chosen)
+  loaded = load(path, base, **chosen)
   for section, values in SMALL.items():
-    if section != 'sample' or made.train.job == 'gpt':
-      made[section].update(values)
-  if made.train.job == 'gpt' and not made.train.init_from:
-    made.model.update(SMALL_MODEL)
-    made.model.layers = len(made.model.window_pattern) or 1
-  if made.data.packing != 'first_fit':  # which needs room for whole documents
-    made.model.context = 32
-  if made.model.context > 500:
-    made.train.batch_size = 2
-  if made.tokenizer.kind == 'bpe':
-    made.tokenizer.vocab = 300
-  for section in (made.image, made.audio):
+    if section != 'sample' or loaded.train.job == 'gpt':
+      loaded[section].update(values)
+  if loaded.train.job == 'gpt' and not loaded.train.init_from:
+    loaded.model.update(SMALL_MODEL)
+    loaded.model.layers = len(loaded.model.window_pattern) or 1
+  if loaded.data.packing != 'first_fit':  # first_fit needs a context for whole documents
+    loaded.model.context = 32
+  if loaded.model.context > 500:
+    loaded.train.batch_size = 2
+  if loaded.tokenizer.kind == 'bpe':
+    loaded.tokenizer.vocab = 300
+  for section in (loaded.image, loaded.audio):
     section.update(SMALL_TOKENIZERS[section.kind] if not section.path else {})
-  made.data.valid_fraction = 0.01  # the end always scores all of it
-  made.train.tasks = made.train.tasks[:1]  # test_tasks.py has them all
-  return config.build(config.Config, made)
+  loaded.data.valid_fraction = 0.01  # the final evaluation scores all of it
+  loaded.train.tasks = loaded.train.tasks[:1]  # test_tasks.py has them all
+  return config.build(config.Config, loaded)
 
 
 def expected_samples(cfg):
-  """Names of the files of one sampling."""
+  """Names of the files that one sampling writes."""
   if cfg.train.job != 'gpt':
     image = cfg.train.job == 'image_tokenizer'
     return ['step_00000002_' + ('reconstructions.png' if image else 'original_then_decoded.wav')]
@@ -228,8 +228,8 @@ def test_the_docstring_has_a_command_and_every_argument(path):
     assert name in docstring, name
 
 
-# One of each kind is in the fast set: text, pictures, sounds and all three, and what is trained for
-# them; each of the others would compile most of the same for ten seconds.
+# The fast set has one experiment of each kind: text, images, all modalities, a tokenizer, fine-tuning. The
+# others compile much of the same for ten seconds each.
 FAST = ('demo', 'shakespeare_char', 'mnist', 'mnist_fsq', 'finetune_gpt2')
 TRAINED = [
   pytest.param(path, marks=[pytest.mark.slow] * (path.stem not in FAST), id=path.stem) for path in FILES
@@ -241,7 +241,7 @@ def test_every_experiment_trains_and_samples(path, base, stand_in, tmp_path):
   cfg = small(path, base)
   result = train.train(cfg, tmp_path / 'run')
   assert result['steps'] == 2
-  # Silence is many deviations away from tones that have no pause.
+  # Silence is many standard deviations away from tones without pauses.
   assert result['loss'] < (100 if cfg.train.job == 'audio_tokenizer' else 20)
   assert result['valid_loss'] < 20
   assert [event['event'] for event in run_folder.read_events(tmp_path / 'run')][-1] == 'done'
@@ -273,10 +273,10 @@ CHOICES = [
 
 
 @pytest.mark.parametrize('name, chosen', CHOICES)
-def test_choices_build_and_leave_no_setting_without_use(name, chosen, stand_in, tmp_path):
+def test_choices_build_and_use_every_setting(name, chosen, stand_in, tmp_path):
   path = command_line.ROOT / f'experiments/{name}.py'
-  plain, made = (experiment_file.load_config(f'{path}:{arguments_}') for arguments_ in ('', chosen))
-  cfg = config.build(config.Config, made)
+  plain, loaded = (experiment_file.load_config(f'{path}:{arguments_}') for arguments_ in ('', chosen))
+  cfg = config.build(config.Config, loaded)
   assert cfg != config.build(config.Config, plain)
   run_tokenizers.check_modalities(cfg)
   for source in cfg.data.mixture:
@@ -295,7 +295,7 @@ def test_choices_build_and_leave_no_setting_without_use(name, chosen, stand_in, 
     ('translate', 'to=xx'),
   ],
 )
-def test_choices_that_there_are_not(name, chosen):
+def test_unknown_choices_are_errors(name, chosen):
   with pytest.raises(ValueError) as error:
     experiment_file.load_config(f'{command_line.ROOT}/experiments/{name}.py:{chosen}')
   fix = tiny_runs.assert_two_lines(error.value, f'config argument {chosen}')[1]
@@ -310,14 +310,12 @@ def test_choices_that_there_are_not(name, chosen):
     ('fsdd_fsq', {'digits_speech': 'tokens', 'multimodal': 'audio'}),
   ],
 )
-def test_experiments_take_the_tokenizers_that_were_trained_for_them(
-  tokenizer, users, base, stand_in, tmp_path
-):
+def test_experiments_load_their_trained_tokenizers(tokenizer, users, base, stand_in, tmp_path):
   cfg = small(TOKENIZERS / f'{tokenizer}.py', base)
   train.train(cfg, tmp_path / 'codec_run')
   for number, (user, argument) in enumerate(users.items()):
-    made = small(command_line.ROOT / f'experiments/{user}.py', base, **{argument: tmp_path / 'codec_run'})
-    toks = run_tokenizers.build(made, tmp_path / str(number))
+    loaded = small(command_line.ROOT / f'experiments/{user}.py', base, **{argument: tmp_path / 'codec_run'})
+    toks = run_tokenizers.build(loaded, tmp_path / str(number))
     modality = cfg.train.job.removesuffix('_tokenizer')
     assert getattr(toks, modality).kind == 'fsq'
     codes = int(np.prod(getattr(cfg, modality).levels))
@@ -336,16 +334,16 @@ def test_continuous_inputs_fit_the_context(name, base, stand_in, tmp_path):
   'size, parameters', [('small', 124e6), ('medium', 355e6), ('large', 774e6), ('xl', 1558e6)]
 )
 def test_the_sizes_of_gpt2(size, parameters):
-  made = experiment_file.load_config(f'experiments/gpt2.py:size={size}')
-  made.model.vocab = 50257
-  count = costs.count_params(config.build(config.Config, made).model)
+  loaded = experiment_file.load_config(f'experiments/gpt2.py:size={size}')
+  loaded.model.vocab = 50257
+  count = costs.count_params(config.build(config.Config, loaded).model)
   assert count == pytest.approx(parameters, rel=0.01)
 
 
 @pytest.mark.parametrize('preset', ['llama', 'modern'])
 def test_the_presets_of_gpt2(preset):
-  made = config.build(config.Config, experiment_file.load_config(f'experiments/gpt2.py:preset={preset}'))
-  assert made.model.mlp == {'llama': 'swiglu', 'modern': 'relu2'}[preset]
+  loaded = config.build(config.Config, experiment_file.load_config(f'experiments/gpt2.py:preset={preset}'))
+  assert loaded.model.mlp == {'llama': 'swiglu', 'modern': 'relu2'}[preset]
 
 
 @pytest.mark.parametrize('argument', ['size=huge', 'preset=gpt9'])

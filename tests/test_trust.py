@@ -1,4 +1,4 @@
-"""The promises that users rely on: however a thing is computed, it is the same thing.
+"""The promises that users rely on: equal results however they are computed.
 
 Resumed = uninterrupted is in test_resume.py, imported = the original's logits in test_interop.py.
 """
@@ -23,17 +23,17 @@ from tests import models
 
 @jax.jit
 def advance(model, ids_BT, cache, start_B):
-  """The next tokens of every row, each row at its own place -> (logits, cache)."""
+  """Run the next tokens of every row from its own position -> (logits, cache)."""
   out = gpt.for_sampling(model, 'float32')(ids_BT, cache=cache, start_B=start_B)
   return out.logits_BTV, out.cache
 
 
-ONE_BY_ONE = ('learned', 'alibi', 'pattern', 'yarn', 'experts')  # the rest in pieces of four alone
+ONE_BY_ONE = ('learned', 'alibi', 'pattern', 'yarn', 'experts')  # others advance four tokens at once only
 
 
 @pytest.mark.parametrize('name', models.VARIANTS)
-def test_cached_is_uncached(name):
-  """Prompts of 1 to 4 tokens in one batch, padded with nonsense, then the tokens that follow."""
+def test_cached_equals_uncached(name):
+  """Prompts of 1 to 4 tokens in one batch with arbitrary padding, then the following tokens."""
   model, ids_BT = models.fill(models.tiny(**models.VARIANTS[name])), models.tokens()
   expected_BTV = np.asarray(models.logits(model, ids_BT))
   rows_B = np.arange(models.ROWS)
@@ -53,19 +53,19 @@ def test_cached_is_uncached(name):
     models.assert_close(logits_B1V, expected_B1V)
 
 
-def test_sampling_drops_no_token_however_few_slots_training_has():
+def test_sampling_drops_no_token_at_any_capacity_factor():
   ids_BT, start_B = models.tokens(), np.zeros(models.ROWS, np.int32)
 
-  def whole(factor):
+  def logits(factor):
     cfg = models.tiny(experts=4, capacity_factor=factor)
     cache = gpt.init_cache(cfg, models.ROWS, models.LENGTH, 'float32')
     return advance(models.fill(cfg), ids_BT, cache, start_B)[0]
 
-  models.assert_close(whole(0.25), whole(0.0))
+  models.assert_close(logits(0.25), logits(0.0))
 
 
 @pytest.mark.parametrize('name', ['learned', 'pattern', 'softcap', 'experts'])
-def test_scan_is_unrolled(name):
+def test_scanned_layers_equal_unrolled_layers(name):
   cfg, ids_BT = models.tiny(**models.VARIANTS[name]), models.tokens()
   unrolled = models.logits(models.fill(dataclasses.replace(cfg, unroll='on')), ids_BT)
   models.assert_close(unrolled, models.logits(models.fill(cfg), ids_BT))
@@ -83,8 +83,8 @@ def loss_and_grads(model, batch):
   return total, metrics, step.params_of(grads)
 
 
-def test_a_piece_counts_by_its_share_of_the_batch():
-  """Half of a batch's targets: half of every term, the experts' losses too."""
+def test_a_micro_batch_counts_by_its_share_of_the_targets():
+  """With half of the batch's targets every term is halved, the experts' losses too."""
   model, batch = models.fill(EXPERTS), models.batch(3)
   hyper = dict(moe_balance=jnp.float32(0.3), moe_z=jnp.float32(0.1))
   score = jax.jit(lambda weight: step.loss_fn(model, batch, weight, hyper, None)[:2])
@@ -95,7 +95,7 @@ def test_a_piece_counts_by_its_share_of_the_batch():
 
 
 def rows_of(documents):
-  """Rows of 8 (lists of documents, each a list of (id, target)) -> a batch; the rest is padding."""
+  """Make a batch of three rows of 8 from lists of documents, each a list of (id, target); pad the rest."""
   batch = {
     name: np.zeros((3, 8), np.float32 if name == 'loss_mask_BT' else np.int32)
     for name in ('token_ids_BT', 'target_ids_BT', 'loss_mask_BT', 'segment_ids_BT', 'positions_BT')
@@ -121,8 +121,8 @@ PACKED = {
 
 
 @pytest.mark.parametrize('name', PACKED)
-def test_packed_is_unpacked_and_padding_counts_nothing(name):
-  """Three documents in two rows and an empty one, against a row for each: loss and gradients."""
+def test_packed_equals_unpacked_and_padding_has_no_weight(name):
+  """Loss and gradients of three documents in two rows and an empty one equal those of one per row."""
   model = models.fill(models.tiny(**PACKED[name]))
   pairs = list(zip(models.tokens(1, 16)[0], models.tokens(1, 16, seed=5)[0], strict=True))
   a, b, c = pairs[:4], pairs[4:7], pairs[7:15]
@@ -131,7 +131,7 @@ def test_packed_is_unpacked_and_padding_counts_nothing(name):
   mixed = rows_of([[a, b], [c], []])
   mixed['segment_ids_BT'] = (mixed['segment_ids_BT'] > 0).astype(np.int32)
   if name == 'rope':
-    assert abs(float(loss_and_grads(model, mixed)[0] - packed[0])) > 1e-3  # the mask does something
+    assert abs(float(loss_and_grads(model, mixed)[0] - packed[0])) > 1e-3  # the mask has an effect
 
 
 # ------------------------------------------------------------------------------------- train steps
@@ -143,7 +143,7 @@ jax.monitoring.register_event_duration_secs_listener(
 
 
 class Run(NamedTuple):
-  """Three steps of training."""
+  """The outcome of three training steps."""
 
   program: step.Program
   mesh: jax.sharding.Mesh
@@ -160,7 +160,7 @@ def config_of(model_cfg, **train):
 
 
 def first_state(cfg, program, seed=0):
-  """A state with random parameters, laid out as the program wants it."""
+  """A state with random parameters in the shardings of the program."""
   model = models.fill(cfg.model, seed)
   state = step.TrainState(
     step=jnp.int32(0),
@@ -173,8 +173,8 @@ def first_state(cfg, program, seed=0):
   return jax.tree.map(put, state, program.abstract)
 
 
-def outcome(program, mesh, state):
-  """Three steps from a state -> Run."""
+def train_three_steps(program, mesh, state):
+  """Train three steps from a state -> Run."""
   metrics, compiled = [], []
   with jax.set_mesh(mesh), mock.patch.object(losses, 'objective', wraps=losses.objective) as traced:
     for i in range(3):
@@ -183,16 +183,16 @@ def outcome(program, mesh, state):
       compiled.append(len(COMPILED))
   by_name = {name: [m[name] for m in metrics] for name in metrics[0]}
   ema = {path: np.asarray(value) for path, value in state.opt_state.ema.items()}
-  params, again = models.params(state.model), compiled[-1] - compiled[0]
-  return Run(program, mesh, by_name, params, ema, traced.call_count, again)
+  params, recompiled = models.params(state.model), compiled[-1] - compiled[0]
+  return Run(program, mesh, by_name, params, ema, traced.call_count, recompiled)
 
 
 @functools.cache
 def trained(model_cfg, accumulate=1, **sizes):
-  """Three steps from the same random parameters on a mesh of these sizes; none = one device."""
+  """Train three steps from the same random parameters on a mesh of these sizes; default: one device."""
   cfg, mesh = config_of(model_cfg, accumulate=accumulate), models.mesh(**sizes)
   program = step.gpt_program(cfg, model_cfg, mesh)
-  return outcome(program, mesh, first_state(cfg, program))
+  return train_three_steps(program, mesh, first_state(cfg, program))
 
 
 DENSE = models.tiny(positions='learned', mlp='relu2')
@@ -213,8 +213,8 @@ def assert_same(run, expected):
 
 
 @pytest.mark.parametrize('name', MESHES)
-def test_eight_devices_are_one_device(name):
-  """Loss, gradient norm, parameters and their average after three steps; one compilation."""
+def test_eight_devices_equal_one_device(name):
+  """Metrics, parameters and their moving average are equal after three steps of one compilation."""
   model_cfg, sizes = MESHES[name]
   run = trained(model_cfg, **sizes)
   assert_same(run, trained(model_cfg))
@@ -222,7 +222,7 @@ def test_eight_devices_are_one_device(name):
 
 
 def test_dropout_is_the_same_on_any_mesh():
-  """A run may go on on other devices."""
+  """A run may resume on other devices."""
   model, ids_BT = models.fill(models.tiny(attention_dropout=0.2)), models.tokens(8)
   drop = lambda: jax.jit(lambda m, x: m.hidden(x, rate=jnp.float32(0.2), key=jax.random.key(0))[0])
   alone = drop()(model, ids_BT)
@@ -244,8 +244,8 @@ def test_steps_are_traced_and_compiled_once_and_train_everything():
 
 @pytest.mark.parametrize('param_dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_a_step_leaves_every_dtype_and_shape_as_it_was(dtype, param_dtype):
-  """Or the second step would be compiled again."""
+def test_a_step_preserves_every_dtype_and_shape(dtype, param_dtype):
+  """A change would compile the second step again."""
   variety = dict(attention_bias=True, qk_norm=True, norm='layernorm', experts=4, dropout=0.1)
   model_cfg = models.tiny(dtype=dtype, param_dtype=param_dtype, **variety)
   program = step.gpt_program(config_of(model_cfg), model_cfg, models.mesh())
@@ -257,7 +257,7 @@ def test_a_step_leaves_every_dtype_and_shape_as_it_was(dtype, param_dtype):
   assert weights == {param_dtype}
 
 
-def test_parameters_and_moments_are_really_spread():
+def test_parameters_and_moments_are_sharded():
   program = step.gpt_program(config_of(DENSE), DENSE, models.mesh(fsdp=4, tensor=2))
   path = 'blocks/attention/wq_DHK'
   leaves = [
@@ -269,20 +269,20 @@ def test_parameters_and_moments_are_really_spread():
     assert leaf.sharding.shard_shape(leaf.shape) == (2, 4, 2, 4)
 
 
-def test_a_state_is_born_the_same_on_any_mesh_and_may_be_donated():
+def test_initial_states_are_equal_on_any_mesh_and_may_be_donated():
   runs = [trained(DENSE), trained(DENSE, **MESHES['three axes'][1])]
-  runs = [outcome(run.program, run.mesh, run.program.init()) for run in runs]
+  runs = [train_three_steps(run.program, run.mesh, run.program.init()) for run in runs]
   assert_same(runs[1], runs[0])
   assert [run.traces for run in runs] == [0, 0]
 
 
-def test_accumulated_is_the_big_batch_with_unequal_counts():
+def test_accumulation_equals_the_big_batch_with_unequal_counts():
   assert_same(trained(DENSE, accumulate=4), trained(DENSE))
   counts = models.batch()['loss_mask_BT'].sum(1).reshape(2, 4).sum(0)
   assert len(set(counts.tolist())) > 1  # a mean of means would differ
 
 
-def test_steps_in_one_call_are_as_many_calls():
+def test_steps_in_one_call_equal_single_calls():
   cfg, mesh = config_of(DENSE, steps_per_call=3), models.mesh()
   program = step.gpt_program(cfg, DENSE, mesh)
   three = [models.batch(seed=i) for i in range(3)]
@@ -294,7 +294,7 @@ def test_steps_in_one_call_are_as_many_calls():
   assert int(state.step) == 3
 
 
-def test_replicas_are_the_same_runs_alone():
+def test_vmapped_replicas_equal_single_runs():
   """Two learning rates and two seeds in one vmapped step."""
   cfg, program, mesh = config_of(DENSE), trained(DENSE).program, trained(DENSE).mesh
 
@@ -306,20 +306,20 @@ def test_replicas_are_the_same_runs_alone():
   settings = ((0, cfg.optim.lr), (1, 3e-2))
   objective = step.language_objective()
   one_step = functools.partial(step.train_step, program.optimizer, objective, 1, 'float32')
-  together = jax.jit(jax.vmap(one_step, in_axes=(0, None)))
-  pair = jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states))
-  states, found = pair(*(start(*setting) for setting in settings)), []
+  vmapped_step = jax.jit(jax.vmap(one_step, in_axes=(0, None)))
+  stack = jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states))
+  states, history = stack(*(start(*setting) for setting in settings)), []
   for i in range(3):
-    states, metrics = together(states, models.batch(seed=i))
-    found.append(jax.device_get(metrics))
+    states, metrics = vmapped_step(states, models.batch(seed=i))
+    history.append(jax.device_get(metrics))
   for r, setting in enumerate(settings):
-    alone = outcome(program, mesh, start(*setting))
-    models.assert_close({name: [m[name][r] for m in found] for name in metrics}, alone.metrics)
+    alone = train_three_steps(program, mesh, start(*setting))
+    models.assert_close({name: [m[name][r] for m in history] for name in metrics}, alone.metrics)
     models.assert_close({p: v[r] for p, v in models.params(states.model).items()}, alone.params)
-  assert abs(found[-1]['loss'][0] - found[-1]['loss'][1]) > 1e-3
+  assert abs(history[-1]['loss'][0] - history[-1]['loss'][1]) > 1e-3
 
 
-def test_the_average_is_what_is_evaluated():
+def test_evaluation_uses_the_moving_average():
   run = trained(DENSE)
   opt_state = mock.Mock(ema={path: jnp.asarray(value) for path, value in run.ema.items()})
   state = mock.Mock(model=models.fill(DENSE), opt_state=opt_state)

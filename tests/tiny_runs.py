@@ -1,4 +1,4 @@
-"""Runs of seconds that the tests of training, checkpoints, tasks and the command line share."""
+"""Training runs of seconds, shared by the tests of training, checkpoints, tasks and the command line."""
 
 import contextlib
 import fcntl
@@ -28,7 +28,7 @@ TINY = {
   'log': {'every': 1},
   'sample': {'max_new_tokens': 8},
 }
-# Pictures of 16 codes, sounds of 5 or 6: four tasks of which each row holds one to three documents.
+# Four tasks on images of 16 codes and sounds of 5 or 6; a row holds one to three documents.
 MEDIA = {
   'data.mixture': {
     'read': {'kind': 'digits', 'template': '{image:image} -> {name}'},
@@ -43,7 +43,7 @@ MEDIA = {
   'train': TINY['train'] | {'sample_prompts': ()},
 }
 NETWORK = {'kind': 'fsq', 'levels': (4, 4), 'network_width': 16, 'network_blocks': 1}
-# Learned tokenizers: what a run of each modality differs in.
+# Learned tokenizers: the changes of each modality.
 CODECS = {
   'image': {
     'data.mixture': {'digits': {'kind': 'digits', 'template': '{image:image}'}},
@@ -58,15 +58,15 @@ CODECS = {
 
 def section(**changes):
   """The tiny experiment as a ConfigDict; `changes` by dotted key, '.' written as '__'."""
-  made = config.default()
+  config_dict = config.default()
   for key, value in (TINY | {key.replace('__', '.'): v for key, v in changes.items()}).items():
     *parents, name = key.split('.')
-    node = functools.reduce(lambda node, parent: node[parent], parents, made)
+    node = functools.reduce(lambda node, parent: node[parent], parents, config_dict)
     if isinstance(value, dict) and key != 'data.mixture':
       node[name].update(value)
     else:
       node[name] = value
-  return experiment_file.complete_sources(made)
+  return experiment_file.complete_sources(config_dict)
 
 
 def experiment(**changes):
@@ -75,7 +75,7 @@ def experiment(**changes):
 
 
 def media(**changes):
-  """The tiny experiment with pictures and sounds as a ConfigDict; `changes` as in `section`."""
+  """The tiny experiment with images and sounds as a ConfigDict; `changes` as in `section`."""
   return section(**{key.replace('.', '__'): value for key, value in MEDIA.items()} | changes)
 
 
@@ -89,14 +89,14 @@ def codec_section(modality, **changes):
 
 
 def codec(modality, **changes):
-  """The same as a Config."""
+  """A tiny learned tokenizer as a Config."""
   return config.build(config.Config, codec_section(modality, **changes))
 
 
 def stop_before(step):
-  """A should_stop that asks the run to stop once `step` steps are made, or calls without one."""
-  asked = iter(range(step))
-  return lambda made=None: next(asked, None) is None if made is None else made >= step
+  """A should_stop that becomes true at `step` steps, or at that many calls without a step."""
+  calls = iter(range(step))
+  return lambda done=None: next(calls, None) is None if done is None else done >= step
 
 
 def finished(factory):
@@ -105,19 +105,19 @@ def finished(factory):
 
 
 def media_finished(factory):
-  """The same of the tiny experiment with pictures and sounds. Do not change it."""
+  """The run folder of the tiny experiment with images and sounds. Do not change it."""
   return _once(factory, 'media', config.build(config.Config, media()))
 
 
 def codec_finished(factory, modality):
-  """The same of a tiny learned tokenizer. Do not change it."""
+  """The run folder of a tiny learned tokenizer. Do not change it."""
   return _once(factory, f'{modality}_codec', codec(modality))
 
 
 def _once(factory, name, cfg):
   workdir = shared(factory) / name
   with open(shared(factory) / f'{name}.lock', 'w') as file, compiled_programs(factory):
-    fcntl.flock(file, fcntl.LOCK_EX)  # one process trains it, the others wait
+    fcntl.flock(file, fcntl.LOCK_EX)  # one process trains, the others wait
     if not (workdir / 'report.html').exists():
       train.train(cfg, workdir)
   return workdir
@@ -131,10 +131,10 @@ def shared(factory):
 
 @contextlib.contextmanager
 def compiled_programs(factory):
-  """One device, and equal programs are compiled once a session: they are kept on disk.
+  """Use one device, and a compilation cache on disk, so that equal programs compile once per session.
 
-  Compiling is the bill, and for eight devices it is a third more. Where they matter, a test puts
-  `sharding.make_mesh` back.
+  Compilation dominates the cost, and eight devices cost a third more. A test that needs them restores
+  `sharding.make_mesh`.
   """
   options = {
     'jax_compilation_cache_dir': str(shared(factory) / 'compiled'),
@@ -142,13 +142,13 @@ def compiled_programs(factory):
   }
   before = {name: getattr(jax.config, name) for name in options}
   _configure(options)
-  alone = lambda cfg, devices=None: sharding.make_mesh(cfg, jax.devices()[:1])
+  one_device = lambda cfg, devices=None: sharding.make_mesh(cfg, jax.devices()[:1])
   try:
     with (
       # Measuring takes seconds where XLA optimizes little, as in these tests.
       mock.patch.object(hardware, 'measured_matmul_flops', lambda: 1e11),
-      mock.patch.object(train, 'make_mesh', alone),
-      mock.patch.object(trained, 'make_mesh', alone),
+      mock.patch.object(train, 'make_mesh', one_device),
+      mock.patch.object(trained, 'make_mesh', one_device),
     ):
       yield
   finally:
