@@ -87,6 +87,7 @@ LIBRARIES = {
   'tensorboardX': ['runs.loggers'],
   'wandb': ['runs.loggers'],
   'optuna': ['ablation'],
+  'psutil': ['ablation.execute.replicas'],
   'tokenizers': ['tokenizers', 'interop'],
   'sentencepiece': ['tokenizers'],
   'PIL': ['data'],

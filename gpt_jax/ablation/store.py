@@ -20,12 +20,6 @@ from gpt_jax.ablation.stats import analyze
 from gpt_jax.runs import records, run_folder, text_table
 
 FAILURES = ('failed', 'diverged', 'killed', 'hung')  # outcomes of an attempt that end a run
-# Words of SQL that never abbreviate the name of a column.
-SQL_WORDS = re.findall(
-  r'\w+',
-  'abs and between case cast collate else end escape exists false glob iif in instr is isnull length like '
-  'lower max min not notnull null or replace round substr then true upper when',
-)
 
 
 # -------------------------------------------------------------------------------- runs of a study
@@ -76,12 +70,8 @@ def read_runs(workdir):
 def read_attempts(workdir):
   """The records of attempts.jsonl, including those of shares, by time; lines torn by a crash are skipped."""
   folders = [Path(workdir), *sorted(Path(workdir).glob('shares/*'))]
-  attempts = []
-  for path in (folder / 'attempts.jsonl' for folder in folders):
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-      with contextlib.suppress(ValueError):
-        attempts.append(records.from_json(json.loads(line)))
-  attempts = [attempt for attempt in attempts if isinstance(attempt, dict)]
+  paths = [path for folder in folders if (path := folder / 'attempts.jsonl').exists()]
+  attempts = [attempt for path in paths for attempt in records.read_lines(path, skip_unreadable=True)]
   return sorted(attempts, key=lambda attempt: str(attempt.get('time', '')))
 
 
@@ -212,53 +202,44 @@ def _to_sql(value):
   return json.dumps(records.to_json(value), ensure_ascii=False)
 
 
-def load_table(folders, root='.'):
-  """An in-memory SQLite connection with one table `runs`: a row for each of these run folders."""
-  rows = [table_row(folder, root) for folder in folders]
-  columns = {name.casefold(): name for row in rows for name in row}
-  database = sqlite3.connect(':memory:')
-  database.execute(f'create table runs ({", ".join(map(_quote, columns.values()))})')
-  for row in rows:
-    marks = ', '.join('?' * len(row))
-    database.execute(f'insert into runs ({", ".join(map(_quote, row))}) values ({marks})', list(row.values()))
-  database.execute('pragma query_only = on')
-  return database
-
-
 def select(folder, where='', columns=()):
   """The runs below a folder that satisfy a condition -> (column names, rows of values).
 
   where: an SQL condition. Column names may be dotted; the last part of a name suffices if only one column
-  has it, as does a metric that only one task has. columns: names; () for those in which the runs differ and
-  the main results. Raises ValueError naming similar columns, FileNotFoundError if there are no runs.
+  has it, as does a metric that only one task has. columns: names; () for the config keys in which the runs
+  differ and the main results. Raises ValueError naming similar columns, FileNotFoundError without runs.
   """
-  folders = find_run_folders(folder)
-  if not folders:
+  rows = [table_row(path, folder) for path in find_run_folders(folder)]
+  if not rows:
     raise FileNotFoundError(
       f'workdir={folder} holds no runs\nfix: give the folder of a study or of runs as --workdir'
     )
-  database = load_table(folders, folder)
-  known = [row[1] for row in database.execute('pragma table_info(runs)')]
-  chosen = [find_column(name, known, '--columns') for name in columns] or default_columns(database, known)
-  query = f'select {", ".join(map(_quote, chosen))} from runs'
-  if where.strip():
-    query += f' where ({quote_condition(where, known)})'
-  try:
-    return chosen, database.execute(f'{query} order by folder').fetchall()
-  except (sqlite3.Error, sqlite3.Warning) as error:
-    raise ValueError(
-      f'--where={where!r}: {error}\n'
-      'fix: write a condition in SQL, such as "optim.lr > 1e-3 and model.positions = \'rope\'"'
-    ) from error
+  known = list({name.casefold(): name for row in rows for name in row}.values())
+  chosen = [find_column(name, known, '--columns') for name in columns] or default_columns(rows, known)
+  with contextlib.closing(sqlite3.connect(':memory:')) as database:
+    database.execute(f'create table runs ({", ".join(map(_quote, known))})')
+    for row in rows:
+      names, marks = ', '.join(map(_quote, row)), ', '.join('?' * len(row))
+      database.execute(f'insert into runs ({names}) values ({marks})', list(row.values()))
+    database.execute('pragma query_only = on')
+    condition = f'where ({quote_condition(where, known)})' if where.strip() else ''
+    query = f'select {", ".join(map(_quote, chosen))} from runs {condition} order by folder'
+    try:
+      return chosen, database.execute(query).fetchall()
+    except (sqlite3.Error, sqlite3.Warning) as error:
+      if unknown := re.fullmatch('no such column: (.*)', str(error)):
+        find_column(unknown[1], known, '--where')
+      raise ValueError(
+        f'--where={where!r}: {error}\n'
+        'fix: write a condition in SQL, such as "optim.lr > 1e-3 and model.positions = \'rope\'"'
+      ) from error
 
 
-def default_columns(database, known):
+def default_columns(rows, known):
   """Config keys in which the runs differ, and the main results."""
   keys = known[3 : known.index('steps') if 'steps' in known else None]
   keys = [name for name in keys if '.' in name or '/' not in name]  # a task score has no '.'
-  counts = ', '.join(f'count(distinct {_quote(name)})' for name in keys)
-  distinct = database.execute(f'select {counts} from runs').fetchone() if keys else ()
-  varied = [name for name, n in zip(keys, distinct, strict=True) if n > 1]
+  varied = [name for name in keys if len({row.get(name) for row in rows} - {None}) > 1]
   results = ('valid_loss', 'loss', 'tokens', 'seconds', 'tokens_per_second', 'parameters')
   return ['folder', 'status', *varied, *(name for name in results if name in known)]
 
@@ -267,38 +248,39 @@ def quote_condition(where, known):
   """The condition with its column names in full and quoted for SQL."""
 
   def replace(match):
-    literal, word, quoted = match['literal'], match['word'], match['quoted']
-    if literal:
-      return literal
-    if word and word.lower() in SQL_WORDS and word not in known:
-      return word
-    return _quote(find_column(word or quoted[1:-1].replace('""', '"'), known, '--where'))
+    if match['quoted']:
+      return _quote(find_column(match['quoted'][1:-1].replace('""', '"'), known, '--where'))
+    if match['word'] and matching_columns(match['word'], known):
+      return _quote(find_column(match['word'], known, '--where'))
+    return match[0]  # a literal, or a word of SQL
 
   # A '/' belongs to a name such as valid_loss/text only if there is such a column.
   slashed = sorted((n for n in known if not re.fullmatch(r'[\w.]+', n)), key=len, reverse=True)
-  words = '|'.join([*map(re.escape, slashed), r'[A-Za-z_][\w.]*'])
-  literal = r"(?P<literal>'(?:[^']|'')*'|\d[\w.]*(?:(?<=[eE])[+-]\d+)?)"
-  pattern = rf'{literal}|(?P<quoted>\"(?:[^\"]|\"\")*\")|(?P<word>{words})'
+  words = '|'.join([*map(re.escape, slashed), r'[A-Za-z_][\w.]*(?!\s*\(|[\w.])'])  # not a function
+  literal = r"'(?:[^']|'')*'|\d[\w.]*(?:(?<=[eE])[+-]\d+)?"
+  pattern = rf'{literal}|(?P<quoted>"(?:[^"]|"")*")|(?P<word>{words})'
   return re.sub(pattern, replace, where, flags=re.ASCII)
+
+
+def matching_columns(name, known):
+  """The column of this name in any case; else those with this last part."""
+  same = [column for column in known if column.casefold() == name.casefold()]
+  return same or [column for column in known if _last_part(column) == name]
 
 
 def find_column(name, known, flag):
   """The column of this name or with this last part; ValueError naming similar ones if not exactly one."""
-  if same := [k for k in known if k.casefold() == name.casefold()]:
-    return same[0]
-  ends = [k for k in known if _last_part(k) == name]
-  if len(ends) == 1:
-    return ends[0]
-  parts = set(name.split('/'))
-  near = ends or [k for k in known if parts <= {*k.split('/')}]
-  near = near or difflib.get_close_matches(name, known, 3)
-  words = {k: [_last_part(k), *k.split('/')[2:3]] for k in known}
-  similar = difflib.get_close_matches(re.split('[./]', name)[-1], {*sum(words.values(), [])}, 3)
-  near = near or [k for word in similar for k in known if word in words[k]]
+  matches = matching_columns(name, known)
+  if len(matches) == 1:
+    return matches[0]
+  ratio = lambda a, b: difflib.SequenceMatcher(None, a, b).ratio()
+  last = re.split('[./]', name)[-1]
+  similarity = {column: max(ratio(name, column), ratio(last, _last_part(column))) for column in known}
+  near = matches or [k for k in sorted(known, key=similarity.get, reverse=True)[:5] if similarity[k] > 0.6]
   fix = f'use one of {", ".join((near or known)[:12])}'
   if not near and re.fullmatch(r'\w+', name):
     fix += f"; a text is written '{name}'"
-  cause = f'{name} is the last part of several columns' if ends else f'no run has a column {name}'
+  cause = f'{name} is the last part of several columns' if matches else f'no run has a column {name}'
   raise ValueError(f'{flag}: {cause}\nfix: {fix}')
 
 

@@ -25,12 +25,10 @@ class Range(NamedTuple):
 
   def draw(self, rng):
     """Draw a number between low and high, rounded to four digits so that the arm's name states it fully."""
+    low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
     share = rng.uniform()
-    if self.log:
-      value = math.exp(math.log(self.low) * (1 - share) + math.log(self.high) * share)
-    else:
-      value = self.low * (1 - share) + self.high * share
-    return round_to_4_digits(value)
+    value = low * (1 - share) + high * share
+    return round_to_4_digits(math.exp(value) if self.log else value)
 
 
 class Proposed(list):
@@ -42,22 +40,16 @@ def round_to_4_digits(value):
   return float(f'{value:.4g}')
 
 
-def uniform(low, high):
+def uniform(low, high, log=False):
   """Sample uniformly between low and high."""
-  return _checked(Range(low, high))
+  if not low < high or (log and low <= 0):
+    raise ValueError(f'low={low}, high={high} is not a range\nfix: use low < high, and low > 0 if log')
+  return Range(low, high, log)
 
 
 def log_uniform(low, high):
   """Sample log-uniformly between low > 0 and high."""
-  return _checked(Range(low, high, log=True))
-
-
-def _checked(limits):
-  if not limits.low < limits.high or (limits.log and limits.low <= 0):
-    raise ValueError(
-      f'low={limits.low}, high={limits.high} is not a range\nfix: use low < high, and low > 0 if log'
-    )
-  return limits
+  return uniform(low, high, log=True)
 
 
 # ---------------------------------------------------------------------------------- lists of cells
@@ -87,8 +79,7 @@ def chain(*lists):
   """Concatenate lists of cells without duplicates."""
   unique = []
   for cell in itertools.chain(*lists):
-    if cell not in unique:
-      unique.append(cell)
+    unique += [cell] if cell not in unique else []
   return unique
 
 

@@ -220,7 +220,7 @@ def test_varying_sizes_and_tokens_give_the_parametric_law():
       )
       values[name] = {'0': float(scaling.predict(law, size, tokens))}
   study = {'factors': {'size': [], 'tokens': []}, 'arms': arms, 'better': 'lower', 'tolerance': 0.0}
-  found = size_laws.fit_size_study(study, values)
+  found = size_laws.fit_size_study(study, values, {})
   assert found['parametric']['']['alpha'] == pytest.approx(0.3, rel=0.02)
   assert found['parametric']['']['beta'] == pytest.approx(0.35, rel=0.02)
   assert len(found['laws']) == 1
@@ -248,10 +248,10 @@ def test_sizes_at_equal_flops_give_the_optimal_size():
       )
       values[name] = {'0': float(scaling.predict(law, size, tokens))}
   study = {'factors': {'size': [], 'tokens': []}, 'arms': arms, 'better': 'lower', 'tolerance': 0.0}
-  found = size_laws.fit_size_study(study, values)['isoflop']['']
+  found = size_laws.fit_size_study(study, values, {})['isoflop']['']
   assert [one['parameters'] for one in found['budgets']] == pytest.approx([1e6, 10**6.5], rel=0.1)
   assert found['exponent'] == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_study_without_sizes_has_no_scaling():
-  assert size_laws.fit_size_study({'factors': {'norm': ['a', 'b']}}, {}) is None
+  assert size_laws.fit_size_study({'factors': {'norm': ['a', 'b']}}, {}, {}) is None

@@ -45,17 +45,8 @@ class Task:
 
   def attempt(self, outcome, how='', code=0, message='', seconds=0.0):
     """A record of attempts.jsonl."""
-    now = utc_now()
-    return {
-      'time': now,
-      'arm': self.arm,
-      'seed': self.seed,
-      'how': how,
-      'outcome': outcome,
-      'code': code,
-      'message': secrets.redact(message),
-      'seconds': round(seconds, 3),
-    }
+    about = {'time': utc_now(), 'arm': self.arm, 'seed': self.seed, 'how': how, 'outcome': outcome}
+    return about | {'code': code, 'message': secrets.redact(message), 'seconds': round(seconds, 3)}
 
 
 def utc_now():
@@ -144,16 +135,12 @@ class Executor:
     self.ended += 1
     self.say(f'{self.ended} of {self.total}: {task.name} {_describe_end(task, kind, message)}{self.eta()}')
     if kind == 'done':
-      self.check_once()
+      check, self.check = self.check, lambda: None
+      try:
+        check()
+      except ValueError as error:  # ends the work when all is saved
+        self.error = error
     return False
-
-  def check_once(self):
-    """Call `check` after the first finished run; its error ends the work when all is saved."""
-    check, self.check = self.check, lambda: None
-    try:
-      check()
-    except ValueError as error:
-      self.error = error
 
   def eta(self):
     """'; 5 min to go' at the pace so far."""
@@ -185,9 +172,7 @@ def _describe_end(task, kind, message):
 
 def group_by_program(tasks, max_size):
   """Lists of at most `max_size` tasks that share a program; single tasks with max_size=1."""
-  if max_size == 1:
-    return [[task] for task in tasks]
   by_program = {}
-  for task in tasks:
-    by_program.setdefault(task.program, []).append(task)
+  for number, task in enumerate(tasks):
+    by_program.setdefault(number if max_size == 1 else task.program, []).append(task)
   return [same[k : k + max_size] for same in by_program.values() for k in range(0, len(same), max_size)]

@@ -6,6 +6,7 @@ goes to its log file. A worker without a heartbeat for train.hang_seconds is kil
 """
 
 import contextlib
+import itertools
 import json
 import os
 import queue
@@ -39,12 +40,12 @@ def split_machine(count, devices=0):
   """
   all_cores = cores()
   each = max(len(all_cores) // count, 1)
-  visible = os.environ.get('CUDA_VISIBLE_DEVICES', '')
-  names = visible.split(',') if visible else [str(n) for n in range(devices)]
+  names = os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(devices)))
+  names = itertools.cycle(names.split(','))
   parts = []
   for k in range(count):
     first = k * each % len(all_cores)
-    environment = {'CUDA_VISIBLE_DEVICES': names[k % len(names)]} if devices and count > 1 else {}
+    environment = {'CUDA_VISIBLE_DEVICES': next(names)} if devices and count > 1 else {}
     parts.append((all_cores[first : first + each], environment))
   return parts
 
@@ -73,17 +74,15 @@ class Worker:
     self.log = Path(folder) / 'logs' / f'{name}.log'
     self.log.parent.mkdir(parents=True, exist_ok=True)
     self.log_start = self.log.stat().st_size if self.log.exists() else 0
-    worker_cores, environment = part
+    worker_cores, visible_devices = part
+    environment, threads = dict(os.environ), str(len(worker_cores))
+    compilation_cache.enable_compilation_cache(environment, [folder])
     root = str(Path(__file__).resolve().parents[3])
-    inherited = dict(os.environ)
-    compilation_cache.enable_compilation_cache(inherited, [folder])
-    environment = {
-      **inherited,
-      'PYTHONPATH': os.pathsep.join([root, *filter(None, [os.environ.get('PYTHONPATH')])]),
+    environment |= visible_devices | {
+      'PYTHONPATH': os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')])),
       'PYTHONUNBUFFERED': '1',
-      **environment,
-      'OMP_NUM_THREADS': str(len(worker_cores)),
-      'OPENBLAS_NUM_THREADS': str(len(worker_cores)),
+      'OMP_NUM_THREADS': threads,
+      'OPENBLAS_NUM_THREADS': threads,
       'GPT_JAX_PARENT': str(os.getpid()),  # this process may end before the worker can ask for its parent
     }
     # stderr is a file and not a pipe: if this process is killed, the worker can still log and save.
@@ -101,7 +100,11 @@ class Worker:
   def _listen(self, answers):
     with self.process.stdout as lines:
       for line in lines:
-        message = _parse_message(line)
+        message = None
+        with contextlib.suppress(ValueError):
+          message = json.loads(line)
+        if not isinstance(message, dict):  # other output
+          continue
         if 'outcomes' in message:
           self.heard = None
           answers.put((self, message))
@@ -162,15 +165,15 @@ class Worker:
   def exit_reason(self):
     """Why it ended, in a line: the signal or exit code, and the last line that it printed."""
     code = self.process.returncode
-    reason = f'exit code {code}'
     if self.hung:
       return (
         f'nothing was done for {self.patience:g} seconds (train.hang_seconds), so the training process was '
         f'killed; its log has the stack of each thread: {self.log}'
       )
+    reason = f'exit code {code}'
     if code < 0:
-      with contextlib.suppress(ValueError):
-        reason = f'signal {-code} ({signal.Signals(-code).name})'
+      names = {number.value: f' ({number.name})' for number in signal.Signals}
+      reason = f'signal {-code}{names.get(-code, "")}'
     elif line := self._last_line():
       reason += f': {line[:200]}'
     if shutil.disk_usage(self.log.parent).free < FULL_DISK_BYTES:
@@ -183,15 +186,6 @@ class Worker:
       file.seek(max(self.log_start, self.log.stat().st_size - 4096))
       lines = file.read().decode('utf-8', 'replace').split('\n')
     return next((line.strip() for line in reversed(lines) if line.strip()), '')
-
-
-def _parse_message(line):
-  """The JSON object of a line, or {} for other output."""
-  try:
-    message = json.loads(line)
-  except ValueError:
-    return {}
-  return message if isinstance(message, dict) else {}
 
 
 class Pool:
@@ -209,9 +203,9 @@ class Pool:
     for k, worker in enumerate(self.workers):
       if len(idle) == count:
         break
-      if worker is not None and worker.ended:
-        worker.release()
       if worker is None or worker.ended:
+        if worker:
+          worker.release()
         worker = self.workers[k] = Worker(f'worker{k}', self.parts[k], self.folder, self.answers)
       if worker.tasks is None:
         idle.append(worker)
@@ -229,12 +223,11 @@ class Pool:
     """Wait for the next (worker, answer; None if it ended); None after `seconds`. Kills hung workers."""
     for worker in self.busy():
       worker.kill_if_hung()
-    try:
+    with contextlib.suppress(queue.Empty):
       worker, answer = self.answers.get(timeout=seconds)
-    except queue.Empty:
-      return None
-    worker.ended = worker.ended or answer is None
-    return worker, answer
+      worker.ended = worker.ended or answer is None
+      return worker, answer
+    return None
 
   def stop(self):
     """Ask all to save and leave."""

@@ -10,7 +10,6 @@ Letters: R runs, in front of the letters of a single run.
 """
 
 import contextlib
-import os
 import time
 import traceback
 from pathlib import Path
@@ -30,18 +29,9 @@ from gpt_jax.step import hyper_of
 from gpt_jax.training import session
 
 # Config keys whose values are traced, or not part of the program at all.
-MAY_DIFFER = (
-  'train.seed',
-  'optim.lr',
-  'optim.weight_decay',
-  'model.dropout',
-  'loss.z_loss',
-  'loss.label_smoothing',
-  'loss.moe_balance',
-  'loss.moe_z',
-  'loss.text',
-  'loss.image',
-  'loss.audio',
+LOSS_WEIGHTS = ('z_loss', 'label_smoothing', 'moe_balance', 'moe_z', 'text', 'image', 'audio')
+MAY_DIFFER = ('train.seed', 'optim.lr', 'optim.weight_decay', 'model.dropout') + tuple(
+  f'loss.{name}' for name in LOSS_WEIGHTS
 )
 MEMORY_FRACTION = 0.8  # of the memory that a group may use
 
@@ -139,34 +129,24 @@ def make_replica_mesh(cfg, count):
 
 def memory_limit():
   """Bytes of one device; on a CPU, what is free now and within the limits of its control groups."""
+  import psutil
+
   stats = jax.local_devices()[0].memory_stats() or {}
-  return stats.get('bytes_limit') or min([available_bytes(), *control_group_limits()])
-
-
-def available_bytes(path='/proc/meminfo'):
-  """Bytes that a process can get now, including what the kernel would reclaim."""
-  try:
-    lines = dict(line.split(':') for line in Path(path).read_text().splitlines())
-    return 1024 * int(lines['MemAvailable'].split()[0])
-  except (OSError, KeyError):  # no Linux, or an old one
-    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  return stats.get('bytes_limit') or min([psutil.virtual_memory().available, *control_group_limits()])
 
 
 def control_group_limits(groups='/proc/self/cgroup', root='/sys/fs/cgroup'):
-  """Bytes that this process's control groups allow, as in a container or a batch job."""
-  lines = Path(groups).read_text().splitlines() if Path(groups).exists() else ()
+  """Bytes that this process's control groups (v1 or v2) allow, as in a container or a batch job."""
   limits = []
-  for line in lines:
-    _, kinds, path = line.split(':', 2)
-    if 'memory' not in kinds.split(',') and kinds:
+  for line in Path(groups).read_text().splitlines() if Path(groups).exists() else ():
+    _, controllers, path = line.split(':', 2)
+    if controllers and 'memory' not in controllers.split(','):
       continue
-    top = Path(root, 'memory') if kinds else Path(root)
-    place = top / path.lstrip('/')
-    for folder in [place, *place.parents]:
-      if folder.is_relative_to(top):
-        with contextlib.suppress(OSError, ValueError):  # not there, or 'max'
-          name = 'memory.limit_in_bytes' if kinds else 'memory.max'
-          limits.append(int((folder / name).read_text()))
+    folder = Path(root, 'memory' if controllers else '', path.lstrip('/'))
+    name = 'memory.limit_in_bytes' if controllers else 'memory.max'
+    for file in (parent / name for parent in (folder, *folder.parents)):
+      with contextlib.suppress(OSError, ValueError):  # not there, or 'max'
+        limits.append(int(file.read_text()))
   return limits
 
 
@@ -243,27 +223,21 @@ class Group:
     """The replicas that still train."""
     return [replica for replica in self.replicas if replica.outcome is None]
 
-  def stacked_sharding(self, spec):
-    """The sharding of a stacked array whose part for one run has this spec."""
-    return NamedSharding(self.mesh, PartitionSpec('replica', *spec))
-
   def compile(self):
     """Compile the step for all replicas, and the function that slices out the state of one."""
     start, R = time.perf_counter(), len(self.replicas)
     first = self.replicas[0].session
     program, n = first.job.program, first.cfg.train.steps_per_call
-    stacked = lambda x, spec: jax.ShapeDtypeStruct(
-      (R, *x.shape), x.dtype, sharding=self.stacked_sharding(spec)
-    )
+    sharding = lambda spec: NamedSharding(self.mesh, PartitionSpec('replica', *spec))
+    stacked = lambda x, spec: jax.ShapeDtypeStruct((R, *x.shape), x.dtype, sharding=sharding(spec))
     states = jax.tree.map(lambda x: stacked(x, x.sharding.spec), program.abstract)
     batch = {
       name: stacked(x, batch_sharding(self.mesh, name, n > 1).spec)
       for name, x in session.abstract_batch(first.cfg, first.job).items()
     }
-    self.batch_shardings = {name: x.sharding for name, x in batch.items()}
-    self.shardings = jax.tree.map(lambda x: x.sharding, states)
+    self.shardings, self.batch_shardings = jax.tree.map(lambda x: x.sharding, (states, batch))
     step = jax.vmap(program.pure, spmd_axis_name='replica')
-    step = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, self.stacked_sharding(())))
+    step = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, sharding(())))
     self.step = step.lower(states, batch).compile()
     # By leaves: static parts of a state, such as a dropout rate, may differ between runs.
     alone = [x.sharding for x in jax.tree.leaves(program.abstract)]
@@ -315,7 +289,8 @@ class Group:
     if due:
       start = time.perf_counter()
       jax.block_until_ready(self.states)
-      self.add_step_time(time.perf_counter() - start)
+      for replica in self.live():
+        replica.session.meter.add_step_time(time.perf_counter() - start)
     for replica in self.live():
       s = replica.session
       with replica.isolate_errors():
@@ -326,16 +301,10 @@ class Group:
         ending = stopping or not session.run_due_evals(s, lambda step: stopping)
         session.save_if_due(s, ending)
         if ending or s.step == s.cfg.train.steps:
-          result = session.finish(s, ending)
-          if result:
+          if result := session.finish(s, ending):
             train.write_report(s)
           replica.close(outcome_of_result(result))
         s.state = None
-
-  def add_step_time(self, seconds):
-    """Add time in steps, shared by the replicas that still train."""
-    for replica in self.live():
-      replica.session.meter.add_step_time(seconds)
 
   def train_step(self, live):
     """Run one call of the step and record its metrics."""

@@ -11,9 +11,7 @@ import itertools
 import math
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from gpt_jax.ablation.execute.pool import Pool, cores, split_machine
 from gpt_jax.runs import records
@@ -85,50 +83,35 @@ def remaining_seconds(study, tasks):
 
 
 # ------------------------------------------------------------------------------- ways of execution
-#
-# (tasks, devices, processes that would have a device or core of their own) -> (workers, replicas), or None.
-
-
-def _alone(tasks, devices, processes):
-  return (1, 1) if not devices or processes == 1 else None
-
-
-def _process(tasks, devices, processes):
-  return (processes, 1) if processes > 1 else None
-
-
-def _replicas(tasks, devices, processes):
-  largest = max(collections.Counter(task.program for task in tasks).values())
-  return (devices or 1, min(largest, MAX_REPLICAS)) if largest > 1 else None
-
-
-class Way(NamedTuple):
-  """A row of WAYS."""
-
-  size: Callable  # see above
-  text: str  # for log lines
 
 
 WAYS = {
-  'alone': Way(_alone, 'one run at a time'),
-  'process': Way(_process, '{workers} processes at once'),
-  'replicas': Way(_replicas, 'up to {replicas} runs in one step'),
+  'alone': 'one run at a time',
+  'process': '{workers} processes at once',
+  'replicas': 'up to {replicas} runs in one step',
 }
 
 
-def describe(choice):
+def describe(schedule):
   """A schedule in words."""
-  return WAYS[choice['how']].text.format(**choice)
+  return WAYS[schedule['how']].format(**schedule)
 
 
 def candidates(tasks):
   """The schedules that are worth a try for these tasks, at least one."""
   devices = accelerators()
-  processes = min(devices or len(cores()), len(tasks))
+  processes = min(devices or len(cores()), len(tasks))  # that would have a device or core of their own
   if any(uses_several_devices(task.config['mesh']) for task in tasks):
     processes = 1
-  sizes = {how: way.size(tasks, devices, processes) for how, way in WAYS.items()}
-  return [{'how': how, 'workers': size[0], 'replicas': size[1]} for how, size in sizes.items() if size]
+  largest = max(collections.Counter(task.program for task in tasks).values())
+  sizes = []
+  if not devices or processes == 1:
+    sizes.append(('alone', 1, 1))
+  if processes > 1:
+    sizes.append(('process', processes, 1))
+  if largest > 1:
+    sizes.append(('replicas', devices or 1, min(largest, MAX_REPLICAS)))
+  return [{'how': how, 'workers': workers, 'replicas': runs} for how, workers, runs in sizes]
 
 
 def uses_several_devices(mesh):
@@ -151,12 +134,10 @@ def measure(workdir, tasks, choice, should_stop):
   """
   folder = Path(workdir) / '.calibration'
   [(program, _)] = collections.Counter(task.program for task in tasks).most_common(1)
-  same = [task for task in tasks if task.program == program]
-  count = choice['replicas'] if choice['replicas'] > 1 else choice['workers']
-  runs = [
-    (task.config, folder / f'run{k}') for k, task in enumerate(itertools.islice(itertools.cycle(same), count))
-  ]
-  jobs = [runs] if choice['replicas'] > 1 else [[run] for run in runs]
+  configs = itertools.cycle(task.config for task in tasks if task.program == program)
+  together = choice['replicas'] > 1
+  runs = [(next(configs), folder / f'run{k}') for k in range(choice['replicas' if together else 'workers'])]
+  jobs = [runs] if together else [[run] for run in runs]
   shutil.rmtree(folder, ignore_errors=True)
   try:
     with Pool(workdir, split_for(choice, len(jobs))) as pool:

@@ -16,6 +16,7 @@ from gpt_jax.ablation.sweeps import SWEEPS
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)  # of an arm's own tokens, where learning curves are compared
 FAILED = ('failed', 'diverged', 'killed', 'hung', 'corrupt')  # ended without a result
+NO_VERDICT = inference.judge([({}, {}, 0, 0)])[0]  # of an arm that is not compared
 # The keys of a task's score that make its name, in this order.
 SCORE_KEYS = ('task', 'source', 'metric', 'modality', 'way', 'of', 'control', 'codebook')
 
@@ -27,12 +28,12 @@ def analyze(study, rows):
   size or number of tokens than the baseline is 'not judged' here.
 
   Returns:
-    {metric, better, tolerance, baseline, seeds, looks, family, arms, effects, pairing, scaling,
-    notes}. arms, the baseline first: {name, is_baseline, n (seeds compared), mean, sd, values:
-    {seed: value} (of all finished seeds), the keys of inference.judge, sentence, speedup, seconds,
-    tokens, tokens_per_second, parameters, failed, statuses: {status: runs}, at_fractions:
-    [[fraction, difference of the curves, low, high], ...]}. effects: see main_effects. looks: the
-    numbers of seeds at which the study was judged before.
+    {metric, better, tolerance, baseline, seeds, looks (numbers of seeds at earlier judgments), family
+    (number of comparisons), arms, effects (see main_effects), pairing, scaling (see size_laws), notes}.
+    arms, the baseline first: {name, is_baseline, n (seeds compared), mean, sd, values: {seed: value} (of all
+    finished seeds), the keys of inference.judge, sentence, speedup, seconds, tokens, tokens_per_second,
+    parameters, failed, statuses: {status: runs}, at_fractions: [[fraction, difference of the curves, low,
+    high], ...]}.
 
   Raises:
     ValueError: no finished run has the metric.
@@ -52,7 +53,7 @@ def analyze(study, rows):
     if name in verdicts:
       arm |= verdicts[name] | compare_curves(by_arm[name], by_arm[baseline], better)
     else:
-      arm |= inference.judge([({}, {})])[0] | {'n': len(arm['values']), 'diverged': diverged[name]}
+      arm |= NO_VERDICT | {'n': len(arm['values']), 'diverged': diverged[name]}
       arm |= {'verdict': 'baseline' if name == baseline else 'not judged'}
       arm |= {'at_fractions': [], 'speedup': None}
     arms.append(arm | {'sentence': _sentence(arm, metric, tolerance)})
@@ -62,7 +63,7 @@ def analyze(study, rows):
     'better': better,
     'tolerance': tolerance,
     'baseline': baseline,
-    'seeds': sorted({row['seed'] for row in rows}, key=_numeric_order),
+    'seeds': sorted({row['seed'] for row in rows}, key=lambda seed: (not seed.isdigit(), seed.zfill(20))),
     'looks': looks,
     'family': family,
     'arms': arms,
@@ -77,19 +78,13 @@ def _judge_arms(study, values, diverged, scaling):
   """-> ({arm: its inference.judge dict}, number of comparisons in the family)."""
   base = next(arm for arm in study['arms'] if arm['is_baseline'])
   if scaling:
-    verdicts, keys = scaling['effects'], inference.judge([({}, {})])[0]
-    same_size = {arm['name'] for arm in study['arms'] if size_laws.size_of(arm) == size_laws.size_of(base)}
-    by_arm = {row['arm']: {key: row[key] for key in keys} for row in verdicts if row['arm'] in same_size}
+    verdicts = scaling['effects']
+    sizes = {arm['name']: size_laws.size_of(arm) for arm in study['arms']}
+    same_size = [row for row in verdicts if sizes[row['arm']] == size_laws.size_of(base)]
+    by_arm = {row['arm']: {key: row[key] for key in NO_VERDICT} for row in same_size}
   else:
     others = [arm['name'] for arm in study['arms'] if arm is not base]
-    pairs = [(values.get(name, {}), values.get(base['name'], {})) for name in others]
-    verdicts = inference.judge(
-      pairs,
-      study['better'],
-      float(study['tolerance']),
-      [diverged[name] for name in others],
-      [diverged[base['name']]] * len(others),
-    )
+    verdicts = inference.judge_arms(study, [(name, base['name']) for name in others], values, diverged)
     by_arm = dict(zip(others, verdicts, strict=True))
   return by_arm, sum(row['p'] is not None for row in verdicts)
 
@@ -151,16 +146,17 @@ def _summarize_arm(arm, rows, values):
   results = _finished_results(rows)
   statuses = collections.Counter(row['status'] for row in rows)
   numbers = list(values.values())
-  cost = {key: _median(results, key) for key in ('seconds', 'tokens_per_second')}
-  for key in ('tokens', 'parameters'):  # as planned, until a run has finished
-    cost[key] = _median(results, key) if results else arm.get(key)
+  planned = {} if results else arm  # costs are as planned until a run has finished
   return {
     'name': arm['name'],
     'is_baseline': arm['is_baseline'],
     'mean': float(np.mean(numbers)) if numbers else None,
     'sd': float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None,
     'values': values,
-    **cost,
+    'seconds': _median(results, 'seconds'),
+    'tokens_per_second': _median(results, 'tokens_per_second'),
+    'tokens': planned.get('tokens', _median(results, 'tokens')),
+    'parameters': planned.get('parameters', _median(results, 'parameters')),
     'statuses': dict(statuses),
     'failed': sum(statuses[status] for status in FAILED),
   }
@@ -175,21 +171,16 @@ def _median(results, key):
   return float(np.median(values)) if values else None
 
 
-def _numeric_order(seed):
-  return (int(seed), '') if seed.isdigit() else (math.inf, seed)
-
-
 # --------------------------------------------------------------------------------------- curves
 
 
 def compare_curves(rows, base_rows, better='lower'):
   """Compare learning curves of an arm and the baseline -> {at_fractions, speedup}; see `analyze`.
 
-  speedup: wall-clock time of the baseline / of the arm to the same value, the worse of the two final
-  ones, so that nothing is extrapolated. Both times are tokens / median tokens per second. Under a
-  decaying learning rate an earlier value takes longer than with a schedule made for it: the true
-  ratio is further from 1. None without curves or speeds, and if runs were not all trained in the same
-  way and equally many at once, as their times do not compare.
+  speedup: wall-clock time of the baseline / of the arm to the worse of their final values, so that nothing is
+  extrapolated; times are tokens / median tokens per second. Under a decaying learning rate an earlier value
+  takes longer than with a schedule made for it: the true ratio is further from 1. None without curves or
+  speeds, and if runs were trained in different ways or numbers at once, as their times do not compare.
   """
   arm, base = _curves(rows), _curves(base_rows)
   seeds = sorted(set(arm) & set(base))
@@ -249,35 +240,37 @@ def _tokens_to_reach(side, target):
 
 def _sentence(arm, metric, tolerance):
   """The verdict as a sentence, with its numbers."""
-  name, verdict, missing = arm['name'], arm['verdict'], _missing_runs(arm)
-  spread = f' (sd {arm["sd"]:.3g} over {arm["n"]} seeds)' if arm['sd'] is not None else ''
-  mean = f'{metric} {arm["mean"]:.4g}{spread}' if arm['mean'] is not None else 'no run finished'
-  if verdict == 'baseline':
-    return f'{name} is the baseline: {mean}{missing}.'
-  if verdict == 'not judged':
+  name, verdict, n, missing = arm['name'], arm['verdict'], arm['n'], _missing_runs(arm)
+  if verdict in ('baseline', 'not judged'):
+    spread = f' (sd {arm["sd"]:.3g} over {n} seeds)' if arm['sd'] is not None else ''
+    mean = f'{metric} {arm["mean"]:.4g}{spread}' if arm['mean'] is not None else 'no run finished'
+    if verdict == 'baseline':
+      return f'{name} is the baseline: {mean}{missing}.'
     return f'{name}: {mean}; of another size or number of tokens than the baseline{missing}.'
-  numbers = f'{metric} {arm["difference"]:+.3g}' if arm['n'] else ''
+  numbers = f'{metric} {arm["difference"]:+.3g}' if n else ''
   if arm['interval'] is not None:
     low, high = arm['interval']
     p = '< 0.001' if arm['p_holm'] < 0.001 else f'= {arm["p_holm"]:.2g}'
-    numbers += f' ({low:+.3g} to {high:+.3g}; {arm["n"]} seeds, p {p})'
+    numbers += f' ({low:+.3g} to {high:+.3g}; {n} seeds, p {p})'
+  more = arm['seeds_needed']
   if verdict == 'diverged':
     others = f'; the others, which flatter it: {numbers}' if numbers else ''
-    return f'{name} diverged in {arm["diverged"]} of {_run_count(arm)} runs{others}{missing}.'
-  if not arm['n']:
-    return f'{name} is undecided: no seed finished here and in the baseline{missing}.'
-  if arm['interval'] is None:
-    return f'{name} is undecided: {numbers} on one seed, which has no interval{missing}.'
-  if verdict == 'no difference':
-    return f'{name} is no different by more than {tolerance:g}: {numbers}{missing}.'
-  needs = ''
-  if arm['base_diverged']:
-    needs = f'; the baseline diverged in {arm["base_diverged"]} runs, and the others flatter it'
+    text = f'diverged in {arm["diverged"]} of {_run_count(arm)} runs{others}'
+  elif not n:
+    text = 'is undecided: no seed finished here and in the baseline'
+  elif arm['interval'] is None:
+    text = f'is undecided: {numbers} on one seed, which has no interval'
+  elif verdict == 'no difference':
+    text = f'is no different by more than {tolerance:g}: {numbers}'
+  elif arm['base_diverged']:
+    lost = f'the baseline diverged in {arm["base_diverged"]} runs, and the others flatter it'
+    text = f'is {verdict}: {numbers}; {lost}'
   elif verdict == 'undecided':
-    more = arm['seeds_needed']
     needs = f'about {more} more seed{"s" * (more > 1)}' if more else 'more seeds than is sensible'
-    needs = f'; needs {needs}'
-  return f'{name} is {verdict}: {numbers}{needs}{missing}.'
+    text = f'is undecided: {numbers}; needs {needs}'
+  else:
+    text = f'is {verdict}: {numbers}'
+  return f'{name} {text}{missing}.'
 
 
 def _run_count(arm):
@@ -322,16 +315,16 @@ def _notes(study, arms, family, looks):
   fewest = min((arm['n'] for arm in arms), default=0)
   if fewest < 5:
     notes.append(f'With {fewest} seeds intervals are wide, and what is undecided may well be real.')
-  for arm in arms:
+  for arm in (arm for arm in arms if arm['failed']):
     failed, name = arm['failed'], arm['name']
-    if failed and arm['is_baseline']:
+    if arm['is_baseline']:
       notes.append(f'The baseline failed in {failed} runs: no arm is compared on those seeds.')
-    elif failed and arm['values']:
+    elif arm['values']:
       notes.append(
         f'{name}: {failed} of {_run_count(arm)} runs failed; it is compared on the {arm["n"]} seeds that '
         'finished, which may flatter it.'
       )
-    elif failed:
+    else:
       notes.append(f'{name}: no run finished, {failed} failed; there is nothing to judge.')
   sweep = SWEEPS.get(study.get('sweep'))
   return notes + ([sweep.note] if sweep and sweep.note else [])

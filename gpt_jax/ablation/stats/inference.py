@@ -117,87 +117,74 @@ def seeds_needed(n, mean, sd, margin, alpha=ALPHA):
   return totals[first] - n if first < len(totals) else None
 
 
-def pairing(value_N, base_N):
-  """Gain of pairing by seed -> {se_paired, se_unpaired, pairing_gain}, None if unknown.
-
-  pairing_gain: standard error of the difference with unrelated seeds / with common seeds; a gain of n
-  replaces n^2 times the seeds.
-  """
-  value_N, base_N = np.asarray(value_N, float), np.asarray(base_N, float)
-  if len(value_N) < 2:
-    return dict.fromkeys(('se_paired', 'se_unpaired', 'pairing_gain'))
-  paired_se = paired_t(value_N - base_N)['se']
-  unpaired_se = float(np.sqrt((value_N.var(ddof=1) + base_N.var(ddof=1)) / len(value_N)))
-  gain = unpaired_se / paired_se if paired_se else None
-  return {'se_paired': paired_se, 'se_unpaired': unpaired_se, 'pairing_gain': gain}
-
-
 # ------------------------------------------------------------------------------------- verdicts
 
 
-def judge(comparisons, better='lower', tolerance=0.0, diverged=(), base_diverged=()):
+def judge(comparisons, better='lower', tolerance=0.0):
   """Judge one family of comparisons -> a list of verdicts, in order.
 
   Args:
-    comparisons: list of (values, base_values), each {seed: number}; the common seeds are compared.
-    better: 'lower' or 'higher'.
+    comparisons: list of (values, base_values, diverged, base_diverged): values as {seed: number}, of which
+      the common seeds are compared, and how many runs of the arm and of the baseline diverged. The
+      survivors of a side with diverged runs are biased in its favor: the verdict on such an arm is
+      'diverged', and against such a baseline it is 'better' or 'undecided'.
     tolerance: the smallest difference that matters, in units of the metric; 0 = any.
-    diverged: how many runs of each comparison's arm diverged, () = none. The surviving runs are
-      biased in the arm's favor: its verdict is 'diverged'.
-    base_diverged: the same of the baselines. The surviving runs are biased in the baseline's favor, so
-      that an arm may still be 'better', and is otherwise 'undecided'.
 
   Returns:
-    list of {n, seeds, difference (arm - base), interval, bootstrap, p, p_holm, p_equivalence,
-    verdict, seeds_needed (more, 0 = decided, None = unknown or too many), se_paired, se_unpaired,
-    pairing_gain, diverged, base_diverged}. verdict: 'no difference' (shown to be smaller than the
-    tolerance, though it may differ from 0), 'better', 'worse', 'undecided' or 'diverged'; the
-    chance of any false 'better' or 'worse' in the family is at most 5 %.
+    list of {n, seeds, difference (arm - base), interval, bootstrap, p, p_holm, p_equivalence, verdict,
+    seeds_needed (more; 0 = decided, None = unknown or too many), se_paired, se_unpaired (standard error of
+    the difference, were the seeds unrelated), pairing_gain (their ratio; a gain of n replaces n^2 times the
+    seeds), diverged, base_diverged}. verdict: 'no difference' (shown to be smaller than the tolerance, though
+    it may differ from 0), 'better', 'worse', 'undecided' or 'diverged'; the chance of any false 'better' or
+    'worse' in the family is at most 5 %.
   """
-  results = [_compare(*pair, tolerance) for pair in comparisons]
+  results = [_compare(values, base_values, tolerance) for values, base_values, _, _ in comparisons]
   tested = [result for result in results if result['p'] is not None]
   for key, adjusted in (('p', 'p_holm'), ('p_equivalence', 'p_equivalence')):
     for result, p in zip(tested, holm([result[key] for result in tested]), strict=True):
       result[adjusted] = p
-  open_count = max(1, sum(result['p_holm'] > ALPHA for result in tested))
-  none = [0] * len(results)
-  for result, lost, base_lost in zip(results, diverged or none, base_diverged or none, strict=True):
+  alpha = ALPHA / max(1, sum(result['p_holm'] > ALPHA for result in tested))
+  for result, (_, _, lost, base_lost) in zip(results, comparisons, strict=True):
     verdict = 'diverged' if lost else _verdict(result, better)
     if base_lost and verdict in ('worse', 'no difference'):
       verdict = 'undecided'
-    result |= {'verdict': verdict, 'diverged': lost, 'base_diverged': base_lost}
-    sd = result.pop('sd')
-    if result['p'] is None or lost or base_lost:
-      result['seeds_needed'] = None
-    elif verdict != 'undecided':
-      result['seeds_needed'] = 0
-    else:
-      alpha = ALPHA / open_count
-      result['seeds_needed'] = seeds_needed(result['n'], result['difference'], sd, tolerance, alpha)
+    sd, needed = result.pop('sd'), None
+    if result['p'] is not None and not lost and not base_lost:
+      estimate = (result['n'], result['difference'], sd, tolerance, alpha)
+      needed = seeds_needed(*estimate) if verdict == 'undecided' else 0
+    result |= {'verdict': verdict, 'diverged': lost, 'base_diverged': base_lost, 'seeds_needed': needed}
   return results
+
+
+def judge_arms(study, pairs, values, diverged):
+  """Judge pairs of names (arm, its baseline) as one family; see `judge`.
+
+  values: {arm: {seed: value}}. diverged: {arm: how many of its runs diverged}.
+  """
+  comparisons = [
+    (*(values.get(name, {}) for name in pair), *(diverged.get(name, 0) for name in pair)) for pair in pairs
+  ]
+  return judge(comparisons, study['better'], float(study['tolerance']))
 
 
 def _compare(values, base_values, tolerance):
   """Compare an arm and its baseline on their common seeds, without correction or verdict."""
   seeds = sorted(set(values) & set(base_values))
-  value_N, base_N = ([side[seed] for seed in seeds] for side in (values, base_values))
+  keys = ('difference', 'sd', 'interval', 'bootstrap', 'p', 'p_holm', 'p_equivalence')
+  result = {'n': len(seeds), 'seeds': seeds}
+  result |= dict.fromkeys((*keys, 'se_paired', 'se_unpaired', 'pairing_gain'))
   if not seeds:
-    unknown = ('difference', 'sd', 'interval', 'bootstrap', 'p', 'p_holm', 'p_equivalence')
-    return {'n': 0, 'seeds': [], **dict.fromkeys(unknown), **pairing((), ())}
-  difference_N = np.subtract(value_N, base_N)
-  test = paired_t(difference_N)
-  return {
-    'n': len(seeds),
-    'seeds': seeds,
-    'difference': test['mean'],
-    'sd': test['sd'],
-    'interval': test['interval'],
-    'bootstrap': bootstrap(difference_N),
-    'p': test['p'],
-    'p_holm': None,
-    'p_equivalence': equivalence(difference_N, tolerance),
-    **pairing(value_N, base_N),
-  }
+    return result
+  value_N, base_N = (np.array([side[seed] for seed in seeds], float) for side in (values, base_values))
+  test = paired_t(value_N - base_N)
+  result |= {key: test[key] for key in ('sd', 'interval', 'p')} | {'difference': test['mean']}
+  result['bootstrap'] = bootstrap(value_N - base_N)
+  result['p_equivalence'] = equivalence(value_N - base_N, tolerance)
+  if test['se'] is not None:
+    unpaired = float(np.sqrt((value_N.var(ddof=1) + base_N.var(ddof=1)) / len(seeds)))
+    gain = unpaired / test['se'] if test['se'] else None
+    result |= {'se_paired': test['se'], 'se_unpaired': unpaired, 'pairing_gain': gain}
+  return result
 
 
 def _verdict(result, better):

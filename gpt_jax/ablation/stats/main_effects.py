@@ -13,31 +13,24 @@ from gpt_jax.ablation.stats import inference, size_laws
 from gpt_jax.ablation.sweeps import SWEEPS
 
 
-def main_effects(study, values, diverged=None):
+def main_effects(study, values, diverged):
   """Judge every factor's effects as one family; [] for sweeps that cross nothing.
 
-  Args:
-    values: {arm: {seed: value}}.
-    diverged: {arm: how many of its runs diverged}.
-
-  Returns:
-    list of {factor, level, against, arms (that have the level and were used), the keys of
-    inference.judge}. against: the baseline's level, or the first level that has matched arms.
+  Arguments like inference.judge_arms. Returns list of {factor, level, against (the baseline's level, or the
+  first one with matched arms), arms (how many have the level and were used), the keys of inference.judge}.
   """
   sweep = SWEEPS.get(study.get('sweep'))
   if not sweep or not sweep.main_effects:
     return []
-  estimate, diverged = ESTIMATORS[sweep.main_effects], diverged or {}
-  effects, pairs, diverged_arms, diverged_bases = [], [], [], []
+  effects, comparisons = [], []
+  count_diverged = lambda names: sum(diverged.get(name, 0) for name in names)
   scaled = size_laws.RESOURCES if 'size' in study['factors'] else ()
   for factor in (name for name in study['factors'] if name not in scaled):
-    for level, against, names, pair in estimate(study['arms'], factor, values):
+    for level, against, names, pair in ESTIMATORS[sweep.main_effects](study['arms'], factor, values):
       effects.append({'factor': factor, 'level': level, 'against': against, 'arms': len(names)})
-      pairs.append(pair)
       others = [arm['name'] for arm in study['arms'] if arm['levels'][factor] == against]
-      diverged_arms.append(sum(diverged.get(name, 0) for name in names))
-      diverged_bases.append(sum(diverged.get(name, 0) for name in others))
-  verdicts = inference.judge(pairs, study['better'], float(study['tolerance']), diverged_arms, diverged_bases)
+      comparisons.append((*pair, count_diverged(names), count_diverged(others)))
+  verdicts = inference.judge(comparisons, study['better'], float(study['tolerance']))
   return [effect | verdict for effect, verdict in zip(effects, verdicts, strict=True)]
 
 
@@ -71,11 +64,8 @@ def _means(pairs, values):
   """({seed: mean of the first of each pair}, the same of the second), of pairs that both finished."""
   sides = {}, {}
   for seed in _all_seeds(values):
-    finished = [
-      [values[name][seed] for name in pair]
-      for pair in pairs
-      if all(seed in values.get(name, {}) for name in pair)
-    ]
+    both = [[values.get(name, {}).get(seed) for name in pair] for pair in pairs]
+    finished = [numbers for numbers in both if None not in numbers]
     for side, mean in zip(sides, np.mean(finished, axis=0) if finished else (), strict=False):
       side[seed] = float(mean)
   return sides

@@ -24,12 +24,12 @@ def power_law(sizes_P, losses_P, groups_P=None, draws=200, seed=0):
 
   Args:
     sizes_P: N of each point, or any other resource: tokens, FLOPs.
-    groups_P: group of each point for the bootstrap, such as its seed, which shifts all sizes alike;
-      None = every point by itself.
+    groups_P: group of each point for the bootstrap, such as its seed, which shifts all sizes alike; None =
+      every point by itself.
 
   Returns:
-    intervals: {E, A, alpha: [low, high]} at 95 %, or None with fewer than 5 groups. residual: root
-    mean square of log L. curve: [[N, L, low, high], ...] up to 10 times the largest size.
+    intervals: {E, A, alpha: [low, high]} at 95 %, or None with fewer than 5 groups. residual: root mean
+    square of log L. curve: [[N, L, low, high], ...] up to 10 times the largest size.
 
   Raises:
     ValueError: fewer than three sizes, or a loss that is not positive.
@@ -78,10 +78,9 @@ def optimum(law, flops, per_token=6.0):
 def isoflop(flops_P, sizes_P, losses_P, groups_P=None, draws=1000, seed=0):
   """Fit parabolas in log N, one for each compute budget -> {budgets, exponent, interval, notes}.
 
-  budgets: [{flops, parameters, loss, inside}, ...], the minimum of each parabola, and whether it
-  lies between the sizes tried. exponent: of optimal N over FLOPs, from the budgets whose minimum is
-  inside, with a bootstrap interval over groups (see `power_law`); None with fewer than two such
-  budgets.
+  budgets: [{flops, parameters, loss, inside}, ...], the minimum of each parabola, and whether it lies between
+  the sizes tried. exponent: of optimal N over FLOPs, from the budgets whose minimum is inside, with a
+  bootstrap interval over groups (see `power_law`); None with fewer than two such budgets.
   """
   flops_P, log_sizes_P = np.asarray(flops_P, float), np.log(np.asarray(sizes_P, float))
   losses_P, notes, budgets = np.asarray(losses_P, float), [], []
@@ -96,16 +95,15 @@ def isoflop(flops_P, sizes_P, losses_P, groups_P=None, draws=1000, seed=0):
     if not inside:
       notes.append(f'{flops:.3g} FLOPs: the minimum is outside the sizes tried, and not used')
   used = [budget for budget in budgets if budget['inside']]
-  if len(used) < 2:
-    return {'budgets': budgets, 'exponent': None, 'interval': None, 'notes': notes}
-  log_flops = np.log([budget['flops'] for budget in used])
-  slope = lambda log_sizes: float(np.polyfit(log_flops, log_sizes, 1)[0])
-  slopes = []
-  for chosen in _resample(len(losses_P), groups_P, draws, seed):
-    minima = [fit_points(chosen[flops_P[chosen] == budget['flops']]) for budget in used]
-    if None not in minima:
-      slopes.append(slope([minimum[0] for minimum in minima]))
-  exponent = slope([np.log(budget['parameters']) for budget in used])
+  exponent, slopes = None, []
+  if len(used) > 1:
+    log_flops = np.log([budget['flops'] for budget in used])
+    slope = lambda log_sizes: float(np.polyfit(log_flops, log_sizes, 1)[0])
+    exponent = slope([np.log(budget['parameters']) for budget in used])
+    for chosen in _resample(len(losses_P), groups_P, draws, seed):
+      minima = [fit_points(chosen[flops_P[chosen] == budget['flops']]) for budget in used]
+      if None not in minima:
+        slopes.append(slope([minimum[0] for minimum in minima]))
   return {'budgets': budgets, 'exponent': exponent, 'interval': _interval(slopes), 'notes': notes}
 
 
@@ -206,18 +204,10 @@ def _minimize(start, logs, losses_P):
   from scipy import optimize
 
   bounds = [-50.0, *[-50.0, 0.0] * len(logs)], [50.0, *[50.0, 5.0] * len(logs)]
-  return optimize.least_squares(
-    lambda law: _log_loss(law, logs)[0] - np.log(losses_P),
-    np.clip(start, *bounds),
-    lambda law: _log_loss(law, logs)[1],
-    bounds=bounds,
-    loss='huber',
-    f_scale=HUBER,
-    x_scale='jac',
-    ftol=1e-11,
-    xtol=1e-11,
-    gtol=1e-11,
-  )
+  residual = lambda law: _log_loss(law, logs)[0] - np.log(losses_P)
+  gradient = lambda law: _log_loss(law, logs)[1]
+  options = dict(loss='huber', f_scale=HUBER, x_scale='jac', ftol=1e-11, xtol=1e-11, gtol=1e-11)
+  return optimize.least_squares(residual, np.clip(start, *bounds), gradient, bounds=bounds, **options)
 
 
 def _named(law, middles):

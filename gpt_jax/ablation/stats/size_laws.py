@@ -15,19 +15,16 @@ MIN_EXPONENT = 0.01  # below it a law has no optimum
 EQUAL_FLOPS = 0.05  # relative difference below which training FLOPs count as equal
 
 
-def fit_size_study(study, values, diverged=None):
+def fit_size_study(study, values, diverged):
   """Fit the laws of a study with a factor named 'size' -> {laws, parametric, isoflop, effects, warnings}.
 
-  Args:
-    values: {arm: {seed: value}}.
-    diverged: {arm: how many of its runs diverged}.
+  Arguments like inference.judge_arms. None if there is no such factor.
 
   Returns:
-    laws: {levels of the other factors: scaling.power_law over parameters}, at the baseline's
-    tokens. parametric: the same of scaling.parametric, if tokens vary too, with 'optimum': the
-    best size at the largest budget of FLOPs that was trained. isoflop: of
-    scaling.isoflop, if at least three sizes were trained with equal FLOPs. effects: see
-    `effects_by_size`. None if there is no such factor.
+    laws: {levels of the other factors: scaling.power_law over parameters}, at the baseline's tokens.
+    parametric: the same of scaling.parametric, if tokens vary too, with 'optimum': the best size at the
+    largest budget of FLOPs that was trained. isoflop: of scaling.isoflop, if at least three sizes were
+    trained with equal FLOPs. effects: see `effects_by_size`.
   """
   if RESOURCES[0] not in (study.get('factors') or {}):
     return None
@@ -73,8 +70,8 @@ def _parametric(arms, values):
   flops = max(arm['flops_per_token'] * arm['tokens'] for arm in arms)
   per_token = float(np.median([arm['flops_per_token'] / arm['parameters'] for arm in arms]))
   best = scaling.optimum(law, flops, per_token)
-  inside = min(sizes) <= best['parameters'] <= max(sizes)
-  return law | {'optimum': best | {'flops': flops, 'inside': inside}}
+  best |= {'flops': flops, 'inside': min(sizes) <= best['parameters'] <= max(sizes)}
+  return law | {'optimum': best}
 
 
 def _isoflop(arms, values):
@@ -96,28 +93,25 @@ def _with_equal_flops(arms):
   return [arm for group in budgets if enough(group) for arm in group]
 
 
-def effects_by_size(study, values, diverged=None):
+def effects_by_size(study, values, diverged):
   """Judge the other factors at each size, as one family.
 
-  Returns list of {arm, levels, size, parameters, the keys of inference.judge}, by size; levels: like
-  'positions=learned'.
+  Returns list of {arm, levels (like 'positions=learned'), size, parameters, the keys of inference.judge}, by
+  size.
   """
-  base = next(arm['levels'] for arm in study['arms'] if arm['is_baseline'])
-  grouped, diverged = _group_by_label(study['arms']), diverged or {}
-  baselines = {size_of(arm): arm for arm in grouped[_label(base)]}
-  effects, comparisons = [], []
-  for label, arms in grouped.items():
+  base = _label(next(arm['levels'] for arm in study['arms'] if arm['is_baseline']))
+  grouped = _group_by_label(study['arms'])
+  baselines = {size_of(arm): arm for arm in grouped.pop(base)}
+  effects, pairs = [], []
+  for arms in grouped.values():
     for arm in sorted(arms, key=lambda arm: arm['parameters']):
-      if label != _label(base) and size_of(arm) in baselines:
-        own = baselines[size_of(arm)]
+      if own := baselines.get(size_of(arm)):
         changed = {k: v for k, v in arm['levels'].items() if v != own['levels'][k]}
         size = '/'.join(str(level) for level in size_of(arm) if level is not None)
         effect = {'arm': arm['name'], 'levels': _label(changed), 'size': size}
         effects.append(effect | {'parameters': own['parameters']})
-        comparisons.append((arm['name'], own['name']))
-  pairs = [tuple(values.get(name, {}) for name in names) for names in comparisons]
-  lost = [[diverged.get(names[side], 0) for names in comparisons] for side in (0, 1)]
-  verdicts = inference.judge(pairs, study['better'], float(study['tolerance']), *lost)
+        pairs.append((arm['name'], own['name']))
+  verdicts = inference.judge_arms(study, pairs, values, diverged)
   return [effect | verdict for effect, verdict in zip(effects, verdicts, strict=True)]
 
 
@@ -126,12 +120,12 @@ def _sign_changes(effects):
   warnings = []
   for levels in dict.fromkeys(effect['levels'] for effect in effects):
     known = [e for e in effects if e['levels'] == levels and e['difference'] is not None]
-    verdicts = {effect['verdict']: effect['size'] for effect in known}
+    sizes = {effect['verdict']: effect['size'] for effect in known}
     differences = [effect['difference'] for effect in known if effect['verdict'] != 'no difference']
-    if {'better', 'worse'} <= set(verdicts):
+    if {'better', 'worse'} <= set(sizes):
       warnings.append(
-        f'{levels} changes sign with size: better at {verdicts["better"]}, worse at '
-        f'{verdicts["worse"]}; do not carry it over to other sizes'
+        f'{levels} changes sign with size: better at {sizes["better"]}, worse at {sizes["worse"]}; do not '
+        'carry it over to other sizes'
       )
     elif differences and min(differences) < 0 < max(differences):
       warnings.append(
