@@ -41,11 +41,9 @@ class Budget:
     for name, value in limits.items():
       if not 0 <= value < float('inf'):
         raise ValueError(f'budget.{name}={value} is not an amount\nfix: use a number >= 0; 0 is none')
-    lengths = [f'{name}={limits[name]:g}' for name in LENGTHS if limits[name]]
-    if len(lengths) > 1:
-      raise ValueError(
-        f'budget {" and ".join(lengths)} both say how long to train\nfix: give one of {", ".join(LENGTHS)}'
-      )
+    lengths = ' and '.join(f'{name}={limits[name]:g}' for name in LENGTHS if limits[name])
+    if ' and ' in lengths:
+      raise ValueError(f'budget {lengths} both say how long to train\nfix: give one of {", ".join(LENGTHS)}')
 
 
 class CostMeter:
@@ -105,18 +103,22 @@ def trace_step(job, steps_per_call):
 def program_hash(job, steps_per_call):
   """Hash of a step's lowered text without the values of float constants, which do not change its time."""
   text = trace_step(job, steps_per_call).lower().as_text()
-  return hashlib.sha256(re.sub(FLOAT_CONSTANT, r'\1', text).encode()).hexdigest()[:16]
+  return hash_json(re.sub(FLOAT_CONSTANT, r'\1', text))
 
 
 def planning_folder(cfg, folder):
   """A folder for the tokenizers of this config, shared by arms with equal data and tokenizers."""
-  sections = {
-    name: dataclasses.asdict(getattr(cfg, name)) for name in ('data', 'tokenizer', 'image', 'audio')
-  }
-  text = json.dumps(records.to_json(sections | {'init_from': cfg.train.init_from}), sort_keys=True)
-  path = Path(folder) / 'planning' / hashlib.sha256(text.encode()).hexdigest()[:16]
+  sections = {name: getattr(cfg, name) for name in ('data', 'tokenizer', 'image', 'audio')}
+  sections = {name: dataclasses.asdict(section) for name, section in sections.items()}
+  path = Path(folder) / 'planning' / hash_json(sections | {'init_from': cfg.train.init_from})
   path.mkdir(parents=True, exist_ok=True)
   return path
+
+
+def hash_json(value):
+  """A short hash of a JSON-able value."""
+  text = json.dumps(records.to_json(value), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def row_length(cfg):

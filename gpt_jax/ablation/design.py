@@ -11,8 +11,10 @@ as it is, or 'base' if none does.
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
+import operator
 import re
 import tempfile
 from typing import NamedTuple
@@ -49,24 +51,22 @@ class Study:
   name: str = ''  # set to the file's name by load_study
 
   def __post_init__(self):
-    if not self.factors and self.sweep != []:
-      raise ValueError('the study has no factors\nfix: name at least one, with its levels')
-    if self.better not in ('lower', 'higher'):
-      raise ValueError(f'better={self.better!r} is not a direction\nfix: use lower or higher')
-    if not self.tolerance >= 0:
-      raise ValueError(f'tolerance={self.tolerance} is negative\nfix: use a difference >= 0')
-    if isinstance(self.sweep, str) and self.sweep not in SWEEPS:
-      raise ValueError(f'sweep={self.sweep!r} is not known\nfix: use one of {", ".join(SWEEPS)}')
-    if self.count < 0:
-      raise ValueError(f'count={self.count} is negative\nfix: use 0 for all')
-    if not self.seed_list or len(set(self.seed_list)) < len(self.seed_list):
-      raise ValueError(f'seeds={self.seeds} are not different seeds\nfix: give a number >= 1')
-    for factor, row in self.factors.items():
-      if not isinstance(row, Range) and not len(row):
-        raise ValueError(f'factor {factor} has no levels\nfix: list its values')
-    for factor in self.keeps_parameters:
-      if factor not in self.factors:
-        raise ValueError(f'keeps_parameters names {factor!r}\nfix: use factors: {", ".join(self.factors)}')
+    empty = [name for name, row in self.factors.items() if not isinstance(row, Range) and not len(row)]
+    unknown = [name for name in self.keeps_parameters if name not in self.factors]
+    sweep_is_known = not isinstance(self.sweep, str) or self.sweep in SWEEPS
+    seeds, directions = self.seed_list, ('lower', 'higher')
+    for ok, cause, fix in (
+      (self.factors or self.sweep == [], 'the study has no factors', 'name at least one, with its levels'),
+      (self.better in directions, f'better={self.better!r} is not a direction', 'use lower or higher'),
+      (self.tolerance >= 0, f'tolerance={self.tolerance} is negative', 'use a difference >= 0'),
+      (sweep_is_known, f'sweep={self.sweep!r} is not known', f'use one of {", ".join(SWEEPS)}'),
+      (self.count >= 0, f'count={self.count} is negative', 'use 0 for all'),
+      (0 < len(set(seeds)) == len(seeds), f'seeds={self.seeds} are not different', 'give a number >= 1'),
+      (not empty, f'factor {", ".join(empty)} has no levels', 'list its values'),
+      (not unknown, f'keeps_parameters names {unknown}', f'use factors: {", ".join(self.factors)}'),
+    ):
+      if not ok:
+        raise ValueError(f'{cause}\nfix: {fix}')
 
   @property
   def seed_list(self):
@@ -110,9 +110,7 @@ class Factor(NamedTuple):
 
   def change(self, level):
     """The {key: value} or function that sets a level."""
-    if self.range is not None and level != BASE:
-      return {self.key: float(level)}
-    return self.levels.get(level, {})
+    return {self.key: float(level)} if self.range and level != BASE else self.levels.get(level, {})
 
 
 def make_arms(study, folder=None, at_least=2):
@@ -127,10 +125,8 @@ def make_arms(study, folder=None, at_least=2):
   baseline = {name: factor.base for name, factor in factors.items()}
   if isinstance(study.sweep, str) and SWEEPS[study.sweep].from_first_levels:
     baseline = {name: _first_of_two_levels(name, factor) for name, factor in factors.items()}
-  by_name = {}
-  for cell in [{}, *_cells(study, factors, baseline)]:
-    arm = _make_arm(base, factors, baseline, baseline | cell)
-    by_name.setdefault(arm.name, arm)
+  cells = [{}, *_cells(study, factors, baseline)]
+  by_name = {arm.name: arm for arm in (_make_arm(base, factors, baseline, baseline | cell) for cell in cells)}
   with tempfile.TemporaryDirectory() as temporary:
     meter = budget.CostMeter(folder or temporary)
     arms = [with_budget(arm, study.budget, meter) for arm in by_name.values()]
@@ -168,17 +164,14 @@ def _make_arm(base, factors, baseline, levels):
   """The Arm of a cell that has all factors."""
   differing = [name for name in factors if levels[name] != baseline[name]]
   name = ','.join(f'{factor}={levels[factor]}' for factor in differing) or BASE
-  keys, functions = set(), []
-  for factor in differing:
-    changes = [factors[factor].change(row[factor]) for row in (levels, baseline)]
-    keys = keys.union(*(change for change in changes if isinstance(change, dict)))
-    functions += [factor] if any(map(callable, changes)) else []
-  cfg = apply_changes(
-    base, [factors[factor].change(level) for factor, level in levels.items()], f'arm {name}'
-  )
+  changes = {f: [factors[f].change(row[f]) for row in (levels, baseline)] for f in differing}
+  keys = {key for pair in changes.values() for change in pair if isinstance(change, dict) for key in change}
+  functions = tuple(factor for factor, pair in changes.items() if any(map(callable, pair)))
+  every = [factor.change(levels[name]) for name, factor in factors.items()]
+  cfg = apply_changes(base, every, f'arm {name}')
   if cfg.train.seed != base.train.seed:
     raise ValueError(f'arm {name} sets train.seed, which a study sets itself\nfix: use seeds of the Study')
-  return Arm(name, make_slug(name), levels, cfg, name == BASE, tuple(sorted(keys)), tuple(functions))
+  return Arm(name, make_slug(name), levels, cfg, name == BASE, tuple(sorted(keys)), functions)
 
 
 def with_budget(arm, limits, meter):
@@ -200,22 +193,18 @@ def make_slug(name):
 
 def resolve_factor(name, row, base):
   """Resolve a factor of the study to a Factor with full config keys and the baseline's level."""
+  key = '' if isinstance(row, dict) else full_key(name, base)
   if isinstance(row, Range):
-    key = full_key(name, base)
     if not isinstance(flatten(config.to_dict(base))[key], float):
       raise ValueError(f'factor {name} is a range, but {key} is not a float\nfix: list its values')
     return Factor({BASE: {}}, BASE, row, key)
-  if isinstance(row, dict):
-    levels = {
-      level_name(level): change if callable(change) else _full_keys(change, base)
-      for level, change in row.items()
-    }
-  else:
-    key = full_key(name, base)
-    levels = {level_name(value): {key: value} for value in row}
-    if len(levels) < len(row):
-      raise ValueError(f'factor {name} has a level twice: {row}\nfix: list each value once')
+  pairs = row.items() if isinstance(row, dict) else [(value, {key: value}) for value in row]
+  levels = {
+    level_name(level): change if callable(change) else _full_keys(change, base) for level, change in pairs
+  }
   same = [level for level, change in levels.items() if _changes_nothing(base, change)]
+  if len(levels) < len(row):
+    raise ValueError(f'factor {name} has a level twice: {row}\nfix: list each value once')
   if len(same) > 1:
     raise ValueError(
       f'factor {name}: {" and ".join(same)} both leave the base config as it is\nfix: keep one of them'
@@ -277,14 +266,15 @@ def level_name(value):
 def full_key(name, base):
   """The one config key of this name or with this last part; ValueError if there is none or more than one."""
   keys = list(flatten(config.to_dict(base)))
+  last_parts = [key.rpartition('.')[2] for key in keys]
   if name in keys or name == 'data.mixture':
     return name
-  matches = [key for key in keys if key.rpartition('.')[2] == name]
+  matches = [key for key, last in zip(keys, last_parts, strict=True) if last == name]
   if len(matches) == 1:
     return matches[0]
   if matches:
     raise ValueError(f'{name} may be {", ".join(matches)}\nfix: write the whole key')
-  near = difflib.get_close_matches(name, [*keys, *(key.rpartition('.')[2] for key in keys)], 1)
+  near = difflib.get_close_matches(name, [*keys, *last_parts], 1)
   hint = f'did you mean {near[0]}?' if near else 'see config.json of a run for all keys'
   raise ValueError(
     f'{name} is not a config key\nfix: {hint} A factor of another name needs levels as a dict: '
@@ -308,13 +298,10 @@ def apply_changes(base, changes, where):
     for change in changes:
       if callable(change):
         change(section)
-        continue
-      for key, value in change.items():
-        *parents, last = key.split('.')
-        node = section
-        for parent in parents:
-          node = node[parent]
-        node[last] = value
+      else:
+        for key, value in change.items():
+          parents, _, last = key.rpartition('.')
+          functools.reduce(operator.getitem, filter(None, parents.split('.')), section)[last] = value
   try:
     return config.build(config.Config, section)
   except ValueError as error:

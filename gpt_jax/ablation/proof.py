@@ -9,7 +9,6 @@ the fingerprint of the baseline or of another arm is an error.
 
 import dataclasses
 import functools
-import hashlib
 import json
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ from gpt_jax.ablation.sweeps import Proposed
 from gpt_jax.data.mixture import open_split, source_names
 from gpt_jax.data.templates import ARROW
 from gpt_jax.runs import hardware, provenance, records
-from gpt_jax.runs.text_table import format_table
+from gpt_jax.runs.text_table import format_table, join_some
 
 ASSUMED_MFU = 0.35  # for the estimate of a step's time
 SIZE_KEYS = ('model.width', 'model.layers')  # factors that are meant to change the parameters
@@ -77,16 +76,17 @@ def compute_proof(cfg, study, folder):
     text = traced.lower().as_text()
     init = functools.partial(step.init_state, abstract.model, job.program.optimizer, {})
     initial = jax.jit(init, static_argnums=0).lower(cfg.train.seed).as_text()
-    data = hash_json(job.loader.state()['fingerprint'])
+    data = budget.hash_json(job.loader.state()['fingerprint'])
   scored = validation_data(cfg)
   leaves = [(jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(abstract)]
-  paths = [path for path, _ in leaves]
+  positions = {path: i for i, (path, _) in enumerate(leaves)}
+  jaxpr = traced.jaxpr.jaxpr
   hyper = {
     name: float(value)
     for name, value in step.hyper_of(cfg).items()
-    if _is_used(traced.jaxpr.jaxpr, paths.index(f".hyper['{name}']"))
+    if _is_used(jaxpr, positions[f".hyper['{name}']"])
   }
-  program = hash_json([text, [(path, x.shape, str(x.dtype)) for path, x in leaves]])
+  program = budget.hash_json([text, [(path, x.shape, str(x.dtype)) for path, x in leaves]])
   flops = job.flops.get('full', 0) if job.flops else 0
   tokens = cfg.train.steps * budget.tokens_per_step(cfg)
   peak = hardware.peak_flops()[0] * jax.device_count() if flops else 0
@@ -103,7 +103,7 @@ def compute_proof(cfg, study, folder):
     program=program,
     data=data,
     loss_inputs=_loss_inputs(job, cfg, scored),
-    fingerprint=hash_json([program, initial, hyper, data, scored, other_inputs]),
+    fingerprint=budget.hash_json([program, initial, hyper, data, scored, other_inputs]),
   )
 
 
@@ -132,19 +132,13 @@ def validation_data(cfg):
 def _loss_inputs(job, cfg, scored):
   """{input: hash} of what decides which tokens a validation loss covers; prompts carry no loss."""
   if cfg.train.job != 'gpt':
-    return {'validation data': hash_json(scored)}
+    return {'validation data': budget.hash_json(scored)}
   return {
     'tokenizer': job.tokenizers.hash,
     'row length': budget.row_length(cfg),
-    'template': hash_json([part['template'].rpartition(ARROW)[2] for part in scored.values()]),
-    'validation data': hash_json([part | {'template': ''} for part in scored.values()]),
+    'template': budget.hash_json([part['template'].rpartition(ARROW)[2] for part in scored.values()]),
+    'validation data': budget.hash_json([part | {'template': ''} for part in scored.values()]),
   }
-
-
-def hash_json(value):
-  """A short hash of a JSON-able value."""
-  text = json.dumps(records.to_json(value), sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 # ------------------------------------------------------------------------------------- study.json
@@ -154,20 +148,13 @@ def describe_study(study, arms, proofs):
   """The content of study.json."""
   base = proofs[arms[0].name]
   versions = provenance.versions(hardware.name())
-  levels = {name: list(dict.fromkeys(arm.levels[name] for arm in arms)) for name in study.factors}
-  return {
-    'question': study.question,
-    'name': study.name,
-    'base': study.base,
+  keys = ('question', 'name', 'base', 'metric', 'better', 'tolerance', 'changes')
+  return {key: getattr(study, key) for key in keys} | {
     'command': versions['command'],
-    'metric': study.metric,
-    'better': study.better,
-    'tolerance': study.tolerance,
     'budget': dataclasses.asdict(study.budget),
     'seeds': study.seed_list,
     'sweep': sweep_name(study.sweep),
-    'changes': study.changes,
-    'factors': levels,
+    'factors': {name: list(dict.fromkeys(arm.levels[name] for arm in arms)) for name in study.factors},
     'arms': [_describe_arm(study, arm, proofs[arm.name], arms[0], base) for arm in arms],
     'versions': versions,
   }
@@ -180,28 +167,24 @@ def sweep_name(sweep):
 
 def _describe_arm(study, arm, proof, baseline, base):
   """An arm's entry of study.json."""
-  return {
-    'name': arm.name,
-    'slug': arm.slug,
-    'levels': arm.levels,
-    'is_baseline': arm.is_baseline,
+  stored = {key: getattr(arm, key) for key in ('name', 'slug', 'levels', 'is_baseline')}
+  stored |= {key: getattr(proof, key) for key in STORED}
+  return stored | {
     'diff': {key: list(pair) for key, pair in proof.diff.items()},
     'parameter_diff': parameter_diff(base.shapes, proof.shapes),
     'flops': proof.flops_per_token * proof.tokens,
     'seconds_estimate': proof.seconds,
     'shares_program_with_base': proof.program == base.program,
-    **{key: getattr(proof, key) for key in STORED},
     'flags': _flags(study, arm, proof, baseline, base),
   }
 
 
 def parameter_diff(old, new):
   """Two {path: shape} -> {added: [paths], removed: [paths], reshaped: {path: [old, new]}}."""
-  common = [path for path in new if path in old]
   return {
     'added': [path for path in new if path not in old],
     'removed': [path for path in old if path not in new],
-    'reshaped': {path: [old[path], new[path]] for path in common if old[path] != new[path]},
+    'reshaped': {path: [old[path], new[path]] for path in new if old.get(path, new[path]) != new[path]},
   }
 
 
@@ -239,51 +222,39 @@ def format_study(study):
   """The lines that --dry_run prints, from the content of study.json."""
   seeds, arms = study['seeds'], study['arms']
   limits = ', '.join(f'{name} {value:g}' for name, value in study['budget'].items() if value)
-  head = ('arm', 'parameters', 'steps', 'tokens', 'TFLOP', 'minutes', 'program')
-  rows = [
-    (
-      arm['name'],
-      f'{arm["parameters"]:,}',
-      f'{arm["steps"]:,}',
-      f'{arm["tokens"]:,}',
-      f'{arm["flops"] / 1e12:.2f}',
-      f'~{arm["seconds_estimate"] / 60:.1f}',
-      arm['program'][:6],
-    )
-    for arm in arms
-  ]
-  lines = [
-    *([study['question']] if study['question'] else []),
+  columns = {
+    'arm': lambda arm: arm['name'],
+    'parameters': lambda arm: f'{arm["parameters"]:,}',
+    'steps': lambda arm: f'{arm["steps"]:,}',
+    'tokens': lambda arm: f'{arm["tokens"]:,}',
+    'TFLOP': lambda arm: f'{arm["flops"] / 1e12:.2f}',
+    'minutes': lambda arm: f'~{arm["seconds_estimate"] / 60:.1f}',
+    'program': lambda arm: arm['program'][:6],
+  }
+  lines = [study['question']] if study['question'] else []
+  lines += [
     f'{study["name"]}: {len(arms)} arms x {len(seeds)} seeds of {study["base"]}, sweep '
     f'{study["sweep"]}, budget {limits or "train.steps"}, metric {study["metric"]} '
     f'({study["better"]} is better, {study["tolerance"]:g} does not matter)',
     '',
-    *format_table(rows, head),
+    *format_table([[cell(arm) for cell in columns.values()] for arm in arms], list(columns)),
     '',
   ]
+  quote = lambda value: json.dumps(records.to_json(value))
   for arm in arms[1:]:
-    pairs = ', '.join(f'{key} {_json(old)} -> {_json(new)}' for key, (old, new) in arm['diff'].items())
+    pairs = ', '.join(f'{key} {quote(old)} -> {quote(new)}' for key, (old, new) in arm['diff'].items())
     lines.append(f'{arm["name"]}: {pairs}')
     lines += [f'  {line}' for line in _parameter_lines(arm['parameter_diff'])]
     lines += [f'  ! {line}' for line in arm['flags']]
   flops = len(seeds) * sum(arm['flops'] for arm in arms) / 1e12
   minutes = len(seeds) * sum(arm['seconds_estimate'] for arm in arms) / 60
-  return [
-    *lines,
-    f'in all {len(arms) * len(seeds)} runs, {flops:.1f} TFLOP, about {minutes:.0f} minutes '
-    'of steps one after another',
-  ]
+  total = f'in all {len(arms) * len(seeds)} runs, {flops:.1f} TFLOP, about {minutes:.0f} minutes'
+  return [*lines, f'{total} of steps one after another']
 
 
 def _parameter_lines(diff):
   """A parameter_diff as lines."""
-  shorten = lambda paths: ', '.join(paths[:4]) + (f' and {len(paths) - 4} more' if len(paths) > 4 else '')
-  reshaped = [
-    f'{path} {"x".join(map(str, old))} -> {"x".join(map(str, new))}'
-    for path, (old, new) in diff['reshaped'].items()
-  ]
-  return [f'{kind} {shorten(paths)}' for kind, paths in (diff | {'reshaped': reshaped}).items() if paths]
-
-
-def _json(value):
-  return json.dumps(records.to_json(value))
+  shape = lambda sizes: 'x'.join(map(str, sizes))
+  reshaped = [f'{path} {shape(old)} -> {shape(new)}' for path, (old, new) in diff['reshaped'].items()]
+  kinds = diff | {'reshaped': reshaped}
+  return [f'{kind} {join_some(paths, 4)}' for kind, paths in kinds.items() if paths]

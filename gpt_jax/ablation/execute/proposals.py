@@ -117,6 +117,10 @@ class Proposer:
     """Trials without a score."""
     return self.trials((self.state.RUNNING,))
 
+  def fail(self, trial):
+    """Tell Optuna that a trial has no score."""
+    self.optuna_study.tell(trial.number, state=self.state.FAIL)
+
   def remaining(self):
     """Number of proposals still to ask for."""
     return self.study.count - len(self.trials())
@@ -134,21 +138,24 @@ class Proposer:
     """Make arms of the new trials; tell invalid ones as failed."""
     for trial in self.trials():
       if trial.number not in self.arm_of_trial:
-        self.arm_of_trial[trial.number] = self.admit(trial)
-        if not self.arm_of_trial[trial.number] and not trial.state.is_finished():
-          self.optuna_study.tell(trial.number, state=self.state.FAIL)
+        name = self.arm_of_trial[trial.number] = self.admit(trial)
+        if not name and not trial.state.is_finished():
+          self.fail(trial)
 
   def admit(self, trial):
     """The name of a trial's arm, '' if it is invalid; a new arm joins the cells."""
     if trial.params.keys() != self.study.factors.keys():  # killed while it was asked for
       return ''
-    cell = make_cell(self.study, trial.params)
+    # Numbers have four digits, so that the arm's name states them fully.
+    ranges = {name for name, row in self.study.factors.items() if isinstance(row, sweeps.Range)}
+    cell = {name: trial.params[name] for name in self.study.factors}
+    cell |= {name: sweeps.round_to_4_digits(cell[name]) for name in ranges}
     try:
       arm = self.make_arms([cell])[-1]
       name = self.arm_by_fingerprint.setdefault(self.fingerprint(arm), arm.name)
     except ValueError as error:
       if not trial.state.is_finished():
-        self.say(f'proposal {trial.number} is not an arm: {str(error).partition(chr(10))[0]}')
+        self.say(f'proposal {trial.number} is not an arm: {str(error).splitlines()[0]}')
       return ''
     if name == arm.name and not arm.is_baseline and cell not in self.cells:
       self.cells.append(cell)
@@ -164,7 +171,7 @@ class Proposer:
       if len(scores) == len(self.study.seed_list):
         self.optuna_study.tell(trial.number, sum(scores.values()) / len(scores))
       else:
-        self.optuna_study.tell(trial.number, state=self.state.FAIL)
+        self.fail(trial)
 
 
 def open_journal(study, path):
@@ -183,33 +190,25 @@ def open_journal(study, path):
   about = {'base': study.base, 'metric': study.metric, 'better': study.better}
   about |= {name: repr(row) for name, row in distributions(study).items()}
   before = optuna_study.user_attrs.get('about', about)
-  if changed := [name for name in before | about if before.get(name) != about.get(name)]:
-    name = changed[0]
-    raise ValueError(
-      f'{path} has proposals for {name}={before.get(name)}, not {about.get(name)}\n'
-      'fix: change it back, or give a new --workdir'
-    )
+  for name in before | about:
+    if before.get(name) != about.get(name):
+      raise ValueError(
+        f'{path} has proposals for {name}={before.get(name)}, not {about.get(name)}\n'
+        'fix: change it back, or give a new --workdir'
+      )
   optuna_study.set_user_attr('about', about)
   return optuna_study
 
 
 def distributions(study):
   """{factor: optuna distribution}: floats of a range, else names of levels."""
-  module = import_optuna().distributions
-  return {
-    name: module.FloatDistribution(row.low, row.high, log=row.log)
-    if isinstance(row, sweeps.Range)
-    else module.CategoricalDistribution([design.level_name(level) for level in row])
-    for name, row in study.factors.items()
-  }
-
-
-def make_cell(study, params):
-  """The cell of a proposal; numbers have four digits, so that the arm's name states them fully."""
-  return {
-    name: sweeps.round_to_4_digits(params[name]) if isinstance(row, sweeps.Range) else params[name]
-    for name, row in study.factors.items()
-  }
+  module, by_factor = import_optuna().distributions, {}
+  for name, row in study.factors.items():
+    if isinstance(row, sweeps.Range):
+      by_factor[name] = module.FloatDistribution(row.low, row.high, log=row.log)
+    else:
+      by_factor[name] = module.CategoricalDistribution([design.level_name(level) for level in row])
+  return by_factor
 
 
 def make_sampler(study, seed):
@@ -221,6 +220,5 @@ def make_sampler(study, seed):
   try:
     return getattr(samplers, study.sampler)(seed=seed)
   except (TypeError, ImportError) as error:
-    raise ValueError(
-      f'sampler={study.sampler!r}: {" ".join(str(error).split())}\nfix: use TPESampler'
-    ) from error
+    cause = ' '.join(str(error).split())
+    raise ValueError(f'sampler={study.sampler!r}: {cause}\nfix: use TPESampler') from error

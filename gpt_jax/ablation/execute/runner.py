@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from gpt_jax import config
-from gpt_jax.ablation import design, proof, store
+from gpt_jax.ablation import budget, design, proof, store
 from gpt_jax.ablation.execute import replicas, scheduler
 from gpt_jax.ablation.execute.executor import Executor, Task
 from gpt_jax.ablation.stats import analyze
@@ -161,7 +161,7 @@ def make_tasks(study, arms, proofs, workdir):
     section = records.to_json(section)
     free = replicas.MAY_DIFFER
     shared = {key: value for key, value in records.flatten(section).items() if key not in free}
-    program = proof.hash_json([proofs[arm.name].program, shared])
+    program = budget.hash_json([proofs[arm.name].program, shared])
     about = {'study': study.name, 'diff': proofs[arm.name].diff}
     tasks.append(Task(arm.name, seed, store.run_path(workdir, arm.slug, seed), section, program, about))
   return tasks
