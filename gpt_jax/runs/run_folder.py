@@ -20,6 +20,7 @@ including s; new metrics of s replace the old ones.
 
 import contextlib
 import datetime
+import functools
 import json
 import operator
 import os
@@ -43,7 +44,7 @@ MAX_SAMPLE_CHARACTERS = 400  # of each sample shown on the console
 def check_workdir(workdir, config, *, free=()):
   """Return whether a training with this config would start a 'new' run there or 'resume' one.
 
-  Changes nothing on disk. With several processes, call it on the primary one, before opening the run.
+  Changes nothing on disk. With several processes, call it on the primary one.
 
   Args:
     workdir: path of the run folder; need not exist.
@@ -51,7 +52,7 @@ def check_workdir(workdir, config, *, free=()):
     free: dotted keys, or prefixes of them ('mesh.'), that may differ from the stored config.
 
   Raises:
-    ValueError: the folder cannot hold this run; states the cause and the fix.
+    ValueError: the folder cannot hold this run.
   """
   check_secrets(config)
   folder = _local_path(workdir)
@@ -74,10 +75,14 @@ def check_workdir(workdir, config, *, free=()):
         'fix: give a new or empty folder as --workdir'
       )
     return 'new'
-  changes = records.diff(read_config(folder), config)
-  if fixed := {key: pair for key, pair in changes.items() if not _is_free(key, free)}:
+  changes = []
+  for key, pair in records.diff(read_config(folder), config).items():
+    if not any(f'{key}.'.startswith(prefix.rstrip('.') + '.') for prefix in free):
+      old, new = ('absent' if x is None else json.dumps(x, ensure_ascii=False) for x in pair)
+      changes.append(f'{key} {old} -> {new}')
+  if changes:
     raise ValueError(
-      f'workdir={folder} holds a run with another config: {_describe_changes(fixed)}\n'
+      f'workdir={folder} holds a run with another config: {join_some(changes, limit=20)}\n'
       'fix: give a new --workdir, or the old values to resume this run'
     )
   return 'resume'
@@ -92,10 +97,6 @@ def _local_path(workdir):
   return pathlib.Path(workdir).expanduser()
 
 
-def _is_free(key, free):
-  return any(f'{key}.'.startswith(prefix.rstrip('.') + '.') for prefix in free)
-
-
 def _unexpected_files(folder):
   """Return the names in a folder that no run should be mixed with."""
 
@@ -104,11 +105,6 @@ def _unexpected_files(folder):
     return by_name or (path.is_dir() and not any(path.iterdir()))
 
   return sorted(path.name for path in folder.iterdir() if not is_ignored(path))
-
-
-def _describe_changes(changes):
-  show = lambda value: 'absent' if value is None else json.dumps(value, ensure_ascii=False)
-  return join_some([f'{key} {show(old)} -> {show(new)}' for key, (old, new) in changes.items()], limit=20)
 
 
 # ------------------------------------------------------------------------------------- writing
@@ -129,11 +125,20 @@ def acquire_run_dir(workdir, config, *, log, total_steps, primary=True, resume_s
     ValueError: see `check_workdir`; or the folder is in use, or a logger's package is missing.
   """
   run = Run(_local_path(workdir), log, total_steps, resume_step, primary)
-  if primary:
-    with contextlib.ExitStack() as stack:
-      run._start(config, free, info, stack)
-      run._stack = stack.pop_all()
+  with contextlib.ExitStack() as stack:
+    run._start(config, free, info, stack)
+    run._stack = stack.pop_all()
   return run
+
+
+def _on_primary(method):
+  """Make a method of a Run do nothing on all but the primary process."""
+
+  @functools.wraps(method)
+  def wrapped(run, *args, **options):
+    return method(run, *args, **options) if run.primary else None
+
+  return wrapped
 
 
 class Run:
@@ -145,25 +150,30 @@ class Run:
   def __init__(self, folder, log, total_steps, resume_step, primary):
     self.folder, self.log_config, self.total_steps = folder, log, total_steps
     self.resume_step, self.primary = resume_step, primary
-    self._writers = []  # functions of (step, metrics)
-    self._stack = contextlib.ExitStack()
-    self._first = ()  # (seconds, step) of the first training report; the ETA counts from there
+    self._loggers = []  # functions of (step, metrics)
+    self._first_report = None  # (seconds, step) of the first training report, for the ETA
     self._probes = None  # lines of probes.jsonl, opened when needed
 
+  @_on_primary
   def _start(self, config, free, info, stack):
     """Take the lock, repair the files of a previous session, open the loggers, log the event."""
     folder = self.folder
     self._lock(config, free, stack)
     event = {'new': 'start', 'resume': 'resume'}[check_workdir(folder, config, free=free)]
     events, dropped = records.repair_lines(folder / 'events.jsonl')
-    self._open_loggers(config, events, info, stack)
+    if self.log_config.tensorboard:
+      self._loggers.append(loggers.tensorboard(folder, self.resume_step, stack))
+    if project := self.log_config.wandb:
+      info['wandb_id'] = next((e['wandb_id'] for e in events if 'wandb_id' in e), os.urandom(4).hex())
+      self._loggers.append(loggers.wandb(folder, project, config, info['wandb_id'], stack))
     if event == 'start':
       records.write_json(folder / 'config.json', config)
     elif changes := records.diff(read_config(folder), config):
       info['changed'] = changes
-      records.write_json(folder / 'config.json', _without_reset(config))
+      data = config.get('data', {})  # the next session must not reset the data again
+      config = {**config, 'data': {**data, 'reset': False}} if data.get('reset') else config
+      records.write_json(folder / 'config.json', config)
     self._metrics = records.StepLines(folder / 'metrics.jsonl', self.resume_step)
-    self._writers.insert(0, self._write_metrics)
     dropped = {name: count + self._metrics.dropped[name] for name, count in dropped.items()}
     if any(dropped.values()):
       info['dropped_lines'] = dropped
@@ -185,14 +195,6 @@ class Run:
         f'workdir={self.folder} cannot be written: {error.strerror}\nfix: give another --workdir'
       ) from error
 
-  def _open_loggers(self, config, events, info, stack):
-    if self.log_config.tensorboard:
-      self._writers.append(loggers.tensorboard(self.folder, self.resume_step, stack))
-    if project := self.log_config.wandb:
-      ids = [event['wandb_id'] for event in events if 'wandb_id' in event]
-      info['wandb_id'] = ids[0] if ids else os.urandom(4).hex()
-      self._writers.append(loggers.wandb(self.folder, project, config, info['wandb_id'], stack))
-
   def _write_uncommitted_diff(self, digest):
     path = self.folder / 'uncommitted.diff'
     if path.exists() and provenance.short_hash(path.read_bytes()) != digest:
@@ -200,16 +202,13 @@ class Run:
     if digest and not path.exists():
       records.write_atomically(path, provenance.uncommitted_diff())
 
-  def _write_metrics(self, step, metrics):
-    self._metrics.add({'step': step, 'time': round(time.time(), 3), **metrics})
-
+  @_on_primary
   def log(self, step, metrics):
     """Log {name: number} measured after `step` updates; a step may be logged in parts."""
-    if not self.primary:
-      return
     step = operator.index(step)
     metrics = {name: _number(name, value) for name, value in metrics.items()}
-    for write in self._writers:
+    self._metrics.add({'step': step, 'time': round(time.time(), 3), **metrics})
+    for write in self._loggers:
       write(step, metrics)
     is_training = not metrics.keys().isdisjoint(('loss', 'tokens_per_second'))
     eta = self._eta(step) if is_training else ''
@@ -217,36 +216,33 @@ class Run:
 
   def _eta(self, step):
     now = time.monotonic()
-    self._first = self._first or (now, step)
-    seconds, steps = now - self._first[0], step - self._first[1]
+    self._first_report = self._first_report or (now, step)
+    seconds, steps = now - self._first_report[0], step - self._first_report[1]
     return loggers.duration(seconds / steps * (self.total_steps - step)) if steps > 0 else '-'
 
+  @_on_primary
   def rewind(self, step):
     """Drop the metrics of later steps, which will be repeated."""
-    if self.primary:
-      self._metrics = records.StepLines(self.folder / 'metrics.jsonl', step)
-      self._probes, self.resume_step, self._first = None, step, ()
+    self._metrics = records.StepLines(self.folder / 'metrics.jsonl', step)
+    self._probes, self.resume_step, self._first_report = None, step, None
 
+  @_on_primary
   def write_probes(self, step, layers):
     """Append {path: {name: number}} measured after `step` updates to probes.jsonl."""
-    if not self.primary:
-      return
     self._probes = self._probes or records.StepLines(self.folder / 'probes.jsonl', self.resume_step)
     self._probes.add({'step': step, 'layers': layers})
 
+  @_on_primary
   def event(self, name, /, **info):
     """Append an event with its UTC time; it and all metrics so far are then safe on disk."""
-    if not self.primary:
-      return
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds')
     record = {'time': now.replace('+00:00', 'Z'), 'event': name, **info}
     records.append_line(self.folder / 'events.jsonl', record)
     self._metrics.sync()
 
+  @_on_primary
   def write_sample(self, step, content, *, name='', suffix='.txt'):
     """Write a text (str), image or sound (bytes) to samples/step_00000120[_name]suffix."""
-    if not self.primary:
-      return
     file = f'step_{step:08}' + (f'_{name}' if name else '') + suffix
     records.write_atomically(self.folder / 'samples' / file, content)
     self.event('sample', step=step, file=file)
@@ -254,20 +250,19 @@ class Run:
       more = ' ...' if len(content) > MAX_SAMPLE_CHARACTERS else ''
       self.print(f'sample after {step} steps: {content[:MAX_SAMPLE_CHARACTERS]}{more}')
 
+  @_on_primary
   def write_result(self, result):
     """Write result.json, a dict of the final numbers, atomically."""
-    if self.primary:
-      records.write_json(self.folder / 'result.json', result)
+    records.write_json(self.folder / 'result.json', result)
 
+  @_on_primary
   def print(self, *values):
     """Print a line, above the progress bar where there is one."""
-    if self.primary:
-      self._console.print(loggers.printable(' '.join(map(str, values))))
+    self._console.print(loggers.printable(' '.join(map(str, values))))
 
   def close(self):
     """Close the loggers and unlock the folder; leaving the context does it too."""
-    self._stack.close()
-    startup_timer.reset()
+    self.__exit__(None, None, None)
 
   def __enter__(self):
     return self
@@ -279,12 +274,6 @@ class Run:
         self.event('error', type=kind.__name__, message=redact(first_line))
     startup_timer.reset()
     return self._stack.__exit__(kind, error, trace)
-
-
-def _without_reset(config):
-  """Turn data.reset off in the stored config: the next session must not reset the data again."""
-  data = config.get('data', {})
-  return {**config, 'data': {**data, 'reset': False}} if data.get('reset') else config
 
 
 def _number(name, value):
