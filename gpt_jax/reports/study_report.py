@@ -104,7 +104,7 @@ def alarms(study):
     names = join_some((f'{r["arm"]} seed {r["seed"]} ({results.status_name(r)})' for r in lost), 6)
     yield f'{len(lost)} of {count} runs have no result: {names}. The verdicts rest on the others.'
   if study.pending:
-    yield f'{len(study.pending)} of {count} runs are not done yet: the same command goes on.'
+    yield f'{len(study.pending)} of {count} runs are not done yet: the same command resumes them.'
   yield from (f'{arm["name"]}: {flag}' for arm in study.others for flag in arm.get('flags') or ())
   yield from (study.analysis.get('scaling') or {}).get('warnings') or ()
 
@@ -218,7 +218,7 @@ def record_sections(study):
     Section(
       'What went wrong',
       [
-        [f'The study was stopped {count} on its way and went on.'] if stops else [],
+        [f'The study was interrupted {count} and resumed.'] if stops else [],
         make_table(('arm', '>seed', 'outcome', 'why'), results.failures(study)),
       ],
     ),

@@ -1,4 +1,4 @@
-"""The report of a study: verdict first, self-contained, safe, and there even when runs are not."""
+"""The report of a study: verdict first, self-contained and safe, also for missing or failed runs."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from gpt_jax.ablation.stats import analyze, scaling
 from gpt_jax.reports import figures, sections, study_figures, study_report, study_results, study_tables
 from gpt_jax.runs import records
 from tests import ablation_study
-from tests.reports.test_report import Reader
+from tests.reports.test_run_report import Reader
 
 LOST = ('positions=sinusoidal', 3, 'diverged', 'the gradient was not finite in 20 steps in a row')
 KILLED = {'arm': 'base', 'seed': 1, 'how': 'process', 'outcome': 'killed', 'code': -9}
@@ -57,7 +57,7 @@ def page(study):
 
 
 def to_ascii(text):
-  """Without the signs that no keyboard has."""
+  """Replace minus signs and non-breaking spaces."""
   return text.replace('\u2212', '-').replace('\u00a0', ' ')
 
 
@@ -77,7 +77,7 @@ def test_the_verdict_comes_first(page):
   assert 'Diverged positions=sinusoidal' in ' '.join(worse.split())
 
 
-def test_it_needs_nothing_but_itself(page):
+def test_the_page_is_self_contained(page):
   text, reader = page
   assert 'script' not in reader.tags
   assert 'http' not in text
@@ -88,7 +88,7 @@ def test_it_needs_nothing_but_itself(page):
   assert len(ids) == len(set(ids))
 
 
-def test_what_models_write_and_names_cannot_break_out(page):
+def test_samples_and_names_are_escaped(page):
   text, reader = page
   assert '<script' not in text
   assert '<script>alert("x")</script>' in reader.text()
@@ -97,9 +97,8 @@ def test_what_models_write_and_names_cannot_break_out(page):
   text.encode('utf-8')  # no lone surrogates
 
 
-def test_sections_are_all_there_in_the_order_of_a_readers_questions(page):
-  found = re.findall(r'<h2>([^<]*)</h2>', page[0])
-  assert found == [
+def test_sections_are_complete_and_in_order(page):
+  assert re.findall(r'<h2>([^<]*)</h2>', page[0]) == [
     'Effects',
     'Results',
     'Learning curves',
@@ -114,7 +113,7 @@ def test_sections_are_all_there_in_the_order_of_a_readers_questions(page):
   ]
 
 
-def test_the_budget_is_said_in_every_table_of_results(study, page):
+def test_every_table_of_results_states_the_budget(study, page):
   budget = 'equal tokens, 2.46M a run'
   assert page[1].text().count(budget) >= 3
   assert budget in study_report.render_latex(study)
@@ -122,7 +121,7 @@ def test_the_budget_is_said_in_every_table_of_results(study, page):
   assert all(row['budget'] == budget for row in csv_rows(study))
 
 
-def test_failures_are_told_with_their_reasons(study, page):
+def test_failures_are_listed_with_their_causes(study, page):
   words = page[1].text()
   assert '1 of 30 runs have no result: positions=sinusoidal seed 3 (diverged)' in words
   assert 'positions=nope=a|b: changes model.heads too' in words
@@ -132,18 +131,18 @@ def test_failures_are_told_with_their_reasons(study, page):
   )
 
 
-def test_stops_of_the_whole_study_are_counted_once_each(study, page):
-  assert study_results.count_interruptions(study) == 2  # two workers wrote of the first one
-  assert 'The study was stopped twice on its way and went on.' in page[1].text()
+def test_interruptions_of_the_study_are_counted_once(study, page):
+  assert study_results.count_interruptions(study) == 2  # two workers recorded the first one
+  assert 'The study was interrupted twice and resumed.' in page[1].text()
 
 
-def test_samples_are_the_last_of_the_same_seed_side_by_side(page):
+def test_samples_are_the_last_of_the_first_seed(page):
   words = page[1].text()
   assert words.count('seed 0 \u00b7 validation loss') == 6
   assert 'early' not in words
 
 
-def test_negative_results_are_kept(study, page):
+def test_negative_results_are_listed(study, page):
   names = {arm['name'] for arm in study_results.unhelpful_arms(study)}
   assert {'positions=learned', 'positions=none', 'positions=sinusoidal'} <= names
   assert 'positions=alibi' not in names
@@ -152,7 +151,7 @@ def test_negative_results_are_kept(study, page):
   assert all(name in part for name in names)
 
 
-def test_it_says_how_to_repeat_it(study, page):
+def test_command_and_data_fingerprint_are_listed(study, page):
   assert study.spec['command'] in page[1].text()
   assert 'feedc0defeedc0de, the same in all runs' in page[1].text()
 
@@ -161,7 +160,7 @@ def test_it_says_how_to_repeat_it(study, page):
 
 
 def headline(verdicts, sign='lower', seeds=3):
-  """Of a study whose arms have these (difference, interval, verdict)."""
+  """Return the headline of a study whose arms have these (difference, interval, verdict)."""
   levels = [f'x{i}' for i in range(len(verdicts))]
   planned = ablation_study.study(levels, seeds) | {'better': sign}
   arms = [
@@ -172,7 +171,7 @@ def headline(verdicts, sign='lower', seeds=3):
   return to_ascii(study_results.headline(study_results.StudyResults(planned, rows, {'arms': arms})))
 
 
-def test_the_headline_answers():
+def test_the_headline_counts_verdicts():
   worse, same = (0.1, [0.05, 0.15], 'worse'), (0.001, [-0.002, 0.004], 'no difference')
   open_ = (0.02, [-0.1, 0.14], 'undecided')
   better = (-0.03, [-0.04, -0.02], 'better')
@@ -187,7 +186,7 @@ def test_the_headline_answers():
   assert headline([lost, worse]) == 'Nothing beats the baseline (rope): 1 worse, 1 diverged.'
 
 
-def test_the_best_arm_is_the_highest_where_higher_is_better():
+def test_the_best_arm_has_the_highest_metric_if_higher_is_better():
   small, large = (0.02, [0.01, 0.03], 'better'), (0.05, [0.04, 0.06], 'better')
   assert headline([small, large], 'higher').startswith('positions=x1 beats')
   assert headline([(-d, [-h, -l], v) for d, (l, h), v in (small, large)]).startswith('positions=x1')
@@ -244,7 +243,7 @@ def test_latex_escapes_and_balances(study):
 # --- curves
 
 
-def test_curves_on_one_grid_pair_seeds_that_stopped_elsewhere():
+def test_a_common_grid_pairs_curves_of_different_lengths():
   a = (np.array([0.0, 50, 100]), np.array([3.0, 2, 1]))
   b = (np.array([0.0, 40, 80]), np.array([4.0, 3.2, 2.4]))
   x, y = study_figures.on_common_grid([a, b])
@@ -254,11 +253,10 @@ def test_curves_on_one_grid_pair_seeds_that_stopped_elsewhere():
 
 
 def test_a_run_without_a_result_does_not_shorten_the_curves(study):
-  found = study_figures.curves_of(study, 'positions=sinusoidal')
-  assert sorted(found) == [0, 1, 2, 4]
+  assert sorted(study_figures.curves_of(study, 'positions=sinusoidal')) == [0, 1, 2, 4]
 
 
-def test_curves_have_the_units_of_what_was_trained():
+def test_curves_have_the_units_of_the_job():
   of = lambda metric, **counts: study_figures.units(
     study_results.StudyResults({'metric': metric}, [{'result': {}}, {'result': counts}])
   )
@@ -337,7 +335,7 @@ def sized(folder):
     return build_study(folder, planned | {'arms': arms, 'seeds': [0, 1, 2, 3]}, rows)
 
 
-def test_sizes_have_their_law_and_a_warning_when_an_effect_turns(tmp_path):
+def test_sizes_have_their_law_and_a_warning_if_an_effect_changes_sign(tmp_path):
   text = to_ascii(Reader(study_report.render_html(sized(tmp_path))).text())
   assert 'changes sign with size' in text[: text.index('Effects')]
   part = text[text.index('Scaling') : text.index('Results')]
@@ -352,7 +350,7 @@ def test_sizes_have_their_law_and_a_warning_when_an_effect_turns(tmp_path):
   assert all(line in text for line in ('## Scaling', '- positions=alibi: L = 1.6', ' at l |'))
 
 
-def test_laws_of_sizes_and_tokens_are_told_on_the_page_and_in_markdown(tmp_path):
+def test_laws_of_sizes_and_tokens_are_on_the_page_and_in_markdown(tmp_path):
   planned = ablation_study.study((), seeds=1)
   arms = planned['arms']
   best = {'parameters': 2e5, 'tokens': 4e6, 'flops': 5e12, 'inside': False}
@@ -369,7 +367,7 @@ def test_laws_of_sizes_and_tokens_are_told_on_the_page_and_in_markdown(tmp_path)
     assert 'one had none' in text
 
 
-def test_tokens_and_who_trained_together_are_what_the_runs_say(tmp_path):
+def test_tokens_and_replicas_come_from_the_results(tmp_path):
   planned = ablation_study.study((), seeds=3)
   rows = ablation_study.rows(planned, tmp_path, samples=False)
   for row in rows:
@@ -383,7 +381,7 @@ def test_tokens_and_who_trained_together_are_what_the_runs_say(tmp_path):
 # --- what is missing
 
 
-def test_a_study_of_which_nothing_ran_has_a_report(tmp_path):
+def test_a_study_without_runs_has_a_report(tmp_path):
   planned = ablation_study.study(seeds=1)
   ablation_study.write(tmp_path, planned)
   study = study_results.read_study(tmp_path)
@@ -409,7 +407,7 @@ def test_one_seed_has_no_interval_and_no_verdict(tmp_path):
   assert 'nan' not in (text + study_report.render_markdown(study) + study_tables.to_csv(study)).lower()
 
 
-def test_a_study_on_its_way_says_so(tmp_path):
+def test_an_unfinished_study_reports_its_progress(tmp_path):
   planned = ablation_study.study()
   rows = ablation_study.rows(planned, tmp_path, samples=False)
   for row in rows:
@@ -421,7 +419,7 @@ def test_a_study_on_its_way_says_so(tmp_path):
   assert '12 of 30 runs are not done yet' in Reader(study_report.render_html(study)).text()
 
 
-def test_without_a_baseline_there_are_no_effects_but_a_report(tmp_path):
+def test_a_failed_baseline_leaves_out_the_effects(tmp_path):
   planned = ablation_study.study()
   rows = ablation_study.rows(planned, tmp_path)
   for row in rows:
@@ -434,7 +432,7 @@ def test_without_a_baseline_there_are_no_effects_but_a_report(tmp_path):
   assert 'Traceback' not in text
 
 
-def test_a_torn_line_of_attempts_is_passed_over(tmp_path):
+def test_a_torn_line_of_attempts_is_skipped(tmp_path):
   ablation_study.write(tmp_path, ablation_study.study(seeds=1), ATTEMPTS[:1])
   with open(tmp_path / 'attempts.jsonl', 'a') as file:
     file.write('{"time": "20\n')
@@ -456,8 +454,8 @@ def test_an_effect_far_beyond_the_others_gets_an_arrow():
   low, high = figures.forest_limits([*near, far], 0.01)
   assert low < -0.01
   assert 0.05 < high < 0.1
-  drawn = figures.forest([*near, far], name='f', label='x', width=1000, equal=0.01)
-  assert '+3.000' in drawn
+  svg = figures.forest([*near, far], name='f', label='x', width=1000, equal=0.01)
+  assert '+3.000' in svg
   assert figures.forest([], name='f', label='x', width=1000) == ''
   none = figures.Effect('n', math.nan)
   assert figures.forest([none], name='f', label='x', width=1000) == ''

@@ -1,4 +1,4 @@
-"""Goodput, by hand; test_render.py has a real run that was stopped, killed and gone on with."""
+"""Goodput by hand; test_render.py has a real run that was stopped, killed and resumed."""
 
 import datetime
 import os
@@ -11,7 +11,7 @@ from gpt_jax.runs import history, records, startup_timer
 START = 1_764_000_000.0
 
 
-def written(folder, events, metrics):
+def write_run(folder, events, metrics):
   """A run with events [(second, name, {...})] and metrics [(second, step, seconds a step)]."""
   folder.mkdir()
   records.write_json(folder / 'config.json', {})
@@ -52,12 +52,12 @@ THREE_RESTARTS = [
   (152, 'checkpoint', at(60, blocked_seconds=1.0)),
   (154, 'done', at(60)),
 ]
-KEPT = [(24.9, 10, 0.9), (130, 20, 1.1), (76, 30, 1.0), (86, 40, 1.0), (141, 50, 0.9), (151, 60, 0.9)]
+REMAINING = [(24.9, 10, 0.9), (130, 20, 1.1), (76, 30, 1.0), (86, 40, 1.0), (141, 50, 0.9), (151, 60, 0.9)]
 
 
-def test_by_hand(tmp_path):
-  found = history.seconds_by_phase(written(tmp_path / 'run', THREE_RESTARTS, KEPT))
-  assert list(found) == list(history.PHASES)
+def test_phases_equal_those_by_hand(tmp_path):
+  phases = history.seconds_by_phase(write_run(tmp_path / 'run', THREE_RESTARTS, REMAINING))
+  assert list(phases) == list(history.PHASES)
   by_hand = {
     'steps': 10 * (0.9 + 1.1 + 1.0 + 1.0 + 0.9 + 0.9),
     'startup': 10 + 4 + 5 + 3,
@@ -68,14 +68,14 @@ def test_by_hand(tmp_path):
     'waiting': (60 - 38) + (105 - 100) + (127 - 117),
   }
   for name, seconds in by_hand.items():
-    assert found[name] == pytest.approx(seconds, abs=2e-3), name
-  assert sum(found.values()) == pytest.approx(154, rel=1e-6)
-  assert found['other'] == pytest.approx(154 - sum(by_hand.values()), abs=0.01)
+    assert phases[name] == pytest.approx(seconds, abs=2e-3), name
+  assert sum(phases.values()) == pytest.approx(154, rel=1e-6)
+  assert phases['other'] == pytest.approx(154 - sum(by_hand.values()), abs=0.01)
   line = history.describe_goodput(history.read_history(tmp_path / 'run'))
   assert line.startswith('goodput 37.7% of 154.0 s: steps 37.7%, startup 14.3%, compile 7.1%')
 
 
-def test_a_run_that_went_back(tmp_path):
+def test_a_rewind_loses_the_time_since_its_checkpoint(tmp_path):
   events = [
     (0, 'start', at(0)),
     (11, 'checkpoint', at(10, blocked_seconds=1.0)),
@@ -83,23 +83,23 @@ def test_a_run_that_went_back(tmp_path):
     (30, 'go_back', at(10)),
     (50, 'done', at(30)),
   ]
-  found = history.seconds_by_phase(written(tmp_path / 'run', events, [(10, 10, 1.0), (50, 30, 1.0)]))
-  assert found['lost'] == pytest.approx(19) and found['evaluate'] == 0
-  assert found['steps'] == 30 and sum(found.values()) == pytest.approx(50)
+  phases = history.seconds_by_phase(write_run(tmp_path / 'run', events, [(10, 10, 1.0), (50, 30, 1.0)]))
+  assert phases['lost'] == pytest.approx(19) and phases['evaluate'] == 0
+  assert phases['steps'] == 30 and sum(phases.values()) == pytest.approx(50)
 
 
 @pytest.mark.parametrize('events', [[], [(0, 'start', at(0))]])
-def test_a_run_that_has_hardly_begun(tmp_path, events):
-  assert history.describe_goodput(written(tmp_path / 'run', events, [])) == ''
+def test_a_run_without_metrics_has_no_goodput(tmp_path, events):
+  assert history.describe_goodput(write_run(tmp_path / 'run', events, [])) == ''
 
 
-def test_laps_begin_with_the_process():
-  lived = startup_timer.process_age()
-  assert lived > 0.1 or not os.path.exists('/proc/self/stat')
+def test_phases_start_with_the_process():
+  age = startup_timer.process_age()
+  assert age > 0.1 or not os.path.exists('/proc/self/stat')
   startup_timer.take_phases()
   time.sleep(0.05)
   startup_timer.mark_phase('a')
   startup_timer.mark_phase('b')
-  taken = startup_timer.take_phases()
-  assert list(taken) == ['a', 'b'] and 0.05 <= taken['a'] < 5 and taken['b'] < 0.05
+  phases = startup_timer.take_phases()
+  assert list(phases) == ['a', 'b'] and 0.05 <= phases['a'] < 5 and phases['b'] < 0.05
   assert startup_timer.take_phases() == {}

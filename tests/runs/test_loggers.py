@@ -1,4 +1,4 @@
-"""Console lines, the bar on a real terminal, TensorBoard files, Weights & Biases by a stand-in."""
+"""Console lines, the bar on a real terminal, TensorBoard files, a fake Weights & Biases."""
 
 import contextlib
 import io
@@ -46,8 +46,8 @@ def test_plain_lines_align_and_can_be_grepped(capsys):
 
 
 def test_losses_of_single_sources_are_not_on_the_console():
-  shown = loggers.console_fields({'loss': 1.5, 'loss/text': 1.0, 'loss/source/text': 2.0})
-  assert shown == [('loss', '1.500'), ('loss/text', '1.000')]
+  fields = loggers.console_fields({'loss': 1.5, 'loss/text': 1.0, 'loss/source/text': 2.0})
+  assert fields == [('loss', '1.500'), ('loss/text', '1.000')]
 
 
 def test_plain_survives_an_ascii_pipe(monkeypatch):

@@ -26,7 +26,7 @@ TREES = st.recursive(
 
 
 def strict(text):
-  """json.loads that refuses Python's own NaN and Infinity."""
+  """Parse JSON; fail on NaN and Infinity, which Python accepts."""
   return json.loads(text, parse_constant=lambda name: pytest.fail(f'{name} is not JSON'))
 
 
@@ -67,7 +67,7 @@ def test_two_writers_of_one_file_have_their_own_temporaries(tmp_path):
 
 @contextlib.contextmanager
 def files_of_at_most(size):
-  """As on a disk that has this many bytes left for the file."""
+  """Limit files to this size, as a nearly full disk does."""
   _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
   try:
@@ -149,11 +149,11 @@ def test_step_lines_are_sorted_and_unique_through_any_cut(tmp_path_factory, repo
   survivors = [record for record in whole[: len(content.splitlines())] if record['step'] <= last]
   torn = resumed.dropped['unreadable']
   assert torn <= 1
-  kept = records.read_lines(path)
-  np.testing.assert_equal(kept, survivors[: len(kept)])
-  assert len(survivors) - len(kept) <= torn
+  remaining = records.read_lines(path)
+  np.testing.assert_equal(remaining, survivors[: len(remaining)])
+  assert len(survivors) - len(remaining) <= torn
   resumed.add({'step': 40})
-  np.testing.assert_equal(records.read_lines(path), [*kept, {'step': 40}])
+  np.testing.assert_equal(records.read_lines(path), [*remaining, {'step': 40}])
 
 
 def test_parts_of_one_step_join_even_when_they_come_late(tmp_path):

@@ -1,4 +1,4 @@
-"""The run folder: starting, resuming, refusing, reading back, and what must never be stored."""
+"""The run folder: starting, resuming, errors, reading, and secrets that must not be stored."""
 
 import functools
 import hashlib
@@ -48,7 +48,7 @@ def names(workdir):
 # --- starting and resuming
 
 
-def test_a_run_leaves_the_whole_folder(tmp_path, capsys):
+def test_a_run_writes_the_whole_folder(tmp_path, capsys):
   workdir = tmp_path / 'deep' / 'run'
   assert run_folder.check_workdir(workdir, CONFIG) == 'new'
   assert not workdir.exists()
@@ -91,7 +91,7 @@ def test_a_run_leaves_the_whole_folder(tmp_path, capsys):
   assert 'sample after 10 steps: To be' in out
 
 
-def test_resume_drops_later_steps_and_mends_a_torn_line(tmp_path):
+def test_resume_drops_later_steps_and_repairs_a_torn_line(tmp_path):
   with open_run(tmp_path) as run:
     for step in range(0, 50, 10):
       run.log(step, {'loss': float(step)})
@@ -162,7 +162,7 @@ def test_an_error_is_an_event_without_its_secrets(tmp_path):
   assert event['message'] == 'https://***@host says no'
 
 
-def test_leaving_early_by_exit_code_is_no_error(tmp_path):
+def test_an_exit_code_is_not_an_error(tmp_path):
   with pytest.raises(SystemExit), open_run(tmp_path) as run:
     run.event('preempted', step=5)
     sys.exit(75)
@@ -177,10 +177,10 @@ def test_two_trainings_cannot_share_a_folder(tmp_path):
   assert names(tmp_path) == ['start']
 
 
-# --- refusals
+# --- errors
 
 
-def test_a_file_is_refused(tmp_path):
+def test_a_file_is_not_a_workdir(tmp_path):
   (tmp_path / 'file').write_text('')
   for workdir in (tmp_path / 'file', tmp_path / 'file' / 'run'):
     with pytest.raises(ValueError, match='is a file') as error:
@@ -188,14 +188,14 @@ def test_a_file_is_refused(tmp_path):
     assert_two_lines(error, f'workdir={workdir}', str(tmp_path / 'file'))
 
 
-def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
+def test_a_folder_without_permission_is_an_error(tmp_path, monkeypatch):
   monkeypatch.setattr(os, 'access', lambda path, mode: False)
   with pytest.raises(ValueError, match='no permission') as error:
     open_run(tmp_path / 'run')
   assert_two_lines(error, f'no permission to write in {tmp_path}')
 
 
-def test_a_disk_that_refuses_is_named(tmp_path, monkeypatch):
+def test_a_read_only_disk_is_an_error(tmp_path, monkeypatch):
   def read_only(*_, **__):
     raise OSError(30, 'Read-only file system')
 
@@ -206,13 +206,13 @@ def test_a_disk_that_refuses_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('workdir', ['gs://bucket/run', 's3://bucket/run', ''])
-def test_a_bucket_is_not_silently_a_local_folder(workdir):
+def test_a_bucket_is_not_a_workdir(workdir):
   with pytest.raises(ValueError, match='not a folder of this machine') as error:
     run_folder.check_workdir(workdir, CONFIG)
   assert_two_lines(error, f"workdir='{workdir}'")
 
 
-def test_a_folder_of_other_things_is_refused(tmp_path):
+def test_a_folder_with_unexpected_files_is_an_error(tmp_path):
   for name in 'abcdefg':
     (tmp_path / f'{name}.txt').write_text('')
   with pytest.raises(ValueError, match='not a run') as error:
@@ -234,7 +234,7 @@ def test_caches_logs_and_empty_folders_do_not_block_a_new_run(tmp_path):
     run_folder.check_workdir(tmp_path, CONFIG)
 
 
-def test_another_config_is_refused_and_every_difference_shown(tmp_path):
+def test_another_config_is_an_error_that_lists_every_difference(tmp_path):
   open_run(tmp_path).close()
   other = {**replaced(optim={'lr': 3e-4, 'betas': (0.9, 0.99)}), 'extra': 'é'}
   del other['seed']
@@ -258,16 +258,16 @@ def test_free_keys_may_differ_and_are_recorded(tmp_path):
   event = run_folder.read_events(tmp_path)[-1]
   expected = {'mesh.data': [1, 4], 'data.workers': [0, 8], 'log.every': [None, 5]}
   assert event['changed'] == expected
-  assert not records.diff(run_folder.read_config(tmp_path), other)  # what the run is from now on
+  assert not records.diff(run_folder.read_config(tmp_path), other)  # the config from now on
   with pytest.raises(ValueError, match='data.workers 8 -> 0'):
     run_folder.check_workdir(tmp_path, replaced(), free=('mesh', 'log', 'data.work'))
 
 
-def test_data_that_were_reset_are_not_reset_again(tmp_path):
+def test_a_resume_does_not_reset_the_data_again(tmp_path):
   open_run(tmp_path).close()
   open_run(tmp_path, replaced(data={'workers': 8, 'reset': True}), free=('data.',)).close()
-  kept = run_folder.read_config(tmp_path)['data']
-  assert (kept['workers'], kept['reset']) == (8, False)
+  data = run_folder.read_config(tmp_path)['data']
+  assert (data['workers'], data['reset']) == (8, False)
 
 
 def test_a_broken_config_is_named(tmp_path):
@@ -340,16 +340,18 @@ def test_eta_counts_from_the_first_report(tmp_path, capsys, monkeypatch):
 
 
 def test_auto_console_is_plain_in_a_pipe_and_a_bar_on_a_terminal(tmp_path, monkeypatch):
-  made = []
+  opened = []
   for name in loggers.CONSOLES:
-    monkeypatch.setitem(loggers.CONSOLES, name, lambda *_, name=name: made.append(name) or loggers.Off(1, 0))
+    monkeypatch.setitem(
+      loggers.CONSOLES, name, lambda *_, name=name: opened.append(name) or loggers.Off(1, 0)
+    )
   open_run(tmp_path).close()
   monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
   monkeypatch.setenv('TERM', 'xterm')
   open_run(tmp_path).close()
   monkeypatch.setenv('TERM', 'dumb')
   open_run(tmp_path).close()
-  assert made == ['plain', 'bar', 'plain']
+  assert opened == ['plain', 'bar', 'plain']
 
 
 # --- reading
@@ -385,12 +387,12 @@ def test_reading_a_run_that_has_just_started(tmp_path):
 
 def test_versions_name_packages_command_and_device(monkeypatch):
   monkeypatch.setattr(sys, 'orig_argv', ['/usr/bin/python3', 'launch.py', 'train', '--a=b c'])
-  found = provenance.versions('8 x H100')
-  assert found['jax'] == __import__('jax').__version__
-  assert found['numpy'] == np.__version__
-  assert found['device'] == '8 x H100'
-  assert found['command'] == "python3 launch.py train '--a=b c'"
-  assert all(isinstance(value, str) and value for value in found.values())
+  recorded = provenance.versions('8 x H100')
+  assert recorded['jax'] == __import__('jax').__version__
+  assert recorded['numpy'] == np.__version__
+  assert recorded['device'] == '8 x H100'
+  assert recorded['command'] == "python3 launch.py train '--a=b c'"
+  assert all(isinstance(value, str) and value for value in recorded.values())
 
 
 def test_versions_know_their_commit_and_uncommitted_changes(tmp_path, monkeypatch):
@@ -427,17 +429,17 @@ def test_versions_know_their_commit_and_uncommitted_changes(tmp_path, monkeypatc
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(text)
   (tmp_path / 'link.py').symlink_to('/etc/passwd')
-  found = versions()
-  assert found['git'] == git('rev-parse', 'HEAD') + ' with uncommitted changes'
-  open_run(tmp_path / 'run', versions=found).close()
+  recorded = versions()
+  assert recorded['git'] == git('rev-parse', 'HEAD') + ' with uncommitted changes'
+  open_run(tmp_path / 'run', versions=recorded).close()
   content = (tmp_path / 'run/uncommitted.diff').read_bytes()
-  assert hashlib.sha256(content).hexdigest().startswith(found['uncommitted'])
+  assert hashlib.sha256(content).hexdigest().startswith(recorded['uncommitted'])
   assert b'passwd' not in content and b'notes' not in content and b'u:p' not in content
   (package / 'checkout.py').write_text('newer\n')
-  assert provenance.versions() == found  # it runs what was there when it began
+  assert provenance.versions() == recorded  # the process keeps the versions of its start
   for name in changed:
     git('checkout', '-q', name) if name.startswith('gpt') else (tmp_path / name).unlink()
-  git('apply', str(tmp_path / 'run/uncommitted.diff'))  # the diff makes it what it was
+  git('apply', str(tmp_path / 'run/uncommitted.diff'))  # the diff restores the checkout
   changed['mine.py'] = changed['mine.py'].replace('u:p', '***')
   assert {name: (tmp_path / name).read_text() for name in changed} == changed
   (tmp_path / 'sub/long.py').write_text('x' * provenance.MAX_DIFF_BYTES)
@@ -451,7 +453,7 @@ def test_versions_know_their_commit_and_uncommitted_changes(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-  ('words', 'shown'),
+  ('args', 'redacted'),
   [
     (['--config.log.wandb_api_key=abc def', 'x'], "'--config.log.wandb_api_key=***' x"),
     (['--token', 'abc', '--x=1'], "--token '***' --x=1"),
@@ -462,9 +464,9 @@ def test_versions_know_their_commit_and_uncommitted_changes(tmp_path, monkeypatc
     (['--max_new_tokens=5', '--eos_token=2', '--key_dim=3'], ''),
   ],
 )
-def test_secrets_stay_out_of_the_command(monkeypatch, words, shown):
-  monkeypatch.setattr(sys, 'orig_argv', ['python', *words])
-  assert provenance.versions()['command'] == f'python {shown or " ".join(words)}'
+def test_secrets_stay_out_of_the_command(monkeypatch, args, redacted):
+  monkeypatch.setattr(sys, 'orig_argv', ['python', *args])
+  assert provenance.versions()['command'] == f'python {redacted or " ".join(args)}'
 
 
 def test_environment_variables_are_not_stored(tmp_path, monkeypatch):

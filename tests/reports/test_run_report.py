@@ -1,4 +1,4 @@
-"""report.html: complete, self-contained, safe, and there even when most of the run is not."""
+"""report.html of a run: complete, self-contained and safe, also for an unfinished or empty run."""
 
 import datetime
 import html.parser
@@ -53,7 +53,7 @@ def wav():
 
 
 def fake_metrics(steps, every=10, valid_every=100, tokens=16_384):
-  """Lines of metrics.jsonl as a training would write them, with a restart in the middle."""
+  """Lines of metrics.jsonl of a training with a restart in the middle."""
   random = np.random.default_rng(0)
   wander = np.cumsum(random.normal(size=steps + 1)) * 0.003
   for step in range(0, steps + 1, every):
@@ -133,7 +133,7 @@ SAMPLES = (
 
 
 def fake_run(folder, steps=2000):
-  """A run folder such as a training of tiny Shakespeare leaves."""
+  """A run folder of a training of tiny Shakespeare."""
   (folder / 'samples').mkdir(parents=True)
   records.write_json(folder / 'config.json', CONFIG)
   for name, lines in (('metrics', fake_metrics(steps)), ('events', fake_events(steps))):
@@ -158,7 +158,7 @@ def fake_run(folder, steps=2000):
 
 
 class Reader(html.parser.HTMLParser):
-  """Checks that elements nest, and keeps tags, attributes and text."""
+  """Check that elements nest; record tags, attributes and text."""
 
   VOID = ('meta', 'link', 'img', 'path', 'use', 'rect', 'br')
 
@@ -213,7 +213,7 @@ def new_run(folder, *metrics, events=('start',), result=None, job='gpt'):
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory):
+def complete(tmp_path_factory):
   """(text, Reader) of the report of a complete run."""
   return read_report(fake_run(tmp_path_factory.mktemp('runs') / 'shakespeare_char'))
 
@@ -221,8 +221,8 @@ def whole(tmp_path_factory):
 # --- a complete run
 
 
-def test_it_needs_nothing_but_itself(whole):
-  text, reader = whole
+def test_the_page_is_self_contained(complete):
+  text, reader = complete
   assert 'script' not in reader.tags
   assert 'http:' not in text
   assert 'https:' not in text
@@ -230,11 +230,11 @@ def test_it_needs_nothing_but_itself(whole):
   links = [value for name, value in reader.attributes if name in ('src', 'href', 'xlink:href')]
   assert len(links) > 3
   assert all(value.startswith(('data:', '#')) for value in links)
-  assert all(found.startswith('#') for found in re.findall(r'url\(([^)]*)\)', text))
+  assert all(url.startswith('#') for url in re.findall(r'url\(([^)]*)\)', text))
 
 
-def test_references_within_the_figures_are_unique_and_resolve(whole):
-  _, reader = whole
+def test_references_within_the_figures_are_unique_and_resolve(complete):
+  _, reader = complete
   ids = [value for name, value in reader.attributes if name == 'id']
   assert len(ids) == len(set(ids))
   used = [value for name, value in reader.attributes if name == 'xlink:href']
@@ -242,53 +242,53 @@ def test_references_within_the_figures_are_unique_and_resolve(whole):
   assert {value[1:] for value in used} | {value[5:-1] for value in clips} == set(ids)
 
 
-def test_it_says_what_came_out(whole):
-  said = whole[1].text()
+def test_the_header_states_the_result(complete):
+  page_text = complete[1].text()
   assert (
     'Validation loss 1.492 nats per token (training 1.400) after 2,000 steps and 32.8M tokens in '
     '5.2 minutes on 1 x NVIDIA H100 80GB HBM3.'
-  ) in said
-  assert 'not finished' not in said
+  ) in page_text
+  assert 'not finished' not in page_text
   # dt precedes dd: the tiles turn them round
   for tile in ('bits per byte 2.152', 'MFU 30.9%', 'parameters 10.7M', 'wall time 5:10'):
-    assert tile in said
+    assert tile in page_text
   for name in ('loss/image', 'loss/text', 'learning rate', 'gradient norm', 'memory, GiB'):
-    assert name in said
+    assert name in page_text
 
 
-def test_losses_are_drawn_for_wide_and_narrow_with_their_restart(whole):
-  text, reader = whole
+def test_loss_curves_have_two_sizes_and_mark_the_restart(complete):
+  text, reader = complete
   assert reader.tags.count('svg') == 2 + 8
-  assert said_times(whole, 'valid 1.492') == 2
-  assert said_times(whole, 'train 1.400') == 2
-  assert said_times(whole, 'restart') == 2
-  assert said_times(whole, 'nats per token') >= 2
-  assert 'leaves out the first plunge, from 4.2' in whole[1].text()
+  assert count_chunks(complete, 'valid 1.492') == 2
+  assert count_chunks(complete, 'train 1.400') == 2
+  assert count_chunks(complete, 'restart') == 2
+  assert count_chunks(complete, 'nats per token') >= 2
+  assert 'leaves out the first plunge, from 4.2' in complete[1].text()
   assert '#0000a' not in text  # each placeholder became a variable of the page
   assert 'var(--second)' in text
 
 
-def probed(step, layers, size=1.0):
+def probe_line(step, layers, size=1.0):
   """A line of probes.jsonl."""
-  found = {'embed_VD': {'gradient': 9.0, 'update': 9.0}, 'logits': {'activation': 9.0}}
+  layers_by_path = {'embed_VD': {'gradient': 9.0, 'update': 9.0}, 'logits': {'activation': 9.0}}
   for l in range(layers):
-    found[f'blocks/{l}'] = {'activation': l + size}
-    found[f'blocks/{l}/mlp'] = {'activation': 9.0}
+    layers_by_path[f'blocks/{l}'] = {'activation': l + size}
+    layers_by_path[f'blocks/{l}/mlp'] = {'activation': 9.0}
     for name in ('up_DF', 'down_FD'):
-      found[f'blocks/{l}/mlp/{name}'] = {'gradient': size, 'update': None, 'parameter': 1.0}
-  return {'step': step, 'layers': found}
+      layers_by_path[f'blocks/{l}/mlp/{name}'] = {'gradient': size, 'update': None, 'parameter': 1.0}
+  return {'step': step, 'layers': layers_by_path}
 
 
 def test_probes_are_drawn_by_layer(tmp_path):
   folder = new_run(tmp_path / 'run', *[{'loss': 1.0, 'tokens': 10 * step} for step in range(3)])
   assert 'Inside the model' not in read_report(folder)[1].text()
   for step in range(3):
-    records.append_line(folder / 'probes.jsonl', probed(step, layers=12, size=1.0 + step))
+    records.append_line(folder / 'probes.jsonl', probe_line(step, layers=12, size=1.0 + step))
   text, reader = read_report(folder)
-  said = reader.text()
-  assert 'Inside the model' in said
-  assert 'activation by layer' in said and 'gradient by layer' in said
-  assert 'update by layer' not in said  # never finite
+  page_text = reader.text()
+  assert 'Inside the model' in page_text
+  assert 'activation by layer' in page_text and 'gradient by layer' in page_text
+  assert 'update by layer' not in page_text  # never finite
   for layer in ('0', '2', '5', '8', '11'):
     assert sum(word.strip() == layer for word in reader.words) >= 2, layer
 
@@ -305,12 +305,12 @@ def test_the_size_of_a_layer():
   assert math.isnan(run_report.size_of(layers, '1', 'gradient'))
 
 
-def said_times(whole, words):
-  return sum(words in chunk for chunk in whole[1].words)
+def count_chunks(complete, words):
+  return sum(words in chunk for chunk in complete[1].words)
 
 
-def test_samples_are_escaped_and_show_progress(whole):
-  text, reader = whole
+def test_samples_are_escaped_and_show_progress(complete):
+  text, reader = complete
   assert 'alert(' in text
   assert '<script' not in text
   assert '&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; &amp; &lt;/pre&gt; caf\u00e9' in text
@@ -320,48 +320,48 @@ def test_samples_are_escaped_and_show_progress(whole):
   assert 'BUCKINGHAM' in text
 
 
-def test_pictures_and_sounds_are_inside(whole):
-  _, reader = whole
+def test_images_and_sounds_are_embedded(complete):
+  _, reader = complete
   sources = [value for name, value in reader.attributes if name == 'src']
   assert [value.split(',')[0] for value in sources] == ['data:image/png;base64', 'data:audio/wav;base64']
   assert 'digit-7' in reader.text()
   assert 'seven' in reader.text()
 
 
-def test_evaluations_are_held_against_chance(whole):
-  said = whole[1].text()
-  assert 'classify/mnist accuracy 0.9412 0.1 chance' in said
-  assert 'recognize/digits word error rate 0.183 0.9 baseline' in said
-  assert 'text, valid, tokens 111,540 bits per byte 2.152 2.148 to 2.156' in said
-  widths = [v for name, v in whole[1].attributes if name == 'style' and 'left' not in v]
+def test_evaluations_are_compared_with_chance_or_a_baseline(complete):
+  page_text = complete[1].text()
+  assert 'classify/mnist accuracy 0.9412 0.1 chance' in page_text
+  assert 'recognize/digits word error rate 0.183 0.9 baseline' in page_text
+  assert 'text, valid, tokens 111,540 bits per byte 2.152 2.148 to 2.156' in page_text
+  widths = [v for name, v in complete[1].attributes if name == 'style' and 'left' not in v]
   assert 'width:94.1%' in widths
 
 
-def test_settings_show_what_differs_from_the_defaults(whole):
-  text, reader = whole
+def test_settings_mark_values_that_differ_from_their_defaults(complete):
+  text, reader = complete
   assert text.count('class="changed"') == 3
-  said = reader.text()
-  assert 'lr 0.001 default 0.0003' in said
-  assert 'betas (0.9, 0.99)' in said
-  assert "wandb ''" in said
+  page_text = reader.text()
+  assert 'lr 0.001 default 0.0003' in page_text
+  assert 'betas (0.9, 0.99)' in page_text
+  assert "wandb ''" in page_text
   for key in records.flatten(CONFIG):
-    assert key.rpartition('.')[2] in said
+    assert key.rpartition('.')[2] in page_text
 
 
-def test_events_tell_of_restarts_and_sum_up_the_rest(whole):
-  said = whole[1].text()
-  assert '2 sessions, 5:10 of work.' in said
-  assert 'preempted signal SIGTERM' in said
-  assert '17:08 900 resume mesh.data 1 \u2192 2' in said
-  assert '100 to 900 evaluate 9 times' in said
-  assert said.count(' evaluate ') == 2
+def test_events_list_restarts_and_group_repeated_events(complete):
+  page_text = complete[1].text()
+  assert '2 sessions, 5:10 of work.' in page_text
+  assert 'preempted signal SIGTERM' in page_text
+  assert '17:08 900 resume mesh.data 1 \u2192 2' in page_text
+  assert '100 to 900 evaluate 9 times' in page_text
+  assert page_text.count(' evaluate ') == 2
 
 
-def test_it_can_be_repeated(whole):
-  said = whole[1].text()
-  assert f'numpy {np.__version__}' in said
-  assert 'python' in said
-  assert ' '.join(provenance.versions()['command'].split()) in said
+def test_command_and_versions_are_listed(complete):
+  page_text = complete[1].text()
+  assert f'numpy {np.__version__}' in page_text
+  assert 'python' in page_text
+  assert ' '.join(provenance.versions()['command'].split()) in page_text
 
 
 def test_the_same_run_gives_the_same_page(tmp_path):
@@ -372,17 +372,17 @@ def test_the_same_run_gives_the_same_page(tmp_path):
 # --- less than a complete run
 
 
-def test_a_run_that_has_measured_nothing(tmp_path):
-  said = read_report(new_run(tmp_path / 'run'))[1].text()
-  assert 'Nothing has been measured yet. It has not finished.' in said
-  assert 'Loss' not in said
+def test_a_run_without_metrics(tmp_path):
+  page_text = read_report(new_run(tmp_path / 'run'))[1].text()
+  assert 'Nothing has been measured yet. It has not finished.' in page_text
+  assert 'Loss' not in page_text
 
 
 def test_a_folder_with_a_config_alone(tmp_path):
   folder = new_run(tmp_path / 'imported', events=())
-  said = read_report(folder)[1].text()
-  assert 'imported Nothing has been measured yet.' in said
-  assert 'Events' not in said
+  page_text = read_report(folder)[1].text()
+  assert 'imported Nothing has been measured yet.' in page_text
+  assert 'Events' not in page_text
 
 
 def test_three_steps_without_validation_or_tokens(tmp_path):
@@ -418,21 +418,21 @@ def test_one_measurement_only(tmp_path):
     ),
   ],
 )
-def test_a_tokenizer_is_told_in_its_own_units(tmp_path, job, line, words, unit):
-  """Its training objective is no error of pixels or frames, and none of them is in nats."""
+def test_a_tokenizer_has_its_own_units(tmp_path, job, line, words, unit):
+  """Its training objective is not an error of pixels or frames, and neither is in nats."""
   _, reader = read_report(new_run(tmp_path / 'run', line | {'loss': 0.25}, job=job))
-  said = reader.text()
-  assert words in said and unit in said and 'codes in use 50.0%' in said
-  assert 'training objective' in said and '(training' not in said
-  assert 'nats' not in said and 'token' not in said.replace('tokenizer', '')
+  page_text = reader.text()
+  assert words in page_text and unit in page_text and 'codes in use 50.0%' in page_text
+  assert 'training objective' in page_text and '(training' not in page_text
+  assert 'nats' not in page_text and 'token' not in page_text.replace('tokenizer', '')
 
 
-def test_losses_are_in_bits_too(whole, tmp_path):
-  assert 'bits per token 2.152' in whole[1].text()  # of valid_loss 1.4916
+def test_losses_are_in_bits_too(complete, tmp_path):
+  assert 'bits per token 2.152' in complete[1].text()  # of valid_loss 1.4916
   line = {'loss': 1.0, 'loss/source/read': 1.0, 'valid_loss/read': 2.0}
-  said = read_report(new_run(tmp_path / 'run', line))[1].text()
-  assert 'loss/source/read 1.000 nats, 1.443 bits' in said
-  assert 'valid_loss/read 2.000 nats, 2.885 bits' in said
+  page_text = read_report(new_run(tmp_path / 'run', line))[1].text()
+  assert 'loss/source/read 1.000 nats, 1.443 bits' in page_text
+  assert 'valid_loss/read 2.000 nats, 2.885 bits' in page_text
 
 
 def test_losses_that_are_not_finite_raise_an_alarm(tmp_path):
@@ -450,10 +450,10 @@ def test_no_finite_number_at_all(tmp_path):
   assert 'gradient norm never finite' in reader.text()
 
 
-def test_overfitting_is_said(tmp_path):
+def test_overfitting_raises_an_alarm(tmp_path):
   lines = [{'loss': 1.0, 'valid_loss': valid} for valid in (3.0, 2.0, 2.5)]
-  said = read_report(new_run(tmp_path / 'run', *lines))[1].text()
-  assert 'lowest, 2.000, at step 1 and has risen by 25.0% since: the model overfits.' in said
+  page_text = read_report(new_run(tmp_path / 'run', *lines))[1].text()
+  assert 'lowest, 2.000, at step 1 and has risen by 25.0% since: the model overfits.' in page_text
 
 
 @pytest.mark.parametrize(
@@ -464,12 +464,12 @@ def test_overfitting_is_said(tmp_path):
     ({'event': 'resume', 'step': 3}, 'It has not finished.'),
   ],
 )
-def test_how_the_run_stands(tmp_path, event, ending):
+def test_the_verdict_ends_with_the_state_of_the_run(tmp_path, event, ending):
   folder = new_run(tmp_path / 'run', {'loss': 1.0}, events=('start', event, 'checkpoint'))
   assert ending in read_report(folder)[1].text()
 
 
-def test_results_of_a_shorter_training_do_not_speak_for_its_extension(tmp_path):
+def test_the_result_of_a_shorter_training_is_ignored(tmp_path):
   lines = [{'valid_loss': 5.0 - step} for step in range(4)]
   folder = new_run(tmp_path / 'run', *lines, result={'steps': 2, 'valid_loss': 9.0})
   assert history.read_history(folder).final('valid_loss') == 2.0
@@ -482,21 +482,21 @@ def test_later_evaluations_are_shown(tmp_path):
   assert 'classify stride 2 accuracy 0.75' in read_report(folder)[1].text()
 
 
-def test_long_and_strange_samples_are_cut_or_named(tmp_path):
+def test_long_samples_are_cut_and_unknown_files_named(tmp_path):
   folder = new_run(tmp_path / 'run', {'loss': 1.0})
   (folder / 'samples' / 'step_00000001.txt').write_text('\nx' * 5000)
   (folder / 'samples' / 'step_00000001_a.bin').write_bytes(b'1')
   (folder / 'samples' / 'notes.txt').write_text('not a sample')
-  said = read_report(folder)[1].text()
-  assert '[8,500 more characters in samples/step_00000001.txt]' in said
-  assert 'samples/step_00000001_a.bin, 0.0 MB, not shown' in said
-  assert 'not a sample' not in said
+  page_text = read_report(folder)[1].text()
+  assert '[8,500 more characters in samples/step_00000001.txt]' in page_text
+  assert 'samples/step_00000001_a.bin, 0.0 MB, not shown' in page_text
+  assert 'not a sample' not in page_text
   large = folder / 'samples' / 'step_00000001_b.png'
   large.write_bytes(b'0' * 2_000_000)
   assert 'samples/step_00000001_b.png, 2.0 MB, not shown' in page.media(large, max_bytes=1_000_000)
 
 
-def test_hostile_names_stay_text(tmp_path):
+def test_names_are_escaped(tmp_path):
   line = {'loss': 1.0, '"><script>x': 1.0}
   event = {'event': '"><script>y', 'note': '<script>z'}
   folder = new_run(tmp_path / '<script>w', line, events=('start', event))
@@ -506,7 +506,7 @@ def test_hostile_names_stay_text(tmp_path):
     assert f'&lt;script&gt;{letter}' in text
 
 
-def test_no_run_is_a_two_line_error(tmp_path):
+def test_a_missing_run_is_an_error_with_a_fix(tmp_path):
   with pytest.raises(FileNotFoundError, match='does not exist\nfix: '):
     run_report.write_report(tmp_path / 'nothing')
 
@@ -556,7 +556,7 @@ def test_limits_leave_out_a_plunge_but_never_the_end_of_validation():
   valid = figures.Series(np.array([0.0, 500, 1000]), np.array([10.0, 3, 4]), 'points')
   assert 4 < figures.limits([train, valid])[1] < 5
   low, high = figures.limits([figures.Series(x[:4], np.array([9.0, 3, 2, 1]), 'points')])
-  assert low < 1 < 9 < high  # few points are shown whole
+  assert low < 1 < 9 < high  # few points are shown complete
   assert figures.limits([figures.Series(x[:2], np.array([np.nan, np.inf]))]) == ()
 
 
@@ -573,5 +573,5 @@ def test_compact_tick_labels(value, text):
   ('value', 'text'),
   [('rope', 'rope'), ('', "''"), ('\n', "'\\n'"), ([1, [2.5]], '(1, (2.5))'), (True, 'True')],
 )
-def test_settings_read_like_flags(value, text):
+def test_settings_are_formatted_like_flags(value, text):
   assert page.literal(value) == text
