@@ -1,5 +1,7 @@
-# make demo   trains a small GPT on this machine and writes a report
-# make test   runs the fast tests
+# make demo   train a small GPT on this machine and write a report
+# make test   run the fast tests
+# make lint   check style and format
+# make clean  remove .venv
 # Another interpreter: make demo PYTHON=python3.12
 PYTHON ?= python3
 
@@ -19,7 +21,7 @@ lint: .venv/installed
 	  echo 'error: $(PYTHON) is not Python 3.11, 3.12 or 3.13'; \
 	  echo 'fix: make demo PYTHON=/path/to/python3.12'; exit 1; }
 	@[ -x .venv/bin/python ] || $(PYTHON) -m venv .venv || { rm -rf .venv; \
-	  echo 'error: $(PYTHON) cannot make a virtual environment'; \
+	  echo 'error: $(PYTHON) cannot create a virtual environment'; \
 	  echo 'fix: install its venv module (Debian, Ubuntu: apt install python3-venv)'; exit 1; }
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch .venv/installed
