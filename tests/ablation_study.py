@@ -1,4 +1,4 @@
-"""A synthetic finished study, without any training, for the tests of its report."""
+"""A synthetic finished study for the tests of study reports."""
 
 import numpy as np
 
@@ -31,7 +31,7 @@ def arm(level, base=False):
 
 
 def study(levels=tuple(ARMS), seeds=5):
-  """study.json: one factor at a time."""
+  """study.json of a one-factor-at-a-time sweep."""
   return {
     'question': 'Which position encoding should a small character model use?',
     'name': 'positions',
@@ -50,9 +50,9 @@ def study(levels=tuple(ARMS), seeds=5):
 
 
 def row(arm, seed, folder, effect=0.0, random=None, samples=True):
-  """A run that is done: `effect` is added to its losses at the end."""
+  """A finished run; `effect` is added to its final losses."""
   random = random or np.random.default_rng(seed)
-  shared = np.random.default_rng(1000 + seed).normal() * 0.02  # what pairing removes
+  shared = np.random.default_rng(1000 + seed).normal() * 0.02  # seed effect that pairing removes
   tokens = np.linspace(204_800, 2_457_600, 12)
   noise = np.cumsum(random.normal(size=12)) * 0.0012
   loss = 1.62 + 2.2 / (1 + tokens / 9e4) ** 0.8 + effect * np.sqrt(tokens / tokens[-1])
@@ -88,22 +88,22 @@ def row(arm, seed, folder, effect=0.0, random=None, samples=True):
 
 def rows(planned, folder, samples=True):
   """A row for each arm and seed of `study`."""
-  found = []
-  for i, one in enumerate(planned['arms']):
-    effect = ARMS.get(one['levels']['positions'], 0.0)
+  finished = []
+  for i, arm_ in enumerate(planned['arms']):
+    effect = ARMS.get(arm_['levels']['positions'], 0.0)
     for seed in planned['seeds']:
       random = np.random.default_rng((i, seed))
-      found.append(row(one, seed, folder, effect, random, samples and seed == 0))
-  return found
+      finished.append(row(arm_, seed, folder, effect, random, samples and seed == 0))
+  return finished
 
 
 def lose(row, status, message):
-  """Makes a row one without a result."""
+  """Remove the result from a row."""
   row.update(status=status, message=message, result={}, curve=row['curve'][:3])
 
 
 def write(folder, planned, attempts=(), analysis=None):
-  """The files that the runner leaves beside the runs."""
+  """Write the files of a study folder besides its runs."""
   folder.mkdir(parents=True, exist_ok=True)
   records.write_json(folder / 'study.json', planned)
   if analysis:

@@ -1,4 +1,4 @@
-"""Runs launch.py as a user does, on an experiment of seconds."""
+"""Run launch.py as a user would, on an experiment of seconds."""
 
 import contextlib
 import os
@@ -31,14 +31,14 @@ def get_config(arg=''):
 
 
 def experiment(folder):
-  """The path of an experiment file that trains for 12 steps."""
+  """Write an experiment file that trains for 12 steps -> its path."""
   path = folder / 'tiny_experiment.py'
   path.write_text(EXPERIMENT)
   return path
 
 
 def start(*arguments, folder, **options):
-  """A launch.py process; compiled programs are shared between a test's processes."""
+  """Start a launch.py process; the processes of a test share a compilation cache."""
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
     'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
@@ -58,14 +58,14 @@ def start(*arguments, folder, **options):
 
 
 def start_all(count, *arguments, folder, **options):
-  """The processes of a job of so many."""
+  """Start the processes of one job."""
   port = bootstrap.free_port()
   job = (f'--coordinator=127.0.0.1:{port}', f'--processes={count}')
   return [start(*arguments, *job, f'--process={i}', folder=folder, **options) for i in range(count)]
 
 
 def ended(processes, seconds=240):
-  """-> (exit codes, outputs) of processes, when all have ended; none outlives a failure."""
+  """Wait for all processes -> (exit codes, outputs); kills them on failure."""
   with contextlib.ExitStack() as stack:
     for process in processes:
       stack.callback(process.kill)
@@ -74,13 +74,13 @@ def ended(processes, seconds=240):
 
 
 def launch(*arguments, folder, **options):
-  """Run to the end -> (exit code, output)."""
+  """Run launch.py to its end -> (exit code, output)."""
   (code,), (output,) = ended([start(*arguments, folder=folder, **options)], seconds=300)
   return code, output
 
 
 class NoWatchdog:
-  """A Watchdog that no signal reaches."""
+  """A Watchdog that handles no signals."""
 
   stop_requested = False
   start_hang_timer = staticmethod(lambda seconds, folder: None)
@@ -88,10 +88,10 @@ class NoWatchdog:
 
 
 def in_process(capsys, monkeypatch):
-  """call('train', '--workdir=x') -> (exit code, stdout, stderr), by cli.main in this process."""
-  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '')  # no folder at home
-  monkeypatch.setenv('MALLOC_MMAP_MAX_', '0')  # or main would restart the process
-  monkeypatch.setattr(verbs, 'join', lambda **_: None)  # jax runs already
+  """Return call('train', '--workdir=x') -> (exit code, stdout, stderr) by cli.main in this process."""
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '')  # no cache folder in the home folder
+  monkeypatch.setenv('MALLOC_MMAP_MAX_', '0')  # otherwise main restarts the process
+  monkeypatch.setattr(verbs, 'join', lambda **_: None)  # jax is already initialized
   for module in (main, verbs):
     monkeypatch.setattr(module, 'process_watchdog', NoWatchdog)
 
@@ -114,7 +114,7 @@ def in_process(capsys, monkeypatch):
 
 
 def assert_user_error(outcome, *parts, code=2):
-  """One `error:` line with these parts, then one `fix:` line, and no traceback -> the fix."""
+  """Check for an `error:` line with these parts, a `fix:` line and no traceback -> the fix."""
   exit_code, out, err = outcome
   assert exit_code == code, (out, err)
   assert 'Traceback' not in out + err

@@ -1,4 +1,4 @@
-"""Stand-ins that the tests of gpt_jax.data share."""
+"""Fake tokenizers and caches for the tests of gpt_jax.data."""
 
 import dataclasses
 import types
@@ -9,7 +9,7 @@ from gpt_jax.tokenizers import MediaTokenizer, TokenizerConfig, Tokenizers, text
 
 
 class ByteText:
-  """UTF-8 bytes as ids; remembers the sizes of what it was given."""
+  """UTF-8 bytes as ids; records the lengths of the texts of each call."""
 
   kind = 'bytes'
 
@@ -22,7 +22,7 @@ class ByteText:
 
 
 def byte_tokenizers(eos=True, padded=384, name='bytes'):
-  """What gpt_jax.data uses of a Tokenizers: 256 bytes, eos = 256."""
+  """The parts of a Tokenizers that gpt_jax.data uses: 256 bytes, eos = 256."""
   specials = (('pad', 257), ('eos', 256)) if eos else ()
   vocabulary = types.SimpleNamespace(specials=specials, padded=padded)
   return types.SimpleNamespace(text=ByteText(), vocabulary=vocabulary, hash=name)
@@ -30,7 +30,7 @@ def byte_tokenizers(eos=True, padded=384, name='bytes'):
 
 @dataclasses.dataclass(frozen=True)
 class FakeCache:
-  """Tokens in memory: ids 1, 2, .. so that each names its place in the stream."""
+  """Tokens in memory: ids 1, 2, ..., each its position in the stream."""
 
   path: object
   ids: np.ndarray
@@ -82,7 +82,7 @@ class TinyImages(MediaTokenizer):
 
 
 class TinySounds(MediaTokenizer):
-  """Sounds of 100 Hz as 10 positions a second: the level of ten samples, in two codebooks."""
+  """Sounds of 100 Hz as 10 positions per second: the level of ten samples, in two codebooks."""
 
   modality, kind = 'audio', 'tiny'
   sample_rate, codes_per_second, max_positions, feature_width = 100, 10, 30, 3

@@ -1,4 +1,4 @@
-"""A fake training process: does at once, without JAX, what a config's `fake` names."""
+"""A fake training process without JAX: acts out the `fake` behavior of each config."""
 
 import json
 import os
@@ -13,40 +13,40 @@ signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
 
 def act(config, folder, group_size):
   """Act out one run of a group -> its outcome."""
-  what, folder = config['fake'], pathlib.Path(folder)
+  behavior, folder = config['fake'], pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   cores = sorted(os.sched_getaffinity(0))
   with open(folder / 'began', 'a') as file:
     file.write(json.dumps({'pid': os.getpid(), 'cores': cores}) + '\n')
   (folder / 'config.json').write_text(json.dumps(config))
-  tries = len((folder / 'began').read_text().splitlines())
-  if what == 'die' or (what == 'die once' and tries == 1):
+  attempt = len((folder / 'began').read_text().splitlines())
+  if behavior == 'die' or (behavior == 'die once' and attempt == 1):
     os.kill(os.getpid(), signal.SIGKILL)
-  if what == 'leave':
+  if behavior == 'leave':
     print('no such module', file=sys.stderr)
     sys.exit(1)
-  if what == 'log':  # at the pace of the config, four times as fast on one core
+  if behavior == 'log':  # at config['pace'] seconds per step, four times as fast on one core
     for step in range(1, 400):
       line = {'step': step, 'time': time.time(), 'step_seconds': 0.01}
       with open(folder / 'metrics.jsonl', 'a') as file:
         file.write(json.dumps(line) + '\n')
       time.sleep(config['pace'] / (4 if len(cores) == 1 else 1))
-  while what == 'wait' and not stopping:
+  while behavior == 'wait' and not stopping:
     time.sleep(0.01)
-  if what == 'hang' or (what == 'hang once' and tries == 1):
+  if behavior == 'hang' or (behavior == 'hang once' and attempt == 1):
     print('{"heartbeat": true}', flush=True)
     time.sleep(600)
-  if what == 'work slowly':
+  if behavior == 'work slowly':
     for _ in range(8):
       print('{"heartbeat": true}', flush=True)
       time.sleep(0.2)
   if stopping:
     return {'outcome': 'stopped', 'code': 75, 'message': ''}
-  if what == 'fail':
+  if behavior == 'fail':
     return {'outcome': 'failed', 'code': 1, 'message': 'no luck'}
-  if what == 'diverge':
+  if behavior == 'diverge':
     return {'outcome': 'diverged', 'code': 1, 'message': 'not finite'}
-  result = {'steps': 1, 'valid_loss': 1.5, 'replicas': 1 if what == 'done alone' else group_size}
+  result = {'steps': 1, 'valid_loss': 1.5, 'replicas': 1 if behavior == 'done alone' else group_size}
   (folder / 'result.json').write_text(json.dumps(result))
   return {'outcome': 'done', 'code': 0, 'message': ''}
 
