@@ -66,15 +66,9 @@ class Effect:
 
 
 def draw(plot, *, name, label, size, margins, grid='y'):
-  """Return the <svg> that plot(axes) draws.
+  """Return the <svg> that plot(axes) draws; name: unique on the page; label: for screen readers.
 
-  Args:
-    plot: function that draws on matplotlib axes.
-    name: unique on the page.
-    label: text for screen readers.
-    size: (width, height).
-    margins: (left, right, top, bottom) of the axes.
-    grid: axis with grid lines.
+  size: (width, height). margins: (left, right, top, bottom) of the axes. grid: axis with grid lines.
   """
   (width, height), (left, right, top, bottom) = size, margins
   with matplotlib.rc_context({**STYLE, 'axes.grid.axis': grid, 'svg.hashsalt': name}):
@@ -134,15 +128,9 @@ def cut(text, limit):
 
 
 def chart(series, *, name, label, size, marks=(), units=('', ''), room=0, x_scale='linear'):
-  """Return a chart of lines as <svg>, or '' where nothing is finite.
+  """Return a chart of Series as <svg>, or '' where nothing is finite; name, label, size: see `draw`.
 
-  Args:
-    series: list of Series.
-    name, label, size: see `draw`.
-    marks: [(x, text)]: dotted vertical lines.
-    units: names of x and y.
-    room: pixels at the right for the labels of the lines.
-    x_scale: linear or log.
+  marks: [(x, text)] of dotted vertical lines. units: of x and y. room: pixels for the labels of lines.
   """
   y_limits = limits(series)
   if not y_limits:
@@ -270,14 +258,10 @@ MARKS = {
 
 
 def forest(effects, *, name, label, width, equal=0.0, ends=('', '')):
-  """Return a forest plot as <svg>, or '' where no effect is finite.
+  """Return a forest plot of Effects as <svg>, or '' where none is finite; name, label: see `draw`.
 
-  Args:
-    effects: list of Effect, first at the top; a value beyond the others gets an arrow.
-    name, label: see `draw`.
-    width: pixels; below 500 the texts at the right are left out.
-    equal: half the width of the band of equivalence, in units of the values.
-    ends: labels of the left and the right side.
+  A value far beyond the others gets an arrow. Below a width of 500 pixels the texts at the right are left
+  out. equal: half the width of the band of equivalence. ends: labels of the left and the right side.
   """
   effects = [effect for effect in effects if np.isfinite(effect.value)]
   if not effects:

@@ -31,8 +31,7 @@ def escape(value):
 
 def element(tag, *children, **attributes):
   """Return <tag class="...">children</tag> as Html; texts are escaped; attribute `kind` is the class."""
-  names = {'kind': 'class'}
-  text = ''.join(f' {names.get(k, k)}="{escape(v)}"' for k, v in attributes.items())
+  text = ''.join(f' {"class" if k == "kind" else k}="{escape(v)}"' for k, v in attributes.items())
   return Html(f'<{tag}{text}>{"".join(map(escape, children))}</{tag}>')
 
 
@@ -165,9 +164,9 @@ def samples_by_step(folder):
   return steps
 
 
-def sample_name(path):
-  """Return [NAME] of step_00000120_NAME.png, or []."""
-  return path.stem.split('_', 2)[2:]
+def sample_title(path, *texts):
+  """Return the NAME of step_00000120_NAME.png, if it has one, and other texts."""
+  return ' \u00b7 '.join([*path.stem.split('_', 2)[2:], *filter(None, texts)])
 
 
 def sample(path, title, max_characters):

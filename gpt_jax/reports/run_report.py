@@ -241,7 +241,7 @@ def samples(run):
     chosen = sorted({known[0], known[len(known) // 2], known[-1]})
     for step, path in [(s, path) for s in chosen for path in paths[s]][:MAX_FILES]:
       losses = [f'validation loss {v:.3f}' for v in valid[valid_steps == step] if suffix == '.txt']
-      title = ' \u00b7 '.join([*page.sample_name(path), f'step {step:,}', *losses])
+      title = page.sample_title(path, f'step {step:,}', *losses)
       articles.append(page.sample(path, title, MAX_CHARACTERS))
     rows.append(page.element('div', *articles, kind='texts' if suffix == '.txt' else 'media'))
   return Section('Samples', rows, 'From the beginning, the middle and the end.')

@@ -244,12 +244,8 @@ def samples(study):
     row, paths = next(((row, paths) for row, paths in runs if paths), ({}, ()))
     value = study.value(row.get('result') or {}, metric)
     for path in paths:
-      words = [
-        f'seed {row["seed"]}',
-        *page.sample_name(path),
-        *([f'{study.metric} {value}'] if value else []),
-      ]
-      name, words = page.element('b', results.label(arm)), page.element('small', ' \u00b7 '.join(words))
+      words = page.sample_title(path, f'seed {row["seed"]}', f'{study.metric} {value}' if value else '')
+      name, words = page.element('b', results.label(arm)), page.element('small', words)
       kind = 'texts' if path.suffix == '.txt' else 'media'
       articles[kind].append(page.sample(path, page.Html(f'{name} {words}'), MAX_CHARACTERS))
   return [page.element_unless_empty('div', *articles[kind], kind=kind) for kind in articles]

@@ -1,7 +1,7 @@
 """JAX's persistent compilation cache: enabled by default, in a folder that only its owner can write.
 
-JAX runs what it finds there, so whoever can write there controls us: the folder is never shared, and
-never part of a run, a checkpoint or a download.
+JAX executes the programs in it, so anyone who can write there can run code as this user: the folder is
+never shared, and never part of a run, a checkpoint or a download.
 
   JAX_COMPILATION_CACHE_DIR   another folder than ~/.cache/gpt_jax/compiled/HOST; '' disables the cache
 
@@ -31,7 +31,7 @@ def enable_compilation_cache(environ, run_folders=()):
     return None
   folder = Path(chosen).expanduser().absolute()
   try:
-    for place in reversed([folder, *folder.parents]):  # parents made on the way are private, too
+    for place in reversed([folder, *folder.parents]):  # new parents are private, too
       place.mkdir(mode=OWNER_ONLY, exist_ok=True)
     check_cache_folder(folder, run_folders)
   except (OSError, ValueError):
@@ -48,15 +48,13 @@ def check_cache_folder(folder, run_folders=()):
   status = folder.resolve().stat()
   if status.st_uid != os.getuid() or status.st_mode & OTHERS_MAY_WRITE:
     raise ValueError(
-      f'{VARIABLE}={folder} can be written by others, and programs in it are run\n'
+      f'{VARIABLE}={folder} can be written by others, and JAX executes the programs in it\n'
       f'fix: chmod 700 {folder} if it is yours, or set another folder'
     )
+  places = [folder.resolve(), *folder.resolve().parents]
   runs = [Path(name).expanduser().resolve() for name in run_folders if name]
-  resolved = folder.resolve()
-  if any((place / 'config.json').exists() for place in (resolved, *resolved.parents)) or any(
-    resolved.is_relative_to(run) for run in runs
-  ):
+  if any((place / 'config.json').exists() or place in runs for place in places):
     raise ValueError(
-      f'{VARIABLE}={folder} lies in a run, which may come from somewhere else\n'
+      f'{VARIABLE}={folder} lies in a run, which may come from another user\n'
       'fix: set a folder of your own, or leave it out'
     )

@@ -11,11 +11,10 @@ Keys that the reports know, all optional:
                       evaluations: [{task, metric, value, ...}]
   evaluations.jsonl   later evaluations, one a line
 
-Goodput is the share of a run's time in steps that count. A session is the work of one process: it
-begins `startup` seconds before its start or resume event and ends with its last record. Steps that
-were repeated because a session died after its last checkpoint, or because the run went back, are
-lost, with all that fell between them. The phases add up to the time from the first start to the
-last record.
+Goodput is the share of a run's time in steps that count. A session is the work of one process, from
+`startup` seconds before its start or resume event to its last record. Lost is the time between a checkpoint
+and the kill or rewind after which training continued from it. The phases add up to the time from the first
+start to the last record.
 """
 
 import dataclasses
@@ -166,7 +165,7 @@ def add_session(phases, session, following):
 
 
 def lost_intervals(session, following):
-  """Return [(from, to)] in seconds: work after the checkpoint from which the run then went on."""
+  """Return [(from, to)] in seconds: work after the checkpoint from which the run was resumed."""
   ends = [(second, event['step']) for second, event in session.events if event['event'] == 'go_back']
   if following and not any(event['event'] in ('preempted', 'done') for _, event in session.events):
     ends.append((session.end, following.step))

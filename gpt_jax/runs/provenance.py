@@ -20,14 +20,10 @@ PLAIN_DIFF = ('--no-ext-diff', '--no-textconv', '--no-color', '--src-prefix=a/',
 
 
 def versions(device=''):
-  """Return what a reader needs to repeat a run; never environment variables, which hold secrets.
+  """Return versions, device, command line and commit; never environment variables, which hold secrets.
 
-  Args:
-    device: number and kind of the devices, such as '8 x NVIDIA H100'.
-
-  Returns:
-    {name: str}: python, packages, platform, device, command line, and in a git checkout git (the
-    commit); uncommitted is `short_hash` of `uncommitted_diff()`, if that is not ''.
+  Returns {name: str}: python, packages, platform, device (such as '8 x NVIDIA H100'), command, and in a
+  git checkout git (the commit); uncommitted: `short_hash` of `uncommitted_diff()`, if that is not ''.
   """
   result = {'python': platform.python_version()}
   for package in PACKAGES:
@@ -64,7 +60,7 @@ def commit_and_diff():
   The diff is of tracked files against the commit, plus new .py files unless git ignores them;
   `git apply` takes it. Cached for the process: later edits are not what it runs.
   """
-  # Asking for this very file tells our checkout from a project that merely contains our package.
+  # A checkout that does not track this file is another project that contains our package.
   if not run_git('ls-files', pathlib.Path(__file__).name):
     return '', ''
   root = pathlib.Path(run_git('rev-parse', '--show-toplevel').strip())
