@@ -18,7 +18,6 @@ ALWAYS, MOST_TIMES = 1 << 26, 200
 PIECE = 1 << 20  # bytes unpacked at once
 MOST_AXES = 8
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # that NumPy writes
-READERS = {(1, 0): np.lib.format.read_array_header_1_0}  # others: read_array_header_2_0
 
 
 def arrays(source, split: str) -> Corpus:
@@ -69,8 +68,8 @@ def _check_members(archive: zipfile.ZipFile, packed: int) -> None:
     if member.compress_type not in METHODS:
       raise ValueError(f'{name} is packed by method {member.compress_type}')
     with archive.open(member) as file:
-      version = np.lib.format.read_magic(file)
-      read = READERS.get(version, np.lib.format.read_array_header_2_0)
+      is_first = np.lib.format.read_magic(file) == (1, 0)
+      read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
       shape, _, dtype = read(file)
       needed, held = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
       if needed != held and not dtype.hasobject:

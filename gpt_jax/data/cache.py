@@ -26,7 +26,7 @@ import numpy as np
 
 from gpt_jax.data import augment, templates
 from gpt_jax.data.bad_records import BadRecords
-from gpt_jax.data.documents import check_pieces, check_tokenizers, decode_media, encode_batch
+from gpt_jax.data.documents import check_pieces, check_tokenizers, decode_media, encode_batch, media_forms
 from gpt_jax.data.files import NpyWriter, quick_digest
 from gpt_jax.data.mixture import DataConfig, SourceSplit, open_split
 from gpt_jax.data.row_fields import PLACES
@@ -202,8 +202,7 @@ def _encode_documents(part: SourceSplit, tokenizers, bad_records: BadRecords, so
 
   source: the source whose augmented copies are added, or None.
   """
-  audio = tokenizers.audio
-  sound = (audio.sample_rate, audio.max_positions / audio.codes_per_second) if audio else (0, 0.0)
+  sound = media_forms(tokenizers).get('audio', ())
 
   def decoded():
     for number, (where, pieces) in enumerate(part.examples(bad_records.skip)):

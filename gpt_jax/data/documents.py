@@ -19,6 +19,7 @@ from gpt_jax.data.mixture import DataConfig, open_split, source_names
 from gpt_jax.data.splits import SPLITS
 from gpt_jax.data.templates import MODALITY, Piece, Samples
 
+PLURALS = {'image': 'images', 'audio': 'sounds'}
 MARKERS = {'image': ('boi', 'eoi', 'patch'), 'audio': ('boa', 'eoa', 'frame')}
 
 
@@ -42,22 +43,32 @@ def decode_media(tokenizers, pieces: list[Piece], where: str = '', notes=None) -
   notes: a Counter of the conversions. Raises ValueError or FileNotFoundError that begins with `where`
   for media that cannot be read.
   """
-  decoded = []
+  forms, decoded = media_forms(tokenizers), []
   for piece in pieces:
-    modality = MODALITY.get(piece.kind)
-    if modality == 'image':
-      value, note = media_io.read_image(piece.value, tuple(tokenizers.image.shape), where)
-    elif modality == 'audio':
-      audio = tokenizers.audio
-      seconds = audio.max_positions / audio.codes_per_second
-      value, note = _read_sound(piece.value, audio.sample_rate, where, seconds)
-    else:
-      decoded.append(piece)
-      continue
-    decoded.append(Piece(piece.kind, value))
-    if note and notes is not None:
-      notes[f'{"images" if modality == "image" else "sounds"} {note}'] += 1
+    if modality := MODALITY.get(piece.kind):
+      value, note = _decode(modality, piece.value, forms[modality], where)
+      piece = Piece(piece.kind, value)
+      if note and notes is not None:
+        notes[f'{PLURALS[modality]} {note}'] += 1
+    decoded.append(piece)
   return decoded
+
+
+def media_forms(tokenizers) -> dict[str, tuple]:
+  """Return what media are converted to: (Y, X, A) of images, (rate in Hz, most seconds) of sounds."""
+  image, audio = tokenizers.image, tokenizers.audio
+  forms = {'image': tuple(image.shape)} if image else {}
+  if audio:
+    forms['audio'] = (audio.sample_rate, audio.max_positions / audio.codes_per_second)
+  return forms
+
+
+def _decode(modality: str, value, form: tuple, where: str) -> tuple[np.ndarray, str]:
+  """Return (array, note of conversions) of raw media."""
+  if modality == 'image':
+    return media_io.read_image(value, form, where)
+  value, rate = value if isinstance(value, Samples) else (value, 0)
+  return media_io.read_sound(value, form[0], where, form[1], rate)
 
 
 def encode_batch(tokenizers, documents: list[list[Piece]]) -> list[Encoded]:
@@ -136,37 +147,35 @@ def filter_readable(
 
 def load_images(cfg: DataConfig, shape: tuple[int, int, int], split: str = 'train') -> np.ndarray:
   """Load all images of `split` as uint8 [N, Y, X, A], resized to `shape` (Y, X, A)."""
-  read = lambda value, where: media_io.read_image(value, tuple(shape), where)
-  return np.stack(list(_read_all(cfg, 'image', split, read, ())))
+  return np.stack(list(_load_media(cfg, 'image', split, tuple(shape))))
 
 
 def load_waveforms(
   cfg: DataConfig, sample_rate: int, split: str = 'train', seconds: float = 60.0
 ) -> list[np.ndarray]:
   """Load all sounds of `split`, float32 [N] each, none longer than `seconds`."""
-  read = lambda value, where: _read_sound(value, sample_rate, where, seconds)
-  return list(_read_all(cfg, 'audio', split, read, (sample_rate, seconds)))
+  return list(_load_media(cfg, 'audio', split, (sample_rate, seconds)))
 
 
-def _read_all(cfg, modality, split, read, sound) -> Iterator[np.ndarray]:
+def _load_media(cfg, modality, split, form) -> Iterator[np.ndarray]:
   """Yield decoded media of all sources, for training with augmented copies; ValueError for none."""
   empty = True
   for name in source_names(cfg, split):
-    bad_records = BadRecords(name, cfg.mixture[name])
-    copied = cfg.mixture[name] if split == 'train' else None
-    items = _media_of(cfg, name, modality, split, bad_records.skip)
-    for number, (where, plural, value) in enumerate(items):
+    source = cfg.mixture[name]
+    bad_records = BadRecords(name, source)
+    for number, (where, raw) in enumerate(_media_of(cfg, name, modality, split, bad_records.skip)):
       try:
-        array, note = read(value, where)
+        array, note = _decode(modality, raw, form, where)
       except (OSError, ValueError) as error:
         bad_records.skip(error)
         continue
-      bad_records.notes.update([f'{plural} {note}'] if note else [])
+      bad_records.notes.update([f'{PLURALS[modality]} {note}'] if note else [])
       empty = False
       yield array
-      if copied is not None:
-        pieces = [Piece(modality, array)]
-        yield from (c.value for [c] in augment.copies(copied, number, pieces, *sound))
+      if split == 'train':
+        sound = form if modality == 'audio' else ()
+        for [copy] in augment.copies(source, number, [Piece(modality, array)], *sound):
+          yield copy.value
     bad_records.report()
   if empty:
     raise _no_media(cfg, modality, split)
@@ -189,39 +198,23 @@ def _no_media(cfg: DataConfig, modality: str, split: str) -> ValueError:
   )
 
 
-def _media_of(cfg, name, modality, split, skip=None) -> Iterator[tuple[str, str, object]]:
-  """Yield (where, 'images' or 'sounds', raw value) of each item of one source."""
-  if modality not in templates.modalities(cfg.mixture[name].template):
-    return
-  plural = 'images' if modality == 'image' else 'sounds'
-  for where, pieces in open_split(cfg, name, split).examples(skip):
-    for piece in pieces:
-      if MODALITY.get(piece.kind) == modality:
-        yield where, plural, piece.value
+def _media_of(cfg, name, modality, split, skip=None) -> Iterator[tuple[str, object]]:
+  """Yield (where, raw value) of each item of one source."""
+  if modality in templates.modalities(cfg.mixture[name].template):
+    for where, pieces in open_split(cfg, name, split).examples(skip):
+      yield from ((where, piece.value) for piece in pieces if MODALITY.get(piece.kind) == modality)
 
 
-def _read_sound(value, sample_rate: int, where: str, seconds: float) -> tuple[np.ndarray, str]:
-  rate = 0
-  if isinstance(value, Samples):
-    value, rate = value
-  return media_io.read_sound(value, sample_rate, where, seconds, rate)
-
-
-def _image_codes(tokenizers, images):
-  return [
-    tokenizers.encode_codes('image', codes_PQ) for codes_PQ in tokenizers.image.encode(np.stack(images))
-  ]
-
-
-def _audio_codes(tokenizers, waves):
-  return [tokenizers.encode_codes('audio', codes_PQ) for codes_PQ in tokenizers.audio.encode(waves)]
+def _to_ids(tokenizers, modality, items):
+  """Return the ids of the codes of each image or sound."""
+  return [tokenizers.encode_codes(modality, codes) for codes in getattr(tokenizers, modality).encode(items)]
 
 
 # Encoders of all items of a kind: text and codes become ids, patches and frames become features.
 ENCODERS = {
   'text': lambda tokenizers, texts: tokenizers.text.encode_batch(texts),
-  'image': _image_codes,
-  'audio': _audio_codes,
+  'image': lambda tokenizers, images: _to_ids(tokenizers, 'image', np.stack(images)),
+  'audio': lambda tokenizers, waves: _to_ids(tokenizers, 'audio', waves),
   'patches': lambda tokenizers, images: tokenizers.image.features(np.stack(images)),
   'frames': lambda tokenizers, waves: tokenizers.audio.features(waves),
 }

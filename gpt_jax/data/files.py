@@ -11,9 +11,10 @@ import numpy as np
 from gpt_jax.runs import records
 
 
-def data_roots() -> list[str]:
-  """Return the folders of relative paths: the current one, then GPT_JAX_DATA if set."""
-  return ['.', *filter(None, [os.environ.get('GPT_JAX_DATA', '')])]
+def candidates(path: str, *folders: str | Path) -> list[str]:
+  """Return the places of a path: below the folders, the current one and GPT_JAX_DATA, if set."""
+  roots = [*folders, '.', *filter(None, [os.environ.get('GPT_JAX_DATA', '')])]
+  return [os.path.join(root, os.path.expanduser(path)) for root in roots]
 
 
 def find_files(path: str, suffix: str) -> list[Path]:
@@ -23,40 +24,41 @@ def find_files(path: str, suffix: str) -> list[Path]:
   """
   if '://' in path:
     return fetched(path, suffix)
-  for root in data_roots():
-    full = os.path.join(root, os.path.expanduser(path))
+  for full in candidates(path):
     pattern = os.path.join(glob.escape(full), '**', f'*{suffix}') if os.path.isdir(full) else full
     names = [full] if os.path.isfile(full) else glob.glob(pattern, recursive=True)
     if files := sorted(Path(name) for name in names if os.path.isfile(name)):
       return files
-  raise ValueError(
+  raise _no_files(path, suffix)
+
+
+def _no_files(path: str, suffix: str) -> ValueError:
+  return ValueError(
     f'path={path} matches no file (a folder is searched for *{suffix})\n'
     'fix: give an existing file, folder or glob, or set GPT_JAX_DATA to the folder that holds it'
   )
+
+
+def _unreadable_remote(url: str, error: Exception) -> ValueError:
+  package = FETCHERS.get(url.partition('://')[0], 'what fsspec asks for')
+  reason = ' '.join(str(error).split())
+  return ValueError(f'path={url} cannot be read: {reason}\nfix: pip install {package}, and log in there')
 
 
 def fetched(url: str, suffix: str) -> list[Path]:
   """Return local copies of remote files, sorted by remote name; unchanged files are not copied again."""
   import fsspec
 
-  protocol, cache = url.partition('://')[0], os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  folder = Path(cache).expanduser() / 'gpt_jax' / 'fetched'
+  folder = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'gpt_jax' / 'fetched'
   try:
     system, path = fsspec.core.url_to_fs(url)
     names = system.find(path) if system.isdir(path) else system.glob(path)
     chosen = [name for name in names if name.endswith(suffix) or not system.isdir(path)]
     copies = [_copy(system, name, folder) for name in sorted(chosen)]
   except (ImportError, ValueError, OSError) as error:
-    package = FETCHERS.get(protocol, 'what fsspec asks for')
-    raise ValueError(
-      f'path={url} cannot be read: {" ".join(str(error).split())}\n'
-      f'fix: pip install {package}, and log in there'
-    ) from error
+    raise _unreadable_remote(url, error) from error
   if not copies:
-    raise ValueError(
-      f'path={url} matches no file (a folder is searched for *{suffix})\n'
-      'fix: give an existing file, folder or glob'
-    )
+    raise _no_files(url, suffix)
   return copies
 
 
@@ -108,8 +110,7 @@ def _open(path: Path | str):
   try:
     return fsspec.open(str(path), 'rb')
   except (ImportError, ValueError) as error:
-    package = FETCHERS.get(str(path).partition('://')[0], 'what fsspec asks for')
-    raise ValueError(f'{path} cannot be read: {error}\nfix: pip install {package}') from error
+    raise _unreadable_remote(str(path), error) from error
 
 
 def not_utf8(path: Path, offset: int) -> ValueError:
@@ -120,13 +121,14 @@ def not_utf8(path: Path, offset: int) -> ValueError:
   )
 
 
-def containing_file(path: str) -> Path | None:
-  """Return the file that holds a path: itself, or a .zip above it; None if there is none."""
-  for root in data_roots():
-    full = Path(root) / os.path.expanduser(path)
-    for file in (full, *(parent for parent in full.parents if parent.suffix == '.zip')):
-      if file.is_file():
-        return file
+def containing_file(path: str) -> tuple[Path, str] | None:
+  """Return (file, '') of a path, or (.zip, member) where a .zip holds it; None if there is none."""
+  for full in map(Path, candidates(path)):
+    if full.is_file():
+      return full, ''
+    for parent in full.parents:
+      if parent.suffix == '.zip' and parent.is_file():
+        return parent, full.relative_to(parent).as_posix()
   return None
 
 

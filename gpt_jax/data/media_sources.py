@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_jax.data.files import containing_file, data_roots, find_files, hash_files, refuse_remote
+from gpt_jax.data.files import candidates, containing_file, find_files, hash_files, refuse_remote
 from gpt_jax.data.record_sources import json_records
-from gpt_jax.data.splits import Corpus, Record
+from gpt_jax.data.splits import Corpus, Record, generated
 from gpt_jax.data.synthetic.keypad import NAMES, RATE
 from gpt_jax.data.synthetic.keypad import records as keypad_records
 
@@ -43,18 +43,8 @@ def digits(source, split: str) -> Corpus:
 
 def keypad(source, split: str) -> Corpus:
   """Generate tones of a telephone keypad."""
-
-  def records():
-    for where, fields in keypad_records(source.documents):
-      yield where, Record(fields, rate=RATE)
-
-  def content():
-    digest = hashlib.sha256()
-    for _, fields in keypad_records(10):
-      digest.update(fields['audio'].tobytes())
-    return f'keypad-{source.documents}-{digest.hexdigest()}'
-
-  return Corpus(records, content)
+  with_rate = lambda count: ((where, Record(fields, rate=RATE)) for where, fields in keypad_records(count))
+  return generated(source, with_rate)
 
 
 def files(source, split: str) -> Corpus:
@@ -84,7 +74,7 @@ def files(source, split: str) -> Corpus:
       yield path, record
 
   def content():
-    holders = sorted({containing_file(path) for path, _ in paths})
+    holders = sorted({containing_file(path)[0] for path, _ in paths})
     names = hashlib.sha256(json.dumps([name for _, name in paths]).encode()).hexdigest()
     beside = hash_files(find_files(source.captions, '.jsonl')) if source.captions else ''
     return '-'.join(filter(None, [hash_files(holders), names, beside]))
@@ -95,8 +85,7 @@ def files(source, split: str) -> Corpus:
 def _media_files(path: str) -> list[tuple[str, str]]:
   """Return (path, name below the folder or .zip) of each media file, sorted by path."""
   refuse_remote(path)
-  for root in data_roots():
-    full = os.path.join(root, os.path.expanduser(path))
+  for full in candidates(path):
     if os.path.isdir(full):
       names = glob.glob('**', root_dir=full, recursive=True)
     elif zipfile.is_zipfile(full):
@@ -132,14 +121,11 @@ def _captions(path: str) -> dict[str, dict]:
 def check_pattern(pattern: str) -> None:
   """Raise ValueError unless this is a regular expression with named groups, or ''."""
   try:
-    groups = re.compile(pattern).groupindex
+    groups, problem = re.compile(pattern).groupindex, 'has no named group, so it gives no field'
   except re.error as error:
-    raise ValueError(
-      f'pattern={pattern!r} is not a regular expression: {error}\n'
-      r"fix: write one such as '(?P<digit>\d)_(?P<speaker>[a-z]+)'"
-    ) from None
+    groups, problem = {}, f'is not a regular expression: {error}'
   if pattern and not groups:
     raise ValueError(
-      f'pattern={pattern!r} has no named group, so it gives no field\n'
+      f'pattern={pattern!r} {problem}\n'
       r"fix: write one such as '(?P<digit>\d)_(?P<speaker>[a-z]+)'"
     )

@@ -138,7 +138,7 @@ def open_split(cfg: DataConfig, name: str, split: str) -> SourceSplit:
   count = len(list(itertools.islice(examples(), 2)))  # 2 stands for many
   if not count:
     raise ValueError(f'data.mixture.{name} has no {split} documents\nfix: check its path and its filters')
-  whole = source.has(split) or (source.has_valid and split == 'train') or not cfg.valid_fraction
+  whole = source.has(split) or (split == 'train' and source.has('valid')) or not cfg.valid_fraction
   if count == 1 and not plain and not whole:
     raise ValueError(
       f"data.mixture.{name} has one document, and one with media or ' -> ' cannot be cut in two\n"

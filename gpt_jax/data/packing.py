@@ -244,15 +244,14 @@ def eval_windows(
   """
   if not 1 <= stride <= length:
     raise ValueError(f'stride={stride} is not in 1 .. {length}\nfix: use a stride up to the length')
-  own = _own_rows(batch_size, process_count)
-  targets = len(cache.ids) - 1
-  count = 1 + max(0, -(-(targets - length) // stride))
-  for first in range(process_index * own, -(-count // batch_size) * batch_size, batch_size):
-    row_B = np.arange(first, first + own)
-    batch = windows(cache, np.minimum(row_B, count - 1) * stride, length, mask_documents)
-    old_BT = (row_B > 0)[:, None] & (np.arange(length) < length - stride)
-    batch['loss_mask_BT'][old_BT | (row_B >= count)[:, None]] = 0
-    yield batch
+  count = 1 + max(0, -(-(len(cache.ids) - 1 - length) // stride))
+
+  def gather(row_B):
+    batch = windows(cache, row_B * stride, length, mask_documents)
+    batch['loss_mask_BT'][(row_B > 0)[:, None] & (np.arange(length) < length - stride)] = 0
+    return batch
+
+  return _eval_batches(count, gather, batch_size, process_index, process_count)
 
 
 def eval_rows(
@@ -269,21 +268,22 @@ def eval_rows(
   The arrays are as in training, but no condition is dropped. Rows that fill the last batch
   have mask 0. `batch_size` counts the rows of all processes; each yields its own.
   """
-  own = _own_rows(batch_size, process_count)
   rows = FirstFit(cache, length, row_fields=replace(row_fields, dropout=0.0))
-  for first in range(process_index * own, -(-rows.count // batch_size) * batch_size, batch_size):
-    row_B = np.arange(first, first + own)
-    batch = rows.gather(np.minimum(row_B, rows.count - 1))
-    batch['loss_mask_BT'][row_B >= rows.count] = 0
-    yield batch
+  return _eval_batches(rows.count, rows.gather, batch_size, process_index, process_count)
 
 
-def _own_rows(batch_size: int, process_count: int) -> int:
+def _eval_batches(count: int, gather, batch_size: int, process_index: int, process_count: int):
+  """Yield one process's part of batches of the rows 0 .. count - 1; rows that fill the last have mask 0."""
   if batch_size % process_count:
     raise ValueError(
       f'batch_size={batch_size} is not a multiple of {process_count} processes\nfix: use a multiple'
     )
-  return batch_size // process_count
+  own = batch_size // process_count
+  for first in range(process_index * own, -(-count // batch_size) * batch_size, batch_size):
+    row_B = np.arange(first, first + own)
+    batch = gather(np.minimum(row_B, count - 1))
+    batch['loss_mask_BT'][row_B >= count] = 0
+    yield batch
 
 
 PACKING = {'crop': Crop, 'split': Split, 'first_fit': FirstFit}

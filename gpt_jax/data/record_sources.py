@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpt_jax.data import templates
-from gpt_jax.data.files import containing_file, data_roots, find_files, hash_files, not_utf8, refuse_remote
-from gpt_jax.data.splits import Corpus, Record
+from gpt_jax.data.files import candidates, containing_file, find_files, hash_files, not_utf8, refuse_remote
+from gpt_jax.data.splits import Corpus, Record, generated
 from gpt_jax.data.synthetic import stories
 
 
@@ -77,8 +77,7 @@ def _media_root(root: str, folder: Path) -> str:
   """Return the start of relative media paths: `folder`, or `root` below it or elsewhere."""
   if not root:
     return str(folder)
-  for start in (folder, *data_roots()):
-    full = os.path.join(start, os.path.expanduser(root))
+  for full in candidates(root, folder):
     if os.path.isdir(full) or zipfile.is_zipfile(full):
       return full
   raise ValueError(
@@ -97,8 +96,8 @@ def _hash_media(template: str, records: Iterator[tuple[str, dict]]) -> str:
       pieces = []
     for piece in pieces:
       if piece.kind in templates.MODALITY and isinstance(piece.value, str):
-        path = containing_file(piece.value)
-        missing.add(piece.value) if path is None else present.add(path)
+        place = containing_file(piece.value)
+        missing.add(piece.value) if place is None else present.add(place[0])
   lost = hashlib.sha256(json.dumps(sorted(missing)).encode()).hexdigest() if missing else ''
   return hash_files(sorted(present)) + lost
 
@@ -133,12 +132,7 @@ def parallel(source, split: str) -> Corpus:
 
 def synthetic_stories(source, split: str) -> Corpus:
   """Generate stories with a question; `facts` is the number of sentences that the answer needs."""
-  some = json.dumps(list(stories.records(10, source.seed)))
-  digest = hashlib.sha256(some.encode()).hexdigest()
-  return Corpus(
-    lambda: stories.records(source.documents, source.seed),
-    lambda: f'stories-{source.documents}-{source.seed}-{digest}',
-  )
+  return generated(source, stories.records, source.seed)
 
 
 def _text_lines(path: Path) -> Iterator[str]:
@@ -196,8 +190,7 @@ def _tfds_builder(source):
 
   options = {}
   if source.data_dir:
-    paths = [os.path.join(root, os.path.expanduser(source.data_dir)) for root in data_roots()]
-    options['data_dir'] = next(filter(os.path.isdir, paths), source.data_dir)
+    options['data_dir'] = next(filter(os.path.isdir, candidates(source.data_dir)), source.data_dir)
   try:
     builder = tfds.builder(source.path, **options)
   except (ImportError, ValueError) as error:

@@ -96,8 +96,8 @@ class Source:
   @property
   def changed(self) -> dict:
     """The fields that are not at their defaults."""
-    values = {field.name: getattr(self, field.name) for field in fields(self)}
-    return {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
+    pairs = ((field, getattr(self, field.name)) for field in fields(self))
+    return {field.name: value for field, value in pairs if value != field.default}
 
   def describe(self, split: str) -> dict:
     """Return the settings that decide what documents of `split` hold, beside the records' content."""
@@ -112,11 +112,6 @@ class Source:
   def has(self, split: str) -> bool:
     """Whether the data of `split` are named, so that nothing is cut from the training data."""
     return split != 'train' and bool(self.is_apart(split) or getattr(self, f'{split}_keep'))
-
-  @property
-  def has_valid(self) -> bool:
-    """Whether the validation data are named."""
-    return self.has('valid')
 
   def path_of(self, split: str) -> str:
     """The files of `split`."""

@@ -5,8 +5,11 @@ the values, for each field that it names.
 """
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 from gpt_jax.data import templates
 
@@ -32,6 +35,17 @@ class Corpus:
   # (location, fields) in a fixed order; with `bad_records`, an error in place of the fields
   records: Callable[[], Iterator[tuple[str, dict | ValueError]]]
   content: Callable[[], str]  # hash of everything that records() depends on outside the config
+
+
+def generated(source, records: Callable, *settings) -> Corpus:
+  """Open the generated `records(count, *settings)`; the first ten tell versions of the generator apart."""
+
+  def content():
+    values = [value for _, fields in records(10, *settings) for value in fields.values()]
+    digest = hashlib.sha256(b''.join(np.asarray(value).tobytes() for value in values)).hexdigest()
+    return '-'.join(map(str, [source.kind, source.documents, *settings, digest]))
+
+  return Corpus(lambda: records(source.documents, *settings), content)
 
 
 def select(corpus: Corpus, source, split: str) -> Corpus:

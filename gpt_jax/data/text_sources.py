@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gpt_jax.data.files import find_files, hash_files, not_utf8
-from gpt_jax.data.splits import Corpus
+from gpt_jax.data.splits import Corpus, generated
 from gpt_jax.data.synthetic import markov
 
 BLOCK = 1 << 20  # bytes read at a time
@@ -85,6 +85,4 @@ def _decode_blocks(path: Path) -> Iterator[str]:
 
 def synthetic(source, split: str) -> Corpus:
   """Generate documents of a Markov chain."""
-  return Corpus(
-    lambda: markov.records(source.documents, source.seed), lambda: f'markov1-{source.documents}-{source.seed}'
-  )
+  return generated(source, markov.records, source.seed)

@@ -4,9 +4,9 @@ Light to import: tokenizer libraries are imported by the tokenizers that need th
 """
 
 from gpt_jax.tokenizers.audio import AudioConfig
+from gpt_jax.tokenizers.base import MediaTokenizer
 from gpt_jax.tokenizers.bundle import Tokenizers
 from gpt_jax.tokenizers.image import ImageConfig
-from gpt_jax.tokenizers.media_tokenizer import MediaTokenizer
 from gpt_jax.tokenizers.text import TokenizerConfig
 from gpt_jax.tokenizers.vocabulary import SPECIALS
 

@@ -1,25 +1,23 @@
 """The table of audio tokenizers.
 
 All work on log-mel frames (`spectrogram`), standardized by band, `stack` of them to a position:
-20 positions a second with the defaults. `frames` is k-means on stacked frames, the baseline of
-learned tokenizers, with further codebooks for the remainder of the first; `fsq` is an
-autoencoder with finite scalar quantization, trained by a run of its own
-(`train.job=audio_tokenizer`). `build` makes one from a config, `load` reads what `save` wrote.
+20 positions a second with the defaults. frames is k-means on stacked frames, with further codebooks
+for the remainder of the first. fsq is an autoencoder with finite scalar quantization, trained by a
+run of its own (`train.job=audio_tokenizer`).
 
 Letters: N samples, J frames, M mel bands.
 """
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from gpt_jax.tokenizers import kmeans
 from gpt_jax.tokenizers.audio_codes import FILE, AudioTokenizer, FrameTokenizer, LearnedAudioTokenizer
-from gpt_jax.tokenizers.base import TokenizerKind, load_tokenizer
-from gpt_jax.tokenizers.media_tokenizer import unpack_arrays
+from gpt_jax.tokenizers.base import TokenizerKind, load_tokenizer, unpack_arrays
+from gpt_jax.tokenizers.settings import changed_fields, check_effective, check_fields, load_own, not_trained
 from gpt_jax.tokenizers.spectrogram import Spectrogram
 
 
@@ -42,43 +40,26 @@ class AudioConfig:
   network_blocks: int = 2  # fsq: of the encoder; as many of the decoder
 
   def __post_init__(self):
-    if self.kind and self.kind not in AUDIO_TOKENIZERS:
-      raise ValueError(
-        f'audio.kind={self.kind} is unknown\n'
-        f"fix: give one of {', '.join(AUDIO_TOKENIZERS)}, or '' for a model without sound"
-      )
     if not self.kind:
-      self._refuse(self.changed, 'audio.kind is empty', 'set audio.kind=frames or audio.kind=fsq')
+      check_effective('audio', self, ())
       return
-    least_of = {'stack': 1, 'codes': 2, 'books': 1, 'network_width': 1, 'network_blocks': 1}
-    for name, least in least_of.items():
-      if getattr(self, name) < least:
-        raise ValueError(f'audio.{name}={getattr(self, name)} is too small\nfix: give {least} or more')
-    if not 0 < self.seconds < math.inf:
-      raise ValueError(f'audio.seconds={self.seconds} is not a positive duration\nfix: give seconds above 0')
-    if not self.levels or min(self.levels) < 2:
-      raise ValueError(
-        f'audio.levels={self.levels} has a channel of fewer than 2 levels\nfix: give (8, 5, 5, 5)'
-      )
-    useless = [name for name in self.changed if name in USELESS[self.kind]]
-    self._refuse(useless, f'audio.kind={self.kind}', 'leave it at its default')
-    self._check_front_end()
-
-  def _check_front_end(self):
+    least = {'stack': 1, 'codes': 2, 'books': 1, 'network_width': 1, 'network_blocks': 1}
+    rules = (
+      (
+        'kind',
+        self.kind in AUDIO_TOKENIZERS,
+        f"give one of {', '.join(AUDIO_TOKENIZERS)}, or '' for no sound",
+      ),
+      *((name, getattr(self, name) >= number, f'give {number} or more') for name, number in least.items()),
+      ('seconds', 0 < self.seconds < math.inf, 'give a duration above 0'),
+      ('levels', min(self.levels, default=0) > 1, 'give at least one, each 2 or more, as in (8, 5, 5, 5)'),
+    )
+    check_fields('audio', self, rules)
+    check_effective('audio', self, FIELDS_READ[self.kind])
     try:
-      return self.spectrogram
+      _ = self.spectrogram
     except ValueError as error:
       raise ValueError(f'audio.{error}') from None
-
-  def _refuse(self, names, why, fix):
-    if names:
-      raise ValueError(f'audio.{names[0]}={getattr(self, names[0])} has no effect: {why}\nfix: {fix}')
-
-  @property
-  def changed(self) -> list[str]:
-    """Names of the fields, kind aside, that are not at their defaults."""
-    fields = dataclasses.fields(self)
-    return [f.name for f in fields if f.name != 'kind' and getattr(self, f.name) != f.default]
 
   @property
   def spectrogram(self) -> Spectrogram:
@@ -126,20 +107,14 @@ def _build_frames(cfg, waves):
 
 
 def _load_own(cfg):
-  path = pathlib.Path(cfg.path).expanduser()
-  saved = load(path / 'codec' if (path / 'codec').is_dir() else path)
-  if saved.kind != cfg.kind:
-    raise ValueError(
-      f'audio.path={cfg.path} holds a {saved.kind} tokenizer, not {cfg.kind}\n'
-      f'fix: set audio.kind={saved.kind}, or give another path'
-    )
-  for name in cfg.changed:
-    if name != 'path' and getattr(cfg, name) != getattr(saved.cfg, name):
+  tokenizer = load_own('audio', cfg, load)
+  for name in changed_fields(cfg):
+    if name != 'path' and getattr(cfg, name) != getattr(tokenizer.cfg, name):
       raise ValueError(
         f'audio.{name}={getattr(cfg, name)}, but the tokenizer in audio.path={cfg.path} has '
-        f'{getattr(saved.cfg, name)}\nfix: leave audio.{name} out: its settings are stored with it'
+        f'{getattr(tokenizer.cfg, name)}\nfix: leave audio.{name} out: its settings are stored with it'
       )
-  return saved
+  return tokenizer
 
 
 def _restore_frames(fields, files):
@@ -183,10 +158,7 @@ def baseline_config(cfg: AudioConfig) -> AudioConfig:
 
 
 def _build_learned(cfg, _):
-  raise ValueError(
-    f"audio.path='' with audio.kind={cfg.kind}, which has to be trained first\n"
-    'fix: train one with train.job=audio_tokenizer, and set audio.path to its run folder'
-  )
+  raise not_trained('audio', cfg)
 
 
 AUDIO_TOKENIZERS = {
@@ -194,7 +166,8 @@ AUDIO_TOKENIZERS = {
   # from_model: (AudioConfig, statistics, AutoencoderConfig, {path: array})
   'fsq': TokenizerKind(_build_learned, _restore_learned, LearnedAudioTokenizer),
 }
-USELESS = {  # fields that a kind does not read
-  'frames': ('levels', 'network_width', 'network_blocks'),
-  'fsq': ('codes', 'books'),
+FRONT_END = ('path', 'sample_rate', 'window', 'hop', 'mels', 'stack', 'seconds')
+FIELDS_READ = {
+  'frames': (*FRONT_END, 'codes', 'books'),
+  'fsq': (*FRONT_END, 'levels', 'network_width', 'network_blocks'),
 }

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gpt_jax.tokenizers import kmeans
-from gpt_jax.tokenizers.media_tokenizer import MediaTokenizer, pack_arrays
+from gpt_jax.tokenizers.base import MediaTokenizer, pack_arrays
 from gpt_jax.tokenizers.spectrogram import FLOOR
 
 FILE = 'audio.safetensors'

@@ -17,6 +17,7 @@ import numpy as np
 from gpt_jax.runs import records
 
 KEYS = {'kind', 'fields', 'files', 'hash'}  # of the JSON file that describes a saved tokenizer
+MODALITIES = ('image', 'audio')
 FIX = 'name a folder with a saved tokenizer, and restore it if a file was altered'
 
 
@@ -123,6 +124,34 @@ class TextTokenizer(SavedTokenizer):
     Raises ValueError for an id that the tokenizer does not have.
     """
     return self._decode(checked_ids(ids, self.size))
+
+
+class MediaTokenizer(SavedTokenizer):
+  """The interface of an image or audio tokenizer: an item becomes codes [P, Q].
+
+  P: positions of one item, in reading order or in time. Q: codebooks.
+  """
+
+  codebooks: tuple[int, ...] = ()  # number of codes of each of the Q codebooks
+
+  @property
+  def ranges(self) -> tuple[tuple[str, int], ...]:
+    """The id ranges that a vocabulary needs for it: (kind, count) of each codebook."""
+    return tuple((f'{self.modality}{q}', count) for q, count in enumerate(self.codebooks))
+
+
+def pack_arrays(arrays) -> bytes:
+  """Return arrays as the bytes of a safetensors file: equal arrays give equal bytes."""
+  from safetensors.numpy import save
+
+  return save({name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())})
+
+
+def unpack_arrays(content: bytes) -> dict:
+  """Invert `pack_arrays`."""
+  from safetensors.numpy import load
+
+  return load(content)
 
 
 class StreamDecoder:

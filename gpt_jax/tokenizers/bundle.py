@@ -9,9 +9,8 @@ import numpy as np
 from gpt_jax.tokenizers import audio as audio_tokenizers
 from gpt_jax.tokenizers import base, text
 from gpt_jax.tokenizers import image as image_tokenizers
-from gpt_jax.tokenizers.base import StreamDecoder, TextTokenizer
+from gpt_jax.tokenizers.base import MODALITIES, MediaTokenizer, StreamDecoder, TextTokenizer
 from gpt_jax.tokenizers.layout import Layout
-from gpt_jax.tokenizers.media_tokenizer import MODALITIES, MediaTokenizer
 from gpt_jax.tokenizers.vocabulary import SPECIALS, Vocabulary
 
 
@@ -166,7 +165,7 @@ class Tokenizers:
     self.text.save(folder)
     for tokenizer in self.media.values():
       tokenizer.save(folder)
-    content = {**self.vocabulary.to_dict(), 'hash': self.vocabulary.hash()}
+    content = {**dataclasses.asdict(self.vocabulary), 'hash': self.vocabulary.hash()}
     base.write_file(pathlib.Path(folder) / 'vocabulary.json', base.to_json(content, indent=2))
 
   @classmethod

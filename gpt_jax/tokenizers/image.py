@@ -2,8 +2,7 @@
 
 pixels is lossless: one code a pixel, for color one of each channel, or one of a palette. patches are
 square pieces by their nearest k-means centroid. fsq and vq are autoencoders, trained by a run of
-their own (`train.job=image_tokenizer`). `build` makes a tokenizer from a config, `load` reads what
-`save` wrote.
+their own (`train.job=image_tokenizer`).
 """
 
 import dataclasses
@@ -14,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gpt_jax.tokenizers import kmeans
-from gpt_jax.tokenizers.base import TokenizerKind, load_tokenizer
+from gpt_jax.tokenizers.base import TokenizerKind, load_tokenizer, unpack_arrays
 from gpt_jax.tokenizers.image_codes import (
   FILE,
   ClusterTokenizer,
@@ -22,8 +21,8 @@ from gpt_jax.tokenizers.image_codes import (
   LearnedImageTokenizer,
   PixelTokenizer,
 )
-from gpt_jax.tokenizers.media_tokenizer import unpack_arrays
 from gpt_jax.tokenizers.patches import to_patches
+from gpt_jax.tokenizers.settings import check_effective, check_fields, not_trained
 
 LEARNED = ('fsq', 'vq')
 
@@ -46,40 +45,31 @@ class ImageConfig:
   network_blocks: int = 2  # fsq, vq: of the encoder; as many of the decoder
 
   def __post_init__(self):
-    kind, learned = self.kind, self.kind in LEARNED
-    self._need(kind in ('', *IMAGE_TOKENIZERS), 'kind', f'give one of {", ".join(IMAGE_TOKENIZERS)}')
-    self._need(not self.path or learned, 'path', f'only {" and ".join(LEARNED)} read a folder')
-    for key in ('height', 'width', 'patch', 'network_width', 'network_blocks'):
-      self._need(getattr(self, key) > 0, key, 'give 1 or more')
-    self._need(self.channels in (1, 3), 'channels', 'give 1 for gray or 3 for color')
-    if not kind:
-      return
-    self._need(kind != 'pixels' or self.patch == 1, 'patch', 'a code is one pixel: set image.patch=1')
-    for key in ('height', 'width'):
-      whole = getattr(self, key) % self.patch == 0
-      self._need(whole, key, f'give a multiple of image.patch={self.patch}')
-    self._need(self.codes > 1, 'codes', 'give 2 or more')
-    self._need(self.levels and min(self.levels) > 1, 'levels', 'give at least one, each 2 or more')
-    self._need(1 < self.values <= 256, 'values', 'give 2 to 256')
-    self._used('values', kind == 'pixels' and not self.palette)
-    self._used('palette', kind == 'pixels')
-    self._used('levels', kind == 'fsq')
-    self._used('network_width', learned)
-    self._used('network_blocks', learned)
-    same = kind == 'fsq' and self.codes == math.prod(self.levels)
-    self._used('codes', kind in ('patches', 'vq') or self.palette or same)
-
-  def _need(self, ok, key, fix):
-    if not ok:
-      raise ValueError(f'image.{key}={getattr(self, key)} is not possible\nfix: {fix}')
-
-  def _used(self, key, used):
-    default = getattr(type(self), key)
-    if not used and getattr(self, key) != default:
-      raise ValueError(
-        f'image.{key}={getattr(self, key)} has no effect with image.kind={self.kind}\n'
-        f'fix: leave image.{key}={default}, or choose another image.kind'
-      )
+    kind, learned, patch = self.kind, self.kind in LEARNED, max(self.patch, 1)
+    sizes = ('height', 'width', 'patch', 'network_width', 'network_blocks')
+    rules = [
+      ('kind', kind in ('', *IMAGE_TOKENIZERS), f'give one of {", ".join(IMAGE_TOKENIZERS)}'),
+      ('path', not self.path or learned, f'only {" and ".join(LEARNED)} read a folder'),
+      *((name, getattr(self, name) > 0, 'give 1 or more') for name in sizes),
+      ('channels', self.channels in (1, 3), 'give 1 for gray or 3 for color'),
+    ]
+    if kind:
+      rules += [
+        ('patch', kind != 'pixels' or patch == 1, 'a code is one pixel: set image.patch=1'),
+        ('height', self.height % patch == 0, f'give a multiple of image.patch={patch}'),
+        ('width', self.width % patch == 0, f'give a multiple of image.patch={patch}'),
+        ('codes', self.codes > 1, 'give 2 or more'),
+        ('levels', min(self.levels, default=0) > 1, 'give at least one, each 2 or more'),
+        ('values', 1 < self.values <= 256, 'give 2 to 256'),
+      ]
+    check_fields('image', self, rules)
+    if kind:
+      fields_read = {'path', 'height', 'width', 'channels', 'patch', *FIELDS_READ[kind]}
+      if self.palette:
+        fields_read = fields_read - {'values'} | {'codes'}
+      if kind == 'fsq' and self.codes == math.prod(self.levels):
+        fields_read.add('codes')
+      check_effective('image', self, fields_read)
 
   @property
   def shape(self) -> tuple[int, int, int]:
@@ -135,10 +125,7 @@ def _build_pixels(cfg, images):
 
 def _build_learned(cfg, _):
   if not cfg.path:
-    raise ValueError(
-      f"image.path='' with image.kind={cfg.kind}, which has to be trained first\n"
-      'fix: train one with train.job=image_tokenizer, and set image.path to its run folder'
-    )
+    raise not_trained('image', cfg)
   tokenizer = load(pathlib.Path(cfg.path).expanduser() / 'codec')
   codec_cfg, wanted = tokenizer.codec_cfg, autoencoder_config(cfg)
   for key in ('quantizer', 'shape', 'stride', 'levels' if cfg.kind == 'fsq' else 'codes'):
@@ -176,4 +163,10 @@ IMAGE_TOKENIZERS = {
   'patches': TokenizerKind(_build_clusters, _restore_clusters('patches')),
   'fsq': TokenizerKind(_build_learned, _restore_learned, _from_model),
   'vq': TokenizerKind(_build_learned, _restore_learned, _from_model),
+}
+FIELDS_READ = {  # beside path, shape and patch; with a palette `codes` in place of `values`
+  'pixels': ('values', 'palette'),
+  'patches': ('codes',),
+  'fsq': ('levels', 'network_width', 'network_blocks'),
+  'vq': ('codes', 'network_width', 'network_blocks'),
 }

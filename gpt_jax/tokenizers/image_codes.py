@@ -10,7 +10,7 @@ import functools
 import numpy as np
 
 from gpt_jax.tokenizers import kmeans
-from gpt_jax.tokenizers.media_tokenizer import MediaTokenizer, pack_arrays
+from gpt_jax.tokenizers.base import MediaTokenizer, pack_arrays
 from gpt_jax.tokenizers.patches import from_patches, to_patches
 
 FILE = 'image.safetensors'

@@ -1,8 +1,7 @@
 """The table of text tokenizers.
 
 bytes needs no files and encodes every text; chars is nanoGPT's alphabet of the corpus; bpe is trained
-on the corpus; gpt2, huggingface and sentencepiece read the files of existing models. `build` makes a
-tokenizer from a config, `load` reads what `save` wrote.
+on the corpus; gpt2, huggingface and sentencepiece read the files of existing models.
 """
 
 import dataclasses
@@ -14,6 +13,7 @@ import numpy as np
 
 from gpt_jax.tokenizers import base, bpe, subword
 from gpt_jax.tokenizers.base import TokenizerKind
+from gpt_jax.tokenizers.settings import check_effective, check_fields, load_own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,28 +25,19 @@ class TokenizerConfig:
   vocab: int = 4096  # ids of a trained bpe, 256 of them bytes
 
   def __post_init__(self):
-    if self.kind not in TOKENIZERS:
-      raise ValueError(f'tokenizer.kind={self.kind} is unknown\nfix: give one of {", ".join(TOKENIZERS)}')
-    if self.vocab < 256:
-      raise ValueError(
-        f'tokenizer.vocab={self.vocab} is too small\nfix: give 256 or more, since every byte is a token'
-      )
-    if self.path and self.kind == 'bytes':
-      raise ValueError(
-        f'tokenizer.path={self.path} has no effect with tokenizer.kind=bytes\n'
-        "fix: leave tokenizer.path='', or choose another tokenizer.kind"
-      )
+    rules = (
+      ('kind', self.kind in TOKENIZERS, f'give one of {", ".join(TOKENIZERS)}'),
+      ('vocab', self.vocab >= 256, 'give 256 or more, since every byte is a token'),
+    )
+    check_fields('tokenizer', self, rules)
     if not self.path and self.kind in ('gpt2', 'huggingface', 'sentencepiece'):
       raise ValueError(
         f'tokenizer.kind={self.kind} needs the files of a tokenizer, but tokenizer.path is empty\n'
         'fix: set tokenizer.path to their folder, or train one with tokenizer.kind=bpe'
       )
-    default = type(self).vocab
-    if self.vocab != default and (self.kind != 'bpe' or self.path):
-      raise ValueError(
-        f'tokenizer.vocab={self.vocab} has no effect: only a bpe without a path is trained\n'
-        f"fix: leave tokenizer.vocab={default}, or set tokenizer.kind=bpe and tokenizer.path=''"
-      )
+    trained = self.kind == 'bpe' and not self.path
+    fields_read = ('path',) * (self.kind != 'bytes') + ('vocab',) * trained
+    check_effective('tokenizer', self, fields_read)
 
 
 class ByteTokenizer(base.TextTokenizer):
@@ -124,7 +115,7 @@ def load(folder) -> base.TextTokenizer:
 
 def _build_chars(cfg, documents):
   if cfg.path:
-    return _load_own(cfg)
+    return load_own('tokenizer', cfg, load)
   characters = set()
   for document in documents():
     characters.update(document)
@@ -133,7 +124,7 @@ def _build_chars(cfg, documents):
 
 def _build_bpe(cfg, documents):
   if cfg.path:
-    return _load_own(cfg)
+    return load_own('tokenizer', cfg, load)
   model = bpe.train(documents, cfg.vocab)
   return subword.LibraryTokenizer('bpe', model, {}, 'the trained bpe')
 
@@ -151,16 +142,6 @@ def _restore_library(kind):
     return subword.LibraryTokenizer(kind, model, fields['specials'], 'tokenizer.json')
 
   return restore
-
-
-def _load_own(cfg):
-  tokenizer = load(cfg.path)
-  if tokenizer.kind != cfg.kind:
-    raise ValueError(
-      f'tokenizer.path={cfg.path} holds a {tokenizer.kind} tokenizer, not {cfg.kind}\n'
-      f'fix: set tokenizer.kind={tokenizer.kind}, or give another path'
-    )
-  return tokenizer
 
 
 def _path(cfg):

@@ -199,20 +199,12 @@ class Vocabulary:
 
   def hash(self) -> str:
     """Return a hex digest of the content, equal in every process and release."""
-    text = json.dumps(self.to_dict(), sort_keys=True)
+    text = json.dumps(dataclasses.asdict(self), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-  def to_dict(self) -> dict:
-    """Return a JSON-able form that `from_dict` reads back."""
-    return {
-      'ranges': [list(pair) for pair in self.ranges],
-      'specials': [list(pair) for pair in self.specials],
-      'multiple': self.multiple,
-    }
 
   @classmethod
   def from_dict(cls, fields: dict) -> 'Vocabulary':
-    """Return the vocabulary that `to_dict` described; ValueError for missing or unknown fields."""
+    """Return the vocabulary of a `dataclasses.asdict`; ValueError for missing or unknown fields."""
     known = {field.name for field in dataclasses.fields(cls)}
     if set(fields) != known:
       raise ValueError(

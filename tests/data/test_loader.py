@@ -238,7 +238,7 @@ def test_changed_data_are_refused(loader):
   assert changes(loader, batch_size=16) == ['batch_size 8 -> 16']
   assert changes(loader, mask_documents=True) == ['mask_documents false -> true']
   assert 'mixture.words.weight 3.0 -> 2.0' in changes(loader, mixture=heavier)
-  assert 'mixture.words.content "markov1-4-0" -> "markov1-5-0"' in changes(loader, mixture=longer)
+  assert 'mixture.words.documents 4 -> 5' in changes(loader, mixture=longer)
   assert 'mixture.prose.weight 1.0 -> "nothing"' in changes(loader, mixture={'words': MIXTURE['words']})
 
 

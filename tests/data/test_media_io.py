@@ -268,7 +268,7 @@ def test_members_of_archives_are_files(tmp_path, monkeypatch):
     assert len(read_sound(path, 8000)[0]) == 4000
   for path in ('all.zip/one.wav', 'none.wav', 'none.zip/one.wav'):
     with pytest.raises(FileNotFoundError, match='^record 1: .*(no member|no file)') as error:
-      open_bytes(path, 'record 1')
+      read_sound(path, 8000, 'record 1')
     two_lines(error)
   (tmp_path / 'broken.zip').write_bytes(b'PK no archive')
   with pytest.raises(ValueError, match='broken.zip cannot be read') as error:

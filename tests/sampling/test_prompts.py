@@ -15,7 +15,7 @@ from gpt_jax.data.templates import Piece
 from gpt_jax.sample import SampleConfig
 from gpt_jax.sampling import completions, output_files, prompt_batch, prompts, samplers
 from gpt_jax.sampling.prompt_templates import PromptTemplate, match_template, trained_templates
-from gpt_jax.tokenizers.media_tokenizer import MediaTokenizer
+from gpt_jax.tokenizers.base import MediaTokenizer
 from tests import models
 from tests.tiny_runs import assert_two_lines
 

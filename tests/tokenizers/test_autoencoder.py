@@ -171,7 +171,7 @@ def test_the_loss_is_the_mean_squared_error_and_the_commitment(cfg):
   ids=str,
 )
 def test_impossible_configs_are_refused(wrong):
-  with pytest.raises(ValueError, match=f'autoencoder {next(iter(wrong))}=.*\nfix: '):
+  with pytest.raises(ValueError, match=rf'autoencoder\.{next(iter(wrong))}=.*\nfix: '):
     AutoencoderConfig(**wrong)
 
 

@@ -162,13 +162,15 @@ def continued(batch, to, seed, new):
   st.integers(0, 10),
 )
 def test_samples_can_be_decoded(batch, to, seed, more):
-  batch = [p if len(p) <= 40 else [special('eos')] for p in batch]
+  # The first prompt has all kinds of input and 40 tokens, so that all batches run the same compiled step.
+  full = PIECES['patches'](None) + [special('boa'), special('frame'), special('eoa')]
+  batch = [full + [0] * (40 - len(full)), *(p if len(p) <= 40 else [special('eos')] for p in batch)]
   long = max(map(len, batch))
-  ids_BP = np.zeros((3, long), np.int32)
+  ids_BP = np.zeros((4, long), np.int32)
   for row, prompt in zip(ids_BP, batch, strict=True):
     row[: len(prompt)] = prompt
   lengths_B = np.array(list(map(len, batch)))
-  state, _ = grammar.read_prompts(rules(to), ids_BP, lengths_B, np.zeros(3))
+  state, _ = grammar.read_prompts(rules(to), ids_BP, lengths_B, np.zeros(4))
   least = int(grammar.min_new_tokens(rules(to), state).max())
   new = min(max(1, least + more), CONTEXT - long)
   if new < least:

@@ -21,6 +21,7 @@ from flax import nnx
 from gpt_jax.model import layers as nn
 from gpt_jax.tokenizers.learned import quantizers as quantize
 from gpt_jax.tokenizers.patches import from_patches, to_patches
+from gpt_jax.tokenizers.settings import check_fields
 
 COMMITMENT = 0.25  # weight of the distance to the code (VQ-VAE, van den Oord et al. 2017)
 
@@ -41,18 +42,16 @@ class AutoencoderConfig:
   param_dtype: str = 'float32'
 
   def __post_init__(self):
-    def need(ok, key, fix):
-      if not ok:
-        raise ValueError(f'autoencoder {key}={getattr(self, key)} is not possible\nfix: {fix}')
-
-    need(self.quantizer in QUANTIZERS, 'quantizer', f'give one of {", ".join(QUANTIZERS)}')
-    need(len(self.shape) in (2, 3) and min(self.shape) > 0, 'shape', 'give (Y, X, A) or (J, M)')
-    need(self.stride > 0, 'stride', 'give 1 or more')
-    fits = not any(n % self.stride for n in self.shape[:-1])
-    need(fits, 'shape', f'give all but the last as a multiple of stride={self.stride}')
-    need(len(self.levels) and min(self.levels) > 1, 'levels', 'give at least one, each 2 or more')
-    for key in ('codes', 'code_width', 'width', 'hidden', 'blocks'):
-      need(getattr(self, key) > 0, key, 'give 1 or more')
+    sizes = ('stride', 'codes', 'code_width', 'width', 'hidden', 'blocks')
+    fits = not any(n % max(self.stride, 1) for n in self.shape[:-1])
+    rules = (
+      ('quantizer', self.quantizer in QUANTIZERS, f'give one of {", ".join(QUANTIZERS)}'),
+      ('shape', len(self.shape) in (2, 3) and min(self.shape) > 0, 'give (Y, X, A) or (J, M)'),
+      *((name, getattr(self, name) > 0, 'give 1 or more') for name in sizes),
+      ('shape', fits, f'give all but the last as a multiple of stride={self.stride}'),
+      ('levels', min(self.levels, default=0) > 1, 'give at least one, each 2 or more'),
+    )
+    check_fields('autoencoder', self, rules)
 
   @property
   def in_time(self):
