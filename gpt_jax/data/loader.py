@@ -17,7 +17,7 @@ import numpy as np
 
 from gpt_jax.data.batches import BatchLoader
 from gpt_jax.data.cache import token_cache
-from gpt_jax.data.mixture import DataConfig, source_names
+from gpt_jax.data.mixture import DataConfig, no_data, source_names
 from gpt_jax.data.packing import PACKING, Rows
 from gpt_jax.data.row_fields import RowFields
 
@@ -47,11 +47,7 @@ class Loader(BatchLoader):
     super().__init__(cfg, batch_size, process_index, process_count)
     self.names = source_names(cfg, split)
     if not self.names:
-      raise ValueError(
-        f'no source has {split} data with data.valid_fraction={cfg.valid_fraction}\n'
-        f'fix: set {split}_path, {split}_keep or (tfds) {split}_split of a source, or, for '
-        'validation, raise data.valid_fraction'
-      )
+      raise no_data(cfg, 'data.mixture', split)
     self.caches = {name: token_cache(cfg, name, tokenizers, split, cache_dir) for name in self.names}
     row_fields, pack = RowFields.of(cfg, tokenizers), PACKING[cfg.packing]
     fields = {name: row_fields.of_template(cfg.mixture[name].template) for name in self.names}

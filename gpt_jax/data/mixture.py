@@ -46,18 +46,12 @@ class DataConfig:
         raise ValueError(f'data.mixture has a source {name!r}\nfix: use letters, digits, _ . - only')
     if self.packing not in PACKING:
       raise ValueError(f'data.packing={self.packing} is unknown\nfix: use one of {", ".join(PACKING)}')
-    if not 0 <= self.valid_fraction < 1:
-      raise ValueError(
-        f'data.valid_fraction={self.valid_fraction} is not in [0, 1)\nfix: use 0 <= valid_fraction < 1'
-      )
+    for name in ('valid_fraction', 'condition_dropout'):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(f'data.{name}={getattr(self, name)} is not in [0, 1)\nfix: use 0 <= {name} < 1')
     for name in ('workers', 'prefetch'):
       if getattr(self, name) < 0:
         raise ValueError(f'data.{name}={getattr(self, name)} is negative\nfix: use 0 or more')
-    if not 0 <= self.condition_dropout < 1:
-      raise ValueError(
-        f'data.condition_dropout={self.condition_dropout} is not in [0, 1)\n'
-        'fix: use 0 <= condition_dropout < 1; 0.1 is common'
-      )
     self._check_conditions()
 
   def _check_conditions(self):
@@ -129,7 +123,7 @@ def documents(cfg: DataConfig, split: str) -> Iterator[tuple[str, str]]:
 def open_split(cfg: DataConfig, name: str, split: str) -> SourceSplit:
   """Return the documents of one source that belong to `split`; reads at most two of them."""
   if name not in source_names(cfg, split):
-    raise _no_data(cfg, name, split)
+    raise no_data(cfg, f'data.mixture.{name}', split)
   source = cfg.mixture[name]
   corpus = sources.open_source(source, split)
 
@@ -186,10 +180,11 @@ def _examples(name, source, corpus, skip=None) -> Iterator[tuple[str, list[Piece
     yield where, pieces
 
 
-def _no_data(cfg: DataConfig, name: str, split: str) -> ValueError:
+def no_data(cfg: DataConfig, subject: str, split: str) -> ValueError:
+  """Return the error for a source, or a mixture, without data for `split`."""
   return ValueError(
-    f'data.mixture.{name} has no {split} data with data.valid_fraction={cfg.valid_fraction}\n'
-    f'fix: set {split}_path, {split}_keep or (tfds) {split}_split of the source, or, for '
+    f'{subject} has no {split} data with data.valid_fraction={cfg.valid_fraction}\n'
+    f'fix: set {split}_path, {split}_keep or (tfds) {split}_split of a source, or, for '
     'validation, raise data.valid_fraction'
   )
 

@@ -67,7 +67,7 @@ class AudioTokenizer(MediaTokenizer):
 
   def decode_mel(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Codes [P, Q] of each clip -> log-mel float32 [J, M]; ValueError for codes out of range."""
-    checked = [self._checked_codes(np.asarray(codes_PQ)) for codes_PQ in codes]
+    checked = [self.checked_codes(codes_PQ, None) for codes_PQ in codes]
     mean_M, deviation_M = self.statistics
     frames = (values.reshape(-1, self.cfg.mels) for values in self._values(checked))
     return [np.maximum(f_JM * deviation_M + mean_M, np.float32(math.log(FLOOR))) for f_JM in frames]
@@ -119,22 +119,6 @@ class AudioTokenizer(MediaTokenizer):
       )
     if not np.isfinite(wave).all():
       raise ValueError(f'clip {number} has NaN or infinite samples\nfix: repair or drop it')
-
-  def _checked_codes(self, codes_PQ):
-    if codes_PQ.ndim != 2 or codes_PQ.shape[1] != len(self.codebooks):
-      raise ValueError(
-        f'codes of shape {codes_PQ.shape} are not [positions, {len(self.codebooks)}]\n'
-        'fix: give one column for each codebook'
-      )
-    if codes_PQ.size and not np.issubdtype(codes_PQ.dtype, np.integer):
-      raise ValueError(f'codes are {codes_PQ.dtype}, not integers\nfix: give codes of `encode`')
-    wrong_PQ = (codes_PQ < 0) | (codes_PQ >= np.array(self.codebooks))
-    if wrong_PQ.any():
-      raise ValueError(
-        f'audio code {codes_PQ[wrong_PQ][0]} is outside the codebooks of {self.codebooks} codes\n'
-        'fix: give codes of the tokenizer that made them'
-      )
-    return codes_PQ.astype(np.int32)
 
 
 class FrameTokenizer(AudioTokenizer):

@@ -139,6 +139,24 @@ class MediaTokenizer(SavedTokenizer):
     """The id ranges that a vocabulary needs for it: (kind, count) of each codebook."""
     return tuple((f'{self.modality}{q}', count) for q, count in enumerate(self.codebooks))
 
+  def checked_codes(self, codes, *axes: int | None) -> np.ndarray:
+    """Return codes [*axes, Q] as int32; ValueError for another shape (None: any size), type or range."""
+    codes, sizes = np.asarray(codes), (*axes, len(self.codebooks))
+    if codes.ndim != len(sizes) or any(n not in (None, m) for n, m in zip(sizes, codes.shape, strict=True)):
+      raise ValueError(
+        f'codes of shape {codes.shape} are not {sizes}, where None is any size\n'
+        'fix: give codes of `encode`, one column for each codebook'
+      )
+    if codes.size and not np.issubdtype(codes.dtype, np.integer):
+      raise ValueError(f'codes are {codes.dtype}, not integers\nfix: give codes of `encode`')
+    wrong = (codes < 0) | (codes >= np.array(self.codebooks))
+    if wrong.any():
+      raise ValueError(
+        f'{self.modality} code {codes[wrong][0]} is outside the codebooks of {self.codebooks} codes\n'
+        'fix: give codes of the tokenizer that made them, without the offset of the vocabulary'
+      )
+    return codes.astype(np.int32)
+
 
 def pack_arrays(arrays) -> bytes:
   """Return arrays as the bytes of a safetensors file: equal arrays give equal bytes."""

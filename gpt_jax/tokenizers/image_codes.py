@@ -41,20 +41,7 @@ class ImageTokenizer(MediaTokenizer):
 
   def decode(self, codes_NPQ: np.ndarray) -> np.ndarray:
     """Codes [N, P, Q] -> uint8 [N, Y, X, A]; ValueError for codes out of range."""
-    codes_NPQ = np.asarray(codes_NPQ)
-    sizes_Q = np.array(self.codebooks)
-    if codes_NPQ.ndim != 3 or codes_NPQ.shape[1:] != (self.positions, len(sizes_Q)):
-      raise ValueError(
-        f'codes of shape {codes_NPQ.shape} are not images of this tokenizer\n'
-        f'fix: give [images, {self.positions}, {len(sizes_Q)}]'
-      )
-    integers = np.issubdtype(codes_NPQ.dtype, np.integer)
-    if not integers or (codes_NPQ < 0).any() or (codes_NPQ >= sizes_Q).any():
-      raise ValueError(
-        f'codes of type {codes_NPQ.dtype} are not integers in 0 .. {self.codebooks} (exclusive)\n'
-        'fix: give codes that this tokenizer made, without the offset of the vocabulary'
-      )
-    return self._decode(codes_NPQ)
+    return self._decode(self.checked_codes(codes_NPQ, None, self.positions))
 
   def features(self, images_NYXA: np.ndarray) -> np.ndarray:
     """Return the pixels of each patch from -1 to 1, float32 [N, P, feature_width]: continuous input."""
