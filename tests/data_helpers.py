@@ -1,11 +1,24 @@
 """Fake tokenizers and caches for the tests of gpt_jax.data."""
 
+import contextlib
 import dataclasses
 import types
 
 import numpy as np
+import pytest
 
 from gpt_jax.tokenizers import MediaTokenizer, TokenizerConfig, Tokenizers, text
+
+
+@contextlib.contextmanager
+def two_lines(kind, *words, match=None):
+  """The block raises an error of a cause line, which holds the words, and a fix line."""
+  with pytest.raises(kind, match=match) as error:
+    yield
+  cause, fix = str(error.value).split('\n')
+  assert fix.startswith('fix: ') and len(fix) > 10
+  for word in words:
+    assert str(word) in cause
 
 
 class ByteText:

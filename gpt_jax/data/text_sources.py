@@ -68,19 +68,11 @@ def split_blocks(blocks: Iterable[str], separator: str) -> Iterator[str]:
 
 def _decode_blocks(path: Path) -> Iterator[str]:
   """Yield a file as text, block by block, without newline translation."""
-  decoder = codecs.getincrementaldecoder('utf-8')()
-  offset = 0
   with open(path, 'rb') as file:
-    while True:
-      block = file.read(BLOCK)
-      pending = len(decoder.getstate()[0])  # bytes of a character that the last block cut
-      try:
-        yield decoder.decode(block, final=not block)
-      except UnicodeDecodeError as error:
-        raise not_utf8(path, offset - pending + error.start) from None
-      if not block:
-        return
-      offset += len(block)
+    try:
+      yield from codecs.iterdecode(iter(lambda: file.read(BLOCK), b''), 'utf-8')
+    except UnicodeDecodeError as error:  # its object is the last block with the bytes pending before it
+      raise not_utf8(path, file.tell() - len(error.object) + error.start) from None
 
 
 def synthetic(source, split: str) -> Corpus:

@@ -67,24 +67,21 @@ def load_tokenizer(folder, modality: str, kinds: dict[str, TokenizerKind]) -> Sa
   """Read what `save` wrote. FileNotFoundError or ValueError, naming what differs, if it was altered."""
   path = pathlib.Path(folder).expanduser() / f'{modality}.json'
   saved = read_json(path, FIX)
+  problem = lambda file, cause: ValueError(f'{file} {cause}\nfix: {FIX}')
   if not isinstance(saved, dict) or set(saved) != KEYS or saved['kind'] not in kinds:
-    raise ValueError(f'{path} does not describe a tokenizer of kind {", ".join(kinds)}\nfix: {FIX}')
+    raise problem(path, f'does not describe a tokenizer of kind {", ".join(kinds)}')
   kind, fields, digests = saved['kind'], saved['fields'], saved['files']
   if _hash(modality, kind, fields, digests) != saved['hash']:
-    raise ValueError(
-      f'{path} was altered after it was saved: kind={kind}, fields={fields} and its files do not give '
-      f'hash={saved["hash"]}\nfix: {FIX}'
-    )
+    content = f'kind={kind}, fields={fields} and its files do not give hash={saved["hash"]}'
+    raise problem(path, f'was altered after it was saved: {content}')
   files = {name: read_file(path.parent / pathlib.Path(name).name, FIX) for name in digests}
-  for name, content in files.items():
-    if digest(content) != digests[name]:
-      raise ValueError(
-        f'{path.with_name(name)} was altered after it was saved: its sha256 is {digest(content)}, '
-        f'not {digests[name]}\nfix: {FIX}'
-      )
+  for name, actual in _digests(files).items():
+    if actual != digests[name]:
+      cause = f'was altered after it was saved: its sha256 is {actual}, not {digests[name]}'
+      raise problem(path.with_name(name), cause)
   tokenizer = kinds[kind].restore(fields, files)
   if tokenizer.hash != saved['hash']:
-    raise ValueError(f'{path} is not restored as it was saved: hash={tokenizer.hash}\nfix: {FIX}')
+    raise problem(path, f'is not restored as it was saved: hash={tokenizer.hash}')
   return tokenizer
 
 

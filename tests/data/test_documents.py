@@ -35,7 +35,7 @@ def encode(tokenizers, pieces):
   return document
 
 
-def two_lines(error):
+def cause_of(error):
   cause, fix = str(error.value).split('\n')
   assert fix.startswith('fix: ')
   return cause
@@ -79,7 +79,7 @@ def test_signatures(template, expected):
 def test_malformed_templates(template, cause):
   with pytest.raises(ValueError) as error:
     parse(template)
-  assert cause in two_lines(error)
+  assert cause in cause_of(error)
 
 
 def test_pieces():
@@ -139,7 +139,7 @@ def test_parts():
 def test_bad_records(template, record, cause):
   with pytest.raises(ValueError) as error:
     templates.fill(template, record, 'here')
-  assert cause in two_lines(error)
+  assert cause in cause_of(error)
 
 
 # ------------------------------------------------------------------------------------- to ids
@@ -325,7 +325,7 @@ def test_a_failure_leaves_no_file(pictures):
   (pictures.folder / '6.png').write_bytes(b'no picture')
   with pytest.raises(ValueError) as error:
     make(pictures('{x:patches} -> {name}'))
-  cause = two_lines(error)
+  cause = cause_of(error)
   assert cause.startswith('data.mixture.x: ') and '6.png is not a picture' in cause
   assert 'a.jsonl line 7' in cause
   assert 'data.mixture.x.bad_records' in str(error.value)
@@ -435,7 +435,7 @@ def test_the_only_document_of_a_source_with_media_ends_with_eos(pictures):
   assert document(make(pictures()), 0)[-1] == media_tokenizers().vocabulary.special('eos')
   with pytest.raises(ValueError) as error:
     make(pictures(valid_fraction=0.5))
-  assert two_lines(error).startswith('data.mixture.x has one document, and one with media')
+  assert cause_of(error).startswith('data.mixture.x has one document, and one with media')
 
 
 def test_documents_are_split_by_the_content_of_files(pictures):
@@ -473,7 +473,7 @@ def test_load_images_and_waveforms(pictures):
   assert data.load_waveforms(pictures('{s:frames} -> {name}'), 200)[0].shape == (20,)
   with pytest.raises(ValueError) as error:
     data.load_images(pictures('{name} -> {s:audio}'), (4, 4, 1))
-  assert two_lines(error) == 'no source of data.mixture has image data to learn a tokenizer from'
+  assert cause_of(error) == 'no source of data.mixture has image data to learn a tokenizer from'
 
 
 def test_an_error_names_media_that_are_all_held_out(pictures):
@@ -545,17 +545,17 @@ def get_config(arg=''):
 def test_templates_without_their_tokenizers_are_refused(pictures):
   with pytest.raises(ValueError) as error:
     make(pictures(), media_tokenizers(image=False))
-  assert 'needs image tokens, which the model does not have' in two_lines(error)
+  assert 'needs image tokens, which the model does not have' in cause_of(error)
   parts = {'p': [{'image': '0.png'}]}
   (pictures.folder / 'a.jsonl').write_text(f'{json.dumps(parts)}\n' * 2)
   with pytest.raises(ValueError) as error:
     make(pictures('{p:parts}', bad_records=9), media_tokenizers(image=False))
-  assert 'line 1 needs image tokens' in two_lines(error)
+  assert 'line 1 needs image tokens' in cause_of(error)
   assert len(make(pictures('{p:parts}')).offsets) == 2
   bare = type(media_tokenizers()).build(media_tokenizers().text, TinyImages(), specials=('eos',))
   with pytest.raises(ValueError) as error:
     make(pictures('{p.0.image:image} -> it'), bare)
-  assert 'needs the special tokens boi, eoi, patch, sep, which' in two_lines(error)
+  assert 'needs the special tokens boi, eoi, patch, sep, which' in cause_of(error)
 
 
 @pytest.mark.parametrize(('path', 'root'), [('m.zip/in/a.wav', ''), ('in/a.wav', 'm.zip')])

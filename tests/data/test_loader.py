@@ -262,7 +262,7 @@ def test_loader_of_validation_data_leaves_out_sources_without(loader):
   made = loader(mixture=mixture, split='valid', valid_fraction=0.0)
   assert made.names == ('text',)
   assert made.caches['text'].bytes == len((Path(__file__).parents[1] / 'data_helpers.py').read_bytes())
-  with pytest.raises(ValueError, match=r'no source has valid data with data.valid_fraction=0.0\n'):
+  with pytest.raises(ValueError, match=r'data.mixture has no valid data with data.valid_fraction=0.0\n'):
     loader(split='valid', valid_fraction=0.0)
 
 

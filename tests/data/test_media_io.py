@@ -13,16 +13,13 @@ from PIL import Image
 
 from gpt_jax.data import media_io
 from gpt_jax.data.media_io import open_bytes, read_image, read_sound, tile, to_png, to_wav
+from tests.data_helpers import two_lines
 
 
 def encoded(picture, kind='PNG', **options):
   file = io.BytesIO()
   picture.save(file, kind, **options)
   return file.getvalue()
-
-
-def two_lines(error):
-  assert str(error.value).count('\n') == 1 and '\nfix: ' in str(error.value)
 
 
 def sine(frequency, rate, seconds=0.5, level=0.4):
@@ -136,21 +133,18 @@ def test_orientation_is_applied_and_animations_give_their_first_frame():
   ],
 )
 def test_arrays_that_are_not_images_are_refused(array, cause):
-  with pytest.raises(ValueError, match=f'^record 3: an image array .*{cause}') as error:
+  with two_lines(ValueError, match=f'^record 3: an image array .*{cause}'):
     read_image(array, (2, 2, 1), 'record 3')
-  two_lines(error)
 
 
 def test_damaged_pictures_are_refused_by_name(tmp_path):
   whole = to_png(np.random.default_rng(0).integers(0, 255, (50, 50, 3), np.uint8))
   path = tmp_path / 'cut.png'
   path.write_bytes(whole[: len(whole) // 2])
-  with pytest.raises(ValueError, match=f'record 5: {path} is not a whole picture') as error:
+  with two_lines(ValueError, match=f'record 5: {path} is not a whole picture'):
     read_image(path, (50, 50, 3), 'record 5')
-  two_lines(error)
-  with pytest.raises(ValueError, match='record 6: a file of 9 bytes is not a picture') as error:
+  with two_lines(ValueError, match='record 6: a file of 9 bytes is not a picture'):
     read_image(b'no image!', (2, 2, 3), 'record 6')
-  two_lines(error)
 
 
 @settings(max_examples=60, deadline=None)
@@ -170,9 +164,8 @@ def test_huge_pictures_are_refused_before_they_are_decoded(side, tmp_path):
   header = content[12:16] + side.to_bytes(4, 'big') * 2 + content[24:29]
   path = tmp_path / 'huge.png'
   path.write_bytes(content[:12] + header + zlib.crc32(header).to_bytes(4, 'big') + content[33:])
-  with pytest.raises(ValueError, match=f'{path} is too large to decode: .*({side}x|{side**2} )') as error:
+  with two_lines(ValueError, match=f'{path} is too large to decode: .*({side}x|{side**2} )'):
     read_image(path, (2, 2, 1))
-  two_lines(error)
 
 
 def test_tiles_are_in_reading_order():
@@ -241,17 +234,15 @@ def test_channels_are_averaged():
   ],
 )
 def test_unusable_sounds_are_refused(value, cause):
-  with pytest.raises(ValueError, match=f'^record 4: .*{cause}') as error:
+  with two_lines(ValueError, match=f'^record 4: .*{cause}'):
     read_sound(value, 8000, 'record 4', most_seconds=1.0)
-  two_lines(error)
 
 
 def test_a_wav_that_would_clip_is_scaled_down():
   back, _ = read_sound(to_wav(np.array([0.0, 2.0, -4.0]), 8000), 8000)
   np.testing.assert_allclose(back, [0, 0.5, -1], atol=1e-4)
-  with pytest.raises(ValueError, match='one row of finite samples') as error:
+  with two_lines(ValueError, match='one row of finite samples'):
     to_wav(np.array([np.nan]), 8000)
-  two_lines(error)
 
 
 # ---------------------------------------------------------------------------- files
@@ -267,13 +258,11 @@ def test_members_of_archives_are_files(tmp_path, monkeypatch):
     assert open_bytes(path) == wave
     assert len(read_sound(path, 8000)[0]) == 4000
   for path in ('all.zip/one.wav', 'none.wav', 'none.zip/one.wav'):
-    with pytest.raises(FileNotFoundError, match='^record 1: .*(no member|no file)') as error:
+    with two_lines(FileNotFoundError, match='^record 1: .*(no member|no file)'):
       read_sound(path, 8000, 'record 1')
-    two_lines(error)
   (tmp_path / 'broken.zip').write_bytes(b'PK no archive')
-  with pytest.raises(ValueError, match='broken.zip cannot be read') as error:
+  with two_lines(ValueError, match='broken.zip cannot be read'):
     open_bytes('broken.zip/one.wav')
-  two_lines(error)
 
 
 def test_a_replaced_archive_is_read_anew(tmp_path):

@@ -1,7 +1,6 @@
 """Text tokenizers: one battery for every row of TOKENIZERS, then exactness against references."""
 
 import collections
-import contextlib
 import functools
 import io
 import json
@@ -22,6 +21,7 @@ from gpt_jax.tokenizers import SPECIALS, TokenizerConfig, Tokenizers, bpe, subwo
 from gpt_jax.tokenizers.base import StreamDecoder
 from gpt_jax.tokenizers.text import TOKENIZERS, build, load
 from gpt_jax.tokenizers.vocabulary import Vocabulary
+from tests.data_helpers import two_lines
 
 KINDS = list(TOKENIZERS)
 CORPUS = (
@@ -122,17 +122,6 @@ def make(kind):
     path = name if kind in ('gpt2', 'huggingface', 'sentencepiece') else ''
     vocab = 300 if kind == 'bpe' else TokenizerConfig.vocab
     return build(TokenizerConfig(kind, path, vocab), lambda: iter([CORPUS]))
-
-
-@contextlib.contextmanager
-def two_lines(kind, *words):
-  """The block raises an error of a cause line, which holds the words, and a fix line."""
-  with pytest.raises(kind) as error:
-    yield
-  cause, fix = str(error.value).split('\n')
-  assert fix.startswith('fix: ') and len(fix) > 10
-  for word in words:
-    assert str(word) in cause
 
 
 # --- the battery ---
