@@ -84,23 +84,24 @@ class FirstFit(Rows):
   """
 
   @cached_property
-  def plan(self) -> 'Plan':
-    """The row of each piece, read from a file beside the token cache, which is written once."""
+  def plan(self) -> np.ndarray:
+    """First token, number of tokens and row of each piece, memory-mapped int64 [3, N] sorted by row."""
     self.row_fields.refuse_cuts(self.cache, self.length)
-    return Plan.of(self.cache, self.length)
+    return read_plan(self.cache, self.length)
 
   @property
   def count(self) -> int:
     """Rows of an epoch."""
-    return self.plan.rows
+    return int(self.plan[2, -1]) + 1
 
   def gather(self, index_B: np.ndarray) -> dict[str, np.ndarray]:
     """Return rows by number."""
     row_B = index_B % self.count
-    first_B, last_B = (np.searchsorted(self.plan.row_N, row_B, side) for side in ('left', 'right'))
+    start_P, size_P, row_P = np.asarray(self.plan)  # P: pieces of the whole plan
+    first_B, last_B = (np.searchsorted(row_P, row_B, side) for side in ('left', 'right'))
     batch_N, rank_N = spread(last_B - first_B)
     piece_N = first_B[batch_N] + rank_N
-    start_N, size_N = self.plan.start_N[piece_N], self.plan.size_N[piece_N]
+    start_N, size_N = start_P[piece_N], size_P[piece_N]
     before_N = np.cumsum(size_N) - size_N
     column_N = before_N - before_N[rank_N == 0][batch_N]
     piece_J, offset_J = spread(size_N)
@@ -122,30 +123,15 @@ class FirstFit(Rows):
     return batch | self.row_fields.add(batch, tokens_BW, segments_BW, dropped_BW, place_BW, self.cache)
 
 
-@dataclass(frozen=True)
-class Plan:
-  """Pieces of documents, sorted by their row."""
-
-  start_N: np.ndarray  # int64: first token, in the stream
-  size_N: np.ndarray  # int64: tokens
-  row_N: np.ndarray  # int64: row
-
-  @property
-  def rows(self) -> int:
-    """Number of rows."""
-    return int(self.row_N[-1]) + 1
-
-  @classmethod
-  def of(cls, cache, length: int) -> 'Plan':
-    """Return the plan for T = `length` from the file beside the token cache, writing it if needed."""
-    path = cache.path.with_suffix(f'.first_fit-{length}.npy')
-    try:
-      table = np.load(path, mmap_mode='r')
-    except (FileNotFoundError, ValueError, EOFError):  # missing or truncated
-      with records.open_atomic(path) as file:
-        np.save(file, make_plan(cache.offsets, len(cache.ids), length))
-      table = np.load(path, mmap_mode='r')
-    return cls(*table)
+def read_plan(cache, length: int) -> np.ndarray:
+  """Map the plan for T = `length` from the file beside the token cache, writing it if needed."""
+  path = cache.path.with_suffix(f'.first_fit-{length}.npy')
+  try:
+    return np.load(path, mmap_mode='r')
+  except (FileNotFoundError, ValueError, EOFError):  # missing or truncated
+    with records.open_atomic(path) as file:
+      np.save(file, make_plan(cache.offsets, len(cache.ids), length))
+  return np.load(path, mmap_mode='r')
 
 
 def make_plan(offsets: np.ndarray, tokens: int, length: int) -> np.ndarray:
