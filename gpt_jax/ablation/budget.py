@@ -1,10 +1,11 @@
 """Budgets: give all arms equal tokens, FLOPs, time or parameters, so that comparing them is fair.
 
-A budget sets train.steps, and with it the schedule, or model.width. FLOPs count as in
-`costs.flops_per_token`, with attention over the whole row; tokens are rows times row length. Arms that
-share a program get one step time, measured once, so that an arm that changes nothing gets equal steps.
+A budget sets train.steps, and with it the schedule, or model.width. FLOPs are `costs.flops_per_token` with
+attention over the whole row. Arms that share a program get one measured step time, so that an arm that
+changes nothing gets equal steps.
 """
 
+import bisect
 import contextlib
 import dataclasses
 import hashlib
@@ -133,8 +134,7 @@ def tokens_per_step(cfg):
 
 def with_shared_cache(cfg, folder):
   """The config with token caches in `folder`, unless it names another place."""
-  data = dataclasses.replace(cfg.data, cache=cfg.data.cache or str(Path(folder)))
-  return dataclasses.replace(cfg, data=data)
+  return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, cache=cfg.data.cache or str(folder)))
 
 
 def apply_budget(cfg, budget, meter):
@@ -165,12 +165,9 @@ def solve_width(cfg, target, count, widest=1 << 16):
   """
   unit = 2 if cfg.model.head_dim else 2 * cfg.model.heads
   with_width = lambda k: dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, width=k * unit))
-  first = low = 4 if cfg.model.positions == 'mrope' and not cfg.model.head_dim else 1
-  high = widest // unit
-  while low < high:  # the narrowest with at least `target`
-    middle = (low + high) // 2
-    low, high = (low, middle) if count(with_width(middle)) >= target else (middle + 1, high)
-  best = min((k for k in (low - 1, low) if k >= first), key=lambda k: abs(count(with_width(k)) - target))
+  units = range(4 if cfg.model.positions == 'mrope' and not cfg.model.head_dim else 1, widest // unit + 1)
+  i = bisect.bisect_left(units, target, key=lambda k: count(with_width(k)))  # the narrowest with the target
+  best = min(units[max(i - 1, 0) : i + 1], key=lambda k: abs(count(with_width(k)) - target))
   nearest = count(with_width(best))
   if abs(nearest - target) > 0.1 * target:
     raise ValueError(

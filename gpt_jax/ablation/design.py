@@ -3,10 +3,9 @@
   def get_study(arg=''):
     return Study('experiments/x.py', {'positions': ['rope', 'learned', 'none']}, seeds=5)
 
-A factor is a config key (its last part suffices if no other key ends so) with a list of values; or any
-name with {level: {key: value, ...}} for several keys together, or {level: function} for a function that
-changes the ConfigDict that it gets. One level of a factor is the baseline's: the one that leaves the base
-as it is, or 'base' if none does.
+A factor is a config key (or its unique last part) with a list of values; or any name with
+{level: {key: value, ...}}, or {level: function that changes the ConfigDict}. One level is the baseline's: the
+one that leaves the base as it is, or 'base' if none does.
 """
 
 import dataclasses
@@ -61,6 +60,8 @@ class Study:
       (self.tolerance >= 0, f'tolerance={self.tolerance} is negative', 'use a difference >= 0'),
       (sweep_is_known, f'sweep={self.sweep!r} is not known', f'use one of {", ".join(SWEEPS)}'),
       (self.count >= 0, f'count={self.count} is negative', 'use 0 for all'),
+      (self.sweep != 'optuna' or self.count > 0, 'an optuna sweep with count=0', 'set count to 1 or more'),
+      (self.batch > 0, f'batch={self.batch} is not an amount', 'use 1 or more arms a round'),
       (0 < len(set(seeds)) == len(seeds), f'seeds={self.seeds} are not different', 'give a number >= 1'),
       (not empty, f'factor {", ".join(empty)} has no levels', 'list its values'),
       (not unknown, f'keeps_parameters names {unknown}', f'use factors: {", ".join(self.factors)}'),
@@ -127,9 +128,14 @@ def make_arms(study, folder=None, at_least=2):
     baseline = {name: _first_of_two_levels(name, factor) for name, factor in factors.items()}
   cells = [{}, *_cells(study, factors, baseline)]
   by_name = {arm.name: arm for arm in (_make_arm(base, factors, baseline, baseline | cell) for cell in cells)}
+  arms = []
   with tempfile.TemporaryDirectory() as temporary:
     meter = budget.CostMeter(folder or temporary)
-    arms = [with_budget(arm, study.budget, meter) for arm in by_name.values()]
+    for arm in by_name.values():
+      try:
+        arms.append(arm._replace(config=budget.apply_budget(arm.config, study.budget, meter)))
+      except ValueError as error:
+        raise ValueError(f'arm {arm.name}: {error}') from error
   assert len({arm.slug for arm in arms}) == len(arms)
   if len(arms) < at_least:
     raise ValueError(
@@ -172,14 +178,6 @@ def _make_arm(base, factors, baseline, levels):
   if cfg.train.seed != base.train.seed:
     raise ValueError(f'arm {name} sets train.seed, which a study sets itself\nfix: use seeds of the Study')
   return Arm(name, make_slug(name), levels, cfg, name == BASE, tuple(sorted(keys)), functions)
-
-
-def with_budget(arm, limits, meter):
-  """The arm with the steps or width that use up the budget."""
-  try:
-    return arm._replace(config=budget.apply_budget(arm.config, limits, meter))
-  except ValueError as error:
-    raise ValueError(f'arm {arm.name}: {error}') from error
 
 
 def make_slug(name):

@@ -1,10 +1,9 @@
 """Proof, before anything runs, that arms differ, and in what: nothing is trained.
 
-For each arm: its config diff and parameter-tree diff against the baseline, and a fingerprint: a hash of
-all inputs of its result. These are the lowered text of the train step (without names and source
-locations) and of the initial values, the traced scalars, the shapes of model and optimizer state, the
-training data in their order, and the validation data. Equal fingerprints mean equal results: an arm with
-the fingerprint of the baseline or of another arm is an error.
+For each arm: its config diff and parameter-tree diff against the baseline, and a fingerprint: a hash of all
+inputs of its result. These are the lowered text of the train step and of the initial values, the traced
+scalars, the shapes of model and optimizer state, the training data in their order, and the validation data.
+Equal fingerprints mean equal results: an arm with the fingerprint of another is an error.
 """
 
 import dataclasses
@@ -77,7 +76,7 @@ def compute_proof(cfg, study, folder):
     init = functools.partial(step.init_state, abstract.model, job.program.optimizer, {})
     initial = jax.jit(init, static_argnums=0).lower(cfg.train.seed).as_text()
     data = budget.hash_json(job.loader.state()['fingerprint'])
-  scored = validation_data(cfg)
+  scored, loss_inputs = validation_inputs(job, cfg)
   leaves = [(jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(abstract)]
   positions = {path: i for i, (path, _) in enumerate(leaves)}
   jaxpr = traced.jaxpr.jaxpr
@@ -102,7 +101,7 @@ def compute_proof(cfg, study, folder):
     seconds=study.budget.seconds or (flops * tokens / (ASSUMED_MFU * peak) if peak else 0.0),
     program=program,
     data=data,
-    loss_inputs=_loss_inputs(job, cfg, scored),
+    loss_inputs=loss_inputs,
     fingerprint=budget.hash_json([program, initial, hyper, data, scored, other_inputs]),
   )
 
@@ -121,23 +120,21 @@ def _is_used(jaxpr, position):
   return False
 
 
-def validation_data(cfg):
-  """Description of the validation data, without reading more of them than the job did."""
+def validation_inputs(job, cfg):
+  """Describe the validation data, without reading more of them than the job did.
+
+  Returns (description, {input: hash} of what decides which tokens a validation loss covers); prompts carry
+  no loss.
+  """
   names = source_names(cfg.data, 'valid')
   if cfg.train.job != 'gpt':
-    return list(names)
-  return {name: open_split(cfg.data, name, 'valid').describe() for name in names}
-
-
-def _loss_inputs(job, cfg, scored):
-  """{input: hash} of what decides which tokens a validation loss covers; prompts carry no loss."""
-  if cfg.train.job != 'gpt':
-    return {'validation data': budget.hash_json(scored)}
-  return {
+    return list(names), {'validation data': budget.hash_json(list(names))}
+  sources = {name: open_split(cfg.data, name, 'valid').describe() for name in names}
+  return sources, {
     'tokenizer': job.tokenizers.hash,
     'row length': budget.row_length(cfg),
-    'template': budget.hash_json([part['template'].rpartition(ARROW)[2] for part in scored.values()]),
-    'validation data': budget.hash_json([part | {'template': ''} for part in scored.values()]),
+    'template': budget.hash_json([source['template'].rpartition(ARROW)[2] for source in sources.values()]),
+    'validation data': budget.hash_json([source | {'template': ''} for source in sources.values()]),
   }
 
 

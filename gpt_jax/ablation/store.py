@@ -1,8 +1,7 @@
 """Read the runs of a study, whatever state their folders are in, and query a table of runs in SQL.
 
-`read_runs` gives each run of a study its status. `select` loads the configs and results of all runs below
-a folder into one table in memory and answers a condition in SQL:
-`optim.lr > 1e-3 and model.positions = 'rope'`. Nothing here writes.
+`read_runs` gives each run of a study its status. `select` answers a condition on the configs and results of
+all runs below a folder: `optim.lr > 1e-3 and model.positions = 'rope'`. Nothing here writes.
 """
 
 import contextlib
@@ -45,25 +44,22 @@ def read_runs(workdir):
   """One dict for each run of the study, in the order of its arms and seeds.
 
   Keys: arm, seed, folder, status (done, failed, diverged, killed, hung, unfinished, missing, corrupt),
-  message (why it is not done), result (of result.json, or {}), curve ([[tokens, the study's
-  metric], ...]), how (alone, replicas or process: how it was trained; '' if unknown).
+  message (why it is not done), result (of result.json, or {}), curve ([[tokens, the study's metric], ...]),
+  how (alone, replicas or process: how it was trained; '' if unknown).
   """
   workdir = Path(workdir).expanduser()
   study = read_study(workdir)
-  attempts = last_attempts(workdir)
-  rows = []
-  for arm in study['arms']:
-    for seed in study['seeds']:
-      folder = run_path(workdir, arm['slug'], seed)
-      attempt = attempts.get((arm['name'], seed), {})
-      status, message, result = run_status(folder, study['metric'], attempt)
-      try:
-        curve = read_curve(folder, study['metric'])
-      except ValueError as error:  # the result is valid without its curve
-        curve, message = [], message or str(error).partition('\n')[0]
-      row = {'arm': arm['name'], 'seed': seed, 'folder': str(folder), 'status': status}
-      row |= {'message': message, 'result': result, 'curve': curve, 'how': attempt.get('how', '')}
-      rows.append(row)
+  attempts, rows = last_attempts(workdir), []
+  for arm, seed in ((arm, seed) for arm in study['arms'] for seed in study['seeds']):
+    folder = run_path(workdir, arm['slug'], seed)
+    attempt = attempts.get((arm['name'], seed), {})
+    status, message, result = run_status(folder, study['metric'], attempt)
+    try:
+      curve = read_curve(folder, study['metric'])
+    except ValueError as error:  # the result is valid without its curve
+      curve, message = [], message or str(error).partition('\n')[0]
+    row = {'arm': arm['name'], 'seed': seed, 'folder': str(folder), 'status': status, 'message': message}
+    rows.append(row | {'result': result, 'curve': curve, 'how': attempt.get('how', '')})
   return rows
 
 
@@ -118,9 +114,9 @@ def _read_events(folder):
 
 
 def was_interrupted(folder, since):
-  """Whether a run began or resumed after `since` (ISO 8601, UTC) and has neither ended nor failed.
+  """Whether a run began or resumed after `since` (ISO 8601, UTC), its last attempt, and has not ended.
 
-  since: the time of its last recorded attempt. Then the process that records attempts was killed.
+  Then the process that records attempts was killed.
   """
   events = _read_events(folder)
   starts = [event['time'] for event in events if event.get('event') in ('start', 'resume')]

@@ -2,10 +2,8 @@
 
 A cell is a dict {factor: level}; a factor that it leaves out stays at the baseline's level. A study names
 a row of SWEEPS, or gives its own list of cells, made with `levels`, `product`, `zip_`, `chain` and
-`subsample`.
-
-Sources: two-level designs in cyclic form (Plackett & Burman 1946, "The design of optimum multifactorial
-experiments", Biometrika 33, p. 323); random search (Bergstra & Bengio 2012).
+`subsample`. Sources: two-level designs in cyclic form (Plackett & Burman 1946, Biometrika 33, p. 323); random
+search (Bergstra & Bengio 2012).
 """
 
 import itertools

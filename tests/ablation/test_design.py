@@ -262,11 +262,14 @@ def test_invalid_factors_are_errors(make, factors, parts):
     (dict(tolerance=-1), 'tolerance=-1'),
     (dict(count=-1), 'count=-1'),
     (dict(keeps_parameters=('lr',)), "'lr'"),
+    (dict(budget=dict(tokens=1, flops=1)), 'tokens=1 and flops=1'),
+    (dict(budget=dict(seconds=-1)), 'seconds=-1'),
   ],
 )
-def test_invalid_studies_are_errors(given, part):
+def test_invalid_studies_and_budgets_are_errors(given, part):
   with pytest.raises(ValueError) as error:
-    Study(**(dict(base='x.py', factors={'mlp': ['gelu']}) | given))
+    limits = Budget(**given.get('budget', {}))
+    Study(**(dict(base='x.py', factors={'mlp': ['gelu']}) | given | dict(budget=limits)))
   tiny_runs.assert_two_lines(error.value, part)
 
 
@@ -348,15 +351,6 @@ def test_step_times_are_measured_once_for_equal_work(tmp_path, tmp_path_factory,
     assert of(model__mlp='gelu') == 99
     # Eight devices here: a run that asks for no mesh gets one, and 3 rows need not be spread.
     assert of(train__batch_size=3) == 99
-
-
-@pytest.mark.parametrize(
-  ('given', 'part'), [(dict(tokens=1, flops=1), 'tokens=1 and flops=1'), (dict(seconds=-1), 'seconds=-1')]
-)
-def test_invalid_budgets_are_errors(given, part):
-  with pytest.raises(ValueError) as error:
-    Budget(**given)
-  tiny_runs.assert_two_lines(error.value, part)
 
 
 def test_a_parameter_budget_is_an_error_for_tokenizers():

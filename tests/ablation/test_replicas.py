@@ -1,6 +1,7 @@
 """Replicas equal single runs and do not affect each other."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -72,11 +73,15 @@ def assert_same(found, alone, tolerance=1e-5):
 
 @pytest.fixture(scope='module')
 def alone(tmp_path_factory):
-  """Folders of the runs of SETTINGS, each trained by itself."""
-  folder = tmp_path_factory.mktemp('alone')
-  for r, setting in enumerate(SETTINGS):
-    train.train(experiment(**setting), folder / str(r))
-  return [folder / str(r) for r in range(len(SETTINGS))]
+  """`alone(r)` -> the folder of the r-th run of SETTINGS, trained by itself once."""
+
+  @functools.cache
+  def run(r):
+    folder = tmp_path_factory.mktemp('alone')
+    train.train(experiment(**SETTINGS[r]), folder)
+    return folder
+
+  return run
 
 
 @pytest.mark.slow  # in the fast set: test_trust.py, and the replicas beside a diverged one below
@@ -93,7 +98,7 @@ def test_replicas_equal_the_runs_alone(alone, tmp_path, monkeypatch, devices):
   outcomes = replicas.train_together([experiment(**s) for s in SETTINGS], folders)
   assert [(o.outcome, o.code, o.message) for o in outcomes] == [('done', 0, '')] * 3
   assert seen == [1]  # a real step says what it needs: more than 100 kB
-  for folder, reference, outcome in zip(folders, alone, outcomes, strict=True):
+  for folder, reference, outcome in zip(folders, map(alone, range(3)), outcomes, strict=True):
     assert_same(folder, reference)
     assert events(folder) == events(reference)
     result, expected = run_folder.read_result(folder), run_folder.read_result(reference)
@@ -138,7 +143,7 @@ def test_runs_resume_alone_or_together_from_different_steps(alone, tmp_path):
   before = tiny_runs.snapshot(folders[2])
   outcomes = replicas.train_together(configs, folders)
   assert [outcome.outcome for outcome in outcomes] == ['done'] * 3
-  for folder, reference in zip(folders, alone, strict=True):
+  for folder, reference in zip(folders, map(alone, range(3)), strict=True):
     assert_same(folder, reference)
   changed = {k for k, v in tiny_runs.snapshot(folders[2]).items() if before.get(k) != v}
   assert changed <= {'.lock', 'events.jsonl'}  # it was done
@@ -158,8 +163,8 @@ def test_a_diverged_replica_does_not_affect_the_others(alone, tmp_path, capsys):
   assert (last['event'], last['type']) == ('error', 'FloatingPointError')
   assert not (folders[1] / 'result.json').exists()
   assert list(logged(folders[1])) == [1, 2, 3, 4]
-  assert_same(folders[0], alone[0])
-  assert_same(folders[2], alone[1])
+  assert_same(folders[0], alone(0))
+  assert_same(folders[2], alone(1))
 
 
 def replace(cfg, **changes):
@@ -191,7 +196,7 @@ def test_an_error_of_one_run_does_not_affect_the_others(alone, tmp_path, monkeyp
   assert 'precious.txt' in outcomes[0].message
   assert outcomes[1].message == 'OSError: [Errno 28] No space left on device'
   assert run_folder.read_events(folders[1])[-1]['type'] == 'OSError'
-  assert_same(folders[2], alone[2])
+  assert_same(folders[2], alone(2))
   monkeypatch.undo()
   with records.locked(folders[1]):  # both folders are free again
     pass

@@ -1,8 +1,7 @@
 """Job arrays: divide a study among tasks that each train every n-th run in one shared folder.
 
-The tasks need only their numbers: the order of the runs is the study's, each run folder has its own lock,
-and each task records its attempts in its own folder shares/I of N, so that no file has two writers. The
-first task proves the arms and measures for all; the last one judges and reports.
+The order of the runs is the study's, each run folder has its own lock, and each task records its attempts in
+its own folder shares/I of N. The first task proves the arms and measures for all; the last one judges.
 """
 
 import contextlib
@@ -48,9 +47,9 @@ def prepare(study, workdir, share, should_stop, say):
   with study_lock(workdir, should_stop) as locked:
     if locked and not (workdir / 'study.json').exists():
       return write(*prove())
-  proved = (
-    prove() if locked else None
-  )  # later tasks prove without the lock, with the first one's measurements
+  if not locked:
+    return None
+  proved = prove()  # without the lock: with the measurements of the first task
   with study_lock(workdir, should_stop) as locked:
     return write(*proved) if locked else None
 

@@ -1,8 +1,7 @@
 """Executor: hand runs to training processes, record their attempts, and retry what was killed.
 
-A run that raises or diverges is recorded and not retried in this call. A run whose process is killed or
-hangs is retried from its last checkpoint; a group of runs in one step is retried in halves, so that the run
-that kills the process is isolated.
+A run that raises or diverges is not retried in this call. A run whose process is killed or hangs is retried
+from its last checkpoint; a group of runs in one step is retried in halves, to isolate the run that kills it.
 """
 
 import contextlib
@@ -114,8 +113,12 @@ class Executor:
   def record_outcome(self, task, outcome, seconds, group_size, stopping):
     """Record one outcome -> whether to retry the task in this call."""
     kind, message = outcome['outcome'], outcome.get('message', '')
-    if kind == 'done':  # for want of memory it may have trained alone
-      group_size = store.run_status(task.folder)[2].get('replicas', 1)
+    text = f'{kind}: {message}'
+    if kind == 'done':
+      result = store.run_status(task.folder)[2]
+      group_size = result.get('replicas', 1)  # for want of memory it may have trained alone
+      loss = result.get('valid_loss')
+      text = 'is done' + (f', valid_loss {loss:.4f}' if isinstance(loss, float) else '')
     how = 'replicas' if group_size > 1 else self.schedule['how'].replace('replicas', 'alone')
     attempt = task.attempt(kind, how, outcome.get('code', 0), message, seconds)
     if kind == 'stopped' and stopping:
@@ -133,7 +136,7 @@ class Executor:
       self.say(f'{task.name} failed together with others ({message}); it is retried alone')
       return True
     self.ended += 1
-    self.say(f'{self.ended} of {self.total}: {task.name} {_describe_end(task, kind, message)}{self.eta()}')
+    self.say(f'{self.ended} of {self.total}: {task.name} {text}{self.eta()}')
     if kind == 'done':
       check, self.check = self.check, lambda: None
       try:
@@ -160,14 +163,6 @@ class Executor:
       if not self.disk_full:
         self.say(f'{self.workdir}/attempts.jsonl: {error.strerror}; continuing without it')
       self.disk_full = True
-
-
-def _describe_end(task, kind, message):
-  """'is done, valid_loss 1.5000' or 'failed: why'."""
-  if kind != 'done':
-    return f'{kind}: {message}'
-  loss = store.run_status(task.folder)[2].get('valid_loss')
-  return 'is done' + (f', valid_loss {loss:.4f}' if isinstance(loss, float) else '')
 
 
 def group_by_program(tasks, max_size):

@@ -1,8 +1,7 @@
 """Pool: long-lived training processes, each with its part of the machine, that take one job after another.
 
-Each line to a worker (worker.py) is a JSON object {configs, folders}: one run, or several that train
-together. The worker answers with one line each, and prints a heartbeat while it trains; its other output
-goes to its log file. A worker without a heartbeat for train.hang_seconds is killed.
+worker.py has the protocol: jobs, answers and heartbeats are lines of JSON. A worker's other output goes to
+its log file. One without a heartbeat for train.hang_seconds is killed.
 """
 
 import contextlib
@@ -152,25 +151,15 @@ class Worker:
     self.release()
 
   def exit_outcome(self, stopping):
-    """The outcome of every run of a process that ended without an answer."""
+    """The outcome of every run of a process that ended without an answer, with the cause in one line."""
     code = self.process.returncode
     if self.hung:
-      outcome = 'hung'
-    elif stopping or code == STOPPED:
-      outcome = 'stopped'
-    else:
-      outcome = 'killed' if code < 0 else 'failed'
-    return {'outcome': outcome, 'message': self.exit_reason(), 'code': code}
-
-  def exit_reason(self):
-    """Why it ended, in a line: the signal or exit code, and the last line that it printed."""
-    code = self.process.returncode
-    if self.hung:
-      return (
+      message = (
         f'nothing was done for {self.patience:g} seconds (train.hang_seconds), so the training process was '
         f'killed; its log has the stack of each thread: {self.log}'
       )
-    reason = f'exit code {code}'
+      return {'outcome': 'hung', 'message': message, 'code': code}
+    reason, outcome = f'exit code {code}', 'killed' if code < 0 else 'failed'
     if code < 0:
       names = {number.value: f' ({number.name})' for number in signal.Signals}
       reason = f'signal {-code}{names.get(-code, "")}'
@@ -179,7 +168,9 @@ class Worker:
     if shutil.disk_usage(self.log.parent).free < FULL_DISK_BYTES:
       reason += '; no space left on the disk'
     memory = ', as when memory runs out' if code == -signal.SIGKILL else ''
-    return f'the training process ended by {reason}{memory}; its log: {self.log}'
+    message = f'the training process ended by {reason}{memory}; its log: {self.log}'
+    outcome = 'stopped' if stopping or code == STOPPED else outcome
+    return {'outcome': outcome, 'message': message, 'code': code}
 
   def _last_line(self):
     with open(self.log, 'rb') as file:

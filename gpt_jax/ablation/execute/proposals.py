@@ -1,13 +1,11 @@
 """Optuna sweeps: arms are proposed one batch after another, from the scores of earlier arms.
 
-  Study(base, {'lr': log_uniform(1e-4, 1e-1), 'mlp': ['swiglu', 'gelu']},
-        sweep='optuna', count=12, batch=4)  # sampler='TPESampler', sweep_seed=0
+  Study(base, {'lr': log_uniform(1e-4, 1e-1), 'mlp': ['swiglu', 'gelu']}, sweep='optuna', count=12, batch=4)
 
-Each round is an ordinary study: the batch joins the arms so far, is proved, trained on all seeds and
-judged. Optuna is told each arm's mean over the seeds; an arm with an unfinished run, or a proposal that
-is not a valid arm, is told as failed. Proposals and scores are stored in optuna/journal.log of the study
-folder (Optuna's JournalStorage), so that the same command resumes after a kill; the k-th proposal depends
-on the journal and sweep_seed alone. The default sampler draws the first ten at random.
+Each round is an ordinary study: the batch joins the arms so far. Optuna is told each arm's mean over the
+seeds; an arm with an unfinished run, or a proposal that is not a valid arm, is told as failed. Proposals and
+scores are stored in optuna/journal.log of the study folder (Optuna's JournalStorage), so that the same
+command resumes after a kill; the k-th proposal depends on the journal and sweep_seed alone.
 """
 
 import dataclasses
@@ -26,7 +24,7 @@ def run(study, workdir, should_stop=lambda: False, workers=0, say=print):
   Arguments like runner.run. Also raises ValueError if optuna is missing or the folder holds the proposals
   of other factors.
   """
-  import_optuna(), check_counts(study)
+  import_optuna()
   workdir = runner.check_study_folder(workdir)
   path = workdir / JOURNAL
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +52,7 @@ def run(study, workdir, should_stop=lambda: False, workers=0, say=print):
 
 def dry_run(study, workdir=''):
   """Describe the study before its arms are known, as lines."""
-  design.make_arms(dataclasses.replace(check_counts(study), sweep=[], count=0), at_least=1)
+  design.make_arms(dataclasses.replace(study, sweep=[], count=0), at_least=1)
   lines = [
     f'{study.name}: optuna proposes {study.count} arms of {study.base}, {study.batch} at a '
     f'time ({study.sampler}), {len(study.seed_list)} seeds each; from'
@@ -65,16 +63,6 @@ def dry_run(study, workdir=''):
     else:
       lines.append(f'  {name}: {", ".join(map(design.level_name, row))}')
   return lines
-
-
-def check_counts(study):
-  """The study, if it says how many arms to propose; else ValueError."""
-  if study.count < 1 or study.batch < 1:
-    raise ValueError(
-      f'an optuna sweep with count={study.count}, batch={study.batch} proposes nothing\n'
-      'fix: set count, and batch, of the Study to 1 or more'
-    )
-  return study
 
 
 def import_optuna():

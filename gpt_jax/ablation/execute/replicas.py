@@ -1,12 +1,9 @@
 """Replicas: train several runs of one program in one compiled step, with their own seeds and traced numbers.
 
-`jax.vmap` of the step that a single run computes, over stacked states; with more devices each holds
-whole runs, on the mesh axis `replica`. Every run has its own folder, loader, log, evaluation, samples and
-checkpoints, as if it were alone. So it may resume alone or with others, and runs at different steps may
-train together. A run that is done, fails or diverges keeps its place in the stack, whose numbers are
-ignored from then on; replicas do not influence each other.
-
-Letters: R runs, in front of the letters of a single run.
+`jax.vmap` of a single run's step over stacked states; with more devices each holds whole runs, on the mesh
+axis `replica`. Every run has its own folder, loader, log, evaluation, samples and checkpoints, so it may
+resume alone or with others, at different steps. A run that is done, fails or diverges keeps its place in the
+stack, whose numbers are ignored from then on; replicas do not influence each other. Letters: R runs.
 """
 
 import contextlib
@@ -172,12 +169,13 @@ class Replica:
       if result := session.finished_result(self.session):
         self.outcome = outcome_of_result(result)
 
-  def open(self, number):
-    """Acquire the run folder."""
+  def open(self, number, compile_seconds):
+    """Acquire the run folder, as the number-th of the stack."""
     s = self.session
     s.meter.replica = number
     self.stack.enter_context(session.acquire_run_dir(s))
     s.run.print(f'{s.job.describe()}, from step {s.step}')
+    s.run.event('compile', step=s.step, seconds=compile_seconds)
 
   def close(self, outcome, error=None):
     """End the run; an error is recorded as an event in its folder."""
@@ -257,9 +255,7 @@ class Group:
       for number, replica in enumerate(self.replicas):
         stack.push(replica.stack)
         with replica.isolate_errors():
-          replica.open(number)
-          seconds = self.compile_seconds / len(self.replicas)
-          replica.session.run.event('compile', step=replica.session.step, seconds=seconds)
+          replica.open(number, self.compile_seconds / len(self.replicas))
       try:
         while self.live():
           self.run_due_actions(should_stop())

@@ -1,9 +1,8 @@
 """Runner: train all runs of a study, then judge and report.
 
-Each (arm, seed) is an ordinary run folder. So the same command resumes the study after any interruption:
-what is done is skipped, what has begun resumes. Runs are sent to training processes (pool.py), alone or
-in groups that share a compiled program; a short measurement chooses the faster way. A run that fails is
-recorded in attempts.jsonl and does not affect the others.
+Each (arm, seed) is an ordinary run folder, so the same command resumes the study after any interruption.
+Runs are sent to training processes (pool.py), alone or in groups that share a compiled program. A run that
+fails is recorded in attempts.jsonl and does not affect the others.
 """
 
 import functools
@@ -50,10 +49,9 @@ def run(study, workdir, should_stop=lambda: False, workers=0, say=print, without
 def dry_run(study, workdir=''):
   """Describe the study and how its arms differ, as lines; trains nothing and leaves nothing behind."""
   cache = Path(workdir).expanduser() / 'cache'  # has the step times of a study that has begun
-  if workdir and check_study_folder(workdir) and cache.exists():
-    return proof.format_study(prove_study(study, cache)[2])
-  with tempfile.TemporaryDirectory() as folder:
-    return proof.format_study(prove_study(study, Path(folder))[2])
+  with tempfile.TemporaryDirectory() as temporary:
+    has_begun = workdir and check_study_folder(workdir) and cache.exists()
+    return proof.format_study(prove_study(study, cache if has_begun else Path(temporary))[2])
 
 
 def prove_study(study, folder, say=None):
@@ -205,14 +203,13 @@ def record_interrupted(workdir, log_folder, tasks):
 
 def wait_for_locks(tasks, should_stop, say):
   """Wait while processes of an earlier call still save their runs -> False if stopped."""
-  waiting = False
   for task in tasks:
     while task.folder.exists() and (holder := lock_holder(task.folder)):
       if should_stop():
         return False
-      if not waiting:
+      if say:
         say(f'waiting for {holder}, which still holds {task.folder}')
-      waiting = True
+      say = None
       time.sleep(0.5)
   return True
 
@@ -265,8 +262,7 @@ def judge(workdir, say=print):
   analysis = analyze.analyze(record_look(workdir, rows), rows)
   records.write_json(Path(workdir) / 'analysis.json', analysis)
   for arm in analysis['arms']:
-    if arm.get('sentence'):
-      say(arm['sentence'])
-  study_report.write_report(workdir)
+    say(arm['sentence'])
+  study_report.write(workdir)
   say(f'report: {Path(workdir) / "report.html"}')
   return analysis

@@ -1,8 +1,8 @@
 """Scheduler: choose the fastest way to train several runs, by trying each for some seconds.
 
-On a GPU small models leave room for many replicas in one step; on a CPU one process per core usually wins,
-because a small model's step does not use two. Trials train in a folder that is deleted afterwards, so
-that no run of the study is timed under two regimes; their compiled programs are kept for the runs.
+On a GPU small models leave room for many replicas in one step; on a CPU one process per core usually wins.
+Trials train in a folder that is deleted afterwards, so that no run of the study is timed under two regimes;
+their compiled programs are kept for the runs.
 """
 
 import collections
@@ -44,7 +44,10 @@ def choose_schedule(workdir, tasks, workers, should_stop, say):
   stored = study.get('schedule', {})
   if stored.get('machine') == machine:
     return stored
-  if (seconds := remaining_seconds(study, tasks)) < WORTHWHILE:
+  by_arm = {arm['name']: arm.get('seconds_estimate') for arm in study.get('arms', ())}
+  estimates = [by_arm.get(task.arm) for task in tasks]
+  seconds = math.inf if None in estimates else sum(estimates)  # of steps one after another
+  if seconds < WORTHWHILE:
     choice = default_schedule(tasks)
     say(f'{describe(choice)}: with {seconds:.0f} s of steps left, not measured')
     return choice
@@ -75,13 +78,6 @@ def default_schedule(tasks, workers=0):
   return next((choice for choice in choices if choice['how'] == how), choices[0])
 
 
-def remaining_seconds(study, tasks):
-  """Estimated seconds of steps of these tasks one after another; infinite if unknown."""
-  by_arm = {arm['name']: arm.get('seconds_estimate') for arm in study.get('arms', ())}
-  estimates = [by_arm.get(task.arm) for task in tasks]
-  return math.inf if None in estimates else sum(estimates)
-
-
 # ------------------------------------------------------------------------------- ways of execution
 
 
@@ -99,9 +95,9 @@ def describe(schedule):
 
 def candidates(tasks):
   """The schedules that are worth a try for these tasks, at least one."""
-  devices = accelerators()
+  devices, meshes = accelerators(), [task.config['mesh'] for task in tasks]
   processes = min(devices or len(cores()), len(tasks))  # that would have a device or core of their own
-  if any(uses_several_devices(task.config['mesh']) for task in tasks):
+  if any(mesh['preset'] or any(isinstance(n, int) and n > 1 for n in mesh.values()) for mesh in meshes):
     processes = 1
   largest = max(collections.Counter(task.program for task in tasks).values())
   sizes = []
@@ -112,11 +108,6 @@ def candidates(tasks):
   if largest > 1:
     sizes.append(('replicas', devices or 1, min(largest, MAX_REPLICAS)))
   return [{'how': how, 'workers': workers, 'replicas': runs} for how, workers, runs in sizes]
-
-
-def uses_several_devices(mesh):
-  """Whether a run's mesh asks for more than one device."""
-  return bool(mesh['preset']) or any(size > 1 for size in mesh.values() if isinstance(size, int))
 
 
 def split_for(choice, jobs):

@@ -1,13 +1,11 @@
 """Worker: a process that trains one job after another, so that imports and compilation are paid once.
 
-  JAX_COMPILATION_CACHE_DIR=FOLDER python -m gpt_jax.ablation.execute.worker
-
 Each line of stdin is a job in JSON, {"configs": [...], "folders": [...]}: configs like config.json, one run
-folder each; several are trained together, as replicas. Each job is answered by a line of stdout,
-{"outcomes": [{"outcome", "code", "message"}, ...]}, one for each run (replicas.Outcome); between steps a line
-{"heartbeat": true} follows every half second. The output of the runs goes to stderr. The end of stdin ends
-the process. SIGTERM, Ctrl-C or the death of the parent (whose process id is GPT_JAX_PARENT) end it after
-saving, with exit code 75; a second signal ends it at once. SIGABRT prints the stack of each thread.
+folder each; several are trained together, as replicas. The answer is a line of stdout,
+{"outcomes": [{"outcome", "code", "message"}, ...]} (replicas.Outcome); between steps a line
+{"heartbeat": true} follows every half second. The output of the runs goes to stderr. SIGTERM, Ctrl-C or the
+death of the parent (whose process id is GPT_JAX_PARENT) end it after saving, with exit code 75; a second
+signal ends it at once. SIGABRT prints the stack of each thread.
 """
 
 import contextlib

@@ -1,9 +1,7 @@
 """Analyze the runs of a study: what each arm changed, how certain that is, and what it cost.
 
-In: study.json as a dict, and one row per run: {arm, seed, status, message, result, curve: [[tokens,
-metric or validation loss], ...]}. Out: a JSON-able dict (no NaN; None = unknown) that holds every number
-and sentence of the report. Tests are in inference.py, main effects in main_effects.py, size studies in
-size_laws.py.
+In: study.json as a dict, and the rows of store.read_runs. Out: a JSON-able dict (no NaN; None = unknown)
+that holds every number and sentence of the report.
 """
 
 import collections
@@ -182,23 +180,22 @@ def compare_curves(rows, base_rows, better='lower'):
   takes longer than with a schedule made for it: the true ratio is further from 1. None without curves or
   speeds, and if runs were trained in different ways or numbers at once, as their times do not compare.
   """
-  arm, base = _curves(rows), _curves(base_rows)
-  seeds = sorted(set(arm) & set(base))
-  at_fractions = []
+  curves = _curves(rows), _curves(base_rows)
+  seeds = sorted(set(curves[0]) & set(curves[1]))
+  at_fractions, speedup = [], None
   for fraction in FRACTIONS:
-    pairs = [(_value_at(arm[seed], fraction), _value_at(base[seed], fraction)) for seed in seeds]
+    pairs = [[_value_at(side[seed], fraction) for side in curves] for seed in seeds]
     if pairs and all(None not in pair for pair in pairs):
       test = inference.paired_t([a - b for a, b in pairs])
       at_fractions.append([fraction, test['mean'], *(test['interval'] or (None, None))])
-  speedup = None
   speeds = [_median(_finished_results(side), 'tokens_per_second') for side in (rows, base_rows)]
   finished = [row for row in (*rows, *base_rows) if row['status'] == 'done']
   ways = {(row.get('how'), row['result'].get('replicas', 1)) for row in finished}
   if seeds and all(speeds) and len(ways) == 1:
-    sides = [_mean_curve([curves[seed] for seed in seeds], better) for curves in (arm, base)]
+    sides = [_mean_curve([side[seed] for seed in seeds], better) for side in curves]
     target = max(losses[-1] for _, losses in sides)
-    tokens = [_tokens_to_reach(side, target) for side in sides]
-    speedup = (tokens[1] / speeds[1]) / (tokens[0] / speeds[0])
+    arm, base = (_tokens_to_reach(side, target) / speed for side, speed in zip(sides, speeds, strict=True))
+    speedup = base / arm
   return {'at_fractions': at_fractions, 'speedup': speedup}
 
 

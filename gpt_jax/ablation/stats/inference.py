@@ -1,11 +1,9 @@
 """Is a difference real? Intervals, corrections and power for paired differences, on plain arrays.
 
 An arm and the baseline are run with the same seeds; the differences seed by seed are judged, so that
-effects of the seed on both cancel. Letters: N seeds.
-
-Sources: paired t (Student 1908), BCa bootstrap (Efron 1987), Holm (1979), equivalence by two
-one-sided tests (Schuirmann 1987), power of the t-tests by the noncentral t (Cohen 1988; for
-equivalence the approximation of Phillips 1990).
+effects of the seed on both cancel. Letters: N seeds. Sources: paired t (Student 1908), BCa bootstrap (Efron
+1987), Holm (1979), equivalence by two one-sided tests (Schuirmann 1987), power of the t-tests by the
+noncentral t (Cohen 1988; for equivalence the approximation of Phillips 1990).
 """
 
 import bisect
@@ -145,9 +143,16 @@ def judge(comparisons, better='lower', tolerance=0.0):
       result[adjusted] = p
   alpha = ALPHA / max(1, sum(result['p_holm'] > ALPHA for result in tested))
   for result, (_, _, lost, base_lost) in zip(results, comparisons, strict=True):
-    verdict = 'diverged' if lost else _verdict(result, better)
-    if base_lost and verdict in ('worse', 'no difference'):
+    if lost:
+      verdict = 'diverged'
+    elif result['p'] is not None and result['p_equivalence'] <= ALPHA:
+      verdict = 'undecided' if base_lost else 'no difference'
+    elif result['p'] is None or result['p_holm'] > ALPHA:
       verdict = 'undecided'
+    elif (result['difference'] < 0) == (better == 'lower'):
+      verdict = 'better'
+    else:
+      verdict = 'undecided' if base_lost else 'worse'
     sd, needed = result.pop('sd'), None
     if result['p'] is not None and not lost and not base_lost:
       estimate = (result['n'], result['difference'], sd, tolerance, alpha)
@@ -185,13 +190,3 @@ def _compare(values, base_values, tolerance):
     gain = unpaired / test['se'] if test['se'] else None
     result |= {'se_paired': test['se'], 'se_unpaired': unpaired, 'pairing_gain': gain}
   return result
-
-
-def _verdict(result, better):
-  if result['p'] is None:
-    return 'undecided'
-  if result['p_equivalence'] <= ALPHA:
-    return 'no difference'
-  if result['p_holm'] > ALPHA:
-    return 'undecided'
-  return 'better' if (result['difference'] < 0) == (better == 'lower') else 'worse'

@@ -41,7 +41,7 @@ def _levels(arms, factor):
 
 
 def _all_seeds(values):
-  return sorted({seed for by_seed in values.values() for seed in by_seed})
+  return sorted(set().union(*values.values()))
 
 
 def _matched(arms, factor, values):

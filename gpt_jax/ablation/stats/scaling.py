@@ -1,12 +1,10 @@
 """Scaling laws: power laws of loss over size with bootstrap intervals, and compute-optimal sizes.
 
 Letters: P points (runs), N parameters, D tokens, L loss; E, A, B, alpha, beta as in
-L(N, D) = E + A / N^alpha + B / D^beta. Whether N includes embeddings is the caller's choice; they are
-most parameters of small models, and exponents differ much with and without them.
+L(N, D) = E + A / N^alpha + B / D^beta. Exponents depend much on whether the caller's N includes embeddings.
 
-Sources: Hoffmann et al. 2022 (Chinchilla; section 3.2 isoFLOP parabolas, 3.3 parametric fit: Huber
-loss on logs, from a grid of starts); Besiroglu et al. 2024 (why the objective must be a sum and the
-optimizer must converge, and the bootstrap over points).
+Sources: Hoffmann et al. 2022 (Chinchilla; section 3.2 isoFLOP parabolas, 3.3 parametric fit: Huber loss on
+logs, from a grid of starts); Besiroglu et al. 2024 (a summed objective, and the bootstrap over points).
 """
 
 import itertools

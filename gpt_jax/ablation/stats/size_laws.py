@@ -87,8 +87,7 @@ def _with_equal_flops(arms):
   for flops, _, arm in sorted((a['flops_per_token'] * a['tokens'], a['name'], a) for a in arms):
     if not budgets or flops > (1 + EQUAL_FLOPS) * budgets[-1][0]['flops']:
       budgets.append([])
-    first = budgets[-1][0]['flops'] if budgets[-1] else flops
-    budgets[-1].append(arm | {'flops': first})
+    budgets[-1].append(arm | {'flops': budgets[-1][0]['flops'] if budgets[-1] else flops})
   enough = lambda group: len({arm['parameters'] for arm in group}) >= MIN_SIZES
   return [arm for group in budgets if enough(group) for arm in group]
 
