@@ -11,6 +11,7 @@ Sources: blocks as in ConvNeXt (Liu et al. 2022), patches as in ViT (Dosovitskiy
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ class AutoencoderConfig:
   @property
   def codebook(self):
     """The number of codes."""
-    return quantize.fsq_size(self.levels) if self.quantizer == 'fsq' else self.codes
+    return math.prod(self.levels) if self.quantizer == 'fsq' else self.codes
 
   @property
   def dims(self):

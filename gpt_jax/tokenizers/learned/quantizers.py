@@ -9,8 +9,6 @@ Sources: FSQ (Mentzer et al. 2023, section 3.1), shift by atanh as in its refere
 et al. 2020, section 3.1), but drawn from what the busy codes hold.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,11 +16,6 @@ import numpy as np
 EPS = 1e-3  # how far tanh reaches beyond the outermost level
 DECAY = 0.99  # of the moving averages of a codebook
 DEAD = 0.03  # a code used less than this share of the mean use is moved
-
-
-def fsq_size(levels):
-  """Return the number of codes of these levels."""
-  return math.prod(levels)
 
 
 def fsq(z, levels):
