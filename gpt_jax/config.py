@@ -58,7 +58,7 @@ def to_dict(dataclass):
 
 
 def of_run(workdir):
-  """Return the Config of a run folder, from its config.json: annotations say which lists are tuples."""
+  """Return the Config of a run folder, from its config.json; lists become tuples where annotated so."""
   return build(Config, run_folder.read_config(workdir))
 
 

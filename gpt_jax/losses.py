@@ -15,7 +15,8 @@ MODALITIES = ('text', 'image', 'audio')
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-  """Weights of the terms and of the modalities; the numbers are traced: an ablation may vary them.
+  """Weights of the terms and of the modalities: traced, so that an ablation may vary them without compiling
+  again, but not from or to the value at which a term is left out.
 
   Published choices: DALL-E balance='modality_mean' with text 1/8 and image 7/8 (Ramesh et al. 2021,
   section 2.2), Unified-IO 2 and LWM modality means, Chameleon and Emu3 every token alike.

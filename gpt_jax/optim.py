@@ -37,7 +37,7 @@ class OptimConfig:
   b1: float = 0.9  # decay of the first moment (momentum for sgd, lion and muon)
   b2: float = 0.95  # decay of the second moment
   eps: float = 1e-8  # added to the root of the second moment
-  clip: float = 1.0  # largest global norm of the gradient; 0 = any
+  clip: float = 1.0  # largest global norm of the gradient; 0 = no clipping
   schedule: str = 'cosine'  # a row of SCHEDULES
   warmup: int = 100  # steps of linear warmup
   final_lr: float = 0.1  # learning rate at the end / peak
@@ -82,7 +82,7 @@ class Optimizer:
   """An optimizer bound to the parameters that it will update: `init` and `update` are pure."""
 
   cfg: OptimConfig
-  steps: int  # updates in the whole run, for the schedule
+  steps: int  # steps in the whole run, for the schedule; it advances with applied updates alone
   axes: dict  # {path: letters of the parameter}
   growth: float = 1.0  # ModelConfig.growth: width / width of muP's base; 1 = no muP
 
@@ -159,7 +159,7 @@ class Optimizer:
     return select_tree(accepted, new_params, params), OptState(count, skipped, direction, ema), scalars
 
   def average(self, ema, params, updates):
-    """Return the moving average of weights; young ones forget faster, or keep random initial weights."""
+    """Return the moving average of weights; early on it forgets faster, to lose the initial weights."""
     count = updates.astype(jnp.float32)
     decay = jnp.minimum(self.cfg.ema, (1 + count) / (10 + count))
     return {path: decay * ema[path] + (1 - decay) * p for path, p in in_float32(params).items()}
@@ -196,20 +196,23 @@ def cosine(cfg, step, steps):
   return schedules.warmup(cfg, step) * (cfg.final_lr + (1 - cfg.final_lr) * fall)
 
 
-class Row(NamedTuple):
+class OptimizerRow(NamedTuple):
   """One optimizer."""
 
-  make: Any  # (OptimConfig, {path: letters}) -> optax transformation; see optimizers/directions.py
+  make: Any  # (OptimConfig, {path: letters}) -> optax transformation; wrap it in directions.freeze_on_reject
   uses: tuple = ()  # fields of OptimConfig that it reads: the others have no effect beside it
   mup_powers: dict = mup.ADAM_POWERS  # {role: power of growth}
 
 
+muon = functools.partial(directions.muon, fallback=adamw)
 OPTIMIZERS = {
-  'adamw': Row(adamw, ('b1', 'b2', 'eps')),
-  'lion': Row(directions.lion, ('b1', 'b2')),
-  'adafactor': Row(directions.adafactor),
-  'muon': Row(functools.partial(directions.muon, fallback=adamw), ('b1', 'b2', 'eps'), mup.MUON_POWERS),
-  'sgd': Row(directions.sgd, ('b1',), mup.SGD_POWERS),
+  'adamw': OptimizerRow(adamw, ('b1', 'b2', 'eps')),
+  'lion': OptimizerRow(directions.lion, ('b1', 'b2')),
+  'adafactor': OptimizerRow(directions.adafactor),
+  'muon': OptimizerRow(
+    functools.partial(directions.muon, fallback=adamw), ('b1', 'b2', 'eps'), mup.MUON_POWERS
+  ),
+  'sgd': OptimizerRow(directions.sgd, ('b1',), mup.SGD_POWERS),
 }
 SCHEDULES = {
   'cosine': cosine,

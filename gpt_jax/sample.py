@@ -1,7 +1,7 @@
 """Sampling: prefill a prompt, decode with a KV cache, all of it compiled.
 
-Four verbs: `init_cache` (model/gpt.py), `prefill`, `decode`, `generate`. Rows are padded on the right, so
-a row's cache slot is its position in the text, and prompts of different lengths share one batch. A row's
+`generate` is `prefill` (which calls gpt.init_cache) and `decode`, both jitted. Rows are padded on the right,
+so a row's cache slot is its position in the text, and prompts of different lengths share one batch. A row's
 randomness depends on its own key and position alone: it samples the same text alone, in any batch, in one
 call or in many. A grammar (tokenizers/grammar.py) says which ids are valid next.
 
@@ -79,7 +79,7 @@ def prefill(model, prompts, keys_B, slots):
   lengths_B, rows = prompts.lengths_B, prompts.input_ids_BP.shape[0]
   cache = gpt.init_cache(model.cfg, rows, slots, model.embed_VD[...].dtype)
   start_B = jnp.zeros(rows, jnp.int32)
-  x_BPD, cache, _ = model.hidden(prompts.input_ids_BP, cache=cache, start_B=start_B, **prompts.inputs)
+  x_BPD, cache, _ = model.trunk(prompts.input_ids_BP, cache=cache, start_B=start_B, **prompts.inputs)
   last_B = jnp.tile(lengths_B, rows // B) - 1
   logits_BV = model.logits(jnp.take_along_axis(x_BPD, last_B[:, None, None], 1))[:, 0]
   in_prompt_BP = jnp.arange(P)[None] < lengths_B[:, None]
@@ -201,7 +201,8 @@ def start(model, prompts, cfg, grammar, keys_B=None):
   ready = batch_prompts(model.cfg, prompts, cfg, grammar, round_up_prompt(longest, slots))
   n = cfg.num_samples
   keys_B = row_keys(cfg.seed, len(prompts) * n) if keys_B is None else keys_B
-  return jit_repeat(jit_prefill(model, ready, keys_B[::n], slots), n, keys_B)
+  state = jit_prefill(model, ready, keys_B[::n], slots)
+  return jit_repeat(state, n, keys_B) if n > 1 else state
 
 
 def static_config(cfg):
@@ -211,7 +212,10 @@ def static_config(cfg):
 
 
 def generate(model, prompts, cfg, grammar, keys_B=None):
-  """Continue prompts to the end in one compiled call; return a SampleState, rows as of `start`."""
+  """Continue prompts to the end in one compiled call; return a SampleState, rows as of `start`.
+
+  Samples, or takes the likeliest token; beams are searched by sampling/beam.py.
+  """
   state = start(model, prompts, cfg, grammar, keys_B)
   return jit_decode(model, state, cfg.max_new_tokens, static_config(cfg), grammar)
 

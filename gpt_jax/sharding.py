@@ -2,7 +2,7 @@
 
 A tensor's letters say its layout: 'DHK' is sharded by the rules of D, H and K. Parameters and
 activations need different rules: fsdp shards a weight's D (gathered just before use) but never an
-activation's. A mesh always exists; on one device it is 1x1x1x1x1x1. Axis types are Auto: the compiler
+activation's. A run always has a mesh; on one device it is 1x1x1x1x1x1. Axis types are Auto: the compiler
 places what no rule names.
 
 Sources: GSPMD (Xu et al. 2021); ZeRO stage 3 (Rajbhandari et al. 2020) for fsdp; Megatron-LM (Shoeybi et
@@ -66,9 +66,7 @@ class MeshConfig:
     known = math.prod(size for size in sizes.values() if size != -1)
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1:
-      raise ValueError(
-        f'mesh axes {free} are both -1\nfix: let at most one axis take the devices that are left'
-      )
+      raise ValueError(f'mesh axes {free} are both -1\nfix: give all but one a size, such as mesh.data=1')
     if devices % known or (not free and known != devices):
       raise ValueError(
         f'mesh {meshes.describe(sizes)} does not fit {devices} device(s)\n'

@@ -1,8 +1,8 @@
 """One optimizer step as a pure function, and the program that compiles it for a mesh.
 
 `train_step` maps (state, batch) to (state, metrics). `build_program` puts jit, shardings and donation
-around it; vmap over states trains replicas. Scalars that an ablation may vary without compiling again
-travel in `state.hyper`.
+around it; vmap over states trains replicas (ablation/execute/replicas.py). Scalars that an ablation may
+vary without compiling again travel in `state.hyper`.
 
 Letters: B batch rows, T length, D width, V vocabulary; S, W as in training/loss_guard.py.
 """
@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import losses
-from gpt_jax.model import gpt, param_trees
-from gpt_jax.model import layers as nn
+from gpt_jax.model import gpt, layers, param_trees
 from gpt_jax.optim import Optimizer
 from gpt_jax.sharding import replicated
 from gpt_jax.training import loss_guard
@@ -29,7 +28,7 @@ class TrainState(NamedTuple):
   model: Any  # a gpt.GPT or an autoencoder
   opt_state: Any  # see optim.OptState
   key: jax.Array  # PRNG key; step s uses fold_in(key, s)
-  hyper: dict  # traced scalars that an ablation may vary within one compiled step
+  hyper: dict  # traced scalars of the config that an ablation may vary within one compiled step
   recent_SW: Any = None  # losses and norms of the last applied steps, for a spike guard
 
 
@@ -66,7 +65,7 @@ def hyper_of(cfg):
 def init_state(abstract_model, optimizer, hyper, seed, window=0):
   """Return the state before the first step, a pure function of the seed; window: of a spike guard."""
   init_key, step_key = jax.random.split(jax.random.key(seed))
-  model = nn.initialize(abstract_model, init_key)
+  model = layers.initialize(abstract_model, init_key)
   recent_SW = loss_guard.empty_window(window) if window else None
   return TrainState(jnp.int32(0), model, optimizer.init(params_of(model)), step_key, hyper, recent_SW)
 
@@ -78,15 +77,18 @@ class Objective(NamedTuple):
   """The quantity that a step minimizes, as functions: those of one kind of model."""
 
   weigh: Any  # (batch, hyper) -> (batch, weight): the weight of the whole step
-  loss: Any  # (model, probe, micro-batch, weight, hyper, key) -> (its part of the objective, metrics)
+  loss: Any  # (model, probe, micro-batch, weight, hyper, key) -> (its part, metrics with 'loss' in nats)
   count: Any  # batch -> {'tokens': items in it: tokens or images, and other counts}
-  probe: Any = lambda model, micro_batch: None  # zeros that `loss` adds somewhere inside
+  probe: Any = lambda model, micro_batch: None  # zeros added to a hidden state: their gradient is its own
   probe_metrics: Any = lambda metrics, probe_grad, micro_batch: metrics  # from the probe's gradient
   post_update: Any = lambda params, metrics, key: (params, metrics)  # updates without gradients
 
 
 def language_objective():
-  """Return the Objective of a GPT on text: mean cross-entropy over the targets of the whole step."""
+  """Return the Objective of a GPT on text: mean cross-entropy over the targets of the whole step.
+
+  jobs/modality_objective.py adds weights and metrics by modality and by data source.
+  """
 
   def weigh(batch, hyper):
     weight = batch['loss_mask_BT'].sum()
@@ -101,12 +103,14 @@ def language_objective():
 def loss_fn(model, batch, weight, hyper, key, probe_BTD=None, restrict=None):
   """Return (part of the objective, metrics, nats_BT) of one micro-batch.
 
-  weight: sum of the whole step's loss mask. probe_BTD: added to the last hidden state. restrict:
-  logits_BTV -> logits_BTV, for a softmax over fewer ids.
+  batch: token_ids_BT, target_ids_BT (int32), loss_mask_BT (float32) and, where the data have them, the
+  arguments of gpt.GPT.trunk: segment_ids_BT, positions_BT, prefix_BT, patches_BTA, frames_BTM. weight: sum
+  of the whole step's loss mask. probe_BTD: added to the last hidden state. restrict: logits_BTV ->
+  logits_BTV, for a softmax over fewer ids.
   """
   rate = hyper.get('dropout')
   uses_dropout = rate is not None or model.cfg.attention_dropout
-  x_BTD, _, aux = model.hidden(
+  x_BTD, _, aux = model.trunk(
     batch['token_ids_BT'],
     rate=jnp.float32(0) if rate is None else rate,
     key=key if uses_dropout else None,
@@ -132,7 +136,7 @@ def count_tokens(batch):
   mask_BT = batch['loss_mask_BT']
   if 'segment_ids_BT' in batch:
     tokens = (batch['segment_ids_BT'] > 0).sum()
-  else:  # a stream: every token is a target but the last of its end
+  else:  # crops of a stream: the last token of the stream has no target, all others have one
     tokens = jnp.minimum(mask_BT.sum(1) + 1, mask_BT.shape[1]).sum()
   return {'tokens': tokens.astype(jnp.float32), 'targets': mask_BT.sum()}
 
@@ -216,7 +220,8 @@ class Program(NamedTuple):
 
   abstract: TrainState  # ShapeDtypeStructs with shardings
   init: Any  # () -> TrainState, born sharded
-  step: Any  # (TrainState, batch) -> (TrainState, metrics), jitted, donates its state
+  step: Any  # (TrainState, batch) -> (TrainState, metrics), jitted, donates its state; for several steps
+  # per call, batch and metrics have a leading axis of steps
   optimizer: Optimizer
   pure: Any  # the function that `step` jits
   objective: Objective

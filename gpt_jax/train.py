@@ -21,7 +21,7 @@ class TrainConfig:
   """Length and size of the training, and the period of everything that happens between steps."""
 
   job: str = 'gpt'  # a row of JOBS: what is trained
-  steps: int = 2000  # optimizer updates
+  steps: int = 2000  # batches, one optimizer step each, skipped steps included
   batch_size: int = 32  # rows per step, over all devices and micro-batches
   length: int = 0  # tokens per row; 0 = model.context
   accumulate: int = 1  # micro-batches per step
@@ -36,7 +36,9 @@ class TrainConfig:
   init_from: str = ''  # run folder whose parameters to start from, with a fresh optimizer
   hang_seconds: float = 3600.0  # without progress until the watchdog ends the process; 0 = never
   max_skipped: int = 10  # non-finite steps in a row until the run ends, or rewinds with spike_sigma
-  spike_sigma: float = 0.0  # robust deviations above the recent median that skip a step; 0 = any
+  spike_sigma: float = (
+    0.0  # robust deviations above the recent median from which a step is skipped; 0 = no guard
+  )
   spike_window: int = 128  # applied steps that count as recent
   spike_patience: int = 3  # spikes in a row until the run rewinds to the last good checkpoint
   sdc_every: int = 0  # steps between steps that run twice and are compared bitwise; 0 = never
@@ -68,7 +70,7 @@ class TrainConfig:
 def train(cfg, workdir, should_stop=lambda step: False):
   """Train, or resume the run in `workdir`; return its result (also in result.json), None if stopped.
 
-  should_stop: called in all processes with the number of updates done, before each step and between
+  should_stop: called in all processes with the number of steps done, before each step and between
   evaluation batches; True saves and returns None.
   Raises ValueError for a config or folder to correct, FloatingPointError when gradients stay non-finite.
   """
@@ -95,8 +97,9 @@ def train(cfg, workdir, should_stop=lambda step: False):
           train_step = session.step_function(s, batch)
           with jax.transfer_guard('disallow'):
             s.state, metrics = train_step(s.state, batch)
+          # Logs the steps before: the device is computing this one, and its metrics are fetched later.
           session.record_step(s, metrics, time.perf_counter() - start)
-        except GoBack as error:  # too many skipped steps in a row
+        except GoBack as error:  # raised by logging: too many skipped steps in a row
           session.rewind(s, error)
 
       result = session.finish(s, stopping)

@@ -435,7 +435,7 @@ def test_a_new_optimizer_costs_one_function_and_one_row(monkeypatch):
     lambda params: optax.EmptyState(),
     lambda grads, state, params=None, *, accepted: (jax.tree.map(jnp.sign, grads), state),
   )
-  monkeypatch.setitem(optim.OPTIMIZERS, 'signs', optim.Row(signs))
+  monkeypatch.setitem(optim.OPTIMIZERS, 'signs', optim.OptimizerRow(signs))
   cfg = OptimConfig(name='signs', lr=0.5, weight_decay=0.0, clip=0.0, warmup=0, schedule='constant')
   optimizer = Optimizer(cfg, 10, {'w_DF': 'DF', 'b_F': 'F'}, growth=4.0)
   params = {'w_DF': jnp.ones((2, 2)), 'b_F': jnp.ones(2)}

@@ -224,7 +224,7 @@ def test_eight_devices_equal_one_device(name):
 def test_dropout_is_the_same_on_any_mesh():
   """A run may resume on other devices."""
   model, ids_BT = models.fill(models.tiny(attention_dropout=0.2)), models.tokens(8)
-  drop = lambda: jax.jit(lambda m, x: m.hidden(x, rate=jnp.float32(0.2), key=jax.random.key(0))[0])
+  drop = lambda: jax.jit(lambda m, x: m.trunk(x, rate=jnp.float32(0.2), key=jax.random.key(0))[0])
   alone = drop()(model, ids_BT)
   mesh = models.mesh(data=2, fsdp=2, tensor=2)
   with jax.set_mesh(mesh):

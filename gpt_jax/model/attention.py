@@ -59,6 +59,7 @@ class Attention(nnx.Module):
   def __call__(self, x_BTD, mask, positions_BT, cache=None, key=None):
     """Attend within the row, or within a cache -> (y_BTD, cache with this call's keys and values)."""
     q_BTHK = linear('BTD,DHK->BTHK', x_BTD, self.wq_DHK, self.q_bias_HK)
+    # Keys and values are of this call's tokens (S = T) until the cache adds those before them.
     k_BSGK = linear('BTD,DGK->BTGK', x_BTD, self.wk_DGK, self.k_bias_GK)
     v_BSGK = linear('BTD,DGK->BTGK', x_BTD, self.wv_DGK, self.v_bias_GK)
     if self.q_norm and self.k_norm:

@@ -59,7 +59,7 @@ class ModelConfig:
   residual_scale: float = 1.0  # each branch is multiplied by this
   init_std: float = 0.02  # of every matrix
   init_projections: str = 'scaled'  # a row of INITS: std of the two matrices that write to the residual
-  mup_base: int = 0  # width at which muP changes nothing, where the learning rate was tuned; 0 = no muP
+  mup_base: int = 0  # base width, at which lr was tuned: muP is the identity there; 0 = no muP
   dropout: float = 0.0  # probability; after the embedding and each branch
   attention_dropout: float = 0.0  # probability; of attention weights (kernel xla only)
 
@@ -123,7 +123,7 @@ class ModelConfig:
 
   @property
   def attention_scale(self):
-    """Factor on query-key products: 1/sqrt(K), and with muP 1/K where K grows with the width."""
+    """Factor on query-key products: 1/sqrt(K); with muP sqrt(base K)/K where K grows with the width."""
     return self.K**-0.5 * (1.0 if self.head_dim else self.growth**-0.5)
 
   @property

@@ -1,6 +1,6 @@
 """The GPT: embedding, blocks, head; a pure function of its parameters, abstract until initialized.
 
-`model(token_ids_BT)` is the whole interface for training; with a cache it also serves sampling.
+Training calls `trunk` and `logits`; evaluation and sampling call the model, sampling with a KV cache.
 
 Letters: B batch, T length, S cache slots, D width, L layers, V vocabulary (padded rows), A values of an image
 patch, M values of a group of audio frames.
@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gpt_jax.cluster.meshes import platform
-from gpt_jax.model import layers as nn
-from gpt_jax.model import param_trees
+from gpt_jax.model import layers, param_trees
 from gpt_jax.model.attention import Attention
 from gpt_jax.model.kernels import fused
 from gpt_jax.model.kernels.remat import REMAT
@@ -42,11 +41,11 @@ class Block(nnx.Module):
   def __init__(self, cfg):
     self.cfg = cfg
     self.attention = Attention(cfg)
-    self.mlp: Any = MoE(cfg) if cfg.experts else nn.MLP(cfg)
-    self.attention_norm, self.mlp_norm = nn.Norm(cfg), nn.Norm(cfg)
+    self.mlp: Any = MoE(cfg) if cfg.experts else layers.MLP(cfg)
+    self.attention_norm, self.mlp_norm = layers.Norm(cfg), layers.Norm(cfg)
     sandwich = cfg.norm_position == 'sandwich'
-    self.attention_out_norm = nn.Norm(cfg) if sandwich else None
-    self.mlp_out_norm = nn.Norm(cfg) if sandwich else None
+    self.attention_out_norm = layers.Norm(cfg) if sandwich else None
+    self.mlp_out_norm = layers.Norm(cfg) if sandwich else None
 
   def __call__(self, x_BTD, mask, positions_BT, cache=None, rate=None, key=None):
     """One layer -> (x_BTD, cache, aux)."""
@@ -72,7 +71,7 @@ class Block(nnx.Module):
     y_BTD, extra = fn(x_BTD if post else norm(x_BTD))
     if out_norm is not None:
       y_BTD = out_norm(y_BTD)
-    x_BTD = x_BTD + nn.dropout(y_BTD, rate, key) * self.cfg.residual_scale
+    x_BTD = x_BTD + layers.dropout(y_BTD, rate, key) * self.cfg.residual_scale
     return norm(x_BTD) if post else x_BTD, extra
 
 
@@ -83,20 +82,20 @@ class GPT(nnx.Module):
     if cfg.vocab < 1:
       raise ValueError('model.vocab=0 is not a vocabulary size\nfix: set model.vocab')
     self.cfg = cfg
-    self.embed_VD = nn.param(cfg, 'VD', cfg.init_std)
-    self.patch_AD = nn.param(cfg, 'AD', cfg.init_std) if cfg.patch_values else None
-    self.frame_MD = nn.param(cfg, 'MD', cfg.init_std) if cfg.frame_values else None
-    self.position_TD = nn.param(cfg, 'TD', cfg.init_std) if POSITIONS[cfg.positions].has_table else None
+    self.embed_VD = layers.param(cfg, 'VD', cfg.init_std)
+    self.patch_AD = layers.param(cfg, 'AD', cfg.init_std) if cfg.patch_values else None
+    self.frame_MD = layers.param(cfg, 'MD', cfg.init_std) if cfg.frame_values else None
+    self.position_TD = layers.param(cfg, 'TD', cfg.init_std) if POSITIONS[cfg.positions].has_table else None
     self.blocks = param_trees.stack(Block(cfg), cfg.layers)
-    self.final_norm = None if cfg.norm_position == 'post' else nn.Norm(cfg)
-    self.head_VD = None if cfg.tied_head else nn.param(cfg, 'VD', cfg.init_std)
+    self.final_norm = None if cfg.norm_position == 'post' else layers.Norm(cfg)
+    self.head_VD = None if cfg.tied_head else layers.param(cfg, 'VD', cfg.init_std)
 
   def __call__(self, token_ids_BT, **inputs):
-    """Logits for the token after each token -> Output. Arguments as in `hidden`."""
-    x_BTD, cache, aux = self.hidden(token_ids_BT, **inputs)
+    """Logits for the token after each token -> Output. Arguments as in `trunk`."""
+    x_BTD, cache, aux = self.trunk(token_ids_BT, **inputs)
     return Output(self.logits(x_BTD), cache, aux)
 
-  def hidden(
+  def trunk(
     self,
     token_ids_BT,
     *,
@@ -130,7 +129,7 @@ class GPT(nnx.Module):
         x_BTD = x_BTD + jnp.einsum('BTF,FD->BTD', x.astype(x_BTD.dtype), w[...])
     if key is not None:
       key, embed_key = jax.random.split(key)
-      x_BTD = nn.dropout(x_BTD, rate, embed_key)
+      x_BTD = layers.dropout(x_BTD, rate, embed_key)
     x_BTD, cache, aux = self._apply_blocks(constrain(x_BTD, 'BTD'), mask, positions_BT, cache, rate, key)
     return (x_BTD if self.final_norm is None else self.final_norm(x_BTD)), cache, aux
 
@@ -170,7 +169,7 @@ class GPT(nnx.Module):
       layer_mask = mask._replace(window=window)
       return block(x_BTD, layer_mask, positions_BT, layer_cache, rate, layer_key)
 
-    if cache is not None or cfg.unroll == 'on':
+    if cache is not None or cfg.unroll == 'on' or isinstance(self.blocks, nnx.List):  # of `for_sampling`
       blocks = self.blocks if isinstance(self.blocks, nnx.List) else param_trees.unstack(self.blocks)
       new_cache, auxes = [], []
       for l, block in enumerate(blocks):
@@ -204,7 +203,7 @@ class GPT(nnx.Module):
     table_VD = self.embed_VD if self.head_VD is None else self.head_VD
     if cfg.growth != 1:
       x_BTD = x_BTD * (1 / cfg.growth)  # muP's output multiplier
-    product = fused.weights_left if fused.has_few_rows(x_BTD) else nn.linear
+    product = fused.weights_left if fused.has_few_rows(x_BTD) else layers.linear
     options = dict(preferred_element_type=jnp.float32) if exact else {}
     logits_BTV = product('BTD,VD->BTV', x_BTD, table_VD, **options).astype(jnp.float32)
     if cfg.logit_softcap:
@@ -215,7 +214,7 @@ class GPT(nnx.Module):
 
 
 def inputs(cfg, batch):
-  """A batch's arguments for `hidden` besides the token ids: {argument name: array}."""
+  """A batch's arguments for `trunk` besides the token ids: {argument name: array}."""
   positions = 'positions_BT3' if POSITIONS[cfg.positions].axes == 3 else 'positions_BT'
   names = ('segment_ids_BT', 'prefix_BT', 'patches_BTA', 'frames_BTM')
   return {'positions_BT': batch.get(positions)} | {name: batch[name] for name in names if name in batch}

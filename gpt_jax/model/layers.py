@@ -1,10 +1,12 @@
 """Building blocks of every module: declared parameters, initial values, norms, MLPs, dropout.
 
-A parameter is declared once, by its letters: `param(cfg, 'DHK')` fixes its shape, name and sharding. Modules
+A parameter is declared once, by its letters: `param(cfg, 'DHK')` fixes shape and sharding rules. Modules
 are abstract until `initialize` fills them under jit with out_shardings: a large model never exists unsharded.
-A parameter's key is folded in from its path and layer, so that adding one leaves all others as they were.
+The PRNG key of a parameter is folded from its path and layer, so that adding one leaves all others unchanged.
+nnx modules are used as plain pytrees: jax.jit, grad, scan and vmap take them directly. The tests set
+jax_numpy_rank_promotion=raise and jax_numpy_dtype_promotion=strict: hence every [None] and astype.
 
-Letters: B batch, T length, D width, F feed-forward width, L layers.
+Letters: B batch, T length, D width, F feed-forward width, H heads, K head width, L layers.
 
 Sources: RMSNorm (Zhang & Sennrich 2019), GLU variants (Shazeer 2020), squared ReLU (So et al. 2021, sec. 3).
 """
@@ -47,7 +49,7 @@ def initialize(abstract, key):
 
 def linear(subscripts, x, w, bias=None, **options):
   """einsum with a parameter, plus an optional bias over the last axes; options of jnp.einsum."""
-  if fused.is_outputs_first(subscripts, w):  # in decoding
+  if fused.is_outputs_first(subscripts, w):  # a matrix that gpt.for_sampling transposed for decoding
     y = fused.weights_left(subscripts, x, w, **options)
   else:
     y = jnp.einsum(subscripts, x, w[...], **options)

@@ -16,7 +16,7 @@ from gpt_jax.model.positions import POSITIONS
 
 
 class Mask(NamedTuple):
-  """Which keys each query attends to. Orders are places in the row (cache slots), not in a document."""
+  """Which keys each query attends to. Orders are indices in the row (cache slots); B may be 1."""
 
   t_BT: jax.Array  # order of each query; keys at or before it are visible
   s_BS: jax.Array  # order of each key

@@ -59,7 +59,7 @@ def activations(model, batch):
     for name in ('attention', 'mlp'):
       setattr(block, name, Recorded(getattr(block, name), f'blocks/{l}/{name}', outputs))
   model.blocks = nnx.List([Recorded(b, f'blocks/{l}', outputs) for l, b in enumerate(blocks)])
-  x_BTD, _, _ = model.hidden(batch['token_ids_BT'], **gpt.inputs(cfg, batch))
+  x_BTD, _, _ = model.trunk(batch['token_ids_BT'], **gpt.inputs(cfg, batch))
   return outputs | {'final_norm': x_BTD, 'logits': model.logits(x_BTD)[..., : cfg.vocab]}
 
 

@@ -113,7 +113,7 @@ def one_step(job, batch, **changes):
 
 def logits(job, model, batch):
   """float64 logits [B, T, V] and the last hidden state."""
-  x_BTD, _, _ = model.hidden(batch['token_ids_BT'], **gpt.inputs(job.model_cfg, batch))
+  x_BTD, _, _ = model.trunk(batch['token_ids_BT'], **gpt.inputs(job.model_cfg, batch))
   return np.asarray(model.logits(x_BTD), np.float64), np.asarray(x_BTD, np.float64)
 
 

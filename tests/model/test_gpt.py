@@ -145,7 +145,7 @@ def test_remat_none_checkpoints_nothing_and_every_other_policy_something(unroll)
 
 def test_scan_and_unrolled_layers_share_dropout_masks():
   """Each layer has its own key, whichever way it runs."""
-  hidden = jax.jit(lambda m, key: m.hidden(models.tokens(), rate=jnp.float32(0.3), key=key)[0])
+  hidden = jax.jit(lambda m, key: m.trunk(models.tokens(), rate=jnp.float32(0.3), key=key)[0])
   run = lambda **overrides: hidden(models.fill(models.tiny(**overrides)), jax.random.key(0))
   scan, unrolled = (run(attention_dropout=0.2, unroll=unroll, **SMALL) for unroll in ('off', 'on'))
   np.testing.assert_allclose(unrolled, scan, rtol=1e-5, atol=1e-5)
@@ -154,7 +154,7 @@ def test_scan_and_unrolled_layers_share_dropout_masks():
 def test_attention_weights_drop_by_their_own_rate():
   cfg = models.tiny(attention_dropout=0.5, **SMALL)
   model, key = models.fill(cfg), jax.random.key(0)
-  hidden = jax.jit(lambda m, key: m.hidden(models.tokens(), rate=jnp.float32(0), key=key)[0])
+  hidden = jax.jit(lambda m, key: m.trunk(models.tokens(), rate=jnp.float32(0), key=key)[0])
   assert np.abs(hidden(model, key) - hidden(model, jax.random.key(1))).max() > 0.1
 
 
@@ -165,7 +165,7 @@ def test_layers_drop_independently():
   zero = param_trees.map_params(lambda path, p: jnp.zeros_like(p.get_value()), model)
   zero.blocks.mlp.down_bias_D.set_value(jnp.ones((2, 16)))
   zero.final_norm.scale.set_value(jnp.ones(16))
-  spread = jax.jit(lambda m, k: m.hidden(models.tokens(64, 8), rate=jnp.float32(0.5), key=k)[0])
+  spread = jax.jit(lambda m, k: m.trunk(models.tokens(64, 8), rate=jnp.float32(0.5), key=k)[0])
   x_BTD = np.asarray(spread(zero, jax.random.key(0)))
   # 0, 2 or 4 before the final norm, which only scales a row of 16: count the largest and the zeros.
   kept_once = np.isclose(x_BTD, x_BTD.max(-1, keepdims=True) / 2, rtol=1e-3).mean()

@@ -87,7 +87,7 @@ def test_memory_of_a_spread_row_shrinks_with_its_share_of_tokens(tiny):
   model = models.fill(cfg)
 
   def loss(model, ids_BT):
-    return model.hidden(ids_BT, segment_ids_BT=jnp.ones_like(ids_BT))[0].astype(jnp.float32).sum()
+    return model.trunk(ids_BT, segment_ids_BT=jnp.ones_like(ids_BT))[0].astype(jnp.float32).sum()
 
   def compiled(**sizes):
     mesh = models.mesh(**sizes)
