@@ -36,9 +36,7 @@ class TrainConfig:
   init_from: str = ''  # run folder whose parameters to start from, with a fresh optimizer
   hang_seconds: float = 3600.0  # without progress until the watchdog ends the process; 0 = never
   max_skipped: int = 10  # non-finite steps in a row until the run ends, or rewinds with spike_sigma
-  spike_sigma: float = (
-    0.0  # robust deviations above the recent median from which a step is skipped; 0 = no guard
-  )
+  spike_sigma: float = 0.0  # robust deviations above the median that skip a step; 0 = no guard
   spike_window: int = 128  # applied steps that count as recent
   spike_patience: int = 3  # spikes in a row until the run rewinds to the last good checkpoint
   sdc_every: int = 0  # steps between steps that run twice and are compared bitwise; 0 = never
