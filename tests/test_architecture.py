@@ -75,7 +75,7 @@ MAY_IMPORT = {
 
 # Library -> the groups that may import it. jax and numpy may be imported everywhere.
 LIBRARIES = {
-  'flax': ['model', 'tokenizers.learned', 'training.probes'],
+  'flax': ['model', 'tokenizers.learned', 'training.probes', 'training.trees'],
   'optax': ['evaluation.judges', 'optim', 'optimizers'],
   'orbax': ['training.checkpoint', 'training.checkpoint_writer'],
   'grain': ['data'],

@@ -177,6 +177,7 @@ def run_tasks(subject, tasks, split='valid', limit=0, stride=0, recognizer=None,
   """
   names = check_tasks(subject, tasks, split)
   _check_options(names, stride, recognizer, sampling)
+  check_beams(subject, names, split, sampling.get('beams'))
   rows = []
   for name in names:
     task = TASKS[name]
@@ -211,6 +212,21 @@ def check_tasks(subject, tasks, split='valid'):
         'fix: choose another task or split, or give data.mixture a source with such a template'
       )
   return list(dict.fromkeys(tasks))
+
+
+def check_beams(subject, names, split='valid', beams=None):
+  """Raise ValueError for a beam search (beams: default sample.beams) in tasks that make images or sounds."""
+  beams = subject.cfg.sample.beams if beams is None else beams
+  if not beams:
+    return
+  sources_of = {name: common.matching_sources(subject, TASKS[name].fits, split) for name in ('draw', 'speak')}
+  sources_of['cross'] = list(cross.pairs(subject, split))
+  for name in names:
+    if sources_of.get(name):
+      raise ValueError(
+        f'sample.beams={beams} cannot make the images or sounds of --tasks={name}\n'
+        'fix: set sample.beams=0, or leave the task out'
+      )
 
 
 def _check_options(names, stride, recognizer, sampling):

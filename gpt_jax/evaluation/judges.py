@@ -237,7 +237,7 @@ class SoundJudge(Judge):
     from sklearn.linear_model import LogisticRegression
 
     classes, index_N = _classes(labels)
-    features_ND, weights = _standardized(waves, rate)
+    features_ND, weights = standardized(waves, rate)
     model = LogisticRegression(C=SOUND_C, max_iter=1000, random_state=seed)
     model.fit(features_ND, index_N)
     w, b = model.coef_, model.intercept_
@@ -262,16 +262,20 @@ class SoundNeighborJudge(NearestNeighbor):
   def fit(cls, waves, labels, seed=0, *, rate):
     """Store the features of all sounds."""
     classes, index_N = _classes(labels)
-    features_ND, weights = _standardized(waves, rate)
+    features_ND, weights = standardized(waves, rate)
     return cls(classes, weights | {'train': features_ND, 'index': index_N})
 
   features = SoundJudge.features
 
 
-def _standardized(waves, rate):
-  """Standardized cepstra of a training set, and the weights that standardize others."""
+def standardized(waves, rate):
+  """Standardized cepstra of a training set, and the weights by which SoundJudge standardizes others.
+
+  High coefficients tell tones apart but blur words: they weigh less.
+  """
   features_ND = cepstra(waves, rate)
-  mean_D, scale_D = mean_and_scale(features_ND)
+  lifter_D = 1 + np.append(np.tile(np.arange(SOUND_CEPSTRA), SOUND_PARTS), 0) / SOUND_HALF
+  mean_D, scale_D = features_ND.mean(0), (features_ND.std(0) + 1e-6) * lifter_D
   return (features_ND - mean_D) / scale_D, {'mean': mean_D, 'scale': scale_D, 'rate': np.array(rate)}
 
 
@@ -288,12 +292,6 @@ def cepstra(waves, rate):
     until = total_JD[low] + (edges - low)[:, None] * x_JD[low]
     rows.append(np.append(np.diff(until, axis=0) / np.diff(edges)[:, None], len(wave) / rate))
   return np.stack(rows)
-
-
-def mean_and_scale(features_ND):
-  """Mean [D] and scale [D] of cepstra; high coefficients tell tones apart but blur words: they weigh less."""
-  lifter_D = 1 + np.append(np.tile(np.arange(SOUND_CEPSTRA), SOUND_PARTS), 0) / SOUND_HALF
-  return features_ND.mean(0), (features_ND.std(0) + 1e-6) * lifter_D
 
 
 def fit_cached(kind, cache_dir, inputs, labels, seed=0, **settings):

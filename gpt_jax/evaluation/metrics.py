@@ -157,18 +157,15 @@ def squared_mmd(a_ND, b_MD):
 
 def precision_recall(real_ND, samples_MD, k=3):
   """Share of samples within the k-NN balls of real examples (precision), and the converse (recall)."""
-  inside = lambda x, centers: float(
-    (squared_distances(x, centers) <= _squared_radii(centers, k)[None]).any(1).mean()
-  )
-  return inside(samples_MD, real_ND), inside(real_ND, samples_MD)
 
+  def share_inside(x, centers):
+    d_NN = squared_distances(centers, centers)
+    np.fill_diagonal(d_NN, np.inf)
+    nth = min(k, len(centers) - 1) - 1
+    radii_N = np.partition(d_NN, nth, axis=1)[:, nth]
+    return float((squared_distances(x, centers) <= radii_N[None]).any(1).mean())
 
-def _squared_radii(x_ND, k):
-  """Squared distance of each row to its k-th neighbor, itself left out."""
-  d_NN = squared_distances(x_ND, x_ND)
-  np.fill_diagonal(d_NN, np.inf)
-  k = min(k, len(x_ND) - 1)
-  return np.partition(d_NN, k - 1, axis=1)[:, k - 1]
+  return share_inside(samples_MD, real_ND), share_inside(real_ND, samples_MD)
 
 
 def memorization(samples_ND, held_out_ND, train_MD):

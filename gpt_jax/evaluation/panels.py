@@ -27,18 +27,36 @@ def continue_prompts(subject, texts):
   return '\n---\n'.join(blocks)
 
 
+def conditional_sources(cfg):
+  """Return (split of the samples, {source: modality of its target}) of a config.DataConfig."""
+  split, modalities = 'valid' if data.source_names(cfg, 'valid') else 'train', {}
+  for name in data.source_names(cfg, split):
+    condition, target = templates.signature(cfg.mixture[name].template)
+    if condition and len(target) == 1 and target[0] in RENDERERS and 'parts' not in condition:
+      modalities[name] = target[0]
+  return split, modalities
+
+
+def check_beams(cfg):
+  """Raise ValueError for a beam search where the samples of a run are images or sounds."""
+  for name, modality in conditional_sources(cfg.data)[1].items():
+    if cfg.sample.beams and modality != 'text':
+      raise ValueError(
+        f'sample.beams={cfg.sample.beams} cannot make the {modality} of data.mixture.{name} in samples\n'
+        'fix: set sample.beams=0'
+      )
+
+
 def sample_conditions(subject):
   """Yield (content, source, suffix) with samples of held-out conditions of each source that has some."""
-  split = 'valid' if data.source_names(subject.cfg.data, 'valid') else 'train'
-  for name in data.source_names(subject.cfg.data, split):
-    condition, target = templates.signature(subject.cfg.data.mixture[name].template)
-    if condition and len(target) == 1 and target[0] in RENDERERS and 'parts' not in condition:
-      examples = data.examples(subject.cfg.data, name, split)
-      readable = data.filter_readable(subject.cfg.data, name, subject.tokenizers, examples)
-      sides = [templates.split(pieces) for _, pieces in itertools.islice(readable, MAX_CONDITIONS)]
-      samples = prompts.generate(subject, [condition for condition, _ in sides], target[0])
-      content, suffix = RENDERERS[target[0]](subject, sides, samples)
-      yield content, name, suffix
+  cfg = subject.cfg.data
+  split, modalities = conditional_sources(cfg)
+  for name, modality in modalities.items():
+    readable = data.filter_readable(cfg, name, subject.tokenizers, data.examples(cfg, name, split))
+    sides = [templates.split(pieces) for _, pieces in itertools.islice(readable, MAX_CONDITIONS)]
+    samples = prompts.generate(subject, [condition for condition, _ in sides], modality)
+    content, suffix = RENDERERS[modality](subject, sides, samples)
+    yield content, name, suffix
 
 
 def _describe(pieces):

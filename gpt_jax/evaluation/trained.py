@@ -1,7 +1,6 @@
 """Load a trained model from its run folder; no code of the folder is executed."""
 
 import base64
-import contextlib
 import dataclasses
 import tempfile
 from pathlib import Path
@@ -14,7 +13,7 @@ from gpt_jax.evaluation import evaluate
 from gpt_jax.model import gpt
 from gpt_jax.sharding import make_mesh
 from gpt_jax.tokenizers import Tokenizers
-from gpt_jax.training import checkpoint, trees
+from gpt_jax.training import checkpoint
 
 
 class TrainedRun(NamedTuple):
@@ -56,10 +55,16 @@ def load(workdir):
       f'{workdir} holds an {cfg.train.job.replace("_", " ")}, not a GPT\n'
       f'fix: name it in {cfg.train.job.partition("_")[0]}.path of an experiment'
     )
-  with explain_malformed(workdir, step):
+  try:
     extra = checkpoints.read_extra(step)
     vocab, (patch_values, frame_values) = extra['vocab'], extra['widths']
     files = unpack_files(extra['tokenizer'])
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    cause = ' '.join(f'{type(error).__name__} {error}'.split())
+    raise ValueError(
+      f'{workdir}/checkpoints/{step}/extra is not what a run keeps: {cause}\n'
+      'fix: copy a good checkpoint back, or train again'
+    ) from error
   model_cfg = dataclasses.replace(
     cfg.model, vocab=vocab, patch_values=patch_values, frame_values=frame_values
   ).resolved()
@@ -70,33 +75,8 @@ def load(workdir):
   abstract = gpt.GPT(model_cfg)
   shardings = gpt.shardings(abstract, mesh)
   like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-  check_shapes(checkpoints, step, like)
   model = checkpoints.restore_model(step, like)
   return TrainedRun(workdir, cfg, model, load_tokenizers(files), mesh, step)
-
-
-@contextlib.contextmanager
-def explain_malformed(workdir, step):
-  """Turn any error of a malformed file into a ValueError that names the file."""
-  try:
-    yield
-  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-    cause = ' '.join(f'{type(error).__name__} {error}'.split())
-    raise ValueError(
-      f'{workdir}/checkpoints/{step}/extra is not what a run keeps: {cause}\n'
-      'fix: copy a good checkpoint back, or train again'
-    ) from error
-
-
-def check_shapes(checkpoints, step, like):
-  """Raise ValueError, before reading any weight, unless the stored shapes are those of `like`."""
-  stored, expected = checkpoints.weights_metadata(step)[1], trees.flat(trees.to_abstract_tree(like))
-  known = {path: stored[path] for path in expected if path in stored}
-  if lines := trees.mismatches(known, expected):
-    raise ValueError(
-      f'{checkpoints.folder}/{step} does not fit config.json: {trees.shortened(lines)}\n'
-      'fix: give the folder as its run left it'
-    )
 
 
 def unpack_files(files):

@@ -36,7 +36,11 @@ UNUSED_SECTIONS = ('model', 'tokenizer', 'loss', 'sample')
 
 
 class TokenizerJob(base.Job):
-  """An autoencoder in training; see base.Job. Subclasses say what an item is."""
+  """An autoencoder in training; see base.Job. Subclasses define its items and how they are scored.
+
+  build() returns (AutoencoderConfig, gather, item_at, hash of the data, items of an epoch); gather and
+  item_at: see data.ItemLoader.
+  """
 
   def __init__(self, cfg, workdir, mesh):
     self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
@@ -47,7 +51,17 @@ class TokenizerJob(base.Job):
     self.train_items = self.read_items('train')
     has_valid = data.source_names(cfg.data, 'valid')
     self.valid_items = self.read_items('valid') if has_valid else ()
-    self.codec_cfg, self.loader = self.build()
+    self.codec_cfg, gather, item_at, content, self.count = self.build()
+    self.loader = data.ItemLoader(
+      cfg.data,
+      gather,
+      item_at,
+      batch_size=cfg.train.batch_size,
+      share=data_shard(mesh),
+      fingerprint=dict(
+        count=self.count, batch_size=cfg.train.batch_size, seed=cfg.train.seed, content=content
+      ),
+    )
     model = autoencoder.Autoencoder(self.codec_cfg)
     objective = Objective(
       weigh=lambda batch, hyper: (batch, jnp.float32(cfg.train.batch_size)),
@@ -77,19 +91,6 @@ class TokenizerJob(base.Job):
           f'{section}.{name}={value!r} has no effect with train.job={cfg.train.job}\n'
           f'fix: leave it at {default!r}'
         )
-
-  def item_loader(self, gather, item_at, content, count):
-    """Return the loader of batches; content: hash of the data, count: items of an epoch."""
-    size, seed = self.cfg.train.batch_size, self.cfg.train.seed
-    self.count = count
-    return data.ItemLoader(
-      self.cfg.data,
-      gather,
-      item_at,
-      batch_size=size,
-      share=data_shard(self.mesh),
-      fingerprint=dict(count=count, batch_size=size, seed=seed, content=content),
-    )
 
   def loss(self, model, tap, batch, weight, hyper, key):
     """Return a micro-batch's share of the objective and its metrics, as step.Objective asks."""
@@ -179,12 +180,11 @@ class ImageTokenizerJob(TokenizerJob):
     return data.load_images(self.cfg.data, self.section.shape, split)
 
   def build(self):
-    """Return (AutoencoderConfig, loader); each epoch has all images in an order of its own."""
-    images, seed = self.train_items, self.cfg.train.seed
+    """Return the network and data; each epoch has all images in an order of its own."""
+    images, count = self.train_items, len(self.train_items)
     gather = lambda numbers: {'images_BYXA': images[np.asarray(numbers)]}
-    content, count = hashlib.sha256(images).hexdigest(), len(images)
-    loader = self.item_loader(gather, data.epoch_shuffle(seed, count), content, count)
-    return image.autoencoder_config(self.section), loader
+    shuffle = data.epoch_shuffle(self.cfg.train.seed, count)
+    return image.autoencoder_config(self.section), gather, shuffle, hashlib.sha256(images).hexdigest(), count
 
   def inputs(self, batch):
     """Return pixels from -1 to 1."""
@@ -225,7 +225,7 @@ class AudioTokenizerJob(TokenizerJob):
     return data.load_waveforms(self.cfg.data, cfg.sample_rate, split, cfg.seconds)
 
   def build(self):
-    """Return (AutoencoderConfig, loader); an item's number is the frame at which its crop starts."""
+    """Return the network and data; an item's number is the frame at which its crop starts."""
     self.statistics = audio.fit_statistics(self.section, self.train_items)
     front_end = audio.AudioTokenizer(self.section, self.statistics)
     self.frames_JM = frames_JM = front_end.join_with_silence(self.train_items)
@@ -239,7 +239,7 @@ class AudioTokenizerJob(TokenizerJob):
     item_at = lambda place: int(scramble(seed, np.array([place]))[0] % starts)
     gather = lambda starts: {'frames_BJM': frames_JM[np.asarray(starts)[:, None] + np.arange(crop)]}
     content, count = hashlib.sha256(frames_JM).hexdigest(), len(frames_JM) // crop
-    return codec_cfg, self.item_loader(gather, item_at, content, count)
+    return codec_cfg, gather, item_at, content, count
 
   def inputs(self, batch):
     """Return standardized log-mel frames."""

@@ -63,6 +63,7 @@ class LanguageModelJob(base.Job):
   def __init__(self, cfg, workdir, mesh):
     """Build and check everything; write nothing but token caches."""
     self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
+    panels.check_beams(cfg)  # now, not at the first sample
     self.tokenizers = run_tokenizers.build(cfg, workdir)
     run_tokenizers.check_use(cfg, self.tokenizers)
     self.model_cfg = resolve_model(cfg, self.tokenizers)
@@ -92,7 +93,7 @@ class LanguageModelJob(base.Job):
     self.flops = costs.flops_per_token(self.model_cfg, self.length)
     self.parameters = costs.count_params(self.model_cfg)
     self.caches = self.open_valid_caches()  # also read by tasks, as those of evaluate.Subject
-    evaluate.check_tasks(self, cfg.train.tasks)  # now, not after the last step
+    evaluate.check_beams(self, evaluate.check_tasks(self, cfg.train.tasks))  # now, not after the last step
 
   def open_valid_caches(self):
     """Return {(source, 'valid'): token cache}; ValueError now for what could not be scored later."""
@@ -187,12 +188,9 @@ class LanguageModelJob(base.Job):
 
   def utilization(self, per_second):
     """Return MFU, throughput over the hardware's peak, counting full or causal attention."""
-    peak, _ = hardware.peak_flops()
+    peak = hardware.peak_flops()[0] * self.mesh.size
     names = {'mfu': 'full', 'mfu_causal': 'causal'} if peak else {}
-    return {
-      name: per_second * self.flops[convention] / (peak * self.mesh.size)
-      for name, convention in names.items()
-    }
+    return {name: per_second * self.flops[convention] / peak for name, convention in names.items()}
 
   def subject(self, state):
     """Return the current model as evaluation tasks take it."""

@@ -131,12 +131,7 @@ def permute_rows(x_AD, order_A, inverse_A):
   return x_AD[order_A]
 
 
-def _permute_forward(x_AD, order_A, inverse_A):
-  return x_AD[order_A], inverse_A
-
-
-def _permute_backward(inverse_A, dy_AD):
-  return dy_AD[inverse_A], None, None
-
-
-permute_rows.defvjp(_permute_forward, _permute_backward)
+permute_rows.defvjp(
+  lambda x_AD, order_A, inverse_A: (x_AD[order_A], inverse_A),
+  lambda inverse_A, dy_AD: (dy_AD[inverse_A], None, None),
+)

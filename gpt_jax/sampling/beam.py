@@ -85,10 +85,9 @@ def search(model, state, steps, cfg, grammar, stops):
     ended_BX = stops_BX & (top_BX > MIN_SCORE)
 
     new_BX = top_BX / length_penalty((beams.step + 1).astype(jnp.float32), cfg.length_penalty)
-    done_BX = jnp.concatenate([beams.done_scores_BW, jnp.where(ended_BX, new_BX, NEG_INF)], 1)
-    all_ids = jnp.concatenate([beams.done_ids_BWT, ids_BXT], 1)
-    lengths_BX = jnp.broadcast_to(length_B[:, None] + 1, (B, X))
-    all_lengths = jnp.concatenate([beams.done_lengths_BW, lengths_BX], 1)
+    new = (jnp.where(ended_BX, new_BX, NEG_INF), ids_BXT, jnp.broadcast_to(length_B[:, None] + 1, (B, X)))
+    done = (beams.done_scores_BW, beams.done_ids_BWT, beams.done_lengths_BW)
+    done_BX, all_ids, all_lengths = (jnp.concatenate(x, 1) for x in zip(done, new, strict=True))
     done_scores_BW, keep_BW = jax.lax.top_k(done_BX, W)
 
     live_scores_BW, live_BW = jax.lax.top_k(jnp.where(stops_BX, NEG_INF, top_BX), W)

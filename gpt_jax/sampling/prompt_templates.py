@@ -35,11 +35,6 @@ class PromptTemplate:
     target = self.signature[1]
     return target[0] if len(target) == 1 and target[0] in ('text', *MARKERS) else 'any'
 
-  @property
-  def is_unconditional(self):
-    """Whether its documents have no condition, so that any beginning of one may be a prompt."""
-    return not self.signature[0]
-
   def __str__(self):
     words = [', '.join(MODALITY.get(kind, kind) for kind in kinds) for kinds in self.signature if kinds]
     return ' -> '.join(words)
@@ -70,7 +65,7 @@ def match_template(candidates, text, images, sounds, to):
   matches = []
   for candidate in candidates:
     match = None
-    if candidate.is_unconditional:
+    if not candidate.signature[0]:  # no condition: any beginning of a document may be a prompt
       match = start_document(candidate, text, inputs, to)
     elif candidate.to == to:
       match = fill_template(candidate.template, text, inputs)
@@ -100,8 +95,7 @@ def match_template(candidates, text, images, sounds, to):
 
 def describe(text, inputs):
   """Describe inputs for an error: text, 1 image, 2 audio."""
-  counts = [f'{len(files)} {name}' for name, files in inputs.items() if files]
-  return ', '.join(([text] if text else []) + counts)
+  return ', '.join([*filter(None, [text]), *(f'{len(x)} {name}' for name, x in inputs.items() if x)])
 
 
 def start_document(candidate, text, inputs, to):

@@ -34,16 +34,16 @@ class Grammar(NamedTuple):
   in_grid_V: np.ndarray  # bool; image codes and patches, which have a row and column
   ends_V: np.ndarray  # bool; a row ends with any of these
   paced_V: np.ndarray  # bool; the end of a sound, whose probability guidance does not change
-  image_books: np.int32  # codebooks of images
-  columns: np.int32  # of an image
-  image_codes: np.int32  # in a whole image
-  image_time: np.int32  # time that an image takes
-  audio_books: np.int32
-  audio_codes: np.int32  # in the longest sound
-  sep: np.int32  # ids; -1: the vocabulary has none
-  null: np.int32
-  patch: np.int32
-  frame: np.int32
+  image_books: np.int32 = np.int32(1)  # codebooks of images
+  columns: np.int32 = np.int32(1)  # of an image
+  image_codes: np.int32 = np.int32(1)  # in a whole image
+  image_time: np.int32 = np.int32(1)  # time that an image takes
+  audio_books: np.int32 = np.int32(1)
+  audio_codes: np.int32 = np.int32(1)  # in the longest sound
+  sep: np.int32 = np.int32(-1)  # ids; -1: the vocabulary has none
+  null: np.int32 = np.int32(-1)
+  patch: np.int32 = np.int32(-1)
+  frame: np.int32 = np.int32(-1)
 
 
 class GrammarState(NamedTuple):
@@ -92,28 +92,16 @@ def build(vocabulary, layout, columns, to='text'):
 def plain(allowed_V, stop_ids=()):
   """The Grammar of text alone: any of these ids (bool [V]), ended by one of `stop_ids`."""
   V = len(allowed_V)
-  nothing = np.zeros((5, V), bool)
   ends_V = np.zeros(V, bool)
   ends_V[list(stop_ids)] = True
-  one, none = np.int32(1), np.int32(-1)
   return Grammar(
-    table_NV=np.concatenate([np.asarray(allowed_V, bool)[None], nothing]),
+    table_NV=np.concatenate([np.asarray(allowed_V, bool)[None], np.zeros((5, V), bool)]),
     opens_V=np.full(V, STAY, np.int32),
     counts_V=np.zeros(V, np.int32),
     needs_V=np.ones(V, np.int32),
     in_grid_V=np.zeros(V, bool),
     ends_V=ends_V,
     paced_V=np.zeros(V, bool),
-    image_books=one,
-    columns=one,
-    image_codes=one,
-    image_time=one,
-    audio_books=one,
-    audio_codes=one,
-    sep=none,
-    null=none,
-    patch=none,
-    frame=none,
   )
 
 

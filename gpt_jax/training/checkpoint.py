@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 
 from gpt_jax.training import digests
 from gpt_jax.training.digests import Corrupt
-from gpt_jax.training.trees import flat, from_tree, mismatches, nest, shortened, to_abstract_tree
+from gpt_jax.training.trees import describe_mismatches, flat, from_tree, to_abstract_tree
 
 NO_CHECKPOINT, NONE_GOOD = -1, -2  # what process 0 broadcasts in the place of a step
 
@@ -83,30 +83,25 @@ class Checkpoints:
     Process 0 verifies, and all return its verdict. Steps that fail are reported. Raises Corrupt when
     there are checkpoints but none is good.
     """
-    step, reasons = self._latest_good(last) if self.primary else (None, [])
+    verdict, reasons = NO_CHECKPOINT, []
+    for step in self.steps() if self.primary else ():
+      try:
+        if step <= last:
+          self.verify(step)
+          verdict = step
+          break
+      except Corrupt as reason:
+        reasons.append(str(reason))
+        self.report(f'not trusted: {reason}; trying the one before')
     # A kill leaves one step without digests; more means that the digests were lost.
     lost = len(reasons) > 1 or any('never finished' not in reason for reason in reasons)
-    verdict = from_process_0(step if step is not None else NONE_GOOD if lost else NO_CHECKPOINT)
+    verdict = from_process_0(NONE_GOOD if verdict == NO_CHECKPOINT and lost else verdict)
     if verdict == NONE_GOOD:
       raise Corrupt(
         f'{self.folder}: no good checkpoint: {"; ".join(reasons) or "as process 0 reports"}\n'
         'fix: copy a good one back, or start again in another --workdir'
       )
     return None if verdict == NO_CHECKPOINT else verdict
-
-  def _latest_good(self, last):
-    """Return (the newest good step or None, why newer ones are not good)."""
-    reasons = []
-    for step in self.steps():
-      if step > last:
-        continue
-      try:
-        self.verify(step)
-        return step, reasons
-      except Corrupt as reason:
-        reasons.append(str(reason))
-        self.report(f'not trusted: {reason}; trying the one before')
-    return None, reasons
 
   def read_extra(self, step):
     """Return the JSON that was saved with the state."""
@@ -125,29 +120,29 @@ class Checkpoints:
     Raises ValueError listing every array whose path, shape or dtype differs.
     """
     wanted = to_abstract_tree(like)
-    if lines := mismatches(self.array_metadata(step), flat(wanted)):
+    if differences := describe_mismatches(self.array_metadata(step), flat(wanted)):
       raise ValueError(
-        f'checkpoint {self.folder}/{step} does not fit this run: {shortened(lines)}\n'
+        f'checkpoint {self.folder}/{step} does not fit this run: {differences}\n'
         'fix: use the config that wrote it, or another --workdir'
       )
     return from_tree(self._read(step, wanted), like)
 
   def restore_model(self, step, like):
-    """Return the weights of a step (their average, if it has one), laid out as `like`."""
-    branch, _ = self.weights_metadata(step)
-    wanted = {f'{branch}/{path}': x for path, x in flat(to_abstract_tree(like)).items()}
-    tree = flat(self._read(step, nest(wanted)))
-    return from_tree(nest({path.removeprefix(f'{branch}/'): x for path, x in tree.items()}), like)
+    """Return the weights of a step (their average, if it has one), laid out as `like`.
 
-  def weights_metadata(self, step):
-    """Return (branch of the weights to use, {path: shape and dtype}): their average, if stored."""
-    stored = self.array_metadata(step)
-    for branch in ('opt_state/ema', 'model'):
-      prefix = f'{branch}/'
-      weights = {path.removeprefix(prefix): x for path, x in stored.items() if path.startswith(prefix)}
-      if weights:
-        return branch, weights
-    raise Corrupt(f'checkpoint {step} holds no weights\nfix: restore its files')
+    Raises ValueError listing every parameter whose path, shape or dtype differs.
+    """
+    stored, wanted = self.array_metadata(step), to_abstract_tree(like)
+    branch = 'opt_state/ema/' if any(path.startswith('opt_state/ema/') for path in stored) else 'model/'
+    weights = {path.removeprefix(branch): x for path, x in stored.items() if path.startswith(branch)}
+    if differences := describe_mismatches(weights, flat(wanted)):
+      raise ValueError(
+        f'{self.folder}/{step} does not fit the model: {differences}\n'
+        'fix: use the model section of the config.json beside it'
+      )
+    if branch == 'model/':
+      return from_tree(self._read(step, {'model': wanted})['model'], like)
+    return from_tree(self._read(step, {'opt_state': {'ema': wanted}})['opt_state']['ema'], like)
 
   def _read(self, step, wanted):
     restore_args = jax.tree.map(
@@ -163,18 +158,12 @@ class Checkpoints:
 def load_model(workdir, like, verify='full'):
   """Return the parameters of a run's latest good checkpoint, laid out as `like`.
 
-  like: abstract model with shardings. verify: as CheckpointConfig.verify.
-  Raises ValueError listing every parameter whose path, shape or dtype differs.
+  like: abstract model with shardings. verify: as CheckpointConfig.verify. Errors as `restore_model`.
   """
   checkpoints = Checkpoints(pathlib.Path(workdir).expanduser() / 'checkpoints', verify)
   step = checkpoints.latest_good()
   if step is None:
     raise ValueError(f'{workdir} has no checkpoint\nfix: train there first, or name another run folder')
-  _, stored = checkpoints.weights_metadata(step)
-  if lines := mismatches(stored, flat(to_abstract_tree(like))):
-    raise ValueError(
-      f'{workdir} does not fit the model: {shortened(lines)}\nfix: use the model section of its config.json'
-    )
   return checkpoints.restore_model(step, like)
 
 

@@ -5,6 +5,7 @@ Which settings an optimizer, schedule or position scheme reads follows from its 
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +21,14 @@ def notes(cfg):
   changed = records.diff(dataclasses.asdict(type(cfg)()), dataclasses.asdict(cfg))
   lines = []
   for selector, (keys, keys_read) in SELECTORS.items():
-    ignored = set(keys) - set(keys_read(cfg))
-    lines += [
-      f'{key} has no effect with {selector}={value(cfg, selector)}'
-      for key in keys
-      if key in changed and key in ignored
-    ]
+    ignored = [key for key in keys if key in changed and key not in keys_read(cfg)]
+    lines += [f'{key} has no effect with {selector}={value(cfg, selector)}' for key in ignored]
   return lines
 
 
 def value(cfg, key):
   """Return the value of a dotted key."""
-  for name in key.split('.'):
-    cfg = getattr(cfg, name)
-  return cfg
+  return functools.reduce(getattr, key.split('.'), cfg)
 
 
 class ReadRecorder:

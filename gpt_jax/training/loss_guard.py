@@ -69,20 +69,14 @@ def count_streaks(skipped, spike, before):
 
 
 def describe_skips(skips, step, loader, offset):
-  """Return the event of the steps skipped in an interval: {updates, spikes, batches, rows}.
+  """Return the event of the steps skipped in an interval that ends with `step`.
 
-  updates: how many; spikes: those of them that were finite (with a spike guard); batches: their
-  numbers; rows: {number: rows by source}.
-
-  Args:
-    skips: {skipped and, with a spike guard, spike: arrays by step}.
-    step: the last step of the interval.
-    loader: its `identify` names the rows of a batch.
-    offset: number of the batch that the run would take at step 0.
+  {updates: how many; spikes: those of them that were finite (with a spike guard); batches: their
+  numbers; rows: {number: rows by source}}. skips: {skipped, spike: arrays by step}. loader: its
+  `identify` names the rows of a batch. offset: number of the batch that the run would take at step 0.
   """
   skipped = skips['skipped']
-  first = step - len(skipped)
-  numbers = [first + i + offset for i in skipped.nonzero()[0].tolist()]
+  numbers = [step - len(skipped) + i + offset for i in skipped.nonzero()[0].tolist()]
   spikes = {'spikes': int(skips['spike'].sum())} if 'spike' in skips else {}
   rows = {n: loader.identify(n) for n in numbers}
   return {'updates': len(numbers), **spikes, 'batches': numbers, 'rows': rows}

@@ -91,8 +91,9 @@ class Meter:
     self.targets += counts.get('targets', 0.0)
     self.seconds += seconds
     skipped = values['skipped']
-    means = {k: mean_of_applied(values.pop(k), skipped == 0) for k in ('loss', 'objective')}
-    means |= pop_scalars(values)
+    # Over the applied steps: one skipped NaN is not divergence.
+    applied = {k: values.pop(k)[skipped == 0] for k in ('loss', 'objective')}
+    means = {k: float(x.mean()) if len(x) else math.nan for k, x in applied.items()} | pop_scalars(values)
     skips = {k: values.pop(k) for k in GUARDED if k in values}
     skips['streaks'] = loss_guard.count_streaks(skipped, skips.get('spike', 0 * skipped), self.streak)
     self.streak = tuple(skips['streaks'][-1].tolist())
@@ -121,11 +122,6 @@ class Meter:
       'replicas': self.replicas,
       f'{self.unit}_per_second': self.tokens / self.seconds if self.seconds else None,
     }
-
-
-def mean_of_applied(value_S, applied_S):
-  """Mean over the applied steps S: one skipped NaN is not divergence."""
-  return float(value_S[applied_S].mean()) if applied_S.any() else math.nan
 
 
 def tail(lines, steps, unit='tokens'):

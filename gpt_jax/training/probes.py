@@ -13,7 +13,6 @@ Sources: coordinate check (Yang et al. 2022, appendix D.1).
 import dataclasses
 import functools
 import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -30,20 +29,19 @@ from gpt_jax.step import hyper_of, init_state, language_objective, params_of, tr
 
 
 class Recorded(nnx.Module):
-  """A module that also records its output in a dict by path."""
+  """A module that also records its activation, the first of a tuple, in a dict by path."""
 
   def __init__(self, module, path, outputs):
-    self.call = lambda *args, **kwargs: record_output(module(*args, **kwargs), path, outputs)
+    def call(*args, **kwargs):
+      output = module(*args, **kwargs)
+      outputs[path] = output[0] if isinstance(output, tuple) else output
+      return output
+
+    self.call = call
 
   def __call__(self, *args, **kwargs):
     """Return the module's output."""
     return self.call(*args, **kwargs)
-
-
-def record_output(output, path, outputs):
-  """Record the activation, which is the first of a tuple, and return the output."""
-  outputs[path] = output[0] if isinstance(output, tuple) else output
-  return output
 
 
 def activations(model, batch):
@@ -134,17 +132,11 @@ def by_layer(sizes):
   rows = {}
   for path, values in fetch(sizes).items():
     for name, value in values.items():
-      if np.ndim(value) == 0:
-        rows.setdefault(path, {})[name] = float(value)
-        continue
-      for l, entry in enumerate(value):
-        rows.setdefault(path.replace('/', f'/{l}/', 1), {})[name] = float(entry)
-  return dict(sorted(rows.items(), key=lambda row: natural_key(row[0])))
-
-
-def natural_key(path):
-  """Return a sorting key that puts layer 10 after layer 9."""
-  return [(part.isdigit(), int(part) if part.isdigit() else part) for part in re.split('/', path)]
+      paths = [path.replace('/', f'/{l}/', 1) for l in range(len(value))] if np.ndim(value) else [path]
+      for layer_path, size in zip(paths, np.atleast_1d(value), strict=True):
+        rows.setdefault(layer_path, {})[name] = float(size)
+  natural_key = lambda path: [(p.isdigit(), int(p) if p.isdigit() else p) for p in path.split('/')]
+  return {path: rows[path] for path in sorted(rows, key=natural_key)}  # layer 10 after layer 9
 
 
 # ------------------------------------------------------------------------------------ comparisons

@@ -7,6 +7,7 @@ of the step varies the order of its sums (XLA_FLAGS=--xla_gpu_deterministic_ops=
 import jax
 import jax.numpy as jnp
 
+from gpt_jax.runs.text_table import join_some
 from gpt_jax.sharding import replicated
 from gpt_jax.training import trees
 
@@ -38,7 +39,7 @@ class ReplayedStep:
       number = int(jax.device_get(first[0].step))
       raise ResultsDiffer(
         f'step {number} ran twice on the same inputs and differs in {len(paths)} of '
-        f'{len(differs)} arrays: {trees.shortened(paths, 5)}; both results are discarded\n'
+        f'{len(differs)} arrays: {join_some(paths, 5)}; both results are discarded\n'
         'fix: run the same command on another machine; on GPUs first set '
         'XLA_FLAGS=--xla_gpu_deterministic_ops=true'
       )

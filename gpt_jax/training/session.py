@@ -189,15 +189,17 @@ def due(every, step, steps):
   return step == steps or (every > 0 and step > 0 and step % every == 0)
 
 
-def probe_is_due(s):
-  """Whether a probe is due; 0 = never, not even at the end."""
-  return s.cfg.train.probe_every > 0 and is_due(s, s.cfg.train.probe_every)
+def due_evals(s):
+  """Return the functions that read the state before the next step; train.probe_every=0 means never."""
+  train = s.cfg.train
+  periods = [(train.eval_every, evaluate), (train.sample_every, sample)]
+  periods += [(train.probe_every, measure_layers)] if train.probe_every else []
+  return [run for every, run in periods if is_due(s, every)]
 
 
 def needs_state(s):
   """Whether anything that reads the state is due before the next step."""
-  periods = (s.cfg.train.eval_every, s.cfg.train.sample_every, s.cfg.checkpoint.every)
-  return any(is_due(s, every) for every in periods) or probe_is_due(s)
+  return bool(due_evals(s)) or is_due(s, s.cfg.checkpoint.every)
 
 
 def run_due_evals(s, should_stop):
@@ -209,12 +211,9 @@ def run_due_evals(s, should_stop):
 
   s.job.raise_if_preempted = raise_if_preempted  # called between evaluation batches
   try:
-    if is_due(s, s.cfg.train.eval_every):
-      evaluate(s)
-    if is_due(s, s.cfg.train.sample_every):
-      sample(s)
-    if probe_is_due(s):
-      measure_layers(s)
+    for run in due_evals(s):
+      block_until_ready(s)
+      run(s)
   except Preempted:  # the run evaluates again when it resumes
     return False
   return True
@@ -227,7 +226,6 @@ def block_until_ready(s):
 
 def evaluate(s):
   """Score train.eval_tokens of the validation data; at the end, all of it for the result."""
-  block_until_ready(s)
   start, limit = time.perf_counter(), s.cfg.train.eval_tokens
   s.valid, s.evaluations = s.job.validate(s.state, limit)
   if not s.valid:  # no validation data
@@ -240,14 +238,12 @@ def evaluate(s):
 
 def sample(s):
   """Write samples of the model as it is now."""
-  block_until_ready(s)
   for content, name, suffix in s.job.samples(s.state):
     s.run.write_sample(s.step, content, name=name, suffix=suffix)
 
 
 def measure_layers(s):
   """Write the sizes of activations, gradients, updates and parameters per layer, on batch 0."""
-  block_until_ready(s)
   if s.probe is None:
     program = s.job.program
     compiled = probes.compile_probe(

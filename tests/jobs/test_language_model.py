@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -407,6 +408,20 @@ def test_a_vocabulary_that_is_too_small_is_refused(tmp_path):
   with pytest.raises(ValueError) as error:
     job_of(tmp_path, experiment(model__vocab=280))
   assert_two_lines(error.value, 'ids and model.vocab=280')
+
+
+@pytest.mark.parametrize(
+  ('source', 'modality', 'task'), [('draw', 'image', 'draw'), ('dial', 'audio', 'speak')]
+)
+def test_beams_with_an_image_or_sound_source_fail_at_the_start(tmp_path, source, modality, task):
+  mixture = {source: tiny_runs.MEDIA['data.mixture'][source]}
+  cfg = experiment(data__mixture=mixture, sample={'beams': 2})
+  with pytest.raises(ValueError) as error:
+    job_of(tmp_path, cfg)
+  assert_two_lines(error.value, f'sample.beams=2 cannot make the {modality} of data.mixture.{source}')
+  with pytest.raises(ValueError) as error:
+    evaluate.check_beams(types.SimpleNamespace(cfg=cfg), [task])
+  assert_two_lines(error.value, f'sample.beams=2 cannot make the images or sounds of --tasks={task}')
 
 
 def test_the_description_counts_ids(job):

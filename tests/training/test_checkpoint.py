@@ -621,12 +621,12 @@ def test_a_model_is_sharded_as_in_training_if_the_devices_suffice(run, tmp_path,
 
 
 def test_weights_that_do_not_fit_are_an_error_that_lists_them(run):
-  cfg = trained.load(run).model.cfg
+  loaded = trained.load(run)
   with pytest.raises(ValueError) as error:
-    checkpoint.load_model(run, model_like(dataclasses.replace(cfg, hidden=40, qk_norm=True)))
+    checkpoint.load_model(run, model_like(dataclasses.replace(loaded.model.cfg, hidden=40, qk_norm=True)))
   tiny_runs.assert_two_lines(
     error.value,
-    f'{run} does not fit',
+    f'{run}/checkpoints/{loaded.step} does not fit',
     'blocks/mlp/up_DF: checkpoint float32[1, 16, 64], model float32[1, 16, 40]',
     'blocks/attention/q_norm/scale is missing in the checkpoint',
   )

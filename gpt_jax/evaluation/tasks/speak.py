@@ -62,10 +62,9 @@ def run(subject, source, split, limit, recognizer=None, **sampling):
 
 def add_set_distances(rows, rate, sounds, real, train_waves):
   """Add rows that compare standardized cepstra: distances of sets, distances to training sounds."""
-  train_ND = judges.cepstra(train_waves, rate)
-  mean_D, scale_D = judges.mean_and_scale(train_ND)
-  features = lambda waves: (judges.cepstra(waves, rate) - mean_D) / scale_D
-  train_ND, real_ND = (train_ND - mean_D) / scale_D, features(real)
+  train_ND, weights = judges.standardized(train_waves, rate)
+  features = judges.SoundJudge((), weights).features
+  real_ND = features(real)
   sets = {of: features(waves) for of, waves in sounds.items()}
   n = min(len(real_ND), len(train_ND))
   if n >= common.MIN_SET:

@@ -55,10 +55,6 @@ def lookup(table_VD, ids):
   return table_VD[ids]
 
 
-def _lookup_forward(table_VD, ids):
-  return table_VD[ids], (table_VD, ids)
-
-
 def _lookup_backward(residuals, dy):
   table_VD, ids = residuals
   V, D = table_VD.shape
@@ -74,7 +70,7 @@ def _lookup_backward(residuals, dy):
   return sum_VD.astype(table_VD.dtype), None
 
 
-lookup.defvjp(_lookup_forward, _lookup_backward)
+lookup.defvjp(lambda table_VD, ids: (table_VD[ids], (table_VD, ids)), _lookup_backward)
 
 
 # --------------------------------------------------------------------------- recomputed activations

@@ -5,19 +5,14 @@ import jax
 from gpt_jax.model.kernels import flash
 
 
-def save_residuals(block, prevent_cse):
-  """Save all residuals of a block for its backward pass."""
-  return block
-
-
 def rematerialize(policy):
   """A row of REMAT: save what the policy says and recompute the rest in the backward pass."""
   return lambda block, prevent_cse: jax.checkpoint(block, policy=policy, prevent_cse=prevent_cse)
 
 
 REMAT = {  # name: (block, prevent_cse) -> block; inside a scan, CSE cannot undo the recomputation
-  'none': save_residuals,
-  'mlp_activations': save_residuals,  # but for the activation functions: see layers.MLP
+  'none': lambda block, prevent_cse: block,  # all residuals are saved
+  'mlp_activations': lambda block, prevent_cse: block,  # but for the activation functions: see layers.MLP
   'full': rematerialize(None),
   'dots': rematerialize(jax.checkpoint_policies.dots_saveable),
   'dots_no_batch': rematerialize(
