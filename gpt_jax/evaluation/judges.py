@@ -38,12 +38,22 @@ SOUND_PARTS, SOUND_CEPSTRA, SOUND_C, SOUND_HALF = 10, 40, 0.1, 8
 class Judge:
   """A fitted classifier whose state is arrays: loading one executes no code.
 
-  Each judge has fit(inputs, labels, seed), scores(inputs) [N, C], the highest for the predicted class,
-  and features(inputs) [N, D], for distances between sets.
+  Each judge has train(inputs, class indices, seed) -> weights, scores(inputs) [N, C], the highest for
+  the predicted class, and features(inputs) [N, D], for distances between sets.
   """
 
   labels: np.ndarray  # [C] str, sorted
   weights: dict  # name -> array
+
+  @classmethod
+  def fit(cls, inputs, labels, seed=0, **settings):
+    """Return a judge trained on these examples, deterministic; ValueError for fewer than two classes."""
+    classes, index = np.unique([str(label) for label in labels], return_inverse=True)
+    if len(classes) < 2:
+      raise ValueError(
+        f'a judge of {len(classes)} class tells nothing apart\nfix: give labels of two or more'
+      )
+    return cls(classes, cls.train(inputs, index.astype(np.int32), seed, **settings))
 
   def predict(self, inputs):
     """-> labels [N] str."""
@@ -69,28 +79,19 @@ class Judge:
       return cls(file['labels'], weights)
 
 
-def _classes(labels):
-  """Return the sorted classes as text and each label's index; ValueError for fewer than two."""
-  classes, index = np.unique([str(label) for label in labels], return_inverse=True)
-  if len(classes) < 2:
-    raise ValueError(f'a judge of {len(classes)} class tells nothing apart\nfix: give labels of two or more')
-  return classes, index.astype(np.int32)
-
-
 class ImageJudge(Judge):
   """A small convolutional network on pixels; its features are the layer before the last."""
 
-  @classmethod
-  def fit(cls, images_NYXA, labels, seed=0):
-    """Train on uint8 images of any one size, shifted by up to a 20th of their size; deterministic."""
-    classes, index_N = _classes(labels)
+  @staticmethod
+  def train(images_NYXA, index_N, seed):
+    """Train on uint8 images of any one size, shifted by up to a 20th of their size -> weights."""
     images_NYXA = shrink(images_NYXA)
     size = images_NYXA.shape[1:]
     shift = max(size[:2]) // 20
     padded = np.pad(images_NYXA, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode='edge')
     batch = min(BATCH, len(index_N))
     steps = int(np.clip(EPOCHS * len(index_N) // batch, *STEPS))
-    weights = _init(jax.random.key(seed), size, len(classes))
+    weights = _init(jax.random.key(seed), size, int(index_N.max()) + 1)
     opt_state = ADAMW.init(weights)
     rng = np.random.default_rng(seed)
     rows, columns = np.arange(size[0])[:, None], np.arange(size[1])[None]
@@ -103,7 +104,7 @@ class ImageJudge(Judge):
       images = padded[chosen[:, None, None], y + rows, x + columns]
       rate = RATE * min(10 * (n + 1) / steps, (1 + np.cos(np.pi * n / steps)) / 2)
       weights, opt_state = _step(weights, opt_state, images, index_N[chosen], np.float32(rate))
-    return cls(classes, jax.device_get(weights))
+    return jax.device_get(weights)
 
   def scores(self, inputs):
     """-> logits [N, C]."""
@@ -215,13 +216,12 @@ class NearestNeighbor(Judge):
 class PixelJudge(NearestNeighbor):
   """The nearest neighbor in raw pixels."""
 
-  @classmethod
-  def fit(cls, inputs, labels, seed=0):
+  @staticmethod
+  def train(inputs, index_N, seed):
     """Store a random 20,000 of the examples: files may be sorted by class."""
-    classes, index_N = _classes(labels)
     chosen = np.random.default_rng(seed).permutation(len(index_N))[:NEIGHBORS]
     train_ND = np.asarray(inputs).reshape(len(inputs), -1)[chosen]
-    return cls(classes, {'train': train_ND, 'index': index_N[chosen]})
+    return {'train': train_ND, 'index': index_N[chosen]}
 
   def features(self, inputs):
     """-> raw pixels, float32."""
@@ -231,19 +231,18 @@ class PixelJudge(NearestNeighbor):
 class SoundJudge(Judge):
   """Logistic regression on the cosine coefficients of a log-mel spectrogram, and the length."""
 
-  @classmethod
-  def fit(cls, waves, labels, seed=0, *, rate):
+  @staticmethod
+  def train(waves, index_N, seed, rate):
     """Train on float waves of `rate` samples a second. The labels may be words or speakers."""
     from sklearn.linear_model import LogisticRegression
 
-    classes, index_N = _classes(labels)
     features_ND, weights = standardized(waves, rate)
     model = LogisticRegression(C=SOUND_C, max_iter=1000, random_state=seed)
     model.fit(features_ND, index_N)
     w, b = model.coef_, model.intercept_
-    if len(classes) == 2:  # scikit-learn has one row for two classes
+    if len(w) == 1:  # scikit-learn has one row for two classes
       w, b = np.concatenate([-w, w]), np.concatenate([-b, b])
-    return cls(classes, weights | {'w': w, 'b': b})
+    return weights | {'w': w, 'b': b}
 
   def scores(self, inputs):
     """-> logits [N, C]."""
@@ -258,12 +257,11 @@ class SoundJudge(Judge):
 class SoundNeighborJudge(NearestNeighbor):
   """The nearest neighbor in the standardized features of SoundJudge."""
 
-  @classmethod
-  def fit(cls, waves, labels, seed=0, *, rate):
+  @staticmethod
+  def train(waves, index_N, seed, rate):
     """Store the features of all sounds."""
-    classes, index_N = _classes(labels)
     features_ND, weights = standardized(waves, rate)
-    return cls(classes, weights | {'train': features_ND, 'index': index_N})
+    return weights | {'train': features_ND, 'index': index_N}
 
   features = SoundJudge.features
 

@@ -117,6 +117,13 @@ class TokenizerJob(base.Job):
     """Return the tokenizer of these parameters."""
     return self.make(fetch(params_of(eval_model(state))))
 
+  def samples(self, state):
+    """Yield validation items with their reconstructions: a picture or a sound."""
+    items = self.valid_items[:SAMPLES]
+    if len(items):
+      tokenizer = self.tokenizer(state)
+      yield self.render(items, tokenizer.decode(tokenizer.encode(items)))
+
   def validate(self, state, limit):
     """Score the first `limit` validation items, 0 = all -> ({valid_loss, ...}, rows)."""
     if not len(self.valid_items):
@@ -204,14 +211,10 @@ class ImageTokenizerJob(TokenizerJob):
       **codebook_scores(codes, tokenizer.codebooks),
     }
 
-  def samples(self, state):
-    """Yield a picture: validation images above their reconstructions."""
-    images = self.valid_items[:SAMPLES]
-    if len(images):
-      tokenizer = self.tokenizer(state)
-      grid = np.concatenate([images, tokenizer.decode(tokenizer.encode(images))])
-      content = media_io.to_png(media_io.tile(grid, len(images)), scale=max(1, 56 // images.shape[1]))
-      yield content, 'reconstructions', '.png'
+  def render(self, images, decoded):
+    """Return (content, name, suffix) of images above their reconstructions."""
+    grid = media_io.tile(np.concatenate([images, decoded]), len(images))
+    return media_io.to_png(grid, scale=max(1, 56 // images.shape[1])), 'reconstructions', '.png'
 
 
 class AudioTokenizerJob(TokenizerJob):
@@ -263,13 +266,9 @@ class AudioTokenizerJob(TokenizerJob):
       **codebook_scores(codes, tokenizer.codebooks),
     }
 
-  def samples(self, state):
-    """Yield a sound: validation clips, each followed by its reconstruction."""
-    waves = list(self.valid_items[:SAMPLES])
-    if waves:
-      tokenizer = self.tokenizer(state)
-      decoded = tokenizer.decode(tokenizer.encode(waves))
-      pause = np.zeros(self.section.sample_rate // 5, np.float32)
-      clips = [x for pair in zip(waves, decoded, strict=True) for wave in pair for x in (wave, pause)]
-      sound = media_io.to_wav(np.concatenate(clips), self.section.sample_rate)
-      yield sound, 'original_then_decoded', '.wav'
+  def render(self, waves, decoded):
+    """Return (content, name, suffix) of clips, each followed by its reconstruction."""
+    rate = self.section.sample_rate
+    pause = np.zeros(rate // 5, np.float32)
+    clips = [x for pair in zip(waves, decoded, strict=True) for wave in pair for x in (wave, pause)]
+    return media_io.to_wav(np.concatenate(clips), rate), 'original_then_decoded', '.wav'

@@ -59,17 +59,11 @@ class CheckpointWriter(Checkpoints):
 
   def poll(self):
     """Advance what is being written, without waiting for it; SaveFailed if it failed."""
-    if self._saving is not None and not self._manager.is_saving_in_progress():
-      self._start_digests()
-    if self._digesting is not None and self._digesting[1].done():
-      self._finish_digests()
+    self._advance(wait=False)
 
   def wait_until_finished(self):
     """Wait until everything is on disk with its digests; SaveFailed if it failed."""
-    if self._saving is not None:
-      self._start_digests()
-    if self._digesting is not None:
-      self._finish_digests()
+    self._advance(wait=True)
 
   def close(self):
     """Finish and release the threads."""
@@ -92,15 +86,20 @@ class CheckpointWriter(Checkpoints):
     from_process_0(step)  # a barrier: Orbax raises if a folder vanishes while another process lists it
     self._manager.reload()  # Orbax remembers the steps that it saw and would refuse to save them again
 
-  def _start_digests(self):
-    """Wait for Orbax, then compute the digests in the background."""
-    step, self._saving = self._saving, None
-    with self._raise_save_failed(step):
-      self._manager.wait_until_finished()
-      if self.primary and not (self.folder / str(step)).is_dir():
-        raise OSError('the folder is missing after the save')
-    if self.primary:
-      self._digesting = step, self._pool.submit(self._write_digests, step)
+  def _advance(self, wait):
+    """Once Orbax is done, compute the digests in the background; finish them once they are written."""
+    if self._saving is not None and (wait or not self._manager.is_saving_in_progress()):
+      step, self._saving = self._saving, None
+      with self._raise_save_failed(step):
+        self._manager.wait_until_finished()
+        if self.primary and not (self.folder / str(step)).is_dir():
+          raise OSError('the folder is missing after the save')
+      if self.primary:
+        self._digesting = step, self._pool.submit(self._write_digests, step)
+    if self._digesting is not None and (wait or self._digesting[1].done()):
+      (step, future), self._digesting = self._digesting, None
+      with self._raise_save_failed(step):
+        future.result()
 
   def _write_digests(self, step):
     self.manifest(step).parent.mkdir(parents=True, exist_ok=True)
@@ -109,11 +108,6 @@ class CheckpointWriter(Checkpoints):
     for path in self.manifest(step).parent.glob('*.json'):
       if int(path.stem) not in steps:  # Orbax keeps the newest ones
         path.unlink()
-
-  def _finish_digests(self):
-    (step, future), self._digesting = self._digesting, None
-    with self._raise_save_failed(step):
-      future.result()
 
   @contextlib.contextmanager
   def _raise_save_failed(self, step):

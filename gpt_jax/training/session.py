@@ -19,20 +19,9 @@ from gpt_jax.training import checkpoint, checkpoint_writer, ineffective, loss_gu
 
 # Keys that may differ between a run and its resumption: its result does not depend on them.
 FREE_ON_RESUME = (
-  'mesh.',
-  'log.',
-  'train.tasks',
-  'train.probe_every',
-  'train.hang_seconds',
-  'train.sdc_every',
-  'train.profile',
-  'checkpoint.',
-  'sample.',
-  'data.workers',
-  'data.prefetch',
-  'data.cache',
-  'data.reset',
-  'model.unroll',
+  *('mesh.', 'log.', 'checkpoint.', 'sample.', 'model.unroll'),
+  *('train.tasks', 'train.probe_every', 'train.hang_seconds', 'train.sdc_every', 'train.profile'),
+  *('data.workers', 'data.prefetch', 'data.cache', 'data.reset'),
 )
 
 

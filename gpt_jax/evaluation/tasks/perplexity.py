@@ -65,8 +65,7 @@ def eval_batches(subject, source, split, stride=0, length=0):
 def score_text(subject, source, split, limit, stride):
   """Rows for a stream of text."""
   batches = eval_batches(subject, source, split, stride)
-  sums, is_whole = sum_batches(subject, subject.score, batches, limit)
-  check_targets(sums, source, split)
+  sums, is_whole = sum_batches(subject, subject.score, batches, limit, source, split)
   nats, tokens = sums['nats'], sums['targets']
   stride = stride or subject.cfg.train.length or subject.cfg.model.context
   rows = common.Rows('perplexity', source, split, tokens=int(tokens), stride=stride)
@@ -80,8 +79,7 @@ def score_text(subject, source, split, limit, stride):
 def score_documents(subject, source, split, limit):
   """Rows for whole documents: all targets, and each modality if there are two or more."""
   batches = eval_batches(subject, source, split)
-  sums, _ = sum_batches(subject, subject.score_rows, batches, limit)
-  check_targets(sums, source, split)
+  sums, _ = sum_batches(subject, subject.score_rows, batches, limit, source, split)
   restricted_M, targets_M = sums['restricted'], sums['targets']
   nats_M = restricted_M if subject.cfg.loss.restrict else sums['nats']
   names = subject.tokenizers.modalities
@@ -98,8 +96,11 @@ def score_documents(subject, source, split, limit):
   return rows
 
 
-def sum_batches(subject, score, batches, limit):
-  """Sum score(batch) until `limit` targets are scored -> ({name: float64}, whether all were)."""
+def sum_batches(subject, score, batches, limit, source, split):
+  """Sum score(batch) until `limit` targets are scored -> ({name: float64}, whether all were).
+
+  Raises ValueError if there was nothing to score.
+  """
   totals = {}
   for batch in batches:
     if limit and totals and totals['targets'].sum() >= limit:
@@ -107,16 +108,12 @@ def sum_batches(subject, score, batches, limit):
     sums = jax.tree.map(np.float64, fetch(score(batch)))
     totals = {name: totals.get(name, 0) + value for name, value in sums.items()}
     subject.raise_if_preempted()
-  return totals, True
-
-
-def check_targets(sums, source, split):
-  """Raise ValueError if nothing was scored."""
-  if not sums or not sums['targets'].sum():
+  if not totals or not totals['targets'].sum():
     raise ValueError(
       f'data.mixture.{source} has no {split} token with another before it to score\n'
       'fix: raise data.valid_fraction, or give more text'
     )
+  return totals, True
 
 
 def is_lossless(subject, source, split, most=64):
