@@ -38,6 +38,13 @@ class Subject:
   caches: dict = dataclasses.field(default_factory=dict)  # token caches by (source, split), and more
   raise_if_preempted: Any = lambda: None  # called between batches, in all processes equally often
 
+  @classmethod
+  def of_run(cls, cfg, model, tokenizers, mesh, workdir, **fields):
+    """The Subject of a run; it scores a micro-batch at once, rounded up to what the mesh divides."""
+    shards = math.prod(mesh.shape[axis] for axis in ACTIVATION_RULES['B'])
+    rows = -(-cfg.train.batch_size // cfg.train.accumulate // shards) * shards
+    return cls(cfg, model, tokenizers, mesh, workdir / 'cache', rows, **fields)
+
   def cache(self, source, split):
     """The token cache of one source, opened once: opening reads and hashes the whole text."""
     if (source, split) not in self.caches:
@@ -103,12 +110,6 @@ class Subject:
   def generate(self, conditions, to, **sampling):
     """Generate one `to` for each condition: see prompts.generate."""
     return prompts.generate(self, conditions, to, **sampling)
-
-
-def eval_batch_size(cfg, mesh):
-  """Rows to score at once: a micro-batch of the training, rounded up to what the mesh divides."""
-  shards = math.prod(mesh.shape[axis] for axis in ACTIVATION_RULES['B'])
-  return -(-cfg.train.batch_size // cfg.train.accumulate // shards) * shards
 
 
 @jax.jit

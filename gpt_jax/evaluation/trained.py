@@ -28,14 +28,7 @@ class TrainedRun(NamedTuple):
 
   def subject(self):
     """The Subject that tasks evaluate."""
-    return evaluate.Subject(
-      cfg=self.cfg,
-      model=self.model,
-      tokenizers=self.tokenizers,
-      mesh=self.mesh,
-      cache_dir=self.workdir / 'cache',
-      batch_size=evaluate.eval_batch_size(self.cfg, self.mesh),
-    )
+    return evaluate.Subject.of_run(self.cfg, self.model, self.tokenizers, self.mesh, self.workdir)
 
 
 def load(workdir):

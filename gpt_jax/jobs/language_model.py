@@ -194,16 +194,9 @@ class LanguageModelJob(base.Job):
 
   def subject(self, state):
     """Return the current model as evaluation tasks take it."""
-    return evaluate.Subject(
-      cfg=self.cfg,
-      model=eval_model(state),
-      tokenizers=self.tokenizers,
-      mesh=self.mesh,
-      cache_dir=self.workdir / 'cache',
-      batch_size=evaluate.eval_batch_size(self.cfg, self.mesh),
-      caches=self.caches,
-      raise_if_preempted=self.raise_if_preempted,
-    )
+    fields = dict(caches=self.caches, raise_if_preempted=self.raise_if_preempted)
+    run = (self.cfg, eval_model(state), self.tokenizers, self.mesh, self.workdir)
+    return evaluate.Subject.of_run(*run, **fields)
 
   def validate(self, state, limit):
     """Return ({valid_loss: mean over sources, valid_loss/SOURCE, valid_bits_per_byte}, rows)."""

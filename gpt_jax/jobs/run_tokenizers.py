@@ -6,6 +6,7 @@ from pathlib import Path
 from gpt_jax import data, losses, tokenizers
 from gpt_jax.data import templates
 from gpt_jax.runs import records, run_folder
+from gpt_jax.sampling import prompts
 
 
 def template_kinds(cfg):
@@ -34,29 +35,24 @@ def build(cfg, workdir):
   texts = lambda: (text for split in splits for _, text in data.documents(cfg.data, split))
   text = tokenizers.text.build(cfg.tokenizer, texts)
   check_modalities(cfg)
-  image = audio = None
-  if cfg.image.kind:
-    shape = (cfg.image.height, cfg.image.width, cfg.image.channels)
-    images = lambda: data.load_images(cfg.data, shape)
-    image = tokenizers.image.build(cfg.image, images)
-  if cfg.audio.kind:
-    waves = lambda: data.load_waveforms(cfg.data, cfg.audio.sample_rate, seconds=cfg.audio.seconds)
-    audio = tokenizers.audio.build(cfg.audio, waves)
+  images = lambda: data.load_images(cfg.data, cfg.image.shape)
+  waves = lambda: data.load_waveforms(cfg.data, cfg.audio.sample_rate, seconds=cfg.audio.seconds)
+  image = tokenizers.image.build(cfg.image, images) if cfg.image.kind else None
+  audio = tokenizers.audio.build(cfg.audio, waves) if cfg.audio.kind else None
   return tokenizers.Tokenizers.build(text, image, audio)
 
 
 def check_modalities(cfg):
   """Raise ValueError unless the templates and the tokenizers name the same modalities."""
   used = template_kinds(cfg)
+  if 'parts' in used:
+    return
   for modality, kinds in (('image', {'image', 'patches'}), ('audio', {'audio', 'frames'})):
     chosen = getattr(cfg, modality).kind
-    if 'parts' in used:
-      continue
     if used & kinds and not chosen:
       raise ValueError(
-        f'a template of data.mixture has {" and ".join(sorted(used & kinds))}, and '
-        f'{modality}.kind is empty\nfix: choose an {modality} tokenizer, as in '
-        f'experiments/demo.py'
+        f'a template of data.mixture has {" and ".join(sorted(used & kinds))}, and {modality}.kind is empty\n'
+        f'fix: choose an {modality} tokenizer, as in experiments/demo.py'
       )
     if chosen and not used & kinds:
       raise ValueError(
@@ -77,8 +73,4 @@ def check_use(cfg, toks):
         f'loss.{name}={value} has no effect: the ids are {", ".join(toks.modalities)}\n'
         f'fix: leave loss.{name}={getattr(losses.LossConfig, name)}'
       )
-  if cfg.sample.guidance != 1 and not cfg.data.condition_dropout:
-    raise ValueError(
-      f'sample.guidance={cfg.sample.guidance} needs a model that knows an empty condition\n'
-      'fix: set data.condition_dropout=0.1, or sample.guidance=1.0'
-    )
+  prompts.check_guidance(cfg.sample, cfg.data)

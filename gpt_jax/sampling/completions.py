@@ -35,17 +35,12 @@ def complete(model, tokenizers, prompts, cfg, stop=()):
   model: parameters as trained. stop: strings; a text ends before the first of them. Returns for each
   prompt a list of (text, scores as in `generate_ids`).
   """
-  completions = generate_ids(model, tokenizers, prompts, cfg)
-  return [
-    [
-      (
-        truncate_at_stop(decode_continuation(tokenizers, prompt_batch.as_prompt(prompt).ids, ids), stop),
-        scores,
-      )
-      for ids, scores in group
-    ]
-    for prompt, group in zip(prompts, completions, strict=True)
-  ]
+  texts = []
+  for prompt, group in zip(prompts, generate_ids(model, tokenizers, prompts, cfg), strict=True):
+    before = prompt_batch.as_prompt(prompt).ids
+    decoded = [(decode_continuation(tokenizers, before, ids), scores) for ids, scores in group]
+    texts.append([(truncate_at_stop(text, stop), scores) for text, scores in decoded])
+  return texts
 
 
 def stream(model, prompts, cfg, grammar, keys_B=None, every=16):

@@ -81,12 +81,7 @@ def resolve_max_new_tokens(run, prompts, cfg, to, is_chosen=False):
   is_chosen: the user set max_new_tokens, which then stays. Raises ValueError for guidance of a model
   that was never trained on an empty condition.
   """
-  if cfg.guidance != 1.0 and not run.cfg.data.condition_dropout:
-    raise ValueError(
-      f'sample.guidance={cfg.guidance} needs a model that knows the empty condition, and this one '
-      'was trained with data.condition_dropout=0.0\n'
-      'fix: set guidance=1, or train with data.condition_dropout=0.1'
-    )
+  check_guidance(cfg, run.cfg.data)
   if is_chosen:
     return cfg
   grammar = completions.build_grammar(run.tokenizers, run.model.cfg.V, to)
@@ -96,6 +91,16 @@ def resolve_max_new_tokens(run, prompts, cfg, to, is_chosen=False):
   longest = int(grammars.max_new_tokens(grammar, state).max()) or cfg.max_new_tokens
   room = max(1, run.model.cfg.context - int(lengths_B.max()))
   return dataclasses.replace(cfg, max_new_tokens=min(longest, room))
+
+
+def check_guidance(cfg, data_cfg):
+  """Raise ValueError if a SampleConfig has guidance and the model never sees an empty condition."""
+  if cfg.guidance != 1.0 and not data_cfg.condition_dropout:
+    raise ValueError(
+      f'sample.guidance={cfg.guidance} needs a model that knows the empty condition, and this one '
+      'is trained with data.condition_dropout=0.0\n'
+      'fix: set sample.guidance=1.0, or train with data.condition_dropout=0.1'
+    )
 
 
 def continues_text(run, prompt):

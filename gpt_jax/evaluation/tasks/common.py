@@ -50,7 +50,8 @@ class Rows(list):
     self.first, self.last = {'task': task}, {'source': source, 'split': split, **shared}
 
   def add(self, metric, value, **fields):
-    """Add a row."""
+    """Add a row; `of` names what is scored, '' stands for the model's own samples."""
+    fields = {name: field for name, field in fields.items() if name != 'of' or field}
     plain = {k: float(v) if isinstance(v, np.floating) else v for k, v in fields.items()}
     self.append({**self.first, 'metric': metric, 'value': float(value), **self.last, **plain})
 
@@ -66,7 +67,7 @@ class Rows(list):
     used, and needs no new samples.
     """
     self.add_accuracy(metric, predictions, labels, **fields)
-    if other := shuffled(labels):
+    if not fields.get('of') and (other := shuffled(labels)):
       self.add_accuracy(metric, predictions, other, control='shuffled')
 
   def add_retrieval(self, scores_NC, truth_N, **fields):
@@ -90,18 +91,13 @@ class Rows(list):
     baseline = metrics.frechet_distance(train_ND, real_ND)
     for of, set_ND in sets.items():
       value = metrics.frechet_distance(train_ND, set_ND)
-      self.add('frechet_distance', value, baseline=baseline, **of_field(of))
+      self.add('frechet_distance', value, baseline=baseline, of=of)
 
   def add_memorization(self, samples_ND, held_out_ND, train_ND):
     """Add rows for the distance of samples to training examples, relative to held-out ones."""
     result = metrics.memorization(samples_ND, held_out_ND, train_ND)
     self.add('nearest_train_ratio', result['ratio'], baseline=1.0)
     self.add('copies', result['copies'], baseline=0.01, p=round(result['p'], 4))
-
-
-def of_field(of):
-  """The field of rows on something else than the model's own samples."""
-  return {'of': of} if of else {}
 
 
 # ---------------------------------------------------------------------------------------- examples

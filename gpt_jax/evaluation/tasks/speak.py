@@ -21,7 +21,6 @@ from gpt_jax.data import Piece, templates
 from gpt_jax.data.synthetic import keypad
 from gpt_jax.evaluation import audio_metrics, judges, text_metrics
 from gpt_jax.evaluation.tasks import common
-from gpt_jax.evaluation.tasks.common import of_field
 
 EXACT = {'keypad': keypad.decode}  # kind of source: (wave, rate) -> label
 
@@ -44,8 +43,7 @@ def run(subject, source, split, limit, recognizer=None, **sampling):
   if decode := EXACT.get(subject.cfg.data.mixture[source].kind):
     names = [str(example.record['label']) for example in examples]
     for of, waves in sounds.items():
-      add = rows.add_accuracy if of else rows.add_judged
-      add('tone_accuracy', [decode(wave, rate) for wave in waves], names, chance=0.1, **of_field(of))
+      rows.add_judged('tone_accuracy', [decode(wave, rate) for wave in waves], names, chance=0.1, of=of)
   fields = {} if decode else {'accuracy': common.label_field(train)}
   if all('speaker' in example.record for example in (*train, *examples)):
     fields['speaker_accuracy'] = 'speaker'
@@ -80,9 +78,8 @@ def add_judgments(rows, subject, metric, train, names, real, sounds):
     judge = common.judge(subject, kind, *train)
     ceiling, _ = judge.accuracy(real, names)
     for of, waves in sounds.items() if not suffix else [('', sounds[''])]:
-      add = rows.add_accuracy if of else rows.add_judged
       predictions = judge.predict(waves)
-      add(metric + suffix, predictions, names, chance=chance, baseline=ceiling, **of_field(of))
+      rows.add_judged(metric + suffix, predictions, names, chance=chance, baseline=ceiling, of=of)
 
 
 def add_distances(rows, real, sounds, rate):
@@ -94,14 +91,14 @@ def add_distances(rows, real, sounds, rate):
   chance = {'chance': mean(mels[1:] + mels[:1])} if len(mels) > 1 else {}
   for of, waves in sounds.items():
     value = mean([audio_metrics.log_mel(wave, rate) for wave in waves])
-    rows.add('mel_cepstral_distortion', value, unit='dB', **chance, **of_field(of))
+    rows.add('mel_cepstral_distortion', value, unit='dB', **chance, of=of)
   real_pitches = [audio_metrics.pitch(wave, rate) for wave in real]
   for of, waves in sounds.items():
     pitches = [audio_metrics.pitch(wave, rate) for wave in waves]
     errors = np.array(list(map(audio_metrics.pitch_error, pitches, real_pitches)))
     if np.isfinite(errors[:, 0]).any():
-      rows.add('pitch_error', np.nanmean(errors[:, 0]), unit='semitones', **of_field(of))
-    rows.add('voicing_error', errors[:, 1].mean(), **of_field(of))
+      rows.add('pitch_error', np.nanmean(errors[:, 0]), unit='semitones', of=of)
+    rows.add('voicing_error', errors[:, 1].mean(), of=of)
   ratios = [len(a) / max(len(b), 1) for a, b in zip(sounds[''], real, strict=True)]
   rows.add('length_ratio', np.mean(ratios), baseline=1.0)
 
@@ -144,4 +141,4 @@ def add_recognition(rows, recognizer, examples, real, sounds, rate):
   baselines, name = error_rates(real), recognizer.cache_dir.parent.name
   for of, waves in sounds.items():
     for metric, value in error_rates(waves).items():
-      rows.add(metric, value, baseline=baselines[metric], recognizer=name, **of_field(of))
+      rows.add(metric, value, baseline=baselines[metric], recognizer=name, of=of)
