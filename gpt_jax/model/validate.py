@@ -26,13 +26,14 @@ def check_model(cfg):
   for key in ('dropout', 'attention_dropout'):
     if not 0 <= getattr(cfg, key) < 1:
       raise ValueError(f'model.{key}={getattr(cfg, key)} is not a probability\nfix: use 0 <= p < 1')
-  for is_wrong, cause, fix in combinations(cfg):
-    if is_wrong:
-      raise ValueError(f'{cause}\nfix: {fix}')
+  for rules in (head_rules, position_rules, other_rules):
+    for is_wrong, cause, fix in rules(cfg):
+      if is_wrong:
+        raise ValueError(f'{cause}\nfix: {fix}')
 
 
-def combinations(cfg):
-  """Yield (whether it is wrong, cause, fix) for heads, positions, muP, windows and experts."""
+def head_rules(cfg):
+  """Yield (whether it is wrong, cause, fix) for the numbers of heads."""
   yield (
     not cfg.head_dim and cfg.width % cfg.heads,
     f'model.heads={cfg.heads} does not divide model.width={cfg.width}',
@@ -43,6 +44,10 @@ def combinations(cfg):
     f'model.kv_heads={cfg.G} does not divide model.heads={cfg.heads}',
     f'use one of {divisors(cfg.heads)}',
   )
+
+
+def position_rules(cfg):
+  """Yield (whether it is wrong, cause, fix) for positions and RoPE scalings."""
   position = POSITIONS[cfg.positions]
   yield (
     cfg.rope_scaling == 'ntk' and cfg.K < 4,
@@ -65,8 +70,9 @@ def combinations(cfg):
     f'model.rope_scaling={cfg.rope_scaling} has no effect with model.positions={cfg.positions}',
     'set model.positions=rope, or model.rope_scaling=none',
   )
+  needs_context = 'rope_original_context' in ROPE_SCALINGS[cfg.rope_scaling].settings
   yield (
-    'rope_original_context' in ROPE_SCALINGS[cfg.rope_scaling].settings and not cfg.rope_original_context,
+    needs_context and not cfg.rope_original_context,
     f'model.rope_scaling={cfg.rope_scaling} needs the context length of the original training',
     'set model.rope_original_context',
   )
@@ -75,6 +81,10 @@ def combinations(cfg):
     f'model.rope_factor={cfg.rope_factor} has no effect with model.rope_scaling=none',
     'choose a rope_scaling, or rope_factor=1',
   )
+
+
+def other_rules(cfg):
+  """Yield (whether it is wrong, cause, fix) for muP, windows and experts."""
   yield (
     cfg.mup_base and not cfg.embed_scale,
     f'model.embed_scale=0 grows with the width, which muP does not allow (model.mup_base={cfg.mup_base})',

@@ -200,17 +200,12 @@ def run_due_evals(s, should_stop):
 
   s.job.raise_if_preempted = raise_if_preempted  # called between evaluation batches
   try:
-    for run in due_evals(s):
-      block_until_ready(s)
+    for run in due_evals(s):  # not counted as step time
+      s.meter.block_until_ready(s.state)
       run(s)
   except Preempted:  # the run evaluates again when it resumes
     return False
   return True
-
-
-def block_until_ready(s):
-  """Wait for the device: the actions that follow are not counted as step time."""
-  s.meter.block_until_ready(s.state)
 
 
 def evaluate(s):
@@ -234,10 +229,8 @@ def sample(s):
 def measure_layers(s):
   """Write the sizes of activations, gradients, updates and parameters per layer, on batch 0."""
   if s.probe is None:
-    program = s.job.program
-    compiled = probes.compile_probe(
-      program.optimizer, program.objective, s.cfg.train.accumulate, program.dtype, s.mesh
-    )
+    p = s.job.program
+    compiled = probes.compile_probe(p.optimizer, p.objective, s.cfg.train.accumulate, p.dtype, s.mesh)
     s.probe = compiled, to_devices(s.job.loader.first(), s.mesh)
   compiled, batch = s.probe
   s.run.write_probes(s.step, probes.by_layer(compiled(s.state, batch)))
@@ -253,14 +246,10 @@ def save_if_due(s, stopping):
 
 def save(s):
   """Start writing a checkpoint, after logging the steps that belong to it."""
-  block_until_ready(s)
+  s.meter.block_until_ready(s.state)
   log_pending(s, force=True)
-  extra = {
-    'config': dataclasses.asdict(s.cfg),
-    **s.job.checkpoint_extra(),
-    'data': s.job.loader.state(),
-    **s.meter.state(),
-  }
+  extra = {'config': dataclasses.asdict(s.cfg), 'data': s.job.loader.state()}
+  extra |= s.job.checkpoint_extra() | s.meter.state()
   start = time.perf_counter()
   s.checkpoints.save(s.step, s.state, extra)
   s.run.event('checkpoint', step=s.step, blocked_seconds=time.perf_counter() - start)
@@ -349,7 +338,7 @@ def update_profile(s):
   """Start or stop the profiler at the edges of train.profile."""
   first, last = s.cfg.train.profile or (0, 0)
   if s.profiling and s.step >= last:
-    block_until_ready(s)
+    s.meter.block_until_ready(s.state)
     stop_profile(s)
   elif not s.profiling and first <= s.step < last:
     jax.profiler.start_trace(str(s.workdir / 'profile'))
@@ -369,7 +358,7 @@ def stop_profile(s):
 
 def finish(s, stopping):
   """Wait for checkpoints; run train.tasks and write result.json. Return the result, None if stopped."""
-  block_until_ready(s)
+  s.meter.block_until_ready(s.state)
   s.checkpoints.wait_until_finished()
   try:
     if not stopping:
