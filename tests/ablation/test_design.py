@@ -140,21 +140,6 @@ def test_leave_one_out_starts_from_all_factors_at_their_first_level(make):
   assert not arms[0].config.model.qk_norm and not arms[0].config.model.tied_head
 
 
-@pytest.mark.parametrize('levels', [['swiglu', 'gelu', 'relu2'], ['gelu']])
-def test_leave_one_out_takes_two_levels(make, levels):
-  with pytest.raises(ValueError) as error:
-    design.make_arms(make({'qk_norm': [True, False], 'mlp': levels}, sweep='leave_one_out'))
-  tiny_runs.assert_two_lines(error.value, f'factor mlp lists {", ".join(levels)}')
-
-
-@pytest.mark.parametrize('sweep', [sweep for sweep in SWEEPS if sweep != 'leave_one_out'])
-def test_a_factor_of_one_level_is_an_error_in_every_sweep(make, sweep):
-  study = make({'qk_norm': [True, False], 'mlp': {'plain': {}}}, sweep=sweep, count=2)
-  with pytest.raises(ValueError) as error:
-    design.make_arms(study)
-  tiny_runs.assert_two_lines(error.value, 'factor mlp has one level, plain')
-
-
 def test_levels_of_several_keys_and_functions(make):
   def deeper(made):
     made.model.layers *= 3
@@ -163,7 +148,7 @@ def test_levels_of_several_keys_and_functions(make):
     {
       'mlp': {'relu2': {'mlp': 'relu2'}, 'gated': {'mlp': 'swiglu', 'hidden': 24}},
       'depth': {'plain': {}, 'deep': deeper},
-      'documents': {'30': {'data.mixture.text.documents': 30}},
+      'documents': [30],  # a source's key is found by its last part too
     }
   )
   arms = {arm.name: arm for arm in design.make_arms(study)}
@@ -224,30 +209,34 @@ def test_runs_go_seed_after_seed(make):
   assert found == [('base', 3, 3), ('mlp=gelu', 3, 3), ('base', 7, 7), ('mlp=gelu', 7, 7)]
 
 
+ONE_LEVEL = {'qk_norm': [True, False], 'mlp': {'plain': {}}}
+
+
 @pytest.mark.parametrize(
-  ('factors', 'parts'),
+  ('factors', 'given', 'parts'),
   [
-    ({'psitions': ['rope']}, ('psitions is not a config key',)),
-    ({'documents': [10, 20]}, ()),
-    ({'width': [16, 32]}, ('width may be', 'model.width')),
-    ({'mlp': []}, ('factor mlp has no levels',)),
-    ({'mlp': ['gelu', 'gelu']}, ('factor mlp has a level twice',)),
-    ({'mlp': ['swiglu']}, ('factor mlp has one level, swiglu',)),
-    ({'mlp': ['nonsense']}, ('arm mlp=nonsense', "model.mlp='nonsense' is not known")),
-    ({'lr': ['fast']}, ('arm lr=fast', 'optim.lr', 'str')),
-    ({'f': {'a': {}, 'b': {'mlp': 'swiglu'}}}, ('a and b both leave the base',)),
-    ({'f': {'base': {'mlp': 'gelu'}}}, ("level called 'base'",)),
-    ({'f': {'x': 'gelu'}}, ("a level is 'gelu'",)),
-    ({'train.seed': [0, 1]}, ('train.seed', 'study sets itself')),
-    ({'layers': uniform(1, 3)}, ('factor layers is a range',)),
+    ({'psitions': ['rope']}, {}, ('psitions is not a config key',)),
+    ({'width': [16, 32]}, {}, ('width may be', 'model.width')),
+    ({'mlp': []}, {}, ('factor mlp has no levels',)),
+    ({'mlp': ['gelu', 'gelu']}, {}, ('factor mlp has a level twice',)),
+    ({'mlp': ['swiglu']}, {}, ('factor mlp has one level, swiglu',)),
+    ({'mlp': ['nonsense']}, {}, ('arm mlp=nonsense', "model.mlp='nonsense' is not known")),
+    ({'lr': ['fast']}, {}, ('arm lr=fast', 'optim.lr', 'str')),
+    ({'f': {'a': {}, 'b': {'mlp': 'swiglu'}}}, {}, ('a and b both leave the base',)),
+    ({'f': {'base': {'mlp': 'gelu'}}}, {}, ("level called 'base'",)),
+    ({'f': {'x': 'gelu'}}, {}, ("a level is 'gelu'",)),
+    ({'train.seed': [0, 1]}, {}, ('train.seed', 'study sets itself')),
+    ({'layers': uniform(1, 3)}, {}, ('factor layers is a range',)),
+    ({'mlp': ['gelu']}, {'sweep': [{'norm': 'x'}]}, ("factor 'norm'",)),
+    ({'mlp': ['gelu']}, {'sweep': [{'mlp': 'x'}]}, ('level x of factor mlp',)),
+    ({'mlp': ['swiglu', 'gelu', 'relu2']}, {'sweep': 'leave_one_out'}, ('mlp lists swiglu, gelu, relu2',)),
+    ({'mlp': ['gelu']}, {'sweep': 'leave_one_out'}, ('factor mlp lists gelu',)),
+    *[(ONE_LEVEL, {'sweep': s, 'count': 2}, ('factor mlp has one level, plain',)) for s in SWEEPS],
   ],
 )
-def test_invalid_factors_are_errors(make, factors, parts):
-  if not parts:  # a source's key is found by its last part too
-    assert len(names(make(factors))) == 3
-    return
+def test_invalid_factors_and_cells_are_errors(make, factors, given, parts):
   with pytest.raises(ValueError) as error:
-    design.make_arms(make(factors))
+    design.make_arms(make(factors, **given))
   tiny_runs.assert_two_lines(error.value, *parts)
 
 
@@ -271,13 +260,6 @@ def test_invalid_studies_and_budgets_are_errors(given, part):
     limits = Budget(**given.get('budget', {}))
     Study(**(dict(base='x.py', factors={'mlp': ['gelu']}) | given | dict(budget=limits)))
   tiny_runs.assert_two_lines(error.value, part)
-
-
-def test_a_sweep_that_names_an_unknown_factor_or_level(make):
-  for sweep, part in (([{'norm': 'x'}], "factor 'norm'"), ([{'mlp': 'x'}], 'level x of factor mlp')):
-    with pytest.raises(ValueError) as error:
-      design.make_arms(make({'mlp': ['gelu']}, sweep=sweep))
-    tiny_runs.assert_two_lines(error.value, part)
 
 
 # --------------------------------------------------------------------------------------- budgets

@@ -26,9 +26,9 @@ from gpt_jax.step import hyper_of
 from gpt_jax.training import session
 
 # Config keys whose values are traced, or not part of the program at all.
-LOSS_WEIGHTS = ('z_loss', 'label_smoothing', 'moe_balance', 'moe_z', 'text', 'image', 'audio')
+LOSS_KEYS = ('z_loss', 'label_smoothing', 'moe_balance', 'moe_z', 'text', 'image', 'audio')
 MAY_DIFFER = ('train.seed', 'optim.lr', 'optim.weight_decay', 'model.dropout') + tuple(
-  f'loss.{name}' for name in LOSS_WEIGHTS
+  f'loss.{name}' for name in LOSS_KEYS
 )
 MEMORY_FRACTION = 0.8  # of the memory that a group may use
 
