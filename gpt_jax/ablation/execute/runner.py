@@ -263,6 +263,6 @@ def judge(workdir, say=print):
   records.write_json(Path(workdir) / 'analysis.json', analysis)
   for arm in analysis['arms']:
     say(arm['sentence'])
-  study_report.write(workdir)
+  study_report.write_report(workdir)
   say(f'report: {Path(workdir) / "report.html"}')
   return analysis
