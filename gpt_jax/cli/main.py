@@ -48,7 +48,7 @@ def run():
     traceback.print_exc()
     code, failure = verbs.ERROR, error
   if code in (verbs.ERROR, verbs.BAD_ARGUMENTS) and 'gpt_jax.cluster.bootstrap' in sys.modules:
-    sys.modules['gpt_jax.cluster.bootstrap'].leave(code, failure)
+    sys.modules['gpt_jax.cluster.bootstrap'].exit_failed(code, failure)
   sys.exit(code)
 
 

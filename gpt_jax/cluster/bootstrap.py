@@ -29,6 +29,7 @@ JOIN_SECONDS = 300  # nodes of a large job start minutes apart
 # What the error of a collective contains when a process that it needs is gone.
 PEER_LOST = r'(?i)gloo|nccl|connection|peer|heartbeat|coordination|unavailable|deadline'
 UNSET = {'coordinator': '', 'processes': 0, 'process': -1}
+VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')  # of the same fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +67,15 @@ def find_job(environ, coordinator='', processes=0, process=-1):
   values = {'coordinator': coordinator, 'processes': processes, 'process': process}
   if values != UNSET:
     return complete_job('flags', values, [f'--{name}' for name in UNSET if values[name] == UNSET[name]])
-  names = {'processes': 'JAX_NUM_PROCESSES', 'process': 'JAX_PROCESS_ID'}
-  if address := environ.get('JAX_COORDINATOR_ADDRESS'):
-    missing = [name for name in names.values() if name not in environ]
-    if not missing:
-      numbers = {key: int_variable(environ, name) for key, name in names.items()}
-      return complete_job('JAX_COORDINATOR_ADDRESS', {'coordinator': address, **numbers})
-    if not detect_scheduler(environ):
-      return complete_job('JAX_COORDINATOR_ADDRESS', {}, missing)
-  if name := detect_scheduler(environ):
-    return DistributedJob(scheduler=name)
-  if partial := [name for name in names.values() if name in environ]:
-    return complete_job(' and '.join(partial), {}, ['JAX_COORDINATOR_ADDRESS'])
+  missing = [name for name in VARIABLES if not environ.get(name)]
+  if not missing:
+    address, count, index = VARIABLES
+    numbers = int_variable(environ, count), int_variable(environ, index)
+    return complete_job(address, dict(zip(UNSET, (environ[address], *numbers), strict=True)))
+  if scheduler := detect_scheduler(environ):
+    return DistributedJob(scheduler)
+  if len(missing) < len(VARIABLES):
+    return complete_job(' and '.join(name for name in VARIABLES if name not in missing), {}, missing)
   return DistributedJob()
 
 
@@ -136,23 +134,18 @@ def join(job, agree=True):
   alone = not (job.scheduler or job.coordinator)
   # A process alone has no peers to agree with, and JAX's service would take its signals.
   jax.config.update('jax_enable_preemption_service', agree and not alone)
-  if job.scheduler:
-    jax.distributed.initialize(
-      heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=JOIN_SECONDS
-    )
-    return
-  address, bind = job.coordinator, None
+  options = {}  # of a scheduler, JAX detects all
+  if not job.scheduler:
+    options = dict(num_processes=job.processes, process_id=job.process, coordinator_address=job.coordinator)
+    options['cluster_detection_method'] = 'deactivate'
   if alone:
-    address = bind = f'127.0.0.1:{free_port()}'  # not reachable from other machines
+    address = f'127.0.0.1:{free_port()}'  # not reachable from other machines
+    options |= dict(coordinator_address=address, coordinator_bind_address=address)
     jax.config.update('jax_check_proxy_envs', False)  # nothing goes through a proxy
   jax.distributed.initialize(
-    address,
-    job.processes,
-    job.process,
-    cluster_detection_method='deactivate',
-    coordinator_bind_address=bind,
     heartbeat_timeout_seconds=HEARTBEAT_ALONE if alone else HEARTBEAT_SECONDS,
     initialization_timeout=JOIN_SECONDS,
+    **options,
   )
 
 
@@ -182,8 +175,8 @@ def print_once(*values, **options):
     print(*values, **options)
 
 
-def leave(code, error=None):
-  """End a failed process of several at once: waiting for the others takes minutes."""
+def exit_failed(code, error=None):
+  """Exit at once in a job of several processes: waiting for the others would take minutes."""
   if jax.distributed.is_initialized() and jax.process_count() > 1:
     if isinstance(error, jax.errors.JaxRuntimeError) and re.search(PEER_LOST, str(error)):
       print(watchdog.PEER_LOST, file=sys.stderr)

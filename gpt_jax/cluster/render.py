@@ -1,9 +1,9 @@
 """Job files for schedulers: how an experiment or a study starts, is stopped, and is requeued.
 
-A job file is a template in templates/ whose {{name}}s are filled in; a line with an empty value is left
-out. Every value of a user is checked against a pattern or quoted for the language of the template, so
-that no name or path can become a command. On preemption a process saves and exits with code 75, and each
-file tells its scheduler to run the same command again.
+A job file is a template in templates/: {{name}} stands for a value, {{name|sh}} and {{name|yaml}} for it
+quoted for that language. A line with an empty value is left out. Values that are not quoted must match a
+pattern, so that no name or path can become a command. On preemption a process saves and exits with code
+75, and each file tells its scheduler to run the same command again.
 
 Sources: the manual pages of sbatch and srun; the JobSet API jobset.x-k8s.io/v1alpha2 and Job's
 podFailurePolicy; SkyPilot's task YAML; gcloud's reference of queued-resources.
@@ -13,7 +13,6 @@ import dataclasses
 import json
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 from gpt_jax.runs import secrets
@@ -44,27 +43,19 @@ SETUP = (  # cloud images have older Pythons
 
 @dataclasses.dataclass(frozen=True)
 class JobSpec:
-  """The command of a job, and the resources that it needs."""
+  """The command of a job, and the resources that it needs; the rows of HELP describe the fields."""
 
   args: tuple[str, ...]  # of launch.py: verb and flags
-  workdir: str  # run or study folder, as the nodes see it
-  name: str  # of the job
+  workdir: str
+  name: str
   nodes: int = 1
-  shares: int = 0  # tasks that split a study, one node each; 0 = no study
-  accelerators: str = ''  # of a node (TPU VMs: of the slice), in the scheduler's notation
-  image: str = ''  # container
-  queue: str = ''  # partition, or Kueue's local queue
-  hours: int = 0  # time limit; 0 = the scheduler's
-  storage: str = ''  # of the run folder: a volume claim, or a bucket
+  shares: int = 0
+  accelerators: str = ''
+  image: str = ''
+  queue: str = ''
+  hours: int = 0
+  storage: str = ''
   zone: str = ''
-
-  def command(self, share=''):
-    """The arguments quoted for a shell; share: shell expression of this task's index."""
-    return shlex.join(self.args) + (f' --share="{share}/{self.shares}"' if self.shares else '')
-
-  def mount(self):
-    """Where the storage is mounted."""
-    return str(Path(self.workdir).parent)
 
 
 HELP = {  # of the flags of `launch.py render`
@@ -87,7 +78,7 @@ class Target:
   """One scheduler."""
 
   template: str  # file
-  values: Callable  # JobSpec -> {name: text}, quoted for this template
+  share: str  # expression of its language for the index of a task of a study
   patterns: dict  # field of JobSpec that it uses -> (pattern, example)
   needs: tuple[str, ...] = ()  # those of them that must be set
 
@@ -113,19 +104,65 @@ def render(to, job):
   """The text of the job file for a row of TARGETS; ValueError for a job that it cannot express."""
   target = TARGETS[to]
   check(to, target, job)
-  fields = {name: str(getattr(job, name) or '') for name in (*target.patterns, 'name')}
-  values = {name: str(value) for name, value in CONSTANTS.items()} | fields
-  values['nodes'] = str(job.shares or job.nodes)
-  return fill((TEMPLATES / target.template).read_text(), values | target.values(job))
+  return fill((TEMPLATES / target.template).read_text(), template_values(target, job))
+
+
+def template_values(target, job):
+  """{name: text} of every name in the templates; '' = leave its line out.
+
+  Slurm starts one task per accelerator, as JAX counts them, and one per node of a study. Elsewhere a node
+  has one process.
+  """
+  share = f'{target.share}/{job.shares}'
+  shell_share = f' --share="{share}"' if job.shares else ''
+  pod_args = [arg.replace('$', '$$') for arg in job.args]  # Kubernetes expands $(NAME)
+  resource, _, count = job.accelerators.rpartition(':')
+  runtime = RUNTIMES.get(job.accelerators.partition('-')[0], '')
+  kind = 'tpu' if runtime or job.accelerators.startswith('tpu') else 'gpu' if job.accelerators else 'cpu'
+  setup, command = SETUP.format(kind), shlex.join(job.args) + shell_share
+  mount = str(Path(job.workdir).parent)
+  where = shlex.quote(mount)
+  values = (
+    CONSTANTS
+    | dataclasses.asdict(job)
+    | {
+      'code': ROOT,
+      'root': IMAGE_ROOT,
+      'mount': mount,
+      'nodes': job.shares or job.nodes,
+      'nodes_of_task': 1 if job.shares else job.nodes,
+      'last_share': str(job.shares - 1) if job.shares else '',
+      'tasks': 1 if job.shares else count or 1,
+      'command': command,
+      'args': to_yaml(pod_args + [f'--share={share}'] * bool(job.shares)),
+      'resource': resource,
+      'count': count,
+      'runtime': runtime,
+      'setup': setup,
+      'prepare': 'mkdir -p gpt_jax && tar xzf gpt_jax.tar.gz -C gpt_jax && cd gpt_jax && '
+      f'{{ {setup}; }} && sudo install -d -o "$USER" {where} && {{ mountpoint -q {where} || '
+      f'gcsfuse --implicit-dirs {job.storage.removeprefix("gs://")} {where}; }}',
+      'run': f'cd gpt_jax && exec .venv/bin/python -u launch.py {command}',
+    }
+  )
+  return {name: '' if value == 0 else str(value) for name, value in values.items()}
+
+
+def to_yaml(value):
+  """A value in YAML, which contains JSON."""
+  return json.dumps(value, ensure_ascii=False)
+
+
+QUOTE = {None: str, 'sh': shlex.quote, 'yaml': to_yaml}
 
 
 def fill(template, values):
-  """Fill in the {{name}}s of a template, without the lines of which one is ''."""
-  placeholder = re.compile(r'\{\{(\w+)\}\}')
+  """Fill in the names of a template, without the lines of which a value is ''."""
+  placeholder = re.compile(r'\{\{(\w+)(?:\|(\w+))?\}\}')
   lines = [
-    placeholder.sub(lambda match: values[match[1]], line)
+    placeholder.sub(lambda match: QUOTE[match[2]](values[match[1]]), line)
     for line in template.splitlines()
-    if all(values[name] for name in placeholder.findall(line))
+    if all(values[name] for name, _ in placeholder.findall(line))
   ]
   return '\n'.join(lines) + '\n'
 
@@ -182,73 +219,12 @@ def check_field(to, target, field, value):
     )
 
 
-# ------------------------------------------------------------------- values of each scheduler's template
-
-
-def slurm(job):
-  """One task per accelerator, as JAX counts them under SLURM; a share is one task with all of its node."""
-  per_node = int(job.accelerators.rpartition(':')[2] or 1)
-  return {
-    'code': shlex.quote(str(ROOT)),
-    'command': job.command('$SLURM_ARRAY_TASK_ID'),
-    'nodes': '1' if job.shares else str(job.nodes),
-    'tasks': '1' if job.shares else str(per_node),
-    'last_share': str(job.shares - 1) if job.shares else '',
-  }
-
-
-def jobset(job):
-  """One process per pod, with all accelerators of its node."""
-  resource, _, count = job.accelerators.partition(':')
-  args = [arg.replace('$', '$$') for arg in job.args]  # Kubernetes expands $(NAME)
-  share = [f'--share=$(JAX_PROCESS_ID)/{job.shares}'] if job.shares else []
-  return {
-    'root': IMAGE_ROOT,
-    'args': _yaml([*args, *share]),
-    'mount': _yaml(job.mount()),
-    'resource': resource,
-    'count': count,
-  }
-
-
-def skypilot(job):
-  """One process per node; SkyPilot copies the checkout."""
-  kind = 'tpu' if job.accelerators.startswith('tpu') else 'gpu' if job.accelerators else 'cpu'
-  return {
-    'code': _yaml(str(ROOT)),
-    'command': job.command('$JAX_PROCESS_ID'),
-    'mount': _yaml(job.mount()),
-    'setup': SETUP.format(kind),
-  }
-
-
-def tpu_vm(job):
-  """One process per host of the slice; the job file copies the last commit."""
-  mount, bucket = shlex.quote(job.mount()), job.storage.removeprefix('gs://')
-  prepare = (
-    'mkdir -p gpt_jax && tar xzf gpt_jax.tar.gz -C gpt_jax && cd gpt_jax && '
-    f'{{ {SETUP.format("tpu")}; }} && sudo install -d -o "$USER" {mount} && '
-    f'{{ mountpoint -q {mount} || gcsfuse --implicit-dirs {bucket} {mount}; }}'
-  )
-  return {
-    'code': shlex.quote(str(ROOT)),
-    'prepare': shlex.quote(prepare),
-    'run': shlex.quote(f'cd gpt_jax && exec .venv/bin/python -u launch.py {job.command()}'),
-    'runtime': RUNTIMES[job.accelerators.partition('-')[0]],
-  }
-
-
-def _yaml(value):
-  """A value in YAML, which contains JSON."""
-  return json.dumps(value, ensure_ascii=False)
-
-
 COUNT = (r'[1-9]\d{0,3}', '4')
 LABEL = r'[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?'
 TARGETS = {
   'slurm': Target(
     'slurm.sh',
-    slurm,
+    '$SLURM_ARRAY_TASK_ID',
     {
       'nodes': COUNT,
       'shares': COUNT,
@@ -259,7 +235,7 @@ TARGETS = {
   ),
   'jobset': Target(
     'jobset.yaml',
-    jobset,
+    '$(JAX_PROCESS_ID)',
     {
       'nodes': COUNT,
       'shares': COUNT,
@@ -272,7 +248,7 @@ TARGETS = {
   ),
   'skypilot': Target(
     'skypilot.yaml',
-    skypilot,
+    '$JAX_PROCESS_ID',
     {
       'nodes': COUNT,
       'shares': COUNT,
@@ -283,7 +259,7 @@ TARGETS = {
   ),
   'tpu-vm': Target(
     'tpu-vm.sh',
-    tpu_vm,
+    '',
     {
       'accelerators': (rf'({"|".join(RUNTIMES)})-[1-9]\d{{0,4}}', 'v6e-16'),
       'storage': (r'gs://[a-z0-9][a-z0-9._-]+', 'gs://my-runs'),

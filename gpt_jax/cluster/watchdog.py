@@ -28,12 +28,11 @@ PEER_LOST = (
 
 
 class Watchdog:
-  """Watches over one process. Create it on the main thread; needs no jax before `share_requests`."""
+  """Stop requests and hangs of one process. Create it on the main thread; needs no jax at first."""
 
   def __init__(self):
-    """From now on the first signal is a request to stop."""
     self.stop_requested, self.stop_agreed = False, False
-    self.has_peers, self.keep_alive, self.notify_peers = False, [], None
+    self.has_peers, self.is_primary, self.notify_peers, self.keep_alive = False, True, None, []
     self.calls, self.step = 0, 0  # calls of should_stop, and the step of the last one
     self.hang_seconds, self.last_call, self.folder = 0.0, None, Path()
     receiver, sender = socket.socketpair()
@@ -53,6 +52,7 @@ class Watchdog:
 
     if jax.process_count() == 1:
       return
+    self.is_primary = jax.process_index() == 0
     libc = ctypes.CDLL(None)
     libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
     self.notify_peers = HANDLER(libc.signal(signal.SIGTERM, None))  # JAX's handler starts the agreement
@@ -84,7 +84,8 @@ class Watchdog:
       return self.stop_requested
     if not self.stop_agreed and multihost_utils.reached_preemption_sync_point(self.calls):
       self.stop_agreed = True
-      print(f'stopping: all processes agreed to, after step {step}', file=sys.stderr, flush=True)
+      if self.is_primary:
+        print(f'stopping: all processes agreed to, after step {step}', file=sys.stderr, flush=True)
     return self.stop_agreed
 
   def start_hang_timer(self, seconds, folder):

@@ -18,10 +18,10 @@ state() { # UNKNOWN: gcloud cannot say, as without a network
 }
 on_all() { gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
 archive=$scratch/gpt_jax.tar.gz
-git -C {{code}} archive --format=tar.gz --output="$archive" HEAD || exit
+git -C {{code|sh}} archive --format=tar.gz --output="$archive" HEAD || exit
 prepare() {
   gcloud compute tpus tpu-vm scp "$archive" "$name:gpt_jax.tar.gz" --zone="$zone" --worker=all &&
-    on_all {{prepare}}
+    on_all {{prepare|sh}}
 }
 failures=0
 failed() { # CODE WHAT: ends this if another try would not help, or were one too many
@@ -44,7 +44,7 @@ while true; do
         --runtime-version={{runtime}} --spot || failed "$?" 'could not be queued'
       ;;
     ACTIVE)
-      prepare && on_all {{run}}
+      prepare && on_all {{run|sh}}
       code=$?
       if [ "$code" -eq 0 ]; then
         queued delete --force
