@@ -122,29 +122,26 @@ def template_values(target, job):
   setup, command = SETUP.format(kind), shlex.join(job.args) + shell_share
   mount = str(Path(job.workdir).parent)
   where = shlex.quote(mount)
-  values = (
-    CONSTANTS
-    | dataclasses.asdict(job)
-    | {
-      'code': ROOT,
-      'root': IMAGE_ROOT,
-      'mount': mount,
-      'nodes': job.shares or job.nodes,
-      'nodes_of_task': 1 if job.shares else job.nodes,
-      'last_share': str(job.shares - 1) if job.shares else '',
-      'tasks': 1 if job.shares else count or 1,
-      'command': command,
-      'args': to_yaml(pod_args + [f'--share={share}'] * bool(job.shares)),
-      'resource': resource,
-      'count': count,
-      'runtime': runtime,
-      'setup': setup,
-      'prepare': 'mkdir -p gpt_jax && tar xzf gpt_jax.tar.gz -C gpt_jax && cd gpt_jax && '
-      f'{{ {setup}; }} && sudo install -d -o "$USER" {where} && {{ mountpoint -q {where} || '
-      f'gcsfuse --implicit-dirs {job.storage.removeprefix("gs://")} {where}; }}',
-      'run': f'cd gpt_jax && exec .venv/bin/python -u launch.py {command}',
-    }
-  )
+  values = CONSTANTS | dataclasses.asdict(job)
+  values |= {
+    'code': ROOT,
+    'root': IMAGE_ROOT,
+    'mount': mount,
+    'nodes': job.shares or job.nodes,
+    'nodes_of_task': 1 if job.shares else job.nodes,
+    'last_share': str(job.shares - 1) if job.shares else '',
+    'tasks': 1 if job.shares else count or 1,
+    'command': command,
+    'args': to_yaml(pod_args + [f'--share={share}'] * bool(job.shares)),
+    'resource': resource,
+    'count': count,
+    'runtime': runtime,
+    'setup': setup,
+    'prepare': 'mkdir -p gpt_jax && tar xzf gpt_jax.tar.gz -C gpt_jax && cd gpt_jax && '
+    f'{{ {setup}; }} && sudo install -d -o "$USER" {where} && {{ mountpoint -q {where} || '
+    f'gcsfuse --implicit-dirs {job.storage.removeprefix("gs://")} {where}; }}',
+    'run': f'cd gpt_jax && exec .venv/bin/python -u launch.py {command}',
+  }
   return {name: '' if value == 0 else str(value) for name, value in values.items()}
 
 

@@ -1,10 +1,10 @@
 """Import and export of Hugging Face models: folders of config.json, *.safetensors, tokenizer files.
 
 Only safetensors: a pickle can run code when it is loaded. A tensor that is missing, left over, of
-another shape or of a quantized type is an error that names it. families.py refuses what cannot be
-computed exactly.
+another shape or of a quantized type is an error that names it. families.py raises for a model
+that cannot be reproduced exactly.
 
-  import_model  files -> ModelConfig, GPT, Tokenizers        export_model  the way back
+  import_model  files -> ModelConfig, GPT, Tokenizers        export_model  their inverse
   import_run    files -> a run folder at step 0              export_run    a run folder -> files
 """
 
@@ -42,7 +42,7 @@ HUB_LEAVE = ['*/*', 'consolidated*', 'adapter*']
 
 
 class ImportedModel(NamedTuple):
-  """A model and its tokenizers, read from a source."""
+  """A model and its tokenizers, read from a folder."""
 
   family: str  # a row of families.FAMILIES
   cfg: ModelConfig

@@ -1,11 +1,11 @@
-"""Which tensor of a Hugging Face file is which parameter, and how its axes lie.
+"""Names and layouts of the tensors in Hugging Face files, for each parameter.
 
-A tensor's layout is written in our letters, one word for each of its dimensions: in `HK D` the rows
-run over the heads and, within one, over its width. Letters: D width, H query heads, G key/value
+A layout has one word of letters for each dimension of a tensor: the rows of `HK D` run over heads and,
+within a head, over its width. Letters: D width, H query heads, G key/value
 heads, K head width, F feed-forward width, V vocabulary in use, T positions, C = 3: queries, keys
 and values packed into one tensor.
 
-RoPE's pairs lie in both as (i, i + K/2): nothing is permuted. GPT-2's matrices are [in, out],
+RoPE's pairs are (i, i + K/2) in both: nothing is permuted. GPT-2's matrices are [in, out],
 Llama's [out, in].
 
 Source: transformers 5.23, `models/gpt2/modeling_gpt2.py` and `models/llama/modeling_llama.py`.
@@ -18,7 +18,7 @@ import numpy as np
 
 
 class Tensor(NamedTuple):
-  """Where a parameter lies in a file."""
+  """Name and layout of a parameter in a file."""
 
   name: str  # {l} is the layer
   layout: str  # a word of letters for each dimension
@@ -26,13 +26,13 @@ class Tensor(NamedTuple):
 
 
 def names(tensor, layers):
-  """The file's names of one parameter: one for each layer, or a single one."""
+  """Names of a parameter's tensors: one for each layer, or a single one."""
   name = tensor.name
   return [name.format(l=l) for l in range(layers)] if '{l}' in name else [name]
 
 
 def sizes_of(cfg):
-  """Letter -> size in a file: no padding rows of the vocabulary."""
+  """{letter: size in a file}, without padding rows of the vocabulary."""
   return cfg.dims | {'V': cfg.vocab, 'C': 3}
 
 
@@ -46,7 +46,7 @@ def _letters(tensor):
 
 
 def to_parameter(array, tensor, axes, sizes):
-  """A file's tensor -> the parameter with these axes, of one layer, without padding rows."""
+  """Convert a file's tensor to the parameter of one layer with these axes, without padding rows."""
   letters = _letters(tensor)
   array = array.reshape([sizes[a] for a in letters])
   if 'C' in letters:
@@ -56,7 +56,7 @@ def to_parameter(array, tensor, axes, sizes):
 
 
 def to_tensor(array, tensor, axes, sizes, into=None):
-  """Inverse of `to_parameter`; `into` is what earlier parts of a packed tensor have made."""
+  """Inverse of `to_parameter`; into: a packed tensor that holds earlier parts, or None."""
   letters = _letters(tensor)
   if axes[0] == 'V':
     array = array[: sizes['V']]
@@ -71,7 +71,7 @@ def to_tensor(array, tensor, axes, sizes, into=None):
 
 
 def _norms(path, name, bias):
-  """A norm's scale, and its bias if the family has them."""
+  """Rows of a norm: its scale, and its bias if the family has biases."""
   rows = {f'{path}/scale': Tensor(f'{name}.weight', 'D')}
   return rows | ({f'{path}/bias': Tensor(f'{name}.bias', 'D')} if bias else {})
 

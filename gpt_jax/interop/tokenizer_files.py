@@ -1,30 +1,30 @@
-"""Tokenizers as the files that Hugging Face models come with.
+"""Tokenizer files of Hugging Face models.
 
-Reading takes the best of what lies beside config.json. Writing makes a tokenizer.json that encodes
-and decodes exactly as ours does, specials included, if the `tokenizers` library can express it.
+A folder may hold several tokenizers: the first row of FILES whose files exist is read. A written
+tokenizer.json encodes and decodes exactly as the original tokenizer, specials included.
 """
 
 import json
 
 from gpt_jax.tokenizers import TokenizerConfig, Tokenizers, base, bpe, subword, text
 
-# Rows of TOKENIZERS by the files that they read, the most telling first.
+# Tokenizer kind -> the files that it needs, the most exact first.
 FILES = {
   'huggingface': ('tokenizer.json',),
   'gpt2': ('vocab.json', 'merges.txt'),
   'sentencepiece': ('tokenizer.model',),
 }
 GPT2_TOKENIZERS = ('gpt2', 'GPT2Tokenizer', 'GPT2TokenizerFast')
-ROLES = tuple(subword.ROLES)  # pad, bos, eos: what both sides know
+ROLES = tuple(subword.ROLES)  # pad, bos, eos: specials that transformers knows, too
 
 
 # ---------------------------------------------------------------------------------------- reading
 
 
 def find(folder):
-  """The tokenizer.* section for the files of a folder -> TokenizerConfig, or None if it has none.
+  """The TokenizerConfig of a folder's tokenizer files, or None if it has none.
 
-  Raises ValueError for vocab.json and merges.txt that are not meant to be read GPT-2's way.
+  Raises ValueError for vocab.json and merges.txt of another family than GPT-2.
   """
   kinds = [kind for kind, names in FILES.items() if all((folder / n).is_file() for n in names)]
   if not kinds:
@@ -36,7 +36,7 @@ def find(folder):
 
 
 def _check_gpt2(folder):
-  """Many families name their files so, and split text otherwise than GPT-2."""
+  """Raise ValueError unless vocab.json and merges.txt are GPT-2's: other families split text differently."""
   path, model_type = (folder / 'tokenizer_config.json', read_json(folder / 'config.json')['model_type'])
   settings = read_json(path) if path.exists() else {}
   name = settings.get('tokenizer_class', model_type)
@@ -49,10 +49,10 @@ def _check_gpt2(folder):
 
 
 def read(config, hf, vocab):
-  """The Tokenizers of an imported model, without specials of ours.
+  """Read the Tokenizers of an imported model; no specials are added.
 
-  config: TokenizerConfig of `find`. hf: config.json, which names the specials that the tokenizer's
-  own files leave out. vocab: rows of the embedding. Raises ValueError if there are more ids.
+  config: TokenizerConfig of `find`. hf: config.json, for specials that the tokenizer files do not name.
+  vocab: rows of the embedding. Raises ValueError if the tokenizer has more ids.
   """
   tokenizer = text.build(config)
   if tokenizer.size > vocab:
@@ -61,9 +61,9 @@ def read(config, hf, vocab):
       'fix: use the tokenizer files that came with these weights'
     )
   if isinstance(tokenizer, subword.LibraryTokenizer):
-    given = {role: hf.get(f'{role}_token_id') for role in ROLES}
-    usable = lambda i: isinstance(i, int) and 0 <= i < tokenizer.size
-    roles = {r: i for r, i in given.items() if usable(i)} | tokenizer.specials
+    ids = {role: hf.get(f'{role}_token_id') for role in ROLES}
+    is_id = lambda i: isinstance(i, int) and 0 <= i < tokenizer.size
+    roles = {role: i for role, i in ids.items() if is_id(i)} | tokenizer.specials
     # Many models pad with eos. Padding is never sampled, so it may not share an id.
     if list(roles.values()).count(roles.get('pad')) > 1:
       del roles['pad']
@@ -101,22 +101,22 @@ def special_ids(tokenizers):
 
 
 def write(tokenizers, folder, context):
-  """Write tokenizer.json and tokenizer_config.json -> '', or what the reader should know.
+  """Write tokenizer.json and tokenizer_config.json -> a note for the user, or ''.
 
-  A tokenizer that the `tokenizers` library cannot express is saved in its own files.
+  A tokenizer that the `tokenizers` library cannot express is saved in its own format, which the note says.
   """
   settings = {'model_max_length': context, 'clean_up_tokenization_spaces': False}
-  made, note = to_library(tokenizers), ''
-  if made is None:
+  library, note = to_library(tokenizers), ''
+  if library is None:
     tokenizers.save(folder)
-    # The nearest that transformers has: without a class it would guess another one.
+    # The most similar class of transformers, which would guess another one by itself.
     settings['tokenizer_class'] = 'LlamaTokenizer'
     note = (
       f'a {tokenizers.text.kind} tokenizer has no exact tokenizer.json, so {folder} holds its own '
       'files; AutoTokenizer may give other ids'
     )
   else:
-    model, tokens = made
+    model, tokens = library
     settings['tokenizer_class'] = 'PreTrainedTokenizerFast'
     settings |= {f'{role}_token': tokens[role] for role in ROLES if role in tokens}
     base.write_file(folder / 'tokenizer.json', base.to_json(model))
@@ -125,9 +125,9 @@ def write(tokenizers, folder, context):
 
 
 def to_library(tokenizers):
-  """-> (content of a tokenizer.json, {special name: its token}), or None if there is none.
+  """Return (content of a tokenizer.json, {special name: its token}), or None if it cannot be exact.
 
-  Specials of ours become added tokens such as <|eos|>, after the text tokenizer's own ids.
+  Specials become added tokens such as <|eos|>, after the ids of the text tokenizer.
   """
   model = _model(tokenizers.text)
   if model is None:
@@ -145,9 +145,9 @@ def to_library(tokenizers):
       added = {'id': index, 'content': token, 'special': True, **flags}
       model['added_tokens'] = [*model['added_tokens'], added]
     specials[name] = by_id[index]
-  # The library numbers added tokens itself: with holes among the ids it would not be as we say.
-  found = Tokenizer.from_str(json.dumps(model)).get_vocab(with_added_tokens=True)
-  return (model, specials) if found == {token: i for i, token in by_id.items()} else None
+  # The library numbers added tokens itself, so gaps among the ids would change them.
+  vocabulary = Tokenizer.from_str(json.dumps(model)).get_vocab(with_added_tokens=True)
+  return (model, specials) if vocabulary == {token: i for i, token in by_id.items()} else None
 
 
 def _model(tokenizer):

@@ -103,12 +103,6 @@ def with_mesh(cfg, target):
   return dataclasses.replace(cfg, mesh=mesh), [f'the config sets no mesh: train with {flags}']
 
 
-def model_config(cfg):
-  """Return (the ModelConfig that would run on the mesh in force, notes)."""
-  toks, notes = tokenizers(cfg)
-  return language_model.resolve_model(cfg, toks), notes
-
-
 def tokenizers(cfg):
   """Return (stand-ins for the run's tokenizers, notes), checked as a run checks them."""
   run_tokenizers.check_modalities(cfg)

@@ -179,7 +179,7 @@ def their_logits(model, ids_BT):
 
 
 @pytest.mark.parametrize('name', THEIRS)
-def test_imported_logits_are_transformers_logits(name, hf, tmp_path):
+def test_imported_logits_equal_transformers(name, hf, tmp_path):
   import torch
 
   family, fields = THEIRS[name]
@@ -211,7 +211,7 @@ def test_imported_logits_are_transformers_logits(name, hf, tmp_path):
 
 
 @pytest.mark.parametrize('name', OURS)
-def test_transformers_computes_what_we_export(name, hf, tmp_path):
+def test_transformers_logits_of_exports_equal_ours(name, hf, tmp_path):
   _, model = write(tmp_path, name)
   theirs, info = hf.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
   assert not any(info[key] for key in ('missing_keys', 'unexpected_keys', 'mismatched_keys'))
@@ -224,7 +224,7 @@ def test_transformers_computes_what_we_export(name, hf, tmp_path):
 
 @pytest.mark.parametrize('specials', [(), SPECIALS], ids=['own', 'ours'])
 @pytest.mark.parametrize('kind', ['bytes', 'chars', 'bpe', 'gpt2', 'huggingface'])
-def test_auto_tokenizer_is_our_tokenizer(kind, specials, hf, tmp_path):
+def test_auto_tokenizer_equals_our_tokenizer(kind, specials, hf, tmp_path):
   toks = Tokenizers.build(make(kind), specials=specials)
   for family in ('gpt2', 'llama'):
     write(tmp_path / family, family, toks)
@@ -262,7 +262,7 @@ def test_absent_keys_take_transformers_defaults(family, hf):
     assert read[1]['window_pattern'] == 'LS'
 
 
-# ---------------------------------------------------------------------------- there and back
+# ---------------------------------------------------------------------------- round trips
 
 
 def meaning(cfg):
@@ -285,7 +285,7 @@ def test_export_then_import_is_bit_equal(name, tmp_path):
   assert json.loads((tmp_path / 'config.json').read_text())['model_type'] == OURS[name][0]
 
 
-def test_layouts_are_those_of_the_families(tmp_path):
+def test_exported_layouts_index_by_index(tmp_path):
   """Index by index, without any library: out of heads and head widths, row-major."""
   cfg, model = write(tmp_path / 'gpt2', 'gpt2')
   files, p = load_file(tmp_path / 'gpt2/model.safetensors'), models.params(model)
@@ -303,7 +303,7 @@ def test_layouts_are_those_of_the_families(tmp_path):
   np.testing.assert_array_equal(files['model.layers.1.mlp.gate_proj.weight'].T, p['blocks/mlp/gate_DF'][1])
 
 
-def test_old_and_new_spellings_of_rope_are_one():
+def test_old_and_new_rope_keys_are_equal():
   _, hf = families.write_config(model_config('llama3'))
   new = families.read_config({k: v for k, v in hf.items() if k not in ('rope_theta', 'rope_scaling')})
   old = families.read_config({k: v for k, v in hf.items() if k != 'rope_parameters'})
@@ -315,7 +315,7 @@ def test_old_and_new_spellings_of_rope_are_one():
   assert new[1]['rope_theta'] == 500.0
 
 
-def test_qwen2_lacks_the_bias_of_the_output(tmp_path):
+def test_qwen2_output_bias_is_zero(tmp_path):
   """Its zeros compute the same, and it is exported as a Llama that has the bias."""
   write(tmp_path / 'a', 'llama3')
   edit(tmp_path / 'a', model_type='qwen2', mlp_bias=False)
@@ -356,7 +356,7 @@ def test_qwen2_lacks_the_bias_of_the_output(tmp_path):
     ('llama', dict(num_key_value_heads=3), ['kv_heads=3']),
   ],
 )
-def test_what_we_cannot_compute_is_refused(name, changes, words, tmp_path):
+def test_unsupported_configs_fail(name, changes, words, tmp_path):
   write(tmp_path, name)
   edit(tmp_path, **changes)
   with fails(*words):
@@ -391,7 +391,7 @@ def test_what_we_cannot_compute_is_refused(name, changes, words, tmp_path):
     ('qwen3', dict(mlp_bias=True), dict(llama='lacks model.qk_norm=True', qwen3='lacks model.mlp_bias=True')),
   ],
 )
-def test_what_no_family_has_is_listed(name, fields, lacks, tmp_path):
+def test_unexportable_settings_are_listed(name, fields, lacks, tmp_path):
   cfg = dataclasses.replace(model_config(name), **fields)
   with fails('no family has all these settings') as error:
     huggingface.export_model(cfg, models.fill(cfg.resolved()), None, tmp_path / 'out')
@@ -405,7 +405,7 @@ def test_what_no_family_has_is_listed(name, fields, lacks, tmp_path):
 # ------------------------------------------------------------------------------------- files
 
 
-def test_shards_and_their_index(tmp_path):
+def test_sharded_weights_are_read_by_index(tmp_path):
   cfg, model = write(tmp_path)
   files = load_file(tmp_path / 'model.safetensors')
   (tmp_path / 'model.safetensors').unlink()
@@ -436,7 +436,7 @@ def test_half_precision_becomes_float32(dtype, tmp_path):
     np.testing.assert_array_equal(stored[rows], np.asarray(array)[rows].astype(dtype).astype('f4'))
 
 
-def test_bare_models_buffers_and_tied_heads(tmp_path):
+def test_bare_models_with_buffers_and_tied_heads(tmp_path):
   """Files of GPT2Model have no prefix; old ones hold masks, and a copy of the tied head."""
   cfg, model = write(tmp_path, 'gpt2')
 
@@ -453,7 +453,7 @@ def test_bare_models_buffers_and_tied_heads(tmp_path):
     huggingface.import_model(tmp_path)
 
 
-def test_tensors_that_do_not_fit_are_named(tmp_path):
+def test_errors_name_mismatched_tensors(tmp_path):
   write(tmp_path)
   change = lambda files: {k.replace('q_proj', 'Wq'): v for k, v in files.items()}
   retensor(tmp_path, change)
@@ -469,7 +469,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path):
     huggingface.import_model(tmp_path)
 
 
-def test_damaged_and_missing_files_are_named(tmp_path):
+def test_errors_name_damaged_and_missing_files(tmp_path):
   write(tmp_path)
   weights = tmp_path / 'model.safetensors'
   content = weights.read_bytes()
@@ -493,7 +493,7 @@ def test_damaged_and_missing_files_are_named(tmp_path):
     huggingface.import_model(tmp_path / 'nowhere')
 
 
-def test_an_export_is_not_mixed_with_other_files(tmp_path):
+def test_export_needs_an_empty_folder(tmp_path):
   (tmp_path / 'notes.txt').touch()
   with fails('--out=', 'not empty'):
     write(tmp_path)
@@ -531,7 +531,7 @@ def test_hub_ids_are_downloaded_without_pickles(tmp_path, monkeypatch):
   assert list(keep) == ['model.safetensors', 'config.json', 'tokenizer.model', 'merges.txt', 'vocab.json']
 
 
-def test_a_hub_that_cannot_be_reached_is_an_error_of_two_lines(tmp_path, monkeypatch):
+def test_unreachable_hub_fails_with_a_fix(tmp_path, monkeypatch):
   import huggingface_hub
 
   monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
@@ -567,7 +567,7 @@ def test_exported_tokenizers_are_exact(kind, data):
   )
 
 
-def test_a_character_that_the_alphabet_lacks_stays_an_error():
+def test_unknown_character_stays_an_error_after_export():
   from tokenizers import Tokenizer
 
   model, _ = tokenizer_files.to_library(Tokenizers.build(make('chars')))
@@ -576,7 +576,7 @@ def test_a_character_that_the_alphabet_lacks_stays_an_error():
 
 
 @pytest.mark.parametrize('kind', ['bytes', 'chars', 'bpe', 'gpt2', 'huggingface', 'sentencepiece'])
-def test_tokenizers_come_back(kind, tmp_path, capsys):
+def test_tokenizers_round_trip(kind, tmp_path, capsys):
   toks = Tokenizers.build(make(kind))
   cfg, model = write(tmp_path, 'llama', toks)
   assert ('note: ' in capsys.readouterr().out) == (kind == 'sentencepiece')
@@ -591,14 +591,14 @@ def test_tokenizers_come_back(kind, tmp_path, capsys):
   assert tokens.vocabulary.kinds == ('text',)  # no new specials
 
 
-def test_a_tokenizer_of_too_many_ids_is_refused(tmp_path):
+def test_tokenizer_larger_than_vocabulary_fails(tmp_path):
   write(tmp_path, 'llama')
   tokenizer_files.write(Tokenizers.build(make('bytes')), tmp_path, 32)
   with fails('272 ids', '131'):
     huggingface.import_model(tmp_path)
 
 
-def test_gpt2_files_are_read_only_where_gpt2_is_meant(tmp_path):
+def test_gpt2_tokenizer_files_of_other_families_fail(tmp_path):
   """Qwen's vocab.json and merges.txt split text by another pattern."""
   toks = Tokenizers.build(make('gpt2'), specials=())
   write(tmp_path, 'gpt2', toks)
@@ -613,7 +613,7 @@ def test_gpt2_files_are_read_only_where_gpt2_is_meant(tmp_path):
     huggingface.import_model(tmp_path)
 
 
-def test_specials_of_config_json_fill_what_the_tokenizer_leaves_out(tmp_path):
+def test_config_json_adds_missing_specials(tmp_path):
   toks = Tokenizers.build(make('bytes'), specials=())
   write(tmp_path, 'llama', toks)
   edit(tmp_path, eos_token_id=10, bos_token_id=[1, 2], pad_token_id=10)
@@ -633,7 +633,7 @@ def imported(tmp_path_factory):
   return folder / 'source', folder / 'run', model
 
 
-def test_an_imported_run_is_a_run(imported, tmp_path):
+def test_imported_run_loads_samples_and_evaluates(imported, tmp_path):
   source, workdir, model = imported
   run = trained.load(workdir)
   assert run.step == 0
@@ -661,7 +661,7 @@ def test_training_starts_from_an_imported_run(imported, tmp_path):
   assert_same_params(model, start, model.cfg.vocab)
 
 
-def test_only_an_empty_folder_becomes_a_run(imported, tmp_path):
+def test_import_needs_an_empty_folder_and_a_tokenizer(imported, tmp_path):
   source, workdir, _ = imported
   with fails('--workdir=', 'not empty'):
     huggingface.import_run(source, workdir)
@@ -671,7 +671,7 @@ def test_only_an_empty_folder_becomes_a_run(imported, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_run_is_exported_as_it_was_imported(imported, tmp_path, capsys):
+def test_import_then_export_is_byte_equal(imported, tmp_path, capsys):
   source, workdir, _ = imported
   huggingface.export_run(workdir, tmp_path / 'out')
   lines = capsys.readouterr().out.strip().split('\n')
@@ -681,20 +681,23 @@ def test_a_run_is_exported_as_it_was_imported(imported, tmp_path, capsys):
     assert (tmp_path / 'out' / name).read_bytes() == (source / name).read_bytes(), name
 
 
-def test_the_command_line_imports_samples_and_exports(imported, tmp_path):
+def test_verbs_import_sample_and_export(imported, tmp_path, capsys, monkeypatch):
+  """`import` in its own process, the others in this one."""
   source, _, _ = imported
-  launch = lambda *words: command_line.launch(*words, folder=tmp_path)
-  code, output = launch('import', f'--source={source}', f'--workdir={tmp_path / "run"}')
+  code, output = command_line.launch(
+    'import', f'--source={source}', f'--workdir={tmp_path / "run"}', folder=tmp_path
+  )
   assert code == 0, output
   assert output.startswith(f'imported {source}: llama, ')
   assert output.count('\n') == 2
-  code, output = launch('sample', f'--workdir={tmp_path / "run"}', '--prompt=Once', '--max_new_tokens=4')
+  call = command_line.in_process(capsys, monkeypatch)
+  code, output, _ = call('sample', f'--workdir={tmp_path / "run"}', '--prompt=Once', '--max_new_tokens=4')
   assert code == 0, output
   assert output.startswith('Once')
-  code, output = launch('export', f'--workdir={tmp_path / "run"}', f'--out={tmp_path / "out"}')
+  code, output, _ = call('export', f'--workdir={tmp_path / "run"}', f'--out={tmp_path / "out"}')
   assert code == 0, output
-  same = [(folder / 'model.safetensors').read_bytes() for folder in (source, tmp_path / 'out')]
-  assert same[0] == same[1]
+  weights = [(folder / 'model.safetensors').read_bytes() for folder in (source, tmp_path / 'out')]
+  assert weights[0] == weights[1]
 
 
 # ------------------------------------------------------------------- real weights: stories260k
@@ -750,7 +753,7 @@ def read_tok512(path):
   return pieces
 
 
-def test_stories260k_tells_its_story(data_dir, tmp_path):
+def test_stories260k_generates_its_reference(data_dir, tmp_path):
   header, files = read_llama2c(data_dir / 'stories260k/stories260K.bin')
   dim, hidden, layers, heads, kv_heads, vocab, length = header
   reference = json.loads((data_dir / 'stories260k/reference_greedy.json').read_text())

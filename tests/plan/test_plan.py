@@ -44,7 +44,7 @@ def call(capsys, monkeypatch):
     ('4xh100-8', 'H100', 8, 4),
   ],
 )
-def test_names(name, kind, per_slice, slices):
+def test_topology_names(name, kind, per_slice, slices):
   found = topologies.parse(name)
   assert (found.chip.kind, found.per_slice, found.slices) == (kind, per_slice, slices)
   assert found.size == per_slice * slices
@@ -63,7 +63,7 @@ def test_names(name, kind, per_slice, slices):
     ('', 'v5e-256'),
   ],
 )
-def test_wrong_names_are_told_the_near_ones(name, hint):
+def test_unknown_topologies_suggest_near_names(name, hint):
   with pytest.raises(ValueError, match=r'--topology=') as error:
     topologies.parse(name)
   cause, fix = str(error.value).split('\n')
@@ -83,7 +83,7 @@ def test_wrong_names_are_told_the_near_ones(name, hint):
     (4096, 3, (16, 16, 16)),
   ],
 )
-def test_slices_have_the_shapes_that_are_sold(chips, axes, shape):
+def test_slice_shapes(chips, axes, shape):
   assert topologies.torus(chips, axes) == shape
 
 
@@ -128,7 +128,7 @@ ENTRY %main (a: f32[4,8]) -> f32[4,8] {
 """
 
 
-def test_what_is_in_a_loop_counts_as_often_as_it_runs():
+def test_loop_bodies_count_once_per_iteration():
   made = program_costs.count_costs(PROGRAM, {'data': 2, 'fsdp': 4}, lambda a, b: a // 4 != b // 4)
   by_kind = {c.kind: c for c in made.collectives}
   gather, reduce = by_kind['all-gather'], by_kind['all-reduce']
@@ -167,7 +167,7 @@ ENTRY %main (a: f32[4,8]) -> f32[8,4] {
 """
 
 
-def test_copies_are_those_that_compute_nothing_and_stay_in_memory():
+def test_copies_compute_nothing_and_stay_in_memory():
   made = program_costs.count_costs(COPIED)
   assert made.copies == (32 + 32) * 4 + 32 * 2  # %c, %f and %begun
   assert program_costs.count_costs(PROGRAM).copies == 0
@@ -188,7 +188,7 @@ ENTRY %main (a: bf16[16,8]) -> bf16[4,8] {
 """
 
 
-def test_what_a_tpu_reduces_and_slices_in_one_is_a_reduce_scatter():
+def test_fused_all_reduce_and_slice_is_a_reduce_scatter():
   (found,) = program_costs.count_costs(SCATTERED, {'fsdp': 4}).collectives
   assert (found.kind, found.bytes, found.axes) == ('reduce-scatter', 16 * 8 * 2, 'fsdp')
 
@@ -210,7 +210,7 @@ def test_groups_of_devices(text, group):
   assert hlo.first_group(text, 8) == group
 
 
-def test_axes_of_what_jax_compiles():
+def test_mesh_axes_of_compiled_collectives():
   """A gather over fsdp and a reduction over all, in whatever notation this XLA writes."""
   mesh = make_mesh(MeshConfig(data=2, fsdp=4))
   placed = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
@@ -278,8 +278,9 @@ def test_memory_and_work_agree_with_compiler_and_arithmetic(monkeypatch):
   # Predicted from shapes and shardings; the compiler pads small arrays.
   assert abs(memory['state_and_batch'] / memory['arguments'] - 1) < 0.02
   assert scanned['train']['flops'] == pytest.approx(unrolled['train']['flops'], rel=1e-6)
-  model = costs.flops_per_token(plan.model_config(tiny_config())[0], 32)['full']
-  assert scanned['train']['flops'] == pytest.approx(model * 32, rel=0.1)  # a row each device
+  model = language_model.resolve_model(tiny_config(), plan.tokenizers(tiny_config())[0])
+  flops = costs.flops_per_token(model, 32)['full']
+  assert scanned['train']['flops'] == pytest.approx(flops * 32, rel=0.1)  # a row each device
   assert scanned['train']['collectives'] and scanned['decode']['rows'] == 8
   assert scanned['budget']['dollars'] == pytest.approx(scanned['budget']['hours'] * 16)
   text = '\n'.join(format.lines(scanned))
@@ -304,7 +305,7 @@ def test_command_line(monkeypatch, call, tmp_path):
   assert code == 2 and json.loads(out)['fits'] is False
 
 
-def test_what_the_reader_is_told(monkeypatch, call, tmp_path):
+def test_text_names_the_kernel_and_table_on_demand(monkeypatch, call, tmp_path):
   """The kernel and, on demand, where each parameter lies."""
   here(monkeypatch)
   words = [
@@ -326,7 +327,7 @@ def test_what_the_reader_is_told(monkeypatch, call, tmp_path):
 
 
 @pytest.mark.slow
-def test_search_finds_what_fits(monkeypatch):
+def test_search_finds_a_plan_that_fits(monkeypatch):
   target = here(monkeypatch)
   lines = []
   found = search.best_plan(tiny_config(), target, report=lines.append, limit=2)
@@ -334,7 +335,7 @@ def test_search_finds_what_fits(monkeypatch):
   assert '--config.train.batch_size=' in found['notes'][-1]
 
 
-def test_search_goes_on_until_nothing_larger_fits(monkeypatch):
+def test_search_grows_batches_until_one_does_not_fit(monkeypatch):
   """Whatever it compiles: eight rows a device fit without remat, all that is tried with it."""
   target, lines = here(monkeypatch), []
 
@@ -371,7 +372,7 @@ def test_missing_compilers_are_named(monkeypatch, call, name, package):
   assert "'.[plan]'" in fix
 
 
-def test_what_is_not_planned_says_so(monkeypatch, call):
+def test_unplannable_configs_fail(monkeypatch, call):
   here(monkeypatch)
   arguments = ('plan', '--config=experiments/tokenizers/mnist_fsq.py', '--topology=here')
   command_line.assert_user_error(call(*arguments), 'train.job=image_tokenizer')
@@ -405,7 +406,7 @@ def corpora(tmp_path_factory):
     ('gpt2', dict(text='tinyshakespeare/input.txt'), ''),
   ],
 )
-def test_a_planned_batch_is_like_one_of_the_loader(name, chosen, entries, corpora, tmp_path, monkeypatch):
+def test_planned_batch_equals_a_loader_batch(name, chosen, entries, corpora, tmp_path, monkeypatch):
   monkeypatch.setenv('GPT_JAX_DATA', str(corpora))
   cfg = test_experiments.small(command_line.ROOT / f'experiments/{name}.py', None, **chosen)
   few = lambda source: dataclasses.replace(
@@ -435,7 +436,7 @@ READ = {
 }
 
 
-def test_the_planned_step_is_the_one_that_a_run_compiles(tmp_path, monkeypatch):
+def test_planned_step_equals_the_step_of_a_run(tmp_path, monkeypatch):
   """Letter by letter: modalities, sources, a prefix, continuous inputs, a restricted softmax."""
   cfg = config.build(
     config.Config,
@@ -458,12 +459,12 @@ def test_the_planned_step_is_the_one_that_a_run_compiles(tmp_path, monkeypatch):
     assert taken == {choice.describe_choice(job.model_cfg, batch, job.length)}
 
 
-def test_a_vocabulary_that_the_config_names_bounds_the_text():
+def test_model_vocab_bounds_the_text_tokenizer():
   """A corpus has fewer characters than the 256 that are planned, GPT-2 has just its own ids."""
   toks, notes = abstract_inputs.tokenizers(tiny_config(vocab=100))
   assert toks.vocabulary.size == 256 + 16  # of bytes, and refused
   with pytest.raises(ValueError, match='model.vocab=100'):
-    plan.model_config(tiny_config(vocab=100))
+    language_model.resolve_model(tiny_config(vocab=100), plan.tokenizers(tiny_config(vocab=100))[0])
   made = config.default()
   made.tokenizer.kind, made.model.vocab = 'chars', 100
   made.image.update(kind='fsq', levels=(8, 6, 5), height=8, width=8)
@@ -516,7 +517,7 @@ def test_splash_attention_compiles_for_a_tpu(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_tpu_compiler_refuses_what_does_not_fit(tmp_path):
+def test_program_too_large_for_a_tpu_does_not_fit(tmp_path):
   code, found = planned(
     tmp_path, 'v5e-1', '--config.model.kernel=xla', '--config.train.batch_size=65536', '--nodecode'
   )
@@ -525,7 +526,7 @@ def test_a_tpu_compiler_refuses_what_does_not_fit(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_gpu_program_has_the_fused_attention_of_gpus(tmp_path):
+def test_gpu_program_has_fused_attention(tmp_path):
   code, found = planned(tmp_path, '2x4-h100', '--config.train.batch_size=8')
   assert code == 0, found
   step = found['train']
