@@ -164,17 +164,14 @@ def fractional(levels, base, count, seed):
       f'{len(others)} factors are more than the {max(PLACKETT_BURMAN_ROWS) - 1} of the largest design\n'
       'fix: split the study in two'
     )
-  return [
-    {factor: row[0] for (factor, row), high in zip(others.items(), signs, strict=False) if high}
-    for signs in plackett_burman(size)
-  ]
+  changes = [(factor, other) for factor, [other] in others.items()]
+  return [dict(itertools.compress(changes, signs)) for signs in plackett_burman(size)]
 
 
 def plackett_burman(size):
   """The design of `size` runs: size rows of size - 1 booleans, the last row all False."""
-  first = [sign == '+' for sign in PLACKETT_BURMAN_ROWS[size]]
-  shifted = [first[-k:] + first[:-k] for k in range(size - 1)]
-  return [*shifted, [False] * (size - 1)]
+  first = np.array([sign == '+' for sign in PLACKETT_BURMAN_ROWS[size]])
+  return [*(np.roll(first, k).tolist() for k in range(size - 1)), [False] * (size - 1)]
 
 
 def random(levels, base, count, seed):

@@ -136,7 +136,10 @@ class Executor:
       self.say(f'{task.name} failed together with others ({message}); it is retried alone')
       return True
     self.ended += 1
-    self.say(f'{self.ended} of {self.total}: {task.name} {text}{self.eta()}')
+    left = self.total - self.ended
+    seconds = (time.monotonic() - self.start) / self.ended * left
+    eta = f'; {loggers.duration(seconds)} to go' if left else ''
+    self.say(f'{self.ended} of {self.total}: {task.name} {text}{eta}')
     if kind == 'done':
       check, self.check = self.check, lambda: None
       try:
@@ -144,13 +147,6 @@ class Executor:
       except ValueError as error:  # ends the work when all is saved
         self.error = error
     return False
-
-  def eta(self):
-    """'; 5 min to go' at the pace so far."""
-    if self.ended == self.total:
-      return ''
-    seconds = (time.monotonic() - self.start) / self.ended * (self.total - self.ended)
-    return f'; {loggers.duration(seconds)} to go'
 
   def write_attempts(self):
     """Append the unwritten attempts to attempts.jsonl, as far as the disk takes them."""

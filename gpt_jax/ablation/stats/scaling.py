@@ -193,8 +193,9 @@ def _log_loss(law, logs):
 
 def huber_loss(law, logs, losses_P):
   """Summed Huber loss of log L, in units of HUBER^2."""
-  size = np.abs(_log_loss(law, logs)[0] - np.log(losses_P)) / HUBER
-  return np.where(size <= 1, size**2 / 2, size - 0.5).sum()
+  from scipy import special
+
+  return special.huber(1, (_log_loss(law, logs)[0] - np.log(losses_P)) / HUBER).sum()
 
 
 def _minimize(start, logs, losses_P):
