@@ -1,4 +1,4 @@
-"""What this installation and machine are, and whether one training step runs on them."""
+"""Versions and hardware of this machine, and whether one training step runs on it."""
 
 import shutil
 import time
@@ -14,8 +14,8 @@ from gpt_jax.sharding import make_mesh
 from gpt_jax.step import gpt_program
 
 
-def examine():
-  """Print a line a finding -> the number of things that are wrong."""
+def run_checks():
+  """Print one line per check -> the number of failed checks."""
   for name, value in provenance.versions(hardware.name()).items():
     print(f'{name:18} {value}')
   peak, source = hardware.peak_flops()

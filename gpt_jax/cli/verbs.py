@@ -374,7 +374,7 @@ def doctor(argv):
   """Print versions and hardware of this machine, and whether a training step runs."""
   from gpt_jax.cli import doctor as checks
 
-  return checks.examine()
+  return checks.run_checks()
 
 
 VERBS = {

@@ -64,7 +64,7 @@ def get_config(arg=''):
   return f'--config={path}'
 
 
-# ------------------------------------------------------------------------- mistakes in the words
+# ------------------------------------------------------------------------ errors in arguments
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def get_config(arg=''):
     (['--config'], ['--config has no value'], ''),
   ],
 )
-def test_mistakes_of_train(call, experiment, tmp_path, words, parts, fix):
+def test_train_errors(call, experiment, tmp_path, words, parts, fix):
   workdir = tmp_path / 'run'
   given = [] if words == ['--config'] else [experiment]
   outcome = call('train', *given, f'--workdir={workdir}', *words)
@@ -114,7 +114,7 @@ def test_mistakes_of_train(call, experiment, tmp_path, words, parts, fix):
     ('experiments/finetune_gpt2.py:base=runs/none', ['runs/none does not exist'], ''),
   ],
 )
-def test_mistakes_of_an_experiment(call, tmp_path, spec, parts, fix):
+def test_experiment_file_errors(call, tmp_path, spec, parts, fix):
   outcome = call('train', f'--config={spec}', f'--workdir={tmp_path}/run')
   assert fix in assert_user_error(outcome, *parts)
   assert not (tmp_path / 'run').exists()
@@ -135,7 +135,7 @@ def test_mistakes_of_an_experiment(call, tmp_path, spec, parts, fix):
     (['doctor', 'now'], ["'now' is not a flag"]),
   ],
 )
-def test_mistakes_of_other_verbs(call, words, parts):
+def test_errors_of_other_verbs(call, words, parts):
   assert_user_error(call(*words), *parts)
 
 
@@ -184,7 +184,7 @@ def test_without_a_config_the_demo_is_trained_from_any_directory(tmp_path, monke
     (b'short', ['tokens, a row needs']),
   ],
 )
-def test_texts_that_cannot_be_read(call, experiment, tmp_path, content, parts):
+def test_unreadable_texts_fail(call, experiment, tmp_path, content, parts):
   path = tmp_path / 'text.txt'
   if content is not None:
     path.write_bytes(content)
@@ -201,7 +201,7 @@ def test_texts_that_cannot_be_read(call, experiment, tmp_path, content, parts):
   assert not (tmp_path / 'run/config.json').exists()
 
 
-def test_folders_that_cannot_be_a_run(call, experiment, tmp_path):
+def test_unusable_workdirs_fail(call, experiment, tmp_path):
   (tmp_path / 'file').write_text('x')
   (tmp_path / 'other').mkdir()
   (tmp_path / 'other/thesis.tex').write_text('x')
@@ -217,7 +217,7 @@ def test_folders_that_cannot_be_a_run(call, experiment, tmp_path):
   assert snapshot(tmp_path) == before
 
 
-def test_a_folder_that_holds_another_experiment(call, experiment, copy):
+def test_workdir_of_another_experiment_fails(call, experiment, copy):
   before = snapshot(copy)
   outcome = call('train', experiment, f'--workdir={copy}', '--config.train.steps=24', '--config.log.every=2')
   assert '--workdir' in assert_user_error(outcome, 'another config: train.steps 12 -> 24')
@@ -226,7 +226,7 @@ def test_a_folder_that_holds_another_experiment(call, experiment, copy):
   assert snapshot(copy) == before
 
 
-def test_a_model_of_another_shape(call, experiment, run, tmp_path):
+def test_init_from_a_model_of_another_shape_fails(call, experiment, run, tmp_path):
   outcome = call(
     'train',
     experiment,
@@ -238,7 +238,7 @@ def test_a_model_of_another_shape(call, experiment, run, tmp_path):
   assert not (tmp_path / 'run/config.json').exists()
 
 
-def test_checkpoints_that_are_all_truncated(call, copy):
+def test_only_truncated_checkpoints_fail(call, copy):
   (copy / 'result.json').unlink()
   for step in ('9', '12'):
     files = [path for path in (copy / 'checkpoints' / step).rglob('*') if path.is_file()]
@@ -251,7 +251,7 @@ def test_checkpoints_that_are_all_truncated(call, copy):
   assert snapshot(copy) == before
 
 
-def test_a_config_json_of_another_version(call, copy):
+def test_config_json_of_another_version_fails(call, copy):
   content = json.loads((copy / 'config.json').read_text())
   content['optim']['momentum'] = 0.9
   (copy / 'config.json').write_text(json.dumps(content))
@@ -287,13 +287,13 @@ def test_gradients_that_stay_non_finite_are_an_error_of_the_run(call, experiment
     (['--prompt=\udcff'], ['surrogate']),
   ],
 )
-def test_mistakes_of_sample(call, run, words, parts):
+def test_sample_errors(call, run, words, parts):
   before = snapshot(run)
   assert_user_error(call('sample', f'--workdir={run}', *words), *parts)
   assert snapshot(run) == before
 
 
-def test_ids_that_a_model_does_not_have(run):
+def test_invalid_prompt_ids_fail(run):
   cfg = trained.load(run).model.cfg
   for prompt, part in (
     ([5, 272], 'token id 272 is out of range: the model has 272 ids'),
@@ -349,7 +349,7 @@ def test_sampling(call, run, tmp_path):
   assert snapshot(run) == before
 
 
-def test_a_prompt_that_leaves_little_room(call, run):
+def test_long_prompt_limits_new_tokens(call, run):
   """The run's default of new tokens gives way; the empty prompt begins a document."""
   assert len(text_of(call('sample', f'--workdir={run}', '--prompt=' + 'a' * 30), 'a' * 30)) <= 2
   code, out, _ = call('sample', f'--workdir={run}')
@@ -359,7 +359,7 @@ def test_a_prompt_that_leaves_little_room(call, run):
 # ------------------------------------------------------------------------------- the other verbs
 
 
-def test_evaluate_prints_rows_and_keeps_them(call, copy):
+def test_evaluate_prints_and_appends_rows(call, copy):
   before = snapshot(copy)
   code, out, err = call('evaluate', f'--workdir={copy}')
   assert code == 0, err
@@ -377,7 +377,7 @@ def test_evaluate_prints_rows_and_keeps_them(call, copy):
   assert snapshot(copy) == after
 
 
-def test_train_and_train_again(call, experiment, run, tmp_path, monkeypatch):
+def test_train_then_resume(call, experiment, run, tmp_path, monkeypatch):
   """`train` with a config and overrides, then the same run by its folder alone."""
   monkeypatch.setenv('HOME', str(tmp_path))
   monkeypatch.chdir(tmp_path)
@@ -401,7 +401,7 @@ def test_train_and_train_again(call, experiment, run, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_doctor_examines_this_machine(call):
+def test_doctor(call):
   code, out, err = call('doctor')
   assert code == 0, out + err
   for word in ('python', 'jax', 'one step', 'TFLOP/s', 'GiB'):
@@ -412,7 +412,7 @@ def test_doctor_examines_this_machine(call):
 # ------------------------------------------------------------------------------- as a user does it
 
 
-def test_the_real_process_says_two_lines_and_exits_2(tmp_path):
+def test_user_error_in_a_real_process(tmp_path):
   code, output = command_line.launch(
     'train',
     f'--config={command_line.experiment(tmp_path)}',
@@ -428,14 +428,14 @@ def test_the_real_process_says_two_lines_and_exits_2(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_traceback_when_it_is_asked_for(tmp_path):
+def test_traceback_flag(tmp_path):
   code, output = command_line.launch('sample', f'--workdir={tmp_path}/run', '--traceback', folder=tmp_path)
   assert code == 1
   assert 'Traceback' in output and 'FileNotFoundError' in output
 
 
 @pytest.mark.slow
-def test_the_whole_way_in_processes(tmp_path):
+def test_train_sample_evaluate_in_processes(tmp_path):
   folder, workdir = tmp_path, f'--workdir={tmp_path}/run'
   code, output = command_line.launch(
     'train', f'--config={command_line.experiment(folder)}', workdir, folder=folder
