@@ -15,8 +15,8 @@ MODALITIES = ('text', 'image', 'audio')
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-  """Weights of the terms and of the modalities: traced, so that an ablation may vary them without compiling
-  again, but not from or to the value at which a term is left out.
+  """Weights of the terms and of the modalities. They are traced: changing one does not recompile, unless it
+  switches a term on or off (0; for modalities 1).
 
   Published choices: DALL-E balance='modality_mean' with text 1/8 and image 7/8 (Ramesh et al. 2021,
   section 2.2), Unified-IO 2 and LWM modality means, Chameleon and Emu3 every token alike.

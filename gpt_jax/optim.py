@@ -1,6 +1,6 @@
 """Optimizers, schedules and the update rule, over flat dicts {parameter path: array}.
 
-A row of OPTIMIZERS gives a direction u of about unit size. This file applies it:
+A row of OPTIMIZERS gives a direction u, of about unit size for all but sgd. This file applies it:
 
   p <- p - lr * schedule(updates) * multiplier(path) * (mup(path) u + weight_decay * p)
 
@@ -199,8 +199,10 @@ def cosine(cfg, step, steps):
 class OptimizerRow(NamedTuple):
   """One optimizer."""
 
-  make: Any  # (OptimConfig, {path: letters}) -> optax transformation; wrap it in directions.freeze_on_reject
-  uses: tuple = ()  # fields of OptimConfig that it reads: the others have no effect beside it
+  make: (
+    Any  # (OptimConfig, {path: letters}) -> optax transformation; must keep its state where not `accepted`
+  )
+  uses: tuple = ()  # which of b1, b2 and eps it reads: the others have no effect
   mup_powers: dict = mup.ADAM_POWERS  # {role: power of growth}
 
 
@@ -209,9 +211,7 @@ OPTIMIZERS = {
   'adamw': OptimizerRow(adamw, ('b1', 'b2', 'eps')),
   'lion': OptimizerRow(directions.lion, ('b1', 'b2')),
   'adafactor': OptimizerRow(directions.adafactor),
-  'muon': OptimizerRow(
-    functools.partial(directions.muon, fallback=adamw), ('b1', 'b2', 'eps'), mup.MUON_POWERS
-  ),
+  'muon': OptimizerRow(muon, ('b1', 'b2', 'eps'), mup.MUON_POWERS),
   'sgd': OptimizerRow(directions.sgd, ('b1',), mup.SGD_POWERS),
 }
 SCHEDULES = {

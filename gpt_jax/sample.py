@@ -1,9 +1,10 @@
 """Sampling: prefill a prompt, decode with a KV cache, all of it compiled.
 
-`generate` is `prefill` (which calls gpt.init_cache) and `decode`, both jitted. Rows are padded on the right,
-so a row's cache slot is its position in the text, and prompts of different lengths share one batch. A row's
-randomness depends on its own key and position alone: it samples the same text alone, in any batch, in one
-call or in many. A grammar (tokenizers/grammar.py) says which ids are valid next.
+`generate` is `prefill` (which calls gpt.init_cache), `repeat` and `decode`, each jitted. Rows are padded on
+the right, so a row's cache slot is its position in the text, and prompts of different lengths share one
+batch. A row's randomness depends on its own key and position alone: with the same key it samples the same
+text alone, in any batch, in one call or in many. A grammar (tokenizers/grammar.py) says which ids are valid
+next.
 
 With guidance the model runs 2 B rows: below the B conditional ones the same rows with an empty condition,
 which are fed the tokens that the upper ones draw. sampling/ has the host side: text, prompts, beams.
@@ -206,13 +207,13 @@ def start(model, prompts, cfg, grammar, keys_B=None):
 
 
 def static_config(cfg):
-  """Reset the fields that `choose_token` does not read, so that another seed compiles nothing again."""
+  """Reset the fields that vary per call and that `choose_token` does not read: they recompile nothing."""
   unread = dict(max_new_tokens=1, num_samples=1, seed=0, begin='', guidance=1.0)
   return dataclasses.replace(cfg, **unread)
 
 
 def generate(model, prompts, cfg, grammar, keys_B=None):
-  """Continue prompts to the end in one compiled call; return a SampleState, rows as of `start`.
+  """Continue prompts to the end, without a host sync per token; return a SampleState, rows as of `start`.
 
   Samples, or takes the likeliest token; beams are searched by sampling/beam.py.
   """

@@ -77,9 +77,9 @@ class Objective(NamedTuple):
   """The quantity that a step minimizes, as functions: those of one kind of model."""
 
   weigh: Any  # (batch, hyper) -> (batch, weight): the weight of the whole step
-  loss: Any  # (model, probe, micro-batch, weight, hyper, key) -> (its part, metrics with 'loss' in nats)
+  loss: Any  # (model, probe, micro-batch, weight, hyper, key) -> (its share, metrics with 'loss' in nats)
   count: Any  # batch -> {'tokens': items in it: tokens or images, and other counts}
-  probe: Any = lambda model, micro_batch: None  # zeros added to a hidden state: their gradient is its own
+  probe: Any = lambda model, micro_batch: None  # zeros added to a hidden state, to read the gradient there
   probe_metrics: Any = lambda metrics, probe_grad, micro_batch: metrics  # from the probe's gradient
   post_update: Any = lambda params, metrics, key: (params, metrics)  # updates without gradients
 
@@ -104,9 +104,9 @@ def loss_fn(model, batch, weight, hyper, key, probe_BTD=None, restrict=None):
   """Return (part of the objective, metrics, nats_BT) of one micro-batch.
 
   batch: token_ids_BT, target_ids_BT (int32), loss_mask_BT (float32) and, where the data have them, the
-  arguments of gpt.GPT.trunk: segment_ids_BT, positions_BT, prefix_BT, patches_BTA, frames_BTM. weight: sum
-  of the whole step's loss mask. probe_BTD: added to the last hidden state. restrict: logits_BTV ->
-  logits_BTV, for a softmax over fewer ids.
+  arguments of gpt.GPT.trunk: segment_ids_BT, positions_BT (or _BT3), prefix_BT, patches_BTA, frames_BTM.
+  weight: the normalizer of the whole step, from Objective.weigh. probe_BTD: added to the last hidden state.
+  restrict: logits_BTV -> logits_BTV, for a softmax over fewer ids.
   """
   rate = hyper.get('dropout')
   uses_dropout = rate is not None or model.cfg.attention_dropout

@@ -31,11 +31,11 @@ class TrainConfig:
   eval_tokens: int = 65536  # validation tokens (or items) scored each time; 0 = all (at the end always all)
   sample_every: int = 500  # steps between samples; 0 = only at the end
   sample_prompts: tuple[str, ...] = ('\n',)  # prompts of the text samples; () = none
-  tasks: tuple[str, ...] = ()  # rows of TASKS to run at the end
+  tasks: tuple[str, ...] = ()  # rows of evaluation.evaluate.TASKS to run at the end
   probe_every: int = 0  # steps between measurements of every layer (probes.jsonl); 0 = never
   init_from: str = ''  # run folder whose parameters to start from, with a fresh optimizer
   hang_seconds: float = 3600.0  # without progress until the watchdog ends the process; 0 = never
-  max_skipped: int = 10  # non-finite steps in a row until the run ends, or rewinds with spike_sigma
+  max_skipped: int = 10  # non-finite steps in a row; then the run ends or, if spike_sigma > 0, rewinds
   spike_sigma: float = 0.0  # robust deviations above the median that skip a step; 0 = no guard
   spike_window: int = 128  # applied steps that count as recent
   spike_patience: int = 3  # spikes in a row until the run rewinds to the last good checkpoint
@@ -92,9 +92,9 @@ def train(cfg, workdir, should_stop=lambda step: False):
           session.update_profile(s)
           start = time.perf_counter()
           batch = session.next_batch(s)
-          train_step = session.step_function(s, batch)
+          compiled_step = session.step_function(s, batch)
           with jax.transfer_guard('disallow'):
-            s.state, metrics = train_step(s.state, batch)
+            s.state, metrics = compiled_step(s.state, batch)
           # Logs the steps before: the device is computing this one, and its metrics are fetched later.
           session.record_step(s, metrics, time.perf_counter() - start)
         except GoBack as error:  # raised by logging: too many skipped steps in a row

@@ -228,9 +228,9 @@ def test_the_docstring_has_a_command_and_every_argument(path):
     assert name in docstring, name
 
 
-# The fast set has one experiment of each kind: text, images, all modalities, a tokenizer, fine-tuning. The
-# others compile much of the same for ten seconds each.
-FAST = ('demo', 'shakespeare_char', 'mnist', 'mnist_fsq', 'finetune_gpt2')
+# The fast set has one experiment of each kind: all modalities, a tokenizer, fine-tuning. The others compile
+# much of the same for ten seconds each.
+FAST = ('demo', 'mnist_fsq', 'finetune_gpt2')
 TRAINED = [
   pytest.param(path, marks=[pytest.mark.slow] * (path.stem not in FAST), id=path.stem) for path in FILES
 ]
@@ -306,8 +306,8 @@ def test_unknown_choices_are_errors(name, chosen):
   'tokenizer, users',
   [
     ('mnist_fsq', {'mnist': 'tokens', 'multimodal': 'image'}),
-    ('emoji_fsq', {'emoji': 'tokens'}),
-    ('fsdd_fsq', {'digits_speech': 'tokens', 'multimodal': 'audio'}),
+    pytest.param('emoji_fsq', {'emoji': 'tokens'}, marks=pytest.mark.slow),
+    pytest.param('fsdd_fsq', {'digits_speech': 'tokens', 'multimodal': 'audio'}, marks=pytest.mark.slow),
   ],
 )
 def test_experiments_load_their_trained_tokenizers(tokenizer, users, base, stand_in, tmp_path):

@@ -349,6 +349,18 @@ def test_tensorboard_and_profile_are_written(mixed):
   assert trace.stat().st_size > 10_000
 
 
+def test_a_run_in_progress_can_be_profiled(tmp_path):
+  """The same command with train.profile resumes it, and traces the steps ahead."""
+  quiet = dict(train__eval_every=0, train__sample_every=0, train__sample_prompts=())
+  assert train.train(experiment(**quiet), tmp_path / 'run', tiny_runs.stop_before(5)) is None
+  assert (
+    train.train(experiment(**quiet, train__profile=(6, 8)), tmp_path / 'run', tiny_runs.stop_before(9))
+    is None
+  )
+  [trace] = (tmp_path / 'run').glob('profile/**/*.xplane.pb')
+  assert trace.stat().st_size > 10_000
+
+
 # -------------------------------------------------------------------------------- other beginnings
 
 

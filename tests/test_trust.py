@@ -212,7 +212,10 @@ def assert_same(run, expected):
   models.assert_close(run.ema, expected.ema)
 
 
-@pytest.mark.parametrize('name', MESHES)
+# The slow set of tests/system/test_meshes.py has 35 factorizations for three models.
+@pytest.mark.parametrize(
+  'name', [pytest.param(name, marks=[pytest.mark.slow] * ('expert' in name)) for name in MESHES]
+)
 def test_eight_devices_equal_one_device(name):
   """Metrics, parameters and their moving average are equal after three steps of one compilation."""
   model_cfg, sizes = MESHES[name]

@@ -55,14 +55,14 @@ class Block(nnx.Module):
     def attend(h_BTD):
       return self.attention(h_BTD, mask, positions_BT, cache, weights_key)
 
-    def mix(h_BTD):
+    def feed_forward(h_BTD):
       if not self.cfg.experts:
         return self.mlp(h_BTD), {}
       real_BT = None if mask.segments is None else mask.segments[0] > 0
       return self.mlp(h_BTD, real_BT, dropless=cache is not None)
 
     x_BTD, cache = self._branch(x_BTD, attend, self.attention_norm, self.attention_out_norm, rate, keys[0])
-    x_BTD, aux = self._branch(x_BTD, mix, self.mlp_norm, self.mlp_out_norm, rate, keys[1])
+    x_BTD, aux = self._branch(x_BTD, feed_forward, self.mlp_norm, self.mlp_out_norm, rate, keys[1])
     return constrain(x_BTD, 'BTD'), cache, aux
 
   def _branch(self, x_BTD, fn, norm, out_norm, rate, key):
@@ -124,9 +124,10 @@ class GPT(nnx.Module):
       axes = POSITIONS[self.cfg.positions].axes
       positions_BT = mask.t_BT if axes == 1 else jnp.stack([mask.t_BT] * axes, -1)
     x_BTD = self._embed(token_ids_BT, positions_BT)
-    for x, w in ((patches_BTA, self.patch_AD), (frames_BTM, self.frame_MD)):
-      if x is not None and w is not None:
-        x_BTD = x_BTD + jnp.einsum('BTF,FD->BTD', x.astype(x_BTD.dtype), w[...])
+    if patches_BTA is not None and self.patch_AD is not None:
+      x_BTD = x_BTD + jnp.einsum('BTA,AD->BTD', patches_BTA.astype(x_BTD.dtype), self.patch_AD[...])
+    if frames_BTM is not None and self.frame_MD is not None:
+      x_BTD = x_BTD + jnp.einsum('BTM,MD->BTD', frames_BTM.astype(x_BTD.dtype), self.frame_MD[...])
     if key is not None:
       key, embed_key = jax.random.split(key)
       x_BTD = layers.dropout(x_BTD, rate, embed_key)
@@ -169,7 +170,9 @@ class GPT(nnx.Module):
       layer_mask = mask._replace(window=window)
       return block(x_BTD, layer_mask, positions_BT, layer_cache, rate, layer_key)
 
-    if cache is not None or cfg.unroll == 'on' or isinstance(self.blocks, nnx.List):  # of `for_sampling`
+    if (
+      cache is not None or cfg.unroll == 'on' or isinstance(self.blocks, nnx.List)
+    ):  # as for_sampling returns
       blocks = self.blocks if isinstance(self.blocks, nnx.List) else param_trees.unstack(self.blocks)
       new_cache, auxes = [], []
       for l, block in enumerate(blocks):

@@ -150,6 +150,7 @@ def test_runs_resume_alone_or_together_from_different_steps(alone, tmp_path):
   assert ('resume', 6) in events(folders[0]) and ('resume', 1) in events(folders[1])
 
 
+@pytest.mark.slow
 def test_a_diverged_replica_does_not_affect_the_others(alone, tmp_path, capsys):
   wild = experiment(**SETTINGS[0] | dict(optim__lr=1e20))
   configs = [experiment(**SETTINGS[0]), wild, experiment(**SETTINGS[1])]

@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from benchmarks import table, versus
 
 
@@ -15,6 +17,7 @@ def absent():
   raise versus.Missing('no such library')
 
 
+@pytest.mark.slow
 def test_sides_alternate_and_missing_sides_are_reported(capsys):
   turns = []
   sides = [

@@ -150,6 +150,8 @@ def test_help_lists_verbs_and_flags(call):
     assert line in out
   assert '--[no]help' not in out  # flags of absl
   assert '--config.train.profile=' in call('train', '--help')[1]
+  temperature = ' '.join(call('evaluate', '--help')[1].split()).partition('--temperature')[2]
+  assert 'from the run; tasks answer, translate and summarize: 0' in temperature[:200]
 
 
 def test_the_console_script_runs_the_same_verbs(capsys, monkeypatch):

@@ -82,7 +82,7 @@ def test_the_loss_falls(run_of, modality):
     assert line[unit] == 16 * step and line['loss'] == line['mse']
 
 
-@pytest.mark.parametrize('modality', ['image', 'audio'])
+@pytest.mark.parametrize('modality', ['image', pytest.param('audio', marks=pytest.mark.slow)])
 def test_the_result_scores_the_tokenizer_and_k_means(run_of, modality):
   result, last = run_folder.read_result(run_of(modality)), metrics(run_of(modality))[STEPS]
   rows = {(row['metric'], row.get('tokenizer', 'own')): row for row in result['evaluations']}
@@ -216,6 +216,7 @@ def test_a_codebook_moves_and_survives(vq, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_accumulated_is_the_whole_batch(run_of, tmp_path):
   train.train(tiny_runs.codec('image', train__accumulate=4), tmp_path / 'run')
   found, expected = tiny_runs.arrays(tmp_path / 'run'), tiny_runs.arrays(run_of('image'))

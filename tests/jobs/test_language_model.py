@@ -287,7 +287,9 @@ def weighted(reference, balance, weights):
   return (w_M * means).sum() / w_M.sum()
 
 
-@pytest.mark.parametrize('balance, cuts', [('token', [4]), ('modality_mean', [1, 4])])
+@pytest.mark.parametrize(
+  'balance, cuts', [pytest.param('token', [4], marks=pytest.mark.slow), ('modality_mean', [1, 4])]
+)
 def test_loss_weights_are_of_the_whole_batch_for_any_accumulation(job, batch, reference, balance, cuts):
   targets = [(batch['loss_mask_BT'] * (reference[1] == m)).sum() for m in range(3)]
   assert len(set(targets)) > 1  # unequal counts
@@ -449,6 +451,7 @@ CONTINUOUS = {
 }
 
 
+@pytest.mark.slow
 def test_continuous_inputs_train_and_are_restored(tmp_path):
   data_ = {'packing': 'first_fit', 'prefix': True}
   cfg = experiment(data__mixture=CONTINUOUS, data=data_, train__eval_every=0)

@@ -267,6 +267,7 @@ def here(monkeypatch, memory=2**34):
   return target
 
 
+@pytest.mark.slow
 def test_memory_and_work_agree_with_compiler_and_arithmetic(monkeypatch):
   target = here(monkeypatch)
   scanned, unrolled = (

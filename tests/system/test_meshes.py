@@ -94,6 +94,7 @@ def test_there_are_35_meshes():
   assert all(np.prod(list(sizes.values())) == 8 for sizes in ALL)
 
 
+@pytest.mark.slow
 def test_one_mesh_is_one_device():
   check('demo', dict(fsdp=2, sequence=2, tensor=2))
 

@@ -266,7 +266,7 @@ def events(workdir, name):
   return [event for event in run_folder.read_events(workdir) if event['event'] == name]
 
 
-@pytest.mark.parametrize('every', [1, 4])
+@pytest.mark.parametrize('every', [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_run_records_the_skipped_rows_and_ends_after_too_many(tmp_path, monkeypatch, every):
   harming(monkeypatch, poison, {0, 5, 6, 8, 9, 10})
   cfg = experiment(train__max_skipped=3, log__every=every, train__batch_size=8)
@@ -322,6 +322,7 @@ def test_spikes_in_a_row_rewind_a_run_and_skip_their_data(tmp_path, monkeypatch)
   assert steps == list(range(1, 37))
 
 
+@pytest.mark.slow
 def test_a_run_ends_if_rewinding_does_not_help(tmp_path, monkeypatch):
   harming(monkeypatch, last_id, set(range(20, 90)))
   with pytest.raises(FloatingPointError) as error:

@@ -79,7 +79,9 @@ TWO_KINDS = modality_tables.ModalityTables(
 
 
 @pytest.mark.parametrize(
-  ('kinds', 'accumulate'), [(None, 1), (TWO_KINDS, 2)], ids=['text', 'modalities, accumulated']
+  ('kinds', 'accumulate'),
+  [pytest.param(None, 1, marks=pytest.mark.slow), (TWO_KINDS, 2)],
+  ids=['text', 'modalities, accumulated'],
 )
 def test_a_probe_measures_the_step_that_follows(kinds, accumulate):
   """Dropout included: its gradients and updates are those of a step on the first micro-batch."""
