@@ -84,7 +84,7 @@ def alone(tmp_path_factory):
   return run
 
 
-@pytest.mark.slow  # in the fast set: test_trust.py, and the replicas beside a diverged one below
+@pytest.mark.slow  # in the fast set: test_trust.py
 @pytest.mark.parametrize('devices', [1, 3])
 def test_replicas_equal_the_runs_alone(alone, tmp_path, monkeypatch, devices):
   if devices == 1:
