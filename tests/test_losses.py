@@ -64,8 +64,8 @@ def test_gradient_of_the_cross_entropy_is_that_of_the_formula():
     lambda x: sum((out * MASK_BT).sum() * w for out, w in zip(fn(x), (2.0, 0.3), strict=True))
   )
   ours = weigh(lambda x: losses.token_losses(x, jnp.asarray(TARGETS_BT)))
-  found = jax.jit(jax.grad(ours))(LOGITS_BTV)
-  np.testing.assert_allclose(found, jax.jit(jax.grad(weigh(formula)))(LOGITS_BTV), atol=1e-6)
+  actual = jax.jit(jax.grad(ours))(LOGITS_BTV)
+  np.testing.assert_allclose(actual, jax.jit(jax.grad(weigh(formula)))(LOGITS_BTV), atol=1e-6)
 
 
 def test_bfloat16_logits_are_summed_in_float32():

@@ -372,10 +372,10 @@ def test_a_decay_that_matches_nothing_is_refused():
 
 def test_first_match_counts():
   rules = ('.*wq.*=0.25', 'blocks/.*=0.5', '.*=2')
-  found = param_groups.match_multipliers(rules, AXES)
-  assert found['blocks/attention/wq_DHK'] == 0.25
-  assert found['blocks/attention/wo_HKD'] == 0.5
-  assert found['embed_VD'] == 2
+  actual = param_groups.match_multipliers(rules, AXES)
+  assert actual['blocks/attention/wq_DHK'] == 0.25
+  assert actual['blocks/attention/wo_HKD'] == 0.5
+  assert actual['embed_VD'] == 2
   assert set(param_groups.match_multipliers((), AXES).values()) == {1.0}
 
 

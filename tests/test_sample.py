@@ -72,19 +72,19 @@ def test_greedy_is_the_argmax_of_the_uncached_model():
       best = int(np.argmax(np.where(ALLOWED_V, here, -np.inf)))
       log_probs[b].append(here[best])
       row.append(best)
-  found, state = greedy()
-  assert [ids for ids, _ in found] == [row[len(p) :] for row, p in zip(rows, PROMPTS, strict=True)]
-  np.testing.assert_allclose([p for _, p in found], log_probs, atol=1e-4)
+  actual, state = greedy()
+  assert [ids for ids, _ in actual] == [row[len(p) :] for row, p in zip(rows, PROMPTS, strict=True)]
+  np.testing.assert_allclose([p for _, p in actual], log_probs, atol=1e-4)
   assert state.lengths_B.tolist() == [len(p) + NEW for p in PROMPTS]
   assert state.done_B.all()
-  assert len({tuple(ids) for ids, _ in found}) == 3
+  assert len({tuple(ids) for ids, _ in actual}) == 3
 
 
 def test_log_probs_are_the_models_own_whatever_was_filtered():
-  found, _ = free()
-  rows = [p + ids for p, (ids, _) in zip(PROMPTS, found, strict=True)]
+  actual, _ = free()
+  rows = [p + ids for p, (ids, _) in zip(PROMPTS, actual, strict=True)]
   everything = uncached_log_probs(rows)
-  for b, (prompt, (ids, log_probs)) in enumerate(zip(PROMPTS, found, strict=True)):
+  for b, (prompt, (ids, log_probs)) in enumerate(zip(PROMPTS, actual, strict=True)):
     places = np.arange(NEW) + len(prompt) - 1
     np.testing.assert_allclose(log_probs, everything[b, places, ids], atol=1e-4)
     assert all(ALLOWED_V[ids])
@@ -102,7 +102,7 @@ def test_a_prompt_alone_gives_what_it_gives_in_a_batch(cfg):
 
 def test_streamed_is_the_same_text():
   states = list(completions.stream(model()[1], PROMPTS, FREE, grammar.plain(ALLOWED_V), every=3))
-  found, state = free()
+  actual, state = free()
   assert [s.lengths_B[0] for s in states] == [6, 9, 11]
   np.testing.assert_array_equal(states[-1].token_ids_BT, state.token_ids_BT)
   for s in states:  # what was given stays as it was
@@ -112,12 +112,12 @@ def test_streamed_is_the_same_text():
 
 
 def test_seeds_reproduce_and_compile_nothing_again():
-  found, _ = free()
+  actual, _ = free()
   compiled = sample.jit_decode._cache_size()
   again, _ = generate(PROMPTS, FREE)
   other, _ = generate(PROMPTS, sample.dataclasses.replace(FREE, seed=1))
-  assert again == found
-  assert all(a != b for (a, _), (b, _) in zip(other, found, strict=True))
+  assert again == actual
+  assert all(a != b for (a, _), (b, _) in zip(other, actual, strict=True))
   assert sample.jit_decode._cache_size() == compiled
 
 
@@ -131,27 +131,27 @@ def test_keys_may_be_used_again():
 def test_several_samples_of_a_prompt_come_from_one_prefill():
   cfg = sample.dataclasses.replace(FREE, num_samples=2, seed=3)
   with mock.patch.object(sample, 'jit_prefill', wraps=sample.jit_prefill) as prefill:
-    found, _ = generate(PROMPTS, cfg)
+    actual, _ = generate(PROMPTS, cfg)
   [call] = prefill.call_args_list
   assert call.args[1].input_ids_BP.shape == (3, 16)
   keys_B = sample.row_keys(3, 6)
-  assert len(found) == 6
-  assert found[0][0] != found[1][0]
+  assert len(actual) == 6
+  assert actual[0][0] != actual[1][0]
   for row in range(6):  # row r is the same text alone with its key
     [(ids, _)], _ = generate([PROMPTS[row // 2]], FREE, keys_B=keys_B[row : row + 1])
-    assert found[row][0] == ids
+    assert actual[row][0] == ids
 
 
 def test_stop_ids_end_a_row_and_no_other():
   texts = [ids for ids, _ in greedy()[0]]
   stops = (texts[0][2], texts[1][4])
-  found, state = generate(PROMPTS, GREEDY, stops)
-  for (ids, log_probs), whole in zip(found, texts, strict=True):
+  actual, state = generate(PROMPTS, GREEDY, stops)
+  for (ids, log_probs), whole in zip(actual, texts, strict=True):
     ends = [i + 1 for i, token in enumerate(whole) if token in stops]
     assert ids == whole[: ends[0] if ends else NEW]
     assert len(log_probs) == len(ids)
-  assert len(found[0][0]) <= 3
-  assert len(found[1][0]) <= 5
+  assert len(actual[0][0]) <= 3
+  assert len(actual[1][0]) <= 5
   rest_BT = np.arange(16)[None] >= np.asarray(state.lengths_B)[:, None]
   assert (np.asarray(state.token_ids_BT)[rest_BT] == 0).all()
   assert (np.asarray(state.log_probs_BT)[rest_BT] == 0).all()

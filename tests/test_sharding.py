@@ -197,10 +197,10 @@ def test_slices_that_do_not_divide_the_outermost_axis_are_refused():
   assert 'such as mesh.data=4' in fix
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=6, slices=1), pod(4, 3))
   assert mesh.shape['fsdp'] == 6
-  for devices, wanted, found in ((pod(2, 4), 4, 2), (jax.devices(), 2, 1)):
+  for devices, wanted, actual in ((pod(2, 4), 4, 2), (jax.devices(), 2, 1)):
     with pytest.raises(ValueError, match='slices') as error:
       sharding.make_mesh(MeshConfig(slices=wanted), devices)
-    assert two_lines(error)[0] == (f'mesh.slices={wanted}, but the 8 device(s) are in {found} slice(s)')
+    assert two_lines(error)[0] == (f'mesh.slices={wanted}, but the 8 device(s) are in {actual} slice(s)')
 
 
 # ------------------------------------------------------------------------------------- onto devices

@@ -172,10 +172,10 @@ def test_a_finished_run_may_be_started_again(run, tmp_path):
 
 
 def assert_same_end(workdir, run, tolerance=2e-5):
-  found, expected = tiny_runs.arrays(workdir), tiny_runs.arrays(run)
-  assert found.keys() == expected.keys()
+  actual, expected = tiny_runs.arrays(workdir), tiny_runs.arrays(run)
+  assert actual.keys() == expected.keys()
   for path, value in expected.items():
-    np.testing.assert_allclose(found[path], value, rtol=tolerance, atol=tolerance, err_msg=path)
+    np.testing.assert_allclose(actual[path], value, rtol=tolerance, atol=tolerance, err_msg=path)
 
 
 @pytest.fixture
@@ -223,8 +223,8 @@ def test_several_steps_a_call_reach_the_same_end(run, tmp_path, traces):
     pair = (one_by_one[number - 1]['loss'], one_by_one[number]['loss'])
     assert line['loss'] == pytest.approx(np.mean(pair), rel=1e-5)
     assert line['tokens'] == one_by_one[number]['tokens']
-  found = events(tmp_path / 'run')
-  assert [event for event in found if event[0] in ('evaluate', 'sample')] == [
+  actual = events(tmp_path / 'run')
+  assert [event for event in actual if event[0] in ('evaluate', 'sample')] == [
     ('evaluate', 12),
     ('sample', 12),
   ]

@@ -205,8 +205,8 @@ def test_slugs_are_names_of_folders(make):
 
 def test_runs_go_seed_after_seed(make):
   study = make({'mlp': ['gelu']}, seeds=(3, 7))
-  found = [(arm.name, seed, cfg.train.seed) for arm, seed, cfg in design.iterate_runs(study)]
-  assert found == [('base', 3, 3), ('mlp=gelu', 3, 3), ('base', 7, 7), ('mlp=gelu', 7, 7)]
+  actual = [(arm.name, seed, cfg.train.seed) for arm, seed, cfg in design.iterate_runs(study)]
+  assert actual == [('base', 3, 3), ('mlp=gelu', 3, 3), ('base', 7, 7), ('mlp=gelu', 7, 7)]
 
 
 ONE_LEVEL = {'qk_norm': [True, False], 'mlp': {'plain': {}}}

@@ -75,9 +75,9 @@ def test_rounds_after_a_kill_equal_uninterrupted_ones(optuna, study, fake, tmp_p
   assert proposals.run(study, tmp_path / 'whole') == 'judged'
   assert [len(arms) for arms in fake.rounds] == [4, 7, 8]
   assert all(arms[0] == 'base' for arms in fake.rounds) and fake.rounds[2][:7] == fake.rounds[1]
-  found = told(optuna, tmp_path / 'whole')
-  assert [state for _, state, _ in found] == ['COMPLETE'] * 7
-  for params, _, value in found:  # the mean of two seeds, of a rate of four digits
+  actual = told(optuna, tmp_path / 'whole')
+  assert [state for _, state, _ in actual] == ['COMPLETE'] * 7
+  for params, _, value in actual:  # the mean of two seeds, of a rate of four digits
     assert value == pytest.approx(abs(math.log10(params['optim.lr']) + 2) + 0.005, abs=1e-3)
   rounds, fake.rounds = fake.rounds, []
   fake.kill = 2
@@ -87,9 +87,9 @@ def test_rounds_after_a_kill_equal_uninterrupted_ones(optuna, study, fake, tmp_p
   fake.kill = 0
   assert proposals.run(study, tmp_path / 'cut') == 'judged'
   assert fake.rounds == [rounds[0], rounds[1], rounds[1], rounds[2]]
-  assert told(optuna, tmp_path / 'cut') == found
+  assert told(optuna, tmp_path / 'cut') == actual
   assert proposals.run(study, tmp_path / 'cut') == 'judged'  # nothing is left to ask
-  assert told(optuna, tmp_path / 'cut') == found
+  assert told(optuna, tmp_path / 'cut') == actual
   more = dataclasses.replace(study, count=8)
   assert proposals.run(more, tmp_path / 'cut') == 'judged' and len(fake.rounds[-1]) == 9
 

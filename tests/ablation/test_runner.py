@@ -154,8 +154,8 @@ def test_a_run_that_kills_its_group_is_isolated(tmp_path):
 def test_a_run_that_fails_in_a_group_is_retried_alone(tmp_path):
   tasks = [task(tmp_path, 'a', 0, 'fail'), task(tmp_path, 'a', 1, 'diverge'), task(tmp_path, 'a', 2)]
   _, attempts, _ = work(tmp_path, tasks, TOGETHER)
-  found = [(a['seed'], a['outcome'], a['how']) for a in attempts]
-  assert found == [
+  actual = [(a['seed'], a['outcome'], a['how']) for a in attempts]
+  assert actual == [
     (0, 'failed', 'replicas'),
     (1, 'diverged', 'replicas'),
     (2, 'done', 'replicas'),
@@ -373,8 +373,8 @@ def test_cores_and_devices_are_split_among_workers(monkeypatch):
   assert pool.split_machine(2) == [([0, 1], {}), ([2, 3], {})]
   assert pool.split_machine(1, 2) == [([0, 1, 2, 3, 4], {})]
   monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3,7')
-  found = pool.split_machine(2, 2)
-  assert [env['CUDA_VISIBLE_DEVICES'] for _, env in found] == ['3', '7']
+  actual = pool.split_machine(2, 2)
+  assert [env['CUDA_VISIBLE_DEVICES'] for _, env in actual] == ['3', '7']
 
 
 @pytest.mark.skipif(len(pool.cores()) < 2, reason='one core')

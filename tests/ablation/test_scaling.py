@@ -96,19 +96,19 @@ def test_isoflop_parabolas_give_the_exponent_of_the_law():
     flops += [budget] * 7
     sizes += around.tolist()
     losses += scaling.predict(law, around, budget / 6 / around).tolist()
-  found = scaling.isoflop(flops, sizes, losses, draws=100)
-  assert found['exponent'] == pytest.approx(0.5, abs=0.01)
-  assert found['interval'][0] <= 0.5 + 0.01 and found['interval'][1] >= 0.5 - 0.01
-  assert len(found['budgets']) == 4 and not found['notes']
+  actual = scaling.isoflop(flops, sizes, losses, draws=100)
+  assert actual['exponent'] == pytest.approx(0.5, abs=0.01)
+  assert actual['interval'][0] <= 0.5 + 0.01 and actual['interval'][1] >= 0.5 - 0.01
+  assert len(actual['budgets']) == 4 and not actual['notes']
 
 
 def test_a_minimum_outside_the_sizes_is_noted_and_not_used():
   sizes = [1e6, 2e6, 4e6] * 2
   flops = [1e15] * 3 + [1e16] * 3
-  found = scaling.isoflop(flops, sizes, [2.0, 1.9, 1.95, 2.0, 1.8, 1.7])
-  assert [one['inside'] for one in found['budgets']] == [True, False]
-  assert found['exponent'] is None
-  assert '1e+16 FLOPs' in found['notes'][0]
+  actual = scaling.isoflop(flops, sizes, [2.0, 1.9, 1.95, 2.0, 1.8, 1.7])
+  assert [one['inside'] for one in actual['budgets']] == [True, False]
+  assert actual['exponent'] is None
+  assert '1e+16 FLOPs' in actual['notes'][0]
 
 
 @pytest.mark.parametrize(

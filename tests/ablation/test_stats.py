@@ -53,9 +53,9 @@ def of_arm(analysis, name):
 def test_paired_t_equals_scipy():
   rng = np.random.default_rng(0)
   a_N, b_N = rng.normal(size=(2, 7))
-  found, wanted = inference.paired_t(a_N - b_N), reference.ttest_rel(a_N, b_N)
-  np.testing.assert_allclose(found['p'], wanted.pvalue, rtol=1e-10)
-  np.testing.assert_allclose(found['interval'], wanted.confidence_interval(), rtol=1e-10)
+  actual, wanted = inference.paired_t(a_N - b_N), reference.ttest_rel(a_N, b_N)
+  np.testing.assert_allclose(actual['p'], wanted.pvalue, rtol=1e-10)
+  np.testing.assert_allclose(actual['interval'], wanted.confidence_interval(), rtol=1e-10)
 
 
 def test_differences_without_spread_need_no_test():
@@ -169,11 +169,11 @@ def test_noise_is_undecided_and_the_seeds_needed_decide():
   assert f'needs about {arm["seeds_needed"]} more seed' in arm['sentence']
   own = arm['se_paired'] * np.sqrt(5 / 2)  # were the noise what it looked like
   more = make_study(('a',), tolerance=0.0, seeds=5 + arm['seeds_needed'])
-  found = [
+  actual = [
     of_arm(analyze.analyze(more, simulated(more, rng, {'a': arm['difference']}, own=own)), 'a')
     for _ in range(20)
   ]
-  assert sum(one['verdict'] == 'better' for one in found) >= 12
+  assert sum(one['verdict'] == 'better' for one in actual) >= 12
 
 
 def test_repeated_looks_are_noted():
@@ -383,10 +383,10 @@ def test_main_effects_of_a_crossed_sweep_pool_the_arms():
   ]
   effects = {'f1g0': 0.05, 'f1g1': 0.05}
   rows = simulated(study, np.random.default_rng(10), effects, own=0.01)
-  found = {one['factor']: one for one in analyze.analyze(study, rows)['effects']}
-  assert (found['f']['verdict'], found['f']['arms']) == ('worse', 2)
-  assert found['f']['difference'] == pytest.approx(0.05, abs=0.02)
-  assert found['g']['verdict'] in ('undecided', 'no difference')
+  actual = {one['factor']: one for one in analyze.analyze(study, rows)['effects']}
+  assert (actual['f']['verdict'], actual['f']['arms']) == ('worse', 2)
+  assert actual['f']['difference'] == pytest.approx(0.05, abs=0.02)
+  assert actual['g']['verdict'] in ('undecided', 'no difference')
   assert analyze.analyze(study | {'sweep': 'one_at_a_time'}, rows)['effects'] == []
 
 
@@ -423,9 +423,9 @@ CROSSINGS = {
 def test_main_effects_are_not_biased_by_other_factors(crossing):
   study = planned(crossing.partition(',')[0], *CROSSINGS[crossing])
   effects = {('g', level): 0.3 for level in '12'} | {('h', '1'): -0.2}
-  found = analyze.analyze(study, crossed_rows(study, effects, np.random.default_rng(0)))['effects']
-  assert {one['factor'] for one in found} == set(study['factors'])
-  for one in found:
+  actual = analyze.analyze(study, crossed_rows(study, effects, np.random.default_rng(0)))['effects']
+  assert {one['factor'] for one in actual} == set(study['factors'])
+  for one in actual:
     factor = one['factor']
     truth = effects.get((factor, one['level']), 0) - effects.get((factor, one['against']), 0)
     assert one['difference'] == pytest.approx(truth, abs=1e-9), one
@@ -440,10 +440,10 @@ def test_main_effects_survive_an_arm_without_results(crossing):
   for row in rows:
     if row['arm'] == str(CROSSINGS[crossing][0][-1]):
       row |= {'status': 'failed', 'result': {}}
-  found = {one['factor']: one for one in analyze.analyze(study, rows)['effects']}
-  assert found['f']['difference'] == pytest.approx(0.0, abs=1e-9)
-  assert found['g']['difference'] == pytest.approx(0.3)
-  assert found['g']['n'] == 5
+  actual = {one['factor']: one for one in analyze.analyze(study, rows)['effects']}
+  assert actual['f']['difference'] == pytest.approx(0.0, abs=1e-9)
+  assert actual['g']['difference'] == pytest.approx(0.3)
+  assert actual['g']['n'] == 5
 
 
 def test_a_main_effect_over_a_diverged_arm_is_not_better():

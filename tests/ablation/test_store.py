@@ -249,8 +249,8 @@ def test_scores_of_tasks_are_columns(tmp_path):
     'answer/read/exact_match/shuffled',
     'token_f1',
   ]
-  chosen, found = store.select(tmp_path, '', names)
-  assert found == [(0.95, 0.9, 0.01, 0.2), (0.5, None, None, None)]
+  chosen, actual = store.select(tmp_path, '', names)
+  assert actual == [(0.95, 0.9, 0.01, 0.2), (0.5, None, None, None)]
   assert chosen[3] == 'answer/recognize/token_f1'
   for where in ('exact_match > 0.9', 'answer/read/exact_match > 0.9 and b = 1'):
     assert store.select(tmp_path, where, ['folder'])[1] == [('one',)]

@@ -240,8 +240,8 @@ def test_nodes_of_skypilot_find_their_job():
   done = subprocess.run(
     ['bash', '-c', script], env=os.environ | given, capture_output=True, text=True, check=True
   )
-  found = dict(line.partition('=')[::2] for line in done.stdout.splitlines())
-  assert bootstrap.find_job(found) == bootstrap.DistributedJob('', '10.0.0.4:8476', 2, 1)
+  actual = dict(line.partition('=')[::2] for line in done.stdout.splitlines())
+  assert bootstrap.find_job(actual) == bootstrap.DistributedJob('', '10.0.0.4:8476', 2, 1)
 
 
 # --------------------------------------------------------------- nothing in them becomes a command
@@ -423,8 +423,8 @@ def test_a_slice_whose_run_fails_by_itself_is_kept(tmp_path, monkeypatch, codes,
 
 @pytest.mark.parametrize('created, code, tries', [('1', 1, 4), ('2', 2, 1), ('FAILED', 1, 4)])
 def test_a_slice_that_cannot_be_made_is_given_up(tmp_path, monkeypatch, created, code, tries):
-  found, calls = slice_of_tpus(tmp_path, monkeypatch, [], created)
-  assert found == code
+  actual, calls = slice_of_tpus(tmp_path, monkeypatch, [], created)
+  assert actual == code
   assert calls.count('queued-resources create') == tries
   assert calls.count('tpu-vm ssh') == 0
 
@@ -516,9 +516,9 @@ def test_the_loop_of_any_scheduler_comes_to_the_end_of_the_run(tmp_path):
     codes.append(process.returncode)
     assert codes[-1] in (0, 75, -9), output
   assert codes == [75, -9, 75, 0]
-  found, expected = tiny_runs.arrays(tmp_path / 'loop'), tiny_runs.arrays(tmp_path / 'whole')
+  actual, expected = tiny_runs.arrays(tmp_path / 'loop'), tiny_runs.arrays(tmp_path / 'whole')
   for path, array in expected.items():
-    np.testing.assert_array_equal(found[path], array, err_msg=path)
+    np.testing.assert_array_equal(actual[path], array, err_msg=path)
   run = history.read_history(tmp_path / 'loop')
   phases, ended = history.seconds_by_phase(run), history.unix_seconds(run.events[-1]['time'])
   assert sum(phases.values()) == pytest.approx(ended - began, rel=0.01)

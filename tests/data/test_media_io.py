@@ -98,8 +98,8 @@ def test_transparent_pixels_do_not_bleed_when_resized():
 )
 def test_modes_are_converted(mode, kind, note):
   picture = Image.new('RGB', (5, 5), (255, 255, 255)).convert(mode)
-  pixels, found = read_image(encoded(picture, kind), (5, 5, 3))
-  assert (pixels >= 254).all() and found == note
+  pixels, actual = read_image(encoded(picture, kind), (5, 5, 3))
+  assert (pixels >= 254).all() and actual == note
 
 
 def test_sixteen_bits_are_reduced_not_clipped():
@@ -198,10 +198,10 @@ def test_sixteen_bit_sound_survives_exactly(samples, seed):
 def test_resampling_keeps_pitch_and_length(rate, form):
   wave = sine(440, rate)
   value = to_wav(wave, rate) if form == 'file' else wave
-  found, note = read_sound(value, 8000, rate=0 if form == 'file' else rate)
-  assert note == f'resampled from {rate} Hz' and abs(len(found) - 4000) <= 1
+  actual, note = read_sound(value, 8000, rate=0 if form == 'file' else rate)
+  assert note == f'resampled from {rate} Hz' and abs(len(actual) - 4000) <= 1
   middle = slice(200, 3800)
-  np.testing.assert_allclose(found[:4000][middle], sine(440, 8000)[middle], atol=0.02)
+  np.testing.assert_allclose(actual[:4000][middle], sine(440, 8000)[middle], atol=0.02)
 
 
 def test_channels_are_averaged():

@@ -42,25 +42,25 @@ def refused(made, *words):
 
 
 def test_digits():
-  found = records(Source('digits', template='{image:image} -> {name}'))
-  assert len(found) == 1797
-  assert {r['image'].shape for r in found} == {(8, 8, 1)}
-  values = np.unique(np.stack([r['image'] for r in found]))
+  actual = records(Source('digits', template='{image:image} -> {name}'))
+  assert len(actual) == 1797
+  assert {r['image'].shape for r in actual} == {(8, 8, 1)}
+  values = np.unique(np.stack([r['image'] for r in actual]))
   assert values.dtype == np.uint8
   assert values.tolist() == np.round(np.arange(17) * 255 / 16).tolist()
-  assert [r['label'] for r in found[:10]] == list(range(10))
-  assert {(r['label'], r['name']) for r in found} >= {(0, 'zero'), (7, 'seven')}
-  assert len({r['name'] for r in found}) == 10
+  assert [r['label'] for r in actual[:10]] == list(range(10))
+  assert {(r['label'], r['name']) for r in actual} >= {(0, 'zero'), (7, 'seven')}
+  assert len({r['name'] for r in actual}) == 10
 
 
 def test_keypad_tones_match_their_labels():
   source = Source('keypad', template='{audio:audio} -> {name}', documents=12)
-  found = records(source)
-  assert [r['label'] for r in found] == [*range(10), 0, 1]
+  actual = records(source)
+  assert [r['label'] for r in actual] == [*range(10), 0, 1]
   cfg = DataConfig({'x': source}, packing='first_fit', valid_fraction=0.0)
-  assert [decode(wave) for wave in data.load_waveforms(cfg, 8000)] == [str(r['label']) for r in found]
+  assert [decode(wave) for wave in data.load_waveforms(cfg, 8000)] == [str(r['label']) for r in actual]
   half = data.load_waveforms(cfg, 4000)  # the records know their rate
-  assert abs(len(half[0]) - len(found[0]['audio']) / 2) <= 1
+  assert abs(len(half[0]) - len(actual[0]['audio']) / 2) <= 1
   contents = {open_source(Source('keypad', documents=n), 'train').content() for n in (12, 13)}
   assert len(contents) == 2
 
@@ -73,9 +73,9 @@ def test_npz(tmp_path):
   images = np.arange(48, dtype=np.uint8).reshape(3, 4, 4)
   np.savez(path, image=images, label=np.array([2, 0, 1]), text=np.array(['a', 'b', 'c']))
   source = Source('arrays', path, '{image:image} {text} -> {name}', names=('x', 'y', 'z'))
-  found = records(source)
-  assert [(r['name'], str(r['text'])) for r in found] == [('z', 'a'), ('x', 'b'), ('y', 'c')]
-  np.testing.assert_array_equal(found[1]['image'], images[1])
+  actual = records(source)
+  assert [(r['name'], str(r['text'])) for r in actual] == [('z', 'a'), ('x', 'b'), ('y', 'c')]
+  np.testing.assert_array_equal(actual[1]['image'], images[1])
   cfg = DataConfig({'x': source}, packing='first_fit', valid_fraction=0.0)
   np.testing.assert_array_equal(data.load_images(cfg, (4, 4, 1))[..., 0], images)
   assert list(documents(cfg, 'train'))[0] == ('x', ' az')
@@ -175,15 +175,15 @@ PATTERN = r'(?P<digit>\d)_(?P<speaker>[a-z]+)_(?P<index>\d+)'
 
 def test_files(speech):
   source = Source('files', speech, '{audio:audio} -> {digit}', pattern=PATTERN)
-  found = records(source)
-  assert len(found) == 12
-  assert [(r['digit'], r['speaker'], r['index']) for r in found[:4]] == [
+  actual = records(source)
+  assert len(actual) == 12
+  assert [(r['digit'], r['speaker'], r['index']) for r in actual[:4]] == [
     ('0', 'lucas', '0'),
     ('0', 'lucas', '1'),
     ('0', 'lucas', '2'),
     ('0', 'theo', '0'),
   ]
-  assert found[0]['image'] == found[0]['audio'] and found[0]['file'] == '0_lucas_0.wav'
+  assert actual[0]['image'] == actual[0]['audio'] and actual[0]['file'] == '0_lucas_0.wav'
   cfg = DataConfig({'x': source}, packing='first_fit', valid_fraction=0.0)
   assert [len(wave) for wave in data.load_waveforms(cfg, 100)] == [10, 11, 12] * 4
 
@@ -254,9 +254,9 @@ def test_captions(tmp_path):
     lines.append(json.dumps({'image': name, 'text': f'picture {name}', 'split': name[0]}))
   (tmp_path / 'c.jsonl').write_text('\n'.join(lines) + '\n')
   source = Source('files', str(folder), '{image:image} -> {text}', captions=str(tmp_path / 'c.jsonl'))
-  found = records(source)
-  assert [r['text'] for r in found] == ['picture a.png', 'picture in/b.png']
-  assert found[0]['image'] == f'{folder}/a.png'
+  actual = records(source)
+  assert [r['text'] for r in actual] == ['picture a.png', 'picture in/b.png']
+  assert actual[0]['image'] == f'{folder}/a.png'
   content = open_source(source, 'train').content()
   (tmp_path / 'c.jsonl').write_text('\n'.join(lines[::-1]) + '\n')
   assert open_source(source, 'train').content() != content
@@ -432,9 +432,9 @@ def test_mnist(data_dir):
   source = Source(
     'arrays', f'{folder}/train-*.gz', '{image:image} -> {label}', test_path=f'{folder}/t10k-*.gz'
   )
-  found = records(source, 'test')
-  assert len(found) == 10_000 and found[0]['image'].shape == (28, 28, 1)
-  assert np.bincount([r['label'] for r in found]).tolist() == [
+  actual = records(source, 'test')
+  assert len(actual) == 10_000 and actual[0]['image'].shape == (28, 28, 1)
+  assert np.bincount([r['label'] for r in actual]).tolist() == [
     980,
     1135,
     1032,

@@ -111,7 +111,7 @@ def test_rows_against_the_reference(folder, books):
     rows = PACKING['first_fit'](cache, 40, 0, False, row_fields(books, prefix=True))
     batch = rows.gather(np.arange(rows.count))
     assert batch['positions_BT3'].dtype == np.int32 and batch['prefix_BT'].dtype == bool
-    found = []
+    actual = []
     for row in range(rows.count):
       segments = batch['segment_ids_BT'][row]
       for number in range(1, segments.max() + 1):
@@ -120,7 +120,7 @@ def test_rows_against_the_reference(folder, books):
         ids = [*batch['token_ids_BT'][row, own].tolist(), int(batch['target_ids_BT'][row, own[-1]])]
         if not any(ids == one.tolist() for one in given_):
           ids = ids[:-1]
-        found.append(ids)
+        actual.append(ids)
         mask, prefix, places = reference(ids, books)
         length = len(own)
         targets = [*mask[1:], False][:length]
@@ -132,7 +132,7 @@ def test_rows_against_the_reference(folder, books):
       assert not batch['loss_mask_BT'][row, padding].any()
       assert not batch['prefix_BT'][row, padding].any()
       assert not batch['positions_BT3'][row, padding].any()
-    assert sorted(found) == sorted(one.tolist() for one in given_ if len(one) > 1)
+    assert sorted(actual) == sorted(one.tolist() for one in given_ if len(one) > 1)
 
   check()
 

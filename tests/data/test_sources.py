@@ -105,11 +105,11 @@ def test_a_bucket_that_cannot_be_read(bucket):
 @pytest.mark.parametrize('kind', ['jsonl', 'files'])
 def test_pictures_are_not_looked_for_in_a_bucket(bucket, kind):
   bucket.pipe('/bucket/x.jsonl', b'{"image": "cat.png"}')
-  with pytest.raises(ValueError) as found:
+  with pytest.raises(ValueError) as actual:
     open_source(Source(kind, 'memory://bucket', template='{image:image}'), 'train')
     texts(Source(kind, 'memory://bucket', template='{image:image}'))
-  assert 'memory://bucket: pictures and sounds' in str(found.value)
-  assert 'fix: mount it' in str(found.value)
+  assert 'memory://bucket: pictures and sounds' in str(actual.value)
+  assert 'fix: mount it' in str(actual.value)
 
 
 def test_builtin_is_sorted_prose_and_its_content_names_the_python():
@@ -187,12 +187,12 @@ def test_parallel_texts(tmp_path):
   (tmp_path / 'train.en').write_bytes(b'A cat. \nA dog.\n')
   (tmp_path / 'train.de.gz').write_bytes(gzip.compress('Eine Katze.\nÄh?\n'.encode()))
   source = Source('parallel', f'{tmp_path}/train.*', template='{en} -> {de}')
-  found = list(open_source(source, 'train').records())
-  assert [record for _, record in found] == [
+  actual = list(open_source(source, 'train').records())
+  assert [record for _, record in actual] == [
     {'en': 'A cat.', 'de': 'Eine Katze.'},
     {'en': 'A dog.', 'de': 'Äh?'},
   ]
-  assert found[1][0].endswith('train.* line 2')
+  assert actual[1][0].endswith('train.* line 2')
   before = open_source(source, 'train').content()
   (tmp_path / 'train.en').write_bytes(b'A cat. \n')
   assert open_source(source, 'train').content() != before
@@ -221,14 +221,14 @@ def answered(story, question):
 
 def test_stories_have_the_right_answer_and_splits_share_none():
   source = Source('stories', template='{story}', documents=600, keep='facts=2', test_keep='part=9')
-  found = [record for _, record in open_source(source, 'train').records()]
+  actual = [record for _, record in open_source(source, 'train').records()]
   other = [record for _, record in open_source(source, 'test').records()]
-  assert 200 < len(found) < 300 and {r['facts'] for r in found} == {2}
-  assert not {r['story'] for r in found} & {r['story'] for r in other}
-  for record in (*found, *other):
+  assert 200 < len(actual) < 300 and {r['facts'] for r in actual} == {2}
+  assert not {r['story'] for r in actual} & {r['story'] for r in other}
+  for record in (*actual, *other):
     assert answered(record['story'], record['question']) == record['answer'], record
-  assert any('left' in r['story'] for r in found) and {r['facts'] for r in other} == {1, 2}
-  assert max(Counter(r['answer'] for r in found).values()) < 0.3 * len(found)
+  assert any('left' in r['story'] for r in actual) and {r['facts'] for r in other} == {1, 2}
+  assert max(Counter(r['answer'] for r in actual).values()) < 0.3 * len(actual)
   again = open_source(dataclasses.replace(source, seed=1), 'train')
   assert again.content() != open_source(source, 'train').content()
   assert next(again.records()) != next(open_source(source, 'train').records())

@@ -61,8 +61,8 @@ def test_mel_rmse():
 def test_pitch_of_tones(hertz):
   time = np.arange(4000) / 8000
   tone = sum(np.sin(2 * np.pi * k * hertz * time) / k for k in (1, 2, 3))
-  found = audio_metrics.pitch(tone, 8000)[:-5]  # the last frames are cut
-  assert found == pytest.approx(np.full(len(found), hertz), rel=0.03)
+  actual = audio_metrics.pitch(tone, 8000)[:-5]  # the last frames are cut
+  assert actual == pytest.approx(np.full(len(actual), hertz), rel=0.03)
 
 
 def test_pitch_error():

@@ -94,23 +94,23 @@ def plain_nats(subject, stride):
 def test_the_whole_text_is_scored_once_as_by_a_plain_loop(subject, tmp_path, stride):
   small = on_text(subject, tmp_path, 'bamaf teal sooz. ' * 12 + 'kain')
   rows = evaluate.run_tasks(small, ['perplexity'], stride=stride)
-  found, cache = values(rows), valid_cache(small)
+  actual, cache = values(rows), valid_cache(small)
   tokens = len(cache.ids) - 1
   assert len(cache.ids) == 17 * 12 + 4
   assert {(row['tokens'], row['stride'], row['source']) for row in rows} == {(tokens, stride, 'other')}
   nats = plain_nats(small, stride)
-  assert found['nats_per_token'] == pytest.approx(nats / tokens, rel=1e-5)
-  assert found['bits_per_token'] == pytest.approx(nats / tokens / math.log(2), rel=1e-5)
-  assert found['bits_per_byte'] == pytest.approx(nats / math.log(2) / cache.bytes, rel=1e-5)
+  assert actual['nats_per_token'] == pytest.approx(nats / tokens, rel=1e-5)
+  assert actual['bits_per_token'] == pytest.approx(nats / tokens / math.log(2), rel=1e-5)
+  assert actual['bits_per_byte'] == pytest.approx(nats / math.log(2) / cache.bytes, rel=1e-5)
 
 
 def test_bytes_are_those_of_utf8(subject, tmp_path):
   text = 'é' * 50
   small = on_text(subject, tmp_path, text)
-  found = values(evaluate.run_tasks(small, ['perplexity']))
+  actual = values(evaluate.run_tasks(small, ['perplexity']))
   assert valid_cache(small).bytes == 100
-  total = found['bits_per_token'] * 99
-  assert found['bits_per_byte'] == pytest.approx(total / 100, rel=1e-6)
+  total = actual['bits_per_token'] * 99
+  assert actual['bits_per_byte'] == pytest.approx(total / 100, rel=1e-6)
 
 
 def test_the_end_of_training_and_the_run_folder_agree(subject, run):
@@ -202,15 +202,15 @@ def test_answers_are_scored_and_their_questions_are_not(subject, tmp_path):
   section = data.DataConfig(mixture={'pairs': source}, packing='first_fit', valid_fraction=0.5)
   asked = with_data(subject, section)
   row, _ = evaluate.run_tasks(asked, ['perplexity'])  # in nats, in bits
-  found = [pieces for _, pieces in data.examples(section, 'pairs', 'valid')]
-  assert row['tokens'] == sum(len(pieces[-1].value) + 1 for pieces in found)
-  assert asked.target_nats(found).sum() == pytest.approx(row['value'] * row['tokens'], rel=0.1)
+  actual = [pieces for _, pieces in data.examples(section, 'pairs', 'valid')]
+  assert row['tokens'] == sum(len(pieces[-1].value) + 1 for pieces in actual)
+  assert asked.target_nats(actual).sum() == pytest.approx(row['value'] * row['tokens'], rel=0.1)
   rows = evaluate.run_tasks(asked, ['answer'], limit=5, max_new_tokens=4)
   assert {row['n'] for row in rows} == {5}
   assert {row['metric']: row['value'] for row in rows}['exact_match'] == 0
-  answers = sum(pieces[-1].value == 'teal' for pieces in found)
-  [exact, *_] = evaluate.run_tasks(asked, ['answer'], limit=len(found), max_new_tokens=4)
-  assert exact['chance'] == pytest.approx(answers / len(found))
+  answers = sum(pieces[-1].value == 'teal' for pieces in actual)
+  [exact, *_] = evaluate.run_tasks(asked, ['answer'], limit=len(actual), max_new_tokens=4)
+  assert exact['chance'] == pytest.approx(answers / len(actual))
 
 
 def test_a_new_task_costs_one_file_and_one_row(subject, monkeypatch):

@@ -71,7 +71,7 @@ def test_ssim_against_a_loop_over_windows():
   b = np.clip(a + rng.normal(0, 40, a.shape), 0, 255)
   g = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
   window = np.outer(g, g) / g.sum() ** 2
-  found = []
+  actual = []
   for y in range(4):
     for x in range(3):
       for c in range(2):
@@ -80,8 +80,8 @@ def test_ssim_against_a_loop_over_windows():
         vp, vq = (window * p * p).sum() - mp**2, (window * q * q).sum() - mq**2
         both = (window * p * q).sum() - mp * mq
         c1, c2 = 2.55**2, 7.65**2
-        found.append((2 * mp * mq + c1) * (2 * both + c2) / ((mp**2 + mq**2 + c1) * (vp + vq + c2)))
-  assert metrics.ssim(a, b) == pytest.approx([np.mean(found)], rel=1e-9)
+        actual.append((2 * mp * mq + c1) * (2 * both + c2) / ((mp**2 + mq**2 + c1) * (vp + vq + c2)))
+  assert metrics.ssim(a, b) == pytest.approx([np.mean(actual)], rel=1e-9)
   assert metrics.ssim(a, a) == pytest.approx([1.0])
   small = np.zeros((3, 8, 8, 1), np.uint8)
   assert metrics.ssim(small, small + 255).max() < 0.01
@@ -178,8 +178,8 @@ def test_diversity():
 
 def test_retrieval():
   scores = [[3, 2, 1], [3, 2, 1], [1, 1, 1]]
-  found = metrics.retrieval(scores, [0, 2, 0], at=(1, 2))
-  assert found == {
+  actual = metrics.retrieval(scores, [0, 2, 0], at=(1, 2))
+  assert actual == {
     'mrr': pytest.approx((1 + 1 / 3 + 1 / 3) / 3),
     'median_rank': 3,
     'recall@1': 1 / 3,

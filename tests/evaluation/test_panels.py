@@ -49,10 +49,10 @@ def made(new):
 
 def conditions(subject, name, split='valid'):
   """[(words of the condition, words of the target)] of the first of a source."""
-  found = [pieces for _, pieces in data.examples(subject.cfg.data, name, split)][: panels.MAX_CONDITIONS]
+  actual = [pieces for _, pieces in data.examples(subject.cfg.data, name, split)][: panels.MAX_CONDITIONS]
   words = lambda pieces: ''.join(p.value for p in pieces if p.kind == 'text')
   sides = []
-  for pieces in found:
+  for pieces in actual:
     arrow = [piece.kind for piece in pieces].index('arrow')
     sides.append((words(pieces[:arrow]), words(pieces[arrow:])))
   return sides

@@ -12,11 +12,11 @@ WANTED = [['the cat sat on my mat'], ['a dog ran in the park today', 'A dog runs
 
 
 def test_answers_count_the_best_of_several_references():
-  found = text_metrics.score_answers(MADE, WANTED)
-  assert found['exact_match']['value'] == 0
-  assert found['exact_match']['interval'][0] == 0 < found['exact_match']['interval'][1]
-  assert found['token_f1']['value'] == pytest.approx((2 * 4 / 9 + 1) / 2)  # no articles
-  assert found['word_error_rate'] == dict(value=pytest.approx(2 / 13))  # of the first
+  actual = text_metrics.score_answers(MADE, WANTED)
+  assert actual['exact_match']['value'] == 0
+  assert actual['exact_match']['interval'][0] == 0 < actual['exact_match']['interval'][1]
+  assert actual['token_f1']['value'] == pytest.approx((2 * 4 / 9 + 1) / 2)  # no articles
+  assert actual['word_error_rate'] == dict(value=pytest.approx(2 / 13))  # of the first
   assert text_metrics.score_answers(['b '], [['a', 'b']])['exact_match']['value'] == 1
   assert 'word_error_rate' not in text_metrics.score_answers(['x'], [['']])
 
@@ -29,15 +29,15 @@ def test_baselines():
 
 def test_translation():
   pytest.importorskip('sacrebleu')
-  found = text_metrics.score_translations(MADE, [some[:1] for some in WANTED])
-  assert found['bleu']['value'] == pytest.approx(51.1359, abs=1e-4)
-  assert 'tok:13a' in found['bleu']['signature'] and 'case:lc' not in found['bleu']['signature']
-  assert 'case:lc' in found['bleu_lower_case']['signature']
-  assert 'chrF2' in found['chrf']['signature'] or 'nc:6' in found['chrf']['signature']
-  low, high = found['bleu']['interval']
-  assert low < found['bleu']['value'] < high
+  actual = text_metrics.score_translations(MADE, [some[:1] for some in WANTED])
+  assert actual['bleu']['value'] == pytest.approx(51.1359, abs=1e-4)
+  assert 'tok:13a' in actual['bleu']['signature'] and 'case:lc' not in actual['bleu']['signature']
+  assert 'case:lc' in actual['bleu_lower_case']['signature']
+  assert 'chrF2' in actual['chrf']['signature'] or 'nc:6' in actual['chrf']['signature']
+  low, high = actual['bleu']['interval']
+  assert low < actual['bleu']['value'] < high
   several = text_metrics.score_translations(MADE, WANTED)
-  assert several['bleu_lower_case']['value'] > found['bleu_lower_case']['value']
+  assert several['bleu_lower_case']['value'] > actual['bleu_lower_case']['value']
   assert text_metrics.score_translations(['', ''], WANTED)['bleu'] == dict(
     value=0, signature=several['bleu']['signature']
   )
@@ -45,10 +45,10 @@ def test_translation():
 
 def test_summaries():
   pytest.importorskip('rouge_score')
-  found = text_metrics.score_summaries(['the cats sat'], [['no word of it', 'the cat sat down']])
-  values = {name: row['value'] for name, row in found.items()}
+  actual = text_metrics.score_summaries(['the cats sat'], [['no word of it', 'the cat sat down']])
+  values = {name: row['value'] for name, row in actual.items()}
   assert values == dict(rouge1=pytest.approx(6 / 7), rouge2=pytest.approx(0.8), rougeL=pytest.approx(6 / 7))
-  assert 'stem:porter' in found['rouge1']['signature']
+  assert 'stem:porter' in actual['rouge1']['signature']
 
 
 def test_error_rates_are_those_of_jiwer():

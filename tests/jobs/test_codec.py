@@ -174,10 +174,10 @@ def killed_before(step):
 
 
 def assert_same_run(workdir, reference):
-  found, expected = tiny_runs.arrays(workdir), tiny_runs.arrays(reference)
-  assert found.keys() == expected.keys()
+  actual, expected = tiny_runs.arrays(workdir), tiny_runs.arrays(reference)
+  assert actual.keys() == expected.keys()
   for path, value in expected.items():
-    np.testing.assert_array_equal(found[path], value, err_msg=path)
+    np.testing.assert_array_equal(actual[path], value, err_msg=path)
   assert metrics(workdir) == metrics(reference)
   assert snapshot(workdir / 'codec') == snapshot(reference / 'codec')
 
@@ -219,9 +219,9 @@ def test_a_codebook_moves_and_survives(vq, tmp_path):
 @pytest.mark.slow
 def test_accumulated_is_the_whole_batch(run_of, tmp_path):
   train.train(tiny_runs.codec('image', train__accumulate=4), tmp_path / 'run')
-  found, expected = tiny_runs.arrays(tmp_path / 'run'), tiny_runs.arrays(run_of('image'))
+  actual, expected = tiny_runs.arrays(tmp_path / 'run'), tiny_runs.arrays(run_of('image'))
   for path, value in expected.items():
-    np.testing.assert_allclose(found[path], value, rtol=2e-3, atol=2e-3, err_msg=path)
+    np.testing.assert_allclose(actual[path], value, rtol=2e-3, atol=2e-3, err_msg=path)
   for step, line in metrics(run_of('image')).items():
     assert metrics(tmp_path / 'run')[step]['loss'] == pytest.approx(line['loss'], rel=2e-3)
 
@@ -414,6 +414,6 @@ def test_an_altered_codec_is_refused(run_of, modality, tmp_path):
 def test_eight_devices_train_the_same(run_of, tmp_path, monkeypatch):
   monkeypatch.setattr(train, 'make_mesh', sharding.make_mesh)
   train.train(tiny_runs.codec('image'), tmp_path / 'run')
-  found, expected = tiny_runs.arrays(tmp_path / 'run'), tiny_runs.arrays(run_of('image'))
+  actual, expected = tiny_runs.arrays(tmp_path / 'run'), tiny_runs.arrays(run_of('image'))
   for path, value in expected.items():
-    np.testing.assert_allclose(found[path], value, rtol=2e-3, atol=2e-3, err_msg=path)
+    np.testing.assert_allclose(actual[path], value, rtol=2e-3, atol=2e-3, err_msg=path)

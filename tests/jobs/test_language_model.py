@@ -161,12 +161,12 @@ def test_losses_by_modality_and_source_are_means_over_their_targets(job, batch, 
   nats_BT, modalities_BT, mask_BT, source_BT = reference
   assert len(set(batch['source_ids_B'])) == 4 and mask_BT.min() == 0  # all are in this batch
   mean = lambda of_BT: (nats_BT * mask_BT * of_BT).sum() / (mask_BT * of_BT).sum()
-  found = job.pop_scalars(stack(metrics))
+  actual = job.pop_scalars(stack(metrics))
   assert metrics['loss'] == pytest.approx(mean(np.ones_like(nats_BT)), rel=1e-4)
   for number, name in enumerate(MODALITIES):
-    assert found[f'loss/{name}'] == pytest.approx(mean(modalities_BT == number), rel=1e-4)
+    assert actual[f'loss/{name}'] == pytest.approx(mean(modalities_BT == number), rel=1e-4)
   for number, name in enumerate(SOURCES):
-    assert found[f'loss/source/{name}'] == pytest.approx(mean(source_BT == number), rel=1e-4)
+    assert actual[f'loss/source/{name}'] == pytest.approx(mean(source_BT == number), rel=1e-4)
   assert metrics['targets'] == mask_BT.sum() == metrics['targets_M'].sum()
   assert metrics['tokens'] == (batch['segment_ids_BT'] > 0).sum() > metrics['targets']
 
@@ -174,11 +174,11 @@ def test_losses_by_modality_and_source_are_means_over_their_targets(job, batch, 
 def test_tokens_are_counted_without_padding():
   """The last row of a stream holds its four last tokens, of which three are targets."""
   mask_BT = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]], np.float32)
-  found = step.count_tokens({'loss_mask_BT': jnp.asarray(mask_BT)})
-  assert {name: float(value) for name, value in found.items()} == {'tokens': 10, 'targets': 9}
+  actual = step.count_tokens({'loss_mask_BT': jnp.asarray(mask_BT)})
+  assert {name: float(value) for name, value in actual.items()} == {'tokens': 10, 'targets': 9}
   segments_BT = np.array([[1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 0, 0]], np.int32)
-  found = step.count_tokens({'loss_mask_BT': mask_BT, 'segment_ids_BT': segments_BT})
-  assert {name: float(value) for name, value in found.items()} == {'tokens': 10, 'targets': 9}
+  actual = step.count_tokens({'loss_mask_BT': mask_BT, 'segment_ids_BT': segments_BT})
+  assert {name: float(value) for name, value in actual.items()} == {'tokens': 10, 'targets': 9}
 
 
 def stack(*metrics):
@@ -191,8 +191,8 @@ def test_an_interval_is_the_mean_over_its_targets_not_over_its_steps(job):
   first = {'nats_M': np.array([10.0, 0, 4]), 'targets_M': np.array([10.0, 0, 1])}
   second = {'nats_M': np.array([90.0, 0, 0]), 'targets_M': np.array([30.0, 0, 0])}
   values = stack(first, second)
-  found = job.pop_scalars(values)
-  assert found == {'loss/text': 2.5, 'loss/audio': 4.0}  # an absent modality has no loss
+  actual = job.pop_scalars(values)
+  assert actual == {'loss/text': 2.5, 'loss/audio': 4.0}  # an absent modality has no loss
   assert not values
 
 
@@ -223,9 +223,9 @@ def test_a_source_may_have_the_name_of_a_modality(job, monkeypatch):
 @pytest.mark.parametrize('accumulate', [1, 4])
 def test_gradient_shares_are_those_at_the_last_hidden_state(job, batch, reference, accumulate):
   before, _, metrics = one_step(job, batch, train={'accumulate': accumulate})
-  found = job.pop_scalars(stack(metrics))
-  shares = [found[f'gradient_share/{name}'] for name in MODALITIES]
-  by_source = [found[f'gradient_share/source/{name}'] for name in SOURCES]
+  actual = job.pop_scalars(stack(metrics))
+  shares = [actual[f'gradient_share/{name}'] for name in MODALITIES]
+  by_source = [actual[f'gradient_share/source/{name}'] for name in SOURCES]
   assert sum(shares) == pytest.approx(1, rel=1e-5) == sum(by_source)
   # The gradient of a target's loss there: (softmax - one-hot) times the head.
   _, modalities_BT, mask_BT, source_BT = reference
@@ -235,9 +235,9 @@ def test_gradient_shares_are_those_at_the_last_hidden_state(job, batch, referenc
   error_BTV -= np.eye(error_BTV.shape[-1])[batch['target_ids_BT']]
   head_VD = np.asarray(step.params_of(before.model)['embed_VD'], np.float64)
   norm_BT = np.linalg.norm(error_BTV @ head_VD, axis=-1) * mask_BT
-  for labels_BT, found in ((modalities_BT, shares), (source_BT, by_source)):
-    norms = np.array([norm_BT[labels_BT == number].sum() for number in range(len(found))])
-    np.testing.assert_allclose(found, norms / norms.sum(), rtol=1e-3)
+  for labels_BT, actual in ((modalities_BT, shares), (source_BT, by_source)):
+    norms = np.array([norm_BT[labels_BT == number].sum() for number in range(len(actual))])
+    np.testing.assert_allclose(actual, norms / norms.sum(), rtol=1e-3)
 
 
 def test_a_run_logs_losses_and_gradient_shares(tmp_path_factory):
@@ -265,8 +265,8 @@ def test_a_text_model_has_no_modalities(tmp_path):
   )  # of text, in two parts
   rows = job.example_batch() | {'source_ids_B': np.zeros(16, np.int32)}
   _, shapes = jax.eval_shape(two.pure, two.abstract, rows)
-  found = {name: x.shape for name, x in shapes.items() if name.endswith(('_M', '_N'))}
-  assert found == {'nats_N': (2,), 'targets_N': (2,), 'gradient_N': (2,)}
+  actual = {name: x.shape for name, x in shapes.items() if name.endswith(('_M', '_N'))}
+  assert actual == {'nats_N': (2,), 'targets_N': (2,), 'gradient_N': (2,)}
 
 
 # ------------------------------------------------------------------------------ weights, balances

@@ -45,9 +45,9 @@ def call(capsys, monkeypatch):
   ],
 )
 def test_topology_names(name, kind, per_slice, slices):
-  found = topologies.parse(name)
-  assert (found.chip.kind, found.per_slice, found.slices) == (kind, per_slice, slices)
-  assert found.size == per_slice * slices
+  actual = topologies.parse(name)
+  assert (actual.chip.kind, actual.per_slice, actual.slices) == (kind, per_slice, slices)
+  assert actual.size == per_slice * slices
 
 
 @pytest.mark.parametrize(
@@ -189,8 +189,8 @@ ENTRY %main (a: bf16[16,8]) -> bf16[4,8] {
 
 
 def test_fused_all_reduce_and_slice_is_a_reduce_scatter():
-  (found,) = program_costs.count_costs(SCATTERED, {'fsdp': 4}).collectives
-  assert (found.kind, found.bytes, found.axes) == ('reduce-scatter', 16 * 8 * 2, 'fsdp')
+  (actual,) = program_costs.count_costs(SCATTERED, {'fsdp': 4}).collectives
+  assert (actual.kind, actual.bytes, actual.axes) == ('reduce-scatter', 16 * 8 * 2, 'fsdp')
 
 
 @pytest.mark.parametrize(
@@ -235,11 +235,11 @@ def test_estimates_by_hand():
   collective = lambda kind, n, network: program_costs.Collective(kind, n, 'fsdp', network, 'bf16', 1, 1e9)
   costs = program_costs.ProgramCosts(flops=1e12, traffic=1e9)
   costs.collectives = [collective('all-gather', 4, False), collective('all-reduce', 2, True)]
-  found = roofline.estimate(costs, chip, 1e15)
+  actual = roofline.estimate(costs, chip, 1e15)
   np.testing.assert_allclose(
-    [found.compute, found.memory, found.link, found.network], [1e-3, 1e-3, 7.5e-3, 0.1]
+    [actual.compute, actual.memory, actual.link, actual.network], [1e-3, 1e-3, 7.5e-3, 0.1]
   )
-  assert found.limit == 'network' and found.bound == 0.1
+  assert actual.limit == 'network' and actual.bound == 0.1
   assert (
     roofline.estimate(program_costs.ProgramCosts(flops=1e12, float32_flops=1e12), chip, 1e15).compute == 2e-3
   )
@@ -331,9 +331,9 @@ def test_text_names_the_kernel_and_table_on_demand(monkeypatch, call, tmp_path):
 def test_search_finds_a_plan_that_fits(monkeypatch):
   target = here(monkeypatch)
   lines = []
-  found = search.best_plan(tiny_config(), target, report=lines.append, limit=2)
-  assert found['fits'] and len(found['search']) == len(lines) == 2
-  assert '--config.train.batch_size=' in found['notes'][-1]
+  actual = search.best_plan(tiny_config(), target, report=lines.append, limit=2)
+  assert actual['fits'] and len(actual['search']) == len(lines) == 2
+  assert '--config.train.batch_size=' in actual['notes'][-1]
 
 
 def test_search_grows_batches_until_one_does_not_fit(monkeypatch):
@@ -357,13 +357,13 @@ def test_search_grows_batches_until_one_does_not_fit(monkeypatch):
     }
 
   monkeypatch.setattr(search, 'try_plan', planned)
-  found = search.best_plan(tiny_config(unroll='off'), target, report=lines.append, limit=100)
-  rows = lambda remat: [p['flags'] for p in found['search'] if p['flags'].startswith(remat)]
+  actual = search.best_plan(tiny_config(unroll='off'), target, report=lines.append, limit=100)
+  rows = lambda remat: [p['flags'] for p in actual['search'] if p['flags'].startswith(remat)]
   assert rows('none') == 2 * [f'none {8 * n}' for n in (1, 2, 4, 8, 16)]
-  assert len(rows('full')) == 2 * 6 and found['flags'] == 'dots_no_batch 256'
+  assert len(rows('full')) == 2 * 6 and actual['flags'] == 'dots_no_batch 256'
   assert sum('does not fit' in line for line in lines) == 2
   assert sum('does not divide' in line for line in lines) == 1
-  assert found['notes'] == [f'the best of {len(found["search"])}: train with dots_no_batch 256']
+  assert actual['notes'] == [f'the best of {len(actual["search"])}: train with dots_no_batch 256']
 
 
 @pytest.mark.parametrize('name, package', [('v5e-8', 'libtpu'), ('h200-8', 'jax-cuda13-plugin')])
@@ -503,40 +503,40 @@ def planned(tmp_path, topology, *words):
 
 @pytest.mark.slow
 def test_splash_attention_compiles_for_a_tpu(tmp_path):
-  code, found = planned(
+  code, actual = planned(
     tmp_path, 'v5e-8', '--config.model.kernel=splash', '--config.train.batch_size=8', '--nodecode'
   )
-  assert code == 0, found
-  step = found['train']
+  assert code == 0, actual
+  step = actual['train']
   assert step['kernels'] == {'splash_mha_fwd': 2, 'splash_mha_dkv': 2}
-  assert found['model']['dtype'] == 'bfloat16' and step['float32_flops'] == 0
+  assert actual['model']['dtype'] == 'bfloat16' and step['float32_flops'] == 0
   kinds = {c['kind'] for c in step['collectives'] if c['bytes'] > 10_000}
   assert kinds <= {'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all'}
   assert all(c['axes'] == 'fsdp' and not c['network'] for c in step['collectives'])
-  residual_stream = found['batch_size'] * found['length'] * 256 * 2 / found['devices']
+  residual_stream = actual['batch_size'] * actual['length'] * 256 * 2 / actual['devices']
   assert step['copies'] < 0.01 * residual_stream  # a few scalars
 
 
 @pytest.mark.slow
 def test_program_too_large_for_a_tpu_does_not_fit(tmp_path):
-  code, found = planned(
+  code, actual = planned(
     tmp_path, 'v5e-1', '--config.model.kernel=xla', '--config.train.batch_size=65536', '--nodecode'
   )
-  assert code == 2, found
-  assert not found['fits'] and 'memory' in found['train']['memory']['compiler'].lower()
+  assert code == 2, actual
+  assert not actual['fits'] and 'memory' in actual['train']['memory']['compiler'].lower()
 
 
 @pytest.mark.slow
 def test_gpu_program_has_fused_attention(tmp_path):
-  code, found = planned(tmp_path, '2x4-h100', '--config.train.batch_size=8')
-  assert code == 0, found
-  step = found['train']
-  if not found['notes'][-1].startswith('no fused attention'):  # cuDNN's library is there
+  code, actual = planned(tmp_path, '2x4-h100', '--config.train.batch_size=8')
+  assert code == 0, actual
+  step = actual['train']
+  if not actual['notes'][-1].startswith('no fused attention'):  # cuDNN's library is there
     assert step['kernels'] == {'__cudnn$fmhaSoftmax': 2, '__cudnn$fmhaSoftmaxBackward': 2}
     # Before they are kept, some weights, and moments like them, are turned back: 1.41 times all.
-    assert step['copies'] < 1.5 * 4 * found['parameters'] / found['mesh']['fsdp']
-  assert found['mesh'] == {'data': 2, 'fsdp': 4}
+    assert step['copies'] < 1.5 * 4 * actual['parameters'] / actual['mesh']['fsdp']
+  assert actual['mesh'] == {'data': 2, 'fsdp': 4}
   assert step['float32_flops'] < 1e-3 * step['flops']
-  assert found['decode']['copies'] < 0.07 * found['decode']['traffic']  # 0.060
+  assert actual['decode']['copies'] < 0.07 * actual['decode']['traffic']  # 0.060
   across = {c['axes'] for c in step['collectives'] if c['network'] and c['bytes'] > 100_000}
   assert all('data' in axes for axes in across)

@@ -252,13 +252,13 @@ def test_ids_decode_to_pieces():
   sound = toks.encode_codes('audio', Loudness().encode([WAVE])[0]).tolist()
   ids = [*sound[1:], special('eoa'), 97, 98, special('boi'), *image, special('eoi')]
   ids += [special('boi'), *image, special('eoi'), special('eos')]
-  found = prompts.decode_pieces(run(), ids, [99, special('boa'), sound[0]])
-  assert [piece.kind for piece in found] == ['audio', 'text', 'image', 'image']
-  np.testing.assert_array_equal(found[0].value, Loudness().decode(Loudness().encode([WAVE]))[0])
-  assert found[1].value == 'ab'
+  actual = prompts.decode_pieces(run(), ids, [99, special('boa'), sound[0]])
+  assert [piece.kind for piece in actual] == ['audio', 'text', 'image', 'image']
+  np.testing.assert_array_equal(actual[0].value, Loudness().decode(Loudness().encode([WAVE]))[0])
+  assert actual[1].value == 'ab'
   expected = Pixels().decode(Pixels().encode(PICTURE[None]))[0]
   assert expected.shape == (4, 4, 1)
-  for piece in found[2:]:
+  for piece in actual[2:]:
     np.testing.assert_array_equal(piece.value, expected)
   assert prompts.decode_pieces(run(), [97, special('eos')], [special('boi'), *image, special('eoi')]) == [
     Piece('text', 'a')
@@ -280,10 +280,10 @@ def test_a_random_model_makes_the_requested_modality(given, to, kinds):
   assert cfg.max_new_tokens == {'image': 9, 'audio': 6}.get(to, 7)
   [[(ids, log_probs)]] = completions.generate_ids(run().model, run().tokenizers, [prompt], cfg, to)
   assert len(ids) == len(log_probs)
-  found = prompts.decode_pieces(run(), ids, prompt.ids)
-  assert {piece.kind for piece in found} <= kinds
+  actual = prompts.decode_pieces(run(), ids, prompt.ids)
+  assert {piece.kind for piece in actual} <= kinds
   if to in ('image', 'audio'):
-    [piece] = found
+    [piece] = actual
     assert piece.value.dtype == (np.uint8 if to == 'image' else np.float32)
     assert piece.value.shape == (4, 4, 1) if to == 'image' else piece.value.size % 10 == 0
 
@@ -345,10 +345,10 @@ def test_one_beam_reads_an_image_as_greedy_sampling_does():
   read = prompts.build_prompt(run(), images=[PICTURE])
   greedy = SampleConfig(temperature=0.0, max_new_tokens=6)
   [[(ids, _)]] = completions.generate_ids(run().model, run().tokenizers, [read], greedy)
-  [[(found, _)]] = completions.generate_ids(
+  [[(actual, _)]] = completions.generate_ids(
     run().model, run().tokenizers, [read], SampleConfig(beams=1, max_new_tokens=6)
   )
-  assert found == ids
+  assert actual == ids
 
 
 def test_streamed_answers_add_up():

@@ -47,10 +47,10 @@ def untouched(folder):
 
 
 def assert_same(run, reference):
-  found, expected = tiny_runs.arrays(run), tiny_runs.arrays(reference)
-  assert found.keys() == expected.keys()
+  actual, expected = tiny_runs.arrays(run), tiny_runs.arrays(reference)
+  assert actual.keys() == expected.keys()
   for path, value in expected.items():
-    np.testing.assert_array_equal(found[path], value, err_msg=path)
+    np.testing.assert_array_equal(actual[path], value, err_msg=path)
   assert losses(run) == losses(reference)
 
 

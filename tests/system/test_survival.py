@@ -104,9 +104,9 @@ def assert_ends_well(untouched, workdir, code, output, cause):
   assert code == 0, output
   [resume] = [event for event in run_folder.read_events(workdir) if event['event'] == 'resume']
   assert resume['step'] % 20 == 0 and resume['step'] >= 20
-  found, expected = tiny_runs.arrays(workdir), tiny_runs.arrays(untouched / 'whole')
+  actual, expected = tiny_runs.arrays(workdir), tiny_runs.arrays(untouched / 'whole')
   for path, array in expected.items():
-    np.testing.assert_array_equal(found[path], array, err_msg=path)
+    np.testing.assert_array_equal(actual[path], array, err_msg=path)
 
 
 @pytest.mark.slow
@@ -129,9 +129,9 @@ def test_a_run_on_a_full_disk(untouched, disk):
   assert 'Traceback' not in output
   code, output = train(untouched, workdir)
   assert code == 0, output
-  found, expected = tiny_runs.arrays(workdir), tiny_runs.arrays(untouched / 'whole')
+  actual, expected = tiny_runs.arrays(workdir), tiny_runs.arrays(untouched / 'whole')
   for path, array in expected.items():
-    np.testing.assert_array_equal(found[path], array, err_msg=path)
+    np.testing.assert_array_equal(actual[path], array, err_msg=path)
 
 
 @pytest.mark.slow

@@ -112,13 +112,13 @@ def test_features_are_standardized_frames(name):
 def test_a_saved_tokenizer_is_equal_and_makes_the_same_codes(name, tmp_path):
   tokenizer = made(name)
   tokenizer.save(tmp_path)
-  found = load(tmp_path)
-  assert found == tokenizer and found.hash == tokenizer.hash and type(found) is type(tokenizer)
-  assert found.files() == tokenizer.files() and found.fields() == tokenizer.fields()
+  actual = load(tmp_path)
+  assert actual == tokenizer and actual.hash == tokenizer.hash and type(actual) is type(tokenizer)
+  assert actual.files() == tokenizer.files() and actual.fields() == tokenizer.fields()
   codes = tokenizer.encode(clips()[:3])
-  for a, b in zip(codes, found.encode(clips()[:3]), strict=True):
+  for a, b in zip(codes, actual.encode(clips()[:3]), strict=True):
     np.testing.assert_array_equal(a, b)
-  for a, b in zip(tokenizer.decode(codes), found.decode(codes), strict=True):
+  for a, b in zip(tokenizer.decode(codes), actual.decode(codes), strict=True):
     np.testing.assert_array_equal(a, b)
 
 
@@ -176,8 +176,8 @@ def test_codes_out_of_range_are_refused(name):
 def error_of(tokenizer, waves):
   """Root mean square error of the log-mel frames."""
   real = np.concatenate(tokenizer.spectrogram.log_mel(waves, tokenizer.cfg.stack))
-  found = np.concatenate(tokenizer.decode_mel(tokenizer.encode(waves)))
-  return float(np.sqrt(np.square(found - real).mean()))
+  actual = np.concatenate(tokenizer.decode_mel(tokenizer.encode(waves)))
+  return float(np.sqrt(np.square(actual - real).mean()))
 
 
 def test_more_codes_and_more_codebooks_keep_more():

@@ -132,9 +132,9 @@ def test_the_codebook_of_shards_is_that_of_the_batch():
   """Statistics are sums: accumulated micro-batches give the update of the whole batch."""
   cfg = CONFIGS['color vq']
   model, x = born(cfg), inputs(cfg, 16)
-  found = jax.jit(lambda model, x: autoencoder.loss(model, x)[1]['statistics'])
-  parts = jax.tree.map(jnp.add, found(model, x[:8]), found(model, x[8:]))
-  for name, value in found(model, x).items():
+  actual = jax.jit(lambda model, x: autoencoder.loss(model, x)[1]['statistics'])
+  parts = jax.tree.map(jnp.add, actual(model, x[:8]), actual(model, x[8:]))
+  for name, value in actual(model, x).items():
     np.testing.assert_allclose(parts[name], value, rtol=1e-4, atol=1e-5)
 
 

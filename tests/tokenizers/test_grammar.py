@@ -92,7 +92,7 @@ def prompts(draw):
 def decoded(ids):
   """What ids hold, as [(kind, number of codes)]; fails where they hold no whole image or sound."""
   vocabulary, layout = toys()
-  found, i = [], 0
+  actual, i = [], 0
   while i < len(ids):
     if ids[i] == layout.boi:
       stop = ids.index(layout.eoi, i)
@@ -102,7 +102,7 @@ def decoded(ids):
       else:
         kinds = [vocabulary.kind(x) for x in span]
         assert kinds == ['image0', 'image1'] * (ROWS * COLUMNS)
-      found.append(('image', stop - i - 1))
+      actual.append(('image', stop - i - 1))
     elif ids[i] == layout.boa:
       stop = ids.index(layout.eoa, i)
       span = ids[i + 1 : stop]
@@ -113,14 +113,14 @@ def decoded(ids):
         assert 1 <= len(span) // AUDIO_BOOKS <= POSITIONS
         kinds = [vocabulary.kind(x) for x in span]
         assert kinds == ['audio0', 'audio1', 'audio2'] * (len(span) // AUDIO_BOOKS)
-      found.append(('audio', stop - i - 1))
+      actual.append(('audio', stop - i - 1))
     else:
       assert vocabulary.kind(ids[i]) in ('text', 'special')
       assert ids[i] not in (layout.eoi, layout.eoa, layout.patch, layout.frame)
-      found.append((ids[i], 1))
+      actual.append((ids[i], 1))
       stop = i
     i = stop + 1
-  return found
+  return actual
 
 
 @functools.cache

@@ -109,8 +109,8 @@ def test_griffin_lim_comes_closer_with_iterations():
   magnitude = np.abs(front.stft(wave))[None]
   errors = []
   for iterations in (0, 8, 32):
-    found = front.griffin_lim(magnitude, iterations)
-    errors.append(float(np.abs(np.abs(front.stft(found)) - magnitude).mean()))
+    actual = front.griffin_lim(magnitude, iterations)
+    errors.append(float(np.abs(np.abs(front.stft(actual)) - magnitude).mean()))
   assert errors[0] > 2 * errors[1] > 2.2 * errors[2]
 
 

@@ -101,15 +101,15 @@ def test_groups_are_the_ids_valid_in_the_same_places(toks):
 
 def test_a_saved_tokenizer_loads_equal(toks, tmp_path):
   toks.save(tmp_path)
-  found = Tokenizers.load(tmp_path)
-  assert found == toks and found.hash == toks.hash
-  assert found.vocabulary.ranges == toks.vocabulary.ranges and found.media.keys() == toks.media.keys()
-  found.save(tmp_path / 'again')
+  actual = Tokenizers.load(tmp_path)
+  assert actual == toks and actual.hash == toks.hash
+  assert actual.vocabulary.ranges == toks.vocabulary.ranges and actual.media.keys() == toks.media.keys()
+  actual.save(tmp_path / 'again')
   before = {k: v for k, v in snapshot(tmp_path).items() if not k.startswith('again')}
   assert snapshot(tmp_path / 'again') == before
   for name, made in toks.media.items():
     items = IMAGES[:4] if name == 'image' else WAVES[:4]
-    for a, b in zip(found.media[name].encode(items), made.encode(items), strict=True):
+    for a, b in zip(actual.media[name].encode(items), made.encode(items), strict=True):
       np.testing.assert_array_equal(a, b)
 
 

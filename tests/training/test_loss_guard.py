@@ -124,19 +124,19 @@ def assert_same(state, other, skipped=0):
 def test_steps_that_are_not_finite_change_nothing(batches, places, value, sigma):
   """Nor the average, the schedule or the window: the other steps train as without them."""
   harmed = [poison(b, value) if i in places else b for i, b in enumerate(batches)]
-  state, found = trained(harmed, sigma)
-  assert {i for i, metrics in enumerate(found) if metrics['skipped']} == places
-  assert {i for i, metrics in enumerate(found) if not np.isfinite(metrics['loss'])} == places
+  state, actual = trained(harmed, sigma)
+  assert {i for i, metrics in enumerate(actual) if metrics['skipped']} == places
+  assert {i for i, metrics in enumerate(actual) if not np.isfinite(metrics['loss'])} == places
   others = [b for i, b in enumerate(batches) if i not in places]
   assert_same(state, trained(others, sigma)[0], len(places))
-  assert sum(metrics.get('spike', 0) for metrics in found) == 0
+  assert sum(metrics.get('spike', 0) for metrics in actual) == 0
 
 
 def test_a_loss_that_is_not_finite_skips_the_step(batches):
   """Its gradient is: here an infinity is added without one."""
-  state, found = trained(batches, harm={3: math.inf, 4: math.nan})
-  assert [i for i, metrics in enumerate(found) if metrics['skipped']] == [3, 4]
-  assert all(np.isfinite(metrics['grad_norm']) for metrics in found)
+  state, actual = trained(batches, harm={3: math.inf, 4: math.nan})
+  assert [i for i, metrics in enumerate(actual) if metrics['skipped']] == [3, 4]
+  assert all(np.isfinite(metrics['grad_norm']) for metrics in actual)
   assert_same(state, trained(batches[:3] + batches[5:])[0], 2)
 
 
@@ -160,9 +160,9 @@ def test_an_inf_in_one_gradient_skips_the_step(batches):
 def test_logged_losses_are_means_of_the_applied_steps(losses, mean):
   counts = meter.Meter('tokens', 1)
   for n, loss in enumerate(losses):
-    found = dict(loss=loss, objective=loss, skipped=float(math.isnan(loss)), tokens=8.0)
+    actual = dict(loss=loss, objective=loss, skipped=float(math.isnan(loss)), tokens=8.0)
     counts.add_step_time(0.1)
-    counts.add(n + 1, {name: jnp.float32(value) for name, value in found.items()})
+    counts.add(n + 1, {name: jnp.float32(value) for name, value in actual.items()})
   _, scalars, _ = counts.fetch(lambda values: {})
   np.testing.assert_equal(scalars['loss'], mean)
   assert scalars['skipped'] == 1 and scalars['tokens'] == 8 * len(losses)
@@ -176,9 +176,9 @@ def far_off(batch):
 def test_a_spike_is_skipped_and_never_enters_the_window():
   usual = [models.batch(seed=0)] * 14
   steps, spikes = usual[:10] + [far_off(usual[0])] * 2 + usual[10:], [10, 11]
-  state, found = trained(steps, sigma=8.0)
-  assert [i for i, metrics in enumerate(found) if metrics['skipped']] == spikes
-  assert [i for i, metrics in enumerate(found) if metrics['spike']] == spikes
+  state, actual = trained(steps, sigma=8.0)
+  assert [i for i, metrics in enumerate(actual) if metrics['skipped']] == spikes
+  assert [i for i, metrics in enumerate(actual) if metrics['spike']] == spikes
   assert_same(state, trained(usual, sigma=8.0)[0], 2)
   assert state.recent_SW.shape == (2, W)
   assert not trained(steps)[1][10]['skipped']  # off: it is applied

@@ -112,8 +112,8 @@ def test_a_probe_measures_the_step_that_follows(kinds, accumulate):
 
 
 def test_rows_are_named_by_layer_in_order():
-  found = {'blocks/mlp/up_DF': {'update': np.arange(11.0)}, 'blocks/2/mlp': {'activation': 1.0}}
-  rows = probes.by_layer(found | {'embed_VD': {'update': np.float32(2)}})
+  actual = {'blocks/mlp/up_DF': {'update': np.arange(11.0)}, 'blocks/2/mlp': {'activation': 1.0}}
+  rows = probes.by_layer(actual | {'embed_VD': {'update': np.float32(2)}})
   layers = [path for path in rows if path.endswith('up_DF')]
   assert layers == [f'blocks/{l}/mlp/up_DF' for l in range(11)]
   assert rows['blocks/10/mlp/up_DF'] == {'update': 10.0}
