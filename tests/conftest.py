@@ -1,5 +1,6 @@
 """Strict modes, eight fake devices and shared fixtures."""
 
+import collections
 import os
 import pathlib
 
@@ -41,3 +42,11 @@ def mesh():
   from tests import models
 
   return models.mesh()
+
+
+def pytest_terminal_summary(terminalreporter):
+  """Print why tests were skipped, one line per reason."""
+  skipped = terminalreporter.stats.get('skipped', [])
+  reasons = collections.Counter(report.longrepr[2].removeprefix('Skipped: ') for report in skipped)
+  for reason, count in sorted(reasons.items()):
+    terminalreporter.write_line(f'skipped {count}: {reason}')
