@@ -92,9 +92,9 @@ class TokenizerJob(base.Job):
           f'fix: leave it at {default!r}'
         )
 
-  def loss(self, model, tap, batch, weight, hyper, key):
+  def loss(self, model, probe, batch, weight, hyper, key):
     """Return a micro-batch's share of the objective and its metrics, as step.Objective asks."""
-    del tap, hyper, key
+    del probe, hyper, key
     x = self.inputs(batch)
     loss, values = autoencoder.loss(model, x)
     share = x.shape[0] / weight
