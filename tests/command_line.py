@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
 from absl import flags, logging
 
@@ -99,7 +100,8 @@ def in_process(capsys, monkeypatch):
     before, verbosity = set(flags.FLAGS), logging.get_verbosity()
     capsys.readouterr()
     try:
-      code = main.main(['launch.py', *map(str, arguments)])
+      with mock.patch.dict(os.environ):  # `plan` sets variables of its process
+        code = main.main(['launch.py', *map(str, arguments)])
     except SystemExit as exit_:
       code = exit_.code
     finally:

@@ -108,7 +108,7 @@ def test_rows_against_the_reference(folder, books):
   @FEW
   def check(given_):
     cache = Documents(given_, folder)
-    rows = PACKING['first_fit'](cache, 40, 0, False, row_fields(books, prefix=True))
+    rows = PACKING['first_fit'](cache, 42, 0, False, row_fields(books, prefix=True))  # the longest is 42
     batch = rows.gather(np.arange(rows.count))
     assert batch['positions_BT3'].dtype == np.int32 and batch['prefix_BT'].dtype == bool
     actual = []
