@@ -3,6 +3,7 @@
 import collections
 import os
 import pathlib
+from unittest import mock
 
 # Must be set before the backend starts. Async dispatch off: eight fake devices on two cores can
 # deadlock in a collective rendezvous when several steps are in flight.
@@ -17,6 +18,13 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Compilation dominates the cost of these tests: LLVM's cheapest level compiles 2 to 4 times faster.
 jax.config.update('jax_disable_most_optimizations', True)
+
+
+@pytest.fixture(autouse=True)
+def environment():
+  """Restore the environment variables that a test changed: the next test's processes inherit them."""
+  with mock.patch.dict(os.environ):
+    yield
 
 
 @pytest.fixture
