@@ -74,14 +74,47 @@ def bytes_of(shape, on_chip=False):
   return sum(size for _, _, size in arrays_of(shape, on_chip))
 
 
-def trip_count(i, computations):
-  """Iterations of a while loop: noted by the compiler, or the bound in its condition."""
-  if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', i.rest):
+def trip_count(loop, computations, instructions):
+  """Iterations of a while loop: noted by the compiler, or counted from its counter's start, step and bound.
+
+  instructions: {name: Instruction} of all computations. A step may be more than one: a TPU's ring product
+  (a matmul whose weight shards travel by collective-permute) does two hops per iteration.
+  """
+  if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.rest):
     return int(known[1])
-  condition = re.search(rf'condition=({NAME})', i.rest)
-  lines = computations.get(condition[1], ()) if condition else ()
-  bounds = [int(line.inside) for line in lines if line.op == 'constant' and line.inside.isdigit()]
-  return max(bounds, default=1)
+  called = {kind: re.search(rf'{kind}=({NAME})', loop.rest) for kind in ('condition', 'body')}
+  condition, body = (computations.get(name and name[1], ()) for name in called.values())
+  bounds = [int(line.inside) for line in condition if line.op == 'constant' and line.inside.isdigit()]
+  bound = max(bounds, default=1)
+  counters = {tuple_index(line) for line in condition if line.op == 'get-tuple-element'}
+  if len(counters) != 1 or not body or body[-1].op != 'tuple':
+    return bound
+  (counter,) = counters
+  initial = instructions.get(loop.operands[0])
+  update = instructions.get(body[-1].operands[counter])
+  if not initial or initial.op != 'tuple' or not update or update.op != 'add':
+    return bound
+  start = integer(initial.operands[counter], initial, instructions)
+  addends = [instructions.get(name) for name in update.operands]
+  steps = [integer(i.name, initial, instructions) for i in addends if i and tuple_index(i) != counter]
+  return math.ceil((bound - (start or 0)) / steps[0]) if len(steps) == 1 and steps[0] else bound
+
+
+def tuple_index(i):
+  """The index of a get-tuple-element; None for any other instruction."""
+  return int(re.search(r'index=(\d+)', i.rest)[1]) if i.op == 'get-tuple-element' else None
+
+
+def integer(name, initial, instructions):
+  """The integer constant behind a name, or None; initial: the tuple in which the loop carries it, perhaps."""
+  i = instructions.get(name)
+  if i is None:
+    return None
+  if i.op == 'get-tuple-element':
+    return integer(initial.operands[tuple_index(i)], initial, instructions)
+  if i.op in ('copy', 'bitcast', 'convert'):
+    return integer(i.operands[0], initial, instructions)
+  return int(i.inside) if i.op == 'constant' and i.inside.isdigit() else None
 
 
 def fused_lines(i, computations):

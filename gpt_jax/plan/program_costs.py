@@ -73,7 +73,8 @@ def count_costs(text, mesh=None, crosses_network=None):
   network joins two places of the mesh. Half of the scores of an attention kernel count: it is causal.
   """
   computations, entry = parse(text)
-  shapes = {i.name: i.shape for lines in computations.values() for i in lines}
+  instructions = {i.name: i for lines in computations.values() for i in lines}
+  shapes = {name: i.shape for name, i in instructions.items()}
   result, groups, channels = ProgramCosts(), {}, set()
 
   def visit(name, times, fused=False):
@@ -93,7 +94,7 @@ def count_costs(text, mesh=None, crosses_network=None):
         result.traffic += times * traffic(i, shapes, computations)
         result.copies += times * copied_bytes(i, shapes, computations)
       if body := re.search(rf'body=({NAME})', i.rest):
-        visit(body[1], times * trip_count(i, computations))
+        visit(body[1], times * trip_count(i, computations, instructions))
         continue
       for called in re.findall(rf'(?:calls|to_apply)=({NAME})', i.rest):
         if i.op in ('fusion', 'call', 'async-start', 'custom-call'):

@@ -140,6 +140,44 @@ def test_loop_bodies_count_once_per_iteration():
   assert made.flops == products and made.float32_flops == 0
 
 
+RING = """HloModule jit_step
+
+%body (p: (u32[], bf16[4,8], u32[])) -> (u32[], bf16[4,8], u32[]) {
+  %p = (u32[], bf16[4,8]{1,0}, u32[]) parameter(0)
+  %i = u32[] get-tuple-element(%p), index=0
+  %x = bf16[4,8]{1,0} get-tuple-element(%p), index=1
+  %step = u32[] get-tuple-element(%p), index=2
+  %y = bf16[4,8]{1,0} dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %next = u32[] add(%i, %step)
+  ROOT %t = (u32[], bf16[4,8]{1,0}, u32[]) tuple(%next, %y, %step)
+}
+
+%condition (p.1: (u32[], bf16[4,8], u32[])) -> pred[] {
+  %p.1 = (u32[], bf16[4,8]{1,0}, u32[]) parameter(0)
+  %bound = u32[] constant(8)
+  %i.1 = u32[] get-tuple-element(%p.1), index=0
+  ROOT %lt = pred[] compare(%i.1, %bound), direction=LT
+}
+
+ENTRY %main (a: bf16[4,8], w: bf16[8,8]) -> bf16[4,8] {
+  %a = bf16[4,8]{1,0} parameter(0)
+  %w = bf16[8,8]{1,0} parameter(1)
+  %start = u32[] constant(START)
+  %two = u32[] constant(2)
+  %carried = u32[] copy(%two)
+  %t0 = (u32[], bf16[4,8]{1,0}, u32[]) tuple(%start, %a, %carried)
+  %loop = (u32[], bf16[4,8]{1,0}, u32[]) while(%t0), condition=%condition, body=%body
+  ROOT %r = bf16[4,8]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+@pytest.mark.parametrize('start, iterations', [(0, 4), (1, 4), (2, 3)])
+def test_loops_whose_counter_steps_by_two_run_half_as_often(start, iterations):
+  costs = program_costs.count_costs(RING.replace('START', str(start)))
+  assert costs.flops == iterations * 2 * 4 * 8 * 8
+
+
 COPIED = """HloModule jit_step
 
 %turned (p: f32[4,8]) -> f32[8,4] {
