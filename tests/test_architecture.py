@@ -21,6 +21,7 @@ FOUNDATION = (
   'cluster.sharding_table',
   'runs.hardware',
   'runs.loggers',
+  'runs.reading',
   'runs.records',
   'runs.startup_timer',
   'runs.text_table',

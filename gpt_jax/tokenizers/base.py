@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt_jax.runs import records
+from gpt_jax.runs.reading import check_types, reading
 
 KEYS = {'kind', 'fields', 'files', 'hash'}  # of the JSON file that describes a saved tokenizer
 MODALITIES = ('image', 'audio')
@@ -267,13 +268,16 @@ def read_file(path, fix: str) -> bytes:
   return content
 
 
-def read_json(path, fix: str):
-  """Return the content of a JSON file; FileNotFoundError or ValueError with the fix."""
+def read_json(path, fix: str, expected=object):
+  """Return the content of a JSON file; FileNotFoundError or ValueError with the fix.
+
+  expected: types that `reading.check_types` checks.
+  """
   content = read_file(path, fix)
-  try:
-    return json.loads(content)
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f'{path} is not JSON: {error}\nfix: {fix}') from None
+  with reading(path, 'JSON', fix):
+    content = json.loads(content)
+  with reading(path, 'what was saved', fix):
+    return check_types(content, expected)
 
 
 def write_file(path, content: bytes) -> None:
