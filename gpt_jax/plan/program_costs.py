@@ -28,7 +28,7 @@ SCATTER = 'all-reduce-scatter'  # a TPU's reduce-scatter: a fusion of an all-red
 FLOATS = ('bf16', 'f16', 'f32')
 NO_TRAFFIC = re.compile(  # instructions that move no bytes themselves
   r'parameter|constant|tuple|get-tuple-element|bitcast|while|conditional|call|iota|partition-id|replica-id|'
-  r'after-all|opt-barrier|async-start|async-update|(copy|async|all-gather|all-reduce|collective-permute)-done'
+  r'after-all|opt-barrier|async-start|async-update|(copy|async|all-gather|all-reduce|reduce-scatter|collective-permute)-done'
 )
 SLICES = ('dynamic-slice', 'slice', 'gather')
 COPIES = {'copy', 'copy-start', 'transpose'}
@@ -128,8 +128,8 @@ def collective(i, mesh, crosses_network):
   """Return ((kind, devices of a group, axes, network, dtype), bytes of the larger side of one call)."""
   kind = i.op.removesuffix('-start')
   arrays = arrays_of(i.shape, True)
-  if i.op.endswith('-start') and kind in ('all-gather', 'collective-permute', 'all-to-all'):
-    arrays = arrays[len(i.operands) : 2 * len(i.operands)]  # operands, results, and signals
+  if i.op.endswith('-start') and kind != 'all-reduce':  # (operands, results, signals); there just results
+    arrays = arrays[len(i.operands) : 2 * len(i.operands)]
   size = sum(n for _, _, n in arrays)
   group = first_group(i.rest, math.prod(mesh.values()) if mesh else 1)
   if kind == 'reduce-scatter':

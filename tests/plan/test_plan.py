@@ -172,6 +172,22 @@ ENTRY %main (a: bf16[4,8], w: bf16[8,8]) -> bf16[4,8] {
 """
 
 
+ASYNCHRONOUS = """HloModule jit_step
+
+ENTRY %main (a: bf16[16,8], b: bf16[16,8]) -> bf16[2,8] {
+  %a = bf16[16,8]{1,0} parameter(0)
+  %b = bf16[16,8]{1,0} parameter(1)
+  %s = ((bf16[16,8]{1,0}, bf16[16,8]{1,0}), (bf16[2,8]{1,0}, bf16[2,8]{1,0})) reduce-scatter-start(%a, %b), channel_id=1, replica_groups=[1,8]<=[8]
+  ROOT %d = (bf16[2,8]{1,0}, bf16[2,8]{1,0}) reduce-scatter-done(%s)
+}
+"""  # noqa: E501
+
+
+def test_asynchronous_reduce_scatter_counts_its_operands_once():
+  (scatter,) = program_costs.count_costs(ASYNCHRONOUS, {'fsdp': 8}).collectives
+  assert (scatter.kind, scatter.count, scatter.bytes) == ('reduce-scatter', 1, 2 * 16 * 8 * 2)
+
+
 @pytest.mark.parametrize('start, iterations', [(0, 4), (1, 4), (2, 3)])
 def test_loops_whose_counter_steps_by_two_run_half_as_often(start, iterations):
   costs = program_costs.count_costs(RING.replace('START', str(start)))
