@@ -67,8 +67,13 @@ def read_attempts(workdir):
   """The records of attempts.jsonl, including those of shares, by time; lines torn by a crash are skipped."""
   folders = [Path(workdir), *sorted(Path(workdir).glob('shares/*'))]
   paths = [path for folder in folders if (path := folder / 'attempts.jsonl').exists()]
-  attempts = [attempt for path in paths for attempt in records.read_lines(path, skip_unreadable=True)]
-  return sorted(attempts, key=lambda attempt: str(attempt.get('time', '')))
+  attempts = []
+  for path in paths:
+    latest = ''  # a file is in order, whatever its clock said
+    for attempt in records.read_lines(path, skip_unreadable=True):
+      latest = max(latest, str(attempt.get('time', '')))
+      attempts.append((latest, attempt))
+  return [attempt for _, attempt in sorted(attempts, key=lambda pair: pair[0])]
 
 
 def last_attempts(workdir):
@@ -119,8 +124,8 @@ def was_interrupted(folder, since):
   Then the process that records attempts was killed.
   """
   events = _read_events(folder)
-  starts = [event['time'] for event in events if event.get('event') in ('start', 'resume')]
-  return bool(starts) and starts[-1] > since and events[-1]['event'] not in ('done', 'error')
+  starts = [str(event.get('time', '')) for event in events if event.get('event') in ('start', 'resume')]
+  return bool(starts) and starts[-1] > since and events[-1].get('event') not in ('done', 'error')
 
 
 def read_curve(folder, metric='valid_loss'):

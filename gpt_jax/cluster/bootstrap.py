@@ -151,7 +151,7 @@ def join(job, agree=True):
 
 def local_time():
   """time.localtime() of process 0, in all processes: clocks differ."""
-  seconds = np.int32(time.time())
+  seconds = np.uint32(time.time() % 2**32)  # jax has no int64 here
   if jax.process_count() > 1:
     seconds = multihost_utils.broadcast_one_to_all(seconds)
   return time.localtime(int(seconds))

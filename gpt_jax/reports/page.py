@@ -156,10 +156,14 @@ def multiples(figures):
 
 
 def samples_by_step(folder):
-  """Return {step: [path]} of the files step_00000120[_NAME].SUFFIX of a folder, steps ascending."""
-  steps = {}
+  """Return {step: [path]} of the files step_00000120[_NAME].SUFFIX of a run's folder, steps ascending.
+
+  A link to a file outside the run is left out: a page that is passed on must not hold it.
+  """
+  steps, run = {}, folder.parent.resolve()
   for path in sorted(folder.glob('step_*')):
-    if match := re.match(r'step_(\d+)', path.name):
+    match = re.match(r'step_(\d{1,15})', path.name)
+    if match and path.is_file() and path.resolve().is_relative_to(run):
       steps.setdefault(int(match[1]), []).append(path)
   return steps
 

@@ -42,7 +42,8 @@ SIGNALS = {
 
 def rewrite_report(workdir):
   """Write the report of a run again and return lines with its path and the goodput."""
-  return f'report: {write_report(workdir)}\n{history.describe_goodput(history.read_history(workdir))}'
+  path, run = write_report(workdir), history.read_history(workdir)
+  return '\n'.join(filter(None, [f'report: {path}', history.describe_goodput(run), run.clock_faults()]))
 
 
 def write_report(workdir):
@@ -62,7 +63,7 @@ def write_report(workdir):
 
 def header(run):
   """Return title, verdict, alarms and key numbers."""
-  date = [run.events[0]['time'][:10]] if run.events else []
+  date = [str(event['time'])[:10] for event in run.events[:1] if 'time' in event]
   text = page.element('p', verdict(run), kind='verdict')
   return page.header(
     ['gpt_jax run', *date], run.folder.name, text, alarms=alarms(run), tiles=key_numbers(run)
@@ -72,6 +73,8 @@ def header(run):
 def verdict(run):
   """Return one or two sentences: how good, after how much, on what, and whether it has finished."""
   last = next((e for e in run.events[::-1] if e['event'] in ENDINGS), {'event': 'start'})
+  if run.is_finished():  # a kill may come between the result and its event
+    last = {'event': 'done'}
   ending = ENDINGS[last['event']].format(step=last.get('step', '?'), type=last.get('type', ''))
   if not run.metrics:
     return f'Nothing has been measured yet. {ending}'.strip()
@@ -106,6 +109,12 @@ def duration_in_words(seconds):
 
 def alarms(run):
   """Yield what a reader must not overlook."""
+  if lost := lost_metrics(run):
+    yield lost
+  if run.unreadable:
+    yield f'{run.unreadable} unreadable records of its files are left out.'
+  if faults := run.clock_faults():
+    yield faults
   steps, loss = run.column('loss')
   bad_steps = steps[~np.isfinite(loss)]
   if len(bad_steps):
@@ -119,6 +128,18 @@ def alarms(run):
         f'The validation loss was lowest, {valid[best]:#.4g}, at step {steps[best]:,.0f} and has '
         f'risen by {valid[-1] / valid[best] - 1:.1%} since: the model overfits.'
       )
+
+
+def lost_metrics(run):
+  """Return a sentence where metrics.jsonl lacks what events say was measured, '' where nothing is lost."""
+  evaluated = [event['step'] for event in run.events if event['event'] == 'evaluate' and 'step' in event]
+  first = run.metrics[0]['step'] if run.metrics else math.inf
+  if any(step < first for step in evaluated):
+    begins = f'begins at step {first:,}' if run.metrics else 'is missing or empty'
+    return f'metrics.jsonl {begins}, but the run was evaluated at step {min(evaluated):,}: lines are lost.'
+  drops = [event.get('dropped_lines') for event in run.events]
+  count = sum(history.number(drop.get('unreadable'), 0) for drop in drops if isinstance(drop, dict))
+  return f'{count} unreadable lines of its records were dropped when the run resumed.' if count else ''
 
 
 def key_numbers(run):
@@ -303,6 +324,7 @@ def timeline(run):
   if not sessions:
     return Section('Events', ())
   begin, end = sessions[0].start, sessions[-1].end
+  seconds = {id(event): second for session in sessions for second, event in session.events}
   percent = lambda seconds: f'{seconds / (end - begin or 1):.2%}'
   bars = [
     page.element(
@@ -315,7 +337,7 @@ def timeline(run):
   ends = page.element('span', '0:00'), page.element('span', loggers.duration(end - begin))
   rows = [
     (
-      loggers.duration(history.unix_seconds(group[0]['time']) - begin),
+      loggers.duration(max(0.0, seconds.get(id(group[0]), end) - begin)),
       ' to '.join(dict.fromkeys(f'{e["step"]:,}' for e in (group[0], group[-1]) if 'step' in e)),
       page.element('span', group[0]['event'], kind=group[0]['event']),
       f'{len(group)} times' if len(group) > 1 else event_details(group[0]),

@@ -4,13 +4,12 @@ Missing results never fail a report: an unknown number is NaN, and its text is e
 """
 
 import collections
-import datetime
 import math
 import pathlib
 
 import numpy as np
 
-from gpt_jax.runs import loggers, records
+from gpt_jax.runs import history, loggers, records
 
 VERDICTS = ('better', 'worse', 'diverged', 'no difference', 'undecided')  # in the order of a summary
 METRIC_NAMES = {'valid_loss': 'validation loss', 'loss': 'training loss'}
@@ -220,10 +219,7 @@ def count_interruptions(study):
 
 def end_time(attempt):
   """Return when an attempt ended, in Unix seconds; 0 if unreadable."""
-  try:
-    return datetime.datetime.fromisoformat(attempt['time']).timestamp()
-  except (KeyError, TypeError, ValueError):
-    return 0.0
+  return np.nan_to_num(history.unix_seconds(attempt.get('time')))
 
 
 # ----------------------------------------------------------------------------------------- laws

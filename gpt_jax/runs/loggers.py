@@ -7,6 +7,7 @@ The console is a live bar on a terminal, and plain aligned lines in a pipe or lo
 """
 
 import dataclasses
+import math
 import os
 import re
 import sys
@@ -41,7 +42,9 @@ def human(number):
 
 
 def duration(seconds):
-  """Format seconds: 83 -> '1:23', 7384 -> '2:03:04', 302400 -> '3d 12:00'."""
+  """Format seconds: 83 -> '1:23', 7384 -> '2:03:04', 302400 -> '3d 12:00'; '-' if not finite, or below 0."""
+  if not (math.isfinite(seconds) and seconds >= 0):
+    return '-'
   minutes, second = divmod(round(seconds), 60)
   hours, minute = divmod(minutes, 60)
   if hours >= 24:

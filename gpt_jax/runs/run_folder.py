@@ -19,7 +19,6 @@ including s; new metrics of s replace the old ones.
 """
 
 import contextlib
-import datetime
 import functools
 import json
 import operator
@@ -207,7 +206,7 @@ class Run:
     """Log {name: number} measured after `step` updates; a step may be logged in parts."""
     step = operator.index(step)
     metrics = {name: _number(name, value) for name, value in metrics.items()}
-    self._metrics.add({'step': step, 'time': round(time.time(), 3), **metrics})
+    self._metrics.add({'step': step, 'time': round(startup_timer.unix_time(), 3), **metrics})
     for write in self._loggers:
       write(step, metrics)
     is_training = not metrics.keys().isdisjoint(('loss', 'tokens_per_second'))
@@ -235,8 +234,7 @@ class Run:
   @_on_primary
   def event(self, name, /, **info):
     """Append an event with its UTC time; it and all metrics so far are then safe on disk."""
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds')
-    record = {'time': now.replace('+00:00', 'Z'), 'event': name, **info}
+    record = {'time': startup_timer.utc_time(), 'event': name, **info}
     records.append_line(self.folder / 'events.jsonl', record)
     self._metrics.sync()
 

@@ -18,6 +18,7 @@ from gpt_jax.ablation import store
 from gpt_jax.ablation.design import Budget, Study
 from gpt_jax.ablation.execute import array, executor, pool, runner, scheduler
 from gpt_jax.runs import records
+from gpt_jax.runs.startup_timer import utc_time
 from tests.tiny_runs import assert_two_lines
 
 ALONE = scheduler.ALONE
@@ -277,7 +278,7 @@ def test_runs_of_a_killed_study_are_recorded(tmp_path):
     a_task.folder.mkdir(parents=True)
     (a_task.folder / 'config.json').write_text('{}')
     for name in events[a_task.arm]:
-      event = {'time': executor.utc_now(), 'event': name}
+      event = {'time': utc_time(), 'event': name}
       records.append_line(a_task.folder / 'events.jsonl', event)
   noted = lambda: [(a['arm'], a['outcome']) for a in records.read_lines(tmp_path / 'attempts.jsonl')]
   time.sleep(0.01)
@@ -285,7 +286,7 @@ def test_runs_of_a_killed_study_are_recorded(tmp_path):
     runner.record_interrupted(tmp_path, tmp_path, tasks)
     assert noted() == [('begun', 'killed')]
   time.sleep(0.01)
-  records.append_line(tasks[0].folder / 'events.jsonl', {'time': executor.utc_now(), 'event': 'resume'})
+  records.append_line(tasks[0].folder / 'events.jsonl', {'time': utc_time(), 'event': 'resume'})
   time.sleep(0.01)
   runner.record_interrupted(tmp_path, tmp_path, tasks)
   assert noted() == [('begun', 'killed')] * 2

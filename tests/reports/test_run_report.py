@@ -482,6 +482,64 @@ def test_later_evaluations_are_shown(tmp_path):
   assert 'classify stride 2 accuracy 0.75' in read_report(folder)[1].text()
 
 
+def test_a_result_without_its_done_event_is_a_finished_run(tmp_path):
+  folder = new_run(tmp_path / 'run', {'loss': 1.0}, events=('start', 'checkpoint'), result={'steps': 5})
+  assert 'not finished' not in read_report(folder)[1].text()
+  (folder / 'config.json').write_text('{"train": {"steps": 9}}')  # the run was extended since
+  assert 'It has not finished.' in read_report(folder)[1].text()
+
+
+def test_the_report_tells_the_truth_wherever_a_run_was_killed(tmp_path):
+  """Every prefix of a run's writes, the last line of each file torn."""
+  whole = fake_run(tmp_path / 'whole', steps=200)
+  lines = {name: (whole / f'{name}.jsonl').read_bytes().splitlines(True) for name in ('metrics', 'events')}
+  for k in range(20):
+    folder = new_run(tmp_path / f'run{k}', events=())
+    for name, whole_lines in lines.items():
+      cut = b''.join(whole_lines[: k * len(whole_lines) // 19])
+      (folder / f'{name}.jsonl').write_bytes(cut + b'{"time": "2026' * (k < 19))
+    if k == 19:
+      records.write_json(folder / 'result.json', {'steps': 200})
+    run = history.read_history(folder)
+    assert ('not finished' in run_report.verdict(run) or 'preempted' in run_report.verdict(run)) == (k < 19)
+    if k == 6:
+      assert read_report(folder)[1].text()
+
+
+def test_lost_metrics_and_unreadable_records_are_said(tmp_path):
+  folder = new_run(tmp_path / 'run', events=('start', {'event': 'evaluate', 'step': 10}))
+  page_text = read_report(folder)[1].text()
+  assert (
+    'metrics.jsonl is missing or empty, but the run was evaluated at step 10: lines are lost.' in page_text
+  )
+  records.append_line(folder / 'metrics.jsonl', {'step': 20, 'loss': 1.0})
+  assert 'metrics.jsonl begins at step 20' in read_report(folder)[1].text()
+  other = new_run(
+    tmp_path / 'other', {'loss': 'low'}, events=('start', {'event': 3}, {'event': 'x', 'step': 'a'})
+  )
+  records.append_line(other / 'evaluations.jsonl', {'task': 'a'})
+  page_text = read_report(other)[1].text()
+  assert '3 unreadable records of its files are left out.' in page_text
+  assert 'lines are lost' not in page_text
+
+
+def test_a_clock_that_was_set_back_is_said_in_the_report(tmp_path):
+  folder = new_run(tmp_path / 'run', {'loss': 1.0}, events=('start',))
+  records.append_line(folder / 'events.jsonl', {'time': utc(-7200), 'event': 'resume', 'step': 0})
+  assert 'A record is 7,200 s older than the record before' in read_report(folder)[1].text()
+  assert 'A record is 7,200 s older' in run_report.rewrite_report(folder)
+
+
+def test_files_outside_a_run_are_not_embedded(tmp_path):
+  folder = new_run(tmp_path / 'run', {'loss': 1.0})
+  (tmp_path / 'private.txt').write_text('not yours')
+  (folder / 'samples' / 'step_00000001.txt').symlink_to(tmp_path / 'private.txt')
+  (folder / 'samples' / 'step_00000002_own.txt').write_text('mine')
+  (folder / 'samples' / 'step_00000003.txt').symlink_to(folder / 'samples' / 'step_00000002_own.txt')
+  page_text = read_report(folder)[1].text()
+  assert 'not yours' not in page_text and page_text.count('mine') == 2
+
+
 def test_long_samples_are_cut_and_unknown_files_named(tmp_path):
   folder = new_run(tmp_path / 'run', {'loss': 1.0})
   (folder / 'samples' / 'step_00000001.txt').write_text('\nx' * 5000)

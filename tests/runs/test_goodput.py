@@ -1,14 +1,23 @@
 """Goodput by hand; test_render.py has a real run that was stopped, killed and resumed."""
 
 import datetime
+import math
 import os
 import time
+from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from gpt_jax.runs import history, records, startup_timer
 
 START = 1_764_000_000.0
+
+
+def utc(second):
+  """ISO 8601 of START + second."""
+  return datetime.datetime.fromtimestamp(START + second, datetime.UTC).isoformat(timespec='milliseconds')
 
 
 def write_run(folder, events, metrics):
@@ -16,8 +25,7 @@ def write_run(folder, events, metrics):
   folder.mkdir()
   records.write_json(folder / 'config.json', {})
   for second, name, more in events:
-    moment = datetime.datetime.fromtimestamp(START + second, datetime.UTC)
-    event = {'time': moment.isoformat(timespec='milliseconds'), 'event': name, **more}
+    event = {'time': utc(second), 'event': name, **more}
     records.append_line(folder / 'events.jsonl', event)
   for second, step, each in metrics:
     row = {'step': step, 'time': START + second, 'loss': 1.0}
@@ -86,6 +94,62 @@ def test_a_rewind_loses_the_time_since_its_checkpoint(tmp_path):
   phases = history.seconds_by_phase(write_run(tmp_path / 'run', events, [(10, 10, 1.0), (50, 30, 1.0)]))
   assert phases['lost'] == pytest.approx(19) and phases['evaluate'] == 0
   assert phases['steps'] == 30 and sum(phases.values()) == pytest.approx(50)
+
+
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.given(
+  jumps=st.lists(st.sampled_from([0, -3600, 86400, -1e9, 1e9, math.nan]), min_size=17, max_size=17),
+  left_out=st.sets(st.integers(0, 16)),
+)
+def test_no_clock_breaks_the_goodput(jumps, left_out):
+  """Clocks set back and forth before every event, equal times, lost events, unreadable times."""
+  events, offset = [], 0.0
+  for k, ((second, name, more), jump) in enumerate(zip(THREE_RESTARTS, jumps, strict=True)):
+    offset += 0.0 if math.isnan(jump) else jump
+    time = 'noon' if math.isnan(jump) else utc(max(-START, second + offset))
+    if k not in left_out:
+      events.append({'time': time, 'event': name, **more})
+  rows = [{'step': step, 'time': START + s + jumps[0], 'step_seconds': each} for s, step, each in REMAINING]
+  run = history.History(Path('run'), {}, rows, events, {}, [])
+  phases = history.seconds_by_phase(run)
+  assert all(0 <= seconds < math.inf for seconds in phases.values())
+  assert run.wall_seconds() >= 0 and (not events or math.isfinite(sum(phases.values())))
+  assert all(s.begin <= s.start <= s.end for s in run.sessions())
+  history.describe_goodput(run)
+
+
+def test_a_clock_set_back_is_said_and_counts_as_zero(tmp_path):
+  events = [
+    (0, 'start', at(0)),
+    (20, 'checkpoint', at(10)),
+    (-3580, 'checkpoint', at(20)),
+    (-3570, 'preempted', at(20)),
+    (-9000, 'resume', at(20, startup={'import': 2.0})),
+    (-8990, 'done', at(30)),
+  ]
+  run = write_run(tmp_path / 'run', events, [])
+  assert run.clock_faults() == (
+    '2 records are up to 5,430 s older than the record before: the clock was set back, or machines differ. '
+    'Such intervals count as zero.'
+  )
+  assert run.wall_seconds() == pytest.approx(20 + 10 + 10)
+  assert sum(history.seconds_by_phase(run).values()) == pytest.approx(20 + 10 + 2 + 10)
+  assert write_run(tmp_path / 'other', THREE_RESTARTS, REMAINING).clock_faults() == ''
+
+
+def test_times_of_a_process_do_not_follow_its_clock(monkeypatch):
+  before = startup_timer.unix_time()
+  assert abs(before - time.time()) < 60
+  monkeypatch.setattr(time, 'time', lambda: 0.0)
+  assert 0 <= startup_timer.unix_time() - before < 60
+  assert history.unix_seconds(startup_timer.utc_time()) == pytest.approx(before, abs=60)
+
+
+def test_a_finished_run_that_is_started_again_has_no_further_session(tmp_path):
+  run = write_run(tmp_path / 'run', [*THREE_RESTARTS, (9000, 'resume', at(60))], REMAINING)
+  done = history.History(run.folder, {}, run.metrics, run.events, {'steps': 60}, [])
+  assert (len(run.sessions()), len(done.sessions())) == (5, 4)
+  assert sum(history.seconds_by_phase(done).values()) == pytest.approx(154)
 
 
 @pytest.mark.parametrize('events', [[], [(0, 'start', at(0))]])

@@ -6,7 +6,6 @@ from its last checkpoint; a group of runs in one step is retried in halves, to i
 
 import contextlib
 import dataclasses
-import datetime
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from gpt_jax.ablation import store
 from gpt_jax.ablation.execute import scheduler
 from gpt_jax.ablation.execute.pool import Pool
 from gpt_jax.runs import loggers, records, secrets
+from gpt_jax.runs.startup_timer import utc_time
 
 MAX_TRIES = 3  # of a run whose process is killed or hangs
 RETRIED = ('killed', 'hung')
@@ -44,14 +44,8 @@ class Task:
 
   def attempt(self, outcome, how='', code=0, message='', seconds=0.0):
     """A record of attempts.jsonl."""
-    about = {'time': utc_now(), 'arm': self.arm, 'seed': self.seed, 'how': how, 'outcome': outcome}
+    about = {'time': utc_time(), 'arm': self.arm, 'seed': self.seed, 'how': how, 'outcome': outcome}
     return about | {'code': code, 'message': secrets.redact(message), 'seconds': round(seconds, 3)}
-
-
-def utc_now():
-  """The time now, formatted like in events.jsonl."""
-  now = datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds')
-  return now.replace('+00:00', 'Z')
 
 
 class Executor:
@@ -78,7 +72,7 @@ class Executor:
           self.start_tasks(pool)
         if event := pool.next_event():
           self.handle(pool, *event)
-      now = utc_now()  # one time for all runs of one stop, later than their own records
+      now = utc_time()  # one time for all runs of one stop, later than their own records
       self.unwritten += [attempt | {'time': now} for attempt in self.stopped]
       self.write_attempts()
       if self.error:
