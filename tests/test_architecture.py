@@ -59,7 +59,7 @@ MAY_IMPORT = {
   'evaluation.trained': 'config evaluation model sharding tokenizers training',
   'plan': 'cluster.batches data jobs model sample sampling.prompt_batch sharding step tokenizers',
   'ablation': 'cli.experiment_file cluster.batches config data jobs model runs sharding step train training',
-  'reports.study_results': 'ablation',
+  'reports.study_results': 'ablation runs',
   'reports.study_figures': 'reports reports.study_results',
   'reports.study_tables': 'ablation reports reports.study_results',
   'reports.study_report': 'reports reports.study_figures reports.study_results reports.study_tables',
