@@ -1,9 +1,10 @@
 """Generation on a CPU against peers; `python -m benchmarks.cpu --only=generate` runs it.
 
-GPT-2 124M with the same random weights on every side, float32, a prompt of 32 tokens a row and 128
-new ones, top-k 200 (or greedy), batches of 1 and 8. Peers: transformers `generate` with its default
-and with its static cache, a static-cache loop in torch.compile, CTranslate2. `first_seconds` of a
-row is the cold start: the first generation, with its compilation.
+GPT-2 124M with the same random weights on every side, a prompt of 32 tokens a row and 128 new ones,
+top-k 200 (or greedy), batches of 1 and 8. Peers: transformers `generate` with its default and with its
+static cache, a static-cache loop in torch.compile, CTranslate2; in float32 but for the rows that say
+bfloat16 or int8, which a user would pick for speed. `first_seconds` of a row is the cold start: the first
+generation, with its compilation.
 """
 
 import argparse
@@ -25,8 +26,10 @@ SIZES = {
 PEERS = {
   'transformers': dict(maker='transformers_generate', cache=None),
   'transformers, static cache': dict(maker='transformers_generate', cache='static'),
+  'transformers, bfloat16': dict(maker='transformers_generate', dtype='bfloat16'),
   'torch.compile, static cache': dict(maker='torch_loop'),
   'ctranslate2 float32': dict(maker='ctranslate2_generate'),
+  'ctranslate2 int8': dict(maker='ctranslate2_generate', dtype='int8'),
 }
 
 
@@ -75,7 +78,7 @@ def ours(folder, batch, top_k=TOP_K, new=NEW):
   return run
 
 
-def peer_model(folder):
+def peer_model(folder, dtype='float32'):
   """(torch, the transformers model)."""
   try:
     import torch
@@ -85,12 +88,12 @@ def peer_model(folder):
   torch.set_num_threads(versus.CORES)
   torch.manual_seed(0)
   path = Path(folder) / 'huggingface'
-  return torch, transformers.GPT2LMHeadModel.from_pretrained(path, dtype=torch.float32).eval()
+  return torch, transformers.GPT2LMHeadModel.from_pretrained(path, dtype=getattr(torch, dtype)).eval()
 
 
-def transformers_generate(folder, batch, top_k=TOP_K, new=NEW, cache=None):
+def transformers_generate(folder, batch, top_k=TOP_K, new=NEW, cache=None, dtype='float32'):
   """transformers `generate`, without an end-of-text id: all rows get `new` tokens."""
-  torch, model = peer_model(folder)
+  torch, model = peer_model(folder, dtype)
   model.generation_config.eos_token_id = None
   ids_BT = torch.tensor(prompts(batch, model.config.vocab_size))
   options = dict(do_sample=True, top_k=top_k) if top_k else dict(do_sample=False)
@@ -122,8 +125,8 @@ def torch_loop(folder, batch, top_k=TOP_K, new=NEW):
   return lambda: generate(ids_BT, new).tolist()
 
 
-def ctranslate2_generate(folder, batch, top_k=TOP_K, new=NEW):
-  """CTranslate2 in float32 with as many threads as cores."""
+def ctranslate2_generate(folder, batch, top_k=TOP_K, new=NEW, dtype='float32'):
+  """CTranslate2 with as many threads as cores; dtype int8: it quantizes on loading."""
   _, peer = peer_model(folder)
   try:
     import ctranslate2
@@ -139,7 +142,7 @@ def ctranslate2_generate(folder, batch, top_k=TOP_K, new=NEW):
   spec.save(path)
   del peer, spec
   generator = ctranslate2.Generator(
-    path, device='cpu', compute_type='float32', inter_threads=1, intra_threads=versus.CORES
+    path, device='cpu', compute_type=dtype, inter_threads=1, intra_threads=versus.CORES
   )
   token_rows = [[f't{i}' for i in row] for row in prompts(batch, V)]
 

@@ -36,6 +36,7 @@ def test_all_sides_generate_the_same_greedy_text(tmp_path):
   assert done.returncode == 0, done.stderr[-3000:]
   lines = [line for line in done.stdout.splitlines() if line.startswith('SIDE ')]
   ids_by_side = dict(json.loads(line.removeprefix('SIDE ')) for line in lines)
-  assert len(ids_by_side) == 5
-  assert [len(ids) for ids in ids_by_side['gpt_jax']] == [12, 12]
-  assert all(ids == ids_by_side['gpt_jax'] for ids in ids_by_side.values()), ids_by_side
+  assert len(ids_by_side) == 7
+  assert all([len(ids) for ids in rows] == [12, 12] for rows in ids_by_side.values())
+  exact = {name: rows for name, rows in ids_by_side.items() if 'bfloat16' not in name and 'int8' not in name}
+  assert len(exact) == 5 and all(rows == exact['gpt_jax'] for rows in exact.values()), exact
