@@ -43,7 +43,7 @@ def run(tmp_path_factory):
 
 def metrics(workdir):
   """{step: what was logged}."""
-  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  lines = records.read_lines(workdir / 'metrics.jsonl')
   assert len({line['step'] for line in lines}) == len(lines)
   return {line.pop('step'): line for line in lines}
 

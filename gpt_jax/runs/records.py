@@ -3,17 +3,24 @@
 JSON has no NaN and no infinities: they are written as the strings "NaN", "Infinity", "-Infinity",
 the proto3 JSON mapping (protobuf.dev/programming-guides/json), so that every file is valid JSON for
 any reader, `pandas.to_numeric` included. The readers here return floats again.
+
+The last entry of each object, "sha256", holds 16 hex digits of the digest of the bytes before it. Readers
+refuse an object that does not match its digest, remove the entry, and accept an object without one.
 """
 
 import bisect
 import contextlib
+import hashlib
 import itertools
 import json
 import math
 import os
 import pathlib
+import re
 import socket
 import uuid
+
+from gpt_jax.runs.reading import check_types, reading
 
 try:
   import fcntl
@@ -21,6 +28,11 @@ except ImportError:  # Windows has no flock: nothing guards a folder there
   fcntl = None
 
 NONFINITE = {'NaN': math.nan, 'Infinity': math.inf, '-Infinity': -math.inf}
+SEAL = re.compile(rb'"sha256": "([0-9a-f]{16})"\s*\}\s*\Z')  # the end of an object
+ALTERED = (
+  'was altered after it was written\n'
+  'fix: restore it; or, to use it as it is, delete its last entry, "sha256", and the comma before'
+)
 
 
 # --------------------------------------------------------------------------------------- values
@@ -68,6 +80,29 @@ def diff(old, new):
   return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def format_object(value, indent=None):
+  """Return a dict as the bytes of a JSON object that ends with its digest, and a newline."""
+  assert 'sha256' not in value, 'the digest has this name'
+  text = json.dumps(to_json(value) | {'sha256': ''}, indent=indent, ensure_ascii=False, allow_nan=False)
+  text = text.encode('utf-8', 'backslashreplace')  # byte-level models can sample lone surrogates
+  start, end = text[: text.rindex(b'"sha256"')], b'\n}\n' if indent else b'}\n'
+  return start + f'"sha256": "{_digest(start)}"'.encode() + end
+
+
+def parse_object(content):
+  """Return the dict of a JSON object without its digest; ValueError if it is not one or was altered."""
+  value = check_types(json.loads(content), dict)
+  if value.pop('sha256', None) is not None:
+    seal = SEAL.search(content)
+    if not seal or _digest(content[: seal.start()]) != seal[1].decode():
+      raise ValueError(ALTERED)
+  return from_json(value)
+
+
+def _digest(content):
+  return hashlib.sha256(content).hexdigest()[:16]
+
+
 # ---------------------------------------------------------------------------------- whole files
 
 
@@ -108,77 +143,71 @@ def write_atomically(path, content):
 
 
 def write_json(path, value):
-  """Write `value` as indented JSON, atomically."""
-  write_atomically(path, json.dumps(to_json(value), indent=2, ensure_ascii=False) + '\n')
+  """Write a dict as indented JSON, atomically."""
+  write_atomically(path, format_object(value, indent=2))
 
 
-def read_json(path):
+def read_json(path, expected=dict):
   """Return the JSON object of a file, or {} if there is no such file.
 
-  Raises ValueError, which names the file, for anything but a JSON object.
+  expected: types that `check_types` checks. Raises ValueError, which names the file, for anything else and
+  for a file that was altered.
   """
-  fix = 'fix: restore that file, or give another --workdir'
-  try:
-    value = from_json(json.loads(path.read_text(encoding='utf-8')))
-  except FileNotFoundError:
-    return {}
-  except (ValueError, OSError, RecursionError) as error:
-    raise ValueError(f'{path} cannot be read: {" ".join(str(error).split())}\n{fix}') from error
-  if not isinstance(value, dict):
-    raise ValueError(f'{path} holds {type(value).__name__}, expected a JSON object\n{fix}')
-  return value
+  with reading(path, 'readable', 'restore that file, or give another --workdir'):
+    try:
+      content = path.read_bytes()
+    except FileNotFoundError:
+      return {}
+    return check_types(parse_object(content), expected)
 
 
 # --------------------------------------------------------------------------------- record lines
 
 
-def _format_line(record):
-  text = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False)
-  return text.encode('utf-8', 'backslashreplace') + b'\n'
-
-
-def _parse_line(line):
-  """Return the record of a line, or None if it is not a JSON object."""
+def _parse_line(line, expected=dict):
+  """Return the record of a line, or None if it is not a JSON object of these types, or was altered."""
   try:
-    record = json.loads(line)
+    return check_types(parse_object(line), expected)
   except (ValueError, RecursionError):
     return None
-  return from_json(record) if isinstance(record, dict) else None
 
 
-def read_lines(path, skip_unreadable=False):
+def read_lines(path, skip_unreadable=False, expected=dict):
   """Return the records of a .jsonl file, [] if there is none; a half-written last line is skipped.
 
-  skip_unreadable: skip such lines anywhere, instead of a ValueError.
+  skip_unreadable: skip unreadable and altered lines anywhere, instead of a ValueError. expected: types of
+  each record that `check_types` checks.
   """
-  lines = path.read_bytes().splitlines() if path.exists() else []
-  records = [_parse_line(line) for line in lines]
-  if None in records[:-1] and not skip_unreadable:
-    raise ValueError(
-      f'{path} line {records.index(None) + 1} is not a JSON object\n'
-      'fix: delete that line; resuming the run does it too'
-    )
-  return [record for record in records if record is not None]
+  content, rows = path.read_bytes() if path.exists() else b'', []
+  for number, line in enumerate(content.splitlines(keepends=True), 1):
+    if skip_unreadable or not line.endswith(b'\n'):  # a newline is written last
+      rows += [record for record in [_parse_line(line, expected)] if record is not None]
+    else:
+      fix = 'delete that line; resuming the run does it too'
+      with reading(f'{path} line {number}', 'a record', fix):
+        rows.append(check_types(parse_object(line), expected))
+  return rows
 
 
 def append_line(path, record):
   """Append one record to a .jsonl file and force it to disk."""
   with _name_in_errors(path), open(path, 'ab') as file:
-    file.write(_format_line(record))
+    file.write(format_object(record))
     file.flush()
     os.fsync(file.fileno())
 
 
-def repair_lines(path, last_step=None):
-  """Rewrite a .jsonl file without unreadable lines and, if given, lines after `last_step`.
+def repair_lines(path, last_step=None, expected=dict):
+  """Rewrite a .jsonl file without unreadable or altered lines and, if given, lines after `last_step`.
 
+  expected: types of a record, as in `read_lines`.
   Returns the remaining records and how many lines were dropped: {'unreadable': n, 'rewound': n}.
   """
   content = path.read_bytes() if path.exists() else b''
-  lines = [_parse_line(line) for line in content.splitlines()]
+  lines = [_parse_line(line, expected) for line in content.splitlines()]
   readable = [record for record in lines if record is not None]
   remaining = [r for r in readable if last_step is None or r.get('step', math.nan) <= last_step]
-  repaired = b''.join(_format_line(record) for record in remaining)
+  repaired = b''.join(format_object(record) for record in remaining)
   if repaired != content:
     write_atomically(path, repaired)
   dropped = {'unreadable': len(lines) - len(readable), 'rewound': len(readable) - len(remaining)}
@@ -196,9 +225,9 @@ class StepLines:
   def __init__(self, path, last_step=math.inf):
     """Open `path`, new or not, and drop its lines after `last_step`."""
     self.path = path
-    remaining, self.dropped = repair_lines(path, last_step)
+    remaining, self.dropped = repair_lines(path, last_step, {'step': int})
     self.steps = [record['step'] for record in remaining]
-    sizes = (len(_format_line(record)) for record in remaining)
+    sizes = (len(format_object(record)) for record in remaining)
     self.offsets = [0, *itertools.accumulate(sizes)]  # of each line, and of the end
     path.touch()
 
@@ -209,10 +238,10 @@ class StepLines:
       file.seek(self.offsets[at])
       later = file.read().splitlines(keepends=True)
       if self.steps[at : at + 1] == [record['step']]:
-        record = json.loads(later.pop(0)) | record
+        record = (_parse_line(later.pop(0)) or {}) | record
       else:
         self.steps.insert(at, record['step'])
-      lines = [_format_line(record), *later]
+      lines = [format_object(record), *later]
       self.offsets[at:] = itertools.accumulate(map(len, lines), initial=self.offsets[at])
       file.seek(self.offsets[at])
       content = b''.join(lines)

@@ -240,7 +240,7 @@ def test_done_and_diverged_runs_are_not_retried(tmp_path):
   left = runner.remaining_tasks(tmp_path, [*tasks, task(tmp_path, 'new')], 'valid_loss', said.append)
   assert [t.arm for t in left] == ['a2', 'a3', 'new']
   assert any('a1 seed 0 diverged (not finite); delete' in line for line in said)
-  assert any('result.json cannot be read' in line and 'trained again' in line for line in said)
+  assert any('result.json is not readable' in line and 'trained again' in line for line in said)
   assert (tasks[3].folder / 'result.json.corrupt').exists()
   whole, _, _ = work(tmp_path, left)
   assert whole and store.run_status(tasks[3].folder)[0] == 'done'

@@ -17,7 +17,7 @@ import pytest
 import launch
 from gpt_jax.cli import args, experiment_file
 from gpt_jax.evaluation import trained
-from gpt_jax.runs import run_folder
+from gpt_jax.runs import records, run_folder
 from gpt_jax.sampling import prompt_batch
 from tests import command_line, tiny_runs
 from tests.command_line import assert_user_error
@@ -254,14 +254,14 @@ def test_only_truncated_checkpoints_fail(call, copy):
 
 
 def test_config_json_of_another_version_fails(call, copy):
-  content = json.loads((copy / 'config.json').read_text())
+  content = records.read_json(copy / 'config.json')
   content['optim']['momentum'] = 0.9
-  (copy / 'config.json').write_text(json.dumps(content))
+  records.write_json(copy / 'config.json', content)
   for verb in ('train', 'sample', 'evaluate'):
     assert_user_error(call(verb, f'--workdir={copy}'), 'optim.momentum')
   (copy / 'config.json').write_text('{')
   for verb in ('train', 'sample', 'evaluate'):
-    assert_user_error(call(verb, f'--workdir={copy}'), 'config.json cannot be read')
+    assert_user_error(call(verb, f'--workdir={copy}'), 'config.json is not readable')
 
 
 def test_gradients_that_stay_non_finite_are_an_error_of_the_run(call, experiment, tmp_path):
@@ -365,7 +365,7 @@ def test_evaluate_prints_and_appends_rows(call, copy):
   before = snapshot(copy)
   code, out, err = call('evaluate', f'--workdir={copy}')
   assert code == 0, err
-  rows = [json.loads(line) for line in (copy / 'evaluations.jsonl').read_text().splitlines()]
+  rows = records.read_lines(copy / 'evaluations.jsonl')
   assert rows == run_folder.read_result(copy)['evaluations']
   shown = re.findall(r'^perplexity +(\w+) +([\d.]+) +text valid, (\d+) tokens, stride 32$', out, re.M)
   assert [(name, float(value), int(tokens)) for name, value, tokens in shown] == [

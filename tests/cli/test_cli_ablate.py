@@ -1,6 +1,5 @@
 """`launch.py ablate` and `launch.py report`, as a user types them."""
 
-import json
 import pathlib
 import shutil
 import signal
@@ -234,7 +233,7 @@ def test_the_report_of_a_study_is_written_again(call, results):
   assert 'lr=0.1' in out and 'report.html' in out
   page = (results / 'report.html').read_text()
   assert 'Which rate?' in page and 'lr=0.1' in page
-  assert json.loads((results / 'analysis.json').read_text())['baseline'] == 'base'
+  assert records.read_json(results / 'analysis.json')['baseline'] == 'base'
   shutil.rmtree(results / 'runs' / 'lr=0.1' / 'seed1')
   (results / 'runs/base/seed0/result.json').write_text('{"valid_')
   code, out, err = call('report', f'--workdir={results}')

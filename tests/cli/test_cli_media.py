@@ -16,6 +16,7 @@ from gpt_jax import data
 from gpt_jax.data import media_io
 from gpt_jax.data.synthetic import keypad
 from gpt_jax.evaluation import trained
+from gpt_jax.runs import records
 from tests import command_line, tiny_runs
 from tests.command_line import assert_user_error
 from tests.tiny_runs import snapshot
@@ -161,7 +162,7 @@ def test_all_tasks_that_fit_are_evaluated(call, copy, monkeypatch):
   before = snapshot(copy)
   code, out, err = call('evaluate', f'--workdir={copy}', '--tasks=perplexity,answer', '--limit=6')
   assert code == 0, err
-  rows = [json.loads(line) for line in (copy / 'evaluations.jsonl').read_text().splitlines()]
+  rows = records.read_lines(copy / 'evaluations.jsonl')
   assert len(out.strip().splitlines()) == len(rows)
   assert {row['task'] for row in rows} == {'perplexity', 'answer'}
   answered = {row['source'] for row in rows if row['task'] == 'answer'}
@@ -180,7 +181,7 @@ def test_every_task(call, copy):
   words = ('--tasks=all', '--limit=40', f'--recognizer={copy}')
   code, out, err = call('evaluate', f'--workdir={copy}', *words)
   assert code == 0, err
-  rows = [json.loads(line) for line in (copy / 'evaluations.jsonl').read_text().splitlines()]
+  rows = records.read_lines(copy / 'evaluations.jsonl')
   tasks = {'perplexity', 'answer', 'draw', 'speak', 'classify', 'reconstruct'}
   assert tasks <= {row['task'] for row in rows}
   assert any(row['task'] == 'speak' and row.get('recognizer') == copy.name for row in rows)
@@ -282,9 +283,9 @@ def test_a_text_model_knows_text_only(call, tmp_path_factory, picture, words):
 
 
 def test_guidance_needs_dropped_conditions(call, copy):
-  saved = json.loads((copy / 'config.json').read_text())
+  saved = records.read_json(copy / 'config.json')
   saved['data']['condition_dropout'] = 0.0
-  (copy / 'config.json').write_text(json.dumps(saved))
+  records.write_json(copy / 'config.json', saved)
   before = snapshot(copy)
   words = ('sample', f'--workdir={copy}', '--prompt=seven', '--to=image', '--guidance=2')
   assert 'data.condition_dropout=0.1' in assert_user_error(call(*words), 'guidance=2.0')

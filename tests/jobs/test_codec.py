@@ -1,7 +1,6 @@
 """Jobs that train tokenizers: their results, their resumption, and a GPT that uses one."""
 
 import io
-import json
 import math
 import shutil
 
@@ -51,7 +50,7 @@ def vq(tmp_path_factory):
 
 def metrics(workdir):
   """{step: what was logged and does not depend on the machine's speed}."""
-  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  lines = records.read_lines(workdir / 'metrics.jsonl')
   assert len({line['step'] for line in lines}) == len(lines)
   return {line['step']: {k: v for k, v in line.items() if k not in (*TIMED, 'step')} for line in lines}
 
@@ -230,9 +229,9 @@ def test_other_data_are_refused(run_of, tmp_path):
   cfg = tiny_runs.codec('audio')
   shutil.copytree(run_of('audio'), tmp_path / 'run')
   (tmp_path / 'run/result.json').unlink()
-  saved = json.loads((tmp_path / 'run/config.json').read_text())
+  saved = records.read_json(tmp_path / 'run/config.json')
   saved['data']['mixture']['keypad']['documents'] = 61
-  (tmp_path / 'run/config.json').write_text(json.dumps(saved))
+  records.write_json(tmp_path / 'run/config.json', saved)
   more = {'keypad': {'kind': 'keypad', 'template': '{audio:audio}', 'documents': 61}}
   with pytest.raises(ValueError) as error:
     train.train(tiny_runs.codec('audio', data__mixture=more), tmp_path / 'run')

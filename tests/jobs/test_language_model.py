@@ -16,6 +16,7 @@ from gpt_jax.evaluation import evaluate, trained
 from gpt_jax.jobs import language_model
 from gpt_jax.jobs.modality_objective import modality_objective
 from gpt_jax.model import gpt
+from gpt_jax.runs import records
 from gpt_jax.sampling import completions, prompts
 from gpt_jax.sharding import MeshConfig, make_mesh
 from gpt_jax.tokenizers import modality_tables
@@ -242,7 +243,7 @@ def test_gradient_shares_are_those_at_the_last_hidden_state(job, batch, referenc
 
 def test_a_run_logs_losses_and_gradient_shares(tmp_path_factory):
   workdir = tiny_runs.media_finished(tmp_path_factory)
-  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  lines = records.read_lines(workdir / 'metrics.jsonl')
   wanted = {f'loss/{name}' for name in (*MODALITIES, *(f'source/{name}' for name in SOURCES))}
   for line in lines:
     assert wanted <= line.keys()
@@ -457,7 +458,7 @@ def test_continuous_inputs_train_and_are_restored(tmp_path):
   cfg = experiment(data__mixture=CONTINUOUS, data=data_, train__eval_every=0)
   initial = step.params_of(job_of(tmp_path, cfg).program.init().model)
   result = train.train(cfg, tmp_path / 'run')
-  first = json.loads((tmp_path / 'run/metrics.jsonl').read_text().splitlines()[0])
+  first = records.read_lines(tmp_path / 'run/metrics.jsonl')[0]
   assert result['loss'] < first['loss'] - 1
   run = trained.load(tmp_path / 'run')
   assert (run.model.cfg.patch_values, run.model.cfg.frame_values) == (4, 160)

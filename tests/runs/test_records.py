@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -106,7 +107,10 @@ def test_lone_surrogates_can_be_written_and_read(tmp_path):
 def test_read_json_names_a_bad_file(tmp_path):
   assert records.read_json(tmp_path / 'absent.json') == {}
   path = tmp_path / 'config.json'
-  for content, cause in (('{"a": ', 'cannot be read: Expecting value'), ('[1]', 'holds list, expected')):
+  for content, cause in (
+    ('{"a": ', 'is not readable: Expecting value'),
+    ('[1]', 'is not readable: it is .1., expected a JSON object'),
+  ):
     path.write_text(content)
     with pytest.raises(ValueError, match=cause) as error:
       records.read_json(path)
@@ -123,7 +127,7 @@ def test_read_lines_skips_only_a_half_written_end(tmp_path):
   assert only['step'] == 0
   assert math.isnan(only['loss'])
   path.write_bytes(b'{"step": 0}\n{"st\n{"step": 2}\n')
-  with pytest.raises(ValueError, match='line 2 is not a JSON object\nfix: delete that line'):
+  with pytest.raises(ValueError, match='line 2 is not a record: .*\nfix: delete that line'):
     records.read_lines(path)
 
 
@@ -164,9 +168,59 @@ def test_parts_of_one_step_join_even_when_they_come_late(tmp_path):
   lines.add({'step': 100, 'a': 3})
   lines.add({'step': 101, 'a': 4})  # shorter than the line that it replaces
   lines.add({'step': 98, 'a': 0})
-  assert path.read_text() == (
-    '{"step": 98, "a": 0}\n{"step": 99, "a": 1}\n{"step": 100, "valid": 2, "a": 3}\n{"step": 101, "a": 4}\n'
+  texts = (
+    '{"step": 98, "a": 0',
+    '{"step": 99, "a": 1',
+    '{"step": 100, "valid": 2, "a": 3',
+    '{"step": 101, "a": 4',
   )
+  for line, text in zip(path.read_text().splitlines(), texts, strict=True):
+    assert re.fullmatch(re.escape(text) + ', "sha256": "[0-9a-f]{16}"}', line)
+
+
+def test_every_flipped_bit_of_a_record_is_found_or_harmless(tmp_path):
+  """A flip in the name of the digest leaves an unknown entry; in all others the object is refused."""
+  record, path = {'step': 1, 'loss': 1.25, 'text': 'é'}, tmp_path / 'config.json'
+  for content in (records.format_object(record), records.format_object(record, indent=2)):
+    accepted = 0
+    for bit in range(8 * len(content)):
+      altered = bytearray(content)
+      altered[bit // 8] ^= 1 << bit % 8
+      path.write_bytes(altered)
+      try:
+        value = records.read_json(path)
+      except ValueError as error:
+        assert str(error).startswith(str(path)) and '\nfix: ' in str(error)
+      else:
+        accepted += 1
+        assert value.items() >= record.items() and len(value) == 4
+    assert accepted <= 8 * len('sha256')
+
+
+@pytest.mark.parametrize(
+  'alter',
+  [
+    lambda text: text.replace('1.25', '1.5'),
+    lambda text: text.replace('}', ', "loss": 2}'),  # after the digest
+    lambda text: text.replace('"sha256": "', '"sha256": "0'),
+    lambda text: text.replace('"sha256": "', '"sha256": 5, "x": "'),
+  ],
+)
+def test_an_edited_record_is_refused_until_its_digest_is_deleted(tmp_path, alter):
+  path = tmp_path / 'result.json'
+  path.write_text(alter(records.format_object({'step': 1, 'loss': 1.25}).decode()))
+  with pytest.raises(
+    ValueError, match='result.json.*was altered after it was written\nfix: restore it; or'
+  ) as error:
+    records.read_json(path)
+  assert len(str(error.value).splitlines()) == 2
+  lines = tmp_path / 'lines.jsonl'
+  lines.write_text(path.read_text() * 2)
+  with pytest.raises(ValueError, match='lines.jsonl line 1.*was altered'):
+    records.read_lines(lines)
+  assert records.repair_lines(lines) == ([], {'unreadable': 2, 'rewound': 0})
+  path.write_text('{"step": 1, "loss": 1.5}')
+  assert records.read_json(path) == {'step': 1, 'loss': 1.5}
 
 
 WRITER = """

@@ -274,7 +274,7 @@ def test_a_broken_config_is_named(tmp_path):
   open_run(tmp_path).close()
   (tmp_path / 'config.json').write_text('{"optim": ')
   for attempt in (lambda: open_run(tmp_path), lambda: run_folder.read_config(tmp_path)):
-    with pytest.raises(ValueError, match='cannot be read') as error:
+    with pytest.raises(ValueError, match='is not readable') as error:
       attempt()
     assert_two_lines(error, str(tmp_path / 'config.json'))
 

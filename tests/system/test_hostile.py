@@ -19,6 +19,7 @@ import pytest
 import safetensors.numpy
 import tensorstore
 
+from gpt_jax.runs import records
 from gpt_jax.tokenizers import bpe
 from gpt_jax.training import digests
 from tests import command_line, tiny_runs
@@ -371,13 +372,13 @@ def changed(path, value):
   """What sets one value in the config of a run."""
 
   def change(folder):
-    config = json.loads((folder / 'config.json').read_text())
+    config = records.read_json(folder / 'config.json')
     *parents, name = path.split('.')
     node = config
     for parent in parents:
       node = node[parent]
     node[name] = value
-    (folder / 'config.json').write_text(json.dumps(config))
+    records.write_json(folder / 'config.json', config)
 
   return change
 

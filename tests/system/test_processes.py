@@ -3,7 +3,6 @@
 What one process computes is the reference: equal to 1e-6 in float32, as sums go in another order.
 """
 
-import json
 import re
 import shutil
 import signal
@@ -12,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from gpt_jax.runs import run_folder
+from gpt_jax.runs import records, run_folder
 from tests import command_line, tiny_runs
 
 pytestmark = pytest.mark.slow
@@ -83,7 +82,7 @@ def test_two_are_one(two, one):
   assert [line['step'] for line in metrics(two)] == list(range(1, 13))
   assert len(events(two, 'start')) == len(events(two, 'done')) == 1
   assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
-  found, expected = (json.loads((run / 'result.json').read_text()) for run in (two, one))
+  found, expected = (records.read_json(run / 'result.json') for run in (two, one))
   assert found['valid_loss'] == pytest.approx(expected['valid_loss'], rel=1e-6)
   assert found['tokens'] == expected['tokens'] == 12 * 4 * 32
 

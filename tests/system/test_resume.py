@@ -1,6 +1,5 @@
 """A run that was killed and resumed is bitwise the run that was never touched."""
 
-import json
 import random
 import shutil
 import signal
@@ -8,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from gpt_jax.runs import run_folder
+from gpt_jax.runs import records, run_folder
 from tests import command_line, tiny_runs
 
 
@@ -23,7 +22,7 @@ def losses(workdir):
     'memory_gib',
     'step_seconds',
   )
-  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  lines = records.read_lines(workdir / 'metrics.jsonl')
   merged = {}
   for line in lines:
     values = {k: v for k, v in line.items() if k not in timed}

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import json
 import os
 import random
 import resource
@@ -25,6 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from benchmarks import bit_flips
 from gpt_jax.evaluation import trained
 from gpt_jax.model import gpt
+from gpt_jax.runs import records
 from gpt_jax.tokenizers import Tokenizers
 from gpt_jax.training import checkpoint, digests, trees
 from gpt_jax.training.checkpoint import CheckpointConfig, Checkpoints, Corrupt
@@ -608,9 +608,9 @@ def test_weights_of_a_run_are_their_average(run):
 def test_a_model_is_sharded_as_in_training_if_the_devices_suffice(run, tmp_path, fsdp, cut):
   """One that was trained in pieces may fit no single device."""
   folder = shutil.copytree(run, tmp_path / 'run')
-  config = json.loads((folder / 'config.json').read_text())
+  config = records.read_json(folder / 'config.json')
   config['mesh'] |= {'data': -1, 'fsdp': fsdp}
-  (folder / 'config.json').write_text(json.dumps(config))
+  records.write_json(folder / 'config.json', config)
   model = trained.load(folder).model
   assert trained.load(folder).mesh.shape['fsdp'] == cut
   whole = models.params(trained.load(run).model)
@@ -640,11 +640,11 @@ def test_readers_of_a_run_compare_what_its_config_says(run, tmp_path):
     max(files_of(folder / 'checkpoints', step), key=lambda p: p.stat().st_size), random.Random(0)
   )
   config_json = folder / 'config.json'
-  settings = json.loads(config_json.read_text())
+  settings = records.read_json(config_json)
   older = trained.load(folder)
   assert older.step < step
   like = model_like(older.model.cfg)
-  config_json.write_text(json.dumps(settings | {'checkpoint': settings['checkpoint'] | {'verify': 'size'}}))
+  records.write_json(config_json, settings | {'checkpoint': settings['checkpoint'] | {'verify': 'size'}})
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(digests, '_sha256', lambda path: pytest.fail('hashed'))
     assert Checkpoints(folder / 'checkpoints', verify='size').latest_good() == step
@@ -665,4 +665,4 @@ def test_a_checkpoint_carries_the_tokenizer(run):
   toks = trained.load_tokenizers(trained.unpack_files(extra['tokenizer']))
   assert toks.hash == Tokenizers.load(run / 'tokenizer').hash
   assert extra['vocab'] == toks.vocabulary.size
-  assert extra['config'] == json.loads((run / 'config.json').read_text())
+  assert extra['config'] == records.read_json(run / 'config.json')
