@@ -58,7 +58,8 @@ MAY_IMPORT = {
   'cli.experiment_file': 'config data',
   'evaluation.trained': 'config evaluation model sharding tokenizers training',
   'plan': 'cluster.batches data jobs model sample sampling.prompt_batch sharding step tokenizers',
-  'ablation': 'cli.experiment_file cluster.batches config data jobs model runs sharding step train training',
+  'ablation': 'cli.experiment_file cluster.batches config data evaluation jobs model runs sharding step '
+  'train training',
   'reports.study_results': 'ablation runs',
   'reports.study_figures': 'reports reports.study_results',
   'reports.study_tables': 'ablation reports reports.study_results',

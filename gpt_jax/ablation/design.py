@@ -38,9 +38,10 @@ class Study:
   seeds: int | tuple = 5  # number of seeds, from 0; or the seeds themselves
   sweep: str | list = 'one_at_a_time'  # a row of SWEEPS, or cells {factor: level}
   budget: Budget = Budget()  # what all arms have in common
-  metric: str = 'valid_loss'  # key of result.json
+  metric: str = ''  # key of result.json, or TASK/SOURCE/METRIC; '' = valid_loss, or bits per byte
   better: str = 'lower'  # direction of the metric: lower or higher
   tolerance: float = 0.01  # difference of the metric that does not matter
+  unequal_tokens: bool = False  # whether arms are meant to train on different numbers of tokens
   changes: dict = dataclasses.field(default_factory=dict)  # {key: value} of every arm
   count: int = 0  # most arms beside the baseline; draws, proposals; 0 = all
   sweep_seed: int = 0  # seed of a sweep's random draws
@@ -289,13 +290,22 @@ def _full_keys(changes, base):
   return {full_key(key, base): value for key, value in changes.items()}
 
 
+def _call_change(change, section, where):
+  """Call a user's function; its error is a ValueError that names the file and the line."""
+  try:
+    change(section)
+  except Exception as error:
+    cause = experiment_file.describe_error(error, change.__code__.co_filename)
+    raise ValueError(f'{where}: {cause}\nfix: correct {change.__name__}') from error
+
+
 def apply_changes(base, changes, where):
   """The base Config after these changes ({key: value} or functions), in order."""
   section = experiment_file.complete_sources(config.section(base))
   with section.unlocked(), section.ignore_type():
     for change in changes:
       if callable(change):
-        change(section)
+        _call_change(change, section, where)
       else:
         for key, value in change.items():
           parents, _, last = key.rpartition('.')

@@ -2,11 +2,13 @@
 
 For each arm: its config diff and parameter-tree diff against the baseline, and a fingerprint: a hash of all
 inputs of its result. These are the lowered text of the train step and of the initial values, the traced
-scalars, the shapes of model and optimizer state, the training data in their order, and the validation data.
-Equal fingerprints mean equal results: an arm with the fingerprint of another is an error.
+scalars, the shapes of model and optimizer state, the training data in their order, the validation data, and
+the code that evaluates. Equal fingerprints mean equal results: an arm with the fingerprint of another is an
+error.
 """
 
 import dataclasses
+import difflib
 import functools
 import json
 from typing import NamedTuple
@@ -14,17 +16,29 @@ from typing import NamedTuple
 import jax
 
 from gpt_jax import config, step
-from gpt_jax.ablation import budget
+from gpt_jax.ablation import budget, source_digest
+from gpt_jax.ablation.stats import comparability, size_laws
 from gpt_jax.ablation.sweeps import Proposed
 from gpt_jax.data.mixture import open_split, source_names
 from gpt_jax.data.templates import ARROW
-from gpt_jax.runs import hardware, provenance, records
+from gpt_jax.evaluation import evaluate
+from gpt_jax.evaluation.tasks import perplexity
+from gpt_jax.runs import hardware, loggers, provenance, records
 from gpt_jax.runs.text_table import format_table, join_some
 
 ASSUMED_MFU = 0.35  # for the estimate of a step's time
 SIZE_KEYS = ('model.width', 'model.layers')  # factors that are meant to change the parameters
-STORED = ('parameters', 'flops_per_token', 'steps', 'tokens', 'program', 'fingerprint')  # fields of a Proof
-NOTABLE = 0.02  # relative difference in parameters that is flagged
+# Fields of a Proof in study.json.
+STORED = ('parameters', 'flops_per_token', 'steps', 'tokens', 'program', 'scored_on', 'inputs', 'fingerprint')
+RESULTS = (
+  'loss',
+  'valid_loss',
+  'valid_bits_per_byte',
+  'tokens_per_second',
+  'seconds',
+  'goodput',
+  'parameters',
+)
 
 
 class Proof(NamedTuple):
@@ -39,8 +53,9 @@ class Proof(NamedTuple):
   seconds: float  # of a run's steps, estimated from FLOPs; 0 = unknown
   program: str  # hash of the train step alone
   data: str  # hash of the data in their order
-  loss_inputs: dict  # {what decides which tokens the validation loss covers: hash}; equal ones compare
-  fingerprint: str  # hash of all that the result depends on
+  scored_on: dict  # what its scores are over, for `comparability`: see validation_inputs
+  inputs: dict  # {what the result depends on: value or hash}
+  fingerprint: str  # hash of the inputs
 
 
 def prove_arms(study, arms, folder):
@@ -76,7 +91,7 @@ def compute_proof(cfg, study, folder):
     init = functools.partial(step.init_state, abstract.model, job.program.optimizer, {})
     initial = jax.jit(init, static_argnums=0).lower(cfg.train.seed).as_text()
     data = budget.hash_json(job.loader.state()['fingerprint'])
-  scored, loss_inputs = validation_inputs(job, cfg)
+  sources, scored_on = validation_inputs(job, cfg)
   leaves = [(jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(abstract)]
   positions = {path: i for i, (path, _) in enumerate(leaves)}
   jaxpr = traced.jaxpr.jaxpr
@@ -89,8 +104,17 @@ def compute_proof(cfg, study, folder):
   flops = job.flops.get('full', 0) if job.flops else 0
   tokens = cfg.train.steps * budget.tokens_per_step(cfg)
   peak = hardware.peak_flops()[0] * jax.device_count() if flops else 0
-  sampled = () if study.metric.startswith(('loss', 'valid')) else (cfg.sample, cfg.train.tasks)
-  other_inputs = [cfg.train.steps, cfg.train.init_from, repr(sampled)]
+  inputs = {
+    'train step': program,
+    'initial values': budget.hash_json(initial),
+    'hyperparameters': hyper,
+    'training data': data,
+    'validation data': budget.hash_json(sources),
+    'evaluation code': source_digest.scoring_code(),
+    'train.steps': cfg.train.steps,
+    'train.init_from': cfg.train.init_from,
+    'evaluation settings': evaluation_settings(cfg, study.metric),
+  }
   return Proof(
     diff={},
     shapes={path: tuple(p.shape) for path, p in step.params_of(abstract.model).items()},
@@ -101,8 +125,9 @@ def compute_proof(cfg, study, folder):
     seconds=study.budget.seconds or (flops * tokens / (ASSUMED_MFU * peak) if peak else 0.0),
     program=program,
     data=data,
-    loss_inputs=loss_inputs,
-    fingerprint=budget.hash_json([program, initial, hyper, data, scored, other_inputs]),
+    scored_on=scored_on,
+    inputs=inputs,
+    fingerprint=budget.hash_json(inputs),
   )
 
 
@@ -120,22 +145,66 @@ def _is_used(jaxpr, position):
   return False
 
 
+def evaluation_settings(cfg, metric):
+  """The settings that a metric depends on, as text, beside those of the model and the data."""
+  if metric.startswith('tail/valid'):  # over a part of the validation data
+    return f'eval_every={cfg.train.eval_every} eval_tokens={cfg.train.eval_tokens}'
+  return '' if metric.startswith(('loss', 'valid')) or not metric else repr((cfg.sample, cfg.train.tasks))
+
+
 def validation_inputs(job, cfg):
   """Describe the validation data, without reading more of them than the job did.
 
-  Returns (description, {input: hash} of what decides which tokens a validation loss covers); prompts carry
-  no loss.
+  Returns (description of the sources, {sources: {name: {template, data: hashes}}, tokenizer: hash, row
+  length, part (of the data, during training), bytes: whether runs give bits per byte}). Of a template only
+  the target counts, as prompts carry no loss.
   """
   names = source_names(cfg.data, 'valid')
+  part = [cfg.train.eval_tokens, cfg.train.eval_every]
   if cfg.train.job != 'gpt':
-    return list(names), {'validation data': budget.hash_json(list(names))}
+    sources = {name: {'data': budget.hash_json(list(names))} for name in names}
+    return list(names), {'sources': sources, 'part': part, 'bytes': False}
   sources = {name: open_split(cfg.data, name, 'valid').describe() for name in names}
+  hashes = {
+    name: {
+      'template': budget.hash_json(source['template'].rpartition(ARROW)[2]),
+      'data': budget.hash_json(source | {'template': ''}),
+    }
+    for name, source in sources.items()
+  }
+  subject = evaluate.Subject(cfg, None, job.tokenizers, None, None, 0)
+  has_bytes = all(perplexity.is_stream(subject, name) for name in names) and not subject.masks_documents
   return sources, {
+    'sources': hashes,
     'tokenizer': job.tokenizers.hash,
     'row length': budget.row_length(cfg),
-    'template': budget.hash_json([source['template'].rpartition(ARROW)[2] for source in sources.values()]),
-    'validation data': budget.hash_json([source | {'template': ''} for source in sources.values()]),
+    'part': part,
+    'bytes': bool(names) and has_bytes,
   }
+
+
+def check_metric(metric, cfg, scored_on):
+  """ValueError, before anything runs, for a metric that no run of this config gives."""
+  if not metric or cfg.train.job != 'gpt':
+    return
+  first, *rest = metric.split('/')
+  tasks = cfg.train.tasks
+  if first in evaluate.TASKS and first != 'perplexity' and not {first, 'all'} & set(tasks):
+    raise ValueError(
+      f'metric={metric!r} is of the task {first}, and train.tasks={tasks} does not run it\n'
+      f"fix: changes={{'train.tasks': {(*tasks, first)}}} in the Study"
+    )
+  if metric == 'valid_bits_per_byte' and not scored_on['bytes']:
+    raise ValueError(
+      f'metric={metric!r} needs validation data of plain text in one stream\n'
+      "fix: use valid_loss, or a task's score"
+    )
+  names = [*RESULTS, *(f'valid_loss/{name}' for name in scored_on['sources'])]
+  known = (*names, 'tokens', 'targets', 'steps', 'flops', 'replicas')
+  if metric not in known and not (rest and (first == 'tail' or first in evaluate.TASKS)):
+    near = difflib.get_close_matches(metric, [*known, *evaluate.TASKS], 1)
+    hint = f'did you mean {near[0]}?' if near else f'use one of {", ".join(names)}, or TASK/SOURCE/METRIC'
+    raise ValueError(f'metric={metric!r} is in no result of this study\nfix: {hint}')
 
 
 # ------------------------------------------------------------------------------------- study.json
@@ -143,18 +212,25 @@ def validation_inputs(job, cfg):
 
 def describe_study(study, arms, proofs):
   """The content of study.json."""
-  base = proofs[arms[0].name]
   versions = provenance.versions(hardware.name())
-  keys = ('question', 'name', 'base', 'metric', 'better', 'tolerance', 'changes')
-  return {key: getattr(study, key) for key in keys} | {
+  metric = study.metric or comparability.default_metric([proof.scored_on for proof in proofs.values()])
+  check_metric(metric, arms[0].config, proofs[arms[0].name].scored_on)
+  chosen = not study.metric and metric != 'valid_loss'
+  keys = ('question', 'name', 'base', 'better', 'tolerance', 'unequal_tokens', 'changes')
+  description = {key: getattr(study, key) for key in keys} | {
+    'metric': metric,
+    'metric_reason': f'judged by {metric}, as tokenizers differ and losses per token do not compare' * chosen,
     'command': versions['command'],
     'budget': dataclasses.asdict(study.budget),
     'seeds': study.seed_list,
     'sweep': sweep_name(study.sweep),
     'factors': {name: list(dict.fromkeys(arm.levels[name] for arm in arms)) for name in study.factors},
-    'arms': [_describe_arm(study, arm, proofs[arm.name], arms[0], base) for arm in arms],
+    'arms': [_describe_arm(arm, proofs[arm.name], proofs[arms[0].name]) for arm in arms],
     'versions': versions,
   }
+  for arm, described in zip(arms, description['arms'], strict=True):
+    described['flags'] = _flags(study, description, arm, described)
+  return description
 
 
 def sweep_name(sweep):
@@ -162,7 +238,7 @@ def sweep_name(sweep):
   return sweep if isinstance(sweep, str) else 'optuna' if isinstance(sweep, Proposed) else 'custom'
 
 
-def _describe_arm(study, arm, proof, baseline, base):
+def _describe_arm(arm, proof, base):
   """An arm's entry of study.json."""
   stored = {key: getattr(arm, key) for key in ('name', 'slug', 'levels', 'is_baseline')}
   stored |= {key: getattr(proof, key) for key in STORED}
@@ -172,7 +248,7 @@ def _describe_arm(study, arm, proof, baseline, base):
     'flops': proof.flops_per_token * proof.tokens,
     'seconds_estimate': proof.seconds,
     'shares_program_with_base': proof.program == base.program,
-    'flags': _flags(study, arm, proof, baseline, base),
+    'shares_data_with_base': proof.data == base.data,
   }
 
 
@@ -185,30 +261,33 @@ def parameter_diff(old, new):
   }
 
 
-def _flags(study, arm, proof, baseline, base):
-  """Warnings that a reader needs before believing an arm's verdict: lines of text."""
-  lines, limits = [], study.budget
+def _flags(study, description, arm, described):
+  """Warnings that a reader needs before believing an arm's verdict: lines of text.
+
+  described: the arm's entry of the description of the study.
+  """
+  lines, limits, base = [], study.budget, description['arms'][0]
   if arm.functions:
     by_budget = {'model.width'} if limits.parameters else set()
     by_budget |= {'train.steps'} if any(getattr(limits, name) for name in budget.LENGTHS) else set()
-    changed = sorted(set(proof.diff) - set(arm.keys) - by_budget)
+    changed = sorted(set(described['diff']) - set(arm.keys) - by_budget)
     lines.append(f'a function sets {", ".join(arm.functions)}; it changes {", ".join(changed)}')
-  keeping = [name for name in study.keeps_parameters if arm.levels[name] != baseline.levels[name]]
-  if keeping and any(parameter_diff(base.shapes, proof.shapes).values()):
+  keeping = [name for name in study.keeps_parameters if arm.levels[name] != base['levels'][name]]
+  if keeping and any(described['parameter_diff'].values()):
     lines.append(f'{", ".join(keeping)} changes parameters, and should not')
-  ratio = proof.parameters / base.parameters - 1
-  if abs(ratio) > NOTABLE and not set(arm.keys) & set(SIZE_KEYS):
+  ratio = described['parameters'] / base['parameters'] - 1
+  if abs(ratio) > comparability.NOTABLE and not set(arm.keys) & set(SIZE_KEYS):
     lines.append(f'{ratio:+.1%} parameters; Budget(parameters=...) would make them equal')
-  if limits.parameters and abs(proof.parameters / limits.parameters - 1) > NOTABLE:
-    lines.append(f'{proof.parameters:,} parameters are the nearest to the budget')
-  if proof.data != base.data:
+  if limits.parameters and abs(described['parameters'] / limits.parameters - 1) > comparability.NOTABLE:
+    lines.append(f'{described["parameters"]:,} parameters are the nearest to the budget')
+  if not described['shares_data_with_base']:
     lines.append("its data are not the baseline's: a seed may pair no more than initial values")
-  differing = [name for name, value in base.loss_inputs.items() if proof.loss_inputs[name] != value]
-  if 'validation data' in differing:
-    lines.append(f'it is scored on other validation data: {study.metric} does not compare')
-  elif differing and study.metric.startswith('valid_loss'):
-    why = ', '.join(differing)
-    lines.append(f'its {study.metric} is over other tokens ({why}): use valid_bits_per_byte')
+  sizes = [size_laws.size_of(each) for each in (described, base)]
+  if 'size' in study.factors and sizes[0] != sizes[1]:  # compared with the baseline of its own size
+    return lines
+  lines += [f'not comparable: {text}' for text in comparability.reasons(description, described, base)]
+  if study.unequal_tokens and abs(described['tokens'] / base['tokens'] - 1) > comparability.NOTABLE:
+    lines.append(f'{described["tokens"] / base["tokens"]:.3g} times the tokens, as unequal_tokens declares')
   return lines
 
 
@@ -225,7 +304,7 @@ def format_study(study):
     'steps': lambda arm: f'{arm["steps"]:,}',
     'tokens': lambda arm: f'{arm["tokens"]:,}',
     'TFLOP': lambda arm: f'{arm["flops"] / 1e12:.2f}',
-    'minutes': lambda arm: f'~{arm["seconds_estimate"] / 60:.1f}',
+    'time': lambda arm: f'~{loggers.duration(arm["seconds_estimate"])}',
     'program': lambda arm: arm['program'][:6],
   }
   lines = [study['question']] if study['question'] else []
@@ -236,6 +315,7 @@ def format_study(study):
     '',
     *format_table([[cell(arm) for cell in columns.values()] for arm in arms], list(columns)),
     '',
+    *filter(None, [study['metric_reason']]),
   ]
   quote = lambda value: json.dumps(records.to_json(value))
   for arm in arms[1:]:
@@ -244,9 +324,10 @@ def format_study(study):
     lines += [f'  {line}' for line in _parameter_lines(arm['parameter_diff'])]
     lines += [f'  ! {line}' for line in arm['flags']]
   flops = len(seeds) * sum(arm['flops'] for arm in arms) / 1e12
-  minutes = len(seeds) * sum(arm['seconds_estimate'] for arm in arms) / 60
-  total = f'in all {len(arms) * len(seeds)} runs, {flops:.1f} TFLOP, about {minutes:.0f} minutes'
-  return [*lines, f'{total} of steps one after another']
+  seconds = len(seeds) * sum(arm['seconds_estimate'] for arm in arms)
+  total = f'in all {len(arms) * len(seeds)} runs, {flops:.1f} TFLOP, about {loggers.duration(seconds)}'
+  assumed = '' if study['budget']['seconds'] else f' at {ASSUMED_MFU:.0%} of peak; small models take longer'
+  return [*lines, f'{total} of steps one after another{assumed}']
 
 
 def _parameter_lines(diff):

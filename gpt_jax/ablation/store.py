@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_jax.ablation.stats import analyze
+from gpt_jax.ablation.stats.scores import score_name
 from gpt_jax.runs import records, run_folder, text_table
 
 FAILURES = ('failed', 'diverged', 'killed', 'hung')  # outcomes of an attempt that end a run
@@ -129,15 +129,14 @@ def was_interrupted(folder, since):
 
 
 def read_curve(folder, metric='valid_loss'):
-  """[[training tokens, metric], ...] of the evaluations of a run, in order."""
+  """[[training tokens, metric], ...] of the evaluations of a run, in order; [] for a metric without any."""
   try:
     lines = run_folder.read_metrics(folder) if (Path(folder) / 'config.json').exists() else []
   except OSError as error:
     raise ValueError(f'{folder}/metrics.jsonl: {error}') from error
-  name = metric if any(metric in line for line in lines) else 'valid_loss'
   tokens = [(line['step'], line['tokens']) for line in lines if 'tokens' in line]
   tokens = tokens or [(line['step'], line['step']) for line in lines]  # a tokenizer's training has no tokens
-  values = [(line['step'], line[name]) for line in lines if name in line]
+  values = [(line['step'], line[metric]) for line in lines if metric in line]
   if not tokens or not values:
     return []
   # An evaluation may fall between two logged steps.
@@ -191,7 +190,7 @@ def task_scores(folder, result):
   for row in [*(result.get('evaluations') or ()), *later]:
     if isinstance(row, dict) and isinstance(row.get('value'), int | float):
       split = row.get('split') or 'valid'
-      scores[analyze.score_name(row) + f'/{split}' * (split != 'valid')] = row['value']
+      scores[score_name(row) + f'/{split}' * (split != 'valid')] = row['value']
   return scores
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib.util
 import pathlib
+import traceback
 
 import ml_collections
 
@@ -33,16 +34,29 @@ def call_function(spec, function, example):
     raise FileNotFoundError(f'--config={spec}: no file {path}\nfix: {hint}')
   module_spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(module_spec)
-  module_spec.loader.exec_module(module)
+  try:
+    module_spec.loader.exec_module(module)
+  except Exception as e:
+    raise ValueError(f'--config={spec}: {describe_error(e, path)}\nfix: correct {path}') from e
   if not hasattr(module, function):
     raise ValueError(
       f'--config={spec}: {path} has no {function}\nfix: define {function}(arg=""), as {example} does'
     )
   try:
     return path.stem, getattr(module, function)(argument)
-  except (KeyError, AttributeError, TypeError) as e:  # ConfigDict names the nearest key
-    cause = ' '.join(str(e.args[0] if e.args else e).split())
-    raise ValueError(f'--config={spec}: {cause}\nfix: correct {path}') from e
+  except Exception as e:
+    if isinstance(e, ValueError | OSError) and '\nfix:' in str(e):
+      raise
+    raise ValueError(f'--config={spec}: {describe_error(e, path)}\nfix: correct {path}') from e
+
+
+def describe_error(error, path):
+  """Return 'cause (TypeError at x.py:12)': an error of a user's code, and its last line in that file."""
+  cause = ' '.join(str(error.args[0] if error.args else error).split())  # ConfigDict names the nearest key
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [frame.lineno for frame in frames if pathlib.Path(frame.filename) == pathlib.Path(path)]
+  line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else ''
+  return f'{cause} ({type(error).__name__} at {path}:{line})'
 
 
 def complete_sources(section):

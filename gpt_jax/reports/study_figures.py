@@ -27,9 +27,12 @@ def verdict_style(row):
 
 
 def curves_of(study, name):
-  """Return {seed: (x, y)} of the finished runs of one arm: tokens and the study's metric."""
+  """Return {seed: (x, y)} of the finished runs of one arm: tokens and the study's metric.
+
+  {} for an arm whose values do not compare: its curves have another scale.
+  """
   curves = {}
-  for row in study.runs_of(name):
+  for row in study.runs_of(name) if name in study.comparable else ():
     points = np.array([p for p in row.get('curve') or () if None not in p], float).reshape(-1, 2)
     points = points[np.isfinite(points).all(1)]
     if row['status'] == 'done' and len(points) > 1:
@@ -117,7 +120,7 @@ def differences(study):
 def arm_effects(study):
   """Return the forest plot of all arms, with their seeds."""
   base, rows = study.baseline.get('values') or {}, []
-  for arm in study.others:
+  for arm in (arm for arm in study.others if arm['name'] in study.comparable):
     values = arm.get('values') or {}
     rows.append((arm['name'], arm, [values[seed] - base[seed] for seed in values if seed in base]))
   return forest(study, rows, 'arms')

@@ -52,7 +52,7 @@ def render_latex(study):
   """Return the table of results for a paper."""
   caption = f'{results.headline(study)} {results.protocol(study)}'
   better = {arm['name'] for arm in results.arms_by_verdict(study)['better']}
-  return to_latex(study_tables.results_table(study), caption, study.name, better)
+  return to_latex(study_tables.paper_table(study), caption, study.name, better)
 
 
 # --------------------------------------------------------------------------------------- header
@@ -81,7 +81,7 @@ def verdicts(study):
       page.element(
         'span',
         page.element('b', arm['name']),
-        f' {study.difference(arm) or "not measured"}',
+        f' {study.difference(arm) or "; ".join(arm.get("reasons") or ()) or "not measured"}',
         page.element('i', more_seeds(arm)) if verdict == 'undecided' else '',
       )
       for arm in arms
@@ -105,6 +105,7 @@ def alarms(study):
     yield f'{len(lost)} of {count} runs have no result: {names}. The verdicts rest on the others.'
   if study.pending:
     yield f'{len(study.pending)} of {count} runs are not done yet: the same command resumes them.'
+  yield from results.differing_versions(study)
   yield from (f'{arm["name"]}: {flag}' for arm in study.others for flag in arm.get('flags') or ())
   yield from (study.analysis.get('scaling') or {}).get('warnings') or ()
 
@@ -211,9 +212,9 @@ def record_sections(study):
     Section(
       'Cost',
       [study_tables.costs_table(study)],
-      f'Budget: {results.budget(study)}. Effective speedup: the loss gained and the tokens per second, as '
-      'one ratio of wall-clock time to the same loss; of means, without an interval, and only where '
-      'both were trained in the same way.',
+      f'Budget: {results.budget(study)}. Effective speedup: the {study.metric} gained and the tokens per '
+      f'second, as one ratio of wall-clock time to the same {study.metric}; of means, without an interval, '
+      'and only where both were trained in the same way.',
     ),
     Section(
       'What went wrong',
@@ -273,6 +274,7 @@ def plan(study):
     'trained': schedule(spec.get('schedule') or {}),
     'at once': runs_together(study),
     'hardware': ', '.join(distinct_values(study, 'hardware')),
+    'code of the runs': ', '.join(results.count_versions(study, results.commit_of)),
   }
 
 

@@ -11,11 +11,12 @@ import numpy as np
 
 from gpt_jax.runs import history, loggers, records
 
-VERDICTS = ('better', 'worse', 'diverged', 'no difference', 'undecided')  # in the order of a summary
+# In the order of a summary.
+VERDICTS = ('better', 'worse', 'diverged', 'no difference', 'undecided', 'not comparable')
 METRIC_NAMES = {'valid_loss': 'validation loss', 'loss': 'training loss'}
 STATUS_NAMES = {'unfinished': 'not finished', 'missing': 'not started', 'corrupt': 'unreadable'}
 PENDING = ('missing', 'unfinished')  # statuses of runs that have not ended
-STOP_SECONDS = 60  # workers that one stop ends write their last lines within this time
+STOP_SECONDS = 5  # shares that one stop ends record it within this time; starting again takes longer
 MINUS = '\u2212'
 
 
@@ -43,6 +44,7 @@ class StudyResults:
     self.arms = self._sorted_arms()
     self.others = [arm for arm in self.arms if not arm.get('is_baseline')]
     self.baseline = next((arm for arm in self.arms if arm.get('is_baseline')), {})
+    self.comparable = {arm['name'] for arm in self.arms if not arm.get('reasons')}
     self.done = [row for row in rows if row.get('status') == 'done']
     self.pending = [row for row in rows if row.get('status') in PENDING]
     self.lost = [row for row in rows if row.get('status') not in ('done', *PENDING)]
@@ -129,7 +131,7 @@ def headline(study):
     return progress + scaled
   arms, base = arms_by_verdict(study), f'the baseline {base_name(study.baseline)}'.strip()
   same = f'no different within {study.value({"tolerance": study.tolerance}, "tolerance")}'
-  words = {'worse': 'worse', 'diverged': 'diverged', 'no difference': same, 'undecided': 'undecided'}
+  words = {verdict: verdict for verdict in VERDICTS[1:]} | {'no difference': same}
   counts = ', '.join(f'{len(arms[verdict])} {text}' for verdict, text in words.items() if arms[verdict])
   if arms['better']:
     best, *more = arms['better']
@@ -137,6 +139,8 @@ def headline(study):
     counts = f' {counts[:1].upper()}{counts[1:]}.' if counts else ''
     result = f'{study.metric} {study.value(best, "mean")}, {study.effect(best)}'
     return f'{progress}{best["name"]} beats {base}: {result}.{more}{counts}'
+  if len(arms['not comparable']) == len(study.others):
+    return f'{progress}Not comparable: no arm can be judged against {base} by {study.metric}.'
   if len(arms['undecided']) == len(study.others):
     return f'{progress}Undecided: no arm could be distinguished from {base}.'
   return f'{progress}Nothing beats {base}: {counts}.'
@@ -220,6 +224,33 @@ def count_interruptions(study):
 def end_time(attempt):
   """Return when an attempt ended, in Unix seconds; 0 if unreadable."""
   return np.nan_to_num(history.unix_seconds(attempt.get('time')))
+
+
+# ------------------------------------------------------------------------------------- versions
+
+
+def commit_of(versions):
+  """Return the commit of some versions, with the hash of uncommitted changes; '' if unknown."""
+  commit, _, changes = versions.get('git', '').partition(' ')
+  return commit[:12] + (f' with uncommitted changes {versions.get("uncommitted", "")}' if changes else '')
+
+
+def count_versions(study, read):
+  """Return ['abc (3 runs)', ...] of read(versions) of the finished runs, the commonest first."""
+  found = [(row.get('result') or {}).get('versions') for row in study.done]
+  counts = collections.Counter(filter(None, (read(versions) for versions in found if versions)))
+  return [f'{text} ({n} run{"s" * (n != 1)})' for text, n in counts.most_common()]
+
+
+def differing_versions(study):
+  """Yield a warning for the commit, and for each version of a package, that is not the same in all runs."""
+  keys = {key for row in study.done for key in (row.get('result') or {}).get('versions') or ()}
+  keys -= {'git', 'uncommitted', 'command', 'device'}
+  readers = {'commit of the code': commit_of}
+  readers |= {f'version of {key}': lambda versions, key=key: versions.get(key, '') for key in sorted(keys)}
+  for what, read in readers.items():
+    if len(texts := count_versions(study, read)) > 1:
+      yield f'The runs differ in the {what}: {", ".join(texts)}.'
 
 
 # ----------------------------------------------------------------------------------------- laws

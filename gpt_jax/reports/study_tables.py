@@ -7,13 +7,12 @@ import math
 
 import numpy as np
 
-from gpt_jax.ablation.stats import analyze
+from gpt_jax.ablation.stats.scores import score_name
 from gpt_jax.reports import page
 from gpt_jax.reports import study_results as results
 from gpt_jax.reports.sections import make_table
 from gpt_jax.runs import loggers
 
-MAX_MEASURES = 8  # columns of the other measures
 MAX_PATHS = 6  # of parameters in a cell
 NUMBERS = (
   *('n', 'failed', 'mean', 'sd', 'difference', 'p', 'p_holm', 'se_paired', 'se_unpaired', 'pairing_gain'),
@@ -41,12 +40,25 @@ def results_table(study):
     row = [results.label(arm), f'{mean} \u00b1 {spread}' if mean and spread else mean]
     row += [f'{seeds}' if seeds == planned else f'{seeds} of {planned}']
     if arm.get('is_baseline'):
-      rows.append([*row, '', '', '', '', 'baseline'])
+      rows.append([*row, '', '', '', 'baseline'])
     else:
-      row += [study.difference(arm), study.interval(arm), study.interval(arm, 'bootstrap'), p_value(arm)]
+      row += [study.difference(arm), study.interval(arm), p_value(arm)]
       rows.append([*row, arm.get('verdict') or 'undecided'])
-  header = ('arm', f'>{study.metric} \u00b1 sd', '>seeds', '>difference', '>95 % interval', '>bootstrap')
+  header = ('arm', f'>{study.metric} \u00b1 sd', '>seeds', '>difference', '>95 % interval')
   return make_table((*header, '>p (Holm)', 'verdict'), rows, difference=page.strong, verdict=badge)
+
+
+def paper_table(study):
+  """Return the main table in the width of a page: the interval beside the difference, no count of seeds."""
+  rows = []
+  for arm in study.arms:
+    mean, spread = study.value(arm, 'mean'), study.value(arm, 'sd')
+    verdict = 'baseline' if arm.get('is_baseline') else arm.get('verdict') or 'undecided'
+    difference = '' if arm.get('is_baseline') else study.effect(arm)
+    rows.append(
+      (results.label(arm), f'{mean} \u00b1 {spread}' if spread else mean, difference, p_value(arm), verdict)
+    )
+  return make_table(('arm', f'>{study.metric} \u00b1 sd', '>difference (95 %)', '>p', 'verdict'), rows)
 
 
 def effects_table(study, what, effects):
@@ -105,11 +117,18 @@ def budget_table(study):
 
 
 def measures_table(study):
-  """Return mean and deviation of what else was measured: per source and task."""
+  """Return mean and deviation of what else was measured: per source and task.
+
+  Arms in rows, or in columns if there are more measures than arms.
+  """
   values = {results.label(arm): other_measures(study, arm['name']) for arm in study.arms}
   names = dict.fromkeys(name for measures in values.values() for name in measures)
-  names = [name for name in names if name != study.spec.get('metric')][:MAX_MEASURES]
-  rows = [[arm, *(spread(measures.get(name, ())) for name in names)] for arm, measures in values.items()]
+  names = [name for name in names if name != study.spec.get('metric')]
+  cell = lambda arm, name: spread(values[arm].get(name, ()))
+  if len(names) > len(values):
+    rows = [[name.replace('_', ' '), *(cell(arm, name) for arm in values)] for name in names]
+    return make_table(('measure', *(f'>{arm}' for arm in values)), rows)
+  rows = [[arm, *(cell(arm, name) for name in names)] for arm in values]
   return make_table(('arm', *(f'>{name.replace("_", " ")}' for name in names)), rows if names else ())
 
 
@@ -120,7 +139,7 @@ def other_measures(study, name):
     result = row.get('result') or {}
     values = {k: v for k, v in result.items() if k.startswith('valid_') or k == 'bits_per_byte'}
     for score in result.get('evaluations') or ():
-      values[analyze.score_name(score)] = score.get('value')
+      values[score_name(score)] = score.get('value')
     for key, value in values.items():
       if math.isfinite(results.as_number(value)):
         measures[key].append(float(value))
@@ -181,11 +200,9 @@ def to_csv(study):
     row |= {'budget': results.budget(study), 'arm': arm['name'], 'baseline': int(is_base)}
     row |= {'verdict': 'baseline' if is_base else arm.get('verdict', '')}
     row |= {key: in_full(arm.get(key)) for key in NUMBERS}
-    for key, prefix in (('interval', ''), ('bootstrap', 'bootstrap_')):
-      row |= {
-        f'{prefix}{end}': in_full(bound)
-        for end, bound in zip(('low', 'high'), arm.get(key) or ('', ''), strict=True)
-      }
+    bounds = zip(('low', 'high'), arm.get('interval') or ('', ''), strict=True)
+    row |= {end: in_full(bound) for end, bound in bounds}
+    row |= {'why not comparable': '; '.join(arm.get('reasons') or ())}
     values = arm.get('values') or {}
     rows.append(row | {f'seed {seed}': in_full(values.get(str(seed), values.get(seed))) for seed in seeds})
   text = io.StringIO()

@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
   known = {}
 
   def examine(cfg, study, folder):
-    key = repr(cfg), study.metric.startswith('valid'), study.budget.seconds
+    key = repr(cfg), proof.evaluation_settings(cfg, study.metric), study.budget.seconds
     if key not in known:
       known[key] = EXAMINE(cfg, study, folder)
     return known[key]
@@ -200,20 +200,56 @@ def test_flags(prove):
 @pytest.mark.parametrize(
   ('change', 'said'),
   [
-    ({'tokenizer.kind': 'chars'}, 'other tokens (tokenizer): use valid_bits_per_byte'),
-    ({'train.length': 16}, 'other tokens (row length): use valid_bits_per_byte'),
-    ({'valid_fraction': 0.2}, 'other validation data: valid_loss does not'),
+    ({'tokenizer.kind': 'chars'}, 'per token, and it has another tokenizer (use valid_bits_per_byte)'),
+    ({'train.length': 16}, 'per token, and it has another row length (use valid_bits_per_byte)'),
+    ({'valid_fraction': 0.2}, 'other validation data (data)'),
     ({'lr': 1e-3}, ''),
     ({'positions': 'learned'}, ''),
   ],
 )
 def test_losses_that_do_not_compare_are_flagged(prove, change, said):
-  arms = described(prove, {'change': {'base': {}, 'other': change}})
-  flags = [flag for flag in arms['change=other']['flags'] if 'other' in flag]
+  given = dict(factors={'change': {'base': {}, 'other': change}}, budget=Budget(tokens=12 * 16 * 32))
+  arms = described(prove, metric='valid_loss', **given)
+  flags = [flag for flag in arms['change=other']['flags'] if 'not comparable' in flag]
   assert [said in flag for flag in flags] == [True] * bool(said)
-  arms = described(prove, {'change': {'base': {}, 'other': change}}, metric='valid_bits_per_byte')
-  flags = [flag for flag in arms['change=other']['flags'] if 'other' in flag]
+  arms = described(prove, metric='valid_bits_per_byte', **given)
+  flags = [flag for flag in arms['change=other']['flags'] if 'not comparable' in flag]
   assert len(flags) == ('valid_fraction' in change)
+
+
+def test_a_study_of_tokenizers_is_judged_in_bits_per_byte(prove):
+  study = proof.describe_study(*prove({'tokenizer.kind': ['bytes', 'chars']}))
+  assert study['metric'] == 'valid_bits_per_byte'
+  assert 'as tokenizers differ' in '\n'.join(proof.format_study(study))
+  assert 'not comparable' not in str(study['arms'])
+  study = proof.describe_study(*prove({'lr': [2e-2, 1e-3]}))
+  assert (study['metric'], study['metric_reason']) == ('valid_loss', '')
+
+
+@pytest.mark.parametrize('change', [{'batch_size': 32}, {'train.steps': 4}, {'train.length': 16}])
+def test_unequal_training_tokens_do_not_compare(prove, change):
+  factors = {'change': {'base': {}, 'other': change}}
+  flags = lambda **given: ' '.join(described(prove, factors, **given)['change=other']['flags'])
+  assert 'not comparable: it trains on' in flags()
+  if 'train.steps' not in change:  # which the budget sets
+    assert 'not comparable: it trains on' not in flags(budget=Budget(tokens=12 * 16 * 32))
+  declared = flags(unequal_tokens=True)
+  assert 'it trains on' not in declared and 'times the tokens, as unequal_tokens declares' in declared
+
+
+@pytest.mark.parametrize(
+  ('metric', 'cause', 'fix'),
+  [
+    ('valid_los', 'in no result', 'did you mean valid_loss?'),
+    ('answer/text/exact_match', 'task answer', "'train.tasks': ('answer',)"),
+    ('nonsense/x', 'in no result', 'TASK/SOURCE/METRIC'),
+  ],
+)
+def test_a_metric_that_no_run_gives_is_refused_before_the_first(prove, metric, cause, fix):
+  with pytest.raises(ValueError) as error:
+    described(prove, {'lr': [2e-2, 1e-3]}, metric=metric)
+  tiny_runs.assert_two_lines(error.value, cause)
+  assert fix in str(error.value)
 
 
 def test_only_the_target_of_a_template_is_scored(folder, tmp_path):
@@ -233,8 +269,8 @@ def test_only_the_target_of_a_template_is_scored(folder, tmp_path):
   arms = design.make_arms(study, folder)
   told = proof.describe_study(study, arms, proof.prove_arms(study, arms, folder))
   _, patches, other = (' '.join(arm['flags']) for arm in told['arms'])
-  assert 'other tokens' not in patches
-  assert 'other tokens' in other and 'template' in other
+  assert 'template' not in patches
+  assert 'other validation data (template)' in other
 
 
 def test_changes_by_the_budget_are_not_flagged(prove):

@@ -315,10 +315,10 @@ def test_a_study_folder_must_be_new_or_hold_a_study(tmp_path):
 
 def test_a_folder_of_another_study_is_an_error(tmp_path):
 
-  def study(file, name, /, *arms, metric='valid_loss', **prints):
+  def study(file, name, /, *arms, metric='valid_loss', **programs):
+    inputs = {'evaluation settings': metric, 'hyperparameters': {'lr': 0.1}}
     arms = [
-      {'name': arm, 'fingerprint': prints.get(arm, arm) + metric, 'program': prints.get(arm, arm)}
-      for arm in ('base', *arms)
+      {'name': arm, 'inputs': inputs | {'train step': programs.get(arm, arm)}} for arm in ('base', *arms)
     ]
     return {'name': name, 'base': file, 'metric': metric, 'arms': arms}
 
@@ -334,9 +334,17 @@ def test_a_folder_of_another_study_is_an_error(tmp_path):
   for name in ('base', 'a'):
     with pytest.raises(ValueError) as error:
       runner.check_same(tmp_path, old, study('x', 'n', 'a', **{name: 'fixed'}))
-    assert_two_lines(error.value, f'arm {name} computes something else', 'code, the config')
+    assert_two_lines(error.value, f'arm {name} has got another train step')
   with pytest.raises(ValueError):
     runner.check_same(tmp_path, old, study('x', 'n', 'a', metric='answer/exact', a='fixed'))
+  changed = study('x', 'n', 'a')
+  changed['arms'][0]['inputs'] |= {'evaluation code': 'new', 'hyperparameters': {'lr': 0.2}}
+  with pytest.raises(ValueError) as error:
+    runner.check_same(tmp_path, old, changed)
+  assert_two_lines(error.value, 'arm base has got another lr (0.1 -> 0.2), evaluation code')
+  del old['arms'][1]['inputs']
+  with pytest.raises(ValueError, match='begun by an earlier version'):
+    runner.check_same(tmp_path, old, study('x', 'n', 'a'))
 
 
 def test_each_look_at_verdicts_is_recorded(tmp_path):

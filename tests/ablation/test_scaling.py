@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from gpt_jax.ablation.stats import analyze, scaling, size_laws
+from gpt_jax.ablation.stats import analyze, scaling, scores, size_laws
 
 CHINCHILLA = {'E': 1.69, 'A': 406.4, 'alpha': 0.34, 'B': 410.7, 'beta': 0.28}  # Hoffmann et al.
 SIZES = np.array([1e5, 3e5, 1e6, 3e6])
@@ -181,8 +181,8 @@ def test_a_size_study_gives_laws_and_effects_at_each_size():
 )
 def test_an_effect_that_changes_sign_is_a_warning(effects, own, warning):
   study, rows = norm_study(effects, own)
-  values = analyze.metric_values(rows, 'valid_loss')
-  warnings = size_laws._sign_changes(size_laws.effects_by_size(study, values, {}))
+  values = scores.collect_scores(rows, 'valid_loss')
+  warnings = size_laws._sign_changes(size_laws.effects_by_size(study, values))
   assert len(warnings) == bool(warning) and warning in ''.join(warnings)
 
 
@@ -191,7 +191,7 @@ def fit_law(law, cells):
   study = scaled_study(cells, {'size': [], 'tokens': []})
   predict = lambda arm: float(scaling.predict(law, arm['parameters'], arm['tokens']))
   values = {arm['name']: {'0': predict(arm)} for arm in study['arms']}
-  return study, size_laws.fit_size_study(study, values, {})
+  return study, size_laws.fit_size_study(study, scores.Scores(values, {}, {}))
 
 
 def test_varying_sizes_and_tokens_give_the_parametric_law():
@@ -219,4 +219,4 @@ def test_sizes_at_equal_flops_give_the_optimal_size():
 
 
 def test_a_study_without_sizes_has_no_scaling():
-  assert size_laws.fit_size_study({'factors': {'norm': ['a', 'b']}}, {}, {}) is None
+  assert size_laws.fit_size_study({'factors': {'norm': ['a', 'b']}}, scores.Scores({}, {}, {})) is None

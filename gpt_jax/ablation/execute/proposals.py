@@ -12,7 +12,7 @@ import dataclasses
 
 from gpt_jax.ablation import design, proof, store, sweeps
 from gpt_jax.ablation.execute import runner
-from gpt_jax.ablation.stats import analyze
+from gpt_jax.ablation.stats.scores import collect_scores
 from gpt_jax.runs import records
 
 JOURNAL = 'optuna/journal.log'
@@ -153,7 +153,7 @@ class Proposer:
     """Tell Optuna the mean scores of the arms of all open trials."""
     trials, values = self.open_trials(), {}
     if trials and self.cells:
-      values = analyze.metric_values(store.read_runs(self.workdir), self.study.metric)
+      values = collect_scores(store.read_runs(self.workdir), store.read_study(self.workdir)['metric']).values
     for trial in trials:
       scores = values.get(self.arm_of_trial[trial.number], {})
       if len(scores) == len(self.study.seed_list):
@@ -175,7 +175,7 @@ def open_journal(study, path):
     direction={'lower': 'minimize', 'higher': 'maximize'}[study.better],
     load_if_exists=True,
   )
-  about = {'base': study.base, 'metric': study.metric, 'better': study.better}
+  about = {'base': study.base, 'metric': study.metric or 'valid_loss', 'better': study.better}
   about |= {name: repr(row) for name, row in distributions(study).items()}
   before = optuna_study.user_attrs.get('about', about)
   for name in before | about:

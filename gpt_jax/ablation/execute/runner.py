@@ -15,7 +15,7 @@ from gpt_jax import config
 from gpt_jax.ablation import budget, design, proof, store
 from gpt_jax.ablation.execute import replicas, scheduler
 from gpt_jax.ablation.execute.executor import Executor, Task
-from gpt_jax.ablation.stats import analyze
+from gpt_jax.ablation.stats import analyze, scores
 from gpt_jax.reports import study_report
 from gpt_jax.runs import records, run_folder
 from gpt_jax.training import session
@@ -62,6 +62,8 @@ def prove_study(study, folder, say=None):
   arms = design.make_arms(study, folder)
   proofs = proof.prove_arms(study, arms, folder)
   description = proof.describe_study(study, arms, proofs)
+  if say and description['metric_reason']:
+    say(description['metric_reason'])
   for arm in description['arms'] if say else ():
     for flag in arm['flags']:
       say(f'{arm["name"]}: {flag}')
@@ -130,9 +132,7 @@ def check_same(workdir, old, new):
   """
   if not old:
     return
-  # The fingerprint includes the sampling of a metric's task; the run folders have their configs.
-  key = 'fingerprint' if old['metric'] == new['metric'] else 'program'
-  before, now = ({arm['name']: arm[key] for arm in study['arms']} for study in (old, new))
+  before, now = ({arm['name']: arm.get('inputs') for arm in study['arms']} for study in (old, new))
   common = [name for name in now if name in before]
   related = old['name'] == new['name'] or set(common) - {design.BASE}
   if old['base'] != new['base'] or not common or not related:
@@ -140,12 +140,31 @@ def check_same(workdir, old, new):
       f'workdir={workdir} holds another study: {old["name"]} of {old["base"]}\nfix: give a new --workdir'
     )
   for name in common:
-    if before[name] != now[name]:
+    if before[name] is None:
       raise ValueError(
-        f'workdir={workdir}: arm {name} computes something else than when this study began: the '
-        'code, the config, the data or the version of JAX has changed\n'
+        f'workdir={workdir} was begun by an earlier version of gpt_jax\nfix: give a new --workdir'
+      )
+    differing = changed_inputs(before[name], now[name], old['metric'] == new['metric'])
+    if differing:
+      raise ValueError(
+        f'workdir={workdir}: since this study began, arm {name} has got another {", ".join(differing)}\n'
         'fix: change it back, or give a new --workdir'
       )
+
+
+def changed_inputs(before, now, same_metric=True):
+  """The names of the inputs of a result that have changed, with old and new values of hyperparameters.
+
+  Evaluation settings depend on the metric; the run folders have their configs.
+  """
+  texts = []
+  for key in [key for key, value in now.items() if before.get(key) != value]:
+    if isinstance(now[key], dict):
+      pairs = records.diff(before.get(key) or {}, now[key])
+      texts += [f'{name} ({old} -> {new})' for name, (old, new) in pairs.items()]
+    elif same_metric or key != 'evaluation settings':
+      texts.append(key)
+  return texts
 
 
 def make_tasks(study, arms, proofs, workdir):
@@ -239,7 +258,7 @@ def unfinished_runs(workdir, share=(0, 1)):
 
 def check_metric(workdir):
   """ValueError if runs are done and none of their results has the study's metric."""
-  analyze.metric_values(store.read_runs(workdir), store.read_study(workdir)['metric'])
+  scores.collect_scores(store.read_runs(workdir), store.read_study(workdir)['metric'])
 
 
 def record_look(workdir, rows):

@@ -9,14 +9,13 @@ import math
 
 import numpy as np
 
-from gpt_jax.ablation.stats import inference, main_effects, size_laws
+from gpt_jax.ablation.stats import inference, main_effects, scores, size_laws
 from gpt_jax.ablation.sweeps import SWEEPS
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)  # of an arm's own tokens, where learning curves are compared
 FAILED = ('failed', 'diverged', 'killed', 'hung', 'corrupt')  # ended without a result
-NO_VERDICT = inference.judge([({}, {}, 0, 0)])[0]  # of an arm that is not compared
-# The keys of a task's score that make its name, in this order.
-SCORE_KEYS = ('task', 'source', 'metric', 'modality', 'way', 'of', 'control', 'codebook')
+NO_VERDICT = inference.judge([({}, {})])[0]  # of an arm that is not compared
+NO_CURVES = {'at_fractions': [], 'speedup': None}
 
 
 def analyze(study, rows):
@@ -38,22 +37,23 @@ def analyze(study, rows):
   """
   metric, better, tolerance = study['metric'], study['better'], float(study['tolerance'])
   rows = [row | {'seed': str(row['seed'])} for row in rows]
-  values = metric_values(rows, metric)
-  diverged = collections.Counter(row['arm'] for row in rows if row['status'] == 'diverged')
+  scored = scores.collect_scores(rows, metric)
   baseline = next(arm['name'] for arm in study['arms'] if arm['is_baseline'])
-  scaling = size_laws.fit_size_study(study, values, diverged)
-  verdicts, family = _judge_arms(study, values, diverged, scaling)
+  scaling = size_laws.fit_size_study(study, scored)
+  verdicts, family = _judge_arms(study, scored, scaling)
   by_arm = {arm['name']: [row for row in rows if row['arm'] == arm['name']] for arm in study['arms']}
   arms = []
   for planned in sorted(study['arms'], key=lambda arm: not arm['is_baseline']):
     name = planned['name']
-    arm = _summarize_arm(planned, by_arm[name], values.get(name, {}))
+    arm = _summarize_arm(planned, by_arm[name], scored.values.get(name, {}))
     if name in verdicts:
-      arm |= verdicts[name] | compare_curves(by_arm[name], by_arm[baseline], better)
+      arm |= verdicts[name]
     else:
-      arm |= NO_VERDICT | {'n': len(arm['values']), 'diverged': diverged[name]}
+      arm |= NO_VERDICT | {'n': len(arm['values']), 'diverged': scored.diverged.get(name, 0)}
+      arm |= {'missing': len(scored.missing.get(name, ()))}
       arm |= {'verdict': 'baseline' if name == baseline else 'not judged'}
-      arm |= {'at_fractions': [], 'speedup': None}
+    compares = name in verdicts and not arm['reasons']
+    arm |= compare_curves(by_arm[name], by_arm[baseline], better) if compares else NO_CURVES
     arms.append(arm | {'sentence': _sentence(arm, metric, tolerance)})
   looks = list(study.get('looks') or ())
   return {
@@ -65,14 +65,14 @@ def analyze(study, rows):
     'looks': looks,
     'family': family,
     'arms': arms,
-    'effects': main_effects.main_effects(study, values, diverged),
+    'effects': main_effects.main_effects(study, scored),
     'pairing': _pairing_gain([arm for arm in arms if arm['name'] != baseline]),
     'scaling': scaling,
-    'notes': _notes(study, arms, family, looks),
+    'notes': _notes(study, arms, family, looks, scored.examples),
   }
 
 
-def _judge_arms(study, values, diverged, scaling):
+def _judge_arms(study, scored, scaling):
   """-> ({arm: its inference.judge dict}, number of comparisons in the family)."""
   base = next(arm for arm in study['arms'] if arm['is_baseline'])
   if scaling:
@@ -82,61 +82,12 @@ def _judge_arms(study, values, diverged, scaling):
     by_arm = {row['arm']: {key: row[key] for key in NO_VERDICT} for row in same_size}
   else:
     others = [arm['name'] for arm in study['arms'] if arm is not base]
-    verdicts = inference.judge_arms(study, [(name, base['name']) for name in others], values, diverged)
+    verdicts = inference.judge_arms(study, [(name, base['name']) for name in others], scored)
     by_arm = dict(zip(others, verdicts, strict=True))
   return by_arm, sum(row['p'] is not None for row in verdicts)
 
 
 # --------------------------------------------------------------------------------------- values
-
-
-def metric_values(rows, metric):
-  """{arm: {seed: value}} of the finished runs with a finite value.
-
-  Raises ValueError if runs are done but none has the metric, or if it is ambiguous.
-  """
-  values, names, done = collections.defaultdict(dict), set(), 0
-  for row in rows:
-    if row['status'] != 'done':
-      continue
-    done += 1
-    numbers = numeric_results(row['result'], metric)
-    names |= set(numbers)
-    if math.isfinite(numbers.get(metric, math.nan)):
-      values[row['arm']][row['seed']] = numbers[metric]
-  if done and metric not in names:
-    raise ValueError(
-      f'metric={metric!r} is in no result of this study\nfix: use one of {", ".join(sorted(names))}'
-    )
-  return dict(values)
-
-
-def score_name(row):
-  """TASK/SOURCE/METRIC of a task's score, and /MODALITY or whatever else distinguishes it."""
-  return '/'.join(str(row[key]) for key in SCORE_KEYS if row.get(key) not in (None, ''))
-
-
-def numeric_results(result, metric=''):
-  """The numbers of a result by name: its own, tail/METRIC and the scores of tasks.
-
-  A metric TASK/METRIC is included if just one score of the task has it, without controls and reference
-  scores; ValueError if several do.
-  """
-  tail = {f'tail/{name}': value for name, value in (result.get('tail') or {}).items()}
-  scores = result.get('evaluations') or ()
-  named = {score_name(row): row['value'] for row in scores} | tail | result
-  if metric not in named:
-    own = [row for row in scores if not {'of', 'control'} & set(row)]
-    matches = [row for row in own if f'{row["task"]}/{row["metric"]}' == metric]
-    if len(matches) > 1:
-      raise ValueError(
-        f'metric={metric!r} is the name of {len(matches)} scores\n'
-        f'fix: use one of {", ".join(map(score_name, matches))}'
-      )
-    if matches:
-      named[metric] = matches[0]['value']
-  is_number = lambda x: isinstance(x, int | float) and not isinstance(x, bool)
-  return {name: float(value) for name, value in named.items() if is_number(value)}
 
 
 def _summarize_arm(arm, rows, values):
@@ -161,7 +112,7 @@ def _summarize_arm(arm, rows, values):
 
 
 def _finished_results(rows):
-  return [numeric_results(row['result']) for row in rows if row['status'] == 'done']
+  return [scores.numeric_results(row['result']) for row in rows if row['status'] == 'done']
 
 
 def _median(results, key):
@@ -253,10 +204,18 @@ def _sentence(arm, metric, tolerance):
   if verdict == 'diverged':
     others = f'; the others, which flatter it: {numbers}' if numbers else ''
     text = f'diverged in {arm["diverged"]} of {_run_count(arm)} runs{others}'
+  elif verdict == 'not comparable':
+    text = f'is not comparable: {"; ".join(arm["reasons"])}'
+  elif arm['missing']:
+    seeds = f'{arm["missing"]} of {n + arm["missing"]} seeds'
+    text = f'is undecided: {metric} is missing or not finite in {seeds}'
+    text += f'; in the others {numbers}' if numbers else ''
   elif not n:
     text = 'is undecided: no seed finished here and in the baseline'
-  elif arm['interval'] is None:
+  elif arm['interval'] is None and n == 1:
     text = f'is undecided: {numbers} on one seed, which has no interval'
+  elif arm['interval'] is None:
+    text = f'is undecided: {numbers} in each of {n} seeds; without spread there is no interval'
   elif verdict == 'no difference':
     text = f'is no different by more than {tolerance:g}: {numbers}'
   elif arm['base_diverged']:
@@ -290,10 +249,12 @@ def _pairing_gain(arms):
   return {'se_paired': paired, 'se_unpaired': unpaired, 'gain': unpaired / paired if paired else None}
 
 
-def _notes(study, arms, family, looks):
+def _notes(study, arms, family, looks, examples):
   """What a reader must know to interpret the numbers."""
   metric, tolerance = study['metric'], float(study['tolerance'])
-  notes = [
+  reason = study.get('metric_reason')
+  notes = [f'{reason[:1].upper()}{reason[1:]}.'] if reason else []
+  notes += [
     f'Differences are arm minus baseline in {metric}, seed by seed. Intervals are 95 % of one arm '
     f'(paired t); p values and verdicts are Holm-corrected over {family} comparisons.'
   ]
@@ -309,7 +270,14 @@ def _notes(study, arms, family, looks):
     )
   elif any(arm['verdict'] == 'undecided' for arm in arms):
     notes.append('Adding seeds and judging again is a second look: verdicts are then not at 5 %.')
-  fewest = min((arm['n'] for arm in arms), default=0)
+  if examples:
+    notes.append(
+      f'Scores are shares of {examples} examples: an error below one example, or below that of having drawn '
+      'these examples, is no evidence.'
+    )
+  for arm in (arm for arm in arms if arm['missing'] and arm['is_baseline']):
+    notes.append(f'The baseline has no finite {metric} in {arm["missing"]} of its finished runs.')
+  fewest = min((arm['n'] for arm in arms if not arm['reasons']), default=0)
   if fewest < 5:
     notes.append(f'With {fewest} seeds intervals are wide, and what is undecided may well be real.')
   for arm in (arm for arm in arms if arm['failed']):

@@ -1,54 +1,69 @@
 """Is a difference real? Intervals, corrections and power for paired differences, on plain arrays.
 
 An arm and the baseline are run with the same seeds; the differences seed by seed are judged, so that
-effects of the seed on both cancel. Letters: N seeds. Sources: paired t (Student 1908), BCa bootstrap (Efron
-1987), Holm (1979), equivalence by two one-sided tests (Schuirmann 1987), power of the t-tests by the
-noncentral t (Cohen 1988; for equivalence the approximation of Phillips 1990).
+effects of the seed on both cancel. Letters: N seeds. Sources: paired t (Student 1908), Holm (1979), the least
+error of paired shares (McNemar 1947), equivalence by two one-sided tests (Schuirmann 1987), power of the
+t-tests by the noncentral t (Cohen 1988; for equivalence the approximation of Phillips 1990).
 """
 
 import bisect
+from typing import NamedTuple
 
 import numpy as np
 
 ALPHA = 0.05  # family-wise chance of a false verdict
 POWER = 0.8  # power that 'needs n more seeds' is computed for
 MAX_SEEDS = 1000  # beyond this no number of seeds is named
+TIE = 1e-12  # relative spread of differences that rounding alone makes
 
 
-def paired_t(difference_N):
+class Comparison(NamedTuple):
+  """An arm and its baseline, before they are judged."""
+
+  values: dict  # {seed: number} of the arm
+  base_values: dict  # of the baseline
+  diverged: int = 0  # runs of the arm that diverged
+  base_diverged: int = 0  # of the baseline
+  missing: int = 0  # seeds whose run is done on both sides, without a finite value on one
+  reasons: tuple = ()  # why the values do not compare, as texts; () if they do
+
+
+def paired_t(difference_N, examples=0):
   """Two-sided paired t-test of N differences -> {n, mean, sd, se, interval (95 %), p}.
 
-  With one seed sd, se, interval and p are None. Without any spread p is 0 or 1.
+  examples: how many examples the compared values are shares of; 0 = they are not shares. With one seed sd,
+  se, interval and p are None. Equal differences do not show how much seeds vary: other values than shares,
+  or two seeds, then have no interval and no p, unless all are 0.
   """
   from scipy import stats
 
   difference_N = np.asarray(difference_N, float)
   n, mean = len(difference_N), float(difference_N.mean())
+  unknown = {'n': n, 'mean': mean, 'sd': None, 'se': None, 'interval': None, 'p': None}
   if n < 2:
-    return {'n': n, 'mean': mean, 'sd': None, 'se': None, 'interval': None, 'p': None}
-  sd = float(difference_N.std(ddof=1))
-  se = sd / n**0.5
-  half = float(stats.t.isf(ALPHA / 2, n - 1)) * se
-  p = float(2 * stats.t.sf(abs(mean) / se, n - 1)) if se else float(mean == 0)
+    return unknown
+  has_spread = bool(np.ptp(difference_N))
+  sd = float(difference_N.std(ddof=1)) if has_spread else 0.0
+  if mean and not has_spread and (n == 2 or not examples):
+    return unknown | {'sd': sd}
+  resolution, sampling = example_errors(mean, examples)
+  se = max(sd / n**0.5, resolution)
+  half = max(float(stats.t.isf(ALPHA / 2, n - 1)) * se, float(stats.norm.isf(ALPHA / 2)) * sampling)
+  p = float(2 * stats.t.sf(abs(mean) / se, n - 1)) if se else 1.0
+  p = max(p, float(2 * stats.norm.sf(abs(mean) / sampling)) if sampling else 0.0)
   return {'n': n, 'mean': mean, 'sd': sd, 'se': se, 'interval': [mean - half, mean + half], 'p': p}
 
 
-def bootstrap(difference_N, draws=2000, seed=0):
-  """BCa bootstrap interval of the mean at 95 %, or None for fewer than three seeds.
+def example_errors(difference, examples):
+  """The least errors of a difference between two shares of the same examples: (resolution, sampling).
 
-  With about five seeds it is too narrow, so verdicts use the t interval.
+  One example is the resolution. Shares that differ by d differ in at least d * examples of them; the error of
+  having drawn these examples (McNemar) is the same for every seed. (0, 0) without examples.
   """
-  from scipy import stats
-
-  difference_N = np.asarray(difference_N, float)
-  if len(difference_N) < 3:
-    return None
-  if difference_N.std() < 1e-12 * max(1.0, abs(difference_N.mean())):
-    return [float(difference_N.mean())] * 2
-  result = stats.bootstrap(
-    (difference_N,), np.mean, n_resamples=draws, method='BCa', rng=np.random.default_rng(seed)
-  )
-  return [float(bound) for bound in result.confidence_interval]
+  if not examples:
+    return 0.0, 0.0
+  d = min(1.0, abs(difference))
+  return 1 / examples, (d * (1 - d) / examples) ** 0.5
 
 
 def holm(p_values):
@@ -61,17 +76,22 @@ def holm(p_values):
   return adjusted.tolist()
 
 
-def equivalence(difference_N, margin):
-  """P value of 'the mean differs by more than margin', by two one-sided t-tests; None for one seed."""
+def equivalence(difference_N, margin, examples=0):
+  """P value of 'the mean differs by more than margin', by two one-sided t-tests; None if unknown.
+
+  examples: see `paired_t`.
+  """
   from scipy import stats
 
-  test = paired_t(difference_N)
+  test = paired_t(difference_N, examples)
+  distance, n = margin - abs(test['mean']), test['n']
   if test['se'] is None:
-    return None
-  distance = margin - abs(test['mean'])
+    return 1.0 if n > 1 and distance < 0 else None
   if not test['se']:
     return float(distance < 0)
-  return float(stats.t.sf(distance / test['se'], test['n'] - 1))
+  _, sampling = example_errors(test['mean'], examples)
+  p = float(stats.t.sf(distance / test['se'], n - 1))
+  return max(p, float(stats.norm.sf(distance / sampling)) if sampling else 0.0)
 
 
 def power_of_difference(n, effect, alpha=ALPHA):
@@ -95,19 +115,21 @@ def power_of_equivalence(n, effect, margin, alpha=ALPHA):
   return np.maximum(0, stats.t.cdf(low, n - 1) + stats.t.cdf(high, n - 1) - 1)
 
 
-def seeds_needed(n, mean, sd, margin, alpha=ALPHA):
+def seeds_needed(n, mean, sd, margin, alpha=ALPHA, examples=0):
   """Estimate how many more seeds decide, if the true mean and sd are those of n seeds; None if too many.
 
   Decided means found to differ, or to differ by less than the margin, whichever comes first. The sd of
   few seeds is itself uncertain, so this is a rough number.
   """
-  if not sd:
+  least = max(example_errors(mean, examples))
+  if not sd and not least:
     return 1
 
   def enough(total):
-    power = power_of_difference(total, mean / sd, alpha)
+    spread = max(sd, least * total**0.5)
+    power = power_of_difference(total, mean / spread, alpha)
     if margin > abs(mean):
-      power = max(power, power_of_equivalence(total, mean / sd, margin / sd, alpha))
+      power = max(power, power_of_equivalence(total, mean / spread, margin / spread, alpha))
     return bool(power >= POWER)
 
   totals = range(n + 1, MAX_SEEDS + 1)
@@ -118,75 +140,86 @@ def seeds_needed(n, mean, sd, margin, alpha=ALPHA):
 # ------------------------------------------------------------------------------------- verdicts
 
 
-def judge(comparisons, better='lower', tolerance=0.0):
+def judge(comparisons, better='lower', tolerance=0.0, examples=0):
   """Judge one family of comparisons -> a list of verdicts, in order.
 
   Args:
-    comparisons: list of (values, base_values, diverged, base_diverged): values as {seed: number}, of which
-      the common seeds are compared, and how many runs of the arm and of the baseline diverged. The
-      survivors of a side with diverged runs are biased in its favor: the verdict on such an arm is
-      'diverged', and against such a baseline it is 'better' or 'undecided'.
+    comparisons: list of Comparison, or of tuples of its fields; the common seeds are compared. The survivors
+      of a side with diverged runs are biased in its favor: the verdict on such an arm is 'diverged', and
+      against such a baseline it is 'better' or 'undecided'. With missing values it is 'undecided', with
+      reasons 'not comparable', and no difference is computed.
     tolerance: the smallest difference that matters, in units of the metric; 0 = any.
+    examples: how many examples the values are shares of; 0 = they are not shares.
 
   Returns:
-    list of {n, seeds, difference (arm - base), interval, bootstrap, p, p_holm, p_equivalence, verdict,
-    seeds_needed (more; 0 = decided, None = unknown or too many), se_paired, se_unpaired (standard error of
-    the difference, were the seeds unrelated), pairing_gain (their ratio; a gain of n replaces n^2 times the
-    seeds), diverged, base_diverged}. verdict: 'no difference' (shown to be smaller than the tolerance, though
-    it may differ from 0), 'better', 'worse', 'undecided' or 'diverged'; the chance of any false 'better' or
-    'worse' in the family is at most 5 %.
+    list of {n, seeds, difference (arm - base), interval, p, p_holm, p_equivalence, verdict, seeds_needed
+    (more; 0 = decided, None = unknown or too many), se_paired, se_unpaired (standard error of the
+    difference, were the seeds unrelated), pairing_gain (their ratio; a gain of n replaces n^2 times the
+    seeds), diverged, base_diverged, missing, reasons}. verdict: 'no difference' (shown to be smaller than the
+    tolerance, though it may differ from 0), 'better', 'worse', 'undecided', 'diverged' or 'not comparable';
+    the chance of any false 'better' or 'worse' in the family is at most 5 %.
   """
-  results = [_compare(values, base_values, tolerance) for values, base_values, _, _ in comparisons]
+  comparisons = [Comparison(*comparison) for comparison in comparisons]
+  results = [_compare(comparison, tolerance, examples) for comparison in comparisons]
   tested = [result for result in results if result['p'] is not None]
   for key, adjusted in (('p', 'p_holm'), ('p_equivalence', 'p_equivalence')):
     for result, p in zip(tested, holm([result[key] for result in tested]), strict=True):
       result[adjusted] = p
   alpha = ALPHA / max(1, sum(result['p_holm'] > ALPHA for result in tested))
-  for result, (_, _, lost, base_lost) in zip(results, comparisons, strict=True):
-    if lost:
-      verdict = 'diverged'
-    elif result['p'] is not None and result['p_equivalence'] <= ALPHA:
-      verdict = 'undecided' if base_lost else 'no difference'
-    elif result['p'] is None or result['p_holm'] > ALPHA:
-      verdict = 'undecided'
-    elif (result['difference'] < 0) == (better == 'lower'):
-      verdict = 'better'
-    else:
-      verdict = 'undecided' if base_lost else 'worse'
-    sd, needed = result.pop('sd'), None
-    if result['p'] is not None and not lost and not base_lost:
-      estimate = (result['n'], result['difference'], sd, tolerance, alpha)
+  for result, comparison in zip(results, comparisons, strict=True):
+    sd, difference, needed = result.pop('sd'), result['difference'], None
+    verdict = _verdict(result, comparison, better)
+    biased = comparison.diverged or comparison.base_diverged or comparison.missing
+    if sd is not None and not biased:
+      estimate = (result['n'], difference, sd, tolerance, alpha, examples)
       needed = seeds_needed(*estimate) if verdict == 'undecided' else 0
-    result |= {'verdict': verdict, 'diverged': lost, 'base_diverged': base_lost, 'seeds_needed': needed}
+    result |= {'verdict': verdict, 'seeds_needed': needed, 'reasons': list(comparison.reasons)}
+    result |= {key: getattr(comparison, key) for key in ('diverged', 'base_diverged', 'missing')}
   return results
 
 
-def judge_arms(study, pairs, values, diverged):
-  """Judge pairs of names (arm, its baseline) as one family; see `judge`.
+def _verdict(result, comparison, better):
+  """The verdict on one comparison, from its corrected p values."""
+  if comparison.diverged:
+    return 'diverged'
+  if comparison.reasons:
+    return 'not comparable'
+  if result['p'] is None or comparison.missing:
+    return 'undecided'
+  if result['p_equivalence'] <= ALPHA:
+    return 'undecided' if comparison.base_diverged else 'no difference'
+  if result['p_holm'] > ALPHA:
+    return 'undecided'
+  if (result['difference'] < 0) == (better == 'lower'):
+    return 'better'
+  return 'undecided' if comparison.base_diverged else 'worse'
 
-  values: {arm: {seed: value}}. diverged: {arm: how many of its runs diverged}.
-  """
-  comparisons = [
-    (*(values.get(name, {}) for name in pair), *(diverged.get(name, 0) for name in pair)) for pair in pairs
-  ]
-  return judge(comparisons, study['better'], float(study['tolerance']))
+
+def judge_arms(study, pairs, scores):
+  """Judge pairs of names (arm, its baseline) as one family; see `judge`."""
+  comparisons = [scores.comparison(study, name, base) for name, base in pairs]
+  return judge(comparisons, study['better'], float(study['tolerance']), scores.examples)
 
 
-def _compare(values, base_values, tolerance):
+def _compare(comparison, tolerance, examples):
   """Compare an arm and its baseline on their common seeds, without correction or verdict."""
-  seeds = sorted(set(values) & set(base_values))
-  keys = ('difference', 'sd', 'interval', 'bootstrap', 'p', 'p_holm', 'p_equivalence')
+  values, base_values = comparison.values, comparison.base_values
+  seeds = [] if comparison.reasons else sorted(set(values) & set(base_values))
+  keys = ('difference', 'sd', 'interval', 'p', 'p_holm', 'p_equivalence')
   result = {'n': len(seeds), 'seeds': seeds}
   result |= dict.fromkeys((*keys, 'se_paired', 'se_unpaired', 'pairing_gain'))
   if not seeds:
     return result
   value_N, base_N = (np.array([side[seed] for seed in seeds], float) for side in (values, base_values))
-  test = paired_t(value_N - base_N)
+  difference_N = value_N - base_N
+  if np.ptp(difference_N) <= TIE * max(abs(value_N).max(), abs(base_N).max()):
+    difference_N[:] = difference_N.mean()  # equal but for rounding
+  test = paired_t(difference_N, examples)
   result |= {key: test[key] for key in ('sd', 'interval', 'p')} | {'difference': test['mean']}
-  result['bootstrap'] = bootstrap(value_N - base_N)
-  result['p_equivalence'] = equivalence(value_N - base_N, tolerance)
-  if test['se'] is not None:
+  result['p_equivalence'] = equivalence(difference_N, tolerance, examples)
+  if test['sd'] is not None:
+    paired = test['sd'] / len(seeds) ** 0.5
     unpaired = float(np.sqrt((value_N.var(ddof=1) + base_N.var(ddof=1)) / len(seeds)))
-    gain = unpaired / test['se'] if test['se'] else None
-    result |= {'se_paired': test['se'], 'se_unpaired': unpaired, 'pairing_gain': gain}
+    gain = unpaired / paired if paired else None
+    result |= {'se_paired': paired, 'se_unpaired': unpaired, 'pairing_gain': gain}
   return result

@@ -9,28 +9,33 @@ import collections
 
 import numpy as np
 
-from gpt_jax.ablation.stats import inference, size_laws
+from gpt_jax.ablation.stats import comparability, inference, size_laws
 from gpt_jax.ablation.sweeps import SWEEPS
 
 
-def main_effects(study, values, diverged):
+def main_effects(study, scored):
   """Judge every factor's effects as one family; [] for sweeps that cross nothing.
 
-  Arguments like inference.judge_arms. Returns list of {factor, level, against (the baseline's level, or the
+  scored: a scores.Scores. Returns list of {factor, level, against (the baseline's level, or the
   first one with matched arms), arms (how many have the level and were used), the keys of inference.judge}.
   """
   sweep = SWEEPS.get(study.get('sweep'))
   if not sweep or not sweep.main_effects:
     return []
   effects, comparisons = [], []
-  count_diverged = lambda names: sum(diverged.get(name, 0) for name in names)
+  arms = {arm['name']: arm for arm in study['arms']}
   scaled = size_laws.RESOURCES if 'size' in study['factors'] else ()
   for factor in (name for name in study['factors'] if name not in scaled):
-    for level, against, names, pair in ESTIMATORS[sweep.main_effects](study['arms'], factor, values):
-      effects.append({'factor': factor, 'level': level, 'against': against, 'arms': len(names)})
+    for level, against, pairs, sides in ESTIMATORS[sweep.main_effects](study['arms'], factor, scored.values):
+      names = [arm['name'] for arm in study['arms'] if arm['levels'][factor] == level]
+      used = [name for name in names if name in {first for first, _ in pairs}]
       others = [arm['name'] for arm in study['arms'] if arm['levels'][factor] == against]
-      comparisons.append((*pair, count_diverged(names), count_diverged(others)))
-  verdicts = inference.judge(comparisons, study['better'], float(study['tolerance']))
+      lost = (sum(scored.diverged.get(name, 0) for name in group) for group in (used, others))
+      missing = set().union(*(scored.missing.get(name, set()) for name in {*used, *others}))
+      reasons = [comparability.reasons(study, arms[name], arms[other]) for name, other in pairs]
+      effects.append({'factor': factor, 'level': level, 'against': against, 'arms': len(used)})
+      comparisons.append((*sides, *lost, len(missing), tuple(dict.fromkeys(sum(reasons, ())))))
+  verdicts = inference.judge(comparisons, study['better'], float(study['tolerance']), scored.examples)
   return [effect | verdict for effect, verdict in zip(effects, verdicts, strict=True)]
 
 
@@ -45,7 +50,10 @@ def _all_seeds(values):
 
 
 def _matched(arms, factor, values):
-  """Yield (level, against, arms, (values, base values)): means over pairs that differ in the factor alone."""
+  """Yield (level, against, pairs, (values, base values)): means over pairs that differ in the factor alone.
+
+  pairs: names of the arms that are compared.
+  """
   cells = collections.defaultdict(dict)
   for arm in arms:
     others = tuple(level for name, level in arm['levels'].items() if name != factor)
@@ -57,7 +65,7 @@ def _matched(arms, factor, values):
   against = max(levels, key=lambda level: any(pairs_of(other, level) for other in levels if other != level))
   for level in levels:
     if level != against and (pairs := pairs_of(level, against)):
-      yield level, against, [name for name, _ in pairs], _means(pairs, values)
+      yield level, against, pairs, _means(pairs, values)
 
 
 def _means(pairs, values):
@@ -83,9 +91,11 @@ def _least_squares(arms, factor, values):
       for column, term in zip(columns, terms[1:], strict=True):
         sides[column][0][seed], sides[column][1][seed] = float(terms[0] + term), float(terms[0])
   base_level, *levels = _levels(arms, factor)
+  base = next(arm for arm in arms if arm['is_baseline'])
   for level in levels:
-    names = [arm['name'] for arm in arms if arm['levels'][factor] == level]
-    yield level, base_level, names, sides[factor, level]
+    # The model takes all arms to be on one scale.
+    pairs = [(arm['name'], base['name']) for arm in arms]
+    yield level, base_level, pairs, sides[factor, level]
 
 
 ESTIMATORS = {'matched': _matched, 'least_squares': _least_squares}

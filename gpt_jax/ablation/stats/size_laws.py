@@ -15,10 +15,10 @@ MIN_EXPONENT = 0.01  # below it a law has no optimum
 EQUAL_FLOPS = 0.05  # relative difference below which training FLOPs count as equal
 
 
-def fit_size_study(study, values, diverged):
+def fit_size_study(study, scored):
   """Fit the laws of a study with a factor named 'size' -> {laws, parametric, isoflop, effects, warnings}.
 
-  Arguments like inference.judge_arms. None if there is no such factor.
+  scored: a scores.Scores. None if there is no such factor.
 
   Returns:
     laws: {levels of the other factors: scaling.power_law over parameters}, at the baseline's tokens.
@@ -29,7 +29,7 @@ def fit_size_study(study, values, diverged):
   if RESOURCES[0] not in (study.get('factors') or {}):
     return None
   base = next(arm['levels'] for arm in study['arms'] if arm['is_baseline'])
-  effects = effects_by_size(study, values, diverged)
+  effects = effects_by_size(study, scored)
   fits, warnings = {'laws': {}, 'parametric': {}, 'isoflop': {}}, _sign_changes(effects)
   for label, arms in _group_by_label(study['arms']).items():
     equal_tokens = [arm for arm in arms if arm['levels'].get('tokens') == base.get('tokens')]
@@ -40,7 +40,7 @@ def fit_size_study(study, values, diverged):
       if len({arm['parameters'] for arm in chosen}) < MIN_SIZES:
         continue
       try:
-        fits[kind][label] = fit(chosen, values)
+        fits[kind][label] = fit(chosen, scored.values)
       except ValueError as error:
         cause = str(error).splitlines()[0]
         warnings.append(f'no scaling law{label and f" for {label}"}: {cause}')
@@ -92,7 +92,7 @@ def _with_equal_flops(arms):
   return [arm for group in budgets if enough(group) for arm in group]
 
 
-def effects_by_size(study, values, diverged):
+def effects_by_size(study, scored):
   """Judge the other factors at each size, as one family.
 
   Returns list of {arm, levels (like 'positions=learned'), size, parameters, the keys of inference.judge}, by
@@ -110,7 +110,7 @@ def effects_by_size(study, values, diverged):
         effect = {'arm': arm['name'], 'levels': _label(changed), 'size': size}
         effects.append(effect | {'parameters': own['parameters']})
         pairs.append((arm['name'], own['name']))
-  verdicts = inference.judge_arms(study, pairs, values, diverged)
+  verdicts = inference.judge_arms(study, pairs, scored)
   return [effect | verdict for effect, verdict in zip(effects, verdicts, strict=True)]
 
 

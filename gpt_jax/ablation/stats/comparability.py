@@ -1,0 +1,87 @@
+"""Comparability: whether the scores of two arms are on one scale, from what study.json records of each.
+
+A loss per token is no scale across tokenizers, no score is one across validation data, and arms that train on
+unequal numbers of tokens differ in that as well. The only place that decides: the verdict of a pair with
+reasons is 'not comparable' in every output.
+"""
+
+NOTABLE = 0.02  # relative difference in training tokens or parameters that counts
+LENGTHS = ('tokens', 'flops', 'seconds')  # budgets that decide how long each arm trains
+PER_TOKEN = ('loss', 'objective', 'valid_loss', 'nats_per_token', 'bits_per_token')
+PER_BYTE = ('valid_bits_per_byte', 'bits_per_byte')
+COSTS = (
+  *('tokens', 'targets', 'images', 'crops', 'steps', 'seconds', 'goodput', 'replicas', 'parameters', 'flops'),
+  *('step_seconds', 'memory_gib', 'mfu', 'mfu_causal', 'lr'),
+)
+
+
+def metric_kind(metric):
+  """What a metric measures: 'cost', or a score 'per token', 'per byte' or of a 'task'."""
+  parts = metric.removeprefix('tail/').split('/')
+  if parts[0] in COSTS or parts[0].endswith('_per_second'):
+    return 'cost'
+  for kind, names in (('per token', PER_TOKEN), ('per byte', PER_BYTE)):
+    if parts[0] in names or any(part in names for part in parts[2:]):
+      return kind
+  return 'task'
+
+
+def reasons(study, arm, base):
+  """Why the values of two arms of study.json do not compare in the study's metric: a tuple of texts."""
+  metric = study['metric']
+  kind = metric_kind(metric)
+  if kind == 'cost':
+    return ()
+  texts, ours, theirs = [], arm.get('scored_on') or {}, base.get('scored_on') or {}
+  chosen = scored_sources(metric, {**ours.get('sources', {}), **theirs.get('sources', {})})
+  sides = [{name: side.get('sources', {}).get(name) for name in chosen} for side in (ours, theirs)]
+  if sides[0] != sides[1]:
+    what = {key for pair in _pairs(*sides) for key in _differing(*pair)}
+    texts.append(f'it is scored on other validation data ({", ".join(sorted(what))})')
+  elif kind == 'per token':
+    keys = [key for key in ('tokenizer', 'row length') if ours.get(key) != theirs.get(key)]
+    if keys:
+      other = 'valid_bits_per_byte' if ours.get('bytes') and theirs.get('bytes') else "a task's score"
+      texts.append(f'{metric} is per token, and it has another {" and ".join(keys)} (use {other})')
+  if metric.startswith('tail/valid') and ours.get('part') != theirs.get('part'):
+    texts.append(f'{metric} is over another part of the validation data')
+  if ratio := token_ratio(study, arm, base):
+    texts.append(
+      f'it trains on {ratio:.3g} times the tokens (use Budget(tokens=...), or unequal_tokens=True)'
+    )
+  return tuple(texts)
+
+
+def scored_sources(metric, sources):
+  """The names of the validation sources that a metric is computed on: the one that it names, else all."""
+  parts = metric.split('/')
+  return [name for name in sources if name in parts[1:2]] or list(sources)
+
+
+def token_ratio(study, arm, base):
+  """Training tokens of an arm over the baseline's, if they differ without being meant to; else None.
+
+  They are meant to differ under a budget of tokens, FLOPs or seconds, and with unequal_tokens of the Study.
+  """
+  meant = study.get('unequal_tokens') or any((study.get('budget') or {}).get(key) for key in LENGTHS)
+  tokens = arm.get('tokens'), base.get('tokens')
+  if meant or not all(tokens) or abs(tokens[0] / tokens[1] - 1) <= NOTABLE:
+    return None
+  return tokens[0] / tokens[1]
+
+
+def default_metric(scored_on):
+  """The metric of a study that names none, from `scored_on` of its arms: per byte if tokenizers differ."""
+  first, *others = scored_on
+  tokens_differ = any(other.get('tokenizer') != first.get('tokenizer') for other in others)
+  per_byte = tokens_differ and all(each.get('bytes') for each in scored_on)
+  return 'valid_bits_per_byte' if per_byte else 'valid_loss'
+
+
+def _pairs(ours, theirs):
+  return [(ours[name] or {}, theirs[name] or {}) for name in ours if ours[name] != theirs[name]]
+
+
+def _differing(ours, theirs):
+  """Keys in which two descriptions of a source differ."""
+  return [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]

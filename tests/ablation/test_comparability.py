@@ -1,0 +1,129 @@
+"""Comparability: arms whose scores are on different scales have no verdict in any output."""
+
+import numpy as np
+import pytest
+
+from gpt_jax.ablation.stats import analyze, comparability
+from gpt_jax.reports import study_report, study_results
+from tests import ablation_study
+from tests.ablation.test_stats import make_study, of_arm, simulated
+
+SOURCE = {'text': {'template': 't', 'data': 'd'}}
+CHARS = {'sources': SOURCE, 'tokenizer': 'chars', 'row length': 32, 'part': [0, 1], 'bytes': True}
+
+
+@pytest.mark.parametrize(
+  ('metric', 'kind'),
+  [
+    ('valid_loss', 'per token'),
+    ('valid_loss/text', 'per token'),
+    ('loss', 'per token'),
+    ('tail/valid_loss', 'per token'),
+    ('perplexity/text/nats_per_token', 'per token'),
+    ('perplexity/text/bits_per_byte', 'per byte'),
+    ('valid_bits_per_byte', 'per byte'),
+    ('answer/text/exact_match', 'task'),
+    ('answer/loss/exact_match', 'task'),
+    ('tokens_per_second', 'cost'),
+    ('tail/step_seconds', 'cost'),
+  ],
+)
+def test_the_kind_of_a_metric(metric, kind):
+  assert comparability.metric_kind(metric) == kind
+
+
+def reasons(metric, other, base=None, tokens=(100, 100), **study):
+  arms = [
+    {'scored_on': side, 'tokens': n}
+    for side, n in zip((other, CHARS if base is None else base), tokens, strict=True)
+  ]
+  return ' '.join(comparability.reasons({'metric': metric} | study, *arms))
+
+
+def test_a_tokenizer_makes_losses_per_token_incomparable_and_nothing_else():
+  bpe = CHARS | {'tokenizer': 'bpe'}
+  assert 'another tokenizer (use valid_bits_per_byte)' in reasons('valid_loss', bpe)
+  assert "use a task's score" in reasons('valid_loss', bpe | {'bytes': False})
+  for metric in ('valid_bits_per_byte', 'answer/text/exact_match', 'seconds'):
+    assert reasons(metric, bpe) == ''
+  assert reasons('valid_loss', CHARS) == reasons('valid_loss', {}, {}) == ''
+
+
+def test_other_validation_data_make_every_score_incomparable():
+  changed = {'text': SOURCE['text'] | {'data': 'e'}}
+  more = SOURCE | {'more': SOURCE['text']}
+  for metric in ('valid_loss', 'valid_bits_per_byte', 'answer/exact_match'):
+    assert 'other validation data (data)' in reasons(metric, CHARS | {'sources': changed})
+    assert 'other validation data' in reasons(metric, CHARS | {'sources': more})
+    assert 'other validation data' in reasons(metric, CHARS, CHARS | {'sources': more})
+  for metric in ('valid_loss/text', 'answer/text/exact_match'):  # of the source that both have
+    assert reasons(metric, CHARS | {'sources': more}) == ''
+  assert 'another part' in reasons('tail/valid_loss', CHARS | {'part': [5, 1]})
+
+
+def test_unequal_training_tokens_are_incomparable_unless_they_are_meant():
+  assert 'trains on 2 times the tokens' in reasons('valid_loss', CHARS, tokens=(200, 100))
+  assert reasons('valid_loss', CHARS, tokens=(101, 100)) == ''
+  assert reasons('valid_loss', CHARS, tokens=(200, 100), budget={'flops': 1e9}) == ''
+  assert reasons('valid_loss', CHARS, tokens=(200, 100), unequal_tokens=True) == ''
+  assert 'tokens' in reasons('valid_loss', CHARS, tokens=(200, 100), budget={'parameters': 1e6})
+
+
+def test_the_default_metric_is_per_byte_where_tokenizers_differ_and_bytes_are_known():
+  bpe = CHARS | {'tokenizer': 'bpe'}
+  assert comparability.default_metric([CHARS, bpe]) == 'valid_bits_per_byte'
+  assert comparability.default_metric([CHARS, CHARS]) == 'valid_loss'
+  assert comparability.default_metric([CHARS, bpe | {'bytes': False}]) == 'valid_loss'
+
+
+# -------------------------------------------------------------------------------------- verdicts
+
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory):
+  """A study in which positions=alibi, which is better by far, has another tokenizer."""
+  planned, folder = ablation_study.study(('learned', 'alibi')), tmp_path_factory.mktemp('study')
+  for arm in planned['arms']:
+    arm['scored_on'] = CHARS | {'tokenizer': 'bpe' if 'alibi' in arm['name'] else 'chars'}
+  rows = ablation_study.rows(planned, folder, samples=False)
+  return study_results.StudyResults(planned, rows, analyze.analyze(planned, rows), (), folder)
+
+
+def test_an_incomparable_arm_has_a_mean_and_no_other_number(study):
+  arm = of_arm(study.analysis, 'positions=alibi')
+  assert arm['verdict'] == 'not comparable' and arm['mean'] is not None
+  keys = ('difference', 'interval', 'p', 'p_holm', 'speedup', 'seeds_needed', 'se_paired')
+  assert [arm[key] for key in keys] == [None] * len(keys) and arm['at_fractions'] == []
+  assert of_arm(study.analysis, 'positions=learned')['verdict'] == 'worse'
+  assert study.analysis['family'] == 1
+
+
+@pytest.mark.parametrize('suffix', study_report.FORMATS)
+def test_every_output_says_not_comparable(study, suffix):
+  text = study_report.FORMATS[suffix](study)
+  assert 'not comparable' in text.lower()
+  assert 'alibi beats' not in text and 'alibi is better' not in text
+  assert 'another tokenizer' in text or suffix == 'tex'
+
+
+def test_headline_and_sentence_say_not_comparable(study):
+  assert '1 not comparable' in study_results.headline(study)
+  sentence = of_arm(study.analysis, 'positions=alibi')['sentence']
+  assert sentence.startswith('positions=alibi is not comparable: valid_loss is per token, and')
+
+
+def test_an_incomparable_factor_has_no_main_effect_and_spoils_no_other():
+  study = make_study((), sweep='full', factors={'f': [], 'g': []})
+  study['arms'] = [
+    {'name': f + g, 'levels': {'f': f, 'g': g}, 'is_baseline': f + g == '00'}
+    | {'scored_on': CHARS | {'tokenizer': f}, 'tokens': 9}
+    for f in '01'
+    for g in '01'
+  ]
+  rows = simulated(study, np.random.default_rng(0), {'01': 0.3, '11': 0.3})
+  actual = {one['factor']: one for one in analyze.analyze(study, rows)['effects']}
+  assert (actual['f']['verdict'], actual['f']['difference']) == ('not comparable', None)
+  assert actual['g']['verdict'] == 'worse'
+  # One additive model of all arms would mix both scales.
+  fitted = analyze.analyze(study | {'sweep': 'fractional'}, rows)['effects']
+  assert {one['verdict'] for one in fitted} == {'not comparable'}

@@ -1,0 +1,134 @@
+"""Task scores: shares of few examples, directions, curves and false verdicts."""
+
+import math
+
+import numpy as np
+import pytest
+
+from gpt_jax.ablation.stats import analyze, inference, scores
+from gpt_jax.reports import study_figures, study_results
+from tests import ablation_study
+from tests.ablation.test_stats import curve, make_row, make_study, of_arm
+
+METRIC = 'answer/text/exact_match'
+
+
+def scored_row(arm, seed, value, n=100, **fields):
+  row = make_row(arm, seed, 1.0)
+  score = {'task': 'answer', 'source': 'text', 'metric': 'exact_match', 'value': value, 'n': n}
+  row['result']['evaluations'] = [score]
+  return row | fields
+
+
+# ---------------------------------------------------------------------------------------- shares
+
+
+@pytest.mark.parametrize(
+  ('value', 'n', 'examples'),
+  [(0.25, 100, 100), (1.0, 30, 30), (1 / 3, 300, 300), (0.2512, 100, 0), (3.0, 100, 0), (0.5, None, 0)],
+)
+def test_a_share_of_examples_is_known_by_its_value(value, n, examples):
+  assert scores.collect_scores([scored_row('a', 0, value, n)], METRIC).examples == examples
+
+
+def test_a_share_is_no_more_certain_than_its_examples():
+  """Five seeds agree that 3 of 100 examples differ: 3 against 0 is chance (McNemar); 20 against 0 is not."""
+  judge = lambda hits, seeds=5, n=100: inference.judge(
+    [(dict.fromkeys(range(seeds), 0.5 + hits / n), dict.fromkeys(range(seeds), 0.5))], 'higher', 0.0, n
+  )[0]
+  assert judge(3)['verdict'] == 'undecided' and judge(3)['interval'][0] < 0
+  assert judge(20)['verdict'] == 'better' and judge(20)['interval'][0] > 0
+  assert judge(50)['verdict'] == 'better', 'all of the others'
+  assert judge(50, seeds=2)['verdict'] == 'undecided', 'two equal seeds have no spread'
+  none = inference.judge([({0: 0.5, 1: 0.5}, {0: 0.5, 1: 0.5})], 'higher', 0.01, 100)
+  assert none[0]['verdict'] == 'undecided', 'a difference below one example cannot be seen'
+
+
+@pytest.mark.parametrize('seeds', [2, 3, 5])
+@pytest.mark.parametrize(('examples', 'accuracy'), [(30, 0.9), (100, 0.98), (1000, 0.9)])
+def test_null_studies_of_accuracies_are_wrong_in_at_most_six_percent(examples, accuracy, seeds):
+  assert false_studies(examples, accuracy, seeds, arms=6, studies=40) <= 6  # where chance ends
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('arms', [1, 3, 6])
+@pytest.mark.parametrize('seeds', [2, 3, 5])
+def test_many_null_studies_of_accuracies_are_wrong_in_at_most_six_percent(arms, seeds):
+  for examples in (30, 60, 100, 180, 1000):
+    for accuracy in (0.5, 0.9, 0.95, 0.98):
+      count = false_studies(examples, accuracy, seeds, arms, 1000)
+      assert count <= 60 + 2 * math.sqrt(1000 * 0.05 * 0.95), (examples, accuracy)
+
+
+def false_studies(examples, accuracy, seeds, arms, studies):
+  """How many of these studies without any effect have a verdict better or worse."""
+  rng, count = np.random.default_rng((examples, seeds, arms)), 0
+  for _ in range(studies):
+    base, *others = rng.binomial(examples, accuracy, (arms + 1, seeds)) / examples
+    pairs = [(dict(enumerate(other)), dict(enumerate(base))) for other in others]
+    verdicts = inference.judge(pairs, 'higher', 0.0, examples)
+    count += any(verdict['verdict'] in ('better', 'worse') for verdict in verdicts)
+  return count
+
+
+def test_missing_task_scores_are_counted():
+  study = make_study(('a',), seeds=4, metric=METRIC, better='higher')
+  rows = [scored_row('base', s, 0.5 + 0.01 * s) for s in range(4)]
+  rows += [scored_row('a', s, 0.9 + 0.02 * s) for s in range(4)]
+  assert of_arm(analyze.analyze(study, rows), 'a')['verdict'] == 'better'
+  rows[-1]['result']['evaluations'][0]['value'] = float('nan')
+  arm = of_arm(analyze.analyze(study, rows), 'a')
+  assert arm['verdict'] == 'undecided' and 'not finite in 1 of 4 seeds' in arm['sentence']
+  rows[-1]['result']['evaluations'] = []
+  assert 'not finite in 1 of 4 seeds' in of_arm(analyze.analyze(study, rows), 'a')['sentence']
+
+
+# ------------------------------------------------------------------------------------- direction
+
+
+def measured(sign, folder):
+  """A study of the metric m = sign * loss, higher is better for sign -1, with its curves."""
+  planned = ablation_study.study() | {'better': 'lower' if sign > 0 else 'higher', 'metric': 'm'}
+  rows = ablation_study.rows(planned, folder, samples=False)
+  for row in rows:
+    row['result']['m'] = sign * row['result']['valid_loss']
+    row['curve'] = [[x, sign * y] for x, y in row['curve']]
+  return study_results.StudyResults(planned, rows, analyze.analyze(planned, rows), (), folder)
+
+
+def test_a_metric_to_maximize_is_its_negative_to_minimize(tmp_path):
+  low, high = (measured(sign, tmp_path) for sign in (1, -1))
+  assert [arm['name'] for arm in low.arms] == [arm['name'] for arm in high.arms]
+  names = lambda study: {
+    k: [arm['name'] for arm in v] for k, v in study_results.arms_by_verdict(study).items()
+  }
+  assert names(low) == names(high) and names(low)['better'] and names(low)['worse']
+  for a, b in zip(low.arms, high.arms, strict=True):
+    for key in ('p', 'p_holm', 'p_equivalence', 'seeds_needed', 'se_paired', 'speedup'):
+      assert a[key] == pytest.approx(b[key]), key
+    if not a['is_baseline']:
+      assert a['difference'] == pytest.approx(-b['difference'])
+      assert a['interval'] == pytest.approx([-bound for bound in b['interval'][::-1]])
+      assert (a['speedup'] > 1) == (a['difference'] < 0) or a['name'] == 'positions=nope=a|b'
+      for (at, *one), (_, mean, bottom, top) in zip(a['at_fractions'], b['at_fractions'], strict=True):
+        assert one == pytest.approx([-mean, -top, -bottom]), at
+  beats = [study_results.headline(study).partition(':')[0] for study in (low, high)]
+  assert beats[0] == beats[1] == 'positions=alibi beats the baseline (rope)'
+  ends = lambda study: [svg.find('better') < svg.find('worse') for svg in study_figures.arm_effects(study)]
+  assert ends(low) == [not end for end in ends(high)]
+
+
+def test_a_metric_without_a_curve_has_no_curves_and_no_speedup():
+  study = make_study(('a',), seeds=2, metric=METRIC, better='higher')
+  rows = [scored_row(arm, s, 0.5 + 0.1 * s) for arm in ('base', 'a') for s in range(2)]
+  results = study_results.StudyResults(study, rows, analyze.analyze(study, rows))
+  assert results.others[0]['speedup'] is None and results.others[0]['at_fractions'] == []
+  assert study_figures.overview(results) == [] and study_figures.differences(results) == []
+
+
+def test_speedup_of_a_share_is_by_its_own_curve():
+  """The arm reaches the baseline's last accuracy after half the tokens."""
+  study = make_study(('a',), seeds=2, metric=METRIC, better='higher')
+  rows = [scored_row('base', s, 0.4, curve=curve((0.1, 0.2, 0.3, 0.4))) for s in range(2)]
+  rows += [scored_row('a', s, 0.8, curve=curve((0.2, 0.4, 0.6, 0.8))) for s in range(2)]
+  assert of_arm(analyze.analyze(study, rows), 'a')['speedup'] == pytest.approx(2.0)
