@@ -51,12 +51,14 @@ def call_function(spec, function, example):
 
 
 def describe_error(error, path):
-  """Return 'cause (TypeError at x.py:12)': an error of a user's code, and its last line in that file."""
-  cause = ' '.join(str(error.args[0] if error.args else error).split())  # ConfigDict names the nearest key
+  """Return 'TypeError: cause (x.py:12)': an error of a user's code, and its last line in that file."""
+  cause = ' '.join(str(error.args[0] if error.args else error).split()).strip(
+    '"'
+  )  # ConfigDict names the nearest key
   frames = traceback.extract_tb(error.__traceback__)
   lines = [frame.lineno for frame in frames if pathlib.Path(frame.filename) == pathlib.Path(path)]
   line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else ''
-  return f'{cause} ({type(error).__name__} at {path}:{line})'
+  return f'{type(error).__name__}: {cause} ({path}:{line})'
 
 
 def complete_sources(section):

@@ -140,6 +140,17 @@ def test_leave_one_out_starts_from_all_factors_at_their_first_level(make):
   assert not arms[0].config.model.qk_norm and not arms[0].config.model.tied_head
 
 
+def test_an_error_in_a_function_names_its_line(make):
+  def broken(section):
+    section.model.width = section.model.nothing.width
+
+  with pytest.raises(ValueError) as error:
+    names(make({'f': {'x': broken}}))
+  line = broken.__code__.co_firstlineno + 1
+  tiny_runs.assert_two_lines(error.value, "arm f=x: AttributeError: 'nothing'", f'{__file__}:{line}')
+  assert str(error.value).endswith('fix: correct broken')
+
+
 def test_levels_of_several_keys_and_functions(make):
   def deeper(made):
     made.model.layers *= 3

@@ -445,6 +445,37 @@ def test_a_folder_without_a_study_is_an_error_with_a_fix(tmp_path):
     study_report.write_report(tmp_path)
 
 
+def test_runs_of_several_commits_are_named(tmp_path):
+  planned = ablation_study.study(seeds=2)
+  rows = ablation_study.rows(planned, tmp_path, samples=False)
+  for row in rows:
+    row['result']['versions'] = {'git': 'a' * 40, 'jax': '0.10.2', 'command': f'x --workdir={row["arm"]}'}
+  assert list(study_results.differing_versions(build_study(tmp_path, planned, rows))) == []
+  changed = {'git': 'a' * 40 + ' with uncommitted changes', 'uncommitted': 'c0ffee', 'jax': '0.10.3'}
+  rows[0]['result']['versions'] = changed
+  study = build_study(tmp_path, planned, rows)
+  commits = f'{"a" * 12} (11 runs), {"a" * 12} with uncommitted changes c0ffee (1 run)'
+  for text in (study_report.render_markdown(study), Reader(study_report.render_html(study)).text()):
+    assert f'The runs differ in the commit of the code: {commits}.' in text
+    assert 'The runs differ in the version of jax: 0.10.2 (11 runs), 0.10.3 (1 run).' in text
+
+
+def test_all_measures_are_shown_however_many(tmp_path):
+  planned = ablation_study.study(('learned',), seeds=1)
+  rows = ablation_study.rows(planned, tmp_path, samples=False)
+  for row in rows:
+    row['result']['evaluations'] = [{'task': 'answer', 'metric': f'm{k}', 'value': 0.5} for k in range(30)]
+  table = study_tables.measures_table(build_study(tmp_path, planned, rows))
+  assert [row[0] for row in table.rows][-30:] == [f'answer/m{k}' for k in range(30)]
+  assert list(table.header) == ['measure', '>base (rope)', '>positions=learned']
+
+
+def test_two_stops_within_a_minute_are_two(study):
+  stops = [{'time': f'2026-01-02T02:00:{s:02}.000Z', 'outcome': 'stopped'} for s in (0, 1, 40, 41)]
+  other = study_results.StudyResults(study.spec, [], None, stops)
+  assert study_results.count_interruptions(other) == 2
+
+
 # --- the forest plot
 
 
