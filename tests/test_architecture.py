@@ -19,6 +19,7 @@ FOUNDATION = (
   'cluster.meshes',
   'cluster.processes',
   'cluster.sharding_table',
+  'runs.digests',
   'runs.hardware',
   'runs.loggers',
   'runs.reading',

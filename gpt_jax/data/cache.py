@@ -7,7 +7,7 @@ of any of them makes a new cache. A cache is a JSON file and .npy files beside i
   .patches, .frames        [places, width] float16, continuous features in the order of the stream
   .patches_at, .frames_at  [places] int64, the places of the features in the stream
   .media_hashes [images and sounds] uint64, hashes that show what splits share; no augmented copies
-The JSON file is written last and holds a digest of each of the others.
+The JSON file is written last and holds a sha256 of each of the others, compared when a process opens them.
 """
 
 import array
@@ -27,10 +27,11 @@ import numpy as np
 from gpt_jax.data import augment, templates
 from gpt_jax.data.bad_records import BadRecords
 from gpt_jax.data.documents import check_pieces, check_tokenizers, decode_media, encode_batch, media_forms
-from gpt_jax.data.files import NpyWriter, quick_digest
+from gpt_jax.data.files import NpyWriter
 from gpt_jax.data.mixture import DataConfig, SourceSplit, open_split
 from gpt_jax.data.row_fields import PLACES
-from gpt_jax.runs import records
+from gpt_jax.runs import digests, records
+from gpt_jax.runs.reading import reading
 
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 1024  # per call of the text tokenizer
 BATCH_MEDIA = 256  # images and sounds decoded at once
@@ -41,7 +42,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TokenCache:
-  """Token ids of one split of one source, memory-mapped. Pickles as its path."""
+  """Token ids of one split of one source, memory-mapped. Pickles as its path.
+
+  A worker process that unpickles it does not hash the files again.
+  """
 
   path: Path  # of the JSON file
   ids: np.ndarray  # [tokens] uint16 or uint32
@@ -55,7 +59,7 @@ class TokenCache:
   media_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
 
   def __reduce__(self):
-    return read_cache, (self.path,)
+    return read_cache, (self.path, False)
 
 
 def token_cache(
@@ -99,17 +103,21 @@ def count_shared_media(cache: TokenCache, others: Iterable[TokenCache]) -> int:
   return int(np.isin(cache.media_hashes, np.concatenate(hashes)).sum()) if hashes else 0
 
 
-def read_cache(path: Path) -> TokenCache:
-  """Map the arrays of a cache. ValueError where one is missing, truncated or of another cache."""
-  try:
-    meta = json.loads(path.read_text())
+def read_cache(path: Path, full: bool = True) -> TokenCache:
+  """Map the arrays of a cache. ValueError where one is missing, altered or of another cache.
+
+  full: compare the content of all files; else only their names and sizes.
+  """
+  with reading(path, 'a complete token cache', 'delete it'):
+    meta = records.parse_object(path.read_bytes())
     if not path.stem.endswith(_key(meta['entries'])):
       raise ValueError('the entries are not those of its name')
-    arrays = {}
-    for name, digest in meta['files'].items():
-      if quick_digest(_beside(path, name)) != digest:
-        raise ValueError(f'{name} is not what was written')
-      arrays[name] = np.load(_beside(path, name), mmap_mode='r')
+    files = {_beside(path, name).name: name for name in meta['files']}
+    digests.compare(
+      {file: meta['files'][name] for file, name in files.items()},
+      digests.digest_files(path.parent, full, files),
+    )
+    arrays = {name: np.load(path.parent / file, mmap_mode='r') for file, name in files.items()}
     features = {kind: (arrays[kind], arrays[f'{kind}_at']) for kind in PLACES if kind in arrays}
     return TokenCache(
       path,
@@ -123,8 +131,6 @@ def read_cache(path: Path) -> TokenCache:
       features,
       arrays['media_hashes'],
     )
-  except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError) as error:
-    raise ValueError(f'{path} is not a complete token cache: {error}\nfix: delete it') from None
 
 
 def _key(entries: dict) -> str:
@@ -183,7 +189,8 @@ def _write(
       writer.finish()
   bad_records.report()
   media['skipped'] = bad_records.skipped
-  files = {name: quick_digest(_beside(path, name)) for name in writers}
+  entries = digests.digest_files(path.parent, names=[_beside(path, name).name for name in writers])
+  files = {name: entries[_beside(path, name).name] for name in writers}
   meta = {**meta, 'bytes': size, 'media': media, 'notes': bad_records.notes, 'files': files}
   records.write_json(path, meta)
 

@@ -94,13 +94,6 @@ def hash_files(paths: list[Path | str]) -> str:
   return total.hexdigest()
 
 
-def quick_digest(path: Path) -> str:
-  """Return a hash of a file's size and first MiB, to detect truncated or foreign files cheaply."""
-  with open(path, 'rb') as file:
-    start = file.read(1 << 20)
-  return hashlib.sha256(b'%d ' % path.stat().st_size + start).hexdigest()[:32]
-
-
 def _open(path: Path | str):
   """Open a local file or the URL of a bucket to read bytes."""
   if '://' not in str(path):

@@ -21,7 +21,7 @@ import numpy as np
 
 from gpt_jax.data.row_fields import PLAIN, RowFields, spread
 from gpt_jax.data.synthetic.random_bits import scramble
-from gpt_jax.runs import records
+from gpt_jax.runs import digests
 
 CHUNK = 1 << 16  # pieces packed together; bounds memory, wastes part of one row in thousands
 
@@ -126,12 +126,8 @@ class FirstFit(Rows):
 def read_plan(cache, length: int) -> np.ndarray:
   """Map the plan for T = `length` from the file beside the token cache, writing it if needed."""
   path = cache.path.with_suffix(f'.first_fit-{length}.npy')
-  try:
-    return np.load(path, mmap_mode='r')
-  except (FileNotFoundError, ValueError, EOFError):  # missing or truncated
-    with records.open_atomic(path) as file:
-      np.save(file, make_plan(cache.offsets, len(cache.ids), length))
-  return np.load(path, mmap_mode='r')
+  write = lambda file: np.save(file, make_plan(cache.offsets, len(cache.ids), length))
+  return np.load(digests.write_or_verify(path, write), mmap_mode='r')
 
 
 def make_plan(offsets: np.ndarray, tokens: int, length: int) -> np.ndarray:

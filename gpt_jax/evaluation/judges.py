@@ -13,7 +13,6 @@ Sources: classification accuracy by a frozen classifier and by one that is train
 import dataclasses
 import functools
 import hashlib
-import io
 from pathlib import Path
 
 import jax
@@ -22,7 +21,7 @@ import numpy as np
 import optax
 
 from gpt_jax.evaluation import audio_metrics, metrics
-from gpt_jax.runs import records
+from gpt_jax.runs import digests
 
 VERSION = 5  # of fitted judges: raise it when equal data give another judge
 MAX_SIDE = 32  # pixels; images are averaged down until no side is longer
@@ -63,13 +62,9 @@ class Judge:
     """-> (accuracy, Wilson interval)."""
     return metrics.accuracy(self.predict(inputs).tolist(), [str(label) for label in labels])
 
-  def save(self, path):
-    """Write the judge to one file, atomically."""
-    content = io.BytesIO()
-    np.savez(content, labels=self.labels, **{f'w_{k}': v for k, v in self.weights.items()})
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    records.write_atomically(path, content.getvalue())
+  def save(self, file):
+    """Write the judge to an open file."""
+    np.savez(file, labels=self.labels, **{f'w_{k}': v for k, v in self.weights.items()})
 
   @classmethod
   def load(cls, path):
@@ -298,11 +293,8 @@ def fit_cached(kind, cache_dir, inputs, labels, seed=0, **settings):
   for x, label in zip(inputs, labels, strict=True):
     digest.update(repr((np.shape(x), str(label))).encode() + np.ascontiguousarray(x).tobytes())
   path = Path(cache_dir) / 'judges' / f'{kind}-{digest.hexdigest()[:16]}.npz'
-  if path.exists():
-    return JUDGES[kind].load(path)
-  judge = JUDGES[kind].fit(inputs, labels, seed, **settings)
-  judge.save(path)
-  return judge
+  write = lambda file: JUDGES[kind].fit(inputs, labels, seed, **settings).save(file)
+  return JUDGES[kind].load(digests.write_or_verify(path, write))
 
 
 JUDGES = {

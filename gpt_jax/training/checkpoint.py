@@ -20,8 +20,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from gpt_jax.training import digests
-from gpt_jax.training.digests import Corrupt
+from gpt_jax.runs import digests
+from gpt_jax.runs.digests import Corrupt
 from gpt_jax.training.trees import describe_mismatches, flat, from_tree, to_abstract_tree
 
 NO_CHECKPOINT, NONE_GOOD = -1, -2  # what process 0 broadcasts in the place of a step

@@ -8,7 +8,7 @@ import shutil
 import jax
 import orbax.checkpoint as ocp
 
-from gpt_jax.training import digests
+from gpt_jax.runs import digests
 from gpt_jax.training.checkpoint import Checkpoints, from_process_0
 from gpt_jax.training.trees import to_tree
 

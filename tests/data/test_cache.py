@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import random
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_long_documents_are_cut_only_where_that_is_exact(corpus, tmp_path, monke
   assert one.offsets.tolist() == other.offsets.tolist() == [0, 71, 73, 74, 85]
 
 
-@pytest.mark.parametrize('damage', ['truncated', 'grown', 'emptied', 'foreign', 'missing'])
+@pytest.mark.parametrize('damage', ['truncated', 'grown', 'emptied', 'foreign', 'missing', 'flipped'])
 @pytest.mark.parametrize('suffix', ['.json', '.ids.npy', '.offsets.npy'])
 def test_broken_caches_are_found_and_written_again(corpus, tmp_path, caplog, suffix, damage):
   foreign = make(corpus(['TWO é', 'one', '']), tmp_path).path  # arrays of the same sizes
@@ -112,13 +113,14 @@ def test_broken_caches_are_found_and_written_again(corpus, tmp_path, caplog, suf
     'truncated': content[:-3],
     'grown': content + b'}0000000',
     'emptied': b'',
+    'flipped': content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
     'foreign': foreign.with_suffix(suffix).read_bytes(),
   }
   if damage == 'missing':
     path.with_suffix(suffix).unlink()
   else:
     path.with_suffix(suffix).write_bytes(damaged[damage])
-  with pytest.raises(ValueError, match=r'not a complete token cache: .*\nfix: '):
+  with pytest.raises(ValueError, match=r'(not a complete token cache: |: was altered ).*\nfix: '):
     read_cache(path)
   with caplog.at_level(logging.WARNING):
     assert make(corpus(), tmp_path).path == path
@@ -148,6 +150,21 @@ def _make_in_process(barrier, cfg, folder, results):
     made = [make(parts, folder, split=split) for split in ('train', 'valid')]
     sums.append([int(one.ids.sum()) for one in made])
   results.put(sums)
+
+
+def test_a_flipped_bit_anywhere_in_a_cache_is_found_or_harmless(corpus, tmp_path):
+  path, rng = make(corpus(), tmp_path).path, random.Random(0)
+  whole = read_cache(path)
+  for file in [*tmp_path.glob('cache/*')] * 20:
+    content = bytearray(original := file.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    file.write_bytes(content)
+    try:
+      again = read_cache(path)  # the name of the digest was hit
+      assert file == path and again.ids.tolist() == whole.ids.tolist() and again.bytes == whole.bytes
+    except ValueError as error:
+      assert str(error).startswith(str(path)) and '\nfix: ' in str(error)
+    file.write_bytes(original)
 
 
 @pytest.mark.slow

@@ -79,11 +79,11 @@ def test_judges_are_cached(digits, tmp_path, monkeypatch):
 
 
 def test_saved_and_loaded(judge, digits, tmp_path):
-  judge.save(tmp_path / 'judges' / 'a.npz')
-  again = judges.ImageJudge.load(tmp_path / 'judges' / 'a.npz')
+  with open(tmp_path / 'a.npz', 'wb') as file:
+    judge.save(file)
+  again = judges.ImageJudge.load(tmp_path / 'a.npz')
   images = digits[1][0][:50]
   assert (again.scores(images) == judge.scores(images)).all()
-  assert [path.name for path in (tmp_path / 'judges').iterdir()] == ['a.npz']
 
 
 def test_large_images_are_averaged_down():

@@ -19,9 +19,8 @@ import pytest
 import safetensors.numpy
 import tensorstore
 
-from gpt_jax.runs import records
+from gpt_jax.runs import digests, records
 from gpt_jax.tokenizers import bpe
-from gpt_jax.training import digests
 from tests import command_line, tiny_runs
 
 SECONDS, MEGABYTES = 2.0, 200

@@ -24,9 +24,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from benchmarks import bit_flips
 from gpt_jax.evaluation import trained
 from gpt_jax.model import gpt
-from gpt_jax.runs import records
+from gpt_jax.runs import digests, records
 from gpt_jax.tokenizers import Tokenizers
-from gpt_jax.training import checkpoint, digests, trees
+from gpt_jax.training import checkpoint, trees
 from gpt_jax.training.checkpoint import CheckpointConfig, Checkpoints, Corrupt
 from gpt_jax.training.checkpoint_writer import CheckpointWriter, SaveFailed
 from tests import command_line, models, tiny_runs

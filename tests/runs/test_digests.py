@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gpt_jax.training import digests
+from gpt_jax.runs import digests
 
 
 @pytest.fixture
@@ -83,3 +83,20 @@ def test_sizes_tell_what_is_missing_foreign_or_cut(folder, harm, words, full):
   harm(folder)
   with pytest.raises(digests.Corrupt, match=f'^file deep/{words}$'):
     check(folder, full)
+
+
+def test_a_file_that_can_be_made_again_is_made_again_and_that_is_said(tmp_path, caplog):
+  path, calls = tmp_path / 'deep' / 'plan.npy', []
+
+  def write(file):
+    calls.append(file.write(b'0123456789'))
+
+  for _ in range(2):
+    assert digests.write_or_verify(path, write) == path
+  assert calls == [10] and not caplog.text
+  for harmed in (path, path.with_name('plan.npy.json')):
+    flip(harmed, random.Random(0))
+    digests.write_or_verify(path, write)
+    assert f'writing {path} again: file ' in caplog.text
+    caplog.clear()
+  assert calls == [10] * 3 and path.read_bytes() == b'0123456789'
