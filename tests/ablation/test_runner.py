@@ -478,6 +478,21 @@ def test_a_short_study_is_not_measured(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------- shares
 
 
+@pytest.mark.parametrize('arms', [1, 2, 5])
+@pytest.mark.parametrize('seeds', [1, 3, 4])
+@pytest.mark.parametrize('count', [1, 2, 3, 7])
+def test_shares_are_whole_seeds_and_together_all_runs(count, seeds, arms):
+  runs = [(seed, arm) for seed in range(seeds) for arm in range(arms)]
+  parts = [runner.select_share(runs, (i, count), lambda run: run[0]) for i in range(count)]
+  assert sorted(run for part in parts for run in part) == runs
+  if count <= seeds:
+    assert all(
+      len([run for run in part if run[0] == seed]) in (0, arms) for part in parts for seed in range(seeds)
+    )
+  else:
+    assert all(len({seed for seed, _ in part}) <= 1 for part in parts)
+
+
 def test_shares_train_each_run_once(tmp_path, monkeypatch):
   """Three tasks one after another, on planned runs that fake processes train."""
   planned = [task(tmp_path, arm, seed) for seed in (0, 1) for arm in ('base', 'a')]

@@ -354,7 +354,7 @@ def test_speedup_of_a_metric_that_rises():
   assert of_arm(analyze.analyze(study, rows), 'a')['speedup'] == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize('change', [{'how': 'replicas'}, {'replicas': 4}])
+@pytest.mark.parametrize('change', [{'how': 'replicas'}, {'replicas': 4}, {'hardware': '1 x other'}])
 def test_no_speedup_between_runs_trained_in_different_ways(change):
   study = make_study(('a',), seeds=2)
   rows = [make_row(arm, s, 1.0, curve=curve((4, 3, 2, 1))) for arm in ('base', 'a') for s in (0, 1)]

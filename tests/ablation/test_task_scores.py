@@ -1,7 +1,5 @@
 """Task scores: shares of few examples, directions, curves and false verdicts."""
 
-import math
-
 import numpy as np
 import pytest
 
@@ -51,13 +49,16 @@ def test_null_studies_of_accuracies_are_wrong_in_at_most_six_percent(examples, a
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('arms', [1, 3, 6])
+@pytest.mark.parametrize('arms', [1, 6])
 @pytest.mark.parametrize('seeds', [2, 3, 5])
 def test_many_null_studies_of_accuracies_are_wrong_in_at_most_six_percent(arms, seeds):
-  for examples in (30, 60, 100, 180, 1000):
-    for accuracy in (0.5, 0.9, 0.95, 0.98):
-      count = false_studies(examples, accuracy, seeds, arms, 1000)
-      assert count <= 60 + 2 * math.sqrt(1000 * 0.05 * 0.95), (examples, accuracy)
+  counts = {
+    (examples, accuracy): false_studies(examples, accuracy, seeds, arms, 100)
+    for examples in (30, 60, 100, 180, 1000)
+    for accuracy in (0.5, 0.9, 0.95, 0.98)
+  }
+  assert max(counts.values()) <= 6 + 6, counts  # 6 %, and where chance ends
+  assert sum(counts.values()) <= 0.05 * 100 * len(counts)
 
 
 def false_studies(examples, accuracy, seeds, arms, studies):

@@ -1,4 +1,4 @@
-"""Job arrays: divide a study among tasks that each train every n-th run in one shared folder.
+"""Job arrays: divide a study among tasks that each train the runs of some seeds in one shared folder.
 
 The order of the runs is the study's, each run folder has its own lock, and each task records its attempts in
 its own folder shares/I of N. The first task proves the arms and measures for all; the last one judges.
@@ -41,7 +41,8 @@ def prepare(study, workdir, share, should_stop, say):
   prove = lambda: runner.prove_study(study, workdir / 'cache', say)
 
   def write(arms, proofs, description):
-    tasks = runner.make_tasks(study, arms, proofs, workdir)[share[0] :: share[1]]
+    tasks = runner.make_tasks(study, arms, proofs, workdir)
+    tasks = runner.select_share(tasks, share, lambda task: task.seed)
     return runner.write_study(workdir, tasks, description, say)
 
   with study_lock(workdir, should_stop) as locked:

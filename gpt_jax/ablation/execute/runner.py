@@ -248,12 +248,28 @@ def lock_holder(folder):
 def unfinished_runs(workdir, share=(0, 1)):
   """Rows of runs that a fix and another call may still finish; one that diverged counts as finished.
 
-  share: (i, n) selects the i-th of n shares.
+  share: see select_share.
   """
-  rows = store.read_runs(workdir)
-  seeds = {row['seed']: None for row in rows}
-  rows.sort(key=lambda row: list(seeds).index(row['seed']))  # the order of make_tasks
-  return [row for row in rows[share[0] :: share[1]] if row['status'] not in FINAL]
+  rows = select_share(store.read_runs(workdir), share, lambda row: row['seed'])
+  return [row for row in rows if row['status'] not in FINAL]
+
+
+def select_share(runs, share, seed_of):
+  """The runs of share (i, n), the i-th of n: whole seeds, so that one machine trains all arms of a seed.
+
+  Where shares are more than seeds, several of them divide the arms of one seed.
+  """
+  number, count = share
+  by_seed = {}
+  for run in runs:
+    by_seed.setdefault(seed_of(run), []).append(run)
+  groups = list(by_seed.values())
+  if count <= len(groups):
+    return [run for group in groups[number::count] for run in group]
+  if not groups:
+    return []
+  which, part = number % len(groups), number // len(groups)
+  return groups[which][part :: len(range(which, count, len(groups)))]
 
 
 def check_metric(workdir):

@@ -129,7 +129,7 @@ def compare_curves(rows, base_rows, better='lower'):
   speedup: wall-clock time of the baseline / of the arm to the worse of their final values, so that nothing is
   extrapolated; times are tokens / median tokens per second. Under a decaying learning rate an earlier value
   takes longer than with a schedule made for it: the true ratio is further from 1. None without curves or
-  speeds, and if runs were trained in different ways or numbers at once, as their times do not compare.
+  speeds, and if runs were trained on other hardware, in other ways or numbers at once: times do not compare.
   """
   curves = _curves(rows), _curves(base_rows)
   seeds = sorted(set(curves[0]) & set(curves[1]))
@@ -141,7 +141,8 @@ def compare_curves(rows, base_rows, better='lower'):
       at_fractions.append([fraction, test['mean'], *(test['interval'] or (None, None))])
   speeds = [_median(_finished_results(side), 'tokens_per_second') for side in (rows, base_rows)]
   finished = [row for row in (*rows, *base_rows) if row['status'] == 'done']
-  ways = {(row.get('how'), row['result'].get('replicas', 1)) for row in finished}
+  about = lambda row: (row.get('how'), row['result'].get('replicas', 1), row['result'].get('hardware'))
+  ways = set(map(about, finished))
   if seeds and all(speeds) and len(ways) == 1:
     sides = [_mean_curve([side[seed] for seed in seeds], better) for side in curves]
     target = max(losses[-1] for _, losses in sides)
