@@ -34,6 +34,7 @@ STYLE = {
   'xtick.labelcolor': MUTED,
   'ytick.labelcolor': MUTED,
   'ytick.left': False,
+  'text.parse_math': False,  # a $ in a name is a $
 }
 LEFT, BOTTOM = 44, 30  # pixels for tick labels
 ROW, LETTER = 30, 7  # pixels of a forest plot's row, and of a letter

@@ -57,12 +57,15 @@ def make_table(header, rows, kind='wide', **render):
 
 
 def to_markdown(title, top, sections):
-  """Return a report as Markdown, without figures and samples; top: paragraphs and lists of bullets."""
-  blocks = [f'# {title}', *(text if isinstance(text, str) else part_to_markdown(text) for text in top)]
+  """Return a report as Markdown, without figures and samples; top: Markdown, and lists of texts."""
+  blocks = [
+    f'# {escape_markdown(title)}',
+    *(text if isinstance(text, str) else part_to_markdown(text) for text in top),
+  ]
   for section in sections:
     parts = [part_to_markdown(part) for part in section.parts]
     if any(parts):
-      blocks += [f'## {section.title}', section.note, *parts]
+      blocks += [f'## {section.title}', escape_markdown(section.note), *parts]
   return '\n\n'.join(filter(None, blocks)) + '\n'
 
 
@@ -71,7 +74,7 @@ def part_to_markdown(part):
   if isinstance(part, Table):
     return table_to_markdown(part)
   if isinstance(part, list):
-    return '\n'.join(f'- {line}' for line in part)
+    return '\n'.join(f'- {escape_markdown(line)}' for line in part)
   return f'```\n{part}\n```' if part and isinstance(part, Code) else ''
 
 
@@ -88,7 +91,12 @@ def table_to_markdown(table):
 
 def markdown_cell(text):
   """Return a text as it may stand in a Markdown table."""
-  return loggers.printable(str(text)).replace('\n', ', ').replace('|', '\\|')
+  return escape_markdown(str(text).replace('\n', ', '))
+
+
+def escape_markdown(text):
+  """Return a text as Markdown that shows it; an underscore within a word needs no escape."""
+  return re.sub(r'^#|[\\`*$<\[|]|(?<!\w)_|_(?!\w)', r'\\\g<0>', loggers.printable(str(text)))
 
 
 # --------------------------------------------------------------------------------------- LaTeX

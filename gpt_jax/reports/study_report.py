@@ -11,7 +11,7 @@ import numpy as np
 
 from gpt_jax.reports import page, study_figures, study_tables
 from gpt_jax.reports import study_results as results
-from gpt_jax.reports.sections import Section, make_table, to_latex, to_markdown
+from gpt_jax.reports.sections import Section, escape_markdown, make_table, to_latex, to_markdown
 from gpt_jax.runs import loggers, records
 from gpt_jax.runs.text_table import join_some
 
@@ -44,7 +44,8 @@ def render_html(study):
 def render_markdown(study):
   """Return the report in Markdown, without figures and samples."""
   sentences = [results.arm_sentence(study, arm) for arm in study.others]
-  top = [study.spec.get('question', ''), f'**{results.headline(study)}**', sentences, list(alarms(study))]
+  question, headline = map(escape_markdown, (study.spec.get('question', ''), results.headline(study)))
+  top = [question, f'**{headline}**', sentences, list(alarms(study))]
   return to_markdown(study.name, top, sections(study))
 
 

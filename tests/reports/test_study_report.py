@@ -445,6 +445,17 @@ def test_a_folder_without_a_study_is_an_error_with_a_fix(tmp_path):
     study_report.write_report(tmp_path)
 
 
+def test_names_are_shown_as_they_are_in_every_format(tmp_path):
+  name, planned = 'x=$a_1$ *b* <i> _c_ `d`|e\\f', ablation_study.study(('learned',), seeds=2)
+  planned['arms'][1]['name'], planned['question'] = name, '# Does *it* help?'
+  study = build_study(tmp_path, planned, ablation_study.rows(planned, tmp_path, samples=False))
+  page, markdown = study_report.render_html(study), study_report.render_markdown(study)
+  assert Reader(page).text().count(name) > 5 and 'mathdefault' not in page
+  assert markdown.count(r'x=\$a_1\$ \*b\* \<i> \_c\_ \`d\`\|e\\f') > 5
+  assert name[:8] not in markdown and r'\# Does \*it\* help?' in markdown
+  assert r'x=\$a\_1\$ *b* $<$i$>$ \_c\_ `d`|e\textbackslash{}f' in study_report.render_latex(study)
+
+
 def test_runs_of_several_commits_are_named(tmp_path):
   planned = ablation_study.study(seeds=2)
   rows = ablation_study.rows(planned, tmp_path, samples=False)
