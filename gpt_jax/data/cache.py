@@ -78,7 +78,7 @@ def token_cache(
   entries = {**part.describe(), 'tokenizer': tokenizers.hash, 'eos': ending}
   folder = Path(cfg.cache or cache_dir).expanduser()
   path = folder / f'{source_name}-{split}-{_key(entries)}.json'
-  bad_records = BadRecords(source_name, source)
+  bad_records = BadRecords(source_name, source, split)
   if path.exists():
     try:
       cache = read_cache(path)
@@ -211,14 +211,17 @@ def _encode_documents(part: SourceSplit, tokenizers, bad_records: BadRecords, so
   """
   sound = media_forms(tokenizers).get('audio', ())
 
-  def decoded():
+  def read(item):
+    where, pieces = item[1]
+    return decode_media(tokenizers, pieces, where, bad_records.notes)
+
+  def checked():
     for number, (where, pieces) in enumerate(part.examples(bad_records.skip)):
       check_pieces(tokenizers, pieces, where)
-      try:
-        pieces = decode_media(tokenizers, pieces, where, bad_records.notes)
-      except (OSError, ValueError) as error:
-        bad_records.skip(error)
-        continue
+      yield number, (where, pieces)
+
+  def decoded():
+    for (number, _), pieces in bad_records.readable(checked(), read):
       yield pieces, tuple(hash_of(p.value) for p in pieces if p.kind in templates.MODALITY)
       if source is not None:
         for copy in augment.copies(source, number, pieces, *sound):

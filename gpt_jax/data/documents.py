@@ -49,7 +49,7 @@ def decode_media(tokenizers, pieces: list[Piece], where: str = '', notes=None) -
       value, note = _decode(modality, piece.value, forms[modality], where)
       piece = Piece(piece.kind, value)
       if note and notes is not None:
-        notes[f'{PLURALS[modality]} {note}'] += 1
+        notes.update(f'{PLURALS[modality]} {part}' for part in note.split(', '))
     decoded.append(piece)
   return decoded
 
@@ -162,14 +162,11 @@ def _load_media(cfg, modality, split, form) -> Iterator[np.ndarray]:
   empty = True
   for name in source_names(cfg, split):
     source = cfg.mixture[name]
-    bad_records = BadRecords(name, source)
-    for number, (where, raw) in enumerate(_media_of(cfg, name, modality, split, bad_records.skip)):
-      try:
-        array, note = _decode(modality, raw, form, where)
-      except (OSError, ValueError) as error:
-        bad_records.skip(error)
-        continue
-      bad_records.notes.update([f'{PLURALS[modality]} {note}'] if note else [])
+    bad_records = BadRecords(name, source, split)
+    items = enumerate(_media_of(cfg, name, modality, split, bad_records.skip))
+    read = lambda item: _decode(modality, item[1][1], form, item[1][0])
+    for (number, _), (array, note) in bad_records.readable(items, read):
+      bad_records.notes.update(f'{PLURALS[modality]} {part}' for part in note.split(', ') if part)
       empty = False
       yield array
       if split == 'train':

@@ -1,7 +1,10 @@
 """Input files: find them here or in a bucket, hash them, and stream rows into .npy files."""
 
+import fnmatch
+import functools
 import glob
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -10,6 +13,14 @@ import numpy as np
 
 from gpt_jax.runs import records
 
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def warn_once(message: str, subject: str = '') -> None:
+  """Log a warning, once in a process for each subject."""
+  log.warning(message)
+
 
 def candidates(path: str, *folders: str | Path) -> list[str]:
   """Return the places of a path: below the folders, the current one and GPT_JAX_DATA, if set."""
@@ -17,24 +28,88 @@ def candidates(path: str, *folders: str | Path) -> list[str]:
   return [os.path.join(root, os.path.expanduser(path)) for root in roots]
 
 
-def find_files(path: str, suffix: str) -> list[Path]:
-  """Return the sorted files, at least one, of a name, a glob or a folder (all `suffix` in it).
+def find_files(path: str, *suffixes: str) -> list[Path]:
+  """Return the sorted files, at least one, of a name, a glob or a folder (all of these suffixes in it).
 
   Files of a bucket, as in gs://bucket/texts or s3://bucket/a*.jsonl, are copied here first.
   """
   if '://' in path:
-    return fetched(path, suffix)
+    return fetched(path, suffixes)
   for full in candidates(path):
-    pattern = os.path.join(glob.escape(full), '**', f'*{suffix}') if os.path.isdir(full) else full
-    names = [full] if os.path.isfile(full) else glob.glob(pattern, recursive=True)
-    if files := sorted(Path(name) for name in names if os.path.isfile(name)):
-      return files
-  raise _no_files(path, suffix)
+    if os.path.isdir(full):
+      names = [os.path.join(full, name) for name in walk(full) if name.endswith(suffixes)]
+    else:
+      names = find_glob(full)
+    if names:
+      return sorted(map(Path, names))
+  raise _no_files(path, suffixes)
 
 
-def _no_files(path: str, suffix: str) -> ValueError:
+def find_glob(pattern: str) -> list[str]:
+  """Return the files of a name or a glob; ** is any number of folders, each of which is read once."""
+  if os.path.isfile(pattern):
+    return [pattern]
+  parts = pattern.split('/')
+  if '**' not in parts:
+    return list(filter(os.path.isfile, glob.glob(pattern)))
+  start = parts.index('**')
+  folders = filter(os.path.isdir, glob.glob('/'.join(parts[:start]) or '/') if start else ['.'])
+  return [
+    os.path.join(folder, name) if start else name
+    for folder in folders
+    for name in walk(folder)
+    if _matches(name.split('/'), parts[start:])
+  ]
+
+
+def _matches(names: list[str], patterns: list[str]) -> bool:
+  """Whether the parts of a path match those of a glob."""
+  if not patterns or not names:
+    return not names and set(patterns) <= {'**'}
+  if patterns[0] == '**':
+    return _matches(names, patterns[1:]) or _matches(names[1:], patterns)
+  return fnmatch.fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
+
+
+def walk(folder: str) -> list[str]:
+  """Return the files below a folder, as sorted relative paths with /; names that begin with . are left out.
+
+  Links are followed, but each folder is read once, under its own name if it lies below `folder`: links
+  to folders may form circles. Raises OSError for a folder that may not be read.
+  """
+  names, visited, links, again, broken = [], set(), [folder], [], []
+
+  def refuse(error):
+    raise error
+
+  while links:
+    top = links.pop(0)
+    for root, folders, files in os.walk(top, onerror=refuse):
+      status = os.stat(root)
+      if (status.st_dev, status.st_ino) in visited:
+        again.append(root)
+        folders.clear()
+        continue
+      visited.add((status.st_dev, status.st_ino))
+      folders[:] = sorted(name for name in folders if not name.startswith('.'))
+      links += [path for path in (os.path.join(root, name) for name in folders) if os.path.islink(path)]
+      paths = (os.path.join(root, name) for name in files if not name.startswith('.'))
+      for path in paths:
+        if os.path.isfile(path):
+          names.append(os.path.relpath(path, folder))
+        elif os.path.islink(path):
+          broken.append(path)
+  if again:
+    warn_once(f'{folder}: {len(again)} links to folders that are read already are left out, as {again[0]}')
+  if broken:
+    warn_once(f'{folder}: {len(broken)} links to files that do not exist are left out, as {broken[0]}')
+  return sorted(names)
+
+
+def _no_files(path: str, suffixes: tuple[str, ...]) -> ValueError:
+  searched = ' '.join(f'*{suffix}' for suffix in suffixes)
   return ValueError(
-    f'path={path} matches no file (a folder is searched for *{suffix})\n'
+    f'path={path} matches no file (a folder is searched for {searched})\n'
     'fix: give an existing file, folder or glob, or set GPT_JAX_DATA to the folder that holds it'
   )
 
@@ -45,7 +120,7 @@ def _unreadable_remote(url: str, error: Exception) -> ValueError:
   return ValueError(f'path={url} cannot be read: {reason}\nfix: pip install {package}, and log in there')
 
 
-def fetched(url: str, suffix: str) -> list[Path]:
+def fetched(url: str, suffixes: tuple[str, ...]) -> list[Path]:
   """Return local copies of remote files, sorted by remote name; unchanged files are not copied again."""
   import fsspec
 
@@ -53,12 +128,12 @@ def fetched(url: str, suffix: str) -> list[Path]:
   try:
     system, path = fsspec.core.url_to_fs(url)
     names = system.find(path) if system.isdir(path) else system.glob(path)
-    chosen = [name for name in names if name.endswith(suffix) or not system.isdir(path)]
+    chosen = [name for name in names if name.endswith(suffixes) or not system.isdir(path)]
     copies = [_copy(system, name, folder) for name in sorted(chosen)]
   except (ImportError, ValueError, OSError) as error:
     raise _unreadable_remote(url, error) from error
   if not copies:
-    raise _no_files(url, suffix)
+    raise _no_files(url, suffixes)
   return copies
 
 
@@ -104,14 +179,6 @@ def _open(path: Path | str):
     return fsspec.open(str(path), 'rb')
   except (ImportError, ValueError) as error:
     raise _unreadable_remote(str(path), error) from error
-
-
-def not_utf8(path: Path, offset: int) -> ValueError:
-  """Return the error for a text file that is not UTF-8."""
-  return ValueError(
-    f'{path} is not UTF-8: bad byte at offset {offset}\n'
-    f'fix: convert it, as in: iconv -f latin1 -t utf-8 {path}'
-  )
 
 
 def containing_file(path: str) -> tuple[Path, str] | None:

@@ -6,10 +6,9 @@ an array. They return the array and a note of conversions, '' for none. Errors n
 Letters: Y rows, X columns, A channels, N samples.
 """
 
-import contextlib
+import fractions
 import functools
 import io
-import math
 import os
 import wave as wave_files
 import zipfile
@@ -18,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from gpt_jax.data import files
+from gpt_jax.data.decoders import TooLarge, check_length, decode_image, decode_sound, flatten, name_record
 
-MOST_PIXELS = 50_000_000  # a decoded picture of this size takes 150 to 200 MB
-MOST_BYTES = 1 << 26  # of a member of an archive, unpacked: a minute of sound at 48 kHz takes 6 MB
+MOST_BYTES = 1 << 28  # of a file, or of a member of an archive, unpacked
+MOST_TERM = 1 << 15  # of the ratio of two sample rates: the filter has 20 times as many taps
 PIECE = 4096  # bytes asked of an archive at once: with some methods, packed ones
 FULL_SCALE = 32768  # of 16-bit sound
 
@@ -35,16 +35,16 @@ def open_bytes(path) -> bytes:
       f'there is no file {path}\nfix: give an existing file, or set GPT_JAX_DATA to the folder that holds it'
     )
   file, member = place
-  return _member(file, member) if member else file.read_bytes()
+  if member:
+    return _member(file, member)
+  _check_bytes(file, file.stat().st_size)
+  return file.read_bytes()
 
 
-@contextlib.contextmanager
-def _name_record(where: str):
-  """Put the record in front of errors."""
-  try:
-    yield
-  except (ValueError, FileNotFoundError) as error:
-    raise type(error)(f'{where}: {error}' if where else str(error)) from None
+def _check_bytes(name, size):
+  if size > MOST_BYTES:
+    message = f'{name} has {size} bytes (unpacked), more than {MOST_BYTES}\nfix: shrink, cut or drop it'
+    raise TooLarge.of('bytes', size, message)
 
 
 def read_image(value, shape: tuple[int, int, int], where: str = '') -> tuple[np.ndarray, str]:
@@ -58,15 +58,15 @@ def read_image(value, shape: tuple[int, int, int], where: str = '') -> tuple[np.
 
   if shape[2] not in (1, 3):
     raise ValueError(f'images of {shape[2]} channels are not supported\nfix: give 1 or 3 channels')
-  with _name_record(where):
+  with name_record(where):
     if isinstance(value, (str, Path, bytes, bytearray)):
-      picture, notes = _decode_image(value)
+      picture, notes = decode_image(*_content(value))
     else:
       array = _checked_pixels(value)
       if array.shape == shape or (array.shape == shape[:2] and shape[2] == 1):
         return array.reshape(shape), ''
       picture, notes = _picture(array), []
-    picture = _flatten(picture, 'L' if shape[2] == 1 else 'RGB', notes)
+    picture = flatten(picture, 'L' if shape[2] == 1 else 'RGB', notes)
     if picture.size != (shape[1], shape[0]):
       notes.insert(0, f'resized from {picture.width}x{picture.height}')
       picture = picture.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
@@ -80,14 +80,15 @@ def read_sound(
 
   Arrays are [N] or [N, channels]: integers are 16-bit samples of any width, as in TFDS, floats are
   within -1 .. 1; `rate` is their rate in Hz, 0 for `sample_rate`. Channels are averaged, and other
-  rates resampled. Raises ValueError for empty, too long or broken sounds.
+  rates resampled, to within 31 millionths of the pitch. A sound beyond -1 .. 1 is scaled down to its
+  peak. Raises ValueError for empty, too long or broken sounds.
   """
-  with _name_record(where):
+  with name_record(where):
     if isinstance(value, (str, Path, bytes, bytearray)):
-      sound, rate = _decode_sound(value, most_seconds)
+      sound, rate = decode_sound(*_content(value), most_seconds)
     else:
       sound, rate = _checked_samples(value), rate or sample_rate
-    _check_length(len(sound), rate, most_seconds)
+    check_length(len(sound), rate, most_seconds)
     if not np.isfinite(sound).all():
       raise ValueError('the sound has NaN or infinite samples\nfix: repair or drop the record')
   notes = []
@@ -96,12 +97,27 @@ def read_sound(
       notes.append(f'{sound.shape[1]} channels averaged')
     sound = sound.mean(1)
   if rate != sample_rate:
-    from scipy import signal
-
     notes.insert(0, f'resampled from {rate} Hz')
-    shared = math.gcd(rate, sample_rate)
-    sound = signal.resample_poly(sound, sample_rate // shared, rate // shared)
-  return np.clip(sound, -1, 1).astype(np.float32), ', '.join(notes)
+  peak = np.abs(sound).max()
+  if peak > 1:
+    notes.append(f'scaled down from a peak of {peak:.2g}')
+    sound = sound / peak
+  if rate != sample_rate:
+    sound = _resample(sound, rate, sample_rate)
+    sound = sound / max(1, np.abs(sound).max(initial=0))  # the filter overshoots
+  return sound.astype(np.float32), ', '.join(notes)
+
+
+def _resample(sound_N, rate, sample_rate):
+  """Resample by a ratio whose terms, and so the filter's taps, are bounded."""
+  from scipy import signal
+
+  ratio = fractions.Fraction(sample_rate, rate)
+  if ratio < 1:
+    ratio = ratio.limit_denominator(MOST_TERM)
+  else:
+    ratio = 1 / (1 / ratio).limit_denominator(MOST_TERM)
+  return signal.resample_poly(sound_N, ratio.numerator, ratio.denominator)
 
 
 def to_png(image: np.ndarray, scale: int = 1) -> bytes:
@@ -170,18 +186,15 @@ def _member(archive, name):
   fix = 'fix: give a member of the archive; `python -m zipfile -l` lists them'
   try:
     opened = _archive(archive, archive.stat().st_mtime_ns, os.getpid())
-    size = opened.getinfo(name).file_size
-    if size <= MOST_BYTES:
-      with opened.open(name) as file:  # reads at most `size` bytes
-        return b''.join(iter(functools.partial(file.read, PIECE), b''))
+    _check_bytes(f'{archive}/{name}', opened.getinfo(name).file_size)
+    with opened.open(name) as file:  # reads at most the bytes that were checked
+      return b''.join(iter(functools.partial(file.read, PIECE), b''))
+  except TooLarge:
+    raise
   except KeyError:
     raise FileNotFoundError(f'{archive} has no member {name}\n{fix}') from None
   except Exception as error:  # every compression method has errors of its own
     raise ValueError(f'{archive} cannot be read: {error}\n{fix}') from None
-  raise ValueError(
-    f'{archive}/{name} unpacks to {size} bytes, more than {MOST_BYTES}\n'
-    'fix: unpack the archive, or drop the record'
-  )
 
 
 @functools.lru_cache(maxsize=16)
@@ -191,63 +204,14 @@ def _archive(path, changed, process):
 
 
 def _content(value):
-  """Return (bytes, their name in errors)."""
+  """Return (bytes, their name in errors); ValueError for an empty file."""
   if isinstance(value, (bytes, bytearray)):
-    return bytes(value), f'a file of {len(value)} bytes'
-  return open_bytes(value), str(value)
-
-
-def _decode_image(value):
-  """Return (Pillow image, notes) of a file; the size is checked before decoding."""
-  from PIL import Image, ImageOps
-
-  content, name = _content(value)
-  bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-  expected = 'a picture'
-  try:
-    picture = Image.open(io.BytesIO(content))
-    if picture.width * picture.height > MOST_PIXELS:
-      raise Image.DecompressionBombError(f'{picture.width}x{picture.height} pixels')
-    expected = 'a whole picture'
-    notes = [f'first of {frames} frames'] if (frames := getattr(picture, 'n_frames', 1)) > 1 else []
-    picture.load()
-    upright = ImageOps.exif_transpose(picture)
-  except bombs as error:
-    fix = f'fix: shrink it below {MOST_PIXELS} pixels, or drop it'
-    raise ValueError(f'{name} is too large to decode: {error}\n{fix}') from None
-  except Exception as error:  # Pillow's readers raise many kinds on damaged files
-    raise _unreadable(name, expected, error) from None
-  if picture.getexif().get(0x0112, 1) != 1:
-    notes.append('turned upright')
-  return upright, notes
-
-
-def _flatten(picture, mode, notes):
-  """Return the picture in mode L or RGB, adding conversions to `notes`."""
-  from PIL import Image
-
-  if picture.mode[0] in 'IF':
-    values = np.asarray(picture)
-    top = max(255, float(values.max()))
-    if picture.mode == 'F' or values.min() < 0 or top > 65535:
-      raise ValueError(
-        f'a picture of mode {picture.mode} has values from {values.min()} to {values.max()}\n'
-        'fix: save it with 8 or 16 bits a channel'
-      )
-    depth = 65535 if top > 255 else 255
-    picture = Image.fromarray(np.round(values * (255 / depth)).astype(np.uint8))
-    notes.append('16 bits reduced to 8')
-  if picture.has_transparency_data:
-    name = picture.mode if picture.mode in ('RGBA', 'LA') else f'transparent {picture.mode}'
-    notes.append(f'{name} composited over white')
-    picture = picture.convert('RGBA')
-    white = Image.new('RGBA', picture.size, 'white')
-    picture = Image.alpha_composite(white, picture).convert('RGB')
-    if mode == 'RGB':
-      return picture
-  elif picture.mode != mode and (picture.mode, mode) != ('P', 'RGB'):
-    notes.append(f'{picture.mode} converted to {mode}')
-  return picture.convert(mode)
+    content, name = bytes(value), f'a file of {len(value)} bytes'
+  else:
+    content, name = open_bytes(value), str(value)
+  if not content:
+    raise ValueError(f'{name} is empty\nfix: fetch it again, or drop it')
+  return content, name
 
 
 def _checked_pixels(value):
@@ -273,20 +237,6 @@ def _picture(array):
   return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
 
 
-def _decode_sound(value, most_seconds):
-  """Return (float32 [N, channels], rate) of a file; the length is checked before decoding."""
-  import soundfile
-
-  content, name = _content(value)
-  try:
-    with soundfile.SoundFile(io.BytesIO(content)) as file:
-      with _name_record(name):
-        _check_length(file.frames, file.samplerate, most_seconds)
-      return file.read(dtype='float32', always_2d=True), file.samplerate
-  except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
-    raise _unreadable(name, 'a sound', error) from None
-
-
 def _checked_samples(value):
   """Return an array of samples as float32 [N] or [N, channels]."""
   array = np.asarray(value)
@@ -305,18 +255,3 @@ def _checked_samples(value):
       f'{array.max()}, not within -{limit} .. {limit}\nfix: scale it down'
     )
   return (array / np.float32(limit)).astype(np.float32)
-
-
-def _check_length(samples, rate, most_seconds):
-  if not samples:
-    raise ValueError('the sound has no samples\nfix: drop the record')
-  if samples > most_seconds * rate:
-    raise ValueError(
-      f'the sound lasts {samples / rate:.4g} s, more than {most_seconds:g} s\n'
-      'fix: cut it, or raise the limit (audio.seconds)'
-    )
-
-
-def _unreadable(name, what, error):
-  reason = ' '.join(str(error).split()).partition(' <_io')[0] or type(error).__name__
-  return ValueError(f'{name} is not {what}: {reason}\nfix: repair or drop the record')

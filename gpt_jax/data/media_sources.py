@@ -3,7 +3,6 @@
 Records hold media as paths, encoded bytes or arrays, which are decoded where they become tokens.
 """
 
-import glob
 import hashlib
 import json
 import os
@@ -13,13 +12,23 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_jax.data.files import candidates, containing_file, find_files, hash_files, refuse_remote
+from gpt_jax.data import formats, templates
+from gpt_jax.data.files import (
+  candidates,
+  containing_file,
+  find_files,
+  find_glob,
+  hash_files,
+  refuse_remote,
+  walk,
+  warn_once,
+)
 from gpt_jax.data.record_sources import json_records
 from gpt_jax.data.splits import Corpus, Record, generated
 from gpt_jax.data.synthetic.keypad import NAMES, RATE
 from gpt_jax.data.synthetic.keypad import records as keypad_records
+from gpt_jax.runs.reading import reading
 
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.gif', '.bmp', '.webp', '.wav', '.flac', '.ogg', '.mp3')
 KEYS = ('file', 'image', 'audio')  # fields of captions that may name the file
 
 
@@ -49,7 +58,7 @@ def keypad(source, split: str) -> Corpus:
 
 def files(source, split: str) -> Corpus:
   """Open media files of a folder, glob or .zip; fields come from their names and from captions."""
-  paths = _media_files(source.path_of(split))
+  paths = _media_files(source.path_of(split), templates.modalities(source.template))
   pattern = re.compile(source.pattern)
   captions = _captions(source.captions) if source.captions else {}
 
@@ -60,7 +69,7 @@ def files(source, split: str) -> Corpus:
         match = pattern.search(name)
         if not match:
           raise ValueError(
-            f'{path}: its name does not match pattern={source.pattern!r}\n'
+            f'{path}: its name {name!r} does not match pattern={source.pattern!r}\n'
             'fix: correct the pattern, or move the file away'
           )
         record.update(match.groupdict(''))
@@ -82,23 +91,37 @@ def files(source, split: str) -> Corpus:
   return Corpus(records, content)
 
 
-def _media_files(path: str) -> list[tuple[str, str]]:
-  """Return (path, name below the folder or .zip) of each media file, sorted by path."""
+def _media_files(path: str, modalities: set[str]) -> list[tuple[str, str]]:
+  """Return (path, name below the folder or .zip) of each file of these modalities, sorted by path.
+
+  No modality stands for all. Files of a folder or .zip that may be media and are left out are logged.
+  """
   refuse_remote(path)
+  modalities = modalities or set(formats.NAMES)
+  suffixes = tuple(suffix for modality in sorted(modalities) for suffix in formats.SUFFIXES[modality])
+  others = tuple(suffix for modality in sorted(modalities) for suffix in formats.UNREADABLE[modality])
   for full in candidates(path):
     if os.path.isdir(full):
-      names = glob.glob('**', root_dir=full, recursive=True)
+      names = walk(full)
     elif zipfile.is_zipfile(full):
-      with zipfile.ZipFile(full) as archive:
+      with reading(full, 'a whole zip archive', 'fetch it again'), zipfile.ZipFile(full) as archive:
         names = archive.namelist()
-    elif matching := [name for name in glob.glob(full, recursive=True) if os.path.isfile(name)]:
+    elif matching := find_glob(full):
       return [(name, os.path.basename(name)) for name in sorted(matching)]
     else:
       continue
-    if names := sorted(name for name in names if name.lower().endswith(SUFFIXES)):
-      return [(f'{full}/{name}', name) for name in names]
+    chosen = sorted(name for name in names if formats.is_media_name(name, suffixes))
+    left_out = sorted(name for name in names if formats.is_media_name(name, others))
+    if chosen and left_out:
+      warn_once(f'{full}: {len(left_out)} files of formats that are not read are left out, as {left_out[0]}')
+    if chosen:
+      return [(f'{full}/{name}', name) for name in chosen]
+    if left_out:
+      modality = 'audio' if formats.is_media_name(left_out[0], formats.UNREADABLE['audio']) else 'image'
+      fix = formats.CONVERT[modality].format(name=left_out[0])
+      raise ValueError(f'path={path} has no file of a format that is read, but {left_out[0]}\nfix: {fix}')
   raise ValueError(
-    f'path={path} matches no media file (a folder or .zip is searched for {" ".join(SUFFIXES)})\n'
+    f'path={path} matches no media file (a folder or .zip is searched for {" ".join(suffixes)})\n'
     'fix: give an existing folder, glob or .zip, or set GPT_JAX_DATA to the folder that holds it'
   )
 

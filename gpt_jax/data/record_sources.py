@@ -1,6 +1,5 @@
 """Sources of records with fields: JSON lines with media, parallel texts, synthetic stories, TFDS."""
 
-import gzip
 import hashlib
 import itertools
 import json
@@ -10,16 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpt_jax.data import templates
-from gpt_jax.data.files import candidates, containing_file, find_files, hash_files, not_utf8, refuse_remote
+from gpt_jax.data.files import candidates, containing_file, find_files, hash_files, refuse_remote
 from gpt_jax.data.splits import Corpus, Record, generated
 from gpt_jax.data.synthetic import stories
+from gpt_jax.data.text_files import PACKED, not_utf8, read_chunks, suffixes, without_empty
 
 
 def jsonl(source, split: str) -> Corpus:
   """Open JSON lines; blank lines are skipped. Media lie beside the file, or in `root`."""
   if templates.modalities(source.template) and not source.root:
     refuse_remote(source.path_of(split))
-  files = find_files(source.path_of(split), '.jsonl')
+  files = without_empty(find_files(source.path_of(split), *suffixes('.jsonl')))
 
   def records():
     for path in files:
@@ -38,24 +38,23 @@ def jsonl(source, split: str) -> Corpus:
 def json_records(path: Path, tolerant: bool = False) -> Iterator[tuple[str, dict | ValueError]]:
   """Yield (where, object) of each line that is not blank; if `tolerant`, errors in place of objects."""
   offset = 0
-  with open(path, 'rb') as file:
-    for number, line in enumerate(file, 1):
-      if line.strip():
-        try:
-          record = _json_record(path, number, line, offset)
-        except ValueError as error:
-          if not tolerant:
-            raise
-          record = error
-        yield f'{path} line {number}', record
-      offset += len(line)
+  for number, line in enumerate(read_chunks(path, 0), 1):
+    if line.strip():
+      try:
+        record = _json_record(path, number, line, offset)
+      except ValueError as error:
+        if not tolerant:
+          raise
+        record = error
+      yield f'{path} line {number}', record
+    offset += len(line)
   if not offset:
     raise ValueError(f'{path} is empty\nfix: remove it from path, or fill it')
 
 
 def _json_record(path: Path, number: int, line: bytes, offset: int) -> dict:
   try:
-    record = json.loads(line.decode('utf-8'))
+    record = json.loads(line.decode('utf-8').rstrip('\r\n'))
   except UnicodeDecodeError as error:
     raise not_utf8(path, offset + error.start) from None
   except json.JSONDecodeError as error:
@@ -108,7 +107,7 @@ def parallel(source, split: str) -> Corpus:
   Its fields are the suffixes of the files, here en and de; lines are stripped.
   """
   path = source.path_of(split)
-  files = {file.with_suffix('') if file.suffix == '.gz' else file: file for file in find_files(path, '')}
+  files = {file.with_suffix('') if file.suffix in PACKED else file: file for file in find_files(path, '')}
   names = {name.suffix.removeprefix('.'): file for name, file in files.items()}
   if len(names) < max(2, len(files)) or '' in names:
     raise ValueError(
@@ -138,15 +137,12 @@ def synthetic_stories(source, split: str) -> Corpus:
 def _text_lines(path: Path) -> Iterator[str]:
   """Yield the stripped lines of a UTF-8 file, compressed or not."""
   offset = 0
-  with gzip.open(path) if path.suffix == '.gz' else open(path, 'rb') as file:
+  for line in read_chunks(path, 0):
     try:
-      for line in file:
-        yield line.decode('utf-8').strip()
-        offset += len(line)
+      yield line.decode('utf-8').strip()
     except UnicodeDecodeError as error:
       raise not_utf8(path, offset + error.start) from None
-    except (gzip.BadGzipFile, EOFError) as error:
-      raise ValueError(f'{path} cannot be read: {error}\nfix: fetch it again') from None
+    offset += len(line)
 
 
 def tfds(source, split: str) -> Corpus:

@@ -8,6 +8,8 @@ part of Python's format language is accepted: a format could silently round a nu
 """
 
 import functools
+import math
+import os
 import string
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -193,8 +195,7 @@ def _media(kind: str, value, field: str, where: str, record: dict) -> Piece:
   """Return media as a path below the root of the record, encoded bytes or an array."""
   root, rate = getattr(record, 'root', ''), getattr(record, 'rate', 0)
   if isinstance(value, str) and value:
-    absolute = not root or value.startswith(('/', '~'))
-    return Piece(kind, value if absolute else f'{root}/{value}')
+    return Piece(kind, _media_path(value, root, field, where))
   if isinstance(value, bytes) and value:
     return Piece(kind, value)
   if isinstance(value, (list, np.ndarray)) and len(value):
@@ -205,6 +206,20 @@ def _media(kind: str, value, field: str, where: str, record: dict) -> Piece:
     f'{where} field {field!r} is {_short(value)}, not a path or the content of media\n'
     'fix: name a field with a path, with encoded bytes or with an array in the template'
   )
+
+
+def _media_path(path: str, root: str, field: str, where: str) -> str:
+  """Return a path of a record, below its root if it has one: data of strangers name no other files."""
+  if not root:
+    return path
+  full = os.path.normpath(os.path.join(root, os.path.expanduser(path)))
+  top = os.path.normpath(root)
+  if os.path.commonpath([os.path.abspath(top), os.path.abspath(full)]) != os.path.abspath(top):
+    raise ValueError(
+      f'{where} field {field!r} is {_short(path)}, which is not below {top}\n'
+      f'fix: set root of the source to a folder that holds it, as in root={os.path.dirname(full)}'
+    )
+  return full
 
 
 def _short(value) -> str:
@@ -226,8 +241,12 @@ def _check_text(text: str, where: str) -> None:
 
 def lookup(record: dict, field: str, where: str):
   """Return the value at a dotted path; `*` at its end joins a list of texts."""
-  value = record
-  for part in field.split('.'):
+  value, parts = record, field.split('.')
+  while parts:
+    # A key may have dots itself: the longest that the record has is meant.
+    keys = ('.'.join(parts[:count]) for count in range(len(parts), 0, -1))
+    part = next((key for key in keys if isinstance(value, dict) and key in value), parts[0])
+    del parts[: part.count('.') + 1]
     if part == '*' and isinstance(value, list) and all(isinstance(v, str) for v in value):
       value = ' '.join(map(str.strip, value))
     elif isinstance(value, dict) and part in value:
@@ -254,9 +273,12 @@ def _text(value, field: str, where: str) -> str:
       raise ValueError(
         f'{where} field {field!r} is not UTF-8 at byte {error.start}\nfix: name a text field in the template'
       ) from None
-  if isinstance(value, (str, int, float)):
+  if isinstance(value, bool):
+    return str(value).lower()  # as in JSON
+  if isinstance(value, (str, int, float)) and not (isinstance(value, float) and math.isnan(value)):
     return str(value)
+  what = 'null' if value is None else 'NaN' if isinstance(value, float) else f'a {type(value).__name__}'
   raise ValueError(
-    f'{where} field {field!r} is a {type(value).__name__}, not text\n'
-    'fix: name a text or number inside it, as in {answers.0}'
+    f'{where} field {field!r} is {what}, not text\n'
+    'fix: name a text or number inside it, as in {answers.0}, or leave the record out'
   )

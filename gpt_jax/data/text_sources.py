@@ -3,14 +3,14 @@
 import codecs
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from gpt_jax.data.files import find_files, hash_files, not_utf8
+from gpt_jax.data.files import find_files, hash_files
 from gpt_jax.data.splits import Corpus, generated
 from gpt_jax.data.synthetic import markov
+from gpt_jax.data.text_files import not_utf8, read_chunks, suffixes, without_empty
 
 BLOCK = 1 << 20  # bytes read at a time
 
@@ -38,12 +38,10 @@ def builtin(source, split: str) -> Corpus:
 
 def text(source, split: str) -> Corpus:
   """Open UTF-8 files, read byte for byte; each is one document, or many between separators."""
-  files = find_files(source.path_of(split), '.txt')
+  files = without_empty(find_files(source.path_of(split), *suffixes('.txt')))
 
   def records():
     for path in files:
-      if not os.path.getsize(path):
-        raise ValueError(f'{path} is empty\nfix: remove it from path, or fill it')
       blocks = _decode_blocks(path)
       documents = split_blocks(blocks, source.separator) if source.separator else [''.join(blocks)]
       for number, document in enumerate(documents, 1):
@@ -68,11 +66,18 @@ def split_blocks(blocks: Iterable[str], separator: str) -> Iterator[str]:
 
 def _decode_blocks(path: Path) -> Iterator[str]:
   """Yield a file as text, block by block, without newline translation."""
-  with open(path, 'rb') as file:
-    try:
-      yield from codecs.iterdecode(iter(lambda: file.read(BLOCK), b''), 'utf-8')
-    except UnicodeDecodeError as error:  # its object is the last block with the bytes pending before it
-      raise not_utf8(path, file.tell() - len(error.object) + error.start) from None
+  size = 0
+
+  def counted():
+    nonlocal size
+    for block in read_chunks(path, BLOCK):
+      size += len(block)
+      yield block
+
+  try:
+    yield from codecs.iterdecode(counted(), 'utf-8')
+  except UnicodeDecodeError as error:  # its object is the last block with the bytes pending before it
+    raise not_utf8(path, size - len(error.object) + error.start) from None
 
 
 def synthetic(source, split: str) -> Corpus:

@@ -20,6 +20,8 @@ from gpt_jax.tokenizers.base import TokenizerKind, load_tokenizer, unpack_arrays
 from gpt_jax.tokenizers.settings import changed_fields, check_effective, check_fields, load_own, not_trained
 from gpt_jax.tokenizers.spectrogram import Spectrogram
 
+SAMPLE_RATES = (50, 768_000)  # Hz, lowest and highest of sounds
+
 
 @dataclasses.dataclass(frozen=True)
 class AudioConfig:
@@ -51,6 +53,7 @@ class AudioConfig:
         f"give one of {', '.join(AUDIO_TOKENIZERS)}, or '' for no sound",
       ),
       *((name, getattr(self, name) >= number, f'give {number} or more') for name, number in least.items()),
+      ('sample_rate', self.sample_rate <= SAMPLE_RATES[1], f'give at most {SAMPLE_RATES[1]}'),
       ('seconds', 0 < self.seconds < math.inf, 'give a duration above 0'),
       ('levels', min(self.levels, default=0) > 1, 'give at least one, each 2 or more, as in (8, 5, 5, 5)'),
     )

@@ -23,7 +23,7 @@ from gpt_jax.data.splits import Record
 from gpt_jax.data.templates import Samples, modalities, parse, signature
 from gpt_jax.jobs import language_model
 from tests import command_line
-from tests.data_helpers import TinyImages, media_tokenizers
+from tests.data_helpers import TinyImages, media_tokenizers, two_lines
 
 ROOT = Path(__file__).parents[2]
 IMAGE = np.arange(16, dtype=np.uint8).reshape(4, 4, 1) * 16
@@ -102,11 +102,14 @@ def test_pieces():
 
 
 def test_paths_lie_below_the_root_of_a_record():
-  record = Record({'x': 'a/b.png', 'y': '/c.png', 'w': np.zeros(3)}, root='/media.zip')
+  record = Record({'x': 'a/b.png', 'y': '/media.zip/./c.png', 'w': np.zeros(3)}, root='/media.zip')
   record.rate = 50
   values = [piece.value for piece in templates.fill('{x:image}{y:patches}{w:audio}', record, '')]
-  assert values[:2] == ['/media.zip/a/b.png', '/c.png']
+  assert values[:2] == ['/media.zip/a/b.png', '/media.zip/c.png']
   assert isinstance(values[2], Samples) and values[2].rate == 50
+  for path in ('/c.png', '../c.png', 'a/../../c.png', '~/c.png', '/media.zip2/c.png'):
+    with two_lines(ValueError, "here field 'x' is", "c.png', which is not below /media.zip"):
+      templates.fill('{x:image}', Record({'x': path}, root='/media.zip'), 'here')
 
 
 def test_parts():
@@ -133,7 +136,7 @@ def test_parts():
     ('{x:parts}', {'x': []}, 'not a list of parts'),
     ('{x:parts}', {'x': [{'text': 'a', 'image': 'b'}]}, 'has a part 0 that is not one of'),
     ('{x:parts}', {'x': [{'text': 'a'}, {'video': 'b'}]}, 'has a part 1 that is not one of'),
-    ('{x:parts}', {'x': [{'text': None}]}, "field 'x.0.text' is a NoneType"),
+    ('{x:parts}', {'x': [{'text': None}]}, "field 'x.0.text' is null"),
   ],
 )
 def test_bad_records(template, record, cause):
@@ -340,10 +343,10 @@ def test_bad_records_are_skipped_up_to_a_number(pictures, caplog):
   assert cache.media == {'images': 5, 'sounds': 0, 'skipped': 2}
   assert len(cache.offsets) == 5
   assert 'line 3' in caplog.text and 'line 5' in caplog.text
-  assert '2 unreadable records skipped' in caplog.text
+  assert 'data.mixture.x (train): 2 unreadable records skipped' in caplog.text
   names = [bytes(i for i in document(cache, n) if i < 256).decode() for n in range(5)]
   assert names == [f'picture {n}' for n in (0, 1, 3, 5, 6)]
-  with pytest.raises(ValueError, match=r'x has 2 unreadable records or more: .*line 5(.|\n)*now 1'):
+  with pytest.raises(ValueError, match=r'x has 2 unreadable records or more, .*line 3(.|\n)*now 1'):
     make(pictures(bad_records=1))
   assert data.load_images(pictures(bad_records=2), (4, 4, 1)).shape == (5, 4, 4, 1)
   cfg = pictures(bad_records=2)
@@ -378,9 +381,9 @@ def test_broken_lines_and_missing_fields_are_skipped_too(pictures, caplog, templ
     assert train.media['skipped'] == 3 and len(train.offsets) == (4 if not broken else 2)
     said = [record.getMessage() for record in caplog.records]
     assert all(cause in line for cause, line in zip(causes, said, strict=False)), said
-    assert said[3] == 'data.mixture.x: 3 unreadable records skipped'
+    assert said[3] == 'data.mixture.x (train): 3 unreadable records skipped'
     assert len(said) == 4
-    with pytest.raises(ValueError, match=r'x has 3 unreadable records or more: .*(4|5) has no(.|\n)*now 2'):
+    with pytest.raises(ValueError, match=r'x has 3 unreadable records or more, .*line 2 is not(.|\n)*now 2'):
       make(pictures(template, bad_records=2, **broken))
   valid = make(cfg, split='valid')  # they are counted once, where the rest is
   assert len(valid.offsets) == 2 and not valid.media.get('skipped')
@@ -423,9 +426,13 @@ def test_a_process_logs_each_conversion_once(pictures):
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said.append(sorted(done.stderr.strip().split('\n')))
-  converted = {'data.mixture.x: 4 images resized from 8x8', 'data.mixture.x: 1 unreadable records skipped'}
+  converted = {
+    'data.mixture.x (train): 4 images resized from 8x8',
+    'data.mixture.x (valid): 2 images resized from 8x8',
+    'data.mixture.x (train): 1 unreadable records skipped',
+  }
   assert set(said[1]) == converted
-  assert set(said[0]) > converted and len(said[0]) == 3
+  assert set(said[0]) > converted and len(said[0]) == 4
   assert '6.png is not a picture' in said[0][2]
 
 
@@ -536,7 +543,7 @@ def get_config(arg=''):
     code, output = command_line.launch(*words, folder=tmp_path)
     assert code == 0, output
     said = [line for line in output.split('\n') if 'data.mixture.mine' in line]
-    assert [line.partition('data.mixture.mine: ')[2] for line in said] == [
+    assert [line.partition('data.mixture.mine (train): ')[2] for line in said] == [
       '1 images resized from 64x48',
       '1 sounds resampled from 16000 Hz',
     ]

@@ -50,7 +50,7 @@ def test_gray_arrays_need_no_channel():
   np.testing.assert_array_equal(read_image(image, (3, 4, 1))[0][..., 0], image)
   np.testing.assert_array_equal(read_image(to_png(image), (3, 4, 1))[0][..., 0], image)
   color, note = read_image(image, (3, 4, 3))
-  assert note == 'L converted to RGB' and (color == image[..., None]).all()
+  assert note == 'gray converted to color' and (color == image[..., None]).all()
 
 
 def test_every_pixel_is_a_square_of_scale():
@@ -77,7 +77,7 @@ def test_alpha_is_composited_over_white():
   for value in (image, to_png(image)):
     pixels, note = read_image(value, (4, 4, 3))
     assert (pixels[:, :2] == (200, 0, 0)).all() and (pixels[:, 2:] == 255).all()
-    assert note == 'RGBA composited over white'
+    assert note == 'color with alpha composited over white'
   gray = np.zeros((2, 2, 2), np.uint8)
   assert (read_image(gray, (2, 2, 1))[0] == 255).all()
 
@@ -91,9 +91,9 @@ def test_transparent_pixels_do_not_bleed_when_resized():
   ('mode', 'kind', 'note'),
   [
     ('P', 'PNG', ''),
-    ('1', 'PNG', '1 converted to RGB'),
-    ('CMYK', 'JPEG', 'CMYK converted to RGB'),
-    ('L', 'PNG', 'L converted to RGB'),
+    ('1', 'PNG', 'black and white converted to color'),
+    ('CMYK', 'JPEG', 'CMYK converted to color'),
+    ('L', 'PNG', 'gray converted to color'),
   ],
 )
 def test_modes_are_converted(mode, kind, note):

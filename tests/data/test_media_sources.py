@@ -272,7 +272,7 @@ def test_bad_files(tmp_path):
   refused(lambda: records(Source('files', str(tmp_path))), 'matches no media file')
   (tmp_path / 'x.wav').write_bytes(b'')
   source = Source('files', str(tmp_path), '{audio:audio}', pattern=r'(?P<n>\d)')
-  refused(lambda: records(source), 'x.wav: its name does not match pattern=')
+  refused(lambda: records(source), "x.wav: its name 'x.wav' does not match pattern=")
   refused(lambda: Source('files', 'x', pattern='('), 'is not a regular expression')
   refused(lambda: Source('files', 'x', pattern='.*'), 'has no named group')
 

@@ -199,8 +199,12 @@ def test_parallel_texts(tmp_path):
   assert 'train.en has 1 lines and others' in error(source)
   (tmp_path / 'train.en').write_bytes(b'A cat. \n\xff')
   assert f'{tmp_path}/train.en is not UTF-8: bad byte at offset 8' in error(source)
-  (tmp_path / 'train.de.gz').write_bytes(b'plain')
-  assert 'train.de.gz cannot be read' in error(source)
+  (tmp_path / 'train.en').write_bytes(b'A cat.\n' * 99)
+  packed = gzip.compress(b'Eine Katze.\n' * 99)
+  damaged = packed[:12] + bytes([packed[12] ^ 255]) + packed[13:]
+  for content in (packed[:-9], packed[:20], damaged):
+    (tmp_path / 'train.de.gz').write_bytes(content)
+    assert 'train.de.gz is not a readable file' in error(source)
   for path in ('train.en', 'train.*z'):
     assert 'not one file of each language' in error(Source('parallel', f'{tmp_path}/{path}'))
   (tmp_path / 'b.en').write_bytes(b'again')

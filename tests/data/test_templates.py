@@ -42,7 +42,7 @@ def test_malformed_templates(template):
     ('{answers.*}', r"no field 'answers.\*': at '\*' it has text"),
     ('{answers.title}', r"no field 'answers.title'.*it has text"),
     ('{answers}', r"field 'answers' is a dict, not text"),
-    ('{none}', r"field 'none' is a NoneType, not text"),
+    ('{none}', r"field 'none' is null, not text"),
     ('{bad}', r"field 'bad' is not UTF-8 at byte 1"),
     ('{half}', r'half a surrogate pair at character 1'),
   ],
