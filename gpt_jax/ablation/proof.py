@@ -156,8 +156,8 @@ def validation_inputs(job, cfg):
   """Describe the validation data, without reading more of them than the job did.
 
   Returns (description of the sources, {sources: {name: {template, data: hashes}}, tokenizer: hash, row
-  length, part (of the data, during training), bytes: whether runs give bits per byte}). Of a template only
-  the target counts, as prompts carry no loss.
+  length, loss mask, part (of the data, during training), bytes: whether runs give bits per byte}). Of a
+  template only the target counts, as prompts carry no loss.
   """
   names = source_names(cfg.data, 'valid')
   part = [cfg.train.eval_tokens, cfg.train.eval_every]
@@ -178,6 +178,7 @@ def validation_inputs(job, cfg):
     'sources': hashes,
     'tokenizer': job.tokenizers.hash,
     'row length': budget.row_length(cfg),
+    'loss mask': [cfg.loss.restrict, subject.masks_documents],
     'part': part,
     'bytes': bool(names) and has_bytes,
   }

@@ -137,7 +137,9 @@ def headline(study):
     best, *more = arms['better']
     more = f' {len(more)} more {"is" if len(more) == 1 else "are"} better.' if more else ''
     counts = f' {counts[:1].upper()}{counts[1:]}.' if counts else ''
-    result = f'{study.metric} {study.value(best, "mean")}, {study.effect(best)}'
+    family = study.interval(best, 'family_interval')
+    at_once = f'{study.difference(best)} ({family}{"; for all arms at once" * (len(study.others) > 1)})'
+    result = f'{study.metric} {study.value(best, "mean")}, {at_once if family else study.effect(best)}'
     return f'{progress}{best["name"]} beats {base}: {result}.{more}{counts}'
   if len(arms['not comparable']) == len(study.others):
     return f'{progress}Not comparable: no arm can be judged against {base} by {study.metric}.'

@@ -200,8 +200,9 @@ def to_csv(study):
     row |= {'budget': results.budget(study), 'arm': arm['name'], 'baseline': int(is_base)}
     row |= {'verdict': 'baseline' if is_base else arm.get('verdict', '')}
     row |= {key: in_full(arm.get(key)) for key in NUMBERS}
-    bounds = zip(('low', 'high'), arm.get('interval') or ('', ''), strict=True)
-    row |= {end: in_full(bound) for end, bound in bounds}
+    for key, prefix in (('interval', ''), ('family_interval', 'family_')):
+      bounds = zip(('low', 'high'), arm.get(key) or ('', ''), strict=True)
+      row |= {f'{prefix}{end}': in_full(bound) for end, bound in bounds}
     row |= {'why not comparable': '; '.join(arm.get('reasons') or ())}
     values = arm.get('values') or {}
     rows.append(row | {f'seed {seed}': in_full(values.get(str(seed), values.get(seed))) for seed in seeds})

@@ -46,6 +46,7 @@ def test_a_tokenizer_makes_losses_per_token_incomparable_and_nothing_else():
   assert "use a task's score" in reasons('valid_loss', bpe | {'bytes': False})
   for metric in ('valid_bits_per_byte', 'answer/text/exact_match', 'seconds'):
     assert reasons(metric, bpe) == ''
+  assert 'another loss mask' in reasons('valid_loss', CHARS | {'loss mask': [True, False]})
   assert reasons('valid_loss', CHARS) == reasons('valid_loss', {}, {}) == ''
 
 

@@ -334,14 +334,14 @@ def test_a_folder_of_another_study_is_an_error(tmp_path):
   for name in ('base', 'a'):
     with pytest.raises(ValueError) as error:
       runner.check_same(tmp_path, old, study('x', 'n', 'a', **{name: 'fixed'}))
-    assert_two_lines(error.value, f'arm {name} has got another train step')
+    assert_two_lines(error.value, f'arm {name} has changed since this study began: train step')
   with pytest.raises(ValueError):
     runner.check_same(tmp_path, old, study('x', 'n', 'a', metric='answer/exact', a='fixed'))
   changed = study('x', 'n', 'a')
   changed['arms'][0]['inputs'] |= {'evaluation code': 'new', 'hyperparameters': {'lr': 0.2}}
   with pytest.raises(ValueError) as error:
     runner.check_same(tmp_path, old, changed)
-  assert_two_lines(error.value, 'arm base has got another lr (0.1 -> 0.2), evaluation code')
+  assert_two_lines(error.value, 'arm base has changed', ': lr (0.1 -> 0.2), evaluation code')
   del old['arms'][1]['inputs']
   with pytest.raises(ValueError, match='begun by an earlier version'):
     runner.check_same(tmp_path, old, study('x', 'n', 'a'))

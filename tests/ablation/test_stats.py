@@ -125,6 +125,21 @@ def test_the_correction_keeps_five_percent_of_whole_studies():
   assert np.mean(p_values.min(axis=0) <= inference.ALPHA) > 0.12
 
 
+def test_the_interval_of_the_arm_picked_as_best_covers_its_effect():
+  """Six arms of equal effect: its own interval misses it in a third of the studies that have a best arm."""
+  rng, hits = np.random.default_rng(1), []
+  for _ in range(60):
+    base, *arms = rng.normal(size=(7, 5))
+    pairs = [(dict(enumerate(arm - 1.5)), dict(enumerate(base))) for arm in arms]
+    better = [verdict for verdict in inference.judge(pairs) if verdict['verdict'] == 'better']
+    if better:
+      best = min(better, key=lambda verdict: verdict['difference'])
+      bounds = best['family_interval'], best['interval']
+      hits.append([low <= -1.5 <= high for low, high in bounds])
+  family, own = np.mean(hits, axis=0)
+  assert len(hits) > 15 and family >= 0.9 and own < 0.8
+
+
 def test_planted_effects_are_found_with_their_size():
   study = make_study(('good', 'bad', 'same'))
   rows = simulated(study, np.random.default_rng(3), {'good': -0.04, 'bad': 0.06}, own=0.001)

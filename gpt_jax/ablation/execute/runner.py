@@ -147,7 +147,7 @@ def check_same(workdir, old, new):
     differing = changed_inputs(before[name], now[name], old['metric'] == new['metric'])
     if differing:
       raise ValueError(
-        f'workdir={workdir}: since this study began, arm {name} has got another {", ".join(differing)}\n'
+        f'workdir={workdir}: arm {name} has changed since this study began: {", ".join(differing)}\n'
         'fix: change it back, or give a new --workdir'
       )
 

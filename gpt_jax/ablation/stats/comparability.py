@@ -39,7 +39,7 @@ def reasons(study, arm, base):
     what = {key for pair in _pairs(*sides) for key in _differing(*pair)}
     texts.append(f'it is scored on other validation data ({", ".join(sorted(what))})')
   elif kind == 'per token':
-    keys = [key for key in ('tokenizer', 'row length') if ours.get(key) != theirs.get(key)]
+    keys = [key for key in ('tokenizer', 'row length', 'loss mask') if ours.get(key) != theirs.get(key)]
     if keys:
       other = 'valid_bits_per_byte' if ours.get('bytes') and theirs.get('bytes') else "a task's score"
       texts.append(f'{metric} is per token, and it has another {" and ".join(keys)} (use {other})')

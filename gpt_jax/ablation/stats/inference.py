@@ -48,10 +48,17 @@ def paired_t(difference_N, examples=0):
     return unknown | {'sd': sd}
   resolution, sampling = example_errors(mean, examples)
   se = max(sd / n**0.5, resolution)
-  half = max(float(stats.t.isf(ALPHA / 2, n - 1)) * se, float(stats.norm.isf(ALPHA / 2)) * sampling)
+  half = half_width(n, se, sampling)
   p = float(2 * stats.t.sf(abs(mean) / se, n - 1)) if se else 1.0
   p = max(p, float(2 * stats.norm.sf(abs(mean) / sampling)) if sampling else 0.0)
   return {'n': n, 'mean': mean, 'sd': sd, 'se': se, 'interval': [mean - half, mean + half], 'p': p}
+
+
+def half_width(n, se, sampling=0.0, alpha=ALPHA):
+  """Half of the interval at 1 - alpha of a mean over n seeds; sampling: see example_errors."""
+  from scipy import stats
+
+  return max(float(stats.t.isf(alpha / 2, n - 1)) * se, float(stats.norm.isf(alpha / 2)) * sampling)
 
 
 def example_errors(difference, examples):
@@ -152,12 +159,13 @@ def judge(comparisons, better='lower', tolerance=0.0, examples=0):
     examples: how many examples the values are shares of; 0 = they are not shares.
 
   Returns:
-    list of {n, seeds, difference (arm - base), interval, p, p_holm, p_equivalence, verdict, seeds_needed
-    (more; 0 = decided, None = unknown or too many), se_paired, se_unpaired (standard error of the
-    difference, were the seeds unrelated), pairing_gain (their ratio; a gain of n replaces n^2 times the
-    seeds), diverged, base_diverged, missing, reasons}. verdict: 'no difference' (shown to be smaller than the
-    tolerance, though it may differ from 0), 'better', 'worse', 'undecided', 'diverged' or 'not comparable';
-    the chance of any false 'better' or 'worse' in the family is at most 5 %.
+    list of {n, seeds, difference (arm - base), interval, family_interval (95 % for all at once), p, p_holm,
+    p_equivalence, verdict, seeds_needed (more; 0 = decided, None = unknown or too many), se_paired,
+    se_unpaired (standard error of the difference, were the seeds unrelated), pairing_gain (their ratio; a
+    gain of n replaces n^2 times the seeds), diverged, base_diverged, missing, reasons}.
+    verdict: 'no difference' (shown to be smaller than the tolerance, though it may differ from 0), 'better',
+    'worse', 'undecided', 'diverged' or 'not comparable'; the chance of any false 'better' or 'worse' in the
+    family is at most 5 %.
   """
   comparisons = [Comparison(*comparison) for comparison in comparisons]
   results = [_compare(comparison, tolerance, examples) for comparison in comparisons]
@@ -165,6 +173,11 @@ def judge(comparisons, better='lower', tolerance=0.0, examples=0):
   for key, adjusted in (('p', 'p_holm'), ('p_equivalence', 'p_equivalence')):
     for result, p in zip(tested, holm([result[key] for result in tested]), strict=True):
       result[adjusted] = p
+  for result in tested:  # Bonferroni: it also covers the one that is picked for its effect
+    resolution, sampling = example_errors(result['difference'], examples)
+    se = max(result['se_paired'], resolution)
+    half = half_width(result['n'], se, sampling, ALPHA / len(tested))
+    result['family_interval'] = [result['difference'] - half, result['difference'] + half]
   alpha = ALPHA / max(1, sum(result['p_holm'] > ALPHA for result in tested))
   for result, comparison in zip(results, comparisons, strict=True):
     sd, difference, needed = result.pop('sd'), result['difference'], None
@@ -205,7 +218,7 @@ def _compare(comparison, tolerance, examples):
   """Compare an arm and its baseline on their common seeds, without correction or verdict."""
   values, base_values = comparison.values, comparison.base_values
   seeds = [] if comparison.reasons else sorted(set(values) & set(base_values))
-  keys = ('difference', 'sd', 'interval', 'p', 'p_holm', 'p_equivalence')
+  keys = ('difference', 'sd', 'interval', 'family_interval', 'p', 'p_holm', 'p_equivalence')
   result = {'n': len(seeds), 'seeds': seeds}
   result |= dict.fromkeys((*keys, 'se_paired', 'se_unpaired', 'pairing_gain'))
   if not seeds:
