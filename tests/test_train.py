@@ -157,7 +157,9 @@ def test_the_rest_of_the_folder(run):
 def test_a_finished_run_may_be_started_again(run, tmp_path):
   again = tmp_path / 'again'
   shutil.copytree(run, again)
+  (again / 'report.html').unlink()  # killed before it was written
   assert train.train(experiment(), again) == run_folder.read_result(run)
+  assert 'It has not finished' not in (again / 'report.html').read_text()
   (again / 'result.json').unlink()  # killed after the last checkpoint
   (again / 'report.html').unlink()
   train.train(experiment(), again)

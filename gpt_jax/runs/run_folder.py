@@ -178,7 +178,10 @@ class Run:
       info['dropped_lines'] = dropped
     self._console = loggers.open_console(self.log_config.console, self.total_steps, self.resume_step)
     stack.callback(self._console.close)
-    self._write_uncommitted_diff(info.get('versions', {}).get('uncommitted', ''))
+    versions = info.get('versions', {})
+    self._write_uncommitted_diff(versions.get('uncommitted', ''))
+    if redacted := versions.get('redacted'):
+      self.print(f'uncommitted.diff: {redacted}')
     startup_timer.mark_phase('open')
     info['startup'] = startup_timer.take_phases()
     self.event(event, step=self.resume_step, total_steps=self.total_steps, **info)

@@ -84,7 +84,7 @@ def test_a_run_writes_the_whole_folder(tmp_path, capsys):
   assert start['time'].endswith('Z')
   assert start['versions']['device'] == '1 x CPU'
   assert start['total_steps'] == 100
-  out = capsys.readouterr().out.splitlines()
+  out = [line for line in capsys.readouterr().out.splitlines() if 'uncommitted.diff' not in line]
   assert out[0] == 'step 0/100    loss 4.500   tokens/s 1k      eta -'
   assert 'step 10/100   valid_loss 4.250' in out
   assert out[-1] == 'saved 3'
@@ -159,7 +159,7 @@ def test_an_error_is_an_event_without_its_secrets(tmp_path):
   event = run_folder.read_events(tmp_path)[-1]
   assert event['event'] == 'error'
   assert event['type'] == 'RuntimeError'
-  assert event['message'] == 'https://***@host says no'
+  assert event['message'] == 'https://[redacted: password in a URL]@host says no'
 
 
 def test_an_exit_code_is_not_an_error(tmp_path):
@@ -395,7 +395,7 @@ def test_versions_name_packages_command_and_device(monkeypatch):
   assert all(isinstance(value, str) and value for value in recorded.values())
 
 
-def test_versions_know_their_commit_and_uncommitted_changes(tmp_path, monkeypatch):
+def test_versions_know_their_commit_and_uncommitted_changes(tmp_path, monkeypatch, capsys):
   def git(*arguments):
     identity = ('-c', 'user.name=a', '-c', 'user.email=a@b')
     command = ('git', '-C', str(tmp_path), *identity, *arguments)
@@ -428,25 +428,32 @@ def test_versions_know_their_commit_and_uncommitted_changes(tmp_path, monkeypatc
   for name, text in changed.items():
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(text)
+    git('add', name)
   (tmp_path / 'link.py').symlink_to('/etc/passwd')
+  (tmp_path / 'private.py').write_text('private = 1')
   recorded = versions()
   assert recorded['git'] == git('rev-parse', 'HEAD') + ' with uncommitted changes'
+  assert recorded['redacted'] == '1 line redacted (1 with password in a URL)'
   open_run(tmp_path / 'run', versions=recorded).close()
+  assert 'uncommitted.diff: 1 line redacted (1 with password in a URL)' in capsys.readouterr().out
   content = (tmp_path / 'run/uncommitted.diff').read_bytes()
   assert hashlib.sha256(content).hexdigest().startswith(recorded['uncommitted'])
   assert b'passwd' not in content and b'notes' not in content and b'u:p' not in content
+  digest = hashlib.sha256(b'private = 1').hexdigest()
+  assert f'not tracked: private.py, 11 bytes, sha256 {digest}\n'.encode() in content
   (package / 'checkout.py').write_text('newer\n')
   assert provenance.versions() == recorded  # the process keeps the versions of its start
-  for name in changed:
-    git('checkout', '-q', name) if name.startswith('gpt') else (tmp_path / name).unlink()
+  git('reset', '-q', '--hard')
   git('apply', str(tmp_path / 'run/uncommitted.diff'))  # the diff restores the checkout
-  changed['mine.py'] = changed['mine.py'].replace('u:p', '***')
+  changed['mine.py'] = '[redacted: password in a URL]\nend'
   assert {name: (tmp_path / name).read_text() for name in changed} == changed
-  (tmp_path / 'sub/long.py').write_text('x' * provenance.MAX_DIFF_BYTES)
+  (package / 'checkout.py').write_text('a line\n' * (provenance.MAX_DIFF_BYTES // 7))
+  git('add', 'sub/other.py')
   resumed = versions()
   open_run(tmp_path / 'run', versions=resumed).close()
-  later = tmp_path / f'run/uncommitted-{resumed["uncommitted"]}.diff'
-  assert provenance.MAX_DIFF_BYTES < later.stat().st_size < provenance.MAX_DIFF_BYTES + 100
+  later = (tmp_path / f'run/uncommitted-{resumed["uncommitted"]}.diff').read_text()
+  assert 'left out of this diff: gpt_jax/checkout.py, 1,1' in later  # the largest change, not the last one
+  assert '+two' in later and 'a line' not in later
   assert (tmp_path / 'run/uncommitted.diff').read_bytes() == content
   monkeypatch.setenv('PATH', '')
   assert 'git' not in versions()
@@ -455,12 +462,15 @@ def test_versions_know_their_commit_and_uncommitted_changes(tmp_path, monkeypatc
 @pytest.mark.parametrize(
   ('args', 'redacted'),
   [
-    (['--config.log.wandb_api_key=abc def', 'x'], "'--config.log.wandb_api_key=***' x"),
-    (['--token', 'abc', '--x=1'], "--token '***' --x=1"),
-    (['--hf-token=abc'], "'--hf-token=***'"),
-    (['--db_password=abc'], "'--db_password=***'"),
-    (['--source=hf_abcdefgh12345'], "'--source=hf_***'"),
-    (['--to=https://u:p@host/x'], "'--to=https://***@host/x'"),
+    (
+      ['--config.log.wandb_api_key=abc def', 'x'],
+      "'--config.log.wandb_api_key=[redacted: password or key]' x",
+    ),
+    (['--token', 'abc', '--x=1'], "--token '[redacted: password or key]' --x=1"),
+    (['--hf-token=abc'], "'--hf-token=[redacted: password or key]'"),
+    (['--db_password=abc'], "'--db_password=[redacted: password or key]'"),
+    (['--source=hf_abcdefgh12345'], "'--source=[redacted: Hugging Face token]'"),
+    (['--to=https://u:p@host/x'], "'--to=https://[redacted: password in a URL]@host/x'"),
     (['--max_new_tokens=5', '--eos_token=2', '--key_dim=3'], ''),
   ],
 )

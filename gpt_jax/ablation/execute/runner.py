@@ -17,7 +17,7 @@ from gpt_jax.ablation.execute import replicas, scheduler
 from gpt_jax.ablation.execute.executor import Executor, Task
 from gpt_jax.ablation.stats import analyze, scores
 from gpt_jax.reports import study_report
-from gpt_jax.runs import records, run_folder
+from gpt_jax.runs import records, run_folder, secrets
 from gpt_jax.training import session
 
 STUDY_FOLDERS = ('cache', 'compiled', 'logs', 'optuna', 'runs', 'shares')  # may exist before study.json
@@ -72,6 +72,8 @@ def prove_study(study, folder, say=None):
 
 def write_study(workdir, tasks, description, say):
   """Write study.json, if the folder does not hold another study -> the tasks that are left to train."""
+  for task in tasks:
+    secrets.check_secrets(task.config)
   before = records.read_json(workdir / 'study.json')
   check_same(workdir, before, description)
   tasks_left = remaining_tasks(workdir, tasks, description['metric'], say)
