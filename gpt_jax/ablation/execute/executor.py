@@ -12,6 +12,7 @@ from pathlib import Path
 from gpt_jax.ablation import store
 from gpt_jax.ablation.execute import scheduler
 from gpt_jax.ablation.execute.pool import Pool
+from gpt_jax.ablation.stats import scores
 from gpt_jax.runs import loggers, records, secrets
 from gpt_jax.runs.startup_timer import utc_time
 
@@ -51,8 +52,12 @@ class Task:
 class Executor:
   """Trains a queue of tasks with a pool of training processes."""
 
-  def __init__(self, workdir, tasks, schedule, say, check=lambda: None):
-    """schedule: see scheduler.choose_schedule. check: called after the first finished run, may raise."""
+  def __init__(self, workdir, tasks, schedule, say, check=lambda: None, metric='valid_loss'):
+    """schedule: see scheduler.choose_schedule. check: called after the first finished run, may raise.
+
+    metric: of the progress lines.
+    """
+    self.metric = metric
     self.workdir, self.schedule, self.say, self.check = workdir, schedule, say, check
     self.queue = group_by_program(tasks, schedule['replicas'])
     self.tries = dict.fromkeys((task.name for task in tasks), 0)
@@ -111,8 +116,9 @@ class Executor:
     if kind == 'done':
       result = store.run_status(task.folder)[2]
       group_size = result.get('replicas', 1)  # for want of memory it may have trained alone
-      loss = result.get('valid_loss')
-      text = 'is done' + (f', valid_loss {loss:.4f}' if isinstance(loss, float) else '')
+      text = 'is done'
+      with contextlib.suppress(ValueError, KeyError):  # without the metric: `check` says so
+        text += f', {self.metric} {scores.numeric_results(result, self.metric)[self.metric]:.4f}'
     how = 'replicas' if group_size > 1 else self.schedule['how'].replace('replicas', 'alone')
     attempt = task.attempt(kind, how, outcome.get('code', 0), message, seconds)
     if kind == 'stopped' and stopping:

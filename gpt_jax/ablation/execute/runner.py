@@ -103,7 +103,8 @@ def train_all(workdir, log_folder, tasks, study, should_stop, workers, say):
     schedule = scheduler.choose_schedule(workdir, tasks, workers, should_stop, say)
   else:
     schedule = scheduler.default_schedule(tasks, workers)
-  if schedule is None or not Executor(log_folder, tasks, schedule, say, check).run(should_stop):
+  metric = records.read_json(workdir / 'study.json').get('metric', 'valid_loss')
+  if schedule is None or not Executor(log_folder, tasks, schedule, say, check, metric).run(should_stop):
     say('stopped and saved; run the same command again to resume')
     return False
   return True
