@@ -75,7 +75,9 @@ def build(cls, section, where=''):
     if key not in fields:
       raise ValueError(f'{name} is not a config key\nfix: {suggestion(key, fields)}')
     values[key] = _convert(hints[key], section[key], name)
-  return cls(**values)
+  built = cls(**values)
+  getattr(built, 'check_effective', lambda: None)()
+  return built
 
 
 def _convert(hint, value, name):

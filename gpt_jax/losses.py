@@ -98,13 +98,8 @@ def objective(logits_BTV, target_ids_BT, vocab, hyper):
 
 
 def bits(nats):
-  """Convert nats to bits."""
+  """Convert nats to bits. Per UTF-8 byte of a text, they are comparable between tokenizers."""
   return nats / math.log(2)
-
-
-def bits_per_byte(nats, num_bytes):
-  """Convert a text's total nats to bits per UTF-8 byte, comparable between tokenizers."""
-  return bits(nats) / num_bytes if num_bytes else math.nan
 
 
 def modality_mean(weight_M, targets_M):

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from gpt_jax.model import gpt
 from gpt_jax.model.positions import POSITIONS
-from gpt_jax.sampling import samplers
+from gpt_jax.sampling import samplers, validate
 from gpt_jax.sampling.prompt_batch import (
   as_prompt,
   batch_prompts,
@@ -33,7 +33,6 @@ from gpt_jax.sampling.prompt_batch import (
   round_up_slots,
 )
 from gpt_jax.sampling.samplers import FILTERS, NEG_INF
-from gpt_jax.sampling.validate import check_sampling
 from gpt_jax.tokenizers import grammar as grammars
 
 
@@ -55,7 +54,9 @@ class SampleConfig:
   begin: str = ''  # special token before every prompt, such as bos for Llama models
 
   def __post_init__(self):
-    check_sampling(self)
+    validate.check_sampling(self)
+
+  check_effective = validate.check_effective
 
 
 class SampleState(NamedTuple):

@@ -49,9 +49,9 @@ MAY_IMPORT = {
   'reports': 'runs',
   'cluster': 'runs',
   'sample': 'model sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
-  'sampling': 'data sample sampling.prompt_batch sampling.samplers tokenizers',
+  'sampling': 'data sample sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
   'evaluation': 'cluster.batches data losses model sample sampling sampling.prompt_batch '
-  'sampling.samplers sharding tokenizers',
+  'sampling.validate sharding tokenizers',
   'jobs': 'cluster.batches data evaluation losses model runs sampling sampling.prompt_batch step '
   'tokenizers training',
   'train': 'jobs reports sharding training training.loss_guard',
@@ -70,7 +70,7 @@ MAY_IMPORT = {
   'interop': 'config evaluation.trained model runs sample step tokenizers train training',
   'reports.compare': 'cluster.batches config data evaluation evaluation.trained training',
   'cli': 'ablation ablation.execute cli.experiment_file cluster cluster.batches config data evaluation '
-  'evaluation.trained interop model plan reports reports.compare runs sample sampling sampling.samplers '
+  'evaluation.trained interop model plan reports reports.compare runs sample sampling sampling.validate '
   'sharding step tokenizers train',
   'experiments': 'ablation config model',
   'launch': 'cli',

@@ -90,7 +90,7 @@ def sections(draw):
 def test_whatever_a_section_accepts_comes_back_from_json_equal(drawn):
   cls, chosen = drawn
   try:
-    section = cls(**chosen)
+    section = config.build(cls, chosen)
   except ValueError as error:
     assert str(error).split('\n')[-1].startswith('fix: ')
     return

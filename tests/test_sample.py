@@ -424,7 +424,7 @@ def test_configs_out_of_range_are_refused(wrong):
 def test_beams_refuse_what_they_do_not_use(unused):
   [key] = unused
   with pytest.raises(ValueError, match=f'does not sample: {key} has no use\nfix: leave it at its'):
-    SampleConfig(beams=2, **unused)
+    SampleConfig(beams=2, **unused).check_effective()
 
 
 @pytest.mark.parametrize(
@@ -433,8 +433,8 @@ def test_beams_refuse_what_they_do_not_use(unused):
 def test_greedy_sampling_refuses_what_it_does_not_use(unused):
   [key] = unused
   with pytest.raises(ValueError, match=f'takes the likeliest token: {key} has no use\nfix: leave it at'):
-    SampleConfig(temperature=0.0, **unused)
-  SampleConfig(temperature=0.0, repetition_penalty=1.3, guidance=2.0)  # these change the likeliest
+    SampleConfig(temperature=0.0, **unused).check_effective()
+  SampleConfig(temperature=0.0, repetition_penalty=1.3, guidance=2.0).check_effective()  # they count
 
 
 def test_more_samples_than_beams_are_refused():

@@ -110,12 +110,12 @@ def sample(argv):
   """Continue a prompt with a trained model, or generate text, images or sounds from it."""
   from gpt_jax.cluster.bootstrap import is_primary, print_once
   from gpt_jax.evaluation import trained
-  from gpt_jax.sampling import completions, output_files, prompts, samplers
+  from gpt_jax.sampling import completions, output_files, prompts, validate
 
   join()
   run, to = trained.load(FLAGS.workdir), FLAGS.to
   overrides = sampling_overrides()
-  cfg, notes = samplers.override(run.cfg.sample, **overrides), collections.Counter()
+  cfg, notes = validate.override(run.cfg.sample, **overrides), collections.Counter()
   prompt = prompts.build_prompt(
     run, FLAGS.prompt, FLAGS.image, FLAGS.audio, to, cfg.begin, FLAGS.source, notes
   )

@@ -76,6 +76,8 @@ class ModelConfig:
   def __post_init__(self):
     validate.check_model(self)
 
+  check_effective = validate.check_effective  # of what a user wrote; derived configs may hold more
+
   @property
   def G(self):
     """Key/value heads."""
@@ -89,9 +91,7 @@ class ModelConfig:
   @property
   def F(self):
     """Feed-forward width."""
-    if self.hidden:
-      return self.hidden
-    return -(-8 * self.width // 3 // 64) * 64 if self.gated else 4 * self.width
+    return self.hidden or (-(-8 * self.width // 3 // 64) * 64 if self.gated else 4 * self.width)
 
   @property
   def V(self):

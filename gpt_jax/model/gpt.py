@@ -170,10 +170,9 @@ class GPT(nnx.Module):
       layer_mask = mask._replace(window=window)
       return block(x_BTD, layer_mask, positions_BT, layer_cache, rate, layer_key)
 
-    if (
-      cache is not None or cfg.unroll == 'on' or isinstance(self.blocks, nnx.List)
-    ):  # as for_sampling returns
-      blocks = self.blocks if isinstance(self.blocks, nnx.List) else param_trees.unstack(self.blocks)
+    is_list = isinstance(self.blocks, nnx.List)  # as for_sampling returns
+    if cache is not None or cfg.unroll == 'on' or is_list:
+      blocks = self.blocks if is_list else param_trees.unstack(self.blocks)
       new_cache, auxes = [], []
       for l, block in enumerate(blocks):
         run_l = REMAT[cfg.remat](functools.partial(run, l=l, window=windows[l]), prevent_cse=True)

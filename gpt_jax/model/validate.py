@@ -26,10 +26,22 @@ def check_model(cfg):
   for key in ('dropout', 'attention_dropout'):
     if not 0 <= getattr(cfg, key) < 1:
       raise ValueError(f'model.{key}={getattr(cfg, key)} is not a probability\nfix: use 0 <= p < 1')
-  for rules in (head_rules, position_rules, other_rules):
-    for is_wrong, cause, fix in rules(cfg):
-      if is_wrong:
-        raise ValueError(f'{cause}\nfix: {fix}')
+  raise_first(rule for rules in (head_rules, position_rules, other_rules) for rule in rules(cfg))
+
+
+def check_effective(cfg):
+  """Raise ValueError for a setting that others leave without effect: only for what a user wrote.
+
+  A config that code derives, such as the dense counterpart of a mixture of experts, may hold such settings.
+  """
+  raise_first(unused_rules(cfg))
+
+
+def raise_first(rules):
+  """Raise ValueError for the first rule (whether it is wrong, cause, fix) that is broken."""
+  for is_wrong, cause, fix in rules:
+    if is_wrong:
+      raise ValueError(f'{cause}\nfix: {fix}')
 
 
 def head_rules(cfg):
@@ -65,21 +77,11 @@ def position_rules(cfg):
     f'it is {cfg.K}',
     'choose fewer model.heads, or other positions',
   )
-  yield (
-    cfg.rope_scaling != 'none' and not position.rotate,
-    f'model.rope_scaling={cfg.rope_scaling} has no effect with model.positions={cfg.positions}',
-    'set model.positions=rope, or model.rope_scaling=none',
-  )
   needs_context = 'rope_original_context' in ROPE_SCALINGS[cfg.rope_scaling].settings
   yield (
     needs_context and not cfg.rope_original_context,
     f'model.rope_scaling={cfg.rope_scaling} needs the context length of the original training',
     'set model.rope_original_context',
-  )
-  yield (
-    cfg.rope_factor != 1.0 and cfg.rope_scaling == 'none',
-    f'model.rope_factor={cfg.rope_factor} has no effect with model.rope_scaling=none',
-    'choose a rope_scaling, or rope_factor=1',
   )
 
 
@@ -101,14 +103,28 @@ def other_rules(cfg):
     f'use 1 to {cfg.experts}',
   )
   yield (
-    cfg.capacity_factor and not cfg.experts,
-    f'model.capacity_factor={cfg.capacity_factor} has no effect with model.experts=0',
-    'set model.experts, or capacity_factor=0',
-  )
-  yield (
     cfg.experts and cfg.mlp_bias,
     'model.mlp_bias=True is not supported with model.experts > 0',
     'set model.mlp_bias=False',
+  )
+
+
+def unused_rules(cfg):
+  """Yield (whether it is wrong, cause, fix) for settings without effect."""
+  yield (
+    cfg.rope_scaling != 'none' and not POSITIONS[cfg.positions].rotate,
+    f'model.rope_scaling={cfg.rope_scaling} has no effect with model.positions={cfg.positions}',
+    'set model.positions=rope, or model.rope_scaling=none',
+  )
+  yield (
+    cfg.rope_factor != 1.0 and cfg.rope_scaling == 'none',
+    f'model.rope_factor={cfg.rope_factor} has no effect with model.rope_scaling=none',
+    'choose a rope_scaling, or rope_factor=1',
+  )
+  yield (
+    cfg.capacity_factor and not cfg.experts,
+    f'model.capacity_factor={cfg.capacity_factor} has no effect with model.experts=0',
+    'set model.experts, or capacity_factor=0',
   )
 
 

@@ -12,7 +12,7 @@ from gpt_jax import sample
 from gpt_jax.data.documents import MARKERS, decode_media, encode_batch
 from gpt_jax.data.row_fields import PLACES
 from gpt_jax.data.templates import Piece
-from gpt_jax.sampling import completions, prompt_batch, samplers
+from gpt_jax.sampling import completions, prompt_batch, validate
 from gpt_jax.sampling.prompt_templates import ARROW, match_template, trained_templates
 from gpt_jax.tokenizers import grammar as grammars
 
@@ -60,7 +60,7 @@ def generate(subject, conditions, to='text', rows=64, **sampling):
   batch size, which changes no result. sampling: fields of SampleConfig that differ from the run's.
   """
   prompts = encode(subject, [[*(p for p in pieces if p != ARROW), ARROW] for pieces in conditions], to)
-  cfg = samplers.override(subject.cfg.sample, **{'num_samples': 1} | sampling)
+  cfg = validate.override(subject.cfg.sample, **{'num_samples': 1} | sampling)
   cfg = resolve_max_new_tokens(subject, prompts, cfg, to, 'max_new_tokens' in sampling)
   keys_B, values = sample.row_keys(cfg.seed, len(prompts)), []
   for first in range(0, len(prompts), rows):

@@ -1,4 +1,4 @@
-"""Logits processors: guidance, repetition penalty, filters; and greedy settings.
+"""Logits processors: guidance, repetition penalty and filters.
 
 Letters: B rows, T buffer length, V vocabulary.
 
@@ -6,8 +6,6 @@ Sources: nucleus (Holtzman et al. 2020), min-p (Nguyen et al. 2024), repetition 
 Keskar et al. 2019, section 4.1), classifier-free guidance (Ho and Salimans 2022; for tokens Gafni
 et al. 2022, section 3.4).
 """
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -64,16 +62,3 @@ def min_p(logits_BV, p):
 
 
 FILTERS = {'top_k': (0, top_k), 'top_p': (1.0, top_p), 'min_p': (0.0, min_p)}  # name: (off, filter)
-GREEDY = {'temperature': 0.0, 'num_samples': 1, 'seed': 0} | {name: off for name, (off, _) in FILTERS.items()}
-
-
-def greedy(cfg):
-  """Return a SampleConfig that takes the likeliest token: temperature 0, filters off, one sample."""
-  return dataclasses.replace(cfg, **GREEDY)
-
-
-def override(cfg, **fields):
-  """Return a SampleConfig with `fields` replaced; temperature=0 also drops cfg's own filters and seed."""
-  if fields.get('temperature') == 0:
-    cfg = greedy(cfg)
-  return dataclasses.replace(cfg, **fields)

@@ -1,4 +1,6 @@
-"""Settings of SampleConfig that cannot be honored, each refused with its fix."""
+"""Settings of SampleConfig that cannot be honored, each refused with its fix, and overrides."""
+
+import dataclasses
 
 from gpt_jax.sampling.samplers import FILTERS
 
@@ -17,22 +19,44 @@ LIMITS = {  # least and greatest value
 
 
 def check_sampling(cfg):
-  """Raise ValueError for a SampleConfig out of range, or with fields that others leave without effect."""
+  """Raise ValueError for a SampleConfig out of range."""
   for key, (low, high) in LIMITS.items():
     if not low <= getattr(cfg, key) <= high:
       raise ValueError(f'sample.{key}={getattr(cfg, key)} is out of range\nfix: use {low} to {high}')
-  changed = lambda *keys: [key for key in keys if getattr(cfg, key) != getattr(type(cfg), key)]
-  unused = changed('temperature', *FILTERS, 'repetition_penalty', 'guidance') if cfg.beams else []
-  if unused:
-    raise ValueError(
-      f'sample.beams={cfg.beams} searches and does not sample: {", ".join(unused)} has no use\n'
-      'fix: leave it at its default, or set beams=0'
-    )
   if cfg.beams and cfg.num_samples > cfg.beams:
     raise ValueError(f'sample.num_samples={cfg.num_samples} with only {cfg.beams} beams\nfix: use more beams')
-  unused = changed(*FILTERS, 'num_samples', 'seed') if cfg.temperature == 0 else []
-  if unused:
-    raise ValueError(
-      f'sample.temperature=0 always takes the likeliest token: {", ".join(unused)} has no use\n'
-      'fix: leave it at its default, or set temperature > 0'
-    )
+
+
+def unused(cfg):
+  """Return the changed fields that others leave without effect, and why: ([], '', '') for none."""
+  changed = lambda *keys: [key for key in keys if getattr(cfg, key) != getattr(type(cfg), key)]
+  if cfg.beams:
+    fields = changed('temperature', *FILTERS, 'repetition_penalty', 'guidance')
+    return fields, f'sample.beams={cfg.beams} searches and does not sample', 'set beams=0'
+  if cfg.temperature == 0:
+    fields = changed(*FILTERS, 'num_samples', 'seed')
+    return fields, 'sample.temperature=0 always takes the likeliest token', 'set temperature > 0'
+  return [], '', ''
+
+
+def check_effective(cfg, fields=None):
+  """Raise ValueError if one of `fields` (None: all) of a SampleConfig has no effect."""
+  names, cause, fix = unused(cfg)
+  names = [name for name in names if fields is None or name in fields]
+  if names:
+    raise ValueError(f'{cause}: {", ".join(names)} has no use\nfix: leave it at its default, or {fix}')
+
+
+def override(cfg, **fields):
+  """Return a SampleConfig with `fields` replaced; what the new ones leave without effect takes its default.
+
+  A field that beams do not use turns the beams of `cfg` off. ValueError for a new field without effect.
+  """
+  beams = fields.get('beams', 0)
+  if beams and 'num_samples' not in fields:
+    cfg = dataclasses.replace(cfg, num_samples=min(cfg.num_samples, beams))
+  changed = dataclasses.replace(cfg, **fields)
+  if 'beams' not in fields and set(unused(changed)[0]) & set(fields):
+    changed = dataclasses.replace(changed, beams=0)
+  check_effective(changed, fields)
+  return dataclasses.replace(changed, **{name: getattr(type(cfg), name) for name in unused(changed)[0]})

@@ -119,6 +119,12 @@ def test_flops_count_windows_experts_and_untied_heads(tiny):
   assert flops['causal'] == pytest.approx(matmuls + 12 * 16 * keys)
 
 
+def test_flops_of_experts_with_a_capacity_are_those_of_experts_without(tiny):
+  """The dense counterpart that is counted keeps the capacity factor, which has no effect on it."""
+  flops = [costs.flops_per_token(tiny(experts=4, capacity_factor=factor), 5) for factor in (0.0, 1.25)]
+  assert flops[0] == flops[1]
+
+
 # -------------------------------------------------------------------------------------- validation
 
 INVALID = [
@@ -204,7 +210,7 @@ INVALID = [
 @pytest.mark.parametrize(('wrong', 'cause', 'fix'), INVALID, ids=lambda x: str(x)[:40])
 def test_validation_errors_name_key_value_and_fix(wrong, cause, fix):
   with pytest.raises(ValueError, match='model.') as error:
-    ModelConfig(**wrong)
+    ModelConfig(**wrong).check_effective()
   first, second = str(error.value).split('\n')
   assert first.startswith(cause)
   assert second.startswith(f'fix: {fix}')

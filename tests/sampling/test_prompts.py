@@ -13,7 +13,7 @@ from gpt_jax import tokenizers
 from gpt_jax.data import Source, media_io
 from gpt_jax.data.templates import Piece
 from gpt_jax.sample import SampleConfig
-from gpt_jax.sampling import completions, output_files, prompt_batch, prompts, samplers
+from gpt_jax.sampling import completions, output_files, prompt_batch, prompts, validate
 from gpt_jax.sampling.prompt_templates import PromptTemplate, match_template, trained_templates
 from gpt_jax.tokenizers.base import MediaTokenizer
 from tests import models
@@ -308,12 +308,20 @@ def test_conversions_are_noted_and_not_printed(capsys):
   assert capsys.readouterr().out == ''
 
 
-def test_temperature_0_drops_the_filters_of_the_run():
-  """An explicit filter stays."""
+def test_what_is_asked_for_beats_the_settings_of_the_run():
+  """Stored settings that it leaves without effect go; one that has no effect itself is refused."""
   cfg = SampleConfig(top_k=5, top_p=0.9, min_p=0.1, num_samples=3, seed=4, max_new_tokens=7)
-  assert samplers.greedy(cfg) == SampleConfig(temperature=0.0, max_new_tokens=7)
-  assert samplers.override(cfg, temperature=0.0) == samplers.greedy(cfg)
-  assert samplers.override(cfg, temperature=0.5, seed=1) == dataclasses.replace(cfg, temperature=0.5, seed=1)
+  override = validate.override
+  assert override(cfg, temperature=0.0) == SampleConfig(temperature=0.0, max_new_tokens=7)
+  assert override(cfg, temperature=0.5, seed=1) == dataclasses.replace(cfg, temperature=0.5, seed=1)
+  assert override(SampleConfig(temperature=0.7, num_samples=4), beams=3) == SampleConfig(
+    beams=3, num_samples=3
+  )
+  assert override(SampleConfig(beams=3), temperature=0.7) == SampleConfig(temperature=0.7)
+  with pytest.raises(ValueError, match='beams=3 searches and does not sample: top_k has no use'):
+    override(cfg, beams=3, top_k=5)
+  with pytest.raises(ValueError, match='temperature=0 always takes the likeliest token: top_k has no use'):
+    override(SampleConfig(temperature=0.0), top_k=5)
   filtered = {**vars(run()), 'cfg': dataclasses.replace(run().cfg, sample=dataclasses.replace(cfg, seed=0))}
   [text] = prompts.generate(SimpleNamespace(**filtered), [[Piece('patches', PICTURE)]], temperature=0.0)
   assert isinstance(text, str)

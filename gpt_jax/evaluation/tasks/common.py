@@ -12,7 +12,7 @@ from gpt_jax import data
 from gpt_jax.data import mixture, sources, templates
 from gpt_jax.evaluation import judges, metrics
 from gpt_jax.sample import SampleConfig
-from gpt_jax.sampling import samplers
+from gpt_jax.sampling import validate
 
 LIMIT = 500  # examples of a source where no limit is given
 TRAIN_LIMIT = 20_000  # real examples that judges and baselines learn from
@@ -258,7 +258,7 @@ def sampling_fields(subject, sampling):
 
   `sampling` holds all fields of SampleConfig; those that differ from its defaults stand alone, too.
   """
-  cfg = dataclasses.asdict(samplers.override(subject.cfg.sample, **sampling))
+  cfg = dataclasses.asdict(validate.override(subject.cfg.sample, **sampling))
   cfg = {name: value for name, value in cfg.items() if name not in UNUSED_SAMPLING}
   minor = ('max_new_tokens', 'seed', 'length_penalty')  # only in `sampling`
   changed = {k: v for k, v in cfg.items() if v != getattr(SampleConfig, k) and k not in minor}

@@ -18,7 +18,7 @@ from gpt_jax.cluster.processes import fetch
 from gpt_jax.data.templates import is_plain
 from gpt_jax.evaluation.metrics import bits_per_dim
 from gpt_jax.evaluation.tasks import common
-from gpt_jax.losses import bits, bits_per_byte
+from gpt_jax.losses import bits
 
 
 def fits(condition, target):
@@ -71,8 +71,9 @@ def score_text(subject, source, split, limit, stride):
   rows = common.Rows('perplexity', source, split, tokens=int(tokens), stride=stride)
   rows.add('nats_per_token', nats / tokens)
   rows.add('bits_per_token', bits(nats / tokens))
-  if is_whole and not subject.masks_documents:  # else first tokens are not scored, but are bytes
-    rows.add('bits_per_byte', bits_per_byte(nats, subject.cache(source, split).bytes))
+  num_bytes = subject.cache(source, split).bytes
+  if is_whole and num_bytes and not subject.masks_documents:
+    rows.add('bits_per_byte', bits(nats) / num_bytes)
   return rows
 
 
