@@ -93,10 +93,12 @@ def test_an_image_is_read(call, run, picture):
   words = ('sample', f'--workdir={run}', f'--image={picture}', '--to=text')
   code, out, err = call(*words, '--seed=3')
   assert code == 0, err
-  note, _, answer = out.partition('\n')
-  assert '30x40' in note and answer.strip()
+  notes = '1 images resized from 30x40\n1 images color converted to gray\n'
+  assert out.startswith(notes)
+  answer = out.removeprefix(notes)
+  assert answer.strip()
   assert call(*words, '--seed=3')[1] == out
-  assert call(*words, '--seed=3', '--nostream')[1] == f'{note}\n--- 1 of 1\n{answer}'
+  assert call(*words, '--seed=3', '--nostream')[1] == f'{notes}--- 1 of 1\n{answer}'
   assert snapshot(run) == before
 
 
