@@ -119,4 +119,4 @@ def test_nothing_of_the_environment_is_written(tmp_path_factory, tmp_path, monke
   for path in files:
     assert CANARY.encode() not in path.read_bytes(), path
   start = json.loads((tmp_path / 'run' / 'events.jsonl').read_text().splitlines()[0])
-  assert '--hf_token=[redacted: password or key]' in start['versions']['command']
+  assert '--hf_token=[redacted: Hugging Face token]' in start['versions']['command']
