@@ -1,11 +1,14 @@
 """Pre-parse command-line arguments: an experiment file decides which --config flags absl must define."""
 
 import os
+import sysconfig
 from pathlib import Path
 
 NO_FIX = '\nfix: correct the cause above and run the same command again; everything saved is safe'
 MAX_LINE = 1000  # characters of a line of an error: values may come from anywhere
-DEMO = str(Path(__file__).parents[2] / 'experiments' / 'demo.py')
+# Beside the package in a checkout; where pip puts data otherwise.
+SHIPPED = (Path(__file__).parents[2], Path(sysconfig.get_path('data')) / 'share' / 'gpt_jax')
+DEMO = str(next((d for d in SHIPPED if (d / 'experiments').is_dir()), SHIPPED[0]) / 'experiments' / 'demo.py')
 
 
 def format_error(error):
