@@ -29,6 +29,7 @@ from ml_collections import config_flags
 from gpt_jax.cli import args, verbs
 from gpt_jax.cluster.watchdog import process_watchdog
 from gpt_jax.runs import compilation_cache
+from gpt_jax.runs.loggers import say
 
 FLAGS = flags.FLAGS
 WITH_OVERRIDES = ('train', 'plan', 'render')  # verbs that take --config.key=value
@@ -45,7 +46,7 @@ def run():
   try:
     code = main(sys.argv)
   except Exception as error:
-    traceback.print_exc()
+    say(traceback.format_exc(), file=sys.stderr, end='')
     code, failure = verbs.ERROR, error
   if code in (verbs.ERROR, verbs.BAD_ARGUMENTS) and 'gpt_jax.cluster.bootstrap' in sys.modules:
     sys.modules['gpt_jax.cluster.bootstrap'].exit_failed(code, failure)
@@ -80,7 +81,7 @@ def main(argv):
     expected = '\nfix:' in str(e) or isinstance(e, OSError) or not parsed
     if '--traceback' in argv or not expected:
       raise
-    print(args.format_error(e), file=sys.stderr)
+    say(args.format_error(e), file=sys.stderr)
     return verbs.BAD_ARGUMENTS if isinstance(e, ValueError | OSError) else verbs.ERROR
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 from gpt_jax.ablation import design, store
 from gpt_jax.ablation.execute import array, proposals, runner
+from gpt_jax.runs.loggers import say
 
 
 def ablate(spec, workdir='', *, seeds=0, share='', dry_run=False, workers=0, should_stop):
@@ -15,10 +16,10 @@ def ablate(spec, workdir='', *, seeds=0, share='', dry_run=False, workers=0, sho
   study = dataclasses.replace(study, seeds=seeds) if seeds else study
   module = proposals if study.sweep == 'optuna' else runner
   if dry_run:
-    print('\n'.join(module.dry_run(study, workdir)))
+    say('\n'.join(module.dry_run(study, workdir)))
     return []
   workdir, part = workdir or f'runs/ablate-{study.name}', array.parse_share(share or '0/1')
-  print(f'study folder: {workdir}')
+  say(f'study folder: {workdir}')
   if share:
     finished = array.run(study, workdir, part, should_stop, workers)
   else:

@@ -26,6 +26,7 @@ from gpt_jax.cli.flags import (
   sampling_overrides,
 )
 from gpt_jax.cluster.watchdog import process_watchdog
+from gpt_jax.runs.loggers import say
 
 FLAGS = flags.FLAGS
 BAD_ARGUMENTS, ERROR, PREEMPTED = 2, 1, 75  # exit codes
@@ -135,7 +136,7 @@ def sample(argv):
     return 0
   [group] = completions.complete(run.model, run.tokenizers, [prompt], cfg, FLAGS.stop)
   for i, (text, scores) in enumerate(group if is_primary() else ()):
-    print(output_files.format_sample(i, len(group), FLAGS.log_probs, scores, cfg, prefix + text))
+    say(output_files.format_sample(i, len(group), FLAGS.log_probs, scores, cfg, prefix + text))
     if FLAGS.out:
       media = {name: FLAGS[name].value for name in ('image', 'audio') if FLAGS[name].value}
       output_files.append_sample(FLAGS.out, FLAGS.prompt, media, text, scores, cfg.seed)
@@ -155,7 +156,7 @@ def sample_media(run, prompt, cfg):
   for i, (ids, scores) in enumerate(group if is_primary() else ()):
     pieces = prompts.decode_pieces(run, ids, prompt.ids)
     lines = [p.value if p.kind == 'text' else str(files.write(p, rate)) for p in pieces]
-    print(output_files.format_sample(i, len(group), FLAGS.log_probs, scores, cfg, '\n'.join(lines)))
+    say(output_files.format_sample(i, len(group), FLAGS.log_probs, scores, cfg, '\n'.join(lines)))
   return 0
 
 
@@ -206,7 +207,11 @@ def evaluate(argv):
     )
   for row in rows if is_primary() else ():
     records.append_line(run.workdir / 'evaluations.jsonl', row)
-    print(evaluation.format_row(row))
+    say(evaluation.format_row(row))
+  if is_primary():
+    from gpt_jax.reports import run_report  # matplotlib takes a second to import
+
+    say(f'report: {run_report.write_report(run.workdir)}')
   return 0
 
 
@@ -293,13 +298,13 @@ def report(argv):
   if FLAGS.against:
     if wants_table:
       raise ValueError('--against compares two runs\nfix: leave out --where and --columns')
-    print('\n'.join(compare.runs_apart(FLAGS.workdir, FLAGS.against)))
+    say('\n'.join(compare.runs_apart(FLAGS.workdir, FLAGS.against)))
   elif not wants_table and (workdir / 'study.json').exists():
     runner.judge(workdir)
   elif not wants_table and (workdir / 'config.json').exists():
-    print(page.rewrite_report(workdir))
+    say(page.rewrite_report(workdir))
   else:
-    print('\n'.join(studies.format_runs(workdir, FLAGS.where, FLAGS.columns)))
+    say('\n'.join(studies.format_runs(workdir, FLAGS.where, FLAGS.columns)))
   return 0
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gpt_jax.cluster import watchdog
+from gpt_jax.runs.loggers import say
 
 HEARTBEAT_SECONDS = 20  # a process that is silent for longer is dead, and ends the others
 # A process alone may be silent for long: nobody waits for it, and a laptop sleeps over a night.
@@ -172,7 +173,7 @@ def is_primary():
 def print_once(*values, **options):
   """Print in one process of a job."""
   if is_primary():
-    print(*values, **options)
+    say(*values, **options)
 
 
 def exit_failed(code, error=None):

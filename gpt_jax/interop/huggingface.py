@@ -27,6 +27,7 @@ from gpt_jax.interop import families, tensors, tokenizer_files
 from gpt_jax.model import costs, gpt, param_trees
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.runs import records, run_folder
+from gpt_jax.runs.loggers import say
 from gpt_jax.runs.text_table import join_some
 from gpt_jax.sample import SampleConfig
 from gpt_jax.step import TrainState
@@ -253,7 +254,7 @@ def export_model(model_config, model, toks, out):
       files[file_name] = tensors.to_tensor(array, tensor, axes, sizes, into)
   folder.mkdir(parents=True, exist_ok=True)
   if toks is not None and (note := tokenizer_files.write(toks, folder, cfg.context)):
-    print(f'note: {note}')
+    say(f'note: {note}')
   save_file(files, folder / 'model.safetensors', {'format': 'pt'})
   content = hf | tokenizer_files.special_ids(toks)  # last: a folder with it is complete
   records.write_atomically(folder / 'config.json', json.dumps(content, indent=2) + '\n')
@@ -302,7 +303,7 @@ def import_run(source, workdir):
   checkpoints.close()
   records.write_json(workdir / 'config.json', dataclasses.asdict(cfg))  # last: now it is a run
   params = costs.count_params(imported.cfg)
-  print(
+  say(
     f'imported {source}: {imported.family}, {params:,} parameters\n'
     f"next: launch.py sample --workdir={workdir} --prompt='Once upon a time'"
   )
@@ -313,7 +314,7 @@ def export_run(workdir, out):
   run = trained.load(workdir)
   family = export_model(run.model.cfg, run.model, run.tokenizers, out)
   params = costs.count_params(run.model.cfg)
-  print(
+  say(
     f'exported step {run.step} of {workdir}: {family}, {params:,} parameters\n'
     f"next: transformers.AutoModelForCausalLM.from_pretrained('{out}')"
   )

@@ -12,8 +12,11 @@ import os
 import re
 import sys
 
-# Unicode's control characters except tab and newline, surrogates, and two noncharacters.
-CONTROL = re.compile('[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\ufffe\\uffff]')
+# Unicode's control characters except tab and newline, line separators, bidirectional overrides, surrogates,
+# and two noncharacters.
+CONTROL = re.compile(
+  '[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff\\ufffe\\uffff]'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +61,18 @@ def decimals(value):
 
 
 def printable(text):
-  """Replace control characters and lone surrogates, which a model may sample.
+  """Return a text with control characters and lone surrogates spelled out: ESC becomes the letters \\x1b.
 
-  They could drive a terminal, and HTML forbids them.
+  Models, paths and files may hold them. They could drive a terminal, and HTML forbids them.
   """
-  return CONTROL.sub('\ufffd', text.replace('\r\n', '\n'))
+  return CONTROL.sub(lambda match: match[0].encode('unicode_escape').decode(), text.replace('\r\n', '\n'))
+
+
+def say(*values, **options):
+  """Print as `print` does, control characters spelled out, in the encoding of the stream."""
+  encoding = getattr(options.get('file') or sys.stdout, 'encoding', None) or 'utf-8'
+  text = printable(' '.join(map(str, values)))
+  print(text.encode(encoding, 'replace').decode(encoding), **options)
 
 
 def console_fields(metrics, eta=''):
@@ -97,9 +107,8 @@ class Plain:
     self.print('  '.join([f'step {of}', *columns]).rstrip())
 
   def print(self, text):
-    """Print text unchanged, in the encoding of the pipe."""
-    encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
-    print(text.encode(encoding, 'replace').decode(encoding), flush=True)
+    """Print a text."""
+    say(text, flush=True)
 
   def close(self):
     """Do nothing: a pipe needs no cleaning up."""

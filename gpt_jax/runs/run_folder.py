@@ -259,7 +259,7 @@ class Run:
   @_on_primary
   def print(self, *values):
     """Print a line, above the progress bar where there is one."""
-    self._console.print(loggers.printable(' '.join(map(str, values))))
+    self._console.print(' '.join(map(str, values)))
 
   def close(self):
     """Close the loggers and unlock the folder; leaving the context does it too."""

@@ -372,7 +372,7 @@ def test_evaluate_prints_and_appends_rows(call, copy):
     (row['metric'], round(row['value'], 4), row['tokens']) for row in rows
   ]
   after = snapshot(copy)
-  assert {name for name in after if before.get(name) != after[name]} == {'evaluations.jsonl'}
+  assert {name for name in after if before.get(name) != after[name]} == {'evaluations.jsonl', 'report.html'}
   assert_user_error(call('evaluate', f'--workdir={copy}', '--tasks=draw'), '--tasks=draw')
   assert_user_error(call('evaluate', f'--workdir={copy}', '--stride=33'), 'stride=33')
   assert_user_error(call('evaluate', f'--workdir={copy}', '--split=test'), 'split', 'test')
@@ -399,7 +399,11 @@ def test_train_then_resume(call, experiment, run, tmp_path, monkeypatch):
   assert code == 0, err
   assert 'done' in out
   after = snapshot(workdir)
-  assert {name for name in after if after[name] != before.get(name)} <= {'events.jsonl', '.lock'}
+  assert {name for name in after if after[name] != before.get(name)} <= {
+    'events.jsonl',
+    '.lock',
+    'report.html',
+  }
 
 
 @pytest.mark.slow

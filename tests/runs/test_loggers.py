@@ -144,3 +144,28 @@ def test_wandb_gets_config_steps_and_how_it_ended(tmp_path, monkeypatch):
   assert define == ('define', '*', 'step')
   assert row == {'step': 7, 'loss': 2.0}
   assert exit_code == 1
+
+
+@pytest.mark.parametrize(
+  ('text', 'shown'),
+  [
+    ('\x1b[31mred\x1b]0;title\x07', '\\x1b[31mred\\x1b]0;title\\x07'),
+    ('\x9b2Jbell\x00', '\\x9b2Jbell\\x00'),
+    ('abc\u202edcb\u2066', 'abc\\u202edcb\\u2066'),
+    ('back\rspace\x08', 'back\\rspace\\x08'),
+    (
+      'a\r\nb\tc \U0001f600 caf\u00e9 \u05d0 [red]x[/red]',
+      'a\nb\tc \U0001f600 caf\u00e9 \u05d0 [red]x[/red]',
+    ),
+    ('\udc80', '\\udc80'),
+  ],
+)
+def test_data_cannot_drive_the_terminal(text, shown, capsys):
+  loggers.say(text, end='')
+  assert capsys.readouterr().out == shown
+
+
+def test_a_letter_that_the_terminal_lacks_is_no_error(monkeypatch):
+  stream = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
+  loggers.say('caf\u00e9', file=stream, flush=True)
+  assert stream.buffer.getvalue() == b'caf?\n'

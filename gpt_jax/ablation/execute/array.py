@@ -10,7 +10,7 @@ import time
 
 from gpt_jax.ablation import store
 from gpt_jax.ablation.execute import runner
-from gpt_jax.runs import records
+from gpt_jax.runs import loggers, records
 
 
 def parse_share(text):
@@ -21,7 +21,7 @@ def parse_share(text):
   return int(match[1]), int(match[2])
 
 
-def run(study, workdir, share, should_stop=lambda: False, workers=0, say=print):
+def run(study, workdir, share, should_stop=lambda: False, workers=0, say=loggers.say):
   """Train the runs of a share that are not done -> whether all ended; False if stopped."""
   workdir, (number, count) = runner.check_study_folder(workdir), share
   log_folder = workdir / 'shares' / f'{number} of {count}'

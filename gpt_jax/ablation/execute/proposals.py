@@ -13,12 +13,12 @@ import dataclasses
 from gpt_jax.ablation import design, proof, store, sweeps
 from gpt_jax.ablation.execute import runner
 from gpt_jax.ablation.stats.scores import collect_scores
-from gpt_jax.runs import records
+from gpt_jax.runs import loggers, records
 
 JOURNAL = 'optuna/journal.log'
 
 
-def run(study, workdir, should_stop=lambda: False, workers=0, say=print):
+def run(study, workdir, should_stop=lambda: False, workers=0, say=loggers.say):
   """Propose, train and tell until `count` proposals are told -> analysis, None if stopped.
 
   Arguments like runner.run. Also raises ValueError if optuna is missing or the folder holds the proposals

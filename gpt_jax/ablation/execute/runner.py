@@ -17,14 +17,14 @@ from gpt_jax.ablation.execute import replicas, scheduler
 from gpt_jax.ablation.execute.executor import Executor, Task
 from gpt_jax.ablation.stats import analyze, scores
 from gpt_jax.reports import study_report
-from gpt_jax.runs import records, run_folder, secrets
+from gpt_jax.runs import loggers, records, run_folder, secrets
 from gpt_jax.training import session
 
 STUDY_FOLDERS = ('cache', 'compiled', 'logs', 'optuna', 'runs', 'shares')  # may exist before study.json
 FINAL = ('done', 'diverged')  # a later call does not retry these; the rest may be fixed
 
 
-def run(study, workdir, should_stop=lambda: False, workers=0, say=print, without=()):
+def run(study, workdir, should_stop=lambda: False, workers=0, say=loggers.say, without=()):
   """Train all runs of a study that are not done, judge and report -> analysis, None if stopped.
 
   workers: training processes at once; 0 = measure what is fastest. without: arms not to train.
@@ -291,7 +291,7 @@ def record_look(workdir, rows):
   return study
 
 
-def judge(workdir, say=print):
+def judge(workdir, say=loggers.say):
   """Analyze the finished runs, write analysis.json and the reports -> analysis."""
   rows = store.read_runs(workdir)
   for row in rows:
