@@ -3,6 +3,7 @@
 Control: on text, without rows and columns, mrope equals rope, and the verdict should be no difference.
 Sinusoids have entries up to 1 and embeddings start far smaller: sinusoidal_scaled multiplies the embeddings
 by the root of the width (Vaswani et al. 2017, section 3.4), sinusoidal does not.
+Result: benchmarks/results/ablations/positions.md, of all arms but sinusoidal_scaled, which was added later.
 Command: launch.py ablate --config=experiments/ablations/positions.py --workdir=runs/positions
 Hardware: 2 CPU cores   Minutes: 12
 """

@@ -142,6 +142,7 @@ def effect_sections(study):
   crossed = study.analysis.get('effects') or ()
   scaling = study.analysis.get('scaling') or {}
   by_size = [(f'{effect["levels"]} at {effect["size"]}', effect) for effect in scaling.get('effects') or ()]
+  interactions = [(row['levels'], row) for row in study.analysis.get('interactions') or ()]
   against = [(f'{e["factor"]}={e["level"]} against {e["against"]}', e) for e in crossed]
   return [
     Section(
@@ -155,9 +156,11 @@ def effect_sections(study):
       [
         *study_figures.forest(study, [(f'{e["factor"]}={e["level"]}', e, ()) for e in crossed], 'main'),
         study_tables.effects_table(study, 'level', against),
+        study_tables.effects_table(study, 'interaction', interactions),
       ],
       f'What a level changes in {study.metric} on average over the arms that have it, against '
-      'arms that differ in nothing else; 95 % intervals, one family of tests.',
+      'arms that differ in nothing else. Interaction: what two levels change together beyond the sum '
+      'of what each changes alone. 95 % intervals, one family of tests.',
     ),
     Section(
       'Scaling',

@@ -454,6 +454,20 @@ def test_main_effects_are_not_biased_by_other_factors(crossing):
     assert one['difference'] == pytest.approx(truth, abs=1e-9), one
 
 
+@pytest.mark.parametrize('crossing', ['pairwise', 'full'])
+def test_an_interaction_is_what_two_levels_do_beyond_their_sum(crossing):
+  study = planned(crossing, *CROSSINGS[crossing])
+  rows = crossed_rows(study, {('f', '1'): 0.2, ('g', '1'): 0.3}, np.random.default_rng(0), own=1e-4)
+  for row in rows:
+    if "'f': '1', 'g': '1'" in row['arm']:
+      row['result']['valid_loss'] -= 0.33
+  actual = {one['levels']: one for one in analyze.analyze(study, rows)['interactions']}
+  assert len(actual) == {'pairwise': 3, 'full': 1}[crossing]
+  one = actual['f=1 \u00d7 g=1']
+  assert one['difference'] == pytest.approx(-0.33, abs=1e-3) and one['verdict'] == 'better'
+  assert {each['verdict'] for each in actual.values()} <= {'better', 'no difference'}
+
+
 @pytest.mark.parametrize('crossing', ['pairwise', 'full', 'fractional'])
 def test_main_effects_survive_an_arm_without_results(crossing):
   study = planned(crossing, *CROSSINGS[crossing])

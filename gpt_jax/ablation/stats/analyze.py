@@ -26,7 +26,8 @@ def analyze(study, rows):
 
   Returns:
     {metric, better, tolerance, baseline, seeds, looks (numbers of seeds at earlier judgments), family
-    (number of comparisons), arms, effects (see main_effects), pairing, scaling (see size_laws), notes}.
+    (number of comparisons), arms, effects, interactions (see main_effects), pairing, scaling (see size_laws),
+    notes}.
     arms, the baseline first: {name, is_baseline, n (seeds compared), mean, sd, values: {seed: value} (of all
     finished seeds), the keys of inference.judge, sentence, speedup, seconds, tokens, tokens_per_second,
     parameters, failed, statuses: {status: runs}, at_fractions: [[fraction, difference of the curves, low,
@@ -65,7 +66,7 @@ def analyze(study, rows):
     'looks': looks,
     'family': family,
     'arms': arms,
-    'effects': main_effects.main_effects(study, scored),
+    **main_effects.crossed_effects(study, scored),
     'pairing': _pairing_gain([arm for arm in arms if arm['name'] != baseline]),
     'scaling': scaling,
     'notes': _notes(study, arms, family, looks, scored.examples),

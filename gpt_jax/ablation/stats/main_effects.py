@@ -1,4 +1,7 @@
-"""Main effects of sweeps that cross factors: what a level does on average over the other factors.
+"""Main effects and interactions of sweeps that cross factors.
+
+A main effect is what a level does on average over the other factors; an interaction is what two levels do
+together beyond the sum of what each does alone.
 
 Arms that differ in more than the factor are never compared: their means would hold the effects of the
 rest. A fractional design has no two arms that differ in one factor alone; there an additive model is
@@ -13,30 +16,63 @@ from gpt_jax.ablation.stats import comparability, inference, size_laws
 from gpt_jax.ablation.sweeps import SWEEPS
 
 
-def main_effects(study, scored):
-  """Judge every factor's effects as one family; [] for sweeps that cross nothing.
+def crossed_effects(study, scored):
+  """Judge main effects and interactions as one family; none for sweeps that cross nothing.
 
-  scored: a scores.Scores. Returns list of {factor, level, against (the baseline's level, or the
-  first one with matched arms), arms (how many have the level and were used), the keys of inference.judge}.
+  scored: a scores.Scores. Returns {effects: list of {factor, level, against (the baseline's level, or the
+  first one with matched arms), arms (how many have the level and were used), the keys of inference.judge},
+  interactions: list of {levels: 'a=1 x b=2', the keys of inference.judge}}.
   """
   sweep = SWEEPS.get(study.get('sweep'))
   if not sweep or not sweep.main_effects:
-    return []
+    return {'effects': [], 'interactions': []}
   effects, comparisons = [], []
-  arms = {arm['name']: arm for arm in study['arms']}
   scaled = size_laws.RESOURCES if 'size' in study['factors'] else ()
+  interactions = list(_interactions(study['arms'], scaled)) if sweep.main_effects == 'matched' else []
   for factor in (name for name in study['factors'] if name not in scaled):
     for level, against, pairs, sides in ESTIMATORS[sweep.main_effects](study['arms'], factor, scored.values):
       names = [arm['name'] for arm in study['arms'] if arm['levels'][factor] == level]
       used = [name for name in names if name in {first for first, _ in pairs}]
       others = [arm['name'] for arm in study['arms'] if arm['levels'][factor] == against]
-      lost = (sum(scored.diverged.get(name, 0) for name in group) for group in (used, others))
-      missing = set().union(*(scored.missing.get(name, set()) for name in {*used, *others}))
-      reasons = [comparability.reasons(study, arms[name], arms[other]) for name, other in pairs]
       effects.append({'factor': factor, 'level': level, 'against': against, 'arms': len(used)})
-      comparisons.append((*sides, *lost, len(missing), tuple(dict.fromkeys(sum(reasons, ())))))
+      comparisons.append((*sides, *_obstacles(study, scored, used, others, pairs)))
+  for _, both, first, second, base in interactions:
+    sides = (_sums(names, scored.values) for names in ((both, base), (first, second)))
+    pairs = [(name, base) for name in (both, first, second)]
+    comparisons.append((*sides, *_obstacles(study, scored, (both, first, second), (base,), pairs)))
+  effects += [{'levels': levels} for levels, *_ in interactions]
   verdicts = inference.judge(comparisons, study['better'], float(study['tolerance']), scored.examples)
-  return [effect | verdict for effect, verdict in zip(effects, verdicts, strict=True)]
+  judged = [effect | verdict for effect, verdict in zip(effects, verdicts, strict=True)]
+  split = len(judged) - len(interactions)
+  return {'effects': judged[:split], 'interactions': judged[split:]}
+
+
+def _obstacles(study, scored, used, others, pairs):
+  """(diverged, base_diverged, missing, reasons) of an inference.Comparison of two groups of arms."""
+  arms = {arm['name']: arm for arm in study['arms']}
+  lost = (sum(scored.diverged.get(name, 0) for name in group) for group in (used, others))
+  missing = set().union(*(scored.missing.get(name, set()) for name in {*used, *others}))
+  reasons = [comparability.reasons(study, arms[name], arms[other]) for name, other in pairs]
+  return *lost, len(missing), tuple(dict.fromkeys(sum(reasons, ())))
+
+
+def _interactions(arms, scaled):
+  """Yield (levels, the arm with both, the arm with each, the baseline) where all four arms exist."""
+  by_levels = {tuple(arm['levels'].items()): arm['name'] for arm in arms}
+  base = next(arm for arm in arms if arm['is_baseline'])
+  for arm in arms:
+    changed = {factor: level for factor, level in arm['levels'].items() if level != base['levels'][factor]}
+    if len(changed) == 2 and not set(changed) & set(scaled):
+      alone = [tuple((base['levels'] | {factor: level}).items()) for factor, level in changed.items()]
+      if all(levels in by_levels for levels in alone):
+        levels = ' \u00d7 '.join(f'{factor}={level}' for factor, level in changed.items())
+        yield levels, arm['name'], *(by_levels[one] for one in alone), base['name']
+
+
+def _sums(names, values):
+  """{seed: sum of the values of these arms}, of the seeds that all of them finished."""
+  sides = [values.get(name, {}) for name in names]
+  return {seed: sum(side[seed] for side in sides) for seed in sorted(set.intersection(*map(set, sides)))}
 
 
 def _levels(arms, factor):
