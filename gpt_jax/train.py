@@ -1,4 +1,4 @@
-"""The training loop: set up, then evaluate, save, batch, step, log, in that order, until done.
+"""The training loop: set up, then save, evaluate, batch, step, log, in that order, until done.
 
 One device or a thousand, one process or many: the same path. step.py has what a step computes,
 training/session.py what happens between steps, and a job (a row of JOBS) what is trained.
@@ -85,6 +85,7 @@ def train(cfg, workdir, should_stop=lambda step: False):
 
       while True:
         try:
+          session.save_if_due(s, stopping=False)  # first: an evaluation that fails then loses nothing
           stopping = should_stop(s.step) or not session.run_due_evals(s, should_stop)
           session.save_if_due(s, stopping)
           if stopping or s.step == cfg.train.steps:

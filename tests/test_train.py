@@ -14,7 +14,7 @@ from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.runs import records, run_folder
 from gpt_jax.tokenizers import Tokenizers
-from gpt_jax.training import meter, session
+from gpt_jax.training import checkpoint, meter, session
 from tests import tiny_runs
 from tests.tiny_runs import assert_two_lines, experiment, snapshot
 
@@ -128,13 +128,13 @@ def test_events_are_in_the_order_of_the_loop(run):
     ('compile', 0),
     ('checkpoint', 3),
     ('evaluate', 4),
-    ('sample', 6),
     ('checkpoint', 6),
+    ('sample', 6),
     ('evaluate', 8),
     ('checkpoint', 9),
+    ('checkpoint', 12),
     ('evaluate', 12),
     ('sample', 12),
-    ('checkpoint', 12),
     ('done', 12),
   ]
 
@@ -564,3 +564,16 @@ def test_what_is_free_on_resume_cannot_change_a_result():
   keys = records.flatten(records.to_json(config.to_dict(config.Config())))
   for prefix in session.FREE_ON_RESUME:
     assert any(f'{key}.'.startswith(prefix.rstrip('.') + '.') for key in keys), prefix
+
+
+def test_an_evaluation_that_fails_loses_no_step(tmp_path, monkeypatch):
+  """The checkpoint of its step is written before it."""
+
+  def fail(s):
+    raise ValueError('no validation data\nfix: add some')
+
+  monkeypatch.setattr(session, 'evaluate', fail)
+  cfg = experiment(train__eval_every=6)
+  with pytest.raises(RuntimeError, match='no validation data'):
+    train.train(cfg, tmp_path)
+  assert checkpoint.Checkpoints(tmp_path / 'checkpoints').latest_good() == 6

@@ -11,6 +11,7 @@ import jax
 from gpt_jax import config
 from gpt_jax.evaluation import evaluate
 from gpt_jax.model import gpt
+from gpt_jax.runs.reading import reading
 from gpt_jax.sharding import make_mesh
 from gpt_jax.tokenizers import Tokenizers
 from gpt_jax.training import checkpoint
@@ -48,16 +49,10 @@ def load(workdir):
       f'{workdir} holds an {cfg.train.job.replace("_", " ")}, not a GPT\n'
       f'fix: name it in {cfg.train.job.partition("_")[0]}.path of an experiment'
     )
-  try:
-    extra = checkpoints.read_extra(step)
+  extra = checkpoints.read_extra(step, {'vocab': int, 'widths': [int], 'tokenizer': {str: str}})
+  with reading(f'{workdir}/checkpoints/{step}/extra', 'what a run keeps', 'copy a good one back'):
     vocab, (patch_values, frame_values) = extra['vocab'], extra['widths']
     files = unpack_files(extra['tokenizer'])
-  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-    cause = ' '.join(f'{type(error).__name__} {error}'.split())
-    raise ValueError(
-      f'{workdir}/checkpoints/{step}/extra is not what a run keeps: {cause}\n'
-      'fix: copy a good checkpoint back, or train again'
-    ) from error
   model_cfg = dataclasses.replace(
     cfg.model, vocab=vocab, patch_values=patch_values, frame_values=frame_values
   ).resolved()

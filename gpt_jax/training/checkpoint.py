@@ -20,10 +20,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from gpt_jax.runs import digests
+from gpt_jax.runs import digests, records
 from gpt_jax.runs.digests import Corrupt
+from gpt_jax.runs.reading import check_types, reading
+from gpt_jax.runs.text_table import join_some
 from gpt_jax.training.trees import describe_mismatches, flat, from_tree, to_abstract_tree
 
+OWN_NAMES = {'state', 'extra', '_CHECKPOINT_METADATA', 'commit_success.txt'}  # in the folder of a step
 NO_CHECKPOINT, NONE_GOOD = -1, -2  # what process 0 broadcasts in the place of a step
 
 
@@ -103,9 +106,35 @@ class Checkpoints:
       )
     return None if verdict == NO_CHECKPOINT else verdict
 
-  def read_extra(self, step):
-    """Return the JSON that was saved with the state."""
-    return json.loads((self.folder / str(step) / 'extra' / 'metadata').read_text())
+  def check_folders(self):
+    """Raise ValueError for a step that is a link or holds anything that no run writes.
+
+    Resuming deletes newer steps and retention deletes older ones.
+    """
+    for path in (self.folder / str(step) for step in self.steps()):
+      names = sorted({child.name for child in path.iterdir()} - OWN_NAMES) if path.is_dir() else [path.name]
+      if path.is_symlink() or names:
+        cause = 'is a link' if path.is_symlink() else f'holds files that no run writes: {join_some(names, 5)}'
+        raise ValueError(f'{path} {cause}\nfix: move it elsewhere; a run deletes its old steps there')
+
+  def read_extra(self, step, expected=dict):
+    """Return the JSON that was saved with the state, of types that `check_types` checks."""
+    path = self.folder / str(step) / 'extra'
+    with reading(path, 'what a run keeps', 'copy a good checkpoint back, or train again'):
+      return check_types(json.loads((path / 'metadata').read_text()), expected)
+
+  def check_origin(self, step, extra, config, free):
+    """Raise ValueError if a checkpoint is of another step, or of a run with another config.
+
+    free: keys, or prefixes of them ('mesh.'), that may differ. Data are compared by their fingerprint.
+    """
+    path, fix = self.folder / str(step), "fix: copy the run's own checkpoint back, or remove this one"
+    if extra.get('step', step) != step:
+      raise ValueError(f'checkpoint {path} was written at step {extra["step"]}\n{fix}')
+    free = tuple(f'{key.rstrip(".")}.' for key in (*free, 'data'))
+    pairs = records.diff(extra.get('config', config), config).items()
+    if changes := [f'{k} {old} -> {new}' for k, (old, new) in pairs if not f'{k}.'.startswith(free)]:
+      raise ValueError(f'checkpoint {path} is of a run with another config: {join_some(changes, 5)}\n{fix}')
 
   def array_metadata(self, step):
     """Return {path: shape and dtype} of the stored state."""

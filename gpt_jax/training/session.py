@@ -102,6 +102,7 @@ def initial_state(job, cfg, workdir):
   notes = []
   folder, verify = workdir / 'checkpoints', cfg.checkpoint.verify
   checkpoints = checkpoint.Checkpoints(folder, report=notes.append, verify=verify)
+  checkpoints.check_folders()
   step = checkpoints.latest_good()
   if step is not None:
     extra = checkpoints.read_extra(step)
@@ -110,6 +111,7 @@ def initial_state(job, cfg, workdir):
         f'{workdir} holds an imported model, which has no optimizer state to resume\n'
         f'fix: train in a new --workdir with train.init_from={workdir}, as experiments/finetune_gpt2.py does'
       )
+    checkpoints.check_origin(step, extra, dataclasses.asdict(cfg), FREE_ON_RESUME)
     return checkpoints.restore(step, job.program.abstract), step, extra, notes
   state = job.program.init()
   return job.load_initial_weights(state) if cfg.train.init_from else state, 0, None, notes
@@ -248,7 +250,7 @@ def save(s):
   """Start writing a checkpoint, after logging the steps that belong to it."""
   s.meter.block_until_ready(s.state)
   log_pending(s, force=True)
-  extra = {'config': dataclasses.asdict(s.cfg), 'data': s.job.loader.state()}
+  extra = {'step': s.step, 'config': dataclasses.asdict(s.cfg), 'data': s.job.loader.state()}
   extra |= s.job.checkpoint_extra() | s.meter.state()
   start = time.perf_counter()
   s.checkpoints.save(s.step, s.state, extra)

@@ -666,3 +666,60 @@ def test_a_checkpoint_carries_the_tokenizer(run):
   assert toks.hash == Tokenizers.load(run / 'tokenizer').hash
   assert extra['vocab'] == toks.vocabulary.size
   assert extra['config'] == records.read_json(run / 'config.json')
+
+
+# ----------------------------------------------------------------------- checkpoints of other runs
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+  """A copy of a run's checkpoints, and its config."""
+  folder = shutil.copytree(run / 'checkpoints', tmp_path / 'checkpoints')
+  return Checkpoints(folder), records.read_json(run / 'config.json')
+
+
+def test_a_checkpoint_that_was_copied_to_another_step_is_refused(copied):
+  checkpoints, cfg = copied
+  step = checkpoints.steps()[0]
+  shutil.copytree(checkpoints.folder / str(step), checkpoints.folder / '99')
+  shutil.copy(checkpoints.manifest(step), checkpoints.manifest(99))
+  assert checkpoints.latest_good() == 99
+  with pytest.raises(ValueError) as error:
+    checkpoints.check_origin(99, checkpoints.read_extra(99), cfg, ())
+  tiny_runs.assert_two_lines(error.value, 'checkpoints/99', f'was written at step {step}')
+
+
+def test_a_checkpoint_of_a_run_with_another_config_is_refused(copied):
+  checkpoints, cfg = copied
+  step = checkpoints.steps()[0]
+  extra = checkpoints.read_extra(step)
+  checkpoints.check_origin(step, extra, cfg, ())
+  free = ('mesh.', 'train.tasks')
+  other = cfg | {'mesh': cfg['mesh'] | {'fsdp': 2}, 'train': cfg['train'] | {'tasks': ['draw']}}
+  checkpoints.check_origin(step, extra, other, free)
+  other = cfg | {'optim': cfg['optim'] | {'lr': 0.5}}
+  with pytest.raises(ValueError) as error:
+    checkpoints.check_origin(step, extra, other, free)
+  tiny_runs.assert_two_lines(error.value, f'checkpoints/{step}', 'optim.lr 0.02 -> 0.5')
+
+
+@pytest.mark.parametrize('kind', ['folder', 'file', 'link', 'notes'])
+def test_what_no_run_writes_is_refused_before_a_run_deletes_it(copied, tmp_path, kind):
+  checkpoints, _ = copied
+  checkpoints.check_folders()
+  step = checkpoints.folder / str(checkpoints.steps()[0])
+  mine = checkpoints.folder / '2024'
+  if kind == 'folder':
+    mine.mkdir()
+    (mine / 'thesis.tex').write_text('mine')
+  elif kind == 'file':
+    mine.write_text('mine')
+  elif kind == 'link':
+    step.rename(tmp_path / 'elsewhere')
+    step.symlink_to(tmp_path / 'elsewhere')
+  else:
+    (step / 'notes.txt').write_text('mine')
+  with pytest.raises(ValueError) as error:
+    checkpoints.check_folders()
+  where = mine if kind in ('folder', 'file') else step
+  tiny_runs.assert_two_lines(error.value, str(where), {'link': 'is a link'}.get(kind, 'no run writes'))

@@ -294,6 +294,7 @@ class Group:
           r = s.meter.replica
           leaves = self.slice_replica(jax.tree.leaves(self.states), np.int32(r))
           s.state = jax.tree.unflatten(self.treedefs[r], leaves)
+        session.save_if_due(s, stopping=False)
         ending = stopping or not session.run_due_evals(s, lambda step: stopping)
         session.save_if_due(s, ending)
         if ending or s.step == s.cfg.train.steps:
