@@ -4,13 +4,13 @@ import gzip
 import io
 import math
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from gpt_jax.data.files import find_files, hash_files
 from gpt_jax.data.splits import Corpus, Record
+from gpt_jax.runs.reading import reading
 
 # Unpacked sizes up to ALWAYS bytes are accepted (MNIST's images are 47 MB), larger ones up to MOST_TIMES
 # the packed size (4.7 times for MNIST, 1,000 times for zeros).
@@ -41,16 +41,11 @@ def arrays(source, split: str) -> Corpus:
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
   """Return the arrays of an .npz."""
-  try:
+  with reading(path, 'a readable .npz', 'write it with numpy.savez, without Python objects'):
     with zipfile.ZipFile(path) as archive:
       _check_members(archive, path.stat().st_size)
     with np.load(path) as file:
       columns = {name: file[name] for name in file.files}
-  except Exception as error:  # every compression method has errors of its own
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    raise ValueError(
-      f'{path} cannot be read: {reason}\nfix: write it with numpy.savez, without Python objects'
-    ) from None
   if not columns or not all(column.ndim for column in columns.values()):
     raise ValueError(
       f'{path} has no arrays, or some without rows: {list(columns)}\n'
@@ -101,11 +96,9 @@ def _idx(files: list[Path]) -> dict[str, np.ndarray]:
 
 def _read_idx(path: Path) -> np.ndarray:
   """Read one idx file of bytes (yann.lecun.com/exdb/mnist); ValueError for another format."""
-  try:
+  with reading(path, 'a readable file', 'fetch it again'):
     content = path.read_bytes()
     content = _gunzipped(content) if content[:2] == b'\x1f\x8b' else content
-  except (OSError, EOFError, ValueError, zlib.error) as error:
-    raise ValueError(f'{path} cannot be read: {error}\nfix: fetch it again') from None
   rank = content[3] if len(content) > 3 else 0
   start = 4 + 4 * rank
   known = content[:3] == b'\0\0\x08' and 0 < rank <= MOST_AXES and len(content) >= start

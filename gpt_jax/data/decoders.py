@@ -53,13 +53,20 @@ def name_record(where: str):
     raise
 
 
+class _Stream(io.BytesIO):
+  """Bytes for libsndfile, which seeks to where a damaged header says, also before the start."""
+
+  def seek(self, offset, whence=io.SEEK_SET):
+    return super().seek(max(0, offset) if whence == io.SEEK_SET else offset, whence)
+
+
 def decode_sound(content, name, most_seconds):
   """Return (float32 [N, channels], rate) of a file; what it declares is checked before decoding."""
   import soundfile
 
   with reading(name, 'a whole sound', 'repair or drop it'):
     try:
-      file = soundfile.SoundFile(io.BytesIO(content))
+      file = soundfile.SoundFile(_Stream(content))
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
       reason = getattr(error, 'error_string', '') or 'libsndfile does not recognize it'
       raise _undecodable(name, content, 'audio', reason) from None

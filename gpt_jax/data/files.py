@@ -75,12 +75,14 @@ def walk(folder: str) -> list[str]:
   """Return the files below a folder, as sorted relative paths with /; names that begin with . are left out.
 
   Links are followed, but each folder is read once, under its own name if it lies below `folder`: links
-  to folders may form circles. Raises OSError for a folder that may not be read.
+  to folders may form circles. Raises ValueError for a folder that may not be read.
   """
   names, visited, links, again, broken = [], set(), [folder], [], []
 
   def refuse(error):
-    raise error
+    raise ValueError(
+      f'{error.filename} cannot be read: {error.strerror}\nfix: change its permissions, or leave it out'
+    ) from error
 
   while links:
     top = links.pop(0)

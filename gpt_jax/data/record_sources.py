@@ -13,6 +13,7 @@ from gpt_jax.data.files import candidates, containing_file, find_files, hash_fil
 from gpt_jax.data.splits import Corpus, Record, generated
 from gpt_jax.data.synthetic import stories
 from gpt_jax.data.text_files import PACKED, not_utf8, read_chunks, suffixes, without_empty
+from gpt_jax.runs.reading import reading
 
 
 def jsonl(source, split: str) -> Corpus:
@@ -164,7 +165,9 @@ def tfds(source, split: str) -> Corpus:
     rows = builder.as_data_source(split=split)
     for start in range(0, len(rows), 256):
       numbers = range(start, min(start + 256, len(rows)))
-      for number, fields in zip(numbers, rows.__getitems__(numbers), strict=True):
+      with reading(f'{builder.info.full_name} {split}', 'readable', 'prepare the data set again'):
+        batch = rows.__getitems__(numbers)
+      for number, fields in zip(numbers, batch, strict=True):
         yield f'{builder.info.full_name} {split} record {number}', Record(fields, rate=rate)
 
   def content():
@@ -189,7 +192,7 @@ def _tfds_builder(source):
     options['data_dir'] = next(filter(os.path.isdir, candidates(source.data_dir)), source.data_dir)
   try:
     builder = tfds.builder(source.path, **options)
-  except (ImportError, ValueError) as error:
+  except Exception as error:  # libraries parse what was prepared
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if getattr(error, 'name', '') == 'tensorflow':
       raise ValueError(

@@ -275,9 +275,9 @@ def _text(value, field: str, where: str) -> str:
       ) from None
   if isinstance(value, bool):
     return str(value).lower()  # as in JSON
-  if isinstance(value, (str, int, float)) and not (isinstance(value, float) and math.isnan(value)):
+  if isinstance(value, (str, int, float)) and not (isinstance(value, float) and not math.isfinite(value)):
     return str(value)
-  what = 'null' if value is None else 'NaN' if isinstance(value, float) else f'a {type(value).__name__}'
+  what = 'null' if value is None else str(value) if isinstance(value, float) else f'a {type(value).__name__}'
   raise ValueError(
     f'{where} field {field!r} is {what}, not text\n'
     'fix: name a text or number inside it, as in {answers.0}, or leave the record out'

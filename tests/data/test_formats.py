@@ -71,6 +71,8 @@ def read(folder, name, content, template, **fields):
   return data.load_waveforms(cfg, 8000)[0]
 
 
+LAB = io.BytesIO()
+Image.merge('LAB', [Image.fromarray(GRAY)] * 3).save(LAB, 'TIFF')
 UPRIGHT = Image.Exif()
 UPRIGHT[0x0112] = 3
 TO_GRAY = 'color converted to gray'
@@ -276,6 +278,7 @@ REFUSED = [  # template, name, content, cause, fix
     'x.tif: it has 32-bit integers',
     'save it with 8',
   ),
+  ('image', 'x.tif', LAB.getvalue(), 'x.tif: it has CIELAB colors', 'save it'),
   ('audio', 'x.wav', b'', 'x.wav is empty', 'fetch it again'),
   ('audio', 'x.wav', WAV[:-600], 'x.wav: it ends after 2600 of 3200 bytes of sound', 'fetch it again'),
   ('audio', 'x.wav', WAV[:44], 'x.wav: the sound has no samples', 'drop'),
@@ -332,6 +335,20 @@ def test_large_files_are_refused_before_they_are_read(tmp_path, monkeypatch):
   for path in ('x.png', 'x.zip/x.png'):
     with two_lines(ValueError, f'{path} has 101 bytes (unpacked), more than 100'):
       media_io.open_bytes(tmp_path / path)
+
+
+def test_damaged_files_give_media_or_two_lines():
+  rng = np.random.default_rng(0)
+  cases = [(media_io.read_image, (6, 8, 1), content) for _, content, *_ in PICTURES]
+  cases += [(media_io.read_sound, 8000, sound(kind, subtype)) for _, kind, subtype, _ in SOUNDS]
+  for reader, form, whole in cases * 8:
+    content = bytearray(whole[: rng.integers(1, len(whole) + 1) if rng.random() < 0.3 else None])
+    for place in rng.integers(0, min(len(content), 400), 3):
+      content[place] = rng.integers(256)
+    try:
+      reader(bytes(content), form)
+    except ValueError as error:
+      assert str(error).count('\n') == str(error).count('\nfix: ') == 1
 
 
 @pytest.mark.parametrize('kind', ['GIF', 'TIFF'])

@@ -128,9 +128,9 @@ def test_bad_arrays(mnist, tmp_path):
   np.savez(tmp_path / 'b.npz', x=np.float32(3))
   refused(opened(tmp_path / 'b.npz'), 'some without rows')
   np.savez(tmp_path / 'c.npz', x=np.array([{}]))
-  refused(opened(tmp_path / 'c.npz'), 'c.npz cannot be read')
+  refused(opened(tmp_path / 'c.npz'), 'c.npz is not a readable .npz')
   (tmp_path / 'd.npz').write_bytes(b'PK nothing')
-  refused(opened(tmp_path / 'd.npz'), 'd.npz cannot be read')
+  refused(opened(tmp_path / 'd.npz'), 'd.npz is not a readable .npz')
   refused(opened(f'{mnist}/*-images-*'), 'is neither the one .npz, nor the one idx file')
   (tmp_path / 'other.bin').write_bytes(b'')
   refused(opened(tmp_path / 'other.bin'), 'other.bin is neither')
@@ -140,7 +140,7 @@ def test_bad_arrays(mnist, tmp_path):
     refused(opened(f'{mnist}/t10k-*'), 'is not a complete idx file')
   gz = mnist / 'train-images-idx3-ubyte.gz'
   gz.write_bytes(gz.read_bytes()[:-9])
-  refused(opened(f'{mnist}/train-*'), 'cannot be read')
+  refused(opened(f'{mnist}/train-*'), 'is not a readable file')
 
 
 def test_names_fit_the_labels(mnist):

@@ -82,13 +82,13 @@ def test_empty_files_of_a_folder_are_left_out(tmp_path, caplog):
 
 
 def test_values_of_json_are_written_as_in_json(tmp_path):
-  (tmp_path / 'a.jsonl').write_text('{"a.b": true, "a": {"c": 1.5, "d": NaN, "e": null}}')
+  (tmp_path / 'a.jsonl').write_text('{"a.b": true, "a": {"c": 1.5, "d": NaN, "e": null, "f": 1e999}}')
   source = Source('jsonl', str(tmp_path), '{a.b} {a.c}')
   from gpt_jax.data import templates
 
   [(where, record)] = open_source(source, 'train').records()
   assert templates.fill(source.template, record, where)[0].value == 'true 1.5'
-  for field, name in (('a.d', 'NaN'), ('a.e', 'null')):
+  for field, name in (('a.d', 'nan'), ('a.e', 'null'), ('a.f', 'inf')):
     with two_lines(ValueError, f'field {field!r} is {name}, not text'):
       templates.fill(f'{{{field}}}', record, where)
 
