@@ -8,12 +8,14 @@ Line colors: Okabe and Ito's palette for all kinds of color vision (jfly.uni-koe
 import dataclasses
 import io
 import re
+import warnings
 
 import matplotlib
 import numpy as np
 from matplotlib import figure, ticker
 
 from gpt_jax.reports.page import Html, escape
+from gpt_jax.runs import loggers
 
 NAMES = ('muted', 'rule', 'first', 'second', 'warn', 'third', 'fourth', 'fifth', 'ink')
 VARIABLES = {f'#0000a{i}': name for i, name in enumerate(NAMES)}
@@ -38,6 +40,7 @@ STYLE = {
 }
 LEFT, BOTTOM = 44, 30  # pixels for tick labels
 ROW, LETTER = 30, 7  # pixels of a forest plot's row, and of a letter
+MAX_LETTERS = 60  # of a label
 MAX_POINTS = 1200  # of a line; more are below a pixel
 
 
@@ -85,7 +88,9 @@ def to_svg(fig, label):
   """Return a matplotlib figure as an <svg> without a size, colors or fonts of its own."""
   text = io.StringIO()
   no_metadata = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
-  fig.savefig(text, format='svg', transparent=True, metadata=no_metadata)
+  with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', 'Glyph')  # the reader's fonts have letters that matplotlib's lack
+    fig.savefig(text, format='svg', transparent=True, metadata=no_metadata)
   svg = text.getvalue()
   svg = svg[svg.index('<svg') :]
   view = re.search(r'viewBox="[^"]*"', svg).group()
@@ -120,8 +125,9 @@ def compact(value, _position=None):
   return f'{value:.6g}'
 
 
-def cut(text, limit):
-  """Return a text of at most `limit` characters; a longer one ends with an ellipsis."""
+def cut(text, limit=MAX_LETTERS):
+  """Return a text on one printable line of at most `limit` characters; a longer one ends with an ellipsis."""
+  text = ' '.join(loggers.printable(text).splitlines())
   return text if len(text) <= limit else text[: limit - 1] + '\u2026'
 
 
@@ -152,11 +158,11 @@ def chart(series, *, name, label, size, marks=(), units=('', ''), room=0, x_scal
     axes.set_ylim(y_limits)
     for x, text in marks:
       axes.axvline(x, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
-      axes.text(x, 1, f'\u2009{text}', transform=axes.get_xaxis_transform(), va='top')
+      axes.text(x, 1, f'\u2009{cut(text)}', transform=axes.get_xaxis_transform(), va='top')
     if room:
       label_ends(axes, series, 16 / height)
-    axes.text(-LEFT / width, 1 + 10 / height, units[1], transform=axes.transAxes)
-    axes.text(1.012, -7 / height, units[0], va='top', transform=axes.transAxes)
+    axes.text(-LEFT / width, 1 + 10 / height, cut(units[1]), transform=axes.transAxes)
+    axes.text(1.012, -7 / height, cut(units[0]), va='top', transform=axes.transAxes)
 
   return draw(plot, name=name, label=label, size=size, margins=margins)
 
@@ -239,7 +245,7 @@ def label_ends(axes, series, height):
     above[0] = max(above[0], below[0] + height)
   style = dict(transform=axes.transAxes, va='center', fontweight='bold')
   for y, line in ends:
-    axes.text(1.012, min(max(y, 0.03), 0.97), line.label, color=line.color, **style)
+    axes.text(1.012, min(max(y, 0.03), 0.97), cut(line.label), color=line.color, **style)
 
 
 MARKS = {
@@ -270,7 +276,7 @@ def forest(effects, *, name, label, width, equal=0.0, ends=('', '')):
   is_wide, height = width >= 500, ROW * len(effects)
   max_letters = 34 if is_wide else 18
   left = LETTER * min(max_letters, max(len(effect.name) for effect in effects)) + 14
-  right = LETTER * max(len(effect.text) for effect in effects) + 14 if is_wide else 12
+  right = LETTER * max(len(cut(effect.text)) for effect in effects) + 14 if is_wide else 12
   inner, x_limits = width - left - right, forest_limits(effects, equal)
 
   def plot(axes):
@@ -283,7 +289,7 @@ def forest(effects, *, name, label, width, equal=0.0, ends=('', '')):
       style = dict(transform=axes.get_yaxis_transform(), va='center')
       axes.text(-14 / inner, y, cut(effect.name, max_letters), ha='right', color=INK, **style)
       if is_wide:
-        axes.text(1 + 14 / inner, y, effect.text, color=effect.color, **style)
+        axes.text(1 + 14 / inner, y, cut(effect.text), color=effect.color, **style)
     for x, text, side in ((0, ends[0], 'left'), (1, ends[1], 'right')):
       axes.text(x, 1 + 5 / height, text, ha=side, va='bottom', transform=axes.transAxes)
 

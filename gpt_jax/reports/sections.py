@@ -129,4 +129,6 @@ def to_latex(table, caption, label, bold=()):
 
 def escape_latex(text):
   """Return a text as LaTeX source that shows it."""
-  return ''.join(LATEX.get(character, character) for character in loggers.printable(str(text)))
+  return ''.join(
+    LATEX.get(character, character) for character in loggers.printable(str(text)).replace('\n', ' ')
+  )

@@ -1,6 +1,7 @@
 """report.html of a run: complete, self-contained and safe, also for an unfinished or empty run."""
 
 import datetime
+import html
 import html.parser
 import io
 import json
@@ -15,7 +16,7 @@ import zlib
 import numpy as np
 import pytest
 
-from gpt_jax.reports import figures, page, run_report
+from gpt_jax.reports import figures, page, run_report, sections
 from gpt_jax.runs import history, provenance, records
 
 START = 1_764_000_000
@@ -577,6 +578,32 @@ def test_runs_import_nothing_heavy():
 
 
 # --- figures
+
+
+NAMES = (
+  '$x_1^{2$',
+  'a\\frac%#&{}',
+  'x' * 3000,
+  'two\nlines',
+  '\x1b[31m',
+  '<script>&',
+  '\u65e5\u672c \u05e9\u05dc \U0001f600',
+)
+
+
+def test_no_name_breaks_a_figure_or_a_table():
+  for name in NAMES:
+    line = figures.Series(np.arange(3.0), np.arange(3.0), label=name)
+    svg = figures.chart(
+      [line], name=name, label=name, size=(300, 130), marks=[(1, name)], units=(name, name), room=30
+    )
+    effects = [figures.Effect(name, 0.1, (0.0, 0.2), (0.1,), name), figures.Effect('b', 0.2)]
+    for figure in (svg, figures.forest(effects, name=name, label=name, width=1000, equal=0.01)):
+      assert Reader(figure).tags[0] == 'svg' and '<script' not in figure and '\x1b' not in figure
+      assert html.escape(figures.cut(name, 10)[:-1], quote=False) in figure
+    table = sections.make_table(('arm', '>x'), [(name, '1'), ('b', '2')])
+    assert sections.table_to_markdown(table).count('\n') == 3
+    assert len(re.findall(r'(?<!\\)&', sections.to_latex(table, name, name))) == 3  # of three rows
 
 
 def test_smoothing_averages_noise_away_and_keeps_the_plunge():
