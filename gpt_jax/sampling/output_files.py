@@ -31,13 +31,13 @@ class OutputFiles:
       media_io.to_flac([0.0], 8000)  # a missing soundfile fails now, not after sampling
     self.folder, self.stem = (path, 'sample') if is_folder else (path.parent, path.stem)
     self.single, self.suffix = not is_folder and count == 1, '' if is_folder else path.suffix
-    try:
-      self.folder.mkdir(parents=True, exist_ok=True)
-      tempfile.TemporaryFile(dir=self.folder).close()
+    try:  # `write` makes the folder: a text leaves none behind
+      existing = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
+      tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
       raise ValueError(f'--out={out} cannot be written: {error}\nfix: give another file or folder') from None
     self.next = 0
-    if not out:
+    if not out and self.folder.exists():
       matches = [re.fullmatch(r'sample_(\d+)\.\w+', p.name) for p in self.folder.iterdir()]
       self.next = max((int(match[1]) + 1 for match in matches if match), default=0)
 
@@ -52,6 +52,7 @@ class OutputFiles:
     else:
       to_file = media_io.to_flac if suffix == '.flac' else media_io.to_wav
       content = to_file(piece.value, sample_rate)
+    self.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
     return path
 

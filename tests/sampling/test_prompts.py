@@ -386,6 +386,12 @@ def test_files_are_numbered_and_never_overwritten_by_default(tmp_path):
   assert folder == tmp_path / 'new' / 'sample_0.wav'
 
 
+def test_no_folder_is_made_before_there_is_a_file(tmp_path):
+  output_files.OutputFiles(f'{tmp_path}/new/', '', 'any', 1)
+  output_files.OutputFiles('', tmp_path / 'run' / 'samples', 'any', 1)
+  assert list(tmp_path.iterdir()) == []
+
+
 def test_pictures_are_enlarged_and_sounds_keep_their_rate(tmp_path):
   files = output_files.OutputFiles(str(tmp_path), '', 'any', 1)
   png = files.write(Piece('image', PICTURE))
