@@ -197,13 +197,13 @@ def kept_top_k(logits_V, k):
 
 
 def kept_top_p(logits_V, p):
-  """Take the likeliest until they reach p; with the last one, all its equals."""
-  total, last = 0.0, None
+  """Take the likeliest until they reach p, of equals the lowest ids first, as a stable sort does."""
+  total, kept_V = 0.0, np.zeros(len(logits_V), bool)
   for token in np.argsort(-logits_V, kind='stable'):
     if total >= p * (1 - 1e-6):
       break
-    total, last = total + softmax(logits_V)[token], logits_V[token]
-  return logits_V >= last
+    total, kept_V[token] = total + softmax(logits_V)[token], True
+  return kept_V
 
 
 def kept_min_p(logits_V, p):
@@ -349,6 +349,24 @@ def test_stop_strings_cut_before_the_first_of_them():
   assert short == string[: min(string.find(s) for s in stops[:2])]
   assert completions.truncate_at_stop('one two', ('o',)) == ''
   assert completions.truncate_at_stop('one two', ()) == 'one two'
+  with pytest.raises(ValueError, match="--stop='' would end every text"):
+    completions.complete(trained, toks, [toks.encode_text('ab')], WRITING, ('x', ''))
+
+
+def test_scores_of_a_stopped_text_are_those_of_its_tokens():
+  trained, toks = writer()
+  string, whole = written()
+  [[(short, scores)]] = completions.complete(trained, toks, [toks.encode_text('ab')], WRITING, (string[5:8],))
+  assert scores == whole[: len(scores)] and len(scores) < len(whole)
+  [[(nothing, none)]] = completions.complete(trained, toks, [toks.encode_text('ab')], WRITING, (string[:2],))
+  assert (nothing, none) == ('', [])
+
+
+def test_a_replacement_character_of_the_prompt_is_not_streamed():
+  trained, toks = writer()
+  prompt = toks.encode_text('a\ufffd')
+  [[(expected, _)]] = completions.complete(trained, toks, [prompt], WRITING)
+  assert ''.join(completions.stream_text(trained, toks, prompt, WRITING)) == expected
 
 
 def test_text_rules_allow_text_and_its_end_and_nothing_else():

@@ -48,12 +48,18 @@ def top_k(logits_BV, k):
 
 
 def top_p(logits_BV, p):
-  """True for the smallest set of likeliest tokens with probability >= p, never empty."""
+  """True for the smallest set of likeliest tokens with probability >= p, never empty.
+
+  Of equally likely tokens at its end those with the lowest ids are in it, only as many as it needs.
+  """
   sorted_BV = -jnp.sort(-logits_BV, -1)
   probs_BV = jax.nn.softmax(sorted_BV, -1)
   before_BV = jnp.cumsum(probs_BV, -1) - probs_BV
-  last_BV = jnp.where(before_BV < p, sorted_BV, jnp.inf)
-  return logits_BV >= last_BV.min(-1, keepdims=True)
+  count_B1 = jnp.maximum((before_BV < p).sum(-1, keepdims=True), 1)
+  last_B1 = jnp.take_along_axis(sorted_BV, count_B1 - 1, -1)
+  above_BV, equal_BV = logits_BV > last_B1, logits_BV == last_B1
+  ties_B1 = count_B1 - above_BV.sum(-1, keepdims=True)
+  return above_BV | (equal_BV & (jnp.cumsum(equal_BV, -1) <= ties_B1))
 
 
 def min_p(logits_BV, p):
