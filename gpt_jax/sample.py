@@ -48,7 +48,7 @@ class SampleConfig:
   min_p: float = 0.0  # only those at least this probable relative to the likeliest
   repetition_penalty: float = 1.0  # > 1 makes tokens that already occur in the row less likely
   beams: int = 0  # width of beam search; 0 = sampling
-  length_penalty: float = 0.6  # beams: exponent of the length by which scores are divided
+  length_penalty: float = 0.6  # beams: a of ((5 + new tokens) / 6)^a, by which scores are divided
   guidance: float = 1.0  # classifier-free guidance scale; 1 = off
   seed: int = 0  # same seed, same text
   begin: str = ''  # special token before every prompt, such as bos for Llama models

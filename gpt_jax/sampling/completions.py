@@ -3,6 +3,8 @@
 `sample.generate` works on device arrays; the functions here take and return lists of ids and strings.
 """
 
+import bisect
+
 import numpy as np
 
 from gpt_jax import sample
@@ -33,14 +35,26 @@ def complete(model, tokenizers, prompts, cfg, stop=()):
   """Continue prompts (Prompt or lists of ids) as text.
 
   model: parameters as trained. stop: strings; a text ends before the first of them. Returns for each
-  prompt a list of (text, scores as in `generate_ids`).
+  prompt a list of (text, scores as in `generate_ids`); log-probabilities end with the tokens of the text,
+  the score of a beam is that of its whole search.
   """
+  check_stop(stop)
   texts = []
   for prompt, group in zip(prompts, generate_ids(model, tokenizers, prompts, cfg), strict=True):
     before = prompt_batch.as_prompt(prompt).ids
-    decoded = [(decode_continuation(tokenizers, before, ids), scores) for ids, scores in group]
-    texts.append([(truncate_at_stop(text, stop), scores) for text, scores in decoded])
+    texts.append([_truncate_sample(tokenizers, before, ids, scores, stop) for ids, scores in group])
   return texts
+
+
+def _truncate_sample(tokenizers, before, ids, scores, stop):
+  """Return (text before the first stop string, log-probabilities of the tokens that it begins or ends in)."""
+  text = decode_continuation(tokenizers, before, ids)
+  truncated = truncate_at_stop(text, stop)
+  if truncated == text or not isinstance(scores, list):
+    return truncated, scores
+  shown = lambda n: decode_continuation(tokenizers, before, ids[:n]).rstrip('\ufffd')
+  count = bisect.bisect_left(range(len(ids)), len(truncated), key=lambda n: len(shown(n)))
+  return truncated, scores[:count]
 
 
 def stream(model, prompts, cfg, grammar, keys_B=None, every=16):
@@ -56,17 +70,20 @@ def stream(model, prompts, cfg, grammar, keys_B=None, every=16):
 
 def stream_text(model, tokenizers, prompt, cfg, stop=()):
   """Continue one prompt and yield pieces of text, each as soon as no stop string can change it."""
+  check_stop(stop)
   model = sample.prepare_model(model)
   grammar = build_grammar(tokenizers, model.cfg.V)
   decoder, text, printed = tokenizers.stream_decoder(), '', 0
   hold = max(map(len, stop), default=1) - 1  # last characters, which may begin a stop string
   prompt_ids = prompt_batch.as_prompt(prompt).ids
   length = len(prompt_ids)
-  for i in trailing_text_ids(tokenizers, prompt_ids):  # see `decode_continuation`
-    decoder.push(i)
+  before = trailing_text_ids(tokenizers, prompt_ids)  # see `decode_continuation`
+  # The decoder may hold back the prompt's last characters (U+FFFD): they are no part of the continuation.
+  held = len(tokenizers.decode_text(before)) - sum(len(decoder.push(i)) for i in before)
   for state in stream(model, [prompt], cfg, grammar):
     ids = state.token_ids_BT[0, length : state.lengths_B[0]]
-    text, length = text + ''.join(map(decoder.push, ids)), int(state.lengths_B[0])
+    new, length = ''.join(map(decoder.push, ids)), int(state.lengths_B[0])
+    text, held = text + new[held:], max(0, held - len(new))
     truncated = truncate_at_stop(text, stop)
     is_stopped = truncated != text
     certain = len(truncated) if is_stopped else max(printed, len(text) - hold)
@@ -74,7 +91,7 @@ def stream_text(model, tokenizers, prompt, cfg, stop=()):
     printed = certain
     if is_stopped:
       return
-  yield truncate_at_stop(text + decoder.flush(), stop)[printed:]
+  yield truncate_at_stop(text + decoder.flush()[held:], stop)[printed:]
 
 
 def encode_prompt(tokenizers, prompt, begin=''):
@@ -110,6 +127,14 @@ def trailing_text_ids(tokenizers, ids):
   texts = tokenizers.vocabulary.count('text')
   ends = [n for n, i in enumerate(ids, 1) if i >= texts or i in specials]
   return ids[ends[-1] if ends else 0 :]
+
+
+def check_stop(stop):
+  """Raise ValueError for an empty stop string, which would end every text before it begins."""
+  if not all(stop):
+    raise ValueError(
+      "--stop='' would end every text before its first character\nfix: leave it out, or name a string"
+    )
 
 
 def truncate_at_stop(text, stop):
