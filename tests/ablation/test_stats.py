@@ -197,6 +197,16 @@ def test_repeated_looks_are_noted():
   assert 'Judged 2 times, with 3, 5 seeds' in again['notes'][-1]
 
 
+def test_changes_after_the_results_are_noted():
+  study = make_study(('a',))
+  rows = simulated(study, np.random.default_rng(0))
+  now = {'metric': 'valid_loss', 'better': 'lower', 'tolerance': 0.01, 'arms': ['base', 'a']}
+  notes = lambda *judged_by: ' '.join(analyze.analyze(study | {'judged_by': judged_by}, rows)['notes'])
+  assert 'Judged before' not in notes(now) + notes(now | {'arms': ['base']})
+  text = notes(now | {'metric': 'loss', 'tolerance': 0.4}, now | {'arms': ['base', 'a', 'b', 'c']}, now)
+  assert 'Judged before metric=loss, tolerance=0.4: ' in text and 'Judged before with b, c: ' in text
+
+
 def test_one_seed_has_a_difference_and_no_verdict():
   study = make_study(('a',), seeds=1)
   analysis = analyze.analyze(study, [make_row('base', 0, 1.0), make_row('a', 0, 0.5)])

@@ -77,7 +77,7 @@ def write_study(workdir, tasks, description, say):
   before = records.read_json(workdir / 'study.json')
   check_same(workdir, before, description)
   tasks_left = remaining_tasks(workdir, tasks, description['metric'], say)
-  stored = {key: before[key] for key in ('schedule', 'looks') if key in before}
+  stored = {key: before[key] for key in ('schedule', 'looks', 'judged_by') if key in before}
   records.write_json(workdir / 'study.json', description | stored)
   done = len(tasks) - len(tasks_left)
   say(f'{len(tasks)} runs: {done} need no more work, {len(tasks_left)} to train')
@@ -281,12 +281,18 @@ def check_metric(workdir):
 
 
 def record_look(workdir, rows):
-  """Add the number of judged seeds to `looks` of study.json -> its content."""
+  """Add the number of judged seeds to `looks` of study.json, what is judged to `judged_by` -> its content."""
   study = store.read_study(workdir)
   count = len({row['seed'] for row in rows if row['status'] == 'done'})
-  looks = study.get('looks', [])
-  if count > 1 and looks[-1:] != [count]:  # one seed has no verdict
-    study['looks'] = [*looks, count]
+  if count < 2:  # one seed has no verdict
+    return study
+  looks, earlier = study.get('looks', []), study.get('judged_by', [])
+  judged_by = {key: study.get(key) for key in ('metric', 'better', 'tolerance')}
+  judged_by['arms'] = [arm['name'] for arm in study.get('arms', ())]
+  new = {'looks': looks if looks[-1:] == [count] else [*looks, count]}
+  new['judged_by'] = earlier if judged_by in earlier else [*earlier, judged_by]
+  if study != study | new:
+    study |= new
     records.write_json(Path(workdir) / 'study.json', study)
   return study
 

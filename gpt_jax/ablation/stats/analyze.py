@@ -242,6 +242,20 @@ def _missing_runs(arm):
   return f'; runs without a result: {", ".join(counts)}' if counts else ''
 
 
+def changes_after_results(study):
+  """Notes on earlier judgments by another metric or tolerance, or with arms that are left out now."""
+  notes, now = [], {arm['name'] for arm in study['arms']}
+  for earlier in study.get('judged_by') or ():
+    texts = [
+      f'{key}={earlier[key]}' for key in ('metric', 'better', 'tolerance') if earlier[key] != study[key]
+    ]
+    if dropped := [name for name in earlier['arms'] if name not in now]:
+      texts.append(f'with {", ".join(dropped)}')
+    if texts:
+      notes.append(f'Judged before {", ".join(texts)}: a choice after the results are known favors some.')
+  return notes
+
+
 def _pairing_gain(arms):
   """The gain over all arms, from root mean squares, as a single arm's gain is uncertain."""
   pairs = [(arm['se_paired'], arm['se_unpaired']) for arm in arms if arm['se_paired'] is not None]
@@ -265,6 +279,7 @@ def _notes(study, arms, family, looks, examples):
       f'"No difference" means: shown to be smaller than {tolerance:g} by two one-sided tests, even '
       'where it differs from 0.'
     )
+  notes += changes_after_results(study)
   if len(looks) > 1:
     notes.append(
       f'Judged {len(looks)} times, with {", ".join(map(str, looks))} seeds: judging again after '
