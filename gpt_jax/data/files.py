@@ -37,7 +37,16 @@ def find_files(path: str, *suffixes: str) -> list[Path]:
     return fetched(path, suffixes)
   for full in candidates(path):
     if os.path.isdir(full):
-      names = [os.path.join(full, name) for name in walk(full) if name.endswith(suffixes)]
+      below = [name for name in walk(full) if name.endswith(suffixes)]
+      present = set(below)
+      twice = {
+        name for name in below if not name.endswith(suffixes[0]) and os.path.splitext(name)[0] in present
+      }
+      if twice:
+        warn_once(
+          f'{full}: {len(twice)} packed files lie beside their content and are left out: {min(twice)}'
+        )
+      names = [os.path.join(full, name) for name in below if name not in twice]
     else:
       names = find_glob(full)
     if names:

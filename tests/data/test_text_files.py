@@ -81,6 +81,13 @@ def test_empty_files_of_a_folder_are_left_out(tmp_path, caplog):
     texts(tmp_path / 'a.txt')
 
 
+def test_a_packed_file_beside_its_content_is_left_out(tmp_path, caplog):
+  (tmp_path / 'a.txt').write_text(TEXT)
+  (tmp_path / 'a.txt.gz').write_bytes(gzip.compress(TEXT.encode()))
+  assert texts(tmp_path) == [TEXT]
+  assert '1 packed files lie beside their content and are left out: a.txt.gz' in caplog.text
+
+
 def test_values_of_json_are_written_as_in_json(tmp_path):
   (tmp_path / 'a.jsonl').write_text('{"a.b": true, "a": {"c": 1.5, "d": NaN, "e": null, "f": 1e999}}')
   source = Source('jsonl', str(tmp_path), '{a.b} {a.c}')
