@@ -82,7 +82,9 @@ def verdict(run):
   metric, sentence = job.headline
   score, valid = 'No finite loss', run.final(metric)
   if math.isfinite(valid):
-    beside = f' (training {train:.3f})' if job.losses_comparable and math.isfinite(train) else ''
+    same_aggregate = job.losses_comparable and not is_mean_of_sources(run)
+    beside = f' (training {train:.3f})' if same_aggregate and math.isfinite(train) else ''
+    beside = ', the mean of its sources,' if job.losses_comparable and not same_aggregate else beside
     score = f'{sentence.format(valid)}{beside}'
   elif math.isfinite(train):
     unit = f' {job.unit}' if job.losses_comparable else ''
@@ -92,6 +94,11 @@ def verdict(run):
   place = f' on {run.hardware()}' if run.hardware() else ''
   steps, time = run.metrics[-1]['step'], duration_in_words(run.wall_seconds())
   return f'{score} after {steps:,} steps{amount} in {time}{place}. {ending}'.strip()
+
+
+def is_mean_of_sources(run):
+  """Whether valid_loss weighs sources equally, where the training loss weighs tokens: another aggregate."""
+  return any(name.startswith('valid_loss/') for row in run.metrics for name in row)
 
 
 def metrics_of(run):
@@ -168,7 +175,7 @@ def key_numbers(run):
 def losses(run):
   """The loss curves: the raw training loss, its smoothed line, the validation points.
 
-  A validation loss of another unit has a chart of its own, among the signals.
+  A validation loss of another unit or aggregate has a chart of its own, among the signals.
   """
   (steps, raw), (valid_steps, valid) = run.column('loss'), run.column('valid_loss')
   series, note, job = [], '', metrics_of(run)
@@ -178,7 +185,7 @@ def losses(run):
   if len(raw):
     line = figures.smooth(raw)
     series.append(figures.Series(run.x(steps), line, 'line', figures.FIRST, f'train {line[-1]:.3f}'))
-  if len(valid) and job.losses_comparable:
+  if len(valid) and job.losses_comparable and not is_mean_of_sources(run):
     label = f'valid {valid[-1]:.3f}'
     series.append(figures.Series(run.x(valid_steps), valid, 'points', figures.SECOND, label))
   y_limits, first = figures.limits(series), raw[np.isfinite(raw)][:1]
@@ -201,7 +208,7 @@ def signals(run):
   """A small chart for every other metric, the known ones first."""
   names, job = {name for row in run.metrics for name in row}, metrics_of(run)
   names -= {'step', 'time', 'loss', job.items, 'targets', 'mfu_causal'}
-  names -= {'valid_loss'} if job.losses_comparable else set()
+  names -= {'valid_loss'} if job.losses_comparable and not is_mean_of_sources(run) else set()
   names = [*(name for name in SIGNALS if name in names), *sorted(names - {*SIGNALS})]
   return Section('Signals', [page.multiples([signal(run, name) for name in names])])
 
@@ -211,7 +218,10 @@ def signal(run, name):
   job, show = metrics_of(run), '{:.4g}'.format
   if job.losses_comparable and name.startswith(('loss/', 'valid_loss')):
     show = lambda nats: f'{nats:.3f} nats, {nats / math.log(2):.3f} bits'
-  title, scale, show = SIGNALS.get(name, (job.unit if name == 'valid_loss' else name, 1, show))
+  title = (
+    name if name != 'valid_loss' else 'valid_loss, mean of sources' if job.losses_comparable else job.unit
+  )
+  title, scale, show = SIGNALS.get(name, (title, 1, show))
   steps, y = run.column(name)
   line = figures.Series(run.x(steps), y * scale, 'line' if len(y) > 40 else 'points')
   last = line.y[np.isfinite(y)][-1:]

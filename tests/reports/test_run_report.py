@@ -436,6 +436,16 @@ def test_losses_are_in_bits_too(complete, tmp_path):
   assert 'valid_loss/read 2.000 nats, 2.885 bits' in page_text
 
 
+def test_a_mean_over_sources_is_not_drawn_with_the_training_loss(tmp_path):
+  sources = {'valid_loss': 2.174, 'valid_loss/a': 4.025, 'valid_loss/b': 0.323}
+  folder = new_run(tmp_path / 'run', {'loss': 3.8}, {'loss': 3.771} | sources)
+  text, reader = read_report(folder)
+  page_text = reader.text()
+  assert 'Validation loss 2.174 nats per token, the mean of its sources, after 1 steps' in page_text
+  assert '(training' not in page_text and 'valid 2.174' not in page_text
+  assert 'valid_loss, mean of sources 2.174 nats' in page_text and 'valid_loss/a 4.025 nats' in page_text
+
+
 def test_losses_that_are_not_finite_raise_an_alarm(tmp_path):
   lines = [{'loss': math.nan if 50 <= i < 53 else 2.0 + 1 / (i + 1)} for i in range(100)]
   text, reader = read_report(new_run(tmp_path / 'run', *lines))
