@@ -418,6 +418,11 @@ def test_doctor(call):
 # ------------------------------------------------------------------------------- as a user does it
 
 
+def test_an_error_cannot_drive_the_terminal(call):
+  _, _, err = call('sample', '--workdir=runs/\x1b[31mnone\u202e')
+  assert '\x1b' not in err and '\u202e' not in err and 'runs/\\x1b[31mnone\\u202e does not exist' in err
+
+
 def test_user_error_in_a_real_process(tmp_path):
   code, output = command_line.launch(
     'train',
