@@ -49,6 +49,7 @@ class FakeCache:
   ids: np.ndarray
   offsets: np.ndarray
   name: str = 'fake (train)'
+  start: int = -1
 
   @classmethod
   def of(cls, sizes, folder):

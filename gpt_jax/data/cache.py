@@ -58,6 +58,11 @@ class TokenCache:
   features: dict = field(default_factory=dict)  # kind -> (float16 [places, width], int64 [places])
   media_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
 
+  @property
+  def start(self) -> int:
+    """The id that is fed before the first token of each document, so that it is a target; -1 for none."""
+    return self.entries.get('start', -1)
+
   def __reduce__(self):
     return read_cache, (self.path, False)
 
@@ -76,6 +81,8 @@ def token_cache(
   specials = dict(tokenizers.vocabulary.specials)
   ending = [specials['eos']] if 'eos' in specials and (part.has_many or not part.is_plain) else []
   entries = {**part.describe(), 'tokenizer': tokenizers.hash, 'eos': ending}
+  if ending and part.is_plain:
+    entries['start'] = start_id(tokenizers)
   folder = Path(cfg.cache or cache_dir).expanduser()
   path = folder / f'{source_name}-{split}-{_key(entries)}.json'
   bad_records = BadRecords(source_name, source, split)
@@ -95,6 +102,13 @@ def token_cache(
   meta = {'name': f'{source_name} ({split})', 'entries': entries}
   _write(path, items, tokenizers, ending, meta, bad_records)
   return read_cache(path)
+
+
+def start_id(tokenizers) -> int:
+  """Return the id before each text: bos where the tokenizer's own template begins with it, else eos."""
+  specials = dict(tokenizers.vocabulary.specials)
+  begin = getattr(tokenizers.text, 'begin', list)()[:1]
+  return begin[0] if begin and begin[0] == specials.get('bos') else specials['eos']
 
 
 def count_shared_media(cache: TokenCache, others: Iterable[TokenCache]) -> int:

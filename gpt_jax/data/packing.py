@@ -5,6 +5,8 @@ makes any of them from their numbers, without a loop over tokens or rows.
 
 Letters: B rows, T inputs of a row, W = T + 1 tokens of a row (targets are inputs one place on),
 N pieces of documents, J tokens of the gathered pieces.
+Where a cache has a `start`, each document begins with this id in the place of the token before it:
+its first token is a target, and each token of the cache is one, in every packing.
 Batches: token_ids_BT, target_ids_BT int32; loss_mask_BT float32; if documents are separate also
 segment_ids_BT (1, 2, .. within a row, 0 = padding) and positions_BT (from 0 in each segment); and the
 arrays of `RowFields` for documents with media or a condition.
@@ -37,7 +39,7 @@ class Rows:
   row_fields: RowFields = PLAIN  # first_fit
 
   def __post_init__(self):
-    least = self.length + 1 if isinstance(self, Crop) else 2
+    least = (self.length + 1 if isinstance(self, Crop) else 2) - has_start(self.cache)
     if len(self.cache.ids) < least:
       raise ValueError(
         f'data.mixture.{self.cache.name} has {len(self.cache.ids)} tokens, a row needs {least}\n'
@@ -58,22 +60,23 @@ class Crop(Rows):
 
   def gather(self, index_B: np.ndarray) -> dict[str, np.ndarray]:
     """Return rows by number."""
-    places = np.uint64(len(self.cache.ids) - self.length)
-    start_B = (scramble(self.seed, index_B) % places).astype(np.int64)
+    places = np.uint64(len(self.cache.ids) - self.length + has_start(self.cache))
+    start_B = (scramble(self.seed, index_B) % places).astype(np.int64) - has_start(self.cache)
     return windows(self.cache, start_B, self.length, self.mask_documents)
 
 
 class Split(Rows):
-  """The stream cut every T tokens: each token but the first is a target once an epoch."""
+  """The stream cut every T tokens: each token (but the first without a start) is a target once an epoch."""
 
   @property
   def count(self) -> int:
     """Rows of an epoch; the last one may be padded."""
-    return -(-(len(self.cache.ids) - 1) // self.length)
+    return -(-(len(self.cache.ids) - 1 + has_start(self.cache)) // self.length)
 
   def gather(self, index_B: np.ndarray) -> dict[str, np.ndarray]:
     """Return rows by number."""
-    return windows(self.cache, index_B % self.count * self.length, self.length, self.mask_documents)
+    start_B = index_B % self.count * self.length - has_start(self.cache)
+    return windows(self.cache, start_B, self.length, self.mask_documents)
 
 
 class FirstFit(Rows):
@@ -109,6 +112,9 @@ class FirstFit(Rows):
     tokens_BW, segments_BW, positions_BW = np.zeros((3, len(index_B), self.length + 1), np.int32)
     place_J = start_N[piece_J] + offset_J
     tokens_BW[slots] = np.asarray(self.cache.ids)[place_J]
+    if has_start(self.cache):
+      begins_N = first_of(self.cache, start_N + 1) == start_N + 1
+      tokens_BW[batch_N[begins_N], column_N[begins_N]] = self.cache.start
     segments_BW[slots] = rank_N[piece_J] + 1
     positions_BW[slots] = offset_J
     batch = _batch(tokens_BW, segments_BW > 0, segments_BW, positions_BW)
@@ -125,18 +131,20 @@ class FirstFit(Rows):
 
 def read_plan(cache, length: int) -> np.ndarray:
   """Map the plan for T = `length` from the file beside the token cache, writing it if needed."""
-  path = cache.path.with_suffix(f'.first_fit-{length}.npy')
-  write = lambda file: np.save(file, make_plan(cache.offsets, len(cache.ids), length))
+  before = has_start(cache)
+  path = cache.path.with_suffix(f'.first_fit-{length}{"-start" * before}.npy')
+  write = lambda file: np.save(file, make_plan(cache.offsets, len(cache.ids), length, before))
   return np.load(digests.write_or_verify(path, write), mmap_mode='r')
 
 
-def make_plan(offsets: np.ndarray, tokens: int, length: int) -> np.ndarray:
+def make_plan(offsets: np.ndarray, tokens: int, length: int, before: int = 0) -> np.ndarray:
   """Return (start, size, row) of each piece, int64 [3, pieces] sorted by row.
 
+  before: 1 where a start token is fed before each document, else 0.
   Full pieces have rows of their own; the others go in order into the first row with room.
   ValueError where no document has two tokens.
   """
-  ends = np.append(offsets[1:], tokens)
+  ends, offsets = np.append(offsets[1:], tokens), offsets - before
   pieces = -(-np.maximum(ends - offsets - 1, 0) // length)
   document, rank = spread(pieces)
   start = offsets[document] + rank * length
@@ -178,12 +186,24 @@ def first_fit(sizes: list[int], capacity: int) -> list[int]:
   return bins
 
 
+def has_start(cache) -> bool:
+  """Whether each document begins with a start token."""
+  return getattr(cache, 'start', -1) >= 0
+
+
+def first_of(cache, index: np.ndarray) -> np.ndarray:
+  """Return the place of the first token of the document of each token."""
+  return np.asarray(cache.offsets)[np.searchsorted(cache.offsets, index, 'right') - 1]
+
+
 def windows(cache, start_B: np.ndarray, length: int, mask_documents: bool = False) -> dict[str, np.ndarray]:
-  """Return the rows of the stream that begin at `start_B`, padded beyond its end."""
+  """Return the rows of the stream that begin at `start_B`, padded beyond its end; -1 is the start token."""
   index_BW = start_B[:, None] + np.arange(length + 1)
   real_BW = index_BW < len(cache.ids)
   index_BW = np.minimum(index_BW, len(cache.ids) - 1)
   tokens_BW = np.where(real_BW, np.asarray(cache.ids)[index_BW], 0).astype(np.int32)
+  if has_start(cache):
+    return _windows_with_start(cache, start_B, index_BW[:, 1:], real_BW[:, 1:], tokens_BW, mask_documents)
   if not mask_documents:
     return _batch(tokens_BW, real_BW)
   document_BW = np.searchsorted(cache.offsets, index_BW, 'right')
@@ -191,6 +211,25 @@ def windows(cache, start_B: np.ndarray, length: int, mask_documents: bool = Fals
   # The row may begin inside a document: positions count from the first token in the row.
   begin_BW = np.maximum(np.asarray(cache.offsets)[document_BW - 1], start_B[:, None])
   return _batch(tokens_BW, real_BW, segments_BW, np.where(real_BW, index_BW - begin_BW, 0))
+
+
+def _windows_with_start(cache, start_B, target_BT, real_BT, tokens_BW, mask_documents):
+  """Return rows whose inputs belong to the document of their target, of which the first is the start.
+
+  target_BT: places of the targets in the stream.
+  """
+  first_BT = first_of(cache, target_BT)
+  inputs_BT = np.where(target_BT == first_BT, cache.start, tokens_BW[:, :-1])
+  batch = _batch(tokens_BW, np.pad(real_BT, ((0, 0), (1, 0))))
+  batch['token_ids_BT'] = np.where(real_BT, inputs_BT, 0).astype(np.int32)
+  if mask_documents:
+    document_BT = np.searchsorted(cache.offsets, target_BT, 'right')
+    segments_BT = np.where(real_BT, document_BT - document_BT[:, :1] + 1, 0)
+    # The row may begin inside a document: positions count from the first token in the row.
+    positions_BT = target_BT - 1 - np.maximum(first_BT - 1, start_B[:, None])
+    batch['segment_ids_BT'] = segments_BT.astype(np.int32)
+    batch['positions_BT'] = np.where(real_BT, positions_BT, 0).astype(np.int32)
+  return batch
 
 
 def _batch(tokens_BW, real_BW, segments_BW=None, positions_BW=None) -> dict[str, np.ndarray]:
@@ -217,19 +256,20 @@ def eval_windows(
   process_index: int = 0,
   process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Yield batches that score a whole split: each token but the first is a target exactly once.
+  """Yield batches that score a whole split: each token is a target exactly once.
 
   Windows of T = `length` inputs begin every `stride` tokens; after the first each scores its last
   `stride` targets, so each of these sees at least T - stride tokens before its input. Rows that
   fill the last batch have mask 0. `batch_size` counts the rows of all processes; each yields its
-  own. With mask_documents the first token of a document is never scored.
+  own. Without a start token the first token is not scored, nor with mask_documents that of a document.
   """
   if not 1 <= stride <= length:
     raise ValueError(f'stride={stride} is not in 1 .. {length}\nfix: use a stride up to the length')
-  count = 1 + max(0, -(-(len(cache.ids) - 1 - length) // stride))
+  before = has_start(cache)
+  count = 1 + max(0, -(-(len(cache.ids) - 1 + before - length) // stride))
 
   def gather(row_B):
-    batch = windows(cache, row_B * stride, length, mask_documents)
+    batch = windows(cache, row_B * stride - before, length, mask_documents)
     batch['loss_mask_BT'][(row_B > 0)[:, None] & (np.arange(length) < length - stride)] = 0
     return batch
 

@@ -19,7 +19,8 @@ PAUSE = 0.15  # seconds between sounds
 def continue_prompts(subject, texts):
   """Return the prompts with their continuations as one text."""
   cfg = subject.cfg.sample
-  ids = [completions.encode_prompt(subject.tokenizers, text, cfg.begin) for text in texts]
+  begin = completions.begin_of(subject.cfg, subject.tokenizers)
+  ids = [completions.encode_prompt(subject.tokenizers, text, begin) for text in texts]
   room = subject.model.cfg.context - max(map(len, ids))
   cfg = dataclasses.replace(cfg, max_new_tokens=min(cfg.max_new_tokens, room), guidance=1.0)
   groups = completions.complete(subject.model, subject.tokenizers, ids, cfg)

@@ -70,7 +70,7 @@ class LanguageModelJob(base.Job):
     self.length = cfg.train.length or self.model_cfg.context
     check_batch(cfg.train.batch_size // cfg.train.accumulate, self.length, mesh)
     prompts = [
-      completions.encode_prompt(self.tokenizers, prompt, cfg.sample.begin)
+      completions.encode_prompt(self.tokenizers, prompt, completions.begin_of(cfg, self.tokenizers))
       for prompt in cfg.train.sample_prompts
     ]
     prompt_batch.check_prompts(prompts, 1, self.model_cfg)  # now, not at the first sample

@@ -100,6 +100,12 @@ def encode_prompt(tokenizers, prompt, begin=''):
   return first + tokenizers.encode_text(prompt) or [tokenizers.vocabulary.special('eos')]
 
 
+def begin_of(cfg, tokenizers):
+  """Return the special before a prompt: sample.begin, else eos where each row began with a document."""
+  starts = cfg.data.packing == 'first_fit' and 'eos' in dict(tokenizers.vocabulary.specials)
+  return cfg.sample.begin or ('eos' if starts else '')
+
+
 def build_grammar(tokenizers, columns, to='text'):
   """Build the grammar of these tokenizers for a model with logits of this many columns."""
   return grammars.build(tokenizers.vocabulary, tokenizers.layout, columns, to)

@@ -1,5 +1,6 @@
 """Packing loses no token, mixes no documents, and masks what must not be learnt."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -191,6 +192,35 @@ def test_eval_windows_score_every_token_once(folder, sizes, length, data):
 def test_eval_windows_by_documents(folder, sizes, length):
   batches = eval_windows(FakeCache.of(sizes, folder), length, length, 4, mask_documents=True)
   assert [pair for batch in batches for pair in learnt(batch)] == inside(sizes)
+
+
+@given(
+  sizes=st.lists(st.integers(1, 30), min_size=1, max_size=20), length=LENGTHS, start=st.sampled_from([0, 99])
+)
+@FEW
+def test_every_packing_scores_every_token_once_after_its_document_so_far(folder, sizes, length, start):
+  """The first token of a document follows the start token, also in rows that hold several documents."""
+  cache = dataclasses.replace(FakeCache.of(sizes, folder), start=1000 + start)
+  firsts = set((cache.offsets + 1).tolist())
+  expected = [(cache.start if t in firsts else t - 1, t) for t in range(1, sum(sizes) + 1)]
+  rows = [PACKING['first_fit'](cache, length)] + [
+    PACKING['split'](cache, length, 0, m) for m in (False, True)
+  ]
+  batches = [[everything(r)] for r in rows]
+  batches += [list(eval_windows(cache, length, length, 4, mask_documents=m)) for m in (False, True)]
+  for some in batches:
+    assert sorted((pair for batch in some for pair in learnt(batch)), key=lambda pair: pair[1]) == expected
+  for batch in (batches[0][0], batches[2][0]):
+    for tokens, segments, positions, mask in zip(
+      *(batch[f'{x}_BT'] for x in ('token_ids', 'segment_ids', 'positions', 'loss_mask')), strict=True
+    ):
+      new = np.diff(segments, prepend=0) != 0
+      assert (positions[new & (segments > 0)] == 0).all() and not mask[segments == 0].any()
+      assert (np.diff(positions)[~new[1:] & (segments[1:] > 0)] == 1).all()
+      assert new[(tokens == cache.start) & (segments > 0)].all()
+  if sum(sizes) >= length:
+    crop = PACKING['crop'](cache, length).gather(np.arange(200))
+    assert crop['loss_mask_BT'].all() and set(learnt(crop)) <= set(expected)
 
 
 def test_errors(folder):

@@ -131,13 +131,13 @@ def test_a_limit_scores_a_part(subject):
   assert (nats['metric'], bits['metric']) == ('nats_per_token', 'bits_per_token')
   assert nats['tokens'] == 1024  # the first two batches of 16 rows
   [whole, *_] = evaluate.run_tasks(subject, ['perplexity'])
-  assert whole['tokens'] == len(valid_cache(subject).ids) - 1
+  assert whole['tokens'] == len(valid_cache(subject).ids)
   assert nats['value'] != whole['value']
   rows = evaluate.run_tasks(subject, ['perplexity'], limit=10**9)
   assert rows[0] == whole
 
 
-def test_documents_that_are_masked_begin_with_a_token_that_is_not_scored(subject, tmp_path):
+def test_all_tokens_of_documents_that_are_masked_are_scored(subject, tmp_path):
   small = on_text(subject, tmp_path, 'bama. teal. sooz')
   section = dataclasses.replace(
     small.cfg.data,
@@ -148,8 +148,8 @@ def test_documents_that_are_masked_begin_with_a_token_that_is_not_scored(subject
   rows = evaluate.run_tasks(masked, ['perplexity'])
   cache = valid_cache(masked)
   assert len(cache.offsets) == 3
-  assert rows[0]['tokens'] == len(cache.ids) - 3
-  assert {row['metric'] for row in rows} == {'nats_per_token', 'bits_per_token'}
+  assert rows[0]['tokens'] == len(cache.ids)
+  assert {row['metric'] for row in rows} == {'nats_per_token', 'bits_per_token', 'bits_per_byte'}
 
 
 def test_sources_are_scored_apart(subject):

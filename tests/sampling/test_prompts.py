@@ -236,7 +236,7 @@ def test_prompts_of_each_template():
   assert draw.ids == [*b'five', sep, boi]
   say = prompts.build_prompt(run(), 'five', to='audio')
   assert say.ids == [*b'say five', sep, boa]
-  assert prompts.build_prompt(run(), 'five').ids == [*b'five']
+  assert prompts.build_prompt(run(), 'five').ids == [special('eos'), *b'five']
   assert prompts.build_prompt(run(), '').ids == [special('eos')]
   assert prompts.build_prompt(run(), 'a', begin='bos').ids == [special('bos'), 97]
 

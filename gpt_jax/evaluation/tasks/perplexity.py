@@ -71,9 +71,10 @@ def score_text(subject, source, split, limit, stride):
   rows = common.Rows('perplexity', source, split, tokens=int(tokens), stride=stride)
   rows.add('nats_per_token', nats / tokens)
   rows.add('bits_per_token', bits(nats / tokens))
-  num_bytes = subject.cache(source, split).bytes
-  if is_whole and num_bytes and not subject.masks_documents:
-    rows.add('bits_per_byte', bits(nats) / num_bytes)
+  cache = subject.cache(source, split)
+  all_scored = cache.start >= 0 or not subject.masks_documents  # else first tokens are bytes, but not targets
+  if is_whole and cache.bytes and all_scored:
+    rows.add('bits_per_byte', bits(nats) / cache.bytes)
   return rows
 
 
