@@ -55,6 +55,21 @@ def resolve_model(cfg, toks):
   return dataclasses.replace(cfg.model, vocab=cfg.model.vocab or size, **widths).resolved()
 
 
+def resolve_prompts(cfg, toks):
+  """Return train.sample_prompts; the default is an empty prompt where the alphabet has no newline."""
+  for text in cfg.train.sample_prompts:
+    try:
+      toks.encode_text(text)
+    except ValueError as error:
+      if cfg.train.sample_prompts == type(cfg.train).sample_prompts:
+        return ('',)
+      cause = str(error).split('\n')[0]
+      raise ValueError(
+        f'train.sample_prompts has {text!r}, and {cause}\nfix: leave the prompt out, or use other characters'
+      ) from None
+  return cfg.train.sample_prompts
+
+
 class LanguageModelJob(base.Job):
   """A GPT in training; base.Job says when each method is called."""
 
@@ -69,10 +84,9 @@ class LanguageModelJob(base.Job):
     self.model_cfg = resolve_model(cfg, self.tokenizers)
     self.length = cfg.train.length or self.model_cfg.context
     check_batch(cfg.train.batch_size // cfg.train.accumulate, self.length, mesh)
-    prompts = [
-      completions.encode_prompt(self.tokenizers, prompt, completions.begin_of(cfg, self.tokenizers))
-      for prompt in cfg.train.sample_prompts
-    ]
+    self.sample_prompts = resolve_prompts(cfg, self.tokenizers)
+    begin = completions.begin_of(cfg, self.tokenizers)
+    prompts = [completions.encode_prompt(self.tokenizers, text, begin) for text in self.sample_prompts]
     prompt_batch.check_prompts(prompts, 1, self.model_cfg)  # now, not at the first sample
     index, count = data_shard(mesh)
     self.loader = data.Loader(
@@ -215,8 +229,8 @@ class LanguageModelJob(base.Job):
   def samples(self, state):
     """Yield continued prompts and completions of validation conditions: (content, name, suffix)."""
     subject = self.subject(state)
-    if self.cfg.train.sample_prompts:
-      yield panels.continue_prompts(subject, self.cfg.train.sample_prompts), '', '.txt'
+    if self.sample_prompts:
+      yield panels.continue_prompts(subject, self.sample_prompts), '', '.txt'
     yield from panels.sample_conditions(subject)
 
   def finish(self, state, say):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import config, step, train
+from gpt_jax import config, step, tokenizers, train
 from gpt_jax.cluster.batches import to_devices
 from gpt_jax.evaluation import evaluate, trained
 from gpt_jax.jobs import language_model
@@ -505,3 +505,13 @@ def test_validation_documents_that_are_too_long_are_refused_at_the_start(tmp_pat
   with pytest.raises(ValueError) as error:
     language_model.LanguageModelJob(cfg, tmp_path / 'run', make_mesh(cfg.mesh, jax.devices()[:1]))
   assert_two_lines(error.value, 'x (valid) has 40 of 40 documents', 'longer than the 33 tokens')
+
+
+def test_the_default_prompt_is_one_that_every_alphabet_has():
+  toks = tokenizers.Tokenizers.build(tokenizers.text.CharTokenizer('ab'))
+  cfg = tiny_runs.experiment()
+  default = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, sample_prompts=('\n',)))
+  assert language_model.resolve_prompts(default, toks) == ('',)
+  other = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, sample_prompts=('é',)))
+  with pytest.raises(ValueError, match=r"train.sample_prompts has 'é', and character 'é'.*\nfix: "):
+    language_model.resolve_prompts(other, toks)
