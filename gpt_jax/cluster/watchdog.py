@@ -1,11 +1,12 @@
 """Preemption signals, hangs, and the death of another process of a distributed job.
 
-The first SIGTERM or Ctrl-C, to any process and in any phase, requests that the whole job saves and stops
-at one step that all processes agree on; the second one exits at once. A thread reads the signals, so that
-this works while the main thread is in a compiler or waits for a device. The agreement is JAX's
+The first of SIGNALS, to any process and in any phase, requests that the whole job saves and stops at one
+step that all processes agree on; the second one exits at once. A thread reads the signals, so that this
+works while the main thread is in a compiler or waits for a device. The agreement is JAX's
 (multihost_utils.reached_preemption_sync_point).
 """
 
+import contextlib
 import ctypes
 import faulthandler
 import functools
@@ -17,9 +18,11 @@ import threading
 import time
 from pathlib import Path
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP: the terminal or connection is gone. SIGUSR1, SIGUSR2: SLURM's --signal, submitit, LSF, Grid Engine.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 DUMP_SECONDS = 30  # a hung process has this long to write its stacks
 EXIT_AT_ONCE = 130  # exit code after a second signal
+PREEMPTED = 75  # exit code of a process that was asked to stop: run the same command again
 HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
 PEER_LOST = (
   'error: another process of this job ended, or stopped sending heartbeats\n'
@@ -35,6 +38,11 @@ class Watchdog:
     self.has_peers, self.is_primary, self.notify_peers, self.keep_alive = False, True, None, []
     self.calls, self.step = 0, 0  # calls of should_stop, and the step of the last one
     self.hang_seconds, self.last_call, self.folder = 0.0, None, Path()
+    self.nothing_to_save = False
+    self.terminals = [fd for fd in (0, 1, 2) if os.isatty(fd)]
+    # `nohup` starts a process with SIGHUP ignored, and means it.
+    is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    self.signals = [number for number in SIGNALS if not (is_ignored and number == signal.SIGHUP)]
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
     self._ignore_signals()
@@ -43,37 +51,52 @@ class Watchdog:
     threading.Thread(target=self._listen, args=(receiver,), daemon=True, name='signals').start()
 
   def _ignore_signals(self):
-    for number in SIGNALS:
+    for number in self.signals:
       signal.signal(number, lambda *_: None)
 
-  def share_requests(self):
-    """Share stop requests with the other processes; call it once, after joining a job."""
-    import jax
+  @contextlib.contextmanager
+  def exit_on_request(self):
+    """Exit at once on a stop request during the body, which has nothing to save and may take minutes."""
+    self.nothing_to_save = True
+    if self.stop_requested:
+      os._exit(PREEMPTED)
+    yield
+    self.nothing_to_save = False
 
-    if jax.process_count() == 1:
+  def share_requests(self, process, processes):
+    """Share stop requests with the other processes; call it once, after joining a job as `process`."""
+    if processes == 1:
       return
-    self.is_primary = jax.process_index() == 0
+    self.is_primary = process == 0
     libc = ctypes.CDLL(None)
     libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
     self.notify_peers = HANDLER(libc.signal(signal.SIGTERM, None))  # JAX's handler starts the agreement
     self._ignore_signals()
-    on_abort = HANDLER(lambda number: exit_now(PEER_LOST))  # JAX aborts the process
-    self.keep_alive.append(on_abort)
-    libc.signal(signal.SIGABRT, ctypes.cast(on_abort, ctypes.c_void_p))
     self.has_peers = True
     if self.stop_requested:
       self.notify_peers(signal.SIGTERM)
 
   def _listen(self, receiver):
     while numbers := receiver.recv(1):
-      if numbers[0] not in SIGNALS:
+      if numbers[0] not in self.signals:
         continue
+      if numbers[0] == signal.SIGHUP:
+        self._leave_terminals()
       if self.stop_requested:
         os._exit(EXIT_AT_ONCE)  # the last checkpoint is good
       self.stop_requested = True
+      if self.nothing_to_save:
+        os.write(2, b'stopped: nothing to save yet; run the same command again\n')
+        os._exit(PREEMPTED)
       print('stopping: will save after this step; signal again to exit at once', file=sys.stderr, flush=True)
       if self.notify_peers:
         self.notify_peers(signal.SIGTERM)
+
+  def _leave_terminals(self):
+    """Send what is printed nowhere: writing to a terminal that is gone is an error, and would end the run."""
+    with open(os.devnull, 'r+b') as nowhere:
+      for terminal in self.terminals:
+        os.dup2(nowhere.fileno(), terminal)
 
   def should_stop(self, step):
     """Whether to save and stop now, after `step` steps; all processes must call it equally often."""
@@ -119,6 +142,19 @@ class Watchdog:
 def process_watchdog():
   """The Watchdog of this process; the first call creates it."""
   return Watchdog()
+
+
+@HANDLER
+def on_abort(number):
+  """Exit with the cause: JAX aborts a process whose peers are gone."""
+  exit_now(PEER_LOST)
+
+
+def handle_abort():
+  """Let an abort of JAX end this process of a job with a cause and a fix."""
+  libc = ctypes.CDLL(None)
+  libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+  libc.signal(signal.SIGABRT, ctypes.cast(on_abort, ctypes.c_void_p))
 
 
 def exit_now(message):
