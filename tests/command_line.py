@@ -9,7 +9,7 @@ from unittest import mock
 
 from absl import flags, logging
 
-from gpt_jax.cli import main, verbs
+from gpt_jax.cli import job, main, verbs
 from gpt_jax.cluster import bootstrap
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -85,6 +85,8 @@ class NoWatchdog:
 
   stop_requested = False
   start_hang_timer = staticmethod(lambda seconds, folder: None)
+  exit_on_request = staticmethod(contextlib.nullcontext)
+  share_requests = staticmethod(lambda process, processes: None)
   should_stop = staticmethod(lambda step: False)
 
 
@@ -92,8 +94,8 @@ def in_process(capsys, monkeypatch):
   """Return call('train', '--workdir=x') -> (exit code, stdout, stderr) by cli.main in this process."""
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '')  # no cache folder in the home folder
   monkeypatch.setenv('MALLOC_MMAP_MAX_', '0')  # otherwise main restarts the process
-  monkeypatch.setattr(verbs, 'join', lambda **_: None)  # jax is already initialized
-  for module in (main, verbs):
+  monkeypatch.setattr(bootstrap, 'join', lambda *_: None)  # jax is already initialized
+  for module in (main, verbs, job):
     monkeypatch.setattr(module, 'process_watchdog', NoWatchdog)
 
   def call(*arguments):

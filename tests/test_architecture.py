@@ -45,9 +45,9 @@ MAY_IMPORT = {
   'sampling.validate': 'sampling.samplers',
   'sampling.prompt_batch': 'model tokenizers',
   'runs': '',
-  'training': 'cluster.batches model optim runs sharding step training.loss_guard',
   'reports': 'runs',
   'cluster': 'runs',
+  'training': 'cluster cluster.batches model optim runs sharding step training.loss_guard',
   'sample': 'model sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
   'sampling': 'data sample sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
   'evaluation': 'cluster.batches data losses model sample sampling sampling.prompt_batch '

@@ -26,7 +26,7 @@ import traceback
 from absl import flags, logging
 from ml_collections import config_flags
 
-from gpt_jax.cli import args, verbs
+from gpt_jax.cli import args, job, verbs
 from gpt_jax.cluster.watchdog import process_watchdog
 from gpt_jax.runs import compilation_cache
 from gpt_jax.runs.loggers import say
@@ -82,6 +82,8 @@ def main(argv):
     if '--traceback' in argv or not expected:
       raise
     say(args.format_error(e), file=sys.stderr)
+    if not parsed and verb in job.VERBS:
+      job.report_failure(argv, e)
     return verbs.BAD_ARGUMENTS if isinstance(e, ValueError | OSError) else verbs.ERROR
 
 

@@ -25,11 +25,12 @@ from gpt_jax.cli.flags import (
   require,
   sampling_overrides,
 )
-from gpt_jax.cluster.watchdog import process_watchdog
+from gpt_jax.cli.job import join
+from gpt_jax.cluster.watchdog import PREEMPTED, process_watchdog
 from gpt_jax.runs.loggers import say
 
 FLAGS = flags.FLAGS
-BAD_ARGUMENTS, ERROR, PREEMPTED = 2, 1, 75  # exit codes
+BAD_ARGUMENTS, ERROR = 2, 1  # exit codes, beside PREEMPTED
 
 
 class Verb(NamedTuple):
@@ -37,16 +38,6 @@ class Verb(NamedTuple):
 
   run: Callable  # argv -> exit code; its docstring is the help text
   define_flags: Callable
-
-
-def join(agree=False):
-  """Join the distributed job of this process; agree: its processes stop together when one is asked to."""
-  from gpt_jax.cluster import bootstrap
-
-  job = bootstrap.find_job(os.environ, FLAGS.coordinator, FLAGS.processes, FLAGS.process)
-  bootstrap.join(job, agree)
-  if agree:
-    process_watchdog().share_requests()
 
 
 # ---------------------------------------------------------------------- train, sample and evaluate
@@ -72,11 +63,10 @@ def train(argv):
   from gpt_jax.runs import startup_timer
   from gpt_jax.train import train as train_run
 
-  cfg = config.build(config.Config, FLAGS.config)
-  startup_timer.mark_phase('import')
-  join(agree=True)
-  startup_timer.mark_phase('join')
   name = Path(args.flag_value(argv, 'config', args.DEMO).partition('.py')[0]).stem
+  startup_timer.mark_phase('import')
+  cfg = join('train', lambda: config.build(config.Config, FLAGS.config), agree=True, name=name)
+  startup_timer.mark_phase('join')
   workdir = FLAGS.workdir or f'runs/{name}-{time.strftime("%Y%m%d-%H%M%S", bootstrap.local_time())}'
   bootstrap.print_once(f'run folder: {workdir}')
   process_watchdog().start_hang_timer(cfg.train.hang_seconds, workdir)
@@ -111,9 +101,10 @@ def sample(argv):
   """Continue a prompt with a trained model, or generate text, images or sounds from it."""
   from gpt_jax.cluster.bootstrap import is_primary, print_once
   from gpt_jax.evaluation import trained
+  from gpt_jax.runs import run_folder
   from gpt_jax.sampling import completions, output_files, prompts, validate
 
-  join()
+  join('sample', lambda: run_folder.read_config(FLAGS.workdir))
   run, to = trained.load(FLAGS.workdir), FLAGS.to
   overrides = sampling_overrides()
   cfg, notes = validate.override(run.cfg.sample, **overrides), collections.Counter()
@@ -186,9 +177,9 @@ def evaluate(argv):
   from gpt_jax.cluster.bootstrap import is_primary
   from gpt_jax.evaluation import evaluate as evaluation
   from gpt_jax.evaluation import trained
-  from gpt_jax.runs import records
+  from gpt_jax.runs import records, run_folder
 
-  join()
+  join('evaluate', lambda: run_folder.read_config(FLAGS.workdir))
   run = trained.load(FLAGS.workdir)
   recognizer = trained.load(FLAGS.recognizer).subject() if FLAGS.recognizer else None
   rows = evaluation.run_tasks(

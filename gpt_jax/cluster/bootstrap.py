@@ -7,6 +7,7 @@ fail immediately instead of waiting for processes that never come.
 How JAX itself reads schedulers: jax/_src/clusters.
 """
 
+import contextlib
 import dataclasses
 import glob
 import importlib.util
@@ -14,10 +15,12 @@ import os
 import re
 import socket
 import sys
+import threading
 import time
 
 import jax
 import numpy as np
+from jax._src.distributed import global_state  # of jax.distributed: process_id, num_processes, client
 from jax.experimental import multihost_utils
 
 from gpt_jax.cluster import watchdog
@@ -27,6 +30,8 @@ HEARTBEAT_SECONDS = 20  # a process that is silent for longer is dead, and ends 
 # A process alone may be silent for long: nobody waits for it, and a laptop sleeps over a night.
 HEARTBEAT_ALONE = 10**7
 JOIN_SECONDS = 300  # nodes of a large job start minutes apart
+QUIET_SECONDS = 5  # of joining, until a process prints whom it waits for
+ADDRESS = r'([\w.-]+|\[[\da-fA-F:.]+\]):(?P<port>\d{1,5})'  # name, IPv4 or [IPv6], and port
 # What the error of a collective contains when a process that it needs is gone.
 PEER_LOST = r'(?i)gloo|nccl|connection|peer|heartbeat|coordination|unavailable|deadline'
 UNSET = {'coordinator': '', 'processes': 0, 'process': -1}
@@ -92,8 +97,12 @@ def complete_job(source, values, missing=()):
       f'process {values["process"]} of {values["processes"]} processes\n'
       'fix: number them from 0 to one less than their number'
     )
-  if ':' not in values['coordinator']:
-    raise ValueError(f'coordinator={values["coordinator"]} has no port\nfix: give HOST:PORT of process 0')
+  address = re.fullmatch(ADDRESS, values['coordinator'])
+  if not address or not 0 < int(address['port']) < 2**16:  # JAX would crash
+    raise ValueError(
+      f'coordinator={values["coordinator"]} is not HOST:PORT\n'
+      'fix: give the address of process 0, such as 10.0.0.1:1234'
+    )
   return DistributedJob(**values)
 
 
@@ -127,12 +136,18 @@ def detect_scheduler(environ):
   return ''
 
 
-def join(job, agree=True):
+def has_peers(job):
+  """Whether other processes belong to the job."""
+  return bool(job.scheduler or job.coordinator)
+
+
+def join(job, agree=True, seconds=JOIN_SECONDS):
   """Join the job, before anything else uses a device.
 
   agree: whether its processes agree on when to stop (Watchdog); else a signal ends each of them.
+  seconds: to wait for the others; the process then exits with an error.
   """
-  alone = not (job.scheduler or job.coordinator)
+  alone = not has_peers(job)
   # A process alone has no peers to agree with, and JAX's service would take its signals.
   jax.config.update('jax_enable_preemption_service', agree and not alone)
   options = {}  # of a scheduler, JAX detects all
@@ -143,11 +158,50 @@ def join(job, agree=True):
     address = f'127.0.0.1:{free_port()}'  # not reachable from other machines
     options |= dict(coordinator_address=address, coordinator_bind_address=address)
     jax.config.update('jax_check_proxy_envs', False)  # nothing goes through a proxy
-  jax.distributed.initialize(
-    heartbeat_timeout_seconds=HEARTBEAT_ALONE if alone else HEARTBEAT_SECONDS,
-    initialization_timeout=JOIN_SECONDS,
-    **options,
-  )
+  else:
+    watchdog.handle_abort()
+  with time_limit(job, seconds):
+    try:
+      jax.distributed.initialize(
+        heartbeat_timeout_seconds=HEARTBEAT_ALONE if alone else HEARTBEAT_SECONDS,
+        initialization_timeout=10 * seconds,  # JAX's own limit ends in a C++ abort
+        **options,
+      )
+    except jax.errors.JaxRuntimeError as error:
+      raise ValueError(
+        f'coordinator={job.coordinator}: {error}\nfix: give a free port of the machine of process 0'
+      ) from error
+
+
+@contextlib.contextmanager
+def time_limit(job, seconds):
+  """Print whom this process waits for if the body takes long; exit when it takes so many seconds."""
+  joined = threading.Event()
+  place = f'at {job.coordinator}' if job.coordinator else f'of this {job.scheduler} job'
+  others = f'process 0 {place}' if job.process else f'the other processes {place}'
+  if job.processes > 1 and not job.process:
+    others = f'processes 1 to {job.processes - 1} to come to {job.coordinator}'
+
+  def wait():
+    if joined.wait(QUIET_SECONDS):
+      return
+    print(f'waiting for {others}, up to {seconds} s', file=sys.stderr, flush=True)
+    if not joined.wait(seconds - QUIET_SECONDS):
+      watchdog.exit_now(
+        f'error: waited {seconds} s for {others}\n'
+        'fix: start all processes of the job with one --coordinator address that all can reach'
+      )
+
+  threading.Thread(target=wait, daemon=True, name='join').start()
+  try:
+    yield
+  finally:
+    joined.set()
+
+
+def process_and_count():
+  """Return (index of this process, number of processes) of the job that it has joined; starts no backend."""
+  return global_state.process_id, global_state.num_processes or 1
 
 
 def local_time():
@@ -178,7 +232,7 @@ def print_once(*values, **options):
 
 def exit_failed(code, error=None):
   """Exit at once in a job of several processes: waiting for the others would take minutes."""
-  if jax.distributed.is_initialized() and jax.process_count() > 1:
+  if process_and_count()[1] > 1:
     if isinstance(error, jax.errors.JaxRuntimeError) and re.search(PEER_LOST, str(error)):
       print(watchdog.PEER_LOST, file=sys.stderr)
     sys.stdout.flush()

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gpt_jax.cluster import agreement
 from gpt_jax.cluster.batches import to_devices
 from gpt_jax.cluster.processes import barrier, main_process_first
 from gpt_jax.runs import hardware, provenance, records, run_folder
@@ -84,6 +85,8 @@ def setup(cfg, workdir, mesh, job_class, replicas=1, trace=True):
   timer = meter.Meter(job_class.unit, cfg.train.steps_per_call, replicas)
   with main_process_first():  # it writes caches and tokenizers, the others read them
     job = job_class(cfg, workdir, mesh)
+  # Each process reads the files by itself; the loader has the digests of what it read.
+  agreement.require_equal('data', lambda: None, lambda _: {'data': job.loader.fingerprint})
   if trace:
     jax.eval_shape(job.program.step, job.program.abstract, abstract_batch(cfg, job))
   timer.mark_phase('setup')
@@ -255,9 +258,6 @@ def save(s):
   start = time.perf_counter()
   s.checkpoints.save(s.step, s.state, extra)
   s.run.event('checkpoint', step=s.step, blocked_seconds=time.perf_counter() - start)
-
-
-# ---------------------------------------------------------------------------------------- the step
 
 
 def next_batches(loader, steps_per_call):

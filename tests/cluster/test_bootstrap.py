@@ -73,7 +73,10 @@ def test_an_accelerator_in_the_machine_is_a_tpu(monkeypatch):
     (without(ADDRESS, 'JAX_COORDINATOR_ADDRESS'), {}, 'JAX_COORDINATOR_ADDRESS missing', 'give'),
     (SLURM, {'process': 0}, '--coordinator, --processes missing', '--processes=1'),
     ({}, dict(coordinator='a:1', processes=2, process=2), 'process 2 of 2', 'from 0'),
-    ({}, dict(coordinator='a', processes=2, process=1), 'coordinator=a has no port', 'HOST:PORT'),
+    *(
+      ({}, dict(coordinator=address, processes=2, process=1), f'coordinator={address} is not', '10.0.0.1:1')
+      for address in ('a', 'a:port', ':1', 'a:0', 'a:65536', 'a b:1', 'http://a:1', '::1:1', 'a:1/x')
+    ),
     ({'JAX_COORDINATOR_ADDRESS': 'a:1'}, {}, 'JAX_NUM_PROCESSES, JAX_PROCESS_ID', '--processes=1'),
     (ADDRESS | {'JAX_PROCESS_ID': 'two'}, {}, 'JAX_PROCESS_ID=two is not an integer', 'set it'),
     *((without(SLURM, name), {}, name, 'srun') for name in SLURM if name != 'SLURM_JOB_ID'),

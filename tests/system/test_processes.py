@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from gpt_jax.cluster import bootstrap
 from gpt_jax.runs import records, run_folder
 from tests import command_line, tiny_runs
 
@@ -171,3 +172,44 @@ def test_a_dead_process_ends_the_other(folder):
     assert cause == 'error: another process of this job ended, or stopped sending heartbeats'
     assert fix.startswith('fix: read its log')
     processes[victim].communicate()
+
+
+# ------------------------------------------------------------------------------------- agreement
+
+
+@pytest.mark.parametrize(
+  'changes, environ, named',
+  [
+    (['--config.optim.lr=0.002'], {}, 'config.optim.lr=0.01 in process 0, 0.002 in process 1'),
+    (['--config.train.eval_every=3'], {}, 'config.train.eval_every=4 in process 0, 3 in process 1'),
+    (['--config.model.width=24'], {}, 'config.model.width=16 in process 0, 24 in process 1'),
+    ([], {'JAX_ENABLE_X64': '1'}, 'jax_enable_x64="False" in process 0, "True" in process 1'),
+    (['--config.model.heads=5'], {}, 'heads=5'),  # not a possible config
+    (['--config.modle.heads=2'], {}, 'did you mean model'),  # not a flag
+  ],
+)
+def test_a_process_that_differs_ends_all_within_seconds(folder, changes, environ, named):
+  """With one error that names the key; nothing is written."""
+  words = ('train', f'--config={command_line.experiment(folder)}', f'--workdir={folder / "differ"}')
+  job = ('--processes=2', f'--coordinator=127.0.0.1:{bootstrap.free_port()}')
+  first = command_line.start(*words, *job, '--process=0', folder=folder)
+  second = command_line.start(*words, *job, '--process=1', *changes, folder=folder, env=environ)
+  codes, outputs = command_line.ended([first, second], seconds=60)
+  assert codes == [2, 2], outputs
+  for output in outputs:
+    assert named in output and 'Traceback' not in output
+    assert [line.split(':')[0] for line in output.splitlines()] == ['error', 'fix']
+  assert not (folder / 'differ').exists()
+
+
+@pytest.mark.parametrize('index', [0, 1])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_waits_for_others_heeds_a_signal(folder, index, number):
+  words = ('train', f'--config={command_line.experiment(folder)}', f'--workdir={folder / "lonely"}')
+  job = (f'--coordinator=127.0.0.1:{bootstrap.free_port()}', '--processes=2', f'--process={index}')
+  process = command_line.start(*words, *job, folder=folder)
+  waits = process.stdout.readline()
+  assert waits.startswith('waiting for process') and '127.0.0.1' in waits
+  process.send_signal(number)
+  (code,), (output,) = command_line.ended([process], seconds=5)
+  assert (code, output) == (75, 'stopped: nothing to save yet; run the same command again\n')
