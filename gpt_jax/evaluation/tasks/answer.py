@@ -3,14 +3,14 @@
 Decodes greedily (temperature 0), unless a temperature or beams are given. Each figure stands beside
 those that need no model: `chance` answers with the commonest target of training; control=shuffled asks
 with the condition of another example, which shows whether the condition is used at all; `baseline`
-answers as the nearest training image does, copies the text to translate, or takes the first sentence
+answers as the nearest training image or sound does, copies the text to translate, or takes the first sentence
 of the text to summarize.
 """
 
-from gpt_jax.evaluation import metrics, text_metrics
+from gpt_jax.evaluation import judges, metrics, text_metrics
 from gpt_jax.evaluation.tasks import common
 
-NEIGHBORS = 5000  # training images that the baseline compares with
+NEIGHBORS = 5000  # training images or sounds that the baseline compares with
 
 
 def fits(condition, target):
@@ -56,11 +56,20 @@ def run(
 
 
 def baseline_answers(subject, examples, train, train_answers, baseline):
-  """Answers that need no model: those of `baseline` or of the nearest training image; else None."""
+  """Answers that need no model: those of `baseline` or of the nearest training image or sound; else None."""
   if baseline:
     return [baseline(common.text(example.condition)) for example in examples]
-  if not common.has_kind(examples[0].condition, common.IMAGES) or len(examples[0].condition) > 1:
+  if common.has_kind(examples[0].condition, ('text',)) or len(examples[0].condition) > 1:
     return None
-  pixels = lambda some: common.images_of(subject, some).reshape(len(some), -1)
-  index, _ = metrics.nearest_neighbors(pixels(examples), pixels(train[:NEIGHBORS]))
+  train = train[:NEIGHBORS]
+  if common.has_kind(examples[0].condition, common.IMAGES):
+    pixels = lambda some: common.images_of(subject, some).reshape(len(some), -1)
+    own, others = pixels(examples), pixels(train)
+  elif common.has_kind(examples[0].condition, common.SOUNDS):
+    rate = subject.tokenizers.audio.sample_rate
+    others, weights = judges.standardized(common.waves_of(subject, train), rate)
+    own = judges.SoundJudge((), weights).features(common.waves_of(subject, examples))
+  else:
+    return None
+  index, _ = metrics.nearest_neighbors(own, others)
   return [train_answers[i] for i in index]
