@@ -37,7 +37,9 @@ def run(subject, source, split, limit):
   prior_C = np.log([count[c] / len(train) for c in texts])
   joint_NC = log_p_NC + prior_C
   predictions = [texts[i] for i in joint_NC.argmax(1)]
-  rows.add_judged('accuracy', predictions, names, chance=common.chance(names))
+  rows.add_judged(
+    'accuracy', predictions, names, chance=common.chance(names, [common.text(x.condition) for x in train])
+  )
   marginal_N = np.logaddexp.reduce(joint_NC, axis=1)
   entropy = -float((np.exp(prior_C) * prior_C).sum()) / np.log(2)
   for control, labels in {'': names, 'shuffled': common.shuffled(names)}.items():

@@ -94,10 +94,14 @@ class Rows(list):
       self.add('frechet_distance', value, baseline=baseline, of=of)
 
   def add_memorization(self, samples_ND, held_out_ND, train_ND):
-    """Add rows for the distance of samples to training examples, relative to held-out ones."""
+    """Add rows for the distance of samples to training examples, relative to held-out ones.
+
+    held_out_ND: reconstructions, as samples are decoded, too: what a tokenizer blurs is nearer to anything.
+    """
     result = metrics.memorization(samples_ND, held_out_ND, train_ND)
-    self.add('nearest_train_ratio', result['ratio'], baseline=1.0)
-    self.add('copies', result['copies'], baseline=0.01, p=round(result['p'], 4))
+    fields = dict(p=round(result['p'], 4), test='one-sided Kolmogorov-Smirnov')
+    self.add('nearest_train_ratio', result['ratio'], baseline=1.0, **fields)
+    self.add('copies', result['copies'], baseline=0.01)
 
 
 # ---------------------------------------------------------------------------------------- examples
@@ -226,9 +230,10 @@ def most_frequent(values):
   return value, count / len(values)
 
 
-def chance(names):
-  """Accuracy of the commonest label."""
-  return most_frequent(names)[1]
+def chance(names, train_names):
+  """Accuracy on `names` of always answering the commonest label of training."""
+  guess, _ = most_frequent(train_names)
+  return sum(name == guess for name in names) / len(names)
 
 
 def derangement(answers):
@@ -251,6 +256,11 @@ def judge(subject, kind, inputs, names):
   """The judge JUDGES[kind] of real training data, cached in the run's cache folder."""
   settings = {'rate': subject.tokenizers.audio.sample_rate} if kind.startswith('sound') else {}
   return judges.fit_cached(kind, subject.cache_dir, inputs, names, **settings)
+
+
+def answer_decoding(cfg):
+  """The fields of SampleConfig by which texts are answered: greedily, unless cfg searches with beams."""
+  return {} if cfg.beams else {'temperature': 0.0}
 
 
 def sampling_fields(subject, sampling):

@@ -58,7 +58,8 @@ def compose(subject, reads, first, makes, second, split, limit, sampling):
   rows = common.Rows('cross', first, split, **fields, **common.sampling_fields(subject, sampling))
   ceiling, _ = judge.accuracy(media_of(subject, held_out), common.labels(held_out, field))
   predictions = judge.predict(samples if makes == 'audio' else np.stack(samples))
-  rows.add_judged('accuracy', predictions, names, chance=common.chance(names), baseline=ceiling)
+  chance = common.chance(names, train_names)
+  rows.add_judged('accuracy', predictions, names, chance=chance, baseline=ceiling)
   return rows
 
 

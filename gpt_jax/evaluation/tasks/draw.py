@@ -33,7 +33,7 @@ def run(subject, source, split, limit, **sampling):
   else:
     rows.add_retrieval(-metrics.squared_distances(pixels(samples), pixels(real)), np.arange(len(examples)))
   add_set_distances(rows, features, samples, real, decoded, train_images)
-  rows.add_memorization(pixels(samples), pixels(real), pixels(train_images))
+  rows.add_memorization(pixels(samples), pixels(decoded), pixels(train_images))
   return rows
 
 
@@ -44,7 +44,7 @@ def pixels(images):
 
 def add_judgments(rows, subject, train, names, samples, real, decoded):
   """Add rows of two judges and of a classifier trained on the samples; return features for sets."""
-  chance = common.chance(names)
+  chance = common.chance(names, train[1])
   for kind, suffix in (('image', ''), ('pixels', '_by_pixels')):
     judge = common.judge(subject, kind, *train)
     ceiling, _ = judge.accuracy(real, names)

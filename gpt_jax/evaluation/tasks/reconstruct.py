@@ -31,7 +31,7 @@ def run(subject, source, split, limit):
       if common.are_classes(train_names):
         kind = {'image': 'image', 'audio': 'sound'}[modality]
         judge = common.judge(subject, kind, media_of(subject, train), train_names)
-        rivals = dict(chance=common.chance(names), baseline=judge.accuracy(real, names)[0])
+        rivals = dict(chance=common.chance(names, train_names), baseline=judge.accuracy(real, names)[0])
         own.add_accuracy('accuracy', judge.predict(decoded), names, **rivals)
       rows += own
   return rows

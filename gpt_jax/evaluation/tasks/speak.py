@@ -41,9 +41,15 @@ def run(subject, source, split, limit, recognizer=None, **sampling):
     sounds['copy-synthesis'] = audio.spectrogram.to_waveforms(audio.spectrogram.log_mel(real))
   rows = common.Rows('speak', source, split, n=len(examples), **common.sampling_fields(subject, sampling))
   if decode := EXACT.get(subject.cfg.data.mixture[source].kind):
-    names = [str(example.record['label']) for example in examples]
+    names, train_labels = common.labels(examples, 'label'), common.labels(train, 'label')
     for of, waves in sounds.items():
-      rows.add_judged('tone_accuracy', [decode(wave, rate) for wave in waves], names, chance=0.1, of=of)
+      rows.add_judged(
+        'tone_accuracy',
+        [decode(wave, rate) for wave in waves],
+        names,
+        chance=common.chance(names, train_labels),
+        of=of,
+      )
   fields = {} if decode else {'accuracy': common.label_field(train)}
   if all('speaker' in example.record for example in (*train, *examples)):
     fields['speaker_accuracy'] = 'speaker'
@@ -68,12 +74,12 @@ def add_set_distances(rows, rate, sounds, real, train_waves):
   if n >= common.MIN_SET:
     subsets = {of: set_ND[:n] for of, set_ND in sets.items()}
     rows.add_frechet(common.random_subset(train_ND, n), real_ND[:n], subsets)
-  rows.add_memorization(sets[''], real_ND, train_ND)
+  rows.add_memorization(sets[''], sets['reconstructions'], train_ND)
 
 
 def add_judgments(rows, subject, metric, train, names, real, sounds):
   """Add rows of two judges of one kind of label."""
-  chance = common.chance(names)
+  chance = common.chance(names, train[1])
   for kind, suffix in (('sound', ''), ('sound_neighbor', '_by_neighbor')):
     judge = common.judge(subject, kind, *train)
     ceiling, _ = judge.accuracy(real, names)
