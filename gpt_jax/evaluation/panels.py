@@ -4,12 +4,12 @@ Shown during training and in the report; `launch.py sample` takes any other prom
 """
 
 import dataclasses
-import itertools
 
 import numpy as np
 
 from gpt_jax import data
 from gpt_jax.data import media_io, templates
+from gpt_jax.evaluation.tasks import common
 from gpt_jax.sampling import completions, prompts
 
 MAX_CONDITIONS, COLUMNS = 16, 8  # of a source; images in a row
@@ -49,13 +49,17 @@ def check_beams(cfg):
 
 
 def sample_conditions(subject):
-  """Yield (content, source, suffix) with samples of held-out conditions of each source that has some."""
+  """Yield (content, source, suffix) with samples of held-out conditions of each source that has some.
+
+  The conditions are the first that tasks choose, by a hash of their places: the same ones each time, of
+  all classes. Texts are decoded as task `answer` does.
+  """
   cfg = subject.cfg.data
   split, modalities = conditional_sources(cfg)
   for name, modality in modalities.items():
-    readable = data.filter_readable(cfg, name, subject.tokenizers, data.examples(cfg, name, split))
-    sides = [templates.split(pieces) for _, pieces in itertools.islice(readable, MAX_CONDITIONS)]
-    samples = prompts.generate(subject, [condition for condition, _ in sides], modality)
+    sides = [(x.condition, x.target) for x in common.examples(subject, name, split, MAX_CONDITIONS)]
+    decoding = common.answer_decoding(subject.cfg.sample) if modality == 'text' else {}
+    samples = prompts.generate(subject, [condition for condition, _ in sides], modality, **decoding)
     content, suffix = RENDERERS[modality](subject, sides, samples)
     yield content, name, suffix
 

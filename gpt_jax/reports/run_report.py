@@ -275,7 +275,7 @@ def samples(run):
       title = page.sample_title(path, f'step {step:,}', *losses)
       articles.append(page.sample(path, title, MAX_CHARACTERS))
     rows.append(page.element('div', *articles, kind='texts' if suffix == '.txt' else 'media'))
-  return Section('Samples', rows, 'From the beginning, the middle and the end.')
+  return Section('Samples', rows, 'First, middle and last; conditions are a fixed random choice.')
 
 
 # --------------------------------------------------------------------------------------- tables

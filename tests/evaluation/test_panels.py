@@ -9,10 +9,11 @@ import pytest
 import soundfile
 from PIL import Image
 
-from gpt_jax import config, data, sharding
+from gpt_jax import config, sharding
 from gpt_jax.data import media_io
 from gpt_jax.evaluation import panels
 from gpt_jax.evaluation.evaluate import Subject
+from gpt_jax.evaluation.tasks import common
 from gpt_jax.jobs import language_model, run_tokenizers
 from tests import models, tiny_runs
 
@@ -49,13 +50,21 @@ def made(new):
 
 def conditions(subject, name, split='valid'):
   """[(words of the condition, words of the target)] of the first of a source."""
-  actual = [pieces for _, pieces in data.examples(subject.cfg.data, name, split)][: panels.MAX_CONDITIONS]
-  words = lambda pieces: ''.join(p.value for p in pieces if p.kind == 'text')
-  sides = []
-  for pieces in actual:
-    arrow = [piece.kind for piece in pieces].index('arrow')
-    sides.append((words(pieces[:arrow]), words(pieces[arrow:])))
-  return sides
+  chosen = common.examples(subject, name, split, panels.MAX_CONDITIONS)
+  return [(common.text(x.condition), common.text(x.target)) for x in chosen]
+
+
+def test_conditions_are_a_fixed_choice_of_all_classes_decoded_greedily(new, monkeypatch):
+  calls = []
+
+  def generate(run, given, to, **decoding):
+    calls.append(decoding)
+    return ['?'] * len(given)
+
+  monkeypatch.setattr(panels.prompts, 'generate', generate)
+  first, again = ([text for text, *_ in panels.sample_conditions(only(new, 'read'))] for _ in range(2))
+  assert first == again and calls == [{'temperature': 0.0}] * 2
+  assert len({line.partition('not ')[2] for line in first[0].split('\n')}) > 4
 
 
 def test_each_source_with_a_condition_and_one_thing_to_make_is_shown(made):
@@ -101,7 +110,7 @@ def test_texts_stand_beside_their_targets(made, new, name, shown):
 
 def test_a_right_answer_is_not_corrected(new, monkeypatch):
   answers = [answer for _, answer in conditions(new, 'read')]
-  right = lambda run, given, to: [answers[0], *['wrong'] * (len(given) - 1)]
+  right = lambda run, given, to, **_: [answers[0], *['wrong'] * (len(given) - 1)]
   monkeypatch.setattr(panels.prompts, 'generate', right)
   [text] = [content for content, name, _ in panels.sample_conditions(only(new, 'read'))]
   first, second, *_ = text.split('\n')
@@ -119,14 +128,14 @@ def only(subject, name, **changes):
 def test_conditions_of_training_where_nothing_is_held_out(new, monkeypatch):
   seen = []
 
-  def generate(run, given, to):
+  def generate(run, given, to, **_):
     seen.extend(given)
     return [np.zeros((8, 8, 1), np.uint8)] * len(given)
 
   monkeypatch.setattr(panels.prompts, 'generate', generate)
   [_] = panels.sample_conditions(only(new, 'draw', valid_fraction=0.0))
-  words = [''.join(piece.value for piece in pieces) for pieces in seen]
-  assert words[:4] == ['zero', 'one', 'two', 'three']  # as the digits come
+  assert len(seen) == panels.MAX_CONDITIONS
+  assert len({common.text(pieces) for pieces in seen}) > 4
 
 
 def test_a_source_without_conditions_gives_nothing(new):
