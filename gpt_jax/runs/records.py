@@ -91,12 +91,18 @@ def format_object(value, indent=None):
 
 def parse_object(content):
   """Return the dict of a JSON object without its digest; ValueError if it is not one or was altered."""
-  value = check_types(json.loads(content), dict)
+  value = check_types(json.loads(content, parse_int=_parse_int), dict)
   if value.pop('sha256', None) is not None:
     seal = SEAL.search(content)
     if not seal or _digest(content[: seal.start()]) != seal[1].decode():
       raise ValueError(ALTERED)
   return from_json(value)
+
+
+def _parse_int(text):
+  if len(text) > 300:  # a float overflows
+    raise ValueError(f'a number has {len(text)} digits')
+  return int(text)
 
 
 def _digest(content):

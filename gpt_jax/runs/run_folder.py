@@ -34,6 +34,18 @@ from gpt_jax.runs.text_table import join_some
 # Allowed in a folder before its first run: a study's arm.json, caches, logs of a shell or scheduler,
 # and files of a start that failed.
 IGNORED_FILES = ('arm.json', 'cache', 'tokenizer', 'tensorboard', 'wandb', '*.log', '*.out', '*.err')
+# Types of what readers use of a result: the file may come from anywhere.
+EVALUATION = {'task': str, 'metric': str}
+RESULT = {
+  'steps?': int,
+  'evaluations?': [EVALUATION],
+  'hardware?': str,
+  'versions?': dict,
+  'defaults_diff?': dict,
+  'hyper?': {str: int | float},
+  'tail?': dict,
+  'data?': str,
+}
 MAX_SAMPLE_CHARACTERS = 400  # of each sample shown on the console
 
 
@@ -308,7 +320,7 @@ def read_config(workdir):
 
 def read_metrics(workdir):
   """Return one dict a step, sorted: step, time (Unix seconds) and the measured numbers, NaN included."""
-  return records.read_lines(_existing_run(workdir) / 'metrics.jsonl')
+  return records.read_lines(_existing_run(workdir) / 'metrics.jsonl', expected={'step': int})
 
 
 def read_events(workdir):
@@ -318,4 +330,4 @@ def read_events(workdir):
 
 def read_result(workdir):
   """Return the final numbers, or {} before there are any."""
-  return records.read_json(_existing_run(workdir) / 'result.json')
+  return records.read_json(_existing_run(workdir) / 'result.json', RESULT)
