@@ -103,17 +103,27 @@ def _assemble(tokenizers, pieces: list[Piece], encoded: dict[str, Iterator]) -> 
   return Encoded(np.concatenate(ids), **features)
 
 
+def needed_specials(template: str) -> set[str]:
+  """Return the names of the special tokens in documents of a template."""
+  has_arrow = any(kind == 'arrow' for kind, _ in templates.parse(template))
+  markers = {name for modality in _media_of_template(template) for name in MARKERS[modality]}
+  return {'eos', *(['sep'] if has_arrow else ()), *markers}
+
+
+def _media_of_template(template):
+  """Return the modalities that a template names; those of parts are known only by their records."""
+  return {MODALITY[kind] for kind, _ in templates.parse(template) if kind in MODALITY}
+
+
 def check_tokenizers(tokenizers, template: str, name: str) -> None:
   """Raise ValueError unless the tokenizers can encode documents of this template."""
-  kinds = {kind for kind, _ in templates.parse(template)}
-  wanted = sorted({MODALITY[kind] for kind in kinds & set(MODALITY)})
+  wanted = sorted(_media_of_template(template))
   if lacking := [modality for modality in wanted if getattr(tokenizers, modality) is None]:
     raise ValueError(
       f'data.mixture.{name}.template={template!r} needs {lacking[0]} tokens, which the model does not '
       f'have\nfix: set {lacking[0]}.kind in the config, or use another template'
     )
-  needed = {'eos', *(['sep'] if 'arrow' in kinds else ()), *(m for w in wanted for m in MARKERS[w])}
-  if missing := sorted(needed - set(dict(tokenizers.vocabulary.specials))):
+  if missing := sorted(needed_specials(template) - set(dict(tokenizers.vocabulary.specials))):
     raise ValueError(
       f'data.mixture.{name}.template={template!r} needs the special tokens {", ".join(missing)}, '
       'which are not in the vocabulary\n'

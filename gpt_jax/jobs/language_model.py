@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,14 @@ from gpt_jax import data
 from gpt_jax.cluster.batches import check_batch, data_shard
 from gpt_jax.cluster.sharding_table import summary
 from gpt_jax.evaluation import evaluate, panels
-from gpt_jax.jobs import base, run_tokenizers
+from gpt_jax.jobs import base, extended_model, run_tokenizers
 from gpt_jax.jobs.modality_objective import modality_objective
 from gpt_jax.model import costs
 from gpt_jax.model.kernels import choice
 from gpt_jax.runs import hardware
 from gpt_jax.sampling import completions, prompt_batch
 from gpt_jax.step import eval_model, gpt_program, params_of
+from gpt_jax.tokenizers import Tokenizers
 from gpt_jax.tokenizers.modality_tables import ModalityTables
 from gpt_jax.training import checkpoint
 
@@ -30,7 +32,10 @@ def resolve_model(cfg, toks):
   Raises ValueError if the tokenizers make ids or inputs that the model does not have.
   """
   size = toks.vocabulary.size
-  if cfg.model.vocab and size > cfg.model.vocab:
+  vocab = cfg.model.vocab or size
+  if cfg.train.init_from:  # its vocabulary may have been extended
+    vocab = max(vocab, size)
+  if size > vocab:
     raise ValueError(
       f'the tokenizer has {size} ids and model.vocab={cfg.model.vocab}\n'
       f'fix: set model.vocab=0 to follow the tokenizer, or at least {size}'
@@ -52,7 +57,7 @@ def resolve_model(cfg, toks):
     'patch_values': toks.image.feature_width if 'patches' in kinds else cfg.model.patch_values,
     'frame_values': toks.audio.feature_width if 'frames' in kinds else cfg.model.frame_values,
   }
-  return dataclasses.replace(cfg.model, vocab=cfg.model.vocab or size, **widths).resolved()
+  return dataclasses.replace(cfg.model, vocab=vocab, **widths).resolved()
 
 
 def resolve_prompts(cfg, toks):
@@ -137,7 +142,14 @@ class LanguageModelJob(base.Job):
   def load_initial_weights(self, state):
     """Return the state with the parameters of train.init_from, in the moving average too."""
     cfg = self.cfg
-    model = checkpoint.load_model(cfg.train.init_from, self.program.abstract.model, cfg.checkpoint.verify)
+    base_size = Tokenizers.load(Path(cfg.train.init_from).expanduser() / 'tokenizer').vocabulary.size
+    size = self.tokenizers.vocabulary.size
+    if base_size < size:
+      model = extended_model.load(
+        cfg.train.init_from, state.model, self.mesh, base_size, size, cfg.checkpoint.verify
+      )
+    else:
+      model = checkpoint.load_model(cfg.train.init_from, self.program.abstract.model, cfg.checkpoint.verify)
     opt_state = state.opt_state
     if opt_state.ema is not None:
       copies = {path: p.astype(jnp.float32, copy=True) for path, p in params_of(model).items()}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gpt_jax import data, losses, tokenizers
 from gpt_jax.data import templates
+from gpt_jax.data.documents import needed_specials
 from gpt_jax.runs import records, run_folder
 from gpt_jax.sampling import prompts
 
@@ -24,22 +25,38 @@ def build(cfg, workdir):
     base_config = run_folder.read_config(base)
     for name in ('tokenizer', 'image', 'audio'):
       wanted = records.to_json(dataclasses.asdict(getattr(cfg, name)))
-      if base_config.get(name) != wanted:
+      is_new = name != 'tokenizer' and base_config.get(name, {}).get('kind') == ''
+      if base_config.get(name) != wanted and not is_new:
         raise ValueError(
           f'train.init_from={base} has the {name} section {base_config.get(name)}, and this config another\n'
           'fix: take that section from its config, as experiments/finetune_gpt2.py does'
         )
-    return tokenizers.Tokenizers.load(base / 'tokenizer')
+    return _extend(tokenizers.Tokenizers.load(base / 'tokenizer'), cfg)
   # An alphabet must cover the validation text; merges must not be learned from it.
   splits = ('train', 'valid') if cfg.tokenizer.kind == 'chars' else ('train',)
   texts = lambda: (text for split in splits for _, text in data.documents(cfg.data, split))
   text = tokenizers.text.build(cfg.tokenizer, texts)
   check_modalities(cfg)
+  return tokenizers.Tokenizers.build(text, *_media(cfg))
+
+
+def _media(cfg, names=tokenizers.base.MODALITIES):
+  """Return the image and the audio tokenizer of a config, None for one that is not named or has no kind."""
   images = lambda: data.load_images(cfg.data, cfg.image.shape)
   waves = lambda: data.load_waveforms(cfg.data, cfg.audio.sample_rate, seconds=cfg.audio.seconds)
-  image = tokenizers.image.build(cfg.image, images) if cfg.image.kind else None
-  audio = tokenizers.audio.build(cfg.audio, waves) if cfg.audio.kind else None
-  return tokenizers.Tokenizers.build(text, image, audio)
+  image = tokenizers.image.build(cfg.image, images) if cfg.image.kind and 'image' in names else None
+  audio = tokenizers.audio.build(cfg.audio, waves) if cfg.audio.kind and 'audio' in names else None
+  return image, audio
+
+
+def _extend(toks, cfg):
+  """Return the tokenizers with the specials and codes that the run needs and train.init_from lacks."""
+  used = (needed_specials(source.template) for source in cfg.data.mixture.values())
+  missing = set().union(*used) - {'eos', *dict(toks.vocabulary.specials)}
+  new = [name for name in tokenizers.base.MODALITIES if getattr(cfg, name).kind and name not in toks.media]
+  if new:
+    check_modalities(cfg)
+  return toks.extend(*_media(cfg, new)) if new or missing else toks
 
 
 def check_modalities(cfg):

@@ -35,7 +35,7 @@ class Tokenizers:
         'fix: use Tokenizers.build, or load both from one folder'
       )
     wanted = [pair for tokenizer in self.media.values() for pair in tokenizer.ranges]
-    if wanted != [p for p in self.vocabulary.ranges if p[0] not in ('text', 'special')]:
+    if sorted(wanted) != sorted(p for p in self.vocabulary.ranges if p[0] not in ('text', 'special')):
       raise ValueError(
         f'the vocabulary has the ranges {self.vocabulary.ranges}, but the image and audio '
         f'tokenizers have the codebooks {wanted}\n'
@@ -53,8 +53,8 @@ class Tokenizers:
   ) -> 'Tokenizers':
     """Put text first, the specials after it, then image and audio codes.
 
-    A special that the text tokenizer already has keeps its id. An imported model gets no new specials:
-    `specials=()`. The number of embedding columns is rounded up to a multiple of `multiple`.
+    A special that the text tokenizer already has keeps its id. An imported model has no new specials,
+    `specials=()`, until `extend` adds them.
     """
     own = dict(tokenizer.specials)
     new = [name for name in specials if name not in own]
@@ -64,6 +64,21 @@ class Tokenizers:
     codes = [pair for media in (image, audio) if media is not None for pair in media.ranges]
     vocabulary = Vocabulary((*ranges, *codes), tuple((n, ids[n]) for n in names), multiple)
     return cls(vocabulary, tokenizer, image, audio)
+
+  def extend(self, image: MediaTokenizer | None = None, audio: MediaTokenizer | None = None) -> 'Tokenizers':
+    """Append the specials that are missing, then image and audio codes; ids in use keep their meaning."""
+    old, size = self.vocabulary, self.vocabulary.size
+    new = [name for name in SPECIALS if name not in dict(old.specials)]
+    if new and 'special' in old.kinds:
+      raise ValueError(
+        f'the vocabulary has some special tokens and lacks {", ".join(new)}\n'
+        'fix: start from a model whose vocabulary has all of them, or from an imported model'
+      )
+    codes = [pair for media in (image, audio) if media is not None for pair in media.ranges]
+    ranges = (*old.ranges, *([('special', len(new))] if new else ()), *codes)
+    specials = (*old.specials, *((name, size + i) for i, name in enumerate(new)))
+    vocabulary = Vocabulary(ranges, specials, old.multiple)
+    return Tokenizers(vocabulary, self.text, image or self.image, audio or self.audio)
 
   @property
   def media(self) -> dict[str, MediaTokenizer]:

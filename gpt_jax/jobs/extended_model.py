@@ -1,0 +1,60 @@
+"""Start from a model whose vocabulary lacks ids that the run needs.
+
+New rows of the embedding and of the head begin at the mean of the old rows plus noise, so that a new id
+is at first as likely as an average one (Hewitt 2021, "Initializing New Word Embeddings").
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from gpt_jax.model import gpt, param_trees
+from gpt_jax.training import checkpoint
+
+NOISE = 0.1  # std of new rows around the mean, over the std of the old rows
+
+
+def load(workdir, model, mesh, old, new, verify):
+  """Return a run's parameters in the layout of `model`, with rows for the ids `old` to `new` - 1.
+
+  model: new parameters, kept where the run has none. Raises ValueError for another shape.
+  """
+  checkpoints = checkpoint.Checkpoints(Path(workdir).expanduser() / 'checkpoints', verify)
+  if (step := checkpoints.latest_good()) is None:
+    raise ValueError(f'{workdir} has no checkpoint\nfix: train there first, or name another run folder')
+  extra = checkpoints.read_extra(step)
+  patch_values, frame_values = extra['widths']
+  sizes = dict(vocab=extra['vocab'], patch_values=patch_values, frame_values=frame_values)
+  abstract = gpt.GPT(dataclasses.replace(model.cfg, **sizes))
+  shardings = gpt.shardings(abstract, mesh)
+  like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+  stored = dict(param_trees.named_params(checkpoints.restore_model(step, like)))
+
+  def fill(path, p):
+    value = p.get_value()
+    if path not in stored:
+      return value
+    array = np.asarray(stored[path].get_value())
+    if p.axes[0] == 'V':
+      array = _extend(array, old, new, len(value))
+    if array.shape != value.shape:
+      raise ValueError(
+        f'train.init_from={workdir} has {path} of shape {array.shape}, this model {value.shape}\n'
+        'fix: take the model section from its config, as experiments/finetune_gpt2.py does'
+      )
+    return jax.device_put(array.astype(value.dtype), value.sharding)
+
+  return param_trees.map_params(fill, model)
+
+
+def _extend(array_VD, old, new, rows):
+  """Return a table of `rows` rows; those from `old` to `new` begin at the mean of those before."""
+  table_VD = np.zeros((rows, array_VD.shape[1]), np.float32)
+  kept = min(len(array_VD), rows)
+  table_VD[:kept] = array_VD[:kept]
+  used_VD = table_VD[:old]
+  noise_VD = np.random.default_rng(0).standard_normal((new - old, array_VD.shape[1]))
+  table_VD[old:new] = used_VD.mean(0) + NOISE * used_VD.std(0) * noise_VD
+  return table_VD
