@@ -76,7 +76,9 @@ def _read(folder, needs_tokenizer=False):
       f'{folder} has no tokenizer files\n'
       'fix: add tokenizer.json (or vocab.json and merges.txt, or tokenizer.model) of the model'
     )
-  toks = None if tokenizer is None else tokenizer_files.read(tokenizer, hf, cfg.vocab)
+  path = folder / 'generation_config.json'
+  generation = tokenizer_files.read_json(path) if path.exists() else {}
+  toks = None if tokenizer is None else tokenizer_files.read(tokenizer, hf, cfg.vocab, generation)
   model = read_weights(folder, families.FAMILIES[family], cfg)
   begin = '' if toks is None else tokenizer_files.begin(toks, folder)
   return ImportedModel(family, cfg, model, toks, tokenizer, begin)
@@ -256,7 +258,10 @@ def export_model(model_config, model, toks, out):
   if toks is not None and (note := tokenizer_files.write(toks, folder, cfg.context)):
     say(f'note: {note}')
   save_file(files, folder / 'model.safetensors', {'format': 'pt'})
-  content = hf | tokenizer_files.special_ids(toks)  # last: a folder with it is complete
+  specials = tokenizer_files.special_ids(toks)
+  if any(value is not None for value in specials.values()):
+    records.write_atomically(folder / 'generation_config.json', json.dumps(specials, indent=2) + '\n')
+  content = hf | specials  # last: a folder with it is complete
   records.write_atomically(folder / 'config.json', json.dumps(content, indent=2) + '\n')
   return name
 

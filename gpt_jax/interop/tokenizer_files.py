@@ -48,11 +48,12 @@ def _check_gpt2(folder):
     )
 
 
-def read(config, hf, vocab):
+def read(config, hf, vocab, generation=None):
   """Read the Tokenizers of an imported model; no specials are added.
 
   config: TokenizerConfig of `find`. hf: config.json, for specials that the tokenizer files do not name.
-  vocab: rows of the embedding. Raises ValueError if the tokenizer has more ids.
+  vocab: rows of the embedding. generation: generation_config.json; each end token that it or config.json
+  lists ends a text: eos, eos2, eos3. Raises ValueError if the tokenizer has more ids.
   """
   tokenizer = text.build(config)
   if tokenizer.size > vocab:
@@ -61,14 +62,23 @@ def read(config, hf, vocab):
       'fix: use the tokenizer files that came with these weights'
     )
   if isinstance(tokenizer, subword.LibraryTokenizer):
-    ids = {role: hf.get(f'{role}_token_id') for role in ROLES}
-    is_id = lambda i: isinstance(i, int) and 0 <= i < tokenizer.size
+    is_id = lambda i: type(i) is int and 0 <= i < tokenizer.size
+    ends = [i for i in _end_ids(generation or {}) + _end_ids(hf) if is_id(i)]
+    ids = {role: hf.get(f'{role}_token_id') for role in ROLES} | {'eos': next(iter(ends), None)}
     roles = {role: i for role, i in ids.items() if is_id(i)} | tokenizer.specials
+    others = dict.fromkeys(i for i in ends if i != roles['eos'])
+    roles |= {f'eos{number}': i for number, i in enumerate(others, 2)}
     # Many models pad with eos. Padding is never sampled, so it may not share an id.
     if list(roles.values()).count(roles.get('pad')) > 1:
       del roles['pad']
     tokenizer.specials = roles
   return Tokenizers.build(tokenizer, specials=())
+
+
+def _end_ids(content):
+  """Return eos_token_id of a JSON object as a list."""
+  ids = content.get('eos_token_id')
+  return ids if isinstance(ids, list) else [ids]
 
 
 def begin(toks, folder):
@@ -95,9 +105,11 @@ def read_json(path):
 
 
 def special_ids(tokenizers):
-  """{'eos_token_id': 5, ...} for config.json; null for a role that the vocabulary lacks."""
+  """{'eos_token_id': 5, ...} for config.json; null for an absent role, a list for several ends."""
   specials = {} if tokenizers is None else dict(tokenizers.vocabulary.specials)
-  return {f'{role}_token_id': specials.get(role) for role in ROLES}
+  ids = {f'{role}_token_id': specials.get(role) for role in ROLES}
+  ends = [index for name, index in specials.items() if name.rstrip('0123456789') == 'eos']
+  return ids | ({'eos_token_id': ends} if len(ends) > 1 else {})
 
 
 def write(tokenizers, folder, context):
@@ -118,6 +130,8 @@ def write(tokenizers, folder, context):
   else:
     model, tokens = library
     settings['tokenizer_class'] = 'PreTrainedTokenizerFast'
+    if template := tokenizers.text.files().get('chat_template.jinja'):
+      base.write_file(folder / 'chat_template.jinja', template)
     settings |= {f'{role}_token': tokens[role] for role in ROLES if role in tokens}
     base.write_file(folder / 'tokenizer.json', base.to_json(model))
   base.write_file(folder / 'tokenizer_config.json', base.to_json(settings, indent=2))

@@ -69,7 +69,8 @@ def build(vocabulary, layout, columns, to='text'):
     raise ValueError(f'to={to}: this model has no {to} tokens, only {known}\nfix: use --to=text')
   books = {name: _codebooks(vocabulary, name) if has[name] else [[]] for name in has}
   starts = [START_MARKERS[name] for name in has if has[name] and to in (name, 'any')]
-  ends = [name for name in END_MARKERS[to] if name in dict(vocabulary.specials)]
+  # An imported model may have several: eos, eos2, eos3.
+  ends = [name for name, _ in vocabulary.specials if name.rstrip('0123456789') in END_MARKERS[to]]
   words = ['text', *ends] if to in ('text', 'any') else []
   between = [[*books['audio'][0], layout.eoa], [layout.eoa]] if has['audio'] else [[], []]
   rows = [np.flatnonzero(vocabulary.allowed([*words, *starts]))]

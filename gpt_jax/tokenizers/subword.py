@@ -1,7 +1,8 @@
 """Subword tokenizers, run by the `tokenizers` and `sentencepiece` libraries.
 
-Each wraps the bytes of one model file, which is all of its content. User text never becomes a special
-id: the literal text `<|endoftext|>` is encoded as characters.
+Each wraps the bytes of one model file. In text for a tokenizer of our own, GPT-2's or SentencePiece's,
+the literal `<|endoftext|>` is encoded as characters; an imported tokenizer.json reads its special tokens
+in text, as transformers does, since chat prompts are written with them.
 """
 
 import itertools
@@ -26,10 +27,19 @@ class LibraryTokenizer(base.TextTokenizer):
   for example) are matched in user text.
   """
 
-  def __init__(self, kind: str, model: dict, specials: dict[str, int], source: str):
+  def __init__(
+    self,
+    kind: str,
+    model: dict,
+    specials: dict[str, int],
+    source: str,
+    parse_specials: bool = False,
+    chat_template: bytes = b'',
+  ):
     from tokenizers import Tokenizer
 
     self.kind, self.specials = kind, specials
+    self._parse_specials, self._chat_template = parse_specials, chat_template
     self._model = base.to_json({**model, 'truncation': None, 'padding': None})
     try:
       self._tokenizer = Tokenizer.from_str(self._model.decode())
@@ -38,13 +48,13 @@ class LibraryTokenizer(base.TextTokenizer):
         f'{source} is not a valid tokenizer: {error}\n'
         'fix: give an unaltered tokenizer.json, or unaltered GPT-2 vocab and merges files'
       ) from None
-    self._tokenizer.encode_special_tokens = True
+    self._tokenizer.encode_special_tokens = not parse_specials
     self.size = max(self.vocab().values(), default=-1) + 1
     # Only GPT-2's pattern is known to allow cutting a text, if no other rule sees the text.
     self._cuts = (
       model['pre_tokenizer'] == bpe.BYTE_LEVEL
       and model['normalizer'] is None
-      and all(token['special'] for token in model['added_tokens'])
+      and all(token['special'] and not parse_specials for token in model['added_tokens'])
     )
 
   def vocab(self) -> dict[str, int]:
@@ -80,8 +90,13 @@ class LibraryTokenizer(base.TextTokenizer):
     return self._tokenizer.decode(ids, skip_special_tokens=False)
 
   def files(self):
-    """Return one tokenizer.json, which other libraries read too."""
-    return {'tokenizer.json': self._model}
+    """Return tokenizer.json, which other libraries read too, and the chat template if it has one."""
+    template = {'chat_template.jinja': self._chat_template} if self._chat_template else {}
+    return {'tokenizer.json': self._model, **template}
+
+  def fields(self):
+    """Return the size, the special ids and whether special tokens are read in text."""
+    return super().fields() | ({'parse_specials': True} if self._parse_specials else {})
 
 
 class SentencePieceTokenizer(base.TextTokenizer):
@@ -129,8 +144,10 @@ def read_huggingface(path: pathlib.Path) -> LibraryTokenizer:
   if not isinstance(model, dict) or not isinstance(model.get('model'), dict):
     raise ValueError(f'{path} does not describe a tokenizer: it has no entry "model"\nfix: {fix}')
   optional = {'added_tokens': [], 'normalizer': None, 'pre_tokenizer': None}
-  tokenizer = LibraryTokenizer('huggingface', {**optional, **model}, {}, str(path))
   config = path.with_name('tokenizer_config.json')
+  template = _chat_template(path.with_name('chat_template.jinja'), config)
+  model = {**optional, **model}
+  tokenizer = LibraryTokenizer('huggingface', model, {}, str(path), True, template)
   tokens = _named_roles(config) if config.exists() else _usual_roles(model)
   ids = tokenizer.vocab()
   roles = {role: ids[token] for role, token in tokens.items() if token in ids}
@@ -147,6 +164,15 @@ def read_sentencepiece(path: pathlib.Path) -> SentencePieceTokenizer:
       raise FileNotFoundError(f'{path} holds {len(models)} .model files, not one\nfix: {fix}')
     path = models[0]
   return SentencePieceTokenizer(base.read_file(path, fix), str(path))
+
+
+def _chat_template(path, config):
+  """Return the chat template of its own file or of tokenizer_config.json, b'' without one."""
+  if path.is_file():
+    return path.read_bytes()
+  content = base.read_json(config, 'restore tokenizer_config.json') if config.exists() else {}
+  template = content.get('chat_template') if isinstance(content, dict) else None
+  return template.encode() if isinstance(template, str) else b''
 
 
 def _named_roles(path):

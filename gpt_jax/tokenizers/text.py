@@ -139,7 +139,9 @@ def _build_gpt2(cfg, _):
 def _restore_library(kind):
   def restore(fields, files):
     model = json.loads(files['tokenizer.json'])
-    return subword.LibraryTokenizer(kind, model, fields['specials'], 'tokenizer.json')
+    template = files.get('chat_template.jinja', b'')
+    parse = fields.get('parse_specials', False)
+    return subword.LibraryTokenizer(kind, model, fields['specials'], 'tokenizer.json', parse, template)
 
   return restore
 

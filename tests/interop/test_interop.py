@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 import struct
 
 import jax
@@ -583,7 +584,7 @@ def test_tokenizers_round_trip(kind, tmp_path, capsys):
   back, again, tokens = huggingface.import_model(tmp_path)
   assert_same_params(model, again, cfg.vocab)
   assert back.vocab == toks.vocabulary.size
-  string = CORPUS[:180]
+  string = CORPUS[:180].replace('<|endoftext|>', '')  # which an imported tokenizer reads as a special
   assert tokens.encode_text(string) == toks.encode_text(string)
   ids = toks.encode_text(string)
   assert tokens.decode_text(ids) == toks.decode_text(ids)
@@ -611,6 +612,28 @@ def test_gpt2_tokenizer_files_of_other_families_fail(tmp_path):
   (tmp_path / 'tokenizer_config.json').write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
   with fails('Qwen2Tokenizer'):
     huggingface.import_model(tmp_path)
+
+
+def test_chat_prompts_and_end_tokens_equal_transformers(hf, tmp_path, capsys):
+  """Special tokens are read in text, each listed end token ends a text, the chat template is kept."""
+  toks = Tokenizers.build(make('bytes'))
+  write(tmp_path / 'source', 'llama', toks)
+  ends = [toks.vocabulary.special(name) for name in ('eos', 'eot')]
+  (tmp_path / 'source' / 'generation_config.json').write_text(json.dumps(dict(eos_token_id=ends)))
+  (tmp_path / 'source' / 'chat_template.jinja').write_text('{{ messages }}')
+  huggingface.import_run(tmp_path / 'source', tmp_path / 'run')
+  run = trained.load(tmp_path / 'run')
+  prompt = '<|bot|>user\nhi<|eot|>\n<|bot|>'
+  theirs = hf.AutoTokenizer.from_pretrained(tmp_path / 'source')
+  ids = run.tokenizers.encode_text(prompt)
+  assert ids == theirs(prompt)['input_ids']
+  assert len(ids) == 11
+  rules = grammar.build(run.tokenizers.vocabulary, run.tokenizers.layout, run.model.cfg.V)
+  assert sorted(np.flatnonzero(rules.ends_V)) == sorted(ends)
+  huggingface.export_run(tmp_path / 'run', tmp_path / 'out')
+  read = lambda name: json.loads((tmp_path / 'out' / name).read_text())['eos_token_id']
+  assert read('generation_config.json') == read('config.json') == ends
+  assert hf.AutoTokenizer.from_pretrained(tmp_path / 'out').chat_template == '{{ messages }}'
 
 
 def test_config_json_adds_missing_specials(tmp_path):
@@ -659,6 +682,44 @@ def test_training_starts_from_an_imported_run(imported, tmp_path):
   program = step.gpt_program(cfg, model_cfg, models.mesh())
   start = checkpoint.load_model(workdir, program.abstract.model)
   assert_same_params(model, start, model.cfg.vocab)
+
+
+def test_imported_model_learns_prompt_and_answer_and_is_exported(imported, hf, tmp_path):
+  """Missing specials get rows after the ids in use, and transformers reads the larger vocabulary."""
+  source, _, _ = imported
+  with open(source / 'tokenizer.json') as file:
+    content = json.load(file)
+  content['added_tokens'] = []  # as of a model of others: bytes, no specials
+  base_dir = tmp_path / 'base'
+  shutil.copytree(source, base_dir)
+  (base_dir / 'tokenizer.json').write_text(json.dumps(content))
+  edit(base_dir, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+  (base_dir / 'tokenizer_config.json').unlink()
+  huggingface.import_run(base_dir, tmp_path / 'run')
+  (tmp_path / 'qa.jsonl').write_text('{"q": "one", "a": "two"}\n' * 8)
+  shutil.copy(tmp_path / 'qa.jsonl', tmp_path / 'valid.jsonl')
+  base = config.of_run(tmp_path / 'run')
+  mixture = dict(kind='jsonl', path=str(tmp_path / 'qa.jsonl'), template='{q} -> {a}')
+  mixture['valid_path'] = str(tmp_path / 'valid.jsonl')
+  cfg = config.default()
+  cfg.model, cfg.tokenizer = config.section(base.model), config.section(base.tokenizer)
+  cfg.data.mixture = {'qa': mixture}
+  cfg.data.packing = 'first_fit'
+  cfg.train.update(init_from=str(tmp_path / 'run'), steps=1, batch_size=8, length=16, sample_prompts=())
+  training.train(config.build(config.Config, cfg), tmp_path / 'tuned')
+  tuned = trained.load(tmp_path / 'tuned')
+  specials = dict(tuned.tokenizers.vocabulary.specials)
+  assert sorted(specials) == sorted(SPECIALS)
+  assert min(specials.values()) == 256
+  start = dict(params_of(trained.load(tmp_path / 'run').model))
+  np.testing.assert_allclose(params_of(tuned.model)['embed_VD'][:256], start['embed_VD'][:256], atol=0.01)
+  assert np.std(params_of(tuned.model)['embed_VD'][specials['sep']]) > 0
+  huggingface.export_run(tmp_path / 'tuned', tmp_path / 'out')
+  theirs = hf.AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
+  ids_BT = rows(tuned.model.cfg.vocab)
+  np.testing.assert_allclose(their_logits(theirs, ids_BT), our_logits(tuned.model, ids_BT), atol=2e-5)
+  tokenizer = hf.AutoTokenizer.from_pretrained(tmp_path / 'out')
+  assert tokenizer('one<|sep|>')['input_ids'][-1] == specials['sep']
 
 
 def test_import_needs_an_empty_folder_and_a_tokenizer(imported, tmp_path):

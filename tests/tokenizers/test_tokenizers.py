@@ -138,7 +138,7 @@ def test_every_text_round_trips(kind, data):
   assert tokenizer.decode(np.array(ids, np.uint16)) == text
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', [kind for kind in KINDS if kind != 'huggingface'])
 def test_literal_specials_are_ordinary_text(kind):
   tokenizer = make(kind)
   text = '<|endoftext|>' if kind == 'chars' else '<|endoftext|><s>a</s> <unk><0x41>'
