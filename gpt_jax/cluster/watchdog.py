@@ -88,7 +88,8 @@ class Watchdog:
       if self.nothing_to_save:
         os.write(2, b'stopped: nothing to save yet; run the same command again\n')
         os._exit(PREEMPTED)
-      print('stopping: will save after this step; signal again to exit at once', file=sys.stderr, flush=True)
+      # One write: the main thread prints, too.
+      os.write(2, b'stopping: will save after this step; signal again to exit at once\n')
       if self.notify_peers:
         self.notify_peers(signal.SIGTERM)
 
