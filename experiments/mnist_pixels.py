@@ -35,7 +35,7 @@ def get_config(arg=''):
     positions='mrope',
     init_projections='zero',
     window=64,
-    window_pattern='SL',
+    layer_pattern='SL',
   )
   config.optim.update(name='muon', lr=4e-3, warmup=50, schedule='linear', final_lr=0.0)
   config.train.update(

@@ -45,19 +45,7 @@ class MeshConfig:
   slices: int = 0  # pods or hosts that a slower network joins; 0 = as devices report, 1 = ignore them
 
   def __post_init__(self):
-    if self.preset and self.preset not in PRESETS:
-      raise ValueError(f'mesh.preset={self.preset} is not a known mesh\nfix: use one of {", ".join(PRESETS)}')
-    for axis in AXES:
-      size = getattr(self, axis)
-      if size < 1 and size != -1:
-        raise ValueError(f'mesh.{axis}={size} is not a size\nfix: use a number >= 1, or -1')
-      preset_size = PRESETS.get(self.preset, {}).get(axis, size)
-      if size not in (preset_size, getattr(MeshConfig, axis)):
-        raise ValueError(
-          f'mesh.{axis}={size}, but mesh.preset={self.preset} sets {preset_size}\nfix: set one of the two'
-        )
-    if self.slices < 0:
-      raise ValueError(f'mesh.slices={self.slices} is not a number of slices\nfix: use 0 or more')
+    meshes.check_sizes(self, {axis: getattr(MeshConfig, axis) for axis in AXES})
 
   def sizes(self, devices, slices=1):
     """Return {axis: size} for this number of devices, -1 replaced; ValueError if they do not fit."""

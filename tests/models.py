@@ -30,11 +30,28 @@ VARIANTS = {
   'grouped': dict(kv_heads=2, norm_position='sandwich'),
   'multi_query': dict(kv_heads=1, positions='alibi', norm_position='post'),
   'window': dict(window=3, mlp='relu2', tied_head=False),
-  'pattern': dict(window=2, window_pattern='SL', kv_heads=2, positions='none'),
+  'pattern': dict(window=2, layer_pattern='SL', kv_heads=2, positions='none'),
   'softcap': dict(attention_softcap=2.0, logit_softcap=3.0, qk_norm=True, embed_scale=0.0),
   'yarn': dict(rope_scaling='yarn', rope_factor=4.0, rope_original_context=8, residual_scale=0.5),
   'experts': dict(experts=4, experts_per_token=2),
   'mrope': dict(positions='mrope', qk_norm=True, head_dim=8),
+  'gemma': dict(
+    norm='zero_centered_rmsnorm',
+    norm_position='sandwich',
+    qk_norm=True,
+    query_scale=0.3,
+    window=3,
+    layer_pattern='SL',
+    rope_local_theta=100.0,
+  ),
+  'parallel': dict(
+    norm_position='parallel',
+    head_dim=8,
+    rope_fraction=0.5,
+    layer_pattern='LN',
+    qk_norm=True,
+    qk_norm_over='all',
+  ),
 }
 
 

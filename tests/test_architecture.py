@@ -34,7 +34,7 @@ MAY_IMPORT = {
   'sharding': '',
   'cluster.batches': 'sharding',
   'model': 'sharding',
-  'losses': '',
+  'losses': 'model',
   'optimizers': '',
   'optim': 'optimizers',
   'tokenizers': 'losses model',

@@ -179,7 +179,7 @@ def small(path, base, **chosen):
       loaded[section].update(values)
   if loaded.train.job == 'gpt' and not loaded.train.init_from:
     loaded.model.update(SMALL_MODEL)
-    loaded.model.layers = len(loaded.model.window_pattern) or 1
+    loaded.model.layers = len(loaded.model.layer_pattern) or 1
   if loaded.data.packing != 'first_fit':  # first_fit needs a context for whole documents
     loaded.model.context = 32
   if loaded.model.context > 500:

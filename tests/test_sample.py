@@ -24,7 +24,7 @@ NEW = 8
 @functools.cache
 def model():
   """As trained, and as the decode loop wants it."""
-  trained = models.fill(models.tiny(window=5, window_pattern='LS', kv_heads=2))
+  trained = models.fill(models.tiny(window=5, layer_pattern='LS', kv_heads=2))
   return trained, jax.jit(gpt.for_sampling, static_argnames='dtype')(trained, 'float32')
 
 

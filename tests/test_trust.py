@@ -113,7 +113,7 @@ def rows_of(documents):
 
 PACKED = {
   'window pattern, learned positions, groups': dict(
-    positions='learned', window=2, window_pattern='SL', kv_heads=2
+    positions='learned', window=2, layer_pattern='SL', kv_heads=2
   ),
   'rope': dict(),
   'experts and alibi': dict(positions='alibi', experts=4),

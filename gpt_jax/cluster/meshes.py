@@ -23,6 +23,23 @@ PRESETS: dict[str, dict] = {  # sizes of mesh axes; -1 = the devices that are le
 }
 
 
+def check_sizes(config, defaults):
+  """Raise ValueError for a size of a sharding.MeshConfig that is impossible; defaults: {axis: size}."""
+  if config.preset and config.preset not in PRESETS:
+    raise ValueError(f'mesh.preset={config.preset} is not a known mesh\nfix: use one of {", ".join(PRESETS)}')
+  for axis, default in defaults.items():
+    size = getattr(config, axis)
+    if size < 1 and size != -1:
+      raise ValueError(f'mesh.{axis}={size} is not a size\nfix: use a number >= 1, or -1')
+    preset_size = PRESETS.get(config.preset, {}).get(axis, size)
+    if size not in (preset_size, default):
+      raise ValueError(
+        f'mesh.{axis}={size}, but mesh.preset={config.preset} sets {preset_size}\nfix: set one of the two'
+      )
+  if config.slices < 0:
+    raise ValueError(f'mesh.slices={config.slices} is not a number of slices\nfix: use 0 or more')
+
+
 def count_slices(devices, expected=0):
   """Number of slices to arrange devices by; 1 ignores the slower network.
 

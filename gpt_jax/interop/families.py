@@ -87,7 +87,7 @@ def _read_qwen3(values, hf):
 
 
 def _read_layer_types(hf):
-  """Return window and window_pattern from the types of the layers."""
+  """Return window and layer_pattern from the types of the layers."""
   layers, window = hf['num_hidden_layers'], hf['use_sliding_window'] and hf['sliding_window']
   first = hf['max_window_layers'] if window else layers
   kinds = hf['layer_types'] or ['full_attention' if l < first else 'sliding_attention' for l in range(layers)]
@@ -100,7 +100,7 @@ def _read_layer_types(hf):
     )
   if 'S' not in pattern:
     return {}
-  return {'window': window, 'window_pattern': pattern if 'L' in pattern else ''}
+  return {'window': window, 'layer_pattern': pattern if 'L' in pattern else ''}
 
 
 def _activation(name, table):

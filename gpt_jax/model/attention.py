@@ -53,11 +53,15 @@ class Attention(nnx.Module):
     self.k_bias_GK = param(cfg, 'GK') if bias else None
     self.v_bias_GK = param(cfg, 'GK') if bias else None
     self.o_bias_D = param(cfg, 'D') if bias else None
-    self.q_norm = Norm(cfg, 'K') if cfg.qk_norm else None
-    self.k_norm = Norm(cfg, 'K') if cfg.qk_norm else None
+    over_all = cfg.qk_norm_over == 'all'
+    self.q_norm = Norm(cfg, 'HK' if over_all else 'K') if cfg.qk_norm else None
+    self.k_norm = Norm(cfg, 'GK' if over_all else 'K') if cfg.qk_norm else None
 
-  def __call__(self, x_BTD, mask, positions_BT, cache=None, key=None):
-    """Attend within the row, or within a cache -> (y_BTD, cache with this call's keys and values)."""
+  def __call__(self, x_BTD, mask, positions_BT, cache=None, key=None, frequencies_k=None):
+    """Attend within the row, or within a cache -> (y_BTD, cache with this call's keys and values).
+
+    frequencies_k: RoPE's of this layer; default: those of all layers.
+    """
     q_BTHK = linear('BTD,DHK->BTHK', x_BTD, self.wq_DHK, self.q_bias_HK)
     # Keys and values are of this call's tokens (S = T) until the cache adds those before them.
     k_BSGK = linear('BTD,DGK->BTGK', x_BTD, self.wk_DGK, self.k_bias_GK)
@@ -66,8 +70,8 @@ class Attention(nnx.Module):
       q_BTHK, k_BSGK = self.q_norm(q_BTHK), self.k_norm(k_BSGK)
     rotate = POSITIONS[self.cfg.positions].rotate
     if rotate is not None:
-      q_BTHK = rotate(self.cfg, q_BTHK, positions_BT)
-      k_BSGK = rotate(self.cfg, k_BSGK, positions_BT)
+      q_BTHK = rotate(self.cfg, q_BTHK, positions_BT, frequencies_k)
+      k_BSGK = rotate(self.cfg, k_BSGK, positions_BT, frequencies_k)
     q_BTHK = constrain(q_BTHK, 'BTHK')
     k_BSGK, v_BSGK = constrain(k_BSGK, 'BTGK'), constrain(v_BSGK, 'BTGK')
     if cache is not None:

@@ -32,6 +32,8 @@ class ModelConfig:
 
   positions: str = 'rope'  # a row of POSITIONS
   rope_theta: float = 10000.0  # base of the RoPE frequencies
+  rope_local_theta: float = 0.0  # base in layers of letter S, unscaled (Gemma 3); 0 = rope_theta
+  rope_fraction: float = 1.0  # share of a head that is rotated: its first dimensions (GPT-NeoX)
   rope_scaling: str = 'none'  # a row of ROPE_SCALINGS
   rope_factor: float = 1.0  # context now / context at training
   rope_original_context: int = 0  # tokens; context at training (yarn, llama3)
@@ -42,21 +44,28 @@ class ModelConfig:
   rope_attention_factor: float = 0.0  # yarn's factor on q and k; 0 = 0.1 ln(rope_factor) + 1
 
   norm: str = 'rmsnorm'  # a row of NORMS
-  norm_position: str = 'pre'  # pre, post or sandwich
+  norm_position: str = (
+    'pre'  # pre, post, sandwich, output (of branches only) or parallel (pre, branches abreast)
+  )
   norm_eps: float = 1e-5  # added to the variance
   norm_bias: bool = True  # LayerNorm only
   mlp: str = 'swiglu'  # a row of ACTIVATIONS
   attention_bias: bool = False  # on q, k, v and the output
   mlp_bias: bool = False  # on both MLP matrices
   qk_norm: bool = False  # a norm over each query and key head, before RoPE
+  qk_norm_over: str = 'head'  # head; all = one norm over all query heads, one over all key heads (OLMo 2)
+  query_scale: float = 0.0  # factor on query-key products; 0 = 1/sqrt(K)
   attention_softcap: float = 0.0  # scores -> cap tanh(scores / cap); 0 = off
   logit_softcap: float = 0.0  # the same for the head's logits; 0 = off
   window: int = 0  # keys each query attends to, itself included; 0 = all before it
-  window_pattern: str = ''  # e.g. SSSL, repeated over the layers: S = window, L = all; '' = S everywhere
+  layer_pattern: str = (
+    ''  # e.g. SSSL, repeated: S = window, L = all keys, N = all, no RoPE; '' = S everywhere
+  )
 
   tied_head: bool = True  # the head is the embedding table
   embed_scale: float = 1.0  # embeddings are multiplied by this; 0 = sqrt(width)
   residual_scale: float = 1.0  # each branch is multiplied by this
+  logit_scale: float = 1.0  # logits are multiplied by this, before their soft-cap
   init_std: float = 0.02  # of every matrix
   init_projections: str = 'scaled'  # a row of INITS: std of the two matrices that write to the residual
   mup_base: int = 0  # base width, at which lr was tuned: muP is the identity there; 0 = no muP
@@ -65,6 +74,7 @@ class ModelConfig:
 
   experts: int = 0  # E; 0 = a dense MLP
   experts_per_token: int = 2  # k of top-k routing
+  router_renormalize: bool = True  # the k probabilities of a token are divided by their sum
   capacity_factor: float = 0.0  # slots an expert has, over its fair share; 0 = nothing is dropped
 
   kernel: str = 'auto'  # attention kernel: auto, xla, blocks, chunks, cudnn or splash
@@ -87,6 +97,11 @@ class ModelConfig:
   def K(self):
     """Head width."""
     return self.head_dim or self.width // self.heads
+
+  @property
+  def rotary_dim(self):
+    """Dimensions of a head that RoPE rotates: an even number."""
+    return int(self.K * self.rope_fraction) // 2 * 2
 
   @property
   def F(self):
@@ -124,7 +139,7 @@ class ModelConfig:
   @property
   def attention_scale(self):
     """Factor on query-key products: 1/sqrt(K); with muP sqrt(base K)/K where K grows with the width."""
-    return self.K**-0.5 * (1.0 if self.head_dim else self.growth**-0.5)
+    return self.query_scale or self.K**-0.5 * (1.0 if self.head_dim else self.growth**-0.5)
 
   @property
   def dims(self):
@@ -132,10 +147,14 @@ class ModelConfig:
     sizes = dict(L=self.layers, D=self.width, H=self.heads, T=self.context, E=self.experts)
     return sizes | dict(A=self.patch_values, M=self.frame_values, G=self.G, K=self.K, F=self.F, V=self.V)
 
+  def layer_letters(self):
+    """The letter of each layer, from layer_pattern."""
+    pattern = self.layer_pattern or 'S'
+    return [pattern[l % len(pattern)] for l in range(self.layers)]
+
   def windows(self):
     """The window of each layer: how many keys a query attends to; 0 = all before it."""
-    pattern = self.window_pattern or 'S'
-    return [self.window if pattern[l % len(pattern)] == 'S' else 0 for l in range(self.layers)]
+    return [self.window if letter == 'S' else 0 for letter in self.layer_letters()]
 
   def resolved(self, backend=None):
     """The config with every `auto` decided for a backend ('cpu', 'gpu', 'tpu'; default: the current one).

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from gpt_jax.cluster.meshes import platform
@@ -23,7 +24,7 @@ from gpt_jax.model.kernels import fused
 from gpt_jax.model.kernels.remat import REMAT
 from gpt_jax.model.mask import Mask
 from gpt_jax.model.moe import MoE
-from gpt_jax.model.positions import POSITIONS
+from gpt_jax.model.positions import POSITIONS, rope_frequencies
 from gpt_jax.sharding import constrain, param_sharding
 
 
@@ -42,18 +43,17 @@ class Block(nnx.Module):
     self.cfg = cfg
     self.attention = Attention(cfg)
     self.mlp: Any = MoE(cfg) if cfg.experts else layers.MLP(cfg)
-    self.attention_norm, self.mlp_norm = layers.Norm(cfg), layers.Norm(cfg)
-    sandwich = cfg.norm_position == 'sandwich'
-    self.attention_out_norm = layers.Norm(cfg) if sandwich else None
-    self.mlp_out_norm = layers.Norm(cfg) if sandwich else None
+    has_in, has_out = cfg.norm_position != 'output', cfg.norm_position in ('sandwich', 'output')
+    self.attention_norm, self.mlp_norm = (layers.Norm(cfg) if has_in else None for _ in range(2))
+    self.attention_out_norm, self.mlp_out_norm = (layers.Norm(cfg) if has_out else None for _ in range(2))
 
-  def __call__(self, x_BTD, mask, positions_BT, cache=None, rate=None, key=None):
+  def __call__(self, x_BTD, mask, positions_BT, cache=None, rate=None, key=None, frequencies_k=None):
     """One layer -> (x_BTD, cache, aux)."""
     keys = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
     weights_key = keys[2] if self.cfg.attention_dropout else None
 
     def attend(h_BTD):
-      return self.attention(h_BTD, mask, positions_BT, cache, weights_key)
+      return self.attention(h_BTD, mask, positions_BT, cache, weights_key, frequencies_k)
 
     def feed_forward(h_BTD):
       if not self.cfg.experts:
@@ -61,14 +61,17 @@ class Block(nnx.Module):
       real_BT = None if mask.segments is None else mask.segments[0] > 0
       return self.mlp(h_BTD, real_BT, dropless=cache is not None)
 
-    x_BTD, cache = self._branch(x_BTD, attend, self.attention_norm, self.attention_out_norm, rate, keys[0])
-    x_BTD, aux = self._branch(x_BTD, feed_forward, self.mlp_norm, self.mlp_out_norm, rate, keys[1])
+    in_BTD, norms = x_BTD, (self.attention_norm, self.attention_out_norm)
+    x_BTD, cache = self._branch(x_BTD, in_BTD, attend, *norms, rate, keys[0])
+    in_BTD = in_BTD if self.cfg.norm_position == 'parallel' else x_BTD
+    norms = self.mlp_norm, self.mlp_out_norm
+    x_BTD, aux = self._branch(x_BTD, in_BTD, feed_forward, *norms, rate, keys[1])
     return constrain(x_BTD, 'BTD'), cache, aux
 
-  def _branch(self, x_BTD, fn, norm, out_norm, rate, key):
-    """x + fn(x) with the norms where cfg.norm_position says -> (x_BTD, fn's second result)."""
+  def _branch(self, x_BTD, in_BTD, fn, norm, out_norm, rate, key):
+    """x + fn(in) with the norms where cfg.norm_position says -> (x_BTD, fn's second result)."""
     post = self.cfg.norm_position == 'post'
-    y_BTD, extra = fn(x_BTD if post else norm(x_BTD))
+    y_BTD, extra = fn(in_BTD if post or norm is None else norm(in_BTD))
     if out_norm is not None:
       y_BTD = out_norm(y_BTD)
     x_BTD = x_BTD + layers.dropout(y_BTD, rate, key) * self.cfg.residual_scale
@@ -164,35 +167,40 @@ class GPT(nnx.Module):
     With a cache always the loop: a scan would copy the whole cache for every token.
     """
     cfg, windows = self.cfg, self.cfg.windows()
+    frequencies_Lk = np.stack([rope_frequencies(cfg, letter) for letter in cfg.layer_letters()])
 
-    def run(block, x_BTD, layer_cache, l, window):
+    def run(block, x_BTD, layer_cache, l, window, frequencies_k):
       layer_key = None if key is None else jax.random.fold_in(key, l)
       layer_mask = mask._replace(window=window)
-      return block(x_BTD, layer_mask, positions_BT, layer_cache, rate, layer_key)
+      return block(x_BTD, layer_mask, positions_BT, layer_cache, rate, layer_key, frequencies_k)
 
     is_list = isinstance(self.blocks, nnx.List)  # as for_sampling returns
     if cache is not None or cfg.unroll == 'on' or is_list:
       blocks = self.blocks if is_list else param_trees.unstack(self.blocks)
       new_cache, auxes = [], []
       for l, block in enumerate(blocks):
-        run_l = REMAT[cfg.remat](functools.partial(run, l=l, window=windows[l]), prevent_cse=True)
-        x_BTD, layer_cache, aux = run_l(block, x_BTD, None if cache is None else cache[l])
+        run_l = functools.partial(run, l=l, window=windows[l], frequencies_k=frequencies_Lk[l])
+        layer_cache = None if cache is None else cache[l]
+        x_BTD, layer_cache, aux = REMAT[cfg.remat](run_l, prevent_cse=True)(block, x_BTD, layer_cache)
         new_cache.append(layer_cache)
         auxes.append(aux)
       auxes = jax.tree.map(lambda *a: jnp.stack(a), *auxes)
       return x_BTD, None if cache is None else new_cache, jax.tree.map(jnp.mean, auxes)
 
     # One window for all layers stays a Python int, which every kernel supports; a pattern is scanned.
-    window_L = None if len(set(windows)) == 1 else jnp.asarray(windows, jnp.int32)
+    scanned = {'window': None if len(set(windows)) == 1 else jnp.asarray(windows, jnp.int32)}
+    is_same = (frequencies_Lk == frequencies_Lk[:1]).all()
+    scanned['frequencies_k'] = None if is_same else jnp.asarray(frequencies_Lk, jnp.float32)
+    fixed = {'window': windows[0], 'frequencies_k': frequencies_Lk[0]}
 
     def body(x_BTD, layer):
-      block, l, window = layer
-      window = windows[0] if window is None else window
-      run_l = REMAT[cfg.remat](functools.partial(run, window=window), prevent_cse=False)
+      block, l, scanned = layer
+      options = {name: fixed[name] if value is None else value for name, value in scanned.items()}
+      run_l = REMAT[cfg.remat](functools.partial(run, **options), prevent_cse=False)
       x_BTD, _, aux = run_l(block, x_BTD, None, l)
       return x_BTD, aux
 
-    x_BTD, auxes = jax.lax.scan(body, x_BTD, (self.blocks, jnp.arange(cfg.layers), window_L))
+    x_BTD, auxes = jax.lax.scan(body, x_BTD, (self.blocks, jnp.arange(cfg.layers), scanned))
     return x_BTD, None, jax.tree.map(jnp.mean, auxes)
 
   def logits(self, x_BTD, exact=True):
@@ -203,8 +211,8 @@ class GPT(nnx.Module):
     """
     cfg = self.cfg
     table_VD = self.embed_VD if self.head_VD is None else self.head_VD
-    if cfg.growth != 1:
-      x_BTD = x_BTD * (1 / cfg.growth)  # muP's output multiplier
+    if cfg.logit_scale != cfg.growth:
+      x_BTD = x_BTD * (cfg.logit_scale / cfg.growth)  # 1 / growth: muP's output multiplier
     product = fused.weights_left if fused.has_few_rows(x_BTD) else layers.linear
     options = dict(preferred_element_type=jnp.float32) if exact else {}
     logits_BTV = product('BTD,VD->BTV', x_BTD, table_VD, **options).astype(jnp.float32)

@@ -82,17 +82,19 @@ def rmsnorm(x, eps):
 
 
 class Norm(nnx.Module):
-  """LayerNorm or RMSNorm over the last axis, computed in float32."""
+  """LayerNorm or RMSNorm over the last axes, those of its scale, computed in float32."""
 
-  def __init__(self, cfg, axis='D'):
+  def __init__(self, cfg, axes='D'):
     self.kind, self.eps = cfg.norm, cfg.norm_eps
-    self.scale = param(cfg, axis, mean=1.0)
-    self.bias = param(cfg, axis) if cfg.norm == 'layernorm' and cfg.norm_bias else None
+    self.scale = param(cfg, axes, mean=1.0 - OFFSETS.get(cfg.norm, 0.0))
+    self.bias = param(cfg, axes) if cfg.norm == 'layernorm' and cfg.norm_bias else None
 
   def __call__(self, x):
     """x normalized, in x's dtype."""
-    y = NORMS[self.kind](x, self.eps)
-    y = y * broadcast_like(self.scale, y)
+    flat_shape = x.shape[: x.ndim - self.scale[...].ndim] + (-1,)
+    y = NORMS[self.kind](x.reshape(flat_shape), self.eps).reshape(x.shape)
+    scale = broadcast_like(self.scale, y)
+    y = y * (scale + OFFSETS[self.kind] if self.kind in OFFSETS else scale)
     return (y if self.bias is None else y + broadcast_like(self.bias, y)).astype(x.dtype)
 
 
@@ -122,7 +124,12 @@ class MLP(nnx.Module):
     return linear('BTF,FD->BTD', h_BTF, self.down_FD, self.down_bias_D)
 
 
-NORMS: dict[str, Callable] = {'layernorm': fused.layernorm, 'rmsnorm': rmsnorm}
+NORMS: dict[str, Callable] = {
+  'layernorm': fused.layernorm,
+  'rmsnorm': rmsnorm,
+  'zero_centered_rmsnorm': rmsnorm,
+}
+OFFSETS = {'zero_centered_rmsnorm': 1.0}  # the norm multiplies by 1 + scale (Gemma)
 GATED = {
   'swiglu': lambda up, gate: up * jax.nn.silu(gate),
   'geglu': lambda up, gate: up * jax.nn.gelu(gate, approximate=True),
@@ -130,6 +137,7 @@ GATED = {
 ACTIVATIONS = {
   'gelu': lambda up, gate: jax.nn.gelu(up, approximate=True),
   'gelu_exact': lambda up, gate: jax.nn.gelu(up, approximate=False),
+  'relu': lambda up, gate: jax.nn.relu(up),
   'relu2': lambda up, gate: jnp.square(jax.nn.relu(up)),
 } | GATED
 INITS = {  # std of the matrices that write to the residual stream

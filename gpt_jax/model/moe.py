@@ -25,7 +25,7 @@ from gpt_jax.sharding import activation_spec
 
 
 class MoE(nnx.Module):
-  """E MLPs; a token goes through its best k, weighted by renormalized probabilities."""
+  """E MLPs; a token goes through its best k, weighted by their probabilities."""
 
   def __init__(self, cfg):
     self.cfg = cfg
@@ -53,7 +53,8 @@ class MoE(nnx.Module):
     logits_BTE = jnp.einsum('BTD,DE->BTE', x_BTD.astype(jnp.float32), self.router_DE[...].astype(jnp.float32))
     probs_BTE = jax.nn.softmax(logits_BTE, -1)
     weights_BTk, experts_BTk = jax.lax.top_k(probs_BTE, cfg.experts_per_token)
-    weights_BTk = weights_BTk / weights_BTk.sum(-1, keepdims=True)
+    if cfg.router_renormalize:
+      weights_BTk = weights_BTk / weights_BTk.sum(-1, keepdims=True)
     chosen_BTE = jax.nn.one_hot(experts_BTk, cfg.experts).sum(2) * real_BT1
     # Early tokens of a row come first: no token sees whether a later one was dropped.
     rank_BTE = jnp.cumsum(chosen_BTE, 1) - chosen_BTE

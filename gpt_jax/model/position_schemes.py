@@ -59,8 +59,8 @@ def linear(cfg, frequencies_k):
 
 def ntk(cfg, frequencies_k):
   """NTK-aware: a larger base, which stretches the slowest pair by the factor, the fastest not at all."""
-  theta = cfg.rope_theta * cfg.rope_factor ** (cfg.K / (cfg.K - 2))
-  return theta ** (-np.arange(0, cfg.K, 2, dtype=np.float64) / cfg.K)
+  theta = cfg.rope_theta * cfg.rope_factor ** (cfg.rotary_dim / (cfg.rotary_dim - 2))
+  return theta ** (-np.arange(0, cfg.rotary_dim, 2, dtype=np.float64) / cfg.rotary_dim)
 
 
 def yarn(cfg, frequencies_k):
@@ -69,11 +69,11 @@ def yarn(cfg, frequencies_k):
   def pair_with(turns):
     """The (fractional) pair index that makes this many turns over the original context."""
     context = cfg.rope_original_context
-    return cfg.K * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(cfg.rope_theta))
+    return cfg.rotary_dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(cfg.rope_theta))
 
   low = max(math.floor(pair_with(cfg.rope_beta_fast)), 0)
-  high = min(math.ceil(pair_with(cfg.rope_beta_slow)), cfg.K - 1)
-  ramp_k = np.clip((np.arange(cfg.K // 2) - low) / max(high - low, 0.001), 0, 1)
+  high = min(math.ceil(pair_with(cfg.rope_beta_slow)), cfg.rotary_dim - 1)
+  ramp_k = np.clip((np.arange(cfg.rotary_dim // 2) - low) / max(high - low, 0.001), 0, 1)
   return frequencies_k / cfg.rope_factor * ramp_k + frequencies_k * (1 - ramp_k)
 
 

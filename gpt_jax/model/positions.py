@@ -22,7 +22,7 @@ class Position(NamedTuple):
   """One scheme: a function for each place where it acts; None where it does not act."""
 
   embed: Callable | None = None  # (cfg, positions_BT, table_TD or None) -> added to embeddings
-  rotate: Callable | None = None  # (cfg, x_BTHK, positions_BT) -> x_BTHK, for queries and keys
+  rotate: Callable | None = None  # (cfg, x_BTHK, positions_BT, frequencies_k) -> x_BTHK, of queries and keys
   bias: Callable | None = None  # (cfg, t_BT, s_BS) -> added to scores, BHTS
   axes: int = 1  # coordinates of a token: 3 = (time, row, column), in positions_BT3
   has_table: bool = False  # whether `embed` gets a trained table_TD
@@ -34,42 +34,48 @@ def learned(cfg, positions_BT, table_TD):
   return lookup(table_TD, positions_BT).astype(jnp.float32)
 
 
-def rope(cfg, x_BTHK, positions_BT):
+def rope(cfg, x_BTHK, positions_BT, frequencies_k=None):
   """Rotate each pair (i, i + K/2) of a head by position times frequency, in float32."""
-  return rotate(cfg, x_BTHK, positions_BT[..., None].astype(jnp.float32))
+  return rotate(cfg, x_BTHK, positions_BT[..., None].astype(jnp.float32), frequencies_k)
 
 
-def mrope(cfg, x_BTHK, positions_BT3):
+def mrope(cfg, x_BTHK, positions_BT3, frequencies_k=None):
   """RoPE over time (half of the pairs), row and column (a quarter each); with equal triples, RoPE.
 
   The three alternate over the pairs, so that each has fast and slow ones.
   """
-  axis_k = np.resize([0, 1, 0, 2], cfg.K // 2)
-  return rotate(cfg, x_BTHK, positions_BT3[..., axis_k].astype(jnp.float32))
+  axis_k = np.resize([0, 1, 0, 2], cfg.rotary_dim // 2)
+  return rotate(cfg, x_BTHK, positions_BT3[..., axis_k].astype(jnp.float32), frequencies_k)
 
 
-def rotate(cfg, x_BTHK, positions_BTk):
+def rotate(cfg, x_BTHK, positions_BTk, frequencies_k=None):
   """Rotate pair k of each head by its position (one for all, or one per pair) times its frequency."""
-  frequencies_k = jnp.asarray(rope_frequencies(cfg), jnp.float32)
+  frequencies_k = rope_frequencies(cfg) if frequencies_k is None else frequencies_k
+  frequencies_k = jnp.asarray(frequencies_k, jnp.float32)
   angles_BTHk = positions_BTk[:, :, None] * frequencies_k[None, None, None]
   magnitude = ROPE_SCALINGS[cfg.rope_scaling].magnitude(cfg)
   cos, sin = jnp.cos(angles_BTHk) * magnitude, jnp.sin(angles_BTHk) * magnitude
-  first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, -1)
-  rotated_BTHK = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+  pairs = len(frequencies_k)
+  first, second, rest = jnp.split(x_BTHK.astype(jnp.float32), [pairs, 2 * pairs], -1)
+  rotated_BTHK = jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], -1)
   return rotated_BTHK.astype(x_BTHK.dtype)
 
 
-def rope_frequencies(cfg):
-  """Radians per position for each of the K/2 pairs, float64, after the configured scaling."""
-  frequencies_k = cfg.rope_theta ** (-np.arange(0, cfg.K, 2, dtype=np.float64) / cfg.K)
-  return ROPE_SCALINGS[cfg.rope_scaling].frequencies(cfg, frequencies_k)
+def rope_frequencies(cfg, letter='L'):
+  """Radians per position for each pair, float64, in layers of this letter of layer_pattern."""
+  is_local = letter == 'S' and cfg.rope_local_theta
+  theta = cfg.rope_local_theta if is_local else cfg.rope_theta
+  frequencies_k = theta ** (-np.arange(0, cfg.rotary_dim, 2, dtype=np.float64) / cfg.rotary_dim)
+  if letter == 'N':
+    return np.zeros_like(frequencies_k)
+  return frequencies_k if is_local else ROPE_SCALINGS[cfg.rope_scaling].frequencies(cfg, frequencies_k)
 
 
 POSITIONS = {
   'sinusoidal': Position(embed=sinusoidal),
   'learned': Position(embed=learned, has_table=True),
-  'rope': Position(rotate=rope, settings=('rope_theta',)),
-  'mrope': Position(rotate=mrope, axes=3, settings=('rope_theta',)),
+  'rope': Position(rotate=rope, settings=('rope_theta', 'rope_fraction')),
+  'mrope': Position(rotate=mrope, axes=3, settings=('rope_theta', 'rope_fraction')),
   'alibi': Position(bias=alibi),
   'none': Position(),
 }

@@ -83,6 +83,16 @@ def position_rules(cfg):
     f'model.rope_scaling={cfg.rope_scaling} needs the context length of the original training',
     'set model.rope_original_context',
   )
+  yield (
+    not 0 < cfg.rope_fraction <= 1 or (position.rotate and cfg.rotary_dim < 2),
+    f'model.rope_fraction={cfg.rope_fraction} rotates no pair of a head of width {cfg.K}, or more than all',
+    f'use {2 / cfg.K:.3g} to 1',
+  )
+  yield (
+    cfg.rope_scaling == 'yarn' and (cfg.rope_local_theta or 'N' in cfg.layer_pattern),
+    'model.rope_scaling=yarn scales queries and keys of all layers, also of those with other frequencies',
+    'choose another rope_scaling, or one RoPE for all layers',
+  )
 
 
 def other_rules(cfg):
@@ -93,9 +103,9 @@ def other_rules(cfg):
     f'set model.embed_scale={cfg.mup_base**0.5:.4g}, its value at the base width',
   )
   yield (
-    cfg.window_pattern and (set(cfg.window_pattern) - set('SL') or not cfg.window),
-    f'model.window_pattern={cfg.window_pattern!r} with model.window={cfg.window} is not a pattern of windows',
-    'use letters S (window) and L (all keys) and set model.window > 0',
+    set(cfg.layer_pattern) - set('SLN') or ('S' in cfg.layer_pattern and not cfg.window),
+    f'model.layer_pattern={cfg.layer_pattern!r} with model.window={cfg.window} is not a pattern of layers',
+    'use letters S (window), L (all keys) and N (all keys, no RoPE), and set model.window > 0 for S',
   )
   yield (
     cfg.experts and not 1 <= cfg.experts_per_token <= cfg.experts,
@@ -115,6 +125,12 @@ def unused_rules(cfg):
     cfg.rope_scaling != 'none' and not POSITIONS[cfg.positions].rotate,
     f'model.rope_scaling={cfg.rope_scaling} has no effect with model.positions={cfg.positions}',
     'set model.positions=rope, or model.rope_scaling=none',
+  )
+  yield (
+    (cfg.rope_local_theta or 'N' in cfg.layer_pattern) and not POSITIONS[cfg.positions].rotate,
+    f'model.positions={cfg.positions} has no RoPE for model.rope_local_theta={cfg.rope_local_theta} and '
+    f'layer_pattern={cfg.layer_pattern!r}',
+    'set model.positions=rope, or leave both out',
   )
   yield (
     cfg.rope_factor != 1.0 and cfg.rope_scaling == 'none',
@@ -141,14 +157,16 @@ MINIMUM = {
   **dict.fromkeys(('kv_heads', 'head_dim', 'hidden', 'vocab', 'window', 'experts'), 0),
   **dict.fromkeys(('capacity_factor', 'attention_softcap', 'logit_softcap', 'init_std'), 0),
   **dict.fromkeys(('embed_scale', 'rope_original_context', 'rope_attention_factor'), 0),
+  **dict.fromkeys(('rope_local_theta', 'query_scale'), 0),
   **dict.fromkeys(('rope_theta', 'rope_factor', 'norm_eps', 'rope_beta_slow'), 1e-12),
-  'residual_scale': -1e6,
+  **dict.fromkeys(('residual_scale', 'logit_scale'), -1e6),
 }
 CHOICES = {
   'positions': POSITIONS,
   'rope_scaling': ROPE_SCALINGS,
   'norm': NORMS,
-  'norm_position': ('pre', 'post', 'sandwich'),
+  'norm_position': ('pre', 'post', 'sandwich', 'output', 'parallel'),
+  'qk_norm_over': ('head', 'all'),
   'mlp': ACTIVATIONS,
   'init_projections': INITS,
   'kernel': ChainMap(FUSED_KERNELS, dict.fromkeys(('auto', 'xla'))),

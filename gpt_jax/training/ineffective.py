@@ -71,7 +71,10 @@ SELECTORS = {  # key that selects: (keys that depend on it, cfg -> those of them
     ('model.norm_bias',),
     lambda cfg: ('model.norm_bias',) if cfg.model.norm == 'layernorm' else (),
   ),
-  'model.experts': if_on('model.experts', 'model.experts_per_token', 'loss.moe_balance', 'loss.moe_z'),
+  'model.qk_norm': if_on('model.qk_norm', 'model.qk_norm_over'),
+  'model.experts': if_on(
+    'model.experts', 'model.experts_per_token', 'model.router_renormalize', 'loss.moe_balance', 'loss.moe_z'
+  ),
   'sample.beams': if_on('sample.beams', 'sample.length_penalty'),
   'train.spike_sigma': if_on('train.spike_sigma', 'train.spike_window', 'train.spike_patience'),
 }

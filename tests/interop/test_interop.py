@@ -49,7 +49,7 @@ OURS = {
   'mistral': ('mistral', dict(window=5, kv_heads=2, heads=6, head_dim=6)),
   'odd_heads': ('mistral', dict(heads=5, kv_heads=1, head_dim=4)),
   'qwen3': ('qwen3', dict(qk_norm=True, head_dim=10, attention_bias=True)),
-  'qwen3_windows': ('qwen3', dict(qk_norm=True, window=3, window_pattern='LS')),
+  'qwen3_windows': ('qwen3', dict(qk_norm=True, window=3, layer_pattern='LS')),
 }
 # What transformers can express: class, settings, and the row of OURS that it is exported as.
 ROPE3 = dict(rope_type='llama3', rope_theta=500.0, factor=4.0, low_freq_factor=1.0)
@@ -260,7 +260,7 @@ def test_absent_keys_take_transformers_defaults(family, hf):
     read = families.read_config(least | {'model_type': family})
     assert read == families.read_config(whole)
     assert read[1]['window'] == 4096
-    assert read[1]['window_pattern'] == 'LS'
+    assert read[1]['layer_pattern'] == 'LS'
 
 
 # ---------------------------------------------------------------------------- round trips
@@ -272,7 +272,7 @@ def meaning(cfg):
   if cfg.positions == 'rope':
     fields['frequencies'] = positions.rope_frequencies(cfg).tolist()
     fields['attention'] = position_schemes.ROPE_SCALINGS[cfg.rope_scaling].magnitude(cfg)
-  spellings = ('kv_heads', 'head_dim', 'hidden', 'window_pattern', 'init_projections')
+  spellings = ('kv_heads', 'head_dim', 'hidden', 'layer_pattern', 'init_projections')
   return {k: v for k, v in fields.items() if k not in spellings and not k.startswith('rope_')}
 
 
@@ -388,7 +388,7 @@ def test_unsupported_configs_fail(name, changes, words, tmp_path):
       dict(attention_bias=True, heads=4),
       dict(llama='lacks model.window=5', mistral='lacks model.attention_bias=True'),
     ),
-    ('mistral', dict(window_pattern='SL'), dict(gpt2='window=5', mistral='lacks model.window=5')),
+    ('mistral', dict(layer_pattern='SL'), dict(gpt2='window=5', mistral='lacks model.window=5')),
     ('qwen3', dict(mlp_bias=True), dict(llama='lacks model.qk_norm=True', qwen3='lacks model.mlp_bias=True')),
   ],
 )

@@ -126,7 +126,10 @@ def rms(x):
   return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
 
 
-@pytest.mark.parametrize('extra', [dict(), dict(qk_norm=True, attention_bias=True)], ids=str)
+MODULES = [dict(), dict(qk_norm=True, attention_bias=True), dict(qk_norm=True, qk_norm_over='all')]
+
+
+@pytest.mark.parametrize('extra', MODULES, ids=str)
 def test_module_projects_norms_rotates_attends_and_projects(tiny, extra):
   cfg = tiny(kv_heads=2, positions='rope', **extra)
   model = models.fill(cfg)
@@ -139,7 +142,11 @@ def test_module_projects_norms_rotates_attends_and_projects(tiny, extra):
   k = np.einsum('btd,dhk->bthk', x_BTD, w['wk_DGK']) + bias('k_bias_GK')
   v = np.einsum('btd,dhk->bthk', x_BTD, w['wv_DGK']) + bias('v_bias_GK')
   if cfg.qk_norm:  # before RoPE
-    q, k = rms(q) * norms['q_norm/scale'], rms(k) * norms['k_norm/scale']
+    flat = (lambda x: x.reshape(B, T, -1)) if cfg.qk_norm_over == 'all' else (lambda x: x)
+    q, k = (
+      rms(flat(q)).reshape(q.shape) * norms['q_norm/scale'],
+      rms(flat(k)).reshape(k.shape) * norms['k_norm/scale'],
+    )
   angles = np.arange(T)[:, None, None] * 10000.0 ** (-np.arange(0, 4, 2) / 4)
   turn = lambda x: (x[..., :2] + 1j * x[..., 2:]) * np.exp(1j * angles)
   q, k = (np.concatenate([turn(x).real, turn(x).imag], -1) for x in (q, k))
@@ -313,7 +320,7 @@ def test_auto_takes_the_fastest_kernel_of_the_backend(tiny):
 
 def test_describe_choice_names_the_kernel_and_why_not_the_fastest(tiny):
   """Where a GPU's fused attention cannot, whole scores do for short rows, blocks for long ones."""
-  pattern = dict(window=4, window_pattern='SL', unroll='off')
+  pattern = dict(window=4, layer_pattern='SL', unroll='off')
   describe = lambda T, entries=(), backend='gpu', **extra: choice.describe_choice(
     tiny(width=64, dtype='bfloat16', **extra), entries, T, backend
   )

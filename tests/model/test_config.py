@@ -72,7 +72,7 @@ def test_derived_sizes(tiny):
   assert ModelConfig(vocab=128).V == 128
   assert ModelConfig(vocab=129, vocab_multiple=1).V == 129
   assert ModelConfig(heads=4).G == 4
-  assert ModelConfig(layers=5, window=7, window_pattern='SSL').windows() == [7, 7, 0, 7, 7]
+  assert ModelConfig(layers=5, window=7, layer_pattern='SSL').windows() == [7, 7, 0, 7, 7]
   assert ModelConfig(layers=2, window=7).windows() == [7, 7]
   assert ModelConfig(layers=2).windows() == [0, 0]
 
@@ -110,7 +110,7 @@ def test_flops_of_gpt2_are_the_formula():
 
 
 def test_flops_count_windows_experts_and_untied_heads(tiny):
-  cfg = tiny(window=3, window_pattern='SL', experts=4, experts_per_token=2, tied_head=False)
+  cfg = tiny(window=3, layer_pattern='SL', experts=4, experts_per_token=2, tied_head=False)
   per_layer = 4 * 16 * 16 + 2 * 16 + 16 * 4 + 2 * 3 * 16 * 24  # two of four experts, the router
   matmuls = 6 * (2 * per_layer + 16 + 50 * 16)  # the head, and no embedding
   flops = costs.flops_per_token(cfg, 5)
@@ -132,7 +132,7 @@ INVALID = [
   (dict(rope_scaling='x'), "model.rope_scaling='x' is not known", 'use one of none, linear'),
   (dict(norm='batch'), "model.norm='batch' is not known", 'use one of layernorm, rmsnorm'),
   (dict(norm_position='mid'), "model.norm_position='mid'", 'use one of pre, post, sandwich'),
-  (dict(mlp='tanh'), "model.mlp='tanh' is not known", 'use one of gelu, gelu_exact, relu2'),
+  (dict(mlp='tanh'), "model.mlp='tanh' is not known", 'use one of gelu, gelu_exact, relu, relu2'),
   (dict(init_projections='x'), "model.init_projections='x'", 'use one of scaled, same, zero'),
   (dict(kernel='flash'), "model.kernel='flash'", 'use one of auto, xla, blocks, chunks, cudnn, splash'),
   (dict(unroll='yes'), "model.unroll='yes'", 'use one of auto, on, off'),
@@ -188,14 +188,25 @@ INVALID = [
     'set model.rope_original_context',
   ),
   (
-    dict(window_pattern='SL'),
-    "model.window_pattern='SL' with model.window=0 is not a pattern",
-    'use letters S (window) and L (all keys) and set model.window > 0',
+    dict(layer_pattern='SL'),
+    "model.layer_pattern='SL' with model.window=0 is not a pattern",
+    'use letters S (window), L (all keys) and N (all keys, no RoPE), and set model.window > 0 for S',
+  ),
+  (dict(rope_fraction=0.01), 'model.rope_fraction=0.01 rotates no pair of a head', 'use 0.0625 to 1'),
+  (
+    dict(rope_local_theta=1e4, positions='none'),
+    'model.positions=none has no RoPE',
+    'set model.positions=rope',
   ),
   (
-    dict(window_pattern='SX', window=4),
-    "model.window_pattern='SX' with model.window=4 is not a pattern",
-    'use letters S (window) and L (all keys) and set model.window > 0',
+    dict(layer_pattern='LN', positions='learned'),
+    'model.positions=learned has no RoPE',
+    'set model.positions=rope',
+  ),
+  (
+    dict(layer_pattern='SX', window=4),
+    "model.layer_pattern='SX' with model.window=4 is not a pattern",
+    'use letters S (window), L (all keys) and N (all keys, no RoPE), and set model.window > 0 for S',
   ),
   (
     dict(experts=4, experts_per_token=5),

@@ -20,7 +20,8 @@ from tests import models
 def norm(cfg, w, name, x):
   if cfg.norm == 'layernorm':
     x = x - x.mean(-1, keepdims=True)
-  y = x / np.sqrt((x * x).mean(-1, keepdims=True) + cfg.norm_eps) * w[f'{name}/scale']
+  y = x / np.sqrt((x * x).mean(-1, keepdims=True) + cfg.norm_eps)
+  y = y * (w[f'{name}/scale'] + (1 if cfg.norm == 'zero_centered_rmsnorm' else 0))
   return y + w.get(f'{name}/bias', 0.0)
 
 
@@ -31,7 +32,7 @@ def attend(cfg, w, x):
     q = x @ w['attention/wq_DHK'][:, h] + w.get('attention/q_bias_HK', np.zeros((9, 1)))[h]
     k = x @ w['attention/wk_DGK'][:, h] + w.get('attention/k_bias_GK', np.zeros((9, 1)))[h]
     v = x @ w['attention/wv_DGK'][:, h] + w.get('attention/v_bias_GK', np.zeros((9, 1)))[h]
-    scores = q @ k.swapaxes(-1, -2) / math.sqrt(cfg.K)
+    scores = q @ k.swapaxes(-1, -2) * (cfg.query_scale or cfg.K**-0.5)
     scores = np.where(np.tri(x.shape[1], dtype=bool), np.exp(scores), 0)
     y += scores / scores.sum(-1, keepdims=True) @ v @ w['attention/wo_HKD'][h]
   return y + w.get('attention/o_bias_D', 0.0)
@@ -54,6 +55,10 @@ def forward(cfg, params, ids_BT):
     x = x + w['position_TD'][: ids_BT.shape[1]]
   for l in range(cfg.layers):
     block = {p.removeprefix('blocks/'): v[l] for p, v in w.items() if p.startswith('blocks/')}
+    if cfg.norm_position == 'parallel':
+      read = lambda name, x=x, block=block: norm(cfg, block, f'{name}_norm', x)
+      x = x + attend(cfg, block, read('attention')) + mlp(cfg, block, read('mlp'))
+      continue
     for name, branch in (('attention', attend), ('mlp', mlp)):
       before = functools.partial(norm, cfg, block, f'{name}_norm')
       if cfg.norm_position == 'pre':
@@ -63,9 +68,11 @@ def forward(cfg, params, ids_BT):
       if cfg.norm_position == 'sandwich':
         after = functools.partial(norm, cfg, block, f'{name}_out_norm')
         x = x + cfg.residual_scale * after(branch(cfg, block, before(x)))
+      if cfg.norm_position == 'output':
+        x = x + norm(cfg, block, f'{name}_out_norm', branch(cfg, block, x))
   if cfg.norm_position != 'post':
     x = norm(cfg, w, 'final_norm', x)
-  logits = x @ w['embed_VD' if cfg.tied_head else 'head_VD'].T
+  logits = cfg.logit_scale * x @ w['embed_VD' if cfg.tied_head else 'head_VD'].T
   cap = cfg.logit_softcap
   return (cap * np.tanh(logits / cap) if cap else logits)[..., : cfg.vocab]
 
@@ -82,6 +89,8 @@ WHOLE = {
     logit_softcap=2.0,
     norm='layernorm',
   ),
+  'output, as OLMo 2': dict(positions='none', norm_position='output', query_scale=0.3, logit_scale=0.5),
+  'parallel, as GPT-NeoX': dict(positions='none', norm_position='parallel', norm='zero_centered_rmsnorm'),
 }
 
 

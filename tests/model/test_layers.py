@@ -22,6 +22,7 @@ NORM_FORMULAS = {
   'layernorm': lambda x, eps: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps),
   'rmsnorm': lambda x, eps: x / np.sqrt((x**2).mean(-1, keepdims=True) + eps),
 }
+NORM_FORMULAS['zero_centered_rmsnorm'] = NORM_FORMULAS['rmsnorm']
 
 erf = np.vectorize(math.erf)
 sigmoid = lambda x: 1 / (1 + np.exp(-x))
@@ -29,6 +30,7 @@ gelu_tanh = lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044
 ACTIVATION_FORMULAS = {
   'gelu': lambda up, gate: gelu_tanh(up),
   'gelu_exact': lambda up, gate: 0.5 * up * (1 + erf(up / math.sqrt(2))),
+  'relu': lambda up, gate: np.maximum(up, 0),
   'relu2': lambda up, gate: np.maximum(up, 0) ** 2,
   'swiglu': lambda up, gate: up * gate * sigmoid(gate),
   'geglu': lambda up, gate: up * gelu_tanh(gate),
@@ -48,7 +50,8 @@ def test_norms(tiny, name):
   norm = first_block(tiny(norm=name, norm_eps=0.1)).mlp_norm
   w = weights(norm)
   assert ('bias' in w) == (name == 'layernorm')
-  expected = NORM_FORMULAS[name](X_BTD, 0.1) * w['scale'] + w.get('bias', 0.0)
+  scale = w['scale'] + (1 if name == 'zero_centered_rmsnorm' else 0)
+  expected = NORM_FORMULAS[name](X_BTD, 0.1) * scale + w.get('bias', 0.0)
   call = jax.jit(lambda m, x: m(x))
   np.testing.assert_allclose(call(norm, X_BTD), expected, atol=1e-5)
   in_bfloat16 = call(norm, jnp.asarray(X_BTD, jnp.bfloat16))

@@ -113,6 +113,39 @@ def test_rope_rotates_pairs_as_complex_numbers(scaling):
   np.testing.assert_allclose(got_BTHK, expected, atol=1e-5)
 
 
+def test_rope_fraction_rotates_the_first_dimensions_as_a_narrower_head():
+  half, narrow = models.tiny(head_dim=16, rope_fraction=0.5), models.tiny(head_dim=8)
+  x_BTHK = np.random.default_rng(0).standard_normal((2, 3, 2, 16)).astype(np.float32)
+  places_BT = np.array([[0, 1, 2], [9, 40, 5]], np.int32)
+  y_BTHK = positions.rope(half, x_BTHK, places_BT)
+  np.testing.assert_array_equal(y_BTHK[..., 8:], x_BTHK[..., 8:])
+  np.testing.assert_array_equal(y_BTHK[..., :8], positions.rope(narrow, x_BTHK[..., :8], places_BT))
+
+
+@pytest.mark.parametrize('unroll', ['on', 'off'])
+def test_each_layer_has_the_rope_of_its_letter(unroll):
+  """Local layers have a base of their own, unscaled; layers of letter N see no positions."""
+  scaled_rope = dict(rope_scaling='linear', rope_factor=4.0)
+  x_BTHK = np.random.default_rng(0).standard_normal((1, 5, 2, 4)).astype(np.float32)
+  places_BT = np.arange(5, dtype=np.int32)[None]
+  cfg = models.tiny(window=3, layer_pattern='SLN', rope_local_theta=100.0, **scaled_rope)
+  expected = {
+    'S': positions.rope(models.tiny(rope_theta=100.0), x_BTHK, places_BT),
+    'L': positions.rope(models.tiny(**scaled_rope), x_BTHK, places_BT),
+    'N': x_BTHK,
+  }
+  for letter, y_BTHK in expected.items():
+    frequencies_k = positions.rope_frequencies(cfg, letter)
+    np.testing.assert_array_equal(positions.rope(cfg, x_BTHK, places_BT, frequencies_k), y_BTHK)
+  ids_BT, layers = models.tokens(), dict(layers=2, unroll=unroll)
+  logits = lambda **settings: models.logits(models.fill(models.tiny(**layers | settings)), ids_BT)
+  np.testing.assert_allclose(logits(layer_pattern='N'), logits(positions='none'), atol=1e-5)
+  local = dict(window=16, layer_pattern='S', rope_local_theta=100.0)
+  np.testing.assert_allclose(logits(**local), logits(rope_theta=100.0), atol=1e-5)
+  mixed = logits(window=16, layer_pattern='SL', rope_local_theta=100.0)
+  assert np.abs(mixed - logits(rope_theta=100.0)).max() > 1e-3 < np.abs(mixed - logits()).max()
+
+
 @jax.jit
 def rope_scores(q_K, k_K, i, j):
   cfg = models.tiny(**ROPE)

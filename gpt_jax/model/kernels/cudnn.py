@@ -59,7 +59,7 @@ def limits(cfg, mask, T):
 
 def fixed_mask_limits(cfg, mask):
   """Return the limits of kernels that other people wrote: causal masks with a static window alone."""
-  traced = 'traced windows (a window_pattern in scanned layers: set model.unroll=on)'
+  traced = 'traced windows (a layer_pattern in scanned layers: set model.unroll=on)'
   return {
     traced: isinstance(mask.window, jax.Array),
     'alibi': POSITIONS[cfg.positions].bias is not None,

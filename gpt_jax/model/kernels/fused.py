@@ -46,6 +46,37 @@ layernorm.defvjp(_layernorm_forward, _layernorm_backward)
 
 
 @jax.custom_vjp
+def token_losses(logits_BTV, target_ids_BT):
+  """Return (nats_BT, log_z_BT), float32: each target's cross-entropy, and its log-normalizer.
+
+  The gradient, softmax minus one-hot, is written by hand: autodiff of the gather is a scatter into
+  float32 zeros of the logits' size, three more passes over the largest array of all.
+  """
+  logits_BTV = logits_BTV.astype(jnp.float32)
+  log_z_BT = jax.nn.logsumexp(logits_BTV, -1)
+  target_logits_BT = jnp.take_along_axis(logits_BTV, target_ids_BT[..., None], -1)[..., 0]
+  return log_z_BT - target_logits_BT, log_z_BT
+
+
+def _token_losses_forward(logits_BTV, target_ids_BT):
+  nats_BT, log_z_BT = token_losses(logits_BTV, target_ids_BT)
+  return (nats_BT, log_z_BT), (logits_BTV, target_ids_BT, log_z_BT)
+
+
+def _token_losses_backward(residuals, grads):
+  logits_BTV, target_ids_BT, log_z_BT = residuals
+  nats_grad_BT, log_z_grad_BT = grads
+  is_target_BTV = target_ids_BT[..., None] == jnp.arange(logits_BTV.shape[-1])[None, None]
+  probs_BTV = jnp.exp(logits_BTV.astype(jnp.float32) - log_z_BT[..., None])
+  target_grad_BTV = jnp.where(is_target_BTV, nats_grad_BT[..., None], 0.0)
+  grad_BTV = probs_BTV * (nats_grad_BT + log_z_grad_BT)[..., None] - target_grad_BTV
+  return grad_BTV.astype(logits_BTV.dtype), None
+
+
+token_losses.defvjp(_token_losses_forward, _token_losses_backward)
+
+
+@jax.custom_vjp
 def lookup(table_VD, ids):
   """Rows of a table, [*ids.shape, D].
 
