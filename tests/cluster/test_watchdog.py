@@ -20,6 +20,9 @@ def run(program, *numbers, folder='.'):
   """Run a program and send it a signal each time it prints 'ready' -> (exit code, output lines)."""
   command = [sys.executable, '-c', START + program, str(folder)]
   options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=command_line.ROOT)
+  options['preexec_fn'] = lambda: signal.signal(
+    signal.SIGHUP, signal.SIG_DFL
+  )  # the tests may run under nohup
   with subprocess.Popen(command, **options) as process:
     lines = []
     for line in process.stdout:
