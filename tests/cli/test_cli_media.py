@@ -16,7 +16,7 @@ from gpt_jax import data
 from gpt_jax.data import media_io
 from gpt_jax.data.synthetic import keypad
 from gpt_jax.evaluation import trained
-from gpt_jax.runs import records
+from gpt_jax.runs import loggers, records
 from tests import command_line, tiny_runs
 from tests.command_line import assert_user_error
 from tests.tiny_runs import snapshot
@@ -111,7 +111,7 @@ def test_a_sound_is_heard(call, run, sound, tmp_path):
   assert '16000 Hz' in out and '--- 2 of 2  mean log-probability' in out
   first, second = (json.loads(line) for line in out_file.read_text().splitlines())
   assert first['audio'] == second['audio'] == [str(sound)] and first['prompt'] == ''
-  assert f'\n{first["text"]}\n' in out
+  assert f'\n{loggers.printable(first["text"])}\n' in out
 
 
 def test_channels_are_made_those_of_the_model_and_it_is_said(call, run, tmp_path):
@@ -165,7 +165,8 @@ def test_all_tasks_that_fit_are_evaluated(call, copy, monkeypatch):
   code, out, err = call('evaluate', f'--workdir={copy}', '--tasks=perplexity,answer', '--limit=6')
   assert code == 0, err
   rows = records.read_lines(copy / 'evaluations.jsonl')
-  assert len(out.strip().splitlines()) == len(rows)
+  *lines, last = out.strip().splitlines()
+  assert len(lines) == len(rows) and last.startswith('report: ')
   assert {row['task'] for row in rows} == {'perplexity', 'answer'}
   answered = {row['source'] for row in rows if row['task'] == 'answer'}
   assert answered == {'read', 'listen'} and {row['split'] for row in rows} == {'valid'}
