@@ -302,7 +302,7 @@ def test_every_source_has_its_validation_loss(mixed):
   _, workdir = mixed
   logged = metrics(workdir)
   names = {name for line in logged.values() for name in line if name.startswith('valid')}
-  assert names == {'valid_loss', 'valid_loss/cats', 'valid_loss/dogs'}
+  assert names == {'valid_loss', 'valid_loss/cats', 'valid_loss/dogs', 'valid_bits_per_byte'}
   last = logged[4]
   assert last['valid_loss'] == np.mean([last['valid_loss/cats'], last['valid_loss/dogs']])
   assert last['valid_loss/cats'] != last['valid_loss/dogs']

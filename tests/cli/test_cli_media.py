@@ -176,7 +176,7 @@ def test_all_tasks_that_fit_are_evaluated(call, copy, monkeypatch):
       shown = re.search(rf'^answer +{row["metric"]} +([\d.]+)', out, re.M)
       assert shown
   after = snapshot(copy)
-  assert {k for k in after if after[k] != before.get(k)} == {'evaluations.jsonl'}
+  assert {k for k in after if after[k] != before.get(k)} == {'evaluations.jsonl', 'report.html'}
 
 
 @pytest.mark.slow

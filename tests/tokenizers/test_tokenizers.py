@@ -28,6 +28,7 @@ CORPUS = (
   'the cat sat on the mat, and the other cat sat there too. '
   "It's a café: naïve, 日本 日本, 😀😀 <|endoftext|> 12 12 12\n\n\tthat is that\n"
 ) * 8
+PLAIN = CORPUS.replace('<|endoftext|>', '')
 FLAGS = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
 # What a row must encode and give back; chars knows only the characters of the corpus.
 ANY_TEXT = st.text(st.characters(exclude_categories=('Cs',), exclude_characters='\u2581'))
@@ -435,7 +436,8 @@ def test_huggingface_roles_and_truncation(tmp_path):
 def test_a_saved_gpt2_is_an_ordinary_tokenizer_json(tmp_path):
   make('gpt2').save(tmp_path)
   again = build(TokenizerConfig('huggingface', str(tmp_path)))
-  assert again.encode(CORPUS) == make('gpt2').encode(CORPUS)
+  assert again.encode(PLAIN) == make('gpt2').encode(PLAIN)
+  assert again.encode('<|endoftext|>') == [300]  # an imported tokenizer parses its special tokens
   assert again.specials == make('gpt2').specials == {'eos': 300}
 
 
