@@ -12,6 +12,7 @@ from gpt_jax import data
 from gpt_jax.cluster.batches import check_batch, data_shard
 from gpt_jax.cluster.sharding_table import summary
 from gpt_jax.evaluation import evaluate, panels
+from gpt_jax.evaluation.tasks import perplexity
 from gpt_jax.jobs import base, extended_model, run_tokenizers
 from gpt_jax.jobs.modality_objective import modality_objective
 from gpt_jax.model import costs
@@ -112,6 +113,9 @@ class LanguageModelJob(base.Job):
     self.flops = costs.flops_per_token(self.model_cfg, self.length)
     self.parameters = costs.count_params(self.model_cfg)
     self.caches = self.open_valid_caches()  # also read by tasks, as those of evaluate.Subject
+    unscored = evaluate.Subject.of_run(cfg, None, self.tokenizers, mesh, workdir, caches=self.caches)
+    for source, split in list(self.caches):
+      perplexity.check_targets(unscored, source, split)
     evaluate.check_beams(self, evaluate.check_tasks(self, cfg.train.tasks))  # now, not after the last step
 
   def open_valid_caches(self):

@@ -515,3 +515,14 @@ def test_the_default_prompt_is_one_that_every_alphabet_has():
   other = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, sample_prompts=('é',)))
   with pytest.raises(ValueError, match=r"train.sample_prompts has 'é', and character 'é'.*\nfix: "):
     language_model.resolve_prompts(other, toks)
+
+
+def test_validation_data_without_a_target_are_refused_at_the_start(tmp_path):
+  (tmp_path / 'train.txt').write_text('a text to learn from. ' * 50)
+  (tmp_path / 'valid.txt').write_text('\n')
+  paths = {'path': str(tmp_path / 'train.txt'), 'valid_path': str(tmp_path / 'valid.txt')}
+  cfg = tiny_runs.experiment(data__mixture={'x': {'kind': 'text', **paths}})
+  with pytest.raises(ValueError) as error:
+    job_of(tmp_path / 'run', cfg)
+  fix = assert_two_lines(error.value, 'data.mixture.x has no valid token')[1]
+  assert 'data.valid_fraction=0.0' in fix and not (tmp_path / 'run/config.json').exists()

@@ -48,11 +48,27 @@ def is_stream(subject, source):
   return subject.row_fields.layout is None or (plain and not subject.cfg.loss.restrict)
 
 
-def eval_batches(subject, source, split, stride=0, length=0):
-  """This process's rows of the batches that score a split; length: of rows, 0 = as in training."""
+def check_targets(subject, source, split):
+  """Raise ValueError for a split without a target to score, before anything is trained or compiled."""
+  batches = eval_batches(subject, source, split, all_rows=True)
+  if not any(batch['loss_mask_BT'].any() for batch in batches):
+    raise no_targets(source, split)
+
+
+def no_targets(source, split):
+  """The ValueError for a split that has nothing to score."""
+  return ValueError(
+    f'data.mixture.{source} has no {split} token with another before it to score\n'
+    'fix: give more text, raise data.valid_fraction, or train without validation (no valid_path, and '
+    'data.valid_fraction=0.0)'
+  )
+
+
+def eval_batches(subject, source, split, stride=0, length=0, all_rows=False):
+  """This process's rows of the batches that score a split, or all; length: of rows, 0 = as in training."""
   cfg = subject.cfg
   length = length or cfg.train.length or cfg.model.context
-  part, parts = data_shard(subject.mesh)
+  part, parts = (0, 1) if all_rows else data_shard(subject.mesh)
   rows = dict(batch_size=subject.batch_size, process_index=part, process_count=parts)
   cache = subject.cache(source, split)
   if is_stream(subject, source):
@@ -111,10 +127,7 @@ def sum_batches(subject, score, batches, limit, source, split):
     totals = {name: totals.get(name, 0) + value for name, value in sums.items()}
     subject.raise_if_preempted()
   if not totals or not totals['targets'].sum():
-    raise ValueError(
-      f'data.mixture.{source} has no {split} token with another before it to score\n'
-      'fix: raise data.valid_fraction, or give more text'
-    )
+    raise no_targets(source, split)
   return totals, True
 
 
