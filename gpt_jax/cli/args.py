@@ -4,6 +4,7 @@ import os
 import sysconfig
 from pathlib import Path
 
+OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'bad_alloc', 'Out of memory', 'Cannot allocate memory')
 NO_FIX = '\nfix: correct the cause above and run the same command again; everything saved is safe'
 MAX_LINE = 1000  # characters of a line of an error: values may come from anywhere
 # Beside the package in a checkout; where pip puts data otherwise.
@@ -15,6 +16,22 @@ def format_error(error):
   """The two lines that a user reads of an error: cause and fix."""
   text = f'error: {error}' if '\nfix:' in str(error) else f'error: {error}{NO_FIX}'
   return '\n'.join(l if len(l) <= MAX_LINE else f'{l[:MAX_LINE]} ...' for l in text.split('\n'))
+
+
+def is_out_of_memory(error):
+  """Whether an error says that memory ran out: of Python, of numpy, or of XLA on the host or a device."""
+  has_sign = any(sign in str(error) for sign in OUT_OF_MEMORY)
+  return isinstance(error, MemoryError) or (has_sign and '\nfix:' not in str(error))
+
+
+def format_out_of_memory(error):
+  """Cause and fix of an error that is_out_of_memory."""
+  cause = str(error).split('\n')[0][:MAX_LINE] or type(error).__name__
+  return (
+    f'error: out of memory: {cause}\n'
+    'fix: use a smaller train.batch_size, more train.accumulate, model.remat=full or a smaller model; '
+    '`launch.py plan` tells how much a run needs'
+  )
 
 
 def flag_value(argv, name, default=''):

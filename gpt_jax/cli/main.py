@@ -77,7 +77,10 @@ def main(argv):
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return verbs.ERROR
-  except (ValueError, OSError, RuntimeError, FloatingPointError) as e:
+  except (ValueError, OSError, RuntimeError, FloatingPointError, MemoryError) as e:
+    if args.is_out_of_memory(e) and '--traceback' not in argv:
+      say(args.format_out_of_memory(e), file=sys.stderr)
+      return verbs.ERROR
     expected = '\nfix:' in str(e) or isinstance(e, OSError) or not parsed
     if '--traceback' in argv or not expected:
       raise

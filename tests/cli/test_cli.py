@@ -15,7 +15,7 @@ import tomllib
 import pytest
 
 import launch
-from gpt_jax.cli import args, experiment_file
+from gpt_jax.cli import args, experiment_file, verbs
 from gpt_jax.evaluation import trained
 from gpt_jax.runs import records, run_folder
 from gpt_jax.sampling import prompt_batch
@@ -436,6 +436,25 @@ def test_user_error_in_a_real_process(tmp_path):
   assert cause == 'error: model.heads=5 does not divide model.width=16'
   assert fix.startswith('fix: use one of 1, 2, 4')
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  'failure',
+  [
+    MemoryError(),
+    RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 137438953472 bytes.'),
+    OSError(12, 'Cannot allocate memory'),
+  ],
+)
+def test_running_out_of_memory_ends_in_two_lines(monkeypatch, call, failure):
+  def run(argv):
+    raise failure
+
+  monkeypatch.setitem(verbs.VERBS, 'doctor', verbs.VERBS['doctor']._replace(run=run))
+  code, _, err = call('doctor')
+  cause, fix = err.strip().split('\n')
+  assert code == verbs.ERROR
+  assert cause.startswith('error: out of memory: ') and 'train.batch_size' in fix
 
 
 @pytest.mark.slow
