@@ -356,6 +356,8 @@ def plan(argv):
 
   target = planning.Target.of(require('topology'))
   cfg = config.build(config.Config, FLAGS.config)
+  if any(arg.startswith('--config.mesh.') for arg in argv):  # also those equal to the default
+    cfg = planning.with_chosen_mesh(cfg, target)
   if FLAGS.search:
     result = search.best_plan(cfg, target, FLAGS.price, (lambda _: None) if FLAGS.json else print)
   else:

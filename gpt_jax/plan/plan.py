@@ -89,6 +89,12 @@ def plan(cfg, target, price=0.0, decode=True):
   return result
 
 
+def with_chosen_mesh(cfg, target):
+  """Return the config with its mesh in numbers, -1 replaced: one that a user typed is not exchanged."""
+  sizes = cfg.mesh.sizes(target.topology.size, target.topology.slices)
+  return dataclasses.replace(cfg, mesh=dataclasses.replace(cfg.mesh, preset='', **sizes))
+
+
 def with_mesh(cfg, target):
   """Return (config with a mesh for these devices, notes); a mesh of the config's own stays."""
   if cfg.train.job != 'gpt':

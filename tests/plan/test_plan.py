@@ -360,6 +360,16 @@ def test_command_line(monkeypatch, call, tmp_path):
   assert code == 2 and json.loads(out)['fits'] is False
 
 
+@pytest.mark.parametrize('changes', [dict(), dict(data=-1, fsdp=1), dict(preset='laptop')], ids=str)
+def test_a_typed_mesh_is_planned_even_if_it_is_the_default(changes):
+  target = plan.Target(topologies.parse('2xv5e-16'), [], 1.0)
+  cfg = config.Config(mesh=MeshConfig(**changes))
+  kept, notes = plan.with_mesh(plan.with_chosen_mesh(cfg, target), target)
+  assert kept.mesh == MeshConfig(data=32) and not notes
+  if not changes:
+    assert plan.with_mesh(cfg, target)[0].mesh == MeshConfig(data=2, fsdp=-1)
+
+
 def test_text_names_the_kernel_and_table_on_demand(monkeypatch, call, tmp_path):
   """The kernel and, on demand, where each parameter lies."""
   here(monkeypatch)
