@@ -132,6 +132,13 @@ class LanguageModelJob(base.Job):
           shared,
           len(cache.media_hashes),
         )
+      if len(cache.offsets) == 1 and 'valid_fraction' in cache.entries:
+        log.warning(
+          'data.mixture.%s: validation data are the last %.3g%% of one text; if it is sorted, set separator '
+          'or valid_path',
+          name,
+          100 * self.cfg.data.valid_fraction,
+        )
       caches[name, 'valid'] = cache
     return caches
 
