@@ -426,6 +426,8 @@ def test_prompts_that_cannot_be_continued_are_refused(prompts, new, cause, fix):
     dict(repetition_penalty=0.0),
     dict(length_penalty=-1.0),
     dict(guidance=-0.5),
+    dict(seed=-1),
+    dict(seed=2**32),
     dict(temperature=float('nan')),
   ],
   ids=str,

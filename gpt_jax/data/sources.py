@@ -62,6 +62,8 @@ class Source:
         )
     if 'path' in self.fields_read and not self.path:
       raise ValueError(f'path is empty for a source of kind={self.kind}\nfix: set path')
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(f'seed={self.seed} is not a 32-bit number\nfix: use 0 to {2**32 - 1}')
     if not 0 < self.weight < float('inf'):
       raise ValueError(f'weight={self.weight} is not positive\nfix: remove the source or raise it')
     if self.documents < 1:

@@ -15,6 +15,7 @@ LIMITS = {  # least and greatest value
   'beams': (0, 1024),
   'length_penalty': (0, 10),
   'guidance': (0, 1000),
+  'seed': (0, 2**32 - 1),  # jax.random.key would take others modulo 2**32
 }
 
 

@@ -310,6 +310,7 @@ def test_synthetic_is_deterministic_and_has_the_entropy_that_it_claims():
     ({'kind': 'text'}, 'path is empty for a source of kind=text'),
     ({'path': 'x.txt'}, "path='x.txt' has no effect on a source of kind=builtin"),
     ({'kind': 'jsonl', 'path': 'x', 'separator': ';'}, "separator=';' has no effect"),
+    ({'kind': 'synthetic', 'seed': 2**32}, 'seed=4294967296 is not a 32-bit number'),
     ({'weight': 0.0}, 'weight=0.0 is not positive'),
     ({'weight': float('nan')}, 'weight=nan is not positive'),
     ({'kind': 'synthetic', 'documents': 0}, 'documents=0 is not positive'),
