@@ -13,7 +13,7 @@ def warmup(cfg, step):
 
 
 def progress(step, steps, start):
-  """Fraction (0 to 1) of the way from update `start` to the last one."""
+  """Fraction (0 to 1) of the way from update `start` to update `steps`, one after the last, as in optax."""
   return jnp.clip((step - start) / max(steps - start, 1), 0.0, 1.0)
 
 
