@@ -4,6 +4,8 @@ import dataclasses
 
 from absl import flags
 
+from gpt_jax.cli import config_help
+
 FLAGS = flags.FLAGS
 DEFINE = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 
@@ -25,10 +27,11 @@ def define_sampling(but=(), **defaults):
   """A flag for each field of SampleConfig except `but`; defaults: help where it is not the run's value."""
   from gpt_jax.sample import SampleConfig
 
+  texts = config_help.comments(SampleConfig)
   for field in dataclasses.fields(SampleConfig):
     if field.name not in but:
       default = defaults.get(field.name, 'from the run')
-      DEFINE[field.type](field.name, None, f'sample.{field.name}; default: {default}')
+      DEFINE[field.type](field.name, None, f'{texts[field.name]}; default: {default}')
 
 
 def sampling_overrides():

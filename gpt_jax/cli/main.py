@@ -26,7 +26,7 @@ import traceback
 from absl import flags, logging
 from ml_collections import config_flags
 
-from gpt_jax.cli import args, job, verbs
+from gpt_jax.cli import args, config_help, job, verbs
 from gpt_jax.cluster.watchdog import process_watchdog
 from gpt_jax.runs import compilation_cache
 from gpt_jax.runs.loggers import say
@@ -98,6 +98,10 @@ def parse(argv):
   verbs.VERBS[verb].define_flags()
   if '--help' in rest or '-h' in rest:
     print(f'{verbs.VERBS[verb].run.__doc__}\n{format_flags(set(FLAGS) - flags_before)}')
+    if verb in WITH_OVERRIDES:
+      from gpt_jax import config  # imports jax
+
+      print(f'\nConfig keys:\n{config_help.format_keys(config.Config)}')
     sys.exit(0)
   is_study = verb == 'render' and args.flag_value(argv, 'shares')
   if is_study:

@@ -44,9 +44,7 @@ class ModelConfig:
   rope_attention_factor: float = 0.0  # yarn's factor on q and k; 0 = 0.1 ln(rope_factor) + 1
 
   norm: str = 'rmsnorm'  # a row of NORMS
-  norm_position: str = (
-    'pre'  # pre, post, sandwich, output (of branches only) or parallel (pre, branches abreast)
-  )
+  norm_position: str = 'pre'  # pre, post, sandwich, output (of branches) or parallel (branches abreast)
   norm_eps: float = 1e-5  # added to the variance
   norm_bias: bool = True  # LayerNorm only
   mlp: str = 'swiglu'  # a row of ACTIVATIONS
@@ -58,9 +56,7 @@ class ModelConfig:
   attention_softcap: float = 0.0  # scores -> cap tanh(scores / cap); 0 = off
   logit_softcap: float = 0.0  # the same for the head's logits; 0 = off
   window: int = 0  # keys each query attends to, itself included; 0 = all before it
-  layer_pattern: str = (
-    ''  # e.g. SSSL, repeated: S = window, L = all keys, N = all, no RoPE; '' = S everywhere
-  )
+  layer_pattern: str = ''  # repeated, such as SSSL: S = window, L = all keys, N = all, no RoPE; '' = S
 
   tied_head: bool = True  # the head is the embedding table
   embed_scale: float = 1.0  # embeddings are multiplied by this; 0 = sqrt(width)

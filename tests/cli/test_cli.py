@@ -3,6 +3,7 @@
 Most commands run in this process, by cli.main; `slow` ones in a process of their own.
 """
 
+import dataclasses
 import importlib
 import json
 import os
@@ -15,6 +16,7 @@ import tomllib
 import pytest
 
 import launch
+from gpt_jax import config
 from gpt_jax.cli import args, experiment_file, verbs
 from gpt_jax.evaluation import trained
 from gpt_jax.runs import records, run_folder
@@ -137,6 +139,13 @@ def test_experiment_file_errors(call, tmp_path, spec, parts, fix):
 )
 def test_errors_of_other_verbs(call, words, parts):
   assert_user_error(call(*words), *parts)
+
+
+def test_help_lists_every_config_key_with_its_meaning(call):
+  code, out, _ = call('train', '--help')
+  keys = re.findall(r'^  --config\.(\w+)\.(\w+) +(\S.*) \(default: ', out, re.M)
+  fields = [(s.name, f.name) for s in dataclasses.fields(config.Config) for f in dataclasses.fields(s.type)]
+  assert [key[:2] for key in keys] == fields  # none without a comment
 
 
 def test_help_lists_verbs_and_flags(call):
