@@ -19,7 +19,7 @@ import numpy as np
 from gpt_jax.data import files
 from gpt_jax.data.decoders import TooLarge, check_length, decode_image, decode_sound, flatten, name_record
 
-MOST_BYTES = 1 << 28  # of a file, or of a member of an archive, unpacked
+MOST_BYTES = 1 << 27  # of a file, or of a member of an archive, unpacked
 MOST_TERM = 1 << 15  # of the ratio of two sample rates: the filter has 20 times as many taps
 PIECE = 4096  # bytes asked of an archive at once: with some methods, packed ones
 FULL_SCALE = 32768  # of 16-bit sound

@@ -46,6 +46,7 @@ def rewrite_report(workdir):
   return '\n'.join(filter(None, [f'report: {path}', history.describe_goodput(run), run.clock_faults()]))
 
 
+@np.errstate(all='ignore')  # records may hold any number
 def write_report(workdir):
   """Write report.html into a run folder, finished or not, and return its path.
 
