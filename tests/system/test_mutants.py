@@ -7,6 +7,7 @@ another type; some without their digest, as the fix of an altered record allows.
 import json
 import pathlib
 import random
+import re
 import shutil
 
 import pytest
@@ -22,8 +23,12 @@ VERBS = {
   'table': ('report', '--workdir={parent}', '--columns=optim.lr'),
   'sample': ('sample', '--workdir={run}', '--prompt=a', '--max_new_tokens=2'),
   'export': ('export', '--workdir={run}', '--out={parent}/exported'),
+  'evaluate': ('evaluate', '--workdir={run}', '--limit=20'),
   'train': ('train', '--workdir={run}'),
 }
+SAYS_SO = re.compile(
+  'altered|readable|read|damaged|left out|differ|missing|lost|refused|not '
+)  # of a new line
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -125,3 +130,36 @@ def test_some_mutants_of_a_run_end_in_two_lines(call, copy, verb):
 @pytest.mark.parametrize('verb', VERBS)
 def test_mutants_of_a_run_end_in_two_lines(call, copy, verb):
   assert not run_mutants(call, copy, verb, MANY)
+
+
+def outcome(call, run):
+  """Lines that sample and report print, and what they make: the sampled text, the page."""
+  results, said = [], []
+  for verb in ('sample', 'report'):
+    code, out, err = call(*(word.format(run=run, parent=run.parent) for word in VERBS[verb]))
+    results.append(out if verb == 'sample' else code == 0 and (run / 'report.html').read_text())
+    said += (out + err).splitlines()
+  return results, said
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_of_a_run_is_found_or_harmless(call, copy):
+  """All files but samples, which the report shows as they are."""
+  pristine, silent = copy.parent.parent / 'pristine', []
+  shutil.copytree(copy, pristine)
+  (text, page), said = outcome(call, copy)
+  for number in range(60):
+    rng = random.Random(number)
+    shutil.rmtree(copy.parent)
+    shutil.copytree(pristine, copy)
+    files = sorted(
+      p for p in copy.rglob('*') if p.is_file() and p.stat().st_size and p.parent.name != 'samples'
+    )
+    path = rng.choice(files)
+    path.write_bytes(flip(path.read_bytes(), rng))
+    (new_text, new_page), new_said = outcome(call, copy)
+    new_lines = {*new_said, *(new_page or '').splitlines()} - {*said, *page.splitlines()}
+    is_found = any(SAYS_SO.search(line) for line in new_lines)
+    if (new_text, new_page) != (text, page) and not is_found:
+      silent.append((number, str(path.relative_to(copy)), sorted(new_lines)[:3]))
+  assert not silent
