@@ -10,7 +10,8 @@ from gpt_jax.cluster import watchdog
 from tests import command_line
 
 START = """
-import time
+import signal, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 from gpt_jax.cluster.watchdog import Watchdog
 watchdog = Watchdog()
 """
