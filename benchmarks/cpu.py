@@ -1,6 +1,6 @@
 """Compare speed on a CPU with peers: `python -m benchmarks.cpu [--only='train step, 4']`.
 
-All sides run in turns (see versus.py), about 15 minutes on two cores. Results are written to
+All sides run in turns (see versus.py), about 20 minutes on two cores. Results are written to
 results/speed/cpu.json after each turn, so an interrupted run loses nothing. `--only` runs the
 questions with this prefix and keeps the other rows. Generation runs at most two turns.
 """

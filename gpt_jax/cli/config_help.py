@@ -14,11 +14,11 @@ def comments(config_class):
 
 def format_keys(config_class):
   """Return one line for each key of a config: --config.section.key, its default and its comment."""
-  lines = []
+  lines, defaults = [], config_class()
   for section in dataclasses.fields(config_class):
     texts = comments(section.type)
     for field in dataclasses.fields(section.type):
-      default = getattr(section.type, field.name, '')
+      default = getattr(getattr(defaults, section.name), field.name)
       name = f'--config.{section.name}.{field.name}'
       lines.append(f'  {name:34} {texts.get(field.name, "")} (default: {default!r})')
   return '\n'.join(lines)

@@ -42,6 +42,17 @@ def sampling_overrides():
   return {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
 
 
+def data_overrides(argv):
+  """{key: value as text} of the arguments --config.data.KEY=VALUE; ValueError for other config keys."""
+  overrides = dict(arg.removeprefix('--config.').split('=', 1) for arg in argv if arg.startswith('--config.'))
+  if others := [key for key in overrides if not key.startswith('data.')]:
+    raise ValueError(
+      f'--config.{others[0]} cannot be changed after training, only keys of data\n'
+      'fix: leave it out, or train a run with it'
+    )
+  return overrides
+
+
 def require(name):
   """The value of a flag that must not be empty."""
   if not FLAGS[name].value:

@@ -32,7 +32,7 @@ from gpt_jax.runs import compilation_cache
 from gpt_jax.runs.loggers import say
 
 FLAGS = flags.FLAGS
-WITH_OVERRIDES = ('train', 'plan', 'render')  # verbs that take --config.key=value
+WITH_OVERRIDES = ('train', 'evaluate', 'plan', 'render')  # verbs that take --config.key=value
 PREEMPTIBLE = ('train', 'ablate')  # verbs that save when a signal asks them to stop
 
 # glibc returns large blocks to the kernel and page-faults them in again, step after step: keeping
@@ -98,7 +98,7 @@ def parse(argv):
   verbs.VERBS[verb].define_flags()
   if '--help' in rest or '-h' in rest:
     print(f'{verbs.VERBS[verb].run.__doc__}\n{format_flags(set(FLAGS) - flags_before)}')
-    if verb in WITH_OVERRIDES:
+    if verb in WITH_OVERRIDES and verb != 'evaluate':  # which takes a few of them
       from gpt_jax import config  # imports jax
 
       print(f'\nConfig keys:\n{config_help.format_keys(config.Config)}')

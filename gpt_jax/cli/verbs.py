@@ -19,6 +19,7 @@ from absl import flags
 from gpt_jax.cli import args
 from gpt_jax.cli.flags import (
   DEFINE,
+  data_overrides,
   define_distributed,
   define_sampling,
   define_workdir,
@@ -173,14 +174,22 @@ def evaluate_flags():
 
 
 def evaluate(argv):
-  """Evaluate a trained model on tasks and append the rows to WORKDIR/evaluations.jsonl."""
+  """Evaluate a trained model on tasks and append the rows to WORKDIR/evaluations.jsonl.
+
+  --config.data.KEY=VALUE   score other data, such as --config.data.mixture.NAME.valid_path=other.txt
+  """
+  from gpt_jax import config
   from gpt_jax.cluster.bootstrap import is_primary
   from gpt_jax.evaluation import evaluate as evaluation
   from gpt_jax.evaluation import trained
   from gpt_jax.runs import records, run_folder
 
-  join('evaluate', lambda: run_folder.read_config(FLAGS.workdir))
+  overrides = data_overrides(argv)
+  join('evaluate', lambda: run_folder.read_config(FLAGS.workdir), overrides=overrides)
   run = trained.load(FLAGS.workdir)
+  if overrides:
+    chosen = config.build(config.Config, FLAGS.config)
+    run = run._replace(cfg=dataclasses.replace(run.cfg, data=chosen.data))
   recognizer = trained.load(FLAGS.recognizer).subject() if FLAGS.recognizer else None
   rows = evaluation.run_tasks(
     run.subject(),
@@ -197,8 +206,8 @@ def evaluate(argv):
       'fix: choose another split or task, or add such data to a source of data.mixture'
     )
   for row in rows if is_primary() else ():
-    records.append_line(run.workdir / 'evaluations.jsonl', row)
-    say(evaluation.format_row(row))
+    records.append_line(run.workdir / 'evaluations.jsonl', row | overrides)
+    say(evaluation.format_row(row | overrides))
   if is_primary():
     from gpt_jax.reports import run_report  # matplotlib takes a second to import
 

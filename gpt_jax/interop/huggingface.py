@@ -66,7 +66,27 @@ def import_model(source):
   return imported.cfg, imported.model, imported.tokenizers
 
 
+def check_format(source):
+  """Raise ValueError, with the way to convert it, for GGUF or a lone PEFT adapter; note other adapters."""
+  ggufs = [source] if source.suffix == '.gguf' else sorted(source.glob('*.gguf'))
+  has_config, has_adapter = ((source / name).is_file() for name in ('config.json', 'adapter_config.json'))
+  if ggufs and not has_config:
+    raise ValueError(
+      f'--source={source} is GGUF ({ggufs[0].name}), which is not read\n'
+      'fix: AutoModelForCausalLM.from_pretrained(DIR, gguf_file=NAME).save_pretrained(NEW), the same with '
+      'AutoTokenizer, then import NEW'
+    )
+  if has_adapter and not has_config:
+    raise ValueError(
+      f'--source={source} is a PEFT adapter without its base model\n'
+      'fix: AutoPeftModelForCausalLM.from_pretrained(X).merge_and_unload().save_pretrained(NEW), import NEW'
+    )
+  if has_adapter:
+    say(f'note: {source} has a PEFT adapter beside its model, which is left out')
+
+
 def _read(folder, needs_tokenizer=False):
+  check_format(folder)
   hf = tokenizer_files.read_json(folder / 'config.json')
   family, fields = families.read_config(hf)
   cfg = config.build(ModelConfig, fields, 'model')
@@ -89,6 +109,8 @@ def find_folder(source):
   folder = Path(source).expanduser()
   if folder.is_dir():
     return folder
+  if folder.is_file():
+    check_format(folder)
   if not re.fullmatch(r'[\w-][\w.-]*(/[\w-][\w.-]*)?', str(source)) or folder.exists():
     raise FileNotFoundError(
       f'--source={source} is neither a folder nor a hub id\n'

@@ -133,11 +133,14 @@ class LanguageModelJob(base.Job):
           len(cache.media_hashes),
         )
       if len(cache.offsets) == 1 and 'valid_fraction' in cache.entries:
+        separator = self.cfg.data.mixture[name].separator
         log.warning(
-          'data.mixture.%s: validation data are the last %.3g%% of one text; if it is sorted, set separator '
-          'or valid_path',
+          'data.mixture.%s: validation data are the last %.3g%% of one text; if it is sorted, set %s',
           name,
           100 * self.cfg.data.valid_fraction,
+          f'another separator than {separator!r}, which does not occur'
+          if separator
+          else 'separator or valid_path',
         )
       caches[name, 'valid'] = cache
     return caches

@@ -152,7 +152,8 @@ def divisors(n):
 # No machine has room for more: larger numbers come from a broken or malicious file.
 MAXIMUM, MAXIMUM_OF_OTHERS = {'layers': 10_000, 'context': 2**31 - 1}, 2**24
 MINIMUM = {
-  **dict.fromkeys(('layers', 'width', 'heads', 'context', 'vocab_multiple'), 1),
+  **dict.fromkeys(('layers', 'width', 'heads', 'vocab_multiple'), 1),
+  'context': 2,  # a token and the next one, to sample
   **dict.fromkeys(('patch_values', 'frame_values', 'mup_base'), 0),
   **dict.fromkeys(('kv_heads', 'head_dim', 'hidden', 'vocab', 'window', 'experts'), 0),
   **dict.fromkeys(('capacity_factor', 'attention_softcap', 'logit_softcap', 'init_std'), 0),

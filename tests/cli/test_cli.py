@@ -388,6 +388,16 @@ def test_evaluate_prints_and_appends_rows(call, copy):
   assert snapshot(copy) == after
 
 
+def test_evaluate_scores_chosen_data_and_names_them(call, copy):
+  code, out, err = call('evaluate', f'--workdir={copy}', '--config.data.mixture.text.seed=5')
+  assert code == 0, err
+  rows = records.read_lines(copy / 'evaluations.jsonl')
+  assert all(row['data.mixture.text.seed'] == '5' for row in rows)
+  assert rows[0]['value'] != run_folder.read_result(copy)['evaluations'][0]['value']
+  error = call('evaluate', f'--workdir={copy}', '--config.model.width=8')
+  assert_user_error(error, '--config.model.width cannot be changed')
+
+
 def test_train_then_resume(call, experiment, run, tmp_path, monkeypatch):
   """`train` with a config and overrides, then the same run by its folder alone."""
   monkeypatch.setenv('HOME', str(tmp_path))

@@ -168,6 +168,17 @@ def test_the_training_split_can_be_scored(subject):
   assert row['value'] < math.log(272) - 1
 
 
+def test_bits_per_byte_count_only_bytes_that_the_tokens_give_back(subject, tmp_path, monkeypatch, caplog):
+  text = on_text(subject, tmp_path, 'a b c d e f g h ' * 20)
+  bits_per_byte = lambda: evaluate.run_tasks(dataclasses.replace(text, caches={}), ['perplexity'])[-1]
+  exact, decode = bits_per_byte(), type(subject.tokenizers).decode_text
+  monkeypatch.setattr(type(subject.tokenizers), 'decode_text', lambda *args: decode(*args).replace(' ', ''))
+  lossy = bits_per_byte()
+  assert exact['metric'] == lossy['metric'] == 'bits_per_byte' and 'bytes_lost' not in exact
+  assert lossy['value'] == pytest.approx(2 * exact['value']) and lossy['bytes_lost'] == 0.5
+  assert 'data.mixture.other: its tokens give back 50% of its bytes' in caplog.text
+
+
 def test_no_validation_data_give_no_rows(subject):
   section = dataclasses.replace(subject.cfg.data, valid_fraction=0.0)
   assert evaluate.run_tasks(with_data(subject, section), ['perplexity']) == []

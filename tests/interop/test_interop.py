@@ -852,3 +852,19 @@ def test_stories260k_generates_its_reference(data_dir, tmp_path):
   assert len(pieces) == vocab
   story = b''.join(pieces[i] for i in greedy).removeprefix(b' ').decode()
   assert story == reference['text']
+
+
+def test_other_formats_are_refused_by_name(tmp_path, capsys):
+  for name, content in (('model.gguf', b'GGUF'), ('adapter_config.json', b'{}')):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / name).write_bytes(content)
+  for source in (tmp_path / 'model.gguf', tmp_path / 'model.gguf/model.gguf'):
+    with pytest.raises(ValueError, match=r'is GGUF \(model.gguf\), which is not read\nfix: .*gguf_file'):
+      huggingface.import_model(source)
+  adapter = tmp_path / 'adapter_config.json'
+  with pytest.raises(ValueError, match='is a PEFT adapter without its base model\nfix: .*merge_and_unload'):
+    huggingface.import_model(adapter)
+  (adapter / 'config.json').write_text('{}')
+  with pytest.raises(ValueError, match='model_type'):
+    huggingface.import_model(adapter)
+  assert 'has a PEFT adapter beside its model, which is left out' in capsys.readouterr().out

@@ -528,9 +528,12 @@ def test_validation_data_without_a_target_are_refused_at_the_start(tmp_path):
   assert 'data.valid_fraction=0.0' in fix and not (tmp_path / 'run/config.json').exists()
 
 
-@pytest.mark.parametrize('separator', ['', '\n'])
+@pytest.mark.parametrize('separator', ['', '\n', '@@'])
 def test_a_text_that_is_cut_in_two_is_said(tmp_path, caplog, separator):
   (tmp_path / 'names.txt').write_text('\n'.join(sorted(f'name {n}' for n in range(400))))
   source = {'kind': 'text', 'path': str(tmp_path / 'names.txt'), 'separator': separator}
   job_of(tmp_path / 'run', tiny_runs.experiment(data__mixture={'x': source}))
-  assert ('data.mixture.x: validation data are the last 10% of one text' in caplog.text) == (not separator)
+  assert ('data.mixture.x: validation data are the last 10% of one text' in caplog.text) == (
+    separator != '\n'
+  )
+  assert ("another separator than '@@', which does not occur" in caplog.text) == (separator == '@@')

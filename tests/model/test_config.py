@@ -128,6 +128,7 @@ def test_flops_of_experts_with_a_capacity_are_those_of_experts_without(tiny):
 # -------------------------------------------------------------------------------------- validation
 
 INVALID = [
+  (dict(context=1), 'model.context=1 is too small', 'use at least 2'),
   (dict(positions='polar'), "model.positions='polar' is not known", 'use one of sinusoidal, learned'),
   (dict(rope_scaling='x'), "model.rope_scaling='x' is not known", 'use one of none, linear'),
   (dict(norm='batch'), "model.norm='batch' is not known", 'use one of layernorm, rmsnorm'),
@@ -142,7 +143,7 @@ INVALID = [
   (dict(layers=0), 'model.layers=0 is too small', 'use at least 1'),
   (dict(width=0), 'model.width=0 is too small', 'use at least 1'),
   (dict(heads=0), 'model.heads=0 is too small', 'use at least 1'),
-  (dict(context=0), 'model.context=0 is too small', 'use at least 1'),
+  (dict(context=0), 'model.context=0 is too small', 'use at least 2'),
   (dict(vocab_multiple=0), 'model.vocab_multiple=0 is too small', 'use at least 1'),
   (dict(kv_heads=-1), 'model.kv_heads=-1 is too small', 'use at least 0'),
   (dict(window=-1), 'model.window=-1 is too small', 'use at least 0'),

@@ -8,6 +8,7 @@ lossless, under the softmax over what the grammar allows.
 """
 
 import itertools
+import logging
 
 import jax
 import numpy as np
@@ -19,6 +20,8 @@ from gpt_jax.data.templates import is_plain
 from gpt_jax.evaluation.metrics import bits_per_dim
 from gpt_jax.evaluation.tasks import common
 from gpt_jax.losses import bits
+
+log = logging.getLogger(__name__)
 
 
 def fits(condition, target):
@@ -89,9 +92,31 @@ def score_text(subject, source, split, limit, stride):
   rows.add('bits_per_token', bits(nats / tokens))
   cache = subject.cache(source, split)
   all_scored = cache.start >= 0 or not subject.masks_documents  # else first tokens are bytes, but not targets
-  if is_whole and cache.bytes and all_scored:
-    rows.add('bits_per_byte', bits(nats) / cache.bytes)
+  if is_whole and all_scored and (count := decoded_bytes(subject, source, split)):
+    lost = {'bytes_lost': round(1 - count / cache.bytes, 4)} if count < cache.bytes else {}
+    rows.add('bits_per_byte', bits(nats) / count, **lost)
   return rows
+
+
+def decoded_bytes(subject, source, split):
+  """UTF-8 bytes of a text that its tokens give back: fewer than it has where a tokenizer is lossy.
+
+  A tokenizer that drops case or spaces predicts less, and must not look better for it.
+  """
+  key, cache = ('decoded bytes', source, split), subject.cache(source, split)
+  if key not in subject.caches:
+    ends = [*cache.offsets[1:].tolist(), len(cache.ids)]
+    documents = (cache.ids[start:end] for start, end in zip(cache.offsets.tolist(), ends, strict=True))
+    texts = (subject.tokenizers.decode_text(ids) for ids in documents)
+    count = min(cache.bytes, sum(len(text.encode('utf-8', 'replace')) for text in texts))
+    if count < cache.bytes:
+      log.warning(
+        'data.mixture.%s: its tokens give back %.3g%% of its bytes; bits per byte count only those',
+        source,
+        100 * count / cache.bytes,
+      )
+    subject.caches[key] = count
+  return subject.caches[key]
 
 
 def score_documents(subject, source, split, limit):
