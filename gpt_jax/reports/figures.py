@@ -44,6 +44,9 @@ MAX_LETTERS = 60  # of a label
 MAX_POINTS = 1200  # of a line; more are below a pixel
 
 
+LARGEST = 1e100
+
+
 @dataclasses.dataclass(frozen=True)
 class Series:
   """One line: x and y are float arrays of equal length; y may be NaN."""
@@ -139,6 +142,8 @@ def chart(series, *, name, label, size, marks=(), units=('', ''), room=0, x_scal
 
   marks: [(x, text)] of dotted vertical lines. units: of x and y. room: pixels for the labels of lines.
   """
+  drawable = lambda values: np.where(np.abs(values) < LARGEST, values, np.nan)  # matplotlib cannot tick more
+  series = [dataclasses.replace(s, x=drawable(s.x), y=drawable(s.y)) for s in series]
   y_limits = limits(series)
   if not y_limits:
     return Html()
