@@ -191,6 +191,12 @@ COMMON = {
   'logit_softcap': (0.0,),
   'embed_scale': (1.0,),
   'residual_scale': (1.0,),
+  'logit_scale': (1.0,),
+  'query_scale': (0.0,),
+  'qk_norm_over': lambda cfg: not cfg.qk_norm or cfg.qk_norm_over == 'head',
+  'rope_fraction': (1.0,),
+  'rope_local_theta': (0.0,),
+  'layer_pattern': lambda cfg: 'N' not in cfg.layer_pattern,
   'experts': (0,),
   'mup_base': lambda cfg: cfg.growth == 1,
 }

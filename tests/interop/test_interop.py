@@ -389,6 +389,12 @@ def test_unsupported_configs_fail(name, changes, words, tmp_path):
       dict(llama='lacks model.window=5', mistral='lacks model.attention_bias=True'),
     ),
     ('mistral', dict(layer_pattern='SL'), dict(gpt2='window=5', mistral='lacks model.window=5')),
+    ('llama', dict(query_scale=0.3, logit_scale=0.5), dict(llama='logit_scale=0.5, model.query_scale=0.3')),
+    ('llama', dict(rope_fraction=0.5), dict(llama='rope_fraction=0.5')),
+    ('llama', dict(norm='zero_centered_rmsnorm'), dict(llama='norm=zero_centered_rmsnorm')),
+    ('llama', dict(layer_pattern='LN'), dict(llama='layer_pattern=LN')),
+    ('qwen3', dict(qk_norm_over='all'), dict(qwen3='qk_norm_over=all')),
+    ('qwen3_windows', dict(rope_local_theta=100.0), dict(qwen3='rope_local_theta=100.0')),
     ('qwen3', dict(mlp_bias=True), dict(llama='lacks model.qk_norm=True', qwen3='lacks model.mlp_bias=True')),
   ],
 )
@@ -401,6 +407,22 @@ def test_unexportable_settings_are_listed(name, fields, lacks, tmp_path):
   for family, words in lacks.items():
     assert words in said[family]
   assert not (tmp_path / 'out').exists()
+
+
+# Fields that change no logit, those of modalities, which no family has, and of RoPE, which write_rope writes.
+FREE = {'vocab_multiple', 'patch_values', 'frame_values', 'init_projections', 'dropout', 'attention_dropout'}
+FREE |= {'experts_per_token', 'router_renormalize', 'capacity_factor'}  # experts=0
+FREE |= {'kernel', 'unroll', 'remat', 'dtype', 'param_dtype', 'norm_bias'}
+FREE |= {field.name for field in dataclasses.fields(ModelConfig) if field.name.startswith('rope_')}
+FREE -= {'rope_fraction', 'rope_local_theta'}
+
+
+@pytest.mark.parametrize('name', families.EXPORTS)
+def test_every_setting_that_changes_logits_is_written_or_restricted(name):
+  """A new field of ModelConfig must be one of these, or a model that uses it exports other logits."""
+  family = families.FAMILIES[name]
+  named = {*family.keys, *family.expresses, *FREE}
+  assert not {field.name for field in dataclasses.fields(ModelConfig)} - named
 
 
 # ------------------------------------------------------------------------------------- files
