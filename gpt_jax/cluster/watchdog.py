@@ -1,8 +1,8 @@
 """Preemption signals, hangs, and the death of another process of a distributed job.
 
 The first of SIGNALS, to any process and in any phase, requests that the whole job saves and stops at one
-step that all processes agree on; the second one exits at once. A thread reads the signals, so that this
-works while the main thread is in a compiler or waits for a device. The agreement is JAX's
+step that all processes agree on; a second SIGTERM or SIGINT exits at once. A thread reads the signals, so
+that this works while the main thread is in a compiler or waits for a device. The agreement is JAX's
 (multihost_utils.reached_preemption_sync_point).
 """
 
@@ -20,6 +20,8 @@ from pathlib import Path
 
 # SIGHUP: the terminal or connection is gone. SIGUSR1, SIGUSR2: SLURM's --signal, submitit, LSF, Grid Engine.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# A second one of these exits at once. SIGHUP comes twice when a terminal closes: from shell and kernel.
+IMPATIENT = (signal.SIGTERM, signal.SIGINT)
 DUMP_SECONDS = 30  # a hung process has this long to write its stacks
 EXIT_AT_ONCE = 130  # exit code after a second signal
 PREEMPTED = 75  # exit code of a process that was asked to stop: run the same command again
@@ -82,6 +84,8 @@ class Watchdog:
         continue
       if numbers[0] == signal.SIGHUP:
         self._leave_terminals()
+      if self.stop_requested and numbers[0] not in IMPATIENT:
+        continue
       if self.stop_requested:
         os._exit(EXIT_AT_ONCE)  # the last checkpoint is good
       self.stop_requested = True

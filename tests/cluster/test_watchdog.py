@@ -21,9 +21,6 @@ def run(program, *numbers, folder='.'):
   """Run a program and send it a signal each time it prints 'ready' -> (exit code, output lines)."""
   command = [sys.executable, '-c', START + program, str(folder)]
   options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=command_line.ROOT)
-  options['preexec_fn'] = lambda: signal.signal(
-    signal.SIGHUP, signal.SIG_DFL
-  )  # the tests may run under nohup
   with subprocess.Popen(command, **options) as process:
     lines = []
     for line in process.stdout:
@@ -45,12 +42,28 @@ print('saved', flush=True)
 print('ready', flush=True)
 time.sleep(60)
 """
-  code, lines = run(program, number, number)
+  code, lines = run(program, number, number if number in watchdog.IMPATIENT else signal.SIGTERM)
   assert code == watchdog.EXIT_AT_ONCE
   assert [line for line in lines if line != 'ready'] == [
     'stopping: will save after this step; signal again to exit at once',
     'saved',
   ]
+
+
+def test_a_hang_up_that_comes_twice_still_saves():
+  """A shell passes SIGHUP on when its terminal closes, and the kernel sends another."""
+  program = """
+import jax, os
+while not watchdog.should_stop(3):
+  os.kill(os.getpid(), signal.SIGHUP)
+  time.sleep(0.05)
+for _ in range(3):
+  os.kill(os.getpid(), signal.SIGHUP)
+  time.sleep(0.05)
+print('saved', flush=True)
+"""
+  code, lines = run(program)
+  assert (code, lines) == (0, ['stopping: will save after this step; signal again to exit at once', 'saved'])
 
 
 def test_the_second_signal_exits_while_the_main_thread_is_outside_python():
