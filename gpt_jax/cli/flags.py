@@ -4,7 +4,7 @@ import dataclasses
 
 from absl import flags
 
-from gpt_jax.cli import config_help
+from gpt_jax.cli import args, config_help
 
 FLAGS = flags.FLAGS
 DEFINE = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
@@ -44,7 +44,7 @@ def sampling_overrides():
 
 def data_overrides(argv):
   """{key: value as text} of the arguments --config.data.KEY=VALUE; ValueError for other config keys."""
-  overrides = dict(arg.removeprefix('--config.').split('=', 1) for arg in argv if arg.startswith('--config.'))
+  overrides = dict(arg.removeprefix('--config.').split('=', 1) for arg in args.config_overrides(argv))
   if others := [key for key in overrides if not key.startswith('data.')]:
     raise ValueError(
       f'--config.{others[0]} cannot be changed after training, only keys of data\n'

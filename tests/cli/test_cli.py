@@ -17,6 +17,7 @@ import pytest
 
 import launch
 from gpt_jax import config
+from gpt_jax.ablation import store
 from gpt_jax.cli import args, experiment_file, verbs
 from gpt_jax.evaluation import trained
 from gpt_jax.runs import records, run_folder
@@ -393,7 +394,12 @@ def test_evaluate_scores_chosen_data_and_names_them(call, copy):
   assert code == 0, err
   rows = records.read_lines(copy / 'evaluations.jsonl')
   assert all(row['data.mixture.text.seed'] == '5' for row in rows)
-  assert rows[0]['value'] != run_folder.read_result(copy)['evaluations'][0]['value']
+  own = run_folder.read_result(copy)['evaluations'][0]
+  assert rows[0]['value'] != own['value']
+  scores = store.task_scores(copy, run_folder.read_result(copy))
+  assert scores['perplexity/text/nats_per_token'] == own['value']  # not that of other data
+  error = call('evaluate', f'--workdir={copy}', '--config.data.workers', '--config.data.cache')
+  assert_user_error(error, 'config.data')
   error = call('evaluate', f'--workdir={copy}', '--config.model.width=8')
   assert_user_error(error, '--config.model.width cannot be changed')
 

@@ -21,7 +21,7 @@ def metric_kind(metric):
   if parts[0] in COSTS or parts[0].endswith('_per_second'):
     return 'cost'
   for kind, names in (('per token', PER_TOKEN), ('per byte', PER_BYTE)):
-    if parts[0] in names or any(part in names for part in parts[2:]):
+    if parts[0] in names or any(part in names for part in parts[2:] or parts[1:]):
       return kind
   return 'task'
 
