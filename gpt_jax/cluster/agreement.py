@@ -30,13 +30,15 @@ FIRST_TOPIC = 'config'  # of the first comparison of a job
 REPORT_SECONDS = 30  # to wait for the others in order to tell them of a failure
 MAX_LINES = 12  # differences that an error names
 WAIT_SECONDS = 120  # for a process that has joined, and imports or reads its config
+DATA_SECONDS = 6 * 3600  # for one that hashes token caches: a terabyte at 50 MB/s
 SOURCE = Path(__file__).parents[1]
 
 
-def require_equal(topic, build, values_of):
+def require_equal(topic, build, values_of, seconds=WAIT_SECONDS):
   """Return build() after checking that values_of(build()) is equal in all processes of the job.
 
-  topic: name of this comparison, used once in a process. values_of: returns a nested dict for JSON.
+  topic: name of this comparison, used once in a process. values_of: returns a nested dict for JSON. seconds:
+  to wait for the slowest process.
 
   Raises:
     ValueError: in all processes, naming every key that differs with its values; or what one of them
@@ -51,10 +53,15 @@ def require_equal(topic, build, values_of):
     message = {'values': records.flatten(records.to_json(values_of(result)))}
   except (ValueError, OSError) as error:
     failure, message = error, {'error': str(error)}
-  if verdict := exchange(topic, index, count, message):
+  if verdict := exchange(topic, index, count, message, seconds):
     jax.distributed.shutdown()  # waits for all, so that none of them dies of the death of another
     raise failure or ValueError(verdict)
   return result
+
+
+def require_equal_data(fingerprint):
+  """Check that all processes read the same data; waits for one that still hashes its token caches."""
+  require_equal('data', lambda: None, lambda _: {'data': fingerprint}, DATA_SECONDS)
 
 
 def report_failure(job, error):
@@ -67,9 +74,9 @@ def report_failure(job, error):
   jax.distributed.shutdown()
 
 
-def exchange(topic, index, count, message):
+def exchange(topic, index, count, message, seconds=WAIT_SECONDS):
   """Send this process's message, and return the verdict of process 0 on those of all: '' or an error."""
-  client, folder, timeout_ms = global_state.client, f'gpt_jax/{topic}', WAIT_SECONDS * 1000
+  client, folder, timeout_ms = global_state.client, f'gpt_jax/{topic}', seconds * 1000
   client.key_value_set(f'{folder}/{index}', json.dumps(message))
   try:
     if index == 0:
@@ -80,7 +87,7 @@ def exchange(topic, index, count, message):
     return client.blocking_key_value_get(f'{folder}/verdict', 2 * timeout_ms)
   except jax.errors.JaxRuntimeError as error:
     raise RuntimeError(
-      f'{topic}: another process of this job ended, or has not answered in {WAIT_SECONDS} s\n'
+      f'{topic}: another process of this job ended, or has not answered in {seconds} s\n'
       'fix: read its log, then run the same command again in all processes'
     ) from error
 

@@ -86,7 +86,7 @@ def setup(cfg, workdir, mesh, job_class, replicas=1, trace=True):
   with main_process_first():  # it writes caches and tokenizers, the others read them
     job = job_class(cfg, workdir, mesh)
   # Each process reads the files by itself; the loader has the digests of what it read.
-  agreement.require_equal('data', lambda: None, lambda _: {'data': job.loader.fingerprint})
+  agreement.require_equal_data(job.loader.fingerprint)
   if trace:
     jax.eval_shape(job.program.step, job.program.abstract, abstract_batch(cfg, job))
   timer.mark_phase('setup')
