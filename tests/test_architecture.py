@@ -72,7 +72,7 @@ MAY_IMPORT = {
   'cli': 'ablation ablation.execute cli.experiment_file cluster cluster.batches config data evaluation '
   'evaluation.trained interop model plan reports reports.compare runs sample sampling sampling.validate '
   'sharding step tokenizers train',
-  'experiments': 'ablation config model',
+  'experiments': 'ablation config data model',
   'launch': 'cli',
 }
 

@@ -14,6 +14,7 @@ from benchmarks import emoji_split
 from gpt_jax import config, data, train
 from gpt_jax.cli import experiment_file
 from gpt_jax.data import media_io
+from gpt_jax.data.sources import SOURCES
 from gpt_jax.data.synthetic import keypad
 from gpt_jax.evaluation.tasks import common
 from gpt_jax.jobs import language_model, run_tokenizers
@@ -81,6 +82,7 @@ def corpora(tmp_path_factory):
   write_mnist(folder / 'mnist')
   write_recordings(folder / 'fsdd/recordings.zip')
   write_emoji(folder / 'noto_emoji')
+  write_classes(folder / 'shapes')
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('GPT_JAX_DATA', str(folder))
     patch.setattr(sys, 'argv', ['emoji_split', f'--out={folder}/runs/emoji.jsonl'])
@@ -145,6 +147,15 @@ def write_emoji(folder):
       fields = dict(image=f'emoji_{number}.png', name=' '.join(names), group='Objects')
       lines.append(json.dumps(fields) + '\n')
   (folder / 'captions.jsonl').write_text(''.join(lines))
+
+
+def write_classes(folder):
+  """Two folders of gray pictures, named like their classes."""
+  for label, value in (('dark', 40), ('light', 200)):
+    (folder / label).mkdir(parents=True)
+    for number in range(30):
+      picture = media_io.to_png(np.full((20, 24, 3), value + number, np.uint8))
+      (folder / label / f'{number}.png').write_bytes(picture)
 
 
 @pytest.fixture
@@ -284,10 +295,34 @@ def test_choices_build_and_use_every_setting(name, chosen, stand_in, tmp_path):
       assert next(data.examples(cfg.data, source, split))
 
 
+def test_a_folder_proposes_its_own_sizes(tmp_path):
+  for label in ('ring', 'bar'):
+    for kind in ('pictures', 'sounds'):
+      (tmp_path / kind / label).mkdir(parents=True)
+    (tmp_path / f'pictures/{label}/1.png').write_bytes(media_io.to_png(np.zeros((26, 60, 3), np.uint8)))
+    (tmp_path / f'sounds/{label}/1.wav').write_bytes(media_io.to_wav(np.zeros(12000), 8000))
+  (tmp_path / 'pictures/ring/2.png').write_bytes(b'broken')
+  recipe = f'{command_line.ROOT}/experiments/folder.py:path={tmp_path}'
+  pictures = config.build(config.Config, experiment_file.load_config(f'{recipe}/pictures'))
+  assert (pictures.image.height, pictures.image.width) == (24, 24)
+  assert pictures.model.context == 36 + len('ring') + 8
+  assert [source.bad_records for source in pictures.data.mixture.values()] == [1, 1]
+  sounds = config.build(config.Config, experiment_file.load_config(f'{recipe}/sounds,task=name'))
+  assert sounds.audio.seconds == 1.5
+  [source] = sounds.data.mixture.values()
+  records = [fields for _, fields in SOURCES['files'].open(source, 'train').records()]
+  assert sorted(fields['label'] for fields in records) == ['bar', 'ring']
+  (tmp_path / 'sounds/stray.wav').write_bytes(b'')
+  with pytest.raises(ValueError) as error:
+    experiment_file.load_config(f'{recipe}/sounds')
+  tiny_runs.assert_two_lines(error.value, 'lies in no folder of a class')
+
+
 @pytest.mark.parametrize(
   'name, chosen',
   [
     ('mnist', 'task=fly'),
+    ('folder', 'task=fly'),
     ('digits_speech', 'task=fly'),
     ('digits_speech', 'loso=bob'),
     ('multimodal', 'only=fly'),

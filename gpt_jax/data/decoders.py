@@ -198,3 +198,18 @@ def flatten(picture, mode, notes):
   elif picture.mode != mode and (picture.mode, mode) != ('P', 'RGB'):
     notes.append(f'{name} converted to {MODES[mode]}')
   return picture.convert(mode)
+
+
+def extent(path: str, modality: str) -> float:
+  """Return the shorter side of a picture, or the seconds of a sound, by its header; 0 if it is broken."""
+  if modality == 'audio':
+    import soundfile as decoder
+  else:
+    from PIL import Image as decoder
+  try:
+    if modality == 'audio':
+      return decoder.info(path).duration
+    with decoder.open(path, formats=list(formats.PICTURES)) as picture:
+      return min(picture.size)
+  except Exception:  # whatever a damaged header makes of a decoder; training names the file
+    return 0
