@@ -3,6 +3,7 @@
 `runs.history` lists the keys that it shows; sections without data are left out.
 """
 
+import json
 import math
 
 import numpy as np
@@ -283,11 +284,11 @@ def samples(run):
 
 
 def evaluations(run):
-  """The results of evaluation tasks, against chance or a baseline."""
+  """The results of evaluation tasks, each once, against chance or a baseline."""
   rows, columns = [], ('task', 'metric', 'value', 'interval', 'baseline', 'chance', 'sampling')
-  for row in run.evaluations:
+  for row in {json.dumps(row, sort_keys=True): row for row in run.evaluations}.values():
     kind = next((kind for kind in ('baseline', 'chance') if kind in row), '')
-    details = [f'{k} {v:,}' if isinstance(v, int) else str(v) for k, v in row.items() if k not in columns]
+    details = [str(v) if isinstance(v, str) else f'{k} {v:,}' for k, v in row.items() if k not in columns]
     cells = (
       row['task'],
       page.element('span', ', '.join(details), kind='about'),

@@ -488,9 +488,12 @@ def test_the_result_of_a_shorter_training_is_ignored(tmp_path):
 
 def test_later_evaluations_are_shown(tmp_path):
   folder = new_run(tmp_path / 'run', {'loss': 1.0})
-  row = {'task': 'classify', 'metric': 'accuracy', 'value': 0.75, 'stride': 2}
-  records.append_line(folder / 'evaluations.jsonl', row)
-  assert 'classify stride 2 accuracy 0.75' in read_report(folder)[1].text()
+  row = {'task': 'classify', 'metric': 'accuracy', 'value': 0.75, 'stride': 2, 'temperature': 0.5}
+  for value in (0.75, 0.75, 0.5):
+    records.append_line(folder / 'evaluations.jsonl', row | {'value': value})
+  text = read_report(folder)[1].text()
+  assert text.count('classify stride 2, temperature 0.5 accuracy 0.75') == 1  # scored again, shown once
+  assert text.count('classify stride 2, temperature 0.5 accuracy 0.5') == 1
 
 
 def test_a_result_without_its_done_event_is_a_finished_run(tmp_path):
