@@ -62,12 +62,19 @@ def resolve_model(cfg, toks):
 
 
 def resolve_prompts(cfg, toks):
-  """Return train.sample_prompts; the default is an empty prompt where the alphabet has no newline."""
+  """Return train.sample_prompts.
+
+  The default is an empty prompt where the alphabet has no newline, and none where every source has a
+  condition: the samples of the sources show such a model.
+  """
+  is_default = cfg.train.sample_prompts == type(cfg.train).sample_prompts
+  if is_default and all(data.signature(source.template)[0] for source in cfg.data.mixture.values()):
+    return ()
   for text in cfg.train.sample_prompts:
     try:
       toks.encode_text(text)
     except ValueError as error:
-      if cfg.train.sample_prompts == type(cfg.train).sample_prompts:
+      if is_default:
         return ('',)
       cause = str(error).split('\n')[0]
       raise ValueError(

@@ -512,6 +512,11 @@ def test_the_default_prompt_is_one_that_every_alphabet_has():
   cfg = tiny_runs.experiment()
   default = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, sample_prompts=('\n',)))
   assert language_model.resolve_prompts(default, toks) == ('',)
+  named = {name: dataclasses.replace(s, template='{a} -> {b}') for name, s in cfg.data.mixture.items()}
+  conditional = dataclasses.replace(
+    default, data=dataclasses.replace(cfg.data, packing='first_fit', mixture=named)
+  )
+  assert language_model.resolve_prompts(conditional, toks) == ()
   other = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, sample_prompts=('é',)))
   with pytest.raises(ValueError, match=r"train.sample_prompts has 'é', and character 'é'.*\nfix: "):
     language_model.resolve_prompts(other, toks)
