@@ -3,7 +3,6 @@
 `runs.history` lists the keys that it shows; sections without data are left out.
 """
 
-import json
 import math
 
 import numpy as np
@@ -286,9 +285,10 @@ def samples(run):
 def evaluations(run):
   """The results of evaluation tasks, each once, against chance or a baseline."""
   rows, columns = [], ('task', 'metric', 'value', 'interval', 'baseline', 'chance', 'sampling')
-  for row in {json.dumps(row, sort_keys=True): row for row in run.evaluations}.values():
+  for row in {repr(sorted(row.items())): row for row in run.evaluations}.values():
     kind = next((kind for kind in ('baseline', 'chance') if kind in row), '')
-    details = [str(v) if isinstance(v, str) else f'{k} {v:,}' for k, v in row.items() if k not in columns]
+    others = [(k, v) for k, v in row.items() if k not in columns]
+    details = [f'{k} {v:,}' if isinstance(v, int | float) else str(v) for k, v in others]
     cells = (
       row['task'],
       page.element('span', ', '.join(details), kind='about'),
