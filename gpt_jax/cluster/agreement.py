@@ -1,8 +1,8 @@
-"""What must be equal in all processes of a job, compared before they compute together.
+"""Compare config, code, versions and environment of all processes of a job before they compute together.
 
-Nothing else would notice: with another learning rate in one process both train to the end with a wrong loss,
-with another eval_every both hang. All is compared but the flags of PER_PROCESS and paths of logs and caches.
-The values travel through the key-value store of jax.distributed: that needs no device and compiles nothing.
+Without it, processes with different learning rates train to the end with a wrong loss, and processes with
+different eval_every hang. Compared is everything but the flags of PER_PROCESS and paths of logs and caches.
+The values travel through the key-value store of jax.distributed.
 """
 
 import hashlib
@@ -14,7 +14,6 @@ import re
 from pathlib import Path
 
 import jax
-from jax._src.distributed import global_state  # jax.distributed has no public key-value store
 
 from gpt_jax.cluster import bootstrap
 from gpt_jax.runs import records
@@ -76,7 +75,7 @@ def report_failure(job, error):
 
 def exchange(topic, index, count, message, seconds=WAIT_SECONDS):
   """Send this process's message, and return the verdict of process 0 on those of all: '' or an error."""
-  client, folder, timeout_ms = global_state.client, f'gpt_jax/{topic}', seconds * 1000
+  client, folder, timeout_ms = bootstrap.key_value_store(), f'gpt_jax/{topic}', seconds * 1000
   client.key_value_set(f'{folder}/{index}', json.dumps(message))
   try:
     if index == 0:

@@ -20,7 +20,7 @@ import time
 
 import jax
 import numpy as np
-from jax._src.distributed import global_state  # of jax.distributed: process_id, num_processes, client
+from jax._src.distributed import global_state  # jax.distributed has no public name for any of it
 from jax.experimental import multihost_utils
 
 from gpt_jax.cluster import watchdog
@@ -202,6 +202,11 @@ def time_limit(job, seconds):
 def process_and_count():
   """Return (index of this process, number of processes) of the job that it has joined; starts no backend."""
   return global_state.process_id, global_state.num_processes or 1
+
+
+def key_value_store():
+  """Return the client of the job's key-value store, which needs no device and compiles nothing."""
+  return global_state.client
 
 
 def local_time():

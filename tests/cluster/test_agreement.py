@@ -36,7 +36,8 @@ def exchange(monkeypatch):
   """exchange(messages) -> the verdict that each process reads."""
 
   def run(messages):
-    monkeypatch.setattr(agreement.global_state, 'client', FakeStore())
+    store = FakeStore()
+    monkeypatch.setattr(bootstrap, 'key_value_store', lambda: store)
     verdicts = [None] * len(messages)
 
     def process(i):
