@@ -16,8 +16,8 @@ def reading(path, expected, fix):
 
   Put only the parsing of one file inside: with reading(path, 'a picture', 'repair or drop it'): ...
   An error that states its own fix keeps its text, with the path in front unless it names it, and a
-  FileNotFoundError its type. The cause is chained: --traceback shows it. Errors of missing packages and
-  signals pass.
+  FileNotFoundError its type. The cause is chained: --traceback shows it. A lack of memory is no fault of the
+  file, and the error says so. Errors of missing packages and signals pass.
 
   path: what errors call the file, '' if the block's own errors do. expected: noun phrase, as in 'a whole
   zip archive'.
@@ -26,6 +26,11 @@ def reading(path, expected, fix):
     yield
   except ImportError:
     raise
+  except MemoryError as error:
+    raise ValueError(
+      f'{path} needs more memory than there is: {describe_cause(error)}\n'
+      f'fix: free memory; if the file should be small, {fix}'
+    ) from error
   except BaseException as error:
     # Rust libraries (tokenizers, safetensors) panic with a BaseException of this name.
     if not isinstance(error, Exception) and type(error).__name__ != 'PanicException':

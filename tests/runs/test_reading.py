@@ -16,7 +16,6 @@ class PanicException(BaseException):
     (ValueError('two\nlines'), 'two lines'),
     (ZeroDivisionError(), 'ZeroDivisionError'),
     (RecursionError('too deep'), 'too deep'),
-    (MemoryError(), 'MemoryError'),
     (PermissionError(13, 'Permission denied', 'x'), 'Permission denied'),
     (PanicException('index out of bounds'), 'PanicException index out of bounds'),
     (OSError('cannot identify <_io.BytesIO object at 0x7f>'), 'cannot identify'),
@@ -28,6 +27,15 @@ def test_any_failure_to_parse_names_the_file_and_the_fix(error, cause):
     raise error
   assert str(failure.value) == f'a.png is not a picture: {cause}\nfix: drop it'
   assert failure.value.__cause__ is error
+
+
+def test_a_lack_of_memory_is_said():
+  with pytest.raises(ValueError) as failure, reading('a.npz', 'an archive', 'drop it'):
+    raise MemoryError('Unable to allocate 8.00 TiB')
+  assert str(failure.value) == (
+    'a.npz needs more memory than there is: MemoryError Unable to allocate 8.00 TiB\n'
+    'fix: free memory; if the file should be small, drop it'
+  )
 
 
 @pytest.mark.parametrize('error', [KeyboardInterrupt(), SystemExit(1), ImportError('no soundfile')], ids=repr)
