@@ -15,6 +15,7 @@ import logging
 from gpt_jax.runs import records
 
 log = logging.getLogger(__name__)
+SYSTEM_FILES = ('.DS_Store', '._*', '.nfs*', 'Thumbs.db', 'desktop.ini')  # file managers and NFS leave them
 READERS = 4  # files that are read at once: hashing releases the interpreter's lock
 
 
@@ -25,9 +26,10 @@ class Corrupt(ValueError):
 def digest_files(folder, full=True, names=None):
   """Return {relative path: {'bytes': size and, if `full`, 'sha256': of the content}} of all files.
 
-  names: relative paths of those to include; missing ones are left out.
+  names: relative paths of those to include; missing ones are left out. Default: all but SYSTEM_FILES.
   """
-  paths = folder.rglob('*') if names is None else (folder / name for name in names)
+  every = (path for path in folder.rglob('*') if not is_system_file(path))
+  paths = every if names is None else (folder / name for name in names)
   paths = sorted(path for path in paths if path.is_file())
   entries = {str(path.relative_to(folder)): {'bytes': path.stat().st_size} for path in paths}
   if full:
@@ -35,6 +37,11 @@ def digest_files(folder, full=True, names=None):
       for entry, digest in zip(entries.values(), pool.map(_sha256, paths), strict=True):
         entry['sha256'] = digest
   return entries
+
+
+def is_system_file(path):
+  """Whether an operating system, rather than a run or a user, left a file."""
+  return any(path.match(pattern) for pattern in SYSTEM_FILES)
 
 
 def write_manifest(path, folder, names=None):

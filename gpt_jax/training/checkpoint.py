@@ -112,7 +112,8 @@ class Checkpoints:
     Resuming deletes newer steps and retention deletes older ones.
     """
     for path in (self.folder / str(step) for step in self.steps()):
-      names = sorted({child.name for child in path.iterdir()} - OWN_NAMES) if path.is_dir() else [path.name]
+      children = [x for x in path.iterdir() if not digests.is_system_file(x)] if path.is_dir() else [path]
+      names = sorted({child.name for child in children} - OWN_NAMES)
       if path.is_symlink() or names:
         cause = 'is a link' if path.is_symlink() else f'holds files that no run writes: {join_some(names, 5)}'
         raise ValueError(f'{path} {cause}\nfix: move it elsewhere; a run deletes its old steps there')

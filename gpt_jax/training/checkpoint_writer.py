@@ -105,7 +105,7 @@ class CheckpointWriter(Checkpoints):
     self.manifest(step).parent.mkdir(parents=True, exist_ok=True)
     digests.write_manifest(self.manifest(step), self.folder / str(step))
     steps = set(self.steps())
-    for path in self.manifest(step).parent.glob('*.json'):
+    for path in self.manifest(step).parent.glob('[0-9]*.json'):
       if int(path.stem) not in steps:  # Orbax keeps the newest ones
         path.unlink()
 

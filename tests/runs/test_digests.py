@@ -85,6 +85,12 @@ def test_sizes_tell_what_is_missing_foreign_or_cut(folder, harm, words, full):
     check(folder, full)
 
 
+def test_files_of_the_operating_system_are_no_change(folder):
+  for name in ('.DS_Store', 'deep/._b', 'deep/.nfs0000001', 'Thumbs.db'):
+    (folder / name).write_bytes(b'icons')
+  check(folder)
+
+
 def test_a_file_that_can_be_made_again_is_made_again_and_that_is_said(tmp_path, caplog):
   path, calls = tmp_path / 'deep' / 'plan.npy', []
 

@@ -708,6 +708,10 @@ def test_what_no_run_writes_is_refused_before_a_run_deletes_it(copied, tmp_path,
   checkpoints, _ = copied
   checkpoints.check_folders()
   step = checkpoints.folder / str(checkpoints.steps()[0])
+  for name in ('.DS_Store', 'state/.DS_Store', '._extra'):  # a file manager's are no reason
+    (step / name).write_bytes(b'icons')
+  checkpoints.check_folders()
+  assert checkpoints.latest_good() == int(step.name)
   mine = checkpoints.folder / '2024'
   if kind == 'folder':
     mine.mkdir()
