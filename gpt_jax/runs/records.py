@@ -196,11 +196,26 @@ def read_lines(path, skip_unreadable=False, expected=dict):
 
 
 def append_line(path, record):
-  """Append one record to a .jsonl file and force it to disk."""
-  with _name_in_errors(path), open(path, 'ab') as file:
+  """Append one record to a .jsonl file and force it to disk; a line that a kill has torn is dropped first."""
+  with _name_in_errors(path), open(path, 'a+b') as file:
+    _end_last_line(file)
     file.write(format_object(record))
     file.flush()
     os.fsync(file.fileno())
+
+
+def _end_last_line(file):
+  """Drop a last line that a kill has torn; add the newline of one that lacks only that."""
+  size = file.seek(0, os.SEEK_END)
+  file.seek(max(0, size - 1))
+  if file.read() in (b'', b'\n'):
+    return
+  file.seek(0)
+  last = file.read().rpartition(b'\n')[2]
+  if _parse_line(last) is None:
+    file.truncate(size - len(last))
+  else:
+    file.write(b'\n')
 
 
 def repair_lines(path, last_step=None, expected=dict):

@@ -131,6 +131,18 @@ def test_read_lines_skips_only_a_half_written_end(tmp_path):
     records.read_lines(path)
 
 
+@pytest.mark.parametrize('cut', range(1, 40, 6))
+def test_a_line_after_a_torn_one_begins_on_its_own(tmp_path, cut):
+  """A kill in the middle of a write: the next process appends as if the torn record had never begun."""
+  path, whole = tmp_path / 'events.jsonl', {'event': 'start'}
+  records.append_line(path, whole)
+  records.append_line(path, {'event': 'checkpoint'})
+  path.write_bytes(path.read_bytes()[:-cut])
+  records.append_line(path, {'event': 'resume'})
+  only_the_newline_was_missing = [{'event': 'checkpoint'}] if cut == 1 else []
+  assert records.read_lines(path) == [whole, *only_the_newline_was_missing, {'event': 'resume'}]
+
+
 REPORTS = st.lists(
   st.tuples(st.integers(0, 30), st.dictionaries(st.sampled_from('abc'), FLOATS, min_size=1)), max_size=30
 )
