@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 
+from gpt_jax.data import media_io
 from gpt_jax.tokenizers import MediaTokenizer, TokenizerConfig, Tokenizers, text
 
 
@@ -128,3 +129,12 @@ def media_tokenizers(books=1, image=True, audio=True):
     TinyImages(books) if image else None,
     TinySounds() if audio else None,
   )
+
+
+def write_classes(folder):
+  """Two folders of gray pictures, named like their classes."""
+  for label, value in (('dark', 40), ('light', 200)):
+    (folder / label).mkdir(parents=True)
+    for number in range(30):
+      picture = media_io.to_png(np.full((20, 24, 3), value + number, np.uint8))
+      (folder / label / f'{number}.png').write_bytes(picture)

@@ -21,7 +21,7 @@ from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model import costs
 from gpt_jax.runs import run_folder
 from gpt_jax.tokenizers import Tokenizers
-from tests import command_line, tiny_runs
+from tests import command_line, data_helpers, tiny_runs
 
 FILES = sorted(
   path for path in (command_line.ROOT / 'experiments').rglob('*.py') if path.parent.name != 'ablations'
@@ -82,7 +82,7 @@ def corpora(tmp_path_factory):
   write_mnist(folder / 'mnist')
   write_recordings(folder / 'fsdd/recordings.zip')
   write_emoji(folder / 'noto_emoji')
-  write_classes(folder / 'shapes')
+  data_helpers.write_classes(folder / 'shapes')
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('GPT_JAX_DATA', str(folder))
     patch.setattr(sys, 'argv', ['emoji_split', f'--out={folder}/runs/emoji.jsonl'])
@@ -147,15 +147,6 @@ def write_emoji(folder):
       fields = dict(image=f'emoji_{number}.png', name=' '.join(names), group='Objects')
       lines.append(json.dumps(fields) + '\n')
   (folder / 'captions.jsonl').write_text(''.join(lines))
-
-
-def write_classes(folder):
-  """Two folders of gray pictures, named like their classes."""
-  for label, value in (('dark', 40), ('light', 200)):
-    (folder / label).mkdir(parents=True)
-    for number in range(30):
-      picture = media_io.to_png(np.full((20, 24, 3), value + number, np.uint8))
-      (folder / label / f'{number}.png').write_bytes(picture)
 
 
 @pytest.fixture

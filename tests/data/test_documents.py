@@ -503,7 +503,7 @@ def test_an_error_names_media_that_are_all_held_out(pictures):
 @pytest.fixture
 def example(tmp_path, monkeypatch):
   """The code of the README's example of a data set, in a folder that has its files."""
-  section = (ROOT / 'README.md').read_text().partition('For your own data write JSON lines')[2]
+  section = (ROOT / 'README.md').read_text().partition('write JSON lines, with media files')[2]
   lines, code = re.findall(r'```(?:python)?\n(.*?)```', section, re.S)[:2]
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'mine').mkdir()

@@ -2,7 +2,7 @@
 
 On a mesh whose fsdp, expert and tensor axes have two devices. Nothing is compiled, no data are
 read: a vocabulary that a tokenizer would tell has 1,024 ids here.
-Write the files anew: python -m tests.test_golden_sharding
+Write the files anew: python -m tests.system.test_golden_sharding
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from gpt_jax.model import gpt, param_trees
 from gpt_jax.sharding import AXES
 from gpt_jax.tokenizers import audio, image
 from gpt_jax.tokenizers.learned import autoencoder
+from tests import data_helpers
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = ROOT / 'tests/golden/sharding'
@@ -27,8 +28,11 @@ MESH = AbstractMesh(tuple(SIZES.values()), AXES, axis_types=(AxisType.Auto,) * l
 
 
 def load(path, folder):
-  """The experiment's Config; one that continues a run continues GPT-2 in `folder`."""
+  """The experiment's Config; one that continues a run continues GPT-2, one of a folder reads two classes."""
   argument = ''
+  if path == FOLDER:
+    data_helpers.write_classes(folder / 'shapes')
+    argument = f'path={folder}/shapes'
   if 'base=' in path.read_text():
     (folder / 'config.json').write_text(json.dumps(config.to_dict(load(GPT2, folder))))
     argument = f'base={folder}'
@@ -57,6 +61,7 @@ def written(layout):
 
 
 GPT2 = ROOT / 'experiments/gpt2.py'
+FOLDER = ROOT / 'experiments/folder.py'
 
 
 def name_of(path):
@@ -66,7 +71,7 @@ def name_of(path):
 @pytest.mark.parametrize('path', EXPERIMENTS, ids=name_of)
 def test_layouts_are_those_that_were_reviewed(path, tmp_path):
   golden = json.loads((GOLDEN / f'{name_of(path)}.json').read_text())
-  assert layout(path, tmp_path) == golden, 'if it is meant: python -m tests.test_golden_sharding'
+  assert layout(path, tmp_path) == golden, 'if it is meant: python -m tests.system.test_golden_sharding'
 
 
 def test_every_file_has_its_experiment():
