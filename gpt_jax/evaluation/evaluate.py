@@ -37,6 +37,7 @@ class Subject:
   batch_size: int  # rows that are scored at once, over all processes
   caches: dict = dataclasses.field(default_factory=dict)  # token caches by (source, split), and more
   raise_if_preempted: Any = lambda: None  # called between batches, in all processes equally often
+  predictions: Any = None  # predictions.PredictionFiles that keep what tasks judge, or None
 
   @classmethod
   def of_run(cls, cfg, model, tokenizers, mesh, workdir, **fields):
@@ -106,6 +107,11 @@ class Subject:
       nats.append(fetch(sums['restricted']).astype(np.float64))
       self.raise_if_preempted()
     return np.concatenate(nats)[: len(ids)]
+
+  def record(self, rows, examples, **judged):
+    """Keep what a task judged where predictions are kept: see PredictionFiles.add."""
+    if self.predictions:
+      self.predictions.add(self, rows, examples, **judged)
 
   def generate(self, conditions, to, **sampling):
     """Generate one `to` for each condition: see prompts.generate."""

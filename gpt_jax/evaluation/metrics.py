@@ -201,13 +201,19 @@ def diversity(samples_ND, sample_labels, real_ND, real_labels):
   return spread(samples_ND, sample_labels) / real
 
 
+def ranks(scores_NM, true_N):
+  """Rank of the true candidate by score, 1 = first, ties counted against it: int [N]."""
+  scores_NM, true_N = np.asarray(scores_NM), np.asarray(true_N)
+  return (scores_NM >= np.take_along_axis(scores_NM, true_N[:, None], 1)).sum(1)
+
+
 def retrieval(scores_NM, true_N, at=(1, 5, 10)):
   """Rank the true candidate by score, ties counted against it.
 
   Returns dict(mrr: mean of 1 / rank, median_rank: 1 = first, recall@k: share of ranks up to k).
   """
-  scores_NM, true_N = np.asarray(scores_NM), np.asarray(true_N)
-  rank_N = (scores_NM >= np.take_along_axis(scores_NM, true_N[:, None], 1)).sum(1)
+  scores_NM = np.asarray(scores_NM)
+  rank_N = ranks(scores_NM, true_N)
   recall = {f'recall@{k}': float((rank_N <= k).mean()) for k in at if k < scores_NM.shape[1]}
   return {'mrr': float((1 / rank_N).mean()), 'median_rank': float(np.median(rank_N)), **recall}
 

@@ -64,17 +64,12 @@ def sample_conditions(subject):
     yield content, name, suffix
 
 
-def _describe(pieces):
-  """The text of pieces; media by their names."""
-  return ''.join(p.value if p.kind == 'text' else f'[{p.kind}]' for p in pieces)
-
-
 def render_texts(subject, sides, samples):
   """A line for each condition with the sample and, if it differs, the target."""
   lines = []
   for (condition, target), text in zip(sides, samples, strict=True):
-    correction = '' if text == _describe(target) else f'  not {_describe(target)!r}'
-    lines.append(f'{_describe(condition)} -> {text!r}{correction}')
+    correction = '' if text == common.describe(target) else f'  not {common.describe(target)!r}'
+    lines.append(f'{common.describe(condition)} -> {text!r}{correction}')
   return '\n'.join(lines), '.txt'
 
 

@@ -34,16 +34,21 @@ def is_installed(package):
   return not package or importlib.util.find_spec(package) is not None
 
 
-def score_answers(texts, references):
-  """Exact match and word F1 against the best reference; error rates against the first one."""
+def match_answers(texts, references):
+  """Whether each text equals one of its references, and its word F1 against the best of them."""
   best = lambda measure: [
     max(measure(text, reference) for reference in group)
     for text, group in zip(texts, references, strict=True)
   ]
-  matches = best(lambda text, reference: text.strip() == reference.strip())
+  return best(lambda text, reference: text.strip() == reference.strip()), best(metrics.token_f1)
+
+
+def score_answers(texts, references):
+  """Exact match and word F1 against the best reference; error rates against the first one."""
+  matches, f1 = match_answers(texts, references)
   exact, interval = metrics.accuracy(matches, [True] * len(matches))
   scores = {'exact_match': dict(value=exact, interval=list(interval))}
-  scores['token_f1'] = _mean_row(best(metrics.token_f1))
+  scores['token_f1'] = _mean_row(f1)
   first = [group[0] for group in references]
   if any(first):
     scores['character_error_rate'] = dict(value=metrics.cer(texts, first))

@@ -27,9 +27,9 @@ class TrainedRun(NamedTuple):
   mesh: Any
   step: int
 
-  def subject(self):
+  def subject(self, **fields):
     """The Subject that tasks evaluate."""
-    return evaluate.Subject.of_run(self.cfg, self.model, self.tokenizers, self.mesh, self.workdir)
+    return evaluate.Subject.of_run(self.cfg, self.model, self.tokenizers, self.mesh, self.workdir, **fields)
 
 
 def load(workdir):

@@ -11,6 +11,7 @@
   arm.json         of a run in a study: {study, arm, seed, diff: {key: [baseline's value, arm's]}}
   against.jsonl    where its activations differ from another run's: launch.py report --against
   samples/         step_00000120.txt, or step_00000120_NAME.png, .wav
+  predictions.jsonl predictions/                  what `evaluate` judged: evaluation/predictions.py
   checkpoints/ cache/ tensorboard/ report.html     written by others
   .lock            held by the one process that writes; names it
 

@@ -165,8 +165,9 @@ def test_all_tasks_that_fit_are_evaluated(call, copy, monkeypatch):
   code, out, err = call('evaluate', f'--workdir={copy}', '--tasks=perplexity,answer', '--limit=6')
   assert code == 0, err
   rows = records.read_lines(copy / 'evaluations.jsonl')
-  *lines, last = out.strip().splitlines()
+  *lines, kept, last = out.strip().splitlines()
   assert len(lines) == len(rows) and last.startswith('report: ')
+  assert kept == f'predictions: {copy}/predictions.jsonl (12 examples)'
   assert {row['task'] for row in rows} == {'perplexity', 'answer'}
   answered = {row['source'] for row in rows if row['task'] == 'answer'}
   assert answered == {'read', 'listen'} and {row['split'] for row in rows} == {'valid'}
@@ -176,7 +177,9 @@ def test_all_tasks_that_fit_are_evaluated(call, copy, monkeypatch):
       shown = re.search(rf'^answer +{row["metric"]} +([\d.]+)', out, re.M)
       assert shown
   after = snapshot(copy)
-  assert {k for k in after if after[k] != before.get(k)} == {'evaluations.jsonl', 'report.html'}
+  changed = {k for k in after if after[k] != before.get(k)}
+  assert {k for k in changed if not k.startswith('predictions')} == {'evaluations.jsonl', 'report.html'}
+  assert {'predictions.jsonl', 'predictions/answer-read-valid/00000_input.png'} < changed
 
 
 @pytest.mark.slow

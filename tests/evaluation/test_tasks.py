@@ -8,6 +8,7 @@ import dataclasses
 import math
 import weakref
 import zlib
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,8 +20,10 @@ from gpt_jax.data import Piece, mixture, sources
 from gpt_jax.data.splits import Corpus
 from gpt_jax.data.synthetic import keypad
 from gpt_jax.evaluation import evaluate, judges, text_metrics
+from gpt_jax.evaluation.predictions import PredictionFiles
 from gpt_jax.evaluation.tasks import answer, classify, common, cross, perplexity, speak
 from gpt_jax.jobs import language_model, run_tokenizers
+from gpt_jax.runs import records
 from gpt_jax.sample import SampleConfig
 from tests import models, tiny_runs
 from tests.tiny_runs import assert_two_lines
@@ -173,6 +176,37 @@ def test_another_example_has_another_answer(answers):
 
 
 # ----------------------------------------------------------------------------------- with an oracle
+
+
+def test_what_tasks_judge_is_kept(oracle, tmp_path):
+  """Right or wrong of each example adds up to the accuracy of the rows; pictures and sounds lie beside."""
+  subject = dataclasses.replace(oracle, predictions=PredictionFiles(tmp_path, 1, {}))
+  rows = evaluate.run_tasks(subject, ['answer', 'draw', 'speak', 'classify', 'reconstruct'], limit=8)
+  groups = {}
+  for line in records.read_lines(tmp_path / 'predictions.jsonl'):
+    groups.setdefault((line['task'], line['source']), []).append(line)
+  metric_of = {'answer': 'exact_match', 'speak': 'tone_accuracy'}
+  for (task, source), lines in groups.items():
+    values = [
+      row['value']
+      for row in rows
+      if (row['task'], row['source'], row['metric']) == (task, source, metric_of.get(task, 'accuracy'))
+      and not {'control', 'of'} & set(row)
+    ]
+    assert len(lines) == 8
+    if values:
+      assert values == [sum(line['right'] for line in lines) / 8]
+  media = {
+    key: {k: Path(v).suffix for k, v in lines[0].items() if k.endswith('media')}
+    for key, lines in groups.items()
+  }
+  assert media['answer', 'name'] == {'input_media': '.png'}
+  assert media['answer', 'listen'] == {'input_media': '.wav'}
+  assert media['draw', 'draw'] == {'media': '.png', 'target_media': '.png'}
+  assert media['speak', 'dial'] == {'media': '.wav', 'target_media': '.wav'}
+  assert media['classify', 'draw'] == {'target_media': '.png'}
+  assert media['reconstruct', 'listen'] == {'media': '.wav', 'input_media': '.wav'}
+  assert evaluate.run_tasks(oracle, ['answer'], limit=8) == [r for r in rows if r['task'] == 'answer']
 
 
 def test_answers(oracle):

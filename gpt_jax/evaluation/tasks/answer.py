@@ -45,8 +45,12 @@ def run(
     for name, row in score(answers, references).items():
       compared[name]['baseline'] = row['value']
   conditions = [example.condition for example in examples]
-  for name, row in score(subject.generate(conditions, 'text', **sampling), references).items():
+  texts = subject.generate(conditions, 'text', **sampling)
+  for name, row in score(texts, references).items():
     rows.add(name, **row, **compared[name])
+  right, f1 = text_metrics.match_answers(texts, references)
+  right = right if score is text_metrics.score_answers else None  # a translation need not equal its reference
+  subject.record(rows, examples, targets=references, predictions=texts, right=right, token_f1=f1)
   if len(examples) > 1:
     other = common.derangement([group[0] for group in references])
     texts = subject.generate([conditions[i] for i in other], 'text', **sampling)

@@ -11,6 +11,7 @@ import collections
 import numpy as np
 
 from gpt_jax.data import Piece
+from gpt_jax.evaluation import metrics
 from gpt_jax.evaluation.tasks import common
 
 MAX_CONDITIONS = 20  # that count as classes
@@ -31,7 +32,12 @@ def run(subject, source, split, limit):
   if not 2 <= len(count) <= MAX_CONDITIONS or set(names) - set(count):
     texts, log_p_NC = log_likelihoods(subject, examples, examples)
     if len(texts) > 1:
-      rows.add_retrieval(log_p_NC, np.array([texts.index(name) for name in names]))
+      truth_N = np.array([texts.index(name) for name in names])
+      rows.add_retrieval(log_p_NC, truth_N)
+      likeliest = [texts[i] for i in log_p_NC.argmax(1)]
+      right = common.matches(likeliest, names)
+      rank = metrics.ranks(log_p_NC, truth_N).tolist()
+      subject.record(rows, examples, targets=names, predictions=likeliest, right=right, rank=rank)
     return rows
   texts, log_p_NC = log_likelihoods(subject, examples, train)
   prior_C = np.log([count[c] / len(train) for c in texts])
@@ -40,6 +46,8 @@ def run(subject, source, split, limit):
   rows.add_judged(
     'accuracy', predictions, names, chance=common.chance(names, [common.text(x.condition) for x in train])
   )
+  right = common.matches(predictions, names)
+  subject.record(rows, examples, targets=names, predictions=predictions, right=right)
   marginal_N = np.logaddexp.reduce(joint_NC, axis=1)
   entropy = -float((np.exp(prior_C) * prior_C).sum()) / np.log(2)
   for control, labels in {'': names, 'shuffled': common.shuffled(names)}.items():

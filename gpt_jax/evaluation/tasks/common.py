@@ -161,6 +161,11 @@ def text(pieces):
   return ''.join(piece.value for piece in pieces if piece.kind == 'text')
 
 
+def describe(pieces):
+  """The text of pieces; media by their names."""
+  return ''.join(piece.value if piece.kind == 'text' else f'[{piece.kind}]' for piece in pieces)
+
+
 def references(example, template):
   """The right answers: the whole list where the target is `{field.0}`, else the target's text alone."""
   slots = templates.parse(template)
@@ -234,6 +239,11 @@ def chance(names, train_names):
   """Accuracy on `names` of always answering the commonest label of training."""
   guess, _ = most_frequent(train_names)
   return sum(name == guess for name in names) / len(names)
+
+
+def matches(predictions, names):
+  """Whether each prediction is right."""
+  return [bool(prediction == name) for prediction, name in zip(predictions, names, strict=True)]
 
 
 def derangement(answers):

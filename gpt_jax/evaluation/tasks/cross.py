@@ -60,6 +60,8 @@ def compose(subject, reads, first, makes, second, split, limit, sampling):
   predictions = judge.predict(samples if makes == 'audio' else np.stack(samples))
   chance = common.chance(names, train_names)
   rows.add_judged('accuracy', predictions, names, chance=chance, baseline=ceiling)
+  right = common.matches(predictions, names)
+  subject.record(rows, examples, targets=names, predictions=predictions, right=right, media=samples)
   return rows
 
 

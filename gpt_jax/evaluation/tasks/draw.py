@@ -26,12 +26,19 @@ def run(subject, source, split, limit, **sampling):
   rows = common.Rows('draw', source, split, n=len(examples), **common.sampling_fields(subject, sampling))
   features = lambda images: pixels(images) / 255
   if common.are_classes(train_names):
-    features = add_judgments(rows, subject, (train_images, train_names), names, samples, real, decoded)
+    features, judged = add_judgments(
+      rows, subject, (train_images, train_names), names, samples, real, decoded
+    )
+    right = common.matches(judged, names)
+    subject.record(rows, examples, targets=names, predictions=judged, right=right, media=samples)
     value = metrics.diversity(pixels(samples), names, pixels(real), names)
     if np.isfinite(value):
       rows.add('diversity', value, baseline=1.0)
   else:
-    rows.add_retrieval(-metrics.squared_distances(pixels(samples), pixels(real)), np.arange(len(examples)))
+    scores_NN, truth_N = -metrics.squared_distances(pixels(samples), pixels(real)), np.arange(len(examples))
+    rows.add_retrieval(scores_NN, truth_N)
+    rank = metrics.ranks(scores_NN, truth_N).tolist()
+    subject.record(rows, examples, targets=names, media=samples, rank=rank)
   add_set_distances(rows, features, samples, real, decoded, train_images)
   rows.add_memorization(pixels(samples), pixels(decoded), pixels(train_images))
   return rows
@@ -43,13 +50,17 @@ def pixels(images):
 
 
 def add_judgments(rows, subject, train, names, samples, real, decoded):
-  """Add rows of two judges and of a classifier trained on the samples; return features for sets."""
-  chance = common.chance(names, train[1])
+  """Add rows of two judges and of a classifier trained on the samples.
+
+  Returns the first judge's features, and its labels of the samples.
+  """
+  chance, labels = common.chance(names, train[1]), {}
   for kind, suffix in (('image', ''), ('pixels', '_by_pixels')):
     judge = common.judge(subject, kind, *train)
     ceiling, _ = judge.accuracy(real, names)
     metric = f'accuracy{suffix}'
-    rows.add_judged(metric, judge.predict(samples), names, chance=chance, baseline=ceiling)
+    labels[kind] = judge.predict(samples)
+    rows.add_judged(metric, labels[kind], names, chance=chance, baseline=ceiling)
     rows.add_accuracy(metric, judge.predict(decoded), names, chance=chance, of='reconstructions')
   if common.are_classes(names):
     classifier = judges.JUDGES['image'].fit(samples, names)
@@ -60,7 +71,7 @@ def add_judgments(rows, subject, train, names, samples, real, decoded):
       baseline['baseline'], _ = real_classifier.accuracy(real, names)
     predictions = classifier.predict(real)
     rows.add_accuracy('classification_accuracy_score', predictions, names, chance=chance, **baseline)
-  return common.judge(subject, 'image', *train).features
+  return common.judge(subject, 'image', *train).features, labels['image']
 
 
 def add_set_distances(rows, features, samples, real, decoded, train_images):

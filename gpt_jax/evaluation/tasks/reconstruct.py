@@ -27,12 +27,15 @@ def run(subject, source, split, limit):
       media_of = common.images_of if modality == 'image' else common.waves_of
       real = media_of(subject, examples)
       decoded = measure(own, getattr(subject.tokenizers, modality), real)
-      names, train_names = common.labels(examples, field), common.labels(train, field)
+      names, train_names, judged = common.labels(examples, field), common.labels(train, field), {}
       if common.are_classes(train_names):
         kind = {'image': 'image', 'audio': 'sound'}[modality]
         judge = common.judge(subject, kind, media_of(subject, train), train_names)
         rivals = dict(chance=common.chance(names, train_names), baseline=judge.accuracy(real, names)[0])
-        own.add_accuracy('accuracy', judge.predict(decoded), names, **rivals)
+        predictions = judge.predict(decoded)
+        own.add_accuracy('accuracy', predictions, names, **rivals)
+        judged = dict(predictions=predictions, right=common.matches(predictions, names))
+      subject.record(own, examples, targets=names, media=decoded, **judged)
       rows += own
   return rows
 

@@ -40,23 +40,24 @@ def run(subject, source, split, limit, recognizer=None, **sampling):
   if hasattr(audio, 'spectrogram'):
     sounds['copy-synthesis'] = audio.spectrogram.to_waveforms(audio.spectrogram.log_mel(real))
   rows = common.Rows('speak', source, split, n=len(examples), **common.sampling_fields(subject, sampling))
+  judged = {'targets': common.labels(examples, common.label_field(train))}
   if decode := EXACT.get(subject.cfg.data.mixture[source].kind):
     names, train_labels = common.labels(examples, 'label'), common.labels(train, 'label')
-    for of, waves in sounds.items():
-      rows.add_judged(
-        'tone_accuracy',
-        [decode(wave, rate) for wave in waves],
-        names,
-        chance=common.chance(names, train_labels),
-        of=of,
-      )
+    chance = common.chance(names, train_labels)
+    labels = {of: [decode(wave, rate) for wave in waves] for of, waves in sounds.items()}
+    for of, heard in labels.items():
+      rows.add_judged('tone_accuracy', heard, names, chance=chance, of=of)
+    judged = dict(targets=names, predictions=labels[''], right=common.matches(labels[''], names))
   fields = {} if decode else {'accuracy': common.label_field(train)}
   if all('speaker' in example.record for example in (*train, *examples)):
     fields['speaker_accuracy'] = 'speaker'
   for metric, field in fields.items():
     names, train_names = common.labels(examples, field), common.labels(train, field)
     if common.are_classes(train_names):
-      add_judgments(rows, subject, metric, (train_waves, train_names), names, real, sounds)
+      labels = add_judgments(rows, subject, metric, (train_waves, train_names), names, real, sounds)
+      if metric == 'accuracy':
+        judged = dict(targets=names, predictions=labels, right=common.matches(labels, names))
+  subject.record(rows, examples, media=samples, **judged)
   add_distances(rows, real, sounds, rate)
   add_set_distances(rows, rate, sounds, real, train_waves)
   if recognizer is not None:
@@ -78,14 +79,16 @@ def add_set_distances(rows, rate, sounds, real, train_waves):
 
 
 def add_judgments(rows, subject, metric, train, names, real, sounds):
-  """Add rows of two judges of one kind of label."""
-  chance = common.chance(names, train[1])
+  """Add rows of two judges of one kind of label; return the first one's labels of the samples."""
+  chance, labels = common.chance(names, train[1]), {}
   for kind, suffix in (('sound', ''), ('sound_neighbor', '_by_neighbor')):
     judge = common.judge(subject, kind, *train)
     ceiling, _ = judge.accuracy(real, names)
     for of, waves in sounds.items() if not suffix else [('', sounds[''])]:
       predictions = judge.predict(waves)
       rows.add_judged(metric + suffix, predictions, names, chance=chance, baseline=ceiling, of=of)
+      labels.setdefault(kind, predictions)  # the samples are the first
+  return labels['sound']
 
 
 def add_distances(rows, real, sounds, rate):

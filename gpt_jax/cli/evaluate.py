@@ -1,0 +1,90 @@
+"""The verb `evaluate`: score a trained model on tasks, keep its predictions and rewrite the report."""
+
+import dataclasses
+
+from absl import flags
+
+from gpt_jax.cli.flags import (
+  data_overrides,
+  define_distributed,
+  define_sampling,
+  define_workdir,
+  sampling_overrides,
+)
+from gpt_jax.cli.job import join
+from gpt_jax.runs.loggers import say
+
+FLAGS = flags.FLAGS
+
+
+def evaluate_flags():
+  """Flags of `evaluate`."""
+  from gpt_jax.data import SPLITS
+
+  define_workdir()
+  define_distributed()
+  flags.DEFINE_list('tasks', ['perplexity'], 'tasks to run; all: those that fit the data')
+  flags.DEFINE_enum('split', 'valid', list(SPLITS), 'split of the data')
+  flags.DEFINE_integer(
+    'limit',
+    0,
+    'examples per source (perplexity: tokens); 0: all tokens, some hundred examples',
+    lower_bound=0,
+  )
+  flags.DEFINE_integer('stride', 0, 'tokens between scored windows; 0: disjoint windows', lower_bound=0)
+  flags.DEFINE_string(
+    'out',
+    '',
+    'folder for predictions.jsonl, images and sounds; default: the run folder, whose report shows them',
+  )
+  flags.DEFINE_string('recognizer', '', 'speak: run folder of a model that transcribes sounds')
+  define_sampling(
+    but=('num_samples', 'begin'), temperature='from the run; tasks answer, translate and summarize: 0'
+  )
+
+
+def evaluate(argv):
+  """Evaluate a trained model on tasks and append the rows to WORKDIR/evaluations.jsonl.
+
+  --config.data.KEY=VALUE   score other data, such as --config.data.mixture.NAME.valid_path=other.txt
+  """
+  from gpt_jax import config
+  from gpt_jax.cluster.bootstrap import is_primary
+  from gpt_jax.cluster.processes import barrier
+  from gpt_jax.evaluation import evaluate as evaluation
+  from gpt_jax.evaluation import predictions, trained
+  from gpt_jax.runs import records, run_folder
+
+  overrides = data_overrides(argv)
+  join('evaluate', lambda: run_folder.read_config(FLAGS.workdir), overrides=overrides)
+  run = trained.load(FLAGS.workdir)
+  if overrides:
+    chosen = config.build(config.Config, FLAGS.config)
+    run = run._replace(cfg=dataclasses.replace(run.cfg, data=chosen.data))
+  recognizer = trained.load(FLAGS.recognizer).subject() if FLAGS.recognizer else None
+  out = FLAGS.out or run.workdir
+  files = predictions.PredictionFiles(out, run.step, overrides) if is_primary() else None
+  rows = evaluation.run_tasks(
+    run.subject(predictions=files),
+    FLAGS.tasks,
+    split=FLAGS.split,
+    limit=FLAGS.limit,
+    stride=FLAGS.stride,
+    recognizer=recognizer,
+    **sampling_overrides(),
+  )
+  if not rows:
+    raise ValueError(
+      f'--split={FLAGS.split} of the data has nothing for --tasks={",".join(FLAGS.tasks)}\n'
+      'fix: choose another split or task, or add such data to a source of data.mixture'
+    )
+  for row in rows if is_primary() else ():
+    records.append_line(run.workdir / 'evaluations.jsonl', row | overrides)
+    say(evaluation.format_row(row | overrides))
+  if is_primary():
+    from gpt_jax.reports import run_report  # matplotlib takes a second to import
+
+    say(files.describe(), end='')
+    say(f'report: {run_report.write_report(run.workdir)}')
+  barrier('report written')  # a process that leaves would end the job
+  return 0
