@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt_jax.cli.main import ALLOCATOR
+from gpt_jax.cli.entry import ALLOCATOR
 from gpt_jax.runs import hardware, provenance, records
 
 CORES = 2

@@ -85,7 +85,7 @@ class NoWatchdog:
 
   stop_requested = False
   start_hang_timer = staticmethod(lambda seconds, folder: None)
-  exit_on_request = staticmethod(contextlib.nullcontext)
+  wait_for_save = staticmethod(lambda: None)
   share_requests = staticmethod(lambda process, processes: None)
   should_stop = staticmethod(lambda step: False)
 
@@ -93,9 +93,8 @@ class NoWatchdog:
 def in_process(capsys, monkeypatch):
   """Return call('train', '--workdir=x') -> (exit code, stdout, stderr) by cli.main in this process."""
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '')  # no cache folder in the home folder
-  monkeypatch.setenv('MALLOC_MMAP_MAX_', '0')  # otherwise main restarts the process
   monkeypatch.setattr(bootstrap, 'join', lambda *_: None)  # jax is already initialized
-  for module in (main, verbs, job):
+  for module in (verbs, job):
     monkeypatch.setattr(module, 'process_watchdog', NoWatchdog)
 
   def call(*arguments):

@@ -1,6 +1,5 @@
 """Join the distributed job that a command line belongs to, and agree with its other processes."""
 
-import contextlib
 import dataclasses
 import os
 
@@ -21,9 +20,9 @@ def join(verb, read_config, agree=False, **values):
   from gpt_jax.cluster import agreement, bootstrap
 
   own_job = bootstrap.find_job(os.environ, FLAGS.coordinator, FLAGS.processes, FLAGS.process)
-  with process_watchdog().exit_on_request() if agree else contextlib.nullcontext():
-    bootstrap.join(own_job, agree)
+  bootstrap.join(own_job, agree)
   if agree:
+    process_watchdog().wait_for_save()
     process_watchdog().share_requests(*bootstrap.process_and_count())
   own = {name: x for name, x in FLAGS.flag_values_dict().items() if not name.startswith('config')} | values
   as_dict = lambda config: dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config

@@ -16,7 +16,7 @@
 
 `train` resumes if DIR holds a run. VERB --help lists a verb's flags; --traceback prints the traceback of
 an error. Exit codes: 0 done, 75 preempted and saved (run the same command again), 1 error, 2 bad config
-or arguments.
+or arguments, 130 stopped at once by a second signal.
 """
 
 import os
@@ -27,21 +27,15 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from gpt_jax.cli import args, config_help, job, verbs
-from gpt_jax.cluster.watchdog import process_watchdog
 from gpt_jax.runs import compilation_cache
 from gpt_jax.runs.loggers import say
 
 FLAGS = flags.FLAGS
 WITH_OVERRIDES = ('train', 'evaluate', 'plan', 'render')  # verbs that take --config.key=value
-PREEMPTIBLE = ('train', 'ablate')  # verbs that save when a signal asks them to stop
-
-# glibc returns large blocks to the kernel and page-faults them in again, step after step: keeping
-# them makes CPU steps faster. It reads these at start only, so `main` restarts the process.
-ALLOCATOR = {'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': '100000000000'}
 
 
 def run():
-  """Entry point of launch.py and of the console script: run a verb, exit with its code."""
+  """Run the verb of sys.argv and exit with its code."""
   failure = None
   try:
     code = main(sys.argv)
@@ -63,20 +57,13 @@ def main(argv):
     names = ', '.join(verbs.VERBS)
     print(f'error: {verb!r} is not a verb of the command line\nfix: use one of {names}', file=sys.stderr)
     return verbs.BAD_ARGUMENTS
-  if sys.platform == 'linux' and not ALLOCATOR.keys() & os.environ.keys():
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | ALLOCATOR)
   logging.set_verbosity(logging.ERROR)
-  if verb in PREEMPTIBLE and '--dry_run' not in argv:  # a dry run has nothing to save
-    process_watchdog()  # before anything slow: from now on a signal means to save and leave
   parsed = False
   try:
     compilation_cache.enable_compilation_cache(os.environ, [args.flag_value(argv, 'workdir')])
     parse(argv)
     parsed = True
     return verbs.VERBS[verb].run(argv)
-  except KeyboardInterrupt:
-    print('interrupted', file=sys.stderr)
-    return verbs.ERROR
   except (ValueError, OSError, RuntimeError, FloatingPointError, MemoryError) as e:
     if args.is_out_of_memory(e) and '--traceback' not in argv:
       say(args.format_out_of_memory(e), file=sys.stderr)

@@ -27,7 +27,8 @@ from gpt_jax.cli.flags import (
   sampling_overrides,
 )
 from gpt_jax.cli.job import join
-from gpt_jax.cluster.watchdog import PREEMPTED, process_watchdog
+from gpt_jax.cluster.signals import PREEMPTED
+from gpt_jax.cluster.watchdog import process_watchdog
 from gpt_jax.runs.loggers import say
 
 FLAGS = flags.FLAGS
@@ -202,6 +203,7 @@ def ablate(argv):
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   from gpt_jax.cli import studies
 
+  process_watchdog().wait_for_save()
   failures = studies.ablate(
     require('config'),
     FLAGS.workdir,

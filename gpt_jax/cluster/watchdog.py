@@ -1,12 +1,11 @@
 """Preemption signals, hangs, and the death of another process of a distributed job.
 
-The first of SIGNALS, to any process and in any phase, requests that the whole job saves and stops at one
-step that all processes agree on; a second SIGTERM or SIGINT exits at once. A thread reads the signals, so
-that this works while the main thread is in a compiler or waits for a device. The agreement is JAX's
-(multihost_utils.reached_preemption_sync_point).
+The first of signals.SIGNALS, to any process and in any phase, requests that the whole job saves and stops at
+one step that all processes agree on; a second SIGTERM or SIGINT exits at once, and so does the first while
+there is nothing to save. A thread reads the signals, so that this works while the main thread is in a
+compiler or waits for a device. The agreement is JAX's (multihost_utils.reached_preemption_sync_point).
 """
 
-import contextlib
 import ctypes
 import faulthandler
 import functools
@@ -18,13 +17,11 @@ import threading
 import time
 from pathlib import Path
 
-# SIGHUP: the terminal or connection is gone. SIGUSR1, SIGUSR2: SLURM's --signal, submitit, LSF, Grid Engine.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+from gpt_jax.cluster import signals
+
 # A second one of these exits at once. SIGHUP comes twice when a terminal closes: from shell and kernel.
 IMPATIENT = (signal.SIGTERM, signal.SIGINT)
 DUMP_SECONDS = 30  # a hung process has this long to write its stacks
-EXIT_AT_ONCE = 130  # exit code after a second signal
-PREEMPTED = 75  # exit code of a process that was asked to stop: run the same command again
 HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
 PEER_LOST = (
   'error: another process of this job ended, or stopped sending heartbeats\n'
@@ -33,22 +30,23 @@ PEER_LOST = (
 
 
 class Watchdog:
-  """Stop requests and hangs of one process. Create it on the main thread; needs no jax at first."""
+  """Stop requests and hangs of one process. Create it on the main thread; needs no jax at first.
 
-  def __init__(self):
+  exit_at_first: the signals.Exit at a first signal, until `wait_for_save`.
+  """
+
+  def __init__(self, exit_at_first=signals.BEFORE_RUN):
     self.stop_requested, self.stop_agreed = False, False
     self.has_peers, self.is_primary, self.notify_peers, self.keep_alive = False, True, None, []
     self.calls, self.step = 0, 0  # calls of should_stop, and the step of the last one
     self.hang_seconds, self.last_call, self.folder = 0.0, None, Path()
-    self.nothing_to_save = False
+    self.exit_at_first = exit_at_first
+    self.signals = exit_at_first.numbers()
     self.terminals = [fd for fd in (0, 1, 2) if os.isatty(fd)]
-    # `nohup` starts a process with SIGHUP ignored, and means it.
-    is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    self.signals = [number for number in SIGNALS if not (is_ignored and number == signal.SIGHUP)]
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
-    self._ignore_signals()
     signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    self._ignore_signals()
     self.keep_alive += [receiver, sender]
     threading.Thread(target=self._listen, args=(receiver,), daemon=True, name='signals').start()
 
@@ -56,14 +54,9 @@ class Watchdog:
     for number in self.signals:
       signal.signal(number, lambda *_: None)
 
-  @contextlib.contextmanager
-  def exit_on_request(self):
-    """Exit at once on a stop request during the body, which has nothing to save and may take minutes."""
-    self.nothing_to_save = True
-    if self.stop_requested:
-      os._exit(PREEMPTED)
-    yield
-    self.nothing_to_save = False
+  def wait_for_save(self):
+    """Let a stop request wait for the run to save, from now on."""
+    self.exit_at_first = None
 
   def share_requests(self, process, processes):
     """Share stop requests with the other processes; call it once, after joining a job as `process`."""
@@ -87,11 +80,10 @@ class Watchdog:
       if self.stop_requested and numbers[0] not in IMPATIENT:
         continue
       if self.stop_requested:
-        os._exit(EXIT_AT_ONCE)  # the last checkpoint is good
+        os._exit(signals.EXIT_AT_ONCE)  # the last checkpoint is good
       self.stop_requested = True
-      if self.nothing_to_save:
-        os.write(2, b'stopped: nothing to save yet; run the same command again\n')
-        os._exit(PREEMPTED)
+      if outcome := self.exit_at_first:
+        outcome()
       # One write: the main thread prints, too.
       os.write(2, b'stopping: will save after this step; signal again to exit at once\n')
       if self.notify_peers:

@@ -8,7 +8,6 @@ import time
 import pytest
 
 from gpt_jax.ablation import store
-from gpt_jax.cli import main
 from gpt_jax.reports import compare
 from gpt_jax.runs import records
 from tests import command_line, tiny_runs
@@ -97,9 +96,7 @@ def results(tmp_path):
 # ------------------------------------------------------------------------------------------- ablate
 
 
-def test_a_dry_run_prints_the_plan_and_leaves_nothing(call, study, tmp_path, monkeypatch):
-  """And ends at the first Ctrl-C: nobody makes a request to save of it."""
-  monkeypatch.setattr(main, 'process_watchdog', lambda: pytest.fail('signals are handled'))
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(call, study, tmp_path):
   code, out, err = call('ablate', study(), f'--workdir={tmp_path}/new', '--dry_run', '--seeds=3')
   assert code == 0, err
   assert 'What matters?' in out and '3 arms x 3 seeds' in out

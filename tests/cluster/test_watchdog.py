@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gpt_jax.cluster import watchdog
+from gpt_jax.cluster import signals, watchdog
 from tests import command_line
 
 START = """
@@ -14,6 +14,7 @@ import signal, time
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 from gpt_jax.cluster.watchdog import Watchdog
 watchdog = Watchdog()
+watchdog.wait_for_save()
 """
 
 
@@ -31,7 +32,7 @@ def run(program, *numbers, folder='.'):
     return process.wait(30), lines
 
 
-@pytest.mark.parametrize('number', watchdog.SIGNALS)
+@pytest.mark.parametrize('number', signals.SIGNALS)
 def test_the_first_signal_requests_a_stop_and_the_second_exits(number):
   program = """
 import jax
@@ -43,7 +44,7 @@ print('ready', flush=True)
 time.sleep(60)
 """
   code, lines = run(program, number, number if number in watchdog.IMPATIENT else signal.SIGTERM)
-  assert code == watchdog.EXIT_AT_ONCE
+  assert code == signals.EXIT_AT_ONCE
   assert [line for line in lines if line != 'ready'] == [
     'stopping: will save after this step; signal again to exit at once',
     'saved',
@@ -80,7 +81,7 @@ for _ in range(3):  # a signal ends it early
   ctypes.CDLL(None).sleep(60)
 """
   code, lines = run(program, signal.SIGTERM, signal.SIGTERM)
-  assert code == watchdog.EXIT_AT_ONCE, lines
+  assert code == signals.EXIT_AT_ONCE, lines
 
 
 def test_a_hang_ends_the_process_and_writes_its_stacks(tmp_path):

@@ -27,7 +27,7 @@ def test_the_wheel_holds_the_package_and_its_command(tmp_path):
   with zipfile.ZipFile(path) as wheel:
     names = wheel.namelist()
     [entry_points] = [wheel.read(name).decode() for name in names if name.endswith('entry_points.txt')]
-  assert 'gpt-jax = gpt_jax.cli.main:run' in entry_points
+  assert 'gpt-jax = gpt_jax.cli.entry:run' in entry_points
   tops = {name.split('/')[0].split('-')[0] for name in names}
   assert tops == {'gpt_jax'}
   assert 'gpt_jax/reports/report.css' in names
