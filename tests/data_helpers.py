@@ -25,7 +25,7 @@ def two_lines(kind, *words, match=None):
 class ByteText:
   """UTF-8 bytes as ids; records the lengths of the texts of each call."""
 
-  kind = 'bytes'
+  kind, unparsed = 'bytes', ()
 
   def __init__(self):
     self.calls = []

@@ -96,7 +96,7 @@ def token_cache(
   log.info('tokenizing %s of data.mixture.%s into %s', split, source_name, path)
   folder.mkdir(parents=True, exist_ok=True)
   if part.is_plain:
-    items = _encode_texts(part.texts(bad_records.skip), tokenizers)
+    items = _encode_texts(part.texts(bad_records.skip), tokenizers, bad_records.notes)
   else:
     items = _encode_documents(part, tokenizers, bad_records, source if split == 'train' else None)
   meta = {'name': f'{source_name} ({split})', 'entries': entries}
@@ -209,11 +209,12 @@ def _write(
   records.write_json(path, meta)
 
 
-def _encode_texts(texts: Iterator[str], tokenizers) -> Iterator[_Item]:
+def _encode_texts(texts: Iterator[str], tokenizers, notes) -> Iterator[_Item]:
   """Encode documents of one text each."""
   limit = BATCH_CHARACTERS if tokenizers.text.kind in CONTEXT_FREE else sys.maxsize
   for batch in _batches(_cut_texts(texts, limit), lambda part: (0, len(part[0]))):
     encoded = tokenizers.text.encode_batch([text for text, _, _ in batch])
+    count_spellings(tokenizers.text, (text for text, _, _ in batch), notes)
     for (text, is_first, is_last), ids in zip(batch, encoded, strict=True):
       yield _Item(ids, len(text.encode()), is_first, is_last)
 
@@ -227,6 +228,9 @@ def _encode_documents(part: SourceSplit, tokenizers, bad_records: BadRecords, so
 
   def read(item):
     where, pieces = item[1]
+    count_spellings(
+      tokenizers.text, (piece.value for piece in pieces if piece.kind == 'text'), bad_records.notes
+    )
     return decode_media(tokenizers, pieces, where, bad_records.notes)
 
   def checked():
@@ -254,6 +258,14 @@ def _encode_documents(part: SourceSplit, tokenizers, bad_records: BadRecords, so
       features = {kind: getattr(document, kind) for kind in templates.CONTINUOUS}
       features = {kind: rows for kind, rows in features.items() if rows is not None}
       yield _Item(document.ids, size, features=features, media=media, hashes=hashes)
+
+
+def count_spellings(tokenizer, texts, notes) -> None:
+  """Count special tokens that texts spell and that become plain text: the model never sees the token."""
+  for text in texts:
+    for token in tokenizer.unparsed:
+      if count := text.count(token):
+        notes[f'spellings of {token} encoded as plain text'] += count
 
 
 def hash_of(value: np.ndarray) -> int:

@@ -100,6 +100,7 @@ class TextTokenizer(SavedTokenizer):
   modality = 'text'
   size = 0  # number of ids, 0 to size - 1
   specials: dict[str, int] = {}  # roles that its own ids play, as in {'eos': 50256}
+  unparsed: tuple[str, ...] = ()  # spellings of special tokens that are encoded as plain text
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     """Return the token ids of each text."""

@@ -50,11 +50,13 @@ class LibraryTokenizer(base.TextTokenizer):
       ) from None
     self._tokenizer.encode_special_tokens = not parse_specials
     self.size = max(self.vocab().values(), default=-1) + 1
+    special = tuple(token['content'] for token in model['added_tokens'] if token['special'])
+    self.unparsed = () if parse_specials else special
     # Only GPT-2's pattern is known to allow cutting a text, if no other rule sees the text.
     self._cuts = (
       model['pre_tokenizer'] == bpe.BYTE_LEVEL
       and model['normalizer'] is None
-      and all(token['special'] and not parse_specials for token in model['added_tokens'])
+      and len(self.unparsed) == len(model['added_tokens'])
     )
 
   def vocab(self) -> dict[str, int]:
@@ -123,6 +125,7 @@ class SentencePieceTokenizer(base.TextTokenizer):
     roles = {role: getattr(self._processor, f'{role}_id')() for role in (*ROLES, 'unk')}
     roles = _without_shared_pad({role: index for role, index in roles.items() if index >= 0})
     self.specials = {role: index for role, index in roles.items() if role in ROLES}
+    self.unparsed = tuple(self._processor.id_to_piece(index) for index in self.specials.values())
 
   def encode_batch(self, texts):
     """Return the token ids of each text, in threads."""

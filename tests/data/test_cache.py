@@ -49,6 +49,14 @@ def test_ids_offsets_and_bytes(corpus, tmp_path):
   assert sorted(os.listdir(tmp_path / 'cache')) == sorted([made.path.name, *names])  # nothing temporary
 
 
+def test_special_tokens_that_become_plain_text_are_counted(corpus, tmp_path, caplog):
+  tokenizers = byte_tokenizers()
+  tokenizers.text.unparsed = ('<|end|>', '<|im_start|>')
+  made = make(corpus(('a<|end|>b<|end|>', '<|en|>', 'c<|end|>')), tmp_path, tokenizers)
+  assert made.notes == {'spellings of <|end|> encoded as plain text': 3}
+  assert '3 spellings of <|end|> encoded as plain text' in caplog.text
+
+
 @given(docs=st.lists(st.text(max_size=30), min_size=2, max_size=30))
 @settings(max_examples=25, deadline=None)
 def test_cached_documents_round_trip(tmp_path_factory, docs):
