@@ -109,7 +109,7 @@ def source_names(cfg: DataConfig, split: str) -> tuple[str, ...]:
   return tuple(
     name
     for name, source in sorted(cfg.mixture.items())
-    if split == 'train' or source.has(split) or (split == 'valid' and cfg.valid_fraction)
+    if source.weight and split == 'train' or source.has(split) or (split == 'valid' and cfg.valid_fraction)
   )
 
 

@@ -29,7 +29,7 @@ class Source:
   kind: str = 'builtin'  # row of SOURCES
   path: str = ''  # file, glob, folder, also gs:// or s3://; files: also .zip; tfds: a data set
   template: str = '{text}'  # what a document is, over the fields of a record
-  weight: float = 1.0  # share of the rows, relative to the other sources
+  weight: float = 1.0  # share of the rows, relative to the other sources; 0 = only for evaluation
   separator: str = ''  # text: string between the documents of a file; '' = a file is a document
   valid_path: str = ''  # validation files; '' = a part of `path`
   test_path: str = ''  # test files; '' = none, or what test_keep selects of `path`
@@ -64,8 +64,8 @@ class Source:
       raise ValueError(f'path is empty for a source of kind={self.kind}\nfix: set path')
     if not 0 <= self.seed < 2**32:
       raise ValueError(f'seed={self.seed} is not a 32-bit number\nfix: use 0 to {2**32 - 1}')
-    if not 0 < self.weight < float('inf'):
-      raise ValueError(f'weight={self.weight} is not positive\nfix: remove the source or raise it')
+    if not 0 <= self.weight < float('inf'):
+      raise ValueError(f'weight={self.weight} is negative or infinite\nfix: use 0 or more')
     if self.documents < 1:
       raise ValueError(f'documents={self.documents} is not positive\nfix: generate at least one')
     for name in ('bad_records', 'rate', 'copies'):
@@ -113,7 +113,14 @@ class Source:
 
   def has(self, split: str) -> bool:
     """Whether the data of `split` are named, so that nothing is cut from the training data."""
-    return split != 'train' and bool(self.is_apart(split) or getattr(self, f'{split}_keep'))
+    return split != 'train' and bool(
+      self.is_apart(split) or getattr(self, f'{split}_keep') or not self.weight
+    )
+
+  @property
+  def is_benchmark(self) -> bool:
+    """Whether the source is scored by its own task alone, and not trained on."""
+    return not self.weight and bool(templates.benchmark(self.template))
 
   def path_of(self, split: str) -> str:
     """The files of `split`."""

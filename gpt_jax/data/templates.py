@@ -3,13 +3,17 @@
 `{name}` is text; `{x:image}` and `{x:audio}` become tokens; `{x:patches}` and `{x:frames}` are
 continuous features of images and sounds, for input only; `{x:parts}` is a list of {"text": ..},
 {"image": ..} and {"audio": ..}. ' -> ' separates a condition from its target. `{a.b.0}` looks up
-nested records and lists, `{a.*}` joins a list of texts by spaces, `{{` and `}}` are braces. No other
-part of Python's format language is accepted: a format could silently round a number.
+nested records and lists, `{a.*}` joins a list of texts by spaces, `{{` and `}}` are braces.
+`{choices[gold]}` is the item of the list `choices` that the field `gold` numbers, from 0 or as a letter
+from A: task choose scores the others in its place. `{text:cloze}` at the end is a text whose last word
+task cloze scores. No other part of Python's format language is accepted: a format could silently round
+a number.
 """
 
 import functools
 import math
 import os
+import re
 import string
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,9 +24,12 @@ ARROW = ' -> '
 MODALITY = {'image': 'image', 'audio': 'audio', 'patches': 'image', 'frames': 'audio'}  # of a field
 CONTINUOUS = ('patches', 'frames')
 PARTS = ('text', 'image', 'audio')  # what the objects of a list of parts hold
+CHOICE = re.compile(r'(?P<options>[^\[\]]+)\[(?P<index>[^\[\]\d][^\[\]]*)\]')
+CLOZE = ':cloze}'
 FIX = (
   'fix: write {field} for text, {field:image}, {field:audio}, {field:patches}, {field:frames} or '
-  '{field:parts} for media, {a.b} inside a record, {{ and }} for braces'
+  '{field:parts} for media, {a.b} inside a record, {options[index]} for the right one of several, '
+  '{{ and }} for braces'
 )
 
 
@@ -57,12 +64,14 @@ def parse(template: str) -> tuple[tuple[str, str], ...]:
       slots += [('arrow', '')] * (number > 0) + [('literal', text)] * (text != '')
     if field is None:
       continue
-    if not field or conversion or '[' in field or spec not in ('', 'parts', *MODALITY):
+    is_name = '[' not in (field or '[') or CHOICE.fullmatch(field)
+    if not is_name or conversion or spec not in ('', 'parts', 'cloze', *MODALITY):
       raise ValueError(f'template={template!r} has a field that is not a plain name\n{FIX}')
-    slots.append((spec or 'text', field))
+    slots.append(('text' if spec in ('', 'cloze') else spec, field))
   if all(kind in ('literal', 'arrow') for kind, _ in slots):
     raise ValueError(f'template={template!r} names no field, so all documents would be equal\n{FIX}')
   _check_sides(template, slots)
+  _check_benchmarks(template, slots)
   return tuple(slots)
 
 
@@ -84,6 +93,20 @@ def _check_sides(template: str, slots: list[tuple[str, str]]) -> None:
     raise ValueError(
       f'template={template!r} has something beside a list of parts\n'
       "fix: let {field:parts} stand alone or alone on a side of ' -> '; put text into the list"
+    )
+
+
+def _check_benchmarks(template: str, slots: list[tuple[str, str]]) -> None:
+  """ValueError for several lists of options, and for a last word that is not the end of a plain text."""
+  if sum('[' in field for kind, field in slots if kind not in ('literal', 'arrow')) > 1:
+    raise ValueError(f'template={template!r} has two {{options[index]}}\nfix: write one')
+  kinds = {kind for kind, _ in slots}
+  if CLOZE in template and (
+    template.index(CLOZE) + len(CLOZE) < len(template) or kinds - {'text', 'literal'}
+  ):
+    raise ValueError(
+      f'template={template!r} asks for a last word that is not the end of a text alone\n'
+      "fix: end the template with {field:cloze}, and leave out ' -> ' and media"
     )
 
 
@@ -123,6 +146,31 @@ def signature(template: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def is_plain(template: str) -> bool:
   """Return whether documents are text without a condition: a stream that may be cut anywhere."""
   return signature(template) == ((), ('text',))
+
+
+def benchmark(template: str) -> str:
+  """Return 'choose' for a template with options, 'cloze' for one whose last word is asked, else ''."""
+  return 'choose' if options_of(template) else 'cloze' if template.endswith(CLOZE) else ''
+
+
+def options_of(template: str) -> tuple[str, str] | None:
+  """Return (field with the list of options, field with the index of the right one), or None."""
+  fields = [field for kind, field in parse(template) if kind not in ('literal', 'arrow')]
+  matches = [match for field in fields if (match := CHOICE.fullmatch(field))]
+  return (matches[0]['options'], matches[0]['index']) if matches else None
+
+
+def option_index(record: dict, field: str, count: int, where: str) -> int:
+  """Return the number of the right one of `count` options: a number from 0, or a letter from A."""
+  value = lookup(record, field, where)
+  text = value if isinstance(value, str) else str(value)
+  index = ord(text) - ord('A') if re.fullmatch('[A-Z]', text) else int(text) if text.isdecimal() else -1
+  if not 0 <= index < count or isinstance(value, bool):
+    raise ValueError(
+      f'{where} field {field!r} is {_short(value)}, not the number of one of {count} options\n'
+      f'fix: number the options from 0 to {count - 1}, or with letters from A'
+    )
+  return index
 
 
 def modalities(template: str) -> set[str]:
@@ -240,7 +288,11 @@ def _check_text(text: str, where: str) -> None:
 
 
 def lookup(record: dict, field: str, where: str):
-  """Return the value at a dotted path; `*` at its end joins a list of texts."""
+  """Return the value at a dotted path; `*` at its end joins a list of texts, `[index]` picks an option."""
+  if match := CHOICE.fullmatch(field):
+    options = lookup(record, match['options'], where)
+    count = len(options) if isinstance(options, (list, tuple, np.ndarray)) else 0
+    return options[option_index(record, match['index'], count, where)]
   value, parts = record, field.split('.')
   while parts:
     # A key may have dots itself: the longest that the record has is meant.

@@ -16,7 +16,18 @@ from gpt_jax.cluster.batches import data_shard, to_devices
 from gpt_jax.cluster.processes import fetch
 from gpt_jax.data.row_fields import PLACES
 from gpt_jax.evaluation import text_metrics
-from gpt_jax.evaluation.tasks import answer, classify, common, cross, draw, perplexity, reconstruct, speak
+from gpt_jax.evaluation.tasks import (
+  answer,
+  choose,
+  classify,
+  cloze,
+  common,
+  cross,
+  draw,
+  perplexity,
+  reconstruct,
+  speak,
+)
 from gpt_jax.losses import token_losses
 from gpt_jax.model import gpt, param_trees
 from gpt_jax.runs.text_table import format_table
@@ -192,9 +203,9 @@ def run_tasks(subject, tasks, split='valid', limit=0, stride=0, recognizer=None,
     options = {option: options[option] for option in task.options if option != 'sampling'}
     if 'sampling' in task.options:
       options |= sampling
-    for source in common.matching_sources(subject, task.fits, split):
+    for source in matching_sources(subject, name, split):
       rows += task.run(subject, source, split, limit, **options)
-  return rows
+  return [*rows, *common.centered_mean(rows)]
 
 
 def check_tasks(subject, tasks, split='valid'):
@@ -210,7 +221,7 @@ def check_tasks(subject, tasks, split='valid'):
   mixture = subject.cfg.data.mixture
   for name in tasks:
     text_metrics.require_package(TASKS[name].package, name)
-    if name != 'perplexity' and not common.matching_sources(subject, TASKS[name].fits, split):
+    if name != 'perplexity' and not matching_sources(subject, name, split):
       sources = data.source_names(subject.cfg.data, split)
       has = ', '.join(f'{key} {mixture[key].template!r}' for key in sources) or 'nothing'
       raise ValueError(
@@ -219,6 +230,12 @@ def check_tasks(subject, tasks, split='valid'):
         'fix: choose another task or split, or give data.mixture a source with such a template'
       )
   return list(dict.fromkeys(tasks))
+
+
+def matching_sources(subject, task, split):
+  """The sources with data for `split` that the task of this name scores."""
+  row = TASKS[task]
+  return common.matching_sources(subject, row.fits, split, task if row.benchmark else '')
 
 
 def check_beams(subject, names, split='valid', beams=None):
@@ -310,6 +327,8 @@ TASKS = {
   'draw': common.Task(draw.run, draw.fits, '{name} -> {image:image}'),
   'speak': common.Task(speak.run, speak.fits, '{name} -> {audio:audio}', options=('sampling', 'recognizer')),
   'classify': common.Task(classify.run, classify.fits, '{name} -> {image:image}', options=()),
+  'choose': common.Task(choose.run, choose.fits, '{question} {options[answer]}', (), benchmark=True),
+  'cloze': common.Task(cloze.run, cloze.fits, '{text:cloze}', (), benchmark=True),
   'reconstruct': common.Task(reconstruct.run, reconstruct.fits, '{image:image}', options=()),
   'cross': common.Task(cross.run, cross.fits, '{image:image} -> {name}'),
 }

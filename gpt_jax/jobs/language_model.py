@@ -129,6 +129,8 @@ class LanguageModelJob(base.Job):
     """Return {(source, 'valid'): token cache}; ValueError now for what could not be scored later."""
     caches, form = {}, data.RowFields.of(self.cfg.data, self.tokenizers)
     for name in data.source_names(self.cfg.data, 'valid'):
+      if self.cfg.data.mixture[name].is_benchmark:
+        continue
       cache = data.token_cache(self.cfg.data, name, self.tokenizers, 'valid', self.workdir / 'cache')
       form.refuse_cuts(cache, self.length)
       if shared := data.count_shared_media(cache, self.loader.caches.values()):

@@ -31,6 +31,7 @@ class Task(NamedTuple):
   example_template: str  # one that fits, for messages
   options: tuple = ('sampling',)  # options of evaluate.run_tasks that it takes
   package: str = ''  # the optional package that it measures with
+  benchmark: bool = False  # whether a template must be made for it: templates.benchmark names the task
 
 
 class Example(NamedTuple):
@@ -70,6 +71,11 @@ class Rows(list):
     if not fields.get('of') and (other := shuffled(labels)):
       self.add_accuracy(metric, predictions, other, control='shuffled')
 
+  def add_centered(self, row, chance):
+    """Add the accuracy of a row relative to chance: 0 is guessing, 1 is always right."""
+    scale = lambda value: (value - chance) / (1 - chance)
+    self.add('centered_accuracy', scale(row['value']), interval=[scale(x) for x in row['interval']])
+
   def add_retrieval(self, scores_NC, truth_N, **fields):
     """Add rows for the rank of the true one of C candidates, beside those of a random order.
 
@@ -104,17 +110,39 @@ class Rows(list):
     self.add('copies', result['copies'], baseline=0.01)
 
 
+def centered_mean(rows):
+  """The mean centered accuracy of two or more sources as a list of one row, [] for fewer.
+
+  The interval adds the variances of the sources, each with equal weight.
+  """
+  rows = [row for row in rows if row['metric'] == 'centered_accuracy']
+  if len(rows) < 2:
+    return []
+  mean = float(np.mean([row['value'] for row in rows]))
+  half = (sum((row['interval'][1] - row['interval'][0]) ** 2 for row in rows) ** 0.5) / 2 / len(rows)
+  fields = dict(n=sum(row['n'] for row in rows), sources=len(rows))
+  result = Rows('choose', 'all', rows[0]['split'], **fields)
+  result.add('centered_accuracy', mean, interval=[mean - half, mean + half])
+  return result
+
+
 # ---------------------------------------------------------------------------------------- examples
 
 
-def matching_sources(subject, fits, split):
-  """Names of the sources with data for `split` whose template fits a task."""
+def matching_sources(subject, fits, split, benchmark=''):
+  """Names of the sources with data for `split` whose template fits a task.
+
+  benchmark: the task's name if templates must be made for it. Other tasks leave out sources that are
+  benchmarks and nothing else.
+  """
   mixture = subject.cfg.data.mixture
-  return [
-    name
-    for name in data.source_names(subject.cfg.data, split)
-    if fits(*templates.signature(mixture[name].template))
-  ]
+
+  def matches(source):
+    if benchmark and templates.benchmark(source.template) != benchmark:
+      return False
+    return (benchmark or not source.is_benchmark) and fits(*templates.signature(source.template))
+
+  return [name for name in data.source_names(subject.cfg.data, split) if matches(mixture[name])]
 
 
 def examples(subject, source, split, limit=0):

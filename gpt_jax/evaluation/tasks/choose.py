@@ -1,0 +1,100 @@
+"""Multiple choice by likelihood: of several options, is the right one likeliest?
+
+A template with `{options[answer]}` makes a document of each option. Plain text is scored as a base model
+reads it: by the tokens of the option, or, where text follows the option, of that text (WinoGrande). With
+' -> ' the target is scored as in training. `accuracy` compares log-likelihoods (acc of lm-eval),
+`accuracy_by_characters` divides them by the characters that are scored (acc_norm), and
+`accuracy_by_unconditional` subtracts the log-likelihood without a context (acc_mutual_info).
+
+Source: centered accuracy and its mean (DCLM's CORE, Li et al. 2024): 0 is chance, 1 is always right.
+"""
+
+import copy
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt_jax.data import templates
+from gpt_jax.evaluation import likelihood, metrics
+from gpt_jax.evaluation.tasks import common
+
+
+class Question(NamedTuple):
+  """The options of an example."""
+
+  gold: int  # number of the right one
+  documents: list  # a list of Piece for each option
+  pairs: list  # (context, scored text) of each option
+
+
+def fits(condition, target):
+  """A document with a condition, or plain text."""
+  return bool(condition) or target == ('text',)
+
+
+def run(subject, source, split, limit):
+  """Rows for one source of the mixture."""
+  template = subject.cfg.data.mixture[source].template
+  questions = [question(template, x.record, x.where) for x in common.examples(subject, source, split, limit)]
+  log_p, bare, truncated = log_likelihoods(subject, template, questions)
+  texts = [text for q in questions for _, text in q.pairs]
+  scores = {'accuracy': log_p, 'accuracy_by_characters': log_p / [max(1, len(t)) for t in texts]}
+  if bare is not None:
+    scores['accuracy_by_unconditional'] = log_p - bare
+  counts = [len(q.pairs) for q in questions]
+  starts, gold = np.cumsum([0, *counts])[:-1], [q.gold for q in questions]
+  levels = dict(chance=float(np.mean(1 / np.array(counts))), baseline=common.most_frequent(gold)[1])
+  rows = common.Rows('choose', source, split, n=len(gold), **({'truncated': truncated} if truncated else {}))
+  for name, values in scores.items():
+    predictions = [int(part.argmax()) for part in np.split(values, starts[1:])]
+    rows.add_judged(name, predictions, gold, **levels)
+  rows.add_centered(rows[0], levels['chance'])
+  right = starts + gold
+  bits_N = -log_p[right] / np.log(2) / [max(1, len(texts[i].encode())) for i in right]
+  rows.add('bits_per_byte', bits_N.mean(), interval=list(metrics.bootstrap_mean(bits_N)))
+  return rows
+
+
+def question(template, record, where):
+  """The options of a record -> Question."""
+  options, index = templates.options_of(template)
+  count = len(templates.lookup(record, options, where))
+  gold = templates.option_index(record, index, count, where)
+  documents, pairs = [], []
+  for n in range(count):
+    changed = copy.copy(record)
+    changed[index] = n
+    documents.append(templates.fill(template, changed, where))
+    pairs.append(_pair(template, changed, where))
+  return Question(gold, documents, pairs)
+
+
+def _pair(template, record, where):
+  """(context, scored text) of a plain text or of a document's target."""
+  slots = templates.parse(template)
+  texts = [
+    value if kind == 'literal' else templates.text_of(record, value, where) if kind == 'text' else ''
+    for kind, value in slots
+  ]
+  if ('arrow', '') in slots:
+    start = slots.index(('arrow', '')) + 1
+  else:
+    start = next(i for i, (_, value) in enumerate(slots) if templates.CHOICE.fullmatch(value))
+    follows = any(kind == 'text' for kind, _ in slots[start + 1 :])
+    start += follows
+  return ''.join(texts[:start]), ''.join(texts[start:])
+
+
+def log_likelihoods(subject, template, questions):
+  """Log-likelihoods of all options, in order -> (after their context, without it or None, number truncated).
+
+  Without a context: not for documents with ' -> ', which the model never sees without their condition.
+  """
+  if templates.signature(template)[0]:
+    return -subject.target_nats([d for q in questions for d in q.documents]), None, 0
+  pairs = [pair for q in questions for pair in q.pairs]
+  requests = [likelihood.encode_pair(subject, *pair) for pair in pairs]
+  spaces = [context[len(context.rstrip()) :] for context, _ in pairs]
+  bare = [likelihood.encode_pair(subject, '', s + text) for s, (_, text) in zip(spaces, pairs, strict=True)]
+  nats_N, _, truncated = likelihood.score_requests(subject, [*requests, *bare])
+  return -nats_N[: len(pairs)], -nats_N[len(pairs) :], truncated

@@ -1,0 +1,225 @@
+"""Multiple choice and cloze tests against brute-force log-likelihoods of a tiny model."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_jax import data, sharding
+from gpt_jax.data import templates
+from gpt_jax.evaluation import evaluate, likelihood
+from gpt_jax.evaluation.tasks import choose, cloze, common
+from gpt_jax.jobs import language_model, run_tokenizers
+from gpt_jax.model import gpt
+from tests import models, tiny_runs
+from tests.tiny_runs import assert_two_lines
+
+QUESTIONS = [
+  {'query': 'Ice is', 'choices': ['cold', 'hot', 'dry as sand'], 'gold': 0},
+  {'query': 'Two and two are', 'choices': ['one', 'four', 'five'], 'gold': 1},
+  {'query': 'A cat says', 'choices': ['a', 'b', 'c'], 'gold': 2},
+  {'query': 'Grass is green and the sky', 'choices': ['is blue', 'x'], 'gold': 0},
+]
+SCHEMAS = [
+  {
+    'options': ['The dog saw the cat and the dog', 'The dog saw the cat and the cat'],
+    'rest': 'ran.',
+    'gold': 'B',
+  },
+  {'options': ['Anna', 'Otto the second'], 'rest': 'slept', 'gold': 'A'},
+]
+TEXTS = [{'text': 'The end of\nthe word'}, {'text': 'once upon a time'}]
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('benchmarks')
+  for name, records in {'questions': QUESTIONS, 'schemas': SCHEMAS, 'texts': TEXTS}.items():
+    (folder / f'{name}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records))
+  return folder
+
+
+def source(files, name, template, **fields):
+  return {
+    'kind': 'jsonl',
+    'path': str(files / f'{name}.jsonl'),
+    'template': template,
+    'weight': 0.0,
+    **fields,
+  }
+
+
+@pytest.fixture(scope='module')
+def subject(files):
+  """A model that was never trained, with random parameters, on three benchmarks and a text."""
+  mixture = {
+    'text': {'kind': 'synthetic', 'documents': 20},
+    'questions': source(files, 'questions', 'Q: {query}\nA: {choices[gold]}'),
+    'schemas': source(files, 'schemas', '{options[gold]} {rest}'),
+    'texts': source(files, 'texts', '{text:cloze}'),
+  }
+  cfg = tiny_runs.experiment(data__mixture=mixture, tokenizer={'kind': 'bytes'}, model={'context': 64})
+  toks = run_tokenizers.build(cfg, files)
+  mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
+  model = models.fill(language_model.resolve_model(cfg, toks))
+  return evaluate.Subject(cfg, model, toks, mesh, files, batch_size=4)
+
+
+@pytest.fixture(scope='module')
+def log_p(subject):
+  """log_p(context, text): one row at a time, all positions, in numpy."""
+
+  @jax.jit
+  def logits(ids_BT):
+    return subject.model(ids_BT).logits_BTV
+
+  def log_p(context, text):
+    ids = [*(context or '').encode()] or likelihood.start_ids(subject)
+    row = np.array([*ids, *text.encode()])
+    padded = np.zeros((1, 64), np.int32)
+    padded[0, : len(row) - 1] = row[:-1]
+    logits_TV = np.asarray(logits(jnp.asarray(padded))[0], np.float64)
+    log_probs_TV = logits_TV - np.logaddexp.reduce(logits_TV, -1, keepdims=True)
+    places = np.arange(len(ids) - 1, len(row) - 1)
+    greedy = (logits_TV[places].argmax(-1) == row[len(ids) :]).all()
+    return log_probs_TV[places, row[len(ids) :]].sum(), greedy
+
+  return log_p
+
+
+def values(rows):
+  return {row['metric']: row['value'] for row in rows if 'control' not in row}
+
+
+def test_choose_is_the_likeliest_option_by_brute_force(subject, log_p):
+  rows = values(choose.run(subject, 'questions', 'valid', 0))
+  hits = {'accuracy': [], 'accuracy_by_characters': [], 'accuracy_by_unconditional': []}
+  bits = []
+  for q in QUESTIONS:
+    given = np.array([log_p(f'Q: {q["query"]}\nA:', f' {c}')[0] for c in q['choices']])
+    bare = np.array([log_p('', f' {c}')[0] for c in q['choices']])
+    bits.append(-given[q['gold']] / np.log(2) / len(q['choices'][q['gold']]))
+    sizes = [len(c) for c in q['choices']]
+    for name, scores in zip(hits, (given, given / sizes, given - bare), strict=True):
+      hits[name].append(scores.argmax() == q['gold'])
+  for name, expected in hits.items():
+    assert rows[name] == np.mean(expected)
+  np.testing.assert_allclose(rows['bits_per_byte'], np.mean(bits), rtol=1e-5)
+  chance = (3 * 1 / 3 + 1 / 2) / 4
+  np.testing.assert_allclose(rows['centered_accuracy'], (rows['accuracy'] - chance) / (1 - chance))
+
+
+def test_text_after_the_options_is_what_is_scored(subject, log_p):
+  rows = values(choose.run(subject, 'schemas', 'valid', 0))
+  right = [
+    np.argmax([log_p(option, f' {r["rest"]}')[0] for option in r['options']]) == 'AB'.index(r['gold'])
+    for r in SCHEMAS
+  ]
+  assert rows['accuracy'] == rows['accuracy_by_characters'] == np.mean(right)
+
+
+def test_cloze_scores_the_last_word(subject, log_p):
+  rows = values(cloze.run(subject, 'texts', 'valid', 0))
+  scores = [log_p('The end of\nthe', ' word'), log_p('once upon a', ' time')]
+  np.testing.assert_allclose(
+    rows['word_perplexity'], np.exp(-np.mean([nats for nats, _ in scores])), rtol=1e-5
+  )
+  assert rows['accuracy'] == np.mean([greedy for _, greedy in scores])
+
+
+def test_a_word_that_greedy_decoding_gives_is_right(subject, log_p):
+  ids = [*b'The end']
+  [nats], [greedy], _ = likelihood.score_requests(subject, [likelihood.Request(ids, [3])])
+  best = int(np.asarray(models.logits(subject.model, jnp.asarray([ids]))[0, -1]).argmax())
+  assert greedy == (best == 3)
+  assert likelihood.score_requests(subject, [likelihood.Request(ids, [best])]).greedy.all()
+
+
+def test_requests_keep_their_order_and_may_repeat_or_share_a_row(subject, log_p):
+  pairs = [('abc', 'd'), ('a', 'bcdefgh'), ('abc', 'e'), ('abc', 'd'), ('x' * 30, 'y' * 12), ('', 'q')]
+  requests = [likelihood.encode_pair(subject, *pair) for pair in pairs]
+  scores = likelihood.score_requests(subject, requests)
+  np.testing.assert_allclose(-scores.nats, [log_p(*pair)[0] for pair in pairs], rtol=1e-5)
+
+
+def test_long_contexts_lose_their_beginning(subject, log_p):
+  scores = likelihood.score_requests(subject, [likelihood.encode_pair(subject, 'z' * 10 + 'y' * 61, 'abcd')])
+  np.testing.assert_allclose(-scores.nats, [log_p('y' * 61, 'abcd')[0]], rtol=1e-5)
+  assert scores.truncated == 1
+
+
+def test_windows_score_each_token_once_with_a_full_context(subject):
+  text = 'abcdefghij'
+  start = likelihood.start_ids(subject)
+  ids = list(text.encode())
+  assert likelihood.windows(subject, text, 4) == [(start, ids[:4]), (ids[3:4], ids[4:8]), (ids[5:8], ids[8:])]
+  assert likelihood.windows(subject, '') == []
+
+
+def test_tasks_find_their_sources_and_the_mean_of_several(subject):
+  assert evaluate.matching_sources(subject, 'choose', 'valid') == ['questions', 'schemas']
+  assert evaluate.matching_sources(subject, 'cloze', 'valid') == ['texts']
+  assert evaluate.matching_sources(subject, 'perplexity', 'valid') == ['text']
+  assert data.source_names(subject.cfg.data, 'train') == ('text',)
+  rows = evaluate.run_tasks(subject, ('choose', 'cloze'))
+  centered = [row for row in rows if row['metric'] == 'centered_accuracy']
+  assert [row['source'] for row in centered] == ['questions', 'schemas', 'texts', 'all']
+  np.testing.assert_allclose(centered[-1]['value'], np.mean([row['value'] for row in centered[:3]]))
+  assert centered[-1]['interval'][0] < centered[-1]['value'] < centered[-1]['interval'][1]
+
+
+def test_the_mean_of_one_source_is_not_repeated():
+  assert (
+    common.centered_mean([{'metric': 'centered_accuracy', 'value': 0.1, 'interval': [0, 1], 'n': 2}]) == []
+  )
+
+
+@pytest.mark.parametrize('gold', [3, -1, True, 'D', 'cold', None])
+def test_an_index_beyond_the_options_is_an_error(gold):
+  with pytest.raises(ValueError, match="field 'gold' is .*, not the number of one of 3 options") as caught:
+    choose.question('{query} {choices[gold]}', QUESTIONS[0] | {'gold': gold}, 'q.jsonl line 1')
+  assert_two_lines(caught.value)
+
+
+@pytest.mark.parametrize(
+  'template', ['{a[b]} {c[d]}', '{text:cloze} more', '{a} -> {text:cloze}', '{a[0]}', '{a[b]c}']
+)
+def test_templates_that_no_task_can_score_are_errors(template):
+  with pytest.raises(ValueError, match='template=') as caught:
+    templates.parse(template)
+  assert_two_lines(caught.value)
+
+
+def test_a_template_says_its_benchmark():
+  assert templates.benchmark('Q: {q} A: {c.text[key]}') == 'choose'
+  assert templates.benchmark('{text:cloze}') == 'cloze'
+  assert templates.benchmark('{text}') == ''
+  record = {'q': 1, 'c': {'text': ['x', 'y']}, 'key': 'B'}
+  [piece] = templates.fill('Q: {q} A: {c.text[key]}', record, '')
+  assert piece.value == 'Q: 1 A: y'
+
+
+def test_a_template_with_an_arrow_is_scored_by_its_target(subject):
+  class Known:
+    def target_nats(self, documents):
+      return np.array([len(common.text(d)) for d in documents], float)
+
+  template = '{query} -> {choices[gold]}'
+  questions = [choose.question(template, record, '') for record in QUESTIONS[:1]]
+  log_p, bare, _ = choose.log_likelihoods(Known(), template, questions)
+  assert [text for _, text in questions[0].pairs] == QUESTIONS[0]['choices']
+  assert log_p.tolist() == [-len('Ice is' + text) for text in QUESTIONS[0]['choices']]
+  assert bare is None
+
+
+def test_scores_are_equal_on_any_mesh(subject):
+  pairs = [('abc', 'd'), ('a', 'bcdefgh'), ('abc', 'e'), ('Q', ' yes'), ('', 'no')]
+  requests = [likelihood.encode_pair(subject, *pair) for pair in pairs]
+  mesh = models.mesh(data=2, tensor=2)
+  model = jax.device_put(subject.model, gpt.shardings(subject.model, mesh))
+  sharded = dataclasses.replace(subject, mesh=mesh, model=model)
+  expected = likelihood.score_requests(subject, requests)
+  np.testing.assert_allclose(likelihood.score_requests(sharded, requests).nats, expected.nats, rtol=1e-5)
