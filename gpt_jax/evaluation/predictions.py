@@ -67,7 +67,11 @@ class PredictionFiles:
         records.write_atomically(path, content)
         kind = suffix.partition('.')[0].strip('_')
         lines[index][f'{kind}_media' if kind else 'media'] = str(path.relative_to(self.folder))
-    if right is not None and common.are_classes(firsts := [first(target) for target in targets]):
+    if (
+      right is not None
+      and predictions is not None
+      and common.are_classes(firsts := [first(target) for target in targets])
+    ):
       records.write_json(folder / 'confusion.json', count_confusions(firsts, predictions))
     digests.write_manifest(folder.with_name(f'{folder.name}.json'), folder)
     self._replace_lines(group, lines)

@@ -10,10 +10,11 @@ import pytest
 
 from gpt_jax import data, sharding
 from gpt_jax.data import templates
-from gpt_jax.evaluation import evaluate, likelihood
+from gpt_jax.evaluation import evaluate, likelihood, predictions
 from gpt_jax.evaluation.tasks import choose, cloze, common
 from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model import gpt
+from gpt_jax.runs import records
 from tests import models, tiny_runs
 from tests.tiny_runs import assert_two_lines
 
@@ -37,8 +38,8 @@ TEXTS = [{'text': 'The end of\nthe word'}, {'text': 'once upon a time'}]
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
   folder = tmp_path_factory.mktemp('benchmarks')
-  for name, records in {'questions': QUESTIONS, 'schemas': SCHEMAS, 'texts': TEXTS}.items():
-    (folder / f'{name}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records))
+  for name, lines in {'questions': QUESTIONS, 'schemas': SCHEMAS, 'texts': TEXTS}.items():
+    (folder / f'{name}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in lines))
   return folder
 
 
@@ -223,3 +224,16 @@ def test_scores_are_equal_on_any_mesh(subject):
   sharded = dataclasses.replace(subject, mesh=mesh, model=model)
   expected = likelihood.score_requests(subject, requests)
   np.testing.assert_allclose(likelihood.score_requests(sharded, requests).nats, expected.nats, rtol=1e-5)
+
+
+def test_predictions_of_benchmarks_name_the_options(subject, tmp_path):
+  files = predictions.PredictionFiles(tmp_path, 3, {})
+  kept = dataclasses.replace(subject, predictions=files)
+  evaluate.run_tasks(kept, ('choose', 'cloze'))
+  lines = records.read_lines(tmp_path / 'predictions.jsonl')
+  by_input = {line['input']: line for line in lines}
+  line = by_input['Q: Ice is\nA: ']
+  assert line['target'] == 'cold'
+  assert line['prediction'] in QUESTIONS[0]['choices']
+  assert line['right'] == (line['prediction'] == 'cold')
+  assert by_input['once upon a ']['target'] == 'time'

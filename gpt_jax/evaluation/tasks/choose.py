@@ -23,6 +23,7 @@ class Question(NamedTuple):
   """The options of an example."""
 
   gold: int  # number of the right one
+  options: list  # as they are in the record
   documents: list  # a list of Piece for each option
   pairs: list  # (context, scored text) of each option
 
@@ -35,7 +36,8 @@ def fits(condition, target):
 def run(subject, source, split, limit):
   """Rows for one source of the mixture."""
   template = subject.cfg.data.mixture[source].template
-  questions = [question(template, x.record, x.where) for x in common.examples(subject, source, split, limit)]
+  examples = common.examples(subject, source, split, limit)
+  questions = [question(template, x.record, x.where) for x in examples]
   log_p, bare, truncated = log_likelihoods(subject, template, questions)
   texts = [text for q in questions for _, text in q.pairs]
   scores = {'accuracy': log_p, 'accuracy_by_characters': log_p / [max(1, len(t)) for t in texts]}
@@ -48,6 +50,8 @@ def run(subject, source, split, limit):
   for name, values in scores.items():
     predictions = [int(part.argmax()) for part in np.split(values, starts[1:])]
     rows.add_judged(name, predictions, gold, **levels)
+    if name == 'accuracy':
+      record_answers(subject, rows, examples, questions, predictions)
   rows.add_centered(rows[0], levels['chance'])
   right = starts + gold
   bits_N = -log_p[right] / np.log(2) / [max(1, len(texts[i].encode())) for i in right]
@@ -55,18 +59,30 @@ def run(subject, source, split, limit):
   return rows
 
 
+def record_answers(subject, rows, examples, questions, predictions):
+  """Keep the chosen and the right option of each example."""
+  chosen = [str(q.options[n]) for q, n in zip(questions, predictions, strict=True)]
+  right = [str(q.options[q.gold]) for q in questions]
+  inputs = [
+    x if x.condition else x._replace(condition=[templates.Piece('text', q.pairs[q.gold][0])])
+    for x, q in zip(examples, questions, strict=True)
+  ]
+  is_right = [q.gold == n for q, n in zip(questions, predictions, strict=True)]
+  subject.record(rows, inputs, targets=right, predictions=chosen, right=is_right)
+
+
 def question(template, record, where):
   """The options of a record -> Question."""
   options, index = templates.options_of(template)
-  count = len(templates.lookup(record, options, where))
-  gold = templates.option_index(record, index, count, where)
+  options = templates.lookup(record, options, where)
+  gold = templates.option_index(record, index, len(options), where)
   documents, pairs = [], []
-  for n in range(count):
+  for n in range(len(options)):
     changed = copy.copy(record)
     changed[index] = n
     documents.append(templates.fill(template, changed, where))
     pairs.append(_pair(template, changed, where))
-  return Question(gold, documents, pairs)
+  return Question(gold, options, documents, pairs)
 
 
 def _pair(template, record, where):

@@ -6,6 +6,7 @@ It is right if greedy decoding gives all its tokens. Perplexity is per word, wha
 
 import numpy as np
 
+from gpt_jax.data import Piece
 from gpt_jax.evaluation import likelihood, metrics
 from gpt_jax.evaluation.tasks import common
 
@@ -17,7 +18,8 @@ def fits(condition, target):
 
 def run(subject, source, split, limit):
   """Rows for one source of the mixture."""
-  pairs = [last_word(common.text(x.target), x.where) for x in common.examples(subject, source, split, limit)]
+  examples = common.examples(subject, source, split, limit)
+  pairs = [last_word(common.text(x.target), x.where) for x in examples]
   requests = [likelihood.encode_pair(subject, *pair) for pair in pairs]
   nats_N, greedy_N, truncated = likelihood.score_requests(subject, requests)
   rows = common.Rows('cloze', source, split, n=len(pairs), **({'truncated': truncated} if truncated else {}))
@@ -27,6 +29,9 @@ def run(subject, source, split, limit):
   rows.add('word_perplexity', np.exp(nats_N.mean()), interval=interval)
   bits_N = nats_N / np.log(2) / [len(word.encode()) for _, word in pairs]
   rows.add('bits_per_byte', bits_N.mean(), interval=list(metrics.bootstrap_mean(bits_N)))
+  inputs = [x._replace(condition=[Piece('text', text)]) for x, (text, _) in zip(examples, pairs, strict=True)]
+  words = [word for _, word in pairs]
+  subject.record(rows, inputs, targets=words, right=greedy_N.tolist(), bits=bits_N.tolist())
   return rows
 
 
