@@ -16,6 +16,7 @@ def get_config(arg=''):
   config = configs.default()
   base = configs.of_run(args.base)
   config.model = configs.section(base.model)
+  config.model.param_dtype = 'float32'  # half precision loses small updates
   config.tokenizer = configs.section(base.tokenizer)
   config.data.mixture = {'text': {'kind': 'text', 'path': 'tinyshakespeare/input.txt'}}
   config.optim.update(lr=3e-5, schedule='constant', warmup=0)

@@ -123,8 +123,7 @@ def write_config(cfg):
       family = FAMILIES[name]
       values = {key: getattr(cfg, RESOLVED.get(field, field)) for field, key in family.keys.items()}
       about = {'architectures': [family.architecture], 'model_type': name}
-      # Both spellings of the dtype: transformers 5 reads the first, older ones the second.
-      return name, about | family.write(cfg, values) | {'dtype': 'float32', 'torch_dtype': 'float32'}
+      return name, about | family.write(cfg, values)
   # Of GPT-2 and of those Llamas that come nearest.
   fewest = min(len(obstacles[name]) for name in EXPORTS[1:])
   nearest = [name for name in EXPORTS[1:] if len(obstacles[name]) == fewest]

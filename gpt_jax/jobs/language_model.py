@@ -41,6 +41,11 @@ def resolve_model(cfg, toks):
       f'the tokenizer has {size} ids and model.vocab={cfg.model.vocab}\n'
       f'fix: set model.vocab=0 to follow the tokenizer, or at least {size}'
     )
+  if cfg.model.param_dtype == 'float16':
+    raise ValueError(
+      'model.param_dtype=float16 cannot be trained: small gradients would become zero\n'
+      'fix: set model.param_dtype=float32, to which the weights of train.init_from are converted'
+    )
   length = cfg.train.length or cfg.model.context
   if length > cfg.model.context:
     raise ValueError(

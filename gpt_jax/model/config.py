@@ -77,7 +77,7 @@ class ModelConfig:
   unroll: str = 'auto'  # layers as a Python loop: on, off; auto = on for GPU
   remat: str = 'auto'  # a row of REMAT; auto = dots_no_batch on CPU, else mlp_activations if unrolled
   dtype: str = 'auto'  # of the computation; auto = bfloat16 on GPU and TPU, float32 on CPU
-  param_dtype: str = 'float32'  # of the stored parameters
+  param_dtype: str = 'float32'  # of the stored parameters; float16 is for sampling, not for training
 
   def __post_init__(self):
     validate.check_model(self)

@@ -174,5 +174,5 @@ CHOICES = {
   'unroll': ('auto', 'on', 'off'),
   'remat': ChainMap(REMAT, {'auto': None}),
   'dtype': ('auto', 'float32', 'bfloat16'),
-  'param_dtype': ('float32', 'bfloat16'),
+  'param_dtype': ('float32', 'bfloat16', 'float16'),
 }

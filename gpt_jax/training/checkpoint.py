@@ -158,13 +158,15 @@ class Checkpoints:
     return from_tree(self._read(step, wanted), like)
 
   def restore_model(self, step, like):
-    """Return the weights of a step (their average, if it has one), laid out as `like`.
+    """Return the weights of a step (their average, if it has one), laid out and typed as `like`.
 
-    Raises ValueError listing every parameter whose path, shape or dtype differs.
+    Raises ValueError listing every parameter whose path or shape differs.
     """
     stored, wanted = self.array_metadata(step), to_abstract_tree(like)
     branch = 'opt_state/ema/' if any(path.startswith('opt_state/ema/') for path in stored) else 'model/'
     weights = {path.removeprefix(branch): x for path, x in stored.items() if path.startswith(branch)}
+    types = {path: x.dtype for path, x in flat(wanted).items()}
+    weights = {p: jax.ShapeDtypeStruct(x.shape, types.get(p, x.dtype)) for p, x in weights.items()}
     if differences := describe_mismatches(weights, flat(wanted)):
       raise ValueError(
         f'{self.folder}/{step} does not fit the model: {differences}\n'

@@ -12,6 +12,7 @@ from gpt_jax.runs import digests
 from gpt_jax.training.checkpoint import Checkpoints, from_process_0
 from gpt_jax.training.trees import to_tree
 
+DATA_FILE_BYTES = 1 << 25  # Orbax compresses all arrays at once and holds what no file of this size has taken
 SIZE_MARGIN = 1.2  # free space before a save / size of the last one: compressed sizes grow a little
 
 
@@ -50,7 +51,8 @@ class CheckpointWriter(Checkpoints):
     self.wait_until_finished()
     tree = to_tree(state)
     self._check_room(step, tree)
-    items = {'state': ocp.args.StandardSave(tree), 'extra': ocp.args.JsonSave(extra)}
+    arrays = ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=DATA_FILE_BYTES)
+    items = {'state': arrays, 'extra': ocp.args.JsonSave(extra)}
     with self._raise_save_failed(step):
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
     self._saving = step

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from gpt_jax import config, sample, step
 from gpt_jax import train as training
 from gpt_jax.evaluation import evaluate, trained
-from gpt_jax.interop import families, huggingface, tokenizer_files
+from gpt_jax.interop import families, huggingface, tokenizer_files, weight_files
 from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model import costs, gpt, position_schemes, positions
 from gpt_jax.model.config import ModelConfig
@@ -436,10 +436,10 @@ def test_sharded_weights_are_read_by_index(tmp_path):
   parts = {'model-1-of-2.safetensors': names[::2], 'model-2-of-2.safetensors': names[1::2]}
   for part, members in parts.items():
     save_file({name: files[name] for name in members}, tmp_path / part)
-  with fails('2 safetensors files', huggingface.INDEX):
+  with fails('2 safetensors files', weight_files.INDEX):
     huggingface.import_model(tmp_path)
   index = {'weight_map': {name: part for part, members in parts.items() for name in members}}
-  (tmp_path / huggingface.INDEX).write_text(json.dumps(index))
+  (tmp_path / weight_files.INDEX).write_text(json.dumps(index))
   _, back, _ = huggingface.import_model(tmp_path)
   assert_same_params(model, back, cfg.vocab)
   (tmp_path / 'model-2-of-2.safetensors').rename(tmp_path / 'elsewhere')
@@ -448,15 +448,47 @@ def test_sharded_weights_are_read_by_index(tmp_path):
 
 
 @pytest.mark.parametrize('dtype', [ml_dtypes.bfloat16, np.float16])
-def test_half_precision_becomes_float32(dtype, tmp_path):
-  _, model = write(tmp_path)
-  retensor(tmp_path, lambda files: {name: array.astype(dtype) for name, array in files.items()})
-  _, back, _ = huggingface.import_model(tmp_path)
+def test_half_precision_is_kept(dtype, tmp_path):
+  toks = Tokenizers.build(make('bytes'))
+  _, model = write(tmp_path / 'source', 'llama', toks)
+  retensor(tmp_path / 'source', lambda files: {name: array.astype(dtype) for name, array in files.items()})
+  huggingface.import_run(tmp_path / 'source', tmp_path / 'run')
+  run = trained.load(tmp_path / 'run')
+  assert run.model.cfg.param_dtype == run.cfg.model.param_dtype == np.dtype(dtype).name
   for path, array in params_of(model).items():
-    stored = np.asarray(params_of(back)[path])
-    assert stored.dtype == np.float32
-    rows = slice(SIZES['vocab'] if path.endswith('_VD') else None)
-    np.testing.assert_array_equal(stored[rows], np.asarray(array)[rows].astype(dtype).astype('f4'))
+    stored = np.asarray(params_of(run.model)[path])
+    assert stored.dtype == dtype
+    rows = slice(toks.vocabulary.size if path.endswith('_VD') else None)
+    np.testing.assert_array_equal(stored[rows], np.asarray(array)[rows].astype(dtype))
+  huggingface.export_run(tmp_path / 'run', tmp_path / 'out')
+  source, out = (load_file(tmp_path / name / 'model.safetensors') for name in ('source', 'out'))
+  assert source.keys() == out.keys()
+  assert all(out[name].dtype == dtype and (out[name] == source[name]).all() for name in source)
+  assert json.loads((tmp_path / 'out/config.json').read_text())['dtype'] == np.dtype(dtype).name
+  # A training run may ask for another type.
+  wider = gpt.GPT(dataclasses.replace(run.model.cfg, param_dtype='float32'))
+  shardings = gpt.shardings(wider, models.mesh())
+  like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), wider, shardings)
+  for path, array in params_of(checkpoint.load_model(tmp_path / 'run', like)).items():
+    np.testing.assert_array_equal(np.asarray(array), np.asarray(params_of(run.model)[path]).astype('f4'))
+
+
+def test_mixed_types_become_float32(tmp_path):
+  write(tmp_path)
+  half = lambda files: {k: v.astype(np.float16) if v.ndim > 1 else v for k, v in files.items()}
+  retensor(tmp_path, half)
+  cfg, back, _ = huggingface.import_model(tmp_path)
+  assert cfg.param_dtype == 'float32'
+  assert {array.dtype for array in models.params(back).values()} == {np.dtype('float32')}
+
+
+def test_import_onto_a_mesh_is_sharded_and_bit_equal(tmp_path):
+  cfg, model = write(tmp_path, 'llama3')
+  mesh = models.mesh(fsdp=2)
+  _, back, _ = huggingface.import_model(tmp_path, mesh)
+  assert_same_params(model, back, cfg.vocab)
+  assert params_of(back)['blocks/mlp/up_DF'].sharding.mesh == mesh
+  assert len(params_of(back)['blocks/mlp/up_DF'].addressable_shards) == 2
 
 
 def test_bare_models_with_buffers_and_tied_heads(tmp_path):

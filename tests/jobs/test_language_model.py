@@ -390,6 +390,7 @@ PLAIN = {'kind': 'synthetic', 'documents': 60}
     ({'data__mixture__read__template': '{picture:image} -> {name}'}, 'picture', ''),
     ({'image__codes': 100_000}, '100000', ''),
     ({'model__context': 16}, 'documents', ''),
+    ({'model__param_dtype': 'float16'}, 'cannot be trained', 'param_dtype=float32'),
   ],
 )
 def test_templates_and_tokenizers_must_agree(changes, cause, fix, tmp_path):

@@ -139,7 +139,7 @@ INVALID = [
   (dict(unroll='yes'), "model.unroll='yes'", 'use one of auto, on, off'),
   (dict(remat='some'), "model.remat='some'", 'use one of auto, none, mlp_activations, full'),
   (dict(dtype='int8'), "model.dtype='int8'", 'use one of auto, float32, bfloat16'),
-  (dict(param_dtype='float16'), "model.param_dtype='float16'", 'use one of float32, bfloat16'),
+  (dict(param_dtype='float64'), "model.param_dtype='float64'", 'use one of float32, bfloat16, float16'),
   (dict(layers=0), 'model.layers=0 is too small', 'use at least 1'),
   (dict(width=0), 'model.width=0 is too small', 'use at least 1'),
   (dict(heads=0), 'model.heads=0 is too small', 'use at least 1'),
