@@ -13,6 +13,7 @@ from gpt_jax.evaluation.tasks import common
 from gpt_jax.sampling import completions, prompts
 
 MAX_CONDITIONS, COLUMNS = 16, 8  # of a source; images in a row
+PIXELS = 96  # of the shorter side of an image, about
 PAUSE = 0.15  # seconds between sounds
 
 
@@ -62,6 +63,19 @@ def sample_conditions(subject):
     samples = prompts.generate(subject, [condition for condition, _ in sides], modality, **decoding)
     content, suffix = RENDERERS[modality](subject, sides, samples)
     yield content, name, suffix
+    if modality != 'text':
+      yield (
+        caption([condition for condition, _ in sides], COLUMNS if modality == 'image' else 1),
+        name,
+        '.txt',
+      )
+
+
+def caption(conditions, columns):
+  """The conditions as text, in rows of `columns` as their samples: cells are separated by tabs."""
+  cells = [' '.join(common.describe(pieces).split()) for pieces in conditions]
+  rows = [cells[first : first + columns] for first in range(0, len(cells), columns)]
+  return '\n'.join('\t'.join(row) for row in rows)
 
 
 def render_texts(subject, sides, samples):
@@ -76,7 +90,7 @@ def render_texts(subject, sides, samples):
 def render_images(subject, sides, samples):
   """All images as one, in rows of COLUMNS, enlarged."""
   image = media_io.tile(np.stack(samples), COLUMNS)
-  return media_io.to_png(image, scale=max(1, 64 // samples[0].shape[0])), '.png'
+  return media_io.to_png(image, scale=max(1, PIXELS // samples[0].shape[0])), '.png'
 
 
 def render_sounds(subject, sides, samples):

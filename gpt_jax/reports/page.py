@@ -16,6 +16,7 @@ MEDIA = {  # suffix: type, element
   '.jpg': ('image/jpeg', '<img alt="{name}" src="{uri}">'),
   '.wav': ('audio/wav', '<audio controls aria-label="{name}" src="{uri}"></audio>'),
 }
+MAX_CAPTION_ROWS = 24  # lines of texts below an image or sound
 SMALL = (310, 130)  # pixels of a small figure
 WIDE, NARROW = (1000, 380), (360, 300)  # pixels of a figure on a screen and on a phone
 
@@ -163,9 +164,26 @@ def samples_by_step(folder):
   steps, run = {}, folder.parent.resolve()
   for path in sorted(folder.glob('step_*')):
     match = re.match(r'step_(\d{1,15})', path.name)
-    if match and path.is_file() and path.resolve().is_relative_to(run):
+    if match and path.is_file() and path.resolve().is_relative_to(run) and not captioned(path):
       steps.setdefault(int(match[1]), []).append(path)
   return steps
+
+
+def captioned(path):
+  """Return the image or sound that a text file is the caption of, or None: NAME.png of NAME.txt."""
+  others = (path.with_suffix(suffix) for suffix in MEDIA if path.suffix == '.txt')
+  return next((other for other in others if other.exists()), None)
+
+
+def caption(path):
+  """Return the texts of NAME.txt beside an image or sound, in rows and columns as there; '' without it."""
+  file = path.with_suffix('.txt')
+  if not file.is_file() or file.resolve().parent != path.resolve().parent:
+    return ''
+  rows = [line.split('\t') for line in file.read_text(encoding='utf-8', errors='replace').splitlines()]
+  cells = [element('span', text) for row in rows[:MAX_CAPTION_ROWS] for text in row]
+  columns = max((len(row) for row in rows), default=1)
+  return element_unless_empty('div', *cells, kind='caption', style=f'--columns:{columns}')
 
 
 def sample_title(path, *texts):
@@ -176,7 +194,7 @@ def sample_title(path, *texts):
 def sample(path, title, max_characters):
   """Return one sample, text or media, under its title."""
   if path.suffix != '.txt':
-    return element('article', element('h3', title), media(path))
+    return element('article', element('h3', title), media(path), caption(path))
   text = path.read_text(encoding='utf-8', errors='replace')
   more = len(text) - max_characters
   rest = f'\n[{more:,} more characters in samples/{path.name}]' if more > 0 else ''

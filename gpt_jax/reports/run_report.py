@@ -7,8 +7,10 @@ import math
 
 import numpy as np
 
-from gpt_jax.reports import figures, page
+from gpt_jax.reports import evaluation_part, figures, page
+from gpt_jax.reports.evaluation_part import evaluations
 from gpt_jax.reports.job_metrics import JOB_METRICS
+from gpt_jax.reports.predictions_part import predictions
 from gpt_jax.reports.sections import Section, make_table
 from gpt_jax.runs import history, loggers, records
 
@@ -53,7 +55,7 @@ def write_report(workdir):
   Raises FileNotFoundError or ValueError: there is no run, or a file of it cannot be read.
   """
   run = history.read_history(workdir)
-  sections = (losses, samples, evaluations, signals, layer_sizes, settings, timeline, reproduce)
+  sections = (losses, samples, evaluations, predictions, signals, layer_sizes, settings, timeline, reproduce)
   title, path = f'{run.folder.name} \u00b7 gpt_jax', run.folder / 'report.html'
   records.write_atomically(path, page.document(title, header(run), [part(run) for part in sections]))
   return path
@@ -156,8 +158,8 @@ def key_numbers(run):
   bits = run.final('valid_loss') / math.log(2) if job.losses_comparable else math.nan
   phases = history.seconds_by_phase(run)
   total = sum(phases.values())
+  first = (*((label, run.final(metric), show) for label, metric, show in job.tiles),)
   numbers = (
-    *((label, run.final(metric), show) for label, metric, show in job.tiles),
     ('bits per token', bits, '{:.3f}'.format),
     ('bits per byte', run.final('bits_per_byte', 'valid_bits_per_byte'), '{:.3f}'.format),
     (f'{job.items} per second', run.typical(f'{job.items}_per_second'), loggers.human),
@@ -167,7 +169,8 @@ def key_numbers(run):
     ('wall time', run.wall_seconds() or math.nan, loggers.duration),
     ('goodput', phases['steps'] / total if total > 0 else math.nan, '{:.0%}'.format),
   )
-  return [(label, show(value)) for label, value, show in numbers if math.isfinite(value)]
+  known = lambda numbers: [(label, show(value)) for label, value, show in numbers if math.isfinite(value)]
+  return [*known(first), *evaluation_part.tiles(run), *known(numbers)]
 
 
 # --------------------------------------------------------------------------------------- charts
@@ -276,40 +279,14 @@ def samples(run):
       title = page.sample_title(path, f'step {step:,}', *losses)
       articles.append(page.sample(path, title, MAX_CHARACTERS))
     rows.append(page.element('div', *articles, kind='texts' if suffix == '.txt' else 'media'))
-  return Section('Samples', rows, 'First, middle and last; conditions are a fixed random choice.')
-
-
-# --------------------------------------------------------------------------------------- tables
-
-
-def evaluations(run):
-  """The results of evaluation tasks, each once, against chance or a baseline."""
-  rows, columns = [], ('task', 'metric', 'value', 'interval', 'baseline', 'chance', 'sampling')
-  for row in {repr(sorted(row.items())): row for row in run.evaluations}.values():
-    kind = next((kind for kind in ('baseline', 'chance') if kind in row), '')
-    others = [(k, v) for k, v in row.items() if k not in columns]
-    details = [f'{k} {v:,}' if isinstance(v, int | float) else str(v) for k, v in others]
-    cells = (
-      row['task'],
-      page.element('span', ', '.join(details), kind='about'),
-      row['metric'].replace('_', ' '),
-      page.strong(f'{row["value"]:.4g}'),
-      ' to '.join(f'{bound:.4g}' for bound in row.get('interval', ())),
-      f'{row[kind]:.4g} {kind}' if kind else '',
-      meter(row['value'], row.get(kind, math.nan)),
-    )
-    rows.append(cells)
   return Section(
-    'Evaluation', [make_table(('task', 'on', 'metric', '>value', '>interval', '>against', ''), rows)]
+    'Samples',
+    rows,
+    'First, middle and last; conditions, below images in their order, are a fixed random choice.',
   )
 
 
-def meter(value, reference):
-  """Return a bar for a value between 0 and 1, with a tick at chance or the baseline."""
-  if not (0 <= value <= 1 and 0 <= reference <= 1):
-    return ''
-  bar, tick = page.element('i', style=f'width:{value:.1%}'), page.element('b', style=f'left:{reference:.1%}')
-  return page.element('div', bar, tick, kind='meter', title='the tick: chance or baseline')
+# --------------------------------------------------------------------------------------- tables
 
 
 def settings(run):

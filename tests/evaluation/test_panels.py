@@ -44,8 +44,11 @@ def new(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def made(new):
-  """{name of the source: (content, suffix)}."""
-  return {name: (content, suffix) for content, name, suffix in panels.sample_conditions(new)}
+  """{name of the source: (content, suffix)}; the captions of pictures and sounds come after them."""
+  contents = {}
+  for content, name, suffix in panels.sample_conditions(new):
+    contents.setdefault(name, (content, suffix))
+  return contents
 
 
 def conditions(subject, name, split='valid'):
@@ -79,9 +82,9 @@ def test_each_source_with_a_condition_and_one_thing_to_make_is_shown(made):
 def test_pictures_stand_beside_each_other(made, new):
   picture = Image.open(io.BytesIO(made['draw'][0]))
   assert picture.format == 'PNG' and picture.mode == 'L'
-  # Rows of 8 pictures of 8 x 8 pixels, a pixel between them; each pixel is a square of 8.
-  assert picture.size == ((8 * 9 - 1) * 8, (2 * 9 - 1) * 8)
-  pixels = np.asarray(picture)[::8, ::8]
+  # Rows of 8 pictures of 8 x 8 pixels, a pixel between them; each pixel is a square of 12.
+  assert picture.size == ((8 * 9 - 1) * 12, (2 * 9 - 1) * 12)
+  pixels = np.asarray(picture)[::12, ::12]
   assert (pixels[8] == 255).all() and (pixels[:, 8] == 255).all()
   tokenizer, first = new.tokenizers.image, pixels[:8, :8, None]
   codes = tokenizer.encode(first[None])
@@ -133,9 +136,11 @@ def test_conditions_of_training_where_nothing_is_held_out(new, monkeypatch):
     return [np.zeros((8, 8, 1), np.uint8)] * len(given)
 
   monkeypatch.setattr(panels.prompts, 'generate', generate)
-  [_] = panels.sample_conditions(only(new, 'draw', valid_fraction=0.0))
+  [_, (caption, *_)] = panels.sample_conditions(only(new, 'draw', valid_fraction=0.0))
   assert len(seen) == panels.MAX_CONDITIONS
   assert len({common.text(pieces) for pieces in seen}) > 4
+  words = [common.text(pieces) for pieces in seen]
+  assert caption == '\t'.join(words[:8]) + '\n' + '\t'.join(words[8:])  # as the pictures stand
 
 
 def test_a_source_without_conditions_gives_nothing(new):

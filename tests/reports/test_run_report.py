@@ -331,9 +331,13 @@ def test_images_and_sounds_are_embedded(complete):
 
 def test_evaluations_are_compared_with_chance_or_a_baseline(complete):
   page_text = complete[1].text()
-  assert 'classify/mnist accuracy 0.9412 0.1 chance' in page_text
-  assert 'recognize/digits word error rate 0.183 0.9 baseline' in page_text
-  assert 'text, valid, tokens 111,540 bits per byte 2.152 2.148 to 2.156' in page_text
+  assert 'value chance accuracy 0.9412 0.1' in page_text
+  assert 'value baseline word error rate 0.183 0.9' in page_text
+  assert (
+    'perplexity \u00b7 text \u00b7 valid metric of value interval bits per byte tokens 111,540 2.152'
+    in page_text
+  )
+  assert page_text.index('word error rate') < page_text.index('bits per byte tokens')  # the loss comes last
   widths = [v for name, v in complete[1].attributes if name == 'style' and 'left' not in v]
   assert 'width:94.1%' in widths
 
@@ -492,8 +496,44 @@ def test_later_evaluations_are_shown(tmp_path):
   for value in (0.75, 0.75, 0.5):
     records.append_line(folder / 'evaluations.jsonl', row | {'value': value})
   text = read_report(folder)[1].text()
-  assert text.count('classify stride 2, temperature 0.5 accuracy 0.75') == 1  # scored again, shown once
-  assert text.count('classify stride 2, temperature 0.5 accuracy 0.5') == 1
+  assert 'classify stride 2, temperature 0.5 metric value accuracy 0.75 accuracy 0.5' in text  # each once
+
+
+def test_scores_with_a_chance_level_are_at_the_top(tmp_path):
+  """The last score of the first such metric of each task: not its control, nor of other data."""
+  folder = new_run(tmp_path / 'run', {'loss': 1.0})
+  task = {'task': 'answer', 'source': 'read', 'split': 'valid', 'metric': 'exact_match', 'n': 40}
+  levels = {'chance': 0.1, 'baseline': 0.9, 'interval': [0.7, 0.8]}
+  first = {'task': 'perplexity', 'source': 'read', 'split': 'valid', 'metric': 'nats_per_token', 'value': 1.5}
+  rows = [first, task | levels | {'value': 0.5}, task | levels | {'value': 0.75}]
+  rows += [task | levels | {'value': 0.125, 'data.valid_fraction': '0.5'}]
+  rows += [
+    task | {'value': 0.0625, 'control': 'shuffled'},
+    task | levels | {'metric': 'token_f1', 'value': 0.875},
+  ]
+  for row in rows:
+    records.append_line(folder / 'evaluations.jsonl', row)
+  text, reader = read_report(folder)
+  words = reader.text()
+  assert 'answer read: exact match, chance 10.0% 75.0%' in words
+  assert (
+    'task source metric value interval chance baseline answer read exact match 0.75 0.7 to 0.8 0.1 0.9'
+    in words
+  )
+  assert words.index('0.0625') < words.index('perplexity')
+  assert 'left:min(10.0%, 100% - 2px)' in text and 'left:min(90.0%, 100% - 2px)' in text
+
+
+def test_conditions_stand_below_their_pictures(tmp_path):
+  folder = new_run(tmp_path / 'run', {'loss': 1.0})
+  (folder / 'samples').mkdir(exist_ok=True)
+  (folder / 'samples/step_00000005_draw.png').write_bytes(png())
+  (folder / 'samples/step_00000005_draw.txt').write_text('<one>\ttwo\nthree')
+  text, reader = read_report(folder)
+  assert 'draw \u00b7 step 5 <one> two three' in reader.text() and '--columns:2' in text
+  assert (
+    reader.tags.count('img') == 1 and 'pre' not in text.partition('Samples')[2].partition('</section>')[0]
+  )
 
 
 def test_a_result_without_its_done_event_is_a_finished_run(tmp_path):

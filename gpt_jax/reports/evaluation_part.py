@@ -1,0 +1,116 @@
+"""The part of a run's report on evaluation tasks: the scores that matter, then every row by task."""
+
+import math
+
+from gpt_jax.reports import page
+from gpt_jax.reports.sections import Section, make_table
+
+TILES = 6  # scores among the key numbers at the top of a page
+NAMES = ('task', 'source', 'split')  # keys that name one evaluation
+SHOWN = (*NAMES, 'metric', 'value', 'interval', 'chance', 'baseline', 'unit', 'sampling')
+HEADER = ('metric', 'of', '>value', '>interval', '>chance', '>baseline', '')
+
+
+def headlines(run):
+  """Return {(task, source, split): row}: the last of the first metric with a chance level of each task.
+
+  Without controls, reconstructions, and rows of other data than the run's own.
+  """
+  rows, metrics = {}, {}
+  for row in run.evaluations:
+    is_own = not {'of', 'control'} & set(row) and not any(key.startswith('data.') for key in row)
+    if 'chance' in row and is_own and row['metric'] == metrics.setdefault(evaluation_of(row), row['metric']):
+      rows[evaluation_of(row)] = row
+  return rows
+
+
+def evaluation_of(row):
+  """Return (task, source, split) of a row, '' for what it does not name."""
+  return tuple(str(row.get(key, '')) for key in NAMES)
+
+
+def tiles(run):
+  """Return [(label, text)] of the headlines."""
+  chosen = list(headlines(run).items())[:TILES]
+  return [
+    (f'{tile_name(*name)}: {words(row["metric"])}, chance {percent(row["chance"])}', percent(row['value']))
+    for name, row in chosen
+  ]
+
+
+def tile_name(task, source, split):
+  """Return the name of an evaluation; validation is the usual split."""
+  return ' '.join(dict.fromkeys(filter(None, (task, source, '' if split == 'valid' else split))))
+
+
+def percent(value):
+  """Format a share: 0.95 -> '95.0%'; another number as it is."""
+  return f'{value:.1%}' if 0 <= value <= 1 else f'{value:.4g}'
+
+
+def words(name):
+  """Return a metric's name as words."""
+  return name.replace('_', ' ')
+
+
+def join(*texts):
+  """Join the texts that are not empty."""
+  return ' \u00b7 '.join(filter(None, texts))
+
+
+def evaluations(run):
+  """The results of evaluation tasks, each once, against chance and a baseline; perplexity comes last."""
+  groups = {}
+  for row in {repr(sorted(row.items())): row for row in run.evaluations}.values():
+    groups.setdefault(evaluation_of(row), []).append(row)
+  top = [
+    (*name[:2], *score_cells(row, row_details(row, {}))[:1], *score_cells(row, '')[2:])
+    for name, row in headlines(run).items()
+  ]
+  parts = [make_table(('task', 'source', *HEADER[:1], *HEADER[2:]), top, 'wide scores')] if top else []
+  for name, rows in sorted(groups.items(), key=lambda group: group[0][0] == 'perplexity'):
+    shared = {k: v for k, v in rows[0].items() if all(row.get(k) == v for row in rows)} if rows[1:] else {}
+    title = page.element('b', join(*name)), page.element('small', ' ' + row_details(shared, {}))
+    table = make_table(HEADER, [score_cells(row, row_details(row, shared)) for row in rows], 'wide scores')
+    parts += [page.element('h3', *title, kind='spaced'), table]
+  note = 'Bars: scores from 0 to 1, with a gray tick at chance and a dark one at the baseline.'
+  return Section('Evaluation', parts, note if top else '')
+
+
+def row_details(row, shared):
+  """Return what a row says beside its scores, without what all rows of its table share."""
+  others = {k: v for k, v in row.items() if k not in SHOWN and k not in shared}
+  return ', '.join(f'{k} {v:,}' if isinstance(v, int | float) else str(v) for k, v in others.items())
+
+
+def score_cells(row, details):
+  """Return the cells of HEADER."""
+  number = lambda key: f'{row[key]:.4g}' if is_number(row.get(key)) else ''
+  return (
+    ', '.join(filter(None, [words(row['metric']), str(row.get('unit', ''))])),
+    page.element_unless_empty('span', details, kind='about'),
+    page.strong(number('value')),
+    ' to '.join(f'{bound:.4g}' for bound in row.get('interval', ()) if is_number(bound)),
+    number('chance'),
+    number('baseline'),
+    meter(row),
+  )
+
+
+def is_number(value):
+  """Whether a value of a record is a number."""
+  return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def meter(row):
+  """Return a bar for a value from 0 to 1, with ticks at chance and at the baseline; '' without either."""
+  levels = {key: row[key] for key in ('chance', 'baseline') if is_number(row.get(key))}
+  if not levels or not all(0 <= x <= 1 for x in (row['value'], *levels.values()) if math.isfinite(x)):
+    return ''
+  if not math.isfinite(row['value']):
+    return ''
+  ticks = [page.element('b', style=f'left:min({x:.1%}, 100% - 2px)', kind=key) for key, x in levels.items()]
+  bar = page.element('i', style=f'width:{row["value"]:.1%}')
+  return page.element(
+    'div', bar, *ticks, kind='meter', title=', '.join(f'{k} {x:.4g}' for k, x in levels.items())
+  )
