@@ -102,6 +102,8 @@ LIBRARIES = {
   'rouge_score': ['evaluation.text_metrics'],
   'huggingface_hub': ['interop'],
   'fsspec': ['data'],
+  'pyarrow': ['data'],
+  'datasets': ['data'],
 }
 TOP_LEVEL = (
   'flax',
@@ -112,7 +114,7 @@ TOP_LEVEL = (
   'safetensors',
 )  # may be imported at the top of a file
 # Optional dependencies.
-OPTIONAL = ('wandb', 'optuna', 'huggingface_hub', 'fsspec', 'sacrebleu', 'rouge_score')
+OPTIONAL = ('wandb', 'optuna', 'huggingface_hub', 'fsspec', 'sacrebleu', 'rouge_score', 'pyarrow', 'datasets')
 EVERYWHERE = ('jax', 'numpy')
 
 
@@ -242,6 +244,8 @@ NEVER = [
   'sacrebleu',
   'rouge_score',
   'optuna',
+  'pyarrow',
+  'datasets',
 ]
 LATER = [*NEVER, 'grain', 'tensorflow_datasets', 'matplotlib', 'tensorboardX', 'sentencepiece']
 

@@ -11,6 +11,7 @@ from benchmarks import folds, table
 from gpt_jax import config
 from gpt_jax.ablation import sweeps
 from gpt_jax.cli import verbs
+from gpt_jax.data.sources import SOURCES
 from tests import command_line, test_architecture
 
 README = table.README.read_text()
@@ -90,6 +91,12 @@ def test_verbs_and_flags_of_commands_exist():
 def test_sweeps_are_all_listed():
   [line] = re.findall(r'`Study\(sweep=\.\.\.\)` is one of (.*?), or', README, re.S)
   assert re.findall(r'`(\w+)`', line) == list(sweeps.SWEEPS)
+
+
+def test_every_kind_of_source_has_a_row():
+  [table] = re.findall(r'^\| `kind` \| reads \|\n\|---\|---\|\n((?:\|.*\n)+)', README, re.M)
+  assert sorted(re.findall(r'^\| `(\w+)` \| ', table, re.M)) == sorted(SOURCES)
+  assert len(table.splitlines()) == len(SOURCES)
 
 
 def test_the_reading_path_and_its_total_are_those_of_the_package():

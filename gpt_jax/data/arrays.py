@@ -1,7 +1,5 @@
 """Sources of arrays whose rows are records: .npz and MNIST's idx files, checked before unpacking."""
 
-import gzip
-import io
 import math
 import zipfile
 from pathlib import Path
@@ -10,12 +8,9 @@ import numpy as np
 
 from gpt_jax.data.files import find_files, hash_files
 from gpt_jax.data.splits import Corpus, Record
+from gpt_jax.data.text_files import check_unpacked, open_unpacked
 from gpt_jax.runs.reading import reading
 
-# Unpacked sizes up to ALWAYS bytes are accepted (MNIST's images are 47 MB), larger ones up to MOST_TIMES
-# the packed size (4.7 times for MNIST, 1,000 times for zeros).
-ALWAYS, MOST_TIMES = 1 << 26, 200
-PIECE = 1 << 20  # bytes unpacked at once
 MOST_AXES = 8
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # that NumPy writes
 
@@ -57,7 +52,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 def _check_members(archive: zipfile.ZipFile, packed: int) -> None:
   """Raise ValueError unless each member is an array of the size in its header."""
   members = archive.infolist()
-  _check_unpacked(sum(member.file_size for member in members), packed)
+  check_unpacked(sum(member.file_size for member in members), packed)
   for member in members:
     name = member.filename
     if member.compress_type not in METHODS:
@@ -69,12 +64,6 @@ def _check_members(archive: zipfile.ZipFile, packed: int) -> None:
       needed, held = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
       if needed != held and not dtype.hasobject:
         raise ValueError(f'{name} of shape {shape} needs {needed} bytes and holds {held}')
-
-
-def _check_unpacked(size: int, packed: int) -> None:
-  """Raise ValueError for a compression ratio that real data do not have."""
-  if size > max(ALWAYS, MOST_TIMES * packed):
-    raise ValueError(f'{packed} bytes unpack to {size} or more, over {MOST_TIMES} times as many')
 
 
 def _idx(files: list[Path]) -> dict[str, np.ndarray]:
@@ -97,8 +86,8 @@ def _idx(files: list[Path]) -> dict[str, np.ndarray]:
 def _read_idx(path: Path) -> np.ndarray:
   """Read one idx file of bytes (yann.lecun.com/exdb/mnist); ValueError for another format."""
   with reading(path, 'a readable file', 'fetch it again'):
-    content = path.read_bytes()
-    content = _gunzipped(content) if content[:2] == b'\x1f\x8b' else content
+    with open_unpacked(path) as file:
+      content = file.read()
   rank = content[3] if len(content) > 3 else 0
   start = 4 + 4 * rank
   known = content[:3] == b'\0\0\x08' and 0 < rank <= MOST_AXES and len(content) >= start
@@ -108,13 +97,3 @@ def _read_idx(path: Path) -> np.ndarray:
       f'{path} is not a complete idx file of unsigned bytes\nfix: fetch it again, or give an .npz'
     )
   return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
-def _gunzipped(packed: bytes) -> bytes:
-  """Return the content of a gzip file; ValueError for an implausible compression ratio."""
-  content = io.BytesIO()
-  with gzip.open(io.BytesIO(packed)) as file:
-    while piece := file.read(PIECE):
-      content.write(piece)
-      _check_unpacked(content.tell(), len(packed))
-  return content.getvalue()

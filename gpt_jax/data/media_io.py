@@ -37,11 +37,12 @@ def open_bytes(path) -> bytes:
   file, member = place
   if member:
     return _member(file, member)
-  _check_bytes(file, file.stat().st_size)
+  check_bytes(file, file.stat().st_size)
   return file.read_bytes()
 
 
-def _check_bytes(name, size):
+def check_bytes(name, size):
+  """Raise TooLarge for a file, or a member of an archive, beyond MOST_BYTES."""
   if size > MOST_BYTES:
     message = f'{name} has {size} bytes (unpacked), more than {MOST_BYTES}\nfix: shrink, cut or drop it'
     raise TooLarge.of('bytes', size, message)
@@ -186,7 +187,7 @@ def _member(archive, name):
   fix = 'fix: give a member of the archive; `python -m zipfile -l` lists them'
   try:
     opened = _archive(archive, archive.stat().st_mtime_ns, os.getpid())
-    _check_bytes(f'{archive}/{name}', opened.getinfo(name).file_size)
+    check_bytes(f'{archive}/{name}', opened.getinfo(name).file_size)
     with opened.open(name) as file:  # reads at most the bytes that were checked
       return b''.join(iter(functools.partial(file.read, PIECE), b''))
   except TooLarge:

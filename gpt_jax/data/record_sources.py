@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gpt_jax.data import templates
@@ -18,15 +18,29 @@ from gpt_jax.runs.reading import reading
 
 def jsonl(source, split: str) -> Corpus:
   """Open JSON lines; blank lines are skipped. Media lie beside the file, or in `root`."""
+  files = text_records(source, split, '.jsonl')
+  return file_corpus(source, files, lambda path: json_records(path, bool(source.bad_records)))
+
+
+def text_records(source, split: str, *endings: str) -> list[Path]:
+  """Return the text files of a source whose media are files beside them, not in a bucket."""
+  path = source.path_of(split)
   if templates.modalities(source.template) and not source.root:
-    refuse_remote(source.path_of(split))
-  files = without_empty(find_files(source.path_of(split), *suffixes('.jsonl')))
+    refuse_remote(path)
+  return without_empty(find_files(path, *(name for ending in endings for name in suffixes(ending))))
+
+
+def file_corpus(source, files: list[Path], read: Callable[[Path], Iterator]) -> Corpus:
+  """Return the corpus of files of records; paths of media start from `root`, or from the file's folder.
+
+  read(path): yields (where, fields or, with bad_records, an error).
+  """
 
   def records():
     for path in files:
       root = _media_root(source.root, path.parent)
-      for where, fields in json_records(path, bool(source.bad_records)):
-        yield where, fields if isinstance(fields, ValueError) else Record(fields, root)
+      for where, fields in read(path):
+        yield where, fields if isinstance(fields, ValueError) else Record(fields, root, source.rate)
 
   def content():
     if not templates.modalities(source.template):
@@ -117,7 +131,7 @@ def parallel(source, split: str) -> Corpus:
     )
 
   def records():
-    columns = [_text_lines(file) for file in names.values()]
+    columns = [map(str.strip, text_lines(file)) for file in names.values()]
     for number, row in enumerate(itertools.zip_longest(*columns), 1):
       if None in row:
         short = [file.name for file, line in zip(names.values(), row, strict=True) if line is None]
@@ -135,12 +149,12 @@ def synthetic_stories(source, split: str) -> Corpus:
   return generated(source, stories.records, source.seed)
 
 
-def _text_lines(path: Path) -> Iterator[str]:
-  """Yield the stripped lines of a UTF-8 file, compressed or not."""
+def text_lines(path: Path) -> Iterator[str]:
+  """Yield the lines of a UTF-8 file, compressed or not, with their ends."""
   offset = 0
   for line in read_chunks(path, 0):
     try:
-      yield line.decode('utf-8').strip()
+      yield line.decode('utf-8')
     except UnicodeDecodeError as error:
       raise not_utf8(path, offset + error.start) from None
     offset += len(line)

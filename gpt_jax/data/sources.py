@@ -10,7 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from gpt_jax.data import arrays, augment, media_sources, record_sources, splits, templates, text_sources
+from gpt_jax.data import (
+  arrays,
+  augment,
+  media_sources,
+  record_sources,
+  shards,
+  splits,
+  tables,
+  templates,
+  text_sources,
+)
 from gpt_jax.data.splits import Corpus
 
 COMMON = ('kind', 'template', 'weight')  # fields that every kind reads
@@ -19,7 +29,9 @@ FILTERS = ('keep', 'valid_keep', 'test_keep')
 COPIES = ('copies', 'augment')
 # Fields that say where records are or which of them a split takes: `Corpus.content` and
 # `splits.selection` describe their effect.
-LOCATIONS = (*PATHS, 'train_split', 'valid_split', 'test_split', 'data_dir', 'root', 'captions')
+HUB = ('config', 'revision')
+THREE_SPLITS = ('train_split', 'valid_split', 'test_split')
+LOCATIONS = (*PATHS, *THREE_SPLITS, *HUB, 'data_dir', 'root', 'captions')
 
 
 @dataclass(frozen=True)
@@ -27,27 +39,29 @@ class Source:
   """One member of a mixture. A field that its kind does not use must keep its default."""
 
   kind: str = 'builtin'  # row of SOURCES
-  path: str = ''  # file, glob, folder, also gs:// or s3://; files: also .zip; tfds: a data set
+  path: str = ''  # file, glob, folder, also gs:// or s3://; files: also .zip; tfds, hf: a data set
   template: str = '{text}'  # what a document is, over the fields of a record
   weight: float = 1.0  # share of the rows, relative to the other sources; 0 = only for evaluation
   separator: str = ''  # text: string between the documents of a file; '' = a file is a document
   valid_path: str = ''  # validation files; '' = a part of `path`
   test_path: str = ''  # test files; '' = none, or what test_keep selects of `path`
-  train_split: str = 'train'  # tfds: split, as in 'train' or 'train[:90%]'
-  valid_split: str = ''  # tfds: split for validation; '' = a part of train_split
-  test_split: str = ''  # tfds: split for the test; '' = none
+  train_split: str = 'train'  # tfds, hf: split, as in 'train' or 'train[:90%]'
+  valid_split: str = ''  # tfds, hf: split for validation; '' = a part of train_split
+  test_split: str = ''  # tfds, hf: split for the test; '' = none
+  config: str = ''  # hf: configuration of a data set of the hub; '' = its default
+  revision: str = ''  # hf: branch, tag or commit of a data set of the hub; '' = main
   keep: str = ''  # which records, as in 'speaker=theo|lucas,digit=3'; '' = all
   valid_keep: str = ''  # which records are for validation, and not for training
   test_keep: str = ''  # which records are for the test, and for nothing else
   names: tuple[str, ...] = ()  # adds the field name = names[label]
-  root: str = ''  # jsonl: folder or .zip of the media that it names; '' = the folder of the file
+  root: str = ''  # jsonl, csv, parquet: folder or .zip of the media that it names; '' = that of the file
   pattern: str = ''  # files: regular expression on a file's name; its named groups become fields
   captions: str = ''  # files: JSON lines with more fields of the file that file/image/audio names
   copies: int = 0  # changed copies of each training record beside itself
   augment: str = ''  # how their media are changed, as in 'speed=0.2,noise=0.01': augment.CHANGES
   bad_records: int = 0  # records that cannot be read and are skipped; one more is an error
   data_dir: str = ''  # tfds: folder of prepared data sets; '' = the library's own default
-  rate: int = 0  # arrays, tfds: samples a second of sounds; 0 = what the data or tokenizer say
+  rate: int = 0  # arrays, tfds, parquet, hf: samples a second of sounds; 0 = what the data or tokenizer say
   documents: int = 1000  # keypad: sounds; stories; synthetic: documents of 256 words
   seed: int = 0  # stories, synthetic: seed of the generator
 
@@ -145,12 +159,17 @@ SOURCES = {
   'text': SourceKind(text_sources.text, ('separator', *PATHS)),
   'synthetic': SourceKind(text_sources.synthetic, ('documents', 'seed')),
   'jsonl': SourceKind(record_sources.jsonl, ('root', 'names', 'bad_records', *PATHS, *FILTERS, *COPIES)),
+  'csv': SourceKind(tables.csv, ('root', 'names', 'bad_records', *PATHS, *FILTERS, *COPIES)),
+  'parquet': SourceKind(tables.parquet, ('root', 'rate', 'names', 'bad_records', *PATHS, *FILTERS, *COPIES)),
+  'hf': SourceKind(
+    tables.hf, ('path', *THREE_SPLITS, *HUB, 'rate', 'names', 'bad_records', *FILTERS, *COPIES)
+  ),
+  'webdataset': SourceKind(shards.webdataset, ('names', 'bad_records', *PATHS, *FILTERS, *COPIES)),
   'parallel': SourceKind(record_sources.parallel, (*PATHS, *FILTERS)),
   'stories': SourceKind(record_sources.synthetic_stories, ('documents', 'seed', *FILTERS)),
   'tfds': SourceKind(
     record_sources.tfds,
-    ('path', 'train_split', 'valid_split', 'test_split', 'data_dir', 'rate', 'names', 'bad_records')
-    + (*FILTERS, *COPIES),
+    ('path', *THREE_SPLITS, 'data_dir', 'rate', 'names', 'bad_records', *FILTERS, *COPIES),
   ),
   'digits': SourceKind(media_sources.digits, (*FILTERS, *COPIES)),
   'keypad': SourceKind(media_sources.keypad, ('documents', *FILTERS, *COPIES)),

@@ -88,6 +88,15 @@ def selection(source, split: str) -> dict:
   return {**({'keep': own} if own else {}), **({'without': without} if without else {})}
 
 
+def fields_read(source) -> set[str]:
+  """Return the fields of a record that its template, its filters and its names read."""
+  slots = templates.parse(source.template)
+  fields = {value for kind, value in slots if kind not in ('literal', 'arrow')}
+  for keep in (source.keep, source.valid_keep, source.test_keep):
+    fields |= {field for field, _ in parse(keep)}
+  return fields - {'name'} | {'label'} if source.names else fields
+
+
 @functools.lru_cache(maxsize=64)
 def parse(keep: str) -> tuple[tuple[str, frozenset[str]], ...]:
   """'a=1|2,b=x' -> (('a', {'1', '2'}), ('b', {'x'})); ValueError for another form."""

@@ -242,6 +242,8 @@ def _parts(value, field: str, where: str, record: dict) -> list[Piece]:
 def _media(kind: str, value, field: str, where: str, record: dict) -> Piece:
   """Return media as a path below the root of the record, encoded bytes or an array."""
   root, rate = getattr(record, 'root', ''), getattr(record, 'rate', 0)
+  if isinstance(value, dict) and {'bytes', 'path'} >= value.keys():  # as Hugging Face stores media
+    value = value.get('bytes') or value.get('path')
   if isinstance(value, str) and value:
     return Piece(kind, _media_path(value, root, field, where))
   if isinstance(value, bytes) and value:

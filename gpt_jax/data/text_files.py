@@ -1,4 +1,4 @@
-"""Read text files, packed or not, in UTF-8 or UTF-16, and say what files are that are not text."""
+"""Unpack files, read texts in UTF-8 or UTF-16, and say what files are that are not text."""
 
 import bz2
 import codecs
@@ -13,8 +13,11 @@ from gpt_jax.data.files import warn_once
 from gpt_jax.runs.reading import reading
 
 SAMPLE = 4096  # bytes around a bad one that tell what is wrong
-UNPACK = {'a gzip file': gzip.open, 'a bzip2 file': bz2.open, 'an xz file': lzma.open}
-PACKED = ('', '.gz', '.bz2', '.xz')  # ends of names of text files
+PACKED = ('', '.gz', '.bz2', '.xz', '.zst')  # ends of names of text files
+# Unpacked sizes up to ALWAYS bytes are accepted (MNIST's images are 47 MB), larger ones up to MOST_TIMES
+# the packed size (4.7 times for MNIST, 1,000 times for zeros).
+ALWAYS, MOST_TIMES = 1 << 26, 200
+PIECE = 1 << 16  # bytes unpacked at once
 MARKS = (  # byte order marks; that of UTF-32 begins with that of UTF-16
   (codecs.BOM_UTF8, 'utf-8-sig'),
   (codecs.BOM_UTF32_LE, 'utf-32'),
@@ -41,25 +44,73 @@ def without_empty(files: list[Path]) -> list[Path]:
 
 def read_chunks(path: Path, size: int) -> Iterator[bytes]:
   """Yield the content of a text file in UTF-8, `size` bytes at a time or by lines for 0, without its mark."""
-  with reading(path, 'a readable file', 'fetch it again'), _opened(path) as file:
-    start = file.read(4)
+  with reading(path, 'a readable file', 'fetch it again'), open_unpacked(path) as file:
+    start = file.peek(4)
     mark, encoding = next(((mark, name) for mark, name in MARKS if start.startswith(mark)), (b'', ''))
     if encoding:
       warn_once(f'{path} has a byte order mark and is read as {encoding.removesuffix("-sig").upper()}')
     if encoding in ('', 'utf-8-sig'):
-      file.seek(len(mark))
+      file.read(len(mark))
     else:
-      file.seek(0)
       with reading(path, f'{encoding.upper()} text', 'save it as UTF-8'):
         file = io.BytesIO(file.read().decode(encoding).encode())
     yield from iter(lambda: file.read(size), b'') if size else file
 
 
-def _opened(path: Path):
-  """Open a file, unpacked, to read bytes."""
+def open_unpacked(path: Path) -> io.BufferedReader:
+  """Open a file, unpacked, to read its bytes once; reading too many of them raises ValueError."""
   with open(path, 'rb') as file:
     head = file.read(formats.HEAD)
-  return UNPACK.get(formats.describe_content(head)[0], open)(path, 'rb')
+  unpack = UNPACK.get(formats.describe_content(head)[0])
+  if unpack is None:
+    return open(path, 'rb')
+  return io.BufferedReader(_Unpacked(unpack(path, 'rb'), path.stat().st_size), PIECE)
+
+
+class _Unpacked(io.RawIOBase):
+  """The content of a packed file, up to a size that real data have."""
+
+  def __init__(self, file, packed: int):
+    self._file, self._packed, self._size = file, packed, 0
+
+  def readable(self):
+    return True
+
+  def readinto(self, buffer):
+    piece = self._file.read(len(buffer))
+    buffer[: len(piece)] = piece
+    self._size += len(piece)
+    check_unpacked(self._size, self._packed, 'fetch it again; if it is right, unpack it')
+    return len(piece)
+
+  def close(self):
+    self._file.close()
+    super().close()
+
+
+def check_unpacked(size: int, packed: int, fix: str = '') -> None:
+  """Raise ValueError for a compression ratio that real data do not have."""
+  if size > max(ALWAYS, MOST_TIMES * packed):
+    cause = f'{packed} bytes unpack to {size} or more, over {MOST_TIMES} times as many'
+    raise ValueError(f'{cause}\nfix: {fix}' if fix else cause)
+
+
+def _open_zstandard(path: Path, mode: str):
+  try:
+    import pyarrow
+  except ImportError as error:
+    raise ValueError(
+      f"a Zstandard file needs the package pyarrow: {error}\nfix: pip install 'gpt_jax[hf]', or unpack it"
+    ) from None
+  return pyarrow.input_stream(str(path), compression='zstd')
+
+
+UNPACK = {
+  'a gzip file': gzip.open,
+  'a bzip2 file': bz2.open,
+  'an xz file': lzma.open,
+  'a Zstandard file': _open_zstandard,
+}
 
 
 def not_utf8(path: Path, offset: int) -> ValueError:

@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 
-from gpt_jax.data import Source
+from gpt_jax.data import Source, text_files
 from gpt_jax.data.sources import open_source
 from tests.data_helpers import two_lines
 
@@ -19,7 +19,12 @@ def texts(path, kind='text'):
   return [record['text'] for _, record in open_source(Source(kind, str(path)), 'train').records()]
 
 
-PACK = {'': bytes, '.gz': gzip.compress, '.bz2': bz2.compress, '.xz': lzma.compress}
+def zstandard(content):
+  pyarrow = pytest.importorskip('pyarrow')
+  return pyarrow.compress(content, codec='zstd', asbytes=True)
+
+
+PACK = {'': bytes, '.gz': gzip.compress, '.bz2': bz2.compress, '.xz': lzma.compress, '.zst': zstandard}
 
 
 @pytest.mark.parametrize('suffix', PACK)
@@ -54,7 +59,7 @@ def archive():
     (b'\x89PNG\r\n\x1a\n', 'a.txt is a PNG picture, not text', 'leave it out of path'),
     (b'%PDF-1.7\n%\xe2\xe3\xcf\xd3\n', 'a.txt is a PDF document, not text', 'leave it out'),
     (archive(), 'a.txt is a zip archive, not text', 'unpack it'),
-    (b'\x28\xb5\x2f\xfd \xff', 'a.txt is a Zstandard file, not text', 'unpack it'),
+    (b'\x28\xb5\x2f\xfd \xff', 'a.txt is not a readable file', 'fetch it again'),
     ('café naïve\n'.encode('latin1'), 'bad byte at offset 3', 'iconv -f cp1252 -t utf-8'),
     ('“quoted”\n'.encode('cp1252'), 'bad byte at offset 0', 'iconv -f cp1252 -t utf-8'),
     ('Ünicode\n'.encode('utf-16le'), 'bad byte at offset 0', 'iconv -f utf-16le -t utf-8'),
@@ -104,3 +109,16 @@ def test_an_unclosed_line_names_its_column(tmp_path):
   (tmp_path / 'a.jsonl').write_text('{"text": "a"\n{"text": "b"}\n')
   with two_lines(ValueError, "a.jsonl line 1 is not JSON: Expecting ',' delimiter at column 13"):
     texts(tmp_path, 'jsonl')
+
+
+@pytest.mark.parametrize('suffix', [name for name in PACK if name])
+@pytest.mark.parametrize('kind', ['text', 'jsonl', 'csv', 'parallel'])
+def test_a_small_file_that_unpacks_to_a_huge_one_is_refused(tmp_path, monkeypatch, kind, suffix):
+  """Also where it is one line, which is read at once."""
+  monkeypatch.setattr(text_files, 'ALWAYS', 1 << 17)
+  for name in ('a.en', 'a.de'):
+    (tmp_path / f'{name}{suffix}').write_bytes(PACK[suffix](b' ' * (1 << 21)))
+  size = (tmp_path / f'a.en{suffix}').stat().st_size
+  with two_lines(ValueError, suffix, f'{size} bytes unpack to', 'over 200 times as many'):
+    path = 'a.*' if kind == 'parallel' else f'a.en{suffix}'
+    list(open_source(Source(kind, str(tmp_path / path), template='{en}'), 'train').records())
