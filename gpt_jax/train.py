@@ -79,7 +79,7 @@ def train(cfg, workdir, should_stop=lambda step: False):
     s = session.setup(cfg, workdir, mesh, JOBS[cfg.train.job])
     with session.acquire_run_dir(s):
       if result := session.finished_result(s):
-        write_report(s, 'this run is done; its report')  # a kill may have come before it
+        write_report(s, 'this run is done; its report', again=False)  # a kill may have come before it
         return result
       s.run.print(f'{s.job.describe()}, from step {s.step}')
 
@@ -107,12 +107,12 @@ def train(cfg, workdir, should_stop=lambda step: False):
       return result
 
 
-def write_report(s, name='report'):
+def write_report(s, name='report', again=True):
   """Write report.html in process 0, while the others wait: a process that leaves would end the job."""
   if s.run.primary:
     from gpt_jax.reports import run_report  # matplotlib takes a second to import
 
-    s.run.print(f'{name}: {run_report.write_report(s.workdir)}')
+    s.run.print(f'{name}: {run_report.write_report(s.workdir, again)}')
   barrier('report written')
 
 

@@ -52,18 +52,18 @@ def confusion_parts(confusion):
   """Return the matrix, where it is small enough, and the worst confusions as a list; [] without classes."""
   if not confusion:
     return []
-  rows, parts = list(zip(confusion['true'], confusion['counts'], strict=True)), []
+  rows, parts = list(zip(confusion['true'], confusion['counts'], strict=False)), []
   columns = confusion['predicted']
   if len(columns) <= MAX_CLASSES:
     cells = [
-      (label, *(count_cell(label, *pair, sum(counts)) for pair in zip(columns, counts, strict=True)))
+      (label, *(count_cell(label, *pair, sum(counts)) for pair in zip(columns, counts, strict=False)))
       for label, counts in rows
     ]
     parts.append(make_table(('', *(f'>{column}' for column in columns)), cells, 'confusion'))
   wrong = [
     (count, f'{label} predicted as {column}: {count:,} of {sum(counts):,}')
     for label, counts in rows
-    for column, count in zip(columns, counts, strict=True)
+    for column, count in zip(columns, counts, strict=False)
     if count and column != label
   ]
   return [*parts, [text for _, text in sorted(wrong, key=lambda pair: -pair[0])[:MAX_CONFUSIONS]]]

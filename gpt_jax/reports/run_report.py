@@ -4,6 +4,7 @@
 """
 
 import math
+import pathlib
 
 import numpy as np
 
@@ -49,14 +50,19 @@ def rewrite_report(workdir):
 
 
 @np.errstate(all='ignore')  # records may hold any number
-def write_report(workdir):
+def write_report(workdir, again=True):
   """Write report.html into a run folder, finished or not, and return its path.
 
+  again: False leaves a page that was written after the run's result.
   Raises FileNotFoundError or ValueError: there is no run, or a file of it cannot be read.
   """
+  folder = pathlib.Path(workdir).expanduser().resolve()
+  path, result = folder / 'report.html', folder / 'result.json'
+  if not again and path.exists() and path.stat().st_mtime >= result.stat().st_mtime:
+    return path
   run = history.read_history(workdir)
   sections = (losses, samples, evaluations, predictions, signals, layer_sizes, settings, timeline, reproduce)
-  title, path = f'{run.folder.name} \u00b7 gpt_jax', run.folder / 'report.html'
+  title = f'{run.folder.name} \u00b7 gpt_jax'
   records.write_atomically(path, page.document(title, header(run), [part(run) for part in sections]))
   return path
 

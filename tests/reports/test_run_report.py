@@ -6,6 +6,7 @@ import html.parser
 import io
 import json
 import math
+import os
 import re
 import struct
 import subprocess
@@ -558,6 +559,15 @@ def test_the_report_tells_the_truth_wherever_a_run_was_killed(tmp_path):
     assert ('not finished' in run_report.verdict(run) or 'preempted' in run_report.verdict(run)) == (k < 19)
     if k == 6:
       assert read_report(folder)[1].text()
+
+
+def test_a_page_that_is_newer_than_the_result_is_left(tmp_path):
+  folder = new_run(tmp_path / 'run', {'loss': 1.0}, result={'steps': 5})
+  path = run_report.write_report(folder, again=False)  # it was missing
+  path.write_text('as it was')
+  assert run_report.write_report(folder, again=False) == path and path.read_text() == 'as it was'
+  os.utime(path, (1, 1))  # of a training that was extended since
+  assert 'svg' in run_report.write_report(folder, again=False).read_text()
 
 
 def test_lost_metrics_and_unreadable_records_are_said(tmp_path):
