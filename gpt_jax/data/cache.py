@@ -1,7 +1,8 @@
 """Token caches: one split of one source as memory-mapped token ids, written once and then shared.
 
-The file name holds a hash of the content, the template, the split and the tokenizers, so a change
-of any of them makes a new cache. A cache is a JSON file and .npy files beside it with its stem:
+The file name holds a hash of the content, the template, the split, the tokenizers and the versions of
+media decoders, so a change of any of them makes a new cache. A cache is a JSON file and .npy files beside
+it with its stem:
   .ids          [tokens] uint16 or uint32
   .offsets      [documents] int64, the first token of each document
   .patches, .frames        [places, width] float16, continuous features in the order of the stream
@@ -26,6 +27,7 @@ import numpy as np
 
 from gpt_jax.data import augment, templates
 from gpt_jax.data.bad_records import BadRecords
+from gpt_jax.data.decoders import DECODERS
 from gpt_jax.data.documents import check_pieces, check_tokenizers, decode_media, encode_batch, media_forms
 from gpt_jax.data.files import NpyWriter
 from gpt_jax.data.mixture import DataConfig, SourceSplit, open_split
@@ -81,6 +83,8 @@ def token_cache(
   specials = dict(tokenizers.vocabulary.specials)
   ending = [specials['eos']] if 'eos' in specials and (part.has_many or not part.is_plain) else []
   entries = {**part.describe(), 'tokenizer': tokenizers.hash, 'eos': ending}
+  for modality in sorted(templates.modalities(source.template)):
+    entries[f'{modality}_decoder'] = DECODERS[modality]()
   if ending and part.is_plain:
     entries['start'] = start_id(tokenizers)
   folder = Path(cfg.cache or cache_dir).expanduser()

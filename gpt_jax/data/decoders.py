@@ -213,3 +213,24 @@ def extent(path: str, modality: str) -> float:
       return min(picture.size)
   except Exception:  # whatever a damaged header makes of a decoder; training names the file
     return 0
+
+
+def image_decoder() -> str:
+  """Return the version of the library that decodes and resizes pictures: its pixels may change."""
+  import PIL
+
+  return f'pillow {PIL.__version__}'
+
+
+def audio_decoder() -> str:
+  """Return the versions of the libraries that decode and resample sounds."""
+  import scipy
+
+  try:
+    import soundfile
+  except (ImportError, OSError):  # arrays of samples do not need it
+    return f'scipy {scipy.__version__}'
+  return f'libsndfile {soundfile.__libsndfile_version__}, scipy {scipy.__version__}'
+
+
+DECODERS = {'image': image_decoder, 'audio': audio_decoder}

@@ -224,6 +224,8 @@ def _parts(value, field: str, where: str, record: dict) -> list[Piece]:
     )
   document = []
   for number, part in enumerate(value):
+    if isinstance(part, dict) and len(part) > 1:  # the structs of a table have all keys
+      part = {key: content for key, content in part.items() if content is not None}
     if not isinstance(part, dict) or len(part) != 1 or next(iter(part)) not in PARTS:
       raise ValueError(
         f'{where} field {field!r} has a part {number} that is not one of '

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gpt_jax import data
-from gpt_jax.data import DataConfig, Source, media_io
+from gpt_jax.data import DataConfig, Source, decoders, media_io, templates
 from gpt_jax.data.mixture import open_split
 from gpt_jax.data.sources import open_source
 from tests.data_helpers import media_tokenizers, two_lines
@@ -412,3 +412,30 @@ def test_a_missing_package_names_its_extra(monkeypatch, kind, package):
   cause, fix = str(error.value).split('\n')
   assert cause.startswith(f'kind={kind} needs the package {package}')
   assert fix == "fix: pip install 'gpt_jax[hf]'"
+
+
+def test_parts_of_a_table_have_all_keys(tmp_path):
+  """Arrow gives each struct of a list the keys of all, as null."""
+  parts = [{'text': 'A cat: ', 'image': None}, {'text': None, 'image': 'cat.png'}]
+  write_parquet(tmp_path / 'a.parquet', [{'parts': parts}])
+  [(where, record)] = open_source(Source('parquet', str(tmp_path), '{parts:parts}'), 'train').records()
+  pieces = templates.fill('{parts:parts}', record, where)
+  assert [(piece.kind, piece.value) for piece in pieces] == [
+    ('text', 'A cat: '),
+    ('image', f'{tmp_path}/cat.png'),
+  ]
+
+
+@pytest.mark.parametrize('modality', ['image', 'audio'])
+def test_another_version_of_a_decoder_makes_another_cache(written, tmp_path, monkeypatch, modality):
+  """Its pixels or samples may differ; text does not depend on it."""
+
+  def keys():
+    for template in ('{text}', f'{{{modality}:{modality}}}'):
+      source = Source('parquet', written['parquet'], template)
+      cfg = DataConfig({'x': source}, packing='first_fit', valid_fraction=0.0)
+      yield data.token_cache(cfg, 'x', media_tokenizers(), 'train', tmp_path).path.name
+
+  text, media = keys()
+  monkeypatch.setitem(decoders.DECODERS, modality, lambda: 'another')
+  assert next(changed := keys()) == text and next(changed) != media
