@@ -70,10 +70,10 @@ class BatchLoader:
   def restore(self, state: dict) -> list[str]:
     """Continue at the batch that `state` names; return [] if the data are those of the state.
 
-    If they differ: ValueError listing the entries; with data.reset the new data start at batch 0, and
-    the differing entries are returned.
+    Stages of the mixture that did not begin yet may differ. If the data differ: ValueError listing the
+    entries; with data.reset the new data start at batch 0, and the differing entries are returned.
     """
-    changed = differences(state['fingerprint'], self.fingerprint)
+    changed = differences(*(_begun(x, state['next_batch']) for x in (state['fingerprint'], self.fingerprint)))
     if changed and not self._cfg.reset:
       raise ValueError(
         f'the data differ from those of the saved run: {"; ".join(changed)}\n'
@@ -163,6 +163,12 @@ def _use_default_flags() -> None:
     for name in flags.FLAGS:
       if name.startswith('grain_'):
         flags.FLAGS[name].present = 1
+
+
+def _begun(fingerprint: dict, number: int) -> dict:
+  """Return a fingerprint without the stages of the mixture that begin at batch `number` or later."""
+  stages = [stage for stage in fingerprint.get('stages', ()) if not stage[0] or stage[0] < number]
+  return {k: v for k, v in fingerprint.items() if k != 'stages'} | ({'stages': stages} if stages else {})
 
 
 def differences(old: dict, new: dict) -> list[str]:

@@ -3,18 +3,17 @@
 Grain moves only addresses (source, row); a batch is gathered from the memory-mapped tokens at once.
 batches.py shards batches over processes and resumes.
 
-Letters: B rows of this process's part of a batch, C rows of a cycle of the mixture.
+Letters: B rows of this process's part of a batch.
 """
 
 import hashlib
-import math
 import sys
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from gpt_jax.data import stages
 from gpt_jax.data.batches import BatchLoader
 from gpt_jax.data.cache import token_cache
 from gpt_jax.data.mixture import DataConfig, no_data, source_names
@@ -22,7 +21,6 @@ from gpt_jax.data.packing import PACKING, Rows
 from gpt_jax.data.row_fields import RowFields
 
 FORMAT = 1  # of the order of rows; part of the fingerprint
-CYCLE = 1 << 16  # most rows of a cycle in which every source has its share
 
 
 class Loader(BatchLoader):
@@ -57,7 +55,11 @@ class Loader(BatchLoader):
     }
     self.gather = partial(gather_rows, tuple(self.rows.values()))
     self._seed = seed
-    self._weights = [cfg.mixture[name].weight for name in self.names]
+    # Stages are of training: other splits have the weights of their sources.
+    written = cfg.stages if split == 'train' else ''
+    plan = stages.of_mixture(written, cfg.mixture)
+    self._schedule = stages.Schedule(plan, self.names, batch_size)
+    first = stages.Schedule(plan[:1], self.names, batch_size)  # later stages may change
     self.fingerprint = {
       'format': FORMAT,
       'split': split,
@@ -66,9 +68,10 @@ class Loader(BatchLoader):
       'seed': seed,
       'packing': cfg.packing,
       'mask_documents': cfg.mask_documents,
-      'order': self._order(),
+      'order': self._order(first),
       'prefix': cfg.prefix,
       'condition_dropout': cfg.condition_dropout,
+      **({'stages': [list(stage) for stage in stages.parse(written)]} if written else {}),
       **{f'mixture.{name}.predict_start': fields[name].predict_start for name in self.names},
       **{f'mixture.{name}.weight': cfg.mixture[name].weight for name in self.names},
       **{f'mixture.{name}.{key}': v for name, c in self.caches.items() for key, v in c.entries.items()},
@@ -82,7 +85,7 @@ class Loader(BatchLoader):
       rows.setdefault(self.names[source], []).append(int(row))
     return rows
 
-  def _addresses(self):
+  def _addresses(self, schedule=None):
     """Return an endless Grain dataset of (source number, row number), equal on every process."""
     import grain
 
@@ -99,23 +102,20 @@ class Loader(BatchLoader):
     class Selection(grain.transforms.DatasetSelectionMap):
       """Map row k of the mixture to (source, row)."""
 
-      def __init__(self, weights):
-        self.cycle = mixture_cycle(weights)
+      def __init__(self, schedule):
+        self.schedule = schedule
 
       def __len__(self):
         return sys.maxsize
 
       def __getitem__(self, index):
-        source_C, rank_C, counts = self.cycle
-        cycle, place = divmod(index, len(source_C))
-        source = int(source_C[place])
-        return source, cycle * counts[source] + int(rank_C[place])
+        return self.schedule[index]
 
-    return grain.MapDataset.select_from_datasets(rows, Selection(self._weights))
+    return grain.MapDataset.select_from_datasets(rows, Selection(schedule or self._schedule))
 
-  def _order(self) -> str:
+  def _order(self, schedule) -> str:
     """Return a hash of the first addresses: it changes if Grain's shuffle or our mixing does."""
-    addresses = self._addresses()
+    addresses = self._addresses(schedule)
     return hashlib.sha256(str([addresses[n] for n in range(64)]).encode()).hexdigest()[:16]
 
 
@@ -134,22 +134,6 @@ def gather_rows(sources: tuple[Rows, ...], addresses: list[tuple[int, int]]) -> 
     for key, rows in sources[number].gather(index_B[own_B]).items():
       batch.setdefault(key, np.zeros((len(source_B), *rows.shape[1:]), rows.dtype))[own_B] = rows
   return batch
-
-
-def mixture_cycle(weights: list[float]) -> tuple[np.ndarray, np.ndarray, list[int]]:
-  """Spread the sources evenly over a cycle of C rows in which each has its share.
-
-  Returns the source of each row int32 [C], its rank among the rows of that source int32 [C], and the
-  number of rows of each source. Shares are exact if CYCLE rows can express them, else to 1 / CYCLE.
-  """
-  shares = [Fraction(str(weight)) for weight in weights]
-  shares = [share / sum(shares) for share in shares]
-  length = min(math.lcm(*(share.denominator for share in shares)), CYCLE)
-  counts = [max(1, round(share * length)) for share in shares]
-  source_C = np.repeat(np.arange(len(counts)), counts)
-  rank_C = np.concatenate([np.arange(count) for count in counts])
-  order = np.lexsort((source_C, (rank_C + 0.5) / np.asarray(counts)[source_C]))
-  return source_C[order].astype(np.int32), rank_C[order].astype(np.int32), counts
 
 
 def _seed(seed: int, *words: str) -> int:

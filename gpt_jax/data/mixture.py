@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gpt_jax.data import media_io, sources, templates
+from gpt_jax.data import media_io, sources, stages, templates
 from gpt_jax.data.bad_records import BadRecords
 from gpt_jax.data.packing import PACKING
 from gpt_jax.data.sources import Source
@@ -28,6 +28,7 @@ class DataConfig:
   """What to train on and how documents become rows."""
 
   mixture: dict[str, Source] = field(default_factory=lambda: {'text': Source()})  # name -> source
+  stages: str = ''  # other weights from a step on, as in '8000: web=1, math=3; 9500: math=1'
   packing: str = 'crop'  # row of PACKING
   mask_documents: bool = False  # crop, split: no attention between documents; first_fit never has any
   valid_fraction: float = 0.1  # share kept for validation where a source does not name its own; 0 = none
@@ -44,6 +45,12 @@ class DataConfig:
     for name in self.mixture:
       if not re.fullmatch(r'[\w.-]+', name):
         raise ValueError(f'data.mixture has a source {name!r}\nfix: use letters, digits, _ . - only')
+    stages.check(self.stages, self.mixture)
+    if self.stages and self.reset:
+      raise ValueError(
+        f'data.reset=True would begin data.stages={self.stages!r} at its first step again\n'
+        'fix: leave out data.reset, or data.stages'
+      )
     if self.packing not in PACKING:
       raise ValueError(f'data.packing={self.packing} is unknown\nfix: use one of {", ".join(PACKING)}')
     for name in ('valid_fraction', 'condition_dropout'):

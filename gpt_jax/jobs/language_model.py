@@ -11,6 +11,7 @@ import numpy as np
 from gpt_jax import data
 from gpt_jax.cluster.batches import check_batch, data_shard
 from gpt_jax.cluster.sharding_table import summary
+from gpt_jax.data import stages
 from gpt_jax.evaluation import evaluate, panels
 from gpt_jax.evaluation.tasks import perplexity
 from gpt_jax.jobs import base, extended_model, run_tokenizers
@@ -202,7 +203,8 @@ class LanguageModelJob(base.Job):
     return {'tokenizer': self.tokenizers.hash}
 
   def describe(self):
-    """Return one line: parameters, ids, FLOPs, hardware, batch, attention kernel and sharded state."""
+    """Return one line: parameters, ids, FLOPs, hardware, batch, attention kernel, sharded state, stages."""
+    cfg = self.cfg
     peak, source = hardware.peak_flops()
     counts = {
       name: int((self.tokenizers.modality_V()[: self.tokenizers.vocabulary.size] == m).sum())
@@ -211,11 +213,13 @@ class LanguageModelJob(base.Job):
     ids = ', '.join(f'{count} {name} ids' for name, count in counts.items())
     with jax.set_mesh(self.mesh):
       kernel = choice.describe_choice(self.model_cfg, self.example_batch(), self.length)
+    rows = stages.describe(cfg.data.stages, cfg.data.mixture, cfg.train.batch_size, cfg.train.steps)
     state = f', state of {summary(self.program.abstract, self.mesh)}' if self.mesh.size > 1 else ''
     return (
       f'{self.parameters:,} parameters, {ids}, {self.flops["full"] / 1e6:.1f} MFLOP a token, '
       f'{hardware.name()} (peak {peak / 1e12:.2f} TFLOP/s each: {source}), '
-      f'{self.cfg.train.batch_size} x {self.length} tokens a step, attention {kernel}{state}'
+      f'{cfg.train.batch_size} x {self.length} tokens a step, attention {kernel}{state}'
+      f'{", " if rows else ""}{rows}'
     )
 
   def pop_scalars(self, values):

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from gpt_jax import data, losses, tokenizers
-from gpt_jax.data import templates
+from gpt_jax.data import stages, templates
 from gpt_jax.data.documents import needed_specials
 from gpt_jax.runs import records, run_folder
 from gpt_jax.sampling import prompts
@@ -91,3 +91,4 @@ def check_use(cfg, toks):
         f'fix: leave loss.{name}={getattr(losses.LossConfig, name)}'
       )
   prompts.check_guidance(cfg.sample, cfg.data)
+  stages.check_end(cfg.data.stages, cfg.train.steps)

@@ -18,6 +18,7 @@ import numpy as np
 
 from gpt_jax import data, sample, sharding
 from gpt_jax.cluster import batches, sharding_table
+from gpt_jax.data import stages
 from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.jobs.modality_objective import modality_objective
 from gpt_jax.model import costs, gpt
@@ -74,7 +75,8 @@ def plan(cfg, target, price=0.0, decode=True):
       result['decode'] = decode_step(cfg, model, mesh, target)
   programs = [result[name] for name in ('train', 'decode') if name in result]
   result['fits'] = all(program['memory']['fits'] for program in programs)
-  result['notes'] = notes + tokenizer_notes + step.pop('notes')
+  rows = stages.describe(cfg.data.stages, cfg.data.mixture, cfg.train.batch_size, cfg.train.steps)
+  result['notes'] = notes + tokenizer_notes + step.pop('notes') + ([rows] if rows else [])
   result['table'] = step.pop('table')
   collectives = step.get('collectives', ())
   if target.topology.slices > 1 and collectives and not any(c['network'] for c in collectives):

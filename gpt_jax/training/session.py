@@ -22,7 +22,7 @@ from gpt_jax.training import checkpoint, checkpoint_writer, ineffective, loss_gu
 FREE_ON_RESUME = (
   *('mesh.', 'log.', 'checkpoint.', 'sample.', 'model.unroll'),
   *('train.tasks', 'train.probe_every', 'train.hang_seconds', 'train.sdc_every', 'train.profile'),
-  *('data.workers', 'data.prefetch', 'data.cache', 'data.reset'),
+  *('data.workers', 'data.prefetch', 'data.cache', 'data.reset', 'data.stages'),
 )
 
 

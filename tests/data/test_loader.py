@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_jax.data import DataConfig, Loader, Source
-from gpt_jax.data.loader import mixture_cycle
 from gpt_jax.data.packing import PACKING
+from gpt_jax.data.stages import mixture_cycle
 from tests.data_helpers import byte_tokenizers, media_tokenizers
 
 MIXTURE = {'words': Source('synthetic', documents=4, weight=3.0), 'prose': Source(weight=1.0)}
