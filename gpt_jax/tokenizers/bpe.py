@@ -154,7 +154,8 @@ def read_gpt2(folder) -> dict:
   wrong = next((merge for merge in merges if len(merge) != 2 or not all(merge)), None)
   if wrong is not None or not merges:
     raise ValueError(f'{merges_path} has no pair in the line {" ".join(wrong or [])!r}\nfix: {fix}')
-  if not isinstance(vocab, dict) or sorted(vocab.values()) != list(range(len(vocab))):
+  ids = [*vocab.values()] if isinstance(vocab, dict) else [None]
+  if any(type(i) is not int for i in ids) or sorted(ids) != list(range(len(ids))):
     raise ValueError(f'{vocab_path} does not number its tokens 0, 1, 2 ...\nfix: {fix}')
   missing = [token for token in byte_characters() if token not in vocab]
   if missing:

@@ -382,6 +382,8 @@ def test_gpt2_files_must_fit_together(tmp_path):
     ({**tokens, 'extra': 900}, '0, 1, 2'),
     ({token: i for i, token in enumerate(list(tokens)[1:])}, "'Ā'"),
     ([1], '0, 1, 2'),
+    ({**tokens, 'a': []}, '0, 1, 2'),
+    ({**tokens, 'a': True}, '0, 1, 2'),
   ]:
     vocab.write_text(json.dumps(wrong), encoding='utf-8')
     with two_lines(ValueError, vocab, says):
