@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt_jax.ablation.stats.scores import score_name
-from gpt_jax.runs import records, run_folder, text_table
+from gpt_jax.runs import history, records, run_folder, text_table
 
 FAILURES = ('failed', 'diverged', 'killed', 'hung')  # outcomes of an attempt that end a run
 
@@ -134,6 +134,10 @@ def read_curve(folder, metric='valid_loss'):
     lines = run_folder.read_metrics(folder) if (Path(folder) / 'config.json').exists() else []
   except OSError as error:
     raise ValueError(f'{folder}/metrics.jsonl: {error}') from error
+  for line in lines:
+    for name in {'tokens', metric} & line.keys():
+      if not history.is_number(line[name]):
+        raise ValueError(f'{folder}/metrics.jsonl: {name} of step {line["step"]} is not a number')
   tokens = [(line['step'], line['tokens']) for line in lines if 'tokens' in line]
   tokens = tokens or [(line['step'], line['step']) for line in lines]  # a tokenizer's training has no tokens
   values = [(line['step'], line[metric]) for line in lines if metric in line]

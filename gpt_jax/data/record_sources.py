@@ -1,5 +1,6 @@
 """Sources of records with fields: JSON lines with media, parallel texts, synthetic stories, TFDS."""
 
+import functools
 import hashlib
 import itertools
 import json
@@ -175,17 +176,25 @@ def tfds(source, split: str) -> Corpus:
 
   rate = source.rate or _sample_rate(builder.info.features)
 
+  whole = functools.partial(
+    reading, f'{builder.info.full_name} {split}', 'readable', 'prepare the data set again'
+  )
+
   def records():
-    rows = builder.as_data_source(split=split)
-    for start in range(0, len(rows), 256):
-      numbers = range(start, min(start + 256, len(rows)))
-      with reading(f'{builder.info.full_name} {split}', 'readable', 'prepare the data set again'):
+    with whole():
+      rows = builder.as_data_source(split=split)
+      count = len(rows)
+    for start in range(0, count, 256):
+      numbers = range(start, min(start + 256, count))
+      with whole():
         batch = rows.__getitems__(numbers)
       for number, fields in zip(numbers, batch, strict=True):
         yield f'{builder.info.full_name} {split} record {number}', Record(fields, rate=rate)
 
   def content():
-    files = hash_files(sorted(map(os.fspath, info.filepaths)))  # text: they may be URLs
+    with whole():
+      paths = sorted(map(os.fspath, info.filepaths))  # text: they may be URLs
+    files = hash_files(paths)
     return f'{builder.info.full_name}-{split}-{files}'
 
   return Corpus(records, content)

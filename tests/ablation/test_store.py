@@ -138,6 +138,15 @@ def test_curves_interpolate_tokens_between_logged_steps(tmp_path):
   assert store.read_curve(tmp_path / 'none') == []
 
 
+@pytest.mark.parametrize('value', ['x', None, [], {'a': 1}, True])
+def test_a_curve_without_numbers_is_said_in_its_row(study, value):
+  lines = [{'step': 1, 'tokens': 5, 'valid_loss': 2.0}, {'step': 2, 'tokens': value, 'valid_loss': 1.0}]
+  run_folder(store.run_path(study, 'base', 0), {'a': 1}, {'valid_loss': 1.0, 'steps': 2}, metrics=lines)
+  row = store.read_runs(study)[0]
+  assert (row['status'], row['curve']) == ('done', [])
+  assert row['message'].endswith('metrics.jsonl: tokens of step 2 is not a number')
+
+
 def test_unreadable_metrics_lose_the_curve_only(study):
   folder = run_folder(store.run_path(study, 'base', 0), {'a': 1}, RESULT)
   (folder / 'metrics.jsonl').write_text('{"step": 1\n{"step": 2}\n')
