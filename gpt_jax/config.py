@@ -93,12 +93,12 @@ def _convert(hint, value, name):
   if kind is tuple and isinstance(value, list | tuple):
     inner = typing.get_args(hint)[0]
     return tuple(_convert(inner, item, f'{name}[{i}]') for i, item in enumerate(value))
+  if isinstance(value, int) and abs(value) >= 2**63:  # overflows a float, or an integer of numpy
+    raise ValueError(f'{name}={value} has more than 64 bits\nfix: give a smaller number')
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-    raise ValueError(
-      f'{name}={value!r} is of type {type(value).__name__}\nfix: give a value of type {kind.__name__}'
-    )
+    raise ValueError(f'{name}={value!r} is of type {type(value).__name__}\nfix: use type {kind.__name__}')
   return value
 
 

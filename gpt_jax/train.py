@@ -46,8 +46,8 @@ class TrainConfig:
     if self.job not in JOBS:
       raise ValueError(f'train.job={self.job!r} is not known\nfix: use one of {", ".join(JOBS)}')
     for key, least in LIMITS.items():
-      if getattr(self, key) < least:
-        raise ValueError(f'train.{key}={getattr(self, key)} is too small\nfix: use at least {least}')
+      if not least <= getattr(self, key) < 2**31:  # a traced step has 32 bits
+        raise ValueError(f'train.{key}={getattr(self, key)} is out of range\nfix: use {least} to {2**31 - 1}')
     if not 0 <= self.seed < 2**32:
       raise ValueError(f'train.seed={self.seed} is not a 32-bit number\nfix: use 0 to 4294967295')
     if self.batch_size % self.accumulate:

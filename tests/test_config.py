@@ -173,7 +173,7 @@ def test_a_value_of_the_wrong_type(key, value, wanted):
   with pytest.raises(ValueError) as error:
     config.build(config.Config, {section: {name: value}})
   _, fix = assert_two_lines(error.value, f'{key}={value!r} is of type {type(value).__name__}')
-  assert fix == f'fix: give a value of type {wanted}'
+  assert fix == f'fix: use type {wanted}'
 
 
 def test_an_entry_of_a_tuple_of_the_wrong_type():
@@ -181,6 +181,20 @@ def test_an_entry_of_a_tuple_of_the_wrong_type():
     config.build(config.Config, {'train': {'profile': (1, 'x')}})
   with pytest.raises(ValueError, match=r'optim\.lr_multipliers\[0\]=1 is of type int\nfix: '):
     config.build(config.Config, {'optim': {'lr_multipliers': (1,)}})
+
+
+@pytest.mark.parametrize(
+  ('tree', 'cause'),
+  [
+    ({'train': {'steps': 2**31}}, 'train.steps=2147483648 is out of range'),
+    ({'train': {'steps': 10**19}}, f'train.steps={10**19} has more than 64 bits'),
+    ({'optim': {'lr': 10**400}}, 'optim.lr=1000'),
+  ],
+)
+def test_a_huge_number_is_refused_before_it_overflows(tree, cause):
+  with pytest.raises(ValueError) as error:
+    config.build(config.Config, tree)
+  assert_two_lines(error.value, cause)
 
 
 @pytest.mark.parametrize('tree', [{'optim': 3}, {'data': {'mixture': 'x'}}, {'optim': [1]}])

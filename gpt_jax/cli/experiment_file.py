@@ -17,7 +17,13 @@ def load_config(spec):
 
   Every key can be overridden. Raises FileNotFoundError or ValueError for an unknown file or argument.
   """
-  return complete_sources(call_function(spec, 'get_config', 'experiments/demo.py')[1])
+  section = call_function(spec, 'get_config', 'experiments/demo.py')[1]
+  if not isinstance(section, ml_collections.ConfigDict):
+    raise ValueError(
+      f'--config={spec}: get_config returns a {type(section).__name__}\n'
+      'fix: return the ConfigDict of gpt_jax.config.default(), with changes'
+    )
+  return complete_sources(section)
 
 
 def call_function(spec, function, example):

@@ -92,6 +92,9 @@ def test_missing_and_wrong_files_have_a_cause_and_a_fix(tmp_path):
   with pytest.raises(ValueError) as error:
     experiment_file.load_config(str(tmp_path / 'empty.py'))
   assert_two_lines(error.value, 'has no get_config')
+  with pytest.raises(ValueError) as error:
+    experiment_file.load_config(str(write(tmp_path, 'config = configs.default()')))
+  assert_two_lines(error.value, 'get_config returns a NoneType')
 
 
 def test_every_key_of_a_mixture_source_can_be_overridden(tmp_path):
