@@ -8,6 +8,7 @@ Hashes are no secrets: sha256 digests, and 32 or 40 hex digits beside a word suc
 
 import bisect
 import collections
+import io
 import itertools
 import math
 import re
@@ -18,7 +19,7 @@ from gpt_jax.runs import records
 FORMATS = {
   'private key': r'-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY[A-Z ]{0,10}-----'
   r'(?:[\s\S]{0,20000}?-----END [A-Z0-9 ]{0,30}PRIVATE KEY[A-Z ]{0,10}-----|(?:\s{0,9}[+ -]?[\w+/=]{16,})*)',
-  'AWS key': r'\b(?:A3T[A-Z0-9]|AKIA|ASIA|ABIA|ACCA|AROA|AIDA)[A-Z0-9]{8,}',
+  'AWS key': r'\b(?:A3T[A-Z0-9]|AKIA|ASIA|ABIA|ACCA|AROA|AIDA)[A-Z0-9]{16}(?![A-Z0-9])',
   'Google key': r'\bAIza[\w-]{20,}|\bya29\.[\w-]{16,}|\bGOCSPX-[\w-]{16,}',
   'GitHub token': r'\b(?:gh[pousr]|github_pat)_\w{8,}',
   'GitLab token': r'\bgl[a-z]{2,6}-[\w-]{16,}',
@@ -75,6 +76,7 @@ HASH_WORD = re.compile(
   r'(?i)commit|hash|sha\d|digest|revision|\brev\b|checksum|md5|\bgit\b|fingerprint|\bindex '
 )
 WORD = re.compile(r'(?<![\w+/.@~%-])[\w+/-]{20,}+={0,2}+(?![\w+/@~%-]|\.\w)')
+ABSOLUTE_PATH = re.compile(r'/[A-Z]?[a-z]{2,15}/')  # its folders may have names drawn by chance
 LINE_START = re.compile(r'[-+ ]?')  # of a diff
 
 
@@ -85,8 +87,9 @@ def find_secrets(text, code=False, prose=False):
   """
   spans = [(*m.span(), kind) for kind, rule in FORMATS.items() for m in re.finditer(rule, text)]
   for rule in (ASSIGNMENT, FLAG):
-    line_end = value_end = 0
-    for match in rule.finditer(text):
+    line_end = value_end = at = 0
+    while match := rule.search(text, at):
+      at = match.end('name')  # in `error: password=x` the second name is no type of the first
       is_colon = rule is ASSIGNMENT and match['sign'] == ':' and not match['open']
       if match.start() < value_end or (prose and is_colon) or not is_secret_name(match['name']):
         continue
@@ -128,8 +131,11 @@ def value_span(text, start, end, code):
 def looks_random(word, before=''):
   """Whether a word of 20 characters or more looks drawn by chance; `before`: the text before it.
 
-  Random letters and digits change between kinds of characters at most places, names and words at few.
+  Random letters and digits change between kinds of characters at most places, names and words at few. Numbers
+  and absolute paths do not count: temporary folders have random names.
   """
+  if ABSOLUTE_PATH.match(word) or not re.search('[A-Za-z]', word):
+    return False
   word = word.strip('+-=/')
   runs = [run for run in re.split(r'[^A-Za-z0-9]', word) if run]
   hexadecimal = [run for run in runs if re.fullmatch(r'[0-9a-f]{20,}|[0-9A-F]{20,}', run)]
@@ -142,7 +148,7 @@ def looks_random(word, before=''):
   changes = sum(a != b for a, b in itertools.pairwise(kinds)) / max(len(kinds) - 1, 1)
   longest = max(map(len, runs), default=0)
   if len(set(kinds)) == 3:
-    return longest >= 12 and changes >= 0.4 and entropy >= 3.7
+    return len(joined) >= 24 and longest >= 12 and changes >= 0.4 and entropy >= 3.7
   return set(kinds) >= {'0'} and longest >= 28 and changes >= 0.25 and entropy >= 3.7 and len(runs) == 1
 
 
@@ -174,6 +180,30 @@ def redact_lines(text, code=False):
   for k, kind in kinds.items():
     lines[k] = f'{LINE_START.match(lines[k])[0]}[redacted: {kind}]\n'
   return ''.join(lines), dict(collections.Counter(kinds.values()))
+
+
+class RedactedStream(io.TextIOBase):
+  """A text stream that passes whole lines on to another, with each secret as [redacted: KIND]."""
+
+  def __init__(self, stream):
+    self.stream, self.rest = stream, ''
+
+  def write(self, text):
+    """Write a text; what follows its last newline waits for the next one."""
+    lines, newline, self.rest = (self.rest + text).rpartition('\n')
+    if newline:
+      self.stream.write(redact(lines) + newline)
+      self.stream.flush()
+    return len(text)
+
+  @property
+  def encoding(self):
+    """The encoding of the other stream."""
+    return self.stream.encoding
+
+  def fileno(self):
+    """The file descriptor of the other stream."""
+    return self.stream.fileno()
 
 
 def describe(counts):

@@ -3,9 +3,9 @@
 Each line of stdin is a job in JSON, {"configs": [...], "folders": [...]}: configs like config.json, one run
 folder each; several are trained together, as replicas. The answer is a line of stdout,
 {"outcomes": [{"outcome", "code", "message"}, ...]} (replicas.Outcome); between steps a line
-{"heartbeat": true} follows every half second. The output of the runs goes to stderr. SIGTERM, Ctrl-C or the
-death of the parent (whose process id is GPT_JAX_PARENT) end it after saving, with exit code 75; a second
-signal ends it at once. SIGABRT prints the stack of each thread.
+{"heartbeat": true} follows every half second. The output of the runs goes to stderr, without secrets.
+SIGTERM, Ctrl-C or the death of the parent (whose process id is GPT_JAX_PARENT) end it after saving, with exit
+code 75; a second signal ends it at once. SIGABRT prints the stack of each thread.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import sys
 import time
 
 from gpt_jax.runs import startup_timer
+from gpt_jax.runs.secrets import RedactedStream
 
 STOPPED = 75
 HEARTBEAT_SECONDS = 0.5
@@ -70,6 +71,7 @@ def main():
   answers = os.fdopen(os.dup(1), 'w', encoding='utf-8')
   os.dup2(2, 1)  # all other output, also below Python, goes to stderr
   faulthandler.enable()
+  sys.stdout = sys.stderr = RedactedStream(sys.stderr)  # the log stays in the study folder
   stop = Stop(answers)
   for n, line in enumerate(iter(sys.stdin.readline, '')):
     stop.busy, stop.last_heartbeat = True, 0.0
