@@ -4,7 +4,11 @@ import os
 import sysconfig
 from pathlib import Path
 
-OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'bad_alloc', 'Out of memory', 'Cannot allocate memory')
+OUT_OF_MEMORY = (  # of XLA, C++, the kernel, Python and the dynamic linker
+  *('RESOURCE_EXHAUSTED', 'bad_alloc', 'Out of memory', 'Cannot allocate memory'),
+  *("can't start new thread", 'failed to map segment'),
+)
+LEAST_ADDRESSES = 3 * 10**9  # bytes; a tiny run on two cores needs 2.2 GB, most of it for threads
 NO_FIX = '\nfix: correct the cause above and run the same command again; everything saved is safe'
 MAX_LINE = 1000  # characters of a line of an error: values may come from anywhere
 # Beside the package in a checkout; where pip puts data otherwise.
@@ -27,11 +31,22 @@ def is_out_of_memory(error):
 def format_out_of_memory(error):
   """Cause and fix of an error that is_out_of_memory."""
   cause = str(error).split('\n')[0][:MAX_LINE] or type(error).__name__
-  return (
-    f'error: out of memory: {cause}\n'
-    'fix: use a smaller train.batch_size, more train.accumulate, model.remat=full or a smaller model; '
+  fix = address_limit_note() or (
+    'use a smaller train.batch_size, more train.accumulate, model.remat=full or a smaller model; '
     '`launch.py plan` tells how much a run needs'
   )
+  return f'error: out of memory: {cause}\nfix: {fix}'
+
+
+def address_limit_note():
+  """Return what to do about a limit of the address space with which JAX aborts, '' if there is none."""
+  import resource  # absent on Windows
+
+  limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+  if limit in (-1, resource.RLIM_INFINITY) or limit >= LEAST_ADDRESSES:
+    return ''
+  needed = f'{LEAST_ADDRESSES / 1e9:g} GB'
+  return f'`ulimit -v` allows {limit / 1e9:.1f} GB of address space: raise it to {needed} or more'
 
 
 def flag_value(argv, name, default=''):

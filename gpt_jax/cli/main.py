@@ -58,13 +58,15 @@ def main(argv):
     print(f'error: {verb!r} is not a verb of the command line\nfix: use one of {names}', file=sys.stderr)
     return verbs.BAD_ARGUMENTS
   logging.set_verbosity(logging.ERROR)
+  if note := args.address_limit_note():  # JAX aborts the process without a hint
+    say(f'warning: {note}', file=sys.stderr)
   parsed = False
   try:
     compilation_cache.enable_compilation_cache(os.environ, [args.flag_value(argv, 'workdir')])
     parse(argv)
     parsed = True
     return verbs.VERBS[verb].run(argv)
-  except (ValueError, OSError, RuntimeError, FloatingPointError, MemoryError) as e:
+  except (ValueError, OSError, RuntimeError, FloatingPointError, MemoryError, ImportError) as e:
     if args.is_out_of_memory(e) and '--traceback' not in argv:
       say(args.format_out_of_memory(e), file=sys.stderr)
       return verbs.ERROR

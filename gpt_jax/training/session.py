@@ -17,6 +17,7 @@ from gpt_jax.cluster.batches import to_devices
 from gpt_jax.cluster.processes import barrier, main_process_first
 from gpt_jax.runs import hardware, provenance, records, run_folder
 from gpt_jax.training import checkpoint, checkpoint_writer, ineffective, loss_guard, meter, probes, sdc
+from gpt_jax.training.memory import check_program, check_state
 
 # Keys that may differ between a run and its resumption: its result does not depend on them.
 FREE_ON_RESUME = (
@@ -89,6 +90,7 @@ def setup(cfg, workdir, mesh, job_class, replicas=1, trace=True):
   agreement.require_equal_data(job.loader.fingerprint)
   if trace:
     jax.eval_shape(job.program.step, job.program.abstract, abstract_batch(cfg, job))
+  check_state(job.program.abstract)
   timer.mark_phase('setup')
   steps_on_disk = checkpoint.Checkpoints(workdir / 'checkpoints').steps()
   state, step, extra, notes = initial_state(job, cfg, workdir)
@@ -102,9 +104,8 @@ def setup(cfg, workdir, mesh, job_class, replicas=1, trace=True):
 
 def initial_state(job, cfg, workdir):
   """Return (state, step, checkpoint extra or None, notes): restored, from train.init_from, or new."""
-  notes = []
-  folder, verify = workdir / 'checkpoints', cfg.checkpoint.verify
-  checkpoints = checkpoint.Checkpoints(folder, report=notes.append, verify=verify)
+  notes, verify = [], cfg.checkpoint.verify
+  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', report=notes.append, verify=verify)
   checkpoints.check_folders()
   step = checkpoints.latest_good()
   if step is not None:
@@ -279,10 +280,10 @@ def step_function(s, batch):
   if s.compiled_step is None:
     start = time.perf_counter()
     s.compiled_step = s.job.program.step.lower(s.state, batch).compile()
+    check_program(s.compiled_step)
     s.replayed_step = sdc.ReplayedStep(s.compiled_step, s.mesh)
-    seconds = time.perf_counter() - start
-    s.meter.add_step_time(-seconds)  # compiling is not step time
-    s.run.event('compile', step=s.step, seconds=seconds)
+    s.meter.add_step_time(start - time.perf_counter())  # compiling is not step time
+    s.run.event('compile', step=s.step, seconds=time.perf_counter() - start)
   return s.replayed_step if is_due(s, s.cfg.train.sdc_every) else s.compiled_step
 
 
@@ -302,8 +303,7 @@ def log_pending(s, force=False):
   if not s.meter.pending or not (force or s.meter.interval_is_complete(s.cfg.log.every)):
     return
   step, scalars, guarded = s.meter.fetch(s.job.pop_scalars)
-  scalars |= s.job.utilization(scalars[f'{s.job.unit}_per_second'])
-  scalars['memory_gib'] = hardware.memory_gib()
+  scalars |= s.job.utilization(scalars[f'{s.job.unit}_per_second']) | {'memory_gib': hardware.memory_gib()}
   if guarded['skipped'].any():
     skips = loss_guard.describe_skips(guarded, step, s.job.loader, batch_offset(s))
     s.run.event('skipped', step=step, **skips)

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import sys
 import tomllib
@@ -22,6 +23,7 @@ from gpt_jax.cli import args, experiment_file, verbs
 from gpt_jax.evaluation import trained
 from gpt_jax.runs import records, run_folder
 from gpt_jax.sampling import prompt_batch
+from gpt_jax.training import memory
 from tests import command_line, tiny_runs
 from tests.command_line import assert_user_error
 from tests.tiny_runs import snapshot
@@ -465,6 +467,8 @@ def test_user_error_in_a_real_process(tmp_path):
     MemoryError(),
     RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 137438953472 bytes.'),
     OSError(12, 'Cannot allocate memory'),
+    RuntimeError("can't start new thread"),
+    ImportError('_image.so: failed to map segment from shared object'),
   ],
 )
 def test_running_out_of_memory_ends_in_two_lines(monkeypatch, call, failure):
@@ -476,6 +480,27 @@ def test_running_out_of_memory_ends_in_two_lines(monkeypatch, call, failure):
   cause, fix = err.strip().split('\n')
   assert code == verbs.ERROR
   assert cause.startswith('error: out of memory: ') and 'train.batch_size' in fix
+
+
+def test_a_limit_of_addresses_that_aborts_jax_is_said_first(monkeypatch, call):
+  monkeypatch.setitem(verbs.VERBS, 'doctor', verbs.VERBS['doctor']._replace(run=lambda argv: 0))
+  assert call('doctor') == (0, '', '')
+  monkeypatch.setattr(resource, 'getrlimit', lambda _: (800_000 * 1024, -1))
+  note = 'warning: `ulimit -v` allows 0.8 GB of address space: raise it to 3 GB or more\n'
+  assert call('doctor') == (0, '', note)
+
+
+@pytest.mark.parametrize(('gib', 'code', 'cause'), [(1e-4, 2, 'optimizer'), (0.002, 1, 'activations')])
+def test_a_run_that_memory_cannot_hold_is_refused(call, tmp_path, monkeypatch, gib, code, cause):
+  """The state before the run starts, a step before the first one."""
+  monkeypatch.setattr(memory, 'available_bytes', lambda: gib * 2**30)
+  workdir, config = f'--workdir={tmp_path}/run', f'--config={command_line.experiment(tmp_path)}'
+  exit_code, _, err = call('train', config, workdir, '--config.train.batch_size=64')
+  assert exit_code == code
+  [line, fix] = err.strip().split('\n')[-2:]
+  assert line.startswith('error: ') and cause in line and 'GiB are available' in line
+  assert fix.startswith('fix: ')
+  assert (tmp_path / 'run/config.json').exists() == (code == 1)
 
 
 @pytest.mark.slow
