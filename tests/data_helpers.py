@@ -39,7 +39,7 @@ def byte_tokenizers(eos=True, padded=384, name='bytes'):
   """The parts of a Tokenizers that gpt_jax.data uses: 256 bytes, eos = 256."""
   specials = (('pad', 257), ('eos', 256)) if eos else ()
   vocabulary = types.SimpleNamespace(specials=specials, padded=padded)
-  return types.SimpleNamespace(text=ByteText(), vocabulary=vocabulary, hash=name)
+  return types.SimpleNamespace(text=ByteText(), vocabulary=vocabulary, hash=name, start='eos')
 
 
 @dataclasses.dataclass(frozen=True)

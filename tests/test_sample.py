@@ -1,6 +1,7 @@
 """Sampling against the uncached model and numpy."""
 
 import functools
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -383,6 +384,18 @@ def test_an_empty_prompt_is_the_end_of_a_document():
   assert completions.encode_prompt(toks, '') == [toks.vocabulary.special('eos')]
   assert completions.encode_prompt(toks, 'a') == [97]
   assert completions.encode_prompt(toks, 'a', 'bos') == [toks.vocabulary.special('bos'), 97]
+
+
+def test_prompts_begin_as_the_texts_of_training(monkeypatch):
+  """With bos where the tokenizer's own template begins with it."""
+  _, toks = writer()
+  rows = SimpleNamespace(sample=SampleConfig(), data=SimpleNamespace(packing='first_fit'))
+  stream = SimpleNamespace(sample=SampleConfig(), data=SimpleNamespace(packing='crop'))
+  assert (completions.begin_of(rows, toks), completions.begin_of(stream, toks)) == ('eos', '')
+  bos = toks.vocabulary.special('bos')
+  monkeypatch.setattr(type(toks.text), 'begin', lambda text: [bos], raising=False)
+  assert (completions.begin_of(rows, toks), completions.begin_of(stream, toks)) == ('bos', '')
+  assert completions.encode_prompt(toks, '') == [bos]
 
 
 # ---------------------------------------------------------------------------------------- refusals

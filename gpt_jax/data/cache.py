@@ -86,7 +86,7 @@ def token_cache(
   for modality in sorted(templates.modalities(source.template)):
     entries[f'{modality}_decoder'] = DECODERS[modality]()
   if ending and part.is_plain:
-    entries['start'] = start_id(tokenizers)
+    entries['start'] = specials[tokenizers.start]
   folder = Path(cfg.cache or cache_dir).expanduser()
   path = folder / f'{source_name}-{split}-{_key(entries)}.json'
   bad_records = BadRecords(source_name, source, split)
@@ -106,13 +106,6 @@ def token_cache(
   meta = {'name': f'{source_name} ({split})', 'entries': entries}
   _write(path, items, tokenizers, ending, meta, bad_records)
   return read_cache(path)
-
-
-def start_id(tokenizers) -> int:
-  """Return the id before each text: bos where the tokenizer's own template begins with it, else eos."""
-  specials = dict(tokenizers.vocabulary.specials)
-  begin = getattr(tokenizers.text, 'begin', list)()[:1]
-  return begin[0] if begin and begin[0] == specials.get('bos') else specials['eos']
 
 
 def count_shared_media(cache: TokenCache, others: Iterable[TokenCache]) -> int:

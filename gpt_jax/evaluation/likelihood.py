@@ -38,9 +38,9 @@ class Scores(NamedTuple):
 
 
 def start_ids(subject):
-  """The ids before a text that nothing precedes: as in training, else eos."""
-  begin = completions.begin_of(subject.cfg, subject.tokenizers)
-  return [subject.tokenizers.vocabulary.special(begin or 'eos')]
+  """The ids before a text that nothing precedes: as in training."""
+  begin = completions.begin_of(subject.cfg, subject.tokenizers) or subject.tokenizers.start
+  return [subject.tokenizers.vocabulary.special(begin)]
 
 
 def encode_pair(subject, context, continuation):

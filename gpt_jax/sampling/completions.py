@@ -95,15 +95,15 @@ def stream_text(model, tokenizers, prompt, cfg, stop=()):
 
 
 def encode_prompt(tokenizers, prompt, begin=''):
-  """Return a prompt's ids after the special `begin`; an empty prompt is one eos."""
+  """Return a prompt's ids after the special `begin`; an empty prompt is the start of a text."""
   first = [tokenizers.vocabulary.special(begin)] if begin else []
-  return first + tokenizers.encode_text(prompt) or [tokenizers.vocabulary.special('eos')]
+  return first + tokenizers.encode_text(prompt) or [tokenizers.vocabulary.special(tokenizers.start)]
 
 
 def begin_of(cfg, tokenizers):
-  """Return the special before a prompt: sample.begin, else eos where each row began with a document."""
-  starts = cfg.data.packing == 'first_fit' and 'eos' in dict(tokenizers.vocabulary.specials)
-  return cfg.sample.begin or ('eos' if starts else '')
+  """Return the special before a prompt: sample.begin, else that of texts where each row began with one."""
+  starts = cfg.data.packing == 'first_fit' and tokenizers.start in dict(tokenizers.vocabulary.specials)
+  return cfg.sample.begin or (tokenizers.start if starts else '')
 
 
 def build_grammar(tokenizers, columns, to='text'):

@@ -45,7 +45,7 @@ def encode(run, beginnings, to):
   start = [special(MARKERS[to][0])] if to in MARKERS else []
   prompts = []
   for encoded in encode_batch(run.tokenizers, beginnings):
-    ids = np.array([*encoded.ids, *start] or [special('eos')], np.int32)
+    ids = np.array([*encoded.ids, *start] or [special(run.tokenizers.start)], np.int32)
     features = {}
     for name, place in PLACES.items():
       if (values := getattr(encoded, name)) is not None:

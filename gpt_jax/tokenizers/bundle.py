@@ -95,6 +95,12 @@ class Tokenizers:
     """The layout of documents of these ids."""
     return Layout.of(self)
 
+  @property
+  def start(self) -> str:
+    """The special before a text that nothing precedes: bos if the tokenizer begins texts so, else eos."""
+    begin = getattr(self.text, 'begin', list)()[:1]
+    return 'bos' if begin and begin[0] == dict(self.vocabulary.specials).get('bos') else 'eos'
+
   def modality_V(self) -> np.ndarray:
     """Return the index in `modalities` of each id, int32 [V]; end markers belong to their modality."""
     vocabulary = self.vocabulary
