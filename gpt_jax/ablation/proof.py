@@ -172,8 +172,8 @@ def validation_inputs(job, cfg):
     }
     for name, source in sources.items()
   }
-  subject = evaluate.Subject(cfg, None, job.tokenizers, None, None, 0)
-  has_bytes = all(perplexity.is_stream(subject, name) for name in names) and not subject.masks_documents
+  subject = evaluate.Subject(cfg, None, job.tokenizers, None, None, 0, caches=job.caches)
+  has_bytes = all(perplexity.counts_bytes(subject, name, 'valid') for name in names)
   return sources, {
     'sources': hashes,
     'tokenizer': job.tokenizers.hash,

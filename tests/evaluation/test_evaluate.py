@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from gpt_jax import data
+from gpt_jax.ablation import proof
 from gpt_jax.data import Source
 from gpt_jax.evaluation import evaluate, trained
-from gpt_jax.evaluation.tasks import common
+from gpt_jax.evaluation.tasks import common, perplexity
 from gpt_jax.runs import run_folder
 from tests import models, tiny_runs
 from tests.tiny_runs import assert_two_lines
@@ -177,6 +178,44 @@ def test_bits_per_byte_count_only_bytes_that_the_tokens_give_back(subject, tmp_p
   assert exact['metric'] == lossy['metric'] == 'bits_per_byte' and 'bytes_lost' not in exact
   assert lossy['value'] == pytest.approx(2 * exact['value']) and lossy['bytes_lost'] == 0.5
   assert 'data.mixture.other: its tokens give back 50% of its bytes' in caplog.text
+
+
+@pytest.mark.parametrize(
+  ('text', 'decoded', 'count'),
+  [
+    ('An Ox.', 'An Ox.', 6),
+    ('An Ox.', 'an ox.', 4),  # of the same length, without its case
+    ('a b', 'ab', 2),
+    ('ab', 'ab  and more', 2),
+    ('\u00e9a', 'ea', 1),
+    ('', 'x', 0),
+  ],
+)
+def test_bytes_that_a_text_shares_with_what_was_decoded(text, decoded, count):
+  assert perplexity.shared_bytes(text, decoded) == count
+
+
+def test_a_longer_document_does_not_make_up_for_a_lost_one(subject, tmp_path, monkeypatch):
+  small = on_text(subject, tmp_path, 'bama. teal')
+  mixture = {'other': dataclasses.replace(small.cfg.data.mixture['other'], separator='. ')}
+  both = with_data(small, dataclasses.replace(small.cfg.data, mixture=mixture))
+  plain = type(subject.tokenizers).decode_text
+  longer = lambda *args: plain(*args).replace('bama', 'bama and more').replace('teal', '')
+  monkeypatch.setattr(type(subject.tokenizers), 'decode_text', longer)
+  assert perplexity.decoded_bytes(both, 'other', 'valid') == len('bama')
+
+
+@pytest.mark.parametrize('packing', ['crop', 'first_fit'])
+@pytest.mark.parametrize('separator', ['', '. '])
+def test_studies_know_whether_bits_per_byte_will_be_given(subject, tmp_path, packing, separator):
+  small = on_text(subject, tmp_path, 'bama. teal. sooz')
+  mixture = {'other': dataclasses.replace(small.cfg.data.mixture['other'], separator=separator)}
+  chosen = with_data(small, dataclasses.replace(small.cfg.data, packing=packing, mixture=mixture))
+  given = {row['metric'] for row in evaluate.run_tasks(chosen, ['perplexity'])}
+  caches = {('other', 'valid'): chosen.cache('other', 'valid')}
+  job = types.SimpleNamespace(tokenizers=chosen.tokenizers, caches=caches)
+  _, scored_on = proof.validation_inputs(job, chosen.cfg)
+  assert scored_on['bytes'] == ('bits_per_byte' in given)
 
 
 def test_no_validation_data_give_no_rows(subject):

@@ -7,6 +7,7 @@ training: also by modality. Bits a dimension (van den Oord et al. 2016) are give
 lossless, under the softmax over what the grammar allows.
 """
 
+import collections
 import itertools
 import logging
 
@@ -16,6 +17,7 @@ import numpy as np
 from gpt_jax import data
 from gpt_jax.cluster.batches import data_shard
 from gpt_jax.cluster.processes import fetch
+from gpt_jax.data.mixture import open_split
 from gpt_jax.data.templates import is_plain
 from gpt_jax.evaluation.metrics import bits_per_dim
 from gpt_jax.evaluation.tasks import common
@@ -91,15 +93,23 @@ def score_text(subject, source, split, limit, stride):
   rows.add('nats_per_token', nats / tokens)
   rows.add('bits_per_token', bits(nats / tokens))
   cache = subject.cache(source, split)
-  all_scored = cache.start >= 0 or not subject.masks_documents  # else first tokens are bytes, but not targets
-  if is_whole and all_scored and (count := decoded_bytes(subject, source, split)):
+  if is_whole and counts_bytes(subject, source, split) and (count := decoded_bytes(subject, source, split)):
     lost = {'bytes_lost': round(1 - count / cache.bytes, 4)} if count < cache.bytes else {}
     rows.add('bits_per_byte', bits(nats) / count, **lost)
   return rows
 
 
+def counts_bytes(subject, source, split):
+  """Whether all bytes of a split are targets, so that bits per byte are defined.
+
+  Of masked documents without a start token the first tokens are bytes, but not targets.
+  """
+  has_starts = subject.cache(source, split).start >= 0
+  return is_stream(subject, source) and (has_starts or not subject.masks_documents)
+
+
 def decoded_bytes(subject, source, split):
-  """UTF-8 bytes of a text that its tokens give back: fewer than it has where a tokenizer is lossy.
+  """UTF-8 bytes of the texts that their tokens give back: fewer than they have where a tokenizer is lossy.
 
   A tokenizer that drops case or spaces predicts less, and must not look better for it.
   """
@@ -107,8 +117,9 @@ def decoded_bytes(subject, source, split):
   if key not in subject.caches:
     ends = [*cache.offsets[1:].tolist(), len(cache.ids)]
     documents = (cache.ids[start:end] for start, end in zip(cache.offsets.tolist(), ends, strict=True))
-    texts = (subject.tokenizers.decode_text(ids) for ids in documents)
-    count = min(cache.bytes, sum(len(text.encode('utf-8', 'replace')) for text in texts))
+    decoded = map(subject.tokenizers.decode_text, documents)
+    texts = open_split(subject.cfg.data, source, split).texts()
+    count = sum(itertools.starmap(shared_bytes, zip(texts, decoded, strict=True)))
     if count < cache.bytes:
       log.warning(
         'data.mixture.%s: its tokens give back %.3g%% of its bytes; bits per byte count only those',
@@ -117,6 +128,12 @@ def decoded_bytes(subject, source, split):
       )
     subject.caches[key] = count
   return subject.caches[key]
+
+
+def shared_bytes(text, decoded):
+  """UTF-8 bytes of the characters of a text that a decoded text has as well, each as often."""
+  shared = {text: 1} if text == decoded else collections.Counter(text) & collections.Counter(decoded)
+  return sum(len(characters.encode()) * count for characters, count in shared.items())
 
 
 def score_documents(subject, source, split, limit):
