@@ -92,7 +92,7 @@ LIBRARIES = {
   'optuna': ['ablation'],
   'psutil': ['ablation.execute.replicas'],
   'tokenizers': ['tokenizers', 'interop'],
-  'sentencepiece': ['tokenizers'],
+  'sentencepiece': ['interop', 'tokenizers'],
   'PIL': ['data'],
   'soundfile': ['data'],
   'scipy': ['ablation', 'data', 'evaluation', 'tokenizers'],
@@ -101,6 +101,7 @@ LIBRARIES = {
   'sacrebleu': ['evaluation.text_metrics'],
   'rouge_score': ['evaluation.text_metrics'],
   'huggingface_hub': ['interop'],
+  'gguf': ['interop'],
   'fsspec': ['data'],
   'pyarrow': ['data'],
   'datasets': ['data'],
@@ -114,7 +115,8 @@ TOP_LEVEL = (
   'safetensors',
 )  # may be imported at the top of a file
 # Optional dependencies.
-OPTIONAL = ('wandb', 'optuna', 'huggingface_hub', 'fsspec', 'sacrebleu', 'rouge_score', 'pyarrow', 'datasets')
+OPTIONAL = ('wandb', 'optuna', 'huggingface_hub', 'gguf', 'fsspec', 'sacrebleu', 'rouge_score')
+OPTIONAL += ('pyarrow', 'datasets')
 EVERYWHERE = ('jax', 'numpy')
 
 

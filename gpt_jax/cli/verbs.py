@@ -158,7 +158,7 @@ def sample_media(run, prompt, cfg):
 
 def import_flags():
   """Flags of `import`."""
-  flags.DEFINE_string('source', '', 'folder with config.json and safetensors, or a hub id')
+  flags.DEFINE_string('source', '', 'folder with config.json and safetensors, FILE.gguf, or a hub id')
   define_workdir()
 
 

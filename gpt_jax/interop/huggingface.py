@@ -1,6 +1,6 @@
-"""Import and export of Hugging Face models: folders of config.json, *.safetensors, tokenizer files.
+"""Import and export of Hugging Face models: config.json, *.safetensors, tokenizer files. Import of GGUF.
 
-Only safetensors: a pickle can run code when it is loaded. A tensor that is missing, left over, of
+No pickles: they can run code when they are loaded. A tensor that is missing, left over, of
 another shape or of a quantized type is an error that names it. families.py raises for a model
 that cannot be reproduced exactly.
 
@@ -11,6 +11,7 @@ that cannot be reproduced exactly.
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from safetensors.numpy import save_file
 
 from gpt_jax import config, sharding
 from gpt_jax.evaluation import trained
-from gpt_jax.interop import families, tensors, tokenizer_files, weight_files
+from gpt_jax.interop import families, gguf_files, gguf_tokenizers, tensors, tokenizer_files, weight_files
 from gpt_jax.model import costs, gpt, param_trees
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.runs import records, run_folder
@@ -51,67 +52,103 @@ class ImportedModel(NamedTuple):
 
 
 def import_model(source, mesh=None):
-  """A folder or a hub id -> (ModelConfig, GPT, Tokenizers or None).
+  """A folder, a GGUF file or a hub id -> (ModelConfig, GPT, Tokenizers or None).
 
   The model's own config has every `auto` decided for this machine. Parameters keep the type of the files, or
   are float32 where these mix types; they lie on the default device, or sharded on a mesh; rows of padding
   are zero. Raises ValueError or FileNotFoundError with a fix.
   """
-  imported = _read(find_folder(source), lambda cfg: mesh)
+  imported = _read(source, lambda cfg: mesh)
   return imported.cfg, imported.model, imported.tokenizers
 
 
-def check_format(source):
-  """Raise ValueError, with the way to convert it, for GGUF or a lone PEFT adapter; note other adapters."""
-  ggufs = [source] if source.suffix == '.gguf' else sorted(source.glob('*.gguf'))
-  has_config, has_adapter = ((source / name).is_file() for name in ('config.json', 'adapter_config.json'))
-  if ggufs and not has_config:
-    raise ValueError(
-      f'--source={source} is GGUF ({ggufs[0].name}), which is not read\n'
-      'fix: AutoModelForCausalLM.from_pretrained(DIR, gguf_file=NAME).save_pretrained(NEW), the same with '
-      'AutoTokenizer, then import NEW'
+class ModelFiles(NamedTuple):
+  """Files of a model that were found and not yet read, but for their JSON."""
+
+  path: Path  # a folder, or a GGUF file
+  hf: dict  # config.json
+  generation: dict  # generation_config.json
+  tokenizer_config: Any  # TokenizerConfig, or None
+  read_tokenizer: Callable  # () -> (text tokenizer or None, special before every prompt or '')
+  open_tensors: Callable  # names of the family's tensors -> {name: StoredTensor}
+
+
+def _read(source, make_mesh, needs_tokenizer=False):
+  files = open_source(source)
+  name, fields = families.read_config(files.hf)
+  cfg, family = config.build(ModelConfig, fields, 'model'), families.FAMILIES[name]
+  tokenizer, begin = files.read_tokenizer()
+  if tokenizer is None and needs_tokenizer:
+    raise FileNotFoundError(
+      f'{files.path} has no tokenizer that can be read\n'
+      'fix: add tokenizer.json (or vocab.json and merges.txt, or tokenizer.model) of the model to its folder'
     )
+  toks = None
+  if tokenizer is not None:
+    toks = tokenizer_files.with_roles(tokenizer, files.hf, files.generation, cfg.vocab, files.path)
+  tensor_names = {n for tensor in family.tensors.values() for n in tensors.names(tensor, cfg.layers)}
+  stored = weight_files.match_names(files.open_tensors(tensor_names), family)
+  cfg = dataclasses.replace(cfg, param_dtype=weight_files.param_dtype(stored))
+  model = weight_files.read_params(stored, family, cfg, files.path, make_mesh(cfg))
+  begin = begin if toks is not None and begin in dict(toks.vocabulary.specials) else ''
+  return ImportedModel(name, cfg, model, toks, files.tokenizer_config, begin)
+
+
+def open_source(source):
+  """Return the ModelFiles of a folder, a GGUF file or a hub id; ValueError for a lone PEFT adapter."""
+  path = find_source(source)
+  if path.is_file():
+    return open_gguf(path)
+  has_config, has_adapter = ((path / name).is_file() for name in ('config.json', 'adapter_config.json'))
   if has_adapter and not has_config:
     raise ValueError(
-      f'--source={source} is a PEFT adapter without its base model\n'
+      f'--source={path} is a PEFT adapter without its base model\n'
       'fix: AutoPeftModelForCausalLM.from_pretrained(X).merge_and_unload().save_pretrained(NEW), import NEW'
     )
   if has_adapter:
-    say(f'note: {source} has a PEFT adapter beside its model, which is left out')
-
-
-def _read(folder, make_mesh, needs_tokenizer=False):
-  check_format(folder)
-  hf = tokenizer_files.read_json(folder / 'config.json')
-  family, fields = families.read_config(hf)
-  cfg = config.build(ModelConfig, fields, 'model')
-  tokenizer = tokenizer_files.find(folder)
-  if tokenizer is None and needs_tokenizer:
-    raise FileNotFoundError(
-      f'{folder} has no tokenizer files\n'
-      'fix: add tokenizer.json (or vocab.json and merges.txt, or tokenizer.model) of the model'
+    say(f'note: {path} has a PEFT adapter beside its model, which is left out')
+  ggufs = sorted(path.glob('*.gguf'))
+  if not ggufs or has_config:
+    return open_folder(path)
+  if len(ggufs) > 1:
+    raise ValueError(
+      f'--source={path} holds {len(ggufs)} GGUF files\nfix: name one, such as --source={ggufs[0]}'
     )
-  path = folder / 'generation_config.json'
+  return open_gguf(ggufs[0])
+
+
+def open_folder(folder):
+  """Return the ModelFiles of a folder as save_pretrained writes it."""
+  hf, path = tokenizer_files.read_json(folder / 'config.json'), folder / 'generation_config.json'
   generation = tokenizer_files.read_json(path) if path.exists() else {}
-  toks = None if tokenizer is None else tokenizer_files.read(tokenizer, hf, cfg.vocab, generation)
-  stored = weight_files.match_names(weight_files.open_folder(folder), families.FAMILIES[family])
-  cfg = dataclasses.replace(cfg, param_dtype=weight_files.param_dtype(stored))
-  model = weight_files.read_params(stored, families.FAMILIES[family], cfg, folder, make_mesh(cfg))
-  begin = '' if toks is None else tokenizer_files.begin(toks, folder)
-  return ImportedModel(family, cfg, model, toks, tokenizer, begin)
+  tokenizer = tokenizer_files.find(folder)
+  read = lambda: (None, '') if tokenizer is None else tokenizer_files.read(tokenizer, folder)
+  return ModelFiles(folder, hf, generation, tokenizer, read, lambda names: weight_files.open_folder(folder))
 
 
-def find_folder(source):
-  """A local folder, or the snapshot of a hub id -> Path."""
+def open_gguf(path):
+  """Return the ModelFiles of a GGUF file; tokenizer files in its folder come before its own tokenizer."""
+  file = gguf_files.open_gguf(path)
+  hf = gguf_files.read_config(file)
+  tokenizer = tokenizer_files.find(path.parent)
+
+  def read():
+    if tokenizer is not None:
+      return tokenizer_files.read(tokenizer, path.parent)
+    return gguf_tokenizers.read_tokenizer(file)
+
+  return ModelFiles(path, hf, {}, tokenizer, read, lambda names: gguf_files.named_tensors(file, names, hf))
+
+
+def find_source(source):
+  """Return a local folder, a GGUF file, or the snapshot of a hub id."""
   folder = Path(source).expanduser()
-  if folder.is_dir():
+  if folder.is_dir() or (folder.is_file() and folder.suffix == '.gguf'):
     return folder
-  if folder.is_file():
-    check_format(folder)
   if not re.fullmatch(r'[\w-][\w.-]*(/[\w-][\w.-]*)?', str(source)) or folder.exists():
     raise FileNotFoundError(
-      f'--source={source} is neither a folder nor a hub id\n'
-      'fix: give a folder with config.json and *.safetensors, or an id such as Qwen/Qwen3-0.6B'
+      f'--source={source} is neither a folder, a GGUF file nor a hub id\n'
+      'fix: give a folder with config.json and *.safetensors, FILE.gguf, or an id such as Qwen/Qwen3-0.6B'
     )
   try:
     from huggingface_hub import snapshot_download
@@ -189,13 +226,14 @@ def import_run(source, workdir):
   workdir = Path(workdir).expanduser()
   check_empty(workdir, 'workdir')
   run_folder.check_workdir(workdir, {})
-  imported = _read(find_folder(source), fsdp_mesh, needs_tokenizer=True)
+  imported = _read(source, fsdp_mesh, needs_tokenizer=True)
   # Rows whose logits fit, a number that all devices share: a long context is for sampling.
   rows = -(-8 // jax.device_count()) * jax.device_count()
   train = TrainConfig(length=min(imported.cfg.context, 1024), batch_size=rows)
   sample = SampleConfig(begin=imported.begin)
-  cfg = config.Config(model=imported.cfg, tokenizer=imported.tokenizer, train=train, sample=sample)
   imported.tokenizers.save(workdir / 'tokenizer')
+  tokenizer = imported.tokenizer or tokenizer_files.find(workdir / 'tokenizer')  # None: inside a GGUF file
+  cfg = config.Config(model=imported.cfg, tokenizer=tokenizer, train=train, sample=sample)
   state = TrainState(jnp.int32(0), imported.model, None, jax.random.key(train.seed), {})
   extra = {
     'config': dataclasses.asdict(cfg),

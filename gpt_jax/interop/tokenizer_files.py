@@ -48,30 +48,40 @@ def _check_gpt2(folder):
     )
 
 
-def read(config, hf, vocab, generation=None):
-  """Read the Tokenizers of an imported model; no specials are added.
-
-  config: TokenizerConfig of `find`. hf: config.json, for specials that the tokenizer files do not name.
-  vocab: rows of the embedding. generation: generation_config.json; each end token that it or config.json
-  lists ends a text: eos, eos2, eos3. Raises ValueError if the tokenizer has more ids.
-  """
+def read(config, folder):
+  """Return (text tokenizer of `find`, the special that must stand before every prompt: 'bos' or '')."""
   tokenizer = text.build(config)
+  if isinstance(tokenizer, subword.LibraryTokenizer):
+    bos = tokenizer.specials.get('bos')
+    return tokenizer, 'bos' if bos is not None and tokenizer.begin()[:1] == [bos] else ''
+  path = folder / 'tokenizer_config.json'
+  settings = read_json(path) if path.exists() else {}
+  is_llama = isinstance(tokenizer, subword.SentencePieceTokenizer)
+  return tokenizer, 'bos' if is_llama and settings.get('add_bos_token', True) else ''
+
+
+def with_roles(tokenizer, hf, generation, vocab, source):
+  """Return the Tokenizers of an imported model; no specials are added.
+
+  hf: config.json, for specials that the tokenizer files do not name. generation: generation_config.json; each
+  end token that it or config.json lists ends a text: eos, eos2, eos3. vocab: rows of the embedding. source:
+  what errors call the files. Raises ValueError if the tokenizer has more ids.
+  """
   if tokenizer.size > vocab:
     raise ValueError(
-      f'{config.path}: the tokenizer has {tokenizer.size} ids, the model only {vocab}\n'
+      f'{source}: the tokenizer has {tokenizer.size} ids, the model only {vocab}\n'
       'fix: use the tokenizer files that came with these weights'
     )
-  if isinstance(tokenizer, subword.LibraryTokenizer):
-    is_id = lambda i: type(i) is int and 0 <= i < tokenizer.size
-    ends = [i for i in _end_ids(generation or {}) + _end_ids(hf) if is_id(i)]
-    ids = {role: hf.get(f'{role}_token_id') for role in ROLES} | {'eos': next(iter(ends), None)}
-    roles = {role: i for role, i in ids.items() if is_id(i)} | tokenizer.specials
-    others = dict.fromkeys(i for i in ends if i != roles['eos'])
-    roles |= {f'eos{number}': i for number, i in enumerate(others, 2)}
-    # Many models pad with eos. Padding is never sampled, so it may not share an id.
-    if list(roles.values()).count(roles.get('pad')) > 1:
-      del roles['pad']
-    tokenizer.specials = roles
+  is_id = lambda i: type(i) is int and 0 <= i < tokenizer.size
+  ends = [i for i in _end_ids(generation) + _end_ids(hf) if is_id(i)]
+  ids = {role: hf.get(f'{role}_token_id') for role in ROLES} | {'eos': next(iter(ends), None)}
+  roles = {role: i for role, i in ids.items() if is_id(i)} | tokenizer.specials
+  others = dict.fromkeys(i for i in ends if i != roles['eos'])
+  roles |= {f'eos{number}': i for number, i in enumerate(others, 2)}
+  # Many models pad with eos. Padding is never sampled, so it may not share an id.
+  if list(roles.values()).count(roles.get('pad')) > 1:
+    del roles['pad']
+  tokenizer.specials = roles
   return Tokenizers.build(tokenizer, specials=())
 
 
@@ -79,17 +89,6 @@ def _end_ids(content):
   """Return eos_token_id of a JSON object as a list."""
   ids = content.get('eos_token_id')
   return ids if isinstance(ids, list) else [ids]
-
-
-def begin(toks, folder):
-  """The special that must stand before every prompt of an imported model: 'bos' or ''."""
-  bos = dict(toks.vocabulary.specials).get('bos')
-  if isinstance(toks.text, subword.LibraryTokenizer):
-    return 'bos' if bos is not None and toks.text.begin()[:1] == [bos] else ''
-  path = folder / 'tokenizer_config.json'
-  settings = read_json(path) if path.exists() else {}
-  is_llama = isinstance(toks.text, subword.SentencePieceTokenizer)
-  return 'bos' if is_llama and bos is not None and settings.get('add_bos_token', True) else ''
 
 
 def read_json(path):

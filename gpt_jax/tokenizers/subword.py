@@ -110,7 +110,8 @@ class SentencePieceTokenizer(base.TextTokenizer):
 
   kind = 'sentencepiece'
 
-  def __init__(self, model: bytes, source: str):
+  def __init__(self, model: bytes, source: str, specials: dict[str, int] | None = None):
+    """specials: roles of ids; None = those that the model names."""
     from sentencepiece import SentencePieceProcessor
 
     self._model = model
@@ -124,7 +125,8 @@ class SentencePieceTokenizer(base.TextTokenizer):
     self.size = len(self._processor)
     roles = {role: getattr(self._processor, f'{role}_id')() for role in (*ROLES, 'unk')}
     roles = _without_shared_pad({role: index for role, index in roles.items() if index >= 0})
-    self.specials = {role: index for role, index in roles.items() if role in ROLES}
+    own = {role: index for role, index in roles.items() if role in ROLES}
+    self.specials = own if specials is None else specials
     self.unparsed = tuple(self._processor.id_to_piece(index) for index in self.specials.values())
 
   def encode_batch(self, texts):

@@ -160,6 +160,8 @@ TOKENIZERS = {
   ),
   'sentencepiece': TokenizerKind(
     lambda cfg, _: subword.read_sentencepiece(_path(cfg)),
-    lambda _, files: subword.SentencePieceTokenizer(files['tokenizer.model'], 'tokenizer.model'),
+    lambda fields, files: subword.SentencePieceTokenizer(
+      files['tokenizer.model'], 'tokenizer.model', fields['specials']
+    ),
   ),
 }

@@ -102,9 +102,9 @@ def model_config(name):
   return dataclasses.replace(ModelConfig(**(SIZES | OURS[name][1])), norm_bias=True)
 
 
-def write(folder, name='llama', toks=None, seed=0):
-  """An exported random model of OURS -> (its config, its GPT)."""
-  cfg = model_config(name)
+def write(folder, name='llama', toks=None, seed=0, **fields):
+  """An exported random model of OURS, with other fields -> (its config, its GPT)."""
+  cfg = dataclasses.replace(model_config(name), **fields)
   if toks is not None:
     cfg = dataclasses.replace(cfg, vocab=toks.vocabulary.size)
   model = models.fill(cfg.resolved(), seed)
@@ -544,7 +544,7 @@ def test_errors_name_damaged_and_missing_files(tmp_path):
   (tmp_path / 'config.json').unlink()
   with fails('config.json'):
     huggingface.import_model(tmp_path)
-  with fails('--source=', 'neither a folder nor a hub id'):
+  with fails('--source=', 'neither a folder, a GGUF file nor a hub id'):
     huggingface.import_model(tmp_path / 'nowhere')
 
 
@@ -781,7 +781,7 @@ def test_import_needs_an_empty_folder_and_a_tokenizer(imported, tmp_path):
   with fails('--workdir=', 'not empty'):
     huggingface.import_run(source, workdir)
   write(tmp_path / 'source')
-  with fails('no tokenizer files'):
+  with fails('no tokenizer'):
     huggingface.import_run(tmp_path / 'source', tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
@@ -908,14 +908,10 @@ def test_stories260k_generates_its_reference(data_dir, tmp_path):
   assert story == reference['text']
 
 
-def test_other_formats_are_refused_by_name(tmp_path, capsys):
-  for name, content in (('model.gguf', b'GGUF'), ('adapter_config.json', b'{}')):
-    (tmp_path / name).mkdir()
-    (tmp_path / name / name).write_bytes(content)
-  for source in (tmp_path / 'model.gguf', tmp_path / 'model.gguf/model.gguf'):
-    with pytest.raises(ValueError, match=r'is GGUF \(model.gguf\), which is not read\nfix: .*gguf_file'):
-      huggingface.import_model(source)
+def test_adapters_are_refused_by_name(tmp_path, capsys):
   adapter = tmp_path / 'adapter_config.json'
+  adapter.mkdir()
+  (adapter / 'adapter_config.json').write_text('{}')
   with pytest.raises(ValueError, match='is a PEFT adapter without its base model\nfix: .*merge_and_unload'):
     huggingface.import_model(adapter)
   (adapter / 'config.json').write_text('{}')
