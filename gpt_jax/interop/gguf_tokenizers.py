@@ -37,16 +37,14 @@ SPLITS = {  # tokenizer.ggml.pre -> (pre-tokenizers, normalizer)
 
 
 def read_tokenizer(file):
-  """Return (text tokenizer of a GGUF or None, special that must stand before every prompt: 'bos' or '')."""
+  """Return the text tokenizer of a GGUF, or None where its kind is not read."""
   get = lambda key, default=None: file.metadata.get(f'tokenizer.ggml.{key}', default)
   kind, pre = get('model'), get('pre', 'default')
   if kind == 'llama':
     tokenizer = _sentencepiece(file, get)
-  elif kind == 'gpt2' and pre in SPLITS:
-    tokenizer = _byte_level(file, get, *SPLITS[pre])
-  else:
-    return None, ''
-  return tokenizer, 'bos' if get('add_bos_token', kind == 'llama') else ''
+    tokenizer.begins_with_bos = bool(get('add_bos_token', True))
+    return tokenizer
+  return _byte_level(file, get, *SPLITS[pre]) if kind == 'gpt2' and pre in SPLITS else None
 
 
 def _checked(file, get, *names):
@@ -102,6 +100,11 @@ def _byte_level(file, get, splits, normalizer):
     model['pre_tokenizer'] = bpe.BYTE_LEVEL
   roles = {'bos': 'bos', 'eos': 'eos', 'pad': 'padding'}
   specials = {role: get(f'{name}_token_id') for role, name in roles.items()}
+  if get('add_bos_token', False) and specials['bos'] is not None:
+    bos, text = {'SpecialToken': {'id': 'bos', 'type_id': 0}}, {'Sequence': {'id': 'A', 'type_id': 0}}
+    special = {'bos': {'id': 'bos', 'ids': [specials['bos']], 'tokens': [tokens[specials['bos']]]}}
+    model['post_processor'] = {'type': 'TemplateProcessing', 'single': [bos, text], 'pair': [bos, text]}
+    model['post_processor']['special_tokens'] = special
   template = file.metadata.get('tokenizer.chat_template')
   template = template.encode() if isinstance(template, str) else b''
   tokenizer = subword.LibraryTokenizer('huggingface', model, {}, str(file.path), True, template)

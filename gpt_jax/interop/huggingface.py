@@ -69,7 +69,7 @@ class ModelFiles(NamedTuple):
   hf: dict  # config.json
   generation: dict  # generation_config.json
   tokenizer_config: Any  # TokenizerConfig, or None
-  read_tokenizer: Callable  # () -> (text tokenizer or None, special before every prompt or '')
+  read_tokenizer: Callable  # () -> text tokenizer, or None
   open_tensors: Callable  # names of the family's tensors -> {name: StoredTensor}
 
 
@@ -77,7 +77,7 @@ def _read(source, make_mesh, needs_tokenizer=False):
   files = open_source(source)
   name, fields = families.read_config(files.hf)
   cfg, family = config.build(ModelConfig, fields, 'model'), families.FAMILIES[name]
-  tokenizer, begin = files.read_tokenizer()
+  tokenizer = files.read_tokenizer()
   if tokenizer is None and needs_tokenizer:
     raise FileNotFoundError(
       f'{files.path} has no tokenizer that can be read\n'
@@ -90,7 +90,7 @@ def _read(source, make_mesh, needs_tokenizer=False):
   stored = weight_files.match_names(files.open_tensors(tensor_names), family)
   cfg = dataclasses.replace(cfg, param_dtype=weight_files.param_dtype(stored))
   model = weight_files.read_params(stored, family, cfg, files.path, make_mesh(cfg))
-  begin = begin if toks is not None and begin in dict(toks.vocabulary.specials) else ''
+  begin = 'bos' if toks is not None and toks.start == 'bos' else ''
   return ImportedModel(name, cfg, model, toks, files.tokenizer_config, begin)
 
 
@@ -122,7 +122,7 @@ def open_folder(folder):
   hf, path = tokenizer_files.read_json(folder / 'config.json'), folder / 'generation_config.json'
   generation = tokenizer_files.read_json(path) if path.exists() else {}
   tokenizer = tokenizer_files.find(folder)
-  read = lambda: (None, '') if tokenizer is None else tokenizer_files.read(tokenizer, folder)
+  read = lambda: None if tokenizer is None else tokenizer_files.read(tokenizer, folder)
   return ModelFiles(folder, hf, generation, tokenizer, read, lambda names: weight_files.open_folder(folder))
 
 

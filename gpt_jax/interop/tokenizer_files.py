@@ -49,15 +49,13 @@ def _check_gpt2(folder):
 
 
 def read(config, folder):
-  """Return (text tokenizer of `find`, the special that must stand before every prompt: 'bos' or '')."""
+  """Return the text tokenizer of `find`."""
   tokenizer = text.build(config)
-  if isinstance(tokenizer, subword.LibraryTokenizer):
-    bos = tokenizer.specials.get('bos')
-    return tokenizer, 'bos' if bos is not None and tokenizer.begin()[:1] == [bos] else ''
-  path = folder / 'tokenizer_config.json'
-  settings = read_json(path) if path.exists() else {}
-  is_llama = isinstance(tokenizer, subword.SentencePieceTokenizer)
-  return tokenizer, 'bos' if is_llama and settings.get('add_bos_token', True) else ''
+  if isinstance(tokenizer, subword.SentencePieceTokenizer):  # whose file does not say it: Llama's begin so
+    path = folder / 'tokenizer_config.json'
+    settings = read_json(path) if path.exists() else {}
+    tokenizer.begins_with_bos = settings.get('add_bos_token') is not False
+  return tokenizer
 
 
 def with_roles(tokenizer, hf, generation, vocab, source):

@@ -110,8 +110,8 @@ class SentencePieceTokenizer(base.TextTokenizer):
 
   kind = 'sentencepiece'
 
-  def __init__(self, model: bytes, source: str, specials: dict[str, int] | None = None):
-    """specials: roles of ids; None = those that the model names."""
+  def __init__(self, model: bytes, source: str, fields: dict | None = None):
+    """fields: of a saved tokenizer; None = the roles that the model names."""
     from sentencepiece import SentencePieceProcessor
 
     self._model = model
@@ -126,7 +126,8 @@ class SentencePieceTokenizer(base.TextTokenizer):
     roles = {role: getattr(self._processor, f'{role}_id')() for role in (*ROLES, 'unk')}
     roles = _without_shared_pad({role: index for role, index in roles.items() if index >= 0})
     own = {role: index for role, index in roles.items() if role in ROLES}
-    self.specials = own if specials is None else specials
+    self.specials = own if fields is None else fields['specials']
+    self.begins_with_bos = (fields or {}).get('begins_with_bos', False)  # which no model file says
     self.unparsed = tuple(self._processor.id_to_piece(index) for index in self.specials.values())
 
   def encode_batch(self, texts):
@@ -135,6 +136,14 @@ class SentencePieceTokenizer(base.TextTokenizer):
 
   def _decode(self, ids):
     return self._processor.decode(ids)
+
+  def begin(self):
+    """Return the ids that a model was trained to see before every text, such as bos."""
+    return [self.specials['bos']] if self.begins_with_bos and 'bos' in self.specials else []
+
+  def fields(self):
+    """Return the size, the special ids and whether bos begins a text."""
+    return super().fields() | ({'begins_with_bos': True} if self.begins_with_bos else {})
 
   def files(self):
     """Return the unchanged model file."""

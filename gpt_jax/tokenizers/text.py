@@ -160,8 +160,6 @@ TOKENIZERS = {
   ),
   'sentencepiece': TokenizerKind(
     lambda cfg, _: subword.read_sentencepiece(_path(cfg)),
-    lambda fields, files: subword.SentencePieceTokenizer(
-      files['tokenizer.model'], 'tokenizer.model', fields['specials']
-    ),
+    lambda fields, files: subword.SentencePieceTokenizer(files['tokenizer.model'], 'tokenizer.model', fields),
   ),
 }

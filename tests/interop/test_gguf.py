@@ -148,7 +148,7 @@ def test_tokenizer_and_end_tokens_are_read_from_the_file(tmp_path):
   huggingface.import_run(tmp_path / 'm.gguf', tmp_path / 'run')
   run = trained.load(tmp_path / 'run')
   assert dict(run.tokenizers.vocabulary.specials) == {'bos': 258, 'eos': 258, 'eos2': 259}
-  assert run.cfg.sample.begin == 'bos'
+  assert run.cfg.sample.begin == run.tokenizers.start == 'bos'
   assert run.tokenizers.encode_text('the<|eot|>') == [257, 259]
   assert run.tokenizers.text.files()['chat_template.jinja'] == b'{{ messages }}'
   assert run.cfg.tokenizer.path == str(tmp_path / 'run/tokenizer')
@@ -173,8 +173,8 @@ def test_sentencepiece_tokens_are_read_from_the_file(tmp_path):
     'tokenizer.ggml.eos_token_id': processor.eos_id(),
     'tokenizer.ggml.unknown_token_id': processor.unk_id(),
   }
-  tokenizer, begin = gguf_tokenizers.read_tokenizer(gguf_files.GGUF(tmp_path, metadata, {}))
-  assert begin == 'bos'
+  tokenizer = gguf_tokenizers.read_tokenizer(gguf_files.GGUF(tmp_path, metadata, {}))
+  assert tokenizer.begin() == [processor.bos_id()]
   string = 'the cat \u2603 sat'
   assert tokenizer.encode(string) == own.encode(string)
   assert tokenizer.decode(tokenizer.encode(string)) == string

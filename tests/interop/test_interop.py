@@ -644,6 +644,9 @@ def test_tokenizers_round_trip(kind, tmp_path, capsys):
   assert tokens.decode_text(ids) == toks.decode_text(ids)
   assert tokens.vocabulary.special('eos') == toks.vocabulary.special('eos')
   assert tokens.vocabulary.kinds == ('text',)  # no new specials
+  assert tokens.start == ('bos' if kind == 'sentencepiece' else 'eos')  # of samples and of training texts
+  tokens.save(tmp_path / 'saved')
+  assert Tokenizers.load(tmp_path / 'saved').start == tokens.start
 
 
 def test_tokenizer_larger_than_vocabulary_fails(tmp_path):
