@@ -100,6 +100,7 @@ LIBRARIES = {
   'safetensors': ['interop', 'tokenizers'],
   'sacrebleu': ['evaluation.text_metrics'],
   'rouge_score': ['evaluation.text_metrics'],
+  'lm_eval': ['evaluation.harness'],
   'huggingface_hub': ['interop'],
   'gguf': ['interop'],
   'fsspec': ['data'],
@@ -116,7 +117,7 @@ TOP_LEVEL = (
 )  # may be imported at the top of a file
 # Optional dependencies.
 OPTIONAL = ('wandb', 'optuna', 'huggingface_hub', 'gguf', 'fsspec', 'sacrebleu', 'rouge_score')
-OPTIONAL += ('pyarrow', 'datasets')
+OPTIONAL += ('pyarrow', 'datasets', 'lm_eval')
 EVERYWHERE = ('jax', 'numpy')
 
 
@@ -248,6 +249,7 @@ NEVER = [
   'optuna',
   'pyarrow',
   'datasets',
+  'lm_eval',
 ]
 LATER = [*NEVER, 'grain', 'tensorflow_datasets', 'matplotlib', 'tensorboardX', 'sentencepiece']
 

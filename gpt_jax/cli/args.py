@@ -98,6 +98,7 @@ def load_experiment(argv):
     section = experiment_file.complete_sources(config.section(config.of_run(workdir)))
   else:
     section = experiment_file.load_config(spec or DEMO)
+  experiment_file.add_sources(section, [arg.removeprefix('--config.') for arg in config_overrides(argv)])
   for arg in argv:
     if arg.startswith('--config.'):
       experiment_file.check_key(section, arg.removeprefix('--config.').partition('=')[0])

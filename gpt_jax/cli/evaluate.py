@@ -38,6 +38,11 @@ def evaluate_flags():
     'folder for predictions.jsonl, images and sounds; default: the run folder, whose report shows them',
   )
   flags.DEFINE_string('recognizer', '', 'speak: run folder of a model that transcribes sounds')
+  flags.DEFINE_list('harness', [], 'tasks of lm-eval, such as hellaswag,arc_easy')
+  flags.DEFINE_string('harness_files', '', 'folder of task files (YAML) of lm-eval; only those you trust')
+  flags.DEFINE_integer(
+    'shots', None, "harness: examples in the prompt; default: the task's own", lower_bound=0
+  )
   define_sampling(
     but=('num_samples', 'begin'), temperature='from the run; tasks answer, translate and summarize: 0'
   )
@@ -64,15 +69,18 @@ def evaluate(argv):
   recognizer = trained.load(FLAGS.recognizer).subject() if FLAGS.recognizer else None
   out = FLAGS.out or run.workdir
   files = predictions.PredictionFiles(out, run.step, overrides) if is_primary() else None
-  rows = evaluation.run_tasks(
-    run.subject(predictions=files),
-    FLAGS.tasks,
-    split=FLAGS.split,
-    limit=FLAGS.limit,
-    stride=FLAGS.stride,
-    recognizer=recognizer,
-    **sampling_overrides(),
-  )
+  subject = run.subject(predictions=files)
+  rows = run_harness(subject)
+  if not FLAGS.harness or FLAGS['tasks'].present:
+    rows += evaluation.run_tasks(
+      subject,
+      FLAGS.tasks,
+      split=FLAGS.split,
+      limit=FLAGS.limit,
+      stride=FLAGS.stride,
+      recognizer=recognizer,
+      **sampling_overrides(),
+    )
   if not rows:
     raise ValueError(
       f'--split={FLAGS.split} of the data has nothing for --tasks={",".join(FLAGS.tasks)}\n'
@@ -88,3 +96,18 @@ def evaluate(argv):
     say(f'report: {run_report.write_report(run.workdir)}')
   barrier('report written')  # a process that leaves would end the job
   return 0
+
+
+def run_harness(subject):
+  """The rows of --harness, [] without it; ValueError for its options without it."""
+  from pathlib import Path
+
+  from gpt_jax.evaluation import harness
+
+  for name in ('harness_files', 'shots'):
+    if not FLAGS.harness and FLAGS[name].present:
+      raise ValueError(f'--{name}={FLAGS[name].value} has no effect without --harness\nfix: leave it out')
+  if not FLAGS.harness:
+    return []
+  files = Path(FLAGS.harness_files).expanduser() if FLAGS.harness_files else ''
+  return harness.run(subject, FLAGS.harness, files, FLAGS.shots, FLAGS.limit)

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib.util
 import pathlib
+import re
 import traceback
 
 import ml_collections
@@ -75,6 +76,16 @@ def complete_sources(section):
       {name: dataclasses.asdict(Source()) | dict(fields) for name, fields in sources.items()}
     )
   return section.lock()
+
+
+def add_sources(section, overrides):
+  """Add a source of weight 0 for each override `data.mixture.NAME.kind=...` of a new NAME."""
+  for key in overrides:
+    match = re.fullmatch(r'data\.mixture\.([\w-]+)\.kind=.*', key)
+    if match and match[1] not in section.data.mixture:
+      with section.unlocked():
+        fields = dataclasses.asdict(Source()) | {'weight': 0.0}
+        section.data.mixture[match[1]] = ml_collections.ConfigDict(fields)
 
 
 def check_key(section, path):

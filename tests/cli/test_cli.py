@@ -406,6 +406,17 @@ def test_evaluate_scores_chosen_data_and_names_them(call, copy):
   assert_user_error(error, '--config.model.width cannot be changed')
 
 
+def test_evaluate_adds_a_benchmark_by_the_command_line(call, copy, tmp_path):
+  path = tmp_path / 'questions.jsonl'
+  path.write_text('{"q": "Ice is", "options": ["cold", "hot"], "answer": 0}\n' * 2)
+  fields = {'kind': 'jsonl', 'path': path, 'template': '{q} {options[answer]}'}
+  words = [f'--config.data.mixture.ice.{key}={value}' for key, value in fields.items()]
+  code, out, err = call('evaluate', f'--workdir={copy}', '--tasks=choose', *words)
+  assert code == 0, err
+  assert re.search(r'^choose +accuracy +[01]\.0000', out, re.M)
+  assert_user_error(call('evaluate', f'--workdir={copy}', words[1]), 'ice')
+
+
 def test_train_then_resume(call, experiment, run, tmp_path, monkeypatch):
   """`train` with a config and overrides, then the same run by its folder alone."""
   monkeypatch.setenv('HOME', str(tmp_path))
