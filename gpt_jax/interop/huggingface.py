@@ -76,7 +76,7 @@ class ModelFiles(NamedTuple):
 def _read(source, make_mesh, needs_tokenizer=False):
   files = open_source(source)
   name, fields = families.read_config(files.hf)
-  cfg, family = config.build(ModelConfig, fields, 'model'), families.FAMILIES[name]
+  cfg = config.build(ModelConfig, fields, 'model')
   tokenizer = files.read_tokenizer()
   if tokenizer is None and needs_tokenizer:
     raise FileNotFoundError(
@@ -86,10 +86,11 @@ def _read(source, make_mesh, needs_tokenizer=False):
   toks = None
   if tokenizer is not None:
     toks = tokenizer_files.with_roles(tokenizer, files.hf, files.generation, cfg.vocab, files.path)
-  tensor_names = {n for tensor in family.tensors.values() for n in tensors.names(tensor, cfg.layers)}
-  stored = weight_files.match_names(files.open_tensors(tensor_names), family)
+  rows, sizes = families.tensors_of(files.hf, cfg), tensors.sizes_of(cfg)
+  stored = files.open_tensors({name for row in rows.values() for _, name in tensors.places(row, sizes)})
+  stored = {usual: stored[name] for usual, name in families.stored_names(files.hf, stored).items()}
   cfg = dataclasses.replace(cfg, param_dtype=weight_files.param_dtype(stored))
-  model = weight_files.read_params(stored, family, cfg, files.path, make_mesh(cfg))
+  model = weight_files.read_params(stored, rows, cfg, files.path, make_mesh(cfg))
   begin = 'bos' if toks is not None and toks.start == 'bos' else ''
   return ImportedModel(name, cfg, model, toks, files.tokenizer_config, begin)
 
@@ -171,23 +172,24 @@ def find_source(source):
 # ---------------------------------------------------------------------------------------- writing
 
 
-def export_model(model_config, model, toks, out):
+def export_model(model_config, model, toks, out, family=None):
   """Write a model as files that transformers and `import_model` read -> its model_type.
 
-  toks: Tokenizers or None. out: a new or empty folder. Weights keep their type, in one file. Raises
-  ValueError listing the settings that no family has.
+  toks: Tokenizers or None. out: a new or empty folder. Weights keep their type, in one file. family:
+  the model_type to write; None: the first that has all settings. Raises ValueError listing what none has.
   """
   cfg = dataclasses.replace(model_config, vocab=model.cfg.vocab)
-  name, hf = families.write_config(cfg)
-  family, folder, sizes = families.FAMILIES[name], Path(out).expanduser(), tensors.sizes_of(cfg)
+  params = dict(param_trees.named_params(model))
+  value_of = lambda path: np.asarray(params[path].get_value()) if path in params else None
+  name, hf = families.write_config(cfg, value_of, family)
+  rows, folder, sizes = families.tensors_of(hf, cfg), Path(out).expanduser(), tensors.sizes_of(cfg)
   check_empty(folder, 'out')
   files = {}
-  for path, p in param_trees.named_params(model):
-    tensor, value = family.tensors[path], np.asarray(p.get_value())
-    layers = value if p.axes[0] == 'L' else value[None]
-    for file_name, array in zip(tensors.names(tensor, cfg.layers), layers, strict=True):
-      axes, into = p.axes.lstrip('L'), files.get(file_name)
-      files[file_name] = tensors.to_tensor(array, tensor, axes, sizes, into)
+  for path, p in params.items():
+    tensor, value = rows[path], value_of(path)
+    axes = tensors.axes_of(tensor, p.axes)
+    for index, file_name in tensors.places(tensor, sizes):
+      files[file_name] = tensors.to_tensor(value[index], tensor, axes, sizes, files.get(file_name))
   folder.mkdir(parents=True, exist_ok=True)
   if toks is not None and (note := tokenizer_files.write(toks, folder, cfg.context)):
     say(f'note: {note}')

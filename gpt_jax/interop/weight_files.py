@@ -5,7 +5,6 @@
 
 import json
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -101,14 +100,6 @@ def open_folder(folder):
 # ---------------------------------------------------------------------------------------- tensors
 
 
-def match_names(stored, family):
-  """Return {name of the family: StoredTensor}, without buffers; files of the bare model lack the prefix."""
-  if not any(name.startswith(family.prefix) for name in stored):
-    rename = lambda name: name if name.startswith('lm_head.') else family.prefix + name
-    stored = {rename(name): tensor for name, tensor in stored.items()}
-  return {name: tensor for name, tensor in stored.items() if not re.fullmatch(family.buffers, name)}
-
-
 def param_dtype(stored):
   """Return the smallest type that holds all tensors exactly, such as 'bfloat16'."""
   types = {DTYPES[t.dtype] for t in stored.values() if t.dtype in DTYPES}
@@ -140,9 +131,9 @@ def list_names(names):
   return join_some(sorted(names)) or 'none'
 
 
-def drop_tied_head(stored, family, cfg, sizes):
+def drop_tied_head(stored, rows, cfg, sizes):
   """Return the tensors with a tied head counted once, under either name; ValueError if the two differ."""
-  head, embedding = family.tensors['head_VD'].name, family.tensors['embed_VD'].name
+  head, embedding = rows['head_VD'].name, rows['embed_VD'].name
   if not cfg.tied_head or head not in stored:
     return stored
   others = {name: tensor for name, tensor in stored.items() if name != head}
@@ -161,41 +152,38 @@ def drop_tied_head(stored, family, cfg, sizes):
 # ------------------------------------------------------------------------------------- parameters
 
 
-def read_params(stored, family, cfg, source, mesh=None):
+def read_params(stored, rows, cfg, source, mesh=None):
   """Return the GPT of a family's tensors, on the default device or sharded on a mesh.
 
-  At any time the host holds one shard of one parameter and one tensor, besides what the devices hold.
-  source: what errors call the files. Raises ValueError for tensors that do not fit the config.
+  rows: of families.tensors_of. At any time the host holds one shard of one parameter and one tensor, besides
+  what the devices hold. source: what errors call the files. Raises ValueError for tensors that do not fit the
+  config.
   """
   sizes, abstract = tensors.sizes_of(cfg), gpt.GPT(cfg.resolved())
-  wanted = {
-    path: tensors.names(family.tensors[path], cfg.layers)
-    for path, _ in param_trees.named_params(abstract)
-    if path not in family.zeros
-  }
-  stored = drop_tied_head(stored, family, cfg, sizes)
-  check_names(stored.keys(), {name for names in wanted.values() for name in names}, source)
-  for path, names in wanted.items():  # all of them before any is read
-    for name in names:
-      check_shape(stored[name], tensors.shape_of(family.tensors[path], sizes))
+  places = {path: tensors.places(rows[path], sizes) for path, _ in param_trees.named_params(abstract)}
+  stored = drop_tied_head(stored, rows, cfg, sizes)
+  check_names(stored.keys(), {name for tensor in places.values() for _, name in tensor}, source)
+  for path, names in places.items():  # all of them before any is read
+    for _, name in names:
+      check_shape(stored[name], tensors.shape_of(rows[path], sizes))
   single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   shardings = {} if mesh is None else dict(param_trees.named_params(gpt.shardings(abstract, mesh)))
 
   def fill(path, p):
-    names, value = wanted.get(path, ()), p.get_value()
+    tensor, value = rows[path], p.get_value()
+    axes = tensors.axes_of(tensor, p.axes)
     sharding = shardings[path].get_value() if mesh is not None else single
 
-    def read_layer(name):
-      return tensors.to_parameter(stored[name].read(), family.tensors[path], p.axes.lstrip('L'), sizes)
-
     def read_shard(index):
-      shard = aligned_zeros([len(range(n)[part]) for n, part in zip(value.shape, index, strict=True)], value)
-      is_stacked = p.axes[0] == 'L'
-      layers, index = (names[index[0]], index[1:]) if is_stacked else (names, index)
-      for l, name in enumerate(layers):
-        part = read_layer(name)[index]
-        into = shard[l] if is_stacked else shard
-        into[tuple(map(slice, part.shape))] = part  # the rest are padding rows of the vocabulary
+      ranges = [range(n)[part] for n, part in zip(value.shape, index, strict=True)]
+      shard = aligned_zeros(list(map(len, ranges)), value)
+      if tensor.value:
+        shard[...] = tensor.value
+      for place, name in places[path]:  # of a layer, of an expert
+        if all(i in within for i, within in zip(place, ranges, strict=False)):
+          part = tensors.to_parameter(stored[name].read(), tensor, axes, sizes, place)[index[len(place) :]]
+          into = shard[tuple(i - within.start for i, within in zip(place, ranges, strict=False))]
+          into[tuple(map(slice, part.shape))] = part  # the rest are padding rows of the vocabulary
       return shard
 
     return jax.make_array_from_callback(value.shape, sharding, read_shard)

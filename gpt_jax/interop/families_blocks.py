@@ -1,0 +1,106 @@
+"""Kin of Llama whose blocks differ: norms after the branches, layers without positions, factors, fixed norms.
+
+Source: transformers 5.23, `models/{olmo,olmo2,olmo3,smollm3,granite}/`.
+"""
+
+from gpt_jax.interop.families_llama import FULL, LAYER, LLAMA, NORM_OVER_ALL, SLIDING, TENSORS, without
+from gpt_jax.interop.family import default_query_scale
+from gpt_jax.interop.rope import unsupported
+from gpt_jax.interop.tensors import Tensor, norm
+
+NORMS = ('blocks/attention_norm', 'blocks/mlp_norm', 'final_norm')
+OLMO = LLAMA._replace(
+  architecture='OlmoForCausalLM',
+  tensors=TENSORS | {f'{name}/scale': Tensor('', value=1.0) for name in NORMS},
+  keys=without(LLAMA.keys, 'mlp_bias', 'norm_eps'),
+  always=LLAMA.always | {'norm': 'layernorm', 'norm_bias': False, 'norm_eps': 1e-5},
+  fixed={'clip_qkv': (None, 'queries, keys and values would be clipped')},
+  rules={},
+)
+OLMO2 = LLAMA._replace(
+  architecture='Olmo2ForCausalLM',
+  tensors=TENSORS
+  | NORM_OVER_ALL
+  | norm('blocks/attention_out_norm', f'{LAYER}.post_attention_layernorm')
+  | norm('blocks/mlp_out_norm', f'{LAYER}.post_feedforward_layernorm'),
+  keys=without(LLAMA.keys, 'mlp_bias'),
+  defaults=LLAMA.defaults | {'rms_norm_eps': 1e-5},
+  always={'init_projections': 'same', 'norm_position': 'output', 'qk_norm': True, 'qk_norm_over': 'all'},
+  fixed={},
+  rules={},
+)
+OLMO3 = OLMO2._replace(
+  architecture='Olmo3ForCausalLM',
+  defaults=OLMO2.defaults
+  | {'rope_theta': 500000.0, 'rope_local_base_freq': None, 'sliding_window': 4096, 'layer_types': None},
+  layer_types=lambda hf: [FULL if l % 4 == 3 else SLIDING for l in range(hf['num_hidden_layers'])],
+)
+
+
+def _smollm3_positions(hf):
+  """1 for each layer with RoPE, 0 for each without."""
+  every, layers = hf['no_rope_layer_interval'], range(hf['num_hidden_layers'])
+  return hf['no_rope_layers'] or [int((l + 1) % every != 0) for l in layers]
+
+
+def _smollm3_layer_types(hf):
+  """With windows, those layers have one that have no positions."""
+  is_on = hf['use_sliding_window'] and hf['sliding_window']
+  return [SLIDING if is_on and not rope else FULL for rope in _smollm3_positions(hf)]
+
+
+def _read_smollm3(hf, fields):
+  kinds = hf['layer_types'] or _smollm3_layer_types(hf)
+  letters = {(FULL, True): 'L', (FULL, False): 'N', (SLIDING, True): 'S' if fields.get('window') else 'L'}
+  rope = _smollm3_positions(hf)
+  layers = [letters.get((kind, bool(on)), '') for kind, on in zip(kinds, rope, strict=False)]
+  if not all(layers) or len(rope) != fields['layers']:
+    raise unsupported(
+      f'no_rope_layers={rope} with layer_types={kinds}', 'a layer without positions has no window'
+    )
+  return {'layer_pattern': ''.join(layers)}
+
+
+SMOLLM3 = LLAMA._replace(
+  architecture='SmolLM3ForCausalLM',
+  defaults=LLAMA.defaults
+  | {
+    'num_key_value_heads': 4,
+    'max_position_embeddings': 32768,
+    'tie_word_embeddings': True,
+    'rope_theta': 2000000.0,
+    'use_sliding_window': False,
+    'sliding_window': None,
+    'no_rope_layers': None,
+    'no_rope_layer_interval': 4,
+    'layer_types': None,
+  },
+  fixed={},
+  layer_types=_smollm3_layer_types,
+  read=_read_smollm3,
+  write=lambda cfg: {'no_rope_layers': [int(letter != 'N') for letter in cfg.layer_letters()]},
+  rules={},
+)
+
+
+def _read_granite(hf, fields):
+  return {'logit_scale': 1 / hf['logits_scaling']} | default_query_scale(fields, hf['attention_multiplier'])
+
+
+def write_granite(cfg):
+  """Granite's factors of a config; muP's are among them."""
+  return {'attention_multiplier': cfg.attention_scale, 'logits_scaling': cfg.growth / cfg.logit_scale}
+
+
+GRANITE = LLAMA._replace(
+  architecture='GraniteForCausalLM',
+  keys=LLAMA.keys | {'embed_scale': 'embedding_multiplier', 'residual_scale': 'residual_multiplier'},
+  defaults=LLAMA.defaults
+  | dict.fromkeys(
+    ('embedding_multiplier', 'residual_multiplier', 'attention_multiplier', 'logits_scaling'), 1.0
+  ),
+  fixed={},
+  read=_read_granite,
+  write=write_granite,
+  rules={},
+)

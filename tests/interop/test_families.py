@@ -1,0 +1,182 @@
+"""Every family against transformers: logits, greedy text, exported weights, and both round trips."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gpt_jax.interop import families, huggingface
+from tests import models
+from tests.interop.test_interop import assert_same_params, hf, our_logits, their_logits
+
+__all__ = ['hf']  # the fixture
+VOCAB, ROWS, PROMPT, LENGTH = 97, 2, 8, 24
+SHAPE = dict(hidden_size=24, intermediate_size=36, num_hidden_layers=3, num_attention_heads=6)
+SHAPE |= dict(num_key_value_heads=2, max_position_embeddings=32)
+GPT2 = dict(n_embd=20, n_layer=3, n_head=5, n_positions=32, n_inner=28)
+ROPE3 = dict(rope_type='llama3', rope_theta=500.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
+ROPE3 |= dict(original_max_position_embeddings=16)
+YARN = dict(
+  rope_type='yarn', rope_theta=100.0, factor=3.0, beta_fast=4.0, original_max_position_embeddings=64
+)
+DYNAMIC = dict(rope_type='dynamic', rope_theta=100.0, factor=4.0)
+PARTIAL = dict(rope_type='default', rope_theta=100.0, partial_rotary_factor=0.5)
+NEO = dict(hidden_size=20, num_layers=3, num_heads=5, intermediate_size=28, max_position_embeddings=32)
+NEOX = dict(SHAPE, hidden_size=48, num_key_value_heads=6, rope_parameters=PARTIAL)
+EXPERTS = dict(num_experts=4, num_experts_per_tok=2)
+LOCAL = {'full_attention': dict(rope_type='linear', factor=2.0, rope_theta=900.0)}
+LOCAL |= {'sliding_attention': dict(rope_type='default', rope_theta=50.0)}
+WINDOWS = dict(sliding_window=5, layer_types=['sliding_attention', 'full_attention', 'sliding_attention'])
+# model_type -> {variant: fields of its config}.
+VARIANTS = {
+  'gpt2': {
+    'plain': GPT2,
+    'relu': GPT2 | dict(activation_function='relu', n_inner=None),
+    'unscaled': GPT2
+    | dict(scale_attn_weights=False, reorder_and_upcast_attn=True, tie_word_embeddings=False),
+    'by_layer': GPT2 | dict(scale_attn_by_inverse_layer_idx=True, activation_function='gelu'),
+  },
+  'gpt_bigcode': {'multi_query': GPT2, 'multi_head': GPT2 | dict(multi_query=False)},
+  'gpt_neo': {
+    'windows': NEO | dict(window_size=5, attention_types=[[['global', 'local', 'local'], 1]]),
+    'full': NEO | dict(attention_types=[[['global'], 3]], activation_function='relu'),
+  },
+  'qwen2': {
+    'plain': SHAPE,
+    'windows': SHAPE | dict(use_sliding_window=True, sliding_window=5, max_window_layers=1),
+  },
+  'llama': {
+    'plain': SHAPE,
+    'llama3': SHAPE
+    | dict(head_dim=8, attention_bias=True, mlp_bias=True, tie_word_embeddings=True, rope_parameters=ROPE3),
+    'yarn': SHAPE | dict(head_dim=16, rope_parameters=YARN),
+    'mscale': SHAPE | dict(head_dim=16, rope_parameters=YARN | dict(mscale=2.0, mscale_all_dim=0.5)),
+    'linear': SHAPE | dict(hidden_act='gelu_pytorch_tanh', rope_parameters=LOCAL['full_attention']),
+    'dynamic': SHAPE | dict(head_dim=8, rope_parameters=DYNAMIC),
+  },
+  'mistral': {
+    'windows': SHAPE | dict(sliding_window=5, head_dim=6),
+    'full': SHAPE | dict(sliding_window=None),
+  },
+  'ministral': {'windows': SHAPE | WINDOWS | dict(head_dim=6)},
+  'qwen3': {
+    'windows': SHAPE
+    | dict(hidden_size=20, head_dim=10, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+  },
+  'phi3': {
+    'partial': SHAPE | dict(hidden_size=48, rope_parameters=PARTIAL),
+    'windows': SHAPE | dict(sliding_window=5, num_key_value_heads=6),
+  },
+  'arcee': {'plain': SHAPE | dict(head_dim=6, mlp_bias=True)},
+  'smollm3': {
+    'plain': SHAPE | dict(no_rope_layers=[1, 0, 1]),
+    'windows': SHAPE | WINDOWS | dict(no_rope_layers=[1, 0, 1], use_sliding_window=True),
+  },
+  'olmo': {'plain': SHAPE},
+  'olmo2': {'plain': SHAPE, 'bias': SHAPE | dict(attention_bias=True)},
+  'olmo3': {'plain': SHAPE | WINDOWS, 'scaled': SHAPE | WINDOWS | dict(rope_parameters=LOCAL)},
+  'granite': {
+    'factors': SHAPE
+    | dict(embedding_multiplier=12.0, residual_multiplier=0.22, attention_multiplier=0.3, logits_scaling=8.0)
+  },
+  'seed_oss': {
+    'plain': SHAPE | dict(head_dim=6),
+    'output_bias': SHAPE | dict(head_dim=6, attention_out_bias=True),
+  },
+  'helium': {'plain': SHAPE | dict(head_dim=4, attention_bias=True)},
+  'ernie4_5': {'plain': SHAPE | dict(head_dim=6), 'bias': SHAPE | dict(head_dim=6, use_bias=True)},
+  'gemma': {'plain': SHAPE | dict(head_dim=6), 'legacy': SHAPE | dict(head_dim=6, hidden_act='gelu')},
+  'gemma2': {
+    'plain': SHAPE | dict(head_dim=6, query_pre_attn_scalar=9, sliding_window=5, attn_logit_softcapping=2.0)
+  },
+  'gemma3_text': {
+    'plain': SHAPE | dict(head_dim=6, sliding_window=5, query_pre_attn_scalar=6),
+    'scaled': SHAPE | dict(WINDOWS, head_dim=6, rope_parameters=LOCAL, final_logit_softcapping=3.0),
+    'full': SHAPE | dict(head_dim=6, layer_types=['full_attention'] * 3),
+  },
+  'starcoder2': {'plain': SHAPE | dict(sliding_window=5), 'no_bias': SHAPE | dict(use_bias=False)},
+  'stablelm': {
+    'plain': NEOX | dict(num_key_value_heads=2) | dict(use_qkv_bias=True),
+    'parallel': NEOX | dict(use_parallel_residual=True),
+  },
+  'gpt_neox': {
+    'parallel': NEOX,
+    'plain': NEOX | dict(use_parallel_residual=False, hidden_act='gelu_new', tie_word_embeddings=True),
+    'no_bias': NEOX | dict(attention_bias=False),
+  },
+  'mixtral': {'windows': SHAPE | dict(num_local_experts=4, sliding_window=5, head_dim=6)},
+  'qwen3_moe': {
+    'plain': SHAPE | EXPERTS | dict(head_dim=6, moe_intermediate_size=12),
+    'renormalized': SHAPE | EXPERTS | dict(head_dim=6, moe_intermediate_size=12, norm_topk_prob=True),
+  },
+  'olmoe': {'plain': SHAPE | EXPERTS},
+}
+CASES = [  # the first of each family is fast
+  pytest.param(name, variant, marks=[pytest.mark.slow] if i else [])
+  for name, variants in VARIANTS.items()
+  for i, variant in enumerate(variants)
+]
+
+
+def random_model(hf, name, variant):
+  """A transformers model with every parameter random, norms and biases too, so that a missing term shows."""
+  import torch
+
+  special = dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
+  cfg = hf.AutoConfig.for_model(name, **dict(vocab_size=VOCAB) | special | VARIANTS[name][variant])
+  model = hf.AutoModelForCausalLM.from_config(cfg)
+  generator = torch.Generator().manual_seed(0)
+  with torch.no_grad():
+    for p in model.parameters():
+      p.add_(torch.randn(p.shape, generator=generator) * 0.3)
+  return model.eval()
+
+
+@pytest.mark.parametrize(('name', 'variant'), CASES)
+def test_family_equals_transformers(name, variant, hf, tmp_path):
+  import torch
+
+  theirs = random_model(hf, name, variant)
+  theirs.save_pretrained(tmp_path / 'theirs')
+  cfg, ours, _ = huggingface.import_model(tmp_path / 'theirs')
+
+  prompt = torch.tensor(models.tokens(ROWS, PROMPT, VOCAB), dtype=torch.long)
+  greedy_BT = theirs.generate(prompt, max_new_tokens=LENGTH - PROMPT, do_sample=False, pad_token_id=0).numpy()
+  expected, actual = their_logits(theirs, greedy_BT), our_logits(ours, greedy_BT)
+  difference = np.abs(actual - expected).max()
+  print(f'{name} {variant}: largest logit {np.abs(expected).max():.2f}, largest difference {difference:.1e}')
+  assert difference < 1e-4
+  np.testing.assert_array_equal(actual[:, PROMPT - 1 : -1].argmax(-1), greedy_BT[:, PROMPT:])
+
+  assert huggingface.export_model(cfg, ours, None, tmp_path / 'ours', name) == name
+  again, info = hf.AutoModelForCausalLM.from_pretrained(tmp_path / 'ours', output_loading_info=True)
+  assert not any(info[key] for key in ('missing_keys', 'unexpected_keys', 'mismatched_keys'))
+  back, reimported, _ = huggingface.import_model(tmp_path / 'ours')
+  assert_same_params(ours, reimported, VOCAB)
+  if variant == 'by_layer':  # its factors went into the queries
+    np.testing.assert_allclose(their_logits(again, greedy_BT), expected, atol=1e-4)
+    return
+  state, other = theirs.state_dict(), again.state_dict()
+  extra = other.keys() - state.keys()
+  assert state.keys() <= other.keys()
+  assert not any(other[key].any() for key in extra), extra  # a bias of zeros, where a family may have one
+  for key, value in state.items():
+    np.testing.assert_array_equal(other[key].numpy(), value.numpy(), err_msg=key)
+  np.testing.assert_array_equal(their_logits(again, greedy_BT), expected)
+
+
+def test_every_family_has_a_battery():
+  assert set(VARIANTS) == set(families.FAMILIES)
+
+
+@pytest.mark.parametrize('name', families.FAMILIES)
+def test_absent_keys_take_transformers_defaults(name, hf):
+  """As in config.json files that are older than many keys."""
+  least = dict(hidden_size=96, num_hidden_layers=2, num_attention_heads=32, vocab_size=131)
+  least |= dict(intermediate_size=40)
+  if name in ('gpt2', 'gpt_bigcode'):
+    least = dict(vocab_size=131, n_embd=24, n_layer=2, n_head=3)
+  if name == 'gpt_neo':
+    least = dict(vocab_size=131, hidden_size=24, num_layers=2, num_heads=3, attention_types=[[['local'], 2]])
+  whole = json.loads(hf.AutoConfig.for_model(name, **least).to_json_string(use_diff=False))
+  assert families.read_config(least | {'model_type': name}) == families.read_config(whole)
