@@ -1,7 +1,10 @@
 """Records in tables and tar shards become the same tokens and batches as in JSON lines."""
 
+import hashlib
 import io
 import json
+import shutil
+import subprocess
 import sys
 import tarfile
 import types
@@ -439,3 +442,50 @@ def test_another_version_of_a_decoder_makes_another_cache(written, tmp_path, mon
   text, media = keys()
   monkeypatch.setitem(decoders.DECODERS, modality, lambda: 'another')
   assert next(changed := keys()) == text and next(changed) != media
+
+
+# A process that prints the digest of each batch, after it stored the state of the loader.
+BATCHES = """
+import hashlib, json, os, sys
+sys.path.insert(0, {tests!r})
+from tests.data import test_tables
+loader = test_tables.loader_of(test_tables.config_of({kind!r}, {path!r}, valid_keep='digit=3'), {cache!r})
+for batch in loader:
+  with open({state!r} + '.new', 'w') as file:
+    json.dump(loader.state(), file)
+  os.replace({state!r} + '.new', {state!r})
+  print(test_tables.digest_of(batch), flush=True)
+"""
+
+
+def digest_of(batch):
+  return hashlib.sha256(b''.join(batch[key].tobytes() for key in sorted(batch))).hexdigest()
+
+
+@pytest.mark.slow
+def test_2000_records_of_every_kind_give_equal_batches_also_after_kills(tmp_path):
+  """The saved folder is written by the library itself."""
+  datasets = pytest.importorskip('datasets')
+  records = list(make_records(2000))
+  paths = write_all(tmp_path / 'data', records)
+  shutil.rmtree(paths['hf'])
+  datasets.Dataset(table_of(records)).save_to_disk(paths['hf'], num_shards=3)
+  check_kinds(tmp_path, paths, 50)
+  whole = loader_of(config_of('jsonl', paths['jsonl'], valid_keep='digit=3'), tmp_path / 'jsonl')
+  expected = [digest_of(next(whole)) for _ in range(50)]
+  whole.close()
+  for kind in KINDS:
+    state, cache = tmp_path / f'{kind}.json', tmp_path / kind
+    code = BATCHES.format(
+      tests=str(Path(__file__).parents[2]), kind=kind, path=paths[kind], cache=str(cache), state=str(state)
+    )
+    with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) as process:
+      digests = [process.stdout.readline().strip() for _ in range(17)]
+      process.kill()
+    resumed = loader_of(config_of(kind, paths[kind], valid_keep='digit=3'), cache)
+    saved = json.loads(state.read_text())
+    assert digests == expected[:17] and saved['next_batch'] >= 17, kind
+    assert resumed.restore(saved) == []
+    rest = expected[saved['next_batch'] :]
+    assert [digest_of(next(resumed)) for _ in rest] == rest, kind
+    resumed.close()
