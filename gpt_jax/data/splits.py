@@ -91,7 +91,8 @@ def selection(source, split: str) -> dict:
 def fields_read(source) -> set[str]:
   """Return the fields of a record that its template, its filters and its names read."""
   slots = templates.parse(source.template)
-  fields = {value for kind, value in slots if kind not in ('literal', 'arrow')}
+  named = [value for kind, value in slots if kind not in ('literal', 'arrow')]
+  fields = {field for value in named for field in templates.fields_of(value)}
   for keep in (source.keep, source.valid_keep, source.test_keep):
     fields |= {field for field, _ in parse(keep)}
   return fields - {'name'} | {'label'} if source.names else fields

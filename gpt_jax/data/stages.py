@@ -45,13 +45,14 @@ def parse(stages: str) -> list[Stage]:
 def of_mixture(stages: str, mixture: dict) -> list[Stage]:
   """Return all stages; before the first that is written sources have their own weights."""
   parsed = parse(stages)
-  own = Stage(0, {name: source.weight for name, source in sorted(mixture.items())})
+  own = Stage(0, {name: source.weight for name, source in sorted(mixture.items()) if source.weight})
   return parsed if parsed and not parsed[0].first else [own, *parsed]
 
 
 def check(stages: str, mixture: dict) -> None:
   """Raise ValueError for stages that are out of order or have no effect, and for sources without rows."""
   plan = of_mixture(stages, mixture)
+  mixture = {name: source for name, source in mixture.items() if source.weight}  # others are not trained on
   subject = f'data.stages={stages!r}'
   if stages and len(mixture) == 1:
     raise ValueError(f'{subject} has no effect on one source\nfix: leave data.stages out, or add a source')
@@ -153,5 +154,5 @@ def describe(stages: str, mixture: dict, batch_size: int, steps: int) -> str:
   for stage, end in zip(plan, [*(stage.first for stage in plan[1:]), steps], strict=True):
     rows_N = schedule.counts(end * batch_size) - schedule.counts(stage.first * batch_size)
     rows = ', '.join(f'{count:,} {name}' for name, count in zip(names, rows_N, strict=True) if count)
-    parts.append(f'{rows} from step {stage.first}')
-  return f'rows {"; ".join(parts)}'
+    parts.append(f'{stage.first} to {end}: {rows}')
+  return f'rows in steps {"; ".join(parts)}'

@@ -99,6 +99,7 @@ def _rows(batches, where) -> Iterator[tuple[str, dict]]:
   """Yield (where, fields) of the rows of Arrow batches."""
   number = 0
   for batch in batches:
+    batch.validate(full=True)  # a damaged offset would end the process
     for fields in batch.to_pylist():
       yield f'{where} row {number}', fields
       number += 1
@@ -138,7 +139,7 @@ def _saved_files(folder: Path, split: str, source) -> list[Path]:
 
 def _arrow_rows(path: Path, source) -> Iterator[tuple[str, dict]]:
   pyarrow = _pyarrow(source)
-  with reading(path, 'a whole Arrow stream', 'save it again'), pyarrow.memory_map(str(path)) as file:
+  with reading(path, 'a whole Arrow stream', 'save it again'), pyarrow.OSFile(str(path)) as file:
     file.seek(max(0, file.size() - len(STREAM_END)))
     if file.read() != STREAM_END:
       raise ValueError('it is cut short')
@@ -151,6 +152,11 @@ def _arrow_rows(path: Path, source) -> Iterator[tuple[str, dict]]:
 def _hub_corpus(source, split: str) -> Corpus:
   """Open a split of a data set of the hub: fetched once, known by its commit."""
   name = f'{source.path} {split}'
+  if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', source.path):
+    raise ValueError(
+      f'path={source.path} is neither a folder that exists nor the id of a data set of the hub\n'
+      'fix: give a folder of save_to_disk, or an id such as org/name'
+    )
   try:
     import datasets
   except ImportError as error:

@@ -160,6 +160,11 @@ def options_of(template: str) -> tuple[str, str] | None:
   return (matches[0]['options'], matches[0]['index']) if matches else None
 
 
+def fields_of(field: str) -> tuple[str, ...]:
+  """Return the fields of a record that a field of a template reads: two for `options[index]`."""
+  return CHOICE.fullmatch(field).groups() if CHOICE.fullmatch(field) else (field,)
+
+
 def option_index(record: dict, field: str, count: int, where: str) -> int:
   """Return the number of the right one of `count` options: a number from 0, or a letter from A."""
   value = lookup(record, field, where)

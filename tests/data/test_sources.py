@@ -102,7 +102,7 @@ def test_a_bucket_that_cannot_be_read(bucket):
   assert 'nowhere://bucket cannot be read' in error(Source('text', 'nowhere://bucket'))
 
 
-@pytest.mark.parametrize('kind', ['jsonl', 'files'])
+@pytest.mark.parametrize('kind', ['jsonl', 'csv', 'files'])
 def test_pictures_are_not_looked_for_in_a_bucket(bucket, kind):
   bucket.pipe('/bucket/x.jsonl', b'{"image": "cat.png"}')
   with pytest.raises(ValueError) as actual:
@@ -311,8 +311,8 @@ def test_synthetic_is_deterministic_and_has_the_entropy_that_it_claims():
     ({'path': 'x.txt'}, "path='x.txt' has no effect on a source of kind=builtin"),
     ({'kind': 'jsonl', 'path': 'x', 'separator': ';'}, "separator=';' has no effect"),
     ({'kind': 'synthetic', 'seed': 2**32}, 'seed=4294967296 is not a 32-bit number'),
-    ({'weight': 0.0}, 'weight=0.0 is not positive'),
-    ({'weight': float('nan')}, 'weight=nan is not positive'),
+    ({'weight': -1.0}, 'weight=-1.0 is negative or infinite'),
+    ({'weight': float('nan')}, 'weight=nan is negative or infinite'),
     ({'kind': 'synthetic', 'documents': 0}, 'documents=0 is not positive'),
     ({'template': '{'}, "template='{' is malformed"),
   ],

@@ -50,7 +50,7 @@ def test_a_stage_of_step_0_takes_the_place_of_the_weights():
 def test_a_line_tells_the_rows_of_each_stage():
   written = '7: a=0.7, b=0.1, c=0.2; 19: c=1'
   assert stages.describe(written, MIXTURE, 10, 1019) == (
-    'rows 14 a, 42 b, 14 c from step 0; 84 a, 12 b, 24 c from step 7; 10,000 c from step 19'
+    'rows in steps 0 to 7: 14 a, 42 b, 14 c; 7 to 19: 84 a, 12 b, 24 c; 19 to 1019: 10,000 c'
   )
   assert stages.describe('', MIXTURE, 10, 1019) == ''
 
@@ -88,6 +88,8 @@ def test_stages_are_refused_where_they_cannot_be_honored():
   with two_lines(ValueError, 'from step 8 on, which train.steps=8 does not reach'):
     stages.check_end('7: a=1; 8: b=1', 8)
   stages.check_end('7: a=1', 8)
+  with two_lines(ValueError, "stages='7: c=1' names 'c'"):  # it is only for evaluation
+    DataConfig({'a': Source(), 'b': Source(), 'c': Source(weight=0.0)}, stages='7: c=1')
 
 
 def test_batches_follow_the_stages_and_resume_in_any_of_them(tmp_path):

@@ -191,6 +191,15 @@ def test_a_column_that_is_missing_is_named_at_once(written, kind):
     list(open_source(source, 'train').records())
 
 
+def test_options_and_their_index_are_columns(tmp_path):
+  write_parquet(tmp_path / 'a.parquet', [{'q': 'Which?', 'options': ['one', 'two'], 'gold': 1}])
+  read = lambda template: open_source(Source('parquet', str(tmp_path), template, weight=0.0), 'valid')
+  [(where, record)] = read('{q} -> {options[gold]}').records()
+  assert templates.fill('{q} -> {options[gold]}', record, where)[-1].value == 'two'
+  with two_lines(ValueError, "no column 'label'"):
+    list(read('{q} -> {options[label]}').records())
+
+
 def test_media_that_no_template_names_are_not_read(written):
   for kind in ('parquet', 'hf'):
     [(where, record), *_] = open_source(Source(kind, written[kind], '{text}'), 'train').records()
@@ -333,6 +342,37 @@ def test_media_as_paths_in_parquet_lie_below_the_file(tmp_path):
   assert piece.value == f'{tmp_path}/cat.png'
 
 
+def test_tables_and_shards_of_a_bucket_are_those_of_a_folder(written, tmp_path, monkeypatch):
+  """Pictures and sounds in them, too."""
+  fsspec = pytest.importorskip('fsspec')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  system = fsspec.filesystem('memory')
+  for kind, pattern in (('parquet', '*.parquet'), ('webdataset', '*.tar')):
+    folder = Path(written[kind]).parent
+    for path in folder.glob(pattern):
+      system.pipe(f'/tables/{path.name}', path.read_bytes())
+    sources = [Source(kind, path, '{image:image}') for path in (f'memory://tables/{pattern}', written[kind])]
+    remote, local = (open_source(source, 'train') for source in sources)
+    assert [dict(fields) for _, fields in remote.records()] == [dict(x) for _, x in local.records()]
+    assert remote.content() == local.content()
+  system.rm('/tables', recursive=True)
+
+
+def test_a_flipped_bit_of_an_arrow_file_ends_no_process(tmp_path):
+  """In the offsets of a text or a picture, which pyarrow does not check unless asked."""
+  write_saved(tmp_path / 'a', list(make_records(9)))
+  path = tmp_path / 'a' / 'data-00000.arrow'
+  content, rng = path.read_bytes(), np.random.default_rng(0)
+  source, outcomes = Source('hf', str(tmp_path / 'a'), '{image:image} -> {text}{audio:audio}'), set()
+  for place in rng.integers(0, len(content), 60).tolist():
+    path.write_bytes(content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :])
+    try:
+      outcomes.add(len(list(open_source(source, 'train').records())))
+    except ValueError as error:
+      outcomes.add(str(error).count('\n'))
+  assert outcomes == {9, 1}
+
+
 def test_a_saved_folder_with_splits(tmp_path):
   (tmp_path / 'both').mkdir()
   (tmp_path / 'both' / 'dataset_dict.json').write_text('{"splits": ["train", "dev"]}')
@@ -404,6 +444,9 @@ def test_a_data_set_that_the_hub_does_not_give_is_two_lines(monkeypatch):
     open_source(Source('hf', 'org/nothing'), 'train')
   with two_lines(ValueError, "no column 'caption'"):
     open_source(Source('hf', 'org/talks', '{caption}'), 'train')
+  for path in ('s3://bucket/saved', '/no/such/folder'):
+    with two_lines(ValueError, f'path={path} is neither'):
+      open_source(Source('hf', path), 'train')
 
 
 @pytest.mark.parametrize(('kind', 'package'), [('parquet', 'pyarrow'), ('hf', 'pyarrow'), ('hf', 'datasets')])
