@@ -90,28 +90,41 @@ class NoWatchdog:
   should_stop = staticmethod(lambda step: False)
 
 
+# What `run_verb` needs replaced in this process: (object, name, value).
+IN_PROCESS = (
+  (bootstrap, 'join', lambda *_: None),  # jax is already initialized
+  *((module, 'process_watchdog', NoWatchdog) for module in (verbs, job)),
+)
+ENVIRONMENT = {'JAX_COMPILATION_CACHE_DIR': ''}  # no cache folder in the home folder
+
+
+def run_verb(*arguments):
+  """Run a verb by cli.main in this process -> its exit code."""
+  before, verbosity = set(flags.FLAGS), logging.get_verbosity()
+  try:
+    with mock.patch.dict(os.environ):  # `plan` sets variables of its process
+      return main.main(['launch.py', *map(str, arguments)])
+  except SystemExit as exit_:
+    return exit_.code
+  finally:
+    for name in set(flags.FLAGS) - before:
+      module = flags.FLAGS.find_module_defining_flag(name)
+      if not module.startswith(('grain', 'array_record')):  # they stay loaded
+        delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+    logging.set_verbosity(verbosity)
+
+
 def in_process(capsys, monkeypatch):
   """Return call('train', '--workdir=x') -> (exit code, stdout, stderr) by cli.main in this process."""
-  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '')  # no cache folder in the home folder
-  monkeypatch.setattr(bootstrap, 'join', lambda *_: None)  # jax is already initialized
-  for module in (verbs, job):
-    monkeypatch.setattr(module, 'process_watchdog', NoWatchdog)
+  for name, value in ENVIRONMENT.items():
+    monkeypatch.setenv(name, value)
+  for target, name, value in IN_PROCESS:
+    monkeypatch.setattr(target, name, value)
 
   def call(*arguments):
-    before, verbosity = set(flags.FLAGS), logging.get_verbosity()
     capsys.readouterr()
-    try:
-      with mock.patch.dict(os.environ):  # `plan` sets variables of its process
-        code = main.main(['launch.py', *map(str, arguments)])
-    except SystemExit as exit_:
-      code = exit_.code
-    finally:
-      for name in set(flags.FLAGS) - before:
-        if not flags.FLAGS.find_module_defining_flag(name).startswith('grain'):  # it stays loaded
-          delattr(flags.FLAGS, name)
-      flags.FLAGS.unparse_flags()
-      logging.set_verbosity(verbosity)
-    return code, *capsys.readouterr()
+    return run_verb(*arguments), *capsys.readouterr()
 
   return call
 

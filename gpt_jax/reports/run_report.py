@@ -14,6 +14,7 @@ from gpt_jax.reports.job_metrics import JOB_METRICS
 from gpt_jax.reports.predictions_part import predictions
 from gpt_jax.reports.sections import Section, make_table
 from gpt_jax.runs import history, loggers, records
+from gpt_jax.runs.text_table import join_some
 
 WIDE, NARROW = (1000, 340), (360, 260)  # pixels of the loss curves
 MAX_CHARACTERS, MAX_FILES = 1500, 24  # of a sample; of one kind of image or sound
@@ -46,7 +47,8 @@ SIGNALS = {
 def rewrite_report(workdir):
   """Write the report of a run again and return lines with its path and the goodput."""
   path, run = write_report(workdir), history.read_history(workdir)
-  return '\n'.join(filter(None, [f'report: {path}', history.describe_goodput(run), run.clock_faults()]))
+  lines = [f'report: {path}', history.describe_goodput(run), run.clock_faults(), altered_files(run)]
+  return '\n'.join(filter(None, lines))
 
 
 @np.errstate(all='ignore')  # records may hold any number
@@ -129,8 +131,7 @@ def alarms(run):
     yield lost
   if run.unreadable:
     yield f'{run.unreadable} unreadable records of its files are left out.'
-  if faults := run.clock_faults():
-    yield faults
+  yield from filter(None, (run.clock_faults(), altered_files(run)))
   steps, loss = run.column('loss')
   bad_steps = steps[~np.isfinite(loss)]
   if len(bad_steps):
@@ -144,6 +145,12 @@ def alarms(run):
         f'The validation loss was lowest, {valid[best]:#.4g}, at step {steps[best]:,.0f} and has '
         f'risen by {valid[-1] / valid[best] - 1:.1%} since: the model overfits.'
       )
+
+
+def altered_files(run):
+  """Return a sentence on samples and diffs that are not as the run wrote them, '' if all are."""
+  names = run.altered_files()
+  return f'Altered since the run wrote them: {join_some(names)}.' if names else ''
 
 
 def lost_metrics(run):

@@ -24,16 +24,26 @@ import functools
 import itertools
 import math
 import pathlib
+import re
 
 import numpy as np
 
-from gpt_jax.runs import records, run_folder
+from gpt_jax.runs import provenance, records, run_folder
 
 PHASES = ('steps', 'startup', 'compile', 'evaluate', 'checkpoint', 'lost', 'waiting', 'other')
 SECONDS_KEYS = {'compile': 'seconds', 'evaluate': 'seconds', 'checkpoint': 'blocked_seconds'}
 SESSION_STARTS = ('start', 'resume')
-EVENT_TYPES = {'event': str, 'step': int, 'type': str, 'startup': dict, 'versions': dict, 'changed': dict}
+EVENT_TYPES = {
+  'event': str,
+  'step': int,
+  'type': str,
+  'file': str,
+  'startup': dict,
+  'versions': dict,
+  'changed': dict,
+}
 EVALUATION_TYPES = {'task': str, 'metric': str, 'value': int | float, 'interval': list}
+SAMPLE_NAME = re.compile(r'[\w.-]{1,200}', re.ASCII)
 CLOCK_TOLERANCE = 1.0  # seconds by which a record may be older than the one before: times are rounded
 
 
@@ -125,7 +135,7 @@ class History:
     return [session for k, session in enumerate(sessions) if not (k and is_idle(session))], faults
 
   def sessions(self):
-    """Return the Sessions, in order, without those that found a finished run."""
+    """Return the Sessions, in order, without those that began after the run had finished."""
     return self.timeline[0]
 
   def clock_faults(self):
@@ -139,6 +149,22 @@ class History:
       f'{count} {by} older than the record before: the clock was set back, or machines differ. Such '
       'intervals count as zero.'
     )
+
+  def altered_files(self):
+    """Return the names of samples and diffs that exist with other bytes than the run wrote."""
+    expected = {}
+    for event in self.events:
+      if event['event'] == 'sample' and 'digest' in event and SAMPLE_NAME.fullmatch(event.get('file', '')):
+        expected[f'samples/{event["file"]}'] = event['digest']
+      if digest := event.get('versions', {}).get('uncommitted'):
+        first = 'uncommitted.diff'
+        expected[first if expected.get(first, digest) == digest else f'uncommitted-{digest}.diff'] = digest
+    paths = {name: self.folder / name for name in expected}
+    return [
+      name
+      for name, path in paths.items()
+      if path.is_file() and provenance.short_hash(path.read_bytes()) != expected[name]
+    ]
 
   def is_finished(self):
     """Whether the result is that of the whole training."""
@@ -179,15 +205,16 @@ def read_history(workdir):
   result, events = run_folder.read_result(workdir), run_folder.read_events(workdir)
   evaluations = [*(result.get('evaluations') or ()), *records.read_lines(folder / 'evaluations.jsonl')]
   metrics = [{name: x for name, x in line.items() if is_number(x)} for line in lines]
-  kept = (
+  of_known_types = (
     [row for row in metrics if math.isfinite(row.get('step', math.nan))],
     [event for event in events if has_types(event, EVENT_TYPES, ('event',))],
     [row for row in evaluations if has_types(row, EVALUATION_TYPES, ('task', 'metric', 'value'))],
   )
-  metrics, unreadable = kept[0], sum(map(len, (lines, events, evaluations))) - sum(map(len, kept))
+  unreadable = sum(map(len, (lines, events, evaluations))) - sum(map(len, of_known_types))
+  metrics, events, evaluations = of_known_types
   if metrics and number(result.get('steps'), math.inf) < metrics[-1]['step']:
     result = {}  # the result of a shorter training, which was extended since
-  return History(folder, config, metrics, kept[1], result, kept[2], unreadable)
+  return History(folder, config, metrics, events, result, evaluations, unreadable)
 
 
 def has_types(record, types, required):

@@ -28,7 +28,7 @@ except ImportError:  # Windows has no flock: nothing guards a folder there
   fcntl = None
 
 NONFINITE = {'NaN': math.nan, 'Infinity': math.inf, '-Infinity': -math.inf}
-SEAL = re.compile(rb'"sha256": "([0-9a-f]{16})"\s*\}\s*\Z')  # the end of an object
+DIGEST_ENTRY = re.compile(rb'"sha256": "([0-9a-f]{16})"\s*\}\s*\Z')  # the end of an object
 ALTERED = (
   'was altered after it was written\n'
   'fix: restore it; or, to use it as it is, delete its last entry, "sha256", and the comma before'
@@ -84,7 +84,7 @@ def format_object(value, indent=None):
   """Return a dict as the bytes of a JSON object that ends with its digest, and a newline."""
   assert 'sha256' not in value, 'the digest has this name'
   text = json.dumps(to_json(value) | {'sha256': ''}, indent=indent, ensure_ascii=False, allow_nan=False)
-  text = text.encode('utf-8', 'backslashreplace')  # byte-level models can sample lone surrogates
+  text = to_bytes(text)
   start, end = text[: text.rindex(b'"sha256"')], b'\n}\n' if indent else b'}\n'
   return start + f'"sha256": "{_digest(start)}"'.encode() + end
 
@@ -93,8 +93,8 @@ def parse_object(content):
   """Return the dict of a JSON object without its digest; ValueError if it is not one or was altered."""
   value = check_types(json.loads(content, parse_int=_parse_int), dict)
   if value.pop('sha256', None) is not None:
-    seal = SEAL.search(content)
-    if not seal or _digest(content[: seal.start()]) != seal[1].decode():
+    entry = DIGEST_ENTRY.search(content)
+    if not entry or _digest(content[: entry.start()]) != entry[1].decode():
       raise ValueError(ALTERED)
   return from_json(value)
 
@@ -140,12 +140,16 @@ def open_atomic(path):
     temporary.unlink(missing_ok=True)
 
 
+def to_bytes(content):
+  """Encode a str; bytes stay as they are."""
+  # Byte-level models can sample lone surrogates.
+  return content.encode('utf-8', 'backslashreplace') if isinstance(content, str) else content
+
+
 def write_atomically(path, content):
   """Write str or bytes so that a reader, or a crash, sees the old file or the new, never half."""
-  if isinstance(content, str):  # byte-level models can sample lone surrogates
-    content = content.encode('utf-8', 'backslashreplace')
   with open_atomic(path) as file:
-    file.write(content)
+    file.write(to_bytes(content))
 
 
 def write_json(path, value):

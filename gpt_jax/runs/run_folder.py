@@ -258,8 +258,9 @@ class Run:
   def write_sample(self, step, content, *, name='', suffix='.txt'):
     """Write a text (str), image or sound (bytes) to samples/step_00000120[_name]suffix."""
     file = f'step_{step:08}' + (f'_{name}' if name else '') + suffix
-    records.write_atomically(self.folder / 'samples' / file, content)
-    self.event('sample', step=step, file=file)
+    data = records.to_bytes(content)
+    records.write_atomically(self.folder / 'samples' / file, data)
+    self.event('sample', step=step, file=file, digest=provenance.short_hash(data))
     if isinstance(content, str) and not name:
       more = ' ...' if len(content) > MAX_SAMPLE_CHARACTERS else ''
       self.print(f'sample after {step} steps: {content[:MAX_SAMPLE_CHARACTERS]}{more}')

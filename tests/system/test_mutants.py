@@ -1,34 +1,31 @@
-"""Mutants of every kind of file: each verb that reads one ends in its result or in two lines.
+"""Damaged files of every kind: each verb that reads one ends in its result or in two lines.
 
-A mutant flips a bit, cuts or empties a file, deletes it, swaps it with another, or gives an entry of its JSON
-another type; some without their digest, as the fix of an altered record allows.
+benchmarks.mutants runs more of them. And single bits that flip anywhere in a run folder.
 """
 
-import json
+import collections
 import pathlib
 import random
-import re
 import shutil
 
 import pytest
 
+from benchmarks import mutant_worlds, mutants
+from gpt_jax import train
+from gpt_jax.reports import run_report
+from gpt_jax.runs import history, provenance, records
 from tests import command_line, tiny_runs
 
-FAST, MANY = 20, 300
-VALUES = (None, True, -1, 10**400, 1e308, '', 'x', '\x1b[31m', [], [[]], {}, {'a': 1}, ['a'])
-# Verb -> files that it reads, as globs in a run folder.
-RUN_FILES = ('*.json', '*.jsonl', 'samples/*', 'checkpoints/**/*', 'tokenizer/*')
-VERBS = {
-  'report': ('report', '--workdir={run}'),
-  'table': ('report', '--workdir={parent}', '--columns=optim.lr'),
-  'sample': ('sample', '--workdir={run}', '--prompt=a', '--max_new_tokens=2'),
-  'export': ('export', '--workdir={run}', '--out={parent}/exported'),
-  'evaluate': ('evaluate', '--workdir={run}', '--limit=20'),
-  'train': ('train', '--workdir={run}'),
+FEW, MANY, FLIPS = 20, 300, 60
+# Files of a run to flip bits in, each group as likely as the others.
+FLIPPED = {
+  'records': ('*.json', '*.jsonl'),
+  'samples': ('samples/*',),
+  'diff': ('*.diff',),
+  'arrays': ('checkpoints/*/state/ocdbt.process_0/d/*',),
+  'checkpoints': ('checkpoints/**/*',),
+  'tokenizer and caches': ('tokenizer/*', 'cache/*'),
 }
-SAYS_SO = re.compile(
-  'altered|readable|read|damaged|left out|differ|missing|lost|refused|not '
-)  # of a new line
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -38,128 +35,127 @@ def compiled(tmp_path_factory):
 
 
 @pytest.fixture
-def call(capsys, monkeypatch):
-  return command_line.in_process(capsys, monkeypatch)
+def run_world(tmp_path_factory, tmp_path):
+  """run_world(world, verb, count) -> the mutants that ended in another way."""
+
+  def run(world, verb, count):
+    with mutants.in_this_process():
+      outcomes = mutants.run_world(world, tmp_path, [verb], count)[verb]
+    assert len(outcomes) == count
+    return [outcome for outcome in outcomes if outcome['fault']]
+
+  return run
 
 
 @pytest.fixture
-def copy(tmp_path_factory, tmp_path):
-  run = tiny_runs.finished(tmp_path_factory)
-  return pathlib.Path(shutil.copytree(run, tmp_path / 'runs' / 'copy'))
+def finished_run(tmp_path_factory):
+  """The World of a run, with the run that other tests share."""
+
+  def prepare(folder, call):
+    for name in ('run', 'other'):
+      shutil.copytree(tiny_runs.finished(tmp_path_factory), folder / name)
+
+  return mutant_worlds.RUN._replace(prepare=prepare)
 
 
-def flip(content, rng):
-  content = bytearray(content)
-  content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-  return bytes(content)
+def test_some_mutants_of_a_run_end_in_two_lines(run_world, finished_run):
+  assert not run_world(finished_run, 'table', FEW)
 
 
-def retype(content, rng):
-  """Give one entry of a JSON object, or of one line, another value, without its digest."""
-  lines = [content] if content.startswith(b'{\n') else content.splitlines()
-  number = rng.randrange(len(lines))
-  node = tree = json.loads(lines[number])
-  tree.pop('sha256', None)
-  while True:
-    key = rng.choice([*node]) if isinstance(node, dict) else rng.randrange(len(node))
-    if not (isinstance(node[key], dict | list) and node[key] and rng.random() < 0.8):
-      break
-    node = node[key]
-  if rng.random() < 0.2:
-    del node[key]
-  else:
-    node[key] = rng.choice(VALUES)
-  lines[number] = json.dumps(tree).encode()
-  return b'\n'.join([*lines, b''])
+@pytest.mark.parametrize('verb', ['render', 'plan'])
+def test_some_mutants_of_an_experiment_file_end_in_two_lines(run_world, verb):
+  assert not run_world(mutant_worlds.EXPERIMENTS, verb, FEW)
 
 
-def mutate(path, others, rng):
-  """Alter a file -> the name of the mutation."""
-  content = path.read_bytes()
-  kinds = ['flip', 'flip', 'cut', 'empty', 'delete', 'swap', 'zeros']
-  kinds += ['retype'] * 8 if path.suffix in ('.json', '.jsonl') else []
-  kind = rng.choice(kinds) if content else 'delete'
-  if kind == 'delete':
-    path.unlink()
-  else:
-    start = rng.randrange(len(content))
-    altered = {
-      'flip': lambda: flip(content, rng),
-      'cut': lambda: content[:start],
-      'empty': lambda: b'',
-      'swap': lambda: rng.choice(others).read_bytes(),
-      'zeros': lambda: content[:start] + bytes(16) + content[start + 16 :],
-      'retype': lambda: retype(content, rng),
+@pytest.mark.slow
+@pytest.mark.parametrize('verb', mutant_worlds.RUN.verbs)
+def test_mutants_of_a_run_end_in_two_lines(run_world, finished_run, verb):
+  assert not run_world(finished_run, verb, MANY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', [name for name in mutant_worlds.WORLDS if name != 'run'])
+def test_some_mutants_of_every_kind_end_in_two_lines(run_world, kind):
+  world = mutant_worlds.WORLDS[kind]
+  for verb in world.verbs:
+    assert not run_world(world, verb, 5 if verb in ('train', 'ablate') else FEW)
+
+
+# --------------------------------------------------------------------------------- flipped bits
+
+
+@pytest.fixture
+def unfinished(tmp_path, monkeypatch):
+  """A run of half its steps, with samples, two checkpoints and uncommitted changes."""
+  diff = 'diff --git a/x.py b/x.py\n+x = 1\n'
+  monkeypatch.setattr(provenance, 'commit_and_diff', lambda: ('0' * 40, diff, ''))
+  run = tmp_path / 'runs' / 'run'
+  assert train.train(tiny_runs.experiment(), run, tiny_runs.stop_before(7)) is None
+  assert (run / 'uncommitted.diff').exists() and [*run.glob('samples/*')]
+  return run
+
+
+VERBS = {'report': ('report',), 'sample': ('sample', '--prompt=a', '--max_new_tokens=4'), 'train': ('train',)}
+
+
+def run_verbs(call, caplog, run):
+  """Report, sample and resume -> {verb: (exit code, what it makes, lines that it says)}."""
+  outcomes = {}
+  for verb, args in VERBS.items():
+    caplog.clear()
+    code, out, err = call(*args, f'--workdir={run}')
+    made = {
+      'report': lambda: (run / 'report.html').read_text(),
+      'sample': lambda: out,  # noqa: B023
+      'train': lambda: {path: x.tobytes() for path, x in tiny_runs.arrays(run).items()},
     }
-    path.write_bytes(altered[kind]())
-  return kind
+    result = made[verb]() if code == 0 else None
+    said = [*out.splitlines(), *err.splitlines(), *caplog.text.splitlines()]
+    said += result.splitlines() if verb == 'report' and result else []
+    outcomes[verb] = code, result, said
+  return outcomes
 
 
-def run_mutants(call, copy, verb, count, seed=0):
-  """Failures of `count` mutants, as (seed, file, mutation, what was printed)."""
-  pristine, failures = copy.parent.parent / 'pristine', []
-  shutil.copytree(copy, pristine)
+def silent_flips(call, caplog, run, count):
+  """Flip single bits -> (what a verb made of another value without naming the file, how many were said)."""
+  pristine, silent, said = run.parent.parent / 'pristine', [], collections.Counter()
+  shutil.copytree(run, pristine)
+  expected = run_verbs(call, caplog, run)
+  assert not any(code for code, *_ in expected.values())
   for number in range(count):
-    rng = random.Random(f'{verb} {seed + number}')
-    shutil.rmtree(copy.parent)
-    shutil.copytree(pristine, copy)
-    files = sorted({p for pattern in RUN_FILES for p in copy.glob(pattern) if p.is_file()})
-    records = [p for p in files if p.parent == copy]
-    path = rng.choice(records if rng.random() < 0.6 else files)
-    kind = mutate(path, files, rng)
-    words = [word.format(run=copy, parent=copy.parent) for word in VERBS[verb]]
-    about = (seed + number, str(path.relative_to(copy)), kind)
-    try:
-      code, _, err = call(*words)
-    except Exception as error:
-      failures.append((*about, repr(error)))
-      continue
-    lines = [line for line in err.splitlines() if line.startswith(('error:', 'fix:', 'Traceback'))]
-    is_two_lines = [line.partition(':')[0] for line in lines] == ['error', 'fix']
-    if code not in (0, 1, 2, 75) or (code and not is_two_lines) or 'Traceback' in err:
-      failures.append((*about, code, err[-500:]))
-  return failures
-
-
-@pytest.mark.parametrize('verb', ['table'])
-def test_some_mutants_of_a_run_end_in_two_lines(call, copy, verb):
-  assert not run_mutants(call, copy, verb, FAST)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('verb', VERBS)
-def test_mutants_of_a_run_end_in_two_lines(call, copy, verb):
-  assert not run_mutants(call, copy, verb, MANY)
-
-
-def outcome(call, run):
-  """Lines that sample and report print, and what they make: the sampled text, the page."""
-  results, said = [], []
-  for verb in ('sample', 'report'):
-    code, out, err = call(*(word.format(run=run, parent=run.parent) for word in VERBS[verb]))
-    results.append(out if verb == 'sample' else code == 0 and (run / 'report.html').read_text())
-    said += (out + err).splitlines()
-  return results, said
-
-
-@pytest.mark.slow
-def test_a_flipped_bit_of_a_run_is_found_or_harmless(call, copy):
-  """All files but samples, which the report shows as they are."""
-  pristine, silent = copy.parent.parent / 'pristine', []
-  shutil.copytree(copy, pristine)
-  (text, page), said = outcome(call, copy)
-  for number in range(60):
-    rng = random.Random(number)
-    shutil.rmtree(copy.parent)
-    shutil.copytree(pristine, copy)
-    files = sorted(
-      p for p in copy.rglob('*') if p.is_file() and p.stat().st_size and p.parent.name != 'samples'
-    )
+    rng, group = random.Random(number), [*FLIPPED][number % len(FLIPPED)]
+    shutil.rmtree(run)
+    shutil.copytree(pristine, run)
+    files = sorted({p for glob in FLIPPED[group] for p in run.glob(glob) if p.is_file() and p.stat().st_size})
     path = rng.choice(files)
-    path.write_bytes(flip(path.read_bytes(), rng))
-    (new_text, new_page), new_said = outcome(call, copy)
-    new_lines = {*new_said, *(new_page or '').splitlines()} - {*said, *page.splitlines()}
-    is_found = any(SAYS_SO.search(line) for line in new_lines)
-    if (new_text, new_page) != (text, page) and not is_found:
-      silent.append((number, str(path.relative_to(copy)), sorted(new_lines)[:3]))
+    path.write_bytes(mutants.flip(path.read_bytes(), rng))
+    for verb, (code, result, lines) in run_verbs(call, caplog, run).items():
+      is_named = any(path.name in line for line in {*lines} - {*expected[verb][2]})
+      said[group] += is_named
+      if (code, result) != expected[verb][:2] and not is_named:
+        silent.append((number, verb, str(path.relative_to(run)), sorted({*lines} - {*expected[verb][2]})[:3]))
+      assert code in (0, 1, 2)
+  return silent, said
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_of_a_run_is_named_or_harmless(unfinished, capsys, monkeypatch, caplog):
+  """In the report, in a sample and in the weights of the resumed run, bit by bit."""
+  call = command_line.in_process(capsys, monkeypatch)
+  silent, said = silent_flips(call, caplog, unfinished, FLIPS)
   assert not silent
+  assert said['samples'] and said['diff'] and said['arrays'] and said['records']
+
+
+def test_a_flipped_bit_of_a_sample_or_diff_is_named_by_the_report(tmp_path_factory, tmp_path):
+  run = pathlib.Path(shutil.copytree(tiny_runs.finished(tmp_path_factory), tmp_path / 'run'))
+  (run / 'uncommitted.diff').write_text('+x = 1\n')
+  versions = {'uncommitted': provenance.short_hash(b'+x = 1\n')}
+  records.append_line(run / 'events.jsonl', {'event': 'resume', 'versions': versions})
+  assert not history.read_history(run).altered_files()
+  for path in [run / 'uncommitted.diff', *sorted(run.glob('samples/*'))]:
+    content = path.read_bytes()
+    path.write_bytes(mutants.flip(content, random.Random(0)))
+    said = f'Altered since the run wrote them: {path.relative_to(run)}.'
+    assert said in run_report.rewrite_report(run) and said in (run / 'report.html').read_text()
+    path.write_bytes(content)
