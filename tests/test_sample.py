@@ -391,10 +391,10 @@ def test_prompts_begin_as_the_texts_of_training(monkeypatch):
   _, toks = writer()
   rows = SimpleNamespace(sample=SampleConfig(), data=SimpleNamespace(packing='first_fit'))
   stream = SimpleNamespace(sample=SampleConfig(), data=SimpleNamespace(packing='crop'))
-  assert (completions.begin_of(rows, toks), completions.begin_of(stream, toks)) == ('eos', '')
+  assert (completions.begin_special(rows, toks), completions.begin_special(stream, toks)) == ('eos', '')
   bos = toks.vocabulary.special('bos')
   monkeypatch.setattr(type(toks.text), 'begin', lambda text: [bos], raising=False)
-  assert (completions.begin_of(rows, toks), completions.begin_of(stream, toks)) == ('bos', '')
+  assert (completions.begin_special(rows, toks), completions.begin_special(stream, toks)) == ('bos', '')
   assert completions.encode_prompt(toks, '') == [bos]
 
 

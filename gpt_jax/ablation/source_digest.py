@@ -11,20 +11,20 @@ from pathlib import Path
 
 import gpt_jax
 
-ROOMS = ('data', 'evaluation', 'jobs', 'model', 'sampling', 'tokenizers')
+PACKAGES = ('data', 'evaluation', 'jobs', 'model', 'sampling', 'tokenizers')
 FILES = ('losses.py', 'sample.py', 'step.py', 'train.py')
 
 
 @functools.cache
 def scoring_code():
-  """Return a hash of these rooms and files without comments and docstrings, 16 hex digits.
+  """Return a hash of these packages and files without comments and docstrings, 16 hex digits.
 
   Cached: later edits are not what this process runs.
   """
   root = Path(gpt_jax.__file__).parent
   paths = [
     *(root / name for name in FILES),
-    *(path for room in ROOMS for path in (root / room).rglob('*.py')),
+    *(path for package in PACKAGES for path in (root / package).rglob('*.py')),
   ]
   digest = hashlib.sha256()
   for path in sorted(paths):

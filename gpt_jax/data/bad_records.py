@@ -81,9 +81,9 @@ class BadRecords:
       name, _, detail = note.partition(' from ')
       conversions.setdefault(name, {})[detail] = count
     for name, details in conversions.items():
-      shown = [detail for detail in details if detail][:SHOWN]
+      listed = [detail for detail in details if detail][:SHOWN]
       others = f' and {len(details) - SHOWN} others' if len(details) > SHOWN else ''
-      self._log(f'{sum(details.values())} {name}' + (f' from {", ".join(shown)}{others}' if shown else ''))
+      self._log(f'{sum(details.values())} {name}' + (f' from {", ".join(listed)}{others}' if listed else ''))
     if self.skipped:
       self._log(f'{self.skipped} unreadable records skipped')
 

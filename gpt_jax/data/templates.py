@@ -266,7 +266,7 @@ def _media(kind: str, value, field: str, where: str, record: dict) -> Piece:
 
 
 def _media_path(path: str, root: str, field: str, where: str) -> str:
-  """Return a path of a record, below its root if it has one: data of strangers name no other files."""
+  """Return a path of a record, below its root if it has one: untrusted data must not name other files."""
   if not root:
     return path
   full = os.path.normpath(os.path.join(root, os.path.expanduser(path)))

@@ -177,7 +177,7 @@ def adapter(subject):
 
 def generate(subject, requests):
   """Complete (context, settings of lm-eval) -> list of texts; requests of equal settings share a batch."""
-  begin = completions.begin_of(subject.cfg, subject.tokenizers)
+  begin = completions.begin_special(subject.cfg, subject.tokenizers)
   texts, groups = [''] * len(requests), {}
   for n, (_, settings) in enumerate(requests):
     groups.setdefault(repr(sorted(settings.items())), []).append(n)

@@ -39,7 +39,7 @@ class Scores(NamedTuple):
 
 def start_ids(subject):
   """The ids before a text that nothing precedes: as in training."""
-  begin = completions.begin_of(subject.cfg, subject.tokenizers) or subject.tokenizers.start
+  begin = completions.begin_special(subject.cfg, subject.tokenizers) or subject.tokenizers.start
   return [subject.tokenizers.vocabulary.special(begin)]
 
 
@@ -53,7 +53,7 @@ def encode_pair(subject, context, continuation):
   continuation = context[len(stripped) :] + continuation
   encode = subject.tokenizers.encode_text
   before = encode(stripped) if stripped else []
-  begin = completions.begin_of(subject.cfg, subject.tokenizers)
+  begin = completions.begin_special(subject.cfg, subject.tokenizers)
   first = start_ids(subject) if begin or not before else []
   targets = encode(stripped + continuation)[len(before) :]
   if not targets:

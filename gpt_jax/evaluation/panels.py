@@ -20,7 +20,7 @@ PAUSE = 0.15  # seconds between sounds
 def continue_prompts(subject, texts):
   """Return the prompts with their continuations as one text."""
   cfg = subject.cfg.sample
-  begin = completions.begin_of(subject.cfg, subject.tokenizers)
+  begin = completions.begin_special(subject.cfg, subject.tokenizers)
   ids = [completions.encode_prompt(subject.tokenizers, text, begin) for text in texts]
   room = subject.model.cfg.context - max(map(len, ids))
   cfg = dataclasses.replace(cfg, max_new_tokens=min(cfg.max_new_tokens, room), guidance=1.0)

@@ -19,7 +19,7 @@ NOISE = 0.1  # std of new rows around the mean, over the std of the old rows
 def load(workdir, model, mesh, old, new, verify):
   """Return a run's parameters in the layout of `model`, with rows for the ids `old` to `new` - 1.
 
-  model: new parameters, kept where the run has none. Raises ValueError for another shape.
+  model: new parameters, for those that the run lacks. Raises ValueError for another shape.
   """
   checkpoints = checkpoint.Checkpoints(Path(workdir).expanduser() / 'checkpoints', verify)
   if (step := checkpoints.latest_good()) is None:
@@ -52,8 +52,8 @@ def load(workdir, model, mesh, old, new, verify):
 def _extend(array_VD, old, new, rows):
   """Return a table of `rows` rows; those from `old` to `new` begin at the mean of those before."""
   table_VD = np.zeros((rows, array_VD.shape[1]), np.float32)
-  kept = min(len(array_VD), rows)
-  table_VD[:kept] = array_VD[:kept]
+  common = min(len(array_VD), rows)
+  table_VD[:common] = array_VD[:common]
   used_VD = table_VD[:old]
   noise_VD = np.random.default_rng(0).standard_normal((new - old, array_VD.shape[1]))
   table_VD[old:new] = used_VD.mean(0) + NOISE * used_VD.std(0) * noise_VD

@@ -104,7 +104,7 @@ class LanguageModelJob(base.Job):
     self.length = cfg.train.length or self.model_cfg.context
     check_batch(cfg.train.batch_size // cfg.train.accumulate, self.length, mesh)
     self.sample_prompts = resolve_prompts(cfg, self.tokenizers)
-    begin = completions.begin_of(cfg, self.tokenizers)
+    begin = completions.begin_special(cfg, self.tokenizers)
     prompts = [completions.encode_prompt(self.tokenizers, text, begin) for text in self.sample_prompts]
     prompt_batch.check_prompts(prompts, 1, self.model_cfg)  # now, not at the first sample
     index, count = data_shard(mesh)

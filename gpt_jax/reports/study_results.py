@@ -239,8 +239,8 @@ def commit_of(versions):
 
 def count_versions(study, read):
   """Return ['abc (3 runs)', ...] of read(versions) of the finished runs, the commonest first."""
-  found = [(row.get('result') or {}).get('versions') for row in study.done]
-  counts = collections.Counter(filter(None, (read(versions) for versions in found if versions)))
+  recorded = [(row.get('result') or {}).get('versions') for row in study.done]
+  counts = collections.Counter(filter(None, (read(versions) for versions in recorded if versions)))
   return [f'{text} ({n} run{"s" * (n != 1)})' for text, n in counts.most_common()]
 
 

@@ -52,8 +52,8 @@ def _truncate_sample(tokenizers, before, ids, scores, stop):
   truncated = truncate_at_stop(text, stop)
   if truncated == text or not isinstance(scores, list):
     return truncated, scores
-  shown = lambda n: decode_continuation(tokenizers, before, ids[:n]).rstrip('\ufffd')
-  count = bisect.bisect_left(range(len(ids)), len(truncated), key=lambda n: len(shown(n)))
+  decode_first = lambda n: decode_continuation(tokenizers, before, ids[:n]).rstrip('\ufffd')
+  count = bisect.bisect_left(range(len(ids)), len(truncated), key=lambda n: len(decode_first(n)))
   return truncated, scores[:count]
 
 
@@ -100,7 +100,7 @@ def encode_prompt(tokenizers, prompt, begin=''):
   return first + tokenizers.encode_text(prompt) or [tokenizers.vocabulary.special(tokenizers.start)]
 
 
-def begin_of(cfg, tokenizers):
+def begin_special(cfg, tokenizers):
   """Return the special before a prompt: sample.begin, else that of texts where each row began with one."""
   starts = cfg.data.packing == 'first_fit' and tokenizers.start in dict(tokenizers.vocabulary.specials)
   return cfg.sample.begin or (tokenizers.start if starts else '')

@@ -31,7 +31,9 @@ def build_prompt(run, text='', images=(), sounds=(), to='text', begin='', source
   pieces = match_template(trained_templates(run.cfg, source), text, images, sounds, to)
   if pieces is None:
     return prompt_batch.Prompt(
-      completions.encode_prompt(run.tokenizers, text, begin or completions.begin_of(run.cfg, run.tokenizers))
+      completions.encode_prompt(
+        run.tokenizers, text, begin or completions.begin_special(run.cfg, run.tokenizers)
+      )
     )
   return encode(run, [decode_media(run.tokenizers, pieces, notes=notes)], to)[0]
 

@@ -28,7 +28,7 @@ def check_sampling(cfg):
     raise ValueError(f'sample.num_samples={cfg.num_samples} with only {cfg.beams} beams\nfix: use more beams')
 
 
-def unused(cfg):
+def ineffective_fields(cfg):
   """Return the changed fields that others leave without effect, and why: ([], '', '') for none."""
   changed = lambda *keys: [key for key in keys if getattr(cfg, key) != getattr(type(cfg), key)]
   if cfg.beams:
@@ -42,7 +42,7 @@ def unused(cfg):
 
 def check_effective(cfg, fields=None):
   """Raise ValueError if one of `fields` (None: all) of a SampleConfig has no effect."""
-  names, cause, fix = unused(cfg)
+  names, cause, fix = ineffective_fields(cfg)
   names = [name for name in names if fields is None or name in fields]
   if names:
     raise ValueError(f'{cause}: {", ".join(names)} has no use\nfix: leave it at its default, or {fix}')
@@ -57,7 +57,9 @@ def override(cfg, **fields):
   if beams and 'num_samples' not in fields:
     cfg = dataclasses.replace(cfg, num_samples=min(cfg.num_samples, beams))
   changed = dataclasses.replace(cfg, **fields)
-  if 'beams' not in fields and set(unused(changed)[0]) & set(fields):
+  if 'beams' not in fields and set(ineffective_fields(changed)[0]) & set(fields):
     changed = dataclasses.replace(changed, beams=0)
   check_effective(changed, fields)
-  return dataclasses.replace(changed, **{name: getattr(type(cfg), name) for name in unused(changed)[0]})
+  return dataclasses.replace(
+    changed, **{name: getattr(type(cfg), name) for name in ineffective_fields(changed)[0]}
+  )

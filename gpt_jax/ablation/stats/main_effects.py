@@ -35,11 +35,11 @@ def crossed_effects(study, scored):
       used = [name for name in names if name in {first for first, _ in pairs}]
       others = [arm['name'] for arm in study['arms'] if arm['levels'][factor] == against]
       effects.append({'factor': factor, 'level': level, 'against': against, 'arms': len(used)})
-      comparisons.append((*sides, *_obstacles(study, scored, used, others, pairs)))
+      comparisons.append((*sides, *_judgment_inputs(study, scored, used, others, pairs)))
   for _, both, first, second, base in interactions:
     sides = (_sums(names, scored.values) for names in ((both, base), (first, second)))
     pairs = [(name, base) for name in (both, first, second)]
-    comparisons.append((*sides, *_obstacles(study, scored, (both, first, second), (base,), pairs)))
+    comparisons.append((*sides, *_judgment_inputs(study, scored, (both, first, second), (base,), pairs)))
   effects += [{'levels': levels} for levels, *_ in interactions]
   verdicts = inference.judge(comparisons, study['better'], float(study['tolerance']), scored.examples)
   judged = [effect | verdict for effect, verdict in zip(effects, verdicts, strict=True)]
@@ -47,7 +47,7 @@ def crossed_effects(study, scored):
   return {'effects': judged[:split], 'interactions': judged[split:]}
 
 
-def _obstacles(study, scored, used, others, pairs):
+def _judgment_inputs(study, scored, used, others, pairs):
   """(diverged, base_diverged, missing, reasons) of an inference.Comparison of two groups of arms."""
   arms = {arm['name']: arm for arm in study['arms']}
   lost = (sum(scored.diverged.get(name, 0) for name in group) for group in (used, others))
