@@ -1,6 +1,7 @@
 """Strict modes, eight fake devices and shared fixtures."""
 
 import collections
+import importlib.metadata
 import os
 import pathlib
 from unittest import mock
@@ -8,6 +9,11 @@ from unittest import mock
 # Must be set before the backend starts. Async dispatch off: eight fake devices on two cores can
 # deadlock in a collective rendezvous when several steps are in flight.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Compilation dominates the cost of these tests. XLA's older emitters and modules of one part take half
+# the processor time (29 -> 13 s of a part of test_trust.py). An unknown flag would end the process.
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+  flags = '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
+  os.environ.setdefault('XLA_FLAGS', flags)
 
 import jax
 import pytest
@@ -16,7 +22,7 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_cpu_enable_async_dispatch', False)
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-# Compilation dominates the cost of these tests: LLVM's cheapest level compiles 2 to 4 times faster.
+# LLVM's cheapest level compiles 2 to 4 times faster.
 jax.config.update('jax_disable_most_optimizations', True)
 
 

@@ -41,7 +41,14 @@ MESHES = [
 ]
 
 
-@pytest.mark.parametrize('sizes', MESHES, ids=str)
+# No mesh, one axis and three axes are fast; the others compile much of the same.
+FAST = (dict(), dict(sequence=2), dict(data=2, sequence=2, tensor=2))
+SIZES = [
+  pytest.param(sizes, marks=[pytest.mark.slow] * (sizes not in FAST), id=str(sizes)) for sizes in MESHES
+]
+
+
+@pytest.mark.parametrize('sizes', SIZES)
 @pytest.mark.parametrize('case', SPREAD)
 def test_blocks_equal_xla_on_any_mesh_forward_and_backward(tiny, case, sizes, monkeypatch):
   """Rows of 96 in blocks of at most 8; two rows, which four devices do not divide."""
