@@ -45,6 +45,45 @@ FAMILIES = {
   'olmoe': experts.OLMOE,
 }
 
+# Text decoders of models of several modalities -> the family that they are, for text alone.
+TEXT_DECODERS = {
+  'qwen2_vl': 'qwen2',
+  'qwen2_vl_text': 'qwen2',
+  'qwen2_5_vl': 'qwen2',
+  'qwen2_5_vl_text': 'qwen2',
+  'qwen3_vl_text': 'qwen3',
+  'emu3_text_model': 'llama',
+}
+# model_type -> (the part that ModelConfig lacks, the family that comes nearest)
+LACKING = {
+  'openai-gpt': ('its positions and norms are named otherwise', 'gpt2'),
+  'opt': ('its position table begins at row 2', 'gpt2'),
+  'gptj': ('both branches of a block share one norm, and the head has a bias', 'gpt_neox'),
+  'phi': ('both branches of a block share one norm, and the head has a bias', 'gpt_neox'),
+  'falcon': ('both branches of a block share one norm, with heads packed by group', 'gpt_neox'),
+  'cohere': ('both branches of a block share one norm', 'stablelm'),
+  'cohere2': ('both branches of a block share one norm', 'stablelm'),
+  'bloom': ('embeddings pass a norm', 'gpt2'),
+  'mpt': ('ALiBi with packed heads is not mapped', 'gpt2'),
+  'nemotron': ('LayerNorm multiplies by 1 + scale', 'arcee'),
+  'nanochat': ('embeddings pass a norm, and norms have no scales', 'arcee'),
+  'glm': ('gates and inputs are packed, with a part of each head interleaved', 'phi3'),
+  'glm4': ('gates and inputs are packed, with a part of each head interleaved', 'phi3'),
+  'qwen2_moe': ('some experts are shared by all tokens', 'qwen3_moe'),
+  'qwen3_next': ('some layers are recurrent', 'qwen3_moe'),
+  'granitemoe': ('the experts of a layer are one tensor', 'mixtral'),
+  'deepseek_v2': ('keys and values are projected from a latent vector', 'qwen3_moe'),
+  'deepseek_v3': ('keys and values are projected from a latent vector', 'qwen3_moe'),
+  'gpt_oss': ('attention has sinks', 'mixtral'),
+  'llama4_text': ('some experts are shared by all tokens', 'mixtral'),
+  'gemma3n_text': ('layers share keys and have embeddings of their own', 'gemma3_text'),
+  'exaone4': ('it has norms after the branches and no RoPE in full layers', 'olmo2'),
+  'mamba': ('its layers are recurrent', 'llama'),
+  't5': ('it has an encoder', 'llama'),
+  'whisper': ('its layers attend to an encoder', 'llama'),
+  'bert': ('its tokens see those after them', 'gpt2'),
+}
+
 
 # ------------------------------------------------------------------- config.json -> ModelConfig
 
@@ -56,16 +95,21 @@ def read_config(hf):
   """
   model_type, hf = text_config(hf)
   if model_type not in FAMILIES:
+    part, nearest = LACKING.get(model_type, ('it is not a known family', None))
     raise ValueError(
-      f'config.json: model_type={model_type!r} is not a family that can be imported\n'
-      f'fix: import a model of {", ".join(FAMILIES)}'
+      f'config.json: model_type={model_type!r} cannot be imported: {part}\n'
+      f'fix: import a model of {nearest or ", ".join(FAMILIES)}'
     )
   return model_type, read_fields(FAMILIES[model_type], hf)
 
 
 def text_config(hf):
-  """Return the (model_type, config.json) of a model's text decoder."""
-  return hf.get('model_type'), hf
+  """Return the (model_type, config.json) of the text decoder, which multimodal models hold inside theirs."""
+  name, text = hf.get('model_type'), hf.get('text_config')
+  if name not in FAMILIES and isinstance(text, dict) and 'model_type' in text:
+    shared = {key: hf[key] for key in ('tie_word_embeddings', 'quantization_config') if key in hf}
+    name, hf = text['model_type'], text | shared
+  return TEXT_DECODERS.get(name, name), hf
 
 
 def tensors_of(hf, cfg):
@@ -77,11 +121,14 @@ def tensors_of(hf, cfg):
 
 def stored_names(hf, names):
   """Return {the family's name: name in the files}, without buffers; a bare model's files lack the prefix."""
-  family = FAMILIES[text_config(hf)[0]]
-  has_prefix = any(name.startswith(family.prefix) for name in names)
+  model_type = text_config(hf)[0]
+  family, is_whole = FAMILIES[model_type], hf.get('model_type') == model_type
+  has_prefix = not is_whole or any(name.startswith(family.prefix) for name in names)
   stored = {}
   for name in names:
-    usual = name
+    usual = name if is_whole else _within_decoder(name)
+    if usual is None:  # of another modality
+      continue
     for pattern, alias in family.aliases.items():
       usual = re.sub(f'^{pattern}$', alias, usual)
     is_head = usual == family.tensors['head_VD'].name
@@ -89,6 +136,13 @@ def stored_names(hf, names):
     if not re.fullmatch(family.buffers, usual):
       stored[usual] = name
   return stored
+
+
+def _within_decoder(name):
+  """The name that a tensor would have if its text decoder were the whole model; None for other parts."""
+  name = re.sub(r'^(model\.)?(language_model|text_model)\.(model\.)?', 'model.', name)
+  name = name.removeprefix('model.') if name.startswith('model.lm_head.') else name
+  return name if re.match(r'(model\.(layers|embed_tokens|norm)|lm_head)\.', name) else None
 
 
 # ------------------------------------------------------------------- ModelConfig -> config.json

@@ -77,6 +77,8 @@ def _read(source, make_mesh, needs_tokenizer=False):
   files = open_source(source)
   name, fields = families.read_config(files.hf)
   cfg = config.build(ModelConfig, fields, 'model')
+  if files.hf.get('model_type') != name:
+    say(f'note: of this {files.hf.get("model_type")}, only the text decoder ({name}) is imported')
   tokenizer = files.read_tokenizer()
   if tokenizer is None and needs_tokenizer:
     raise FileNotFoundError(

@@ -1,13 +1,15 @@
 """Every family against transformers: logits, greedy text, exported weights, and both round trips."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from gpt_jax.interop import families, huggingface
 from tests import models
-from tests.interop.test_interop import assert_same_params, hf, our_logits, their_logits
+from tests.interop.test_interop import assert_same_params, fails, hf, our_logits, their_logits, write
 
 __all__ = ['hf']  # the fixture
 VOCAB, ROWS, PROMPT, LENGTH = 97, 2, 8, 24
@@ -165,8 +167,52 @@ def test_family_equals_transformers(name, variant, hf, tmp_path):
   np.testing.assert_array_equal(their_logits(again, greedy_BT), expected)
 
 
-def test_every_family_has_a_battery():
+@pytest.mark.slow
+@pytest.mark.parametrize(('wrapper', 'name'), [('llava', 'llama'), ('gemma3', 'gemma3_text')])
+def test_text_decoder_of_several_modalities(wrapper, name, hf, tmp_path, capsys):
+  text = hf.AutoConfig.for_model(name, vocab_size=VOCAB, **VARIANTS[name]['plain'])
+  vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+  kind = 'siglip_vision_model' if wrapper == 'gemma3' else 'clip_vision_model'
+  vision = hf.AutoConfig.for_model(kind, image_size=8, patch_size=4, **vision)
+  cfg = hf.AutoConfig.for_model(wrapper, text_config=text, vision_config=vision, image_token_index=5)
+  model = hf.AutoModelForImageTextToText.from_config(cfg).eval()
+  model.save_pretrained(tmp_path)
+  _, ours, _ = huggingface.import_model(tmp_path)
+  assert f'only the text decoder ({name}) is imported' in capsys.readouterr().out
+  ids_BT = models.tokens(ROWS, LENGTH, VOCAB - 50) + 50
+  assert np.abs(our_logits(ours, ids_BT) - their_logits(model, ids_BT)).max() < 1e-4
+
+
+def test_wrapped_names_of_text_decoders(tmp_path):
+  """Both spellings, as of LLaVA and of Gemma 3, beside tensors of a vision tower."""
+  _, model = write(tmp_path / 'plain', 'llama')
+  content = json.loads((tmp_path / 'plain/config.json').read_text())
+  for folder, prefix in (('old', 'language_model.'), ('new', 'model.language_model.')):
+    (tmp_path / folder).mkdir()
+    files = load_file(tmp_path / 'plain/model.safetensors')
+    inner = lambda name, prefix=prefix: name if prefix == 'language_model.' else name.removeprefix('model.')
+    wrapped = {(prefix + inner(k) if k[0] == 'm' else k): v for k, v in files.items()}
+    save_file(wrapped | {'vision_tower.x': np.ones(3, 'f4')}, tmp_path / folder / 'model.safetensors')
+    text = {'model_type': 'llava', 'text_config': content, 'tie_word_embeddings': False}
+    (tmp_path / folder / 'config.json').write_text(json.dumps(text))
+    _, back, _ = huggingface.import_model(tmp_path / folder)
+    assert_same_params(model, back, model.cfg.vocab)
+
+
+def test_families_that_lack_a_part_are_named_with_the_nearest():
+  for name, (part, nearest) in families.LACKING.items():
+    assert nearest in families.FAMILIES
+    assert name not in families.FAMILIES
+    with fails(f'model_type={name!r}', part):
+      families.read_config({'model_type': name})
+
+
+def test_every_family_has_a_battery_and_a_place_in_readme():
   assert set(VARIANTS) == set(families.FAMILIES)
+  readme = (Path(__file__).parents[2] / 'README.md').read_text()
+  table = readme.split('| families (`model_type`)')[1].split('\n\n')[0]
+  names = [name.strip() for row in table.split('\n')[2:] for name in row.split('|')[1].split(',')]
+  assert sorted(names) == sorted(families.FAMILIES)
 
 
 @pytest.mark.parametrize('name', families.FAMILIES)
