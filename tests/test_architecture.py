@@ -57,7 +57,8 @@ MAY_IMPORT = {
   'train': 'jobs reports sharding training training.loss_guard',
   'config': 'data losses model optim runs sample sharding tokenizers train training',
   'cli.experiment_file': 'config data',
-  'evaluation.trained': 'config evaluation model sharding tokenizers training',
+  'evaluation.trained': 'config evaluation losses model runs sampling sampling.validate sharding '
+  'tokenizers training',
   'plan': 'cluster.batches data jobs model sample sampling.prompt_batch sharding step tokenizers',
   'ablation': 'cli.experiment_file cluster.batches config data evaluation jobs model runs sharding step '
   'train training',

@@ -185,7 +185,7 @@ def task_scores(folder, result):
   """{TASK/SOURCE/METRIC...: value}, with /SPLIT if that is not valid; the last of equal names counts.
 
   result.json has the scores of the training, evaluations.jsonl those of `launch.py evaluate`; those on data
-  that --config.data chose are left out.
+  that --config.data chose, and of the checkpoints of --step, are left out.
   """
   try:
     later = records.read_lines(Path(folder) / 'evaluations.jsonl')
@@ -193,7 +193,7 @@ def task_scores(folder, result):
     later = []
   scores = {}
   for row in [*(result.get('evaluations') or ()), *later]:
-    on_other_data = isinstance(row, dict) and any(key.startswith('data.') for key in row)
+    on_other_data = isinstance(row, dict) and any(key == 'step' or key.startswith('data.') for key in row)
     if isinstance(row, dict) and isinstance(row.get('value'), int | float) and not on_other_data:
       split = row.get('split') or 'valid'
       scores[score_name(row) + f'/{split}' * (split != 'valid')] = row['value']

@@ -1,6 +1,7 @@
 """The verb `evaluate`: score a trained model on tasks, keep its predictions and rewrite the report."""
 
 import dataclasses
+from pathlib import Path
 
 from absl import flags
 
@@ -38,6 +39,8 @@ def evaluate_flags():
     'folder for predictions.jsonl, images and sounds; default: the run folder, whose report shows them',
   )
   flags.DEFINE_string('recognizer', '', 'speak: run folder of a model that transcribes sounds')
+  flags.DEFINE_string('step', '', 'checkpoint: its step, or all that are kept; default: the newest')
+  flags.DEFINE_bool('watch', False, 'score each new checkpoint of a training until it ends')
   flags.DEFINE_list('harness', [], 'tasks of lm-eval, such as hellaswag,arc_easy')
   flags.DEFINE_string('harness_files', '', 'folder of task files (YAML) of lm-eval; only those you trust')
   flags.DEFINE_integer(
@@ -62,14 +65,52 @@ def evaluate(argv):
 
   overrides = data_overrides(argv)
   join('evaluate', lambda: run_folder.read_config(FLAGS.workdir), overrides=overrides)
-  run = trained.load(FLAGS.workdir)
-  if overrides:
-    chosen = config.build(config.Config, FLAGS.config)
-    run = run._replace(cfg=dataclasses.replace(run.cfg, data=chosen.data))
   recognizer = trained.load(FLAGS.recognizer).subject() if FLAGS.recognizer else None
-  out = FLAGS.out or run.workdir
-  files = predictions.PredictionFiles(out, run.step, overrides) if is_primary() else None
-  subject = run.subject(predictions=files)
+  caches = {}  # of all checkpoints: they share their data
+  for run in chosen_runs():
+    if overrides:
+      chosen = config.build(config.Config, FLAGS.config)
+      run = run._replace(cfg=dataclasses.replace(run.cfg, data=chosen.data))
+    fields = overrides | ({'step': run.step} if FLAGS.step or FLAGS.watch else {})
+    out = FLAGS.out or run.workdir
+    files = predictions.PredictionFiles(out, run.step, overrides) if is_primary() else None
+    rows = run_tasks(run.subject(predictions=files, caches=caches), recognizer)
+    for row in rows if is_primary() else ():
+      records.append_line(run.workdir / 'evaluations.jsonl', row | fields)
+      say(evaluation.format_row(row | fields))
+    if is_primary():
+      say(files.describe(), end='')
+  if is_primary():
+    from gpt_jax.reports import run_report  # matplotlib takes a second to import
+
+    say(f'report: {run_report.write_report(Path(FLAGS.workdir).expanduser())}')
+  barrier('report written')  # a process that leaves would end the job
+  return 0
+
+
+def chosen_runs():
+  """Yield a TrainedRun for each checkpoint that --step or --watch names; ValueError for both or neither."""
+  from gpt_jax.evaluation import trained
+
+  if FLAGS.watch and FLAGS.step:
+    raise ValueError(
+      f'--watch follows a training from now on, and --step={FLAGS.step}\nfix: give one of the two'
+    )
+  if FLAGS.watch:
+    yield from trained.watch(FLAGS.workdir)
+  elif FLAGS.step == 'all':
+    steps = trained.good_steps(FLAGS.workdir)
+    yield from (trained.load(FLAGS.workdir, step) for step in steps or [None])
+  elif FLAGS.step and not FLAGS.step.isdecimal():
+    raise ValueError(f'--step={FLAGS.step} is not a step\nfix: use a number, or all')
+  else:
+    yield trained.load(FLAGS.workdir, int(FLAGS.step) if FLAGS.step else None)
+
+
+def run_tasks(subject, recognizer):
+  """The rows of --harness and --tasks; ValueError where there is nothing to score."""
+  from gpt_jax.evaluation import evaluate as evaluation
+
   rows = run_harness(subject)
   if not FLAGS.harness or FLAGS['tasks'].present:
     rows += evaluation.run_tasks(
@@ -86,22 +127,11 @@ def evaluate(argv):
       f'--split={FLAGS.split} of the data has nothing for --tasks={",".join(FLAGS.tasks)}\n'
       'fix: choose another split or task, or add such data to a source of data.mixture'
     )
-  for row in rows if is_primary() else ():
-    records.append_line(run.workdir / 'evaluations.jsonl', row | overrides)
-    say(evaluation.format_row(row | overrides))
-  if is_primary():
-    from gpt_jax.reports import run_report  # matplotlib takes a second to import
-
-    say(files.describe(), end='')
-    say(f'report: {run_report.write_report(run.workdir)}')
-  barrier('report written')  # a process that leaves would end the job
-  return 0
+  return rows
 
 
 def run_harness(subject):
   """The rows of --harness, [] without it; ValueError for its options without it."""
-  from pathlib import Path
-
   from gpt_jax.evaluation import harness
 
   for name in ('harness_files', 'shots'):

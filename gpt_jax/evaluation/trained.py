@@ -1,20 +1,42 @@
 """Load a trained model from its run folder; no code of the folder is executed."""
 
 import base64
+import contextlib
 import dataclasses
+import math
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from gpt_jax import config
-from gpt_jax.evaluation import evaluate
+from gpt_jax.evaluation import evaluate, likelihood
+from gpt_jax.losses import bits
 from gpt_jax.model import gpt
+from gpt_jax.runs import run_folder
 from gpt_jax.runs.reading import reading
+from gpt_jax.sampling import completions, validate
+from gpt_jax.sampling.prompts import build_prompt, decode_pieces, resolve_max_new_tokens
 from gpt_jax.sharding import make_mesh
 from gpt_jax.tokenizers import Tokenizers
 from gpt_jax.training import checkpoint
+
+POLL = 10.0  # seconds between looks for a new checkpoint
+
+
+class TextScore(NamedTuple):
+  """The log-likelihood of a text."""
+
+  nats: float  # minus the log-likelihood, natural logarithm
+  tokens: int  # that were scored
+  bytes: int  # of the text in UTF-8
+
+  @property
+  def bits_per_byte(self):
+    """Comparable between models with different tokenizers."""
+    return bits(self.nats) / max(1, self.bytes)
 
 
 class TrainedRun(NamedTuple):
@@ -31,9 +53,48 @@ class TrainedRun(NamedTuple):
     """The Subject that tasks evaluate."""
     return evaluate.Subject.of_run(self.cfg, self.model, self.tokenizers, self.mesh, self.workdir, **fields)
 
+  def generate(self, prompts, to='text', stop=(), **sampling):
+    """Continue each prompt, or turn it into an image or a sound -> list of results.
 
-def load(workdir):
-  """Load the newest good checkpoint of a run -> TrainedRun.
+    Args:
+      prompts: strings, or dicts with `text`, `images` and `sounds` (lists of paths, bytes or arrays).
+      to: text, image (uint8 [Y, X, A]) or audio (float32 [N]).
+      stop: strings; a text ends before the first of them.
+      **sampling: fields of SampleConfig in the place of the run's own; with num_samples > 1 each result is
+        a list.
+    """
+    cfg = validate.override(self.cfg.sample, **sampling)
+    fields = [{'text': prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
+    encoded = [build_prompt(self, **field, to=to, begin=cfg.begin) for field in fields]
+    cfg = resolve_max_new_tokens(self, encoded, cfg, to, 'max_new_tokens' in sampling)
+    if to == 'text':
+      groups = completions.complete(self.model, self.tokenizers, encoded, cfg, stop)
+      groups = [[text for text, _ in group] for group in groups]
+    else:
+      ids = completions.generate_ids(self.model, self.tokenizers, encoded, cfg, to)
+      groups = [
+        [decode_pieces(self, own, prompt.ids)[-1].value for own, _ in group]
+        for prompt, group in zip(encoded, ids, strict=True)
+      ]
+    return groups if cfg.num_samples > 1 else [group[0] for group in groups]
+
+  def score(self, texts, contexts=()):
+    """Score texts of any length -> list of TextScore; contexts: a text before each of them, not scored."""
+    subject = self.subject()
+    if contexts:
+      pairs = zip(contexts, texts, strict=True)
+      requests = [[likelihood.encode_pair(subject, context, text)] for context, text in pairs]
+    else:
+      requests = [likelihood.windows(subject, text) for text in texts]
+    nats = iter(likelihood.score_requests(subject, [r for group in requests for r in group]).nats)
+    return [
+      TextScore(float(sum(next(nats) for _ in group)), sum(len(r.targets) for r in group), len(text.encode()))
+      for group, text in zip(requests, texts, strict=True)
+    ]
+
+
+def load(workdir, step=None):
+  """Load a checkpoint of a run, by default the newest good one -> TrainedRun.
 
   The mesh is the run's own where these devices form it, else all of them on the data axis, where each
   holds the whole model. Raises ValueError for a folder that is not a run or has no good checkpoint.
@@ -41,9 +102,13 @@ def load(workdir):
   workdir = Path(workdir).expanduser()
   cfg = config.of_run(workdir)
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', verify=cfg.checkpoint.verify)
-  step = checkpoints.latest_good()
-  if step is None:
+  newest = checkpoints.latest_good(math.inf if step is None else step)
+  if newest is None and step is None:
     raise ValueError(f'{workdir} has no checkpoint yet\nfix: train there first')
+  if step not in (None, newest):
+    steps = ', '.join(map(str, sorted(checkpoints.steps()))) or 'none'
+    raise ValueError(f'--step={step} is not a good checkpoint of {workdir}\nfix: use one of {steps}, or all')
+  step = newest
   if cfg.train.job != 'gpt':
     raise ValueError(
       f'{workdir} holds an {cfg.train.job.replace("_", " ")}, not a GPT\n'
@@ -65,6 +130,38 @@ def load(workdir):
   like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
   model = checkpoints.restore_model(step, like)
   return TrainedRun(workdir, cfg, model, load_tokenizers(files), mesh, step)
+
+
+def good_steps(workdir, report=print):
+  """Return the steps of all good checkpoints, oldest first. All processes of a job call it together."""
+  cfg = config.of_run(Path(workdir).expanduser())
+  folder = Path(workdir).expanduser() / 'checkpoints'
+  checkpoints = checkpoint.Checkpoints(folder, verify=cfg.checkpoint.verify, report=report)
+  steps, last = [], math.inf
+  with contextlib.suppress(checkpoint.Corrupt):  # none below the last good one
+    while (step := checkpoints.latest_good(last)) is not None:
+      steps.insert(0, step)
+      last = step - 1
+  return steps
+
+
+def watch(workdir, poll=POLL):
+  """Yield a TrainedRun for each new checkpoint of a run in training, until the run has its result.
+
+  Checkpoints that the training removes before their turn are left out. poll: seconds between looks.
+  """
+  seen = -1
+  while True:
+    done = checkpoint.from_process_0(int(bool(run_folder.read_result(workdir))))  # before the last look
+    new = [step for step in good_steps(workdir, report=lambda line: None) if step > seen]
+    if new:
+      seen = new[0]
+      with contextlib.suppress(FileNotFoundError, ValueError):  # removed meanwhile
+        yield load(workdir, seen)
+    elif done:
+      return
+    else:
+      time.sleep(poll)
 
 
 def unpack_files(files):

@@ -18,7 +18,7 @@ def headlines(run):
   """
   rows, metrics = {}, {}
   for row in run.evaluations:
-    is_own = not {'of', 'control'} & set(row) and not any(key.startswith('data.') for key in row)
+    is_own = not {'of', 'control', 'step'} & set(row) and not any(key.startswith('data.') for key in row)
     if 'chance' in row and is_own and row['metric'] == metrics.setdefault(evaluation_of(row), row['metric']):
       rows[evaluation_of(row)] = row
   return rows

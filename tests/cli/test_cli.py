@@ -406,6 +406,21 @@ def test_evaluate_scores_chosen_data_and_names_them(call, copy):
   assert_user_error(error, '--config.model.width cannot be changed')
 
 
+def test_evaluate_scores_all_kept_checkpoints(call, copy):
+  steps = trained.good_steps(copy)
+  code, out, err = call('evaluate', f'--workdir={copy}', '--step=all', '--limit=100')
+  assert code == 0, err
+  rows = records.read_lines(copy / 'evaluations.jsonl')
+  assert [row['step'] for row in rows if row['metric'] == 'nats_per_token'] == steps
+  own = run_folder.read_result(copy)['evaluations'][0]
+  assert (
+    store.task_scores(copy, run_folder.read_result(copy))['perplexity/text/nats_per_token'] == own['value']
+  )
+  assert_user_error(call('evaluate', f'--workdir={copy}', '--step=5'), '--step=5')
+  assert_user_error(call('evaluate', f'--workdir={copy}', '--step=last'), '--step=last')
+  assert_user_error(call('evaluate', f'--workdir={copy}', '--step=all', '--watch'), '--watch')
+
+
 def test_evaluate_adds_a_benchmark_by_the_command_line(call, copy, tmp_path):
   path = tmp_path / 'questions.jsonl'
   path.write_text('{"q": "Ice is", "options": ["cold", "hot"], "answer": 0}\n' * 2)
