@@ -128,7 +128,7 @@ def speed_table():
   lines = ['| what | ours | times as fast as (least to largest turn) | hardware |', '|---|---|---|---|']
   for path in sorted((RESULTS / 'speed').glob('*.json')):
     result = json.loads(path.read_text())
-    rows = result['rows'] if isinstance(result['rows'], dict) else {}
+    rows = result['rows'] if isinstance(result.get('rows'), dict) else {}
     compared = {k: row for k, row in rows.items() if isinstance(row, dict) and 'ratios' in row}
     for question, row in compared.items():
       ratios = [(peer, *ratio) for peer, ratio in row['ratios'].items() if ratio]

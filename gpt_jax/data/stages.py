@@ -51,6 +51,7 @@ def of_mixture(stages: str, mixture: dict) -> list[Stage]:
 
 def check(stages: str, mixture: dict) -> None:
   """Raise ValueError for stages that are out of order or have no effect, and for sources without rows."""
+  mixture = {name: source for name, source in mixture.items() if source.weight}  # others are not trained on
   plan = of_mixture(stages, mixture)
   mixture = {name: source for name, source in mixture.items() if source.weight}  # others are not trained on
   subject = f'data.stages={stages!r}'
