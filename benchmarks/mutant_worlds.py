@@ -96,22 +96,22 @@ def data_world(name, write, source, more=(), files=('data/**/*',), located=('pat
 
 
 def prepare_run(folder, call):
-  """A finished run with samples, an evaluation, and a report."""
+  """A finished run that was resumed once, with samples, an evaluation, and a report."""
   more = ('config.train.update(sample_every=3, eval_every=3, sample_prompts=("a",))',)
-  done(
-    call(
-      'train',
-      f'--config={experiment(folder.parent / "run.py", steps=6, more=more)}',
-      f'--workdir={folder / "run"}',
-    )
-  )
-  done(call('evaluate', f'--workdir={folder / "run"}', '--limit=20'))
-  shutil.copytree(folder / 'run', folder / 'other')
+  run = train(folder, call, 'run', steps=6, more=more)
+  lose_last_step(run)
+  done(call('train', f'--workdir={run}'))
+  done(call('evaluate', f'--workdir={run}', '--limit=20'))
+  shutil.copytree(run, folder / 'other')
 
 
 def prepare_unfinished(folder, call):
-  """A run that goes on: its training was extended by a config that has more steps."""
-  run = train(folder, call, 'run', steps=6)
+  """A run that goes on from step 3 of 6."""
+  lose_last_step(train(folder, call, 'run', steps=6))
+
+
+def lose_last_step(run):
+  """Remove what a run of 6 steps has written last, as if it had been killed before."""
   (run / 'result.json').unlink()
   shutil.rmtree(run / 'checkpoints' / '6')
   (run / 'checkpoints' / 'digests' / '6.json').unlink()

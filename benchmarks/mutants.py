@@ -255,6 +255,19 @@ def summarize(results):
   }
 
 
+def write(results, seed):
+  """Write the result file of {kind: {verb: outcomes}}."""
+  counts = summarize(results)
+  total = sum(row['mutants'] for verbs in counts.values() for row in verbs.values())
+  named = [x | {'kind': k, 'verb': v} for k, vs in results.items() for v, xs in vs.items() for x in xs]
+  faults = [x for x in named if x['fault']]
+  record.write_result(
+    'survival/mutants',
+    f'{total:,} damaged files of {len(counts)} kinds through verbs that read them, {len(faults)} faults',
+    {'seed': seed, 'permissions': not IS_ROOT, 'counts': counts, 'faults': faults},
+  )
+
+
 def main():
   """Run all trials, print faults as they come, write the result file."""
   parser = argparse.ArgumentParser(description=__doc__)
@@ -283,19 +296,12 @@ def main():
         lambda *fault: print('FAULT', *fault, flush=True),
       )
       print(json.dumps(summarize({kind: results[kind]})), flush=True)
+      if arguments.record:  # also if the rest is stopped
+        write(results, arguments.seed)
       for outcomes in results[kind].values() if arguments.said else ():
         for x in outcomes:
           print(' ', x['code'], x['mutation'], x['file'], f'{x["seconds"]:.1f}', x['said'])
-  counts = summarize(results)
-  total = sum(row['mutants'] for verbs in counts.values() for row in verbs.values())
-  faults = [x | {'kind': k, 'verb': v} for k, vs in results.items() for v, xs in vs.items() for x in xs]
-  faults = [x for x in faults if x['fault']]
-  if arguments.record:
-    record.write_result(
-      'survival/mutants',
-      f'{total:,} damaged files of {len(counts)} kinds through verbs that read them, {len(faults)} faults',
-      {'seed': arguments.seed, 'permissions': not IS_ROOT, 'counts': counts, 'faults': faults},
-    )
+  faults = [x for verbs in results.values() for outcomes in verbs.values() for x in outcomes if x['fault']]
   sys.stdout.flush()
   os._exit(bool(faults))  # a world may have left threads
 

@@ -210,7 +210,7 @@ def losses(run):
     note += f' The axis leaves out the first plunge, from {first[0]:.2f}.'
   if not np.isfinite(raw).all():
     note += ' Crosses: the loss was not finite.'
-  restarts = [event['step'] for event in run.events if event['event'] == 'resume']
+  restarts = [event['step'] for event in run.events if event['event'] == 'resume' and 'step' in event]
   options = dict(
     marks=[(run.x(step), 'restart') for step in restarts],
     units=(run.x_unit(), job.unit if job.losses_comparable else 'training objective'),

@@ -209,14 +209,14 @@ def append_line(path, record):
 
 
 def _end_last_line(file):
-  """Drop a last line that a kill has torn; add the newline of one that lacks only that."""
+  """Drop half a record that a kill has torn; add the newline to any other last line without one."""
   size = file.seek(0, os.SEEK_END)
   file.seek(max(0, size - 1))
   if file.read() in (b'', b'\n'):
     return
   file.seek(0)
   last = file.read().rpartition(b'\n')[2]
-  if _parse_line(last) is None:
+  if last.startswith(b'{') and _parse_line(last) is None:  # else a user's own text, as of sample --out
     file.truncate(size - len(last))
   else:
     file.write(b'\n')

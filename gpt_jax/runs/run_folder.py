@@ -4,7 +4,7 @@
   metrics.jsonl    {"step": 120, "time": 1764066000.123, "loss": 1.82, ...}: sorted, no step twice
   probes.jsonl     {"step": 120, "layers": {"blocks/0/attention": {"activation": 0.9}, ...}}
   events.jsonl     start resume compile checkpoint evaluate sample preempted done error; UTC;
-                   startup: seconds of the process before that event, by phase
+                   startup: seconds of the process before that event, by phase; digest: of a sample
   result.json      the final numbers; history.py lists the keys that reports show
   uncommitted.diff the source's difference from its commit when the run began; a session with other
                    changes adds uncommitted-HASH.diff, with the hash of versions

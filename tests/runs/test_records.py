@@ -143,6 +143,14 @@ def test_a_line_after_a_torn_one_begins_on_its_own(tmp_path, cut):
   assert records.read_lines(path) == [whole, *only_the_newline_was_missing, {'event': 'resume'}]
 
 
+def test_a_record_after_a_text_of_a_user_keeps_it(tmp_path):
+  path = tmp_path / 'samples.jsonl'
+  path.write_text('my notes')
+  records.append_line(path, {'text': 'a'})
+  first, second = path.read_text().splitlines()
+  assert first == 'my notes' and second.startswith('{"text": "a", "sha256": ')
+
+
 REPORTS = st.lists(
   st.tuples(st.integers(0, 30), st.dictionaries(st.sampled_from('abc'), FLOATS, min_size=1)), max_size=30
 )
