@@ -11,7 +11,7 @@ from gpt_jax.data.files import candidates, find_files
 from gpt_jax.data.media_io import MOST_BYTES
 from gpt_jax.data.record_sources import file_corpus, text_lines, text_records
 from gpt_jax.data.splits import Corpus, Record, fields_read
-from gpt_jax.data.text_files import PACKED
+from gpt_jax.data.text_files import PACKED, check_unpacked
 from gpt_jax.runs.reading import describe_cause, reading
 
 BATCH = 256  # rows read at once
@@ -84,6 +84,8 @@ def parquet(source, split: str) -> Corpus:
 def _parquet_rows(path: Path, source) -> Iterator[tuple[str, dict]]:
   files = _pyarrow(source).parquet
   with reading(path, 'a whole Parquet file', 'fetch it again'), files.ParquetFile(path) as file:
+    groups = (file.metadata.row_group(number) for number in range(file.num_row_groups))
+    check_unpacked(sum(group.total_byte_size for group in groups), path.stat().st_size)
     columns = _columns(path, file.schema_arrow, source)
     yield from _rows(file.iter_batches(BATCH, columns=columns), path)
 

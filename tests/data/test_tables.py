@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gpt_jax import data
-from gpt_jax.data import DataConfig, Source, decoders, media_io, templates
+from gpt_jax.data import DataConfig, Source, decoders, media_io, templates, text_files
 from gpt_jax.data.mixture import open_split
 from gpt_jax.data.sources import open_source
 from tests.data_helpers import media_tokenizers, two_lines
@@ -229,6 +229,18 @@ def test_a_damaged_file_is_two_lines(tmp_path, kind, damage):
       open_split(DataConfig({'x': source}, packing='first_fit', valid_fraction=0.0), 'x', 'train').examples()
     )
     pytest.fail(f'{kind} with {damage} was read')
+
+
+def test_parquet_that_unpacks_to_a_huge_table_is_refused(tmp_path, monkeypatch):
+  table = table_of([{'text': ' ' * (1 << 21)}])
+  from pyarrow import parquet
+
+  parquet.write_table(table, tmp_path / 'a.parquet', compression='zstd', write_statistics=False)
+  source = Source('parquet', str(tmp_path))
+  assert len(list(open_source(source, 'train').records())) == 1
+  monkeypatch.setattr(text_files, 'ALWAYS', 1 << 17)
+  with two_lines(ValueError, 'a.parquet', 'unpack to', 'over 200 times as many'):
+    list(open_source(source, 'train').records())
 
 
 def csv_records(folder, text, name='a.csv', **fields):

@@ -12,7 +12,15 @@ from gpt_jax.cli import experiment_file
 from gpt_jax.data import Source, media_io
 from gpt_jax.data.sources import open_source
 from gpt_jax.runs.records import read_lines
+from tests import tiny_runs
 from tests.data import test_tables
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled(tmp_path_factory):
+  """Equal programs are compiled once."""
+  with tiny_runs.compiled_programs(tmp_path_factory):
+    yield
 
 
 def demo(mixture, **changes):
