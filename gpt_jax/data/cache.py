@@ -33,9 +33,17 @@ from gpt_jax.data.files import NpyWriter
 from gpt_jax.data.mixture import DataConfig, SourceSplit, open_split
 from gpt_jax.data.row_fields import PLACES
 from gpt_jax.runs import digests, records
-from gpt_jax.runs.reading import reading
+from gpt_jax.runs.reading import check_types, reading
 
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 1024  # per call of the text tokenizer
+ENTRIES = {  # types of the JSON of a cache
+  'bytes': int,
+  'name': str,
+  'entries': dict,
+  'files': {str: dict},
+  'media': {str: int},
+  'notes': {str: int},
+}
 BATCH_MEDIA = 256  # images and sounds decoded at once
 CONTEXT_FREE = ('bytes', 'chars')  # tokenizers for which cutting a long document changes no token
 
@@ -120,7 +128,7 @@ def read_cache(path: Path, full: bool = True) -> TokenCache:
   full: compare the content of all files; else only their names and sizes.
   """
   with reading(path, 'a complete token cache', 'delete it'):
-    meta = records.parse_object(path.read_bytes())
+    meta = check_types(records.parse_object(path.read_bytes()), ENTRIES)
     if not path.stem.endswith(_key(meta['entries'])):
       raise ValueError('the entries are not those of its name')
     files = {_beside(path, name).name: name for name in meta['files']}

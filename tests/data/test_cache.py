@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from gpt_jax.data import DataConfig, Source, cache, documents, token_cache
 from gpt_jax.data.cache import read_cache
+from gpt_jax.runs import records
 from gpt_jax.tokenizers import TokenizerConfig, Tokenizers, text
 from tests.data_helpers import byte_tokenizers, text_of
 
@@ -134,6 +135,16 @@ def test_broken_caches_are_found_and_written_again(corpus, tmp_path, caplog, suf
     assert make(corpus(), tmp_path).path == path
   assert path.with_suffix(suffix).read_bytes() == content
   assert ('rewriting the token cache' in caplog.text) == ((suffix, damage) != ('.json', 'missing'))
+
+
+@pytest.mark.parametrize('change', [{'notes': {'a': 'x'}}, {'media': {'skipped': None}}, {'bytes': '1'}])
+def test_a_cache_whose_counts_are_not_numbers_is_written_again(corpus, tmp_path, caplog, change):
+  path = make(corpus(), tmp_path).path
+  content = path.read_bytes()
+  path.write_bytes(json.dumps(records.parse_object(content) | change).encode())  # without its digest
+  with caplog.at_level(logging.WARNING):
+    make(corpus(), tmp_path)
+  assert path.read_bytes() == content and 'rewriting the token cache' in caplog.text
 
 
 def test_a_failure_leaves_nothing(tmp_path):
