@@ -22,11 +22,20 @@ from safetensors.numpy import save_file
 
 from gpt_jax import config, sharding
 from gpt_jax.evaluation import trained
-from gpt_jax.interop import families, gguf_files, gguf_tokenizers, tensors, tokenizer_files, weight_files
+from gpt_jax.interop import (
+  families,
+  gguf_files,
+  gguf_tokenizers,
+  json_files,
+  tensors,
+  tokenizer_files,
+  weight_files,
+)
 from gpt_jax.model import costs, gpt, param_trees
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.runs import records, run_folder
 from gpt_jax.runs.loggers import say
+from gpt_jax.runs.reading import reading
 from gpt_jax.sample import SampleConfig
 from gpt_jax.step import TrainState
 from gpt_jax.train import TrainConfig
@@ -75,8 +84,9 @@ class ModelFiles(NamedTuple):
 
 def _read(source, make_mesh, needs_tokenizer=False):
   files = open_source(source)
-  name, fields = families.read_config(files.hf)
-  cfg = config.build(ModelConfig, fields, 'model')
+  with reading(files.path, 'a model whose config.json fits its family', json_files.FIX):
+    name, fields = families.read_config(files.hf)
+    cfg = config.build(ModelConfig, fields, 'model')
   if files.hf.get('model_type') != name:
     say(f'note: of this {files.hf.get("model_type")}, only the text decoder ({name}) is imported')
   tokenizer = files.read_tokenizer()
@@ -122,8 +132,8 @@ def open_source(source):
 
 def open_folder(folder):
   """Return the ModelFiles of a folder as save_pretrained writes it."""
-  hf, path = tokenizer_files.read_json(folder / 'config.json'), folder / 'generation_config.json'
-  generation = tokenizer_files.read_json(path) if path.exists() else {}
+  hf, path = json_files.read_config(folder / 'config.json'), folder / 'generation_config.json'
+  generation = json_files.read(path, json_files.GENERATION) if path.exists() else {}
   tokenizer = tokenizer_files.find(folder)
   read = lambda: None if tokenizer is None else tokenizer_files.read(tokenizer, folder)
   return ModelFiles(folder, hf, generation, tokenizer, read, lambda names: weight_files.open_folder(folder))
@@ -133,6 +143,7 @@ def open_gguf(path):
   """Return the ModelFiles of a GGUF file; tokenizer files in its folder come before its own tokenizer."""
   file = gguf_files.open_gguf(path)
   hf = gguf_files.read_config(file)
+  json_files.check_config(hf, path)
   tokenizer = tokenizer_files.find(path.parent)
 
   def read():

@@ -6,6 +6,7 @@ tokenizer.json encodes and decodes exactly as the original tokenizer, specials i
 
 import json
 
+from gpt_jax.interop import json_files
 from gpt_jax.tokenizers import TokenizerConfig, Tokenizers, base, bpe, subword, text
 
 # Tokenizer kind -> the files that it needs, the most exact first.
@@ -37,9 +38,8 @@ def find(folder):
 
 def _check_gpt2(folder):
   """Raise ValueError unless vocab.json and merges.txt are GPT-2's: other families split text differently."""
-  path, model_type = (folder / 'tokenizer_config.json', read_json(folder / 'config.json')['model_type'])
-  settings = read_json(path) if path.exists() else {}
-  name = settings.get('tokenizer_class', model_type)
+  settings = read_settings(folder)
+  name = settings.get('tokenizer_class') or json_files.read_config(folder / 'config.json').get('model_type')
   if name not in GPT2_TOKENIZERS or settings.get('add_prefix_space'):
     raise ValueError(
       f'{folder}: vocab.json and merges.txt of {name} with add_prefix_space='
@@ -50,12 +50,16 @@ def _check_gpt2(folder):
 
 def read(config, folder):
   """Return the text tokenizer of `find`."""
-  tokenizer = text.build(config)
+  tokenizer, settings = text.build(config), read_settings(folder)
   if isinstance(tokenizer, subword.SentencePieceTokenizer):  # whose file does not say it: Llama's begin so
-    path = folder / 'tokenizer_config.json'
-    settings = read_json(path) if path.exists() else {}
     tokenizer.begins_with_bos = settings.get('add_bos_token') is not False
   return tokenizer
+
+
+def read_settings(folder):
+  """Return tokenizer_config.json of a folder, {} without one."""
+  path = folder / 'tokenizer_config.json'
+  return json_files.read(path, json_files.TOKENIZER_CONFIG) if path.exists() else {}
 
 
 def with_roles(tokenizer, hf, generation, vocab, source):
@@ -87,15 +91,6 @@ def _end_ids(content):
   """Return eos_token_id of a JSON object as a list."""
   ids = content.get('eos_token_id')
   return ids if isinstance(ids, list) else [ids]
-
-
-def read_json(path):
-  """A JSON object; ValueError or FileNotFoundError with the cause and the fix."""
-  fix = 'name a folder as save_pretrained writes it, with config.json and *.safetensors'
-  content = base.read_json(path, fix)
-  if not isinstance(content, dict):
-    raise ValueError(f'{path} does not hold a JSON object\nfix: {fix}')
-  return content
 
 
 # ---------------------------------------------------------------------------------------- writing

@@ -8,6 +8,7 @@ in text, as transformers does, since chat prompts are written with them.
 import itertools
 import pathlib
 
+from gpt_jax.runs.reading import check_types, reading
 from gpt_jax.tokenizers import base, bpe
 
 # Roles of a tokenizer.json without a tokenizer_config.json, by the usual spellings.
@@ -154,9 +155,8 @@ def read_huggingface(path: pathlib.Path) -> LibraryTokenizer:
   """Read a tokenizer.json, or its folder, where tokenizer_config.json may name the special tokens."""
   fix = 'tokenizer.path names a tokenizer.json of the tokenizers library, or its folder'
   path = path / 'tokenizer.json' if path.is_dir() else path
-  model = base.read_json(path, fix)
-  if not isinstance(model, dict) or not isinstance(model.get('model'), dict):
-    raise ValueError(f'{path} does not describe a tokenizer: it has no entry "model"\nfix: {fix}')
+  added = [{'content': str, 'special': bool}]
+  model = base.read_json(path, fix, {'model': dict, 'added_tokens?': added})
   optional = {'added_tokens': [], 'normalizer': None, 'pre_tokenizer': None}
   config = path.with_name('tokenizer_config.json')
   template = _chat_template(path.with_name('chat_template.jinja'), config)
@@ -183,24 +183,33 @@ def read_sentencepiece(path: pathlib.Path) -> SentencePieceTokenizer:
 def _chat_template(path, config):
   """Return the chat template of its own file or of tokenizer_config.json, b'' without one."""
   if path.is_file():
-    return path.read_bytes()
-  content = base.read_json(config, 'restore tokenizer_config.json') if config.exists() else {}
-  template = content.get('chat_template') if isinstance(content, dict) else None
-  return template.encode() if isinstance(template, str) else b''
+    with reading(path, 'UTF-8 text', 'restore chat_template.jinja, or remove it'):
+      return path.read_bytes().decode().encode()
+  template = _read_config(config).get('chat_template') if config.exists() else None
+  if isinstance(template, list):  # of several the one that transformers uses by itself
+    template = {entry['name']: entry['template'] for entry in template}.get('default')
+  return (template or '').encode()
 
 
 def _named_roles(path):
   """Return {role: token} of a tokenizer_config.json; a role may be absent or null."""
-  fix = 'restore tokenizer_config.json, or remove it to find the roles by their usual spellings'
-  config = base.read_json(path, fix)
-  if not isinstance(config, dict):
-    raise ValueError(f'{path} is not a JSON object\nfix: {fix}')
+  config = _read_config(path)
   tokens = {role: config.get(f'{role}_token') for role in ROLES}
-  tokens = {role: t.get('content') if isinstance(t, dict) else t for role, t in tokens.items()}
-  for role, token in tokens.items():
-    if not isinstance(token, str | None):
-      raise ValueError(f'{path} has {role}_token={token}, which is not a token\nfix: {fix}')
-  return tokens
+  return {role: t['content'] if isinstance(t, dict) else t for role, t in tokens.items()}
+
+
+def _read_config(path):
+  """Return a tokenizer_config.json whose tokens and chat templates have their types."""
+  fix = 'restore tokenizer_config.json, or remove it to find the roles by their usual spellings'
+  keys = {f'{role}_token?': str | dict | None for role in ROLES} | {'chat_template?': str | list | None}
+  config = base.read_json(path, fix, keys)
+  with reading(path, 'a tokenizer_config.json', fix):
+    for role in ROLES:
+      if isinstance(token := config.get(f'{role}_token'), dict):
+        check_types(token, {'content': str}, f'{role}_token')
+    if isinstance(templates := config.get('chat_template'), list):
+      check_types(templates, [{'name': str, 'template': str}], 'chat_template')
+  return config
 
 
 def _usual_roles(model):

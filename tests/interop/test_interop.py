@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 import struct
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from gpt_jax import config, sample, step
 from gpt_jax import train as training
 from gpt_jax.evaluation import evaluate, trained
-from gpt_jax.interop import families, huggingface, tokenizer_files, weight_files
+from gpt_jax.interop import families, huggingface, json_files, tokenizer_files, weight_files
 from gpt_jax.interop.family import FREE, computed, obstacles, write_fields
 from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model import costs, gpt, position_schemes, positions
@@ -243,7 +244,7 @@ def test_qwen2_output_bias_is_zero(tmp_path):
     ('gpt2', dict(quantization_config={'bits': 4}), ['quantization_config']),
     ('gpt2', dict(n_embd=None), ['n_embd']),
     ('gpt2', dict(n_layer='two'), ['n_layer']),
-    ('gpt2', dict(layer_norm_epsilon='x'), ['norm_eps', 'str']),
+    ('gpt2', dict(layer_norm_epsilon='x'), ['layer_norm_epsilon', "'x'", 'float']),
     ('llama', dict(hidden_act='gelu'), ["'gelu'", 'MLP']),
     ('llama', dict(rope_scaling={'type': 'longrope', 'factor': 2.0}), ['longrope']),
     ('llama', dict(rope_scaling={'type': 'linear'}), ['factor']),
@@ -262,6 +263,62 @@ def test_unsupported_configs_fail(name, changes, words, tmp_path):
   write(tmp_path, name)
   edit(tmp_path, **changes)
   with fails(*words):
+    huggingface.import_model(tmp_path)
+
+
+WRONG = (True, -1, 1.5, float('inf'), 'x', '', [], [None], {}, {'a': 1}, 'null')  # 'null' stands for None
+
+
+@pytest.mark.parametrize('name', ['gpt2', 'yarn', 'qwen3_windows'])
+def test_keys_of_another_type_fail_in_two_lines(name, tmp_path):
+  """Each key that is read, in each file: its type, or an error with cause and fix, never a traceback."""
+  write(tmp_path, name, Tokenizers.build(make('bytes')))
+  (tmp_path / 'model.safetensors').unlink()  # what passes ends here
+  (tmp_path / 'generation_config.json').write_text('{"eos_token_id": [1], "temperature": 0.5}')
+  types = {'config.json': json_files.CONFIG, 'generation_config.json': json_files.GENERATION}
+  types['tokenizer_config.json'] = json_files.TOKENIZER_CONFIG | {'eos_token': str | dict | None}
+  for file, known in types.items():
+    original = json.loads((tmp_path / file).read_text())
+    for key in sorted(original.keys() & known.keys()):
+      for value in WRONG:
+        (tmp_path / file).write_text(json.dumps(original | {key: None if value == 'null' else value}))
+        with pytest.raises((ValueError, OSError)) as error:
+          huggingface.import_model(tmp_path)
+        cause, fix = str(error.value).split('\n')
+        assert fix.startswith('fix: ')
+        is_read = 'safetensors files' in cause
+        assert not (is_read and isinstance(value, float) and value == float('inf')), (key, value)
+        assert not is_read or value in ('null', -1) or isinstance(value, typing.get_args(known[key])), key
+    (tmp_path / file).write_text(json.dumps(original))
+
+
+@pytest.mark.parametrize(
+  ('file', 'content', 'words'),
+  [
+    ('config.json', {'layer_types': 3}, ['layer_types is 3', 'a list']),
+    ('config.json', {'hidden_act': ['silu']}, ['hidden_act', "['silu']"]),
+    ('config.json', {'model_type': ['llama']}, ['model_type']),
+    ('config.json', {'rope_parameters': {'factor': '4'}}, ['factor']),
+    ('config.json', {'bos_token_id': ['1']}, ['bos_token_id[0]']),
+    ('generation_config.json', {'eos_token_id': [1, 'x']}, ['eos_token_id[1]']),
+    ('generation_config.json', {'temperature': 'hot'}, ['temperature']),
+    ('generation_config.json', [], ['JSON object']),
+    ('tokenizer_config.json', {'eos_token': {'text': 'x'}}, ['eos_token', 'content']),
+    ('tokenizer_config.json', {'chat_template': [{'name': 'a'}]}, ['chat_template[0]', 'template']),
+    ('tokenizer_config.json', {'chat_template': 7}, ['chat_template', '7']),
+    ('tokenizer.json', {'model': {}, 'added_tokens': [{'id': 0}]}, ['added_tokens', 'content']),
+    ('tokenizer.json', {'model': [], 'added_tokens': []}, ['model', 'JSON object']),
+    ('tokenizer.json', {'model': {'type': 'BPE', 'vocab': 7}}, ['tokenizer.json']),
+    ('chat_template.jinja', b'\xff\xfe', ['chat_template.jinja', 'UTF-8']),
+  ],
+)
+def test_wrong_types_are_named(file, content, words, tmp_path):
+  write(tmp_path, 'llama', Tokenizers.build(make('bytes')))
+  if isinstance(content, dict) and file in ('config.json', 'tokenizer_config.json'):
+    content = json.loads((tmp_path / file).read_text()) | content
+  path = tmp_path / file
+  path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+  with fails(str(path), *words):
     huggingface.import_model(tmp_path)
 
 
