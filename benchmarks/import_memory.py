@@ -37,13 +37,13 @@ def write_model(folder, layers, width, heads, hidden, vocab, dtype):
   from gpt_jax.tokenizers import TokenizerConfig, Tokenizers, text
 
   cfg = ModelConfig(layers=layers, width=width, heads=heads, hidden=hidden, vocab=vocab, context=1024)
-  name, content = families.write_config(cfg)
-  family, sizes, files = families.FAMILIES[name], tensors.sizes_of(cfg), {}
+  _, content = families.write_config(cfg)
+  rows, sizes, files = families.tensors_of(content, cfg), tensors.sizes_of(cfg), {}
   noise = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32) * 0.02
   for path, _ in param_trees.named_params(gpt.GPT(cfg.resolved())):
-    shape = tensors.shape_of(family.tensors[path], sizes)
+    shape = tensors.shape_of(rows[path], sizes)
     array = np.resize(noise, shape).astype(jax.numpy.dtype(dtype))
-    files |= {tensor: array.copy() for tensor in tensors.names(family.tensors[path], layers)}
+    files |= {name: array.copy() for _, name in tensors.places(rows[path], sizes)}
   save_file(files, folder / 'model.safetensors', {'format': 'pt'})
   tokenizer_files.write(Tokenizers.build(text.build(TokenizerConfig('bytes'), None)), folder, 1024)
   (folder / 'config.json').write_text(json.dumps(content))
