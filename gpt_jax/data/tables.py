@@ -17,6 +17,16 @@ from gpt_jax.runs.reading import describe_cause, reading
 BATCH = 256  # rows read at once
 STREAM_END = b'\xff\xff\xff\xff\0\0\0\0'  # last bytes of an Arrow stream: a shorter one reads without error
 
+HUB_FIXES = (  # words of an error of the hub -> what to do
+  (
+    'gated|authenticated',
+    'ask for access at https://huggingface.co/datasets/{path}, then set HF_TOKEN, or: hf auth login',
+  ),
+  ('cannot be accessed', 'correct the id, or set HF_TOKEN if it is private'),
+  ("Couldn't reach", 'check the network, or give a folder that Dataset.save_to_disk wrote elsewhere'),
+  ('', 'give an id such as org/name and, where it has them, config, revision and train_split'),
+)
+
 
 def csv(source, split: str) -> Corpus:
   """Open CSV with a header, or tab-separated values (.tsv). Every field is text; media are paths."""
@@ -184,11 +194,7 @@ def _hub_corpus(source, split: str) -> Corpus:
 
 def _hub_error(source, error: Exception) -> ValueError:
   cause = f'path={source.path} is not a folder, and not a data set of the hub that can be read'
-  fix = 'give an id such as org/name and, where it has them, config, revision and train_split'
-  if re.search(r'gated|authenticated|cannot be accessed|40[13]', str(error)):
-    fix = (
-      f'ask for access at https://huggingface.co/datasets/{source.path}, then set HF_TOKEN or: hf auth login'
-    )
+  fix = next(fix for words, fix in HUB_FIXES if re.search(words, str(error))).format(path=source.path)
   return ValueError(f'{cause}: {describe_cause(error)}\nfix: {fix}')
 
 

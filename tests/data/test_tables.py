@@ -417,6 +417,8 @@ class Hub(types.ModuleType):
       raise ValueError(
         "Dataset 'org/gated' is a gated dataset on the Hub. You must be authenticated to access it."
       )
+    if path == 'org/far':
+      raise ConnectionError("Couldn't reach 'org/far' on the Hub (OfflineModeIsEnabled)")
     if path != 'org/talks':
       raise ValueError(f"Dataset '{path}' doesn't exist on the Hub or cannot be accessed.")
     table = table_of([{'text': f'{name} {n}', 'picture': b'x'} for n in range(3)])
@@ -452,8 +454,10 @@ def test_a_data_set_that_the_hub_does_not_give_is_two_lines(monkeypatch):
   monkeypatch.setitem(sys.modules, 'datasets', Hub())
   with two_lines(ValueError, 'path=org/gated', 'gated', match='\nfix: ask for access at .* HF_TOKEN'):
     open_source(Source('hf', 'org/gated'), 'train')
-  with two_lines(ValueError, 'path=org/nothing', "doesn't exist"):
+  with two_lines(ValueError, 'path=org/nothing', "doesn't exist", match='\nfix: correct the id'):
     open_source(Source('hf', 'org/nothing'), 'train')
+  with two_lines(ValueError, 'path=org/far', "Couldn't reach", match='\nfix: check the network'):
+    open_source(Source('hf', 'org/far'), 'train')
   with two_lines(ValueError, "no column 'caption'"):
     open_source(Source('hf', 'org/talks', '{caption}'), 'train')
   for path in ('s3://bucket/saved', '/no/such/folder'):
@@ -544,3 +548,27 @@ def test_2000_records_of_every_kind_give_equal_batches_also_after_kills(tmp_path
     rest = expected[saved['next_batch'] :]
     assert [digest_of(next(resumed)) for _ in rest] == rest, kind
     resumed.close()
+
+
+@pytest.mark.slow
+def test_the_library_prepares_and_slices_a_data_set_of_the_hub(tmp_path, monkeypatch):
+  """The library itself, with a local Parquet file in the place of the hub."""
+  datasets = pytest.importorskip('datasets')
+  media = [{'text': f'{n}', 'image': b'x', 'sound': b'y'} for n in range(10)]
+  write_parquet(tmp_path / 'a.parquet', media)
+  build = datasets.load_dataset_builder
+  local = {'data_files': str(tmp_path / 'a.parquet'), 'cache_dir': str(tmp_path / 'cache')}
+  monkeypatch.setattr(
+    datasets, 'load_dataset_builder', lambda path, name, revision: build('parquet', **local)
+  )
+  source = Source(
+    'hf', 'org/talks', '{image:image} {text}', train_split='train[:80%]', valid_split='train[80%:]'
+  )
+  train, valid = (open_source(source, split) for split in ('train', 'valid'))
+  assert [fields['text'] for _, fields in train.records()] == [str(n) for n in range(8)]
+  assert [dict(fields) for _, fields in valid.records()] == [
+    {'text': str(n), 'image': {'bytes': b'x', 'path': None}} for n in (8, 9)
+  ]
+  assert train.content() != valid.content() and train.content().startswith('org/talks-default-')
+  with two_lines(ValueError, 'path=org/talks', 'Unknown split'):
+    open_source(Source('hf', 'org/talks', train_split='dev'), 'train')
