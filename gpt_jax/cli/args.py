@@ -74,13 +74,22 @@ def remove_flag(argv, name):
   return rest
 
 
+def join_overrides(argv):
+  """argv with each --config.KEY VALUE as --config.KEY=VALUE; ValueError for a key without a value."""
+  joined, rest = [], iter(argv)
+  for arg in rest:
+    if arg.startswith('--config.') and '=' not in arg:
+      value = next(rest, '-')
+      if value.startswith('-'):
+        raise ValueError(f'{arg} has no value\nfix: write {arg}=VALUE')
+      arg = f'{arg}={value}'
+    joined.append(arg)
+  return joined
+
+
 def config_overrides(argv):
-  """The overrides in argv as --config.key=value; a value given as the next argument is joined."""
-  return [
-    arg if '=' in arg or following.startswith('-') else f'{arg}={following}'
-    for arg, following in zip(argv, [*argv[1:], '--'], strict=True)
-    if arg.startswith('--config.')
-  ]
+  """The overrides in argv as --config.key=value."""
+  return [arg for arg in join_overrides(argv) if arg.startswith('--config.')]
 
 
 def load_experiment(argv):
@@ -99,7 +108,8 @@ def load_experiment(argv):
   else:
     section = experiment_file.load_config(spec or DEMO)
   experiment_file.add_sources(section, [arg.removeprefix('--config.') for arg in config_overrides(argv)])
-  for arg in argv:
-    if arg.startswith('--config.'):
-      experiment_file.check_key(section, arg.removeprefix('--config.').partition('=')[0])
+  argv = [
+    experiment_file.normalize_override(section, arg) if arg.startswith('--config.') else arg
+    for arg in join_overrides(argv)
+  ]
   return section, remove_flag(argv, 'config')

@@ -70,6 +70,11 @@ def evaluate(argv):
   for run in chosen_runs():
     if overrides:
       chosen = config.build(config.Config, FLAGS.config)
+      if 'data.packing' in overrides and chosen.data.has_only_text:
+        raise ValueError(
+          f'--config.data.packing={chosen.data.packing} would show plain text otherwise than in training\n'
+          'fix: leave it out'
+        )
       run = run._replace(cfg=dataclasses.replace(run.cfg, data=chosen.data))
     fields = overrides | ({'step': run.step} if FLAGS.step or FLAGS.watch else {})
     out = FLAGS.out or run.workdir

@@ -2,15 +2,21 @@
 
 import dataclasses
 import difflib
+import fractions
 import importlib.util
 import pathlib
 import re
+import sys
 import traceback
 
 import ml_collections
 
 from gpt_jax import config
 from gpt_jax.data import Source
+from gpt_jax.runs.loggers import say
+
+ESCAPES = {'n': '\n', 't': '\t', '\\': '\\'}
+EXPONENT = re.compile(r'[+-]?\d{1,18}(\.\d{0,18}|\.?\d{0,18}[eE][+-]?\d{1,2})')  # 1.5, 2.0, 1e3, 2.5e4
 
 
 def load_config(spec):
@@ -88,8 +94,33 @@ def add_sources(section, overrides):
         section.data.mixture[match[1]] = ml_collections.ConfigDict(fields)
 
 
-def check_key(section, path):
-  """Raise ValueError unless a dotted path such as 'optim.lr' is a key of this ConfigDict."""
+def normalize_override(section, arg):
+  """Return --config.KEY=VALUE as absl reads it: 1000 for 1e3 of an integer, line breaks in a separator.
+
+  Raises ValueError for an unknown key and for a number that is not an integer.
+  """
+  key, _, text = arg.removeprefix('--config.').partition('=')
+  value = value_of(section, key)
+  if key.endswith('.separator'):
+    text = unescape(arg, text)
+  elif type(value) is int and EXPONENT.fullmatch(text):
+    number = fractions.Fraction(text)
+    if number.denominator != 1:
+      raise ValueError(f'config.{key}={text} is not an integer\nfix: write one, such as {value}')
+    text = str(number)
+  return f'--config.{key}={text}'
+
+
+def unescape(name, text):
+  """Return a text with its escapes (line break, tab, backslash) resolved, and say so: shells do not."""
+  resolved = re.sub(r'\\([nt\\])', lambda match: ESCAPES[match[1]], text)
+  if resolved != text:
+    say(f'{name}: escapes are resolved, to {resolved!r}; \\\\ is a backslash', file=sys.stderr)
+  return resolved
+
+
+def value_of(section, path):
+  """Return the value at a dotted path such as 'optim.lr' in a ConfigDict; ValueError if it is not a key."""
   node = section
   for name in path.split('.'):
     if not isinstance(node, ml_collections.ConfigDict):
@@ -97,3 +128,4 @@ def check_key(section, path):
     if name not in node:
       raise ValueError(f'config.{path}: {name} is not a config key\nfix: {config.suggestion(name, node)}')
     node = node[name]
+  return node

@@ -7,6 +7,7 @@ from absl import flags
 from gpt_jax.cli import args, config_help
 
 FLAGS = flags.FLAGS
+CHANGES_DATA = ('data.mixture.', 'data.valid_fraction', 'data.cache', 'data.packing')
 DEFINE = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 
 
@@ -45,11 +46,18 @@ def sampling_overrides():
 def data_overrides(argv):
   """{key: value as text} of the arguments --config.data.KEY=VALUE; ValueError for other config keys."""
   overrides = dict(arg.removeprefix('--config.').split('=', 1) for arg in args.config_overrides(argv))
-  if others := [key for key in overrides if not key.startswith('data.')]:
-    raise ValueError(
-      f'--config.{others[0]} cannot be changed after training, only keys of data\n'
-      'fix: leave it out, or train a run with it'
-    )
+  for key in overrides:
+    if not key.startswith('data.'):
+      raise ValueError(
+        f'--config.{key} cannot be changed after training, only keys of data\n'
+        'fix: leave it out, or train a run with it'
+      )
+    if not key.startswith(CHANGES_DATA):
+      raise ValueError(
+        f'--config.{key} does not choose data: it is about how training makes rows\n'
+        'fix: leave it out; data.mixture, data.valid_fraction and data.packing=first_fit for a template '
+        "with media or ' -> ' can be changed"
+      )
   return overrides
 
 

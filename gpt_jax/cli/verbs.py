@@ -101,6 +101,7 @@ def sample_flags():
 
 def sample(argv):
   """Continue a prompt with a trained model, or generate text, images or sounds from it."""
+  from gpt_jax.cli import experiment_file
   from gpt_jax.cluster.bootstrap import is_primary, print_once
   from gpt_jax.evaluation import trained
   from gpt_jax.runs import run_folder
@@ -108,6 +109,7 @@ def sample(argv):
 
   join('sample', lambda: run_folder.read_config(FLAGS.workdir))
   run, to = trained.load(FLAGS.workdir), FLAGS.to
+  stop = [experiment_file.unescape('--stop', text) for text in FLAGS.stop]
   overrides = sampling_overrides()
   cfg, notes = validate.override(run.cfg.sample, **overrides), collections.Counter()
   prompt = prompts.build_prompt(
@@ -123,11 +125,11 @@ def sample(argv):
   prefix = FLAGS.prompt if prompts.continues_text(run, prompt) else ''
   is_plain = cfg.num_samples == 1 and not (cfg.beams or FLAGS.out or FLAGS.log_probs)
   if FLAGS.stream and is_plain:
-    pieces = completions.stream_text(run.model, run.tokenizers, prompt, cfg, FLAGS.stop)
+    pieces = completions.stream_text(run.model, run.tokenizers, prompt, cfg, stop)
     for piece in itertools.chain([prefix + next(pieces)], pieces, ['\n']):
       print_once(piece, end='', flush=True)
     return 0
-  [group] = completions.complete(run.model, run.tokenizers, [prompt], cfg, FLAGS.stop)
+  [group] = completions.complete(run.model, run.tokenizers, [prompt], cfg, stop)
   for i, (text, scores) in enumerate(group if is_primary() else ()):
     say(output_files.format_sample(i, len(group), FLAGS.log_probs, scores, cfg, prefix + text))
     if FLAGS.out:

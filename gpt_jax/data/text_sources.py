@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from gpt_jax.data.files import find_files, hash_files
+from gpt_jax.data.files import find_files, hash_files, warn_once
 from gpt_jax.data.splits import Corpus, generated
 from gpt_jax.data.synthetic import markov
 from gpt_jax.data.text_files import not_utf8, read_chunks, suffixes, without_empty
@@ -41,11 +41,17 @@ def text(source, split: str) -> Corpus:
   files = without_empty(find_files(source.path_of(split), *suffixes('.txt')))
 
   def records():
+    most = 1  # documents of a file
     for path in files:
       blocks = _decode_blocks(path)
       documents = split_blocks(blocks, source.separator) if source.separator else [''.join(blocks)]
       for number, document in enumerate(documents, 1):
+        most = max(most, number)
         yield f'{path} document {number}', {'text': document}
+    if source.separator and most == 1:
+      warn_once(
+        f'separator={source.separator!r} does not occur in {source.path_of(split)}: a file is a document'
+      )
 
   return Corpus(records, lambda: hash_files(files))
 

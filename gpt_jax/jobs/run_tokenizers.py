@@ -90,5 +90,10 @@ def check_use(cfg, toks):
         f'loss.{name}={value} has no effect: the ids are {", ".join(toks.modalities)}\n'
         f'fix: leave loss.{name}={getattr(losses.LossConfig, name)}'
       )
+  specials = [name for name, _ in toks.vocabulary.specials]
+  if cfg.sample.begin and cfg.sample.begin not in specials:
+    raise ValueError(
+      f'sample.begin={cfg.sample.begin!r} is not a special token\nfix: use one of {", ".join(specials)}'
+    )
   prompts.check_guidance(cfg.sample, cfg.data)
   stages.check_end(cfg.data.stages, cfg.train.steps)

@@ -19,7 +19,7 @@ import pytest
 import launch
 from gpt_jax import config
 from gpt_jax.ablation import store
-from gpt_jax.cli import args, experiment_file, verbs
+from gpt_jax.cli import args, entry, experiment_file, main, verbs
 from gpt_jax.evaluation import trained
 from gpt_jax.runs import records, run_folder
 from gpt_jax.sampling import prompt_batch
@@ -98,6 +98,8 @@ def get_config(arg=''):
     (['--wrkdir=x'], ["'wrkdir'"], ''),
     (['stray'], ["'stray' is not a flag"], '--name=value'),
     (['--config'], ['--config has no value'], ''),
+    (['--config.train.steps'], ['--config.train.steps has no value'], '--config.train.steps=VALUE'),
+    (['--config.sample.begin=nonsense', '--config.train.sample_prompts=()'], ["begin='nonsense'"], 'bos'),
   ],
 )
 def test_train_errors(call, experiment, tmp_path, words, parts, fix):
@@ -170,11 +172,11 @@ def test_the_console_script_runs_the_same_verbs(capsys, monkeypatch):
   project = tomllib.loads((command_line.ROOT / 'pyproject.toml').read_text())['project']
   module, _, function = project['scripts']['gpt-jax'].partition(':')
   run = getattr(importlib.import_module(module), function)
-  assert run is launch.run
+  assert run is launch.run is entry.run
   for arguments, code in ((['--help'], 0), ([], USER_ERROR), (['smaple'], USER_ERROR)):
     monkeypatch.setattr(sys, 'argv', ['gpt-jax', *arguments])
     with pytest.raises(SystemExit) as exit_:
-      run()
+      main.run()  # which entry.run calls after it has set up signals and started again
     assert exit_.value.code == code
   assert "error: 'smaple' is not a verb" in capsys.readouterr().err
 
@@ -404,6 +406,9 @@ def test_evaluate_scores_chosen_data_and_names_them(call, copy):
   assert_user_error(error, 'config.data')
   error = call('evaluate', f'--workdir={copy}', '--config.model.width=8')
   assert_user_error(error, '--config.model.width cannot be changed')
+  for key in ('packing=first_fit', 'mask_documents=True', 'stages='):  # say how training makes rows
+    error = call('evaluate', f'--workdir={copy}', f'--config.data.{key}')
+    assert 'leave it out' in assert_user_error(error, f'--config.data.{key.partition("=")[0]}')
 
 
 def test_evaluate_scores_all_kept_checkpoints(call, copy):

@@ -29,16 +29,42 @@ def write(folder, body, name='experiment'):
 )
 def test_an_unknown_override_suggests_the_nearest_key(path, near):
   with pytest.raises(ValueError) as error:
-    experiment_file.check_key(config.default(), path)
+    experiment_file.value_of(config.default(), path)
   _, fix = assert_two_lines(error.value, f'config.{path}')
   assert fix == f'fix: did you mean {near}?'
 
 
 def test_an_override_below_a_value_fails():
   with pytest.raises(ValueError) as error:
-    experiment_file.check_key(config.default(), 'optim.lr.peak')
+    experiment_file.value_of(config.default(), 'optim.lr.peak')
   assert_two_lines(error.value, 'optim.lr.peak')
-  experiment_file.check_key(config.default(), 'optim.lr')
+  assert experiment_file.value_of(config.default(), 'optim.lr') == config.default().optim.lr
+
+
+@pytest.mark.parametrize(
+  'text, number', [('1e3', 1000), ('2.5E2', 250), ('3.0', 3), ('1e+1', 10), ('-2e1', -20)]
+)
+def test_an_integer_may_have_an_exponent(text, number):
+  arg = experiment_file.normalize_override(config.default(), f'--config.train.steps={text}')
+  assert arg == f'--config.train.steps={number}'
+  same = f'--config.optim.lr={text}'
+  assert experiment_file.normalize_override(config.default(), same) == same
+
+
+@pytest.mark.parametrize('text', ['1.5', '1e-3', '2.55e1'])
+def test_a_fraction_is_refused_where_an_integer_belongs(text):
+  with pytest.raises(ValueError) as error:
+    experiment_file.normalize_override(config.default(), f'--config.train.steps={text}')
+  _, fix = assert_two_lines(error.value, f'config.train.steps={text} is not an integer')
+  assert '2000' in fix
+
+
+def test_escapes_of_a_separator_are_resolved_and_said(capsys):
+  arg = '--config.data.mixture.text.separator='
+  resolve = lambda text: experiment_file.normalize_override(config.default(), arg + text)
+  assert resolve('a\n') == arg + 'a\n' and capsys.readouterr().err == ''
+  assert resolve(r'\n\t\\n') == arg + '\n\t\\n'
+  assert r"escapes are resolved, to '\n\t\\n'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -103,7 +129,7 @@ config.data.mixture = {'a': {'kind': 'synthetic'}, 'b': {'kind': 'synthetic', 's
 return config"""
   loaded = experiment_file.load_config(str(write(tmp_path, body)))
   for key in dataclasses.asdict(Source()):
-    experiment_file.check_key(loaded, f'data.mixture.b.{key}')
+    experiment_file.value_of(loaded, f'data.mixture.b.{key}')
   loaded.data.mixture.b.documents = 9
   loaded.train.sample_prompts = ('x', 'y')
   cfg = config.build(config.Config, loaded)

@@ -141,6 +141,14 @@ def test_separator_cuts_documents(tmp_path, monkeypatch, block):
   assert texts(source) == ['one\n', 'two é', 'three']
 
 
+def test_a_separator_that_does_not_occur_is_said(tmp_path, caplog):
+  (tmp_path / 'a.txt').write_text('a b')
+  (tmp_path / 'b.txt').write_text('c\n\nd')
+  for separator, said in (('\n\n', ''), ('@@', "separator='@@' does not occur in ")):
+    list(text_sources.text(Source('text', str(tmp_path), separator=separator), 'train').records())
+    assert caplog.text.count('does not occur') == bool(said) and said in caplog.text
+
+
 @pytest.mark.parametrize('block', [1, 2, 3, 5])
 @pytest.mark.parametrize('separator', ['a', 'aa', 'aba', 'abab'])
 def test_blocks_split_as_the_whole_text_does(separator, block):
