@@ -39,6 +39,11 @@ RESULTS = (
   'goodput',
   'parameters',
 )
+TAILS = (  # of which the mean over the last tenth of a run is a result, tail/NAME
+  *('loss', 'objective', 'valid_loss', 'valid_bits_per_byte', 'grad_norm', 'lr', 'skipped', 'memory_gib'),
+  *('mfu', 'mfu_causal', 'step_seconds', 'tokens_per_second', 'moe_balance', 'moe_z', 'moe_dropped'),
+)
+PARTS = ('loss', 'gradient_share')  # of a modality or source, as tail/loss/source/NAME
 
 
 class Proof(NamedTuple):
@@ -201,8 +206,10 @@ def check_metric(metric, cfg, scored_on):
       "fix: use valid_loss, or a task's score"
     )
   names = [*RESULTS, *(f'valid_loss/{name}' for name in scored_on['sources'])]
-  known = (*names, 'tokens', 'targets', 'steps', 'flops', 'replicas')
-  if metric not in known and not (rest and (first == 'tail' or first in evaluate.TASKS)):
+  tails = [f'tail/{name}' for name in (*TAILS, *names) if name.partition('/')[0] in TAILS]
+  known = (*names, *tails, 'tokens', 'targets', 'steps', 'flops', 'replicas')
+  is_part = first == 'tail' and len(rest) > 1 and rest[0] in PARTS
+  if metric not in known and not is_part and not (rest and first in evaluate.TASKS):
     near = difflib.get_close_matches(metric, [*known, *evaluate.TASKS], 1)
     hint = f'did you mean {near[0]}?' if near else f'use one of {", ".join(names)}, or TASK/SOURCE/METRIC'
     raise ValueError(f'metric={metric!r} is in no result of this study\nfix: {hint}')

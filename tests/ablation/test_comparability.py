@@ -55,6 +55,8 @@ def test_a_tokenizer_makes_losses_per_token_incomparable_and_nothing_else():
 def test_other_validation_data_make_every_score_incomparable():
   changed = {'text': SOURCE['text'] | {'data': 'e'}}
   more = SOURCE | {'more': SOURCE['text']}
+  for metric in ('tail/valid_loss/text', 'valid_loss/text', 'perplexity/text/nats_per_token'):
+    assert reasons(metric, CHARS | {'sources': more}) == '', 'of the same source'
   for metric in ('valid_loss', 'valid_bits_per_byte', 'answer/exact_match'):
     assert 'other validation data (data)' in reasons(metric, CHARS | {'sources': changed})
     assert 'other validation data' in reasons(metric, CHARS | {'sources': more})

@@ -243,6 +243,9 @@ def test_unequal_training_tokens_do_not_compare(prove, change):
     ('valid_los', 'in no result', 'did you mean valid_loss?'),
     ('answer/text/exact_match', 'task answer', "'train.tasks': ('answer',)"),
     ('nonsense/x', 'in no result', 'TASK/SOURCE/METRIC'),
+    ('tail/nonsense', 'in no result', 'fix: '),
+    ('tail/valid_los', 'in no result', 'did you mean tail/valid_loss?'),
+    ('tail/valid_loss/nonsense', 'in no result', 'fix: '),
   ],
 )
 def test_a_metric_that_no_run_gives_is_refused_before_the_first(prove, metric, cause, fix):

@@ -69,6 +69,20 @@ def test_differences_without_spread_are_no_evidence():
     assert (verdict['verdict'], verdict['p'], verdict['seeds_needed']) == ('undecided', None, 1)
 
 
+def test_a_constant_difference_of_counts_is_certain():
+  """Seeds do not vary the number of parameters; of one seed nobody knows that."""
+  judge = lambda more, seeds, **settings: inference.judge(
+    [(dict.fromkeys(range(seeds), 1000 + more), dict.fromkeys(range(seeds), 1000))], exact=True, **settings
+  )[0]
+  larger = judge(24, 2)
+  assert (larger['verdict'], larger['p'], larger['interval']) == ('worse', 0.0, [24.0, 24.0])
+  assert larger['family_interval'] == [24.0, 24.0] and larger['seeds_needed'] == 0
+  assert judge(24, 3, better='higher')['verdict'] == 'better'
+  assert judge(24, 3, tolerance=25.0)['verdict'] == 'no difference'
+  assert judge(0, 3, tolerance=1.0)['verdict'] == 'no difference'
+  assert judge(24, 1)['verdict'] == 'undecided'
+
+
 def test_holm_equals_a_hand_calculation():
   """0.01 * 4, 0.02 * 3, 0.03 * 2 held up by the one before, 0.04 likewise."""
   np.testing.assert_allclose(inference.holm([0.04, 0.01, 0.03, 0.02]), [0.06, 0.04, 0.06, 0.06])

@@ -54,7 +54,7 @@ def reasons(study, arm, base):
 
 def scored_sources(metric, sources):
   """The names of the validation sources that a metric is computed on: the one that it names, else all."""
-  parts = metric.split('/')
+  parts = metric.removeprefix('tail/').split('/')
   return [name for name in sources if name in parts[1:2]] or list(sources)
 
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpt_jax.ablation.stats import comparability
+
 ALPHA = 0.05  # family-wise chance of a false verdict
 POWER = 0.8  # power that 'needs n more seeds' is computed for
 MAX_SEEDS = 1000  # beyond this no number of seeds is named
@@ -147,7 +149,7 @@ def seeds_needed(n, mean, sd, margin, alpha=ALPHA, examples=0):
 # ------------------------------------------------------------------------------------- verdicts
 
 
-def judge(comparisons, better='lower', tolerance=0.0, examples=0):
+def judge(comparisons, better='lower', tolerance=0.0, examples=0, exact=False):
   """Judge one family of comparisons -> a list of verdicts, in order.
 
   Args:
@@ -157,6 +159,8 @@ def judge(comparisons, better='lower', tolerance=0.0, examples=0):
       reasons 'not comparable', and no difference is computed.
     tolerance: the smallest difference that matters, in units of the metric; 0 = any.
     examples: how many examples the values are shares of; 0 = they are not shares.
+    exact: the values are counts, such as parameters: a difference that is equal in two or more seeds is
+      certain, where for a score it would leave unknown how much seeds vary.
 
   Returns:
     list of {n, seeds, difference (arm - base), interval, family_interval (95 % for all at once), p, p_holm,
@@ -168,7 +172,7 @@ def judge(comparisons, better='lower', tolerance=0.0, examples=0):
     family is at most 5 %.
   """
   comparisons = [Comparison(*comparison) for comparison in comparisons]
-  results = [_compare(comparison, tolerance, examples) for comparison in comparisons]
+  results = [_compare(comparison, tolerance, examples, exact) for comparison in comparisons]
   tested = [result for result in results if result['p'] is not None]
   for key, adjusted in (('p', 'p_holm'), ('p_equivalence', 'p_equivalence')):
     for result, p in zip(tested, holm([result[key] for result in tested]), strict=True):
@@ -211,10 +215,11 @@ def _verdict(result, comparison, better):
 def judge_arms(study, pairs, scores):
   """Judge pairs of names (arm, its baseline) as one family; see `judge`."""
   comparisons = [scores.comparison(study, name, base) for name, base in pairs]
-  return judge(comparisons, study['better'], float(study['tolerance']), scores.examples)
+  exact = comparability.metric_kind(study['metric']) == 'cost'
+  return judge(comparisons, study['better'], float(study['tolerance']), scores.examples, exact)
 
 
-def _compare(comparison, tolerance, examples):
+def _compare(comparison, tolerance, examples, exact):
   """Compare an arm and its baseline on their common seeds, without correction or verdict."""
   values, base_values = comparison.values, comparison.base_values
   seeds = [] if comparison.reasons else sorted(set(values) & set(base_values))
@@ -230,6 +235,9 @@ def _compare(comparison, tolerance, examples):
   test = paired_t(difference_N, examples)
   result |= {key: test[key] for key in ('sd', 'interval', 'p')} | {'difference': test['mean']}
   result['p_equivalence'] = equivalence(difference_N, tolerance, examples)
+  if exact and len(seeds) > 1 and test['mean'] and not np.ptp(difference_N):
+    result |= {'p': 0.0, 'interval': [test['mean']] * 2}
+    result['p_equivalence'] = float(abs(test['mean']) >= tolerance)
   if test['sd'] is not None:
     paired = test['sd'] / len(seeds) ** 0.5
     unpaired = float(np.sqrt((value_N.var(ddof=1) + base_N.var(ddof=1)) / len(seeds)))
