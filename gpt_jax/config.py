@@ -88,8 +88,7 @@ def _convert(hint, value, name):
       raise ValueError(f'{name}={value!r} is not a section\nfix: set one of the keys below it')
     if kind is not dict:
       return build(hint, dict(value.items()), name)
-    inner = typing.get_args(hint)[1]
-    return {key: _convert(inner, item, f'{name}.{key}') for key, item in value.items()}
+    return {key: _convert(typing.get_args(hint)[1], item, f'{name}.{key}') for key, item in value.items()}
   if kind is tuple and isinstance(value, list | tuple):
     inner = typing.get_args(hint)[0]
     return tuple(_convert(inner, item, f'{name}[{i}]') for i, item in enumerate(value))
@@ -104,7 +103,7 @@ def _convert(hint, value, name):
 
 def suggestion(word, choices):
   """Return the fix for an unknown name: the nearest of the choices, or all of them."""
-  near = difflib.get_close_matches(word, choices, 1)
+  near = difflib.get_close_matches(RENAMED.get(word, word), choices, 1)
   return f'did you mean {near[0]}?' if near else f'use one of {", ".join(choices)}'
 
 
@@ -131,4 +130,5 @@ def arguments(argument, **defaults):
   return values
 
 
+RENAMED = {'window_pattern': 'layer_pattern'}  # keys of older runs
 BOOLEANS = {'true': True, '1': True, 'false': False, '0': False}

@@ -236,3 +236,8 @@ def test_an_argument_for_a_file_that_takes_none():
   with pytest.raises(ValueError) as error:
     config.arguments('x=1')
   assert_two_lines(error.value, "'x' is not known")
+
+
+def test_a_key_of_an_older_run_is_refused_with_its_new_name():
+  with pytest.raises(ValueError, match='window_pattern is not a .*\nfix: did you mean layer_pattern'):
+    config.build(config.Config, {'model': {'window_pattern': 'SSSL'}})

@@ -189,6 +189,7 @@ def test_schedules_at_their_corners(name):
   values = [float(schedule(jnp.int32(s))) for s in range(100)]
   assert all(a <= b for a, b in zip(values[:10], values[1:11], strict=True))
   assert all(a >= b for a, b in zip(values[10:], values[11:], strict=False))
+  assert values[-1] > cfg.final_lr, 'the last update is one before final_lr is reached'
 
 
 def test_no_warmup_starts_at_the_peak():

@@ -247,7 +247,7 @@ def count_versions(study, read):
 def differing_versions(study):
   """Yield a warning for the commit, and for each version of a package, that is not the same in all runs."""
   keys = {key for row in study.done for key in (row.get('result') or {}).get('versions') or ()}
-  keys -= {'git', 'uncommitted', 'command', 'device'}
+  keys -= {'git', 'uncommitted', 'redacted', 'command', 'device'}
   readers = {'commit of the code': commit_of}
   readers |= {f'version of {key}': lambda versions, key=key: versions.get(key, '') for key in sorted(keys)}
   for what, read in readers.items():

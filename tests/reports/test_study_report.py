@@ -463,6 +463,7 @@ def test_runs_of_several_commits_are_named(tmp_path):
     row['result']['versions'] = {'git': 'a' * 40, 'jax': '0.10.2', 'command': f'x --workdir={row["arm"]}'}
   assert list(study_results.differing_versions(build_study(tmp_path, planned, rows))) == []
   changed = {'git': 'a' * 40 + ' with uncommitted changes', 'uncommitted': 'c0ffee', 'jax': '0.10.3'}
+  changed |= {'redacted': '1 line redacted (a token)'}  # of the uncommitted changes, not a package
   rows[0]['result']['versions'] = changed
   study = build_study(tmp_path, planned, rows)
   commits = f'{"a" * 12} (11 runs), {"a" * 12} with uncommitted changes c0ffee (1 run)'
