@@ -1,6 +1,6 @@
 """lm-eval on the same weights through our adapter and through its own Hugging Face model, and `choose`.
 
-  python -m benchmarks.harness --source=FOLDER --data=../shared/data [--limit=200] [--name=harness]
+  python -m benchmarks.harness --source=FOLDER --data=../shared/data [--tasks=copa,...] [--limit=200]
 
 --source is a folder as save_pretrained writes it. --data holds mc_evals/*.jsonl (llm-foundry's format) and
 lambada/lambada_test.jsonl; task files are written for them. Each side answers every example: `equal` is the
@@ -73,7 +73,14 @@ def task_file(name, data):
       'doc_to_choice': 'choices',
     }
     metrics += ['acc_norm', 'acc_mutual_info']
-  task['metric_list'] = [{'metric': m, 'higher_is_better': m != 'perplexity'} for m in metrics]
+  task['metric_list'] = [
+    {
+      'metric': m,
+      'aggregation': 'perplexity' if m == 'perplexity' else 'mean',
+      'higher_is_better': m != 'perplexity',
+    }
+    for m in metrics
+  ]
   return json.dumps(task, indent=1)
 
 
@@ -180,13 +187,15 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--source', required=True)
   parser.add_argument('--data', required=True)
+  parser.add_argument('--tasks', default=','.join(TASKS))
   parser.add_argument('--limit', type=int, default=200)
-  parser.add_argument('--name', default='harness')
+  parser.add_argument('--name', default='interop/harness')
   arguments = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:
     huggingface.import_run(arguments.source, f'{folder}/run')
     run = trained.load(f'{folder}/run')
-    numbers = compare(run, arguments.source, arguments.data, limit=arguments.limit)
+    names = arguments.tasks.split(',')
+    numbers = compare(run, arguments.source, arguments.data, names, arguments.limit)
   record.write_result(
     arguments.name, 'lm-eval through our adapter and through its Hugging Face model', numbers
   )
