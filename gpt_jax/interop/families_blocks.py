@@ -1,9 +1,19 @@
-"""Kin of Llama whose blocks differ: norms after the branches, layers without positions, factors, fixed norms.
+"""Kin of Llama with other blocks: norms after branches, shared or fixed, layers without positions, factors.
 
-Source: transformers 5.23, `models/{olmo,olmo2,olmo3,smollm3,granite}/`.
+Source: transformers 5.23, `models/{olmo,olmo2,olmo3,smollm3,granite,cohere,cohere2}/`.
 """
 
-from gpt_jax.interop.families_llama import FULL, LAYER, LLAMA, NORM_OVER_ALL, SLIDING, TENSORS, without
+from gpt_jax.interop.families_llama import (
+  FULL,
+  INTERLEAVED,
+  LAYER,
+  LLAMA,
+  NORM_OVER_ALL,
+  SLIDING,
+  TENSORS,
+  periodic_layer_types,
+  without,
+)
 from gpt_jax.interop.family import default_query_scale
 from gpt_jax.interop.rope import unsupported
 from gpt_jax.interop.tensors import Tensor, norm
@@ -103,4 +113,40 @@ GRANITE = LLAMA._replace(
   read=_read_granite,
   write=write_granite,
   rules={},
+)
+
+ONE_NORM = norm('blocks/mlp_norm', f'{LAYER}.input_layernorm')  # for both branches
+COHERE = LLAMA._replace(
+  architecture='CohereForCausalLM',
+  tensors=TENSORS | INTERLEAVED | ONE_NORM,
+  keys=without(LLAMA.keys, 'mlp_bias') | {'norm_eps': 'layer_norm_eps', 'logit_scale': 'logit_scale'},
+  defaults=LLAMA.defaults
+  | {
+    'max_position_embeddings': 8192,
+    'layer_norm_eps': 1e-5,
+    'logit_scale': 0.0625,
+    'tie_word_embeddings': True,
+    'rope_theta': 500000.0,
+  },
+  always=LLAMA.always | {'norm': 'layernorm', 'norm_bias': False, 'norm_position': 'parallel'},
+  fixed={'use_qk_norm': (False, 'queries and keys would have norms of each head on its own')},
+  write=lambda cfg: {'logit_scale': cfg.logit_scale / cfg.growth},
+  rules={},
+)
+
+
+def _read_cohere2(hf, fields):
+  """Layers without a window have no positions."""
+  pattern = fields.get('layer_pattern') or ('S' if fields.get('window') else 'L')
+  return {'layer_pattern': pattern.replace('L', 'N')}
+
+
+COHERE2 = COHERE._replace(
+  architecture='Cohere2ForCausalLM',
+  keys=without(COHERE.keys, 'head_dim'),
+  defaults=without(COHERE.defaults, 'rope_theta')
+  | {'sliding_window': 4096, 'sliding_window_pattern': 4, 'layer_types': None},
+  fixed={},
+  layer_types=periodic_layer_types,
+  read=_read_cohere2,
 )

@@ -3,7 +3,17 @@
 Source: transformers 5.23, `models/{gemma,gemma2,gemma3}/`.
 """
 
-from gpt_jax.interop.families_llama import FULL, LAYER, LLAMA, SLIDING, TANH_GELUS, TENSORS, divides, without
+from gpt_jax.interop.families_llama import (
+  FULL,
+  LAYER,
+  LLAMA,
+  SLIDING,
+  TANH_GELUS,
+  TENSORS,
+  divides,
+  periodic_layer_types,
+  without,
+)
 from gpt_jax.interop.family import default_query_scale
 from gpt_jax.interop.tensors import norm
 
@@ -70,12 +80,6 @@ GEMMA2 = GEMMA._replace(
 )
 
 
-def _gemma3_layer_types(hf):
-  """One layer of six, or of sliding_window_pattern, sees all keys."""
-  every = hf['sliding_window_pattern']
-  return [SLIDING if (l + 1) % every else FULL for l in range(hf['num_hidden_layers'])]
-
-
 GEMMA3 = GEMMA2._replace(
   architecture='Gemma3ForCausalLM',
   defaults=GEMMA2.defaults
@@ -90,5 +94,5 @@ GEMMA3 = GEMMA2._replace(
   },
   always=GEMMA2.always | {'qk_norm': True},
   fixed={'use_bidirectional_attention': (False, 'tokens would see those after them')},
-  layer_types=_gemma3_layer_types,
+  layer_types=periodic_layer_types,
 )

@@ -51,6 +51,12 @@ def divides(cfg):
   return cfg.width % cfg.heads == 0
 
 
+def periodic_layer_types(hf):
+  """One layer of every sliding_window_pattern sees all keys."""
+  every = hf['sliding_window_pattern']
+  return [SLIDING if (l + 1) % every else FULL for l in range(hf['num_hidden_layers'])]
+
+
 LLAMA = Family(
   architecture='LlamaForCausalLM',
   tensors=TENSORS,

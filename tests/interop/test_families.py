@@ -81,6 +81,8 @@ VARIANTS = {
     'factors': SHAPE
     | dict(embedding_multiplier=12.0, residual_multiplier=0.22, attention_multiplier=0.3, logits_scaling=8.0)
   },
+  'cohere': {'plain': SHAPE | dict(attention_bias=True)},
+  'cohere2': {'windows': SHAPE | WINDOWS},
   'seed_oss': {
     'plain': SHAPE | dict(head_dim=6),
     'output_bias': SHAPE | dict(head_dim=6, attention_out_bias=True),
