@@ -350,11 +350,15 @@ def test_command_line(monkeypatch, call, tmp_path):
     '--topology=here',
     '--nodecode',
     '--config.train.batch_size=8',
+    '--config.train.steps=4',
+    "--config.data.mixture={'a': {'kind': 'synthetic'}, 'b': {'kind': 'synthetic'}}",
+    '--config.data.stages=1: b=1',
     '--json',
   ]
   code, out, err = call(*words)
   assert code == 0, err
   assert json.loads(out)['fits'] is True and 'table' not in json.loads(out)
+  assert json.loads(out)['notes'][-1] == 'rows in steps 0 to 1: 4 a, 4 b; 1 to 4: 24 b'
   here(monkeypatch, memory=1000)
   code, out, err = call(*words)
   assert code == 2 and json.loads(out)['fits'] is False
