@@ -8,6 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gpt_jax.interop import families, huggingface
+from gpt_jax.model.config import ModelConfig
+from gpt_jax.step import params_of
 from tests import models
 from tests.interop.test_interop import assert_same_params, fails, hf, our_logits, their_logits, write
 
@@ -167,6 +169,23 @@ def test_family_equals_transformers(name, variant, hf, tmp_path):
   for key, value in state.items():
     np.testing.assert_array_equal(other[key].numpy(), value.numpy(), err_msg=key)
   np.testing.assert_array_equal(their_logits(again, greedy_BT), expected)
+
+
+@pytest.mark.parametrize(('name', 'axis'), [('mixtral', 'expert'), ('olmo', 'fsdp'), ('phi3', 'tensor')])
+def test_families_are_imported_onto_a_mesh(name, axis, tmp_path):
+  """Each device reads the experts and the parts of packed or constant parameters that are its own."""
+  sizes = dict(layers=2, width=24, heads=6, kv_heads=2, vocab=VOCAB, context=32, hidden=40, window=0)
+  sizes |= dict(experts=4) if name == 'mixtral' else {}
+  cfg = ModelConfig(**sizes | families.FAMILIES[name].always)
+  model = models.fill(cfg.resolved())
+  if name == 'olmo':  # its norms have no scales
+    for norm in (model.blocks.attention_norm, model.blocks.mlp_norm, model.final_norm):
+      norm.scale.set_value(norm.scale.get_value() * 0 + 1)
+  assert huggingface.export_model(cfg, model, None, tmp_path / 'out', name) == name
+  mesh = models.mesh(**{axis: 2})
+  _, back, _ = huggingface.import_model(tmp_path / 'out', mesh)
+  assert_same_params(model, back, VOCAB)
+  assert any(not p.sharding.is_fully_replicated for p in params_of(back).values())
 
 
 @pytest.mark.slow
