@@ -44,7 +44,7 @@ def test_scores_add_up_and_do_not_depend_on_other_texts(run):
   [whole] = run.score(['abcdef'])
   [first] = run.score(['abc'])
   [rest] = run.score(['def'], contexts=['abc'])
-  begins = trained.likelihood.completions.begin_of(run.cfg, run.tokenizers)
+  begins = trained.completions.begin_special(run.cfg, run.tokenizers)
   if begins:  # else a context has no start token, and a text alone has one
     assert whole.nats == pytest.approx(first.nats + rest.nats, rel=1e-5)
   assert (first.tokens, rest.tokens) == (3, 3)
