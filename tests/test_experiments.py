@@ -204,7 +204,9 @@ def expected_samples(cfg):
   for name, source in cfg.data.mixture.items():
     condition, target = data.signature(source.template)
     if condition and len(target) == 1:
-      names.append(f'step_00000002_{name}{SUFFIXES[target[0]]}')
+      names += {
+        f'step_00000002_{name}{suffix}' for suffix in ('.txt', SUFFIXES[target[0]])
+      }  # .txt: conditions
   return sorted(names)
 
 

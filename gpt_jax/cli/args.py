@@ -75,20 +75,18 @@ def remove_flag(argv, name):
 
 
 def join_overrides(argv):
-  """argv with each --config.KEY VALUE as --config.KEY=VALUE; ValueError for a key without a value."""
-  joined, rest = [], iter(argv)
-  for arg in rest:
-    if arg.startswith('--config.') and '=' not in arg:
-      value = next(rest, '-')
-      if value.startswith('-'):
-        raise ValueError(f'{arg} has no value\nfix: write {arg}=VALUE')
-      arg = f'{arg}={value}'
+  """argv with each --config.KEY VALUE as --config.KEY=VALUE; a key before another flag is left alone."""
+  joined, rest = [], list(argv)
+  while rest:
+    arg = rest.pop(0)
+    if arg.startswith('--config.') and '=' not in arg and rest and not rest[0].startswith('--'):
+      arg = f'{arg}={rest.pop(0)}'
     joined.append(arg)
   return joined
 
 
 def config_overrides(argv):
-  """The overrides in argv as --config.key=value."""
+  """The overrides in argv, as --config.key=value or --config.key."""
   return [arg for arg in join_overrides(argv) if arg.startswith('--config.')]
 
 

@@ -97,10 +97,15 @@ def add_sources(section, overrides):
 def normalize_override(section, arg):
   """Return --config.KEY=VALUE as absl reads it: 1000 for 1e3 of an integer, line breaks in a separator.
 
-  Raises ValueError for an unknown key and for a number that is not an integer.
+  --config.KEY alone is true. Raises ValueError for an unknown key, a number that is not an integer, and a
+  key without a value that is no switch.
   """
-  key, _, text = arg.removeprefix('--config.').partition('=')
+  key, has_value, text = arg.removeprefix('--config.').partition('=')
   value = value_of(section, key)
+  if not has_value:
+    if not isinstance(value, bool):
+      raise no_value(arg)
+    return f'--config.{key}=true'
   if key.endswith('.separator'):
     text = unescape(arg, text)
   elif type(value) is int and EXPONENT.fullmatch(text):
@@ -109,6 +114,11 @@ def normalize_override(section, arg):
       raise ValueError(f'config.{key}={text} is not an integer\nfix: write one, such as {value}')
     text = str(number)
   return f'--config.{key}={text}'
+
+
+def no_value(arg):
+  """Return the error for --config.KEY without a value, which only a switch may be."""
+  return ValueError(f'{arg} has no value\nfix: write {arg}=VALUE')
 
 
 def unescape(name, text):

@@ -4,7 +4,7 @@ import dataclasses
 
 from absl import flags
 
-from gpt_jax.cli import args, config_help
+from gpt_jax.cli import args, config_help, experiment_file
 
 FLAGS = flags.FLAGS
 CHANGES_DATA = ('data.mixture.', 'data.valid_fraction', 'data.cache', 'data.packing')
@@ -45,8 +45,11 @@ def sampling_overrides():
 
 def data_overrides(argv):
   """{key: value as text} of the arguments --config.data.KEY=VALUE; ValueError for other config keys."""
-  overrides = dict(arg.removeprefix('--config.').split('=', 1) for arg in args.config_overrides(argv))
-  for key in overrides:
+  overrides = {}
+  for arg in args.config_overrides(argv):
+    key, has_value, overrides[key] = arg.removeprefix('--config.').partition('=')
+    if not has_value:
+      raise experiment_file.no_value(arg)
     if not key.startswith('data.'):
       raise ValueError(
         f'--config.{key} cannot be changed after training, only keys of data\n'

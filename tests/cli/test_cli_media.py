@@ -80,7 +80,7 @@ def get_config(arg=''):
   assert 'text ids, 18 image ids, 10 audio ids' in out
   assert 'loss/text' in out and 'loss/image' in out and 'loss/audio' in out
   samples = sorted(path.name for path in (workdir / 'samples').iterdir())
-  names = ('dial.wav', 'draw.png', 'listen.txt', 'read.txt')
+  names = ('dial.txt', 'dial.wav', 'draw.png', 'draw.txt', 'listen.txt', 'read.txt')
   assert samples == [f'step_00000002_{name}' for name in names]
   report = (workdir / 'report.html').read_text()
   assert 'audio/wav' in report and 'image/png' in report

@@ -14,6 +14,8 @@ import os, signal, sys, types
 import gpt_jax.cli
 from gpt_jax.cli import entry
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
+
 def run():  # in place of a verb's imports and of a compiler, which hold the main thread
   print('ready', flush=True)
   import ctypes
