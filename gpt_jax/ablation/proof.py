@@ -164,7 +164,7 @@ def validation_inputs(job, cfg):
   length, loss mask, part (of the data, during training), bytes: whether runs give bits per byte}). Of a
   template only the target counts, as prompts carry no loss.
   """
-  names = source_names(cfg.data, 'valid')
+  names = [name for name in source_names(cfg.data, 'valid') if not cfg.data.mixture[name].is_benchmark]
   part = [cfg.train.eval_tokens, cfg.train.eval_every]
   if cfg.train.job != 'gpt':
     sources = {name: {'data': budget.hash_json(list(names))} for name in names}

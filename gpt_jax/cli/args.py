@@ -90,8 +90,10 @@ def config_overrides(argv):
   return [arg for arg in join_overrides(argv) if arg.startswith('--config.')]
 
 
-def load_experiment(argv):
+def load_experiment(argv, adds_sources=False):
   """Return (ConfigDict of the experiment in argv, argv without --config itself).
+
+  adds_sources: an override of the kind of an unknown source adds it, only for evaluation.
 
   Without --config it is the config.json of the run in --workdir, so that `train --workdir=DIR` resumes,
   else the demo. A saved .py file is never executed. Raises ValueError for an override of an unknown key.
@@ -105,7 +107,8 @@ def load_experiment(argv):
     section = experiment_file.complete_sources(config.section(config.of_run(workdir)))
   else:
     section = experiment_file.load_config(spec or DEMO)
-  experiment_file.add_sources(section, [arg.removeprefix('--config.') for arg in config_overrides(argv)])
+  if adds_sources:
+    experiment_file.add_sources(section, [arg.removeprefix('--config.') for arg in config_overrides(argv)])
   argv = [
     experiment_file.normalize_override(section, arg) if arg.startswith('--config.') else arg
     for arg in join_overrides(argv)

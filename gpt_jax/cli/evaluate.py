@@ -40,7 +40,7 @@ def evaluate_flags():
   )
   flags.DEFINE_string('recognizer', '', 'speak: run folder of a model that transcribes sounds')
   flags.DEFINE_string('step', '', 'checkpoint: its step, or all that are kept; default: the newest')
-  flags.DEFINE_bool('watch', False, 'score each new checkpoint of a training until it ends')
+  flags.DEFINE_bool('watch', False, 'score each checkpoint of a training, until it ends')
   flags.DEFINE_list('harness', [], 'tasks of lm-eval, such as hellaswag,arc_easy')
   flags.DEFINE_string('harness_files', '', 'folder of task files (YAML) of lm-eval; only those you trust')
   flags.DEFINE_integer(
@@ -77,13 +77,16 @@ def evaluate(argv):
         )
       run = run._replace(cfg=dataclasses.replace(run.cfg, data=chosen.data))
     fields = overrides | ({'step': run.step} if FLAGS.step or FLAGS.watch else {})
-    out = FLAGS.out or run.workdir
-    files = predictions.PredictionFiles(out, run.step, overrides) if is_primary() else None
+    files = None
+    if is_primary() and (FLAGS.out or not fields):  # the run folder has those of its own data and newest step
+      is_one = FLAGS.step.isdecimal() or 'step' not in fields
+      out = Path(FLAGS.out or run.workdir) / ('' if is_one else f'step_{run.step}')
+      files = predictions.PredictionFiles(out, run.step, overrides)
     rows = run_tasks(run.subject(predictions=files, caches=caches), recognizer)
     for row in rows if is_primary() else ():
       records.append_line(run.workdir / 'evaluations.jsonl', row | fields)
       say(evaluation.format_row(row | fields))
-    if is_primary():
+    if files:
       say(files.describe(), end='')
   if is_primary():
     from gpt_jax.reports import run_report  # matplotlib takes a second to import
@@ -99,7 +102,7 @@ def chosen_runs():
 
   if FLAGS.watch and FLAGS.step:
     raise ValueError(
-      f'--watch follows a training from now on, and --step={FLAGS.step}\nfix: give one of the two'
+      f'--watch scores every checkpoint, old and new, and --step={FLAGS.step}\nfix: give one of the two'
     )
   if FLAGS.watch:
     yield from trained.watch(FLAGS.workdir)
@@ -142,6 +145,11 @@ def run_harness(subject):
   for name in ('harness_files', 'shots'):
     if not FLAGS.harness and FLAGS[name].present:
       raise ValueError(f'--{name}={FLAGS[name].value} has no effect without --harness\nfix: leave it out')
+  for name in ('split', 'stride', 'recognizer', *sampling_overrides()):
+    if FLAGS.harness and not FLAGS['tasks'].present and FLAGS[name].present:
+      raise ValueError(
+        f'--{name}={FLAGS[name].value} has no effect on --harness\nfix: leave it out, or add --tasks'
+      )
   if not FLAGS.harness:
     return []
   files = Path(FLAGS.harness_files).expanduser() if FLAGS.harness_files else ''

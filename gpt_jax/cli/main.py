@@ -97,7 +97,7 @@ def parse(argv):
     flags.DEFINE_string('config', '', 'study file')
   try:
     if verb in WITH_OVERRIDES and not is_study:
-      section, rest = args.load_experiment(rest)
+      section, rest = args.load_experiment(rest, adds_sources=verb == 'evaluate')
       config_flags.DEFINE_config_dict('config', section, sys_argv=rest)
     stray = FLAGS(rest)[1:]
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:

@@ -53,7 +53,6 @@ def check(stages: str, mixture: dict) -> None:
   """Raise ValueError for stages that are out of order or have no effect, and for sources without rows."""
   mixture = {name: source for name, source in mixture.items() if source.weight}  # others are not trained on
   plan = of_mixture(stages, mixture)
-  mixture = {name: source for name, source in mixture.items() if source.weight}  # others are not trained on
   subject = f'data.stages={stages!r}'
   if stages and len(mixture) == 1:
     raise ValueError(f'{subject} has no effect on one source\nfix: leave data.stages out, or add a source')

@@ -32,13 +32,20 @@ def csv(source, split: str) -> Corpus:
   """Open CSV with a header, or tab-separated values (.tsv). Every field is text; media are paths."""
   csv_files.field_size_limit(MOST_BYTES)
   files = text_records(source, split, '.csv', '.tsv')
-  return file_corpus(source, files, lambda path: _csv_rows(path, source))
+  corpus = file_corpus(source, files, lambda path: _csv_rows(path, source))
+  # Equal bytes are other records where the name of the file says so.
+  delimiters = ''.join(map(_delimiter, files)).replace('\t', 't')
+  return Corpus(corpus.records, lambda: f'{corpus.content()}-{delimiters}')
+
+
+def _delimiter(path: Path) -> str:
+  name = path.stem if path.suffix in PACKED else path.name
+  return '\t' if name.endswith('.tsv') else ','
 
 
 def _csv_rows(path: Path, source) -> Iterator[tuple[str, dict | ValueError]]:
   """Yield (where, fields) of each row that is not blank; with bad_records, errors in place of fields."""
-  name = path.stem if path.suffix in PACKED else path.name
-  delimiter = '\t' if name.endswith('.tsv') else ','
+  delimiter = _delimiter(path)
   rows = csv_files.reader(text_lines(path), delimiter=delimiter, strict=True)
   header, first = None, 1
   while True:

@@ -13,6 +13,7 @@ import logging
 from gpt_jax.data import Piece
 from gpt_jax.evaluation import likelihood
 from gpt_jax.evaluation.tasks import common
+from gpt_jax.sample import SampleConfig
 from gpt_jax.sampling import completions, validate
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ def run(subject, tasks, files='', shots=None, limit=0):
   rows = []
   for name, samples in sorted(results['samples'].items()):
     rows += _rows(subject, results, name, samples)
+  for name, values in sorted(results.get('groups', {}).items()):
+    rows += _metric_rows(name, values, version=results['versions'].get(name))
   return rows
 
 
@@ -95,18 +98,8 @@ def _rows(subject, results, name, samples):
     n=len({sample['doc_id'] for sample in samples}),
     shots=results['n-shot'][name],
     version=results['versions'][name],
-    harness=importlib.metadata.version('lm_eval'),
   )
-  rows = common.Rows('harness', name, 'test', **fields)
-  for key, value in results['results'][name].items():
-    metric, _, name_of_filter = key.partition(',')
-    if not isinstance(value, int | float) or metric.endswith('_stderr') or not name_of_filter:
-      continue
-    error = results['results'][name].get(f'{metric}_stderr,{name_of_filter}')
-    more = {'filter': name_of_filter} if name_of_filter != 'none' else {}
-    if isinstance(error, int | float):
-      more['interval'] = [value - Z * error, value + Z * error]
-    rows.add(metric, value, **more)
+  rows = _metric_rows(name, results['results'][name], **fields)
   first = {sample['doc_id']: sample for sample in reversed(samples)}
   judged = [judge(first[key]) for key in sorted(first)]
   examples = [
@@ -119,6 +112,21 @@ def _rows(subject, results, name, samples):
   return rows
 
 
+def _metric_rows(name, values, **fields):
+  """Rows of the metrics of a task or of a group of tasks: {'metric,filter': value}."""
+  rows = common.Rows('harness', name, 'test', **fields, harness=importlib.metadata.version('lm_eval'))
+  for key, value in values.items():
+    metric, _, name_of_filter = key.partition(',')
+    if not isinstance(value, int | float) or metric.endswith('_stderr') or not name_of_filter:
+      continue
+    error = values.get(f'{metric}_stderr,{name_of_filter}')
+    more = {'filter': name_of_filter} if name_of_filter != 'none' else {}
+    if isinstance(error, int | float):
+      more['interval'] = [value - Z * error, value + Z * error]
+    rows.add(metric, value, **more)
+  return rows
+
+
 def judge(sample):
   """(context, right answer, answer, whether it is right or None) of a sample of lm-eval."""
   arguments = sample['arguments']
@@ -128,7 +136,11 @@ def judge(sample):
     options = [a[1] for a in arguments]
     if len({a[0] for a in arguments}) > 1 and len(set(options)) == 1:  # the contexts are the options
       options = [a[0] for a in arguments]
-    best = max(range(len(answers)), key=lambda i: float(answers[i][0]))
+    if isinstance(answers[0], str):  # repeats of one answer
+      return arguments[0][0], str(target).strip(), answers[0].strip(), _is_right(sample)
+    # acc_mutual_info asks for every option without a context, too.
+    after = [i for i, (context, *_) in enumerate(arguments) if context] or range(len(answers))
+    best = max(after, key=lambda i: float(answers[i][0]))
     is_index = str(target).isdecimal() and int(target) < len(options)
     right = options[int(target)] if is_index else str(target)
     return arguments[0][0], right.strip(), options[best].strip(), _is_right(sample)
@@ -143,7 +155,7 @@ def _values(arguments):
 def _is_right(sample):
   """Whether the first share among a sample's metrics is 1; None where there is none."""
   scores = [sample[m] for m in ('acc', 'exact_match') if isinstance(sample.get(m), int | float)]
-  return bool(scores[0]) if scores else None
+  return scores[0] == 1 if scores else None
 
 
 def adapter(subject):
@@ -189,7 +201,7 @@ def generate(subject, requests):
         f'a task generates {fields["max_new_tokens"]} tokens and the context is {subject.model.cfg.context}\n'
         'fix: use a model with more context, or set max_gen_toks in a task file'
       )
-    cfg = validate.override(subject.cfg.sample, **fields)
+    cfg = validate.override(SampleConfig(), **fields)  # not as the run samples: results are comparable
     ids = {n: completions.encode_prompt(subject.tokenizers, requests[n][0], begin)[-room:] for n in group}
     order = sorted(group, key=lambda n: -len(ids[n]))
     complete = functools.partial(completions.complete, subject.model, subject.tokenizers, cfg=cfg, stop=stop)

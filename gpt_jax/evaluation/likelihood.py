@@ -63,6 +63,11 @@ def encode_pair(subject, context, continuation):
   return Request([*first, *before], targets)
 
 
+def count_bytes(context, continuation):
+  """Return the UTF-8 bytes that the targets of `encode_pair` spell: with the white space before them."""
+  return len((context[len(context.rstrip()) :] + continuation).encode())
+
+
 def windows(subject, text, length=0):
   """Cut a text of any length into Requests that score each of its tokens once.
 
@@ -82,11 +87,16 @@ def score_requests(subject, requests):
 
   Longest rows first: of similar lengths, so that little is padding, and memory runs out at once or never.
   Requests that differ in their last token alone share a row. Contexts lose their first tokens where a
-  request exceeds the model's context.
+  request exceeds the model's context. ValueError for targets that exceed it alone.
   """
   limit = subject.model.cfg.context + 1
-  kept = [_fit(request, limit) for request in requests]
-  unique = list(dict.fromkeys((tuple(context), tuple(targets)) for context, targets in kept))
+  if (longest := max((len(request.targets) for request in requests), default=0)) >= limit:
+    raise ValueError(
+      f'a continuation has {longest} tokens, and the context of the model is {limit - 1}\n'
+      'fix: score a shorter one, or a text without a context before it'
+    )
+  fitting = [_fit(request, limit) for request in requests]
+  unique = list(dict.fromkeys((tuple(context), tuple(targets)) for context, targets in fitting))
   groups = {}
   for context, targets in unique:
     groups.setdefault((context, targets[:-1]), []).append((context, targets))
@@ -104,16 +114,15 @@ def score_requests(subject, requests):
       for m, request in enumerate(group):
         scores[request] = sums['nats_BM'][b, m], sums['greedy_BM'][b, m]
     subject.raise_if_preempted()
-  pairs = [scores[tuple(context), tuple(targets)] for context, targets in kept]
+  pairs = [scores[tuple(context), tuple(targets)] for context, targets in fitting]
   nats_N, greedy_N = np.array(pairs, np.float64).reshape(len(pairs), 2).T
-  cut = sum(len(k.context) < len(r.context) for k, r in zip(kept, requests, strict=True))
+  cut = sum(len(k.context) < len(r.context) for k, r in zip(fitting, requests, strict=True))
   return Scores(nats_N, greedy_N.astype(bool), cut)
 
 
 def _fit(request, limit):
   """The last `limit` tokens of a request; one of them at least is context."""
-  targets = request.targets[-(limit - 1) :]
-  return Request(request.context[max(0, len(request.context) + len(targets) - limit) :], targets)
+  return Request(request.context[max(0, sum(map(len, request)) - limit) :], request.targets)
 
 
 def _rows(groups, size, M, limit):

@@ -31,7 +31,7 @@ class TextScore(NamedTuple):
 
   nats: float  # minus the log-likelihood, natural logarithm
   tokens: int  # that were scored
-  bytes: int  # of the text in UTF-8
+  bytes: int  # of the text in UTF-8, with white space that ends its context
 
   @property
   def bits_per_byte(self):
@@ -79,17 +79,24 @@ class TrainedRun(NamedTuple):
     return groups if cfg.num_samples > 1 else [group[0] for group in groups]
 
   def score(self, texts, contexts=()):
-    """Score texts of any length -> list of TextScore; contexts: a text before each of them, not scored."""
+    """Score texts -> list of TextScore; contexts: a text before each of them, not scored.
+
+    Without contexts a text has any length. ValueError for one after a context that exceeds the model's.
+    """
     subject = self.subject()
+    pairs = list(zip(contexts or [''] * len(texts), texts, strict=True))
     if contexts:
-      pairs = zip(contexts, texts, strict=True)
       requests = [[likelihood.encode_pair(subject, context, text)] for context, text in pairs]
     else:
       requests = [likelihood.windows(subject, text) for text in texts]
     nats = iter(likelihood.score_requests(subject, [r for group in requests for r in group]).nats)
     return [
-      TextScore(float(sum(next(nats) for _ in group)), sum(len(r.targets) for r in group), len(text.encode()))
-      for group, text in zip(requests, texts, strict=True)
+      TextScore(
+        float(sum(next(nats) for _ in group)),
+        sum(len(r.targets) for r in group),
+        likelihood.count_bytes(*pair),
+      )
+      for group, pair in zip(requests, pairs, strict=True)
     ]
 
 
@@ -107,7 +114,7 @@ def load(workdir, step=None):
     raise ValueError(f'{workdir} has no checkpoint yet\nfix: train there first')
   if step not in (None, newest):
     steps = ', '.join(map(str, sorted(checkpoints.steps()))) or 'none'
-    raise ValueError(f'--step={step} is not a good checkpoint of {workdir}\nfix: use one of {steps}, or all')
+    raise ValueError(f'step={step} is not a good checkpoint of {workdir}\nfix: use one of {steps}, or all')
   step = newest
   if cfg.train.job != 'gpt':
     raise ValueError(
@@ -132,32 +139,42 @@ def load(workdir, step=None):
   return TrainedRun(workdir, cfg, model, load_tokenizers(files), mesh, step)
 
 
-def good_steps(workdir, report=print):
-  """Return the steps of all good checkpoints, oldest first. All processes of a job call it together."""
+def good_steps(workdir, after=-1, report=print):
+  """Return the steps of all good checkpoints after a step, oldest first.
+
+  All processes of a job call it together. Older files are not read.
+  """
   cfg = config.of_run(Path(workdir).expanduser())
   folder = Path(workdir).expanduser() / 'checkpoints'
   checkpoints = checkpoint.Checkpoints(folder, verify=cfg.checkpoint.verify, report=report)
   steps, last = [], math.inf
+  if checkpoint.from_process_0(max(checkpoints.steps(), default=-1)) <= after:
+    return []
   with contextlib.suppress(checkpoint.Corrupt):  # none below the last good one
-    while (step := checkpoints.latest_good(last)) is not None:
+    while (step := checkpoints.latest_good(last)) is not None and step > after:
       steps.insert(0, step)
       last = step - 1
   return steps
 
 
 def watch(workdir, poll=POLL):
-  """Yield a TrainedRun for each new checkpoint of a run in training, until the run has its result.
+  """Yield a TrainedRun for each checkpoint of a run in training, until the run has its result.
 
   Checkpoints that the training removes before their turn are left out. poll: seconds between looks.
   """
   seen = -1
   while True:
     done = checkpoint.from_process_0(int(bool(run_folder.read_result(workdir))))  # before the last look
-    new = [step for step in good_steps(workdir, report=lambda line: None) if step > seen]
+    new = good_steps(workdir, seen, report=lambda line: None)
     if new:
       seen = new[0]
-      with contextlib.suppress(FileNotFoundError, ValueError):  # removed meanwhile
-        yield load(workdir, seen)
+      try:
+        run = load(workdir, seen)
+      except (FileNotFoundError, ValueError):
+        if (Path(workdir).expanduser() / 'checkpoints' / str(seen)).exists():
+          raise
+        continue  # training removed it meanwhile
+      yield run
     elif done:
       return
     else:

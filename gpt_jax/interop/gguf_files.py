@@ -181,7 +181,8 @@ def read_config(file):
   hf |= {'bos_token_id': special('bos'), 'pad_token_id': special('padding')}
   ends = [special(name) for name in ('eos', 'eot', 'eom')]
   hf['eos_token_id'] = list(dict.fromkeys(i for i in ends if i is not None)) or None
-  hf |= _rope(file) | row.config(file.get, hf)
+  hf |= _rope(file)
+  hf |= row.config(file.get, hf)  # Gemma 3 moves the scaling of RoPE
   return hf
 
 

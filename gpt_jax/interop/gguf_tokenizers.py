@@ -24,15 +24,15 @@ def _split(pattern):
 
 
 DIGITS = [{'type': 'Digits', 'individual_digits': True}, bpe.BYTE_LEVEL]
-SPLITS = {  # tokenizer.ggml.pre -> (pre-tokenizers, normalizer)
-  'gpt-2': ([bpe.BYTE_LEVEL], None),
-  'gpt2': ([bpe.BYTE_LEVEL], None),
-  'llama-bpe': (_split(LLAMA3), None),
-  'llama3': (_split(LLAMA3), None),
-  'qwen2': (_split(QWEN2), {'type': 'NFC'}),
-  'deepseek-r1-qwen': (_split(QWEN2), None),
-  'smollm': (DIGITS, None),
-  'starcoder': (DIGITS, None),
+SPLITS = {  # tokenizer.ggml.pre -> (pre-tokenizers, normalizer, like Llama 3)
+  'gpt-2': ([bpe.BYTE_LEVEL], None, False),
+  'gpt2': ([bpe.BYTE_LEVEL], None, False),
+  'llama-bpe': (_split(LLAMA3), None, True),
+  'llama3': (_split(LLAMA3), None, True),
+  'qwen2': (_split(QWEN2), {'type': 'NFC'}, False),
+  'deepseek-r1-qwen': (_split(QWEN2), None, False),
+  'smollm': (DIGITS, None, False),
+  'starcoder': (DIGITS, None, False),
 }
 
 
@@ -84,14 +84,19 @@ def _sentencepiece(file, get):
   return subword.SentencePieceTokenizer(model.SerializeToString(), str(file.path))
 
 
-def _byte_level(file, get, splits, normalizer):
-  """Return the byte-level BPE of tokens and merges as a tokenizer.json."""
+def _byte_level(file, get, splits, normalizer, is_llama3):
+  """Return the byte-level BPE of tokens and merges as a tokenizer.json.
+
+  What a file does not say is as in llama.cpp: Llama 3 begins texts with bos, and a word that is a token is
+  not merged.
+  """
   tokens, types = _checked(file, get, 'tokens', 'token_type')
   [merges] = _checked(file, get, 'merges')
   ids = {token: index for index, token in enumerate(tokens)}
   model = bpe.tokenizer_json(ids, [merge.split(' ') for merge in merges])
   added = [index for index, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)]
   flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False)
+  model['model']['ignore_merges'] = is_llama3
   model['added_tokens'] = [
     {'id': i, 'content': tokens[i], 'special': types[i] == CONTROL, **flags} for i in added
   ]
@@ -100,7 +105,7 @@ def _byte_level(file, get, splits, normalizer):
     model['pre_tokenizer'] = bpe.BYTE_LEVEL
   roles = {'bos': 'bos', 'eos': 'eos', 'pad': 'padding'}
   specials = {role: get(f'{name}_token_id') for role, name in roles.items()}
-  if get('add_bos_token', False) and specials['bos'] is not None:
+  if get('add_bos_token', is_llama3) and specials['bos'] is not None:
     bos, text = {'SpecialToken': {'id': 'bos', 'type_id': 0}}, {'Sequence': {'id': 'A', 'type_id': 0}}
     special = {'bos': {'id': 'bos', 'ids': [specials['bos']], 'tokens': [tokens[specials['bos']]]}}
     model['post_processor'] = {'type': 'TemplateProcessing', 'single': [bos, text], 'pair': [bos, text]}

@@ -6,15 +6,18 @@ detectors gitleaks and detect-secrets look for), or a name that says so (`passwo
 Hashes are no secrets: sha256 digests, and 32 or 40 hex digits beside a word such as commit or digest.
 """
 
+import atexit
 import bisect
 import collections
 import io
 import itertools
 import math
 import re
+import threading
 
 from gpt_jax.runs import records
 
+MOST_HELD = 1 << 14  # characters of lines that wait for the end of a private key
 # kind: pattern; every repetition is bounded by what follows it or by a count, so that time is linear
 FORMATS = {
   'private key': r'-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY[A-Z ]{0,10}-----'
@@ -183,18 +186,37 @@ def redact_lines(text, code=False):
 
 
 class RedactedStream(io.TextIOBase):
-  """A text stream that passes whole lines on to another, with each secret as [redacted: KIND]."""
+  """A text stream that passes whole lines on to another, with each secret as [redacted: KIND].
+
+  A private key waits for its last line, up to MOST_HELD characters; an unfinished line for the end of the
+  process.
+  """
 
   def __init__(self, stream):
-    self.stream, self.rest = stream, ''
+    self.stream, self.rest, self.lock = stream, '', threading.Lock()
+    atexit.register(self.write_rest)
 
   def write(self, text):
-    """Write a text; what follows its last newline waits for the next one."""
-    lines, newline, self.rest = (self.rest + text).rpartition('\n')
-    if newline:
-      self.stream.write(redact(lines) + newline)
-      self.stream.flush()
+    """Write a text; what follows its last line break waits for the next one."""
+    with self.lock:
+      self.rest += text
+      end = max(self.rest.rfind('\n'), self.rest.rfind('\r')) + 1
+      begin, after = self.rest.rfind('-----BEGIN ', 0, end), self.rest.rfind('-----END ', 0, end)
+      if begin > after and len(self.rest) < MOST_HELD:
+        end = self.rest.rfind('\n', 0, begin) + 1
+      self._pass_on(end)
     return len(text)
+
+  def write_rest(self):
+    """Write the line that has no end yet."""
+    with self.lock:
+      self._pass_on(len(self.rest))
+
+  def _pass_on(self, end):
+    if end and not self.stream.closed:
+      self.stream.write(redact(self.rest[:end]))
+      self.stream.flush()
+    self.rest = self.rest[end:]
 
   @property
   def encoding(self):

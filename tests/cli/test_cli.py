@@ -89,6 +89,7 @@ def get_config(arg=''):
     (['--config.optim.name=adam'], ["optim.name='adam'"], 'adamw'),
     (['--config.data.mixture.text.kind=txt'], ['kind=txt'], 'text'),
     (['--config.data.mixture.text.path=x'], ["path='x' has no effect"], 'kind=synthetic'),
+    (['--config.data.mixture.web.kind=text'], ['web is not a config key'], ''),
     (['--config.data.packing=first-fit'], ['data.packing=first-fit'], 'first_fit'),
     (['--config.mesh.preset=gpu7'], ['mesh.preset=gpu7'], 'gpu8'),
     (['--config.mesh.fsdp=2'], ['fsdp=2 does not fit 1 device'], 'mesh.data=-1'),
@@ -421,7 +422,7 @@ def test_evaluate_scores_all_kept_checkpoints(call, copy):
   assert (
     store.task_scores(copy, run_folder.read_result(copy))['perplexity/text/nats_per_token'] == own['value']
   )
-  assert_user_error(call('evaluate', f'--workdir={copy}', '--step=5'), '--step=5')
+  assert_user_error(call('evaluate', f'--workdir={copy}', '--step=5'), 'step=5')
   assert_user_error(call('evaluate', f'--workdir={copy}', '--step=last'), '--step=last')
   assert_user_error(call('evaluate', f'--workdir={copy}', '--step=all', '--watch'), '--watch')
 

@@ -260,6 +260,14 @@ def test_csv_has_quoted_newlines_and_tabs_by_suffix(tmp_path):
   assert csv_records(tmp_path, '\ufeffa\tb\n1,2\t3\n', 'a.tsv') == [('a.tsv line 2', {'a': '1,2', 'b': '3'})]
 
 
+def test_equal_bytes_of_csv_and_tsv_are_not_equal_data(tmp_path):
+  contents = []
+  for name in ('a.csv', 'b.tsv', 'c.csv'):
+    (tmp_path / name).write_text('a\n1\n')
+    contents.append(open_source(Source('csv', str(tmp_path / name), template='{a}'), 'train').content())
+  assert contents[0] == contents[2] != contents[1]
+
+
 @pytest.mark.parametrize(
   ('text', 'words'),
   [

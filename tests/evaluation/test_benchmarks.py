@@ -102,7 +102,7 @@ def test_choose_is_the_likeliest_option_by_brute_force(subject, log_p):
   for q in QUESTIONS:
     given = np.array([log_p(f'Q: {q["query"]}\nA:', f' {c}')[0] for c in q['choices']])
     bare = np.array([log_p('', f' {c}')[0] for c in q['choices']])
-    bits.append(-given[q['gold']] / np.log(2) / len(q['choices'][q['gold']]))
+    bits.append(-given[q['gold']] / np.log(2) / len(' ' + q['choices'][q['gold']]))
     sizes = [len(c) for c in q['choices']]
     for name, scores in zip(hits, (given, given / sizes, given - bare), strict=True):
       hits[name].append(scores.argmax() == q['gold'])
@@ -150,6 +150,16 @@ def test_long_contexts_lose_their_beginning(subject, log_p):
   scores = likelihood.score_requests(subject, [likelihood.encode_pair(subject, 'z' * 10 + 'y' * 61, 'abcd')])
   np.testing.assert_allclose(-scores.nats, [log_p('y' * 61, 'abcd')[0]], rtol=1e-5)
   assert scores.truncated == 1
+  with pytest.raises(ValueError, match='65 tokens, and the context of the model is 64') as caught:
+    likelihood.score_requests(subject, [likelihood.encode_pair(subject, 'z', 'y' * 65)])
+  assert_two_lines(caught.value)
+
+
+def test_bytes_are_those_that_the_targets_spell(subject):
+  for context, text in (('Answer: ', 'A'), ('a\n\n', 'é'), ('', 'ab'), ('x', ' y')):
+    assert likelihood.count_bytes(context, text) == len(
+      likelihood.encode_pair(subject, context, text).targets
+    )
 
 
 def test_windows_score_each_token_once_with_a_full_context(subject):

@@ -76,6 +76,19 @@ SAMPLES = [
     dict(target='4', filtered_resps=['5'], arguments=[('2+2=', {'until': []})], exact_match=0.0),
     ('2+2=', '4', '5', False),
   ),
+  (
+    dict(target='4', filtered_resps=['5', '4'], arguments=[('2+2=', {}), ('2+2=', {})], exact_match=0.5),
+    ('2+2=', '4', '5', False),
+  ),
+  (  # acc_mutual_info: each option without its context, too
+    dict(
+      target='0',
+      filtered_resps=[(-3, False), (-2, False), (-1, False), (-0.5, True)],
+      arguments=[('Q', ' no'), ('Q', ' yes'), ('', ' no'), ('', ' yes')],
+      acc=0.0,
+    ),
+    ('Q', 'no', 'yes', False),
+  ),
   (dict(target='x', filtered_resps=['y'], arguments=[('t', {})], bleu=0.1), ('t', 'x', 'y', None)),
 ]
 

@@ -48,13 +48,15 @@ def test_scores_add_up_and_do_not_depend_on_other_texts(run):
   if begins:  # else a context has no start token, and a text alone has one
     assert whole.nats == pytest.approx(first.nats + rest.nats, rel=1e-5)
   assert (first.tokens, rest.tokens) == (3, 3)
+  [spaced] = run.score(['d'], contexts=['abc '])
+  assert (spaced.tokens, spaced.bytes) == (2, 2)
 
 
 def test_a_checkpoint_is_chosen_by_its_step(folder):
   steps = trained.good_steps(folder)
   assert steps == sorted(steps) and steps[-1] == 12 and len(steps) > 1
   assert gpt_jax.load(folder, steps[0]).step == steps[0]
-  with pytest.raises(ValueError, match='--step=1 is not a good checkpoint') as caught:
+  with pytest.raises(ValueError, match='step=1 is not a good checkpoint') as caught:
     gpt_jax.load(folder, 1)
   assert_two_lines(caught.value)
 

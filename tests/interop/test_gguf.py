@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from gpt_jax.evaluation import trained
 from gpt_jax.interop import gguf_files, gguf_tokenizers, huggingface
+from gpt_jax.tokenizers import bpe
 from tests import models
 from tests.interop.test_interop import fails, hf, our_logits, rows, their_logits, write
 from tests.tokenizers.test_tokenizers import CORPUS, make
@@ -140,6 +141,21 @@ def test_metadata_of_gemma3_become_its_config(tmp_path):
   assert content['rope_parameters']['full_attention'] == {'rope_type': 'default', 'rope_theta': 1e6}
   assert content['rope_parameters']['sliding_attention']['rope_theta'] == 1e4
   assert content['query_pre_attn_scalar'] == 256
+  metadata |= {'gemma3.rope.scaling.type': 'linear', 'gemma3.rope.scaling.factor': 8.0}
+  scaled = gguf_files.read_config(gguf_files.GGUF(tmp_path, metadata, {}))['rope_parameters']
+  assert scaled['full_attention'] == {'rope_type': 'linear', 'factor': 8.0, 'rope_theta': 1e6}
+  assert scaled['sliding_attention'] == {'rope_type': 'default', 'rope_theta': 1e4}
+
+
+@pytest.mark.parametrize(('pre', 'is_llama3'), [('gpt-2', False), ('llama-bpe', True)])
+def test_a_file_that_does_not_say_so_begins_with_bos_where_llama_cpp_does(tmp_path, pre, is_llama3):
+  tokens = [*bpe.byte_characters(), 'he', '<|b|>', '<|e|>']
+  metadata = {'model': 'gpt2', 'pre': pre, 'tokens': tokens, 'merges': ['h e']}
+  metadata |= {'token_type': [1] * 257 + [3, 3], 'bos_token_id': 257, 'eos_token_id': 258}
+  metadata = {f'tokenizer.ggml.{key}': value for key, value in metadata.items()}
+  tokenizer = gguf_tokenizers.read_tokenizer(gguf_files.GGUF(tmp_path, metadata, {}))
+  assert tokenizer.begin() == [257] * is_llama3
+  assert json.loads(tokenizer.files()['tokenizer.json'])['model']['ignore_merges'] is is_llama3
 
 
 def test_tokenizer_and_end_tokens_are_read_from_the_file(tmp_path):

@@ -54,8 +54,11 @@ def run(subject, source, split, limit):
       record_answers(subject, rows, examples, questions, predictions)
   rows.add_centered(rows[0], levels['chance'])
   right = starts + gold
-  bits_N = -log_p[right] / np.log(2) / [max(1, len(texts[i].encode())) for i in right]
-  rows.add('bits_per_byte', bits_N.mean(), interval=list(metrics.bootstrap_mean(bits_N)))
+  pairs = [pair for q in questions for pair in q.pairs]
+  sizes = [likelihood.count_bytes(*pairs[i]) for i in right]
+  if all(sizes):  # an image has no bytes of text
+    bits_N = -log_p[right] / np.log(2) / sizes
+    rows.add('bits_per_byte', bits_N.mean(), interval=list(metrics.bootstrap_mean(bits_N)))
   return rows
 
 

@@ -27,7 +27,7 @@ def run(subject, source, split, limit):
   rows.add_centered(rows[0], 0.0)
   interval = [float(np.exp(nats)) for nats in metrics.bootstrap_mean(nats_N)]
   rows.add('word_perplexity', np.exp(nats_N.mean()), interval=interval)
-  bits_N = nats_N / np.log(2) / [len(word.encode()) for _, word in pairs]
+  bits_N = nats_N / np.log(2) / [likelihood.count_bytes(*pair) for pair in pairs]
   rows.add('bits_per_byte', bits_N.mean(), interval=list(metrics.bootstrap_mean(bits_N)))
   inputs = [x._replace(condition=[Piece('text', text)]) for x, (text, _) in zip(examples, pairs, strict=True)]
   words = [word for _, word in pairs]

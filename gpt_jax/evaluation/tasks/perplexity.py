@@ -104,8 +104,9 @@ def counts_bytes(subject, source, split):
 
   Of masked documents without a start token the first tokens are bytes, but not targets.
   """
-  has_starts = subject.cache(source, split).start >= 0
-  return is_stream(subject, source) and (has_starts or not subject.masks_documents)
+  if not is_stream(subject, source):
+    return False
+  return not subject.masks_documents or subject.cache(source, split).start >= 0
 
 
 def decoded_bytes(subject, source, split):
