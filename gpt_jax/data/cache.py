@@ -93,7 +93,8 @@ def token_cache(
   entries = {**part.describe(), 'tokenizer': tokenizers.hash, 'eos': ending}
   for modality in sorted(templates.modalities(source.template)):
     entries[f'{modality}_decoder'] = DECODERS[modality]()
-  if ending and part.is_plain:
+  # The only text of a source has no token before it, unless the tokenizer puts one before every text.
+  if part.is_plain and (ending or tokenizers.start == 'bos'):
     entries['start'] = specials[tokenizers.start]
   folder = Path(cfg.cache or cache_dir).expanduser()
   path = folder / f'{source_name}-{split}-{_key(entries)}.json'

@@ -74,7 +74,12 @@ def test_cached_documents_round_trip(tmp_path_factory, docs):
 def test_the_only_text_of_a_source_has_no_eos(tmp_path):
   (tmp_path / 'a.txt').write_text('alone')
   mixture = {'x': Source('text', str(tmp_path / 'a.txt'))}
-  assert make(DataConfig(mixture, valid_fraction=0.0), tmp_path).ids.tolist() == [*b'alone']
+  cfg = DataConfig(mixture, valid_fraction=0.0)
+  alone = make(cfg, tmp_path)
+  assert alone.ids.tolist() == [*b'alone'] and alone.start == -1
+  tokenizers = byte_tokenizers()
+  tokenizers.start, tokenizers.vocabulary.specials = 'bos', (('bos', 257), ('eos', 256))
+  assert make(cfg, tmp_path, tokenizers).start == 257  # an imported model that begins every text with bos
 
 
 def test_large_vocabularies_get_32_bits(corpus, tmp_path):
