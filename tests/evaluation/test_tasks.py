@@ -160,9 +160,8 @@ def test_labels(new):
   assert common.are_classes(['a', 'b'] * 3)
   assert not common.are_classes(['a', 'b', 'c'])
   assert not common.are_classes(['a'] * 5)
-  assert (
-    common.chance(['a', 'b', 'a', 'c'], ['b', 'b', 'a']) == 0.25
-  )  # the commonest of training, not of these
+  assert common.chance(['a', 'b', 'b', 'c'], ['b', 'b', 'a']) == 0.5  # the commonest of training
+  assert common.chance(['a', 'b', 'a', 'c'], ['b', 'b', 'a']) == 0.375  # any of training, half of 3 in 4
 
 
 @pytest.mark.parametrize('answers', ['abcabc', 'aab', 'aabb', 'abcd', 'aaaab'])
