@@ -1,0 +1,80 @@
+"""An imported text model that learns pictures and sounds: trained, resumed, sampled and scored."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from gpt_jax import config, train
+from gpt_jax.evaluation import evaluate, trained
+from gpt_jax.interop import huggingface
+from gpt_jax.jobs import extended_model
+from gpt_jax.model import gpt
+from gpt_jax.sampling import completions
+from gpt_jax.step import params_of
+from gpt_jax.tokenizers import SPECIALS, Tokenizers
+from tests import models, tiny_runs
+from tests.interop.test_interop import write
+from tests.tokenizers.test_tokenizers import make
+
+
+def import_bytes(folder, name='gpt2'):
+  """Import a tiny model of others, which has bytes and no special tokens -> its run folder."""
+  write(folder / 'source', name, Tokenizers.build(make('bytes'), specials=()))
+  huggingface.import_run(folder / 'source', folder / 'base')
+  return folder / 'base'
+
+
+def extension(base, **changes):
+  """A config that trains an imported run on digits and keypad tones."""
+  run = config.of_run(base)
+  media = {key: value for key, value in tiny_runs.MEDIA.items() if key != 'model'}
+  cfg = tiny_runs.section(**{key.replace('.', '__'): value for key, value in media.items()} | changes)
+  cfg.model, cfg.tokenizer = config.section(run.model), config.section(run.tokenizer)
+  cfg.train.update(init_from=str(base), steps=4, length=32, eval_every=2, sample_every=0)
+  cfg.checkpoint.every = 2
+  return config.build(config.Config, cfg)
+
+
+def test_new_rows_begin_at_the_mean_and_old_ones_stay(tmp_path):
+  base = import_bytes(tmp_path)
+  run = trained.load(base)
+  old, new = run.tokenizers.vocabulary.size, 300
+  model = models.fill(dataclasses.replace(run.model.cfg, vocab=new))
+  mesh = models.mesh(fsdp=2)
+  model = jax.device_put(model, gpt.shardings(model, mesh))
+  loaded = extended_model.load(base, model, mesh, old, new, 'full')
+  before, after = models.params(run.model), models.params(loaded)
+  for path, array in after.items():
+    rows = slice(old) if path.endswith('_VD') else slice(None)
+    np.testing.assert_array_equal(array[rows], before[path][rows], err_msg=path)
+  table_VD = after['embed_VD']
+  assert not table_VD[new:].any()
+  deviation_D = table_VD[old:new] - table_VD[:old].mean(0)
+  assert 0 < np.abs(deviation_D).max() < np.abs(table_VD[:old]).max()
+  assert len(params_of(loaded)['embed_VD'].addressable_shards) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['gpt2', 'llama'])
+def test_imported_model_learns_pictures_and_sounds(name, tmp_path):
+  base = import_bytes(tmp_path, name)
+  cfg = extension(base)
+  assert train.train(cfg, tmp_path / 'run', tiny_runs.stop_before(2)) is None
+  train.train(cfg, tmp_path / 'run')  # resumed
+  train.train(cfg, tmp_path / 'whole')
+  run, whole = trained.load(tmp_path / 'run'), trained.load(tmp_path / 'whole')
+  assert run.step == 4
+  for path, array in models.params(run.model).items():
+    np.testing.assert_array_equal(array, models.params(whole.model)[path], err_msg=path)
+  vocabulary = run.tokenizers.vocabulary
+  assert min(vocabulary.start(kind) for kind in ('special', 'image0', 'audio0')) == 256
+  assert {n for n, _ in vocabulary.specials} >= set(SPECIALS)
+  for to in ('image', 'audio', 'text', 'any'):
+    settings = dataclasses.replace(run.cfg.sample, max_new_tokens=20)
+    start = [] if to in ('text', 'any') else [vocabulary.special({'image': 'boi', 'audio': 'boa'}[to])]
+    [[(ids, _)]] = completions.generate_ids(run.model, run.tokenizers, [[97, *start]], settings, to)
+    assert ids
+  rows = evaluate.run_tasks(run.subject(), ['answer', 'perplexity'], limit=8)
+  assert {row['source'] for row in rows} >= {'read', 'listen'}
