@@ -165,7 +165,7 @@ def import_flags():
 
 
 def import_(argv):
-  """Make a run folder of a Hugging Face model of the GPT-2 or Llama family."""
+  """Make a run folder of a Hugging Face model; README lists the families."""
   from gpt_jax.interop import huggingface
 
   huggingface.import_run(require('source'), FLAGS.workdir)

@@ -95,7 +95,8 @@ def check_workdir(workdir, config, *, free=()):
   if changes:
     raise ValueError(
       f'workdir={folder} holds a run with another config: {join_some(changes, limit=20)}\n'
-      'fix: give a new --workdir, or the old values to resume this run'
+      'fix: give the old values to resume this run, or a new --workdir, which train.init_from can begin with '
+      'these weights'
     )
   return 'resume'
 
