@@ -22,6 +22,7 @@ FOUNDATION = (
   'runs.digests',
   'runs.hardware',
   'runs.loggers',
+  'runs.metric_names',
   'runs.reading',
   'runs.records',
   'runs.startup_timer',

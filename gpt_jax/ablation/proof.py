@@ -24,21 +24,13 @@ from gpt_jax.data.templates import ARROW
 from gpt_jax.evaluation import evaluate
 from gpt_jax.evaluation.tasks import perplexity
 from gpt_jax.runs import hardware, loggers, provenance, records
+from gpt_jax.runs.metric_names import METRICS
 from gpt_jax.runs.text_table import format_table, join_some
 
 ASSUMED_MFU = 0.35  # for the estimate of a step's time
 SIZE_KEYS = ('model.width', 'model.layers')  # factors that are meant to change the parameters
 # Fields of a Proof in study.json.
 STORED = ('parameters', 'flops_per_token', 'steps', 'tokens', 'program', 'scored_on', 'inputs', 'fingerprint')
-RESULTS = (
-  'loss',
-  'valid_loss',
-  'valid_bits_per_byte',
-  'tokens_per_second',
-  'seconds',
-  'goodput',
-  'parameters',
-)
 TAILS = (  # of which the mean over the last tenth of a run is a result, tail/NAME
   *('loss', 'objective', 'valid_loss', 'valid_bits_per_byte', 'grad_norm', 'lr', 'skipped', 'memory_gib'),
   *('mfu', 'mfu_causal', 'step_seconds', 'tokens_per_second', 'moe_balance', 'moe_z', 'moe_dropped'),
@@ -205,7 +197,8 @@ def check_metric(metric, cfg, scored_on):
       f'metric={metric!r} needs validation data of plain text in one stream\n'
       "fix: use valid_loss, or a task's score"
     )
-  names = [*RESULTS, *(f'valid_loss/{name}' for name in scored_on['sources'])]
+  results = [name for name, metric in METRICS.items() if metric.in_result]
+  names = [*results, *(f'valid_loss/{name}' for name in scored_on['sources'])]
   tails = [f'tail/{name}' for name in (*TAILS, *names) if name.partition('/')[0] in TAILS]
   known = (*names, *tails, 'tokens', 'targets', 'steps', 'flops', 'replicas')
   is_part = first == 'tail' and len(rest) > 1 and rest[0] in PARTS

@@ -23,6 +23,7 @@ from gpt_jax.evaluation import metrics
 from gpt_jax.jobs import base
 from gpt_jax.model import param_trees
 from gpt_jax.runs import hardware
+from gpt_jax.runs.metric_names import METRICS
 from gpt_jax.step import Objective, build_program, eval_model, params_of
 from gpt_jax.tokenizers import audio, image
 from gpt_jax.tokenizers.learned import autoencoder
@@ -136,7 +137,8 @@ class TokenizerJob(base.Job):
     """Return the rows of result.json for the scores of some items."""
     about = dict(task='reconstruct', source=self.modality, split=split, n=len(items))
     named = {name: value for name, value in scores.items() if name != 'valid_loss'}
-    return [about | dict(metric=name, value=value) | fields for name, value in named.items()]
+    rows = [dict(metric=name, value=value, unit=METRICS[name].unit) for name, value in named.items()]
+    return [about | {k: v for k, v in row.items() if v != ''} | fields for row in rows]
 
   def finish(self, state, say):
     """Write codec/; return rows of the test data, and of k-means with as many codes and positions."""
@@ -172,8 +174,8 @@ def codebook_scores(codes_NPQ, codebooks):
   codes_NQ = np.concatenate([np.reshape(codes, (-1, len(codebooks))) for codes in codes_NPQ])
   columns = list(zip(codes_NQ.T, codebooks, strict=True))
   return {
-    'usage': float(np.mean([metrics.code_usage(codes_N, K) for codes_N, K in columns])),
-    'perplexity': float(np.mean([metrics.code_perplexity(codes_N, K) for codes_N, K in columns])),
+    'code_usage': float(np.mean([metrics.code_usage(codes_N, K) for codes_N, K in columns])),
+    'code_perplexity': float(np.mean([metrics.code_perplexity(codes_N, K) for codes_N, K in columns])),
   }
 
 

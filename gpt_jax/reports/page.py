@@ -196,6 +196,7 @@ def sample(path, title, max_characters):
   if path.suffix != '.txt':
     return element('article', element('h3', title), media(path), caption(path))
   text = path.read_text(encoding='utf-8', errors='replace')
+  text = text if text.strip() else '(empty)'
   more = len(text) - max_characters
   rest = f'\n[{more:,} more characters in samples/{path.name}]' if more > 0 else ''
   # HTML drops a newline that follows <pre>.

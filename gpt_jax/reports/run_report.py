@@ -13,7 +13,8 @@ from gpt_jax.reports.evaluation_part import evaluations
 from gpt_jax.reports.job_metrics import JOB_METRICS
 from gpt_jax.reports.predictions_part import predictions
 from gpt_jax.reports.sections import Section, make_table
-from gpt_jax.runs import history, loggers, records
+from gpt_jax.runs import history, loggers, metric_names, records
+from gpt_jax.runs.metric_names import METRICS, Metric, human
 from gpt_jax.runs.text_table import join_some
 
 WIDE, NARROW = (1000, 340), (360, 260)  # pixels of the loss curves
@@ -26,21 +27,6 @@ ENDINGS = {
   'preempted': 'It was preempted at step {step} and can be resumed.',
   'error': 'It was stopped by {type}.',
   'done': '',
-}
-# metric: title of its chart, scale, format of its last value
-SIGNALS = {
-  'psnr': ('PSNR, dB', 1, '{:.2f}'.format),
-  'log_mel_rmse': ('log-mel RMSE', 1, '{:.4f}'.format),
-  'usage': ('codes in use, %', 100, '{:.1f}'.format),
-  'perplexity': ('code perplexity', 1, '{:.1f}'.format),
-  'lr': ('learning rate', 1, figures.compact),
-  'grad_norm': ('gradient norm', 1, '{:.3g}'.format),
-  'tokens_per_second': ('tokens per second', 1, loggers.human),
-  'images_per_second': ('images per second', 1, loggers.human),
-  'crops_per_second': ('crops per second', 1, loggers.human),
-  'mfu': ('MFU, %', 100, '{:.1f}'.format),
-  'memory_gib': ('memory, GiB', 1, '{:.1f}'.format),
-  'step_seconds': ('seconds per step', 1, '{:.3g}'.format),
 }
 
 
@@ -101,7 +87,7 @@ def verdict(run):
     unit = f' {job.unit}' if job.losses_comparable else ''
     score = f'Training loss {train:.3f}{unit}, without validation,'
   items = run.final(job.items)
-  amount = f' and {loggers.human(items)} {job.items}' if math.isfinite(items) else ''
+  amount = f' and {human(items)} {job.items}' if math.isfinite(items) else ''
   place = f' on {run.hardware()}' if run.hardware() else ''
   steps, time = run.metrics[-1]['step'], duration_in_words(run.wall_seconds())
   return f'{score} after {steps:,} steps{amount} in {time}{place}. {ending}'.strip()
@@ -171,14 +157,14 @@ def key_numbers(run):
   bits = run.final('valid_loss') / math.log(2) if job.losses_comparable else math.nan
   phases = history.seconds_by_phase(run)
   total = sum(phases.values())
-  first = (*((label, run.final(metric), show) for label, metric, show in job.tiles),)
+  first = [(job.title(name), run.final(name), METRICS[name].show) for name in job.tiles]
   numbers = (
     ('bits per token', bits, '{:.3f}'.format),
     ('bits per byte', run.final('bits_per_byte', 'valid_bits_per_byte'), '{:.3f}'.format),
-    (f'{job.items} per second', run.typical(f'{job.items}_per_second'), loggers.human),
+    (f'{job.items} per second', run.typical(f'{job.items}_per_second'), human),
     ('MFU', run.typical('mfu'), '{:.1%}'.format),
-    ('parameters', run.final('parameters'), loggers.human),
-    (job.items, run.final(job.items), loggers.human),
+    ('parameters', run.final('parameters'), human),
+    (job.items, run.final(job.items), human),
     ('wall time', run.wall_seconds() or math.nan, loggers.duration),
     ('goodput', phases['steps'] / total if total > 0 else math.nan, '{:.0%}'.format),
   )
@@ -226,21 +212,20 @@ def signals(run):
   names, job = {name for row in run.metrics for name in row}, metrics_of(run)
   names -= {'step', 'time', 'loss', job.items, 'targets', 'mfu_causal'}
   names -= {'valid_loss'} if job.losses_comparable and not is_mean_of_sources(run) else set()
-  names = [*(name for name in SIGNALS if name in names), *sorted(names - {*SIGNALS})]
+  names = [*(name for name in METRICS if name in names), *sorted(names - {*METRICS})]
   return Section('Signals', [page.multiples([signal(run, name) for name in names])])
 
 
 def signal(run, name):
   """Return one small chart with its name and its last value."""
-  job, show = metrics_of(run), '{:.4g}'.format
+  job, title = metrics_of(run), metric_names.title(name)
+  show = METRICS.get(name, Metric()).show
   if job.losses_comparable and name.startswith(('loss/', 'valid_loss')):
     show = lambda nats: f'{nats:.3f} nats, {nats / math.log(2):.3f} bits'
-  title = (
-    name if name != 'valid_loss' else 'valid_loss, mean of sources' if job.losses_comparable else job.unit
-  )
-  title, scale, show = SIGNALS.get(name, (title, 1, show))
+  if name == 'valid_loss':
+    title = 'valid_loss, mean of sources' if job.losses_comparable else job.unit
   steps, y = run.column(name)
-  line = figures.Series(run.x(steps), y * scale, 'line' if len(y) > 40 else 'points')
+  line = figures.Series(run.x(steps), y, 'line' if len(y) > 40 else 'points')
   last = line.y[np.isfinite(y)][-1:]
   svg = figures.chart([line], name=f'small {name}', label=title, size=page.SMALL)
   return page.small_figure(title, show(last[0]) if len(last) else 'never finite', svg)

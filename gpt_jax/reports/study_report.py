@@ -13,6 +13,7 @@ from gpt_jax.reports import page, study_figures, study_tables
 from gpt_jax.reports import study_results as results
 from gpt_jax.reports.sections import Section, escape_markdown, make_table, to_latex, to_markdown
 from gpt_jax.runs import loggers, records
+from gpt_jax.runs.metric_names import human
 from gpt_jax.runs.text_table import join_some
 
 MAX_CHARACTERS, MAX_SAMPLES = 700, 12
@@ -121,8 +122,8 @@ def key_numbers(study):
     'runs with a result': f'{len(study.done)} of {len(study.rows)}',
     'arms': str(len(study.spec.get('arms', ()))),
     'seeds an arm': str(len(study.spec.get('seeds', ()))),
-    'parameters, baseline': results.show(results.number(study.baseline, 'parameters'), loggers.human),
-    'tokens a run': results.show(results.number(study.baseline, 'tokens'), loggers.human),
+    'parameters, baseline': results.show(results.number(study.baseline, 'parameters'), human),
+    'tokens a run': results.show(results.number(study.baseline, 'tokens'), human),
     'time of all runs': loggers.duration(seconds) if seconds else '',
     'smaller error by pairing': study_tables.times(
       results.number(study.analysis.get('pairing') or {}, 'gain', median)

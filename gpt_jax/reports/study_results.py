@@ -10,6 +10,7 @@ import pathlib
 import numpy as np
 
 from gpt_jax.runs import history, loggers, records
+from gpt_jax.runs.metric_names import human
 
 # In the order of a summary.
 VERDICTS = ('better', 'worse', 'diverged', 'no difference', 'undecided', 'not comparable')
@@ -157,10 +158,10 @@ def arm_sentence(study, arm):
 def budget(study):
   """Return the budget of every arm: 'equal tokens, 2.1M a run', or the steps of the config."""
   formats = {
-    'tokens': lambda x: f'equal tokens, {loggers.human(x)} a run',
+    'tokens': lambda x: f'equal tokens, {human(x)} a run',
     'flops': lambda x: f'equal training FLOPs, {x:.3g} a run',
     'seconds': lambda x: f'equal time, {loggers.duration(x)} a run',
-    'parameters': lambda x: f'{loggers.human(x)} parameters each',
+    'parameters': lambda x: f'{human(x)} parameters each',
   }
   limits = study.spec.get('budget') or {}
   texts = [show(limits[key]) for key, show in formats.items() if number(limits, key, 0) > 0]
@@ -294,10 +295,10 @@ def law_text(levels, law):
   for factor, size, power in (('A', 'N', 'alpha'), ('B', 'D', 'beta')):
     if power in law:
       bounds = bounds_text((law.get('intervals') or {}).get(power))
-      terms.append(f'{loggers.human(law[factor])} / {size}^{law[power]:.2g}{bounds}')
+      terms.append(f'{human(law[factor])} / {size}^{law[power]:.2g}{bounds}')
   text = f'L = {" + ".join(terms)}'
   if best := law.get('optimum'):
-    parameters, tokens = (loggers.human(best[key]) for key in ('parameters', 'tokens'))
+    parameters, tokens = (human(best[key]) for key in ('parameters', 'tokens'))
     text += f'; best at {best["flops"]:.3g} FLOPs: {parameters} parameters on {tokens} tokens'
     text += '' if best['inside'] else ', which is beyond the sizes tried'
   return f'{levels}: {text}' if levels else text
@@ -306,7 +307,7 @@ def law_text(levels, law):
 def isoflop_text(levels, fit):
   """Format the best size at equal FLOPs, and how it grows with them."""
   best = [
-    f'{loggers.human(budget["parameters"])} parameters at {budget["flops"]:.3g} FLOPs'
+    f'{human(budget["parameters"])} parameters at {budget["flops"]:.3g} FLOPs'
     for budget in fit['budgets']
     if budget['inside']
   ]

@@ -12,6 +12,7 @@ from gpt_jax.reports import page
 from gpt_jax.reports import study_results as results
 from gpt_jax.reports.sections import make_table
 from gpt_jax.runs import loggers
+from gpt_jax.runs.metric_names import human
 
 MAX_PATHS = 6  # of parameters in a cell
 NUMBERS = (
@@ -84,11 +85,11 @@ def costs_table(study):
   """Return parameters, FLOPs, time and effective speedup of each arm."""
   brief = lambda seconds: f'{seconds:.2g} s' if seconds < 100 else loggers.duration(seconds)
   columns = {
-    'parameters': ('>parameters', loggers.human),
-    'flops_per_token': ('>FLOPs/token', loggers.human),
-    'tokens': ('>tokens a run', loggers.human),
+    'parameters': ('>parameters', human),
+    'flops_per_token': ('>FLOPs/token', human),
+    'tokens': ('>tokens a run', human),
     'seconds': ('>time a run', brief),
-    'tokens_per_second': ('>tokens/s', loggers.human),
+    'tokens_per_second': ('>tokens/s', human),
   }
   rows = []
   for arm in study.arms:

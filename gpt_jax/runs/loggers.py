@@ -12,6 +12,8 @@ import os
 import re
 import sys
 
+from gpt_jax.runs.metric_names import METRICS
+
 # Unicode's control characters except tab and newline, line separators, bidirectional overrides, surrogates,
 # and two noncharacters.
 CONTROL = re.compile(
@@ -34,14 +36,6 @@ class LogConfig:
     if self.console not in ('auto', *CONSOLES):
       rows = ', '.join(('auto', *CONSOLES))
       raise ValueError(f'log.console={self.console} is not a console\nfix: choose one of {rows}')
-
-
-def human(number):
-  """Format with three digits and a unit: 23123 -> '23.1k', 8.2e6 -> '8.2M', 950 -> '950'."""
-  for size, unit in ((1e12, 'T'), (1e9, 'B'), (1e6, 'M'), (1e3, 'k')):
-    if abs(number) >= 0.9995 * size:
-      return f'{number / size:.3g}{unit}'
-  return f'{number:.3g}'
 
 
 def duration(seconds):
@@ -84,7 +78,8 @@ def console_fields(metrics, eta=''):
   scores = [name for name in scores if not name.startswith('loss/source/')]
   texts = [(name, decimals(metrics[name])) for name in scores]
   known = {**metrics, 'eta': eta} if eta else metrics
-  return texts + [(label, show(known[key])) for key, label, show in COLUMNS if key in known]
+  shown = {name: metric for name, metric in METRICS.items() if metric.console and name in known}
+  return texts + [(metric.console, metric.show(known[name])) for name, metric in shown.items()]
 
 
 def open_console(name, total_steps, step):
@@ -197,10 +192,3 @@ def wandb(folder, project, config, run_id, stack):
 
 
 CONSOLES = {'bar': Bar, 'plain': Plain, 'off': Off}
-# name in metrics, label on the console, format
-COLUMNS = (
-  ('tokens_per_second', 'tokens/s', human),
-  ('mfu', 'mfu', '{:.1%}'.format),  # of the hardware's peak
-  ('eta', 'eta', str),
-  ('memory_gib', 'mem', '{:.1f} GiB'.format),
-)

@@ -76,7 +76,7 @@ def test_the_loss_falls(run_of, modality):
     unit = {'image': 'images', 'audio': 'crops'}[modality]
     expected = {'loss', 'objective', 'mse', 'grad_norm', 'lr', unit}
     if step % 4 == 0:
-      expected |= {'valid_loss', MEASURE[modality], 'usage', 'perplexity'}
+      expected |= {'valid_loss', MEASURE[modality], 'code_usage', 'code_perplexity'}
     assert line.keys() == expected
     assert line[unit] == 16 * step and line['loss'] == line['mse']
 
@@ -85,7 +85,7 @@ def test_the_loss_falls(run_of, modality):
 def test_the_result_scores_the_tokenizer_and_k_means(run_of, modality):
   result, last = run_folder.read_result(run_of(modality)), metrics(run_of(modality))[STEPS]
   rows = {(row['metric'], row.get('tokenizer', 'own')): row for row in result['evaluations']}
-  names = (MEASURE[modality], 'usage', 'perplexity')
+  names = (MEASURE[modality], 'code_usage', 'code_perplexity')
   assert rows.keys() == {(name, of) for name in names for of in ('own', 'k-means')}
   for (name, of), row in rows.items():
     assert (row['task'], row['source'], row['split']) == ('reconstruct', modality, 'valid')
@@ -95,7 +95,7 @@ def test_the_result_scores_the_tokenizer_and_k_means(run_of, modality):
   better = max if modality == 'image' else min  # k-means is optimal for patches; 12 steps are few
   measures = [rows[MEASURE[modality], of]['value'] for of in ('own', 'k-means')]
   assert better(measures) == measures[1]
-  assert 1 <= rows['perplexity', 'own']['value'] <= 16 and 0 < rows['usage', 'own']['value'] <= 1
+  assert 1 <= rows['code_perplexity', 'own']['value'] <= 16 and 0 < rows['code_usage', 'own']['value'] <= 1
 
 
 def test_the_folder_holds_a_tokenizer_samples_and_a_report(run_of):

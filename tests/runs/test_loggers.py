@@ -10,6 +10,7 @@ import types
 import pytest
 
 from gpt_jax.runs import loggers
+from gpt_jax.runs.metric_names import human
 
 TRAINING = {'loss': 1.8231, 'tokens': 5, 'tokens_per_second': 23123.0, 'mfu': 0.1234, 'lr': 1e-3}
 
@@ -20,7 +21,7 @@ TRAINING = {'loss': 1.8231, 'tokens': 5, 'tokens_per_second': 23123.0, 'mfu': 0.
   + [(1.24e9, '1.24B'), (3e12, '3T'), (0.00123, '0.00123'), (float('nan'), 'nan')],
 )
 def test_human(number, text):
-  assert loggers.human(number) == text
+  assert human(number) == text
 
 
 @pytest.mark.parametrize(

@@ -5,25 +5,19 @@ unequal numbers of tokens differ in that as well. The only place that decides: t
 reasons is 'not comparable' in every output.
 """
 
+from gpt_jax.runs.metric_names import METRICS, Metric
+
 NOTABLE = 0.02  # relative difference in training tokens or parameters that counts
 LENGTHS = ('tokens', 'flops', 'seconds')  # budgets that decide how long each arm trains
-PER_TOKEN = ('loss', 'objective', 'valid_loss', 'nats_per_token', 'bits_per_token')
-PER_BYTE = ('valid_bits_per_byte', 'bits_per_byte')
-COSTS = (
-  *('tokens', 'targets', 'images', 'crops', 'steps', 'seconds', 'goodput', 'replicas', 'parameters', 'flops'),
-  *('step_seconds', 'memory_gib', 'mfu', 'mfu_causal', 'lr'),
-)
 
 
 def metric_kind(metric):
   """What a metric measures: 'cost', or a score 'per token', 'per byte' or of a 'task'."""
   parts = metric.removeprefix('tail/').split('/')
-  if parts[0] in COSTS or parts[0].endswith('_per_second'):
-    return 'cost'
-  for kind, names in (('per token', PER_TOKEN), ('per byte', PER_BYTE)):
-    if parts[0] in names or any(part in names for part in parts[2:] or parts[1:]):
-      return kind
-  return 'task'
+  kind_of = lambda name: METRICS.get(name, Metric()).kind
+  kinds = [kind_of(name) for name in (parts[0], *(parts[2:] or parts[1:]))]
+  scales = [kind for kind in ('per token', 'per byte') if kind in kinds]
+  return 'cost' if kinds[0] == 'cost' else (*scales, 'task')[0]
 
 
 def reasons(study, arm, base):

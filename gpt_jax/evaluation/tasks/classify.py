@@ -55,7 +55,7 @@ def run(subject, source, split, limit):
       log_p_N = log_p_NC[np.arange(len(examples)), [texts.index(name) for name in labels]]
       bits = float((log_p_N - marginal_N).mean() / np.log(2))
       fields = {'control': control} if control else {'chance': 0.0, 'baseline': entropy}
-      rows.add('information', bits, unit='bits', **fields)
+      rows.add('information', bits, **fields)
   return rows
 
 

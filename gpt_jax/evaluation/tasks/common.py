@@ -11,6 +11,7 @@ import numpy as np
 from gpt_jax import data
 from gpt_jax.data import mixture, sources, templates
 from gpt_jax.evaluation import judges, metrics
+from gpt_jax.runs.metric_names import METRICS
 from gpt_jax.sample import SampleConfig
 from gpt_jax.sampling import validate
 
@@ -53,8 +54,9 @@ class Rows(list):
   def add(self, metric, value, **fields):
     """Add a row; `of` names what is scored, '' stands for the model's own samples."""
     fields = {name: field for name, field in fields.items() if name != 'of' or field}
+    unit = {'unit': METRICS[metric].unit} if metric in METRICS and METRICS[metric].unit else {}
     plain = {k: float(v) if isinstance(v, np.floating) else v for k, v in fields.items()}
-    self.append({**self.first, 'metric': metric, 'value': float(value), **self.last, **plain})
+    self.append({**self.first, 'metric': metric, 'value': float(value), **self.last, **unit, **plain})
 
   def add_accuracy(self, metric, predictions, labels, **fields):
     """Add a row for an accuracy with its interval."""

@@ -44,7 +44,7 @@ def measure_images(rows, tokenizer, real):
   """Add rows of an image tokenizer; return the decoded images."""
   codes_NPQ = tokenizer.encode(real)
   decoded = tokenizer.decode(codes_NPQ)
-  rows.add('psnr', metrics.psnr(real, decoded).mean(), unit='dB')
+  rows.add('psnr', metrics.psnr(real, decoded).mean())
   rows.add('ssim', metrics.ssim(real, decoded).mean())
   add_codebooks(rows, codes_NPQ.reshape(-1, codes_NPQ.shape[-1]), tokenizer.codebooks)
   return decoded
@@ -58,7 +58,7 @@ def measure_sounds(rows, tokenizer, real):
   pairs = list(zip(*mels, strict=True))
   rows.add('resynthesis_rmse', np.mean([audio_metrics.mel_rmse(a, b) for a, b in pairs]))
   distortion = np.mean([audio_metrics.mcd_dtw(a, b) for a, b in pairs])
-  rows.add('mel_cepstral_distortion', distortion, unit='dB')
+  rows.add('mel_cepstral_distortion', distortion)
   add_codebooks(rows, np.concatenate(codes), tokenizer.codebooks)
   rows.add('codes_per_second', sum(c.size for c in codes) / (sum(map(len, real)) / rate))
   return decoded

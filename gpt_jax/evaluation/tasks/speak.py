@@ -100,13 +100,13 @@ def add_distances(rows, real, sounds, rate):
   chance = {'chance': mean(mels[1:] + mels[:1])} if len(mels) > 1 else {}
   for of, waves in sounds.items():
     value = mean([audio_metrics.log_mel(wave, rate) for wave in waves])
-    rows.add('mel_cepstral_distortion', value, unit='dB', **chance, of=of)
+    rows.add('mel_cepstral_distortion', value, **chance, of=of)
   real_pitches = [audio_metrics.pitch(wave, rate) for wave in real]
   for of, waves in sounds.items():
     pitches = [audio_metrics.pitch(wave, rate) for wave in waves]
     errors = np.array(list(map(audio_metrics.pitch_error, pitches, real_pitches)))
     if np.isfinite(errors[:, 0]).any():
-      rows.add('pitch_error', np.nanmean(errors[:, 0]), unit='semitones', of=of)
+      rows.add('pitch_error', np.nanmean(errors[:, 0]), of=of)
     rows.add('voicing_error', errors[:, 1].mean(), of=of)
   ratios = [len(a) / max(len(b), 1) for a, b in zip(sounds[''], real, strict=True)]
   rows.add('length_ratio', np.mean(ratios), baseline=1.0)

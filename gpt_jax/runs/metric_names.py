@@ -1,0 +1,66 @@
+"""The metrics that this package knows by name: their titles, units and formats, and what they measure.
+
+Training, evaluation, the console, reports and studies read this table. Any other name is the score of a
+task, shown as it is. What a loss measures depends on the job: reports/job_metrics.py.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+def human(number):
+  """Format with three digits and a unit: 23123 -> '23.1k', 8.2e6 -> '8.2M', 950 -> '950'."""
+  for size, unit in ((1e12, 'T'), (1e9, 'B'), (1e6, 'M'), (1e3, 'k')):
+    if abs(number) >= 0.9995 * size:
+      return f'{number / size:.3g}{unit}'
+  return f'{number:.3g}'
+
+
+class Metric(NamedTuple):
+  """One metric."""
+
+  title: str = ''  # in reports; '' for its name
+  show: Callable = '{:.4g}'.format
+  unit: str = ''  # that `show` does not write
+  kind: str = 'task'  # per token, per byte: a loss on that scale; cost: no score; task: any other score
+  console: str = ''  # its label there; '' for none
+  in_result: bool = False  # whether each GPT's result.json has it, so that a study may be judged by it
+
+
+SPEED = Metric(show=human, kind='cost')
+METRICS = {
+  'loss': Metric(kind='per token', in_result=True),
+  'objective': Metric(kind='per token'),
+  'valid_loss': Metric(kind='per token', in_result=True),
+  'nats_per_token': Metric(kind='per token'),
+  'bits_per_token': Metric(kind='per token'),
+  'valid_bits_per_byte': Metric(kind='per byte', in_result=True),
+  'bits_per_byte': Metric(kind='per byte'),
+  'information': Metric(unit='bits'),
+  'pitch_error': Metric(unit='semitones'),
+  'mel_cepstral_distortion': Metric(unit='dB'),
+  'psnr': Metric('PSNR', '{:.2f}'.format, 'dB'),
+  'log_mel_rmse': Metric('log-mel RMSE', '{:.4f}'.format),
+  'code_usage': Metric('codes in use', '{:.1%}'.format),
+  'code_perplexity': Metric('code perplexity', '{:.1f}'.format),
+  'lr': Metric('learning rate', '{:.3g}'.format, kind='cost'),
+  'grad_norm': Metric('gradient norm', '{:.3g}'.format),
+  'tokens_per_second': SPEED._replace(title='tokens per second', console='tokens/s', in_result=True),
+  'images_per_second': SPEED._replace(title='images per second'),
+  'crops_per_second': SPEED._replace(title='crops per second'),
+  'mfu': Metric('MFU', '{:.1%}'.format, kind='cost', console='mfu'),  # of the hardware's peak
+  'mfu_causal': Metric(show='{:.1%}'.format, kind='cost'),
+  'eta': Metric(show=str, kind='cost', console='eta'),
+  'memory_gib': Metric('memory', '{:.1f} GiB'.format, kind='cost', console='mem'),
+  'step_seconds': Metric('seconds per step', '{:.3g}'.format, kind='cost'),
+  **dict.fromkeys(('seconds', 'goodput', 'parameters'), Metric(kind='cost', in_result=True)),
+  **dict.fromkeys(
+    ('tokens', 'targets', 'images', 'crops', 'steps', 'replicas', 'flops'), Metric(kind='cost')
+  ),
+}
+
+
+def title(name):
+  """Return a metric's title with its unit; another metric's name."""
+  metric = METRICS.get(name, Metric())
+  return ', '.join(filter(None, (metric.title or name, metric.unit)))
