@@ -9,6 +9,7 @@ import difflib
 import functools
 import importlib.metadata
 import logging
+import os
 
 from gpt_jax.data import Piece
 from gpt_jax.evaluation import likelihood
@@ -54,6 +55,7 @@ def evaluate(model, loaded, shots=None, limit=0):
   """
   from lm_eval import evaluator
 
+  os.environ.setdefault('DISABLE_MULTIPROC', '1')  # its bootstrap would fork a process that has JAX's threads
   for name, task in loaded['tasks'].items():
     own = task.get_config('num_fewshot')
     if shots and own == 0:
