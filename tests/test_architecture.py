@@ -243,6 +243,7 @@ NEVER = [
   'torch',
   'tensorflow',
   'transformers',
+  'gguf',
   'wandb',
   'clu',
   'huggingface_hub',

@@ -42,7 +42,7 @@ from gpt_jax.train import TrainConfig
 from gpt_jax.training import checkpoint, checkpoint_writer
 
 # Of a hub repository: weights once, configs, tokenizer; not its other formats and their folders.
-HUB_FILES = ['*.safetensors', '*.json', '*.model', 'merges.txt']
+HUB_FILES = ['*.safetensors', '*.json', '*.jinja', '*.model', 'merges.txt']
 HUB_LEAVE = ['*/*', 'consolidated*', 'adapter*']
 
 
