@@ -4,12 +4,11 @@ Source: transformers 5.23, `models/{llama,mistral,ministral,qwen2,qwen3,phi3,arc
 """
 
 from gpt_jax.interop.family import Family
-from gpt_jax.interop.rope import unsupported
+from gpt_jax.interop.rope import FULL, SLIDING, unsupported
 from gpt_jax.interop.tensors import Tensor, matrix, norm
 
 # All spellings of the tanh approximation compute the same; the first is written.
 TANH_GELUS = ('gelu_pytorch_tanh', 'gelu_new', 'gelu_python_tanh', 'gelu_fast')
-FULL, SLIDING = 'full_attention', 'sliding_attention'
 GATED = {'silu': 'swiglu', 'swish': 'swiglu'} | dict.fromkeys(TANH_GELUS, 'geglu')
 LAYER, ATTENTION, MLP = 'model.layers.{l}', 'model.layers.{l}.self_attn', 'model.layers.{l}.mlp'
 TENSORS = {

@@ -183,7 +183,26 @@ def read_config(file):
   hf['eos_token_id'] = list(dict.fromkeys(i for i in ends if i is not None)) or None
   hf |= _rope(file)
   hf |= row.config(file.get, hf)  # Gemma 3 moves the scaling of RoPE
+  _check_rest(file, hf)
   return hf
+
+
+def _check_rest(file, hf):
+  """Raise ValueError for a setting of which config.json has no key here, unless it is the usual one."""
+  head_dim = file.get('attention.key_length')
+  if head_dim is None and file.get('embedding_length') and file.get('attention.head_count'):
+    head_dim = file.get('embedding_length') // file.get('attention.head_count')
+  usual = dict(YARN)
+  if head_dim:
+    usual |= {'rope.dimension_count': head_dim, 'attention.value_length': head_dim}
+    usual['attention.scale'] = (hf.get('query_pre_attn_scalar') or head_dim) ** -0.5
+  for key, value in usual.items():
+    stored = file.get(key)
+    if stored is not None and not math.isclose(stored, value, rel_tol=1e-5):
+      raise ValueError(
+        f'{file.path}: {key}={stored} cannot be imported from GGUF, only {value:.6g}\n'
+        'fix: import its Hugging Face folder'
+      )
 
 
 def _rope(file):
@@ -303,6 +322,13 @@ KEYS = {  # key of config.json -> key of the metadata, after the architecture
   'norm_epsilon': 'attention.layer_norm_epsilon',
   'rope_theta': 'rope.freq_base',
   'sliding_window': 'attention.sliding_window',
+}
+YARN = {  # key of the metadata -> what llama.cpp and transformers take where it is absent
+  'rope.scaling.attn_factor': 1.0,
+  'rope.scaling.yarn_ext_factor': 1.0,
+  'rope.scaling.yarn_attn_factor': 1.0,
+  'rope.scaling.yarn_beta_fast': 32.0,
+  'rope.scaling.yarn_beta_slow': 1.0,
 }
 GPT2_KEYS = {
   'max_position_embeddings': 'n_positions',

@@ -140,16 +140,21 @@ def open_folder(folder):
 
 
 def open_gguf(path):
-  """Return the ModelFiles of a GGUF file; tokenizer files in its folder come before its own tokenizer."""
+  """Return the ModelFiles of a GGUF file; tokenizer files beside it serve where its own cannot be read."""
   file = gguf_files.open_gguf(path)
   hf = gguf_files.read_config(file)
   json_files.check_config(hf, path)
   tokenizer = tokenizer_files.find(path.parent)
+  try:
+    own = gguf_tokenizers.read_tokenizer(file)
+  except ValueError:
+    if tokenizer is None:
+      raise
+    own = None
+  tokenizer = None if own else tokenizer
 
   def read():
-    if tokenizer is not None:
-      return tokenizer_files.read(tokenizer, path.parent)
-    return gguf_tokenizers.read_tokenizer(file)
+    return tokenizer_files.read(tokenizer, path.parent) if tokenizer else own
 
   return ModelFiles(path, hf, {}, tokenizer, read, lambda names: gguf_files.named_tensors(file, names, hf))
 

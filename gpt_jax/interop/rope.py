@@ -32,7 +32,7 @@ SCALING_KEYS = {
 # time, row and column are equal, as for every text.
 AS_DEFAULT = ('default', 'dynamic', 'mrope')
 READABLE = (*AS_DEFAULT, 'linear', 'llama3', 'yarn')  # values of rope_type
-FULL, LOCAL = 'full_attention', 'sliding_attention'
+FULL, SLIDING = 'full_attention', 'sliding_attention'
 
 
 def read_rope(hf, defaults):
@@ -46,9 +46,9 @@ def read_rope(hf, defaults):
   rope, local = hf.get('rope_scaling') or hf.get('rope_parameters') or {}, None
   if 'rope_local_base_freq' in defaults:
     tables = hf.get('rope_parameters') or {FULL: {}}
-    if not set(tables) & {FULL, LOCAL}:
+    if not set(tables) & {FULL, SLIDING}:
       raise unsupported(f'rope_parameters={tables}', 'one table for each type of layers is needed')
-    rope, local = hf.get('rope_scaling') or tables.get(FULL) or {}, tables.get(LOCAL) or {}
+    rope, local = hf.get('rope_scaling') or tables.get(FULL) or {}, tables.get(SLIDING) or {}
     rope = (tables.get(FULL) or {}) | rope
   if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
     raise unsupported(f'rope_parameters={rope}', 'one table of numbers for all layers is needed')
@@ -89,7 +89,9 @@ def _read_scaling(rope, hf):
 def _read_local(rope, hf, fields):
   """Return rope_local_theta, from the table of the layers with a window; 0 where they are as the others."""
   if rope.get('rope_type', 'default') != 'default':
-    raise unsupported(f'rope_parameters={rope} of {LOCAL}', 'layers with a window have only the default type')
+    raise unsupported(
+      f'rope_parameters={rope} of {SLIDING}', 'layers with a window have only the default type'
+    )
   theta = rope.get('rope_theta') or hf['rope_local_base_freq'] or fields['rope_theta']
   is_same = theta == fields['rope_theta'] and 'rope_scaling' not in fields
   return {'rope_local_theta': 0.0 if is_same else theta}
@@ -124,7 +126,7 @@ def write_rope(cfg, defaults):
   table = {'rope_type': 'default', **scaling, **values, 'rope_theta': theta}
   if 'rope_local_base_freq' in defaults:
     local = cfg.rope_local_theta or theta
-    table = {FULL: table, LOCAL: {'rope_type': 'default', 'rope_theta': local}}
+    table = {FULL: table, SLIDING: {'rope_type': 'default', 'rope_theta': local}}
     values['rope_local_base_freq'] = local
   return values | {'rope_theta': theta, 'rope_scaling': scaling or None, 'rope_parameters': table}
 

@@ -147,6 +147,24 @@ def test_metadata_of_gemma3_become_its_config(tmp_path):
   assert scaled['sliding_attention'] == {'rope_type': 'default', 'rope_theta': 1e4}
 
 
+@pytest.mark.parametrize(
+  ('key', 'usual', 'other'),
+  [
+    ('rope.dimension_count', 256, 128),
+    ('attention.value_length', 256, 128),
+    ('attention.scale', 1 / 16, 1.0),
+    ('rope.scaling.attn_factor', 1.0, 2.0),
+    ('rope.scaling.yarn_beta_fast', 32.0, 16.0),
+  ],
+)
+def test_a_setting_that_has_no_key_in_config_json_is_refused(tmp_path, key, usual, other):
+  metadata = {'general.architecture': 'gemma3', 'gemma3.block_count': 7, 'gemma3.attention.head_count': 4}
+  metadata |= {'gemma3.embedding_length': 640, 'gemma3.attention.key_length': 256}
+  gguf_files.read_config(gguf_files.GGUF(tmp_path, metadata | {f'gemma3.{key}': usual}, {}))
+  with fails(f'{key}={other} cannot be imported'):
+    gguf_files.read_config(gguf_files.GGUF(tmp_path, metadata | {f'gemma3.{key}': other}, {}))
+
+
 @pytest.mark.parametrize(('pre', 'is_llama3'), [('gpt-2', False), ('llama-bpe', True)])
 def test_a_file_that_does_not_say_so_begins_with_bos_where_llama_cpp_does(tmp_path, pre, is_llama3):
   tokens = [*bpe.byte_characters(), 'he', '<|b|>', '<|e|>']
@@ -161,6 +179,7 @@ def test_a_file_that_does_not_say_so_begins_with_bos_where_llama_cpp_does(tmp_pa
 def test_tokenizer_and_end_tokens_are_read_from_the_file(tmp_path):
   write(tmp_path / 'hf', 'llama', vocab=260)
   convert(tmp_path / 'hf', tmp_path / 'm.gguf', 'llama', tokenizer=add_bytes)
+  (tmp_path / 'tokenizer.json').write_text('{}')  # of another model in this folder
   huggingface.import_run(tmp_path / 'm.gguf', tmp_path / 'run')
   run = trained.load(tmp_path / 'run')
   assert dict(run.tokenizers.vocabulary.specials) == {'bos': 258, 'eos': 258, 'eos2': 259}
