@@ -4,6 +4,7 @@ import math
 
 from gpt_jax.reports import page
 from gpt_jax.reports.sections import Section, make_table
+from gpt_jax.runs.history import is_number
 
 TILES = 6  # scores among the key numbers at the top of a page
 NAMES = ('task', 'source', 'split')  # keys that name one evaluation
@@ -95,11 +96,6 @@ def score_cells(row, details):
     number('baseline'),
     meter(row),
   )
-
-
-def is_number(value):
-  """Whether a value of a record is a number."""
-  return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def meter(row):

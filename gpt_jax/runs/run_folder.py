@@ -39,6 +39,7 @@ IGNORED_FILES = ('arm.json', 'cache', 'tokenizer', 'tensorboard', 'wandb', '*.lo
 EVALUATION = {'task': str, 'metric': str}
 RESULT = {
   'steps?': int,
+  'replicas?': int,
   'evaluations?': [EVALUATION],
   'hardware?': str,
   'versions?': dict,
