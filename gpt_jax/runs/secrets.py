@@ -17,7 +17,9 @@ import threading
 
 from gpt_jax.runs import records
 
-MOST_HELD = 1 << 14  # characters of lines that wait for the end of a private key
+KEY_LINES = 1000  # of a private key, at most
+LONGEST_LINE = 1 << 16  # characters that wait for the end of a line
+KEY_BEGIN = r'-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY'
 # kind: pattern; every repetition is bounded by what follows it or by a count, so that time is linear
 FORMATS = {
   'private key': r'-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY[A-Z ]{0,10}-----'
@@ -188,35 +190,43 @@ def redact_lines(text, code=False):
 class RedactedStream(io.TextIOBase):
   """A text stream that passes whole lines on to another, with each secret as [redacted: KIND].
 
-  A private key waits for its last line, up to MOST_HELD characters; an unfinished line for the end of the
-  process.
+  A line without an end waits for it, or for the end of the process.
   """
 
   def __init__(self, stream):
     self.stream, self.rest, self.lock = stream, '', threading.Lock()
+    self.key_lines = 0  # lines that a private key may still have
     atexit.register(self.write_rest)
 
   def write(self, text):
     """Write a text; what follows its last line break waits for the next one."""
     with self.lock:
-      self.rest += text
-      end = max(self.rest.rfind('\n'), self.rest.rfind('\r')) + 1
-      begin, after = self.rest.rfind('-----BEGIN ', 0, end), self.rest.rfind('-----END ', 0, end)
-      if begin > after and len(self.rest) < MOST_HELD:
-        end = self.rest.rfind('\n', 0, begin) + 1
-      self._pass_on(end)
+      *lines, self.rest = re.split(r'(?<=[\n\r])', self.rest + text)
+      if len(self.rest) > LONGEST_LINE:
+        lines, self.rest = [*lines, self.rest], ''
+      self._pass_on(lines)
     return len(text)
 
   def write_rest(self):
     """Write the line that has no end yet."""
     with self.lock:
-      self._pass_on(len(self.rest))
+      self._pass_on([self.rest])
+      self.rest = ''
 
-  def _pass_on(self, end):
-    if end and not self.stream.closed:
-      self.stream.write(redact(self.rest[:end]))
+  def _pass_on(self, lines):
+    if lines and not self.stream.closed:
+      self.stream.write(''.join(map(self._redact, lines)))
       self.stream.flush()
-    self.rest = self.rest[end:]
+
+  def _redact(self, line):
+    ends = '-----END ' in line
+    if self.key_lines:
+      self.key_lines = 0 if ends else self.key_lines - 1
+      return ''
+    if (begin := re.search(KEY_BEGIN, line)) and not ends:
+      self.key_lines = KEY_LINES
+      return f'{redact(line[: begin.start()])}[redacted: private key]\n'
+    return redact(line)
 
   @property
   def encoding(self):
