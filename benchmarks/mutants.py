@@ -121,11 +121,12 @@ def mutate(path, others, rng):
   kinds += [] if IS_ROOT else ['unreadable']
   kinds += ['lines', 'lines', 'number', 'number'] if path.suffix in TEXTS else []
   kinds += ['retype'] * 8 if path.suffix in ('.json', '.jsonl') else []
+  new = {**CHANGES, 'swap': lambda content, rng: rng.choice(others).read_bytes()}
   kind = rng.choice(kinds) if content else 'delete'
-  if kind in CHANGES:
-    path.write_bytes(CHANGES[kind](content, rng))
-  elif kind == 'swap':
-    path.write_bytes(rng.choice(others).read_bytes())
+  while kind in new and (changed := new[kind](content, rng)) == content:
+    kind = rng.choice(kinds)
+  if kind in new:
+    path.write_bytes(changed)
   elif kind == 'unreadable':
     path.chmod(0)
   else:
