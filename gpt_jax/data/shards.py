@@ -80,6 +80,8 @@ def _fields(where: str, archive: tarfile.TarFile, members: Iterator) -> dict:
   for _, ending, member in members:
     if ending in fields:
       raise ValueError(f'{where} has two files {ending}\nfix: write one of each ending')
+    if member.issparse():  # it unpacks to any size
+      raise ValueError(f'{where}.{ending} is a sparse file\nfix: write the shard without tar --sparse')
     check_bytes(f'{where}.{ending}', member.size)
     fields[ending] = archive.extractfile(member).read()
   if 'json' in fields:

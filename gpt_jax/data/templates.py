@@ -167,6 +167,8 @@ def fields_of(field: str) -> tuple[str, ...]:
 
 def option_index(record: dict, field: str, count: int, where: str) -> int:
   """Return the number of the right one of `count` options: a number from 0, or a letter from A."""
+  if count < 2:
+    raise ValueError(f'{where} has {count} options to choose from\nfix: give two or more, or leave it out')
   value = lookup(record, field, where)
   text = value if isinstance(value, str) else str(value)
   index = ord(text) - ord('A') if re.fullmatch('[A-Z]', text) else int(text) if text.isdecimal() else -1

@@ -40,11 +40,12 @@ def run(subject, tasks, files='', shots=None, limit=0):
       'fix: name the folder of task files over data that are here with --harness_files'
     ) from error
   results = evaluate(adapter(subject), loaded, shots, limit)
-  rows = []
+  rows, splits = [], {}
   for name, samples in sorted(results['samples'].items()):
-    rows += _rows(subject, results, name, samples)
+    splits[name] = 'test' if loaded['tasks'][name].has_test_docs() else 'valid'
+    rows += _rows(subject, results, name, splits[name], samples)
   for name, values in sorted(results.get('groups', {}).items()):
-    rows += _metric_rows(name, values, version=results['versions'].get(name))
+    rows += _metric_rows(name, max(splits.values()), values, version=results['versions'].get(name))
   return rows
 
 
@@ -94,14 +95,14 @@ def _first_line(error):
   return f'{type(error).__name__}: {text.splitlines()[0]:.300}'
 
 
-def _rows(subject, results, name, samples):
+def _rows(subject, results, name, split, samples):
   """Rows of one task, with the versions of the task and the library."""
   fields = dict(
     n=len({sample['doc_id'] for sample in samples}),
     shots=results['n-shot'][name],
     version=results['versions'][name],
   )
-  rows = _metric_rows(name, results['results'][name], **fields)
+  rows = _metric_rows(name, split, results['results'][name], **fields)
   first = {sample['doc_id']: sample for sample in reversed(samples)}
   judged = [judge(first[key]) for key in sorted(first)]
   examples = [
@@ -114,9 +115,9 @@ def _rows(subject, results, name, samples):
   return rows
 
 
-def _metric_rows(name, values, **fields):
+def _metric_rows(name, split, values, **fields):
   """Rows of the metrics of a task or of a group of tasks: {'metric,filter': value}."""
-  rows = common.Rows('harness', name, 'test', **fields, harness=importlib.metadata.version('lm_eval'))
+  rows = common.Rows('harness', name, split, **fields, harness=importlib.metadata.version('lm_eval'))
   for key, value in values.items():
     metric, _, name_of_filter = key.partition(',')
     if not isinstance(value, int | float) or metric.endswith('_stderr') or not name_of_filter:

@@ -142,7 +142,7 @@ def load(workdir, step=None):
 def good_steps(workdir, after=-1, report=print):
   """Return the steps of all good checkpoints after a step, oldest first.
 
-  All processes of a job call it together. Older files are not read.
+  All processes of a job call it together. Without a newer step no file is read.
   """
   cfg = config.of_run(Path(workdir).expanduser())
   folder = Path(workdir).expanduser() / 'checkpoints'

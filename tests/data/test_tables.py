@@ -347,6 +347,16 @@ def test_wrong_samples_are_named_and_counted(tmp_path, monkeypatch):
     assert [record if record == 'bad' else record['txt'] for _, record in rows] == ['bad', b'good']
 
 
+def test_a_sparse_member_is_refused(tmp_path):
+  with tarfile.open(tmp_path / 'a.tar', 'w', format=tarfile.PAX_FORMAT) as archive:
+    member = tarfile.TarInfo('a.txt')
+    member.size, member.pax_headers = 3, {'GNU.sparse.size': str(100 << 20), 'GNU.sparse.map': '0,3'}
+    archive.addfile(member, io.BytesIO(b'abc'))
+  source = Source('webdataset', str(tmp_path / 'a.tar'), template='{text}')
+  with two_lines(ValueError, 'a.tar/a.txt is a sparse file'):
+    list(open_source(source, 'train').records())
+
+
 def test_media_as_paths_in_parquet_lie_below_the_file(tmp_path):
   records = list(make_records(2))
   (tmp_path / 'cat.png').write_bytes(records[0]['image'])

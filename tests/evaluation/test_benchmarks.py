@@ -195,6 +195,12 @@ def test_an_index_beyond_the_options_is_an_error(gold):
   assert_two_lines(caught.value)
 
 
+def test_one_option_is_no_choice():
+  with pytest.raises(ValueError, match='q.jsonl line 1 has 1 options') as caught:
+    choose.question('{query} {choices[gold]}', {'query': 'Q', 'choices': ['a'], 'gold': 0}, 'q.jsonl line 1')
+  assert_two_lines(caught.value)
+
+
 @pytest.mark.parametrize(
   'template', ['{a[b]} {c[d]}', '{text:cloze} more', '{a} -> {text:cloze}', '{a[0]}', '{a[b]c}']
 )
