@@ -115,6 +115,14 @@ def test_unreadable_files_do_not_raise(tmp_path_factory, content, name):
   assert store.run_status(folder)[0] in ('corrupt', 'done', 'unfinished')
 
 
+@pytest.mark.parametrize('key', ['steps', 'replicas', 'data', 'tail'])
+def test_a_result_of_another_type_is_corrupt(study, key):
+  """A report sorts and counts these."""
+  run_folder(store.run_path(study, 'base', 0), {'a': 1}, RESULT | {key: None})
+  row = store.read_runs(study)[0]
+  assert row['status'] == 'corrupt' and 'result.json' in row['message']
+
+
 def test_a_half_written_result_is_corrupt(study):
   folder = run_folder(store.run_path(study, 'base', 0), {'a': 1}, RESULT)
   content = (folder / 'result.json').read_bytes()
