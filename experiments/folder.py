@@ -17,7 +17,6 @@ from gpt_jax import config as configs
 from gpt_jax.data import decoders, files, formats
 
 PATTERN = r'(?:^|/)(?P<label>[^/]+)/[^/]+$'
-POSITION_SECONDS = 0.05  # of a sound: config.audio's hop x stack / sample_rate
 
 
 def get_config(arg=''):
@@ -34,7 +33,8 @@ def get_config(arg=''):
     positions, read, make = (side // 4) ** 2, '{image:patches}', '{image:image}'
   else:
     config.audio.update(kind='frames', codes=args.codes, seconds=float(max(max(extents), 0.1)))
-    positions, read, make = int(max(extents) / POSITION_SECONDS) + 2, '{audio:frames}', '{audio:audio}'
+    seconds = config.audio.hop * config.audio.stack / config.audio.sample_rate  # of a position
+    positions, read, make = int(max(extents) / seconds) + 2, '{audio:frames}', '{audio:audio}'
   templates = {'name': f'{read} -> {{label}}', 'make': f'{{label}} -> {make}'}
   source = dict(
     kind='files', path=args.path, pattern=PATTERN, bad_records=max(unreadable, len(extents) // 100)
