@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.record import write_result
+from benchmarks import record
 
 PROMPT, BATCHES = 12, (1, 8)
 
@@ -84,7 +84,8 @@ def measure(side, folder, new):
 def main():
   """Measure both sides in turns and write the result file."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--source', required=True, help='Hugging Face folder of Gemma 3 270M')
+  source = os.environ.get('GPT_JAX_GEMMA', '')
+  parser.add_argument('--source', default=source, required=not source, help='its Hugging Face folder')
   parser.add_argument('--turns', type=int, default=3)
   parser.add_argument('--new', type=int, default=32, help='tokens a row')
   parser.add_argument('--side', default='', help='measure one side here and print it')
@@ -112,8 +113,11 @@ def main():
     'turns': turns,
     'ratios': {key: middle('gpt_jax', key) / middle('transformers', key) for key in keys},
     'greedy_ids_equal': same,
+    'peers': record.peer_versions('torch', 'transformers'),
   }
-  write_result('speed/gemma', 'Gemma 3 270M in float32: gpt_jax over transformers, tokens a second', numbers)
+  record.write_result(
+    'speed/gemma', 'Gemma 3 270M in float32: gpt_jax over transformers, tokens a second', numbers
+  )
 
 
 if __name__ == '__main__':

@@ -1,8 +1,9 @@
 """lm-eval on the same weights through our adapter and through its own Hugging Face model, and `choose`.
 
-  python -m benchmarks.harness --source=FOLDER --data=../shared/data [--tasks=copa,...] [--limit=200]
+  python -m benchmarks.harness [--source=FOLDER] [--data=FOLDER] [--tasks=copa,...] [--limit=200]
 
---source is a folder as save_pretrained writes it. --data holds mc_evals/*.jsonl (llm-foundry's format) and
+--source is a folder as save_pretrained writes it (default: GPT_JAX_GEMMA; '' is a GPT-2 with random weights).
+--data (default: GPT_JAX_DATA) holds mc_evals/*.jsonl (llm-foundry's format) and
 lambada/lambada_test.jsonl; task files are written for them. Each side answers every example: `equal` is the
 share of equal answers, `difference` the largest one of two log-likelihoods, in nats. Needs
 `pip install -e '.[harness,interop]' accelerate peft`.
@@ -10,6 +11,7 @@ share of equal answers, `difference` the largest one of two log-likelihoods, in 
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -185,20 +187,26 @@ def main():
   from gpt_jax.interop import huggingface
 
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--source', required=True)
-  parser.add_argument('--data', required=True)
+  parser.add_argument(
+    '--source', default=os.environ.get('GPT_JAX_GEMMA', ''), help="Hugging Face folder; '' is random weights"
+  )
+  parser.add_argument('--data', default=os.environ.get('GPT_JAX_DATA', '../shared/data'))
   parser.add_argument('--tasks', default=','.join(TASKS))
   parser.add_argument('--limit', type=int, default=200)
   parser.add_argument('--name', default='interop/harness')
   arguments = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:
-    huggingface.import_run(arguments.source, f'{folder}/run')
+    source, model = arguments.source, 'the model of GPT_JAX_GEMMA'
+    if not source:
+      source, model = f'{folder}/source', 'a GPT-2 of 2 layers with random weights'
+      random_gpt2(source, arguments.data)
+    huggingface.import_run(source, f'{folder}/run')
     run = trained.load(f'{folder}/run')
     names = arguments.tasks.split(',')
-    numbers = compare(run, arguments.source, arguments.data, names, arguments.limit)
-  record.write_result(
-    arguments.name, 'lm-eval through our adapter and through its Hugging Face model', numbers
-  )
+    numbers = compare(run, source, arguments.data, names, arguments.limit)
+  numbers['peers'] = record.peer_versions('lm-eval', 'torch', 'transformers')
+  claim = f'lm-eval through our adapter and through its own Hugging Face model: {model}'
+  record.write_result(arguments.name, claim, numbers)
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ the title of the result.
 import argparse
 import collections
 import datetime
+import importlib.metadata
 import json
 import shutil
 from pathlib import Path
@@ -82,6 +83,11 @@ def study_summary(workdir):
     'effects': analysis['effects'],
     'scaling': analysis['scaling'],
   }
+
+
+def peer_versions(*packages):
+  """The installed versions of what a benchmark compares with."""
+  return {name: importlib.metadata.version(name) for name in packages}
 
 
 def write_result(name, claim, numbers):
