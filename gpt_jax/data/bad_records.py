@@ -12,7 +12,7 @@ from gpt_jax.data.decoders import TooLarge
 from gpt_jax.data.files import warn_once
 
 SCAN_SECONDS = 10.0  # read on for so long after too many bad records, to report all of them at once
-SHOWN = 3  # details of a conversion, as in the sizes that pictures had
+MOST_DETAILS = 3  # details of a conversion, as in the sizes that pictures had
 
 
 class BadRecords:
@@ -81,8 +81,8 @@ class BadRecords:
       name, _, detail = note.partition(' from ')
       conversions.setdefault(name, {})[detail] = count
     for name, details in conversions.items():
-      listed = [detail for detail in details if detail][:SHOWN]
-      others = f' and {len(details) - SHOWN} others' if len(details) > SHOWN else ''
+      listed = [detail for detail in details if detail][:MOST_DETAILS]
+      others = f' and {len(details) - MOST_DETAILS} others' if len(details) > MOST_DETAILS else ''
       self._log(f'{sum(details.values())} {name}' + (f' from {", ".join(listed)}{others}' if listed else ''))
     if self.skipped:
       self._log(f'{self.skipped} unreadable records skipped')

@@ -49,8 +49,8 @@ def _samples(path: Path, tolerant: bool) -> Iterator[tuple[str, dict | ValueErro
   with reading(path, 'a whole tar archive', 'fetch it again'), open_unpacked(path) as file:
     with tarfile.open(fileobj=file, mode='r|', tarinfo=_Header) as archive:
       names = ((*_split_name(member.name), member) for member in archive if member.isfile())
-      shown = (item for item in names if item[0].rpartition('/')[2] and item[1])  # .x is hidden
-      for key, members in itertools.groupby(shown, lambda item: item[0]):
+      visible = (item for item in names if item[0].rpartition('/')[2] and item[1])  # .x is hidden
+      for key, members in itertools.groupby(visible, lambda item: item[0]):
         where = f'{path}/{key}'
         if key in keys:
           raise ValueError(

@@ -27,10 +27,10 @@ COMMON = ('kind', 'template', 'weight')  # fields that every kind reads
 PATHS = ('path', 'valid_path', 'test_path')
 FILTERS = ('keep', 'valid_keep', 'test_keep')
 COPIES = ('copies', 'augment')
-# Fields that say where records are or which of them a split takes: `Corpus.content` and
-# `splits.selection` describe their effect.
 HUB = ('config', 'revision')
 THREE_SPLITS = ('train_split', 'valid_split', 'test_split')
+# Fields that say where records are or which of them a split takes: `Corpus.content` and
+# `splits.selection` describe their effect.
 LOCATIONS = (*PATHS, *THREE_SPLITS, *HUB, 'data_dir', 'root', 'captions')
 
 

@@ -62,14 +62,14 @@ def _csv_rows(path: Path, source) -> Iterator[tuple[str, dict | ValueError]]:
           raise csv_files.Error(f'{len(row)} fields, and the header has {len(header)}')
         yield where, dict(zip(header, row, strict=True))
     except csv_files.Error as error:
-      refused = ValueError(
+      not_csv = ValueError(
         f'{where} is not a row of CSV: {error}\n'
         f'fix: quote fields that hold {delimiter!r}, a quote or a newline, and double the quotes in them'
       )
       # A quote that nobody closes swallows the rows after it, so they are no single bad record.
       if not source.bad_records or header is None or rows.line_num > first:
-        raise refused from None
-      yield where, refused
+        raise not_csv from None
+      yield where, not_csv
     first = rows.line_num + 1
 
 

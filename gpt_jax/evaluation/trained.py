@@ -23,7 +23,7 @@ from gpt_jax.sharding import make_mesh
 from gpt_jax.tokenizers import Tokenizers
 from gpt_jax.training import checkpoint
 
-POLL = 10.0  # seconds between looks for a new checkpoint
+POLL = 10.0  # seconds between polls for a new checkpoint
 
 
 class TextScore(NamedTuple):
@@ -160,11 +160,11 @@ def good_steps(workdir, after=-1, report=print):
 def watch(workdir, poll=POLL):
   """Yield a TrainedRun for each checkpoint of a run in training, until the run has its result.
 
-  Checkpoints that the training removes before their turn are left out. poll: seconds between looks.
+  Checkpoints that the training removes before their turn are left out. poll: seconds between polls.
   """
   seen = -1
   while True:
-    done = checkpoint.from_process_0(int(bool(run_folder.read_result(workdir))))  # before the last look
+    done = checkpoint.from_process_0(int(bool(run_folder.read_result(workdir))))  # before the last poll
     new = good_steps(workdir, seen, report=lambda line: None)
     if new:
       seen = new[0]

@@ -8,7 +8,7 @@ from gpt_jax.runs.history import is_number
 
 TILES = 6  # scores among the key numbers at the top of a page
 NAMES = ('task', 'source', 'split')  # keys that name one evaluation
-SHOWN = (*NAMES, 'metric', 'value', 'interval', 'chance', 'baseline', 'unit', 'sampling')
+COLUMNS = (*NAMES, 'metric', 'value', 'interval', 'chance', 'baseline', 'unit', 'sampling')
 HEADER = ('metric', 'of', '>value', '>interval', '>chance', '>baseline', '')
 
 
@@ -80,7 +80,7 @@ def evaluations(run):
 
 def row_details(row, shared):
   """Return what a row says beside its scores, without what all rows of its table share."""
-  others = {k: v for k, v in row.items() if k not in SHOWN and k not in shared}
+  others = {k: v for k, v in row.items() if k not in COLUMNS and k not in shared}
   return ', '.join(f'{k} {v:,}' if isinstance(v, int | float) else str(v) for k, v in others.items())
 
 

@@ -78,8 +78,8 @@ def console_fields(metrics, eta=''):
   scores = [name for name in scores if not name.startswith('loss/source/')]
   texts = [(name, decimals(metrics[name])) for name in scores]
   known = {**metrics, 'eta': eta} if eta else metrics
-  shown = {name: metric for name, metric in METRICS.items() if metric.console and name in known}
-  return texts + [(metric.console, metric.show(known[name])) for name, metric in shown.items()]
+  labeled = {name: metric for name, metric in METRICS.items() if metric.console and name in known}
+  return texts + [(metric.console, metric.show(known[name])) for name, metric in labeled.items()]
 
 
 def open_console(name, total_steps, step):

@@ -1,7 +1,7 @@
 """The metrics that this package knows by name: their titles, units and formats, and what they measure.
 
 Training, evaluation, the console, reports and studies read this table. Any other name is the score of a
-task, shown as it is. What a loss measures depends on the job: reports/job_metrics.py.
+task and its own title. What a loss measures depends on the job: reports/job_metrics.py.
 """
 
 from collections.abc import Callable
