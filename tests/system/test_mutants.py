@@ -104,12 +104,11 @@ def run_verbs(call, caplog, run):
   for verb, args in VERBS.items():
     caplog.clear()
     code, out, err = call(*args, f'--workdir={run}')
-    made = {
-      'report': lambda: (run / 'report.html').read_text(),
-      'sample': lambda: out,  # noqa: B023
-      'train': lambda: {path: x.tobytes() for path, x in tiny_runs.arrays(run).items()},
-    }
-    result = made[verb]() if code == 0 else None
+    result = None
+    if code == 0 and verb == 'train':
+      result = {path: x.tobytes() for path, x in tiny_runs.arrays(run).items()}
+    elif code == 0:
+      result = out if verb == 'sample' else (run / 'report.html').read_text()
     said = [*out.splitlines(), *err.splitlines(), *caplog.text.splitlines()]
     said += result.splitlines() if verb == 'report' and result else []
     outcomes[verb] = code, result, said
