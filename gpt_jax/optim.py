@@ -199,9 +199,8 @@ def cosine(cfg, step, steps):
 class OptimizerRow(NamedTuple):
   """One optimizer."""
 
-  make: (
-    Any  # (OptimConfig, {path: letters}) -> optax transformation; must keep its state where not `accepted`
-  )
+  # (OptimConfig, {path: letters}) -> optax transformation; must keep its state where not `accepted`
+  make: Any
   uses: tuple = ()  # which of b1, b2 and eps it reads: the others have no effect
   mup_powers: dict = mup.ADAM_POWERS  # {role: power of growth}
 

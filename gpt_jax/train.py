@@ -12,7 +12,7 @@ import jax
 from gpt_jax.cluster.processes import barrier
 from gpt_jax.jobs import codec, language_model
 from gpt_jax.sharding import make_mesh
-from gpt_jax.training import session
+from gpt_jax.training import session, start
 from gpt_jax.training.loss_guard import GoBack
 
 
@@ -33,7 +33,8 @@ class TrainConfig:
   sample_prompts: tuple[str, ...] = ('\n',)  # prompts of the text samples; () = none
   tasks: tuple[str, ...] = ()  # rows of evaluation.evaluate.TASKS to run at the end
   probe_every: int = 0  # steps between measurements of every layer (probes.jsonl); 0 = never
-  init_from: str = ''  # run folder whose parameters to start from, with a fresh optimizer
+  init_from: str = ''  # RUN or RUN@STEP whose parameters to start from, with a fresh optimizer
+  branch_from: str = ''  # RUN or RUN@STEP to continue in a new folder, with optimizer, data and step number
   hang_seconds: float = 3600.0  # without progress until the watchdog ends the process; 0 = never
   max_skipped: int = 10  # non-finite steps in a row; then the run ends or, if spike_sigma > 0, rewinds
   spike_sigma: float = 0.0  # robust deviations above the median that skip a step; 0 = no guard
@@ -72,7 +73,7 @@ def train(cfg, workdir, should_stop=lambda step: False):
   evaluation batches; True saves and returns None.
   Raises ValueError for a config or folder to correct, FloatingPointError when gradients stay non-finite.
   """
-  workdir = session.check_workdir(cfg, workdir)
+  workdir = start.check_workdir(cfg, workdir)
   mesh = make_mesh(cfg.mesh)
   with jax.set_mesh(mesh):
     # Tokenizers, data, model and optimizer; the state restored from a checkpoint, or new. Nothing is written.
@@ -91,13 +92,13 @@ def train(cfg, workdir, should_stop=lambda step: False):
           if stopping or s.step == cfg.train.steps:
             break
           session.update_profile(s)
-          start = time.perf_counter()
+          began = time.perf_counter()
           batch = session.next_batch(s)
           compiled_step = session.step_function(s, batch)
           with jax.transfer_guard('disallow'):
             s.state, metrics = compiled_step(s.state, batch)
           # Logs the steps before: the device is computing this one, and its metrics are fetched later.
-          session.record_step(s, metrics, time.perf_counter() - start)
+          session.record_step(s, metrics, time.perf_counter() - began)
         except GoBack as error:  # raised by logging: too many skipped steps in a row
           session.rewind(s, error)
 

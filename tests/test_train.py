@@ -15,6 +15,7 @@ from gpt_jax.model.config import ModelConfig
 from gpt_jax.runs import records, run_folder
 from gpt_jax.tokenizers import Tokenizers
 from gpt_jax.training import checkpoint, meter, session
+from gpt_jax.training.start import FREE_ON_RESUME
 from tests import tiny_runs
 from tests.tiny_runs import assert_two_lines, experiment, snapshot
 
@@ -562,7 +563,7 @@ def test_the_vocabulary_is_that_of_the_tokenizer_unless_it_is_given(run):
 def test_what_is_free_on_resume_cannot_change_a_result():
   """Each prefix names something, so that a renamed key cannot slip out of the comparison."""
   keys = records.flatten(records.to_json(config.to_dict(config.Config())))
-  for prefix in session.FREE_ON_RESUME:
+  for prefix in FREE_ON_RESUME:
     assert any(f'{key}.'.startswith(prefix.rstrip('.') + '.') for key in keys), prefix
 
 

@@ -34,10 +34,18 @@ class BatchLoader:
       )
     self._cfg, self._batch_size = cfg, batch_size
     self._process = process_index, process_count
-    self._next, self._iterator = 0, None
+    self._next, self._origin, self._iterator = 0, None, None
 
   def identify(self, number: int) -> dict[str, list[int]]:
     """Return {source: numbers of its rows} in global batch `number`, for all processes."""
+    raise NotImplementedError
+
+  def rows_before(self, number: int) -> dict[str, int]:
+    """Return {source: number of its rows} in the batches before `number`, for all processes."""
+    raise NotImplementedError
+
+  def rows_identity(self, fingerprint: dict, name: str) -> dict:
+    """Return the entries of a fingerprint on which the rows of a source and their order depend."""
     raise NotImplementedError
 
   def _addresses(self):
@@ -57,15 +65,22 @@ class BatchLoader:
     return batch
 
   def first(self) -> dict[str, np.ndarray]:
-    """Return batch 0 of this process, whichever is next."""
+    """Return the first batch of this process's run, whichever is next."""
     index, count = self._process
     size, addresses = self._batch_size // count, self._addresses()
-    chosen = [addresses[n] for n in range(index * size, (index + 1) * size)]
+    place = (self._origin['batch'] if self._origin else 0) * self._batch_size + index * size
+    chosen = [addresses[n] for n in range(place, place + size)]
     return self.gather(chosen)
 
   def state(self) -> dict:
-    """Return the number of the next batch and the fingerprint, JSON-able, equal on every process."""
-    return {'next_batch': self._next, 'fingerprint': self.fingerprint}
+    """Return the position in the data, JSON-able, equal on every process.
+
+    next_batch: its number; rows: {source: its rows in the batches before}; fingerprint; and origin, where the
+    run branched off onto other data: {batch: the first of its own, rows: as above, before that batch}.
+    """
+    origin = {'origin': self._origin} if self._origin else {}
+    rows = self.rows_before(self._next)
+    return {'next_batch': self._next, 'rows': rows, 'fingerprint': self.fingerprint} | origin
 
   def restore(self, state: dict) -> list[str]:
     """Continue at the batch that `state` names; return [] if the data are those of the state.
@@ -73,15 +88,44 @@ class BatchLoader:
     Stages of the mixture that did not begin yet may differ. If the data differ: ValueError listing the
     entries; with data.reset the new data start at batch 0, and the differing entries are returned.
     """
-    changed = differences(*(_begun(x, state['next_batch']) for x in (state['fingerprint'], self.fingerprint)))
+    changed = self._changes(state)
     if changed and not self._cfg.reset:
       raise ValueError(
         f'the data differ from those of the saved run: {"; ".join(changed)}\n'
         'fix: restore these settings, or set data.reset=True to start the new data from batch 0'
       )
-    self.close()
-    self._next = 0 if changed else int(state['next_batch'])
+    self._move(0 if changed else int(state['next_batch']), None if changed else state.get('origin'))
     return changed
+
+  def branch(self, state: dict, number: int) -> list[str]:
+    """Continue from another run's `state`, whatever the data; return a line per source, [] for equal data.
+
+    Equal data continue at the state's batch. Else batch `number` is next: a source with the same rows in the
+    same order goes on after those that it has given, any other starts at its first row.
+    """
+    if not self._changes(state):
+      return self.restore(state)
+    old, new, lines = state['fingerprint'], self.fingerprint, []
+    only_order = [key for key in old | new if old.get(key) != new.get(key)] == ['order']
+    given, rows = state.get('rows', {}), {}
+    for name in self.rows_before(0):
+      own, its = self.rows_identity(new, name), self.rows_identity(old, name)
+      changed = differences(its, own) or ['the shuffle'] * only_order
+      rows[name] = 0 if changed or name not in given else int(given[name])
+      cause = f' ({changed[0]})' if changed and name in given else ''
+      place = f'continues after {rows[name]:,} rows' if rows[name] else f'starts at its first row{cause}'
+      lines.append(f'{name} {place}')
+    self._move(number, {'batch': number, 'rows': rows})
+    return lines
+
+  def _changes(self, state):
+    """Return how the data differ from those of a state, in what has begun."""
+    return differences(*(_begun(x, state['next_batch']) for x in (state['fingerprint'], self.fingerprint)))
+
+  def _move(self, number, origin):
+    """Continue at a batch of the data of an origin; see `state`."""
+    self.close()
+    self._next, self._origin = number, origin
 
   def close(self) -> None:
     """Stop threads and worker processes; the next batch starts them again."""
@@ -123,13 +167,27 @@ class ItemLoader(BatchLoader):
 
   def identify(self, number: int) -> dict[str, list[int]]:
     """Return {'items': their numbers} of global batch `number`, for all processes."""
-    size = self._batch_size
-    return {'items': [self._item_at(place) for place in range(number * size, (number + 1) * size)]}
+    size, addresses = self._batch_size, self._addresses()
+    return {'items': [addresses[place] for place in range(number * size, (number + 1) * size)]}
+
+  def rows_before(self, number: int) -> dict[str, int]:
+    """Return {'items': how many} are in the batches before `number`, for all processes."""
+    return {'items': number * self._batch_size + self._shift()}
+
+  def rows_identity(self, fingerprint: dict, name: str) -> dict:
+    """Return the entries of a fingerprint on which the items and their order depend."""
+    return {key: value for key, value in fingerprint.items() if key != 'batch_size'}
+
+  def _shift(self):
+    """Return how far a branch's items are ahead of its batches."""
+    origin = self._origin
+    return origin['rows']['items'] - origin['batch'] * self._batch_size if origin else 0
 
   def _addresses(self):
     import grain
 
-    return grain.MapDataset.source(_Endless(self._item_at))
+    shift = self._shift()
+    return grain.MapDataset.source(_Endless(lambda place: self._item_at(place + shift)))
 
 
 class _Endless:

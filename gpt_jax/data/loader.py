@@ -21,6 +21,8 @@ from gpt_jax.data.packing import PACKING, Rows
 from gpt_jax.data.row_fields import RowFields
 
 FORMAT = 1  # of the order of rows; part of the fingerprint
+# Entries of the fingerprint on which the rows of every source depend, beside its own.
+ROW_KEYS = ('format', 'split', 'length', 'seed', 'packing')
 
 
 class Loader(BatchLoader):
@@ -57,9 +59,8 @@ class Loader(BatchLoader):
     self._seed = seed
     # Stages are of training: other splits have the weights of their sources.
     written = cfg.stages if split == 'train' else ''
-    plan = stages.of_mixture(written, cfg.mixture)
-    self._schedule = stages.Schedule(plan, self.names, batch_size)
-    first = stages.Schedule(plan[:1], self.names, batch_size)  # later stages may change
+    self._plan = stages.of_mixture(written, cfg.mixture)
+    first = stages.Schedule(self._plan[:1], self.names, batch_size)  # later stages may change
     self.fingerprint = {
       'format': FORMAT,
       'split': split,
@@ -85,6 +86,24 @@ class Loader(BatchLoader):
       rows.setdefault(self.names[source], []).append(int(row))
     return rows
 
+  def rows_before(self, number: int) -> dict[str, int]:
+    """Return {source: number of its rows} in the batches before `number`, over all processes."""
+    rows_N = self._schedule().counts(number * self._batch_size)
+    return dict(zip(self.names, rows_N.tolist(), strict=True))
+
+  def rows_identity(self, fingerprint: dict, name: str) -> dict:
+    """Return the entries of a fingerprint on which the rows of a source and their order depend."""
+    of_source = f'mixture.{name}.'
+    is_own = lambda key: key.startswith(of_source) and key != f'{of_source}weight'
+    return {key: value for key, value in fingerprint.items() if key in ROW_KEYS or is_own(key)}
+
+  def _schedule(self):
+    """Return the order of the rows of the mixture."""
+    if not self._origin:
+      return stages.Schedule(self._plan, self.names, self._batch_size)
+    before_N = np.array([self._origin['rows'][name] for name in self.names])
+    return stages.Schedule(self._plan, self.names, self._batch_size, self._origin['batch'], before_N)
+
   def _addresses(self, schedule=None):
     """Return an endless Grain dataset of (source number, row number), equal on every process."""
     import grain
@@ -96,7 +115,7 @@ class Loader(BatchLoader):
       .repeat()
       for number, name in enumerate(self.names)
     ]
-    if len(rows) == 1:
+    if len(rows) == 1 and not self._origin:
       return rows[0]
 
     class Selection(grain.transforms.DatasetSelectionMap):
@@ -111,7 +130,7 @@ class Loader(BatchLoader):
       def __getitem__(self, index):
         return self.schedule[index]
 
-    return grain.MapDataset.select_from_datasets(rows, Selection(schedule or self._schedule))
+    return grain.MapDataset.select_from_datasets(rows, Selection(schedule or self._schedule()))
 
   def _order(self, schedule) -> str:
     """Return a hash of the first addresses: it changes if Grain's shuffle or our mixing does."""

@@ -101,10 +101,17 @@ def _shares(weights: dict[str, float]) -> dict[str, Fraction]:
 class Schedule:
   """The order of the rows of a mixture: source and row number of each place."""
 
-  def __init__(self, plan: list[Stage], names: tuple[str, ...], batch_size: int):
-    """names: those of the sources by number; others of the plan have no rows."""
-    self._parts, before_N = [], np.zeros(len(names), np.int64)
-    for stage in plan:
+  def __init__(
+    self, plan: list[Stage], names: tuple[str, ...], batch_size: int, first: int = 0, first_N=None
+  ):
+    """names: those of the sources by number; others of the plan have no rows.
+
+    first: the first batch, before which the sources have given `first_N` rows; default none.
+    """
+    self._parts = []
+    before_N = np.zeros(len(names), np.int64) if first_N is None else first_N
+    due = [stage for stage in plan if stage.first <= first][-1]
+    for stage in (due._replace(first=first), *(stage for stage in plan if stage.first > first)):
       if self._parts:
         before_N = self.counts(stage.first * batch_size)
       numbers = np.asarray([n for n, name in enumerate(names) if name in stage.weights])
@@ -126,7 +133,7 @@ class Schedule:
     return before_N + cycles * counts_N + np.bincount(source_C[:rest], minlength=len(counts_N))
 
   def _part(self, place: int) -> tuple:
-    return self._parts[bisect.bisect_right(self._parts, place, key=lambda part: part[0]) - 1]
+    return self._parts[max(0, bisect.bisect_right(self._parts, place, key=lambda part: part[0]) - 1)]
 
 
 def mixture_cycle(weights: list[float]) -> tuple[np.ndarray, np.ndarray, list[int]]:

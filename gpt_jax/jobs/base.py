@@ -19,9 +19,13 @@ class Job(Protocol):
   def example_batch(self):
     """Return a batch of training's shapes and dtypes; called to trace the step."""
 
-  def load_initial_weights(self, state):
-    """Return the state with the parameters of train.init_from; called for a new run that has one."""
+  def load_initial_weights(self, state, folder, step):
+    """Return the state with the parameters of train.init_from, a run's verified checkpoint; for a new run."""
     return state
+
+  def parents(self):
+    """Return {config key: RUN or RUN@STEP} of the runs that it needs beside init_from and branch_from."""
+    return {}
 
   def write_files(self):
     """Write the run folder's files besides checkpoints; called in process 0 when a run starts."""

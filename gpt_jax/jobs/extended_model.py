@@ -5,25 +5,20 @@ is at first as likely as an average one (Hewitt 2021, "Initializing New Word Emb
 """
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import numpy as np
 
 from gpt_jax.model import gpt, param_trees
-from gpt_jax.training import checkpoint
 
 NOISE = 0.1  # std of new rows around the mean, over the std of the old rows
 
 
-def load(workdir, model, mesh, old, new, verify):
+def load(checkpoints, step, model, mesh, old, new):
   """Return a run's parameters in the layout of `model`, with rows for the ids `old` to `new` - 1.
 
   model: new parameters, for those that the run lacks. Raises ValueError for another shape.
   """
-  checkpoints = checkpoint.Checkpoints(Path(workdir).expanduser() / 'checkpoints', verify)
-  if (step := checkpoints.latest_good()) is None:
-    raise ValueError(f'{workdir} has no checkpoint\nfix: train there first, or name another run folder')
   extra = checkpoints.read_extra(step)
   patch_values, frame_values = extra['widths']
   sizes = dict(vocab=extra['vocab'], patch_values=patch_values, frame_values=frame_values)
@@ -40,8 +35,9 @@ def load(workdir, model, mesh, old, new, verify):
     if p.axes[0] == 'V':
       array = _extend(array, old, new, len(value))
     if array.shape != value.shape:
+      base = checkpoints.folder.parent
       raise ValueError(
-        f'train.init_from={workdir} has {path} of shape {array.shape}, this model {value.shape}\n'
+        f'train.init_from={base} has {path} of shape {array.shape}, this model {value.shape}\n'
         'fix: take the model section from its config, as experiments/finetune_gpt2.py does'
       )
     return jax.device_put(array.astype(value.dtype), value.sharding)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +34,7 @@ def resolve_model(cfg, toks):
   """
   size = toks.vocabulary.size
   vocab = cfg.model.vocab or size
-  if cfg.train.init_from:  # its vocabulary may have been extended
+  if cfg.train.init_from or cfg.train.branch_from:  # its vocabulary may have been extended
     vocab = max(vocab, size)
   if size > vocab:
     raise ValueError(
@@ -168,17 +167,15 @@ class LanguageModelJob(base.Job):
       batch['source_ids_B'] = np.zeros(self.cfg.train.batch_size, np.int32)
     return batch
 
-  def load_initial_weights(self, state):
+  def load_initial_weights(self, state, folder, step):
     """Return the state with the parameters of train.init_from, in the moving average too."""
-    cfg = self.cfg
-    base_size = Tokenizers.load(Path(cfg.train.init_from).expanduser() / 'tokenizer').vocabulary.size
+    base_size = Tokenizers.load(folder / 'tokenizer').vocabulary.size
     size = self.tokenizers.vocabulary.size
+    checkpoints = checkpoint.Checkpoints(folder / 'checkpoints')
     if base_size < size:
-      model = extended_model.load(
-        cfg.train.init_from, state.model, self.mesh, base_size, size, cfg.checkpoint.verify
-      )
+      model = extended_model.load(checkpoints, step, state.model, self.mesh, base_size, size)
     else:
-      model = checkpoint.load_model(cfg.train.init_from, self.program.abstract.model, cfg.checkpoint.verify)
+      model = checkpoints.restore_model(step, self.program.abstract.model)
     opt_state = state.opt_state
     if opt_state.ema is not None:
       copies = {path: p.astype(jnp.float32, copy=True) for path, p in params_of(model).items()}

@@ -1,12 +1,11 @@
 """The tokenizers of a GPT's run: built from the config, taken from a run, checked against the mixture."""
 
 import dataclasses
-from pathlib import Path
 
 from gpt_jax import data, losses, tokenizers
 from gpt_jax.data import stages, templates
 from gpt_jax.data.documents import needed_specials
-from gpt_jax.runs import records, run_folder
+from gpt_jax.runs import ancestry, records, run_folder
 from gpt_jax.sampling import prompts
 
 
@@ -17,18 +16,19 @@ def template_kinds(cfg):
 
 
 def build(cfg, workdir):
-  """Return the tokenizers of the run folder, or of train.init_from, or new ones built from the config."""
+  """Return the tokenizers of the run folder, or of its parent, or new ones built from the config."""
   if (workdir / 'tokenizer' / 'vocabulary.json').exists():  # written last
     return tokenizers.Tokenizers.load(workdir / 'tokenizer')
-  if cfg.train.init_from:
-    base = Path(cfg.train.init_from).expanduser()
+  key = 'branch_from' if cfg.train.branch_from else 'init_from'
+  if name_of_base := getattr(cfg.train, key):
+    base = ancestry.parse_run(name_of_base)[0]
     base_config = run_folder.read_config(base)
     for name in ('tokenizer', 'image', 'audio'):
       wanted = records.to_json(dataclasses.asdict(getattr(cfg, name)))
       is_new = name != 'tokenizer' and base_config.get(name, {}).get('kind') == ''
       if base_config.get(name) != wanted and not is_new:
         raise ValueError(
-          f'train.init_from={base} has the {name} section {base_config.get(name)}, and this config another\n'
+          f'train.{key}={base} has the {name} section {base_config.get(name)}, and this config another\n'
           'fix: take that section from its config, as experiments/finetune_gpt2.py does'
         )
     return _extend(tokenizers.Tokenizers.load(base / 'tokenizer'), cfg)

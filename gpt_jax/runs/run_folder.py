@@ -5,6 +5,7 @@
   probes.jsonl     {"step": 120, "layers": {"blocks/0/attention": {"activation": 0.9}, ...}}
   events.jsonl     start resume compile checkpoint evaluate sample preempted done error; UTC;
                    startup: seconds of the process before that event, by phase; digest: of a sample
+  parents.json     the runs that it begins with or learns from: ancestry.py
   result.json      the final numbers; history.py lists the keys that reports show
   uncommitted.diff the source's difference from its commit when the run began; a session with other
                    changes adds uncommitted-HASH.diff, with the hash of versions
@@ -96,8 +97,8 @@ def check_workdir(workdir, config, *, free=()):
   if changes:
     raise ValueError(
       f'workdir={folder} holds a run with another config: {join_some(changes, limit=20)}\n'
-      'fix: give the old values to resume this run, or a new --workdir, which train.init_from can begin with '
-      'these weights'
+      'fix: give the old values to resume this run, or a new --workdir with train.branch_from, which '
+      f'continues from {folder}'
     )
   return 'resume'
 
@@ -187,6 +188,8 @@ class Run:
       data = config.get('data', {})  # the next session must not reset the data again
       config = {**config, 'data': {**data, 'reset': False}} if data.get('reset') else config
       records.write_json(folder / 'config.json', config)
+    if self.resume_step < self.total_steps:  # that of a shorter training, which read_result ignores
+      (folder / 'result.json').unlink(missing_ok=True)
     self._metrics = records.StepLines(folder / 'metrics.jsonl', self.resume_step)
     dropped = {name: count + self._metrics.dropped[name] for name, count in dropped.items()}
     if any(dropped.values()):
@@ -333,5 +336,8 @@ def read_events(workdir):
 
 
 def read_result(workdir):
-  """Return the final numbers, or {} before there are any."""
-  return records.read_json(_existing_run(workdir) / 'result.json', RESULT)
+  """Return the final numbers, or {} before there are any; also where train.steps was raised since."""
+  folder = _existing_run(workdir)
+  result = records.read_json(folder / 'result.json', RESULT)
+  steps = read_config(folder).get('train', {}).get('steps') if 'steps' in result else None
+  return {} if isinstance(steps, int) and result['steps'] < steps else result

@@ -149,12 +149,20 @@ class Checkpoints:
 
     Raises ValueError listing every array whose path, shape or dtype differs.
     """
+    return self.restore_part(
+      step, like, (), f'checkpoint {self.folder}/{step}', 'use the config that wrote it, or another --workdir'
+    )
+
+  def restore_part(self, step, like, leave, name, fix):
+    """Return a part of a step's state, laid out as `like`; it may lack paths that begin with one of `leave`.
+
+    name: of the checkpoint, and fix: for the ValueError that lists every array that differs.
+    """
     wanted = to_abstract_tree(like)
-    if differences := describe_mismatches(self.array_metadata(step), flat(wanted)):
-      raise ValueError(
-        f'checkpoint {self.folder}/{step} does not fit this run: {differences}\n'
-        'fix: use the config that wrote it, or another --workdir'
-      )
+    paths, metadata = flat(wanted), self.array_metadata(step)
+    stored = {path: x for path, x in metadata.items() if path in paths or not path.startswith(leave)}
+    if differences := describe_mismatches(stored, paths):
+      raise ValueError(f'{name} does not fit this run: {differences}\nfix: {fix}')
     return from_tree(self._read(step, wanted), like)
 
   def restore_model(self, step, like):

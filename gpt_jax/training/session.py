@@ -15,16 +15,9 @@ import numpy as np
 from gpt_jax.cluster import agreement
 from gpt_jax.cluster.batches import to_devices
 from gpt_jax.cluster.processes import barrier, main_process_first
-from gpt_jax.runs import hardware, provenance, records, run_folder
-from gpt_jax.training import checkpoint, checkpoint_writer, ineffective, loss_guard, meter, probes, sdc
+from gpt_jax.runs import ancestry, hardware, provenance, records, run_folder
+from gpt_jax.training import checkpoint, checkpoint_writer, ineffective, loss_guard, meter, probes, sdc, start
 from gpt_jax.training.memory import check_program, check_state
-
-# Keys that may differ between a run and its resumption: its result does not depend on them.
-FREE_ON_RESUME = (
-  *('mesh.', 'log.', 'checkpoint.', 'sample.', 'model.unroll'),
-  *('train.tasks', 'train.probe_every', 'train.hang_seconds', 'train.sdc_every', 'train.profile'),
-  *('data.workers', 'data.prefetch', 'data.cache', 'data.reset', 'data.stages'),
-)
 
 
 class Preempted(Exception):
@@ -43,6 +36,7 @@ class Session:
   state: Any  # step.TrainState
   step: int  # updates done
   notes: list  # lines to print when the run starts
+  parents: list | None  # entries of ancestry; None for a run that resumes
   steps_on_disk: list  # checkpoints when the session was set up
   versions: dict  # of packages, source and device
   saved_step: int = 0  # of the last checkpoint
@@ -58,23 +52,6 @@ class Session:
 
 
 # ------------------------------------------------------------------------------------------- setup
-
-
-def check_workdir(cfg, workdir):
-  """Return the folder as a Path; ValueError if no run with this config can start or resume in it."""
-  every, n = cfg.checkpoint.every, cfg.train.steps_per_call
-  if every % n:
-    raise ValueError(
-      f'checkpoint.every={every} is not a multiple of train.steps_per_call={n}\nfix: use a multiple of {n}'
-    )
-  if jax.process_index() == 0:
-    run_folder.check_workdir(workdir, dataclasses.asdict(cfg), free=free_on_resume(cfg))
-  return Path(workdir).expanduser()  # not before: a Path makes gs://x the local gs:/x
-
-
-def free_on_resume(cfg):
-  """Return the keys that may differ from the stored config: with data.reset, the data too."""
-  return (*FREE_ON_RESUME, 'data.') if cfg.data.reset else FREE_ON_RESUME
 
 
 def setup(cfg, workdir, mesh, job_class, replicas=1, trace=True):
@@ -93,32 +70,13 @@ def setup(cfg, workdir, mesh, job_class, replicas=1, trace=True):
   check_state(job.program.abstract)
   timer.mark_phase('setup')
   steps_on_disk = checkpoint.Checkpoints(workdir / 'checkpoints').steps()
-  state, step, extra, notes = initial_state(job, cfg, workdir)
+  begun = start.begin(job, cfg, workdir)
   versions = provenance.versions(hardware.name())
   timer.mark_phase('restore')
-  if extra is not None:
-    timer.restore(extra)
-    notes += [f'data.reset: {line}' for line in job.loader.restore(extra['data'])]
-  return Session(cfg, workdir, mesh, job, timer, state, step, notes, steps_on_disk, versions, saved_step=step)
-
-
-def initial_state(job, cfg, workdir):
-  """Return (state, step, checkpoint extra or None, notes): restored, from train.init_from, or new."""
-  notes, verify = [], cfg.checkpoint.verify
-  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', report=notes.append, verify=verify)
-  checkpoints.check_folders()
-  step = checkpoints.latest_good()
-  if step is not None:
-    extra = checkpoints.read_extra(step)
-    if 'imported' in extra:
-      raise ValueError(
-        f'{workdir} holds an imported model, which has no optimizer state to resume\n'
-        f'fix: train in a new --workdir with train.init_from={workdir}, as experiments/finetune_gpt2.py does'
-      )
-    checkpoints.check_origin(step, extra, dataclasses.asdict(cfg), FREE_ON_RESUME)
-    return checkpoints.restore(step, job.program.abstract), step, extra, notes
-  state = job.program.init()
-  return job.load_initial_weights(state) if cfg.train.init_from else state, 0, None, notes
+  if begun.extra is not None:
+    timer.restore(begun.extra)
+  fields = begun.state, begun.step, begun.notes, begun.parents
+  return Session(cfg, workdir, mesh, job, timer, *fields, steps_on_disk, versions, saved_step=begun.step)
 
 
 def abstract_batch(cfg, job):
@@ -144,13 +102,15 @@ def acquire_run_dir(s):
     total_steps=s.cfg.train.steps,
     primary=primary,
     resume_step=s.step,
-    free=free_on_resume(s.cfg),
+    free=start.free_on_resume(s.cfg, s.workdir),
     versions=s.versions,
   )
   with s.run:
     try:
       if primary:
         s.job.write_files()
+        if s.parents is not None:
+          ancestry.write_parents(s.workdir, s.parents)
       barrier('run folder acquired')  # config and tokenizer are written
       s.checkpoints = checkpoint_writer.CheckpointWriter(folder, s.cfg.checkpoint, s.run.print)
       s.checkpoints.delete_after(s.step)  # unfinished or corrupt: their numbers are needed again
@@ -328,7 +288,7 @@ def rewind(s, error):
     raise error
   s.checkpoints.delete_after(step)
   s.state = s.checkpoints.restore(step, s.job.program.abstract)
-  s.job.loader.restore({'next_batch': next_number, 'fingerprint': s.job.loader.fingerprint})
+  s.job.loader.restore(s.job.loader.state() | {'next_batch': next_number})
   s.meter.rewind(s.checkpoints.read_extra(step))
   s.run.rewind(step)
   s.run.event('go_back', step=step, after=error.step, next_batch=next_number)
@@ -389,6 +349,7 @@ def summarize(s):
     **s.meter.totals(),
     **({'flops': s.job.flops['full'] * s.meter.tokens} if s.job.flops else {}),
     'tail': meter.tail(lines, s.step, s.job.unit),
+    'parents': ancestry.summarize(ancestry.read_parents(s.workdir), dataclasses.asdict(s.cfg)),
     'hyper': {name: float(value) for name, value in jax.device_get(s.state.hyper).items()},
     'data': meter.data_hash(s.job.loader.fingerprint),
     **s.job.provenance(),

@@ -23,7 +23,7 @@ from gpt_jax.config import to_dict
 from gpt_jax.runs import records, secrets
 from gpt_jax.sharding import MeshConfig, make_mesh
 from gpt_jax.step import hyper_of
-from gpt_jax.training import session
+from gpt_jax.training import session, start
 
 # Config keys whose values are traced, or not part of the program at all.
 LOSS_KEYS = ('z_loss', 'label_smoothing', 'moe_balance', 'moe_z', 'text', 'image', 'audio')
@@ -164,7 +164,7 @@ class Replica:
     self.session, self.outcome, self.batch = None, None, None
     self.stack = contextlib.ExitStack()
     with self.isolate_errors():
-      workdir = session.check_workdir(cfg, folder)
+      workdir = start.check_workdir(cfg, folder)
       self.session = session.setup(cfg, workdir, mesh, train.JOBS[cfg.train.job], replicas, trace)
       if result := session.finished_result(self.session):
         self.outcome = outcome_of_result(result)

@@ -18,7 +18,7 @@ from gpt_jax.ablation.execute.executor import Executor, Task
 from gpt_jax.ablation.stats import analyze, scores
 from gpt_jax.reports import study_report
 from gpt_jax.runs import loggers, records, run_folder, secrets
-from gpt_jax.training import session
+from gpt_jax.training import start
 
 STUDY_FOLDERS = ('cache', 'compiled', 'logs', 'optuna', 'runs', 'shares')  # may exist before study.json
 FINAL = ('done', 'diverged')  # a later call does not retry these; the rest may be fixed
@@ -195,7 +195,7 @@ def remaining_tasks(workdir, tasks, metric, say):
     if status == 'corrupt':
       say(f'{task.name}: {message}; it is trained again, the old one is {set_aside(task.folder)}')
     if (task.folder / 'config.json').exists():
-      run_folder.check_workdir(task.folder, task.config, free=session.FREE_ON_RESUME)
+      run_folder.check_workdir(task.folder, task.config, free=start.FREE_ON_RESUME)
     if status == 'diverged':
       say(f'{task.name} diverged ({message}); delete {task.folder} to retry it')
     if status not in FINAL:

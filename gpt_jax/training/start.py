@@ -1,0 +1,209 @@
+"""What a run begins with: its own checkpoint, another run's to branch off from, or new weights.
+
+A branch (train.branch_from) continues weights, optimizer state, PRNG key, spike window, counts and data of
+another run in a new folder, under a config that may differ. Nothing is written here.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gpt_jax.optim import SCHEDULES
+from gpt_jax.runs import ancestry, records, run_folder
+from gpt_jax.runs.text_table import join_some
+from gpt_jax.step import hyper_of
+from gpt_jax.training import checkpoint, loss_guard
+
+# Keys that may differ between a run and its resumption: its result does not depend on them.
+FREE_ON_RESUME = (
+  *('mesh.', 'log.', 'checkpoint.', 'sample.', 'model.unroll'),
+  *('train.tasks', 'train.probe_every', 'train.hang_seconds', 'train.sdc_every', 'train.profile'),
+  *('data.workers', 'data.prefetch', 'data.cache', 'data.reset', 'data.stages'),
+)
+
+
+class Start(NamedTuple):
+  """The state of a run at its first step in this process."""
+
+  state: Any  # step.TrainState
+  step: int  # updates done
+  extra: dict | None  # JSON of the checkpoint that it comes from, None for new weights
+  notes: list  # lines to print
+  parents: list | None  # entries of ancestry; None for a run that resumes
+
+
+# ------------------------------------------------------------------------------ checks of a folder
+
+
+def check_workdir(cfg, workdir):
+  """Return the folder as a Path; ValueError if no run with this config can start or resume in it."""
+  every, n = cfg.checkpoint.every, cfg.train.steps_per_call
+  if every % n:
+    raise ValueError(
+      f'checkpoint.every={every} is not a multiple of train.steps_per_call={n}\nfix: use a multiple of {n}'
+    )
+  if jax.process_index() == 0:
+    run_folder.check_workdir(workdir, dataclasses.asdict(cfg), free=free_on_resume(cfg, workdir))
+  return Path(workdir).expanduser()  # not before: a Path makes gs://x the local gs:/x
+
+
+def free_on_resume(cfg, workdir):
+  """Return the keys that may differ from the stored config.
+
+  With data.reset, the data too; and train.steps where the learning rates so far do not depend on it. Raises
+  ValueError if train.steps is all that may not differ.
+  """
+  free = (*FREE_ON_RESUME, 'data.') if cfg.data.reset else FREE_ON_RESUME
+  folder = Path(workdir).expanduser()
+  stored = run_folder.read_config(folder) if (folder / 'config.json').exists() else {}
+  before = stored.get('train', {}).get('steps', cfg.train.steps)
+  if before == cfg.train.steps:
+    return free
+  done = max(checkpoint.Checkpoints(folder / 'checkpoints').steps(), default=0)
+  if done <= cfg.train.steps and has_equal_past(cfg.optim, before, cfg.train.steps, done):
+    return (*free, 'train.steps')
+  changed = records.diff(stored, dataclasses.asdict(cfg))
+  if all(key == 'train.steps' or is_free(key, free) for key in changed):
+    cause = (
+      f'is less than the {done} steps that are done'
+      if done > cfg.train.steps
+      else f'changes the learning rates of the {done} steps that are done with {before} '
+      f'(optim.schedule={cfg.optim.schedule})'
+    )
+    raise ValueError(
+      f'workdir={folder}: train.steps={cfg.train.steps} {cause}\n'
+      f'fix: give a new --workdir with train.branch_from={folder}@STEP, a checkpoint to continue from'
+    )
+  return free
+
+
+def is_free(key, free):
+  """Whether a key, or a prefix of it, is among these."""
+  return any(f'{key}.'.startswith(f'{prefix.rstrip(".")}.') for prefix in free)
+
+
+def has_equal_past(optim, steps, other, done):
+  """Whether runs of `steps` and of `other` steps have the same learning rates in their first `done`."""
+  updates, schedule = np.arange(done, dtype=np.int32), SCHEDULES[optim.schedule]
+  past, other_past = (np.asarray(schedule(optim, jax.numpy.asarray(updates), n)) for n in (steps, other))
+  return np.array_equal(past, other_past)
+
+
+# ----------------------------------------------------------------------------- the state of a run
+
+
+def begin(job, cfg, workdir):
+  """Return the Start of a run: resumed, branched off, or new, also with the weights of train.init_from."""
+  notes, verify = [], cfg.checkpoint.verify
+  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', report=notes.append, verify=verify)
+  checkpoints.check_folders()
+  step = checkpoints.latest_good()
+  if step is not None:
+    extra = checkpoints.read_extra(step)
+    if 'imported' in extra:
+      raise ValueError(
+        f'{workdir} holds an imported model, which has no optimizer state to resume\n'
+        f'fix: train in a new --workdir with train.init_from={workdir}, as experiments/finetune_gpt2.py does'
+      )
+    checkpoints.check_origin(step, extra, dataclasses.asdict(cfg), free_on_resume(cfg, workdir))
+    notes += [f'data.reset: {line}' for line in job.loader.restore(extra['data'])]
+    return Start(checkpoints.restore(step, job.program.abstract), step, extra, notes, None)
+  names = {f'train.{key}': getattr(cfg.train, key) for key in ('init_from', 'branch_from')} | job.parents()
+  parents = {key: open_parent(key, name, verify, notes.append) for key, name in names.items() if name}
+  entries = [ancestry.describe_run(key, *parent) for key, parent in parents.items()]
+  if parent := parents.get('train.branch_from'):
+    state, extra = branch(job, cfg, *parent, notes)
+    return Start(state, parent[1], extra, notes, entries)
+  state = job.program.init()
+  if parent := parents.get('train.init_from'):
+    state = job.load_initial_weights(state, *parent[:2])
+  return Start(state, 0, None, notes, entries)
+
+
+def open_parent(key, name, verify='full', report=print):
+  """Return (folder, step, extra) of RUN or RUN@STEP; by default its latest good step. key: for errors."""
+  folder, step = ancestry.parse_run(name)
+  run_folder.read_config(folder)  # else an error that lists the runs nearby
+  checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', report=report, verify=verify)
+  good = checkpoints.latest_good() if step is None else checkpoints.latest_good(step)
+  if good is None or step not in (None, good):
+    steps = join_some(map(str, sorted(checkpoints.steps())), 20) or 'none'
+    raise ValueError(
+      f'{key}={name}: {folder} has no good checkpoint{"" if step is None else f" of step {step}"}\n'
+      f'fix: use one of its steps: {steps}; checkpoint.keep_every keeps more'
+    )
+  return folder, good, checkpoints.read_extra(good)
+
+
+def branch(job, cfg, folder, step, extra, notes):
+  """Return (state, extra) of a run that continues another's checkpoint under its own config.
+
+  notes: gets lines about what the two runs do not share.
+  """
+  name = f'train.branch_from={folder}@{step}'
+  check_branch(cfg, name, folder, step, extra)
+  abstract = job.program.abstract
+  checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', verify=cfg.checkpoint.verify)
+  window, hyper = checkpoints.array_metadata(step).get('recent_SW'), abstract.hyper
+  same_window = window is None or abstract.recent_SW is None or window.shape == abstract.recent_SW.shape
+  keeps_window = window is not None and abstract.recent_SW is not None and same_window
+  like = abstract._replace(hyper={}, recent_SW=abstract.recent_SW if keeps_window else None)
+  state = checkpoints.restore_part(
+    step,
+    like,
+    ('hyper/', 'recent_SW'),
+    name,
+    f'keep the model and the optimizer of that run, or take its weights alone: train.init_from={folder}',
+  )
+  values = hyper_of(cfg)
+  state = state._replace(hyper={key: jax.device_put(values[key], x.sharding) for key, x in hyper.items()})
+  if abstract.recent_SW is not None and not keeps_window:
+    place = abstract.recent_SW.sharding
+    empty = loss_guard.empty_window(cfg.train.spike_window)
+    state = state._replace(recent_SW=jax.device_put(np.asarray(empty), place))
+    notes.append(f'{name}: the spike guard starts with an empty window')
+  old_seed = extra['config'].get('train', {}).get('seed')
+  if old_seed != cfg.train.seed:
+    key = jax.random.split(jax.random.key(np.uint32(cfg.train.seed)))[1]
+    state = state._replace(key=jax.device_put(key, abstract.key.sharding))
+    notes.append(f'{name}: train.seed {old_seed} -> {cfg.train.seed}: dropout and the data order are new')
+  notes += [f'{name}: data: {line}' for line in job.loader.branch(extra['data'], step)]
+  return state, extra
+
+
+def check_branch(cfg, name, folder, step, extra):
+  """Raise ValueError for a branch whose config contradicts it or that its parent cannot give."""
+  if cfg.train.init_from:
+    raise ValueError(
+      f'{name} and train.init_from={cfg.train.init_from} both give the weights\nfix: leave out one of the two'
+    )
+  if 'imported' in extra:
+    raise ValueError(
+      f'{name} is an imported model, which has no optimizer state\nfix: use train.init_from={folder}'
+    )
+  if step >= cfg.train.steps:
+    raise ValueError(
+      f'{name} leaves no step to train: train.steps={cfg.train.steps}\n'
+      f'fix: set train.steps, which counts from the beginning of that run, above {step}'
+    )
+  if step % cfg.train.steps_per_call:
+    raise ValueError(
+      f'{name}: {step} is not a multiple of train.steps_per_call={cfg.train.steps_per_call}\n'
+      'fix: use a divisor of it'
+    )
+  if cfg.data.reset:
+    raise ValueError(
+      f'data.reset=True has no effect with {name}: unchanged sources go on, others start at their first row\n'
+      'fix: leave out data.reset'
+    )
+  config = extra['config']
+  for section, key in (('train', 'job'), ('optim', 'name')):
+    old, new = config.get(section, {}).get(key), getattr(getattr(cfg, section), key)
+    if old != new:
+      raise ValueError(
+        f'{name} has the state of {section}.{key}={old}, this run {section}.{key}={new}\n'
+        f'fix: keep {section}.{key}={old}, or take the weights alone: train.init_from={folder}'
+      )
