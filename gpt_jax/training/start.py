@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.optim import SCHEDULES
@@ -63,7 +64,7 @@ def free_on_resume(cfg, workdir):
   if before == cfg.train.steps:
     return free
   done = max(checkpoint.Checkpoints(folder / 'checkpoints').steps(), default=0)
-  if done <= cfg.train.steps and has_equal_past(cfg.optim, before, cfg.train.steps, done):
+  if has_equal_past(cfg, before, done):
     return (*free, 'train.steps')
   changed = records.diff(stored, dataclasses.asdict(cfg))
   if all(key == 'train.steps' or is_free(key, free) for key in changed):
@@ -85,11 +86,13 @@ def is_free(key, free):
   return any(f'{key}.'.startswith(f'{prefix.rstrip(".")}.') for prefix in free)
 
 
-def has_equal_past(optim, steps, other, done):
-  """Whether runs of `steps` and of `other` steps have the same learning rates in their first `done`."""
-  updates, schedule = np.arange(done, dtype=np.int32), SCHEDULES[optim.schedule]
-  past, other_past = (np.asarray(schedule(optim, jax.numpy.asarray(updates), n)) for n in (steps, other))
-  return np.array_equal(past, other_past)
+def has_equal_past(cfg, steps, done):
+  """Whether runs of `steps` and of train.steps have the same learning rates in their first `done` steps."""
+  if steps == cfg.train.steps:
+    return True
+  updates, schedule = jnp.arange(done, dtype=jnp.int32), SCHEDULES[cfg.optim.schedule]
+  past, other_past = (np.asarray(schedule(cfg.optim, updates, n)) for n in (steps, cfg.train.steps))
+  return done <= cfg.train.steps and np.array_equal(past, other_past)
 
 
 # ----------------------------------------------------------------------------- the state of a run
@@ -108,9 +111,17 @@ def begin(job, cfg, workdir):
         f'{workdir} holds an imported model, which has no optimizer state to resume\n'
         f'fix: train in a new --workdir with train.init_from={workdir}, as experiments/finetune_gpt2.py does'
       )
-    checkpoints.check_origin(step, extra, dataclasses.asdict(cfg), free_on_resume(cfg, workdir))
+    free, before = FREE_ON_RESUME, extra.get('config', {}).get('train', {}).get('steps', cfg.train.steps)
+    if has_equal_past(cfg, before, step):  # it was shorter then
+      free = (*free, 'train.steps')
+    checkpoints.check_origin(step, extra, dataclasses.asdict(cfg), free)
     notes += [f'data.reset: {line}' for line in job.loader.restore(extra['data'])]
     return Start(checkpoints.restore(step, job.program.abstract), step, extra, notes, None)
+  if cfg.train.branch_from and cfg.train.init_from:
+    raise ValueError(
+      f'train.branch_from={cfg.train.branch_from} and train.init_from={cfg.train.init_from} both give '
+      'the weights\nfix: leave out one of the two'
+    )
   names = {f'train.{key}': getattr(cfg.train, key) for key in ('init_from', 'branch_from')} | job.parents()
   parents = {key: open_parent(key, name, verify, notes.append) for key, name in names.items() if name}
   entries = [ancestry.describe_run(key, *parent) for key, parent in parents.items()]
@@ -176,10 +187,6 @@ def branch(job, cfg, folder, step, extra, notes):
 
 def check_branch(cfg, name, folder, step, extra):
   """Raise ValueError for a branch whose config contradicts it or that its parent cannot give."""
-  if cfg.train.init_from:
-    raise ValueError(
-      f'{name} and train.init_from={cfg.train.init_from} both give the weights\nfix: leave out one of the two'
-    )
   if 'imported' in extra:
     raise ValueError(
       f'{name} is an imported model, which has no optimizer state\nfix: use train.init_from={folder}'

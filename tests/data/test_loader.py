@@ -338,3 +338,88 @@ def test_settings_of_conditions_are_part_of_the_fingerprint(loader):
     with pytest.raises(ValueError) as caught:
       loader(media_tokenizers(), **{**WITH, **changed}).restore(before.state())
     assert f'saved run: {line}\n' in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------- branches
+
+
+def rows_of(loader, name, numbers):
+  """The rows of a source in these batches, in order."""
+  return [row for number in numbers for row in loader.identify(number).get(name, ())]
+
+
+def test_a_branch_keeps_the_position_of_every_unchanged_source(loader):
+  parent = loader()
+  take(parent, 3)
+  state = parent.state()
+  assert state['rows'] == {'words': 18, 'prose': 6}
+  mixture = {'words': MIXTURE['words'], 'prose': Source(weight=2.0), 'new': Source('synthetic', documents=5)}
+  branch, whole = loader(mixture=mixture, batch_size=12), loader(mixture=mixture, batch_size=12)
+  lines = branch.branch(json.loads(json.dumps(state)), 7)
+  assert lines == [
+    'new starts at its first row',
+    'prose continues after 6 rows',
+    'words continues after 18 rows',
+  ]
+  for name, done in (('words', 18), ('prose', 6), ('new', 0)):
+    order = rows_of(whole, name, range(40))  # a source's own order does not depend on the others
+    own = rows_of(branch, name, range(7, 12))
+    assert own and own == order[done : done + len(own)], name
+  assert rows_of(parent, 'words', range(3)) == rows_of(whole, 'words', range(40))[:18]
+
+
+def test_a_branch_resumes_and_branches_again(loader):
+  parent = loader()
+  take(parent, 3)
+  changed = {'words': Source('synthetic', documents=4, weight=1.0), 'prose': Source(weight=1.0)}
+  branch = loader(mixture=changed)
+  branch.branch(parent.state(), 3)
+  batches = take(branch, 5)
+  resumed = loader(mixture=changed)
+  states = [branch.state() | {'next_batch': number} for number in (3, 6)]
+  for number, state in zip((3, 6), states, strict=True):
+    assert resumed.restore(state) == []
+    assert_equal(take(resumed, 2), batches[number - 3 :][:2])
+  halves = [loader(mixture=changed, process_index=i, process_count=2) for i in range(2)]
+  for half in halves:
+    half.restore(states[0])
+  both = [next(half)['token_ids_BT'] for half in halves]
+  np.testing.assert_array_equal(np.concatenate(both), batches[0]['token_ids_BT'])
+  assert_equal([branch.first()], batches[:1])
+  again = loader()
+  again.branch(branch.state(), 8)
+  rows = {name: parent.state()['rows'][name] + 20 for name in MIXTURE}
+  assert again.state()['rows'] == branch.state()['rows'] == rows
+  assert loader(mixture=changed).branch(branch.state(), 8) == []  # nothing changed
+
+
+@pytest.mark.parametrize(
+  ('changes', 'cause'),
+  [({'seed': 6}, 'seed 5 -> 6'), ({'length': 8}, 'length 16 -> 8'), ({'packing': 'split'}, 'packing')],
+)
+def test_a_branch_begins_changed_rows_at_the_first(loader, changes, cause):
+  parent = loader()
+  take(parent, 2)
+  branch = loader(**changes)
+  lines = branch.branch(parent.state(), 2)
+  assert all(f' starts at its first row ({cause}' in line for line in lines), lines
+  assert_equal(take(branch, 2), take(loader(**changes), 2))
+
+
+def test_a_branch_of_one_source_keeps_its_position_over_batch_sizes(loader):
+  one = {'words': Source('synthetic', documents=4)}
+  parent = loader(mixture=one)
+  take(parent, 3)
+  branch, whole = loader(mixture=one, batch_size=6), loader(mixture=one)
+  assert branch.branch(parent.state(), 9) == ['words continues after 24 rows']
+  assert rows_of(branch, 'words', (9, 10)) == rows_of(whole, 'words', range(5))[24:36]
+
+
+def test_a_branch_enters_the_stage_that_is_due(loader):
+  parent = loader()
+  take(parent, 4)
+  branch = loader(stages='2: prose=1; 6: words=1')
+  assert branch.branch(parent.state(), 4)
+  names = [sorted(branch.identify(number)) for number in range(4, 8)]
+  assert names == [['prose'], ['prose'], ['words'], ['words']]
+  assert rows_of(branch, 'words', [6]) == rows_of(loader(), 'words', range(8))[24:32]

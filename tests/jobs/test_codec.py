@@ -280,6 +280,12 @@ def test_a_batch_depends_on_its_number_alone():
     with pytest.raises(ValueError) as error:
       other.restore(loader.state())
     assert_two_lines(error.value, 'the data differ')
+  wider = items(batch_size=5)
+  assert wider.branch(loader.state(), 8) == ['items continues after 12 rows']
+  assert (
+    wider.identify(8)['items'] == np.concatenate(whole)[12:17].tolist() == wider.first()['index_B'].tolist()
+  )
+  assert items(count=11).branch(loader.state(), 8)[0].startswith('items starts at its first row (count')
 
 
 def test_crops_are_pieces_of_the_sounds(tmp_path):

@@ -1,16 +1,19 @@
 """Branches of a run, and runs that are made longer."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
-from gpt_jax import train
-from gpt_jax.runs import records, run_folder
-from gpt_jax.training import checkpoint, session
+from gpt_jax import sharding, step, train
+from gpt_jax.runs import ancestry, records, run_folder
+from gpt_jax.training import checkpoint, session, start
 from tests import tiny_runs
-from tests.tiny_runs import experiment
+from tests.tiny_runs import assert_two_lines, experiment
 
-BARE = dict(train__eval_every=0, train__sample_every=0, train__sample_prompts=(), train__eval_tokens=64)
+QUIET = dict(train__eval_every=0, train__sample_every=0, train__sample_prompts=(), checkpoint__every=0)
+STABLE = dict(**QUIET, optim__schedule='constant')
 TIMED = ('time', 'tokens_per_second', 'mfu', 'mfu_causal', 'memory_gib', 'step_seconds')
 
 
@@ -66,3 +69,169 @@ def test_a_branch_without_changes_is_bitwise_the_run(run, tmp_path):
     checkpoint.Checkpoints(f / 'checkpoints').read_extra(12)['data'] for f in (run, tmp_path / 'branch')
   ]
   assert states[0] == states[1]
+
+
+@pytest.fixture(scope='module')
+def stable(tmp_path_factory):
+  """A run of 6 steps with a constant learning rate. Do not change it."""
+  workdir = tmp_path_factory.mktemp('stable') / 'run'
+  train.train(experiment(**STABLE, train__steps=6), workdir)
+  return workdir
+
+
+def test_a_branch_takes_what_the_config_changes_and_keeps_the_rest(run, tmp_path):
+  changes = {'optim__lr': 1e-3, 'optim__schedule': 'wsd', 'train__steps': 20, 'model__dropout': 0.1}
+  before = setup(experiment(train__branch_from=f'{run}@9'), tmp_path / 'a').state
+  begun = setup(experiment(train__branch_from=f'{run}@9', **changes), tmp_path / 'b')
+  assert begun.step == begun.state.step == begun.state.opt_state.updates == 9
+  assert begun.state.hyper.keys() - before.hyper.keys() == {'dropout'}
+  assert [begun.state.hyper[name] for name in ('lr', 'dropout')] == [np.float32(1e-3), np.float32(0.1)]
+  for one, other in zip(
+    *(jax.tree.leaves(x._replace(hyper={}, key=None)) for x in (before, begun.state)), strict=True
+  ):
+    np.testing.assert_array_equal(one, other)
+  assert (jax.random.key_data(before.key) == jax.random.key_data(begun.state.key)).all()
+  assert begun.job.loader.state()['next_batch'] == 9
+  assert not (tmp_path / 'b').exists() or not list((tmp_path / 'b').glob('*.json'))
+
+
+def test_a_branch_from_the_latest_step_with_another_seed_and_a_spike_guard(run, tmp_path):
+  guard = dict(train__spike_sigma=6.0, train__spike_window=8)
+  begun = setup(experiment(train__branch_from=str(run), train__steps=20, train__seed=5, **guard), tmp_path)
+  assert begun.step == 12
+  fresh = setup(experiment(train__seed=5, **guard), tmp_path / 'new').state
+  assert (jax.random.key_data(fresh.key) == jax.random.key_data(begun.state.key)).all()
+  np.testing.assert_array_equal(begun.state.recent_SW, fresh.recent_SW)
+  notes = '\n'.join(begun.notes)
+  assert 'spike guard starts with an empty window' in notes
+  assert 'train.seed 0 -> 5' in notes
+  assert 'text starts at its first row (seed 0 -> 5)' in notes
+
+
+def test_a_branch_keeps_the_spike_window(tmp_path):
+  guard = dict(train__spike_sigma=50.0, train__spike_window=4)
+  train.train(experiment(**QUIET, **guard, train__steps=6), tmp_path / 'run')
+  more = dict(guard, train__branch_from=str(tmp_path / 'run'), train__steps=8)
+  begun = setup(experiment(**QUIET, **more), tmp_path / 'branch')
+  np.testing.assert_array_equal(begun.state.recent_SW, tiny_runs.arrays(tmp_path / 'run')['recent_SW'])
+  assert np.isfinite(begun.state.recent_SW).all()
+  other = setup(experiment(**QUIET, **more | dict(train__spike_window=6)), tmp_path / 'other')
+  assert np.isnan(other.state.recent_SW).all() and other.state.recent_SW.shape == (2, 6)
+
+
+def test_a_branch_reshards(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(train, 'make_mesh', sharding.make_mesh)
+  begun = setup(experiment(train__branch_from=f'{run}@9', mesh__data=2, mesh__fsdp=4), tmp_path)
+  stored = step.params_of(begun.state.model)
+  one_device = setup_on_one(experiment(train__branch_from=f'{run}@9'), tmp_path / 'one', monkeypatch)
+  for path, value in step.params_of(one_device.state.model).items():
+    np.testing.assert_array_equal(stored[path], value, err_msg=path)
+  assert len(stored['embed_VD'].sharding.device_set) == 8
+
+
+def setup_on_one(cfg, workdir, monkeypatch):
+  monkeypatch.setattr(train, 'make_mesh', lambda cfg: sharding.make_mesh(cfg, jax.devices()[:1]))
+  return setup(cfg, workdir)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'parts'),
+  [
+    ({'optim__name': 'lion'}, ['state of optim.name=adamw, this run optim.name=lion']),
+    ({'model__width': 32}, ['embed_VD: checkpoint float32[384, 16], model float32[384, 32]']),
+    ({'optim__ema': 0.0}, ['opt_state/ema/', 'only in the checkpoint']),
+    ({'train__steps': 9}, ['leaves no step to train: train.steps=9']),
+    ({'train__init_from': 'runs/x'}, ['and train.init_from=runs/x both give the weights']),
+    ({'data__reset': True}, ['data.reset=True has no effect']),
+    ({'tokenizer__kind': 'chars'}, ['has the tokenizer section']),
+    ({'train__steps_per_call': 2, 'checkpoint__every': 4}, ['9 is not a multiple of train.steps_per_call=2']),
+  ],
+)
+def test_a_branch_that_its_parent_cannot_give(run, tmp_path, changes, parts):
+  with pytest.raises(ValueError) as error:
+    setup(experiment(train__branch_from=f'{run}@9', **changes), tmp_path / 'branch')
+  assert_two_lines(error.value, f'train.branch_from={run}', *parts)
+
+
+def test_a_branch_from_a_step_that_is_gone(run, tmp_path):
+  with pytest.raises(ValueError) as error:
+    setup(experiment(train__branch_from=f'{run}@3'), tmp_path / 'branch')
+  cause, fix = assert_two_lines(
+    error.value, f'train.branch_from={run}@3: {run} has no good checkpoint of step 3'
+  )
+  assert 'use one of its steps: 9, 12' in fix
+
+
+def test_a_branch_resumes_without_its_parent(run, tmp_path):
+  parent = tmp_path / 'parent'
+  shutil.copytree(run, parent)
+  cfg = experiment(**STABLE, train__branch_from=f'{parent}@9', train__steps=15)
+  assert train.train(cfg, tmp_path / 'branch', tiny_runs.stop_before(13)) is None
+  shutil.rmtree(parent)
+  result = train.train(cfg, tmp_path / 'branch')
+  assert result['steps'] == 15
+  [entry] = result['parents']
+  assert entry['diff']['optim.schedule'] == ('cosine', 'constant')
+  assert entry['digest'] == ancestry.digest(run / 'checkpoints' / 'digests' / '9.json')
+
+
+# ------------------------------------------------------------------------------------ more steps
+
+
+def test_a_run_that_is_made_longer_is_bitwise_the_longer_run(stable, tmp_path):
+  train.train(experiment(**STABLE, train__steps=9), tmp_path / 'whole')
+  shutil.copytree(stable, tmp_path / 'longer')
+  result = train.train(experiment(**STABLE, train__steps=9), tmp_path / 'longer')
+  assert_same_arrays(tmp_path / 'longer', tmp_path / 'whole')
+  whole = untimed(tmp_path / 'whole')
+  for number, line in untimed(tmp_path / 'longer').items():
+    assert {k: v for k, v in line.items() if k in whole[number]} == whole[number]
+  assert result['steps'] == run_folder.read_result(tmp_path / 'longer')['steps'] == 9
+  assert run_folder.read_config(tmp_path / 'longer')['train']['steps'] == 9
+  assert 'after 9 steps' in (tmp_path / 'longer' / 'report.html').read_text()
+
+
+def test_a_kill_while_a_run_is_reopened_leaves_it_done_or_open(stable, tmp_path, monkeypatch):
+  class Killed(BaseException):
+    pass
+
+  def kill(*args):
+    raise Killed
+
+  for name, steps in (('write_json', 6), ('StepLines', 9)):  # before and after config.json is replaced
+    folder = tmp_path / name
+    shutil.copytree(stable, folder)
+    with monkeypatch.context() as patch:
+      patch.setattr(records, name, kill)
+      with pytest.raises(Killed):
+        train.train(experiment(**STABLE, train__steps=9), folder)
+    assert run_folder.read_config(folder)['train']['steps'] == steps
+    assert bool(run_folder.read_result(folder)) == (steps == 6)
+    assert train.train(experiment(**STABLE, train__steps=9), folder)['steps'] == 9
+
+
+def test_steps_that_change_the_past_are_refused(run, stable, tmp_path):
+  before = tiny_runs.snapshot(run)
+  with pytest.raises(ValueError) as error:
+    train.train(experiment(train__steps=20), run)
+  cause, fix = assert_two_lines(error.value, 'train.steps=20 changes the learning rates of the 12 steps')
+  assert f'train.branch_from={run}@STEP' in fix
+  with pytest.raises(ValueError) as error:
+    train.train(experiment(**STABLE, train__steps=5), stable)
+  assert_two_lines(error.value, 'train.steps=5 is less than the 6 steps that are done')
+  assert tiny_runs.snapshot(run) == before
+
+
+@pytest.mark.parametrize(
+  ('schedule', 'done', 'longer'),
+  [
+    ('constant', 100, True),
+    ('wsd', 80, True),
+    ('wsd', 83, False),
+    ('cosine', 90, False),
+    ('linear', 9, False),
+  ],
+)
+def test_which_schedules_can_be_made_longer(schedule, done, longer):
+  cfg = experiment(optim__schedule=schedule, optim__warmup=5, train__steps=200)
+  assert start.has_equal_past(cfg, 100, done) == longer
