@@ -3,8 +3,10 @@
 `read_params` fills one parameter of a model after the other, shard by shard, in its sharding.
 """
 
+import contextlib
 import json
 import math
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +24,7 @@ from gpt_jax.runs.text_table import join_some
 INDEX = 'model.safetensors.index.json'
 DTYPES = {'F32': np.dtype(np.float32), 'F16': np.dtype(np.float16), 'BF16': np.dtype(jnp.bfloat16)}
 PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt')
-ALIGNMENT = 64  # bytes; a CPU uses such arrays as they are, and copies others
+BLOCK = 1 << 20  # bytes of a file that are copied at once: a block that is transposed stays in the cache
 
 
 class StoredTensor(NamedTuple):
@@ -141,7 +143,8 @@ def drop_tied_head(stored, rows, cfg, sizes):
     return others | {embedding: stored[head]}
   for name in (head, embedding):
     check_shape(stored[name], (sizes['V'], sizes['D']))
-  if not np.array_equal(stored[head].read(), stored[embedding].read()):
+  ours, theirs = stored[head].read(), stored[embedding].read()
+  if not all(np.array_equal(ours[rows], theirs[rows]) for rows in in_blocks(ours)):
     raise ValueError(
       f'tie_word_embeddings is true, but {head} differs from {embedding}\n'
       'fix: set tie_word_embeddings to false in config.json if the head was trained on its own'
@@ -183,7 +186,9 @@ def read_params(stored, rows, cfg, source, mesh=None):
         if all(i in within for i, within in zip(place, ranges, strict=False)):
           part = tensors.to_parameter(stored[name].read(), tensor, axes, sizes, place)[index[len(place) :]]
           into = shard[tuple(i - within.start for i, within in zip(place, ranges, strict=False))]
-          into[tuple(map(slice, part.shape))] = part  # the rest are padding rows of the vocabulary
+          copy_mapped(
+            into[tuple(map(slice, part.shape))], part
+          )  # the rest are padding rows of the vocabulary
       return shard
 
     return jax.make_array_from_callback(value.shape, sharding, read_shard)
@@ -192,8 +197,32 @@ def read_params(stored, rows, cfg, source, mesh=None):
 
 
 def aligned_zeros(shape, like):
-  """Return zeros of a shape and like's dtype that a CPU device takes without a copy."""
+  """Return zeros of a shape and like's dtype that a CPU device takes without a copy.
+
+  In large pages, where the kernel has them: first writes to small ones take as long as reading a file.
+  """
   size = math.prod(shape) * like.dtype.itemsize
-  content = np.zeros(size + ALIGNMENT, np.uint8)
-  start = -content.ctypes.data % ALIGNMENT
-  return content[start : start + size].view(like.dtype).reshape(shape)
+  content = mmap.mmap(-1, max(size, 1))  # a page is aligned to more than the 64 bytes that a CPU needs
+  with contextlib.suppress(AttributeError, OSError):
+    content.madvise(mmap.MADV_HUGEPAGE)
+  return np.frombuffer(content, np.uint8, size).view(like.dtype).reshape(shape)
+
+
+def copy_mapped(into, array):
+  """Copy an array that may be mapped from a file, in blocks along the file's slowest axis."""
+  axis = int(np.argmax(array.strides))
+  into, array = np.moveaxis(into, axis, 0), np.moveaxis(array, axis, 0)
+  for rows in in_blocks(array):
+    into[rows] = array[rows]
+
+
+def in_blocks(array):
+  """Yield slices of the first axis; the pages of a mapped file leave memory after each."""
+  mapping, rows = array, max(1, BLOCK * len(array) // max(array.nbytes, 1))
+  while isinstance(mapping, np.ndarray):
+    mapping = mapping.base
+  for start in range(0, len(array), rows):
+    yield slice(start, start + rows)
+    if isinstance(mapping, mmap.mmap):
+      with contextlib.suppress(AttributeError):
+        mapping.madvise(mmap.MADV_DONTNEED)
