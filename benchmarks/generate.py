@@ -62,11 +62,11 @@ def ours(folder, batch, top_k=TOP_K, new=NEW):
   """gpt_jax: the whole generation is one compiled call."""
   from gpt_jax import sample
   from gpt_jax.interop.huggingface import import_model
-  from gpt_jax.sampling import completions
+  from gpt_jax.sampling import completions, decoding_layout
   from gpt_jax.tokenizers import grammar
 
   _, trained, _ = import_model(Path(folder) / 'huggingface')
-  model = sample.prepare_model(trained)
+  model = decoding_layout.prepare_model(trained)
   rules = grammar.plain(np.arange(model.cfg.V) < model.cfg.vocab)
   cfg = sample.SampleConfig(max_new_tokens=new, top_k=top_k, temperature=1.0 if top_k else 0.0)
   ids = prompts(batch, model.cfg.vocab).tolist()

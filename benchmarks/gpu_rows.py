@@ -169,11 +169,12 @@ def generate(model, batch, prompt, new, top_k=200):
   from gpt_jax import sample
   from gpt_jax.model import gpt
   from gpt_jax.model import layers as nn
+  from gpt_jax.sampling import decoding_layout
   from gpt_jax.tokenizers import grammar
 
   cfg = model_config(model)
   weights = jax.jit(lambda key: nn.initialize(gpt.GPT(cfg), key))(jax.random.key(0))
-  weights = sample.prepare_model(weights)
+  weights = decoding_layout.prepare_model(weights)
   rules = grammar.plain(np.arange(cfg.V) < cfg.vocab)
   choice = sample.SampleConfig(max_new_tokens=new, top_k=top_k)
   prompts = np.random.default_rng(0).integers(0, cfg.vocab, (batch, prompt)).tolist()

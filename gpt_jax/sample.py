@@ -193,8 +193,8 @@ jit_decode = jax.jit(decode, static_argnames='cfg', donate_argnames='state')
 def start(model, prompts, cfg, grammar, keys_B=None):
   """Prefill prompts (Prompt or lists of ids); return a SampleState, cfg.num_samples rows per prompt in order.
 
-  model: from `prepare_model`. Raises ValueError for an empty prompt, an id that the model does not have, a
-  context too short for prompt and completion, and guidance without a condition.
+  model: from decoding_layout.prepare_model. Raises ValueError for an empty prompt, an id that the model does
+  not have, a context too short for prompt and completion, and guidance without a condition.
   """
   prompts = [as_prompt(prompt) for prompt in prompts]
   check_prompts([p.ids for p in prompts], cfg.max_new_tokens, model.cfg)
@@ -220,9 +220,3 @@ def generate(model, prompts, cfg, grammar, keys_B=None):
   """
   state = start(model, prompts, cfg, grammar, keys_B)
   return jit_decode(model, state, cfg.max_new_tokens, static_config(cfg), grammar)
-
-
-@jax.jit
-def prepare_model(model):
-  """Return the model that decodes, from parameters as trained: see gpt.for_sampling."""
-  return gpt.for_sampling(model, model.cfg.dtype)

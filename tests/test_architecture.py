@@ -50,7 +50,7 @@ MAY_IMPORT = {
   'cluster': 'runs',
   'training': 'cluster cluster.batches model optim runs sharding step training.loss_guard',
   'sample': 'model sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
-  'sampling': 'data sample sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
+  'sampling': 'data model sample sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
   'evaluation': 'cluster.batches data losses model sample sampling sampling.prompt_batch '
   'sampling.validate sharding tokenizers',
   'jobs': 'cluster.batches data evaluation losses model runs sampling sampling.prompt_batch step '
@@ -60,7 +60,7 @@ MAY_IMPORT = {
   'cli.experiment_file': 'config data',
   'evaluation.trained': 'config evaluation losses model runs sampling sampling.validate sharding '
   'tokenizers training',
-  'plan': 'cluster.batches data jobs model sample sampling.prompt_batch sharding step tokenizers',
+  'plan': 'cluster.batches data jobs model sample sampling sampling.prompt_batch sharding step tokenizers',
   'ablation': 'cli.experiment_file cluster.batches config data evaluation jobs model runs sharding step '
   'train training',
   'reports.study_results': 'ablation runs',

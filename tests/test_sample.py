@@ -11,9 +11,8 @@ import pytest
 
 from gpt_jax import sample, tokenizers
 from gpt_jax.evaluation import evaluate
-from gpt_jax.model import gpt
 from gpt_jax.sample import SampleConfig
-from gpt_jax.sampling import completions, prompt_batch, samplers
+from gpt_jax.sampling import completions, decoding_layout, prompt_batch, samplers
 from gpt_jax.tokenizers import grammar, text
 from tests import models
 
@@ -26,7 +25,7 @@ NEW = 8
 def model():
   """As trained, and as the decode loop wants it."""
   trained = models.fill(models.tiny(window=5, layer_pattern='LS', kv_heads=2))
-  return trained, jax.jit(gpt.for_sampling, static_argnames='dtype')(trained, 'float32')
+  return trained, jax.jit(decoding_layout.for_sampling, static_argnames='dtype')(trained, 'float32')
 
 
 GREEDY = SampleConfig(max_new_tokens=NEW, temperature=0.0)
@@ -323,7 +322,7 @@ def test_completed_text_is_the_decoded_ids():
   trained, toks = writer()
   string, log_probs = written()
   rules = completions.build_grammar(toks, trained.cfg.V)
-  ready = sample.prepare_model(trained)
+  ready = decoding_layout.prepare_model(trained)
   prompt = toks.encode_text('ab')
   state = sample.generate(ready, [prompt], WRITING, rules)
   [(ids, expected)] = completions.new_tokens(state, [prompt], 1)

@@ -16,6 +16,7 @@ import pytest
 from gpt_jax import losses, step
 from gpt_jax.cluster import batches
 from gpt_jax.model import gpt
+from gpt_jax.sampling import decoding_layout
 from tests import models
 
 # -------------------------------------------------------------------------------- cached = uncached
@@ -24,7 +25,7 @@ from tests import models
 @jax.jit
 def advance(model, ids_BT, cache, start_B):
   """Run the next tokens of every row from its own position -> (logits, cache)."""
-  out = gpt.for_sampling(model, 'float32')(ids_BT, cache=cache, start_B=start_B)
+  out = decoding_layout.for_sampling(model, 'float32')(ids_BT, cache=cache, start_B=start_B)
   return out.logits_BTV, out.cache
 
 

@@ -105,7 +105,7 @@ def sample(argv):
   from gpt_jax.cluster.bootstrap import is_primary, print_once
   from gpt_jax.evaluation import trained
   from gpt_jax.runs import run_folder
-  from gpt_jax.sampling import completions, output_files, prompts, validate
+  from gpt_jax.sampling import completions, decoding_layout, output_files, prompts, validate
 
   join('sample', lambda: run_folder.read_config(FLAGS.workdir))
   run, to = trained.load(FLAGS.workdir), FLAGS.to
@@ -118,6 +118,7 @@ def sample(argv):
   for note, count in notes.items():
     print_once(f'{count} {note}')
   cfg = prompts.resolve_max_new_tokens(run, [prompt], cfg, to, 'max_new_tokens' in overrides)
+  run = run._replace(model=decoding_layout.prepare_model(run.model, donate=True))
   if to != 'text':
     return sample_media(run, prompt, cfg)
   if FLAGS.out and is_primary():

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gpt_jax.cluster.meshes import platform
 from gpt_jax.model import layers, param_trees
 from gpt_jax.model.attention import Attention
 from gpt_jax.model.kernels import fused
@@ -174,7 +173,7 @@ class GPT(nnx.Module):
       layer_mask = mask._replace(window=window)
       return block(x_BTD, layer_mask, positions_BT, layer_cache, rate, layer_key, frequencies_k)
 
-    is_list = isinstance(self.blocks, nnx.List)  # as for_sampling returns
+    is_list = param_trees.is_unstacked(self)  # of sampling/decoding_layout.py
     if cache is not None or cfg.unroll == 'on' or is_list:
       blocks = self.blocks if is_list else param_trees.unstack(self.blocks)
       new_cache, auxes = [], []
@@ -234,14 +233,6 @@ def shardings(model, mesh):
   """The model's tree with a NamedSharding for each parameter; ValueError where the mesh does not fit."""
   place = lambda path, p: param_sharding(mesh, p.axes, p.get_value().shape, path)
   return param_trees.map_params(place, model)
-
-
-def for_sampling(model, dtype):
-  """The model cast, split into layers and laid out for decoding: once, outside the decode loop."""
-  model = param_trees.cast(model, jnp.dtype(dtype))
-  blocks = param_trees.unstack(model.blocks)
-  model.blocks = nnx.List(map(fused.outputs_first, blocks) if platform() != 'tpu' else blocks)
-  return model
 
 
 def init_cache(cfg, batch, slots, dtype):

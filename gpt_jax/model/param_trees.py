@@ -23,18 +23,34 @@ def stack(module, layers):
   return jax.tree.map(add_axis, module, is_leaf=is_param)
 
 
-def unstack(module):
-  """Split a stacked module into a list of one module per layer, whose parameters have no L."""
-  layers = jax.tree.leaves(module)[0].shape[0]
+def unstack(module, split=None):
+  """Split a stacked module into a list of one module per layer, whose parameters have no L.
 
-  def slices(p):
-    # One split, not a slice per layer: its gradient is one concatenation, theirs a sum of as many padded
-    # arrays as there are layers, which a GPU computes at each element.
-    pieces = jax.lax.split(p.get_value(), (1,) * layers)
-    return [nnx.Param(x.reshape(x.shape[1:]), axes=p.axes[1:], std=p.std, mean=p.mean) for x in pieces]
-
+  split: stacked parameter -> its layers; default: `split_layers`.
+  """
   params, treedef = jax.tree.flatten(module, is_leaf=is_param)
-  return [jax.tree.unflatten(treedef, layer) for layer in zip(*map(slices, params), strict=True)]
+  layers = zip(*map(split or split_layers, params), strict=True)
+  return [jax.tree.unflatten(treedef, layer) for layer in layers]
+
+
+def split_layers(p):
+  """Split a stacked parameter into those of its layers."""
+  # One split, not a slice per layer: its gradient is one concatenation, theirs a sum of as many padded
+  # arrays as there are layers, which a GPU computes at each element.
+  pieces = jax.lax.split(p.get_value(), (1,) * len(p.get_value()))
+  return [nnx.Param(x.reshape(x.shape[1:]), axes=p.axes[1:], std=p.std, mean=p.mean) for x in pieces]
+
+
+def is_unstacked(model):
+  """Whether the blocks of a model are a list, as of `with_blocks`."""
+  return isinstance(model.blocks, nnx.List)
+
+
+def with_blocks(model, blocks):
+  """A copy of a model that shares its parameters, with a list of blocks in the place of its own."""
+  model = jax.tree.map(lambda p: p, model, is_leaf=is_param)
+  model.blocks = nnx.List(blocks)
+  return model
 
 
 def named_params(model):
@@ -50,10 +66,10 @@ def map_params(fn, model):
 
 
 def cast(model, dtype):
-  """The model with its matrices in the compute dtype; norm scales, biases and routers keep theirs."""
+  """The model with its matrices in the compute dtype; norm scales, biases and routers (DE) keep theirs."""
 
-  def cast_matrix(path, p):
-    is_matrix = 'D' in p.axes and len(p.axes.lstrip('L')) > 1 and not path.endswith('router_DE')
-    return p.get_value().astype(dtype) if is_matrix else p.get_value()
+  def cast_matrix(_, p):
+    axes = p.axes.removeprefix('L')
+    return p.get_value().astype(dtype) if 'D' in axes and len(axes) > 1 and axes != 'DE' else p.get_value()
 
   return map_params(cast_matrix, model)

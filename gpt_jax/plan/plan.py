@@ -25,7 +25,7 @@ from gpt_jax.model import costs, gpt
 from gpt_jax.model.kernels import choice
 from gpt_jax.plan import abstract_inputs, program_costs, roofline, topologies
 from gpt_jax.runs import hardware
-from gpt_jax.sampling import prompt_batch
+from gpt_jax.sampling import decoding_layout, prompt_batch
 from gpt_jax.sampling.prompt_batch import PromptBatch
 from gpt_jax.sharding import MeshConfig
 from gpt_jax.step import gpt_program
@@ -174,7 +174,9 @@ def decode_step(cfg, model, mesh, target):
   rows = shards * max(1, cfg.sample.num_samples // shards)
   slots = prompt_batch.round_up_prompt(model.context, model.context)
   rules = grammar.plain(np.ones(model.V, bool))
-  abstract = jax.eval_shape(functools.partial(gpt.for_sampling, dtype=model.dtype), gpt.GPT(model))
+  abstract = jax.eval_shape(
+    functools.partial(decoding_layout.for_sampling, dtype=model.dtype), gpt.GPT(model)
+  )
   weights = jax.tree.map(with_sharding, abstract, gpt.shardings(abstract, mesh))
   zeros_B, ids_BP = np.zeros(rows, np.int32), np.zeros((rows, 1), np.int32)
   grammar_state = grammar.GrammarState(zeros_B, zeros_B, zeros_B, zeros_B)

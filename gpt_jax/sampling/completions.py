@@ -9,7 +9,7 @@ import numpy as np
 
 from gpt_jax import sample
 from gpt_jax.cluster.processes import fetch
-from gpt_jax.sampling import beam, prompt_batch
+from gpt_jax.sampling import beam, decoding_layout, prompt_batch
 from gpt_jax.tokenizers import grammar as grammars
 
 
@@ -20,7 +20,7 @@ def generate_ids(model, tokenizers, prompts, cfg, to='text', keys_B=None):
   under the model); with cfg.beams (new ids, length-penalized score of the text). Raises ValueError
   as `sample.start` does, and for beams where `to` is not text.
   """
-  model = sample.prepare_model(model)
+  model = decoding_layout.prepare_model(model)
   grammar = build_grammar(tokenizers, model.cfg.V, to)
   if cfg.beams and to != 'text':
     raise ValueError(f'sample.beams={cfg.beams} cannot make to={to}\nfix: set beams=0, or --to=text')
@@ -71,7 +71,7 @@ def stream(model, prompts, cfg, grammar, keys_B=None, every=16):
 def stream_text(model, tokenizers, prompt, cfg, stop=()):
   """Continue one prompt and yield pieces of text, each as soon as no stop string can change it."""
   check_stop(stop)
-  model = sample.prepare_model(model)
+  model = decoding_layout.prepare_model(model)
   grammar = build_grammar(tokenizers, model.cfg.V)
   decoder, text, printed = tokenizers.stream_decoder(), '', 0
   hold = max(map(len, stop), default=1) - 1  # last characters, which may begin a stop string

@@ -13,9 +13,8 @@ import pytest
 
 from gpt_jax import sample
 from gpt_jax.interop import huggingface
-from gpt_jax.model import gpt
 from gpt_jax.sample import SampleConfig
-from gpt_jax.sampling import completions
+from gpt_jax.sampling import completions, decoding_layout
 from gpt_jax.tokenizers import grammar
 from tests.interop.test_interop import hf
 
@@ -80,7 +79,7 @@ def test_gemma_greedy_texts_equal_transformers(gemma):
   # The minimum forbids the end token, so every row has all tokens.
   expected = theirs.generate(torch.tensor(prompts), **options).numpy()[:, PROMPT:]
   cfg = SampleConfig(max_new_tokens=NEW, temperature=0.0)
-  sampled = jax.jit(gpt.for_sampling, static_argnums=1)(ours, 'float32')
+  sampled = jax.jit(decoding_layout.for_sampling, static_argnums=1)(ours, 'float32')
   allowed_V = np.ones(ours.cfg.V, bool)
   allowed_V[list(np.atleast_1d(theirs.generation_config.eos_token_id or []))] = False
   state = sample.generate(sampled, prompts, cfg, grammar.plain(allowed_V))

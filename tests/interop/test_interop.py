@@ -26,7 +26,7 @@ from gpt_jax.model import costs, gpt, position_schemes, positions
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.runs import run_folder
 from gpt_jax.sample import SampleConfig
-from gpt_jax.sampling import completions
+from gpt_jax.sampling import completions, decoding_layout
 from gpt_jax.step import params_of
 from gpt_jax.tokenizers import SPECIALS, TokenizerConfig, Tokenizers, grammar, text
 from gpt_jax.training import checkpoint
@@ -855,7 +855,7 @@ def test_stories260k_generates_its_reference(data_dir, tmp_path):
 
   new = len(reference['greedy_ids'])
   chosen = SampleConfig(max_new_tokens=new, temperature=0.0)
-  sampled = jax.jit(gpt.for_sampling, static_argnums=1)(model, 'float32')
+  sampled = jax.jit(decoding_layout.for_sampling, static_argnums=1)(model, 'float32')
   state = sample.generate(sampled, [ids], chosen, grammar.plain(np.ones(cfg.V, bool)))
   [(greedy, _)] = completions.new_tokens(state, [ids], 1)
   assert greedy == reference['greedy_ids']

@@ -277,15 +277,6 @@ def test_cache_holds_a_slot_for_each_token_and_head():
     }
 
 
-def test_for_sampling_casts_and_unstacks_a_copy():
-  model = models.fill(models.tiny(qk_norm=True))
-  ready = gpt.for_sampling(model, 'bfloat16')
-  assert len(ready.blocks) == 2
-  assert ready.blocks[1].mlp.up_DF.get_value().dtype == jnp.bfloat16
-  assert ready.blocks[1].attention.q_norm.scale.get_value().dtype == jnp.float32
-  assert model.blocks.mlp.up_DF.get_value().dtype == jnp.float32
-
-
 # ------------------------------------------------------------------------------ continuous inputs
 
 CONTINUOUS = dict(patch_values=3, frame_values=5)

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from gpt_jax import sample
-from gpt_jax.model import gpt
 from gpt_jax.sample import SampleConfig
-from gpt_jax.sampling import beam, completions
+from gpt_jax.sampling import beam, completions, decoding_layout
 from gpt_jax.tokenizers import grammar
 from tests import models
 from tests.test_sample import writer
@@ -23,7 +22,7 @@ STEPS = 3
 @functools.cache
 def model(vocab=4):
   trained = models.fill(models.tiny(vocab=vocab, vocab_multiple=4, positions='learned'))
-  return trained, jax.jit(gpt.for_sampling, static_argnames='dtype')(trained, 'float32')
+  return trained, jax.jit(decoding_layout.for_sampling, static_argnames='dtype')(trained, 'float32')
 
 
 def log_probs(rows, vocab=4, allowed_V=ALL_V):
@@ -143,6 +142,6 @@ def test_text_by_beams_comes_with_its_score():
   prompt = toks.encode_text('ab')
   [group] = completions.complete(trained, toks, [prompt], cfg)
   rules = completions.build_grammar(toks, trained.cfg.V)
-  [found] = beam.beam_search(sample.prepare_model(trained), [prompt], cfg, rules)
+  [found] = beam.beam_search(decoding_layout.prepare_model(trained), [prompt], cfg, rules)
   assert group == [(toks.decode_text(ids), score) for ids, score in found]
   assert found[0][1] > found[1][1]

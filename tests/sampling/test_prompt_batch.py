@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from gpt_jax import sample
-from gpt_jax.model import gpt
 from gpt_jax.sample import SampleConfig
-from gpt_jax.sampling import completions, samplers
+from gpt_jax.sampling import completions, decoding_layout, samplers
 from gpt_jax.sampling.prompt_batch import Prompt
 from tests import models
 from tests.tokenizers.test_grammar import CONTEXT, PIECES, decoded, rules, special, toys
@@ -37,7 +36,7 @@ def model():
     tied_head=False,
   )
   trained = models.fill(cfg)
-  return trained, jax.jit(gpt.for_sampling, static_argnames='dtype')(trained, 'float32')
+  return trained, jax.jit(decoding_layout.for_sampling, static_argnames='dtype')(trained, 'float32')
 
 
 def prompt(*kinds, start=(), prefix=False):

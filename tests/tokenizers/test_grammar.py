@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_jax import sample
-from gpt_jax.model import gpt
 from gpt_jax.sample import SampleConfig
-from gpt_jax.sampling import completions, prompt_batch
+from gpt_jax.sampling import completions, decoding_layout, prompt_batch
 from gpt_jax.tokenizers import grammar
 from gpt_jax.tokenizers.layout import Layout
 from gpt_jax.tokenizers.vocabulary import SPECIALS, Vocabulary
@@ -139,7 +138,7 @@ def model(seed):
   )
   made = models.fill(cfg, seed)
   made.head_VD.set_value(made.head_VD.get_value() * 4)  # wild: some ids are far likelier
-  return jax.jit(gpt.for_sampling, static_argnames='dtype')(made, 'float32')
+  return jax.jit(decoding_layout.for_sampling, static_argnames='dtype')(made, 'float32')
 
 
 def continued(batch, to, seed, new):

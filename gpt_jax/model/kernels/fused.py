@@ -118,22 +118,18 @@ def remat_hidden(fn):
 # ------------------------------------------------------------------------ weight layouts for decoding
 
 
-def outputs_first(module):
-  """The module with the output axes of its matrices in front: 'DF' becomes 'FD'.
+def outputs_first(p):
+  """The parameter with the output axes of a matrix in front: 'DF' becomes 'FD'.
 
   For decoding, where products have few rows. A CPU packs the right operand anew in every call, which takes
   as long as the product: `linear` puts such weights left. A GPU sums along the weights' rows in one pass,
   where for columns XLA makes a product, written out, and a sum.
   """
-
-  def transpose_param(p):
-    if p.axes not in OUTPUTS_FIRST:
-      return p
-    axes = OUTPUTS_FIRST[p.axes]
-    value = jnp.transpose(p.get_value(), [p.axes.index(a) for a in axes])
-    return nnx.Param(value, axes=axes, std=p.std, mean=p.mean)
-
-  return jax.tree.map(transpose_param, module, is_leaf=lambda x: isinstance(x, nnx.Variable))
+  if p.axes not in OUTPUTS_FIRST:
+    return p
+  axes = OUTPUTS_FIRST[p.axes]
+  value = jnp.transpose(p.get_value(), [p.axes.index(a) for a in axes])
+  return nnx.Param(value, axes=axes, std=p.std, mean=p.mean)
 
 
 def is_outputs_first(subscripts, w):
