@@ -7,6 +7,8 @@ sees a ConfigDict. Source: the config files of big_vision (`file.py:arg=value`).
 
 import dataclasses
 import difflib
+import fractions
+import re
 import typing
 
 import ml_collections
@@ -119,8 +121,9 @@ def arguments(argument, **defaults):
       hint = suggestion(name, defaults) if defaults else 'leave it out: this file takes none'
       raise ValueError(f'config argument {name!r} is not known\nfix: {hint}')
     kind = type(defaults[name])
+    read = to_int if kind is int else kind
     try:
-      values[name] = BOOLEANS[text.lower() if equals else 'true'] if kind is bool else kind(text)
+      values[name] = BOOLEANS[text.lower() if equals else 'true'] if kind is bool else read(text)
       if kind is not bool and not equals:
         raise ValueError('only True needs no value')
     except (KeyError, ValueError) as e:
@@ -130,5 +133,14 @@ def arguments(argument, **defaults):
   return values
 
 
+def to_int(text):
+  """Return the integer of a text such as 1000, 1e3 or 2.0; ValueError for another text."""
+  number = fractions.Fraction(text) if EXPONENT.fullmatch(text) else int(text)
+  if number.denominator != 1:
+    raise ValueError(f'{text} is not an integer')
+  return int(number)
+
+
 RENAMED = {'window_pattern': 'layer_pattern'}  # keys of older runs
+EXPONENT = re.compile(r'[+-]?\d{1,18}(\.\d{0,18}|\.?\d{0,18}[eE][+-]?\d{1,2})')  # 1.5, 2.0, 1e3, 2.5e4
 BOOLEANS = {'true': True, '1': True, 'false': False, '0': False}

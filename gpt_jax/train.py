@@ -82,7 +82,7 @@ def train(cfg, workdir, should_stop=lambda step: False):
       if result := session.finished_result(s):
         write_report(s, 'this run is done; its report', again=False)  # a kill may have come before it
         return result
-      s.run.print(f'{s.job.describe()}, from step {s.step}')
+      s.run.print(f'run folder: {workdir}\n{s.job.describe()}, from step {s.step}')
 
       while True:
         try:

@@ -218,6 +218,7 @@ def test_an_int_serves_as_a_float_and_becomes_one():
   [
     ('sise=3', "'sise' is not known", 'did you mean size?'),
     ('zzz', "'zzz' is not known", 'use one of size, layers, deep'),
+    ('layers=1.5', "'layers=1.5' is not of type int", 'write layers=2'),
     ('layers=two', "'layers=two' is not of type int", 'write layers=2'),
     ('layers', "'layers' is not of type int", 'write layers=2'),
     ('size', "'size' is not of type str", 'write size=small'),
@@ -230,6 +231,12 @@ def test_a_wrong_argument(item, cause, hint):
     config.arguments(item, size='small', layers=2, deep=False)
   _, fix = assert_two_lines(error.value, cause)
   assert fix == f'fix: {hint}'
+
+
+@pytest.mark.parametrize('text, number', [('1e3', 1000), ('2.0', 2), ('-2e1', -20), ('7', 7)])
+def test_an_integer_argument_may_have_an_exponent(text, number):
+  layers = config.arguments(f'layers={text}', layers=2).layers
+  assert type(layers) is int and layers == number
 
 
 def test_an_argument_for_a_file_that_takes_none():

@@ -211,7 +211,7 @@ def expected_samples(cfg):
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
-def test_every_experiment_builds_with_each_of_its_arguments(path, base):
+def test_every_experiment_builds_with_each_of_its_arguments(path, base, stand_in):
   defaults = arguments(path)
   plain = config.build(config.Config, load(path, base))
   assert config.build(config.Config, json.loads(json.dumps(config.to_dict(plain)))) == plain
@@ -288,7 +288,7 @@ def test_choices_build_and_use_every_setting(name, chosen, stand_in, tmp_path):
       assert next(data.examples(cfg.data, source, split))
 
 
-def test_a_folder_proposes_its_own_sizes(tmp_path):
+def test_a_folder_proposes_its_own_sizes(tmp_path, capsys):
   for label in ('ring', 'bar'):
     for kind in ('pictures', 'sounds'):
       (tmp_path / kind / label).mkdir(parents=True)
@@ -299,6 +299,8 @@ def test_a_folder_proposes_its_own_sizes(tmp_path):
   pictures = config.build(config.Config, experiment_file.load_config(f'{recipe}/pictures'))
   assert (pictures.image.height, pictures.image.width) == (24, 24)
   assert pictures.model.context == 36 + len('ring') + 8
+  chosen = '2 pictures of 2 classes (bar, ring), 24 x 24 pixels in 36 codes of 64; context 48'
+  assert f'{tmp_path}/pictures: {chosen}' in capsys.readouterr().err
   assert [source.bad_records for source in pictures.data.mixture.values()] == [1, 1]
   sounds = config.build(config.Config, experiment_file.load_config(f'{recipe}/sounds,task=name'))
   assert sounds.audio.seconds == 1.5
@@ -309,6 +311,19 @@ def test_a_folder_proposes_its_own_sizes(tmp_path):
   with pytest.raises(ValueError) as error:
     experiment_file.load_config(f'{recipe}/sounds')
   tiny_runs.assert_two_lines(error.value, 'lies in no folder of a class')
+
+
+@pytest.mark.parametrize(
+  'name, part',
+  [('notes', 'has no picture or sound, but 1 files such as ring/a.txt'), ('nowhere', 'is not a folder')],
+)
+def test_a_folder_without_media_is_refused(tmp_path, name, part):
+  (tmp_path / 'notes/ring').mkdir(parents=True)
+  (tmp_path / 'notes/ring/a.txt').write_text('no picture')
+  with pytest.raises(ValueError) as error:
+    experiment_file.load_config(f'{command_line.ROOT}/experiments/folder.py:path={tmp_path}/{name}')
+  fix = tiny_runs.assert_two_lines(error.value, part)[1]
+  assert name == 'nowhere' or ('.png' in fix and '.wav' in fix)
 
 
 @pytest.mark.parametrize(

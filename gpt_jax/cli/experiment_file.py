@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import fractions
 import importlib.util
 import pathlib
 import re
@@ -16,7 +15,6 @@ from gpt_jax.data import Source
 from gpt_jax.runs.loggers import say
 
 ESCAPES = {'n': '\n', 't': '\t', '\\': '\\'}
-EXPONENT = re.compile(r'[+-]?\d{1,18}(\.\d{0,18}|\.?\d{0,18}[eE][+-]?\d{1,2})')  # 1.5, 2.0, 1e3, 2.5e4
 
 
 def load_config(spec):
@@ -108,11 +106,11 @@ def normalize_override(section, arg):
     return f'--config.{key}=true'
   if key.endswith('.separator'):
     text = unescape(arg, text)
-  elif type(value) is int and EXPONENT.fullmatch(text):
-    number = fractions.Fraction(text)
-    if number.denominator != 1:
-      raise ValueError(f'config.{key}={text} is not an integer\nfix: write one, such as {value}')
-    text = str(number)
+  elif type(value) is int and config.EXPONENT.fullmatch(text):
+    try:
+      text = str(config.to_int(text))
+    except ValueError as error:
+      raise ValueError(f'config.{key}={text} is not an integer\nfix: write one, such as {value}') from error
   return f'--config.{key}={text}'
 
 

@@ -19,16 +19,18 @@ an error. Exit codes: 0 done, 75 preempted and saved (run the same command again
 or arguments, 130 stopped at once by a second signal.
 """
 
+import logging
 import os
 import sys
 import traceback
 
-from absl import flags, logging
+import absl.logging
+from absl import flags
 from ml_collections import config_flags
 
 from gpt_jax.cli import args, config_help, job, verbs
 from gpt_jax.runs import compilation_cache
-from gpt_jax.runs.loggers import say
+from gpt_jax.runs.loggers import ConsoleHandler, say
 
 FLAGS = flags.FLAGS
 WITH_OVERRIDES = ('train', 'evaluate', 'plan', 'render')  # verbs that take --config.key=value
@@ -37,6 +39,7 @@ WITH_OVERRIDES = ('train', 'evaluate', 'plan', 'render')  # verbs that take --co
 def run():
   """Run the verb of sys.argv and exit with its code."""
   failure = None
+  logging.getLogger().addHandler(ConsoleHandler())
   try:
     code = main(sys.argv)
   except Exception as error:
@@ -57,7 +60,7 @@ def main(argv):
     names = ', '.join(verbs.VERBS)
     print(f'error: {verb!r} is not a verb of the command line\nfix: use one of {names}', file=sys.stderr)
     return verbs.BAD_ARGUMENTS
-  logging.set_verbosity(logging.ERROR)
+  absl.logging.set_verbosity(absl.logging.ERROR)
   if note := args.address_limit_note():  # JAX aborts the process without a hint
     say(f'warning: {note}', file=sys.stderr)
   parsed = False

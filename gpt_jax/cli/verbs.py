@@ -70,7 +70,6 @@ def train(argv):
   cfg = join('train', lambda: config.build(config.Config, FLAGS.config), agree=True, name=name)
   startup_timer.mark_phase('join')
   workdir = FLAGS.workdir or f'runs/{name}-{time.strftime("%Y%m%d-%H%M%S", bootstrap.local_time())}'
-  bootstrap.print_once(f'run folder: {workdir}')
   process_watchdog().start_hang_timer(cfg.train.hang_seconds, workdir)
   result = train_run(cfg, workdir, process_watchdog().should_stop)
   return PREEMPTED if result is None else 0

@@ -19,7 +19,7 @@ class BadRecords:
   """Counts of one pass over one split of a source. `quiet`: log nothing; too many are still an error."""
 
   def __init__(self, name: str, source, split: str = '', quiet: bool = False):
-    self.name, self.source, self.quiet = name, source, quiet
+    self.name, self.source, self.split, self.quiet = name, source, split, quiet
     self.title = f'data.mixture.{name}' + (f' ({split})' if split else '')
     self.notes, self.read = Counter(), 0
     self.skipped, self._first, self._largest, self._scanning = 0, None, None, False
@@ -94,4 +94,6 @@ class BadRecords:
 
   def _log(self, message: str) -> None:
     if not self.quiet:
-      warn_once(f'{self.title}: {message}', repr(self.source))
+      # Sources that read the same files with other templates would repeat it.
+      files = {name: x for name, x in vars(self.source).items() if name not in ('template', 'weight')}
+      warn_once(f'{self.title}: {message}', f'{self.split} {message} {files}')

@@ -1,7 +1,6 @@
 """Input files: find them here or in a bucket, hash them, and stream rows into .npy files."""
 
 import fnmatch
-import functools
 import glob
 import hashlib
 import logging
@@ -14,12 +13,14 @@ import numpy as np
 from gpt_jax.runs import records
 
 log = logging.getLogger(__name__)
+_WARNED: set[str] = set()  # subjects
 
 
-@functools.cache
 def warn_once(message: str, subject: str = '') -> None:
-  """Log a warning, once in a process for each subject."""
-  log.warning(message)
+  """Log a warning, once in a process for each subject; '' is the message itself."""
+  if (subject or message) not in _WARNED:
+    _WARNED.add(subject or message)
+    log.warning(message)
 
 
 def candidates(path: str, *folders: str | Path) -> list[str]:

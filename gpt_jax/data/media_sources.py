@@ -103,7 +103,7 @@ def _media_files(path: str, modalities: set[str]) -> list[tuple[str, str]]:
   for full in candidates(path):
     if os.path.isdir(full):
       names = walk(full)
-    elif zipfile.is_zipfile(full):
+    elif zipfile.is_zipfile(full) or (os.path.isfile(full) and full.lower().endswith('.zip')):
       with reading(full, 'a whole zip archive', 'fetch it again'), zipfile.ZipFile(full) as archive:
         names = archive.namelist()
     elif matching := find_glob(full):

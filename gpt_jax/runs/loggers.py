@@ -7,6 +7,7 @@ The console is a live bar on a terminal, and plain aligned lines in a pipe or lo
 """
 
 import dataclasses
+import logging
 import math
 import os
 import re
@@ -67,6 +68,18 @@ def say(*values, **options):
   encoding = getattr(options.get('file') or sys.stdout, 'encoding', None) or 'utf-8'
   text = printable(' '.join(map(str, values)))
   print(text.encode(encoding, 'replace').decode(encoding), **options)
+
+
+class ConsoleHandler(logging.Handler):
+  """Print warnings of this package and of libraries, each once, as `note: ...` on stderr.
+
+  Without a handler at the root absl and other libraries add their own, which print them twice.
+  """
+
+  def emit(self, record):
+    """Print one record."""
+    label = 'note' if record.levelno < logging.ERROR else 'error'
+    say(f'{label}: {record.getMessage()}', file=sys.stderr, flush=True)
 
 
 def console_fields(metrics, eta=''):

@@ -8,12 +8,14 @@ from the 32nd merge on); with that order the merges depend on the text alone.
 
 import collections
 import heapq
+import logging
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 
 from gpt_jax.tokenizers import base
 
+log = logging.getLogger(__name__)
 END_OF_TEXT = '<|endoftext|>'
 
 # The library splits text by GPT-2's pattern, then spells each byte as one printable character.
@@ -47,8 +49,8 @@ def train(
   """Learn `vocab` tokens from documents; returns the content of a tokenizer.json.
 
   Ids 0 to 255 are the raw bytes, later ids the merged tokens in the order they were learned.
-  Documents are split at `marks` first, so that no token contains a part of one. Raises ValueError if
-  the text repeats too little.
+  Documents are split at `marks` first, so that no token contains a part of one. A text that
+  repeats too little has fewer tokens, which is logged.
   """
   merges = learn_merges(count_words(documents(), marks), vocab)
   characters = byte_characters()
@@ -101,7 +103,7 @@ def count_words(documents: Iterable[str], marks: tuple[str, ...] = ()) -> dict[b
 
 
 def learn_merges(word_counts: dict[bytes, int], vocab: int) -> list[tuple[bytes, bytes]]:
-  """Return the pairs to merge, in order, until there are `vocab` tokens.
+  """Return the pairs to merge, in order, until there are `vocab` tokens or no pair repeats.
 
   Each merge takes the most frequent pair, of equals the lexicographically greater pair of byte
   strings. A pair must occur twice. No two pairs spell the same token.
@@ -121,10 +123,10 @@ def learn_merges(word_counts: dict[bytes, int], vocab: int) -> list[tuple[bytes,
   while len(tokens) < vocab:
     pair = _most_frequent(heap, totals)
     if pair is None:
-      raise ValueError(
-        f'tokenizer.vocab={vocab} is more than the {len(tokens)} tokens that repeat in the text\n'
-        f'fix: set tokenizer.vocab={len(tokens)} or less, or train on more text'
+      log.warning(
+        'tokenizer.vocab=%d: the text repeats only %d tokens, which are its ids', vocab, len(tokens)
       )
+      break
     grown = _merge(pair, len(tokens), words, counts, totals, places)
     merges.append((tokens[pair[0]], tokens[pair[1]]))
     tokens.append(b''.join(merges[-1]))

@@ -15,6 +15,8 @@ from gpt_jax.tokenizers import base, bpe, subword
 from gpt_jax.tokenizers.base import TokenizerKind
 from gpt_jax.tokenizers.settings import check_effective, check_fields, load_own
 
+MOST_LISTED = 100  # characters of an alphabet in an error
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
@@ -22,7 +24,7 @@ class TokenizerConfig:
 
   kind: str = 'bytes'  # a row of TOKENIZERS
   path: str = ''  # folder or file of an existing tokenizer; '' makes one from the documents
-  vocab: int = 4096  # ids of a trained bpe, 256 of them bytes
+  vocab: int = 4096  # most ids of a trained bpe, 256 of them bytes; a small text fills fewer
 
   def __post_init__(self):
     rules = (
@@ -85,7 +87,7 @@ class CharTokenizer(base.TextTokenizer):
       character = text[unknown[0]]
       raise ValueError(
         f'character {character!r} (U+{ord(character):04X}) is not among the {self.size} '
-        'characters of this tokenizer\n'
+        f'characters of this tokenizer: {self._characters[:MOST_LISTED]!r}\n'
         'fix: leave it out of the text, train on documents that hold it, or set '
         'tokenizer.kind=bytes'
       )

@@ -56,6 +56,15 @@ def test_a_scan_for_further_bad_records_ends(monkeypatch):
   assert seen == [0, 1, 2]
 
 
+def test_sources_of_the_same_files_log_a_conversion_once(caplog):
+  for name, template in (('read', '{image:image} -> {name}'), ('draw', '{name} -> {image:image}')):
+    source = Source('files', 'these pictures', template)
+    BadRecords(name, source, 'train').repeat_report({'images resized from 26x60': 2}, 0)
+  assert [r.getMessage() for r in caplog.records] == [
+    'data.mixture.read (train): 2 images resized from 26x60'
+  ]
+
+
 def test_conversions_are_one_line_with_their_most_frequent_details(caplog):
   records = BadRecords('many', types.SimpleNamespace(bad_records=0), 'train')
   records.notes.update({f'images resized from {size}x{size}': size for size in range(1, 136)})

@@ -151,6 +151,15 @@ def test_names_fit_the_labels(mnist):
 # ---------------------------------------------------------------------------------- files
 
 
+def test_a_cut_archive_is_named_as_one(tmp_path):
+  with zipfile.ZipFile(tmp_path / 'pictures.zip', 'w') as archive:
+    archive.writestr('ring/1.png', bytes(1000))
+  whole = (tmp_path / 'pictures.zip').read_bytes()
+  (tmp_path / 'pictures.zip').write_bytes(whole[: len(whole) // 2])
+  source = Source('files', f'{tmp_path}/pictures.zip', '{image:image}')
+  refused(lambda: open_source(source, 'train'), 'pictures.zip is not a whole zip archive')
+
+
 @pytest.fixture(params=['folder', 'zip', 'glob'])
 def speech(tmp_path, request):
   """Recordings of two speakers, as files, or in a .zip: the path of a source."""
