@@ -111,7 +111,11 @@ def planning_folder(cfg, folder):
   """A folder for the tokenizers of this config, shared by arms with equal data and tokenizers."""
   sections = {name: getattr(cfg, name) for name in ('data', 'tokenizer', 'image', 'audio')}
   sections = {name: dataclasses.asdict(section) for name, section in sections.items()}
-  path = Path(folder) / 'planning' / hash_json(sections | {'init_from': cfg.train.init_from})
+  path = (
+    Path(folder)
+    / 'planning'
+    / hash_json(sections | {key: getattr(cfg.train, key) for key in ('init_from', 'branch_from')})
+  )
   path.mkdir(parents=True, exist_ok=True)
   return path
 

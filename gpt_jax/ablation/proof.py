@@ -26,6 +26,7 @@ from gpt_jax.evaluation.tasks import perplexity
 from gpt_jax.runs import hardware, loggers, provenance, records
 from gpt_jax.runs.metric_names import METRICS
 from gpt_jax.runs.text_table import format_table, join_some
+from gpt_jax.training import start
 
 ASSUMED_MFU = 0.35  # for the estimate of a step's time
 SIZE_KEYS = ('model.width', 'model.layers')  # factors that are meant to change the parameters
@@ -88,6 +89,7 @@ def compute_proof(cfg, study, folder):
     init = functools.partial(step.init_state, abstract.model, job.program.optimizer, {})
     initial = jax.jit(init, static_argnums=0).lower(cfg.train.seed).as_text()
     data = budget.hash_json(job.loader.state()['fingerprint'])
+    parents = start.parent_digests(job, cfg)
   sources, scored_on = validation_inputs(job, cfg)
   leaves = [(jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(abstract)]
   positions = {path: i for i, (path, _) in enumerate(leaves)}
@@ -109,7 +111,7 @@ def compute_proof(cfg, study, folder):
     'validation data': budget.hash_json(sources),
     'evaluation code': source_digest.scoring_code(),
     'train.steps': cfg.train.steps,
-    'train.init_from': cfg.train.init_from,
+    'parents': parents,
     'evaluation settings': evaluation_settings(cfg, study.metric),
   }
   return Proof(

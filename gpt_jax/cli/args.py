@@ -95,16 +95,22 @@ def load_experiment(argv, adds_sources=False):
 
   adds_sources: an override of the kind of an unknown source adds it, only for evaluation.
 
-  Without --config it is the config.json of the run in --workdir, so that `train --workdir=DIR` resumes,
-  else the demo. A saved .py file is never executed. Raises ValueError for an override of an unknown key.
+  Without --config it is the config.json of the run in --workdir, so that `train --workdir=DIR` resumes, or
+  of the run in --config.train.branch_from, else the demo. A saved .py file is never executed. Raises
+  ValueError for an override of an unknown key.
   """
   from gpt_jax import config
   from gpt_jax.cli import experiment_file
+  from gpt_jax.runs import ancestry
 
   workdir = os.path.expanduser(flag_value(argv, 'workdir'))
   spec = flag_value(argv, 'config')
+  parent = flag_value(join_overrides(argv), 'config.train.branch_from')
   if not spec and workdir and (Path(workdir) / 'config.json').exists():
     section = experiment_file.complete_sources(config.section(config.of_run(workdir)))
+  elif not spec and parent:
+    section = experiment_file.complete_sources(config.section(config.of_run(ancestry.parse_run(parent)[0])))
+    section.train.init_from = ''  # the weights are the branch's
   else:
     section = experiment_file.load_config(spec or DEMO)
   if adds_sources:

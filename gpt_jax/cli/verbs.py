@@ -57,8 +57,11 @@ def train(argv):
   --config=FILE[:args]   experiment file; default: the config of the run in --workdir, else the demo
   --config.KEY=VALUE     override a key of the experiment, such as --config.optim.lr=3e-4
 
-  A run keeps its config when it resumes, except for keys that its result does not depend on. To profile
-  a run, stop it and resume it with --config.train.profile='(100, 110)': first and last step.
+  --config.train.branch_from=RUN[@STEP] continues another run in a new --workdir, by default with its config.
+
+  A run keeps its config when it resumes, except for keys that its result does not depend on and for
+  train.steps while the learning rates so far are the same (constant, or wsd before it decays). To profile a
+  run, stop it and resume it with --config.train.profile='(100, 110)': first and last step.
   """
   from gpt_jax import config
   from gpt_jax.cluster import bootstrap

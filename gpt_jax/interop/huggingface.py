@@ -33,7 +33,7 @@ from gpt_jax.interop import (
 )
 from gpt_jax.model import costs, gpt, param_trees
 from gpt_jax.model.config import ModelConfig
-from gpt_jax.runs import records, run_folder
+from gpt_jax.runs import ancestry, records, run_folder
 from gpt_jax.runs.loggers import say
 from gpt_jax.runs.reading import reading
 from gpt_jax.sample import SampleConfig
@@ -55,6 +55,7 @@ class ImportedModel(NamedTuple):
   tokenizers: Any  # None without tokenizer files
   tokenizer: Any  # TokenizerConfig of where they came from, or None
   begin: str  # special that stands before every prompt, or ''
+  path: Path  # of its files
 
 
 # ---------------------------------------------------------------------------------------- reading
@@ -104,7 +105,7 @@ def _read(source, make_mesh, needs_tokenizer=False):
   cfg = dataclasses.replace(cfg, param_dtype=weight_files.param_dtype(stored))
   model = weight_files.read_params(stored, rows, cfg, files.path, make_mesh(cfg))
   begin = 'bos' if toks is not None and toks.start == 'bos' else ''
-  return ImportedModel(name, cfg, model, toks, files.tokenizer_config, begin)
+  return ImportedModel(name, cfg, model, toks, files.tokenizer_config, begin, files.path)
 
 
 def open_source(source):
@@ -268,6 +269,7 @@ def import_run(source, workdir):
   checkpoints = checkpoint_writer.CheckpointWriter(workdir / 'checkpoints', settings)
   checkpoints.save(0, state, extra)
   checkpoints.close()
+  ancestry.write_parents(workdir, [ancestry.describe_import(source, imported.path)])
   records.write_json(workdir / 'config.json', dataclasses.asdict(cfg))  # last: now it is a run
   params = costs.count_params(imported.cfg)
   say(

@@ -13,7 +13,7 @@ from gpt_jax.reports.evaluation_part import evaluations
 from gpt_jax.reports.job_metrics import JOB_METRICS
 from gpt_jax.reports.predictions_part import predictions
 from gpt_jax.reports.sections import Section, make_table
-from gpt_jax.runs import history, loggers, metric_names, records
+from gpt_jax.runs import ancestry, history, loggers, metric_names, records
 from gpt_jax.runs.metric_names import METRICS, Metric, human
 from gpt_jax.runs.text_table import join_some
 
@@ -34,6 +34,7 @@ def rewrite_report(workdir):
   """Write the report of a run again and return lines with its path and the goodput."""
   path, run = write_report(workdir), history.read_history(workdir)
   lines = [f'report: {path}', history.describe_goodput(run), run.clock_faults(), altered_files(run)]
+  lines += ancestry.format_table(run.folder, run.config, run.final('tokens'))
   return '\n'.join(filter(None, lines))
 
 
@@ -49,7 +50,8 @@ def write_report(workdir, again=True):
   if not again and path.exists() and path.stat().st_mtime >= result.stat().st_mtime:
     return path
   run = history.read_history(workdir)
-  sections = (losses, samples, evaluations, predictions, signals, layer_sizes, settings, timeline, reproduce)
+  sections = (losses, samples, evaluations, predictions, signals, layer_sizes)
+  sections += (ancestors, settings, timeline, reproduce)
   title = f'{run.folder.name} \u00b7 gpt_jax'
   records.write_atomically(path, page.document(title, header(run), [part(run) for part in sections]))
   return path
@@ -285,6 +287,13 @@ def samples(run):
 
 
 # --------------------------------------------------------------------------------------- tables
+
+
+def ancestors(run):
+  """The runs and imported models that this run comes from or learned from, oldest first."""
+  rows = ancestry.ancestor_rows(run.folder, run.config, run.final('tokens'))
+  note = 'Oldest first. Tokens are counted up to the checkpoint that the next run has taken.'
+  return Section('Ancestors', [make_table(ancestry.HEADER, rows)] if rows else [], note)
 
 
 def settings(run):

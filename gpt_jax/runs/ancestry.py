@@ -11,8 +11,8 @@ result.json has the same without configs, but with what each run changed: diff {
 import pathlib
 import re
 
-from gpt_jax.runs import digests, provenance, records
-from gpt_jax.runs.text_table import format_table, join_some
+from gpt_jax.runs import digests, provenance, records, text_table
+from gpt_jax.runs.text_table import join_some
 
 FILE = 'parents.json'
 PARENT = {
@@ -27,7 +27,7 @@ PARENT = {
 PARENT['parents?'] = [PARENT]
 LINKS = ('train.init_from', 'train.branch_from')  # config keys that name a parent
 HEADER = ('run', 'begins with', '>tokens', 'data', 'changes', 'checkpoint')
-MAX_DEPTH = 100  # of a chain that is shown
+MAX_DEPTH, MAX_CHANGES = 100, 12  # of a chain, and of a run in it, that are shown
 
 
 def parse_run(text):
@@ -51,6 +51,13 @@ def describe_run(how, folder, step, extra):
     'config': extra.get('config', {}),
     'parents': read_parents(folder),
   }
+
+
+def describe_import(source, path):
+  """Return the PARENT entry of imported files, with the commit of a snapshot of the hub."""
+  path = pathlib.Path(path)
+  revision = {'revision': path.name} if path.parent.name == 'snapshots' else {}
+  return {'how': 'import', 'path': str(source)} | revision
 
 
 def digest(manifest):
@@ -109,17 +116,21 @@ def _rows(run, depth):
   if run.get('how') == 'import':
     return
   config = run.get('config', {})
-  changes = {}
-  for parent in parents:
-    changes |= config_diff(parent['config'], config) if parent.get('config') else {}
+  pairs = [pair for parent in parents for pair in config_diff(parent.get('config') or config, config).items()]
+  changes = [f'{key} {_text(old)} -> {_text(new)}' for key, (old, new) in dict(pairs).items()]
+  more = [f'and {len(changes) - MAX_CHANGES} more'] if len(changes) > MAX_CHANGES else []
   yield (
     pathlib.Path(run['path']).name,
-    '\n'.join(map(_describe_link, parents)) or 'initial values',
-    f'{run.get("tokens") or 0:,.0f}',
+    '\n'.join(map(_describe_link, parents)) or 'new weights',
+    f'{run["tokens"]:,.0f}' if run.get('tokens', 0) >= 0 else '',
     describe_data(config),
-    join_some([f'{key} {old} -> {new}' for key, (old, new) in changes.items()], 8),
+    '\n'.join([*changes[:MAX_CHANGES], *more]),
     f'step {run["step"]}, {run["digest"]}' if 'digest' in run else '',
   )
+
+
+def _text(value):
+  return 'absent' if value is None else value if value != '' else "''"
 
 
 def _describe_link(parent):
@@ -139,8 +150,8 @@ def describe_data(config):
   )
 
 
-def ancestor_lines(folder, config, tokens):
+def format_table(folder, config, tokens):
   """Return the table of `ancestor_rows` as lines, [] for a run without parents."""
   rows = ancestor_rows(folder, config, tokens)
   cells = [[str(cell).replace('\n', ', ') for cell in row] for row in rows]
-  return format_table(cells, [name.lstrip('>') for name in HEADER]) if rows else []
+  return text_table.format_table(cells, [name.lstrip('>') for name in HEADER]) if rows else []

@@ -237,7 +237,8 @@ def seconds_by_phase(run):
     if following:
       phases['waiting'] += following.begin - session.end
   rows = [(row['step'], number(row.get('step_seconds'), 0.0)) for row in run.metrics if 'step_seconds' in row]
-  first_steps = [0, *(step for step, _ in rows)]  # metrics.jsonl holds only steps that count
+  # metrics.jsonl holds only steps that count; a branch begins at a step above 0.
+  first_steps = [sessions[0].step if run.events[0]['event'] == 'start' else 0, *(step for step, _ in rows)]
   phases['steps'] = sum(
     seconds * (step - first) for (step, seconds), first in zip(rows, first_steps, strict=False)
   )

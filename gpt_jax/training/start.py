@@ -122,8 +122,7 @@ def begin(job, cfg, workdir):
       f'train.branch_from={cfg.train.branch_from} and train.init_from={cfg.train.init_from} both give '
       'the weights\nfix: leave out one of the two'
     )
-  names = {f'train.{key}': getattr(cfg.train, key) for key in ('init_from', 'branch_from')} | job.parents()
-  parents = {key: open_parent(key, name, verify, notes.append) for key, name in names.items() if name}
+  parents = {key: open_parent(key, name, verify, notes.append) for key, name in parent_names(job, cfg)}
   entries = [ancestry.describe_run(key, *parent) for key, parent in parents.items()]
   if parent := parents.get('train.branch_from'):
     state, extra = branch(job, cfg, *parent, notes)
@@ -132,6 +131,19 @@ def begin(job, cfg, workdir):
   if parent := parents.get('train.init_from'):
     state = job.load_initial_weights(state, *parent[:2])
   return Start(state, 0, None, notes, entries)
+
+
+def parent_names(job, cfg):
+  """Return [(config key, RUN or RUN@STEP)] of the runs that a run begins with or learns from."""
+  names = {key: getattr(cfg.train, key.partition('.')[2]) for key in ancestry.LINKS} | job.parents()
+  return [(key, name) for key, name in names.items() if name]
+
+
+def parent_digests(job, cfg):
+  """Return {config key: digest of the checkpoint} of the runs that a run begins with or learns from."""
+  parents = {key: open_parent(key, name, 'size') for key, name in parent_names(job, cfg)}
+  entries = [ancestry.describe_run(key, *parent) for key, parent in parents.items()]
+  return {entry['how']: entry['digest'] for entry in entries}
 
 
 def open_parent(key, name, verify='full', report=print):

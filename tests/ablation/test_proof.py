@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from unittest import mock
 
 import jax
@@ -119,6 +120,21 @@ def test_every_input_of_the_result_changes_the_fingerprint(prove):
   description = proof.describe_study(study, arms, proofs)
   shares = {arm['levels']['change'] for arm in description['arms'] if arm['shares_program_with_base']}
   assert shares == {'nothing', 'init_std', 'init', 'lr', 'weight_decay', 'data', 'split'}
+
+
+def test_the_checkpoint_that_an_arm_branches_from_is_in_its_fingerprint(prove, tmp_path, tmp_path_factory):
+  """Its digest, not its path: the same checkpoint elsewhere is the same arm."""
+  run = tiny_runs.finished(tmp_path_factory)
+  shutil.copytree(run, tmp_path / 'copy')
+  model = {f'model.{key}': value for key, value in tiny_runs.TINY['model'].items()}
+  arms = {'early': {'branch_from': f'{run}@9'}, 'late': {'branch_from': str(run)}}
+  changes = model | {'steps': 20, 'schedule': 'wsd', 'data.mixture.text.documents': 60}
+  _, _, proofs = prove({'start': arms}, changes=changes)
+  early, late = (p.inputs for p in proofs.values())
+  assert {key for key in early if early[key] != late[key]} == {'parents'}
+  with pytest.raises(ValueError) as error:
+    prove({'start': arms | {'moved': {'branch_from': f'{tmp_path}/copy@12'}}}, changes=changes)
+  tiny_runs.assert_two_lines(error.value, 'arm start=moved changes nothing', 'those of arm start=late')
 
 
 def test_steps_change_the_fingerprint_under_a_constant_schedule(prove):

@@ -237,10 +237,28 @@ def test_unusable_workdirs_fail(call, experiment, tmp_path):
 def test_workdir_of_another_experiment_fails(call, experiment, copy):
   before = snapshot(copy)
   outcome = call('train', experiment, f'--workdir={copy}', '--config.train.steps=24', '--config.log.every=2')
-  assert '--workdir' in assert_user_error(outcome, 'another config: train.steps 12 -> 24')
+  assert '--workdir' in assert_user_error(
+    outcome, 'train.steps=24 changes the learning rates of the 12 steps'
+  )
+  outcome = call('train', experiment, f'--workdir={copy}', '--config.optim.lr=1', '--config.log.every=2')
+  assert '--workdir' in assert_user_error(outcome, 'another config: optim.lr 0.02 -> 1.0')
   assert 'log.every' not in outcome[2]  # it may differ
   assert_user_error(call('train', f'--workdir={copy}', '--config.train.seed=1'), 'train.seed 0 -> 1')
   assert snapshot(copy) == before
+
+
+def test_a_branch_needs_no_config(call, run, tmp_path):
+  """It takes the config of its parent, with what the command line changes."""
+  workdir = tmp_path / 'branch'
+  branch = f'--config.train.branch_from={run}@9'
+  code, out, _ = call(
+    'train', branch, f'--workdir={workdir}', '--config.train.steps=10', '--config.optim.lr=0'
+  )
+  assert code == 0 and 'from step 9' in out
+  config, parent = (run_folder.read_config(folder) for folder in (workdir, run))
+  assert records.diff(parent, config).keys() == {'train.branch_from', 'train.steps', 'optim.lr'}
+  code, out, _ = call('report', f'--workdir={workdir}')
+  assert code == 0 and 'train.branch_from finished@9' in out and 'optim.lr 0.02 -> 0.0' in out
 
 
 def test_init_from_a_model_of_another_shape_fails(call, experiment, run, tmp_path):

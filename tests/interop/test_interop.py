@@ -24,7 +24,7 @@ from gpt_jax.interop.family import FREE, computed, obstacles, write_fields
 from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model import costs, gpt, position_schemes, positions
 from gpt_jax.model.config import ModelConfig
-from gpt_jax.runs import run_folder
+from gpt_jax.runs import ancestry, run_folder
 from gpt_jax.sample import SampleConfig
 from gpt_jax.sampling import completions, decoding_layout
 from gpt_jax.step import params_of
@@ -408,6 +408,7 @@ def test_half_precision_is_kept(dtype, tmp_path):
   retensor(tmp_path / 'source', lambda files: {name: array.astype(dtype) for name, array in files.items()})
   huggingface.import_run(tmp_path / 'source', tmp_path / 'run')
   run = trained.load(tmp_path / 'run')
+  assert ancestry.read_parents(tmp_path / 'run') == [{'how': 'import', 'path': str(tmp_path / 'source')}]
   assert run.model.cfg.param_dtype == run.cfg.model.param_dtype == np.dtype(dtype).name
   for path, array in params_of(model).items():
     stored = np.asarray(params_of(run.model)[path])

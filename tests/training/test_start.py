@@ -1,5 +1,6 @@
 """Branches of a run, and runs that are made longer."""
 
+import pathlib
 import shutil
 
 import jax
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 from gpt_jax import sharding, step, train
-from gpt_jax.runs import ancestry, records, run_folder
+from gpt_jax.reports import run_report
+from gpt_jax.runs import ancestry, history, records, run_folder
 from gpt_jax.training import checkpoint, session, start
 from tests import tiny_runs
 from tests.tiny_runs import assert_two_lines, experiment
@@ -69,6 +71,8 @@ def test_a_branch_without_changes_is_bitwise_the_run(run, tmp_path):
     checkpoint.Checkpoints(f / 'checkpoints').read_extra(12)['data'] for f in (run, tmp_path / 'branch')
   ]
   assert states[0] == states[1]
+  phases = history.seconds_by_phase(history.read_history(tmp_path / 'branch'))
+  assert phases['steps'] <= result['seconds']  # the parent's seconds are in the result alone
 
 
 @pytest.fixture(scope='module')
@@ -235,3 +239,56 @@ def test_steps_that_change_the_past_are_refused(run, stable, tmp_path):
 def test_which_schedules_can_be_made_longer(schedule, done, longer):
   cfg = experiment(optim__schedule=schedule, optim__warmup=5, train__steps=200)
   assert start.has_equal_past(cfg, 100, done) == longer
+
+
+# -------------------------------------------------------------------------------------- ancestors
+
+
+def test_a_chain_of_parents_survives_the_removal_of_their_folders(run, tmp_path):
+  """Imported and trained, branched off, fine-tuned: the report and the result name each of them."""
+  base, sft, dpo = (tmp_path / name for name in ('base', 'sft', 'dpo'))
+  shutil.copytree(run, base)
+  ancestry.write_parents(
+    base, [ancestry.describe_import('acme/tiny', 'x/models--acme--tiny/snapshots/c0ffee')]
+  )
+  train.train(experiment(**QUIET, train__branch_from=f'{base}@9', train__steps=13), sft)
+  shutil.rmtree(base)
+  cfg = experiment(**QUIET, train__init_from=str(sft), train__steps=1, optim__lr=1e-4)
+  result = train.train(cfg, dpo)
+  shutil.rmtree(sft)
+  [parent] = result['parents']
+  assert (parent['how'], parent['step']) == ('train.init_from', 13)
+  assert parent['diff']['optim.lr'] == (0.02, 1e-4) and 'train.init_from' not in parent['diff']
+  [grandparent] = parent['parents']
+  assert (grandparent['how'], grandparent['step']) == ('train.branch_from', 9)
+  assert grandparent['diff']['train.steps'] == (12, 13)
+  assert grandparent['parents'] == [
+    {'how': 'import', 'path': 'acme/tiny', 'revision': 'c0ffee', 'parents': []}
+  ]
+  text = run_report.rewrite_report(dpo)
+  table = [line.split() for line in text.splitlines()[-4:]]
+  assert [row[0] for row in table] == ['run', 'base', 'sft', 'dpo']
+  assert 'import of acme/tiny (c0ffee)' in text
+  assert 'train.branch_from base@9' in text and 'train.init_from sft@13' in text
+  assert f'step 9, {grandparent["digest"]}' in text and 'optim.lr 0.02 -> 0.0001' in text
+  page = (dpo / 'report.html').read_text()
+  assert 'Ancestors' in page and 'import of acme/tiny' in page
+
+
+def test_a_run_without_parents_has_no_table(run):
+  assert run_folder.read_result(run)['parents'] == []
+  assert not (run / ancestry.FILE).exists()
+  assert 'Ancestors' not in (run / 'report.html').read_text()
+
+
+@pytest.mark.parametrize(
+  ('text', 'folder', 'number'), [('a/b', 'a/b', None), ('a/b@5', 'a/b', 5), ('a@b', 'a@b', None)]
+)
+def test_parse_run(text, folder, number):
+  assert ancestry.parse_run(text) == (pathlib.Path(folder), number)
+
+
+def test_parse_run_prefers_an_existing_folder(tmp_path):
+  (tmp_path / 'x@5').mkdir()
+  (tmp_path / 'x@5/config.json').touch()
+  assert ancestry.parse_run(f'{tmp_path}/x@5') == (tmp_path / 'x@5', None)
