@@ -194,7 +194,8 @@ def _check_rest(file, hf):
     head_dim = file.get('embedding_length') // file.get('attention.head_count')
   usual = dict(YARN)
   if head_dim:
-    usual |= {'rope.dimension_count': head_dim, 'attention.value_length': head_dim}
+    rotated = head_dim * hf.get('partial_rotary_factor', 1)
+    usual |= {'rope.dimension_count': rotated, 'attention.value_length': head_dim}
     usual['attention.scale'] = (hf.get('query_pre_attn_scalar') or head_dim) ** -0.5
   for key, value in usual.items():
     stored = file.get(key)
@@ -282,6 +283,12 @@ def _gemma(get, hf):
   return {'hidden_activation': 'gelu_pytorch_tanh', 'hidden_act': 'gelu_pytorch_tanh'}
 
 
+def _phi3(get, hf):
+  """A part of each head may be rotated."""
+  head_dim = hf.get('head_dim') or hf['hidden_size'] // hf['num_attention_heads']
+  return {'partial_rotary_factor': (get('rope.dimension_count') or head_dim) / head_dim}
+
+
 def _gemma2(get, hf):
   layers, width = hf['num_hidden_layers'], hf['hidden_size']
   is_27b = layers == 46  # the only one whose queries are scaled by another width, as llama.cpp knows too
@@ -346,6 +353,6 @@ ARCHITECTURES = {
   'gemma2': Architecture('gemma2', _gemma2, restore=_uncentered),
   'gemma3': Architecture('gemma3_text', _gemma3, restore=_uncentered),
   'gpt2': Architecture('gpt2', keys=GPT2_KEYS, restore=_turned),
-  'phi3': Architecture('phi3'),
+  'phi3': Architecture('phi3', _phi3),
   'starcoder2': Architecture('starcoder2'),
 }

@@ -12,15 +12,31 @@ import pytest
 from safetensors.numpy import load_file
 
 from gpt_jax.evaluation import trained
-from gpt_jax.interop import gguf_files, gguf_tokenizers, huggingface
+from gpt_jax.interop import families, gguf_files, gguf_tokenizers, huggingface
+from gpt_jax.model.config import ModelConfig
 from gpt_jax.tokenizers import bpe
 from tests import models
-from tests.interop.test_interop import fails, hf, our_logits, rows, their_logits, write
+from tests.interop.test_interop import SIZES, fails, hf, our_logits, rows, their_logits, write
 from tests.tokenizers.test_tokenizers import CORPUS, make
 
 gguf = pytest.importorskip('gguf', reason='gguf is not installed: pip install .[gguf]')
 __all__ = ['hf']  # a fixture
 NAMES = {'llama': 'llama', 'gpt2': 'gpt2', 'qwen3': 'qwen3'}  # row of OURS: architecture
+GEMMA = dict(head_dim=6, mlp='geglu')
+# architecture: (fields of ModelConfig besides those of all its models, metadata besides KEYS)
+OTHERS = {
+  'qwen2': (dict(kv_heads=2, tied_head=False, rope_theta=900.0), {}),
+  'gemma': (GEMMA | dict(kv_heads=1), {'attention.value_length': 6, 'rope.dimension_count': 6}),
+  'gemma2': (
+    GEMMA | dict(kv_heads=2, window=5, layer_pattern='SL', attention_softcap=2.0, logit_softcap=3.0),
+    {'attn_logit_softcapping': 2.0, 'final_logit_softcapping': 3.0, 'attention.value_length': 6},
+  ),
+  'phi3': (
+    dict(kv_heads=2, tied_head=False, window=5, width=32, rope_fraction=0.5),
+    {'rope.dimension_count': 4, 'rope.scaling.original_context_length': 32},
+  ),
+  'starcoder2': (dict(kv_heads=2, mlp='gelu', attention_bias=True, mlp_bias=True, rope_theta=500.0), {}),
+}
 
 
 def permuted(array, heads):
@@ -44,6 +60,8 @@ def convert(folder, path, arch, quantization=None, tokenizer=None, change=lambda
     own = table.get_name(name, try_suffixes=('.weight', '.bias'))
     if arch == 'llama' and '_proj' in name and ('.q_' in name or '.k_' in name):
       array = permuted(array, content['num_attention_heads' if '.q_' in name else 'num_key_value_heads'])
+    if arch.startswith('gemma') and name.endswith('norm.weight'):
+      array = array + 1
     if arch == 'gpt2' and own.startswith('blk.'):
       array = array.T.copy()
     if quantization and array.ndim == 2 and array.shape[1] % 32 == 0:
@@ -90,6 +108,30 @@ def test_gguf_equals_its_folder(name, tmp_path):
   assert ours.keys() == theirs.keys()
   for key in ours:
     np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
+
+
+@pytest.mark.parametrize('name', OTHERS)
+def test_gguf_logits_equal_those_of_its_folder(name, tmp_path):
+  """Window, soft-caps, packed matrices, norms of 1 + scale, biases and a partly rotated head."""
+  fields, metadata = OTHERS[name]
+  cfg = ModelConfig(**SIZES | fields | families.FAMILIES[name].always)
+  model = models.fill(cfg.resolved())
+  if name == 'qwen2':  # whose outputs have no bias
+    model.blocks.attention.o_bias_D.set_value(model.blocks.attention.o_bias_D.get_value() * 0)
+  assert huggingface.export_model(cfg, model, None, tmp_path / 'hf', name) == name
+
+  def change(writer):
+    for key, value in metadata.items():
+      (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(f'{name}.{key}', value)
+
+  path = convert(tmp_path / 'hf', tmp_path / 'm.gguf', name, change=change)
+  _, ours, _ = huggingface.import_model(path)
+  ids_BT = rows(cfg.vocab)
+  np.testing.assert_allclose(our_logits(ours, ids_BT), our_logits(model, ids_BT), atol=1e-5)
+
+
+def test_every_architecture_has_a_test():
+  assert {*NAMES.values(), *OTHERS, 'gemma3'} == set(gguf_files.ARCHITECTURES)
 
 
 def test_llama_logits_equal_transformers(hf, tmp_path):
