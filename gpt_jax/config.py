@@ -15,6 +15,7 @@ import ml_collections
 
 from gpt_jax.data import DataConfig
 from gpt_jax.losses import LossConfig
+from gpt_jax.model.adapters import AdapterConfig
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.optim import OptimConfig
 from gpt_jax.runs import run_folder
@@ -31,6 +32,7 @@ class Config:
   """One experiment."""
 
   model: ModelConfig = ModelConfig()
+  adapter: AdapterConfig = AdapterConfig()
   tokenizer: TokenizerConfig = TokenizerConfig()
   image: ImageConfig = ImageConfig()
   audio: AudioConfig = AudioConfig()

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import losses
-from gpt_jax.model import gpt, layers, param_trees
+from gpt_jax.model import adapters, gpt, layers, param_trees
 from gpt_jax.optim import Optimizer
 from gpt_jax.sharding import replicated
 from gpt_jax.training import loss_guard
@@ -30,6 +30,7 @@ class TrainState(NamedTuple):
   key: jax.Array  # PRNG key; step s uses fold_in(key, s)
   hyper: dict  # traced scalars of the config that an ablation may vary within one compiled step
   recent_SW: Any = None  # losses and norms of the last applied steps, for a spike guard
+  frozen: Any = None  # the base of adapters (`model`), a gpt.GPT; not part of checkpoints
 
 
 def params_of(model):
@@ -44,11 +45,11 @@ def with_params(model, params):
 
 def eval_model(state):
   """Return the model to evaluate and sample with: its moving average if there is one."""
-  ema = state.opt_state.ema
-  if ema is None:
-    return state.model
-  dtypes = {path: p.dtype for path, p in params_of(state.model).items()}
-  return with_params(state.model, {path: e.astype(dtypes[path]) for path, e in ema.items()})
+  model, ema = state.model, state.opt_state.ema
+  if ema is not None:
+    dtypes = {path: p.dtype for path, p in params_of(model).items()}
+    model = with_params(model, {path: e.astype(dtypes[path]) for path, e in ema.items()})
+  return adapters.merge(state.frozen, model)
 
 
 def hyper_of(cfg):
@@ -144,14 +145,16 @@ def count_tokens(batch):
 def train_step(optimizer, objective, accumulate, dtype, state, batch):
   """Apply one optimizer step; return (state, scalars). Pure; vmap it over states to train replicas."""
   # Cast once a step, outside the micro-batches; gradients of the cast weights are summed in float32.
-  model = param_trees.cast(state.model, dtype)
+  model, frozen = param_trees.cast(state.model, dtype), param_trees.cast(state.frozen, dtype)
   counts = objective.count(batch)
   batch, weight = objective.weigh(batch, state.hyper)
   key = jax.random.fold_in(state.key, state.step)
 
   def gradients(i, micro_batch):
-    differentiate = jax.value_and_grad(objective.loss, argnums=(0, 1), has_aux=True)
-    probe, micro_key = objective.probe(model, micro_batch), jax.random.fold_in(key, i)
+    micro_key = jax.random.fold_in(key, i)
+    loss = lambda model, *rest: objective.loss(adapters.attach(frozen, model, micro_key), *rest)
+    differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    probe = objective.probe(adapters.attach(frozen, model), micro_batch)
     (total, metrics), (grads, probe_grad) = differentiate(
       model, probe, micro_batch, weight, state.hyper, micro_key
     )
@@ -211,15 +214,16 @@ def state_shardings(abstract, mesh):
     return by_path[owners[-1]] if owners else replicated(mesh)
 
   opt_state = jax.tree_util.tree_map_with_path(place, abstract.opt_state)
-  rest = jax.tree.map(lambda _: replicated(mesh), abstract._replace(model=None, opt_state=None))
-  return rest._replace(model=gpt.shardings(abstract.model, mesh), opt_state=opt_state)
+  rest = jax.tree.map(lambda _: replicated(mesh), abstract._replace(model=None, opt_state=None, frozen=None))
+  model, frozen = gpt.shardings(abstract.model, mesh), gpt.shardings(abstract.frozen, mesh)
+  return rest._replace(model=model, opt_state=opt_state, frozen=frozen)
 
 
 class Program(NamedTuple):
   """A model, its objective and an optimizer bound to a mesh."""
 
   abstract: TrainState  # ShapeDtypeStructs with shardings
-  init: Any  # () -> TrainState, born sharded
+  init: Any  # () -> TrainState, born sharded, without `frozen`
   step: Any  # (TrainState, batch) -> (TrainState, metrics), jitted, donates its state; for several steps
   # per call, batch and metrics have a leading axis of steps
   optimizer: Optimizer
@@ -231,20 +235,21 @@ class Program(NamedTuple):
 def gpt_program(cfg, model_cfg, mesh, objective=None):
   """Return the Program of a GPT; objective: default `language_objective`."""
   objective = objective or language_objective()
-  return build_program(cfg, gpt.GPT(model_cfg), objective, model_cfg.dtype, mesh, model_cfg.growth)
+  model, frozen = adapters.split(cfg.adapter, gpt.GPT(model_cfg))
+  return build_program(cfg, model, objective, model_cfg.dtype, mesh, model_cfg.growth, frozen)
 
 
-def build_program(cfg, abstract_model, objective, dtype, mesh, growth=1.0):
+def build_program(cfg, abstract_model, objective, dtype, mesh, growth=1.0, frozen=None):
   """Return the Program of a model; nothing is compiled yet.
 
-  growth: width over that of the model whose learning rate it takes (muP).
+  growth: width over that of the model whose learning rate it takes (muP). frozen: see TrainState.
   """
   axes = {path: p.axes for path, p in param_trees.named_params(abstract_model)}
   optimizer = Optimizer(cfg.optim, cfg.train.steps, axes, growth)
   window = cfg.train.spike_window if cfg.train.spike_sigma else 0
   make = functools.partial(init_state, abstract_model, optimizer, window=window)
   start = (hyper_of(cfg), np.uint32(cfg.train.seed))  # arguments: one program for all seeds
-  abstract = jax.eval_shape(make, *start)
+  abstract = jax.eval_shape(make, *start)._replace(frozen=frozen)
   shardings = state_shardings(abstract, mesh)
   step = functools.partial(train_step, optimizer, objective, cfg.train.accumulate, dtype)
   if cfg.train.steps_per_call > 1:
@@ -252,7 +257,7 @@ def build_program(cfg, abstract_model, objective, dtype, mesh, growth=1.0):
   with_sharding = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
   return Program(
     abstract=jax.tree.map(with_sharding, abstract, shardings),
-    init=lambda: jax.jit(make, out_shardings=shardings)(*start),
+    init=lambda: jax.jit(make, out_shardings=shardings._replace(frozen=None))(*start),
     step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
     optimizer=optimizer,
     pure=step,

@@ -234,7 +234,7 @@ def test_the_docstring_has_a_command_and_every_argument(path):
 
 # The fast set has one experiment of each kind: all modalities, a tokenizer, fine-tuning. The others compile
 # much of the same for ten seconds each.
-FAST = ('demo', 'mnist_fsq', 'finetune_gpt2')
+FAST = ('demo', 'mnist_fsq', 'finetune')
 TRAINED = [
   pytest.param(path, marks=[pytest.mark.slow] * (path.stem not in FAST), id=path.stem) for path in FILES
 ]
@@ -397,7 +397,7 @@ def test_wrong_choices_of_gpt2(argument):
 
 
 def test_finetuning_continues_the_base(base, stand_in, tmp_path):
-  cfg = config.build(config.Config, load(command_line.ROOT / 'experiments/finetune_gpt2.py', base))
+  cfg = config.build(config.Config, load(command_line.ROOT / 'experiments/finetune.py', base))
   assert cfg.train.init_from == str(base)
   assert cfg.model == config.of_run(base).model
   assert cfg.tokenizer == config.of_run(base).tokenizer
@@ -405,5 +405,5 @@ def test_finetuning_continues_the_base(base, stand_in, tmp_path):
 
 def test_finetuning_without_a_base():
   with pytest.raises(FileNotFoundError) as error:
-    experiment_file.load_config('experiments/finetune_gpt2.py:base=runs/none-such')
+    experiment_file.load_config('experiments/finetune.py:base=runs/none-such')
   tiny_runs.assert_two_lines(error.value, 'none-such')

@@ -326,7 +326,7 @@ def test_vmapped_replicas_equal_single_runs():
 def test_evaluation_uses_the_moving_average():
   run = trained(DENSE)
   opt_state = mock.Mock(ema={path: jnp.asarray(value) for path, value in run.ema.items()})
-  state = mock.Mock(model=models.fill(DENSE), opt_state=opt_state)
+  state = mock.Mock(model=models.fill(DENSE), opt_state=opt_state, frozen=None)
   models.assert_close(models.params(step.eval_model(state)), run.ema, 0)
-  without = mock.Mock(model='as trained', opt_state=mock.Mock(ema=None))
+  without = mock.Mock(model='as trained', opt_state=mock.Mock(ema=None), frozen=None)
   assert step.eval_model(without) == 'as trained'

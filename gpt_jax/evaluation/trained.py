@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from gpt_jax import config
 from gpt_jax.evaluation import evaluate, likelihood
 from gpt_jax.losses import bits
@@ -132,10 +130,7 @@ def load(workdir, step=None):
     mesh = make_mesh(dataclasses.replace(cfg.mesh, replica=1))
   except ValueError:  # the run had another number of devices
     mesh = make_mesh(config.MeshConfig())
-  abstract = gpt.GPT(model_cfg)
-  shardings = gpt.shardings(abstract, mesh)
-  like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-  model = checkpoints.restore_model(step, like)
+  model = checkpoints.restore_model(step, checkpoint.with_shardings(gpt.GPT(model_cfg), mesh))
   return TrainedRun(workdir, cfg, model, load_tokenizers(files), mesh, step)
 
 

@@ -27,6 +27,10 @@ class Job(Protocol):
     """Return {config key: RUN or RUN@STEP} of the runs that it needs beside init_from and branch_from."""
     return {}
 
+  def load_frozen(self, state, extra):
+    """Return the state with the frozen base of adapters, which extra, of its checkpoint, names."""
+    return state
+
   def write_files(self):
     """Write the run folder's files besides checkpoints; called in process 0 when a run starts."""
 

@@ -33,7 +33,7 @@ UNUSED = {  # settings of a GPT that have no effect here, beside the sections be
   'train': ('init_from', 'tasks', 'length', 'sample_prompts'),
   'data': ('stages', 'mask_documents', 'prefix', 'condition_dropout', 'workers'),
 }
-UNUSED_SECTIONS = ('model', 'tokenizer', 'loss', 'sample')
+UNUSED_SECTIONS = ('model', 'adapter', 'tokenizer', 'loss', 'sample')
 
 
 class TokenizerJob(base.Job):

@@ -4,41 +4,32 @@ New rows of the embedding and of the head begin at the mean of the old rows plus
 is at first as likely as an average one (Hewitt 2021, "Initializing New Word Embeddings").
 """
 
-import dataclasses
-
 import jax
 import numpy as np
 
-from gpt_jax.model import gpt, param_trees
+from gpt_jax.model import param_trees
 
 NOISE = 0.1  # std of new rows around the mean, over the std of the old rows
 
 
-def load(checkpoints, step, model, mesh, old, new):
-  """Return a run's parameters in the layout of `model`, with rows for the ids `old` to `new` - 1.
+def extend(stored, model, old, new):
+  """Return the parameters of a run in the layout of `model`, with rows for the ids `old` to `new` - 1.
 
-  model: new parameters, for those that the run lacks. Raises ValueError for another shape.
+  stored: {path: array} of the run. model: a tree of new parameters, for those that the run lacks. Raises
+  ValueError for another shape.
   """
-  extra = checkpoints.read_extra(step)
-  patch_values, frame_values = extra['widths']
-  sizes = dict(vocab=extra['vocab'], patch_values=patch_values, frame_values=frame_values)
-  abstract = gpt.GPT(dataclasses.replace(model.cfg, **sizes))
-  shardings = gpt.shardings(abstract, mesh)
-  like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-  stored = dict(param_trees.named_params(checkpoints.restore_model(step, like)))
 
   def fill(path, p):
     value = p.get_value()
     if path not in stored:
       return value
-    array = np.asarray(stored[path].get_value())
+    array = np.asarray(stored[path])
     if p.axes[0] == 'V':
       array = _extend(array, old, new, len(value))
     if array.shape != value.shape:
-      base = checkpoints.folder.parent
       raise ValueError(
-        f'train.init_from={base} has {path} of shape {array.shape}, this model {value.shape}\n'
-        'fix: take the model section from its config, as experiments/finetune_gpt2.py does'
+        f'train.init_from has {path} of shape {array.shape}, this model {value.shape}\n'
+        'fix: take the model section from its config, as experiments/finetune.py does'
       )
     return jax.device_put(array.astype(value.dtype), value.sharding)
 

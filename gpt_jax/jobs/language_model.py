@@ -15,7 +15,7 @@ from gpt_jax.evaluation import evaluate, panels
 from gpt_jax.evaluation.tasks import perplexity
 from gpt_jax.jobs import base, extended_model, run_tokenizers
 from gpt_jax.jobs.modality_objective import modality_objective
-from gpt_jax.model import costs
+from gpt_jax.model import adapters, costs, param_trees
 from gpt_jax.model.kernels import choice
 from gpt_jax.runs import hardware
 from gpt_jax.sampling import completions, prompt_batch
@@ -96,6 +96,11 @@ class LanguageModelJob(base.Job):
   def __init__(self, cfg, workdir, mesh):
     """Build and check everything; write nothing but token caches."""
     self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
+    if cfg.adapter.freezes and not cfg.train.init_from:
+      raise ValueError(
+        f'adapter.rank={cfg.adapter.rank} and adapter.train={cfg.adapter.train} need a trained model\n'
+        'fix: name its run folder in train.init_from'
+      )
     panels.check_beams(cfg)  # now, not at the first sample
     self.tokenizers = run_tokenizers.build(cfg, workdir)
     run_tokenizers.check_use(cfg, self.tokenizers)
@@ -169,18 +174,44 @@ class LanguageModelJob(base.Job):
 
   def load_initial_weights(self, state, folder, step):
     """Return the state with the parameters of train.init_from, in the moving average too."""
-    base_size = Tokenizers.load(folder / 'tokenizer').vocabulary.size
-    size = self.tokenizers.vocabulary.size
+    old = Tokenizers.load(folder / 'tokenizer').vocabulary.size
+    new, abstract = self.tokenizers.vocabulary.size, self.program.abstract
     checkpoints = checkpoint.Checkpoints(folder / 'checkpoints')
-    if base_size < size:
-      model = extended_model.load(checkpoints, step, state.model, self.mesh, base_size, size)
+    if not self.cfg.adapter.freezes and old == new:
+      model = checkpoints.restore_model(step, abstract.model)
     else:
-      model = checkpoints.restore_model(step, self.program.abstract.model)
+      base = checkpoint.load_base(checkpoints, step, self.model_cfg, self.mesh)
+      if abstract.frozen is not None:
+        self.check_new_ids(old, new)
+        self.base = checkpoint.refer_to_base(checkpoints, step)
+        state = state._replace(frozen=adapters.take_base(base, abstract.frozen))
+      model = extended_model.extend(params_of(base), state.model, old, new)
+      if abstract.frozen is not None:
+        model = adapters.initialize_magnitudes(state.frozen, model)
+      model = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), model, abstract.model)
     opt_state = state.opt_state
     if opt_state.ema is not None:
       copies = {path: p.astype(jnp.float32, copy=True) for path, p in params_of(model).items()}
       opt_state = opt_state._replace(ema=copies)
     return state._replace(model=model, opt_state=opt_state)
+
+  def check_new_ids(self, old, new):
+    """Raise ValueError if the tables of new ids would stay frozen."""
+    tables = {'embed_VD'} if self.model_cfg.tied_head else {'embed_VD', 'head_VD'}
+    if old < new and (frozen := sorted(tables - self.program.abstract.model.keys())):
+      raise ValueError(
+        f'{new - old} ids are new and the rows of {", ".join(frozen)} are frozen\n'
+        f'fix: train them, with adapter.train={tuple(sorted(tables))}'
+      )
+
+  def load_frozen(self, state, extra):
+    """Return the state with the frozen base that a checkpoint's `extra` names."""
+    self.base = extra.get('base')
+    if self.base is None:
+      return state
+    checkpoints = checkpoint.open_base(self.base, self.cfg.checkpoint.verify)
+    base = checkpoint.load_base(checkpoints, self.base['step'], self.model_cfg, self.mesh)
+    return state._replace(frozen=adapters.take_base(base, self.program.abstract.frozen))
 
   def write_files(self):
     """Write tokenizer/ into the run folder."""
@@ -193,6 +224,7 @@ class LanguageModelJob(base.Job):
       'vocab': self.model_cfg.vocab,
       'widths': [self.model_cfg.patch_values, self.model_cfg.frame_values],
       'tokenizer': checkpoint.pack_folder(self.workdir / 'tokenizer'),
+      **({'base': self.base} if self.cfg.adapter.freezes else {}),
     }
 
   def provenance(self):
@@ -212,8 +244,10 @@ class LanguageModelJob(base.Job):
       kernel = choice.describe_choice(self.model_cfg, self.example_batch(), self.length)
     rows = stages.describe(cfg.data.stages, cfg.data.mixture, cfg.train.batch_size, cfg.train.steps)
     state = f', state of {summary(self.program.abstract, self.mesh)}' if self.mesh.size > 1 else ''
+    trained = param_trees.count(self.program.abstract.model)
+    part = f' ({trained:,} of them and of adapters are trained)' if cfg.adapter.freezes else ''
     return (
-      f'{self.parameters:,} parameters, {ids}, {self.flops["full"] / 1e6:.1f} MFLOP a token, '
+      f'{self.parameters:,} parameters{part}, {ids}, {self.flops["full"] / 1e6:.1f} MFLOP a token, '
       f'{hardware.name()} (peak {peak / 1e12:.2f} TFLOP/s each: {source}), '
       f'{cfg.train.batch_size} x {self.length} tokens a step, attention {kernel}{state}'
       f'{", " if rows else ""}{rows}'

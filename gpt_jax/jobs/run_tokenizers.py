@@ -29,7 +29,7 @@ def build(cfg, workdir):
       if base_config.get(name) != wanted and not is_new:
         raise ValueError(
           f'train.{key}={base} has the {name} section {base_config.get(name)}, and this config another\n'
-          'fix: take that section from its config, as experiments/finetune_gpt2.py does'
+          'fix: take that section from its config, as experiments/finetune.py does'
         )
     return _extend(tokenizers.Tokenizers.load(base / 'tokenizer'), cfg)
   # An alphabet must cover the validation text; merges must not be learned from it.

@@ -49,7 +49,9 @@ def initialize(abstract, key):
 
 def linear(subscripts, x, w, bias=None, **options):
   """einsum with a parameter, plus an optional bias over the last axes; options of jnp.einsum."""
-  if fused.is_outputs_first(subscripts, w):  # transposed for decoding by sampling/decoding_layout.py
+  if hasattr(w, 'project'):  # an adapters.Adapted
+    y = w.project(subscripts, x, **options)
+  elif fused.is_outputs_first(subscripts, w):  # transposed for decoding by sampling/decoding_layout.py
     y = fused.weights_left(subscripts, x, w, **options)
   else:
     y = jnp.einsum(subscripts, x, w[...], **options)

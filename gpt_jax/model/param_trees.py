@@ -3,6 +3,8 @@
 Letters: D width, E experts, L layers. Source of layer stacking: seqax.
 """
 
+import math
+
 import jax
 from flax import nnx
 
@@ -63,6 +65,11 @@ def map_params(fn, model):
   """The model's tree with `fn(path, parameter)` in place of each parameter's array."""
   treedef = jax.tree.structure(model)
   return jax.tree.unflatten(treedef, [fn(path, p) for path, p in named_params(model)])
+
+
+def count(model):
+  """The number of entries of all parameters."""
+  return sum(math.prod(p.get_value().shape) for _, p in named_params(model))
 
 
 def cast(model, dtype):

@@ -19,8 +19,8 @@ def inner_axes(axes):
 
 
 def is_matrix(axes):
-  """Whether these letters are of a parameter that D is multiplied with or looked up in."""
-  return 'D' in axes and len(inner_axes(axes)) > 1
+  """Whether these letters are of a parameter that D or an adapter's r is multiplied with or looked up in."""
+  return bool(set('Dr') & set(axes)) and len(inner_axes(axes)) > 1
 
 
 def matrix_axes(axes):
@@ -29,9 +29,10 @@ def matrix_axes(axes):
   if not is_matrix(axes) or set(inner) & set('VT'):
     return None
   offset = len(axes) - len(inner)
-  d = offset + inner.index('D')
+  letter = 'r' if 'r' in inner else 'D'
+  d = offset + inner.index(letter)
   others = tuple(i for i in range(offset, len(axes)) if i != d)
-  return ((d,), others) if inner[0] == 'D' else (others, (d,))
+  return ((d,), others) if inner[0] == letter else (others, (d,))
 
 
 def role(axes):

@@ -6,13 +6,19 @@ config, vocabulary, tokenizer files and the state of the data pipeline. Sizes an
 files lie beside it (digests.py); a step without matching digests is never restored: Orbax reads flipped
 bits and half-copied folders without an error, and its `latest_step` counts a step whose save failed.
 checkpoint_writer.py writes them.
+
+A checkpoint of adapters holds what is trained, and in `extra` a reference to its base: the run folder, the
+step and the digest of its files. The base is looked for where train.init_from says, from the current folder
+and from that of training, and must be what it was.
 """
 
 import base64
 import dataclasses
+import hashlib
 import json
 import logging
 import math
+import os
 import pathlib
 
 import jax
@@ -20,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from gpt_jax.model import adapters, gpt
 from gpt_jax.runs import digests, records
 from gpt_jax.runs.digests import Corrupt
 from gpt_jax.runs.reading import check_types, reading
@@ -27,6 +34,7 @@ from gpt_jax.runs.text_table import join_some
 from gpt_jax.training.trees import describe_mismatches, flat, from_tree, to_abstract_tree
 
 OWN_NAMES = {'state', 'extra', '_CHECKPOINT_METADATA', 'commit_success.txt'}  # in the folder of a step
+REFERENCE = {'path': str, 'absolute': str, 'step': int, 'digest': str}  # to the base of adapters
 NO_CHECKPOINT, NONE_GOOD = -1, -2  # what process 0 broadcasts in the place of a step
 
 
@@ -168,8 +176,12 @@ class Checkpoints:
   def restore_model(self, step, like):
     """Return the weights of a step (their average, if it has one), laid out and typed as `like`.
 
-    Raises ValueError listing every parameter whose path or shape differs.
+    like: abstract GPT, into whose base adapters are merged, or tree of adapters. Raises ValueError listing
+    every parameter whose path or shape differs.
     """
+    extra = self.read_extra(step)
+    if extra.get('base') and isinstance(like, gpt.GPT):
+      return self._restore_merged(step, like, extra)
     stored, wanted = self.array_metadata(step), to_abstract_tree(like)
     branch = 'opt_state/ema/' if any(path.startswith('opt_state/ema/') for path in stored) else 'model/'
     weights = {path.removeprefix(branch): x for path, x in stored.items() if path.startswith(branch)}
@@ -183,6 +195,16 @@ class Checkpoints:
     if branch == 'model/':
       return from_tree(self._read(step, {'model': wanted})['model'], like)
     return from_tree(self._read(step, {'opt_state': {'ema': wanted}})['opt_state']['ema'], like)
+
+  def _restore_merged(self, step, like, extra):
+    """Return the GPT of adapters and their base."""
+    check_types(extra, {'base': REFERENCE, 'config': {'adapter': dict}})
+    section = {k: tuple(x) if isinstance(x, list) else x for k, x in extra['config']['adapter'].items()}
+    trained, frozen = adapters.split(adapters.AdapterConfig(**section), like)
+    mesh = jax.tree.leaves(like)[0].sharding.mesh
+    base = load_base(open_base(extra['base']), extra['base']['step'], like.cfg, mesh)
+    frozen = adapters.take_base(base, with_shardings(frozen, mesh))
+    return adapters.merge(frozen, self.restore_model(step, with_shardings(trained, mesh)))
 
   def _read(self, step, wanted):
     restore_args = jax.tree.map(
@@ -205,6 +227,55 @@ def load_model(workdir, like, verify='full'):
   if step is None:
     raise ValueError(f'{workdir} has no checkpoint\nfix: train there first, or name another run folder')
   return checkpoints.restore_model(step, like)
+
+
+def refer_to_base(checkpoints, step):
+  """Return the reference to a verified checkpoint, for `extra` of adapters on it."""
+  folder, digest = checkpoints.folder.parent, _digest_manifest(checkpoints, step)
+  return {'path': os.path.relpath(folder), 'absolute': str(folder), 'step': step, 'digest': digest}
+
+
+def _digest_manifest(checkpoints, step):
+  return hashlib.sha256(checkpoints.manifest(step).read_bytes()).hexdigest()
+
+
+def open_base(reference, verify='full'):
+  """Return the Checkpoints of a base; ValueError if it is elsewhere or its files are others."""
+  path, step = reference['path'], reference['step']
+  places = (pathlib.Path(path).expanduser(), pathlib.Path(reference['absolute']))
+  folder = next((place for place in places if (place / 'checkpoints' / str(step)).is_dir()), None)
+  if folder is None:
+    raise ValueError(
+      f'train.init_from={path}: the base of these adapters, its checkpoint {step}, is not there\n'
+      f'fix: copy it back, or link it: ln -s NEW_PLACE {reference["absolute"]}'
+    )
+  checkpoints = Checkpoints(folder / 'checkpoints', verify)
+  try:
+    checkpoints.verify(step)
+    if _digest_manifest(checkpoints, step) != reference['digest']:
+      raise Corrupt(f'checkpoint {step} is another than these adapters were trained on')
+  except Corrupt as error:
+    cause = str(error).splitlines()[0]
+    raise ValueError(f'train.init_from={folder}: {cause}\nfix: copy the base back as it was') from error
+  return checkpoints
+
+
+def load_base(checkpoints, step, cfg, mesh):
+  """Return the GPT of a verified checkpoint, with the vocabulary and inputs that it has.
+
+  cfg: ModelConfig of the run that builds on it; its param_dtype is that of the weights.
+  """
+  extra = checkpoints.read_extra(step, {'vocab': int, 'widths': [int]})
+  patch_values, frame_values = extra['widths']
+  sizes = dict(vocab=extra['vocab'], patch_values=patch_values, frame_values=frame_values)
+  like = with_shardings(gpt.GPT(dataclasses.replace(cfg, **sizes)), mesh)
+  return checkpoints.restore_model(step, like)
+
+
+def with_shardings(tree, mesh):
+  """Return an abstract tree of parameters with its shardings on a mesh: what `restore_model` takes."""
+  place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+  return jax.tree.map(place, tree, gpt.shardings(tree, mesh))
 
 
 def pack_folder(folder):

@@ -287,7 +287,7 @@ def rewind(s, error):
   if step in (None, s.rewound_to):
     raise error
   s.checkpoints.delete_after(step)
-  s.state = s.checkpoints.restore(step, s.job.program.abstract)
+  s.state = s.checkpoints.restore(step, s.job.program.abstract._replace(frozen=s.state.frozen))
   s.job.loader.restore(s.job.loader.state() | {'next_batch': next_number})
   s.meter.rewind(s.checkpoints.read_extra(step))
   s.run.rewind(step)

@@ -109,14 +109,15 @@ def begin(job, cfg, workdir):
     if 'imported' in extra:
       raise ValueError(
         f'{workdir} holds an imported model, which has no optimizer state to resume\n'
-        f'fix: train in a new --workdir with train.init_from={workdir}, as experiments/finetune_gpt2.py does'
+        f'fix: train in a new --workdir with train.init_from={workdir}, as experiments/finetune.py does'
       )
     free, before = FREE_ON_RESUME, extra.get('config', {}).get('train', {}).get('steps', cfg.train.steps)
     if has_equal_past(cfg, before, step):  # it was shorter then
       free = (*free, 'train.steps')
     checkpoints.check_origin(step, extra, dataclasses.asdict(cfg), free)
     notes += [f'data.reset: {line}' for line in job.loader.restore(extra['data'])]
-    return Start(checkpoints.restore(step, job.program.abstract), step, extra, notes, None)
+    like = job.load_frozen(job.program.abstract, extra)
+    return Start(checkpoints.restore(step, like), step, extra, notes, None)
   if cfg.train.branch_from and cfg.train.init_from:
     raise ValueError(
       f'train.branch_from={cfg.train.branch_from} and train.init_from={cfg.train.init_from} both give '
@@ -168,7 +169,7 @@ def branch(job, cfg, folder, step, extra, notes):
   """
   name = f'train.branch_from={folder}@{step}'
   check_branch(cfg, name, folder, step, extra)
-  abstract = job.program.abstract
+  abstract = job.load_frozen(job.program.abstract, extra)
   checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', verify=cfg.checkpoint.verify)
   window, hyper = checkpoints.array_metadata(step).get('recent_SW'), abstract.hyper
   same_window = window is None or abstract.recent_SW is None or window.shape == abstract.recent_SW.shape

@@ -11,16 +11,22 @@ nest = functools.partial(traverse_util.unflatten_dict, sep='/')  # the inverse
 
 
 def to_tree(state):
-  """Return any pytree as nested dicts by path, PRNG keys as their data: the stored form."""
+  """Return any pytree as nested dicts by path, PRNG keys as their data: the stored form.
+
+  The frozen base of adapters is left out: another run holds it.
+  """
   leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-  return nest({_name(path): jax.random.key_data(x) if _is_key(x) else x for path, x in leaves})
+  named = [(_name(path), x) for path, x in leaves]
+  return nest({n: jax.random.key_data(x) if _is_key(x) else x for n, x in named if not _is_frozen(n)})
 
 
 def from_tree(tree, like):
-  """Invert `to_tree`, into the structure of `like`."""
+  """Invert `to_tree`, into the structure of `like`, of which the frozen base is taken."""
   stored = flat(tree)
 
   def leaf_at(path, leaf):
+    if _is_frozen(_name(path)):
+      return leaf
     x = stored[_name(path)]
     return jax.random.wrap_key_data(x) if _is_key(leaf) else x
 
@@ -30,6 +36,10 @@ def from_tree(tree, like):
 def _name(path):
   name = jax.tree_util.keystr(path, simple=True, separator='/')
   return name.removesuffix('/value')  # a flax Param holds its array as `value`
+
+
+def _is_frozen(name):
+  return name.startswith('frozen/')
 
 
 def _is_key(leaf):

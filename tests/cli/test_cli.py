@@ -119,7 +119,7 @@ def test_train_errors(call, experiment, tmp_path, words, parts, fix):
     ('experiments/gpt2.py:sise=xl', ["'sise' is not known"], 'did you mean size?'),
     ('experiments/gpt2.py:size=huge', ['size=huge'], 'small, medium'),
     ('experiments/gpt2.py:runlocal=maybe', ['runlocal=maybe'], ''),
-    ('experiments/finetune_gpt2.py:base=runs/none', ['runs/none does not exist'], ''),
+    ('experiments/finetune.py:base=runs/none', ['runs/none does not exist'], ''),
   ],
 )
 def test_experiment_file_errors(call, tmp_path, spec, parts, fix):

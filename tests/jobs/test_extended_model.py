@@ -14,7 +14,6 @@ from gpt_jax.model import gpt
 from gpt_jax.sampling import completions
 from gpt_jax.step import params_of
 from gpt_jax.tokenizers import SPECIALS, Tokenizers
-from gpt_jax.training import checkpoint
 from tests import models, tiny_runs
 from tests.interop.test_interop import write
 from tests.tokenizers.test_tokenizers import make
@@ -45,8 +44,7 @@ def test_new_rows_begin_at_the_mean_and_old_ones_stay(tmp_path):
   model = models.fill(dataclasses.replace(run.model.cfg, vocab=new))
   mesh = models.mesh(fsdp=2)
   model = jax.device_put(model, gpt.shardings(model, mesh))
-  checkpoints = checkpoint.Checkpoints(base / 'checkpoints')
-  loaded = extended_model.load(checkpoints, 0, model, mesh, old, new)
+  loaded = extended_model.extend(params_of(run.model), model, old, new)
   before, after = models.params(run.model), models.params(loaded)
   for path, array in after.items():
     rows = slice(old) if path.endswith('_VD') else slice(None)

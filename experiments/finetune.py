@@ -1,10 +1,11 @@
-"""Fine-tune a model on another text, with a fresh optimizer.
+"""Fine-tune a model on another text, with a fresh optimizer: all of it, or low-rank adapters beside it.
 
 Command: launch.py import --source=gpt2 --workdir=runs/gpt2
-  launch.py train --config=experiments/finetune_gpt2.py:base=runs/gpt2
+  launch.py train --config=experiments/finetune.py:base=runs/gpt2
   --config.data.mixture.text.path=my_text.txt
-Model and tokenizer are those of the base run. Learning rate and batch follow nanoGPT's fine-tuning recipe.
-Arguments: base (a run folder), runlocal (a minute on a CPU).
+Model and tokenizer are those of the base run. Learning rate and batch follow nanoGPT's fine-tuning recipe;
+adapters have ten times its rate (Schulman et al. 2025, "LoRA Without Regret").
+Arguments: base (a run folder), adapter (rank; 0 trains all parameters), runlocal (a minute on a CPU).
 """
 
 from gpt_jax import config as configs
@@ -12,15 +13,19 @@ from gpt_jax import config as configs
 
 def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
-  args = configs.arguments(arg, base='runs/gpt2', runlocal=False)
+  args = configs.arguments(arg, base='runs/gpt2', adapter=0, runlocal=False)
   config = configs.default()
   base = configs.of_run(args.base)
   config.model = configs.section(base.model)
-  config.model.param_dtype = 'float32'  # half precision loses small updates
   config.tokenizer = configs.section(base.tokenizer)
   config.data.mixture = {'text': {'kind': 'text', 'path': 'tinyshakespeare/input.txt'}}
   config.optim.update(lr=3e-5, schedule='constant', warmup=0)
   config.train.update(init_from=args.base, steps=200, batch_size=32, eval_every=20, sample_every=100)
+  if args.adapter:
+    config.adapter.rank = args.adapter
+    config.optim.update(lr=3e-4, weight_decay=0.0)
+  else:
+    config.model.param_dtype = 'float32'  # half precision loses small updates
   if args.runlocal:
     length = min(64, base.model.context)
     config.train.update(steps=10, batch_size=4, length=length, eval_every=5, eval_tokens=1024)

@@ -1,0 +1,286 @@
+"""Low-rank adapters: small trained factors beside the frozen weights of a base model.
+
+  W' = W + scale A B        A: inputs x r, B: r x outputs
+
+A run with adapters trains a tree {path of a parameter of the base: its Adapter, or a Param that is trained
+whole}. `split` declares it, `attach` puts it into the base for a step, `merge` for evaluation and export.
+A step computes x W + scale (x A) B: it holds no gradient of a frozen weight, which W + A B would need.
+
+Letters: r rank, L layers, E experts; the others as in layers.py.
+
+Sources: LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023, section 3), DoRA (Liu et al. 2024, equation 5;
+section 4.3: no gradient through the norm). Initial values and dropout as in PEFT.
+"""
+
+import dataclasses
+import math
+import re
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gpt_jax.model import layers
+from gpt_jax.model.param_trees import is_param, map_params, named_params
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+  """What a run trains of the model of train.init_from; by default all of it."""
+
+  rank: int = 0  # r, columns of A and rows of B; 0 = no adapters
+  kind: str = 'lora'  # a row of ADAPTERS
+  targets: tuple[str, ...] = ('attention/w', 'mlp/(up|gate|down)_')  # regexes of paths with an adapter
+  alpha: float = 16.0  # scale = alpha / rank (rslora: alpha / sqrt(rank))
+  dropout: float = 0.0  # probability; of the inputs of A
+  train: tuple[str, ...] = ()  # regexes of paths that are trained whole, such as embed_VD
+
+  def __post_init__(self):
+    if not 0 <= self.rank < 2**31:
+      raise ValueError(f'adapter.rank={self.rank} is not a rank\nfix: use 0 (no adapters) or more')
+    if self.kind not in ADAPTERS:
+      raise ValueError(f'adapter.kind={self.kind!r} is not known\nfix: use one of {", ".join(ADAPTERS)}')
+    if not 0 < self.alpha < math.inf:
+      raise ValueError(f'adapter.alpha={self.alpha} is not a scale\nfix: use a number > 0')
+    if not 0 <= self.dropout < 1:
+      raise ValueError(f'adapter.dropout={self.dropout} is not a probability\nfix: use 0 <= p < 1')
+    for key in ('targets', 'train'):
+      for pattern in getattr(self, key):
+        try:
+          re.compile(pattern)
+        except re.error as e:
+          raise ValueError(f'adapter.{key} has {pattern!r}, not a regex ({e})\nfix: correct it') from e
+
+  @property
+  def freezes(self):
+    """Whether the base model is frozen."""
+    return bool(self.rank or self.train)
+
+
+class Adapter(nnx.Module):
+  """The trained factors of one weight, float32."""
+
+  def __init__(self, cfg, p):
+    """Declare them for a declared parameter."""
+    stacked, self.inputs, self.outputs, self.letters = split_axes(p.axes)
+    sizes = dict(zip(p.axes, p.get_value().shape, strict=True)) | {'r': cfg.rank}
+
+    def declare(axes, std=0.0):
+      shape = jax.ShapeDtypeStruct(tuple(sizes[a] for a in axes), jnp.float32)
+      return nnx.Param(shape, axes=axes, std=std, mean=0.0)
+
+    self.scale, self.dropout = ADAPTERS[cfg.kind].scale(cfg.alpha, cfg.rank), cfg.dropout
+    fan_in = math.prod(sizes[a] for a in self.inputs)
+    self.a = declare(f'{stacked}{self.inputs}r', (3 * fan_in) ** -0.5)
+    self.b = declare(f'{stacked}r{self.outputs}')
+    has_magnitude = ADAPTERS[cfg.kind].has_magnitude
+    self.magnitude = declare(f'{stacked}{self.outputs}') if has_magnitude else None
+
+  def add_to(self, weight):
+    """W + scale A B, float32."""
+    subscripts = f'...{self.inputs}r,...r{self.outputs}->...{self.letters}'
+    a, b = (p[...].astype(jnp.float32) for p in (self.a, self.b))
+    return weight.astype(jnp.float32) + self.scale * jnp.einsum(subscripts, a, b)
+
+  def norm(self, weight):
+    """The norm of a weight over its inputs, for each output."""
+    weight = weight.astype(jnp.float32)
+    return jnp.sqrt(jnp.einsum(f'...{self.letters},...{self.letters}->...{self.outputs}', weight, weight))
+
+  def gain(self, weight):
+    """DoRA's factor on each output: its magnitude over the norm, through which no gradient flows."""
+    return self.magnitude[...].astype(jnp.float32) / jax.lax.stop_gradient(self.norm(self.add_to(weight)))
+
+  def merge(self, weight):
+    """W' in the type of W."""
+    merged = self.add_to(weight)
+    if self.magnitude is not None:
+      gain = self.gain(weight)
+      merged = jnp.einsum(f'...{self.letters},...{self.outputs}->...{self.letters}', merged, gain)
+    return merged.astype(weight.dtype)
+
+
+class Adapted(nnx.Module):
+  """A frozen weight with its adapter, in the place of a parameter of the GPT.
+
+  `layers.linear` calls `project`; what indexes a parameter itself (experts, a router) gets W'.
+  """
+
+  def __init__(self, weight, adapter, seeds=None):
+    """seeds: Param of an integer per layer, for dropout; None = no dropout."""
+    self.weight, self.adapter, self.seeds = weight, adapter, seeds
+
+  def __getitem__(self, index):
+    return self.adapter.merge(self.weight[...])[index]
+
+  def project(self, subscripts, x, **options):
+    """einsum(subscripts, x, W'), without W'."""
+    adapter, left, out = self.adapter, subscripts.partition(',')[0], subscripts.partition('->')[2]
+    hidden = ''.join(letter for letter in left if letter not in adapter.inputs) + 'r'
+    inputs = x
+    if self.seeds is not None:
+      inputs = layers.dropout(x, jnp.float32(adapter.dropout), jax.random.key(self.seeds[...]))
+    a, b = (p[...].astype(x.dtype) for p in (adapter.a, adapter.b))
+    h = jnp.einsum(f'{left},{adapter.inputs}r->{hidden}', inputs, a)
+    y = jnp.einsum(subscripts, x, self.weight[...], **options)
+    y = y + adapter.scale * jnp.einsum(f'{hidden},r{adapter.outputs}->{out}', h, b, **options)
+    if adapter.magnitude is not None:
+      y = y * layers.broadcast_like(adapter.gain(self.weight[...]), y)
+    return y
+
+
+def split_axes(axes):
+  """Return (letters of the stack, inputs, outputs, inputs and outputs in order): LEDF -> LE, D, F, DF."""
+  letters = axes.lstrip('LE')
+  stacked = axes[: len(axes) - len(letters)]
+  if letters[0] == 'D' or letters == 'VD':  # VD: a head
+    return stacked, 'D', letters.replace('D', ''), letters
+  return stacked, letters[:-1], 'D', letters
+
+
+# ----------------------------------------------------------------------------- trees of parameters
+
+
+def split(cfg, model):
+  """Return (the tree that is trained, the frozen base), abstract; (model, None) without adapters.
+
+  Parameters that are trained whole have no entries in the base. Raises ValueError for a pattern that matches
+  nothing, or a target that cannot have an adapter.
+  """
+  if not cfg.freezes:
+    return model, None
+  if model.cfg.mup_base:
+    raise ValueError(
+      f'model.mup_base={model.cfg.mup_base} has no rule for adapters\nfix: set model.mup_base=0, or '
+      'adapter.rank=0 and adapter.train=()'
+    )
+  params = dict(named_params(model))
+  whole = match(cfg.train, params, 'train')
+  targets = [path for path in match(cfg.targets, params, 'targets') if path not in whole] if cfg.rank else []
+  for path in targets:
+    check_target(cfg, path, params[path].axes)
+  trained = {path: params[path] for path in whole} | {path: Adapter(cfg, params[path]) for path in targets}
+
+  def without_whole(path, p):
+    value = p.get_value()
+    return jax.ShapeDtypeStruct((0,) * len(value.shape), value.dtype) if path in whole else value
+
+  return trained, map_params(without_whole, model)
+
+
+def match(patterns, params, key):
+  """Return the paths in which one of the patterns occurs; ValueError for a pattern in none."""
+  for pattern in patterns:
+    if not any(re.search(pattern, path) for path in params):
+      raise ValueError(
+        f'adapter.{key} has {pattern!r}, which matches no parameter\nfix: use paths of {", ".join(params)}'
+      )
+  return [path for path in params if any(re.search(pattern, path) for pattern in patterns)]
+
+
+def check_target(cfg, path, axes):
+  """Raise ValueError for a parameter that no adapter fits."""
+  if 'D' not in axes or len(axes.lstrip('LE')) < 2 or path in ('embed_VD', 'position_TD'):
+    raise ValueError(
+      f'adapter.targets matches {path}, which is no matrix that multiplies activations\n'
+      f"fix: train it whole with adapter.train=('{path}',), or leave it out"
+    )
+  if cfg.dropout and (set(axes) & set('EAM')):
+    raise ValueError(
+      f'adapter.dropout={cfg.dropout} cannot reach the inputs of {path}\n'
+      'fix: set adapter.dropout=0, or leave it out of adapter.targets'
+    )
+
+
+def take_base(base, frozen):
+  """Return the frozen tree, filled with a base's arrays.
+
+  Raises ValueError for a parameter that the base lacks or has in another shape.
+  """
+  stored = {path: p.get_value() for path, p in named_params(base)}
+
+  def fill(path, p):
+    wanted = p.get_value()
+    if 0 in wanted.shape:  # trained whole
+      return jnp.zeros(wanted.shape, wanted.dtype, device=wanted.sharding)
+    shape = stored[path].shape if path in stored else 'no such parameter'
+    if shape != wanted.shape:
+      raise ValueError(
+        f'{path}: this model has {wanted.shape}, the base of train.init_from {shape}\n'
+        f"fix: train it whole with adapter.train=('{path}',), or take the model section of the base's config"
+      )
+    return stored[path]
+
+  return map_params(fill, frozen)
+
+
+def initialize_magnitudes(frozen, trained):
+  """Return the trained tree with DoRA's magnitudes at the norms of the base's weights."""
+  weights = {path: p.get_value() for path, p in named_params(frozen)}
+
+  def start(path, entry):
+    if is_param(entry) or entry.magnitude is None:
+      return entry
+    norm = entry.norm(weights[path])
+    return map_params(lambda name, p: norm if name == 'magnitude' else p.get_value(), entry)
+
+  return {path: start(path, entry) for path, entry in trained.items()}
+
+
+def attach(frozen, trained, key=None):
+  """Return the GPT of a base and a trained tree, without computing anything; `trained` if frozen is None.
+
+  key: of dropout; None = none.
+  """
+  if frozen is None:
+    return trained
+
+  def seeds(path, adapter):
+    if key is None or not adapter.dropout:
+      return None
+    stacked = adapter.a.axes.startswith('L')
+    shape = adapter.a[...].shape[:stacked]
+    bits = jax.random.bits(jax.random.fold_in(key, zlib.crc32(path.encode())), shape, jnp.uint32)
+    return nnx.Param(bits, axes='L' if stacked else '', std=0.0, mean=0.0)
+
+  def leaf(path, p):
+    entry = trained.get(path, p)
+    return entry if is_param(entry) else Adapted(p, entry, seeds(path, entry))
+
+  treedef = jax.tree.structure(frozen, is_leaf=is_param)
+  return jax.tree.unflatten(treedef, [leaf(path, p) for path, p in named_params(frozen)])
+
+
+def merge(frozen, trained):
+  """Return a plain GPT: the base with W' in place of W; unchanged arrays are shared with the base."""
+  if frozen is None:
+    return trained
+  weights = {path: p.get_value() for path, p in named_params(frozen)}
+  factors = {path: entry for path, entry in trained.items() if not is_param(entry)}
+  adapted = {path: weights[path] for path in factors}
+  shardings = {path: weight.sharding for path, weight in adapted.items()}
+  merged = jax.jit(merge_weights, out_shardings=shardings)(adapted, factors)
+  whole = {path: entry.get_value() for path, entry in trained.items() if is_param(entry)}
+  return map_params(lambda path, p: (weights | merged | whole)[path], frozen)
+
+
+def merge_weights(weights, factors):
+  """Return {path: W'} of {path: W} and {path: Adapter}."""
+  return {path: factors[path].merge(weight) for path, weight in weights.items()}
+
+
+class AdapterRow(NamedTuple):
+  """One kind of adapter."""
+
+  scale: Callable  # (alpha, rank) -> factor on A B
+  has_magnitude: bool = False  # DoRA: outputs have trained norms
+
+
+ADAPTERS = {
+  'lora': AdapterRow(lambda alpha, rank: alpha / rank),
+  'rslora': AdapterRow(lambda alpha, rank: alpha / math.sqrt(rank)),
+  'dora': AdapterRow(lambda alpha, rank: alpha / rank, has_magnitude=True),
+}
