@@ -185,6 +185,8 @@ class Run:
       records.write_json(folder / 'config.json', config)
     elif changes := records.diff(read_config(folder), config):
       info['changed'] = changes
+      if changes.get('train.steps', [None])[0] == self.resume_step:
+        self._date_evaluations()
       data = config.get('data', {})  # the next session must not reset the data again
       config = {**config, 'data': {**data, 'reset': False}} if data.get('reset') else config
       records.write_json(folder / 'config.json', config)
@@ -203,6 +205,13 @@ class Run:
     startup_timer.mark_phase('open')
     info['startup'] = startup_timer.take_phases()
     self.event(event, step=self.resume_step, total_steps=self.total_steps, **info)
+
+  def _date_evaluations(self):
+    """Add the step to evaluations without one, which are of the end of a training that grows longer."""
+    path = self.folder / 'evaluations.jsonl'
+    if rows := records.read_lines(path, skip_unreadable=True):
+      lines = [records.format_object({'step': self.resume_step} | row) for row in rows]
+      records.write_atomically(path, b''.join(lines))
 
   def _lock(self, config, free, stack):
     check_workdir(self.folder, config, free=free)

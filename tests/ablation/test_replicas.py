@@ -84,6 +84,22 @@ def alone(tmp_path_factory):
   return run
 
 
+@pytest.mark.slow
+def test_replicas_that_branch_off_equal_the_branches_alone(alone, tmp_path, monkeypatch):
+  one_device(monkeypatch)
+  branch = dict(train__branch_from=f'{alone(0)}@6', optim__schedule='wsd', model__dropout=0.1)
+  changes = [COMMON | branch | more for more in ({}, {'optim__lr': 1e-3}, {'train__seed': 7})]
+  folders = [tmp_path / str(r) for r in range(3)]
+  outcomes = replicas.train_together([experiment(**c) for c in changes], folders)
+  assert [(o.outcome, o.message) for o in outcomes] == [('done', '')] * 3
+  assert outcomes[0].result['replicas'] == 3
+  for r, change in enumerate(changes):
+    train.train(experiment(**change), tmp_path / f'alone{r}')
+    assert_same(folders[r], tmp_path / f'alone{r}')
+    assert sorted(logged(folders[r])) == list(range(6, 13))  # evaluated at 6 as its parent was
+    assert [parent['step'] for parent in outcomes[r].result['parents']] == [6]
+
+
 @pytest.mark.slow  # in the fast set: test_trust.py
 @pytest.mark.parametrize('devices', [1, 3])
 def test_replicas_equal_the_runs_alone(alone, tmp_path, monkeypatch, devices):

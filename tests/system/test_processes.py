@@ -93,6 +93,19 @@ def test_a_model_that_two_share(folder, one):
   assert_close(trained(folder, 2, 'shared', '--config.mesh.tensor=2'), one)
 
 
+def test_a_branch_of_two_from_a_run_of_one(folder, one):
+  """It is the run from there on, on another mesh, too; only process 0 writes its parents."""
+  for name, more in (('branch', ()), ('branch_shared', ('--config.mesh.tensor=2',))):
+    branch = trained(folder, 2, name, f'--config.train.branch_from={one}@9', *more)
+    rest = [line for line in metrics(one) if line['step'] > 9]
+    assert [line['step'] for line in metrics(branch)] == [10, 11, 12]
+    for line, wanted in zip(metrics(branch), rest, strict=True):
+      assert line['loss'] == pytest.approx(wanted['loss'], rel=1e-6)
+      assert line['tokens'] == wanted['tokens']
+    [parent] = records.read_json(branch / 'result.json')['parents']
+    assert parent['step'] == 9 and parent['path'] == str(one)
+
+
 def test_samples_and_scores_do_not_depend_on_the_processes(two, folder):
   """And only one of two prints, and writes."""
   ask = ('--prompt=ab', '--num_samples=2', '--max_new_tokens=12', f'--workdir={two}')

@@ -179,12 +179,23 @@ def test_a_branch_resumes_without_its_parent(run, tmp_path):
   assert entry['digest'] == ancestry.digest(run / 'checkpoints' / 'digests' / '9.json')
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('modality', ['image', 'audio'])
+def test_a_branch_of_a_learned_tokenizer_is_bitwise_the_run(modality, tmp_path, tmp_path_factory):
+  parent = tiny_runs.codec_finished(tmp_path_factory, modality)
+  train.train(tiny_runs.codec(modality, train__branch_from=f'{parent}@9'), tmp_path / 'branch')
+  assert_same_arrays(tmp_path / 'branch', parent)
+
+
 # ------------------------------------------------------------------------------------ more steps
 
 
 def test_a_run_that_is_made_longer_is_bitwise_the_longer_run(stable, tmp_path):
   train.train(experiment(**STABLE, train__steps=9), tmp_path / 'whole')
   shutil.copytree(stable, tmp_path / 'longer')
+  rows = [{'task': 'perplexity', 'value': 3.0}, {'task': 'perplexity', 'value': 4.0, 'step': 3}]
+  for row in rows:
+    records.append_line(tmp_path / 'longer' / 'evaluations.jsonl', row)
   result = train.train(experiment(**STABLE, train__steps=9), tmp_path / 'longer')
   assert_same_arrays(tmp_path / 'longer', tmp_path / 'whole')
   whole = untimed(tmp_path / 'whole')
@@ -193,6 +204,8 @@ def test_a_run_that_is_made_longer_is_bitwise_the_longer_run(stable, tmp_path):
   assert result['steps'] == run_folder.read_result(tmp_path / 'longer')['steps'] == 9
   assert run_folder.read_config(tmp_path / 'longer')['train']['steps'] == 9
   assert 'after 9 steps' in (tmp_path / 'longer' / 'report.html').read_text()
+  later = records.read_lines(tmp_path / 'longer' / 'evaluations.jsonl')
+  assert later == [rows[0] | {'step': 6}, rows[1]]  # not of the longer run
 
 
 def test_a_kill_while_a_run_is_reopened_leaves_it_done_or_open(stable, tmp_path, monkeypatch):
