@@ -8,7 +8,7 @@ from gpt_jax.interop.rope import FULL, SLIDING, unsupported
 from gpt_jax.interop.tensors import Tensor, matrix, norm
 
 # All spellings of the tanh approximation compute the same; the first is written.
-TANH_GELUS = ('gelu_pytorch_tanh', 'gelu_new', 'gelu_python_tanh', 'gelu_fast')
+TANH_GELUS = ('gelu_pytorch_tanh', 'gelu_new', 'gelu_python_tanh', 'gelu_fast', 'gelu_accurate')
 GATED = {'silu': 'swiglu', 'swish': 'swiglu'} | dict.fromkeys(TANH_GELUS, 'geglu')
 LAYER, ATTENTION, MLP = 'model.layers.{l}', 'model.layers.{l}.self_attn', 'model.layers.{l}.mlp'
 TENSORS = {
@@ -30,6 +30,7 @@ TENSORS = {
 ZERO_OUTPUT_BIAS = {'blocks/attention/o_bias_D': Tensor('')}
 PLAIN = {'gelu_new': 'gelu', 'gelu': 'gelu_exact', 'relu': 'relu', 'relu2': 'relu2'}
 PLAIN |= dict.fromkeys(TANH_GELUS, 'gelu') | {'gelu_python': 'gelu_exact'}
+PLAIN |= {'silu': 'silu', 'swish': 'silu', 'tanh': 'tanh'}
 INTERLEAVED = {  # RoPE turns pairs (2i, 2i + 1)
   **matrix('blocks/attention/wq_DHK', f'{ATTENTION}.q_proj', 'Hk D', 'blocks/attention/q_bias_HK'),
   **matrix('blocks/attention/wk_DGK', f'{ATTENTION}.k_proj', 'Gk D', 'blocks/attention/k_bias_GK'),

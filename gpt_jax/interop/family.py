@@ -57,7 +57,7 @@ def read_fields(family, hf):
   read = lambda key: full[key] if key in family.defaults else read_number(full, key)
   values = {field: read(key) for field, key in family.keys.items()}
   if 'mlp' in values:
-    values['mlp'] = _activation(values['mlp'], family.activations)
+    values['mlp'] = _activation(family.keys['mlp'], values['mlp'], family.activations)
   if 'hidden' in values:
     values['hidden'] = values['hidden'] or 0
   if 'kv_heads' in values:
@@ -102,9 +102,9 @@ def shortest_period(pattern):
   return pattern[: next(n for n in range(1, len(pattern) + 1) if fits(n))]
 
 
-def _activation(name, table):
+def _activation(key, name, table):
   if name not in table:
-    raise unsupported(f'activation {name!r}', f'the MLP has only {", ".join(table)}')
+    raise unsupported(f'{key}={name!r}', f'the MLP has only {", ".join(table)}')
   return table[name]
 
 

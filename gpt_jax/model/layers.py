@@ -141,6 +141,8 @@ ACTIVATIONS = {
   'gelu_exact': lambda up, gate: jax.nn.gelu(up, approximate=False),
   'relu': lambda up, gate: jax.nn.relu(up),
   'relu2': lambda up, gate: jnp.square(jax.nn.relu(up)),
+  'silu': lambda up, gate: jax.nn.silu(up),
+  'tanh': lambda up, gate: jnp.tanh(up),
 } | GATED
 INITS = {  # std of the matrices that write to the residual stream
   'scaled': lambda cfg: cfg.init_std / (2 * cfg.layers) ** 0.5,  # GPT-2, section 2.3

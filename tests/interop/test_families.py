@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gpt_jax.interop import families, huggingface
+from gpt_jax.model import layers
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.step import params_of
 from tests import models
@@ -17,6 +18,7 @@ __all__ = ['hf']  # the fixture
 VOCAB, ROWS, PROMPT, LENGTH = 97, 2, 8, 24
 SHAPE = dict(hidden_size=24, intermediate_size=36, num_hidden_layers=3, num_attention_heads=6)
 SHAPE |= dict(num_key_value_heads=2, max_position_embeddings=32)
+ODD = SHAPE | dict(hidden_size=30, intermediate_size=37, num_attention_heads=5, num_key_value_heads=1)
 GPT2 = dict(n_embd=20, n_layer=3, n_head=5, n_positions=32, n_inner=28)
 ROPE3 = dict(rope_type='llama3', rope_theta=500.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
 ROPE3 |= dict(original_max_position_embeddings=16)
@@ -48,6 +50,8 @@ VARIANTS = {
   'qwen2': {
     'plain': SHAPE,
     'windows': SHAPE | dict(use_sliding_window=True, sliding_window=5, max_window_layers=1),
+    'all_windows': ODD | dict(use_sliding_window=True, sliding_window=3, max_window_layers=0),
+    'beyond': ODD | dict(use_sliding_window=True, sliding_window=3, max_window_layers=28),
   },
   'llama': {
     'plain': SHAPE,
@@ -186,6 +190,36 @@ def test_families_are_imported_onto_a_mesh(name, axis, tmp_path):
   _, back, _ = huggingface.import_model(tmp_path / 'out', mesh)
   assert_same_params(model, back, VOCAB)
   assert any(not p.sharding.is_fully_replicated for p in params_of(back).values())
+
+
+@pytest.mark.parametrize('window', [5, None])
+@pytest.mark.parametrize('first', [0, 1, 3, 28])
+@pytest.mark.parametrize('use', [True, False])
+def test_windows_of_qwen2_are_those_of_transformers(use, first, window, hf):
+  """By use_sliding_window and max_window_layers, as in config.json files that list no layer_types."""
+  keys = SHAPE | dict(use_sliding_window=use, max_window_layers=first, sliding_window=window)
+  theirs = hf.AutoConfig.for_model('qwen2', vocab_size=VOCAB, **keys)
+  _, fields = families.read_config(keys | dict(model_type='qwen2', vocab_size=VOCAB))
+  cfg = ModelConfig(**fields)
+  windows = [theirs.sliding_window if kind == 'sliding_attention' else 0 for kind in theirs.layer_types]
+  assert list(cfg.windows()) == windows
+  written = families.write_config(cfg, only='qwen2')[1]
+  assert written['layer_types'] == theirs.layer_types
+  assert written['use_sliding_window'] is any(windows)
+
+
+@pytest.mark.parametrize('name', ['gelu', 'relu', 'silu', 'swish', 'tanh', 'gelu_accurate', 'gelu_fast'])
+def test_activations_equal_those_of_transformers(name, hf):
+  import torch
+  from transformers.activations import ACT2FN
+
+  _, fields = families.read_config(dict(GPT2, model_type='gpt2', vocab_size=VOCAB, activation_function=name))
+  x = np.linspace(-6, 6, 101, dtype=np.float32)
+  expected = ACT2FN[name](torch.tensor(x)).numpy()
+  np.testing.assert_allclose(layers.ACTIVATIONS[fields['mlp']](x, None), expected, atol=2e-6)
+  cfg = ModelConfig(**fields)
+  written = families.write_config(cfg, only='gpt2')[1]
+  assert families.read_config(written)[1]['mlp'] == cfg.mlp
 
 
 @pytest.mark.slow

@@ -133,7 +133,7 @@ INVALID = [
   (dict(rope_scaling='x'), "model.rope_scaling='x' is not known", 'use one of none, linear'),
   (dict(norm='batch'), "model.norm='batch' is not known", 'use one of layernorm, rmsnorm'),
   (dict(norm_position='mid'), "model.norm_position='mid'", 'use one of pre, post, sandwich'),
-  (dict(mlp='tanh'), "model.mlp='tanh' is not known", 'use one of gelu, gelu_exact, relu, relu2'),
+  (dict(mlp='sine'), "model.mlp='sine' is not known", 'use one of gelu, gelu_exact, relu, relu2'),
   (dict(init_projections='x'), "model.init_projections='x'", 'use one of scaled, same, zero'),
   (dict(kernel='flash'), "model.kernel='flash'", 'use one of auto, xla, blocks, chunks, cudnn, splash'),
   (dict(unroll='yes'), "model.unroll='yes'", 'use one of auto, on, off'),

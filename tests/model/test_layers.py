@@ -32,6 +32,8 @@ ACTIVATION_FORMULAS = {
   'gelu_exact': lambda up, gate: 0.5 * up * (1 + erf(up / math.sqrt(2))),
   'relu': lambda up, gate: np.maximum(up, 0),
   'relu2': lambda up, gate: np.maximum(up, 0) ** 2,
+  'silu': lambda up, gate: up * sigmoid(up),
+  'tanh': lambda up, gate: np.tanh(up),
   'swiglu': lambda up, gate: up * gate * sigmoid(gate),
   'geglu': lambda up, gate: up * gelu_tanh(gate),
 }
