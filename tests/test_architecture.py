@@ -50,14 +50,14 @@ MAY_IMPORT = {
   'cluster': 'runs',
   'training': 'cluster cluster.batches model optim runs sharding step training.loss_guard',
   'sample': 'model sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
-  'sampling': 'data model sample sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
-  'evaluation': 'cluster.batches data losses model sample sampling sampling.prompt_batch '
+  'sampling': 'data model runs sample sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
+  'evaluation': 'cluster.batches data losses model runs sample sampling sampling.prompt_batch '
   'sampling.validate sharding tokenizers',
   'jobs': 'cluster.batches data evaluation losses model runs sampling sampling.prompt_batch step '
   'tokenizers training',
   'train': 'jobs reports sharding training training.loss_guard',
   'config': 'data losses model optim runs sample sharding tokenizers train training',
-  'cli.experiment_file': 'config data',
+  'cli.experiment_file': 'config data tokenizers',
   'evaluation.trained': 'config evaluation losses model runs sampling sampling.validate sharding '
   'tokenizers training',
   'plan': 'cluster.batches data jobs model sample sampling sampling.prompt_batch sharding step tokenizers',

@@ -119,4 +119,5 @@ def load_experiment(argv, adds_sources=False):
     experiment_file.normalize_override(section, arg) if arg.startswith('--config.') else arg
     for arg in join_overrides(argv)
   ]
+  experiment_file.reset_unread(section, config_overrides(argv))
   return section, remove_flag(argv, 'config')

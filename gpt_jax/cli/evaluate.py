@@ -76,6 +76,8 @@ def evaluate(argv):
           'fix: leave it out'
         )
       run = run._replace(cfg=dataclasses.replace(run.cfg, data=chosen.data))
+    if run.imported and (not FLAGS.harness or FLAGS['tasks'].present):
+      run = with_given_data(run, overrides)
     fields = overrides | ({'step': run.step} if FLAGS.step or FLAGS.watch else {})
     files = None
     if is_primary() and (FLAGS.out or not fields):  # the run folder has those of its own data and newest step
@@ -94,6 +96,21 @@ def evaluate(argv):
     say(f'report: {run_report.write_report(Path(FLAGS.workdir).expanduser())}')
   barrier('report written')  # a process that leaves would end the job
   return 0
+
+
+def with_given_data(run, overrides):
+  """Return an imported run with the sources that overrides name alone; ValueError where they name none."""
+  given = {key.split('.')[2] for key in overrides if key.startswith('data.mixture.')}
+  if not given:
+    raise ValueError(
+      f'workdir={run.workdir} is imported from {run.imported} and has no data to score\n'
+      'fix: add --config.data.mixture.text.kind=text --config.data.mixture.text.path=FILE.txt, or choose '
+      '--harness=TASKS'
+    )
+  mixture = {name: source for name, source in run.cfg.data.mixture.items() if name in given}
+  return run._replace(
+    cfg=dataclasses.replace(run.cfg, data=dataclasses.replace(run.cfg.data, mixture=mixture))
+  )
 
 
 def chosen_runs():

@@ -7,13 +7,16 @@ import pathlib
 import re
 import sys
 import traceback
+import types
 
 import ml_collections
 
 from gpt_jax import config
 from gpt_jax.data import Source
 from gpt_jax.runs.loggers import say
+from gpt_jax.tokenizers import AudioConfig, ImageConfig, TokenizerConfig
 
+KINDS = {'tokenizer': TokenizerConfig, 'image': ImageConfig, 'audio': AudioConfig}
 ESCAPES = {'n': '\n', 't': '\t', '\\': '\\'}
 
 
@@ -112,6 +115,31 @@ def normalize_override(section, arg):
     except ValueError as error:
       raise ValueError(f'config.{key}={text} is not an integer\nfix: write one, such as {value}') from error
   return f'--config.{key}={text}'
+
+
+def reset_unread(section, overrides):
+  """Set to their defaults, and say so, the fields that a kind which overrides choose does not read.
+
+  The experiment chose them for another kind. Fields that overrides name stay: they are errors later.
+  """
+  texts = dict(arg.removeprefix('--config.').partition('=')[::2] for arg in overrides)
+  for key, kind in texts.items():
+    path, _, name = key.rpartition('.')
+    cls = KINDS.get(path) or (Source if path.startswith('data.mixture.') else None)
+    if name != 'kind' or cls is None:
+      continue
+    node = value_of(section, path)
+    own = {field: texts[f'{path}.{field}'] for field in node if f'{path}.{field}' in texts}
+    try:
+      fields_read = cls.fields_read.fget(types.SimpleNamespace(**dict(node.items()) | own))
+    except KeyError:  # not a kind, which is an error later
+      continue
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    for field in sorted({*node} - fields_read - own.keys() - {'kind'}):
+      if node[field] != defaults[field]:
+        note = f'{path}.{field}={node[field]!r} of the experiment has no use for kind={kind}'
+        say(f'note: {note}', file=sys.stderr)
+        node[field] = defaults[field]
 
 
 def no_value(arg):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,10 +31,13 @@ from gpt_jax.evaluation.tasks import (
 )
 from gpt_jax.losses import token_losses
 from gpt_jax.model import gpt, param_trees
+from gpt_jax.runs.progress import Progress
 from gpt_jax.runs.text_table import format_table
 from gpt_jax.sampling import prompt_batch, prompts
 from gpt_jax.sharding import ACTIVATION_RULES
 from gpt_jax.tokenizers.modality_tables import ModalityTables, restrict_logits, sum_by_label
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +114,9 @@ class Subject:
       )
     part, parts = data_shard(self.mesh)
     own = slice(part * self.batch_size // parts, (part + 1) * self.batch_size // parts)
-    nats = []
+    nats, progress = [], Progress('likelihood', 'documents', len(ids))
     for first in range(0, len(ids), self.batch_size):
+      progress.report(first)
       some = slice(first, first + self.batch_size)
       batch = _document_rows(ids[some], encoded[some], self.batch_size, length, self.row_fields)
       sums = self.score_rows({name: rows[own] for name, rows in batch.items()}, by='row')
@@ -186,10 +191,10 @@ def _document_rows(ids, encoded, rows, length, row_fields):
 def run_tasks(subject, tasks, split='valid', limit=0, stride=0, recognizer=None, **sampling):
   """Run tasks by name -> list of result rows (dicts with task, metric, value, source, split).
 
-  tasks: names of TASKS, or 'all' for those that fit a source of the mixture and whose packages are
-  installed. limit: examples of a source (perplexity: tokens), 0 = all for perplexity and a task's own
-  default. stride: tokens, see perplexity. recognizer: the Subject of another run, see tasks/speak.py.
-  sampling: fields of SampleConfig in the place of the run's own.
+  tasks: names of TASKS, or 'all' for those that fit a source of the mixture, suit its texts and whose
+  packages are installed. limit: examples of a source (perplexity: tokens), 0 = all for perplexity and a
+  task's own default. stride: tokens, see perplexity. recognizer: the Subject of another run, see
+  tasks/speak.py. sampling: fields of SampleConfig in the place of the run's own.
 
   Raises ValueError for an unknown task, one that fits no source, and options that no task takes.
   """
@@ -204,6 +209,8 @@ def run_tasks(subject, tasks, split='valid', limit=0, stride=0, recognizer=None,
     if 'sampling' in task.options:
       options |= sampling
     for source in matching_sources(subject, name, split):
+      if 'all' in tasks and not suits_texts(subject, name, source, split, limit):
+        continue
       rows += task.run(subject, source, split, limit, **options)
   return [*rows, *common.centered_mean(rows)]
 
@@ -236,6 +243,21 @@ def matching_sources(subject, task, split):
   """The sources with data for `split` that the task of this name scores."""
   row = TASKS[task]
   return common.matching_sources(subject, row.fits, split, task if row.benchmark else '')
+
+
+def suits_texts(subject, task, source, split, limit=0):
+  """Whether the texts of a source are as long as a task expects; logs why not."""
+  suits = TASKS[task].suits
+  if suits is None:
+    return True
+  before, after = common.median_words(common.examples(subject, source, split, limit or common.LIMIT))
+  if not suits(before, after):
+    log.warning(
+      '--tasks=all leaves out %s for data.mixture.%s, which has %g words before -> and %g after (median); '
+      '--tasks=%s scores it',
+      *(task, source, before, after, task),
+    )
+  return suits(before, after)
 
 
 def check_beams(subject, names, split='valid', beams=None):
@@ -315,6 +337,7 @@ TASKS = {
     answer.fits_texts,
     '{en} -> {de}',
     package='sacrebleu',
+    suits=lambda before, after: after >= 4 and before / 2 <= after <= 2 * before,
   ),
   'summarize': common.Task(
     functools.partial(
@@ -323,6 +346,7 @@ TASKS = {
     answer.fits_texts,
     '{text} -> {summary}',
     package='rouge_score',
+    suits=lambda before, after: 4 <= after < before / 2,
   ),
   'draw': common.Task(draw.run, draw.fits, '{name} -> {image:image}'),
   'speak': common.Task(speak.run, speak.fits, '{name} -> {audio:audio}', options=('sampling', 'recognizer')),

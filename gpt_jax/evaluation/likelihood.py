@@ -16,6 +16,7 @@ from gpt_jax.cluster.batches import data_shard, to_devices
 from gpt_jax.cluster.processes import fetch
 from gpt_jax.losses import token_losses
 from gpt_jax.model import gpt, param_trees
+from gpt_jax.runs.progress import Progress
 from gpt_jax.sampling import completions
 from gpt_jax.sampling.prompt_batch import round_up_slots
 
@@ -105,7 +106,9 @@ def score_requests(subject, requests):
   part, parts = data_shard(subject.mesh)
   size, scores = subject.batch_size, {}
   own = slice(part * size // parts, (part + 1) * size // parts)
+  progress = Progress('likelihood', 'rows', len(order))
   for first in range(0, len(order), size):
+    progress.report(first)
     some = order[first : first + size]
     batch, C = _rows(some, size, M, subject.model.cfg.context)
     arrays = to_devices({name: rows[own] for name, rows in batch.items()}, subject.mesh)

@@ -29,13 +29,13 @@ def accuracy(predictions, labels):
 
 
 def bootstrap_mean(values_N, draws=1000, seed=0):
-  """Return the percentile interval of a mean over examples drawn with replacement."""
+  """Return the percentile interval of a mean over examples drawn with replacement, in any order."""
   from scipy.stats import bootstrap
 
   if len(values_N) == 1:  # which scipy refuses
     return float(values_N[0]), float(values_N[0])
   rng = np.random.default_rng(seed)
-  result = bootstrap((values_N,), np.mean, n_resamples=draws, method='percentile', rng=rng)
+  result = bootstrap((np.sort(values_N),), np.mean, n_resamples=draws, method='percentile', rng=rng)
   return tuple(map(float, result.confidence_interval))
 
 

@@ -15,6 +15,7 @@ import re
 
 import numpy as np
 
+from gpt_jax.data.files import warn_once
 from gpt_jax.evaluation import metrics
 
 DRAWS = 1000  # of a bootstrap
@@ -58,13 +59,23 @@ def score_answers(texts, references):
 
 
 def score_translations(texts, references):
-  """BLEU (13a tokens, cased), BLEU in lower case as in old papers, and chrF; 0 to 100."""
+  """BLEU (13a tokens, cased), BLEU in lower case as in old papers, and chrF; 0 to 100.
+
+  Without BLEU where no reference has four tokens: it counts groups of up to four, and would be 0.
+  """
   from sacrebleu.metrics import BLEU, CHRF
 
+  # Intervals draw examples by their number: their order must not matter.
+  pairs = sorted((text.strip(), list(group)) for text, group in zip(texts, references, strict=True))
+  texts, references = zip(*pairs, strict=True)
   count, scores = max(map(len, references)), {}
   streams = [[group[k] if k < len(group) else None for group in references] for k in range(count)]
-  texts = [text.strip() for text in texts]
-  for name, metric in (('bleu', BLEU()), ('bleu_lower_case', BLEU(lowercase=True)), ('chrf', CHRF())):
+  table = (('bleu', BLEU()), ('bleu_lower_case', BLEU(lowercase=True)), ('chrf', CHRF()))
+  tokens = table[0][1].tokenizer
+  if not any(len(tokens(text).split()) >= 4 for group in references for text in group):
+    warn_once('BLEU is left out: no reference has the four tokens that it counts; chrF compares letters')
+    table = table[2:]
+  for name, metric in table:
     score = metric.corpus_score(texts, streams, n_bootstrap=DRAWS)
     result = json.loads(score.format(width=4, signature=str(metric.get_signature()), is_json=True))
     scores[name] = dict(value=result['score'], signature=result['signature'])

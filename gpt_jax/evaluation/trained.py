@@ -46,6 +46,7 @@ class TrainedRun(NamedTuple):
   tokenizers: Tokenizers
   mesh: Any
   step: int
+  imported: str = ''  # the source of an imported model, which has no data of its own
 
   def subject(self, **fields):
     """The Subject that tasks evaluate."""
@@ -131,7 +132,8 @@ def load(workdir, step=None):
   except ValueError:  # the run had another number of devices
     mesh = make_mesh(config.MeshConfig())
   model = checkpoints.restore_model(step, checkpoint.with_shardings(gpt.GPT(model_cfg), mesh))
-  return TrainedRun(workdir, cfg, model, load_tokenizers(files), mesh, step)
+  imported = str(extra.get('imported', ''))
+  return TrainedRun(workdir, cfg, model, load_tokenizers(files), mesh, step, imported)
 
 
 def good_steps(workdir, after=-1, report=print):

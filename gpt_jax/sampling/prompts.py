@@ -12,6 +12,7 @@ from gpt_jax import sample
 from gpt_jax.data.documents import MARKERS, decode_media, encode_batch
 from gpt_jax.data.row_fields import PLACES
 from gpt_jax.data.templates import Piece
+from gpt_jax.runs.progress import Progress
 from gpt_jax.sampling import completions, prompt_batch, validate
 from gpt_jax.sampling.prompt_templates import ARROW, match_template, trained_templates
 from gpt_jax.tokenizers import grammar as grammars
@@ -67,7 +68,9 @@ def generate(subject, conditions, to='text', rows=64, **sampling):
   cfg = validate.override(subject.cfg.sample, **{'num_samples': 1} | sampling)
   cfg = resolve_max_new_tokens(subject, prompts, cfg, to, 'max_new_tokens' in sampling)
   keys_B, values = sample.row_keys(cfg.seed, len(prompts)), []
+  progress = Progress(f'generating {to}', 'examples', len(prompts))
   for first in range(0, len(prompts), rows):
+    progress.report(first)
     # The last batch is filled up: another size would compile again.
     index = np.minimum(np.arange(first, first + min(rows, len(prompts))), len(prompts) - 1)
     batch = [prompts[i] for i in index]

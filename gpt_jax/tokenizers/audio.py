@@ -43,7 +43,7 @@ class AudioConfig:
 
   def __post_init__(self):
     if not self.kind:
-      check_effective('audio', self, ())
+      check_effective('audio', self, self.fields_read)
       return
     least = {'stack': 1, 'codes': 2, 'books': 1, 'network_width': 1, 'network_blocks': 1}
     rules = (
@@ -58,11 +58,16 @@ class AudioConfig:
       ('levels', min(self.levels, default=0) > 1, 'give at least one, each 2 or more, as in (8, 5, 5, 5)'),
     )
     check_fields('audio', self, rules)
-    check_effective('audio', self, FIELDS_READ[self.kind])
+    check_effective('audio', self, self.fields_read)
     try:
       _ = self.spectrogram
     except ValueError as error:
       raise ValueError(f'audio.{error}') from None
+
+  @property
+  def fields_read(self) -> set[str]:
+    """The names of the fields that this kind reads."""
+    return {*FIELDS_READ[self.kind]} if self.kind else set()
 
   @property
   def spectrogram(self) -> Spectrogram:

@@ -63,13 +63,19 @@ class ImageConfig:
         ('values', 1 < self.values <= 256, 'give 2 to 256'),
       ]
     check_fields('image', self, rules)
-    if kind:
-      fields_read = {'path', 'height', 'width', 'channels', 'patch', *FIELDS_READ[kind]}
-      if self.palette:
-        fields_read = fields_read - {'values'} | {'codes'}
-      if kind == 'fsq' and self.codes == math.prod(self.levels):
-        fields_read.add('codes')
-      check_effective('image', self, fields_read)
+    check_effective('image', self, self.fields_read)
+
+  @property
+  def fields_read(self) -> set[str]:
+    """The names of the fields that this kind reads; all of them without images."""
+    if not self.kind:
+      return {field.name for field in dataclasses.fields(ImageConfig)}
+    names = {'path', 'height', 'width', 'channels', 'patch', *FIELDS_READ[self.kind]}
+    if self.palette:
+      names = names - {'values'} | {'codes'}
+    if self.kind == 'fsq' and self.codes == math.prod(self.levels):
+      names.add('codes')
+    return names
 
   @property
   def shape(self) -> tuple[int, int, int]:

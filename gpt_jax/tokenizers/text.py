@@ -37,9 +37,13 @@ class TokenizerConfig:
         f'tokenizer.kind={self.kind} needs the files of a tokenizer, but tokenizer.path is empty\n'
         'fix: set tokenizer.path to their folder, or train one with tokenizer.kind=bpe'
       )
-    trained = self.kind == 'bpe' and not self.path
-    fields_read = ('path',) * (self.kind != 'bytes') + ('vocab',) * trained
-    check_effective('tokenizer', self, fields_read)
+    check_effective('tokenizer', self, self.fields_read)
+
+  @property
+  def fields_read(self) -> set[str]:
+    """The names of the fields that this kind reads."""
+    names = {'path'} if self.kind != 'bytes' else set()
+    return names | {'vocab'} if self.kind == 'bpe' and not self.path else names
 
 
 class ByteTokenizer(base.TextTokenizer):

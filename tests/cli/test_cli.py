@@ -20,13 +20,15 @@ import launch
 from gpt_jax import config
 from gpt_jax.ablation import store
 from gpt_jax.cli import args, entry, experiment_file, main, verbs
+from gpt_jax.cli import evaluate as evaluate_verb
+from gpt_jax.data import Source
 from gpt_jax.evaluation import trained
 from gpt_jax.runs import records, run_folder
 from gpt_jax.sampling import prompt_batch
 from gpt_jax.training import memory
 from tests import command_line, tiny_runs
 from tests.command_line import assert_user_error
-from tests.tiny_runs import snapshot
+from tests.tiny_runs import assert_two_lines, snapshot
 
 USER_ERROR = 2  # bad config or arguments
 
@@ -428,6 +430,18 @@ def test_evaluate_scores_chosen_data_and_names_them(call, copy):
   for key in ('packing=first_fit', 'mask_documents=True', 'stages='):  # say how training makes rows
     error = call('evaluate', f'--workdir={copy}', f'--config.data.{key}')
     assert 'leave it out' in assert_user_error(error, f'--config.data.{key.partition("=")[0]}')
+
+
+def test_an_imported_run_is_scored_on_the_data_that_are_given_alone():
+  run = trained.TrainedRun(pathlib.Path('gpt2'), config.Config(), None, None, None, 0, imported='hub/gpt2')
+  with pytest.raises(ValueError) as error:
+    evaluate_verb.with_given_data(run, {'data.valid_fraction': '0.5'})
+  _, fix = assert_two_lines(error.value, 'workdir=gpt2 is imported from hub/gpt2 and has no data to score')
+  assert '--config.data.mixture.text.path=FILE.txt' in fix and '--harness' in fix
+  data = dataclasses.replace(run.cfg.data, mixture={'text': Source(), 'arc': Source(weight=0.0)})
+  run = run._replace(cfg=dataclasses.replace(run.cfg, data=data))
+  chosen = evaluate_verb.with_given_data(run, {'data.mixture.arc.kind': 'builtin'})
+  assert list(chosen.cfg.data.mixture) == ['arc']
 
 
 def test_evaluate_scores_all_kept_checkpoints(call, copy):

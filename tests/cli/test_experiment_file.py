@@ -138,3 +138,28 @@ return config"""
   assert cfg.train.sample_prompts == ('x', 'y')
   with pytest.raises(AttributeError):  # a wrong key of a ConfigDict is refused at once
     loaded.data.mixture.b.documnts = 9
+
+
+@pytest.mark.parametrize(
+  'overrides, left_out, remaining',
+  [
+    (['tokenizer.kind=chars'], 'tokenizer.vocab=512', 4096),
+    (['tokenizer.kind=gpt2', 'tokenizer.path=files'], 'tokenizer.vocab=512', 4096),
+    (['tokenizer.kind=bpe'], '', 512),
+    (['tokenizer.kind=chars', 'tokenizer.vocab=512'], '', 512),
+  ],
+)
+def test_a_chosen_kind_leaves_out_what_the_experiment_set_for_another(capsys, overrides, left_out, remaining):
+  section = config.default()
+  section.tokenizer.update(kind='bpe', vocab=512)
+  experiment_file.reset_unread(section, [f'--config.{override}' for override in overrides])
+  assert section.tokenizer.vocab == remaining
+  err = capsys.readouterr().err
+  assert (f'note: {left_out} of the experiment has no use' in err) if left_out else not err
+
+
+def test_a_chosen_kind_of_source_leaves_out_the_fields_of_another():
+  section = experiment_file.complete_sources(config.default())
+  section.data.mixture.text.update(kind='text', separator=';', path='a.txt')
+  experiment_file.reset_unread(section, ['--config.data.mixture.text.kind=jsonl'])
+  assert (section.data.mixture.text.separator, section.data.mixture.text.path) == ('', 'a.txt')

@@ -127,6 +127,17 @@ def test_batch_size_changes_no_score(subject):
   assert few == pytest.approx(many, rel=1e-6)
 
 
+def test_a_short_text_is_not_padded_to_the_training_length(subject, monkeypatch):
+  short = types.SimpleNamespace(ids=np.zeros(40, np.int32), start=-1, offsets=np.zeros(1, np.int64))
+  monkeypatch.setattr(type(subject), 'cache', lambda *_: short)
+  some = dataclasses.replace(subject.cfg.train, length=256)
+  subject = dataclasses.replace(subject, cfg=dataclasses.replace(subject.cfg, train=some))
+  shapes = lambda **given: {
+    x['target_ids_BT'].shape[1] for x in perplexity.eval_batches(subject, 'text', 'valid', **given)
+  }
+  assert shapes() == {64} and shapes(stride=100) == {100} and shapes(length=32) == {32}
+
+
 def test_a_limit_scores_a_part(subject):
   [nats, bits] = evaluate.run_tasks(subject, ['perplexity'], limit=600)
   assert (nats['metric'], bits['metric']) == ('nats_per_token', 'bits_per_token')

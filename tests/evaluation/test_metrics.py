@@ -48,10 +48,15 @@ def test_bootstrap_is_near_the_normal_interval():
 
 
 def test_bootstrap_is_the_quantiles_of_resampled_means():
-  values = normal(50, 1)[:, 0]
+  values = np.sort(normal(50, 1)[:, 0])
   rng = np.random.default_rng(0)
   means = [values[rng.integers(0, 50, 50)].mean() for _ in range(1000)]
   assert metrics.bootstrap_mean(values) == pytest.approx(tuple(np.quantile(means, (0.025, 0.975))))
+
+
+def test_a_bootstrap_does_not_depend_on_the_order_of_examples():
+  values = normal(50, 1)[:, 0]
+  assert metrics.bootstrap_mean(values) == metrics.bootstrap_mean(values[::-1])
 
 
 # ------------------------------------------------------------------------------------------ images

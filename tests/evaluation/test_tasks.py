@@ -267,6 +267,26 @@ def test_texts_from_texts(oracle, monkeypatch):
     assert mine['baseline'] == baseline and mine['chance'] == 0 == shuffled['value']
 
 
+@pytest.mark.parametrize(
+  'before, after, suited', [(5, 1, []), (12, 10, ['translate']), (90, 12, ['summarize']), (4, 40, [])]
+)
+def test_all_has_the_tasks_that_suit_the_texts(monkeypatch, caplog, before, after, suited):
+  monkeypatch.setattr(common, 'examples', lambda *_: [])
+  monkeypatch.setattr(common, 'median_words', lambda _: (before, after))
+  names = ('answer', 'translate', 'summarize')
+  suits = [name for name in names if evaluate.suits_texts(None, name, 'quiz', 'valid')]
+  assert suits == ['answer', *suited]
+  assert ('--tasks=all leaves out translate for data.mixture.quiz' in caplog.text) == (
+    'translate' not in suited
+  )
+
+
+def test_the_words_of_texts_are_counted():
+  piece = lambda words: [data.Piece('text', words)]
+  examples = [common.Example('', {}, piece('What is it?'), piece(words)) for words in ('a', 'b c', 'd')]
+  assert common.median_words(examples) == (3, 1)
+
+
 def test_a_task_whose_library_is_missing_is_refused_or_left_out(oracle, monkeypatch):
   monkeypatch.setattr(text_metrics, 'is_installed', lambda package: not package)
   with pytest.raises(ValueError) as error:

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from gpt_jax.data import files
 from gpt_jax.evaluation import metrics, text_metrics
 from tests.tiny_runs import assert_two_lines
 
@@ -41,6 +42,21 @@ def test_translation():
   assert text_metrics.score_translations(['', ''], WANTED)['bleu'] == dict(
     value=0, signature=several['bleu']['signature']
   )
+
+
+def test_translations_in_another_order_have_equal_intervals():
+  pytest.importorskip('sacrebleu')
+  assert text_metrics.score_translations(MADE, WANTED) == text_metrics.score_translations(
+    MADE[::-1], WANTED[::-1]
+  )
+
+
+def test_bleu_is_left_out_where_no_reference_has_four_tokens(caplog, monkeypatch):
+  pytest.importorskip('sacrebleu')
+  monkeypatch.setattr(files, '_WARNED', set())
+  scores = text_metrics.score_translations(['nine', 'two'], [['nine'], ['ten or so']])
+  assert set(scores) == {'chrf'} and scores['chrf']['value'] > 0
+  assert 'BLEU is left out: no reference has the four tokens' in caplog.text
 
 
 def test_summaries():

@@ -32,6 +32,7 @@ class Task(NamedTuple):
   example_template: str  # one that fits, for messages
   options: tuple = ('sampling',)  # options of evaluate.run_tasks that it takes
   package: str = ''  # the optional package that it measures with
+  suits: Any = None  # (words of a condition, of a target) -> whether `all` has it; None: always
   benchmark: bool = False  # whether a template must be made for it: templates.benchmark names the task
 
 
@@ -179,6 +180,14 @@ def held_out_and_train(subject, source, split, limit):
   """The held-out examples to score, and training examples for judges and baselines."""
   held_out = examples(subject, source, split, limit or LIMIT)
   return held_out, examples(subject, source, 'train', TRAIN_LIMIT)
+
+
+def median_words(examples):
+  """The median numbers of words of conditions and of targets."""
+  return tuple(
+    float(np.median([len(text(getattr(example, part)).split()) for example in examples]))
+    for part in ('condition', 'target')
+  )
 
 
 def random_subset(train, n):

@@ -22,6 +22,8 @@ from gpt_jax.data.templates import is_plain
 from gpt_jax.evaluation.metrics import bits_per_dim
 from gpt_jax.evaluation.tasks import common
 from gpt_jax.losses import bits
+from gpt_jax.runs.progress import Progress
+from gpt_jax.sampling.prompt_batch import round_up_prompt
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +78,9 @@ def eval_batches(subject, source, split, stride=0, length=0, all_rows=False):
   part, parts = (0, 1) if all_rows else data_shard(subject.mesh)
   rows = dict(batch_size=subject.batch_size, process_index=part, process_count=parts)
   cache = subject.cache(source, split)
+  length = max(
+    min(stride, length), round_up_prompt(len(cache.ids) + 1, length)
+  )  # no longer than a short text
   if is_stream(subject, source):
     masked = subject.masks_documents
     return data.eval_windows(cache, length, stride or length, mask_documents=masked, **rows)
@@ -162,12 +167,15 @@ def sum_batches(subject, score, batches, limit, source, split):
 
   Raises ValueError if there was nothing to score.
   """
-  totals = {}
+  cache = subject.cache(source, split)
+  total = len(cache.ids) if is_stream(subject, source) else 0  # elsewhere, not all are targets
+  totals, progress = {}, Progress(f'perplexity of {source}', 'tokens', min(total, limit or total))
   for batch in batches:
     if limit and totals and totals['targets'].sum() >= limit:
       return totals, False
     sums = jax.tree.map(np.float64, fetch(score(batch)))
     totals = {name: totals.get(name, 0) + value for name, value in sums.items()}
+    progress.report(int(totals['targets'].sum()))
     subject.raise_if_preempted()
   if not totals or not totals['targets'].sum():
     raise no_targets(source, split)
