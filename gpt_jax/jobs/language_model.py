@@ -96,7 +96,7 @@ class LanguageModelJob(base.Job):
   def __init__(self, cfg, workdir, mesh):
     """Build and check everything; write nothing but token caches."""
     self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
-    if cfg.adapter.freezes and not cfg.train.init_from:
+    if cfg.adapter.freezes and not (cfg.train.init_from or cfg.train.branch_from):
       raise ValueError(
         f'adapter.rank={cfg.adapter.rank} and adapter.train={cfg.adapter.train} need a trained model\n'
         'fix: name its run folder in train.init_from'

@@ -1,5 +1,7 @@
 """Runs with adapters: trained, resumed, sampled and exported from their folders, on a base that stays."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,22 @@ def test_run_is_resumed_bitwise(finished, tmp_path, tmp_path_factory):
   whole, resumed = tiny_runs.arrays(run), tiny_runs.arrays(tmp_path / 'run')
   for path, array in whole.items():
     np.testing.assert_array_equal(resumed[path], array, err_msg=path)
+
+
+def test_branch_is_bitwise_the_run_on_the_same_base(finished, tmp_path, tmp_path_factory):
+  base, run = finished
+  with tiny_runs.compiled_programs(tmp_path_factory):
+    cfg = adapter_config(base)
+    start = dataclasses.replace(cfg.train, init_from='', branch_from=f'{run}@2')
+    result = train.train(dataclasses.replace(cfg, train=start), tmp_path / 'branch')
+  whole, branch = tiny_runs.arrays(run), tiny_runs.arrays(tmp_path / 'branch')
+  for path, array in whole.items():
+    np.testing.assert_array_equal(branch[path], array, err_msg=path)
+  [parent] = result['parents']
+  [grandparent] = parent['parents']
+  assert (parent['how'], grandparent['how']) == ('train.branch_from', 'train.init_from')
+  assert parent['path'] == str(run) and grandparent['path'] == str(base)
+  assert trained.load(tmp_path / 'branch').step == 4  # finds its base
 
 
 def test_run_is_loaded_from_its_folder(finished):

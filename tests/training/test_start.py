@@ -112,6 +112,7 @@ def test_a_branch_from_the_latest_step_with_another_seed_and_a_spike_guard(run, 
   assert 'text starts at its first row (seed 0 -> 5)' in notes
 
 
+@pytest.mark.slow
 def test_a_branch_keeps_the_spike_window(tmp_path):
   guard = dict(train__spike_sigma=50.0, train__spike_window=4)
   train.train(experiment(**QUIET, **guard, train__steps=6), tmp_path / 'run')
@@ -224,7 +225,7 @@ def test_a_kill_while_a_run_is_reopened_leaves_it_done_or_open(stable, tmp_path,
         train.train(experiment(**STABLE, train__steps=9), folder)
     assert run_folder.read_config(folder)['train']['steps'] == steps
     assert bool(run_folder.read_result(folder)) == (steps == 6)
-    assert train.train(experiment(**STABLE, train__steps=9), folder)['steps'] == 9
+  assert train.train(experiment(**STABLE, train__steps=9), folder)['steps'] == 9
 
 
 def test_steps_that_change_the_past_are_refused(run, stable, tmp_path):
