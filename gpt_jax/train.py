@@ -113,7 +113,7 @@ def write_report(s, name='report', again=True):
   if s.run.primary:
     from gpt_jax.reports import run_report  # matplotlib takes a second to import
 
-    s.run.print(f'{name}: {run_report.write_report(s.workdir, again)}')
+    s.run.print(f'{name}: {run_report.describe_report(s.workdir, again)}')
   barrier('report written')
 
 

@@ -83,6 +83,8 @@ def corpora(tmp_path_factory):
   write_recordings(folder / 'fsdd/recordings.zip')
   write_emoji(folder / 'noto_emoji')
   data_helpers.write_classes(folder / 'shapes')
+  rows = [f'What is {n} plus one?,{n + 1}\n' for n in range(40)]
+  (folder / 'quiz.csv').write_text('question,answer\n' + ''.join(rows))
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('GPT_JAX_DATA', str(folder))
     patch.setattr(sys, 'argv', ['emoji_split', f'--out={folder}/runs/emoji.jsonl'])
@@ -311,6 +313,20 @@ def test_a_folder_proposes_its_own_sizes(tmp_path, capsys):
   with pytest.raises(ValueError) as error:
     experiment_file.load_config(f'{recipe}/sounds')
   tiny_runs.assert_two_lines(error.value, 'lies in no folder of a class')
+
+
+def test_a_table_proposes_its_context(tmp_path, capsys):
+  (tmp_path / 'quiz.tsv').write_text('ask\tanswer\nWhy?\tSo.\nHow?\tQuite well.\n')
+  recipe = f'{command_line.ROOT}/experiments/table.py:path={tmp_path}/quiz'
+  cfg = config.build(config.Config, experiment_file.load_config(f'{recipe}.tsv,question=ask'))
+  assert cfg.model.context == len('How?Quite well.') + 4
+  [source] = cfg.data.mixture.values()
+  assert (source.kind, source.template) == ('csv', '{ask} -> {answer}')
+  assert f'{tmp_path}/quiz.tsv: 2 rows, the longest of 15 bytes; context 19' in capsys.readouterr().err
+  for wrong, part in (('.tsv', "'question'"), ('.txt', 'is not a table')):
+    with pytest.raises(ValueError) as error:
+      experiment_file.load_config(f'{recipe}{wrong}')
+    tiny_runs.assert_two_lines(error.value, part)
 
 
 @pytest.mark.parametrize(

@@ -41,3 +41,13 @@ JOB_METRICS = {
     ('log_mel_rmse', 'code_usage', 'code_perplexity'),
   ),
 }
+
+
+def is_mean_of_sources(run):
+  """Whether valid_loss weighs sources equally, where the training loss weighs tokens: another aggregate."""
+  return any(name.startswith('valid_loss/') for row in run.metrics for name in row)
+
+
+def metrics_of(run):
+  """Return the row of JOB_METRICS of a run; a GPT's by default."""
+  return JOB_METRICS.get(run.config.get('train', {}).get('job'), JOB_METRICS['gpt'])

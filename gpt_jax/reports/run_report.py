@@ -10,14 +10,14 @@ import numpy as np
 
 from gpt_jax.reports import evaluation_part, figures, page
 from gpt_jax.reports.evaluation_part import evaluations
-from gpt_jax.reports.job_metrics import JOB_METRICS
+from gpt_jax.reports.job_metrics import is_mean_of_sources, metrics_of
+from gpt_jax.reports.loss_part import losses, rise_since_best
 from gpt_jax.reports.predictions_part import predictions
 from gpt_jax.reports.sections import Section, make_table
 from gpt_jax.runs import ancestry, history, loggers, metric_names, records
 from gpt_jax.runs.metric_names import METRICS, Metric, human
 from gpt_jax.runs.text_table import join_some
 
-WIDE, NARROW = (1000, 340), (360, 260)  # pixels of the loss curves
 MAX_CHARACTERS, MAX_FILES = 1500, 24  # of a sample; of one kind of image or sound
 GROUPED_EVENTS = ('sample', 'checkpoint', 'evaluate', 'skipped')  # one line a session
 # the last of these events: end of the verdict
@@ -33,9 +33,21 @@ ENDINGS = {
 def rewrite_report(workdir):
   """Write the report of a run again and return lines with its path and the goodput."""
   path, run = write_report(workdir), history.read_history(workdir)
-  lines = [f'report: {path}', history.describe_goodput(run), run.clock_faults(), altered_files(run)]
+  lines = [
+    f'report: {path}',
+    rise_since_best(run),
+    history.describe_goodput(run),
+    run.clock_faults(),
+    altered_files(run),
+  ]
   lines += ancestry.format_table(run.folder, run.config, run.final('tokens'))
   return '\n'.join(filter(None, lines))
+
+
+def describe_report(workdir, again):
+  """Write the report of a run, see `write_report`; return its path and what its validation loss did."""
+  path = write_report(workdir, again)
+  return '\n'.join(filter(None, [str(path), rise_since_best(history.read_history(workdir))]))
 
 
 @np.errstate(all='ignore')  # records may hold any number
@@ -83,7 +95,8 @@ def verdict(run):
   if math.isfinite(valid):
     same_aggregate = job.losses_comparable and not is_mean_of_sources(run)
     beside = f' (training {train:.3f})' if same_aggregate and math.isfinite(train) else ''
-    beside = ', the mean of its sources,' if job.losses_comparable and not same_aggregate else beside
+    if job.losses_comparable and not same_aggregate:
+      beside = f', the mean of its sources ({of_each_source(run)}),'
     score = f'{sentence.format(valid)}{beside}'
   elif math.isfinite(train):
     unit = f' {job.unit}' if job.losses_comparable else ''
@@ -95,14 +108,10 @@ def verdict(run):
   return f'{score} after {steps:,} steps{amount} in {time}{place}. {ending}'.strip()
 
 
-def is_mean_of_sources(run):
-  """Whether valid_loss weighs sources equally, where the training loss weighs tokens: another aggregate."""
-  return any(name.startswith('valid_loss/') for row in run.metrics for name in row)
-
-
-def metrics_of(run):
-  """Return the row of JOB_METRICS of a run; a GPT's by default."""
-  return JOB_METRICS.get(run.config.get('train', {}).get('job'), JOB_METRICS['gpt'])
+def of_each_source(run):
+  """Return the last validation loss of each source, as in 'make 1.375, name 0.694'."""
+  names = sorted({name for row in run.metrics for name in row if name.startswith('valid_loss/')})
+  return join_some([f'{name.partition("/")[2]} {run.final(name):.3f}' for name in names], 5)
 
 
 def duration_in_words(seconds):
@@ -125,14 +134,8 @@ def alarms(run):
   if len(bad_steps):
     count = f'{len(bad_steps)} of {len(loss)} reports'
     yield f'The loss was not finite in {count}, first at step {bad_steps[0]:,.0f}.'
-  steps, valid = run.column('valid_loss')
-  if np.isfinite(valid).any():
-    best = np.nanargmin(valid)
-    if valid[-1] > 1.01 * valid[best]:
-      yield (
-        f'The validation loss was lowest, {valid[best]:#.4g}, at step {steps[best]:,.0f} and has '
-        f'risen by {valid[-1] / valid[best] - 1:.1%} since: the model overfits.'
-      )
+  if rise := rise_since_best(run):
+    yield rise
 
 
 def altered_files(run):
@@ -159,7 +162,9 @@ def key_numbers(run):
   bits = run.final('valid_loss') / math.log(2) if job.losses_comparable else math.nan
   phases = history.seconds_by_phase(run)
   total = sum(phases.values())
-  first = [(job.title(name), run.final(name), METRICS[name].show) for name in job.tiles]
+  of_sources = ', mean of sources' if is_mean_of_sources(run) else ''
+  name_of = lambda name: job.title(name) + (of_sources if name == 'valid_loss' else '')
+  first = [(name_of(name), run.final(name), METRICS[name].show) for name in job.tiles]
   numbers = (
     ('bits per token', bits, '{:.3f}'.format),
     ('bits per byte', run.final('bits_per_byte', 'valid_bits_per_byte'), '{:.3f}'.format),
@@ -175,38 +180,6 @@ def key_numbers(run):
 
 
 # --------------------------------------------------------------------------------------- charts
-
-
-def losses(run):
-  """The loss curves: the raw training loss, its smoothed line, the validation points.
-
-  A validation loss of another unit or aggregate has a chart of its own, among the signals.
-  """
-  (steps, raw), (valid_steps, valid) = run.column('loss'), run.column('valid_loss')
-  series, note, job = [], '', metrics_of(run)
-  if len(raw) > 40:
-    series.append(figures.Series(run.x(steps), raw, 'faint'))
-    note = 'Training loss as measured (faint) and smoothed over 4 % of the run.'
-  if len(raw):
-    line = figures.smooth(raw)
-    series.append(figures.Series(run.x(steps), line, 'line', figures.FIRST, f'train {line[-1]:.3f}'))
-  if len(valid) and job.losses_comparable and not is_mean_of_sources(run):
-    label = f'valid {valid[-1]:.3f}'
-    series.append(figures.Series(run.x(valid_steps), valid, 'points', figures.SECOND, label))
-  y_limits, first = figures.limits(series), raw[np.isfinite(raw)][:1]
-  if y_limits and len(first) and first[0] > y_limits[1]:
-    note += f' The axis leaves out the first plunge, from {first[0]:.2f}.'
-  if not np.isfinite(raw).all():
-    note += ' Crosses: the loss was not finite.'
-  restarts = [event['step'] for event in run.events if event['event'] == 'resume' and 'step' in event]
-  options = dict(
-    marks=[(run.x(step), 'restart') for step in restarts],
-    units=(run.x_unit(), job.unit if job.losses_comparable else 'training objective'),
-    room=92,
-    label=f'Loss against {run.x_unit()}: ' + ', '.join(s.label for s in series if s.label),
-  )
-  draw = lambda name, size: figures.chart(series, name=name, size=size, **options)
-  return Section('Loss', page.figure_pair(draw, WIDE, NARROW), note)
 
 
 def signals(run):

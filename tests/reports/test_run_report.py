@@ -443,11 +443,16 @@ def test_losses_are_in_bits_too(complete, tmp_path):
 
 def test_a_mean_over_sources_is_not_drawn_with_the_training_loss(tmp_path):
   sources = {'valid_loss': 2.174, 'valid_loss/a': 4.025, 'valid_loss/b': 0.323}
-  folder = new_run(tmp_path / 'run', {'loss': 3.8}, {'loss': 3.771} | sources)
+  train = {'loss/source/a': 4.2, 'loss/source/b': 0.4}
+  folder = new_run(tmp_path / 'run', {'loss': 3.8} | train, {'loss': 3.771} | train | sources)
   text, reader = read_report(folder)
   page_text = reader.text()
-  assert 'Validation loss 2.174 nats per token, the mean of its sources, after 1 steps' in page_text
+  assert (
+    'Validation loss 2.174 nats per token, the mean of its sources (a 4.025, b 0.323), after' in page_text
+  )
   assert '(training' not in page_text and 'valid 2.174' not in page_text
+  assert 'validation loss, nats per token, mean of sources 2.174' in page_text
+  assert 'Loss of each source against steps: a 4.02, b 0.32"' in text
   assert 'valid_loss, mean of sources 2.174 nats' in page_text and 'valid_loss/a 4.025 nats' in page_text
 
 
@@ -469,7 +474,9 @@ def test_no_finite_number_at_all(tmp_path):
 def test_overfitting_raises_an_alarm(tmp_path):
   lines = [{'loss': 1.0, 'valid_loss': valid} for valid in (3.0, 2.0, 2.5)]
   page_text = read_report(new_run(tmp_path / 'run', *lines))[1].text()
-  assert 'lowest, 2.000, at step 1 and has risen by 25.0% since: the model overfits.' in page_text
+  sentence = 'The validation loss was lowest, 2.000, at step 1; at step 2 it is 2.500 (+25.0%).'
+  assert sentence in page_text
+  assert run_report.describe_report(tmp_path / 'run', again=True).splitlines()[1:] == [sentence]
 
 
 @pytest.mark.parametrize(
