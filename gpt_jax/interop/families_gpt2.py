@@ -48,6 +48,7 @@ def _read_gpt2(hf, fields):
 
 def _write_gpt2(cfg):
   return {
+    'n_ctx': cfg.context,  # by which llama.cpp's converter knows the context
     'scale_attn_weights': cfg.attention_scale == cfg.K**-0.5,
     'resid_pdrop': cfg.dropout,
     'embd_pdrop': cfg.dropout,

@@ -24,9 +24,11 @@ from gpt_jax import config, sharding
 from gpt_jax.evaluation import trained
 from gpt_jax.interop import (
   families,
+  generation,
   gguf_files,
   gguf_tokenizers,
   json_files,
+  model_card,
   tensors,
   tokenizer_files,
   weight_files,
@@ -43,6 +45,7 @@ from gpt_jax.training import checkpoint, checkpoint_writer
 
 # Of a hub repository: weights once, configs, tokenizer; not its other formats and their folders.
 HUB_FILES = ['*.safetensors', '*.json', '*.jinja', '*.model', 'merges.txt']
+GENERATION = 'generation_config.json'
 HUB_LEAVE = ['*/*', 'consolidated*', 'adapter*']
 
 
@@ -54,7 +57,7 @@ class ImportedModel(NamedTuple):
   model: gpt.GPT
   tokenizers: Any  # None without tokenizer files
   tokenizer: Any  # TokenizerConfig of where they came from, or None
-  begin: str  # special that stands before every prompt, or ''
+  sample: SampleConfig  # of generation_config.json, with the special that stands before every prompt
   path: Path  # of its files
 
 
@@ -96,6 +99,8 @@ def _read(source, make_mesh, needs_tokenizer=False):
       f'{files.path} has no tokenizer that can be read\n'
       'fix: add tokenizer.json (or vocab.json and merges.txt, or tokenizer.model) of the model to its folder'
     )
+  with reading(files.path / GENERATION, 'sampling settings', json_files.FIX):
+    sample = generation.from_generation(files.generation)
   toks = None
   if tokenizer is not None:
     toks = tokenizer_files.with_roles(tokenizer, files.hf, files.generation, cfg.vocab, files.path)
@@ -105,7 +110,8 @@ def _read(source, make_mesh, needs_tokenizer=False):
   cfg = dataclasses.replace(cfg, param_dtype=weight_files.param_dtype(stored))
   model = weight_files.read_params(stored, rows, cfg, files.path, make_mesh(cfg))
   begin = 'bos' if toks is not None and toks.start == 'bos' else ''
-  return ImportedModel(name, cfg, model, toks, files.tokenizer_config, begin, files.path)
+  sample = dataclasses.replace(sample, begin=begin)
+  return ImportedModel(name, cfg, model, toks, files.tokenizer_config, sample, files.path)
 
 
 def open_source(source):
@@ -133,7 +139,7 @@ def open_source(source):
 
 def open_folder(folder):
   """Return the ModelFiles of a folder as save_pretrained writes it."""
-  hf, path = json_files.read_config(folder / 'config.json'), folder / 'generation_config.json'
+  hf, path = json_files.read_config(folder / 'config.json'), folder / GENERATION
   generation = json_files.read(path, json_files.GENERATION) if path.exists() else {}
   tokenizer = tokenizer_files.find(folder)
   read = lambda: None if tokenizer is None else tokenizer_files.read(tokenizer, folder)
@@ -191,11 +197,13 @@ def find_source(source):
 # ---------------------------------------------------------------------------------------- writing
 
 
-def export_model(model_config, model, toks, out, family=None):
+def export_model(model_config, model, toks, out, family=None, sample=None, write_card=None):
   """Write a model as files that transformers and `import_model` read -> its model_type.
 
   toks: Tokenizers or None. out: a new or empty folder. Weights keep their type, in one file. family:
-  the model_type to write; None: the first that has all settings. Raises ValueError listing what none has.
+  the model_type to write; None: the first that has all settings. sample: SampleConfig of
+  generation_config.json, or None. write_card: (model_type, class of transformers) -> text of README.md, or
+  None. Raises ValueError listing what no family has.
   """
   cfg = dataclasses.replace(model_config, vocab=model.cfg.vocab)
   params = dict(param_trees.named_params(model))
@@ -214,8 +222,11 @@ def export_model(model_config, model, toks, out, family=None):
     say(f'note: {note}')
   save_file(files, folder / 'model.safetensors', {'format': 'pt'})
   specials = tokenizer_files.special_ids(toks)
-  if any(value is not None for value in specials.values()):
-    records.write_atomically(folder / 'generation_config.json', json.dumps(specials, indent=2) + '\n')
+  settings = specials | (generation.to_generation(sample) if sample else {})
+  if any(value is not None for value in settings.values()):
+    records.write_atomically(folder / GENERATION, json.dumps(settings, indent=2) + '\n')
+  if write_card:
+    records.write_atomically(folder / 'README.md', write_card(name, hf['architectures'][0]))
   dtype = model.cfg.param_dtype  # transformers 5 reads the first spelling, older ones the second
   content = hf | {'dtype': dtype, 'torch_dtype': dtype} | specials  # last: a folder with it is complete
   records.write_atomically(folder / 'config.json', json.dumps(content, indent=2) + '\n')
@@ -251,10 +262,9 @@ def import_run(source, workdir):
   # Rows whose logits fit, a number that all devices share: a long context is for sampling.
   rows = -(-8 // jax.device_count()) * jax.device_count()
   train = TrainConfig(length=min(imported.cfg.context, 1024), batch_size=rows)
-  sample = SampleConfig(begin=imported.begin)
   imported.tokenizers.save(workdir / 'tokenizer')
   tokenizer = imported.tokenizer or tokenizer_files.find(workdir / 'tokenizer')  # None: inside a GGUF file
-  cfg = config.Config(model=imported.cfg, tokenizer=tokenizer, train=train, sample=sample)
+  cfg = config.Config(model=imported.cfg, tokenizer=tokenizer, train=train, sample=imported.sample)
   state = TrainState(jnp.int32(0), imported.model, None, jax.random.key(train.seed), {})
   extra = {
     'config': dataclasses.asdict(cfg),
@@ -281,7 +291,8 @@ def import_run(source, workdir):
 def export_run(workdir, out):
   """Write the newest good checkpoint of a run as Hugging Face files into a new or empty folder."""
   run = trained.load(workdir)
-  family = export_model(run.model.cfg, run.model, run.tokenizers, out)
+  card = lambda *names: model_card.write_card(run, *names, Path(out).expanduser())
+  family = export_model(run.model.cfg, run.model, run.tokenizers, out, sample=run.cfg.sample, write_card=card)
   params = costs.count_params(run.model.cfg)
   say(
     f'exported step {run.step} of {workdir}: {family}, {params:,} parameters\n'

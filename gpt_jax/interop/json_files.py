@@ -55,7 +55,7 @@ ITEMS |= dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id'), int)
 GENERATION = {
   **dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id'), TOKEN_ID),
   **dict.fromkeys(('temperature', 'top_p', 'min_p', 'repetition_penalty'), NUMBER),
-  'top_k': INTEGER,
+  **dict.fromkeys(('top_k', 'num_beams', 'max_new_tokens'), INTEGER),
   'do_sample': OPTIONAL_BOOL,
 }
 TOKENIZER_CONFIG = {

@@ -125,9 +125,16 @@ def write(tokenizers, folder, context):
     if template := tokenizers.text.files().get('chat_template.jinja'):
       base.write_file(folder / 'chat_template.jinja', template)
     settings |= {f'{role}_token': tokens[role] for role in ROLES if role in tokens}
+    own = {name: token for name, token in tokens.items() if not _is_usual(name)}
+    settings |= {subword.OWN_ROLES: own} if own else {}
     base.write_file(folder / 'tokenizer.json', base.to_json(model))
   base.write_file(folder / 'tokenizer_config.json', base.to_json(settings, indent=2))
   return note
+
+
+def _is_usual(name):
+  """Whether transformers knows a special by its role, or eos_token_id of config.json lists it."""
+  return name in ROLES or name.rstrip('0123456789') == 'eos'
 
 
 def to_library(tokenizers):

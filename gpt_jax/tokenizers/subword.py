@@ -17,6 +17,7 @@ ROLES = {
   'bos': ('<s>', '<|begin_of_text|>', '<bos>', '[BOS]', '<|startoftext|>'),
   'eos': ('</s>', '<|endoftext|>', '<|end_of_text|>', '<eos>', '[EOS]'),
 }
+OWN_ROLES = 'gpt_jax_roles'  # key of a tokenizer_config.json: {special name: token}, of an export
 BATCH = 512  # pieces of text a library call, to bound its memory
 
 
@@ -194,7 +195,7 @@ def _chat_template(path, config):
 def _named_roles(path):
   """Return {role: token} of a tokenizer_config.json; a role may be absent or null."""
   config = _read_config(path)
-  tokens = {role: config.get(f'{role}_token') for role in ROLES}
+  tokens = config.get(OWN_ROLES, {}) | {role: config.get(f'{role}_token') for role in ROLES}
   return {role: t['content'] if isinstance(t, dict) else t for role, t in tokens.items()}
 
 
@@ -202,6 +203,7 @@ def _read_config(path):
   """Return a tokenizer_config.json whose tokens and chat templates have their types."""
   fix = 'restore tokenizer_config.json, or remove it to find the roles by their usual spellings'
   keys = {f'{role}_token?': str | dict | None for role in ROLES} | {'chat_template?': str | list | None}
+  keys[f'{OWN_ROLES}?'] = {str: str}
   config = base.read_json(path, fix, keys)
   with reading(path, 'a tokenizer_config.json', fix):
     for role in ROLES:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import shutil
 import struct
 import typing
 
@@ -694,44 +693,6 @@ def test_training_starts_from_an_imported_run(imported, tmp_path):
   program = step.gpt_program(cfg, model_cfg, models.mesh())
   start = checkpoint.load_model(workdir, program.abstract.model)
   assert_same_params(model, start, model.cfg.vocab)
-
-
-def test_imported_model_learns_prompt_and_answer_and_is_exported(imported, hf, tmp_path):
-  """Missing specials get rows after the ids in use, and transformers reads the larger vocabulary."""
-  source, _, _ = imported
-  with open(source / 'tokenizer.json') as file:
-    content = json.load(file)
-  content['added_tokens'] = []  # as of a model of others: bytes, no specials
-  base_dir = tmp_path / 'base'
-  shutil.copytree(source, base_dir)
-  (base_dir / 'tokenizer.json').write_text(json.dumps(content))
-  edit(base_dir, bos_token_id=None, eos_token_id=None, pad_token_id=None)
-  (base_dir / 'tokenizer_config.json').unlink()
-  huggingface.import_run(base_dir, tmp_path / 'run')
-  (tmp_path / 'qa.jsonl').write_text('{"q": "one", "a": "two"}\n' * 8)
-  shutil.copy(tmp_path / 'qa.jsonl', tmp_path / 'valid.jsonl')
-  base = config.of_run(tmp_path / 'run')
-  mixture = dict(kind='jsonl', path=str(tmp_path / 'qa.jsonl'), template='{q} -> {a}')
-  mixture['valid_path'] = str(tmp_path / 'valid.jsonl')
-  cfg = config.default()
-  cfg.model, cfg.tokenizer = config.section(base.model), config.section(base.tokenizer)
-  cfg.data.mixture = {'qa': mixture}
-  cfg.data.packing = 'first_fit'
-  cfg.train.update(init_from=str(tmp_path / 'run'), steps=1, batch_size=8, length=16, sample_prompts=())
-  training.train(config.build(config.Config, cfg), tmp_path / 'tuned')
-  tuned = trained.load(tmp_path / 'tuned')
-  specials = dict(tuned.tokenizers.vocabulary.specials)
-  assert sorted(specials) == sorted(SPECIALS)
-  assert min(specials.values()) == 256
-  start = dict(params_of(trained.load(tmp_path / 'run').model))
-  np.testing.assert_allclose(params_of(tuned.model)['embed_VD'][:256], start['embed_VD'][:256], atol=0.01)
-  assert np.std(params_of(tuned.model)['embed_VD'][specials['sep']]) > 0
-  huggingface.export_run(tmp_path / 'tuned', tmp_path / 'out')
-  theirs = hf.AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
-  ids_BT = rows(tuned.model.cfg.vocab)
-  np.testing.assert_allclose(their_logits(theirs, ids_BT), our_logits(tuned.model, ids_BT), atol=2e-5)
-  tokenizer = hf.AutoTokenizer.from_pretrained(tmp_path / 'out')
-  assert tokenizer('one<|sep|>')['input_ids'][-1] == specials['sep']
 
 
 def test_import_needs_an_empty_folder_and_a_tokenizer(imported, tmp_path):
