@@ -9,10 +9,9 @@ import time
 
 import jax
 
-from gpt_jax.cluster.processes import barrier
 from gpt_jax.jobs import codec, language_model
 from gpt_jax.sharding import make_mesh
-from gpt_jax.training import session, start
+from gpt_jax.training import evaluations, session, start
 from gpt_jax.training.loss_guard import GoBack
 
 
@@ -32,6 +31,8 @@ class TrainConfig:
   sample_every: int = 500  # steps between samples; 0 = only at the end
   sample_prompts: tuple[str, ...] = ('\n',)  # prompts of the text samples; () = none
   tasks: tuple[str, ...] = ()  # rows of evaluation.evaluate.TASKS to run at the end
+  tasks_every: int = 0  # steps between runs of tasks before the end; 0 = never
+  tasks_limit: int = 100  # examples of each source in these runs; 0 = as at the end
   probe_every: int = 0  # steps between measurements of every layer (probes.jsonl); 0 = never
   init_from: str = ''  # RUN or RUN@STEP whose parameters to start from, with a fresh optimizer
   branch_from: str = ''  # RUN or RUN@STEP to continue in a new folder, with optimizer, data and step number
@@ -56,7 +57,7 @@ class TrainConfig:
         f'train.accumulate={self.accumulate} does not divide train.batch_size={self.batch_size}\n'
         'fix: make batch_size a multiple of accumulate'
       )
-    for key in ('steps', 'eval_every', 'sample_every', 'probe_every', 'sdc_every'):
+    for key in ('steps', 'eval_every', 'tasks_every', 'sample_every', 'probe_every', 'sdc_every'):
       if getattr(self, key) % self.steps_per_call:
         raise ValueError(
           f'train.{key}={getattr(self, key)} is not a multiple of train.steps_per_call='
@@ -80,14 +81,14 @@ def train(cfg, workdir, should_stop=lambda step: False):
     s = session.setup(cfg, workdir, mesh, JOBS[cfg.train.job])
     with session.acquire_run_dir(s):
       if result := session.finished_result(s):
-        write_report(s, 'this run is done; its report', again=False)  # a kill may have come before it
+        session.write_report(s, 'this run is done; its report', again=False)  # a kill may have come before it
         return result
       s.run.print(f'run folder: {workdir}\n{s.job.describe()}, from step {s.step}')
 
       while True:
         try:
           session.save_if_due(s, stopping=False)  # first: an evaluation that fails then loses nothing
-          stopping = should_stop(s.step) or not session.run_due_evals(s, should_stop)
+          stopping = should_stop(s.step) or not evaluations.run_due_evals(s, should_stop)
           session.save_if_due(s, stopping)
           if stopping or s.step == cfg.train.steps:
             break
@@ -104,24 +105,15 @@ def train(cfg, workdir, should_stop=lambda step: False):
 
       result = session.finish(s, stopping)
       if result:
-        write_report(s)
+        session.write_report(s)
       return result
-
-
-def write_report(s, name='report', again=True):
-  """Write report.html in process 0, while the others wait: a process that leaves would end the job."""
-  if s.run.primary:
-    from gpt_jax.reports import run_report  # matplotlib takes a second to import
-
-    s.run.print(f'{name}: {run_report.describe_report(s.workdir, again)}')
-  barrier('report written')
 
 
 LIMITS = {  # the least value of each number
   **dict.fromkeys(('steps', 'batch_size', 'accumulate', 'steps_per_call'), 1),
   **dict.fromkeys(('max_skipped', 'spike_window', 'spike_patience'), 1),
   **dict.fromkeys(('length', 'eval_every', 'eval_tokens', 'sample_every', 'probe_every'), 0),
-  **dict.fromkeys(('hang_seconds', 'spike_sigma', 'sdc_every'), 0),
+  **dict.fromkeys(('tasks_every', 'tasks_limit', 'hang_seconds', 'spike_sigma', 'sdc_every'), 0),
 }
 JOBS = {
   'gpt': language_model.LanguageModelJob,

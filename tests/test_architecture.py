@@ -48,14 +48,14 @@ MAY_IMPORT = {
   'runs': '',
   'reports': 'runs',
   'cluster': 'runs',
-  'training': 'cluster cluster.batches model optim runs sharding step training.loss_guard',
+  'training': 'cluster cluster.batches model optim reports runs sharding step training.loss_guard',
   'sample': 'model sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
   'sampling': 'data model runs sample sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
   'evaluation': 'cluster.batches data losses model runs sample sampling sampling.prompt_batch '
   'sampling.validate sharding tokenizers',
   'jobs': 'cluster.batches data evaluation losses model runs sampling sampling.prompt_batch step '
   'tokenizers training',
-  'train': 'jobs reports sharding training training.loss_guard',
+  'train': 'jobs sharding training training.loss_guard',
   'config': 'data losses model optim runs sample sharding tokenizers train training',
   'cli.experiment_file': 'config data tokenizers',
   'evaluation.trained': 'config evaluation losses model runs sampling sampling.validate sharding '
@@ -65,7 +65,7 @@ MAY_IMPORT = {
   'train training',
   'reports.study_results': 'ablation runs',
   'reports.study_figures': 'reports reports.study_results',
-  'reports.study_tables': 'ablation reports reports.study_results',
+  'reports.study_tables': 'reports reports.study_results',
   'reports.study_report': 'reports reports.study_figures reports.study_results reports.study_tables',
   'ablation.execute': 'ablation cluster.batches config reports.study_report runs sharding step train '
   'training',

@@ -14,7 +14,7 @@ from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.runs import records, run_folder
 from gpt_jax.tokenizers import Tokenizers
-from gpt_jax.training import checkpoint, meter, session
+from gpt_jax.training import checkpoint, evaluations, meter, session
 from gpt_jax.training.start import FREE_ON_RESUME
 from tests import tiny_runs
 from tests.tiny_runs import assert_two_lines, experiment, snapshot
@@ -473,7 +473,7 @@ def test_gradients_that_stay_non_finite_end_the_run(tmp_path, monkeypatch):
 
 
 def test_an_error_in_the_loop_frees_the_folder(run, tmp_path, monkeypatch):
-  monkeypatch.setattr(session, 'evaluate', lambda s: 1 / 0)
+  monkeypatch.setattr(evaluations, 'evaluate', lambda s: 1 / 0)
   with pytest.raises(ZeroDivisionError):
     train.train(experiment(), tmp_path / 'run')
   monkeypatch.undo()
@@ -548,7 +548,7 @@ def test_the_tail_is_the_last_tenth_of_the_steps():
   'every, steps, expected', [(0, 6, [6]), (1, 3, [1, 2, 3]), (2, 6, [2, 4, 6]), (4, 6, [4, 6]), (10, 6, [6])]
 )
 def test_due(every, steps, expected):
-  assert [number for number in range(steps + 1) if session.due(every, number, steps)] == expected
+  assert [number for number in range(steps + 1) if evaluations.due(every, number, steps)] == expected
 
 
 def test_the_vocabulary_is_that_of_the_tokenizer_unless_it_is_given(run):
@@ -573,7 +573,7 @@ def test_an_evaluation_that_fails_loses_no_step(tmp_path, monkeypatch):
   def fail(s):
     raise ValueError('no validation data\nfix: add some')
 
-  monkeypatch.setattr(session, 'evaluate', fail)
+  monkeypatch.setattr(evaluations, 'evaluate', fail)
   cfg = experiment(train__eval_every=6)
   with pytest.raises(RuntimeError, match='no validation data'):
     train.train(cfg, tmp_path)

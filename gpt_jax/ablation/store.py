@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_jax.ablation.stats.scores import score_name
 from gpt_jax.runs import history, records, run_folder, text_table
+from gpt_jax.runs.metric_names import score_name
 
 FAILURES = ('failed', 'diverged', 'killed', 'hung')  # outcomes of an attempt that end a run
 

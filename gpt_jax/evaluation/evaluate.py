@@ -31,6 +31,7 @@ from gpt_jax.evaluation.tasks import (
 )
 from gpt_jax.losses import token_losses
 from gpt_jax.model import gpt, param_trees
+from gpt_jax.runs.metric_names import headlines
 from gpt_jax.runs.progress import Progress
 from gpt_jax.runs.text_table import format_table
 from gpt_jax.sampling import prompt_batch, prompts
@@ -308,20 +309,16 @@ def format_row(row):
 
 def summary_lines(rows):
   """A table of the first metric with a chance level of each task and source, as lines."""
-  first = {}
-  for row in rows:
-    if 'chance' in row and not {'of', 'control'} & set(row):
-      first.setdefault((row['task'], row['source']), row)
   cells = [
     (
-      task,
-      source,
+      row['task'],
+      row['source'],
       row['metric'].replace('_', ' '),
       f'{row["value"]:.1%}',
       f'{row["chance"]:.1%}',
       f'{row["n"]} of {row["split"]}',
     )
-    for (task, source), row in first.items()
+    for row in headlines(rows)
   ]
   header = ('task', 'source', 'measure', 'score', 'chance', 'examples')
   return format_table(cells, header) if cells else []

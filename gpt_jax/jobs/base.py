@@ -64,6 +64,10 @@ class Job(Protocol):
   def samples(self, state):
     """Yield (content, name, suffix) of each sample; called at each train.sample_every and at the end."""
 
+  def run_tasks(self, state, limit):
+    """Return rows of train.tasks on `limit` validation examples a source; called at train.tasks_every."""
+    return []
+
   def finish(self, state, say):
     """Run what is due once after the last step and return its rows of result.json; say: print a line."""
 

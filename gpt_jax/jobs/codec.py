@@ -30,7 +30,7 @@ from gpt_jax.tokenizers.learned import autoencoder
 
 SAMPLES = 8  # reconstructions in a sample
 UNUSED = {  # settings of a GPT that have no effect here, beside the sections below
-  'train': ('init_from', 'tasks', 'length', 'sample_prompts'),
+  'train': ('init_from', 'tasks', 'tasks_every', 'tasks_limit', 'length', 'sample_prompts'),
   'data': ('stages', 'mask_documents', 'prefix', 'condition_dropout', 'workers'),
 }
 UNUSED_SECTIONS = ('model', 'adapter', 'tokenizer', 'loss', 'sample')

@@ -308,6 +308,11 @@ class LanguageModelJob(base.Job):
       yield panels.continue_prompts(subject, self.sample_prompts), '', '.txt'
     yield from panels.sample_conditions(subject)
 
+  def run_tasks(self, state, limit):
+    """Return rows of train.tasks on `limit` examples a source, without perplexity: see `validate`."""
+    rows = evaluate.run_tasks(self.subject(state), self.cfg.train.tasks, limit=limit)
+    return [row for row in rows if row['task'] != 'perplexity']
+
   def finish(self, state, say):
     """Run train.tasks and return their rows."""
     rows = evaluate.run_tasks(self.subject(state), self.cfg.train.tasks)

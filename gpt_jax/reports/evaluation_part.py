@@ -2,7 +2,9 @@
 
 import math
 
-from gpt_jax.reports import page
+import numpy as np
+
+from gpt_jax.reports import figures, page
 from gpt_jax.reports.sections import Section, make_table
 from gpt_jax.runs.history import is_number
 
@@ -57,6 +59,32 @@ def words(name):
 def join(*texts):
   """Join the texts that are not empty."""
   return ' \u00b7 '.join(filter(None, texts))
+
+
+def curve_chances(run):
+  """Return {TASK/SOURCE/METRIC: chance} of the scores that the run measured at train.tasks_every."""
+  events = [event['chances'] for event in run.events if isinstance(event.get('chances'), dict)]
+  return {name: chance for name, chance in (events[-1] if events else {}).items() if is_number(chance)}
+
+
+def curves(run):
+  """A chart of the first score of each task and source against training, with its chance level."""
+  charts = []
+  for name, chance in curve_chances(run).items():
+    steps, y = run.column(name)
+    x = run.x(steps)
+    series = [
+      figures.Series(x, np.full(len(x), float(chance)), 'line', figures.MUTED, 'chance'),
+      figures.Series(x, y, 'points'),
+    ]
+    task, source, metric = name.split('/')[:3]
+    label = f'{task} {source}: {words(metric)} against {run.x_unit()}'
+    svg = figures.chart(series, name=f'curve {name}', label=label, size=page.SMALL, room=52)
+    if svg:
+      charts.append(page.small_figure(f'{join(task, source)}: {words(metric)}', percent(y[-1]), svg))
+  limit = run.config.get('train', {}).get('tasks_limit')
+  note = 'During training' + (f', on {limit:,} validation examples of each source.' if limit else '.')
+  return Section('Tasks', [page.multiples(charts)], note)
 
 
 def evaluations(run):

@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 
 from gpt_jax.reports import evaluation_part, figures, page
-from gpt_jax.reports.evaluation_part import evaluations
+from gpt_jax.reports.evaluation_part import curves, evaluations
 from gpt_jax.reports.job_metrics import is_mean_of_sources, metrics_of
 from gpt_jax.reports.loss_part import losses, rise_since_best
 from gpt_jax.reports.predictions_part import predictions
@@ -62,7 +62,7 @@ def write_report(workdir, again=True):
   if not again and path.exists() and path.stat().st_mtime >= result.stat().st_mtime:
     return path
   run = history.read_history(workdir)
-  sections = (losses, samples, evaluations, predictions, signals, layer_sizes)
+  sections = (losses, curves, samples, evaluations, predictions, signals, layer_sizes)
   sections += (ancestors, settings, timeline, reproduce)
   title = f'{run.folder.name} \u00b7 gpt_jax'
   records.write_atomically(path, page.document(title, header(run), [part(run) for part in sections]))
@@ -185,7 +185,7 @@ def key_numbers(run):
 def signals(run):
   """A small chart for every other metric, the known ones first."""
   names, job = {name for row in run.metrics for name in row}, metrics_of(run)
-  names -= {'step', 'time', 'loss', job.items, 'targets', 'mfu_causal'}
+  names -= {'step', 'time', 'loss', job.items, 'targets', 'mfu_causal', *evaluation_part.curve_chances(run)}
   names -= {'valid_loss'} if job.losses_comparable and not is_mean_of_sources(run) else set()
   names = [*(name for name in METRICS if name in names), *sorted(names - {*METRICS})]
   return Section('Signals', [page.multiples([signal(run, name) for name in names])])
@@ -345,7 +345,7 @@ def event_details(event):
   """Return all of an event besides its time, name, step and versions, as text."""
   parts = page.changes(event.get('changed'))
   for key, value in event.items():
-    if key not in ('time', 'event', 'step', 'versions', 'rows', 'changed'):
+    if key not in ('time', 'event', 'step', 'versions', 'rows', 'changed', 'chances'):
       text = f'{value:.4g}' if isinstance(value, float) else value
       parts.append(f'{key.replace("_", " ")} {text}')
   return ', '.join(parts)

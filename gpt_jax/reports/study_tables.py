@@ -7,12 +7,11 @@ import math
 
 import numpy as np
 
-from gpt_jax.ablation.stats.scores import score_name
 from gpt_jax.reports import page
 from gpt_jax.reports import study_results as results
 from gpt_jax.reports.sections import make_table
 from gpt_jax.runs import loggers
-from gpt_jax.runs.metric_names import human
+from gpt_jax.runs.metric_names import human, score_name
 
 MAX_PATHS = 6  # of parameters in a cell
 NUMBERS = (

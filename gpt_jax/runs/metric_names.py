@@ -60,7 +60,25 @@ METRICS = {
 }
 
 
+# The keys of a task's score that make its name, in this order.
+SCORE_KEYS = ('task', 'source', 'metric', 'modality', 'way', 'of', 'control', 'codebook')
+
+
 def title(name):
   """Return a metric's title with its unit; another metric's name."""
   metric = METRICS.get(name, Metric())
   return ', '.join(filter(None, (metric.title or name, metric.unit)))
+
+
+def score_name(row):
+  """Return TASK/SOURCE/METRIC of a task's result row, and /MODALITY or whatever else distinguishes it."""
+  return '/'.join(str(row[key]) for key in SCORE_KEYS if row.get(key) not in (None, ''))
+
+
+def headlines(rows):
+  """Return the first result row with a chance level of each task and source, controls left out."""
+  first = {}
+  for row in rows:
+    if 'chance' in row and not {'of', 'control'} & set(row):
+      first.setdefault((row['task'], row['source']), row)
+  return list(first.values())

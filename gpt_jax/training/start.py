@@ -21,7 +21,8 @@ from gpt_jax.training import checkpoint, loss_guard
 # Keys that may differ between a run and its resumption: its result does not depend on them.
 FREE_ON_RESUME = (
   *('mesh.', 'log.', 'checkpoint.', 'sample.', 'model.unroll'),
-  *('train.tasks', 'train.probe_every', 'train.hang_seconds', 'train.sdc_every', 'train.profile'),
+  *('train.tasks', 'train.tasks_every', 'train.tasks_limit'),
+  *('train.probe_every', 'train.hang_seconds', 'train.sdc_every', 'train.profile'),
   *('data.workers', 'data.prefetch', 'data.cache', 'data.reset', 'data.stages'),
 )
 

@@ -23,7 +23,7 @@ from gpt_jax.config import to_dict
 from gpt_jax.runs import records, secrets
 from gpt_jax.sharding import MeshConfig, make_mesh
 from gpt_jax.step import hyper_of
-from gpt_jax.training import session, start
+from gpt_jax.training import evaluations, session, start
 
 # Config keys whose values are traced, or not part of the program at all.
 LOSS_KEYS = ('z_loss', 'label_smoothing', 'moe_balance', 'moe_z', 'text', 'image', 'audio')
@@ -281,7 +281,7 @@ class Group:
 
   def run_due_actions(self, stopping):
     """Evaluate, save and finish each replica where due, with its own state."""
-    due = [replica for replica in self.live() if stopping or session.needs_state(replica.session)]
+    due = [replica for replica in self.live() if stopping or evaluations.needs_state(replica.session)]
     if due:
       start = time.perf_counter()
       jax.block_until_ready(self.states)
@@ -295,11 +295,11 @@ class Group:
           leaves = self.slice_replica(jax.tree.leaves(self.states), np.int32(r))
           s.state = jax.tree.unflatten(self.treedefs[r], leaves)
         session.save_if_due(s, stopping=False)
-        ending = stopping or not session.run_due_evals(s, lambda step: stopping)
+        ending = stopping or not evaluations.run_due_evals(s, lambda step: stopping)
         session.save_if_due(s, ending)
         if ending or s.step == s.cfg.train.steps:
           if result := session.finish(s, ending):
-            train.write_report(s)
+            session.write_report(s)
           replica.close(outcome_of_result(result))
         s.state = None
 

@@ -5,9 +5,7 @@ import math
 from typing import NamedTuple
 
 from gpt_jax.ablation.stats import comparability, inference
-
-# The keys of a task's score that make its name, in this order.
-SCORE_KEYS = ('task', 'source', 'metric', 'modality', 'way', 'of', 'control', 'codebook')
+from gpt_jax.runs.metric_names import score_name
 
 
 class Scores(NamedTuple):
@@ -52,11 +50,6 @@ def collect_scores(rows, metric):
     )
   diverged = collections.Counter(row['arm'] for row in rows if row['status'] == 'diverged')
   return Scores(dict(values), dict(missing), dict(diverged), min(counts, default=0))
-
-
-def score_name(row):
-  """TASK/SOURCE/METRIC of a task's score, and /MODALITY or whatever else distinguishes it."""
-  return '/'.join(str(row[key]) for key in SCORE_KEYS if row.get(key) not in (None, ''))
 
 
 def numeric_results(result, metric=''):
