@@ -164,14 +164,20 @@ def sample_media(run, prompt, cfg):
 def import_flags():
   """Flags of `import`."""
   flags.DEFINE_string('source', '', 'folder with config.json and safetensors, FILE.gguf, or a hub id')
+  flags.DEFINE_string(
+    'base', '', 'run folder of the base model, where --source is an adapter in the format of PEFT'
+  )
   define_workdir()
 
 
 def import_(argv):
-  """Make a run folder of a Hugging Face model; README lists the families."""
-  from gpt_jax.interop import huggingface
+  """Make a run folder of a Hugging Face model, or of an adapter; README lists the families."""
+  from gpt_jax.interop import huggingface, peft_files
 
-  huggingface.import_run(require('source'), FLAGS.workdir)
+  if FLAGS.base:
+    peft_files.import_adapter(require('source'), FLAGS.base, FLAGS.workdir)
+  else:
+    huggingface.import_run(require('source'), FLAGS.workdir)
   return 0
 
 
@@ -179,13 +185,17 @@ def export_flags():
   """Flags of `export`."""
   define_workdir()
   flags.DEFINE_string('out', '', 'folder for config.json, model.safetensors and tokenizer files')
+  flags.DEFINE_bool(
+    'adapter', False, 'write the adapters alone, in the format of PEFT; default: merged weights'
+  )
 
 
 def export(argv):
   """Write a trained model as Hugging Face files."""
-  from gpt_jax.interop import huggingface
+  from gpt_jax.interop import huggingface, peft_files
 
-  huggingface.export_run(FLAGS.workdir, require('out'))
+  write = peft_files.export_adapter if FLAGS.adapter else huggingface.export_run
+  write(FLAGS.workdir, require('out'))
   return 0
 
 

@@ -123,7 +123,7 @@ def open_source(source):
   if has_adapter and not has_config:
     raise ValueError(
       f'--source={path} is a PEFT adapter without its base model\n'
-      'fix: AutoPeftModelForCausalLM.from_pretrained(X).merge_and_unload().save_pretrained(NEW), import NEW'
+      'fix: import its base model, and name that run in --base'
     )
   if has_adapter:
     say(f'note: {path} has a PEFT adapter beside its model, which is left out')
@@ -265,27 +265,35 @@ def import_run(source, workdir):
   imported.tokenizers.save(workdir / 'tokenizer')
   tokenizer = imported.tokenizer or tokenizer_files.find(workdir / 'tokenizer')  # None: inside a GGUF file
   cfg = config.Config(model=imported.cfg, tokenizer=tokenizer, train=train, sample=imported.sample)
-  state = TrainState(jnp.int32(0), imported.model, None, jax.random.key(train.seed), {})
-  extra = {
-    'config': dataclasses.asdict(cfg),
-    'vocab': imported.cfg.vocab,
-    'widths': [imported.cfg.patch_values, imported.cfg.frame_values],
-    'tokenizer': checkpoint.pack_folder(workdir / 'tokenizer'),
-    'tokens': 0.0,
-    'seconds': 0.0,
-    'imported': str(source),
-  }
-  settings = checkpoint.CheckpointConfig(background=False)
-  checkpoints = checkpoint_writer.CheckpointWriter(workdir / 'checkpoints', settings)
-  checkpoints.save(0, state, extra)
-  checkpoints.close()
-  ancestry.write_parents(workdir, [ancestry.describe_import(source, imported.path)])
-  records.write_json(workdir / 'config.json', dataclasses.asdict(cfg))  # last: now it is a run
+  parent = ancestry.describe_import(source, imported.path)
+  write_run(workdir, cfg, imported.cfg, imported.model, {'imported': str(source)}, parent)
   params = costs.count_params(imported.cfg)
   say(
     f'imported {source}: {imported.family}, {params:,} parameters\n'
     f"next: launch.py sample --workdir={workdir} --prompt='Once upon a time'"
   )
+
+
+def write_run(workdir, cfg, model_cfg, tree, extra, parent):
+  """Write a run folder at step 0, whose tokenizer is written; tree: a model or adapters.
+
+  extra: entries of its checkpoint. parent: the entry of ancestry that it comes from.
+  """
+  state = TrainState(jnp.int32(0), tree, None, jax.random.key(cfg.train.seed), {})
+  extra = extra | {
+    'config': dataclasses.asdict(cfg),
+    'vocab': model_cfg.vocab,
+    'widths': [model_cfg.patch_values, model_cfg.frame_values],
+    'tokenizer': checkpoint.pack_folder(workdir / 'tokenizer'),
+    'tokens': 0.0,
+    'seconds': 0.0,
+  }
+  settings = checkpoint.CheckpointConfig(background=False)
+  checkpoints = checkpoint_writer.CheckpointWriter(workdir / 'checkpoints', settings)
+  checkpoints.save(0, state, extra)
+  checkpoints.close()
+  ancestry.write_parents(workdir, [parent])
+  records.write_json(workdir / 'config.json', dataclasses.asdict(cfg))  # last: now it is a run
 
 
 def export_run(workdir, out):

@@ -113,6 +113,11 @@ class Adapted(nnx.Module):
     """seeds: Param of an integer per layer, for dropout; None = no dropout."""
     self.weight, self.adapter, self.seeds = weight, adapter, seeds
 
+  @property
+  def axes(self):
+    """The letters of one layer's weight."""
+    return self.adapter.letters
+
   def __getitem__(self, index):
     return self.adapter.merge(self.weight[...])[index]
 
@@ -147,8 +152,8 @@ def split_axes(axes):
 def split(cfg, model):
   """Return (the tree that is trained, the frozen base), abstract; (model, None) without adapters.
 
-  Parameters that are trained whole have no entries in the base. Raises ValueError for a pattern that matches
-  nothing, or a target that cannot have an adapter.
+  Of parameters that are trained whole the base has no entries. Raises ValueError for a pattern that matches
+  nothing.
   """
   if not cfg.freezes:
     return model, None
@@ -159,9 +164,14 @@ def split(cfg, model):
     )
   params = dict(named_params(model))
   whole = match(cfg.train, params, 'train')
-  targets = [path for path in match(cfg.targets, params, 'targets') if path not in whole] if cfg.rank else []
+  matrices = {path: p for path, p in params.items() if path not in whole and multiplies(path, p.axes)}
+  targets = match(cfg.targets, matrices, 'targets') if cfg.rank else []
   for path in targets:
-    check_target(cfg, path, params[path].axes)
+    if cfg.dropout and set(params[path].axes) & set('EAM'):
+      raise ValueError(
+        f'adapter.dropout={cfg.dropout} cannot reach the inputs of {path}\n'
+        'fix: set adapter.dropout=0, or leave it out of adapter.targets'
+      )
   trained = {path: params[path] for path in whole} | {path: Adapter(cfg, params[path]) for path in targets}
 
   def without_whole(path, p):
@@ -176,23 +186,15 @@ def match(patterns, params, key):
   for pattern in patterns:
     if not any(re.search(pattern, path) for path in params):
       raise ValueError(
-        f'adapter.{key} has {pattern!r}, which matches no parameter\nfix: use paths of {", ".join(params)}'
+        f'adapter.{key} has {pattern!r}, which matches none of the parameters\n'
+        f'fix: use paths of {", ".join(params)}'
       )
   return [path for path in params if any(re.search(pattern, path) for pattern in patterns)]
 
 
-def check_target(cfg, path, axes):
-  """Raise ValueError for a parameter that no adapter fits."""
-  if 'D' not in axes or len(axes.lstrip('LE')) < 2 or path in ('embed_VD', 'position_TD'):
-    raise ValueError(
-      f'adapter.targets matches {path}, which is no matrix that multiplies activations\n'
-      f"fix: train it whole with adapter.train=('{path}',), or leave it out"
-    )
-  if cfg.dropout and (set(axes) & set('EAM')):
-    raise ValueError(
-      f'adapter.dropout={cfg.dropout} cannot reach the inputs of {path}\n'
-      'fix: set adapter.dropout=0, or leave it out of adapter.targets'
-    )
+def multiplies(path, axes):
+  """Whether activations are multiplied with a parameter, in which an adapter fits."""
+  return 'D' in axes and len(axes.lstrip('LE')) > 1 and path not in ('embed_VD', 'position_TD')
 
 
 def take_base(base, frozen):

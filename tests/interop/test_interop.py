@@ -831,7 +831,7 @@ def test_adapters_are_refused_by_name(tmp_path, capsys):
   adapter = tmp_path / 'adapter_config.json'
   adapter.mkdir()
   (adapter / 'adapter_config.json').write_text('{}')
-  with pytest.raises(ValueError, match='is a PEFT adapter without its base model\nfix: .*merge_and_unload'):
+  with pytest.raises(ValueError, match='is a PEFT adapter without its base model\nfix: .*--base'):
     huggingface.import_model(adapter)
   (adapter / 'config.json').write_text('{}')
   with pytest.raises(ValueError, match='model_type'):
