@@ -172,31 +172,34 @@ def branch(job, cfg, folder, step, extra, notes):
   check_branch(cfg, name, folder, step, extra)
   abstract = job.load_frozen(job.program.abstract, extra)
   checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', verify=cfg.checkpoint.verify)
-  window, hyper = checkpoints.array_metadata(step).get('recent_SW'), abstract.hyper
-  same_window = window is None or abstract.recent_SW is None or window.shape == abstract.recent_SW.shape
-  keeps_window = window is not None and abstract.recent_SW is not None and same_window
-  like = abstract._replace(hyper={}, recent_SW=abstract.recent_SW if keeps_window else None)
-  state = checkpoints.restore_part(
-    step,
-    like,
-    ('hyper/', 'recent_SW'),
-    name,
-    f'keep the model and the optimizer of that run, or take its weights alone: train.init_from={folder}',
-  )
-  values = hyper_of(cfg)
-  state = state._replace(hyper={key: jax.device_put(values[key], x.sharding) for key, x in hyper.items()})
-  if abstract.recent_SW is not None and not keeps_window:
-    place = abstract.recent_SW.sharding
-    empty = loss_guard.empty_window(cfg.train.spike_window)
-    state = state._replace(recent_SW=jax.device_put(np.asarray(empty), place))
+  window, guard = checkpoints.array_metadata(step).get('recent_SW'), abstract.recent_SW
+  keeps_window = None not in (window, guard) and window.shape == guard.shape
+  like = abstract._replace(hyper={}, recent_SW=guard if keeps_window else None)
+  fix = f'keep the model and the optimizer of that run, or take its weights alone: train.init_from={folder}'
+  state = checkpoints.restore_part(step, like, ('hyper/', 'recent_SW'), name, fix)
+  hyper, key, empty_window = new_parts(cfg, abstract)
+  state = state._replace(hyper=hyper)
+  if guard is not None and not keeps_window:
+    state = state._replace(recent_SW=empty_window)
     notes.append(f'{name}: the spike guard starts with an empty window')
   old_seed = extra['config'].get('train', {}).get('seed')
   if old_seed != cfg.train.seed:
-    key = jax.random.split(jax.random.key(np.uint32(cfg.train.seed)))[1]
-    state = state._replace(key=jax.device_put(key, abstract.key.sharding))
+    state = state._replace(key=key)
     notes.append(f'{name}: train.seed {old_seed} -> {cfg.train.seed}: dropout and the data order are new')
   notes += [f'{name}: data: {line}' for line in job.loader.branch(extra['data'], step)]
   return state, extra
+
+
+def new_parts(cfg, abstract):
+  """Return what a branch may have of its own: traced scalars, PRNG key, empty window of the spike guard."""
+
+  def make(hyper, seed):
+    window = None if abstract.recent_SW is None else loss_guard.empty_window(cfg.train.spike_window)
+    return hyper, jax.random.split(jax.random.key(seed))[1], window
+
+  parts = abstract.hyper, abstract.key, abstract.recent_SW
+  shardings = jax.tree.map(lambda x: x.sharding, parts)
+  return jax.jit(make, out_shardings=shardings)(hyper_of(cfg), np.uint32(cfg.train.seed))
 
 
 def check_branch(cfg, name, folder, step, extra):

@@ -106,6 +106,17 @@ def test_a_branch_of_two_from_a_run_of_one(folder, one):
     assert parent['step'] == 9 and parent['path'] == str(one)
 
 
+def test_a_branch_of_two_is_changed_and_grows_longer(folder, one):
+  """A new seed, a spike guard and more steps: what is not of the parent lies on all processes."""
+  more = ('--config.train.seed=3', '--config.train.spike_sigma=9', '--config.optim.schedule=constant')
+  more += (f'--config.train.branch_from={one}@9',)
+  for count in (1, 2):
+    trained(folder, count, f'grown{count}', *more)
+    trained(folder, count, f'grown{count}', *more, '--config.train.steps=15')
+  assert_close(folder / 'grown2', folder / 'grown1')
+  assert [line['step'] for line in metrics(folder / 'grown2')] == list(range(10, 16))
+
+
 def test_samples_and_scores_do_not_depend_on_the_processes(two, folder):
   """And only one of two prints, and writes."""
   ask = ('--prompt=ab', '--num_samples=2', '--max_new_tokens=12', f'--workdir={two}')
