@@ -124,7 +124,9 @@ def begin(job, cfg, workdir):
       f'train.branch_from={cfg.train.branch_from} and train.init_from={cfg.train.init_from} both give '
       'the weights\nfix: leave out one of the two'
     )
-  parents = {key: open_parent(key, name, verify, notes.append) for key, name in parent_names(job, cfg)}
+  begun = begun_with(workdir)
+  names = parent_names(job, cfg)
+  parents = {key: open_parent(key, begun.get(key, name), verify, notes.append) for key, name in names}
   entries = [ancestry.describe_run(key, *parent) for key, parent in parents.items()]
   if parent := parents.get('train.branch_from'):
     state, extra = branch(job, cfg, *parent, notes)
@@ -133,6 +135,15 @@ def begin(job, cfg, workdir):
   if parent := parents.get('train.init_from'):
     state = job.load_initial_weights(state, *parent[:2])
   return Start(state, 0, None, notes, entries)
+
+
+def begun_with(workdir):
+  """Return {config key: RUN@STEP} of the parents of a run that was stopped before its first checkpoint.
+
+  Its records begin at that step, and a parent may have newer ones since.
+  """
+  entries = ancestry.read_parents(workdir) if (workdir / 'config.json').exists() else []
+  return {entry['how']: f'{entry["path"]}@{entry["step"]}' for entry in entries if 'step' in entry}
 
 
 def parent_names(job, cfg):

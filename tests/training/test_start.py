@@ -167,6 +167,27 @@ def test_a_branch_from_a_step_that_is_gone(run, tmp_path):
   assert 'use one of its steps: 9, 12' in fix
 
 
+def test_a_branch_killed_before_its_first_checkpoint_begins_at_the_same_step(run, tmp_path):
+  class Killed(BaseException):
+    pass
+
+  def kill(step):
+    if step == 11:
+      raise Killed
+
+  parent, late = tmp_path / 'parent', tmp_path / 'late'
+  shutil.copytree(run, parent)
+  shutil.move(parent / 'checkpoints/12', late)
+  cfg = experiment(train__branch_from=str(parent), checkpoint__every=0)
+  with pytest.raises(Killed):
+    train.train(cfg, tmp_path / 'branch', kill)
+  shutil.move(late, parent / 'checkpoints/12')  # the parent went on
+  begun = setup(cfg, tmp_path / 'branch')
+  assert begun.step == 9 and [entry['step'] for entry in begun.parents] == [9]
+  with pytest.raises(ValueError, match='leaves no step to train'):
+    setup(cfg, tmp_path / 'other')
+
+
 def test_a_branch_resumes_without_its_parent(run, tmp_path):
   parent = tmp_path / 'parent'
   shutil.copytree(run, parent)
