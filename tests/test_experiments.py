@@ -83,6 +83,7 @@ def corpora(tmp_path_factory):
   write_recordings(folder / 'fsdd/recordings.zip')
   write_emoji(folder / 'noto_emoji')
   data_helpers.write_classes(folder / 'shapes')
+  (folder / 'book.txt').write_text(words * 40)
   rows = [f'What is {n} plus one?,{n + 1}\n' for n in range(40)]
   (folder / 'quiz.csv').write_text('question,answer\n' + ''.join(rows))
   with pytest.MonkeyPatch.context() as patch:
@@ -313,6 +314,15 @@ def test_a_folder_proposes_its_own_sizes(tmp_path, capsys):
   with pytest.raises(ValueError) as error:
     experiment_file.load_config(f'{recipe}/sounds')
   tiny_runs.assert_two_lines(error.value, 'lies in no folder of a class')
+
+
+def test_a_text_proposes_its_steps(tmp_path, capsys):
+  (tmp_path / 'names.txt').write_text('Ada Byron\n' * 4000)
+  recipe = f'{command_line.ROOT}/experiments/text.py:path={tmp_path}/names.txt,lines'
+  cfg = config.build(config.Config, experiment_file.load_config(recipe))
+  assert cfg.train.steps == 200 and cfg.model.context == 64  # six passes of 36,000 characters
+  assert '36,000 characters, 4,000 documents; 200 steps' in capsys.readouterr().err
+  assert experiment_file.load_config(f'{recipe},steps=7').train.steps == 7
 
 
 def test_a_table_proposes_its_context(tmp_path, capsys):
