@@ -44,7 +44,7 @@ def evaluate_flags():
   flags.DEFINE_list('harness', [], 'tasks of lm-eval, such as hellaswag,arc_easy')
   flags.DEFINE_string('harness_files', '', 'folder of task files (YAML) of lm-eval; only those you trust')
   flags.DEFINE_integer(
-    'shots', None, "harness: examples in the prompt; default: the task's own", lower_bound=0
+    'shots', None, "harness and choose: examples in the prompt; default: the task's own, 0", lower_bound=0
   )
   define_sampling(
     but=('num_samples', 'begin'), temperature='from the run; tasks answer, translate and summarize: 0'
@@ -138,6 +138,7 @@ def run_tasks(subject, recognizer):
 
   rows = run_harness(subject)
   if not FLAGS.harness or FLAGS['tasks'].present:
+    takes_shots = not FLAGS.harness or {'choose', 'all'} & {*FLAGS.tasks}
     rows += evaluation.run_tasks(
       subject,
       FLAGS.tasks,
@@ -145,6 +146,7 @@ def run_tasks(subject, recognizer):
       limit=FLAGS.limit,
       stride=FLAGS.stride,
       recognizer=recognizer,
+      shots=(FLAGS.shots or 0) if takes_shots else 0,  # those of the harness alone
       **sampling_overrides(),
     )
   if not rows:
@@ -159,9 +161,10 @@ def run_harness(subject):
   """The rows of --harness, [] without it; ValueError for its options without it."""
   from gpt_jax.evaluation import harness
 
-  for name in ('harness_files', 'shots'):
-    if not FLAGS.harness and FLAGS[name].present:
-      raise ValueError(f'--{name}={FLAGS[name].value} has no effect without --harness\nfix: leave it out')
+  if FLAGS.harness_files and not FLAGS.harness:
+    raise ValueError(
+      f'--harness_files={FLAGS.harness_files} has no effect without --harness\nfix: leave it out'
+    )
   for name in ('split', 'stride', 'recognizer', *sampling_overrides()):
     if FLAGS.harness and not FLAGS['tasks'].present and FLAGS[name].present:
       raise ValueError(

@@ -189,23 +189,24 @@ def _document_rows(ids, encoded, rows, length, row_fields):
 # ----------------------------------------------------------------------------------------- tasks
 
 
-def run_tasks(subject, tasks, split='valid', limit=0, stride=0, recognizer=None, **sampling):
+def run_tasks(subject, tasks, split='valid', limit=0, stride=0, recognizer=None, shots=0, **sampling):
   """Run tasks by name -> list of result rows (dicts with task, metric, value, source, split).
 
   tasks: names of TASKS, or 'all' for those that fit a source of the mixture, suit its texts and whose
   packages are installed. limit: examples of a source (perplexity: tokens), 0 = all for perplexity and a
   task's own default. stride: tokens, see perplexity. recognizer: the Subject of another run, see
-  tasks/speak.py. sampling: fields of SampleConfig in the place of the run's own.
+  tasks/speak.py. shots: answered examples before each question, see tasks/choose.py. sampling: fields of
+  SampleConfig in the place of the run's own.
 
   Raises ValueError for an unknown task, one that fits no source, and options that no task takes.
   """
   names = check_tasks(subject, tasks, split)
-  _check_options(names, stride, recognizer, sampling)
+  _check_options(names, stride, recognizer, shots, sampling)
   check_beams(subject, names, split, sampling.get('beams'))
   rows = []
   for name in names:
     task = TASKS[name]
-    options = {'stride': stride, 'recognizer': recognizer}
+    options = {'stride': stride, 'recognizer': recognizer, 'shots': shots}
     options = {option: options[option] for option in task.options if option != 'sampling'}
     if 'sampling' in task.options:
       options |= sampling
@@ -276,13 +277,14 @@ def check_beams(subject, names, split='valid', beams=None):
       )
 
 
-def _check_options(names, stride, recognizer, sampling):
+def _check_options(names, stride, recognizer, shots, sampling):
   """Raise ValueError for an option that no task takes, and for a recognizer that reads no sounds."""
   taken = {option for name in names for option in TASKS[name].options}
   if recognizer is not None:
     speak.recognizer_template(recognizer)  # fails now, not after the sampling
   options = {'stride': stride} if stride else {}
   options |= {'--recognizer': recognizer.cache_dir.parent} if recognizer is not None else {}
+  options |= {'--shots': shots} if shots else {}
   options |= sampling
   for name, value in options.items():
     if name.lstrip('-') not in taken and not ('sampling' in taken and name in sampling):
@@ -348,7 +350,7 @@ TASKS = {
   'draw': common.Task(draw.run, draw.fits, '{name} -> {image:image}'),
   'speak': common.Task(speak.run, speak.fits, '{name} -> {audio:audio}', options=('sampling', 'recognizer')),
   'classify': common.Task(classify.run, classify.fits, '{name} -> {image:image}', options=()),
-  'choose': common.Task(choose.run, choose.fits, '{question} {options[answer]}', (), benchmark=True),
+  'choose': common.Task(choose.run, choose.fits, '{question} {options[answer]}', ('shots',), benchmark=True),
   'cloze': common.Task(cloze.run, cloze.fits, '{text:cloze}', (), benchmark=True),
   'reconstruct': common.Task(reconstruct.run, reconstruct.fits, '{image:image}', options=()),
   'cross': common.Task(cross.run, cross.fits, '{image:image} -> {name}'),

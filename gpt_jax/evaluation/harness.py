@@ -19,7 +19,6 @@ from gpt_jax.sampling import completions, validate
 
 log = logging.getLogger(__name__)
 MAX_NEW_TOKENS = 256  # where a task sets no limit, as in lm-eval
-FEWSHOT_SEED = 1234  # as in lm-eval
 BOOTSTRAPS = 1000  # draws for standard errors that have no formula
 Z = 1.96  # standard errors of a 95 % interval
 
@@ -63,7 +62,7 @@ def evaluate(model, loaded, shots=None, limit=0):
       log.warning('--shots=%d has no effect on %s: it is a task without examples in the prompt', shots, name)
     elif shots is not None or own is None:
       task.set_config(key='num_fewshot', value=shots or 0)
-    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    task.set_fewshot_seed(seed=common.FEWSHOT_SEED)
   return evaluator.evaluate(
     lm=model, task_dict=loaded, limit=limit or None, bootstrap_iters=BOOTSTRAPS, log_samples=True
   )

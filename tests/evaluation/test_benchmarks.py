@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,7 @@ def log_p(subject):
     return subject.model(ids_BT).logits_BTV
 
   def log_p(context, text):
-    ids = [*(context or '').encode()] or likelihood.start_ids(subject)
+    ids = ([*(context or '').encode()] or likelihood.start_ids(subject))[-(65 - len(text)) :]
     row = np.array([*ids, *text.encode()])
     padded = np.zeros((1, 64), np.int32)
     padded[0, : len(row) - 1] = row[:-1]
@@ -183,9 +184,8 @@ def test_tasks_find_their_sources_and_the_mean_of_several(subject):
 
 
 def test_the_mean_of_one_source_is_not_repeated():
-  assert (
-    common.centered_mean([{'metric': 'centered_accuracy', 'value': 0.1, 'interval': [0, 1], 'n': 2}]) == []
-  )
+  row = {'task': 'choose', 'source': 'a', 'value': 0.1, 'n': 2, 'chance': 0.5}
+  assert common.centered_mean([row | {'metric': m} for m in ('accuracy', 'centered_accuracy')]) == []
 
 
 @pytest.mark.parametrize('gold', [3, -1, True, 'D', 'cold', None])
@@ -253,3 +253,113 @@ def test_predictions_of_benchmarks_name_the_options(subject, tmp_path):
   assert line['prediction'] in QUESTIONS[0]['choices']
   assert line['right'] == (line['prediction'] == 'cold')
   assert by_input['once upon a ']['target'] == 'time'
+
+
+def test_shots_are_other_records_in_the_format_of_lm_eval(subject, tmp_path):
+  """The same shots as text through a task of lm-eval give its contexts."""
+  found = common.examples(subject, 'questions', 'valid')
+  contexts = choose.fewshot_contexts(subject, 'questions', 'valid', found, 2)
+  documents = {f'Q: {q["query"]}\nA: {q["choices"][q["gold"]]}': q for q in QUESTIONS}
+  shots = [[documents[text] for text in context.split('\n\n')[:-1]] for context in contexts]
+  assert all(len(chosen) == 2 for chosen in shots)
+  assert all(x.record not in chosen for x, chosen in zip(found, shots, strict=True))
+  assert contexts == choose.fewshot_contexts(subject, 'questions', 'valid', found, 2)
+  assert contexts[1:2] == choose.fewshot_contexts(subject, 'questions', 'valid', found[1:2], 2)
+  pytest.importorskip('lm_eval')
+  from lm_eval.tasks import TaskManager
+
+  task = {
+    'task': 'local_quiz',
+    'dataset_path': 'json',
+    'dataset_kwargs': {'data_files': {'test': str(subject.cache_dir / 'questions.jsonl')}},
+    'test_split': 'test',
+    'output_type': 'multiple_choice',
+    'doc_to_text': 'Q: {{query}}\nA:',
+    'doc_to_target': 'gold',
+    'doc_to_choice': 'choices',
+  }
+  (tmp_path / 'local_quiz.yaml').write_text(json.dumps(task))
+  loaded = TaskManager(include_path=str(tmp_path), include_defaults=False).load(['local_quiz'])
+  task = loaded['tasks']['local_quiz']
+  for x, chosen, context in zip(found, shots, contexts, strict=True):
+    task.sampler = types.SimpleNamespace(sample=lambda n, eval_doc, chosen=chosen: chosen[:n])
+    pair = choose.question('Q: {query}\nA: {choices[gold]}', x.record, '').pairs[0]
+    assert task.fewshot_context(dict(x.record), 2) == (context + pair[0]).rstrip()
+
+
+def test_shots_are_before_each_option(subject, log_p):
+  rows = choose.run(subject, 'questions', 'valid', 0, shots=1)
+  assert {row['shots'] for row in rows} == {1}
+  found = common.examples(subject, 'questions', 'valid')
+  contexts = choose.fewshot_contexts(subject, 'questions', 'valid', found, 1)
+  hits = [
+    np.argmax([log_p(f'{before}Q: {x.record["query"]}\nA:', f' {c}')[0] for c in x.record['choices']])
+    == x.record['gold']
+    for x, before in zip(found, contexts, strict=True)
+  ]
+  assert rows[0]['value'] == np.mean(hits)
+  bits = [
+    -log_p(f'{before}Q: {x.record["query"]}\nA:', f' {answer}')[0] / np.log(2) / (1 + len(answer))
+    for x, before in zip(found, contexts, strict=True)
+    for answer in [x.record['choices'][x.record['gold']]]
+  ]
+  np.testing.assert_allclose(values(rows)['bits_per_byte'], np.mean(bits), rtol=1e-5)
+
+
+def test_shots_come_from_the_training_file_where_there_is_one(subject, files):
+  (files / 'train.jsonl').write_text(
+    json.dumps({'query': 'Who?', 'choices': ['me', 'you'], 'gold': 1}) + '\n'
+  )
+  named = data.Source(
+    'jsonl',
+    str(files / 'train.jsonl'),
+    '{query} {choices[gold]}',
+    0.0,
+    valid_path=str(files / 'questions.jsonl'),
+  )
+  section = dataclasses.replace(subject.cfg.data, mixture={'named': named})
+  other = dataclasses.replace(subject, cfg=dataclasses.replace(subject.cfg, data=section), caches={})
+  found = common.examples(other, 'named', 'valid')
+  assert choose.fewshot_contexts(other, 'named', 'valid', found, 1) == ['Who? you\n\n'] * 4
+  with pytest.raises(
+    ValueError, match='--shots=2 and data.mixture.named has 1 other train examples'
+  ) as error:
+    choose.fewshot_contexts(other, 'named', 'valid', found, 2)
+  assert_two_lines(error.value)
+
+
+def test_shots_are_of_tasks_that_take_them(subject):
+  with pytest.raises(ValueError) as error:
+    evaluate.run_tasks(subject, ('cloze',), shots=2)
+  assert_two_lines(error.value, '--shots=2', '--tasks=cloze')
+  arrow = dataclasses.replace(subject.cfg.data.mixture['questions'], template='{query} -> {choices[gold]}')
+  section = dataclasses.replace(subject.cfg.data, mixture={'questions': arrow}, packing='first_fit')
+  other = dataclasses.replace(subject, cfg=dataclasses.replace(subject.cfg, data=section), caches={})
+  with pytest.raises(ValueError) as error:
+    choose.fewshot_contexts(other, 'questions', 'valid', [], 1)
+  assert_two_lines(
+    error.value, "--shots=1 needs a plain text, and data.mixture.questions.template='{query} -> "
+  )
+
+
+def test_the_interval_of_the_mean_is_that_of_examples_drawn_again():
+  row = lambda task, n, value, chance: [
+    {
+      'task': task,
+      'source': task,
+      'metric': 'accuracy',
+      'value': value,
+      'n': n,
+      'chance': chance,
+      'split': 'valid',
+    },
+    {'task': task, 'source': task, 'metric': 'centered_accuracy', 'value': 9.0},
+  ]
+  [mean] = common.centered_mean([*row('a', 50, 0.6, 0.25), *row('b', 80, 0.5, 0.0)])
+  assert mean['value'] == pytest.approx(((0.6 - 0.25) / 0.75 + 0.5) / 2)
+  rng, draws = np.random.default_rng(1), []
+  rights = [np.arange(50) < 30, np.arange(80) < 40]
+  for _ in range(2000):
+    a, b = (rng.choice(right, len(right)).mean() for right in rights)
+    draws.append(((a - 0.25) / 0.75 + b) / 2)
+  np.testing.assert_allclose(mean['interval'], np.percentile(draws, (2.5, 97.5)), atol=0.02)

@@ -166,4 +166,4 @@ def test_the_command_line_writes_scores_with_versions(
 
 def test_options_of_the_harness_alone_are_errors(tmp_path_factory, capsys, monkeypatch):
   call, workdir = command_line.in_process(capsys, monkeypatch), tiny_runs.finished(tmp_path_factory)
-  assert_user_error(call('evaluate', f'--workdir={workdir}', '--shots=1'), '--shots=1', 'without --harness')
+  assert_user_error(call('evaluate', f'--workdir={workdir}', '--shots=1'), '--shots=1', '--tasks=perplexity')

@@ -6,10 +6,14 @@ reads it: by the tokens of the option, or, where text follows the option, of tha
 `accuracy_by_characters` divides them by the characters that are scored (acc_norm), and
 `accuracy_by_unconditional` subtracts the log-likelihood without a context (acc_mutual_info).
 
+With shots, other records with their right options come first, as in lm-eval: each followed by an empty line.
+
 Source: centered accuracy and its mean (DCLM's CORE, Li et al. 2024): 0 is chance, 1 is always right.
 """
 
 import copy
+import dataclasses
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +21,8 @@ import numpy as np
 from gpt_jax.data import templates
 from gpt_jax.evaluation import likelihood, metrics
 from gpt_jax.evaluation.tasks import common
+
+SHOT_END = '\n\n'  # fewshot_delimiter of lm-eval
 
 
 class Question(NamedTuple):
@@ -33,12 +39,13 @@ def fits(condition, target):
   return bool(condition) or target == ('text',)
 
 
-def run(subject, source, split, limit):
-  """Rows for one source of the mixture."""
+def run(subject, source, split, limit, shots=0):
+  """Rows for one source of the mixture; shots: answered examples before each question."""
   template = subject.cfg.data.mixture[source].template
   examples = common.examples(subject, source, split, limit)
   questions = [question(template, x.record, x.where) for x in examples]
-  log_p, bare, truncated = log_likelihoods(subject, template, questions)
+  before = fewshot_contexts(subject, source, split, examples, shots) if shots else ()
+  log_p, bare, truncated = log_likelihoods(subject, template, questions, before)
   texts = [text for q in questions for _, text in q.pairs]
   scores = {'accuracy': log_p, 'accuracy_by_characters': log_p / [max(1, len(t)) for t in texts]}
   if bare is not None:
@@ -46,7 +53,8 @@ def run(subject, source, split, limit):
   counts = [len(q.pairs) for q in questions]
   starts, gold = np.cumsum([0, *counts])[:-1], [q.gold for q in questions]
   levels = dict(chance=float(np.mean(1 / np.array(counts))), baseline=common.most_frequent(gold)[1])
-  rows = common.Rows('choose', source, split, n=len(gold), **({'truncated': truncated} if truncated else {}))
+  fields = {'shots': shots, 'truncated': truncated}
+  rows = common.Rows('choose', source, split, n=len(gold), **{k: v for k, v in fields.items() if v})
   for name, values in scores.items():
     predictions = [int(part.argmax()) for part in np.split(values, starts[1:])]
     rows.add_judged(name, predictions, gold, **levels)
@@ -72,6 +80,37 @@ def record_answers(subject, rows, examples, questions, predictions):
   ]
   is_right = [q.gold == n for q, n in zip(questions, predictions, strict=True)]
   subject.record(rows, inputs, targets=right, predictions=chosen, right=is_right)
+
+
+def fewshot_contexts(subject, source, split, examples, shots):
+  """The text before each example's question: `shots` others with their right options, an empty line each.
+
+  They are drawn from the training data where the source names data for `split`, or is trained on; else from
+  `split` itself. Equal texts are never drawn. A draw depends on the seed, the example and the pool alone.
+  """
+  trained = subject.cfg.data.mixture[source]
+  if templates.signature(trained.template)[0]:
+    raise ValueError(
+      f'--shots={shots} needs a plain text, and data.mixture.{source}.template={trained.template!r} has an '
+      "arrow\nfix: leave out --shots, or write the template without ' -> '"
+    )
+  named = dataclasses.replace(trained, weight=trained.weight or 1.0)
+  pool_split = 'train' if trained.weight or named.has(split) else split
+  if pool_split == 'train':  # which a source of weight 0 has for nothing else
+    section = dataclasses.replace(subject.cfg.data, mixture=subject.cfg.data.mixture | {source: named})
+    subject = dataclasses.replace(subject, cfg=dataclasses.replace(subject.cfg, data=section))
+  pool = common.examples(subject, source, pool_split, common.TRAIN_LIMIT)
+  texts, contexts = sorted({common.text(x.target) for x in pool}), []
+  for own in (common.text(x.target) for x in examples):
+    rng = np.random.default_rng([common.FEWSHOT_SEED, zlib.crc32(own.encode())])
+    others = [texts[i] for i in rng.permutation(len(texts))[: shots + 1] if texts[i] != own][:shots]
+    if len(others) < shots:
+      raise ValueError(
+        f'--shots={shots} and data.mixture.{source} has {len(others)} other {pool_split} examples\n'
+        'fix: give more examples, or fewer shots'
+      )
+    contexts.append(''.join(text + SHOT_END for text in others))
+  return contexts
 
 
 def question(template, record, where):
@@ -104,14 +143,16 @@ def _pair(template, record, where):
   return ''.join(texts[:start]), ''.join(texts[start:])
 
 
-def log_likelihoods(subject, template, questions):
+def log_likelihoods(subject, template, questions, before=()):
   """Log-likelihoods of all options, in order -> (after their context, without it or None, number truncated).
 
+  before: the text before each question, () for none.
   Without a context: not for documents with ' -> ', which the model never sees without their condition.
   """
   if templates.signature(template)[0]:
     return -subject.target_nats([d for q in questions for d in q.documents]), None, 0
-  pairs = [pair for q in questions for pair in q.pairs]
+  before = before or [''] * len(questions)
+  pairs = [(text + c, o) for text, q in zip(before, questions, strict=True) for c, o in q.pairs]
   requests = [likelihood.encode_pair(subject, *pair) for pair in pairs]
   spaces = [context[len(context.rstrip()) :] for context, _ in pairs]
   bare = [likelihood.encode_pair(subject, '', s + text) for s, (_, text) in zip(spaces, pairs, strict=True)]

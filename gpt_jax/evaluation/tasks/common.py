@@ -15,9 +15,11 @@ from gpt_jax.runs.metric_names import METRICS
 from gpt_jax.sample import SampleConfig
 from gpt_jax.sampling import validate
 
+FEWSHOT_SEED = 1234  # of the examples in a prompt, as in lm-eval
 LIMIT = 500  # examples of a source where no limit is given
 TRAIN_LIMIT = 20_000  # real examples that judges and baselines learn from
 LABELS = ('label', 'name', 'digit', 'text')  # fields of a record that name its class, by rank
+BOOTSTRAPS = 1000  # draws for intervals of means over benchmarks
 MIN_SET = 4  # examples that sets are compared by
 MAX_CLASSES = 50  # more different labels are descriptions, not classes
 UNUSED_SAMPLING = ('num_samples', 'begin')  # fields of SampleConfig that tasks do not use
@@ -114,18 +116,22 @@ class Rows(list):
 
 
 def centered_mean(rows):
-  """The mean centered accuracy of two or more sources as a list of one row, [] for fewer.
+  """The mean centered accuracy of two or more benchmarks as a list of one row, [] for fewer.
 
-  The interval adds the variances of the sources, each with equal weight.
+  Each has equal weight, as in DCLM's CORE. The interval draws the examples of each with replacement.
   """
-  rows = [row for row in rows if row['metric'] == 'centered_accuracy']
+  centered = {(row['task'], row['source']) for row in rows if row['metric'] == 'centered_accuracy'}
+  rows = [row for row in rows if (row['task'], row['source']) in centered and row['metric'] == 'accuracy']
+  rows = [row for row in rows if 'control' not in row]
   if len(rows) < 2:
     return []
-  mean = float(np.mean([row['value'] for row in rows]))
-  half = (sum((row['interval'][1] - row['interval'][0]) ** 2 for row in rows) ** 0.5) / 2 / len(rows)
-  fields = dict(n=sum(row['n'] for row in rows), sources=len(rows))
-  result = Rows('choose', 'all', rows[0]['split'], **fields)
-  result.add('centered_accuracy', mean, interval=[mean - half, mean + half])
+  share_T, n_T, chance_T = (np.array([row[key] for row in rows]) for key in ('value', 'n', 'chance'))
+  center = lambda share: (share - chance_T) / (1 - chance_T)
+  draws_DT = np.random.default_rng(0).binomial(n_T, share_T, (BOOTSTRAPS, len(rows))) / n_T
+  low, high = np.percentile(center(draws_DT).mean(1), (2.5, 97.5))
+  result = Rows('choose', 'all', rows[0]['split'], n=int(n_T.sum()), sources=len(rows))
+  interval = [float(low), float(high)]
+  result.add('centered_accuracy', center(share_T).mean(), interval=interval, chance=0.0)
   return result
 
 
