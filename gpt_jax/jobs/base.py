@@ -14,6 +14,7 @@ class Job(Protocol):
   loader: Any  # data.batches.BatchLoader of the training batches
   program: Any  # step.Program: abstract state, init, compiled step
   parameters: int  # entries of all parameters
+  base: dict | None = None  # reference to the frozen base of adapters, in each of their checkpoints
   flops: dict = {}  # {'full', 'causal'}: FLOPs per token by convention; {} if there is no convention
 
   def example_batch(self):

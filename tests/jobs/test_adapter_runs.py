@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gpt_jax import config, train
+from gpt_jax.ablation.execute import replicas
 from gpt_jax.evaluation import trained
 from gpt_jax.runs import run_folder
 from tests import models, tiny_runs
@@ -86,3 +87,20 @@ def test_run_is_loaded_from_its_folder(finished):
   valid = run_folder.read_result(run)['valid_loss']
   rows = [row for row in run_folder.read_result(run)['evaluations'] if row['metric'] == 'nats_per_token']
   assert valid == rows[0]['value'] < run_folder.read_result(base)['valid_loss'] + 0.5
+
+
+def test_replicas_share_the_base_and_equal_single_runs(finished, tmp_path, tmp_path_factory):
+  base, run = finished
+  configs = [adapter_config(base, train__seed=seed) for seed in (0, 1)]
+  folders = [tmp_path / 'a', tmp_path / 'b']
+  with tiny_runs.compiled_programs(tmp_path_factory):
+    group = replicas.Group(list(zip(configs, folders, strict=True)))
+    first, second = (replica.session.state for replica in group.replicas)
+    assert first.frozen is second.frozen
+    outcomes = group.train(lambda: False)
+  assert [outcome.outcome for outcome in outcomes] == ['done', 'done']
+  alone, together = tiny_runs.arrays(run), tiny_runs.arrays(tmp_path / 'a')
+  models.assert_close(together, alone)
+  other = tiny_runs.arrays(tmp_path / 'b')['model/blocks/mlp/up_DF/b']
+  assert np.abs(other - together['model/blocks/mlp/up_DF/b']).max() > 1e-4
+  assert trained.load(tmp_path / 'b').step == 4

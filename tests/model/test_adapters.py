@@ -1,10 +1,15 @@
 """Adapters: against numpy, against merged weights, and what a step trains."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from gpt_jax import step
+from gpt_jax.cluster import batches
 from gpt_jax.model import adapters, gpt, layers, param_trees
 from gpt_jax.model.adapters import AdapterConfig
 from gpt_jax.step import params_of
@@ -62,3 +67,64 @@ def test_attached_equals_merged(kind, variant):
   path = 'position_TD' if variant == 'learned' else 'blocks/attention/wq_DHK'
   same = [params_of(model)[path] is params_of(frozen)[path] for model in (merged,)]
   assert same == [variant == 'learned']  # arrays that do not change are shared
+
+
+@functools.cache
+def two_steps(kind='lora', dropout=0.0, unroll='off', accumulate=1, **sizes):
+  """Train adapters of random values for two steps -> (trained parameters, metrics of the second)."""
+  model_cfg, mesh = models.tiny(unroll=unroll, kv_heads=2), models.mesh(**sizes)
+  cfg = models.experiment(
+    model_cfg,
+    adapter=dict(rank=4, kind=kind, dropout=dropout, train=('final_norm',)),
+    train=dict(accumulate=accumulate, steps=12, batch_size=8),
+    optim=dict(ema=0.5),
+  )
+  program = step.gpt_program(cfg, model_cfg, mesh)
+  trained, frozen = trained_tree(cfg.adapter, models.fill(model_cfg))
+  state = program.init()._replace(model=trained, frozen=frozen)
+  base = jax.tree.map(np.array, frozen)
+  state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), state, program.abstract)
+  with jax.set_mesh(mesh):
+    for i in range(2):
+      state, metrics = program.step(state, batches.to_devices(models.batch(seed=i), mesh))
+  jax.tree.map(np.testing.assert_array_equal, state.frozen, base)  # bitwise
+  assert jax.tree.structure(state.opt_state.direction.mu) == jax.tree.structure(params_of(state.model))
+  assert jax.tree.map(np.shape, state.opt_state.ema) == jax.tree.map(np.shape, params_of(state.model))
+  return models.params(state.model), {name: float(x) for name, x in metrics.items()}
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    pytest.param(dict(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow),
+    dict(kind='dora', data=2, fsdp=2, tensor=2),
+    pytest.param(dict(data=2, sequence=4), marks=pytest.mark.slow),
+    pytest.param(dict(accumulate=2), marks=pytest.mark.slow),
+    pytest.param(dict(unroll='on'), marks=pytest.mark.slow),
+    pytest.param(dict(unroll='on', kind='dora', accumulate=2, fsdp=8), marks=pytest.mark.slow),
+  ],
+)
+def test_meshes_and_micro_batches_change_nothing(options):
+  models.assert_close(two_steps(**options), two_steps(options.get('kind', 'lora')), 1e-4)
+
+
+def test_dropout_is_of_the_inputs_of_a():
+  settings = AdapterConfig(rank=2, dropout=0.5)
+  cfg = models.tiny()
+  trained, frozen = trained_tree(settings, models.fill(cfg))
+  trunk = jax.jit(lambda key: adapters.attach(frozen, trained, key).trunk(models.tokens())[0])
+  one, other = trunk(jax.random.key(0)), trunk(jax.random.key(1))
+  assert np.abs(one - other).max() > 1e-2
+  np.testing.assert_array_equal(one, trunk(jax.random.key(0)))
+  x_BD, w_DF = (
+    jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
+    for shape in ((1, 1, 16), (16, 24))
+  )
+  adapter = adapters.Adapter(settings, layers.param(cfg, 'DF'))
+  adapter = param_trees.map_params(lambda path, p: jnp.ones(p.get_value().shape), adapter)
+  seed = nnx.Param(jnp.uint32(3), axes='')
+  adapted = adapters.Adapted(nnx.Param(w_DF, axes='DF'), adapter, seed)
+  y = layers.linear('BTD,DF->BTF', x_BD, adapted) - jnp.einsum('BTD,DF->BTF', x_BD, w_DF)
+  kept = layers.dropout(x_BD, jnp.float32(0.5), jax.random.key(3))
+  assert (kept == 0).any() and (kept != 0).any()
+  np.testing.assert_allclose(y, jnp.broadcast_to(8 * 2 * kept.sum(), y.shape), rtol=1e-4)

@@ -2,8 +2,9 @@
 
 `jax.vmap` of a single run's step over stacked states; with more devices each holds whole runs, on the mesh
 axis `replica`. Every run has its own folder, loader, log, evaluation, samples and checkpoints, so it may
-resume alone or with others, at different steps. A run that is done, fails or diverges keeps its place in the
-stack, whose numbers are ignored from then on; replicas do not influence each other. Letters: R runs.
+resume alone or with others, at different steps. The frozen base of adapters is one for all runs. A run that
+is done, fails or diverges keeps its place in the stack, whose numbers are ignored from then on; replicas do
+not influence each other. Letters: R runs.
 """
 
 import contextlib
@@ -207,11 +208,24 @@ class Group:
       for cfg, folder in pairs:
         trace = not any(replica.session for replica in self.replicas)
         self.replicas.append(Replica(cfg, folder, self.mesh, len(pairs), trace))
+        self.share_frozen(self.replicas[-1])
       if any(self.outcomes()):
         return
       for replica in self.replicas:  # they were set up one after another, each for all
         replica.session.meter.began = start
       self.compile()
+
+  def share_frozen(self, replica):
+    """Replace the frozen base of a run by that of the first one, so that there is one in memory."""
+    first = self.replicas[0].session
+    with replica.isolate_errors():
+      if replica.session and first and first.state.frozen is not None:
+        if replica.session.job.base != first.job.base:
+          raise ValueError(
+            f'{replica.session.workdir} and {first.workdir} have adapters on different checkpoints\n'
+            'fix: train them one by one'
+          )
+        replica.session.state = replica.session.state._replace(frozen=first.state.frozen)
 
   def outcomes(self):
     """The outcome of each run; None while it trains."""
@@ -228,17 +242,19 @@ class Group:
     program, n = first.job.program, first.cfg.train.steps_per_call
     sharding = lambda spec: NamedSharding(self.mesh, PartitionSpec('replica', *spec))
     stacked = lambda x, spec: jax.ShapeDtypeStruct((R, *x.shape), x.dtype, sharding=sharding(spec))
-    states = jax.tree.map(lambda x: stacked(x, x.sharding.spec), program.abstract)
+    own = program.abstract._replace(frozen=None)  # of one run; the frozen base is of all
+    states = jax.tree.map(lambda x: stacked(x, x.sharding.spec), own)._replace(frozen=program.abstract.frozen)
     batch = {
       name: stacked(x, batch_sharding(self.mesh, name, n > 1).spec)
       for name, x in session.abstract_batch(first.cfg, first.job).items()
     }
     self.shardings, self.batch_shardings = jax.tree.map(lambda x: x.sharding, (states, batch))
-    step = jax.vmap(program.pure, spmd_axis_name='replica')
+    axes = jax.tree.map(lambda _: 0, own)  # no entries for what all runs share
+    step = jax.vmap(program.pure, (axes, 0), (axes, 0), spmd_axis_name='replica')
     step = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, sharding(())))
     self.step = step.lower(states, batch).compile()
     # By leaves: static parts of a state, such as a dropout rate, may differ between runs.
-    alone = [x.sharding for x in jax.tree.leaves(program.abstract)]
+    alone = [x.sharding for x in jax.tree.leaves(own)]
     self.slice_replica = jax.jit(lambda leaves, r: [x[r] for x in leaves], out_shardings=alone)
     self.compile_seconds = time.perf_counter() - start
 
@@ -270,12 +286,13 @@ class Group:
   def stack_states(self):
     """Stack the states of all replicas."""
     self.metrics = None  # of the last call
-    states = [replica.session.state for replica in self.replicas]
+    frozen = self.replicas[0].session.state.frozen
+    states = [replica.session.state._replace(frozen=None) for replica in self.replicas]
     self.treedefs = [jax.tree.structure(state) for state in states]
     leaves = [jax.tree.leaves(state) for state in states]
     stack = lambda leaves: [jnp.stack(parts) for parts in zip(*leaves, strict=True)]
-    stack = jax.jit(stack, out_shardings=jax.tree.leaves(self.shardings))
-    self.states = jax.tree.unflatten(self.treedefs[0], stack(leaves))
+    stack = jax.jit(stack, out_shardings=jax.tree.leaves(self.shardings._replace(frozen=None)))
+    self.states = jax.tree.unflatten(self.treedefs[0], stack(leaves))._replace(frozen=frozen)
     for replica in self.replicas:
       replica.session.state = None
 
@@ -292,8 +309,8 @@ class Group:
       with replica.isolate_errors():
         if replica in due:
           r = s.meter.replica
-          leaves = self.slice_replica(jax.tree.leaves(self.states), np.int32(r))
-          s.state = jax.tree.unflatten(self.treedefs[r], leaves)
+          leaves = self.slice_replica(jax.tree.leaves(self.states._replace(frozen=None)), np.int32(r))
+          s.state = jax.tree.unflatten(self.treedefs[r], leaves)._replace(frozen=self.states.frozen)
         session.save_if_due(s, stopping=False)
         ending = stopping or not evaluations.run_due_evals(s, lambda step: stopping)
         session.save_if_due(s, ending)
