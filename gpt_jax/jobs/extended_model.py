@@ -5,6 +5,7 @@ is at first as likely as an average one (Hewitt 2021, "Initializing New Word Emb
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.model import param_trees
@@ -15,33 +16,37 @@ NOISE = 0.1  # std of new rows around the mean, over the std of the old rows
 def extend(stored, model, old, new):
   """Return the parameters of a run in the layout of `model`, with rows for the ids `old` to `new` - 1.
 
-  stored: {path: array} of the run. model: a tree of new parameters, for those that the run lacks. Raises
-  ValueError for another shape.
+  stored: {path: array} of the run, on the same devices as `model`: a tree of new parameters, for those that
+  the run lacks. Raises ValueError for another shape.
   """
 
   def fill(path, p):
     value = p.get_value()
     if path not in stored:
       return value
-    array = np.asarray(stored[path])
-    if p.axes[0] == 'V':
-      array = _extend(array, old, new, len(value))
-    if array.shape != value.shape:
+    array = stored[path]
+    is_table = p.axes[0] == 'V'
+    if array.shape[is_table:] != value.shape[is_table:]:
       raise ValueError(
         f'train.init_from has {path} of shape {array.shape}, this model {value.shape}\n'
         'fix: take the model section from its config, as experiments/finetune.py does'
       )
-    return jax.device_put(array.astype(value.dtype), value.sharding)
+    if not is_table:
+      return jax.device_put(array.astype(value.dtype), value.sharding)
+    # Compiled on the table's shards: no host holds it whole, and no process those of others.
+    extend_rows = jax.jit(_extend, static_argnums=(2, 3, 4), out_shardings=value.sharding)
+    return extend_rows(array, _noise(new - old, value.shape[1]), old, len(value), value.dtype)
 
   return param_trees.map_params(fill, model)
 
 
-def _extend(array_VD, old, new, rows):
-  """Return a table of `rows` rows; those from `old` to `new` begin at the mean of those before."""
-  table_VD = np.zeros((rows, array_VD.shape[1]), np.float32)
-  common = min(len(array_VD), rows)
-  table_VD[:common] = array_VD[:common]
-  used_VD = table_VD[:old]
-  noise_VD = np.random.default_rng(0).standard_normal((new - old, array_VD.shape[1]))
-  table_VD[old:new] = used_VD.mean(0) + NOISE * used_VD.std(0) * noise_VD
-  return table_VD
+def _extend(array_VD, noise_VD, old, rows, dtype):
+  """Return a table of `rows` rows; those of noise, from `old` on, begin at the mean of those before."""
+  used_VD = array_VD[:old].astype(jnp.float32)
+  new_VD = used_VD.mean(0, keepdims=True) + NOISE * used_VD.std(0, keepdims=True) * noise_VD
+  table_VD = jnp.concatenate([used_VD, new_VD, array_VD[old + len(noise_VD) :].astype(jnp.float32)])[:rows]
+  return jnp.pad(table_VD, ((0, rows - len(table_VD)), (0, 0))).astype(dtype)
+
+
+def _noise(rows, width):
+  return np.random.default_rng(0).standard_normal((rows, width)).astype(np.float32)
