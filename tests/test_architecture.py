@@ -69,7 +69,7 @@ MAY_IMPORT = {
   'reports.study_report': 'reports reports.study_figures reports.study_results reports.study_tables',
   'ablation.execute': 'ablation cluster.batches config reports.study_report runs sharding step train '
   'training',
-  'interop': 'config evaluation.trained model runs sample sharding step tokenizers train training',
+  'interop': 'cluster config evaluation.trained model runs sample sharding step tokenizers train training',
   'reports.compare': 'cluster.batches config data evaluation evaluation.trained training',
   'cli': 'ablation ablation.execute cli.experiment_file cluster cluster.batches config data evaluation '
   'evaluation.trained interop model plan reports reports.compare runs sample sampling sampling.validate '

@@ -9,7 +9,7 @@ from gpt_jax.cli import args
 from gpt_jax.cluster.watchdog import process_watchdog
 
 FLAGS = flags.FLAGS
-VERBS = ('train', 'sample', 'evaluate')  # that several processes may run together
+VERBS = ('train', 'sample', 'evaluate', 'import')  # that several processes may run together
 
 
 def join(verb, read_config, agree=False, **values):

@@ -168,12 +168,14 @@ def import_flags():
     'base', '', 'run folder of the base model, where --source is an adapter in the format of PEFT'
   )
   define_workdir()
+  define_distributed()
 
 
 def import_(argv):
   """Make a run folder of a Hugging Face model, or of an adapter; README lists the families."""
   from gpt_jax.interop import huggingface, peft_files
 
+  join('import', dict)
   if FLAGS.base:
     peft_files.import_adapter(require('source'), FLAGS.base, FLAGS.workdir)
   else:

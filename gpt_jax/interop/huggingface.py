@@ -10,6 +10,7 @@ that cannot be reproduced exactly.
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from gpt_jax import config, sharding
+from gpt_jax.cluster import agreement, bootstrap, processes
 from gpt_jax.evaluation import trained
 from gpt_jax.interop import (
   families,
@@ -92,7 +94,9 @@ def _read(source, make_mesh, needs_tokenizer=False):
     name, fields = families.read_config(files.hf)
     cfg = config.build(ModelConfig, fields, 'model')
   if files.hf.get('model_type') != name:
-    say(f'note: of this {files.hf.get("model_type")}, only the text decoder ({name}) is imported')
+    bootstrap.print_once(
+      f'note: of this {files.hf.get("model_type")}, only the text decoder ({name}) is imported'
+    )
   tokenizer = files.read_tokenizer()
   if tokenizer is None and needs_tokenizer:
     raise FileNotFoundError(
@@ -126,7 +130,7 @@ def open_source(source):
       'fix: import its base model, and name that run in --base'
     )
   if has_adapter:
-    say(f'note: {path} has a PEFT adapter beside its model, which is left out')
+    bootstrap.print_once(f'note: {path} has a PEFT adapter beside its model, which is left out')
   ggufs = sorted(path.glob('*.gguf'))
   if not ggufs or has_config:
     return open_folder(path)
@@ -243,35 +247,52 @@ def check_empty(folder, flag):
 
 
 def fsdp_mesh(cfg):
-  """Return a mesh that shards the width over all devices, or one device where they do not divide it."""
-  devices = jax.devices() if cfg.width % jax.device_count() == 0 else jax.devices()[:1]
-  return sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=len(devices)), devices)
+  """Return a mesh of all devices that shards the width over as many of them as divide it."""
+  shards = math.gcd(cfg.width, jax.device_count())
+  return sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=shards))
 
 
 def import_run(source, workdir):
   """Make a run folder of a model at step 0: sample, evaluate and train.init_from take it.
 
-  It holds parameters and no optimizer: training goes on elsewhere, with train.init_from=<workdir>.
+  It holds parameters and no optimizer: training goes on elsewhere, with train.init_from=<workdir>. All
+  processes of a job call it together: each reads and saves the shards of its devices, process 0 the rest.
   Raises ValueError or FileNotFoundError for what `import_model` refuses, for a model without
   tokenizer files, and if workdir is not new or empty.
   """
   workdir = Path(workdir).expanduser()
-  check_empty(workdir, 'workdir')
-  run_folder.check_workdir(workdir, {})
+  check_new_run(workdir)
   imported = _read(source, fsdp_mesh, needs_tokenizer=True)
   # Rows whose logits fit, a number that all devices share: a long context is for sampling.
   rows = -(-8 // jax.device_count()) * jax.device_count()
   train = TrainConfig(length=min(imported.cfg.context, 1024), batch_size=rows)
-  imported.tokenizers.save(workdir / 'tokenizer')
+  save_tokenizers(imported.tokenizers, workdir)
   tokenizer = imported.tokenizer or tokenizer_files.find(workdir / 'tokenizer')  # None: inside a GGUF file
   cfg = config.Config(model=imported.cfg, tokenizer=tokenizer, train=train, sample=imported.sample)
   parent = ancestry.describe_import(source, imported.path)
   write_run(workdir, cfg, imported.cfg, imported.model, {'imported': str(source)}, parent)
   params = costs.count_params(imported.cfg)
-  say(
+  bootstrap.print_once(
     f'imported {source}: {imported.family}, {params:,} parameters\n'
     f"next: launch.py sample --workdir={workdir} --prompt='Once upon a time'"
   )
+
+
+def check_new_run(workdir):
+  """Raise ValueError unless a folder can become a run; all processes of a job look before any writes."""
+
+  def check():
+    check_empty(workdir, 'workdir')
+    run_folder.check_workdir(workdir, {})
+
+  agreement.require_equal('import', check, lambda _: {'workdir': str(workdir)})
+
+
+def save_tokenizers(tokenizers, workdir):
+  """Write the tokenizers of a run, once for all processes of a job."""
+  if bootstrap.is_primary():
+    tokenizers.save(workdir / 'tokenizer')
+  processes.barrier('tokenizers')
 
 
 def write_run(workdir, cfg, model_cfg, tree, extra, parent):
@@ -279,7 +300,10 @@ def write_run(workdir, cfg, model_cfg, tree, extra, parent):
 
   extra: entries of its checkpoint. parent: the entry of ancestry that it comes from.
   """
-  state = TrainState(jnp.int32(0), tree, None, jax.random.key(cfg.train.seed), {})
+  replicated = jax.sharding.NamedSharding(fsdp_mesh(model_cfg), jax.sharding.PartitionSpec())
+  start = jax.jit(lambda: (jnp.int32(0), jax.random.key(cfg.train.seed)), out_shardings=replicated)
+  step, key = start()  # arrays of all processes, as the weights are
+  state = TrainState(step, tree, None, key, {})
   extra = extra | {
     'config': dataclasses.asdict(cfg),
     'vocab': model_cfg.vocab,
@@ -292,8 +316,10 @@ def write_run(workdir, cfg, model_cfg, tree, extra, parent):
   checkpoints = checkpoint_writer.CheckpointWriter(workdir / 'checkpoints', settings)
   checkpoints.save(0, state, extra)
   checkpoints.close()
-  ancestry.write_parents(workdir, [parent])
-  records.write_json(workdir / 'config.json', dataclasses.asdict(cfg))  # last: now it is a run
+  if bootstrap.is_primary():
+    ancestry.write_parents(workdir, [parent])
+    records.write_json(workdir / 'config.json', dataclasses.asdict(cfg))  # last: now it is a run
+  processes.barrier('run folder')
 
 
 def export_run(workdir, out):

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
+from gpt_jax.cluster import bootstrap
 from gpt_jax.evaluation import trained
 from gpt_jax.interop import families, huggingface, json_files, tensors, weight_files
 from gpt_jax.interop.tensors import Tensor
@@ -192,7 +193,7 @@ def peft_config(settings, ranks, source, fan_in_first):
 def import_adapter(source, base, workdir):
   """Make a run folder at step 0 of adapters in PEFT's format, on a base run."""
   source, workdir = Path(source).expanduser(), Path(workdir).expanduser()
-  huggingface.check_empty(workdir, 'workdir')
+  huggingface.check_new_run(workdir)
   if not (source / FILE).is_file() or not (source / WEIGHTS).is_file():
     raise FileNotFoundError(
       f'--source={source} has no {FILE} and {WEIGHTS}\nfix: name the folder of an adapter'
@@ -205,9 +206,9 @@ def import_adapter(source, base, workdir):
   checkpoints = checkpoint.Checkpoints(run.workdir / 'checkpoints')
   extra = {'imported': str(source), 'base': checkpoint.refer_to_base(checkpoints, run.step)}
   parent = ancestry.describe_run('train.init_from', run.workdir, run.step, checkpoints.read_extra(run.step))
-  run.tokenizers.save(workdir / 'tokenizer')
+  huggingface.save_tokenizers(run.tokenizers, workdir)
   huggingface.write_run(workdir, cfg, run.model.cfg, tree, extra, parent)
-  say(
+  bootstrap.print_once(
     f'imported {source}: {settings.kind} of rank {settings.rank}, {param_trees.count(tree):,} parameters\n'
     f"next: launch.py sample --workdir={workdir} --prompt='Once upon a time'"
   )

@@ -705,6 +705,24 @@ def test_import_needs_an_empty_folder_and_a_tokenizer(imported, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('width', [24, 27])  # shared by two devices, or held by both
+def test_two_processes_import_what_one_does(width, tmp_path):
+  heads = dict(heads=3, head_dim=8, kv_heads=1) if width % 2 else {}
+  write(tmp_path / 'source', 'llama', Tokenizers.build(make('bytes')), width=width, **heads)
+  words = ('import', f'--source={tmp_path / "source"}', f'--workdir={tmp_path / "two"}')
+  codes, outputs = command_line.ended(command_line.start_all(2, *words, folder=tmp_path))
+  assert codes == [0, 0], outputs
+  assert [output.count('imported ') for output in outputs] == [1, 0]
+  huggingface.import_run(tmp_path / 'source', tmp_path / 'one')
+  two, one = trained.load(tmp_path / 'two'), trained.load(tmp_path / 'one')
+  assert_same_params(one.model, two.model, one.model.cfg.vocab)
+  assert dataclasses.replace(two.cfg, train=one.cfg.train) == one.cfg
+  codes, outputs = command_line.ended(command_line.start_all(2, *words, folder=tmp_path))
+  assert codes == [2, 2], outputs
+  assert all('is not empty' in output for output in outputs)
+
+
 def test_import_then_export_is_byte_equal(imported, tmp_path, capsys):
   source, workdir, _ = imported
   huggingface.export_run(workdir, tmp_path / 'out')
