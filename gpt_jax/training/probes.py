@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from gpt_jax.cluster.processes import fetch
-from gpt_jax.model import gpt, param_trees
+from gpt_jax.model import adapters, gpt, param_trees
 from gpt_jax.optim import Optimizer
 from gpt_jax.sharding import replicated
 from gpt_jax.step import hyper_of, init_state, language_objective, params_of, train_step
@@ -96,12 +96,14 @@ def measure_step(optimizer, objective, accumulate, dtype, state, batch):
   Pure. With accumulation, gradients and updates are those of the first micro-batch.
   """
   batch = jax.tree.map(lambda x: x[::accumulate], batch)
-  compute = param_trees.cast(state.model, dtype)
+  compute, frozen = param_trees.cast(state.model, dtype), param_trees.cast(state.frozen, dtype)
   weighed, weight = objective.weigh(batch, state.hyper)
   key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 0)
-  loss = lambda model: objective.loss(
-    model, objective.probe(model, weighed), weighed, weight, state.hyper, key
-  )
+
+  def loss(trained):
+    model = adapters.attach(frozen, trained, key)
+    return objective.loss(model, objective.probe(model, weighed), weighed, weight, state.hyper, key)
+
   grads = params_of(jax.grad(loss, has_aux=True)(compute)[0])
   grads = {path: g.astype(jnp.float32) for path, g in grads.items()}
   params = params_of(state.model)
@@ -111,9 +113,10 @@ def measure_step(optimizer, objective, accumulate, dtype, state, batch):
   for path, axes in optimizer.axes.items():
     parts = {'gradient': grads[path], 'update': updates[path], 'parameter': params[path]}
     sizes[path] = {name: rms(x, axes) for name, x in parts.items()}
-  if isinstance(state.model, gpt.GPT):
+  model = adapters.attach(frozen, compute)
+  if isinstance(model, gpt.GPT):
     real_BT = real_tokens(batch)
-    for path, x_BTD in activations(compute, batch).items():
+    for path, x_BTD in activations(model, batch).items():
       sizes[path] = {'activation': token_rms(x_BTD, real_BT)}
   return sizes
 

@@ -1,6 +1,8 @@
 """Runs with adapters: trained, resumed, sampled and exported from their folders, on a base that stays."""
 
 import dataclasses
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ import pytest
 from gpt_jax import config, train
 from gpt_jax.ablation.execute import replicas
 from gpt_jax.evaluation import trained
-from gpt_jax.runs import run_folder
+from gpt_jax.interop import peft_files
+from gpt_jax.runs import digests, run_folder
+from gpt_jax.training import checkpoint
 from tests import models, tiny_runs
 
 
@@ -29,7 +33,7 @@ def finished(tmp_path_factory):
   run = tmp_path_factory.mktemp('adapters') / 'run'
   before = tiny_runs.snapshot(base)
   with tiny_runs.compiled_programs(tmp_path_factory):
-    train.train(adapter_config(base), run)
+    train.train(adapter_config(base, train__probe_every=2), run)
   assert tiny_runs.snapshot(base) == before
   return base, run
 
@@ -48,6 +52,14 @@ def test_checkpoint_holds_adapters_alone(finished):
   assert moments == {path.removeprefix('model/') for path in stored}
   assert not any('frozen' in path for path in arrays)
   assert np.abs(arrays['model/blocks/attention/wq_DHK/b']).max() > 0
+
+
+def test_probes_measure_adapters_and_activations(finished):
+  rows = [json.loads(line) for line in (finished[1] / 'probes.jsonl').read_text().splitlines()]
+  text = json.dumps(rows)
+  assert 'blocks/0/attention/wq_DHK/a' in text
+  assert '"blocks/0/mlp"' in text
+  assert '"wq_DHK": ' not in text
 
 
 def test_run_is_resumed_bitwise(finished, tmp_path, tmp_path_factory):
@@ -104,3 +116,67 @@ def test_replicas_share_the_base_and_equal_single_runs(finished, tmp_path, tmp_p
   other = tiny_runs.arrays(tmp_path / 'b')['model/blocks/mlp/up_DF/b']
   assert np.abs(other - together['model/blocks/mlp/up_DF/b']).max() > 1e-4
   assert trained.load(tmp_path / 'b').step == 4
+
+
+def test_base_that_was_moved_or_changed_is_named(finished, tmp_path):
+  base, run = finished
+  copy, own = tmp_path / 'base', tmp_path / 'run'
+  shutil.copytree(base, copy)
+  shutil.copytree(run, own)
+  edit_reference(own, path=str(copy), absolute=str(copy))
+  assert trained.load(own).step == 4
+  step = max(checkpoint.Checkpoints(copy / 'checkpoints').steps())
+  manifest = copy / 'checkpoints' / 'digests' / f'{step}.json'
+  edit_reference(own, digest='0' * 64)
+  with pytest.raises(
+    ValueError, match=r'another than these adapters were trained on\nfix: copy the base back'
+  ):
+    trained.load(own)
+  manifest.unlink()
+  with pytest.raises(ValueError, match=r'never finished\nfix: copy the base back'):
+    trained.load(own)
+  shutil.rmtree(copy)
+  with pytest.raises(
+    ValueError, match=r'base of these adapters, its checkpoint 12, is not there\nfix: .*ln -s'
+  ):
+    trained.load(own)
+
+
+def edit_reference(run, **changes):
+  """Change the reference to the base in a run's newest checkpoint, with new digests."""
+  path = run / 'checkpoints' / '4' / 'extra' / 'metadata'
+  content = json.loads(path.read_text())
+  path.write_text(json.dumps(content | {'base': content['base'] | changes}))
+  digests.write_manifest(run / 'checkpoints' / 'digests' / '4.json', run / 'checkpoints' / '4')
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (dict(adapter={'targets': ('norm',)}), r"adapter.targets has 'norm', which matches none"),
+    (dict(adapter={'rank': 0, 'train': ('nothing',)}), r"adapter.train has 'nothing', which matches none"),
+    (
+      dict(train={'init_from': ''}),
+      r'adapter.rank=2 and adapter.train=\(\) need a trained model\nfix: .*init_from',
+    ),
+    (dict(model={'mup_base': 8}), r'model.mup_base=8 has no rule for adapters\nfix: '),
+  ],
+)
+def test_settings_that_cannot_be_are_refused(changes, message, finished, tmp_path):
+  cfg = config.to_dict(adapter_config(finished[0]))
+  for section, values in changes.items():
+    cfg[section] |= values
+  with pytest.raises(ValueError, match=message):
+    train.train(config.build(config.Config, cfg), tmp_path / 'run')
+
+
+def test_parameters_are_trained_whole_on_a_frozen_rest(finished, tmp_path, tmp_path_factory):
+  base, _ = finished
+  cfg = adapter_config(base, adapter={'rank': 0, 'train': ('embed_VD', 'final_norm')})
+  with tiny_runs.compiled_programs(tmp_path_factory):
+    train.train(cfg, tmp_path / 'run')
+  before, after = (models.params(trained.load(folder).model) for folder in (base, tmp_path / 'run'))
+  changed = {path for path in before if not np.array_equal(before[path], after[path])}
+  assert changed == {'embed_VD', 'final_norm/scale'}
+  with pytest.raises(ValueError, match=r'trains .* whole\nfix: export merged weights'):
+    peft_files.export_adapter(tmp_path / 'run', tmp_path / 'out')
