@@ -238,6 +238,7 @@ def report_flags():
   define_workdir()
   flags.DEFINE_string('where', '', 'runs to list, in SQL: "optim.lr > 1e-3 and model.positions = \'rope\'"')
   flags.DEFINE_string('against', '', 'run folder: find where the activations of the two runs diverge')
+  flags.DEFINE_string('texts', '', 'with --against: FILE.jsonl or text, whose bytes both models score')
   flags.DEFINE_list(
     'columns', [], 'columns of the table: keys of config or result, or scores TASK/SOURCE/METRIC'
   )
@@ -251,10 +252,16 @@ def report(argv):
   from gpt_jax.reports import run_report as page
 
   workdir, wants_table = Path(FLAGS.workdir).expanduser(), FLAGS.where or FLAGS.columns
+  if FLAGS.texts and not FLAGS.against:
+    raise ValueError(f'--texts={FLAGS.texts} has no effect without --against\nfix: add --against=RUN')
   if FLAGS.against:
     if wants_table:
       raise ValueError('--against compares two runs\nfix: leave out --where and --columns')
-    say('\n'.join(compare.runs_apart(FLAGS.workdir, FLAGS.against)))
+    if FLAGS.texts:
+      lines = compare.texts_apart(FLAGS.workdir, FLAGS.against, FLAGS.texts)
+      say('\n'.join([*lines, page.rewrite_report(workdir)]))
+    else:
+      say('\n'.join(compare.runs_apart(FLAGS.workdir, FLAGS.against)))
   elif not wants_table and (workdir / 'study.json').exists():
     runner.judge(workdir)
   elif not wants_table and (workdir / 'config.json').exists():

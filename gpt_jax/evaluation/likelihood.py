@@ -123,6 +123,52 @@ def score_requests(subject, requests):
   return Scores(nats_N, greedy_N.astype(bool), cut)
 
 
+def score_tokens(subject, requests):
+  """Score each target of Requests that fit the context -> list of float64 nats, one array a request."""
+  order = sorted(range(len(requests)), key=lambda n: -sum(map(len, requests[n])))
+  part, parts = data_shard(subject.mesh)
+  size, nats = subject.batch_size, {}
+  own = slice(part * size // parts, (part + 1) * size // parts)
+  for first in range(0, len(order), size):
+    some = order[first : first + size]
+    batch, _ = _rows([[requests[n]] for n in some], size, 1, subject.model.cfg.context)
+    arrays = to_devices({name: rows[own] for name, rows in batch.items()}, subject.mesh)
+    nats_BT = fetch(score_places(subject.model, arrays))
+    for nats_T, n in zip(nats_BT, some, strict=False):
+      start = len(requests[n].context) - 1
+      nats[n] = nats_T[start : start + len(requests[n].targets)].astype(np.float64)
+    subject.raise_if_preempted()
+  return [nats[n] for n in range(len(requests))]
+
+
+def byte_nats(subject, texts):
+  """Nats of each UTF-8 byte of texts of any length -> list of float64 arrays, one a text.
+
+  A token's nats are spread evenly over its bytes; tokens that end within a character share it. The sums are
+  those of the whole texts, so that models with different tokenizers can be compared byte by byte. ValueError
+  for a tokenizer that does not give a text back.
+  """
+  requests = [windows(subject, text) for text in texts]
+  scores = iter(score_tokens(subject, [request for group in requests for request in group]))
+  arrays = []
+  for number, (text, group) in enumerate(zip(texts, requests, strict=True)):
+    nats_T = np.concatenate([np.zeros(0), *(next(scores) for _ in group)])
+    decoder, pieces, first = subject.tokenizers.stream_decoder(), [], 0
+    ids = [index for request in group for index in request.targets]
+    for end, index in enumerate(ids, 1):
+      if piece := decoder.push(index) + (decoder.flush() if end == len(ids) else ''):
+        pieces.append((piece, nats_T[first:end].sum()))
+        first = end
+    if ''.join(piece for piece, _ in pieces) != text or first != len(ids):
+      raise ValueError(
+        f'document {number} is not what its tokens give back, so that its bytes have no nats of their own\n'
+        'fix: leave it out, or compare models whose tokenizers keep every character'
+      )
+    sizes = [len(piece.encode()) for piece, _ in pieces]
+    arrays.append(np.repeat([nats / n for (_, nats), n in zip(pieces, sizes, strict=True)], sizes))
+  return arrays
+
+
 def _fit(request, limit):
   """The last `limit` tokens of a request; one of them at least is context."""
   return Request(request.context[max(0, sum(map(len, request)) - limit) :], request.targets)
@@ -149,6 +195,20 @@ def _rows(groups, size, M, limit):
     'segment_ids_BT': segments_BT,
     'last_ids_BM': last_BM,
   }, C
+
+
+@jax.jit
+def score_places(model, batch):
+  """Nats of each masked target [B, T], 0 elsewhere; the logits of CHUNK places are in memory at once."""
+  model = param_trees.cast(model, model.cfg.dtype)
+  names = ('token_ids_BT', 'segment_ids_BT')
+  x_BTD, _, _ = model.trunk(batch['token_ids_BT'], **gpt.inputs(model.cfg, {n: batch[n] for n in names}))
+  T = x_BTD.shape[1]
+  count = T // CHUNK if T % CHUNK == 0 else 1
+  chunks = lambda a_BT: jnp.stack(jnp.split(a_BT, count, 1))
+  score = lambda chunk: token_losses(model.logits(chunk[0]), chunk[1])[0]
+  nats_NBc = jax.lax.map(score, (chunks(x_BTD), chunks(batch['target_ids_BT'])))
+  return jnp.concatenate(list(nats_NBc), 1) * batch['loss_mask_BT']
 
 
 @functools.partial(jax.jit, static_argnames='C')

@@ -1,21 +1,31 @@
-"""Compare two runs: where their activations differ on one batch, and how activations grow by width.
+"""Compare two runs: their activations on one batch, their nats on texts, and how activations grow by width.
 
-Printed by `launch.py report --workdir=A --against=B`. B rows of a batch, T their length.
+Printed by `launch.py report --workdir=A --against=B [--texts=FILE]`. B rows of a batch, T their length; N
+documents.
 """
 
 import dataclasses
 import math
+import re
 from pathlib import Path
+
+import numpy as np
 
 from gpt_jax import config, data
 from gpt_jax.cluster.batches import to_devices
 from gpt_jax.data.templates import is_plain
-from gpt_jax.evaluation import trained
+from gpt_jax.evaluation import likelihood, trained
 from gpt_jax.evaluation.tasks import common, perplexity
+from gpt_jax.losses import bits
+from gpt_jax.reports import text_diff_part
 from gpt_jax.runs import records
 from gpt_jax.runs.text_table import format_table, join_some
 from gpt_jax.training import probes
 
+WORD = re.compile(r'\s*\S{1,24}|\s+')  # a span whose nats are compared
+SPANS, SHOWN = 5, 8  # spans of a document that are listed; documents whose text is kept
+EXCERPT = 1200  # characters of a text that is kept, around its largest difference
+BOOTSTRAPS = 1000
 ROWS = 4  # of the batch, at least: every activation of both models is kept at once
 
 
@@ -46,6 +56,73 @@ def runs_apart(workdir, against):
     f"the difference over that of {workdir}'s",
     *format_rows(rows),
   ]
+
+
+def texts_apart(workdir, against, path):
+  """Score the bytes of texts by two runs; write <workdir>/text_diff.jsonl and return lines.
+
+  path: JSON lines with the field `text`, or a text whose documents empty lines separate. The tokenizers may
+  differ. A difference is the nats of `workdir` less those of `against`.
+  """
+  kind = {'kind': 'jsonl'} if '.jsonl' in Path(path).suffixes else {'kind': 'text', 'separator': '\n\n'}
+  section = data.DataConfig(mixture={'texts': data.Source(path=str(path), **kind)}, valid_fraction=0.0)
+  texts = [text for _, text in data.documents(section, 'train') if text]
+  nats, steps = [], []
+  for folder in (workdir, against):  # one model in memory at a time
+    run = trained.load(folder)
+    steps.append(run.step)
+    try:
+      nats.append(likelihood.byte_nats(run.subject(), texts))
+    except ValueError as error:
+      raise ValueError(f'--texts={path} by {folder}: {error}') from error
+  sizes_N = np.array([len(text.encode()) for text in texts])
+  sums_2N = np.array([[array.sum() for array in arrays] for arrays in nats])
+  total = {'against': str(Path(against).expanduser().absolute()), 'steps': steps, 'texts': str(path)}
+  total |= {'documents': len(texts), 'bytes': int(sizes_N.sum()), 'nats': sums_2N.sum(1).tolist()}
+  total['bits_per_byte'] = [bits(x) / total['bytes'] for x in total['nats']]
+  total['difference'] = total['bits_per_byte'][0] - total['bits_per_byte'][1]
+  total['interval'] = paired_interval(sums_2N[0] - sums_2N[1], sizes_N)
+  order = np.argsort(-np.abs(sums_2N[0] - sums_2N[1]), kind='stable').tolist()
+  documents = [
+    describe_text(n, texts[n], nats[0][n], nats[1][n], is_shown=rank < SHOWN) for rank, n in enumerate(order)
+  ]
+  lines = b''.join(map(records.format_object, [total, *documents]))
+  records.write_atomically(Path(workdir).expanduser() / text_diff_part.FILE, lines)
+  return text_diff_part.format_lines(workdir, total, documents)
+
+
+def paired_interval(differences_N, sizes_N, seed=0):
+  """Return the 95 % interval of bits per byte: documents are drawn again with both of their scores.
+
+  [] for a single document.
+  """
+  if len(sizes_N) < 2:
+    return []
+  draws_DN = np.random.default_rng(seed).integers(len(sizes_N), size=(BOOTSTRAPS, len(sizes_N)))
+  ratios_D = bits(differences_N[draws_DN].sum(1) / sizes_N[draws_DN].sum(1))
+  return np.percentile(ratios_D, (2.5, 97.5)).tolist()
+
+
+def describe_text(number, text, one_N, other_N, is_shown):
+  """Return the line of a document: sums, the spans that differ most, and with is_shown its characters' nats.
+
+  one_N, other_N: nats of its bytes. characters: [[text, nats, nats]] of the excerpt.
+  """
+  ends = np.cumsum([0, *(len(character.encode()) for character in text)])
+  sums = [np.append(0, np.cumsum(array)) for array in (one_N, other_N)]
+  nats = lambda start, end: [float(total[ends[end]] - total[ends[start]]) for total in sums]
+  words = [(match.start(), match.end()) for match in WORD.finditer(text)]
+  gaps = [np.subtract(*nats(*word)) for word in words]
+  largest = [words[i] for i in np.argsort(-np.abs(gaps), kind='stable')]
+  span = lambda start, end: {'start': int(ends[start]), 'text': text[start:end], 'nats': nats(start, end)}
+  line = {'document': number, 'bytes': int(ends[-1]), 'nats': nats(0, len(text))}
+  line |= {'difference': float(np.subtract(*line['nats'])), 'spans': [span(*w) for w in largest[:SPANS]]}
+  if is_shown:
+    first = max(0, min(largest[0][0] - EXCERPT // 2, len(text) - EXCERPT))
+    places = range(first, min(first + EXCERPT, len(text)))
+    rounded = lambda i: [round(x, 4) for x in nats(i, i + 1)]
+    line |= {'first': int(ends[first]), 'characters': [[text[i], *rounded(i)] for i in places]}
+  return line
 
 
 def format_rows(rows):

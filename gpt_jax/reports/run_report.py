@@ -14,6 +14,7 @@ from gpt_jax.reports.job_metrics import is_mean_of_sources, metrics_of
 from gpt_jax.reports.loss_part import losses, rise_since_best
 from gpt_jax.reports.predictions_part import predictions
 from gpt_jax.reports.sections import Section, make_table
+from gpt_jax.reports.text_diff_part import text_diff
 from gpt_jax.runs import ancestry, history, loggers, metric_names, records
 from gpt_jax.runs.metric_names import METRICS, Metric, human
 from gpt_jax.runs.text_table import join_some
@@ -62,7 +63,7 @@ def write_report(workdir, again=True):
   if not again and path.exists() and path.stat().st_mtime >= result.stat().st_mtime:
     return path
   run = history.read_history(workdir)
-  sections = (losses, curves, samples, evaluations, predictions, signals, layer_sizes)
+  sections = (losses, curves, samples, evaluations, predictions, text_diff, signals, layer_sizes)
   sections += (ancestors, settings, timeline, reproduce)
   title = f'{run.folder.name} \u00b7 gpt_jax'
   records.write_atomically(path, page.document(title, header(run), [part(run) for part in sections]))

@@ -11,6 +11,7 @@
                    changes adds uncommitted-HASH.diff, with the hash of versions
   arm.json         of a run in a study: {study, arm, seed, diff: {key: [baseline's value, arm's]}}
   against.jsonl    where its activations differ from another run's: launch.py report --against
+  text_diff.jsonl  where its nats of a text differ from another run's: --against --texts
   samples/         step_00000120.txt, or step_00000120_NAME.png, .wav
   predictions.jsonl predictions/                  what `evaluate` judged: evaluation/predictions.py
   checkpoints/ cache/ tensorboard/ report.html     written by others

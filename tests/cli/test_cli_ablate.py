@@ -285,6 +285,7 @@ def test_where_two_runs_part(call, tmp_path_factory, tmp_path):
     (['RESULTS', '--where=optim.lrr > 1'], ['optim.lrr'], 'optim.lr'),
     (['RESULTS', '--against=x'], ['not a run'], '--workdir'),
     (['RESULTS', '--against=x', '--where=lr>1'], ['compares two runs'], '--where'),
+    (['RESULTS', '--texts=x.txt'], ['--texts=x.txt', 'without --against'], '--against'),
     (['RESULTS', '--columns=valid_los'], ['valid_los'], 'valid_loss'),
     (['RESULTS', '--where=optim.lr >'], ['optim.lr >'], 'SQL'),
   ],
