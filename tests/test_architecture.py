@@ -108,6 +108,7 @@ LIBRARIES = {
   'fsspec': ['data'],
   'pyarrow': ['data'],
   'datasets': ['data'],
+  'jinja2': ['tokenizers'],
 }
 TOP_LEVEL = (
   'flax',

@@ -7,6 +7,7 @@ it with its stem:
   .offsets      [documents] int64, the first token of each document
   .patches, .frames        [places, width] float16, continuous features in the order of the stream
   .patches_at, .frames_at  [places] int64, the places of the features in the stream
+  .targets      [tokens] uint8, of conversations: 1 for what the assistant wrote
   .media_hashes [images and sounds] uint64, hashes that show what splits share; no augmented copies
 The JSON file is written last and holds a sha256 of each of the others, compared when a process opens them.
 """
@@ -34,6 +35,7 @@ from gpt_jax.data.mixture import DataConfig, SourceSplit, open_split
 from gpt_jax.data.row_fields import PLACES
 from gpt_jax.runs import digests, records
 from gpt_jax.runs.reading import check_types, reading
+from gpt_jax.tokenizers.chat_template import ChatTemplate
 
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 1024  # per call of the text tokenizer
 ENTRIES = {  # types of the JSON of a cache
@@ -66,6 +68,7 @@ class TokenCache:
   media: dict = field(default_factory=dict)  # numbers of images, sounds and skipped records
   notes: dict = field(default_factory=dict)  # conversion -> number of items converted
   features: dict = field(default_factory=dict)  # kind -> (float16 [places, width], int64 [places])
+  targets: np.ndarray | None = None  # uint8 [tokens] of conversations: 1 for the tokens that carry loss
   media_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
 
   @property
@@ -90,9 +93,14 @@ def token_cache(
     check_tokenizers(tokenizers, source.template, source_name)
   specials = dict(tokenizers.vocabulary.specials)
   ending = [specials['eos']] if 'eos' in specials and (part.has_many or not part.is_plain) else []
+  is_chat = templates.is_chat(source.template)
+  if is_chat:
+    ending = []  # its template ends it
   entries = {**part.describe(), 'tokenizer': tokenizers.hash, 'eos': ending}
   for modality in sorted(templates.modalities(source.template)):
     entries[f'{modality}_decoder'] = DECODERS[modality]()
+  if is_chat:
+    entries['chat_template'] = ChatTemplate.of(tokenizers.text).source
   # The only text of a source has no token before it, unless the tokenizer puts one before every text.
   if part.is_plain and (ending or tokenizers.start == 'bos'):
     entries['start'] = specials[tokenizers.start]
@@ -149,6 +157,7 @@ def read_cache(path: Path, full: bool = True) -> TokenCache:
       meta['media'],
       meta['notes'],
       features,
+      arrays.get('targets'),
       arrays['media_hashes'],
     )
 
@@ -171,6 +180,7 @@ class _Item(NamedTuple):
   is_last: bool = True  # it ends one
   features: dict = {}  # kind -> float32 [places, width]
   media: dict = {}  # numbers of images and sounds
+  targets: np.ndarray | None = None  # of a conversation
   hashes: tuple[int, ...] = ()  # of its images and sounds
 
 
@@ -198,6 +208,8 @@ def _write(
         place = tokenizers.vocabulary.special(PLACES[kind])
         write(kind, rows.astype(np.float16))
         write(f'{kind}_at', np.flatnonzero(ids == place) + tokens)
+      if item.targets is not None:
+        write('targets', item.targets)
       media.update(item.media)
       hashes.extend(item.hashes)
       tokens, size = tokens + len(ids), size + item.bytes
@@ -253,7 +265,8 @@ def _encode_documents(part: SourceSplit, tokenizers, bad_records: BadRecords, so
 
   def weigh(document):
     is_media = [piece.kind in templates.MODALITY for piece in document[0]]
-    return sum(is_media), sum(len(p.value) for p in document[0] if p.kind == 'text')
+    texts = [p.value.text if p.kind == 'chat' else p.value for p in document[0] if p.kind in ('text', 'chat')]
+    return sum(is_media), sum(map(len, texts))
 
   for batch in _batches(decoded(), weigh):
     encoded = encode_batch(tokenizers, [pieces for pieces, _ in batch])
@@ -263,7 +276,8 @@ def _encode_documents(part: SourceSplit, tokenizers, bad_records: BadRecords, so
       size = sum(len(piece.value.encode()) for piece in pieces if piece.kind == 'text')
       features = {kind: getattr(document, kind) for kind in templates.CONTINUOUS}
       features = {kind: rows for kind, rows in features.items() if rows is not None}
-      yield _Item(document.ids, size, features=features, media=media, hashes=hashes)
+      targets = document.targets
+      yield _Item(document.ids, size, features=features, media=media, targets=targets, hashes=hashes)
 
 
 def count_spellings(tokenizer, texts, notes) -> None:

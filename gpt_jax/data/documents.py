@@ -4,10 +4,13 @@ A document is a list of pieces, and its ids are those of the pieces in order: te
 eoi; boa, codes, eoa; sep for the arrow. An image or sound that is input only has `patch` or `frame` in
 place of each code, and features beside the ids. The token cache adds eos.
 
+A conversation is one chat piece and the media of its messages, which its chat template puts in their places.
+
 Letters: T tokens of a document, P positions of an item, Y X A rows, columns and channels of an
 image, N samples.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +21,8 @@ from gpt_jax.data.bad_records import BadRecords
 from gpt_jax.data.mixture import DataConfig, open_split, source_names
 from gpt_jax.data.splits import SPLITS
 from gpt_jax.data.templates import MODALITY, Piece, Samples
+from gpt_jax.tokenizers import chat_template
+from gpt_jax.tokenizers.chat_template import ChatTemplate, Rendering
 
 PLURALS = {'image': 'images', 'audio': 'sounds'}
 MARKERS = {'image': ('boi', 'eoi', 'patch'), 'audio': ('boa', 'eoa', 'frame')}
@@ -30,6 +35,7 @@ class Encoded:
   ids: np.ndarray  # int32 [T]
   patches: np.ndarray | None = None  # float32 [places, features], in the order of the patch ids
   frames: np.ndarray | None = None  # the same for the frame ids
+  targets: np.ndarray | None = None  # uint8 [T] of a conversation: 1 for what the assistant wrote
 
 
 def examples(cfg: DataConfig, name: str, split: str) -> Iterator[tuple[str, list[Piece]]]:
@@ -50,8 +56,32 @@ def decode_media(tokenizers, pieces: list[Piece], where: str = '', notes=None) -
       piece = Piece(piece.kind, value)
       if note and notes is not None:
         notes.update(f'{PLURALS[modality]} {part}' for part in note.split(', '))
+    elif piece.kind == 'chat' and isinstance(piece.value, str):
+      piece = Piece('chat', _render(tokenizers, pieces, where))
     decoded.append(piece)
   return decoded
+
+
+def _render(tokenizers, pieces: list[Piece], where: str) -> Rendering:
+  """Return the text of a conversation; ValueError that begins with `where` if its template refuses it."""
+  try:
+    rendering = ChatTemplate.of(tokenizers.text).render_with_spans(json.loads(pieces[0].value))
+  except ValueError as error:
+    raise ValueError(f'{where}: {error}' if where else str(error)) from error
+  check_places(rendering, pieces, where)
+  return rendering
+
+
+def check_places(rendering: Rendering, pieces: list[Piece], where: str) -> None:
+  """Raise ValueError unless a rendering has a place for each of the media that follow it."""
+  kinds = {mark: kind for kind, mark in chat_template.MEDIA.items()}
+  places = [kinds[mark] for mark in chat_template.PLACES.findall(rendering.text) if mark in kinds]
+  media = [piece.kind for piece in pieces[1:]]
+  if places != media:
+    raise ValueError(
+      f'{where} has {len(media)} images and sounds, and the chat template shows {len(places)} of them\n'
+      'fix: leave the record out, or put media into messages that the template shows'
+    )
 
 
 def media_forms(tokenizers) -> dict[str, tuple]:
@@ -74,11 +104,43 @@ def _decode(modality: str, value, form: tuple, where: str) -> tuple[np.ndarray, 
 def encode_batch(tokenizers, documents: list[list[Piece]]) -> list[Encoded]:
   """Encode documents, with one call of each tokenizer."""
   documents = [decode_media(tokenizers, pieces) for pieces in documents]
-  values = {kind: [] for kind in (*MODALITY, 'text')}
+  values = {kind: [] for kind in (*MODALITY, 'text', 'chat')}
   for piece in (piece for pieces in documents for piece in pieces if piece.kind != 'arrow'):
     values[piece.kind].append(piece.value)
   encoded = {kind: iter(ENCODERS[kind](tokenizers, items)) for kind, items in values.items() if items}
-  return [_assemble(tokenizers, pieces, encoded) for pieces in documents]
+  is_chat = lambda pieces: bool(pieces) and pieces[0].kind == 'chat'
+  return [(_assemble_chat if is_chat(p) else _assemble)(tokenizers, p, encoded) for p in documents]
+
+
+def _encode_chats(tokenizers, renderings: list[Rendering]) -> list:
+  """Return (ids, places int [T, 2]) of the texts between the media and specials of conversations."""
+  parts = [part for r in renderings for part in chat_template.PLACES.split(r.text)[::2] if part]
+  return tokenizers.text.encode_with_offsets(parts)
+
+
+def _assemble_chat(tokenizers, pieces: list[Piece], encoded: dict[str, Iterator]) -> Encoded:
+  """Build a conversation: its texts, our specials and media in the order of the rendered text."""
+  special, rendering, media = tokenizers.vocabulary.special, pieces[0].value, iter(pieces[1:])
+  names = {mark: name for name, mark in chat_template.SPECIALS.items()}
+  ids, places, start = [], [], 0
+  for number, part in enumerate(chat_template.PLACES.split(rendering.text)):
+    if number % 2 == 0:
+      content, places_T2 = next(encoded['chat']) if part else ([], np.zeros((0, 2), int))
+    elif part in names:
+      content, places_T2 = [special(names[part])], np.array([[0, 1]])
+    else:
+      kind = next(media).kind
+      begin, end, _ = map(special, MARKERS[kind])
+      content = np.concatenate([[begin], next(encoded[kind]), [end]])
+      places_T2 = np.tile([0, 1], (len(content), 1))
+    ids.append(np.asarray(content, np.int32))
+    places.append(places_T2 + start)
+    start += len(part)
+  ids, places_T2 = np.concatenate(ids), np.concatenate(places)
+  targets = np.zeros(len(ids), np.uint8)
+  for first, end in rendering.spans:  # a token that crosses the border of a span is learned whole
+    targets |= (places_T2[:, 0] < end) & (places_T2[:, 1] > first)
+  return Encoded(ids, targets=targets)
 
 
 def _assemble(tokenizers, pieces: list[Piece], encoded: dict[str, Iterator]) -> Encoded:
@@ -103,8 +165,10 @@ def _assemble(tokenizers, pieces: list[Piece], encoded: dict[str, Iterator]) -> 
   return Encoded(np.concatenate(ids), **features)
 
 
-def needed_specials(template: str) -> set[str]:
+def needed_specials(template: str, tokenizers) -> set[str]:
   """Return the names of the special tokens in documents of a template."""
+  if templates.is_chat(template):
+    return set() if tokenizers.text.chat_template else {*chat_template.SPECIALS}
   has_arrow = any(kind == 'arrow' for kind, _ in templates.parse(template))
   markers = {name for modality in _media_of_template(template) for name in MARKERS[modality]}
   return {'eos', *(['sep'] if has_arrow else ()), *markers}
@@ -123,7 +187,7 @@ def check_tokenizers(tokenizers, template: str, name: str) -> None:
       f'data.mixture.{name}.template={template!r} needs {lacking[0]} tokens, which the model does not '
       f'have\nfix: set {lacking[0]}.kind in the config, or use another template'
     )
-  if missing := sorted(needed_specials(template) - set(dict(tokenizers.vocabulary.specials))):
+  if missing := sorted(needed_specials(template, tokenizers) - set(dict(tokenizers.vocabulary.specials))):
     raise ValueError(
       f'data.mixture.{name}.template={template!r} needs the special tokens {", ".join(missing)}, '
       'which are not in the vocabulary\n'
@@ -220,6 +284,7 @@ def _to_ids(tokenizers, modality, items):
 # Encoders of all items of a kind: text and codes become ids, patches and frames become features.
 ENCODERS = {
   'text': lambda tokenizers, texts: tokenizers.text.encode_batch(texts),
+  'chat': _encode_chats,
   'image': lambda tokenizers, images: _to_ids(tokenizers, 'image', np.stack(images)),
   'audio': lambda tokenizers, waves: _to_ids(tokenizers, 'audio', waves),
   'patches': lambda tokenizers, images: tokenizers.image.features(np.stack(images)),

@@ -66,7 +66,7 @@ class DataConfig:
     for name, source in self.mixture.items():
       if not templates.is_plain(source.template) and self.packing != 'first_fit':
         raise ValueError(
-          f"data.mixture.{name}.template={source.template!r} has media or ' -> ', and "
+          f"data.mixture.{name}.template={source.template!r} has media, turns or ' -> ', and "
           f'data.packing={self.packing} would cut its documents\n'
           'fix: set data.packing=first_fit'
         )
@@ -106,7 +106,8 @@ class SourceSplit:
   def texts(self, skip: Callable | None = None) -> Iterator[str]:
     """Yield the joined texts of each document. skip: as in `examples`."""
     for _, pieces in self.examples(skip):
-      yield ''.join(piece.value for piece in pieces if piece.kind == 'text')
+      chats = [templates.chat_text(piece) for piece in pieces if piece.kind == 'chat']
+      yield ''.join([*chats, *(piece.value for piece in pieces if piece.kind == 'text')])
 
 
 def source_names(cfg: DataConfig, split: str) -> tuple[str, ...]:

@@ -65,12 +65,14 @@ class RowFields:
     marks = [m for m in (self.layout.sep, self.layout.boi, self.layout.boa) if m >= 0]
     ends = np.append(cache.offsets[1:], len(cache.ids))
     too_long = np.flatnonzero(ends - cache.offsets > length + 1)
-    cut = [n for n in too_long if np.isin(cache.ids[cache.offsets[n] : ends[n]], marks).any()]
+    whole = getattr(cache, 'targets', None) is not None  # conversations
+    cut = [n for n in too_long if whole or np.isin(cache.ids[cache.offsets[n] : ends[n]], marks).any()]
     if cut:
+      kind = 'conversations' if whole else 'documents with media or a condition'
       longest = int((ends - cache.offsets)[cut].max())
       raise ValueError(
-        f'data.mixture.{cache.name} has {len(cut)} of {len(ends)} documents with media or a '
-        f'condition that are longer than the {length + 1} tokens of a row, the longest {longest}\n'
+        f'data.mixture.{cache.name} has {len(cut)} of {len(ends)} {kind} '
+        f'that are longer than the {length + 1} tokens of a row, the longest {longest}\n'
         f'fix: raise train.length (model.context) to {longest - 1}, or leave these documents out'
       )
 
@@ -82,6 +84,8 @@ class RowFields:
     layout = self.layout
     condition_BW = layout.condition_mask(ids_BW, segments_BW)
     target_BT = layout.target_mask(ids_BW, segments_BW, self.predict_start)[:, 1:]
+    if (targets := getattr(cache, 'targets', None)) is not None:
+      target_BT = target_BT & (place_BW[:, 1:] >= 0) & (np.asarray(targets)[place_BW[:, 1:]] > 0)
     input_BW = layout.drop_condition(ids_BW, dropped_BW & condition_BW).astype(np.int32)
     arrays = {
       'token_ids_BT': np.ascontiguousarray(input_BW[:, :-1]),

@@ -2,7 +2,8 @@
 
 `{name}` is text; `{x:image}` and `{x:audio}` become tokens; `{x:patches}` and `{x:frames}` are
 continuous features of images and sounds, for input only; `{x:parts}` is a list of {"text": ..},
-{"image": ..} and {"audio": ..}. ' -> ' separates a condition from its target. `{a.b.0}` looks up
+{"image": ..} and {"audio": ..}; `{x:chat}` is a list of messages with a role and a content, of which the
+assistant's are learned. ' -> ' separates a condition from its target. `{a.b.0}` looks up
 nested records and lists, `{a.*}` joins a list of texts by spaces, `{{` and `}}` are braces.
 `{choices[gold]}` is the item of the list `choices` that the field `gold` numbers, from 0 or as a letter
 from A: task choose scores the others in its place. `{text:cloze}` at the end is a text whose last word
@@ -11,24 +12,29 @@ a number.
 """
 
 import functools
-import math
+import json
 import os
-import re
 import string
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpt_jax.data.record_fields import CHOICE, as_text, lookup, short
+from gpt_jax.tokenizers import chat_template
+
 ARROW = ' -> '
 MODALITY = {'image': 'image', 'audio': 'audio', 'patches': 'image', 'frames': 'audio'}  # of a field
 CONTINUOUS = ('patches', 'frames')
+ROLES = {'human': 'user', 'gpt': 'assistant', 'function': 'tool'}  # of ShareGPT
+CHAT_ROLES = ('system', 'user', 'assistant', 'tool')
+MESSAGE_KEYS = {'from': 'role', 'value': 'content'}  # of ShareGPT
 PARTS = ('text', 'image', 'audio')  # what the objects of a list of parts hold
-CHOICE = re.compile(r'(?P<options>[^\[\]]+)\[(?P<index>[^\[\]\d][^\[\]]*)\]')
 CLOZE = ':cloze}'
 FIX = (
   'fix: write {field} for text, {field:image}, {field:audio}, {field:patches}, {field:frames} or '
-  '{field:parts} for media, {a.b} inside a record, {options[index]} for the right one of several, '
+  '{field:parts} for media, {field:chat} for messages, '
+  '{a.b} inside a record, {options[index]} for the right one of several, '
   '{{ and }} for braces'
 )
 
@@ -44,8 +50,9 @@ class Samples(NamedTuple):
 class Piece:
   """A part of a document."""
 
-  kind: str  # text, image, audio, patches, frames or arrow
-  value: Any = ''  # a string; or media as a path, encoded bytes, an array or Samples
+  kind: str  # text, image, audio, patches, frames, arrow, or chat, which media in its messages follow
+  # A string; messages as JSON, or their Rendering; or media as a path, encoded bytes, an array or Samples
+  value: Any = ''
 
 
 @functools.lru_cache(maxsize=64)
@@ -65,7 +72,7 @@ def parse(template: str) -> tuple[tuple[str, str], ...]:
     if field is None:
       continue
     is_name = '[' not in (field or '[') or CHOICE.fullmatch(field)
-    if not is_name or conversion or spec not in ('', 'parts', 'cloze', *MODALITY):
+    if not is_name or conversion or spec not in ('', 'parts', 'chat', 'cloze', *MODALITY):
       raise ValueError(f'template={template!r} has a field that is not a plain name\n{FIX}')
     slots.append(('text' if spec in ('', 'cloze') else spec, field))
   if all(kind in ('literal', 'arrow') for kind, _ in slots):
@@ -89,6 +96,11 @@ def _check_sides(template: str, slots: list[tuple[str, str]]) -> None:
         f'template={template!r} asks for {field!r} as {kind}, which can be read but not made\n'
         f"fix: put it before ' -> ', or write {{{field}:{MODALITY[kind]}}}"
       )
+  if any(kind == 'chat' for kind, _ in slots) and len(slots) > 1:
+    raise ValueError(
+      f'template={template!r} has something beside a conversation\n'
+      'fix: let {field:chat} stand alone; put a system message into the list'
+    )
   if any(kind == 'parts' and len(side) > 1 for side in sides for kind, _ in side):
     raise ValueError(
       f'template={template!r} has something beside a list of parts\n'
@@ -148,6 +160,11 @@ def is_plain(template: str) -> bool:
   return signature(template) == ((), ('text',))
 
 
+def is_chat(template: str) -> bool:
+  """Return whether documents are conversations."""
+  return signature(template) == ((), ('chat',))
+
+
 def benchmark(template: str) -> str:
   """Return 'choose' for a template with options, 'cloze' for one whose last word is asked, else ''."""
   return 'choose' if options_of(template) else 'cloze' if template.endswith(CLOZE) else ''
@@ -165,25 +182,10 @@ def fields_of(field: str) -> tuple[str, ...]:
   return CHOICE.fullmatch(field).groups() if CHOICE.fullmatch(field) else (field,)
 
 
-def option_index(record: dict, field: str, count: int, where: str) -> int:
-  """Return the number of the right one of `count` options: a number from 0, or a letter from A."""
-  if count < 2:
-    raise ValueError(f'{where} has {count} options to choose from\nfix: give two or more, or leave it out')
-  value = lookup(record, field, where)
-  text = value if isinstance(value, str) else str(value)
-  index = ord(text) - ord('A') if re.fullmatch('[A-Z]', text) else int(text) if text.isdecimal() else -1
-  if not 0 <= index < count or isinstance(value, bool):
-    raise ValueError(
-      f'{where} field {field!r} is {_short(value)}, not the number of one of {count} options\n'
-      f'fix: number the options from 0 to {count - 1}, or with letters from A'
-    )
-  return index
-
-
 def modalities(template: str) -> set[str]:
   """Return the modalities, of 'image' and 'audio', that documents may hold."""
   kinds = {kind for kind, _ in parse(template)}
-  parts = {'image', 'audio'} if 'parts' in kinds else set()
+  parts = {'image', 'audio'} if kinds & {'parts', 'chat'} else set()
   return {MODALITY[kind] for kind in kinds if kind in MODALITY} | parts
 
 
@@ -200,9 +202,11 @@ def fill(template: str, record: dict, where: str) -> list[Piece]:
       continue
     content = lookup(record, value, where)
     if kind == 'text':
-      document.append(Piece('text', _text(content, value, where)))
+      document.append(Piece('text', as_text(content, value, where)))
     elif kind == 'parts':
       document += _parts(content, value, where, record)
+    elif kind == 'chat':
+      document += chat_pieces(content, value, where, record)
     else:
       document.append(_media(kind, content, value, where, record))
   merged = []
@@ -219,14 +223,63 @@ def fill(template: str, record: dict, where: str) -> list[Piece]:
 
 def text_of(record: dict, field: str, where: str) -> str:
   """Return one field of a record as text."""
-  return _text(lookup(record, field, where), field, where)
+  return as_text(lookup(record, field, where), field, where)
+
+
+def chat_pieces(messages, field: str, where: str, record=None) -> list[Piece]:
+  """Return the messages as one piece of JSON, and then the media in their places.
+
+  messages: dicts of role (or from) and content (or value), a text or a list of parts.
+  """
+  if not isinstance(messages, (list, tuple)) or not messages:
+    raise ValueError(
+      f'{where} field {field!r} is {type(messages).__name__} {short(messages)}, not a list of messages\n'
+      'fix: write a list such as [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]'
+    )
+  pairs = [_message(message, f'{field}.{number}', where, record) for number, message in enumerate(messages)]
+  try:
+    text = json.dumps([message for message, _ in pairs], ensure_ascii=False)
+  except TypeError as error:
+    raise ValueError(f'{where} field {field!r} is not JSON: {error}\nfix: leave the record out') from None
+  _check_text(text, where)
+  return [Piece('chat', text), *(piece for _, media in pairs for piece in media)]
+
+
+def _message(message, name: str, where: str, record) -> tuple[dict, list[Piece]]:
+  """Return one message with a text as its content, and the media whose places are marked in it."""
+  items = message.items() if isinstance(message, dict) else ()
+  fields = {MESSAGE_KEYS.get(key, key): value for key, value in items if value is not None}
+  role = ROLES.get(str(fields.get('role')), fields.get('role'))
+  if role not in CHAT_ROLES:
+    raise ValueError(
+      f'{where} field {name!r} is {short(message)}, not a message of a known role\n'
+      f'fix: write {{"role": ..., "content": ...}} with one of the roles {", ".join(CHAT_ROLES)}'
+    )
+  if 'content' not in fields:  # it calls a tool
+    return fields | {'role': role}, []
+  content, parts = fields['content'], []
+  if isinstance(content, (list, tuple)):
+    is_part = lambda part: isinstance(part, dict)
+    parts = [{k: v for k, v in part.items() if k != 'type'} if is_part(part) else part for part in content]
+    parts = _parts(parts, f'{name}.content', where, record)
+  texts = [p.value for p in parts if p.kind == 'text'] if parts else [as_text(content, name, where)]
+  if any(chat_template.RESERVED.search(text) for text in texts):
+    raise ValueError(f'{where} field {name!r} has a noncharacter of U+FDD0 to U+FDD7\nfix: remove it')
+  text = ''.join(chat_template.MEDIA.get(p.kind, p.value) for p in parts) if parts else texts[0]
+  return fields | {'role': role, 'content': text}, [p for p in parts if p.kind != 'text']
+
+
+def chat_text(piece: Piece) -> str:
+  """Return the characters that a chat piece has in our own template, for learning a text tokenizer."""
+  lines = (f'{message["role"]}\n{message.get("content", "")}' for message in json.loads(piece.value))
+  return chat_template.RESERVED.sub('', ''.join(lines))
 
 
 def _parts(value, field: str, where: str, record: dict) -> list[Piece]:
   """Return the pieces of a list of parts."""
   if not isinstance(value, (list, tuple)) or not len(value):
     raise ValueError(
-      f'{where} field {field!r} is {type(value).__name__} {_short(value)}, not a list of parts\n'
+      f'{where} field {field!r} is {type(value).__name__} {short(value)}, not a list of parts\n'
       'fix: write a list such as [{"text": "A cat:"}, {"image": "cat.png"}]'
     )
   document = []
@@ -236,13 +289,13 @@ def _parts(value, field: str, where: str, record: dict) -> list[Piece]:
     if not isinstance(part, dict) or len(part) != 1 or next(iter(part)) not in PARTS:
       raise ValueError(
         f'{where} field {field!r} has a part {number} that is not one of '
-        f'{", ".join(PARTS)}: {_short(part)}\n'
+        f'{", ".join(PARTS)}: {short(part)}\n'
         'fix: write each part as an object with one key, as in {"text": "A cat:"}'
       )
     [(kind, content)] = part.items()
     name = f'{field}.{number}.{kind}'
     if kind == 'text':
-      document.append(Piece(kind, _text(content, name, where)))
+      document.append(Piece(kind, as_text(content, name, where)))
     else:
       document.append(_media(kind, content, name, where, record))
   return document
@@ -262,7 +315,7 @@ def _media(kind: str, value, field: str, where: str, record: dict) -> Piece:
     is_sound = MODALITY[kind] == 'audio' and rate
     return Piece(kind, Samples(array, rate) if is_sound else array)
   raise ValueError(
-    f'{where} field {field!r} is {_short(value)}, not a path or the content of media\n'
+    f'{where} field {field!r} is {short(value)}, not a path or the content of media\n'
     'fix: name a field with a path, with encoded bytes or with an array in the template'
   )
 
@@ -275,15 +328,10 @@ def _media_path(path: str, root: str, field: str, where: str) -> str:
   top = os.path.normpath(root)
   if os.path.commonpath([os.path.abspath(top), os.path.abspath(full)]) != os.path.abspath(top):
     raise ValueError(
-      f'{where} field {field!r} is {_short(path)}, which is not below {top}\n'
+      f'{where} field {field!r} is {short(path)}, which is not below {top}\n'
       f'fix: set root of the source to a folder that holds it, as in root={os.path.dirname(full)}'
     )
   return full
-
-
-def _short(value) -> str:
-  """Return a value as one short line."""
-  return ' '.join(f'{value!r:.60}'.split())
 
 
 def _check_text(text: str, where: str) -> None:
@@ -296,52 +344,3 @@ def _check_text(text: str, where: str) -> None:
       f'{where} holds half a surrogate pair at character {error.start}: it is not text\n'
       'fix: repair the \\ud8xx escape in the record'
     ) from None
-
-
-def lookup(record: dict, field: str, where: str):
-  """Return the value at a dotted path; `*` at its end joins a list of texts, `[index]` picks an option."""
-  if match := CHOICE.fullmatch(field):
-    options = lookup(record, match['options'], where)
-    count = len(options) if isinstance(options, (list, tuple, np.ndarray)) else 0
-    return options[option_index(record, match['index'], count, where)]
-  value, parts = record, field.split('.')
-  while parts:
-    # A key may have dots itself: the longest that the record has is meant.
-    keys = ('.'.join(parts[:count]) for count in range(len(parts), 0, -1))
-    part = next((key for key in keys if isinstance(value, dict) and key in value), parts[0])
-    del parts[: part.count('.') + 1]
-    if part == '*' and isinstance(value, list) and all(isinstance(v, str) for v in value):
-      value = ' '.join(map(str.strip, value))
-    elif isinstance(value, dict) and part in value:
-      value = value[part]
-    elif isinstance(value, (list, np.ndarray)) and part.isdecimal() and int(part) < len(value):
-      value = value[int(part)]
-    else:
-      has = ', '.join(map(str, value)) if isinstance(value, dict) else f'{type(value).__name__} value'
-      raise ValueError(
-        f'{where} has no field {field!r}: at {part!r} it has {has}\n'
-        'fix: name fields that every record has in the template'
-      )
-  return value
-
-
-def _text(value, field: str, where: str) -> str:
-  """Return a string, UTF-8 bytes or a number as text; ValueError for anything else."""
-  if isinstance(value, np.generic):
-    value = value.item()
-  if isinstance(value, bytes):
-    try:
-      return value.decode('utf-8')
-    except UnicodeDecodeError as error:
-      raise ValueError(
-        f'{where} field {field!r} is not UTF-8 at byte {error.start}\nfix: name a text field in the template'
-      ) from None
-  if isinstance(value, bool):
-    return str(value).lower()  # as in JSON
-  if isinstance(value, (str, int, float)) and not (isinstance(value, float) and not math.isfinite(value)):
-    return str(value)
-  what = 'null' if value is None else str(value) if isinstance(value, float) else f'a {type(value).__name__}'
-  raise ValueError(
-    f'{where} field {field!r} is {what}, not text\n'
-    'fix: name a text or number inside it, as in {answers.0}, or leave the record out'
-  )

@@ -16,7 +16,13 @@ from gpt_jax.model import gpt
 from gpt_jax.runs import run_folder
 from gpt_jax.runs.reading import reading
 from gpt_jax.sampling import completions, validate
-from gpt_jax.sampling.prompts import build_prompt, decode_pieces, resolve_max_new_tokens
+from gpt_jax.sampling.prompts import (
+  build_chat,
+  build_prompt,
+  chat_ends,
+  decode_pieces,
+  resolve_max_new_tokens,
+)
 from gpt_jax.sharding import make_mesh
 from gpt_jax.tokenizers import Tokenizers
 from gpt_jax.training import checkpoint
@@ -76,6 +82,27 @@ class TrainedRun(NamedTuple):
         for prompt, group in zip(encoded, ids, strict=True)
       ]
     return groups if cfg.num_samples > 1 else [group[0] for group in groups]
+
+  def chat(self, messages, **sampling):
+    """Return the assistant's reply to a conversation as text.
+
+    Args:
+      messages: dicts of role (system, user, assistant or tool) and content: a text, or a list of parts such
+        as [{'text': 'What is this?'}, {'image': 'cat.png'}].
+      **sampling: fields of SampleConfig in the place of the run's own.
+    """
+    return ''.join(self.stream_chat(messages, **sampling))
+
+  def stream_chat(self, messages, **sampling):
+    """Yield the pieces of the reply of `chat` while they are generated."""
+    cfg = validate.override(self.cfg.sample, **{'num_samples': 1} | sampling)
+    prompt, (ends, stop) = build_chat(self, messages), chat_ends(self)
+    cfg = resolve_max_new_tokens(self, [prompt], cfg, 'text', 'max_new_tokens' in sampling)
+    if cfg.beams:
+      [[(text, _), *_]] = completions.complete(self.model, self.tokenizers, [prompt], cfg, stop, ends)
+      yield text
+    else:
+      yield from completions.stream_text(self.model, self.tokenizers, prompt, cfg, stop, ends)
 
   def score(self, texts, contexts=()):
     """Score texts -> list of TextScore; contexts: a text before each of them, not scored.

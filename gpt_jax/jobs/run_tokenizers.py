@@ -51,7 +51,7 @@ def _media(cfg, names=tokenizers.base.MODALITIES):
 
 def _extend(toks, cfg):
   """Return the tokenizers with the specials and codes that the run needs and train.init_from lacks."""
-  used = (needed_specials(source.template) for source in cfg.data.mixture.values())
+  used = (needed_specials(source.template, toks) for source in cfg.data.mixture.values())
   missing = set().union(*used) - {'eos', *dict(toks.vocabulary.specials)}
   new = [name for name in tokenizers.base.MODALITIES if getattr(cfg, name).kind and name not in toks.media]
   if new:
@@ -62,7 +62,7 @@ def _extend(toks, cfg):
 def check_modalities(cfg):
   """Raise ValueError unless the templates and the tokenizers name the same modalities."""
   used = template_kinds(cfg)
-  if 'parts' in used:
+  if used & {'parts', 'chat'}:
     return
   for modality, kinds in (('image', {'image', 'patches'}), ('audio', {'audio', 'frames'})):
     chosen = getattr(cfg, modality).kind

@@ -13,15 +13,15 @@ from gpt_jax.sampling import beam, decoding_layout, prompt_batch
 from gpt_jax.tokenizers import grammar as grammars
 
 
-def generate_ids(model, tokenizers, prompts, cfg, to='text', keys_B=None):
+def generate_ids(model, tokenizers, prompts, cfg, to='text', keys_B=None, ends=()):
   """Continue prompts with `to`, a row of grammar.END_MARKERS.
 
-  model: parameters as trained. Returns for each prompt a list of (new ids, their log-probabilities
-  under the model); with cfg.beams (new ids, length-penalized score of the text). Raises ValueError
-  as `sample.start` does, and for beams where `to` is not text.
+  model: parameters as trained. ends: ids that end a text, too. Returns for each prompt a list of (new ids,
+  their log-probabilities under the model); with cfg.beams (new ids, length-penalized score of the text).
+  Raises ValueError as `sample.start` does, and for beams where `to` is not text.
   """
   model = decoding_layout.prepare_model(model)
-  grammar = build_grammar(tokenizers, model.cfg.V, to)
+  grammar = build_grammar(tokenizers, model.cfg.V, to, ends)
   if cfg.beams and to != 'text':
     raise ValueError(f'sample.beams={cfg.beams} cannot make to={to}\nfix: set beams=0, or --to=text')
   if cfg.beams:
@@ -31,16 +31,18 @@ def generate_ids(model, tokenizers, prompts, cfg, to='text', keys_B=None):
   return [rows[i * n : (i + 1) * n] for i in range(len(prompts))]
 
 
-def complete(model, tokenizers, prompts, cfg, stop=()):
+def complete(model, tokenizers, prompts, cfg, stop=(), ends=()):
   """Continue prompts (Prompt or lists of ids) as text.
 
-  model: parameters as trained. stop: strings; a text ends before the first of them. Returns for each
-  prompt a list of (text, scores as in `generate_ids`); log-probabilities end with the tokens of the text,
-  the score of a beam is that of its whole search.
+  model: parameters as trained. stop: strings; a text ends before the first of them. ends: ids that
+  end it. Returns for each prompt a list of (text, scores as in `generate_ids`); log-probabilities end with
+  the tokens of the text, the score of a beam is that of its whole search.
   """
   check_stop(stop)
   texts = []
-  for prompt, group in zip(prompts, generate_ids(model, tokenizers, prompts, cfg), strict=True):
+  groups = generate_ids(model, tokenizers, prompts, cfg, ends=ends)
+  for prompt, group in zip(prompts, groups, strict=True):
+    group = [(ids[: len(ids) - (ids[-1:] != [] and ids[-1] in ends)], scores) for ids, scores in group]
     before = prompt_batch.as_prompt(prompt).ids
     texts.append([_truncate_sample(tokenizers, before, ids, scores, stop) for ids, scores in group])
   return texts
@@ -68,11 +70,14 @@ def stream(model, prompts, cfg, grammar, keys_B=None, every=16):
       return
 
 
-def stream_text(model, tokenizers, prompt, cfg, stop=()):
-  """Continue one prompt and yield pieces of text, each as soon as no stop string can change it."""
+def stream_text(model, tokenizers, prompt, cfg, stop=(), ends=()):
+  """Continue one prompt and yield pieces of text, each as soon as no stop string can change it.
+
+  ends: ids that end the text, too.
+  """
   check_stop(stop)
   model = decoding_layout.prepare_model(model)
-  grammar = build_grammar(tokenizers, model.cfg.V)
+  grammar = build_grammar(tokenizers, model.cfg.V, ends=ends)
   decoder, text, printed = tokenizers.stream_decoder(), '', 0
   hold = max(map(len, stop), default=1) - 1  # last characters, which may begin a stop string
   prompt_ids = prompt_batch.as_prompt(prompt).ids
@@ -81,7 +86,7 @@ def stream_text(model, tokenizers, prompt, cfg, stop=()):
   # The decoder may hold back the prompt's last characters (U+FFFD): they are no part of the continuation.
   held = len(tokenizers.decode_text(before)) - sum(len(decoder.push(i)) for i in before)
   for state in stream(model, [prompt], cfg, grammar):
-    ids = state.token_ids_BT[0, length : state.lengths_B[0]]
+    ids = [i for i in state.token_ids_BT[0, length : state.lengths_B[0]] if i not in ends]
     new, length = ''.join(map(decoder.push, ids)), int(state.lengths_B[0])
     text, held = text + new[held:], max(0, held - len(new))
     truncated = truncate_at_stop(text, stop)
@@ -106,9 +111,15 @@ def begin_special(cfg, tokenizers):
   return cfg.sample.begin or (tokenizers.start if starts else '')
 
 
-def build_grammar(tokenizers, columns, to='text'):
-  """Build the grammar of these tokenizers for a model with logits of this many columns."""
-  return grammars.build(tokenizers.vocabulary, tokenizers.layout, columns, to)
+def build_grammar(tokenizers, columns, to='text', ends=()):
+  """Build the grammar of these tokenizers for a model with logits of this many columns.
+
+  ends: ids that end a row and are allowed in its text, beside those of the vocabulary.
+  """
+  grammar = grammars.build(tokenizers.vocabulary, tokenizers.layout, columns, to)
+  grammar.ends_V[list(ends)] = True
+  grammar.table_NV[0, list(ends)] = True
+  return grammar
 
 
 def new_tokens(state, prompts, num_samples):

@@ -101,6 +101,8 @@ def describe(text, inputs):
 def start_document(candidate, text, inputs, to):
   """Match the beginning of a document without condition: (score, pieces or None), or None."""
   kinds = {MODALITY.get(kind, kind) for kind in candidate.signature[1]}
+  if templates.is_chat(candidate.template) and to == 'text' and not any(inputs.values()):
+    return (-2, 0), None  # any text may be continued
   if 'parts' in kinds:
     kinds |= {'text', 'image', 'audio'}
   used = {name for name, files in inputs.items() if files} | ({'text'} if text else set())

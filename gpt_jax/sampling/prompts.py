@@ -5,17 +5,20 @@ Letters: Y X A rows, columns and channels of an image, N samples of a sound.
 
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 
 from gpt_jax import sample
-from gpt_jax.data.documents import MARKERS, decode_media, encode_batch
+from gpt_jax.data import templates
+from gpt_jax.data.documents import MARKERS, check_pieces, check_places, decode_media, encode_batch
 from gpt_jax.data.row_fields import PLACES
 from gpt_jax.data.templates import Piece
 from gpt_jax.runs.progress import Progress
 from gpt_jax.sampling import completions, prompt_batch, validate
 from gpt_jax.sampling.prompt_templates import ARROW, match_template, trained_templates
 from gpt_jax.tokenizers import grammar as grammars
+from gpt_jax.tokenizers.chat_template import SPECIALS, ChatTemplate, Rendering
 
 
 def build_prompt(run, text='', images=(), sounds=(), to='text', begin='', source='', notes=None):
@@ -37,6 +40,40 @@ def build_prompt(run, text='', images=(), sounds=(), to='text', begin='', source
       )
     )
   return encode(run, [decode_media(run.tokenizers, pieces, notes=notes)], to)[0]
+
+
+def build_chat(run, messages):
+  """Encode a conversation that the assistant answers next -> prompt_batch.Prompt.
+
+  messages: dicts of role and content, a text or a list of parts. Raises ValueError for a run that knows no
+  conversations, and for messages that its template or its tokenizers refuse.
+  """
+  chat_source(run)
+  pieces = templates.chat_pieces(messages, 'messages', 'the conversation')
+  check_pieces(run.tokenizers, pieces, 'the conversation')
+  text = ChatTemplate.of(run.tokenizers.text).render(json.loads(pieces[0].value), add_generation_prompt=True)
+  check_places(Rendering(text), pieces, 'the conversation')
+  return encode(run, [[Piece('chat', Rendering(text)), *pieces[1:]]], 'text')[0]
+
+
+def chat_source(run):
+  """Raise ValueError for a run that was never trained on conversations, nor its tokenizer made for them."""
+  trained = any(templates.is_chat(source.template) for source in run.cfg.data.mixture.values())
+  if not trained and not run.tokenizers.text.chat_template:
+    raise ValueError(
+      'this run was never trained on conversations, and its tokenizer has no chat template\n'
+      "fix: train it on a source with template='{messages:chat}', as experiments/instruct.py does"
+    )
+
+
+def chat_ends(run):
+  """Return (ids, stop strings) that end a reply, as its chat template ends it."""
+  ending = ChatTemplate.of(run.tokenizers.text).ending()
+  for name, mark in SPECIALS.items():
+    if ending == mark:
+      return (run.tokenizers.vocabulary.special(name),), ()
+  ids = run.tokenizers.encode_text(ending)
+  return ((ids[0],), ()) if len(ids) == 1 else ((), (ending,) if ending else ())
 
 
 def encode(run, beginnings, to):

@@ -101,10 +101,19 @@ class TextTokenizer(SavedTokenizer):
   size = 0  # number of ids, 0 to size - 1
   specials: dict[str, int] = {}  # roles that its own ids play, as in {'eos': 50256}
   unparsed: tuple[str, ...] = ()  # spellings of special tokens that are encoded as plain text
+  chat_template = ''  # Jinja source of an imported tokenizer; '' = none
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     """Return the token ids of each text."""
     raise NotImplementedError
+
+  def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], np.ndarray]]:
+    """Return (ids, places int [T, 2]) of each text: the first character of a token, and the one after it."""
+    raise NotImplementedError
+
+  def special_tokens(self) -> dict[str, str]:
+    """Return the spellings of special tokens by their names in chat templates, as in bos_token."""
+    return {}
 
   def _decode(self, ids):
     raise NotImplementedError

@@ -8,6 +8,8 @@ in text, as transformers does, since chat prompts are written with them.
 import itertools
 import pathlib
 
+import numpy as np
+
 from gpt_jax.runs.reading import check_types, reading
 from gpt_jax.tokenizers import base, bpe
 
@@ -70,6 +72,22 @@ class LibraryTokenizer(base.TextTokenizer):
     rows = [self._pieces(base.checked_text(text)) for text in texts]
     stream = self._stream(itertools.chain.from_iterable(rows))
     return [list(itertools.chain.from_iterable(itertools.islice(stream, len(row)))) for row in rows]
+
+  def encode_with_offsets(self, texts):
+    """Return the token ids of each text with their places."""
+    texts = [base.checked_text(text) for text in texts]
+    rows = [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    return [(row.ids, np.array(row.offsets, np.int64).reshape(-1, 2)) for row in rows]
+
+  @property
+  def chat_template(self):
+    """The Jinja source of the model's chat template, '' without one."""
+    return self._chat_template.decode()
+
+  def special_tokens(self):
+    """Return {bos_token: its spelling, ...}."""
+    by_id = {index: token for token, index in self.vocab().items()}
+    return {f'{role}_token': by_id[self.specials[role]] for role in ROLES if role in self.specials}
 
   def _pieces(self, text):
     return list(bpe.pieces(text)) if self._cuts else [text]
@@ -135,6 +153,12 @@ class SentencePieceTokenizer(base.TextTokenizer):
   def encode_batch(self, texts):
     """Return the token ids of each text, in threads."""
     return self._processor.encode([base.checked_text(text) for text in texts])
+
+  def encode_with_offsets(self, texts):
+    """Return the token ids of each text with their places."""
+    protos = [self._processor.encode(base.checked_text(text), return_type='proto') for text in texts]
+    places = lambda proto: np.array([(piece.begin, piece.end) for piece in proto.pieces], np.int64)
+    return [([p.id for p in proto.pieces], places(proto).reshape(-1, 2)) for proto in protos]
 
   def _decode(self, ids):
     return self._processor.decode(ids)

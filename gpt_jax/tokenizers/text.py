@@ -56,6 +56,12 @@ class ByteTokenizer(base.TextTokenizer):
     """Return the UTF-8 bytes of each text."""
     return [list(base.checked_text(text).encode()) for text in texts]
 
+  def encode_with_offsets(self, texts):
+    """Return the bytes of each text with the characters that they belong to."""
+    sizes = [[len(character.encode()) for character in text] for text in texts]
+    first = [np.repeat(np.arange(len(size)), size) for size in sizes]
+    return [(ids, np.stack([f, f + 1], 1)) for ids, f in zip(self.encode_batch(texts), first, strict=True)]
+
   def _decode(self, ids):
     return bytes(ids).decode(errors='replace')
 
@@ -82,6 +88,11 @@ class CharTokenizer(base.TextTokenizer):
   def encode_batch(self, texts):
     """Return the ids of each text; ValueError for a character that is not in the alphabet."""
     return [self._encode(base.checked_text(text)).tolist() for text in texts]
+
+  def encode_with_offsets(self, texts):
+    """Return the ids of each text with the place of its characters."""
+    first = [np.arange(len(text)) for text in texts]
+    return [(ids, np.stack([f, f + 1], 1)) for ids, f in zip(self.encode_batch(texts), first, strict=True)]
 
   def _encode(self, text):
     codepoints = np.frombuffer(text.encode('utf-32-le'), '<u4')

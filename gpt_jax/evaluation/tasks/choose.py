@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt_jax.data import templates
+from gpt_jax.data import record_fields, templates
 from gpt_jax.evaluation import likelihood, metrics
 from gpt_jax.evaluation.tasks import common
 
@@ -116,8 +116,8 @@ def fewshot_contexts(subject, source, split, examples, shots):
 def question(template, record, where):
   """The options of a record -> Question."""
   options, index = templates.options_of(template)
-  options = templates.lookup(record, options, where)
-  gold = templates.option_index(record, index, len(options), where)
+  options = record_fields.lookup(record, options, where)
+  gold = record_fields.option_index(record, index, len(options), where)
   documents, pairs = [], []
   for n in range(len(options)):
     changed = copy.copy(record)
@@ -137,7 +137,7 @@ def _pair(template, record, where):
   if ('arrow', '') in slots:
     start = slots.index(('arrow', '')) + 1
   else:
-    start = next(i for i, (_, value) in enumerate(slots) if templates.CHOICE.fullmatch(value))
+    start = next(i for i, (_, value) in enumerate(slots) if record_fields.CHOICE.fullmatch(value))
     follows = any(kind == 'text' for kind, _ in slots[start + 1 :])
     start += follows
   return ''.join(texts[:start]), ''.join(texts[start:])

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt_jax import data
-from gpt_jax.data import mixture, sources, templates
+from gpt_jax.data import mixture, record_fields, sources, templates
 from gpt_jax.evaluation import judges, metrics
 from gpt_jax.runs.metric_names import METRICS
 from gpt_jax.sample import SampleConfig
@@ -220,7 +220,7 @@ def references(example, template):
   if kind == 'text' and place == '0' and alone:
     return [
       templates.text_of(example.record, f'{listed}.{n}', example.where)
-      for n in range(len(templates.lookup(example.record, listed, example.where)))
+      for n in range(len(record_fields.lookup(example.record, listed, example.where)))
     ]
   return [text(example.target)]
 
