@@ -3,6 +3,7 @@
   train    [--config=FILE[:args]] [--workdir=DIR] [--config.key=value ...]
   sample   --workdir=DIR [--prompt=TEXT] [--image=FILE] [--audio=FILE] [--to=text|image|audio|any]
            [--source=NAME] [--out=PATH] [--temperature=X --guidance=G ...]
+  chat     --workdir=DIR [--system=TEXT] [--temperature=X ...]
   evaluate --workdir=DIR [--tasks=a,b|all --split=valid|test --limit=N --guidance=G ...]
   import   --source=DIR-or-hub-id --workdir=DIR
   export   --workdir=DIR --out=DIR

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from absl import flags
 
 from gpt_jax.cli import args
+from gpt_jax.cli.chat import chat, chat_flags
 from gpt_jax.cli.evaluate import evaluate, evaluate_flags
 from gpt_jax.cli.flags import (
   DEFINE,
@@ -350,6 +351,7 @@ def doctor(argv):
 VERBS = {
   'train': Verb(train, train_flags),
   'sample': Verb(sample, sample_flags),
+  'chat': Verb(chat, chat_flags),
   'evaluate': Verb(evaluate, evaluate_flags),
   'import': Verb(import_, import_flags),
   'export': Verb(export, export_flags),
