@@ -98,6 +98,12 @@ def _shares(weights: dict[str, float]) -> dict[str, Fraction]:
   return {name: weight / sum(exact.values()) for name, weight in exact.items()}
 
 
+def from_batch(plan: list[Stage], first: int) -> list[Stage]:
+  """Return the stages of a run whose first batch has this number."""
+  due = [stage for stage in plan if stage.first <= first][-1]
+  return [due._replace(first=first), *(stage for stage in plan if stage.first > first)]
+
+
 class Schedule:
   """The order of the rows of a mixture: source and row number of each place."""
 
@@ -110,8 +116,7 @@ class Schedule:
     """
     self._parts = []
     before_N = np.zeros(len(names), np.int64) if first_N is None else first_N
-    due = [stage for stage in plan if stage.first <= first][-1]
-    for stage in (due._replace(first=first), *(stage for stage in plan if stage.first > first)):
+    for stage in from_batch(plan, first):
       if self._parts:
         before_N = self.counts(stage.first * batch_size)
       numbers = np.asarray([n for n, name in enumerate(names) if name in stage.weights])
@@ -152,12 +157,18 @@ def mixture_cycle(weights: list[float]) -> tuple[np.ndarray, np.ndarray, list[in
   return source_C[order].astype(np.int32), rank_C[order].astype(np.int32), counts
 
 
-def describe(stages: str, mixture: dict, batch_size: int, steps: int) -> str:
-  """Return one line with the rows of each source in each stage of a run, '' for no stages."""
+def describe(stages: str, mixture: dict, batch_size: int, steps: int, origin: dict | None = None) -> str:
+  """Return one line with the rows of each source in each stage of a run, '' for no stages.
+
+  origin: where a branch begins on other data, as in BatchLoader.state.
+  """
   plan, names = of_mixture(stages, mixture), tuple(sorted(mixture))
   if not stages:
     return ''
-  schedule, parts = Schedule(plan, names, batch_size), []
+  origin, parts = origin or {'batch': 0, 'rows': {}}, []
+  before_N = np.array([origin['rows'].get(name, 0) for name in names])
+  plan = from_batch(plan, origin['batch'])
+  schedule = Schedule(plan, names, batch_size, origin['batch'], before_N)
   for stage, end in zip(plan, [*(stage.first for stage in plan[1:]), steps], strict=True):
     rows_N = schedule.counts(end * batch_size) - schedule.counts(stage.first * batch_size)
     rows = ', '.join(f'{count:,} {name}' for name, count in zip(names, rows_N, strict=True) if count)

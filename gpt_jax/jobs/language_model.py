@@ -242,7 +242,8 @@ class LanguageModelJob(base.Job):
     ids = ', '.join(f'{count} {name} ids' for name, count in counts.items())
     with jax.set_mesh(self.mesh):
       kernel = choice.describe_choice(self.model_cfg, self.example_batch(), self.length)
-    rows = stages.describe(cfg.data.stages, cfg.data.mixture, cfg.train.batch_size, cfg.train.steps)
+    plan = cfg.data.stages, cfg.data.mixture, cfg.train.batch_size, cfg.train.steps
+    rows = stages.describe(*plan, self.loader.state().get('origin'))
     state = f', state of {summary(self.program.abstract, self.mesh)}' if self.mesh.size > 1 else ''
     trained = param_trees.count(self.program.abstract.model)
     part = f' ({trained:,} of them and of adapters are trained)' if cfg.adapter.freezes else ''

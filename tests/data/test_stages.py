@@ -53,6 +53,9 @@ def test_a_line_tells_the_rows_of_each_stage():
     'rows in steps 0 to 7: 14 a, 42 b, 14 c; 7 to 19: 84 a, 12 b, 24 c; 19 to 1019: 10,000 c'
   )
   assert stages.describe('', MIXTURE, 10, 1019) == ''
+  origin = {'batch': 1000, 'rows': {'a': 7, 'b': 9}}
+  ten_each = stages.describe('900: a=1, b=1; 1001: c=1', MIXTURE, 10, 1003, origin)
+  assert ten_each == 'rows in steps 1000 to 1001: 5 a, 5 b; 1001 to 1003: 20 c'
 
 
 @pytest.mark.parametrize(
