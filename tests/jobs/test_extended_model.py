@@ -79,3 +79,24 @@ def test_imported_model_learns_pictures_and_sounds(name, tmp_path):
     assert ids
   rows = evaluate.run_tasks(run.subject(), ['answer', 'perplexity'], limit=8)
   assert {row['source'] for row in rows} >= {'read', 'listen'}
+
+
+@pytest.mark.slow
+def test_adapters_of_an_imported_model_learn_pictures_and_sounds(tmp_path):
+  base = import_bytes(tmp_path, 'llama')
+  frozen = extension(base, adapter={'rank': 2})
+  with pytest.raises(
+    ValueError, match=r"ids are new and the rows of embed_VD, head_VD are frozen\nfix: .*train=\('embed"
+  ):
+    train.train(frozen, tmp_path / 'run')
+  cfg = extension(base, adapter={'rank': 2, 'train': ('embed_VD', 'head_VD')})
+  assert train.train(cfg, tmp_path / 'run', tiny_runs.stop_before(2)) is None
+  train.train(cfg, tmp_path / 'run')  # resumed
+  train.train(cfg, tmp_path / 'whole')
+  run, whole = trained.load(tmp_path / 'run'), trained.load(tmp_path / 'whole')
+  for path, array in models.params(run.model).items():
+    np.testing.assert_array_equal(array, models.params(whole.model)[path], err_msg=path)
+  before, after = models.params(trained.load(base).model), models.params(run.model)
+  np.testing.assert_array_equal(after['final_norm/scale'], before['final_norm/scale'])
+  assert len(after['embed_VD']) > len(before['embed_VD'])
+  assert evaluate.run_tasks(run.subject(), ['perplexity'], limit=8)
