@@ -186,8 +186,35 @@ def gpu_table():
   return f'{goals}\n\n{result["hardware"]}'
 
 
+# Zero-shot accuracy on whole test sets: EleutherAI/pythia, evals/pythia-v1/pythia-160m/zero-shot, step
+# 123,000 of 143,000; issue 2159 of EleutherAI/lm-evaluation-harness.
+PYTHIA_160M = {'winogrande': 0.506, 'lambada': 0.331, 'arc_easy': 0.431, 'piqa': 0.618}
+GPT2_124M = {'lambada': 0.326}
+
+
+def harness_table():
+  """Markdown table of lm-eval's scores of Gemma 3 270M, beside published ones of smaller models."""
+  numbers = json.loads((RESULTS / 'interop' / 'harness_gemma.json').read_text())['numbers']
+  percent = lambda scores, name: f'{100 * scores[name]:.1f}' if name in scores else '-'
+  lines = [
+    '| Task | Examples | Gemma 3 270M, acc in % | Equal answers | Seconds: ours, Hugging Face '
+    '| Pythia-160M | GPT-2 124M |',
+    '|---|---|---|---|---|---|---|',
+  ]
+  for name, row in numbers.items():
+    if name != 'peers':
+      own = [100 * row['ours'][metric] for metric in ('acc,none', 'acc_stderr,none')]
+      lines.append(
+        f'| {name} | {row["examples"]} | {own[0]:.1f} ± {own[1]:.1f} | {100 * row["equal"]:.0f} % '
+        f'| {row["seconds"]:.0f}, {row["seconds_hf"]:.0f} '
+        f'| {percent(PYTHIA_160M, name)} | {percent(GPT2_124M, name)} |'
+      )
+  return '\n'.join(lines)
+
+
 TABLES = {
   'results': results_table,
+  'harness': harness_table,
   'gpu': gpu_table,
   'studies': studies_table,
   'speed': speed_table,
