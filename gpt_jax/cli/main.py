@@ -40,7 +40,7 @@ WITH_OVERRIDES = ('train', 'evaluate', 'plan', 'render')  # verbs that take --co
 def run():
   """Run the verb of sys.argv and exit with its code."""
   failure = None
-  logging.getLogger().addHandler(ConsoleHandler())
+  logging.basicConfig(handlers=[ConsoleHandler()], force=True)  # in the place of those of imported libraries
   try:
     code = main(sys.argv)
   except Exception as error:

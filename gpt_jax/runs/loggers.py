@@ -73,7 +73,7 @@ def say(*values, **options):
 class ConsoleHandler(logging.Handler):
   """Print warnings of this package and of libraries, each once, as `note: ...` on stderr.
 
-  Without a handler at the root absl and other libraries add their own, which print them twice.
+  It replaces the handlers that libraries add at import (orbax does, by absl), or all would print.
   """
 
   def emit(self, record):

@@ -6,6 +6,7 @@ Most commands run in this process, by cli.main; `slow` ones in a process of thei
 import dataclasses
 import importlib
 import json
+import logging
 import os
 import pathlib
 import re
@@ -169,6 +170,20 @@ def test_help_lists_verbs_and_flags(call):
   assert '--config.train.profile=' in call('train', '--help')[1]
   temperature = ' '.join(call('evaluate', '--help')[1].split()).partition('--temperature')[2]
   assert 'from the run; tasks answer, translate and summarize: 0' in temperature[:200]
+
+
+def test_a_warning_is_printed_once(capsys, monkeypatch):
+  root = logging.getLogger()
+  handlers = [*root.handlers]
+  monkeypatch.setattr(sys, 'argv', ['launch.py', 'help'])
+  try:
+    root.handlers = [logging.StreamHandler(sys.stderr)]  # as a library that is imported leaves it
+    with pytest.raises(SystemExit):
+      main.run()
+    logging.getLogger('gpt_jax.data').warning('540 images resized from %s', '40x40')
+  finally:
+    root.handlers = handlers
+  assert capsys.readouterr().err == 'note: 540 images resized from 40x40\n'
 
 
 def test_the_console_script_runs_the_same_verbs(capsys, monkeypatch):
