@@ -74,12 +74,23 @@ def corpora(tmp_path_factory):
     'First Citizen: Before we proceed any further, hear me speak.\n\nAll: Speak, speak.\n\n'
     'You are all resolved rather to die than to famish? Resolved, resolved.\n\n'
   )
-  for name in ('tinyshakespeare', 'mnist', 'fsdd', 'noto_emoji', 'runs', 'multi30k', 'scitldr'):
+  for name in (
+    'tinyshakespeare',
+    'mnist',
+    'fsdd',
+    'noto_emoji',
+    'runs',
+    'multi30k',
+    'scitldr',
+    'instruct_small',
+  ):
     (folder / name).mkdir()
   (folder / 'tinyshakespeare/input.txt').write_text(words * 100)
   write_captions(folder / 'multi30k')
   write_abstracts(folder / 'scitldr')
   write_mnist(folder / 'mnist')
+  questions = [dict(instruction=f'Add one to {n}.', input='', output=str(n + 1)) for n in range(60)]
+  (folder / 'instruct_small/instruction-data.json').write_text(json.dumps(questions))
   write_recordings(folder / 'fsdd/recordings.zip')
   write_emoji(folder / 'noto_emoji')
   data_helpers.write_classes(folder / 'shapes')

@@ -11,6 +11,7 @@ from gpt_jax import data
 from gpt_jax.cluster.batches import check_batch, data_shard
 from gpt_jax.cluster.sharding_table import summary
 from gpt_jax.data import stages
+from gpt_jax.data.templates import is_chat
 from gpt_jax.evaluation import evaluate, panels
 from gpt_jax.evaluation.tasks import perplexity
 from gpt_jax.jobs import base, extended_model, run_tokenizers
@@ -70,10 +71,11 @@ def resolve_prompts(cfg, toks):
   """Return train.sample_prompts.
 
   The default is an empty prompt where the alphabet has no newline, and none where every source has a
-  condition: the samples of the sources show such a model.
+  condition or turns: the samples of the sources show such a model.
   """
   is_default = cfg.train.sample_prompts == type(cfg.train).sample_prompts
-  if is_default and all(data.signature(source.template)[0] for source in cfg.data.mixture.values()):
+  is_text = lambda source: not data.signature(source.template)[0] and not is_chat(source.template)
+  if is_default and not any(map(is_text, cfg.data.mixture.values())):
     return ()
   for text in cfg.train.sample_prompts:
     try:

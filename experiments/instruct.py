@@ -1,0 +1,69 @@
+"""Instructions as conversations, of which the answers are learned: from scratch, or from a model.
+
+Command: launch.py train --config=experiments/instruct.py --workdir=runs/instruct
+  launch.py train --config=experiments/instruct.py:from_model=runs/gpt2 --workdir=runs/tuned
+  launch.py chat --workdir=runs/instruct
+The 1,100 instructions of instruct_small/instruction-data.json (Raschka, "Build a Large Language Model")
+become JSON lines of messages in runs/instruct_data: 85 % to train, 10 % for the test, 5 % for validation, in
+file order and without repeats. They are too few to learn a language: from scratch the model learns the form
+of answers.
+Arguments: from_model (a run folder; '' trains from scratch), steps, runlocal (a minute on a CPU).
+"""
+
+import json
+import os
+
+from gpt_jax import config as configs
+from gpt_jax.data.files import candidates
+
+SOURCE, FOLDER = 'instruct_small/instruction-data.json', 'runs/instruct_data'
+PARTS = {'train': (0.0, 0.85), 'test': (0.85, 0.95), 'valid': (0.95, 1.0)}
+
+
+def convert(path):
+  """Write the instructions of a JSON list as conversations, a file for each split."""
+  with open(path) as file:
+    rows = {(row['instruction'], row['input']): row['output'] for row in reversed(json.load(file))}
+  pairs = [('\n'.join(filter(None, question)), answer) for question, answer in reversed(rows.items())]
+  os.makedirs(FOLDER, exist_ok=True)
+  for split, (first, end) in PARTS.items():
+    with open(f'{FOLDER}/{split}.jsonl', 'w') as file:
+      for question, answer in pairs[int(first * len(pairs)) : int(end * len(pairs))]:
+        turns = (('user', question), ('assistant', answer))
+        messages = [{'role': role, 'content': text} for role, text in turns]
+        file.write(json.dumps({'messages': messages}, ensure_ascii=False) + '\n')
+
+
+def get_config(arg=''):
+  """Return the config; the module docstring lists the arguments of `arg`."""
+  args = configs.arguments(arg, from_model='', steps=600, runlocal=False)
+  if path := next(filter(os.path.isfile, candidates(SOURCE)), ''):
+    convert(path)
+  config = configs.default()
+  config.data.mixture = {
+    'instruct': {
+      'kind': 'jsonl',
+      'path': f'{FOLDER}/train.jsonl',
+      'valid_path': f'{FOLDER}/valid.jsonl',
+      'test_path': f'{FOLDER}/test.jsonl',
+      'template': '{messages:chat}',
+    }
+  }
+  config.data.packing = 'first_fit'
+  config.train.update(steps=args.steps, batch_size=16, eval_every=50, sample_every=200, sample_prompts=())
+  config.sample.update(max_new_tokens=100, temperature=0.7)
+  if args.from_model:
+    base = configs.of_run(args.from_model)
+    config.model = configs.section(base.model)
+    config.model.param_dtype = 'float32'  # half precision loses small updates
+    config.tokenizer = configs.section(base.tokenizer)
+    config.optim.update(lr=3e-5, warmup=10)
+    config.train.update(init_from=args.from_model, length=min(512, base.model.context))
+  else:
+    config.tokenizer.update(kind='bpe', vocab=2048)
+    config.model.update(layers=4, width=192, heads=6, context=512, dropout=0.1)
+    config.optim.update(lr=1e-3, warmup=50)
+  if args.runlocal:
+    config.train.update(steps=20, batch_size=4, eval_every=10, sample_every=20, eval_tokens=2048)
+    config.sample.max_new_tokens = 20
+  return config
