@@ -269,8 +269,8 @@ def import_run(source, workdir):
   save_tokenizers(imported.tokenizers, workdir)
   tokenizer = imported.tokenizer or tokenizer_files.find(workdir / 'tokenizer')  # None: inside a GGUF file
   cfg = config.Config(model=imported.cfg, tokenizer=tokenizer, train=train, sample=imported.sample)
-  parent = ancestry.describe_import(source, imported.path)
-  write_run(workdir, cfg, imported.cfg, imported.model, {'imported': str(source)}, parent)
+  parents = [ancestry.describe_import(source, imported.path)]
+  write_run(workdir, cfg, imported.cfg, imported.model, {'imported': str(source)}, parents)
   params = costs.count_params(imported.cfg)
   bootstrap.print_once(
     f'imported {source}: {imported.family}, {params:,} parameters\n'
@@ -295,10 +295,10 @@ def save_tokenizers(tokenizers, workdir):
   processes.barrier('tokenizers')
 
 
-def write_run(workdir, cfg, model_cfg, tree, extra, parent):
+def write_run(workdir, cfg, model_cfg, tree, extra, parents):
   """Write a run folder at step 0, whose tokenizer is written; tree: a model or adapters.
 
-  extra: entries of its checkpoint. parent: the entry of ancestry that it comes from.
+  extra: entries of its checkpoint. parents: the entries of ancestry that it comes from.
   """
   replicated = jax.sharding.NamedSharding(fsdp_mesh(model_cfg), jax.sharding.PartitionSpec())
   start = jax.jit(lambda: (jnp.int32(0), jax.random.key(cfg.train.seed)), out_shardings=replicated)
@@ -317,7 +317,7 @@ def write_run(workdir, cfg, model_cfg, tree, extra, parent):
   checkpoints.save(0, state, extra)
   checkpoints.close()
   if bootstrap.is_primary():
-    ancestry.write_parents(workdir, [parent])
+    ancestry.write_parents(workdir, parents)
     records.write_json(workdir / 'config.json', dataclasses.asdict(cfg))  # last: now it is a run
   processes.barrier('run folder')
 

@@ -205,9 +205,10 @@ def import_adapter(source, base, workdir):
   )
   checkpoints = checkpoint.Checkpoints(run.workdir / 'checkpoints')
   extra = {'imported': str(source), 'base': checkpoint.refer_to_base(checkpoints, run.step)}
-  parent = ancestry.describe_run('train.init_from', run.workdir, run.step, checkpoints.read_extra(run.step))
+  of_base = ancestry.describe_run('train.init_from', run.workdir, run.step, checkpoints.read_extra(run.step))
+  parents = [of_base, ancestry.describe_import(source, source)]
   huggingface.save_tokenizers(run.tokenizers, workdir)
-  huggingface.write_run(workdir, cfg, run.model.cfg, tree, extra, parent)
+  huggingface.write_run(workdir, cfg, run.model.cfg, tree, extra, parents)
   bootstrap.print_once(
     f'imported {source}: {settings.kind} of rank {settings.rank}, {param_trees.count(tree):,} parameters\n'
     f"next: launch.py sample --workdir={workdir} --prompt='Once upon a time'"

@@ -82,6 +82,8 @@ def test_adapters_of_peft_have_its_logits_here_and_back(name, options, tmp_path)
   before = tiny_runs.snapshot(base)
   peft_files.import_adapter(tmp_path / 'peft', base, tmp_path / 'run')
   run = trained.load(tmp_path / 'run')
+  links = [(parent['how'], parent['path']) for parent in ancestry.read_parents(run.workdir)]
+  assert links == [('train.init_from', str(base)), ('import', str(tmp_path / 'peft'))]
   np.testing.assert_allclose(our_logits(run), torch_logits(theirs), rtol=1e-4, atol=1e-4)
   assert np.abs(our_logits(run) - our_logits(trained.load(base))).max() > 1e-2
   peft_files.export_adapter(tmp_path / 'run', tmp_path / 'back')
