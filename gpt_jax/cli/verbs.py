@@ -176,11 +176,12 @@ def import_(argv):
   """Make a run folder of a Hugging Face model, or of an adapter; README lists the families."""
   from gpt_jax.interop import huggingface, peft_files
 
+  source = require('source')
   join('import', dict)
   if FLAGS.base:
-    peft_files.import_adapter(require('source'), FLAGS.base, FLAGS.workdir)
+    peft_files.import_adapter(source, FLAGS.base, FLAGS.workdir)
   else:
-    huggingface.import_run(require('source'), FLAGS.workdir)
+    huggingface.import_run(source, FLAGS.workdir)
   return 0
 
 

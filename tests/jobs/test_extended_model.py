@@ -14,7 +14,7 @@ from gpt_jax.model import gpt
 from gpt_jax.sampling import completions
 from gpt_jax.step import params_of
 from gpt_jax.tokenizers import SPECIALS, Tokenizers
-from tests import models, tiny_runs
+from tests import command_line, models, tiny_runs
 from tests.interop.test_interop import write
 from tests.tokenizers.test_tokenizers import make
 
@@ -55,6 +55,38 @@ def test_new_rows_begin_at_the_mean_and_old_ones_stay(tmp_path):
   assert 0 < np.abs(deviation_D).max() < np.abs(table_VD[:old]).max()
   for path, array in params_of(loaded).items():
     assert array.sharding == params_of(model)[path].sharding, path
+
+
+@pytest.mark.slow
+def test_two_processes_begin_with_the_weights_of_one(tmp_path):
+  """Each holds its shards of the extended tables; after no step both runs are equal."""
+  base = import_bytes(tmp_path, 'llama')
+  (tmp_path / 'qa.jsonl').write_text(''.join(f'{{"q": "q{i}", "a": "two"}}\n' for i in range(40)))
+  settings = {
+    'data.mixture.text.kind': 'jsonl',
+    'data.mixture.text.path': tmp_path / 'qa.jsonl',
+    'data.mixture.text.template': '{q} -> {a}',
+    'data.packing': 'first_fit',
+    'optim.lr': 0.0,
+    'train.steps': 1,
+    'train.length': 16,
+    'train.eval_every': 0,
+    'train.tasks': '()',
+    'mesh.data': 1,
+    'mesh.fsdp': -1,
+  }
+  words = ['train', f'--config={command_line.ROOT}/experiments/finetune.py:base={base},runlocal']
+  words += [f'--config.{key}={value}' for key, value in settings.items()]
+  codes, outputs = command_line.ended(
+    command_line.start_all(2, *words, f'--workdir={tmp_path / "two"}', folder=tmp_path)
+  )
+  assert codes == [0, 0], outputs
+  code, output = command_line.launch(*words, f'--workdir={tmp_path / "one"}', folder=tmp_path)
+  assert code == 0, output
+  one, two = (models.params(trained.load(tmp_path / name).model) for name in ('one', 'two'))
+  assert len(one['embed_VD']) > 256
+  for path, array in one.items():
+    np.testing.assert_allclose(two[path], array, rtol=1e-6, atol=1e-7, err_msg=path)
 
 
 @pytest.mark.slow
