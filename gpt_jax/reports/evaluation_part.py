@@ -7,10 +7,14 @@ import numpy as np
 from gpt_jax.reports import figures, page
 from gpt_jax.reports.sections import Section, make_table
 from gpt_jax.runs.history import is_number
+from gpt_jax.runs.metric_names import headlines as first_scores
+from gpt_jax.runs.metric_names import score_name
 
 TILES = 6  # scores among the key numbers at the top of a page
 NAMES = ('task', 'source', 'split')  # keys that name one evaluation
 COLUMNS = (*NAMES, 'metric', 'value', 'interval', 'chance', 'baseline', 'unit', 'sampling')
+# Color and label of a score during training, and of checkpoints that were scored later.
+STYLES = ((figures.FIRST, 'training'), (figures.SECOND, 'evaluate'))
 HEADER = ('metric', 'of', '>value', '>interval', '>chance', '>baseline', '')
 
 
@@ -67,23 +71,34 @@ def curve_chances(run):
   return {name: chance for name, chance in (events[-1] if events else {}).items() if is_number(chance)}
 
 
+def checkpoint_rows(run):
+  """Return the rows of `launch.py evaluate --step` and `--watch` on the run's own validation data."""
+  is_own = lambda row: (
+    row.get('split', 'valid') == 'valid' and not any(key.startswith('data.') for key in row)
+  )
+  return [row for row in run.evaluations if is_number(row.get('step')) and is_own(row) and 'shots' not in row]
+
+
 def curves(run):
   """A chart of the first score of each task and source against training, with its chance level."""
-  charts = []
-  for name, chance in curve_chances(run).items():
-    steps, y = run.column(name)
-    x = run.x(steps)
-    series = [
-      figures.Series(x, np.full(len(x), float(chance)), 'line', figures.MUTED, 'chance'),
-      figures.Series(x, y, 'points'),
-    ]
+  charts, later = [], checkpoint_rows(run)
+  chances = {score_name(row): row['chance'] for row in first_scores(later)} | curve_chances(run)
+  for name, chance in chances.items():
+    points = {row['step']: row['value'] for row in later if score_name(row) == name}
+    lines = [run.column(name), np.array(sorted(points.items()), float).reshape(-1, 2).T]
+    lines = [(run.x(steps), y, *style) for (steps, y), style in zip(lines, STYLES, strict=True) if len(y)]
+    ends = np.array([min(x[0] for x, *_ in lines), max(x[-1] for x, *_ in lines)])
+    series = [figures.Series(ends, np.full(2, float(chance)), 'line', figures.MUTED, 'chance')]
+    series += [figures.Series(x, y, 'points', color, label) for x, y, color, label in lines]
     task, source, metric = name.split('/')[:3]
     label = f'{task} {source}: {words(metric)} against {run.x_unit()}'
-    svg = figures.chart(series, name=f'curve {name}', label=label, size=page.SMALL, room=52)
+    svg = figures.chart(series, name=f'curve {name}', label=label, size=page.SMALL, room=76)
     if svg:
-      charts.append(page.small_figure(f'{join(task, source)}: {words(metric)}', percent(y[-1]), svg))
+      value = percent(lines[-1][1][-1])
+      charts.append(page.small_figure(f'{join(task, source)}: {words(metric)}', value, svg))
   limit = run.config.get('train', {}).get('tasks_limit')
-  note = 'During training' + (f', on {limit:,} validation examples of each source.' if limit else '.')
+  note = 'During training' + (f' on {limit:,} validation examples of each source' if limit else '')
+  note += '; checkpoints as `launch.py evaluate` scored them later.' if later else '.'
   return Section('Tasks', [page.multiples(charts)], note)
 
 
