@@ -14,6 +14,7 @@ import typing
 import ml_collections
 
 from gpt_jax.data import DataConfig
+from gpt_jax.jobs.preference_losses import PreferenceConfig
 from gpt_jax.losses import LossConfig
 from gpt_jax.model.adapters import AdapterConfig
 from gpt_jax.model.config import ModelConfig
@@ -38,6 +39,7 @@ class Config:
   audio: AudioConfig = AudioConfig()
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   loss: LossConfig = LossConfig()
+  preference: PreferenceConfig = PreferenceConfig()
   optim: OptimConfig = OptimConfig()
   train: TrainConfig = TrainConfig()
   sample: SampleConfig = SampleConfig()

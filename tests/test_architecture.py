@@ -56,7 +56,7 @@ MAY_IMPORT = {
   'jobs': 'cluster.batches data evaluation losses model runs sampling sampling.prompt_batch step '
   'tokenizers training',
   'train': 'jobs sharding training training.loss_guard',
-  'config': 'data losses model optim runs sample sharding tokenizers train training',
+  'config': 'data jobs losses model optim runs sample sharding tokenizers train training',
   'cli.experiment_file': 'config data tokenizers',
   'evaluation.trained': 'config evaluation losses model runs sampling sampling.validate sharding '
   'tokenizers training',

@@ -119,7 +119,7 @@ class Subject:
     for first in range(0, len(ids), self.batch_size):
       progress.report(first)
       some = slice(first, first + self.batch_size)
-      batch = _document_rows(ids[some], encoded[some], self.batch_size, length, self.row_fields)
+      batch = document_rows(ids[some], encoded[some], self.batch_size, length, self.row_fields)
       sums = self.score_rows({name: rows[own] for name, rows in batch.items()}, by='row')
       nats.append(fetch(sums['restricted']).astype(np.float64))
       self.raise_if_preempted()
@@ -161,7 +161,7 @@ def score_rows(model, batch, table_arrays, *, names, by):
   return {name: sum_by_label(x_BT, modality_BT, len(names)) for name, x_BT in sums.items()}
 
 
-def _document_rows(ids, encoded, rows, length, row_fields):
+def document_rows(ids, encoded, rows, length, row_fields):
   """Make a batch with one document a row, with the arrays of `data.eval_rows`."""
   ids_BW, segments_BW = np.zeros((2, rows, length + 1), np.int32)
   for b, document in enumerate(ids):

@@ -142,7 +142,7 @@ def load(workdir, step=None):
     steps = ', '.join(map(str, sorted(checkpoints.steps()))) or 'none'
     raise ValueError(f'step={step} is not a good checkpoint of {workdir}\nfix: use one of {steps}, or all')
   step = newest
-  if cfg.train.job != 'gpt':
+  if cfg.train.job.endswith('_tokenizer'):
     raise ValueError(
       f'{workdir} holds an {cfg.train.job.replace("_", " ")}, not a GPT\n'
       f'fix: name it in {cfg.train.job.partition("_")[0]}.path of an experiment'

@@ -1,1 +1,1 @@
-"""What the training loop can train: a GPT, an image tokenizer or an audio tokenizer."""
+"""What the training loop can train: a GPT (next tokens or preferences), image and audio tokenizers."""

@@ -113,22 +113,8 @@ class LanguageModelJob(base.Job):
     begin = completions.begin_special(cfg, self.tokenizers)
     prompts = [completions.encode_prompt(self.tokenizers, text, begin) for text in self.sample_prompts]
     prompt_batch.check_prompts(prompts, 1, self.model_cfg)  # now, not at the first sample
-    index, count = data_shard(mesh)
-    self.loader = data.Loader(
-      cfg.data,
-      self.tokenizers,
-      split='train',
-      batch_size=cfg.train.batch_size,
-      length=self.length,
-      seed=cfg.train.seed,
-      cache_dir=workdir / 'cache',
-      process_index=index,
-      process_count=count,
-    )
-    single = len(self.tokenizers.modalities) == 1
-    tables = None if single else ModalityTables.build(self.tokenizers, self.model_cfg.V)
-    objective = modality_objective(cfg.loss, tables, len(self.loader.names))
-    self.program = gpt_program(cfg, self.model_cfg, mesh, objective)
+    self.loader = self.build_loader()
+    self.program = gpt_program(cfg, self.model_cfg, mesh, self.build_objective())
     self.flops = costs.flops_per_token(self.model_cfg, self.length)
     self.parameters = costs.count_params(self.model_cfg)
     self.caches = self.open_valid_caches()  # also read by tasks, as those of evaluate.Subject
@@ -136,6 +122,27 @@ class LanguageModelJob(base.Job):
     for source, split in list(self.caches):
       perplexity.check_targets(unscored, source, split)
     evaluate.check_beams(self, evaluate.check_tasks(self, cfg.train.tasks))  # now, not after the last step
+
+  def build_loader(self):
+    """Return the loader of the training batches."""
+    index, count = data_shard(self.mesh)
+    return data.Loader(
+      self.cfg.data,
+      self.tokenizers,
+      split='train',
+      batch_size=self.cfg.train.batch_size,
+      length=self.length,
+      seed=self.cfg.train.seed,
+      cache_dir=self.workdir / 'cache',
+      process_index=index,
+      process_count=count,
+    )
+
+  def build_objective(self):
+    """Return the step.Objective."""
+    single = len(self.tokenizers.modalities) == 1
+    tables = None if single else ModalityTables.build(self.tokenizers, self.model_cfg.V)
+    return modality_objective(self.cfg.loss, tables, len(self.loader.names))
 
   def open_valid_caches(self):
     """Return {(source, 'valid'): token cache}; ValueError now for what could not be scored later."""

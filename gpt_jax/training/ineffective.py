@@ -62,6 +62,9 @@ def if_on(selector, *keys):
   return keys, lambda cfg: keys if value(cfg, selector) else ()
 
 
+PREFERENCE_KEYS = tuple(
+  f'preference.{name}' for name in ('loss', 'beta', 'gamma', 'label_smoothing', 'chosen', 'rejected')
+)
 SELECTORS = {  # key that selects: (keys that depend on it, cfg -> those of them that are read)
   'optim.name': listed('optim.name', OPTIMIZERS, lambda row: row.uses),
   'optim.schedule': (('optim.final_lr', 'optim.cooldown'), schedule_keys),
@@ -74,6 +77,11 @@ SELECTORS = {  # key that selects: (keys that depend on it, cfg -> those of them
   'model.qk_norm': if_on('model.qk_norm', 'model.qk_norm_over'),
   'model.experts': if_on(
     'model.experts', 'model.experts_per_token', 'model.router_renormalize', 'loss.moe_balance', 'loss.moe_z'
+  ),
+  'train.job': (PREFERENCE_KEYS, lambda cfg: PREFERENCE_KEYS if cfg.train.job == 'dpo' else ()),
+  'preference.loss': (
+    ('preference.gamma',),
+    lambda cfg: ('preference.gamma',) if cfg.preference.loss == 'simpo' else (),
   ),
   'sample.beams': if_on('sample.beams', 'sample.length_penalty'),
   'train.spike_sigma': if_on('train.spike_sigma', 'train.spike_window', 'train.spike_patience'),

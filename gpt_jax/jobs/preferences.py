@@ -1,0 +1,270 @@
+"""The job that trains a GPT on pairs of answers, one of them preferred; see base.Job.
+
+A document of a source is the preferred one; the template with the field preference.rejected in the place
+of preference.chosen makes the other. Rows of 2 L tokens hold both, each from its first token, so that a
+pair is never split over devices or micro-batches. Log-probabilities under the initial model are computed
+once, before the first step, and stored beside the token caches.
+
+Letters: B pairs, T = 2 L tokens of a row, L tokens of a document.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax import data
+from gpt_jax.cluster.batches import data_shard, to_devices
+from gpt_jax.cluster.processes import fetch
+from gpt_jax.data import mixture, sources, templates
+from gpt_jax.evaluation import metrics
+from gpt_jax.evaluation.evaluate import document_rows
+from gpt_jax.jobs import language_model
+from gpt_jax.jobs.preference_losses import PREFERENCE_LOSSES, PairScores
+from gpt_jax.model import param_trees
+from gpt_jax.runs import digests
+from gpt_jax.step import Objective, count_tokens, eval_model, loss_fn
+from gpt_jax.training import checkpoint
+
+REFERENCE = ('reference_chosen_B', 'reference_rejected_B')
+
+
+@dataclasses.dataclass
+class PairRows:
+  """The pairs of a split; `gather` makes rows of some of them."""
+
+  chosen: list  # of documents.Encoded, ids with eos
+  rejected: list
+  length: int  # L
+  row_fields: data.RowFields
+  reference_N2: np.ndarray  # log-probabilities under the initial model; zeros until they are known
+
+  def gather(self, numbers):
+    """Return the batch of these pairs."""
+    halves = []
+    for documents in (self.chosen, self.rejected):
+      some = [documents[n] for n in numbers]
+      halves.append(document_rows([e.ids for e in some], some, len(some), self.length, self.row_fields))
+    first, second = halves
+    batch = {name: np.concatenate([x, second[name]], 1) for name, x in first.items()}
+    reference_B2 = self.reference_N2[np.asarray(numbers)]
+    return batch | {name: reference_B2[:, i] for i, name in enumerate(REFERENCE)}
+
+  def digest(self):
+    """Return a hash of the ids of all pairs and of the length of rows."""
+    total = hashlib.sha256(str(self.length).encode())
+    for pair in zip(self.chosen, self.rejected, strict=True):
+      for document in pair:
+        total.update(b'%d ' % len(document.ids) + np.asarray(document.ids, '<i4').tobytes())
+    return total.hexdigest()[:16]
+
+
+def read_pairs(cfg, tokenizers, split, length):
+  """Return the PairRows of a split; ValueError for a template without the chosen field, or long pairs."""
+  names, row_fields = data.source_names(cfg.data, split), data.RowFields.of(cfg.data, tokenizers)
+  eos, sides = tokenizers.vocabulary.special('eos'), ([], [])
+  for name in names:
+    source = cfg.data.mixture[name]
+    template = rejected_template(source.template, name, cfg.preference)
+    records = dict(sources.open_source(source, split).records())
+    documents = ([], [])
+    for where, pieces in mixture.open_split(cfg.data, name, split).examples():
+      documents[0].append(pieces)
+      documents[1].append(templates.fill(template, records[where], where))
+    for side, some in zip(sides, documents, strict=True):
+      for encoded in data.encode_batch(tokenizers, some):
+        side.append(dataclasses.replace(encoded, ids=np.append(encoded.ids, eos)))
+    longest = max(len(encoded.ids) for encoded in (*sides[0], *sides[1]))
+    if longest > length + 1:
+      raise ValueError(
+        f'data.mixture.{name} has answers of up to {longest} tokens with their prompt, longer than the '
+        f'{length + 1} of a row\nfix: raise train.length (model.context) to {longest - 1}, or leave them out'
+      )
+  if names:
+    row_fields = row_fields.of_template(cfg.data.mixture[names[0]].template)
+  return PairRows(*sides, length, row_fields, np.zeros((len(sides[0]), 2), np.float32))
+
+
+def rejected_template(template, name, cfg):
+  """Return the template of the other document of a pair; cfg: PreferenceConfig."""
+  rejected = template.replace(f'{{{cfg.chosen}}}', f'{{{cfg.rejected}}}')
+  if rejected == template or not templates.signature(template)[0]:
+    raise ValueError(
+      f'data.mixture.{name}.template={template!r} has no prompt with an answer {{{cfg.chosen}}}\n'
+      f"fix: write '{{prompt}} -> {{{cfg.chosen}}}', or name the field in preference.chosen"
+    )
+  return rejected
+
+
+def pair_scores(model, batch, hyper, key):
+  """Return (PairScores of a batch of rows, the loss of the experts, if any)."""
+  split = lambda x: x.reshape(2 * x.shape[0], x.shape[1] // 2, *x.shape[2:])
+  rows = {name: split(x) for name, x in batch.items() if name.rsplit('_', 1)[1].startswith('BT')}
+  mask_BT = rows['loss_mask_BT']
+  _, aux, nats_BT = loss_fn(model, rows, mask_BT.sum(), hyper, key)
+  experts = sum(hyper[name] * aux[name] for name in ('moe_balance', 'moe_z') if name in aux and name in hyper)
+  sums_B2, tokens_B2 = (x_BT.sum(1).reshape(-1, 2) for x_BT in (-nats_BT * mask_BT, mask_BT))
+  scores = PairScores(sums_B2[:, 0], sums_B2[:, 1], tokens_B2[:, 0], tokens_B2[:, 1])
+  return scores._replace(**{name: batch[name] for name in REFERENCE}), experts
+
+
+def pair_metrics(cfg, scores):
+  """Return {name: value_B} of a batch: the loss, rewards, and whether the margin is positive."""
+  loss_B, chosen_B, rejected_B = PREFERENCE_LOSSES[cfg.loss].compute(cfg, scores)
+  return {
+    'loss': loss_B,
+    'reward_accuracy': (chosen_B > rejected_B).astype(jnp.float32),
+    'reward_margin': chosen_B - rejected_B,
+    'reward_chosen': chosen_B,
+    'reward_rejected': rejected_B,
+    'log_prob_chosen': scores.chosen_B,
+    'log_prob_rejected': scores.rejected_B,
+  }
+
+
+def preference_objective(cfg):
+  """Return the Objective of pairs: the mean of the loss over the pairs of the step; cfg: PreferenceConfig."""
+
+  def weigh(batch, hyper):
+    return batch, jnp.float32(batch['loss_mask_BT'].shape[0])
+
+  def loss(model, probe, batch, weight, hyper, key):
+    scores, experts = pair_scores(model, batch, hyper, key)
+    values = {name: x_B.sum() / weight for name, x_B in pair_metrics(cfg, scores).items()}
+    share = batch['loss_mask_BT'].shape[0] / weight
+    return values['loss'] + experts * share, values
+
+  return Objective(weigh, loss, count_tokens)
+
+
+@functools.partial(jax.jit, static_argnames='cfg')
+def evaluate_pairs(model, batch, *, cfg):
+  """Return {name: value_B} of a batch without dropout."""
+  scores, _ = pair_scores(param_trees.cast(model, model.cfg.dtype), batch, {}, None)
+  return pair_metrics(cfg, scores)
+
+
+class PreferenceJob(language_model.LanguageModelJob):
+  """A GPT in training on preferences."""
+
+  def build_loader(self):
+    """Return the loader of training pairs; read the validation pairs, too."""
+    cfg = self.cfg
+    self.row = PREFERENCE_LOSSES[cfg.preference.loss]
+    if self.row.needs_reference and not cfg.train.init_from:
+      raise ValueError(
+        f'preference.loss={cfg.preference.loss} compares with the initial model, and there is none\n'
+        'fix: name a trained run in train.init_from, or use preference.loss=orpo or simpo'
+      )
+    splits = [split for split in ('train', 'valid') if data.source_names(cfg.data, split)]
+    self.pairs = {split: read_pairs(cfg, self.tokenizers, split, self.length) for split in splits}
+    train = self.pairs['train']
+    fingerprint = dict(
+      pairs=len(train.chosen),
+      content=train.digest(),
+      tokenizer=self.tokenizers.hash,
+      batch_size=cfg.train.batch_size,
+      seed=cfg.train.seed,
+    )
+    return PairLoader(
+      self,
+      cfg.data,
+      train.gather,
+      data.epoch_shuffle(cfg.train.seed, len(train.chosen)),
+      batch_size=cfg.train.batch_size,
+      share=data_shard(self.mesh),
+      fingerprint=fingerprint,
+    )
+
+  def build_objective(self):
+    """Return the objective of the pairs."""
+    return preference_objective(self.cfg.preference)
+
+  def open_valid_caches(self):
+    """Return {}: tasks open the token caches that they need."""
+    return {}
+
+  def example_batch(self):
+    """Return a batch to trace the step with."""
+    return self.pairs['train'].gather([0] * self.cfg.train.batch_size)
+
+  def load_initial_weights(self, state, folder, step):
+    """Return the state with the parameters of train.init_from; score the pairs under them once."""
+    state = super().load_initial_weights(state, folder, step)
+    if self.row.needs_reference:
+      manifest = checkpoint.Checkpoints(folder / 'checkpoints').manifest(step)
+      reference = hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
+      self.set_reference(reference, eval_model(state))
+    return state
+
+  def pop_scalars(self, values):
+    """Remove rewards and log-probabilities from {name: values by step}; return their means."""
+    names = [name for name in values if name.startswith(('reward_', 'log_prob_'))]
+    return {name: float(values.pop(name).mean()) for name in names}
+
+  def set_reference(self, reference, model=None):
+    """Give the pairs their log-probabilities under the model with the digest `reference`.
+
+    model: computes them where they are not stored; without it, ValueError.
+    """
+    for split, pairs in self.pairs.items():
+      key = hashlib.sha256(json.dumps([pairs.digest(), reference]).encode()).hexdigest()[:16]
+      path = self.workdir / 'cache' / f'reference-{split}-{key}.npy'
+      if model is None and not path.exists():
+        raise ValueError(
+          f'{path} with the log-probabilities of the reference model is missing\n'
+          'fix: copy it back, or start again in another --workdir'
+        )
+      values_N2 = np.load(path) if path.exists() else self.reference_log_probs(model, pairs)
+      if model is not None and jax.process_index() == 0:
+        digests.write_or_verify(path, lambda file, values_N2=values_N2: np.save(file, values_N2))
+      pairs.reference_N2[:] = values_N2
+    self.loader.fingerprint['reference'] = reference
+
+  def reference_log_probs(self, model, pairs):
+    """Return log-probabilities of chosen and rejected answers, float32 [N, 2]."""
+    values = self.score_pairs(model, pairs, len(pairs.chosen))
+    return np.stack([values['log_prob_chosen'], values['log_prob_rejected']], 1).astype(np.float32)
+
+  def score_pairs(self, model, pairs, count):
+    """Return {name: values [count]} of the first pairs."""
+    size, (index, parts) = self.cfg.train.batch_size, data_shard(self.mesh)
+    own, results = size // parts, []
+    for first in range(0, count, size):  # the last batch is filled up: another size would compile again
+      numbers = np.minimum(np.arange(first, first + size), count - 1)[index * own : (index + 1) * own]
+      batch = to_devices(pairs.gather(numbers), self.mesh)
+      results.append(fetch(evaluate_pairs(model, batch, cfg=self.cfg.preference)))
+      self.raise_if_preempted()
+    return {name: np.concatenate([r[name] for r in results])[:count] for name in results[0]}
+
+  def validate(self, state, limit):
+    """Return ({valid_loss, valid_reward_accuracy, valid_reward_margin}, rows); limit: tokens, 0 = all."""
+    pairs = self.pairs.get('valid')
+    if pairs is None:
+      return {}, []
+    count = min(len(pairs.chosen), max(1, limit // (2 * self.length)) if limit else len(pairs.chosen))
+    values = self.score_pairs(eval_model(state), pairs, count)
+    scores, rows = {}, []
+    for metric in ('loss', 'reward_accuracy', 'reward_margin'):
+      scores[f'valid_{metric}'] = value = float(values[metric].mean())
+      row = dict(task='preferences', metric=metric, value=value, source='all', split='valid', n=count)
+      rows.append(row | {'interval': list(metrics.bootstrap_mean(values[metric]))})
+    return scores, rows
+
+
+class PairLoader(data.ItemLoader):
+  """Batches of pairs; restoring a state also restores the log-probabilities of its reference model."""
+
+  def __init__(self, job, *args, **fields):
+    super().__init__(*args, **fields)
+    self._job = job
+
+  def restore(self, state):
+    """Continue at the batch that `state` names: see BatchLoader.restore."""
+    if reference := state['fingerprint'].get('reference'):
+      self._job.set_reference(reference)
+    return super().restore(state)

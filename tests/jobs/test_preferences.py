@@ -1,0 +1,186 @@
+"""Training on preferences: the losses, the rows of pairs, the reference, and a run."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from gpt_jax import config, train
+from gpt_jax.evaluation import trained
+from gpt_jax.jobs import preferences
+from gpt_jax.jobs.preference_losses import PREFERENCE_LOSSES, PairScores, PreferenceConfig
+from gpt_jax.runs import records
+from tests import tiny_runs
+from tests.tiny_runs import assert_two_lines
+
+SCORES = PairScores(
+  *(np.float32(x) for x in ([-9, -4, -6], [-7, -8, -6.5], [3, 2, 4], [2, 4, 5], [-8, -6, -6], [-8, -6, -7]))
+)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled(tmp_path_factory):
+  """Equal programs are compiled once."""
+  with tiny_runs.compiled_programs(tmp_path_factory):
+    yield
+
+
+def log_sigmoid(x):
+  return -np.log1p(np.exp(-x))
+
+
+def smoothed(cfg, margin):
+  p = cfg.label_smoothing
+  return -(1 - p) * log_sigmoid(margin) - p * log_sigmoid(-margin)
+
+
+def expected_dpo(cfg, x):
+  margin = (x.chosen_B - x.reference_chosen_B) - (x.rejected_B - x.reference_rejected_B)
+  return smoothed(cfg, cfg.beta * margin)
+
+
+def expected_ipo(cfg, x):
+  chosen = (x.chosen_B - x.reference_chosen_B) / x.chosen_tokens_B
+  rejected = (x.rejected_B - x.reference_rejected_B) / x.rejected_tokens_B
+  return (chosen - rejected - 1 / (2 * cfg.beta)) ** 2
+
+
+def expected_orpo(cfg, x):
+  p, q = np.exp(x.chosen_B / x.chosen_tokens_B), np.exp(x.rejected_B / x.rejected_tokens_B)
+  return -np.log(p) - cfg.beta * log_sigmoid(np.log(p / (1 - p)) - np.log(q / (1 - q)))
+
+
+def expected_simpo(cfg, x):
+  margin = x.chosen_B / x.chosen_tokens_B - x.rejected_B / x.rejected_tokens_B
+  return smoothed(cfg, cfg.beta * margin - cfg.gamma)
+
+
+@pytest.mark.parametrize('name', PREFERENCE_LOSSES)
+def test_losses_equal_their_formulas(name):
+  smoothing = 0.1 if 'label_smoothing' in PREFERENCE_LOSSES[name].uses else 0.0
+  cfg = PreferenceConfig(loss=name, beta=0.3, label_smoothing=smoothing)
+  loss_B, chosen_B, rejected_B = PREFERENCE_LOSSES[name].compute(cfg, SCORES)
+  np.testing.assert_allclose(loss_B, globals()[f'expected_{name}'](cfg, SCORES), rtol=1e-5)
+  assert chosen_B.shape == rejected_B.shape == (3,)
+
+
+@pytest.mark.parametrize(
+  'fields, cause',
+  [
+    ({'loss': 'ppo'}, "preference.loss='ppo'"),
+    ({'beta': 0.0}, 'preference.beta=0.0'),
+    ({'loss': 'ipo', 'label_smoothing': 0.1}, 'not defined'),
+    ({'label_smoothing': 0.5}, 'not in [0, 0.5)'),
+  ],
+)
+def test_wrong_settings_are_errors(fields, cause):
+  with pytest.raises(ValueError) as error:
+    PreferenceConfig(**fields)
+  assert_two_lines(error.value, cause)
+
+
+# ------------------------------------------------------------------------------------------ a run
+
+
+@pytest.fixture(scope='module')
+def mixture(tmp_path_factory):
+  """Forty pairs: digits are preferred to letters."""
+  path = tmp_path_factory.mktemp('pairs') / 'pairs.jsonl'
+  pair = lambda n: {'prompt': f'say {n:02d}', 'chosen': f'{n % 10}' * 3, 'rejected': 'abcdefg'[n % 7] * 2}
+  path.write_text(''.join(json.dumps(pair(n)) + '\n' for n in range(40)))
+  return {'pairs': {'kind': 'jsonl', 'path': str(path), 'template': '{prompt} -> {chosen}'}}
+
+
+def pairs_config(base, mixture, steps=8, **changes):
+  fields = {'data__mixture': mixture, 'data': {'packing': 'first_fit'}, 'tokenizer': {'kind': 'bytes'}}
+  optim = {'ema': 0.0, 'warmup': 0}
+  small = {'job': 'dpo', 'init_from': str(base), 'steps': steps, 'batch_size': 8, 'eval_every': 4}
+  return tiny_runs.experiment(
+    **fields, optim=tiny_runs.TINY['optim'] | optim, train=tiny_runs.TINY['train'] | small, **changes
+  )
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, mixture):
+  """(base, run folder, result) of a run on pairs."""
+  base = tiny_runs.finished(tmp_path_factory)
+  workdir = tmp_path_factory.mktemp('dpo') / 'run'
+  return base, workdir, train.train(pairs_config(base, mixture), workdir)
+
+
+def test_margins_rise_and_held_out_pairs_are_scored(finished):
+  _, workdir, result = finished
+  lines = [line for line in records.read_lines(workdir / 'metrics.jsonl') if 'reward_margin' in line]
+  assert lines[0]['loss'] == pytest.approx(np.log(2), rel=1e-3)  # the policy is its reference
+  assert lines[0]['reward_margin'] == pytest.approx(0, abs=1e-4)
+  assert lines[-1]['reward_margin'] > 0.5 and lines[-1]['loss'] < 0.5
+  assert result['valid_reward_accuracy'] == 1.0
+  [row] = [row for row in result['evaluations'] if row['metric'] == 'reward_margin']
+  assert row['interval'][0] <= row['value'] <= row['interval'][1] and row['n'] == 4
+
+
+def test_the_result_is_a_model_that_samples(finished):
+  _, workdir, _ = finished
+  assert trained.load(workdir).generate(['say'], max_new_tokens=2)
+
+
+def test_resumed_equals_uninterrupted_with_the_stored_reference(finished, mixture, tmp_path, monkeypatch):
+  base, workdir, result = finished
+  cfg = pairs_config(base, mixture)
+  assert train.train(cfg, tmp_path / 'run', tiny_runs.stop_before(5)) is None
+  refuse = lambda *args: pytest.fail('the reference is computed again')
+  monkeypatch.setattr(preferences.PreferenceJob, 'reference_log_probs', refuse)
+  assert train.train(cfg, tmp_path / 'run')['loss'] == result['loss']
+  both = [trained.load(folder).model for folder in (workdir, tmp_path / 'run')]
+  assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), *both)))
+
+
+def test_dpo_and_its_gradient_equal_torch(finished, mixture, tmp_path):
+  """At the log-probabilities of a model's answers, by the formula of trl's DPOTrainer."""
+  torch = pytest.importorskip('torch')
+  base, workdir, _ = finished
+  job = preferences.PreferenceJob(pairs_config(base, mixture), tmp_path, train.make_mesh(config.MeshConfig()))
+  batch = next(job.loader)
+  model = trained.load(workdir).model
+  scores, _ = jax.jit(lambda batch: preferences.pair_scores(model, batch, {}, None))(batch)
+  cfg = PreferenceConfig()
+  ours = lambda c, r: (
+    PREFERENCE_LOSSES['dpo'].compute(cfg, scores._replace(chosen_B=c, rejected_B=r))[0].mean()
+  )
+  loss, grads = jax.value_and_grad(ours, (0, 1))(scores.chosen_B, scores.rejected_B)
+  chosen, rejected = (torch.tensor(np.array(x), requires_grad=True) for x in scores[:2])
+  delta = chosen - rejected - torch.tensor(batch['reference_chosen_B'] - batch['reference_rejected_B'])
+  expected = -torch.nn.functional.logsigmoid(cfg.beta * delta).mean()
+  expected.backward()
+  assert float(loss) == pytest.approx(expected.item(), rel=1e-4)
+  for gradient, x in zip(grads, (chosen, rejected), strict=True):
+    np.testing.assert_allclose(gradient, x.grad.numpy(), rtol=1e-4)
+
+
+def test_a_row_has_the_answers_as_targets_and_nothing_else(finished, mixture, tmp_path):
+  base, _, _ = finished
+  job = preferences.PreferenceJob(pairs_config(base, mixture), tmp_path, train.make_mesh(config.MeshConfig()))
+  pairs = job.pairs['train']
+  batch = pairs.gather([3])
+  half = job.length
+  for side, documents in ((slice(0, half), pairs.chosen), (slice(half, 2 * half), pairs.rejected)):
+    targets = batch['target_ids_BT'][0, side][batch['loss_mask_BT'][0, side] > 0]
+    ids = documents[3].ids
+    sep = job.tokenizers.vocabulary.special('sep')
+    assert targets.tolist() == ids[list(ids).index(sep) + 1 :].tolist()
+  first, second = (job.tokenizers.decode_text(d[3].ids[-4:-1]) for d in (pairs.chosen, pairs.rejected))
+  assert first.isdigit() and not second.isdigit()
+
+
+def test_a_reference_needs_an_initial_model_and_a_template_an_answer(finished, mixture, tmp_path):
+  base, _, _ = finished
+  mesh = train.make_mesh(config.MeshConfig())
+  cfg = pairs_config('', mixture)
+  with pytest.raises(ValueError) as error:
+    preferences.PreferenceJob(cfg, tmp_path, mesh)
+  assert_two_lines(error.value, 'preference.loss=dpo')
+  wrong = {'pairs': mixture['pairs'] | {'template': '{prompt} -> {rejected}'}}
+  with pytest.raises(ValueError) as error:
+    preferences.PreferenceJob(pairs_config(base, wrong), tmp_path, mesh)
+  assert_two_lines(error.value, 'data.mixture.pairs.template')
