@@ -35,7 +35,8 @@ def chat(argv):
 
     readline.set_auto_history(True)
     say(HELP)
-  signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C stops a reply, not the process
+  signal.set_wakeup_fd(-1)  # where the watchdog hears of Ctrl-C and ends the process
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   first = [{'role': 'system', 'content': FLAGS.system}] if FLAGS.system else []
   messages = list(first)
   for line in read_turns('> ' if is_terminal else ''):
@@ -54,11 +55,14 @@ def chat(argv):
 
 
 def read_turns(prompt):
-  """Yield the lines of the user that are not blank, until the end of the input or Ctrl-C at the prompt."""
+  """Yield the lines of the user that are not blank, until the end of the input; Ctrl-C drops a line."""
   while True:
     try:
       line = input(prompt)
-    except (EOFError, KeyboardInterrupt):
+    except KeyboardInterrupt:
+      say('')
+      continue
+    except EOFError:
       say('', end='\n' if prompt else '')
       return
     if line.strip():
@@ -74,7 +78,7 @@ def write_reply(run, messages):
         reply += piece
         say(piece, end='', flush=True)
   except ValueError as error:  # such as a conversation longer than the context
-    say(f'error: {error}')
+    say(f'error: {error}, or begin again with /reset')
     return None
   say('')
   return reply

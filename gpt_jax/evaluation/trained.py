@@ -97,7 +97,7 @@ class TrainedRun(NamedTuple):
     """Yield the pieces of the reply of `chat` while they are generated."""
     cfg = validate.override(self.cfg.sample, **{'num_samples': 1} | sampling)
     prompt, (ends, stop) = build_chat(self, messages), chat_ends(self)
-    cfg = resolve_max_new_tokens(self, [prompt], cfg, 'text', 'max_new_tokens' in sampling)
+    cfg = resolve_max_new_tokens(self, [prompt], cfg, 'text')  # at most the room that the conversation leaves
     if cfg.beams:
       [[(text, _), *_]] = completions.complete(self.model, self.tokenizers, [prompt], cfg, stop, ends)
       yield text

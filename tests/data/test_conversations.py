@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from gpt_jax import config, data, train
+from gpt_jax.cli import chat
 from gpt_jax.data.packing import FirstFit
 from gpt_jax.data.row_fields import RowFields
 from gpt_jax.evaluation import trained
+from gpt_jax.interop import huggingface
 from gpt_jax.jobs import run_tokenizers
 from gpt_jax.sampling import completions, prompts
 from gpt_jax.tokenizers import TokenizerConfig, Tokenizers, text
 from tests import command_line, data_helpers, models, tiny_runs
+from tests.interop import test_interop
 from tests.test_trust import loss_and_grads
 from tests.tokenizers.test_chat_template import CHATML, write_tokenizer
 
@@ -242,3 +245,50 @@ def test_the_end_of_a_turn_may_be_sampled_and_ends_a_row(native):
 def test_a_conversation_longer_than_the_context_is_refused(run):
   with data_helpers.two_lines(ValueError, 'context'):
     trained.load(run).chat([{'role': 'user', 'content': 'x' * 200}])
+
+
+def test_ctrl_c_stops_a_reply_and_keeps_what_was_written(capsys, monkeypatch):
+  def stream(messages, **_):
+    yield 'half'
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(chat, 'sampling_overrides', dict)
+  assert chat.write_reply(types.SimpleNamespace(stream_chat=stream), []) == 'half'
+  lines = iter([KeyboardInterrupt, ' hi ', '', EOFError])
+
+  def read(prompt):
+    line = next(lines)
+    if isinstance(line, str):
+      return line
+    raise line
+
+  monkeypatch.setattr('builtins.input', read)
+  assert list(chat.read_turns('> ')) == ['hi']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('template', 'marker'), [(CHATML, '<|im_end|>'), ('', 'eot')])
+def test_an_imported_model_learns_to_reply(template, marker, tmp_path):
+  """By its own template with the ids that it has, else with new markers."""
+  (tmp_path / 'tokenizer').mkdir()
+  tokenizers = write_tokenizer(tmp_path / 'tokenizer', template)
+  test_interop.write(tmp_path / 'source', 'llama', tokenizers, context=64)
+  huggingface.import_run(tmp_path / 'source', tmp_path / 'base')
+  base = config.of_run(tmp_path / 'base')
+  cfg = tiny_runs.section(
+    data__mixture={
+      'chat': {'kind': 'jsonl', 'path': write(tmp_path / 'a.jsonl', records()), 'template': CHAT}
+    },
+    data={'packing': 'first_fit', 'valid_fraction': 0.0},
+    checkpoint={'every': 0},
+  )
+  cfg.model, cfg.tokenizer = config.section(base.model), config.section(base.tokenizer)
+  cfg.train.update(init_from=str(tmp_path / 'base'), steps=80, sample_every=0, eval_every=0)
+  cfg.optim.update(lr=1e-2, ema=0.0)
+  train.train(config.build(config.Config, cfg), tmp_path / 'run')
+  run = trained.load(tmp_path / 'run')
+  assert run.chat([{'role': 'user', 'content': 'say c'}], temperature=0.0) == 'cc'
+  [end], _ = prompts.chat_ends(run)
+  known = dict(run.tokenizers.vocabulary.specials)
+  assert end == (known['eot'] if marker == 'eot' else run.tokenizers.encode_text(marker)[0])
+  assert run.tokenizers.vocabulary.size == tokenizers.vocabulary.size + 14 * (marker == 'eot')

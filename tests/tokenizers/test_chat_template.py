@@ -146,6 +146,38 @@ def test_the_assistant_alone_is_learned(name, tmp_path):
     assert encoded.targets.tolist() == expected.tolist()
 
 
+# What transformers 5.23 renders for GOLDEN_CHAT.
+GOLDEN_CHAT = [
+  {'role': 'system', 'content': 'Be brief.'},
+  {'role': 'user', 'content': ' Hi '},
+  {'role': 'assistant', 'content': 'Ho '},
+  {'role': 'user', 'content': 'Bye'},
+]
+GOLDEN = {
+  'chatml': (
+    '<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Hi <|im_end|>\n<|im_star'
+    't|>assistant\nHo <|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n'
+  ),
+  'gemma': (
+    '<s><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\nHo<end_of'
+    '_turn>\n<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\n'
+  ),
+  'llama3': (
+    '<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header'
+    '_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header'
+    '_id|>\n\nHo<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|><|star'
+    't_header_id|>assistant<|end_header_id|>\n\n'
+  ),
+  'mistral': ('<s>[INST]  Hi [/INST] Ho </s>[INST] Be brief.\n\nBye[/INST]'),
+}
+
+
+@pytest.mark.parametrize('name', TEMPLATES)
+def test_texts_equal_those_of_transformers(name, tmp_path):
+  template = ChatTemplate(TEMPLATES[name], (('bos_token', '<s>'), ('eos_token', '</s>')))
+  assert template.render(GOLDEN_CHAT, add_generation_prompt=True) == GOLDEN[name]
+
+
 def spans(source, messages, tokens=()):
   rendering = ChatTemplate(source, tokens).render_with_spans(messages)
   return [rendering.text[first:end] for first, end in rendering.spans]
