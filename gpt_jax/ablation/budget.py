@@ -65,7 +65,8 @@ class CostMeter:
     if not (folder / 'tokenizer').exists():
       tokenizers.save(folder / 'tokenizer')
     model_cfg = language_model.resolve_model(cfg, tokenizers)
-    return costs.count_params(model_cfg), costs.flops_per_token(model_cfg, row_length(cfg))['full']
+    flops = costs.flops_per_token(model_cfg, row_length(cfg), cfg.adapter)
+    return costs.count_params(model_cfg), flops['full']
 
   def step_seconds(self, cfg):
     """Seconds of one optimizer step, measured once for each program."""

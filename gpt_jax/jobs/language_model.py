@@ -115,7 +115,7 @@ class LanguageModelJob(base.Job):
     prompt_batch.check_prompts(prompts, 1, self.model_cfg)  # now, not at the first sample
     self.loader = self.build_loader()
     self.program = gpt_program(cfg, self.model_cfg, mesh, self.build_objective())
-    self.flops = costs.flops_per_token(self.model_cfg, self.length)
+    self.flops = costs.flops_per_token(self.model_cfg, self.length, cfg.adapter)
     self.parameters = costs.count_params(self.model_cfg)
     self.caches = self.open_valid_caches()  # also read by tasks, as those of evaluate.Subject
     unscored = evaluate.Subject.of_run(cfg, None, self.tokenizers, mesh, workdir, caches=self.caches)

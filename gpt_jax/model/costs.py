@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from gpt_jax.model import param_trees
+from gpt_jax.model import adapters, param_trees
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.positions import POSITIONS
 
@@ -33,13 +33,18 @@ def active_matmul_params(cfg):
   return n
 
 
-def flops_per_token(cfg, length):
+def flops_per_token(cfg, length, adapter=None):
   """Training FLOPs a token (forward and backward) in rows of `length` -> dict of two conventions.
 
   'full' counts attention scores over the whole row, as PaLM (appendix B) and nanoGPT do: 6 N + 12 L
   H K T. 'causal' counts only the keys that a query may see, windows included.
+  A frozen weight (adapter: AdapterConfig) has no gradient: 4 N, and 6 for each parameter of adapters.
   """
   matmuls = 6 * active_matmul_params(cfg)
+  if adapter is not None and adapter.freezes:
+    trained, _ = adapters.split(adapter, GPT(cfg))
+    whole = param_trees.count({path: p for path, p in trained.items() if param_trees.is_param(p)})
+    matmuls = 4 * active_matmul_params(cfg) + 6 * param_trees.count(trained) - 4 * whole
   per_key = 12 * cfg.heads * cfg.K
   t = np.arange(1, length + 1)
   seen = sum(float(np.minimum(t, w or length).mean()) for w in cfg.windows())

@@ -153,7 +153,7 @@ def train_step(cfg, toks, model, mesh, target):
   measures = measure(lowered, arguments, mesh, target)
   tokens = cfg.train.batch_size * length
   if estimate := measures.pop('seconds', None):
-    flops = costs.flops_per_token(model, length)
+    flops = costs.flops_per_token(model, length, cfg.adapter)
     rate, mfu = roofline.rates(estimate.bound, tokens, flops['full'], mesh.size, target.peak)
     serial_rate, serial_mfu = roofline.rates(estimate.serial, tokens, flops['full'], mesh.size, target.peak)
     measures['estimate'] = estimate.as_dict() | {

@@ -10,7 +10,7 @@ from flax import nnx
 
 from gpt_jax import step
 from gpt_jax.cluster import batches
-from gpt_jax.model import adapters, gpt, layers, param_trees
+from gpt_jax.model import adapters, costs, gpt, layers, param_trees
 from gpt_jax.model.adapters import AdapterConfig
 from gpt_jax.step import params_of
 from tests import models
@@ -106,6 +106,14 @@ def two_steps(kind='lora', dropout=0.0, unroll='off', accumulate=1, **sizes):
 )
 def test_meshes_and_micro_batches_change_nothing(options):
   models.assert_close(two_steps(**options), two_steps(options.get('kind', 'lora')), 1e-4)
+
+
+def test_flops_are_those_of_a_frozen_base():
+  cfg, rest = models.tiny(positions='none'), AdapterConfig(rank=2, targets=('wq',))
+  full, lora = costs.flops_per_token(cfg, 8), costs.flops_per_token(cfg, 8, rest)
+  adapter = 2 * (16 * 2 + 2 * 16)  # two layers of A and B
+  assert full['full'] - lora['full'] == 2 * costs.active_matmul_params(cfg) - 6 * adapter
+  assert costs.flops_per_token(cfg, 8, AdapterConfig()) == full
 
 
 def test_dropout_is_of_the_inputs_of_a():
