@@ -349,7 +349,6 @@ def get_config(arg=''):
 """)
   for word, cause in (
     ('image.patch=3', 'image.height=8'),
-    ('image.kind=fsq', 'image.codes=16'),
     ('image.kind=jpeg', 'image.kind=jpeg'),
     ('audio.hop=0', 'hop=0'),
     ('audio.kind=mp3', 'audio.kind=mp3'),
