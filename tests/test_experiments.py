@@ -91,6 +91,9 @@ def corpora(tmp_path_factory):
   write_mnist(folder / 'mnist')
   questions = [dict(instruction=f'Add one to {n}.', input='', output=str(n + 1)) for n in range(60)]
   (folder / 'instruct_small/instruction-data.json').write_text(json.dumps(questions))
+  fields = dict(input='', rejected='no')
+  pairs = [json.dumps(fields | dict(instruction=f'Say {n}.', chosen=f'{n}')) + '\n' for n in range(60)]
+  (folder / 'pairs.jsonl').write_text(''.join(pairs))
   write_recordings(folder / 'fsdd/recordings.zip')
   write_emoji(folder / 'noto_emoji')
   data_helpers.write_classes(folder / 'shapes')
@@ -211,7 +214,7 @@ def small(path, base, **chosen):
 
 def expected_samples(cfg):
   """Names of the files that one sampling writes."""
-  if cfg.train.job != 'gpt':
+  if cfg.train.job.endswith('_tokenizer'):
     image = cfg.train.job == 'image_tokenizer'
     return ['step_00000002_' + ('reconstructions.png' if image else 'original_then_decoded.wav')]
   names = ['step_00000002.txt'] if cfg.train.sample_prompts else []
@@ -266,7 +269,8 @@ def test_every_experiment_trains_and_samples(path, base, stand_in, tmp_path):
   samples = sorted((tmp_path / 'run/samples').iterdir())
   assert [sample.name for sample in samples] == expected_samples(cfg)
   tasks = {row['task'] for row in result['evaluations'] if 'tokenizer' not in row}
-  assert tasks == {'perplexity', *cfg.train.tasks} if cfg.train.job == 'gpt' else {'reconstruct'}
+  first = {'gpt': 'perplexity', 'dpo': 'preferences'}.get(cfg.train.job, 'reconstruct')
+  assert tasks == {first, *cfg.train.tasks}
   if cfg.train.job == 'gpt' and cfg.train.sample_prompts:
     texts = samples[0].read_text().split('\n---\n')
     assert len(texts) == len(cfg.train.sample_prompts)
