@@ -175,7 +175,7 @@ def good_steps(workdir, after=-1, report=print):
   if checkpoint.from_process_0(max(checkpoints.steps(), default=-1)) <= after:
     return []
   with contextlib.suppress(checkpoint.Corrupt):  # none below the last good one
-    while (step := checkpoints.latest_good(last)) is not None and step > after:
+    while (step := checkpoints.latest_good(last, after)) is not None:
       steps.insert(0, step)
       last = step - 1
   return steps

@@ -88,8 +88,8 @@ class Checkpoints:
     except (Corrupt, OSError) as error:  # OSError: another process's retention removed it meanwhile
       raise Corrupt(f'checkpoint {step}: {error}') from error
 
-  def latest_good(self, last=math.inf):
-    """Return the newest step up to `last` that verifies, or None if there is no checkpoint.
+  def latest_good(self, last=math.inf, after=-1):
+    """Return the newest step in after + 1 .. last that verifies, or None if there is no checkpoint.
 
     Process 0 verifies, and all return its verdict. Steps that fail are reported. Raises Corrupt when
     there are checkpoints but none is good.
@@ -97,7 +97,7 @@ class Checkpoints:
     verdict, reasons = NO_CHECKPOINT, []
     for step in self.steps() if self.primary else ():
       try:
-        if step <= last:
+        if after < step <= last:
           self.verify(step)
           verdict = step
           break

@@ -1,6 +1,7 @@
 """A trained model from Python: load, generate, score; and the checkpoints of a run."""
 
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -54,6 +55,11 @@ def test_scores_add_up_and_do_not_depend_on_other_texts(run):
 
 def test_a_checkpoint_is_chosen_by_its_step(folder):
   steps = trained.good_steps(folder)
+  verified, verify = [], trained.checkpoint.Checkpoints.verify
+  count = lambda self, step: verified.append(step) or verify(self, step)
+  with mock.patch.object(trained.checkpoint.Checkpoints, 'verify', count):
+    assert trained.good_steps(folder, after=steps[-2]) == steps[-1:]
+  assert verified == steps[-1:]  # older ones are not read again
   assert steps == sorted(steps) and steps[-1] == 12 and len(steps) > 1
   assert gpt_jax.load(folder, steps[0]).step == steps[0]
   with pytest.raises(ValueError, match='step=1 is not a good checkpoint') as caught:
