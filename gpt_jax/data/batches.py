@@ -82,12 +82,20 @@ class BatchLoader:
     rows = self.rows_before(self._next)
     return {'next_batch': self._next, 'rows': rows, 'fingerprint': self.fingerprint} | origin
 
-  def restore(self, state: dict) -> list[str]:
+  def restore(self, state: dict, step: int = 0) -> list[str]:
     """Continue at the batch that `state` names; return [] if the data are those of the state.
+
+    step: of the run; later than the batch if the data began again, and then stages are a ValueError.
 
     Stages of the mixture that did not begin yet may differ. If the data differ: ValueError listing the
     entries; with data.reset the new data start at batch 0, and the differing entries are returned.
     """
+    if self.fingerprint.get('stages') and state['next_batch'] < step:
+      raise ValueError(
+        f'data.stages={self._cfg.stages!r} counts batches, and this run is at batch {state["next_batch"]} of '
+        f'data that began again (data.reset) and at step {step}\n'
+        'fix: leave out data.stages, or train in a new --workdir with train.init_from'
+      )
     changed = self._changes(state)
     if changed and not self._cfg.reset:
       raise ValueError(
@@ -104,7 +112,7 @@ class BatchLoader:
     same order goes on after those that it has given, any other starts at its first row.
     """
     if not self._changes(state):
-      return self.restore(state)
+      return self.restore(state, number)
     old, new, lines = state['fingerprint'], self.fingerprint, []
     only_order = [key for key in old | new if old.get(key) != new.get(key)] == ['order']
     given, rows = state.get('rows', {}), {}

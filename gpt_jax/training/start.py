@@ -116,7 +116,7 @@ def begin(job, cfg, workdir):
     if has_equal_past(cfg, before, step):  # it was shorter then
       free = (*free, 'train.steps')
     checkpoints.check_origin(step, extra, dataclasses.asdict(cfg), free)
-    notes += [f'data.reset: {line}' for line in job.loader.restore(extra['data'])]
+    notes += [f'data.reset: {line}' for line in job.loader.restore(extra['data'], step)]
     like = job.load_frozen(job.program.abstract, extra)
     return Start(checkpoints.restore(step, like), step, extra, notes, None)
   if cfg.train.branch_from and cfg.train.init_from:

@@ -254,6 +254,16 @@ def test_reset_starts_changed_data_at_their_beginning(loader):
   assert after.state()['next_batch'] == 4
 
 
+def test_stages_are_refused_after_a_reset(loader):
+  """They count batches, which no longer are steps."""
+  staged = loader(stages='7: words=1')
+  state = lambda number: {'next_batch': number, 'fingerprint': staged.fingerprint}
+  assert staged.restore(state(5), 5) == staged.restore(state(6), 5) == []  # 6: after a rewind
+  with pytest.raises(ValueError) as caught:
+    staged.restore(state(3), 5)
+  assert 'at batch 3 of data that began again (data.reset) and at step 5\nfix: ' in str(caught.value)
+
+
 def test_loader_of_validation_data_leaves_out_sources_without(loader):
   mixture = {
     'words': Source('synthetic', documents=4),
