@@ -5,6 +5,7 @@ import glob
 import hashlib
 import logging
 import os
+import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +15,7 @@ from gpt_jax.runs import records
 
 log = logging.getLogger(__name__)
 _WARNED: set[str] = set()  # subjects
+SETTLED_NS = 2_000_000_000  # age of a change from which a later one has another time
 
 
 def warn_once(message: str, subject: str = '') -> None:
@@ -176,9 +178,28 @@ def hash_files(paths: list[Path | str]) -> str:
   """
   total = hashlib.sha256()
   for path in paths:
-    with _open(path) as file:
-      total.update(hashlib.file_digest(file, 'sha256').digest())
+    total.update(_digest(path, _version(path)))
   return total.hexdigest()
+
+
+@functools.lru_cache(1 << 17)
+def _digest(path: Path | str, version) -> bytes:
+  """Return the sha256 of a file: in one process the splits of a source share their files."""
+  with _open(path) as file:
+    return hashlib.file_digest(file, 'sha256').digest()
+
+
+def _version(path: Path | str) -> object:
+  """Return what changes with the content of a local file; for a URL or a recent change, a new object.
+
+  Clocks of file systems are coarse: a second change soon after the first may have the same time.
+  """
+  if '://' in str(path):
+    return object()
+  status = os.stat(path)
+  if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) < SETTLED_NS:
+    return object()
+  return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _open(path: Path | str):

@@ -16,6 +16,8 @@ from gpt_jax.data.synthetic import stories
 from gpt_jax.data.text_files import PACKED, not_utf8, read_chunks, suffixes, without_empty
 from gpt_jax.runs.reading import reading
 
+_media_paths: dict[tuple, set[str]] = {}  # by the digest of the records' files and what reads them
+
 
 def jsonl(source, split: str) -> Corpus:
   """Open JSON lines; blank lines are skipped. Media lie beside the file, or in `root`."""
@@ -46,7 +48,11 @@ def file_corpus(source, files: list[Path], read: Callable[[Path], Iterator]) -> 
   def content():
     if not templates.modalities(source.template):
       return hash_files(files)
-    return f'{hash_files(files)}-{_hash_media(source.template, records())}'
+    digest = hash_files(files)
+    key = digest, *files, source.template, source.root, source.bad_records
+    if key not in _media_paths:  # the splits of a source share its files, and reading media takes long
+      _media_paths[key] = _find_media(source.template, records())
+    return f'{digest}-{_hash_media(_media_paths[key])}'
 
   return Corpus(records, content)
 
@@ -101,18 +107,24 @@ def _media_root(root: str, folder: Path) -> str:
   )
 
 
-def _hash_media(template: str, records: Iterator[tuple[str, dict]]) -> str:
-  """Return a hash of the files that hold the media of records; a missing one counts by its name."""
-  present, missing = set(), set()
+def _find_media(template: str, records: Iterator[tuple[str, dict]]) -> set[str]:
+  """Return the paths of media that records name."""
+  paths = set()
   for where, record in records:
     try:
       pieces = [] if isinstance(record, ValueError) else templates.fill(template, record, where)
     except ValueError:  # reported where documents are made
       pieces = []
-    for piece in pieces:
-      if piece.kind in templates.MODALITY and isinstance(piece.value, str):
-        place = containing_file(piece.value)
-        missing.add(piece.value) if place is None else present.add(place[0])
+    paths |= {p.value for p in pieces if p.kind in templates.MODALITY and isinstance(p.value, str)}
+  return paths
+
+
+def _hash_media(paths: set[str]) -> str:
+  """Return a hash of the files that hold media; a missing one counts by its name."""
+  present, missing = set(), set()
+  for path in paths:
+    place = containing_file(path)
+    missing.add(path) if place is None else present.add(place[0])
   lost = hashlib.sha256(json.dumps(sorted(missing)).encode()).hexdigest() if missing else ''
   return hash_files(sorted(present)) + lost
 
