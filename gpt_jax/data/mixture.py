@@ -86,6 +86,11 @@ class DataConfig:
     return all(map(templates.is_plain, self._templates()))
 
   @property
+  def has_start(self) -> bool:
+    """Whether a document of plain text may have a start token: the only text of a source has none."""
+    return not all(source.is_one_text for source in self.mixture.values() if source.weight)
+
+  @property
   def features(self) -> tuple[str, ...]:
     """The continuous inputs that documents may have: 'patches', 'frames'."""
     used = {kind for template in self._templates() for kind, _ in templates.parse(template)}

@@ -6,6 +6,7 @@ can read. A record is a dict of fields; `where` names it in messages. Relative p
 the current folder, then in the folder that GPT_JAX_DATA names.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
@@ -135,6 +136,12 @@ class Source:
   def is_benchmark(self) -> bool:
     """Whether the source is scored by its own task alone, and not trained on."""
     return not self.weight and bool(templates.benchmark(self.template))
+
+  @property
+  def is_one_text(self) -> bool:
+    """Whether the source is one file that nothing cuts into documents, as far as its path tells."""
+    names_file = os.path.splitext(self.path)[1][1:].isalpha() and not set(self.path) & set('*?[')
+    return self.kind == 'text' and not self.separator and names_file
 
   def path_of(self, split: str) -> str:
     """The files of `split`."""

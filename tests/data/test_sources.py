@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt_jax.data import DataConfig, documents, record_sources, text_sources
+from gpt_jax.data import DataConfig, documents, files, record_sources, text_sources
 from gpt_jax.data.sources import SOURCES, Source, SourceKind, open_source
 from gpt_jax.data.splits import Corpus
 
@@ -411,3 +411,33 @@ def test_gsm8k_by_template(data_dir):
   records = list(open_source(source, 'train').records())
   assert len(records) == len(lines) == 1319
   assert records[0][1]['question'] == json.loads(lines[0])['question']
+
+
+def test_a_file_is_hashed_once_in_a_process_until_it_changes(tmp_path, monkeypatch):
+  path, digest, reads = tmp_path / 'a.txt', files.hashlib.file_digest, []
+  path.write_text('abc')
+  monkeypatch.setattr(files.hashlib, 'file_digest', lambda *args: reads.append(1) or digest(*args))
+  monkeypatch.setattr(files, 'SETTLED_NS', 0)
+  first = files.hash_files([path])
+  assert files.hash_files([path]) == first and len(reads) == 1
+  monkeypatch.undo()
+  path.write_text('xyz')  # of the same size, and perhaps within a tick of the clock
+  assert files.hash_files([path]) != first
+  path.write_text('abc')
+  assert files.hash_files([path]) == first
+
+
+@pytest.mark.parametrize(
+  ('source', 'is_one'),
+  [
+    (Source('text', 'book.txt'), True),
+    (Source('text', 'book.txt.gz'), True),
+    (Source('text', 'book.txt', separator='\n'), False),
+    (Source('text', 'books/*.txt'), False),
+    (Source('text', 'books'), False),
+    (Source(), False),
+  ],
+)
+def test_the_only_text_of_a_source_has_no_start_token(source, is_one):
+  assert source.is_one_text == is_one
+  assert DataConfig({'text': source}).has_start == (not is_one)
