@@ -83,7 +83,7 @@ def evaluate(argv):
     if is_primary() and (FLAGS.out or not fields):  # the run folder has those of its own data and newest step
       is_one = FLAGS.step.isdecimal() or 'step' not in fields
       out = Path(FLAGS.out or run.workdir) / ('' if is_one else f'step_{run.step}')
-      files = predictions.PredictionFiles(out, run.step, overrides)
+      files = predictions.PredictionFiles(out, run.step, fields)
     rows = run_tasks(run.subject(predictions=files, caches=caches), recognizer)
     for row in rows if is_primary() else ():
       records.append_line(run.workdir / 'evaluations.jsonl', row | fields)

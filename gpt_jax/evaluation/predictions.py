@@ -5,12 +5,16 @@ In the run folder, or that of --out:
                                                  input target prediction right, a score, paths of its media
   predictions/TASK-SOURCE-SPLIT/                 00012.png, 00012.wav: generated; 00012_input.png: of the
                                                  condition; 00012_target.png: of the target
-  predictions/TASK-SOURCE-SPLIT/confusion.json   of classes: true, predicted, counts (rows: true)
+  predictions/TASK-SOURCE-SPLIT/confusion.json   of classes: true, predicted, counts (rows: true) of the
+                                                 examples in predictions.jsonl
   predictions/TASK-SOURCE-SPLIT.json             the manifest of that folder (runs/digests.py)
-A later evaluation of the same task, source and split replaces its lines and its folder.
+A later evaluation of the same task, source and split replaces its lines and its folder. Evaluations of
+a chosen step or chosen data keep apart: a hash of these follows SPLIT in the name of the folder.
 """
 
 import collections
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +31,14 @@ OTHER = '(other)'  # column of predictions beyond common.MAX_CLASSES
 class PredictionFiles:
   """Writes predictions.jsonl and the media beside it, in one process."""
 
-  def __init__(self, folder, step, overrides):
+  def __init__(self, folder, step, chosen):
     """Open `folder`; an error comes now, not after the sampling.
 
-    step: of the checkpoint. overrides: {config key: value} of data in the place of the run's own.
+    step: of the checkpoint. chosen: {config key: value} of data in the place of the run's own, and the step
+    if it was asked for.
     """
     self.folder, self.examples = Path(folder).expanduser(), 0
-    self.fields = {'step': step, **overrides}
+    self.fields, self.chosen = {'step': step, **chosen}, chosen
     self.folder.mkdir(parents=True, exist_ok=True)
     records.read_lines(self.folder / 'predictions.jsonl')
 
@@ -57,7 +62,7 @@ class PredictionFiles:
       line |= {'input': common.describe(example.condition), 'target': target}
       columns = {'prediction': predictions, 'right': right, **scores}
       lines.append(line | {name: column[index] for name, column in columns.items() if column is not None})
-    folder = self.folder / 'predictions' / '-'.join(group.values()).replace(' ', '-')
+    folder = self.folder / 'predictions' / folder_name(group, self.chosen)
     self._clear(folder)
     for index in choose_media(lines):
       for suffix, content in media_files(
@@ -70,11 +75,11 @@ class PredictionFiles:
     if (
       right is not None
       and predictions is not None
-      and common.are_classes(firsts := [first(target) for target in targets])
+      and common.are_classes(firsts := [first(target) for target in targets[:MAX_LINES]])
     ):
-      records.write_json(folder / 'confusion.json', count_confusions(firsts, predictions))
+      records.write_json(folder / 'confusion.json', count_confusions(firsts, predictions[:MAX_LINES]))
     digests.write_manifest(folder.with_name(f'{folder.name}.json'), folder)
-    self._replace_lines(group, lines)
+    self._replace_lines(group | self.chosen, lines)
     self.examples += len(lines)
 
   def describe(self):
@@ -90,9 +95,17 @@ class PredictionFiles:
 
   def _replace_lines(self, group, lines):
     path = self.folder / 'predictions.jsonl'
-    is_other = lambda line: {key: line[key] for key in ('task', *GROUP) if key in line} != group
+    names = {'task', *GROUP, *self.chosen}
+    is_other = lambda line: {k: v for k, v in line.items() if k in names or '.' in k} != group
     others = list(filter(is_other, records.read_lines(path)))
     records.write_atomically(path, b''.join(map(records.format_object, [*others, *lines])))
+
+
+def folder_name(group, chosen):
+  """Return the name of an evaluation's folder, with a hash of what was chosen."""
+  content = json.dumps(chosen, sort_keys=True).encode()
+  parts = [*group.values(), *([hashlib.sha256(content).hexdigest()[:8]] if chosen else [])]
+  return '-'.join(parts).replace(' ', '-')
 
 
 def first(target):

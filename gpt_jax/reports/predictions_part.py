@@ -21,7 +21,7 @@ def predictions(run):
   groups = collections.defaultdict(list)
   for line in records.read_lines(run.folder / 'predictions.jsonl', skip_unreadable=True):
     if history.has_types(line, TYPES, TYPES):
-      groups[tuple(str(line[key]) for key in NAMES if key in line)].append(line)
+      groups[tuple(str(v) for k, v in line.items() if k in NAMES or '.' in k)].append(line)
   parts = []
   for name, lines in groups.items():
     judged = [line['right'] for line in lines if isinstance(line.get('right'), bool)]

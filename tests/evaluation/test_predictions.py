@@ -35,6 +35,9 @@ def test_a_line_has_the_prompt_the_target_and_the_prediction(tmp_path):
   pictures = np.zeros((6, 4, 4, 3), np.uint8)
   keep(files, NAMES, ['one', 'two', 'two', 'two', 'one', 'three'], media=pictures)
   line, *_ = lines = lines_of(tmp_path / 'out')
+  group = {'task': 'draw', 'source': 'draw', 'split': 'valid'}
+  name = predictions.folder_name(group, {'data.valid_fraction': '0.5'})
+  assert name.startswith('draw-draw-valid-')
   assert line == {
     'task': 'draw',
     'source': 'draw',
@@ -47,11 +50,11 @@ def test_a_line_has_the_prompt_the_target_and_the_prediction(tmp_path):
     'target': 'one',
     'prediction': 'one',
     'right': True,
-    'media': 'predictions/draw-draw-valid/00000.png',
+    'media': f'predictions/{name}/00000.png',
   }
   assert [line['right'] for line in lines] == [True, True, False, True, True, False]
   assert (tmp_path / 'out' / line['media']).read_bytes().startswith(b'\x89PNG')
-  folder = tmp_path / 'out/predictions/draw-draw-valid'
+  folder = tmp_path / 'out/predictions' / name
   digests.verify_folder(folder.with_suffix('.json'), folder)
   assert records.read_json(folder / 'confusion.json') == {
     'true': ['one', 'two'],
@@ -75,6 +78,20 @@ def test_a_later_evaluation_replaces_its_own_lines_and_files_alone(tmp_path):
   assert (count('draw'), count('other')) == (2, 7)  # two examples have no confusion matrix
 
 
+def test_evaluations_of_chosen_steps_or_data_keep_apart(tmp_path):
+  pictures = np.zeros((6, 4, 4, 3), np.uint8)
+  for chosen in ({'step': 1}, {'step': 2}, {'step': 2, 'data.valid_fraction': '0.5'}, {'step': 2}):
+    keep(PredictionFiles(tmp_path, chosen['step'], chosen), NAMES, NAMES, media=pictures)
+  lines = lines_of(tmp_path)
+  assert [(line['step'], line.get('data.valid_fraction')) for line in lines] == [
+    *[(1, None)] * 6,
+    *[(2, '0.5')] * 6,
+    *[(2, None)] * 6,
+  ]
+  assert len({line['media'] for line in lines}) == 18
+  assert all((tmp_path / line['media']).exists() for line in lines)
+
+
 def test_what_is_kept_is_bounded_and_wrong_examples_come_first(tmp_path, monkeypatch):
   monkeypatch.setattr(predictions, 'MAX_LINES', 5)
   monkeypatch.setattr(predictions, 'MAX_MEDIA', 2)
@@ -85,7 +102,7 @@ def test_what_is_kept_is_bounded_and_wrong_examples_come_first(tmp_path, monkeyp
   assert len(lines) == 5
   assert [line['index'] for line in lines if 'media' in line] == [0, 4]
   confusion = records.read_json(tmp_path / 'predictions/draw-draw-valid/confusion.json')
-  assert confusion['counts'] == [[2, 1], [0, 3]]  # of all
+  assert confusion['counts'] == [[2, 1], [0, 2]]  # of the examples that are kept
 
 
 PICTURE = np.zeros((2, 2, 1), np.uint8)
