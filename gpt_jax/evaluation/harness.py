@@ -33,7 +33,13 @@ def run(subject, tasks, files='', shots=None, limit=0):
   tasks = check_names(tasks, manager)
   try:
     loaded = manager.load(list(tasks))
-  except Exception as error:  # of lm-eval, datasets, their network or a task file
+  except (AttributeError, NameError, TypeError):  # of another version of lm-eval, not of the data
+    raise
+  except ImportError as error:
+    raise ValueError(
+      f'--harness={",".join(tasks)} needs a package: {error}\nfix: pip install {error.name or "it"}'
+    ) from error
+  except Exception as error:  # datasets, the network and parsers have errors of their own
     raise ValueError(
       f'--harness={",".join(tasks)} cannot read its data: {_first_line(error)}\n'
       'fix: name the folder of task files over data that are here with --harness_files'

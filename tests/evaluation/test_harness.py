@@ -167,3 +167,22 @@ def test_the_command_line_writes_scores_with_versions(
 def test_options_of_the_harness_alone_are_errors(tmp_path_factory, capsys, monkeypatch):
   call, workdir = command_line.in_process(capsys, monkeypatch), tiny_runs.finished(tmp_path_factory)
   assert_user_error(call('evaluate', f'--workdir={workdir}', '--shots=1'), '--shots=1', '--tasks=perplexity')
+
+
+@pytest.mark.parametrize(
+  ('error', 'told'),
+  [
+    (FileNotFoundError('no copa.jsonl'), 'cannot read its data: FileNotFoundError: no copa.jsonl'),
+    (ModuleNotFoundError('No module', name='antlr4'), 'needs a package: No module\nfix: pip install antlr4'),
+    (AttributeError('no such method'), ''),
+  ],
+)
+def test_errors_of_a_library_are_not_told_as_those_of_data(monkeypatch, error, told):
+  def load(names):
+    raise error
+
+  manager = types.SimpleNamespace(all_tasks=['a'], load=load)
+  monkeypatch.setattr(harness, '_task_manager', lambda files: manager)
+  with pytest.raises(ValueError if told else AttributeError) as caught:
+    harness.run(None, ['a'])
+  assert not told or told in str(caught.value)
