@@ -1,6 +1,7 @@
 """Input files: find them here or in a bucket, hash them, and stream rows into .npy files."""
 
 import fnmatch
+import functools
 import glob
 import hashlib
 import logging

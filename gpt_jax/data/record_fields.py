@@ -13,7 +13,7 @@ def lookup(record: dict, field: str, where: str):
   if match := CHOICE.fullmatch(field):
     options = lookup(record, match['options'], where)
     count = len(options) if isinstance(options, (list, tuple, np.ndarray)) else 0
-    return options[option_index(record, match['index'], count, where)]
+    return options[option_index(record, match['index'], count, where, match['options'])]
   value, parts = record, field.split('.')
   while parts:
     # A key may have dots itself: the longest that the record has is meant.
@@ -35,12 +35,32 @@ def lookup(record: dict, field: str, where: str):
   return value
 
 
-def option_index(record: dict, field: str, count: int, where: str) -> int:
-  """Return the number of the right one of `count` options: a number from 0, or a letter from A."""
+def option_labels(record: dict, options: str, count: int, where: str) -> list[str]:
+  """Return the labels of options, as ARC has them: `choices.label` beside `choices.text`; [] without."""
+  parent, _, last = options.rpartition('.')
+  holder = lookup(record, parent, where) if parent and last == 'text' else {}
+  labels = holder.get('label') if isinstance(holder, dict) else None
+  listed = isinstance(labels, (list, tuple, np.ndarray)) and len(labels) == count
+  return [str(label) for label in labels] if listed else []
+
+
+def option_index(record: dict, field: str, count: int, where: str, options: str = '') -> int:
+  """Return the place of the right one of `count` options: by its label, its number from 0 or letter from A.
+
+  options: field of the list, whose labels are read if it has some.
+  """
   if count < 2:
     raise ValueError(f'{where} has {count} options to choose from\nfix: give two or more, or leave it out')
   value = lookup(record, field, where)
   text = value if isinstance(value, str) else str(value)
+  labels = option_labels(record, options, count, where)
+  if labels and (text in labels or all(map(str.isdecimal, labels))):
+    if labels.count(text) != 1:
+      raise ValueError(
+        f'{where} field {field!r} is {short(value)}, not one of the labels {", ".join(labels)}\n'
+        'fix: give the label of the right option, each option a label of its own'
+      )
+    return labels.index(text)
   index = ord(text) - ord('A') if re.fullmatch('[A-Z]', text) else int(text) if text.isdecimal() else -1
   if not 0 <= index < count or isinstance(value, bool):
     raise ValueError(

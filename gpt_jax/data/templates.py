@@ -6,9 +6,9 @@ continuous features of images and sounds, for input only; `{x:parts}` is a list 
 assistant's are learned. ' -> ' separates a condition from its target. `{a.b.0}` looks up
 nested records and lists, `{a.*}` joins a list of texts by spaces, `{{` and `}}` are braces.
 `{choices[gold]}` is the item of the list `choices` that the field `gold` numbers, from 0 or as a letter
-from A: task choose scores the others in its place. `{text:cloze}` at the end is a text whose last word
-task cloze scores. No other part of Python's format language is accepted: a format could silently round
-a number.
+from A; in `{choices.text[gold]}` a list `choices.label` holds the labels that `gold` may have: task choose
+scores the others in its place. `{text:cloze}` at the end is a text whose last word task cloze scores. No
+other part of Python's format language is accepted: a format could silently round a number.
 """
 
 import functools

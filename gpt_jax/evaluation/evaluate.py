@@ -86,8 +86,9 @@ class Subject:
     return tuple(ModalityTables.build(self.tokenizers, self.model.cfg.V))[1:]
 
   def score(self, batch):
-    """Sum this process's rows of a batch -> {nats, targets} on the devices."""
-    return score(self.model, to_devices(batch, self.mesh))
+    """Sum this process's rows of a batch -> {nats, text_nats, targets} on the devices."""
+    eos = dict(self.tokenizers.vocabulary.specials).get('eos', -1)
+    return score(self.model, to_devices(batch, self.mesh), eos)
 
   def score_rows(self, batch, by='modality'):
     """Sum the targets of this process's rows -> {nats, restricted, targets: [M]} or [B], on the devices.
@@ -98,10 +99,11 @@ class Subject:
     names = tuple(self.tokenizers.modalities)
     return score_rows(self.model, to_devices(batch, self.mesh), self._table_arrays, names=names, by=by)
 
-  def target_nats(self, documents):
+  def target_nats(self, documents, ends=True):
     """Nats of the targets of each document (a list of Piece), float64 [N].
 
-    Under the softmax over what the grammar allows; each document has a row of its own.
+    Under the softmax over what the grammar allows; each document has a row of its own. ends: whether the
+    eos after the document counts, as in training; bits per byte leave it out.
     """
     encoded = data.encode_batch(self.tokenizers, documents)
     eos = self.tokenizers.vocabulary.special('eos')
@@ -120,6 +122,8 @@ class Subject:
       progress.report(first)
       some = slice(first, first + self.batch_size)
       batch = document_rows(ids[some], encoded[some], self.batch_size, length, self.row_fields)
+      if not ends:
+        batch['loss_mask_BT'] = batch['loss_mask_BT'] * (batch['target_ids_BT'] != eos)
       sums = self.score_rows({name: rows[own] for name, rows in batch.items()}, by='row')
       nats.append(fetch(sums['restricted']).astype(np.float64))
       self.raise_if_preempted()
@@ -136,13 +140,22 @@ class Subject:
 
 
 @jax.jit
-def score(model, batch):
-  """Sum a batch with target_ids_BT and loss_mask_BT -> {nats, targets}, float32 scalars."""
+def score(model, batch, eos=-1):
+  """Sum a batch with target_ids_BT and loss_mask_BT -> {nats, text_nats, targets}, float32 scalars.
+
+  text_nats: those of targets other than eos, which spells no byte.
+  """
   model = param_trees.cast(model, model.cfg.dtype)
   out = model(batch['token_ids_BT'], **gpt.inputs(model.cfg, batch))
   nats_BT, _ = token_losses(out.logits_BTV, batch['target_ids_BT'])
   mask_BT = batch['loss_mask_BT']
-  return {'nats': (nats_BT * mask_BT).sum(), 'targets': mask_BT.sum()}
+  nats_BT = nats_BT * mask_BT
+  text_BT = batch['target_ids_BT'] != eos
+  return {
+    'nats': nats_BT.sum(),
+    'text_nats': jnp.where(text_BT, nats_BT, 0.0).sum(),
+    'targets': mask_BT.sum(),
+  }
 
 
 @functools.partial(jax.jit, static_argnames=('names', 'by'))

@@ -221,7 +221,7 @@ def test_a_template_says_its_benchmark():
 
 def test_a_template_with_an_arrow_is_scored_by_its_target(subject):
   class Known:
-    def target_nats(self, documents):
+    def target_nats(self, documents, ends=True):
       return np.array([len(common.text(d)) for d in documents], float)
 
   template = '{query} -> {choices[gold]}'
@@ -230,6 +230,55 @@ def test_a_template_with_an_arrow_is_scored_by_its_target(subject):
   assert [text for _, text in questions[0].pairs] == QUESTIONS[0]['choices']
   assert log_p.tolist() == [-len('Ice is' + text) for text in QUESTIONS[0]['choices']]
   assert bare is None
+
+
+def test_bits_per_byte_leave_out_the_end_of_a_document(subject, files):
+  """As they do without an arrow; a picture as the target has no bytes."""
+  mixture = {'asked': source(files, 'questions', '{query} -> {choices[gold]}')}
+  section = data.DataConfig(
+    **{
+      **vars(subject.cfg.data),
+      'packing': 'first_fit',
+      'mixture': {'asked': data.Source(**mixture['asked'])},
+    }
+  )
+  asked = dataclasses.replace(subject, cfg=dataclasses.replace(subject.cfg, data=section), caches={})
+  bits, special = [], subject.tokenizers.vocabulary.special
+  for q in QUESTIONS:
+    answer = [*q['choices'][q['gold']].encode()]
+    row = np.array([*q['query'].encode(), special('sep'), *answer, special('eos')])
+    padded = np.zeros((1, 64), np.int32)
+    padded[0, : len(row)] = row
+    nats = asked.target_nats([templates.fill(section.mixture['asked'].template, q, '')])
+    logits_TV = np.asarray(subject.model(jnp.asarray(padded)).logits_BTV[0], np.float64)
+    places = np.arange(len(row) - len(answer) - 2, len(row) - 1)
+    log_p_TV = logits_TV[places] - np.logaddexp.reduce(logits_TV[places], -1, keepdims=True)
+    each = -log_p_TV[np.arange(len(places)), row[places + 1]]
+    np.testing.assert_allclose(nats, each.sum(), rtol=1e-5)
+    bits.append(each[:-1].sum() / np.log(2) / len(answer))
+  rows = values(choose.run(asked, 'asked', 'valid', 0))
+  np.testing.assert_allclose(rows['bits_per_byte'], np.mean(bits), rtol=1e-5)
+
+
+def test_answers_are_labels_where_options_have_some(subject, tmp_path):
+  arc = {'choices': {'text': ['w', 'x', 'y', 'z'], 'label': ['1', '2', '3', '4']}, 'key': '1'}
+  for record in (arc, arc | {'key': 1}):
+    asked = choose.question('Q {choices.text[key]}', record, '')
+    assert asked.gold == 0 and [d[0].value for d in asked.documents] == ['Q w', 'Q x', 'Q y', 'Q z']
+  letters = {'choices': {'text': ['w', 'x'], 'label': ['A', 'B']}, 'key': 1}
+  assert choose.question('Q {choices.text[key]}', letters, '').gold == 1
+  with pytest.raises(ValueError, match="field 'key' is '0', not one of the labels 1, 2, 3, 4") as caught:
+    choose.question('Q {choices.text[key]}', arc | {'key': '0'}, '')
+  assert_two_lines(caught.value)
+
+
+def test_numbers_in_text_that_may_begin_at_1_are_refused():
+  example = lambda key: common.Example('', {'options': ['w', 'x', 'y'], 'key': key}, [], [])
+  choose.check_numbers('{options[key]}', [example('0'), example('2')], 'asked')
+  choose.check_numbers('{options[key]}', [example(1), example(2)], 'asked')
+  with pytest.raises(ValueError, match="data.mixture.asked: no answer 'key' is 0") as caught:
+    choose.check_numbers('{options[key]}', [example('1'), example('2')], 'asked')
+  assert_two_lines(caught.value)
 
 
 def test_scores_are_equal_on_any_mesh(subject):

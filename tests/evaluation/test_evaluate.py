@@ -164,6 +164,23 @@ def test_all_tokens_of_documents_that_are_masked_are_scored(subject, tmp_path):
   assert {row['metric'] for row in rows} == {'nats_per_token', 'bits_per_token', 'bits_per_byte'}
 
 
+def test_bits_per_byte_leave_out_the_ends_of_documents(subject, tmp_path):
+  small = on_text(subject, tmp_path, 'bama. teal. sooz')
+  mixture = {'other': dataclasses.replace(small.cfg.data.mixture['other'], separator='. ')}
+  chosen = with_data(small, dataclasses.replace(small.cfg.data, mixture=mixture))
+  cache, eos = valid_cache(chosen), subject.tokenizers.vocabulary.special('eos')
+  ids = np.asarray(cache.ids).astype(int)
+  row = np.roll(ids, 1)
+  row[np.asarray(cache.offsets)] = cache.start
+  logits = np.asarray(models.logits(subject.model, np.pad(row, (0, T - len(row)))[None].astype(np.int32)))[0]
+  logits = logits[: len(ids)].astype(np.float64)
+  nats = np.logaddexp.reduce(logits, -1) - logits[np.arange(len(ids)), ids]
+  actual = values(evaluate.run_tasks(chosen, ['perplexity']))
+  assert (ids == eos).sum() == 3 and cache.bytes == 12
+  assert actual['nats_per_token'] == pytest.approx(nats.mean(), rel=1e-5)
+  assert actual['bits_per_byte'] == pytest.approx(nats[ids != eos].sum() / math.log(2) / 12, rel=1e-5)
+
+
 def test_sources_are_scored_apart(subject):
   mixture = {name: Source('synthetic', documents=20, seed=seed) for seed, name in enumerate('ab')}
   section = dataclasses.replace(subject.cfg.data, mixture=mixture)

@@ -52,7 +52,7 @@ class Oracle(evaluate.Subject):
       return [common.text(x.target) for x in found]
     return list(common.images_of(self, found)) if to == 'image' else common.waves_of(self, found)
 
-  def target_nats(self, documents):
+  def target_nats(self, documents, ends=True):
     """10 nats where the words fit the image, 30 where they do not."""
     words = {identity(x.target[0]): common.text(x.condition) for x in common.examples(self, 'draw', 'valid')}
     return np.array([10.0 if words[identity(d[-1])] == common.text(d[:1]) else 30.0 for d in documents])
@@ -437,7 +437,7 @@ def words_for_sounds(monkeypatch):
   """The oracle's likelihoods are those of images; sounds get none."""
   known = Oracle.target_nats
 
-  def target_nats(self, documents):
+  def target_nats(self, documents, ends=True):
     if documents[0][-1].kind == 'audio':
       return np.ones(len(documents))
     return known(self, documents)

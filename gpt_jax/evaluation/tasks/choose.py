@@ -1,10 +1,11 @@
 """Multiple choice by likelihood: of several options, is the right one likeliest?
 
 A template with `{options[answer]}` makes a document of each option. Plain text is scored as a base model
-reads it: by the tokens of the option, or, where text follows the option, of that text (WinoGrande). With
-' -> ' the target is scored as in training. `accuracy` compares log-likelihoods (acc of lm-eval),
-`accuracy_by_characters` divides them by the characters that are scored (acc_norm), and
-`accuracy_by_unconditional` subtracts the log-likelihood without a context (acc_mutual_info).
+reads it: by the tokens of the option, or, where text follows the option, of that text (WinoGrande). With an
+arrow the target is scored as in training, with its end; bits per byte leave the end out. `accuracy` compares
+log-likelihoods (acc of lm-eval), `accuracy_by_characters` divides them by the characters that are scored
+(acc_norm), and `accuracy_by_unconditional` subtracts the log-likelihood without a context
+(acc_mutual_info).
 
 With shots, other records with their right options come first, as in lm-eval: each followed by an empty line.
 
@@ -44,6 +45,7 @@ def run(subject, source, split, limit, shots=0):
   template = subject.cfg.data.mixture[source].template
   examples = common.examples(subject, source, split, limit)
   questions = [question(template, x.record, x.where) for x in examples]
+  check_numbers(template, examples, source)
   before = fewshot_contexts(subject, source, split, examples, shots) if shots else ()
   log_p, bare, truncated = log_likelihoods(subject, template, questions, before)
   texts = [text for q in questions for _, text in q.pairs]
@@ -61,13 +63,34 @@ def run(subject, source, split, limit, shots=0):
     if name == 'accuracy':
       record_answers(subject, rows, examples, questions, predictions)
   rows.add_centered(rows[0], levels['chance'])
-  right = starts + gold
-  pairs = [pair for q in questions for pair in q.pairs]
-  sizes = [likelihood.count_bytes(*pairs[i]) for i in right]
-  if all(sizes):  # an image has no bytes of text
-    bits_N = -log_p[right] / np.log(2) / sizes
+  condition, target = templates.signature(template)
+  if target == ('text',):  # images and sounds have no bytes of text
+    documents = [q.documents[q.gold] for q in questions]
+    nats_N = subject.target_nats(documents, ends=False) if condition else -log_p[starts + gold]
+    bits_N = nats_N / np.log(2) / [target_bytes(q, bool(condition)) for q in questions]
     rows.add('bits_per_byte', bits_N.mean(), interval=list(metrics.bootstrap_mean(bits_N)))
   return rows
+
+
+def target_bytes(question, has_condition):
+  """UTF-8 bytes of the right option, with the white space that is scored with it."""
+  context, text = question.pairs[question.gold]
+  return len(text.encode()) if has_condition else likelihood.count_bytes(context, text)
+
+
+def check_numbers(template, examples, source):
+  """Raise ValueError for answers in text such as '1' to '4' without labels: do they begin at 0 or at 1?"""
+  field, index = templates.options_of(template)
+  answers = [record_fields.lookup(x.record, index, x.where) for x in examples]
+  options = record_fields.lookup(examples[0].record, field, examples[0].where)
+  labels = record_fields.option_labels(examples[0].record, field, len(options), examples[0].where)
+  is_number = all(isinstance(answer, str) and answer.isdecimal() for answer in answers)
+  if is_number and not labels and min(map(int, answers)) > 0:
+    raise ValueError(
+      f'data.mixture.{source}: no answer {index!r} is 0, so that they may be numbered from 0 or from 1\n'
+      'fix: write them as JSON numbers from 0 or as letters from A, or name the options with '
+      '{choices.text[answer]} beside a list choices.label'
+    )
 
 
 def record_answers(subject, rows, examples, questions, predictions):
@@ -115,13 +138,14 @@ def fewshot_contexts(subject, source, split, examples, shots):
 
 def question(template, record, where):
   """The options of a record -> Question."""
-  options, index = templates.options_of(template)
-  options = record_fields.lookup(record, options, where)
-  gold = record_fields.option_index(record, index, len(options), where)
+  field, index = templates.options_of(template)
+  options = record_fields.lookup(record, field, where)
+  gold = record_fields.option_index(record, index, len(options), where, field)
+  labels = record_fields.option_labels(record, field, len(options), where) or range(len(options))
   documents, pairs = [], []
-  for n in range(len(options)):
+  for label in labels:
     changed = copy.copy(record)
-    changed[index] = n
+    changed[index] = label
     documents.append(templates.fill(template, changed, where))
     pairs.append(_pair(template, changed, where))
   return Question(gold, options, documents, pairs)

@@ -1,10 +1,11 @@
 """Perplexity on held-out data: every target is scored exactly once. Draws no samples.
 
-Text is one stream: windows of the training length start every `stride` tokens and score only new
-targets, so that a target has at least length - stride tokens of context; stride = length scores
-disjoint rows. Documents with media or a condition stay whole, and only their targets count, as in
-training: also by modality. Bits a dimension (van den Oord et al. 2016) are given where image codes are
-lossless, under the softmax over what the grammar allows.
+Text is one stream: windows of the training length start every `stride` tokens and score only new targets,
+so that a target has at least length - stride tokens of context; stride = length scores disjoint rows.
+Documents with media or a condition stay whole, and only their targets count, as in training: also by
+modality. Bits per byte leave out the end of a document, which spells no byte, as lm-eval's and every other
+task's do; nats per token count it. Bits a dimension (van den Oord et al. 2016) are given where image codes
+are lossless, under the softmax over what the grammar allows.
 """
 
 import collections
@@ -100,7 +101,7 @@ def score_text(subject, source, split, limit, stride):
   cache = subject.cache(source, split)
   if is_whole and counts_bytes(subject, source, split) and (count := decoded_bytes(subject, source, split)):
     lost = {'bytes_lost': round(1 - count / cache.bytes, 4)} if count < cache.bytes else {}
-    rows.add('bits_per_byte', bits(nats) / count, **lost)
+    rows.add('bits_per_byte', bits(sums['text_nats']) / count, **lost)
   return rows
 
 
