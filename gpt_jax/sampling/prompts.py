@@ -3,6 +3,7 @@
 Letters: Y X A rows, columns and channels of an image, N samples of a sound.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -11,14 +12,18 @@ import numpy as np
 
 from gpt_jax import sample
 from gpt_jax.data import templates
-from gpt_jax.data.documents import MARKERS, check_pieces, check_places, decode_media, encode_batch
+from gpt_jax.data.documents import MARKERS, check_pieces, check_places, decode_media, encode_batch, examples
 from gpt_jax.data.row_fields import PLACES
 from gpt_jax.data.templates import Piece
 from gpt_jax.runs.progress import Progress
+from gpt_jax.runs.text_table import join_some
 from gpt_jax.sampling import completions, prompt_batch, validate
 from gpt_jax.sampling.prompt_templates import ARROW, match_template, trained_templates
 from gpt_jax.tokenizers import grammar as grammars
 from gpt_jax.tokenizers.chat_template import SPECIALS, ChatTemplate, Rendering
+from gpt_jax.tokenizers.text import UnknownCharacter
+
+MOST_READ = 20_000  # training records whose conditions an error names
 
 
 def build_prompt(run, text='', images=(), sounds=(), to='text', begin='', source='', notes=None):
@@ -39,7 +44,30 @@ def build_prompt(run, text='', images=(), sounds=(), to='text', begin='', source
         run.tokenizers, text, begin or completions.begin_special(run.cfg, run.tokenizers)
       )
     )
-  return encode(run, [decode_media(run.tokenizers, pieces, notes=notes)], to)[0]
+  try:
+    return encode(run, [decode_media(run.tokenizers, pieces, notes=notes)], to)[0]
+  except UnknownCharacter as error:
+    if not (names := known_conditions(run.cfg.data, source)):
+      raise
+    cause = str(error).split('\n')[0]
+    raise ValueError(
+      f'prompt {text!r}: {cause}\nfix: use a condition of training: {join_some(names, 20)}'
+    ) from error
+
+
+def known_conditions(cfg, source='', most=50):
+  """Return the sorted conditions of the training data that are texts; [] for more than `most`, or no data.
+
+  cfg: a DataConfig. source: the one to read; '' = all.
+  """
+  names = set()
+  for name in [source] if source else cfg.mixture:
+    if templates.signature(cfg.mixture[name].template)[0] == ('text',):
+      with contextlib.suppress(ValueError, OSError):  # the data may be gone
+        for _, pieces in itertools.islice(examples(cfg, name, 'train'), MOST_READ):
+          condition, _ = templates.split(pieces)
+          names.add(''.join(piece.value for piece in condition))
+  return sorted(names) if len(names) <= most else []
 
 
 def build_chat(run, messages):

@@ -70,6 +70,10 @@ class ByteTokenizer(base.TextTokenizer):
     return {}
 
 
+class UnknownCharacter(ValueError):
+  """A text has a character that is not in the alphabet."""
+
+
 class CharTokenizer(base.TextTokenizer):
   """The distinct characters of a corpus, in sorted order: id = position."""
 
@@ -100,7 +104,7 @@ class CharTokenizer(base.TextTokenizer):
     unknown = np.flatnonzero(self._codepoints[ids] != codepoints)
     if unknown.size:
       character = text[unknown[0]]
-      raise ValueError(
+      raise UnknownCharacter(
         f'character {character!r} (U+{ord(character):04X}) is not among the {self.size} '
         f'characters of this tokenizer: {self._characters[:MOST_LISTED]!r}\n'
         'fix: leave it out of the text, train on documents that hold it, or set '

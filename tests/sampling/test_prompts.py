@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from gpt_jax import tokenizers
-from gpt_jax.data import Source, media_io
+from gpt_jax.data import DataConfig, Source, media_io
 from gpt_jax.data.templates import Piece
 from gpt_jax.sample import SampleConfig
 from gpt_jax.sampling import completions, output_files, prompt_batch, prompts, validate
 from gpt_jax.sampling.prompt_templates import PromptTemplate, match_template, trained_templates
 from gpt_jax.tokenizers.base import MediaTokenizer
+from gpt_jax.tokenizers.text import CharTokenizer
 from tests import models
 from tests.tiny_runs import assert_two_lines
 
@@ -436,3 +437,18 @@ def test_unwritable_output_paths_are_refused(out, to, cause, tmp_path):
   with pytest.raises(ValueError) as error:
     output_files.OutputFiles(out, tmp_path, to, 1)
   assert_two_lines(error.value, cause)
+
+
+def test_an_unknown_character_names_the_conditions_of_training(tmp_path):
+  lines = ['{"label": "moon", "say": "a"}', '{"label": "ring", "say": "b"}', '{"label": "moon", "say": "c"}']
+  (tmp_path / 'signs.jsonl').write_text('\n'.join(lines) + '\n')
+  source = Source('jsonl', str(tmp_path / 'signs.jsonl'), '{label} -> {say}')
+  cfg = DataConfig({'signs': source}, packing='first_fit', valid_fraction=0.0)
+  assert prompts.known_conditions(cfg) == ['moon', 'ring']
+  assert prompts.known_conditions(cfg, most=1) == []
+  letters = tokenizers.Tokenizers.build(CharTokenizer('abcgimnor'))
+  run = SimpleNamespace(cfg=SimpleNamespace(data=cfg), tokenizers=letters)
+  with pytest.raises(ValueError) as error:
+    prompts.build_prompt(run, 'sun')
+  _, fix = assert_two_lines(error.value, "prompt 'sun': character 's'", "'abcgimnor'")
+  assert fix == 'fix: use a condition of training: moon, ring'
