@@ -20,6 +20,14 @@ class Job(Protocol):
   def example_batch(self):
     """Return a batch of training's shapes and dtypes; called to trace the step."""
 
+  def prepare_batch(self, batch, state):
+    """Return the batch on the mesh with what a model adds to it; called before each call of the step.
+
+    state: before the step. `example_batch` has these entries, too. Trained alone only, not as a replica.
+    """
+    del state
+    return batch
+
   def load_initial_weights(self, state, folder, step):
     """Return the state with the parameters of train.init_from, a run's verified checkpoint; for a new run."""
     return state

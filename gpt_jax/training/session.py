@@ -161,7 +161,7 @@ def next_batches(loader, steps_per_call):
 def next_batch(s):
   """Return the next call's batch on the mesh."""
   n = s.cfg.train.steps_per_call
-  return to_devices(next_batches(s.job.loader, n), s.mesh, n > 1)
+  return s.job.prepare_batch(to_devices(next_batches(s.job.loader, n), s.mesh, n > 1), s.state)
 
 
 def step_function(s, batch):

@@ -55,12 +55,14 @@ def check_workdir(cfg, workdir):
 def free_on_resume(cfg, workdir):
   """Return the keys that may differ from the stored config.
 
-  With data.reset, the data too; and train.steps where the learning rates so far do not depend on it. Raises
-  ValueError if train.steps is all that may not differ.
+  With data.reset, the data too; train.steps where the learning rates so far do not depend on it; and keys
+  that a version before this one did not have, at their defaults. Raises ValueError if train.steps is all that
+  may not differ.
   """
   free = (*FREE_ON_RESUME, 'data.') if cfg.data.reset else FREE_ON_RESUME
   folder = Path(workdir).expanduser()
   stored = run_folder.read_config(folder) if (folder / 'config.json').exists() else {}
+  free = (*free, *later_keys(cfg, stored))
   before = stored.get('train', {}).get('steps', cfg.train.steps)
   if before == cfg.train.steps:
     return free
@@ -80,6 +82,15 @@ def free_on_resume(cfg, workdir):
       f'fix: give a new --workdir with train.branch_from={folder}@STEP, a checkpoint to continue from'
     )
   return free
+
+
+def later_keys(cfg, stored):
+  """Return the dotted keys that a stored config lacks and that have their defaults in `cfg`."""
+  defaults, known = dataclasses.asdict(type(cfg)()), records.flatten(stored)
+  sources = {name: dataclasses.asdict(type(source)()) for name, source in cfg.data.mixture.items()}
+  defaults['data']['mixture'] = sources
+  same = records.flatten(defaults).items() & records.flatten(dataclasses.asdict(cfg)).items()
+  return tuple(sorted(key for key, _ in same if key not in known)) if stored else ()
 
 
 def is_free(key, free):
@@ -113,6 +124,7 @@ def begin(job, cfg, workdir):
         f'fix: train in a new --workdir with train.init_from={workdir}, as experiments/finetune.py does'
       )
     free, before = FREE_ON_RESUME, extra.get('config', {}).get('train', {}).get('steps', cfg.train.steps)
+    free = (*free, *later_keys(cfg, extra.get('config', {})))
     if has_equal_past(cfg, before, step):  # it was shorter then
       free = (*free, 'train.steps')
     checkpoints.check_origin(step, extra, dataclasses.asdict(cfg), free)

@@ -1,5 +1,6 @@
 """Branches of a run, and runs that are made longer."""
 
+import dataclasses
 import pathlib
 import shutil
 
@@ -327,3 +328,15 @@ def test_parse_run_prefers_an_existing_folder(tmp_path):
   (tmp_path / 'x@5').mkdir()
   (tmp_path / 'x@5/config.json').touch()
   assert ancestry.parse_run(f'{tmp_path}/x@5') == (tmp_path / 'x@5', None)
+
+
+def test_a_run_of_a_version_with_fewer_keys_goes_on():
+  cfg = tiny_runs.experiment()
+  stored = dataclasses.asdict(cfg)
+  del stored['adapter'], stored['train']['tasks_every'], stored['data']['mixture']['text']['keep']
+  keys = start.later_keys(cfg, stored)
+  assert {'adapter.rank', 'adapter.kind', 'train.tasks_every', 'data.mixture.text.keep'} <= {*keys}
+  assert all(key.startswith(('adapter.', 'train.tasks_every', 'data.mixture.text.keep')) for key in keys)
+  changed = tiny_runs.experiment(train={'tasks_every': 4})
+  assert 'train.tasks_every' not in start.later_keys(changed, stored)
+  assert start.later_keys(cfg, {}) == ()
