@@ -19,6 +19,7 @@ import jax
 from gpt_jax import train
 from gpt_jax.cluster.batches import to_devices
 from gpt_jax.jobs import language_model, run_tokenizers
+from gpt_jax.jobs.base import trains_gpt
 from gpt_jax.model import costs
 from gpt_jax.runs import records
 from gpt_jax.sharding import MeshConfig, make_mesh
@@ -55,7 +56,7 @@ class CostMeter:
 
   def cost(self, cfg):
     """-> (parameters, training FLOPs per token)."""
-    if cfg.train.job != 'gpt':
+    if not trains_gpt(cfg.train.job):
       raise ValueError(
         f'train.job={cfg.train.job} has no count of FLOPs, and its size is not model.width\n'
         'fix: use Budget(tokens=...) or Budget(seconds=...)'
@@ -88,7 +89,7 @@ def open_job(cfg, folder):
   with jax.set_mesh(mesh):
     job = train.JOBS[cfg.train.job](cfg, job_folder, mesh)
     try:
-      if cfg.train.job == 'gpt' and not (job_folder / 'tokenizer').exists():
+      if trains_gpt(cfg.train.job) and not (job_folder / 'tokenizer').exists():
         job.tokenizers.save(job_folder / 'tokenizer')
       yield job, mesh
     finally:
@@ -128,13 +129,13 @@ def hash_json(value):
 
 
 def row_length(cfg):
-  """Tokens of a row; of a tokenizer's training 1, an image or a clip."""
-  return (cfg.train.length or cfg.model.context) if cfg.train.job == 'gpt' else 1
+  """Tokens of a document's row; of a tokenizer's training 1, an image or a clip."""
+  return (cfg.train.length or cfg.model.context) if trains_gpt(cfg.train.job) else 1
 
 
 def tokens_per_step(cfg):
   """Tokens of a step, padding included."""
-  return cfg.train.batch_size * row_length(cfg)
+  return cfg.train.batch_size * train.JOBS[cfg.train.job].documents_per_row * row_length(cfg)
 
 
 def with_shared_cache(cfg, folder):

@@ -23,6 +23,7 @@ from gpt_jax.data.mixture import open_split, source_names
 from gpt_jax.data.templates import ARROW
 from gpt_jax.evaluation import evaluate
 from gpt_jax.evaluation.tasks import perplexity
+from gpt_jax.jobs.base import trains_gpt
 from gpt_jax.runs import hardware, loggers, provenance, records
 from gpt_jax.runs.metric_names import METRICS
 from gpt_jax.runs.text_table import format_table, join_some
@@ -160,10 +161,12 @@ def validation_inputs(job, cfg):
   """
   names = [name for name in source_names(cfg.data, 'valid') if not cfg.data.mixture[name].is_benchmark]
   part = [cfg.train.eval_tokens, cfg.train.eval_every]
-  if cfg.train.job != 'gpt':
+  if not trains_gpt(cfg.train.job):
     sources = {name: {'data': budget.hash_json(list(names))} for name in names}
     return list(names), {'sources': sources, 'part': part, 'bytes': False}
   sources = {name: open_split(cfg.data, name, 'valid').describe() for name in names}
+  if digest := job.validation_digest():
+    sources = {name: source | {'digest': digest} for name, source in sources.items()}
   hashes = {
     name: {
       'template': budget.hash_json(source['template'].rpartition(ARROW)[2]),
@@ -172,7 +175,10 @@ def validation_inputs(job, cfg):
     for name, source in sources.items()
   }
   subject = evaluate.Subject(cfg, None, job.tokenizers, None, None, 0, caches=job.caches)
-  has_bytes = all(perplexity.counts_bytes(subject, name, 'valid') for name in names)
+  # Without token caches a job scores something else than the text.
+  has_bytes = all(
+    (name, 'valid') in job.caches and perplexity.counts_bytes(subject, name, 'valid') for name in names
+  )
   return sources, {
     'sources': hashes,
     'tokenizer': job.tokenizers.hash,

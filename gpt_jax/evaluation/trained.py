@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from gpt_jax import config
 from gpt_jax.evaluation import evaluate, likelihood
+from gpt_jax.jobs.base import trains_gpt
 from gpt_jax.losses import bits
 from gpt_jax.model import gpt
 from gpt_jax.runs import run_folder
@@ -142,7 +143,7 @@ def load(workdir, step=None):
     steps = ', '.join(map(str, sorted(checkpoints.steps()))) or 'none'
     raise ValueError(f'step={step} is not a good checkpoint of {workdir}\nfix: use one of {steps}, or all')
   step = newest
-  if cfg.train.job.endswith('_tokenizer'):
+  if not trains_gpt(cfg.train.job):
     raise ValueError(
       f'{workdir} holds an {cfg.train.job.replace("_", " ")}, not a GPT\n'
       f'fix: name it in {cfg.train.job.partition("_")[0]}.path of an experiment'

@@ -3,6 +3,11 @@
 from typing import Any, Protocol
 
 
+def trains_gpt(job):
+  """Return whether a row of train.JOBS, by name, trains a GPT: all but the tokenizers do."""
+  return not job.endswith('_tokenizer')
+
+
 class Job(Protocol):
   """A model, its data and its program. `__init__(cfg, workdir, mesh)` builds and checks everything.
 
@@ -15,6 +20,7 @@ class Job(Protocol):
   program: Any  # step.Program: abstract state, init, compiled step
   parameters: int  # entries of all parameters
   base: dict | None = None  # reference to the frozen base of adapters, in each of their checkpoints
+  documents_per_row: int = 1  # a row of a batch has this many times train.length tokens
   flops: dict = {}  # {'full', 'causal'}: FLOPs per token by convention; {} if there is no convention
 
   def example_batch(self):
@@ -79,6 +85,10 @@ class Job(Protocol):
 
   def finish(self, state, say):
     """Run what is due once after the last step and return its rows of result.json; say: print a line."""
+
+  def validation_digest(self):
+    """Return a hash of the validation data where it is more than the sources' files; called by studies."""
+    return ''
 
   def provenance(self):
     """Return fields of result.json about where the data's encoding comes from."""

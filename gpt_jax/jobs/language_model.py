@@ -252,15 +252,16 @@ class LanguageModelJob(base.Job):
     with jax.set_mesh(self.mesh):
       kernel = choice.describe_choice(self.model_cfg, self.example_batch(), self.length)
     plan = cfg.data.stages, cfg.data.mixture, cfg.train.batch_size, cfg.train.steps
-    rows = stages.describe(*plan, self.loader.state().get('origin'))
+    part_of_mixture = stages.describe(*plan, self.loader.state().get('origin'))
+    rows = cfg.train.batch_size * self.documents_per_row
     state = f', state of {summary(self.program.abstract, self.mesh)}' if self.mesh.size > 1 else ''
     trained = param_trees.count(self.program.abstract.model)
     part = f' ({trained:,} of them and of adapters are trained)' if cfg.adapter.freezes else ''
     return (
       f'{self.parameters:,} parameters{part}, {ids}, {self.flops["full"] / 1e6:.1f} MFLOP a token, '
       f'{hardware.name()} (peak {peak / 1e12:.2f} TFLOP/s each: {source}), '
-      f'{cfg.train.batch_size} x {self.length} tokens a step, attention {kernel}{state}'
-      f'{", " if rows else ""}{rows}'
+      f'{rows} x {self.length} tokens a step, attention {kernel}{state}'
+      f'{", " if part_of_mixture else ""}{part_of_mixture}'
     )
 
   def pop_scalars(self, values):

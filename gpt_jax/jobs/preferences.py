@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from gpt_jax.evaluation.evaluate import document_rows
 from gpt_jax.jobs import language_model
 from gpt_jax.jobs.preference_losses import PREFERENCE_LOSSES, PairScores
 from gpt_jax.model import param_trees
-from gpt_jax.runs import digests
+from gpt_jax.runs import ancestry, digests
 from gpt_jax.step import Objective, count_tokens, eval_model, loss_fn
 from gpt_jax.training import checkpoint
 
@@ -40,19 +41,25 @@ class PairRows:
   chosen: list  # of documents.Encoded, ids with eos
   rejected: list
   length: int  # L
-  row_fields: data.RowFields
+  sources_N: np.ndarray  # number of the source of each pair
+  row_fields: list  # data.RowFields of each source
   reference_N2: np.ndarray  # log-probabilities under the initial model; zeros until they are known
 
   def gather(self, numbers):
     """Return the batch of these pairs."""
-    halves = []
-    for documents in (self.chosen, self.rejected):
-      some = [documents[n] for n in numbers]
-      halves.append(document_rows([e.ids for e in some], some, len(some), self.length, self.row_fields))
-    first, second = halves
-    batch = {name: np.concatenate([x, second[name]], 1) for name, x in first.items()}
-    reference_B2 = self.reference_N2[np.asarray(numbers)]
-    return batch | {name: reference_B2[:, i] for i, name in enumerate(REFERENCE)}
+    numbers_B = np.asarray(numbers)
+    source_B, batch = self.sources_N[numbers_B], {}
+    for source in np.unique(source_B):
+      own_B, halves = source_B == source, []
+      for documents in (self.chosen, self.rejected):
+        some = [documents[n] for n in numbers_B[own_B]]
+        fields = self.row_fields[source]
+        halves.append(document_rows([e.ids for e in some], some, len(some), self.length, fields))
+      first, second = halves
+      for name, x in first.items():
+        rows = np.concatenate([x, second[name]], 1)
+        batch.setdefault(name, np.zeros((len(numbers_B), *rows.shape[1:]), rows.dtype))[own_B] = rows
+    return batch | {name: self.reference_N2[numbers_B, i] for i, name in enumerate(REFERENCE)}
 
   def digest(self):
     """Return a hash of the ids of all pairs and of the length of rows."""
@@ -66,8 +73,8 @@ class PairRows:
 def read_pairs(cfg, tokenizers, split, length):
   """Return the PairRows of a split; ValueError for a template without the chosen field, or long pairs."""
   names, row_fields = data.source_names(cfg.data, split), data.RowFields.of(cfg.data, tokenizers)
-  eos, sides = tokenizers.vocabulary.special('eos'), ([], [])
-  for name in names:
+  eos, sides, sources_N = tokenizers.vocabulary.special('eos'), ([], []), []
+  for number, name in enumerate(names):
     source = cfg.data.mixture[name]
     template = rejected_template(source.template, name, cfg.preference)
     records = dict(sources.open_source(source, split).records())
@@ -84,9 +91,16 @@ def read_pairs(cfg, tokenizers, split, length):
         f'data.mixture.{name} has answers of up to {longest} tokens with their prompt, longer than the '
         f'{length + 1} of a row\nfix: raise train.length (model.context) to {longest - 1}, or leave them out'
       )
-  if names:
-    row_fields = row_fields.of_template(cfg.data.mixture[names[0]].template)
-  return PairRows(*sides, length, row_fields, np.zeros((len(sides[0]), 2), np.float32))
+    sources_N += [number] * len(documents[0])
+  fields = [row_fields.of_template(cfg.data.mixture[name].template) for name in names]
+  reference_N2 = np.zeros((len(sources_N), 2), np.float32)
+  return PairRows(*sides, length, np.array(sources_N), fields, reference_N2)
+
+
+def reference_name(split, pairs, reference):
+  """Return the name of the file with the log-probabilities of pairs under a model, given by its digest."""
+  key = hashlib.sha256(json.dumps([pairs.digest(), reference]).encode()).hexdigest()[:16]
+  return f'reference-{split}-{key}.npy'
 
 
 def rejected_template(template, name, cfg):
@@ -151,11 +165,13 @@ def evaluate_pairs(model, batch, *, cfg):
 class PreferenceJob(language_model.LanguageModelJob):
   """A GPT in training on preferences."""
 
+  documents_per_row = 2
+
   def build_loader(self):
     """Return the loader of training pairs; read the validation pairs, too."""
     cfg = self.cfg
     self.row = PREFERENCE_LOSSES[cfg.preference.loss]
-    if self.row.needs_reference and not cfg.train.init_from:
+    if self.row.needs_reference and not (cfg.train.init_from or cfg.train.branch_from):
       raise ValueError(
         f'preference.loss={cfg.preference.loss} compares with the initial model, and there is none\n'
         'fix: name a trained run in train.init_from, or use preference.loss=orpo or simpo'
@@ -184,6 +200,15 @@ class PreferenceJob(language_model.LanguageModelJob):
     """Return the objective of the pairs."""
     return preference_objective(self.cfg.preference)
 
+  def describe(self):
+    """Return one line about the model and its pairs."""
+    counts = ' and '.join(f'{len(pairs.chosen):,} {split}' for split, pairs in self.pairs.items())
+    return f'{super().describe()}, {counts} pairs'
+
+  def validation_digest(self):
+    """Return a hash of the validation pairs."""
+    return self.pairs['valid'].digest() if 'valid' in self.pairs else ''
+
   def open_valid_caches(self):
     """Return {}: tasks open the token caches that they need."""
     return {}
@@ -198,7 +223,14 @@ class PreferenceJob(language_model.LanguageModelJob):
     if self.row.needs_reference:
       manifest = checkpoint.Checkpoints(folder / 'checkpoints').manifest(step)
       reference = hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
-      self.set_reference(reference, eval_model(state))
+      model = eval_model(state)
+      for split, pairs in self.pairs.items():
+        values_N2 = self.reference_log_probs(model, pairs)
+        if jax.process_index() == 0:  # in the place of what a run that was stopped before may have left
+          path = self.workdir / 'cache' / reference_name(split, pairs, reference)
+          digests.write_file(path, functools.partial(np.save, arr=values_N2))
+        pairs.reference_N2[:] = values_N2
+      self.loader.fingerprint['reference'] = reference
     return state
 
   def pop_scalars(self, values):
@@ -206,22 +238,35 @@ class PreferenceJob(language_model.LanguageModelJob):
     names = [name for name in values if name.startswith(('reward_', 'log_prob_'))]
     return {name: float(values.pop(name).mean()) for name in names}
 
-  def set_reference(self, reference, model=None):
-    """Give the pairs their log-probabilities under the model with the digest `reference`.
+  def set_reference(self, reference):
+    """Read the stored log-probabilities under the model with the digest `reference`; ValueError for none.
 
-    model: computes them where they are not stored; without it, ValueError.
+    A branch takes those of the run that it continues, and stores a copy.
     """
+    if self.loader.fingerprint.get('reference') == reference:
+      return
     for split, pairs in self.pairs.items():
-      key = hashlib.sha256(json.dumps([pairs.digest(), reference]).encode()).hexdigest()[:16]
-      path = self.workdir / 'cache' / f'reference-{split}-{key}.npy'
-      if model is None and not path.exists():
+      name, folders = reference_name(split, pairs, reference), [self.workdir]
+      if self.cfg.train.branch_from:
+        folders.append(ancestry.parse_run(self.cfg.train.branch_from)[0])
+      paths = [folder / 'cache' / name for folder in folders]
+      path = next(filter(pathlib.Path.exists, paths), None)
+      if path is None:
         raise ValueError(
-          f'{path} with the log-probabilities of the reference model is missing\n'
-          'fix: copy it back, or start again in another --workdir'
+          f'{paths[-1]} with the log-probabilities of the reference model is missing\n'
+          'fix: copy it back or, for other pairs, start again with train.init_from in another --workdir'
         )
-      values_N2 = np.load(path) if path.exists() else self.reference_log_probs(model, pairs)
-      if model is not None and jax.process_index() == 0:
-        digests.write_or_verify(path, lambda file, values_N2=values_N2: np.save(file, values_N2))
+      try:
+        digests.verify_file(path)
+        values_N2 = np.load(path)
+      except (OSError, digests.Corrupt) as error:
+        cause = str(error).splitlines()[0]
+        raise ValueError(
+          f'{path} with the log-probabilities of the reference model is not as it was written: {cause}\n'
+          'fix: copy it and its .json back, or start again in another --workdir'
+        ) from None
+      if path != paths[0] and jax.process_index() == 0:
+        digests.write_file(paths[0], functools.partial(np.save, arr=values_N2))
       pairs.reference_N2[:] = values_N2
     self.loader.fingerprint['reference'] = reference
 
@@ -263,8 +308,26 @@ class PairLoader(data.ItemLoader):
     super().__init__(*args, **fields)
     self._job = job
 
-  def restore(self, state):
+  def restore(self, state, step=0):
     """Continue at the batch that `state` names: see BatchLoader.restore."""
-    if reference := state['fingerprint'].get('reference'):
-      self._job.set_reference(reference)
-    return super().restore(state)
+    self._restore_reference(state)
+    return super().restore(state, step)
+
+  def branch(self, state, number):
+    """Continue from another run's `state`, with its reference: see BatchLoader.branch."""
+    self._restore_reference(state)
+    return super().branch(state, number)
+
+  def rows_identity(self, fingerprint, name):
+    """Return the entries of a fingerprint on which the pairs and their order depend."""
+    return {k: v for k, v in super().rows_identity(fingerprint, name).items() if k != 'reference'}
+
+  def _restore_reference(self, state):
+    if not self._job.row.needs_reference:
+      return
+    if 'reference' not in state['fingerprint']:
+      raise ValueError(
+        f'preference.loss={self._job.cfg.preference.loss} needs a reference model, and the run to continue '
+        'has none\nfix: take its weights alone, with train.init_from'
+      )
+    self._job.set_reference(state['fingerprint']['reference'])

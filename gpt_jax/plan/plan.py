@@ -20,6 +20,7 @@ from gpt_jax import data, sample, sharding
 from gpt_jax.cluster import batches, sharding_table
 from gpt_jax.data import stages
 from gpt_jax.jobs import language_model, run_tokenizers
+from gpt_jax.jobs.base import trains_gpt
 from gpt_jax.jobs.modality_objective import modality_objective
 from gpt_jax.model import costs, gpt
 from gpt_jax.model.kernels import choice
@@ -100,9 +101,8 @@ def with_chosen_mesh(cfg, target):
 def with_mesh(cfg, target):
   """Return (config with a mesh for these devices, notes); a mesh of the config's own stays."""
   if cfg.train.job != 'gpt':
-    raise ValueError(
-      f'train.job={cfg.train.job} cannot be planned, only gpt\nfix: plan the experiment that reads its tokens'
-    )
+    other = 'its model and rows with train.job=gpt' if trains_gpt(cfg.train.job) else 'what reads its tokens'
+    raise ValueError(f'train.job={cfg.train.job} cannot be planned, only gpt\nfix: plan {other}')
   cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, steps_per_call=1))
   if cfg.mesh != MeshConfig() or target.topology.size == 1:
     return cfg, []

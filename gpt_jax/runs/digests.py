@@ -71,17 +71,26 @@ def verify_folder(path, folder, full=True):
 
 def write_or_verify(path, write):
   """Return the path of a file that can be made again: write(file) writes it unless its manifest matches."""
-  manifest, names = path.with_name(f'{path.name}.json'), [path.name]
   try:
-    compare(read_manifest(manifest), digest_files(path.parent, names=names))
+    verify_file(path)
   except (OSError, Corrupt) as error:
     if path.exists():
       log.warning('writing %s again: %s', path, str(error).splitlines()[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with records.open_atomic(path) as file:
-      write(file)
-    write_manifest(manifest, path.parent, names)
+    write_file(path, write)
   return path
+
+
+def write_file(path, write):
+  """Write a file by write(file), and its manifest beside it, atomically each."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with records.open_atomic(path) as file:
+    write(file)
+  write_manifest(_manifest_of(path), path.parent, [path.name])
+
+
+def verify_file(path):
+  """Raise Corrupt, or OSError for a missing manifest, unless a file is as `write_file` wrote it."""
+  compare(read_manifest(_manifest_of(path)), digest_files(path.parent, names=[path.name]))
 
 
 def compare(expected, actual):
@@ -99,6 +108,10 @@ def total_bytes(path):
     return sum(entry['bytes'] for entry in read_manifest(path).values())
   except (OSError, Corrupt):
     return 0
+
+
+def _manifest_of(path):
+  return path.with_name(f'{path.name}.json')
 
 
 def _render(files):

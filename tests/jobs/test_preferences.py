@@ -1,16 +1,22 @@
 """Training on preferences: the losses, the rows of pairs, the reference, and a run."""
 
+import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from gpt_jax import config, train
+from gpt_jax.ablation import budget, proof
 from gpt_jax.evaluation import trained
-from gpt_jax.jobs import preferences
+from gpt_jax.jobs import language_model, preferences
+from gpt_jax.jobs.base import trains_gpt
 from gpt_jax.jobs.preference_losses import PREFERENCE_LOSSES, PairScores, PreferenceConfig
-from gpt_jax.runs import records
+from gpt_jax.runs import digests, records
+from gpt_jax.training import checkpoint
 from tests import tiny_runs
 from tests.tiny_runs import assert_two_lines
 
@@ -184,3 +190,137 @@ def test_a_reference_needs_an_initial_model_and_a_template_an_answer(finished, m
   with pytest.raises(ValueError) as error:
     preferences.PreferenceJob(pairs_config(base, wrong), tmp_path, mesh)
   assert_two_lines(error.value, 'data.mixture.pairs.template')
+
+
+def state_of(workdir):
+  """The state of the data in the newest checkpoint."""
+  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
+  return checkpoints.read_extra(checkpoints.latest_good())['data']
+
+
+def new_job(cfg, workdir):
+  return preferences.PreferenceJob(cfg, workdir, train.make_mesh(config.MeshConfig()))
+
+
+@pytest.fixture
+def damaged(finished, tmp_path):
+  """A folder with the stored reference of the run, a byte of it flipped."""
+  shutil.copytree(finished[1] / 'cache', tmp_path / 'cache')
+  path = next((tmp_path / 'cache').glob('reference-train-*.npy'))
+  content = bytearray(path.read_bytes())
+  content[-1] ^= 1
+  path.write_bytes(content)
+  return path
+
+
+def test_a_changed_reference_is_refused_at_resume(finished, mixture, damaged):
+  base, workdir, _ = finished
+  job = new_job(pairs_config(base, mixture), damaged.parents[1])
+  with pytest.raises(ValueError) as error:
+    job.loader.restore(state_of(workdir))
+  assert_two_lines(error.value, damaged.name, 'is changed')
+  damaged.unlink()
+  with pytest.raises(ValueError) as error:
+    job.loader.restore(state_of(workdir))
+  assert_two_lines(error.value, damaged.name, 'is missing')
+
+
+def test_a_new_run_computes_a_changed_reference_again(finished, mixture, damaged):
+  base, workdir, _ = finished
+  job = new_job(pairs_config(base, mixture), damaged.parents[1])
+  parent = base, checkpoint.Checkpoints(base / 'checkpoints').latest_good()
+  job.load_initial_weights(job.program.init(), *parent)
+  assert damaged.read_bytes() == (workdir / 'cache' / damaged.name).read_bytes()
+  digests.verify_file(damaged)
+  np.testing.assert_array_equal(job.pairs['train'].reference_N2, np.load(damaged))
+
+
+def branch_config(workdir, mixture, **preference):
+  changes = {'preference': preference} if preference else {}
+  cfg = pairs_config('', mixture, steps=10, **changes)
+  return dataclasses.replace(
+    cfg, train=dataclasses.replace(cfg.train, branch_from=f'{workdir}@6', init_from='')
+  )
+
+
+def test_a_branch_keeps_the_reference_of_its_parent(finished, mixture, tmp_path):
+  _, workdir, _ = finished
+  assert train.train(branch_config(workdir, mixture), tmp_path)['steps'] == 10
+  [path] = (tmp_path / 'cache').glob('reference-train-*.npy')
+  assert path.read_bytes() == (workdir / 'cache' / path.name).read_bytes()
+  digests.verify_file(path)
+  assert state_of(tmp_path)['fingerprint'] == state_of(workdir)['fingerprint']
+  assert 'origin' not in state_of(tmp_path)  # the pairs go on
+
+
+def test_a_branch_of_a_run_without_reference_is_refused(finished, mixture, tmp_path):
+  _, workdir, _ = finished
+  state = state_of(workdir)
+  without = state | {'fingerprint': {k: v for k, v in state['fingerprint'].items() if k != 'reference'}}
+  job = new_job(branch_config(workdir, mixture), tmp_path)
+  with pytest.raises(ValueError) as error:
+    job.loader.branch(without, 6)
+  assert_two_lines(error.value, 'preference.loss=dpo')
+  job = new_job(branch_config(workdir, mixture, loss='simpo'), tmp_path)
+  assert job.loader.branch(state, 6) == ['items continues after 64 rows']
+
+
+def test_each_source_has_its_own_row_fields(finished, mixture, tmp_path):
+  """A start marker after sep is a target only in sources whose targets are of several kinds."""
+  base, _, _ = finished
+  job = new_job(pairs_config(base, mixture), tmp_path)
+  pairs, special = job.pairs['train'], job.tokenizers.vocabulary.special
+  fields = pairs.row_fields[0]
+  ids = np.array([97, special('sep'), special('boi'), 98, special('eos')], np.int32)
+  document = dataclasses.replace(pairs.chosen[0], ids=ids)
+  fields = [dataclasses.replace(fields, predict_start=p) for p in (False, True)]
+  two = preferences.PairRows(
+    [document] * 2, [document] * 2, 8, np.array([0, 1]), fields, np.arange(4, dtype=np.float32).reshape(2, 2)
+  )
+  batch = two.gather([1, 0])
+  masks = [[0, 1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0, 0, 0]]
+  np.testing.assert_array_equal(batch['loss_mask_BT'], [m * 2 for m in masks])
+  assert batch['reference_chosen_B'].tolist() == [2, 0]
+
+
+def test_the_first_line_counts_the_tokens_of_both_answers(finished, mixture, tmp_path):
+  base, workdir, result = finished
+  job = new_job(pairs_config(base, mixture), tmp_path)
+  assert '16 x 32 tokens a step' in job.describe()
+  assert job.describe().endswith('36 train and 4 valid pairs')
+  batches = [next(job.loader) for _ in range(8)]
+  assert result['tokens'] == sum((b['segment_ids_BT'] > 0).sum() for b in batches)
+  assert result['flops'] == result['tokens'] * job.flops['full']
+
+
+# ------------------------------------------------------------------------------------------ studies
+
+
+def test_jobs_that_train_a_gpt_are_told_from_tokenizers():
+  for name, job in train.JOBS.items():
+    assert trains_gpt(name) == issubclass(job, language_model.LanguageModelJob)
+
+
+def test_budgets_count_both_answers(finished, mixture, tmp_path):
+  cfg = pairs_config(finished[0], mixture)
+  meter = budget.CostMeter(tmp_path)
+  parameters, flops = meter.cost(cfg)
+  assert parameters == finished[2]['parameters']
+  for limits in ({'tokens': 5 * 8 * 2 * 32}, {'flops': 5 * 8 * 2 * 32 * flops}):
+    assert budget.apply_budget(cfg, budget.Budget(**limits), meter).train.steps == 5
+
+
+def test_arms_with_other_validation_pairs_differ(finished, mixture, tmp_path):
+  path = tmp_path / 'pairs.jsonl'
+  lines = map(json.loads, Path(mixture['pairs']['path']).read_text().splitlines())
+  path.write_text(''.join(json.dumps(line | {'other': line['rejected'] + 'z'}) + '\n' for line in lines))
+  described = []
+  for rejected in ('rejected', 'other'):
+    source = mixture['pairs'] | {'path': str(path)}
+    cfg = pairs_config(finished[0], {'pairs': source}, preference={'rejected': rejected})
+    with budget.open_job(cfg, tmp_path / 'study') as (job, _):
+      described.append(proof.validation_inputs(job, cfg))
+  (first, scored_on), (second, other) = described
+  assert first != second and scored_on['sources'] != other['sources']
+  assert scored_on['bytes'] is False
+  assert list((tmp_path / 'study' / 'planning').glob('*/tokenizer/vocabulary.json'))
