@@ -186,6 +186,8 @@ def validation_inputs(job, cfg):
     'loss mask': [cfg.loss.restrict, subject.masks_documents],
     'part': part,
     'bytes': bool(names) and has_bytes,
+    'unit': job.loss_unit,
+    **job.loss_settings(),
   }
 
 

@@ -20,6 +20,7 @@ class Job(Protocol):
   program: Any  # step.Program: abstract state, init, compiled step
   parameters: int  # entries of all parameters
   base: dict | None = None  # reference to the frozen base of adapters, in each of their checkpoints
+  loss_unit: str = 'per token'  # of valid_loss
   documents_per_row: int = 1  # a row of a batch has this many times train.length tokens
   flops: dict = {}  # {'full', 'causal'}: FLOPs per token by convention; {} if there is no convention
 
@@ -89,6 +90,10 @@ class Job(Protocol):
   def validation_digest(self):
     """Return a hash of the validation data where it is more than the sources' files; called by studies."""
     return ''
+
+  def loss_settings(self):
+    """Return {config key: value} of what gives valid_loss another scale; called by studies."""
+    return {}
 
   def provenance(self):
     """Return fields of result.json about where the data's encoding comes from."""

@@ -165,7 +165,7 @@ def evaluate_pairs(model, batch, *, cfg):
 class PreferenceJob(language_model.LanguageModelJob):
   """A GPT in training on preferences."""
 
-  documents_per_row = 2
+  loss_unit, documents_per_row = 'per pair', 2
 
   def build_loader(self):
     """Return the loader of training pairs; read the validation pairs, too."""
@@ -208,6 +208,11 @@ class PreferenceJob(language_model.LanguageModelJob):
   def validation_digest(self):
     """Return a hash of the validation pairs."""
     return self.pairs['valid'].digest() if 'valid' in self.pairs else ''
+
+  def loss_settings(self):
+    """Return the settings that give losses and rewards their scale."""
+    names = ('loss', 'beta', *self.row.uses)
+    return {f'preference.{name}': getattr(self.cfg.preference, name) for name in names}
 
   def open_valid_caches(self):
     """Return {}: tasks open the token caches that they need."""

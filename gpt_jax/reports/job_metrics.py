@@ -13,6 +13,7 @@ class JobMetrics(NamedTuple):
   items: str  # what its steps consume
   tiles: tuple  # names of metrics
   losses_comparable: bool = False  # whether the training loss has the unit of valid_loss
+  in_nats: bool = False  # whether a loss has a meaning in bits
 
   def title(self, name):
     """Return the label of a metric's tile."""
@@ -26,6 +27,14 @@ JOB_METRICS = {
     ('valid_loss', 'Validation loss {:.3f} nats per token'),
     'tokens',
     ('valid_loss',),
+    losses_comparable=True,
+    in_nats=True,
+  ),
+  'dpo': JobMetrics(
+    'per pair',
+    ('valid_reward_accuracy', 'Ranks {:.1%} of held-out pairs right'),
+    'tokens',
+    ('valid_reward_accuracy', 'valid_reward_margin', 'valid_loss'),
     losses_comparable=True,
   ),
   'image_tokenizer': JobMetrics(

@@ -95,7 +95,8 @@ def verdict(run):
   score, valid = 'No finite loss', run.final(metric)
   if math.isfinite(valid):
     same_aggregate = job.losses_comparable and not is_mean_of_sources(run)
-    beside = f' (training {train:.3f})' if same_aggregate and math.isfinite(train) else ''
+    is_loss = metric == 'valid_loss' and math.isfinite(train)
+    beside = f' (training {train:.3f})' if same_aggregate and is_loss else ''
     if job.losses_comparable and not same_aggregate:
       beside = f', the mean of its sources ({of_each_source(run)}),'
     score = f'{sentence.format(valid)}{beside}'
@@ -160,7 +161,7 @@ def lost_metrics(run):
 def key_numbers(run):
   """Return [(label, text)] of the tiles; unknown numbers have no tile."""
   job = metrics_of(run)
-  bits = run.final('valid_loss') / math.log(2) if job.losses_comparable else math.nan
+  bits = run.final('valid_loss') / math.log(2) if job.in_nats else math.nan
   phases = history.seconds_by_phase(run)
   total = sum(phases.values())
   of_sources = ', mean of sources' if is_mean_of_sources(run) else ''
@@ -196,7 +197,7 @@ def signal(run, name):
   """Return one small chart with its name and its last value."""
   job, title = metrics_of(run), metric_names.title(name)
   show = METRICS.get(name, Metric()).show
-  if job.losses_comparable and name.startswith(('loss/', 'valid_loss')):
+  if job.in_nats and name.startswith(('loss/', 'valid_loss')):
     show = lambda nats: f'{nats:.3f} nats, {nats / math.log(2):.3f} bits'
   if name == 'valid_loss':
     title = 'valid_loss, mean of sources' if job.losses_comparable else job.unit

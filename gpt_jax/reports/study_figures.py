@@ -84,7 +84,7 @@ def units(study):
   counted = {name for row in study.rows for name in row.get('result') or ()}
   job = next((job for job in JOB_METRICS.values() if job.items in counted), JOB_METRICS['gpt'])
   is_loss = 'loss' in study.metric if job.losses_comparable else study.metric == 'validation loss'
-  return 'tokens' if job.losses_comparable else 'steps', job.unit if is_loss else study.metric
+  return 'tokens' if job.losses_comparable else 'steps', study.unit or job.unit if is_loss else study.metric
 
 
 def short_label(arm, limit=16):

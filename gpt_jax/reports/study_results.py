@@ -9,6 +9,7 @@ import pathlib
 
 import numpy as np
 
+from gpt_jax.ablation.stats import comparability
 from gpt_jax.runs import history, loggers, records
 from gpt_jax.runs.metric_names import human
 
@@ -37,7 +38,9 @@ class StudyResults:
     self.attempts, self.folder = list(attempts), folder
     key = spec.get('metric', 'valid_loss')
     self.name = spec.get('name') or 'ablation'
-    self.metric = METRIC_NAMES.get(key, key.replace('_', ' '))
+    unit = comparability.label({'metric': key, 'arms': spec.get('arms', ())}).removeprefix(key).strip(' ()')
+    self.unit = unit  # of losses; '' for per token
+    self.metric = ' '.join(filter(None, (METRIC_NAMES.get(key, key.replace('_', ' ')), unit)))
     self.better = spec.get('better', 'lower')  # direction of the metric: lower or higher
     self.tolerance = number(spec, 'tolerance', 0.0)  # largest difference that counts as none
     digits = 1 - math.floor(math.log10(self.tolerance)) if self.tolerance > 0 else 3

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.ablation.stats import analyze, comparability
-from gpt_jax.reports import study_report, study_results
+from gpt_jax.reports import study_figures, study_report, study_results
 from tests import ablation_study
 from tests.ablation.test_stats import make_study, of_arm, simulated
 
@@ -50,6 +50,27 @@ def test_a_tokenizer_makes_losses_per_token_incomparable_and_nothing_else():
     assert reasons(metric, bpe) == ''
   assert 'another loss mask' in reasons('valid_loss', CHARS | {'loss mask': [True, False]})
   assert reasons('valid_loss', CHARS) == reasons('valid_loss', {}, {}) == ''
+
+
+def test_losses_of_pairs_are_named_and_compare_only_with_equal_settings():
+  pairs = CHARS | {'unit': 'per pair', 'preference.loss': 'dpo', 'preference.beta': 0.1}
+  text = reasons('valid_loss', pairs | {'preference.beta': 0.5}, pairs)
+  assert text == 'valid_loss is per pair, and it has another preference.beta (use valid_reward_accuracy)'
+  assert 'another preference.beta' in reasons('valid_reward_margin', pairs | {'preference.beta': 1}, pairs)
+  assert 'another unit' in reasons('valid_loss', pairs, CHARS)
+  assert reasons('valid_reward_accuracy', pairs | {'preference.loss': 'ipo'}, pairs) == ''
+
+
+def test_verdicts_of_pairs_name_the_unit(tmp_path):
+  planned = ablation_study.study(('learned', 'alibi'))
+  for arm in planned['arms']:
+    arm['scored_on'] = CHARS | {'unit': 'per pair'}
+  rows = ablation_study.rows(planned, tmp_path, samples=False)
+  study = study_results.StudyResults(planned, rows, analyze.analyze(planned, rows), (), tmp_path)
+  assert 'valid_loss (per pair)' in of_arm(study.analysis, 'positions=alibi')['sentence']
+  assert study.metric == 'validation loss per pair'
+  assert study_figures.units(study)[1] == 'per pair'
+  assert 'per token' not in study_report.FORMATS['html'](study)
 
 
 def test_other_validation_data_make_every_score_incomparable():

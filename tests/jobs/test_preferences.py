@@ -126,6 +126,13 @@ def test_margins_rise_and_held_out_pairs_are_scored(finished):
   assert row['interval'][0] <= row['value'] <= row['interval'][1] and row['n'] == 4
 
 
+def test_the_report_shows_accuracy_first_and_names_no_nats_per_token(finished):
+  text = (finished[1] / 'report.html').read_text()
+  assert 'Ranks 100.0% of held-out pairs right after 8 steps' in text
+  assert 'validation loss, per pair' in text
+  assert 'per token' not in text and 'bits' not in text
+
+
 def test_the_result_is_a_model_that_samples(finished):
   _, workdir, _ = finished
   assert trained.load(workdir).generate(['say'], max_new_tokens=2)
@@ -322,5 +329,6 @@ def test_arms_with_other_validation_pairs_differ(finished, mixture, tmp_path):
       described.append(proof.validation_inputs(job, cfg))
   (first, scored_on), (second, other) = described
   assert first != second and scored_on['sources'] != other['sources']
-  assert scored_on['bytes'] is False
+  assert scored_on['bytes'] is False and scored_on['unit'] == 'per pair'
+  assert scored_on['preference.loss'] == 'dpo'
   assert list((tmp_path / 'study' / 'planning').glob('*/tokenizer/vocabulary.json'))

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from gpt_jax.ablation.stats import inference, main_effects, scores, size_laws
+from gpt_jax.ablation.stats import comparability, inference, main_effects, scores, size_laws
 from gpt_jax.ablation.sweeps import SWEEPS
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)  # of an arm's own tokens, where learning curves are compared
@@ -55,7 +55,7 @@ def analyze(study, rows):
       arm |= {'verdict': 'baseline' if name == baseline else 'not judged'}
     compares = name in verdicts and not arm['reasons']
     arm |= compare_curves(by_arm[name], by_arm[baseline], better) if compares else NO_CURVES
-    arms.append(arm | {'sentence': _sentence(arm, metric, tolerance)})
+    arms.append(arm | {'sentence': _sentence(arm, comparability.label(study), tolerance)})
   looks = list(study.get('looks') or ())
   return {
     'metric': metric,
@@ -267,7 +267,7 @@ def _pairing_gain(arms):
 
 def _notes(study, arms, family, looks, examples):
   """What a reader must know to interpret the numbers."""
-  metric, tolerance = study['metric'], float(study['tolerance'])
+  metric, tolerance = comparability.label(study), float(study['tolerance'])
   reason = study.get('metric_reason')
   notes = [f'{reason[:1].upper()}{reason[1:]}.'] if reason else []
   notes += [

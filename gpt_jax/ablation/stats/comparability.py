@@ -8,6 +8,8 @@ reasons is 'not comparable' in every output.
 from gpt_jax.runs.metric_names import METRICS, Metric
 
 NOTABLE = 0.02  # relative difference in training tokens or parameters that counts
+SCALE_KEYS = ('tokenizer', 'row length', 'loss mask')  # of scored_on, on which a loss depends
+UNITS = {'per pair': 'valid_reward_accuracy'}  # of losses beside per token: a score that compares
 LENGTHS = ('tokens', 'flops', 'seconds')  # budgets that decide how long each arm trains
 
 
@@ -33,10 +35,13 @@ def reasons(study, arm, base):
     what = {key for pair in _pairs(*sides) for key in _differing(*pair)}
     texts.append(f'it is scored on other validation data ({", ".join(sorted(what))})')
   elif kind == 'per token':
-    keys = [key for key in ('tokenizer', 'row length', 'loss mask') if ours.get(key) != theirs.get(key)]
-    if keys:
-      other = 'valid_bits_per_byte' if ours.get('bytes') and theirs.get('bytes') else "a task's score"
-      texts.append(f'{metric} is per token, and it has another {" and ".join(keys)} (use {other})')
+    settings = sorted(key for key in {**ours, **theirs} if '.' in key)
+    keys = ('unit', *SCALE_KEYS, *settings)
+    if keys := [key for key in keys if ours.get(key) != theirs.get(key)]:
+      unit = ours.get('unit', 'per token')
+      per_byte = ours.get('bytes') and theirs.get('bytes')
+      other = UNITS.get(unit, 'valid_bits_per_byte' if per_byte else "a task's score")
+      texts.append(f'{metric} is {unit}, and it has another {" and ".join(keys)} (use {other})')
   if metric.startswith('tail/valid') and ours.get('part') != theirs.get('part'):
     texts.append(f'{metric} is over another part of the validation data')
   if ratio := token_ratio(study, arm, base):
@@ -44,6 +49,19 @@ def reasons(study, arm, base):
       f'it trains on {ratio:.3g} times the tokens (use Budget(tokens=...), or unequal_tokens=True)'
     )
   return tuple(texts)
+
+
+def loss_unit(study):
+  """Return the unit of a study's losses: 'per token', or another that its jobs have."""
+  units = {(arm.get('scored_on') or {}).get('unit', 'per token') for arm in study.get('arms', ())}
+  return ' or '.join(sorted(units)) or 'per token'
+
+
+def label(study):
+  """Return the metric of a study with its unit where that is not the one of a language model."""
+  unit = loss_unit(study)
+  is_loss = metric_kind(study['metric']) == 'per token' and unit != 'per token'
+  return f'{study["metric"]} ({unit})' if is_loss else study['metric']
 
 
 def scored_sources(metric, sources):
