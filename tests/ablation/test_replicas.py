@@ -13,12 +13,12 @@ from unittest import mock
 
 import jax
 import numpy as np
-import psutil
 import pytest
 
 from gpt_jax import config, sharding, train
 from gpt_jax.ablation.execute import replicas
 from gpt_jax.runs import records, run_folder
+from gpt_jax.step import TrainState
 from gpt_jax.training import session
 from tests import tiny_runs
 from tests.tiny_runs import assert_two_lines, experiment
@@ -242,13 +242,14 @@ def grouped(monkeypatch):
   class Fake:
     def __init__(self, pairs):
       self.seeds = [cfg.train.seed for cfg, _ in pairs]
+      self.max_replicas = min(2, len(self.seeds))
       made.append(self.seeds)
 
     def outcomes(self):
       return [replicas.Outcome('failed') if seed == 7 else None for seed in self.seeds]
 
-    def max_replicas(self):
-      return min(2, len(self.seeds))
+    def release(self):
+      pass
 
     def train(self, should_stop):
       return [replicas.Outcome('done', result=seed) for seed in self.seeds]
@@ -304,38 +305,35 @@ def test_a_stop_during_compilation_changes_no_run(tmp_path):
   assert tiny_runs.snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-  'files, expected',
-  [
-    ({'cgroup': '0::/\n'}, []),
-    (
-      {'cgroup': '0::/a/b\n', 'fs/memory.max': '500', 'fs/a/memory.max': '70', 'fs/a/b/memory.max': 'max'},
-      [70, 500],
-    ),
-    (
-      {
-        'cgroup': '4:cpu:/a\n2:cpuset,memory:/job\n0::/\n',
-        'fs/memory/memory.limit_in_bytes': '9',
-        'fs/memory/job/memory.limit_in_bytes': '8',
-        'fs/memory.max': 'max',
-      },
-      [8, 9],
-    ),
-    ({}, []),
-  ],
-)
-def test_the_limits_of_control_groups(tmp_path, files, expected):
-  for name, content in files.items():
-    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / name).write_text(content)
-  assert replicas.control_group_limits(tmp_path / 'cgroup', tmp_path / 'fs') == expected
+def test_states_that_fit_are_counted_whole_and_stacked():
+  sharding_of = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  words = lambda n: jax.ShapeDtypeStruct((n,), np.float32, sharding=sharding_of)
+  state = TrainState(None, words(20), words(5), None, {})
+  fits = lambda memory, devices=1, frozen=None: replicas.states_that_fit(
+    state._replace(frozen=frozen), 8, devices, memory
+  )
+  assert (fits(1600), fits(1599), fits(200), fits(1)) == (8, 7, 1, 1)
+  assert (fits(900, devices=8), fits(899, devices=8)) == (8, 7)
+  assert (fits(1680, frozen=words(10)), fits(1679, frozen=words(10))) == (8, 7)
 
 
-def test_memory_is_limited_by_the_machine_and_the_control_group(monkeypatch):
-  monkeypatch.setattr(replicas, 'control_group_limits', list)
-  assert 1 << 20 < replicas.memory_limit() <= psutil.virtual_memory().total
-  monkeypatch.setattr(replicas, 'control_group_limits', lambda: [77, 99])
-  assert replicas.memory_limit() == 77
+def test_runs_beyond_the_memory_of_states_are_not_set_up(tmp_path, monkeypatch):
+  """A limit between the first state and all of them: a smaller group trains, and no run fails."""
+
+  class FirstOnly(replicas.Group):
+    def __init__(self, pairs):
+      super().__init__(pairs)
+      groups.append((len(pairs), len(self.replicas), self.max_replicas))
+
+  groups, alone = [], []
+  finish = lambda cfg, *_: alone.append(cfg.train.seed) or replicas.Outcome('done')
+  monkeypatch.setattr(replicas, 'Group', FirstOnly)
+  monkeypatch.setattr(replicas, 'train_alone', finish)
+  monkeypatch.setattr(replicas, 'available_bytes', lambda: 1000)
+  configs = [experiment(train__seed=seed) for seed in range(3)]
+  outcomes = replicas.train_together(configs, [tmp_path / str(r) for r in range(3)])
+  assert [outcome.outcome for outcome in outcomes] == ['done'] * 3
+  assert (groups, alone) == ([(3, 1, 1)], [0, 1, 2])
 
 
 def test_replicas_that_fit_counts_the_memory_of_the_step():

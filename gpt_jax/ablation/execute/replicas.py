@@ -10,7 +10,6 @@ not influence each other. Letters: R runs.
 import contextlib
 import time
 import traceback
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +24,7 @@ from gpt_jax.runs import records, secrets
 from gpt_jax.sharding import MeshConfig, make_mesh
 from gpt_jax.step import hyper_of
 from gpt_jax.training import evaluations, session, start
+from gpt_jax.training.memory import available_bytes, device_bytes
 
 # Config keys whose values are traced, or not part of the program at all.
 LOSS_KEYS = ('z_loss', 'label_smoothing', 'moe_balance', 'moe_z', 'text', 'image', 'audio')
@@ -86,9 +86,10 @@ def train_together(configs, folders, should_stop=lambda: False):
       group = Group([pairs[i] for i in some])
       if any(ended := group.outcomes()):  # some were done, or cannot start: the others, again
         count = len(pairs)
-      elif (count := group.max_replicas()) == len(some):
+      elif (count := group.max_replicas) == len(some):
         ended = group.train(should_stop)
-    outcomes |= {i: outcome for i, outcome in zip(some, ended, strict=True) if outcome}
+      group.release()
+    outcomes |= {i: outcome for i, outcome in zip(some, ended, strict=False) if outcome}
   return [outcomes[i] for i in range(len(pairs))]
 
 
@@ -125,27 +126,15 @@ def make_replica_mesh(cfg, count):
   return make_mesh(MeshConfig(replica=most, data=1), devices[:most])
 
 
-def memory_limit():
-  """Bytes of one device; on a CPU, what is free now and within the limits of its control groups."""
-  import psutil
+def states_that_fit(abstract, count, devices, memory):
+  """How many of `count` runs, at least 1, may hold a state in `memory` bytes of a device at once.
 
-  stats = jax.local_devices()[0].memory_stats() or {}
-  return stats.get('bytes_limit') or min([psutil.virtual_memory().available, *control_group_limits()])
-
-
-def control_group_limits(groups='/proc/self/cgroup', root='/sys/fs/cgroup'):
-  """Bytes that this process's control groups (v1 or v2) allow, as in a container or a batch job."""
-  limits = []
-  for line in Path(groups).read_text().splitlines() if Path(groups).exists() else ():
-    _, controllers, path = line.split(':', 2)
-    if controllers and 'memory' not in controllers.split(','):
-      continue
-    folder = Path(root, 'memory' if controllers else '', path.lstrip('/'))
-    name = 'memory.limit_in_bytes' if controllers else 'memory.max'
-    for file in (parent / name for parent in (folder, *folder.parents)):
-      with contextlib.suppress(OSError, ValueError):  # not there, or 'max'
-        limits.append(int(file.read_text()))
-  return limits
+  Each is set up whole on every device, then stacked over them; the next run's base is read before it is
+  shared. The gradients of a step need no more than the stacked states.
+  """
+  bytes_of = lambda tree: sum(map(device_bytes, jax.tree.leaves(tree)))
+  shared, own = bytes_of(abstract.frozen), bytes_of(abstract._replace(frozen=None))
+  return min(count, max(1, int((memory - 2 * shared) / (own * (1 + 1 / devices)))))
 
 
 def replicas_that_fit(compiled, count, memory):
@@ -203,17 +192,24 @@ class Group:
   def __init__(self, pairs):
     """pairs: (config, folder) of each run. Nothing is written but token caches."""
     self.mesh = make_replica_mesh(pairs[0][0].mesh, len(pairs))
+    self.max_replicas, self.memory = len(pairs), MEMORY_FRACTION * available_bytes()  # before any state
     self.replicas, start = [], time.perf_counter()
     with jax.set_mesh(self.mesh):
       for cfg, folder in pairs:
         trace = not any(replica.session for replica in self.replicas)
-        self.replicas.append(Replica(cfg, folder, self.mesh, len(pairs), trace))
-        self.share_frozen(self.replicas[-1])
+        self.replicas.append(replica := Replica(cfg, folder, self.mesh, len(pairs), trace))
+        self.share_frozen(replica)
+        if trace and replica.session:
+          abstract, devices = replica.session.job.program.abstract, self.mesh.shape['replica']
+          self.max_replicas = states_that_fit(abstract, len(pairs), devices, self.memory)
+          if self.max_replicas < len(pairs):
+            return
       if any(self.outcomes()):
         return
       for replica in self.replicas:  # they were set up one after another, each for all
         replica.session.meter.began = start
       self.compile()
+      self.max_replicas = replicas_that_fit(self.step, len(pairs), self.memory)
 
   def share_frozen(self, replica):
     """Replace the frozen base of a run by that of the first one, so that there is one in memory."""
@@ -228,7 +224,7 @@ class Group:
         replica.session.state = replica.session.state._replace(frozen=first.state.frozen)
 
   def outcomes(self):
-    """The outcome of each run; None while it trains."""
+    """The outcome of each run that was set up; None while it trains."""
     return [replica.outcome for replica in self.replicas]
 
   def live(self):
@@ -258,9 +254,12 @@ class Group:
     self.slice_replica = jax.jit(lambda leaves, r: [x[r] for x in leaves], out_shardings=alone)
     self.compile_seconds = time.perf_counter() - start
 
-  def max_replicas(self):
-    """How many of the replicas fit into memory at once."""
-    return replicas_that_fit(self.step, len(self.replicas), MEMORY_FRACTION * memory_limit())
+  def release(self):
+    """Free the memory of all states."""
+    self.states = None
+    for replica in self.replicas:
+      if replica.session:
+        replica.session.state = None
 
   def train(self, should_stop):
     """Train all replicas to their ends -> the Outcome of each run."""
