@@ -11,7 +11,7 @@ result.json has the same without configs, but with what each run changed: diff {
 import pathlib
 import re
 
-from gpt_jax.runs import digests, provenance, records, text_table
+from gpt_jax.runs import digests, records, text_table
 from gpt_jax.runs.text_table import join_some
 
 FILE = 'parents.json'
@@ -46,7 +46,7 @@ def describe_run(how, folder, step, extra):
     'how': how,
     'path': str(folder),
     'step': step,
-    'digest': digest(manifest),
+    'digest': digests.digest_of_manifest(manifest)[:12],
     'tokens': extra.get('tokens', 0),
     'config': extra.get('config', {}),
     'parents': read_parents(folder),
@@ -58,12 +58,6 @@ def describe_import(source, path):
   path = pathlib.Path(path)
   revision = {'revision': path.name} if path.parent.name == 'snapshots' else {}
   return {'how': 'import', 'path': str(source)} | revision
-
-
-def digest(manifest):
-  """Return 12 hex digits of a checkpoint: of the digests of its files."""
-  digests.read_manifest(manifest)
-  return provenance.short_hash(manifest.read_bytes())
 
 
 def read_parents(folder):

@@ -61,6 +61,12 @@ def read_manifest(path):
   return files
 
 
+def digest_of_manifest(path):
+  """Return the sha256, in hex, of a manifest and so of all its files; Corrupt if any bit was altered."""
+  read_manifest(path)
+  return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def verify_folder(path, folder, full=True):
   """Raise Corrupt, naming a file, unless a folder's files match the manifest at `path`.
 

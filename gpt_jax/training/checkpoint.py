@@ -14,7 +14,6 @@ and from that of training, and must be what it was.
 
 import base64
 import dataclasses
-import hashlib
 import json
 import logging
 import math
@@ -231,12 +230,8 @@ def load_model(workdir, like, verify='full'):
 
 def refer_to_base(checkpoints, step):
   """Return the reference to a verified checkpoint, for `extra` of adapters on it."""
-  folder, digest = checkpoints.folder.parent, _digest_manifest(checkpoints, step)
+  folder, digest = checkpoints.folder.parent, digests.digest_of_manifest(checkpoints.manifest(step))
   return {'path': os.path.relpath(folder), 'absolute': str(folder), 'step': step, 'digest': digest}
-
-
-def _digest_manifest(checkpoints, step):
-  return hashlib.sha256(checkpoints.manifest(step).read_bytes()).hexdigest()
 
 
 def open_base(reference, verify='full'):
@@ -252,7 +247,7 @@ def open_base(reference, verify='full'):
   checkpoints = Checkpoints(folder / 'checkpoints', verify)
   try:
     checkpoints.verify(step)
-    if _digest_manifest(checkpoints, step) != reference['digest']:
+    if digests.digest_of_manifest(checkpoints.manifest(step)) != reference['digest']:
       raise Corrupt(f'checkpoint {step} is another than these adapters were trained on')
   except Corrupt as error:
     cause = str(error).splitlines()[0]

@@ -1,6 +1,7 @@
 """Branches of a run, and runs that are made longer."""
 
 import dataclasses
+import hashlib
 import pathlib
 import shutil
 
@@ -199,7 +200,8 @@ def test_a_branch_resumes_without_its_parent(run, tmp_path):
   assert result['steps'] == 15
   [entry] = result['parents']
   assert entry['diff']['optim.schedule'] == ('cosine', 'constant')
-  assert entry['digest'] == ancestry.digest(run / 'checkpoints' / 'digests' / '9.json')
+  manifest = (run / 'checkpoints' / 'digests' / '9.json').read_bytes()
+  assert entry['digest'] == hashlib.sha256(manifest).hexdigest()[:12]
 
 
 @pytest.mark.slow
