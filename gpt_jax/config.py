@@ -15,6 +15,7 @@ import ml_collections
 
 from gpt_jax.data import DataConfig
 from gpt_jax.jobs.preference_losses import PreferenceConfig
+from gpt_jax.jobs.rewards import GrpoConfig
 from gpt_jax.losses import LossConfig
 from gpt_jax.model.adapters import AdapterConfig
 from gpt_jax.model.config import ModelConfig
@@ -40,6 +41,7 @@ class Config:
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   loss: LossConfig = LossConfig()
   preference: PreferenceConfig = PreferenceConfig()
+  grpo: GrpoConfig = GrpoConfig()
   optim: OptimConfig = OptimConfig()
   train: TrainConfig = TrainConfig()
   sample: SampleConfig = SampleConfig()

@@ -53,7 +53,7 @@ MAY_IMPORT = {
   'sampling': 'data model runs sample sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
   'evaluation': 'cluster.batches data losses model runs sample sampling sampling.prompt_batch '
   'sampling.validate sharding tokenizers',
-  'jobs': 'cluster.batches data evaluation losses model runs sampling sampling.prompt_batch step '
+  'jobs': 'cluster.batches data evaluation losses model runs sample sampling sampling.prompt_batch step '
   'tokenizers training',
   'train': 'jobs sharding training training.loss_guard',
   'config': 'data jobs losses model optim runs sample sharding tokenizers train training',
@@ -67,8 +67,8 @@ MAY_IMPORT = {
   'reports.study_figures': 'reports reports.study_results',
   'reports.study_tables': 'reports reports.study_results',
   'reports.study_report': 'reports reports.study_figures reports.study_results reports.study_tables',
-  'ablation.execute': 'ablation cluster.batches config reports.study_report runs sharding step train '
-  'training',
+  'ablation.execute': 'ablation cluster.batches config jobs reports.study_report runs sharding step '
+  'train training',
   'interop': 'cluster config evaluation.trained model runs sample sharding step tokenizers train training',
   'reports.compare': 'cluster.batches config data evaluation evaluation.trained losses reports training',
   'cli': 'ablation ablation.execute cli.experiment_file cluster cluster.batches config data evaluation '

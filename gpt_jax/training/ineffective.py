@@ -62,9 +62,13 @@ def if_on(selector, *keys):
   return keys, lambda cfg: keys if value(cfg, selector) else ()
 
 
-PREFERENCE_KEYS = tuple(
-  f'preference.{name}' for name in ('loss', 'beta', 'gamma', 'label_smoothing', 'chosen', 'rejected')
-)
+JOB_KEYS = {  # row of train.JOBS: the keys that it alone reads
+  'dpo': tuple(
+    f'preference.{name}' for name in ('loss', 'beta', 'gamma', 'label_smoothing', 'chosen', 'rejected')
+  ),
+  'grpo': tuple(f'grpo.{name}' for name in ('group', 'reward', 'pattern', 'advantage', 'normalize'))
+  + ('grpo.kl', 'grpo.max_new_tokens', 'grpo.temperature'),
+}
 SELECTORS = {  # key that selects: (keys that depend on it, cfg -> those of them that are read)
   'optim.name': listed('optim.name', OPTIMIZERS, lambda row: row.uses),
   'optim.schedule': (('optim.final_lr', 'optim.cooldown'), schedule_keys),
@@ -78,7 +82,7 @@ SELECTORS = {  # key that selects: (keys that depend on it, cfg -> those of them
   'model.experts': if_on(
     'model.experts', 'model.experts_per_token', 'model.router_renormalize', 'loss.moe_balance', 'loss.moe_z'
   ),
-  'train.job': (PREFERENCE_KEYS, lambda cfg: PREFERENCE_KEYS if cfg.train.job == 'dpo' else ()),
+  'train.job': (sum(JOB_KEYS.values(), ()), lambda cfg: JOB_KEYS.get(cfg.train.job, ())),
   'preference.loss': (
     ('preference.gamma',),
     lambda cfg: ('preference.gamma',) if cfg.preference.loss == 'simpo' else (),

@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gpt_jax import train
 from gpt_jax.cluster.batches import batch_sharding
 from gpt_jax.config import to_dict
+from gpt_jax.jobs import base
 from gpt_jax.runs import records, secrets
 from gpt_jax.sharding import MeshConfig, make_mesh
 from gpt_jax.step import hyper_of
@@ -73,8 +74,9 @@ def train_together(configs, folders, should_stop=lambda: False):
   outcome and does not affect the others; ValueError if the configs are not of one program.
   """
   check_same_program(configs)
-  # Rollbacks after spikes and SDC checks need a step of the run alone.
-  alone = configs[0].train.spike_sigma or configs[0].train.sdc_every
+  # Rollbacks after spikes, SDC checks and batches that a model adds to need a step of the run alone.
+  adds = train.JOBS[configs[0].train.job].prepare_batch is not base.Job.prepare_batch
+  alone = configs[0].train.spike_sigma or configs[0].train.sdc_every or adds
   pairs, outcomes, count = list(zip(configs, folders, strict=True)), {}, 1 if alone else len(configs)
   while waiting := [i for i in range(len(pairs)) if i not in outcomes]:
     some = waiting[:count]

@@ -1,0 +1,282 @@
+"""The job that trains a GPT on rewards of its own completions (GRPO); see base.Job.
+
+Before each step the current weights sample a group of completions of each prompt; a function on the host
+scores them, and the step raises the probability of those that are better than their group. There is one
+update for each batch of completions. The policy that sampled them is then the one that learns, the ratio of
+the two is 1, and clipping it would change nothing.
+
+Letters: B completions, T tokens of a row, P prompts, G completions of each.
+Sources: see rewards.py.
+"""
+
+import functools
+import hashlib
+import json
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax import data, sample
+from gpt_jax.cluster.batches import data_shard, to_devices
+from gpt_jax.cluster.processes import fetch
+from gpt_jax.data import mixture, templates
+from gpt_jax.evaluation import metrics
+from gpt_jax.evaluation.evaluate import document_rows
+from gpt_jax.jobs import language_model
+from gpt_jax.jobs.rewards import ADVANTAGES, NORMALIZERS, REWARDS, exact, k3
+from gpt_jax.model import adapters, param_trees
+from gpt_jax.sampling import completions, prompts
+from gpt_jax.step import Objective, count_tokens, eval_model, loss_fn
+from gpt_jax.training import checkpoint
+
+ROLLOUT = 2**31 - 1  # folded into the key of a step: its micro-batches fold in small numbers
+PER_ROW = ('reward', 'reward_spread', 'right', 'advantage')
+
+
+class Task(NamedTuple):
+  """A prompt and its right answer."""
+
+  prompt: object  # prompt_batch.Prompt
+  answer: str
+
+
+def read_tasks(job, split):
+  """Return the Tasks of a split; ValueError for a source without question and answer in text."""
+  tasks = []
+  for name in data.source_names(job.cfg.data, split):
+    template = job.cfg.data.mixture[name].template
+    if templates.signature(template) != (('text',), ('text',)):
+      raise ValueError(
+        f'data.mixture.{name}.template={template!r} has no prompt and answer in text\n'
+        "fix: write '{question} -> {answer}'"
+      )
+    sides = [
+      templates.split(pieces) for _, pieces in mixture.open_split(job.cfg.data, name, split).examples()
+    ]
+    beginnings = [[*condition, templates.Piece('arrow')] for condition, _ in sides]
+    answers = [''.join(piece.value for piece in target) for _, target in sides]
+    tasks += map(Task, prompts.encode(job, beginnings, 'text'), answers)
+  return tasks
+
+
+def policy_objective(cfg):
+  """Return the Objective of scored completions: the mean over the completions of the step."""
+  restrict = None if cfg.temperature == 1 else lambda logits_BTV: logits_BTV / cfg.temperature
+
+  def weigh(batch, hyper):
+    return batch, jnp.float32(batch['advantage_B'].shape[0])
+
+  def loss(model, probe, batch, weight, hyper, key):
+    mask_BT = batch['loss_mask_BT']
+    _, aux, nats_BT = loss_fn(model, batch, mask_BT.sum(), hyper, key, restrict=restrict)
+    values, share = policy_values(cfg, batch, -nats_BT), mask_BT.shape[0] / weight
+    values = {name: x_B.sum() / weight for name, x_B in values.items()}
+    weights = {name: hyper[name] for name in ('moe_balance', 'moe_z') if name in hyper and name in aux}
+    return values['loss'] + sum(weights[name] * aux[name] for name in weights) * share, values
+
+  return Objective(weigh, loss, count_tokens)
+
+
+def policy_values(cfg, batch, log_probs_BT):
+  """Return {name: value_B} of completions: the loss, and what is logged; cfg: GrpoConfig."""
+  mask_BT = batch['loss_mask_BT']
+  tokens_B = mask_BT.sum(1)
+  ratio_BT = jnp.exp(log_probs_BT - jax.lax.stop_gradient(log_probs_BT))  # 1, with a gradient
+  loss_BT, values = -ratio_BT * batch['advantage_B'][:, None], {}
+  if cfg.kl:
+    kl_BT = k3(batch['reference_BT'] - log_probs_BT)
+    loss_BT += cfg.kl * kl_BT
+    values['kl'] = (kl_BT * mask_BT).sum(1) / jnp.maximum(tokens_B, 1)
+  divisor_B = NORMALIZERS[cfg.normalize](cfg, jnp.maximum(tokens_B, 1))
+  values['loss'] = (loss_BT * mask_BT).sum(1) / divisor_B
+  logged = {name: batch[f'{name}_B'] for name in PER_ROW if name != 'advantage'}
+  return values | logged | {'completion_tokens': tokens_B}
+
+
+@functools.partial(jax.jit, static_argnames='temperature')
+def log_probs(model, batch, *, temperature):
+  """Return the log-probabilities of the targets of a batch without dropout."""
+  model = param_trees.cast(model, model.cfg.dtype)
+  restrict = lambda logits_BTV: logits_BTV / temperature
+  return -loss_fn(model, batch, jnp.float32(1), {}, None, restrict=restrict)[2]
+
+
+class PolicyJob(language_model.LanguageModelJob):
+  """A GPT in training on rewards."""
+
+  reference = None  # see checkpoint.refer_to_base: the initial model, where grpo.kl compares with it
+  reference_model = None
+
+  def build_loader(self):
+    """Return the loader of prompts, each as often in a row as it has completions; read the held-out ones."""
+    cfg = self.cfg
+    self.check(cfg)
+    splits = [split for split in ('train', 'valid') if data.source_names(cfg.data, split)]
+    self.tasks = {split: read_tasks(self, split) for split in splits}
+    longest = max(len(task.prompt.ids) for tasks in self.tasks.values() for task in tasks)
+    if longest + cfg.grpo.max_new_tokens > self.length:
+      raise ValueError(
+        f'grpo.max_new_tokens={cfg.grpo.max_new_tokens} after a prompt of {longest} tokens does not fit rows '
+        f'of {self.length}\nfix: raise train.length (model.context), or lower max_new_tokens'
+      )
+    train, group = self.tasks['train'], cfg.grpo.group
+    order = data.epoch_shuffle(cfg.train.seed, len(train))
+    content = [[list(map(int, task.prompt.ids)), task.answer] for task in train]
+    fingerprint = dict(
+      prompts=len(train),
+      content=hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16],
+      tokenizer=self.tokenizers.hash,
+      batch_size=cfg.train.batch_size,
+      group=group,
+      seed=cfg.train.seed,
+    )
+    return data.ItemLoader(
+      cfg.data,
+      lambda numbers: {'prompt_B': np.asarray(numbers, np.int32)},
+      lambda place: order(place // group),
+      batch_size=cfg.train.batch_size,
+      share=data_shard(self.mesh),
+      fingerprint=fingerprint,
+    )
+
+  def check(self, cfg):
+    """Raise ValueError for settings that this job cannot honor."""
+    if not (cfg.train.init_from or cfg.train.branch_from):
+      raise ValueError(
+        'train.job=grpo learns from its own completions, and there is no model to make them\n'
+        'fix: name a trained run in train.init_from'
+      )
+    for key, value in (('steps_per_call', 1), ('probe_every', 0)):
+      if getattr(cfg.train, key) != value:
+        raise ValueError(
+          f'train.{key}={getattr(cfg.train, key)} is not possible with train.job=grpo, whose batches are '
+          f'sampled between two steps\nfix: use train.{key}={value}'
+        )
+    if cfg.train.batch_size % cfg.grpo.group:
+      raise ValueError(
+        f'grpo.group={cfg.grpo.group} does not divide train.batch_size={cfg.train.batch_size}\n'
+        'fix: make batch_size prompts times group'
+      )
+
+  def build_objective(self):
+    """Return the objective of scored completions."""
+    return policy_objective(self.cfg.grpo)
+
+  def open_valid_caches(self):
+    """Return {}: tasks open the token caches that they need."""
+    return {}
+
+  def example_batch(self):
+    """Return a batch to trace the step with."""
+    size = self.cfg.train.batch_size
+    batch = self.rows([self.tasks['train'][0].prompt.ids] * size, [[0]] * size)
+    if self.cfg.grpo.kl:
+      batch['reference_BT'] = np.zeros_like(batch['loss_mask_BT'])
+    return batch | {f'{name}_B': np.zeros(size, np.float32) for name in PER_ROW}
+
+  def rows(self, prompt_ids, completion_ids):
+    """Return a batch with a completion a row, whose tokens alone carry loss."""
+    ids = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
+    row_fields = data.RowFields.of(self.cfg.data, self.tokenizers)
+    batch = document_rows(ids, [], len(ids), self.length, row_fields)
+    place_T, first_B = np.arange(self.length), np.array([len(prompt) - 1 for prompt in prompt_ids])
+    end_B = np.array([len(row) - 1 for row in ids])
+    mask_BT = (place_T >= first_B[:, None]) & (place_T < end_B[:, None])
+    return batch | {'loss_mask_BT': mask_BT.astype(np.float32)}
+
+  def prepare_batch(self, batch, state):
+    """Return the batch of completions of these prompts by the weights of `state`, with their advantages."""
+    cfg = self.cfg.grpo
+    tasks = [self.tasks['train'][n] for n in fetch(batch['prompt_B'])[:: cfg.group]]
+    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), ROLLOUT)
+    keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(len(tasks) * cfg.group))
+    model = adapters.merge(state.frozen, state.model)
+    groups = self.complete(model, tasks, cfg.temperature, cfg.group, keys_B)
+    rewards = [[self.reward(*x) for x in self.texts(task, g)] for task, g in zip(tasks, groups, strict=True)]
+    right = [[exact(cfg, *x) for x in self.texts(task, g)] for task, g in zip(tasks, groups, strict=True)]
+    rewards_PG = np.array(rewards, np.float32)
+    spread_PG = np.broadcast_to(rewards_PG.std(1, keepdims=True), rewards_PG.shape)
+    values = rewards_PG, spread_PG, np.array(right), ADVANTAGES[cfg.advantage](rewards_PG)
+    prompt_ids = [task.prompt.ids for task in tasks for _ in range(cfg.group)]
+    whole = self.rows(prompt_ids, [ids for group in groups for ids in group])
+    whole |= {f'{n}_B': np.float32(x).ravel() for n, x in zip(PER_ROW, values, strict=True)}
+    index, count = data_shard(self.mesh)
+    own = len(prompt_ids) // count
+    rows = to_devices({n: x[index * own : (index + 1) * own] for n, x in whole.items()}, self.mesh)
+    if cfg.kl:
+      rows['reference_BT'] = log_probs(self.reference_model, rows, temperature=cfg.temperature)
+    return rows
+
+  def complete(self, model, tasks, temperature, count, keys_B=None):
+    """Return for each Task the token ids of `count` completions, eos included."""
+    fields = dict(max_new_tokens=self.cfg.grpo.max_new_tokens, temperature=temperature, num_samples=count)
+    some, sampling = [task.prompt for task in tasks], sample.SampleConfig(**fields)
+    groups = completions.generate_ids(model, self.tokenizers, some, sampling, keys_B=keys_B)
+    return [[ids for ids, _ in group] for group in groups]
+
+  def texts(self, task, group):
+    """Return [(completion's text, right answer)] of a Task's completions."""
+    decode = functools.partial(completions.decode_continuation, self.tokenizers, task.prompt.ids)
+    return [(decode(ids), task.answer) for ids in group]
+
+  def reward(self, completion, answer):
+    """Return the reward of a completion."""
+    return REWARDS[self.cfg.grpo.reward](self.cfg.grpo, completion, answer)
+
+  def pop_scalars(self, values):
+    """Remove rewards and what belongs to them from {name: values by step}; return their means."""
+    names = [name for name in values if name in ('kl', 'completion_tokens', *PER_ROW)]
+    return {name: float(values.pop(name).mean()) for name in names}
+
+  def load_initial_weights(self, state, folder, step):
+    """Return the state with the parameters of train.init_from, which grpo.kl compares with."""
+    state = super().load_initial_weights(state, folder, step)
+    if self.cfg.grpo.kl:
+      self.set_reference(checkpoint.refer_to_base(checkpoint.Checkpoints(folder / 'checkpoints'), step))
+    return state
+
+  def load_frozen(self, state, extra):
+    """Return the state with the frozen base of adapters; load the model that grpo.kl compares with."""
+    if self.cfg.grpo.kl:
+      if 'reference' not in extra:
+        raise ValueError(
+          f'grpo.kl={self.cfg.grpo.kl} compares with the initial model, and the run had none\n'
+          'fix: start in another --workdir with train.init_from, or use grpo.kl=0.0'
+        )
+      self.set_reference(extra['reference'])
+    return super().load_frozen(state, extra)
+
+  def set_reference(self, reference):
+    """Load the model that a reference of `checkpoint.refer_to_base` names."""
+    checkpoints = checkpoint.open_base(reference, self.cfg.checkpoint.verify)
+    model = checkpoint.load_base(checkpoints, reference['step'], self.model_cfg, self.mesh)
+    if model.cfg.vocab != self.model_cfg.vocab:
+      raise ValueError(
+        f'grpo.kl={self.cfg.grpo.kl} compares with a model of {model.cfg.vocab} ids, and this one has '
+        f'{self.model_cfg.vocab}\nfix: train the new ids first, or use grpo.kl=0.0'
+      )
+    self.reference, self.reference_model = reference, model
+
+  def checkpoint_extra(self):
+    """Return what a checkpoint needs: also the reference to the initial model."""
+    return super().checkpoint_extra() | ({'reference': self.reference} if self.reference else {})
+
+  def validate(self, state, limit):
+    """Return ({valid_accuracy}, rows) of greedy answers to held-out prompts; limit: tokens, 0 = all."""
+    tasks = self.tasks.get('valid', [])
+    count = min(len(tasks), max(1, limit // self.length)) if limit else len(tasks)
+    if not count:
+      return {}, []
+    model, size, right = eval_model(state), self.cfg.train.batch_size, []
+    for first in range(0, count, size):  # the last batch is filled up: another size would compile again
+      some = [tasks[min(n, count - 1)] for n in range(first, first + size)]
+      groups = self.complete(model, some, 0.0, 1)
+      texts = [self.texts(task, group)[0] for task, group in zip(some, groups, strict=True)]
+      right += [exact(self.cfg.grpo, *text) for text in texts]
+      self.raise_if_preempted()
+    right_N = np.array(right[:count])
+    row = dict(task='grpo', metric='accuracy', value=float(right_N.mean()), source='all', split='valid')
+    row |= {'n': count, 'interval': list(metrics.bootstrap_mean(right_N))}
+    return {'valid_accuracy': row['value']}, [row]

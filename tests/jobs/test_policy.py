@@ -1,0 +1,158 @@
+"""Training on rewards: advantages, the loss, resuming, and a run whose reward rises."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from gpt_jax import config, train
+from gpt_jax.evaluation import trained
+from gpt_jax.jobs import policy, rewards
+from gpt_jax.jobs.rewards import GrpoConfig
+from gpt_jax.runs import records
+from tests import tiny_runs
+from tests.tiny_runs import assert_two_lines
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled(tmp_path_factory):
+  """Equal programs are compiled once."""
+  with tiny_runs.compiled_programs(tmp_path_factory):
+    yield
+
+
+def test_advantages_equal_numpy():
+  rewards_PG = np.array([[1, 0, 0, 1], [0, 0, 0, 0], [2, 0, 0, 0]], np.float32)
+  mean_PG = rewards.ADVANTAGES['mean'](rewards_PG)
+  np.testing.assert_allclose(mean_PG, [[0.5, -0.5, -0.5, 0.5], [0] * 4, [1.5, -0.5, -0.5, -0.5]])
+  np.testing.assert_allclose(
+    rewards.ADVANTAGES['std'](rewards_PG), mean_PG / np.array([[0.5001], [1], [np.sqrt(0.75) + 1e-4]]), 1e-6
+  )
+
+
+@pytest.mark.parametrize('normalize', rewards.NORMALIZERS)
+def test_loss_and_gradient_equal_numpy(normalize):
+  rng = np.random.default_rng(0)
+  log_probs_BT, reference_BT = -rng.random((2, 2, 4))
+  mask_BT = np.array([[0, 1, 1, 1], [0, 1, 0, 0]], np.float32)
+  advantage_B = np.array([1.5, -0.5])
+  batch = {'loss_mask_BT': mask_BT, 'advantage_B': advantage_B, 'reference_BT': reference_BT}
+  batch |= {f'{name}_B': np.zeros(2) for name in ('reward', 'reward_spread', 'right')}
+  cfg = GrpoConfig(normalize=normalize, kl=0.3, max_new_tokens=5)
+  values = lambda log_probs_BT: policy.policy_values(cfg, batch, log_probs_BT)
+  delta_BT = reference_BT - log_probs_BT
+  kl_BT = np.exp(delta_BT) - delta_BT - 1
+  assert (kl_BT >= 0).all()
+  divisor_B = np.array([3, 1]) if normalize == 'sequence' else np.array([5, 5])
+  token_BT = (-advantage_B[:, None] + 0.3 * kl_BT) * mask_BT
+  np.testing.assert_allclose(values(log_probs_BT)['loss'], token_BT.sum(1) / divisor_B, rtol=1e-5)
+  gradient_BT = jax.grad(lambda x_BT: values(x_BT)['loss'].sum())(log_probs_BT)
+  expected_BT = (-advantage_B[:, None] + 0.3 * (1 - np.exp(delta_BT))) * mask_BT / divisor_B[:, None]
+  np.testing.assert_allclose(gradient_BT, expected_BT, rtol=1e-5)
+
+
+def test_rewards_of_a_completion():
+  cfg = GrpoConfig(reward='format', pattern=r'\d+')
+  reward = lambda name, *texts: rewards.REWARDS[name](cfg, *texts)
+  assert [reward('exact', ' 12\n', '12'), reward('exact', '12', '13')] == [1, 0]
+  assert [reward('format', '12', '7'), reward('format', '12a', '7')] == [1, 0]
+  assert [reward('length', '12', '7'), reward('length', '3', '7')] == [-1, 0]
+
+
+@pytest.mark.parametrize(
+  'fields, cause',
+  [
+    ({'reward': 'rewards.py:mine'}, 'grpo.reward'),
+    ({'group': 1}, 'grpo.group=1'),
+    ({'temperature': 0.0}, 'grpo.temperature=0.0'),
+    ({'kl': -1.0}, 'grpo.kl=-1.0'),
+    ({'reward': 'format'}, 'grpo.reward=format'),
+    ({'reward': 'format', 'pattern': '('}, 'not a regular expression'),
+  ],
+)
+def test_wrong_settings_are_errors(fields, cause):
+  with pytest.raises(ValueError) as error:
+    GrpoConfig(**fields)
+  assert_two_lines(error.value, cause)
+
+
+# ------------------------------------------------------------------------------------------ a run
+
+
+@pytest.fixture(scope='module')
+def mixture(tmp_path_factory):
+  """Forty questions."""
+  path = tmp_path_factory.mktemp('questions') / 'questions.jsonl'
+  lines = [{'question': f'say {n:02d}', 'answer': 'abcdefg'[n % 7]} for n in range(40)]
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  return {'questions': {'kind': 'jsonl', 'path': str(path), 'template': '{question} -> {answer}'}}
+
+
+def policy_config(base, mixture, steps=10, changes=(), **grpo):
+  fields = {'data__mixture': mixture, 'data': {'packing': 'first_fit'}, 'tokenizer': {'kind': 'bytes'}}
+  small = {'job': 'grpo', 'init_from': str(base), 'steps': steps, 'batch_size': 32, 'eval_every': 5}
+  # Some of the completions match by chance.
+  grpo = {'max_new_tokens': 3, 'reward': 'format', 'pattern': '.*[a-z].*', 'kl': 0.01} | grpo
+  return tiny_runs.experiment(
+    **fields,
+    grpo=grpo,
+    optim=tiny_runs.TINY['optim'] | {'ema': 0.0, 'warmup': 0, 'eps': 1e-6},
+    train=tiny_runs.TINY['train'] | small | dict(changes),
+  )
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, mixture):
+  """(base, run folder, result) of a run on rewards."""
+  base = tiny_runs.finished(tmp_path_factory)
+  workdir = tmp_path_factory.mktemp('grpo') / 'run'
+  return base, workdir, train.train(policy_config(base, mixture), workdir)
+
+
+def test_reward_rises_and_held_out_prompts_are_answered(finished):
+  _, workdir, result = finished
+  lines = [line for line in records.read_lines(workdir / 'metrics.jsonl') if 'reward' in line]
+  assert lines[0]['kl'] == pytest.approx(0, abs=1e-5)  # the policy is its reference
+  assert 0 < lines[0]['reward'] < 0.9 and lines[0]['reward_spread'] > 0
+  assert np.mean([line['reward'] for line in lines[-3:]]) > lines[0]['reward'] + 0.1
+  [row] = result['evaluations']
+  assert row['task'] == 'grpo' and row['metric'] == 'accuracy' and row['n'] == 4
+  assert row['interval'][0] <= row['value'] <= row['interval'][1]
+
+
+def test_resumed_equals_uninterrupted(finished, mixture, tmp_path):
+  base, workdir, result = finished
+  cfg = policy_config(base, mixture)
+  assert train.train(cfg, tmp_path / 'run', tiny_runs.stop_before(5)) is None
+  assert train.train(cfg, tmp_path / 'run')['loss'] == result['loss']
+  both = [trained.load(folder).model for folder in (workdir, tmp_path / 'run')]
+  assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), *both)))
+
+
+def test_a_row_has_the_completion_as_targets_and_nothing_else(finished, mixture, tmp_path):
+  base, _, _ = finished
+  job = policy.PolicyJob(policy_config(base, mixture), tmp_path, train.make_mesh(config.MeshConfig()))
+  batch = job.rows([[1, 2, 3], [4]], [[5, 6], [7]])
+  pair = batch['target_ids_BT'], batch['loss_mask_BT']
+  targets = [ids[mask > 0].tolist() for ids, mask in zip(*pair, strict=True)]
+  assert targets == [[5, 6], [7]]
+  numbers_B = next(job.loader)['prompt_B']
+  assert (numbers_B.reshape(4, 8) == numbers_B[::8, None]).all()  # a group of each prompt
+
+
+@pytest.mark.parametrize(
+  'base, changes, cause',
+  [
+    (False, {}, 'train.job=grpo'),
+    (True, {'changes': {'batch_size': 12}}, 'grpo.group=8'),
+    (True, {'changes': {'probe_every': 2}}, 'train.probe_every=2'),
+    (True, {'changes': {'steps_per_call': 2, 'eval_every': 0}}, 'train.steps_per_call=2'),
+    (True, {'max_new_tokens': 100}, 'grpo.max_new_tokens=100'),
+  ],
+)
+def test_what_cannot_be_trained_is_an_error(base, changes, cause, finished, mixture, tmp_path):
+  cfg = policy_config(finished[0] if base else '', mixture, **changes)
+  with pytest.raises(ValueError) as error:
+    policy.PolicyJob(cfg, tmp_path, train.make_mesh(config.MeshConfig()))
+  assert_two_lines(error.value, cause)
