@@ -67,17 +67,10 @@ def texts_apart(workdir, against, path):
   kind = {'kind': 'jsonl'} if '.jsonl' in Path(path).suffixes else {'kind': 'text', 'separator': '\n\n'}
   section = data.DataConfig(mixture={'texts': data.Source(path=str(path), **kind)}, valid_fraction=0.0)
   texts = [text for _, text in data.documents(section, 'train') if text]
-  nats, steps = [], []
-  for folder in (workdir, against):  # one model in memory at a time
-    run = trained.load(folder)
-    steps.append(run.step)
-    try:
-      nats.append(likelihood.byte_nats(run.subject(), texts))
-    except ValueError as error:
-      raise ValueError(f'--texts={path} by {folder}: {error}') from error
+  steps, nats = zip(*(score_bytes(folder, texts, path) for folder in (workdir, against)), strict=True)
   sizes_N = np.array([len(text.encode()) for text in texts])
   sums_2N = np.array([[array.sum() for array in arrays] for arrays in nats])
-  total = {'against': str(Path(against).expanduser().absolute()), 'steps': steps, 'texts': str(path)}
+  total = {'against': str(Path(against).expanduser().absolute()), 'steps': list(steps), 'texts': str(path)}
   total |= {'documents': len(texts), 'bytes': int(sizes_N.sum()), 'nats': sums_2N.sum(1).tolist()}
   total['bits_per_byte'] = [bits(x) / total['bytes'] for x in total['nats']]
   total['difference'] = total['bits_per_byte'][0] - total['bits_per_byte'][1]
@@ -89,6 +82,15 @@ def texts_apart(workdir, against, path):
   lines = b''.join(map(records.format_object, [total, *documents]))
   records.write_atomically(Path(workdir).expanduser() / text_diff_part.FILE, lines)
   return text_diff_part.format_lines(workdir, total, documents)
+
+
+def score_bytes(folder, texts, path):
+  """Return (step, nats of each byte of each text) of a run, whose model is freed on return."""
+  run = trained.load(folder)
+  try:
+    return run.step, likelihood.byte_nats(run.subject(), texts)
+  except ValueError as error:
+    raise ValueError(f'--texts={path} by {folder}: {error}') from error
 
 
 def paired_interval(differences_N, sizes_N, seed=0):

@@ -98,7 +98,7 @@ def curves(run):
       charts.append(page.small_figure(f'{join(task, source)}: {words(metric)}', value, svg))
   limit = run.config.get('train', {}).get('tasks_limit')
   note = 'During training' + (f' on {limit:,} validation examples of each source' if limit else '')
-  note += '; checkpoints as `launch.py evaluate` scored them later.' if later else '.'
+  note += '; checkpoints as launch.py evaluate scored them later.' if later else '.'
   return Section('Tasks', [page.multiples(charts)], note)
 
 
