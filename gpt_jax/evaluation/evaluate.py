@@ -195,7 +195,11 @@ def document_rows(ids, encoded, rows, length, row_fields):
     places = np.flatnonzero(ids_BW.ravel() == getattr(row_fields.layout, PLACES[kind]))
     features[kind] = np.concatenate([np.zeros((0, width), np.float32), *values]), places
   places_BW, nothing_BW = np.arange(ids_BW.size).reshape(ids_BW.shape), np.zeros_like(ids_BW, bool)
-  stream = SimpleNamespace(features=features)
+  targets_BW = np.zeros(ids_BW.shape, np.uint8)
+  is_chat = any(e.targets is not None for e in encoded)
+  for b, e in enumerate(encoded if is_chat else ()):
+    targets_BW[b, : len(e.targets)] = e.targets
+  stream = SimpleNamespace(features=features, targets=targets_BW.ravel() if is_chat else None)
   return batch | row_fields.add(batch, ids_BW, segments_BW, nothing_BW, places_BW, stream)
 
 

@@ -24,6 +24,7 @@ class PreferenceConfig:
   label_smoothing: float = 0.0  # dpo, simpo: share of pairs whose labels are taken to be wrong
   chosen: str = 'chosen'  # field of the template that holds the preferred answer
   rejected: str = 'rejected'  # field of the record in its place for the other answer
+  prompt: str = ''  # of conversations: field with the messages before both answers; '' = both have them
 
   def __post_init__(self):
     if self.loss not in PREFERENCE_LOSSES:

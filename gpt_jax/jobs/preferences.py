@@ -1,14 +1,11 @@
 """The job that trains a GPT on pairs of answers, one of them preferred; see base.Job.
 
-A document of a source is the preferred one; the template with the field preference.rejected in the place
-of preference.chosen makes the other. Rows of 2 L tokens hold both, each from its first token, so that a
-pair is never split over devices or micro-batches. Log-probabilities under the initial model are computed
+preference_pairs.py reads them. Log-probabilities under the initial model are computed
 once, before the first step, and stored beside the token caches.
 
-Letters: B pairs, T = 2 L tokens of a row, L tokens of a document.
+Letters: as in preference_pairs.py.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -21,97 +18,20 @@ import numpy as np
 from gpt_jax import data
 from gpt_jax.cluster.batches import data_shard, to_devices
 from gpt_jax.cluster.processes import fetch
-from gpt_jax.data import mixture, sources, templates
 from gpt_jax.evaluation import metrics
-from gpt_jax.evaluation.evaluate import document_rows
 from gpt_jax.jobs import language_model
 from gpt_jax.jobs.preference_losses import PREFERENCE_LOSSES, PairScores
+from gpt_jax.jobs.preference_pairs import REFERENCE, read_pairs
 from gpt_jax.model import param_trees
 from gpt_jax.runs import ancestry, digests
 from gpt_jax.step import Objective, count_tokens, eval_model, loss_fn
 from gpt_jax.training import checkpoint
-
-REFERENCE = ('reference_chosen_B', 'reference_rejected_B')
-
-
-@dataclasses.dataclass
-class PairRows:
-  """The pairs of a split; `gather` makes rows of some of them."""
-
-  chosen: list  # of documents.Encoded, ids with eos
-  rejected: list
-  length: int  # L
-  sources_N: np.ndarray  # number of the source of each pair
-  row_fields: list  # data.RowFields of each source
-  reference_N2: np.ndarray  # log-probabilities under the initial model; zeros until they are known
-
-  def gather(self, numbers):
-    """Return the batch of these pairs."""
-    numbers_B = np.asarray(numbers)
-    source_B, batch = self.sources_N[numbers_B], {}
-    for source in np.unique(source_B):
-      own_B, halves = source_B == source, []
-      for documents in (self.chosen, self.rejected):
-        some = [documents[n] for n in numbers_B[own_B]]
-        fields = self.row_fields[source]
-        halves.append(document_rows([e.ids for e in some], some, len(some), self.length, fields))
-      first, second = halves
-      for name, x in first.items():
-        rows = np.concatenate([x, second[name]], 1)
-        batch.setdefault(name, np.zeros((len(numbers_B), *rows.shape[1:]), rows.dtype))[own_B] = rows
-    return batch | {name: self.reference_N2[numbers_B, i] for i, name in enumerate(REFERENCE)}
-
-  def digest(self):
-    """Return a hash of the ids of all pairs and of the length of rows."""
-    total = hashlib.sha256(str(self.length).encode())
-    for pair in zip(self.chosen, self.rejected, strict=True):
-      for document in pair:
-        total.update(b'%d ' % len(document.ids) + np.asarray(document.ids, '<i4').tobytes())
-    return total.hexdigest()[:16]
-
-
-def read_pairs(cfg, tokenizers, split, length):
-  """Return the PairRows of a split; ValueError for a template without the chosen field, or long pairs."""
-  names, row_fields = data.source_names(cfg.data, split), data.RowFields.of(cfg.data, tokenizers)
-  eos, sides, sources_N = tokenizers.vocabulary.special('eos'), ([], []), []
-  for number, name in enumerate(names):
-    source = cfg.data.mixture[name]
-    template = rejected_template(source.template, name, cfg.preference)
-    records = dict(sources.open_source(source, split).records())
-    documents = ([], [])
-    for where, pieces in mixture.open_split(cfg.data, name, split).examples():
-      documents[0].append(pieces)
-      documents[1].append(templates.fill(template, records[where], where))
-    for side, some in zip(sides, documents, strict=True):
-      for encoded in data.encode_batch(tokenizers, some):
-        side.append(dataclasses.replace(encoded, ids=np.append(encoded.ids, eos)))
-    longest = max(len(encoded.ids) for encoded in (*sides[0], *sides[1]))
-    if longest > length + 1:
-      raise ValueError(
-        f'data.mixture.{name} has answers of up to {longest} tokens with their prompt, longer than the '
-        f'{length + 1} of a row\nfix: raise train.length (model.context) to {longest - 1}, or leave them out'
-      )
-    sources_N += [number] * len(documents[0])
-  fields = [row_fields.of_template(cfg.data.mixture[name].template) for name in names]
-  reference_N2 = np.zeros((len(sources_N), 2), np.float32)
-  return PairRows(*sides, length, np.array(sources_N), fields, reference_N2)
 
 
 def reference_name(split, pairs, reference):
   """Return the name of the file with the log-probabilities of pairs under a model, given by its digest."""
   key = hashlib.sha256(json.dumps([pairs.digest(), reference]).encode()).hexdigest()[:16]
   return f'reference-{split}-{key}.npy'
-
-
-def rejected_template(template, name, cfg):
-  """Return the template of the other document of a pair; cfg: PreferenceConfig."""
-  rejected = template.replace(f'{{{cfg.chosen}}}', f'{{{cfg.rejected}}}')
-  if rejected == template or not templates.signature(template)[0]:
-    raise ValueError(
-      f'data.mixture.{name}.template={template!r} has no prompt with an answer {{{cfg.chosen}}}\n'
-      f"fix: write '{{prompt}} -> {{{cfg.chosen}}}', or name the field in preference.chosen"
-    )
-  return rejected
 
 
 def pair_scores(model, batch, hyper, key):

@@ -64,7 +64,8 @@ def if_on(selector, *keys):
 
 JOB_KEYS = {  # row of train.JOBS: the keys that it alone reads
   'dpo': tuple(
-    f'preference.{name}' for name in ('loss', 'beta', 'gamma', 'label_smoothing', 'chosen', 'rejected')
+    f'preference.{name}'
+    for name in ('loss', 'beta', 'gamma', 'label_smoothing', 'chosen', 'rejected', 'prompt')
   ),
   'grpo': tuple(f'grpo.{name}' for name in ('group', 'reward', 'pattern', 'advantage', 'normalize'))
   + ('grpo.kl', 'grpo.max_new_tokens', 'grpo.temperature'),

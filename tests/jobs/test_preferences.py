@@ -12,7 +12,7 @@ import pytest
 from gpt_jax import config, train
 from gpt_jax.ablation import budget, proof
 from gpt_jax.evaluation import trained
-from gpt_jax.jobs import language_model, preferences
+from gpt_jax.jobs import language_model, preference_pairs, preferences
 from gpt_jax.jobs.base import trains_gpt
 from gpt_jax.jobs.preference_losses import PREFERENCE_LOSSES, PairScores, PreferenceConfig
 from gpt_jax.runs import digests, records
@@ -186,6 +186,58 @@ def test_a_row_has_the_answers_as_targets_and_nothing_else(finished, mixture, tm
   assert first.isdigit() and not second.isdigit()
 
 
+# ---------------------------------------------------------------------------------------- conversations
+
+
+def messages(*texts):
+  """Messages of the user and of the assistant in turn."""
+  return [{'role': ('user', 'assistant')[n % 2], 'content': text} for n, text in enumerate(texts)]
+
+
+def chat_rows(folder, base, rows, **preference):
+  """(job, its batch of pair 0 of these records)."""
+  path = folder / 'chats.jsonl'
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  source = {'kind': 'jsonl', 'path': str(path), 'template': '{chosen:chat}'}
+  model = tiny_runs.TINY['model'] | {'context': 128}
+  cfg = pairs_config(base, {'chats': source}, model=model, preference=preference, data__valid_fraction=0.0)
+  job = new_job(cfg, folder)
+  return job, job.pairs['train'].gather([0])
+
+
+def learned(job, batch):
+  """The texts of the targets of a row, chosen and rejected."""
+  halves = zip(*(np.split(batch[f'{name}_BT'][0], 2) for name in ('target_ids', 'loss_mask')), strict=True)
+  return [job.tokenizers.decode_text(ids[mask > 0]) for ids, mask in halves]
+
+
+def test_replies_after_the_shared_messages_are_targets(finished, tmp_path):
+  prompt, (good,), (bad,) = messages('hi', 'ho', 'say 1'), *(messages('', x)[1:] for x in ('one', 'ox'))
+  whole = [{'chosen': [*prompt, good], 'rejected': [*prompt, bad]}] * 4
+  job, batch = chat_rows(tmp_path, finished[0], whole)
+  assert learned(job, batch) == ['one', 'ox']
+  assert batch['loss_mask_BT'].sum() == len('one') + len('ox') + 2  # and the end of each turn
+  apart = [{'prompt': prompt, 'chosen': [good], 'rejected': [bad]}] * 4
+  _, joined = chat_rows(tmp_path, finished[0], apart, prompt='prompt')
+  for name, rows in batch.items():
+    np.testing.assert_array_equal(rows, joined[name])
+
+
+@pytest.mark.parametrize(
+  ('row', 'preference', 'words'),
+  [
+    ({'chosen': messages('hi', 'ho'), 'rejected': messages('hi', 'ho')}, {}, 'without a reply of its own'),
+    ({'chosen': messages('hi', 'ho'), 'rejected': messages('hi')}, {}, 'without a reply of its own'),
+    ({'chosen': messages('hi', 'ho'), 'rejected': 'no'}, {}, 'not a list of messages'),
+    ({'prompt': 'a', 'chosen': messages('hi'), 'rejected': messages('ho')}, {'prompt': 'prompt'}, 'is str'),
+  ],
+)
+def test_conversations_that_are_no_pairs_are_named(finished, tmp_path, row, preference, words):
+  with pytest.raises(ValueError) as error:
+    chat_rows(tmp_path, finished[0], [row] * 4, **preference)
+  assert_two_lines(error.value, 'chats.jsonl line', words)
+
+
 def test_a_reference_needs_an_initial_model_and_a_template_an_answer(finished, mixture, tmp_path):
   base, _, _ = finished
   mesh = train.make_mesh(config.MeshConfig())
@@ -281,7 +333,7 @@ def test_each_source_has_its_own_row_fields(finished, mixture, tmp_path):
   ids = np.array([97, special('sep'), special('boi'), 98, special('eos')], np.int32)
   document = dataclasses.replace(pairs.chosen[0], ids=ids)
   fields = [dataclasses.replace(fields, predict_start=p) for p in (False, True)]
-  two = preferences.PairRows(
+  two = preference_pairs.PairRows(
     [document] * 2, [document] * 2, 8, np.array([0, 1]), fields, np.arange(4, dtype=np.float32).reshape(2, 2)
   )
   batch = two.gather([1, 0])

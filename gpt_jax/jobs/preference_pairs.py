@@ -1,0 +1,157 @@
+"""Pairs of answers, one of them preferred, from records to rows.
+
+A document of a source is the preferred one; the template with the field preference.rejected in the place
+of preference.chosen makes the other. Rows of 2 L tokens hold both, each from its first token, so that a
+pair is never split over devices or micro-batches.
+
+The targets of conversations are what the assistant wrote after the messages that both have, as in trl.
+
+Letters: B pairs, N pairs of a split, T = 2 L tokens of a row, L tokens of a document.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+
+import numpy as np
+
+from gpt_jax import data
+from gpt_jax.data import bad_records, mixture, sources, templates
+from gpt_jax.data.record_fields import lookup
+from gpt_jax.data.splits import Record
+from gpt_jax.evaluation.evaluate import document_rows
+
+REFERENCE = ('reference_chosen_B', 'reference_rejected_B')
+
+
+@dataclasses.dataclass
+class PairRows:
+  """The pairs of a split; `gather` makes rows of some of them."""
+
+  chosen: list  # of documents.Encoded, ids with the end of each
+  rejected: list
+  length: int  # L
+  sources_N: np.ndarray  # number of the source of each pair
+  row_fields: list  # data.RowFields of each source
+  reference_N2: np.ndarray  # log-probabilities under the initial model; zeros until they are known
+
+  def gather(self, numbers):
+    """Return the batch of these pairs."""
+    numbers_B = np.asarray(numbers)
+    source_B, batch = self.sources_N[numbers_B], {}
+    for source in np.unique(source_B):
+      own_B, halves = source_B == source, []
+      for documents in (self.chosen, self.rejected):
+        some = [documents[n] for n in numbers_B[own_B]]
+        fields = self.row_fields[source]
+        halves.append(document_rows([e.ids for e in some], some, len(some), self.length, fields))
+      first, second = halves
+      for name, x in first.items():
+        rows = np.concatenate([x, second[name]], 1)
+        batch.setdefault(name, np.zeros((len(numbers_B), *rows.shape[1:]), rows.dtype))[own_B] = rows
+    return batch | {name: self.reference_N2[numbers_B, i] for i, name in enumerate(REFERENCE)}
+
+  def digest(self):
+    """Return a hash of the ids and targets of all pairs and of the length of rows."""
+    total = hashlib.sha256(str(self.length).encode())
+    for pair in zip(self.chosen, self.rejected, strict=True):
+      for document in pair:
+        total.update(b'%d ' % len(document.ids) + np.asarray(document.ids, '<i4').tobytes())
+        if document.targets is not None:
+          total.update(document.targets.tobytes())
+    return total.hexdigest()[:16]
+
+
+def read_pairs(cfg, tokenizers, split, length):
+  """Return the PairRows of a split; ValueError for a template without the chosen field, or long pairs."""
+  names, row_fields = data.source_names(cfg.data, split), data.RowFields.of(cfg.data, tokenizers)
+  sides, sources_N = ([], []), []
+  for number, name in enumerate(names):
+    source = cfg.data.mixture[name]
+    pairs = list(read_documents(cfg, name, split))
+    is_chat = templates.is_chat(source.template)
+    ending = [] if is_chat else [tokenizers.vocabulary.special('eos')]  # a chat template has its own end
+    encoded = [
+      [dataclasses.replace(e, ids=np.append(e.ids, ending).astype(np.int32)) for e in some]
+      for some in (data.encode_batch(tokenizers, [pair[side] for _, *pair in pairs]) for side in (0, 1))
+    ]
+    if is_chat:
+      encoded = zip(*map(without_shared_turns, pairs, *encoded), strict=True)
+    for side, some in zip(sides, encoded, strict=True):
+      side += some
+    longest = max(len(e.ids) for side in sides for e in side[len(sources_N) :])
+    if longest > length + 1:
+      raise ValueError(
+        f'data.mixture.{name} has answers of up to {longest} tokens with their prompt, longer than the '
+        f'{length + 1} of a row\nfix: raise train.length (model.context) to {longest - 1}, or leave them out'
+      )
+    sources_N += [number] * len(pairs)
+  fields = [row_fields.of_template(cfg.data.mixture[name].template) for name in names]
+  reference_N2 = np.zeros((len(sources_N), 2), np.float32)
+  return PairRows(*sides, length, np.array(sources_N), fields, reference_N2)
+
+
+def read_documents(cfg, name, split):
+  """Yield (where, pieces of the preferred document, pieces of the other) of a source."""
+  source = cfg.data.mixture[name]
+  rejected = rejected_template(source.template, name, cfg.preference)
+  records = dict(sources.open_source(source, split).records())
+  bad = bad_records.BadRecords(name, source, split)
+
+  def fill(where):
+    record = records[where]
+    if cfg.preference.prompt:
+      record = with_prompt(record, cfg.preference, where)
+    return [templates.fill(template, record, where) for template in (source.template, rejected)]
+
+  places = (where for where, _ in mixture.open_split(cfg.data, name, split).examples())
+  for where, (first, second) in bad.readable(places, fill):
+    yield where, first, second
+  bad.report()
+
+
+def with_prompt(record, cfg, where):
+  """Return a record whose answers begin with the messages of preference.prompt."""
+  lists = {field: lookup(record, field, where) for field in (cfg.prompt, cfg.chosen, cfg.rejected)}
+  for field, value in lists.items():
+    if not isinstance(value, (list, tuple)):
+      raise ValueError(
+        f'{where} field {field!r} is {type(value).__name__}, and preference.prompt={cfg.prompt} asks for '
+        "messages\nfix: leave preference.prompt='' and write the prompt into the template, or give lists"
+      )
+  prompt, *answers = map(list, lists.values())
+  joined = {field: prompt + answer for field, answer in zip((cfg.chosen, cfg.rejected), answers, strict=True)}
+  return Record({**record, **joined}, getattr(record, 'root', ''), getattr(record, 'rate', 0))
+
+
+def without_shared_turns(pair, *encoded):
+  """Return two encoded conversations whose targets are the replies after the messages that both have."""
+  where, *documents = pair
+  conversations = [json.loads(pieces[0].value) for pieces in documents]
+  both = itertools.takewhile(lambda messages: messages[0] == messages[1], zip(*conversations, strict=False))
+  shared, results = sum(message['role'] == 'assistant' for message, _ in both), []
+  for e in encoded:
+    firsts = np.flatnonzero(np.diff(e.targets, prepend=0) == 1)
+    if len(firsts) <= shared:
+      raise ValueError(
+        f'{where} has a conversation without a reply of its own\n'
+        'fix: let both end with a message of the assistant, and let these differ'
+      )
+    targets = np.where(np.arange(len(e.ids)) < firsts[shared], 0, e.targets).astype(np.uint8)
+    results.append(dataclasses.replace(e, targets=targets))
+  return results
+
+
+def rejected_template(template, name, cfg):
+  """Return the template of the other document of a pair; cfg: PreferenceConfig."""
+  rejected = template
+  for end in '}:':
+    rejected = rejected.replace(f'{{{cfg.chosen}{end}', f'{{{cfg.rejected}{end}')
+  if rejected == template or not (templates.signature(template)[0] or templates.is_chat(template)):
+    raise ValueError(
+      f'data.mixture.{name}.template={template!r} has no prompt with an answer {{{cfg.chosen}}}\n'
+      f"fix: write '{{prompt}} -> {{{cfg.chosen}}}' or '{{{cfg.chosen}:chat}}', or name the field in "
+      'preference.chosen'
+    )
+  return rejected
