@@ -3,21 +3,28 @@
 Command: launch.py train --config=experiments/instruct.py --workdir=runs/instruct
   launch.py train --config=experiments/instruct.py:from_model=runs/gpt2 --workdir=runs/tuned
   launch.py chat --workdir=runs/instruct
+  launch.py train --config=experiments/instruct.py:path=chats.jsonl --workdir=runs/chats
 The 1,100 instructions of instruct_small/instruction-data.json (Raschka, "Build a Large Language Model")
 become JSON lines of messages in runs/instruct_data: 85 % to train, 10 % for the test, 5 % for validation, in
 file order and without repeats. They are too few to learn a language: from scratch the model learns the form
 of answers.
-Arguments: from_model (a run folder; '' trains from scratch), steps, runlocal (a minute on a CPU).
+Arguments: path (JSON lines of your own, each with `messages`; a tenth is held out), from_model (a run folder;
+'' trains from scratch), steps (0: 600, or 200 for your own), runlocal (a minute on a CPU).
 """
 
 import json
 import os
+import sys
 
 from gpt_jax import config as configs
+from gpt_jax import data
 from gpt_jax.data.files import candidates
+from gpt_jax.runs.loggers import say
 
 SOURCE, FOLDER = 'instruct_small/instruction-data.json', 'runs/instruct_data'
 PARTS = {'train': (0.0, 0.85), 'test': (0.85, 0.95), 'valid': (0.95, 1.0)}
+TEMPLATE = '{messages:chat}'
+LONGEST = 1024  # tokens of a conversation
 
 
 def convert(path):
@@ -34,23 +41,31 @@ def convert(path):
         file.write(json.dumps({'messages': messages}, ensure_ascii=False) + '\n')
 
 
+def context_of(source):
+  """Print the size of a source; return a context for its longest conversation, at most LONGEST."""
+  whole = data.DataConfig({'instruct': data.Source(**source)}, packing='first_fit', valid_fraction=0.0)
+  sizes = [len(text.encode()) for _, text in data.documents(whole, 'train')]
+  context = min(-(-max(sizes) // 64) * 64 + 64, LONGEST)  # special tokens of each turn are not in the text
+  longest = f'the longest of {max(sizes)} bytes'
+  say(f'{source["path"]}: {len(sizes)} conversations, {longest}; context {context}', file=sys.stderr)
+  return context
+
+
 def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
-  args = configs.arguments(arg, from_model='', steps=600, runlocal=False)
-  if path := next(filter(os.path.isfile, candidates(SOURCE)), ''):
-    convert(path)
+  args = configs.arguments(arg, path='', from_model='', steps=0, runlocal=False)
   config = configs.default()
-  config.data.mixture = {
-    'instruct': {
-      'kind': 'jsonl',
-      'path': f'{FOLDER}/train.jsonl',
-      'valid_path': f'{FOLDER}/valid.jsonl',
-      'test_path': f'{FOLDER}/test.jsonl',
-      'template': '{messages:chat}',
-    }
-  }
+  if args.path:
+    source = {'kind': 'jsonl', 'path': args.path, 'template': TEMPLATE}
+  else:
+    if path := next(filter(os.path.isfile, candidates(SOURCE)), ''):
+      convert(path)
+    splits = zip(('path', 'valid_path', 'test_path'), ('train', 'valid', 'test'), strict=True)
+    source = {'kind': 'jsonl', 'template': TEMPLATE} | {key: f'{FOLDER}/{s}.jsonl' for key, s in splits}
+  config.data.mixture = {'instruct': source}
   config.data.packing = 'first_fit'
-  config.train.update(steps=args.steps, batch_size=16, eval_every=50, sample_every=200, sample_prompts=())
+  steps = args.steps or (200 if args.path else 600)
+  config.train.update(steps=steps, batch_size=16, eval_every=50, sample_every=200, sample_prompts=())
   config.sample.update(max_new_tokens=100, temperature=0.7)
   if args.from_model:
     base = configs.of_run(args.from_model)
@@ -61,8 +76,13 @@ def get_config(arg=''):
     config.train.update(init_from=args.from_model, length=min(512, base.model.context))
   else:
     config.tokenizer.update(kind='bpe', vocab=2048)
-    config.model.update(layers=4, width=192, heads=6, context=512, dropout=0.1)
+    config.model.update(
+      layers=4, width=192, heads=6, context=context_of(source) if args.path else 512, dropout=0.1
+    )
     config.optim.update(lr=1e-3, warmup=50)
+    if args.path:  # the sizes of experiments/table.py: minutes on a CPU
+      config.model.update(width=128, heads=4)
+      config.train.batch_size = 8
   if args.runlocal:
     config.train.update(steps=20, batch_size=4, eval_every=10, sample_every=20, eval_tokens=2048)
     config.sample.max_new_tokens = 20

@@ -1,5 +1,6 @@
 """Pre-parse command-line arguments: an experiment file decides which --config flags absl must define."""
 
+import ast
 import os
 import sysconfig
 from pathlib import Path
@@ -47,6 +48,15 @@ def address_limit_note():
     return ''
   needed = f'{LEAST_ADDRESSES / 1e9:g} GB'
   return f'`ulimit -v` allows {limit / 1e9:.1f} GB of address space: raise it to {needed} or more'
+
+
+def experiment_docstring(argv):
+  """Return the docstring of the file in --config=FILE[:args], without running it; '' without such a file."""
+  path = flag_value(argv, 'config').partition('.py:')[0].removesuffix('.py') + '.py'
+  try:
+    return ast.get_docstring(ast.parse(Path(path).read_text(encoding='utf-8'))) or ''
+  except (OSError, ValueError, SyntaxError):
+    return ''
 
 
 def flag_value(argv, name, default=''):

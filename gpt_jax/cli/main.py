@@ -15,7 +15,8 @@
            [--table] [--price=X] [--config.key=value ...]
   doctor
 
-`train` resumes if DIR holds a run. VERB --help lists a verb's flags; --traceback prints the traceback of
+`train` resumes if DIR holds a run. VERB --help lists a verb's flags, VERB --config=FILE --help also
+describes that file and its arguments; --traceback prints the traceback of
 an error. Exit codes: 0 done, 75 preempted and saved (run the same command again), 1 error, 2 bad config
 or arguments, 130 stopped at once by a second signal.
 """
@@ -95,6 +96,8 @@ def parse(argv):
       from gpt_jax import config  # imports jax
 
       print(f'\nConfig keys:\n{config_help.format_keys(config.Config)}')
+    if docstring := args.experiment_docstring(rest):
+      print(f'\n{args.flag_value(rest, "config")}:\n{docstring}')
     sys.exit(0)
   is_study = verb == 'render' and args.flag_value(argv, 'shares')
   if is_study:

@@ -87,7 +87,7 @@ def _check_columns(where, columns: list[str], source) -> None:
     if not any(field == column or field.startswith(f'{column}.') for column in columns):
       raise ValueError(
         f'{where} has no column {field!r}, but {", ".join(map(repr, columns))}\n'
-        'fix: name its columns in the template and in keep'
+        'fix: name its columns in the template and in keep (experiments/table.py:question=NAME,answer=NAME)'
       )
 
 

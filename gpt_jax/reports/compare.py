@@ -39,7 +39,7 @@ def runs_apart(workdir, against):
   if a.tokenizers.hash != b.tokenizers.hash:
     raise ValueError(
       f'{workdir} and {against} have different tokenizers, so that no batch suits both\n'
-      'fix: compare runs of one tokenizer'
+      'fix: compare runs of one tokenizer, or give --texts=FILE to compare their scores of a text'
     )
   source, batch = validation_batch(a, min(a.cfg.model.context, b.cfg.model.context))
   rows = probes.activation_diff(a, b, to_devices(batch, a.mesh))

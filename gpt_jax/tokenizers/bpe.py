@@ -124,7 +124,9 @@ def learn_merges(word_counts: dict[bytes, int], vocab: int) -> list[tuple[bytes,
     pair = _most_frequent(heap, totals)
     if pair is None:
       log.warning(
-        'tokenizer.vocab=%d: the text repeats only %d tokens, which are its ids', vocab, len(tokens)
+        'tokenizer.vocab=%d: the text is too small for so many; the vocabulary has %d tokens',
+        vocab,
+        len(tokens),
       )
       break
     grown = _merge(pair, len(tokens), words, counts, totals, places)

@@ -157,6 +157,14 @@ def test_help_lists_every_config_key_with_its_meaning(call):
   assert [key[:2] for key in keys] == fields  # none without a comment
 
 
+def test_help_of_an_experiment_describes_its_arguments(call, tmp_path):
+  file = tmp_path / 'mine.py'
+  file.write_text('"""Mine.\n\nArguments: size, speed.\n"""\nraise SystemExit\n')
+  code, out, _ = call('train', f'--config={file}:size=3', '--help')
+  assert code == 0 and out.endswith(f'{file}:size=3:\nMine.\n\nArguments: size, speed.\n')
+  assert call('train', f'--config={tmp_path}/none.py', '--help')[0] == 0
+
+
 def test_help_lists_verbs_and_flags(call):
   code, out, _ = call()
   assert code == USER_ERROR and '  train    [--config=FILE' in out
