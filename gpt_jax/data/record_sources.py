@@ -1,4 +1,4 @@
-"""Sources of records with fields: JSON lines with media, parallel texts, synthetic stories, TFDS."""
+"""Sources of records with fields: JSON lines with media, parallel texts, synthetic stories and sums, TFDS."""
 
 import functools
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 from gpt_jax.data import templates
 from gpt_jax.data.files import candidates, containing_file, find_files, hash_files, refuse_remote
 from gpt_jax.data.splits import Corpus, Record, generated
-from gpt_jax.data.synthetic import stories
+from gpt_jax.data.synthetic import stories, sums
 from gpt_jax.data.text_files import PACKED, not_utf8, read_chunks, suffixes, without_empty
 from gpt_jax.runs.reading import reading
 
@@ -160,6 +160,11 @@ def parallel(source, split: str) -> Corpus:
 def synthetic_stories(source, split: str) -> Corpus:
   """Generate stories with a question; `facts` is the number of sentences that the answer needs."""
   return generated(source, stories.records, source.seed)
+
+
+def synthetic_sums(source, split: str) -> Corpus:
+  """Generate sums of two numbers of two digits."""
+  return generated(source, sums.records, source.seed)
 
 
 def text_lines(path: Path) -> Iterator[str]:

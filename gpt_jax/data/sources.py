@@ -63,8 +63,8 @@ class Source:
   bad_records: int = 0  # records that cannot be read and are skipped; one more is an error
   data_dir: str = ''  # tfds: folder of prepared data sets; '' = the library's own default
   rate: int = 0  # arrays, tfds, parquet, hf: samples a second of sounds; 0 = what the data or tokenizer say
-  documents: int = 1000  # keypad: sounds; stories; synthetic: documents of 256 words
-  seed: int = 0  # stories, synthetic: seed of the generator
+  documents: int = 1000  # keypad: sounds; stories; sums; synthetic: documents of 256 words
+  seed: int = 0  # stories, sums, synthetic: seed of the generator
 
   def __post_init__(self):
     if self.kind not in SOURCES:
@@ -174,6 +174,7 @@ SOURCES = {
   'webdataset': SourceKind(shards.webdataset, ('names', 'bad_records', *PATHS, *FILTERS, *COPIES)),
   'parallel': SourceKind(record_sources.parallel, (*PATHS, *FILTERS)),
   'stories': SourceKind(record_sources.synthetic_stories, ('documents', 'seed', *FILTERS)),
+  'sums': SourceKind(record_sources.synthetic_sums, ('documents', 'seed', *FILTERS)),
   'tfds': SourceKind(
     record_sources.tfds,
     ('path', *THREE_SPLITS, 'data_dir', 'rate', 'names', 'bad_records', *FILTERS, *COPIES),

@@ -246,6 +246,15 @@ def test_stories_have_the_right_answer_and_splits_share_none():
   assert next(again.records()) != next(open_source(source, 'train').records())
 
 
+def test_sums_are_right_and_splits_share_none():
+  source = Source('sums', template='{question}', documents=300, test_keep='part=9')
+  sides = [[record for _, record in open_source(source, split).records()] for split in ('train', 'test')]
+  for record in (*sides[0], *sides[1]):
+    assert sum(map(int, record['question'].split('+'))) == int(record['answer'])
+  questions = [{record['question'] for record in side} for side in sides]
+  assert not questions[0] & questions[1] and len(questions[1]) > 15
+
+
 @pytest.mark.parametrize('kind', ['text', 'jsonl'])
 def test_empty_and_missing_files(tmp_path, kind):
   (tmp_path / 'a').touch()

@@ -1,1 +1,1 @@
-"""Data made by rule: keypad tones and short stories."""
+"""Data made by rule: keypad tones, short stories and sums."""
