@@ -9,15 +9,17 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_jax import config, train
+from gpt_jax import config, sharding, train
 from gpt_jax.ablation import budget, proof
 from gpt_jax.evaluation import trained
+from gpt_jax.interop import huggingface
 from gpt_jax.jobs import language_model, preference_pairs, preferences
 from gpt_jax.jobs.base import trains_gpt
 from gpt_jax.jobs.preference_losses import PREFERENCE_LOSSES, PairScores, PreferenceConfig
+from gpt_jax.model.config import ModelConfig
 from gpt_jax.runs import digests, records
 from gpt_jax.training import checkpoint
-from tests import tiny_runs
+from tests import models, tiny_runs
 from tests.tiny_runs import assert_two_lines
 
 SCORES = PairScores(
@@ -169,6 +171,81 @@ def test_dpo_and_its_gradient_equal_torch(finished, mixture, tmp_path):
   assert float(loss) == pytest.approx(expected.item(), rel=1e-4)
   for gradient, x in zip(grads, (chosen, rejected), strict=True):
     np.testing.assert_allclose(gradient, x.grad.numpy(), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_gradients_of_a_whole_step_equal_trl_in_torch(finished, mixture, tmp_path):
+  """All parameters of an exported GPT-2; the gradients come back as a model that is imported."""
+  torch, hf = pytest.importorskip('torch'), pytest.importorskip('transformers')
+  job = new_job(pairs_config(finished[0], mixture), tmp_path)
+  pairs = job.pairs['train']
+  pairs.reference_N2[:] = np.random.default_rng(0).normal(-20, 2, pairs.reference_N2.shape)
+  batch, cfg = pairs.gather(range(8)), PreferenceConfig(beta=0.3)
+  gpt2 = dict(norm='layernorm', norm_bias=True, positions='learned', mlp='gelu', tied_head=True)
+  gpt2 |= dict(attention_bias=True, mlp_bias=True, layers=2, width=24, heads=4, hidden=96)
+  model_cfg = ModelConfig(vocab=job.model_cfg.vocab, context=job.length, dtype='float32', **gpt2).resolved()
+  model = models.fill(model_cfg)
+  huggingface.export_model(model_cfg, model, None, tmp_path / 'gpt2', family='gpt2')
+
+  objective = preferences.preference_objective(cfg)
+  weight = objective.weigh(batch, {})[1]
+  compute = jax.jit(jax.value_and_grad(lambda m: objective.loss(m, None, batch, weight, {}, None)[0]))
+  loss, grads = compute(model)
+
+  theirs = hf.AutoModelForCausalLM.from_pretrained(tmp_path / 'gpt2', attn_implementation='eager').float()
+  theirs.eval()
+  rows = {name: torch.tensor(x.reshape(16, -1)) for name, x in batch.items() if name.endswith('_BT')}
+  log_probs = theirs(rows['token_ids_BT'].long()).logits.log_softmax(-1)
+  chosen = torch.gather(log_probs, 2, rows['target_ids_BT'].long()[..., None])[..., 0]
+  sums = (chosen * rows['loss_mask_BT']).sum(1).reshape(8, 2)
+  reference = torch.tensor(pairs.reference_N2[:8])
+  delta = (sums[:, 0] - reference[:, 0]) - (sums[:, 1] - reference[:, 1])
+  expected = -torch.nn.functional.logsigmoid(cfg.beta * delta).mean()
+  expected.backward()
+  assert float(loss) == pytest.approx(expected.item(), rel=1e-5)
+  for p in theirs.parameters():
+    p.data = p.grad
+  theirs.save_pretrained(tmp_path / 'gradients')
+  expected_grads = models.params(huggingface.import_model(tmp_path / 'gradients')[1])
+  for path, gradient in models.params(grads).items():
+    scale = np.abs(expected_grads[path]).max()
+    if path.endswith('k_bias_GK'):  # 0 but for rounding: it moves all scores of a query alike
+      assert max(scale, np.abs(gradient).max()) < 1e-6
+      continue
+    np.testing.assert_allclose(gradient, expected_grads[path], rtol=1e-4, atol=1e-4 * scale, err_msg=path)
+    assert scale > 0, path
+
+
+@pytest.mark.slow
+def test_adapters_train_against_their_frozen_base(finished, mixture, tmp_path):
+  base, workdir, _ = finished
+  before = tiny_runs.snapshot(base)
+  train.train(pairs_config(base, mixture, adapter={'rank': 2}), tmp_path)
+  assert tiny_runs.snapshot(base) == before
+  stored = [path for path in tiny_runs.arrays(tmp_path) if path.startswith('model/')]
+  assert stored and all(path.endswith(('/a', '/b')) for path in stored)
+  lines = [line for line in records.read_lines(tmp_path / 'metrics.jsonl') if 'reward_margin' in line]
+  assert lines[0]['loss'] == pytest.approx(np.log(2), rel=1e-3) and lines[-1]['reward_margin'] > 0.01
+  [path] = (tmp_path / 'cache').glob('reference-train-*.npy')  # of the base, as without adapters
+  np.testing.assert_allclose(np.load(path), np.load(workdir / 'cache' / path.name), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('changes', [{'accumulate': 2}, {'data': 2}], ids=['micro-batches', 'devices'])
+def test_the_division_of_a_batch_changes_nothing(finished, mixture, tmp_path, monkeypatch, changes):
+  base, workdir, _ = finished
+  cfg = pairs_config(base, mixture)
+  section = 'mesh' if 'data' in changes else 'train'
+  cfg = dataclasses.replace(cfg, **{section: dataclasses.replace(getattr(cfg, section), **changes)})
+  if section == 'mesh':
+    monkeypatch.setattr(train, 'make_mesh', lambda mesh: sharding.make_mesh(mesh, jax.devices()[:2]))
+  train.train(cfg, tmp_path)
+  keys = ('loss', 'reward_margin', 'log_prob_chosen', 'grad_norm')
+  curves = [
+    [[line[key] for key in keys] for line in records.read_lines(folder / 'metrics.jsonl') if 'loss' in line]
+    for folder in (workdir, tmp_path)
+  ]
+  np.testing.assert_allclose(*curves, rtol=1e-5, atol=1e-5)
 
 
 def test_a_row_has_the_answers_as_targets_and_nothing_else(finished, mixture, tmp_path):
