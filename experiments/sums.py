@@ -41,7 +41,7 @@ def get_config(arg=''):
     config.optim.ema = 0.0
     config.grpo.update(group=16, max_new_tokens=4)
     config.train.update(
-      job='grpo', init_from=args.base, steps=args.steps or 400, batch_size=512, eval_every=50
+      job='grpo', init_from=args.base, steps=args.steps or 400, batch_size=256, length=16, eval_every=50
     )
   if args.runlocal:
     config.train.update(steps=10, batch_size=32, eval_every=5, eval_tokens=512)
