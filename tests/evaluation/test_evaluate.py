@@ -241,7 +241,8 @@ def test_studies_know_whether_bits_per_byte_will_be_given(subject, tmp_path, pac
   chosen = with_data(small, dataclasses.replace(small.cfg.data, packing=packing, mixture=mixture))
   given = {row['metric'] for row in evaluate.run_tasks(chosen, ['perplexity'])}
   caches = {('other', 'valid'): chosen.cache('other', 'valid')}
-  job = types.SimpleNamespace(tokenizers=chosen.tokenizers, caches=caches)
+  fields = dict(validation_digest=str, loss_settings=dict, loss_unit='per token')
+  job = types.SimpleNamespace(tokenizers=chosen.tokenizers, caches=caches, **fields)
   _, scored_on = proof.validation_inputs(job, chosen.cfg)
   assert scored_on['bytes'] == ('bits_per_byte' in given)
 
