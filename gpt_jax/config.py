@@ -14,6 +14,7 @@ import typing
 import ml_collections
 
 from gpt_jax.data import DataConfig
+from gpt_jax.jobs.distillation_losses import DistilConfig
 from gpt_jax.jobs.preference_losses import PreferenceConfig
 from gpt_jax.jobs.rewards import GrpoConfig
 from gpt_jax.losses import LossConfig
@@ -42,6 +43,7 @@ class Config:
   loss: LossConfig = LossConfig()
   preference: PreferenceConfig = PreferenceConfig()
   grpo: GrpoConfig = GrpoConfig()
+  distil: DistilConfig = DistilConfig()
   optim: OptimConfig = OptimConfig()
   train: TrainConfig = TrainConfig()
   sample: SampleConfig = SampleConfig()

@@ -9,7 +9,7 @@ import time
 
 import jax
 
-from gpt_jax.jobs import codec, language_model, policy, preferences
+from gpt_jax.jobs import codec, distillation, language_model, policy, preferences
 from gpt_jax.sharding import make_mesh
 from gpt_jax.training import evaluations, session, start
 from gpt_jax.training.loss_guard import GoBack
@@ -119,6 +119,7 @@ JOBS = {
   'gpt': language_model.LanguageModelJob,
   'dpo': preferences.PreferenceJob,
   'grpo': policy.PolicyJob,
+  'distil': distillation.DistillationJob,
   'image_tokenizer': codec.ImageTokenizerJob,
   'audio_tokenizer': codec.AudioTokenizerJob,
 }

@@ -184,7 +184,7 @@ def arguments(path):
 
 def load(path, base, **chosen):
   """Load the experiment's ConfigDict with these arguments."""
-  arguments_ = ({'base': base} if 'base' in arguments(path) else {}) | chosen
+  arguments_ = {name: base for name in ('base', 'teacher') if name in arguments(path)} | chosen
   return experiment_file.load_config(f'{path}:' + ','.join(f'{k}={v}' for k, v in arguments_.items()))
 
 
@@ -269,7 +269,9 @@ def test_every_experiment_trains_and_samples(path, base, stand_in, tmp_path):
   samples = sorted((tmp_path / 'run/samples').iterdir())
   assert [sample.name for sample in samples] == expected_samples(cfg)
   tasks = {row['task'] for row in result['evaluations'] if 'tokenizer' not in row}
-  first = {'gpt': 'perplexity', 'dpo': 'preferences', 'grpo': 'grpo'}.get(cfg.train.job, 'reconstruct')
+  first = {'gpt': 'perplexity', 'distil': 'perplexity', 'dpo': 'preferences', 'grpo': 'grpo'}.get(
+    cfg.train.job, 'reconstruct'
+  )
   assert tasks == {first, *cfg.train.tasks}
   if cfg.train.job == 'gpt' and cfg.train.sample_prompts:
     texts = samples[0].read_text().split('\n---\n')

@@ -192,6 +192,7 @@ def measure_step_seconds(job, mesh, steps_per_call, calls=8):
   for _ in range(calls + 1):
     start = time.perf_counter()
     batch = to_devices(session.next_batches(job.loader, steps_per_call), mesh, stacked=steps_per_call > 1)
+    batch = job.prepare_batch(batch, state)
     state, metrics = job.program.step(state, batch)
     jax.block_until_ready((state, metrics))
     seconds.append((time.perf_counter() - start) / steps_per_call)

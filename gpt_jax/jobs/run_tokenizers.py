@@ -19,16 +19,18 @@ def build(cfg, workdir):
   """Return the tokenizers of the run folder, or of its parent, or new ones built from the config."""
   if (workdir / 'tokenizer' / 'vocabulary.json').exists():  # written last
     return tokenizers.Tokenizers.load(workdir / 'tokenizer')
-  key = 'branch_from' if cfg.train.branch_from else 'init_from'
-  if name_of_base := getattr(cfg.train, key):
-    base = ancestry.parse_run(name_of_base)[0]
+  parents = {f'train.{key}': getattr(cfg.train, key) for key in ('branch_from', 'init_from')}
+  if cfg.train.job == 'distil':
+    parents['distil.teacher'] = cfg.distil.teacher
+  if key := next((key for key, name in parents.items() if name), ''):
+    base = ancestry.parse_run(parents[key])[0]
     base_config = run_folder.read_config(base)
     for name in ('tokenizer', 'image', 'audio'):
       wanted = records.to_json(dataclasses.asdict(getattr(cfg, name)))
       is_new = name != 'tokenizer' and base_config.get(name, {}).get('kind') == ''
       if base_config.get(name) != wanted and not is_new:
         raise ValueError(
-          f'train.{key}={base} has the {name} section {base_config.get(name)}, and this config another\n'
+          f'{key}={base} has the {name} section {base_config.get(name)}, and this config another\n'
           'fix: take that section from its config, as experiments/finetune.py does'
         )
     return _extend(tokenizers.Tokenizers.load(base / 'tokenizer'), cfg)

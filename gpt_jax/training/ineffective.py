@@ -69,6 +69,7 @@ JOB_KEYS = {  # row of train.JOBS: the keys that it alone reads
   ),
   'grpo': tuple(f'grpo.{name}' for name in ('group', 'reward', 'pattern', 'advantage', 'normalize'))
   + ('grpo.kl', 'grpo.max_new_tokens', 'grpo.temperature'),
+  'distil': tuple(f'distil.{name}' for name in ('teacher', 'loss', 'temperature', 'weight', 'beta')),
 }
 SELECTORS = {  # key that selects: (keys that depend on it, cfg -> those of them that are read)
   'optim.name': listed('optim.name', OPTIMIZERS, lambda row: row.uses),
@@ -88,6 +89,7 @@ SELECTORS = {  # key that selects: (keys that depend on it, cfg -> those of them
     ('preference.gamma',),
     lambda cfg: ('preference.gamma',) if cfg.preference.loss == 'simpo' else (),
   ),
+  'distil.loss': (('distil.beta',), lambda cfg: ('distil.beta',) if cfg.distil.loss == 'js' else ()),
   'sample.beams': if_on('sample.beams', 'sample.length_penalty'),
   'train.spike_sigma': if_on('train.spike_sigma', 'train.spike_window', 'train.spike_patience'),
 }
