@@ -24,6 +24,7 @@ from gpt_jax.ablation.budget import Budget
 from gpt_jax.ablation.sweeps import SWEEPS, Range, subsample
 from gpt_jax.cli import experiment_file
 from gpt_jax.runs.records import flatten
+from gpt_jax.training import ineffective
 
 BASE = 'base'  # name of the baseline, and of a level that changes nothing
 
@@ -263,12 +264,17 @@ def level_name(value):
 
 
 def full_key(name, base):
-  """The one config key of this name or with this last part; ValueError if there is none or more than one."""
+  """The one config key of this name or with this last part; ValueError if there is none or more than one.
+
+  Keys that the base does not read, such as those of another job, count only where no other has the name.
+  """
   keys = list(flatten(config.to_dict(base)))
   last_parts = [key.rpartition('.')[2] for key in keys]
   if name in keys or name == 'data.mixture':
     return name
   matches = [key for key, last in zip(keys, last_parts, strict=True) if last == name]
+  if len(matches) > 1:
+    matches = sorted({*matches} - ineffective.unread_keys(base)) or matches
   if len(matches) == 1:
     return matches[0]
   if matches:

@@ -26,6 +26,11 @@ def notes(cfg):
   return lines
 
 
+def unread_keys(cfg):
+  """Return the keys that a config does not read beside its other settings, changed or not."""
+  return {key for keys, keys_read in SELECTORS.values() for key in {*keys} - {*keys_read(cfg)}}
+
+
 def value(cfg, key):
   """Return the value of a dotted key."""
   return functools.reduce(getattr, key.split('.'), cfg)
@@ -90,6 +95,9 @@ SELECTORS = {  # key that selects: (keys that depend on it, cfg -> those of them
     lambda cfg: ('preference.gamma',) if cfg.preference.loss == 'simpo' else (),
   ),
   'distil.loss': (('distil.beta',), lambda cfg: ('distil.beta',) if cfg.distil.loss == 'js' else ()),
+  'adapter.rank': if_on(
+    'adapter.rank', *(f'adapter.{name}' for name in ('kind', 'targets', 'alpha', 'dropout'))
+  ),
   'sample.beams': if_on('sample.beams', 'sample.length_penalty'),
   'train.spike_sigma': if_on('train.spike_sigma', 'train.spike_window', 'train.spike_patience'),
 }

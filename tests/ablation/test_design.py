@@ -220,6 +220,15 @@ def test_runs_go_seed_after_seed(make):
   assert actual == [('base', 3, 3), ('mlp=gelu', 3, 3), ('base', 7, 7), ('mlp=gelu', 7, 7)]
 
 
+def test_short_names_leave_out_the_keys_of_other_jobs():
+  base = tiny_runs.experiment()
+  names = {'dropout': 'model.dropout', 'label_smoothing': 'loss.label_smoothing', 'kl': 'grpo.kl'}
+  assert {name: design.full_key(name, base) for name in names} == names
+  adapted = dataclasses.replace(base, adapter=dataclasses.replace(base.adapter, rank=2))
+  with pytest.raises(ValueError, match='dropout may be adapter.dropout, model.dropout'):
+    design.full_key('dropout', adapted)
+
+
 ONE_LEVEL = {'qk_norm': [True, False], 'mlp': {'plain': {}}}
 
 
