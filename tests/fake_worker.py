@@ -46,7 +46,8 @@ def act(config, folder, group_size):
     return {'outcome': 'failed', 'code': 1, 'message': 'no luck'}
   if behavior == 'diverge':
     return {'outcome': 'diverged', 'code': 1, 'message': 'not finite'}
-  result = {'steps': 1, 'valid_loss': 1.5, 'replicas': 1 if behavior == 'done alone' else group_size}
+  steps = config.get('train', {}).get('steps', 1)
+  result = {'steps': steps, 'valid_loss': 1.5, 'replicas': 1 if behavior == 'done alone' else group_size}
   (folder / 'result.json').write_text(json.dumps(result))
   return {'outcome': 'done', 'code': 0, 'message': ''}
 
