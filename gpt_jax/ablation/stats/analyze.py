@@ -268,7 +268,7 @@ def _pairing_gain(arms):
 def _notes(study, arms, family, looks, examples):
   """What a reader must know to interpret the numbers."""
   metric, tolerance = comparability.label(study), float(study['tolerance'])
-  reason = study.get('metric_reason')
+  reason = str(study.get('metric_reason') or '')  # read from a file
   notes = [f'{reason[:1].upper()}{reason[1:]}.'] if reason else []
   notes += [
     f'Differences are arm minus baseline in {metric}, seed by seed. Intervals are 95 % of one arm '
