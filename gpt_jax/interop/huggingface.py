@@ -90,13 +90,12 @@ class ModelFiles(NamedTuple):
 
 def _read(source, make_mesh, needs_tokenizer=False):
   files = open_source(source)
-  with reading(files.path, 'a model whose config.json fits its family', json_files.FIX):
+  family = files.hf.get('model_type')
+  with reading(files.path, f'a model whose config.json fits its family, {family!r:.40}', json_files.FIX):
     name, fields = families.read_config(files.hf)
     cfg = config.build(ModelConfig, fields, 'model')
-  if files.hf.get('model_type') != name:
-    bootstrap.print_once(
-      f'note: of this {files.hf.get("model_type")}, only the text decoder ({name}) is imported'
-    )
+  if family != name:
+    bootstrap.print_once(f'note: of this {family}, only the text decoder ({name}) is imported')
   tokenizer = files.read_tokenizer()
   if tokenizer is None and needs_tokenizer:
     raise FileNotFoundError(

@@ -256,7 +256,7 @@ def test_qwen2_output_bias_is_zero(tmp_path):
     ('qwen3_windows', dict(use_sliding_window=False), ['layer_types', 'sliding_window=None']),
     ('qwen3_windows', dict(layer_types=['chunked_attention'] * 2), ['chunked_attention']),
     ('llama', dict(num_key_value_heads=3), ['kv_heads=3']),
-    ('llama', dict(model_type='granite', logits_scaling=None), ['granite', 'another type']),
+    ('llama', dict(model_type='granite', logits_scaling=None), ['granite', 'TypeError']),
     ('llama', dict(model_type='olmoe', clip_qkv=8.0), ['clip_qkv=8.0', 'clipped']),
     ('llama', dict(model_type='qwen3_moe', mlp_only_layers=[0]), ['mlp_only_layers', 'experts']),
     ('llama', dict(model_type='stablelm', qk_layernorm=True), ['qk_layernorm', 'each head']),
