@@ -1,7 +1,7 @@
 """Sums of two numbers of two digits: trained a little on right answers, then on rewards alone (GRPO).
 
-Target (2 CPU cores): about 20 % of held-out sums right after the first stage, 80 % after the second, which
-never reads an answer.
+Measured (2 CPU cores, one seed): 40 % of sampled sums are right after the first stage of 600 steps.
+The second has not improved on that yet: lr=3e-4 lowered it to 20 % in 27 steps, lr=5e-5 left it at 36 to 43.
 Command: launch.py train --config=experiments/sums.py --workdir=runs/sums
   launch.py train --config=experiments/sums.py:stage=grpo,base=runs/sums --workdir=runs/sums_grpo
 Arguments: stage (pretrain, grpo), base (the run folder of the first stage), steps (0 = those of the stage),

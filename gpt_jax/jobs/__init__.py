@@ -1,1 +1,1 @@
-"""What the training loop can train: a GPT (next tokens, preferences, rewards), image and audio tokenizers."""
+"""What the training loop can train: a GPT (next tokens, preferences, rewards, a teacher) and codecs."""

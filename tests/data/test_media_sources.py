@@ -307,7 +307,7 @@ def test_bad_sources(fields, cause):
 @pytest.mark.parametrize(
   ('fields', 'cause'),
   [
-    ({'template': '{image:image} -> {name}'}, "has media or ' -> ', and data.packing=crop would"),
+    ({'template': '{image:image} -> {name}'}, "has media, turns or ' -> ', and data.packing=crop would"),
     ({'template': '{label} -> {name}', 'packing': 'split'}, 'data.packing=split would cut'),
     ({'template': '{image:image}'}, 'data.packing=crop'),
     ({'condition_dropout': 0.1}, 'data.condition_dropout=0.1 has no effect'),

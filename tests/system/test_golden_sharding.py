@@ -29,14 +29,19 @@ MESH = AbstractMesh(tuple(SIZES.values()), AXES, axis_types=(AxisType.Auto,) * l
 
 def load(path, folder):
   """The experiment's Config; one that continues a run continues GPT-2, one of a folder reads two classes."""
-  argument = ''
+  arguments = []
   if path == FOLDER:
     data_helpers.write_classes(folder / 'shapes')
-    argument = f'path={folder}/shapes'
-  if 'base=' in path.read_text():
-    (folder / 'config.json').write_text(json.dumps(config.to_dict(load(GPT2, folder))))
-    argument = f'base={folder}'
-  return config.build(config.Config, experiment_file.load_config(f'{path}:{argument}'))
+    arguments.append(f'path={folder}/shapes')
+  for name, text in FILES.items():
+    if path.stem == name.partition('.')[0]:
+      (folder / name).write_text(text)
+      arguments.append(f'path={folder}/{name}')
+  for name in ('base', 'teacher'):
+    if f' {name}=' in path.read_text():
+      (folder / 'config.json').write_text(json.dumps(config.to_dict(load(GPT2, folder))))
+      arguments.append(f'{name}={folder}')
+  return config.build(config.Config, experiment_file.load_config(f'{path}:{",".join(arguments)}'))
 
 
 def abstract_model(cfg):
@@ -60,6 +65,10 @@ def written(layout):
   return '{\n' + ',\n'.join(lines) + '\n}\n'
 
 
+FILES = {  # data that a recipe measures
+  'table.csv': 'question,answer\nOne?,1\nTwo?,2\n',
+  'text.txt': 'One line and another.\n' * 200,
+}
 GPT2 = ROOT / 'experiments/gpt2.py'
 FOLDER = ROOT / 'experiments/folder.py'
 
