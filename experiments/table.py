@@ -46,7 +46,8 @@ def get_config(arg=''):
     layers=4, width=128, heads=4, context=context, mlp='relu2', qk_norm=True, init_projections='zero'
   )
   config.optim.update(name='muon', lr=3e-3, warmup=50, schedule='linear', final_lr=0.0)
-  config.train.update(steps=args.steps, batch_size=16, eval_every=100, sample_every=200, tasks=('answer',))
+  config.train.update(steps=args.steps, batch_size=16, eval_every=100, sample_every=200)
+  config.train.update(tasks=('answer',), sample_prompts=())
   if args.runlocal:
     config.train.update(steps=20, eval_every=10, sample_every=20, eval_tokens=2048)
   return config
