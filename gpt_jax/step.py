@@ -125,11 +125,14 @@ def loss_fn(model, batch, weight, hyper, key, probe_BTD=None, restrict=None):
   loss_BT, nats_BT = losses.objective(logits_BTV, batch['target_ids_BT'], model.cfg.vocab, hyper)
   fraction = mask_BT.sum() / weight
   total = (loss_BT * mask_BT).sum() / weight
-  for name in ('moe_balance', 'moe_z'):
-    if name in aux and name in hyper:
-      total += hyper[name] * aux[name] * fraction
+  total += experts_loss(aux, hyper) * fraction
   metrics = {'loss': (nats_BT * mask_BT).sum() / weight} | {k: v * fraction for k, v in aux.items()}
   return total, metrics, nats_BT
+
+
+def experts_loss(aux, hyper):
+  """Return the weighted losses that balance experts, 0.0 where there are none."""
+  return sum(hyper[name] * aux[name] for name in ('moe_balance', 'moe_z') if name in aux and name in hyper)
 
 
 def count_tokens(batch):

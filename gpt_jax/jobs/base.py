@@ -8,6 +8,19 @@ def trains_gpt(job):
   return not job.endswith('_tokenizer')
 
 
+PREPARED = {'train.steps_per_call': 1, 'train.probe_every': 0}  # of jobs with a `prepare_batch`
+
+
+def check_settings(cfg, wanted, cause):
+  """Raise ValueError for a config key without the value of `wanted`; cause: why the job needs it."""
+  for key, value in wanted.items():
+    section, _, name = key.partition('.')
+    if (found := getattr(getattr(cfg, section), name)) != value:
+      raise ValueError(
+        f'{key}={found} is not possible with train.job={cfg.train.job}, {cause}\nfix: use {key}={value}'
+      )
+
+
 class Job(Protocol):
   """A model, its data and its program. `__init__(cfg, workdir, mesh)` builds and checks everything.
 

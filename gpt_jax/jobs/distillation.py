@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax.jobs import language_model
+from gpt_jax.jobs import base, language_model
 from gpt_jax.jobs.distillation_losses import distance, kl
 from gpt_jax.model import gpt, param_trees
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.runs import ancestry, digests, run_folder
-from gpt_jax.step import loss_fn
+from gpt_jax.step import experts_loss, loss_fn
 from gpt_jax.tokenizers import Tokenizers
 from gpt_jax.training import checkpoint, start
 
@@ -33,7 +33,7 @@ def distillation_objective(cfg, objective):
   def loss(model, probe, batch, weight, hyper, key):
     kept = []
 
-    def keep(logits_BTV):
+    def keep(logits_BTV):  # loss_fn shows its logits here, and returns none
       kept.append(logits_BTV)
       return logits_BTV
 
@@ -41,13 +41,9 @@ def distillation_objective(cfg, objective):
     teacher_BTV = batch[LOGITS]
     student_BTV = kept[0][..., : teacher_BTV.shape[-1]]
     mean = lambda x_BT: (x_BT * batch['loss_mask_BT']).sum() / weight
-    names = [name for name in ('moe_balance', 'moe_z') if name in metrics and name in hyper]
-    experts = sum(hyper[name] * metrics[name] for name in names)
-    total = (
-      cfg.weight * mean(distance(cfg, student_BTV, teacher_BTV))
-      + experts
-      + (1 - cfg.weight) * (total - experts)
-    )
+    experts = experts_loss(metrics, hyper)
+    divergence = mean(distance(cfg, student_BTV, teacher_BTV))
+    total = cfg.weight * divergence + (1 - cfg.weight) * (total - experts) + experts
     divergence_BT = kl(jax.nn.log_softmax(teacher_BTV), jax.nn.log_softmax(student_BTV))
     return total, metrics | {'kl': mean(divergence_BT)}
 
@@ -83,13 +79,8 @@ class DistillationJob(language_model.LanguageModelJob):
         "distil.teacher='' and train.job=distil learns from a trained model\n"
         'fix: name its run folder in distil.teacher'
       )
-    for key, value in (('train.steps_per_call', 1), ('train.probe_every', 0), ('loss.restrict', False)):
-      section, _, name = key.partition('.')
-      if (found := getattr(getattr(cfg, section), name)) != value:
-        raise ValueError(
-          f'{key}={found} is not possible with train.job=distil, whose teacher predicts between two steps '
-          f'over all ids\nfix: use {key}={value}'
-        )
+    wanted = base.PREPARED | {'loss.restrict': False}
+    base.check_settings(cfg, wanted, 'whose teacher predicts all ids between two steps')
 
   def find_teacher(self, name):
     """Return (folder, step) of the teacher; ValueError for another vocabulary or a shorter context."""
@@ -142,9 +133,4 @@ class DistillationJob(language_model.LanguageModelJob):
     section = run_folder.read_config(folder)['model']
     section = {k: tuple(x) if isinstance(x, list) else x for k, x in section.items()}
     checkpoints = checkpoint.Checkpoints(folder / 'checkpoints')
-    extra = checkpoints.read_extra(step, {'vocab': int, 'widths': [int]})
-    sizes = dict(
-      zip(('vocab', 'patch_values', 'frame_values'), (extra['vocab'], *extra['widths']), strict=True)
-    )
-    cfg = ModelConfig(**section | sizes).resolved()
-    return checkpoints.restore_model(step, checkpoint.with_shardings(gpt.GPT(cfg), self.mesh))
+    return checkpoint.load_base(checkpoints, step, ModelConfig(**section).resolved(), self.mesh)

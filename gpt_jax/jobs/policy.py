@@ -24,11 +24,11 @@ from gpt_jax.cluster.processes import fetch
 from gpt_jax.data import mixture, templates
 from gpt_jax.evaluation import metrics
 from gpt_jax.evaluation.evaluate import document_rows
-from gpt_jax.jobs import language_model
+from gpt_jax.jobs import base, language_model
 from gpt_jax.jobs.rewards import ADVANTAGES, NORMALIZERS, REWARDS, exact, k3
 from gpt_jax.model import adapters, param_trees
 from gpt_jax.sampling import completions, prompts
-from gpt_jax.step import Objective, count_tokens, eval_model, loss_fn
+from gpt_jax.step import Objective, count_tokens, eval_model, experts_loss, loss_fn
 from gpt_jax.training import checkpoint
 
 ROLLOUT = 2**31 - 1  # folded into the key of a step: its micro-batches fold in small numbers
@@ -73,8 +73,7 @@ def policy_objective(cfg):
     _, aux, nats_BT = loss_fn(model, batch, mask_BT.sum(), hyper, key, restrict=restrict)
     values, share = policy_values(cfg, batch, -nats_BT), mask_BT.shape[0] / weight
     values = {name: x_B.sum() / weight for name, x_B in values.items()}
-    weights = {name: hyper[name] for name in ('moe_balance', 'moe_z') if name in hyper and name in aux}
-    return values['loss'] + sum(weights[name] * aux[name] for name in weights) * share, values
+    return values['loss'] + experts_loss(aux, hyper) * share, values
 
   return Objective(weigh, loss, count_tokens)
 
@@ -148,12 +147,7 @@ class PolicyJob(language_model.LanguageModelJob):
         'train.job=grpo learns from its own completions, and there is no model to make them\n'
         'fix: name a trained run in train.init_from'
       )
-    for key, value in (('steps_per_call', 1), ('probe_every', 0)):
-      if getattr(cfg.train, key) != value:
-        raise ValueError(
-          f'train.{key}={getattr(cfg.train, key)} is not possible with train.job=grpo, whose batches are '
-          f'sampled between two steps\nfix: use train.{key}={value}'
-        )
+    base.check_settings(cfg, base.PREPARED, 'whose batches are sampled between two steps')
     if cfg.train.batch_size % cfg.grpo.group:
       raise ValueError(
         f'grpo.group={cfg.grpo.group} does not divide train.batch_size={cfg.train.batch_size}\n'

@@ -24,7 +24,7 @@ from gpt_jax.jobs.preference_losses import PREFERENCE_LOSSES, PairScores
 from gpt_jax.jobs.preference_pairs import REFERENCE, read_pairs
 from gpt_jax.model import param_trees
 from gpt_jax.runs import ancestry, digests
-from gpt_jax.step import Objective, count_tokens, eval_model, loss_fn
+from gpt_jax.step import Objective, count_tokens, eval_model, experts_loss, loss_fn
 from gpt_jax.training import checkpoint
 
 
@@ -40,10 +40,9 @@ def pair_scores(model, batch, hyper, key):
   rows = {name: split(x) for name, x in batch.items() if name.rsplit('_', 1)[1].startswith('BT')}
   mask_BT = rows['loss_mask_BT']
   _, aux, nats_BT = loss_fn(model, rows, mask_BT.sum(), hyper, key)
-  experts = sum(hyper[name] * aux[name] for name in ('moe_balance', 'moe_z') if name in aux and name in hyper)
   sums_B2, tokens_B2 = (x_BT.sum(1).reshape(-1, 2) for x_BT in (-nats_BT * mask_BT, mask_BT))
   scores = PairScores(sums_B2[:, 0], sums_B2[:, 1], tokens_B2[:, 0], tokens_B2[:, 1])
-  return scores._replace(**{name: batch[name] for name in REFERENCE}), experts
+  return scores._replace(**{name: batch[name] for name in REFERENCE}), experts_loss(aux, hyper)
 
 
 def pair_metrics(cfg, scores):
@@ -147,7 +146,7 @@ class PreferenceJob(language_model.LanguageModelJob):
     state = super().load_initial_weights(state, folder, step)
     if self.row.needs_reference:
       manifest = checkpoint.Checkpoints(folder / 'checkpoints').manifest(step)
-      reference = hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
+      reference = digests.digest_of_manifest(manifest)[:16]
       model = eval_model(state)
       for split, pairs in self.pairs.items():
         values_N2 = self.reference_log_probs(model, pairs)
