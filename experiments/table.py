@@ -6,7 +6,7 @@ Command: launch.py train --config=experiments/table.py:path=quiz.csv --workdir=r
   launch.py evaluate --workdir=runs/quiz --tasks=answer
   launch.py sample --workdir=runs/quiz --prompt='What is two plus three?'
 Arguments: path, question and answer (names of the two columns), steps, runlocal.
-Hardware: 2 CPU cores   Minutes: 1 for 500 short rows; more steps for more rows
+Hardware: 2 CPU cores   Minutes: 2 for 500 short rows; more steps for more rows
 """
 
 import sys

@@ -73,7 +73,7 @@ class ChatTemplate:
       raise ValueError(f'the chat template refuses this conversation: {cause}\n{FIX}') from error
 
   def render_with_spans(self, messages: list[dict]) -> Rendering:
-    """Return a conversation with what the assistant wrote; ValueError where that cannot be told."""
+    """Return a conversation with what the assistant wrote; ValueError where that is ambiguous."""
     text = self.render(messages)
     if GENERATION.search(self.source):
       marked = self.render(messages, marks=True)
