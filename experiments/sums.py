@@ -1,7 +1,8 @@
 """Sums of two numbers of two digits: trained a little on right answers, then on rewards alone (GRPO).
 
 The second stage never reads an answer. It needs 64 questions a step: with 16, the noise of the gradient made
-answers worse.
+answers worse. One seed: 25 % of held-out sums right after the first stage, 81 % after 1,400 steps of the
+second, and 58 % after 1,500: at a constant learning rate it can collapse.
 Command: launch.py train --config=experiments/sums.py --workdir=runs/sums
   launch.py train --config=experiments/sums.py:stage=grpo,base=runs/sums --workdir=runs/sums_grpo
 Arguments: stage (pretrain, grpo), base (the run folder of the first stage), steps (0 = those of the stage),
