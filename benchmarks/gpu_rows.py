@@ -98,6 +98,7 @@ def build_program(cfg, steps_per_call):
   import jax
 
   from gpt_jax import losses, optim, sharding
+  from gpt_jax.model.adapters import AdapterConfig
   from gpt_jax.step import gpt_program
 
   mesh = sharding.make_mesh(sharding.MeshConfig())
@@ -105,6 +106,7 @@ def build_program(cfg, steps_per_call):
   train = dict(steps=10000, seed=0, accumulate=1, spike_sigma=0.0, spike_window=1)
   settings = SimpleNamespace(
     model=cfg,
+    adapter=AdapterConfig(),
     optim=optim.OptimConfig(),
     loss=losses.LossConfig(),
     train=SimpleNamespace(**train, steps_per_call=steps_per_call),

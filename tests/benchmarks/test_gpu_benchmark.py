@@ -7,9 +7,10 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_rows
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -30,6 +31,12 @@ def test_every_row_runs(tmp_path):
   assert rows['train 124M']['tokens_per_second'] > 0
   assert rows['start 124M again']['first_step_seconds'] > 0
   assert '| variant' not in done.stdout.split('| what')[0]  # the table comes last
+
+
+def test_the_settings_without_the_config_library_build_a_program(monkeypatch):
+  monkeypatch.setattr(jax.sharding, 'set_mesh', lambda mesh: None)
+  program, _ = gpu_rows.build_program(gpu_rows.model_config('tiny'), 2)
+  assert program.abstract.frozen is None
 
 
 def test_the_table_shows_met_missed_and_missing_goals():
