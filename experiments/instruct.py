@@ -4,41 +4,29 @@ Command: launch.py train --config=experiments/instruct.py --workdir=runs/instruc
   launch.py train --config=experiments/instruct.py:from_model=runs/gpt2 --workdir=runs/tuned
   launch.py chat --workdir=runs/instruct
   launch.py train --config=experiments/instruct.py:path=chats.jsonl --workdir=runs/chats
-The 1,100 instructions of instruct_small/instruction-data.json (Raschka, "Build a Large Language Model")
-become JSON lines of messages in runs/instruct_data: 85 % to train, 10 % for the test, 5 % for validation, in
-file order and without repeats. They are too few to learn a language: from scratch the model learns the form
-of answers.
+The 1,100 instructions of instruct_small/instruction-data.json (Raschka, "Build a Large Language Model") are
+read in file order and without repeats: 85 % to train, 10 % for the test, 5 % for validation. They are too few
+to learn a language: from scratch the model learns the form of answers.
 Arguments: path (JSON lines of your own, each with `messages`; a tenth is held out), from_model (a run folder;
 '' trains from scratch), steps (0: 600, or 200 for your own), runlocal (a minute on a CPU).
 """
 
-import json
-import os
 import sys
 
 from gpt_jax import config as configs
 from gpt_jax import data
-from gpt_jax.data.files import candidates
 from gpt_jax.runs.loggers import say
 
-SOURCE, FOLDER = 'instruct_small/instruction-data.json', 'runs/instruct_data'
-PARTS = {'train': (0.0, 0.85), 'test': (0.85, 0.95), 'valid': (0.95, 1.0)}
-TEMPLATE = '{messages:chat}'
+INSTRUCTIONS = {
+  'kind': 'jsonl',
+  'path': 'instruct_small/instruction-data.json',
+  'template': '{instruction:chat}',
+  'unique': 'instruction,input',
+  'train_split': 'train[:85%]',
+  'test_split': 'train[85%:95%]',
+  'valid_split': 'train[95%:]',
+}
 LONGEST = 1024  # tokens of a conversation
-
-
-def convert(path):
-  """Write the instructions of a JSON list as conversations, a file for each split."""
-  with open(path) as file:
-    rows = {(row['instruction'], row['input']): row['output'] for row in reversed(json.load(file))}
-  pairs = [('\n'.join(filter(None, question)), answer) for question, answer in reversed(rows.items())]
-  os.makedirs(FOLDER, exist_ok=True)
-  for split, (first, end) in PARTS.items():
-    with open(f'{FOLDER}/{split}.jsonl', 'w') as file:
-      for question, answer in pairs[int(first * len(pairs)) : int(end * len(pairs))]:
-        turns = (('user', question), ('assistant', answer))
-        messages = [{'role': role, 'content': text} for role, text in turns]
-        file.write(json.dumps({'messages': messages}, ensure_ascii=False) + '\n')
 
 
 def context_of(source):
@@ -55,13 +43,9 @@ def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(arg, path='', from_model='', steps=0, runlocal=False)
   config = configs.default()
+  source = INSTRUCTIONS
   if args.path:
-    source = {'kind': 'jsonl', 'path': args.path, 'template': TEMPLATE}
-  else:
-    if path := next(filter(os.path.isfile, candidates(SOURCE)), ''):
-      convert(path)
-    splits = zip(('path', 'valid_path', 'test_path'), ('train', 'valid', 'test'), strict=True)
-    source = {'kind': 'jsonl', 'template': TEMPLATE} | {key: f'{FOLDER}/{s}.jsonl' for key, s in splits}
+    source = {'kind': 'jsonl', 'path': args.path, 'template': '{messages:chat}'}
   config.data.mixture = {'instruct': source}
   config.data.packing = 'first_fit'
   steps = args.steps or (200 if args.path else 600)

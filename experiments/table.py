@@ -1,7 +1,7 @@
 """Questions and answers of your own, from a table with a column of each.
 
-The table is CSV or TSV with a header, JSON lines or Parquet. A tenth of its rows is held out. A tokenizer is
-trained on the text, and the longest row sets the context.
+The table is CSV or TSV with a header, JSON (lines or one list) or Parquet. A tenth of its rows is held out. A
+tokenizer is trained on the text, and the longest row sets the context.
 Command: launch.py train --config=experiments/table.py:path=quiz.csv --workdir=runs/quiz
   launch.py evaluate --workdir=runs/quiz --tasks=answer
   launch.py sample --workdir=runs/quiz --prompt='What is two plus three?'
@@ -15,7 +15,8 @@ from gpt_jax import config as configs
 from gpt_jax import data
 from gpt_jax.runs.loggers import say
 
-KINDS = {'csv': 'csv', 'tsv': 'csv', 'jsonl': 'jsonl', 'parquet': 'parquet'}  # by suffix: kind of source
+# By suffix: kind of source.
+KINDS = {'csv': 'csv', 'tsv': 'csv', 'jsonl': 'jsonl', 'json': 'jsonl', 'parquet': 'parquet'}
 LONGEST = 1024  # bytes of a row
 
 

@@ -92,8 +92,8 @@ def corpora(tmp_path_factory):
   questions = [dict(instruction=f'Add one to {n}.', input='', output=str(n + 1)) for n in range(60)]
   (folder / 'instruct_small/instruction-data.json').write_text(json.dumps(questions))
   fields = dict(input='', rejected='no')
-  pairs = [json.dumps(fields | dict(instruction=f'Say {n}.', chosen=f'{n}')) + '\n' for n in range(60)]
-  (folder / 'pairs.jsonl').write_text(''.join(pairs))
+  pairs = [fields | dict(instruction=f'Say {n}.', chosen=f'{n}') for n in range(60)]
+  (folder / 'instruct_small/instruction-data-with-preference.json').write_text(json.dumps(pairs))
   write_recordings(folder / 'fsdd/recordings.zip')
   write_emoji(folder / 'noto_emoji')
   data_helpers.write_classes(folder / 'shapes')

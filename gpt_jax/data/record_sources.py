@@ -1,10 +1,12 @@
-"""Sources of records with fields: JSON lines with media, parallel texts, synthetic stories and sums, TFDS."""
+"""Sources of records with fields: JSON with media, parallel texts, synthetic stories and sums, TFDS."""
 
+import codecs
 import functools
 import hashlib
 import itertools
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,11 +18,16 @@ from gpt_jax.data.synthetic import stories, sums
 from gpt_jax.data.text_files import PACKED, not_utf8, read_chunks, suffixes, without_empty
 from gpt_jax.runs.reading import reading
 
+PIECE, MOST_ITEM = 1 << 16, 1 << 22  # of a JSON list: bytes read at once, characters of one item
+OBJECTS = 'fix: write one JSON object per line, or one list of objects'
+FIRST, NEXT = re.compile(r'\s*\[\s*(?=[^\s\]])'), re.compile(r'\s*,\s*(?=\S)')  # before an item
+END, NEXT_END = re.compile(r'\s*\[\s*\]\s*'), re.compile(r'\s*\]\s*')  # of a list without items, and with
+
 _media_paths: dict[tuple, set[str]] = {}  # by the digest of the records' files and what reads them
 
 
 def jsonl(source, split: str) -> Corpus:
-  """Open JSON lines; blank lines are skipped. Media lie beside the file, or in `root`."""
+  """Open JSON lines, or files of one JSON list. Media lie beside the file, or in `root`."""
   files = text_records(source, split, '.jsonl')
   return file_corpus(source, files, lambda path: json_records(path, bool(source.bad_records)))
 
@@ -58,40 +65,82 @@ def file_corpus(source, files: list[Path], read: Callable[[Path], Iterator]) -> 
 
 
 def json_records(path: Path, tolerant: bool = False) -> Iterator[tuple[str, dict | ValueError]]:
-  """Yield (where, object) of each line that is not blank; if `tolerant`, errors in place of objects."""
+  """Yield (where, object) of each line that is not blank, or of each item of a file that is one list.
+
+  tolerant: yield errors in place of objects.
+  """
+  start = next(filter(None, (piece.strip() for piece in read_chunks(path, PIECE))), b'')
+  for where, value in _list_items(path) if start.startswith(b'[') else _lines(path):
+    if not isinstance(value, dict | ValueError):
+      value = ValueError(f'{where} is a JSON {type(value).__name__}, not an object\n{OBJECTS}')
+    if isinstance(value, ValueError) and not tolerant:
+      raise value
+    yield where, value
+
+
+def _lines(path: Path) -> Iterator[tuple[str, object]]:
+  """Yield (where, value or error) of each line that is not blank."""
   offset = 0
   for number, line in enumerate(read_chunks(path, 0), 1):
     if line.strip():
-      try:
-        record = _json_record(path, number, line, offset)
-      except ValueError as error:
-        if not tolerant:
-          raise
-        record = error
-      yield f'{path} line {number}', record
+      yield f'{path} line {number}', _json_line(path, number, line, offset)
     offset += len(line)
   if not offset:
     raise ValueError(f'{path} is empty\nfix: remove it from path, or fill it')
 
 
-def _json_record(path: Path, number: int, line: bytes, offset: int) -> dict:
+def _json_line(path: Path, number: int, line: bytes, offset: int):
+  """Return the value of a line, or the error."""
+  where = f'{path} line {number}'
   try:
-    record = json.loads(line.decode('utf-8').rstrip('\r\n'))
+    return json.loads(line.decode('utf-8').rstrip('\r\n'))
   except UnicodeDecodeError as error:
-    raise not_utf8(path, offset + error.start) from None
+    return not_utf8(path, offset + error.start)
   except json.JSONDecodeError as error:
-    raise ValueError(
-      f'{path} line {number} is not JSON: {error.msg} at column {error.colno}\n'
-      'fix: write one JSON object per line'
-    ) from None
+    return ValueError(f'{where} is not JSON: {error.msg} at column {error.colno}\n{OBJECTS}')
   except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
-    raise ValueError(f'{path} line {number} cannot be read: {error}\nfix: leave that line out') from None
-  if not isinstance(record, dict):
-    raise ValueError(
-      f'{path} line {number} is a JSON {type(record).__name__}, not an object\n'
-      'fix: write one JSON object per line'
-    )
-  return record
+    return ValueError(f'{where} cannot be read: {error}\nfix: leave that line out')
+
+
+def _list_items(path: Path) -> Iterator[tuple[str, object]]:
+  """Yield (where, value) of each item of a JSON list, of which one is held at a time."""
+  decode, text, number, wanted, cause = json.JSONDecoder().raw_decode, '', 0, 0, 'the list is cut off'
+  for piece in _decoded(path):
+    text += piece
+    if piece and len(text) < wanted:
+      continue
+    at = 0
+    while match := (NEXT if number else FIRST).match(text, at):
+      where = f'{path} item {number + 1}'
+      try:
+        value, end = decode(text, match.end())
+      except json.JSONDecodeError as error:
+        cause = error.msg  # as of an item that goes on in the next piece
+        break
+      except (RecursionError, ValueError) as error:
+        raise ValueError(f'{where} cannot be read: {error}\nfix: leave it out') from None
+      if end == len(text) and piece:  # a number may go on
+        break
+      yield where, value
+      number, at, cause = number + 1, end, 'expected a comma and an item, or the end of the list'
+    text = text[at:]
+    wanted = 2 * len(text)  # of a long item few beginnings are parsed
+    if len(text) > MOST_ITEM:
+      cause += f' within {MOST_ITEM} characters'
+      break
+  if not (NEXT_END if number else END).fullmatch(text):
+    raise ValueError(f'{path} item {number + 1} is not JSON: {cause}\n{OBJECTS}')
+
+
+def _decoded(path: Path) -> Iterator[str]:
+  """Yield pieces of a UTF-8 file, and '' at its end."""
+  decoder, size = codecs.getincrementaldecoder('utf-8')(), 0
+  for piece in itertools.chain(read_chunks(path, PIECE), [b'']):
+    size += len(piece)
+    try:
+      yield decoder.decode(piece, not piece)
+    except UnicodeDecodeError as error:
+      raise not_utf8(path, size - len(error.object) + error.start) from None
 
 
 def _media_root(root: str, folder: Path) -> str:

@@ -30,6 +30,7 @@ FILTERS = ('keep', 'valid_keep', 'test_keep')
 COPIES = ('copies', 'augment')
 HUB = ('config', 'revision')
 THREE_SPLITS = ('train_split', 'valid_split', 'test_split')
+FILES = ('root', 'names', 'bad_records', *PATHS, *THREE_SPLITS, 'unique')
 # Fields that say where records are or which of them a split takes: `Corpus.content` and
 # `splits.selection` describe their effect.
 LOCATIONS = (*PATHS, *THREE_SPLITS, *HUB, 'data_dir', 'root', 'captions')
@@ -46,9 +47,10 @@ class Source:
   separator: str = ''  # text: string between the documents of a file; '' = a file is a document
   valid_path: str = ''  # validation files; '' = a part of `path`
   test_path: str = ''  # test files; '' = none, or what test_keep selects of `path`
-  train_split: str = 'train'  # tfds, hf: split, as in 'train' or 'train[:90%]'
-  valid_split: str = ''  # tfds, hf: split for validation; '' = a part of train_split
-  test_split: str = ''  # tfds, hf: split for the test; '' = none
+  train_split: str = 'train'  # tfds, hf: split, as in 'train' or 'train[:90%]'; jsonl, csv, parquet: in order
+  valid_split: str = ''  # the same for validation; '' = a part of train_split
+  test_split: str = ''  # the same for the test; '' = none
+  unique: str = ''  # jsonl, csv, parquet: fields; of records with equal ones the first is taken; '' = all
   config: str = ''  # hf: configuration of a data set of the hub; '' = its default
   revision: str = ''  # hf: branch, tag or commit of a data set of the hub; '' = main
   keep: str = ''  # which records, as in 'speaker=theo|lucas,digit=3'; '' = all
@@ -88,6 +90,9 @@ class Source:
         raise ValueError(f'{name}={getattr(self, name)} is negative\nfix: use 0 or more')
     for keep in (self.keep, self.valid_keep, self.test_keep):
       splits.parse(keep)
+    if 'unique' in self.fields_read:
+      for name in THREE_SPLITS:
+        splits.parse_part(getattr(self, name) or 'train')
     media_sources.check_pattern(self.pattern)
     templates.parse(self.template)
     self._check_augment()
@@ -151,7 +156,10 @@ class Source:
 def open_source(source: Source, split: str) -> Corpus:
   """The records of `split` if the source names its data, else those of training."""
   own = split if source.has(split) else 'train'
-  return splits.select(SOURCES[source.kind].open(source, own), source, own)
+  corpus = SOURCES[source.kind].open(source, own)
+  if 'unique' in source.fields_read:
+    corpus = splits.take_part(corpus, source, own)
+  return splits.select(corpus, source, own)
 
 
 class SourceKind(NamedTuple):
@@ -165,9 +173,9 @@ SOURCES = {
   'builtin': SourceKind(text_sources.builtin, FILTERS),
   'text': SourceKind(text_sources.text, ('separator', *PATHS)),
   'synthetic': SourceKind(text_sources.synthetic, ('documents', 'seed')),
-  'jsonl': SourceKind(record_sources.jsonl, ('root', 'names', 'bad_records', *PATHS, *FILTERS, *COPIES)),
-  'csv': SourceKind(tables.csv, ('root', 'names', 'bad_records', *PATHS, *FILTERS, *COPIES)),
-  'parquet': SourceKind(tables.parquet, ('root', 'rate', 'names', 'bad_records', *PATHS, *FILTERS, *COPIES)),
+  'jsonl': SourceKind(record_sources.jsonl, (*FILES, *FILTERS, *COPIES)),
+  'csv': SourceKind(tables.csv, (*FILES, *FILTERS, *COPIES)),
+  'parquet': SourceKind(tables.parquet, ('rate', *FILES, *FILTERS, *COPIES)),
   'hf': SourceKind(
     tables.hf, ('path', *THREE_SPLITS, *HUB, 'rate', 'names', 'bad_records', *FILTERS, *COPIES)
   ),

@@ -6,6 +6,9 @@ the values, for each field that it names.
 
 import functools
 import hashlib
+import itertools
+import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +17,7 @@ import numpy as np
 from gpt_jax.data import templates
 
 SPLITS = ('train', 'valid', 'test')
+PART = re.compile(r'train(\[(?P<first>\d+%?)?:(?P<end>\d+%?)?\])?')  # of the records of files, as TFDS has it
 
 
 class Record(dict):
@@ -73,6 +77,54 @@ def select(corpus: Corpus, source, split: str) -> Corpus:
       yield where, record
 
   return Corpus(records, corpus.content)
+
+
+def take_part(corpus: Corpus, source, split: str) -> Corpus:
+  """Return the records of files that `unique` and the slice of `split` leave, in this order."""
+  part = getattr(source, f'{split}_split')
+  if split != 'train' and not part and not getattr(source, f'{split}_path'):
+    part = source.train_split
+  bounds, fields = parse_part(part or 'train'), [name.strip() for name in source.unique.split(',') if name]
+  if not fields and bounds == ('', ''):
+    return corpus
+
+  def first_ones():
+    seen = set()
+    for where, record in corpus.records():
+      try:
+        values = (
+          [] if isinstance(record, ValueError) else [templates.text_of(record, f, where) for f in fields]
+        )
+      except ValueError as error:
+        if not source.bad_records:
+          raise
+        values, record = [], error
+      key = hashlib.blake2b(json.dumps(values).encode(), digest_size=16).digest()
+      if values and key in seen:
+        continue
+      seen.add(key)
+      yield where, record
+
+  count = functools.cache(lambda: sum(1 for _ in first_ones()))
+
+  def place(bound: str) -> int | None:
+    return round(int(bound[:-1]) * count() / 100) if bound.endswith('%') else int(bound) if bound else None
+
+  def records():
+    yield from itertools.islice(first_ones(), *map(place, bounds))
+
+  return Corpus(records, lambda: f'{corpus.content()}-{part}')
+
+
+def parse_part(part: str) -> tuple[str, str]:
+  """'train[:85%]' -> ('', '85%'); ValueError for another form."""
+  match = PART.fullmatch(part)
+  if not match:
+    raise ValueError(
+      f"{part!r} is not a part of a file's records\n"
+      'fix: write train, train[:85%], train[85%:95%] or train[1000:]'
+    )
+  return match['first'] or '', match['end'] or ''
 
 
 def selection(source, split: str) -> dict:

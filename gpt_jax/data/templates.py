@@ -229,8 +229,15 @@ def text_of(record: dict, field: str, where: str) -> str:
 def chat_pieces(messages, field: str, where: str, record=None) -> list[Piece]:
   """Return the messages as one piece of JSON, and then the media in their places.
 
-  messages: dicts of role (or from) and content (or value), a text or a list of parts.
+  messages: dicts of role (or from) and content (or value), a text or a list of parts; or, as in Alpaca, the
+  text of the field instruction beside output.
   """
+  if field == 'instruction' and isinstance(messages, str) and 'output' in record:
+    question = filter(None, (messages, record.get('input')))
+    messages = [
+      {'role': 'user', 'content': '\n'.join(question)},
+      {'role': 'assistant', 'content': record['output']},
+    ]
   if not isinstance(messages, (list, tuple)) or not messages:
     raise ValueError(
       f'{where} field {field!r} is {type(messages).__name__} {short(messages)}, not a list of messages\n'

@@ -98,6 +98,16 @@ def test_packed_conversations_equal_each_alone(tmp_path, native):
   models.assert_close(loss_and_grads(model, padded), loss_and_grads(model, alone))
 
 
+def test_alpaca_is_a_question_and_an_answer():
+  row = {'instruction': 'Add.', 'input': '1 + 1', 'output': '2'}
+  turns = lambda question: [dict(role='user', content=question), dict(role='assistant', content='2')]
+  for record, question in ((row, 'Add.\n1 + 1'), (row | {'input': ''}, 'Add.')):
+    [piece] = data.templates.fill('{instruction:chat}', record, 'line 1')
+    assert json.loads(piece.value) == turns(question)
+  with data_helpers.two_lines(ValueError, "field 'instruction' is str 'Add.', not a list of messages"):
+    data.templates.fill('{instruction:chat}', {'instruction': 'Add.'}, 'line 1')
+
+
 def test_sharegpt_and_parquet_hold_the_same_conversations(tmp_path, native):
   expected = cache_of(tmp_path, write(tmp_path / 'a.jsonl', records(6)), native)[1]
   names = {'user': 'human', 'assistant': 'gpt'}

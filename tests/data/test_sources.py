@@ -284,8 +284,69 @@ def test_jsonl(tmp_path):
   ]
   path.write_text('{"text": "one"}\n{"text"\n')
   assert error(source).startswith(f'{path} line 2 is not JSON')
-  path.write_text('[1]\n')
-  assert error(source) == f'{path} line 1 is a JSON list, not an object'
+  path.write_text('{"text": "one"}\n[1]\n')
+  assert error(source) == f'{path} line 2 is a JSON list, not an object'
+
+
+@pytest.mark.parametrize('size', [2, 7, 1 << 16])
+def test_json_list(tmp_path, monkeypatch, size):
+  """Items that pieces of a file cut anywhere, in bounded memory."""
+  monkeypatch.setattr(record_sources, 'PIECE', size)
+  path = tmp_path / 'a.json'
+  records = [{'text': f'tw\u00f6 ] , {n}', 'n': 10**n, 'more': [{}, [n]]} for n in range(40)]
+  source = Source('jsonl', str(path))
+  for text in (json.dumps(records), json.dumps(records, indent=2, ensure_ascii=False) + '\n'):
+    path.write_text(text, encoding='utf-8')
+    opened = list(open_source(source, 'train').records())
+    assert opened == [(f'{path} item {n}', record) for n, record in enumerate(records, 1)]
+  path.write_text('[ ]')
+  assert list(open_source(source, 'train').records()) == []
+
+
+@pytest.mark.parametrize(
+  ('text', 'cause'),
+  [
+    ('[1]', 'item 1 is a JSON int, not an object'),
+    ('[{}, {"a": 1]', "item 2 is not JSON: Expecting ',' delimiter"),
+    ('[{}, {}', 'item 3 is not JSON: expected a comma and an item, or the end of the list'),
+    ('[{}, ]', 'item 2 is not JSON'),
+    ('[{}]\n[{}]', 'item 2 is not JSON: expected a comma'),
+    ('[{} {}]', 'item 2 is not JSON: expected a comma'),
+    ('[', 'item 1 is not JSON: the list is cut off'),
+    ('[' + '[' * 100_000, 'item 1 cannot be read'),
+    ('[{"a": "' + 'x' * 300, 'item 1 is not JSON: Unterminated string starting at within 200 characters'),
+  ],
+)
+def test_what_is_no_list_of_objects_is_named(tmp_path, monkeypatch, text, cause):
+  monkeypatch.setattr(record_sources, 'MOST_ITEM', 200 if 'xxx' in text else 1 << 22)
+  path = tmp_path / 'a.json'
+  path.write_text(text)
+  assert error(Source('jsonl', str(path))).startswith(f'{path} {cause}')
+
+
+def numbers(source, split):
+  return [record['n'] for _, record in open_source(source, split).records()]
+
+
+@pytest.mark.parametrize('kind', ['jsonl', 'csv'])
+def test_parts_of_a_file_are_in_order_and_without_repeats(tmp_path, kind):
+  path, questions = tmp_path / f'a.{kind}', [f'q{n // 2 if n < 4 else n}' for n in range(22)]  # 2 repeats
+  rows = [{'q': q, 'n': str(n)} for n, q in enumerate(questions)]
+  if kind == 'csv':
+    path.write_text('q,n\n' + ''.join(f'{row["q"]},{row["n"]}\n' for row in rows))
+  else:
+    path.write_text(json.dumps(rows))
+  parts = dict(train_split='train[:85%]', test_split='train[85%:19]', valid_split='train[95%:]')
+  source = Source(kind, str(path), '{q} {n}', unique='q', **parts)
+  rest = list(map(str, range(4, 22)))
+  assert numbers(source, 'train') == ['0', '2', *rest[:15]]
+  assert numbers(source, 'test') == rest[15:17] and numbers(source, 'valid') == rest[17:]
+  contents = {open_source(source, split).content() for split in ('train', 'valid', 'test')}
+  assert len(contents) == 3
+  whole = dataclasses.replace(source, valid_split='', valid_path=str(path))
+  assert numbers(whole, 'valid') == ['0', '2', *rest]  # the part is one of `path`
+  with pytest.raises(ValueError, match=r"'valid\[:3\]' is not a part of a file's records\nfix: write train"):
+    Source(kind, str(path), valid_split='valid[:3]')
 
 
 def test_valid_path_is_read_for_validation_only(tmp_path):
