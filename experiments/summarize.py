@@ -4,9 +4,11 @@ Target: a smoke test on a CPU. On a GPU: ROUGE above the first sentence of the a
 beside the model's (large pretrained models reach about 43 ROUGE-1 on this test).
 Command: launch.py train --config=experiments/summarize.py --workdir=runs/summarize
   launch.py evaluate --workdir=runs/summarize --split=test --tasks=summarize --beams=4
+  launch.py train --config=experiments/summarize.py:from_model=runs/gemma --workdir=runs/summarize_gemma
 Needs: pip install -e '.[metrics]' for the evaluation; scitldr/ (SciTLDR-A) in GPT_JAX_DATA.
 Hardware: one GPU, 10 minutes. ROUGE is the best over all summaries of a paper.
-Arguments: steps, seed, runlocal.
+Arguments: from_model (a run folder; '' trains from scratch), adapter (rank beside from_model; 0 trains all
+parameters), steps (0: 2000, or 160 from a model), seed, runlocal.
 """
 
 from gpt_jax import config as configs
@@ -14,10 +16,9 @@ from gpt_jax import config as configs
 
 def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
-  args = configs.arguments(arg, steps=2000, seed=0, runlocal=False)
+  args = configs.arguments(arg, from_model='', adapter=16, steps=0, seed=0, runlocal=False)
   config = configs.default()
-  config.tokenizer.update(kind='bpe', vocab=4096)
-  config.data.update(packing='first_fit', prefix=True)
+  config.data.packing = 'first_fit'
   config.data.mixture = {
     'abstracts': dict(
       kind='jsonl',
@@ -27,13 +28,8 @@ def get_config(arg=''):
       template='{source.*} -> {target.0}',
     )
   }
-  config.model.update(
-    layers=6, width=384, heads=6, context=768, mlp='relu2', qk_norm=True, init_projections='zero', dropout=0.2
-  )
-  config.loss.label_smoothing = 0.1
-  config.optim.update(name='muon', lr=2e-3, warmup=100, schedule='linear', final_lr=0.0)
   config.train.update(
-    steps=args.steps,
+    steps=args.steps or (160 if args.from_model else 2000),
     batch_size=16,
     eval_every=250,
     sample_every=500,
@@ -42,6 +38,31 @@ def get_config(arg=''):
     sample_prompts=(),
   )
   config.sample.update(max_new_tokens=80)
+  if args.from_model:
+    base = configs.of_run(args.from_model)
+    config.model, config.tokenizer = configs.section(base.model), configs.section(base.tokenizer)
+    config.optim.update(lr=3e-4 if args.adapter else 3e-5, warmup=10, schedule='linear', final_lr=0.0)
+    config.adapter.rank = args.adapter
+    config.train.update(
+      init_from=args.from_model, length=min(704, base.model.context), batch_size=4, eval_every=40
+    )
+    if not args.adapter:
+      config.model.param_dtype = 'float32'  # half precision loses small updates
+  else:
+    config.tokenizer.update(kind='bpe', vocab=4096)
+    config.data.prefix = True
+    config.model.update(
+      layers=6,
+      width=384,
+      heads=6,
+      context=768,
+      mlp='relu2',
+      qk_norm=True,
+      init_projections='zero',
+      dropout=0.2,
+    )
+    config.loss.label_smoothing = 0.1
+    config.optim.update(name='muon', lr=2e-3, warmup=100, schedule='linear', final_lr=0.0)
   if args.runlocal:
     config.train.update(steps=4, eval_every=2, sample_every=4, eval_tokens=2048)
   return config

@@ -4,8 +4,10 @@ Target (2 CPU cores, 40 minutes): BLEU 15 to 25 on test_2016 (sacreBLEU, 13a, ca
 scores 0.5, word-by-word substitution by a co-occurrence dictionary 9.0.
 Command: launch.py train --config=experiments/translate.py --workdir=runs/translate
   launch.py evaluate --workdir=runs/translate --split=test --tasks=translate --limit=1000 --beams=4
+  launch.py train --config=experiments/translate.py:from_model=runs/gemma --workdir=runs/translate_gemma
 Needs: pip install -e '.[metrics]' for the evaluation; multi30k/ (task 1, raw) in GPT_JAX_DATA.
-Arguments: to (de, fr), steps, seed, runlocal.
+Arguments: to (de, fr), from_model (a run folder; '' trains from scratch), adapter (rank beside from_model; 0
+trains all parameters), steps (0: 3000, or 1000 from a model), seed, runlocal.
 """
 
 from gpt_jax import config as configs
@@ -15,14 +17,13 @@ LANGUAGES = ('de', 'fr')
 
 def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
-  args = configs.arguments(arg, to='de', steps=3000, seed=0, runlocal=False)
+  args = configs.arguments(arg, to='de', from_model='', adapter=16, steps=0, seed=0, runlocal=False)
   if args.to not in LANGUAGES:
     raise ValueError(
       f'config argument to={args.to} is not a language of these files\nfix: use one of {", ".join(LANGUAGES)}'
     )
   config = configs.default()
-  config.tokenizer.update(kind='bpe', vocab=4096)
-  config.data.update(packing='first_fit', prefix=True)
+  config.data.packing = 'first_fit'
   config.data.mixture = {
     'captions': dict(
       kind='parallel',
@@ -32,13 +33,8 @@ def get_config(arg=''):
       template=f'{{en}} -> {{{args.to}}}',
     )
   }
-  config.model.update(
-    layers=4, width=192, heads=4, context=128, mlp='relu2', qk_norm=True, init_projections='zero', dropout=0.2
-  )
-  config.loss.label_smoothing = 0.1
-  config.optim.update(name='muon', lr=3e-3, warmup=100, schedule='linear', final_lr=0.0)
   config.train.update(
-    steps=args.steps,
+    steps=args.steps or (1000 if args.from_model else 3000),
     batch_size=32,
     eval_every=500,
     sample_every=1000,
@@ -47,6 +43,29 @@ def get_config(arg=''):
     sample_prompts=(),
   )
   config.sample.update(max_new_tokens=60)
+  if args.from_model:
+    base = configs.of_run(args.from_model)
+    config.model, config.tokenizer = configs.section(base.model), configs.section(base.tokenizer)
+    config.optim.update(lr=3e-4 if args.adapter else 3e-5, warmup=10, schedule='linear', final_lr=0.0)
+    config.adapter.rank = args.adapter
+    config.train.update(init_from=args.from_model, length=min(256, base.model.context), batch_size=8)
+    if not args.adapter:
+      config.model.param_dtype = 'float32'  # half precision loses small updates
+  else:
+    config.tokenizer.update(kind='bpe', vocab=4096)
+    config.data.prefix = True
+    config.model.update(
+      layers=4,
+      width=192,
+      heads=4,
+      context=128,
+      mlp='relu2',
+      qk_norm=True,
+      init_projections='zero',
+      dropout=0.2,
+    )
+    config.loss.label_smoothing = 0.1
+    config.optim.update(name='muon', lr=3e-3, warmup=100, schedule='linear', final_lr=0.0)
   if args.runlocal:
     config.train.update(steps=20, eval_every=10, sample_every=20, eval_tokens=2048)
   return config

@@ -83,11 +83,13 @@ def corpora(tmp_path_factory):
     'multi30k',
     'scitldr',
     'instruct_small',
+    'xquad',
   ):
     (folder / name).mkdir()
   (folder / 'tinyshakespeare/input.txt').write_text(words * 100)
   write_captions(folder / 'multi30k')
   write_abstracts(folder / 'scitldr')
+  write_questions(folder / 'xquad')
   write_mnist(folder / 'mnist')
   questions = [dict(instruction=f'Add one to {n}.', input='', output=str(n + 1)) for n in range(60)]
   (folder / 'instruct_small/instruction-data.json').write_text(json.dumps(questions))
@@ -127,6 +129,16 @@ def write_abstracts(folder):
       for n in range(count)
     ]
     (folder / f'{split}.jsonl').write_text(''.join(lines))
+
+
+def write_questions(folder):
+  """48 articles with one question each, in SQuAD's form."""
+  for language_ in ('en', 'de'):
+    articles = []
+    for n in range(48):
+      question = {'question': f'Who wrote book {n}?', 'answers': [{'text': f'Ada {n}', 'answer_start': 0}]}
+      articles.append({'paragraphs': [{'context': f'Ada {n} wrote book {n}.', 'qas': [question]}]})
+    (folder / f'xquad.{language_}.json').write_text(json.dumps({'data': articles}))
 
 
 def write_mnist(folder):
@@ -292,6 +304,7 @@ CHOICES = [
   ('digits_speech', 'loso=theo'),
   ('tokenizers/fsdd_fsq', 'loso=theo'),
   ('translate', 'to=fr'),
+  ('xquad', 'language=de'),
   *(('multimodal', f'only={task}') for task in ('read', 'draw', 'recognize', 'speak', 'text')),
 ]
 
@@ -379,6 +392,7 @@ def test_a_folder_without_media_is_refused(tmp_path, name, part):
     ('multimodal', 'only=fly'),
     ('tokenizers/fsdd_fsq', 'loso=bob'),
     ('translate', 'to=xx'),
+    ('xquad', 'language=xx'),
   ],
 )
 def test_unknown_choices_are_errors(name, chosen):
@@ -444,6 +458,17 @@ def test_finetuning_continues_the_base(base, stand_in, tmp_path):
   assert cfg.train.init_from == str(base)
   assert cfg.model == config.of_run(base).model
   assert cfg.tokenizer == config.of_run(base).tokenizer
+
+
+@pytest.mark.parametrize('name', ['translate', 'summarize', 'xquad'])
+def test_a_use_from_a_model_trains_adapters_of_it(name, base, stand_in):
+  path, run = command_line.ROOT / f'experiments/{name}.py', config.of_run(base)
+  cfg = config.build(config.Config, load(path, base, from_model=base))
+  assert (cfg.model, cfg.tokenizer) == (run.model, run.tokenizer)
+  assert (cfg.train.init_from, cfg.adapter.rank, cfg.data.prefix) == (str(base), 16, False)
+  assert cfg.train.length <= run.model.context
+  whole = config.build(config.Config, load(path, base, from_model=base, adapter=0))
+  assert not whole.adapter.freezes and whole.model.param_dtype == 'float32'
 
 
 def test_finetuning_without_a_base():
