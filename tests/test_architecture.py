@@ -66,7 +66,7 @@ MAY_IMPORT = {
   'reports.study_results': 'ablation runs',
   'reports.study_figures': 'reports reports.study_results',
   'reports.study_tables': 'reports reports.study_results',
-  'reports.study_report': 'reports reports.study_figures reports.study_results reports.study_tables',
+  'reports.study_report': 'ablation reports reports.study_figures reports.study_results reports.study_tables',
   'ablation.execute': 'ablation cluster.batches config jobs reports.study_report runs sharding step '
   'train training',
   'interop': 'cluster config evaluation.trained model runs sample sharding step tokenizers train training',

@@ -238,6 +238,9 @@ def describe_study(study, arms, proofs):
     'factors': {name: list(dict.fromkeys(arm.levels[name] for arm in arms)) for name in study.factors},
     'arms': [_describe_arm(arm, proofs[arm.name], proofs[arms[0].name]) for arm in arms],
     'versions': versions,
+    'base config': budget.hash_json(config.to_dict(arms[0].config)),
+    'evaluation code': source_digest.scoring_code(),
+    'analysis code': source_digest.analysis_code(),
   }
   for arm, described in zip(arms, description['arms'], strict=True):
     described['flags'] = _flags(study, description, arm, described)

@@ -1,4 +1,4 @@
-"""Digest of the code that a run's scores depend on besides its compiled step.
+"""Digests of code: what a run's scores depend on besides its compiled step, and what judges them.
 
 Data, tokenizers, generation and evaluation run on the host or in programs of their own, so the lowered train
 step does not show that they changed.
@@ -13,18 +13,27 @@ import gpt_jax
 
 PACKAGES = ('data', 'evaluation', 'jobs', 'model', 'sampling', 'tokenizers')
 FILES = ('losses.py', 'sample.py', 'step.py', 'train.py')
+ANALYSIS = ('ablation/stats',)
 
 
 @functools.cache
 def scoring_code():
-  """Return a hash of these packages and files without comments and docstrings, 16 hex digits.
+  """Return the digest of what trains and evaluates. Cached: later edits are not what this process runs."""
+  return digest_of(FILES, PACKAGES)
 
-  Cached: later edits are not what this process runs.
-  """
+
+@functools.cache
+def analysis_code():
+  """Return the digest of what turns scores into verdicts."""
+  return digest_of((), ANALYSIS)
+
+
+def digest_of(files, packages):
+  """Return a hash of these files and packages without comments and docstrings, 16 hex digits."""
   root = Path(gpt_jax.__file__).parent
   paths = [
-    *(root / name for name in FILES),
-    *(path for package in PACKAGES for path in (root / package).rglob('*.py')),
+    *(root / name for name in files),
+    *(path for package in packages for path in (root / package).rglob('*.py')),
   ]
   digest = hashlib.sha256()
   for path in sorted(paths):

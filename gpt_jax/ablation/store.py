@@ -18,6 +18,7 @@ import numpy as np
 from gpt_jax.runs import history, records, run_folder, text_table
 from gpt_jax.runs.metric_names import score_name
 
+RUNS = 'runs'  # folder of a study with its runs
 FAILURES = ('failed', 'diverged', 'killed', 'hung')  # outcomes of an attempt that end a run
 
 
@@ -26,7 +27,7 @@ FAILURES = ('failed', 'diverged', 'killed', 'hung')  # outcomes of an attempt th
 
 def run_path(workdir, slug, seed):
   """The run folder of an arm with a seed."""
-  return Path(workdir) / 'runs' / slug / f'seed{seed}'
+  return Path(workdir) / RUNS / slug / f'seed{seed}'
 
 
 def read_study(workdir):

@@ -186,7 +186,8 @@ def random(levels, base, count, seed):
 def optuna(levels, base, count, seed):
   """Raise ValueError: the cells are proposed in rounds, by execute/proposals.py."""
   raise ValueError(
-    'the arms of an optuna sweep are proposed while it runs\nfix: use launch.py ablate without --share'
+    'the arms of an optuna sweep are proposed while it runs\n'
+    'fix: use launch.py ablate without --share and --register'
   )
 
 

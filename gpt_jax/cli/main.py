@@ -7,7 +7,7 @@
   evaluate --workdir=DIR [--tasks=a,b|all --split=valid|test --limit=N --guidance=G ...]
   import   --source=DIR-or-hub-id --workdir=DIR
   export   --workdir=DIR --out=DIR
-  ablate   --config=FILE[:args] [--workdir=DIR] [--seeds=N] [--workers=N] [--dry_run]
+  ablate   --config=FILE[:args] [--workdir=DIR] [--seeds=N] [--workers=N] [--dry_run] [--register]
   report   --workdir=DIR [--where=CONDITION] [--columns=a,b] [--against=DIR]
   render   --to=slurm|jobset|skypilot|tpu-vm --config=FILE[:args] --workdir=DIR
            [--nodes=N --accelerators=KIND:N --shares=N ...] [--out=FILE]

@@ -7,7 +7,7 @@ from gpt_jax.ablation.execute import array, proposals, runner
 from gpt_jax.runs.loggers import say
 
 
-def ablate(spec, workdir='', *, seeds=0, share='', dry_run=False, workers=0, should_stop):
+def ablate(spec, workdir='', *, seeds=0, share='', dry_run=False, register=False, workers=0, should_stop):
   """Run the study of a file, or describe it with dry_run -> the unfinished runs, None if stopped.
 
   Arguments like the flags of launch.py ablate; should_stop is called between runs and steps.
@@ -20,6 +20,9 @@ def ablate(spec, workdir='', *, seeds=0, share='', dry_run=False, workers=0, sho
     return []
   workdir, part = workdir or f'runs/ablate-{study.name}', array.parse_share(share or '0/1')
   say(f'study folder: {workdir}')
+  if register:
+    runner.register(study, workdir)
+    return []
   if share:
     finished = array.run(study, workdir, part, should_stop, workers)
   else:

@@ -214,6 +214,7 @@ def ablate_flags():
   flags.DEFINE_integer('workers', 0, 'concurrent training processes; 0: measure the fastest', lower_bound=0)
   flags.DEFINE_string('share', '', 'I/N: train only the I-th, from 0, of N shares of the runs')
   flags.DEFINE_bool('dry_run', False, 'print the plan and how the arms differ, train nothing')
+  flags.DEFINE_bool('register', False, 'fix the protocol and print its hash, train nothing')
 
 
 def ablate(argv):
@@ -229,6 +230,7 @@ def ablate(argv):
     seeds=FLAGS.seeds,
     share=FLAGS.share,
     dry_run=FLAGS.dry_run,
+    register=FLAGS.register,
     workers=FLAGS.workers,
     should_stop=lambda: process_watchdog().stop_requested,
   )

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from gpt_jax.ablation import protocol
 from gpt_jax.reports import page, study_figures, study_tables
 from gpt_jax.reports import study_results as results
 from gpt_jax.reports.sections import Section, escape_markdown, make_table, to_latex, to_markdown
@@ -107,6 +108,7 @@ def alarms(study):
     yield f'{len(lost)} of {count} runs have no result: {names}. The verdicts rest on the others.'
   if study.pending:
     yield f'{len(study.pending)} of {count} runs are not done yet: the same command resumes them.'
+  yield from (f'Exploratory: {text}.' for text in study.analysis.get('exploratory') or ())
   yield from results.differing_versions(study)
   yield from (f'{arm["name"]}: {flag}' for arm in study.others for flag in arm.get('flags') or ())
   yield from (study.analysis.get('scaling') or {}).get('warnings') or ()
@@ -279,6 +281,10 @@ def plan(study):
     'trained': schedule(spec.get('schedule') or {}),
     'at once': runs_together(study),
     'hardware': ', '.join(distinct_values(study, 'hardware')),
+    'protocol': protocol.describe(spec),
+    'amendments before the first result': '; '.join(
+      ', '.join(change['changes']) for change in spec.get('amendments') or () if not change['results']
+    ),
     'code of the runs': ', '.join(results.count_versions(study, results.commit_of)),
   }
 

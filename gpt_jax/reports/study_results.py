@@ -130,7 +130,8 @@ def headline(study):
   """Return one or two sentences that answer the study's question."""
   if not study.done:
     return 'Nothing has been measured yet.'
-  progress = f'After {len(study.done)} of {len(study.rows)} runs: ' if study.pending else ''
+  progress = 'Exploratory: ' if study.analysis.get('exploratory') else ''
+  progress += f'After {len(study.done)} of {len(study.rows)} runs: ' if study.pending else ''
   if scaled := scaling_headline(study):
     return progress + scaled
   arms, base = arms_by_verdict(study), f'the baseline {base_name(study.baseline)}'.strip()
@@ -178,10 +179,12 @@ def protocol(study):
   """Return the protocol in one line, for every table."""
   seeds = len(study.spec.get('seeds', ()))
   base = f'the baseline {base_name(study.baseline)}'.strip()
+  later = '; '.join(study.analysis.get('exploratory') or ())
+  changed = f' Exploratory: {later}.' if later else ''
   return (
     f'Budget: {budget(study)}. {seeds} seed{"s" * (seeds != 1)} an arm. Differences are paired '
     f'by seed, against {base}; {study.better} {study.metric} is better. '
-    'Intervals: 95 %, t; p corrected by Holm.'
+    f'Intervals: 95 %, t; p corrected by Holm.{changed}'
   )
 
 

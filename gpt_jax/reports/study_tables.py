@@ -199,6 +199,8 @@ def to_csv(study):
     }
     row |= {'budget': results.budget(study), 'arm': arm['name'], 'baseline': int(is_base)}
     row |= {'verdict': 'baseline' if is_base else arm.get('verdict', '')}
+    row |= {'exploratory': int(bool(study.analysis.get('exploratory')))}
+    row |= {'protocol': study.analysis.get('protocol', '')}
     row |= {key: in_full(arm.get(key)) for key in NUMBERS}
     for key, prefix in (('interval', ''), ('family_interval', 'family_')):
       bounds = zip(('low', 'high'), arm.get(key) or ('', ''), strict=True)

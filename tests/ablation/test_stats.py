@@ -214,11 +214,13 @@ def test_repeated_looks_are_noted():
 def test_changes_after_the_results_are_noted():
   study = make_study(('a',))
   rows = simulated(study, np.random.default_rng(0))
-  now = {'metric': 'valid_loss', 'better': 'lower', 'tolerance': 0.01, 'arms': ['base', 'a']}
-  notes = lambda *judged_by: ' '.join(analyze.analyze(study | {'judged_by': judged_by}, rows)['notes'])
-  assert 'Judged before' not in notes(now) + notes(now | {'arms': ['base']})
-  text = notes(now | {'metric': 'loss', 'tolerance': 0.4}, now | {'arms': ['base', 'a', 'b', 'c']}, now)
-  assert 'Judged before metric=loss, tolerance=0.4: ' in text and 'Judged before with b, c: ' in text
+  change = {'results': 0, 'changes': ['tolerance 0.01 -> 0.4', 'left out b']}
+  before = analyze.analyze(study | {'amendments': [change]}, rows)
+  assert before['exploratory'] == [] and 'xploratory' not in str(before['arms'] + before['notes'])
+  after = analyze.analyze(study | {'amendments': [change | {'results': 9}]}, rows)
+  assert after['exploratory'] == ['tolerance 0.01 -> 0.4, left out b after 9 results']
+  assert 'Exploratory: tolerance 0.01 -> 0.4, left out b after 9 results. ' in ' '.join(after['notes'])
+  assert of_arm(after, 'a')['sentence'].endswith(' Exploratory.')
 
 
 def test_one_seed_has_a_difference_and_no_verdict():

@@ -1,5 +1,6 @@
 """`launch.py ablate` and `launch.py report`, as a user types them."""
 
+import hashlib
 import pathlib
 import shutil
 import signal
@@ -131,6 +132,14 @@ def test_mistakes_of_ablate(call, study, tmp_path, words, parts, fix):
   outcome = call('ablate', *(names.get(word, word) for word in words))
   assert fix in assert_user_error(outcome, *parts)
   assert snapshot(file.parent) == before
+
+
+def test_a_protocol_is_registered_before_anything_is_trained(call, study, tmp_path):
+  folder = tmp_path / 'study'
+  code, out, _ = call('ablate', study({'lr': [1e-2, 3e-2]}), f'--workdir={folder}', '--register')
+  digest = hashlib.sha256((folder / 'protocol.json').read_bytes()).hexdigest()
+  assert code == 0 and f'protocol: sha256 {digest}, fixed before the first result' in out
+  assert not (folder / 'runs').exists() and records.read_json(folder / 'study.json')['protocol'] == digest
 
 
 def test_an_arm_that_changes_nothing_is_refused(call, study, tmp_path):

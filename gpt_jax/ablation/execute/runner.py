@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from gpt_jax import config
-from gpt_jax.ablation import budget, design, proof, store
+from gpt_jax.ablation import budget, design, proof, protocol, source_digest, store
 from gpt_jax.ablation.execute import replicas, scheduler
 from gpt_jax.ablation.execute.executor import Executor, Task
 from gpt_jax.ablation.stats import analyze, scores
@@ -46,6 +46,16 @@ def run(study, workdir, should_stop=lambda: False, workers=0, say=loggers.say, w
     return judge(workdir, say) if finished else None
 
 
+def register(study, workdir, say=loggers.say):
+  """Write study.json and protocol.json of a study and print the protocol's hash; trains nothing."""
+  workdir = check_study_folder(workdir)
+  arms, proofs, description = prove_study(study, workdir / 'cache', say)
+  workdir.mkdir(parents=True, exist_ok=True)
+  with records.locked(workdir):
+    write_study(workdir, make_tasks(study, arms, proofs, workdir), description, say)
+  say(f'protocol: {protocol.describe(store.read_study(workdir))}')
+
+
 def dry_run(study, workdir=''):
   """Describe the study and how its arms differ, as lines; trains nothing and leaves nothing behind."""
   cache = Path(workdir).expanduser() / 'cache'  # has the step times of a study that has begun
@@ -77,7 +87,8 @@ def write_study(workdir, tasks, description, say):
   before = records.read_json(workdir / 'study.json')
   check_same(workdir, before, description)
   tasks_left = remaining_tasks(workdir, tasks, description['metric'], say)
-  stored = {key: before[key] for key in ('schedule', 'looks', 'judged_by') if key in before}
+  stored = {key: before[key] for key in ('schedule', 'looks') if key in before}
+  stored |= protocol.record_protocol(workdir, before, description)
   records.write_json(workdir / 'study.json', description | stored)
   done = len(tasks) - len(tasks_left)
   say(f'{len(tasks)} runs: {done} need no more work, {len(tasks_left)} to train')
@@ -281,18 +292,16 @@ def check_metric(workdir):
 
 
 def record_look(workdir, rows):
-  """Add the number of judged seeds to `looks` of study.json, what is judged to `judged_by` -> its content."""
-  study = store.read_study(workdir)
+  """Add to study.json the number of judged seeds, and a change of the code that judges -> its content."""
+  study = before = store.read_study(workdir)
+  if 'protocol' in study:  # this version may analyze otherwise
+    study = before | {'analysis code': source_digest.analysis_code()}
+    study |= protocol.record_protocol(workdir, before, study)
   count = len({row['seed'] for row in rows if row['status'] == 'done'})
-  if count < 2:  # one seed has no verdict
-    return study
-  looks, earlier = study.get('looks', []), study.get('judged_by', [])
-  judged_by = {key: study.get(key) for key in ('metric', 'better', 'tolerance')}
-  judged_by['arms'] = [arm['name'] for arm in study.get('arms', ())]
-  new = {'looks': looks if looks[-1:] == [count] else [*looks, count]}
-  new['judged_by'] = earlier if judged_by in earlier else [*earlier, judged_by]
-  if study != study | new:
-    study |= new
+  looks = study.get('looks', [])
+  if count > 1 and looks[-1:] != [count]:  # one seed has no verdict
+    study = study | {'looks': [*looks, count]}
+  if study != before:
     records.write_json(Path(workdir) / 'study.json', study)
   return study
 

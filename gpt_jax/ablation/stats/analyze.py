@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from gpt_jax.ablation import protocol
 from gpt_jax.ablation.stats import comparability, inference, main_effects, scores, size_laws
 from gpt_jax.ablation.sweeps import SWEEPS
 
@@ -25,7 +26,8 @@ def analyze(study, rows):
   size or number of tokens than the baseline is 'not judged' here.
 
   Returns:
-    {metric, better, tolerance, baseline, seeds, looks (numbers of seeds at earlier judgments), family
+    {metric, better, tolerance, protocol and exploratory (of protocol.py), baseline, seeds, looks (numbers of
+    seeds at earlier judgments), family
     (number of comparisons), arms, effects, interactions (see main_effects), pairing, scaling (see size_laws),
     notes}.
     arms, the baseline first: {name, is_baseline, n (seeds compared), mean, sd, values: {seed: value} (of all
@@ -43,7 +45,7 @@ def analyze(study, rows):
   scaling = size_laws.fit_size_study(study, scored)
   verdicts, family = _judge_arms(study, scored, scaling)
   by_arm = {arm['name']: [row for row in rows if row['arm'] == arm['name']] for arm in study['arms']}
-  arms = []
+  arms, exploratory = [], protocol.exploratory(study)
   for planned in sorted(study['arms'], key=lambda arm: not arm['is_baseline']):
     name = planned['name']
     arm = _summarize_arm(planned, by_arm[name], scored.values.get(name, {}))
@@ -55,12 +57,15 @@ def analyze(study, rows):
       arm |= {'verdict': 'baseline' if name == baseline else 'not judged'}
     compares = name in verdicts and not arm['reasons']
     arm |= compare_curves(by_arm[name], by_arm[baseline], better) if compares else NO_CURVES
-    arms.append(arm | {'sentence': _sentence(arm, comparability.label(study), tolerance)})
+    mark = ' Exploratory.' if exploratory and name != baseline else ''
+    arms.append(arm | {'sentence': _sentence(arm, comparability.label(study), tolerance) + mark})
   looks = list(study.get('looks') or ())
   return {
     'metric': metric,
     'better': better,
     'tolerance': tolerance,
+    'protocol': study.get('protocol', ''),
+    'exploratory': exploratory,
     'baseline': baseline,
     'seeds': sorted({row['seed'] for row in rows}, key=lambda seed: (not seed.isdigit(), seed.zfill(20))),
     'looks': looks,
@@ -242,20 +247,6 @@ def _missing_runs(arm):
   return f'; runs without a result: {", ".join(counts)}' if counts else ''
 
 
-def changes_after_results(study):
-  """Notes on earlier judgments by another metric or tolerance, or with arms that are left out now."""
-  notes, now = [], {arm['name'] for arm in study['arms']}
-  for earlier in study.get('judged_by') or ():
-    texts = [
-      f'{key}={earlier[key]}' for key in ('metric', 'better', 'tolerance') if earlier[key] != study[key]
-    ]
-    if dropped := [name for name in earlier['arms'] if name not in now]:
-      texts.append(f'with {", ".join(dropped)}')
-    if texts:
-      notes.append(f'Judged before {", ".join(texts)}: a choice after the results are known favors some.')
-  return notes
-
-
 def _pairing_gain(arms):
   """The gain over all arms, from root mean squares, as a single arm's gain is uncertain."""
   pairs = [(arm['se_paired'], arm['se_unpaired']) for arm in arms if arm['se_paired'] is not None]
@@ -279,7 +270,10 @@ def _notes(study, arms, family, looks, examples):
       f'"No difference" means: shown to be smaller than {tolerance:g} by two one-sided tests, even '
       'where it differs from 0.'
     )
-  notes += changes_after_results(study)
+  notes += [
+    f'Exploratory: {text}. A choice after results are known favors some.'
+    for text in protocol.exploratory(study)
+  ]
   if len(looks) > 1:
     notes.append(
       f'Judged {len(looks)} times, with {", ".join(map(str, looks))} seeds: judging again after '
