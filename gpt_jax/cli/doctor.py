@@ -10,6 +10,7 @@ from gpt_jax.cluster.batches import to_devices
 from gpt_jax.config import Config
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.runs import hardware, provenance
+from gpt_jax.runs.loggers import say
 from gpt_jax.sharding import make_mesh
 from gpt_jax.step import gpt_program
 
@@ -17,17 +18,17 @@ from gpt_jax.step import gpt_program
 def run_checks():
   """Print one line per check -> the number of failed checks."""
   for name, value in provenance.versions(hardware.name()).items():
-    print(f'{name:18} {value}')
+    say(f'{name:18} {value}')
   peak, source = hardware.peak_flops()
-  print(f'{"processes":18} {jax.process_count()}')
-  print(f'{"peak":18} {peak / 1e12:.2f} TFLOP/s a device ({source})')
-  print(f'{"free disk here":18} {shutil.disk_usage(".").free / 2**30:.1f} GiB')
+  say(f'{"processes":18} {jax.process_count()}')
+  say(f'{"peak":18} {peak / 1e12:.2f} TFLOP/s a device ({source})')
+  say(f'{"free disk here":18} {shutil.disk_usage(".").free / 2**30:.1f} GiB')
   try:
     loss, seconds = one_step()
   except Exception as e:  # whatever a broken driver raises is the finding
-    print(f'{"one step":18} FAILS: {type(e).__name__}: {e}')
+    say(f'{"one step":18} FAILS: {type(e).__name__}: {e}')
     return 1
-  print(f'{"one step":18} loss {loss:.3f}, {seconds:.1f} s with compilation')
+  say(f'{"one step":18} loss {loss:.3f}, {seconds:.1f} s with compilation')
   return 0
 
 

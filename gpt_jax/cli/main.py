@@ -47,6 +47,8 @@ def run():
   except Exception as error:
     say(traceback.format_exc(), file=sys.stderr, end='')
     code, failure = verbs.ERROR, error
+  finally:
+    say(end='', flush=True)  # here, not when Python ends, a reader that has left is no error
   if code in (verbs.ERROR, verbs.BAD_ARGUMENTS) and 'gpt_jax.cluster.bootstrap' in sys.modules:
     sys.modules['gpt_jax.cluster.bootstrap'].exit_failed(code, failure)
   sys.exit(code)
@@ -55,12 +57,12 @@ def run():
 def main(argv):
   """Dispatch to a verb -> exit code; user errors print a cause line and a fix line."""
   if len(argv) < 2 or argv[1] in ('-h', '--help', 'help'):
-    print(__doc__)
+    say(__doc__)
     return 0 if len(argv) > 1 else verbs.BAD_ARGUMENTS
   verb = argv[1]
   if verb not in verbs.VERBS:
     names = ', '.join(verbs.VERBS)
-    print(f'error: {verb!r} is not a verb of the command line\nfix: use one of {names}', file=sys.stderr)
+    say(f'error: {verb!r} is not a verb of the command line\nfix: use one of {names}', file=sys.stderr)
     return verbs.BAD_ARGUMENTS
   absl.logging.set_verbosity(absl.logging.ERROR)
   if note := args.address_limit_note():  # JAX aborts the process without a hint
@@ -91,13 +93,13 @@ def parse(argv):
   flags.DEFINE_bool('traceback', False, 'print the traceback of an error')
   verbs.VERBS[verb].define_flags()
   if '--help' in rest or '-h' in rest:
-    print(f'{verbs.VERBS[verb].run.__doc__}\n{format_flags(set(FLAGS) - flags_before)}')
+    say(f'{verbs.VERBS[verb].run.__doc__}\n{format_flags(set(FLAGS) - flags_before)}')
     if verb in WITH_OVERRIDES and verb != 'evaluate':  # which takes a few of them
       from gpt_jax import config  # imports jax
 
-      print(f'\nConfig keys:\n{config_help.format_keys(config.Config)}')
+      say(f'\nConfig keys:\n{config_help.format_keys(config.Config)}')
     if docstring := args.experiment_docstring(rest):
-      print(f'\n{args.flag_value(rest, "config")}:\n{docstring}')
+      say(f'\n{args.flag_value(rest, "config")}:\n{docstring}')
     sys.exit(0)
   is_study = verb == 'render' and args.flag_value(argv, 'shares')
   if is_study:

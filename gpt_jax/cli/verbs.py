@@ -335,12 +335,12 @@ def plan(argv):
   if any(arg.startswith('--config.mesh.') for arg in argv):  # also those equal to the default
     cfg = planning.with_chosen_mesh(cfg, target)
   if FLAGS.search:
-    result = search.best_plan(cfg, target, FLAGS.price, (lambda _: None) if FLAGS.json else print)
+    result = search.best_plan(cfg, target, FLAGS.price, (lambda _: None) if FLAGS.json else say)
   else:
     result = planning.plan(cfg, target, FLAGS.price, FLAGS.decode)
   if not FLAGS.table:
     result.pop('table', None)
-  print(json.dumps(result, indent=1) if FLAGS.json else '\n'.join(format.lines(result)))
+  say(json.dumps(result, indent=1) if FLAGS.json else '\n'.join(format.lines(result)))
   return 0 if result['fits'] else BAD_ARGUMENTS
 
 

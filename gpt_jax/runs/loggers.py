@@ -64,10 +64,17 @@ def printable(text):
 
 
 def say(*values, **options):
-  """Print as `print` does, control characters spelled out, in the encoding of the stream."""
-  encoding = getattr(options.get('file') or sys.stdout, 'encoding', None) or 'utf-8'
+  """Print as `print` does, control characters spelled out, in the encoding of the stream.
+
+  Where the reader of a pipe has left, as `head` does, the work goes on and what it prints is dropped.
+  """
+  stream = options.get('file') or sys.stdout
+  encoding = getattr(stream, 'encoding', None) or 'utf-8'
   text = printable(' '.join(map(str, values)))
-  print(text.encode(encoding, 'replace').decode(encoding), **options)
+  try:
+    print(text.encode(encoding, 'replace').decode(encoding), **options)
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class ConsoleHandler(logging.Handler):
@@ -109,7 +116,9 @@ class Plain:
     self.total_steps = total_steps
 
   def metrics(self, step, fields, is_training):
-    """Print one line of `console_fields`."""
+    """Print one line of `console_fields`, if there are any."""
+    if not fields:
+      return
     of = f'{step}/{self.total_steps}'.ljust(2 * len(str(self.total_steps)) + 1)
     columns = [f'{label} {text}'.ljust(len(label) + 7) for label, text in fields]
     self.print('  '.join([f'step {of}', *columns]).rstrip())

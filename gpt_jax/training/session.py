@@ -20,6 +20,8 @@ from gpt_jax.training import checkpoint, checkpoint_writer, ineffective, loss_gu
 from gpt_jax.training.evaluations import Preempted, is_due
 from gpt_jax.training.memory import check_program, check_state
 
+SILENCE = 30  # seconds of steps before the first metrics, after which a run says that it is under way
+
 
 @dataclasses.dataclass
 class Session:
@@ -180,6 +182,9 @@ def record_step(s, metrics, seconds):
   """Count one call of the step; log the calls before it, while the device computes this one."""
   s.step += s.cfg.train.steps_per_call
   s.meter.add_step_time(seconds)
+  waited, every = s.meter.interval_seconds, s.cfg.log.every
+  if not s.meter.latest and s.step < every and waited >= SILENCE > waited - seconds:
+    s.run.print(f'{s.step} steps took {waited:.0f} s with compilation; metrics follow after step {every}')
   log_pending(s)
   s.meter.add(s.step, metrics)
 

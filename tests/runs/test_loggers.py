@@ -170,3 +170,16 @@ def test_a_letter_that_the_terminal_lacks_is_no_error(monkeypatch):
   stream = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
   loggers.say('caf\u00e9', file=stream, flush=True)
   assert stream.buffer.getvalue() == b'caf?\n'
+
+
+def test_work_goes_on_after_the_reader_of_a_pipe_has_left():
+  reader, writer = os.pipe()
+  with os.fdopen(writer, 'w') as stream:
+    os.close(reader)
+    for text in ('lost', 'dropped'):
+      loggers.say(text, file=stream, flush=True)
+
+
+def test_a_row_without_a_field_for_the_console_prints_nothing(capsys):
+  loggers.open_console('plain', 10, 0).metrics(5, [], is_training=False)
+  assert capsys.readouterr().out == ''
