@@ -188,8 +188,9 @@ class PolicyJob(language_model.LanguageModelJob):
     keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(len(tasks) * cfg.group))
     model = adapters.merge(state.frozen, state.model)
     groups = self.complete(model, tasks, cfg.temperature, cfg.group, keys_B)
-    rewards = [[self.reward(*x) for x in self.texts(task, g)] for task, g in zip(tasks, groups, strict=True)]
-    right = [[exact(cfg, *x) for x in self.texts(task, g)] for task, g in zip(tasks, groups, strict=True)]
+    texts = [self.texts(task, group) for task, group in zip(tasks, groups, strict=True)]
+    score = lambda reward: [[reward(cfg, *pair) for pair in pairs] for pairs in texts]
+    rewards, right = score(REWARDS[cfg.reward]), score(exact)
     rewards_PG = np.array(rewards, np.float32)
     spread_PG = np.broadcast_to(rewards_PG.std(1, keepdims=True), rewards_PG.shape)
     values = rewards_PG, spread_PG, np.array(right), ADVANTAGES[cfg.advantage](rewards_PG)
@@ -211,13 +212,11 @@ class PolicyJob(language_model.LanguageModelJob):
     return [[ids for ids, _ in group] for group in groups]
 
   def texts(self, task, group):
-    """Return [(completion's text, right answer)] of a Task's completions."""
-    decode = functools.partial(completions.decode_continuation, self.tokenizers, task.prompt.ids)
-    return [(decode(ids), task.answer) for ids in group]
-
-  def reward(self, completion, answer):
-    """Return the reward of a completion."""
-    return REWARDS[self.cfg.grpo.reward](self.cfg.grpo, completion, answer)
+    """Return [(completion's text, right answer)] of a Task's completions; equal ones are decoded once."""
+    texts = {tuple(ids): '' for ids in group}
+    for ids in texts:
+      texts[ids] = completions.decode_continuation(self.tokenizers, task.prompt.ids, ids)
+    return [(texts[tuple(ids)], task.answer) for ids in group]
 
   def pop_scalars(self, values):
     """Remove rewards and what belongs to them from {name: values by step}; return their means."""
