@@ -57,7 +57,7 @@ MAY_IMPORT = {
   'tokenizers training',
   'train': 'jobs sharding training training.loss_guard',
   'config': 'data jobs losses model optim runs sample sharding tokenizers train training',
-  'cli.experiment_file': 'config data tokenizers',
+  'cli.experiment_file': 'config data runs tokenizers',
   'evaluation.trained': 'config evaluation jobs losses model runs sampling sampling.validate sharding '
   'tokenizers training',
   'plan': 'cluster.batches data jobs model sample sampling sampling.prompt_batch sharding step tokenizers',

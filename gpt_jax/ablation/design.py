@@ -23,6 +23,7 @@ from gpt_jax.ablation import budget
 from gpt_jax.ablation.budget import Budget
 from gpt_jax.ablation.sweeps import SWEEPS, Range, subsample
 from gpt_jax.cli import experiment_file
+from gpt_jax.runs import user_code
 from gpt_jax.runs.records import flatten
 from gpt_jax.training import ineffective
 
@@ -301,7 +302,7 @@ def _call_change(change, section, where):
   try:
     change(section)
   except Exception as error:
-    cause = experiment_file.describe_error(error, change.__code__.co_filename)
+    cause = user_code.describe_error(error, change.__code__.co_filename)
     raise ValueError(f'{where}: {cause}\nfix: correct {change.__name__}') from error
 
 

@@ -2,11 +2,9 @@
 
 import dataclasses
 import difflib
-import importlib.util
 import pathlib
 import re
 import sys
-import traceback
 import types
 
 import ml_collections
@@ -14,6 +12,7 @@ import ml_collections
 from gpt_jax import config
 from gpt_jax.data import Source
 from gpt_jax.runs.loggers import say
+from gpt_jax.runs.user_code import describe_error, load_module
 from gpt_jax.tokenizers import AudioConfig, ImageConfig, TokenizerConfig
 
 KINDS = {'tokenizer': TokenizerConfig, 'image': ImageConfig, 'audio': AudioConfig}
@@ -46,10 +45,8 @@ def call_function(spec, function, example):
     near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob('*.py')], 1)
     hint = f'did you mean {path.parent / near[0]}.py?' if near else f'try {example}'
     raise FileNotFoundError(f'--config={spec}: no file {path}\nfix: {hint}')
-  module_spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(module_spec)
   try:
-    module_spec.loader.exec_module(module)
+    module = load_module(path)
   except Exception as e:
     raise ValueError(f'--config={spec}: {describe_error(e, path)}\nfix: correct {path}') from e
   if not hasattr(module, function):
@@ -62,17 +59,6 @@ def call_function(spec, function, example):
     if isinstance(e, ValueError | OSError) and '\nfix:' in str(e):
       raise
     raise ValueError(f'--config={spec}: {describe_error(e, path)}\nfix: correct {path}') from e
-
-
-def describe_error(error, path):
-  """Return 'TypeError: cause (x.py:12)': an error of a user's code, and its last line in that file."""
-  cause = ' '.join(str(error.args[0] if error.args else error).split()).strip(
-    '"'
-  )  # ConfigDict names the nearest key
-  frames = traceback.extract_tb(error.__traceback__)
-  lines = [frame.lineno for frame in frames if pathlib.Path(frame.filename) == pathlib.Path(path)]
-  line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else ''
-  return f'{type(error).__name__}: {cause} ({path}:{line})'
 
 
 def complete_sources(section):

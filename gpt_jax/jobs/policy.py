@@ -24,7 +24,7 @@ from gpt_jax.cluster.processes import fetch
 from gpt_jax.data import mixture, templates
 from gpt_jax.evaluation import metrics
 from gpt_jax.evaluation.evaluate import document_rows
-from gpt_jax.jobs import base, language_model
+from gpt_jax.jobs import base, language_model, reward_files
 from gpt_jax.jobs.rewards import ADVANTAGES, NORMALIZERS, REWARDS, exact, k3
 from gpt_jax.model import adapters, param_trees
 from gpt_jax.sampling import completions, prompts
@@ -36,8 +36,9 @@ PER_ROW = ('reward', 'reward_spread', 'right', 'advantage')
 
 
 class Task(NamedTuple):
-  """A prompt and its right answer."""
+  """A question, as text and as prompt, and its right answer."""
 
+  question: str
   prompt: object  # prompt_batch.Prompt
   answer: str
 
@@ -56,8 +57,8 @@ def read_tasks(job, split):
       templates.split(pieces) for _, pieces in mixture.open_split(job.cfg.data, name, split).examples()
     ]
     beginnings = [[*condition, templates.Piece('arrow')] for condition, _ in sides]
-    answers = [''.join(piece.value for piece in target) for _, target in sides]
-    tasks += map(Task, prompts.encode(job, beginnings, 'text'), answers)
+    questions, answers = ([''.join(p.value for p in side[i]) for side in sides] for i in (0, 1))
+    tasks += map(Task, questions, prompts.encode(job, beginnings, 'text'), answers)
   return tasks
 
 
@@ -112,6 +113,9 @@ class PolicyJob(language_model.LanguageModelJob):
     """Return the loader of prompts, each as often in a row as it has completions; read the held-out ones."""
     cfg = self.cfg
     self.check(cfg)
+    is_row = cfg.grpo.reward in REWARDS
+    self.reward_file = None if is_row else reward_files.RewardFile(cfg.grpo.reward, self.workdir)
+    self.reward = REWARDS[cfg.grpo.reward] if is_row else self.reward_file
     splits = [split for split in ('train', 'valid') if data.source_names(cfg.data, split)]
     self.tasks = {split: read_tasks(self, split) for split in splits}
     longest = max(len(task.prompt.ids) for tasks in self.tasks.values() for task in tasks)
@@ -121,6 +125,7 @@ class PolicyJob(language_model.LanguageModelJob):
         f'of {self.length}\nfix: raise train.length (model.context), or lower max_new_tokens'
       )
     train, group = self.tasks['train'], cfg.grpo.group
+    self.reward(cfg.grpo, train[0].question, train[0].answer, train[0].answer)  # fails now, not at step 1
     order = data.epoch_shuffle(cfg.train.seed, len(train))
     content = [[list(map(int, task.prompt.ids)), task.answer] for task in train]
     fingerprint = dict(
@@ -130,6 +135,7 @@ class PolicyJob(language_model.LanguageModelJob):
       batch_size=cfg.train.batch_size,
       group=group,
       seed=cfg.train.seed,
+      **({'reward': self.reward_file.digest} if self.reward_file else {}),
     )
     return data.ItemLoader(
       cfg.data,
@@ -153,6 +159,12 @@ class PolicyJob(language_model.LanguageModelJob):
         f'grpo.group={cfg.grpo.group} does not divide train.batch_size={cfg.train.batch_size}\n'
         'fix: make batch_size prompts times group'
       )
+
+  def write_files(self):
+    """Write tokenizer/ and the file of a user's reward into the run folder."""
+    super().write_files()
+    if self.reward_file:
+      self.reward_file.write_copy(self.workdir)
 
   def build_objective(self):
     """Return the objective of scored completions."""
@@ -190,7 +202,7 @@ class PolicyJob(language_model.LanguageModelJob):
     groups = self.complete(model, tasks, cfg.temperature, cfg.group, keys_B)
     texts = [self.texts(task, group) for task, group in zip(tasks, groups, strict=True)]
     score = lambda reward: [[reward(cfg, *pair) for pair in pairs] for pairs in texts]
-    rewards, right = score(REWARDS[cfg.reward]), score(exact)
+    rewards, right = score(self.reward), score(exact)
     rewards_PG = np.array(rewards, np.float32)
     spread_PG = np.broadcast_to(rewards_PG.std(1, keepdims=True), rewards_PG.shape)
     values = rewards_PG, spread_PG, np.array(right), ADVANTAGES[cfg.advantage](rewards_PG)
@@ -212,11 +224,11 @@ class PolicyJob(language_model.LanguageModelJob):
     return [[ids for ids, _ in group] for group in groups]
 
   def texts(self, task, group):
-    """Return [(completion's text, right answer)] of a Task's completions; equal ones are decoded once."""
+    """Return [(question, text, right answer)] of a Task's completions; equal ones are decoded once."""
     texts = {tuple(ids): '' for ids in group}
     for ids in texts:
       texts[ids] = completions.decode_continuation(self.tokenizers, task.prompt.ids, ids)
-    return [(texts[tuple(ids)], task.answer) for ids in group]
+    return [(task.question, texts[tuple(ids)], task.answer) for ids in group]
 
   def pop_scalars(self, values):
     """Remove rewards and what belongs to them from {name: values by step}; return their means."""

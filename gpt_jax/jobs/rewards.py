@@ -11,6 +11,8 @@ import re
 import jax.numpy as jnp
 import numpy as np
 
+from gpt_jax.jobs import reward_files
+
 EPSILON = 1e-4  # added to the standard deviation of a group, as in trl
 
 
@@ -19,7 +21,7 @@ class GrpoConfig:
   """How train.job=grpo samples completions, scores them, and learns from the scores."""
 
   group: int = 8  # completions of each prompt; train.batch_size is a multiple of it
-  reward: str = 'exact'  # row of REWARDS
+  reward: str = 'exact'  # row of REWARDS, or FILE.py:FUNCTION: see reward_files.py
   pattern: str = ''  # reward=format: regular expression that the whole completion matches
   advantage: str = 'std'  # row of ADVANTAGES: what the rewards of a group become
   normalize: str = 'sequence'  # row of NORMALIZERS: what the loss of a completion's tokens is divided by
@@ -29,8 +31,10 @@ class GrpoConfig:
 
   def __post_init__(self):
     for key, rows in (('reward', REWARDS), ('advantage', ADVANTAGES), ('normalize', NORMALIZERS)):
-      if getattr(self, key) not in rows:
-        raise ValueError(f'grpo.{key}={getattr(self, key)!r} is not known\nfix: use one of {", ".join(rows)}')
+      value, is_file = getattr(self, key), key == 'reward' and reward_files.NAME.fullmatch(self.reward)
+      if value not in rows and not is_file:
+        other = ', or FILE.py:FUNCTION' if key == 'reward' else ''
+        raise ValueError(f'grpo.{key}={value!r} is not known\nfix: use one of {", ".join(rows)}{other}')
     if self.group < 2:
       raise ValueError(
         f'grpo.group={self.group} has no other completion to compare with\nfix: use 2 or more, as 8'
@@ -54,17 +58,17 @@ class GrpoConfig:
       ) from None
 
 
-def exact(cfg, completion, answer):
+def exact(cfg, question, completion, answer):
   """Return 1 for the right answer, else 0."""
   return float(completion.strip() == answer.strip())
 
 
-def matches_pattern(cfg, completion, answer):
+def matches_pattern(cfg, question, completion, answer):
   """Return 1 for a completion that grpo.pattern describes, else 0."""
   return float(re.fullmatch(cfg.pattern, completion.strip()) is not None)
 
 
-def length(cfg, completion, answer):
+def length(cfg, question, completion, answer):
   """Return minus the difference in characters from the right answer's length."""
   return -float(abs(len(completion.strip()) - len(answer.strip())))
 
@@ -87,7 +91,11 @@ def k3(log_ratio):
   return jnp.exp(log_ratio) - log_ratio - 1
 
 
-REWARDS = {'exact': exact, 'format': matches_pattern, 'length': length}  # (cfg, completion, answer) -> number
+REWARDS = {  # (cfg, question, completion, answer) -> number
+  'exact': exact,
+  'format': matches_pattern,
+  'length': length,
+}
 ADVANTAGES = {'std': standardize, 'mean': center}
 NORMALIZERS = {  # (cfg, tokens of each completion) -> divisor
   'sequence': lambda cfg, tokens_B: tokens_B,

@@ -54,7 +54,7 @@ def test_loss_and_gradient_equal_numpy(normalize):
 
 def test_rewards_of_a_completion():
   cfg = GrpoConfig(reward='format', pattern=r'\d+')
-  reward = lambda name, *texts: rewards.REWARDS[name](cfg, *texts)
+  reward = lambda name, *texts: rewards.REWARDS[name](cfg, '5+7', *texts)
   assert [reward('exact', ' 12\n', '12'), reward('exact', '12', '13')] == [1, 0]
   assert [reward('format', '12', '7'), reward('format', '12a', '7')] == [1, 0]
   assert [reward('length', '12', '7'), reward('length', '3', '7')] == [-1, 0]
@@ -63,7 +63,7 @@ def test_rewards_of_a_completion():
 @pytest.mark.parametrize(
   'fields, cause',
   [
-    ({'reward': 'rewards.py:mine'}, 'grpo.reward'),
+    ({'reward': 'rewards.py'}, "grpo.reward='rewards.py'"),
     ({'group': 1}, 'grpo.group=1'),
     ({'temperature': 0.0}, 'grpo.temperature=0.0'),
     ({'kl': -1.0}, 'grpo.kl=-1.0'),
@@ -92,8 +92,7 @@ def mixture(tmp_path_factory):
 def policy_config(base, mixture, steps=10, changes=(), **grpo):
   fields = {'data__mixture': mixture, 'data': {'packing': 'first_fit'}, 'tokenizer': {'kind': 'bytes'}}
   small = {'job': 'grpo', 'init_from': str(base), 'steps': steps, 'batch_size': 32, 'eval_every': 5}
-  # Some of the completions match by chance.
-  grpo = {'max_new_tokens': 3, 'reward': 'format', 'pattern': '.*[a-z].*', 'kl': 0.01} | grpo
+  grpo = {'max_new_tokens': 3, 'kl': 0.01} | grpo
   return tiny_runs.experiment(
     **fields,
     grpo=grpo,
@@ -102,12 +101,26 @@ def policy_config(base, mixture, steps=10, changes=(), **grpo):
   )
 
 
+SCORE = """
+def score(question, completion, answer):
+  return any('a' <= letter <= 'z' for letter in completion)
+"""
+
+
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory, mixture):
+def reward_file(tmp_path_factory):
+  """A reward of a user: some of the completions get it by chance."""
+  path = tmp_path_factory.mktemp('rewards') / 'letters.py'
+  path.write_text(SCORE)
+  return path
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, mixture, reward_file):
   """(base, run folder, result) of a run on rewards."""
   base = tiny_runs.finished(tmp_path_factory)
   workdir = tmp_path_factory.mktemp('grpo') / 'run'
-  return base, workdir, train.train(policy_config(base, mixture), workdir)
+  return base, workdir, train.train(policy_config(base, mixture, reward=f'{reward_file}:score'), workdir)
 
 
 def test_reward_rises_and_held_out_prompts_are_answered(finished):
@@ -121,11 +134,16 @@ def test_reward_rises_and_held_out_prompts_are_answered(finished):
   assert row['interval'][0] <= row['value'] <= row['interval'][1]
 
 
-def test_resumed_equals_uninterrupted(finished, mixture, tmp_path):
+def test_resumed_equals_uninterrupted_though_the_reward_file_is_another(
+  finished, mixture, reward_file, tmp_path, caplog
+):
   base, workdir, result = finished
-  cfg = policy_config(base, mixture)
+  cfg = policy_config(base, mixture, reward=f'{reward_file}:score')
   assert train.train(cfg, tmp_path / 'run', tiny_runs.stop_before(5)) is None
+  reward_file.write_text('def score(question, completion, answer):\n  return 0\n')
   assert train.train(cfg, tmp_path / 'run')['loss'] == result['loss']
+  assert f'{reward_file} has changed since this run began' in caplog.text
+  reward_file.write_text(SCORE)
   both = [trained.load(folder).model for folder in (workdir, tmp_path / 'run')]
   assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), *both)))
 

@@ -1,0 +1,43 @@
+"""A user's Python files, such as experiments: loaded from content, with errors that name their line."""
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import pathlib
+import traceback
+
+
+class ContentLoader(importlib.abc.InspectLoader):
+  """Load a module from bytes; unlike a path, they are what was hashed, and no bytecode is written."""
+
+  def __init__(self, content, path):
+    self.content, self.path = content, str(path)
+
+  def get_source(self, fullname):
+    """Return the text of the module."""
+    return importlib.util.decode_source(self.content)
+
+  def get_code(self, fullname):
+    """Return the compiled module, whose tracebacks name the path."""
+    return self.source_to_code(self.content, self.path)
+
+
+def load_module(path, content=None):
+  """Return the module of a file, or of its `content` where that was read before; raises what it raises."""
+  path = pathlib.Path(path)
+  loader = ContentLoader(path.read_bytes() if content is None else content, path)
+  module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(path.stem, loader))
+  module.__file__ = str(path)
+  loader.exec_module(module)
+  return module
+
+
+def describe_error(error, path):
+  """Return 'TypeError: cause (x.py:12)': an error of a user's code, and its last line in that file."""
+  cause = ' '.join(str(error.args[0] if error.args else error).split()).strip(
+    '"'
+  )  # ConfigDict names the nearest key
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [frame.lineno for frame in frames if pathlib.Path(frame.filename) == pathlib.Path(path)]
+  line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else ''
+  return f'{type(error).__name__}: {cause} ({path}:{line})'
