@@ -3,10 +3,12 @@
 Letters: B pairs.
 Sources: DPO (Rafailov et al. 2023, equation 7), with label smoothing (Mitchell 2023, "A note on DPO with
 noisy preferences"); IPO (Azar et al. 2023, equation 17), with log-probabilities per token as in trl;
-ORPO (Hong et al. 2024, equation 6); SimPO (Meng et al. 2024, equation 6).
+ORPO (Hong et al. 2024, equation 6); SimPO (Meng et al. 2024, equation 6); KTO (Ethayarajh et al. 2024,
+section 4), where a pair is a desirable and an undesirable example, as in trl.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,9 +21,11 @@ class PreferenceConfig:
   """The loss of train.job=dpo."""
 
   loss: str = 'dpo'  # row of PREFERENCE_LOSSES
-  beta: float = 0.1  # dpo, simpo: scale of rewards; ipo: its tau; orpo: weight of the odds ratio
+  beta: float = 0.1  # dpo, simpo, kto: scale of rewards; ipo: its tau; orpo: weight of the odds ratio
   gamma: float = 0.5  # simpo: reward margin to reach
   label_smoothing: float = 0.0  # dpo, simpo: share of pairs whose labels are taken to be wrong
+  desirable_weight: float = 1.0  # kto: of preferred answers, its lambda_D
+  undesirable_weight: float = 1.0  # kto: of the others, its lambda_U
   chosen: str = 'chosen'  # field of the template that holds the preferred answer
   rejected: str = 'rejected'  # field of the record in its place for the other answer
   prompt: str = ''  # of conversations: field with the messages before both answers; '' = both have them
@@ -36,11 +40,19 @@ class PreferenceConfig:
       raise ValueError(
         f'preference.label_smoothing={self.label_smoothing} is not in [0, 0.5)\nfix: use 0 <= p < 0.5'
       )
-    if self.label_smoothing and 'label_smoothing' not in PREFERENCE_LOSSES[self.loss].uses:
-      raise ValueError(
-        f'preference.label_smoothing={self.label_smoothing} is not defined for preference.loss={self.loss}\n'
-        'fix: leave it at 0.0, or use preference.loss=dpo or simpo'
-      )
+    for name in ('desirable_weight', 'undesirable_weight'):
+      if not 0 < getattr(self, name) < math.inf:
+        raise ValueError(
+          f'preference.{name}={getattr(self, name)} is not a weight\nfix: use a number above 0'
+        )
+    for field in dataclasses.fields(self):
+      rows = [name for name, row in PREFERENCE_LOSSES.items() if field.name in row.uses]
+      value = getattr(self, field.name)
+      if rows and self.loss not in rows and value != field.default:
+        raise ValueError(
+          f'preference.{field.name}={value} is not defined for preference.loss={self.loss}\n'
+          f'fix: leave it at {field.default}, or use preference.loss={" or ".join(rows)}'
+        )
 
 
 class PairScores(NamedTuple):
@@ -52,6 +64,8 @@ class PairScores(NamedTuple):
   rejected_tokens_B: Any
   reference_chosen_B: Any = 0.0  # under the initial model
   reference_rejected_B: Any = 0.0
+  mismatched_B: Any = 0.0  # of prompts with an answer of another pair: kto
+  reference_mismatched_B: Any = 0.0
 
 
 def dpo(cfg, x):
@@ -83,6 +97,19 @@ def simpo(cfg, x):
   return smoothed(cfg, chosen_B - rejected_B - cfg.gamma), chosen_B, rejected_B
 
 
+def kto(cfg, x):
+  """Return (loss_B, chosen rewards, rejected rewards) of KTO, the mean of a pair's two examples.
+
+  Values are relative to the KL of mismatched answers, a mean over the pairs that carries no gradient.
+  """
+  kl = jax.lax.stop_gradient(jnp.maximum(0, jnp.mean(x.mismatched_B - x.reference_mismatched_B)))
+  chosen_B, rejected_B = log_ratios(x)
+  desirable_B = 1 - jax.nn.sigmoid(cfg.beta * (chosen_B - kl))
+  undesirable_B = 1 - jax.nn.sigmoid(cfg.beta * (kl - rejected_B))
+  loss_B = (cfg.desirable_weight * desirable_B + cfg.undesirable_weight * undesirable_B) / 2
+  return loss_B, cfg.beta * chosen_B, cfg.beta * rejected_B
+
+
 def log_ratios(x):
   """Return the log-ratios of policy to reference of chosen and rejected answers."""
   return x.chosen_B - x.reference_chosen_B, x.rejected_B - x.reference_rejected_B
@@ -100,6 +127,7 @@ class PreferenceLoss(NamedTuple):
   compute: Callable  # (cfg, PairScores) -> (loss_B, chosen rewards, rejected rewards)
   needs_reference: bool
   uses: tuple[str, ...] = ()  # fields of PreferenceConfig that it reads besides beta
+  needs_mismatched: bool = False
 
 
 PREFERENCE_LOSSES = {
@@ -107,4 +135,5 @@ PREFERENCE_LOSSES = {
   'ipo': PreferenceLoss(ipo, True),
   'orpo': PreferenceLoss(orpo, False),
   'simpo': PreferenceLoss(simpo, False, ('gamma', 'label_smoothing')),
+  'kto': PreferenceLoss(kto, True, ('desirable_weight', 'undesirable_weight'), needs_mismatched=True),
 }

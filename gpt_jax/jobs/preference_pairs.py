@@ -1,12 +1,12 @@
 """Pairs of answers, one of them preferred, from records to rows.
 
 A document of a source is the preferred one; the template with the field preference.rejected in the place
-of preference.chosen makes the other. Rows of 2 L tokens hold both, each from its first token, so that a
-pair is never split over devices or micro-batches.
+of preference.chosen makes the other. A third, for KTO, is the prompt with an answer of the next pair. Rows of
+A L tokens hold them, each from its first token, so that a pair is never split over devices or micro-batches.
 
 The targets of conversations are what the assistant wrote after the messages that both have, as in trl.
 
-Letters: B pairs, N pairs of a split, T = 2 L tokens of a row, L tokens of a document.
+Letters: B pairs, N pairs of a split, A documents of a pair, T = A L tokens of a row, L tokens of a document.
 """
 
 import dataclasses
@@ -21,41 +21,51 @@ from gpt_jax.data import bad_records, mixture, sources, templates
 from gpt_jax.data.record_fields import lookup
 from gpt_jax.data.splits import Record
 from gpt_jax.evaluation.evaluate import document_rows
+from gpt_jax.jobs.preference_losses import PREFERENCE_LOSSES
 
-REFERENCE = ('reference_chosen_B', 'reference_rejected_B')
+REFERENCE = ('reference_chosen_B', 'reference_rejected_B', 'reference_mismatched_B')
 
 
 @dataclasses.dataclass
 class PairRows:
   """The pairs of a split; `gather` makes rows of some of them."""
 
-  chosen: list  # of documents.Encoded, ids with the end of each
-  rejected: list
+  sides: tuple  # A lists of documents.Encoded, ids with the end of each: chosen, rejected, mismatched
+  prompts: list  # a digest of each
   length: int  # L
   sources_N: np.ndarray  # number of the source of each pair
   row_fields: list  # data.RowFields of each source
-  reference_N2: np.ndarray  # log-probabilities under the initial model; zeros until they are known
+  reference_NA: np.ndarray  # log-probabilities under the initial model; zeros until they are known
+
+  def __len__(self):
+    return len(self.prompts)
 
   def gather(self, numbers):
     """Return the batch of these pairs."""
     numbers_B = np.asarray(numbers)
     source_B, batch = self.sources_N[numbers_B], {}
     for source in np.unique(source_B):
-      own_B, halves = source_B == source, []
-      for documents in (self.chosen, self.rejected):
+      own_B, parts = source_B == source, []
+      for documents in self.sides:
         some = [documents[n] for n in numbers_B[own_B]]
         fields = self.row_fields[source]
-        halves.append(document_rows([e.ids for e in some], some, len(some), self.length, fields))
-      first, second = halves
-      for name, x in first.items():
-        rows = np.concatenate([x, second[name]], 1)
+        parts.append(document_rows([e.ids for e in some], some, len(some), self.length, fields))
+      for name in parts[0]:
+        rows = np.concatenate([part[name] for part in parts], 1)
         batch.setdefault(name, np.zeros((len(numbers_B), *rows.shape[1:]), rows.dtype))[own_B] = rows
-    return batch | {name: self.reference_N2[numbers_B, i] for i, name in enumerate(REFERENCE)}
+    return batch | {name: x_N[numbers_B] for name, x_N in zip(REFERENCE, self.reference_NA.T, strict=False)}
+
+  def without(self, prompts):
+    """Return the pairs whose prompts are none of these."""
+    kept = [n for n, prompt in enumerate(self.prompts) if prompt not in prompts]
+    sides = tuple([side[n] for n in kept] for side in self.sides)
+    arrays = dict(sources_N=self.sources_N[kept], reference_NA=self.reference_NA[kept])
+    return dataclasses.replace(self, sides=sides, prompts=[self.prompts[n] for n in kept], **arrays)
 
   def digest(self):
     """Return a hash of the ids and targets of all pairs and of the length of rows."""
     total = hashlib.sha256(str(self.length).encode())
-    for pair in zip(self.chosen, self.rejected, strict=True):
+    for pair in zip(*self.sides, strict=True):
       for document in pair:
         total.update(b'%d ' % len(document.ids) + np.asarray(document.ids, '<i4').tobytes())
         if document.targets is not None:
@@ -66,7 +76,8 @@ class PairRows:
 def read_pairs(cfg, tokenizers, split, length):
   """Return the PairRows of a split; ValueError for a template without the chosen field, or long pairs."""
   names, row_fields = data.source_names(cfg.data, split), data.RowFields.of(cfg.data, tokenizers)
-  sides, sources_N = ([], []), []
+  has_third = PREFERENCE_LOSSES[cfg.preference.loss].needs_mismatched
+  sides, prompts, sources_N = tuple([] for _ in range(2 + has_third)), [], []
   for number, name in enumerate(names):
     source = cfg.data.mixture[name]
     pairs = list(read_documents(cfg, name, split))
@@ -77,19 +88,56 @@ def read_pairs(cfg, tokenizers, split, length):
       for some in (data.encode_batch(tokenizers, [pair[side] for _, *pair in pairs]) for side in (0, 1))
     ]
     if is_chat:
-      encoded = zip(*map(without_shared_turns, pairs, *encoded), strict=True)
-    for side, some in zip(sides, encoded, strict=True):
-      side += some
-    longest = max(len(e.ids) for side in sides for e in side[len(sources_N) :])
+      encoded = list(zip(*map(without_shared_turns, pairs, *encoded), strict=True))
+    longest = max(len(e.ids) for some in encoded for e in some)
     if longest > length + 1:
       raise ValueError(
         f'data.mixture.{name} has answers of up to {longest} tokens with their prompt, longer than the '
         f'{length + 1} of a row\nfix: raise train.length (model.context) to {longest - 1}, or leave them out'
       )
+    if has_third:
+      encoded.append(mismatch(*encoded, tokenizers.vocabulary, length))
+    for side, some in zip(sides, encoded, strict=True):
+      side += some
+    prompts += [mixture.digest(prompt_of(*pair)) for _, *pair in pairs]
     sources_N += [number] * len(pairs)
   fields = [row_fields.of_template(cfg.data.mixture[name].template) for name in names]
-  reference_N2 = np.zeros((len(sources_N), 2), np.float32)
-  return PairRows(*sides, length, np.array(sources_N), fields, reference_N2)
+  reference_NA = np.zeros((len(sources_N), len(sides)), np.float32)
+  return PairRows(sides, prompts, length, np.array(sources_N), fields, reference_NA)
+
+
+def mismatch(chosen, rejected, vocabulary, length):
+  """Return documents of each prompt with an answer of the next pair, cut to the length of a row.
+
+  The answers are preferred and other ones in turn, so that they are a sample of both.
+  """
+
+  def start(e):  # of the answer
+    learned = e.targets if e.targets is not None else np.cumsum(e.ids == vocabulary.special('sep'))
+    return int(np.argmax(learned > 0)) + (e.targets is None)
+
+  documents = []
+  for n, e in enumerate(chosen):
+    other = (rejected if n % 2 else chosen)[(n + 1) % len(chosen)]
+    join = lambda x, y, e=e, other=other: np.concatenate([x[: start(e)], y[start(other) :]])[: length + 1]
+    targets = None if e.targets is None else join(e.targets, other.targets)
+    documents.append(dataclasses.replace(e, ids=join(e.ids, other.ids), targets=targets))
+  return documents
+
+
+def prompt_of(chosen, rejected):
+  """Return the pieces that come before both answers: the condition, or the messages that both have."""
+  if chosen[0].kind != 'chat':
+    return templates.split(chosen)[0]
+  shared = shared_messages(chosen, rejected)
+  return [templates.Piece('chat', json.dumps(shared))] if shared else chosen
+
+
+def shared_messages(*documents):
+  """Return the messages with which the two conversations of a pair begin."""
+  conversations = [json.loads(pieces[0].value) for pieces in documents]
+  both = itertools.takewhile(lambda messages: messages[0] == messages[1], zip(*conversations, strict=False))
+  return [message for message, _ in both]
 
 
 def read_documents(cfg, name, split):
@@ -128,9 +176,7 @@ def with_prompt(record, cfg, where):
 def without_shared_turns(pair, *encoded):
   """Return two encoded conversations whose targets are the replies after the messages that both have."""
   where, *documents = pair
-  conversations = [json.loads(pieces[0].value) for pieces in documents]
-  both = itertools.takewhile(lambda messages: messages[0] == messages[1], zip(*conversations, strict=False))
-  shared, results = sum(message['role'] == 'assistant' for message, _ in both), []
+  shared, results = sum(m['role'] == 'assistant' for m in shared_messages(*documents)), []
   for e in encoded:
     firsts = np.flatnonzero(np.diff(e.targets, prepend=0) == 1)
     if len(firsts) <= shared:

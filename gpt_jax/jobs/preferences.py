@@ -9,6 +9,7 @@ Letters: as in preference_pairs.py.
 import functools
 import hashlib
 import json
+import logging
 import pathlib
 
 import jax
@@ -27,6 +28,8 @@ from gpt_jax.runs import ancestry, digests
 from gpt_jax.step import Objective, count_tokens, eval_model, experts_loss, loss_fn
 from gpt_jax.training import checkpoint
 
+log = logging.getLogger(__name__)
+
 
 def reference_name(split, pairs, reference):
   """Return the name of the file with the log-probabilities of pairs under a model, given by its digest."""
@@ -36,13 +39,14 @@ def reference_name(split, pairs, reference):
 
 def pair_scores(model, batch, hyper, key):
   """Return (PairScores of a batch of rows, the loss of the experts, if any)."""
-  split = lambda x: x.reshape(2 * x.shape[0], x.shape[1] // 2, *x.shape[2:])
+  A = sum(name in batch for name in REFERENCE)
+  split = lambda x: x.reshape(A * x.shape[0], x.shape[1] // A, *x.shape[2:])
   rows = {name: split(x) for name, x in batch.items() if name.rsplit('_', 1)[1].startswith('BT')}
   mask_BT = rows['loss_mask_BT']
   _, aux, nats_BT = loss_fn(model, rows, mask_BT.sum(), hyper, key)
-  sums_B2, tokens_B2 = (x_BT.sum(1).reshape(-1, 2) for x_BT in (-nats_BT * mask_BT, mask_BT))
-  scores = PairScores(sums_B2[:, 0], sums_B2[:, 1], tokens_B2[:, 0], tokens_B2[:, 1])
-  return scores._replace(**{name: batch[name] for name in REFERENCE}), experts_loss(aux, hyper)
+  sums_BA, tokens_BA = (x_BT.sum(1).reshape(-1, A) for x_BT in (-nats_BT * mask_BT, mask_BT))
+  scores = PairScores(*sums_BA.T[:2], *tokens_BA.T[:2])._replace(**{n: batch[n] for n in REFERENCE[:A]})
+  return scores._replace(mismatched_B=sums_BA[:, 2]) if A == 3 else scores, experts_loss(aux, hyper)
 
 
 def pair_metrics(cfg, scores):
@@ -74,11 +78,10 @@ def preference_objective(cfg):
   return Objective(weigh, loss, count_tokens)
 
 
-@functools.partial(jax.jit, static_argnames='cfg')
-def evaluate_pairs(model, batch, *, cfg):
-  """Return {name: value_B} of a batch without dropout."""
-  scores, _ = pair_scores(param_trees.cast(model, model.cfg.dtype), batch, {}, None)
-  return pair_metrics(cfg, scores)
+@jax.jit
+def evaluate_pairs(model, batch):
+  """Return the PairScores of a batch without dropout."""
+  return pair_scores(param_trees.cast(model, model.cfg.dtype), batch, {}, None)[0]
 
 
 class PreferenceJob(language_model.LanguageModelJob):
@@ -95,11 +98,17 @@ class PreferenceJob(language_model.LanguageModelJob):
         f'preference.loss={cfg.preference.loss} compares with the initial model, and there is none\n'
         'fix: name a trained run in train.init_from, or use preference.loss=orpo or simpo'
       )
+    if self.row.needs_mismatched and cfg.train.accumulate > 1:
+      raise ValueError(
+        f'train.accumulate={cfg.train.accumulate} would cut the batch whose mean KL preference.loss='
+        f'{cfg.preference.loss} needs\nfix: set train.accumulate=1'
+      )
     splits = [split for split in ('train', 'valid') if data.source_names(cfg.data, split)]
     self.pairs = {split: read_pairs(cfg, self.tokenizers, split, self.length) for split in splits}
+    self.leave_out_shared_prompts()
     train = self.pairs['train']
     fingerprint = dict(
-      pairs=len(train.chosen),
+      pairs=len(train),
       content=train.digest(),
       tokenizer=self.tokenizers.hash,
       batch_size=cfg.train.batch_size,
@@ -109,11 +118,28 @@ class PreferenceJob(language_model.LanguageModelJob):
       self,
       cfg.data,
       train.gather,
-      data.epoch_shuffle(cfg.train.seed, len(train.chosen)),
+      data.epoch_shuffle(cfg.train.seed, len(train)),
       batch_size=cfg.train.batch_size,
       share=data_shard(self.mesh),
       fingerprint=fingerprint,
     )
+
+  def leave_out_shared_prompts(self):
+    """Leave out the training pairs whose prompts are those of validation pairs, and log their number."""
+    if 'valid' not in self.pairs:
+      return
+    before = len(self.pairs['train'])
+    self.pairs['train'] = self.pairs['train'].without({*self.pairs['valid'].prompts})
+    left = len(self.pairs['train'])
+    if not left:
+      raise ValueError(
+        f'all {before} training pairs have prompts of validation pairs\n'
+        'fix: give pairs of other prompts, set valid_path of the source, or data.valid_fraction=0.0'
+      )
+    if left < before:
+      log.warning(
+        '%d of %d training pairs are left out: validation pairs have their prompts', before - left, before
+      )
 
   def build_objective(self):
     """Return the objective of the pairs."""
@@ -121,7 +147,7 @@ class PreferenceJob(language_model.LanguageModelJob):
 
   def describe(self):
     """Return one line about the model and its pairs."""
-    counts = ' and '.join(f'{len(pairs.chosen):,} {split}' for split, pairs in self.pairs.items())
+    counts = ' and '.join(f'{len(pairs):,} {split}' for split, pairs in self.pairs.items())
     return f'{super().describe()}, {counts} pairs'
 
   def validation_digest(self):
@@ -149,11 +175,11 @@ class PreferenceJob(language_model.LanguageModelJob):
       reference = digests.digest_of_manifest(manifest)[:16]
       model = eval_model(state)
       for split, pairs in self.pairs.items():
-        values_N2 = self.reference_log_probs(model, pairs)
+        values_NA = self.reference_log_probs(model, pairs)
         if jax.process_index() == 0:  # in the place of what a run that was stopped before may have left
           path = self.workdir / 'cache' / reference_name(split, pairs, reference)
-          digests.write_file(path, functools.partial(np.save, arr=values_N2))
-        pairs.reference_N2[:] = values_N2
+          digests.write_file(path, functools.partial(np.save, arr=values_NA))
+        pairs.reference_NA[:] = values_NA
       self.loader.fingerprint['reference'] = reference
     return state
 
@@ -182,7 +208,7 @@ class PreferenceJob(language_model.LanguageModelJob):
         )
       try:
         digests.verify_file(path)
-        values_N2 = np.load(path)
+        values_NA = np.load(path)
       except (OSError, digests.Corrupt) as error:
         cause = str(error).splitlines()[0]
         raise ValueError(
@@ -190,33 +216,36 @@ class PreferenceJob(language_model.LanguageModelJob):
           'fix: copy it and its .json back, or start again in another --workdir'
         ) from None
       if path != paths[0] and jax.process_index() == 0:
-        digests.write_file(paths[0], functools.partial(np.save, arr=values_N2))
-      pairs.reference_N2[:] = values_N2
+        digests.write_file(paths[0], functools.partial(np.save, arr=values_NA))
+      pairs.reference_NA[:] = values_NA
     self.loader.fingerprint['reference'] = reference
 
   def reference_log_probs(self, model, pairs):
-    """Return log-probabilities of chosen and rejected answers, float32 [N, 2]."""
-    values = self.score_pairs(model, pairs, len(pairs.chosen))
-    return np.stack([values['log_prob_chosen'], values['log_prob_rejected']], 1).astype(np.float32)
+    """Return the log-probabilities of the answers of pairs, float32 [N, A]."""
+    scores = self.score_pairs(model, pairs, len(pairs))
+    columns = (scores.chosen_B, scores.rejected_B, scores.mismatched_B)[: len(pairs.sides)]
+    return np.stack(columns, 1).astype(np.float32)
 
   def score_pairs(self, model, pairs, count):
-    """Return {name: values [count]} of the first pairs."""
+    """Return the PairScores of the first `count` pairs."""
     size, (index, parts) = self.cfg.train.batch_size, data_shard(self.mesh)
     own, results = size // parts, []
     for first in range(0, count, size):  # the last batch is filled up: another size would compile again
       numbers = np.minimum(np.arange(first, first + size), count - 1)[index * own : (index + 1) * own]
       batch = to_devices(pairs.gather(numbers), self.mesh)
-      results.append(fetch(evaluate_pairs(model, batch, cfg=self.cfg.preference)))
+      results.append(fetch(evaluate_pairs(model, batch)))
       self.raise_if_preempted()
-    return {name: np.concatenate([r[name] for r in results])[:count] for name in results[0]}
+    join = lambda *parts: np.concatenate(parts)[:count] if np.ndim(parts[0]) else parts[0]
+    return jax.tree.map(join, *results)
 
   def validate(self, state, limit):
     """Return ({valid_loss, valid_reward_accuracy, valid_reward_margin}, rows); limit: tokens, 0 = all."""
     pairs = self.pairs.get('valid')
     if pairs is None:
       return {}, []
-    count = min(len(pairs.chosen), max(1, limit // (2 * self.length)) if limit else len(pairs.chosen))
-    values = self.score_pairs(eval_model(state), pairs, count)
+    count = min(len(pairs), max(1, limit // (2 * self.length)) if limit else len(pairs))
+    values = pair_metrics(self.cfg.preference, self.score_pairs(eval_model(state), pairs, count))
+    values = {name: np.asarray(x_N) for name, x_N in values.items()}
     scores, rows = {}, []
     for metric in ('loss', 'reward_accuracy', 'reward_margin'):
       scores[f'valid_{metric}'] = value = float(values[metric].mean())

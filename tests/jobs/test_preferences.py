@@ -1,8 +1,10 @@
 """Training on preferences: the losses, the rows of pairs, the reference, and a run."""
 
+import collections
 import dataclasses
 import json
 import shutil
+import types
 from pathlib import Path
 
 import jax
@@ -23,7 +25,8 @@ from tests import models, tiny_runs
 from tests.tiny_runs import assert_two_lines
 
 SCORES = PairScores(
-  *(np.float32(x) for x in ([-9, -4, -6], [-7, -8, -6.5], [3, 2, 4], [2, 4, 5], [-8, -6, -6], [-8, -6, -7]))
+  *(np.float32(x) for x in ([-9, -4, -6], [-7, -8, -6.5], [3, 2, 4], [2, 4, 5], [-8, -6, -6], [-8, -6, -7])),
+  *(np.float32(x) for x in ([-5, -9, -4], [-6, -9.5, -5])),
 )
 
 
@@ -64,13 +67,70 @@ def expected_simpo(cfg, x):
   return smoothed(cfg, cfg.beta * margin - cfg.gamma)
 
 
+def expected_kto(cfg, x):
+  kl, sigmoid = max(0, (x.mismatched_B - x.reference_mismatched_B).mean()), lambda z: 1 / (1 + np.exp(-z))
+  chosen, rejected = x.chosen_B - x.reference_chosen_B, x.rejected_B - x.reference_rejected_B
+  desirable = cfg.desirable_weight * (1 - sigmoid(cfg.beta * (chosen - kl)))
+  return (desirable + cfg.undesirable_weight * (1 - sigmoid(cfg.beta * (kl - rejected)))) / 2
+
+
+SETTINGS = {'label_smoothing': 0.1, 'gamma': 0.4, 'desirable_weight': 1.5, 'undesirable_weight': 0.75}
+
+
 @pytest.mark.parametrize('name', PREFERENCE_LOSSES)
 def test_losses_equal_their_formulas(name):
-  smoothing = 0.1 if 'label_smoothing' in PREFERENCE_LOSSES[name].uses else 0.0
-  cfg = PreferenceConfig(loss=name, beta=0.3, label_smoothing=smoothing)
+  cfg = PreferenceConfig(name, 0.3, **{key: SETTINGS[key] for key in PREFERENCE_LOSSES[name].uses})
   loss_B, chosen_B, rejected_B = PREFERENCE_LOSSES[name].compute(cfg, SCORES)
   np.testing.assert_allclose(loss_B, globals()[f'expected_{name}'](cfg, SCORES), rtol=1e-5)
   assert chosen_B.shape == rejected_B.shape == (3,)
+
+
+def test_a_kl_below_zero_is_none():
+  cfg, low = PreferenceConfig('kto'), SCORES._replace(mismatched_B=SCORES.mismatched_B - 9)
+  at_zero = SCORES._replace(mismatched_B=SCORES.reference_mismatched_B)
+  np.testing.assert_array_equal(*(PREFERENCE_LOSSES['kto'].compute(cfg, x)[0] for x in (low, at_zero)))
+
+
+@pytest.mark.slow
+def test_kto_equals_trl():
+  """By trl's own method, on a model that returns these log-probabilities."""
+  torch, trl = pytest.importorskip('torch'), pytest.importorskip('trl')
+  cfg, x = PreferenceConfig('kto', 0.3, desirable_weight=1.5, undesirable_weight=0.75), SCORES
+  tensor = lambda *parts: torch.tensor(np.concatenate(parts))
+  sums, kl_sums = tensor(x.chosen_B, x.rejected_B), tensor(x.mismatched_B, x.mismatched_B)
+
+  def model(input_ids, **_):
+    log_probs = torch.stack([torch.zeros(6), kl_sums if input_ids.sum() else sums], 1)
+    return types.SimpleNamespace(
+      log_probs=log_probs, entropy=torch.zeros(6, 2), mean_logits=torch.zeros(6, 2), loss=None
+    )
+
+  accelerator = types.SimpleNamespace(device='cpu', gather_for_metrics=lambda value: value)
+  stand_in = types.SimpleNamespace(
+    model=types.SimpleNamespace(training=False),
+    accelerator=accelerator,
+    calculate_KL=True,
+    precompute_ref_logps=True,
+    aux_loss_enabled=False,
+    loss_type='kto',
+    beta=cfg.beta,
+    desirable_weight=cfg.desirable_weight,
+    undesirable_weight=cfg.undesirable_weight,
+    _metrics=collections.defaultdict(lambda: collections.defaultdict(list)),
+    _total_train_tokens=0,
+    _tp_size=1,
+  )
+  method = trl.KTOTrainer._compute_kl_logps
+  stand_in._compute_kl_logps = lambda *args: method(stand_in, *args)
+  places = torch.ones(6, 3, dtype=torch.long)
+  batch = {'input_ids': places * 0, 'attention_mask': places, 'completion_mask': places}
+  batch |= {'KL_input_ids': places, 'KL_attention_mask': places, 'KL_completion_mask': places}
+  batch |= {'label': torch.tensor([True] * 3 + [False] * 3)}
+  batch |= {'ref_logps': tensor(x.reference_chosen_B, x.reference_rejected_B)}
+  batch |= {'ref_KL_logps': tensor(x.reference_mismatched_B, x.reference_mismatched_B)}
+  expected = trl.KTOTrainer._compute_loss(stand_in, model, batch, False)
+  loss_B = PREFERENCE_LOSSES['kto'].compute(cfg, x)[0]
+  assert float(loss_B.mean()) == pytest.approx(float(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +139,8 @@ def test_losses_equal_their_formulas(name):
     ({'loss': 'ppo'}, "preference.loss='ppo'"),
     ({'beta': 0.0}, 'preference.beta=0.0'),
     ({'loss': 'ipo', 'label_smoothing': 0.1}, 'not defined'),
+    ({'desirable_weight': 2.0}, 'preference.desirable_weight=2.0 is not defined for preference.loss=dpo'),
+    ({'loss': 'kto', 'undesirable_weight': 0.0}, 'preference.undesirable_weight=0.0'),
     ({'label_smoothing': 0.5}, 'not in [0, 0.5)'),
   ],
 )
@@ -179,7 +241,7 @@ def test_gradients_of_a_whole_step_equal_trl_in_torch(finished, mixture, tmp_pat
   torch, hf = pytest.importorskip('torch'), pytest.importorskip('transformers')
   job = new_job(pairs_config(finished[0], mixture), tmp_path)
   pairs = job.pairs['train']
-  pairs.reference_N2[:] = np.random.default_rng(0).normal(-20, 2, pairs.reference_N2.shape)
+  pairs.reference_NA[:] = np.random.default_rng(0).normal(-20, 2, pairs.reference_NA.shape)
   batch, cfg = pairs.gather(range(8)), PreferenceConfig(beta=0.3)
   gpt2 = dict(norm='layernorm', norm_bias=True, positions='learned', mlp='gelu', tied_head=True)
   gpt2 |= dict(attention_bias=True, mlp_bias=True, layers=2, width=24, heads=4, hidden=96)
@@ -198,7 +260,7 @@ def test_gradients_of_a_whole_step_equal_trl_in_torch(finished, mixture, tmp_pat
   log_probs = theirs(rows['token_ids_BT'].long()).logits.log_softmax(-1)
   chosen = torch.gather(log_probs, 2, rows['target_ids_BT'].long()[..., None])[..., 0]
   sums = (chosen * rows['loss_mask_BT']).sum(1).reshape(8, 2)
-  reference = torch.tensor(pairs.reference_N2[:8])
+  reference = torch.tensor(pairs.reference_NA[:8])
   delta = (sums[:, 0] - reference[:, 0]) - (sums[:, 1] - reference[:, 1])
   expected = -torch.nn.functional.logsigmoid(cfg.beta * delta).mean()
   expected.backward()
@@ -214,6 +276,14 @@ def test_gradients_of_a_whole_step_equal_trl_in_torch(finished, mixture, tmp_pat
       continue
     np.testing.assert_allclose(gradient, expected_grads[path], rtol=1e-4, atol=1e-4 * scale, err_msg=path)
     assert scale > 0, path
+
+
+@pytest.mark.slow
+def test_kto_raises_the_margin(finished, mixture, tmp_path):
+  result = train.train(pairs_config(finished[0], mixture, preference={'loss': 'kto'}), tmp_path)
+  lines = [line for line in records.read_lines(tmp_path / 'metrics.jsonl') if 'reward_margin' in line]
+  assert lines[0]['loss'] == pytest.approx(0.5, abs=1e-5)  # the policy is its reference
+  assert lines[-1]['reward_margin'] > 0.3 and result['valid_reward_accuracy'] == 1.0
 
 
 @pytest.mark.slow
@@ -254,13 +324,43 @@ def test_a_row_has_the_answers_as_targets_and_nothing_else(finished, mixture, tm
   pairs = job.pairs['train']
   batch = pairs.gather([3])
   half = job.length
-  for side, documents in ((slice(0, half), pairs.chosen), (slice(half, 2 * half), pairs.rejected)):
+  for side, documents in zip((slice(0, half), slice(half, 2 * half)), pairs.sides, strict=True):
     targets = batch['target_ids_BT'][0, side][batch['loss_mask_BT'][0, side] > 0]
     ids = documents[3].ids
     sep = job.tokenizers.vocabulary.special('sep')
     assert targets.tolist() == ids[list(ids).index(sep) + 1 :].tolist()
-  first, second = (job.tokenizers.decode_text(d[3].ids[-4:-1]) for d in (pairs.chosen, pairs.rejected))
+  first, second = (job.tokenizers.decode_text(d[3].ids[-4:-1]) for d in pairs.sides)
   assert first.isdigit() and not second.isdigit()
+
+
+def test_mismatched_answers_are_those_of_the_next_pair(finished, mixture, tmp_path):
+  base, _, _ = finished
+  job = new_job(pairs_config(base, mixture, preference={'loss': 'kto'}), tmp_path)
+  pairs, half = job.pairs['train'], job.length
+  chosen, rejected, mismatched = ([job.tokenizers.decode_text(e.ids) for e in side] for side in pairs.sides)
+  assert [text[:6] for text in mismatched] == [text[:6] for text in chosen]
+  answers = [(rejected if n % 2 else chosen)[(n + 1) % len(chosen)][6:] for n in range(len(chosen))]
+  assert [text[6:] for text in mismatched] == answers
+  batch = pairs.gather([3, 4])
+  targets = batch['target_ids_BT'][0, 2 * half :][batch['loss_mask_BT'][0, 2 * half :] > 0]
+  assert targets.tolist() == pairs.sides[2][3].ids[-len(targets) :].tolist()
+  assert {name: x.shape for name, x in batch.items() if name.startswith('reference')} == dict.fromkeys(
+    preference_pairs.REFERENCE, (2,)
+  )
+  with pytest.raises(ValueError) as error:
+    new_job(dataclasses.replace(job.cfg, train=dataclasses.replace(job.cfg.train, accumulate=2)), tmp_path)
+  assert_two_lines(error.value, 'train.accumulate=2')
+
+
+def test_prompts_of_validation_are_not_trained_on(finished, tmp_path, caplog):
+  path = tmp_path / 'pairs.jsonl'
+  pair = lambda n: {'prompt': f'say {n // 4:02d}', 'chosen': f'{n}', 'rejected': 'no'}
+  path.write_text(''.join(json.dumps(pair(n)) + '\n' for n in range(80)))
+  source = {'kind': 'jsonl', 'path': str(path), 'template': '{prompt} -> {chosen}'}
+  pairs = new_job(pairs_config(finished[0], {'pairs': source}), tmp_path).pairs
+  assert len(pairs['valid']) == 8 and len(pairs['train']) + 4 * len({*pairs['valid'].prompts}) == 80
+  assert not {*pairs['valid'].prompts} & {*pairs['train'].prompts}
+  assert f'{72 - len(pairs["train"])} of 72 training pairs are left out' in caplog.text
 
 
 # ---------------------------------------------------------------------------------------- conversations
@@ -368,7 +468,7 @@ def test_a_new_run_computes_a_changed_reference_again(finished, mixture, damaged
   job.load_initial_weights(job.program.init(), *parent)
   assert damaged.read_bytes() == (workdir / 'cache' / damaged.name).read_bytes()
   digests.verify_file(damaged)
-  np.testing.assert_array_equal(job.pairs['train'].reference_N2, np.load(damaged))
+  np.testing.assert_array_equal(job.pairs['train'].reference_NA, np.load(damaged))
 
 
 def branch_config(workdir, mixture, **preference):
@@ -408,11 +508,10 @@ def test_each_source_has_its_own_row_fields(finished, mixture, tmp_path):
   pairs, special = job.pairs['train'], job.tokenizers.vocabulary.special
   fields = pairs.row_fields[0]
   ids = np.array([97, special('sep'), special('boi'), 98, special('eos')], np.int32)
-  document = dataclasses.replace(pairs.chosen[0], ids=ids)
+  document = dataclasses.replace(pairs.sides[0][0], ids=ids)
   fields = [dataclasses.replace(fields, predict_start=p) for p in (False, True)]
-  two = preference_pairs.PairRows(
-    [document] * 2, [document] * 2, 8, np.array([0, 1]), fields, np.arange(4, dtype=np.float32).reshape(2, 2)
-  )
+  reference_NA = np.arange(4, dtype=np.float32).reshape(2, 2)
+  two = preference_pairs.PairRows(([document] * 2,) * 2, [0, 1], 8, np.array([0, 1]), fields, reference_NA)
   batch = two.gather([1, 0])
   masks = [[0, 1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0, 0, 0]]
   np.testing.assert_array_equal(batch['loss_mask_BT'], [m * 2 for m in masks])
