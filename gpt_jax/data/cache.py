@@ -104,6 +104,8 @@ def token_cache(
   # The only text of a source has no token before it, unless the tokenizer puts one before every text.
   if part.is_plain and (ending or tokenizers.start == 'bos'):
     entries['start'] = specials[tokenizers.start]
+  elif tokenizers.start == 'bos' and templates.signature(source.template)[0]:
+    entries['condition_start'] = specials['bos']
   folder = Path(cfg.cache or cache_dir).expanduser()
   path = folder / f'{source_name}-{split}-{_key(entries)}.json'
   bad_records = BadRecords(source_name, source, split)

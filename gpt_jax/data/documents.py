@@ -2,7 +2,8 @@
 
 A document is a list of pieces, and its ids are those of the pieces in order: text ids; boi, codes,
 eoi; boa, codes, eoa; sep for the arrow. An image or sound that is input only has `patch` or `frame` in
-place of each code, and features beside the ids. The token cache adds eos.
+place of each code, and features beside the ids. Before a condition stands bos, if an imported tokenizer
+begins texts so. The token cache adds eos.
 
 A conversation is one chat piece and the media of its messages, which its chat template puts in their places.
 
@@ -147,6 +148,8 @@ def _assemble(tokenizers, pieces: list[Piece], encoded: dict[str, Iterator]) -> 
   """Build one document from the next encoded items of each kind."""
   special = tokenizers.vocabulary.special
   ids, features = [], {kind: [] for kind in templates.CONTINUOUS}
+  if any(piece.kind == 'arrow' for piece in pieces) and tokenizers.start == 'bos':
+    ids.append([special('bos')])
   for piece in pieces:
     if piece.kind == 'arrow':
       ids.append([special('sep')])

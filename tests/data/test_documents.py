@@ -5,6 +5,7 @@ import logging
 import re
 import subprocess
 import sys
+import types
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -22,6 +23,7 @@ from gpt_jax.data.mixture import digest
 from gpt_jax.data.splits import Record
 from gpt_jax.data.templates import Samples, modalities, parse, signature
 from gpt_jax.jobs import language_model
+from gpt_jax.sampling import prompts
 from tests import command_line
 from tests.data_helpers import TinyImages, media_tokenizers, two_lines
 
@@ -177,6 +179,26 @@ def test_encode(books):
     ord('x'),
   ]
   assert made.encode_codes('image', codes).shape == (4 * books,)
+
+
+def test_a_condition_follows_the_bos_of_an_imported_model(tmp_path, monkeypatch):
+  made = media_tokenizers()
+  bos, sep, eos = map(made.vocabulary.special, ('bos', 'sep', 'eos'))
+  (tmp_path / 'quiz.jsonl').write_text('{"q": "a", "a": "b"}\n')
+  cfg = DataConfig(
+    {'x': Source('jsonl', str(tmp_path / 'quiz.jsonl'), '{q} -> {a}')},
+    packing='first_fit',
+    valid_fraction=0.0,
+  )
+  alone = make(cfg, made)
+  assert alone.ids.tolist() == [ord('a'), sep, ord('b'), eos]
+  monkeypatch.setattr(made.text, 'begin', lambda: [bos], raising=False)
+  begun = make(cfg, made)
+  assert begun.ids.tolist() == [bos, *alone.ids] and begun.path != alone.path
+  question = [Piece('text', 'a'), Piece('arrow')]
+  subject = types.SimpleNamespace(tokenizers=made, cfg=types.SimpleNamespace(data=cfg))
+  assert prompts.encode(subject, [question], 'text')[0].ids == [bos, ord('a'), sep]
+  assert encode(made, [Piece('text', 'a')]).ids.tolist() == [ord('a')]  # the token cache adds it to texts
 
 
 def test_encode_continuous():
