@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt_jax.ablation.stats.scores import find_score
 from gpt_jax.runs import history, records, run_folder, text_table
-from gpt_jax.runs.metric_names import score_name
+from gpt_jax.runs.metric_names import SCORE_KEYS, score_name
 
 RUNS = 'runs'  # folder of a study with its runs
 FAILURES = ('failed', 'diverged', 'killed', 'hung')  # outcomes of an attempt that end a run
@@ -46,7 +47,8 @@ def read_runs(workdir):
 
   Keys: arm, seed, folder, status (done, failed, diverged, killed, hung, unfinished, missing, corrupt),
   message (why it is not done), result (of result.json, or {}), curve ([[tokens, the study's metric], ...]),
-  how (alone, replicas or process: how it was trained; '' if unknown).
+  examples (the metric of each example, [] where predictions.jsonl does not have it), how (alone, replicas or
+  process: how it was trained; '' if unknown).
   """
   workdir = Path(workdir).expanduser()
   study = read_study(workdir)
@@ -60,7 +62,8 @@ def read_runs(workdir):
     except ValueError as error:  # the result is valid without its curve
       curve, message = [], message or str(error).partition('\n')[0]
     row = {'arm': arm['name'], 'seed': seed, 'folder': str(folder), 'status': status, 'message': message}
-    rows.append(row | {'result': result, 'curve': curve, 'how': attempt.get('how', '')})
+    row |= {'result': result, 'curve': curve, 'how': attempt.get('how', '')}
+    rows.append(row | {'examples': read_examples(folder, result, study['metric'])})
   return rows
 
 
@@ -147,6 +150,28 @@ def read_curve(folder, metric='valid_loss'):
   # An evaluation may fall between two logged steps.
   at = np.interp([step for step, _ in values], *zip((0, 0), *tokens, strict=True))
   return [[float(t), float(value)] for t, (_, value) in zip(at, values, strict=True)]
+
+
+def read_examples(folder, result, metric):
+  """The numbers of a task's examples whose mean is the metric of a result, [] if they were not kept."""
+  score = None if metric in result else find_score(result, metric)
+  if not score:
+    return []
+  names = {key for key in SCORE_KEYS if key != 'metric'} | {'split'}
+  lines = [
+    line
+    for line in records.read_lines(Path(folder) / 'predictions.jsonl', skip_unreadable=True)
+    if isinstance(line, dict)
+    and all(line.get(name) == score.get(name) for name in names)
+    and not any('.' in name for name in line)
+  ]
+  lines.sort(key=lambda line: line.get('index', 0))
+  for column in (score['metric'], 'right'):
+    values = [line.get(column) for line in lines]
+    is_whole = len(values) == score.get('n') and all(isinstance(value, int | float) for value in values)
+    if is_whole and abs(np.mean(values) - score['value']) < 1e-6:
+      return [float(value) for value in values]
+  return []
 
 
 # ---------------------------------------------------------------------------------- a table of runs
