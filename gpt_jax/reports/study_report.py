@@ -86,6 +86,7 @@ def verdicts(study):
         page.element('b', arm['name']),
         f' {study.difference(arm) or "; ".join(arm.get("reasons") or ()) or "not measured"}',
         page.element('i', more_seeds(arm)) if verdict == 'undecided' else '',
+        page.element('i', f' in doubt: {arm["doubt"]}') if arm.get('doubt') else '',
       )
       for arm in arms
     ]

@@ -145,12 +145,24 @@ def headline(study):
     family = study.interval(best, 'family_interval')
     at_once = f'{study.difference(best)} ({family}{"; for all arms at once" * (len(study.others) > 1)})'
     result = f'{study.metric} {study.value(best, "mean")}, {at_once if family else study.effect(best)}'
-    return f'{progress}{best["name"]} beats {base}: {result}.{more}{counts}'
+    return f'{progress}{best["name"]} beats {base}: {result}.{more}{counts}{runner_up(study)}'
   if len(arms['not comparable']) == len(study.others):
     return f'{progress}Not comparable: no arm can be judged against {base} by {study.metric}.'
   if len(arms['undecided']) == len(study.others):
     return f'{progress}Undecided: no arm could be distinguished from {base}.'
   return f'{progress}Nothing beats {base}: {counts}.'
+
+
+def runner_up(study):
+  """Return a sentence on whether the best arm beats the second best; '' without another good one."""
+  judged = study.analysis.get('runner_up')
+  if not judged:
+    return ''
+  second = f'the next best, {judged["arms"][1]}'
+  if judged['verdict'] == 'not comparable':
+    return f' It is not comparable to {second}.'
+  words = {'better': 'It also beats', 'no difference': 'It is no different from'}
+  return f' {words.get(judged["verdict"], "It is not shown to beat")} {second}: {study.effect(judged)}.'
 
 
 def arm_sentence(study, arm):

@@ -15,9 +15,9 @@ from gpt_jax.runs.metric_names import human, score_name
 
 MAX_PATHS = 6  # of parameters in a cell
 NUMBERS = (
-  *('n', 'failed', 'mean', 'sd', 'difference', 'p', 'p_holm', 'se_paired', 'se_unpaired', 'pairing_gain'),
-  *('seeds_needed', 'speedup', 'seconds', 'tokens_per_second', 'parameters', 'flops_per_token'),
-  *('steps', 'tokens'),
+  *('n', 'failed', 'ties', 'mean', 'sd', 'difference', 'p', 'p_holm', 'p_sign_flip', 'se_paired'),
+  *('se_unpaired', 'se_examples', 'pairing_gain', 'seeds_needed', 'speedup', 'seconds'),
+  *('tokens_per_second', 'parameters', 'flops_per_token', 'steps', 'tokens'),
 )
 
 

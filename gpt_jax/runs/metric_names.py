@@ -22,12 +22,13 @@ class Metric(NamedTuple):
   title: str = ''  # in reports; '' for its name
   show: Callable = '{:.4g}'.format
   unit: str = ''  # that `show` does not write
-  kind: str = 'task'  # per token, per byte: a loss on that scale; cost: no score; task: any other score
+  # per token, per byte: a loss on that scale; task: any other score; speed: of the machine; cost: the rest
+  kind: str = 'task'
   console: str = ''  # its label there; '' for none
   in_result: bool = False  # whether each GPT's result.json has it, so that a study may be judged by it
 
 
-SPEED = Metric(show=human, kind='cost')
+SPEED = Metric(show=human, kind='speed')
 METRICS = {
   'loss': Metric(kind='per token', in_result=True),
   'objective': Metric(kind='per token'),
@@ -51,12 +52,13 @@ METRICS = {
   'tokens_per_second': SPEED._replace(title='tokens per second', console='tokens/s', in_result=True),
   'images_per_second': SPEED._replace(title='images per second'),
   'crops_per_second': SPEED._replace(title='crops per second'),
-  'mfu': Metric('MFU', '{:.1%}'.format, kind='cost', console='mfu'),  # of the hardware's peak
-  'mfu_causal': Metric(show='{:.1%}'.format, kind='cost'),
-  'eta': Metric(show=str, kind='cost', console='eta'),
+  'mfu': Metric('MFU', '{:.1%}'.format, kind='speed', console='mfu'),  # of the hardware's peak
+  'mfu_causal': Metric(show='{:.1%}'.format, kind='speed'),
+  'eta': Metric(show=str, kind='speed', console='eta'),
   'memory_gib': Metric('memory', '{:.1f} GiB'.format, kind='cost', console='mem'),
-  'step_seconds': Metric('seconds per step', '{:.3g}'.format, kind='cost'),
-  **dict.fromkeys(('seconds', 'goodput', 'parameters'), Metric(kind='cost', in_result=True)),
+  'step_seconds': Metric('seconds per step', '{:.3g}'.format, kind='speed'),
+  **dict.fromkeys(('seconds', 'goodput'), Metric(kind='speed', in_result=True)),
+  'parameters': Metric(kind='cost', in_result=True),
   **dict.fromkeys(
     ('tokens', 'targets', 'images', 'crops', 'steps', 'replicas', 'flops'), Metric(kind='cost')
   ),

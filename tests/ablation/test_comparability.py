@@ -26,8 +26,9 @@ CHARS = {'sources': SOURCE, 'tokenizer': 'chars', 'row length': 32, 'part': [0, 
     ('valid_bits_per_byte', 'per byte'),
     ('answer/text/exact_match', 'task'),
     ('answer/loss/exact_match', 'task'),
-    ('tokens_per_second', 'cost'),
-    ('tail/step_seconds', 'cost'),
+    ('tokens_per_second', 'speed'),
+    ('tail/step_seconds', 'speed'),
+    ('parameters', 'cost'),
   ],
 )
 def test_the_kind_of_a_metric(metric, kind):
@@ -71,6 +72,33 @@ def test_verdicts_of_pairs_name_the_unit(tmp_path):
   assert study.metric == 'validation loss per pair'
   assert study_figures.units(study)[1] == 'per pair'
   assert 'per token' not in study_report.FORMATS['html'](study)
+
+
+@pytest.mark.parametrize('metric', ['tokens_per_second', 'seconds', 'tail/step_seconds', 'mfu'])
+def test_speeds_compare_on_equal_hardware_and_for_equal_work(metric):
+  assert reasons(metric, CHARS) == ''
+  assert 'trains on 2 times the tokens' in reasons(metric, CHARS, tokens=(200, 100))
+  of_other_tokens = reasons(metric, CHARS | {'tokenizer': 'bpe'})
+  assert ('tokens of another tokenizer' in of_other_tokens) == ('tokens' in metric)
+  study = make_study(('a',), metric=metric)
+  rows = simulated(study, np.random.default_rng(0))
+  for row in rows:
+    row['result'] |= {
+      'seconds': 9.0 + row['seed'],
+      'mfu': 0.3,
+      'tail': {'step_seconds': 0.1},
+      'hardware': 'here',
+    }
+    row['how'] = 'alone'
+  assert of_arm(analyze.analyze(study, rows), 'a')['reasons'] == []
+  for row in rows:  # whole seeds on another machine: pairs stay on one
+    row['result']['hardware'] = 'there' if row['seed'] == 1 else 'here'
+  assert of_arm(analyze.analyze(study, rows), 'a')['reasons'] == []
+  rows[-1]['result']['hardware'] = 'there'
+  rows[-2]['how'] = 'process'
+  arm = of_arm(analyze.analyze(study, rows), rows[-1]['arm'])
+  assert arm['verdict'] == 'not comparable'
+  assert arm['reasons'] == ['it was timed with another way of training and hardware in some seeds']
 
 
 def test_other_validation_data_make_every_score_incomparable():

@@ -168,7 +168,7 @@ def test_a_size_study_gives_laws_and_effects_at_each_size():
   assert verdicts.pop('size=s0,norm=a') == 'baseline'
   assert verdicts.pop('size=s0,norm=b') == 'better'
   assert set(verdicts.values()) == {'not judged'}
-  assert analysis['family'] == 4  # norm=b at each size
+  assert analysis['family'] == 5  # norm=b at each size, and its main effect
   assert [effect['factor'] for effect in analysis['effects']] == ['norm']
 
 
@@ -181,8 +181,7 @@ def test_a_size_study_gives_laws_and_effects_at_each_size():
 )
 def test_an_effect_that_changes_sign_is_a_warning(effects, own, warning):
   study, rows = norm_study(effects, own)
-  values = scores.collect_scores(rows, 'valid_loss')
-  warnings = size_laws._sign_changes(size_laws.effects_by_size(study, values))
+  warnings = analyze.analyze(study, rows)['scaling']['warnings']
   assert len(warnings) == bool(warning) and warning in ''.join(warnings)
 
 

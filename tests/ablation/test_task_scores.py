@@ -72,6 +72,51 @@ def false_studies(examples, accuracy, seeds, arms, studies):
   return count
 
 
+def with_examples(rows, hits, seeds):
+  """Give each run its examples: hits[arm] is [seeds, examples] of 0 and 1."""
+  for row in rows:
+    row['examples'] = hits[row['arm']][row['seed']].tolist()
+    row['result']['evaluations'][0] |= {
+      'value': hits[row['arm']][row['seed']].mean(),
+      'n': len(row['examples']),
+    }
+  return rows
+
+
+def test_paired_examples_make_the_error_of_the_examples_smaller_and_larger():
+  """100 examples, of which 10 differ: all to one side, or 30 to one and 20 to the other (McNemar)."""
+  study = make_study(('a',), seeds=5, metric=METRIC, better='higher')
+  base = np.tile(np.arange(100) < 50, (5, 1)).astype(float)
+
+  def judged(won, lost):
+    hits = {'base': base, 'a': base.copy()}
+    hits['a'][:, 50 : 50 + won], hits['a'][:, :lost] = 1.0, 0.0
+    rows = [scored_row(arm, s, 0.0) for arm in hits for s in range(5)]
+    return of_arm(analyze.analyze(study, with_examples(rows, hits, 5)), 'a')
+
+  one_side, both_sides = judged(10, 0), judged(30, 20)
+  assert one_side['difference'] == pytest.approx(0.1) and both_sides['difference'] == pytest.approx(0.1)
+  variance = lambda won, lost: ((won + lost) / 100 - 0.1**2) / 99  # of the mean of -1, 0 and 1
+  assert one_side['se_examples'] == pytest.approx(variance(10, 0) ** 0.5)
+  assert both_sides['se_examples'] == pytest.approx(variance(30, 20) ** 0.5)
+  assert (one_side['verdict'], both_sides['verdict']) == ('better', 'undecided')
+
+
+def test_the_error_of_examples_is_that_of_two_crossed_random_effects():
+  rng, shape = np.random.default_rng(0), (4, 50)
+  drawn = [rng.normal(size=shape) + 2 * rng.normal(size=50) + rng.normal(size=(4, 1)) for _ in range(300)]
+  mean_square = np.mean([inference.example_sampling(one) ** 2 for one in drawn])
+  assert mean_square == pytest.approx(2**2 / 50, rel=0.1), 'without the rest and without the seeds'
+  assert inference.example_sampling(np.ones((3, 5))) == 0
+
+
+def test_examples_of_other_numbers_are_not_paired():
+  study = make_study(('a',), seeds=2, metric=METRIC, better='higher')
+  hits = {'base': np.eye(2, 10), 'a': np.eye(2, 20)}
+  rows = with_examples([scored_row(arm, s, 0.0) for arm in hits for s in range(2)], hits, 2)
+  assert scores.collect_scores(rows, METRIC).comparison(study, 'a', 'base').by_example == {}
+
+
 def test_missing_task_scores_are_counted():
   study = make_study(('a',), seeds=4, metric=METRIC, better='higher')
   rows = [scored_row('base', s, 0.5 + 0.01 * s) for s in range(4)]

@@ -5,6 +5,7 @@ that holds every number and sentence of the report.
 """
 
 import collections
+import itertools
 import math
 
 import numpy as np
@@ -20,20 +21,19 @@ NO_CURVES = {'at_fractions': [], 'speedup': None}
 
 
 def analyze(study, rows):
-  """Judge every arm against the baseline, as one family -> the analysis.
+  """Judge every arm against the baseline, and main effects and interactions, as one family -> the analysis.
 
-  In a study with a factor 'size' the family is that of size_laws.effects_by_size, and an arm with another
-  size or number of tokens than the baseline is 'not judged' here.
+  In a study with a factor 'size' arms are judged at each size, see size_laws.effects_by_size, and an arm with
+  another size or number of tokens than the baseline is 'not judged' here.
 
   Returns:
     {metric, better, tolerance, protocol and exploratory (of protocol.py), baseline, seeds, looks (numbers of
-    seeds at earlier judgments), family
-    (number of comparisons), arms, effects, interactions (see main_effects), pairing, scaling (see size_laws),
-    notes}.
+    seeds at earlier judgments), family (number of comparisons), arms, effects, interactions (see
+    main_effects), runner_up (see inference.best_against_second), pairing, scaling (see size_laws), notes}.
     arms, the baseline first: {name, is_baseline, n (seeds compared), mean, sd, values: {seed: value} (of all
-    finished seeds), the keys of inference.judge, sentence, speedup, seconds, tokens, tokens_per_second,
-    parameters, failed, statuses: {status: runs}, at_fractions: [[fraction, difference of the curves, low,
-    high], ...]}.
+    finished seeds), the keys of inference.judge, sentence, speedup, seconds, tokens, targets,
+    tokens_per_second, parameters, failed, statuses: {status: runs}, at_fractions: [[fraction, difference of
+    the curves, low, high], ...]}.
 
   Raises:
     ValueError: no finished run has the metric.
@@ -42,8 +42,7 @@ def analyze(study, rows):
   rows = [row | {'seed': str(row['seed'])} for row in rows]
   scored = scores.collect_scores(rows, metric)
   baseline = next(arm['name'] for arm in study['arms'] if arm['is_baseline'])
-  scaling = size_laws.fit_size_study(study, scored)
-  verdicts, family = _judge_arms(study, scored, scaling)
+  verdicts, judged, family = _judge_family(study, scored, baseline)
   by_arm = {arm['name']: [row for row in rows if row['arm'] == arm['name']] for arm in study['arms']}
   arms, exploratory = [], protocol.exploratory(study)
   for planned in sorted(study['arms'], key=lambda arm: not arm['is_baseline']):
@@ -71,26 +70,29 @@ def analyze(study, rows):
     'looks': looks,
     'family': family,
     'arms': arms,
-    **main_effects.crossed_effects(study, scored),
+    **judged,
     'pairing': _pairing_gain([arm for arm in arms if arm['name'] != baseline]),
-    'scaling': scaling,
+    'runner_up': inference.best_against_second(study, scored, verdicts),
     'notes': _notes(study, arms, family, looks, scored.examples),
   }
 
 
-def _judge_arms(study, scored, scaling):
-  """-> ({arm: its inference.judge dict}, number of comparisons in the family)."""
-  base = next(arm for arm in study['arms'] if arm['is_baseline'])
-  if scaling:
-    verdicts = scaling['effects']
-    sizes = {arm['name']: size_laws.size_of(arm) for arm in study['arms']}
-    same_size = [row for row in verdicts if sizes[row['arm']] == size_laws.size_of(base)]
-    by_arm = {row['arm']: {key: row[key] for key in NO_VERDICT} for row in same_size}
-  else:
-    others = [arm['name'] for arm in study['arms'] if arm is not base]
-    verdicts = inference.judge_arms(study, [(name, base['name']) for name in others], scored)
-    by_arm = dict(zip(others, verdicts, strict=True))
-  return by_arm, sum(row['p'] is not None for row in verdicts)
+def _judge_family(study, scored, baseline):
+  """-> ({arm: its inference.judge dict}, {effects, interactions, scaling}, number of comparisons)."""
+  by_size, pairs = [], [(arm['name'], baseline) for arm in study['arms'] if not arm['is_baseline']]
+  if size_laws.has_sizes(study):
+    by_size, pairs = size_laws.effects_by_size(study)
+  comparisons = [scored.comparison(study, name, base) for name, base in pairs]
+  effects, interactions, crossed = main_effects.crossed_effects(study, scored)
+  verdicts = inference.judge_family(study, comparisons + crossed, scored.examples)
+  family = sum(verdict['p'] is not None for verdict in verdicts)
+  verdicts = iter(verdicts)
+  of_pairs = list(itertools.islice(verdicts, len(pairs)))
+  by_arm = {name: verdict for (name, base), verdict in zip(pairs, of_pairs, strict=True) if base == baseline}
+  judge = lambda about: [each | verdict for each, verdict in zip(about, verdicts, strict=False)]
+  judged = {'effects': judge(effects), 'interactions': judge(interactions)}
+  by_size = [effect | verdict for effect, verdict in zip(by_size, of_pairs, strict=False)]
+  return by_arm, judged | {'scaling': size_laws.fit_size_study(study, scored, by_size)}, family
 
 
 # --------------------------------------------------------------------------------------- values
@@ -111,6 +113,7 @@ def _summarize_arm(arm, rows, values):
     'seconds': _median(results, 'seconds'),
     'tokens_per_second': _median(results, 'tokens_per_second'),
     'tokens': planned.get('tokens', _median(results, 'tokens')),
+    'targets': _median(results, 'targets'),
     'parameters': planned.get('parameters', _median(results, 'parameters')),
     'statuses': dict(statuses),
     'failed': sum(statuses[status] for status in FAILED),
@@ -147,8 +150,7 @@ def compare_curves(rows, base_rows, better='lower'):
       at_fractions.append([fraction, test['mean'], *(test['interval'] or (None, None))])
   speeds = [_median(_finished_results(side), 'tokens_per_second') for side in (rows, base_rows)]
   finished = [row for row in (*rows, *base_rows) if row['status'] == 'done']
-  about = lambda row: (row.get('how'), row['result'].get('replicas', 1), row['result'].get('hardware'))
-  ways = set(map(about, finished))
+  ways = set(map(scores.training_way, finished))
   if seeds and all(speeds) and len(ways) == 1:
     sides = [_mean_curve([side[seed] for seed in seeds], better) for side in curves]
     target = max(losses[-1] for _, losses in sides)
@@ -233,7 +235,10 @@ def _sentence(arm, metric, tolerance):
     text = f'is undecided: {numbers}; needs {needs}'
   else:
     text = f'is {verdict}: {numbers}'
-  return f'{name} {text}{missing}.'
+  if arm['ties']:
+    text += f'; equal to the baseline in {arm["ties"]} of {n} seeds'
+  doubt = f'; in doubt: {arm["doubt"]}' if arm['doubt'] else ''
+  return f'{name} {text}{doubt}{missing}.'
 
 
 def _run_count(arm):
@@ -245,6 +250,17 @@ def _missing_runs(arm):
   stated = ('done', 'diverged') if arm['verdict'] == 'diverged' else ('done',)
   counts = [f'{n} {status}' for status, n in sorted(arm['statuses'].items()) if status not in stated]
   return f'; runs without a result: {", ".join(counts)}' if counts else ''
+
+
+def _unequal_targets(study, arms):
+  """Notes on arms with the baseline's tokens of which notably more or fewer are trained on, as by padding."""
+  base = next((arm for arm in arms if arm['is_baseline']), {})
+  for arm in arms:
+    sides = [(one.get('tokens'), one.get('targets')) for one in (arm, base)]
+    if all(map(all, sides)) and sides[0][0] == sides[1][0]:
+      ratio = sides[0][1] / sides[1][1]
+      if abs(ratio - 1) > comparability.NOTABLE:
+        yield f'{arm["name"]}: {ratio:.3g} times the targets in as many tokens; the rest is padding.'
 
 
 def _pairing_gain(arms):
@@ -281,16 +297,20 @@ def _notes(study, arms, family, looks, examples):
     )
   elif any(arm['verdict'] == 'undecided' for arm in arms):
     notes.append('Adding seeds and judging again is a second look: verdicts are then not at 5 %.')
-  if examples:
+  if any(arm['se_examples'] for arm in arms):
     notes.append(
-      f'Scores are shares of {examples} examples: an error below one example, or below that of having drawn '
-      'these examples, is no evidence.'
+      'Intervals include the error of having drawn these '
+      f'{f"{examples} " if examples else ""}examples, which more seeds do not make smaller.'
     )
+  notes += _unequal_targets(study, arms)
   for arm in (arm for arm in arms if arm['missing'] and arm['is_baseline']):
     notes.append(f'The baseline has no finite {metric} in {arm["missing"]} of its finished runs.')
   fewest = min((arm['n'] for arm in arms if not arm['reasons']), default=0)
   if fewest < 5:
-    notes.append(f'With {fewest} seeds intervals are wide, and what is undecided may well be real.')
+    notes.append(
+      f'With {fewest} seeds intervals are wide, and what is undecided may well be real. Verdicts assume '
+      f'normal differences; sign flips check that from {inference.MIN_FLIPS} seeds on.'
+    )
   for arm in (arm for arm in arms if arm['failed']):
     failed, name = arm['failed'], arm['name']
     if arm['is_baseline']:

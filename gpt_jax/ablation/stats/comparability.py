@@ -14,12 +14,12 @@ LENGTHS = ('tokens', 'flops', 'seconds')  # budgets that decide how long each ar
 
 
 def metric_kind(metric):
-  """What a metric measures: 'cost', or a score 'per token', 'per byte' or of a 'task'."""
+  """What a metric measures: 'cost', 'speed', or a score 'per token', 'per byte' or of a 'task'."""
   parts = metric.removeprefix('tail/').split('/')
   kind_of = lambda name: METRICS.get(name, Metric()).kind
   kinds = [kind_of(name) for name in (parts[0], *(parts[2:] or parts[1:]))]
   scales = [kind for kind in ('per token', 'per byte') if kind in kinds]
-  return 'cost' if kinds[0] == 'cost' else (*scales, 'task')[0]
+  return kinds[0] if kinds[0] in ('cost', 'speed') else (*scales, 'task')[0]
 
 
 def reasons(study, arm, base):
@@ -29,6 +29,10 @@ def reasons(study, arm, base):
   if kind == 'cost':
     return ()
   texts, ours, theirs = [], arm.get('scored_on') or {}, base.get('scored_on') or {}
+  if kind == 'speed':
+    if 'tokens' in metric and ours.get('tokenizer') != theirs.get('tokenizer'):
+      texts.append(f'{metric} counts the tokens of another tokenizer (use seconds)')
+    return (*texts, *_token_reasons(study, arm, base))
   chosen = scored_sources(metric, {**ours.get('sources', {}), **theirs.get('sources', {})})
   sides = [{name: side.get('sources', {}).get(name) for name in chosen} for side in (ours, theirs)]
   if sides[0] != sides[1]:
@@ -44,11 +48,19 @@ def reasons(study, arm, base):
       texts.append(f'{metric} is {unit}, and it has another {" and ".join(keys)} (use {other})')
   if metric.startswith('tail/valid') and ours.get('part') != theirs.get('part'):
     texts.append(f'{metric} is over another part of the validation data')
+  return (*texts, *_token_reasons(study, arm, base))
+
+
+def speed_reasons(pairs):
+  """Why speeds of pairs of runs do not compare, from a scores.training_way of each: a tuple of texts."""
+  names = ('way of training', 'number of runs at once', 'hardware')
+  differing = [name for i, name in enumerate(names) if any(ours[i] != theirs[i] for ours, theirs in pairs)]
+  return (f'it was timed with another {" and ".join(differing)} in some seeds',) if differing else ()
+
+
+def _token_reasons(study, arm, base):
   if ratio := token_ratio(study, arm, base):
-    texts.append(
-      f'it trains on {ratio:.3g} times the tokens (use Budget(tokens=...), or unequal_tokens=True)'
-    )
-  return tuple(texts)
+    yield f'it trains on {ratio:.3g} times the tokens (use Budget(tokens=...), or unequal_tokens=True)'
 
 
 def loss_unit(study):

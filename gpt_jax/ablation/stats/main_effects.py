@@ -17,15 +17,15 @@ from gpt_jax.ablation.sweeps import SWEEPS
 
 
 def crossed_effects(study, scored):
-  """Judge main effects and interactions as one family; none for sweeps that cross nothing.
+  """Main effects and interactions -> (effects, interactions, the comparison of each, in this order).
 
-  scored: a scores.Scores. Returns {effects: list of {factor, level, against (the baseline's level, or the
-  first one with matched arms), arms (how many have the level and were used), the keys of inference.judge},
-  interactions: list of {levels: 'a=1 x b=2', the keys of inference.judge}}.
+  scored: a scores.Scores. effects: list of {factor, level, against (the baseline's level, or the first one
+  with matched arms), arms (how many have the level and were used)}. interactions: list of
+  {levels: 'a=1 x b=2'}. None for sweeps that cross nothing.
   """
   sweep = SWEEPS.get(study.get('sweep'))
   if not sweep or not sweep.main_effects:
-    return {'effects': [], 'interactions': []}
+    return [], [], []
   effects, comparisons = [], []
   scaled = size_laws.RESOURCES if 'size' in study['factors'] else ()
   interactions = list(_interactions(study['arms'], scaled)) if sweep.main_effects == 'matched' else []
@@ -35,16 +35,13 @@ def crossed_effects(study, scored):
       used = [name for name in names if name in {first for first, _ in pairs}]
       others = [arm['name'] for arm in study['arms'] if arm['levels'][factor] == against]
       effects.append({'factor': factor, 'level': level, 'against': against, 'arms': len(used)})
-      comparisons.append((*sides, *_judgment_inputs(study, scored, used, others, pairs)))
+      comparisons.append(inference.Comparison(*sides, *_judgment_inputs(study, scored, used, others, pairs)))
   for _, both, first, second, base in interactions:
     sides = (_sums(names, scored.values) for names in ((both, base), (first, second)))
     pairs = [(name, base) for name in (both, first, second)]
-    comparisons.append((*sides, *_judgment_inputs(study, scored, (both, first, second), (base,), pairs)))
-  effects += [{'levels': levels} for levels, *_ in interactions]
-  verdicts = inference.judge(comparisons, study['better'], float(study['tolerance']), scored.examples)
-  judged = [effect | verdict for effect, verdict in zip(effects, verdicts, strict=True)]
-  split = len(judged) - len(interactions)
-  return {'effects': judged[:split], 'interactions': judged[split:]}
+    inputs = _judgment_inputs(study, scored, (both, first, second), (base,), pairs)
+    comparisons.append(inference.Comparison(*sides, *inputs))
+  return effects, [{'levels': levels} for levels, *_ in interactions], comparisons
 
 
 def _judgment_inputs(study, scored, used, others, pairs):

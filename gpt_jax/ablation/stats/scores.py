@@ -4,6 +4,8 @@ import collections
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from gpt_jax.ablation.stats import comparability, inference
 from gpt_jax.runs.metric_names import score_name
 
@@ -15,17 +17,30 @@ class Scores(NamedTuple):
   missing: dict  # {arm: seeds of runs that are done, without a finite value}
   diverged: dict  # {arm: how many runs diverged}
   examples: int = 0  # how many examples all values are shares of; 0 = they are not shares
+  by_example: dict = {}  # {arm: {seed: values of the examples, whose mean is the run's}}, where kept
+  ways: dict = {}  # {arm: {seed: training_way}}
 
   def comparison(self, study, name, base):
     """The inference.Comparison of two arms by name."""
     arms = {arm['name']: arm for arm in study['arms']}
     missing = self.missing.get(name, set()) | self.missing.get(base, set())
+    reasons = comparability.reasons(study, arms[name], arms[base])
+    if comparability.metric_kind(study['metric']) == 'speed':
+      ways, base_ways = (self.ways.get(arm, {}) for arm in (name, base))
+      reasons += comparability.speed_reasons([(ways[s], base_ways[s]) for s in ways if s in base_ways])
     return inference.Comparison(
       *(self.values.get(arm, {}) for arm in (name, base)),
       *(self.diverged.get(arm, 0) for arm in (name, base)),
       len(missing),
-      comparability.reasons(study, arms[name], arms[base]),
+      reasons,
+      self._example_differences(name, base),
     )
+
+  def _example_differences(self, name, base):
+    """{seed: differences of the examples} of the seeds in which both runs scored as many."""
+    ours, theirs = (self.by_example.get(arm, {}) for arm in (name, base))
+    common = [seed for seed in ours if seed in theirs and len(ours[seed]) == len(theirs[seed])]
+    return {seed: np.subtract(ours[seed], theirs[seed]) for seed in common}
 
 
 def collect_scores(rows, metric):
@@ -35,13 +50,17 @@ def collect_scores(rows, metric):
   """
   values, missing = collections.defaultdict(dict), collections.defaultdict(set)
   names, counts, done = set(), [], [row for row in rows if row['status'] == 'done']
+  by_example, ways = collections.defaultdict(dict), collections.defaultdict(dict)
   for row in done:
+    ways[row['arm']][row['seed']] = training_way(row)
     numbers = numeric_results(row['result'], metric)
     names |= set(numbers)
     value = numbers.get(metric, math.nan)
     if math.isfinite(value):
       values[row['arm']][row['seed']] = value
       counts.append(share_of(row['result'], metric, value))
+      if row.get('examples'):
+        by_example[row['arm']][row['seed']] = row['examples']
     else:
       missing[row['arm']].add(row['seed'])
   if done and metric not in names:
@@ -49,7 +68,13 @@ def collect_scores(rows, metric):
       f'metric={metric!r} is in no result of this study\nfix: use one of {", ".join(sorted(names))}'
     )
   diverged = collections.Counter(row['arm'] for row in rows if row['status'] == 'diverged')
-  return Scores(dict(values), dict(missing), dict(diverged), min(counts, default=0))
+  count = min(counts, default=0)
+  return Scores(dict(values), dict(missing), dict(diverged), count, dict(by_example), dict(ways))
+
+
+def training_way(row):
+  """What the speed of a run depends on beside its config: (how it was trained, runs at once, hardware)."""
+  return row.get('how'), row['result'].get('replicas', 1), row['result'].get('hardware')
 
 
 def numeric_results(result, metric=''):

@@ -7,7 +7,7 @@ in scaling.py.
 
 import numpy as np
 
-from gpt_jax.ablation.stats import inference, scaling
+from gpt_jax.ablation.stats import scaling
 
 RESOURCES = ('size', 'tokens')  # names of the factors that are scaled, not judged
 MIN_SIZES = 3  # sizes that a law needs
@@ -15,21 +15,20 @@ MIN_EXPONENT = 0.01  # below it a law has no optimum
 EQUAL_FLOPS = 0.05  # relative difference below which training FLOPs count as equal
 
 
-def fit_size_study(study, scored):
+def fit_size_study(study, scored, effects=()):
   """Fit the laws of a study with a factor named 'size' -> {laws, parametric, isoflop, effects, warnings}.
 
-  scored: a scores.Scores. None if there is no such factor.
+  scored: a scores.Scores. effects: those of `effects_by_size`, judged. None if there is no such factor.
 
   Returns:
     laws: {levels of the other factors: scaling.power_law over parameters}, at the baseline's tokens.
     parametric: the same of scaling.parametric, if tokens vary too, with 'optimum': the best size at the
     largest budget of FLOPs that was trained. isoflop: of scaling.isoflop, if at least three sizes were
-    trained with equal FLOPs. effects: see `effects_by_size`.
+    trained with equal FLOPs.
   """
-  if RESOURCES[0] not in (study.get('factors') or {}):
+  if not has_sizes(study):
     return None
   base = next(arm['levels'] for arm in study['arms'] if arm['is_baseline'])
-  effects = effects_by_size(study, scored)
   fits, warnings = {'laws': {}, 'parametric': {}, 'isoflop': {}}, _sign_changes(effects)
   for label, arms in _group_by_label(study['arms']).items():
     equal_tokens = [arm for arm in arms if arm['levels'].get('tokens') == base.get('tokens')]
@@ -44,7 +43,12 @@ def fit_size_study(study, scored):
       except ValueError as error:
         cause = str(error).splitlines()[0]
         warnings.append(f'no scaling law{label and f" for {label}"}: {cause}')
-  return fits | {'effects': effects, 'warnings': warnings}
+  return fits | {'effects': list(effects), 'warnings': warnings}
+
+
+def has_sizes(study):
+  """Whether a study has a factor named 'size'."""
+  return RESOURCES[0] in (study.get('factors') or {})
 
 
 def _points(arms, values):
@@ -92,11 +96,10 @@ def _with_equal_flops(arms):
   return [arm for group in budgets if enough(group) for arm in group]
 
 
-def effects_by_size(study, scored):
-  """Judge the other factors at each size, as one family.
+def effects_by_size(study):
+  """The other factors at each size -> (effects, the names (arm, its baseline) of each).
 
-  Returns list of {arm, levels (like 'positions=learned'), size, parameters, the keys of inference.judge}, by
-  size.
+  effects: list of {arm, levels (like 'positions=learned'), size, parameters}, by size.
   """
   base = _label(next(arm['levels'] for arm in study['arms'] if arm['is_baseline']))
   grouped = _group_by_label(study['arms'])
@@ -110,8 +113,7 @@ def effects_by_size(study, scored):
         effect = {'arm': arm['name'], 'levels': _label(changed), 'size': size}
         effects.append(effect | {'parameters': own['parameters']})
         pairs.append((arm['name'], own['name']))
-  verdicts = inference.judge_arms(study, pairs, scored)
-  return [effect | verdict for effect, verdict in zip(effects, verdicts, strict=True)]
+  return effects, pairs
 
 
 def _sign_changes(effects):
