@@ -101,6 +101,7 @@ class TextTokenizer(SavedTokenizer):
   size = 0  # number of ids, 0 to size - 1
   specials: dict[str, int] = {}  # roles that its own ids play, as in {'eos': 50256}
   unparsed: tuple[str, ...] = ()  # spellings of special tokens that are encoded as plain text
+  reserved: tuple[int, ...] = ()  # ids that its authors set aside for others to use
   chat_template = ''  # Jinja source of an imported tokenizer; '' = none
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

@@ -66,9 +66,16 @@ class Tokenizers:
     return cls(vocabulary, tokenizer, image, audio)
 
   def extend(self, image: MediaTokenizer | None = None, audio: MediaTokenizer | None = None) -> 'Tokenizers':
-    """Append the specials that are missing, then image and audio codes; ids in use keep their meaning."""
+    """Append the specials that are missing, then image and audio codes; ids in use keep their meaning.
+
+    Missing specials take ids that the text tokenizer reserves, where these suffice: the embedding stays as
+    it is, so that text alone needs no new rows.
+    """
     old, size = self.vocabulary, self.vocabulary.size
     new = [name for name in SPECIALS if name not in dict(old.specials)]
+    free = [index for index in self.text.reserved if index not in dict(old.specials).values()]
+    reused = dict(zip(new, free, strict=False)) if len(new) <= len(free) else {}
+    new = [name for name in new if name not in reused]
     if new and 'special' in old.kinds:
       raise ValueError(
         f'the vocabulary has some special tokens and lacks {", ".join(new)}\n'
@@ -76,7 +83,7 @@ class Tokenizers:
       )
     codes = [pair for media in (image, audio) if media is not None for pair in media.ranges]
     ranges = (*old.ranges, *([('special', len(new))] if new else ()), *codes)
-    specials = (*old.specials, *((name, size + i) for i, name in enumerate(new)))
+    specials = (*old.specials, *reused.items(), *((name, size + i) for i, name in enumerate(new)))
     vocabulary = Vocabulary(ranges, specials, old.multiple)
     return Tokenizers(vocabulary, self.text, image or self.image, audio or self.audio)
 

@@ -7,6 +7,7 @@ in text, as transformers does, since chat prompts are written with them.
 
 import itertools
 import pathlib
+import re
 
 import numpy as np
 
@@ -19,6 +20,8 @@ ROLES = {
   'bos': ('<s>', '<|begin_of_text|>', '<bos>', '[BOS]', '<|startoftext|>'),
   'eos': ('</s>', '<|endoftext|>', '<|end_of_text|>', '<eos>', '[EOS]'),
 }
+# Spellings of tokens that Gemma, Llama 3, BERT and others set aside.
+RESERVED = re.compile(r'<\|?(unused|reserved_special_token_)\d+\|?>|\[unused\d+\]')
 OWN_ROLES = 'gpt_jax_roles'  # key of a tokenizer_config.json: {special name: token}, of an export
 BATCH = 512  # pieces of text a library call, to bound its memory
 
@@ -56,6 +59,8 @@ class LibraryTokenizer(base.TextTokenizer):
     self.size = max(self.vocab().values(), default=-1) + 1
     special = tuple(token['content'] for token in model['added_tokens'] if token['special'])
     self.unparsed = () if parse_specials else special
+    added = ((token['content'], token['id']) for token in model['added_tokens'])
+    self.reserved = tuple(index for token, index in added if RESERVED.fullmatch(token))
     # Only GPT-2's pattern is known to allow cutting a text, if no other rule sees the text.
     self._cuts = (
       model['pre_tokenizer'] == bpe.BYTE_LEVEL

@@ -445,6 +445,27 @@ def test_a_saved_gpt2_is_an_ordinary_tokenizer_json(tmp_path):
   assert again.specials == make('gpt2').specials == {'eos': 300}
 
 
+@pytest.mark.parametrize('spelling', ['<unused{}>', '<|reserved_special_token_{}|>', '[unused{}]'])
+def test_missing_specials_take_the_ids_that_a_tokenizer_sets_aside(spelling, tmp_path):
+  make('gpt2').save(tmp_path)
+  path = tmp_path / 'tokenizer.json'
+  model = json.loads(path.read_text())
+  spare = [{'id': 301 + i, 'content': spelling.format(i), 'special': True, **FLAGS} for i in range(16)]
+
+  def extended(tokens):
+    path.write_text(json.dumps({**model, 'added_tokens': [*model['added_tokens'], *tokens]}))
+    toks = Tokenizers.build(build(TokenizerConfig('huggingface', str(path))), specials=())
+    return toks.vocabulary, toks.extend().vocabulary
+
+  old, new = extended(spare)
+  assert new.size == old.size == 317
+  assert set(dict(new.specials)) == set(SPECIALS)
+  assert new.special('eos') == 300
+  assert {index for name, index in new.specials if name != 'eos'} == {*range(301, 316)}
+  old, new = extended(spare[:14])  # one too few: all have new ids
+  assert new.size == old.size + 15
+
+
 def with_prefix(model):
   return {**model, 'normalizer': {'type': 'Prepend', 'prepend': 'the'}}
 
