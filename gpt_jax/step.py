@@ -4,7 +4,8 @@
 around it; vmap over states trains replicas (ablation/execute/replicas.py). Scalars that an ablation may
 vary without compiling again travel in `state.hyper`.
 
-Letters: B batch rows, T length, D width, V vocabulary; S, W as in training/loss_guard.py.
+Letters: B batch rows, T length, N places with logits, D width, V vocabulary; S, W as in
+training/loss_guard.py.
 """
 
 import functools
@@ -16,6 +17,7 @@ import numpy as np
 
 from gpt_jax import losses
 from gpt_jax.model import adapters, gpt, layers, param_trees
+from gpt_jax.model.kernels import target_places
 from gpt_jax.optim import Optimizer
 from gpt_jax.sharding import replicated
 from gpt_jax.training import loss_guard
@@ -85,10 +87,10 @@ class Objective(NamedTuple):
   post_update: Any = lambda params, metrics, key: (params, metrics)  # updates without gradients
 
 
-def language_objective():
+def language_objective(places=None):
   """Return the Objective of a GPT on text: mean cross-entropy over the targets of the whole step.
 
-  jobs/modality_objective.py adds weights and metrics by modality and by data source.
+  jobs/modality_objective.py adds weights and metrics by modality and by data source. places: see loss_fn.
   """
 
   def weigh(batch, hyper):
@@ -96,18 +98,19 @@ def language_objective():
     return batch, jnp.where(weight > 0, weight, 1.0)
 
   def loss(model, probe, batch, weight, hyper, key):
-    return loss_fn(model, batch, weight, hyper, key)[:2]
+    return loss_fn(model, batch, weight, hyper, key, places=places)[:2]
 
   return Objective(weigh, loss, count_tokens)
 
 
-def loss_fn(model, batch, weight, hyper, key, probe_BTD=None, restrict=None):
+def loss_fn(model, batch, weight, hyper, key, probe_BTD=None, restrict=None, places=None):
   """Return (part of the objective, metrics, nats_BT) of one micro-batch.
 
   batch: token_ids_BT, target_ids_BT (int32), loss_mask_BT (float32) and, where the data have them, the
   arguments of gpt.GPT.trunk: segment_ids_BT, positions_BT (or _BT3), prefix_BT, patches_BTA, frames_BTM.
   weight: the normalizer of the whole step, from Objective.weigh. probe_BTD: added to the last hidden state.
-  restrict: logits_BTV -> logits_BTV, for a softmax over fewer ids.
+  restrict: logits_BTV -> logits_BTV, for a softmax over fewer ids. places: an upper bound on the targets of a
+  row, to compute few other logits (nats_BT is 0 there); None = all. Not with `restrict`.
   """
   rate = hyper.get('dropout')
   uses_dropout = rate is not None or model.cfg.attention_dropout
@@ -119,10 +122,13 @@ def loss_fn(model, batch, weight, hyper, key, probe_BTD=None, restrict=None):
   )
   if probe_BTD is not None:
     x_BTD = x_BTD + probe_BTD.astype(x_BTD.dtype)
-  logits_BTV, mask_BT = model.logits(x_BTD, exact=False), batch['loss_mask_BT']
+  mask_BT = batch['loss_mask_BT']
+  gather, scatter = target_places.choose_places(batch.get('targets_BT', mask_BT), places)
+  logits_BNV = model.logits(gather(x_BTD), exact=False)
   if restrict is not None:
-    logits_BTV = restrict(logits_BTV)
-  loss_BT, nats_BT = losses.objective(logits_BTV, batch['target_ids_BT'], model.cfg.vocab, hyper)
+    logits_BNV = restrict(logits_BNV)
+  scored = losses.objective(logits_BNV, gather(batch['target_ids_BT']), model.cfg.vocab, hyper)
+  loss_BT, nats_BT = map(scatter, scored)
   fraction = mask_BT.sum() / weight
   total = (loss_BT * mask_BT).sum() / weight
   total += experts_loss(aux, hyper) * fraction

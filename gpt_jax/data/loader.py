@@ -97,6 +97,10 @@ class Loader(BatchLoader):
     is_own = lambda key: key.startswith(of_source) and key != f'{of_source}weight'
     return {key: value for key, value in fingerprint.items() if key in ROW_KEYS or is_own(key)}
 
+  def most_targets(self) -> int:
+    """Return the largest number of targets in a row; its length where a source is plain text."""
+    return max(rows.most_targets() for rows in self.rows.values())
+
   def _schedule(self):
     """Return the order of the rows of the mixture."""
     if not self._origin:

@@ -49,6 +49,13 @@ class Rows:
   def __reduce__(self):
     return type(self), (self.cache, self.length, self.seed, self.mask_documents, self.row_fields)
 
+  def most_targets(self) -> int:
+    """Return the largest number of targets in a row, after a look at all rows that have conditions."""
+    if self.row_fields.layout is None:
+      return self.length
+    blocks = (np.arange(first, min(first + 256, self.count)) for first in range(0, self.count, 256))
+    return max(int(self.gather(rows)['loss_mask_BT'].sum(1).max()) for rows in blocks)
+
 
 class Crop(Rows):
   """Windows at random places, drawn with replacement: a pure function of (seed, row number)."""

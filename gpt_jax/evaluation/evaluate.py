@@ -31,6 +31,7 @@ from gpt_jax.evaluation.tasks import (
 )
 from gpt_jax.losses import token_losses
 from gpt_jax.model import gpt, param_trees
+from gpt_jax.model.kernels import target_places
 from gpt_jax.runs.metric_names import headlines
 from gpt_jax.runs.progress import Progress
 from gpt_jax.runs.text_table import format_table
@@ -96,8 +97,13 @@ class Subject:
     restricted: nats under the softmax over what the grammar allows. by: `modality`, in the order of
     tokenizers.modalities, or `row`.
     """
-    names = tuple(self.tokenizers.modalities)
-    return score_rows(self.model, to_devices(batch, self.mesh), self._table_arrays, names=names, by=by)
+    names, mask_BT = tuple(self.tokenizers.modalities), batch['loss_mask_BT']
+    places = None
+    if jax.process_count() == 1 and self.mesh.shape['sequence'] == 1:  # others have other rows
+      most = int(mask_BT.sum(1).max())
+      places = target_places.round_count(most, mask_BT.shape[1], self.model.cfg.vocab)
+    options = dict(names=names, by=by, places=places)
+    return score_rows(self.model, to_devices(batch, self.mesh), self._table_arrays, **options)
 
   def target_nats(self, documents, ends=True):
     """Nats of the targets of each document (a list of Piece), float64 [N].
@@ -158,14 +164,16 @@ def score(model, batch, eos=-1):
   }
 
 
-@functools.partial(jax.jit, static_argnames=('names', 'by'))
-def score_rows(model, batch, table_arrays, *, names, by):
-  """See Subject.score_rows."""
+@functools.partial(jax.jit, static_argnames=('names', 'by', 'places'))
+def score_rows(model, batch, table_arrays, *, names, by, places=None):
+  """See Subject.score_rows; places: as in step.loss_fn."""
   model, tables = param_trees.cast(model, model.cfg.dtype), ModalityTables(names, *table_arrays)
-  out = model(batch['token_ids_BT'], **gpt.inputs(model.cfg, batch))
-  target_ids_BT, mask_BT = batch['target_ids_BT'], batch['loss_mask_BT']
-  nats_BT = token_losses(out.logits_BTV, target_ids_BT)[0] * mask_BT
-  logits_BTV = restrict_logits(out.logits_BTV, target_ids_BT, tables)
+  x_BTD, _, _ = model.trunk(batch['token_ids_BT'], **gpt.inputs(model.cfg, batch))
+  gather, _ = target_places.choose_places(batch['loss_mask_BT'], places)  # from here on T counts these places
+  target_ids_BT, mask_BT = gather(batch['target_ids_BT']), gather(batch['loss_mask_BT'])
+  logits_BTV = model.logits(gather(x_BTD))
+  nats_BT = token_losses(logits_BTV, target_ids_BT)[0] * mask_BT
+  logits_BTV = restrict_logits(logits_BTV, target_ids_BT, tables)
   restricted_BT = token_losses(logits_BTV, target_ids_BT)[0] * mask_BT
   sums = {'nats': nats_BT, 'restricted': restricted_BT, 'targets': mask_BT}
   if by == 'row':

@@ -17,7 +17,7 @@ from gpt_jax.evaluation.tasks import perplexity
 from gpt_jax.jobs import base, extended_model, run_tokenizers
 from gpt_jax.jobs.modality_objective import modality_objective
 from gpt_jax.model import adapters, costs, param_trees
-from gpt_jax.model.kernels import choice
+from gpt_jax.model.kernels import choice, target_places
 from gpt_jax.runs import hardware
 from gpt_jax.sampling import completions, prompt_batch
 from gpt_jax.step import eval_model, gpt_program, params_of
@@ -142,7 +142,13 @@ class LanguageModelJob(base.Job):
     """Return the step.Objective."""
     single = len(self.tokenizers.modalities) == 1
     tables = None if single else ModalityTables.build(self.tokenizers, self.model_cfg.V)
-    return modality_objective(self.cfg.loss, tables, len(self.loader.names))
+    return modality_objective(self.cfg.loss, tables, len(self.loader.names), self.target_places(self.loader))
+
+  def target_places(self, rows):
+    """Return `places` of step.loss_fn, of what has a `most_targets`."""
+    if self.mesh.shape['sequence'] > 1 or self.model_cfg.vocab < target_places.LARGE:
+      return None
+    return target_places.round_count(rows.most_targets(), self.length, self.model_cfg.vocab)
 
   def open_valid_caches(self):
     """Return {(source, 'valid'): token cache}; ValueError now for what could not be scored later."""

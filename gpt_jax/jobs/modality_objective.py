@@ -9,11 +9,12 @@ from gpt_jax.step import Objective, count_tokens, language_objective, loss_fn
 from gpt_jax.tokenizers.modality_tables import restrict_logits, sum_by_label, weigh_by_modality
 
 
-def modality_objective(cfg, tables=None, sources=1):
+def modality_objective(cfg, tables=None, sources=1, places=None):
   """Return the Objective of a GPT over a vocabulary with these ModalityTables (None: text alone).
 
-  cfg: losses.LossConfig. Metrics also hold sums by modality (nats_M, targets_M, and gradient_M: norms of
-  the gradient at the last hidden state) and the same by source (_N), each where there are two or more.
+  cfg: losses.LossConfig. places: see step.loss_fn. Metrics also hold sums by modality (nats_M, targets_M, and
+  gradient_M: norms of the gradient at the last hidden state) and the same by source (_N), each where there
+  are two or more.
   """
   M = len(tables.names) if tables else 1
   modality = lambda batch: jnp.asarray(tables.modality_V)[batch['target_ids_BT']]
@@ -21,7 +22,7 @@ def modality_objective(cfg, tables=None, sources=1):
   groups = {'M': (modality, M), 'N': (source, sources)}  # letter: (batch -> labels_BT, how many)
   groups = {letter: row for letter, row in groups.items() if row[1] > 1}
   if not groups:
-    return language_objective()
+    return language_objective(places)
 
   def sums(name, values_BT, batch):
     return {
@@ -41,7 +42,8 @@ def modality_objective(cfg, tables=None, sources=1):
     restrict = None
     if cfg.restrict:
       restrict = lambda logits_BTV: restrict_logits(logits_BTV, batch['target_ids_BT'], tables)
-    total, metrics, nats_BT = loss_fn(model, batch, weight, hyper, key, probe_BTD, restrict)
+    some = None if cfg.restrict else places
+    total, metrics, nats_BT = loss_fn(model, batch, weight, hyper, key, probe_BTD, restrict, some)
     targets_BT = batch['targets_BT']
     for name, values_BT in (('nats', nats_BT * targets_BT), ('targets', targets_BT)):
       metrics |= sums(name, values_BT, batch)

@@ -62,6 +62,11 @@ class PairRows:
     arrays = dict(sources_N=self.sources_N[kept], reference_NA=self.reference_NA[kept])
     return dataclasses.replace(self, sides=sides, prompts=[self.prompts[n] for n in kept], **arrays)
 
+  def most_targets(self):
+    """Return the largest number of targets of an answer."""
+    masks = (self.gather([n])['loss_mask_BT'].reshape(len(self.sides), -1) for n in range(len(self)))
+    return max(int(mask_BT.sum(1).max()) for mask_BT in masks)
+
   def digest(self):
     """Return a hash of the ids and targets of all pairs and of the length of rows."""
     total = hashlib.sha256(str(self.length).encode())

@@ -37,13 +37,13 @@ def reference_name(split, pairs, reference):
   return f'reference-{split}-{key}.npy'
 
 
-def pair_scores(model, batch, hyper, key):
-  """Return (PairScores of a batch of rows, the loss of the experts, if any)."""
+def pair_scores(model, batch, hyper, key, places=None):
+  """Return (PairScores of a batch of rows, the loss of the experts, if any); places: see step.loss_fn."""
   A = sum(name in batch for name in REFERENCE)
   split = lambda x: x.reshape(A * x.shape[0], x.shape[1] // A, *x.shape[2:])
   rows = {name: split(x) for name, x in batch.items() if name.rsplit('_', 1)[1].startswith('BT')}
   mask_BT = rows['loss_mask_BT']
-  _, aux, nats_BT = loss_fn(model, rows, mask_BT.sum(), hyper, key)
+  _, aux, nats_BT = loss_fn(model, rows, mask_BT.sum(), hyper, key, places=places)
   sums_BA, tokens_BA = (x_BT.sum(1).reshape(-1, A) for x_BT in (-nats_BT * mask_BT, mask_BT))
   scores = PairScores(*sums_BA.T[:2], *tokens_BA.T[:2])._replace(**{n: batch[n] for n in REFERENCE[:A]})
   return scores._replace(mismatched_B=sums_BA[:, 2]) if A == 3 else scores, experts_loss(aux, hyper)
@@ -63,14 +63,17 @@ def pair_metrics(cfg, scores):
   }
 
 
-def preference_objective(cfg):
-  """Return the Objective of pairs: the mean of the loss over the pairs of the step; cfg: PreferenceConfig."""
+def preference_objective(cfg, places=None):
+  """Return the Objective of pairs: the mean of the loss over the pairs of the step.
+
+  cfg: PreferenceConfig. places: see step.loss_fn.
+  """
 
   def weigh(batch, hyper):
     return batch, jnp.float32(batch['loss_mask_BT'].shape[0])
 
   def loss(model, probe, batch, weight, hyper, key):
-    scores, experts = pair_scores(model, batch, hyper, key)
+    scores, experts = pair_scores(model, batch, hyper, key, places)
     values = {name: x_B.sum() / weight for name, x_B in pair_metrics(cfg, scores).items()}
     share = batch['loss_mask_BT'].shape[0] / weight
     return values['loss'] + experts * share, values
@@ -78,10 +81,10 @@ def preference_objective(cfg):
   return Objective(weigh, loss, count_tokens)
 
 
-@jax.jit
-def evaluate_pairs(model, batch):
+@functools.partial(jax.jit, static_argnames='places')
+def evaluate_pairs(model, batch, places=None):
   """Return the PairScores of a batch without dropout."""
-  return pair_scores(param_trees.cast(model, model.cfg.dtype), batch, {}, None)[0]
+  return pair_scores(param_trees.cast(model, model.cfg.dtype), batch, {}, None, places)[0]
 
 
 class PreferenceJob(language_model.LanguageModelJob):
@@ -143,7 +146,7 @@ class PreferenceJob(language_model.LanguageModelJob):
 
   def build_objective(self):
     """Return the objective of the pairs."""
-    return preference_objective(self.cfg.preference)
+    return preference_objective(self.cfg.preference, self.target_places(self.pairs['train']))
 
   def describe(self):
     """Return one line about the model and its pairs."""
@@ -229,11 +232,11 @@ class PreferenceJob(language_model.LanguageModelJob):
   def score_pairs(self, model, pairs, count):
     """Return the PairScores of the first `count` pairs."""
     size, (index, parts) = self.cfg.train.batch_size, data_shard(self.mesh)
-    own, results = size // parts, []
+    own, results, places = size // parts, [], self.target_places(pairs)
     for first in range(0, count, size):  # the last batch is filled up: another size would compile again
       numbers = np.minimum(np.arange(first, first + size), count - 1)[index * own : (index + 1) * own]
       batch = to_devices(pairs.gather(numbers), self.mesh)
-      results.append(fetch(evaluate_pairs(model, batch)))
+      results.append(fetch(evaluate_pairs(model, batch, places=places)))
       self.raise_if_preempted()
     join = lambda *parts: np.concatenate(parts)[:count] if np.ndim(parts[0]) else parts[0]
     return jax.tree.map(join, *results)

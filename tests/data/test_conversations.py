@@ -67,6 +67,7 @@ def test_rows_learn_replies_alone(tmp_path, native):
   rows = FirstFit(cache, 100, row_fields=RowFields.of(cfg, native))
   batch = rows.gather(np.arange(rows.count))
   assert batch['loss_mask_BT'].sum() == expected.sum()
+  assert rows.most_targets() == batch['loss_mask_BT'].sum(1).max() < 100
   [start_N, size_N, row_N] = np.asarray(rows.plan)
   mask_BT, column_B = np.zeros_like(batch['loss_mask_BT']), np.zeros(rows.count, int)
   for start, size, row in zip(start_N, size_N, row_N, strict=True):
