@@ -28,6 +28,7 @@ from gpt_jax.jobs import base, language_model, reward_files
 from gpt_jax.jobs.rewards import ADVANTAGES, NORMALIZERS, REWARDS, exact, k3
 from gpt_jax.model import adapters, param_trees
 from gpt_jax.sampling import completions, prompts
+from gpt_jax.sampling.samplers import NEG_INF
 from gpt_jax.step import Objective, count_tokens, eval_model, experts_loss, loss_fn
 from gpt_jax.training import checkpoint
 
@@ -62,9 +63,21 @@ def read_tasks(job, split):
   return tasks
 
 
-def policy_objective(cfg):
-  """Return the Objective of scored completions: the mean over the completions of the step."""
-  restrict = None if cfg.temperature == 1 else lambda logits_BTV: logits_BTV / cfg.temperature
+def sampled_logits(allowed_V, temperature):
+  """Return the function from logits to those that completions are sampled from.
+
+  Without the mask the ids that are never sampled have a gradient of noise alone. Their probabilities drift
+  up, and the gradient with them, until answers get worse.
+  """
+  return lambda logits_BTV: jnp.where(allowed_V, logits_BTV / temperature, NEG_INF)
+
+
+def policy_objective(cfg, allowed_V):
+  """Return the Objective of scored completions: the mean over the completions of the step.
+
+  allowed_V: the ids that completions are made of.
+  """
+  restrict = sampled_logits(allowed_V, cfg.temperature)
 
   def weigh(batch, hyper):
     return batch, jnp.float32(batch['advantage_B'].shape[0])
@@ -96,10 +109,10 @@ def policy_values(cfg, batch, log_probs_BT):
 
 
 @functools.partial(jax.jit, static_argnames='temperature')
-def log_probs(model, batch, *, temperature):
-  """Return the log-probabilities of the targets of a batch without dropout."""
+def log_probs(model, batch, allowed_V, *, temperature):
+  """Return the log-probabilities of the targets of a batch, as sampled, without dropout."""
   model = param_trees.cast(model, model.cfg.dtype)
-  restrict = lambda logits_BTV: logits_BTV / temperature
+  restrict = sampled_logits(allowed_V, temperature)
   return -loss_fn(model, batch, jnp.float32(1), {}, None, restrict=restrict)[2]
 
 
@@ -168,7 +181,8 @@ class PolicyJob(language_model.LanguageModelJob):
 
   def build_objective(self):
     """Return the objective of scored completions."""
-    return policy_objective(self.cfg.grpo)
+    self.allowed_V = completions.build_grammar(self.tokenizers, self.model_cfg.V).table_NV[0]
+    return policy_objective(self.cfg.grpo, self.allowed_V)
 
   def open_valid_caches(self):
     """Return {}: tasks open the token caches that they need."""
@@ -213,7 +227,9 @@ class PolicyJob(language_model.LanguageModelJob):
     own = len(prompt_ids) // count
     rows = to_devices({n: x[index * own : (index + 1) * own] for n, x in whole.items()}, self.mesh)
     if cfg.kl:
-      rows['reference_BT'] = log_probs(self.reference_model, rows, temperature=cfg.temperature)
+      rows['reference_BT'] = log_probs(
+        self.reference_model, rows, self.allowed_V, temperature=cfg.temperature
+      )
     return rows
 
   def complete(self, model, tasks, temperature, count, keys_B=None):

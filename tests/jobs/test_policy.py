@@ -159,6 +159,19 @@ def test_a_row_has_the_completion_as_targets_and_nothing_else(finished, mixture,
   assert (numbers_B.reshape(4, 8) == numbers_B[::8, None]).all()  # a group of each prompt
 
 
+def test_the_policy_that_learns_is_the_one_that_samples(finished, mixture, tmp_path):
+  """Over the ids that a completion may have, the probabilities add up to 1."""
+  base, workdir, _ = finished
+  job = policy.PolicyJob(policy_config(base, mixture), tmp_path, train.make_mesh(config.MeshConfig()))
+  run = trained.load(workdir)
+  ids = np.flatnonzero(job.allowed_V).tolist()
+  special = job.tokenizers.vocabulary.special
+  assert special('eos') in ids and special('pad') not in ids and len(ids) == 257
+  batch = job.rows([[1, 2, 3]] * len(ids), [[i] for i in ids])
+  log_probs_BT = policy.log_probs(run.model, batch, job.allowed_V, temperature=2.0)
+  assert np.exp(log_probs_BT[batch['loss_mask_BT'] > 0]).sum() == pytest.approx(1, rel=1e-5)
+
+
 @pytest.mark.parametrize(
   'base, changes, cause',
   [
