@@ -8,12 +8,14 @@ from gpt_jax.runs import metric_names
 class JobMetrics(NamedTuple):
   """What the numbers of one job mean."""
 
-  unit: str  # of valid_loss
+  unit: str  # of the validation curve
   headline: tuple  # (metric, sentence with a place for it)
   items: str  # what its steps consume
   tiles: tuple  # names of metrics
-  losses_comparable: bool = False  # whether the training loss has the unit of valid_loss
+  losses_comparable: bool = False  # whether both curves have this unit
   in_nats: bool = False  # whether a loss has a meaning in bits
+  chart: str = 'Loss'  # title of the first chart
+  curves: tuple = ('loss', 'valid_loss')  # of it: metrics of training and of validation
 
   def title(self, name):
     """Return the label of a metric's tile."""
@@ -36,6 +38,15 @@ JOB_METRICS = {
     'tokens',
     ('valid_reward_accuracy', 'valid_reward_margin', 'valid_loss'),
     losses_comparable=True,
+  ),
+  'grpo': JobMetrics(  # the loss of one update a batch is 0 by design; its gradient is not
+    'share right',
+    ('valid_accuracy', 'Answers {:.1%} of held-out questions right'),
+    'tokens',
+    ('valid_accuracy', 'reward', 'kl', 'completion_tokens'),
+    losses_comparable=True,
+    chart='Accuracy',
+    curves=('right', 'valid_accuracy'),
   ),
   'image_tokenizer': JobMetrics(
     'squared pixel error',

@@ -1,4 +1,4 @@
-"""The part of a run's report on its losses: the curves, and where validation was best."""
+"""The part of a run's report on its losses, or the accuracy of a job without a telling loss: the curves."""
 
 import numpy as np
 
@@ -30,11 +30,11 @@ def losses(run):
   A validation loss of another unit has a chart of its own, among the signals; one of several sources a chart
   of theirs, since training weighs sources by their tokens.
   """
-  (steps, raw), (valid_steps, valid) = run.column('loss'), run.column('valid_loss')
   series, note, job = [], '', metrics_of(run)
+  (steps, raw), (valid_steps, valid) = map(run.column, job.curves)
   if len(raw) > 40:
     series.append(figures.Series(run.x(steps), raw, 'faint'))
-    note = 'Training loss as measured (faint) and smoothed over 4 % of the run.'
+    note = f'Training {job.chart.lower()} as measured (faint) and smoothed over 4 % of the run.'
   if len(raw):
     line = figures.smooth(raw)
     series.append(figures.Series(run.x(steps), line, 'line', figures.FIRST, f'train {line[-1]:.3f}'))
@@ -51,7 +51,7 @@ def losses(run):
     marks=[(run.x(step), 'restart') for step in restarts],
     units=(run.x_unit(), job.unit if job.losses_comparable else 'training objective'),
     room=92,
-    label=f'Loss against {run.x_unit()}: ' + ', '.join(s.label for s in series if s.label),
+    label=f'{job.chart} against {run.x_unit()}: ' + ', '.join(s.label for s in series if s.label),
   )
   parts = pair('loss', series, options)
   if is_mean_of_sources(run) and job.losses_comparable and (of_sources := source_series(run)):
@@ -59,7 +59,7 @@ def losses(run):
     labels = ', '.join(line.label for line in of_sources if line.label)
     label = f'Loss of each source against {run.x_unit()}: {labels}'
     parts += pair('sources', of_sources, options | {'label': label})
-  return Section('Loss', parts, note.strip())
+  return Section(job.chart, parts, note.strip())
 
 
 def pair(name, series, options):

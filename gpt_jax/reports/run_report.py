@@ -90,8 +90,8 @@ def verdict(run):
   ending = ENDINGS[last['event']].format(step=last.get('step', '?'), type=last.get('type', ''))
   if not run.metrics:
     return f'Nothing has been measured yet. {ending}'.strip()
-  job, train = metrics_of(run), [math.nan, *figures.smooth(run.column('loss')[1])][-1]
-  metric, sentence = job.headline
+  job = metrics_of(run)
+  train, (metric, sentence) = [math.nan, *figures.smooth(run.column(job.curves[0])[1])][-1], job.headline
   score, valid = 'No finite loss', run.final(metric)
   if math.isfinite(valid):
     same_aggregate = job.losses_comparable and not is_mean_of_sources(run)
@@ -102,7 +102,7 @@ def verdict(run):
     score = f'{sentence.format(valid)}{beside}'
   elif math.isfinite(train):
     unit = f' {job.unit}' if job.losses_comparable else ''
-    score = f'Training loss {train:.3f}{unit}, without validation,'
+    score = f'Training {job.chart.lower()} {train:.3f}{unit}, without validation,'
   items = run.final(job.items)
   amount = f' and {human(items)} {job.items}' if math.isfinite(items) else ''
   place = f' on {run.hardware()}' if run.hardware() else ''
@@ -187,8 +187,9 @@ def key_numbers(run):
 def signals(run):
   """A small chart for every other metric, the known ones first."""
   names, job = {name for row in run.metrics for name in row}, metrics_of(run)
-  names -= {'step', 'time', 'loss', job.items, 'targets', 'mfu_causal', *evaluation_part.curve_chances(run)}
-  names -= {'valid_loss'} if job.losses_comparable and not is_mean_of_sources(run) else set()
+  names -= {'step', 'time', 'loss', job.curves[0], job.items, 'targets', 'mfu_causal'}
+  names -= {*evaluation_part.curve_chances(run)}
+  names -= {job.curves[1]} if job.losses_comparable and not is_mean_of_sources(run) else set()
   names = [*(name for name in METRICS if name in names), *sorted(names - {*METRICS})]
   return Section('Signals', [page.multiples([signal(run, name) for name in names])])
 

@@ -433,6 +433,22 @@ def test_a_tokenizer_has_its_own_units(tmp_path, job, line, words, unit):
   assert 'nats' not in page_text and 'token' not in page_text.replace('tokenizer', '')
 
 
+def test_rewards_have_an_accuracy_in_the_place_of_a_loss(tmp_path):
+  lines = [
+    {'loss': 1e-9, 'objective': 1e-9, 'reward': 0.55, 'reward_spread': 0.4, 'right': right, 'kl': 0.02}
+    | {'completion_tokens': 3.67, 'valid_accuracy': 0.811, 'tokens': 320.0}
+    for right in (0.5, 0.6)
+  ]
+  _, reader = read_report(new_run(tmp_path / 'run', *lines, job='grpo'))
+  page_text = reader.text()
+  assert 'Answers 81.1% of held-out questions right after' in page_text
+  assert ' Accuracy ' in page_text and 'train 0.600 valid 0.811 share right' in page_text
+  for tile in ('mean reward 0.55', 'KL divergence, nats per token 0.02', 'length of completions, tokens 3.7'):
+    assert tile in page_text
+  assert 'standard deviation of rewards in a group 0.4' in page_text
+  assert 'loss' not in page_text.lower()
+
+
 def test_losses_are_in_bits_too(complete, tmp_path):
   assert 'bits per token 2.152' in complete[1].text()  # of valid_loss 1.4916
   line = {'loss': 1.0, 'loss/source/read': 1.0, 'valid_loss/read': 2.0}
