@@ -53,8 +53,8 @@ MAY_IMPORT = {
   'sampling': 'data model runs sample sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
   'evaluation': 'cluster.batches data losses model runs sample sampling sampling.prompt_batch '
   'sampling.validate sharding tokenizers',
-  'jobs': 'cluster.batches data evaluation losses model runs sample sampling sampling.prompt_batch step '
-  'tokenizers training',
+  'jobs': 'cluster.batches data evaluation losses model runs sample sampling sampling.prompt_batch '
+  'sampling.samplers step tokenizers training',
   'train': 'jobs sharding training training.loss_guard',
   'config': 'data jobs losses model optim runs sample sharding tokenizers train training',
   'cli.experiment_file': 'config data runs tokenizers',
