@@ -21,7 +21,7 @@ from gpt_jax.losses import LossConfig
 from gpt_jax.model.adapters import AdapterConfig
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.optim import OptimConfig
-from gpt_jax.runs import run_folder
+from gpt_jax.runs import plugins, run_folder
 from gpt_jax.runs.loggers import LogConfig
 from gpt_jax.sample import SampleConfig
 from gpt_jax.sharding import MeshConfig
@@ -50,6 +50,7 @@ class Config:
   mesh: MeshConfig = MeshConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
   log: LogConfig = LogConfig()
+  plugins: tuple[str, ...] = ()  # Python files that add rows to the tables: runs/plugins.py
 
 
 def default():
@@ -69,7 +70,7 @@ def to_dict(dataclass):
 
 def of_run(workdir):
   """Return the Config of a run folder, from its config.json; lists become tuples where annotated so."""
-  return build(Config, run_folder.read_config(workdir))
+  return build(Config, plugins.load(run_folder.read_config(workdir), workdir))
 
 
 def build(cls, section, where=''):
@@ -79,6 +80,7 @@ def build(cls, section, where=''):
   """
   fields = {field.name: field for field in dataclasses.fields(cls)}
   hints = typing.get_type_hints(cls)
+  section = plugins.load(section) if cls is Config else section
   values = {}
   for key in section:
     name = f'{where}.{key}' if where else key

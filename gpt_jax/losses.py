@@ -10,6 +10,7 @@ import math
 import jax.numpy as jnp
 
 from gpt_jax.model.kernels.fused import token_losses
+from gpt_jax.runs.plugins import parse_numbers
 
 MODALITIES = ('text', 'image', 'audio')
 
@@ -24,6 +25,7 @@ class LossConfig:
   """
 
   z_loss: float = 0.0  # times log(Z)^2, keeps logits from drifting
+  terms: str = ''  # other rows of TERMS, from plugins, as in 'name=weight,other=weight'
   label_smoothing: float = 0.0  # probability moved from the target to all ids alike
   moe_balance: float = 0.01  # times the experts' load-balance loss
   moe_z: float = 0.001  # times the router's z-loss
@@ -34,13 +36,12 @@ class LossConfig:
   restrict: bool = False  # softmax over the ids that can stand in the target's place, instead of all
 
   def __post_init__(self):
+    parse_numbers('loss.terms', self.terms, TERMS)
     for key in ('z_loss', 'moe_balance', 'moe_z', *MODALITIES):
       if not getattr(self, key) >= 0:
         raise ValueError(f'loss.{key}={getattr(self, key)} is negative\nfix: use a weight >= 0')
     if not 0 <= self.label_smoothing < 1:
-      raise ValueError(
-        f'loss.label_smoothing={self.label_smoothing} is not a probability\nfix: use 0 <= p < 1'
-      )
+      raise ValueError(f'loss.label_smoothing={self.label_smoothing} is not in [0, 1)\nfix: use 0 <= p < 1')
     if self.label_smoothing and self.restrict:
       raise ValueError(
         f'loss.label_smoothing={self.label_smoothing} smooths over all ids, but loss.restrict=True '
@@ -62,8 +63,8 @@ def objective(logits_BTV, target_ids_BT, vocab, hyper):
     mean_logit_BT = jnp.einsum('BTV,V->BT', logits_BTV, is_id_V) / vocab
     smoothing = hyper['label_smoothing']
     loss_BT = (1 - smoothing) * nats_BT + smoothing * (log_z_BT - mean_logit_BT)
-  if 'z_loss' in hyper:
-    loss_BT = loss_BT + hyper['z_loss'] * jnp.square(log_z_BT)
+  for name in [name for name in TERMS if name in hyper]:
+    loss_BT = loss_BT + hyper[name] * TERMS[name](logits_BTV, target_ids_BT, log_z_BT)
   return loss_BT, nats_BT
 
 
@@ -77,4 +78,5 @@ def modality_mean(weight_M, targets_M):
   return weight_M * targets_M.sum() / jnp.maximum(targets_M, 1.0)
 
 
+TERMS = {'z_loss': lambda logits_BTV, target_ids_BT, log_z_BT: jnp.square(log_z_BT)}
 BALANCES = {'token': lambda weight_M, targets_M: weight_M, 'modality_mean': modality_mean}

@@ -32,7 +32,7 @@ from gpt_jax.sampling.prompt_batch import (
   round_up_prompt,
   round_up_slots,
 )
-from gpt_jax.sampling.samplers import FILTERS, NEG_INF
+from gpt_jax.sampling.samplers import NEG_INF
 from gpt_jax.tokenizers import grammar as grammars
 
 
@@ -46,6 +46,7 @@ class SampleConfig:
   top_k: int = 0  # only the k likeliest; 0 = all
   top_p: float = 1.0  # only the likeliest that together have this probability
   min_p: float = 0.0  # only those at least this probable relative to the likeliest
+  filters: str = ''  # other rows of FILTERS, from plugins, as in 'name=0.9,other=1'
   repetition_penalty: float = 1.0  # > 1 makes tokens that already occur in the row less likely
   beams: int = 0  # width of beam search; 0 = sampling
   length_penalty: float = 0.6  # beams: a of ((5 + new tokens) / 6)^a, by which scores are divided
@@ -171,10 +172,8 @@ def choose_token(state, cfg, grammar):
   if cfg.temperature == 0.0:
     return logits_BV.argmax(-1).astype(jnp.int32)
   logits_BV = logits_BV / cfg.temperature
-  for name, (off, keep) in FILTERS.items():
-    value = getattr(cfg, name)
-    if value != off:
-      logits_BV = jnp.where(keep(logits_BV, value), logits_BV, NEG_INF)
+  for keep, value in samplers.active_filters(cfg):
+    logits_BV = jnp.where(keep(logits_BV, value), logits_BV, NEG_INF)
   keys_B = jax.vmap(jax.random.fold_in)(state.keys_B, state.lengths_B)
   noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))(keys_B)
   return (logits_BV + noise_BV).argmax(-1).astype(jnp.int32)

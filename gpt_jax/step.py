@@ -59,6 +59,7 @@ def hyper_of(cfg):
   optional = {'dropout': cfg.model.dropout, 'spike_sigma': cfg.train.spike_sigma}
   for name in ('z_loss', 'label_smoothing', 'moe_balance', 'moe_z'):
     optional[name] = getattr(cfg.loss, name)
+  optional |= losses.parse_numbers('loss.terms', cfg.loss.terms, losses.TERMS)
   weights = {name: getattr(cfg.loss, name) for name in losses.MODALITIES}
   hyper = {'lr': cfg.optim.lr, 'weight_decay': cfg.optim.weight_decay}
   hyper |= {k: v for k, v in optional.items() if v} | {k: v for k, v in weights.items() if v != 1}

@@ -23,10 +23,13 @@ FOUNDATION = (
   'runs.hardware',
   'runs.loggers',
   'runs.metric_names',
+  'runs.plugins',
   'runs.reading',
   'runs.records',
+  'runs.secrets',
   'runs.startup_timer',
   'runs.text_table',
+  'runs.user_code',
 )
 
 # Group of modules -> the groups that it may import. A group is a room, or a module whose layer differs from
@@ -47,7 +50,7 @@ MAY_IMPORT = {
   'sampling.prompt_batch': 'model tokenizers',
   'runs': '',
   'reports': 'runs',
-  'cluster': 'runs',
+  'cluster': '',
   'training': 'cluster cluster.batches model optim reports runs sharding step training.loss_guard',
   'sample': 'model sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
   'sampling': 'data model runs sample sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
@@ -57,7 +60,7 @@ MAY_IMPORT = {
   'sampling.samplers step tokenizers training',
   'train': 'jobs sharding training training.loss_guard',
   'config': 'data jobs losses model optim runs sample sharding tokenizers train training',
-  'cli.experiment_file': 'config data runs tokenizers',
+  'cli.experiment_file': 'config data tokenizers',
   'evaluation.trained': 'config evaluation jobs losses model runs sampling sampling.validate sharding '
   'tokenizers training',
   'plan': 'cluster.batches data jobs model sample sampling sampling.prompt_batch sharding step tokenizers',

@@ -24,7 +24,7 @@ from gpt_jax.data.templates import ARROW
 from gpt_jax.evaluation import evaluate
 from gpt_jax.evaluation.tasks import perplexity
 from gpt_jax.jobs.base import trains_gpt
-from gpt_jax.runs import hardware, loggers, provenance, records
+from gpt_jax.runs import hardware, loggers, plugins, provenance, records
 from gpt_jax.runs.metric_names import METRICS
 from gpt_jax.runs.text_table import format_table, join_some
 from gpt_jax.training import start
@@ -115,6 +115,8 @@ def compute_proof(cfg, study, folder):
     'parents': parents,
     'evaluation settings': evaluation_settings(cfg, study.metric),
   }
+  if used := plugins.used_digests(config.to_dict(cfg)):
+    inputs['plugins'] = used
   return Proof(
     diff={},
     shapes={path: tuple(p.shape) for path, p in step.params_of(abstract.model).items()},

@@ -31,7 +31,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from gpt_jax.cli import args, config_help, job, verbs
-from gpt_jax.runs import compilation_cache
+from gpt_jax.runs import compilation_cache, plugins
 from gpt_jax.runs.loggers import ConsoleHandler, say
 
 FLAGS = flags.FLAGS
@@ -91,6 +91,9 @@ def parse(argv):
   verb, rest = argv[1], [argv[0], *argv[2:]]
   flags_before = set(FLAGS)
   flags.DEFINE_bool('traceback', False, 'print the traceback of an error')
+  flags.DEFINE_bool('trust_plugins', False, 'run the plugins of a run folder that another machine made')
+  if '--trust_plugins' in argv:
+    os.environ[plugins.CONSENT] = '1'
   verbs.VERBS[verb].define_flags()
   if '--help' in rest or '-h' in rest:
     say(f'{verbs.VERBS[verb].run.__doc__}\n{format_flags(set(FLAGS) - flags_before)}')

@@ -23,6 +23,7 @@ from gpt_jax.data import (
   text_sources,
 )
 from gpt_jax.data.splits import Corpus
+from gpt_jax.runs import plugins
 
 COMMON = ('kind', 'template', 'weight')  # fields that every kind reads
 PATHS = ('path', 'valid_path', 'test_path')
@@ -125,6 +126,8 @@ class Source:
     """Return the settings that decide what documents of `split` hold, beside the records' content."""
     skipped = {'weight', *LOCATIONS, *FILTERS, *(COPIES if split != 'train' else ())}
     fixed = {'kind': self.kind, 'template': self.template}
+    if plugin := plugins.owner('SOURCES', self.kind):  # another file of the plugin makes other records
+      fixed['plugin'] = plugin
     return fixed | {name: value for name, value in self.changed.items() if name not in skipped}
 
   def is_apart(self, split: str) -> bool:

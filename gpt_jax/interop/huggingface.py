@@ -37,7 +37,7 @@ from gpt_jax.interop import (
 )
 from gpt_jax.model import costs, gpt, param_trees
 from gpt_jax.model.config import ModelConfig
-from gpt_jax.runs import ancestry, records, run_folder
+from gpt_jax.runs import ancestry, plugins, records, run_folder
 from gpt_jax.runs.loggers import say
 from gpt_jax.runs.reading import reading
 from gpt_jax.sample import SampleConfig
@@ -324,6 +324,7 @@ def write_run(workdir, cfg, model_cfg, tree, extra, parents):
 def export_run(workdir, out):
   """Write the newest good checkpoint of a run as Hugging Face files into a new or empty folder."""
   run = trained.load(workdir)
+  plugins.check_exportable(dataclasses.asdict(run.cfg), workdir)
   card = lambda *names: model_card.write_card(run, *names, Path(out).expanduser())
   family = export_model(run.model.cfg, run.model, run.tokenizers, out, sample=run.cfg.sample, write_card=card)
   params = costs.count_params(run.model.cfg)

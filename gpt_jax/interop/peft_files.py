@@ -22,7 +22,7 @@ from gpt_jax.evaluation import trained
 from gpt_jax.interop import families, huggingface, json_files, tensors, weight_files
 from gpt_jax.interop.tensors import Tensor
 from gpt_jax.model import adapters, gpt, param_trees
-from gpt_jax.runs import ancestry, records
+from gpt_jax.runs import ancestry, plugins, records
 from gpt_jax.runs.loggers import say
 from gpt_jax.runs.reading import check_types, reading
 from gpt_jax.training import checkpoint
@@ -98,6 +98,7 @@ def factor_rows(module, path, adapter):
 def export_adapter(workdir, out):
   """Write the adapters of a run in PEFT's format into a new or empty folder."""
   folder, run = Path(out).expanduser(), trained.load(workdir)
+  plugins.check_exportable(dataclasses.asdict(run.cfg), workdir)
   settings = run.cfg.adapter
   if not settings.rank or settings.train:
     cause = f'trains {settings.train} whole' if settings.train else 'has no adapters'

@@ -12,6 +12,7 @@
   arm.json         of a run in a study: {study, arm, seed, diff: {key: [baseline's value, arm's]}}
   against.jsonl    where its activations differ from another run's: launch.py report --against
   text_diff.jsonl  where its nats of a text differ from another run's: --against --texts
+  plugins/         copies of the config's plugins: plugins.py
   samples/         step_00000120.txt, or step_00000120_NAME.png, .wav
   predictions.jsonl predictions/                  what `evaluate` judged: evaluation/predictions.py
   checkpoints/ cache/ tensorboard/ report.html     written by others
@@ -30,7 +31,7 @@ import pathlib
 import re
 import time
 
-from gpt_jax.runs import loggers, provenance, records, startup_timer
+from gpt_jax.runs import loggers, plugins, provenance, records, startup_timer
 from gpt_jax.runs.secrets import check_secrets, redact
 from gpt_jax.runs.text_table import join_some
 
@@ -191,6 +192,7 @@ class Run:
       data = config.get('data', {})  # the next session must not reset the data again
       config = {**config, 'data': {**data, 'reset': False}} if data.get('reset') else config
       records.write_json(folder / 'config.json', config)
+    plugins.write_copies(config, folder)
     if self.resume_step < self.total_steps:  # that of a shorter training, which read_result ignores
       (folder / 'result.json').unlink(missing_ok=True)
     self._metrics = records.StepLines(folder / 'metrics.jsonl', self.resume_step)

@@ -10,6 +10,8 @@ et al. 2022, section 3.4).
 import jax
 import jax.numpy as jnp
 
+from gpt_jax.runs.plugins import parse_numbers
+
 NEG_INF = -1e30  # the logit of a token that must not be sampled
 
 
@@ -65,6 +67,15 @@ def top_p(logits_BV, p):
 def min_p(logits_BV, p):
   """True where the probability is >= p times that of the likeliest token."""
   return logits_BV >= logits_BV.max(-1, keepdims=True) + jnp.log(p)
+
+
+def active_filters(cfg):
+  """Return [(filter, value)] of a SampleConfig: of the fields that are not off, then of `filters`."""
+  own = [(keep, getattr(cfg, name), off) for name, (off, keep) in FILTERS.items() if hasattr(cfg, name)]
+  more = parse_numbers('sample.filters', cfg.filters, FILTERS)
+  return [(keep, value) for keep, value, off in own if value != off] + [
+    (FILTERS[name][1], value) for name, value in more.items() if value != FILTERS[name][0]
+  ]
 
 
 FILTERS = {'top_k': (0, top_k), 'top_p': (1.0, top_p), 'min_p': (0.0, min_p)}  # name: (off, filter)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from gpt_jax.sampling.samplers import FILTERS
+from gpt_jax.sampling.samplers import active_filters
 
 LIMITS = {  # least and greatest value
   'max_new_tokens': (1, 2**31),
@@ -17,6 +17,7 @@ LIMITS = {  # least and greatest value
   'guidance': (0, 1000),
   'seed': (0, 2**32 - 1),  # jax.random.key would take others modulo 2**32
 }
+FILTERS = ('top_k', 'top_p', 'min_p', 'filters')  # fields that choose among sampled tokens
 
 
 def check_sampling(cfg):
@@ -24,6 +25,7 @@ def check_sampling(cfg):
   for key, (low, high) in LIMITS.items():
     if not low <= getattr(cfg, key) <= high:
       raise ValueError(f'sample.{key}={getattr(cfg, key)} is out of range\nfix: use {low} to {high}')
+  active_filters(cfg)
   if cfg.beams and cfg.num_samples > cfg.beams:
     raise ValueError(f'sample.num_samples={cfg.num_samples} with only {cfg.beams} beams\nfix: use more beams')
 

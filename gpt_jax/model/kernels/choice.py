@@ -27,7 +27,8 @@ def choose_kernel(cfg, mask, T, backend=None):
     names = (fastest_on(backend), 'blocks' if spread or long else None, 'xla')
     return next(name for name in names if name and not unsupported_reason(name, cfg, mask, T))
   reason = unsupported_reason(cfg.kernel, cfg, mask, T)
-  if reason and not mask.is_plain_self_attention:  # decoding: no fused kernel applies to single queries
+  is_cached = not mask.is_plain_self_attention
+  if reason and is_cached and not FUSED_KERNELS[cfg.kernel].is_definition:  # no fused kernel decodes
     return 'xla'
   if reason:
     raise ValueError(f'model.kernel={cfg.kernel} cannot honor {reason}\nfix: set model.kernel=auto or xla')
@@ -38,10 +39,11 @@ def unsupported_reason(kernel, cfg, mask, T):
   """Return why `kernel` cannot compute this call, '' if it can."""
   if kernel == 'xla':
     return ''
+  row = FUSED_KERNELS[kernel]
   reasons = {
-    'attention_dropout': cfg.attention_dropout > 0,
-    'a cache or other row order': not mask.is_plain_self_attention,
-    **FUSED_KERNELS[kernel].limits(cfg, mask, T),
+    'attention_dropout': cfg.attention_dropout > 0 and not row.is_definition,
+    'a cache or other row order': not (mask.is_plain_self_attention or row.is_definition),
+    **row.limits(cfg, mask, T),
   }
   return ', '.join(reason for reason, applies in reasons.items() if applies)
 
@@ -77,6 +79,7 @@ class Kernel(NamedTuple):
   attend: Callable  # (cfg, q_BTHK, k_BSGK, v_BSGK, mask, key) -> y_BTHK
   limits: Callable = lambda cfg, mask, T: {}  # -> {what it does not support: whether this call has it}
   fastest_on: tuple = ()  # backends
+  is_definition: bool = False  # whether it is another attention than softmax, used for cached keys, too
 
 
 LONG = 2048  # tokens per row from which blocks move fewer bytes on a GPU than whole scores do
