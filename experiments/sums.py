@@ -1,7 +1,6 @@
 """Sums of two numbers of two digits: trained a little on right answers, then on rewards alone (GRPO).
 
-The second stage never reads an answer: a completion is right or not. It needs many questions a step: with 16,
-the noise of the gradient made answers worse.
+The second stage never reads an answer: a completion is right or not.
 Command: launch.py train --config=experiments/sums.py --workdir=runs/sums
   launch.py train --config=experiments/sums.py:stage=grpo,base=runs/sums --workdir=runs/sums_grpo
 Arguments: stage (pretrain, grpo), base (the run folder of the first stage), steps (0 = those of the stage),
@@ -42,7 +41,7 @@ def get_config(arg=''):
     )
     config.grpo.update(group=8, max_new_tokens=4, advantage='mean', normalize='constant')
     config.train.update(
-      job='grpo', init_from=args.base, steps=args.steps or 600, batch_size=1024, eval_every=100
+      job='grpo', init_from=args.base, steps=args.steps or 500, batch_size=1024, eval_every=100
     )
     # Micro-batches of 64 rows stay in the cache of a core: 1.5 times as fast as all rows at once.
     config.train.update(accumulate=16, length=10)
