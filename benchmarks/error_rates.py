@@ -114,7 +114,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--studies', type=int, default=STUDIES)
   numbers = measure(parser.parse_args().studies)
-  record.write_result('error_rates', 'False verdicts of studies without an effect', numbers)
+  record.write_result('ablations/error_rates', 'False verdicts of studies without an effect', numbers)
   print(f'largest rate: {max(max(rates.values()) for rates in numbers["false verdicts"].values()):.4f}')
 
 

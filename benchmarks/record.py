@@ -58,7 +58,6 @@ def study_summary(workdir):
     'values',
     'difference',
     'interval',
-    'bootstrap',
     'p_holm',
     'speedup',
     'parameters',
@@ -66,7 +65,7 @@ def study_summary(workdir):
   )
   return {
     'question': study['question'],
-    'headline': results.headline(),
+    'headline': study_results.headline(results),
     'command': study['command'],
     'started': min(event['time'] for event in events),
     'finished': max(event['time'] for event in events),
@@ -81,6 +80,8 @@ def study_summary(workdir):
     'arms': [{key: arm.get(key) for key in keys} for arm in analysis['arms']],
     'pairing': analysis['pairing'],
     'effects': analysis['effects'],
+    'interactions': analysis['interactions'],
+    'runner_up': analysis['runner_up'],
     'scaling': analysis['scaling'],
   }
 

@@ -7,10 +7,12 @@ row of a study shows question, verdict, runs, minutes and hardware.
 import datetime
 import json
 import pathlib
+import re
 
 from benchmarks import growth, weak_scaling
 from benchmarks.gpu import table as gpu_goals
 from benchmarks.record import RESULTS, STUDIES
+from gpt_jax.ablation import design
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
 PAGES = (README, pathlib.Path(__file__).parent / 'README.md')
@@ -111,11 +113,23 @@ def studies_table():
     result = json.loads(path.read_text())
     if 'headline' in result:
       lines.append(
-        f'| [{result["question"]}](benchmarks/results/ablations/{path.stem}.md) '
-        f'| {result["headline"]} | {result["runs"]} | {minutes(result):.0f} '
+        f'| [{shipped_study(result).question}](benchmarks/results/ablations/{path.stem}.md) '
+        f'| {result["headline"]}{later_arms(result)} | {result["runs"]} | {minutes(result):.0f} '
         f'| {result["hardware"]} |'
       )
   return '\n'.join(lines)
+
+
+def shipped_study(result):
+  """The Study of the file that a recorded study's command names, as it is now."""
+  return design.load_study(re.search(r'--config=(\S+)', result['command'])[1])
+
+
+def later_arms(result):
+  """A sentence that names the arms of a study's file that were added after it was recorded, or ''."""
+  recorded = {arm['name'] for arm in result['arms']}
+  later = [arm.name for arm in design.make_arms(shipped_study(result)) if arm.name not in recorded]
+  return f' Recorded before {", ".join(later)} was added.' if later else ''
 
 
 def duration(seconds):

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import error_rates
 from gpt_jax.ablation.stats import inference
 
-RESULT = error_rates.record.RESULTS / 'error_rates.json'
+RESULT = error_rates.record.STUDIES / 'error_rates.json'
 MOST = 0.055  # family-wise, of 20,000 studies whose true rate is at most 5 %
 
 

@@ -1,0 +1,43 @@
+"""Studies recorded in README: those of the shipped files, and how a study is recorded."""
+
+import json
+
+import pytest
+
+from benchmarks import record, table
+from gpt_jax.ablation import design
+from gpt_jax.reports import study_results
+from tests.reports import test_study_report
+
+PATHS = sorted(record.STUDIES.glob('*.json'))
+RECORDED = [path for path in PATHS if 'headline' in json.loads(path.read_text())]
+
+
+@pytest.mark.parametrize('path', RECORDED, ids=lambda path: path.stem)
+def test_a_recorded_study_is_the_one_of_its_file(path):
+  result = json.loads(path.read_text())
+  study = table.shipped_study(result)
+  assert result['budget'] == study.budget.__dict__
+  assert result['tolerance'] == study.tolerance
+  assert result['metric'] == study.metric or (result['metric'], study.metric) == ('valid_loss', '')
+  arms = {arm['name']: arm for arm in result['arms']}
+  assert all(sorted(arm['values']) == sorted(map(str, study.seed_list)) for arm in arms.values())
+  names = {arm.name for arm in design.make_arms(study)}
+  assert set(arms) <= names, 'arms that the file no longer has'
+  row = next(line for line in table.README.read_text().splitlines() if f'{path.stem}.md)' in line)
+  assert f'[{study.question}]' in row
+  assert all(name in row.partition('Recorded before')[2] for name in names - set(arms))
+  assert ('Recorded before' in row) == (names != set(arms))
+
+
+def test_the_record_of_a_study_has_its_verdicts(tmp_path, monkeypatch):
+  planned = test_study_report.ablation_study.study(('alibi', 'learned'), seeds=3)
+  rows = test_study_report.ablation_study.rows(planned, tmp_path, samples=False)
+  results = test_study_report.build_study(tmp_path, planned, rows)
+  monkeypatch.setattr(study_results, 'read_study', lambda workdir: results)
+  monkeypatch.setattr(record.run_folder, 'read_events', lambda folder: [{'time': '2026-01-01'}])
+  summary = record.study_summary(tmp_path)
+  assert summary['headline'] == study_results.headline(results)
+  assert [arm['name'] for arm in summary['arms']] == ['base', 'positions=alibi', 'positions=learned']
+  assert summary['arms'][1]['p_holm'] is not None and summary['runs'] == 9
+  json.dumps(summary, allow_nan=False)
