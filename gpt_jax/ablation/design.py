@@ -302,8 +302,11 @@ def _call_change(change, section, where):
   try:
     change(section)
   except Exception as error:
-    cause = user_code.describe_error(error, change.__code__.co_filename)
-    raise ValueError(f'{where}: {cause}\nfix: correct {change.__name__}') from error
+    function = getattr(change, 'func', change)  # of a functools.partial
+    code = getattr(function, '__code__', None) or type(function).__call__.__code__
+    cause = user_code.describe_error(error, code.co_filename)
+    name = getattr(function, '__name__', type(function).__name__)
+    raise ValueError(f'{where}: {cause}\nfix: correct {name}') from error
 
 
 def apply_changes(base, changes, where):

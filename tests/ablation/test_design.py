@@ -1,6 +1,7 @@
 """Sweeps, the arms of a study, budgets, and the shipped studies."""
 
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -149,6 +150,15 @@ def test_an_error_in_a_function_names_its_line(make):
   line = broken.__code__.co_firstlineno + 1
   tiny_runs.assert_two_lines(error.value, "arm f=x: AttributeError: 'nothing'", f'{__file__}:{line}')
   assert str(error.value).endswith('fix: correct broken')
+  with pytest.raises(ValueError, match=rf'{line}\)\nfix: correct broken$'):
+    names(make({'f': {'x': functools.partial(broken)}}))
+
+  class Broken:
+    def __call__(self, section):
+      section.model.nothing()
+
+  with pytest.raises(ValueError, match='fix: correct Broken$'):
+    names(make({'f': {'x': Broken()}}))
 
 
 def test_levels_of_several_keys_and_functions(make):
