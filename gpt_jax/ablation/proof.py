@@ -195,7 +195,12 @@ def validation_inputs(job, cfg):
 
 def check_metric(metric, cfg, scored_on):
   """ValueError, before anything runs, for a metric that no run of this config gives."""
-  if not metric or cfg.train.job != 'gpt':
+  if not metric:
+    return
+  if cfg.train.job != 'gpt':  # their scores have no list; none has a name of its own beside tasks
+    if '/' not in metric and metric not in METRICS:
+      near = difflib.get_close_matches(metric, METRICS, 1) or ['valid_loss']
+      raise ValueError(f'metric={metric!r} is in no result of this study\nfix: did you mean {near[0]}?')
     return
   first, *rest = metric.split('/')
   tasks = cfg.train.tasks

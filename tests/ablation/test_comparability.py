@@ -74,6 +74,17 @@ def test_verdicts_of_pairs_name_the_unit(tmp_path):
   assert 'per token' not in study_report.FORMATS['html'](study)
 
 
+@pytest.mark.parametrize('key', ['data.mixture.text.weight', 'loss.label_smoothing', 'model.dropout'])
+def test_training_losses_compare_on_equal_data_weights_and_dropout_alone(key):
+  changed, other = ({'diff': {key: [0.0, value]}} for value in (0.1, 0.2))
+  text = lambda metric, *arms: ' '.join(comparability.reasons({'metric': metric}, *arms))
+  for metric in ('loss', 'tail/loss', 'tail/objective', 'tail/loss/source/text'):
+    assert text(metric, changed, {'diff': {}}).endswith(f'it has another {key} (use valid_loss)')
+    assert key in text(metric, changed, other) and text(metric, changed, changed) == ''
+  assert text('loss', {'diff': {'optim.lr': [1, 2]}}, {}) == ''
+  assert text('valid_loss', changed, {}) == text('tail/valid_loss', changed, {}) == ''
+
+
 @pytest.mark.parametrize('metric', ['tokens_per_second', 'seconds', 'tail/step_seconds', 'mfu'])
 def test_speeds_compare_on_equal_hardware_and_for_equal_work(metric):
   assert reasons(metric, CHARS) == ''

@@ -46,9 +46,23 @@ def reasons(study, arm, base):
       per_byte = ours.get('bytes') and theirs.get('bytes')
       other = UNITS.get(unit, 'valid_bits_per_byte' if per_byte else "a task's score")
       texts.append(f'{metric} is {unit}, and it has another {" and ".join(keys)} (use {other})')
+  if is_of_training(metric) and (keys := training_settings(arm, base)):
+    texts.append(f'{metric} is of training, and it has another {" and ".join(keys)} (use valid_loss)')
   if metric.startswith('tail/valid') and ours.get('part') != theirs.get('part'):
     texts.append(f'{metric} is over another part of the validation data')
   return (*texts, *_token_reasons(study, arm, base))
+
+
+def is_of_training(metric):
+  """Whether a metric is a loss on the training data, as training computes it."""
+  return metric.removeprefix('tail/').split('/')[0] in ('loss', 'objective')
+
+
+def training_settings(arm, base):
+  """Config keys in which two arms differ and a training loss depends on: data, weights, dropout."""
+  ours, theirs = ({key: new for key, (_, new) in (side.get('diff') or {}).items()} for side in (arm, base))
+  is_one = lambda key: key.startswith(('data.mixture', 'loss.')) or key.endswith('dropout')
+  return sorted(key for key in {**ours, **theirs} if is_one(key) and ours.get(key) != theirs.get(key))
 
 
 def speed_reasons(pairs):
