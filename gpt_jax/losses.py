@@ -41,7 +41,7 @@ class LossConfig:
       if not getattr(self, key) >= 0:
         raise ValueError(f'loss.{key}={getattr(self, key)} is negative\nfix: use a weight >= 0')
     if not 0 <= self.label_smoothing < 1:
-      raise ValueError(f'loss.label_smoothing={self.label_smoothing} is not in [0, 1)\nfix: use 0 <= p < 1')
+      raise ValueError(f'loss.label_smoothing={self.label_smoothing} is not a probability\nfix: use < 1')
     if self.label_smoothing and self.restrict:
       raise ValueError(
         f'loss.label_smoothing={self.label_smoothing} smooths over all ids, but loss.restrict=True '
