@@ -47,7 +47,11 @@ def act(config, folder, group_size):
   if behavior == 'diverge':
     return {'outcome': 'diverged', 'code': 1, 'message': 'not finite'}
   steps = config.get('train', {}).get('steps', 1)
-  result = {'steps': steps, 'valid_loss': 1.5, 'replicas': 1 if behavior == 'done alone' else group_size}
+  result = {
+    'steps': steps,
+    'valid_loss': config.get('valid_loss', 1.5),
+    'replicas': 1 if behavior == 'done alone' else group_size,
+  }
   (folder / 'result.json').write_text(json.dumps(result))
   return {'outcome': 'done', 'code': 0, 'message': ''}
 

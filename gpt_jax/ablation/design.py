@@ -21,6 +21,7 @@ from typing import NamedTuple
 from gpt_jax import config
 from gpt_jax.ablation import budget
 from gpt_jax.ablation.budget import Budget
+from gpt_jax.ablation.stats.sequential import Sequential
 from gpt_jax.ablation.sweeps import SWEEPS, Range, subsample
 from gpt_jax.cli import experiment_file
 from gpt_jax.runs import user_code
@@ -37,7 +38,7 @@ class Study:
   base: str  # experiment file with its arguments, like --config
   factors: dict  # {name: list of values, Range, or {level: changes or function}}
   question: str = ''  # what the study is to answer
-  seeds: int | tuple = 5  # number of seeds, from 0; or the seeds themselves
+  seeds: int | tuple | Sequential = 5  # number of seeds, from 0; the seeds; or as many as decide
   sweep: str | list = 'one_at_a_time'  # a row of SWEEPS, or cells {factor: level}
   budget: Budget = Budget()  # what all arms have in common
   metric: str = ''  # key of result.json, or TASK/SOURCE/METRIC; '' = valid_loss, or bits per byte
@@ -71,11 +72,32 @@ class Study:
     ):
       if not ok:
         raise ValueError(f'{cause}\nfix: {fix}')
+    if self.sequential:
+      self._check_sequential()
+
+  def _check_sequential(self):
+    """ValueError unless arms can be judged, and left out, one by one."""
+    first, most = self.seeds
+    if not 2 <= first <= most:
+      raise ValueError(f'seeds={self.seeds} are not looks\nfix: use 2 <= first <= most')
+    crossed = isinstance(self.sweep, str) and SWEEPS[self.sweep].main_effects
+    if crossed or self.sweep == 'optuna' or 'size' in self.factors:
+      raise ValueError(
+        'seeds=Sequential(...) leave out single arms, which this sweep needs in all seeds\n'
+        "fix: use a number of seeds, or sweep='one_at_a_time'"
+      )
 
   @property
   def seed_list(self):
     """The seeds as a list."""
+    if self.sequential:
+      return list(range(self.seeds.most))
     return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
+
+  @property
+  def sequential(self):
+    """The Sequential of the seeds, or None."""
+    return self.seeds if isinstance(self.seeds, Sequential) else None
 
 
 class Arm(NamedTuple):

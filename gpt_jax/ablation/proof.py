@@ -241,6 +241,7 @@ def describe_study(study, arms, proofs):
     'command': versions['command'],
     'budget': dataclasses.asdict(study.budget),
     'seeds': study.seed_list,
+    'sequential': study.sequential._asdict() if study.sequential else None,
     'sweep': sweep_name(study.sweep),
     'factors': {name: list(dict.fromkeys(arm.levels[name] for arm in arms)) for name in study.factors},
     'arms': [_describe_arm(arm, proofs[arm.name], proofs[arms[0].name]) for arm in arms],
@@ -318,6 +319,7 @@ def _flags(study, description, arm, described):
 def format_study(study):
   """The lines that --dry_run prints, from the content of study.json."""
   seeds, arms = study['seeds'], study['arms']
+  first = f'{study["sequential"]["first"]} to ' if study['sequential'] else ''
   limits = ', '.join(f'{name} {value:g}' for name, value in study['budget'].items() if value)
   columns = {
     'arm': lambda arm: arm['name'],
@@ -330,7 +332,7 @@ def format_study(study):
   }
   lines = [study['question']] if study['question'] else []
   lines += [
-    f'{study["name"]}: {len(arms)} arms x {len(seeds)} seeds of {study["base"]}, sweep '
+    f'{study["name"]}: {len(arms)} arms x {first}{len(seeds)} seeds of {study["base"]}, sweep '
     f'{study["sweep"]}, budget {limits or "train.steps"}, metric {study["metric"]} '
     f'({study["better"]} is better, {study["tolerance"]:g} does not matter)',
     '',
@@ -346,7 +348,8 @@ def format_study(study):
     lines += [f'  ! {line}' for line in arm['flags']]
   flops = len(seeds) * sum(arm['flops'] for arm in arms) / 1e12
   seconds = len(seeds) * sum(arm['seconds_estimate'] for arm in arms)
-  total = f'in all {len(arms) * len(seeds)} runs, {flops:.1f} TFLOP, about {loggers.duration(seconds)}'
+  runs = f'{"at most " * bool(first)}{len(arms) * len(seeds)} runs'
+  total = f'in all {runs}, {flops:.1f} TFLOP, about {loggers.duration(seconds)}'
   assumed = '' if study['budget']['seconds'] else f' at {ASSUMED_MFU:.0%} of peak; small models take longer'
   return [*lines, f'{total} of steps one after another{assumed}']
 

@@ -16,7 +16,7 @@ from gpt_jax.runs.text_table import join_some
 
 FIXED = (
   *('question', 'base', 'base config', 'changes', 'metric', 'better', 'tolerance', 'unequal_tokens', 'seeds'),
-  *('tune', 'budget', 'sweep', 'evaluation code', 'analysis code'),
+  *('sequential', 'tune', 'budget', 'sweep', 'evaluation code', 'analysis code'),
 )
 HASHES = ('base config', 'evaluation code', 'analysis code')  # whose values say nothing to a reader
 PROPOSED = 'optuna'  # sweep whose arms are not known before

@@ -53,7 +53,9 @@ def read_runs(workdir):
   workdir = Path(workdir).expanduser()
   study = read_study(workdir)
   attempts, rows = last_attempts(workdir), []
-  for arm, seed in ((arm, seed) for arm in study['arms'] for seed in study['seeds']):
+  planned = study.get('seeds_of') or {}  # fewer than the study's seeds: see rounds.py
+  pairs = [(arm, seed) for arm in study['arms'] for seed in planned.get(arm['name'], study['seeds'])]
+  for arm, seed in pairs:
     folder = run_path(workdir, arm['slug'], seed)
     attempt = attempts.get((arm['name'], seed), {})
     status, message, result = run_status(folder, study['metric'], attempt)

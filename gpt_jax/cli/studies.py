@@ -3,7 +3,7 @@
 import dataclasses
 
 from gpt_jax.ablation import design, store
-from gpt_jax.ablation.execute import array, proposals, runner
+from gpt_jax.ablation.execute import array, proposals, rounds, runner
 from gpt_jax.runs.loggers import say
 
 
@@ -14,7 +14,7 @@ def ablate(spec, workdir='', *, seeds=0, share='', dry_run=False, register=False
   """
   study = design.load_study(spec)
   study = dataclasses.replace(study, seeds=seeds) if seeds else study
-  module = proposals if study.sweep == 'optuna' else runner
+  module = proposals if study.sweep == 'optuna' else rounds if study.sequential else runner
   if dry_run:
     say('\n'.join(module.dry_run(study, workdir)))
     return []
@@ -23,6 +23,11 @@ def ablate(spec, workdir='', *, seeds=0, share='', dry_run=False, register=False
   if register:
     runner.register(study, workdir)
     return []
+  if share and study.sequential:
+    raise ValueError(
+      f'--share={share} divides seeds, and seeds=Sequential(...) are decided one by one\n'
+      'fix: leave out --share, or use --seeds=N'
+    )
   if share:
     finished = array.run(study, workdir, part, should_stop, workers)
   else:

@@ -124,7 +124,7 @@ def key_numbers(study):
   numbers = {
     'runs with a result': f'{len(study.done)} of {len(study.rows)}',
     'arms': str(len(study.spec.get('arms', ()))),
-    'seeds an arm': str(len(study.spec.get('seeds', ()))),
+    'seeds an arm': results.seed_count(study).partition(' seed')[0],
     'parameters, baseline': results.show(results.number(study.baseline, 'parameters'), human),
     'tokens a run': results.show(results.number(study.baseline, 'tokens'), human),
     'time of all runs': loggers.duration(seconds) if seconds else '',

@@ -187,14 +187,20 @@ def budget(study):
   return ' and '.join(texts) or 'the steps of each config'
 
 
+def seed_count(study):
+  """Return the number of seeds of an arm: '5 seeds', or '3 to 20 seeds' of a sequential study."""
+  seeds, sequential = len(study.spec.get('seeds', ())), study.spec.get('sequential')
+  first = f'{sequential["first"]} to ' if sequential else ''
+  return f'{first}{seeds} seed{"s" * (seeds != 1)}'
+
+
 def protocol(study):
   """Return the protocol in one line, for every table."""
-  seeds = len(study.spec.get('seeds', ()))
   base = f'the baseline {base_name(study.baseline)}'.strip()
   later = '; '.join(study.analysis.get('exploratory') or ())
   changed = f' Exploratory: {later}.' if later else ''
   return (
-    f'Budget: {budget(study)}. {seeds} seed{"s" * (seeds != 1)} an arm. Differences are paired '
+    f'Budget: {budget(study)}. {seed_count(study)} an arm. Differences are paired '
     f'by seed, against {base}; {study.better} {study.metric} is better. '
     f'Intervals: 95 %, t; p corrected by Holm.{changed}'
   )

@@ -34,11 +34,12 @@ def badge(verdict):
 def results_table(study):
   """Return the main table: mean, difference, intervals, p and verdict of each arm."""
   rows, planned = [], len(study.spec.get('seeds', ()))
+  sequential = study.spec.get('sequential')
   for arm in study.arms:
     mean, spread = study.value(arm, 'mean'), study.value(arm, 'sd')
     seeds = int(results.number(arm, 'n', 0))
     row = [results.label(arm), f'{mean} \u00b1 {spread}' if mean and spread else mean]
-    row += [f'{seeds}' if seeds == planned else f'{seeds} of {planned}']
+    row += [f'{seeds}' if seeds == planned or sequential else f'{seeds} of {planned}']
     if arm.get('is_baseline'):
       rows.append([*row, '', '', '', 'baseline'])
     else:

@@ -52,23 +52,23 @@ class Task:
 class Executor:
   """Trains a queue of tasks with a pool of training processes."""
 
-  def __init__(self, workdir, tasks, schedule, say, check=lambda: None, metric='valid_loss'):
+  def __init__(self, workdir, tasks, schedule, say, check=lambda: None, metric='valid_loss', refill=list):
     """schedule: see scheduler.choose_schedule. check: called after the first finished run, may raise.
 
-    metric: of the progress lines.
+    metric: of the progress lines. refill: more tasks, asked for when all are done.
     """
-    self.metric = metric
+    self.metric, self.refill = metric, refill
     self.workdir, self.schedule, self.say, self.check = workdir, schedule, say, check
-    self.queue = group_by_program(tasks, schedule['replicas'])
-    self.tries = dict.fromkeys((task.name for task in tasks), 0)
-    self.total, self.ended, self.start = len(tasks), 0, time.monotonic()
+    self.queue, self.tries, self.total = [], {}, 0
+    self.add_tasks(tasks)
+    self.ended, self.start = 0, time.monotonic()
     self.unwritten, self.disk_full = [], False  # attempts that a full disk refused
     self.stopped, self.error = [], None
 
   def run(self, should_stop):
     """Train all tasks -> whether all ended; raises the error of `check`. First all workers save and leave."""
     with Pool(self.workdir, scheduler.split_for(self.schedule, len(self.queue))) as pool:
-      while self.queue or pool.busy():
+      while self.queue or pool.busy() or not (pool.stopping or self.error) and self.add_tasks(self.refill()):
         if self.error or should_stop():
           pool.stop()
           if not pool.busy():
@@ -83,6 +83,13 @@ class Executor:
       if self.error:
         raise self.error
       return not self.queue and not pool.stopping
+
+  def add_tasks(self, tasks):
+    """Queue more tasks -> whether there were any."""
+    self.queue += group_by_program(tasks, self.schedule['replicas'])
+    self.tries |= dict.fromkeys((task.name for task in tasks), 0)
+    self.total += len(tasks)
+    return bool(tasks)
 
   def start_tasks(self, pool):
     """Send a group of tasks to each idle worker."""

@@ -5,6 +5,7 @@ Runs are sent to training processes (pool.py), alone or in groups that share a c
 fails is recorded in attempts.jsonl and does not affect the others.
 """
 
+import contextlib
 import functools
 import itertools
 import tempfile
@@ -32,6 +33,16 @@ def run(study, workdir, should_stop=lambda: False, workers=0, say=loggers.say, w
   """
   workdir = check_study_folder(workdir)
   arms, proofs, description = prove_study(study, workdir / 'cache', say)
+  with locked_study(workdir):
+    tasks = write_study(workdir, make_tasks(study, arms, proofs, workdir), description, say)
+    tasks = [task for task in tasks if task.arm not in without]
+    finished = train_all(workdir, workdir, tasks, study, should_stop, workers, say)
+    return judge(workdir, say) if finished else None
+
+
+@contextlib.contextmanager
+def locked_study(workdir):
+  """Context that holds a study's folder, which no share may be training in."""
   workdir.mkdir(parents=True, exist_ok=True)
   with records.locked(workdir):
     for folder in workdir.glob('shares/*'):
@@ -40,18 +51,14 @@ def run(study, workdir, should_stop=lambda: False, workers=0, say=loggers.say, w
           f'workdir={workdir}: share {folder.name} is being trained by {holder}\n'
           'fix: wait until all shares have ended'
         )
-    tasks = write_study(workdir, make_tasks(study, arms, proofs, workdir), description, say)
-    tasks = [task for task in tasks if task.arm not in without]
-    finished = train_all(workdir, workdir, tasks, study, should_stop, workers, say)
-    return judge(workdir, say) if finished else None
+    yield
 
 
 def register(study, workdir, say=loggers.say):
   """Write study.json and protocol.json of a study and print the protocol's hash; trains nothing."""
   workdir = check_study_folder(workdir)
   arms, proofs, description = prove_study(study, workdir / 'cache', say)
-  workdir.mkdir(parents=True, exist_ok=True)
-  with records.locked(workdir):
+  with locked_study(workdir):
     write_study(workdir, make_tasks(study, arms, proofs, workdir), description, say)
   say(f'protocol: {protocol.describe(store.read_study(workdir))}')
 
@@ -88,17 +95,21 @@ def write_study(workdir, tasks, description, say):
   check_same(workdir, before, description)
   tasks_left = remaining_tasks(workdir, tasks, description['metric'], say)
   stored = {key: before[key] for key in ('schedule', 'looks') if key in before}
+  if description.get('sequential') and 'seeds_of' in before:
+    stored['seeds_of'] = before['seeds_of']
   stored |= protocol.record_protocol(workdir, before, description)
   records.write_json(workdir / 'study.json', description | stored)
   done = len(tasks) - len(tasks_left)
-  say(f'{len(tasks)} runs: {done} need no more work, {len(tasks_left)} to train')
+  limit = 'at most ' * bool(description.get('sequential'))
+  say(f'{limit}{len(tasks)} runs: {done} need no more work, {len(tasks_left)} to train')
   return tasks_left
 
 
-def train_all(workdir, log_folder, tasks, study, should_stop, workers, say):
+def train_all(workdir, log_folder, tasks, study, should_stop, workers, say, refill=list):
   """Train these tasks -> whether all ended. log_folder: for attempts, logs and compiled programs.
 
-  Only a study that has its folder to itself measures which way is the fastest.
+  Only a study that has its folder to itself measures which way is the fastest. refill: more tasks, asked for
+  when all are done.
   """
   if not wait_for_locks(tasks, should_stop, say):
     return False
@@ -115,7 +126,8 @@ def train_all(workdir, log_folder, tasks, study, should_stop, workers, say):
   else:
     schedule = scheduler.default_schedule(tasks, workers)
   metric = records.read_json(workdir / 'study.json').get('metric', 'valid_loss')
-  if schedule is None or not Executor(log_folder, tasks, schedule, say, check, metric).run(should_stop):
+  executor = schedule and Executor(log_folder, tasks, schedule, say, check, metric, refill)
+  if not executor or not executor.run(should_stop):
     say('stopped and saved; run the same command again to resume')
     return False
   return True
@@ -299,7 +311,7 @@ def record_look(workdir, rows):
     study |= protocol.record_protocol(workdir, before, study)
   count = len({row['seed'] for row in rows if row['status'] == 'done'})
   looks = study.get('looks', [])
-  if count > 1 and looks[-1:] != [count]:  # one seed has no verdict
+  if count > 1 and looks[-1:] != [count] and not study.get('sequential'):  # one seed has no verdict
     study = study | {'looks': [*looks, count]}
   if study != before:
     records.write_json(Path(workdir) / 'study.json', study)

@@ -57,7 +57,8 @@ def analyze(study, rows):
     compares = name in verdicts and not arm['reasons']
     arm |= compare_curves(by_arm[name], by_arm[baseline], better) if compares else NO_CURVES
     mark = ' Exploratory.' if exploratory and name != baseline else ''
-    arms.append(arm | {'sentence': _sentence(arm, comparability.label(study), tolerance) + mark})
+    sentence = _sentence(arm, comparability.label(study), tolerance, study.get('sequential'))
+    arms.append(arm | {'sentence': sentence + mark})
   looks = list(study.get('looks') or ())
   return {
     'metric': metric,
@@ -195,7 +196,7 @@ def _tokens_to_reach(side, target):
 # -------------------------------------------------------------------------------------- sentences
 
 
-def _sentence(arm, metric, tolerance):
+def _sentence(arm, metric, tolerance, sequential=None):
   """The verdict as a sentence, with its numbers."""
   name, verdict, n, missing = arm['name'], arm['verdict'], arm['n'], _missing_runs(arm)
   if verdict in ('baseline', 'not judged'):
@@ -231,8 +232,12 @@ def _sentence(arm, metric, tolerance):
     lost = f'the baseline diverged in {arm["base_diverged"]} runs, and the others flatter it'
     text = f'is {verdict}: {numbers}; {lost}'
   elif verdict == 'undecided':
-    needs = f'about {more} more seed{"s" * (more > 1)}' if more else 'more seeds than is sensible'
-    text = f'is undecided: {numbers}; needs {needs}'
+    seeds = f'{more} more seed{"s" * (more > 1)}' if more else ''
+    if sequential:
+      needs = f'may get {seeds}' if seeds else f'{sequential["most"]} seeds would hardly decide'
+    else:
+      needs = f'needs about {seeds}' if seeds else 'needs more seeds than is sensible'
+    text = f'is undecided: {numbers}; {needs}'
   else:
     text = f'is {verdict}: {numbers}'
   if arm['ties']:
@@ -272,6 +277,16 @@ def _pairing_gain(arms):
   return {'se_paired': paired, 'se_unpaired': unpaired, 'gain': unpaired / paired if paired else None}
 
 
+def _seeds_saved(study, arms):
+  """How a sequential study was judged, and how many runs it took."""
+  first, most = (study['sequential'][key] for key in ('first', 'most'))
+  runs = sum(_run_count(arm) for arm in arms)
+  return (
+    f'Judged after every seed from {first} to {most}; p values and intervals hold whenever an arm stops. '
+    f'{runs} runs, where {most} seeds an arm are {most * len(arms)}.'
+  )
+
+
 def _notes(study, arms, family, looks, examples):
   """What a reader must know to interpret the numbers."""
   metric, tolerance = comparability.label(study), float(study['tolerance'])
@@ -281,6 +296,8 @@ def _notes(study, arms, family, looks, examples):
     f'Differences are arm minus baseline in {metric}, seed by seed. Intervals are 95 % of one arm '
     f'(paired t); p values and verdicts are Holm-corrected over {family} comparisons.'
   ]
+  if study.get('sequential'):
+    notes.append(_seeds_saved(study, arms))
   if tolerance:
     notes.append(
       f'"No difference" means: shown to be smaller than {tolerance:g} by two one-sided tests, even '
@@ -295,7 +312,7 @@ def _notes(study, arms, family, looks, examples):
       f'Judged {len(looks)} times, with {", ".join(map(str, looks))} seeds: judging again after '
       'adding seeds errs more often than the 5 % that these verdicts are made for.'
     )
-  elif any(arm['verdict'] == 'undecided' for arm in arms):
+  elif any(arm['verdict'] == 'undecided' for arm in arms) and not study.get('sequential'):
     notes.append('Adding seeds and judging again is a second look: verdicts are then not at 5 %.')
   if any(arm['se_examples'] for arm in arms):
     notes.append(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt_jax.ablation.stats import comparability
+from gpt_jax.ablation.stats import comparability, sequential
 
 ALPHA = 0.05  # family-wise chance of a false verdict
 POWER = 0.8  # power that 'needs n more seeds' is computed for
@@ -228,7 +228,7 @@ def seeds_needed(n, mean, sd, margin, alpha=ALPHA, examples=0, sampling=0.0):
 # ------------------------------------------------------------------------------------- verdicts
 
 
-def judge(comparisons, better='lower', tolerance=0.0, examples=0, exact=False):
+def judge(comparisons, better='lower', tolerance=0.0, examples=0, exact=False, design=None):
   """Judge one family of comparisons -> a list of verdicts, in order.
 
   Args:
@@ -240,6 +240,8 @@ def judge(comparisons, better='lower', tolerance=0.0, examples=0, exact=False):
     examples: how many examples the values are shares of; 0 = they are not shares.
     exact: the values are counts, such as parameters: a difference that is equal in two or more seeds is
       certain, where for a score it would leave unknown how much seeds vary.
+    design: the sequential.Sequential that decides how many seeds an arm gets; p values and intervals are then
+      valid at any number of seeds, and seeds_needed is the number still planned.
 
   Returns:
     list of {n, seeds, ties (seeds without a difference), difference (arm - base), interval, family_interval
@@ -253,13 +255,15 @@ def judge(comparisons, better='lower', tolerance=0.0, examples=0, exact=False):
     family is at most 5 %.
   """
   comparisons = [Comparison(*comparison) for comparison in comparisons]
-  results = [_compare(comparison, tolerance, examples, exact) for comparison in comparisons]
+  results = [_compare(comparison, tolerance, examples, exact, design) for comparison in comparisons]
   tested = [result for result in results if result['p'] is not None]
   for key, adjusted in (('p', 'p_holm'), ('p_equivalence', 'p_equivalence')):
     for result, p in zip(tested, holm([result[key] for result in tested]), strict=True):
       result[adjusted] = p
   for result in tested:  # Bonferroni: it also covers the one that is picked for its effect
-    half = half_width(result['n'], result.pop('se'), result['se_examples'], ALPHA / len(tested))
+    level = ALPHA / len(tested)
+    level = sequential.nominal_level(result['n'], level, design) if design else level
+    half = half_width(result['n'], result.pop('se'), result['se_examples'], level)
     result['family_interval'] = [result['difference'] - half, result['difference'] + half]
   alpha = ALPHA / max(1, sum(result['p_holm'] > ALPHA for result in tested))
   for result, comparison in zip(results, comparisons, strict=True):
@@ -269,6 +273,9 @@ def judge(comparisons, better='lower', tolerance=0.0, examples=0, exact=False):
     if sd is not None and not biased:
       estimate = (result['n'], difference, sd, tolerance, alpha, examples, result['se_examples'])
       needed = seeds_needed(*estimate) if verdict == 'undecided' else 0
+    if design and verdict == 'undecided' and not biased:
+      estimate = (result['n'], difference, sd, tolerance, alpha)
+      needed = sequential.seeds_left(*estimate, design) or None
     result |= {'verdict': verdict, 'seeds_needed': needed, 'reasons': list(comparison.reasons)}
     result['doubt'] = _doubt(verdict, result, result.pop('p_equivalence_flip'))
     result.pop('se', None)
@@ -336,13 +343,14 @@ def best_against_second(study, scores, verdicts):
 def judge_family(study, comparisons, examples=0):
   """`judge` by the metric, direction and tolerance of a study."""
   exact = comparability.metric_kind(study['metric']) == 'cost'
-  return judge(comparisons, study['better'], float(study['tolerance']), examples, exact)
+  design = sequential.Sequential(**study['sequential']) if study.get('sequential') else None
+  return judge(comparisons, study['better'], float(study['tolerance']), examples, exact, design)
 
 
-def _compare(comparison, tolerance, examples, exact):
+def _compare(comparison, tolerance, examples, exact, design=None):
   """Compare an arm and its baseline on their common seeds, without correction or verdict."""
   values, base_values = comparison.values, comparison.base_values
-  seeds = [] if comparison.reasons else sorted(set(values) & set(base_values))
+  seeds = [] if comparison.reasons else sorted(set(values) & set(base_values), key=_seed_order)
   keys = ('difference', 'sd', 'interval', 'family_interval', 'p', 'p_holm', 'p_equivalence', 'p_sign_flip')
   result = {'n': len(seeds), 'seeds': seeds, 'ties': 0}
   result |= dict.fromkeys((*keys, 'p_equivalence_flip'))
@@ -364,6 +372,15 @@ def _compare(comparison, tolerance, examples, exact):
   if exact and len(seeds) > 1 and test['mean'] and not np.ptp(difference_N):
     result |= {'p': 0.0, 'interval': [test['mean']] * 2, 'se': 0.0}
     result['p_equivalence'] = float(abs(test['mean']) >= tolerance)
+  elif design:
+    tests = [
+      (paired_t(values_N, examples, sampling), equivalence(values_N, tolerance, examples, sampling))
+      for values_N in (difference_N[:n] for n in design.looks_K if n <= len(seeds))
+    ]
+    result |= dict(zip(('p', 'p_equivalence'), sequential.whole_test(tests, design), strict=True))
+    level = sequential.nominal_level(len(seeds), ALPHA, design)
+    half = half_width(len(seeds), test['se'] or 0.0, test['sampling'] or 0.0, level)
+    result['interval'] = None if result['p'] is None else [test['mean'] - half, test['mean'] + half]
   elif len(seeds) >= MIN_FLIPS and test['p'] is not None:
     result['p_sign_flip'] = sign_flips(difference_N)
     sides = (sign_flips(tolerance + sign * difference_N, one_sided=True) for sign in (-1, 1))
@@ -374,3 +391,8 @@ def _compare(comparison, tolerance, examples, exact):
     gain = unpaired / paired if paired else None
     result |= {'se_paired': paired, 'se_unpaired': unpaired, 'pairing_gain': gain}
   return result
+
+
+def _seed_order(seed):
+  """Sort key of seeds, which are numbers or their texts."""
+  return len(str(seed)), str(seed)
