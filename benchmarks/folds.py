@@ -1,9 +1,11 @@
-"""Merge cross-validation runs, each with another held-out part: `python -m benchmarks.folds`.
+"""Merge runs with other held-out parts or other seeds: `python -m benchmarks.folds`.
 
   python -m benchmarks.folds --workdirs=runs/a,runs/b --name=NAME --claim=WORDS
 
 Writes results/NAME/RUN.json for each run as `record` does, and results/NAME.json with the mean of
 the first test score over the runs and its t interval. The sample is the runs, not the test examples.
+`--before=runs/c,runs/d` are the runs that they started from: adds their scores. `--curve=METRIC` adds this
+validation metric at each step where a run measured it.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import record, table
-from gpt_jax.runs import records
+from gpt_jax.runs import records, run_folder
 
 
 def first_score(result):
@@ -24,8 +26,16 @@ def first_score(result):
   return next(row for row in rows if is_score(row))
 
 
-def merge_folds(results):
-  """Merge {run: its `record.run_summary`} into the content of one result file."""
+def curve(workdir, metric):
+  """The pairs [step, value] of a metric of a run."""
+  return [[row['step'], row[metric]] for row in run_folder.read_metrics(workdir) if metric in row]
+
+
+def merge_folds(results, before=()):
+  """Merge {run: its `record.run_summary`} into the content of one result file.
+
+  before: summaries of the runs that they started from, in their order.
+  """
   rows = {name: first_score(result) for name, result in results.items()}
   values = np.array([row['value'] for row in rows.values()])
   half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
@@ -38,6 +48,9 @@ def merge_folds(results):
     'n': sum(row['n'] for row in rows.values()),
     'runs': {name: row['value'] for name, row in rows.items()},
   }
+  if before:
+    starts = [first_score(summary)['value'] for summary in before]
+    mean |= {'before': float(np.mean(starts)), 'before_runs': dict(zip(rows, starts, strict=True))}
   return {
     **{key: result[key] for key in ('command', 'hardware', 'versions')},
     'started': min(r['started'] for r in results.values()),
@@ -53,12 +66,19 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   for name in ('workdirs', 'name', 'claim'):
     parser.add_argument(f'--{name}', required=True)
+  parser.add_argument('--before', default='')
+  parser.add_argument('--curve', default='')
   arguments = parser.parse_args()
-  results = {Path(w).name: record.run_summary(w) for w in arguments.workdirs.split(',')}
+  workdirs = {Path(w).name: w for w in arguments.workdirs.split(',')}
+  results = {name: record.run_summary(workdir) for name, workdir in workdirs.items()}
+  before = [record.run_summary(workdir) for workdir in filter(None, arguments.before.split(','))]
   folder = record.RESULTS / arguments.name
   folder.mkdir(exist_ok=True, parents=True)
   folds = {name: {'name': name, 'claim': arguments.claim} | result for name, result in results.items()}
-  merged = {'name': arguments.name, 'claim': arguments.claim} | merge_folds(results)
+  merged = {'name': arguments.name, 'claim': arguments.claim} | merge_folds(results, before)
+  if arguments.curve:
+    curves = {name: curve(workdir, arguments.curve) for name, workdir in workdirs.items()}
+    merged['numbers']['curves'] = {arguments.curve: curves}
   files = {folder / f'{name}.json': fold for name, fold in folds.items()}
   files[record.RESULTS / f'{arguments.name}.json'] = merged
   for path, content in files.items():

@@ -78,6 +78,8 @@ def scores(rows):
   for row in chosen:
     low, high = row['interval']
     interval = f'{low:.1%} to {high:.1%}, chance {row["chance"]:.0%}'
+    if 'before' in row:  # of the runs that these started from
+      interval += f', before {row["before"]:.0%}'
     if row['metric'] == 'token_f1':
       interval += f', nearest neighbor {row["baseline"]:.1%}'
     task = f' ({row["task"]})' if sources.count(row['source']) > 1 else ''

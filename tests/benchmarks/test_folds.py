@@ -1,0 +1,32 @@
+"""Several runs in one row of the results: their mean, its interval, and where they started."""
+
+import pytest
+
+from benchmarks import folds, table
+
+
+def summary(value):
+  """Return the summary of a run with one test score."""
+  row = dict(task='answer', metric='exact_match', source='sums', split='test', temperature=0.0)
+  row |= dict(value=value, chance=0.01, n=100, interval=[0, 1])
+  times = {'started': '2026-01-01T00:00:00Z', 'finished': '2026-01-01T00:10:00Z'}
+  fields = {
+    'command': 'python launch.py train',
+    'hardware': 'cpu',
+    'versions': {},
+    'evaluations_later': [row],
+  }
+  return fields | times | {'numbers': {'evaluations': []}}
+
+
+def test_runs_of_several_seeds_are_one_row():
+  runs = {f'seed{i}': summary(value) for i, value in enumerate((0.8, 0.9, 0.85))}
+  merged = folds.merge_folds(runs, [summary(value) for value in (0.2, 0.3, 0.25)])
+  [row] = merged['numbers']['evaluations']
+  half = 4.3027 * 0.05 / 3**0.5  # t of 2 degrees of freedom, standard deviation
+  assert row['value'] == pytest.approx(0.85) and row['before'] == pytest.approx(0.25)
+  assert row['interval'] == pytest.approx([0.85 - half, 0.85 + half], rel=1e-4)
+  assert row['before_runs'] == {'seed0': 0.2, 'seed1': 0.3, 'seed2': 0.25}
+  assert table.headline(merged) == 'sums 85.0% (72.6% to 97.4%, chance 1%, before 25%)'
+  assert merged['minutes'] == pytest.approx(30)
+  assert 'before' not in folds.merge_folds(runs)['numbers']['evaluations'][0]
