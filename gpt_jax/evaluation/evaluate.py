@@ -16,7 +16,7 @@ from gpt_jax import data
 from gpt_jax.cluster.batches import data_shard, to_devices
 from gpt_jax.cluster.processes import fetch
 from gpt_jax.data.row_fields import PLACES
-from gpt_jax.evaluation import text_metrics
+from gpt_jax.evaluation import text_baselines, text_metrics
 from gpt_jax.evaluation.tasks import (
   answer,
   choose,
@@ -325,7 +325,11 @@ def format_row(row):
   if 'interval' in row:
     text += ' [{:.4f}, {:.4f}]'.format(*row['interval'])
   levels = [f'{key} {row[key]:.4f}' for key in ('chance', 'baseline') if key in row]
+  if 'difference' in row:
+    low, high = row['difference_interval']
+    levels[-1] += f' ({row["baseline_of"]}), difference {row["difference"]:+.4f} [{low:+.4f}, {high:+.4f}]'
   named = ('task', 'metric', 'value', 'interval', 'chance', 'baseline', 'source', 'split', 'sampling')
+  named += ('baseline_of', 'difference', 'difference_interval')
   rest = [
     f'{value} {key}' if key == 'tokens' else f'{key} {value}'
     for key, value in row.items()
@@ -356,7 +360,10 @@ TASKS = {
   'answer': common.Task(answer.run, answer.fits, '{image:image} -> {name}'),
   'translate': common.Task(
     functools.partial(
-      answer.run, task='translate', score=text_metrics.score_translations, baseline=text_metrics.copy_source
+      answer.run,
+      task='translate',
+      measure=text_metrics.TRANSLATIONS,
+      baselines={'copy': text_baselines.copy_source, 'dictionary': text_baselines.dictionary},
     ),
     answer.fits_texts,
     '{en} -> {de}',
@@ -365,7 +372,13 @@ TASKS = {
   ),
   'summarize': common.Task(
     functools.partial(
-      answer.run, task='summarize', score=text_metrics.score_summaries, baseline=text_metrics.first_sentence
+      answer.run,
+      task='summarize',
+      measure=text_metrics.SUMMARIES,
+      baselines={
+        'first sentence': text_baselines.first_sentence,
+        'random sentence': text_baselines.random_sentence,
+      },
     ),
     answer.fits_texts,
     '{text} -> {summary}',

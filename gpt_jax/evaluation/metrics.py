@@ -16,6 +16,8 @@ import string
 
 import numpy as np
 
+WORD = re.compile(r'[\u3400-\u9fff]|[^\s\u3400-\u9fff]+')
+
 # -------------------------------------------------------------------------------------- intervals
 
 
@@ -253,8 +255,8 @@ def normalize(text):
 
 
 def token_f1(text, reference):
-  """F1 of the words that two texts share after `normalize`."""
-  words, expected = normalize(text).split(), normalize(reference).split()
+  """F1 of the words that two texts share after `normalize`; each Chinese character is a word, as in MLQA."""
+  words, expected = (WORD.findall(normalize(x)) for x in (text, reference))
   if not words or not expected:
     return float(words == expected)
   shared = (collections.Counter(words) & collections.Counter(expected)).total()

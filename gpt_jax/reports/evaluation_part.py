@@ -13,6 +13,7 @@ from gpt_jax.runs.metric_names import score_name
 TILES = 6  # scores among the key numbers at the top of a page
 NAMES = ('task', 'source', 'split')  # keys that name one evaluation
 COLUMNS = (*NAMES, 'metric', 'value', 'interval', 'chance', 'baseline', 'unit', 'sampling')
+COLUMNS += ('difference', 'difference_interval')
 # Color and label of a score during training, and of checkpoints that were scored later.
 STYLES = ((figures.FIRST, 'training'), (figures.SECOND, 'evaluate'))
 HEADER = ('metric', 'of', '>value', '>interval', '>chance', '>baseline', '')
@@ -136,9 +137,17 @@ def score_cells(row, details):
     page.strong(number('value')),
     ' to '.join(f'{bound:.4g}' for bound in row.get('interval', ()) if is_number(bound)),
     number('chance'),
-    number('baseline'),
+    number('baseline') + difference(row),
     meter(row),
   )
+
+
+def difference(row):
+  """Return a second line of the baseline's cell: what the value exceeds it by, with its interval."""
+  interval = row.get('difference_interval')
+  if not (isinstance(interval, list) and len(interval) == 2 and all(map(is_number, interval))):
+    return ''
+  return f'\n{row["difference"]:+.3g} ({interval[0]:+.3g} to {interval[1]:+.3g})'
 
 
 def meter(row):

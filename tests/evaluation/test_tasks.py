@@ -19,7 +19,7 @@ from gpt_jax import data, sharding
 from gpt_jax.data import Piece, mixture, sources
 from gpt_jax.data.splits import Corpus
 from gpt_jax.data.synthetic import keypad
-from gpt_jax.evaluation import evaluate, judges, text_metrics
+from gpt_jax.evaluation import evaluate, judges, text_baselines, text_metrics
 from gpt_jax.evaluation.predictions import PredictionFiles
 from gpt_jax.evaluation.tasks import answer, classify, common, cross, perplexity, speak
 from gpt_jax.jobs import language_model, run_tokenizers
@@ -257,14 +257,22 @@ def test_texts_from_texts(oracle, monkeypatch):
   assert common.references(example, '{en} -> {de.0}!') == [example.record['de'][0]]
   found = table(evaluate.run_tasks(subject, ['answer']))
   assert found['exact_match']['value'] == 1 and found['word_error_rate']['value'] == 0.5
-  share = lambda made, wanted: {
-    'share': dict(value=float(np.mean([m in w for m, w in zip(made, wanted, strict=True)])), signature='s')
-  }
-  for without, baseline in ((text_metrics.copy_source, 0), (lambda text: f'ein {text[2]}', 1)):
-    row = answer.run(subject, 'pairs', 'valid', 0, 'translate', share, without)
-    [mine, shuffled] = row
-    assert (mine['task'], mine['value'], mine['signature']) == ('translate', 1, 's')
-    assert mine['baseline'] == baseline and mine['chance'] == 0 == shuffled['value']
+  is_right = lambda made, wanted: [m in w for m, w in zip(made, wanted, strict=True)]
+  share = text_metrics.Measure(
+    lambda made, wanted: {'share': dict(value=float(np.mean(is_right(made, wanted))), signature='s')},
+    lambda made, wanted: {'share': text_metrics._mean_statistics(is_right(made, wanted))},
+  )
+  one = lambda some, train, template: [f'ein {common.text(x.condition)[2]}' for x in some]
+  baselines = {'copy': text_baselines.copy_source, 'one': one}
+  run = lambda **rivals: answer.run(subject, 'pairs', 'valid', 0, 'translate', share, rivals)
+  [mine, shuffled] = run(copy=text_baselines.copy_source)
+  assert (mine['task'], mine['value'], mine['signature']) == ('translate', 1, 's')
+  assert mine['baseline'] == mine['chance'] == 0 == shuffled['value']
+  assert (mine['baseline_of'], mine['difference'], mine['difference_interval']) == ('copy', 1, [1, 1])
+  [mine, copy, one, shuffled] = run(**baselines)  # the better of the two, and both
+  assert (mine['baseline'], mine['baseline_of'], mine['difference']) == (1, 'one', 0)
+  assert (copy['of'], copy['value'], one['of'], one['value']) == ('copy', 0, 'one', 1)
+  assert shuffled['control'] == 'shuffled' and shuffled['value'] == 0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 
 from gpt_jax.data import files
@@ -22,10 +23,37 @@ def test_answers_count_the_best_of_several_references():
   assert 'word_error_rate' not in text_metrics.score_answers(['x'], [['']])
 
 
-def test_baselines():
-  assert text_metrics.copy_source('A b. C') == 'A b. C'
-  assert text_metrics.first_sentence(' It works. Well? Yes.') == 'It works.'
-  assert text_metrics.first_sentence('no end') == 'no end'
+def test_differences_are_those_of_the_scores_and_pair_examples():
+  pytest.importorskip('sacrebleu')
+  pytest.importorskip('rouge_score')
+  others = ['a cat', 'the dog runs in a park']
+  for measure in (text_metrics.ANSWERS, text_metrics.TRANSLATIONS, text_metrics.SUMMARIES):
+    ours, theirs = (measure.score(texts, WANTED) for texts in (MADE, others))
+    differences = text_metrics.paired_differences(measure, MADE, others, WANTED)
+    assert set(differences) == set(ours)
+    for metric, (value, (low, high)) in differences.items():
+      assert value == pytest.approx(ours[metric]['value'] - theirs[metric]['value'], abs=0.01), metric
+      assert low <= value <= high
+    swapped = [some[::-1] for some in (MADE, others, WANTED)]
+    assert text_metrics.paired_differences(measure, *swapped) == differences
+    equal = text_metrics.paired_differences(measure, MADE, MADE, WANTED)
+    assert all(difference == (0, [0, 0]) for difference in equal.values())
+
+
+def test_the_interval_of_a_difference_is_that_of_its_examples():
+  """Of 60 examples 20 are better by 1 and 40 equal; unpaired, the interval would be much wider."""
+  ours, theirs = ['x'] * 40 + ['y'] * 20, ['x'] * 30 + ['y'] * 30
+  wanted = [['x']] * 40 + [['y']] * 10 + [['x']] * 10
+  ours[50:], theirs[50:] = ['x'] * 10, ['y'] * 10
+  gain = np.array([a == w[0] for a, w in zip(ours, wanted, strict=True)], float)
+  gain -= [b == w[0] for b, w in zip(theirs, wanted, strict=True)]
+  value, (low, high) = text_metrics.paired_differences(text_metrics.ANSWERS, ours, theirs, wanted)[
+    'exact_match'
+  ]
+  rng = np.random.default_rng(1)
+  draws = [gain[rng.integers(0, 60, 60)].mean() for _ in range(4000)]
+  assert value == pytest.approx(gain.mean())
+  assert [low, high] == pytest.approx(np.percentile(draws, (2.5, 97.5)), abs=0.03)
 
 
 def test_translation():

@@ -2,12 +2,12 @@
 
 Decodes greedily (temperature 0), unless a temperature or beams are given. Each figure stands beside
 those that need no model: `chance` answers with the commonest target of training; control=shuffled asks
-with the condition of another example, which shows whether the condition is used at all; `baseline`
-answers as the nearest training image or sound does, copies the text to translate, or takes the first sentence
-of the text to summarize.
+with the condition of another example, which shows whether the condition is used at all; `baseline` is the
+best of the task's baselines, which have rows of their own (`of`) if there are several. `difference` is the
+model's score minus the baseline's on the same examples, with its interval.
 """
 
-from gpt_jax.evaluation import judges, metrics, text_metrics
+from gpt_jax.evaluation import judges, metrics, text_baselines, text_metrics
 from gpt_jax.evaluation.tasks import common
 
 NEIGHBORS = 5000  # training images or sounds that the baseline compares with
@@ -24,11 +24,11 @@ def fits_texts(condition, target):
 
 
 def run(
-  subject, source, split, limit, task='answer', score=text_metrics.score_answers, baseline=None, **sampling
+  subject, source, split, limit, task='answer', measure=text_metrics.ANSWERS, baselines=None, **sampling
 ):
   """Rows of a task on one source, by default exact match, F1 and error rates.
 
-  score: a score of text_metrics. baseline: makes an answer of the condition's text.
+  measure: a Measure of text_metrics. baselines: {name: function of text_baselines}.
   """
   examples, train = common.held_out_and_train(subject, source, split, limit)
   template = subject.cfg.data.mixture[source].template
@@ -36,34 +36,58 @@ def run(
   if not sampling.get('beams', subject.cfg.sample.beams):
     sampling = {'temperature': 0.0} | sampling
   rows = common.Rows(task, source, split, n=len(examples), **common.sampling_fields(subject, sampling))
-  train_answers = [common.text(example.target) for example in train]
-  guess, _ = common.most_frequent(train_answers)
-  compared = {
-    name: {'chance': row['value']} for name, row in score([guess] * len(examples), references).items()
-  }
-  if answers := baseline_answers(subject, examples, train, train_answers, baseline):
-    for name, row in score(answers, references).items():
-      compared[name]['baseline'] = row['value']
+  guess, _ = common.most_frequent([common.text(example.target) for example in train])
+  chance = measure.score([guess] * len(examples), references)
+  answers = baseline_answers(
+    subject, examples, train, template, BASELINES if baselines is None else baselines
+  )
+  scores = {name: measure.score(texts, references) for name, texts in answers.items()}
   conditions = [example.condition for example in examples]
   texts = subject.generate(conditions, 'text', **sampling)
-  for name, row in score(texts, references).items():
-    rows.add(name, **row, **compared[name])
+  differences = {
+    name: text_metrics.paired_differences(measure, texts, others, references)
+    for name, others in answers.items()
+  }
+  for metric, row in measure.score(texts, references).items():
+    fields = {'chance': chance[metric]['value']}
+    if scores:
+      sign = -1 if metric.endswith('error_rate') else 1
+      best = max(scores, key=lambda name, metric=metric, sign=sign: sign * scores[name][metric]['value'])
+      difference, interval = differences[best][metric]
+      fields |= {'baseline': scores[best][metric]['value'], 'baseline_of': best}
+      fields |= {'difference': difference, 'difference_interval': interval}
+    rows.add(metric, **row, **fields)
+  for name, of in scores.items() if len(scores) > 1 else ():
+    for metric, row in of.items():
+      rows.add(metric, **row, of=name)
   right, f1 = text_metrics.match_answers(texts, references)
-  right = right if score is text_metrics.score_answers else None  # a translation need not equal its reference
-  subject.record(rows, examples, targets=references, predictions=texts, right=right, token_f1=f1)
+  right = right if measure is text_metrics.ANSWERS else None  # a translation need not equal its reference
+  judged = dict(targets=references, predictions=texts, right=right, token_f1=f1)
+  if answers:
+    judged['baseline'] = answers[rows[0]['baseline_of']]
+  subject.record(rows, examples, **judged)
   if len(examples) > 1:
     other = common.derangement([group[0] for group in references])
     texts = subject.generate([conditions[i] for i in other], 'text', **sampling)
-    for name, row in score(texts, references).items():
+    for name, row in measure.score(texts, references).items():
       rows.add(name, **row, control='shuffled')
   return rows
 
 
-def baseline_answers(subject, examples, train, train_answers, baseline):
-  """Answers that need no model: those of `baseline` or of the nearest training image or sound; else None."""
-  if baseline:
-    return [baseline(common.text(example.condition)) for example in examples]
-  if common.has_kind(examples[0].condition, ('text',)) or len(examples[0].condition) > 1:
+def baseline_answers(subject, examples, train, template, baselines):
+  """{name: answers} of the baselines that can read these examples."""
+  if not common.has_kind(examples[0].condition, ('text',)):
+    answers = neighbor_answers(subject, examples, train)
+    return {'nearest neighbor': answers} if answers else {}
+  if any(piece.kind != 'text' for piece in examples[0].condition):
+    return {}
+  answers = {name: baseline(examples, train, template) for name, baseline in baselines.items()}
+  return {name: texts for name, texts in answers.items() if texts}
+
+
+def neighbor_answers(subject, examples, train):
+  """Return the answers of the nearest training images or sounds; None for a condition of several."""
+  if len(examples[0].condition) > 1:
     return None
   train = train[:NEIGHBORS]
   if common.has_kind(examples[0].condition, common.IMAGES):
@@ -76,4 +100,7 @@ def baseline_answers(subject, examples, train, train_answers, baseline):
   else:
     return None
   index, _ = metrics.nearest_neighbors(own, others)
-  return [train_answers[i] for i in index]
+  return [common.text(train[i].target) for i in index]
+
+
+BASELINES = {'window': text_baselines.window}
