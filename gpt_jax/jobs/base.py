@@ -17,7 +17,18 @@ def check_settings(cfg, wanted, cause):
     section, _, name = key.partition('.')
     if (found := getattr(getattr(cfg, section), name)) != value:
       raise ValueError(
-        f'{key}={found} is not possible with train.job={cfg.train.job}, {cause}\nfix: use {key}={value}'
+        f'{key}={found} is not possible with train.job={cfg.train.job}, {cause}\nfix: use {key}={value!r}'
+      )
+
+
+def check_pooled(cfg):
+  """Raise ValueError for shares of sources in a job that draws the items of all of them alike."""
+  check_settings(cfg, {'data.stages': ''}, 'which draws items of all sources alike')
+  for name, source in cfg.data.mixture.items():
+    if source.weight not in (0, 1):
+      raise ValueError(
+        f'data.mixture.{name}.weight={source.weight} has no effect with train.job={cfg.train.job}, which '
+        'draws items of all sources alike\nfix: use 1.0, or 0.0 to leave the source out'
       )
 
 

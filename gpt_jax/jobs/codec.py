@@ -31,7 +31,7 @@ from gpt_jax.tokenizers.learned import autoencoder
 SAMPLES = 8  # reconstructions in a sample
 UNUSED = {  # settings of a GPT that have no effect here, beside the sections below
   'train': ('init_from', 'tasks', 'tasks_every', 'tasks_limit', 'length', 'sample_prompts'),
-  'data': ('stages', 'mask_documents', 'prefix', 'condition_dropout', 'workers'),
+  'data': ('mask_documents', 'prefix', 'condition_dropout', 'workers'),
 }
 UNUSED_SECTIONS = ('model', 'adapter', 'tokenizer', 'loss', 'sample')
 
@@ -76,6 +76,7 @@ class TokenizerJob(base.Job):
   def check_settings(self):
     """Raise ValueError for a tokenizer that does not learn and for settings of a GPT."""
     cfg = self.cfg
+    base.check_pooled(cfg)
     learned = [kind for kind, row in self.rows.items() if row.from_model]
     if self.section.kind not in learned:
       raise ValueError(

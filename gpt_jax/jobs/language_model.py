@@ -263,6 +263,9 @@ class LanguageModelJob(base.Job):
     state = f', state of {summary(self.program.abstract, self.mesh)}' if self.mesh.size > 1 else ''
     trained = param_trees.count(self.program.abstract.model)
     part = f' ({trained:,} of them and of adapters are trained)' if cfg.adapter.freezes else ''
+    if cfg.adapter.base_dtype:
+      base_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.program.abstract.frozen))
+      part += f' on a base of {base_bytes / 1e6:,.1f} MB, its blocks in {cfg.adapter.base_dtype}'
     return (
       f'{self.parameters:,} parameters{part}, {ids}, {self.flops["full"] / 1e6:.1f} MFLOP a token, '
       f'{hardware.name()} (peak {peak / 1e12:.2f} TFLOP/s each: {source}), '

@@ -166,6 +166,7 @@ class PolicyJob(language_model.LanguageModelJob):
         'train.job=grpo learns from its own completions, and there is no model to make them\n'
         'fix: name a trained run in train.init_from'
       )
+    base.check_pooled(cfg)
     base.check_settings(cfg, base.PREPARED, 'whose batches are sampled between two steps')
     if cfg.train.batch_size % cfg.grpo.group:
       raise ValueError(

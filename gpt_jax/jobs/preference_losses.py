@@ -45,14 +45,11 @@ class PreferenceConfig:
         raise ValueError(
           f'preference.{name}={getattr(self, name)} is not a weight\nfix: use a number above 0'
         )
-    for field in dataclasses.fields(self):
-      rows = [name for name, row in PREFERENCE_LOSSES.items() if field.name in row.uses]
-      value = getattr(self, field.name)
-      if rows and self.loss not in rows and value != field.default:
-        raise ValueError(
-          f'preference.{field.name}={value} is not defined for preference.loss={self.loss}\n'
-          f'fix: leave it at {field.default}, or use preference.loss={" or ".join(rows)}'
-        )
+    if self.label_smoothing and 'label_smoothing' not in PREFERENCE_LOSSES[self.loss].uses:
+      raise ValueError(
+        f'preference.label_smoothing={self.label_smoothing} is not defined for preference.loss={self.loss}\n'
+        'fix: leave it at 0.0, or use preference.loss=dpo or simpo'
+      )
 
 
 class PairScores(NamedTuple):

@@ -20,7 +20,7 @@ from gpt_jax import data
 from gpt_jax.cluster.batches import data_shard, to_devices
 from gpt_jax.cluster.processes import fetch
 from gpt_jax.evaluation import metrics
-from gpt_jax.jobs import language_model
+from gpt_jax.jobs import base, language_model
 from gpt_jax.jobs.preference_losses import PREFERENCE_LOSSES, PairScores
 from gpt_jax.jobs.preference_pairs import REFERENCE, read_pairs
 from gpt_jax.model import param_trees
@@ -95,6 +95,7 @@ class PreferenceJob(language_model.LanguageModelJob):
   def build_loader(self):
     """Return the loader of training pairs; read the validation pairs, too."""
     cfg = self.cfg
+    base.check_pooled(cfg)
     self.row = PREFERENCE_LOSSES[cfg.preference.loss]
     if self.row.needs_reference and not (cfg.train.init_from or cfg.train.branch_from):
       raise ValueError(

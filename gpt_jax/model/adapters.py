@@ -6,6 +6,9 @@ A run with adapters trains a tree {path of a parameter of the base: its Adapter,
 whole}. `split` declares it, `attach` puts it into the base for a step, `merge` for evaluation and export.
 A step computes x W + scale (x A) B: it holds no gradient of a frozen weight, which W + A B would need.
 
+With base_dtype, W is what the quantized base stands for: in a step, in the weights that evaluation, sampling
+and export merge, and in a run that resumes, which quantizes the float base again, to the same bits.
+
 Letters: r rank, L layers, E experts; the others as in layers.py.
 
 Sources: LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023, section 3), DoRA (Liu et al. 2024, equation 5;
@@ -17,13 +20,13 @@ import math
 import re
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gpt_jax.model import layers
+from gpt_jax.model import layers, quantized
 from gpt_jax.model.param_trees import is_param, map_params, named_params
 
 
@@ -37,6 +40,7 @@ class AdapterConfig:
   alpha: float = 16.0  # scale = alpha / rank (rslora: alpha / sqrt(rank))
   dropout: float = 0.0  # probability; of the inputs of A
   train: tuple[str, ...] = ()  # regexes of paths that are trained whole, such as embed_VD
+  base_dtype: str = ''  # int8 or int4 for the frozen matrices of the blocks; '' = model.param_dtype
 
   def __post_init__(self):
     if not 0 <= self.rank < 2**31:
@@ -47,6 +51,14 @@ class AdapterConfig:
       raise ValueError(f'adapter.alpha={self.alpha} is not a scale\nfix: use a number > 0')
     if not 0 <= self.dropout < 1:
       raise ValueError(f'adapter.dropout={self.dropout} is not a probability\nfix: use 0 <= p < 1')
+    if self.base_dtype not in ('', *quantized.TYPES):
+      raise ValueError(
+        f'adapter.base_dtype={self.base_dtype!r} is not known\nfix: use {" or ".join(quantized.TYPES)}'
+      )
+    if self.base_dtype and not self.freezes:
+      raise ValueError(
+        f'adapter.base_dtype={self.base_dtype} needs a frozen base\nfix: set adapter.rank, or leave it out'
+      )
     for key in ('targets', 'train'):
       for pattern in getattr(self, key):
         try:
@@ -110,7 +122,7 @@ class Adapted(nnx.Module):
   """
 
   def __init__(self, weight, adapter, seeds=None):
-    """seeds: Param of an integer per layer, for dropout; None = no dropout."""
+    """weight: Param or Quantized; seeds: Param of an integer per layer, for dropout; None = no dropout."""
     self.weight, self.adapter, self.seeds = weight, adapter, seeds
 
   @property
@@ -130,7 +142,7 @@ class Adapted(nnx.Module):
       inputs = layers.dropout(x, jnp.float32(adapter.dropout), jax.random.key(self.seeds[...]))
     a, b = (p[...].astype(x.dtype) for p in (adapter.a, adapter.b))
     h = jnp.einsum(f'{left},{adapter.inputs}r->{hidden}', inputs, a)
-    y = jnp.einsum(subscripts, x, self.weight[...], **options)
+    y = layers.linear(subscripts, x, self.weight, **options)
     y = y + adapter.scale * jnp.einsum(f'{hidden},r{adapter.outputs}->{out}', h, b, **options)
     if adapter.magnitude is not None:
       y = y * layers.broadcast_like(adapter.gain(self.weight[...]), y)
@@ -147,6 +159,39 @@ def split_axes(axes):
 
 
 # ----------------------------------------------------------------------------- trees of parameters
+
+
+class QuantizedBase(NamedTuple):
+  """A frozen base whose matrices are codes."""
+
+  model: Any  # GPT
+  scales: dict  # {path of a parameter of codes: Param of its scales}
+
+
+def parts(frozen):
+  """Return (GPT, {path: Param of scales}) of a frozen base."""
+  return frozen if isinstance(frozen, QuantizedBase) else (frozen, {})
+
+
+def is_quantizable(path, axes):
+  """Whether adapter.base_dtype is the type of a parameter: matrices of the blocks but for routers."""
+  return path.startswith('blocks/') and multiplies(path, axes) and axes != 'LDE'
+
+
+def block_axis(axes):
+  """Return the axis of the last input of a weight, counted from the end."""
+  _, inputs, _, letters = split_axes(axes)
+  return letters.index(inputs[-1]) - len(letters)
+
+
+def weights_of(frozen, dtype=None):
+  """Return {path: array} of a frozen base, in floating point; dtype: of quantized ones."""
+  model, scales = parts(frozen)
+  weights = {path: p.get_value() for path, p in named_params(model)}
+  axes = {path: block_axis(p.axes) for path, p in named_params(model) if path in scales}
+  dtype = jnp.dtype(dtype or model.cfg.param_dtype)
+  restore = lambda path: quantized.dequantize(weights[path], scales[path].get_value(), axes[path], dtype)
+  return weights | {path: restore(path) for path in scales}
 
 
 def split(cfg, model):
@@ -178,7 +223,15 @@ def split(cfg, model):
     value = p.get_value()
     return jax.ShapeDtypeStruct((0,) * len(value.shape), value.dtype) if path in whole else value
 
-  return trained, map_params(without_whole, model)
+  frozen = map_params(without_whole, model)
+  if not cfg.base_dtype:
+    return trained, frozen
+  declare = lambda path, p: quantized.declare(p, block_axis(p.axes), cfg.base_dtype, path)
+  some = {p: x for p, x in params.items() if is_quantizable(p, x.axes) and p not in whole}
+  declared = {path: declare(path, p) for path, p in some.items()}
+  codes = {path: codes.get_value() for path, (codes, _) in declared.items()}
+  frozen = map_params(lambda path, p: codes.get(path, p.get_value()), frozen)
+  return trained, QuantizedBase(frozen, {path: scales for path, (_, scales) in declared.items()})
 
 
 def match(patterns, params, key):
@@ -198,30 +251,46 @@ def multiplies(path, axes):
 
 
 def take_base(base, frozen):
-  """Return the frozen tree, filled with a base's arrays.
+  """Return the frozen tree, filled with a base's arrays, quantized where it has codes.
 
   Raises ValueError for a parameter that the base lacks or has in another shape.
   """
   stored = {path: p.get_value() for path, p in named_params(base)}
+  model, scales = parts(frozen)
+  axes = {path: block_axis(p.axes) for path, p in named_params(model) if path in scales}
 
   def fill(path, p):
     wanted = p.get_value()
     if 0 in wanted.shape:  # trained whole
       return jnp.zeros(wanted.shape, wanted.dtype, device=wanted.sharding)
     shape = stored[path].shape if path in stored else 'no such parameter'
-    if shape != wanted.shape:
+    expected = quantized.unpacked_shape(wanted, axes[path]) if path in axes else wanted.shape
+    if shape != expected:
       raise ValueError(
-        f'{path}: this model has {wanted.shape}, the base of train.init_from {shape}\n'
+        f'{path}: this model has {expected}, the base of train.init_from {shape}\n'
         f"fix: train it whole with adapter.train=('{path}',), or take the model section of the base's config"
       )
     return stored[path]
 
-  return map_params(fill, frozen)
+  filled = map_params(fill, model)
+  if not scales:
+    return filled
+  codes = {path: p.get_value() for path, p in named_params(model) if path in scales}
+  layouts = {path: (codes[path].sharding, p.get_value().sharding) for path, p in scales.items()}
+
+  def compute(weights):
+    return {path: quantized.quantize(w, axes[path], codes[path].dtype) for path, w in weights.items()}
+
+  pairs = jax.jit(compute, out_shardings=layouts)({path: stored[path] for path in scales})
+  take = lambda path, p: pairs[path][0] if path in pairs else p.get_value()
+  return QuantizedBase(map_params(take, filled), map_params(lambda path, _: pairs[path][1], scales))
 
 
 def initialize_magnitudes(frozen, trained):
   """Return the trained tree with DoRA's magnitudes at the norms of the base's weights."""
-  weights = {path: p.get_value() for path, p in named_params(frozen)}
+  if all(is_param(entry) or entry.magnitude is None for entry in trained.values()):
+    return trained
+  weights = weights_of(frozen)
 
   def start(path, entry):
     if is_param(entry) or entry.magnitude is None:
@@ -248,30 +317,35 @@ def attach(frozen, trained, key=None):
     bits = jax.random.bits(jax.random.fold_in(key, zlib.crc32(path.encode())), shape, jnp.uint32)
     return nnx.Param(bits, axes='L' if stacked else '', std=0.0, mean=0.0)
 
-  def leaf(path, p):
-    entry = trained.get(path, p)
-    return entry if is_param(entry) else Adapted(p, entry, seeds(path, entry))
+  model, scales = parts(frozen)
 
-  treedef = jax.tree.structure(frozen, is_leaf=is_param)
-  return jax.tree.unflatten(treedef, [leaf(path, p) for path, p in named_params(frozen)])
+  def leaf(path, p):
+    if path in scales:
+      p = quantized.Quantized(p, scales[path], block_axis(p.axes), model.cfg.dtype)
+    entry = trained.get(path, p)
+    return Adapted(p, entry, seeds(path, entry)) if isinstance(entry, Adapter) else entry
+
+  treedef = jax.tree.structure(model, is_leaf=is_param)
+  return jax.tree.unflatten(treedef, [leaf(path, p) for path, p in named_params(model)])
 
 
 def merge(frozen, trained):
   """Return a plain GPT: the base with W' in place of W; unchanged arrays are shared with the base."""
   if frozen is None:
     return trained
-  weights = {path: p.get_value() for path, p in named_params(frozen)}
+  model, scales = parts(frozen)
   factors = {path: entry for path, entry in trained.items() if not is_param(entry)}
-  adapted = {path: weights[path] for path in factors}
-  shardings = {path: weight.sharding for path, weight in adapted.items()}
-  merged = jax.jit(merge_weights, out_shardings=shardings)(adapted, factors)
   whole = {path: entry.get_value() for path, entry in trained.items() if is_param(entry)}
-  return map_params(lambda path, p: (weights | merged | whole)[path], frozen)
+  kept = {path: p.get_value() for path, p in named_params(model)}
+  shardings = {path: kept[path].sharding for path in {**scales, **factors}}
 
+  def merge_weights(frozen, factors):
+    weights = weights_of(frozen)
+    merge = lambda path, w: factors[path].merge(w) if path in factors else w
+    return {path: merge(path, weights[path]) for path in shardings}
 
-def merge_weights(weights, factors):
-  """Return {path: W'} of {path: W} and {path: Adapter}."""
-  return {path: factors[path].merge(weight) for path, weight in weights.items()}
+  merged = jax.jit(merge_weights, out_shardings=shardings)(frozen, factors)
+  return map_params(lambda path, p: (kept | merged | whole)[path], model)
 
 
 class AdapterRow(NamedTuple):

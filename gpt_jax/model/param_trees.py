@@ -6,6 +6,7 @@ Letters: D width, E experts, L layers. Source of layer stacking: seqax.
 import math
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 
@@ -73,10 +74,14 @@ def count(model):
 
 
 def cast(model, dtype):
-  """The model with its matrices in the compute dtype; norm scales, biases and routers (DE) keep theirs."""
+  """The model with its matrices in the compute dtype.
+
+  Norm scales, biases, routers (DE), and the codes and scales (g) of quantized weights keep theirs.
+  """
 
   def cast_matrix(_, p):
-    axes = p.axes.removeprefix('L')
-    return p.get_value().astype(dtype) if 'D' in axes and len(axes) > 1 and axes != 'DE' else p.get_value()
+    value, axes = p.get_value(), p.axes.removeprefix('L')
+    is_matrix = 'D' in axes and len(axes) > 1 and axes != 'DE' and 'g' not in axes
+    return value.astype(dtype) if is_matrix and jnp.issubdtype(value.dtype, jnp.floating) else value
 
   return map_params(cast_matrix, model)

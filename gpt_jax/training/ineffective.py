@@ -71,10 +71,15 @@ JOB_KEYS = {  # row of train.JOBS: the keys that it alone reads
   'dpo': tuple(
     f'preference.{name}'
     for name in ('loss', 'beta', 'gamma', 'label_smoothing', 'chosen', 'rejected', 'prompt')
+    + ('desirable_weight', 'undesirable_weight')
   ),
   'grpo': tuple(f'grpo.{name}' for name in ('group', 'reward', 'pattern', 'advantage', 'normalize'))
   + ('grpo.kl', 'grpo.max_new_tokens', 'grpo.temperature'),
   'distil': tuple(f'distil.{name}' for name in ('teacher', 'loss', 'temperature', 'weight', 'beta')),
+}
+LOSS_KEYS = {  # row of PREFERENCE_LOSSES: the keys that it alone reads
+  'simpo': ('preference.gamma',),
+  'kto': ('preference.desirable_weight', 'preference.undesirable_weight'),
 }
 SELECTORS = {  # key that selects: (keys that depend on it, cfg -> those of them that are read)
   'optim.name': listed('optim.name', OPTIMIZERS, lambda row: row.uses),
@@ -90,10 +95,7 @@ SELECTORS = {  # key that selects: (keys that depend on it, cfg -> those of them
     'model.experts', 'model.experts_per_token', 'model.router_renormalize', 'loss.moe_balance', 'loss.moe_z'
   ),
   'train.job': (sum(JOB_KEYS.values(), ()), lambda cfg: JOB_KEYS.get(cfg.train.job, ())),
-  'preference.loss': (
-    ('preference.gamma',),
-    lambda cfg: ('preference.gamma',) if cfg.preference.loss == 'simpo' else (),
-  ),
+  'preference.loss': (sum(LOSS_KEYS.values(), ()), lambda cfg: LOSS_KEYS.get(cfg.preference.loss, ())),
   'distil.loss': (('distil.beta',), lambda cfg: ('distil.beta',) if cfg.distil.loss == 'js' else ()),
   'adapter.rank': if_on(
     'adapter.rank', *(f'adapter.{name}' for name in ('kind', 'targets', 'alpha', 'dropout'))

@@ -73,6 +73,45 @@ def test_run_is_resumed_bitwise(finished, tmp_path, tmp_path_factory):
     np.testing.assert_array_equal(resumed[path], array, err_msg=path)
 
 
+@pytest.fixture(scope='module')
+def quantized(finished, tmp_path_factory):
+  """A run of adapters on the base in 4 bits."""
+  run = tmp_path_factory.mktemp('quantized') / 'run'
+  with tiny_runs.compiled_programs(tmp_path_factory):
+    train.train(adapter_config(finished[0], adapter={'base_dtype': 'int4'}), run)
+  return run
+
+
+def test_quantized_base_is_near_and_in_no_checkpoint(finished, quantized):
+  base, run = finished
+  assert tiny_runs.arrays(run).keys() == tiny_runs.arrays(quantized).keys()
+  losses = [run_folder.read_result(folder)['valid_loss'] for folder in (run, quantized)]
+  assert 0 < abs(losses[0] - losses[1]) < 0.05
+  merged, plain = (models.params(trained.load(folder).model) for folder in (quantized, base))
+  error = np.abs(merged['blocks/mlp/up_DF'] - plain['blocks/mlp/up_DF']).mean()
+  assert 0.01 < error / np.abs(plain['blocks/mlp/up_DF']).mean() < 0.2
+  np.testing.assert_array_equal(merged['embed_VD'], plain['embed_VD'])
+
+
+@pytest.mark.slow
+def test_run_on_a_quantized_base_is_resumed_bitwise(finished, quantized, tmp_path, tmp_path_factory):
+  with tiny_runs.compiled_programs(tmp_path_factory):
+    cfg = adapter_config(finished[0], adapter={'base_dtype': 'int4'})
+    assert train.train(cfg, tmp_path / 'run', tiny_runs.stop_before(2)) is None
+    train.train(cfg, tmp_path / 'run')
+  whole, resumed = tiny_runs.arrays(quantized), tiny_runs.arrays(tmp_path / 'run')
+  for path, array in whole.items():
+    np.testing.assert_array_equal(resumed[path], array, err_msg=path)
+
+
+@pytest.mark.slow
+def test_steps_of_one_call_equal_single_steps(finished, tmp_path, tmp_path_factory):
+  base, run = finished
+  with tiny_runs.compiled_programs(tmp_path_factory):
+    train.train(adapter_config(base, train__steps_per_call=2), tmp_path / 'run')
+  models.assert_close(tiny_runs.arrays(tmp_path / 'run'), tiny_runs.arrays(run), 1e-5)
+
+
 def test_branch_is_bitwise_the_run_on_the_same_base(finished, tmp_path, tmp_path_factory):
   base, run = finished
   with tiny_runs.compiled_programs(tmp_path_factory):

@@ -176,6 +176,14 @@ def test_what_a_teacher_cannot_do_is_an_error(finished, tmp_path, changes, disti
   assert_two_lines(error.value, cause)
 
 
+def test_stages_change_the_shares_of_sources(finished, tmp_path):
+  cfg = student(finished[0])
+  both = dict.fromkeys(('a', 'text'), cfg.data.mixture['text'])
+  cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, mixture=both, stages='4: a=1, text=3'))
+  job = build(cfg, tmp_path)
+  assert [job.loader.rows_before(n) for n in (4, 8)] == [{'a': 32, 'text': 32}, {'a': 48, 'text': 80}]
+
+
 def test_a_teacher_with_other_ids_is_an_error(finished, tmp_path, monkeypatch):
   other = SimpleNamespace(load=lambda folder: SimpleNamespace(hash='0123'))
   monkeypatch.setattr(distillation, 'Tokenizers', other)

@@ -180,9 +180,13 @@ def test_the_policy_that_learns_is_the_one_that_samples(finished, mixture, tmp_p
     (True, {'changes': {'probe_every': 2}}, 'train.probe_every=2'),
     (True, {'changes': {'steps_per_call': 2, 'eval_every': 0}}, 'train.steps_per_call=2'),
     (True, {'max_new_tokens': 100}, 'grpo.max_new_tokens=100'),
+    (True, {'weight': 2.0}, 'data.mixture.questions.weight=2.0'),
   ],
 )
 def test_what_cannot_be_trained_is_an_error(base, changes, cause, finished, mixture, tmp_path):
+  fields = {name: changes[name] for name in changes.keys() & {'weight'}}
+  mixture = {name: source | fields for name, source in mixture.items()}
+  changes = {name: value for name, value in changes.items() if name not in fields}
   cfg = policy_config(finished[0] if base else '', mixture, **changes)
   with pytest.raises(ValueError) as error:
     policy.PolicyJob(cfg, tmp_path, train.make_mesh(config.MeshConfig()))

@@ -139,7 +139,6 @@ def test_kto_equals_trl():
     ({'loss': 'ppo'}, "preference.loss='ppo'"),
     ({'beta': 0.0}, 'preference.beta=0.0'),
     ({'loss': 'ipo', 'label_smoothing': 0.1}, 'not defined'),
-    ({'desirable_weight': 2.0}, 'preference.desirable_weight=2.0 is not defined for preference.loss=dpo'),
     ({'loss': 'kto', 'undesirable_weight': 0.0}, 'preference.undesirable_weight=0.0'),
     ({'label_smoothing': 0.5}, 'not in [0, 0.5)'),
   ],
@@ -350,6 +349,18 @@ def test_mismatched_answers_are_those_of_the_next_pair(finished, mixture, tmp_pa
   with pytest.raises(ValueError) as error:
     new_job(dataclasses.replace(job.cfg, train=dataclasses.replace(job.cfg.train, accumulate=2)), tmp_path)
   assert_two_lines(error.value, 'train.accumulate=2')
+
+
+def test_shares_of_sources_are_refused(finished, mixture, tmp_path):
+  both = mixture | {'more': mixture['pairs']}
+  weighted = {'pairs': mixture['pairs'] | {'weight': 2.0}}
+  for cfg, cause in (
+    (pairs_config(finished[0], both, data__stages='4: more=1'), 'data.stages=4: more=1'),
+    (pairs_config(finished[0], weighted), 'data.mixture.pairs.weight=2.0'),
+  ):
+    with pytest.raises(ValueError) as error:
+      new_job(cfg, tmp_path)
+    assert_two_lines(error.value, cause)
 
 
 def test_prompts_of_validation_are_not_trained_on(finished, tmp_path, caplog):

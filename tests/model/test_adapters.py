@@ -1,5 +1,6 @@
 """Adapters: against numpy, against merged weights, and what a step trains."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,9 +11,10 @@ from flax import nnx
 
 from gpt_jax import step
 from gpt_jax.cluster import batches
-from gpt_jax.model import adapters, costs, gpt, layers, param_trees
+from gpt_jax.model import adapters, costs, gpt, layers, param_trees, quantized
 from gpt_jax.model.adapters import AdapterConfig
 from gpt_jax.step import params_of
+from gpt_jax.training import checkpoint
 from tests import models
 
 KINDS = ('lora', 'rslora', 'dora')
@@ -24,11 +26,7 @@ def trained_tree(cfg, model, seed=0):
   rng = np.random.default_rng(seed)
   draw = lambda path, p: jnp.asarray(0.3 * rng.standard_normal(p.get_value().shape), p.get_value().dtype)
   trained = param_trees.map_params(draw, abstract)
-  arrays = dict(param_trees.named_params(model))
-  fill = lambda path, p: (
-    jnp.zeros(p.get_value().shape) if 0 in p.get_value().shape else arrays[path].get_value()
-  )
-  return trained, param_trees.map_params(fill, frozen)
+  return trained, adapters.take_base(model, checkpoint.with_shardings(frozen, models.mesh()))
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -46,8 +44,8 @@ def test_product_is_that_of_numpy(kind):
     w = w * np.asarray(adapter.magnitude[...]) / np.linalg.norm(w, axis=0)
   expected = x_BTHK.reshape(2, 3, 16) @ w
   y_BTD = layers.linear('BTHK,HKD->BTD', jnp.asarray(x_BTHK), adapted)
-  np.testing.assert_allclose(y_BTD, expected, rtol=1e-4, atol=1e-4)
-  np.testing.assert_allclose(adapted[...].reshape(16, 16), w, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(y_BTD, expected, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(adapted[...].reshape(16, 16), w, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -57,12 +55,13 @@ def test_attached_equals_merged(kind, variant):
   cfg = models.tiny(**models.VARIANTS[variant])
   heads = ('head_VD',) if variant == 'window' else ()
   targets = ('attention/w', '_E?(DF|FD)', *heads)
-  settings = AdapterConfig(rank=2, kind=kind, targets=targets, train=('embed_VD', 'norm/scale'))
+  # W' is about as large as W: a larger one multiplies float32's rounding in the softmax.
+  settings = AdapterConfig(rank=2, kind=kind, alpha=4.0, targets=targets, train=('embed_VD', 'norm/scale'))
   trained, frozen = trained_tree(settings, models.fill(cfg))
   token_ids_BT = models.tokens()
   attached = models.logits(adapters.attach(frozen, trained), token_ids_BT)
   merged = adapters.merge(frozen, trained)
-  np.testing.assert_allclose(attached, models.logits(merged, token_ids_BT), rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(attached, models.logits(merged, token_ids_BT), rtol=1e-5, atol=1e-5)
   assert np.abs(attached - models.logits(models.fill(cfg), token_ids_BT)).max() > 0.1
   path = 'position_TD' if variant == 'learned' else 'blocks/attention/wq_DHK'
   same = [params_of(model)[path] is params_of(frozen)[path] for model in (merged,)]
@@ -70,12 +69,12 @@ def test_attached_equals_merged(kind, variant):
 
 
 @functools.cache
-def two_steps(kind='lora', dropout=0.0, unroll='off', accumulate=1, **sizes):
+def two_steps(kind='lora', dropout=0.0, unroll='off', accumulate=1, base_dtype='', **sizes):
   """Train adapters of random values for two steps -> (trained parameters, metrics of the second)."""
   model_cfg, mesh = models.tiny(unroll=unroll, kv_heads=2), models.mesh(**sizes)
   cfg = models.experiment(
     model_cfg,
-    adapter=dict(rank=4, kind=kind, dropout=dropout, train=('final_norm',)),
+    adapter=dict(rank=4, kind=kind, dropout=dropout, train=('final_norm',), base_dtype=base_dtype),
     train=dict(accumulate=accumulate, steps=12, batch_size=8),
     optim=dict(ema=0.5),
   )
@@ -102,10 +101,98 @@ def two_steps(kind='lora', dropout=0.0, unroll='off', accumulate=1, **sizes):
     pytest.param(dict(accumulate=2), marks=pytest.mark.slow),
     pytest.param(dict(unroll='on'), marks=pytest.mark.slow),
     pytest.param(dict(unroll='on', kind='dora', accumulate=2, fsdp=8), marks=pytest.mark.slow),
+    pytest.param(dict(base_dtype='int4', data=2, fsdp=2, tensor=2), marks=pytest.mark.slow),
+    pytest.param(dict(base_dtype='int8', unroll='on', accumulate=2, fsdp=2), marks=pytest.mark.slow),
   ],
 )
 def test_meshes_and_micro_batches_change_nothing(options):
-  models.assert_close(two_steps(**options), two_steps(options.get('kind', 'lora')), 1e-4)
+  same = {name: options[name] for name in options.keys() & {'kind', 'base_dtype'}}
+  models.assert_close(two_steps(**options), two_steps(**same), 1e-4)
+
+
+# --------------------------------------------------------------------------------- a quantized base
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'axes', 'shape'),
+  [
+    ('int8', 'DHK', (96, 2, 4)),
+    ('int4', 'DHK', (96, 2, 4)),
+    ('int4', 'LHKD', (2, 3, 4, 5)),
+    ('int4', 'LEFD', (2, 2, 6, 4)),
+  ],
+)
+def test_codes_equal_numpy(dtype, axes, shape):
+  w = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+  w[..., 0] = 0  # blocks without scale
+  axis = adapters.block_axis(axes)
+  letter = {'DHK': 0, 'LHKD': 2, 'LEFD': 2}[axes]
+  assert axis == letter - len(axes)
+  codes, scales = quantized.quantize(jnp.asarray(w), axis, quantized.TYPES[dtype])
+  largest, size = {'int8': 127, 'int4': 7}[dtype], {96: 48, 4: 4, 6: 6}[shape[letter]]
+  blocks = np.moveaxis(w, letter, -1).reshape(*np.delete(shape, letter), -1, size)
+  expected = np.abs(blocks).max(-1, keepdims=True) / largest
+  np.testing.assert_allclose(np.moveaxis(scales, letter, -1), expected[..., 0], rtol=1e-6)
+  rounded = np.round(blocks / np.where(expected == 0, 1, expected)) * expected
+  result = quantized.dequantize(codes, scales, axis, jnp.float32)
+  actual = np.moveaxis(np.asarray(result), letter, -1).reshape(blocks.shape)
+  np.testing.assert_allclose(actual, rounded, rtol=1e-6, atol=1e-7)
+  assert codes.nbytes == w.size * (1 if dtype == 'int8' else 0.5)
+
+
+def base_bytes(frozen):
+  """Bytes of the matrices of blocks."""
+  model, scales = adapters.parts(frozen)
+  matrices = [p for path, p in param_trees.named_params(model) if adapters.is_quantizable(path, p.axes)]
+  return sum(p.get_value().nbytes for p in [*matrices, *scales.values()])
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'kind', 'variant', 'distance'),
+  [('int8', 'lora', 'rope', 0.03), ('int4', 'lora', 'rope', 0.4), ('int4', 'dora', 'experts', 0.3)],
+)
+def test_quantized_base_attached_equals_merged_and_is_near_the_float_base(dtype, kind, variant, distance):
+  cfg = models.tiny(**models.VARIANTS[variant])
+  # The other matrices of blocks are quantized without adapters.
+  settings = AdapterConfig(rank=2, kind=kind, targets=('attention/wq',), base_dtype=dtype)
+  trained, frozen = trained_tree(settings, models.fill(cfg))
+  _, plain = trained_tree(dataclasses.replace(settings, base_dtype=''), models.fill(cfg))
+  scales = 1 / 4  # of blocks of 4 (K of wo_HKD) to 24 weights
+  assert base_bytes(frozen) / base_bytes(plain) < {'int8': 1 / 4, 'int4': 1 / 8}[dtype] + scales
+  ids_BT = models.tokens()
+  attached, merged = (
+    models.logits(join(frozen, trained), ids_BT) for join in (adapters.attach, adapters.merge)
+  )
+  np.testing.assert_allclose(attached, merged, rtol=1e-5, atol=1e-5)
+  expected = models.logits(adapters.merge(plain, trained), ids_BT)
+  actual, expected = (np.asarray(x)[..., : cfg.vocab] for x in (merged, expected))
+  error = np.sqrt(np.square(actual - expected).mean() / np.square(expected).mean())
+  assert 1e-4 < error < distance
+
+
+def test_gradients_through_codes_equal_those_through_their_weights():
+  cfg, ids_BT = models.tiny(kv_heads=2), models.tokens()
+  trained, frozen = trained_tree(AdapterConfig(rank=2, base_dtype='int4'), models.fill(cfg))
+  weights = adapters.weights_of(frozen)
+  plain = param_trees.map_params(lambda path, _: weights[path], gpt.GPT(cfg))
+  loss = lambda trained, frozen: jnp.square(adapters.attach(frozen, trained).trunk(ids_BT)[0]).mean()
+  codes, floats = (jax.jit(jax.grad(loss))(trained, base) for base in (frozen, plain))
+  models.assert_close(models.params(codes), models.params(floats), 1e-5)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    (dict(rank=2, base_dtype='nf4'), r"adapter.base_dtype='nf4' is not known\nfix: use int8 or int4"),
+    (dict(base_dtype='int8'), r'adapter.base_dtype=int8 needs a frozen base\nfix: set adapter.rank'),
+  ],
+)
+def test_what_cannot_be_quantized_is_refused(fields, message):
+  with pytest.raises(ValueError, match=message):
+    AdapterConfig(**fields)
+  settings = AdapterConfig(rank=1, targets=('up_DF',), base_dtype='int4')
+  with pytest.raises(ValueError, match=r'wk_DGK has 15 inputs\nfix: use adapter.base_dtype=int8'):
+    adapters.split(settings, gpt.GPT(models.tiny(width=15, heads=3, head_dim=4)))
 
 
 def test_flops_are_those_of_a_frozen_base():
