@@ -70,13 +70,14 @@ MAY_IMPORT = {
   'reports.study_figures': 'reports reports.study_results',
   'reports.study_tables': 'reports reports.study_results',
   'reports.study_report': 'ablation reports reports.study_figures reports.study_results reports.study_tables',
+  'reports.paper': 'reports reports.study_figures reports.study_results reports.study_tables runs',
   'ablation.execute': 'ablation cluster.batches config jobs reports.study_report runs sharding step '
   'train training',
   'interop': 'cluster config evaluation.trained model runs sample sharding step tokenizers train training',
   'reports.compare': 'cluster.batches config data evaluation evaluation.trained losses reports training',
   'cli': 'ablation ablation.execute cli.experiment_file cluster cluster.batches config data evaluation '
-  'evaluation.trained interop model plan reports reports.compare runs sample sampling sampling.validate '
-  'sharding step tokenizers train',
+  'evaluation.trained interop model plan reports reports.compare reports.paper runs sample sampling '
+  'sampling.validate sharding step tokenizers train',
   'experiments': 'ablation config data model',
   'launch': 'cli',
 }

@@ -243,6 +243,7 @@ def report_flags():
   flags.DEFINE_string('where', '', 'runs to list, in SQL: "optim.lr > 1e-3 and model.positions = \'rope\'"')
   flags.DEFINE_string('against', '', 'run folder: find where the activations of the two runs diverge')
   flags.DEFINE_string('texts', '', 'with --against: FILE.jsonl or text, whose bytes both models score')
+  flags.DEFINE_bool('paper', False, 'of a study: also write figures, tables and texts for a paper')
   flags.DEFINE_list(
     'columns', [], 'columns of the table: keys of config or result, or scores TASK/SOURCE/METRIC'
   )
@@ -252,12 +253,14 @@ def report(argv):
   """Rewrite the report of a study or run, list runs as a table, or compare two runs."""
   from gpt_jax.ablation.execute import runner
   from gpt_jax.cli import studies
-  from gpt_jax.reports import compare
+  from gpt_jax.reports import compare, paper
   from gpt_jax.reports import run_report as page
 
   workdir, wants_table = Path(FLAGS.workdir).expanduser(), FLAGS.where or FLAGS.columns
   if FLAGS.texts and not FLAGS.against:
     raise ValueError(f'--texts={FLAGS.texts} has no effect without --against\nfix: add --against=RUN')
+  if FLAGS.paper and not (workdir / 'study.json').exists():
+    raise ValueError(f'--paper: workdir={workdir} is not a study\nfix: give the folder of a study')
   if FLAGS.against:
     if wants_table:
       raise ValueError('--against compares two runs\nfix: leave out --where and --columns')
@@ -268,6 +271,8 @@ def report(argv):
       say('\n'.join(compare.runs_apart(FLAGS.workdir, FLAGS.against)))
   elif not wants_table and (workdir / 'study.json').exists():
     runner.judge(workdir)
+    if FLAGS.paper:
+      say('\n'.join(map(str, paper.write_paper(workdir))))
   elif not wants_table and (workdir / 'config.json').exists():
     say(page.rewrite_report(workdir))
   else:

@@ -5,6 +5,7 @@ right in light and dark, in print and at any zoom, and its words can be selected
 Line colors: Okabe and Ito's palette for all kinds of color vision (jfly.uni-koeln.de/color).
 """
 
+import contextlib
 import dataclasses
 import io
 import re
@@ -12,7 +13,7 @@ import warnings
 
 import matplotlib
 import numpy as np
-from matplotlib import figure, ticker
+from matplotlib import colors, figure, ticker
 
 from gpt_jax.reports.page import Html, escape
 from gpt_jax.runs import loggers
@@ -20,6 +21,18 @@ from gpt_jax.runs import loggers
 NAMES = ('muted', 'rule', 'first', 'second', 'warn', 'third', 'fourth', 'fifth', 'ink')
 VARIABLES = {f'#0000a{i}': name for i, name in enumerate(NAMES)}
 MUTED, RULE, FIRST, SECOND, WARN, THIRD, FOURTH, FIFTH, INK = VARIABLES
+# The colors of a light page, for files; report.css has them, too.
+LIGHT = {
+  MUTED: '#5f6773',
+  RULE: '#e2e5ea',
+  FIRST: '#0072b2',
+  SECOND: '#d55e00',
+  WARN: '#b3261e',
+  THIRD: '#00855f',
+  FOURTH: '#b3578f',
+  FIFTH: '#a87500',
+  INK: '#16181d',
+}
 LINE_COLORS = (FIRST, SECOND, THIRD, FOURTH, FIFTH)
 STYLE = {
   'svg.fonttype': 'none',
@@ -84,7 +97,40 @@ def draw(plot, *, name, label, size, margins, grid='y'):
     axes = fig.add_axes((left / width, bottom / height, *inner), facecolor='none')
     axes.set_axisbelow(True)
     plot(axes)
-    return to_svg(fig, label)
+    svg = to_svg(fig, label)
+    if _folder:
+      save(fig, _folder / re.sub(r'\W+', '-', name))
+    return svg
+
+
+_folder = None  # of `saving`
+
+
+@contextlib.contextmanager
+def saving(folder):
+  """Save each figure that is drawn meanwhile to a folder, too: NAME.pdf and NAME.svg."""
+  global _folder
+  _folder = folder
+  try:
+    yield
+  finally:
+    _folder = None
+
+
+def save(fig, path):
+  """Write a figure as PDF and SVG in the colors of a light page; it keeps them."""
+  for artist in fig.findobj():
+    for part in ('color', 'facecolor', 'edgecolor', 'markerfacecolor', 'markeredgecolor'):
+      if hasattr(artist, f'get_{part}') and hasattr(artist, f'set_{part}'):
+        rgba = colors.to_rgba_array(getattr(artist, f'get_{part}')())
+        own = [LIGHT.get(colors.to_hex(color[:3])) for color in rgba]
+        if any(own):
+          new = [colors.to_rgba(h, c[3]) if h else tuple(c) for h, c in zip(own, rgba, strict=True)]
+          getattr(artist, f'set_{part}')(new[0] if len(new) == 1 else new)
+  with warnings.catch_warnings(), matplotlib.rc_context({'pdf.fonttype': 42, 'svg.fonttype': 'path'}):
+    warnings.filterwarnings('ignore', 'Glyph')
+    fig.savefig(f'{path}.pdf', transparent=True, metadata={'CreationDate': None})
+    fig.savefig(f'{path}.svg', transparent=True, metadata={'Date': None})
 
 
 def to_svg(fig, label):
