@@ -34,14 +34,14 @@ def get_config(arg=''):
   config.sample.max_new_tokens = 4
   if args.stage == 'pretrain':
     config.optim.update(name='adamw', lr=1e-3, warmup=50, schedule='linear', final_lr=0.0)
-    config.train.update(steps=args.steps or 350, batch_size=32, eval_every=100)
+    config.train.update(steps=args.steps or 400, batch_size=32, eval_every=100)
   else:
     config.optim.update(
-      name='adamw', lr=3e-4, b2=0.99, warmup=10, schedule='linear', final_lr=0.0, weight_decay=0.0, ema=0.0
+      name='adamw', lr=2e-4, b2=0.99, warmup=100, schedule='linear', final_lr=0.0, weight_decay=0.0, ema=0.0
     )
     config.grpo.update(group=8, max_new_tokens=4, advantage='mean', normalize='constant')
     config.train.update(
-      job='grpo', init_from=args.base, steps=args.steps or 500, batch_size=1024, eval_every=100
+      job='grpo', init_from=args.base, steps=args.steps or 1000, batch_size=1024, eval_every=100
     )
     # Micro-batches of 64 rows stay in the cache of a core: 1.5 times as fast as all rows at once.
     config.train.update(accumulate=16, length=10)
