@@ -222,7 +222,7 @@ def record_sections(study):
       [study_tables.costs_table(study)],
       f'Budget: {results.budget(study)}. Effective speedup: the {study.metric} gained and the tokens per '
       f'second, as one ratio of wall-clock time to the same {study.metric}; of means, without an interval, '
-      'and only where both were trained in the same way.',
+      f'and only where both were trained in the same way.{machines_note(study)}',
     ),
     Section(
       'What went wrong',
@@ -240,6 +240,12 @@ def record_sections(study):
       'report.md, report.csv and report.tex lie beside this page.',
     ),
   ]
+
+
+def machines_note(study):
+  """Return a sentence on times of several machines, or ''."""
+  machines = distinct_values(study, 'hardware')
+  return f' Times of runs on {" and ".join(machines)} do not compare.' if len(machines) > 1 else ''
 
 
 def samples(study):

@@ -67,6 +67,25 @@ def test_rows_follow_the_study(study):
   assert all(row['message'] for row in rows[:3]) and not rows[3]['message']
 
 
+def test_examples_are_those_of_the_metric(tmp_path):
+  about = {'task': 'answer', 'source': 'text', 'split': 'valid'}
+  score, line = about | {'metric': 'exact_match', 'value': 0.75, 'n': 4}, about | {'step': 3}
+  right = [True, True, False, True]
+  lines = [line | {'index': i, 'right': right[i], 'token_f1': 0.5} for i in (3, 1, 0, 2)]
+  lines += [line | {'index': i, 'right': False, 'source': 'more'} for i in range(4)]
+  lines += [line | {'index': i, 'right': False, 'data.mixture.text.path': 'x'} for i in range(4)]
+  path = tmp_path / 'predictions.jsonl'
+  path.write_text(''.join(json.dumps(x) + '\n' for x in lines) + '{"torn')
+  read = lambda name, **changes: store.read_examples(tmp_path, {'evaluations': [score | changes]}, name)
+  assert read('answer/text/exact_match') == read('answer/exact_match') == [1.0, 1.0, 0.0, 1.0]
+  assert read('answer/text/token_f1', metric='token_f1', value=0.5) == [0.5] * 4
+  assert read('answer/text/exact_match', value=0.5) == [], 'predictions of another evaluation'
+  assert read('answer/text/exact_match', n=5) == [], 'of a part of the examples'
+  assert read('answer/text/exact_match', split='test') == []
+  path.unlink()
+  assert read('answer/text/exact_match') == []
+
+
 def test_a_folder_without_a_study_is_an_error(tmp_path):
   with pytest.raises(FileNotFoundError) as error:
     store.read_runs(tmp_path)

@@ -186,6 +186,46 @@ def test_the_headline_counts_verdicts():
   assert headline([lost, worse]) == 'Nothing beats the baseline (rope): 1 worse, 1 diverged.'
 
 
+def test_the_headline_compares_the_best_arm_with_the_second_best(tmp_path):
+  planned = ablation_study.study(('alibi', 'nope=a|b', 'none'))
+  rows = ablation_study.rows(planned, tmp_path, samples=False)
+  for row in rows:
+    row['result']['valid_loss'] -= 0.01 * (row['arm'] == 'positions=nope=a|b')
+  study = build_study(tmp_path, planned, rows)
+
+  def told(verdict):
+    analysis = {'runner_up': study.analysis['runner_up'] | {'verdict': verdict}}
+    return to_ascii(study_results.runner_up(study_results.StudyResults(planned, rows, analysis)))
+
+  assert study.analysis['runner_up']['arms'] == ['positions=alibi', 'positions=nope=a|b']
+  assert to_ascii(study_results.headline(study)).endswith(told('better'))
+  assert re.match(r' It also beats the next best, positions=nope=a\|b: -0\.0\d\d \(-0\.', told('better'))
+  assert told('undecided').startswith(' It is not shown to beat the next best, positions=nope=a|b: -0.0')
+  assert told('no difference').startswith(' It is no different from the next best')
+  assert told('not comparable') == ' It is not comparable to the next best, positions=nope=a|b.'
+
+
+def test_doubts_are_on_the_page_in_markdown_and_in_csv(tmp_path):
+  planned = ablation_study.study(('alibi',), seeds=8)
+  rows = ablation_study.rows(planned, tmp_path, samples=False)
+  next(row for row in rows if row['arm'] == 'positions=alibi')['result']['valid_loss'] -= 3.0
+  study = build_study(tmp_path, planned, rows)
+  [arm] = study.others
+  assert arm['verdict'] == 'undecided' and arm['doubt'].startswith('sign flips give p = 0.0078')
+  for render in (study_report.render_html, study_report.render_markdown):
+    assert 'in doubt: sign flips give p = 0.0078' in render(study)
+  assert csv_rows(study)[1]['p_sign_flip'] == '0.0078125'
+
+
+def test_times_of_several_machines_are_not_shown_as_if_they_compared(tmp_path):
+  planned = ablation_study.study(('alibi',))
+  rows = ablation_study.rows(planned, tmp_path, samples=False)
+  shown = lambda: study_report.render_markdown(build_study(tmp_path, planned, rows))
+  assert 'do not compare' not in shown()
+  rows[-1]['result']['hardware'] = '8 x gpu'
+  assert 'Times of runs on 2 x cpu and 8 x gpu do not compare.' in shown()
+
+
 def test_the_best_arm_has_the_highest_metric_if_higher_is_better():
   small, large = (0.02, [0.01, 0.03], 'better'), (0.05, [0.04, 0.06], 'better')
   assert headline([small, large], 'higher').startswith('positions=x1 beats')

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from gpt_jax import train
+from gpt_jax.ablation import store
 from gpt_jax.ablation.execute import replicas
 from gpt_jax.runs import run_folder
+from gpt_jax.runs.metric_names import score_name
 from tests import tiny_runs
 from tests.tiny_runs import TINY, experiment
 
@@ -66,6 +68,15 @@ def test_tasks_are_logged_as_curves_and_change_nothing_else(run, tmp_path_factor
   expected = tiny_runs.arrays(tiny_runs.finished(tmp_path_factory))
   for path, value in tiny_runs.arrays(run).items():
     np.testing.assert_array_equal(value, expected[path], err_msg=path)
+
+
+def test_the_examples_of_the_last_scores_are_kept(run):
+  result = run_folder.read_result(run)
+  right = store.read_examples(run, result, NAME)
+  assert len(right) == len(QUESTIONS)
+  [row] = [row for row in result['evaluations'] if score_name(row) == NAME]
+  assert sum(right) / len(QUESTIONS) == pytest.approx(row['value'])
+  assert store.read_examples(run, result, 'valid_loss') == []
 
 
 def test_the_report_draws_the_curves_beside_the_losses(run):
