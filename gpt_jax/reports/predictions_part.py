@@ -1,9 +1,10 @@
-"""The part of a run's report on what evaluations judged: confusions, and wrong examples to look at.
+"""The part of a run's report on what evaluations judged: confusions, wrong examples, texts side by side.
 
 Reads predictions.jsonl and the folders that evaluation/predictions.py describes.
 """
 
 import collections
+import random
 
 from gpt_jax.reports import page
 from gpt_jax.reports.sections import Section, make_table
@@ -14,6 +15,7 @@ CONFUSION = {'true': [str], 'predicted': [str], 'counts': [[int]]}
 NAMES = ('task', 'source', 'split', 'way', 'modality')  # keys that name one evaluation
 MAX_CLASSES, MAX_CONFUSIONS = 16, 6  # columns of a matrix; confusions that are listed
 MAX_WRONG, MAX_RIGHT, MAX_CHARACTERS = 12, 4, 160  # examples of an evaluation; of one of their texts
+MAX_TEXTS, MAX_SOURCE = 20, 600  # worst and random texts of an evaluation; characters of one
 
 
 def predictions(run):
@@ -31,12 +33,54 @@ def predictions(run):
     is_whole = verify(run, folder)
     if is_whole:
       parts += confusion_parts(records.read_json(folder / 'confusion.json', CONFUSION))
+    if tables := compare_texts(lines):
+      parts += tables
+      continue
     parts.append(page.element('div', *map_examples(lines, folder if is_whole else None), kind='examples'))
   note = (
     'Rows of a matrix are true classes, columns predictions. A judge names generated images and sounds. '
     'All examples: predictions.jsonl.'
   )
   return Section('Predictions', parts, note if parts else '')
+
+
+def compare_texts(lines):
+  """Return tables of the worst texts by word F1 and of random ones; [] for media and labels."""
+  is_text = lambda line: isinstance(line.get('prediction'), str) and history.is_number(line.get('token_f1'))
+  if not all(is_text(line) and 'input_media' not in line for line in lines):
+    return []
+  worst = sorted(lines, key=lambda line: (line['token_f1'], line['index']))[:MAX_TEXTS]
+  tables = {'worst by word F1': worst}
+  if len(lines) > MAX_TEXTS:
+    tables['random'] = random.Random(0).sample(lines, MAX_TEXTS)
+  return [
+    part
+    for name, chosen in tables.items()
+    for part in (page.element('h4', f'{len(chosen)} {name}'), page.render_part(text_table(chosen)))
+  ]
+
+
+def text_table(lines):
+  """Return the Table of source, reference, baseline and generated text of some examples."""
+  header = ('>example', 'source', 'reference', 'baseline', 'generated', '>F1')
+  rows = [
+    (
+      str(line['index']),
+      *(
+        shorten(text, MAX_SOURCE)
+        for text in (line['input'], target_text(line), str(line.get('baseline', '')))
+      ),
+      page.strong(shorten(line['prediction'], MAX_SOURCE) or '(empty)'),
+      f'{line["token_f1"]:.2f}',
+    )
+    for line in lines
+  ]
+  return make_table(header, rows, 'wide compared')
+
+
+def target_text(line):
+  """Return the right answers of an example as one text."""
+  return line['target'] if isinstance(line['target'], str) else ' / '.join(map(str, line['target']))
 
 
 def verify(run, folder):
@@ -91,7 +135,7 @@ def map_examples(lines, folder):
 
 def captions(line):
   """Yield the texts below an example: what was given, what was predicted, and the target if they differ."""
-  target = line['target'] if isinstance(line['target'], str) else ' / '.join(map(str, line['target']))
+  target = target_text(line)
   given, prediction = line['input'], line.get('prediction')
   if given not in (target, '') and not (given.startswith('[') and given.endswith(']')):
     yield page.element('div', shorten(given), kind='about')
@@ -100,9 +144,9 @@ def captions(line):
     yield page.element('div', f'not {shorten(target)}' if 'right' in line else shorten(target), kind='about')
 
 
-def shorten(text):
-  """Return a text up to MAX_CHARACTERS."""
-  return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + '\u2026'
+def shorten(text, most=MAX_CHARACTERS):
+  """Return a text up to `most` characters."""
+  return text if len(text) <= most else text[: most - 1] + '\u2026'
 
 
 def media_path(line, folder):

@@ -73,6 +73,32 @@ def test_lines_of_other_types_are_left_out(run):
   assert '18 of 20 right' in shown(run)[0]
 
 
+def test_texts_are_side_by_side_with_the_worst_first(tmp_path):
+  folder = new_run(tmp_path / 'run', {'loss': 1.0})
+  count = 2 * predictions_part.MAX_TEXTS + 5
+  texts = [f'source {n} <b>' for n in range(count)]
+  examples = [common.Example(f'place {n}', {}, [Piece('text', text)], []) for n, text in enumerate(texts)]
+  scores = [n / count for n in range(count)][::-1]
+  rows = common.Rows('translate', 'pairs', 'test')
+  PredictionFiles(folder, 7, {}).add(
+    SUBJECT,
+    rows,
+    examples,
+    targets=[[f'right {n}', f'also {n}'] for n in range(count)],
+    predictions=[f'ours {n}' if n else '' for n in range(count)],
+    baseline=[f'copied {n}' for n in range(count)],
+    token_f1=scores,
+  )
+  words, _ = shown(folder)
+  assert f'translate \u00b7 pairs \u00b7 test {count} examples' in words
+  worst, _, others = words.partition(f'{predictions_part.MAX_TEXTS} random')
+  assert f'{predictions_part.MAX_TEXTS} worst by word F1' in worst
+  last = count - 1
+  line = f'{last} source {last} <b> right {last} / also {last} copied {last} ours {last} 0.00'
+  assert line in worst and worst.index(line) < worst.index(f'ours {last - 1} ')
+  assert worst.count('copied') == others.count('copied') == predictions_part.MAX_TEXTS
+
+
 def test_texts_without_a_class_show_what_was_given_and_expected():
   line = {'input': 'A cat.', 'target': ['Eine Katze.', 'Die Katze.'], 'prediction': ''}
   words = ' '.join(predictions_part.captions(line))
