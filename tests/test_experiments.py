@@ -84,12 +84,16 @@ def corpora(tmp_path_factory):
     'scitldr',
     'instruct_small',
     'xquad',
+    'gutenberg',
   ):
     (folder / name).mkdir()
   (folder / 'tinyshakespeare/input.txt').write_text(words * 100)
   write_captions(folder / 'multi30k')
   write_abstracts(folder / 'scitldr')
   write_questions(folder / 'xquad')
+  with zipfile.ZipFile(folder / 'gutenberg/gutenberg.zip', 'w') as archive:
+    for book in ('austen-emma', 'austen-persuasion', 'chesterton-thursday', 'shakespeare-macbeth'):
+      archive.writestr(f'gutenberg/{book}.txt', (f'{book} caf\u00e9\r\n' + words * 20).encode('latin-1'))
   write_mnist(folder / 'mnist')
   questions = [dict(instruction=f'Add one to {n}.', input='', output=str(n + 1)) for n in range(60)]
   (folder / 'instruct_small/instruction-data.json').write_text(json.dumps(questions))

@@ -23,6 +23,7 @@ from gpt_jax.evaluation.tasks import (
   classify,
   cloze,
   common,
+  continuation,
   cross,
   draw,
   perplexity,
@@ -251,7 +252,8 @@ def check_tasks(subject, tasks, split='valid'):
   if unknown:
     raise ValueError(f'--tasks={unknown[0]} is not a task\nfix: use one of {", ".join(TASKS)}, or all')
   if 'all' in tasks:
-    return [name for name in TASKS if text_metrics.is_installed(TASKS[name].package)]
+    installed = [name for name in TASKS if text_metrics.is_installed(TASKS[name].package)]
+    return [name for name in installed if TASKS[name].suits is not False]
   mixture = subject.cfg.data.mixture
   for name in tasks:
     text_metrics.require_package(TASKS[name].package, name)
@@ -385,6 +387,7 @@ TASKS = {
     package='rouge_score',
     suits=lambda before, after: 4 <= after < before / 2,
   ),
+  'continue': common.Task(continuation.run, continuation.fits, '{text}', suits=False),
   'draw': common.Task(draw.run, draw.fits, '{name} -> {image:image}'),
   'speak': common.Task(speak.run, speak.fits, '{name} -> {audio:audio}', options=('sampling', 'recognizer')),
   'classify': common.Task(classify.run, classify.fits, '{name} -> {image:image}', options=()),

@@ -248,6 +248,23 @@ def cer(texts, references):
   return sum(map(levenshtein, texts, references)) / length
 
 
+def ngrams(words, n):
+  """Return the n-grams of a list of words."""
+  return list(zip(*(words[k:] for k in range(n)), strict=False))
+
+
+def repetition(texts, n):
+  """Share of n-grams that repeat an earlier one of their text (seq-rep-n), over texts that have any."""
+  groups = [some for words in texts if (some := ngrams(words, n))]
+  return float(np.mean([1 - len(set(some)) / len(some) for some in groups])) if groups else 0.0
+
+
+def distinct(texts, n):
+  """Share of different n-grams among those of all texts (distinct-n)."""
+  every = [ngram for words in texts for ngram in ngrams(words, n)]
+  return len(set(every)) / max(1, len(every))
+
+
 def normalize(text):
   """Lower case without punctuation, articles and double spaces, as SQuAD compares answers."""
   text = ''.join(c for c in text.lower() if c not in string.punctuation)

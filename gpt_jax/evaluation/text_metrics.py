@@ -171,6 +171,15 @@ def translation_statistics(texts, references):
   return {name: statistics(metric) for name, metric in table.items()}
 
 
+def self_bleu(texts):
+  """Mean BLEU of each text against all others: 100 if all are equal."""
+  from sacrebleu.metrics import BLEU
+
+  metric = BLEU(effective_order=True)
+  others = lambda n: texts[:n] + texts[n + 1 :]
+  return float(np.mean([metric.sentence_score(text, others(n)).score for n, text in enumerate(texts)]))
+
+
 def score_summaries(texts, references):
   """ROUGE-1, -2 and -L: F1 of stemmed words against the best reference of each text."""
   version = importlib.metadata.version('rouge-score')

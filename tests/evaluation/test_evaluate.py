@@ -15,6 +15,7 @@ from gpt_jax.data import Source
 from gpt_jax.evaluation import evaluate, trained
 from gpt_jax.evaluation.tasks import common, perplexity
 from gpt_jax.runs import run_folder
+from gpt_jax.sampling import completions
 from tests import models, tiny_runs
 from tests.tiny_runs import assert_two_lines
 
@@ -333,3 +334,22 @@ def test_a_row_is_one_line():
   more = row | {'interval': [0.5, 0.9], 'chance': 0.1, 'baseline': 1.0, 'tokens': 7}
   text = 'draw accuracy 0.7500 [0.5000, 0.9000] chance 0.1000, baseline 1.0000, s test, n 4, 7 tokens'
   assert evaluate.format_row(more).split() == text.split()
+
+
+def test_free_text_is_scored_beside_the_text_itself(subject, tmp_path, monkeypatch):
+  prompts, kept = [], []
+  echo = lambda model, tokenizers, some, *_: prompts.extend(some) or [[(list(b'no no no'), None)]] * len(some)
+  monkeypatch.setattr(completions, 'generate_ids', echo)
+  monkeypatch.setattr(evaluate.Subject, 'record', lambda self, rows, examples, **judged: kept.append(judged))
+  other = on_text(subject, tmp_path, 'a b c d e f g h i j k l m n o p q r s t u v w x ' * 6)
+  rows = evaluate.run_tasks(other, ['continue'], limit=3)
+  assert len(prompts) == 3 and {len(prompt) for prompt in prompts} == {8}  # a quarter of the context
+  assert {len(text) for text in kept[0]['targets']} == {8}  # sample.max_new_tokens
+  scores = {row['metric']: (row['value'], row['baseline']) for row in rows}
+  assert scores['repetition_2'] == (0.5, 0) and scores['distinct_1'][0] == 1 / 9
+  assert scores['distinct_1'][1] > scores['distinct_1'][0]
+  assert all(row['n'] == 3 for row in rows)
+  with pytest.raises(ValueError) as error:
+    evaluate.run_tasks(on_text(subject, tmp_path, 'too short'), ['continue'])
+  assert_two_lines(error.value, 'no text of 16 tokens')
+  assert 'continue' not in evaluate.check_tasks(subject, ['all'])

@@ -25,6 +25,15 @@ def normal(n, d=8, shift=0.0):
 # -------------------------------------------------------------------------------------- intervals
 
 
+def test_repetition_and_distinct_n_grams():
+  loop, varied = list('ababa'), list('abcd')
+  assert metrics.repetition([loop], 2) == 1 - 2 / 4  # ab ba ab ba
+  assert metrics.repetition([varied], 2) == 0 and metrics.repetition([['a'], loop], 2) == 0.5
+  assert metrics.repetition([['a']], 2) == 0
+  assert metrics.distinct([loop, varied], 1) == 4 / 9
+  assert metrics.distinct([loop, varied], 2) == 4 / 7 and metrics.distinct([[]], 1) == 0
+
+
 def test_accuracy_has_the_wilson_interval():
   """Its ends are where |p - hits / n| = z sqrt(p (1 - p) / n)."""
   interval = lambda hits, n: metrics.accuracy([True] * hits + [False] * (n - hits), [True] * n)[1]

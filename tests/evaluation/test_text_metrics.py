@@ -87,6 +87,17 @@ def test_bleu_is_left_out_where_no_reference_has_four_tokens(caplog, monkeypatch
   assert 'BLEU is left out: no reference has the four tokens' in caplog.text
 
 
+def test_self_bleu_is_that_of_each_text_against_the_others():
+  sacrebleu = pytest.importorskip('sacrebleu')
+  texts = [*MADE, 'a dog runs in the park']
+  each = [
+    sacrebleu.sentence_bleu(text, texts[:n] + texts[n + 1 :], use_effective_order=True).score
+    for n, text in enumerate(texts)
+  ]
+  assert text_metrics.self_bleu(texts) == pytest.approx(np.mean(each))
+  assert text_metrics.self_bleu([MADE[0]] * 3) == pytest.approx(100)
+
+
 def test_summaries():
   pytest.importorskip('rouge_score')
   actual = text_metrics.score_summaries(['the cats sat'], [['no word of it', 'the cat sat down']])

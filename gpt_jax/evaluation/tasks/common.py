@@ -34,7 +34,7 @@ class Task(NamedTuple):
   example_template: str  # one that fits, for messages
   options: tuple = ('sampling',)  # options of evaluate.run_tasks that it takes
   package: str = ''  # the optional package that it measures with
-  suits: Any = None  # (words of a condition, of a target) -> whether `all` has it; None: always
+  suits: Any = None  # (words of a condition, of a target) -> whether `all` has it; None: always, False: never
   benchmark: bool = False  # whether a template must be made for it: templates.benchmark names the task
 
 
