@@ -89,7 +89,8 @@ def compute_proof(cfg, study, folder):
     text = traced.lower().as_text()
     init = functools.partial(step.init_state, abstract.model, job.program.optimizer, {})
     initial = jax.jit(init, static_argnums=0).lower(cfg.train.seed).as_text()
-    data = budget.hash_json(job.loader.state()['fingerprint'])
+    batches = job.loader.state()['fingerprint']
+    data = budget.hash_json({key: x for key, x in batches.items() if key != 'teacher'})  # it is a parent
     parents = start.parent_digests(job, cfg)
   sources, scored_on = validation_inputs(job, cfg)
   leaves = [(jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(abstract)]
