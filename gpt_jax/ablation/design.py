@@ -22,7 +22,7 @@ from gpt_jax import config
 from gpt_jax.ablation import budget
 from gpt_jax.ablation.budget import Budget
 from gpt_jax.ablation.stats.sequential import Sequential
-from gpt_jax.ablation.sweeps import SWEEPS, Range, subsample
+from gpt_jax.ablation.sweeps import SWEEPS, Range, Tuning, subsample
 from gpt_jax.cli import experiment_file
 from gpt_jax.runs import user_code
 from gpt_jax.runs.records import flatten
@@ -41,6 +41,8 @@ class Study:
   seeds: int | tuple | Sequential = 5  # number of seeds, from 0; the seeds; or as many as decide
   sweep: str | list = 'one_at_a_time'  # a row of SWEEPS, or cells {factor: level}
   budget: Budget = Budget()  # what all arms have in common
+  tune: dict = dataclasses.field(default_factory=dict)  # {key: Range or values} to tune in each arm
+  tuning: Tuning = Tuning()  # values, seeds and rungs of that
   metric: str = ''  # key of result.json, or TASK/SOURCE/METRIC; '' = valid_loss, or bits per byte
   better: str = 'lower'  # direction of the metric: lower or higher
   tolerance: float = 0.01  # difference of the metric that does not matter
@@ -67,6 +69,8 @@ class Study:
       (self.sweep != 'optuna' or self.count > 0, 'an optuna sweep with count=0', 'set count to 1 or more'),
       (self.batch > 0, f'batch={self.batch} is not an amount', 'use 1 or more arms a round'),
       (0 < len(set(seeds)) == len(seeds), f'seeds={self.seeds} are not different', 'give a number >= 1'),
+      (min(self.tuning) >= 1, f'{self.tuning} is empty', 'use 1 or more of each'),
+      (not self.tune or self.sweep != 'optuna', 'tune= with an optuna sweep', 'make the key a factor'),
       (not empty, f'factor {", ".join(empty)} has no levels', 'list its values'),
       (not unknown, f'keeps_parameters names {unknown}', f'use factors: {", ".join(self.factors)}'),
     ):

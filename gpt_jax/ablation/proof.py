@@ -246,6 +246,8 @@ def describe_study(study, arms, proofs):
     'sweep': sweep_name(study.sweep),
     'factors': {name: list(dict.fromkeys(arm.levels[name] for arm in arms)) for name in study.factors},
     'arms': [_describe_arm(arm, proofs[arm.name], proofs[arms[0].name]) for arm in arms],
+    'tune': {key: list(row) for key, row in study.tune.items()},
+    'tuning': study.tuning._asdict() if study.tune else {},
     'versions': versions,
     'base config': budget.hash_json(config.to_dict(arms[0].config)),
     'evaluation code': source_digest.scoring_code(),

@@ -16,7 +16,7 @@ from gpt_jax.runs.text_table import join_some
 
 FIXED = (
   *('question', 'base', 'base config', 'changes', 'metric', 'better', 'tolerance', 'unequal_tokens', 'seeds'),
-  *('sequential', 'tune', 'budget', 'sweep', 'evaluation code', 'analysis code'),
+  *('sequential', 'tune', 'tuning', 'budget', 'sweep', 'evaluation code', 'analysis code'),
 )
 HASHES = ('base config', 'evaluation code', 'analysis code')  # whose values say nothing to a reader
 PROPOSED = 'optuna'  # sweep whose arms are not known before
@@ -26,7 +26,7 @@ def make_protocol(study):
   """Return the protocol of a study: {item: value}, from the content of study.json."""
   fixed = {key: study[key] for key in FIXED if key in study}
   named = study['arms'] if study.get('sweep') != PROPOSED else ()
-  arms = {arm['name']: arm.get('diff') for arm in named}
+  arms = study.get('untuned arms') or {arm['name']: arm.get('diff') for arm in named}
   return records.to_json(fixed | {'arms': arms})
 
 
@@ -38,7 +38,8 @@ def record_protocol(workdir, before, study):
   """
   path, results = Path(workdir) / 'protocol.json', count_results(workdir)
   amendments = list(before.get('amendments', ()))
-  if before and (changes := describe_changes(make_protocol(before), make_protocol(study))):
+  old = make_protocol(before) if before else json.loads(path.read_text()) if path.exists() else {}
+  if old and (changes := describe_changes(old, make_protocol(study))):
     amendments.append({'time': utc_time(), 'results': results, 'changes': changes})
   if not path.exists() or not results:
     frozen = before if before and results else study  # of a folder that an earlier version has made

@@ -15,11 +15,16 @@ import numpy as np
 
 
 class Range(NamedTuple):
-  """A continuous factor, sampled by the random and optuna sweeps."""
+  """A continuous factor, sampled by the random and optuna sweeps; or a setting to tune."""
 
   low: float
   high: float
   log: bool = False
+
+  def grid(self, count):
+    """List numbers from low to high, rounded to four digits."""
+    space = np.geomspace if self.log else np.linspace
+    return [round_to_4_digits(value) for value in space(self.low, self.high, count).tolist()]
 
   def draw(self, rng):
     """Draw a number between low and high, rounded to four digits so that the arm's name states it fully."""
@@ -27,6 +32,14 @@ class Range(NamedTuple):
     share = rng.uniform()
     value = low * (1 - share) + high * share
     return round_to_4_digits(math.exp(value) if self.log else value)
+
+
+class Tuning(NamedTuple):
+  """How each arm is tuned: with equally many values, seeds and steps."""
+
+  points: int = 5  # values of a Range
+  seeds: int = 2  # seeds of a value; the study is judged on others
+  rungs: int = 1  # of successive halving: each trains the better third of the one before, three times as long
 
 
 class Proposed(list):

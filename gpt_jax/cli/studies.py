@@ -3,7 +3,7 @@
 import dataclasses
 
 from gpt_jax.ablation import design, store
-from gpt_jax.ablation.execute import array, proposals, rounds, runner
+from gpt_jax.ablation.execute import array, proposals, rounds, runner, tuning
 from gpt_jax.runs.loggers import say
 
 
@@ -15,18 +15,19 @@ def ablate(spec, workdir='', *, seeds=0, share='', dry_run=False, register=False
   study = design.load_study(spec)
   study = dataclasses.replace(study, seeds=seeds) if seeds else study
   module = proposals if study.sweep == 'optuna' else rounds if study.sequential else runner
+  module = tuning if study.tune else module
   if dry_run:
     say('\n'.join(module.dry_run(study, workdir)))
     return []
   workdir, part = workdir or f'runs/ablate-{study.name}', array.parse_share(share or '0/1')
   say(f'study folder: {workdir}')
   if register:
-    runner.register(study, workdir)
+    (tuning if study.tune else runner).register(study, workdir)
     return []
-  if share and study.sequential:
+  if share and (study.sequential or study.tune):
     raise ValueError(
-      f'--share={share} divides seeds, and seeds=Sequential(...) are decided one by one\n'
-      'fix: leave out --share, or use --seeds=N'
+      f'--share={share} divides seeds, and this study decides what to train from earlier results\n'
+      'fix: leave out --share, or use a number of seeds and no tune'
     )
   if share:
     finished = array.run(study, workdir, part, should_stop, workers)

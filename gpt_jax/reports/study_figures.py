@@ -144,6 +144,33 @@ def forest(study, rows, name):
   return page.figure_pair(draw)
 
 
+def sensitivity(study):
+  """Return the figures of the metric against the tuned setting, a line an arm; none for several settings."""
+  search = study.spec.get('search') or {}
+  if len(search.get('keys', ())) != 1:
+    return []
+  [key], series = search['keys'], []
+  arms = {arm['name']: arm for arm in study.arms}
+  for (name, tuned), color in zip(search['arms'].items(), COLORS, strict=False):
+    points = sorted((value, scores) for [value], scores in tuned['scores'] if scores)
+    if not points or not all(isinstance(value, int | float) for value, _ in points):
+      return []
+    x, y = np.array([v for v, _ in points], float), [np.array(scores) for _, scores in points]
+    low, high, mean = (np.array([side(scores) for scores in y]) for side in (np.min, np.max, np.mean))
+    best = x == tuned['best'][key]
+    series += [
+      figures.Series(x, low, 'band', color, to=high),
+      figures.Series(x, mean, 'line', color, short_label(arms[name])),
+      figures.Series(x[best], mean[best], 'dots', color),
+    ]
+  options = dict(units=(key, study.metric), x_scale='log' if min(x) > 0 else 'linear')
+  options['room'] = 16 + 7 * max(len(line.label) for line in series)
+  options['label'] = f'{study.metric} against {key}'
+  return page.figure_pair(
+    lambda kind, size: figures.chart(series, name=f'tuning {kind}', size=size, **options)
+  )
+
+
 def law_figures(study, laws):
   """Return the figures of the fitted laws over the runs."""
   series = []

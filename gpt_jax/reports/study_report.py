@@ -156,6 +156,13 @@ def effect_sections(study):
       f'mean, 95 % interval, and below it each seed. {gray}An arrow points beyond the axis.',
     ),
     Section(
+      'Tuned arms',
+      [*study_figures.sensitivity(study), study_tables.tuning_table(study)],
+      f'Curves: {study.metric} on the seeds of the search: mean, and band from the lowest seed to the '
+      'highest. A dot marks the best, with which the arm is judged on other seeds. Untuned: the verdict '
+      'at the setting of the config, on the seeds of the search.',
+    ),
+    Section(
       'Main effects',
       [
         *study_figures.forest(study, [(f'{e["factor"]}={e["level"]}', e, ()) for e in crossed], 'main'),

@@ -62,6 +62,23 @@ def paper_table(study):
   return make_table(('arm', f'>{study.metric} \u00b1 sd', '>difference (95 %)', '>p', 'verdict'), rows)
 
 
+def tuning_table(study):
+  """Return the best and the own setting of each arm, and its verdicts with either."""
+  rows, arms = [], {arm['name']: arm for arm in study.arms}
+  texts = lambda cell: ', '.join(f'{value:g}' if isinstance(value, float) else str(value) for value in cell)
+  search = study.spec.get('search') or {}
+  for name, tuned in (search.get('arms') or {}).items():
+    untuned, arm = tuned['untuned'] or {}, arms[name]
+    edge = f'no: {", ".join(tuned["at_edge"])}' if tuned['at_edge'] else 'yes'
+    row = [results.label(arm), texts(tuned['best'].values()), edge, texts(tuned['own'].values())]
+    row += [study.effect(arm), arm.get('verdict', ''), study.effect(untuned), untuned.get('verdict', '')]
+    rows.append(row)
+  header = (f'best {", ".join(search.get("keys", ()))}', 'inside the range', 'untuned')
+  return make_table(
+    ('arm', *header, '>tuned difference', 'tuned verdict', '>untuned difference', 'untuned verdict'), rows
+  )
+
+
 def effects_table(study, what, effects):
   """Return a table of [(name, result of inference.judge)]."""
   rows = [

@@ -13,13 +13,13 @@ from gpt_jax.runs import loggers, records
 dry_run = runner.dry_run
 
 
-def run(study, workdir, should_stop=lambda: False, workers=0, say=loggers.say):
+def run(study, workdir, should_stop=lambda: False, workers=0, say=loggers.say, prepared=None):
   """Train rounds until no arm needs another seed, judge and report -> analysis, None if stopped.
 
   Arguments like runner.run.
   """
   workdir = runner.check_study_folder(workdir)
-  arms, proofs, description = runner.prove_study(study, workdir / 'cache', say)
+  arms, proofs, description = prepared or runner.prove_study(study, workdir / 'cache', say)
   with runner.locked_study(workdir):
     tasks = runner.make_tasks(study, arms, proofs, workdir)
     planner = Rounds(workdir, study.sequential, runner.write_study(workdir, tasks, description, say), say)

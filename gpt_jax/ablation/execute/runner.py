@@ -21,18 +21,20 @@ from gpt_jax.reports import study_report
 from gpt_jax.runs import loggers, records, run_folder, secrets
 from gpt_jax.training import start
 
-STUDY_FOLDERS = ('cache', 'compiled', 'logs', 'optuna', 'runs', 'shares')  # may exist before study.json
+# May exist before study.json.
+STUDY_FOLDERS = (*('cache', 'compiled', 'logs', 'optuna', 'protocol.json', 'runs', 'shares', 'tuning'),)
 FINAL = ('done', 'diverged')  # a later call does not retry these; the rest may be fixed
 
 
-def run(study, workdir, should_stop=lambda: False, workers=0, say=loggers.say, without=()):
+def run(study, workdir, should_stop=lambda: False, workers=0, say=loggers.say, without=(), prepared=None):
   """Train all runs of a study that are not done, judge and report -> analysis, None if stopped.
 
   workers: training processes at once; 0 = measure what is fastest. without: arms not to train.
+  prepared: what prove_study would return.
   Raises ValueError for user errors; those of single runs are in attempts.jsonl.
   """
   workdir = check_study_folder(workdir)
-  arms, proofs, description = prove_study(study, workdir / 'cache', say)
+  arms, proofs, description = prepared or prove_study(study, workdir / 'cache', say)
   with locked_study(workdir):
     tasks = write_study(workdir, make_tasks(study, arms, proofs, workdir), description, say)
     tasks = [task for task in tasks if task.arm not in without]

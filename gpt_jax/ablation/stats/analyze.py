@@ -277,6 +277,22 @@ def _pairing_gain(arms):
   return {'se_paired': paired, 'se_unpaired': unpaired, 'gain': unpaired / paired if paired else None}
 
 
+def _notes_on_tuning(study):
+  """How the arms were tuned, and which may be better still beyond the values tried."""
+  if not (search := study.get('search')):
+    return
+  keys, (base, *_) = ', '.join(search['keys']), search['arms'].values()
+  seeds = len(search['seeds'])
+  yield (
+    f'Each arm has its best {keys} of {len(base["scores"])} values, by the mean of {seeds} other '
+    f'seed{"s" * (seeds > 1)}.'
+  )
+  for name, arm in search['arms'].items():
+    for key in arm['at_edge']:
+      best = f'{key}={arm["best"][key]:g}'
+      yield f'{name}: its best {best} is at the edge of what was tried, and may be better beyond it.'
+
+
 def _seeds_saved(study, arms):
   """How a sequential study was judged, and how many runs it took."""
   first, most = (study['sequential'][key] for key in ('first', 'most'))
@@ -303,6 +319,7 @@ def _notes(study, arms, family, looks, examples):
       f'"No difference" means: shown to be smaller than {tolerance:g} by two one-sided tests, even '
       'where it differs from 0.'
     )
+  notes += _notes_on_tuning(study)
   notes += [
     f'Exploratory: {text}. A choice after results are known favors some.'
     for text in protocol.exploratory(study)
