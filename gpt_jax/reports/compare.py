@@ -5,10 +5,12 @@ documents.
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from gpt_jax import config, data
@@ -16,8 +18,9 @@ from gpt_jax.cluster.batches import to_devices
 from gpt_jax.data.templates import is_plain
 from gpt_jax.evaluation import likelihood, trained
 from gpt_jax.evaluation.tasks import common, perplexity
-from gpt_jax.losses import bits
-from gpt_jax.reports import text_diff_part
+from gpt_jax.losses import bits, token_losses
+from gpt_jax.model import gpt, param_trees
+from gpt_jax.reports import text_diff_part, token_kinds
 from gpt_jax.runs import records
 from gpt_jax.runs.text_table import format_table, join_some
 from gpt_jax.training import probes
@@ -26,11 +29,12 @@ WORD = re.compile(r'\s*\S{1,24}|\s+')  # a span whose nats are compared
 SPANS, SHOWN = 5, 8  # spans of a document that are listed; documents whose text is kept
 EXCERPT = 1200  # characters of a text that is kept, around its largest difference
 BOOTSTRAPS = 1000
+BATCHES, GRADIENTS = 16, 10  # of validation rows whose losses are compared; parameters that are listed
 ROWS = 4  # of the batch, at least: every activation of both models is kept at once
 
 
 def runs_apart(workdir, against):
-  """Compare the activations of two runs on one batch; return lines, append to <workdir>/against.jsonl.
+  """Compare activations, losses and gradients of two runs; return lines, append to <workdir>/against.jsonl.
 
   The batch is the first of the validation data of `workdir`. Raises ValueError if a folder is not a
   trained GPT, the tokenizers differ, or there are no validation data.
@@ -48,6 +52,9 @@ def runs_apart(workdir, against):
   record = {'against': str(Path(against).expanduser().absolute()), 'steps': [a.step, b.step]}
   record |= {'source': source, 'batch': shape, 'config': changed}
   record['activations'] = [dict(zip(('path', 'largest', 'relative'), row, strict=True)) for row in rows]
+  kinds, gradients = losses_apart(a, b, source), gradients_apart(a, b, batch)
+  record |= {'losses': kinds}
+  record['gradients'] = [dict(zip(('path', 'rms', 'other', 'ratio'), row, strict=True)) for row in gradients]
   records.append_line(Path(workdir).expanduser() / 'against.jsonl', record)
   changes = join_some(f'{key} {old!r} -> {new!r}' for key, (old, new) in changed.items())
   return [
@@ -55,7 +62,51 @@ def runs_apart(workdir, against):
     f'activations on {shape[0]} validation rows of {shape[1]} tokens of {source}; relative: RMS of '
     f"the difference over that of {workdir}'s",
     *format_rows(rows),
+    f'nats of validation targets of {source} by kind, those that make the largest difference first; standard '
+    'errors over rows; a target counts by its kind and by its pair',
+    *format_table(
+      token_kinds.format_kinds(kinds), ('kind', '>targets', '>own', '>other', '>difference', '>share')
+    ),
+    'gradients whose sizes (RMS) differ most',
+    *format_table(
+      [(path, *(f'{x:.3g}' for x in sizes)) for path, *sizes in gradients],
+      ('parameter', '>own', '>other', '>ratio'),
+    ),
   ]
+
+
+def losses_apart(a, b, source):
+  """Return token_kinds.compare_kinds of two runs on validation rows of a source of the first."""
+  length = min(run.cfg.train.length or run.cfg.model.context for run in (a, b))
+  nats, others, masks, inputs, targets = [], [], [], [], []
+  batches = perplexity.eval_batches(a.subject(), source, 'valid', length=length, all_rows=True)
+  for batch in itertools.islice(batches, BATCHES):
+    for run, arrays in ((a, nats), (b, others)):
+      arrays.append(np.asarray(target_nats(run.model, to_devices(batch, run.mesh))))
+    masks.append(batch['loss_mask_BT'])
+    inputs.append(batch['token_ids_BT'])
+    targets.append(batch['target_ids_BT'])
+  kinds = token_kinds.label_tokens(np.concatenate(inputs), np.concatenate(targets), a.tokenizers)
+  return token_kinds.compare_kinds(*(np.concatenate(x) for x in (nats, others, masks)), kinds)
+
+
+@jax.jit
+def target_nats(model, batch):
+  """Return the nats of each target of a batch, BT."""
+  model = param_trees.cast(model, model.cfg.dtype)
+  out = model(batch['token_ids_BT'], **gpt.inputs(model.cfg, batch))
+  return token_losses(out.logits_BTV, batch['target_ids_BT'])[0]
+
+
+def gradients_apart(a, b, batch):
+  """Return [(parameter, RMS of its gradient in a, in b, b's over a's)], the GRADIENTS largest ratios.
+
+  Parameters that both have, each layer for itself.
+  """
+  sizes = [probes.gradient_sizes(run.model, to_devices(batch, run.mesh)) for run in (a, b)]
+  both = [(path, *(of[path] for of in sizes)) for path in sizes[0] if path in sizes[1]]
+  rows = [(path, one, other, other / one) for path, one, other in both if one and other]
+  return sorted(rows, key=lambda row: -abs(math.log(row[3])))[:GRADIENTS]
 
 
 def texts_apart(workdir, against, path):

@@ -23,7 +23,7 @@ from gpt_jax.cluster.processes import fetch
 from gpt_jax.model import adapters, gpt, param_trees
 from gpt_jax.optim import Optimizer
 from gpt_jax.sharding import replicated
-from gpt_jax.step import hyper_of, init_state, language_objective, params_of, train_step
+from gpt_jax.step import hyper_of, init_state, language_objective, loss_fn, params_of, train_step
 
 # ------------------------------------------------------------------------------------ activations
 
@@ -119,6 +119,20 @@ def measure_step(optimizer, objective, accumulate, dtype, state, batch):
     for path, x_BTD in activations(model, batch).items():
       sizes[path] = {'activation': token_rms(x_BTD, real_BT)}
   return sizes
+
+
+def gradient_sizes(model, batch):
+  """Return {path with its layer: RMS of the gradient of the mean loss} of a GPT on a batch."""
+  return {path: row['gradient'] for path, row in by_layer(_gradient_sizes(model, batch)).items()}
+
+
+@jax.jit
+def _gradient_sizes(model, batch):
+  weight = jnp.maximum(batch['loss_mask_BT'].sum(), 1.0)
+  loss = lambda model: loss_fn(model, batch, weight, {}, None)[0]
+  grads = params_of(jax.grad(loss)(param_trees.cast(model, model.cfg.dtype)))
+  axes = {path: p.axes for path, p in param_trees.named_params(model)}
+  return {path: {'gradient': rms(g, axes[path])} for path, g in grads.items()}
 
 
 def compile_probe(optimizer, objective, accumulate, dtype, mesh):
