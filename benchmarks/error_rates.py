@@ -86,6 +86,16 @@ def two_level_misses(seeds, examples, spread, hard, studies=STUDIES, seed=0):
   return tuple(np.mean(misses, axis=0).tolist())
 
 
+def false_equalities(skewed, seeds, studies=STUDIES, seed=0):
+  """The share of arms found to be no different, where the mean difference is the tolerance itself.
+
+  The differences are normal, or log-normal: then the few large ones, which the mean has, are often not drawn.
+  """
+  rng = np.random.default_rng((seed, skewed, seeds))
+  noise = rng.lognormal(size=(studies, seeds)) - np.exp(0.5) if skewed else rng.normal(size=(studies, seeds))
+  return float(np.mean([inference.equivalence(1.0 + 0.2 * one, 1.0) <= inference.ALPHA for one in noise]))
+
+
 def measure(studies=STUDIES):
   """All rates, by name of the question."""
   cells = [(arms, seeds) for arms in ARMS for seeds in SEEDS]
@@ -99,6 +109,10 @@ def measure(studies=STUDIES):
     'false winners': {
       noise: table(functools.partial(false_winners, noise, studies=studies), several)
       for noise in ('normal', 't(2)', 'log-normal', 'accuracy 0.5 of 100')
+    },
+    'false "no difference" (normal, log-normal differences)': {
+      f'{seeds} seeds': [false_equalities(skewed, seeds, studies // 10) for skewed in (False, True)]
+      for seeds in SEEDS
     },
     'headlines that miss (own interval, for all arms)': table(
       functools.partial(misses_of_the_best, studies=studies), [(arms, 5) for arms in ARMS]

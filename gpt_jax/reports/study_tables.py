@@ -55,6 +55,7 @@ def paper_table(study):
   for arm in study.arms:
     mean, spread = study.value(arm, 'mean'), study.value(arm, 'sd')
     verdict = 'baseline' if arm.get('is_baseline') else arm.get('verdict') or 'undecided'
+    verdict += ', in doubt' if arm.get('doubt') else ''
     difference = '' if arm.get('is_baseline') else study.effect(arm)
     rows.append(
       (results.label(arm), f'{mean} \u00b1 {spread}' if spread else mean, difference, p_value(arm), verdict)

@@ -19,6 +19,8 @@ def check_rates(numbers):
       assert max(rates.values()) <= MOST, (question, noise, rates)
   for arms, (own, for_all) in numbers['headlines that miss (own interval, for all arms)'].items():
     assert for_all <= MOST and (arms.startswith('1 ') or own > for_all), arms
+  for seeds, (normal, skewed) in numbers['false "no difference" (normal, log-normal differences)'].items():
+    assert normal <= 0.065 and skewed > 0.1, seeds  # of 2,000 studies
   for seeds, (_, both) in numbers['task scores that miss (seeds alone, both levels)'].items():
     assert both <= 0.07, seeds  # of 2,000 studies
 

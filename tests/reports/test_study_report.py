@@ -205,7 +205,7 @@ def test_the_headline_compares_the_best_arm_with_the_second_best(tmp_path):
   assert told('not comparable') == ' It is not comparable to the next best, positions=nope=a|b.'
 
 
-def test_doubts_are_on_the_page_in_markdown_and_in_csv(tmp_path):
+def test_doubts_are_in_every_format(tmp_path):
   planned = ablation_study.study(('alibi',), seeds=8)
   rows = ablation_study.rows(planned, tmp_path, samples=False)
   next(row for row in rows if row['arm'] == 'positions=alibi')['result']['valid_loss'] -= 3.0
@@ -215,6 +215,7 @@ def test_doubts_are_on_the_page_in_markdown_and_in_csv(tmp_path):
   for render in (study_report.render_html, study_report.render_markdown):
     assert 'in doubt: sign flips give p = 0.0078' in render(study)
   assert csv_rows(study)[1]['p_sign_flip'] == '0.0078125'
+  assert 'undecided, in doubt' in study_report.render_latex(study)
 
 
 def test_times_of_several_machines_are_not_shown_as_if_they_compared(tmp_path):

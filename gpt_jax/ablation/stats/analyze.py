@@ -317,7 +317,7 @@ def _notes(study, arms, family, looks, examples):
   if tolerance:
     notes.append(
       f'"No difference" means: shown to be smaller than {tolerance:g} by two one-sided tests, even '
-      'where it differs from 0.'
+      'where it differs from 0. That assumes normal differences: rare large ones may be unseen.'
     )
   notes += _notes_on_tuning(study)
   notes += [
