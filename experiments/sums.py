@@ -45,6 +45,7 @@ def get_config(arg=''):
     )
     # Micro-batches of 64 rows stay in the cache of a core: 1.5 times as fast as all rows at once.
     config.train.update(accumulate=16, length=10)
+    config.model.context = 16  # also the size of prompts and caches
   if args.runlocal:
     config.train.update(steps=10, batch_size=32, accumulate=1, eval_every=5, eval_tokens=512)
   return config

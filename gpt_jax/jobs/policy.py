@@ -108,6 +108,13 @@ def policy_values(cfg, batch, log_probs_BT):
   return values | logged | {'completion_tokens': tokens_B}
 
 
+@functools.partial(jax.jit, static_argnames='rows')
+def rollout_keys(key, step, rows):
+  """Return a PRNG key for each completion of a step."""
+  key = jax.random.fold_in(jax.random.fold_in(key, step), ROLLOUT)
+  return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(rows))
+
+
 @functools.partial(jax.jit, static_argnames='temperature')
 def log_probs(model, batch, allowed_V, *, temperature):
   """Return the log-probabilities of the targets of a batch, as sampled, without dropout."""
@@ -211,8 +218,7 @@ class PolicyJob(language_model.LanguageModelJob):
     """Return the batch of completions of these prompts by the weights of `state`, with their advantages."""
     cfg = self.cfg.grpo
     tasks = [self.tasks['train'][n] for n in fetch(batch['prompt_B'])[:: cfg.group]]
-    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), ROLLOUT)
-    keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(len(tasks) * cfg.group))
+    keys_B = rollout_keys(state.key, state.step, len(tasks) * cfg.group)
     model = adapters.merge(state.frozen, state.model)
     groups = self.complete(model, tasks, cfg.temperature, cfg.group, keys_B)
     texts = [self.texts(task, group) for task, group in zip(tasks, groups, strict=True)]
