@@ -3,6 +3,7 @@
 Command: launch.py import --source=google/gemma-3-270m --workdir=runs/gemma
   launch.py train --config=experiments/xquad.py:from_model=runs/gemma --workdir=runs/xquad
   launch.py evaluate --workdir=runs/xquad --split=test --tasks=answer
+SQuAD's exact match is `normalized_match`; `baseline` is the best span beside the words of the question.
 The 48 articles become JSON lines in runs/xquad_data: 32 to train, 8 for validation, 8 for the test, the same
 ones in every language. Split by question, paragraphs would leak. For scale: mBERT, which marks the answer in
 the paragraph and learned from 88,000 English questions, has 83.5 F1 on all of them (published).

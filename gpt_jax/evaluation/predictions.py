@@ -2,7 +2,8 @@
 
 In the run folder, or that of --out:
   predictions.jsonl                              one line an example: task source split step index example
-                                                 input target prediction right, a score, paths of its media
+                                                 input target prediction right, a score, the answer of
+                                                 a baseline, paths of its media
   predictions/TASK-SOURCE-SPLIT/                 00012.png, 00012.wav: generated; 00012_input.png: of the
                                                  condition; 00012_target.png: of the target
   predictions/TASK-SOURCE-SPLIT/confusion.json   of classes: true, predicted, counts (rows: true) of the
@@ -51,7 +52,7 @@ class PredictionFiles:
       predictions: generated texts, or labels that a judge gave; None where nothing is named.
       right: bools; None where no example is right or wrong.
       media: generated images uint8 [Y, X, A] or sounds float32 [N].
-      **scores: {name: one number an example}.
+      **scores: {name: one number, or one text, an example}.
     """
     group = {'task': rows.first['task'], **{key: rows.last[key] for key in GROUP if key in rows.last}}
     lines = []

@@ -64,11 +64,25 @@ def match_answers(texts, references):
   return best(lambda text, reference: text.strip() == reference.strip()), best(metrics.token_f1)
 
 
+def match_normalized(texts, references):
+  """Whether each text equals a reference as SQuAD compares them; None where that is an exact match."""
+  wanted = [[metrics.normalize(reference) for reference in group] for group in references]
+  if all(map(lambda some, group: some == list(group), wanted, references)):
+    return None
+  return [metrics.normalize(text) in group for text, group in zip(texts, wanted, strict=True)]
+
+
 def score_answers(texts, references):
-  """Exact match and word F1 against the best reference; error rates against the first one."""
-  matches, f1 = match_answers(texts, references)
-  exact, interval = metrics.accuracy(matches, [True] * len(matches))
-  scores = {'exact_match': dict(value=exact, interval=list(interval))}
+  """Exact match and word F1 against the best reference; error rates against the first one.
+
+  Where references have capitals, punctuation or articles, also SQuAD's exact match, which ignores these.
+  """
+  exact, f1 = match_answers(texts, references)
+  scores = {}
+  for name, matches in (('exact_match', exact), ('normalized_match', match_normalized(texts, references))):
+    if matches is not None:
+      value, interval = metrics.accuracy(matches, [True] * len(matches))
+      scores[name] = dict(value=value, interval=list(interval))
   scores['token_f1'] = _mean_row(f1)
   first = [group[0] for group in references]
   if any(first):
@@ -83,8 +97,10 @@ def answer_statistics(texts, references):
   first = [group[0] for group in references]
   words = lambda texts: [text.split() for text in texts]
   exact, f1 = match_answers(texts, references)
+  normalized = match_normalized(texts, references)
   return {
     'exact_match': _mean_statistics(exact),
+    **({} if normalized is None else {'normalized_match': _mean_statistics(normalized)}),
     'token_f1': _mean_statistics(f1),
     **_error_statistics('character_error_rate', texts, first),
     **_error_statistics('word_error_rate', words(texts), words(first)),

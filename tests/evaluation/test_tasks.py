@@ -264,7 +264,8 @@ def test_texts_from_texts(oracle, monkeypatch):
   )
   one = lambda some, train, template: [f'ein {common.text(x.condition)[2]}' for x in some]
   baselines = {'copy': text_baselines.copy_source, 'one': one}
-  run = lambda **rivals: answer.run(subject, 'pairs', 'valid', 0, 'translate', share, rivals)
+  new = lambda: dataclasses.replace(subject, caches={})
+  run = lambda **rivals: answer.run(new(), 'pairs', 'valid', 0, 'translate', share, rivals)
   [mine, shuffled] = run(copy=text_baselines.copy_source)
   assert (mine['task'], mine['value'], mine['signature']) == ('translate', 1, 's')
   assert mine['baseline'] == mine['chance'] == 0 == shuffled['value']

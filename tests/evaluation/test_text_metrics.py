@@ -19,7 +19,10 @@ def test_answers_count_the_best_of_several_references():
   assert actual['exact_match']['interval'][0] == 0 < actual['exact_match']['interval'][1]
   assert actual['token_f1']['value'] == pytest.approx((2 * 4 / 9 + 1) / 2)  # no articles
   assert actual['word_error_rate'] == dict(value=pytest.approx(2 / 13))  # of the first
-  assert text_metrics.score_answers(['b '], [['a', 'b']])['exact_match']['value'] == 1
+  plain = text_metrics.score_answers(['b '], [['x', 'b']])
+  assert plain['exact_match']['value'] == 1 and 'normalized_match' not in plain
+  squad = text_metrics.score_answers(['the bridge', 'b'], [['A Bridge.'], ['c', 'B!']])
+  assert (squad['exact_match']['value'], squad['normalized_match']['value']) == (0, 1)
   assert 'word_error_rate' not in text_metrics.score_answers(['x'], [['']])
 
 

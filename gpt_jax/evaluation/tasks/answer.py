@@ -38,9 +38,11 @@ def run(
   rows = common.Rows(task, source, split, n=len(examples), **common.sampling_fields(subject, sampling))
   guess, _ = common.most_frequent([common.text(example.target) for example in train])
   chance = measure.score([guess] * len(examples), references)
-  answers = baseline_answers(
-    subject, examples, train, template, BASELINES if baselines is None else baselines
-  )
+  key = 'baselines', task, source, split, limit
+  if key not in subject.caches:  # a run is scored many times, and they read no weights
+    chosen = BASELINES if baselines is None else baselines
+    subject.caches[key] = baseline_answers(subject, examples, train, template, chosen)
+  answers = subject.caches[key]
   scores = {name: measure.score(texts, references) for name, texts in answers.items()}
   conditions = [example.condition for example in examples]
   texts = subject.generate(conditions, 'text', **sampling)
