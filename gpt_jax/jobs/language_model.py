@@ -211,7 +211,14 @@ class LanguageModelJob(base.Job):
     return state._replace(model=model, opt_state=opt_state)
 
   def check_new_ids(self, old, new):
-    """Raise ValueError if the tables of new ids would stay frozen."""
+    """Raise ValueError if the tables of new ids would stay frozen.
+
+    They may where no template has these codes: pictures as patches and sounds as frames need no rows.
+    """
+    vocabulary, kinds = self.tokenizers.vocabulary, run_tokenizers.template_kinds(self.cfg)
+    new_kinds = {vocabulary.kind(index).rstrip('0123456789') for index in range(old, new)}
+    if new_kinds <= {'image', 'audio'} and not kinds & {*new_kinds, 'parts', 'chat'}:
+      return
     tables = {'embed_VD'} if self.model_cfg.tied_head else {'embed_VD', 'head_VD'}
     if old < new and (frozen := sorted(tables - self.program.abstract.model.keys())):
       raise ValueError(

@@ -253,7 +253,8 @@ def multiplies(path, axes):
 def take_base(base, frozen):
   """Return the frozen tree, filled with a base's arrays, quantized where it has codes.
 
-  Raises ValueError for a parameter that the base lacks or has in another shape.
+  Rows of a table that the base lacks, of ids that nothing reads, are the mean of the others. Raises
+  ValueError for a parameter that the base lacks or has in another shape.
   """
   stored = {path: p.get_value() for path, p in named_params(base)}
   model, scales = parts(frozen)
@@ -265,6 +266,10 @@ def take_base(base, frozen):
       return jnp.zeros(wanted.shape, wanted.dtype, device=wanted.sharding)
     shape = stored[path].shape if path in stored else 'no such parameter'
     expected = quantized.unpacked_shape(wanted, axes[path]) if path in axes else wanted.shape
+    if p.axes == 'VD' and path in stored and shape[0] < expected[0] and shape[1:] == expected[1:]:
+      return jax.jit(add_mean_rows, static_argnums=1, out_shardings=wanted.sharding)(
+        stored[path], expected[0]
+      )
     if shape != expected:
       raise ValueError(
         f'{path}: this model has {expected}, the base of train.init_from {shape}\n'
@@ -284,6 +289,12 @@ def take_base(base, frozen):
   pairs = jax.jit(compute, out_shardings=layouts)({path: stored[path] for path in scales})
   take = lambda path, p: pairs[path][0] if path in pairs else p.get_value()
   return QuantizedBase(map_params(take, filled), map_params(lambda path, _: pairs[path][1], scales))
+
+
+def add_mean_rows(table_VD, rows):
+  """Return a table of this many rows; those that it lacks are the mean of the others."""
+  mean_VD = table_VD.astype(jnp.float32).mean(0, keepdims=True).astype(table_VD.dtype)
+  return jnp.concatenate([table_VD, jnp.repeat(mean_VD, rows - len(table_VD), 0)])
 
 
 def initialize_magnitudes(frozen, trained):

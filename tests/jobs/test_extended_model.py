@@ -13,7 +13,7 @@ from gpt_jax.jobs import extended_model
 from gpt_jax.model import gpt
 from gpt_jax.sampling import completions
 from gpt_jax.step import params_of
-from gpt_jax.tokenizers import SPECIALS, Tokenizers
+from gpt_jax.tokenizers import SPECIALS, Tokenizers, subword
 from tests import command_line, models, tiny_runs
 from tests.interop.test_interop import write
 from tests.tokenizers.test_tokenizers import make
@@ -132,3 +132,26 @@ def test_adapters_of_an_imported_model_learn_pictures_and_sounds(tmp_path):
   np.testing.assert_array_equal(after['final_norm/scale'], before['final_norm/scale'])
   assert len(after['embed_VD']) > len(before['embed_VD'])
   assert evaluate.run_tasks(run.subject(), ['perplexity'], limit=8)
+
+
+def test_codes_that_nothing_reads_need_no_trained_rows(tmp_path, monkeypatch):
+  """Of a frozen model whose tokenizer sets ids aside for specials; features have matrices of their own."""
+  reserved = property(lambda tokenizer: tuple(range(128, 144)), lambda tokenizer, ids: None)
+  monkeypatch.setattr(subword.LibraryTokenizer, 'reserved', reserved)
+  base = import_bytes(tmp_path, 'llama')
+  sources = {
+    'read': {'kind': 'digits', 'template': '{image:patches} -> {name}'},
+    'listen': {'kind': 'keypad', 'template': '{audio:frames} -> {name}', 'documents': 60},
+  }
+  adapter = {'rank': 2, 'train': ('patch_AD', 'frame_MD')}
+  cfg = extension(base, adapter=adapter, data__mixture=sources, data__condition_dropout=0.0)
+  train.train(cfg, tmp_path / 'run')
+  before, run = models.params(trained.load(base).model), trained.load(tmp_path / 'run')
+  after = models.params(run.model)
+  assert run.tokenizers.vocabulary.start('image0') == 256  # no range of specials
+  assert np.abs(after['patch_AD']).max() > 0 and np.abs(after['frame_MD']).max() > 0
+  for path in ('embed_VD', 'head_VD'):
+    np.testing.assert_array_equal(after[path][:256], before[path])
+    np.testing.assert_allclose(
+      after[path][256:], np.tile(before[path].mean(0), (len(after[path]) - 256, 1)), 1e-5
+    )

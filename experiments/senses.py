@@ -1,0 +1,48 @@
+"""An imported text model learns to hear the keys of a telephone and to see handwritten digits.
+
+Command: launch.py import --source=google/gemma-3-270m --workdir=runs/gemma
+  launch.py train --config=experiments/senses.py:base=runs/gemma --workdir=runs/senses
+  launch.py evaluate --workdir=runs/senses --tasks=answer
+Each frame of a tone and each patch of a picture is mapped to the model's width by one new matrix; adapters
+in the model do the rest, and no row of its embedding changes. Chance is 10 %. To see what its text lost, run
+this for runs/gemma and runs/senses:
+  launch.py evaluate --workdir=RUN --tasks=perplexity --limit=10000 --config.data.mixture.book.kind=text
+  --config.data.mixture.book.path=book.txt
+Needs: pip install scikit-learn for the digits.
+Arguments: base (a run folder), adapter (rank), steps, seed, runlocal.
+"""
+
+from gpt_jax import config as configs
+
+
+def get_config(arg=''):
+  """Return the config; the module docstring lists the arguments of `arg`."""
+  args = configs.arguments(arg, base='runs/gemma', adapter=16, steps=80, seed=0, runlocal=False)
+  config = configs.default()
+  base = configs.of_run(args.base)
+  config.model, config.tokenizer = configs.section(base.model), configs.section(base.tokenizer)
+  config.image.update(kind='patches', height=8, width=8, patch=2, codes=16)
+  config.audio.update(kind='frames', codes=16)
+  config.data.packing = 'first_fit'
+  config.data.mixture = {
+    'listen': {'kind': 'keypad', 'template': '{audio:frames} -> {name}'},
+    'look': {'kind': 'digits', 'template': '{image:patches} -> {name}'},
+  }
+  config.adapter.update(rank=args.adapter, train=('patch_AD', 'frame_MD'))
+  config.optim.update(lr=1e-3, warmup=10, schedule='linear', final_lr=0.0, weight_decay=0.0)
+  config.train.update(
+    init_from=args.base,
+    steps=args.steps,
+    batch_size=4,
+    length=min(128, base.model.context),
+    eval_every=20,
+    sample_every=0,
+    eval_tokens=512,
+    seed=args.seed,
+    sample_prompts=(),
+    tasks=('answer',),
+  )
+  config.sample.max_new_tokens = 8
+  if args.runlocal:
+    config.train.update(steps=4, eval_every=2, eval_tokens=64, tasks=())
+  return config
