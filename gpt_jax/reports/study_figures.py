@@ -160,7 +160,7 @@ def sensitivity(study):
     best = x == tuned['best'][key]
     series += [
       figures.Series(x, low, 'band', color, to=high),
-      figures.Series(x, mean, 'line', color, short_label(arms[name])),
+      figures.Series(x, mean, 'line', color, short_label(arms[name]) or name),
       figures.Series(x[best], mean[best], 'dots', color),
     ]
   options = dict(units=(key, study.metric), x_scale='log' if min(x) > 0 else 'linear')

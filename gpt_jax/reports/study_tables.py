@@ -71,6 +71,7 @@ def tuning_table(study):
   for name, tuned in (search.get('arms') or {}).items():
     untuned, arm = tuned['untuned'] or {}, arms[name]
     edge = f'no: {", ".join(tuned["at_edge"])}' if tuned['at_edge'] else 'yes'
+    edge = edge if len(search['keys']) > 1 else edge.partition(':')[0]
     row = [results.label(arm), texts(tuned['best'].values()), edge, texts(tuned['own'].values())]
     row += [study.effect(arm), arm.get('verdict', ''), study.effect(untuned), untuned.get('verdict', '')]
     rows.append(row)

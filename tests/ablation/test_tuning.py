@@ -13,11 +13,28 @@ from gpt_jax.ablation.execute import runner, tuning
 from gpt_jax.ablation.sweeps import Tuning, log_uniform
 from gpt_jax.reports import study_report, study_results
 from gpt_jax.runs import records
+from tests import command_line
 from tests.ablation.test_design import TINY
 from tests.tiny_runs import assert_two_lines
 
 BEST_RATE = 0.02  # of a model without multipliers
 QUARTER = {'model.width': 32, 'lr_multipliers': ('.*=0.25',)}  # needs four times the rate
+FAST = {
+  'optim__lr': 0.08,
+  'optim__ema': 0.0,
+  'train__eval_every': 0,
+  'train__sample_every': 0,
+  'log__every': 6,
+}
+QUARTER_STUDY = """
+from gpt_jax.ablation.design import Study
+from gpt_jax.ablation.sweeps import Tuning
+
+def get_study(arg=''):
+  factors = {{'update': {{'base': {{}}, 'quarter': {{'lr_multipliers': ('.*=0.25',)}}}}}}
+  tune = {{'optim.lr': [0.08, 0.32]}}
+  return Study('{base}', factors, tune=tune, tuning=Tuning(seeds=3), seeds=3, tolerance=0.02)
+"""
 SCORED_ON = {'sources': {}, 'tokenizer': 't', 'bytes': False}
 
 
@@ -140,3 +157,19 @@ def test_mistakes_of_a_tuned_study(base, planted, tmp_path, change, cause):
   with pytest.raises(ValueError) as error:
     tuning.run(make_study(base, **change), tmp_path / 'study', say=lambda line: None)
   assert_two_lines(error.value, cause)
+
+
+@pytest.mark.slow
+def test_a_verdict_that_is_wrong_untuned_and_right_tuned_end_to_end(tmp_path):
+  """A model with quartered updates learns as well at four times the rate."""
+  folder, study = tmp_path / 'study', tmp_path / 'quarter.py'
+  (tmp_path / 'tiny.py').write_text(TINY.replace('section()', f'section(**{FAST})'))
+  study.write_text(QUARTER_STUDY.format(base=tmp_path / 'tiny.py'))
+  words = ('ablate', f'--config={study}', f'--workdir={folder}')
+  code, output = command_line.launch(*words, '--workers=2', folder=tmp_path, env={'PYTHONPATH': '.'})
+  assert code == 0, output
+  spec, analysis = (records.read_json(folder / f'{name}.json') for name in ('study', 'analysis'))
+  [arm] = [arm for arm in analysis['arms'] if not arm['is_baseline']]
+  found = spec['search']['arms']
+  assert found['update=quarter']['best']['optim.lr'] == 4 * found['base']['best']['optim.lr'] == 0.32
+  assert found['update=quarter']['untuned']['verdict'] == 'worse' and arm['verdict'] == 'no difference'
