@@ -23,7 +23,7 @@ def headline(result):
   """Headline numbers of a result file as text: task scores if there are any, else the loss."""
   numbers = result['numbers']
   rows = [*numbers['evaluations'], *result['evaluations_later']]
-  if texts := [*likelihood(rows), *tokens(rows), *scores(rows), *ranks(rows)]:
+  if texts := [*likelihood(rows), *tokens(rows), *scores(rows), *ranks(rows), *prompted(result)]:
     return ', '.join(texts)
   text = f'{numbers["valid_loss"]:.3f} nats/token'
   if 'valid_bits_per_byte' in numbers:
@@ -61,10 +61,11 @@ def ranks(rows):
 def scores(rows):
   """First metric with a chance level of each task and source; test split first, most examples.
 
-  Free descriptions, where exact match is always 0, show their token F1.
+  Free descriptions, where exact match is always 0, and spans of a paragraph show their token F1.
   """
+  spans = {row['source'] for row in rows if row.get('baseline_of') == 'window'}
   best, free = {}, {row['source'] for row in rows if row['metric'] == 'token_f1'}
-  free -= {r['source'] for r in rows if r['metric'] == 'exact_match' and r['value'] > 0}
+  free -= {r['source'] for r in rows if r['metric'] == 'exact_match' and r['value'] > 0} - spans
   for row in rows:
     if row['metric'] == 'exact_match' and row['source'] in free:
       continue
@@ -80,11 +81,28 @@ def scores(rows):
     interval = f'{low:.1%} to {high:.1%}, chance {row["chance"]:.0%}'
     if 'before' in row:  # of the runs that these started from
       interval += f', before {row["before"]:.0%}'
-    if row['metric'] == 'token_f1':
-      interval += f', nearest neighbor {row["baseline"]:.1%}'
+    if row['metric'] == 'token_f1' or 'difference' in row:
+      interval += f', {row.get("baseline_of", "nearest neighbor")} {row["baseline"]:.1%}'
+    if 'difference' in row:
+      interval += f', difference {signed(row["difference"], row["difference_interval"])}'
     task = f' ({row["task"]})' if sources.count(row['source']) > 1 else ''
-    task += ' token F1' if row['metric'] == 'token_f1' else ''
+    task += {'token_f1': ' token F1', 'rouge1': ' ROUGE-1'}.get(row['metric'], '')
     yield f'{row["source"]}{task} {row["value"]:.1%} ({interval})'
+
+
+def prompted(result):
+  """The base of a run with examples in its prompt: the best of benchmarks/few_shot.py."""
+  rows = [row for row in result.get('few_shot', ()) if row['metric'] in ('token_f1', 'rouge1')]
+  if rows:
+    row = max(rows, key=lambda row: row['value'])
+    difference = signed(row['run_minus_base'], row['difference_interval'])
+    yield f'its base with {row["shots"]} examples {row["value"]:.1%} (difference {difference})'
+
+
+def signed(difference, interval):
+  """Format a difference in points with its interval."""
+  low, high = interval
+  return f'{100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})'
 
 
 def minutes(result):
