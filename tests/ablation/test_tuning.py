@@ -20,7 +20,7 @@ from tests.tiny_runs import assert_two_lines
 BEST_RATE = 0.02  # of a model without multipliers
 QUARTER = {'model.width': 32, 'lr_multipliers': ('.*=0.25',)}  # needs four times the rate
 FAST = {
-  'optim__lr': 0.08,
+  'optim__lr': 0.125,
   'optim__ema': 0.0,
   'train__eval_every': 0,
   'train__sample_every': 0,
@@ -32,7 +32,7 @@ from gpt_jax.ablation.sweeps import Tuning
 
 def get_study(arg=''):
   factors = {{'update': {{'base': {{}}, 'quarter': {{'lr_multipliers': ('.*=0.25',)}}}}}}
-  tune = {{'optim.lr': [0.08, 0.32]}}
+  tune = {{'optim.lr': [0.125, 0.5]}}
   return Study('{base}', factors, tune=tune, tuning=Tuning(seeds=3), seeds=3, tolerance=0.02)
 """
 SCORED_ON = {'sources': {}, 'tokenizer': 't', 'bytes': False}
@@ -171,5 +171,5 @@ def test_a_verdict_that_is_wrong_untuned_and_right_tuned_end_to_end(tmp_path):
   spec, analysis = (records.read_json(folder / f'{name}.json') for name in ('study', 'analysis'))
   [arm] = [arm for arm in analysis['arms'] if not arm['is_baseline']]
   found = spec['search']['arms']
-  assert found['update=quarter']['best']['optim.lr'] == 4 * found['base']['best']['optim.lr'] == 0.32
+  assert found['update=quarter']['best']['optim.lr'] == 4 * found['base']['best']['optim.lr'] == 0.5
   assert found['update=quarter']['untuned']['verdict'] == 'worse' and arm['verdict'] == 'no difference'
