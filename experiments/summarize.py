@@ -6,6 +6,8 @@ Command: launch.py train --config=experiments/summarize.py --workdir=runs/summar
   launch.py evaluate --workdir=runs/summarize --split=test --tasks=summarize --beams=4
   launch.py train --config=experiments/summarize.py:from_model=runs/gemma --workdir=runs/summarize_gemma
 Needs: pip install -e '.[metrics]' for the evaluation; scitldr/ (SciTLDR-A) in GPT_JAX_DATA.
+With from_model=runs/gemma (Gemma 3 270M), steps=60, batch_size=2 and lr=1e-3: 49 minutes of a shared CPU
+core, ROUGE-1 44.6 % on 64 test abstracts, the first sentence 32.4 %.
 Hardware: one GPU, 10 minutes. ROUGE is the best over all summaries of a paper.
 Arguments: from_model (a run folder; '' trains from scratch), adapter (rank beside from_model; 0 trains all
 parameters), steps (0: 2000, or 160 from a model), seed, runlocal.
