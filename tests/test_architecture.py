@@ -74,8 +74,8 @@ MAY_IMPORT = {
   'ablation.execute': 'ablation cluster.batches config jobs reports.study_report runs sharding step '
   'train training',
   'interop': 'cluster config evaluation.trained model runs sample sharding step tokenizers train training',
-  'reports.compare': 'cluster.batches config data evaluation evaluation.trained losses model reports '
-  'training',
+  'reports.compare': 'ablation cluster.batches config data evaluation evaluation.trained losses model '
+  'reports training',
   'cli': 'ablation ablation.execute cli.experiment_file cluster cluster.batches config data evaluation '
   'evaluation.trained interop model plan reports reports.compare reports.paper runs sample sampling '
   'sampling.validate sharding step tokenizers train',

@@ -243,6 +243,7 @@ def report_flags():
   flags.DEFINE_string('where', '', 'runs to list, in SQL: "optim.lr > 1e-3 and model.positions = \'rope\'"')
   flags.DEFINE_string('against', '', 'run folder: find where the activations of the two runs diverge')
   flags.DEFINE_string('texts', '', 'with --against: FILE.jsonl or text, whose bytes both models score')
+  flags.DEFINE_bool('why', False, 'of a study: also compare losses, activations and gradients of the arms')
   flags.DEFINE_bool('paper', False, 'of a study: also write figures, tables and texts for a paper')
   flags.DEFINE_list(
     'columns', [], 'columns of the table: keys of config or result, or scores TASK/SOURCE/METRIC'
@@ -259,8 +260,8 @@ def report(argv):
   workdir, wants_table = Path(FLAGS.workdir).expanduser(), FLAGS.where or FLAGS.columns
   if FLAGS.texts and not FLAGS.against:
     raise ValueError(f'--texts={FLAGS.texts} has no effect without --against\nfix: add --against=RUN')
-  if FLAGS.paper and not (workdir / 'study.json').exists():
-    raise ValueError(f'--paper: workdir={workdir} is not a study\nfix: give the folder of a study')
+  if (FLAGS.paper or FLAGS.why) and not (workdir / 'study.json').exists():
+    raise ValueError(f'workdir={workdir} is not a study, which --paper and --why need\nfix: give one')
   if FLAGS.against:
     if wants_table:
       raise ValueError('--against compares two runs\nfix: leave out --where and --columns')
@@ -270,6 +271,8 @@ def report(argv):
     else:
       say('\n'.join(compare.runs_apart(FLAGS.workdir, FLAGS.against)))
   elif not wants_table and (workdir / 'study.json').exists():
+    if FLAGS.why:
+      say('\n'.join(compare.arms_apart(workdir)))
     runner.judge(workdir)
     if FLAGS.paper:
       say('\n'.join(map(str, paper.write_paper(workdir))))

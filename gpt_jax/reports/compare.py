@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from gpt_jax import config, data
+from gpt_jax.ablation import store
 from gpt_jax.cluster.batches import to_devices
 from gpt_jax.data.templates import is_plain
 from gpt_jax.evaluation import likelihood, trained
@@ -73,6 +74,25 @@ def runs_apart(workdir, against):
       ('parameter', '>own', '>other', '>ratio'),
     ),
   ]
+
+
+def arms_apart(workdir):
+  """Compare each arm of a study with its baseline, by a run of the same seed; return lines.
+
+  Each arm's run keeps the comparison in its against.jsonl, from which the study's report is made.
+  """
+  study, lines = store.read_study(workdir), []
+  base = next(arm for arm in study['arms'] if arm['is_baseline'])
+  for arm in (arm for arm in study['arms'] if arm is not base):
+    for seed in study['seeds']:
+      folders = [store.run_path(workdir, each['slug'], seed) for each in (arm, base)]
+      if all(store.run_status(folder)[0] == 'done' for folder in folders):
+        try:
+          lines += [*runs_apart(*folders), '']
+        except ValueError as error:
+          lines.append(f'{arm["name"]}: {str(error).splitlines()[0]}')
+        break
+  return lines
 
 
 def losses_apart(a, b, source):

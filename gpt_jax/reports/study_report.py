@@ -208,6 +208,13 @@ def measurement_sections(study):
       [study_tables.measures_table(study)],
       'Mean \u00b1 standard deviation over seeds. None of these was tested.',
     ),
+    Section(
+      'Where the arms differ',
+      [study_tables.where_table(study)],
+      'One run of each arm against the baseline of its seed. Losses: nats of validation targets, arm less '
+      'baseline, with standard errors over rows and the share of the whole difference. Activations: RMS of '
+      'the difference over that of the arm. Gradients: baseline over arm.',
+    ),
     Section('Samples', samples(study), legend='The last of each arm, from the same first seed.'),
   ]
 

@@ -10,9 +10,16 @@ import numpy as np
 from gpt_jax.reports import page
 from gpt_jax.reports import study_results as results
 from gpt_jax.reports.sections import make_table
-from gpt_jax.runs import loggers
+from gpt_jax.runs import loggers, records
 from gpt_jax.runs.metric_names import human, score_name
 
+WHERE = 3  # differences of each kind that are listed
+COMPARISON = {  # what is used of a line of against.jsonl: the file may come from anywhere
+  'against': str,
+  'losses': [{'kind': str, 'difference': int | float, 'error': int | float, 'share': int | float}],
+  'activations': [{'path': str, 'relative': int | float}],
+  'gradients': [{'path': str, 'ratio': int | float}],
+}
 MAX_PATHS = 6  # of parameters in a cell
 NUMBERS = (
   *('n', 'failed', 'ties', 'mean', 'sd', 'difference', 'p', 'p_holm', 'p_sign_flip', 'se_paired'),
@@ -170,6 +177,36 @@ def spread(values):
   """Format mean and standard deviation of some numbers: '0.912 ± 0.004'."""
   mean = loggers.decimals(float(np.mean(values))) if len(values) else ''
   return f'{mean} \u00b1 {np.std(values, ddof=1):.2g}' if len(values) > 1 else mean
+
+
+def where_table(study):
+  """Return the largest differences of each arm's model from the baseline's, of `report --why`."""
+  rows = []
+  for arm in study.others:
+    record = next(filter(None, (comparison(study, run) for run in study.runs_of(arm['name']))), None)
+    if record:
+      activations = sorted(record['activations'], key=lambda row: -results.number(row, 'relative', 0.0))
+      rows.append(
+        (
+          arm['name'],
+          '\n'.join(
+            f'{row["kind"]} {results.signed(row["difference"], 4)} \u00b1 {row["error"]:.4f} '
+            f'({row["share"]:.0%})'
+            for row in record['losses'][:WHERE]
+          ),
+          '\n'.join(f'{row["path"]} {row["relative"]:.3g}' for row in activations[:WHERE]),
+          '\n'.join(f'{row["path"]} {times(row["ratio"])}' for row in record['gradients'][:WHERE]),
+        )
+      )
+  return make_table(('arm', 'losses', 'activations', 'gradients'), rows)
+
+
+def comparison(study, run):
+  """Return the last record of a run's against.jsonl, if it is against the baseline; None without one."""
+  folder = study.folder / run['folder']
+  lines = records.read_lines(folder / 'against.jsonl', skip_unreadable=True, expected=COMPARISON)
+  slug = f'/{study.baseline.get("slug")}/{folder.name}'
+  return next((line for line in reversed(lines) if line['against'].endswith(slug)), None)
 
 
 def changes_table(study):

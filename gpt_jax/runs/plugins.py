@@ -27,6 +27,10 @@ from gpt_jax.runs.user_code import describe_error, load_module
 MOST_BYTES = 1 << 20  # of a plugin
 ENTRY = re.compile(r'(\w[\w.-]*)\.py@([0-9a-f]{24})')  # a plugin by content
 STORE, CONSENT = 'GPT_JAX_PLUGINS', 'GPT_JAX_TRUST_PLUGINS'
+HYPERPARAMETERS = (  # traced beside the weights of terms
+  *('lr', 'weight_decay', 'dropout', 'spike_sigma', 'label_smoothing', 'moe_balance', 'moe_z'),
+  *('text', 'image', 'audio'),
+)
 SHARED = stat.S_IWGRP | stat.S_IWOTH
 _loaded = {}  # {entry: content} of the plugins whose rows are in the tables
 _owners = {}  # {(table, row): entry}
@@ -242,6 +246,8 @@ def _rows_of(module, name):
       raise ValueError(f'{where} exists already, in {owner}\nfix: give the row another name')
     if not isinstance(row, str) or not re.fullmatch(r'[A-Za-z]\w*', row):
       raise ValueError(f'{where} is not a name\nfix: use letters, digits and _')
+    if table == 'TERMS' and row in HYPERPARAMETERS:
+      raise ValueError(f'{where} is the name of a setting\nfix: give the row another name')
     example = next(iter(known.values()))
     if not (callable(value) if callable(example) else isinstance(value, type(example))):
       kind = 'a function' if callable(example) else f'a {type(example).__name__}'

@@ -37,6 +37,27 @@ def build_study(folder, planned, rows, attempts=()):
   return study_results.StudyResults(planned, rows, analyze.analyze(planned, rows), list(attempts), folder)
 
 
+def test_the_largest_differences_of_models_are_listed(tmp_path):
+  planned = ablation_study.study(('learned',), seeds=1)
+  place = tmp_path / 'runs' / 'positions-learned' / 'seed0'
+  place.mkdir(parents=True)
+  losses = [{'kind': 'number', 'difference': -0.5, 'error': 0.1, 'share': 0.75}]
+  record = {'against': '/elsewhere/runs/base/seed0', 'losses': losses}
+  record['activations'] = [{'path': 'blocks/0', 'relative': 0.1}, {'path': 'logits', 'relative': 0.25}]
+  record['gradients'] = [{'path': 'embed_VD', 'ratio': 2.0}]
+  records.append_line(place / 'against.jsonl', record)
+  run = {'arm': 'positions=learned', 'seed': 0, 'folder': 'runs/positions-learned/seed0'}
+  study = study_results.StudyResults(planned, [run], {}, [], tmp_path)
+  [row] = study_tables.where_table(study).rows
+  assert row[1:] == [
+    'number \u22120.5000 \u00b1 0.1000 (75%)',
+    'logits 0.25\nblocks/0 0.1',
+    'embed_VD 2\u00d7',
+  ]
+  records.append_line(place / 'against.jsonl', {'against': 3})  # not a comparison
+  assert study_tables.where_table(study).rows == [row]
+
+
 @pytest.fixture(scope='module')
 def study(tmp_path_factory):
   """The study of positions: one arm better, three worse, one equal; a run diverged."""

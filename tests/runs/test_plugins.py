@@ -169,6 +169,7 @@ def test_a_wrong_name_lists_the_rows_of_plugins(store, tmp_path, table):
     ("GATED = {'gelu': max}", ("GATED['gelu']", 'exists already')),
     ("POSITIONS = {'own': max}", ("POSITIONS['own']", 'expected a Position')),
     ("NORMS = {'own': 1}", ("NORMS['own'] is a int, expected a function",)),
+    ("TERMS = {'dropout': max}", ('is the name of a setting',)),
     ("NORMS = {'a,b': max}", ('is not a name',)),
     ("POSITION = {'own': 1}", ('POSITION is not a table',)),
     ('import nothing_of_this_name', ('ModuleNotFoundError', 'mine.py:1')),
