@@ -15,19 +15,15 @@ def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(arg, base='runs/gpt2', adapter=0, runlocal=False)
   config = configs.default()
-  base = configs.of_run(args.base)
-  config.model = configs.section(base.model)
-  config.tokenizer = configs.section(base.tokenizer)
+  configs.start_from(config, args.base, args.adapter)
   config.data.mixture = {'text': {'kind': 'text', 'path': 'tinyshakespeare/input.txt'}}
   config.optim.update(lr=3e-5, schedule='constant', warmup=0)
-  config.train.update(init_from=args.base, steps=200, batch_size=32, eval_every=20, sample_every=100)
+  config.train.update(steps=200, batch_size=32, eval_every=20, sample_every=100)
   if args.adapter:
-    config.adapter.rank = args.adapter
     config.optim.update(lr=3e-4, weight_decay=0.0)
-  else:
-    config.model.param_dtype = 'float32'  # half precision loses small updates
   if args.runlocal:
-    length = min(64, base.model.context)
-    config.train.update(steps=10, batch_size=4, length=length, eval_every=5, eval_tokens=1024)
+    config.train.update(
+      steps=10, batch_size=4, length=min(64, config.model.context), eval_every=5, eval_tokens=1024
+    )
     config.sample.max_new_tokens = 20
   return config

@@ -52,12 +52,8 @@ def get_config(arg=''):
   config.train.update(steps=steps, batch_size=16, eval_every=50, sample_every=200, sample_prompts=())
   config.sample.update(max_new_tokens=100, temperature=0.7)
   if args.from_model:
-    base = configs.of_run(args.from_model)
-    config.model = configs.section(base.model)
-    config.model.param_dtype = 'float32'  # half precision loses small updates
-    config.tokenizer = configs.section(base.tokenizer)
+    configs.start_from(config, args.from_model, length=512)
     config.optim.update(lr=3e-5, warmup=10)
-    config.train.update(init_from=args.from_model, length=min(512, base.model.context))
   else:
     config.tokenizer.update(kind='bpe', vocab=2048)
     config.model.update(

@@ -22,17 +22,14 @@ def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(arg, base='runs/gpt2', path='', loss='dpo', runlocal=False)
   config = configs.default()
-  base = configs.of_run(args.base)
-  config.model = configs.section(base.model)
-  config.model.param_dtype = 'float32'  # half precision loses small updates
-  config.tokenizer = configs.section(base.tokenizer)
+  configs.start_from(config, args.base)
   template = '{instruction} {input} -> {chosen}'
   source = {'kind': 'jsonl', 'template': template, 'unique': 'instruction,input'}
   config.data.mixture = {'pairs': source | ({'path': args.path} if args.path else PAIRS)}
   config.data.packing = 'first_fit'
   config.preference.loss = args.loss
   config.optim.update(lr=5e-6, schedule='constant', warmup=0)
-  config.train.update(job='dpo', init_from=args.base, steps=200, batch_size=32, eval_every=50)
+  config.train.update(job='dpo', steps=200, batch_size=32, eval_every=50)
   config.train.sample_prompts = ()
   if args.runlocal:
     config.train.update(steps=10, batch_size=4, eval_every=5)

@@ -19,8 +19,7 @@ def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(arg, base='runs/gemma', adapter=16, steps=80, seed=0, runlocal=False)
   config = configs.default()
-  base = configs.of_run(args.base)
-  config.model, config.tokenizer = configs.section(base.model), configs.section(base.tokenizer)
+  configs.start_from(config, args.base, args.adapter, length=128)
   config.image.update(kind='patches', height=8, width=8, patch=2, codes=16)
   config.audio.update(kind='frames', codes=16)
   config.data.packing = 'first_fit'
@@ -28,13 +27,11 @@ def get_config(arg=''):
     'listen': {'kind': 'keypad', 'template': '{audio:frames} -> {name}'},
     'look': {'kind': 'digits', 'template': '{image:patches} -> {name}'},
   }
-  config.adapter.update(rank=args.adapter, train=('patch_AD', 'frame_MD'))
+  config.adapter.train = ('patch_AD', 'frame_MD')
   config.optim.update(lr=1e-3, warmup=10, schedule='linear', final_lr=0.0, weight_decay=0.0)
   config.train.update(
-    init_from=args.base,
     steps=args.steps,
     batch_size=4,
-    length=min(128, base.model.context),
     eval_every=20,
     sample_every=0,
     eval_tokens=512,

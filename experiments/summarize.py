@@ -41,15 +41,9 @@ def get_config(arg=''):
   )
   config.sample.update(max_new_tokens=80)
   if args.from_model:
-    base = configs.of_run(args.from_model)
-    config.model, config.tokenizer = configs.section(base.model), configs.section(base.tokenizer)
+    configs.start_from(config, args.from_model, args.adapter, length=704)
     config.optim.update(lr=3e-4 if args.adapter else 3e-5, warmup=10, schedule='linear', final_lr=0.0)
-    config.adapter.rank = args.adapter
-    config.train.update(
-      init_from=args.from_model, length=min(704, base.model.context), batch_size=4, eval_every=40
-    )
-    if not args.adapter:
-      config.model.param_dtype = 'float32'  # half precision loses small updates
+    config.train.update(batch_size=4, eval_every=40)
   else:
     config.tokenizer.update(kind='bpe', vocab=4096)
     config.data.prefix = True

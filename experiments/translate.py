@@ -44,13 +44,9 @@ def get_config(arg=''):
   )
   config.sample.update(max_new_tokens=60)
   if args.from_model:
-    base = configs.of_run(args.from_model)
-    config.model, config.tokenizer = configs.section(base.model), configs.section(base.tokenizer)
+    configs.start_from(config, args.from_model, args.adapter, length=256)
     config.optim.update(lr=3e-4 if args.adapter else 3e-5, warmup=10, schedule='linear', final_lr=0.0)
-    config.adapter.rank = args.adapter
-    config.train.update(init_from=args.from_model, length=min(256, base.model.context), batch_size=8)
-    if not args.adapter:
-      config.model.param_dtype = 'float32'  # half precision loses small updates
+    config.train.batch_size = 8
   else:
     config.tokenizer.update(kind='bpe', vocab=4096)
     config.data.prefix = True

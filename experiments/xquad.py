@@ -63,13 +63,8 @@ def get_config(arg=''):
   config.train.update(seed=args.seed, sample_prompts=())
   config.sample.max_new_tokens = 40
   if args.from_model:
-    base = configs.of_run(args.from_model)
-    config.model, config.tokenizer = configs.section(base.model), configs.section(base.tokenizer)
+    configs.start_from(config, args.from_model, args.adapter, length=896)
     config.optim.update(lr=3e-4 if args.adapter else 3e-5, warmup=10, schedule='linear', final_lr=0.0)
-    config.adapter.rank = args.adapter
-    config.train.update(init_from=args.from_model, length=min(896, base.model.context))
-    if not args.adapter:
-      config.model.param_dtype = 'float32'  # half precision loses small updates
   else:
     config.tokenizer.update(kind='bpe', vocab=4096)
     config.data.prefix = True

@@ -7,8 +7,6 @@ sees a ConfigDict. Source: the config files of big_vision (`file.py:arg=value`).
 
 import dataclasses
 import difflib
-import fractions
-import re
 import typing
 
 import ml_collections
@@ -21,7 +19,7 @@ from gpt_jax.losses import LossConfig
 from gpt_jax.model.adapters import AdapterConfig
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.optim import OptimConfig
-from gpt_jax.runs import plugins, run_folder
+from gpt_jax.runs import plugins, reading, run_folder
 from gpt_jax.runs.loggers import LogConfig
 from gpt_jax.sample import SampleConfig
 from gpt_jax.sharding import MeshConfig
@@ -71,6 +69,19 @@ def to_dict(dataclass):
 def of_run(workdir):
   """Return the Config of a run folder, from its config.json; lists become tuples where annotated so."""
   return build(Config, plugins.load(run_folder.read_config(workdir), workdir))
+
+
+def start_from(config, run, adapter=0, length=0):
+  """Make `config` train the model of a run folder: adapters of this rank alone, or (0) all of it.
+
+  length: tokens of a row, at most the model's context (0).
+  """
+  base = of_run(run)
+  config.model, config.tokenizer = section(base.model), section(base.tokenizer)
+  config.adapter.rank = adapter
+  config.train.update(init_from=run, length=min(length, base.model.context))
+  if not adapter:
+    config.model.param_dtype = 'float32'  # half precision loses small updates
 
 
 def build(cls, section, where=''):
@@ -131,7 +142,7 @@ def arguments(argument, **defaults):
       hint = suggestion(name, defaults) if defaults else 'leave it out: this file takes none'
       raise ValueError(f'config argument {name!r} is not known\nfix: {hint}')
     kind = type(defaults[name])
-    read = to_int if kind is int else kind
+    read = reading.parse_int if kind is int else kind
     try:
       values[name] = BOOLEANS[text.lower() if equals else 'true'] if kind is bool else read(text)
       if kind is not bool and not equals:
@@ -143,14 +154,5 @@ def arguments(argument, **defaults):
   return values
 
 
-def to_int(text):
-  """Return the integer of a text such as 1000, 1e3 or 2.0; ValueError for another text."""
-  number = fractions.Fraction(text) if EXPONENT.fullmatch(text) else int(text)
-  if number.denominator != 1:
-    raise ValueError(f'{text} is not an integer')
-  return int(number)
-
-
 RENAMED = {'window_pattern': 'layer_pattern'}  # keys of older runs
-EXPONENT = re.compile(r'[+-]?\d{1,18}(\.\d{0,18}|\.?\d{0,18}[eE][+-]?\d{1,2})')  # 1.5, 2.0, 1e3, 2.5e4
 BOOLEANS = {'true': True, '1': True, 'false': False, '0': False}

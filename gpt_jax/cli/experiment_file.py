@@ -11,6 +11,7 @@ import ml_collections
 
 from gpt_jax import config
 from gpt_jax.data import Source
+from gpt_jax.runs import reading
 from gpt_jax.runs.loggers import say
 from gpt_jax.runs.user_code import describe_error, load_module
 from gpt_jax.tokenizers import AudioConfig, ImageConfig, TokenizerConfig
@@ -95,9 +96,9 @@ def normalize_override(section, arg):
     return f'--config.{key}=true'
   if key.endswith('.separator'):
     text = unescape(arg, text)
-  elif type(value) is int and config.EXPONENT.fullmatch(text):
+  elif type(value) is int and reading.EXPONENT.fullmatch(text):
     try:
-      text = str(config.to_int(text))
+      text = str(reading.parse_int(text))
     except ValueError as error:
       raise ValueError(f'config.{key}={text} is not an integer\nfix: write one, such as {value}') from error
   return f'--config.{key}={text}'

@@ -5,9 +5,12 @@ damaged files find errors that are not caught elsewhere. `check_types` checks pa
 """
 
 import contextlib
+import fractions
 import re
 import reprlib
 import typing
+
+EXPONENT = re.compile(r'[+-]?\d{1,18}(\.\d{0,18}|\.?\d{0,18}[eE][+-]?\d{1,2})')  # 1.5, 2.0, 1e3, 2.5e4
 
 
 @contextlib.contextmanager
@@ -50,6 +53,14 @@ def describe_cause(error):
   if message and isinstance(error, ValueError | OSError | RuntimeError):
     return message
   return f'{type(error).__name__} {message}'.strip()
+
+
+def parse_int(text):
+  """Return the integer of a text such as 1000, 1e3 or 2.0; ValueError for another text."""
+  number = fractions.Fraction(text) if EXPONENT.fullmatch(text) else int(text)
+  if number.denominator != 1:
+    raise ValueError(f'{text} is not an integer')
+  return int(number)
 
 
 def check_types(value, expected, name='it'):
