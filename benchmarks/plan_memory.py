@@ -38,7 +38,7 @@ def measure(rows, steps=10):
   cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, batch_size=rows, accumulate=1))
   mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
   with jax.set_mesh(mesh):
-    model, _ = plan.model_config(cfg)
+    model = plan.run_of(cfg, mesh)[0].model
     program = gpt_program(cfg, model, mesh)
     ids_BT = np.random.default_rng(0).integers(0, model.vocab, (rows, model.context + 1), np.int32)
     batch = {'token_ids_BT': ids_BT[:, :-1], 'target_ids_BT': ids_BT[:, 1:]}

@@ -63,7 +63,8 @@ MAY_IMPORT = {
   'cli.experiment_file': 'config data tokenizers',
   'evaluation.trained': 'config evaluation jobs losses model runs sampling sampling.validate sharding '
   'tokenizers training',
-  'plan': 'cluster.batches data jobs model sample sampling sampling.prompt_batch sharding step tokenizers',
+  'plan': 'cluster.batches data jobs model sample sampling sampling.prompt_batch sharding step tokenizers '
+  'training',
   'ablation': 'cli.experiment_file cluster.batches config data evaluation jobs model runs sharding step '
   'train training',
   'reports.study_results': 'ablation runs',

@@ -58,6 +58,38 @@ def logits(model, batch, *, size):
   return model.logits(x_BTD)[..., :size]
 
 
+def find_teacher(name, tokenizers, length):
+  """Return (folder, step) of distil.teacher; ValueError for another vocabulary or a shorter context."""
+  folder, step = ancestry.parse_run(name)
+  context = run_folder.read_config(folder)['model']['context']
+  steps = checkpoint.Checkpoints(folder / 'checkpoints').steps()
+  if not steps or step not in (None, *steps):
+    found = ', '.join(map(str, sorted(steps))) or 'none'
+    raise ValueError(
+      f'distil.teacher={name}: {folder} has no such checkpoint\nfix: train there first, or use one of its '
+      f'steps: {found}'
+    )
+  theirs, ours = Tokenizers.load(folder / 'tokenizer').hash, tokenizers.hash
+  if theirs != ours:
+    raise ValueError(
+      f'distil.teacher={name} has other ids (tokenizer {theirs}) than this run ({ours})\n'
+      'fix: use the tokenizer section and the data of its config.json, as experiments/distil.py does'
+    )
+  if context < length:
+    raise ValueError(
+      f'distil.teacher={name} has model.context={context}, shorter than rows of {length} tokens\n'
+      f'fix: set train.length={context}'
+    )
+  return folder, max(steps) if step is None else step
+
+
+def teacher_config(folder):
+  """Return the ModelConfig of a teacher's run folder, resolved for the mesh in force."""
+  section = run_folder.read_config(folder)['model']
+  section = {k: tuple(x) if isinstance(x, list) else x for k, x in section.items()}
+  return ModelConfig(**section).resolved()
+
+
 class DistillationJob(language_model.LanguageModelJob):
   """A GPT in training on the predictions of a teacher."""
 
@@ -65,15 +97,17 @@ class DistillationJob(language_model.LanguageModelJob):
 
   def build_loader(self):
     """Return the loader of the training batches, which also depend on the teacher's checkpoint."""
-    self.check(self.cfg)
-    self.teacher_folder, self.teacher_step = self.find_teacher(self.cfg.distil.teacher)
+    name = self.cfg.distil.teacher
+    self.teacher_folder, self.teacher_step = find_teacher(name, self.tokenizers, self.length)
     loader = super().build_loader()
     manifest = checkpoint.Checkpoints(self.teacher_folder / 'checkpoints').manifest(self.teacher_step)
     loader.fingerprint['teacher'] = digests.digest_of_manifest(manifest)
     return loader
 
-  def check(self, cfg):
+  @classmethod
+  def check(cls, cfg):
     """Raise ValueError for settings that this job cannot honor."""
+    super().check(cfg)
     if not cfg.distil.teacher:
       raise ValueError(
         "distil.teacher='' and train.job=distil learns from a trained model\n"
@@ -81,30 +115,6 @@ class DistillationJob(language_model.LanguageModelJob):
       )
     wanted = base.PREPARED | {'loss.restrict': False}
     base.check_settings(cfg, wanted, 'whose teacher predicts all ids between two steps')
-
-  def find_teacher(self, name):
-    """Return (folder, step) of the teacher; ValueError for another vocabulary or a shorter context."""
-    folder, step = ancestry.parse_run(name)
-    context = run_folder.read_config(folder)['model']['context']
-    steps = checkpoint.Checkpoints(folder / 'checkpoints').steps()
-    if not steps or step not in (None, *steps):
-      found = ', '.join(map(str, sorted(steps))) or 'none'
-      raise ValueError(
-        f'distil.teacher={name}: {folder} has no such checkpoint\nfix: train there first, or use one of its '
-        f'steps: {found}'
-      )
-    theirs, ours = Tokenizers.load(folder / 'tokenizer').hash, self.tokenizers.hash
-    if theirs != ours:
-      raise ValueError(
-        f'distil.teacher={name} has other ids (tokenizer {theirs}) than this run ({ours})\n'
-        'fix: use the tokenizer section and the data of its config.json, as experiments/distil.py does'
-      )
-    if context < self.length:
-      raise ValueError(
-        f'distil.teacher={name} has model.context={context}, shorter than rows of {self.length} tokens\n'
-        f'fix: set train.length={context}'
-      )
-    return folder, max(steps) if step is None else step
 
   def parents(self):
     """Return {config key: RUN@STEP} of the teacher."""
@@ -130,7 +140,5 @@ class DistillationJob(language_model.LanguageModelJob):
     """Return the GPT of the teacher's checkpoint, whose files are verified."""
     [(key, name)] = self.parents().items()
     folder, step, _ = start.open_parent(key, name, self.cfg.checkpoint.verify)
-    section = run_folder.read_config(folder)['model']
-    section = {k: tuple(x) if isinstance(x, list) else x for k, x in section.items()}
     checkpoints = checkpoint.Checkpoints(folder / 'checkpoints')
-    return checkpoint.load_base(checkpoints, step, ModelConfig(**section).resolved(), self.mesh)
+    return checkpoint.load_base(checkpoints, step, teacher_config(folder), self.mesh)

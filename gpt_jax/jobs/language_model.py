@@ -98,11 +98,7 @@ class LanguageModelJob(base.Job):
   def __init__(self, cfg, workdir, mesh):
     """Build and check everything; write nothing but token caches."""
     self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
-    if cfg.adapter.freezes and not (cfg.train.init_from or cfg.train.branch_from):
-      raise ValueError(
-        f'adapter.rank={cfg.adapter.rank} and adapter.train={cfg.adapter.train} need a trained model\n'
-        'fix: name its run folder in train.init_from'
-      )
+    self.check(cfg)
     panels.check_beams(cfg)  # now, not at the first sample
     self.tokenizers = run_tokenizers.build(cfg, workdir)
     run_tokenizers.check_use(cfg, self.tokenizers)
@@ -122,6 +118,15 @@ class LanguageModelJob(base.Job):
     for source, split in list(self.caches):
       perplexity.check_targets(unscored, source, split)
     evaluate.check_beams(self, evaluate.check_tasks(self, cfg.train.tasks))  # now, not after the last step
+
+  @classmethod
+  def check(cls, cfg):
+    """Raise ValueError for settings that this job cannot honor."""
+    if cfg.adapter.freezes and not (cfg.train.init_from or cfg.train.branch_from):
+      raise ValueError(
+        f'adapter.rank={cfg.adapter.rank} and adapter.train={cfg.adapter.train} need a trained model\n'
+        'fix: name its run folder in train.init_from'
+      )
 
   def build_loader(self):
     """Return the loader of the training batches."""

@@ -132,7 +132,6 @@ class PolicyJob(language_model.LanguageModelJob):
   def build_loader(self):
     """Return the loader of prompts, each as often in a row as it has completions; read the held-out ones."""
     cfg = self.cfg
-    self.check(cfg)
     is_row = cfg.grpo.reward in REWARDS
     self.reward_file = None if is_row else reward_files.RewardFile(cfg.grpo.reward, self.workdir)
     self.reward = REWARDS[cfg.grpo.reward] if is_row else self.reward_file
@@ -166,8 +165,10 @@ class PolicyJob(language_model.LanguageModelJob):
       fingerprint=fingerprint,
     )
 
-  def check(self, cfg):
+  @classmethod
+  def check(cls, cfg):
     """Raise ValueError for settings that this job cannot honor."""
+    super().check(cfg)
     if not (cfg.train.init_from or cfg.train.branch_from):
       raise ValueError(
         'train.job=grpo learns from its own completions, and there is no model to make them\n'

@@ -92,21 +92,27 @@ class PreferenceJob(language_model.LanguageModelJob):
 
   loss_unit, documents_per_row = 'per pair', 2
 
-  def build_loader(self):
-    """Return the loader of training pairs; read the validation pairs, too."""
-    cfg = self.cfg
+  @classmethod
+  def check(cls, cfg):
+    """Raise ValueError for settings that this job cannot honor."""
+    super().check(cfg)
     base.check_pooled(cfg)
-    self.row = PREFERENCE_LOSSES[cfg.preference.loss]
-    if self.row.needs_reference and not (cfg.train.init_from or cfg.train.branch_from):
+    row = PREFERENCE_LOSSES[cfg.preference.loss]
+    if row.needs_reference and not (cfg.train.init_from or cfg.train.branch_from):
       raise ValueError(
         f'preference.loss={cfg.preference.loss} compares with the initial model, and there is none\n'
         'fix: name a trained run in train.init_from, or use preference.loss=orpo or simpo'
       )
-    if self.row.needs_mismatched and cfg.train.accumulate > 1:
+    if row.needs_mismatched and cfg.train.accumulate > 1:
       raise ValueError(
         f'train.accumulate={cfg.train.accumulate} would cut the batch whose mean KL preference.loss='
         f'{cfg.preference.loss} needs\nfix: set train.accumulate=1'
       )
+
+  def build_loader(self):
+    """Return the loader of training pairs; read the validation pairs, too."""
+    cfg = self.cfg
+    self.row = PREFERENCE_LOSSES[cfg.preference.loss]
     splits = [split for split in ('train', 'valid') if data.source_names(cfg.data, split)]
     self.pairs = {split: read_pairs(cfg, self.tokenizers, split, self.length) for split in splits}
     self.leave_out_shared_prompts()

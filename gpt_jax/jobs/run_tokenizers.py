@@ -19,27 +19,41 @@ def build(cfg, workdir):
   """Return the tokenizers of the run folder, or of its parent, or new ones built from the config."""
   if (workdir / 'tokenizer' / 'vocabulary.json').exists():  # written last
     return tokenizers.Tokenizers.load(workdir / 'tokenizer')
-  parents = {f'train.{key}': getattr(cfg.train, key) for key in ('branch_from', 'init_from')}
-  if cfg.train.job == 'distil':
-    parents['distil.teacher'] = cfg.distil.teacher
-  if key := next((key for key, name in parents.items() if name), ''):
-    base = ancestry.parse_run(parents[key])[0]
-    base_config = run_folder.read_config(base)
-    for name in ('tokenizer', 'image', 'audio'):
-      wanted = records.to_json(dataclasses.asdict(getattr(cfg, name)))
-      is_new = name != 'tokenizer' and base_config.get(name, {}).get('kind') == ''
-      if base_config.get(name) != wanted and not is_new:
-        raise ValueError(
-          f'{key}={base} has the {name} section {base_config.get(name)}, and this config another\n'
-          'fix: take that section from its config, as experiments/finetune.py does'
-        )
-    return _extend(tokenizers.Tokenizers.load(base / 'tokenizer'), cfg)
+  if parent_of(cfg):
+    return of_parent(cfg)
   # An alphabet must cover the validation text; merges must not be learned from it.
   splits = ('train', 'valid') if cfg.tokenizer.kind == 'chars' else ('train',)
   texts = lambda: (text for split in splits for _, text in data.documents(cfg.data, split))
   text = tokenizers.text.build(cfg.tokenizer, texts)
   check_modalities(cfg)
   return tokenizers.Tokenizers.build(text, *_media(cfg))
+
+
+def parent_of(cfg):
+  """Return (config key, folder) of the run whose tokenizers a new run takes; None where it builds its own."""
+  parents = {f'train.{key}': getattr(cfg.train, key) for key in ('branch_from', 'init_from')}
+  if cfg.train.job == 'distil':
+    parents['distil.teacher'] = cfg.distil.teacher
+  named = ((key, ancestry.parse_run(name)[0]) for key, name in parents.items() if name)
+  return next(named, None)
+
+
+def of_parent(cfg, media=None):
+  """Return the tokenizers of the run that `parent_of` names, with the specials and codes that it lacks.
+
+  media: function (cfg, names) -> (image, audio) tokenizers; default: read from data.
+  """
+  key, base = parent_of(cfg)
+  base_config = run_folder.read_config(base)
+  for name in ('tokenizer', 'image', 'audio'):
+    wanted = records.to_json(dataclasses.asdict(getattr(cfg, name)))
+    is_new = name != 'tokenizer' and base_config.get(name, {}).get('kind') == ''
+    if base_config.get(name) != wanted and not is_new:
+      raise ValueError(
+        f'{key}={base} has the {name} section {base_config.get(name)}, and this config another\n'
+        'fix: take that section from its config, as experiments/finetune.py does'
+      )
+  return _extend(tokenizers.Tokenizers.load(base / 'tokenizer'), cfg, media or _media)
 
 
 def _media(cfg, names=tokenizers.base.MODALITIES):
@@ -51,14 +65,14 @@ def _media(cfg, names=tokenizers.base.MODALITIES):
   return image, audio
 
 
-def _extend(toks, cfg):
-  """Return the tokenizers with the specials and codes that the run needs and train.init_from lacks."""
+def _extend(toks, cfg, media):
+  """Return the tokenizers with the specials and codes that the run needs and they lack."""
   used = (needed_specials(source.template, toks) for source in cfg.data.mixture.values())
   missing = set().union(*used) - {'eos', *dict(toks.vocabulary.specials)}
   new = [name for name in tokenizers.base.MODALITIES if getattr(cfg, name).kind and name not in toks.media]
   if new:
     check_modalities(cfg)
-  return toks.extend(*_media(cfg, new)) if new or missing else toks
+  return toks.extend(*media(cfg, new)) if new or missing else toks
 
 
 def check_modalities(cfg):

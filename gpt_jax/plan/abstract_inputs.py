@@ -51,6 +51,12 @@ def tokenizers(cfg):
   return toks, notes
 
 
+def media(cfg, names):
+  """Return the blank (image, audio) tokenizers of a config, None for one that is not named."""
+  image_tokenizer = image_of(cfg.image) if 'image' in names else None
+  return image_tokenizer, audio_of(cfg.audio)[0] if 'audio' in names else None
+
+
 def image_of(cfg):
   """The image tokenizer of an ImageConfig with blank codes; None without images."""
   if not cfg.kind:
@@ -81,12 +87,13 @@ def audio_of(cfg):
   return made, [NOT_HERE.format(cfg.path)] if cfg.path else []
 
 
-def batch(cfg, toks, length):
+def batch(cfg, toks, length, alone=False):
   """The global batch of a config.Config as {name: ShapeDtypeStruct}.
 
   Names, shapes and dtypes are those of data.Loader with these tokenizers and rows of T = length.
+  alone: those of evaluate.document_rows, with a document a row.
   """
-  whole, fields = cfg.data.packing == 'first_fit', row_fields.RowFields.of(cfg.data, toks)
+  whole, fields = alone or cfg.data.packing == 'first_fit', row_fields.RowFields.of(cfg.data, toks)
   entries = {'token_ids_BT': np.int32, 'target_ids_BT': np.int32, 'loss_mask_BT': np.float32}
   if whole or cfg.data.mask_documents:
     entries |= {'segment_ids_BT': np.int32, 'positions_BT': np.int32}
@@ -94,7 +101,7 @@ def batch(cfg, toks, length):
     entries |= {'positions_BT3': np.int32} if fields.layout.has_images else {}
     entries |= {'prefix_BT': np.bool_} if fields.prefix else {}
     entries |= {row_fields.KEYS[kind]: np.float32 for kind, _ in fields.features}
-  if len(data.source_names(cfg.data, 'train')) > 1:
+  if len(data.source_names(cfg.data, 'train')) > 1 and not alone:
     entries['source_ids_B'] = np.int32
   sizes = {'B': cfg.train.batch_size, 'T': length, '3': 3}
   sizes |= {row_fields.KEYS[kind][-1]: width for kind, width in fields.features}

@@ -11,6 +11,11 @@ def gib(n):
   return f'{n / GIB:.2f} GiB'
 
 
+def size(n):
+  """Format bytes, in MiB below 0.1 GiB."""
+  return gib(n) if n >= GIB / 10 else f'{n / 2**20:.2f} MiB'
+
+
 def summary(plan):
   """One line per plan of a search."""
   memory, model = plan['train']['memory'], plan['model']
@@ -18,7 +23,7 @@ def summary(plan):
     f'{describe(plan["mesh"])}, remat {model["remat"]}, {plan["batch_size"]} rows: '
     f'{gib(memory["total"])} of {gib(memory["available"])}'
   )
-  if not memory['fits']:
+  if not plan['fits']:
     return f'{line}, does not fit'
   estimate = plan['train']['estimate']
   return (
@@ -29,9 +34,8 @@ def summary(plan):
 def memory_lines(memory, device):
   """Whether the program fits, and its bytes by purpose."""
   verdict = 'fits' if memory['fits'] else 'DOES NOT FIT'
-  parts = ', '.join(
-    f'{name} {gib(memory[name])}' for name in ('arguments', 'temporaries', 'output', 'program')
-  )
+  names = ('arguments', 'temporaries', 'output', 'program', *(('beside',) if memory['beside'] else ()))
+  parts = ', '.join(f'{name} {gib(memory[name])}' for name in names)
   lines = [f'{verdict}: {gib(memory["total"])} of {gib(memory["available"])} per device: {parts}']
   if memory['compiler']:
     lines.append(f'the compiler: {memory["compiler"]}')
@@ -60,12 +64,17 @@ def lines(plan):
   yield (
     f'{plan["topology"]}: {plan["devices"]} x {plan["device"]}, '
     f'{describe(plan["mesh"])}; {plan["parameters"]:,} parameters, '
-    f'{plan["batch_size"]} x {plan["length"]} tokens a step'
+    f'{plan["rows"]} x {plan["length"]} tokens a step'
     f' in {plan["accumulate"]} piece(s); {model["dtype"]}, remat {model["remat"]}, '
     f'layers {"unrolled" if model["unroll"] == "on" else "scanned"}, attention {step["attention"]}'
   )
   yield from (f'note: {note}' for note in plan['notes'])
   yield from memory_lines(step['memory'], plan['device'])
+  if {*step['held']} - {'trained parameters', 'optimizer', 'batch'}:
+    held = ', '.join(f'{name} {size(n)}' for name, n in step['held'].items())
+    yield f'held by each device during a step: {held}'
+  for name, program in plan['before'].items():
+    yield from before_lines(name, program, plan['device'])
   if 'estimate' in step:
     yield from train_lines(plan, step)
   yield from plan.get('table', ())
@@ -78,6 +87,19 @@ def lines(plan):
         f'  estimate: at least {e["bound"] * 1e3:.3f} ms a token by {e["limit"]}, '
         f'at most {e["tokens_per_second"]:,.0f} tokens/s'
       )
+
+
+def before_lines(name, program, device):
+  """Memory and time of a program that runs before steps."""
+  calls = f'{program["calls"]} x before each step' if program['calls'] else 'before the first step'
+  yield f'{name}, {calls}:'
+  yield from (f'  {line}' for line in memory_lines(program['memory'], device))
+  if 'estimate' in program:
+    e = program['estimate']
+    yield (
+      f'  estimate: at least {e["bound"] * 1e3:.3f} ms each by {e["limit"]}, '
+      f'{e["serial"] * 1e3:.3f} ms if nothing overlaps'
+    )
 
 
 def train_lines(plan, step):
@@ -99,6 +121,11 @@ def train_lines(plan, step):
     f'  a step takes at least {e["bound"] * 1e3:.2f} ms, by {e["limit"]}; '
     f'{e["serial"] * 1e3:.2f} ms if nothing overlaps'
   )
+  if any(program['calls'] for program in plan['before'].values()):
+    yield (
+      f'  with what runs before it at least {e["step"] * 1e3:.2f} ms, '
+      f'{e["step_serial"] * 1e3:.2f} ms if nothing overlaps'
+    )
   yield (
     f'  at most {e["tokens_per_second"]:,.0f} tokens/s, MFU {e["mfu"]:.1%} '
     f'({e["mfu_causal"]:.1%} causal); if nothing overlaps {e["tokens_per_second_serial"]:,.0f}, '

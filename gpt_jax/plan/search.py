@@ -41,6 +41,8 @@ def try_batches(cfg, target, mesh, remat, price, plans, report, limit):
   for rows in ROWS:
     if len(plans) == limit:
       return
+    if cfg.train.job == 'grpo' and rows * shards % cfg.grpo.group:
+      continue
     plans.append(try_plan(cfg, target, mesh, remat, rows * shards, price))
     report(format.summary(plans[-1]))
     if not plans[-1]['fits']:

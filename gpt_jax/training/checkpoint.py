@@ -260,11 +260,15 @@ def load_base(checkpoints, step, cfg, mesh):
 
   cfg: ModelConfig of the run that builds on it; its param_dtype is that of the weights.
   """
+  return checkpoints.restore_model(step, abstract_base(checkpoints, step, cfg, mesh))
+
+
+def abstract_base(checkpoints, step, cfg, mesh):
+  """Return the abstract GPT that `load_base` loads."""
   extra = checkpoints.read_extra(step, {'vocab': int, 'widths': [int]})
   patch_values, frame_values = extra['widths']
   sizes = dict(vocab=extra['vocab'], patch_values=patch_values, frame_values=frame_values)
-  like = with_shardings(gpt.GPT(dataclasses.replace(cfg, **sizes)), mesh)
-  return checkpoints.restore_model(step, like)
+  return with_shardings(gpt.GPT(dataclasses.replace(cfg, **sizes)), mesh)
 
 
 def with_shardings(tree, mesh):

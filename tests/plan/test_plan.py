@@ -14,7 +14,17 @@ from gpt_jax.cluster import batches, meshes
 from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model import attention, costs
 from gpt_jax.model.kernels import choice
-from gpt_jax.plan import abstract_inputs, format, hlo, plan, program_costs, roofline, search, topologies
+from gpt_jax.plan import (
+  abstract_inputs,
+  format,
+  hlo,
+  job_programs,
+  plan,
+  program_costs,
+  roofline,
+  search,
+  topologies,
+)
 from gpt_jax.sharding import MeshConfig, make_mesh
 from tests import command_line, test_experiments, tiny_runs
 
@@ -518,11 +528,11 @@ def test_planned_step_equals_the_step_of_a_run(tmp_path, monkeypatch):
     job = language_model.LanguageModelJob(cfg, tmp_path, mesh)
     batch = batches.to_devices(job.example_batch(), mesh)
     real = job.program.step.lower(job.program.abstract, batch).as_text()
-    toks, _ = plan.tokenizers(cfg)
+    run, _ = plan.run_of(cfg, mesh)
     taken, choose = set(), choice.choose_kernel
     note = lambda *args: taken.add(choose(*args)) or choose(*args)
     monkeypatch.setattr(attention, 'choose_kernel', note)
-    program, batch = plan.step_of(cfg, toks, language_model.resolve_model(cfg, toks), mesh)
+    program, batch = job_programs.step_of(run)
     assert program.step.lower(program.abstract, batch).as_text() == real
     monkeypatch.undo()
     assert taken == {choice.describe_choice(job.model_cfg, batch, job.length)}
