@@ -20,6 +20,7 @@ from gpt_jax.runs import history, records, run_folder, text_table
 from gpt_jax.runs.metric_names import SCORE_KEYS, score_name
 
 RUNS = 'runs'  # folder of a study with its runs
+NO_DIGEST = 'its result.json has no digest: it was edited, or not written by a training'
 FAILURES = ('failed', 'diverged', 'killed', 'hung')  # outcomes of an attempt that end a run
 
 
@@ -103,7 +104,7 @@ def run_status(folder, metric='valid_loss', attempt=None):
     value = result.get(name)
     if isinstance(value, float) and not math.isfinite(value):
       return 'diverged', f'{name} is {value}', result
-    return 'done', '', result
+    return 'done', '' if records.has_digest(folder / 'result.json') else NO_DIGEST, result
   outcome, message = attempt.get('outcome'), attempt.get('message', '')
   if outcome in FAILURES:
     return outcome, message, {}

@@ -244,6 +244,9 @@ def report_flags():
   flags.DEFINE_string('against', '', 'run folder: find where the activations of the two runs diverge')
   flags.DEFINE_string('texts', '', 'with --against: FILE.jsonl or text, whose bytes both models score')
   flags.DEFINE_bool('why', False, 'of a study: also compare losses, activations and gradients of the arms')
+  flags.DEFINE_bool(
+    'rescore', False, 'of a study: first evaluate its finished runs again, by the present code'
+  )
   flags.DEFINE_bool('paper', False, 'of a study: also write figures, tables and texts for a paper')
   flags.DEFINE_list(
     'columns', [], 'columns of the table: keys of config or result, or scores TASK/SOURCE/METRIC'
@@ -252,7 +255,7 @@ def report_flags():
 
 def report(argv):
   """Rewrite the report of a study or run, list runs as a table, or compare two runs."""
-  from gpt_jax.ablation.execute import runner
+  from gpt_jax.ablation.execute import rescore, runner
   from gpt_jax.cli import studies
   from gpt_jax.reports import compare, paper
   from gpt_jax.reports import run_report as page
@@ -260,8 +263,11 @@ def report(argv):
   workdir, wants_table = Path(FLAGS.workdir).expanduser(), FLAGS.where or FLAGS.columns
   if FLAGS.texts and not FLAGS.against:
     raise ValueError(f'--texts={FLAGS.texts} has no effect without --against\nfix: add --against=RUN')
-  if (FLAGS.paper or FLAGS.why) and not (workdir / 'study.json').exists():
-    raise ValueError(f'workdir={workdir} is not a study, which --paper and --why need\nfix: give one')
+  of_studies = [f'--{name}' for name in ('paper', 'why', 'rescore') if FLAGS[name].value]
+  if of_studies and not (workdir / 'study.json').exists():
+    raise ValueError(f'workdir={workdir} is not a study, which {of_studies[0]} needs\nfix: give one')
+  if of_studies and (wants_table or FLAGS.against):
+    raise ValueError(f'{of_studies[0]} has no effect on tables and --against\nfix: leave one of them out')
   if FLAGS.against:
     if wants_table:
       raise ValueError('--against compares two runs\nfix: leave out --where and --columns')
@@ -271,6 +277,8 @@ def report(argv):
     else:
       say('\n'.join(compare.runs_apart(FLAGS.workdir, FLAGS.against)))
   elif not wants_table and (workdir / 'study.json').exists():
+    if FLAGS.rescore:
+      rescore.rescore(workdir)
     if FLAGS.why:
       say('\n'.join(compare.arms_apart(workdir)))
     runner.judge(workdir)

@@ -107,6 +107,9 @@ def alarms(study):
   if lost := study.lost:
     names = join_some((f'{r["arm"]} seed {r["seed"]} ({results.status_name(r)})' for r in lost), 6)
     yield f'{len(lost)} of {count} runs have no result: {names}. The verdicts rest on the others.'
+  yield from (
+    f'{row["arm"]} seed {row["seed"]}: {row["message"]}.' for row in study.done if row.get('message')
+  )
   if study.pending:
     yield f'{len(study.pending)} of {count} runs are not done yet: the same command resumes them.'
   yield from (f'Exploratory: {text}.' for text in study.analysis.get('exploratory') or ())
@@ -196,6 +199,12 @@ def measurement_sections(study):
   """Return the learning curves, other measures and samples of the arms."""
   charts = page.multiples(study_figures.differences(study))
   return [
+    Section(
+      'Scored again',
+      [study_tables.rescored_table(study)],
+      f'{study.metric} by the code that trained the runs, and by that of the later date, which all verdicts '
+      'use. Learning curves show the former; it also chose what was tuned.',
+    ),
     Section(
       'Learning curves',
       [*study_figures.overview(study), charts, study_tables.budget_table(study)],

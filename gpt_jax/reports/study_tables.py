@@ -70,6 +70,21 @@ def paper_table(study):
   return make_table(('arm', f'>{study.metric} \u00b1 sd', '>difference (95 %)', '>p', 'verdict'), rows)
 
 
+def rescored_table(study):
+  """Return the metric of each arm before and after `report --rescore`; () rows where nothing was rescored."""
+  metric, rows = study.spec.get('metric', ''), []
+  dates = [run['result']['rescored'][-1]['time'][:10] for run in study.done if run['result'].get('rescored')]
+  for arm in study.arms:
+    changes = [run['result'].get('rescored') for run in study.runs_of(arm['name']) if run.get('result')]
+    before = [change[0]['before'].get(metric) for change in filter(None, changes)]
+    before = [value for value in before if math.isfinite(results.as_number(value))]
+    if before:
+      mean, deviation = study.value(arm, 'mean'), study.value(arm, 'sd')
+      now = f'{mean} \u00b1 {deviation}' if deviation else mean
+      rows.append((results.label(arm), spread(before), now, f'{len(before)}'))
+  return make_table(('arm', '>when trained', f'>{max(dates, default="")}', '>runs'), rows)
+
+
 def tuning_table(study):
   """Return the best and the own setting of each arm, and its verdicts with either."""
   rows, arms = [], {arm['name']: arm for arm in study.arms}

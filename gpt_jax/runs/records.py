@@ -99,6 +99,11 @@ def parse_object(content):
   return from_json(value)
 
 
+def has_digest(path):
+  """Return whether a file ends as `format_object` ends it; an edit that is to be accepted removes that."""
+  return bool(DIGEST_ENTRY.search(pathlib.Path(path).read_bytes()[-64:]))
+
+
 def _parse_int(text):
   if len(text) > 300:  # a float overflows
     raise ValueError(f'a number has {len(text)} digits')

@@ -49,6 +49,7 @@ RESULT = {
   'defaults_diff?': dict,
   'hyper?': {str: int | float},
   'tail?': dict,
+  'rescored?': [{'time': str, 'before': dict}],
   'data?': str,
 }
 MAX_SAMPLE_CHARACTERS = 400  # of each sample shown on the console

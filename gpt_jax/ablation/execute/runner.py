@@ -174,9 +174,10 @@ def check_same(workdir, old, new):
       )
     differing = changed_inputs(before[name], now[name], old['metric'] == new['metric'])
     if differing:
+      rescore = f'run launch.py report --workdir={workdir} --rescore, ' * (differing == ['evaluation code'])
       raise ValueError(
         f'workdir={workdir}: arm {name} has changed since this study began: {", ".join(differing)}\n'
-        'fix: change it back, or give a new --workdir'
+        f'fix: {rescore}change it back, or give a new --workdir'
       )
 
 
