@@ -76,19 +76,19 @@ class SampleState(NamedTuple):
   keys_B: jax.Array  # one PRNG key per row
 
 
-def prefill(model, prompts, keys_B, slots):
-  """Run a prompt_batch.PromptBatch once; return a SampleState with room for `slots` tokens per row."""
-  B, P = prompts.ids_BP.shape
-  lengths_B, rows = prompts.lengths_B, prompts.input_ids_BP.shape[0]
-  cache = gpt.init_cache(model.cfg, rows, slots, model.embed_VD[...].dtype)
-  start_B = jnp.zeros(rows, jnp.int32)
+def prefill(model, prompts, keys_B, slots, cache=None, start=0):
+  """Run a prompt_batch.PromptBatch once; return a SampleState with room for `slots` tokens per row.
+
+  cache: keys and values of the first `start` tokens, which input_ids_BP leaves out.
+  """
+  (B, P), rows, lengths_B = prompts.ids_BP.shape, len(prompts.input_ids_BP), prompts.lengths_B
+  cache = cache or gpt.init_cache(model.cfg, rows, slots, model.embed_VD[...].dtype)
+  start_B = jnp.full(rows, start, jnp.int32)
   x_BPD, cache, _ = model.trunk(prompts.input_ids_BP, cache=cache, start_B=start_B, **prompts.inputs)
-  last_B = jnp.tile(lengths_B, rows // B) - 1
+  last_B = jnp.tile(lengths_B, rows // B) - 1 - start
   logits_BV = model.logits(jnp.take_along_axis(x_BPD, last_B[:, None, None], 1))[:, 0]
-  in_prompt_BP = jnp.arange(P)[None] < lengths_B[:, None]
-  token_ids_BT = jnp.zeros((B, slots), jnp.int32)
   return SampleState(
-    token_ids_BT=token_ids_BT.at[:, :P].set(jnp.where(in_prompt_BP, prompts.ids_BP, 0)),
+    token_ids_BT=jnp.pad(prompts.ids_BP, ((0, 0), (0, slots - P))),
     lengths_B=lengths_B,
     limits_B=lengths_B + prompts.span.room_B,
     done_B=jnp.zeros(B, bool),

@@ -26,10 +26,12 @@ def chat(argv):
   /reset begins a new conversation, /exit or Ctrl-D ends, Ctrl-C stops a reply.
   """
   from gpt_jax.evaluation import trained
-  from gpt_jax.sampling import prompts
+  from gpt_jax.sampling import decoding_layout, prompts
+  from gpt_jax.sampling.history import History
 
-  run, is_terminal = trained.load(FLAGS.workdir), sys.stdin.isatty()
+  run, is_terminal, history = trained.load(FLAGS.workdir), sys.stdin.isatty(), History()
   prompts.chat_source(run)
+  run = run._replace(model=decoding_layout.prepare_model(run.model, donate=True))
   if is_terminal:
     import readline  # edits and repeats lines
 
@@ -46,7 +48,7 @@ def chat(argv):
       messages = list(first)
       continue
     messages.append({'role': 'user', 'content': line})
-    reply = write_reply(run, messages)
+    reply = write_reply(run, messages, history)
     if reply is None:
       messages.pop()
     else:
@@ -69,12 +71,12 @@ def read_turns(prompt):
       yield line.strip()
 
 
-def write_reply(run, messages):
+def write_reply(run, messages, history):
   """Print the reply while it is generated -> its text; None for a conversation that cannot go on."""
   reply = ''
   try:
     with contextlib.suppress(KeyboardInterrupt):
-      for piece in run.stream_chat(messages, **sampling_overrides()):
+      for piece in run.stream_chat(messages, history, **sampling_overrides()):
         reply += piece
         say(piece, end='', flush=True)
   except ValueError as error:  # such as a conversation longer than the context

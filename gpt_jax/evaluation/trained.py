@@ -94,8 +94,8 @@ class TrainedRun(NamedTuple):
     """
     return ''.join(self.stream_chat(messages, **sampling))
 
-  def stream_chat(self, messages, **sampling):
-    """Yield the pieces of the reply of `chat` while they are generated."""
+  def stream_chat(self, messages, history=None, **sampling):
+    """Yield the pieces of the reply of `chat` while they are generated; history: see completions.stream."""
     cfg = validate.override(self.cfg.sample, **{'num_samples': 1} | sampling)
     prompt, (ends, stop) = build_chat(self, messages), chat_ends(self)
     cfg = resolve_max_new_tokens(self, [prompt], cfg, 'text')  # at most the room that the conversation leaves
@@ -103,7 +103,7 @@ class TrainedRun(NamedTuple):
       [[(text, _), *_]] = completions.complete(self.model, self.tokenizers, [prompt], cfg, stop, ends)
       yield text
     else:
-      yield from completions.stream_text(self.model, self.tokenizers, prompt, cfg, stop, ends)
+      yield from completions.stream_text(self.model, self.tokenizers, prompt, cfg, stop, ends, history)
 
   def score(self, texts, contexts=()):
     """Score texts -> list of TextScore; contexts: a text before each of them, not scored.

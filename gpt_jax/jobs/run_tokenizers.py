@@ -29,6 +29,15 @@ def build(cfg, workdir):
   return tokenizers.Tokenizers.build(text, *_media(cfg))
 
 
+def _media(cfg, names=tokenizers.base.MODALITIES):
+  """Return the image and the audio tokenizer of a config, None for one that is not named or has no kind."""
+  images = lambda: data.load_images(cfg.data, cfg.image.shape)
+  waves = lambda: data.load_waveforms(cfg.data, cfg.audio.sample_rate, seconds=cfg.audio.seconds)
+  image = tokenizers.image.build(cfg.image, images) if cfg.image.kind and 'image' in names else None
+  audio = tokenizers.audio.build(cfg.audio, waves) if cfg.audio.kind and 'audio' in names else None
+  return image, audio
+
+
 def parent_of(cfg):
   """Return (config key, folder) of the run whose tokenizers a new run takes; None where it builds its own."""
   parents = {f'train.{key}': getattr(cfg.train, key) for key in ('branch_from', 'init_from')}
@@ -38,7 +47,7 @@ def parent_of(cfg):
   return next(named, None)
 
 
-def of_parent(cfg, media=None):
+def of_parent(cfg, media=_media):
   """Return the tokenizers of the run that `parent_of` names, with the specials and codes that it lacks.
 
   media: function (cfg, names) -> (image, audio) tokenizers; default: read from data.
@@ -53,19 +62,10 @@ def of_parent(cfg, media=None):
         f'{key}={base} has the {name} section {base_config.get(name)}, and this config another\n'
         'fix: take that section from its config, as experiments/finetune.py does'
       )
-  return _extend(tokenizers.Tokenizers.load(base / 'tokenizer'), cfg, media or _media)
+  return _extend(tokenizers.Tokenizers.load(base / 'tokenizer'), cfg, media)
 
 
-def _media(cfg, names=tokenizers.base.MODALITIES):
-  """Return the image and the audio tokenizer of a config, None for one that is not named or has no kind."""
-  images = lambda: data.load_images(cfg.data, cfg.image.shape)
-  waves = lambda: data.load_waveforms(cfg.data, cfg.audio.sample_rate, seconds=cfg.audio.seconds)
-  image = tokenizers.image.build(cfg.image, images) if cfg.image.kind and 'image' in names else None
-  audio = tokenizers.audio.build(cfg.audio, waves) if cfg.audio.kind and 'audio' in names else None
-  return image, audio
-
-
-def _extend(toks, cfg, media):
+def _extend(toks, cfg, media=_media):
   """Return the tokenizers with the specials and codes that the run needs and they lack."""
   used = (needed_specials(source.template, toks) for source in cfg.data.mixture.values())
   missing = set().union(*used) - {'eos', *dict(toks.vocabulary.specials)}

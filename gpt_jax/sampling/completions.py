@@ -10,6 +10,7 @@ import numpy as np
 from gpt_jax import sample
 from gpt_jax.cluster.processes import fetch
 from gpt_jax.sampling import beam, decoding_layout, prompt_batch
+from gpt_jax.sampling.history import History
 from gpt_jax.tokenizers import grammar as grammars
 
 
@@ -59,21 +60,26 @@ def _truncate_sample(tokenizers, before, ids, scores, stop):
   return truncated, scores[:count]
 
 
-def stream(model, prompts, cfg, grammar, keys_B=None, every=16):
-  """Yield the state of `sample.generate` after every few tokens; stop consuming to stop."""
-  state, static = sample.start(model, prompts, cfg, grammar, keys_B), sample.static_config(cfg)
+def stream(model, prompts, cfg, grammar, keys_B=None, every=16, history=None):
+  """Yield the state of `sample.generate` after every few tokens; stop consuming to stop.
+
+  history: of one prompt, a History whose tokens are not computed again; it gets those of this generation.
+  """
+  start, history = (history or sample).start, history or History()
+  state, static = start(model, prompts, cfg, grammar, keys_B), sample.static_config(cfg)
   for _ in range(0, cfg.max_new_tokens, every):
-    state = sample.jit_decode(model, state, every, static, grammar)
+    history.state = None  # donated
+    state = history.state = sample.jit_decode(model, state, every, static, grammar)
     # A copy: the next call donates the state, and the caller may keep what it was given.
     yield fetch(state._replace(cache=None, next_logits_BV=None, null_logits_BV=None, keys_B=None))
     if state.done_B.all():
       return
 
 
-def stream_text(model, tokenizers, prompt, cfg, stop=(), ends=()):
+def stream_text(model, tokenizers, prompt, cfg, stop=(), ends=(), history=None):
   """Continue one prompt and yield pieces of text, each as soon as no stop string can change it.
 
-  ends: ids that end the text, too.
+  ends: ids that end the text, too. history: see `stream`.
   """
   check_stop(stop)
   model = decoding_layout.prepare_model(model)
@@ -85,7 +91,7 @@ def stream_text(model, tokenizers, prompt, cfg, stop=(), ends=()):
   before = trailing_text_ids(tokenizers, prompt_ids)  # see `decode_continuation`
   # The decoder may hold back the prompt's last characters (U+FFFD): they are no part of the continuation.
   held = len(tokenizers.decode_text(before)) - sum(len(decoder.push(i)) for i in before)
-  for state in stream(model, [prompt], cfg, grammar):
+  for state in stream(model, [prompt], cfg, grammar, history=history):
     ids = [i for i in state.token_ids_BT[0, length : state.lengths_B[0]] if i not in ends]
     new, length = ''.join(map(decoder.push, ids)), int(state.lengths_B[0])
     text, held = text + new[held:], max(0, held - len(new))

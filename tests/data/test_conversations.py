@@ -259,12 +259,12 @@ def test_a_conversation_longer_than_the_context_is_refused(run):
 
 
 def test_ctrl_c_stops_a_reply_and_keeps_what_was_written(capsys, monkeypatch):
-  def stream(messages, **_):
+  def stream(messages, history, **_):
     yield 'half'
     raise KeyboardInterrupt
 
   monkeypatch.setattr(chat, 'sampling_overrides', dict)
-  assert chat.write_reply(types.SimpleNamespace(stream_chat=stream), []) == 'half'
+  assert chat.write_reply(types.SimpleNamespace(stream_chat=stream), [], None) == 'half'
   lines = iter([KeyboardInterrupt, ' hi ', '', EOFError])
 
   def read(prompt):
