@@ -46,6 +46,7 @@ class Study:
   metric: str = ''  # key of result.json, or TASK/SOURCE/METRIC; '' = valid_loss, or bits per byte
   better: str = 'lower'  # direction of the metric: lower or higher
   tolerance: float = 0.01  # difference of the metric that does not matter
+  outcomes: dict = dataclasses.field(default_factory=dict)  # {further metric: (better, tolerance)}
   unequal_tokens: bool = False  # whether arms are meant to train on different numbers of tokens
   changes: dict = dataclasses.field(default_factory=dict)  # {key: value} of every arm
   count: int = 0  # most arms beside the baseline; draws, proposals; 0 = all
@@ -60,9 +61,12 @@ class Study:
     unknown = [name for name in self.keeps_parameters if name not in self.factors]
     sweep_is_known = not isinstance(self.sweep, str) or self.sweep in SWEEPS
     seeds, directions = self.seed_list, ('lower', 'higher')
+    wrong = [name for name, row in self.outcomes.items() if not _is_outcome(row, directions)]
     for ok, cause, fix in (
       (self.factors or self.sweep == [], 'the study has no factors', 'name at least one, with its levels'),
       (self.better in directions, f'better={self.better!r} is not a direction', 'use lower or higher'),
+      (not wrong, f'outcomes of {wrong} are not (better, tolerance)', "write {'NAME': ('higher', 0.02)}"),
+      (self.metric not in self.outcomes, f'outcomes has metric={self.metric!r} again', 'leave it out'),
       (self.tolerance >= 0, f'tolerance={self.tolerance} is negative', 'use a difference >= 0'),
       (sweep_is_known, f'sweep={self.sweep!r} is not known', f'use one of {", ".join(SWEEPS)}'),
       (self.count >= 0, f'count={self.count} is negative', 'use 0 for all'),
@@ -76,6 +80,11 @@ class Study:
     ):
       if not ok:
         raise ValueError(f'{cause}\nfix: {fix}')
+    if self.outcomes and (self.sequential or 'size' in self.factors):
+      raise ValueError(
+        'outcomes with seeds=Sequential(...) or a factor size, which are judged by one metric\n'
+        'fix: leave out outcomes, or use a number of seeds and no size'
+      )
     if self.sequential:
       self._check_sequential()
 
@@ -102,6 +111,12 @@ class Study:
   def sequential(self):
     """The Sequential of the seeds, or None."""
     return self.seeds if isinstance(self.seeds, Sequential) else None
+
+
+def _is_outcome(row, directions):
+  """Whether a value of `outcomes` is a direction and a tolerance."""
+  is_pair = isinstance(row, tuple | list) and len(row) == 2
+  return is_pair and row[0] in directions and isinstance(row[1], int | float) and row[1] >= 0
 
 
 class Arm(NamedTuple):

@@ -114,7 +114,9 @@ def compute_proof(cfg, study, folder):
     'evaluation code': source_digest.scoring_code(),
     'train.steps': cfg.train.steps,
     'parents': parents,
-    'evaluation settings': evaluation_settings(cfg, study.metric),
+    'evaluation settings': ' '.join(
+      dict.fromkeys(filter(None, (evaluation_settings(cfg, m) for m in (study.metric, *study.outcomes))))
+    ),
   }
   if used := plugins.used_digests(config.to_dict(cfg)):
     inputs['plugins'] = used
@@ -233,11 +235,16 @@ def describe_study(study, arms, proofs):
   """The content of study.json."""
   versions = provenance.versions(hardware.name())
   metric = study.metric or comparability.default_metric([proof.scored_on for proof in proofs.values()])
-  check_metric(metric, arms[0].config, proofs[arms[0].name].scored_on)
+  for name in (metric, *study.outcomes):
+    check_metric(name, arms[0].config, proofs[arms[0].name].scored_on)
   chosen = not study.metric and metric != 'valid_loss'
   keys = ('question', 'name', 'base', 'better', 'tolerance', 'unequal_tokens', 'changes')
   description = {key: getattr(study, key) for key in keys} | {
     'metric': metric,
+    'outcomes': [
+      {'metric': name, 'better': better, 'tolerance': float(tolerance)}
+      for name, (better, tolerance) in study.outcomes.items()
+    ],
     'metric_reason': f'judged by {metric}, as tokenizers differ and losses per token do not compare' * chosen,
     'command': versions['command'],
     'budget': dataclasses.asdict(study.budget),

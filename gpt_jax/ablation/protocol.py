@@ -15,8 +15,9 @@ from gpt_jax.runs.startup_timer import utc_time
 from gpt_jax.runs.text_table import join_some
 
 FIXED = (
-  *('question', 'base', 'base config', 'changes', 'metric', 'better', 'tolerance', 'unequal_tokens', 'seeds'),
-  *('sequential', 'tune', 'tuning', 'budget', 'sweep', 'evaluation code', 'analysis code'),
+  *('question', 'base', 'base config', 'changes', 'metric', 'better', 'tolerance', 'outcomes'),
+  *('unequal_tokens', 'seeds', 'sequential', 'tune', 'tuning', 'budget', 'sweep'),
+  *('evaluation code', 'analysis code'),
 )
 HASHES = ('base config', 'evaluation code', 'analysis code')  # whose values say nothing to a reader
 PROPOSED = 'optuna'  # sweep whose arms are not known before
@@ -61,7 +62,7 @@ def count_results(workdir):
 
 def describe_changes(old, new):
   """Return the differences between two protocols, as texts like 'tolerance 0.01 -> 0.4'."""
-  texts = []
+  texts, old = [], {'outcomes': []} | old  # that of an earlier version has none
   for key in FIXED:
     if key in old and key in new and old[key] != new[key]:
       values = f' {show(old[key])} -> {show(new[key])}'
@@ -75,7 +76,7 @@ def describe_changes(old, new):
 
 def show(value):
   """Return a value of a protocol as text: a range of seeds by their number."""
-  if isinstance(value, list) and value == list(range(len(value))):
+  if value and isinstance(value, list) and value == list(range(len(value))):
     return str(len(value))
   return value if isinstance(value, str) and value else json.dumps(value)
 

@@ -48,8 +48,9 @@ def read_runs(workdir):
 
   Keys: arm, seed, folder, status (done, failed, diverged, killed, hung, unfinished, missing, corrupt),
   message (why it is not done), result (of result.json, or {}), curve ([[tokens, the study's metric], ...]),
-  examples (the metric of each example, [] where predictions.jsonl does not have it), how (alone, replicas or
-  process: how it was trained; '' if unknown).
+  examples (the metric of each example, [] where predictions.jsonl does not have it), further_examples
+  ({metric: examples} of the study's further metrics), how (alone, replicas or process: how it was trained; ''
+  if unknown).
   """
   workdir = Path(workdir).expanduser()
   study = read_study(workdir)
@@ -66,6 +67,8 @@ def read_runs(workdir):
       curve, message = [], message or str(error).partition('\n')[0]
     row = {'arm': arm['name'], 'seed': seed, 'folder': str(folder), 'status': status, 'message': message}
     row |= {'result': result, 'curve': curve, 'how': attempt.get('how', '')}
+    further = [outcome['metric'] for outcome in study.get('outcomes') or ()]
+    row['further_examples'] = {metric: read_examples(folder, result, metric) for metric in further}
     rows.append(row | {'examples': read_examples(folder, result, study['metric'])})
   return rows
 

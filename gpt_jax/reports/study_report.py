@@ -150,6 +150,7 @@ def effect_sections(study):
   scaling = study.analysis.get('scaling') or {}
   by_size = [(f'{effect["levels"]} at {effect["size"]}', effect) for effect in scaling.get('effects') or ()]
   interactions = [(row['levels'], row) for row in study.analysis.get('interactions') or ()]
+  further = [results.arm_sentence(each, arm) for each in study.outcomes()[1:] for arm in each.others]
   against = [(f'{e["factor"]}={e["level"]} against {e["against"]}', e) for e in crossed]
   return [
     Section(
@@ -189,7 +190,7 @@ def effect_sections(study):
     ),
     Section(
       'Results',
-      [study_tables.results_table(study), list(study.analysis.get('notes', ()))],
+      [study_tables.results_table(study), further, list(study.analysis.get('notes', ()))],
       results.protocol(study),
     ),
   ]
@@ -302,7 +303,7 @@ def plan(study):
     'base': spec.get('base', ''),
     'sweep': str(spec.get('sweep', '')).replace('_', ' '),
     **{f'factor {name}': ', '.join(map(str, levels)) for name, levels in (spec.get('factors') or {}).items()},
-    'judged by': f'{study.metric}, {study.better} is better',
+    'judged by': '; '.join(f'{each.metric}, {each.better} is better' for each in study.outcomes()),
     'no difference': f'less than {study.tolerance:g}' if study.tolerance else 'not tested',
     'budget': results.budget(study),
     'seeds': ', '.join(map(str, spec.get('seeds', ()))),

@@ -65,6 +65,15 @@ class StudyResults:
 
     return sorted(arms, key=rank)
 
+  def outcomes(self):
+    """Return the study, and the same in each of its further metrics."""
+    others = []
+    for outcome in self.analysis.get('outcomes') or ():
+      spec = self.spec | {key: outcome[key] for key in ('metric', 'better', 'tolerance')}
+      analysis = self.analysis | {'arms': outcome['arms']}
+      others.append(StudyResults(spec, self.rows, analysis, self.attempts, self.folder))
+    return [self, *others]
+
   def runs_of(self, name):
     """Return the rows of one arm, by seed."""
     return sorted((row for row in self.rows if row['arm'] == name), key=lambda row: row['seed'])
@@ -199,9 +208,10 @@ def protocol(study):
   base = f'the baseline {base_name(study.baseline)}'.strip()
   later = '; '.join(study.analysis.get('exploratory') or ())
   changed = f' Exploratory: {later}.' if later else ''
+  metrics = '; '.join(f'{each.better} {each.metric} is better' for each in study.outcomes())
   return (
     f'Budget: {budget(study)}. {seed_count(study)} an arm. Differences are paired '
-    f'by seed, against {base}; {study.better} {study.metric} is better. '
+    f'by seed, against {base}; {metrics}. '
     f'Intervals: 95 %, t; p corrected by Holm.{changed}'
   )
 

@@ -39,35 +39,47 @@ def badge(verdict):
 
 
 def results_table(study):
-  """Return the main table: mean, difference, intervals, p and verdict of each arm."""
-  rows, planned = [], len(study.spec.get('seeds', ()))
-  sequential = study.spec.get('sequential')
+  """Return the main table: mean, difference, intervals, p and verdict of each arm in each metric."""
+  outcomes = study.outcomes()
+  rows = [row for outcome in outcomes for row in outcome_rows(outcome, len(outcomes) > 1)]
+  mean = f'>{study.metric} \u00b1 sd' if len(outcomes) == 1 else '>mean \u00b1 sd'
+  header = ('metric', 'arm', mean, '>seeds', '>difference', '>95 % interval', '>p (Holm)', 'verdict')
+  return make_table(header, rows, difference=page.strong, verdict=badge)
+
+
+def outcome_rows(study, names_metric):
+  """Yield the rows of results_table in one metric."""
+  planned, sequential = len(study.spec.get('seeds', ())), study.spec.get('sequential')
   for arm in study.arms:
     mean, spread = study.value(arm, 'mean'), study.value(arm, 'sd')
     seeds = int(results.number(arm, 'n', 0))
-    row = [results.label(arm), f'{mean} \u00b1 {spread}' if mean and spread else mean]
+    row = [study.metric * names_metric, results.label(arm), f'{mean} \u00b1 {spread}' if spread else mean]
     row += [f'{seeds}' if seeds == planned or sequential else f'{seeds} of {planned}']
     if arm.get('is_baseline'):
-      rows.append([*row, '', '', '', 'baseline'])
+      yield [*row, '', '', '', 'baseline']
     else:
-      row += [study.difference(arm), study.interval(arm), p_value(arm)]
-      rows.append([*row, arm.get('verdict') or 'undecided'])
-  header = ('arm', f'>{study.metric} \u00b1 sd', '>seeds', '>difference', '>95 % interval')
-  return make_table((*header, '>p (Holm)', 'verdict'), rows, difference=page.strong, verdict=badge)
+      yield [
+        *row,
+        study.difference(arm),
+        study.interval(arm),
+        p_value(arm),
+        arm.get('verdict') or 'undecided',
+      ]
 
 
 def paper_table(study):
   """Return the main table in the width of a page: the interval beside the difference, no count of seeds."""
-  rows = []
-  for arm in study.arms:
-    mean, spread = study.value(arm, 'mean'), study.value(arm, 'sd')
-    verdict = 'baseline' if arm.get('is_baseline') else arm.get('verdict') or 'undecided'
-    verdict += ', in doubt' if arm.get('doubt') else ''
-    difference = '' if arm.get('is_baseline') else study.effect(arm)
-    rows.append(
-      (results.label(arm), f'{mean} \u00b1 {spread}' if spread else mean, difference, p_value(arm), verdict)
-    )
-  return make_table(('arm', f'>{study.metric} \u00b1 sd', '>difference (95 %)', '>p', 'verdict'), rows)
+  rows, outcomes = [], study.outcomes()
+  for outcome in outcomes:
+    for arm in outcome.arms:
+      mean, spread = outcome.value(arm, 'mean'), outcome.value(arm, 'sd')
+      verdict = 'baseline' if arm.get('is_baseline') else arm.get('verdict') or 'undecided'
+      verdict += ', in doubt' if arm.get('doubt') else ''
+      difference = '' if arm.get('is_baseline') else outcome.effect(arm)
+      row = [results.label(arm), outcome.metric * (len(outcomes) > 1)]
+      rows.append([*row, f'{mean} \u00b1 {spread}' if spread else mean, difference, p_value(arm), verdict])
+  mean = f'>{study.metric} \u00b1 sd' if len(outcomes) == 1 else '>mean \u00b1 sd'
+  return make_table(('arm', 'metric', mean, '>difference (95 %)', '>p', 'verdict'), rows)
 
 
 def rescored_table(study):
@@ -104,7 +116,7 @@ def tuning_table(study):
 
 
 def effects_table(study, what, effects):
-  """Return a table of [(name, result of inference.judge)]."""
+  """Return a table of [(name, result of judging.judge)]."""
   rows = [
     (name, study.difference(effect), study.interval(effect), p_value(effect), effect['verdict'])
     for name, effect in effects
@@ -165,7 +177,8 @@ def measures_table(study):
   """
   values = {results.label(arm): other_measures(study, arm['name']) for arm in study.arms}
   names = dict.fromkeys(name for measures in values.values() for name in measures)
-  names = [name for name in names if name != study.spec.get('metric')]
+  tested = {outcome.spec.get('metric') for outcome in study.outcomes()}
+  names = [name for name in names if name not in tested]
   cell = lambda arm, name: spread(values[arm].get(name, ()))
   if len(names) > len(values):
     rows = [[name.replace('_', ' '), *(cell(arm, name) for arm in values)] for name in names]
@@ -259,9 +272,18 @@ def parameter_changes(diff):
 
 
 def to_csv(study):
-  """Return one line an arm with every number in full, and its value of each seed."""
+  """Return one line an arm and metric with every number in full, and its value of each seed."""
+  rows = [row for outcome in study.outcomes() for row in csv_rows(outcome)]
+  text = io.StringIO()
+  writer = csv.DictWriter(text, rows[0] if rows else (), lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
+  return text.getvalue()
+
+
+def csv_rows(study):
+  """Yield the lines of to_csv in one metric."""
   seeds = study.spec.get('seeds', ())
-  rows = []
   for arm in study.arms:
     is_base = bool(arm.get('is_baseline'))
     row = {
@@ -279,12 +301,7 @@ def to_csv(study):
       row |= {f'{prefix}{end}': in_full(bound) for end, bound in bounds}
     row |= {'why not comparable': '; '.join(arm.get('reasons') or ())}
     values = arm.get('values') or {}
-    rows.append(row | {f'seed {seed}': in_full(values.get(str(seed), values.get(seed))) for seed in seeds})
-  text = io.StringIO()
-  writer = csv.DictWriter(text, rows[0] if rows else (), lineterminator='\n')
-  writer.writeheader()
-  writer.writerows(rows)
-  return text.getvalue()
+    yield row | {f'seed {seed}': in_full(values.get(str(seed), values.get(seed))) for seed in seeds}
 
 
 def in_full(value):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gpt_jax.ablation.stats import inference, sequential
+from gpt_jax.ablation.stats import inference, judging, sequential
 from gpt_jax.ablation.stats.sequential import Sequential
 
 DESIGN = Sequential()
@@ -73,17 +73,17 @@ def test_an_interval_covers_the_effect_at_every_look():
 def test_judging_uses_the_sequential_p_value_in_the_order_of_seeds():
   difference_N = np.random.default_rng(2).normal(0.9, 1.0, 14)
   comparison = ({str(k): x for k, x in enumerate(difference_N)}, {str(k): 0.0 for k in range(14)})
-  [judged] = inference.judge([comparison], tolerance=0.01, design=DESIGN)
+  [judged] = judging.judge([comparison], tolerance=0.01, design=DESIGN)
   p_K = sequential.p_values(difference_N[None], DESIGN)
   assert judged['p'] == pytest.approx(float(sequential.sequential_p(p_K, DESIGN)[0]), abs=2e-4)
-  assert judged['p'] > inference.judge([comparison])[0]['p']
+  assert judged['p'] > judging.judge([comparison])[0]['p']
   low, high = judged['interval']
   assert (low > 0) == (judged['p'] <= inference.ALPHA) and low < difference_N.mean() < high
   assert judged['verdict'] == 'worse' and judged['seeds_needed'] == 0
 
 
 def test_before_the_first_look_nothing_is_decided():
-  [judged] = inference.judge([({0: 1.0, 1: 1.1}, {0: 0.0, 1: 0.0})], design=DESIGN)
+  [judged] = judging.judge([({0: 1.0, 1: 1.1}, {0: 0.0, 1: 0.0})], design=DESIGN)
   assert (judged['verdict'], judged['p'], judged['interval']) == ('undecided', None, None)
   assert judged['seeds_needed'] == 18
 

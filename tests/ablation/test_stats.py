@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from gpt_jax.ablation.stats import analyze, inference
+from gpt_jax.ablation.stats import analyze, inference, judging
 
 
 def make_study(names=('a', 'b'), seeds=5, **changes):
@@ -65,13 +65,13 @@ def test_differences_without_spread_are_no_evidence():
     assert (test['mean'], test['p'], test['interval']) == (0.5, None, None)
   # 0.9 - 0.8 and 0.8 - 0.7 differ by rounding.
   for values in ({0: 0.9, 1: 0.8}, {0: 0.9, 1: 0.9}):
-    [verdict] = inference.judge([(values, {seed: x - 0.1 for seed, x in values.items()})])
+    [verdict] = judging.judge([(values, {seed: x - 0.1 for seed, x in values.items()})])
     assert (verdict['verdict'], verdict['p'], verdict['seeds_needed']) == ('undecided', None, 1)
 
 
 def test_a_constant_difference_of_counts_is_certain():
   """Seeds do not vary the number of parameters; of one seed nobody knows that."""
-  judge = lambda more, seeds, **settings: inference.judge(
+  judge = lambda more, seeds, **settings: judging.judge(
     [(dict.fromkeys(range(seeds), 1000 + more), dict.fromkeys(range(seeds), 1000))], exact=True, **settings
   )[0]
   larger = judge(24, 2)
@@ -101,7 +101,7 @@ def test_sign_flips_equal_scipy(one_sided):
 def judge_differences(difference_N, **settings):
   """The judgment of one arm whose runs differ from the baseline's by these numbers."""
   pair = dict(enumerate(difference_N)), dict.fromkeys(range(len(difference_N)), 0.0)
-  return inference.judge([pair], **settings)[0]
+  return judging.judge([pair], **settings)[0]
 
 
 def test_sign_flips_that_contradict_t_are_in_the_verdict():
@@ -116,7 +116,7 @@ def test_sign_flips_that_contradict_t_are_in_the_verdict():
 
 
 def test_sign_flips_check_equivalence_too():
-  doubt = lambda p, flips: inference._doubt(
+  doubt = lambda p, flips: judging._doubt(
     'no difference', {'p': 0.5, 'p_sign_flip': 0.5, 'p_equivalence': p, 'se_examples': 0.0}, flips
   )
   assert 'sign flips give p = 0.12, t p = 0.04' in doubt(0.04, 0.12)
@@ -143,7 +143,7 @@ def test_holm_of_several_families_leaves_out_what_is_unknown():
 def test_many_tests_at_once_are_those_of_judge():
   difference_AN = np.random.default_rng(0).normal(0.5, 1, (4, 5))
   base = dict.fromkeys(range(5), 0.0)
-  wanted = inference.judge([(dict(enumerate(one)), base) for one in difference_AN])
+  wanted = judging.judge([(dict(enumerate(one)), base) for one in difference_AN])
   adjusted = inference.holm(inference.paired_test(difference_AN)[-1])
   np.testing.assert_allclose(adjusted, [one['p_holm'] for one in wanted])
 
@@ -210,7 +210,7 @@ def test_the_interval_of_the_arm_picked_as_best_covers_its_effect():
   for _ in range(60):
     base, *arms = rng.normal(size=(7, 5))
     pairs = [(dict(enumerate(arm - 1.5)), dict(enumerate(base))) for arm in arms]
-    better = [verdict for verdict in inference.judge(pairs) if verdict['verdict'] == 'better']
+    better = [verdict for verdict in judging.judge(pairs) if verdict['verdict'] == 'better']
     if better:
       best = min(better, key=lambda verdict: verdict['difference'])
       bounds = best['family_interval'], best['interval']

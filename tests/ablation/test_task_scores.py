@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gpt_jax.ablation.stats import analyze, inference, scores
+from gpt_jax.ablation.stats import analyze, inference, judging, scores
 from gpt_jax.reports import study_figures, study_results
 from tests import ablation_study
 from tests.ablation.test_stats import curve, make_row, make_study, of_arm
@@ -31,14 +31,14 @@ def test_a_share_of_examples_is_known_by_its_value(value, n, examples):
 
 def test_a_share_is_no_more_certain_than_its_examples():
   """Five seeds agree that 3 of 100 examples differ: 3 against 0 is chance (McNemar); 20 against 0 is not."""
-  judge = lambda hits, seeds=5, n=100: inference.judge(
+  judge = lambda hits, seeds=5, n=100: judging.judge(
     [(dict.fromkeys(range(seeds), 0.5 + hits / n), dict.fromkeys(range(seeds), 0.5))], 'higher', 0.0, n
   )[0]
   assert judge(3)['verdict'] == 'undecided' and judge(3)['interval'][0] < 0
   assert judge(20)['verdict'] == 'better' and judge(20)['interval'][0] > 0
   assert judge(50)['verdict'] == 'better', 'all of the others'
   assert judge(50, seeds=2)['verdict'] == 'undecided', 'two equal seeds have no spread'
-  none = inference.judge([({0: 0.5, 1: 0.5}, {0: 0.5, 1: 0.5})], 'higher', 0.01, 100)
+  none = judging.judge([({0: 0.5, 1: 0.5}, {0: 0.5, 1: 0.5})], 'higher', 0.01, 100)
   assert none[0]['verdict'] == 'undecided', 'a difference below one example cannot be seen'
 
 
@@ -67,7 +67,7 @@ def false_studies(examples, accuracy, seeds, arms, studies):
   for _ in range(studies):
     base, *others = rng.binomial(examples, accuracy, (arms + 1, seeds)) / examples
     pairs = [(dict(enumerate(other)), dict(enumerate(base))) for other in others]
-    verdicts = inference.judge(pairs, 'higher', 0.0, examples)
+    verdicts = judging.judge(pairs, 'higher', 0.0, examples)
     count += any(verdict['verdict'] in ('better', 'worse') for verdict in verdicts)
   return count
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import error_rates
-from gpt_jax.ablation.stats import inference
+from gpt_jax.ablation.stats import inference, judging
 
 RESULT = error_rates.record.STUDIES / 'error_rates.json'
 MOST = 0.055  # family-wise, of 20,000 studies whose true rate is at most 5 %
@@ -43,9 +43,7 @@ def test_studies_of_the_benchmark_are_judged_as_in_reports():
   p_holm = inference.holm(inference.paired_test(difference_SAN, examples)[-1])
   for difference_AN, adjusted in zip(difference_SAN, p_holm, strict=True):
     base = dict.fromkeys(range(5), 0.0)
-    verdicts = inference.judge(
-      [(dict(enumerate(one)), base) for one in difference_AN], 'higher', 0.0, examples
-    )
+    verdicts = judging.judge([(dict(enumerate(one)), base) for one in difference_AN], 'higher', 0.0, examples)
     assert [verdict['p_holm'] for verdict in verdicts] == pytest.approx(adjusted)
 
 

@@ -7,7 +7,7 @@ far. A study that is killed repeats its rounds from the results, without trainin
 
 from gpt_jax.ablation import store
 from gpt_jax.ablation.execute import runner
-from gpt_jax.ablation.stats import inference, scores
+from gpt_jax.ablation.stats import judging, scores
 from gpt_jax.runs import loggers, records
 
 dry_run = runner.dry_run
@@ -73,11 +73,11 @@ class Rounds:
     self.counts[self.baseline] = max(self.counts.values())
 
   def judge(self):
-    """{arm: its inference.judge dict} of the results so far."""
+    """{arm: its judging.judge dict} of the results so far."""
     study = store.read_study(self.workdir)
     rows = [row | {'seed': str(row['seed'])} for row in store.read_runs(self.workdir)]
     scored, names = scores.collect_scores(rows, study['metric']), list(self.counts)
     names.remove(self.baseline)
     comparisons = [scored.comparison(study, name, self.baseline) for name in names]
-    verdicts = inference.judge_family(study, comparisons, scored.examples)
+    verdicts = judging.judge_family(study, comparisons, scored.examples)
     return dict(zip(names, verdicts, strict=True))

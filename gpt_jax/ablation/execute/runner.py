@@ -167,12 +167,13 @@ def check_same(workdir, old, new):
     raise ValueError(
       f'workdir={workdir} holds another study: {old["name"]} of {old["base"]}\nfix: give a new --workdir'
     )
+  same_metric = all((old.get(key) or []) == (new.get(key) or []) for key in ('metric', 'outcomes'))
   for name in common:
     if before[name] is None:
       raise ValueError(
         f'workdir={workdir} was begun by an earlier version of gpt_jax\nfix: give a new --workdir'
       )
-    differing = changed_inputs(before[name], now[name], old['metric'] == new['metric'])
+    differing = changed_inputs(before[name], now[name], same_metric)
     if differing:
       rescore = f'run launch.py report --workdir={workdir} --rescore, ' * (differing == ['evaluation code'])
       raise ValueError(
@@ -329,8 +330,9 @@ def judge(workdir, say=loggers.say):
       say(f'{row["arm"]} seed {row["seed"]} is {row["status"]}: {row["message"][:200]}')
   analysis = analyze.analyze(record_look(workdir, rows), rows)
   records.write_json(Path(workdir) / 'analysis.json', analysis)
-  for arm in analysis['arms']:
-    say(arm['sentence'])
+  for each in (analysis, *analysis['outcomes']):
+    for arm in each['arms']:
+      say(arm['sentence'])
   study_report.write_report(workdir)
   say(f'report: {Path(workdir) / "report.html"}')
   return analysis

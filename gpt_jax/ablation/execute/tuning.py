@@ -16,7 +16,7 @@ import numpy as np
 from gpt_jax import config, step
 from gpt_jax.ablation import budget, design, proof, protocol, store
 from gpt_jax.ablation.execute import replicas, rounds, runner
-from gpt_jax.ablation.stats import inference, scores
+from gpt_jax.ablation.stats import judging, scores
 from gpt_jax.ablation.sweeps import Range
 from gpt_jax.runs import loggers, records
 
@@ -140,7 +140,14 @@ class Search:
     candidates.sort(key=lambda candidate: not candidate.is_baseline)
     factors = {**self.study.factors, **{key: [0] for key in self.keys}}
     study = dataclasses.replace(
-      self.study, factors=factors, sweep=[], seeds=self.seeds, tune={}, keeps_parameters=(), count=0
+      self.study,
+      factors=factors,
+      sweep=[],
+      seeds=self.seeds,
+      tune={},
+      outcomes={},
+      keeps_parameters=(),
+      count=0,
     )
     proofs = self.derive_proofs(candidates)
     description = proof.describe_study(study, candidates, proofs)
@@ -208,9 +215,7 @@ class Search:
     comparisons = [
       scores.Scores(of_own, {}, {}, self.scored.examples).comparison(study, name, base) for name in others
     ]
-    verdicts = dict(
-      zip(others, inference.judge_family(study, comparisons, self.scored.examples), strict=True)
-    )
+    verdicts = dict(zip(others, judging.judge_family(study, comparisons, self.scored.examples), strict=True))
     keys = ('verdict', 'difference', 'interval', 'p_holm', 'n')
     arms = {}
     for arm in self.arms:

@@ -11,41 +11,111 @@ import math
 import numpy as np
 
 from gpt_jax.ablation import protocol
-from gpt_jax.ablation.stats import comparability, inference, main_effects, scores, size_laws
+from gpt_jax.ablation.stats import comparability, inference, judging, main_effects, scores, size_laws
 from gpt_jax.ablation.sweeps import SWEEPS
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)  # of an arm's own tokens, where learning curves are compared
 FAILED = ('failed', 'diverged', 'killed', 'hung', 'corrupt')  # ended without a result
-NO_VERDICT = inference.judge([({}, {})])[0]  # of an arm that is not compared
+NO_VERDICT = judging.judge([({}, {})])[0]  # of an arm that is not compared
 NO_CURVES = {'at_fractions': [], 'speedup': None}
 
 
 def analyze(study, rows):
   """Judge every arm against the baseline, and main effects and interactions, as one family -> the analysis.
 
+  The arms in each further metric of `outcomes` of the study belong to the family, too.
   In a study with a factor 'size' arms are judged at each size, see size_laws.effects_by_size, and an arm with
   another size or number of tokens than the baseline is 'not judged' here.
 
   Returns:
     {metric, better, tolerance, protocol and exploratory (of protocol.py), baseline, seeds, looks (numbers of
     seeds at earlier judgments), family (number of comparisons), arms, effects, interactions (see
-    main_effects), runner_up (see inference.best_against_second), pairing, scaling (see size_laws), notes}.
+    main_effects), runner_up (see judging.best_against_second), pairing, scaling (see size_laws), notes,
+    outcomes: [{metric, better, tolerance, arms}] of further metrics, without curves}.
     arms, the baseline first: {name, is_baseline, n (seeds compared), mean, sd, values: {seed: value} (of all
-    finished seeds), the keys of inference.judge, sentence, speedup, seconds, tokens, targets,
+    finished seeds), the keys of judging.judge, sentence, speedup, seconds, tokens, targets,
     tokens_per_second, parameters, failed, statuses: {status: runs}, at_fractions: [[fraction, difference of
     the curves, low, high], ...]}.
 
   Raises:
     ValueError: no finished run has the metric.
   """
-  metric, better, tolerance = study['metric'], study['better'], float(study['tolerance'])
   rows = [row | {'seed': str(row['seed'])} for row in rows]
-  scored = scores.collect_scores(rows, metric)
+  scored = scores.collect_scores(rows, study['metric'])
   baseline = next(arm['name'] for arm in study['arms'] if arm['is_baseline'])
-  verdicts, judged, family = _judge_family(study, scored, baseline)
+  more = [_further_outcome(study, rows, settings) for settings in study.get('outcomes') or ()]
+  verdicts, judged, more_verdicts, family = _judge_family(study, scored, baseline, more)
+  arms, exploratory = _describe_arms(study, rows, scored, verdicts), protocol.exploratory(study)
+  outcomes = [
+    {key: view[key] for key in ('metric', 'better', 'tolerance')} | {'arms': _describe_arms(view, *of_view)}
+    for (view, *of_view) in ((*each, judged) for each, judged in zip(more, more_verdicts, strict=True))
+  ]
+  looks = list(study.get('looks') or ())
+  examples = max(each.examples for each in (scored, *(of_view for *_, of_view in more)))
+  return {
+    'metric': study['metric'],
+    'better': study['better'],
+    'tolerance': float(study['tolerance']),
+    'protocol': study.get('protocol', ''),
+    'exploratory': exploratory,
+    'baseline': baseline,
+    'seeds': sorted({row['seed'] for row in rows}, key=lambda seed: (not seed.isdigit(), seed.zfill(20))),
+    'looks': looks,
+    'family': family,
+    'arms': arms,
+    'outcomes': outcomes,
+    **judged,
+    'pairing': _pairing_gain([arm for arm in arms if arm['name'] != baseline]),
+    'runner_up': judging.best_against_second(study, scored, verdicts),
+    'notes': _notes(study, arms, outcomes, family, looks, examples),
+  }
+
+
+def _further_outcome(study, rows, settings):
+  """-> (the study by another metric, the rows with its examples and without curves, their Scores)."""
+  metric = settings['metric']
+  rows = [row | {'curve': [], 'examples': row.get('further_examples', {}).get(metric)} for row in rows]
+  return study | settings, rows, scores.collect_scores(rows, metric)
+
+
+def _judge_family(study, scored, baseline, more):
+  """-> ({arm: verdict of judging}, {effects, interactions, scaling}, [{arm: verdict}] of more, comparisons).
+
+  more: list of _further_outcome. comparisons: their number.
+  """
+  by_size, pairs = [], [(arm['name'], baseline) for arm in study['arms'] if not arm['is_baseline']]
+  others = [name for name, _ in pairs]
+  if size_laws.has_sizes(study):
+    by_size, pairs = size_laws.effects_by_size(study)
+  comparisons = [scored.comparison(study, name, base) for name, base in pairs]
+  effects, interactions, crossed = main_effects.crossed_effects(study, scored)
+  outcomes = [judging.outcome_of(study, comparisons + crossed, scored.examples)]
+  for view, _, of_view in more:
+    comparisons = [of_view.comparison(view, name, baseline) for name in others]
+    outcomes.append(judging.outcome_of(view, comparisons, of_view.examples))
+  verdicts, *more_verdicts = judging.judge_outcomes(outcomes, judging.sequential_of(study))
+  family = sum(verdict['p'] is not None for each in (verdicts, *more_verdicts) for verdict in each)
+  more_verdicts = [dict(zip(others, each, strict=True)) for each in more_verdicts]
+  verdicts = iter(verdicts)
+  of_pairs = list(itertools.islice(verdicts, len(pairs)))
+  by_arm = {name: verdict for (name, base), verdict in zip(pairs, of_pairs, strict=True) if base == baseline}
+  judge = lambda about: [each | verdict for each, verdict in zip(about, verdicts, strict=False)]
+  judged = {'effects': judge(effects), 'interactions': judge(interactions)}
+  by_size = [effect | verdict for effect, verdict in zip(by_size, of_pairs, strict=False)]
+  judged['scaling'] = size_laws.fit_size_study(study, scored, by_size)
+  return by_arm, judged, more_verdicts, family
+
+
+# --------------------------------------------------------------------------------------- values
+
+
+def _describe_arms(study, rows, scored, verdicts):
+  """The entries of all arms in the metric of a study, the baseline first."""
   by_arm = {arm['name']: [row for row in rows if row['arm'] == arm['name']] for arm in study['arms']}
   arms, exploratory = [], protocol.exploratory(study)
-  for planned in sorted(study['arms'], key=lambda arm: not arm['is_baseline']):
+  planned_arms = sorted(study['arms'], key=lambda arm: not arm['is_baseline'])
+  baseline = planned_arms[0]['name']
+  for planned in planned_arms:
     name = planned['name']
     arm = _summarize_arm(planned, by_arm[name], scored.values.get(name, {}))
     if name in verdicts:
@@ -55,48 +125,11 @@ def analyze(study, rows):
       arm |= {'missing': len(scored.missing.get(name, ()))}
       arm |= {'verdict': 'baseline' if name == baseline else 'not judged'}
     compares = name in verdicts and not arm['reasons']
-    arm |= compare_curves(by_arm[name], by_arm[baseline], better) if compares else NO_CURVES
+    arm |= compare_curves(by_arm[name], by_arm[baseline], study['better']) if compares else NO_CURVES
     mark = ' Exploratory.' if exploratory and name != baseline else ''
-    sentence = _sentence(arm, comparability.label(study), tolerance, study.get('sequential'))
+    sentence = _sentence(arm, comparability.label(study), float(study['tolerance']), study.get('sequential'))
     arms.append(arm | {'sentence': sentence + mark})
-  looks = list(study.get('looks') or ())
-  return {
-    'metric': metric,
-    'better': better,
-    'tolerance': tolerance,
-    'protocol': study.get('protocol', ''),
-    'exploratory': exploratory,
-    'baseline': baseline,
-    'seeds': sorted({row['seed'] for row in rows}, key=lambda seed: (not seed.isdigit(), seed.zfill(20))),
-    'looks': looks,
-    'family': family,
-    'arms': arms,
-    **judged,
-    'pairing': _pairing_gain([arm for arm in arms if arm['name'] != baseline]),
-    'runner_up': inference.best_against_second(study, scored, verdicts),
-    'notes': _notes(study, arms, family, looks, scored.examples),
-  }
-
-
-def _judge_family(study, scored, baseline):
-  """-> ({arm: its inference.judge dict}, {effects, interactions, scaling}, number of comparisons)."""
-  by_size, pairs = [], [(arm['name'], baseline) for arm in study['arms'] if not arm['is_baseline']]
-  if size_laws.has_sizes(study):
-    by_size, pairs = size_laws.effects_by_size(study)
-  comparisons = [scored.comparison(study, name, base) for name, base in pairs]
-  effects, interactions, crossed = main_effects.crossed_effects(study, scored)
-  verdicts = inference.judge_family(study, comparisons + crossed, scored.examples)
-  family = sum(verdict['p'] is not None for verdict in verdicts)
-  verdicts = iter(verdicts)
-  of_pairs = list(itertools.islice(verdicts, len(pairs)))
-  by_arm = {name: verdict for (name, base), verdict in zip(pairs, of_pairs, strict=True) if base == baseline}
-  judge = lambda about: [each | verdict for each, verdict in zip(about, verdicts, strict=False)]
-  judged = {'effects': judge(effects), 'interactions': judge(interactions)}
-  by_size = [effect | verdict for effect, verdict in zip(by_size, of_pairs, strict=False)]
-  return by_arm, judged | {'scaling': size_laws.fit_size_study(study, scored, by_size)}, family
-
-
-# --------------------------------------------------------------------------------------- values
+  return arms
 
 
 def _summarize_arm(arm, rows, values):
@@ -303,14 +336,15 @@ def _seeds_saved(study, arms):
   )
 
 
-def _notes(study, arms, family, looks, examples):
+def _notes(study, arms, outcomes, family, looks, examples):
   """What a reader must know to interpret the numbers."""
   metric, tolerance = comparability.label(study), float(study['tolerance'])
   reason = str(study.get('metric_reason') or '')  # read from a file
   notes = [f'{reason[:1].upper()}{reason[1:]}.'] if reason else []
   notes += [
     f'Differences are arm minus baseline in {metric}, seed by seed. Intervals are 95 % of one arm '
-    f'(paired t); p values and verdicts are Holm-corrected over {family} comparisons.'
+    f'(paired t); p values and verdicts are Holm-corrected over {family} comparisons'
+    + (f' in {1 + len(outcomes)} metrics.' if outcomes else '.')
   ]
   if study.get('sequential'):
     notes.append(_seeds_saved(study, arms))
@@ -331,7 +365,7 @@ def _notes(study, arms, family, looks, examples):
     )
   elif any(arm['verdict'] == 'undecided' for arm in arms) and not study.get('sequential'):
     notes.append('Adding seeds and judging again is a second look: verdicts are then not at 5 %.')
-  if any(arm['se_examples'] for arm in arms):
+  if any(arm['se_examples'] for each in (arms, *(outcome['arms'] for outcome in outcomes)) for arm in each):
     notes.append(
       'Intervals include the error of having drawn these '
       f'{f"{examples} " if examples else ""}examples, which more seeds do not make smaller.'
@@ -343,7 +377,7 @@ def _notes(study, arms, family, looks, examples):
   if fewest < 5:
     notes.append(
       f'With {fewest} seeds intervals are wide, and what is undecided may well be real. Verdicts assume '
-      f'normal differences; sign flips check that from {inference.MIN_FLIPS} seeds on.'
+      f'normal differences; sign flips check that from {judging.MIN_FLIPS} seeds on.'
     )
   for arm in (arm for arm in arms if arm['failed']):
     failed, name = arm['failed'], arm['name']

@@ -12,7 +12,7 @@ import collections
 
 import numpy as np
 
-from gpt_jax.ablation.stats import comparability, inference, size_laws
+from gpt_jax.ablation.stats import comparability, judging, size_laws
 from gpt_jax.ablation.sweeps import SWEEPS
 
 
@@ -35,17 +35,17 @@ def crossed_effects(study, scored):
       used = [name for name in names if name in {first for first, _ in pairs}]
       others = [arm['name'] for arm in study['arms'] if arm['levels'][factor] == against]
       effects.append({'factor': factor, 'level': level, 'against': against, 'arms': len(used)})
-      comparisons.append(inference.Comparison(*sides, *_judgment_inputs(study, scored, used, others, pairs)))
+      comparisons.append(judging.Comparison(*sides, *_judgment_inputs(study, scored, used, others, pairs)))
   for _, both, first, second, base in interactions:
     sides = (_sums(names, scored.values) for names in ((both, base), (first, second)))
     pairs = [(name, base) for name in (both, first, second)]
     inputs = _judgment_inputs(study, scored, (both, first, second), (base,), pairs)
-    comparisons.append(inference.Comparison(*sides, *inputs))
+    comparisons.append(judging.Comparison(*sides, *inputs))
   return effects, [{'levels': levels} for levels, *_ in interactions], comparisons
 
 
 def _judgment_inputs(study, scored, used, others, pairs):
-  """(diverged, base_diverged, missing, reasons) of an inference.Comparison of two groups of arms."""
+  """(diverged, base_diverged, missing, reasons) of an judging.Comparison of two groups of arms."""
   arms = {arm['name']: arm for arm in study['arms']}
   lost = (sum(scored.diverged.get(name, 0) for name in group) for group in (used, others))
   missing = set().union(*(scored.missing.get(name, set()) for name in {*used, *others}))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt_jax.ablation.stats import comparability, inference
+from gpt_jax.ablation.stats import comparability, judging
 from gpt_jax.runs.metric_names import score_name
 
 
@@ -21,14 +21,14 @@ class Scores(NamedTuple):
   ways: dict = {}  # {arm: {seed: training_way}}
 
   def comparison(self, study, name, base):
-    """The inference.Comparison of two arms by name."""
+    """The judging.Comparison of two arms by name."""
     arms = {arm['name']: arm for arm in study['arms']}
     missing = self.missing.get(name, set()) | self.missing.get(base, set())
     reasons = comparability.reasons(study, arms[name], arms[base])
     if comparability.metric_kind(study['metric']) == 'speed':
       ways, base_ways = (self.ways.get(arm, {}) for arm in (name, base))
       reasons += comparability.speed_reasons([(ways[s], base_ways[s]) for s in ways if s in base_ways])
-    return inference.Comparison(
+    return judging.Comparison(
       *(self.values.get(arm, {}) for arm in (name, base)),
       *(self.diverged.get(arm, 0) for arm in (name, base)),
       len(missing),
