@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import json
 import os
 from unittest import mock
 
@@ -91,6 +92,32 @@ def codec_section(modality, **changes):
 def codec(modality, **changes):
   """A tiny learned tokenizer as a Config."""
   return config.build(config.Config, codec_section(modality, **changes))
+
+
+def questions(path):
+  """Write forty questions, each with an answer and another one -> data.mixture of them."""
+  record = lambda n: {'question': f'say {n:02d}', 'chosen': f'{n % 10}' * 3, 'rejected': 'abcdefg'[n % 7] * 2}
+  path.write_text(''.join(json.dumps(record(n)) + '\n' for n in range(40)))
+  return {'records': {'kind': 'jsonl', 'path': str(path), 'template': '{question} -> {chosen}'}}
+
+
+def on_base(base, records, job='gpt', **changes):
+  """The Config of a job that begins with the run folder `base`, or learns from it.
+
+  records: data.mixture of `questions`, for preferences and rewards. changes: {section: {key: value}}.
+  """
+  pooled = job in ('dpo', 'grpo')
+  cfg = section(data__mixture=records) if pooled else section()
+  cfg.tokenizer = config.section(config.of_run(base).tokenizer)
+  if pooled:
+    cfg.data.packing, cfg.optim.ema = 'first_fit', 0.0
+  node, key = (cfg.distil, 'teacher') if job == 'distil' else (cfg.train, 'init_from')
+  node[key] = str(base)
+  cfg.grpo.update(group=4, max_new_tokens=3)
+  cfg.train.update(job=job, steps=4, eval_every=2, sample_every=0)
+  for name, values in changes.items():
+    cfg[name].update(values)
+  return config.build(config.Config, cfg)
 
 
 def stop_before(step):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import jax
 
-from gpt_jax import config, step
+from gpt_jax import config, step, train
 from gpt_jax.ablation import budget, source_digest
 from gpt_jax.ablation.stats import comparability, size_laws
 from gpt_jax.ablation.sweeps import Proposed
@@ -25,7 +25,6 @@ from gpt_jax.evaluation import evaluate
 from gpt_jax.evaluation.tasks import perplexity
 from gpt_jax.jobs.base import trains_gpt
 from gpt_jax.runs import hardware, loggers, plugins, provenance, records
-from gpt_jax.runs.metric_names import METRICS
 from gpt_jax.runs.text_table import format_table, join_some
 from gpt_jax.training import start
 
@@ -33,9 +32,8 @@ ASSUMED_MFU = 0.35  # for the estimate of a step's time
 SIZE_KEYS = ('model.width', 'model.layers')  # factors that are meant to change the parameters
 # Fields of a Proof in study.json.
 STORED = ('parameters', 'flops_per_token', 'steps', 'tokens', 'program', 'scored_on', 'inputs', 'fingerprint')
-TAILS = (  # of which the mean over the last tenth of a run is a result, tail/NAME
-  *('loss', 'objective', 'valid_loss', 'valid_bits_per_byte', 'grad_norm', 'lr', 'skipped', 'memory_gib'),
-  *('mfu', 'mfu_causal', 'step_seconds', 'tokens_per_second', 'moe_balance', 'moe_z', 'moe_dropped'),
+TAILS = (  # of every job, of which the mean over the last tenth of a run is a result, tail/NAME
+  *('objective', 'grad_norm', 'lr', 'skipped', 'memory_gib', 'mfu', 'mfu_causal', 'step_seconds'),
 )
 PARTS = ('loss', 'gradient_share')  # of a modality or source, as tail/loss/source/NAME
 
@@ -200,32 +198,49 @@ def check_metric(metric, cfg, scored_on):
   """ValueError, before anything runs, for a metric that no run of this config gives."""
   if not metric:
     return
-  if cfg.train.job != 'gpt':  # their scores have no list; none has a name of its own beside tasks
-    if '/' not in metric and metric not in METRICS:
-      near = difflib.get_close_matches(metric, METRICS, 1) or ['valid_loss']
-      raise ValueError(f'metric={metric!r} is in no result of this study\nfix: did you mean {near[0]}?')
-    return
   first, *rest = metric.split('/')
-  tasks = cfg.train.tasks
-  if first in evaluate.TASKS and first != 'perplexity' and not {first, 'all'} & set(tasks):
+  job, tasks, sources = train.JOBS[cfg.train.job], cfg.train.tasks, scored_on['sources']
+  possible = (*job.scored_tasks, *(evaluate.TASKS if trains_gpt(cfg.train.job) else ()))
+  if first in possible and not {first, 'all'} & {*job.scored_tasks, *tasks}:
     raise ValueError(
       f'metric={metric!r} is of the task {first}, and train.tasks={tasks} does not run it\n'
       f"fix: changes={{'train.tasks': {(*tasks, first)}}} in the Study"
     )
-  if metric == 'valid_bits_per_byte' and not scored_on['bytes']:
+  if metric.removeprefix('tail/') in job.scores and not sources:
+    raise ValueError(
+      f'metric={metric!r} needs validation data, and no source of data.mixture has any\n'
+      'fix: set data.valid_fraction, or valid_path of a source'
+    )
+  if metric == 'valid_bits_per_byte' and metric in job.scores and not scored_on['bytes']:
     raise ValueError(
       f'metric={metric!r} needs validation data of plain text in one stream\n'
       "fix: use valid_loss, or a task's score"
     )
-  results = [name for name, metric in METRICS.items() if metric.in_result]
-  names = [*results, *(f'valid_loss/{name}' for name in scored_on['sources'])]
-  tails = [f'tail/{name}' for name in (*TAILS, *names) if name.partition('/')[0] in TAILS]
-  known = (*names, *tails, 'tokens', 'targets', 'steps', 'flops', 'replicas')
-  is_part = first == 'tail' and len(rest) > 1 and rest[0] in PARTS
-  if metric not in known and not is_part and not (rest and first in evaluate.TASKS):
-    near = difflib.get_close_matches(metric, [*known, *evaluate.TASKS], 1)
+  if rest and first in possible:
+    places = (*cfg.data.mixture, 'all' if trains_gpt(cfg.train.job) else job.modality)
+    if rest[1:] and rest[0] not in places:
+      raise ValueError(
+        f'metric={metric!r} is of {rest[0]!r}, which is not a source of data.mixture\n'
+        f'fix: use one of {", ".join(places)}'
+      )
+    return
+  names, others = result_names(cfg, sources)
+  is_part = cfg.train.job == 'gpt' and first == 'tail' and len(rest) > 1 and rest[0] in PARTS
+  if metric not in (*names, *others) and not is_part:
+    near = difflib.get_close_matches(metric, [*names, *others, *possible], 1)
     hint = f'did you mean {near[0]}?' if near else f'use one of {", ".join(names)}, or TASK/SOURCE/METRIC'
     raise ValueError(f'metric={metric!r} is in no result of this study\nfix: {hint}')
+
+
+def result_names(cfg, sources):
+  """(Scores and speeds of result.json, its other numbers) that runs of a config give; sources: validated."""
+  job, is_gpt = train.JOBS[cfg.train.job], trains_gpt(cfg.train.job)
+  means_sources = 'valid_bits_per_byte' in job.scores
+  valid = [*job.scores, *(f'valid_loss/{name}' for name in sources if means_sources)]
+  speed = f'{job.unit}_per_second'
+  tails = [f'tail/{name}' for name in ('loss', *TAILS, *valid, speed, *job.logged)]
+  counts = ('steps', 'replicas', job.unit, *(('targets', 'flops') if is_gpt else ()))
+  return ['loss', *valid, speed, 'seconds', 'goodput', 'parameters'], [*tails, *counts]
 
 
 # ------------------------------------------------------------------------------------- study.json

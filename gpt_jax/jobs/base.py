@@ -44,6 +44,9 @@ class Job(Protocol):
   program: Any  # step.Program: abstract state, init, compiled step
   parameters: int  # entries of all parameters
   base: dict | None = None  # reference to the frozen base of adapters, in each of their checkpoints
+  scores: tuple = ('valid_loss',)  # by `validate`, in result.json and at each evaluation
+  logged: tuple = ()  # numbers of its steps beside those of every job
+  scored_tasks: tuple = ()  # of the rows of `validate` and `finish` beside train.tasks
   loss_unit: str = 'per token'  # of valid_loss
   documents_per_row: int = 1  # a row of a batch has this many times train.length tokens
   flops: dict = {}  # {'full', 'causal'}: FLOPs per token by convention; {} if there is no convention

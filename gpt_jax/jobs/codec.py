@@ -43,6 +43,8 @@ class TokenizerJob(base.Job):
   item_at: see data.ItemLoader.
   """
 
+  logged, scored_tasks = ('mse', 'commitment'), ('reconstruct',)
+
   def __init__(self, cfg, workdir, mesh):
     self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
     self.section = getattr(cfg, self.modality)
@@ -183,6 +185,7 @@ def codebook_scores(codes_NPQ, codebooks):
 class ImageTokenizerJob(TokenizerJob):
   """An image tokenizer in training."""
 
+  scores = ('valid_loss', 'psnr', 'code_usage', 'code_perplexity')
   unit, modality, tokenizers, rows = 'images', 'image', image, image.IMAGE_TOKENIZERS
 
   def read_items(self, split):
@@ -223,6 +226,7 @@ class ImageTokenizerJob(TokenizerJob):
 class AudioTokenizerJob(TokenizerJob):
   """An audio tokenizer in training, on crops of the log-mel frames of all clips joined."""
 
+  scores = ('valid_loss', 'log_mel_rmse', 'code_usage', 'code_perplexity')
   unit, modality, tokenizers, rows = 'crops', 'audio', audio, audio.AUDIO_TOKENIZERS
 
   def read_items(self, split):

@@ -93,6 +93,7 @@ def teacher_config(folder):
 class DistillationJob(language_model.LanguageModelJob):
   """A GPT in training on the predictions of a teacher."""
 
+  logged = (*language_model.LanguageModelJob.logged, 'kl')
   teacher = None  # GPT; read at the first batch: the constructor runs in process 0 first
 
   def build_loader(self):

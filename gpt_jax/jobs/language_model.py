@@ -93,7 +93,8 @@ def resolve_prompts(cfg, toks):
 class LanguageModelJob(base.Job):
   """A GPT in training; base.Job says when each method is called."""
 
-  unit = 'tokens'
+  unit, scored_tasks = 'tokens', ('perplexity',)
+  scores, logged = ('valid_loss', 'valid_bits_per_byte'), ('moe_balance', 'moe_z', 'moe_dropped')
 
   def __init__(self, cfg, workdir, mesh):
     """Build and check everything; write nothing but token caches."""
@@ -122,6 +123,9 @@ class LanguageModelJob(base.Job):
   @classmethod
   def check(cls, cfg):
     """Raise ValueError for settings that this job cannot honor."""
+    if unknown := [task for task in cfg.train.tasks if task not in (*evaluate.TASKS, 'all')]:
+      rows = ', '.join(evaluate.TASKS)
+      raise ValueError(f'train.tasks has {unknown[0]!r}, not a task\nfix: use one of {rows}, or all')
     if cfg.adapter.freezes and not (cfg.train.init_from or cfg.train.branch_from):
       raise ValueError(
         f'adapter.rank={cfg.adapter.rank} and adapter.train={cfg.adapter.train} need a trained model\n'

@@ -126,6 +126,8 @@ def log_probs(model, batch, allowed_V, *, temperature):
 class PolicyJob(language_model.LanguageModelJob):
   """A GPT in training on rewards."""
 
+  scores, scored_tasks = ('valid_accuracy',), ('grpo',)
+  logged = ('reward', 'reward_spread', 'right', 'completion_tokens', 'kl')
   reference = None  # see checkpoint.refer_to_base: the initial model, where grpo.kl compares with it
   reference_model = None
 

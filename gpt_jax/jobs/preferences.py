@@ -90,7 +90,10 @@ def evaluate_pairs(model, batch, places=None):
 class PreferenceJob(language_model.LanguageModelJob):
   """A GPT in training on preferences."""
 
-  loss_unit, documents_per_row = 'per pair', 2
+  loss_unit, documents_per_row, scored_tasks = 'per pair', 2, ('preferences',)
+  scores = ('valid_loss', 'valid_reward_accuracy', 'valid_reward_margin')
+  logged = (*(f'reward_{name}' for name in ('accuracy', 'margin', 'chosen', 'rejected')),)
+  logged += ('log_prob_chosen', 'log_prob_rejected')
 
   @classmethod
   def check(cls, cfg):

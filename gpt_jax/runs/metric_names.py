@@ -25,17 +25,16 @@ class Metric(NamedTuple):
   # per token, per byte: a loss on that scale; task: any other score; speed: of the machine; cost: the rest
   kind: str = 'task'
   console: str = ''  # its label there; '' for none
-  in_result: bool = False  # whether each GPT's result.json has it, so that a study may be judged by it
 
 
 SPEED = Metric(show=human, kind='speed')
 METRICS = {
-  'loss': Metric(kind='per token', in_result=True),
+  'loss': Metric(kind='per token'),
   'objective': Metric(kind='per token'),
-  'valid_loss': Metric(kind='per token', in_result=True),
+  'valid_loss': Metric(kind='per token'),
   'nats_per_token': Metric(kind='per token'),
   'bits_per_token': Metric(kind='per token'),
-  'valid_bits_per_byte': Metric(kind='per byte', in_result=True),
+  'valid_bits_per_byte': Metric(kind='per byte'),
   'bits_per_byte': Metric(kind='per byte'),
   'information': Metric(unit='bits'),
   'pitch_error': Metric(unit='semitones'),
@@ -55,7 +54,7 @@ METRICS = {
   'completion_tokens': Metric('length of completions', '{:.1f}'.format, 'tokens'),
   'kl': Metric('KL divergence', unit='nats per token'),
   'grad_norm': Metric('gradient norm', '{:.3g}'.format),
-  'tokens_per_second': SPEED._replace(title='tokens per second', console='tokens/s', in_result=True),
+  'tokens_per_second': SPEED._replace(title='tokens per second', console='tokens/s'),
   'images_per_second': SPEED._replace(title='images per second'),
   'crops_per_second': SPEED._replace(title='crops per second'),
   'mfu': Metric('MFU', '{:.1%}'.format, kind='speed', console='mfu'),  # of the hardware's peak
@@ -63,8 +62,8 @@ METRICS = {
   'eta': Metric(show=str, kind='speed', console='eta'),
   'memory_gib': Metric('memory', '{:.1f} GiB'.format, kind='cost', console='mem'),
   'step_seconds': Metric('seconds per step', '{:.3g}'.format, kind='speed'),
-  **dict.fromkeys(('seconds', 'goodput'), Metric(kind='speed', in_result=True)),
-  'parameters': Metric(kind='cost', in_result=True),
+  **dict.fromkeys(('seconds', 'goodput'), Metric(kind='speed')),
+  'parameters': Metric(kind='cost'),
   **dict.fromkeys(
     ('tokens', 'targets', 'images', 'crops', 'steps', 'replicas', 'flops'), Metric(kind='cost')
   ),

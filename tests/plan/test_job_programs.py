@@ -1,7 +1,6 @@
 """Plans of adapters, preferences, rewards and distillation against the runs themselves, on a tiny model."""
 
 import dataclasses
-import json
 
 import jax
 import pytest
@@ -30,16 +29,12 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def records(tmp_path_factory):
-  """A file with questions, answers and other answers."""
-  path = tmp_path_factory.mktemp('records') / 'records.jsonl'
-  record = lambda n: {'question': f'say {n:02d}', 'answer': f'{n % 10}' * 3, 'other': 'abcdefg'[n % 7] * 2}
-  path.write_text(''.join(json.dumps(record(n)) + '\n' for n in range(40)))
-  return {'records': {'kind': 'jsonl', 'path': str(path), 'template': '{question} -> {answer}'}}
+  return tiny_runs.questions(tmp_path_factory.mktemp('records') / 'records.jsonl')
 
 
 LORA = {'adapter': {'rank': 2}}
-PAIRS = {'job': 'dpo', 'preference': {'chosen': 'answer', 'rejected': 'other'}}
-REWARDS = {'job': 'grpo', 'grpo': {'group': 4, 'max_new_tokens': 3}}
+PAIRS = {'job': 'dpo'}
+REWARDS = {'job': 'grpo'}
 CASES = {
   'adapters': LORA,
   'dora and an embedding': {'adapter': {'rank': 2, 'kind': 'dora', 'train': ('embed_VD',)}},
@@ -47,26 +42,12 @@ CASES = {
   'int4 base': {'adapter': {'rank': 2, 'base_dtype': 'int4'}, 'optim': {'ema': 0.0}},
   'dpo': PAIRS,
   'dpo with adapters': PAIRS | LORA,
-  'kto': PAIRS | {'preference': PAIRS['preference'] | {'loss': 'kto'}},
-  'orpo': PAIRS | {'preference': PAIRS['preference'] | {'loss': 'orpo'}},
-  'grpo': REWARDS | {'grpo': REWARDS['grpo'] | {'kl': 0.1}},
+  'kto': PAIRS | {'preference': {'loss': 'kto'}},
+  'orpo': PAIRS | {'preference': {'loss': 'orpo'}},
+  'grpo': REWARDS | {'grpo': {'kl': 0.1}},
   'grpo in pieces, with adapters': REWARDS | LORA | {'train': {'accumulate': 2}},
   'distil': {'job': 'distil', 'model': {'width': 8}},
 }
-
-
-def experiment(base, records, job='gpt', model=None, **changes):
-  """The Config of a run on the tiny run."""
-  cfg = tiny_runs.section(data__mixture=records) if job in ('dpo', 'grpo') else tiny_runs.section()
-  cfg.data.packing = 'first_fit' if job in ('dpo', 'grpo') else cfg.data.packing
-  cfg.tokenizer = config.section(config.of_run(base).tokenizer)
-  cfg.model.update(model or {})
-  parent = {'distil': cfg.distil}.get(job, cfg.train)
-  parent['teacher' if job == 'distil' else 'init_from'] = str(base)
-  cfg.train.update(job=job, steps=4, eval_every=2, sample_every=0)
-  for section, values in changes.items():
-    cfg[section].update(values)
-  return config.build(config.Config, cfg)
 
 
 @pytest.fixture
@@ -83,7 +64,7 @@ def nbytes(tree):
 @pytest.mark.parametrize('case', CASES)
 def test_step_and_memory_are_those_of_the_run(case, base, records, one_device, tmp_path, monkeypatch):
   """The program letter by letter, and the bytes of the arrays that it and what runs before it get."""
-  cfg = experiment(base, records, **CASES[case])
+  cfg = tiny_runs.on_base(base, records, **CASES[case])
   mesh, programs = train.make_mesh(cfg.mesh), {}
 
   def measure(lowered, arguments, mesh, target, beside=0):
@@ -147,7 +128,7 @@ def nbytes_beside(cfg, state, held, name):
 
 def test_a_plan_says_what_runs_before_a_step(base, records, one_device):
   """Compiled: two programs of a step of grpo, their times in its rate, and a search over whole groups."""
-  cfg = experiment(base, records, **CASES['grpo'])
+  cfg = tiny_runs.on_base(base, records, **CASES['grpo'])
   planned = plan.plan(cfg, one_device, decode=False)
   estimates = {name: program['estimate'] for name, program in planned['before'].items()}
   calls = {name: program['calls'] for name, program in planned['before'].items()}
@@ -165,7 +146,7 @@ def test_a_plan_says_what_runs_before_a_step(base, records, one_device):
 
 
 def test_memory_beside_a_program_decides_whether_it_fits(base, records, one_device):
-  cfg = experiment(base, records, **CASES['distil'])
+  cfg = tiny_runs.on_base(base, records, **CASES['distil'])
   planned = plan.plan(cfg, one_device, decode=False)
   needed = max(p['memory']['total'] for p in (planned['train'], planned['before']['teacher']))
   for room, fits in ((0, True), (-1, False)):
@@ -188,7 +169,7 @@ def test_what_a_run_refuses_is_refused(changes, cause, base, records, one_device
   if changes.get('job') == 'image_tokenizer':
     cfg = config.build(config.Config, tiny_runs.codec_section('image'))
   else:
-    cfg = experiment(base, records, **changes)
+    cfg = tiny_runs.on_base(base, records, **changes)
   with pytest.raises((ValueError, FileNotFoundError)) as error:
     plan.plan(cfg, one_device, decode=False)
   assert_two_lines(error.value, cause)
@@ -198,7 +179,7 @@ def test_what_a_run_refuses_is_refused(changes, cause, base, records, one_device
 @pytest.mark.parametrize('case', ['dpo with adapters', 'grpo', 'distil'])
 def test_eight_devices_hold_shares_of_all(case, base, records, one_device):
   """Compiled with fsdp=8: what can be sharded is, and the programs before a step have collectives, too."""
-  cfg = experiment(base, records, **CASES[case])
+  cfg = tiny_runs.on_base(base, records, **CASES[case])
   topology = topologies.Topology('here-8', one_device.topology.chip, 8)
   whole = plan.plan(cfg, one_device, decode=False)['train']['held']
   shared = plan.plan(cfg, plan.Target(topology, jax.devices(), 1e12), decode=False)
