@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -239,6 +240,9 @@ def test_stories_have_the_right_answer_and_splits_share_none():
   assert not {r['story'] for r in actual} & {r['story'] for r in other}
   for record in (*actual, *other):
     assert answered(record['story'], record['question']) == record['answer'], record
+    interview = re.findall(r'(Where is [^?]*\?) (\w+)', record['interview'])
+    assert dict(interview)[record['question']] == record['answer'] and len(dict(interview)) == len(interview)
+    assert all(answered(record['story'], question) == place for question, place in interview), record
   assert any('left' in r['story'] for r in actual) and {r['facts'] for r in other} == {1, 2}
   assert max(Counter(r['answer'] for r in actual).values()) < 0.3 * len(actual)
   again = open_source(dataclasses.replace(source, seed=1), 'train')

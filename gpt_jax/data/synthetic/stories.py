@@ -50,21 +50,25 @@ class World:
 
 
 def record(number: int, seed: int = 0) -> dict:
-  """{story, question, answer, facts, part}; even numbers ask for a person, odd ones for a thing.
+  """{story, question, answer, interview, facts, part}; even numbers ask for a person, odd ones for a thing.
 
-  part: 0 to 9, the same for equal stories with equal questions, to keep splits apart.
+  interview: all questions that the story answers, each with its answer. part: 0 to 9, the same for equal
+  stories, to keep splits apart.
   """
   rng, facts = random.Random(f'{seed} {number}'), 1 + number % 2
   world, sentences, wanted = World(rng, facts), [], rng.randint(*SENTENCES)
   known = world.place if facts == 1 else world.holder
   while len(sentences) < wanted or not known:
     sentences.append(world.next())
+  answers = {f'Where is {who}?': place for who, place in world.place.items()}
+  if facts == 2:
+    answers |= {f'Where is the {thing}?': world.where(thing) for thing in world.holder}
   what = rng.choice(sorted(known))
-  answer = world.place[what] if facts == 1 else world.where(what)
-  asked = what if facts == 1 else f'the {what}'
-  story, question = ' '.join(sentences), f'Where is {asked}?'
-  part = zlib.crc32(f'{story} {question}'.encode()) % 10
-  return {'story': story, 'question': question, 'answer': answer, 'facts': facts, 'part': part}
+  story, question = ' '.join(sentences), f'Where is {what}?' if facts == 1 else f'Where is the {what}?'
+  interview = ' '.join(f'{asked} {answers[asked]}' for asked in rng.sample(sorted(answers), len(answers)))
+  part = zlib.crc32(story.encode()) % 10
+  fields = {'story': story, 'question': question, 'answer': answers[question], 'interview': interview}
+  return fields | {'facts': facts, 'part': part}
 
 
 def records(count: int, seed: int = 0) -> Iterator[tuple[str, dict]]:
