@@ -70,8 +70,11 @@ MAY_IMPORT = {
   'reports.study_results': 'ablation runs',
   'reports.study_figures': 'reports reports.study_results',
   'reports.study_tables': 'reports reports.study_results',
-  'reports.study_report': 'ablation reports reports.study_figures reports.study_results reports.study_tables',
-  'reports.paper': 'reports reports.study_figures reports.study_results reports.study_tables runs',
+  'reports.study_costs': 'reports reports.study_figures reports.study_results reports.study_tables',
+  'reports.study_report': 'ablation reports reports.study_costs reports.study_figures reports.study_results '
+  'reports.study_tables',
+  'reports.paper': 'reports reports.study_costs reports.study_figures reports.study_results '
+  'reports.study_tables runs',
   'ablation.execute': 'ablation cluster.batches config jobs reports.study_report runs sharding step '
   'train training',
   'interop': 'cluster config evaluation.trained model runs sample sharding step tokenizers train training',

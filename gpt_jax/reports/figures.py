@@ -210,8 +210,9 @@ def chart(series, *, name, label, size, marks=(), units=('', ''), room=0, x_scal
     for x, text in marks:
       axes.axvline(x, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
       axes.text(x, 1, f'\u2009{cut(text)}', transform=axes.get_xaxis_transform(), va='top')
+    label_points(axes, [line for line in series if line.mark == 'named'])
     if room:
-      label_ends(axes, series, 16 / height)
+      label_ends(axes, [line for line in series if line.mark != 'named'], 16 / height)
     axes.text(-LEFT / width, 1 + 10 / height, cut(units[1]), transform=axes.transAxes)
     axes.text(1.012, -7 / height, cut(units[0]), va='top', transform=axes.transAxes)
 
@@ -299,8 +300,25 @@ def label_ends(axes, series, height):
     axes.text(1.012, min(max(y, 0.03), 0.97), cut(line.label), color=line.color, **style)
 
 
+def label_points(axes, points):
+  """Write the label of each single point at its right, above those that it would touch."""
+  axes.get_xlim()  # sets the limits
+  scale, boxes = 72 / axes.figure.dpi, []  # left, right and height of what is written
+  for point in sorted(points, key=lambda point: float(point.y[0])):
+    x, y = scale * axes.transData.transform((point.x[0], point.y[0]))
+    right, height = x + LETTER * (len(cut(point.label)) + 2), y
+    for other_x, other_right, other_height in boxes:
+      if other_x < right and x < other_right and abs(other_height - height) < 14:
+        height = other_height + 14
+    boxes.append((x, right, height))
+    place = dict(xytext=(7, height - y + 6), textcoords='offset points', va='center')
+    axes.annotate(cut(point.label), (point.x[0], point.y[0]), color=point.color, **place)
+
+
 MARKS = {
   'line': draw_line,
+  'frontier': lambda axes, line: axes.plot(line.x, line.y, color=line.color, linewidth=1.4, alpha=0.7),
+  'named': lambda axes, line: axes.plot(line.x, line.y, 'o', color=line.color, markersize=7),
   'points': draw_points,
   'faint': lambda axes, line: axes.plot(*thin(line.x, line.y), color=line.color, alpha=0.3, linewidth=1),
   'dots': lambda axes, line: axes.plot(

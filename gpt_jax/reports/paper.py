@@ -8,7 +8,7 @@ import csv
 import io
 import math
 
-from gpt_jax.reports import figures, study_figures, study_tables
+from gpt_jax.reports import figures, study_costs, study_figures, study_tables
 from gpt_jax.reports import study_results as results
 from gpt_jax.reports.citations import format_bibtex
 from gpt_jax.reports.sections import escape_latex, make_table, to_latex
@@ -25,6 +25,7 @@ def write_paper(workdir):
   with figures.saving(folder):
     study_figures.arm_effects(study)
     study_figures.overview(study)
+    study_costs.cost_figures(study)
     study_figures.law_figures(study, (study.analysis.get('scaling') or {}).get('laws') or {})
   texts = {
     'table.tex': narrow_table(study),

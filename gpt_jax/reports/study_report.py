@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from gpt_jax.ablation import protocol
-from gpt_jax.reports import page, study_figures, study_tables
+from gpt_jax.reports import page, study_costs, study_figures, study_tables
 from gpt_jax.reports import study_results as results
 from gpt_jax.reports.sections import Section, escape_markdown, make_table, to_latex, to_markdown
 from gpt_jax.runs import loggers, records
@@ -243,10 +243,11 @@ def record_sections(study):
     ),
     Section(
       'Cost',
-      [study_tables.costs_table(study)],
+      [*study_costs.cost_figures(study), study_costs.costs_table(study)],
       f'Budget: {results.budget(study)}. Effective speedup: the {study.metric} gained and the tokens per '
       f'second, as one ratio of wall-clock time to the same {study.metric}; of means, without an interval, '
-      f'and only where both were trained in the same way.{machines_note(study)}',
+      f'and only where both were trained in the same way. On the frontier: every arm with as good a mean '
+      f'costs more.{machines_note(study)}',
     ),
     Section(
       'What went wrong',

@@ -11,7 +11,7 @@ from gpt_jax.reports import page
 from gpt_jax.reports import study_results as results
 from gpt_jax.reports.sections import make_table
 from gpt_jax.runs import loggers, records
-from gpt_jax.runs.metric_names import human, score_name
+from gpt_jax.runs.metric_names import score_name
 
 WHERE = 3  # differences of each kind that are listed
 COMPARISON = {  # what is used of a line of against.jsonl: the file may come from anywhere
@@ -132,24 +132,6 @@ def p_value(row):
 def times(value):
   """Format a ratio: '1.24\u00d7', '' for NaN."""
   return results.show(value, '{:.3g}\u00d7'.format)
-
-
-def costs_table(study):
-  """Return parameters, FLOPs, time and effective speedup of each arm."""
-  brief = lambda seconds: f'{seconds:.2g} s' if seconds < 100 else loggers.duration(seconds)
-  columns = {
-    'parameters': ('>parameters', human),
-    'flops_per_token': ('>FLOPs/token', human),
-    'tokens': ('>tokens a run', human),
-    'seconds': ('>time a run', brief),
-    'tokens_per_second': ('>tokens/s', human),
-  }
-  rows = []
-  for arm in study.arms:
-    numbers = [results.show(results.number(arm, key), form) for key, (_, form) in columns.items()]
-    speedup = math.nan if arm.get('is_baseline') else results.number(arm, 'speedup')
-    rows.append([results.label(arm), *numbers, times(speedup)])
-  return make_table(('arm', *(name for name, _ in columns.values()), '>effective speedup'), rows)
 
 
 def budget_table(study):

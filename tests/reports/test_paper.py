@@ -27,7 +27,7 @@ def test_every_file_is_written(study, monkeypatch):
   monkeypatch.setattr(study_results, 'read_study', lambda workdir: study)
   names = {path.name for path in paper.write_paper('x')}
   assert {'table.tex', 'table_full.tex', 'methods.tex', 'runs.csv', 'references.bib'} < names
-  for stem in ('arms-broad', 'arms-narrow', 'curves-broad', 'curves-narrow'):
+  for stem in ('arms-broad', 'arms-narrow', 'curves-broad', 'curves-narrow', 'seconds-broad'):
     assert {f'{stem}.pdf', f'{stem}.svg'} < names
 
 
