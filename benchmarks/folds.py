@@ -2,8 +2,8 @@
 
   python -m benchmarks.folds --workdirs=runs/a,runs/b --name=NAME --claim=WORDS
 
-Writes results/NAME/RUN.json for each run as `record` does, and results/NAME.json with the mean of
-the first test score over the runs and its t interval. The sample is the runs, not the test examples.
+Writes results/NAME/RUN.json for each run as `record` does, and results/NAME.json with the mean over the runs
+and its t interval of each source's first test score. The sample is the runs, not the test examples.
 `--before=runs/c,runs/d` are the runs that they started from: adds their scores. `--curve=METRIC` adds this
 validation metric at each step where a run measured it.
 """
@@ -19,11 +19,17 @@ from benchmarks import record, table
 from gpt_jax.runs import records, run_folder
 
 
-def first_score(result):
-  """The first test row of a run that has a chance level and is not a control."""
+def first_scores(result):
+  """{source: its first test row that has a chance level and is not a control} of a run."""
   rows = [*result['numbers']['evaluations'], *result['evaluations_later']]
   is_score = lambda r: r['split'] == 'test' and 'chance' in r and not {'of', 'control'} & set(r)
-  return next(row for row in rows if is_score(row))
+  return {row['source']: row for row in reversed(rows) if is_score(row)}
+
+
+def mean_interval(values):
+  """The mean of values of runs, and its 95 % t interval."""
+  mean, half = np.mean(values), stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+  return float(mean), [float(mean - half), float(mean + half)]
 
 
 def curve(workdir, metric):
@@ -36,27 +42,35 @@ def merge_folds(results, before=()):
 
   before: summaries of the runs that they started from, in their order.
   """
-  rows = {name: first_score(result) for name, result in results.items()}
-  values = np.array([row['value'] for row in rows.values()])
-  half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-  row, result = next(iter(rows.values())), next(iter(results.values()))
-  mean = {key: row[key] for key in ('task', 'metric', 'source', 'split', 'temperature')}
-  mean |= {
-    'value': float(values.mean()),
-    'interval': [float(values.mean() - half), float(min(1, values.mean() + half))],
-    'chance': float(np.mean([row['chance'] for row in rows.values()])),
-    'n': sum(row['n'] for row in rows.values()),
-    'runs': {name: row['value'] for name, row in rows.items()},
-  }
-  if before:
-    starts = [first_score(summary)['value'] for summary in before]
-    mean |= {'before': float(np.mean(starts)), 'before_runs': dict(zip(rows, starts, strict=True))}
+  scores = {name: first_scores(result) for name, result in results.items()}
+  starts, means = [first_scores(summary) for summary in before], []
+  for source, first in next(iter(scores.values())).items():
+    rows = {name: row[source] for name, row in scores.items()}
+    values = [row['value'] for row in rows.values()]
+    mean = {key: first[key] for key in ('task', 'metric', 'source', 'split', 'temperature')}
+    mean['value'], (low, high) = mean_interval(values)
+    mean |= {
+      'interval': [low, min(1.0, high)],
+      'chance': float(np.mean([row['chance'] for row in rows.values()])),
+      'n': sum(row['n'] for row in rows.values()),
+      'runs': dict(zip(rows, values, strict=True)),
+    }
+    if 'difference' in first:
+      mean |= {'baseline': float(np.mean([row['baseline'] for row in rows.values()]))}
+      mean['baseline_of'] = first['baseline_of']
+      differences = [row['difference'] for row in rows.values()]
+      mean['difference'], mean['difference_interval'] = mean_interval(differences)
+    if starts:
+      values = [row[source]['value'] for row in starts]
+      mean |= {'before': float(np.mean(values)), 'before_runs': dict(zip(rows, values, strict=True))}
+    means.append(mean)
+  result = next(iter(results.values()))
   return {
     **{key: result[key] for key in ('command', 'hardware', 'versions')},
     'started': min(r['started'] for r in results.values()),
     'finished': max(r['finished'] for r in results.values()),
     'minutes': sum(table.minutes(r) for r in results.values()),
-    'numbers': {'evaluations': [mean]},
+    'numbers': {'evaluations': means},
     'evaluations_later': [],
   }
 

@@ -30,3 +30,14 @@ def test_runs_of_several_seeds_are_one_row():
   assert table.headline(merged) == 'sums 85.0% (72.6% to 97.4%, chance 1%, before 25%)'
   assert merged['minutes'] == pytest.approx(30)
   assert 'before' not in folds.merge_folds(runs)['numbers']['evaluations'][0]
+
+
+def test_each_source_has_a_row_with_its_baseline():
+  runs = {f'seed{i}': summary(value) for i, value in enumerate((0.8, 0.9))}
+  for run in runs.values():
+    [row] = run['evaluations_later']
+    more = {'baseline': 0.3, 'baseline_of': 'copy', 'difference': row['value'] - 0.3}
+    run['evaluations_later'] += [row | more | {'source': 'other'}, row | {'metric': 'later', 'value': 0.0}]
+  first, other = folds.merge_folds(runs)['numbers']['evaluations']
+  assert (first['source'], other['source'], other['metric']) == ('sums', 'other', 'exact_match')
+  assert (other['baseline'], other['difference']) == pytest.approx((0.3, 0.55)) and 'baseline' not in first
