@@ -26,11 +26,12 @@ def chat(argv):
   /reset begins a new conversation, /exit or Ctrl-D ends, Ctrl-C stops a reply.
   """
   from gpt_jax.evaluation import trained
-  from gpt_jax.sampling import decoding_layout, prompts
+  from gpt_jax.sampling import decoding_layout, prompts, validate
   from gpt_jax.sampling.history import History
 
   run, is_terminal, history = trained.load(FLAGS.workdir), sys.stdin.isatty(), History()
   prompts.chat_source(run)
+  validate.override(run.cfg.sample, num_samples=1, **sampling_overrides())  # now, not at each turn
   run = run._replace(model=decoding_layout.prepare_model(run.model, donate=True))
   if is_terminal:
     import readline  # edits and repeats lines

@@ -236,6 +236,8 @@ def test_turns_from_a_pipe(run, monkeypatch, capsys):
   call = command_line.in_process(capsys, monkeypatch)
   code, out, _ = call('chat', f'--workdir={run}', '--temperature=0')
   assert code == 0 and out.split() == ['cc', 'bye.', 'aa']
+  code, _, err = call('chat', f'--workdir={run}', '--temperature=-1')
+  assert code == 2 and 'temperature=-1.0' in err
 
 
 def test_a_run_without_conversations_says_so(native):
