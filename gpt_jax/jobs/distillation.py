@@ -61,7 +61,7 @@ def logits(model, batch, *, size):
 def find_teacher(name, tokenizers, length):
   """Return (folder, step) of distil.teacher; ValueError for another vocabulary or a shorter context."""
   folder, step = ancestry.parse_run(name)
-  context = run_folder.read_config(folder)['model']['context']
+  context = run_folder.read_config(folder, 'distil.teacher')['model']['context']
   steps = checkpoint.Checkpoints(folder / 'checkpoints').steps()
   if not steps or step not in (None, *steps):
     found = ', '.join(map(str, sorted(steps))) or 'none'

@@ -53,7 +53,7 @@ def of_parent(cfg, media=_media):
   media: function (cfg, names) -> (image, audio) tokenizers; default: read from data.
   """
   key, base = parent_of(cfg)
-  base_config = run_folder.read_config(base)
+  base_config = run_folder.read_config(base, key)
   for name in ('tokenizer', 'image', 'audio'):
     wanted = records.to_json(dataclasses.asdict(getattr(cfg, name)))
     is_new = name != 'tokenizer' and base_config.get(name, {}).get('kind') == ''

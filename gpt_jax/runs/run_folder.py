@@ -319,23 +319,23 @@ def _number(name, value):
 # -------------------------------------------------------------------------------------- reading
 
 
-def _existing_run(workdir):
+def _existing_run(workdir, key='workdir'):
   """Return the path of a run; else raise an error that lists the runs in the folder or beside it."""
   folder = _local_path(workdir)
   if (folder / 'config.json').is_file():
     return folder
-  cause = f'workdir={folder} ' + (
+  cause = f'{key}={folder} ' + (
     'is not a run: it has no config.json' if folder.exists() else 'does not exist'
   )
   for place in (folder, folder.parent):
     if runs := sorted(str(path.parent) for path in place.glob('*/config.json')):
       raise FileNotFoundError(f'{cause}\nfix: give one of {join_some(runs)}')
-  raise FileNotFoundError(f'{cause}\nfix: give the --workdir of a run, or make one: launch.py train')
+  raise FileNotFoundError(f'{cause}\nfix: give the folder of a run, or make one: launch.py train')
 
 
-def read_config(workdir):
-  """Return the resolved config as nested dicts; tuples are lists. Errors name the runs nearby."""
-  return records.read_json(_existing_run(workdir) / 'config.json')
+def read_config(workdir, key='workdir'):
+  """Return the resolved config as nested dicts; tuples are lists. Errors name `key` and the runs nearby."""
+  return records.read_json(_existing_run(workdir, key) / 'config.json')
 
 
 def read_metrics(workdir):

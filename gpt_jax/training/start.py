@@ -174,7 +174,7 @@ def parent_digests(job, cfg):
 def open_parent(key, name, verify='full', report=print):
   """Return (folder, step, extra) of RUN or RUN@STEP; by default its latest good step. key: for errors."""
   folder, step = ancestry.parse_run(name)
-  run_folder.read_config(folder)  # else an error that lists the runs nearby
+  run_folder.read_config(folder, key)  # else an error that lists the runs nearby
   checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', report=report, verify=verify)
   good = checkpoints.latest_good() if step is None else checkpoints.latest_good(step)
   if good is None or step not in (None, good):

@@ -97,7 +97,7 @@ def get_config(arg=''):
     (['--config.mesh.preset=gpu7'], ['mesh.preset=gpu7'], 'gpu8'),
     (['--config.mesh.fsdp=2'], ['fsdp=2 does not fit 1 device'], 'mesh.data=-1'),
     (['--config.model.vocab=100'], ['272 ids', 'model.vocab=100'], 'model.vocab=0'),
-    (['--config.train.init_from=nowhere'], ['nowhere does not exist'], ''),
+    (['--config.train.init_from=nowhere'], ['train.init_from=nowhere does not exist'], ''),
     (['--cnfig=x'], ["'cnfig'"], ''),
     (['--wrkdir=x'], ["'wrkdir'"], ''),
     (['stray'], ["'stray' is not a flag"], '--name=value'),
