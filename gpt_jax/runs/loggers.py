@@ -78,15 +78,21 @@ def say(*values, **options):
 
 
 class ConsoleHandler(logging.Handler):
-  """Print warnings of this package and of libraries, each once, as `note: ...` on stderr.
+  """Print warnings of this package and of libraries, each text once, as `note: ...` on stderr.
 
   It replaces the handlers that libraries add at import (orbax does, by absl), or all would print.
   """
 
+  def __init__(self):
+    super().__init__()
+    self.notes = set()
+
   def emit(self, record):
-    """Print one record."""
-    label = 'note' if record.levelno < logging.ERROR else 'error'
-    say(f'{label}: {record.getMessage()}', file=sys.stderr, flush=True)
+    """Print one record; of a study each arm may have the same note."""
+    label, text = 'note' if record.levelno < logging.ERROR else 'error', record.getMessage()
+    if label == 'error' or text not in self.notes:
+      say(f'{label}: {text}', file=sys.stderr, flush=True)
+    self.notes.add(text)
 
 
 def console_fields(metrics, eta=''):

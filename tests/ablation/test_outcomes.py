@@ -133,4 +133,4 @@ def test_an_unknown_metric_is_an_error_before_anything_runs(tmp_path):
 def proof_of(cfg):
   """A Proof with what describe_study reads before the arms."""
   fields = dict.fromkeys(proof.Proof._fields, 0)
-  return proof.Proof(**fields | {'scored_on': {'bytes': True, 'sources': {}}})
+  return proof.Proof(**fields | {'scored_on': {'bytes': True, 'sources': {'text': {}}}})

@@ -35,7 +35,7 @@ def get_study(arg=''):
   tune = {{'optim.lr': [0.125, 0.5]}}
   return Study('{base}', factors, tune=tune, tuning=Tuning(seeds=3), seeds=3, tolerance=0.02)
 """
-SCORED_ON = {'sources': {}, 'tokenizer': 't', 'bytes': False}
+SCORED_ON = {'sources': {'text': {}}, 'tokenizer': 't', 'bytes': False}
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import sys
 import threading
@@ -183,3 +184,10 @@ def test_work_goes_on_after_the_reader_of_a_pipe_has_left():
 def test_a_row_without_a_field_for_the_console_prints_nothing(capsys):
   loggers.open_console('plain', 10, 0).metrics(5, [], is_training=False)
   assert capsys.readouterr().out == ''
+
+
+def test_a_note_is_printed_once_and_an_error_each_time(capsys):
+  handler = loggers.ConsoleHandler()
+  for level in (logging.WARNING, logging.WARNING, logging.ERROR, logging.ERROR):
+    handler.emit(logging.LogRecord('x', level, '', 0, 'of %s', ('arm',), None))
+  assert capsys.readouterr().err.splitlines() == ['note: of arm', 'error: of arm', 'error: of arm']

@@ -128,6 +128,8 @@ def train_all(workdir, log_folder, tasks, study, should_stop, workers, say, refi
   else:
     schedule = scheduler.default_schedule(tasks, workers)
   metric = records.read_json(workdir / 'study.json').get('metric', 'valid_loss')
+  if schedule:
+    say(f'output of the runs: {log_folder}/logs')
   executor = schedule and Executor(log_folder, tasks, schedule, say, check, metric, refill)
   if not executor or not executor.run(should_stop):
     say('stopped and saved; run the same command again to resume')

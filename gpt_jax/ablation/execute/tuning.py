@@ -6,6 +6,9 @@ Each rung of the search is a study of its own in tuning/rung0, 1, ...: every arm
 that the judged runs do not have. An arm's own value is always among them, and kept on every rung: its verdict
 is what the study would have said untuned. Values that are traced numbers of one program, as learning rates
 are, are proved once an arm, and may train together as replicas.
+
+Only here are poor values cut short (successive halving, Jamieson and Talwalkar 2016): a judged run that was
+stopped for its score has no final one, and leaving it out favors its arm.
 """
 
 import dataclasses
