@@ -5,7 +5,8 @@
 Writes results/NAME/RUN.json for each run as `record` does, and results/NAME.json with the mean over the runs
 and its t interval of each source's first test score. The sample is the runs, not the test examples.
 `--before=runs/c,runs/d` are the runs that they started from: adds their scores. `--curve=METRIC` adds this
-validation metric at each step where a run measured it.
+validation metric at each step where a run measured it. A run whose folder is gone is read from
+results/NAME/RUN.json; one run alone has no mean.
 """
 
 import argparse
@@ -84,17 +85,26 @@ def main():
   parser.add_argument('--curve', default='')
   arguments = parser.parse_args()
   workdirs = {Path(w).name: w for w in arguments.workdirs.split(',')}
-  results = {name: record.run_summary(workdir) for name, workdir in workdirs.items()}
-  before = [record.run_summary(workdir) for workdir in filter(None, arguments.before.split(','))]
   folder = record.RESULTS / arguments.name
   folder.mkdir(exist_ok=True, parents=True)
+  results = {}
+  for name, workdir in workdirs.items():
+    path = folder / f'{name}.json'
+    if Path(workdir).exists() or not path.exists():
+      results[name] = record.run_summary(workdir)
+      if arguments.curve:
+        results[name]['curves'] = {arguments.curve: curve(workdir, arguments.curve)}
+    else:
+      results[name] = json.loads(path.read_text())
+  before = [record.run_summary(workdir) for workdir in filter(None, arguments.before.split(','))]
   folds = {name: {'name': name, 'claim': arguments.claim} | result for name, result in results.items()}
-  merged = {'name': arguments.name, 'claim': arguments.claim} | merge_folds(results, before)
-  if arguments.curve:
-    curves = {name: curve(workdir, arguments.curve) for name, workdir in workdirs.items()}
-    merged['numbers']['curves'] = {arguments.curve: curves}
   files = {folder / f'{name}.json': fold for name, fold in folds.items()}
-  files[record.RESULTS / f'{arguments.name}.json'] = merged
+  if len(results) > 1:
+    merged = {'name': arguments.name, 'claim': arguments.claim} | merge_folds(results, before)
+    if arguments.curve:
+      curves = {name: result['curves'][arguments.curve] for name, result in results.items()}
+      merged['numbers']['curves'] = {arguments.curve: curves}
+    files[record.RESULTS / f'{arguments.name}.json'] = merged
   for path, content in files.items():
     path.write_text(json.dumps(records.to_json(content), indent=1) + '\n')
     print(path)

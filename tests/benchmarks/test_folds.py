@@ -1,8 +1,11 @@
 """Several runs in one row of the results: their mean, its interval, and where they started."""
 
+import json
+import sys
+
 import pytest
 
-from benchmarks import folds, table
+from benchmarks import folds, record, table
 
 
 def summary(value):
@@ -41,3 +44,20 @@ def test_each_source_has_a_row_with_its_baseline():
   first, other = folds.merge_folds(runs)['numbers']['evaluations']
   assert (first['source'], other['source'], other['metric']) == ('sums', 'other', 'exact_match')
   assert (other['baseline'], other['difference']) == pytest.approx((0.3, 0.55)) and 'baseline' not in first
+
+
+def test_a_run_whose_folder_is_gone_is_read_from_its_result(tmp_path, monkeypatch):
+  monkeypatch.setattr(record, 'RESULTS', tmp_path)
+  monkeypatch.setattr(record, 'run_summary', lambda workdir: summary(float(str(workdir)[-3:])))
+  metrics = [{'step': 5, 'bleu': 0.1}, {'step': 6}]
+  monkeypatch.setattr(folds.run_folder, 'read_metrics', lambda workdir: metrics)
+  shared = ['folds', '--name=sums', '--claim=Sums', '--curve=bleu']
+  for done in (['0.8'], ['0.8', '0.9']):
+    monkeypatch.setattr(sys, 'argv', [*shared, f'--workdirs={",".join(str(tmp_path / d) for d in done)}'])
+    assert not (tmp_path / 'sums.json').exists()
+    folds.main()
+  monkeypatch.setattr(record, 'run_summary', None)
+  folds.main()
+  merged = json.loads((tmp_path / 'sums.json').read_text())
+  assert merged['numbers']['evaluations'][0]['runs'] == {'0.8': 0.8, '0.9': 0.9}
+  assert merged['numbers']['curves'] == {'bleu': {'0.8': [[5, 0.1]], '0.9': [[5, 0.1]]}}
