@@ -292,7 +292,7 @@ def test_where_two_runs_part(call, tmp_path_factory, tmp_path):
     ([], ['holds no runs'], ''),
     (['--where=lr>1'], ['holds no runs'], ''),
     (['RESULTS', '--where=optim.lrr > 1'], ['optim.lrr'], 'optim.lr'),
-    (['RESULTS', '--against=x'], ['not a run'], '--workdir'),
+    (['RESULTS', '--against=x'], ['not a run'], 'the folder of a run'),
     (['RESULTS', '--against=x', '--where=lr>1'], ['compares two runs'], '--where'),
     (['RESULTS', '--texts=x.txt'], ['--texts=x.txt', 'without --against'], '--against'),
     (['RESULTS', '--columns=valid_los'], ['valid_los'], 'valid_loss'),
