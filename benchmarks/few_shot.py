@@ -82,7 +82,7 @@ def main():
       rows.append(row | {'run_minus_base': difference, 'difference_interval': interval})
       print(rows[-1], flush=True)
   path = RESULTS / f'{args.name}.json'
-  columns = {'condition': conditions, 'references': references, **answers}
+  columns = {'source': [source] * len(lines), 'condition': conditions, 'references': references, **answers}
   count = min(SIDE_BY_SIDE, len(lines))
   examples = [{name: column[n] for name, column in columns.items()} for n in range(count)]
   content = json.loads(path.read_text()) | {'few_shot': rows, 'examples': examples}

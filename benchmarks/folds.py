@@ -6,7 +6,7 @@ Writes results/NAME/RUN.json for each run as `record` does, and results/NAME.jso
 and its t interval of each source's first test score. The sample is the runs, not the test examples.
 `--before=runs/c,runs/d` are the runs that they started from: adds their scores. `--curve=METRIC` adds this
 validation metric at each step where a run measured it. A run whose folder is gone is read from
-results/NAME/RUN.json; one run alone has no mean.
+results/NAME/RUN.json; one run alone is the result.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def merge_folds(results, before=()):
     mean = {key: first[key] for key in ('task', 'metric', 'source', 'split', 'temperature')}
     mean['value'], (low, high) = mean_interval(values)
     mean |= {
-      'interval': [low, min(1.0, high)],
+      'interval': [low, min(1.0, high) if max(values) <= 1 else high],
       'chance': float(np.mean([row['chance'] for row in rows.values()])),
       'n': sum(row['n'] for row in rows.values()),
       'runs': dict(zip(rows, values, strict=True)),
@@ -73,6 +73,7 @@ def merge_folds(results, before=()):
     'minutes': sum(table.minutes(r) for r in results.values()),
     'numbers': {'evaluations': means},
     'evaluations_later': [],
+    'examples': result.get('examples', []),
   }
 
 
@@ -99,12 +100,14 @@ def main():
   before = [record.run_summary(workdir) for workdir in filter(None, arguments.before.split(','))]
   folds = {name: {'name': name, 'claim': arguments.claim} | result for name, result in results.items()}
   files = {folder / f'{name}.json': fold for name, fold in folds.items()}
-  if len(results) > 1:
-    merged = {'name': arguments.name, 'claim': arguments.claim} | merge_folds(results, before)
+  [merged, *others] = folds.values()
+  if others:
+    merged = merge_folds(results, before)
     if arguments.curve:
       curves = {name: result['curves'][arguments.curve] for name, result in results.items()}
       merged['numbers']['curves'] = {arguments.curve: curves}
-    files[record.RESULTS / f'{arguments.name}.json'] = merged
+  title = {'name': arguments.name, 'claim': arguments.claim}
+  files[record.RESULTS / f'{arguments.name}.json'] = title | merged | title
   for path, content in files.items():
     path.write_text(json.dumps(records.to_json(content), indent=1) + '\n')
     print(path)

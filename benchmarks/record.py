@@ -37,7 +37,22 @@ def run_summary(workdir):
     'versions': versions,
     'numbers': {k: v for k, v in result.items() if k != 'defaults_diff'},
     'evaluations_later': later,
+    'examples': text_examples(workdir),
   }
+
+
+def text_examples(workdir, count=6):
+  """The first test examples, which are in a fixed random order, of each source whose answers are text."""
+  sources = collections.defaultdict(list)
+  for line in records.read_lines(Path(workdir) / 'predictions.jsonl'):
+    references = line.get('target')
+    references = references if isinstance(references, list) else [references]
+    texts = [line.get('input'), line.get('prediction'), *references]
+    if line['split'] == 'test' and all(isinstance(text, str) for text in texts):
+      fields = {'source': line['source'], 'condition': line['input'], 'references': references}
+      baseline = {'baseline': line['baseline']} if 'baseline' in line else {}
+      sources[line['source']].append({**fields, **baseline, 'run': line['prediction']})
+  return [example for examples in sources.values() for example in examples[:count]]
 
 
 def study_summary(workdir):

@@ -4,6 +4,7 @@ All rows come from results/. The row of a run shows claim, numbers, minutes, har
 row of a study shows question, verdict, runs, minutes and hardware.
 """
 
+import collections
 import datetime
 import json
 import pathlib
@@ -76,7 +77,7 @@ def scores(rows):
   split = 'test' if any(row['split'] == 'test' for row in best.values()) else 'valid'
   chosen = [row for row in best.values() if row['split'] == split]
   sources = [row['source'] for row in chosen]
-  for row in chosen:
+  for row in map(in_shares, chosen):
     low, high = row['interval']
     interval = f'{low:.1%} to {high:.1%}, chance {row["chance"]:.0%}'
     if 'before' in row:  # of the runs that these started from
@@ -86,8 +87,17 @@ def scores(rows):
     if 'difference' in row:
       interval += f', difference {signed(row["difference"], row["difference_interval"])}'
     task = f' ({row["task"]})' if sources.count(row['source']) > 1 else ''
-    task += {'token_f1': ' token F1', 'rouge1': ' ROUGE-1'}.get(row['metric'], '')
+    task += {'token_f1': ' token F1', 'rouge1': ' ROUGE-1', 'bleu': ' BLEU'}.get(row['metric'], '')
     yield f'{row["source"]}{task} {row["value"]:.1%} ({interval})'
+
+
+def in_shares(row):
+  """A row of BLEU, which counts to 100, as shares of it."""
+  if row['metric'] != 'bleu':
+    return row
+  scale = lambda value: [x / 100 for x in value] if isinstance(value, list) else value / 100
+  keys = ('value', 'interval', 'chance', 'baseline', 'difference', 'difference_interval')
+  return row | {key: scale(row[key]) for key in keys if key in row}
 
 
 def prompted(result):
@@ -246,8 +256,29 @@ def harness_table():
   return '\n'.join(lines)
 
 
+def examples_table():
+  """The first two test examples of each source of texts: what was asked, and all answers."""
+  lines = ['| source | text | reference | baseline | the trained model |', '|---|---|---|---|---|']
+  for path in sorted(RESULTS.glob('*.json')):
+    counts = collections.Counter()
+    for example in json.loads(path.read_text()).get('examples', ()):
+      counts[example['source']] += 1
+      if counts[example['source']] <= 2:
+        texts = (example['condition'], example['references'][0], example.get('baseline', ''), example['run'])
+        name = f'[{example["source"]}]({path.relative_to(README.parent)})'
+        lines.append(f'| {" | ".join((name, *map(in_cell, texts)))} |')
+  return '\n'.join(lines)
+
+
+def in_cell(text, most=160):
+  """A text in a cell of a Markdown table."""
+  text = ' '.join(text.split()).replace('|', '\\|')
+  return text if len(text) <= most else f'{text[:most].rsplit(" ", 1)[0]} ...'
+
+
 TABLES = {
   'results': results_table,
+  'examples': examples_table,
   'harness': harness_table,
   'gpu': gpu_table,
   'studies': studies_table,

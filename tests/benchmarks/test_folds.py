@@ -54,10 +54,40 @@ def test_a_run_whose_folder_is_gone_is_read_from_its_result(tmp_path, monkeypatc
   shared = ['folds', '--name=sums', '--claim=Sums', '--curve=bleu']
   for done in (['0.8'], ['0.8', '0.9']):
     monkeypatch.setattr(sys, 'argv', [*shared, f'--workdirs={",".join(str(tmp_path / d) for d in done)}'])
-    assert not (tmp_path / 'sums.json').exists()
     folds.main()
+    merged = json.loads((tmp_path / 'sums.json').read_text())
+    assert merged['name'] == 'sums' and ('curves' in merged['numbers']) == (len(done) == 2)
   monkeypatch.setattr(record, 'run_summary', None)
   folds.main()
   merged = json.loads((tmp_path / 'sums.json').read_text())
   assert merged['numbers']['evaluations'][0]['runs'] == {'0.8': 0.8, '0.9': 0.9}
   assert merged['numbers']['curves'] == {'bleu': {'0.8': [[5, 0.1]], '0.9': [[5, 0.1]]}}
+
+
+def test_bleu_counts_to_a_hundred():
+  run = summary(36.4)
+  run['evaluations_later'][0] |= {
+    'metric': 'bleu',
+    'interval': [34.8, 37.9],
+    'chance': 0.6,
+    'task': 'translate',
+  }
+  assert table.headline(run) == 'sums BLEU 36.4% (34.8% to 37.9%, chance 1%)'
+  [row] = folds.merge_folds({'a': run, 'b': summary(38.0)})['numbers']['evaluations']
+  assert row['value'] == pytest.approx(37.2) and row['interval'][1] > 40
+
+
+def test_examples_are_the_first_texts_of_each_source(tmp_path):
+  lines = [
+    {'split': split, 'source': source, 'input': text, 'target': 'A', 'prediction': f'{n}', 'baseline': 'B'}
+    for n, (split, source, text) in enumerate(
+      [('valid', 'a', 'x'), *[('test', 'a', 'x')] * 3, ('test', 'b', {'image': 'x.png'}), ('test', 'c', 'y')]
+    )
+  ]
+  (tmp_path / 'predictions.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n')
+  examples = record.text_examples(tmp_path, 2)
+  assert [(e['source'], e['run'], e['references']) for e in examples] == [
+    ('a', '1', ['A']),
+    ('a', '2', ['A']),
+    ('c', '5', ['A']),
+  ]
