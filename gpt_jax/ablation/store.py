@@ -21,6 +21,9 @@ from gpt_jax.runs.metric_names import SCORE_KEYS, score_name
 
 RUNS = 'runs'  # folder of a study with its runs
 NO_DIGEST = 'its result.json has no digest: it was edited, or not written by a training'
+# What a verdict reads of study.json, which anyone may have changed.
+OUTCOME = {'metric': str, 'better': str, 'tolerance': int | float}
+JUDGED = OUTCOME | {'arms': [{'name': str, 'slug': str}], 'seeds': [int], 'outcomes?': [OUTCOME]}
 FAILURES = ('failed', 'diverged', 'killed', 'hung')  # outcomes of an attempt that end a run
 
 
@@ -32,15 +35,15 @@ def run_path(workdir, slug, seed):
   return Path(workdir) / RUNS / slug / f'seed{seed}'
 
 
-def read_study(workdir):
-  """study.json of a study folder; FileNotFoundError if there is none."""
+def read_study(workdir, expected=dict):
+  """study.json of a study folder, of the expected types; FileNotFoundError if there is none."""
   path = Path(workdir).expanduser() / 'study.json'
   if not path.is_file():
     raise FileNotFoundError(
       f'workdir={path.parent} is not a study: it has no study.json\n'
       'fix: give the --workdir of a study, or make one: launch.py ablate'
     )
-  return records.read_json(path)
+  return records.read_json(path, expected)
 
 
 def read_runs(workdir):

@@ -330,6 +330,7 @@ def judge(workdir, say=loggers.say):
   for row in rows:
     if row['status'] != 'done':
       say(f'{row["arm"]} seed {row["seed"]} is {row["status"]}: {row["message"][:200]}')
+  store.read_study(workdir, store.JUDGED)
   analysis = analyze.analyze(record_look(workdir, rows), rows)
   records.write_json(Path(workdir) / 'analysis.json', analysis)
   for each in (analysis, *analysis['outcomes']):
