@@ -62,9 +62,12 @@ def ranks(rows):
 def scores(rows):
   """First metric with a chance level of each task and source; test split first, most examples.
 
-  Free descriptions, where exact match is always 0, and spans of a paragraph show their token F1.
+  Free descriptions, where exact match is always 0, and spans of a paragraph show their token F1, unless
+  all answers are one word and both are equal.
   """
+  values = {(row['source'], row['metric']): row['value'] for row in rows if not {'of', 'control'} & set(row)}
   spans = {row['source'] for row in rows if row.get('baseline_of') == 'window'}
+  spans = {name for name in spans if values.get((name, 'exact_match')) != values.get((name, 'token_f1'))}
   best, free = {}, {row['source'] for row in rows if row['metric'] == 'token_f1'}
   free -= {r['source'] for r in rows if r['metric'] == 'exact_match' and r['value'] > 0} - spans
   for row in rows:
