@@ -6,7 +6,7 @@ Writes results/NAME/RUN.json for each run as `record` does, and results/NAME.jso
 and its t interval of each source's first test score. The sample is the runs, not the test examples.
 `--before=runs/c,runs/d` are the runs that they started from: adds their scores. `--curve=METRIC` adds this
 validation metric at each step where a run measured it. A run whose folder is gone is read from
-results/NAME/RUN.json; one run alone is the result.
+results/NAME/RUN.json. The interval of one run alone is that of its examples.
 """
 
 import argparse
@@ -19,18 +19,27 @@ from scipy import stats
 from benchmarks import record, table
 from gpt_jax.runs import records, run_folder
 
+SHARED = ('task', 'metric', 'source', 'split', 'temperature', 'beams', 'signature')  # by runs of one kind
+
 
 def first_scores(result):
   """{source: its first test row that has a chance level and is not a control} of a run."""
   rows = [*result['numbers']['evaluations'], *result['evaluations_later']]
   is_score = lambda r: r['split'] == 'test' and 'chance' in r and not {'of', 'control'} & set(r)
-  return {row['source']: row for row in reversed(rows) if is_score(row)}
+  scores = {}
+  for row in filter(is_score, rows):
+    scores.setdefault(row['source'], row)
+  return scores
 
 
-def mean_interval(values):
-  """The mean of values of runs, and its 95 % t interval."""
-  mean, half = np.mean(values), stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-  return float(mean), [float(mean - half), float(mean + half)]
+def mean_interval(rows, key, interval):
+  """The mean of a key of rows, one of each run, and its 95 % t interval; of one run the interval it has."""
+  values = [row[key] for row in rows]
+  mean = float(np.mean(values))
+  if len(values) == 1:
+    return mean, rows[0][interval]
+  half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+  return mean, [mean - half, mean + half]
 
 
 def curve(workdir, metric):
@@ -48,8 +57,8 @@ def merge_folds(results, before=()):
   for source, first in next(iter(scores.values())).items():
     rows = {name: row[source] for name, row in scores.items()}
     values = [row['value'] for row in rows.values()]
-    mean = {key: first[key] for key in ('task', 'metric', 'source', 'split', 'temperature')}
-    mean['value'], (low, high) = mean_interval(values)
+    mean = {key: first[key] for key in SHARED if key in first}
+    mean['value'], (low, high) = mean_interval([*rows.values()], 'value', 'interval')
     mean |= {
       'interval': [low, min(1.0, high) if max(values) <= 1 else high],
       'chance': float(np.mean([row['chance'] for row in rows.values()])),
@@ -59,8 +68,8 @@ def merge_folds(results, before=()):
     if 'difference' in first:
       mean |= {'baseline': float(np.mean([row['baseline'] for row in rows.values()]))}
       mean['baseline_of'] = first['baseline_of']
-      differences = [row['difference'] for row in rows.values()]
-      mean['difference'], mean['difference_interval'] = mean_interval(differences)
+      difference = mean_interval([*rows.values()], 'difference', 'difference_interval')
+      mean['difference'], mean['difference_interval'] = difference
     if starts:
       values = [row[source]['value'] for row in starts]
       mean |= {'before': float(np.mean(values)), 'before_runs': dict(zip(rows, values, strict=True))}
@@ -100,14 +109,15 @@ def main():
   before = [record.run_summary(workdir) for workdir in filter(None, arguments.before.split(','))]
   folds = {name: {'name': name, 'claim': arguments.claim} | result for name, result in results.items()}
   files = {folder / f'{name}.json': fold for name, fold in folds.items()}
-  [merged, *others] = folds.values()
-  if others:
-    merged = merge_folds(results, before)
-    if arguments.curve:
-      curves = {name: result['curves'][arguments.curve] for name, result in results.items()}
-      merged['numbers']['curves'] = {arguments.curve: curves}
-  title = {'name': arguments.name, 'claim': arguments.claim}
-  files[record.RESULTS / f'{arguments.name}.json'] = title | merged | title
+  merged = merge_folds(results, before)
+  if arguments.curve:
+    curves = {name: result['curves'][arguments.curve] for name, result in results.items()}
+    merged['numbers']['curves'] = {arguments.curve: curves}
+  files[record.RESULTS / f'{arguments.name}.json'] = {
+    'name': arguments.name,
+    'claim': arguments.claim,
+    **merged,
+  }
   for path, content in files.items():
     path.write_text(json.dumps(records.to_json(content), indent=1) + '\n')
     print(path)

@@ -80,7 +80,10 @@ def scores(rows):
   split = 'test' if any(row['split'] == 'test' for row in best.values()) else 'valid'
   chosen = [row for row in best.values() if row['split'] == split]
   sources = [row['source'] for row in chosen]
-  for row in map(in_shares, chosen):
+  for row in chosen:
+    if row['metric'] == 'bleu':  # points of 100, which are no percentages
+      yield bleu(row)
+      continue
     low, high = row['interval']
     interval = f'{low:.1%} to {high:.1%}, chance {row["chance"]:.0%}'
     if 'before' in row:  # of the runs that these started from
@@ -90,17 +93,17 @@ def scores(rows):
     if 'difference' in row:
       interval += f', difference {signed(row["difference"], row["difference_interval"])}'
     task = f' ({row["task"]})' if sources.count(row['source']) > 1 else ''
-    task += {'token_f1': ' token F1', 'rouge1': ' ROUGE-1', 'bleu': ' BLEU'}.get(row['metric'], '')
+    task += {'token_f1': ' token F1', 'rouge1': ' ROUGE-1'}.get(row['metric'], '')
     yield f'{row["source"]}{task} {row["value"]:.1%} ({interval})'
 
 
-def in_shares(row):
-  """A row of BLEU, which counts to 100, as shares of it."""
-  if row['metric'] != 'bleu':
-    return row
-  scale = lambda value: [x / 100 for x in value] if isinstance(value, list) else value / 100
-  keys = ('value', 'interval', 'chance', 'baseline', 'difference', 'difference_interval')
-  return row | {key: scale(row[key]) for key in keys if key in row}
+def bleu(row):
+  """BLEU of a source with its interval, and beside its baseline."""
+  low, high = row['interval']
+  text = f'{low:.1f} to {high:.1f}'
+  if 'difference' in row:
+    text += f', {row["baseline_of"]} {row["baseline"]:.1f}'
+  return f'{row["source"]} BLEU {row["value"]:.1f} ({text})'
 
 
 def prompted(result):

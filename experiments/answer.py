@@ -24,11 +24,11 @@ def get_config(arg=''):
   config.data.update(packing='first_fit', prefix=True)
   config.data.mixture = {}
   for facts, name in enumerate(('one_fact', 'two_facts'), 1):
-    asked = dict(template='{story} {question} -> {answer}', test_keep=f'facts={facts},part=9')
-    config.data.mixture[name] = stories(facts, keep=f'facts={facts}', **asked)
-    # All questions about a story teach more than one: without these sources no answer is learned.
-    told = dict(template='{story} -> {interview}', keep=f'facts={facts},part=0|1|2|3|4|5|6|7|8')
-    config.data.mixture[f'interviews_{name}'] = stories(facts, **told)
+    questions = dict(template='{story} {question} -> {answer}', test_keep=f'facts={facts},part=9')
+    config.data.mixture[name] = stories(facts, keep=f'facts={facts}', **questions)
+    # One question a story is too little signal: without interviews the model guesses a place of the story.
+    interviews = dict(template='{story} -> {interview}', keep=f'facts={facts},part=0|1|2|3|4|5|6|7|8')
+    config.data.mixture[f'interviews_{name}'] = stories(facts, **interviews)
   config.model.update(
     layers=4, width=128, heads=4, context=160, mlp='relu2', qk_norm=True, init_projections='zero'
   )
