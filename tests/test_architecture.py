@@ -23,6 +23,7 @@ FOUNDATION = (
   'runs.hardware',
   'runs.loggers',
   'runs.metric_names',
+  'runs.plugin_checks',
   'runs.plugins',
   'runs.reading',
   'runs.records',

@@ -35,6 +35,7 @@ from gpt_jax.runs import compilation_cache, plugins
 from gpt_jax.runs.loggers import ConsoleHandler, say
 
 FLAGS = flags.FLAGS
+EXPECTED = (ValueError, OSError, RuntimeError, FloatingPointError, MemoryError, ImportError)
 WITH_OVERRIDES = ('train', 'evaluate', 'plan', 'render')  # verbs that take --config.key=value
 
 
@@ -73,10 +74,13 @@ def main(argv):
     parse(argv)
     parsed = True
     return verbs.VERBS[verb].run(argv)
-  except (ValueError, OSError, RuntimeError, FloatingPointError, MemoryError, ImportError) as e:
-    if args.is_out_of_memory(e) and '--traceback' not in argv:
-      say(args.format_out_of_memory(e), file=sys.stderr)
+  except Exception as error:
+    if args.is_out_of_memory(error) and '--traceback' not in argv:
+      say(args.format_out_of_memory(error), file=sys.stderr)
       return verbs.ERROR
+    e = plugins.as_user_error(error)
+    if not isinstance(e, EXPECTED):
+      raise
     expected = '\nfix:' in str(e) or isinstance(e, OSError) or not parsed
     if '--traceback' in argv or not expected:
       raise

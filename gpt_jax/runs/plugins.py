@@ -19,9 +19,11 @@ import re
 import shutil
 import stat
 import tempfile
+import traceback
 from pathlib import Path
 
 from gpt_jax.runs import records, secrets
+from gpt_jax.runs.plugin_checks import guard
 from gpt_jax.runs.user_code import describe_error, load_module
 
 MOST_BYTES = 1 << 20  # of a plugin
@@ -114,6 +116,20 @@ def parse_numbers(key, text, table):
     except ValueError:
       raise ValueError(f'{key}={text!r}: {item!r} has no number\nfix: write {name}=0.5') from None
   return numbers
+
+
+def as_user_error(error):
+  """Return the ValueError of two lines for an error that a plugin's code raised; any other error as it is."""
+  if '\nfix:' in str(error) or isinstance(error, FloatingPointError):
+    return error
+  names = {str(_store() / _file_name(entry)): entry.partition('@')[0] for entry in _loaded}
+  frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in names]
+  if not frames:
+    return error
+  path, function = frames[-1].filename, frames[-1].name
+  name = names[path]
+  cause = describe_error(error, path).replace(path, name).removesuffix(')')
+  return ValueError(f'plugins={name}: {cause}, in {function})\nfix: correct {function} in {name}')
 
 
 # ------------------------------------------------------------------------------------ content
@@ -219,7 +235,7 @@ def _add(entry, content):
   rows = _rows_of(module, name)
   for table, row, value in rows:
     _owners[table, row] = entry
-    _table(table)[row] = value
+    value = _table(table)[row] = guard(table, row, value, f'plugins={name}')
     if table == 'GATED':  # rows of both
       _owners['ACTIVATIONS', row] = entry
       _table('ACTIVATIONS')[row] = value

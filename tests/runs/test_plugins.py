@@ -15,7 +15,7 @@ from gpt_jax.model import gpt
 from gpt_jax.runs import metric_names, plugins, run_folder
 from gpt_jax.sampling import samplers
 from gpt_jax.training import ineffective
-from tests import tiny_runs
+from tests import command_line, tiny_runs
 
 CALLS = []  # names of tables whose rows were called
 EVERY = """
@@ -205,6 +205,93 @@ def test_a_missing_file_is_an_error(store, tmp_path):
   with pytest.raises(FileNotFoundError) as error:
     build(str(tmp_path / 'none.py'))
   tiny_runs.assert_two_lines(error.value, 'none.py is not a file')
+
+
+FAULTY = """
+import jax
+import jax.numpy as jnp
+from gpt_jax.model.positions import Position
+from gpt_jax.optim import OPTIMIZERS, OptimizerRow
+
+
+def helper(x):
+  return jnp.dot(x, jnp.zeros((3, 7)))
+
+
+def fails(*args):
+  return helper(jnp.zeros((2, 5)))
+
+
+def widens(*args):
+  return jnp.zeros((2, 5, 9))
+
+
+POSITIONS = {'fails': Position(bias=fails), 'widens': Position(bias=widens),
+  'embeds': Position(embed=widens), 'turns': Position(rotate=widens)}
+NORMS = {'fails': fails, 'widens': widens}
+ACTIVATIONS = {'fails': fails, 'widens': widens}
+INITS = {'widens': widens}
+SCHEDULES = {'fails': fails, 'widens': widens}
+TERMS = {'widens': widens}
+FILTERS = {'widens': (1.0, widens)}
+OPTIMIZERS = {'fails': OptimizerRow(fails)}
+"""
+
+
+@pytest.mark.parametrize(
+  ('table', 'key'),
+  [
+    ('POSITIONS', 'model__positions'),
+    ('NORMS', 'model__norm'),
+    ('ACTIVATIONS', 'model__mlp'),
+    ('SCHEDULES', 'optim__schedule'),
+    ('OPTIMIZERS', 'optim__name'),
+  ],
+)
+def test_an_error_of_a_plugin_names_its_file_line_and_function(store, tmp_path, table, key):
+  cfg = build(write(tmp_path, FAULTY), **{key: 'fails'})
+  with pytest.raises(Exception) as error:
+    USES[table][2](cfg)
+  cause, fix = tiny_runs.assert_two_lines(plugins.as_user_error(error.value), 'plugins=mine.py: TypeError: ')
+  assert cause.endswith('(mine.py:9, in helper)') and fix.endswith('correct helper in mine.py')
+
+
+@pytest.mark.parametrize(
+  ('table', 'changes', 'got', 'expected'),
+  [
+    ('POSITIONS', {'model__positions': 'widens'}, "POSITIONS['widens'].bias returns", '(1, 2, 8, 8)'),
+    ('POSITIONS', {'model__positions': 'embeds'}, "POSITIONS['embeds'].embed returns", '(1, 8, 16)'),
+    ('POSITIONS', {'model__positions': 'turns'}, "POSITIONS['turns'].rotate returns", '(1, 8, 2, 8)'),
+    ('NORMS', {'model__norm': 'widens'}, "NORMS['widens'] returns", '(1, 8, 16)'),
+    ('ACTIVATIONS', {'model__mlp': 'widens'}, "ACTIVATIONS['widens'] returns", '(1, 8, 64)'),
+    ('INITS', {'model__init_projections': 'widens'}, "INITS['widens'] returns", 'expected ()'),
+    ('SCHEDULES', {'optim__schedule': 'widens'}, "SCHEDULES['widens'] returns", 'expected ()'),
+    ('TERMS', {'loss__terms': 'widens=2'}, "TERMS['widens'] returns", '(1, 2)'),
+    ('FILTERS', {'sample__filters': 'widens=0.5'}, "FILTERS['widens'] returns", '(1, 4)'),
+  ],
+)
+def test_a_wrong_shape_of_a_plugin_names_the_row_and_both_shapes(
+  store, tmp_path, table, changes, got, expected
+):
+  with pytest.raises(ValueError) as error:
+    USES[table][2](build(write(tmp_path, FAULTY), **changes))
+  parts = ('plugins=mine.py: ', got, 'the shape (2, 5, 9)', expected, '(mine.py:16, in widens)')
+  tiny_runs.assert_two_lines(error.value, *parts)
+
+
+def test_errors_of_the_package_and_of_divergence_stay_as_they_are(store, tmp_path):
+  build(write(tmp_path, FAULTY))
+  for error in (KeyError('own'), FloatingPointError('loss is nan'), ValueError('a\nfix: b')):
+    assert plugins.as_user_error(error) is error
+
+
+def test_the_command_line_prints_an_error_of_a_plugin_in_two_lines(tmp_path):
+  path, base = write(tmp_path, FAULTY), command_line.experiment(tmp_path)
+  options = {'folder': tmp_path, 'env': {plugins.STORE: str(tmp_path / 'store')}}
+  train = ('train', f'--config={base}', f"--config.plugins=('{path}',)", f'--workdir={tmp_path}/run')
+  code, output = command_line.launch(*train, '--config.model.norm=fails', **options)
+  assert code == 2 and 'Traceback' not in output
+  tiny_runs.assert_two_lines('\n'.join(output.strip().splitlines()[-2:]), '(mine.py:9, in helper)')
 
 
 # ------------------------------------------------------------------------------- copies and consent

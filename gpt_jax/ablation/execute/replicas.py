@@ -21,7 +21,7 @@ from gpt_jax import train
 from gpt_jax.cluster.batches import batch_sharding
 from gpt_jax.config import to_dict
 from gpt_jax.jobs import base
-from gpt_jax.runs import records, secrets
+from gpt_jax.runs import plugins, records, secrets
 from gpt_jax.sharding import MeshConfig, make_mesh
 from gpt_jax.step import hyper_of
 from gpt_jax.training import evaluations, session, start
@@ -52,6 +52,7 @@ def outcome_of_result(result):
 def outcome_of_error(error):
   """The Outcome of an error, whose traceback is printed to the log."""
   traceback.print_exception(error)
+  error = plugins.as_user_error(error)
   message = secrets.redact((str(error).splitlines() or [''])[0])
   if isinstance(error, FloatingPointError):
     return Outcome('diverged', 1, message)
