@@ -32,7 +32,7 @@ def make_protocol(study):
 
 
 def record_protocol(workdir, before, study):
-  """Freeze the protocol of a study folder -> {protocol, amendments} of study.json.
+  """Freeze the protocol of a study folder -> {protocol, amendments, planned_seeds} of study.json.
 
   before: study.json of an earlier call, or {}. Until the first result protocol.json follows the study; then
   it stays. A change is an amendment {time, results (known by then), changes: texts}.
@@ -46,7 +46,8 @@ def record_protocol(workdir, before, study):
     frozen = before if before and results else study  # of a folder that an earlier version has made
     text = json.dumps(make_protocol(frozen), indent=2, sort_keys=True)
     records.write_atomically(path, f'{text}\n')
-  return {'protocol': file_hash(path), 'amendments': amendments}
+  planned = json.loads(path.read_text()).get('seeds', [])
+  return {'protocol': file_hash(path), 'amendments': amendments, 'planned_seeds': planned}
 
 
 def file_hash(path):

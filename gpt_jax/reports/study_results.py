@@ -151,9 +151,14 @@ def headline(study):
     best, *more = arms['better']
     more = f' {len(more)} more {"is" if len(more) == 1 else "are"} better.' if more else ''
     counts = f' {counts[:1].upper()}{counts[1:]}.' if counts else ''
-    family = study.interval(best, 'family_interval')
-    at_once = f'{study.difference(best)} ({family}{"; for all arms at once" * (len(study.others) > 1)})'
-    result = f'{study.metric} {study.value(best, "mean")}, {at_once if family else study.effect(best)}'
+    mean, family = study.value(best, 'mean'), study.interval(best, 'family_interval')
+    picked_of = sum(math.isfinite(number(arm, 'difference')) for arm in study.others)
+    result = f'{study.metric} {mean}, {study.difference(best)} ({family or study.interval(best)})'
+    if family and picked_of > 1:  # the mean of the arm that is picked for its mean is biased
+      result = (
+        f'{study.metric} {family} (95 % for all arms at once). Its mean, {mean} ({study.difference(best)}), '
+        f'was picked as the best of {picked_of}: expect less'
+      )
     return f'{progress}{best["name"]} beats {base}: {result}.{more}{counts}{runner_up(study)}'
   if len(arms['not comparable']) == len(study.others):
     return f'{progress}Not comparable: no arm can be judged against {base} by {study.metric}.'

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.ablation.stats import inference, judging, sequential
-from gpt_jax.ablation.stats.sequential import Sequential
+from gpt_jax.ablation.stats.sequential import Extended, Sequential
 
 DESIGN = Sequential()
 STUDIES = 2000
@@ -104,3 +104,54 @@ def test_small_p_values_are_bounded_by_what_each_look_spends():
     assert p < got <= p / weights[0] * weights.sum() * (1 + 1e-9)
   p_values = sequential.sequential_p(np.geomspace(1e-9, 1, 500)[:, None], DESIGN)
   assert (np.diff(p_values) >= 0).all() and p_values[-1] == 1.0
+
+
+# ----------------------------------------------------------------- seeds added to a fixed number of them
+
+
+def false_verdicts_with_added_seeds(difference_SAN, planned):
+  """The share of studies with a false verdict at the planned number of seeds or any later one."""
+  design, ever = Extended(planned), False
+  studies, arms, most = difference_SAN.shape
+  flat_DN = difference_SAN.reshape(-1, most)
+  n_N = np.arange(1, most + 1)
+  mean_DN = np.cumsum(flat_DN, axis=1) / n_N
+  p_DK = sequential.p_values(flat_DN, design)
+  for k, n in enumerate(range(planned, most + 1)):
+    same_DK = mean_DN[:, planned - 1 : n] * mean_DN[:, n - 1 : n] > 0
+    p_D = sequential.sequential_p(np.where(same_DK, p_DK[:, : k + 1], 1.0), design)
+    ever |= (holm(p_D.reshape(studies, arms)) <= inference.ALPHA).any(axis=1)
+  return ever.mean()
+
+
+@pytest.mark.parametrize('arms', [1, 3, 6])
+@pytest.mark.parametrize('planned', [3, 5])
+def test_who_adds_seeds_one_by_one_errs_in_at_most_five_and_a_half_percent_of_studies(planned, arms):
+  """Every number of seeds is a look, which holds every rule of adding some, and of when to stop."""
+  difference_SAN = differences(np.random.default_rng(arms), 2 * STUDIES, arms)
+  assert false_verdicts_with_added_seeds(difference_SAN, planned) <= 0.055
+  alone = sequential.p_values(difference_SAN.reshape(-1, DESIGN.most), Extended(planned))
+  false_SAK = np.stack([holm(alone[:, k].reshape(-1, arms)) <= 0.05 for k in range(alone.shape[1])])
+  assert false_SAK.any(axis=(0, 2)).mean() > 0.12  # what the audit found without the correction
+
+
+def test_added_seeds_do_not_change_what_the_plan_decided_unless_they_contradict_it():
+  planned, later = np.array([1.0, 1.1, 0.9, 1.05, 0.95]), np.array([0.5, -0.4, 0.6])
+  values = {str(k): x for k, x in enumerate(planned)}
+  [alone] = judging.judge([(values, dict.fromkeys(values, 0.0))])
+  more = {str(k): x for k, x in enumerate([*planned, *later])}
+  [judged] = judging.judge([(more, dict.fromkeys(more, 0.0))], design=Extended(5))
+  assert judged['p'] == pytest.approx(alone['p'], rel=1e-3) and judged['verdict'] == 'worse'
+  assert np.ptp(judged['interval']) > np.ptp(judging.judge([(more, dict.fromkeys(more, 0.0))])[0]['interval'])
+  against = {str(k): x for k, x in enumerate([*planned, *np.full(9, -1.5)])}
+  [turned] = judging.judge([(against, dict.fromkeys(against, 0.0))], design=Extended(5))
+  assert turned['difference'] < 0 and turned['verdict'] == 'undecided'
+
+
+def test_who_follows_the_advice_is_told_and_judged_as_planned():
+  """Seeds that were added are a change of the protocol; replaced ones are no extension of the plan."""
+  study = {'seeds': [0, 1, 2, 3, 4], 'planned_seeds': [0, 1, 2]}
+  assert judging.sequential_of(study) == Extended(3)
+  for seeds in ([0, 1, 2], [0, 1], [5, 6, 7, 8]):
+    assert judging.sequential_of(study | {'seeds': seeds}) is None
+  assert judging.sequential_of({'seeds': [0, 1]}) is None

@@ -207,6 +207,25 @@ def test_the_headline_counts_verdicts():
   assert headline([lost, worse]) == 'Nothing beats the baseline (rope): 1 worse, 1 diverged.'
 
 
+def test_the_headline_leads_with_the_interval_for_all_arms_and_says_what_was_picked(tmp_path):
+  """Of arms with one true effect, the mean of the best is too good: see benchmarks/error_rates.py."""
+  levels = ('alibi', 'nope=a|b', 'none')
+  planned = ablation_study.study(levels)
+  study = build_study(tmp_path, planned, ablation_study.rows(planned, tmp_path, samples=False))
+  best = study.others[0]
+  low, high = (f'{bound:.3f}' for bound in best['family_interval'])
+  assert (best['name'], best['verdict']) == ('positions=alibi', 'better')
+  assert to_ascii(study_results.headline(study)).startswith(
+    f'positions=alibi beats the baseline (rope): validation loss {low} to {high} (95 % for all arms at '
+    f'once). Its mean, {best["mean"]:.3f} ({best["difference"]:.3f}), was picked as the best of 3: expect '
+    'less.'
+  )
+  (tmp_path / 'one').mkdir()
+  planned = ablation_study.study(('alibi',))
+  alone = build_study(tmp_path, planned, ablation_study.rows(planned, tmp_path / 'one', samples=False))
+  assert 'expect less' not in study_results.headline(alone)
+
+
 def test_the_headline_compares_the_best_arm_with_the_second_best(tmp_path):
   planned = ablation_study.study(('alibi', 'nope=a|b', 'none'))
   rows = ablation_study.rows(planned, tmp_path, samples=False)

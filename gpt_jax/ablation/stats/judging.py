@@ -52,7 +52,8 @@ def judge_outcomes(outcomes, design=None):
       baseline it is 'better' or 'undecided'. With missing values it is 'undecided', with reasons 'not
       comparable', and no difference is computed.
     design: the sequential.Sequential that decides how many seeds an arm gets; p values and intervals are then
-      valid at any number of seeds, and seeds_needed is the number still planned.
+      valid at any number of seeds, and seeds_needed is the number still planned. Or the sequential.Extended
+      of a study that got more seeds than planned.
 
   Returns:
     lists of {n, seeds, ties (seeds without a difference), difference (arm - base), interval, family_interval
@@ -80,6 +81,7 @@ def judge_outcomes(outcomes, design=None):
     half = inference.half_width(result['n'], result.pop('se'), result['se_examples'], level)
     result['family_interval'] = [result['difference'] - half, result['difference'] + half]
   alpha = inference.ALPHA / max(1, sum(result['p_holm'] > inference.ALPHA for result in tested))
+  alpha *= sequential.LATER if isinstance(design, sequential.Extended) else 1
   for result, comparison, outcome in rows:
     sd, difference, needed = result.pop('sd'), result['difference'], None
     verdict = _verdict(result, comparison, outcome.better)
@@ -88,7 +90,7 @@ def judge_outcomes(outcomes, design=None):
     if sd is not None and not biased:
       examples = outcome.examples, result['se_examples']
       needed = inference.seeds_needed(*estimate, *examples) if verdict == 'undecided' else 0
-    if design and verdict == 'undecided' and not biased:
+    if isinstance(design, sequential.Sequential) and verdict == 'undecided' and not biased:
       needed = sequential.seeds_left(*estimate, design) or None
     result |= {'verdict': verdict, 'seeds_needed': needed, 'reasons': list(comparison.reasons)}
     result['doubt'] = _doubt(verdict, result, result.pop('p_equivalence_flip'))
@@ -167,8 +169,12 @@ def outcome_of(study, comparisons, examples=0):
 
 
 def sequential_of(study):
-  """The Sequential of study.json, or None."""
-  return sequential.Sequential(**study['sequential']) if study.get('sequential') else None
+  """The Sequential of study.json, the Extended where it got more seeds than it was planned with, or None."""
+  if study.get('sequential'):
+    return sequential.Sequential(**study['sequential'])
+  planned, seeds = study.get('planned_seeds') or (), study.get('seeds') or ()
+  is_more = planned and set(planned) < set(seeds) and max(planned) < min({*seeds} - {*planned})
+  return sequential.Extended(len(planned)) if is_more and len(planned) > 1 else None
 
 
 def _compare(comparison, tolerance, examples, exact, design=None):

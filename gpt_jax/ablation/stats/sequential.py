@@ -5,7 +5,11 @@ the test statistic. Its null distribution is simulated once, with t-tests of nor
 exact for few seeds, where the boundaries of Brownian motion are not (Lan-DeMets spending gives 5.9 % false
 verdicts from 3 to 20 seeds). The sequential p value is valid at any look and under any rule of stopping
 (Johari et al. 2022, Operations Research 70), so that Holm's correction applies to it as to one of a fixed
-number of seeds. Letters: D draws, K looks, N seeds.
+number of seeds.
+
+A study of a fixed number of seeds that gets more after it was judged (`Extended`) has spent its error on the
+planned ones. All later looks together add LATER of it, at any number of seeds and under any rule of adding.
+Letters: D draws, K looks, N seeds.
 """
 
 import functools
@@ -18,6 +22,7 @@ DRAWS = 100_000
 GRID = np.geomspace(1e-9, 1.0, 300)  # of p values
 TAIL = 100 / DRAWS  # p value below which too few draws remain
 FUTILE = 0.1  # chance of a decision below which an arm gets no more seeds
+LATER = 0.1  # error of all looks after the planned one, as a share of that one's
 OPTIMISM = 1.5  # standard errors by which that chance is computed in favor of a decision
 
 
@@ -36,6 +41,22 @@ class Sequential(NamedTuple):
   def weights_K(self):
     """Weight of each look."""
     return (self.looks_K / self.most) ** SHAPE
+
+
+class Extended(NamedTuple):
+  """Seeds of a study that was planned for a fixed number of them, and got more."""
+
+  planned: int
+
+  @property
+  def later(self):
+    """The Sequential of the looks after the planned one."""
+    return Sequential(self.planned + 1, 4 * self.planned + 20)
+
+  @property
+  def looks_K(self):
+    """Numbers of seeds at which arms may be judged."""
+    return np.arange(self.planned, self.later.most + 1)
 
 
 def p_values(difference_DN, design):
@@ -63,6 +84,11 @@ def null_quotients(design):
 def sequential_p(p_K, design):
   """Return one p value of the whole test for those of its first looks: [..., K] -> [...]."""
   p_K = np.asarray(p_K, float)
+  if isinstance(design, Extended):
+    planned, later_K = p_K[..., 0], p_K[..., 1:]
+    if not later_K.shape[-1]:
+      return planned
+    return np.minimum(planned, np.minimum(1.0, sequential_p(later_K, design.later) / LATER))
   quotient = (p_K / design.weights_K[: p_K.shape[-1]]).min(axis=-1)
   simulated = np.searchsorted(null_quotients(design), quotient, side='right') / DRAWS
   spent = quotient * design.weights_K.sum()  # an upper bound
@@ -76,16 +102,21 @@ def whole_test(tests, design):
   """
   if not tests or tests[-1][0]['p'] is None:
     return None, None
+  mean, equal_now = tests[-1][0]['mean'], tests[-1][1]
   known = lambda p: 1.0 if p is None else p
-  p_K, one_sided_K = (
-    [known(p) for p in side] for side in zip(*((t['p'], equal) for t, equal in tests), strict=True)
-  )
+  # An earlier look is no evidence for what the mean of all seeds contradicts.
+  p_K = [known(t['p']) if t['mean'] * mean > 0 else 1.0 for t, _ in tests]
+  one_sided_K = [known(equal) if known(equal_now) < 0.5 else 1.0 for _, equal in tests]
   doubled_K = np.minimum(1.0, 2 * np.array(one_sided_K))
   return float(sequential_p(p_K, design)), float(sequential_p(doubled_K, design)) / 2
 
 
 def nominal_level(n, alpha, design):
   """The two-sided level of a t-test of n seeds, and of their interval, in a test at alpha."""
+  if isinstance(design, Extended):
+    if n <= design.planned:
+      return alpha
+    return nominal_level(min(n, design.later.most), LATER * alpha, design.later)
   quotient = alpha / design.weights_K.sum()
   if alpha > TAIL:
     quotient = float(np.quantile(null_quotients(design), alpha))
