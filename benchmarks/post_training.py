@@ -110,10 +110,8 @@ def measure_ours(stage, runs, folder, steps, tiny):
   batch = dict(token_ids_BT=ids[:, :-1], target_ids_BT=ids[:, 1:], loss_mask_BT=mask)
   if stage == 'dpo':
     batch = {name: x.reshape(rows // 2, -1) for name, x in batch.items()}
-    batch |= {name: np.zeros(rows // 2, np.float32) for name in preferences.REFERENCE}
-    scores = preferences.evaluate_pairs(base.model, batch, cfg=cfg.preference)
-    names = ('log_prob_chosen', 'log_prob_rejected')
-    batch |= {key: np.asarray(scores[name]) for key, name in zip(preferences.REFERENCE, names, strict=True)}
+    scores = preferences.evaluate_pairs(base.model, batch)
+    batch |= {f'reference_{side}_B': np.asarray(getattr(scores, f'{side}_B')) for side in ('chosen', 'rejected')}
   stack = lambda x: jnp.broadcast_to(x[None], (runs, *x.shape)).copy()
   if runs > 1:
     state = jax.tree.map(stack, state._replace(frozen=None))._replace(frozen=state.frozen)
