@@ -45,14 +45,20 @@ def base(tmp_path):
 
 
 @pytest.fixture
-def planted(monkeypatch):
+def code():
+  """Digests of the code that the runs depend on."""
+  return {'evaluation code': 'e', 'train step': 't'}
+
+
+@pytest.fixture
+def planted(monkeypatch, code):
   """Runs with planted losses, and no proofs -> the configs that were proved and those that were trained."""
   proved, trained = [], []
 
   def prove(cfg, study, folder):
     proved.append(cfg)
     hyper = {name: float(value) for name, value in step.hyper_of(cfg).items()}
-    inputs = {'hyperparameters': hyper, 'train step': [cfg.model.width, cfg.train.steps]}
+    inputs = {'hyperparameters': hyper, 'sizes': [cfg.model.width, cfg.train.steps], **code}
     numbers = dict(parameters=9, flops_per_token=1.0, steps=cfg.train.steps, tokens=9, seconds=1.0)
     texts = dict(program=str(cfg.model.width), data='d', fingerprint=proof.budget.hash_json(inputs))
     return proof.Proof(diff={}, shapes={}, scored_on=SCORED_ON, inputs=inputs, **numbers, **texts)
@@ -125,6 +131,43 @@ def test_rungs_train_the_better_third_three_times_as_long(base, planted, tmp_pat
   )  # the own rate of the wide block was not among the better
   curve = records.read_json(tmp_path / 'study' / 'study.json')['search']['arms']['block=wide']
   assert len(curve['scores']) == 3 and curve['untuned']['n'] == 1
+
+
+@pytest.mark.parametrize('what', ['evaluation code', 'train step'])
+@pytest.mark.parametrize('stopped', ['rung1', 'study'])
+def test_rungs_of_other_code_are_refused_and_not_mixed(
+  base, planted, code, tmp_path, monkeypatch, what, stopped
+):
+  """Code that changes between two rungs, or between the search and the judged runs."""
+  study, folder, train_all = (
+    make_study(base, tuning=Tuning(seeds=1, rungs=2)),
+    tmp_path / 'study',
+    runner.train_all,
+  )
+  run = lambda: tuning.run(study, folder, say=lambda line: None)
+  stop = lambda workdir, *rest: workdir.name != stopped and train_all(workdir, *rest)
+  monkeypatch.setattr(runner, 'train_all', stop)
+  assert run() is None
+  monkeypatch.setattr(runner, 'train_all', train_all)
+  count, before = len(planted[1]), dict(code)
+  assert count == {'rung1': 10, 'study': 10 + 5}[stopped]
+  code[what] = 'changed'
+  with pytest.raises(ValueError) as error:
+    run()
+  cause, fix = assert_two_lines(
+    error.value, f'workdir={folder}/tuning/rung0: ', f'since this study began: {what}'
+  )
+  assert (f'report --workdir={folder}/tuning/rung0 --rescore' in fix) == (what == 'evaluation code')
+  assert len(planted[1]) == count
+  code.update(before)
+  assert run()['arms'] and len(planted[1]) == 10 + 5 + 8
+
+
+def test_optuna_proposes_no_arms_that_are_tuned(base):
+  with pytest.raises(ValueError) as error:
+    make_study(base, sweep='optuna', count=4)
+  cause, fix = assert_two_lines(error.value, 'tune= with an optuna sweep')
+  assert fix == 'fix: make the key a factor'
 
 
 def test_a_best_value_at_the_edge_is_noted(base, planted, tmp_path):
