@@ -64,6 +64,7 @@ MAY_IMPORT = {
   'cli.experiment_file': 'config data tokenizers',
   'evaluation.trained': 'config evaluation jobs losses model runs sampling sampling.validate sharding '
   'tokenizers training',
+  'evaluation.score_documents': 'data evaluation.trained',
   'plan': 'cluster.batches data jobs model sample sampling sampling.prompt_batch sharding step tokenizers '
   'training',
   'ablation': 'cli.experiment_file cluster.batches config data evaluation jobs model runs sharding step '
@@ -119,6 +120,9 @@ LIBRARIES = {
   'pyarrow': ['data'],
   'datasets': ['data'],
   'jinja2': ['tokenizers'],
+  'rensa': ['data.clean'],
+  'py3langid': ['data.clean'],
+  'presidio_analyzer': ['data.clean'],
 }
 TOP_LEVEL = (
   'flax',
@@ -130,7 +134,7 @@ TOP_LEVEL = (
 )  # may be imported at the top of a file
 # Optional dependencies.
 OPTIONAL = ('wandb', 'optuna', 'huggingface_hub', 'gguf', 'fsspec', 'sacrebleu', 'rouge_score')
-OPTIONAL += ('pyarrow', 'datasets', 'lm_eval')
+OPTIONAL += ('pyarrow', 'datasets', 'lm_eval', 'rensa', 'py3langid', 'presidio_analyzer')
 EVERYWHERE = ('jax', 'numpy')
 
 
@@ -264,6 +268,9 @@ NEVER = [
   'pyarrow',
   'datasets',
   'lm_eval',
+  'rensa',
+  'py3langid',
+  'presidio_analyzer',
 ]
 LATER = [*NEVER, 'grain', 'tensorflow_datasets', 'matplotlib', 'tensorboardX', 'sentencepiece']
 

@@ -119,7 +119,7 @@ def token_cache(
   log.info('tokenizing %s of data.mixture.%s into %s', split, source_name, path)
   folder.mkdir(parents=True, exist_ok=True)
   if part.is_plain:
-    items = _encode_texts(part.texts(bad_records.skip), tokenizers, bad_records.notes)
+    items = _encode_texts(part.texts(bad_records.skip, bad_records.notes), tokenizers, bad_records.notes)
   else:
     items = _encode_documents(part, tokenizers, bad_records, source if split == 'train' else None)
   meta = {'name': f'{source_name} ({split})', 'entries': entries}
@@ -254,7 +254,7 @@ def _encode_documents(part: SourceSplit, tokenizers, bad_records: BadRecords, so
     return decode_media(tokenizers, pieces, where, bad_records.notes)
 
   def checked():
-    for number, (where, pieces) in enumerate(part.examples(bad_records.skip)):
+    for number, (where, pieces) in enumerate(part.examples(bad_records.skip, bad_records.notes)):
       check_pieces(tokenizers, pieces, where)
       yield number, (where, pieces)
 

@@ -7,7 +7,6 @@ always on the same side, media by the bytes of their files.
 
 import array
 import functools
-import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterator
@@ -15,8 +14,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gpt_jax.data import media_io, sources, stages, templates
+from gpt_jax.data import content, sources, stages, templates
 from gpt_jax.data.bad_records import BadRecords
+from gpt_jax.data.clean.cleaning import Cleaning
+from gpt_jax.data.clean.rule import text_of
 from gpt_jax.data.packing import PACKING
 from gpt_jax.data.sources import Source
 from gpt_jax.data.splits import SPLITS, selection
@@ -101,18 +102,17 @@ class DataConfig:
 class SourceSplit:
   """The documents of one source that belong to a split."""
 
-  # examples(skip=None) -> (where, pieces), in a fixed order. skip(error) is called for each record that
-  # is left out; without it nothing is logged. ValueError for more than `bad_records`.
+  # examples(skip=None, notes=None) -> (where, pieces), in a fixed order. skip(error) is called for each
+  # record that is left out; without it nothing is logged. ValueError for more than `bad_records`. notes: a
+  # Counter of what `clean` and `scrub` did; of a part that is cut from training data it is counted there.
   examples: Callable[..., Iterator[tuple[str, list[Piece]]]]
   has_many: bool  # whether the source has more than one document
   is_plain: bool  # whether documents are one text each
   describe: Callable[[], dict]  # JSON-able; splits that differ in any document differ here
 
-  def texts(self, skip: Callable | None = None) -> Iterator[str]:
-    """Yield the joined texts of each document. skip: as in `examples`."""
-    for _, pieces in self.examples(skip):
-      chats = [templates.chat_text(piece) for piece in pieces if piece.kind == 'chat']
-      yield ''.join([*chats, *(piece.value for piece in pieces if piece.kind == 'text')])
+  def texts(self, skip: Callable | None = None, notes=None) -> Iterator[str]:
+    """Yield the joined texts of each document; skip, notes: as in `examples`."""
+    return (text_of(pieces) for _, pieces in self.examples(skip, notes))
 
 
 def source_names(cfg: DataConfig, split: str) -> tuple[str, ...]:
@@ -152,15 +152,22 @@ def open_split(cfg: DataConfig, name: str, split: str) -> SourceSplit:
       'fix: set data.valid_fraction=0.0, give more documents, or set valid_path'
     )
 
-  def select_examples(skip=None):
+  filters = selection(source, split if source.has(split) else 'train')
+  identity = lambda: {'content': corpus.content(), **source.describe(split), **filters}
+  if cleaning := Cleaning(name, source, split):
+    examples = functools.partial(cleaning.documents, examples, identity)
+
+  def select_examples(skip=None, notes=None):
     if split != 'train' and not source.is_apart(split):
       skip = None  # bad records of shared files are counted once, in training
+      notes = notes if source.has(split) else None
+    options = {'skip': skip, 'notes': notes} if cleaning else {'skip': skip}
     if whole:
-      yield from examples(skip)
+      yield from examples(**options)
       return
     select = _select if count > 1 else _cut
     example = None
-    for example in select(examples, cfg, split, skip):
+    for example in select(examples, cfg, split, options):
       yield example
     if example is None:
       raise ValueError(
@@ -171,10 +178,15 @@ def open_split(cfg: DataConfig, name: str, split: str) -> SourceSplit:
 
   def describe():
     cut = {} if whole else {'split': split, 'valid_fraction': cfg.valid_fraction}
-    filters = selection(source, split if source.has(split) else 'train')
-    return {'content': corpus.content(), **source.describe(split), **filters, **cut}
+    return {**identity(), **cleaning.describe(), **cut}
 
   return SourceSplit(select_examples, count > 1, plain, describe)
+
+
+def unfiltered(cfg: DataConfig, name: str, split: str) -> Callable[..., Iterator]:
+  """Return examples(skip=None) of all documents of a source, without clean, scrub and valid_fraction."""
+  source = cfg.mixture[name]
+  return functools.partial(_examples, name, source, sources.open_source(source, split))
 
 
 def _examples(name, source, corpus, skip=None) -> Iterator[tuple[str, list[Piece]]]:
@@ -202,55 +214,21 @@ def no_data(cfg: DataConfig, subject: str, split: str) -> ValueError:
   )
 
 
-def _cut(examples: Callable, cfg: DataConfig, split: str, skip) -> Iterator[tuple[str, list[Piece]]]:
+def _cut(examples: Callable, cfg: DataConfig, split: str, options) -> Iterator[tuple[str, list[Piece]]]:
   """Cut one text by characters."""
-  for where, [piece] in examples(skip):
+  for where, [piece] in examples(**options):
     cut = int((1 - cfg.valid_fraction) * len(piece.value))
     if part := piece.value[:cut] if split == 'train' else piece.value[cut:]:
       yield where, [Piece('text', part)]
 
 
-def _select(examples: Callable, cfg: DataConfig, split: str, skip) -> Iterator[tuple[str, list[Piece]]]:
+def _select(examples: Callable, cfg: DataConfig, split: str, options) -> Iterator[tuple[str, list[Piece]]]:
   """Select documents by hash in two passes, holding eight bytes of each."""
-  digests = np.frombuffer(array.array('Q', (digest(pieces) for _, pieces in examples())), np.uint64)
+  digests = np.frombuffer(array.array('Q', (content.digest(pieces) for _, pieces in examples())), np.uint64)
+  if len(digests) < 2:
+    return
   count = min(max(1, round(cfg.valid_fraction * len(digests))), len(digests) - 1)
   low = digests <= np.partition(digests, count - 1)[count - 1]
-  for example, is_low in zip(examples(skip), low, strict=True):
+  for example, is_low in zip(examples(**options), low, strict=True):
     if is_low == (split == 'valid'):
       yield example
-
-
-def digest(pieces: list[Piece]) -> int:
-  """Return 64 bits of the content of a document; for one text, of its UTF-8 bytes.
-
-  Of documents with media only the media count, so that sources with the same pictures have each
-  picture on the same side of the split, whatever their templates. Sources that share some of their
-  pictures, or pair them with sounds, need valid_keep or valid_path: a run warns of media that its
-  token caches share.
-  """
-  media = [piece for piece in pieces if piece.kind in templates.MODALITY]
-  if len(pieces) == 1 and pieces[0].kind == 'text':
-    content = [pieces[0].value.encode()]
-  else:
-    content = [part for pair in sorted(map(_content, media or pieces)) for part in pair]
-  total = hashlib.blake2b(digest_size=8, key=b'0')
-  for part in content:
-    total.update(part)
-  return int.from_bytes(total.digest())
-
-
-def _content(piece: Piece) -> tuple[bytes, bytes]:
-  """Return a heading and the bytes of a piece; a missing file counts by its name."""
-  value = piece.value
-  if isinstance(value, str) and piece.kind in templates.MODALITY:
-    try:
-      data = media_io.open_bytes(value)
-    except (OSError, ValueError):  # reported where it is decoded
-      data = value.encode()
-  elif isinstance(value, (str, bytes)):
-    data = value.encode() if isinstance(value, str) else value
-  else:
-    values = value.values if isinstance(value, templates.Samples) else value
-    data = str((values.dtype.str, values.shape)).encode() + np.ascontiguousarray(values).tobytes()
-  kind = templates.MODALITY.get(piece.kind, piece.kind)
-  return f'{kind} {len(data)} '.encode(), data

@@ -22,10 +22,11 @@ from gpt_jax.data import (
   templates,
   text_sources,
 )
+from gpt_jax.data.clean import cleaning
 from gpt_jax.data.splits import Corpus
 from gpt_jax.runs import plugins
 
-COMMON = ('kind', 'template', 'weight')  # fields that every kind reads
+COMMON = ('kind', 'template', 'weight', 'scrub', 'clean')  # fields that every kind reads
 PATHS = ('path', 'valid_path', 'test_path')
 FILTERS = ('keep', 'valid_keep', 'test_keep')
 COPIES = ('copies', 'augment')
@@ -44,6 +45,10 @@ class Source:
   kind: str = 'builtin'  # row of SOURCES
   path: str = ''  # file, glob, folder, also gs:// or s3://; files: also .zip; tfds, hf: a data set
   template: str = '{text}'  # what a document is, over the fields of a record
+  scrub: str = (
+    ''  # personal data to replace, as in 'email,phone': clean.patterns.PATTERNS; all = each pattern
+  )
+  clean: str = ''  # rules that remove documents, as in 'exact,near=0.8': clean.cleaning.RULES, in their order
   weight: float = 1.0  # share of the rows, relative to the other sources; 0 = only for evaluation
   separator: str = ''  # text: string between the documents of a file; '' = a file is a document
   valid_path: str = ''  # validation files; '' = a part of `path`
@@ -96,6 +101,7 @@ class Source:
         splits.parse_part(getattr(self, name) or 'train')
     media_sources.check_pattern(self.pattern)
     templates.parse(self.template)
+    cleaning.check(self)
     self._check_augment()
 
   def _check_augment(self):
@@ -123,8 +129,11 @@ class Source:
     return {field.name: value for field, value in pairs if value != field.default}
 
   def describe(self, split: str) -> dict:
-    """Return the settings that decide what documents of `split` hold, beside the records' content."""
-    skipped = {'weight', *LOCATIONS, *FILTERS, *(COPIES if split != 'train' else ())}
+    """Return the settings that decide what documents of `split` hold, beside the records' content.
+
+    `Cleaning.describe` has those of `scrub` and `clean`.
+    """
+    skipped = {'weight', 'scrub', 'clean', *LOCATIONS, *FILTERS, *(COPIES if split != 'train' else ())}
     fixed = {'kind': self.kind, 'template': self.template}
     if plugin := plugins.owner('SOURCES', self.kind):  # another file of the plugin makes other records
       fixed['plugin'] = plugin

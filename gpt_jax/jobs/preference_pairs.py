@@ -17,7 +17,7 @@ import json
 import numpy as np
 
 from gpt_jax import data
-from gpt_jax.data import bad_records, mixture, sources, templates
+from gpt_jax.data import bad_records, content, mixture, sources, templates
 from gpt_jax.data.record_fields import lookup
 from gpt_jax.data.splits import Record
 from gpt_jax.evaluation.evaluate import document_rows
@@ -104,7 +104,7 @@ def read_pairs(cfg, tokenizers, split, length):
       encoded.append(mismatch(*encoded, tokenizers.vocabulary, length))
     for side, some in zip(sides, encoded, strict=True):
       side += some
-    prompts += [mixture.digest(prompt_of(*pair)) for _, *pair in pairs]
+    prompts += [content.digest(prompt_of(*pair)) for _, *pair in pairs]
     sources_N += [number] * len(pairs)
   fields = [row_fields.of_template(cfg.data.mixture[name].template) for name in names]
   reference_NA = np.zeros((len(sources_N), len(sides)), np.float32)
