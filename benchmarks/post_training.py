@@ -110,8 +110,10 @@ def measure_ours(stage, runs, folder, steps, tiny):
   batch = dict(token_ids_BT=ids[:, :-1], target_ids_BT=ids[:, 1:], loss_mask_BT=mask)
   if stage == 'dpo':
     batch = {name: x.reshape(rows // 2, -1) for name, x in batch.items()}
+    references = preferences.REFERENCE[:2]  # chosen, rejected: two documents a pair
+    batch |= {name: np.zeros(rows // 2, np.float32) for name in references}
     scores = preferences.evaluate_pairs(base.model, batch)
-    batch |= {f'reference_{side}_B': np.asarray(getattr(scores, f'{side}_B')) for side in ('chosen', 'rejected')}
+    batch |= dict(zip(references, map(np.asarray, (scores.chosen_B, scores.rejected_B)), strict=True))
   stack = lambda x: jnp.broadcast_to(x[None], (runs, *x.shape)).copy()
   if runs > 1:
     state = jax.tree.map(stack, state._replace(frozen=None))._replace(frozen=state.frozen)
