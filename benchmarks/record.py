@@ -91,6 +91,8 @@ def study_summary(workdir):
     'metric': study['metric'],
     'tolerance': study['tolerance'],
     'budget': study['budget'],
+    'tune': study.get('tune') or {},
+    'search': study.get('search') or {},
     'schedule': study.get('schedule', {}),
     'arms': [{key: arm.get(key) for key in keys} for arm in analysis['arms']],
     'pairing': analysis['pairing'],

@@ -13,10 +13,13 @@ import re
 from benchmarks import growth, weak_scaling
 from benchmarks.gpu import table as gpu_goals
 from benchmarks.record import RESULTS, STUDIES
-from gpt_jax.ablation import design
+from gpt_jax.ablation import design, proof
+from gpt_jax.ablation.stats import analyze
+from gpt_jax.reports import study_results
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
 PAGES = (README, pathlib.Path(__file__).parent / 'README.md')
+KEPT = ('name', 'slug', 'levels', 'is_baseline')  # of an arm
 MARK, END = '<!-- {} -->', '<!-- end of {} -->'
 
 
@@ -143,14 +146,16 @@ def results_table():
 
 
 def studies_table():
-  """Markdown table of studies."""
+  """Markdown table of studies; verdicts are those of the present analysis."""
   lines = ['| study | verdict | runs | minutes | hardware |', '|---|---|---|---|---|']
   for path in sorted(STUDIES.glob('*.json')):
     result = json.loads(path.read_text())
     if 'headline' in result:
+      study = shipped_study(result)
+      untuned = ' Recorded before its arms were tuned.' if study.tune and not result.get('tune') else ''
       lines.append(
-        f'| [{shipped_study(result).question}](benchmarks/results/ablations/{path.stem}.md) '
-        f'| {result["headline"]}{later_arms(result)} | {result["runs"]} | {minutes(result):.0f} '
+        f'| [{study.question}](benchmarks/results/ablations/{path.stem}.md) '
+        f'| {judged_headline(result, study)}{untuned} | {result["runs"]} | {minutes(result):.0f} '
         f'| {result["hardware"]} |'
       )
   return '\n'.join(lines)
@@ -161,11 +166,18 @@ def shipped_study(result):
   return design.load_study(re.search(r'--config=(\S+)', result['command'])[1])
 
 
-def later_arms(result):
-  """A sentence that names the arms of a study's file that were added after it was recorded, or ''."""
-  recorded = {arm['name'] for arm in result['arms']}
-  later = [arm.name for arm in design.make_arms(shipped_study(result)) if arm.name not in recorded]
-  return f' Recorded before {", ".join(later)} was added.' if later else ''
+def judged_headline(result, study):
+  """The headline of a recorded study, judged again from its scores."""
+  arms = [{key: getattr(arm, key) for key in KEPT} for arm in design.make_arms(study)]
+  factors = {name: list(dict.fromkeys(arm['levels'][name] for arm in arms)) for name in study.factors}
+  spec = {key: result[key] for key in ('metric', 'tolerance', 'budget')} | {'better': study.better}
+  spec |= {'seeds': study.seed_list, 'sweep': proof.sweep_name(study.sweep), 'factors': factors, 'arms': arms}
+  rows = [
+    {'arm': arm['name'], 'seed': int(seed), 'status': 'done', 'result': {result['metric']: value}}
+    for arm in result['arms']
+    for seed, value in arm['values'].items()
+  ]
+  return study_results.headline(study_results.StudyResults(spec, rows, analyze.analyze(spec, rows)))
 
 
 def duration(seconds):

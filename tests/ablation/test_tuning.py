@@ -163,6 +163,16 @@ def test_rungs_of_other_code_are_refused_and_not_mixed(
   assert run()['arms'] and len(planted[1]) == 10 + 5 + 8
 
 
+def test_the_dry_run_counts_the_search(base, planted):
+  """Five values and the own one of an arm on the first of two rungs, a third of them and it on the second."""
+  study = make_study(base, tuning=Tuning(seeds=2, rungs=2), tune={'optim.lr': [0.01, 0.03, 0.04, 0.08, 0.16]})
+  last = tuning.dry_run(study)[-1]
+  assert last.startswith(
+    'before that each arm is tuned over 5 values of optim.lr and its own on 2 rungs, with 2 '
+  )
+  assert last.endswith('seeds: about 32 runs and 0:16 of steps')  # 2 arms x 2 s x (6 / 3 + 2)
+
+
 def test_optuna_proposes_no_arms_that_are_tuned(base):
   with pytest.raises(ValueError) as error:
     make_study(base, sweep='optuna', count=4)

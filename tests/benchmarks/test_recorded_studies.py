@@ -22,12 +22,20 @@ def test_a_recorded_study_is_the_one_of_its_file(path):
   assert result['metric'] == study.metric or (result['metric'], study.metric) == ('valid_loss', '')
   arms = {arm['name']: arm for arm in result['arms']}
   assert all(sorted(arm['values']) == sorted(map(str, study.seed_list)) for arm in arms.values())
-  names = {arm.name for arm in design.make_arms(study)}
-  assert set(arms) <= names, 'arms that the file no longer has'
+  assert [*arms] == [arm.name for arm in design.make_arms(study)]
   row = next(line for line in table.README.read_text().splitlines() if f'{path.stem}.md)' in line)
-  assert f'[{study.question}]' in row
-  assert all(name in row.partition('Recorded before')[2] for name in names - set(arms))
-  assert ('Recorded before' in row) == (names != set(arms))
+  assert f'[{study.question}]' in row and table.judged_headline(result, study) in row
+  assert ('before its arms were tuned' in row) == (bool(study.tune) != bool(result.get('tune')))
+
+
+def test_a_recorded_study_is_judged_as_a_study_is(tmp_path):
+  """From its scores alone, with main effects and interactions in the family."""
+  result = json.loads((record.STUDIES / 'norms.json').read_text())
+  headline = table.judged_headline(result, table.shipped_study(result))
+  [best] = [arm for arm in result['arms'] if headline.startswith(f'{arm["name"]} beats')]
+  assert f'{best["mean"]:.3f}' in headline and 'was picked as the best of 5: expect less' in headline
+  result['arms'][-1]['values'] = result['arms'][0]['values']
+  assert not table.judged_headline(result, table.shipped_study(result)).startswith(best['name'])
 
 
 def test_the_record_of_a_study_has_its_verdicts(tmp_path, monkeypatch):

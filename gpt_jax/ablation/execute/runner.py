@@ -67,10 +67,15 @@ def register(study, workdir, say=loggers.say):
 
 def dry_run(study, workdir=''):
   """Describe the study and how its arms differ, as lines; trains nothing and leaves nothing behind."""
+  return proof.format_study(plan_study(study, workdir))
+
+
+def plan_study(study, workdir=''):
+  """Return the content that study.json will have; trains nothing and leaves nothing behind."""
   cache = Path(workdir).expanduser() / 'cache'  # has the step times of a study that has begun
   with tempfile.TemporaryDirectory() as temporary:
     has_begun = workdir and check_study_folder(workdir) and cache.exists()
-    return proof.format_study(prove_study(study, cache if has_begun else Path(temporary))[2])
+    return prove_study(study, cache if has_begun else Path(temporary))[2]
 
 
 def prove_study(study, folder, say=None):

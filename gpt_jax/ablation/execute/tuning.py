@@ -64,12 +64,20 @@ def register(study, workdir, say=loggers.say):
 
 def dry_run(study, workdir=''):
   """Describe the study and its search, as lines."""
-  arms = design.make_arms(study)
-  cells, rungs = make_cells(study, arms[0].config), study.tuning.rungs
-  on_rungs = f', on {rungs} rungs' if rungs > 1 else ''
-  keys = ', '.join(cells[0])
-  line = f'before that each arm is tuned: {len(cells)} values of {keys} and its own{on_rungs}, '
-  return [*runner.dry_run(study, workdir), f'{line}{study.tuning.seeds} seeds each']
+  plan, arms, rungs = runner.plan_study(study, workdir), design.make_arms(study), study.tuning.rungs
+  cells, count, share = make_cells(study, arms[0].config), 0, 0.0
+  seconds = study.tuning.seeds * sum(arm['seconds_estimate'] for arm in plan['arms'])
+  left = len({*map(repr, cells), repr(own_cell(arms[0], list(cells[0])))})
+  for rung in range(rungs):
+    count, share = count + left, share + left * SHORTER ** (1 + rung - rungs)
+    left = -(-left // SHORTER)
+  on_rungs = f' on {rungs} rungs' if rungs > 1 else ''
+  runs = count * study.tuning.seeds * len(arms)
+  line = (
+    f'before that each arm is tuned over {len(cells)} values of {", ".join(cells[0])} and its own{on_rungs}, '
+    f'with {study.tuning.seeds} seeds: about {runs} runs and {loggers.duration(seconds * share)} of steps'
+  )
+  return [*proof.format_study(plan), line]
 
 
 def make_cells(study, base):
