@@ -6,13 +6,12 @@ batch. A row's randomness depends on its own key and position alone: with the sa
 text alone, in any batch, in one call or in many. A grammar (tokenizers/grammar.py) says which ids are valid
 next.
 
-With guidance the model runs 2 B rows: below the B conditional ones the same rows with an empty condition,
-which are fed the tokens that the upper ones draw. sampling/ has the host side: text, prompts, beams.
+With guidance the model runs 2 B rows: below the B conditional ones the same with an empty condition, fed the
+same tokens. sampling/ has the host side: text, prompts, beams.
 
 Letters: B rows, P prompt length, T buffer length (prompt and new tokens), V vocabulary.
 
-Sources: sampling by Gumbel noise (Maddison et al. 2014); the verbs are gpt-fast's, the state in a while
-loop is Gemma's.
+Sources: Gumbel noise (Maddison et al. 2014); the verbs are gpt-fast's, the state in a while loop is Gemma's.
 """
 
 import dataclasses
@@ -53,6 +52,7 @@ class SampleConfig:
   guidance: float = 1.0  # classifier-free guidance scale; 1 = off
   seed: int = 0  # same seed, same text
   begin: str = ''  # special token before every prompt, such as bos for Llama models
+  block: tuple[str, ...] = ()  # texts that are never sampled: words, /patterns/, /patterns/i, @FILE of them
 
   def __post_init__(self):
     validate.check_sampling(self)
@@ -208,7 +208,7 @@ def start(model, prompts, cfg, grammar, keys_B=None):
 
 def static_config(cfg):
   """Reset the fields that vary per call and that `choose_token` does not read: they recompile nothing."""
-  unread = dict(max_new_tokens=1, num_samples=1, seed=0, begin='', guidance=1.0)
+  unread = dict(max_new_tokens=1, num_samples=1, seed=0, begin='', guidance=1.0, block=())
   return dataclasses.replace(cfg, **unread)
 
 

@@ -8,7 +8,12 @@ from gpt_jax.cli import args, config_help, experiment_file
 
 FLAGS = flags.FLAGS
 CHANGES_DATA = ('data.mixture.', 'data.valid_fraction', 'data.cache', 'data.packing')
-DEFINE = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+DEFINE = {
+  int: flags.DEFINE_integer,
+  float: flags.DEFINE_float,
+  str: flags.DEFINE_string,
+  tuple[str, ...]: flags.DEFINE_multi_string,
+}
 
 
 def define_workdir():
@@ -40,7 +45,8 @@ def sampling_overrides():
   from gpt_jax.sample import SampleConfig
 
   names = [field.name for field in dataclasses.fields(SampleConfig) if field.name in FLAGS]
-  return {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+  values = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+  return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def data_overrides(argv):

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpt_jax import sample
 from gpt_jax.cluster.processes import fetch
-from gpt_jax.sampling import beam, decoding_layout, prompt_batch
+from gpt_jax.sampling import beam, block, decoding_layout, prompt_batch
 from gpt_jax.sampling.history import History
 from gpt_jax.tokenizers import grammar as grammars
 
@@ -22,7 +22,7 @@ def generate_ids(model, tokenizers, prompts, cfg, to='text', keys_B=None, ends=(
   Raises ValueError as `sample.start` does, and for beams where `to` is not text.
   """
   model = decoding_layout.prepare_model(model)
-  grammar = build_grammar(tokenizers, model.cfg.V, to, ends)
+  grammar = build_grammar(tokenizers, model.cfg.V, to, ends, cfg.block)
   if cfg.beams and to != 'text':
     raise ValueError(f'sample.beams={cfg.beams} cannot make to={to}\nfix: set beams=0, or --to=text')
   if cfg.beams:
@@ -39,7 +39,7 @@ def complete(model, tokenizers, prompts, cfg, stop=(), ends=()):
   end it. Returns for each prompt a list of (text, scores as in `generate_ids`); log-probabilities end with
   the tokens of the text, the score of a beam is that of its whole search.
   """
-  check_stop(stop)
+  check_stop(stop, cfg.block)
   texts = []
   groups = generate_ids(model, tokenizers, prompts, cfg, ends=ends)
   for prompt, group in zip(prompts, groups, strict=True):
@@ -81,9 +81,9 @@ def stream_text(model, tokenizers, prompt, cfg, stop=(), ends=(), history=None):
 
   ends: ids that end the text, too. history: see `stream`.
   """
-  check_stop(stop)
+  check_stop(stop, cfg.block)
   model = decoding_layout.prepare_model(model)
-  grammar = build_grammar(tokenizers, model.cfg.V, ends=ends)
+  grammar = build_grammar(tokenizers, model.cfg.V, ends=ends, blocked=cfg.block)
   decoder, text, printed = tokenizers.stream_decoder(), '', 0
   hold = max(map(len, stop), default=1) - 1  # last characters, which may begin a stop string
   prompt_ids = prompt_batch.as_prompt(prompt).ids
@@ -118,15 +118,16 @@ def begin_special(cfg, tokenizers):
   return cfg.sample.begin or (tokenizers.start if starts else '')
 
 
-def build_grammar(tokenizers, columns, to='text', ends=()):
+def build_grammar(tokenizers, columns, to='text', ends=(), blocked=()):
   """Build the grammar of these tokenizers for a model with logits of this many columns.
 
-  ends: ids that end a row and are allowed in its text, beside those of the vocabulary.
+  ends: ids that end a row and are allowed in its text, beside those of the vocabulary. blocked: see
+  SampleConfig.block.
   """
   grammar = grammars.build(tokenizers.vocabulary, tokenizers.layout, columns, to)
   grammar.ends_V[list(ends)] = True
   grammar.table_NV[0, list(ends)] = True
-  return grammar
+  return block.add_block(grammar, tokenizers, blocked) if to in ('text', 'any') else grammar
 
 
 def new_tokens(state, prompts, num_samples):
@@ -153,12 +154,14 @@ def trailing_text_ids(tokenizers, ids):
   return ids[ends[-1] if ends else 0 :]
 
 
-def check_stop(stop):
-  """Raise ValueError for an empty stop string, which would end every text before it begins."""
+def check_stop(stop, blocked=()):
+  """Raise ValueError for an empty stop string, or one that would end a text within a blocked word."""
   if not all(stop):
     raise ValueError(
       "--stop='' would end every text before its first character\nfix: leave it out, or name a string"
     )
+  if blocked:
+    block.check_stop(block.read_patterns(blocked), stop)
 
 
 def truncate_at_stop(text, stop):

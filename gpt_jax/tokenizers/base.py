@@ -112,6 +112,10 @@ class TextTokenizer(SavedTokenizer):
     """Return (ids, places int [T, 2]) of each text: the first character of a token, and the one after it."""
     raise NotImplementedError
 
+  def token_bytes(self) -> list[bytes]:
+    """Return the bytes that each id adds to a text; ValueError where a decoder rewrites its neighbors."""
+    raise NotImplementedError
+
   def special_tokens(self) -> dict[str, str]:
     """Return the spellings of special tokens by their names in chat templates, as in bos_token."""
     return {}

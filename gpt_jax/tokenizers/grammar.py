@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt_jax.tokenizers import block_table
+
 TEXT, IMAGE, AUDIO = 0, 1, 2  # modes of a row
 STAY = -1  # the token does not change the mode
 
@@ -44,6 +46,7 @@ class Grammar(NamedTuple):
   null: np.int32 = np.int32(-1)
   patch: np.int32 = np.int32(-1)
   frame: np.int32 = np.int32(-1)
+  block: block_table.BlockTable | None = None  # texts that must not be sampled
 
 
 class GrammarState(NamedTuple):
@@ -53,6 +56,7 @@ class GrammarState(NamedTuple):
   count_B: jax.Array  # int32; codes since the image or sound began
   clock_B: jax.Array  # int32; time of the next token; within an image the time of its first code
   room_B: jax.Array  # int32; tokens that still fit into the row
+  text_B: jax.Array | None = None  # int32; state of the text so far in Grammar.block
 
 
 def build(vocabulary, layout, columns, to='text'):
@@ -161,7 +165,10 @@ def allowed(grammar, state):
   row_B = jnp.where(state.mode_B == IMAGE, in_image_B, 0)
   row_B = jnp.where(state.mode_B == AUDIO, in_audio_B, row_B)
   table_NV, needs_V = jnp.asarray(grammar.table_NV), jnp.asarray(grammar.needs_V)
-  return table_NV[row_B] & (needs_V[None] <= state.room_B[:, None])
+  allowed_BV = table_NV[row_B] & (needs_V[None] <= state.room_B[:, None])
+  if grammar.block is None:
+    return allowed_BV
+  return allowed_BV & block_table.allowed(grammar.block, state.text_B, state.room_B, len(needs_V))
 
 
 def advance(grammar, state, token_B):
@@ -175,6 +182,7 @@ def advance(grammar, state, token_B):
     count_B=xp.where(opens_B == STAY, state.count_B + codes_B, 0),
     clock_B=xp.where(in_grid_B, state.clock_B, after_B + 1),
     room_B=xp.maximum(state.room_B - 1, 0),
+    text_B=None if state.text_B is None else block_table.advance(grammar.block, state.text_B, token_B),
   )
 
 
@@ -202,18 +210,20 @@ def read_prompts(grammar, ids_BP, lengths_B, room_B):
   B, P = ids_BP.shape
   zeros_B = np.zeros(B, np.int32)
   room_B = np.asarray(room_B, np.int32)
+  text_B = None if grammar.block is None else block_table.read_prompts(grammar.block, ids_BP, lengths_B)
   if (grammar.opens_V[ids_BP] == STAY).all():  # text: no need to look at each token
     places_P = np.arange(P, dtype=np.int32)
     positions_BP3 = np.broadcast_to(places_P[None, :, None], (B, P, 3))
-    return GrammarState(zeros_B, zeros_B, np.asarray(lengths_B, np.int32), room_B), positions_BP3
+    state = GrammarState(zeros_B, zeros_B, np.asarray(lengths_B, np.int32), room_B, text_B)
+    return state, positions_BP3
   positions_BP3 = np.zeros((B, P, 3), np.int32)
   state = GrammarState(zeros_B, zeros_B, zeros_B, zeros_B)
   for t in range(int(max(lengths_B))):
     positions_BP3[:, t] = position3(grammar, state, ids_BP[:, t])
     after = advance(grammar, state, ids_BP[:, t])
     keep = lambda new, old, there_B=t < lengths_B: np.where(there_B, new, old)
-    state = GrammarState(*map(keep, after, state))
-  return state._replace(room_B=room_B), positions_BP3
+    state = jax.tree.map(keep, after, state)
+  return state._replace(room_B=room_B, text_B=text_B), positions_BP3
 
 
 def condition_mask(grammar, ids_BP, lengths_B):

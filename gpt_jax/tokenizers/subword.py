@@ -6,6 +6,7 @@ in text, as transformers does, since chat prompts are written with them.
 """
 
 import itertools
+import json
 import pathlib
 import re
 
@@ -89,6 +90,14 @@ class LibraryTokenizer(base.TextTokenizer):
     """The Jinja source of the model's chat template, '' without one."""
     return self._chat_template.decode()
 
+  def token_bytes(self):
+    """Return the bytes of each id by the decoder of the file; ids that it lacks have none."""
+    decode = piece_decoder(json.loads(self._model).get('decoder'))
+    pieces = [b''] * self.size
+    for token, index in self.vocab().items():
+      pieces[index] = decode(token)
+    return pieces
+
   def special_tokens(self):
     """Return {bos_token: its spelling, ...}."""
     by_id = {index: token for token, index in self.vocab().items()}
@@ -165,6 +174,14 @@ class SentencePieceTokenizer(base.TextTokenizer):
     places = lambda proto: np.array([(piece.begin, piece.end) for piece in proto.pieces], np.int64)
     return [([p.id for p in proto.pieces], places(proto).reshape(-1, 2)) for proto in protos]
 
+  def token_bytes(self):
+    """Return the bytes of each piece."""
+    model, ids = self._processor, range(self.size)
+    pieces = [b'' if model.is_control(i) else piece_bytes(model.id_to_piece(i)) for i in ids]
+    for index in filter(model.is_unknown, ids):
+      pieces[index] = model.decode([index]).encode()
+    return pieces
+
   def _decode(self, ids):
     return self._processor.decode(ids)
 
@@ -179,6 +196,36 @@ class SentencePieceTokenizer(base.TextTokenizer):
   def files(self):
     """Return the unchanged model file."""
     return {'tokenizer.model': self._model}
+
+
+def piece_bytes(piece: str) -> bytes:
+  """Return the bytes of a SentencePiece piece: <0x41> is a byte, U+2581 a space."""
+  byte = re.fullmatch('<0x([0-9A-F]{2})>', piece)
+  return bytes.fromhex(byte[1]) if byte else piece.replace('\u2581', ' ').encode()
+
+
+def piece_decoder(decoder):
+  """Return a function from a token to its bytes for the decoder of a tokenizer.json.
+
+  Raises ValueError for a decoder whose text is not that of its tokens in a row.
+  """
+  rows = decoder['decoders'] if decoder and decoder['type'] == 'Sequence' else [decoder or {'type': 'none'}]
+  kinds = [row['type'] for row in rows]
+  if kinds == ['ByteLevel']:
+    byte_of = {character: byte for byte, character in enumerate(bpe.byte_characters())}
+    spelled = lambda token: all(character in byte_of for character in token)
+    return lambda token: bytes(map(byte_of.get, token)) if spelled(token) else token.encode()
+  for row in rows:
+    is_space = row.get('pattern') == {'String': '\u2581'} and row.get('content') == ' '
+    is_space |= row['type'] == 'Metaspace' and row.get('replacement') == '\u2581'
+    is_start = row['type'] == 'Strip' and row['stop'] == 0 and row['content'] == ' '
+    if not (is_space or is_start or row['type'] in ('ByteFallback', 'Fuse')):
+      raise ValueError(
+        f'the tokenizer has the decoder {row["type"]}, which changes text between tokens\n'
+        'fix: leave sample.block out, or use a model with a byte-level or SentencePiece tokenizer'
+      )
+  is_byte = 'ByteFallback' in kinds
+  return lambda token: piece_bytes(token) if is_byte else token.replace('\u2581', ' ').encode()
 
 
 def read_huggingface(path: pathlib.Path) -> LibraryTokenizer:

@@ -62,6 +62,10 @@ class ByteTokenizer(base.TextTokenizer):
     first = [np.repeat(np.arange(len(size)), size) for size in sizes]
     return [(ids, np.stack([f, f + 1], 1)) for ids, f in zip(self.encode_batch(texts), first, strict=True)]
 
+  def token_bytes(self):
+    """Return each byte."""
+    return [bytes([index]) for index in range(self.size)]
+
   def _decode(self, ids):
     return bytes(ids).decode(errors='replace')
 
@@ -111,6 +115,10 @@ class CharTokenizer(base.TextTokenizer):
         'tokenizer.kind=bytes'
       )
     return ids
+
+  def token_bytes(self):
+    """Return each character in UTF-8."""
+    return [character.encode() for character in self._characters]
 
   def _decode(self, ids):
     return self._codepoints[ids].astype('<u4').tobytes().decode('utf-32-le')

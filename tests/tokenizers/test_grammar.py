@@ -210,7 +210,7 @@ def test_positions_agree_with_the_layout(prompt):
 
 def State(state, row):
   """One row of a state."""
-  return grammar.GrammarState(*(x[row : row + 1] for x in state))
+  return jax.tree.map(lambda x: x[row : row + 1], state)
 
 
 @settings(max_examples=30, deadline=None)
