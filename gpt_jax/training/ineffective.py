@@ -21,7 +21,7 @@ def notes(cfg):
   changed = records.diff(dataclasses.asdict(type(cfg)()), dataclasses.asdict(cfg))
   lines = []
   for selector, (keys, keys_read) in SELECTORS.items():
-    ignored = [key for key in keys if key in changed and key not in keys_read(cfg)]
+    ignored = [key for key in sorted(keys) if key in changed and key not in keys_read(cfg)]
     lines += [f'{key} has no effect with {selector}={value(cfg, selector)}' for key in ignored]
   return lines
 
@@ -67,7 +67,17 @@ def if_on(selector, *keys):
   return keys, lambda cfg: keys if value(cfg, selector) else ()
 
 
-JOB_KEYS = {  # row of train.JOBS: the keys that it alone reads
+def is_distance_alone(cfg):
+  """Whether a student learns nothing by cross-entropy."""
+  return cfg.train.job == 'distil' and cfg.distil.weight == 1
+
+
+CROSS_ENTROPY_KEYS = tuple(
+  f'loss.{name}'
+  for name in ('z_loss', 'terms', 'label_smoothing', 'restrict', 'balance', 'text', 'image', 'audio')
+)
+JOB_KEYS = {  # row of train.JOBS: the keys that some jobs alone read
+  'gpt': (*CROSS_ENTROPY_KEYS, 'data.condition_dropout'),
   'dpo': tuple(
     f'preference.{name}'
     for name in ('loss', 'beta', 'gamma', 'label_smoothing', 'chosen', 'rejected', 'prompt')
@@ -75,8 +85,10 @@ JOB_KEYS = {  # row of train.JOBS: the keys that it alone reads
   ),
   'grpo': tuple(f'grpo.{name}' for name in ('group', 'reward', 'pattern', 'advantage', 'normalize'))
   + ('grpo.kl', 'grpo.max_new_tokens', 'grpo.temperature'),
-  'distil': tuple(f'distil.{name}' for name in ('teacher', 'loss', 'temperature', 'weight', 'beta')),
+  'distil': tuple(f'distil.{name}' for name in ('teacher', 'loss', 'temperature', 'weight', 'beta'))
+  + (*CROSS_ENTROPY_KEYS, 'data.condition_dropout'),
 }
+TOTAL_KEYS = ('loss.z_loss', 'loss.terms', 'loss.label_smoothing')  # terms beside weights of targets
 LOSS_KEYS = {  # row of PREFERENCE_LOSSES: the keys that it alone reads
   'simpo': ('preference.gamma',),
   'kto': ('preference.desirable_weight', 'preference.undesirable_weight'),
@@ -94,8 +106,12 @@ SELECTORS = {  # key that selects: (keys that depend on it, cfg -> those of them
   'model.experts': if_on(
     'model.experts', 'model.experts_per_token', 'model.router_renormalize', 'loss.moe_balance', 'loss.moe_z'
   ),
-  'train.job': (sum(JOB_KEYS.values(), ()), lambda cfg: JOB_KEYS.get(cfg.train.job, ())),
+  'train.job': (
+    {key for keys in JOB_KEYS.values() for key in keys},
+    lambda cfg: JOB_KEYS.get(cfg.train.job, ()),
+  ),
   'preference.loss': (sum(LOSS_KEYS.values(), ()), lambda cfg: LOSS_KEYS.get(cfg.preference.loss, ())),
+  'distil.weight': (TOTAL_KEYS, lambda cfg: () if is_distance_alone(cfg) else TOTAL_KEYS),
   'distil.loss': (('distil.beta',), lambda cfg: ('distil.beta',) if cfg.distil.loss == 'js' else ()),
   'adapter.rank': if_on(
     'adapter.rank', *(f'adapter.{name}' for name in ('kind', 'targets', 'alpha', 'dropout'))

@@ -43,6 +43,20 @@ YARN = dict(model__rope_scaling='yarn', model__rope_factor=4.0, model__rope_orig
     (dict(model__rope_beta_fast=16.0), 'model.rope_beta_fast has no effect with model.rope_scaling=none'),
     (dict(model__rope_beta_fast=16.0, **YARN), None),
     (
+      dict(train__job='dpo', train__init_from='x', loss__z_loss=1e-4),
+      'loss.z_loss has no effect with train.job=dpo',
+    ),
+    (
+      dict(train__job='grpo', train__init_from='x', loss__text=0.5),
+      'loss.text has no effect with train.job=grpo',
+    ),
+    (
+      dict(train__job='distil', distil__teacher='x', loss__label_smoothing=0.1),
+      'loss.label_smoothing has no effect with distil.weight=1.0',
+    ),
+    (dict(train__job='distil', distil__teacher='x', loss__label_smoothing=0.1, distil__weight=0.5), None),
+    (dict(loss__z_loss=1e-4), None),
+    (
       dict(model__rope_low_frequency=2.0, **YARN),
       'model.rope_low_frequency has no effect with model.rope_scaling=yarn',
     ),
