@@ -135,7 +135,7 @@ def row_length(cfg):
 
 def tokens_per_step(cfg):
   """Tokens of a step, padding included."""
-  return cfg.train.batch_size * train.JOBS[cfg.train.job].documents_per_row * row_length(cfg)
+  return cfg.train.batch_size * train.JOBS[cfg.train.job].documents_per_row(cfg) * row_length(cfg)
 
 
 def with_shared_cache(cfg, folder):

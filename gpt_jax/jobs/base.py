@@ -48,8 +48,12 @@ class Job(Protocol):
   logged: tuple = ()  # numbers of its steps beside those of every job
   scored_tasks: tuple = ()  # of the rows of `validate` and `finish` beside train.tasks
   loss_unit: str = 'per token'  # of valid_loss
-  documents_per_row: int = 1  # a row of a batch has this many times train.length tokens
   flops: dict = {}  # {'full', 'causal'}: FLOPs per token by convention; {} if there is no convention
+
+  @classmethod
+  def documents_per_row(cls, cfg):
+    """Return how many times train.length tokens a row of a batch has."""
+    return 1
 
   def example_batch(self):
     """Return a batch of training's shapes and dtypes; called to trace the step."""

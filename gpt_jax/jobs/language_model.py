@@ -275,7 +275,7 @@ class LanguageModelJob(base.Job):
       kernel = choice.describe_choice(self.model_cfg, self.example_batch(), self.length)
     plan = cfg.data.stages, cfg.data.mixture, cfg.train.batch_size, cfg.train.steps
     part_of_mixture = stages.describe(*plan, self.loader.state().get('origin'))
-    rows = cfg.train.batch_size * self.documents_per_row
+    rows = cfg.train.batch_size * self.documents_per_row(cfg)
     state = f', state of {summary(self.program.abstract, self.mesh)}' if self.mesh.size > 1 else ''
     trained = param_trees.count(self.program.abstract.model)
     part = f' ({trained:,} of them and of adapters are trained)' if cfg.adapter.freezes else ''

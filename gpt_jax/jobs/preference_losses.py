@@ -126,6 +126,11 @@ class PreferenceLoss(NamedTuple):
   uses: tuple[str, ...] = ()  # fields of PreferenceConfig that it reads besides beta
   needs_mismatched: bool = False
 
+  @property
+  def documents(self):
+    """The documents of a pair in a row."""
+    return 2 + self.needs_mismatched
+
 
 PREFERENCE_LOSSES = {
   'dpo': PreferenceLoss(dpo, True, ('label_smoothing',)),

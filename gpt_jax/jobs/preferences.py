@@ -90,7 +90,7 @@ def evaluate_pairs(model, batch, places=None):
 class PreferenceJob(language_model.LanguageModelJob):
   """A GPT in training on preferences."""
 
-  loss_unit, documents_per_row, scored_tasks = 'per pair', 2, ('preferences',)
+  loss_unit, scored_tasks = 'per pair', ('preferences',)
   scores = ('valid_loss', 'valid_reward_accuracy', 'valid_reward_margin')
   logged = (*(f'reward_{name}' for name in ('accuracy', 'margin', 'chosen', 'rejected')),)
   logged += ('log_prob_chosen', 'log_prob_rejected')
@@ -111,6 +111,11 @@ class PreferenceJob(language_model.LanguageModelJob):
         f'train.accumulate={cfg.train.accumulate} would cut the batch whose mean KL preference.loss='
         f'{cfg.preference.loss} needs\nfix: set train.accumulate=1'
       )
+
+  @classmethod
+  def documents_per_row(cls, cfg):
+    """Return the documents of a pair."""
+    return PREFERENCE_LOSSES[cfg.preference.loss].documents
 
   def build_loader(self):
     """Return the loader of training pairs; read the validation pairs, too."""
@@ -256,7 +261,7 @@ class PreferenceJob(language_model.LanguageModelJob):
     pairs = self.pairs.get('valid')
     if pairs is None:
       return {}, []
-    count = min(len(pairs), max(1, limit // (2 * self.length)) if limit else len(pairs))
+    count = min(len(pairs), max(1, limit // (self.row.documents * self.length)) if limit else len(pairs))
     values = pair_metrics(self.cfg.preference, self.score_pairs(eval_model(state), pairs, count))
     values = {name: np.asarray(x_N) for name, x_N in values.items()}
     scores, rows = {}, []

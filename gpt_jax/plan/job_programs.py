@@ -99,14 +99,9 @@ def nothing_before(run, state, batch):
 # --------------------------------------------------------------------------------------- preferences
 
 
-def documents_of_pair(cfg):
-  """Documents of a pair: with a mismatched one where the loss needs it."""
-  return 2 + PREFERENCE_LOSSES[cfg.preference.loss].needs_mismatched
-
-
 def pair_batch(run):
   """The batch of pairs, all documents of one in a row, with their reference."""
-  count = documents_of_pair(run.cfg)
+  count = PREFERENCE_LOSSES[run.cfg.preference.loss].documents
   return run.batch(count * run.length, True, **dict.fromkeys(REFERENCE[:count], np.float32))
 
 
@@ -188,7 +183,6 @@ class JobRow(NamedTuple):
   objective: Callable  # Run -> step.Objective
   batch: Callable  # Run -> the abstract batch
   before: Callable  # (Run, abstract state, batch) -> ({name: Before}, {name: bytes beside the step})
-  documents: Callable = lambda cfg: 1  # rows of train.length tokens in a row of the batch
 
 
 def step_of(run):
@@ -228,7 +222,6 @@ JOBS = {
     lambda run: preferences.preference_objective(run.cfg.preference),
     pair_batch,
     score_pairs,
-    documents_of_pair,
   ),
   'grpo': JobRow(
     policy.PolicyJob,

@@ -159,7 +159,7 @@ def train_step(run, target):
 
 def tokens_of_step(run):
   """Tokens of all rows of a step, padding included."""
-  documents = job_programs.JOBS[run.cfg.train.job].documents(run.cfg)
+  documents = job_programs.JOBS[run.cfg.train.job].job.documents_per_row(run.cfg)
   return run.cfg.train.batch_size * documents * run.length
 
 
