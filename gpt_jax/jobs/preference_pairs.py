@@ -18,6 +18,7 @@ import numpy as np
 
 from gpt_jax import data
 from gpt_jax.data import bad_records, content, mixture, sources, templates
+from gpt_jax.data.clean import scrub
 from gpt_jax.data.record_fields import lookup
 from gpt_jax.data.splits import Record
 from gpt_jax.evaluation.evaluate import document_rows
@@ -68,21 +69,23 @@ class PairRows:
     return max(int(mask_BT.sum(1).max()) for mask_BT in masks)
 
   def digest(self):
-    """Return a hash of the ids and targets of all pairs and of the length of rows."""
+    """Return a hash of what log-probabilities depend on: ids, targets, media, prefixes, length of rows."""
     total = hashlib.sha256(str(self.length).encode())
+    if any(fields.prefix for fields in self.row_fields):
+      total.update(b' prefix')
     for pair in zip(*self.sides, strict=True):
       for document in pair:
         total.update(b'%d ' % len(document.ids) + np.asarray(document.ids, '<i4').tobytes())
-        if document.targets is not None:
-          total.update(document.targets.tobytes())
+        for values in (document.targets, document.patches, document.frames):
+          total.update(b'' if values is None else values.tobytes())
     return total.hexdigest()[:16]
 
 
 def read_pairs(cfg, tokenizers, split, length):
   """Return the PairRows of a split; ValueError for a template without the chosen field, or long pairs."""
   names, row_fields = data.source_names(cfg.data, split), data.RowFields.of(cfg.data, tokenizers)
-  has_third = PREFERENCE_LOSSES[cfg.preference.loss].needs_mismatched
-  sides, prompts, sources_N = tuple([] for _ in range(2 + has_third)), [], []
+  row = PREFERENCE_LOSSES[cfg.preference.loss]
+  sides, prompts, sources_N = tuple([] for _ in range(row.documents)), [], []
   for number, name in enumerate(names):
     source = cfg.data.mixture[name]
     pairs = list(read_documents(cfg, name, split))
@@ -100,7 +103,7 @@ def read_pairs(cfg, tokenizers, split, length):
         f'data.mixture.{name} has answers of up to {longest} tokens with their prompt, longer than the '
         f'{length + 1} of a row\nfix: raise train.length (model.context) to {longest - 1}, or leave them out'
       )
-    if has_third:
+    if row.needs_mismatched:
       encoded.append(mismatch(*encoded, tokenizers.vocabulary, length))
     for side, some in zip(sides, encoded, strict=True):
       side += some
@@ -150,13 +153,14 @@ def read_documents(cfg, name, split):
   source = cfg.data.mixture[name]
   rejected = rejected_template(source.template, name, cfg.preference)
   records = dict(sources.open_source(source, split).records())
-  bad = bad_records.BadRecords(name, source, split)
+  bad, scrub_rows = bad_records.BadRecords(name, source, split), scrub.parse(source.scrub)
 
   def fill(where):
     record = records[where]
     if cfg.preference.prompt:
       record = with_prompt(record, cfg.preference, where)
-    return [templates.fill(template, record, where) for template in (source.template, rejected)]
+    pair = [templates.fill(template, record, where) for template in (source.template, rejected)]
+    return [scrub.Scrubber(scrub_rows).pieces(pieces) if scrub_rows else pieces for pieces in pair]
 
   places = (where for where, _ in mixture.open_split(cfg.data, name, split).examples())
   for where, (first, second) in bad.readable(places, fill):

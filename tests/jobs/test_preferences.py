@@ -346,6 +346,9 @@ def test_mismatched_answers_are_those_of_the_next_pair(finished, mixture, tmp_pa
   assert {name: x.shape for name, x in batch.items() if name.startswith('reference')} == dict.fromkeys(
     preference_pairs.REFERENCE, (2,)
   )
+  tokens = batch['token_ids_BT'].shape[1] * job.cfg.train.batch_size
+  assert budget.tokens_per_step(job.cfg) == tokens == 3 * half * 8
+  assert f'24 x {half} tokens a step' in job.describe()
   with pytest.raises(ValueError) as error:
     new_job(dataclasses.replace(job.cfg, train=dataclasses.replace(job.cfg.train, accumulate=2)), tmp_path)
   assert_two_lines(error.value, 'train.accumulate=2')
@@ -372,6 +375,27 @@ def test_prompts_of_validation_are_not_trained_on(finished, tmp_path, caplog):
   assert len(pairs['valid']) == 8 and len(pairs['train']) + 4 * len({*pairs['valid'].prompts}) == 80
   assert not {*pairs['valid'].prompts} & {*pairs['train'].prompts}
   assert f'{72 - len(pairs["train"])} of 72 training pairs are left out' in caplog.text
+
+
+def test_the_digest_depends_on_all_that_scores_depend_on(finished, mixture, tmp_path):
+  pairs = new_job(pairs_config(finished[0], mixture), tmp_path).pairs['train']
+  (first, *rest), rejected = pairs.sides
+  seen = dataclasses.replace(first, patches=np.ones((1, 4), np.float32))
+  fields = [dataclasses.replace(fields, prefix=True) for fields in pairs.row_fields]
+  others = dict(sides=([seen, *rest], rejected)), dict(row_fields=fields), dict(length=pairs.length - 1)
+  assert len({pairs.digest(), *(dataclasses.replace(pairs, **x).digest() for x in others)}) == 4
+
+
+def test_personal_data_of_both_answers_are_replaced(finished, tmp_path):
+  path = tmp_path / 'pairs.jsonl'
+  pair = lambda n: {'prompt': f'{n} a@b.de', 'chosen': f'c{n}@b.de', 'rejected': f'r{n}@b.de'}
+  path.write_text(''.join(json.dumps(pair(n)) + '\n' for n in range(20)))
+  source = {'kind': 'jsonl', 'path': str(path), 'template': '{prompt} -> {chosen}', 'scrub': 'email'}
+  model = tiny_runs.TINY['model'] | {'context': 64}
+  job = new_job(pairs_config(finished[0], {'pairs': source}, model=model), tmp_path)
+  texts = [job.tokenizers.decode_text(e.ids) for side in job.pairs['train'].sides for e in side]
+  assert not any('@' in text for text in texts)
+  assert all('<EMAIL_1>' in text and '<EMAIL_2>' in text for text in texts)
 
 
 # ---------------------------------------------------------------------------------------- conversations
