@@ -40,6 +40,8 @@ CONFIG = {
 }
 MERGE = 'fix: merge_and_unload() it in PEFT, and import the merged model'
 OFF = {'bias': 'none', 'modules_to_save': None, 'trainable_token_indices': None, 'lora_bias': False}
+OFF |= {'alora_invocation_tokens': None}  # of an adapter that acts on some tokens alone
+CHANGES_BASE = ('pissa', 'corda', 'olora', 'loftq', 'lora_ga')  # values of init_lora_weights
 
 
 class Module(NamedTuple):
@@ -221,6 +223,8 @@ def read_adapter(source, base):
   with reading(source / FILE, "PEFT's description of an adapter", 'download it again'):
     hf = check_types(json.loads((source / FILE).read_text()), CONFIG)
   used = {key: hf[key] for key, off in OFF.items() if (hf.get(key) or off) != off}
+  if str(hf.get('init_lora_weights')).lower().startswith(CHANGES_BASE):
+    used['init_lora_weights'] = hf['init_lora_weights']
   if hf['peft_type'] != 'LORA' or used:
     raise ValueError(f'{source / FILE}: {used or hf["peft_type"]} is not supported\n{MERGE}')
   opened = weight_files.open_safetensors(source / WEIGHTS).items()
@@ -238,22 +242,24 @@ def read_adapter(source, base):
       f'{source / WEIGHTS} names no matrix of the base\nfix: name the run of its base in --base'
     )
   kind = 'dora' if hf.get('use_dora') else 'rslora' if hf.get('use_rslora') else 'lora'
+  rank, scale = max(ranks.values()), adapters.ADAPTERS['rslora' if hf.get('use_rslora') else 'lora'].scale
+  alpha = hf['lora_alpha'] * (rank**0.5 if kind == 'dora' and hf.get('use_rslora') else 1)
   settings = adapters.AdapterConfig(
-    rank=max(ranks.values()),
+    rank=rank,
     kind=kind,
     targets=tuple(f'^{path}$' for path in targets),
-    alpha=float(hf['lora_alpha']),
+    alpha=float(alpha),
     dropout=float(hf.get('lora_dropout', 0.0)),
   )
   tree = checkpoint.with_shardings(adapters.split(settings, gpt.GPT(base.model.cfg))[0], base.mesh)
-  scale, used_names = adapters.ADAPTERS[kind].scale, set()
+  own_scale, used_names = adapters.ADAPTERS[kind].scale(settings.alpha, rank), set()
   for path, module in targets.items():
-    rank = ranks[module.suffix]
+    r = ranks[module.suffix]
     patterns = hf.get('alpha_pattern', {}).items()
     matches = (x for key, x in patterns if re.match(rf'(.*\.)?({key})$', module.suffix))
-    factor = scale(next(matches, hf['lora_alpha']), rank) / scale(settings.alpha, settings.rank)
+    factor = scale(next(matches, hf['lora_alpha']), r) / own_scale
     rows = factor_rows(module, path, tree[path])
-    tree[path], names = fill_adapter(tree[path], rows, sizes | {'r': rank}, factor, stored)
+    tree[path], names = fill_adapter(tree[path], rows, sizes | {'r': r}, factor, stored)
     used_names |= names
   if stored.keys() - used_names:
     left = weight_files.list_names(stored.keys() - used_names)

@@ -74,6 +74,7 @@ def our_logits(run):
     ('gpt2', {'use_dora': True}),
     ('llama', {'use_rslora': True, 'rank_pattern': {'v_proj': 2}, 'alpha_pattern': {'o_proj': 9}}),
     ('llama', {'use_dora': True}),
+    ('llama', {'use_dora': True, 'use_rslora': True}),
   ],
 )
 def test_adapters_of_peft_have_its_logits_here_and_back(name, options, tmp_path):
@@ -93,6 +94,15 @@ def test_adapters_of_peft_have_its_logits_here_and_back(name, options, tmp_path)
   transformers = pytest.importorskip('transformers')
   merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'merged')
   np.testing.assert_allclose(torch_logits(merged), torch_logits(theirs), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('fields', [{'init_lora_weights': 'pissa_niter_4'}, {'alora_invocation_tokens': [3]}])
+def test_an_adapter_that_is_not_added_to_the_base_alone_is_refused(fields, tmp_path):
+  content = {'peft_type': 'LORA', 'r': 2, 'lora_alpha': 4} | fields
+  (tmp_path / peft_files.FILE).write_text(json.dumps(content))
+  with pytest.raises(ValueError) as error:
+    peft_files.read_adapter(tmp_path, None)
+  tiny_runs.assert_two_lines(error.value, *fields, 'is not supported')
 
 
 def assert_peft_reads(source, folder, run):
