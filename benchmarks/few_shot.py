@@ -39,7 +39,10 @@ def build_prompts(conditions, train, shots, word):
 
 
 def answer(run, prompts, max_new_tokens, stop='\n'):
-  """Return greedy answers that end before `stop` ('' = none), BATCH prompts of similar lengths at a time."""
+  """Return (greedy answer, its number of tokens) of each prompt, BATCH of similar lengths at a time.
+
+  stop: a text ends before it; '' = none.
+  """
   cfg = validate.override(run.cfg.sample, temperature=0.0, max_new_tokens=max_new_tokens)
   encoded = [build_prompt(run, text=prompt, to='text', begin='bos') for prompt in prompts]
   order, texts = sorted(range(len(prompts)), key=lambda n: len(encoded[n].ids)), {}
@@ -47,7 +50,7 @@ def answer(run, prompts, max_new_tokens, stop='\n'):
     some = order[first : first + BATCH]
     options = dict(stop=(stop,), ends=run.tokenizers.encode_text(stop)) if stop else {}
     groups = completions.complete(run.model, run.tokenizers, [encoded[n] for n in some], cfg, **options)
-    texts |= {n: group[0][0].strip() for n, group in zip(some, groups, strict=True)}
+    texts |= {n: (text.strip(), len(log_probs)) for n, [(text, log_probs)] in zip(some, groups, strict=True)}
   return [texts[n] for n in range(len(prompts))]
 
 
@@ -67,13 +70,13 @@ def main():
   references = [line['target'] if isinstance(line['target'], list) else [line['target']] for line in lines]
   [source] = {line['source'] for line in lines}
   train = common.examples(tuned.subject(), source, 'train')
-  base = trained.load(ancestry.parse_run(tuned.cfg.train.init_from)[0])
+  base = trained.load(*ancestry.parse_run(tuned.cfg.train.init_from))
   rows, answers = [], {'run': texts}
   if 'baseline' in lines[0]:
     answers['baseline'] = [line['baseline'] for line in lines]
   for shots in args.shots:
     prompts = build_prompts(conditions, train, shots, word)
-    others = answer(base, prompts, args.max_new_tokens)
+    others = [text for text, _ in answer(base, prompts, args.max_new_tokens)]
     answers[f'base, {shots} shots'] = others
     differences = text_metrics.paired_differences(measure, texts, others, references)
     for metric, row in measure.score(others, references).items():

@@ -33,7 +33,7 @@ def main():
   texts = [text[n * args.characters : (n + 1) * args.characters] for n in range(args.parts)]
   run = trained.load(args.workdir)
   after_N = bits_per_byte(run, texts)
-  before_N = bits_per_byte(trained.load(ancestry.parse_run(run.cfg.train.init_from)[0]), texts)
+  before_N = bits_per_byte(trained.load(*ancestry.parse_run(run.cfg.train.init_from)), texts)
   row = {
     'text': Path(args.text).name,
     'parts': args.parts,

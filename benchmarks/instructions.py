@@ -4,7 +4,7 @@
 the runs' data (instruction, input, output, chosen, rejected) and writes results/NAME.json:
 
   nats_per_token   of the reference answers; likelier: the share of them that a run finds likelier
-  stops            the share of answers that end by themselves within --max_new_tokens tokens
+  stops            the share of answers that end by themselves in fewer than --max_new_tokens tokens
   token_f1         of the answers against the references
   prefers          the share of pairs whose chosen answer has the larger log-probability; margin: their mean
 
@@ -50,9 +50,8 @@ def answers(run, examples, is_base, limit):
     prompts = [f'{question(example).strip()}\nAnswer:' for example in examples]
   else:
     prompts = [question(example) for example in examples]
-  texts = answer(run, prompts, limit, '\n' if is_base else '')
-  lengths = [len(run.tokenizers.encode_text(text)) for text in texts]
-  return texts, [n < limit - 1 for n in lengths]
+  texts, lengths = zip(*answer(run, prompts, limit, '\n' if is_base else ''), strict=True)
+  return texts, [n < limit for n in lengths]
 
 
 def mean_row(values):
