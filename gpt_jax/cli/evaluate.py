@@ -16,6 +16,7 @@ from gpt_jax.cli.job import join
 from gpt_jax.runs.loggers import say
 
 FLAGS = flags.FLAGS
+HELD_OUT = ('.valid_path', '.valid_split', '.test_path', '.test_split')  # ends of keys of held-out data
 
 
 def evaluate_flags():
@@ -39,6 +40,10 @@ def evaluate_flags():
     'folder for predictions.jsonl, images and sounds; default: the run folder, whose report shows them',
   )
   flags.DEFINE_string('recognizer', '', 'speak: run folder of a model that transcribes sounds')
+  flags.DEFINE_string(
+    'reference', '', 'membership: run folder of a model with this tokenizer to compare with'
+  )
+  flags.DEFINE_integer('prefix', 0, 'extraction: tokens of a prompt; 0: 50', lower_bound=0)
   flags.DEFINE_string('step', '', 'checkpoint: its step, or all that are kept; default: the newest')
   flags.DEFINE_bool('watch', False, 'score each checkpoint of a training, until it ends')
   flags.DEFINE_list('harness', [], 'tasks of lm-eval, such as hellaswag,arc_easy')
@@ -59,15 +64,16 @@ def evaluate(argv):
   from gpt_jax import config
   from gpt_jax.cluster.bootstrap import is_primary
   from gpt_jax.cluster.processes import barrier
-  from gpt_jax.evaluation import evaluate as evaluation
-  from gpt_jax.evaluation import predictions, trained
+  from gpt_jax.evaluation import format, predictions, trained
   from gpt_jax.runs import records, run_folder
 
   overrides = data_overrides(argv)
   join('evaluate', lambda: run_folder.read_config(FLAGS.workdir), overrides=overrides)
-  recognizer = trained.load(FLAGS.recognizer).subject() if FLAGS.recognizer else None
+  others = {name: FLAGS[name].value for name in ('recognizer', 'reference')}
+  others = {name: trained.load(workdir).subject() for name, workdir in others.items() if workdir}
   caches = {}  # of all checkpoints: they share their data
   for run in chosen_runs():
+    check_training_data(run, overrides)
     if overrides:
       chosen = config.build(config.Config, FLAGS.config)
       if 'data.packing' in overrides and chosen.data.has_only_text:
@@ -84,10 +90,10 @@ def evaluate(argv):
       is_one = FLAGS.step.isdecimal() or 'step' not in fields
       out = Path(FLAGS.out or run.workdir) / ('' if is_one else f'step_{run.step}')
       files = predictions.PredictionFiles(out, run.step, fields)
-    rows = run_tasks(run.subject(predictions=files, caches=caches), recognizer)
+    rows = run_tasks(run.subject(predictions=files, caches=caches), others)
     for row in rows if is_primary() else ():
       records.append_line(run.workdir / 'evaluations.jsonl', row | fields)
-      say(evaluation.format_row(row | fields))
+      say(format.format_row(row | fields))
     if files:
       say(files.describe(), end='')
   if is_primary():
@@ -132,8 +138,25 @@ def chosen_runs():
     yield trained.load(FLAGS.workdir, int(FLAGS.step) if FLAGS.step else None)
 
 
-def run_tasks(subject, recognizer):
-  """The rows of --harness and --tasks; ValueError where there is nothing to score."""
+def check_training_data(run, overrides):
+  """Raise ValueError where a task would take documents for trained on that this run never read."""
+  from gpt_jax.evaluation import evaluate as evaluation
+
+  needs = [name for name in FLAGS.tasks if name in evaluation.TASKS and evaluation.TASKS[name].on_training]
+  other = [key for key in overrides if not key.endswith(HELD_OUT)]
+  if needs and (other or run.imported):
+    cause = f'--config.{other[0]} names others' if other else f'{run.workdir} is imported from {run.imported}'
+    raise ValueError(
+      f'--tasks={needs[0]} compares with the documents that the run was trained on, and {cause}\n'
+      'fix: evaluate the data of the training; valid_path, test_path and their splits alone may change'
+    )
+
+
+def run_tasks(subject, others):
+  """The rows of --harness and --tasks; ValueError where there is nothing to score.
+
+  others: {recognizer or reference: Subject of another run}.
+  """
   from gpt_jax.evaluation import evaluate as evaluation
 
   rows = run_harness(subject)
@@ -145,8 +168,9 @@ def run_tasks(subject, recognizer):
       split=FLAGS.split,
       limit=FLAGS.limit,
       stride=FLAGS.stride,
-      recognizer=recognizer,
+      prefix=FLAGS.prefix,
       shots=(FLAGS.shots or 0) if takes_shots else 0,  # those of the harness alone
+      **others,
       **sampling_overrides(),
     )
   if not rows:
@@ -165,7 +189,7 @@ def run_harness(subject):
     raise ValueError(
       f'--harness_files={FLAGS.harness_files} has no effect without --harness\nfix: leave it out'
     )
-  for name in ('split', 'stride', 'recognizer', *sampling_overrides()):
+  for name in ('split', 'stride', 'recognizer', 'reference', 'prefix', *sampling_overrides()):
     if FLAGS.harness and not FLAGS['tasks'].present and FLAGS[name].present:
       raise ValueError(
         f'--{name}={FLAGS[name].value} has no effect on --harness\nfix: leave it out, or add --tasks'

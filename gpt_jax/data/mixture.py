@@ -122,7 +122,9 @@ def source_names(cfg: DataConfig, split: str) -> tuple[str, ...]:
   return tuple(
     name
     for name, source in sorted(cfg.mixture.items())
-    if source.weight and split == 'train' or source.has(split) or (split == 'valid' and cfg.valid_fraction)
+    if (source.weight and split == 'train')
+    or source.has(split)
+    or (split == 'valid' and cfg.valid_fraction and not source.is_planted)
   )
 
 
@@ -145,7 +147,8 @@ def open_split(cfg: DataConfig, name: str, split: str) -> SourceSplit:
   count = len(list(itertools.islice(examples(), 2)))  # 2 stands for many
   if not count:
     raise ValueError(f'data.mixture.{name} has no {split} documents\nfix: check its path and its filters')
-  whole = source.has(split) or (split == 'train' and source.has('valid')) or not cfg.valid_fraction
+  keeps_all = source.has('valid') or source.is_planted
+  whole = source.has(split) or (split == 'train' and keeps_all) or not cfg.valid_fraction
   if count == 1 and not plain and not whole:
     raise ValueError(
       f"data.mixture.{name} has one document, and one with media or ' -> ' cannot be cut in two\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 from gpt_jax.data import templates
 from gpt_jax.data.files import candidates, containing_file, find_files, hash_files, refuse_remote
 from gpt_jax.data.splits import Corpus, Record, generated
-from gpt_jax.data.synthetic import stories, sums
+from gpt_jax.data.synthetic import canaries, stories, sums
 from gpt_jax.data.text_files import PACKED, not_utf8, read_chunks, suffixes, without_empty
 from gpt_jax.runs.reading import reading
 
@@ -214,6 +214,11 @@ def synthetic_stories(source, split: str) -> Corpus:
 def synthetic_sums(source, split: str) -> Corpus:
   """Generate sums of two numbers of two digits."""
   return generated(source, sums.records, source.seed)
+
+
+def planted_canaries(source, split: str) -> Corpus:
+  """Generate secrets, each of which occurs a number of times, or was drawn and left out."""
+  return generated(source, canaries.records, source.seed, source.repeats, source.digits)
 
 
 def text_lines(path: Path) -> Iterator[str]:

@@ -24,9 +24,10 @@ from gpt_jax.data import (
 )
 from gpt_jax.data.clean import cleaning
 from gpt_jax.data.splits import Corpus
+from gpt_jax.data.synthetic import canaries
 from gpt_jax.runs import plugins
 
-COMMON = ('kind', 'template', 'weight', 'scrub', 'clean')  # fields that every kind reads
+COMMON = ('kind', 'template', 'weight', 'license', 'scrub', 'clean')  # fields that every kind reads
 PATHS = ('path', 'valid_path', 'test_path')
 FILTERS = ('keep', 'valid_keep', 'test_keep')
 COPIES = ('copies', 'augment')
@@ -71,8 +72,13 @@ class Source:
   bad_records: int = 0  # records that cannot be read and are skipped; one more is an error
   data_dir: str = ''  # tfds: folder of prepared data sets; '' = the library's own default
   rate: int = 0  # arrays, tfds, parquet, hf: samples a second of sounds; 0 = what the data or tokenizer say
-  documents: int = 1000  # keypad: sounds; stories; sums; synthetic: documents of 256 words
-  seed: int = 0  # stories, sums, synthetic: seed of the generator
+  documents: int = (
+    1000  # keypad: sounds; stories; sums; canaries, for each of repeats; synthetic: of 256 words
+  )
+  seed: int = 0  # stories, sums, synthetic, canaries: seed of the generator
+  repeats: tuple[int, ...] = (1, 4, 16, 64)  # canaries: how often a planted secret occurs
+  digits: int = 4  # canaries: of a secret
+  license: str = ''  # of the data, for the model card: 'cc-by-4.0'; '' = not stated
 
   def __post_init__(self):
     if self.kind not in SOURCES:
@@ -103,6 +109,8 @@ class Source:
     templates.parse(self.template)
     cleaning.check(self)
     self._check_augment()
+    if self.kind == 'canaries':
+      canaries.check(self.documents, self.repeats, self.digits)
 
   def _check_augment(self):
     missing = augment.modalities(self.augment) - templates.modalities(self.template)
@@ -133,7 +141,8 @@ class Source:
 
     `Cleaning.describe` has those of `scrub` and `clean`.
     """
-    skipped = {'weight', 'scrub', 'clean', *LOCATIONS, *FILTERS, *(COPIES if split != 'train' else ())}
+    skipped = {'weight', 'license', 'scrub', 'clean', *LOCATIONS, *FILTERS}
+    skipped |= {*COPIES} if split != 'train' else set()
     fixed = {'kind': self.kind, 'template': self.template}
     if plugin := plugins.owner('SOURCES', self.kind):  # another file of the plugin makes other records
       fixed['plugin'] = plugin
@@ -148,6 +157,11 @@ class Source:
     return split != 'train' and bool(
       self.is_apart(split) or getattr(self, f'{split}_keep') or not self.weight
     )
+
+  @property
+  def is_planted(self) -> bool:
+    """Whether all documents are for training: what was not planted is known to `canaries.draw` alone."""
+    return self.kind == 'canaries'
 
   @property
   def is_benchmark(self) -> bool:
@@ -195,6 +209,7 @@ SOURCES = {
   'parallel': SourceKind(record_sources.parallel, (*PATHS, *FILTERS)),
   'stories': SourceKind(record_sources.synthetic_stories, ('documents', 'seed', *FILTERS)),
   'sums': SourceKind(record_sources.synthetic_sums, ('documents', 'seed', *FILTERS)),
+  'canaries': SourceKind(record_sources.planted_canaries, ('documents', 'seed', 'repeats', 'digits')),
   'tfds': SourceKind(
     record_sources.tfds,
     ('path', *THREE_SPLITS, 'data_dir', 'rate', 'names', 'bad_records', *FILTERS, *COPIES),

@@ -19,6 +19,7 @@ from gpt_jax.data.row_fields import PLACES
 from gpt_jax.evaluation import text_baselines, text_metrics
 from gpt_jax.evaluation.tasks import (
   answer,
+  canaries,
   choose,
   classify,
   cloze,
@@ -26,6 +27,8 @@ from gpt_jax.evaluation.tasks import (
   continuation,
   cross,
   draw,
+  extraction,
+  membership,
   perplexity,
   reconstruct,
   speak,
@@ -33,9 +36,7 @@ from gpt_jax.evaluation.tasks import (
 from gpt_jax.losses import token_losses
 from gpt_jax.model import gpt, param_trees
 from gpt_jax.model.kernels import target_places
-from gpt_jax.runs.metric_names import headlines
 from gpt_jax.runs.progress import Progress
-from gpt_jax.runs.text_table import format_table
 from gpt_jax.sampling import prompt_batch, prompts
 from gpt_jax.sharding import ACTIVATION_RULES
 from gpt_jax.tokenizers.modality_tables import ModalityTables, restrict_logits, sum_by_label
@@ -215,25 +216,36 @@ def document_rows(ids, encoded, rows, length, row_fields):
 # ----------------------------------------------------------------------------------------- tasks
 
 
-def run_tasks(subject, tasks, split='valid', limit=0, stride=0, recognizer=None, shots=0, **sampling):
+def run_tasks(
+  subject,
+  tasks,
+  split='valid',
+  limit=0,
+  stride=0,
+  recognizer=None,
+  shots=0,
+  reference=None,
+  prefix=0,
+  **sampling,
+):
   """Run tasks by name -> list of result rows (dicts with task, metric, value, source, split).
 
   tasks: names of TASKS, or 'all' for those that fit a source of the mixture, suit its texts and whose
   packages are installed. limit: examples of a source (perplexity: tokens), 0 = all for perplexity and a
-  task's own default. stride: tokens, see perplexity. recognizer: the Subject of another run, see
-  tasks/speak.py. shots: answered examples before each question, see tasks/choose.py. sampling: fields of
-  SampleConfig in the place of the run's own.
+  task's own default. stride: tokens, see perplexity. recognizer, reference: Subjects of other runs, see
+  tasks/speak.py and membership.py. shots: answered examples before each question, see tasks/choose.py.
+  prefix: tokens, see tasks/extraction.py. sampling: fields of SampleConfig in the place of the run's own.
 
   Raises ValueError for an unknown task, one that fits no source, and options that no task takes.
   """
   names = check_tasks(subject, tasks, split)
-  _check_options(names, stride, recognizer, shots, sampling)
+  all_options = dict(stride=stride, recognizer=recognizer, shots=shots, reference=reference, prefix=prefix)
+  _check_options(names, all_options, sampling)
   check_beams(subject, names, split, sampling.get('beams'))
   rows = []
   for name in names:
     task = TASKS[name]
-    options = {'stride': stride, 'recognizer': recognizer, 'shots': shots}
-    options = {option: options[option] for option in task.options if option != 'sampling'}
+    options = {option: all_options[option] for option in task.options if option != 'sampling'}
     if 'sampling' in task.options:
       options |= sampling
     for source in matching_sources(subject, name, split):
@@ -258,6 +270,7 @@ def check_tasks(subject, tasks, split='valid'):
   for name in tasks:
     text_metrics.require_package(TASKS[name].package, name)
     if name != 'perplexity' and not matching_sources(subject, name, split):
+      check_training_documents(subject, name, split)
       sources = data.source_names(subject.cfg.data, split)
       has = ', '.join(f'{key} {mixture[key].template!r}' for key in sources) or 'nothing'
       raise ValueError(
@@ -268,10 +281,27 @@ def check_tasks(subject, tasks, split='valid'):
   return list(dict.fromkeys(tasks))
 
 
+def check_training_documents(subject, task, split):
+  """Raise ValueError where a task needs documents that the model was trained on, and there are none."""
+  row = TASKS[task]
+  if row.on_training and common.matching_sources(subject, row.fits, split):
+    raise ValueError(
+      f'--tasks={task} compares with training documents, and every source of {split} data that fits has '
+      'weight=0\n'
+      'fix: evaluate a run that was trained on such a source'
+    )
+  if row.kind:
+    raise ValueError(
+      f'--tasks={task} needs a source of kind={row.kind}, which data.mixture does not train on\n'
+      f'fix: train with a source such as {{"kind": "{row.kind}", "documents": 64}}'
+    )
+
+
 def matching_sources(subject, task, split):
   """The sources with data for `split` that the task of this name scores."""
   row = TASKS[task]
-  return common.matching_sources(subject, row.fits, split, task if row.benchmark else '')
+  options = dict(kind=row.kind, on_training=row.on_training)
+  return common.matching_sources(subject, row.fits, split, task if row.benchmark else '', **options)
 
 
 def suits_texts(subject, task, source, split, limit=0):
@@ -304,57 +334,19 @@ def check_beams(subject, names, split='valid', beams=None):
       )
 
 
-def _check_options(names, stride, recognizer, shots, sampling):
+def _check_options(names, options, sampling):
   """Raise ValueError for an option that no task takes, and for a recognizer that reads no sounds."""
   taken = {option for name in names for option in TASKS[name].options}
-  if recognizer is not None:
-    speak.recognizer_template(recognizer)  # fails now, not after the sampling
-  options = {'stride': stride} if stride else {}
-  options |= {'--recognizer': recognizer.cache_dir.parent} if recognizer is not None else {}
-  options |= {'--shots': shots} if shots else {}
-  options |= sampling
-  for name, value in options.items():
+  if options['recognizer'] is not None:
+    speak.recognizer_template(options['recognizer'])  # fails now, not after the sampling
+  given = {name if name == 'stride' else f'--{name}': x for name, x in options.items() if x} | sampling
+  for name, value in given.items():
     if name.lstrip('-') not in taken and not ('sampling' in taken and name in sampling):
+      value = value.cache_dir.parent if isinstance(value, Subject) else value
       raise ValueError(
         f'{name}={value} has no effect on --tasks={",".join(names)}\n'
         'fix: leave it out, or choose a task that takes it'
       )
-
-
-def format_row(row):
-  """Format a result row as a line: value, interval, chance and baseline, then the rest."""
-  text = f'{row["task"]:12} {row["metric"]:24} {row["value"]:10.4f}'
-  if 'interval' in row:
-    text += ' [{:.4f}, {:.4f}]'.format(*row['interval'])
-  levels = [f'{key} {row[key]:.4f}' for key in ('chance', 'baseline') if key in row]
-  if 'difference' in row:
-    low, high = row['difference_interval']
-    levels[-1] += f' ({row["baseline_of"]}), difference {row["difference"]:+.4f} [{low:+.4f}, {high:+.4f}]'
-  named = ('task', 'metric', 'value', 'interval', 'chance', 'baseline', 'source', 'split', 'sampling')
-  named += ('baseline_of', 'difference', 'difference_interval')
-  rest = [
-    f'{value} {key}' if key == 'tokens' else f'{key} {value}'
-    for key, value in row.items()
-    if key not in named
-  ]
-  return f'{text}   ' + ', '.join([*levels, f'{row["source"]} {row["split"]}', *rest])
-
-
-def summary_lines(rows):
-  """A table of the first metric with a chance level of each task and source, as lines."""
-  cells = [
-    (
-      row['task'],
-      row['source'],
-      row['metric'].replace('_', ' '),
-      f'{row["value"]:.1%}',
-      f'{row["chance"]:.1%}',
-      f'{row["n"]} of {row["split"]}',
-    )
-    for row in headlines(rows)
-  ]
-  header = ('task', 'source', 'measure', 'score', 'chance', 'examples')
-  return format_table(cells, header) if cells else []
 
 
 TASKS = {
@@ -388,6 +380,13 @@ TASKS = {
     suits=lambda before, after: 4 <= after < before / 2,
   ),
   'continue': common.Task(continuation.run, continuation.fits, '{text}', suits=False),
+  'canaries': common.Task(canaries.run, canaries.fits, '{text}', (), suits=False, kind='canaries'),
+  'extraction': common.Task(
+    extraction.run, continuation.fits, '{text}', ('sampling', 'prefix'), suits=False, on_training=True
+  ),
+  'membership': common.Task(
+    membership.run, membership.fits, '{text}', ('reference',), suits=False, on_training=True
+  ),
   'draw': common.Task(draw.run, draw.fits, '{name} -> {image:image}'),
   'speak': common.Task(speak.run, speak.fits, '{name} -> {audio:audio}', options=('sampling', 'recognizer')),
   'classify': common.Task(classify.run, classify.fits, '{name} -> {image:image}', options=()),

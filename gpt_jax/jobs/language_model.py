@@ -12,7 +12,7 @@ from gpt_jax.cluster.batches import check_batch, data_shard
 from gpt_jax.cluster.sharding_table import summary
 from gpt_jax.data import stages
 from gpt_jax.data.templates import is_chat
-from gpt_jax.evaluation import evaluate, panels, predictions
+from gpt_jax.evaluation import evaluate, format, panels, predictions
 from gpt_jax.evaluation.tasks import perplexity
 from gpt_jax.jobs import base, extended_model, run_tokenizers
 from gpt_jax.jobs.modality_objective import modality_objective
@@ -356,6 +356,6 @@ class LanguageModelJob(base.Job):
       files = predictions.PredictionFiles(self.workdir, self.cfg.train.steps, {})
       subject = dataclasses.replace(subject, predictions=files)
     rows = evaluate.run_tasks(subject, self.cfg.train.tasks)
-    for line in evaluate.summary_lines(rows):
+    for line in format.summary_lines(rows):
       say(line)
     return rows

@@ -53,6 +53,10 @@ METRICS = {
   'valid_accuracy': Metric('held-out answers right', '{:.1%}'.format),
   'completion_tokens': Metric('length of completions', '{:.1f}'.format, 'tokens'),
   'kl': Metric('KL divergence', unit='nats per token'),
+  'exposure': Metric('exposure of secrets', '{:.2f}'.format, 'bits'),
+  'exposure_by_rank': Metric('exposure of secrets, at least', '{:.2f}'.format, 'bits'),
+  'true_positive_rate': Metric('true positive rate at 1 % false ones', '{:.1%}'.format),
+  'epsilon_lower_bound': Metric('lower bound on epsilon', '{:.2f}'.format),
   'grad_norm': Metric('gradient norm', '{:.3g}'.format),
   'tokens_per_second': SPEED._replace(title='tokens per second', console='tokens/s'),
   'images_per_second': SPEED._replace(title='images per second'),
@@ -72,6 +76,7 @@ METRICS = {
 
 # The keys of a task's score that make its name, in this order.
 SCORE_KEYS = ('task', 'source', 'metric', 'modality', 'way', 'of', 'control', 'codebook')
+SCORE_KEYS += ('repeats', 'attack')
 
 
 def title(name):

@@ -12,7 +12,7 @@ import pytest
 from gpt_jax import data
 from gpt_jax.ablation import proof
 from gpt_jax.data import Source
-from gpt_jax.evaluation import evaluate, trained
+from gpt_jax.evaluation import evaluate, format, trained
 from gpt_jax.evaluation.tasks import common, perplexity
 from gpt_jax.runs import run_folder
 from gpt_jax.sampling import completions
@@ -311,8 +311,8 @@ def test_a_new_task_costs_one_file_and_one_row(subject, monkeypatch):
     assert evaluate.check_tasks(subject, ['all']) == [*before, 'count']
     [row] = evaluate.run_tasks(subject, ['count'])
     assert row['task'] == 'count' and row['value'] > 0
-    assert evaluate.format_row(row).startswith('count')
-    assert len(evaluate.summary_lines([row])) == 2
+    assert format.format_row(row).startswith('count')
+    assert len(format.summary_lines([row])) == 2
     with pytest.raises(ValueError) as error:
       evaluate.run_tasks(subject, ['count'], temperature=0.5)
     assert_two_lines(error.value, 'temperature=0.5', '--tasks=count')
@@ -330,10 +330,10 @@ def test_all_tasks_are_those_that_fit(subject):
 
 def test_a_row_is_one_line():
   row = dict(task='draw', metric='accuracy', value=0.75, source='s', split='test', n=4)
-  assert evaluate.format_row(row).split() == ['draw', 'accuracy', '0.7500', 's', 'test,', 'n', '4']
+  assert format.format_row(row).split() == ['draw', 'accuracy', '0.7500', 's', 'test,', 'n', '4']
   more = row | {'interval': [0.5, 0.9], 'chance': 0.1, 'baseline': 1.0, 'tokens': 7}
   text = 'draw accuracy 0.7500 [0.5000, 0.9000] chance 0.1000, baseline 1.0000, s test, n 4, 7 tokens'
-  assert evaluate.format_row(more).split() == text.split()
+  assert format.format_row(more).split() == text.split()
 
 
 def test_free_text_is_scored_beside_the_text_itself(subject, tmp_path, monkeypatch):

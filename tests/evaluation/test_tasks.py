@@ -19,7 +19,7 @@ from gpt_jax import data, sharding
 from gpt_jax.data import Piece, mixture, sources
 from gpt_jax.data.splits import Corpus
 from gpt_jax.data.synthetic import keypad
-from gpt_jax.evaluation import evaluate, judges, text_baselines, text_metrics
+from gpt_jax.evaluation import evaluate, format, judges, text_baselines, text_metrics
 from gpt_jax.evaluation.predictions import PredictionFiles
 from gpt_jax.evaluation.tasks import answer, classify, common, cross, perplexity, speak
 from gpt_jax.jobs import language_model, run_tokenizers
@@ -595,9 +595,9 @@ def test_samples_of_an_untrained_model_can_be_scored(new):
   fields = {f.name for f in dataclasses.fields(SampleConfig)} - {'num_samples', 'begin'}
   assert all(set(row['sampling']) == fields for row in rows)
   assert {row['sampling']['temperature'] for row in rows} == {0.9}
-  assert not any('top_p' in row or 'sampling' in evaluate.format_row(row) for row in rows)
+  assert not any('top_p' in row or 'sampling' in format.format_row(row) for row in rows)
   for row in rows:
-    assert evaluate.format_row(row).startswith(row['task'])
+    assert format.format_row(row).startswith(row['task'])
 
 
 def test_equal_conditions_give_different_drawings(new):

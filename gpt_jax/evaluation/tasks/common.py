@@ -36,6 +36,8 @@ class Task(NamedTuple):
   package: str = ''  # the optional package that it measures with
   suits: Any = None  # (words of a condition, of a target) -> whether `all` has it; None: always, False: never
   benchmark: bool = False  # whether a template must be made for it: templates.benchmark names the task
+  kind: str = ''  # of its sources, which it scores whatever the split; '' = any
+  on_training: bool = False  # whether it compares the model's training documents with others
 
 
 class Example(NamedTuple):
@@ -138,19 +140,22 @@ def centered_mean(rows):
 # ---------------------------------------------------------------------------------------- examples
 
 
-def matching_sources(subject, fits, split, benchmark=''):
+def matching_sources(subject, fits, split, benchmark='', kind='', on_training=False):
   """Names of the sources with data for `split` whose template fits a task.
 
   benchmark: the task's name if templates must be made for it. Other tasks leave out sources that are
-  benchmarks and nothing else.
+  benchmarks and nothing else. kind, on_training: as in Task.
   """
   mixture = subject.cfg.data.mixture
 
   def matches(source):
+    if kind not in ('', source.kind) or (on_training and not source.weight):
+      return False
     if benchmark and templates.benchmark(source.template) != benchmark:
       return False
     return (benchmark or not source.is_benchmark) and fits(*templates.signature(source.template))
 
+  split = 'train' if kind else split
   return [name for name in data.source_names(subject.cfg.data, split) if matches(mixture[name])]
 
 
@@ -199,6 +204,11 @@ def median_words(examples):
 def random_subset(train, n):
   """n training examples, the same ones each time."""
   return train[np.random.default_rng(1).permutation(len(train))[:n]]
+
+
+def shared_prefix(a, b):
+  """The number of first items that two lists share."""
+  return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def text(pieces):

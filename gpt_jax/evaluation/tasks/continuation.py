@@ -16,7 +16,7 @@ from gpt_jax.evaluation import metrics, text_metrics
 from gpt_jax.evaluation.tasks import common
 from gpt_jax.sampling import completions, validate
 
-LIMIT = 64  # continuations where no limit is given, which are sampled at once
+LIMIT = 64  # continuations where no limit is given, and those that are sampled at once
 PROMPT = 64  # tokens of a prompt, at most a quarter of the context
 
 
@@ -33,27 +33,46 @@ def run(subject, source, split, limit, **sampling):
   pairs = prompts_and_continuations(
     subject.cache(source, split), length, min(cfg.max_new_tokens, context - length), limit or LIMIT
   )
-  begin = [tokenizers.vocabulary.special('bos')] if tokenizers.start == 'bos' else []
-  prompts = [[*begin, *prompt] for prompt, _ in pairs]
-  keys_B, groups = sample.row_keys(cfg.seed, len(prompts)), []
-  for first in range(0, len(prompts), LIMIT):
-    index = slice(first, first + LIMIT)
-    groups += completions.generate_ids(subject.model, tokenizers, prompts[index], cfg, 'text', keys_B[index])
-    subject.raise_if_preempted()
-  decode = lambda prompt, ids: completions.decode_continuation(tokenizers, prompt, list(ids))
-  texts = [decode(prompt, ids) for (prompt, _), [(ids, _), *_] in zip(pairs, groups, strict=True)]
-  own = [decode(*pair) for pair in pairs]
+  texts = decode_all(tokenizers, pairs, continue_all(subject, cfg, pairs))
+  own = decode_all(tokenizers, pairs, [ids for _, ids in pairs])
   rows = common.Rows('continue', source, split, n=len(pairs), **common.sampling_fields(subject, sampling))
   baselines = text_scores(own)
   for metric, value in text_scores(texts).items():
     rows.add(metric, value, baseline=baselines[metric])
-  pieces = lambda text: [Piece('text', text)]
-  examples = [
-    common.Example(f'{source} part {n}', {}, pieces(tokenizers.decode_text(prompt)), pieces(text))
-    for n, ((prompt, _), text) in enumerate(zip(pairs, own, strict=True))
-  ]
+  examples = prompt_examples(subject, source, pairs, own)
   subject.record(rows, examples, targets=own, predictions=texts)
   return rows
+
+
+def continue_all(subject, cfg, pairs):
+  """Return the ids that the model generates after the prompt of each pair."""
+  tokenizers, ids = subject.tokenizers, []
+  begin = [tokenizers.vocabulary.special('bos')] if tokenizers.start == 'bos' else []
+  prompts = [[*begin, *prompt] for prompt, _ in pairs]
+  keys_B = sample.row_keys(cfg.seed, len(prompts))
+  for first in range(0, len(prompts), LIMIT):
+    index = slice(first, first + LIMIT)
+    groups = completions.generate_ids(subject.model, tokenizers, prompts[index], cfg, 'text', keys_B[index])
+    ids += [list(group[0][0]) for group in groups]
+    subject.raise_if_preempted()
+  return ids
+
+
+def decode_all(tokenizers, pairs, continuations):
+  """Return the text of ids after the prompt of each pair."""
+  return [
+    completions.decode_continuation(tokenizers, prompt, ids)
+    for (prompt, _), ids in zip(pairs, continuations, strict=True)
+  ]
+
+
+def prompt_examples(subject, source, pairs, texts):
+  """Return an Example of each prompt with the text that follows it."""
+  decode, pieces = subject.tokenizers.decode_text, lambda text: [Piece('text', text)]
+  return [
+    common.Example(f'{source} part {n}', {}, pieces(decode(prompt)), pieces(text))
+    for n, ((prompt, _), text) in enumerate(zip(pairs, texts, strict=True))
+  ]
 
 
 def prompts_and_continuations(cache, length, new, limit):
