@@ -247,6 +247,7 @@ def report_flags():
   flags.DEFINE_bool(
     'rescore', False, 'of a study: first evaluate its finished runs again, by the present code'
   )
+  flags.DEFINE_bool('card', False, 'of a run: also write its data and model card, CARD.md')
   flags.DEFINE_bool('paper', False, 'of a study: also write figures, tables and texts for a paper')
   flags.DEFINE_list(
     'columns', [], 'columns of the table: keys of config or result, or scores TASK/SOURCE/METRIC'
@@ -268,6 +269,8 @@ def report(argv):
     raise ValueError(f'workdir={workdir} is not a study, which {of_studies[0]} needs\nfix: give one')
   if of_studies and (wants_table or FLAGS.against):
     raise ValueError(f'{of_studies[0]} has no effect on tables and --against\nfix: leave one of them out')
+  if FLAGS.card and (wants_table or FLAGS.against or (workdir / 'study.json').exists()):
+    raise ValueError('--card is of one run\nfix: give the folder of a run, without --against and tables')
   if FLAGS.against:
     if wants_table:
       raise ValueError('--against compares two runs\nfix: leave out --where and --columns')
@@ -284,7 +287,11 @@ def report(argv):
     runner.judge(workdir)
     if FLAGS.paper:
       say('\n'.join(map(str, paper.write_paper(workdir))))
-  elif not wants_table and (workdir / 'config.json').exists():
+  elif FLAGS.card or (not wants_table and (workdir / 'config.json').exists()):
+    if FLAGS.card:
+      from gpt_jax.interop import model_card
+
+      say(f'card: {model_card.write_run_card(workdir)}')
     say(page.rewrite_report(workdir))
   else:
     say('\n'.join(studies.format_runs(workdir, FLAGS.where, FLAGS.columns)))

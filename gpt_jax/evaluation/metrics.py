@@ -170,6 +170,18 @@ def precision_recall(real_ND, samples_MD, k=3):
   return share_inside(samples_MD, real_ND), share_inside(real_ND, samples_MD)
 
 
+def nearer_to_train(samples_ND, held_out_MD, train_ND, seed=0):
+  """Return whether the nearest neighbor of each sample is a training example, not a held-out one: bool [N].
+
+  Equally many of both compete, so that half is chance. Of equally near ones the held-out one counts.
+  """
+  count = min(len(held_out_MD), len(train_ND))
+  rng = np.random.default_rng(seed)
+  choose = lambda x_ND: np.asarray(x_ND)[rng.permutation(len(x_ND))[:count]]
+  train_N, held_out_N = (nearest_neighbors(samples_ND, choose(x_ND))[1] for x_ND in (train_ND, held_out_MD))
+  return train_N < held_out_N
+
+
 def memorization(samples_ND, held_out_ND, train_MD):
   """Test whether samples are nearer to the training set than held-out real examples are.
 

@@ -1,44 +1,94 @@
-"""The model card of an export: README.md with the front matter that the Hugging Face hub reads.
+"""The card of a run or of an export: Markdown with the front matter that the Hugging Face hub reads.
 
-Only what the run folder records is stated; licenses, which no run records, are "not stated".
+Only what the run folder records is stated. What no run records stands in its notes.md: see card_sections.
 
 Source: https://huggingface.co/docs/hub/model-cards.
 """
 
 import json
-import math
+import re
 
+from gpt_jax.evaluation import trained
+from gpt_jax.interop import card_sections as sections
+from gpt_jax.interop.card_sections import NOT_STATED, table
 from gpt_jax.model import costs
-from gpt_jax.runs import ancestry, history
+from gpt_jax.runs import ancestry, history, records
+from gpt_jax.training import checkpoint
 
 PLAIN_KINDS = ('text', 'special')  # of ids that transformers' tokenizer knows
+FILE = 'CARD.md'
+LICENSE_ID = re.compile(r'[a-z0-9][a-z0-9.-]*')  # as the hub writes them
 
 
-def write_card(run, family, architecture, folder):
-  """Return the card of a TrainedRun that is exported to a folder, as an architecture of a family."""
-  records = history.read_history(run.workdir)
+def write_run_card(workdir):
+  """Write CARD.md into a run folder and return its path."""
+  run = trained.load(workdir)
+  records.write_atomically(run.workdir / FILE, write_card(run))
+  return run.workdir / FILE
+
+
+def write_card(run, family='', architecture='', folder=None):
+  """Return the card of a TrainedRun; family, architecture, folder: of an export, if it is one."""
+  run_records, notes = history.read_history(run.workdir), sections.notes(run.workdir)
   parents = ancestry.read_parents(run.workdir)
-  base = next(filter(None, map(hub_id, parents)), None)
-  tags = ['gpt_jax', family]
-  front = ['library_name: transformers', 'pipeline_tag: text-generation']
-  front += [f'base_model: {json.dumps(base)}'] if base else []
-  front += ['tags:', *(f'- {json.dumps(tag)}' for tag in tags)]
+  extra = checkpoint.Checkpoints(run.workdir / 'checkpoints').read_extra(run.step)
+  rows = sections.scores(run_records, run.step)
+  remembered = [row for row in rows if sections.is_memorization(row)]
+  unsuitable = [row for row in rows if row['task'] == 'unsuitable']
+  others = [row for row in rows if row not in remembered and row not in unsuitable]
+  export = f', exported as `{family}`' if family else ''
   parts = [
-    '---\n' + '\n'.join(front) + '\n---',
+    front_matter(run, family, parents, notes, others),
     f'# {run.workdir.resolve().name}',
-    f'Step {run.step:,} of a gpt_jax run, exported as `{family}`.',
-    '## Model',
-    _table(_model_rows(run, architecture), ('', '')),
-    '## Training',
-    _table(_training_rows(run, records, parents), ('', '')),
+    f'Step {run.step:,} of a gpt_jax run{export}.',
   ]
+  notes = dict.fromkeys(sections.WRITTEN, '') | notes
+  parts += ['## Intended use', notes.pop('Intended use') or f'{NOT_STATED.capitalize()}.']
+  parts += ['## Model', table(_model_rows(run, architecture, notes), ('', ''))]
+  parts += ['## Training', table(_training_rows(run, run_records, parents), ('', ''))]
   if changes := [_describe_change(run, parent) for parent in parents]:
     parts += ['## Changes to the base', '\n'.join(f'- {line}' for line in changes)]
-  if rows := _evaluation_rows(run, records):
-    header = ('task', 'data', 'metric', 'value', '95% interval', 'examples')
-    parts += ['## Evaluation', _table(rows, header)]
+  parts += ['## Data', sections.data(run, run_records, extra)]
+  parts += ['## Privacy', sections.privacy(run_records, rows)]
+  parts += ['## Memorization', sections.measured(remembered, 'extraction,membership')]
+  parts += ['## Unsuitable output', sections.measured(unsuitable, 'unsuitable')]
+  parts += ['## Evaluation', sections.measured(others, 'all')]
+  known = [*sections.events(run_records), *sections.weak_scores(rows)]
+  found = '\n'.join(f'- {line}' for line in known) or 'The records of the run show none.'
+  parts += ['## Known failures', *filter(None, [notes.pop('Known failures')]), found]
+  for heading, text in notes.items():
+    parts += [f'## {heading}', text]
+  parts += ['## Provenance', sections.sources_of_run(run, run_records)]
+  if parents:
+    parts += ['\n'.join(_chain(parents))]
   parts += ['## Use', _usage(run, folder)]
   return '\n\n'.join(parts) + '\n'
+
+
+def front_matter(run, family, parents, notes, rows):
+  """Return the metadata of the hub: https://huggingface.co/docs/hub/model-cards#model-card-metadata."""
+  base = next(filter(None, map(hub_id, parents)), None)
+  lines = [f'library_name: {"transformers" if family else "gpt_jax"}', 'pipeline_tag: text-generation']
+  if LICENSE_ID.fullmatch(notes.get('License', '')):
+    lines.append(f'license: {notes["License"]}')
+  lines += [f'base_model: {json.dumps(base)}'] if base else []
+  hubs = [source.path for source in run.cfg.data.mixture.values() if source.kind == 'hf' and source.weight]
+  hubs = [path for path in hubs if re.fullmatch(r'[\w.-]+/[\w.-]+', path)]
+  lines += ['datasets:', *(f'- {json.dumps(path)}' for path in hubs)] if hubs else []
+  lines += ['tags:', *(f'- {json.dumps(tag)}' for tag in filter(None, ('gpt_jax', family)))]
+  results = [
+    {
+      'task': {'type': row['task']},
+      'dataset': {'type': row['source'], 'name': f'{row["source"]} {row.get("split", "")}'.strip()},
+      'metrics': [{'type': row['metric'], 'value': row['value']}],
+    }
+    for row in rows
+    if 'source' in row and not {key for key in sections.IDENTITY[1:] if row.get(key) not in (None, '')}
+  ]
+  if results:  # JSON is YAML
+    index = [{'name': run.workdir.resolve().name, 'results': results}]
+    lines.append(f'model-index: {json.dumps(index)}')
+  return '---\n' + '\n'.join(lines) + '\n---'
 
 
 def hub_id(parent):
@@ -48,41 +98,47 @@ def hub_id(parent):
   return next(filter(None, map(hub_id, parent.get('parents', []))), None)
 
 
-def _model_rows(run, architecture):
+def _chain(parents, indent=''):
+  """Yield a Markdown list of all ancestors with the digests of their checkpoints."""
+  for parent in parents:
+    digest = f', checkpoint {parent["digest"]}' if 'digest' in parent else ''
+    yield f'{indent}- begins with {_link(parent)}{digest}'
+    yield from _chain(parent.get('parents', []), indent + '  ')
+
+
+def _model_rows(run, architecture, notes):
   cfg = run.model.cfg
   return [
-    ('architecture', architecture),
+    *([('architecture', architecture)] if architecture else []),
     ('parameters', f'{costs.count_params(cfg):,}'),
     ('layers, width, heads', f'{cfg.layers}, {cfg.width}, {cfg.heads} ({cfg.G} of keys and values)'),
     ('context', f'{cfg.context:,} tokens'),
     ('vocabulary', f'{cfg.vocab:,} ids'),
     ('type of the weights', cfg.param_dtype),
-    ('license', 'not stated'),
+    ('license', notes.get('License', NOT_STATED)),
   ]
 
 
-def _training_rows(run, records, parents):
+def _training_rows(run, run_records, parents):
   """Return rows on how the weights came about; an imported model has none of its own."""
   links = [_link(parent) for parent in parents] or ['new weights']
   rows = [('begins with', ', '.join(links))]
   if not run.step:
     return [*rows, ('steps', 'none here')]
   cfg = run.cfg
-  steps, tokens = records.column('tokens')
+  steps, tokens = run_records.column('tokens')
   seen = dict(zip(steps.astype(int).tolist(), tokens.tolist(), strict=True)).get(run.step)
-  if seen is None and records.result.get('steps') == run.step:
-    seen = records.result.get('tokens')
+  if seen is None and run_records.result.get('steps') == run.step:
+    seen = run_records.result.get('tokens')
   rows += [
-    ('data', _describe_data(cfg.data.mixture) or 'not stated'),
-    ('license of the data', 'not stated'),
     ('steps', f'{run.step:,} of {cfg.train.batch_size} rows of {cfg.train.length} tokens'),
-    ('tokens', f'{seen:,.0f}' if seen is not None else 'not stated'),
+    ('tokens', f'{seen:,.0f}' if seen is not None else NOT_STATED),
     (
       'optimizer',
       f'{cfg.optim.name}, learning rate {cfg.optim.lr:g}, schedule {cfg.optim.schedule}, '
       f'weight decay {cfg.optim.weight_decay:g}',
     ),
-    ('hardware', records.hardware() or 'not stated'),
+    ('hardware', run_records.hardware() or NOT_STATED),
   ]
   return rows
 
@@ -93,16 +149,6 @@ def _link(parent):
   if parent['how'] == 'import':
     return f'import of {name}' + (f' at {parent["revision"][:12]}' if 'revision' in parent else '')
   return f'{name} at step {parent.get("step", 0):,} ({parent["how"]})'
-
-
-def _describe_data(mixture):
-  """Return the trained sources by name, kind, last part of the path and template."""
-  sources = []
-  for name, source in mixture.items():
-    if source.weight:
-      path = source.path.rstrip('/').rpartition('/')[2]
-      sources.append(f'{name}: {source.kind}{" " + path if path else ""}, `{source.template}`')
-  return '<br>'.join(sources)
 
 
 def _describe_change(run, parent):
@@ -122,22 +168,11 @@ def _describe_change(run, parent):
   return f'{_link(parent)}: {", ".join(changes) or "same architecture and vocabulary"}'
 
 
-def _evaluation_rows(run, records):
-  """Return the scores of the exported step."""
-  rows = {}
-  for row in records.evaluations:
-    step = row.get('step', records.result.get('steps', 0))
-    if step != run.step or not math.isfinite(history.number(row['value'])):
-      continue
-    interval = ' to '.join(f'{bound:.4g}' for bound in row.get('interval', ()) if history.is_number(bound))
-    data = ' '.join(str(row[key]) for key in ('source', 'split') if key in row)
-    cells = (row['task'], data, row['metric'], f'{row["value"]:.4g}', interval, str(row.get('n', '')))
-    rows[cells[:3]] = cells  # the latest of equal evaluations
-  return list(rows.values())
-
-
 def _usage(run, folder):
   media = [kind for kind in run.tokenizers.vocabulary.kinds if kind not in PLAIN_KINDS]
+  if folder is None:
+    name = run.workdir.resolve().name
+    return f'```\npython launch.py sample --workdir={name}\n```'
   note = 'Image and sound codes are ids here; their tokenizers are in the run folder.\n\n' if media else ''
   return (
     f'{note}```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n'
@@ -145,10 +180,3 @@ def _usage(run, folder):
     f"model = AutoModelForCausalLM.from_pretrained('{folder.name}')\n```\n\n"
     f'```\npython launch.py import --source={folder.name} --workdir=runs/{folder.name}\n```'
   )
-
-
-def _table(rows, header):
-  """Return a Markdown table."""
-  clean = lambda cell: str(cell).replace('|', '\\|').replace('\n', ' ')
-  lines = [header, ['---'] * len(header), *rows]
-  return '\n'.join(f'| {" | ".join(map(clean, line))} |' for line in lines)

@@ -5,6 +5,7 @@
   probes.jsonl     {"step": 120, "layers": {"blocks/0/attention": {"activation": 0.9}, ...}}
   events.jsonl     start resume compile checkpoint evaluate sample preempted done error; UTC;
                    startup: seconds of the process before that event, by phase; digest: of a sample
+  CARD.md          data and model card: launch.py report --card; notes.md: sections of it, written by hand
   parents.json     the runs that it begins with or learns from: ancestry.py
   result.json      the final numbers; history.py lists the keys that reports show
   uncommitted.diff the source's difference from its commit when the run began; a session with other

@@ -62,7 +62,7 @@ def free_on_resume(cfg, workdir):
   free = (*FREE_ON_RESUME, 'data.') if cfg.data.reset else FREE_ON_RESUME
   folder = Path(workdir).expanduser()
   stored = run_folder.read_config(folder) if (folder / 'config.json').exists() else {}
-  free = (*free, *later_keys(cfg, stored))
+  free = (*free, *later_keys(cfg, stored), *(f'data.mixture.{name}.license' for name in cfg.data.mixture))
   before = stored.get('train', {}).get('steps', cfg.train.steps)
   if before == cfg.train.steps:
     return free

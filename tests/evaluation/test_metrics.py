@@ -179,6 +179,9 @@ def test_memorization_tells_copies_from_new_ones():
   assert copied['p'] < 1e-10
   assert copied['copies'] == 1
   assert copied['ratio'] < 0.01
+  assert 0.3 < metrics.nearer_to_train(normal(200, shift=0.02), held, train[:100]).mean() < 0.7
+  assert metrics.nearer_to_train(train[:100] + 1e-6, held, train[:100]).all()
+  assert not metrics.nearer_to_train(held + 1e-6, held, train).any()
 
 
 def test_diversity():

@@ -319,6 +319,7 @@ def test_drawings_that_are_real_training_images(oracle):
   assert found['diversity']['value'] < 0.05
   assert found['copies']['value'] > 0.5
   assert found['nearest_train_ratio']['value'] < 0.5
+  assert found['nearer_to_train']['chance'] == 0.5
   assert found['frechet_distance']['value'] > 2 * found['frechet_distance']['baseline']
   assert found['recall']['value'] < found['recall']['baseline']
   score = found['classification_accuracy_score']

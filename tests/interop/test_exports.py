@@ -1,6 +1,7 @@
 """Exports besides their weights: model card, sampling settings, roles, keys that other readers need."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,12 +9,13 @@ import pytest
 from gpt_jax import config
 from gpt_jax import train as training
 from gpt_jax.evaluation import trained
-from gpt_jax.interop import generation, huggingface
+from gpt_jax.interop import generation, huggingface, model_card
 from gpt_jax.runs import records
 from gpt_jax.sample import SampleConfig
 from gpt_jax.step import params_of
 from gpt_jax.tokenizers import SPECIALS, Tokenizers
 from tests.interop.test_interop import OURS, fails, hf, our_logits, rows, their_logits, write
+from tests.tiny_runs import assert_two_lines
 from tests.tokenizers.test_tokenizers import make
 
 __all__ = ['hf']  # a fixture
@@ -126,36 +128,96 @@ def test_a_prompt_and_its_answer_are_read_as_in_training(exported):
 def test_model_card_states_what_the_run_recorded(exported):
   card = (exported / 'out/README.md').read_text()
   _, front, body = card.split('---\n', 2)
-  assert front == (
-    'library_name: transformers\npipeline_tag: text-generation\ntags:\n- "gpt_jax"\n- "llama"\n'
+  assert front.startswith(
+    'library_name: transformers\npipeline_tag: text-generation\ntags:\n- "gpt_jax"\n- "llama"\nmodel-index: ['
   )
   model = trained.load(exported / 'tuned').model
   for line in (
     '# tuned',
     'Step 1 of a gpt_jax run, exported as `llama`.',
+    'Not stated.',  # intended use
     '| architecture | LlamaForCausalLM |',
     f'| vocabulary | {model.cfg.vocab} ids |',
     '| license | not stated |',
     '| begins with | base at step 0 (train.init_from) |',
-    '| data | qa: jsonl qa.jsonl, `{q} -> {a}` |',
-    '| license of the data | not stated |',
     '| steps | 1 of 8 rows of 16 tokens |',
     '| optimizer | adamw, learning rate 0.001, schedule cosine, weight decay 0.1 |',
-    '| answer | qa valid | exact_match | 0.5 | 0.1 to 0.9 | 2 |',
+    '| answer | qa valid | exact_match | 0.5 | 0.1 to 0.9 |  |  | 2 |',
+    'Trained without differential privacy: nothing bounds what the model reveals of its data.',
+    'Not measured: `launch.py evaluate --tasks=extraction,membership`.',
+    'Not measured: `launch.py evaluate --tasks=unsuitable`.',
     "model = AutoModelForCausalLM.from_pretrained('out')",
   ):
     assert line in body.split('\n'), (line, body)
+  assert '| qa | jsonl qa.jsonl | `{q} -> {a}` | not stated | 36 documents, ' in body
   assert '0.75' not in body
   assert str(exported) not in card
   result = records.read_json(exported / 'tuned/result.json')
   assert f'| tokens | {result["tokens"]:,.0f} |' in body
   assert f'| hardware | {result["hardware"]} |' in body
+  assert f'| data | {result["data"]} |' in body
+  digest = result['parents'][0]['digest']
+  assert (
+    f'- begins with base at step 0 (train.init_from), checkpoint {digest}\n  - begins with import of' in body
+  )
   [change] = [line for line in body.split('\n') if line.startswith('- base at step 0')]
   assert f'vocabulary 257 -> {model.cfg.vocab} ids' in change
   assert '`sep`' in change
   assert '`eos`' not in change
   again = (exported / 'out2/README.md').read_text() if (exported / 'out2').exists() else ''
   assert not again or 'import of out: the weights are unchanged' in again
+
+
+def test_the_hub_reads_the_front_matter_of_a_card(exported):
+  hub = pytest.importorskip('huggingface_hub')
+  card = hub.ModelCard((exported / 'out/README.md').read_text())
+  assert card.data.tags == ['gpt_jax', 'llama']
+  assert card.data.library_name == 'transformers'
+  [result] = [r for r in card.data.eval_results if r.metric_type == 'exact_match']
+  assert (result.task_type, result.dataset_type, result.metric_value) == ('answer', 'qa', 0.5)
+
+
+def test_a_run_has_the_same_card_with_what_people_and_attacks_add(exported, tmp_path):
+  run = tmp_path / 'tuned'
+  shutil.copytree(exported / 'tuned', run)
+  (run / 'notes.md').write_text(
+    '## Intended use\nTests.\n## License\nmit\n## Known failures\nIt knows two.\n'
+  )
+  row = dict(task='membership', source='qa', split='valid', attack='loss', n=36)
+  guess = row | dict(task='answer', metric='f1', value=0.1, interval=[0.0, 0.2], chance=0.1)
+  private = dict(epsilon=2.0, delta=1e-6, unit='document', mechanism='noise', not_covered=['the tokenizer'])
+  result = records.read_json(run / 'result.json')
+  records.write_json(run / 'result.json', result | {'privacy': private})
+  for more in (
+    row | dict(metric='auc', value=0.6),
+    row | dict(metric='epsilon_lower_bound', value=0.25),
+    guess,
+  ):
+    records.append_line(run / 'evaluations.jsonl', more)
+  records.append_line(
+    run / 'events.jsonl',
+    dict(event='clean', time='2026-01-01T00:00:00+00:00', sources={'qa': {'removed': {'duplicates': 3}}}),
+  )
+  card = model_card.write_run_card(run).read_text()
+  assert card.startswith('---\nlibrary_name: gpt_jax\npipeline_tag: text-generation\nlicense: mit\n')
+  for part in (
+    '## Intended use\n\nTests.\n',
+    '## Known failures\n\nIt knows two.\n',
+    '- answer on qa valid: f1 0.1 does not differ from chance (0.1)',
+    '| license | mit |',
+    'removed duplicates: 3 |',
+    'Trained with differential privacy: (epsilon 2, delta 1e-06) for each document.',
+    '- the tokenizer',
+    '| membership | qa | loss | 0.25 | 2 |',
+    '| membership | qa valid | auc, attack loss | 0.6 |',
+    'launch.py sample --workdir=tuned',
+  ):
+    assert part in card, (part, card)
+  assert str(tmp_path) not in card
+  (run / 'notes.md').write_text('no heading')
+  with pytest.raises(ValueError) as error:
+    model_card.write_run_card(run)
+  assert_two_lines(error.value, 'notes.md', 'without a heading')
 
 
 # Keys that readers of config.json demand besides transformers: llama.cpp's convert_hf_to_gguf.py, by class.

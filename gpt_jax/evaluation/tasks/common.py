@@ -106,15 +106,18 @@ class Rows(list):
       value = metrics.frechet_distance(train_ND, set_ND)
       self.add('frechet_distance', value, baseline=baseline, of=of)
 
-  def add_memorization(self, samples_ND, held_out_ND, train_ND):
+  def add_memorization(self, samples_ND, held_out_ND, train_ND, real_ND):
     """Add rows for the distance of samples to training examples, relative to held-out ones.
 
     held_out_ND: reconstructions, as samples are decoded, too: what a tokenizer blurs is nearer to anything.
+    real_ND: the held-out examples themselves, which compete with as many training examples for being nearest.
     """
     result = metrics.memorization(samples_ND, held_out_ND, train_ND)
     fields = dict(p=round(result['p'], 4), test='one-sided Kolmogorov-Smirnov')
     self.add('nearest_train_ratio', result['ratio'], baseline=1.0, **fields)
     self.add('copies', result['copies'], baseline=0.01)
+    nearer_N = metrics.nearer_to_train(samples_ND, real_ND, train_ND).tolist()
+    self.add_accuracy('nearer_to_train', nearer_N, [True] * len(nearer_N), chance=0.5)
 
 
 def centered_mean(rows):

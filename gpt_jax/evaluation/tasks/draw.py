@@ -40,7 +40,7 @@ def run(subject, source, split, limit, **sampling):
     rank = metrics.ranks(scores_NN, truth_N).tolist()
     subject.record(rows, examples, targets=names, media=samples, rank=rank)
   add_set_distances(rows, features, samples, real, decoded, train_images)
-  rows.add_memorization(pixels(samples), pixels(decoded), pixels(train_images))
+  rows.add_memorization(pixels(samples), pixels(decoded), pixels(train_images), pixels(real))
   return rows
 
 

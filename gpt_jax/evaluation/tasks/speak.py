@@ -75,7 +75,7 @@ def add_set_distances(rows, rate, sounds, real, train_waves):
   if n >= common.MIN_SET:
     subsets = {of: set_ND[:n] for of, set_ND in sets.items()}
     rows.add_frechet(common.random_subset(train_ND, n), real_ND[:n], subsets)
-  rows.add_memorization(sets[''], sets['reconstructions'], train_ND)
+  rows.add_memorization(sets[''], sets['reconstructions'], train_ND, real_ND)
 
 
 def add_judgments(rows, subject, metric, train, names, real, sounds):
