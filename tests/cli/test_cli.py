@@ -457,6 +457,21 @@ def test_evaluate_scores_chosen_data_and_names_them(call, copy):
     assert 'leave it out' in assert_user_error(error, f'--config.data.{key.partition("=")[0]}')
 
 
+def test_attacks_and_the_card_need_the_data_of_the_run(call, copy):
+  refused = lambda *words: assert_user_error(call(*words, f'--workdir={copy}'), words[1])
+  refused('evaluate', '--tasks=canaries')
+  refused('evaluate', '--prefix=5')
+  refused('evaluate', '--tasks=membership', '--config.data.mixture.text.seed=5')
+  refused('report', '--card', '--against=x')
+  code, out, err = call('report', '--card', f'--workdir={copy}')
+  assert code == 0, err
+  assert f'card: {copy}/CARD.md' in out
+  card = (copy / 'CARD.md').read_text()
+  assert '| text | synthetic | `{text}` | not stated | 54 documents, ' in card
+  assert '- begins with' not in card
+  assert 'Not measured: `launch.py evaluate --tasks=extraction,membership`.' in card
+
+
 def test_an_imported_run_is_scored_on_the_data_that_are_given_alone():
   run = trained.TrainedRun(pathlib.Path('gpt2'), config.Config(), None, None, None, 0, imported='hub/gpt2')
   with pytest.raises(ValueError) as error:

@@ -74,8 +74,9 @@ def add_exposures(rows, subject, settings, secrets, space):
     candidates = draws.tolist()
   texts, by_rank = [f'{n:0{settings.digits}}' for n in candidates], []
   for canary in secrets:
-    nats_S = score(subject, settings, canary.name, [*texts, canary.digits])
-    own, nats_S = nats_S[-1], nats_S[:-1]
+    some = requests(subject, settings, canary.name, [*texts, canary.digits])
+    *nats_S, own = likelihood.score_requests(subject, some).nats
+    nats_S = np.array(nats_S)
     if space <= EXACT:
       bits = attacks.exposure(own, nats_S)
     else:
@@ -98,9 +99,9 @@ def add_exposures(rows, subject, settings, secrets, space):
 
 def add_epsilon(rows, subject, settings, secrets):
   """Add the lower bound on epsilon from guessing which of the secrets were planted."""
-  scores_N = [-score(subject, settings, c.name, [c.digits])[0] for c in secrets]
-  planted_N = [c.planted for c in secrets]
-  value, guesses, right = attacks.epsilon_of_one_run(scores_N, planted_N)
+  own = [request for c in secrets for request in requests(subject, settings, c.name, [c.digits])]
+  scores_N = -likelihood.score_requests(subject, own).nats
+  value, guesses, right = attacks.epsilon_of_one_run(scores_N, [c.planted for c in secrets])
   rows.add('epsilon_lower_bound', value, delta=attacks.DELTA, n=len(secrets), guesses=guesses, right=right)
 
 
@@ -109,15 +110,11 @@ def document(settings, name, digits):
   return templates.fill(settings.template, canaries.fields(name, digits), f'canary {name}')
 
 
-def score(subject, settings, name, candidates):
-  """Nats of each candidate for the secret of a name, float64: of the tokens that differ between any two.
-
-  One candidate alone is scored from where another could differ.
-  """
+def requests(subject, settings, name, candidates):
+  """Return a Request of each candidate for the secret of a name, from the first token that may differ."""
   other = ''.join(str((int(digit) + 1) % 10) for digit in candidates[0])  # differs from the first digit on
   documents = [document(settings, name, digits) for digits in (*candidates, other)]
   *ids, different = [e.ids.tolist() for e in data.encode_batch(subject.tokenizers, documents)]
   shared = min(common.shared_prefix(own, different) for own in ids if own != different)
   start = likelihood.start_ids(subject) if templates.is_plain(settings.template) else []
-  requests = [likelihood.Request([*start, *own[:shared]], own[shared:]) for own in ids]
-  return likelihood.score_requests(subject, requests).nats
+  return [likelihood.Request([*start, *own[:shared]], own[shared:]) for own in ids]
