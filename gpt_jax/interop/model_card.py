@@ -131,7 +131,10 @@ def _training_rows(run, run_records, parents):
   if seen is None and run_records.result.get('steps') == run.step:
     seen = run_records.result.get('tokens')
   rows += [
-    ('steps', f'{run.step:,} of {cfg.train.batch_size} rows of {cfg.train.length} tokens'),
+    (
+      'steps',
+      f'{run.step:,} of {cfg.train.batch_size} rows of {cfg.train.length or run.model.cfg.context} tokens',
+    ),
     ('tokens', f'{seen:,.0f}' if seen is not None else NOT_STATED),
     (
       'optimizer',
