@@ -86,8 +86,9 @@ def epsilon_of_scores(members_N, others_M, delta=DELTA, confidence=CONFIDENCE, s
     hits, alarms = above(members, thresholds), above(others, thresholds)
     return epsilon_of_rates(hits, len(members), alarms, len(others), delta, confidence)
 
-  best = thresholds[bound(choose_N, choose_M, thresholds).argmax()]
-  return float(bound(test_N, test_M, best))
+  bounds = bound(choose_N, choose_M, thresholds)
+  best = np.flatnonzero(bounds == bounds.max())
+  return float(bound(test_N, test_M, thresholds[best[len(best) // 2]]))
 
 
 def epsilon_of_one_run(scores_N, planted_N, delta=DELTA, confidence=CONFIDENCE):

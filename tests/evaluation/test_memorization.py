@@ -14,15 +14,21 @@ from gpt_jax.evaluation.tasks import canaries as task
 from tests import tiny_runs
 from tests.tiny_runs import assert_two_lines
 
-SECRETS = {'kind': 'canaries', 'documents': 6, 'repeats': (1, 12), 'digits': 2, 'template': '{name}:{digits}'}
+SECRETS = {
+  'kind': 'canaries',
+  'documents': 6,
+  'repeats': (1, 12),
+  'digits': 2,
+  'template': '{name}: {digits}',
+}
 
 
 @pytest.fixture(scope='module')
 def overfitted(tmp_path_factory):
-  """The run folder of a model that knows twelve random texts by heart, and of secrets the repeated ones."""
+  """The run folder of a model that knows sixteen random texts by heart, and of secrets the repeated ones."""
   folder, rng = tmp_path_factory.mktemp('overfitted'), np.random.default_rng(0)
-  draw = lambda: ''.join(rng.choice(list('abcdefgh'), 24))
-  for name, count in (('train', 12), ('valid', 12)):
+  draw = lambda: ''.join(rng.choice(list('abcdefgh'), 20))
+  for name, count in (('train', 16), ('valid', 16)):
     (folder / f'{name}.txt').write_text('\n'.join(draw() for _ in range(count)))
   text = {
     'kind': 'text',
@@ -33,10 +39,10 @@ def overfitted(tmp_path_factory):
   cfg = tiny_runs.experiment(
     data__mixture={'text': text, 'secrets': SECRETS},
     data={'packing': 'first_fit'},
-    tokenizer={'kind': 'chars'},
+    tokenizer={'kind': 'bytes'},
     model={'layers': 1, 'width': 32, 'heads': 2, 'context': 32},
-    optim={'lr': 1e-2, 'warmup': 5, 'ema': 0.0},
-    train={'steps': 400, 'batch_size': 16, 'eval_every': 0, 'sample_every': 0, 'sample_prompts': ()},
+    optim={'lr': 1e-2, 'warmup': 5, 'ema': 0.0, 'weight_decay': 0.0},
+    train={'steps': 350, 'batch_size': 16, 'eval_every': 0, 'sample_every': 0, 'sample_prompts': ()},
     checkpoint={'every': 0},
     log={'every': 100},
   )
@@ -102,7 +108,7 @@ def test_repeated_canaries_are_known_and_others_are_not(subject):
   assert known['exposure']['of_bits'] == pytest.approx(np.log2(100))
   assert known['exposure']['value'] > np.log2(100) - 1
   assert known['extracted']['value'] > 0.5
-  assert known['exposure']['value'] > once['exposure']['value'] > never['exposure']['value'] - 1
+  assert known['exposure']['value'] >= once['exposure']['value'] > never['exposure']['value'] + 1
   assert never['exposure']['value'] < 4
   assert never['exposure']['chance'] == pytest.approx(attacks.chance_exposure(100))
   assert 'epsilon_lower_bound' not in never
@@ -122,14 +128,14 @@ def test_a_large_space_is_sampled(subject, monkeypatch):
 
 
 def test_known_texts_are_extracted_and_random_ones_are_not(subject):
-  rows = by_metric(evaluate.run_tasks(subject, ['extraction'], prefix=12, max_new_tokens=10))
+  rows = by_metric(evaluate.run_tasks(subject, ['extraction'], prefix=8, max_new_tokens=10))
   assert rows['verbatim']['value'] == rows['near_verbatim']['value'] == 1.0
   assert rows['verbatim']['baseline'] == 0.0
   assert rows['verbatim']['difference'] == 1.0
   assert rows['verbatim']['interval'][0] > 0.7
   assert rows['equal_tokens']['value'] == 10
   assert rows['equal_tokens']['baseline'] < 4
-  assert rows['verbatim']['prefix'] == 12
+  assert rows['verbatim']['prefix'] == 8
 
 
 def test_losses_tell_known_texts_apart(subject):
@@ -157,7 +163,7 @@ def test_attacks_without_training_data_are_refused(subject, tmp_path):
   refused('membership', '--tasks=membership', 'weight=0', cfg=cut)
   refused('extraction', '--tasks=extraction', 'weight=0', cfg=cut)
   refused('canaries', '--tasks=canaries', 'kind=canaries', cfg=cut)
-  refused('extraction', '--prefix=30', 'context of 32', prefix=30, max_new_tokens=10)
+  refused('extraction', '--prefix=30', 'room for 31 tokens', prefix=30, max_new_tokens=10)
   refused('canaries', '--prefix=3', prefix=3)
   other = dataclasses.replace(subject, tokenizers=types.SimpleNamespace(hash='other'))
   refused('membership', '--reference=', 'another tokenizer', reference=other)

@@ -36,7 +36,7 @@ def draw(count: int, seed: int, repeats: tuple[int, ...], digits: int) -> list[C
 def _canary(number: int, seed: int, repeats: int, digits: int) -> Canary:
   rng = random.Random(f'canary {seed} {number}')
   first, last = divmod((40503 * number + 7919 * seed) % NAMES, markov.WORDS)  # 40503 is odd: no name twice
-  name = f'{markov.word(first)} {markov.word(last)}'.title()
+  name = f'{markov.spell(first)} {markov.spell(last)}'.title()
   return Canary(name, f'{rng.randrange(10**digits):0{digits}}', repeats, rng.random() < 0.5)
 
 

@@ -12,7 +12,7 @@ LENGTH = 256  # words of a document
 
 def records(count: int, seed: int = 0) -> Iterator[tuple[str, dict]]:
   """Yield pairs (where, record) of the first `count` documents; a record has `text`."""
-  words = [word(n) for n in range(WORDS)]
+  words = [spell(n) for n in range(WORDS)]
   for number in range(count):
     draws = scramble(seed, np.arange(number * LENGTH, (number + 1) * LENGTH)).tolist()
     word, text = draws[0] % WORDS, []
@@ -24,7 +24,7 @@ def records(count: int, seed: int = 0) -> Iterator[tuple[str, dict]]:
     yield f'synthetic document {number}', {'text': ' '.join(text) + '.\n'}
 
 
-def word(number: int) -> str:
+def spell(number: int) -> str:
   """Return a pronounceable word for a number below 512 = 8^3; no two numbers share one."""
   onset, vowel, coda = number % 8, number // 8 % 8, number // 64
   return 'bdfklmst'[onset] + ('a', 'e', 'i', 'o', 'u', 'ai', 'ea', 'oo')[vowel] + 'lmnrstxz'[coda]

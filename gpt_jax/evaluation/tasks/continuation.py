@@ -27,7 +27,7 @@ def fits(condition, target):
 
 def run(subject, source, split, limit, **sampling):
   """Rows for one source, each beside the score of the held-out text itself."""
-  tokenizers, context = subject.tokenizers, subject.model.cfg.context
+  tokenizers, context = subject.tokenizers, subject.model.cfg.context - len(begin_ids(subject))
   cfg = validate.override(subject.cfg.sample, **{'num_samples': 1} | sampling)
   length = min(PROMPT, context // 4)
   pairs = prompts_and_continuations(
@@ -44,10 +44,17 @@ def run(subject, source, split, limit, **sampling):
   return rows
 
 
+def begin_ids(subject):
+  """The ids before each prompt, at most one: as `launch.py sample` has them."""
+  tokenizers = subject.tokenizers
+  name = completions.begin_special(subject.cfg, tokenizers)
+  name = name or ('bos' if tokenizers.start == 'bos' else '')
+  return [tokenizers.vocabulary.special(name)] if name else []
+
+
 def continue_all(subject, cfg, pairs):
   """Return the ids that the model generates after the prompt of each pair."""
-  tokenizers, ids = subject.tokenizers, []
-  begin = [tokenizers.vocabulary.special('bos')] if tokenizers.start == 'bos' else []
+  tokenizers, ids, begin = subject.tokenizers, [], begin_ids(subject)
   prompts = [[*begin, *prompt] for prompt, _ in pairs]
   keys_B = sample.row_keys(cfg.seed, len(prompts))
   for first in range(0, len(prompts), LIMIT):

@@ -20,12 +20,12 @@ NEAR = 0.1
 
 def run(subject, source, split, limit, prefix=0, **sampling):
   """Rows for one source; prefix: tokens of a prompt, 0 = TOKENS; max_new_tokens: of the continuation."""
-  context = subject.model.cfg.context
+  context = subject.model.cfg.context - len(continuation.begin_ids(subject))
   length = prefix or min(TOKENS, context // 2)
   new = sampling.get('max_new_tokens', min(TOKENS, context - length))
   if new < 1 or length + new > context:
     raise ValueError(
-      f'--prefix={length} and max_new_tokens={new} do not fit the context of {context} tokens\n'
+      f'--prefix={length} and max_new_tokens={new} do not fit a context with room for {context} tokens\n'
       'fix: lower one of the two'
     )
   sampling = {'temperature': 0.0} | sampling | {'max_new_tokens': new}
