@@ -118,7 +118,7 @@ def test_every_room_is_listed_with_the_sentence_of_its_docstring():
 def test_tables_to_extend_exist():
   section = README.partition('## Add your own')[2].partition('## What you can change')[0]
   rows = re.findall(r'`([A-Z_]+)`[^|]*?\((gpt_jax/\S+\.py)\)', section)
-  assert len(rows) == 8
+  assert len(rows) == 9
   for name, path in rows:
     assert re.search(rf'^{name}\b.* = ', (command_line.ROOT / path).read_text(), re.M), (name, path)
 

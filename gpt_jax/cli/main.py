@@ -5,6 +5,7 @@
            [--source=NAME] [--out=PATH] [--temperature=X --guidance=G ...]
   chat     --workdir=DIR [--system=TEXT] [--temperature=X ...]
   evaluate --workdir=DIR [--tasks=a,b|all --split=valid|test --limit=N --guidance=G ...]
+  data     --source=FILE [--scrub=all --clean=exact,near=0.8,...] | --config=FILE[:args]  [--out=DIR]
   import   --source=DIR-or-hub-id --workdir=DIR
   export   --workdir=DIR --out=DIR
   ablate   --config=FILE[:args] [--workdir=DIR] [--seeds=N] [--workers=N] [--dry_run] [--register]
@@ -36,7 +37,7 @@ from gpt_jax.runs.loggers import ConsoleHandler, say
 
 FLAGS = flags.FLAGS
 EXPECTED = (ValueError, OSError, RuntimeError, FloatingPointError, MemoryError, ImportError)
-WITH_OVERRIDES = ('train', 'evaluate', 'plan', 'render')  # verbs that take --config.key=value
+WITH_OVERRIDES = ('train', 'evaluate', 'data', 'plan', 'render')  # verbs that take --config.key=value
 
 
 def run():
@@ -109,10 +110,11 @@ def parse(argv):
       say(f'\n{args.flag_value(rest, "config")}:\n{docstring}')
     sys.exit(0)
   is_study = verb == 'render' and args.flag_value(argv, 'shares')
-  if is_study:
-    flags.DEFINE_string('config', '', 'study file')
+  names_file = is_study or (verb == 'data' and args.flag_value(argv, 'source'))
+  if names_file:
+    flags.DEFINE_string('config', '', 'study or experiment file')
   try:
-    if verb in WITH_OVERRIDES and not is_study:
+    if verb in WITH_OVERRIDES and not names_file:
       section, rest = args.load_experiment(rest, adds_sources=verb == 'evaluate')
       config_flags.DEFINE_config_dict('config', section, sys_argv=rest)
     stray = FLAGS(rest)[1:]

@@ -18,6 +18,7 @@ from absl import flags
 
 from gpt_jax.cli import args
 from gpt_jax.cli.chat import chat, chat_flags
+from gpt_jax.cli.data import data, data_flags
 from gpt_jax.cli.evaluate import evaluate, evaluate_flags
 from gpt_jax.cli.flags import (
   DEFINE,
@@ -379,6 +380,7 @@ VERBS = {
   'sample': Verb(sample, sample_flags),
   'chat': Verb(chat, chat_flags),
   'evaluate': Verb(evaluate, evaluate_flags),
+  'data': Verb(data, data_flags),
   'import': Verb(import_, import_flags),
   'export': Verb(export, export_flags),
   'ablate': Verb(ablate, ablate_flags),

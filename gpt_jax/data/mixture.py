@@ -181,7 +181,7 @@ def open_split(cfg: DataConfig, name: str, split: str) -> SourceSplit:
 
   def describe():
     cut = {} if whole else {'split': split, 'valid_fraction': cfg.valid_fraction}
-    return {**identity(), **cleaning.describe(), **cut}
+    return {**identity(), **cleaning.described, **cut}
 
   return SourceSplit(select_examples, count > 1, plain, describe)
 

@@ -84,6 +84,10 @@ class Job(Protocol):
   def describe(self):
     """Return one line about the model and its data; printed when a run starts or resumes."""
 
+  def cleaning(self):
+    """Return {source: {removed: {reason: n}, replaced: {row: n}}} of sources that are cleaned."""
+    return {}
+
   def checkpoint_extra(self):
     """Return JSON that a checkpoint needs to be used without its run folder; called at each save."""
     return {}

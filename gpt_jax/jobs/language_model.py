@@ -11,6 +11,7 @@ from gpt_jax import data
 from gpt_jax.cluster.batches import check_batch, data_shard
 from gpt_jax.cluster.sharding_table import summary
 from gpt_jax.data import stages
+from gpt_jax.data.clean import cleaning
 from gpt_jax.data.templates import is_chat
 from gpt_jax.evaluation import evaluate, format, panels, predictions
 from gpt_jax.evaluation.tasks import perplexity
@@ -187,6 +188,15 @@ class LanguageModelJob(base.Job):
         )
       caches[name, 'valid'] = cache
     return caches
+
+  def cleaning(self):
+    """Return what `clean` and `scrub` did to the training data of each source."""
+    caches, counts = getattr(self.loader, 'caches', {}), {}
+    for name, cache in caches.items():
+      removed, replaced = cleaning.removed(cache.notes), cleaning.replaced(cache.notes)
+      if removed or replaced:
+        counts[name] = {'removed': removed, 'replaced': replaced}
+    return counts
 
   def example_batch(self):
     """Return a batch to trace the step with."""

@@ -8,7 +8,7 @@ import pathlib
 
 import numpy as np
 
-from gpt_jax.reports import evaluation_part, figures, page
+from gpt_jax.reports import data_page, evaluation_part, figures, page
 from gpt_jax.reports.evaluation_part import curves, evaluations
 from gpt_jax.reports.job_metrics import is_mean_of_sources, metrics_of
 from gpt_jax.reports.loss_part import losses, rise_since_best
@@ -17,8 +17,10 @@ from gpt_jax.reports.sections import Section, make_table
 from gpt_jax.reports.text_diff_part import text_diff
 from gpt_jax.runs import ancestry, history, loggers, metric_names, records
 from gpt_jax.runs.metric_names import METRICS, Metric, human
+from gpt_jax.runs.reading import check_types
 from gpt_jax.runs.text_table import join_some
 
+CLEANED = {str: {'removed': {str: int}, 'replaced': {str: int}}}  # of event clean
 MAX_CHARACTERS, MAX_FILES = 1500, 24  # of a sample; of one kind of image or sound
 GROUPED_EVENTS = ('sample', 'checkpoint', 'evaluate', 'skipped')  # one line a session
 # the last of these events: end of the verdict
@@ -64,7 +66,7 @@ def write_report(workdir, again=True):
     return path
   run = history.read_history(workdir)
   sections = (losses, curves, samples, evaluations, predictions, text_diff, signals, layer_sizes)
-  sections += (ancestors, settings, timeline, reproduce)
+  sections += (ancestors, cleaned_data, settings, timeline, reproduce)
   title = f'{run.folder.name} \u00b7 gpt_jax'
   records.write_atomically(path, page.document(title, header(run), [part(run) for part in sections]))
   return path
@@ -272,6 +274,15 @@ def ancestors(run):
   return Section('Ancestors', [make_table(ancestry.HEADER, rows)] if rows else [], note)
 
 
+def cleaned_data(run):
+  """What filters and scrubbing did to the training data."""
+  events = [event.get('sources') for event in run.events if event['event'] == 'clean']
+  try:
+    return data_page.counts_section(check_types(events[-1], CLEANED) if events else {})
+  except ValueError:
+    return Section('Cleaned data', ())
+
+
 def settings(run):
   """The whole config by section; values that differ from the defaults stand out."""
   defaults, groups = run.result.get('defaults_diff', {}), {}
@@ -348,7 +359,7 @@ def event_details(event):
   """Return all of an event besides its time, name, step and versions, as text."""
   parts = page.changes(event.get('changed'))
   for key, value in event.items():
-    if key not in ('time', 'event', 'step', 'versions', 'rows', 'changed', 'chances'):
+    if key not in ('time', 'event', 'step', 'versions', 'rows', 'changed', 'chances', 'sources'):
       text = f'{value:.4g}' if isinstance(value, float) else value
       parts.append(f'{key.replace("_", " ")} {text}')
   return ', '.join(parts)

@@ -115,6 +115,8 @@ def acquire_run_dir(s):
       s.checkpoints.delete_after(s.step)  # unfinished or corrupt: their numbers are needed again
       for note in (*s.notes, *ineffective.notes(s.cfg)):
         s.run.print(note)
+      if counts := s.job.cleaning():
+        s.run.event('clean', sources=counts)
       yield
     except ValueError as error:  # the run had started: not a matter of arguments any more
       raise RuntimeError(str(error)) from error

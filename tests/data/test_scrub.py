@@ -128,6 +128,17 @@ def test_patterns_find_whole_values_and_nothing_else(row):
       assert not list(patterns.PATTERNS[row](text)), text
 
 
+@given(
+  st.lists(st.sampled_from([*(v for row in FOUND.values() for v in row), ' ', 'x ' * 45, ', ', '7', 'a ']))
+)
+@settings(max_examples=100, deadline=None)
+def test_parts_near_digits_hold_all_values_with_digits(pieces):
+  text = ''.join(pieces)
+  for row in patterns.WITH_DIGIT:
+    parts = [span for part in patterns.regions(text) for span in patterns.PATTERNS[row](text, *part)]
+    assert parts == list(patterns.PATTERNS[row](text))
+
+
 @given(st.text(max_size=200))
 @settings(max_examples=100, deadline=None)
 def test_any_text_has_ordered_separate_spans_and_placeholders(text):

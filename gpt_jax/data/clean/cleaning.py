@@ -81,11 +81,12 @@ class Cleaning:
   def __init__(self, name: str, source, split: str):
     self.name, self.scrub_rows = name, scrub.parse(source.scrub)
     self.clean = '' if source.has(split) else source.clean
+    self.described = self._describe()  # now: ValueError for a file, run or package that is not there
 
   def __bool__(self) -> bool:
     return bool(self.clean or self.scrub_rows)
 
-  def describe(self) -> dict:
+  def _describe(self) -> dict:
     """Return all that the documents depend on besides those of the source, JSON-able."""
     rules = [
       [name, rule.version, rule.describe() or rule.value]
@@ -128,7 +129,7 @@ class Cleaning:
 
   def verdicts(self, examples: Callable[..., Iterator], identity: Callable[[], dict]) -> Verdicts:
     """Return what the rules say of each of examples(), from memory if they said it before."""
-    described = json.dumps([identity(), self.describe()], sort_keys=True)
+    described = json.dumps([identity(), self.described], sort_keys=True)
     key = hashlib.sha256(described.encode()).hexdigest()
     if key not in _verdicts:
       while len(_verdicts) >= MOST_REMEMBERED:

@@ -16,6 +16,7 @@ from gpt_jax.data.clean.rule import Document, Rule
 from gpt_jax.data.files import find_files, hash_files
 
 WORDS, LEAST = 13, 8  # in a row that count; of an item that can be looked for
+LOW_BITS = np.uint64((1 << 20) - 1)  # of a hash, by which most are told apart at once
 FORMATS = ('.jsonl', '.json', '.txt')
 
 
@@ -50,12 +51,11 @@ class Decontaminate(Rule):
     """Return the numbers of the items that share words with a text."""
     hash_W = ngrams.word_hashes(text)
     items = [np.zeros(0, np.int64)]
-    for size, (key_K, item_K) in self.index.by_size.items():
+    for size, (key_K, item_K, seen) in self.index.by_size.items():
       hash_G = ngrams.group_hashes(hash_W, size)
-      start_G = np.searchsorted(key_K, hash_G)
-      hit = key_K[np.minimum(start_G, len(key_K) - 1)] == hash_G
-      end_G = np.searchsorted(key_K, hash_G[hit], 'right')
-      items += [item_K[a:b] for a, b in zip(start_G[hit], end_G, strict=True)]
+      hash_G = hash_G[seen[(hash_G & LOW_BITS).astype(np.int64)]]  # few are left to be searched
+      starts, ends = (np.searchsorted(key_K, hash_G, side) for side in ('left', 'right'))
+      items += [item_K[start:end] for start, end in zip(starts, ends, strict=True)]
     return np.unique(np.concatenate(items))
 
   @property
@@ -87,11 +87,13 @@ class Index:
         f'clean=decontaminate={files[0]} has no item of {LEAST} words or more\n'
         'fix: give the benchmark as JSON lines with its texts, or as text with an item a line'
       )
-    self.by_size = {}  # words: (sorted hashes uint64, their items)
+    self.by_size = {}  # words: (sorted hashes uint64, their items, whether one has these LOW_BITS)
     for size, parts in sorted(groups.items()):
       hash_K, item_K = (np.concatenate(column) for column in zip(*parts, strict=True))
       order = np.argsort(hash_K, kind='stable')
-      self.by_size[size] = hash_K[order], item_K[order]
+      seen = np.zeros(int(LOW_BITS) + 1, bool)
+      seen[(hash_K & LOW_BITS).astype(np.int64)] = True
+      self.by_size[size] = hash_K[order], item_K[order], seen
 
 
 def _groups(texts: list[str]) -> list[tuple[int, np.ndarray]]:

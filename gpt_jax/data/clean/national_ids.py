@@ -15,6 +15,7 @@ their length one in eleven passes.
 """
 
 import re
+import sys
 
 SPANISH, CHINESE = 'TRWAGMYFPDXBNJZSQVHLCKE', '10X98765432'
 ODD = (
@@ -90,9 +91,9 @@ PATTERN = re.compile(
 )
 
 
-def find(text: str):
+def find(text: str, start: int = 0, end: int = sys.maxsize):
   """Yield (start, end) of national identity numbers."""
-  for match in PATTERN.finditer(text):
+  for match in PATTERN.finditer(text, start, end):
     check = FORMS[match.lastgroup][1]
     if check is None or check(match[0].replace(' ', '')):
       yield match.span()

@@ -9,6 +9,7 @@ runs/secrets.py.
 import functools
 import ipaddress
 import re
+import sys
 from collections.abc import Callable, Iterable
 
 from gpt_jax.data.clean import national_ids
@@ -28,7 +29,7 @@ SIGNS = {  # of which each text with a key of the kind has one: looking for them
   'AWS key': ('A3T', 'AKIA', 'ASIA', 'ABIA', 'ACCA', 'AROA', 'AIDA'),
   'Google key': ('AIza', 'ya29.', 'GOCSPX-'),
   'GitHub token': ('ghp_', 'gho_', 'ghu_', 'ghs_', 'ghr_', 'github_pat_'),
-  'GitLab token': ('gl',),
+  'GitLab token': ('pat-', 'rt-', 'dt-', 'tt-', 'ft-', 'oat-', 'bt-', 'agent-', 'fct-', 'mt-'),
   'Slack token': ('xox', 'xapp'),
   'webhook': ('hooks.slack.com', '/api/webhooks/'),
   'npm token': ('npm_',),
@@ -41,8 +42,10 @@ SIGNS = {  # of which each text with a key of the kind has one: looking for them
   'W&B key': ('wandb_v1_', 'local-'),
   'key': ('nvapi', 'gsk', 'xai', 'dop_v1', 'shpat', 'lin_api', 'tskey', 'AGE-SECRET-KEY'),
   'JSON web token': ('eyJ',),
-  'authorization header': (),  # in any case
+  'authorization header': ('bearer', 'basic'),
 }
+SIGN_KINDS = [(sign, kind) for kind, signs in SIGNS.items() for sign in signs]
+ANY_CASE = 'authorization header'  # its signs are looked for in lower case
 IBAN = re.compile(r'\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}')
 IBAN_LENGTHS = """
   AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27 DK18 DO28 EE20
@@ -98,38 +101,40 @@ def urls(text: str) -> Spans:
 
 def keys(text: str) -> Spans:
   """Yield the spans of API keys, tokens and private keys of known formats."""
-  for kind, rule in KEYS.items():
-    signs = SIGNS.get(kind, ())
-    if not signs or any(sign in text for sign in signs):
-      yield from (match.span() for match in rule.finditer(text))
+  lower, kinds = text.lower(), []
+  for sign, kind in SIGN_KINDS:
+    if sign in (lower if kind == ANY_CASE else text):
+      kinds.append(kind)
+  for kind in dict.fromkeys(kinds):
+    yield from (match.span() for match in KEYS[kind].finditer(text))
 
 
-def ibans(text: str) -> Spans:
+def ibans(text: str, start: int = 0, end: int = sys.maxsize) -> Spans:
   """Yield the spans of IBANs whose length and check digits are right."""
-  for match in IBAN.finditer(text):
-    end, left = match.start(), IBAN_LENGTH_OF.get(match[0][:2], 0)
-    while left and end < match.end():
-      left -= text[end] != ' '
-      end += 1
-    code = text[match.start() : end].replace(' ', '')
-    if not left and len(code) > 14 and not text[end : end + 1].isalnum():
+  for match in IBAN.finditer(text, start, end):
+    stop, left = match.start(), IBAN_LENGTH_OF.get(match[0][:2], 0)
+    while left and stop < match.end():
+      left -= text[stop] != ' '
+      stop += 1
+    code = text[match.start() : stop].replace(' ', '')
+    if not left and len(code) > 14 and not text[stop : stop + 1].isalnum():
       number = ''.join(str(int(c, 36)) for c in code[4:] + code[:4])
       if int(number) % 97 == 1:
-        yield match.start(), end
+        yield match.start(), stop
 
 
-def cards(text: str) -> Spans:
+def cards(text: str, start: int = 0, end: int = sys.maxsize) -> Spans:
   """Yield the spans of payment card numbers: 12 to 19 digits of a known issuer, right by Luhn."""
-  for match in CARD.finditer(text):
+  for match in CARD.finditer(text, start, end):
     digits = digits_of(match[0])
     if ISSUERS.match(digits) and len(set(digits)) > 1 and luhn(digits):
       yield match.span()
 
 
-def addresses(text: str) -> Spans:
+def addresses(text: str, start: int = 0, end: int = sys.maxsize) -> Spans:
   """Yield the spans of IP addresses, without loopback, unspecified, link-local ones and versions."""
   for rule in (IPV4, IPV6):
-    for match in rule.finditer(text):
+    for match in rule.finditer(text, start, end):
       is_named = rule is IPV6 and sum(map(bool, match[0].split(':'))) < 3  # a::b of a program
       try:
         ip = ipaddress.ip_address(match[0])
@@ -141,9 +146,9 @@ def addresses(text: str) -> Spans:
         yield match.span()
 
 
-def phones(text: str) -> Spans:
+def phones(text: str, start: int = 0, end: int = sys.maxsize) -> Spans:
   """Yield the spans of phone numbers: international, North American, or with a trunk prefix 0."""
-  for match in PHONE.finditer(text):
+  for match in PHONE.finditer(text, start, end):
     least, most = DIGITS[match.lastgroup]
     if least <= len(digits_of(EXTENSION.sub('', match[0]))) <= most:
       yield match.span()
@@ -162,10 +167,19 @@ def names(text: str) -> Spans:
   return ((result.start, result.end) for result in results)
 
 
-DIGIT = re.compile(r'\d')
-WITH_DIGIT = ('iban', 'card', 'id', 'ip', 'phone')  # rows all of whose values have a digit
+# Rows all of whose values have a digit, and no more than REACH characters without one; they search `regions`.
+WITH_DIGIT, REACH = ('iban', 'card', 'id', 'ip', 'phone'), 40
+NEAR_DIGITS = re.compile(rf'[0-9](?:[^0-9]{{0,{2 * REACH}}}[0-9])*')
+
+
+def regions(text: str) -> list[tuple[int, int]]:
+  """Return the parts of a text that are at most REACH characters from a digit: few, in most texts."""
+  spans = (match.span() for match in NEAR_DIGITS.finditer(text))
+  return [(max(0, start - REACH), end + REACH) for start, end in spans]
+
+
 # name: function. Of overlapping spans that of the first row counts.
-PATTERNS: dict[str, Callable[[str], Spans]] = {
+PATTERNS: dict[str, Callable[..., Spans]] = {
   'url': urls,
   'email': emails,
   'key': keys,

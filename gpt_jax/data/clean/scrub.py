@@ -9,7 +9,8 @@ import json
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gpt_jax.data.clean.patterns import DIGIT, PATTERNS, WITH_DIGIT
+from gpt_jax.data.clean import patterns
+from gpt_jax.data.clean.patterns import PATTERNS
 from gpt_jax.data.templates import Piece
 
 VERSION = 1  # raise it when equal texts are scrubbed in another way
@@ -56,10 +57,10 @@ def describe(rows: tuple[str, ...]) -> dict:
 def find(text: str, rows: tuple[str, ...]) -> list[Span]:
   """Return the spans of personal data, in order; of overlapping ones that of the first row."""
   taken: list[Span] = []
-  if not DIGIT.search(text):
-    rows = tuple(row for row in rows if row not in WITH_DIGIT)
+  parts = patterns.regions(text)
   for row in rows:
-    spans = [Span(*span, row) for span in PATTERNS[row](text)]
+    own = parts if row in patterns.WITH_DIGIT else [()]
+    spans = [Span(*span, row) for part in own for span in PATTERNS[row](text, *part)]
     taken += (
       [s for s in spans if not any(s.start < t.end and t.start < s.end for t in taken)] if spans else []
     )

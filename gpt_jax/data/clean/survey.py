@@ -36,8 +36,8 @@ def survey(
   that a score removed; else personal data are masked, also in documents that other rules remove.
   """
   result, before, after, notes, shown = Survey(name), [], [], Counter(), Counter()
-  rows = scrub.parse(source.scrub)
-  hidden = rows or scrub.ALL
+  rows = cleaning.Cleaning(name, source, 'train').scrub_rows  # refuses what is not installed
+  hidden = tuple(row for row in scrub.PATTERNS if row in (*scrub.ALL, *rows))
 
   def watch(number: int, document: Document, reason: str) -> None:
     shown[reason] += 1
@@ -45,7 +45,7 @@ def survey(
       return
     text = document.text[: 2 * OPENING]
     if not show:
-      text = scrub.mask(text, scrub.find(text, tuple({*hidden, *scrub.ALL} - {'names'})))
+      text = scrub.mask(text, scrub.find(text, hidden))
       text = '(not shown)' if reason.partition(':')[0] in CLEARED else text
     result.samples.append((reason, document.where, text[:OPENING], ''))
 

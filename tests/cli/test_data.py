@@ -1,0 +1,76 @@
+"""launch.py data: counts, samples that hide what was found, files, refusals."""
+
+import json
+
+import pytest
+
+from tests import command_line
+
+SECRET = 'ann@example.org'
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+  """`call(verb, *args)` in this process -> (exit code, stdout, stderr)."""
+  return command_line.in_process(capsys, monkeypatch)
+
+
+@pytest.fixture
+def source(tmp_path):
+  """JSON lines with an address, a duplicate and a short document."""
+  texts = [f'Write to {SECRET} or +49 30 1234567; {SECRET}!'] * 2 + [
+    'Nothing to see here.',
+    f'I am {SECRET}.',
+  ]
+  path = tmp_path / 'a.jsonl'
+  path.write_text(''.join(json.dumps({'text': text}) + '\n' for text in texts))
+  return path
+
+
+def test_counts_and_masked_samples(call, source, tmp_path):
+  code, out, err = call('data', f'--source={source}', '--scrub=all', '--clean=exact', f'--out={tmp_path}/out')
+  assert (code, err) == (0, '')
+  lines = [' '.join(line.split()) for line in out.splitlines()]
+  assert {'documents 4', '- exact 1 25.0%', 'left 3 75.0%', 'email replaced 3', 'phone replaced 1'} <= {
+    *lines
+  }
+  assert 'Write to <EMAIL_1> or <PHONE_1>; <EMAIL_1>!' in lines and 'I am <EMAIL_1>.' in lines
+  page, record = (tmp_path / 'out' / name for name in ('data.html', 'data.json'))
+  for text in (out, page.read_text(), record.read_text()):
+    assert SECRET not in text and '1234567' not in text
+  [row] = json.loads(record.read_text())['sources']
+  assert row['removed'] == {'exact': 1} and row['replaced'] == {'email': 3, 'phone': 1}
+  assert '<svg' in page.read_text() and 'Cleaned data' in page.read_text()
+
+
+def test_personal_data_are_masked_also_without_scrub(call, source):
+  assert SECRET not in call('data', f'--source={source}', '--clean=gopher,exact', '--samples=9')[1]
+
+
+def test_a_flag_shows_what_was_found(call, source):
+  assert SECRET in call('data', f'--source={source}', '--scrub=email', '--show')[1]
+
+
+def test_the_sources_of_an_experiment(call, tmp_path):
+  path = command_line.experiment(tmp_path)
+  [name] = {'text'}
+  code, out, _ = call('data', f'--config={path}', f'--config.data.mixture.{name}.clean=gopher_repetition')
+  assert code == 0 and out.startswith(f'{name}:\n') and 'left' in out
+
+
+@pytest.mark.parametrize(
+  ('args', 'word'),
+  [
+    ((), 'nothing to read'),
+    (('--source=none.txt',), 'none.txt'),
+    (('--source={source}', '--config=experiments/demo.py'), 'both'),
+    (('--config=experiments/demo.py', '--scrub=all'), '--scrub'),
+    (('--source={source}', '--clean=exakt'), 'exakt'),
+    (('--source={source}', '--scrub=mail'), 'mail'),
+    (('--source={source}', '--samples=-1'), 'samples'),
+  ],
+)
+def test_wrong_arguments_are_refused_in_two_lines(call, source, args, word):
+  code, _, err = call('data', *(arg.format(source=source) for arg in args))
+  cause, fix = err.strip().split('\n')
+  assert code == 2 and cause.startswith('error: ') and word in cause and fix.startswith('fix: ')
