@@ -108,6 +108,11 @@ def policy_values(cfg, batch, log_probs_BT):
   return values | logged | {'completion_tokens': tokens_B}
 
 
+def compares_with_base(cfg):
+  """Whether the model that grpo.kl compares with is the frozen base, which is in memory already."""
+  return bool(cfg.adapter.rank and not cfg.adapter.train and not cfg.adapter.base_dtype)
+
+
 @functools.partial(jax.jit, static_argnames='rows')
 def rollout_keys(key, step, rows):
   """Return a PRNG key for each completion of a step."""
@@ -129,7 +134,7 @@ class PolicyJob(language_model.LanguageModelJob):
   scores, scored_tasks = ('valid_accuracy',), ('grpo',)
   logged = ('reward', 'reward_spread', 'right', 'completion_tokens', 'kl')
   reference = None  # see checkpoint.refer_to_base: the initial model, where grpo.kl compares with it
-  reference_model = None
+  reference_model = None  # None with a reference: the frozen base, see compares_with_base
 
   def build_loader(self):
     """Return the loader of prompts, each as often in a row as it has completions; read the held-out ones."""
@@ -237,9 +242,8 @@ class PolicyJob(language_model.LanguageModelJob):
     own = len(prompt_ids) // count
     rows = to_devices({n: x[index * own : (index + 1) * own] for n, x in whole.items()}, self.mesh)
     if cfg.kl:
-      rows['reference_BT'] = log_probs(
-        self.reference_model, rows, self.allowed_V, temperature=cfg.temperature
-      )
+      reference = state.frozen if self.reference_model is None else self.reference_model
+      rows['reference_BT'] = log_probs(reference, rows, self.allowed_V, temperature=cfg.temperature)
     return rows
 
   def complete(self, model, tasks, temperature, count, keys_B=None):
@@ -280,15 +284,17 @@ class PolicyJob(language_model.LanguageModelJob):
     return super().load_frozen(state, extra)
 
   def set_reference(self, reference):
-    """Load the model that a reference of `checkpoint.refer_to_base` names."""
-    checkpoints = checkpoint.open_base(reference, self.cfg.checkpoint.verify)
-    model = checkpoint.load_base(checkpoints, reference['step'], self.model_cfg, self.mesh)
+    """Load the model that a reference of `checkpoint.refer_to_base` names, unless it is the frozen base."""
+    checkpoints, step = checkpoint.open_base(reference, self.cfg.checkpoint.verify), reference['step']
+    model = checkpoint.abstract_base(checkpoints, step, self.model_cfg, self.mesh)
     if model.cfg.vocab != self.model_cfg.vocab:
       raise ValueError(
         f'grpo.kl={self.cfg.grpo.kl} compares with a model of {model.cfg.vocab} ids, and this one has '
         f'{self.model_cfg.vocab}\nfix: train the new ids first, or use grpo.kl=0.0'
       )
-    self.reference, self.reference_model = reference, model
+    self.reference = reference
+    if not compares_with_base(self.cfg):
+      self.reference_model = checkpoints.restore_model(step, model)
 
   def checkpoint_extra(self):
     """Return what a checkpoint needs: also the reference to the initial model."""

@@ -134,7 +134,8 @@ def roll_out(run, state, batch):
   slots = prompt_batch.round_up_slots(run.length, run.model.context)
   longest = prompt_batch.round_up_prompt(run.length - cfg.max_new_tokens, slots)
   merged = merged_bytes(run, state)
-  beside = total(state) + merged + total(reference)
+  own = {} if policy.compares_with_base(run.cfg) else reference  # beside the state
+  beside = total(state) + merged + total(own)
   prefill = sampling_programs.lower_prefill(run.model, run.mesh, rows // cfg.group, longest, slots)
   sampling = sample.SampleConfig(temperature=cfg.temperature)
   decode = sampling_programs.lower_decode(run.model, run.mesh, rows, slots, sampling)
@@ -145,8 +146,9 @@ def roll_out(run, state, batch):
   if cfg.kl:
     rows = {name: x for name, x in batch.items() if name != 'reference_BT'}
     lowered = policy.log_probs.lower(reference, rows, allowed_ids(run), temperature=cfg.temperature)
-    programs['reference model'] = Before(lowered, (reference, rows), 1, total(state) + merged)
-  return programs, {'reference model': total(reference)} if cfg.kl else {}
+    held = total(state) + merged - total(reference) + total(own)  # the base is an argument of it
+    programs['reference model'] = Before(lowered, (reference, rows), 1, held)
+  return programs, {'reference model': total(own)} if own else {}
 
 
 # -------------------------------------------------------------------------------------- distillation

@@ -1,5 +1,6 @@
 """Training on rewards: advantages, the loss, resuming, and a run whose reward rises."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,10 +8,13 @@ import numpy as np
 import pytest
 
 from gpt_jax import config, train
+from gpt_jax.cluster.batches import to_devices
 from gpt_jax.evaluation import trained
 from gpt_jax.jobs import policy, rewards
 from gpt_jax.jobs.rewards import GrpoConfig
+from gpt_jax.model.adapters import AdapterConfig
 from gpt_jax.runs import records
+from gpt_jax.training import start
 from tests import tiny_runs
 from tests.tiny_runs import assert_two_lines
 
@@ -146,6 +150,20 @@ def test_resumed_equals_uninterrupted_though_the_reward_file_is_another(
   reward_file.write_text(SCORE)
   both = [trained.load(folder).model for folder in (workdir, tmp_path / 'run')]
   assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), *both)))
+
+
+def test_adapters_compare_with_their_base_without_a_copy_of_it(finished, mixture, tmp_path):
+  adapted, whole = (policy_config(finished[0], mixture, steps=2, kl=0.1) for _ in range(2))
+  adapted = dataclasses.replace(adapted, adapter=AdapterConfig(rank=2))
+  batches = []
+  for name, cfg in (('adapted', adapted), ('whole', whole)):
+    mesh = train.make_mesh(config.MeshConfig())
+    with jax.set_mesh(mesh):
+      job = policy.PolicyJob(cfg, tmp_path / name, mesh)
+      state = job.load_initial_weights(job.program.init(), *start.open_parent('', finished[0])[:2])
+      batches.append(job.prepare_batch(to_devices(next(job.loader), mesh), state))
+      assert (job.reference_model is None) == (name == 'adapted')
+  np.testing.assert_allclose(batches[0]['reference_BT'], batches[1]['reference_BT'], rtol=1e-5, atol=1e-5)
 
 
 def test_a_row_has_the_completion_as_targets_and_nothing_else(finished, mixture, tmp_path):

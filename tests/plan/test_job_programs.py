@@ -45,7 +45,7 @@ CASES = {
   'kto': PAIRS | {'preference': {'loss': 'kto'}},
   'orpo': PAIRS | {'preference': {'loss': 'orpo'}},
   'grpo': REWARDS | {'grpo': {'kl': 0.1}},
-  'grpo in pieces, with adapters': REWARDS | LORA | {'train': {'accumulate': 2}},
+  'grpo in pieces, with adapters': REWARDS | LORA | {'train': {'accumulate': 2}, 'grpo': {'kl': 0.1}},
   'distil': {'job': 'distil', 'model': {'width': 8}},
 }
 
