@@ -23,6 +23,7 @@ from gpt_jax.data.record_fields import lookup
 from gpt_jax.data.splits import Record
 from gpt_jax.evaluation.evaluate import document_rows
 from gpt_jax.jobs.preference_losses import PREFERENCE_LOSSES
+from gpt_jax.tokenizers.chat_template import MEDIA
 
 REFERENCE = ('reference_chosen_B', 'reference_rejected_B', 'reference_mismatched_B')
 
@@ -134,11 +135,14 @@ def mismatch(chosen, rejected, vocabulary, length):
 
 
 def prompt_of(chosen, rejected):
-  """Return the pieces that come before both answers: the condition, or the messages that both have."""
+  """Return the pieces before both answers: the condition, or the messages that both have and their media."""
   if chosen[0].kind != 'chat':
     return templates.split(chosen)[0]
-  shared = shared_messages(chosen, rejected)
-  return [templates.Piece('chat', json.dumps(shared))] if shared else chosen
+  if not (shared := shared_messages(chosen, rejected)):
+    return chosen
+  text = json.dumps(shared, ensure_ascii=False)
+  media = sum(map(text.count, MEDIA.values()))
+  return [templates.Piece('chat', text), *chosen[1 : 1 + media]]
 
 
 def shared_messages(*documents):

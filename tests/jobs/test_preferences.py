@@ -13,6 +13,7 @@ import pytest
 
 from gpt_jax import config, sharding, train
 from gpt_jax.ablation import budget, proof
+from gpt_jax.data import content, templates
 from gpt_jax.evaluation import trained
 from gpt_jax.interop import huggingface
 from gpt_jax.jobs import language_model, preference_pairs, preferences
@@ -433,6 +434,16 @@ def test_replies_after_the_shared_messages_are_targets(finished, tmp_path):
   _, joined = chat_rows(tmp_path, finished[0], apart, prompt='prompt')
   for name, rows in batch.items():
     np.testing.assert_array_equal(rows, joined[name])
+
+
+def test_equal_questions_about_other_pictures_are_other_prompts():
+  def prompt(picture):
+    parts = [{'image': picture}, {'text': 'What is it?'}]
+    answers = ([{'image': b'answer'}, {'text': answer}] for answer in ('a cat', 'a dog'))
+    pair = [templates.chat_pieces(messages(parts, answer), 'x', 'here') for answer in answers]
+    return content.digest(preference_pairs.prompt_of(*pair))
+
+  assert prompt(b'1') == prompt(b'1') != prompt(b'2')
 
 
 @pytest.mark.parametrize(
