@@ -2,7 +2,8 @@
 
 A 25th of the text fills 10, 25 or 50 % of the training rows instead of its own share: it is seen as
 often as that takes; Hernandez et al. 2022 (arXiv:2205.10487) repeat a part of their data in this way.
-`valid_loss/text` is the loss of other held-out documents, `valid_loss/memorized` that of the repeated ones.
+`valid_loss/text` is the loss of other documents, `valid_loss/memorized` that of the repeated ones, and
+`equal_tokens` how long greedy continuations of these are the documents themselves.
 Command: launch.py ablate --config=experiments/ablations/duplicates.py --workdir=runs/duplicates
 Hardware: 1 CPU core   Minutes: 20
 """
@@ -13,7 +14,8 @@ from gpt_jax.ablation.design import Study
 
 REPEATED = ('raise', 'with', 'class', 'dict', 'for', 'global', 'booleans')
 HELD_OUT = ('execmodel', 'strings', 'import', 'try', 'calls')
-OTHERS = tuple(sorted(topics.keys() - {*REPEATED, *HELD_OUT}))
+UNSEEN = ('binary', 'subscriptions', 'exceptions', 'augassign')  # beside the repeated ones, for extraction
+OTHERS = tuple(sorted(topics.keys() - {*REPEATED, *HELD_OUT, *UNSEEN}))
 
 
 def named(names):
@@ -29,7 +31,7 @@ def size(names):
 OWN_SHARE = round(size(REPEATED) / size(REPEATED + OTHERS), 3)  # of the rows, if nothing is repeated
 MIXTURE = {
   'text': {'kind': 'builtin', 'keep': named(OTHERS), 'valid_keep': named(HELD_OUT), 'weight': 1 - OWN_SHARE},
-  'repeated': {'kind': 'builtin', 'keep': named(REPEATED), 'weight': OWN_SHARE},
+  'repeated': {'kind': 'builtin', 'keep': named(REPEATED), 'valid_keep': named(UNSEEN), 'weight': OWN_SHARE},
   'memorized': {'kind': 'builtin', 'keep': named(REPEATED), 'weight': 0.0},  # for evaluation
 }
 
@@ -52,8 +54,9 @@ def get_study(arg=''):
       'train.steps': 240,
       'train.eval_every': 120,
       'train.eval_tokens': 0,
+      'train.tasks': ('extraction',),
     },
     seeds=3,
     metric='valid_loss/text',
-    outcomes={'valid_loss/memorized': ('higher', 0.05)},
+    outcomes={'valid_loss/memorized': ('higher', 0.05), 'extraction/repeated/equal_tokens': ('lower', 0.5)},
   )
