@@ -26,6 +26,7 @@ from gpt_jax.sharding import MeshConfig
 from gpt_jax.tokenizers import AudioConfig, ImageConfig, TokenizerConfig
 from gpt_jax.train import TrainConfig
 from gpt_jax.training.checkpoint import CheckpointConfig
+from gpt_jax.training.privacy.settings import PrivacyConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Config:
   distil: DistilConfig = DistilConfig()
   optim: OptimConfig = OptimConfig()
   train: TrainConfig = TrainConfig()
+  privacy: PrivacyConfig = PrivacyConfig()
   sample: SampleConfig = SampleConfig()
   mesh: MeshConfig = MeshConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
@@ -113,8 +115,7 @@ def _convert(hint, value, name):
       return build(hint, dict(value.items()), name)
     return {key: _convert(typing.get_args(hint)[1], item, f'{name}.{key}') for key, item in value.items()}
   if kind is tuple and isinstance(value, list | tuple):
-    inner = typing.get_args(hint)[0]
-    return tuple(_convert(inner, item, f'{name}[{i}]') for i, item in enumerate(value))
+    return tuple(_convert(typing.get_args(hint)[0], item, f'{name}[{i}]') for i, item in enumerate(value))
   if isinstance(value, int) and abs(value) >= 2**63:  # overflows a float, or an integer of numpy
     raise ValueError(f'{name}={value} has more than 64 bits\nfix: give a smaller number')
   if hint is float and isinstance(value, int) and not isinstance(value, bool):

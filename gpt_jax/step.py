@@ -4,8 +4,7 @@
 around it; vmap over states trains replicas (ablation/execute/replicas.py). Scalars that an ablation may
 vary without compiling again travel in `state.hyper`.
 
-Letters: B batch rows, T length, N places with logits, D width, V vocabulary; S, W as in
-training/loss_guard.py.
+Letters: B batch rows, T length, N places with logits, D width, V vocabulary; S, W: training/loss_guard.py.
 """
 
 import functools
@@ -57,8 +56,7 @@ def eval_model(state):
 def hyper_of(cfg):
   """Return a config's traced scalars; one that has no effect at its value is left out, for speed."""
   optional = {'dropout': cfg.model.dropout, 'spike_sigma': cfg.train.spike_sigma}
-  for name in ('z_loss', 'label_smoothing', 'moe_balance', 'moe_z'):
-    optional[name] = getattr(cfg.loss, name)
+  optional |= {k: getattr(cfg.loss, k) for k in ('z_loss', 'label_smoothing', 'moe_balance', 'moe_z')}
   optional |= losses.parse_numbers('loss.terms', cfg.loss.terms, losses.TERMS)
   weights = {name: getattr(cfg.loss, name) for name in losses.MODALITIES}
   hyper = {'lr': cfg.optim.lr, 'weight_decay': cfg.optim.weight_decay}
@@ -86,6 +84,7 @@ class Objective(NamedTuple):
   probe: Any = lambda model, micro_batch: None  # zeros added to a hidden state, to read the gradient there
   probe_metrics: Any = lambda metrics, probe_grad, micro_batch: metrics  # from the probe's gradient
   post_update: Any = lambda params, metrics, key: (params, metrics)  # updates without gradients
+  gradient: Any = None  # (gradients, batch) -> (metrics, grads) in place of their sum: training/privacy
 
 
 def language_objective(places=None):
@@ -162,16 +161,17 @@ def train_step(optimizer, objective, accumulate, dtype, state, batch):
 
   def gradients(i, micro_batch):
     micro_key = jax.random.fold_in(key, i)
-    loss = lambda model, *rest: objective.loss(adapters.attach(frozen, model, micro_key), *rest)
+    rest = micro_batch, weight, state.hyper, micro_key
+    loss = lambda model, probe: objective.loss(adapters.attach(frozen, model, micro_key), probe, *rest)
     differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
     probe = objective.probe(adapters.attach(frozen, model), micro_batch)
-    (total, metrics), (grads, probe_grad) = differentiate(
-      model, probe, micro_batch, weight, state.hyper, micro_key
-    )
+    (total, metrics), (grads, probe_grad) = differentiate(model, probe)
     grads = {path: g.astype(jnp.float32) for path, g in params_of(grads).items()}
     return objective.probe_metrics(metrics, probe_grad, micro_batch) | {'objective': total}, grads
 
-  if accumulate == 1:
+  if objective.gradient is not None:
+    metrics, grads = objective.gradient(gradients, batch)
+  elif accumulate == 1:
     metrics, grads = gradients(0, batch)
   else:
     # Row r goes to micro-batch r % accumulate: each device keeps its own rows.
@@ -234,8 +234,7 @@ class Program(NamedTuple):
 
   abstract: TrainState  # ShapeDtypeStructs with shardings
   init: Any  # () -> TrainState, born sharded, without `frozen`
-  step: Any  # (TrainState, batch) -> (TrainState, metrics), jitted, donates its state; for several steps
-  # per call, batch and metrics have a leading axis of steps
+  step: Any  # (TrainState, batch) -> (TrainState, metrics), jitted, donates its state; batches may be stacked
   optimizer: Optimizer
   pure: Any  # the function that `step` jits
   objective: Objective

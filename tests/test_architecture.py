@@ -108,12 +108,13 @@ LIBRARIES = {
   'sentencepiece': ['interop', 'tokenizers'],
   'PIL': ['data'],
   'soundfile': ['data'],
-  'scipy': ['ablation', 'data', 'evaluation', 'tokenizers'],
+  'scipy': ['ablation', 'data', 'evaluation', 'tokenizers', 'training.privacy'],
   'sklearn': ['data', 'evaluation'],
   'safetensors': ['interop', 'tokenizers'],
   'sacrebleu': ['evaluation.text_metrics'],
   'rouge_score': ['evaluation.text_metrics'],
   'lm_eval': ['evaluation.harness'],
+  'dp_accounting': ['training.privacy'],
   'huggingface_hub': ['interop'],
   'gguf': ['interop'],
   'fsspec': ['data'],
@@ -134,7 +135,7 @@ TOP_LEVEL = (
 )  # may be imported at the top of a file
 # Optional dependencies.
 OPTIONAL = ('wandb', 'optuna', 'huggingface_hub', 'gguf', 'fsspec', 'sacrebleu', 'rouge_score')
-OPTIONAL += ('pyarrow', 'datasets', 'lm_eval', 'rensa', 'py3langid', 'presidio_analyzer')
+OPTIONAL += ('dp_accounting', 'pyarrow', 'datasets', 'lm_eval', 'rensa', 'py3langid', 'presidio_analyzer')
 EVERYWHERE = ('jax', 'numpy')
 
 
@@ -259,6 +260,7 @@ NEVER = [
   'tensorflow',
   'transformers',
   'gguf',
+  'dp_accounting',
   'wandb',
   'clu',
   'huggingface_hub',

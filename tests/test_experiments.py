@@ -223,7 +223,11 @@ def small(path, base, **chosen):
     loaded.tokenizer.vocab = 300
   for section in (loaded.image, loaded.audio):
     section.update(SMALL_TOKENIZERS[section.kind] if not section.path else {})
-  loaded.data.valid_fraction = 0.01  # the final evaluation scores all of it
+  if loaded.privacy.epsilon:
+    pytest.importorskip('dp_accounting', reason="needs pip install -e '.[privacy]'")
+    loaded.data.mixture.private.valid_path = loaded.data.mixture.private.path
+  else:
+    loaded.data.valid_fraction = 0.01  # the final evaluation scores all of it
   loaded.train.tasks = loaded.train.tasks[:1]  # test_tasks.py has them all
   return config.build(config.Config, loaded)
 

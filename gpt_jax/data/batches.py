@@ -195,10 +195,10 @@ class ItemLoader(BatchLoader):
     import grain
 
     shift = self._shift()
-    return grain.MapDataset.source(_Endless(lambda place: self._item_at(place + shift)))
+    return grain.MapDataset.source(Endless(lambda place: self._item_at(place + shift)))
 
 
-class _Endless:
+class Endless:
   """A function of the place as the random access source that Grain reads."""
 
   def __init__(self, item_at):

@@ -30,11 +30,11 @@ class DataConfig:
 
   mixture: dict[str, Source] = field(default_factory=lambda: {'text': Source()})  # name -> source
   stages: str = ''  # other weights from a step on, as in '8000: web=1, math=3; 9500: math=1'
-  packing: str = 'crop'  # row of PACKING
-  mask_documents: bool = False  # crop, split: no attention between documents; first_fit never has any
+  packing: str = 'crop'  # row of PACKING; first_fit and document keep documents whole
+  mask_documents: bool = False  # crop, split: no attention between documents; the others never have any
   valid_fraction: float = 0.1  # share kept for validation where a source does not name its own; 0 = none
-  prefix: bool = False  # first_fit: bidirectional attention within a condition
-  condition_dropout: float = 0.0  # first_fit: share of conditions replaced by null, for guidance
+  prefix: bool = False  # whole documents: bidirectional attention within a condition
+  condition_dropout: float = 0.0  # whole documents: share of conditions replaced by null, for guidance
   cache: str = ''  # folder of token caches; '' = in the run folder
   workers: int = 0  # processes that make batches; 0 = threads of this one
   prefetch: int = 2  # batches made ahead, by each worker; 0 = none
@@ -65,7 +65,7 @@ class DataConfig:
   def _check_conditions(self):
     """Refuse to cut documents with media or a condition, and options that need a condition."""
     for name, source in self.mixture.items():
-      if not templates.is_plain(source.template) and self.packing != 'first_fit':
+      if not templates.is_plain(source.template) and not self.has_whole_documents:
         raise ValueError(
           f"data.mixture.{name}.template={source.template!r} has media, turns or ' -> ', and "
           f'data.packing={self.packing} would cut its documents\n'
@@ -80,6 +80,11 @@ class DataConfig:
 
   def _templates(self):
     return [source.template for source in self.mixture.values()]
+
+  @property
+  def has_whole_documents(self) -> bool:
+    """Whether rows hold whole documents, apart from each other, and not parts of a stream."""
+    return self.packing in ('first_fit', 'document')
 
   @property
   def has_only_text(self) -> bool:

@@ -1,4 +1,4 @@
-"""Pack a stream of tokens into rows of T inputs and T targets: cropped, split, or first-fit.
+"""Pack a stream of tokens into rows of T inputs and T targets: cropped, split, first-fit, or by document.
 
 A row of PACKING makes a `Rows` from a token cache: the number of rows of an epoch, and `gather`, which
 makes any of them from their numbers, without a loop over tokens or rows.
@@ -136,6 +136,24 @@ class FirstFit(Rows):
     return batch | self.row_fields.add(batch, tokens_BW, segments_BW, dropped_BW, place_BW, self.cache)
 
 
+class Documents(FirstFit):
+  """One document a row: the pieces of a longer one are rows of their own, and the rest is padding."""
+
+  @cached_property
+  def plan(self) -> np.ndarray:
+    """First token, number of tokens and row of each piece, int64 [3, N]."""
+    self.row_fields.refuse_cuts(self.cache, self.length)
+    _, start, size = cut_documents(
+      self.cache.offsets, len(self.cache.ids), self.length, has_start(self.cache)
+    )
+    return np.stack([start, size, np.arange(len(start))])
+
+  @property
+  def document_N(self) -> np.ndarray:
+    """Number of the document of each row, int64."""
+    return cut_documents(self.cache.offsets, len(self.cache.ids), self.length, has_start(self.cache))[0]
+
+
 def read_plan(cache, length: int) -> np.ndarray:
   """Map the plan for T = `length` from the file beside the token cache, writing it if needed."""
   before = has_start(cache)
@@ -149,18 +167,8 @@ def make_plan(offsets: np.ndarray, tokens: int, length: int, before: int = 0) ->
 
   before: 1 where a start token is fed before each document, else 0.
   Full pieces have rows of their own; the others go in order into the first row with room.
-  ValueError where no document has two tokens.
   """
-  ends, offsets = np.append(offsets[1:], tokens), offsets - before
-  pieces = -(-np.maximum(ends - offsets - 1, 0) // length)
-  document, rank = spread(pieces)
-  start = offsets[document] + rank * length
-  size = np.minimum(ends[document] - start, length + 1)
-  if not len(start):
-    raise ValueError(
-      'data.packing=first_fit found no document of two tokens or more\n'
-      'fix: use data.packing=split, or check the separator between documents'
-    )
+  _, start, size = cut_documents(offsets, tokens, length, before)
   row = np.zeros_like(start)
   short = np.flatnonzero(size <= length)
   rows = 0
@@ -171,6 +179,23 @@ def make_plan(offsets: np.ndarray, tokens: int, length: int, before: int = 0) ->
   row[full] = rows + np.arange(len(full))
   order = np.argsort(row, kind='stable')
   return np.stack([start, size, row])[:, order]
+
+
+def cut_documents(offsets: np.ndarray, tokens: int, length: int, before: int = 0):
+  """Return (document, start, size) of each piece of at most `length` + 1 tokens, int64 [pieces] each.
+
+  before: as in make_plan. ValueError where no document has two tokens.
+  """
+  ends, offsets = np.append(offsets[1:], tokens), offsets - before
+  pieces = -(-np.maximum(ends - offsets - 1, 0) // length)
+  document, rank = spread(pieces)
+  start = offsets[document] + rank * length
+  if not len(start):
+    raise ValueError(
+      'data.packing: no document of two tokens or more\n'
+      'fix: use data.packing=split, or check the separator between documents'
+    )
+  return document, start, np.minimum(ends[document] - start, length + 1)
 
 
 def first_fit(sizes: list[int], capacity: int) -> list[int]:
@@ -315,4 +340,4 @@ def _eval_batches(count: int, gather, batch_size: int, process_index: int, proce
     yield batch
 
 
-PACKING = {'crop': Crop, 'split': Split, 'first_fit': FirstFit}
+PACKING = {'crop': Crop, 'split': Split, 'first_fit': FirstFit, 'document': Documents}

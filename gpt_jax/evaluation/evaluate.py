@@ -76,7 +76,7 @@ class Subject:
   @property
   def masks_documents(self):
     """Whether tokens attend to their own document only, as in training."""
-    return self.cfg.data.mask_documents or self.cfg.data.packing == 'first_fit'
+    return self.cfg.data.mask_documents or self.cfg.data.has_whole_documents
 
   @functools.cached_property
   def row_fields(self):

@@ -33,7 +33,7 @@ UNUSED = {  # settings of a GPT that have no effect here, beside the sections be
   'train': ('init_from', 'tasks', 'tasks_every', 'tasks_limit', 'length', 'sample_prompts'),
   'data': ('mask_documents', 'prefix', 'condition_dropout', 'workers'),
 }
-UNUSED_SECTIONS = ('model', 'adapter', 'tokenizer', 'loss', 'sample')
+UNUSED_SECTIONS = ('model', 'adapter', 'tokenizer', 'loss', 'sample', 'privacy')
 
 
 class TokenizerJob(base.Job):

@@ -15,7 +15,7 @@ from gpt_jax.data.clean import cleaning
 from gpt_jax.data.templates import is_chat
 from gpt_jax.evaluation import evaluate, format, panels, predictions
 from gpt_jax.evaluation.tasks import perplexity
-from gpt_jax.jobs import base, extended_model, run_tokenizers
+from gpt_jax.jobs import base, extended_model, private_training, run_tokenizers
 from gpt_jax.jobs.modality_objective import modality_objective
 from gpt_jax.model import adapters, costs, param_trees
 from gpt_jax.model.kernels import choice, target_places
@@ -25,6 +25,7 @@ from gpt_jax.step import eval_model, gpt_program, params_of
 from gpt_jax.tokenizers import Tokenizers
 from gpt_jax.tokenizers.modality_tables import ModalityTables
 from gpt_jax.training import checkpoint
+from gpt_jax.training.privacy import settings
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class LanguageModelJob(base.Job):
   """A GPT in training; base.Job says when each method is called."""
 
   unit, scored_tasks = 'tokens', ('perplexity',)
+  private = None  # private_training.PrivateTraining, with privacy.epsilon
   scores, logged = ('valid_loss', 'valid_bits_per_byte'), ('moe_balance', 'moe_z', 'moe_dropped')
 
   def __init__(self, cfg, workdir, mesh):
@@ -124,6 +126,7 @@ class LanguageModelJob(base.Job):
   @classmethod
   def check(cls, cfg):
     """Raise ValueError for settings that this job cannot honor."""
+    settings.check(cfg)
     if unknown := [task for task in cfg.train.tasks if task not in (*evaluate.TASKS, 'all')]:
       rows = ', '.join(evaluate.TASKS)
       raise ValueError(f'train.tasks has {unknown[0]!r}, not a task\nfix: use one of {rows}, or all')
@@ -136,9 +139,7 @@ class LanguageModelJob(base.Job):
   def build_loader(self):
     """Return the loader of the training batches."""
     index, count = data_shard(self.mesh)
-    return data.Loader(
-      self.cfg.data,
-      self.tokenizers,
+    fields = dict(
       split='train',
       batch_size=self.cfg.train.batch_size,
       length=self.length,
@@ -147,12 +148,18 @@ class LanguageModelJob(base.Job):
       process_index=index,
       process_count=count,
     )
+    if self.cfg.privacy.epsilon:
+      self.private = private_training.PrivateTraining(self.cfg, self.tokenizers, fields)
+      return self.private.loader
+    return data.Loader(self.cfg.data, self.tokenizers, **fields)
 
   def build_objective(self):
     """Return the step.Objective."""
     single = len(self.tokenizers.modalities) == 1
     tables = None if single else ModalityTables.build(self.tokenizers, self.model_cfg.V)
-    return modality_objective(self.cfg.loss, tables, len(self.loader.names), self.target_places(self.loader))
+    places, names = self.target_places(self.loader), self.loader.names
+    objective = modality_objective(self.cfg.loss, tables, len(names), places)
+    return self.private.objective(objective) if self.private else objective
 
   def target_places(self, rows):
     """Return `places` of step.loss_fn, of what has a `most_targets`."""
@@ -200,6 +207,8 @@ class LanguageModelJob(base.Job):
 
   def example_batch(self):
     """Return a batch to trace the step with."""
+    if self.private:
+      return self.private.example_batch()
     rows = next(iter(self.loader.rows.values()))
     batch = rows.gather(np.zeros(self.cfg.train.batch_size, np.int64))
     if len(self.loader.names) > 1:
@@ -270,7 +279,7 @@ class LanguageModelJob(base.Job):
 
   def provenance(self):
     """Return the hash of the tokenizers that made the ids."""
-    return {'tokenizer': self.tokenizers.hash}
+    return {'tokenizer': self.tokenizers.hash} | ({'privacy': self.private.statement} if self.private else {})
 
   def describe(self):
     """Return one line: parameters, ids, FLOPs, hardware, batch, attention kernel, sharded state, stages."""
@@ -296,6 +305,7 @@ class LanguageModelJob(base.Job):
       f'{self.parameters:,} parameters{part}, {ids}, {self.flops["full"] / 1e6:.1f} MFLOP a token, '
       f'{hardware.name()} (peak {peak / 1e12:.2f} TFLOP/s each: {source}), '
       f'{rows} x {self.length} tokens a step, attention {kernel}{state}'
+      f'{", " + self.private.describe() if self.private else ""}'
       f'{", " if part_of_mixture else ""}{part_of_mixture}'
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from gpt_jax import data
 from gpt_jax.data import row_fields
+from gpt_jax.jobs import private_training
 from gpt_jax.tokenizers import Tokenizers, audio, audio_codes, image
 
 TEXT = {  # kind -> number of ids, and its source
@@ -93,7 +94,7 @@ def batch(cfg, toks, length, alone=False):
   Names, shapes and dtypes are those of data.Loader with these tokenizers and rows of T = length.
   alone: those of evaluate.document_rows, with a document a row.
   """
-  whole, fields = alone or cfg.data.packing == 'first_fit', row_fields.RowFields.of(cfg.data, toks)
+  whole, fields = alone or cfg.data.has_whole_documents, row_fields.RowFields.of(cfg.data, toks)
   entries = {'token_ids_BT': np.int32, 'target_ids_BT': np.int32, 'loss_mask_BT': np.float32}
   if whole or cfg.data.mask_documents:
     entries |= {'segment_ids_BT': np.int32, 'positions_BT': np.int32}
@@ -103,7 +104,10 @@ def batch(cfg, toks, length, alone=False):
     entries |= {row_fields.KEYS[kind]: np.float32 for kind, _ in fields.features}
   if len(data.source_names(cfg.data, 'train')) > 1 and not alone:
     entries['source_ids_B'] = np.int32
-  sizes = {'B': cfg.train.batch_size, 'T': length, '3': 3}
+  sizes = {'B': cfg.train.batch_size, 'T': length, '2': 2, '3': 3}
+  if cfg.privacy.epsilon:
+    entries |= private_training.ENTRIES
+    sizes['B'] = private_training.count_slots(cfg)
   sizes |= {row_fields.KEYS[kind][-1]: width for kind, width in fields.features}
   shape = lambda name: tuple(sizes[letter] for letter in name.rsplit('_', 1)[1])
   return {name: jax.ShapeDtypeStruct(shape(name), dtype) for name, dtype in entries.items()}

@@ -16,7 +16,7 @@ import numpy as np
 
 from gpt_jax import data, sample, sharding
 from gpt_jax.cluster import batches
-from gpt_jax.jobs import distillation, language_model, policy, preferences
+from gpt_jax.jobs import distillation, language_model, policy, preferences, private_training
 from gpt_jax.jobs.modality_objective import modality_objective
 from gpt_jax.jobs.preference_losses import PREFERENCE_LOSSES
 from gpt_jax.jobs.preference_pairs import REFERENCE
@@ -88,7 +88,10 @@ def gpt_objective(run):
   """The objective of documents, as LanguageModelJob builds it."""
   single = len(run.tokenizers.modalities) == 1
   tables = None if single else ModalityTables.build(run.tokenizers, run.model.V)
-  return modality_objective(run.cfg.loss, tables, len(data.source_names(run.cfg.data, 'train')))
+  objective = modality_objective(run.cfg.loss, tables, len(data.source_names(run.cfg.data, 'train')))
+  if run.cfg.privacy.epsilon and run.cfg.train.job == 'gpt':  # the number of units gives the real multiplier
+    return private_training.private_objective(run.cfg, objective, 1.0)
+  return objective
 
 
 def nothing_before(run, state, batch):
@@ -203,7 +206,7 @@ def notes(run):
       f'grpo.max_new_tokens={cfg.grpo.max_new_tokens}; the time of the reward on the host is not counted'
     )
   is_large = run.model.vocab >= target_places.LARGE and run.mesh.shape['sequence'] == 1
-  if is_large and (cfg.train.job == 'dpo' or (cfg.train.job, cfg.data.packing) == ('gpt', 'first_fit')):
+  if is_large and (cfg.train.job == 'dpo' or cfg.train.job == 'gpt' and cfg.data.has_whole_documents):
     lines.append('logits are planned for all places of a row: a run with targets in few of them needs less')
   return lines
 

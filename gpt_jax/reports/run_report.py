@@ -13,6 +13,7 @@ from gpt_jax.reports.evaluation_part import curves, evaluations
 from gpt_jax.reports.job_metrics import is_mean_of_sources, metrics_of
 from gpt_jax.reports.loss_part import losses, rise_since_best
 from gpt_jax.reports.predictions_part import predictions
+from gpt_jax.reports.privacy_part import privacy
 from gpt_jax.reports.sections import Section, make_table
 from gpt_jax.reports.text_diff_part import text_diff
 from gpt_jax.runs import ancestry, history, loggers, metric_names, records
@@ -66,7 +67,7 @@ def write_report(workdir, again=True):
     return path
   run = history.read_history(workdir)
   sections = (losses, curves, samples, evaluations, predictions, text_diff, signals, layer_sizes)
-  sections += (ancestors, cleaned_data, settings, timeline, reproduce)
+  sections += (privacy, ancestors, cleaned_data, settings, timeline, reproduce)
   title = f'{run.folder.name} \u00b7 gpt_jax'
   records.write_atomically(path, page.document(title, header(run), [part(run) for part in sections]))
   return path

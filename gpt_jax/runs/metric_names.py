@@ -57,6 +57,8 @@ METRICS = {
   'exposure_by_rank': Metric('exposure of secrets, at least', '{:.2f}'.format, 'bits'),
   'true_positive_rate': Metric('true positive rate at 1 % false ones', '{:.1%}'.format),
   'epsilon_lower_bound': Metric('lower bound on epsilon', '{:.2f}'.format),
+  'units': Metric('units in a batch', '{:.1f}'.format),
+  'clipped': Metric('units whose gradient is clipped', '{:.1%}'.format),
   'grad_norm': Metric('gradient norm', '{:.3g}'.format),
   'tokens_per_second': SPEED._replace(title='tokens per second', console='tokens/s'),
   'images_per_second': SPEED._replace(title='images per second'),

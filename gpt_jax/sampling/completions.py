@@ -113,7 +113,7 @@ def encode_prompt(tokenizers, prompt, begin=''):
 
 def begin_special(cfg, tokenizers):
   """Return the special before a prompt: sample.begin, else that of texts where each row began with one."""
-  starts = cfg.data.packing == 'first_fit' and tokenizers.start in dict(tokenizers.vocabulary.specials)
+  starts = cfg.data.has_whole_documents and tokenizers.start in dict(tokenizers.vocabulary.specials)
   starts = starts and (tokenizers.start == 'bos' or cfg.data.has_start)  # as the token cache decides
   return cfg.sample.begin or (tokenizers.start if starts else '')
 

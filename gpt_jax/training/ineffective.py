@@ -116,6 +116,9 @@ SELECTORS = {  # key that selects: (keys that depend on it, cfg -> those of them
   'adapter.rank': if_on(
     'adapter.rank', *(f'adapter.{name}' for name in ('kind', 'targets', 'alpha', 'dropout'))
   ),
+  'privacy.epsilon': if_on(
+    'privacy.epsilon', *(f'privacy.{name}' for name in ('delta', 'clip', 'unit', 'secret'))
+  ),
   'sample.beams': if_on('sample.beams', 'sample.length_penalty'),
   'train.spike_sigma': if_on('train.spike_sigma', 'train.spike_window', 'train.spike_patience'),
 }

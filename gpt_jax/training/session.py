@@ -19,6 +19,7 @@ from gpt_jax.runs import ancestry, hardware, provenance, records, run_folder
 from gpt_jax.training import checkpoint, checkpoint_writer, ineffective, loss_guard, meter, sdc, start
 from gpt_jax.training.evaluations import Preempted, is_due
 from gpt_jax.training.memory import check_program, check_state
+from gpt_jax.training.privacy import settings
 
 SILENCE = 30  # seconds of steps before the first metrics, after which a run says that it is under way
 
@@ -113,7 +114,7 @@ def acquire_run_dir(s):
       barrier('run folder acquired')  # config and tokenizer are written
       s.checkpoints = checkpoint_writer.CheckpointWriter(folder, s.cfg.checkpoint, s.run.print)
       s.checkpoints.delete_after(s.step)  # unfinished or corrupt: their numbers are needed again
-      for note in (*s.notes, *ineffective.notes(s.cfg)):
+      for note in (*s.notes, *ineffective.notes(s.cfg), *settings.notes(s.cfg)):
         s.run.print(note)
       if counts := s.job.cleaning():
         s.run.event('clean', sources=counts)

@@ -43,7 +43,7 @@ def inside(sizes):
 def test_arrays(folder, packing, mask_documents):
   rows = PACKING[packing](FakeCache.of([30, 9, 14], folder), 8, 3, mask_documents)
   batch = rows.gather(np.arange(5) + 7)
-  apart = mask_documents or packing == 'first_fit'
+  apart = mask_documents or packing in ('first_fit', 'document')
   assert set(batch) == {
     'token_ids_BT',
     'target_ids_BT',

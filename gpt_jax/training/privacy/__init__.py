@@ -1,0 +1,1 @@
+"""Differentially private training: settings and what they refuse, the accountant, the private gradient."""
