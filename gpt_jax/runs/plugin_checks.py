@@ -42,9 +42,10 @@ def _checked(function, name, where, shape_of):
       got = f'a {type(result).__name__}' if shape is None else f'the shape {_text(shape)}'
       code, plugin = getattr(function, '__code__', None), where.partition('=')[2]
       line = f' ({plugin}:{code.co_firstlineno}, in {code.co_name})' if code else ''
+      broadcasts = ' or what broadcasts to it' * (fits is not _equal)
       raise ValueError(
-        f'{where}: {name} returns {got}, expected {_text(expected)}{line}\n'
-        f'fix: correct the result in {plugin}{" (what broadcasts will do)" * (fits is not _equal)}'
+        f'{where}: {name} returns {got}, expected {_text(expected)}{broadcasts}{line}\n'
+        f'fix: correct {code.co_name if code else name} in {plugin}'
       )
     return result
 

@@ -148,6 +148,14 @@ def test_added_seeds_do_not_change_what_the_plan_decided_unless_they_contradict_
   assert turned['difference'] < 0 and turned['verdict'] == 'undecided'
 
 
+def test_the_seeds_that_are_asked_for_decide_a_later_look():
+  values = {str(k): x for k, x in enumerate([-0.03, 0.01, -0.04, 0.0, -0.02])}
+  [judged] = judging.judge([(values, dict.fromkeys(values, 0.0))])
+  mean, sd = judged['difference'], np.std(list(values.values()), ddof=1)
+  asked = [inference.seeds_needed(5, mean, sd, 0.0, level) for level in (0.05, 0.05 * sequential.LATER)]
+  assert judged['verdict'] == 'undecided' and asked[0] < judged['seeds_needed'] == asked[1]
+
+
 def test_who_follows_the_advice_is_told_and_judged_as_planned():
   """Seeds that were added are a change of the protocol; replaced ones are no extension of the plan."""
   study = {'seeds': [0, 1, 2, 3, 4], 'planned_seeds': [0, 1, 2]}

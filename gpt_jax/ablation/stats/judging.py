@@ -58,10 +58,10 @@ def judge_outcomes(outcomes, design=None):
   Returns:
     lists of {n, seeds, ties (seeds without a difference), difference (arm - base), interval, family_interval
     (95 % for all at once), p, p_holm, p_equivalence, p_sign_flip (of one arm; None where it cannot reach
-    5 %), doubt (how sign flips contradict the verdict, or ''), verdict, seeds_needed (more; 0 = decided,
-    None = unknown or too many), se_paired, se_unpaired (standard error of the difference, were the seeds
-    unrelated), se_examples (of having drawn the examples), pairing_gain (se_unpaired / se_paired; a gain of n
-    replaces n^2 times the seeds), diverged, base_diverged, missing, reasons}.
+    5 %), doubt (how sign flips contradict the verdict, or ''), verdict, seeds_needed (to add; 0 =
+    decided, None = unknown or too many), se_paired, se_unpaired (standard error of the difference, were the
+    seeds unrelated), se_examples (of having drawn the examples), pairing_gain (se_unpaired / se_paired; a
+    gain of n replaces n^2 times the seeds), diverged, base_diverged, missing, reasons}.
     verdict: 'no difference' (shown to be smaller than the tolerance, though it may differ from 0), 'better',
     'worse', 'undecided', 'diverged' or 'not comparable'; the chance of any false 'better' or 'worse' in the
     family is at most 5 %.
@@ -81,7 +81,9 @@ def judge_outcomes(outcomes, design=None):
     half = inference.half_width(result['n'], result.pop('se'), result['se_examples'], level)
     result['family_interval'] = [result['difference'] - half, result['difference'] + half]
   alpha = inference.ALPHA / max(1, sum(result['p_holm'] > inference.ALPHA for result in tested))
-  alpha *= sequential.LATER if isinstance(design, sequential.Extended) else 1
+  alpha *= (
+    1 if isinstance(design, sequential.Sequential) else sequential.LATER
+  )  # seeds to add are later looks
   for result, comparison, outcome in rows:
     sd, difference, needed = result.pop('sd'), result['difference'], None
     verdict = _verdict(result, comparison, outcome.better)
