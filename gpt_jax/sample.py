@@ -23,14 +23,7 @@ import jax.numpy as jnp
 
 from gpt_jax.model import gpt
 from gpt_jax.model.positions import POSITIONS
-from gpt_jax.sampling import samplers, validate
-from gpt_jax.sampling.prompt_batch import (
-  as_prompt,
-  batch_prompts,
-  check_prompts,
-  round_up_prompt,
-  round_up_slots,
-)
+from gpt_jax.sampling import prompt_batch, samplers, validate
 from gpt_jax.sampling.samplers import NEG_INF
 from gpt_jax.tokenizers import grammar as grammars
 
@@ -52,6 +45,10 @@ class SampleConfig:
   guidance: float = 1.0  # classifier-free guidance scale; 1 = off
   seed: int = 0  # same seed, same text
   begin: str = ''  # special token before every prompt, such as bos for Llama models
+  judge: str = ''  # RUN:LABEL|LABEL: judges finished texts and images, of which the first label is refused
+  judge_threshold: float = 0.5  # least probability of the first label that is refused, 0 to 1
+  judge_tries: int = 4  # samples until the refusal; greedy decoding and beams have one
+  refusal: str = 'No suitable answer was found.'  # stands in the place of what the judge refuses
   block: tuple[str, ...] = ()  # texts that are never sampled: words, /patterns/, /patterns/i, @FILE of them
 
   def __post_init__(self):
@@ -195,11 +192,13 @@ def start(model, prompts, cfg, grammar, keys_B=None):
   model: from decoding_layout.prepare_model. Raises ValueError for an empty prompt, an id that the model does
   not have, a context too short for prompt and completion, and guidance without a condition.
   """
-  prompts = [as_prompt(prompt) for prompt in prompts]
-  check_prompts([p.ids for p in prompts], cfg.max_new_tokens, model.cfg)
+  prompts = [prompt_batch.as_prompt(prompt) for prompt in prompts]
+  prompt_batch.check_prompts([p.ids for p in prompts], cfg.max_new_tokens, model.cfg)
   longest = max(len(p.ids) for p in prompts)
-  slots = round_up_slots(longest + cfg.max_new_tokens, model.cfg.context)
-  ready = batch_prompts(model.cfg, prompts, cfg, grammar, round_up_prompt(longest, slots))
+  slots = prompt_batch.round_up_slots(longest + cfg.max_new_tokens, model.cfg.context)
+  ready = prompt_batch.batch_prompts(
+    model.cfg, prompts, cfg, grammar, prompt_batch.round_up_prompt(longest, slots)
+  )
   n = cfg.num_samples
   keys_B = row_keys(cfg.seed, len(prompts) * n) if keys_B is None else keys_B
   state = jit_prefill(model, ready, keys_B[::n], slots)
@@ -209,6 +208,7 @@ def start(model, prompts, cfg, grammar, keys_B=None):
 def static_config(cfg):
   """Reset the fields that vary per call and that `choose_token` does not read: they recompile nothing."""
   unread = dict(max_new_tokens=1, num_samples=1, seed=0, begin='', guidance=1.0, block=())
+  unread |= dict(judge='', judge_threshold=0.5, judge_tries=4, refusal='')
   return dataclasses.replace(cfg, **unread)
 
 

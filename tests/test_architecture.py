@@ -62,9 +62,9 @@ MAY_IMPORT = {
   'train': 'jobs sharding training training.loss_guard',
   'config': 'data jobs losses model optim runs sample sharding tokenizers train training',
   'cli.experiment_file': 'config data tokenizers',
-  'evaluation.trained': 'config evaluation jobs losses model runs sampling sampling.validate sharding '
+  'evaluation.trained': 'config data evaluation jobs losses model runs sampling sampling.validate sharding '
   'tokenizers training',
-  'evaluation.score_documents': 'data evaluation.trained',
+  'evaluation.score_documents': 'evaluation evaluation.trained',
   'plan': 'cluster.batches data jobs model sample sampling sampling.prompt_batch sharding step tokenizers '
   'training',
   'ablation': 'cli.experiment_file cluster.batches config data evaluation jobs model runs sharding step '

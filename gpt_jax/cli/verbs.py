@@ -128,13 +128,13 @@ def sample(argv):
   if FLAGS.out and is_primary():
     Path(FLAGS.out).expanduser().open('ab').close()  # fail before sampling, not after it
   prefix = FLAGS.prompt if prompts.continues_text(run, prompt) else ''
-  is_plain = cfg.num_samples == 1 and not (cfg.beams or FLAGS.out or FLAGS.log_probs)
+  is_plain = cfg.num_samples == 1 and not (cfg.beams or cfg.judge or FLAGS.out or FLAGS.log_probs)
   if FLAGS.stream and is_plain:
     pieces = completions.stream_text(run.model, run.tokenizers, prompt, cfg, stop)
     for piece in itertools.chain([prefix + next(pieces)], pieces, ['\n']):
       print_once(piece, end='', flush=True)
     return 0
-  [group] = completions.complete(run.model, run.tokenizers, [prompt], cfg, stop)
+  [group] = run.complete([prompt], cfg, 'text', stop)
   for i, (text, scores) in enumerate(group if is_primary() else ()):
     say(output_files.format_sample(i, len(group), FLAGS.log_probs, scores, cfg, prefix + text))
     if FLAGS.out:
@@ -146,15 +146,16 @@ def sample(argv):
 def sample_media(run, prompt, cfg):
   """Generate images and sounds, write them, and print their paths."""
   from gpt_jax.cluster.bootstrap import is_primary
-  from gpt_jax.sampling import completions, output_files, prompts
+  from gpt_jax.data import templates
+  from gpt_jax.sampling import output_files
 
   if FLAGS.stop:
     raise ValueError(f'--stop ends texts and has no use with --to={FLAGS.to}\nfix: leave it out')
   files = output_files.OutputFiles(FLAGS.out, run.workdir / 'samples', FLAGS.to, cfg.num_samples)
-  [group] = completions.generate_ids(run.model, run.tokenizers, [prompt], cfg, FLAGS.to)
+  [group] = run.complete([prompt], cfg, FLAGS.to)
   rate = getattr(run.tokenizers.audio, 'sample_rate', 0)
   for i, (ids, scores) in enumerate(group if is_primary() else ()):
-    pieces = prompts.decode_pieces(run, ids, prompt.ids)
+    pieces = [templates.Piece('text', cfg.refusal)] if ids is None else run.pieces(prompt, ids)
     lines = [p.value if p.kind == 'text' else str(files.write(p, rate)) for p in pieces]
     say(output_files.format_sample(i, len(group), FLAGS.log_probs, scores, cfg, '\n'.join(lines)))
   return 0

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import dataclasses
+import functools
 import math
 import tempfile
 import time
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt_jax import config
-from gpt_jax.evaluation import evaluate, likelihood
+from gpt_jax.data.templates import Piece
+from gpt_jax.evaluation import evaluate, label_judge, likelihood
 from gpt_jax.jobs.base import trains_gpt
 from gpt_jax.losses import bits
 from gpt_jax.model import gpt
@@ -73,16 +75,37 @@ class TrainedRun(NamedTuple):
     fields = [{'text': prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
     encoded = [build_prompt(self, **field, to=to, begin=cfg.begin) for field in fields]
     cfg = resolve_max_new_tokens(self, encoded, cfg, to, 'max_new_tokens' in sampling)
-    if to == 'text':
-      groups = completions.complete(self.model, self.tokenizers, encoded, cfg, stop)
-      groups = [[text for text, _ in group] for group in groups]
-    else:
-      ids = completions.generate_ids(self.model, self.tokenizers, encoded, cfg, to)
-      groups = [
-        [decode_pieces(self, own, prompt.ids)[-1].value for own, _ in group]
-        for prompt, group in zip(encoded, ids, strict=True)
-      ]
+    groups = self.complete(encoded, cfg, to, stop)
+    if to != 'text':
+      last = lambda prompt, ids: cfg.refusal if ids is None else self.pieces(prompt, ids)[-1].value
+      pairs = zip(encoded, groups, strict=True)
+      groups = [[(last(prompt, ids), scores) for ids, scores in group] for prompt, group in pairs]
+    groups = [[value for value, _ in group] for group in groups]
     return groups if cfg.num_samples > 1 else [group[0] for group in groups]
+
+  def complete(self, prompts, cfg, to='text', stop=(), ends=()):
+    """Continue encoded prompts -> for each a list of (text, or ids of media, and scores).
+
+    What cfg.judge refuses is sampled again; after cfg.judge_tries a text is cfg.refusal, ids are None.
+    """
+
+    def make(prompts, cfg, keys_B=None):
+      if to == 'text':
+        return completions.complete(self.model, self.tokenizers, prompts, cfg, stop, ends, keys_B)
+      return completions.generate_ids(self.model, self.tokenizers, prompts, cfg, to, keys_B)
+
+    if not cfg.judge:
+      return make(prompts, cfg)
+    if to == 'audio':
+      raise ValueError(f'sample.judge={cfg.judge} judges texts and images, not audio\nfix: leave it out')
+    pieces = lambda prompt, row: [Piece('text', row[0])] if to == 'text' else self.pieces(prompt, row[0])
+    refused = (cfg.refusal if to == 'text' else None, [])
+    groups = label_judge.resample(load_judge(cfg.judge), cfg, prompts, make, pieces)
+    return [[refused if row is None else row for row in group] for group in groups]
+
+  def pieces(self, prompt, ids):
+    """Return the Pieces of ids after an encoded prompt."""
+    return decode_pieces(self, ids, prompt.ids)
 
   def chat(self, messages, **sampling):
     """Return the assistant's reply to a conversation as text.
@@ -99,8 +122,8 @@ class TrainedRun(NamedTuple):
     cfg = validate.override(self.cfg.sample, **{'num_samples': 1} | sampling)
     prompt, (ends, stop) = build_chat(self, messages), chat_ends(self)
     cfg = resolve_max_new_tokens(self, [prompt], cfg, 'text')  # at most the room that the conversation leaves
-    if cfg.beams:
-      [[(text, _), *_]] = completions.complete(self.model, self.tokenizers, [prompt], cfg, stop, ends)
+    if cfg.beams or cfg.judge:  # shown when whole: a judge may refuse it
+      [[(text, _), *_]] = self.complete([prompt], cfg, 'text', stop, ends)
       yield text
     else:
       yield from completions.stream_text(self.model, self.tokenizers, prompt, cfg, stop, ends, history)
@@ -162,6 +185,13 @@ def load(workdir, step=None):
   model = checkpoints.restore_model(step, checkpoint.with_shardings(gpt.GPT(model_cfg), mesh))
   imported = str(extra.get('imported', ''))
   return TrainedRun(workdir, cfg, model, load_tokenizers(files), mesh, step, imported)
+
+
+@functools.lru_cache(1)
+def load_judge(value):
+  """Return the label_judge.Judge of sample.judge; ValueError for what is not a run and two of its labels."""
+  workdir, labels = label_judge.parse_judge(value)
+  return label_judge.Judge(load(workdir), labels)
 
 
 def good_steps(workdir, after=-1, report=print):

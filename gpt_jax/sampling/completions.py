@@ -32,7 +32,7 @@ def generate_ids(model, tokenizers, prompts, cfg, to='text', keys_B=None, ends=(
   return [rows[i * n : (i + 1) * n] for i in range(len(prompts))]
 
 
-def complete(model, tokenizers, prompts, cfg, stop=(), ends=()):
+def complete(model, tokenizers, prompts, cfg, stop=(), ends=(), keys_B=None):
   """Continue prompts (Prompt or lists of ids) as text.
 
   model: parameters as trained. stop: strings; a text ends before the first of them. ends: ids that
@@ -41,7 +41,7 @@ def complete(model, tokenizers, prompts, cfg, stop=(), ends=()):
   """
   check_stop(stop, cfg.block)
   texts = []
-  groups = generate_ids(model, tokenizers, prompts, cfg, ends=ends)
+  groups = generate_ids(model, tokenizers, prompts, cfg, keys_B=keys_B, ends=ends)
   for prompt, group in zip(prompts, groups, strict=True):
     group = [(ids[: len(ids) - (ids[-1:] != [] and ids[-1] in ends)], scores) for ids, scores in group]
     before = prompt_batch.as_prompt(prompt).ids

@@ -15,9 +15,13 @@ LIMITS = {  # least and greatest value
   'beams': (0, 1024),
   'length_penalty': (0, 10),
   'guidance': (0, 1000),
+  'judge_threshold': (0, 1),
+  'judge_tries': (1, 1000),
   'seed': (0, 2**32 - 1),  # jax.random.key would take others modulo 2**32
 }
 FILTERS = ('top_k', 'top_p', 'min_p', 'filters')  # fields that choose among sampled tokens
+
+JUDGED = ('judge_threshold', 'judge_tries', 'refusal')  # fields that need a judge
 
 
 def check_sampling(cfg):
@@ -33,11 +37,13 @@ def check_sampling(cfg):
 def ineffective_fields(cfg):
   """Return the changed fields that others leave without effect, and why: ([], '', '') for none."""
   changed = lambda *keys: [key for key in keys if getattr(cfg, key) != getattr(type(cfg), key)]
+  if not cfg.judge and (fields := changed(*JUDGED)):
+    return fields, "sample.judge='' judges nothing", 'set judge=RUN:LABEL|LABEL'
   if cfg.beams:
-    fields = changed('temperature', *FILTERS, 'repetition_penalty', 'guidance')
+    fields = changed('temperature', *FILTERS, 'repetition_penalty', 'guidance', 'judge_tries')
     return fields, f'sample.beams={cfg.beams} searches and does not sample', 'set beams=0'
   if cfg.temperature == 0:
-    fields = changed(*FILTERS, 'num_samples', 'seed')
+    fields = changed(*FILTERS, 'num_samples', 'seed', 'judge_tries')
     return fields, 'sample.temperature=0 always takes the likeliest token', 'set temperature > 0'
   return [], '', ''
 
