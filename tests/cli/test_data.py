@@ -47,6 +47,11 @@ def test_personal_data_are_masked_also_without_scrub(call, source):
   assert SECRET not in call('data', f'--source={source}', '--clean=gopher,exact', '--samples=9')[1]
 
 
+def test_personal_data_beside_what_is_scrubbed_are_masked(call, source):
+  out = call('data', f'--source={source}', '--scrub=phone')[1]
+  assert '<PHONE_1>' in out and SECRET not in out
+
+
 def test_a_flag_shows_what_was_found(call, source):
   assert SECRET in call('data', f'--source={source}', '--scrub=email', '--show')[1]
 

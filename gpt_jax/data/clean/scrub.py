@@ -4,6 +4,7 @@ Equal values of a document have the same placeholder, such as <EMAIL_1>. Numbers
 and signs, the others without case.
 """
 
+import bisect
 import importlib.metadata
 import json
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from gpt_jax.data.clean import patterns
 from gpt_jax.data.clean.patterns import PATTERNS
 from gpt_jax.data.templates import Piece
 
-VERSION = 1  # raise it when equal texts are scrubbed in another way
+VERSION = 2  # raise it when equal texts are scrubbed in another way
 ALL = tuple(name for name in PATTERNS if name != 'names')  # which needs a package and knows only English
 LABELS = {'names': 'NAME'}
 
@@ -55,16 +56,32 @@ def describe(rows: tuple[str, ...]) -> dict:
 
 
 def find(text: str, rows: tuple[str, ...]) -> list[Span]:
-  """Return the spans of personal data, in order; of overlapping ones that of the first row."""
+  """Return separate spans of personal data, in order.
+
+  Overlapping ones of a row are one, such as a key within a header; of two rows that of the first row counts.
+  """
   taken: list[Span] = []
   parts = patterns.regions(text)
   for row in rows:
     own = parts if row in patterns.WITH_DIGIT else [()]
     spans = [Span(*span, row) for part in own for span in PATTERNS[row](text, *part)]
-    taken += (
-      [s for s in spans if not any(s.start < t.end and t.start < s.end for t in taken)] if spans else []
-    )
-  return sorted(taken)
+    if spans:
+      taken = _add_row(taken, sorted(spans))
+  return taken
+
+
+def _add_row(taken: list[Span], spans: list[Span]) -> list[Span]:
+  """Return separate spans in order, with those of one row that overlap none of `taken`."""
+  joined = spans[:1]
+  for span in spans[1:]:
+    last = joined[-1]
+    if span.start < last.end:
+      joined[-1] = last._replace(end=max(last.end, span.end))
+    else:
+      joined.append(span)
+  ends = [other.end for other in taken]
+  after = ((bisect.bisect_right(ends, span.start), span) for span in joined)  # the first that ends later
+  return sorted([*taken, *(s for n, s in after if n == len(taken) or taken[n].start >= s.end)])
 
 
 class Scrubber:
@@ -72,7 +89,7 @@ class Scrubber:
 
   def __init__(self, rows: tuple[str, ...]):
     self.rows = rows
-    self.numbers: dict[tuple[str, str], int] = {}  # (row, value): number
+    self.numbers: dict[str, dict[str, int]] = {row: {} for row in rows}  # row: {value: number}
     self.counts = dict.fromkeys(rows, 0)  # values replaced
 
   def replace(self, text: str, spans: list[Span] | None = None) -> str:
@@ -82,7 +99,8 @@ class Scrubber:
       value = text[start:end].lower()
       if row not in ('email', 'url', 'key', 'names'):
         value = ''.join(filter(str.isalnum, value))
-      number = self.numbers.setdefault((row, value), 1 + sum(name == row for name, _ in self.numbers))
+      known = self.numbers[row]
+      number = known.setdefault(value, len(known) + 1)
       parts += [text[done:start], f'<{LABELS.get(row, row.upper())}_{number}>']
       self.counts[row] += 1
       done = end

@@ -61,7 +61,7 @@ def survey(
       notes.update({f'{row}{cleaning.REPLACED}': n for row, n in scrubber.counts.items() if n})
       if any(scrubber.counts.values()) and shown['scrub'] < samples:
         shown['scrub'] += 1
-        result.samples.append(('scrub', where, *_sample(pieces, rows, show)))
+        result.samples.append(('scrub', where, *_sample(pieces, rows, hidden, show)))
       pieces = replaced
     after.append(len(text_of(pieces).encode()))
   notes.update(verdicts.notes)
@@ -73,10 +73,14 @@ def survey(
   return result
 
 
-def _sample(pieces, rows, show: bool) -> tuple[str, str]:
-  """Return (before, after) of the surroundings of the first value of a document; show: do not mask."""
+def _sample(pieces, rows, hidden, show: bool) -> tuple[str, str]:
+  """Return (before, after) of the surroundings of the first value of a document; show: do not mask.
+
+  rows: that are replaced; hidden: others that stay in the text, and are masked here.
+  """
   text = next(text for text in scrub.texts(pieces) if scrub.find(text, rows))
   spans = scrub.find(text, rows)
+  text = text if show else scrub.mask(text, scrub.find(text, tuple(r for r in hidden if r not in rows)))
   start, end = max(0, spans[0].start - AROUND), min(len(text), spans[0].end + AROUND)
   inside = [span for span in spans if span.start < end]
   end = max(end, inside[-1].end)  # whole values
