@@ -388,10 +388,11 @@ def test_an_empty_prompt_is_the_end_of_a_document():
 def test_prompts_begin_as_the_texts_of_training(monkeypatch):
   """With bos where the tokenizer's own template begins with it."""
   _, toks = writer()
-  rows = SimpleNamespace(sample=SampleConfig(), data=SimpleNamespace(packing='first_fit', has_start=True))
-  alone = SimpleNamespace(sample=SampleConfig(), data=SimpleNamespace(packing='first_fit', has_start=False))
+  data = lambda whole, start: SimpleNamespace(has_whole_documents=whole, has_start=start)
+  rows = SimpleNamespace(sample=SampleConfig(), data=data(True, True))
+  alone = SimpleNamespace(sample=SampleConfig(), data=data(True, False))
   assert completions.begin_special(alone, toks) == ''  # the only text was trained without a start
-  stream = SimpleNamespace(sample=SampleConfig(), data=SimpleNamespace(packing='crop'))
+  stream = SimpleNamespace(sample=SampleConfig(), data=data(False, True))
   assert (completions.begin_special(rows, toks), completions.begin_special(stream, toks)) == ('eos', '')
   bos = toks.vocabulary.special('bos')
   monkeypatch.setattr(type(toks.text), 'begin', lambda text: [bos], raising=False)
