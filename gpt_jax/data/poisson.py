@@ -10,6 +10,7 @@ Source: Abadi et al. 2016 (arXiv:1607.00133), section 3.
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ class RandomBits:
   """Random words of numbered batches: SHAKE-256 of a key, which is as secret as the key is."""
 
   key: bytes  # 32
+  is_secret: bool = False
 
   @classmethod
   def of(cls, seed: int, secret: str):
@@ -41,7 +43,17 @@ class RandomBits:
         f'privacy.secret={secret} is not a file of 32 random bytes or more\n'
         f'fix: head -c 32 /dev/urandom > {secret}, outside of the run folder, and keep it secret'
       )
-    return cls(hashlib.sha256(content).digest())
+    return cls(hashlib.sha256(content).digest(), True)
+
+  def of_run(self, settings: dict) -> 'RandomBits':
+    """Return those of one run, JSON-able settings, if the key is secret; those of a seed stay paired.
+
+    Two runs with equal noise and other settings would tell the gradients without it by their difference.
+    """
+    if not self.is_secret:
+      return self
+    text = json.dumps(settings, sort_keys=True)
+    return RandomBits(hashlib.sha256(self.key + text.encode()).digest(), True)
 
   @property
   def digest(self) -> str:
@@ -94,6 +106,7 @@ class PoissonLoader(Loader):
   def __init__(self, cfg, tokenizers, *, unit: str, expected: int, stride: int, bits: RandomBits, **fields):
     """fields: of Loader, with slots as batch_size. unit: see units.unit_rows; others: see UnitSampler."""
     super().__init__(cfg, tokenizers, **fields)
+    bits = bits.of_run(self.fingerprint | {'unit': unit, 'expected': expected})
     address_R2, offset_U = unit_rows(cfg, self.rows, unit)
     self.units = len(offset_U) - 1
     if expected > self.units:

@@ -124,7 +124,10 @@ def privacy(run_records, rows):
       )
       for row in bounds
     ]
-    lines.append('Lower bounds on epsilon that attacks on this model prove with 95 % confidence each:')
+    lines.append(
+      'Lower bounds on epsilon by attacks on this model, with 95 % confidence each. That of membership takes '
+      'documents for independent, and held-out ones for of the same kind:'
+    )
     lines.append(table(cells, ('task', 'source', 'attack', 'at least', 'proved')))
   else:
     lines.append(

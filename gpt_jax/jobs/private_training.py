@@ -6,7 +6,7 @@ import numpy as np
 
 from gpt_jax.data import poisson
 from gpt_jax.data.units import DOCUMENT
-from gpt_jax.training.privacy import accountant, gradients
+from gpt_jax.training.privacy import accountant, gradients, settings
 
 NOT_COVERED = (
   'the number of units and the sampling rate, which count as public',
@@ -18,7 +18,10 @@ NOT_COVERED = (
 DOCUMENTS = 'a person with several documents, or one whose words are in the documents of others'
 VALUES = 'a person of several {unit} values, or one whose words are in the records of others'
 SEED = 'whoever knows train.seed: sampling and noise follow from it (privacy.secret is not set)'
-SECRET = 'whoever has the file privacy.secret; the noise is threefry2x32, with 64 secret bits a step'
+SECRET = (
+  'whoever has the file privacy.secret, of which each run needs one of its own; the noise is threefry2x32, '
+  'with 64 secret bits a step'
+)
 TOKENIZER = 'the tokenizer, made from the private documents'
 
 
@@ -40,9 +43,14 @@ class PrivateTraining:
       unit=privacy.unit,
       expected=expected,
       stride=slots // self.micro,
-      bits=poisson.RandomBits.of(cfg.train.seed, privacy.secret),
+      bits=poisson.RandomBits.of(cfg.train.seed, privacy.secret).of_run(settings.decisive(cfg)),
       **fields | {'batch_size': slots},
     )
+    if privacy.delta * self.loader.units >= 1:
+      raise ValueError(
+        f'privacy.delta={privacy.delta:g} with {self.loader.units:,} units: to publish one of them as it is '
+        f'would keep such a guarantee\nfix: set privacy.delta well below {1 / self.loader.units:.2g}'
+      )
     rate = self.loader.sampler.rate
     self.plan = accountant.plan(privacy.epsilon, privacy.delta, rate, cfg.train.steps)
     # A run that resumes must not have another guarantee.

@@ -149,6 +149,14 @@ def test_losses_tell_known_texts_apart(subject):
   assert same['auc']['value'] == 0.5  # it is the model itself
 
 
+def test_bounds_have_the_delta_of_a_private_run(subject):
+  private = dataclasses.replace(subject.cfg.privacy, epsilon=8.0, delta=0.01)
+  subject = dataclasses.replace(subject, cfg=dataclasses.replace(subject.cfg, privacy=private))
+  rows = evaluate.run_tasks(subject, ['canaries', 'membership'], limit=8)
+  bounds = [row for row in rows if row['metric'] == 'epsilon_lower_bound']
+  assert len(bounds) >= 3 and {row['delta'] for row in bounds} == {0.01}
+
+
 def test_attacks_without_training_data_are_refused(subject, tmp_path):
   def refused(task, *parts, cfg=subject.cfg, **options):
     with pytest.raises(ValueError) as error:

@@ -256,12 +256,16 @@ def test_a_secret_takes_the_place_of_the_seed(posts, tmp_path):
   (tmp_path / 'a').write_bytes(bytes(range(32)))
   (tmp_path / 'b').write_bytes(bytes(range(1, 33)))
   a, same, b = (
-    loader(posts, secret=str(tmp_path / name), seed=seed) for name, seed in (('a', 0), ('a', 1), ('b', 0))
+    loader(posts, secret=str(tmp_path / name), seed=seed) for name, seed in (('a', 0), ('a', 0), ('b', 0))
   )
   key = lambda made: next(made)['noise_key_B2'][0].tolist()
   assert key(a) == key(same) != key(b)
   with pytest.raises(ValueError, match=r'the data differ .* key '):
     a.restore(b.state())
+  # Equal noise in runs that differ would cancel in the difference of their weights.
+  others = {'unit': 'user', 'expected': 5}, {'text': {'scrub': 'email'}}, {'seed': 1}
+  keys = [key(a), *(key(loader(posts, secret=str(tmp_path / 'a'), **other)) for other in others)]
+  assert len({tuple(words) for words in keys}) == 4
   with pytest.raises(
     ValueError, match=r'privacy.secret=.*none is not a file of 32 random bytes.*\nfix: head -c 32'
   ):
@@ -323,6 +327,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(posts, tmp_path, tmp_pat
     ({'train_': {'job': 'grpo'}}, "train.job='grpo'"),
     ({'train_': {'job': 'distil'}}, "train.job='distil'"),
     ({'train_': {'batch_size': 64}}, 'train.batch_size=64 is more than the 40 units'),
+    ({'privacy': {'delta': 0.03}}, 'privacy.delta=0.03 with 40 units'),
     ({'source': {'weight': 2.0}}, 'data.mixture.posts.weight=2.0'),
     ({'source': {'clean': 'near=0.8'}}, 'near=0.8 .* depends on other records'),
     ({'source': {'clean': 'exact'}}, 'exact .* depends on other records'),
@@ -349,6 +354,22 @@ def test_a_plan_compiles_the_step_of_a_run(posts, tmp_path):
     assert form(batch) == form(job.example_batch())
     _, metrics = jax.eval_shape(program.step, program.abstract, batch)
   assert {'units', 'clipped'} <= metrics.keys()
+
+
+def test_runs_with_one_secret_and_other_settings_share_no_noise(posts, tmp_path):
+  (tmp_path / 'a').write_bytes(bytes(range(32)))
+  secret = {'secret': str(tmp_path / 'a')}
+
+  def key(**changes):
+    cfg = experiment(posts, **{'privacy': secret} | changes)
+    bits = poisson.RandomBits.of(cfg.train.seed, cfg.privacy.secret).of_run(settings.decisive(cfg))
+    return bits.key
+
+  assert key() == key() == key(log={'every': 7})
+  others = {'privacy': secret | {'clip': 0.25}}, {'optim': {'lr': 1e-4}}, {'train_': {'seed': 3}}
+  assert len({key(), *(key(**changes) for changes in others)}) == 4
+  public = poisson.RandomBits.of(3, '')
+  assert public.of_run({'lr': 1}) == public
 
 
 def test_copies_and_tokenizers_are_refused(tmp_path):

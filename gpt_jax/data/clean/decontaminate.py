@@ -55,7 +55,8 @@ class Decontaminate(Rule):
       hash_G = ngrams.group_hashes(hash_W, size)
       hash_G = hash_G[seen[(hash_G & LOW_BITS).astype(np.int64)]]  # few are left to be searched
       starts, ends = (np.searchsorted(key_K, hash_G, side) for side in ('left', 'right'))
-      items += [item_K[start:end] for start, end in zip(starts, ends, strict=True)]
+      hits = np.flatnonzero(ends > starts)
+      items += [item_K[start:end] for start, end in zip(starts[hits], ends[hits], strict=True)]
     return np.unique(np.concatenate(items))
 
   @property

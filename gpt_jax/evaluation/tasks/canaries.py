@@ -101,8 +101,9 @@ def add_epsilon(rows, subject, settings, secrets):
   """Add the lower bound on epsilon from guessing which of the secrets were planted."""
   own = [request for c in secrets for request in requests(subject, settings, c.name, [c.digits])]
   scores_N = -likelihood.score_requests(subject, own).nats
-  value, guesses, right = attacks.epsilon_of_one_run(scores_N, [c.planted for c in secrets])
-  rows.add('epsilon_lower_bound', value, delta=attacks.DELTA, n=len(secrets), guesses=guesses, right=right)
+  delta = common.delta(subject)
+  value, guesses, right = attacks.epsilon_of_one_run(scores_N, [c.planted for c in secrets], delta)
+  rows.add('epsilon_lower_bound', value, delta=delta, n=len(secrets), guesses=guesses, right=right)
 
 
 def document(settings, name, digits):

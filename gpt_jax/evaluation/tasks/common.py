@@ -10,7 +10,7 @@ import numpy as np
 
 from gpt_jax import data
 from gpt_jax.data import mixture, record_fields, sources, templates
-from gpt_jax.evaluation import judges, metrics
+from gpt_jax.evaluation import attacks, judges, metrics
 from gpt_jax.runs.metric_names import METRICS
 from gpt_jax.sample import SampleConfig
 from gpt_jax.sampling import validate
@@ -47,6 +47,12 @@ class Example(NamedTuple):
   record: dict
   condition: list  # of Piece, without arrow; [] where there is none
   target: list  # of Piece
+
+
+def delta(subject):
+  """Return the delta of lower bounds on epsilon: that of a private run, so that they compare with its own."""
+  privacy = subject.cfg.privacy
+  return privacy.delta if privacy.epsilon else attacks.DELTA
 
 
 class Rows(list):

@@ -7,8 +7,8 @@ Attacks, each a score of a document that is higher for one that was trained on:
   reference  less nats than another model needs (ibid.), per token: --reference=RUN, with the same tokenizer
 Each has its area under the ROC curve, its true positive rate at 1 % false positives (Carlini et al. 2022,
 Membership Inference Attacks From First Principles, section 3), and the lower bound on epsilon that the rates
-prove at a threshold chosen on half of the documents. Split at random: where held-out documents are of
-another kind, an attack tells the kinds apart.
+give at a threshold chosen on half of the documents. The bound takes documents for independent trials, and
+needs a random split: where held-out documents are of another kind, an attack tells the kinds apart.
 """
 
 import zlib
@@ -44,8 +44,9 @@ def run(subject, source, split, limit, reference=None):
     value = attacks.true_positive_rate(members_N, others_M, FPR)
     spread = interval(attacks.true_positive_rate)
     rows.add('true_positive_rate', value, chance=FPR, interval=spread, fpr=FPR, **fields)
-    value = attacks.epsilon_of_scores(members_N, others_M)
-    rows.add('epsilon_lower_bound', value, delta=attacks.DELTA, **fields)
+    delta = common.delta(subject)
+    value = attacks.epsilon_of_scores(members_N, others_M, delta)
+    rows.add('epsilon_lower_bound', value, delta=delta, **fields)
   return rows
 
 

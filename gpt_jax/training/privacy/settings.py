@@ -7,6 +7,8 @@ one unit are added or removed (Dwork et al. 2006). DP-SGD gives it (Abadi et al.
 import dataclasses
 import math
 
+from gpt_jax.runs import records
+
 SPLIT_FIX = (
   'set data.valid_fraction=0.0, and valid_path, valid_keep or valid_split of each source for validation'
 )
@@ -92,6 +94,16 @@ def notes(cfg):
   return lines
 
 
+def decisive(cfg):
+  """Return the settings of a config.Config that decide its updates, besides its data, JSON-able."""
+  tree = records.to_json(dataclasses.asdict(cfg))
+  tree['model'].pop('unroll')  # which may change when a run resumes
+  chosen = {name: tree[name] for name in DECISIVE} | {name: tree['train'][name] for name in DECISIVE_TRAIN}
+  return chosen | {'privacy': tree['privacy'] | {'secret': ''}}
+
+
+DECISIVE = ('model', 'adapter', 'image', 'audio', 'loss', 'optim')
+DECISIVE_TRAIN = ('seed', 'steps', 'batch_size', 'accumulate', 'length', 'init_from')
 AMONG_RECORDS = ('exact', 'near', 'passages')  # rules of Source.clean that compare records
 # Settings that must have one value: key, value, why.
 RULES = (
