@@ -6,8 +6,11 @@ from collections import Counter
 import pytest
 
 from gpt_jax.data import DataConfig, Source
+from gpt_jax.data.clean import score
 from gpt_jax.data.clean.cleaning import removed
+from gpt_jax.data.clean.rule import Document
 from gpt_jax.data.mixture import open_split
+from gpt_jax.data.templates import Piece
 from gpt_jax.runs import run_folder
 from tests import tiny_runs
 from tests.data_helpers import two_lines
@@ -40,6 +43,22 @@ def test_counts_are_in_the_run_folder_and_a_resumed_run_is_the_same(tmp_path):
     assert events and all(event == {'notes': expected} for event in events)
   page = (whole / 'report.html').read_text()
   assert 'removed: exact' in page and 'replaced: email' in page and 'a1@b.org' not in page
+
+
+def test_a_judge_that_warns_at_length_is_read(tmp_path, monkeypatch):
+  (tmp_path / 'loud.py').write_text(
+    'import json, sys\n'
+    'for line in sys.stdin:\n'
+    '  print("x" * 300_000, file=sys.stderr)\n'  # more than a pipe holds
+    '  print(json.dumps([[0.2, 0.9]] * len(json.loads(line))), flush=True)\n'
+  )
+  monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+  monkeypatch.setattr(score, 'JUDGE', 'loud')
+  document = Document([Piece('text', 'a')], 'here')
+  for sign, limit, stays in (('<', 0.95, True), ('<', 0.5, False), ('>', 0.1, True), ('>', 0.5, False)):
+    rule = score.Score(f'run:a|b{sign}{limit}')
+    rule.learn(iter([(0, document), (1, document)]))
+    assert (rule.check(1, document) is None) == stays
 
 
 @pytest.mark.slow  # loads a run in a process of its own

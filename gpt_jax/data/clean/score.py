@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,8 +56,11 @@ class Score(Rule):
     self.removed = set()
     command = [sys.executable, '-m', JUDGE, str(self.run), json.dumps(self.labels)]
     environment = os.environ | {'JAX_PLATFORMS': 'cpu'}
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    with subprocess.Popen(command, env=environment, text=True, encoding='utf-8', **pipes) as judge:
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding='utf-8')
+    with (
+      tempfile.TemporaryFile('w+', encoding='utf-8') as self.errors,  # a pipe that nobody reads fills up
+      subprocess.Popen(command, env=environment, stderr=self.errors, **pipes) as judge,
+    ):
       numbers, lines = [], []
       for number, document in documents:
         numbers.append(number)
@@ -78,7 +82,9 @@ class Score(Rule):
     except BrokenPipeError:
       pass
     if not answer:
-      lines = judge.stderr.read().strip().splitlines() or ['it ended without a message']
+      judge.wait()
+      self.errors.seek(0)
+      lines = self.errors.read().strip().splitlines() or ['it ended without a message']
       cause = next((line for line in lines if line.startswith('error: ')), lines[-1]).removeprefix('error: ')
       fixes = [line for line in lines if line.startswith('fix: ')]
       fix = fixes[-1] if fixes else 'fix: name a run that reads these documents and writes these labels'
