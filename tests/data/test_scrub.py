@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from gpt_jax.data import DataConfig, Source
 from gpt_jax.data.clean import national_ids, patterns, scrub
 from gpt_jax.data.mixture import open_split
+from gpt_jax.evaluation.tasks import common
 from gpt_jax.runs import secrets
-from tests.data_helpers import two_lines
+from tests.data_helpers import byte_tokenizers, two_lines
 
 ALL = scrub.parse('all')
 FOUND = {
@@ -246,6 +247,18 @@ def test_messages_and_both_sides_of_a_template_are_scrubbed(tmp_path):
   [(_, pieces)] = open_split(cfg, 'pair', 'train').examples(None, notes)
   assert [p.value for p in pieces] == ['Who is <EMAIL_1>?', '', '<EMAIL_1> is Carl']
   assert notes == {'email replaced': 2}
+
+
+def test_tasks_read_scrubbed_records(tmp_path):
+  path = write(tmp_path, [{'q': 'Who is c@d.org?', 'a': ['e@f.org', 'c@d.org', 'x@y.org']}] * 2)
+  source = Source('jsonl', path, template='{q} -> {a.0}', scrub='email')
+  cfg = DataConfig({'x': source}, valid_fraction=0.0, packing='first_fit')
+  subject = types.SimpleNamespace(
+    cfg=types.SimpleNamespace(data=cfg), tokenizers=byte_tokenizers(), caches={}
+  )
+  first, _ = common.examples(subject, 'x', 'train')
+  assert common.text(first.target) == '<EMAIL_2>'
+  assert common.references(first, source.template) == ['<EMAIL_2>', '<EMAIL_1>', '<EMAIL_3>']
 
 
 def test_one_text_is_scrubbed_before_it_is_cut(tmp_path):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from gpt_jax.data.clean import patterns
 from gpt_jax.data.clean.patterns import PATTERNS
+from gpt_jax.data.splits import Record
 from gpt_jax.data.templates import Piece
 
 VERSION = 2  # raise it when equal texts are scrubbed in another way
@@ -117,6 +118,10 @@ class Scrubber:
         piece = Piece('chat', json.dumps(messages, ensure_ascii=False))
       replaced.append(piece)
     return replaced
+
+  def record(self, record: Record) -> Record:
+    """Return a record with placeholders in all of its texts."""
+    return Record(self._nested(dict(record)), record.root, record.rate)
 
   def _nested(self, value, key=''):
     """Return a message with placeholders in all of its texts, also in the arguments of tools."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpt_jax import data
 from gpt_jax.data import mixture, record_fields, sources, templates
+from gpt_jax.data.clean import scrub
 from gpt_jax.evaluation import attacks, judges, metrics
 from gpt_jax.runs.metric_names import METRICS
 from gpt_jax.sample import SampleConfig
@@ -193,7 +194,17 @@ def _examples(subject, source, split, limit):
   chosen_places = {where for where, _ in chosen}
   corpus = sources.open_source(cfg.mixture[source], split)
   records = {where: record for where, record in corpus.records() if where in chosen_places}
+  records = {where: _scrub(cfg.mixture[source], record, where) for where, record in records.items()}
   return [Example(where, records[where], *templates.split(pieces)) for where, pieces in chosen]
+
+
+def _scrub(source, record, where):
+  """Return a record without the personal data that `scrub` replaces in its document."""
+  if not (rows := scrub.parse(source.scrub)):
+    return record
+  scrubber = scrub.Scrubber(rows)
+  scrubber.pieces(templates.fill(source.template, record, where))  # numbers placeholders as the document does
+  return scrubber.record(record)
 
 
 def held_out_and_train(subject, source, split, limit):
