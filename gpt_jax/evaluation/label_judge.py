@@ -93,7 +93,7 @@ class Judge:
     ]
     flat = [_document(piece) for own in judged for piece in own]
     most = iter([most for _, most in self.probabilities(flat)] if flat else [])
-    return [max([next(most) for _ in own], default=0.0) for own in judged]
+    return [float(np.max([next(most) for _ in own], initial=0.0)) for own in judged]  # NaN stays
 
 
 def _document(piece):
@@ -133,4 +133,4 @@ def resample(judge, cfg, prompts, generate, pieces_of):
 
 
 def _refused(judge, cfg, pieces):
-  return np.array(judge.score(pieces)) >= cfg.judge_threshold
+  return ~(np.array(judge.score(pieces)) < cfg.judge_threshold)  # NaN, of a broken judge, is refused

@@ -70,6 +70,17 @@ def test_after_the_tries_stands_the_refusal(monkeypatch):
   assert len(judge.seen) == 1
 
 
+def test_what_a_broken_judge_says_is_refused(monkeypatch):
+  judge = label_judge.Judge(SimpleNamespace(subject=lambda: None), ['bad', 'good'])
+  judge.probabilities = lambda documents: [[0.1, (0.2, float('nan'))[n % 2]] for n in range(len(documents))]
+  text = Piece('text', 'a')
+  assert np.isnan(judge.score([[text, text]])[0]) and judge.score([[text], []]) == [0.2, 0.0]
+  judge.probabilities = lambda documents: [[float('nan')] * 2] * len(documents)
+  monkeypatch.setattr(trained, 'load_judge', lambda value: judge)
+  [group] = run().complete([[260]], JUDGED)
+  assert {text for text, _ in group} == {'No.'}
+
+
 def test_images_are_judged():
   judge = label_judge.Judge(SimpleNamespace(subject=lambda: None), ['bad', 'good'])
   seen = []
