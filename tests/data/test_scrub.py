@@ -202,6 +202,19 @@ def test_a_value_within_another_of_its_row_leaves_no_rest():
     assert scrub.mask(value, scrub.find(value, ALL)).count('rest') == 0
 
 
+def test_what_stands_beside_a_number_does_not_hide_it():
+  for text, expected in (
+    ('4111 1111 1111 1111 12/26', '<CARD_1> 12/26'),
+    ('5500-0000-0000-0004 123', '<CARD_1> 123'),
+    ('3782 822463 10005 4321', '<CARD_1> 4321'),
+    ('4111111111111111 12/26', '<CARD_1> 12/26'),
+    ('4111 1111 1111 1112 12/26', '4111 1111 1111 1112 12/26'),
+    ('Tel:+49 30 1234567, fax=+1-212-555-0187', 'Tel:<PHONE_1>, fax=<PHONE_2>'),
+    ('at 10:+49 30 1234567', 'at 10:+49 30 1234567'),
+  ):
+    assert scrub.Scrubber(('card', 'phone')).replace(text) == expected
+
+
 def test_keys_are_those_that_run_records_redact():
   assert {*patterns.KEYS} | {'password in a URL', 'token in a URL'} == {*secrets.FORMATS}
   assert {*patterns.SIGNS} == {*patterns.KEYS}

@@ -56,6 +56,9 @@ IBAN_LENGTHS = """
 """  # country and characters
 IBAN_LENGTH_OF = {code[:2]: int(code[2:]) for code in IBAN_LENGTHS.split()}
 CARD = re.compile(r'(?<![\w.-])[1-6](?:[ -]?\d){11,18}(?![\w-]|\.\d)')
+USUAL_CARD = re.compile(  # at the beginning of more digits, such as those of a date or a code
+  r'(?:\d{15,16}|\d{4}([ -])(?:\d{4}\1\d{4}\1\d{4}|\d{6}\1\d{5}))(?= )'
+)
 ISSUERS = re.compile(  # Visa, Mastercard, Maestro, American Express, Diners Club, Discover, UnionPay, JCB
   r'4|5[0-8]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|3[47]|3(?:0[0-5]|[689])|6|35|2131|1800'
 )
@@ -63,7 +66,7 @@ IPV4 = re.compile(r'(?<![\w.])(?<!\d,)\d{1,3}(?:\.\d{1,3}){3}(?![\w]|\.\d)')
 OF_VERSION = re.compile(r'(?i)(?:\bv|version|release|section|chapter|\u00a7|==|>=|-)[ ]?$')  # before 1.2.3.4
 IPV6 = re.compile(r'(?<![:.\w])(?:[0-9A-Fa-f]{1,4}:|::)(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![:\w])')
 PHONE = re.compile(
-  r'(?<![\w.,:/$\u00a3\u20ac#=-])(?:'
+  r'(?:(?<![\w.,:/$\u00a3\u20ac#=-])|(?<=[A-Za-z][:=])(?=\+))(?:'  # tel:+49
   # international: + or 00, the country, groups of digits
   r'(?P<world>(?:\+|00[ .-]?)[1-9]\d{0,2}[ ./-]?(?:\(\d{1,5}\)[ ./-]?)?\d{1,12}(?:[ ./-]\d{1,8}){0,6})'
   # North American: area and exchange never begin with 0 or 1
@@ -126,9 +129,11 @@ def ibans(text: str, start: int = 0, end: int = sys.maxsize) -> Spans:
 def cards(text: str, start: int = 0, end: int = sys.maxsize) -> Spans:
   """Yield the spans of payment card numbers: 12 to 19 digits of a known issuer, right by Luhn."""
   for match in CARD.finditer(text, start, end):
-    digits = digits_of(match[0])
-    if ISSUERS.match(digits) and len(set(digits)) > 1 and luhn(digits):
-      yield match.span()
+    for form in (match, USUAL_CARD.match(text, *match.span())):
+      digits = digits_of(form[0]) if form else ''
+      if ISSUERS.match(digits) and len(set(digits)) > 1 and luhn(digits):
+        yield form.span()
+        break
 
 
 def addresses(text: str, start: int = 0, end: int = sys.maxsize) -> Spans:
