@@ -12,7 +12,7 @@ NOT_COVERED = (
   'the number of units and the sampling rate, which count as public',
   'loss, gradient norms and all that the run folder logs of training data, which have no noise',
   'validation data and its scores, and settings chosen by them or by several private runs',
-  'the data of the model that training began with (train.init_from)',
+  'the data of the model that training began with (train.init_from), and of learned tokenizers',
   'rounding of the noise to float32, and how long a step takes',
 )
 DOCUMENTS = 'a person with several documents, or one whose words are in the documents of others'
