@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from gpt_jax import config, data, sharding
 from gpt_jax.data import DataConfig, Piece, Source, documents, encode_batch, templates, token_cache
+from gpt_jax.data.content import digest
 from gpt_jax.data.media_io import to_png, to_wav
-from gpt_jax.data.mixture import digest
 from gpt_jax.data.splits import Record
 from gpt_jax.data.templates import Samples, modalities, parse, signature
 from gpt_jax.jobs import language_model
