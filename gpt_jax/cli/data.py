@@ -5,6 +5,7 @@ from pathlib import Path
 
 from absl import flags
 
+from gpt_jax.cli import experiment_file
 from gpt_jax.runs import records, text_table
 from gpt_jax.runs.loggers import say
 
@@ -78,6 +79,8 @@ def _config(argv, data_config, source_class):
   if FLAGS.config:
     raise ValueError(f'--source={FLAGS.source} and --config={FLAGS.config} both name data\nfix: give one')
   kind = FLAGS.kind or next((k for suffix, k in KINDS.items() if suffix in Path(FLAGS.source).name), 'text')
+  if 'separator' in fields:
+    fields['separator'] = experiment_file.unescape('--separator', fields['separator'])
   source = source_class(kind, FLAGS.source, **fields)
   return data_config({'source': source}, packing='first_fit')
 

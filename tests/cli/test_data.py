@@ -79,3 +79,10 @@ def test_wrong_arguments_are_refused_in_two_lines(call, source, args, word):
   code, _, err = call('data', *(arg.format(source=source) for arg in args))
   cause, fix = err.strip().split('\n')
   assert code == 2 and cause.startswith('error: ') and word in cause and fix.startswith('fix: ')
+
+
+def test_line_breaks_of_a_separator_are_those_of_a_config(call, tmp_path):
+  (tmp_path / 'a.txt').write_text('one\n\ntwo\n\nthree')
+  code, out, err = call('data', f'--source={tmp_path}/a.txt', r'--separator=\n\n')
+  assert code == 0 and ['documents', '3'] in [line.split() for line in out.splitlines()]
+  assert 'escapes are resolved' in err
