@@ -82,6 +82,7 @@ MAY_IMPORT = {
   'interop': 'cluster config evaluation.trained model runs sample sharding step tokenizers train training',
   'reports.compare': 'ablation cluster.batches config data evaluation evaluation.trained losses model '
   'reports training',
+  'workbench': '',
   'cli': 'ablation ablation.execute cli.experiment_file cluster cluster.batches config data evaluation '
   'evaluation.trained interop model plan reports reports.compare reports.paper runs sample sampling '
   'sampling.validate sharding step tokenizers train',

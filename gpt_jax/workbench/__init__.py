@@ -1,0 +1,1 @@
+"""Runs over HTTP: a server with the endpoints of OpenAI, and a laboratory in the browser."""
