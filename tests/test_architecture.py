@@ -83,9 +83,11 @@ MAY_IMPORT = {
   'reports.compare': 'ablation cluster.batches config data evaluation evaluation.trained losses model '
   'reports training',
   'workbench': '',
+  'workbench.lab': 'ablation config data evaluation.trained model reports reports.study_report '
+  'reports.study_results runs sampling sampling.prompt_batch sampling.validate tokenizers training',
   'cli': 'ablation ablation.execute cli.experiment_file cluster cluster.batches config data evaluation '
   'evaluation.trained interop model plan reports reports.compare reports.paper runs sample sampling '
-  'sampling.validate sharding step tokenizers train',
+  'sampling.validate sharding step tokenizers train workbench.lab',
   'experiments': 'ablation config data model',
   'launch': 'cli',
 }
@@ -125,6 +127,8 @@ LIBRARIES = {
   'rensa': ['data.clean'],
   'py3langid': ['data.clean'],
   'presidio_analyzer': ['data.clean'],
+  'starlette': ['workbench'],
+  'uvicorn': ['workbench'],
 }
 TOP_LEVEL = (
   'flax',
@@ -137,6 +141,7 @@ TOP_LEVEL = (
 # Optional dependencies.
 OPTIONAL = ('wandb', 'optuna', 'huggingface_hub', 'gguf', 'fsspec', 'sacrebleu', 'rouge_score')
 OPTIONAL += ('dp_accounting', 'pyarrow', 'datasets', 'lm_eval', 'rensa', 'py3langid', 'presidio_analyzer')
+OPTIONAL += ('starlette', 'uvicorn')
 EVERYWHERE = ('jax', 'numpy')
 
 
@@ -274,6 +279,8 @@ NEVER = [
   'rensa',
   'py3langid',
   'presidio_analyzer',
+  'starlette',
+  'uvicorn',
 ]
 LATER = [*NEVER, 'grain', 'tensorflow_datasets', 'matplotlib', 'tensorboardX', 'sentencepiece']
 

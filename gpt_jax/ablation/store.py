@@ -186,16 +186,19 @@ def read_examples(folder, result, metric):
 # ---------------------------------------------------------------------------------- a table of runs
 
 
-def find_run_folders(folder):
-  """Run folders in or below `folder`, sorted; without folders inside a run or set aside (NAME.corrupt)."""
-  folders = []
+def walk(folder):
+  """Yield (path, file names) of a folder and of those below it, sorted; none inside a run or NAME.corrupt."""
   for path, names, files in os.walk(Path(folder).expanduser()):
     if 'config.json' in files:
-      folders.append(Path(path))
       names.clear()
     skip = lambda name: name in ('cache', 'compiled') or name[0] == '.' or '.corrupt' in name
     names[:] = sorted(name for name in names if not skip(name))
-  return folders
+    yield Path(path), files
+
+
+def find_run_folders(folder):
+  """Run folders in or below `folder`, sorted; without folders inside a run or set aside (NAME.corrupt)."""
+  return [path for path, files in walk(folder) if 'config.json' in files]
 
 
 def table_row(folder, root):
@@ -255,6 +258,11 @@ def select(folder, where='', columns=()):
     raise FileNotFoundError(
       f'workdir={folder} holds no runs\nfix: give the folder of a study or of runs as --workdir'
     )
+  return select_rows(rows, where, columns)
+
+
+def select_rows(rows, where='', columns=()):
+  """`select` among rows of `table_row`, at least one."""
   known = list({name.casefold(): name for row in rows for name in row}.values())
   chosen = [find_column(name, known, '--columns') for name in columns] or default_columns(rows, known)
   with contextlib.closing(sqlite3.connect(':memory:')) as database:

@@ -10,6 +10,7 @@
   export   --workdir=DIR --out=DIR
   ablate   --config=FILE[:args] [--workdir=DIR] [--seeds=N] [--workers=N] [--dry_run] [--register]
   report   --workdir=DIR [--where=CONDITION] [--columns=a,b] [--against=DIR] [--rescore]
+  lab      [--root=DIR] [--port=N]
   render   --to=slurm|jobset|skypilot|tpu-vm --config=FILE[:args] --workdir=DIR
            [--nodes=N --accelerators=KIND:N --shares=N ...] [--out=FILE]
   plan     --topology=v5e-256|h200-8|4x8-h100|... [--config=FILE[:args]] [--json] [--search]

@@ -29,6 +29,7 @@ from gpt_jax.cli.flags import (
   sampling_overrides,
 )
 from gpt_jax.cli.job import join
+from gpt_jax.cli.lab import lab, lab_flags
 from gpt_jax.cluster.signals import PREEMPTED
 from gpt_jax.cluster.watchdog import process_watchdog
 from gpt_jax.runs.loggers import say
@@ -386,6 +387,7 @@ VERBS = {
   'export': Verb(export, export_flags),
   'ablate': Verb(ablate, ablate_flags),
   'report': Verb(report, report_flags),
+  'lab': Verb(lab, lab_flags),
   'render': Verb(render, render_flags),
   'plan': Verb(plan, plan_flags),
   'doctor': Verb(doctor, lambda: None),

@@ -52,7 +52,7 @@ class Loader(BatchLoader):
     row_fields, pack = RowFields.of(cfg, tokenizers), PACKING[cfg.packing]
     fields = {name: row_fields.of_template(cfg.mixture[name].template) for name in self.names}
     self.rows = {
-      name: pack(cache, length, _seed(seed, 'crop', name), cfg.mask_documents, fields[name])
+      name: pack(cache, length, seed_of(seed, 'crop', name), cfg.mask_documents, fields[name])
       for name, cache in self.caches.items()
     }
     self.gather = partial(gather_rows, tuple(self.rows.values()))
@@ -115,7 +115,7 @@ class Loader(BatchLoader):
     rows = [
       grain.MapDataset.range(self.rows[name].count)
       .map_with_index(partial(_address, number))
-      .shuffle(_seed(self._seed, 'shuffle', name))
+      .shuffle(seed_of(self._seed, 'shuffle', name))
       .repeat()
       for number, name in enumerate(self.names)
     ]
@@ -159,7 +159,7 @@ def gather_rows(sources: tuple[Rows, ...], addresses: list[tuple[int, int]]) -> 
   return batch
 
 
-def _seed(seed: int, *words: str) -> int:
+def seed_of(seed: int, *words: str) -> int:
   """Return 32 bits for one use of a seed. Grain adds the epoch, so seeds 0 and 1 must lie far apart."""
   digest = hashlib.sha256('/'.join([str(seed), *words]).encode()).digest()
   return int.from_bytes(digest[:4], 'little')

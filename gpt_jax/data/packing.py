@@ -156,10 +156,13 @@ class Documents(FirstFit):
 
 def read_plan(cache, length: int) -> np.ndarray:
   """Map the plan for T = `length` from the file beside the token cache, writing it if needed."""
-  before = has_start(cache)
-  path = cache.path.with_suffix(f'.first_fit-{length}{"-start" * before}.npy')
-  write = lambda file: np.save(file, make_plan(cache.offsets, len(cache.ids), length, before))
-  return np.load(digests.write_or_verify(path, write), mmap_mode='r')
+  write = lambda file: np.save(file, make_plan(cache.offsets, len(cache.ids), length, has_start(cache)))
+  return np.load(digests.write_or_verify(plan_path(cache, length), write), mmap_mode='r')
+
+
+def plan_path(cache, length: int):
+  """Return the path of the plan for T = `length`."""
+  return cache.path.with_suffix(f'.first_fit-{length}{"-start" * has_start(cache)}.npy')
 
 
 def make_plan(offsets: np.ndarray, tokens: int, length: int, before: int = 0) -> np.ndarray:

@@ -54,7 +54,6 @@ def describe_report(workdir, again):
   return '\n'.join(filter(None, [str(path), rise_since_best(history.read_history(workdir))]))
 
 
-@np.errstate(all='ignore')  # records may hold any number
 def write_report(workdir, again=True):
   """Write report.html into a run folder, finished or not, and return its path.
 
@@ -65,12 +64,16 @@ def write_report(workdir, again=True):
   path, result = folder / 'report.html', folder / 'result.json'
   if not again and path.exists() and path.stat().st_mtime >= result.stat().st_mtime:
     return path
-  run = history.read_history(workdir)
+  records.write_atomically(path, render_html(history.read_history(workdir)))
+  return path
+
+
+@np.errstate(all='ignore')  # records may hold any number
+def render_html(run):
+  """Return the page of a History, as text."""
   sections = (losses, curves, samples, evaluations, predictions, text_diff, signals, layer_sizes)
   sections += (privacy, ancestors, cleaned_data, settings, timeline, reproduce)
-  title = f'{run.folder.name} \u00b7 gpt_jax'
-  records.write_atomically(path, page.document(title, header(run), [part(run) for part in sections]))
-  return path
+  return page.document(f'{run.folder.name} \u00b7 gpt_jax', header(run), [part(run) for part in sections])
 
 
 # --------------------------------------------------------------------------------------- header

@@ -6,7 +6,8 @@ are those of parameters with the layer's number, 'blocks/1/attention/wq_DHK'; an
 of the module that returns it: 'blocks/1/attention' is a branch, 'blocks/1' the residual stream after
 the layer.
 
-Letters: B batch, T length, L layers.
+Letters: B batch, T length, S keys, L layers, D width, H query heads, G key/value heads, M query heads per
+key/value head, K head width.
 Sources: coordinate check (Yang et al. 2022, appendix D.1).
 """
 
@@ -20,7 +21,9 @@ import numpy as np
 from flax import nnx
 
 from gpt_jax.cluster.processes import fetch
-from gpt_jax.model import adapters, gpt, param_trees
+from gpt_jax.model import adapters, gpt, layers, param_trees
+from gpt_jax.model import mask as model_mask
+from gpt_jax.model.positions import POSITIONS
 from gpt_jax.optim import Optimizer
 from gpt_jax.sharding import replicated
 from gpt_jax.step import hyper_of, init_state, language_objective, loss_fn, params_of, train_step
@@ -29,12 +32,17 @@ from gpt_jax.step import hyper_of, init_state, language_objective, loss_fn, para
 
 
 class Recorded(nnx.Module):
-  """A module that also records its activation, the first of a tuple, in a dict by path."""
+  """A module that also records its activation, the first of a tuple, in a dict by path.
 
-  def __init__(self, module, path, outputs):
+  measure: function of the module and its arguments, recorded as path/weights; None for no more.
+  """
+
+  def __init__(self, module, path, outputs, measure=None):
     def call(*args, **kwargs):
       output = module(*args, **kwargs)
       outputs[path] = output[0] if isinstance(output, tuple) else output
+      if measure is not None:
+        outputs[f'{path}/weights'] = measure(module, *args, **kwargs)
       return output
 
     self.call = call
@@ -44,21 +52,42 @@ class Recorded(nnx.Module):
     return self.call(*args, **kwargs)
 
 
-def activations(model, batch):
+def activations(model, batch, with_weights=False):
   """Return {path: activation, BTD} of a GPT on a batch, and 'logits', BTV; without dropout.
 
-  It computes the trained model with its layers unrolled.
+  It computes the trained model with its layers unrolled. with_weights: also the attention weights of each
+  layer, 'blocks/1/attention/weights', BHTS float32.
   """
   outputs, cfg = {}, model.cfg
   model = param_trees.map_params(lambda path, p: p.get_value(), model)  # a copy to change
   model.cfg = dataclasses.replace(cfg, unroll='on', remat='none')
   blocks = param_trees.unstack(model.blocks)
   for l, block in enumerate(blocks):
-    for name in ('attention', 'mlp'):
-      setattr(block, name, Recorded(getattr(block, name), f'blocks/{l}/{name}', outputs))
+    for name, measure in (('attention', attention_weights if with_weights else None), ('mlp', None)):
+      setattr(block, name, Recorded(getattr(block, name), f'blocks/{l}/{name}', outputs, measure))
   model.blocks = nnx.List([Recorded(b, f'blocks/{l}', outputs) for l, b in enumerate(blocks)])
   x_BTD, _, _ = model.trunk(batch['token_ids_BT'], **gpt.inputs(cfg, batch))
   return outputs | {'final_norm': x_BTD, 'logits': model.logits(x_BTD)[..., : cfg.vocab]}
+
+
+def attention_weights(attention, x_BTD, mask, positions_BT, cache=None, key=None, frequencies_k=None):
+  """Return what an attention layer averages the values of its input with, BHTS float32: rows add up to 1.
+
+  Arguments as the layer's; cache and key have no effect.
+  """
+  cfg = attention.cfg
+  q_BTHK = layers.linear('BTD,DHK->BTHK', x_BTD, attention.wq_DHK, attention.q_bias_HK)
+  k_BSGK = layers.linear('BTD,DGK->BTGK', x_BTD, attention.wk_DGK, attention.k_bias_GK)
+  if attention.q_norm and attention.k_norm:
+    q_BTHK, k_BSGK = attention.q_norm(q_BTHK), attention.k_norm(k_BSGK)
+  rotate = POSITIONS[cfg.positions].rotate
+  if rotate is not None:
+    q_BTHK, k_BSGK = (rotate(cfg, x, positions_BT, frequencies_k) for x in (q_BTHK, k_BSGK))
+  B, T, H, K = q_BTHK.shape
+  q_BTGMK = q_BTHK.reshape(B, T, cfg.G, H // cfg.G, K)
+  scores_BGMTS = model_mask.scores_BGMTS(cfg, q_BTGMK, k_BSGK, mask.t_BT, mask.s_BS)
+  scores_BGMTS = jnp.where(mask.visible_BTS()[:, None, None], scores_BGMTS, -1e30)
+  return jax.nn.softmax(scores_BGMTS, -1).reshape(B, H, T, -1)
 
 
 def activation_paths(cfg):

@@ -1,0 +1,61 @@
+// The run and the inputs of a model: its text, pictures and sounds.
+import { field, fill, get, h, option } from './dom.js';
+
+const MAX_FILE = 12 << 20; // bytes
+
+// Bytes of a file as base64, as requests carry them.
+export async function base64(file) {
+  const url = await new Promise((done, fail) => {
+    const reader = new FileReader();
+    reader.onload = () => done(reader.result);
+    reader.onerror = () => fail(reader.error);
+    reader.readAsDataURL(file);
+  });
+  return url.slice(url.indexOf(',') + 1);
+}
+
+export async function runPicker(chosen, onchange) {
+  const { models } = await get('/api/models');
+  const select = h('select', { onchange: () => onchange(models.find((model) => model.name === select.value)) },
+    chosen && models.some((model) => model.name === chosen) ? null : option('', 'choose a run\u2026', ''),
+    models.map((model) => option(model.name, model.name, chosen)));
+  return { element: field('Run', select), model: models.find((model) => model.name === chosen) || null, models };
+}
+
+// Buttons that add pictures and sounds; `values()` returns what a request sends.
+export function mediaInputs(model) {
+  const held = { images: [], sounds: [] };
+  const list = h('div', { class: 'chips' });
+  const draw = () => fill(list, Object.entries(held).flatMap(([kind, items]) => items.map((item, i) => h('span', { class: 'chip' },
+    kind === 'images' ? h('img', { src: item.url, alt: item.name, class: 'thumb' }) : h('audio', { src: item.url, controls: true }),
+    h('button', { class: 'quiet', type: 'button', 'aria-label': `leave out ${item.name}`,
+      onclick: () => { held[kind].splice(i, 1); draw(); } }, '\u00d7')))));
+  const add = (kind, accept, label) => h('label', { class: 'button' }, label, h('input', { type: 'file', accept, multiple: true, hidden: true,
+    onchange: async (event) => {
+      for (const file of event.target.files) {
+        if (file.size > MAX_FILE) continue;
+        held[kind].push({ name: file.name, url: URL.createObjectURL(file), content: await base64(file) });
+      }
+      event.target.value = '';
+      draw();
+    } }));
+  const buttons = [];
+  if (model && model.inputs.includes('image')) buttons.push(add('images', 'image/*', 'Add a picture'));
+  if (model && model.inputs.includes('audio')) buttons.push(add('sounds', 'audio/*', 'Add a sound'));
+  return {
+    element: h('div', { class: 'controls' }, buttons, list),
+    has: buttons.length > 0,
+    values: () => ({ images: held.images.map((item) => item.content), sounds: held.sounds.map((item) => item.content) }),
+  };
+}
+
+export function sourcePicker(model) {
+  const names = Object.keys(model ? model.sources : {});
+  const select = h('select', {}, option('', 'any', ''), names.map((name) => option(name, name)));
+  return { element: names.length > 1 ? field('Template of', select) : null, value: () => select.value };
+}
+
+// A piece of text with its white space made visible.
+export function visible(piece) {
+  return piece.replace(/\n/g, '\u23ce').replace(/\t/g, '\u21e5').replace(/ /g, '\u00b7') || '\u2205';
+}

@@ -1,0 +1,191 @@
+"""The lab's pages that use a model or its data, on tiny trained runs."""
+
+import base64
+import io
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from gpt_jax.data import media_io
+from gpt_jax.evaluation import trained
+from gpt_jax.model import attention
+from gpt_jax.training import probes
+from gpt_jax.workbench.lab import app
+from tests import models, tiny_runs
+
+pytest.importorskip('starlette', reason='starlette is not installed: pip install .[lab]')
+testclient = pytest.importorskip('starlette.testclient', reason='httpx is not installed: pip install httpx')
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """The folder of two trained runs."""
+  text, media = (make(tmp_path_factory) for make in (tiny_runs.finished, tiny_runs.media_finished))
+  assert text.parent == media.parent
+  return text.parent
+
+
+@pytest.fixture(scope='module')
+def client(runs):
+  return testclient.TestClient(app.build_app(runs), base_url='http://127.0.0.1')
+
+
+def post(client, path, **body):
+  response = client.post(path, json=body)
+  assert response.status_code == 200, response.text
+  return response
+
+
+def lines(response):
+  return [json.loads(line) for line in response.text.splitlines()]
+
+
+def get(client, path, **query):
+  response = client.get(path, params=query)
+  assert response.status_code == 200, response.text
+  return response.json()
+
+
+def test_models_say_what_they_read_and_make(client):
+  by_name = {model['name']: model for model in get(client, '/api/models')['models']}
+  assert by_name['finished']['inputs'] == by_name['finished']['outputs'] == ['text']
+  assert by_name['media']['inputs'] == by_name['media']['outputs'] == ['audio', 'image', 'text']
+  assert set(by_name['media']['sources']) == {'read', 'draw', 'listen', 'dial'}
+
+
+def test_losses_and_alternatives_are_those_of_the_model(client, runs):
+  found = post(client, '/api/inside', run='finished', text='the cat sat').json()
+  run = trained.load(runs / 'finished')
+  ids = np.array([[token['id'] for token in found['tokens']]], np.int32)
+  log_probs = np.asarray(jax.nn.log_softmax(run.model(ids).logits_BTV, -1))[0]
+  nats = [-log_probs[t, i] for t, i in enumerate(ids[0, 1:])]
+  np.testing.assert_allclose([token['nats'] for token in found['tokens'][1:]], nats, rtol=1e-4)
+  assert found['tokens'][0]['nats'] is None
+  best = found['next'][0]
+  assert best['id'] == log_probs[-1].argmax()
+  assert math.isclose(best['p'], math.exp(log_probs[-1].max()), rel_tol=1e-4)
+  # The lens of the last layer is the model itself.
+  np.testing.assert_allclose([nats for _, _, nats in found['lens'][-1]][:-1], nats, rtol=1e-4)
+  shape = found['layers'], found['heads'], len(ids[0]), len(ids[0])
+  weights_LHTS = np.frombuffer(base64.b64decode(found['attention']), '<u2').reshape(shape) / 65535
+  np.testing.assert_allclose(weights_LHTS.sum(-1), 1, atol=1e-3)
+  assert (np.triu(weights_LHTS, 1) == 0).all()
+
+
+@pytest.mark.parametrize('variant', ['grouped', 'window', 'softcap', 'alibi', 'gemma', 'parallel'])
+def test_weights_of_attention_are_those_of_the_definition(variant, monkeypatch):
+  """The definition averages the rows of an identity matrix: as many tokens as a head is wide."""
+  cfg, expected = models.tiny(**models.VARIANTS[variant]), []
+  model = models.fill(cfg)
+
+  def attend(cfg, q_BTHK, k_BSGK, v_BSGK, mask, key=None):
+    eye_BSGK = jnp.broadcast_to(jnp.eye(cfg.K)[None, :, None], v_BSGK.shape)
+    expected.append(attention.xla_attention(cfg, q_BTHK, k_BSGK, eye_BSGK, mask).swapaxes(1, 2))
+    return attention.xla_attention(cfg, q_BTHK, k_BSGK, v_BSGK, mask)
+
+  monkeypatch.setattr(attention, 'attend', attend)
+  ids = jax.random.randint(jax.random.key(0), (2, cfg.K), 0, 50)
+  outputs = probes.activations(model, {'token_ids_BT': ids}, with_weights=True)
+  assert len(expected) == cfg.layers
+  for l, weights_BHTS in enumerate(expected):
+    np.testing.assert_allclose(outputs[f'blocks/{l}/attention/weights'], weights_BHTS, atol=1e-6)
+
+
+def picture():
+  file = io.BytesIO()
+  Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(file, 'PNG')
+  return base64.b64encode(file.getvalue()).decode()
+
+
+def test_inside_of_a_picture_and_of_a_sound(client):
+  found = post(client, '/api/inside', run='media', images=[picture()], answer='seven').json()
+  kinds = [token['kind'] for token in found['tokens']]
+  assert kinds.count('image') == 16
+  assert ''.join(token['piece'] for token in found['tokens'] if token['kind'] == 'text').endswith('seven')
+  sound = base64.b64encode(media_io.to_wav(np.sin(np.arange(800) / 3), 8000)).decode()
+  found = post(client, '/api/inside', run='media', sounds=[sound]).json()
+  assert 'audio' in [token['kind'] for token in found['tokens']]
+
+
+def test_a_text_longer_than_the_context_is_cut(client):
+  found = post(client, '/api/inside', run='finished', text='a' * 100).json()
+  assert len(found['tokens']) == 32
+  assert found['cut'] == 100 + found['tokens'][0]['kind'].count('special') - 32
+
+
+def test_the_playground_samples_as_the_command_line_does(client, runs):
+  sampling = {'temperature': 0.8, 'seed': 3, 'max_new_tokens': 8}
+  answer = lines(post(client, '/api/sample', run='finished', text='the', sampling=sampling))
+  assert answer[-1]['done']['samples'] == 1
+  text = ''.join(line.get('text', '') for line in answer)
+  assert text == trained.load(runs / 'finished').generate(['the'], **sampling)[0]
+  several = lines(
+    post(client, '/api/sample', run='finished', text='the', sampling=sampling | {'num_samples': 3})
+  )
+  assert [line['sample'] for line in several[:-1]] == [0, 1, 2]
+
+
+def test_the_playground_draws_and_speaks(client, runs):
+  answer = lines(post(client, '/api/sample', run='media', text='seven', to='image', sampling={'seed': 1}))
+  image = Image.open(io.BytesIO(base64.b64decode(answer[0]['image'].partition(',')[2])))
+  [expected] = trained.load(runs / 'media').generate(['seven'], 'image', seed=1)
+  np.testing.assert_array_equal(np.asarray(image.resize((8, 8), Image.NEAREST)), expected[..., 0])
+  answer = lines(post(client, '/api/sample', run='media', text='seven', to='audio'))
+  assert answer[0]['audio'].startswith('data:audio/wav;base64,')
+
+
+@pytest.mark.parametrize(
+  ('body', 'part'),
+  [
+    ({'run': 'nowhere'}, 'there is no run'),
+    ({'run': 'finished', 'to': 'image'}, 'was not trained to make image'),
+    ({'run': 'finished', 'sampling': {'temperature': -1}}, 'temperature is not a number from 0 to 10'),
+    ({'run': 'finished', 'sampling': {'temperature': 'nan'}}, 'temperature is not a number'),
+    ({'run': 'finished', 'sampling': {'judge': 'runs/x:a|b'}}, 'unknown settings'),
+    ({'run': 'finished', 'images': ['%%%']}, 'not base64'),
+    ({'run': 'finished', 'text': 7}, 'text is not a text'),
+    ({'run': 'finished', 'messages': [{'role': 'user', 'content': 'hi'}]}, 'never trained on conversations'),
+  ],
+)
+def test_wrong_requests_get_a_cause_and_a_fix(client, body, part):
+  response = client.post('/api/sample', json=body)
+  assert response.status_code in (400, 404)
+  assert part in response.json()['error']
+  assert response.json()['fix']
+
+
+def test_a_stopped_stream_frees_the_model(client):
+  for _ in range(3):
+    with client.stream('POST', '/api/sample', json={'run': 'finished', 'text': 'a'}) as response:
+      next(response.iter_lines())
+  assert post(client, '/api/inside', run='finished', text='a').json()['tokens']
+
+
+def test_data_are_shown_as_training_packs_them(client, runs):
+  before = tiny_runs.snapshot(runs / 'media')
+  found = get(client, '/api/data', run='media')
+  assert found['packing'] == 'first_fit'
+  caches = {(cache['source'], cache['split']): cache for cache in found['caches']}
+  assert set(caches) == {(s, p) for s in ('read', 'draw', 'listen', 'dial') for p in ('train', 'valid')}
+  file = caches['draw', 'train']['file']
+  answer = get(client, '/api/data/rows', run='media', file=file)
+  row = answer['rows'][0]
+  kinds = [token['kind'] for token in row['tokens']]
+  assert kinds.count('image') == 16 * len(row['media'])
+  assert row['media'][0]['kind'] == 'image'
+  assert row['trained'] == sum(token['loss'] for token in row['tokens'])
+  assert any(not token['loss'] for token in row['tokens'] if token['segment'])  # its condition
+  hits = get(client, '/api/data/search', run='media', file=file, text='SEVEN')
+  assert hits['hits']
+  assert all(hit['hit'] == 'seven' for hit in hits['hits'])
+  document = get(client, '/api/data/document', run='media', file=file, document=hits['hits'][0]['document'])
+  assert len(document['tokens']) == hits['hits'][0]['tokens']
+  assert client.get('/api/data/rows', params={'run': 'media', 'file': '../config.json'}).status_code == 404
+  text = get(client, '/api/data', run='finished')['caches'][0]
+  assert get(client, '/api/data/rows', run='finished', file=text['file'])['rows'][0]['tokens']
+  assert tiny_runs.snapshot(runs / 'media') == before  # nothing is written
