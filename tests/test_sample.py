@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpt_jax import sample, tokenizers
-from gpt_jax.evaluation import evaluate
+from gpt_jax.evaluation.subject import score
 from gpt_jax.sample import SampleConfig
 from gpt_jax.sampling import completions, decoding_layout, prompt_batch, samplers
 from gpt_jax.tokenizers import grammar, text
@@ -480,7 +480,7 @@ def test_more_samples_than_beams_are_refused():
 def test_score_sums_the_nats_of_real_targets():
   trained, _ = model()
   batch = models.batch(rows=3, length=16)
-  sums = evaluate.score(trained, batch)
+  sums = score(trained, batch)
   log_probs = uncached_log_probs(batch['token_ids_BT'])
   picked = np.take_along_axis(log_probs, batch['target_ids_BT'][..., None], -1)[..., 0]
   assert float(sums['nats']) == pytest.approx(-(picked * batch['loss_mask_BT']).sum(), rel=1e-5)

@@ -22,6 +22,7 @@ from gpt_jax.ablation.sweeps import Proposed
 from gpt_jax.data.mixture import open_split, source_names
 from gpt_jax.data.templates import ARROW
 from gpt_jax.evaluation import evaluate
+from gpt_jax.evaluation.subject import Subject
 from gpt_jax.evaluation.tasks import perplexity
 from gpt_jax.jobs.base import trains_gpt
 from gpt_jax.runs import hardware, loggers, plugins, provenance, records
@@ -177,7 +178,7 @@ def validation_inputs(job, cfg):
     }
     for name, source in sources.items()
   }
-  subject = evaluate.Subject(cfg, None, job.tokenizers, None, None, 0, caches=job.caches)
+  subject = Subject(cfg, None, job.tokenizers, None, None, 0, caches=job.caches)
   # Without token caches a job scores something else than the text.
   has_bytes = all(
     (name, 'valid') in job.caches and perplexity.counts_bytes(subject, name, 'valid') for name in names

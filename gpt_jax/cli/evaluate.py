@@ -43,6 +43,11 @@ def evaluate_flags():
   flags.DEFINE_string(
     'reference', '', 'membership: run folder of a model with this tokenizer to compare with'
   )
+  flags.DEFINE_string(
+    'classifier',
+    '',
+    'unsuitable: RUN:LABEL|LABEL, a run that labels texts; the first label is that of unsuitable ones',
+  )
   flags.DEFINE_integer('prefix', 0, 'extraction: tokens of a prompt; 0: 50', lower_bound=0)
   flags.DEFINE_string('step', '', 'checkpoint: its step, or all that are kept; default: the newest')
   flags.DEFINE_bool('watch', False, 'score each checkpoint of a training, until it ends')
@@ -71,6 +76,8 @@ def evaluate(argv):
   join('evaluate', lambda: run_folder.read_config(FLAGS.workdir), overrides=overrides)
   others = {name: FLAGS[name].value for name in ('recognizer', 'reference')}
   others = {name: trained.load(workdir).subject() for name, workdir in others.items() if workdir}
+  if FLAGS.classifier:
+    others['classifier'] = trained.load_judge(FLAGS.classifier, '--classifier')
   caches = {}  # of all checkpoints: they share their data
   for run in chosen_runs():
     check_training_data(run, overrides)
@@ -155,7 +162,7 @@ def check_training_data(run, overrides):
 def run_tasks(subject, others):
   """The rows of --harness and --tasks; ValueError where there is nothing to score.
 
-  others: {recognizer or reference: Subject of another run}.
+  others: {recognizer or reference: Subject of another run, classifier: label_judge.Judge}.
   """
   from gpt_jax.evaluation import evaluate as evaluation
 
@@ -189,7 +196,7 @@ def run_harness(subject):
     raise ValueError(
       f'--harness_files={FLAGS.harness_files} has no effect without --harness\nfix: leave it out'
     )
-  for name in ('split', 'stride', 'recognizer', 'reference', 'prefix', *sampling_overrides()):
+  for name in ('split', 'stride', 'recognizer', 'reference', 'classifier', 'prefix', *sampling_overrides()):
     if FLAGS.harness and not FLAGS['tasks'].present and FLAGS[name].present:
       raise ValueError(
         f'--{name}={FLAGS[name].value} has no effect on --harness\nfix: leave it out, or add --tasks'

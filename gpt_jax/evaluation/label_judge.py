@@ -16,14 +16,14 @@ from gpt_jax.data import media_io, templates
 LEAST_CHARACTERS = 8  # of a part of a text
 
 
-def parse_judge(value):
-  """Return (run folder, labels) of sample.judge=RUN:LABEL|LABEL; ValueError for anything else."""
+def parse_judge(value, key='sample.judge'):
+  """Return (run folder, labels) of RUN:LABEL|LABEL; ValueError, which names `key`, for anything else."""
   run, _, names = value.rpartition(':')
   labels = [name.strip() for name in names.split('|')]
   if not run or len(set(labels)) < 2 or not all(labels):
     raise ValueError(
-      f'sample.judge={value} is not a run and its labels\n'
-      'fix: write RUN:LABEL|OTHER LABEL; what has the first label is refused'
+      f'{key}={value} is not a run and its labels\n'
+      'fix: write RUN:LABEL|OTHER LABEL; the first label is that of what is unsuitable'
     )
   return run, labels
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from gpt_jax import config
 from gpt_jax.data.templates import Piece
-from gpt_jax.evaluation import evaluate, label_judge, likelihood
+from gpt_jax.evaluation import label_judge, likelihood
+from gpt_jax.evaluation.subject import Subject
 from gpt_jax.jobs.base import trains_gpt
 from gpt_jax.losses import bits
 from gpt_jax.model import gpt
@@ -59,7 +60,8 @@ class TrainedRun(NamedTuple):
 
   def subject(self, **fields):
     """The Subject that tasks evaluate."""
-    return evaluate.Subject.of_run(self.cfg, self.model, self.tokenizers, self.mesh, self.workdir, **fields)
+    run = self.cfg, self.model, self.tokenizers, self.mesh, self.workdir
+    return Subject.of_run(*run, load_judge=load_judge, **fields)
 
   def generate(self, prompts, to='text', stop=(), **sampling):
     """Continue each prompt, or turn it into an image or a sound -> list of results.
@@ -187,10 +189,10 @@ def load(workdir, step=None):
   return TrainedRun(workdir, cfg, model, load_tokenizers(files), mesh, step, imported)
 
 
-@functools.lru_cache(1)
-def load_judge(value):
-  """Return the label_judge.Judge of sample.judge; ValueError for what is not a run and two of its labels."""
-  workdir, labels = label_judge.parse_judge(value)
+@functools.lru_cache(2)
+def load_judge(value, key='sample.judge'):
+  """Return the label_judge.Judge of RUN:LABEL|LABEL; ValueError, which names `key`, for anything else."""
+  workdir, labels = label_judge.parse_judge(value, key)
   return label_judge.Judge(load(workdir), labels)
 
 

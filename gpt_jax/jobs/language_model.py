@@ -14,6 +14,7 @@ from gpt_jax.data import stages
 from gpt_jax.data.clean import cleaning
 from gpt_jax.data.templates import is_chat
 from gpt_jax.evaluation import evaluate, format, panels, predictions
+from gpt_jax.evaluation.subject import Subject
 from gpt_jax.evaluation.tasks import perplexity
 from gpt_jax.jobs import base, extended_model, private_training, run_tokenizers
 from gpt_jax.jobs.modality_objective import modality_objective
@@ -117,8 +118,8 @@ class LanguageModelJob(base.Job):
     self.program = gpt_program(cfg, self.model_cfg, mesh, self.build_objective())
     self.flops = costs.flops_per_token(self.model_cfg, self.length, cfg.adapter)
     self.parameters = costs.count_params(self.model_cfg)
-    self.caches = self.open_valid_caches()  # also read by tasks, as those of evaluate.Subject
-    unscored = evaluate.Subject.of_run(cfg, None, self.tokenizers, mesh, workdir, caches=self.caches)
+    self.caches = self.open_valid_caches()  # also read by tasks, as those of Subject
+    unscored = Subject.of_run(cfg, None, self.tokenizers, mesh, workdir, caches=self.caches)
     for source, split in list(self.caches):
       perplexity.check_targets(unscored, source, split)
     evaluate.check_beams(self, evaluate.check_tasks(self, cfg.train.tasks))  # now, not after the last step
@@ -341,7 +342,7 @@ class LanguageModelJob(base.Job):
     """Return the current model as evaluation tasks take it."""
     fields = dict(caches=self.caches, raise_if_preempted=self.raise_if_preempted)
     run = (self.cfg, eval_model(state), self.tokenizers, self.mesh, self.workdir)
-    return evaluate.Subject.of_run(*run, **fields)
+    return Subject.of_run(*run, **fields)
 
   def validate(self, state, limit):
     """Return ({valid_loss: mean over sources, valid_loss/SOURCE, valid_bits_per_byte}, rows)."""

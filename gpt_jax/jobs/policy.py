@@ -23,7 +23,7 @@ from gpt_jax.cluster.batches import data_shard, to_devices
 from gpt_jax.cluster.processes import fetch
 from gpt_jax.data import mixture, templates
 from gpt_jax.evaluation import metrics
-from gpt_jax.evaluation.evaluate import document_rows
+from gpt_jax.evaluation.subject import document_rows
 from gpt_jax.jobs import base, language_model, reward_files
 from gpt_jax.jobs.rewards import ADVANTAGES, NORMALIZERS, REWARDS, exact, k3
 from gpt_jax.model import adapters, param_trees

@@ -21,7 +21,7 @@ from gpt_jax.data import bad_records, content, mixture, sources, templates
 from gpt_jax.data.clean import scrub
 from gpt_jax.data.record_fields import lookup
 from gpt_jax.data.splits import Record
-from gpt_jax.evaluation.evaluate import document_rows
+from gpt_jax.evaluation.subject import document_rows
 from gpt_jax.jobs.preference_losses import PREFERENCE_LOSSES
 from gpt_jax.tokenizers.chat_template import MEDIA
 

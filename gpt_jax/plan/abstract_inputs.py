@@ -92,7 +92,7 @@ def batch(cfg, toks, length, alone=False):
   """The global batch of a config.Config as {name: ShapeDtypeStruct}.
 
   Names, shapes and dtypes are those of data.Loader with these tokenizers and rows of T = length.
-  alone: those of evaluate.document_rows, with a document a row.
+  alone: those of subject.document_rows, with a document a row.
   """
   whole, fields = alone or cfg.data.has_whole_documents, row_fields.RowFields.of(cfg.data, toks)
   entries = {'token_ids_BT': np.int32, 'target_ids_BT': np.int32, 'loss_mask_BT': np.float32}

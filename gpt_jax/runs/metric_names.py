@@ -56,6 +56,11 @@ METRICS = {
   'exposure': Metric('exposure of secrets', '{:.2f}'.format, 'bits'),
   'exposure_by_rank': Metric('exposure of secrets, at least', '{:.2f}'.format, 'bits'),
   'true_positive_rate': Metric('true positive rate at 1 % false ones', '{:.1%}'.format),
+  'unsuitable_rate': Metric('continuations found unsuitable', '{:.1%}'.format),
+  'any_unsuitable': Metric('prompts with an unsuitable continuation', '{:.1%}'.format),
+  'expected_maximum': Metric('expected maximum of unsuitability', '{:.3f}'.format),
+  'refusals': Metric('refusals', '{:.1%}'.format),
+  'false_blocks': Metric('harmless texts blocked', '{:.1%}'.format),
   'epsilon_lower_bound': Metric('lower bound on epsilon', '{:.2f}'.format),
   'units': Metric('units in a batch', '{:.1f}'.format),
   'clipped': Metric('units whose gradient is clipped', '{:.1%}'.format),
@@ -78,7 +83,7 @@ METRICS = {
 
 # The keys of a task's score that make its name, in this order.
 SCORE_KEYS = ('task', 'source', 'metric', 'modality', 'way', 'of', 'control', 'codebook')
-SCORE_KEYS += ('repeats', 'attack')
+SCORE_KEYS += ('repeats', 'attack', 'prompts')
 
 
 def title(name):

@@ -29,7 +29,7 @@ MOST_READ = 20_000  # training records whose conditions an error names
 def build_prompt(run, text='', images=(), sounds=(), to='text', begin='', source='', notes=None):
   """Encode text and files in a format that the run was trained on -> prompt_batch.Prompt.
 
-  run: a trained.TrainedRun or an evaluate.Subject. images, sounds: paths, bytes or arrays. text: the
+  run: a trained.TrainedRun or a Subject. images, sounds: paths, bytes or arrays. text: the
   words for the template's fields, or all of its words; `{image}` and `{audio}` in it say where media
   stand, if the template leaves it open. to: the modality to make. begin: special before a text that is
   only continued. source: name of the source whose template to use, '' for any that fits. notes: a
@@ -126,7 +126,7 @@ def encode(run, beginnings, to):
 def generate(subject, conditions, to='text', rows=64, **sampling):
   """Generate one `to` for each condition -> list of str, uint8 [Y, X, A] or float32 [N].
 
-  subject: an evaluate.Subject. conditions: lists of Piece, as in the documents of a source. rows:
+  subject: a Subject. conditions: lists of Piece, as in the documents of a source. rows:
   batch size, which changes no result. sampling: fields of SampleConfig that differ from the run's.
   """
   prompts = encode(subject, [[*(p for p in pieces if p != ARROW), ARROW] for pieces in conditions], to)

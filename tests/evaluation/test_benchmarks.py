@@ -12,6 +12,7 @@ import pytest
 from gpt_jax import data, sharding
 from gpt_jax.data import templates
 from gpt_jax.evaluation import evaluate, likelihood, predictions
+from gpt_jax.evaluation.subject import Subject
 from gpt_jax.evaluation.tasks import choose, cloze, common
 from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model import gpt
@@ -67,7 +68,7 @@ def subject(files):
   toks = run_tokenizers.build(cfg, files)
   mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
   model = models.fill(language_model.resolve_model(cfg, toks))
-  return evaluate.Subject(cfg, model, toks, mesh, files, batch_size=4)
+  return Subject(cfg, model, toks, mesh, files, batch_size=4)
 
 
 @pytest.fixture(scope='module')

@@ -13,6 +13,7 @@ from gpt_jax import data
 from gpt_jax.ablation import proof
 from gpt_jax.data import Source
 from gpt_jax.evaluation import evaluate, format, trained
+from gpt_jax.evaluation.subject import Subject, score
 from gpt_jax.evaluation.tasks import common, perplexity
 from gpt_jax.runs import run_folder
 from gpt_jax.sampling import completions
@@ -268,10 +269,10 @@ def test_unscorable_requests_are_refused(subject, tmp_path):
 
 def test_the_compiled_score_is_shared(subject):
   evaluate.run_tasks(subject, ['perplexity'], limit=1)
-  compiled = evaluate.score._cache_size()
+  compiled = score._cache_size()
   again = dataclasses.replace(subject, model=jax.tree.map(lambda x: x, subject.model))
   evaluate.run_tasks(again, ['perplexity'], limit=1)
-  assert evaluate.score._cache_size() == compiled
+  assert score._cache_size() == compiled
 
 
 def test_answers_are_scored_and_their_questions_are_not(subject, tmp_path):
@@ -340,7 +341,7 @@ def test_free_text_is_scored_beside_the_text_itself(subject, tmp_path, monkeypat
   prompts, kept = [], []
   echo = lambda model, tokenizers, some, *_: prompts.extend(some) or [[(list(b'no no no'), None)]] * len(some)
   monkeypatch.setattr(completions, 'generate_ids', echo)
-  monkeypatch.setattr(evaluate.Subject, 'record', lambda self, rows, examples, **judged: kept.append(judged))
+  monkeypatch.setattr(Subject, 'record', lambda self, rows, examples, **judged: kept.append(judged))
   other = on_text(subject, tmp_path, 'a b c d e f g h i j k l m n o p q r s t u v w x ' * 6)
   rows = evaluate.run_tasks(other, ['continue'], limit=3)
   assert len(prompts) == 3 and {len(prompt) for prompt in prompts} == {8}  # a quarter of the context

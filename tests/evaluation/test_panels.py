@@ -12,7 +12,7 @@ from PIL import Image
 from gpt_jax import config, sharding
 from gpt_jax.data import media_io
 from gpt_jax.evaluation import panels
-from gpt_jax.evaluation.evaluate import Subject
+from gpt_jax.evaluation.subject import Subject
 from gpt_jax.evaluation.tasks import common
 from gpt_jax.jobs import language_model, run_tokenizers
 from tests import models, tiny_runs

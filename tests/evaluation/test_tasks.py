@@ -21,6 +21,7 @@ from gpt_jax.data.splits import Corpus
 from gpt_jax.data.synthetic import keypad
 from gpt_jax.evaluation import evaluate, format, judges, text_baselines, text_metrics
 from gpt_jax.evaluation.predictions import PredictionFiles
+from gpt_jax.evaluation.subject import Subject
 from gpt_jax.evaluation.tasks import answer, classify, common, cross, perplexity, speak
 from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.runs import records
@@ -36,7 +37,7 @@ MIXTURE = {
 }
 
 
-class Oracle(evaluate.Subject):
+class Oracle(Subject):
   """Knows every example of the mixture by its condition, and answers with its target."""
 
   def generate(self, conditions, to, **sampling):
@@ -80,7 +81,7 @@ def new(tmp_path_factory):
   toks = run_tokenizers.build(cfg, folder)
   mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
   model = models.create(language_model.resolve_model(cfg, toks), jax.random.key(0), mesh)
-  return evaluate.Subject(cfg, model, toks, mesh, folder, batch_size=8)
+  return Subject(cfg, model, toks, mesh, folder, batch_size=8)
 
 
 @pytest.fixture(scope='module')
@@ -302,7 +303,7 @@ def test_a_task_whose_library_is_missing_is_refused_or_left_out(oracle, monkeypa
     evaluate.check_tasks(oracle, ['perplexity', 'translate'])
   assert_two_lines(error.value, '--tasks=translate measures with sacrebleu')
   left = set(evaluate.check_tasks(oracle, ['all']))
-  on_demand = {'continue', 'canaries', 'extraction', 'membership'}
+  on_demand = {'continue', 'canaries', 'extraction', 'membership', 'unsuitable'}
   assert set(evaluate.TASKS) - left == {'translate', 'summarize', *on_demand}
 
 

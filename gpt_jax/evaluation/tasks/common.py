@@ -33,7 +33,7 @@ class Task(NamedTuple):
   run: Any  # (subject, source name, split, limit, **options) -> rows
   fits: Any  # (kinds of the condition, kinds of the target) -> bool
   example_template: str  # one that fits, for messages
-  options: tuple = ('sampling',)  # options of evaluate.run_tasks that it takes
+  options: tuple = ('sampling',)  # options of evaluate.run_tasks that it takes; judge: sample.judge, too
   package: str = ''  # the optional package that it measures with
   suits: Any = None  # (words of a condition, of a target) -> whether `all` has it; None: always, False: never
   benchmark: bool = False  # whether a template must be made for it: templates.benchmark names the task

@@ -30,7 +30,7 @@ def fits(condition, target):
 
 
 def run(subject, source, split, limit, reference=None):
-  """Rows for one source; reference: the evaluate.Subject of a model that attacks compare with."""
+  """Rows for one source; reference: the Subject of a model that attacks compare with."""
   if reference is not None:
     check_reference(subject, reference)
   scores = {part: score_split(subject, reference, source, part, limit or LIMIT) for part in ('train', split)}

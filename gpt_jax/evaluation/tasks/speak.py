@@ -31,7 +31,7 @@ def fits(condition, target):
 
 
 def run(subject, source, split, limit, recognizer=None, **sampling):
-  """Rows for one source; recognizer: the evaluate.Subject of a run that makes text of sounds."""
+  """Rows for one source; recognizer: the Subject of a run that makes text of sounds."""
   examples, train = common.held_out_and_train(subject, source, split, limit)
   audio, real = subject.tokenizers.audio, common.waves_of(subject, examples)
   rate, train_waves = audio.sample_rate, common.waves_of(subject, train)
