@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from benchmarks import emoji_split
+from benchmarks import emoji_split, offensive
 from gpt_jax import config, data, train
 from gpt_jax.cli import experiment_file
 from gpt_jax.data import media_io
@@ -85,12 +85,14 @@ def corpora(tmp_path_factory):
     'instruct_small',
     'xquad',
     'gutenberg',
+    'offensive_tweets',
   ):
     (folder / name).mkdir()
   (folder / 'tinyshakespeare/input.txt').write_text(words * 100)
   write_captions(folder / 'multi30k')
   write_abstracts(folder / 'scitldr')
   write_questions(folder / 'xquad')
+  write_posts(folder / 'offensive_tweets/posts.csv.gz')
   with zipfile.ZipFile(folder / 'gutenberg/gutenberg.zip', 'w') as archive:
     for book in ('austen-emma', 'austen-persuasion', 'chesterton-thursday', 'shakespeare-macbeth'):
       archive.writestr(f'gutenberg/{book}.txt', (f'{book} caf\u00e9\r\n' + words * 20).encode('latin-1'))
@@ -110,6 +112,7 @@ def corpora(tmp_path_factory):
     patch.setenv('GPT_JAX_DATA', str(folder))
     patch.setattr(sys, 'argv', ['emoji_split', f'--out={folder}/runs/emoji.jsonl'])
     emoji_split.main()
+    offensive.write_posts(folder / 'runs/offensive.jsonl')
   return folder
 
 
@@ -143,6 +146,14 @@ def write_questions(folder):
       question = {'question': f'Who wrote book {n}?', 'answers': [{'text': f'Ada {n}', 'answer_start': 0}]}
       articles.append({'paragraphs': [{'context': f'Ada {n} wrote book {n}.', 'qas': [question]}]})
     (folder / f'xquad.{language_}.json').write_text(json.dumps({'data': articles}))
+
+
+def write_posts(path):
+  """Made-up posts with votes and labels."""
+  posts = [
+    f'{n % 3},{(n + 1) % 3},0,{n % 3},"post {n}, {"zork" if n % 3 < 2 else "tam"}"\n' for n in range(80)
+  ]
+  path.write_bytes(gzip.compress(('hate,offensive,neither,label,text\n' + ''.join(posts)).encode()))
 
 
 def write_mnist(folder):
