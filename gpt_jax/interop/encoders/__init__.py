@@ -1,0 +1,1 @@
+"""Pretrained encoders of pictures and sounds: our layers, the weights of transformers' folders."""

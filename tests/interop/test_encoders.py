@@ -1,0 +1,177 @@
+"""Encoders equal those of transformers: random weights of odd shapes, each family."""
+
+import jax
+import numpy as np
+import pytest
+
+from gpt_jax.interop.encoders import encoder, families, log_mel
+from tests import encoders, tiny_runs
+from tests.interop.test_interop import hf
+
+__all__ = ['hf']  # the fixture
+PICTURE = {
+  'hidden_size': 24,
+  'num_hidden_layers': 3,
+  'num_attention_heads': 3,
+  'intermediate_size': 40,
+  'image_size': 15,
+  'patch_size': 5,
+}
+SOUND = {
+  'd_model': 24,
+  'encoder_layers': 3,
+  'encoder_attention_heads': 3,
+  'encoder_ffn_dim': 40,
+  'num_mel_bins': 10,
+  'max_source_positions': 14,
+  'decoder_layers': 1,
+  'vocab_size': 30,
+  'decoder_start_token_id': 1,
+  'bos_token_id': 1,
+  'eos_token_id': 2,
+  'pad_token_id': 0,
+}
+OF_CLIP = PICTURE | {'hidden_act': 'quick_gelu'}
+# name: (config class, model class, settings)
+MODELS = {
+  'whisper': ('WhisperConfig', 'WhisperForConditionalGeneration', SOUND),
+  'vit': ('ViTConfig', 'ViTModel', PICTURE),
+  'vit_classifier': ('ViTConfig', 'ViTForImageClassification', PICTURE),
+  'clip': ('CLIPVisionConfig', 'CLIPVisionModel', OF_CLIP),
+  'clip_gelu': ('CLIPVisionConfig', 'CLIPVisionModel', PICTURE | {'hidden_act': 'gelu'}),
+  'siglip': ('SiglipVisionConfig', 'SiglipVisionModel', PICTURE),
+  'dinov2': ('Dinov2Config', 'Dinov2Model', PICTURE | {'mlp_ratio': 2}),
+  'dinov2_swiglu': ('Dinov2Config', 'Dinov2Model', PICTURE | {'use_swiglu_ffn': True}),
+}
+
+
+def randomize(model):
+  """Give every parameter random values, norms and layer scales too, so that a missing term shows."""
+  import torch
+
+  torch.manual_seed(0)
+  with torch.no_grad():
+    for name, p in model.named_parameters():
+      p.copy_(0.2 * torch.randn_like(p) + (1.0 if p.ndim == 1 and name.endswith('weight') else 0.0))
+  return model.eval()
+
+
+@pytest.fixture(scope='module', params=MODELS)
+def pair(request, hf, tmp_path_factory):
+  """(transformers' model, the folder that it wrote)."""
+  config_class, model_class, settings = MODELS[request.param]
+  model = randomize(getattr(hf, model_class)(getattr(hf, config_class)(**settings)))
+  folder = tmp_path_factory.mktemp(request.param)
+  model.save_pretrained(folder)
+  return model, folder
+
+
+def inputs_of(spec, rows=2):
+  """Random inputs: log-mel frames or pixels, in our layout."""
+  rng = np.random.default_rng(1)
+  if spec.modality == 'audio':
+    return rng.standard_normal((rows, 2 * spec.cfg.context, dict(spec.sizes)['M'])).astype(np.float32)
+  side = spec.grid[0] * spec.side
+  return rng.standard_normal((rows, side, side, 3)).astype(np.float32)
+
+
+def their_outputs(model, x):
+  """All hidden states and the last one of transformers."""
+  import torch
+
+  x = torch.tensor(np.moveaxis(x, -1, 1))
+  model = getattr(model, 'model', model)  # Whisper
+  model = getattr(model, 'encoder' if model.config.model_type == 'whisper' else 'vit', model)
+  with torch.no_grad():
+    out = model(x, output_hidden_states=True)
+  return [h.numpy() for h in out.hidden_states], out.last_hidden_state.numpy()
+
+
+def ours(folder, x, layer=0):
+  """The outputs of our encoder."""
+  from gpt_jax.tokenizers import base
+
+  spec = families.read_spec(base.read_json(folder / 'config.json', ''), layer)
+  return encoder.run(encoder.load(folder, spec), x)
+
+
+def test_outputs_equal_those_of_transformers(pair):
+  from gpt_jax.tokenizers import base
+
+  model, folder = pair
+  x = inputs_of(families.read_spec(base.read_json(folder / 'config.json', '')))
+  hidden, last = their_outputs(model, x)
+  actual = ours(folder, x)
+  assert actual.std() > 0.1
+  np.testing.assert_allclose(actual, last, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(ours(folder, x, 2), hidden[2], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('mels, seconds', [(80, 1), (128, 2)])
+def test_log_mel_equals_that_of_transformers(mels, seconds, hf):
+  rng = np.random.default_rng(0)
+  time = np.arange(seconds * log_mel.RATE - 777) / log_mel.RATE
+  wave = 0.3 * np.sin(2 * np.pi * 440 * time * (1 + time)) + 0.01 * rng.standard_normal(len(time))
+  extractor = hf.WhisperFeatureExtractor(feature_size=mels, chunk_length=seconds)
+  theirs = extractor(wave.astype(np.float32), sampling_rate=log_mel.RATE, return_tensors='np').input_features
+  padded = np.pad(wave, (0, 777)).astype(np.float32)
+  actual = log_mel.log_mel(padded[None], mels)
+  assert actual.shape == (1, 100 * seconds, mels)
+  np.testing.assert_allclose(actual[0].T, theirs[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_shorter_window_of_sound_uses_the_first_positions(tmp_path):
+  spec = families.read_spec(encoders.WHISPER)
+  loaded = encoder.load(encoders.write(tmp_path, encoders.WHISPER), spec)
+  x = np.random.default_rng(0).standard_normal((1, 20, 16)).astype(np.float32)
+  assert encoder.run(loaded, x).shape == (1, 10, 12)
+
+
+def test_the_names_of_older_files(tmp_path):
+  """ViT's files of before transformers 5, and a tower within another model."""
+  old = {
+    'vit.encoder.layer.3.attention.attention.query.weight': 'layers.3.attention.q_proj.weight',
+    'vit.encoder.layer.3.attention.attention.key.bias': 'layers.3.attention.k_proj.bias',
+    'vit.encoder.layer.3.attention.attention.value.bias': 'layers.3.attention.v_proj.bias',
+    'vit.encoder.layer.3.attention.output.dense.weight': 'layers.3.attention.o_proj.weight',
+    'vit.encoder.layer.3.intermediate.dense.weight': 'layers.3.mlp.fc1.weight',
+    'vit.encoder.layer.3.output.dense.bias': 'layers.3.mlp.fc2.bias',
+    'vit.embeddings.patch_embeddings.projection.weight': 'embeddings.patch_embeddings.projection.weight',
+  }
+  names = families.rename(families.VIT, [*old, 'classifier.weight'])
+  assert names == {new: name for name, new in old.items()}
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'model_type': 'wav2vec2'}, "model_type='wav2vec2' is not a known encoder"),
+    ({'activation_function': 'gelu_10'}, "the activation 'gelu_10'"),
+    ({'scale_embedding': True}, 'scale_embedding=true'),
+    ({'encoder_layers': None}, 'encoder_layers'),
+  ],
+)
+def test_configs_that_no_encoder_here_has(changes, words):
+  settings = {key: value for key, value in (encoders.WHISPER | changes).items() if value is not None}
+  with pytest.raises(ValueError) as error:
+    families.read_spec(settings)
+  tiny_runs.assert_two_lines(error.value, words)
+
+
+def test_weights_of_another_shape_are_errors(tmp_path):
+  folder = encoders.write(tmp_path, encoders.WHISPER)
+  for changes, words in (
+    ({'encoder_ffn_dim': 24}, 'by config.json'),
+    ({'encoder_layers': 3}, 'no tensor layers.2'),
+  ):
+    with pytest.raises(ValueError) as error:
+      encoder.load(folder, families.read_spec(encoders.WHISPER | changes))
+    tiny_runs.assert_two_lines(error.value, words)
+
+
+def test_every_parameter_of_every_family_has_a_row():
+  for config in (encoders.WHISPER, encoders.CLIP):
+    spec = families.read_spec(config)
+    paths = {path for path, _ in encoder.param_trees.named_params(encoder.Encoder(spec))}
+    assert paths == set(families.tensor_rows(spec))
+    assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(encoder.Encoder(spec)))
