@@ -23,7 +23,7 @@ from gpt_jax.runs import plugins, reading, run_folder
 from gpt_jax.runs.loggers import LogConfig
 from gpt_jax.sample import SampleConfig
 from gpt_jax.sharding import MeshConfig
-from gpt_jax.tokenizers import AudioConfig, ImageConfig, TokenizerConfig
+from gpt_jax.tokenizers import AudioConfig, EncoderConfig, ImageConfig, TokenizerConfig
 from gpt_jax.train import TrainConfig
 from gpt_jax.training.checkpoint import CheckpointConfig
 from gpt_jax.training.privacy.settings import PrivacyConfig
@@ -38,6 +38,7 @@ class Config:
   tokenizer: TokenizerConfig = TokenizerConfig()
   image: ImageConfig = ImageConfig()
   audio: AudioConfig = AudioConfig()
+  encoder: EncoderConfig = EncoderConfig()
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   loss: LossConfig = LossConfig()
   preference: PreferenceConfig = PreferenceConfig()

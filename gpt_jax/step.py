@@ -107,7 +107,7 @@ def loss_fn(model, batch, weight, hyper, key, probe_BTD=None, restrict=None, pla
   """Return (part of the objective, metrics, nats_BT) of one micro-batch.
 
   batch: token_ids_BT, target_ids_BT (int32), loss_mask_BT (float32) and, where the data have them, the
-  arguments of gpt.GPT.trunk: segment_ids_BT, positions_BT (or _BT3), prefix_BT, patches_BTA, frames_BTM.
+  arguments of gpt.GPT.trunk: segment_ids_BT, positions_BT (or _BT3), prefix_BT, patches_BTA, ...
   weight: the normalizer of the whole step, from Objective.weigh. probe_BTD: added to the last hidden state.
   restrict: logits_BTV -> logits_BTV, for a softmax over fewer ids. places: an upper bound on the targets of a
   row, to compute few other logits (nats_BT is 0 there); None = all. Not with `restrict`.

@@ -39,11 +39,14 @@ MAY_IMPORT = {
   'sharding': '',
   'cluster.batches': 'sharding',
   'model': 'sharding',
+  'interop.tensors': '',
+  'interop.weight_files': 'interop.tensors model',
+  'interop.encoders': 'interop.tensors interop.weight_files model',
   'losses': 'model',
   'optimizers': '',
   'optim': 'optimizers',
-  'tokenizers': 'losses model',
-  'data': 'tokenizers',
+  'tokenizers': 'interop.encoders losses model',
+  'data': 'model tokenizers',
   'training.loss_guard': '',
   'step': 'losses model optim sharding training.loss_guard',
   'sampling.samplers': '',
@@ -79,7 +82,8 @@ MAY_IMPORT = {
   'reports.study_tables runs',
   'ablation.execute': 'ablation cluster.batches config jobs reports.study_report runs sharding step '
   'train training',
-  'interop': 'cluster config evaluation.trained model runs sample sharding step tokenizers train training',
+  'interop': 'cluster config evaluation.trained interop.tensors interop.weight_files model runs sample '
+  'sharding step tokenizers train training',
   'reports.compare': 'ablation cluster.batches config data evaluation evaluation.trained losses model '
   'reports training',
   'workbench': '',
@@ -94,7 +98,7 @@ MAY_IMPORT = {
 
 # Library -> the groups that may import it. jax and numpy may be imported everywhere.
 LIBRARIES = {
-  'flax': ['model', 'tokenizers.learned', 'training.probes', 'training.trees'],
+  'flax': ['interop.encoders', 'model', 'tokenizers.learned', 'training.probes', 'training.trees'],
   'optax': ['evaluation.judges', 'optim', 'optimizers'],
   'orbax': ['training.checkpoint', 'training.checkpoint_writer'],
   'grain': ['data'],

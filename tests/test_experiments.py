@@ -21,7 +21,7 @@ from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model import costs
 from gpt_jax.runs import run_folder
 from gpt_jax.tokenizers import Tokenizers
-from tests import command_line, data_helpers, tiny_runs
+from tests import command_line, data_helpers, encoders, tiny_runs
 
 FILES = sorted(
   path for path in (command_line.ROOT / 'experiments').rglob('*.py') if path.parent.name != 'ablations'
@@ -104,6 +104,7 @@ def corpora(tmp_path_factory):
   (folder / 'instruct_small/instruction-data-with-preference.json').write_text(json.dumps(pairs))
   write_recordings(folder / 'fsdd/recordings.zip')
   write_emoji(folder / 'noto_emoji')
+  encoders.write(folder / 'whisper-base', encoders.WHISPER)
   data_helpers.write_classes(folder / 'shapes')
   (folder / 'book.txt').write_text(words * 40)
   rows = [f'What is {n} plus one?,{n + 1}\n' for n in range(40)]

@@ -90,6 +90,7 @@ def sample_flags():
   flags.DEFINE_string('prompt', '', 'text to continue, or to turn into an image or a sound')
   flags.DEFINE_multi_string('image', [], 'image file of the prompt; may be repeated')
   flags.DEFINE_multi_string('audio', [], 'sound file of the prompt; may be repeated')
+  flags.DEFINE_multi_string('vectors', [], '.npy file of vectors of the prompt; may be repeated')
   flags.DEFINE_string('source', '', 'source of data.mixture whose template to use, where several fit')
   flags.DEFINE_multi_string('stop', [], 'end a text before this string; may be repeated')
   flags.DEFINE_enum('to', 'text', list(END_MARKERS), 'what to generate; any: text with images and sounds')
@@ -118,7 +119,7 @@ def sample(argv):
   overrides = sampling_overrides()
   cfg, notes = validate.override(run.cfg.sample, **overrides), collections.Counter()
   prompt = prompts.build_prompt(
-    run, FLAGS.prompt, FLAGS.image, FLAGS.audio, to, cfg.begin, FLAGS.source, notes
+    run, FLAGS.prompt, FLAGS.image, FLAGS.audio, to, cfg.begin, FLAGS.source, notes, FLAGS.vectors
   )
   for note, count in notes.items():
     print_once(f'{count} {note}')
@@ -139,7 +140,7 @@ def sample(argv):
   for i, (text, scores) in enumerate(group if is_primary() else ()):
     say(output_files.format_sample(i, len(group), FLAGS.log_probs, scores, cfg, prefix + text))
     if FLAGS.out:
-      media = {name: FLAGS[name].value for name in ('image', 'audio') if FLAGS[name].value}
+      media = {name: FLAGS[name].value for name in ('image', 'audio', 'vectors') if FLAGS[name].value}
       output_files.append_sample(FLAGS.out, FLAGS.prompt, media, text, scores, cfg.seed)
   return 0
 

@@ -37,15 +37,16 @@ def modalities(text: str) -> set[str]:
   return {CHANGES[name][0] for name in parse(text)}
 
 
-def copies(source, number: int, pieces: list[Piece], rate: int = 0, seconds: float = 60.0):
+def copies(source, number: int, pieces: list[Piece], forms: dict[str, tuple]):
   """Yield the changed copies of training record `number`, whose media are decoded.
 
-  rate: sample rate of its sounds, which are cut off after `seconds`.
+  forms: of documents.media_forms: sample rates of sounds, and seconds after which they are cut off.
   """
   for copy in range(source.copies):
     rng, changed = np.random.default_rng([number, copy]), []
     for piece in pieces:
       modality = MODALITY.get(piece.kind)
+      rate, seconds = forms[piece.kind] if modality == 'audio' else (0, 0.0)
       value = change(piece.value, modality, source.augment, rng, rate)
       changed.append(Piece(piece.kind, value[: int(seconds * rate)] if modality == 'audio' else value))
     yield changed

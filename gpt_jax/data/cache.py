@@ -5,8 +5,8 @@ media decoders, so a change of any of them makes a new cache. A cache is a JSON 
 it with its stem:
   .ids          [tokens] uint16 or uint32
   .offsets      [documents] int64, the first token of each document
-  .patches, .frames        [places, width] float16, continuous features in the order of the stream
-  .patches_at, .frames_at  [places] int64, the places of the features in the stream
+  .frames      [places, width] float16, continuous features in the order of the stream; as .patches, .vectors
+  .frames_at   [places] int64, the places of the features in the stream
   .targets      [tokens] uint8, of conversations: 1 for what the assistant wrote
   .media_hashes [images and sounds] uint64, hashes that show what splits share; no augmented copies
 The JSON file is written last and holds a sha256 of each of the others, compared when a process opens them.
@@ -32,7 +32,7 @@ from gpt_jax.data.decoders import DECODERS
 from gpt_jax.data.documents import check_pieces, check_tokenizers, decode_media, encode_batch, media_forms
 from gpt_jax.data.files import NpyWriter
 from gpt_jax.data.mixture import DataConfig, SourceSplit, open_split
-from gpt_jax.data.row_fields import PLACES
+from gpt_jax.model.continuous import KINDS
 from gpt_jax.runs import digests, records
 from gpt_jax.runs.reading import check_types, reading
 from gpt_jax.tokenizers.chat_template import ChatTemplate
@@ -148,7 +148,7 @@ def read_cache(path: Path, full: bool = True) -> TokenCache:
       digests.digest_files(path.parent, full, files),
     )
     arrays = {name: np.load(path.parent / file, mmap_mode='r') for file, name in files.items()}
-    features = {kind: (arrays[kind], arrays[f'{kind}_at']) for kind in PLACES if kind in arrays}
+    features = {kind: (arrays[kind], arrays[f'{kind}_at']) for kind in KINDS if kind in arrays}
     return TokenCache(
       path,
       arrays['ids'],
@@ -207,7 +207,7 @@ def _write(
       ids = np.append(ids, np.asarray(ending, dtype)) if item.is_last else ids
       write('ids', ids)
       for kind, rows in item.features.items():
-        place = tokenizers.vocabulary.special(PLACES[kind])
+        place = tokenizers.vocabulary.special(KINDS[kind].place)
         write(kind, rows.astype(np.float16))
         write(f'{kind}_at', np.flatnonzero(ids == place) + tokens)
       if item.targets is not None:
@@ -244,7 +244,7 @@ def _encode_documents(part: SourceSplit, tokenizers, bad_records: BadRecords, so
 
   source: the source whose augmented copies are added, or None.
   """
-  sound = media_forms(tokenizers).get('audio', ())
+  forms = media_forms(tokenizers)
 
   def read(item):
     where, pieces = item[1]
@@ -262,7 +262,7 @@ def _encode_documents(part: SourceSplit, tokenizers, bad_records: BadRecords, so
     for (number, _), pieces in bad_records.readable(checked(), read):
       yield pieces, tuple(hash_of(p.value) for p in pieces if p.kind in templates.MODALITY)
       if source is not None:
-        for copy in augment.copies(source, number, pieces, *sound):
+        for copy in augment.copies(source, number, pieces, forms):
           yield copy, ()
 
   def weigh(document):
@@ -276,7 +276,7 @@ def _encode_documents(part: SourceSplit, tokenizers, bad_records: BadRecords, so
       kinds = [templates.MODALITY.get(piece.kind) for piece in pieces]
       media = {'images': kinds.count('image'), 'sounds': kinds.count('audio')}
       size = sum(len(piece.value.encode()) for piece in pieces if piece.kind == 'text')
-      features = {kind: getattr(document, kind) for kind in templates.CONTINUOUS}
+      features = {kind: getattr(document, kind) for kind in KINDS}
       features = {kind: rows for kind, rows in features.items() if rows is not None}
       targets = document.targets
       yield _Item(document.ids, size, features=features, media=media, targets=targets, hashes=hashes)

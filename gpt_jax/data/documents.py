@@ -1,9 +1,9 @@
 """Documents as token ids: text, image and audio codes, and placeholders of continuous features.
 
-A document is a list of pieces, and its ids are those of the pieces in order: text ids; boi, codes,
-eoi; boa, codes, eoa; sep for the arrow. An image or sound that is input only has `patch` or `frame` in
-place of each code, and features beside the ids. Before a condition stands bos, if an imported tokenizer
-begins texts so. The token cache adds eos.
+A document is a list of pieces, and its ids are those of the pieces in order: text ids; boi, codes, eoi;
+boa, codes, eoa; sep for the arrow. An image or sound that is input only has `patch` or `frame` in place of
+each code, and features beside the ids; vectors have `vector`, and no borders. Before a condition stands
+bos, if an imported tokenizer begins texts so. The token cache adds eos.
 
 A conversation is one chat piece and the media of its messages, which its chat template puts in their places.
 
@@ -11,22 +11,24 @@ Letters: T tokens of a document, P positions of an item, Y X A rows, columns and
 image, N samples.
 """
 
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from gpt_jax.data import augment, media_io, templates
+from gpt_jax.data import augment, media_io, templates, vectors
 from gpt_jax.data.bad_records import BadRecords
 from gpt_jax.data.mixture import DataConfig, open_split, source_names
 from gpt_jax.data.splits import SPLITS
 from gpt_jax.data.templates import MODALITY, Piece, Samples
+from gpt_jax.model.continuous import KINDS
 from gpt_jax.tokenizers import chat_template
 from gpt_jax.tokenizers.chat_template import ChatTemplate, Rendering
 
-PLURALS = {'image': 'images', 'audio': 'sounds'}
-MARKERS = {'image': ('boi', 'eoi', 'patch'), 'audio': ('boa', 'eoa', 'frame')}
+PLURALS = {'image': 'images', 'audio': 'sounds', 'vectors': 'vectors'}
+MARKERS = {'image': ('boi', 'eoi', 'patch'), 'audio': ('boa', 'eoa', 'frame')}  # vectors have no borders
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Encoded:
   ids: np.ndarray  # int32 [T]
   patches: np.ndarray | None = None  # float32 [places, features], in the order of the patch ids
   frames: np.ndarray | None = None  # the same for the frame ids
+  vectors: np.ndarray | None = None  # the same for the vector ids
   targets: np.ndarray | None = None  # uint8 [T] of a conversation: 1 for what the assistant wrote
 
 
@@ -53,7 +56,7 @@ def decode_media(tokenizers, pieces: list[Piece], where: str = '', notes=None) -
   forms, decoded = media_forms(tokenizers), []
   for piece in pieces:
     if modality := MODALITY.get(piece.kind):
-      value, note = _decode(modality, piece.value, forms[modality], where)
+      value, note = _decode(modality, piece.value, forms[piece.kind], where)
       piece = Piece(piece.kind, value)
       if note and notes is not None:
         notes.update(f'{PLURALS[modality]} {part}' for part in note.split(', '))
@@ -86,16 +89,24 @@ def check_places(rendering: Rendering, pieces: list[Piece], where: str) -> None:
 
 
 def media_forms(tokenizers) -> dict[str, tuple]:
-  """Return what media are converted to: (Y, X, A) of images, (rate in Hz, most seconds) of sounds."""
+  """Return what each kind of piece is converted to, as far as the tokenizers know it.
+
+  (Y, X, A) of images, (rate in Hz, most seconds) of sounds, (numbers of one,) of vectors.
+  """
   image, audio = tokenizers.image, tokenizers.audio
-  forms = {'image': tuple(image.shape)} if image else {}
+  forms = {}
+  if image:
+    forms |= dict.fromkeys(('image', 'patches'), tuple(image.shape))
   if audio:
-    forms['audio'] = (audio.sample_rate, audio.max_positions / audio.codes_per_second)
-  return forms
+    form = (audio.sample_rate, audio.max_positions / audio.codes_per_second)
+    forms |= dict.fromkeys(('audio', 'frames'), form)
+  return forms | {kind: tuple(reader.form) for kind, reader in tokenizers.readers.items()}
 
 
 def _decode(modality: str, value, form: tuple, where: str) -> tuple[np.ndarray, str]:
   """Return (array, note of conversions) of raw media."""
+  if modality == 'vectors':
+    return vectors.read_vectors(value, form[0], where), ''
   if modality == 'image':
     return media_io.read_image(value, form, where)
   value, rate = value if isinstance(value, Samples) else (value, 0)
@@ -147,7 +158,7 @@ def _assemble_chat(tokenizers, pieces: list[Piece], encoded: dict[str, Iterator]
 def _assemble(tokenizers, pieces: list[Piece], encoded: dict[str, Iterator]) -> Encoded:
   """Build one document from the next encoded items of each kind."""
   special = tokenizers.vocabulary.special
-  ids, features = [], {kind: [] for kind in templates.CONTINUOUS}
+  ids, features = [], {kind: [] for kind in KINDS}
   if any(piece.kind == 'arrow' for piece in pieces) and tokenizers.start == 'bos':
     ids.append([special('bos')])
   for piece in pieces:
@@ -158,11 +169,13 @@ def _assemble(tokenizers, pieces: list[Piece], encoded: dict[str, Iterator]) -> 
     if piece.kind == 'text':
       ids.append(content)
       continue
-    begin, end, place = map(special, MARKERS[MODALITY[piece.kind]])
     if piece.kind in features:
       features[piece.kind].append(np.asarray(content, np.float32))
-      content = np.full(len(content), place, np.int32)
-    ids.append(np.concatenate([[begin], content, [end]]))
+      content = np.full(len(content), special(KINDS[piece.kind].place), np.int32)
+    if (modality := MODALITY[piece.kind]) in MARKERS:
+      begin, end, _ = map(special, MARKERS[modality])
+      content = np.concatenate([[begin], content, [end]])
+    ids.append(content)
   features = {kind: np.concatenate(rows) for kind, rows in features.items() if rows}
   ids = [np.asarray(part, np.int32) for part in ids] or [np.zeros(0, np.int32)]
   return Encoded(np.concatenate(ids), **features)
@@ -173,19 +186,20 @@ def needed_specials(template: str, tokenizers) -> set[str]:
   if templates.is_chat(template):
     return set() if tokenizers.text.chat_template else {*chat_template.SPECIALS}
   has_arrow = any(kind == 'arrow' for kind, _ in templates.parse(template))
-  markers = {name for modality in _media_of_template(template) for name in MARKERS[modality]}
+  modalities = {MODALITY[kind] for kind in _media_of_template(template)}
+  markers = {name for modality in modalities for name in MARKERS.get(modality, ('vector',))}
   return {'eos', *(['sep'] if has_arrow else ()), *markers}
 
 
 def _media_of_template(template):
-  """Return the modalities that a template names; those of parts are known only by their records."""
-  return {MODALITY[kind] for kind, _ in templates.parse(template) if kind in MODALITY}
+  """Return the kinds of media that a template names; those of parts are known only by their records."""
+  return {kind for kind, _ in templates.parse(template) if kind in MODALITY}
 
 
 def check_tokenizers(tokenizers, template: str, name: str) -> None:
   """Raise ValueError unless the tokenizers can encode documents of this template."""
   wanted = sorted(_media_of_template(template))
-  if lacking := [modality for modality in wanted if getattr(tokenizers, modality) is None]:
+  if lacking := [MODALITY[kind] for kind in wanted if tokenizers.reader(kind) is None]:
     raise ValueError(
       f'data.mixture.{name}.template={template!r} needs {lacking[0]} tokens, which the model does not '
       f'have\nfix: set {lacking[0]}.kind in the config, or use another template'
@@ -202,7 +216,7 @@ def check_pieces(tokenizers, pieces: list[Piece], where: str) -> None:
   """Raise ValueError if a list of parts holds media that the tokenizers cannot encode."""
   for piece in pieces:
     modality = MODALITY.get(piece.kind)
-    if modality and getattr(tokenizers, modality) is None:
+    if modality and tokenizers.reader(piece.kind) is None:
       raise ValueError(
         f'{where} needs {modality} tokens, which the model does not have\n'
         f'fix: set {modality}.kind in the config, or leave the record out'
@@ -247,8 +261,7 @@ def _load_media(cfg, modality, split, form) -> Iterator[np.ndarray]:
       empty = False
       yield array
       if split == 'train':
-        sound = form if modality == 'audio' else ()
-        for [copy] in augment.copies(source, number, [Piece(modality, array)], *sound):
+        for [copy] in augment.copies(source, number, [Piece(modality, array)], {modality: form}):
           yield copy.value
     bad_records.report()
   if empty:
@@ -284,12 +297,16 @@ def _to_ids(tokenizers, modality, items):
   return [tokenizers.encode_codes(modality, codes) for codes in getattr(tokenizers, modality).encode(items)]
 
 
-# Encoders of all items of a kind: text and codes become ids, patches and frames become features.
+def _to_features(kind, tokenizers, items):
+  """Return the features [N, width] of each item."""
+  return tokenizers.reader(kind).features(np.stack(items) if MODALITY[kind] == 'image' else items)
+
+
+# Encoders of all items of a kind: text and codes become ids, the rows of KINDS become features.
 ENCODERS = {
   'text': lambda tokenizers, texts: tokenizers.text.encode_batch(texts),
   'chat': _encode_chats,
   'image': lambda tokenizers, images: _to_ids(tokenizers, 'image', np.stack(images)),
   'audio': lambda tokenizers, waves: _to_ids(tokenizers, 'audio', waves),
-  'patches': lambda tokenizers, images: tokenizers.image.features(np.stack(images)),
-  'frames': lambda tokenizers, waves: tokenizers.audio.features(waves),
+  **{kind: functools.partial(_to_features, kind) for kind in KINDS},
 }

@@ -22,6 +22,7 @@ from gpt_jax.data.packing import PACKING
 from gpt_jax.data.sources import Source
 from gpt_jax.data.splits import SPLITS, selection
 from gpt_jax.data.templates import Piece
+from gpt_jax.model.continuous import KINDS
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,9 @@ class DataConfig:
 
   @property
   def features(self) -> tuple[str, ...]:
-    """The continuous inputs that documents may have: 'patches', 'frames'."""
+    """The continuous inputs that documents may have: rows of KINDS."""
     used = {kind for template in self._templates() for kind, _ in templates.parse(template)}
-    return tuple(kind for kind in templates.CONTINUOUS if kind in used)
+    return tuple(kind for kind in KINDS if kind in used)
 
 
 @dataclass(frozen=True)

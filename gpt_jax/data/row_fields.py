@@ -4,10 +4,10 @@ They follow from the ids by the `Layout` of the tokenizers. Only targets carry l
 condition each token but sep is `null` and features are 0, which trains both models of classifier-free
 guidance (Ho and Salimans 2022, arXiv:2207.12598).
 
-Letters: B rows, T inputs of a row, W = T + 1 tokens of a row, A and M features of a patch and of a
-frame. Batches gain positions_BT3 int32 where the vocabulary has images (time, row, column),
-prefix_BT bool with `prefix` (the condition, sep included), patches_BTA and frames_BTM float32 where
-a template has them (0 elsewhere).
+Letters: B rows, T inputs of a row, W = T + 1 tokens of a row, A numbers of a feature. Batches gain
+positions_BT3 int32 where the vocabulary has images (time, row, column), prefix_BT bool with `prefix` (the
+condition, sep included), and continuous inputs such as frames_BTM float32 where a template has them (0
+elsewhere).
 """
 
 from dataclasses import dataclass, replace
@@ -15,10 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gpt_jax.data import templates
+from gpt_jax.model.continuous import KINDS
 from gpt_jax.tokenizers.layout import Layout
-
-KEYS = {'patches': 'patches_BTA', 'frames': 'frames_BTM'}
-PLACES = {'patches': 'patch', 'frames': 'frame'}  # the special that marks the place of a feature
 
 
 @dataclass(frozen=True)
@@ -28,14 +26,14 @@ class RowFields:
   layout: Layout | None = None  # None: documents are one text each, without more arrays
   prefix: bool = False
   dropout: float = 0.0  # share of conditions that are dropped
-  features: tuple[tuple[str, int], ...] = ()  # (patches or frames, width)
+  features: tuple[tuple[str, int], ...] = ()  # (a row of KINDS, width)
   predict_start: bool = False  # loss on a start marker after sep: targets of several kinds
 
   @classmethod
   def of(cls, cfg, tokenizers) -> 'RowFields':
     """Return the fields of the rows of a DataConfig and the tokenizers of a run."""
-    image, audio = getattr(tokenizers, 'image', None), getattr(tokenizers, 'audio', None)
-    if cfg.has_only_text and image is None:
+    has_images = getattr(tokenizers, 'image', None) or 'patches' in getattr(tokenizers, 'readers', ())
+    if cfg.has_only_text and not has_images:
       return cls()
     known = dict(tokenizers.vocabulary.specials)
     if cfg.condition_dropout and 'null' not in known:
@@ -43,13 +41,12 @@ class RowFields:
         f'data.condition_dropout={cfg.condition_dropout}, but the vocabulary has no null\n'
         'fix: set data.condition_dropout=0.0, or use tokenizers built with specials=SPECIALS'
       )
-    by_kind = {'patches': image, 'frames': audio}
-    if lacking := [kind for kind in cfg.features if by_kind[kind] is None]:
+    if lacking := [kind for kind in cfg.features if tokenizers.reader(kind) is None]:
       raise ValueError(
         f'a template asks for {lacking[0]}, but the model has no tokenizer that makes them\n'
-        'fix: set image.kind for patches, audio.kind for frames'
+        'fix: set image.kind or encoder.image for patches, audio.kind or encoder.audio for frames'
       )
-    features = tuple((kind, int(by_kind[kind].feature_width)) for kind in cfg.features)
+    features = tuple((kind, int(tokenizers.reader(kind).feature_width)) for kind in cfg.features)
     return cls(Layout.of(tokenizers), cfg.prefix, cfg.condition_dropout, features)
 
   def of_template(self, template: str) -> 'RowFields':
@@ -98,12 +95,12 @@ class RowFields:
     if self.prefix:
       arrays['prefix_BT'] = np.ascontiguousarray(condition_BW[:, :-1])
     for kind, width in self.features:
-      at_BT = arrays['token_ids_BT'] == getattr(layout, PLACES[kind])
+      at_BT = arrays['token_ids_BT'] == getattr(layout, KINDS[kind].place)
       rows_BTA = np.zeros((*at_BT.shape, width), np.float32)
       if at_BT.any():
         features, places = cache.features[kind]
         rows_BTA[at_BT] = features[np.searchsorted(places, place_BW[:, :-1][at_BT])]
-      arrays[KEYS[kind]] = rows_BTA
+      arrays[KINDS[kind].argument] = rows_BTA
     return arrays
 
 

@@ -1,10 +1,10 @@
 """Templates that make documents of records, such as '{image:image} -> {name}'.
 
-`{name}` is text; `{x:image}` and `{x:audio}` become tokens; `{x:patches}` and `{x:frames}` are
-continuous features of images and sounds, for input only; `{x:parts}` is a list of {"text": ..},
-{"image": ..} and {"audio": ..}; `{x:chat}` is a list of messages with a role and a content, of which the
-assistant's are learned. ' -> ' separates a condition from its target. `{a.b.0}` looks up
-nested records and lists, `{a.*}` joins a list of texts by spaces, `{{` and `}}` are braces.
+`{name}` is text; `{x:image}` and `{x:audio}` become tokens; `{x:patches}` and `{x:frames}` are continuous
+features of images and sounds, and `{x:vectors}` numbers [N, W] of any kind, for input only; `{x:parts}` is
+a list of {"text": ..}, {"image": ..} and {"audio": ..}; `{x:chat}` is a list of messages with a role and a
+content, of which the assistant's are learned. ' -> ' separates a condition from its target. `{a.b.0}` looks
+up nested records and lists, `{a.*}` joins a list of texts by spaces, `{{` and `}}` are braces.
 `{choices[gold]}` is the item of the list `choices` that the field `gold` numbers, from 0 or as a letter
 from A; in `{choices.text[gold]}` a list `choices.label` holds the labels that `gold` may have: task choose
 scores the others in its place. `{text:cloze}` at the end is a text whose last word task cloze scores. No
@@ -21,19 +21,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt_jax.data.record_fields import CHOICE, as_text, lookup, short
+from gpt_jax.model.continuous import KINDS
 from gpt_jax.tokenizers import chat_template
 
 ARROW = ' -> '
-MODALITY = {'image': 'image', 'audio': 'audio', 'patches': 'image', 'frames': 'audio'}  # of a field
-CONTINUOUS = ('patches', 'frames')
+MODALITY = {'image': 'image', 'audio': 'audio'} | {name: kind.modality for name, kind in KINDS.items()}
 ROLES = {'human': 'user', 'gpt': 'assistant', 'function': 'tool'}  # of ShareGPT
 CHAT_ROLES = ('system', 'user', 'assistant', 'tool')
 MESSAGE_KEYS = {'from': 'role', 'value': 'content'}  # of ShareGPT
 PARTS = ('text', 'image', 'audio')  # what the objects of a list of parts hold
 CLOZE = ':cloze}'
 FIX = (
-  'fix: write {field} for text, {field:image}, {field:audio}, {field:patches}, {field:frames} or '
-  '{field:parts} for media, {field:chat} for messages, '
+  'fix: write {field} for text, {field:image}, {field:audio}, {field:patches}, {field:frames}, '
+  '{field:vectors} or {field:parts} for media, {field:chat} for messages, '
   '{a.b} inside a record, {options[index]} for the right one of several, '
   '{{ and }} for braces'
 )
@@ -50,7 +50,7 @@ class Samples(NamedTuple):
 class Piece:
   """A part of a document."""
 
-  kind: str  # text, image, audio, patches, frames, arrow, or chat, which media in its messages follow
+  kind: str  # text, image, audio, a row of KINDS, arrow, or chat, which media in its messages follow
   # A string; messages as JSON, or their Rendering; or media as a path, encoded bytes, an array or Samples
   value: Any = ''
 
@@ -91,10 +91,11 @@ def _check_sides(template: str, slots: list[tuple[str, str]]) -> None:
       "fix: write ' -> ' at most once, between a condition and its target"
     )
   for kind, field in sides[1] if len(sides) == 2 else ():
-    if kind in CONTINUOUS:
+    if kind in KINDS:
+      others = '' if MODALITY[kind] == kind else f', or write {{{field}:{MODALITY[kind]}}}'
       raise ValueError(
         f'template={template!r} asks for {field!r} as {kind}, which can be read but not made\n'
-        f"fix: put it before ' -> ', or write {{{field}:{MODALITY[kind]}}}"
+        f"fix: put it before ' -> '{others}"
       )
   if any(kind == 'chat' for kind, _ in slots) and len(slots) > 1:
     raise ValueError(
@@ -183,7 +184,7 @@ def fields_of(field: str) -> tuple[str, ...]:
 
 
 def modalities(template: str) -> set[str]:
-  """Return the modalities, of 'image' and 'audio', that documents may hold."""
+  """Return the modalities, of 'image', 'audio' and 'vectors', that documents may hold."""
   kinds = {kind for kind, _ in parse(template)}
   parts = {'image', 'audio'} if kinds & {'parts', 'chat'} else set()
   return {MODALITY[kind] for kind in kinds if kind in MODALITY} | parts

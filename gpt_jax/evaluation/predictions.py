@@ -130,8 +130,10 @@ def media_files(subject, example, generated):
   for side, pieces in (('input', example.condition), ('target', example.target)):
     for kinds, read in ((common.IMAGES, common.images_of), (common.SOUNDS, common.waves_of)):
       if common.has_kind(pieces, kinds):
-        [value] = read(subject, [example._replace(condition=pieces, target=[])])
-        suffix, content = encode_media(value, rate)
+        alone = [example._replace(condition=pieces, target=[])]
+        [value] = read(subject, alone)
+        own_rate = common.rate_of(subject, alone) if kinds is common.SOUNDS else 0
+        suffix, content = encode_media(value, own_rate)
         yield f'_{side}{suffix}', content
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from gpt_jax import data
 from gpt_jax.cluster.batches import data_shard, to_devices
 from gpt_jax.cluster.processes import fetch
-from gpt_jax.data.row_fields import PLACES
 from gpt_jax.losses import token_losses
 from gpt_jax.model import gpt, param_trees
+from gpt_jax.model.continuous import KINDS
 from gpt_jax.model.kernels import target_places
 from gpt_jax.runs.progress import Progress
 from gpt_jax.sampling import prompt_batch, prompts
@@ -183,7 +183,7 @@ def document_rows(ids, encoded, rows, length, row_fields):
   features = {}
   for kind, width in row_fields.features:
     values = [getattr(e, kind) for e in encoded if getattr(e, kind) is not None]
-    places = np.flatnonzero(ids_BW.ravel() == getattr(row_fields.layout, PLACES[kind]))
+    places = np.flatnonzero(ids_BW.ravel() == getattr(row_fields.layout, KINDS[kind].place))
     features[kind] = np.concatenate([np.zeros((0, width), np.float32), *values]), places
   places_BW, nothing_BW = np.arange(ids_BW.size).reshape(ids_BW.shape), np.zeros_like(ids_BW, bool)
   targets_BW = np.zeros(ids_BW.shape, np.uint8)

@@ -16,7 +16,7 @@ from gpt_jax.evaluation import label_judge, likelihood
 from gpt_jax.evaluation.subject import Subject
 from gpt_jax.jobs.base import trains_gpt
 from gpt_jax.losses import bits
-from gpt_jax.model import gpt
+from gpt_jax.model import continuous, gpt
 from gpt_jax.runs import run_folder
 from gpt_jax.runs.reading import reading
 from gpt_jax.sampling import completions, validate
@@ -175,11 +175,9 @@ def load(workdir, step=None):
     )
   extra = checkpoints.read_extra(step, {'vocab': int, 'widths': [int], 'tokenizer': {str: str}})
   with reading(f'{workdir}/checkpoints/{step}/extra', 'what a run keeps', 'copy a good one back'):
-    vocab, (patch_values, frame_values) = extra['vocab'], extra['widths']
+    sizes = {'vocab': extra['vocab'], **continuous.settings(extra['widths'])}
     files = unpack_files(extra['tokenizer'])
-  model_cfg = dataclasses.replace(
-    cfg.model, vocab=vocab, patch_values=patch_values, frame_values=frame_values
-  ).resolved()
+  model_cfg = dataclasses.replace(cfg.model, **sizes).resolved()
   try:
     mesh = make_mesh(dataclasses.replace(cfg.mesh, replica=1))
   except ValueError:  # the run had another number of devices

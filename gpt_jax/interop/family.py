@@ -206,7 +206,7 @@ FIXED = {'quantization_config': (None, 'the weights are quantized')}  # of every
 # All other fields of ModelConfig must compute the same after an export and an import. These change no logit,
 # or belong to modalities, which no family has, or make RoPE's frequencies, which are compared. A capacity
 # drops tokens only in training and evaluation: sampling ignores it, as every family does.
-FREE = {'vocab_multiple', 'patch_values', 'frame_values', 'init_projections', 'init_std', 'dropout'}
-FREE |= {'attention_dropout', 'capacity_factor', 'mup_base'}
+FREE = {'vocab_multiple', 'patch_values', 'frame_values', 'vector_values', 'projector', 'projector_parts'}
+FREE |= {'init_projections', 'init_std', 'dropout', 'attention_dropout', 'capacity_factor', 'mup_base'}
 FREE |= {'kernel', 'unroll', 'remat', 'dtype', 'param_dtype'}
 FREE |= {f.name for f in dataclasses.fields(ModelConfig) if f.name.startswith('rope_')}

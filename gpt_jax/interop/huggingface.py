@@ -35,7 +35,7 @@ from gpt_jax.interop import (
   tokenizer_files,
   weight_files,
 )
-from gpt_jax.model import costs, gpt, param_trees
+from gpt_jax.model import continuous, costs, gpt, param_trees
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.runs import ancestry, plugins, records, run_folder
 from gpt_jax.runs.loggers import say
@@ -208,6 +208,11 @@ def export_model(model_config, model, toks, out, family=None, sample=None, write
   generation_config.json, or None. write_card: (model_type, class of transformers) -> text of README.md, or
   None. Raises ValueError listing what no family has.
   """
+  if read := [name for name, kind in continuous.KINDS.items() if getattr(model.cfg, kind.setting)]:
+    raise ValueError(
+      f'the model reads {" and ".join(read)} through a projector, which no family of transformers here has\n'
+      'fix: use it from its run folder; the language model alone can be exported from before it was joined'
+    )
   cfg = dataclasses.replace(model_config, vocab=model.cfg.vocab)
   params = dict(param_trees.named_params(model))
   value_of = lambda path: np.asarray(params[path].get_value()) if path in params else None
@@ -306,7 +311,7 @@ def write_run(workdir, cfg, model_cfg, tree, extra, parents):
   extra = extra | {
     'config': dataclasses.asdict(cfg),
     'vocab': model_cfg.vocab,
-    'widths': [model_cfg.patch_values, model_cfg.frame_values],
+    'widths': continuous.widths(model_cfg),
     'tokenizer': checkpoint.pack_folder(workdir / 'tokenizer'),
     'tokens': 0.0,
     'seconds': 0.0,

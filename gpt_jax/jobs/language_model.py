@@ -18,7 +18,7 @@ from gpt_jax.evaluation.subject import Subject
 from gpt_jax.evaluation.tasks import perplexity
 from gpt_jax.jobs import base, extended_model, private_training, run_tokenizers
 from gpt_jax.jobs.modality_objective import modality_objective
-from gpt_jax.model import adapters, costs, param_trees
+from gpt_jax.model import adapters, continuous, costs, param_trees
 from gpt_jax.model.kernels import choice, target_places
 from gpt_jax.runs import hardware
 from gpt_jax.sampling import completions, prompt_batch
@@ -57,15 +57,14 @@ def resolve_model(cfg, toks):
       'fix: raise model.context or lower train.length'
     )
   kinds = run_tokenizers.template_kinds(cfg)
-  for kind, tokenizer in (('patches', toks.image), ('frames', toks.audio)):
-    if kind in kinds and tokenizer is None:
+  for kind in continuous.KINDS:
+    if kind in kinds and toks.reader(kind) is None:
       raise ValueError(
         f'a template of data.mixture has {kind}, and the tokenizers of this run make none\n'
         'fix: use another template, or a run whose tokenizers know them'
       )
   widths = {
-    'patch_values': toks.image.feature_width if 'patches' in kinds else cfg.model.patch_values,
-    'frame_values': toks.audio.feature_width if 'frames' in kinds else cfg.model.frame_values,
+    row.setting: toks.reader(kind).feature_width for kind, row in continuous.KINDS.items() if kind in kinds
   }
   return dataclasses.replace(cfg.model, vocab=vocab, **widths).resolved()
 
@@ -273,7 +272,7 @@ class LanguageModelJob(base.Job):
     """Return what a checkpoint needs to be used without its run folder."""
     return {
       'vocab': self.model_cfg.vocab,
-      'widths': [self.model_cfg.patch_values, self.model_cfg.frame_values],
+      'widths': continuous.widths(self.model_cfg),
       'tokenizer': checkpoint.pack_folder(self.workdir / 'tokenizer'),
       **({'base': self.base} if self.cfg.adapter.freezes else {}),
     }

@@ -3,10 +3,12 @@
 import dataclasses
 
 from gpt_jax import data, losses, tokenizers
-from gpt_jax.data import stages, templates
+from gpt_jax.data import stages, templates, vectors
 from gpt_jax.data.documents import needed_specials
+from gpt_jax.model.continuous import KINDS
 from gpt_jax.runs import ancestry, records, run_folder
 from gpt_jax.sampling import prompts
+from gpt_jax.tokenizers import readers
 
 
 def template_kinds(cfg):
@@ -26,7 +28,7 @@ def build(cfg, workdir):
   texts = lambda: (text for split in splits for _, text in data.documents(cfg.data, split))
   text = tokenizers.text.build(cfg.tokenizer, texts)
   check_modalities(cfg)
-  return tokenizers.Tokenizers.build(text, *_media(cfg))
+  return tokenizers.Tokenizers.build(text, *_media(cfg), readers=open_readers(cfg))
 
 
 def _media(cfg, names=tokenizers.base.MODALITIES):
@@ -36,6 +38,31 @@ def _media(cfg, names=tokenizers.base.MODALITIES):
   image = tokenizers.image.build(cfg.image, images) if cfg.image.kind and 'image' in names else None
   audio = tokenizers.audio.build(cfg.audio, waves) if cfg.audio.kind and 'audio' in names else None
   return image, audio
+
+
+def open_readers(cfg):
+  """Return {kind of continuous input: reader} of the encoders of a config, and of the vectors of its data.
+
+  Vectors have as many numbers as those of the first record.
+  """
+  used = template_kinds(cfg)
+  for kind, path in cfg.encoder.folders.items():
+    if kind not in used:
+      key = f'encoder.{KINDS[kind].modality}'
+      raise ValueError(
+        f'{key}={path} has no use: no template of data.mixture has {kind}\n'
+        f"fix: write {{field:{kind}}} in a template, or leave {key}=''"
+      )
+  made = {
+    kind: readers.EncoderReader.open(path, cfg.encoder, kind) for kind, path in cfg.encoder.folders.items()
+  }
+  for name, source in cfg.data.mixture.items():
+    if 'vectors' in {kind for side in templates.signature(source.template) for kind in side}:
+      where, pieces = next(iter(data.examples(cfg.data, name, 'train')))
+      value = next(piece.value for piece in pieces if piece.kind == 'vectors')
+      width = vectors.read_vectors(value, where=where).shape[1]
+      return made | {'vectors': readers.VectorReader(width, cfg.encoder.stack)}
+  return made
 
 
 def parent_of(cfg):
@@ -72,7 +99,10 @@ def _extend(toks, cfg, media=_media):
   new = [name for name in tokenizers.base.MODALITIES if getattr(cfg, name).kind and name not in toks.media]
   if new:
     check_modalities(cfg)
-  return toks.extend(*media(cfg, new)) if new or missing else toks
+  made = open_readers(cfg)
+  if new or missing:
+    return toks.extend(*media(cfg, new), made)
+  return dataclasses.replace(toks, readers=toks.readers | made)
 
 
 def check_modalities(cfg):
@@ -80,12 +110,13 @@ def check_modalities(cfg):
   used = template_kinds(cfg)
   if used & {'parts', 'chat'}:
     return
-  for modality, kinds in (('image', {'image', 'patches'}), ('audio', {'audio', 'frames'})):
+  for modality, feature in (('image', 'patches'), ('audio', 'frames')):
     chosen = getattr(cfg, modality).kind
+    kinds = {modality} if feature in cfg.encoder.folders else {modality, feature}
     if used & kinds and not chosen:
       raise ValueError(
         f'a template of data.mixture has {" and ".join(sorted(used & kinds))}, and {modality}.kind is empty\n'
-        f'fix: choose an {modality} tokenizer, as in experiments/demo.py'
+        f'fix: choose an {modality} tokenizer, as in experiments/demo.py, or encoder.{modality} for features'
       )
     if chosen and not used & kinds:
       raise ValueError(

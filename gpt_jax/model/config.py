@@ -29,6 +29,9 @@ class ModelConfig:
   context: int = 256  # tokens; the longest row that the model is made for
   patch_values: int = 0  # A, numbers in a continuous image patch; a run takes it from its data
   frame_values: int = 0  # M, numbers in a continuous group of audio frames; likewise
+  vector_values: int = 0  # U, numbers in a vector of the data; likewise
+  projector: str = 'linear'  # a row of PROJECTORS: from these numbers to the width
+  projector_parts: int = 1  # vectors side by side that pool and resampler make one of
 
   positions: str = 'rope'  # a row of POSITIONS
   rope_theta: float = 10000.0  # base of the RoPE frequencies
@@ -140,8 +143,9 @@ class ModelConfig:
   @property
   def dims(self):
     """Letter -> size, for `param`."""
-    sizes = dict(L=self.layers, D=self.width, H=self.heads, T=self.context, E=self.experts)
-    return sizes | dict(A=self.patch_values, M=self.frame_values, G=self.G, K=self.K, F=self.F, V=self.V)
+    sizes = dict(L=self.layers, D=self.width, H=self.heads, T=self.context, E=self.experts, G=self.G)
+    sizes |= dict(A=self.patch_values, M=self.frame_values, U=self.vector_values)
+    return sizes | dict(K=self.K, F=self.F, V=self.V)
 
   def layer_letters(self):
     """The letter of each layer, from layer_pattern."""

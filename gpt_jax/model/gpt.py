@@ -2,8 +2,7 @@
 
 Training calls `trunk` and `logits`; evaluation and sampling call the model, sampling with a KV cache.
 
-Letters: B batch, T length, S cache slots, D width, L layers, V vocabulary (padded rows), A values of an image
-patch, M values of a group of audio frames.
+Letters: B batch, T length, S cache slots, D width, L layers, V vocabulary (padded rows).
 
 Sources: GPT-2 (Radford et al. 2019), post norm (Vaswani et al. 2017), sandwich norms (CogView, Ding et al.
 2021, section 2.4).
@@ -17,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gpt_jax.model import layers, param_trees
+from gpt_jax.model import layers, param_trees, projectors
 from gpt_jax.model.attention import Attention
+from gpt_jax.model.continuous import KINDS
 from gpt_jax.model.kernels import fused
 from gpt_jax.model.kernels.remat import REMAT
 from gpt_jax.model.mask import Mask
@@ -85,8 +85,7 @@ class GPT(nnx.Module):
       raise ValueError('model.vocab=0 is not a vocabulary size\nfix: set model.vocab')
     self.cfg = cfg
     self.embed_VD = layers.param(cfg, 'VD', cfg.init_std)
-    self.patch_AD = layers.param(cfg, 'AD', cfg.init_std) if cfg.patch_values else None
-    self.frame_MD = layers.param(cfg, 'MD', cfg.init_std) if cfg.frame_values else None
+    projectors.declare(self, cfg)
     self.position_TD = layers.param(cfg, 'TD', cfg.init_std) if POSITIONS[cfg.positions].has_table else None
     self.blocks = param_trees.stack(Block(cfg), cfg.layers)
     self.final_norm = None if cfg.norm_position == 'post' else layers.Norm(cfg)
@@ -104,32 +103,28 @@ class GPT(nnx.Module):
     positions_BT=None,
     segment_ids_BT=None,
     prefix_BT=None,
-    patches_BTA=None,
-    frames_BTM=None,
     cache=None,
     start_B=None,
     rate=None,
     key=None,
+    **continuous,
   ):
     """All but the head -> (x_BTD, cache, aux).
 
     positions_BT: position within the document; default: within the row. positions_BT3 for positions=mrope.
     segment_ids_BT: document of each token, 0 = padding; tokens see only their own document.
     prefix_BT: True for tokens that see each other both ways (and the past), within their document.
-    patches_BTA, frames_BTM: continuous inputs, zeros where a token has none.
     cache, start_B: see `init_cache`; row b's tokens continue at slot start_B[b]. Segments are not supported
     then, and a prefix only in the call that begins at slot 0.
     rate, key: traced dropout probability and its key; no key, no dropout.
+    continuous: patches_BTA, frames_BTM, vectors_BTU, zeros where a token has none; see continuous.KINDS.
     """
     mask = self._mask(token_ids_BT.shape[1], segment_ids_BT, prefix_BT, cache, start_B)
     if positions_BT is None:
       axes = POSITIONS[self.cfg.positions].axes
       positions_BT = mask.t_BT if axes == 1 else jnp.stack([mask.t_BT] * axes, -1)
     x_BTD = self._embed(token_ids_BT, positions_BT)
-    if patches_BTA is not None and self.patch_AD is not None:
-      x_BTD = x_BTD + jnp.einsum('BTA,AD->BTD', patches_BTA.astype(x_BTD.dtype), self.patch_AD[...])
-    if frames_BTM is not None and self.frame_MD is not None:
-      x_BTD = x_BTD + jnp.einsum('BTM,MD->BTD', frames_BTM.astype(x_BTD.dtype), self.frame_MD[...])
+    x_BTD = projectors.add(self, x_BTD, continuous)
     if key is not None:
       key, embed_key = jax.random.split(key)
       x_BTD = layers.dropout(x_BTD, rate, embed_key)
@@ -225,7 +220,7 @@ class GPT(nnx.Module):
 def inputs(cfg, batch):
   """A batch's arguments for `trunk` besides the token ids: {argument name: array}."""
   positions = 'positions_BT3' if POSITIONS[cfg.positions].axes == 3 else 'positions_BT'
-  names = ('segment_ids_BT', 'prefix_BT', 'patches_BTA', 'frames_BTM')
+  names = ('segment_ids_BT', 'prefix_BT', *(kind.argument for kind in KINDS.values()))
   return {'positions_BT': batch.get(positions)} | {name: batch[name] for name in names if name in batch}
 
 

@@ -10,6 +10,7 @@ from gpt_jax.model.kernels.remat import REMAT
 from gpt_jax.model.layers import ACTIVATIONS, INITS, NORMS
 from gpt_jax.model.position_schemes import ROPE_SCALINGS
 from gpt_jax.model.positions import POSITIONS
+from gpt_jax.model.projectors import PROJECTORS
 
 
 def check_model(cfg):
@@ -112,6 +113,12 @@ def other_rules(cfg):
     f'model.experts_per_token={cfg.experts_per_token} is not possible with model.experts={cfg.experts}',
     f'use 1 to {cfg.experts}',
   )
+  for key in ('patch_values', 'frame_values', 'vector_values'):
+    yield (
+      getattr(cfg, key) % cfg.projector_parts,
+      f'model.projector_parts={cfg.projector_parts} does not divide model.{key}={getattr(cfg, key)}',
+      'let it be the number of vectors in a place: encoder.stack, or audio.stack',
+    )
   yield (
     cfg.experts and cfg.mlp_bias,
     'model.mlp_bias=True is not supported with model.experts > 0',
@@ -138,6 +145,11 @@ def unused_rules(cfg):
     'choose a rope_scaling, or rope_factor=1',
   )
   yield (
+    cfg.projector_parts != 1 and cfg.projector not in ('pool', 'resampler'),
+    f'model.projector_parts={cfg.projector_parts} has no effect with model.projector={cfg.projector}',
+    'set model.projector=pool or resampler, or model.projector_parts=1',
+  )
+  yield (
     cfg.capacity_factor and not cfg.experts,
     f'model.capacity_factor={cfg.capacity_factor} has no effect with model.experts=0',
     'set model.experts, or capacity_factor=0',
@@ -152,9 +164,9 @@ def divisors(n):
 # No machine has room for more: larger numbers come from a broken or malicious file.
 MAXIMUM, MAXIMUM_OF_OTHERS = {'layers': 10_000, 'context': 2**31 - 1}, 2**24
 MINIMUM = {
-  **dict.fromkeys(('layers', 'width', 'heads', 'vocab_multiple'), 1),
+  **dict.fromkeys(('layers', 'width', 'heads', 'vocab_multiple', 'projector_parts'), 1),
   'context': 2,  # a token and the next one, to sample
-  **dict.fromkeys(('patch_values', 'frame_values', 'mup_base'), 0),
+  **dict.fromkeys(('patch_values', 'frame_values', 'vector_values', 'mup_base'), 0),
   **dict.fromkeys(('kv_heads', 'head_dim', 'hidden', 'vocab', 'window', 'experts'), 0),
   **dict.fromkeys(('capacity_factor', 'attention_softcap', 'logit_softcap', 'init_std'), 0),
   **dict.fromkeys(('embed_scale', 'rope_original_context', 'rope_attention_factor'), 0),
@@ -164,6 +176,7 @@ MINIMUM = {
 }
 CHOICES = {
   'positions': POSITIONS,
+  'projector': PROJECTORS,
   'rope_scaling': ROPE_SCALINGS,
   'norm': NORMS,
   'norm_position': ('pre', 'post', 'sandwich', 'output', 'parallel'),

@@ -14,7 +14,8 @@ import numpy as np
 
 from gpt_jax import data
 from gpt_jax.data import row_fields
-from gpt_jax.jobs import private_training
+from gpt_jax.jobs import private_training, run_tokenizers
+from gpt_jax.model.continuous import KINDS
 from gpt_jax.tokenizers import Tokenizers, audio, audio_codes, image
 
 TEXT = {  # kind -> number of ids, and its source
@@ -41,14 +42,16 @@ def tokenizers(cfg):
   unknown = lambda cfg: (32000, f"a stand-in for {cfg.kind}'s")
   size, source = TEXT.get(cfg.tokenizer.kind, unknown)(cfg.tokenizer)
   specials = {'eos': size - 1} if cfg.tokenizer.kind == 'gpt2' else {}
-  toks = Tokenizers.build(Text(cfg.tokenizer.kind, size, specials), images, sounds)
+  made = run_tokenizers.open_readers(cfg)
+  toks = Tokenizers.build(Text(cfg.tokenizer.kind, size, specials), images, sounds, readers=made)
   excess = toks.vocabulary.size - cfg.model.vocab
   if not cfg.model.vocab:
     counts = {name: sum(toks.media[name].codebooks) for name in toks.media}
     codes = ''.join(f'; {count:,} {name} codes' for name, count in counts.items())
     notes = [f'vocabulary of {toks.vocabulary.size:,} ids: {source}{codes}', *notes]
   elif 0 < excess < size and cfg.tokenizer.kind not in EXACT:  # the real one has fewer ids
-    toks = Tokenizers.build(Text(cfg.tokenizer.kind, size - excess, specials), images, sounds)
+    text = Text(cfg.tokenizer.kind, size - excess, specials)
+    toks = Tokenizers.build(text, images, sounds, readers=made)
   return toks, notes
 
 
@@ -101,13 +104,13 @@ def batch(cfg, toks, length, alone=False):
   if whole and fields.layout is not None:
     entries |= {'positions_BT3': np.int32} if fields.layout.has_images else {}
     entries |= {'prefix_BT': np.bool_} if fields.prefix else {}
-    entries |= {row_fields.KEYS[kind]: np.float32 for kind, _ in fields.features}
+    entries |= {KINDS[kind].argument: np.float32 for kind, _ in fields.features}
   if len(data.source_names(cfg.data, 'train')) > 1 and not alone:
     entries['source_ids_B'] = np.int32
   sizes = {'B': cfg.train.batch_size, 'T': length, '2': 2, '3': 3}
   if cfg.privacy.epsilon:
     entries |= private_training.ENTRIES
     sizes['B'] = private_training.count_slots(cfg)
-  sizes |= {row_fields.KEYS[kind][-1]: width for kind, width in fields.features}
+  sizes |= {KINDS[kind].letter: width for kind, width in fields.features}
   shape = lambda name: tuple(sizes[letter] for letter in name.rsplit('_', 1)[1])
   return {name: jax.ShapeDtypeStruct(shape(name), dtype) for name, dtype in entries.items()}

@@ -20,7 +20,7 @@ from gpt_jax.data.templates import is_plain
 from gpt_jax.evaluation import likelihood, trained
 from gpt_jax.evaluation.tasks import common, perplexity
 from gpt_jax.losses import bits, token_losses
-from gpt_jax.model import gpt, param_trees
+from gpt_jax.model import continuous, gpt, param_trees
 from gpt_jax.reports import text_diff_part, token_kinds
 from gpt_jax.runs import records
 from gpt_jax.runs.text_table import format_table, join_some
@@ -234,6 +234,9 @@ def coordinate_check(workdir, widths, steps=4):
   """
   run = trained.load(workdir)
   _, batch = validation_batch(run, run.cfg.model.context)
-  sizes = {key: getattr(run.model.cfg, key) for key in ('vocab', 'patch_values', 'frame_values')}
+  sizes = {
+    key: getattr(run.model.cfg, key)
+    for key in ('vocab', *(kind.setting for kind in continuous.KINDS.values()))
+  }
   models = [dataclasses.replace(run.cfg.model, width=width, **sizes).resolved() for width in widths]
   return probes.coordinate_check(run.cfg, models, batch, steps)

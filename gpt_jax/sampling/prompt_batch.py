@@ -1,6 +1,6 @@
 """Prompts as the padded arrays that prefill a cache.
 
-Letters: B rows, P prompt length, A values of a continuous image patch, M of a group of audio frames.
+Letters: B rows, P prompt length; A, M, U numbers of a continuous input: a patch, a frame, a vector.
 """
 
 from typing import Any, NamedTuple
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt_jax.model import gpt
+from gpt_jax.model.continuous import KINDS
 from gpt_jax.tokenizers import grammar as grammars
 
 
@@ -18,6 +19,7 @@ class Prompt(NamedTuple):
   patches: Any = None  # float32 [P, A]; features at its `patch` ids, 0 elsewhere
   frames: Any = None  # float32 [P, M]; features at its `frame` ids, 0 elsewhere
   prefix: bool = False  # whether tokens up to sep attend to each other both ways, as in training
+  vectors: Any = None  # float32 [P, U]; features at its `vector` ids, 0 elsewhere
 
 
 class PromptBatch(NamedTuple):
@@ -79,9 +81,9 @@ def batch_prompts(model_cfg, prompts, cfg, grammar, P):
 
 
 def continuous_inputs(model_cfg, prompts, grammar, ids_BP):
-  """Return the prompts' patches and frames [B, P, A or M] by model argument; {} where none has any."""
+  """Return the prompts' continuous inputs [B, P, A] by model argument; {} where none has any."""
   inputs = {}
-  for key, (name, place, setting) in FEATURES.items():
+  for name, (_, place, key, setting) in KINDS.items():
     values, at_BP = [getattr(p, name) for p in prompts], ids_BP == getattr(grammar, place)
     if not at_BP.any() and all(value is None for value in values):
       continue
@@ -113,7 +115,8 @@ def add_unconditional_rows(grammar, ids_BP, condition_BP, batch, guidance):
     )
   dropped_BP = condition_BP & (ids_BP != grammar.sep)
   null_BP = np.where(dropped_BP, grammar.null, ids_BP)
-  lower = {name: x * ~dropped_BP[..., None] if name in FEATURES else x for name, x in batch.items()}
+  features = {kind.argument for kind in KINDS.values()}
+  lower = {name: x * ~dropped_BP[..., None] if name in features else x for name, x in batch.items()}
   return np.concatenate([ids_BP, null_BP]), {
     name: np.concatenate([x, lower[name]]) for name, x in batch.items()
   }
@@ -149,9 +152,3 @@ def check_prompts(prompts, max_new_tokens, cfg):
         f'max_new_tokens={max_new_tokens} after {len(prompt)} prompt tokens exceeds the context of '
         f'{cfg.context}\nfix: use --max_new_tokens={room} or less'
       )
-
-
-FEATURES = {  # argument of the model: (field of Prompt, field of Grammar, field of ModelConfig)
-  'patches_BTA': ('patches', 'patch', 'patch_values'),
-  'frames_BTM': ('frames', 'frame', 'frame_values'),
-}

@@ -13,7 +13,7 @@ from gpt_jax.data import templates
 from gpt_jax.data.documents import MARKERS
 from gpt_jax.data.templates import MODALITY, Piece
 
-PLACEHOLDER = re.compile(r'\{(image|audio)\}')  # the place of the next image or sound in a prompt's text
+PLACEHOLDER = re.compile(r'\{(image|audio|vectors)\}')  # the place of the next of these in a prompt's text
 ARROW = Piece('arrow')
 
 
@@ -56,12 +56,12 @@ def trained_templates(cfg, source=''):
   return [PromptTemplate(template, name) for template, name in first.items()]
 
 
-def match_template(candidates, text, images, sounds, to):
+def match_template(candidates, text, images, sounds, to, vectors=()):
   """Return the condition's pieces with its arrow; None for a text that is continued as it is.
 
   Raises ValueError where no candidate takes these inputs, or several would encode them differently.
   """
-  inputs = {'image': list(images), 'audio': list(sounds)}
+  inputs = {'image': list(images), 'audio': list(sounds), 'vectors': list(vectors)}
   matches = []
   for candidate in candidates:
     match = None

@@ -13,8 +13,8 @@ import numpy as np
 from gpt_jax import sample
 from gpt_jax.data import templates
 from gpt_jax.data.documents import MARKERS, check_pieces, check_places, decode_media, encode_batch, examples
-from gpt_jax.data.row_fields import PLACES
 from gpt_jax.data.templates import Piece
+from gpt_jax.model.continuous import KINDS
 from gpt_jax.runs.progress import Progress
 from gpt_jax.runs.text_table import join_some
 from gpt_jax.sampling import completions, prompt_batch, validate
@@ -26,10 +26,10 @@ from gpt_jax.tokenizers.text import UnknownCharacter
 MOST_READ = 20_000  # training records whose conditions an error names
 
 
-def build_prompt(run, text='', images=(), sounds=(), to='text', begin='', source='', notes=None):
+def build_prompt(run, text='', images=(), sounds=(), to='text', begin='', source='', notes=None, vectors=()):
   """Encode text and files in a format that the run was trained on -> prompt_batch.Prompt.
 
-  run: a trained.TrainedRun or a Subject. images, sounds: paths, bytes or arrays. text: the
+  run: a trained.TrainedRun or a Subject. images, sounds, vectors: paths, bytes or arrays. text: the
   words for the template's fields, or all of its words; `{image}` and `{audio}` in it say where media
   stand, if the template leaves it open. to: the modality to make. begin: special before a text that is
   only continued. source: name of the source whose template to use, '' for any that fits. notes: a
@@ -37,7 +37,7 @@ def build_prompt(run, text='', images=(), sounds=(), to='text', begin='', source
 
   Raises ValueError where no template takes these inputs or several encode them differently.
   """
-  pieces = match_template(trained_templates(run.cfg, source), text, images, sounds, to)
+  pieces = match_template(trained_templates(run.cfg, source), text, images, sounds, to, vectors)
   if pieces is None:
     return prompt_batch.Prompt(
       completions.encode_prompt(
@@ -115,10 +115,10 @@ def encode(run, beginnings, to):
   for encoded in encode_batch(run.tokenizers, beginnings):
     ids = np.array([*encoded.ids, *start] or [special(run.tokenizers.start)], np.int32)
     features = {}
-    for name, place in PLACES.items():
+    for name, kind in KINDS.items():
       if (values := getattr(encoded, name)) is not None:
         features[name] = np.zeros((len(ids), values.shape[1]), np.float32)
-        features[name][ids == special(place)] = values
+        features[name][ids == special(kind.place)] = values
     prompts.append(prompt_batch.Prompt(ids.tolist(), prefix=run.cfg.data.prefix, **features))
   return prompts
 

@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 import pathlib
+from typing import Any
 
 import numpy as np
 
+from gpt_jax.model.continuous import KINDS
 from gpt_jax.tokenizers import audio as audio_tokenizers
-from gpt_jax.tokenizers import base, text
+from gpt_jax.tokenizers import base, readers, text
 from gpt_jax.tokenizers import image as image_tokenizers
 from gpt_jax.tokenizers.base import MODALITIES, MediaTokenizer, StreamDecoder, TextTokenizer
 from gpt_jax.tokenizers.layout import Layout
@@ -19,15 +21,22 @@ class Tokenizers:
   """The tokenizers of a model and their vocabulary.
 
   The text range starts at 0, so text ids are the text tokenizer's own ids. Each codebook of an image or
-  audio tokenizer has a range of its own.
+  audio tokenizer has a range of its own. Continuous inputs come from readers, or from these tokenizers.
   """
 
   vocabulary: Vocabulary
   text: TextTokenizer
   image: MediaTokenizer | None = None
   audio: MediaTokenizer | None = None
+  readers: dict[str, Any] = dataclasses.field(default_factory=dict)  # a row of KINDS -> readers.Reader
 
   def __post_init__(self):
+    grids = [tuple(x.grid) for x in (self.image, self.readers.get('patches')) if x is not None]
+    if len(set(grids)) > 1:
+      raise ValueError(
+        f'images have {grids[0]} codes and {grids[1]} patches of encoder.image\n'
+        'fix: leave image.kind out, or choose image.height, width and patch with the same grid'
+      )
     if self.vocabulary.start('text') or self.vocabulary.count('text') != self.text.size:
       raise ValueError(
         f'the vocabulary has {self.vocabulary.count("text")} text ids, but the {self.text.kind} '
@@ -50,6 +59,7 @@ class Tokenizers:
     audio: MediaTokenizer | None = None,
     specials: tuple[str, ...] = SPECIALS,
     multiple: int = 128,
+    readers: dict | None = None,
   ) -> 'Tokenizers':
     """Put text first, the specials after it, then image and audio codes.
 
@@ -63,15 +73,24 @@ class Tokenizers:
     ranges = (('text', tokenizer.size), ('special', len(new)))[: 2 if new else 1]
     codes = [pair for media in (image, audio) if media is not None for pair in media.ranges]
     vocabulary = Vocabulary((*ranges, *codes), tuple((n, ids[n]) for n in names), multiple)
-    return cls(vocabulary, tokenizer, image, audio)
+    return cls(vocabulary, tokenizer, image, audio, readers or {})
 
-  def extend(self, image: MediaTokenizer | None = None, audio: MediaTokenizer | None = None) -> 'Tokenizers':
+  def extend(
+    self,
+    image: MediaTokenizer | None = None,
+    audio: MediaTokenizer | None = None,
+    readers: dict | None = None,
+  ) -> 'Tokenizers':
     """Append the specials that are missing, then image and audio codes; ids in use keep their meaning.
 
     Missing specials take ids that the text tokenizer reserves, where these suffice: the embedding stays as
     it is, so that text alone needs no new rows.
     """
     old, size = self.vocabulary, self.vocabulary.size
+    if 'vector' not in dict(old.specials):  # of before it was one
+      rename = {'reserved': 'vector'}
+      specials = tuple((rename.get(name, name), index) for name, index in old.specials)
+      old = dataclasses.replace(old, specials=specials)
     new = [name for name in SPECIALS if name not in dict(old.specials)]
     free = [index for index in self.text.reserved if index not in dict(old.specials).values()]
     reused = dict(zip(new, free, strict=False)) if len(new) <= len(free) else {}
@@ -85,12 +104,17 @@ class Tokenizers:
     ranges = (*old.ranges, *([('special', len(new))] if new else ()), *codes)
     specials = (*old.specials, *reused.items(), *((name, size + i) for i, name in enumerate(new)))
     vocabulary = Vocabulary(ranges, specials, old.multiple)
-    return Tokenizers(vocabulary, self.text, image or self.image, audio or self.audio)
+    readers = self.readers | (readers or {})
+    return Tokenizers(vocabulary, self.text, image or self.image, audio or self.audio, readers)
 
   @property
   def media(self) -> dict[str, MediaTokenizer]:
     """The image and audio tokenizers of the model by modality."""
     return {name: getattr(self, name) for name in MODALITIES if getattr(self, name) is not None}
+
+  def reader(self, kind: str):
+    """Return what makes a kind of media or of continuous input, or None if nothing does."""
+    return self.readers.get(kind) or self.media.get(KINDS[kind].modality if kind in KINDS else kind)
 
   @property
   def modalities(self) -> tuple[str, ...]:
@@ -186,13 +210,16 @@ class Tokenizers:
   def hash(self) -> str:
     """A hex digest of everything that decides the meaning of ids."""
     media = [tokenizer.hash for tokenizer in self.media.values()]
-    return base.digest(base.to_json([self.vocabulary.hash(), self.text.hash, *media]))
+    others = [[kind, reader.hash] for kind, reader in sorted(self.readers.items())]
+    return base.digest(base.to_json([self.vocabulary.hash(), self.text.hash, *media, *others]))
 
   def save(self, folder) -> None:
     """Write vocabulary.json and the files of the tokenizers into a folder."""
     self.text.save(folder)
     for tokenizer in self.media.values():
       tokenizer.save(folder)
+    if self.readers:
+      readers.save(self.readers, folder)
     content = {**dataclasses.asdict(self.vocabulary), 'hash': self.vocabulary.hash()}
     base.write_file(pathlib.Path(folder) / 'vocabulary.json', base.to_json(content, indent=2))
 
@@ -213,7 +240,7 @@ class Tokenizers:
     has = {kind.rstrip('0123456789') for kind in vocabulary.kinds}
     image = image_tokenizers.load(folder) if 'image' in has else None
     audio = audio_tokenizers.load(folder) if 'audio' in has else None
-    return cls(vocabulary, text.load(folder), image, audio)
+    return cls(vocabulary, text.load(folder), image, audio, readers.load(folder))
 
 
 ENDS = {'image': ('eoi', 'patch'), 'audio': ('eoa', 'frame')}

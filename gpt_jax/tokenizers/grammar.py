@@ -46,6 +46,7 @@ class Grammar(NamedTuple):
   null: np.int32 = np.int32(-1)
   patch: np.int32 = np.int32(-1)
   frame: np.int32 = np.int32(-1)
+  vector: np.int32 = np.int32(-1)
   block: block_table.BlockTable | None = None  # texts that must not be sampled
 
 
@@ -67,7 +68,7 @@ def build(vocabulary, layout, columns, to='text'):
   """
   if to not in END_MARKERS:
     raise ValueError(f'to={to} is not a modality to make\nfix: use one of {", ".join(END_MARKERS)}')
-  has = {'image': layout.has_images, 'audio': layout.audio_positions > 0}
+  has = {'image': layout.image != (0, 0), 'audio': layout.audio_positions > 0}
   if not has.get(to, True):
     known = ', '.join(['text', *(name for name in has if has[name])])
     raise ValueError(f'to={to}: this model has no {to} tokens, only {known}\nfix: use --to=text')
@@ -83,9 +84,9 @@ def build(vocabulary, layout, columns, to='text'):
   for allowed_V, ids in zip(table_NV, rows, strict=True):
     allowed_V[[i for i in ids if i < columns]] = True
   stop_ids = [vocabulary.special(name) for name in ends]
-  named = {name: np.int32(getattr(layout, name)) for name in ('sep', 'null', 'patch', 'frame')}
+  named = {name: np.int32(getattr(layout, name)) for name in ('sep', 'null', *PLACES)}
   grammar = plain(table_NV[0], stop_ids)._replace(table_NV=table_NV, **named)
-  if has['image']:
+  if layout.has_images:
     grammar = _with_images(grammar, layout, books['image'])
   if has['audio']:
     grammar = _with_audio(grammar, layout, books['audio'])
@@ -125,7 +126,7 @@ def _with_images(grammar, layout, books):
   for book in books:
     grammar.counts_V[list(book)] = 1
     grammar.in_grid_V[list(book)] = True
-  if layout.patch >= 0:  # one in the place of all codes of a position
+  if layout.patch >= 0:  # one in the place of all codes of a position; or there are no codes
     grammar.counts_V[layout.patch] = len(books)
     grammar.in_grid_V[layout.patch] = True
   return grammar._replace(
@@ -267,5 +268,6 @@ def _remaining_tokens(grammar, state, image_B, audio_B, required):
   return np.where(state.mode_B == TEXT, required, inside_B).astype(np.int32)
 
 
+PLACES = ('patch', 'frame', 'vector')  # of continuous inputs
 START_MARKERS = {'image': 'boi', 'audio': 'boa'}
 END_MARKERS = {'text': ('eos',), 'image': ('eoi',), 'audio': ('eoa',), 'any': ('eos',)}

@@ -2,7 +2,7 @@
 
 A document is `condition sep target eos`, or text without sep. Its image is `boi codes eoi`, its
 sound `boa codes eoa`; ids of a media item are position-major, p0q0 p0q1 .. p1q0 ... Continuous
-inputs have `patch` or `frame` in place of each code.
+inputs have `patch` or `frame` in place of each code; vectors are `vector vector ..`.
 
 Letters: B rows, W tokens of a row, Q codebooks. Segments: 1, 2, .. within a row, 0 = padding.
 Sources: positions of image tokens as in Qwen2-VL (Wang et al. 2024, section 2.1): text (p, p, p), the
@@ -30,6 +30,7 @@ class Layout:
   eoa: int = NONE
   patch: int = NONE
   frame: int = NONE
+  vector: int = NONE
   image: tuple[int, int] = (0, 0)  # first id of the image codebooks, id after their last
   audio: tuple[int, int] = (0, 0)  # the same for audio
   grid: tuple[int, int] = (0, 0)  # rows and columns of an image
@@ -44,6 +45,8 @@ class Layout:
     named = dict(vocabulary.specials)
     ids = {name: named[name] for name in NAMES if name in named}
     image, audio = tokenizers.image, tokenizers.audio
+    if 'patches' in tokenizers.readers:
+      ids['grid'] = tuple(tokenizers.readers['patches'].grid)
     if image is not None:
       ids |= dict(image=_span(vocabulary, image), grid=tuple(image.grid), image_books=len(image.codebooks))
     if audio is not None:
@@ -54,7 +57,7 @@ class Layout:
 
   @property
   def has_images(self) -> bool:
-    """Whether the vocabulary has images."""
+    """Whether the vocabulary has images, or places of their patches."""
     return self.grid != (0, 0)
 
   def condition_mask(self, ids_BW: np.ndarray, segments_BW: np.ndarray) -> np.ndarray:
@@ -75,10 +78,11 @@ class Layout:
     condition only with `predict_start`, where the model chooses the kind of its output.
     """
     previous_BW = np.concatenate([np.full_like(ids_BW[:, :1], NOTHING), ids_BW[:, :-1]], 1)
-    is_input = lambda x: (x == self.patch) | (x == self.frame)
+    is_input = lambda x: (x == self.patch) | (x == self.frame) | (x == self.vector)
+    is_end_BW = is_input(previous_BW) & ((ids_BW == self.eoi) | (ids_BW == self.eoa))
     starts_BW = ((ids_BW == self.boi) | (ids_BW == self.boa)) & (previous_BW == self.sep)
     condition_BW = self.condition_mask(ids_BW, segments_BW) | (starts_BW & (not predict_start))
-    return (segments_BW > 0) & ~condition_BW & ~is_input(ids_BW) & ~is_input(previous_BW)
+    return (segments_BW > 0) & ~condition_BW & ~is_input(ids_BW) & ~is_end_BW
 
   def drop_condition(self, ids_BW: np.ndarray, dropped_BW: np.ndarray) -> np.ndarray:
     """Return the ids with `null` in place of those that are dropped; sep stays."""
@@ -129,4 +133,4 @@ def _last(segments_BW):
   return width - 1 - _first(segments_BW[:, ::-1])[:, ::-1]
 
 
-NAMES = ('sep', 'null', 'eos', 'boi', 'eoi', 'boa', 'eoa', 'patch', 'frame')
+NAMES = ('sep', 'null', 'eos', 'boi', 'eoi', 'boa', 'eoa', 'patch', 'frame', 'vector')

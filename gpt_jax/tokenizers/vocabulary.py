@@ -36,7 +36,7 @@ SPECIALS = (
   'eot',  # end of turn
   'patch',  # placeholder of a continuous image patch
   'frame',  # placeholder of continuous audio frames
-  'reserved',
+  'vector',  # placeholder of a vector of the data; older models have it as `reserved`
 )
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from gpt_jax.model import adapters, gpt
+from gpt_jax.model import adapters, continuous, gpt
 from gpt_jax.runs import digests, records
 from gpt_jax.runs.digests import Corrupt
 from gpt_jax.runs.reading import check_types, reading
@@ -266,8 +266,7 @@ def load_base(checkpoints, step, cfg, mesh):
 def abstract_base(checkpoints, step, cfg, mesh):
   """Return the abstract GPT that `load_base` loads."""
   extra = checkpoints.read_extra(step, {'vocab': int, 'widths': [int]})
-  patch_values, frame_values = extra['widths']
-  sizes = dict(vocab=extra['vocab'], patch_values=patch_values, frame_values=frame_values)
+  sizes = {'vocab': extra['vocab'], **continuous.settings(extra['widths'])}
   return with_shardings(gpt.GPT(dataclasses.replace(cfg, **sizes)), mesh)
 
 

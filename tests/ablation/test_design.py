@@ -14,7 +14,7 @@ from gpt_jax.ablation.design import Budget, Study
 from gpt_jax.ablation.sweeps import SWEEPS, log_uniform, uniform
 from gpt_jax.cli import experiment_file
 from gpt_jax.model import costs
-from tests import command_line, tiny_runs
+from tests import command_line, encoders, tiny_runs
 
 SHIPPED = sorted((command_line.ROOT / 'experiments/ablations').glob('*.py'))
 LEVELS = {'a': ['1', '2', '3'], 'b': ['x', 'y']}
@@ -415,6 +415,8 @@ def test_every_arm_of_a_shipped_study_changes_something(path, data_dir, tmp_path
     small.train.update(steps=1, eval_every=0)
     train.train(config.build(config.Config, small), tmp_path / 'teacher')
     arguments = f':teacher={tmp_path}/teacher'
+  if path.stem == 'hearing':
+    arguments = f':encoder={encoders.write(tmp_path / "ear", encoders.WHISPER)}'
   study = design.load_study(f'{path}{arguments}')
   arms = design.make_arms(study, tmp_path / 'study')
   proofs = proof.prove_arms(study, arms, tmp_path / 'study')

@@ -73,15 +73,15 @@ def test_an_image_is_moved_turned_and_zoomed():
 def test_copies_depend_on_the_record_and_the_copy_alone():
   source = Source('keypad', template='{audio:audio}', copies=3, augment='speed=0.2,noise=0.05')
   pieces = [Piece('text', 'five'), Piece('audio', tone(500))]
-  first, again = (list(augment.copies(source, 7, pieces, RATE)) for _ in range(2))
+  first, again = (list(augment.copies(source, 7, pieces, {'audio': (RATE, 60.0)})) for _ in range(2))
   assert [[p.kind for p in copy] for copy in first] == [['text', 'audio']] * 3
   assert {copy[0].value for copy in first} == {'five'}
   for a, b in zip(first, again, strict=True):
     np.testing.assert_array_equal(a[1].value, b[1].value)
-  other = next(augment.copies(source, 8, pieces, RATE))[1].value
+  other = next(augment.copies(source, 8, pieces, {'audio': (RATE, 60.0)}))[1].value
   waves = [copy[1].value for copy in first] + [other]
   assert len({wave.tobytes() for wave in waves}) == 4
-  short = next(augment.copies(source, 7, pieces, RATE, seconds=0.1))[1].value
+  short = next(augment.copies(source, 7, pieces, {'audio': (RATE, 0.1)}))[1].value
   assert len(short) == 0.1 * RATE
 
 

@@ -34,7 +34,7 @@ def toys():
     ranges=ranges('image'), codebooks=BOOKS['image'], grid=(ROWS, COLUMNS), shape=(4, 6, 1)
   )
   audio = SimpleNamespace(ranges=ranges('audio'), codebooks=BOOKS['audio'], max_positions=POSITIONS)
-  both = SimpleNamespace(vocabulary=vocabulary, image=image, audio=audio)
+  both = SimpleNamespace(vocabulary=vocabulary, image=image, audio=audio, readers={})
   return vocabulary, Layout.of(both)
 
 
@@ -320,7 +320,7 @@ def test_modalities_outside_the_vocabulary_are_refused():
   vocabulary = Vocabulary(
     (('text', 5), ('special', 16)), tuple((name, 5 + i) for i, name in enumerate(SPECIALS)), 8
   )
-  layout = Layout.of(SimpleNamespace(vocabulary=vocabulary, image=None, audio=None))
+  layout = Layout.of(SimpleNamespace(vocabulary=vocabulary, image=None, audio=None, readers={}))
   for to in ('image', 'audio'):
     with pytest.raises(ValueError, match=f'has no {to} tokens, only text\nfix: '):
       grammar.build(vocabulary, layout, 24, to)

@@ -96,7 +96,7 @@ def neighbor_answers(subject, examples, train):
     pixels = lambda some: common.images_of(subject, some).reshape(len(some), -1)
     own, others = pixels(examples), pixels(train)
   elif common.has_kind(examples[0].condition, common.SOUNDS):
-    rate = subject.tokenizers.audio.sample_rate
+    rate = common.rate_of(subject, train)
     others, weights = judges.standardized(common.waves_of(subject, train), rate)
     own = judges.SoundJudge((), weights).features(common.waves_of(subject, examples))
   else:

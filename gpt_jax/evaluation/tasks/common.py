@@ -11,6 +11,7 @@ import numpy as np
 from gpt_jax import data
 from gpt_jax.data import mixture, record_fields, sources, templates
 from gpt_jax.data.clean import scrub
+from gpt_jax.data.documents import media_forms
 from gpt_jax.evaluation import attacks, judges, metrics
 from gpt_jax.runs.metric_names import METRICS
 from gpt_jax.sample import SampleConfig
@@ -268,6 +269,12 @@ def images_of(subject, examples):
 def waves_of(subject, examples):
   """The first sound of each example at the rate of the tokenizer, list of float32 [N]."""
   return _first(subject, examples, SOUNDS)
+
+
+def rate_of(subject, examples):
+  """The rate in Hz of the sounds of `waves_of`."""
+  kind = next(p.kind for p in (*examples[0].condition, *examples[0].target) if p.kind in SOUNDS)
+  return media_forms(subject.tokenizers)[kind][0]
 
 
 def _first(subject, examples, kinds):

@@ -1,0 +1,33 @@
+"""Which projector between a speech encoder and a language model?
+
+Spoken digits (FSDD) of four encoder outputs in a place, read by a small model from scratch. Each kind is
+tuned over two learning rates; the figure to compare is the loss of validation.
+Command: launch.py ablate --config=experiments/ablations/hearing.py --workdir=runs/hearing
+Hardware: 2 CPU cores   Minutes: 60 by estimate, the encoder's run over the recordings included
+Needs: whisper-base, the folder of an encoder; base=RUN makes the arms adapters of an imported model.
+Arguments: encoder, base, steps.
+"""
+
+from gpt_jax import config as configs
+from gpt_jax.ablation.design import Study
+
+
+def get_study(arg=''):
+  """Return the study; the module docstring lists the arguments of `arg`."""
+  args = configs.arguments(arg, encoder='whisper-base', base='', steps=300)
+  parts = {'model.projector_parts': 4}
+  return Study(
+    base=f'experiments/hear.py:encoder={args.encoder},base={args.base},task=transcribe,projector=linear',
+    question='Which projector reads a speech encoder best?',
+    factors={
+      'projector': {
+        'linear': {},
+        'mlp': {'model.projector': 'mlp'},
+        'pool': {'model.projector': 'pool', **parts},
+        'resampler': {'model.projector': 'resampler', **parts},
+      }
+    },
+    sweep='full',
+    tune={'optim.lr': [1e-3, 3e-3]},
+    changes={'steps': args.steps, 'eval_every': 50, 'sample_every': 0},
+  )

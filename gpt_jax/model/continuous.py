@@ -1,0 +1,38 @@
+"""Kinds of continuous input: vectors in the place of tokens, projected to the width of the model.
+
+Imports no jax: data and tokenizers read this table, too. Letters: B rows, T tokens of a row, D width; A, M
+and U numbers of a patch, of a frame and of a vector.
+"""
+
+from typing import NamedTuple
+
+
+class Kind(NamedTuple):
+  """A kind of continuous input."""
+
+  modality: str  # of what it is made from: image, audio, or vectors for arrays
+  place: str  # the special token that stands where one is
+  argument: str  # of gpt.GPT.trunk and of batches; its last letter is that of the width
+  setting: str  # field of ModelConfig with the width
+
+  @property
+  def letter(self) -> str:
+    """The letter of the width."""
+    return self.argument[-1]
+
+
+KINDS = {
+  'patches': Kind('image', 'patch', 'patches_BTA', 'patch_values'),
+  'frames': Kind('audio', 'frame', 'frames_BTM', 'frame_values'),
+  'vectors': Kind('vectors', 'vector', 'vectors_BTU', 'vector_values'),
+}
+
+
+def widths(cfg) -> list[int]:
+  """Return the widths of a ModelConfig by kind, as checkpoints keep them."""
+  return [getattr(cfg, kind.setting) for kind in KINDS.values()]
+
+
+def settings(widths) -> dict[str, int]:
+  """Return the fields of ModelConfig of `widths`; a checkpoint from before a kind was added has fewer."""
+  return dict(zip((kind.setting for kind in KINDS.values()), widths, strict=False))

@@ -1,0 +1,227 @@
+"""Readers: what makes continuous inputs of documents, beside the image and audio tokenizers.
+
+A pretrained encoder reads pictures (patches) or sounds (frames): frozen, run once over the data, its outputs
+kept in the token cache, whose key holds the hash of its weights. Arrays of the data (vectors) are taken as
+they are. A reader is saved as a row of readers.json; the weights of an encoder stay where they are.
+
+Letters: N vectors of an item, U numbers of one, P places, k vectors side by side in a place.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+import os
+import pathlib
+
+import numpy as np
+
+from gpt_jax.tokenizers import base
+from gpt_jax.tokenizers.settings import check_fields
+
+FILE = 'readers.json'
+CONFIG, PROCESSOR = 'config.json', 'preprocessor_config.json'  # of an encoder's folder
+BATCH = 8  # pictures, or windows of sound, that an encoder takes at a time
+LONGEST = 600.0  # seconds of a sound
+PER_POSITION = 320  # samples of an output of Whisper's encoder: 50 a second
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+  """Pretrained encoders of the data; '' = patches and frames of the image and audio tokenizers."""
+
+  image: str = ''  # folder (config.json, safetensors) of the encoder that makes {field:patches}
+  audio: str = ''  # of the one that makes {field:frames}
+  layer: int = 0  # outputs of this layer, without the final norm; 0 = of the last one, with it
+  stack: int = 1  # outputs of a sound, or vectors, side by side in a place
+  seconds: float = 0.0  # of the windows of a sound; 0 = the encoder's own: 30 for Whisper
+
+  def __post_init__(self):
+    rules = (
+      ('layer', self.layer >= 0, 'give 0 or more'),
+      ('stack', self.stack > 0, 'give 1 or more'),
+      ('seconds', self.seconds == 0 or 0.1 <= self.seconds <= LONGEST, f'give 0, or 0.1 to {LONGEST:.0f}'),
+    )
+    check_fields('encoder', self, rules)
+
+  @property
+  def folders(self) -> dict[str, str]:
+    """The folders of the encoders by kind of continuous input."""
+    return {kind: path for kind, path in (('patches', self.image), ('frames', self.audio)) if path}
+
+
+class VectorReader:
+  """Arrays as they are."""
+
+  def __init__(self, width: int, stack: int = 1):
+    self.width, self.stack, self.form = width, stack, (width,)
+    self.feature_width = width * stack
+
+  def fields(self) -> dict:
+    """Return all that the vectors depend on."""
+    return {'width': self.width, 'stack': self.stack}
+
+  @property
+  def hash(self) -> str:
+    """A hex digest of what decides the numbers."""
+    return base.digest(base.to_json(self.fields()))
+
+  def features(self, items) -> list[np.ndarray]:
+    """Arrays [N, U] -> float32 [P, k U] each."""
+    return [stacked(item_NU, self.stack) for item_NU in items]
+
+
+class EncoderReader:
+  """The outputs of a pretrained encoder: of patches of a picture, or of a sound in windows."""
+
+  def __init__(self, path: str, digest: str, config: dict, layer: int, stack: int, seconds: float, pixels=()):
+    """digest: of the weights. config: the encoder's config.json. pixels: mean and deviation by channel."""
+    self.path, self.digest, self.config = path, digest, config
+    self.layer, self.stack, self.seconds, self.pixels = layer, stack, seconds, pixels
+
+  @classmethod
+  def open(cls, path: str, cfg: EncoderConfig, kind: str) -> 'EncoderReader':
+    """Read the configs of an encoder's folder. ValueError or FileNotFoundError for another modality, too."""
+    from gpt_jax.interop.encoders import families
+
+    fix = 'name the folder of an encoder, with config.json and model.safetensors'
+    roots = ['.', *filter(None, [os.environ.get('GPT_JAX_DATA', '')])]  # as for sources of data
+    places = [os.path.abspath(os.path.join(root, os.path.expanduser(path))) for root in roots]
+    folder = pathlib.Path(next(filter(os.path.isdir, places), places[0]))
+    config = base.read_json(folder / CONFIG, fix, {})
+    spec = families.read_spec(config, cfg.layer)
+    modality = {'patches': 'image', 'frames': 'audio'}[kind]
+    if spec.modality != modality:
+      raise ValueError(
+        f'encoder.{modality}={path} is an encoder of {spec.modality}\nfix: set encoder.{spec.modality} to it'
+      )
+    if modality == 'audio':
+      return cls(str(folder), weights_digest(folder), config, cfg.layer, cfg.stack, cfg.seconds)
+    family = families.FAMILIES[spec.family]
+    saved = base.read_json(folder / PROCESSOR, fix, {}) if (folder / PROCESSOR).exists() else {}
+    channels = dict(spec.sizes)['A']
+    pixels = [saved.get('image_mean', family.mean), saved.get('image_std', family.deviation)]
+    pixels = [list(map(float, values))[:channels] for values in pixels]
+    return cls(str(folder), weights_digest(folder), config, cfg.layer, 1, 0.0, pixels)
+
+  def fields(self) -> dict:
+    """Return all that the outputs depend on, and where the weights are."""
+    names = ('path', 'digest', 'config', 'layer', 'stack', 'seconds', 'pixels')
+    return {name: getattr(self, name) for name in names}
+
+  @property
+  def hash(self) -> str:
+    """A hex digest of what decides the numbers: not of where the weights are."""
+    return base.digest(base.to_json({**self.fields(), 'path': ''}))
+
+  @functools.cached_property
+  def spec(self):
+    """The families.Spec of the encoder."""
+    from gpt_jax.interop.encoders import families
+
+    return families.read_spec(self.config, self.layer)
+
+  @property
+  def feature_width(self) -> int:
+    """The numbers of a place."""
+    return self.spec.cfg.width * self.stack
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """The rows and columns of patches."""
+    return self.spec.grid
+
+  @property
+  def form(self) -> tuple:
+    """(Y, X, A) of pictures, (rate in Hz, most seconds) of sounds."""
+    if self.spec.modality == 'audio':
+      return 16_000, LONGEST
+    sizes = dict(self.spec.sizes)
+    return (*(count * sizes['Y'] for count in self.grid), sizes['A'])
+
+  @property
+  def window(self) -> int:
+    """The samples of a window of sound."""
+    longest = self.spec.cfg.context * PER_POSITION
+    return min(math.ceil(self.seconds * self.form[0] / PER_POSITION) * PER_POSITION or longest, longest)
+
+  @functools.cached_property
+  def encoder(self):
+    """The weights; ValueError or FileNotFoundError if they are not those that were read before."""
+    from gpt_jax.interop.encoders import encoder
+
+    fix = 'put the folder of the encoder back, as it was when this run began'
+    if not os.path.isdir(self.path):
+      raise FileNotFoundError(f'the encoder is not in {self.path}\nfix: {fix}')
+    if (digest := weights_digest(pathlib.Path(self.path))) != self.digest:
+      raise ValueError(f'{self.path} has weights of sha256 {digest}, not {self.digest}\nfix: {fix}')
+    return encoder.load(self.path, self.spec)
+
+  def features(self, items) -> list[np.ndarray]:
+    """Images uint8 [Y, X, A] or sounds float32 [samples] -> float32 [P, k U] each.
+
+    A sound is read in windows, the last one filled with silence; outputs after its end are left out.
+    """
+    if self.spec.modality == 'image':
+      return [output[-math.prod(self.grid) :] for output in self._outputs(items, self._normalize)]
+    size = self.window
+    parts = [[wave[start : start + size] for start in range(0, max(1, len(wave)), size)] for wave in items]
+    flat = [part for wave_parts in parts for part in wave_parts]
+    outputs = self._outputs(flat, lambda part: np.pad(part, (0, size - len(part))))
+    lengths = (max(1, -(-len(part) // PER_POSITION)) for part in flat)
+    outputs = (output[:length] for output, length in zip(outputs, lengths, strict=True))
+    return [stacked(np.concatenate([next(outputs) for _ in wave_parts]), self.stack) for wave_parts in parts]
+
+  def _normalize(self, image):
+    """uint8 -> float32 of about mean 0 and deviation 1."""
+    mean, deviation = np.asarray(self.pixels, np.float32)
+    return (image.astype(np.float32) / np.float32(255) - mean) / deviation
+
+  def _outputs(self, items, prepare):
+    """Yield the outputs [T, D] of each item; prepare: item -> array of one shape.
+
+    All batches have one size, so that it compiles once.
+    """
+    from gpt_jax.interop.encoders import encoder, log_mel
+
+    for start in range(0, len(items), BATCH):
+      batch = np.stack([prepare(item) for item in items[start : start + BATCH]])
+      batch = np.concatenate([batch, np.zeros((BATCH - len(batch), *batch.shape[1:]), batch.dtype)])
+      if self.spec.modality == 'audio':
+        batch = log_mel.log_mel(batch, dict(self.spec.sizes)['M'])
+      yield from encoder.run(self.encoder, batch)[: len(items) - start]
+
+
+def stacked(vectors_NU: np.ndarray, stack: int) -> np.ndarray:
+  """Put `stack` vectors side by side: [N, U] -> float32 [ceil(N / k), k U], zeros after the last."""
+  padded_NU = np.pad(vectors_NU, ((0, -len(vectors_NU) % stack), (0, 0)))
+  return padded_NU.reshape(-1, stack * vectors_NU.shape[1]).astype(np.float32)
+
+
+def weights_digest(folder: pathlib.Path) -> str:
+  """Return the sha256 of the safetensors files of a folder; FileNotFoundError without one."""
+  files = sorted(folder.glob('*.safetensors'))
+  if not files:
+    raise FileNotFoundError(
+      f'{folder} has no safetensors\nfix: name a folder with config.json and model.safetensors'
+    )
+  total = hashlib.sha256()
+  for path in files:
+    with open(path, 'rb') as file:
+      total.update(hashlib.file_digest(file, 'sha256').digest())
+  return total.hexdigest()
+
+
+def save(readers: dict, folder) -> None:
+  """Write {kind: reader} into a folder."""
+  content = {kind: reader.fields() for kind, reader in readers.items()}
+  base.write_file(pathlib.Path(folder) / FILE, base.to_json(content, indent=2))
+
+
+def load(folder) -> dict:
+  """Read what `save` wrote; {} where there is nothing."""
+  path = pathlib.Path(folder).expanduser() / FILE
+  if not path.exists():
+    return {}
+  content = base.read_json(path, base.FIX, {str: dict})
+  return {kind: (VectorReader if kind == 'vectors' else EncoderReader)(**f) for kind, f in content.items()}
