@@ -32,6 +32,7 @@ def get_study(arg=''):
   changes = {{'train.steps': 2}}
   return Study({base!r}, {{'lr': [1e-2, 3e-2]}}, seeds=2, question='Which rate?', changes=changes)
 """
+NOTES = '## Intended use\n\nTo be damaged.\n'
 SYNTHETIC = {'text': {'kind': 'synthetic', 'documents': 60}}
 WHOLE = 'config.data.packing = "first_fit"'
 MEDIA = (
@@ -102,6 +103,7 @@ def prepare_run(folder, call):
   lose_last_step(run)
   done(call('train', f'--workdir={run}'))
   done(call('evaluate', f'--workdir={run}', '--limit=20'))
+  (run / 'notes.md').write_text(NOTES)
   shutil.copytree(run, folder / 'other')
 
 
@@ -119,6 +121,7 @@ def lose_last_step(run):
 
 RUN_FILES = (
   'run/*.json*',
+  'run/*.md',
   'run/*.diff',
   'run/samples/*',
   'run/checkpoints/**/*',
@@ -132,6 +135,7 @@ RUN = World(
   {
     'report': (('report', '--workdir={folder}/run'),),
     'table': (('report', '--workdir={folder}', '--columns=optim.lr'),),
+    'card': (('report', '--workdir={folder}/run', '--card'),),
     'against': (('report', '--workdir={folder}/other', '--against={folder}/run'),),
     'sample': (('sample', '--workdir={folder}/run', '--prompt=a', '--max_new_tokens=2'),),
     'export': (('export', '--workdir={folder}/run', '--out={folder}/exported'),),

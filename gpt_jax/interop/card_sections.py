@@ -6,13 +6,18 @@ any other) become sections of the card.
 """
 
 import json
+import logging
 import math
 import re
 
 import numpy as np
 
 from gpt_jax.runs import digests, history, provenance
+from gpt_jax.runs.reading import check_types, reading
 
+log = logging.getLogger(__name__)
+
+CACHE = {'bytes': int, 'entries': dict, 'media': {str: int}}  # of the JSON of a token cache
 NOT_RECORDED, NOT_STATED = 'not recorded', 'not stated'
 NOTES = 'notes.md'
 MEMORIZATION = ('canaries', 'extraction', 'membership')
@@ -35,7 +40,7 @@ def table(rows, header):
 def data(run, run_records, extra):
   """Return the section on the trained sources; extra: the JSON of the checkpoint."""
   fingerprint = extra.get('data', {}).get('fingerprint', {})
-  cleaned = next((e['sources'] for e in run_records.events[::-1] if e['event'] == 'clean'), {})
+  cleaned = run_records.cleaned()
   rows = []
   for name, source in run.cfg.data.mixture.items():
     if source.weight:
@@ -44,8 +49,7 @@ def data(run, run_records, extra):
       where = ' '.join(filter(None, [source.kind, source.path.rstrip('/').rpartition('/')[2]]))
       filters = [f'{key}={value}' for key, value in source.changed.items() if key in FILTERS]
       done = cleaned.get(name, {})
-      filters += [f'removed {k}: {n:,}' for k, n in done.get('removed', {}).items()]
-      filters += [f'replaced {k}: {n:,}' for k, n in done.get('replaced', {}).items()]
+      filters += [f'{verb} {k}: {n:,}' for verb, counts in done.items() for k, n in counts.items()]
       rows.append(
         (
           *(name, where, f'`{source.template}`', getattr(source, 'license', '') or NOT_STATED),
@@ -77,16 +81,18 @@ def _entries(fingerprint, name):
 
 
 def _read_cache(run, name, entries):
-  """Return the counts of a source's token cache in a few words, '' where it is not there any more."""
+  """Return the counts of a source's token cache in a few words, '' where it is gone or damaged."""
   for path in sorted((run.workdir / 'cache').glob(f'{name}-train-????????????????.json')):
-    meta = json.loads(path.read_text())
-    if entries and meta['entries'] != entries:
+    try:
+      with reading(path, 'a complete token cache', 'delete it'):
+        meta = check_types(json.loads(path.read_bytes()), CACHE)
+        size = lambda array, path=path: array_length(path.with_suffix(f'.{array}.npy'))
+        counts = [f'{size("offsets"):,} documents', f'{size("ids"):,} tokens', f'{meta["bytes"]:,} bytes']
+    except (ValueError, OSError) as error:
+      log.warning('not in the card: %s', str(error).splitlines()[0])
       continue
-    size = lambda array, path=path: array_length(path.with_suffix(f'.{array}.npy'))
-    media = [f'{count:,} {kind}' for kind, count in meta['media'].items() if count]
-    return ', '.join(
-      [f'{size("offsets"):,} documents', f'{size("ids"):,} tokens', f'{meta["bytes"]:,} bytes', *media]
-    )
+    if not entries or meta['entries'] == entries:
+      return ', '.join([*counts, *(f'{count:,} {kind}' for kind, count in meta['media'].items() if count)])
   return ''
 
 
@@ -100,13 +106,13 @@ def array_length(path):
 
 def privacy(run_records, rows):
   """Return the guarantee that was proved, and the lower bounds that attacks measured; rows: of `scores`."""
-  stated, lines = run_records.result.get('privacy'), []
+  stated, lines = run_records.privacy(), []
   if stated:
     proved = f'epsilon {stated["epsilon"]:.4g}, delta {stated["delta"]:g}'
     keys = [key for key in stated if key not in ('epsilon', 'delta', 'not_covered')]
-    lines.append(f'Trained with differential privacy: ({proved}) for each {stated.get("unit", "unit")}.')
+    lines.append(f'Trained with differential privacy: ({proved}) for each {stated["unit"]}.')
     lines.append(table([(key.replace('_', ' '), stated[key]) for key in keys], ('', '')))
-    lines.append('Not covered:\n\n' + '\n'.join(f'- {line}' for line in stated.get('not_covered', ())))
+    lines.append('Not covered:\n\n' + '\n'.join(f'- {line}' for line in stated['not_covered']))
   elif run_records.result:
     lines.append('Trained without differential privacy: nothing bounds what the model reveals of its data.')
   else:
@@ -213,7 +219,10 @@ def events(run_records):
 def notes(workdir):
   """Return {heading: Markdown} of the sections of notes.md, {} where there is none."""
   path = workdir / NOTES
-  parts = re.split(r'(?m)^#+ +(.+?) *$', path.read_text()) if path.exists() else ['']
+  if not path.exists():
+    return {}
+  with reading(path, 'text in UTF-8', 'write it anew, or delete it'):
+    parts = re.split(r'(?m)^#+ +(.+?) *$', path.read_text(encoding='utf-8'))
   if parts[0].strip():
     raise ValueError(
       f'{path} begins without a heading: {parts[0].strip()[:40]!r}\n'

@@ -5,7 +5,7 @@ from gpt_jax.reports.sections import Section, make_table
 
 def privacy(run):
   """Return the guarantee of private training, what it rests on, and what it does not cover."""
-  stated = run.result.get('privacy')
+  stated = run.privacy()
   if not stated:
     return Section('Privacy', ())
   rows = [

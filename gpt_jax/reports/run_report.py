@@ -18,10 +18,8 @@ from gpt_jax.reports.sections import Section, make_table
 from gpt_jax.reports.text_diff_part import text_diff
 from gpt_jax.runs import ancestry, history, loggers, metric_names, records
 from gpt_jax.runs.metric_names import METRICS, Metric, human
-from gpt_jax.runs.reading import check_types
 from gpt_jax.runs.text_table import join_some
 
-CLEANED = {str: {'removed': {str: int}, 'replaced': {str: int}}}  # of event clean
 MAX_CHARACTERS, MAX_FILES = 1500, 24  # of a sample; of one kind of image or sound
 GROUPED_EVENTS = ('sample', 'checkpoint', 'evaluate', 'skipped')  # one line a session
 # the last of these events: end of the verdict
@@ -280,11 +278,7 @@ def ancestors(run):
 
 def cleaned_data(run):
   """What filters and scrubbing did to the training data."""
-  events = [event.get('sources') for event in run.events if event['event'] == 'clean']
-  try:
-    return data_page.counts_section(check_types(events[-1], CLEANED) if events else {})
-  except ValueError:
-    return Section('Cleaned data', ())
+  return data_page.counts_section(run.cleaned())
 
 
 def settings(run):

@@ -29,6 +29,7 @@ import re
 import numpy as np
 
 from gpt_jax.runs import provenance, records, run_folder
+from gpt_jax.runs.reading import check_types
 
 PHASES = ('steps', 'startup', 'compile', 'evaluate', 'checkpoint', 'lost', 'waiting', 'other')
 SECONDS_KEYS = {'compile': 'seconds', 'evaluate': 'seconds', 'checkpoint': 'blocked_seconds'}
@@ -41,6 +42,21 @@ EVENT_TYPES = {
   'startup': dict,
   'versions': dict,
   'changed': dict,
+}
+CLEANED = {str: {'removed': {str: int}, 'replaced': {str: int}}}  # of event clean
+PRIVACY = {  # of result.json
+  'unit': str,
+  'epsilon': int | float,
+  'delta': int | float,
+  'mechanism': str,
+  'neighbors': str,
+  'clip': int | float,
+  'noise_multiplier': int | float,
+  'sampling_rate': int | float,
+  'units': int,
+  'steps': int,
+  'accountant': str,
+  'not_covered': [str],
 }
 EVALUATION_TYPES = {'task': str, 'metric': str, 'value': int | float, 'interval': list}
 SAMPLE_NAME = re.compile(r'[\w.-]{1,200}', re.ASCII)
@@ -105,6 +121,14 @@ class History:
   def hardware(self):
     """Return the number and kind of devices, or ''."""
     return self.result.get('hardware') or self.versions().get('device', '')
+
+  def cleaned(self):
+    """Return {source: {'removed': counts, 'replaced': counts}} of what filters and scrubbing did, or {}."""
+    return _of_types(next((e.get('sources') for e in self.events[::-1] if e['event'] == 'clean'), {}), CLEANED)
+
+  def privacy(self):
+    """Return the statement of private training, of types PRIVACY, or {}."""
+    return _of_types(self.result.get('privacy') or {}, PRIVACY)
 
   @functools.cached_property
   def timeline(self):
@@ -222,6 +246,14 @@ def has_types(record, types, required):
   if not isinstance(record, dict) or any(key not in record for key in required):
     return False
   return all(isinstance(record[key], kind) for key, kind in types.items() if key in record)
+
+
+def _of_types(value, types):
+  """Return a record of types that `check_types` checks, {} if it has others."""
+  try:
+    return check_types(value, types)
+  except ValueError:
+    return {}
 
 
 # -------------------------------------------------------------------------------------- goodput

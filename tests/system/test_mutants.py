@@ -54,6 +54,7 @@ def finished_run(tmp_path_factory):
   def prepare(folder, call):
     for name in ('run', 'other'):
       shutil.copytree(tiny_runs.finished(tmp_path_factory), folder / name)
+      (folder / name / 'notes.md').write_text(mutant_worlds.NOTES)
 
   return mutant_worlds.RUN._replace(prepare=prepare)
 
