@@ -42,7 +42,7 @@ class Study:
   sweep: str | list = 'one_at_a_time'  # a row of SWEEPS, or cells {factor: level}
   budget: Budget = Budget()  # what all arms have in common
   tune: dict = dataclasses.field(default_factory=dict)  # {key: Range or values} to tune in each arm
-  tuning: Tuning = Tuning()  # values, seeds and rungs of that
+  tuning: Tuning = Tuning()  # values, seeds, rungs and rounds of that
   metric: str = ''  # key of result.json, or TASK/SOURCE/METRIC; '' = valid_loss, or bits per byte
   better: str = 'lower'  # direction of the metric: lower or higher
   tolerance: float = 0.01  # difference of the metric that does not matter
@@ -57,6 +57,8 @@ class Study:
   name: str = ''  # set to the file's name by load_study
 
   def __post_init__(self):
+    ranges = [row for row in self.tune.values() if isinstance(row, Range)]
+    rungs, tune_rounds = self.tuning.rungs, self.tuning.rounds
     empty = [name for name, row in self.factors.items() if not isinstance(row, Range) and not len(row)]
     unknown = [name for name in self.keeps_parameters if name not in self.factors]
     sweep_is_known = not isinstance(self.sweep, str) or self.sweep in SWEEPS
@@ -74,6 +76,8 @@ class Study:
       (self.batch > 0, f'batch={self.batch} is not an amount', 'use 1 or more arms a round'),
       (0 < len(set(seeds)) == len(seeds), f'seeds={self.seeds} are not different', 'give a number >= 1'),
       (min(self.tuning) >= 1, f'{self.tuning} is empty', 'use 1 or more of each'),
+      (1 in (rungs, tune_rounds), f'{self.tuning} has rungs and rounds', 'use one of them'),
+      (ranges or tune_rounds == 1, f'{self.tuning} without a range', 'tune a log_uniform(low, high)'),
       (not self.tune or self.sweep != 'optuna', 'tune= with an optuna sweep', 'make the key a factor'),
       (not empty, f'factor {", ".join(empty)} has no levels', 'list its values'),
       (not unknown, f'keeps_parameters names {unknown}', f'use factors: {", ".join(self.factors)}'),

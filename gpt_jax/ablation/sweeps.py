@@ -40,6 +40,7 @@ class Tuning(NamedTuple):
   points: int = 5  # values of a Range
   seeds: int = 2  # seeds of a value; the study is judged on others
   rungs: int = 1  # of successive halving: each trains the better third of the one before, three times as long
+  rounds: int = 1  # of `points` values: those after the first are proposed by Optuna from the arm's scores
 
 
 class Proposed(list):

@@ -173,6 +173,41 @@ def test_the_dry_run_counts_the_search(base, planted):
   assert last.endswith('seeds: about 32 runs and 0:16 of steps')  # 2 arms x 2 s x (6 / 3 + 2)
 
 
+def test_rounds_propose_values_between_those_of_the_grid(base, planted, tmp_path, monkeypatch):
+  """A grid that misses the best rates; a stop between the rounds changes no proposal."""
+  pytest.importorskip('optuna', reason="optuna is not installed: pip install '.[optuna]'")
+  tune = {'optim.lr': log_uniform(2e-3, 0.5)}
+  study = make_study(base, tuning=Tuning(points=3, seeds=1, rounds=4), tune=tune)
+  assert ' its own and 9 that Optuna proposes' in tuning.dry_run(study)[-1]
+  tuning.run(study, tmp_path / 'whole', say=lambda line: None)
+  whole = records.read_json(tmp_path / 'whole/study.json')['search']['arms']
+  assert len(planted[1]) == 2 * 13 + 8  # a grid of 3 and the own rate, three rounds of 3; 4 seeds
+  for name, best in {'base': BEST_RATE, 'block=wide': 4 * BEST_RATE}.items():
+    rates = [cell[0] for cell, _ in whole[name]['scores']]
+    assert rates[:3] == [0.002, 0.03162, 0.5] and len({*rates}) == 13
+    assert whole[name]['best']['optim.lr'] in rates[4:]
+    assert abs(math.log(whole[name]['best']['optim.lr'] / best)) < math.log(1.5)
+  with monkeypatch.context() as patch:
+    train_all = runner.train_all
+    patch.setattr(runner, 'train_all', lambda path, *rest: path.name != 'rung2' and train_all(path, *rest))
+    assert tuning.run(study, tmp_path / 'cut', say=lambda line: None) is None
+  tuning.run(study, tmp_path / 'cut', say=lambda line: None)
+  assert records.read_json(tmp_path / 'cut/study.json')['search']['arms'] == whole
+
+
+@pytest.mark.parametrize(
+  ('tuning_of', 'tune', 'cause'),
+  [
+    (Tuning(rungs=2, rounds=2), {'optim.lr': log_uniform(1e-3, 1.0)}, 'has rungs and rounds'),
+    (Tuning(rounds=2), {'optim.lr': [0.1, 0.2]}, 'without a range'),
+  ],
+)
+def test_rounds_that_cannot_be_searched_are_refused(base, tuning_of, tune, cause):
+  with pytest.raises(ValueError) as error:
+    make_study(base, tuning=tuning_of, tune=tune)
+  assert_two_lines(error.value, cause)
+
+
 def test_optuna_proposes_no_arms_that_are_tuned(base):
   with pytest.raises(ValueError) as error:
     make_study(base, sweep='optuna', count=4)

@@ -9,12 +9,14 @@ command resumes after a kill; the k-th proposal depends on the journal and sweep
 """
 
 import dataclasses
+import math
 
 from gpt_jax.ablation import design, proof, store, sweeps
 from gpt_jax.ablation.execute import runner
 from gpt_jax.ablation.stats.scores import collect_scores
 from gpt_jax.runs import loggers, records
 
+DIRECTIONS = {'lower': 'minimize', 'higher': 'maximize'}
 JOURNAL = 'optuna/journal.log'
 
 
@@ -65,13 +67,13 @@ def dry_run(study, workdir=''):
   return lines
 
 
-def import_optuna():
+def import_optuna(what="sweep='optuna'", instead="sweep='random'"):
   """The module optuna, without its log lines; ValueError if it is not installed."""
   try:
     import optuna
   except ImportError as error:
     raise ValueError(
-      f"sweep='optuna' needs the package optuna: {error}\nfix: pip install '.[optuna]', or use sweep='random'"
+      f"{what} needs the package optuna: {error}\nfix: pip install '.[optuna]', or use {instead}"
     ) from error
   optuna.logging.set_verbosity(optuna.logging.WARNING)
   return optuna
@@ -119,7 +121,7 @@ class Proposer:
       # A sampler for each trial, so that draws do not depend on when a study was killed.
       seed = 100_003 * self.study.sweep_seed + len(self.trials())
       self.optuna_study.sampler = make_sampler(self.study, seed)
-      self.optuna_study.ask(distributions(self.study))
+      self.optuna_study.ask(distributions(self.study.factors))
     self.admit_trials()
 
   def admit_trials(self):
@@ -135,9 +137,8 @@ class Proposer:
     if trial.params.keys() != self.study.factors.keys():  # killed while it was asked for
       return ''
     # Numbers have four digits, so that the arm's name states them fully.
-    ranges = {name for name, row in self.study.factors.items() if isinstance(row, sweeps.Range)}
     cell = {name: trial.params[name] for name in self.study.factors}
-    cell |= {name: sweeps.round_to_4_digits(cell[name]) for name in ranges}
+    cell |= {name: sweeps.round_to_4_digits(cell[name]) for name in ranges(self.study.factors)}
     try:
       arm = self.make_arms([cell])[-1]
       name = self.arm_by_fingerprint.setdefault(self.fingerprint(arm), arm.name)
@@ -172,11 +173,11 @@ def open_journal(study, path):
   optuna_study = optuna.create_study(
     storage=optuna.storages.JournalStorage(backend),
     study_name=study.name or 'study',
-    direction={'lower': 'minimize', 'higher': 'maximize'}[study.better],
+    direction=DIRECTIONS[study.better],
     load_if_exists=True,
   )
   about = {'base': study.base, 'metric': study.metric or 'valid_loss', 'better': study.better}
-  about |= {name: repr(row) for name, row in distributions(study).items()}
+  about |= {name: repr(row) for name, row in distributions(study.factors).items()}
   before = optuna_study.user_attrs.get('about', about)
   for name in before | about:
     if before.get(name) != about.get(name):
@@ -188,11 +189,40 @@ def open_journal(study, path):
   return optuna_study
 
 
-def distributions(study):
-  """{factor: optuna distribution}: floats of a range, else names of levels."""
+def propose(rows, tried, values, better, count):
+  """List `count` new cells for the rows of a search, the same ones for the same scores.
+
+  rows: {key: Range, or list of values}. tried: cells {key: value}. values: their scores, NaN for none.
+  """
+  optuna, spaces = import_optuna(), distributions(rows)
+  names = {k: {design.level_name(v): v for v in row} for k, row in rows.items() if k not in ranges(rows)}
+  named = lambda cell: {k: design.level_name(v) if k in names else v for k, v in cell.items()}
+  is_within = lambda k, v: v in names[k] if k in names else rows[k].low <= v <= rows[k].high
+  sampler = optuna.samplers.TPESampler(seed=len(tried), n_startup_trials=0)
+  search = optuna.create_study(direction=DIRECTIONS[better], sampler=sampler)
+  for cell, value in zip(map(named, tried), values, strict=True):
+    if math.isfinite(value) and all(map(is_within, cell, cell.values())):  # an own value may lie outside
+      search.add_trial(optuna.trial.create_trial(params=cell, distributions=spaces, value=value))
+  cells = []
+  for _ in range(100 * count):
+    params = search.ask(spaces).params
+    cell = {k: names[k][v] if k in names else sweeps.round_to_4_digits(v) for k, v in params.items()}
+    cells += [cell] if cell not in [*tried, *cells] else []
+    if len(cells) == count:
+      break
+  return cells
+
+
+def ranges(rows):
+  """The keys of rows that are a Range."""
+  return {key for key, row in rows.items() if isinstance(row, sweeps.Range)}
+
+
+def distributions(rows):
+  """{key: optuna distribution} of factors or settings: floats of a range, else names of levels."""
   module, by_factor = import_optuna().distributions, {}
-  for name, row in study.factors.items():
-    if isinstance(row, sweeps.Range):
+  for name, row in rows.items():
+    if name in ranges(rows):
       by_factor[name] = module.FloatDistribution(row.low, row.high, log=row.log)
     else:
       by_factor[name] = module.CategoricalDistribution([design.level_name(level) for level in row])

@@ -4,7 +4,9 @@
 
 Each rung of the search is a study of its own in tuning/rung0, 1, ...: every arm with every value, on seeds
 that the judged runs do not have. An arm's own value is always among them, and kept on every rung: its verdict
-is what the study would have said untuned. Values that are traced numbers of one program, as learning rates
+is what the study would have said untuned. A round is a rung of new values as long as the others: the first is
+the grid, later ones are proposed for each arm by a tree-structured Parzen estimator (Bergstra et al. 2011).
+Proposals follow from the scores alone, so that a search that was stopped goes on as it would have. Values that are traced numbers of one program, as learning rates
 are, are proved once an arm, and may train together as replicas.
 
 Only here are poor values cut short (successive halving, Jamieson and Talwalkar 2016): a judged run that was
@@ -13,12 +15,13 @@ stopped for its score has no final one, and leaving it out favors its arm.
 
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 
 from gpt_jax import config, step
 from gpt_jax.ablation import budget, design, proof, protocol, store
-from gpt_jax.ablation.execute import replicas, rounds, runner
+from gpt_jax.ablation.execute import proposals, replicas, rounds, runner
 from gpt_jax.ablation.stats import judging, scores
 from gpt_jax.ablation.sweeps import Range
 from gpt_jax.runs import loggers, records
@@ -32,7 +35,7 @@ def run(study, workdir, should_stop=lambda: False, workers=0, say=loggers.say):
   workdir = runner.check_study_folder(workdir)
   arms, proofs, description = freeze(study, workdir, say)
   search = Search(study, workdir, arms, proofs)
-  for rung in range(study.tuning.rungs):
+  for rung in range(search.count):
     if search.train(rung, should_stop, workers, say) is None:
       return None
   tuned = search.tuned_arms()
@@ -64,14 +67,17 @@ def register(study, workdir, say=loggers.say):
 
 def dry_run(study, workdir=''):
   """Describe the study and its search, as lines."""
-  plan, arms, rungs = runner.plan_study(study, workdir), design.make_arms(study), study.tuning.rungs
+  plan, arms = runner.plan_study(study, workdir), design.make_arms(study)
+  points, _, rungs, times = study.tuning
   cells, count, share = make_cells(study, arms[0].config), 0, 0.0
   seconds = study.tuning.seeds * sum(arm['seconds_estimate'] for arm in plan['arms'])
   left = len({*map(repr, cells), repr(own_cell(arms[0], list(cells[0])))})
   for rung in range(rungs):
     count, share = count + left, share + left * SHORTER ** (1 + rung - rungs)
     left = -(-left // SHORTER)
+  count, share = count + points * (times - 1), share + points * (times - 1)
   on_rungs = f' on {rungs} rungs' if rungs > 1 else ''
+  on_rungs += f' and {points * (times - 1)} that Optuna proposes' if times > 1 else ''
   runs = count * study.tuning.seeds * len(arms)
   line = (
     f'before that each arm is tuned over {len(cells)} values of {", ".join(cells[0])} and its own{on_rungs}, '
@@ -117,6 +123,9 @@ class Search:
     self.own = {arm.name: own_cell(arm, self.keys) for arm in arms}
     self.left = {arm.name: [*cells, *[c for c in [self.own[arm.name]] if c not in cells]] for arm in arms}
     self.scores = {arm.name: [] for arm in arms}  # [(cell, its values of the last rung)]
+    self.count = study.tuning.rungs * study.tuning.rounds
+    if study.tuning.rounds > 1:
+      proposals.import_optuna('tuning in rounds', 'rounds=1')
     self.seeds = tuple(range(FIRST_SEED, FIRST_SEED + study.tuning.seeds))
     if set(self.seeds) & set(study.seed_list):
       raise ValueError(f'seeds={study.seeds} are those of the search\nfix: use seeds below {FIRST_SEED}')
@@ -144,8 +153,9 @@ class Search:
 
   def train(self, rung, should_stop, workers, say):
     """Train all candidates of a rung and keep the better ones -> analysis, None if stopped."""
-    left_rungs = self.study.tuning.rungs - 1 - rung
-    part, folder = SHORTER**-left_rungs, self.workdir / 'tuning' / f'rung{rung}'
+    halves, left_rungs = self.study.tuning.rungs > 1, self.study.tuning.rungs - 1 - rung
+    part = SHORTER**-left_rungs if halves else 1.0
+    folder = self.workdir / 'tuning' / f'rung{rung}'
     pairs = [(arm, cell) for arm in self.arms for cell in self.left[arm.name]]
     candidates = [self.candidate(arm, cell, part) for arm, cell in pairs]
     candidates.sort(key=lambda candidate: not candidate.is_baseline)
@@ -162,22 +172,33 @@ class Search:
     )
     proofs = self.derive_proofs(candidates)
     description = proof.describe_study(study, candidates, proofs)
-    say(f'tuning, rung {rung + 1} of {self.study.tuning.rungs}: {len(candidates)} candidates')
+    say(f'tuning, {"rung" if halves else "round"} {rung + 1} of {self.count}: {len(candidates)} candidates')
     prepared = candidates, proofs, description
     analysis = runner.run(study, folder, should_stop, workers, say, prepared=prepared)
     if analysis is None:
       return None
-    self.scored = scores.collect_scores(store.read_runs(folder), description['metric'])
+    scored = scores.collect_scores(store.read_runs(folder), description['metric'])
+    if halves or not rung:  # own values are trained on each rung, but in the first round alone
+      self.scored, self.scores = scored, {arm.name: [] for arm in self.arms}
     for arm in self.arms:
       name_of = lambda cell, arm=arm: self.candidate(arm, cell, part).name
-      self.scores[arm.name] = [
-        (cell, list(self.scored.values.get(name_of(cell), {}).values())) for cell in self.left[arm.name]
+      self.scores[arm.name] += [
+        (cell, list(scored.values.get(name_of(cell), {}).values())) for cell in self.left[arm.name]
       ]
-      ranked = [cell for cell, _ in self.ranked(arm)]
-      count = -(-len(ranked) // SHORTER) if left_rungs else 1
-      best, own = ranked[:count], self.own[arm.name]
-      self.left[arm.name] = best if own in best else [*best, own]
+      if halves:
+        ranked, own = [cell for cell, _ in self.ranked(arm)], self.own[arm.name]
+        best = ranked[: -(-len(ranked) // SHORTER)]
+        self.left[arm.name] = best if own in best else [*best, own]
+      elif rung + 1 < self.count:
+        self.left[arm.name] = self.propose(arm)
     return analysis
+
+  def propose(self, arm):
+    """List the values of an arm's next round."""
+    tried = [cell for cell, _ in self.scores[arm.name]]
+    means = [float(np.mean(values)) if values else math.nan for _, values in self.scores[arm.name]]
+    rows = dict(zip(self.keys, self.study.tune.values(), strict=True))
+    return proposals.propose(rows, tried, means, self.study.better, self.study.tuning.points)
 
   def ranked(self, arm):
     """[(cell, values)] of an arm, the best mean first; one with a lost run only where all have."""
