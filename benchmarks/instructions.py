@@ -7,6 +7,8 @@ the runs' data (instruction, input, output, chosen, rejected) and writes results
   stops            the share of answers that end by themselves in fewer than --max_new_tokens tokens
   token_f1         of the answers against the references
   prefers          the share of pairs whose chosen answer has the larger log-probability; margin: their mean
+  reward_accuracy  of a run against the one before: the share of pairs whose margin has grown, which is DPO's
+                   accuracy of its implicit reward with that one as the reference; 0.5 = no preference learned
 
 The base, which knows no separator, reads the instruction and `Answer:` on a line of its own, and ends with
 that line. Intervals: 95 %, bootstrap over instructions; differences are paired.
@@ -99,6 +101,7 @@ def main():
       'likelier': mean_row(nats[second]['output'] < nats[first]['output']),
       'prefers': mean_row((pairs[second] > 0).astype(float) - (pairs[first] > 0)),
       'margin': mean_row(pairs[second] - pairs[first]),
+      'reward_accuracy': mean_row(pairs[second] > pairs[first]),
     }
   numbers['answers'] = [
     {'instruction': question(example).strip(), 'reference': reference}

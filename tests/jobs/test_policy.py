@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 
 from gpt_jax import config, train
 from gpt_jax.cluster.batches import to_devices
@@ -14,6 +15,7 @@ from gpt_jax.jobs import policy, rewards
 from gpt_jax.jobs.rewards import GrpoConfig
 from gpt_jax.model.adapters import AdapterConfig
 from gpt_jax.runs import records
+from gpt_jax.sampling import prompt_batch
 from gpt_jax.training import start
 from tests import tiny_runs
 from tests.tiny_runs import assert_two_lines
@@ -178,7 +180,7 @@ def test_a_row_has_the_completion_as_targets_and_nothing_else(finished, mixture,
 
 
 def test_the_policy_that_learns_is_the_one_that_samples(finished, mixture, tmp_path):
-  """Over the ids that a completion may have, the probabilities add up to 1."""
+  """Its probabilities of the ids add up to 1, and 4,000 samples have them (chi-squared test)."""
   base, workdir, _ = finished
   job = policy.PolicyJob(policy_config(base, mixture), tmp_path, train.make_mesh(config.MeshConfig()))
   run = trained.load(workdir)
@@ -187,7 +189,17 @@ def test_the_policy_that_learns_is_the_one_that_samples(finished, mixture, tmp_p
   assert special('eos') in ids and special('pad') not in ids and len(ids) == 257
   batch = job.rows([[1, 2, 3]] * len(ids), [[i] for i in ids])
   log_probs_BT = policy.log_probs(run.model, batch, job.allowed_V, temperature=2.0)
-  assert np.exp(log_probs_BT[batch['loss_mask_BT'] > 0]).sum() == pytest.approx(1, rel=1e-5)
+  probabilities_V = np.exp(log_probs_BT[batch['loss_mask_BT'] > 0])
+  assert probabilities_V.sum() == pytest.approx(1, rel=1e-5)
+  job.cfg = dataclasses.replace(job.cfg, grpo=dataclasses.replace(job.cfg.grpo, max_new_tokens=1))
+  task = policy.Task('', prompt_batch.Prompt([1, 2, 3]), '')
+  keys_B = policy.rollout_keys(jax.random.key(0), 0, 4000)
+  [group] = job.complete(run.model, [task], 2.0, 4000, keys_B)
+  counts_V = np.array([sum(sampled == [i] for sampled in group) for i in ids])
+  is_common = probabilities_V > 5 / 4000  # else the test is not exact
+  fold = lambda x_V: np.append(x_V[is_common], x_V[~is_common].sum())
+  assert is_common.sum() > 20
+  assert stats.chisquare(fold(counts_V), fold(probabilities_V) * 4000).pvalue > 1e-3
 
 
 @pytest.mark.parametrize(
