@@ -77,7 +77,11 @@ class Study:
       (0 < len(set(seeds)) == len(seeds), f'seeds={self.seeds} are not different', 'give a number >= 1'),
       (min(self.tuning) >= 1, f'{self.tuning} is empty', 'use 1 or more of each'),
       (1 in (rungs, tune_rounds), f'{self.tuning} has rungs and rounds', 'use one of them'),
-      (ranges or tune_rounds == 1, f'{self.tuning} without a range', 'tune a log_uniform(low, high)'),
+      (
+        not self.tune or ranges or tune_rounds == 1,
+        f'{self.tuning} without a range',
+        'tune a log_uniform(low, high)',
+      ),
       (not self.tune or self.sweep != 'optuna', 'tune= with an optuna sweep', 'make the key a factor'),
       (not empty, f'factor {", ".join(empty)} has no levels', 'list its values'),
       (not unknown, f'keeps_parameters names {unknown}', f'use factors: {", ".join(self.factors)}'),

@@ -124,7 +124,9 @@ class History:
 
   def cleaned(self):
     """Return {source: {'removed': counts, 'replaced': counts}} of what filters and scrubbing did, or {}."""
-    return _of_types(next((e.get('sources') for e in self.events[::-1] if e['event'] == 'clean'), {}), CLEANED)
+    return _of_types(
+      next((e.get('sources') for e in self.events[::-1] if e['event'] == 'clean'), {}), CLEANED
+    )
 
   def privacy(self):
     """Return the statement of private training, of types PRIVACY, or {}."""

@@ -3,11 +3,12 @@
   Study(base, {'mlp': ['swiglu', 'gelu']}, tune={'optim.lr': log_uniform(1e-4, 1e-1)})
 
 Each rung of the search is a study of its own in tuning/rung0, 1, ...: every arm with every value, on seeds
-that the judged runs do not have. An arm's own value is always among them, and kept on every rung: its verdict
-is what the study would have said untuned. A round is a rung of new values as long as the others: the first is
-the grid, later ones are proposed for each arm by a tree-structured Parzen estimator (Bergstra et al. 2011).
-Proposals follow from the scores alone, so that a search that was stopped goes on as it would have. Values that are traced numbers of one program, as learning rates
-are, are proved once an arm, and may train together as replicas.
+that the judged runs do not have. An arm's own value is always among them, and kept on every rung: its
+verdict is what the study would have said untuned. A round is a rung of new values as long as the others:
+the first is the grid, later ones are proposed for each arm by a tree-structured Parzen estimator (Bergstra
+et al. 2011). Proposals follow from the scores alone, so that a search that was stopped goes on as it would
+have. Values that are traced numbers of one program, as learning rates are, are proved once an arm, and may
+train together as replicas.
 
 Only here are poor values cut short (successive halving, Jamieson and Talwalkar 2016): a judged run that was
 stopped for its score has no final one, and leaving it out favors its arm.
@@ -159,6 +160,8 @@ class Search:
     pairs = [(arm, cell) for arm in self.arms for cell in self.left[arm.name]]
     candidates = [self.candidate(arm, cell, part) for arm, cell in pairs]
     candidates.sort(key=lambda candidate: not candidate.is_baseline)
+    if not candidates[0].is_baseline:  # a round of proposals, to be compared with the first of the baseline's
+      candidates[0] = candidates[0]._replace(is_baseline=True)
     factors = {**self.study.factors, **{key: [0] for key in self.keys}}
     study = dataclasses.replace(
       self.study,
