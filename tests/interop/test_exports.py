@@ -9,7 +9,7 @@ import pytest
 from gpt_jax import config
 from gpt_jax import train as training
 from gpt_jax.evaluation import trained
-from gpt_jax.interop import generation, huggingface, model_card
+from gpt_jax.interop import card_sections, generation, huggingface, model_card
 from gpt_jax.runs import records
 from gpt_jax.sample import SampleConfig
 from gpt_jax.step import params_of
@@ -185,7 +185,9 @@ def test_a_run_has_the_same_card_with_what_people_and_attacks_add(exported, tmp_
   )
   row = dict(task='membership', source='qa', split='valid', attack='loss', n=36)
   guess = row | dict(task='answer', metric='f1', value=0.1, interval=[0.0, 0.2], chance=0.1)
-  private = dict(epsilon=2.0, delta=1e-6, unit='document', mechanism='noise', not_covered=['the tokenizer'])
+  private = dict(epsilon=2.0, delta=1e-6, unit='document', units=9, mechanism='noise', neighbors='one unit')
+  private |= dict(clip=1.0, noise_multiplier=0.5, sampling_rate=0.1, steps=6, accountant='PLD')
+  private['not_covered'] = ['the tokenizer']
   result = records.read_json(run / 'result.json')
   records.write_json(run / 'result.json', result | {'privacy': private})
   for more in (
@@ -194,10 +196,9 @@ def test_a_run_has_the_same_card_with_what_people_and_attacks_add(exported, tmp_
     guess,
   ):
     records.append_line(run / 'evaluations.jsonl', more)
-  records.append_line(
-    run / 'events.jsonl',
-    dict(event='clean', time='2026-01-01T00:00:00+00:00', sources={'qa': {'removed': {'duplicates': 3}}}),
-  )
+  cleaned = {'qa': {'removed': {'duplicates': 3}, 'replaced': {}}}
+  event = dict(event='clean', time='2026-01-01T00:00:00+00:00', sources=cleaned)
+  records.append_line(run / 'events.jsonl', event)
   card = model_card.write_run_card(run).read_text()
   assert card.startswith('---\nlibrary_name: gpt_jax\npipeline_tag: text-generation\nlicense: mit\n')
   for part in (
@@ -214,6 +215,11 @@ def test_a_run_has_the_same_card_with_what_people_and_attacks_add(exported, tmp_
   ):
     assert part in card, (part, card)
   assert str(tmp_path) not in card
+  [*_, ids] = sorted((run / 'cache').glob('qa-train-*.ids.npy'))
+  ids.write_bytes(ids.read_bytes()[:-1])  # a card needs no data
+  records.write_json(run / 'result.json', result | {'privacy': {'epsilon': 'x'}})
+  card = model_card.write_run_card(run).read_text()
+  assert f'| {card_sections.NOT_RECORDED} |' in card and 'without differential privacy' in card
   (run / 'notes.md').write_text('no heading')
   with pytest.raises(ValueError) as error:
     model_card.write_run_card(run)
