@@ -26,19 +26,24 @@ from gpt_jax.evaluation import attacks, trained
 
 LABELS = ('offensive', 'fine')
 DRAWS = 2000
+VOTES = 3  # lines of a training post, as many as most posts have annotators
 FPR = 0.05  # share of fine posts that a filter may block
 
 
 def read_posts():
-  """Return a list of {text, label, part, half} without the held-out posts that occur in an earlier part."""
+  """Return a list of {text, label, part, half, votes} without held-out posts that occur in an earlier part.
+
+  votes: of VOTES, those for offensive.
+  """
   path = Path(os.environ.get('GPT_JAX_DATA', '../shared/data')) / 'offensive_tweets/posts.csv.gz'
   with gzip.open(path, 'rt', encoding='utf-8', newline='') as file:
     rows = list(csv.DictReader(file))
   parts, posts, seen = {9: 'test', 8: 'valid'}, [], set()
   for number, row in enumerate(rows):
     text, label = ' '.join(html.unescape(row['text']).split()), LABELS[row['label'] == '2']
-    part = parts.get(number % 10, 'train')
-    posts.append({'text': text, 'label': label, 'part': part, 'half': number // 10 % 2})
+    votes = [int(row[name]) for name in ('hate', 'offensive', 'neither')]
+    post = {'text': text, 'label': label, 'part': parts.get(number % 10, 'train'), 'half': number // 10 % 2}
+    posts.append(post | {'votes': round(VOTES * (1 - votes[2] / max(1, sum(votes))))})
   chosen = []
   for part in ('train', 'valid', 'test'):
     own = [post for post in posts if post['part'] == part]
@@ -48,8 +53,12 @@ def read_posts():
 
 
 def write_posts(path):
-  """Write the posts as JSON lines."""
-  lines = [json.dumps(post, ensure_ascii=False) + '\n' for post in read_posts()]
+  """Write the posts as JSON lines; each of training three times, labelled by its annotators' votes."""
+  lines = []
+  for post in read_posts():
+    offensive = post.pop('votes')
+    labels = [LABELS[n >= offensive] for n in range(VOTES)] if post['part'] == 'train' else [post['label']]
+    lines += [json.dumps(post | {'label': label}, ensure_ascii=False) + '\n' for label in labels]
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(''.join(lines), encoding='utf-8')
 

@@ -18,22 +18,19 @@ POSTS = dict(kind='jsonl', path='runs/offensive.jsonl', license='MIT')
 
 def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
-  args = configs.arguments(arg, half='', steps=600, seed=0, runlocal=False)
+  args = configs.arguments(arg, half='', steps=500, seed=0, runlocal=False)
   config = configs.default()
   keep = 'part=train' + (f',half={args.half}' if args.half else '')
   posts = dict(POSTS, keep=keep, valid_keep='part=valid', test_keep='part=test')
-  config.data.mixture = {
-    'judge': dict(posts, template='{text} -> {label}'),
-    'posts': dict(posts, template='{text}', weight=0.25),  # language is learned beside the labels
-  }
+  config.data.mixture = {'posts': dict(posts, template='{text} -> {label}')}
   config.data.update(packing='first_fit', prefix=True)
   config.tokenizer.update(kind='bpe', vocab=2048)
   config.model.update(
-    layers=3, width=128, heads=4, context=256, mlp='relu2', qk_norm=True, init_projections='zero', dropout=0.1
+    layers=1, width=128, heads=4, context=256, mlp='relu2', qk_norm=True, init_projections='zero', dropout=0.1
   )
   config.optim.update(name='muon', lr=2e-3, warmup=30, schedule='linear', final_lr=0.0, ema=0.99)
   config.train.update(
-    steps=args.steps, batch_size=32, eval_every=100, sample_every=0, seed=args.seed, sample_prompts=()
+    steps=args.steps, batch_size=16, eval_every=250, sample_every=0, seed=args.seed, sample_prompts=()
   )
   if args.runlocal:
     config.train.update(steps=20, eval_every=10, eval_tokens=2048)
