@@ -3,7 +3,7 @@
 Command: launch.py import --source=google/gemma-3-270m --workdir=runs/gemma
   launch.py train --config=experiments/hear.py:base=runs/gemma,encoder=whisper-base --workdir=runs/hear
   launch.py evaluate --workdir=runs/hear --split=test --tasks=answer
-  launch.py sample --workdir=runs/hear --audio=seven.wav --source=who
+  launch.py sample --workdir=runs/hear --audio=seven.wav --prompt='Who speaks?'
 The encoder is a folder as save_pretrained of transformers writes it. It is frozen and run once over the
 recordings (FSDD); its outputs, four of them (80 ms) in a place, lie in the token cache. The model transcribes
 a digit, writes it as a numeral, and says who speaks. Only the projector and the adapters are trained; base=''
@@ -83,7 +83,7 @@ def get_config(arg=''):
     seed=args.seed,
     sample_prompts=(),
   )
-  config.sample.max_new_tokens = 12
+  config.sample.update(max_new_tokens=12, temperature=0.0)
   if args.runlocal:
     config.train.update(steps=20, eval_every=10, eval_tokens=512)
   return config

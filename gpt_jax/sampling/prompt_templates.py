@@ -151,6 +151,9 @@ def fill_template(template, text, inputs):
     return None
   chunks = [chunk for i, chunk in enumerate(PLACEHOLDER.split(text)) if i % 2 == 0 and chunk.strip()]
   blanks = [group for is_text, group in groups if is_text and any(kind == 'text' for kind, _ in group)]
+  words = ''.join(value for kind, value in slots if kind == 'literal').strip()
+  if not blanks and [chunk.strip() for chunk in chunks] == [words]:  # they choose among questions
+    chunks = []
   if len(chunks) != len(blanks):
     return None
   files = {name: iter(values) for name, values in inputs.items()}

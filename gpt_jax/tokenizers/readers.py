@@ -23,6 +23,7 @@ FILE = 'readers.json'
 CONFIG, PROCESSOR = 'config.json', 'preprocessor_config.json'  # of an encoder's folder
 BATCH = 8  # pictures, or windows of sound, that an encoder takes at a time
 LONGEST = 600.0  # seconds of a sound
+KEPT = 1 << 28  # bytes of outputs that a process keeps: sources may share their recordings
 PER_POSITION = 320  # samples of an output of Whisper's encoder: 50 a second
 
 
@@ -78,6 +79,7 @@ class EncoderReader:
     """digest: of the weights. config: the encoder's config.json. pixels: mean and deviation by channel."""
     self.path, self.digest, self.config = path, digest, config
     self.layer, self.stack, self.seconds, self.pixels = layer, stack, seconds, pixels
+    self._kept = {}  # digest of an item -> its outputs
 
   @classmethod
   def open(cls, path: str, cfg: EncoderConfig, kind: str) -> 'EncoderReader':
@@ -162,6 +164,16 @@ class EncoderReader:
 
     A sound is read in windows, the last one filled with silence; outputs after its end are left out.
     """
+    keys = [hashlib.blake2b(np.ascontiguousarray(item)).digest() for item in items]
+    new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._kept}
+    outputs = dict(zip(new, self._encode([*new.values()]), strict=True))
+    result = [outputs[key] if key in outputs else self._kept[key] for key in keys]
+    if sum(output.nbytes for output in (*self._kept.values(), *outputs.values())) <= KEPT:
+      self._kept |= outputs
+    return result
+
+  def _encode(self, items):
+    """Return the features of items that are not kept."""
     if self.spec.modality == 'image':
       return [output[-math.prod(self.grid) :] for output in self._outputs(items, self._normalize)]
     size = self.window

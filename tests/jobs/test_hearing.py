@@ -54,7 +54,8 @@ def test_a_small_model_learns_to_hear(recordings, tmp_path, tmp_path_factory, mo
     rows = evaluate.run_tasks(run.subject(), ['answer'], split='test', limit=4)
     assert {row['source'] for row in rows} == {'transcribe', 'number', 'who'}
     sound = str(tmp_path / 'fsdd/recordings.zip/2_theo_0.wav')
-    prompt = prompts.build_prompt(run, sounds=[sound], source='who')
+    prompt = prompts.build_prompt(run, 'Who speaks?', sounds=[sound])
+    assert prompt.ids == prompts.build_prompt(run, sounds=[sound], source='who').ids
     [text] = run.generate([{'sounds': [sound], 'source': 'who'}], max_new_tokens=3)
     assert isinstance(text, str) and prompt.frames.shape == (len(prompt.ids), 48)
     with pytest.raises(ValueError) as error:

@@ -37,6 +37,11 @@ def chosen(templates, text='', images=(), sounds=(), to='text'):
     ([READ, DRAW], dict(images=[IMAGE]), [('image', IMAGE)]),
     ([READ, DRAW], dict(text='five', to='image'), [('text', 'five')]),
     (['{x:patches} -> {name}'], dict(images=[IMAGE]), [('patches', IMAGE)]),
+    (
+      ['{x:frames} Who? -> {name}', '{x:frames} What? -> {digit}'],
+      dict(text='What?', sounds=[SOUND]),
+      [('frames', SOUND), ('text', ' What?')],
+    ),
     ([DRAW, SPEAK], dict(text='theo: five', to='audio'), [('text', 'theo: five')]),
     ([TRANSLATE], dict(text='a cat'), [('text', 'translate en de: a cat')]),
     ([TRANSLATE], dict(text='translate en de: a'), [('text', 'translate en de: a')]),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.interop.encoders import encoder, families, log_mel
-from gpt_jax.tokenizers import EncoderConfig, TokenizerConfig, Tokenizers, readers, text
+from gpt_jax.tokenizers import EncoderConfig, TokenizerConfig, Tokenizers, grammar, readers, text
 from gpt_jax.tokenizers.image import ImageConfig
 from gpt_jax.tokenizers.image import build as build_image
 from tests import encoders, tiny_runs
@@ -52,6 +52,23 @@ def test_shorter_windows_and_stacks(ear):
   assert not features[0][1, 24:].any() and features[0][1, :24].all()
   alone = reader.features([wave_of(1700, readers.BATCH)])[0]
   np.testing.assert_allclose(features[-1], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_an_item_is_encoded_once(ear, monkeypatch):
+  reader, calls = open_ear(ear), []
+  run = encoder.run
+  monkeypatch.setattr(encoder, 'run', lambda *args: calls.append(1) or run(*args))
+  waves = [wave_of(1000, seed) for seed in (0, 1, 0)]
+  first, other, again = reader.features(waves)
+  np.testing.assert_array_equal(first, again)
+  assert np.abs(first - other).max() > 0.01 and len(calls) == 1
+  np.testing.assert_array_equal(reader.features([waves[1]])[0], other)
+  assert len(calls) == 1
+  monkeypatch.setattr(readers, 'KEPT', 0)  # more than fits is encoded again
+  reader._kept.clear()
+  for _ in range(2):
+    np.testing.assert_array_equal(reader.features([waves[1]])[0].shape, other.shape)
+  assert len(calls) == 3
 
 
 def test_pictures_become_their_patches(eye):
@@ -115,6 +132,22 @@ def test_a_relative_folder_is_found_where_data_is(ear, tmp_path, monkeypatch):
   monkeypatch.setenv('GPT_JAX_DATA', str(ear.parent))
   monkeypatch.chdir(tmp_path)
   assert readers.EncoderReader.open(ear.name, EncoderConfig(), 'frames').path == str(ear)
+
+
+def test_patches_without_codes_have_rows_and_columns(eye):
+  reader = readers.EncoderReader.open(str(eye), EncoderConfig(), 'patches')
+  toks = Tokenizers.build(text.build(TokenizerConfig('bytes')), readers={'patches': reader})
+  special = toks.vocabulary.special
+  ids = [65, special('boi'), *[special('patch')] * 4, special('eoi'), special('sep'), 66]
+  rules = grammar.build(toks.vocabulary, toks.layout, toks.vocabulary.padded, 'text')
+  state, positions_BP3 = grammar.read_prompts(rules, np.array([ids]), np.array([len(ids)]), np.array([5]))
+  trained_BP3 = toks.layout.positions3(np.array([ids]), np.ones((1, len(ids)), int))
+  np.testing.assert_array_equal(positions_BP3, trained_BP3)
+  assert trained_BP3[0, 2:6].tolist() == [[2, 2, 2], [2, 2, 3], [2, 3, 2], [2, 3, 3]]
+  allowed_V = np.asarray(grammar.allowed(rules, state))[0]
+  assert allowed_V[66] and not allowed_V[special('boi')] and not allowed_V[special('patch')]
+  with pytest.raises(ValueError, match='this model has no image tokens'):
+    grammar.build(toks.vocabulary, toks.layout, toks.vocabulary.padded, 'image')
 
 
 def test_codes_and_patches_have_one_grid(eye):
