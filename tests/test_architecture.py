@@ -87,7 +87,8 @@ MAY_IMPORT = {
   'reports.compare': 'ablation cluster.batches config data evaluation evaluation.trained losses model '
   'reports training',
   'workbench': '',
-  'workbench.lab': 'ablation config data evaluation.trained model reports reports.study_report '
+  'workbench.lab': 'ablation config data evaluation evaluation.trained losses model reports reports.compare '
+  'reports.study_report '
   'reports.study_results runs sampling sampling.prompt_batch sampling.validate tokenizers training',
   'cli': 'ablation ablation.execute cli.experiment_file cluster cluster.batches config data evaluation '
   'evaluation.trained interop model plan reports reports.compare reports.paper runs sample sampling '

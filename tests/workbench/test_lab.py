@@ -84,6 +84,23 @@ def test_runs_are_listed_with_their_states_and_chosen_columns(client, root):
   assert [(row['name'], row['cells']) for row in table['rows']] == [('tuned', [1e-4, 120.0])]
 
 
+def test_a_broken_run_does_not_hide_the_others(client, root):
+  for name, content in (('a', '{"train": 3, "data": [], "sample": 0}'), ('b', '{'), ('c', '[]')):
+    (root / f'broken_{name}').mkdir()
+    (root / f'broken_{name}' / 'config.json').write_text(content)
+    (root / f'broken_{name}' / 'metrics.jsonl').write_text('{"step": "x"}\n[]\n{"step": NaN}\n7\n')
+    (root / f'broken_{name}' / 'events.jsonl').write_text('{"event": 3}\n{"event": "start", "time": []}\n')
+  states = {row['name']: row['state'] for row in get(client, '/api/runs')['rows']}
+  assert states == {NASTY: 'stopped', 'base': 'done', 'tuned': 'done'} | {
+    'broken_a': 'stopped',
+    'broken_b': 'failed',
+    'broken_c': 'failed',
+  }
+  assert get(client, '/api/models')['models'] == []
+  assert 'fix: ' not in client.get('/api/data', params={'run': 'broken_a'}).json()['error']
+  assert get(client, '/api/curves', run=['broken_a', 'base'])['charts'][0]['lines'][0]['run'] == 'base'
+
+
 def test_a_wrong_condition_is_answered_with_a_fix(client):
   response = client.get('/api/runs', params={'where': 'learning_rate > 1'})
   assert response.status_code == 400

@@ -90,10 +90,21 @@ def test_weights_of_attention_are_those_of_the_definition(variant, monkeypatch):
 
   monkeypatch.setattr(attention, 'attend', attend)
   ids = jax.random.randint(jax.random.key(0), (2, cfg.K), 0, 50)
-  outputs = probes.activations(model, {'token_ids_BT': ids}, with_weights=True)
-  assert len(expected) == cfg.layers
-  for l, weights_BHTS in enumerate(expected):
+  measure = lambda model, ids: probes.activations(model, {'token_ids_BT': ids}, with_weights=True)
+  outputs, weights = jax.jit(lambda model, ids: (measure(model, ids), tuple(expected)))(model, ids)
+  assert len(weights) == cfg.layers
+  for l, weights_BHTS in enumerate(weights):
     np.testing.assert_allclose(outputs[f'blocks/{l}/attention/weights'], weights_BHTS, atol=1e-6)
+
+
+def test_a_text_under_two_models(client, runs):
+  text = 'the cat sat'
+  found = post(client, '/api/difference', run=['finished', 'media'], text=text).json()
+  for name, nats in zip(found['runs'], found['nats'], strict=True):
+    assert math.isclose(nats, trained.load(runs / name).score([text])[0].nats, rel_tol=1e-4)
+  assert found['bytes'] == len(text.encode())
+  assert 'class="diff"' in found['html']
+  assert client.post('/api/difference', json={'run': ['media'], 'text': text}).status_code == 400
 
 
 def picture():
@@ -106,10 +117,19 @@ def test_inside_of_a_picture_and_of_a_sound(client):
   found = post(client, '/api/inside', run='media', images=[picture()], answer='seven').json()
   kinds = [token['kind'] for token in found['tokens']]
   assert kinds.count('image') == 16
+  [shown] = found['media']
+  assert kinds[shown['start'] : shown['end'] + 1] == ['special', *['image'] * 16, 'special']
+  assert shown['grid'] == [4, 4]
+  codes = [int(token['piece'].partition(':')[2]) for token in found['tokens'] if token['kind'] == 'image']
+  assert [code for [code] in shown['codes']] == codes
+  condition = 1 + [token['piece'] for token in found['tokens']].index('sep')
+  assert [token['given'] for token in found['tokens']] == [t < condition for t in range(len(found['tokens']))]
   assert ''.join(token['piece'] for token in found['tokens'] if token['kind'] == 'text').endswith('seven')
   sound = base64.b64encode(media_io.to_wav(np.sin(np.arange(800) / 3), 8000)).decode()
   found = post(client, '/api/inside', run='media', sounds=[sound]).json()
-  assert 'audio' in [token['kind'] for token in found['tokens']]
+  [shown] = found['media']
+  assert len(shown['codes']) == [token['kind'] for token in found['tokens']].count('audio') > 0
+  assert shown['spectrogram'].startswith('data:image/png;base64,')
 
 
 def test_a_text_longer_than_the_context_is_cut(client):

@@ -35,7 +35,7 @@ GET = {
   '/api/data/document': documents.document,
   '/file': compare.sample_file,
 }
-POST = {'/api/inside': inside.look, '/api/sample': playground.sample}
+POST = {'/api/inside': inside.look, '/api/difference': inside.difference, '/api/sample': playground.sample}
 
 
 class Lab:

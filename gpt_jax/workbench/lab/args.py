@@ -38,6 +38,12 @@ def choice(query, name, choices):
   return value
 
 
+def section(config, name):
+  """Return a section of a config, {} where a file that anyone may have written holds something else."""
+  value = config.get(name)
+  return value if isinstance(value, dict) else {}
+
+
 def runs(query):
   """Return the names of several runs, each once."""
   names = list(dict.fromkeys(texts(query, 'run')))

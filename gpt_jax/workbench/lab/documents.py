@@ -5,7 +5,6 @@ Read from the token caches that training wrote, so it also works where the sourc
 
 import re
 import time
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -24,10 +23,10 @@ def overview(lab, query):
 
   folder = lab.index.run(args.text(query, 'run'))
   config = lab.index.config(folder)
-  data, rows = config.get('data') or {}, []
+  data, rows = args.section(config, 'data'), []
   for path, source, split in list_caches(folder, data):
     cache = open_cache(lab, path)
-    settings = (data.get('mixture') or {}).get(source) or {}
+    settings = args.section(args.section(data, 'mixture'), source)
     facts = {'file': path.name, 'source': source, 'split': split, 'tokens': len(cache.ids)}
     facts |= {
       'documents': len(cache.offsets),
@@ -36,7 +35,7 @@ def overview(lab, query):
       'notes': cache.notes,
     }
     rows.append(facts | {key: settings.get(key) for key in ('weight', 'template')})
-  length = (config.get('train') or {}).get('length') or (config.get('model') or {}).get('context')
+  length = args.section(config, 'train').get('length') or args.section(config, 'model').get('context')
   cleaned = page.render_section(run_report.cleaned_data(history.read_history(folder)))
   return {'packing': data.get('packing', ''), 'length': length, 'caches': rows, 'html': cleaned}
 
@@ -44,12 +43,12 @@ def overview(lab, query):
 def list_caches(folder, data):
   """Return [(path, source, split)] of the token caches of a run, those of training first."""
   place = folder / 'cache'
-  if data.get('cache'):
+  if isinstance(data.get('cache'), str) and data['cache']:
     place = type(folder)(data['cache']).expanduser()
   found = []
   for path in sorted(place.glob('*.json')) if place.is_dir() else ():
     match = CACHE.fullmatch(path.name)
-    if match and match['source'] in (data.get('mixture') or {}):
+    if match and match['source'] in args.section(data, 'mixture'):
       found.append((path, match['source'], match['split']))
   return sorted(found, key=lambda item: ('train', 'valid', 'test').index(item[2]))
 
@@ -70,7 +69,7 @@ def chosen_cache(lab, query):
   from gpt_jax.tokenizers import Tokenizers
 
   folder, wanted = lab.index.run(args.text(query, 'run')), args.text(query, 'file')
-  for path, source, _ in list_caches(folder, lab.index.config(folder).get('data') or {}):
+  for path, source, _ in list_caches(folder, args.section(lab.index.config(folder), 'data')):
     if path.name == wanted:
       make = lambda: (config.of_run(folder), Tokenizers.load(folder / 'tokenizer'))
       cfg, tokenizers = lab.cached(('tokenizers', folder), str(folder), make)
@@ -129,30 +128,7 @@ def describe_row(tokenizers, batch, b, number):
     tokens[t] = token | {'target': following[t]['piece']}
   facts = {'row': int(number), 'documents': len(set(segments.tolist()) - {0}), 'trained': int(loss.sum())}
   facts |= {'padding': int((segments == 0).sum()), 'tokens': tokens, 'cut': max(0, T - MAX_TOKENS)}
-  return facts | {'media': media(tokenizers, inputs)}
-
-
-def media(tokenizers, ids):
-  """Return [{kind, address}] of the pictures and sounds whose codes are all among these ids."""
-  from gpt_jax.sampling import prompts
-
-  layout, shown, start = tokenizers.layout, [], None
-  ends = {layout.eoi: layout.boi, layout.eoa: layout.boa} if tokenizers.media else {}
-  for t, index in enumerate(map(int, ids)):
-    if index in ends.values() and index >= 0:
-      start = t
-    elif index in ends and start is not None and int(ids[start]) == ends[index]:
-      span, start = [*map(int, ids[start + 1 : t])], None
-      if span and layout.patch not in span and layout.frame not in span and len(shown) < MAX_MEDIA:
-        found = prompts.decode_pieces(SimpleNamespace(tokenizers=tokenizers), span)
-        rate = getattr(tokenizers.audio, 'sample_rate', 0)
-        shown += [{'kind': p.kind, 'address': address(p, rate)} for p in found if p.kind != 'text']
-  return shown
-
-
-def address(piece, rate):
-  """Return a picture or a sound as a data address."""
-  return pieces.png_uri(piece.value) if piece.kind == 'image' else pieces.wav_uri(piece.value, rate)
+  return facts | {'media': pieces.media(tokenizers, inputs, MAX_MEDIA)}
 
 
 # --------------------------------------------------------------------------------------- search
@@ -183,8 +159,10 @@ def search(lab, query):
 
 
 def text_of(tokenizers, ids):
-  """Return the text of ids, other modalities left out."""
-  return tokenizers.decode_text(ids[ids < tokenizers.vocabulary.count('text')])
+  """Return the text of ids, an arrow after a condition, other modalities left out."""
+  parts = np.split(ids, np.flatnonzero(ids == tokenizers.layout.sep))
+  is_text = lambda part: part < tokenizers.vocabulary.count('text')
+  return ' \u2192 '.join(tokenizers.decode_text(part[is_text(part)]) for part in parts)
 
 
 def document(lab, query):
@@ -197,6 +175,6 @@ def document(lab, query):
   facts = {'document': number, 'count': count, 'cut': max(0, len(ids) - MAX_TOKENS)}
   facts |= {
     'tokens': pieces.describe(tokenizers, ids[:MAX_TOKENS]),
-    'media': media(tokenizers, ids[:MAX_TOKENS]),
+    'media': pieces.media(tokenizers, ids[:MAX_TOKENS], MAX_MEDIA),
   }
   return facts

@@ -4,6 +4,7 @@ A run's name is its folder relative to the root. Only names that a walk of the r
 that no request can name another file.
 """
 
+import math
 import os
 import pathlib
 import threading
@@ -68,7 +69,8 @@ class Index:
 
   def metrics(self, folder):
     """Return the records of metrics.jsonl that have a step."""
-    return [row for row in self._tail(folder / 'metrics.jsonl') if history.is_number(row.get('step'))]
+    has_step = lambda row: math.isfinite(history.number(row.get('step')))
+    return [row for row in self._tail(folder / 'metrics.jsonl') if has_step(row)]
 
   def events(self, folder):
     """Return the records of events.jsonl."""

@@ -10,9 +10,10 @@ import functools
 
 import numpy as np
 
+from gpt_jax.model.continuous import KINDS
 from gpt_jax.workbench.lab import args, models, pieces
 
-MAX_TOKENS = 192
+MAX_TOKENS, MAX_MEDIA = 192, 4
 ALTERNATIVES = 5
 
 
@@ -20,10 +21,11 @@ def look(lab, body):
   """POST /api/inside {run, text, images, sounds, source, answer}: what a model computes on an input.
 
   text, images, sounds: as for a sample. answer: text after them, such as the right one.
-  Returns {run, step, cut, tokens: [{id, kind, piece, nats, top: [{piece, kind, p}]}], next: top of the token
-  after them, layers, heads, lens: [layer: [[piece, p, nats of the actual next token]]], attention}. nats: of
-  a token given those before it, None for the first. top: the likeliest tokens in its place. attention: base64
-  of uint16 [L, H, T, T], weights times 65535.
+  Returns {run, step, cut, tokens: [{id, kind, piece, given, nats, top: [{piece, kind, p}]}], next: top of the
+  token after them, layers, heads, lens: [layer: [[piece, p, nats of the actual next token]]], attention,
+  media: of pieces.media}. nats: of a token given those before it, None for the first. top: the likeliest
+  tokens in its place. given: of a condition, which training never predicts. attention: base64 of uint16
+  [L, H, T, T], weights times 65535.
   """
   import jax
 
@@ -33,7 +35,17 @@ def look(lab, body):
     most = min(MAX_TOKENS, run.model.cfg.context)
     batch = batch_of(run, prompt, ids[:most])
     found = jax.device_get(internals()(run.model, batch))
-    return describe(run, ids[:most], found) | {'cut': max(0, len(ids) - most)}
+    facts = describe(run, ids[:most], found) | {'cut': max(0, len(ids) - most)}
+    facts['media'] = pieces.media(run.tokenizers, ids[:most], MAX_MEDIA)
+    for token, given in zip(facts['tokens'], condition(run, ids[:most]), strict=True):
+      token['given'] = given
+    return facts
+
+
+def condition(run, ids):
+  """Return for each id whether it is of a condition, which training never predicts."""
+  ids_BW = np.array([ids], np.int32)
+  return run.tokenizers.layout.condition_mask(ids_BW, np.ones_like(ids_BW))[0].tolist()
 
 
 def batch_of(run, prompt, ids):
@@ -49,11 +61,11 @@ def batch_of(run, prompt, ids):
     batch['positions_BT3'] = layout.positions3(ids_BT, segments_BT)
   if prompt.prefix:
     batch['prefix_BT'] = layout.condition_mask(ids_BT, segments_BT)
-  for name, features in (('patches_BTA', prompt.patches), ('frames_BTM', prompt.frames)):
-    if features is not None:
-      batch[name] = np.zeros((1, T, features.shape[1]), np.float32)
+  for name, kind in KINDS.items():
+    if (features := getattr(prompt, name)) is not None:
+      batch[kind.argument] = np.zeros((1, T, features.shape[1]), np.float32)
       count = min(len(features), len(ids))
-      batch[name][0, :count] = features[:count]
+      batch[kind.argument][0, :count] = features[:count]
   return batch
 
 
@@ -116,3 +128,29 @@ def describe(run, ids, found):
   facts = {'run': run.workdir.name, 'step': run.step, 'layers': len(lens), 'heads': weights_LHTS.shape[1]}
   facts |= {'tokens': tokens, 'next': likeliest(T - 1), 'lens': lens}
   return facts | {'attention': base64.b64encode(weights_LHTS).decode()}
+
+
+# ----------------------------------------------------------------------------------- comparison
+
+
+def difference(lab, body):
+  """POST /api/difference {run: [a, b], text}: the nats of each character of a text under two models.
+
+  Returns {runs, bytes, nats, bits_per_byte: of each, spans: [{text, nats}] that differ most, html}. The
+  tokenizers may differ.
+  """
+  from gpt_jax.evaluation import likelihood
+  from gpt_jax.losses import bits
+  from gpt_jax.reports import compare, page, text_diff_part
+
+  names, text = args.runs(body), args.text(body, 'text')
+  if len(names) != 2 or not text.strip():
+    raise ValueError('a difference is of two runs on a text\nfix: choose two runs, and give a text')
+  nats = []
+  for name in names:
+    with lab.models.use(lab.index.run(name)) as run:
+      nats += likelihood.byte_nats(run.subject(), [text])
+  line = compare.describe_text(0, text, *nats, is_shown=True)
+  facts = {'runs': names, 'bytes': line['bytes'], 'nats': line['nats'], 'spans': line['spans']}
+  facts['bits_per_byte'] = [bits(x) / line['bytes'] for x in line['nats']]
+  return facts | {'html': page.element('pre', *text_diff_part.color(line), kind='diff')}

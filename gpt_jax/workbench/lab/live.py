@@ -11,6 +11,7 @@ import socket
 import time
 
 from gpt_jax.runs import history
+from gpt_jax.workbench.lab import args
 
 PATIENCE = 600.0  # seconds without a record after which a training counts as hung, at least
 USUAL = 20  # times the usual time between two records after which it does
@@ -35,7 +36,7 @@ def describe(folder, status, config, metrics, events, locks, now=None):
   status: of store.run_status. metrics, events: records. locks: of `locked_inodes`.
   """
   now = time.time() if now is None else now
-  steps = (config.get('train') or {}).get('steps')
+  steps = args.section(config, 'train').get('steps')
   step = metrics[-1].get('step') if metrics else None
   facts = {'state': ENDED.get(status, ''), 'step': step, 'steps': steps, 'silence': None, 'eta': None}
   facts['note'] = ''
@@ -82,7 +83,7 @@ def last_record(folder):
 
 def seconds_of_patience(config, metrics):
   """Return the silence after which a training counts as hung: train.hang_seconds, or many usual pauses."""
-  chosen = history.number((config.get('train') or {}).get('hang_seconds'), 0.0)
+  chosen = history.number(args.section(config, 'train').get('hang_seconds'), 0.0)
   times = [history.number(row.get('time')) for row in metrics[-PACE_ROWS:]]
   pauses = sorted(b - a for a, b in zip(times, times[1:], strict=False) if b > a)
   return chosen or max(PATIENCE, USUAL * pauses[len(pauses) // 2] if pauses else 0.0)

@@ -54,7 +54,7 @@ def list_models(lab, query):
   rows = []
   for name, folder in lab.index.runs().items():
     step, config = newest_checkpoint(folder), lab.index.config(folder)
-    job = (config.get('train') or {}).get('job', '')
+    job = str(args.section(config, 'train').get('job', ''))
     if step >= 0 and not job.endswith('_tokenizer'):
       rows.append({'name': name, 'step': step} | abilities(config))
   return {'models': rows}
@@ -65,7 +65,7 @@ def abilities(config):
   from gpt_jax.data import templates
 
   inputs, outputs, chat, sources = set(), set(), False, {}
-  for name, source in ((config.get('data') or {}).get('mixture') or {}).items():
+  for name, source in args.section(args.section(config, 'data'), 'mixture').items():
     template = source.get('template', '') if isinstance(source, dict) else ''
     with contextlib.suppress(ValueError, TypeError):
       condition, target = templates.signature(template)
@@ -75,7 +75,7 @@ def abilities(config):
       outputs |= kinds(target)
       sources[name] = template
   facts = {'inputs': sorted(inputs or {'text'}), 'outputs': sorted(outputs or {'text'}), 'chat': chat}
-  return facts | {'sources': sources, 'sampling': config.get('sample') or {}}
+  return facts | {'sources': sources, 'sampling': args.section(config, 'sample')}
 
 
 def files(body, name):

@@ -20,7 +20,13 @@ def list_studies(lab, query):
       headline = study_results.headline(study)
       facts = {'title': study.name, 'question': str(study.spec.get('question', '')), 'headline': headline}
       studies.append({'name': name, 'done': len(study.done), 'runs': len(study.rows)} | facts)
-    except (ValueError, OSError, KeyError, TypeError) as error:  # a broken study must not hide the others
+    except (
+      ValueError,
+      OSError,
+      KeyError,
+      TypeError,
+      AttributeError,
+    ) as error:  # a broken study must not hide the others
       studies.append({'name': name, 'title': name, 'question': '', 'done': 0, 'runs': 0} | _broken(error))
   return {'studies': studies}
 
@@ -72,11 +78,11 @@ def _read(folder):
   from gpt_jax.ablation.stats import analyze
   from gpt_jax.reports import study_results
 
+  spec = store.read_study(folder, store.JUDGED)  # of the types that all below relies on
   study = study_results.read_study(folder)
   known = sum(arm.get('statuses', {}).get('done', 0) for arm in study.analysis.get('arms', ()))
   if study.done and known != len(study.done):
     try:
-      spec = store.read_study(folder, store.JUDGED)
       study = study_results.StudyResults(
         spec, study.rows, analyze.analyze(spec, study.rows), study.attempts, study.folder
       )

@@ -1,6 +1,7 @@
 // Curves of several runs on shared axes, the settings that differ, and samples side by side.
 import { baseName, cut, failure, field, fill, get, h, link, number, option } from './dom.js';
 import { chart, colorOf } from './chart.js';
+import { difference } from './difference.js';
 import { saveButtons } from './export.js';
 import { remember } from './main.js';
 import { badge } from './runs.js';
@@ -21,8 +22,8 @@ export async function show(page, params) {
   if (!view.metrics.length) view.metrics = ['loss', 'valid_loss'];
   const all = (await get('/api/runs')).rows;
   const chips = h('div', { class: 'chips' }), charts = h('div', { class: 'charts' }), message = h('div');
-  const diff = h('section'), samples = h('section'), controls = h('div', { class: 'controls' });
-  fill(page, h('h1', {}, 'Compare'), chips, controls, message, charts, diff, samples);
+  const diff = h('section'), samples = h('section'), scored = h('div'), controls = h('div', { class: 'controls' });
+  fill(page, h('h1', {}, 'Compare'), chips, controls, message, charts, diff, samples, scored);
   let timer = null, drawn = '';
 
   function update(rest = true) {
@@ -30,7 +31,11 @@ export async function show(page, params) {
       xlog: view.xLog ? 1 : '', ylog: view.yLog ? 1 : '' });
     drawChips();
     load();
-    if (rest) { loadDiff(); loadSamples(); }
+    if (rest) {
+      loadDiff();
+      loadSamples();
+      fill(scored, view.runs.length === 2 ? difference(view.runs, labels(view.runs)) : null);
+    }
   }
 
   function drawChips(states = {}) {

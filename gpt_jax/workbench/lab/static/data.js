@@ -118,5 +118,6 @@ const label = (token) => (token.segment === 0 ? 'pad' : token.kind === 'text' ? 
 
 function mediaList(media) {
   return media.length ? h('div', { class: 'chips' }, media.map((item) => (item.kind === 'image'
-    ? h('img', { src: item.address, alt: 'decoded from its codes', class: 'decoded' }) : h('audio', { src: item.address, controls: true })))) : null;
+    ? h('img', { src: item.address, alt: 'decoded from its codes', class: 'decoded' })
+    : h('audio', { src: item.address, controls: true, preload: 'metadata' })))) : null;
 }

@@ -24,11 +24,11 @@ export function pixels(value, rows, columns, color = '--first') {
 
 // A labelled square map: rows look at columns. pieces: texts of both.
 export function attentionMap(title, weights, T, pieces) {
-  const cell = Math.max(3, Math.min(22, Math.floor(640 / T))), labels = cell >= 9;
+  const cell = Math.max(3, Math.min(22, Math.floor(640 / T))), labels = cell >= 11;
   const edge = labels ? 96 : 12, size = cell * T;
   const readout = h('p', { class: 'note' }, 'Rows attend to columns. Point at a cell.');
   const root = (t, u) => Math.sqrt(weights(t, u)); // small weights are seen, too
-  const text = (x, y, label, more) => s('text', { x, y, 'font-size': Math.min(12, cell + 1), fill: 'var(--muted)', ...more }, label);
+  const text = (x, y, label, more) => s('text', { x, y, 'font-size': Math.min(12, cell), fill: 'var(--muted)', ...more }, label);
   const svg = s('svg', { viewBox: `0 0 ${edge + size + 12} ${edge + size + 12}`, role: 'img', 'aria-label': title,
     style: { width: `${edge + size + 12}px`, maxWidth: '100%' } },
   s('image', { href: pixels(root, T, T).toDataURL(), x: edge, y: edge, width: size, height: size, style: 'image-rendering:pixelated' }),
@@ -43,7 +43,7 @@ export function attentionMap(title, weights, T, pieces) {
     if (t >= 0 && u >= 0 && t < T && u < T) fill(readout, `${t} ${pieces[t]} \u2192 ${u} ${pieces[u]}: ${weights(t, u).toFixed(4)}`);
   });
   const table = () => ({ header: ['query', 'key', 'query piece', 'key piece', 'weight'],
-    rows: pieces.flatMap((piece, t) => pieces.slice(0, t + 1).map((other, u) => [t, u, piece, other, Number(weights(t, u).toFixed(5))])) });
+    rows: pieces.flatMap((piece, t) => pieces.map((other, u) => [t, u, piece, other, Number(weights(t, u).toFixed(5))])) });
   return h('figure', { class: 'chart' }, h('figcaption', {}, h('b', {}, title), saveButtons(title, () => svg, table)), svg, readout);
 }
 

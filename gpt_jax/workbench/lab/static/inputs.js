@@ -45,6 +45,7 @@ export function mediaInputs(model) {
   return {
     element: h('div', { class: 'controls' }, buttons, list),
     has: buttons.length > 0,
+    urls: () => ({ image: held.images.map((item) => item.url), audio: held.sounds.map((item) => item.url) }),
     values: () => ({ images: held.images.map((item) => item.content), sounds: held.sounds.map((item) => item.content) }),
   };
 }
@@ -55,7 +56,9 @@ export function sourcePicker(model) {
   return { element: names.length > 1 ? field('Template of', select) : null, value: () => select.value };
 }
 
-// A piece of text with its white space made visible.
+// A piece of text with its white space made visible; a code of a picture or a sound with a sign of its kind.
 export function visible(piece) {
+  const code = /^(image|audio)\d*:(\d+)$/.exec(piece);
+  if (code) return `${code[1] === 'image' ? '\u25a6' : '\u266a'}${code[2]}`;
   return piece.replace(/\n/g, '\u23ce').replace(/\t/g, '\u21e5').replace(/ /g, '\u00b7') || '\u2205';
 }

@@ -1,6 +1,7 @@
 // Look inside a model: tokens and their losses, alternatives, attention maps and the logit lens.
 import { failure, fill, h, post, s } from './dom.js';
 import { saveButtons } from './export.js';
+import { codesFigure } from './codes.js';
 import { attentionMap, lensTable, pixels } from './heat.js';
 import { mediaInputs, runPicker, sourcePicker, visible } from './inputs.js';
 import { remember } from './main.js';
@@ -8,7 +9,7 @@ import { remember } from './main.js';
 export const TITLE = 'Look inside';
 const MOST = 6; // nats at which a token has the full color
 
-const name = (token) => (token.kind === 'text' ? visible(token.piece) : token.kind === 'special' ? `\u27e8${token.piece}\u27e9` : token.piece);
+const name = (token) => (token.kind === 'special' ? `\u27e8${token.piece}\u27e9` : visible(token.piece));
 
 export async function show(page, params) {
   const text = h('textarea', { rows: 3, placeholder: 'a text', 'aria-label': 'text' }), output = h('div'), inputs = h('div');
@@ -36,7 +37,7 @@ export async function show(page, params) {
     fill(output, h('p', { class: 'note' }, 'Computing. The first look at a model loads and compiles it.'));
     try {
       const body = { run: model.name, text: text.value, answer: answer.value, source: source.value(), ...media.values() };
-      draw(output, await post('/api/inside', body));
+      draw(output, await post('/api/inside', body), media.urls());
       remember('inside', { run: model.name, text: text.value, answer: answer.value });
     } catch (error) {
       fill(output, failure(error));
@@ -47,17 +48,18 @@ export async function show(page, params) {
   return null;
 }
 
-function draw(output, found) {
+function draw(output, found, urls) {
   const { tokens, layers, heads } = found, T = tokens.length, pieces = tokens.map(name);
   const bytes = Uint8Array.from(atob(found.attention), (c) => c.charCodeAt(0));
   const weights = new Uint16Array(bytes.buffer);
   const at = (l, head) => (t, u) => weights[((l * heads + head) * T + t) * T + u] / 65535;
-  const nats = tokens.map((token) => token.nats).filter((x) => x !== null);
+  const judged = tokens.filter((token) => token.nats !== null && !token.given);
+  const nats = judged.map((token) => token.nats);
   const mean = nats.reduce((a, b) => a + b, 0) / Math.max(1, nats.length);
   const details = h('div', { class: 'details' });
-  const strip = h('div', { class: 'strip-tokens' }, tokens.map((token, t) => h('button', { type: 'button', class: `tok ${token.kind}`,
+  const strip = h('div', { class: 'strip-tokens' }, tokens.map((token, t) => h('button', { type: 'button', class: `tok ${token.kind} ${token.given ? 'given' : ''}`,
     title: `id ${token.id}${token.nats === null ? '' : `, ${token.nats.toFixed(3)} nats`}`,
-    style: { background: token.nats === null ? 'none' : `color-mix(in srgb, var(--second) ${Math.round(70 * Math.min(1, token.nats / MOST))}%, transparent)` },
+    style: { background: token.nats === null || token.given ? 'none' : `color-mix(in srgb, var(--second) ${Math.round(70 * Math.min(1, token.nats / MOST))}%, transparent)` },
     onclick: () => choose(t) }, pieces[t])), h('button', { type: 'button', class: 'tok after', onclick: () => choose(T) }, 'next'));
   const map = h('div'), thumbs = h('div', { class: 'thumbs' });
 
@@ -85,19 +87,23 @@ function draw(output, found) {
     }))))));
   fill(output,
     h('section', {}, h('h2', {}, 'Tokens'), h('p', { class: 'note' }, `${T} tokens, ${mean.toFixed(3)} nats a token. Orange: surprising. `,
+      judged.length < T - 1 ? 'Gray: the condition, which training never predicts. ' : '',
       found.cut ? `${found.cut} more tokens are cut off. ` : '', 'Choose a token to see what the model expected in its place.'), strip, details, lossBars(tokens, pieces)),
+    found.media.length ? h('section', {}, h('h2', {}, 'Codes'), h('p', { class: 'note' }, 'What the model reads of a picture or a sound: ',
+      'decoded from its codes, with their numbers.'), h('div', { class: 'codes' }, found.media.map((item, i) => codesFigure(item,
+      urls[item.kind][found.media.slice(0, i).filter((other) => other.kind === item.kind).length])))) : null,
     h('section', {}, h('h2', {}, 'Attention'), h('p', { class: 'note' }, 'Root of the weights, so that small ones are seen. Choose a head.'),
       h('div', { class: 'attention' }, thumbs, map)),
     h('section', {}, h('h2', {}, 'Logit lens'), h('p', { class: 'note' }, 'Each layer\u2019s residual stream through the last norm and the head: '
       + 'the likeliest next token, shaded by its probability; outlined where it is the actual one.'),
     lensTable('Logit lens', found.lens, tokens, (piece) => visible(piece))));
-  choose(nats.length ? tokens.findIndex((token) => token.nats === Math.max(...nats)) : 0);
+  choose(nats.length ? tokens.findIndex((token) => !token.given && token.nats === Math.max(...nats)) : T);
   pick(0, 0);
 }
 
 function lossBars(tokens, pieces) {
   const width = Math.max(14, Math.min(44, Math.floor(1200 / tokens.length))), height = 110, left = 40;
-  const most = Math.max(1, ...tokens.map((token) => token.nats || 0));
+  const size = (token) => (token.given ? 0 : token.nats || 0), most = Math.max(1, ...tokens.map(size));
   const svg = s('svg', { viewBox: `0 0 ${left + width * tokens.length + 8} ${height + 34}`, role: 'img', 'aria-label': 'nats of each token',
     style: { width: `${left + width * tokens.length + 8}px`, maxWidth: 'none' } },
   [0, most / 2, most].map((value) => [
@@ -105,8 +111,8 @@ function lossBars(tokens, pieces) {
     s('text', { x: left - 6, y: 12 + height * (1 - value / most), 'font-size': 11, fill: 'var(--muted)', 'text-anchor': 'end' }, value.toFixed(1)),
   ]),
   tokens.map((token, t) => {
-    const size = (height * (token.nats || 0)) / most;
-    return [s('rect', { x: left + width * t + 1, y: 8 + height - size, width: width - 2, height: size, fill: 'var(--second)', opacity: 0.8 }),
+    const tall = (height * size(token)) / most;
+    return [s('rect', { x: left + width * t + 1, y: 8 + height - tall, width: width - 2, height: tall, fill: 'var(--second)', opacity: 0.8 }),
       s('text', { x: left + width * (t + 0.5), y: height + 22, 'font-size': Math.min(11, width * 0.6), fill: 'var(--muted)', 'text-anchor': 'middle' },
         pieces[t].slice(0, Math.max(1, Math.floor(width / 6))))];
   }));
