@@ -122,11 +122,11 @@ def decode(model, state, steps, cfg, grammar):
   return jax.lax.while_loop(more, step, (0, state))[1]
 
 
-def decode_step(model, state, cfg, grammar):
-  """Sample one token for each row that has not ended, and run it through the model."""
+def decode_step(model, state, cfg, grammar, choose=None):
+  """Sample one token for each row that has not ended (by `choose`), and run it through the model."""
   B, T = state.token_ids_BT.shape
   rows_B = jnp.arange(B)
-  token_B = choose_token(state, cfg, grammar)
+  token_B = (choose or choose_token)(state, cfg, grammar)
   log_prob_B = jax.nn.log_softmax(state.next_logits_BV)[rows_B, token_B]
   slots_B = jnp.where(state.done_B, T, state.lengths_B)  # beyond the buffer = dropped
   lengths_B = state.lengths_B + (~state.done_B).astype(jnp.int32)

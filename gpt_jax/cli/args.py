@@ -2,8 +2,9 @@
 
 import ast
 import os
-import sysconfig
 from pathlib import Path
+
+from gpt_jax.runs.user_code import find_experiment
 
 OUT_OF_MEMORY = (  # of XLA, C++, the kernel, Python and the dynamic linker
   *('RESOURCE_EXHAUSTED', 'bad_alloc', 'Out of memory', 'Cannot allocate memory'),
@@ -12,9 +13,7 @@ OUT_OF_MEMORY = (  # of XLA, C++, the kernel, Python and the dynamic linker
 LEAST_ADDRESSES = 3 * 10**9  # bytes; a tiny run on two cores needs 2.2 GB, most of it for threads
 NO_FIX = '\nfix: correct the cause above and run the same command again; everything saved is safe'
 MAX_LINE = 1000  # characters of a line of an error: values may come from anywhere
-# Beside the package in a checkout; where pip puts data otherwise.
-SHIPPED = (Path(__file__).parents[2], Path(sysconfig.get_path('data')) / 'share' / 'gpt_jax')
-DEMO = str(next((d for d in SHIPPED if (d / 'experiments').is_dir()), SHIPPED[0]) / 'experiments' / 'demo.py')
+DEMO = str(find_experiment('experiments/demo.py'))
 
 
 def format_error(error):
@@ -52,9 +51,9 @@ def address_limit_note():
 
 def experiment_docstring(argv):
   """Return the docstring of the file in --config=FILE[:args], without running it; '' without such a file."""
-  path = flag_value(argv, 'config').partition('.py:')[0].removesuffix('.py') + '.py'
+  path = find_experiment(flag_value(argv, 'config').partition('.py:')[0])
   try:
-    return ast.get_docstring(ast.parse(Path(path).read_text(encoding='utf-8'))) or ''
+    return ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
   except (OSError, ValueError, SyntaxError):
     return ''
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import pathlib
 import re
 import sys
 import types
@@ -13,7 +12,7 @@ from gpt_jax import config
 from gpt_jax.data import Source
 from gpt_jax.runs import reading
 from gpt_jax.runs.loggers import say
-from gpt_jax.runs.user_code import describe_error, load_module
+from gpt_jax.runs.user_code import describe_error, find_experiment, load_module
 from gpt_jax.tokenizers import AudioConfig, ImageConfig, TokenizerConfig
 
 KINDS = {'tokenizer': TokenizerConfig, 'image': ImageConfig, 'audio': AudioConfig}
@@ -37,11 +36,12 @@ def load_config(spec):
 def call_function(spec, function, example):
   """Call a function of a file: 'x.py:args' -> (file name without .py, result of function('args')).
 
+  A name that is no file here is that of a shipped experiment: demo, experiments/demo.py.
   example: the file that an error points to. Raises FileNotFoundError or ValueError for an unknown file,
   function, argument or config key.
   """
   path, _, argument = spec.partition('.py:')
-  path = pathlib.Path(path if path.endswith('.py') else path + '.py')
+  path = find_experiment(path)
   if not path.is_file():
     near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob('*.py')], 1)
     hint = f'did you mean {path.parent / near[0]}.py?' if near else f'try {example}'

@@ -15,6 +15,7 @@
            [--nodes=N --accelerators=KIND:N --shares=N ...] [--out=FILE]
   plan     --topology=v5e-256|h200-8|4x8-h100|... [--config=FILE[:args]] [--json] [--search]
            [--table] [--price=X] [--config.key=value ...]
+  serve    --workdir=DIR [--port=N --host=ADDRESS --slots=N ...] [--temperature=X ...]
   doctor
 
 `train` resumes if DIR holds a run. VERB --help lists a verb's flags, VERB --config=FILE --help also

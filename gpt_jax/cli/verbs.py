@@ -30,6 +30,7 @@ from gpt_jax.cli.flags import (
 )
 from gpt_jax.cli.job import join
 from gpt_jax.cli.lab import lab, lab_flags
+from gpt_jax.cli.serve import serve, serve_flags
 from gpt_jax.cluster.signals import PREEMPTED
 from gpt_jax.cluster.watchdog import process_watchdog
 from gpt_jax.runs.loggers import say
@@ -391,5 +392,6 @@ VERBS = {
   'lab': Verb(lab, lab_flags),
   'render': Verb(render, render_flags),
   'plan': Verb(plan, plan_flags),
+  'serve': Verb(serve, serve_flags),
   'doctor': Verb(doctor, lambda: None),
 }

@@ -4,7 +4,28 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import pathlib
+import sysconfig
 import traceback
+
+# Beside the package in a checkout; else where pip puts data, for all users or for one.
+SHIPPED = [
+  pathlib.Path(__file__).parents[2],
+  pathlib.Path(sysconfig.get_path('data')) / 'share' / 'gpt_jax',
+  pathlib.Path(sysconfig.get_path('data', sysconfig.get_preferred_scheme('user'))) / 'share' / 'gpt_jax',
+]
+
+
+def find_experiment(path):
+  """Return the path of a file, or that of a shipped experiment of this name: experiments/demo.py, demo.
+
+  A path that is neither is returned with the suffix .py.
+  """
+  path = pathlib.Path(path if str(path).endswith('.py') else f'{path}.py')
+  if path.is_file() or path.is_absolute():
+    return path
+  name = path.relative_to('experiments') if path.parts[0] == 'experiments' else path
+  shipped = (root / 'experiments' / folder / name for root in SHIPPED for folder in ('', 'ablations'))
+  return next((file for file in shipped if '..' not in path.parts and file.is_file()), path)
 
 
 class ContentLoader(importlib.abc.InspectLoader):

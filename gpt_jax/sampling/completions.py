@@ -84,25 +84,45 @@ def stream_text(model, tokenizers, prompt, cfg, stop=(), ends=(), history=None):
   check_stop(stop, cfg.block)
   model = decoding_layout.prepare_model(model)
   grammar = build_grammar(tokenizers, model.cfg.V, ends=ends, blocked=cfg.block)
-  decoder, text, printed = tokenizers.stream_decoder(), '', 0
-  hold = max(map(len, stop), default=1) - 1  # last characters, which may begin a stop string
   prompt_ids = prompt_batch.as_prompt(prompt).ids
-  length = len(prompt_ids)
-  before = trailing_text_ids(tokenizers, prompt_ids)  # see `decode_continuation`
-  # The decoder may hold back the prompt's last characters (U+FFFD): they are no part of the continuation.
-  held = len(tokenizers.decode_text(before)) - sum(len(decoder.push(i)) for i in before)
+  text, length = TextStream(tokenizers, prompt_ids, stop, ends), len(prompt_ids)
   for state in stream(model, [prompt], cfg, grammar, history=history):
-    ids = [i for i in state.token_ids_BT[0, length : state.lengths_B[0]] if i not in ends]
-    new, length = ''.join(map(decoder.push, ids)), int(state.lengths_B[0])
-    text, held = text + new[held:], max(0, held - len(new))
-    truncated = truncate_at_stop(text, stop)
-    is_stopped = truncated != text
-    certain = len(truncated) if is_stopped else max(printed, len(text) - hold)
-    yield text[printed:certain]
-    printed = certain
-    if is_stopped:
+    yield text.push(state.token_ids_BT[0, length : state.lengths_B[0]])
+    length = int(state.lengths_B[0])
+    if text.is_stopped:
       return
-  yield truncate_at_stop(text + decoder.flush()[held:], stop)[printed:]
+  yield text.finish()
+
+
+class TextStream:
+  """Text of the ids after a prompt, in pieces that no stop string can change."""
+
+  def __init__(self, tokenizers, prompt_ids, stop=(), ends=()):
+    self.decoder, self.stop, self.ends = tokenizers.stream_decoder(), stop, ends
+    self.text, self.printed, self.is_stopped = '', 0, False
+    self.hold = max(map(len, stop), default=1) - 1  # last characters, which may begin a stop string
+    before = trailing_text_ids(tokenizers, prompt_ids)  # see `decode_continuation`
+    # The decoder may hold back the prompt's last characters (U+FFFD): they are no part of the continuation.
+    self.held = len(tokenizers.decode_text(before)) - sum(len(self.decoder.push(i)) for i in before)
+
+  def push(self, ids):
+    """Add ids -> the text that has become certain; is_stopped after a stop string, which ends the text."""
+    self._add(''.join(self.decoder.push(i) for i in ids if i not in self.ends))
+    return self._print(len(self.text) - (0 if self.is_stopped else self.hold))
+
+  def finish(self):
+    """Return the rest of a text that no stop string ended."""
+    self._add(self.decoder.flush())
+    return self._print(len(self.text))
+
+  def _add(self, new):
+    text, self.held = self.text + new[self.held :], max(0, self.held - len(new))
+    self.text = truncate_at_stop(text, self.stop)
+    self.is_stopped = self.text != text
+
+  def _print(self, end):
+    begin, self.printed = self.printed, max(self.printed, end)
+    return self.text[begin : self.printed]
 
 
 def encode_prompt(tokenizers, prompt, begin=''):
