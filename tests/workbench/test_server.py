@@ -382,6 +382,17 @@ def test_bodies_that_are_too_large_or_malformed_are_refused(run):
     assert post(port, '/health', None, method='GET') == (200, {'status': 'ok'})
 
 
+def test_connections_that_say_nothing_are_closed(run, monkeypatch):
+  monkeypatch.setattr(server, 'SECONDS', 0.4)
+  head = b'POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n'
+  own = run._replace(model=models.fill(run.model.cfg))
+  with serving(own) as (port, _, _):
+    for content, answer in ((head, b''), (head + b'Content-Length: 9\r\n\r\n{', b'HTTP/1.1 408')):
+      start = time.monotonic()
+      assert raw(port, content, 20.0)[:12] == answer
+      assert time.monotonic() - start < 15
+
+
 def test_clients_that_leave_free_their_rows(served, monkeypatch):
   """Streams that are cut, and requests whose clients do not wait."""
   port, engine, _ = served

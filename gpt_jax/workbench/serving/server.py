@@ -53,7 +53,8 @@ def build(run, cfg, token=''):
   forms, metrics = Forms(run, cfg.max_length), Metrics()
   engine = Engine(run, metrics, cfg.slots, cfg.queue)
   server = Server(Path(run.workdir).resolve().name, forms, engine, metrics)
-  guard = Guard(server.app(), metrics, token, cfg.max_body << 20, cfg.rate, tuple(server.paths()))
+  paths = tuple(server.paths())
+  guard = Guard(server.app(), metrics, token, cfg.max_body << 20, cfg.rate, paths, SECONDS)
   return guard, engine, server
 
 
