@@ -27,16 +27,7 @@ MOST_READ = 20_000  # training records whose conditions an error names
 
 
 def build_prompt(
-  run,
-  text='',
-  images=(),
-  sounds=(),
-  to='text',
-  begin='',
-  source='',
-  notes=None,
-  vectors=(),
-  reads_data=True,
+  run, text='', images=(), sounds=(), to='text', begin='', source='', notes=None, vectors=(), reads_data=True
 ):
   """Encode text and files in a format that the run was trained on -> prompt_batch.Prompt.
 

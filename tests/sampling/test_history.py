@@ -2,13 +2,12 @@
 
 import functools
 import itertools
-import types
 
 import numpy as np
 import pytest
 
 from gpt_jax import sample
-from gpt_jax.sampling import completions, decoding_layout
+from gpt_jax.sampling import completions, decoding_layout, prompt_batch
 from gpt_jax.sampling.history import History, shared_tokens
 from gpt_jax.tokenizers import grammar
 from tests import models
@@ -71,7 +70,7 @@ def test_a_reply_continues_into_the_next_turn():
   history, prompt = History(), turns()[1]
   *_, state = completions.stream(model('windows'), [prompt], GREEDY, RULES, history=history)
   ids = state.token_ids_BT[0, : state.lengths_B[0]].tolist()
-  text = types.SimpleNamespace(ids=[*ids, 1, 2, 3], patches=None, frames=None, prefix=False)
+  text = prompt_batch.Prompt([*ids, 1, 2, 3])
   assert shared_tokens(history.state, text, model('windows').cfg) == len(ids) > len(prompt)
 
 
