@@ -156,6 +156,7 @@ def scores(run_records, step):
 
 
 IDENTITY = ('metric', 'modality', 'way', 'of', 'control', 'codebook', 'repeats', 'attack')
+IDENTITY += ('prompts', 'judge', 'block')
 
 
 def is_memorization(row):

@@ -51,7 +51,7 @@ def write_card(run, family='', architecture='', folder=None):
   parts += ['## Data', sections.data(run, run_records, extra)]
   parts += ['## Privacy', sections.privacy(run_records, rows)]
   parts += ['## Memorization', sections.measured(remembered, 'extraction,membership')]
-  parts += ['## Unsuitable output', sections.measured(unsuitable, 'unsuitable')]
+  parts += ['## Unsuitable output', sections.measured(unsuitable, 'unsuitable --classifier=RUN:LABEL|LABEL')]
   parts += ['## Evaluation', sections.measured(others, 'all')]
   known = [*sections.events(run_records), *sections.weak_scores(rows)]
   found = '\n'.join(f'- {line}' for line in known) or 'The records of the run show none.'

@@ -10,6 +10,7 @@ from gpt_jax import train
 from gpt_jax.data import Piece
 from gpt_jax.evaluation import evaluate, trained
 from gpt_jax.evaluation.tasks import unsuitable
+from gpt_jax.interop import model_card
 from gpt_jax.runs import records
 from tests import command_line, tiny_runs
 from tests.tiny_runs import assert_two_lines
@@ -131,6 +132,9 @@ def test_the_command_line_measures_and_keeps_no_text(folder, run, capsys, monkey
   rows = records.read_lines(folder / 'model/evaluations.jsonl')
   assert {row['metric'] for row in rows} >= {'unsuitable_rate', 'any_unsuitable', 'bits_per_byte'}
   assert not (folder / 'model/predictions.jsonl').exists() and 'zork' not in out + json.dumps(rows)
+  card = model_card.write_card(run)
+  lines = [f'{row["metric"]}, prompts {row["prompts"]} ' for row in rows if 'prompts' in row]
+  assert lines and all(line in card for line in lines)
   command_line.assert_user_error(call('evaluate', *options), '--tasks=unsuitable needs a classifier')
   wrong = call('evaluate', *options, f'--classifier={folder}/classifier:bad')
   command_line.assert_user_error(wrong, '--classifier=', 'is not a run and its labels')

@@ -145,7 +145,7 @@ def test_model_card_states_what_the_run_recorded(exported):
     '| answer | qa valid | exact_match | 0.5 | 0.1 to 0.9 |  |  | 2 |',
     'Trained without differential privacy: nothing bounds what the model reveals of its data.',
     'Not measured: `launch.py evaluate --tasks=extraction,membership`.',
-    'Not measured: `launch.py evaluate --tasks=unsuitable`.',
+    'Not measured: `launch.py evaluate --tasks=unsuitable --classifier=RUN:LABEL|LABEL`.',
     "model = AutoModelForCausalLM.from_pretrained('out')",
   ):
     assert line in body.split('\n'), (line, body)
