@@ -1,10 +1,17 @@
-"""Encoders equal those of transformers: random weights of odd shapes, each family."""
+"""Encoders equal those of transformers: random weights of odd shapes, each family; and real weights.
+
+GPT_JAX_WHISPER names the folder of a real Whisper.
+"""
+
+import os
 
 import jax
 import numpy as np
 import pytest
 
+from gpt_jax.data import media_io
 from gpt_jax.interop.encoders import encoder, families, log_mel
+from gpt_jax.tokenizers import EncoderConfig, base, readers
 from tests import encoders, tiny_runs
 from tests.interop.test_interop import hf
 
@@ -89,15 +96,11 @@ def their_outputs(model, x):
 
 def ours(folder, x, layer=0):
   """The outputs of our encoder."""
-  from gpt_jax.tokenizers import base
-
   spec = families.read_spec(base.read_json(folder / 'config.json', ''), layer)
   return encoder.run(encoder.load(folder, spec), x)
 
 
 def test_outputs_equal_those_of_transformers(pair):
-  from gpt_jax.tokenizers import base
-
   model, folder = pair
   x = inputs_of(families.read_spec(base.read_json(folder / 'config.json', '')))
   hidden, last = their_outputs(model, x)
@@ -118,6 +121,27 @@ def test_log_mel_equals_that_of_transformers(mels, seconds, hf):
   actual = log_mel.log_mel(padded[None], mels)
   assert actual.shape == (1, 100 * seconds, mels)
   np.testing.assert_allclose(actual[0].T, theirs[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_real_outputs_equal_those_of_transformers(hf, data_dir):
+  import torch
+
+  if not (folder := os.environ.get('GPT_JAX_WHISPER')):
+    pytest.skip('no Whisper: set GPT_JAX_WHISPER to its folder')
+  theirs = hf.WhisperForConditionalGeneration.from_pretrained(folder).eval().model.encoder
+  extractor = hf.WhisperFeatureExtractor(feature_size=theirs.num_mel_bins)
+  reader, worst = readers.EncoderReader.open(folder, EncoderConfig(audio=folder), 'frames'), 0.0
+  for path in sorted(data_dir.glob('speech_samples/*.[wf]*'))[:3]:
+    wave, _ = media_io.read_sound(path, log_mel.RATE)
+    x = extractor(wave, sampling_rate=log_mel.RATE, return_tensors='pt').input_features
+    with torch.no_grad():
+      expected = theirs(x).last_hidden_state[0].numpy()
+    [actual] = reader.features([wave])
+    difference = np.abs(actual - expected[: len(actual)]).max() / np.abs(expected).max()
+    worst = max(worst, float(difference))
+  print(f'largest difference, relative to the largest output: {worst:.1e}')
+  assert 0 < worst < 1e-4
 
 
 def test_a_shorter_window_of_sound_uses_the_first_positions(tmp_path):

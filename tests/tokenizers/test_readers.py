@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from gpt_jax.data import templates
+from gpt_jax.data.documents import encode_batch, media_forms
 from gpt_jax.interop.encoders import encoder, families, log_mel
-from gpt_jax.tokenizers import EncoderConfig, TokenizerConfig, Tokenizers, grammar, readers, text
+from gpt_jax.tokenizers import EncoderConfig, TokenizerConfig, Tokenizers, audio, grammar, readers, text
 from gpt_jax.tokenizers.image import ImageConfig
 from gpt_jax.tokenizers.image import build as build_image
 from tests import encoders, tiny_runs
@@ -95,6 +97,22 @@ def test_tokenizers_keep_their_readers(ear, tmp_path):
   )
   assert loaded.reader('vectors').fields() == {'width': 5, 'stack': 3} and loaded.reader('patches') is None
   assert loaded.extend(readers={'vectors': readers.VectorReader(2)}).reader('frames').feature_width == 24
+
+
+def test_a_sound_is_read_by_an_encoder_and_made_of_codes(ear):
+  waves = [wave_of(4000, seed) for seed in range(8)]
+  codes = audio.build(audio.AudioConfig(kind='frames', codes=4), lambda: waves)
+  toks = Tokenizers.build(
+    text.build(TokenizerConfig('bytes')), None, codes, readers={'frames': open_ear(ear)}
+  )
+  assert media_forms(toks)['frames'][0] == RATE and media_forms(toks)['audio'][0] == 8000
+  sound = templates.Samples(waves[0], 8000)  # half a second
+  pieces = [templates.Piece('frames', sound), templates.Piece('arrow'), templates.Piece('audio', sound)]
+  [document] = encode_batch(toks, [pieces])
+  special, made = toks.vocabulary.special, codes.encode([waves[0]])[0]
+  read = [special('boa'), *[special('frame')] * 25, special('eoa'), special('sep')]
+  written = [special('boa'), *toks.encode_codes('audio', made), special('eoa')]
+  assert document.ids.tolist() == [*read, *written] and document.frames.shape == (25, 12)
 
 
 def test_the_hash_is_that_of_the_weights(ear, tmp_path):
