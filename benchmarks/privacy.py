@@ -1,9 +1,9 @@
 """Seconds and memory of a private step: `python -m benchmarks.privacy` (needs torch and opacus).
 
 GPT-2's architecture with a head of its own (1.9M parameters by default), the same random tokens, AdamW. Ours:
-the program of a plain run, and of a private one whose batch is full, for each number of units that are
-differentiated at once. Opacus: gradients of all units by its hooks, and by ghost clipping ('fast'). Each
-side is a process of its own; the turns of all sides alternate. Writes results/speed/privacy.json.
+the program of a plain run, and of a private one whose batch is full, by vmap and by ghost clipping, for each
+number of units that are computed at once. Opacus: gradients of all units by its hooks, and by ghost clipping.
+Each side is a process of its own; the turns of all sides alternate. Writes results/speed/privacy.json.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from benchmarks.record import write_result
 CLIP, NOISE = 1.0, 1.0
 
 
-def ours(sizes, micro):
-  """Return one step of ours; micro: units at once, 0 for a plain step."""
+def ours(sizes, micro, way=''):
+  """Return one step of ours; micro: units at once, 0 for a plain step; way: row of gradients.GRADIENTS."""
   import jax
 
   from gpt_jax.cluster.batches import to_devices
@@ -38,7 +38,7 @@ def ours(sizes, micro):
   objective, batch = language_objective(), tokens(sizes)
   batch['loss_mask_BT'] = np.ones((rows, length), np.float32)
   if micro:
-    objective = gradients.private_objective(objective, CLIP, NOISE, rows, micro)
+    objective = gradients.private_objective(objective, CLIP, NOISE, rows, min(micro, rows), way)
     batch |= {'unit_weight_B': np.ones(rows, np.float32), 'noise_key_B2': np.ones((rows, 2), np.uint32)}
   program = gpt_program(Config(), presets.gpt2(**shape).resolved(), mesh, objective)
   state, batch = program.init(), to_devices(batch, mesh)
@@ -113,7 +113,11 @@ def tokens(sizes):
 
 SIDES = {
   'plain': lambda sizes: ours(sizes, 0),
-  **{f'private, {m} at once': lambda sizes, m=m: ours(sizes, m) for m in (1, 4, 16)},
+  **{
+    f'{way}, {m} at once': lambda sizes, m=m, way=way: ours(sizes, m, way)
+    for way in ('vmap', 'ghost')
+    for m in (1, 4, 16)
+  },
   'torch': lambda sizes: opacus(sizes, ''),
   'opacus': lambda sizes: opacus(sizes, 'hooks'),
   'opacus, ghost clipping': lambda sizes: opacus(sizes, 'ghost'),
@@ -137,11 +141,16 @@ def main():
   """Measure all sides and write the result file."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--sizes', default='4,192,6,256,16,256', help='layers, width, heads, T, rows, ids')
+  parser.add_argument('--tiny', action='store_true', help='only see that it runs: ours, small, not written')
   parser.add_argument('--turns', type=int, default=15)
   parser.add_argument('--sides', default='|'.join(SIDES))
   parser.add_argument('--name', default='speed/privacy')
   parser.add_argument('--serve', default='', help='measure this side here')
   arguments = parser.parse_args()
+  if arguments.tiny:
+    own = '|'.join(name for name in SIDES if not name.startswith(('torch', 'opacus')))
+    parser.set_defaults(sizes='1,32,2,32,4,64', turns=2, sides=own)
+    arguments = parser.parse_args()
   sizes = [int(n) for n in arguments.sizes.split(',')]
   if arguments.serve:
     serve(arguments.serve, sizes)
@@ -172,7 +181,8 @@ def main():
     )
     print({key: value for key, value in rows[-1].items() if key != 'all'})
   claim = 'A private step (clipped gradient of each unit, noise) against a plain one, beside opacus'
-  write_result(arguments.name, claim, {'sizes': sizes, 'rows': rows})
+  if not arguments.tiny:
+    write_result(arguments.name, claim, {'sizes': sizes, 'rows': rows})
 
 
 if __name__ == '__main__':

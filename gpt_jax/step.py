@@ -84,7 +84,7 @@ class Objective(NamedTuple):
   probe: Any = lambda model, micro_batch: None  # zeros added to a hidden state, to read the gradient there
   probe_metrics: Any = lambda metrics, probe_grad, micro_batch: metrics  # from the probe's gradient
   post_update: Any = lambda params, metrics, key: (params, metrics)  # updates without gradients
-  gradient: Any = None  # (gradients, batch) -> (metrics, grads) in place of their sum: training/privacy
+  gradient: Any = None  # (loss, gradients, model, batch) -> (metrics, grads) in their place: training/privacy
 
 
 def language_objective(places=None):
@@ -159,24 +159,24 @@ def train_step(optimizer, objective, accumulate, dtype, state, batch):
   batch, weight = objective.weigh(batch, state.hyper)
   key = jax.random.fold_in(state.key, state.step)
 
+  def loss(model, probe, i, micro_batch):
+    rest = micro_batch, weight, state.hyper, jax.random.fold_in(key, i)
+    return objective.loss(adapters.attach(frozen, model, rest[-1]), probe, *rest)
+
   def gradients(i, micro_batch):
-    micro_key = jax.random.fold_in(key, i)
-    rest = micro_batch, weight, state.hyper, micro_key
-    loss = lambda model, probe: objective.loss(adapters.attach(frozen, model, micro_key), probe, *rest)
     differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
     probe = objective.probe(adapters.attach(frozen, model), micro_batch)
-    (total, metrics), (grads, probe_grad) = differentiate(model, probe)
+    (total, metrics), (grads, probe_grad) = differentiate(model, probe, i, micro_batch)
     grads = {path: g.astype(jnp.float32) for path, g in params_of(grads).items()}
     return objective.probe_metrics(metrics, probe_grad, micro_batch) | {'objective': total}, grads
 
   if objective.gradient is not None:
-    metrics, grads = objective.gradient(gradients, batch)
+    metrics, grads = objective.gradient(loss, gradients, model, batch)
   elif accumulate == 1:
     metrics, grads = gradients(0, batch)
   else:
     # Row r goes to micro-batch r % accumulate: each device keeps its own rows.
-    split = lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
-    micro_batches = jax.tree.map(split, batch)
+    micro_batches = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
     first = jax.tree.map(lambda x: x[0], micro_batches)
     zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradients, 0, first))
     add = lambda total, item: (jax.tree.map(jnp.add, total, gradients(*item)), None)

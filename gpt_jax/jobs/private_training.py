@@ -13,16 +13,20 @@ NOT_COVERED = (
   'loss, gradient norms and all that the run folder logs of training data, which have no noise',
   'validation data and its scores, and settings chosen by them or by several private runs',
   'the data of the model that training began with (train.init_from), and of learned tokenizers',
-  'rounding of the noise to float32, and how long a step takes',
+  'rounding of gradients and of the noise, and how long a step takes',
 )
 DOCUMENTS = 'a person with several documents, or one whose words are in the documents of others'
 VALUES = 'a person of several {unit} values, or one whose words are in the records of others'
 SEED = 'whoever knows train.seed: sampling and noise follow from it (privacy.secret is not set)'
 SECRET = (
-  'whoever has the file privacy.secret, of which each run needs one of its own; the noise is threefry2x32, '
-  'with 64 secret bits a step'
+  'whoever has the file privacy.secret, of which each run needs one of its own, or can guess 64 bits: each '
+  'step draws its noise by threefry2x32, no generator vetted for cryptography, from a key of 64 bits'
 )
 TOKENIZER = 'the tokenizer, made from the private documents'
+JUDGE = (
+  'the data that the judge of data.mixture.{name}.clean={rule} was trained on: if they are private, its own '
+  'guarantee holds for them, or none'
+)
 
 
 class PrivateTraining:
@@ -94,8 +98,14 @@ class PrivateTraining:
       'steps': cfg.train.steps,
       'slots': self.loader.sampler.slots,
       'accountant': f'PLD, dp-accounting {accountant.version()}',
-      'not_covered': lines + [TOKENIZER] * made,
+      'not_covered': lines + [TOKENIZER] * made + judges(cfg.data),
     }
+
+
+def judges(cfg):
+  """Return a line for each rule of `clean` that is a trained model; cfg: data.DataConfig."""
+  rules = [(name, rule.strip()) for name, source in cfg.mixture.items() for rule in source.clean.split(',')]
+  return [JUDGE.format(name=name, rule=rule) for name, rule in rules if rule.startswith('score=')]
 
 
 def count_slots(cfg):
@@ -109,7 +119,8 @@ def private_objective(cfg, objective, noise_multiplier):
   """Return the step.Objective of a config with a private gradient."""
   expected = cfg.train.batch_size
   micro = expected // cfg.train.accumulate
-  return gradients.private_objective(objective, cfg.privacy.clip, noise_multiplier, expected, micro)
+  clip, way = cfg.privacy.clip, cfg.privacy.gradients
+  return gradients.private_objective(objective, clip, noise_multiplier, expected, micro, way)
 
 
 ENTRIES = {'unit_weight_B': np.float32, 'noise_key_B2': np.uint32}  # that a batch has besides

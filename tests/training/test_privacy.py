@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from scipy import stats
 
 from gpt_jax import data, step, tokenizers, train
+from gpt_jax.ablation.execute import replicas
 from gpt_jax.cluster import batches
 from gpt_jax.data import poisson
-from gpt_jax.model import adapters, param_trees
+from gpt_jax.jobs import private_training
+from gpt_jax.model import adapters, layers, param_trees, tapped
 from gpt_jax.plan import job_programs, plan
 from gpt_jax.runs import run_folder
 from gpt_jax.training.privacy import accountant, gradients, settings
@@ -51,16 +54,17 @@ def experiment(path, privacy=(), data_=(), train_=(), source=(), **changes):
 # --------------------------------------------------------------------------------- the gradient
 
 
-def programs(accumulate=1, rank=0, noise=0.0, clip=0.5, slots=8, **sizes):
+def programs(accumulate=1, rank=0, noise=0.0, clip=0.5, slots=8, way='ghost', model=(), **sizes):
   """A program with sgd whose update is the private gradient, its state and its model's config."""
-  model_cfg, mesh = models.tiny(), models.mesh(**sizes)
+  model_cfg, mesh = models.tiny(**dict(model)), models.mesh(**sizes)
   cfg = models.experiment(
     model_cfg,
     adapter=dict(rank=rank),
     train=dict(accumulate=accumulate),
     optim=dict(name='sgd', b1=0.0, lr=1.0, weight_decay=0.0, clip=0.0, schedule='constant'),
   )
-  objective = gradients.private_objective(step.language_objective(), clip, noise, 4, slots // accumulate)
+  micro = slots // accumulate
+  objective = gradients.private_objective(step.language_objective(), clip, noise, 4, micro, way)
   program = step.gpt_program(cfg, model_cfg, mesh, objective)
   trained, frozen = adapters.split(cfg.adapter, models.fill(model_cfg))
   if rank:
@@ -103,9 +107,10 @@ def unit_gradient(rank):
 
 
 @pytest.mark.parametrize(
-  ('accumulate', 'rank'), [(1, 0), (4, 0), pytest.param(2, 2), pytest.param(1, 2, marks=pytest.mark.slow)]
+  ('accumulate', 'rank', 'way'),
+  [(1, 0, 'ghost'), (4, 0, 'vmap'), (2, 2, 'ghost'), pytest.param(1, 2, 'vmap', marks=pytest.mark.slow)],
 )
-def test_clipped_gradients_are_those_of_a_loop_over_units(accumulate, rank):
+def test_clipped_gradients_are_those_of_a_loop_over_units(accumulate, rank, way):
   batch, clip = private_batch(stride=accumulate), 0.5
   (gradient, params), total = unit_gradient(rank), 0
   names = ('token_ids_BT', 'target_ids_BT', 'loss_mask_BT')
@@ -116,11 +121,70 @@ def test_clipped_gradients_are_those_of_a_loop_over_units(accumulate, rank):
     scaled = {path: g * min(1.0, clip / norms[-1]) for path, g in grads.items()}
     total = scaled if total == 0 else {path: total[path] + g for path, g in scaled.items()}
   assert len(norms) == 5 and max(norms) > clip  # some are clipped
-  actual, metrics = private_gradient(batch, accumulate=accumulate, rank=rank, clip=clip)
+  actual, metrics = private_gradient(batch, accumulate=accumulate, rank=rank, clip=clip, way=way)
   for path, expected in total.items():
     np.testing.assert_allclose(actual[path], expected / 4, rtol=1e-4, atol=1e-5, err_msg=path)
   assert float(metrics['units']) == 5
   assert float(metrics['clipped']) == pytest.approx(np.mean(np.array(norms) > clip))
+
+
+SHAPES = {
+  'biases and positions': models.VARIANTS['learned'],
+  'sandwich norms, shared keys': models.VARIANTS['grouped'],
+  'parallel branches, norms over all heads': models.VARIANTS['parallel'],
+  'head of its own, rematerialized': dict(tied_head=False, remat='dots_no_batch'),
+  'unrolled': dict(unroll='on', mlp='relu2'),
+  'experts': models.VARIANTS['experts'],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('shape', SHAPES)
+def test_ghost_clipping_has_the_gradient_of_vmap(shape):
+  batch = private_batch(4, slots=4)
+  ghost, vmap = (private_gradient(batch, slots=4, way=way, model=SHAPES[shape]) for way in ('ghost', 'vmap'))
+  assert float(ghost[1]['clipped']) == float(vmap[1]['clipped']) > 0
+  for path, expected in vmap[0].items():
+    np.testing.assert_allclose(ghost[0][path], expected, rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+def test_norms_are_those_of_the_product_by_either_way():
+  rng = np.random.default_rng(0)
+  for tokens, inputs, outputs in ((3, 40, 50), (60, 4, 5)):
+    x, dy = rng.standard_normal((tokens, inputs)), rng.standard_normal((tokens, outputs))
+    actual = tapped.squared_norm(jnp.asarray(x, jnp.float32), jnp.asarray(dy, jnp.float32))
+    assert float(actual) == pytest.approx(np.square(x.T @ dy).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize('bad', [0.5, np.inf])
+def test_ghost_clipping_leaves_out_gradients_that_are_not_finite(bad):
+  rng = np.random.default_rng(0)
+  declare = lambda axes, *shape: nnx.Param(jnp.asarray(rng.standard_normal(shape), jnp.float32), axes=axes)
+  model = {'w': declare('LDF', 1, 3, 2), 'b': declare('LF', 1, 2)}
+  x_BTD = rng.standard_normal((4, 5, 3)).astype(np.float32)
+  x_BTD[1, 2] = bad
+  batch = {'x_BTD': x_BTD, 'unit_weight_B': np.array([1, 1, 1, 0], np.float32)}
+
+  def loss(model, probe, number, row):
+    leaves, treedef = jax.tree.flatten(model, is_leaf=param_trees.is_param)
+    first = [nnx.Param(p[...][0], axes=p.axes[1:]) for p in leaves]
+    layer = jax.tree.unflatten(treedef, first)
+    y_BTF = layers.linear('BTD,DF->BTF', row['x_BTD'], layer['w'], layer['b'])
+    return jnp.square(y_BTF).sum(), {'loss': y_BTF.sum()}
+
+  def units(number, row):
+    (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(model, None, number, row)
+    return metrics | {'objective': jnp.float32(0)}, step.params_of(grads)
+
+  of = lambda way: jax.jit(
+    lambda batch: gradients.sum_clipped(gradients.GRADIENTS[way](loss, units, model, 1.0), batch, 4)
+  )(batch)
+  (metrics, actual), (expected_metrics, expected) = of('ghost'), of('vmap')
+  for path, value in expected.items():
+    assert np.isfinite(value).all()
+    np.testing.assert_allclose(actual[path], value, rtol=1e-4, atol=1e-5, err_msg=path)
+  assert float(metrics['loss']) == pytest.approx(float(expected_metrics['loss']), rel=1e-5)
+  assert float(metrics['units']) == 3
 
 
 def test_the_mesh_does_not_change_the_gradient():
@@ -135,7 +199,8 @@ def test_padding_and_gradients_that_are_not_finite_add_nothing():
   calls = lambda number, row: ({'loss': row['x_BT'].sum()}, {'w': jnp.full(3, row['x_BT'].sum())})
   x_BT = np.array([[3.0], [jnp.inf], [0.5], [7.0]], np.float32)
   weight_B = np.array([1, 1, 1, 0], np.float32)
-  of = lambda x_BT, weight_B, micro=4: jax.jit(lambda batch: gradients.sum_clipped(calls, batch, 1.0, micro))(
+  clipped = gradients.by_vmap(None, calls, None, 1.0)
+  of = lambda x_BT, weight_B, micro=4: jax.jit(lambda batch: gradients.sum_clipped(clipped, batch, micro))(
     {'x_BT': x_BT, 'unit_weight_B': weight_B}
   )
   metrics, grads = of(x_BT, weight_B)
@@ -314,6 +379,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(posts, tmp_path, tmp_pat
     ({'privacy': {'epsilon': float('inf')}}, 'privacy.epsilon=inf'),
     ({'privacy': {'clip': 0.0}}, 'privacy.clip=0.0'),
     ({'privacy': {'unit': ''}}, "privacy.unit=''"),
+    ({'privacy': {'gradients': 'loop'}}, "privacy.gradients='loop'"),
     ({'privacy': {'unit': 'usr'}}, 'privacy.unit=usr is not a field .*\nfix: did you mean user'),
     ({'data_': {'packing': 'first_fit'}}, "data.packing='first_fit' .* documents of two units"),
     ({'data_': {'packing': 'crop'}}, "data.packing='crop' .* documents of two units"),
@@ -370,6 +436,22 @@ def test_runs_with_one_secret_and_other_settings_share_no_noise(posts, tmp_path)
   assert len({key(), *(key(**changes) for changes in others)}) == 4
   public = poisson.RandomBits.of(3, '')
   assert public.of_run({'lr': 1}) == public
+
+
+def test_replicas_of_private_runs_are_trained_one_by_one(posts, tmp_path, monkeypatch):
+  alone = []
+  done = lambda cfg, folder, stop: alone.append(cfg) or replicas.Outcome('done')
+  monkeypatch.setattr(replicas, 'train_alone', done)
+  configs = [experiment(posts, train_={'seed': seed}) for seed in (0, 1)]
+  outcomes = replicas.train_together(configs, [tmp_path / 'a', tmp_path / 'b'])
+  assert alone == configs and [outcome.outcome for outcome in outcomes] == ['done', 'done']
+
+
+def test_a_judge_is_named_as_not_covered(posts):
+  source = data.Source(kind='jsonl', path=str(posts), clean='gopher,score=runs/judge:good|bad<0.5')
+  cfg = data.DataConfig({'posts': source, 'text': data.Source()})
+  [line] = private_training.judges(cfg)
+  assert 'data.mixture.posts.clean=score=runs/judge' in line and 'its own guarantee' in line
 
 
 def test_copies_and_tokenizers_are_refused(tmp_path):

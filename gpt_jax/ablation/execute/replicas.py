@@ -75,9 +75,10 @@ def train_together(configs, folders, should_stop=lambda: False):
   outcome and does not affect the others; ValueError if the configs are not of one program.
   """
   check_same_program(configs)
-  # Rollbacks after spikes, SDC checks and batches that a model adds to need a step of the run alone.
+  # Rollbacks after spikes, SDC checks, batches that a model adds to, and private steps, each with a number of
+  # micro-batches of its own, need a step of the run alone.
   adds = train.JOBS[configs[0].train.job].prepare_batch is not base.Job.prepare_batch
-  alone = configs[0].train.spike_sigma or configs[0].train.sdc_every or adds
+  alone = configs[0].train.spike_sigma or configs[0].train.sdc_every or adds or configs[0].privacy.epsilon
   pairs, outcomes, count = list(zip(configs, folders, strict=True)), {}, 1 if alone else len(configs)
   while waiting := [i for i in range(len(pairs)) if i not in outcomes]:
     some = waiting[:count]

@@ -8,6 +8,7 @@ import dataclasses
 import math
 
 from gpt_jax.runs import records
+from gpt_jax.training.privacy.gradients import GRADIENTS
 
 SPLIT_FIX = (
   'set data.valid_fraction=0.0, and valid_path, valid_keep or valid_split of each source for validation'
@@ -22,6 +23,7 @@ class PrivacyConfig:
   delta: float = 0.0  # the same: well below 1 / units
   clip: float = 1.0  # largest norm of one unit's gradient
   unit: str = 'document'  # what is protected: document, conversation, or a field of records, such as a user
+  gradients: str = 'vmap'  # how units are clipped: vmap, or ghost for wide models and short rows
   secret: str = ''  # file of 32 random bytes, for sampling and noise; '' = train.seed, which is not secret
 
   def __post_init__(self):
@@ -31,6 +33,10 @@ class PrivacyConfig:
           f'privacy.{key}={getattr(self, key)} is not a finite number of at least 0\n'
           f'fix: use a number > 0{", or 0 for no privacy" if key == "epsilon" else ""}'
         )
+    if self.gradients not in GRADIENTS:
+      raise ValueError(
+        f'privacy.gradients={self.gradients!r} is not known\nfix: use one of {", ".join(GRADIENTS)}'
+      )
     if not self.epsilon:
       return
     if not 0 < self.delta < 1:
