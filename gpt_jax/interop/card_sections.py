@@ -119,14 +119,14 @@ def privacy(run_records, rows):
     lines.append(f'Differential privacy: {NOT_RECORDED}, as the training has not finished.')
   bounds = [row for row in rows if row['metric'] == 'epsilon_lower_bound']
   if bounds:
-    proved = f'{stated["epsilon"]:.4g}' if stated else 'none'
+    other = f'not comparable: the guarantee is for each {stated["unit"]}' if stated else 'none'
     cells = [
       (
         row['task'],
         row['source'],
         f'{row["repeats"]} repeats' if 'repeats' in row else row.get('attack', ''),
         f'{row["value"]:.3g}',
-        proved if row.get('repeats', 1) == 1 else f'{proved}, of one copy' if stated else proved,
+        f'{stated["epsilon"]:.4g}' if stated and 'proved' in row else other,
       )
       for row in bounds
     ]

@@ -93,6 +93,7 @@ def test_nothing_planted_is_held_out():
     ({'digits': 0}, 'digits=0'),
     ({'documents': 200_000}, 'documents=200000'),
     ({'keep': 'name=x'}, "keep='name=x'"),
+    ({'clean': 'gopher,near=0.8'}, 'clean=near would remove the copies'),
   ],
 )
 def test_canaries_that_cannot_be_drawn_are_refused(changes, part):
@@ -149,12 +150,16 @@ def test_losses_tell_known_texts_apart(subject):
   assert same['auc']['value'] == 0.5  # it is the model itself
 
 
-def test_bounds_have_the_delta_of_a_private_run(subject):
-  private = dataclasses.replace(subject.cfg.privacy, epsilon=8.0, delta=0.01)
+@pytest.mark.parametrize('unit', ['document', 'user', 'digits'])
+def test_a_bound_stands_beside_the_epsilon_of_the_same_unit_alone(subject, unit):
+  private = dataclasses.replace(subject.cfg.privacy, epsilon=8.0, delta=0.01, unit=unit)
   subject = dataclasses.replace(subject, cfg=dataclasses.replace(subject.cfg, privacy=private))
   rows = evaluate.run_tasks(subject, ['canaries', 'membership'], limit=8)
   bounds = [row for row in rows if row['metric'] == 'epsilon_lower_bound']
-  assert len(bounds) >= 3 and {row['delta'] for row in bounds} == {0.01}
+  assert {row['delta'] for row in bounds} == {0.01}
+  proved = {row.get('repeats', row.get('attack')): row.get('proved') for row in bounds}
+  of = {'document': {1, 'loss', 'zlib'}, 'user': {1, 12}, 'digits': set()}[unit]
+  assert proved == {name: 8.0 if name in of else None for name in (1, 12, 'loss', 'zlib')}
 
 
 def test_attacks_without_training_data_are_refused(subject, tmp_path):

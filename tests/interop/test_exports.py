@@ -192,7 +192,7 @@ def test_a_run_has_the_same_card_with_what_people_and_attacks_add(exported, tmp_
   records.write_json(run / 'result.json', result | {'privacy': private})
   for more in (
     row | dict(metric='auc', value=0.6),
-    row | dict(metric='epsilon_lower_bound', value=0.25),
+    row | dict(metric='epsilon_lower_bound', value=0.25, proved=2.0),
     guess,
   ):
     records.append_line(run / 'evaluations.jsonl', more)

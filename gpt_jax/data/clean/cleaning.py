@@ -17,6 +17,7 @@ from gpt_jax.data.clean.rule import Document, Rule
 from gpt_jax.data.templates import Piece
 
 MOST_REMEMBERED = 8  # verdicts on whole sources; a byte a document each
+AMONG_RECORDS = ('exact', 'near', 'passages')  # rules that compare the records of a source
 REMOVED, REPLACED = 'documents removed by ', ' replaced'  # begins and ends of notes
 
 
@@ -51,6 +52,12 @@ def parse(clean: str) -> list[Rule]:
 def check(source) -> None:
   """Raise ValueError for settings of a source that are malformed or do not fit its template."""
   rows, rules = scrub.parse(source.scrub), parse(source.clean)
+  repeated = [name for name in names_of(source.clean) if name in AMONG_RECORDS]
+  if source.kind == 'canaries' and repeated:
+    raise ValueError(
+      f'clean={repeated[0]} would remove the copies of canaries that their repeats count\n'
+      'fix: leave it out of this source; it may stand in the others'
+    )
   kinds = {kind for kind, _ in templates.parse(source.template)}
   media = templates.modalities(source.template) and not kinds & {'chat'}
   for name, rule in zip(names_of(source.clean), rules, strict=True):

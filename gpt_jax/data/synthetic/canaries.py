@@ -41,8 +41,8 @@ def _canary(number: int, seed: int, repeats: int, digits: int) -> Canary:
 
 
 def fields(name: str, digits: str) -> dict:
-  """Return the record of a secret, true or not: {name, digits, text}."""
-  return {'name': name, 'digits': digits, 'text': f'The code of {name} is {digits}.'}
+  """Return the record of a secret, true or not: {name, digits, user, text}; its copies are of one user."""
+  return {'name': name, 'digits': digits, 'user': name, 'text': f'The code of {name} is {digits}.'}
 
 
 def records(count: int, seed: int, repeats: tuple[int, ...], digits: int) -> Iterator[tuple[str, dict]]:

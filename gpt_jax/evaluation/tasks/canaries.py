@@ -7,8 +7,9 @@ that their ranks alone give. `repeats 0` are secrets that were drawn and not pla
 A source that is passed several times shows each secret as many times more.
 
 The lower bound on epsilon guesses from the likelihoods which secrets of one number of repeats were planted
-(Steinke et al. 2023). It bounds the epsilon of one document where repeats = 1, else that of all copies of a
-secret together.
+(Steinke et al. 2023). It bounds the epsilon of one document where repeats = 1, and that of all copies of a
+secret together, which are one `user`. Of documents as units, R copies are a group, for which only R epsilon
+is proved (Dwork et al. 2006, with a larger delta): it is not set beside the bound.
 """
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from gpt_jax import data
 from gpt_jax.data import templates
 from gpt_jax.data.synthetic import canaries
+from gpt_jax.data.units import DOCUMENT
 from gpt_jax.evaluation import attacks, likelihood, metrics
 from gpt_jax.evaluation.tasks import common
 
@@ -103,7 +105,9 @@ def add_epsilon(rows, subject, settings, secrets):
   scores_N = -likelihood.score_requests(subject, own).nats
   delta = common.delta(subject)
   value, guesses, right = attacks.epsilon_of_one_run(scores_N, [c.planted for c in secrets], delta)
-  rows.add('epsilon_lower_bound', value, delta=delta, n=len(secrets), guesses=guesses, right=right)
+  proved = common.proved(subject, 'user', 'name', *(DOCUMENT if rows.last['repeats'] == 1 else ()))
+  fields = dict(delta=delta, n=len(secrets), guesses=guesses, right=right)
+  rows.add('epsilon_lower_bound', value, **fields, **proved)
 
 
 def document(settings, name, digits):

@@ -57,6 +57,16 @@ def delta(subject):
   return privacy.delta if privacy.epsilon else attacks.DELTA
 
 
+def proved(subject, *units):
+  """Return the field `proved` of a row with a lower bound on epsilon: the guarantee of a private run.
+
+  units: names of privacy.unit whose data the attack tells apart; {} where the guarantee is for another unit,
+  whose epsilon does not bound this attack.
+  """
+  privacy = subject.cfg.privacy
+  return {'proved': privacy.epsilon} if privacy.epsilon and privacy.unit in units else {}
+
+
 class Rows(list):
   """Result rows of a task on one source: dicts with task, metric, value, source, split and `shared`."""
 

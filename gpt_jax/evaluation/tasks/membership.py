@@ -17,6 +17,7 @@ import numpy as np
 
 from gpt_jax import data
 from gpt_jax.data import Piece
+from gpt_jax.data.units import DOCUMENT
 from gpt_jax.evaluation import attacks, likelihood
 from gpt_jax.evaluation.tasks import common, perplexity
 
@@ -46,7 +47,7 @@ def run(subject, source, split, limit, reference=None):
     rows.add('true_positive_rate', value, chance=FPR, interval=spread, fpr=FPR, **fields)
     delta = common.delta(subject)
     value = attacks.epsilon_of_scores(members_N, others_M, delta)
-    rows.add('epsilon_lower_bound', value, delta=delta, **fields)
+    rows.add('epsilon_lower_bound', value, delta=delta, **fields, **common.proved(subject, *DOCUMENT))
   return rows
 
 
