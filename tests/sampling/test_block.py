@@ -1,6 +1,7 @@
 """Blocked words never appear, however a tokenizer splits them. The words are made up."""
 
 import functools
+import itertools
 import random
 import string
 
@@ -270,14 +271,17 @@ def run_bytes_of_all(next_SY, content):
 def test_blocked_texts_are_never_sampled_in_many_tokens(kind):
   """25,000 tokens of each tokenizer, 100,000 in all, from nearly greedy to the highest temperature."""
   toks, search = tokenizers(kind), block.search(block.read_patterns(WORDS))
-  count = 0
-  for seed, temperature in enumerate((0.1, 1.0, 3.0, 1e6)):
-    cfg = SampleConfig(max_new_tokens=25, num_samples=300, seed=seed, temperature=temperature, block=WORDS)
+  count, temperatures = 0, itertools.cycle((0.1, 1.0, 3.0, 1e6))
+  for seed in itertools.count():
+    cfg = SampleConfig(
+      max_new_tokens=25, num_samples=250, seed=seed, temperature=next(temperatures), block=WORDS
+    )
     [group] = completions.generate_ids(model(kind), toks, [toks.encode_text('a zo')], cfg)
     for ids, _ in group:
       assert not search(decode(kind, toks.encode_text('a zo'), ids))
       count += len(ids)
-  assert count >= 25_000
+    if count >= 25_000 and seed >= 3:
+      break
 
 
 # ---------------------------------------------------------------------------------------- mistakes
