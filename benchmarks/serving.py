@@ -6,7 +6,7 @@ RUN is an imported Gemma 3 270M (float32); FOLDER holds the same model for `tran
   eight      eight clients that send the same prompts with the same seeds, each its next one at once
   many       32 clients for `--seconds`: errors, fairness, time to the first piece of text
   aborted    1,000 streams that are cut after their first piece: memory of the server
-  peer       `eight` and `many` against transformers' server
+  peer       `eight` and `many` against transformers' server, where `transformers[serving]` is installed
 
 Each server is a process of its own. Tokens are those that the servers count. Writes
 results/speed/serving.json after each part. --tiny trains a model of seconds in the place of RUN, and does

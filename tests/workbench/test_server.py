@@ -473,6 +473,14 @@ def test_a_failing_decode_is_an_error_of_its_requests_alone(served, monkeypatch,
   assert post(port, COMPLETION, {'prompt': 'a', 'max_tokens': 1})[0] == 200
 
 
+def test_an_engine_that_ends_lets_nobody_wait(run):
+  own = run._replace(model=models.fill(run.model.cfg))
+  with serving(own) as (port, engine, _):
+    engine.stop()
+    assert_error(post(port, COMPLETION, {'prompt': 'a'}), 503, 'the server stops')
+    assert post(port, '/health', None, method='GET')[0] == 503
+
+
 def test_the_command_line_refuses_what_it_cannot_serve(tmp_path_factory, capsys, monkeypatch):
   call = command_line.in_process(capsys, monkeypatch)
   workdir = tiny_runs.finished(tmp_path_factory)

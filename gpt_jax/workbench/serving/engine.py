@@ -7,6 +7,7 @@ import threading
 import traceback
 
 from gpt_jax.sampling import completions, prompts
+from gpt_jax.workbench.serving.errors import RequestError
 from gpt_jax.workbench.serving.jobs import Failure, MediaJob
 from gpt_jax.workbench.serving.lane import Lane
 
@@ -54,8 +55,9 @@ class Engine:
     """Queue jobs, all of them or none; Busy if they do not fit."""
     with self.changed:
       self.waiting = collections.deque(job for job in self.waiting if not job.cancelled.is_set())
-      if len(self.waiting) + len(jobs) > self.most_waiting:
-        raise Busy(f'{len(self.waiting)} generations wait\nfix: try again later')
+      if self.is_stopping or len(self.waiting) + len(jobs) > self.most_waiting:
+        cause = 'the server stops' if self.is_stopping else f'{len(self.waiting)} generations wait'
+        raise Busy(f'{cause}\nfix: try again later')
       self.waiting.extend(jobs)
       self.changed.notify()
 
@@ -74,17 +76,26 @@ class Engine:
   # ------------------------------------------------------------------------- in the engine's thread
 
   def _work(self):
-    while True:
-      with self.changed:
-        self.changed.wait_for(lambda: self.is_stopping or self.waiting or any(self.counts()))
-      if self.is_stopping:
-        return self._end(ConnectionAbortedError('the server stops\nfix: try again later'))
-      self._admit()
-      for lane in self.lanes.values():
-        if lane.jobs:
-          with self._failing(lane.fail):
-            self.metrics.count('generated_tokens', lane.step())
-      self._continue_media()
+    try:
+      while self._has_work():
+        self._turn()
+    finally:  # also after an error of the engine itself: nobody waits for what will not come
+      self._end(RequestError('the server stops\nfix: try again later', status=503))
+
+  def _has_work(self):
+    """Wait for jobs -> False where the engine is to stop."""
+    with self.changed:
+      self.changed.wait_for(lambda: self.is_stopping or self.waiting or any(self.counts()))
+      return not self.is_stopping
+
+  def _turn(self):
+    """Start jobs, and continue each by a few tokens."""
+    self._admit()
+    for lane in self.lanes.values():
+      if lane.jobs:
+        with self._failing(lane.fail):
+          self.metrics.count('generated_tokens', lane.step())
+    self._continue_media()
 
   def _admit(self):
     """Start the jobs for which there is room."""
@@ -136,6 +147,7 @@ class Engine:
         job.emit(media)
 
   def _end(self, error):
+    self.is_stopping = True
     for lane in self.lanes.values():
       lane.fail(error)
     with self.changed:
