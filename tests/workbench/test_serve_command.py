@@ -1,5 +1,6 @@
 """`launch.py serve` as a user starts it: text as `sample` prints it, and an end by Ctrl-C."""
 
+import contextlib
 import http.client
 import json
 import re
@@ -30,8 +31,10 @@ def test_a_served_stream_is_what_sample_prints(tmp_path):
     port = int(re.search(r'http://127\.0\.0\.1:(\d+)/v1 \(models, completions\)', line)[1])
     body = {'prompt': 'a', 'seed': 5, 'max_tokens': 12, 'stream': True}
     connection = http.client.HTTPConnection('127.0.0.1', port, timeout=60)
-    connection.request('POST', '/v1/completions', json.dumps(body), {'Content-Type': 'application/json'})
-    events = [line[6:] for line in connection.getresponse() if line.startswith(b'data: {')]
+    with contextlib.closing(connection):
+      connection.request('POST', '/v1/completions', json.dumps(body), {'Content-Type': 'application/json'})
+      with connection.getresponse() as answer:
+        events = [line[6:] for line in answer if line.startswith(b'data: {')]
     text = ''.join(json.loads(event)['choices'][0]['text'] for event in events)
     assert printed == f'a{text}\n' and len(events) > 1
     process.send_signal(signal.SIGINT)
