@@ -63,7 +63,7 @@ def make_corpus(seed=0):
 
 def finish(section, folder):
   """Train a run to its end, unless it is there -> its folder."""
-  if not run_folder.read_result(folder):
+  if not (folder.exists() and run_folder.read_result(folder)):
     train.train(config.build(config.Config, section), folder)
   return folder
 
