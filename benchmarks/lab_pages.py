@@ -75,8 +75,10 @@ def lab(root):
   """Start the lab over a folder and yield its address."""
   command = [sys.executable, 'launch.py', 'lab', f'--root={root}', '--port=0']
   with subprocess.Popen(command, cwd=versus.ROOT, stdout=subprocess.PIPE, text=True) as process:
-    yield re.search(r'http://\S+', process.stdout.readline()).group()
-    process.terminate()
+    try:
+      yield re.search(r'http://\S+', process.stdout.readline()).group()
+    finally:
+      process.terminate()
 
 
 def request(address, path, **query):

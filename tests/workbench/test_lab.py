@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import socket
 import time
 
 import numpy as np
@@ -271,6 +272,14 @@ def test_every_answer_forbids_foreign_scripts(client):
   for name, (content, _) in app.static_files().items():
     assert b'innerHTML' not in content, name
     assert b'https://' not in content, name
+
+
+def test_the_address_answers_as_soon_as_it_is_said():
+  with app.bind(0) as listener:
+    socket.create_connection(listener.getsockname(), timeout=5).close()
+    assert listener.getsockname()[0] == '127.0.0.1'
+    with pytest.raises(ValueError, match='cannot be used: .*\nfix: give another'):
+      app.bind(listener.getsockname()[1])
 
 
 def test_sizes_of_requests_are_limited():

@@ -208,6 +208,7 @@ def bind(port):
   listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
   try:
     listener.bind(('127.0.0.1', port))
+    listener.listen()  # who asks before the server is up waits, and is not refused
   except OSError as error:
     listener.close()
     raise ValueError(f'--port={port} cannot be used: {error.strerror}\nfix: give another, or 0') from error

@@ -114,7 +114,7 @@ function lossBars(tokens, pieces) {
     const tall = (height * size(token)) / most;
     return [s('rect', { x: left + width * t + 1, y: 8 + height - tall, width: width - 2, height: tall, fill: 'var(--second)', opacity: 0.8 }),
       s('text', { x: left + width * (t + 0.5), y: height + 22, 'font-size': Math.min(11, width * 0.6), fill: 'var(--muted)', 'text-anchor': 'middle' },
-        pieces[t].slice(0, Math.max(1, Math.floor(width / 6))))];
+        token.kind === 'text' || width > 24 ? pieces[t].slice(0, Math.max(1, Math.floor(width / 6))) : '')];
   }));
   const table = () => ({ header: ['token', 'id', 'piece', 'nats'], rows: tokens.map((token, t) => [t, token.id, token.piece, token.nats]) });
   return h('figure', { class: 'chart' }, h('figcaption', {}, h('b', {}, 'Nats of each token'), saveButtons('nats-by-token', () => svg, table)),
