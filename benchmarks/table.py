@@ -1,4 +1,4 @@
-"""Generate the tables of README.md and benchmarks/README.md: `python -m benchmarks.table`.
+"""Generate the tables of README.md, docs/ and benchmarks/README.md: `python -m benchmarks.table`.
 
 All rows come from results/. The row of a run shows claim, numbers, minutes, hardware and command; the
 row of a study shows question, verdict, runs, minutes and hardware.
@@ -7,6 +7,7 @@ row of a study shows question, verdict, runs, minutes and hardware.
 import collections
 import datetime
 import json
+import os
 import pathlib
 import re
 
@@ -17,8 +18,10 @@ from gpt_jax.ablation import design, proof
 from gpt_jax.ablation.stats import analyze
 from gpt_jax.reports import study_results
 
-README = pathlib.Path(__file__).parents[1] / 'README.md'
-PAGES = (README, pathlib.Path(__file__).parent / 'README.md')
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')))
+PAGES = (*DOCS, ROOT / 'benchmarks' / 'README.md')
+HIGHLIGHTS = ('demo', 'translate_de', 'speech_frames', 'scitldr_gemma', 'sums_grpo')  # on the first page
 KEPT = ('name', 'slug', 'levels', 'is_baseline')  # of an arm
 MARK, END = '<!-- {} -->', '<!-- end of {} -->'
 
@@ -130,6 +133,21 @@ def minutes(result):
     return result['minutes']
   ends = [datetime.datetime.fromisoformat(result[key]) for key in ('started', 'finished')]
   return (ends[1] - ends[0]).total_seconds() / 60
+
+
+def read_docs():
+  """The text of README and docs/, with links as from the root."""
+  return '\n'.join(page.read_text().replace('](../', '](') for page in DOCS)
+
+
+def highlights_table():
+  """Markdown table of a few runs."""
+  lines = ['| | | minutes |', '|---|---|---|']
+  for name in HIGHLIGHTS:
+    result = json.loads((RESULTS / f'{name}.json').read_text())
+    file = f'[{result["claim"]}](benchmarks/results/{name}.json)'
+    lines.append(f'| {file} | {headline(result)} | {minutes(result):.0f} |')
+  return '\n'.join(lines)
 
 
 def results_table():
@@ -283,7 +301,7 @@ def examples_table():
       counts[example['source']] += 1
       if counts[example['source']] <= 2:
         texts = (example['condition'], example['references'][0], example.get('baseline', ''), example['run'])
-        name = f'[{example["source"]}]({path.relative_to(README.parent)})'
+        name = f'[{example["source"]}]({path.relative_to(ROOT)})'
         lines.append(f'| {" | ".join((name, *map(in_cell, texts)))} |')
   return '\n'.join(lines)
 
@@ -295,6 +313,7 @@ def in_cell(text, most=160):
 
 
 TABLES = {
+  'highlights': highlights_table,
   'results': results_table,
   'examples': examples_table,
   'harness': harness_table,
@@ -307,18 +326,20 @@ TABLES = {
 }
 
 
-def render_tables(text):
-  """Replace the tables between the markers of a page's text."""
+def render_tables(page):
+  """The text of a page with the tables between its markers made anew."""
+  text, root = page.read_text(), os.path.relpath(ROOT, page.parent)
+  at = '](' if root == '.' else f']({root}/'
   for name, make in TABLES.items():
     begin, end = MARK.format(name), END.format(name)
     if begin not in text:
       continue
     head, rest = text.split(begin)
     _, tail = rest.split(end)
-    text = f'{head}{begin}\n{make()}\n{end}{tail}'
+    text = f'{head}{begin}\n{make().replace("](benchmarks/", f"{at}benchmarks/")}\n{end}{tail}'
   return text
 
 
 if __name__ == '__main__':
   for page in PAGES:
-    page.write_text(render_tables(page.read_text()))
+    page.write_text(render_tables(page))

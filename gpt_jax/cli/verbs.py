@@ -178,7 +178,7 @@ def import_flags():
 
 
 def import_(argv):
-  """Make a run folder of a Hugging Face model, or of an adapter; README lists the families."""
+  """Make a run folder of a Hugging Face model, or of an adapter; docs/reference.md lists the families."""
   from gpt_jax.interop import huggingface, peft_files
 
   source = require('source')

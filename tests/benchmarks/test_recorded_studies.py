@@ -1,4 +1,4 @@
-"""Studies recorded in README: those of the shipped files, and how a study is recorded."""
+"""Studies recorded in docs/: those of the shipped files, and how a study is recorded."""
 
 import json
 
@@ -23,7 +23,7 @@ def test_a_recorded_study_is_the_one_of_its_file(path):
   arms = {arm['name']: arm for arm in result['arms']}
   assert all(sorted(arm['values']) == sorted(map(str, study.seed_list)) for arm in arms.values())
   assert [*arms] == [arm.name for arm in design.make_arms(study)]
-  row = next(line for line in table.README.read_text().splitlines() if f'{path.stem}.md)' in line)
+  row = next(line for line in table.read_docs().splitlines() if f'{path.stem}.md)' in line)
   assert f'[{study.question}]' in row and table.judged_headline(result, study) in row
   assert ('before its arms were tuned' in row) == (bool(study.tune) != bool(result.get('tune')))
 

@@ -45,5 +45,6 @@ def test_the_range_of_a_ratio_covers_the_noise_of_turns():
   assert low < value == 2.0 < high
 
 
-def test_a_page_without_markers_is_unchanged():
-  assert table.render_tables('no markers here') == 'no markers here'
+def test_a_page_without_markers_is_unchanged(tmp_path):
+  (tmp_path / 'page.md').write_text('no markers here')
+  assert table.render_tables(tmp_path / 'page.md') == 'no markers here'

@@ -524,8 +524,8 @@ def test_an_error_names_media_that_are_all_held_out(pictures):
 
 @pytest.fixture
 def example(tmp_path, monkeypatch):
-  """The code of the README's example of a data set, in a folder that has its files."""
-  section = (ROOT / 'README.md').read_text().partition('write JSON lines, with media files')[2]
+  """The code of docs/data.md's example of a data set, in a folder that has its files."""
+  section = (ROOT / 'docs/data.md').read_text().partition('write JSON lines, with media files')[2]
   lines, code = re.findall(r'```(?:python)?\n(.*?)```', section, re.S)[:2]
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'mine').mkdir()
@@ -537,7 +537,7 @@ def example(tmp_path, monkeypatch):
   return code
 
 
-def test_the_example_of_the_readme(example, tmp_path):
+def test_the_example_of_the_documentation(example, tmp_path):
   made = config.default()
   exec(example, {'config': made})
   cfg = config.build(config.Config, made)

@@ -434,8 +434,8 @@ def test_a_damaged_archive_is_two_lines(tmp_path):
 # --------------------------------------------------------------------------- documentation
 
 
-def test_the_readme_lists_the_table():
-  lines = (Path(__file__).parents[2] / 'README.md').read_text().splitlines()
+def test_the_documentation_lists_the_table():
+  lines = (Path(__file__).parents[2] / 'docs/data.md').read_text().splitlines()
   cells = [line.replace('`', '').split('|') for line in lines if line.startswith('| ')]
   rows = {cell[1].strip(): cell[2].split() for cell in cells if len(cell) > 2}
   assert rows['images'] == list(formats.SUFFIXES['image'])

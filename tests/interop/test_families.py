@@ -262,10 +262,10 @@ def test_families_that_lack_a_part_are_named_with_the_nearest():
       families.read_config({'model_type': name})
 
 
-def test_every_family_has_a_battery_and_a_place_in_readme():
+def test_every_family_has_a_battery_and_a_place_in_the_documentation():
   assert set(VARIANTS) == set(families.FAMILIES)
-  readme = (Path(__file__).parents[2] / 'README.md').read_text()
-  table = readme.split('| families (`model_type`)')[1].split('\n\n')[0]
+  page = (Path(__file__).parents[2] / 'docs/reference.md').read_text()
+  table = page.split('| families (`model_type`)')[1].split('\n\n')[0]
   names = [name.strip() for row in table.split('\n')[2:] for name in row.split('|')[1].split(',')]
   assert sorted(names) == sorted(families.FAMILIES)
 

@@ -26,15 +26,15 @@ PROMPTS, PROMPT, NEW = 20, 12, 64
 
 @pytest.fixture(scope='module')
 def gemma(hf):
-  """(the GPT, transformers' model, the ids of README)."""
+  """(the GPT, transformers' model, the ids of a page)."""
   source = os.environ.get('GPT_JAX_GEMMA')
   if not source:
     pytest.skip('no Gemma 3 270M: set GPT_JAX_GEMMA to its Hugging Face folder')
   folder = os.environ.get('GPT_JAX_GEMMA_HF', source)
   theirs = hf.AutoModelForCausalLM.from_pretrained(folder).eval()
   _, ours, _ = huggingface.import_model(source)
-  readme = Path(__file__).parents[2] / 'README.md'
-  ids = hf.AutoTokenizer.from_pretrained(folder)(readme.read_text(), add_special_tokens=False)['input_ids']
+  page = Path(__file__).parents[2] / 'docs/data.md'
+  ids = hf.AutoTokenizer.from_pretrained(folder)(page.read_text(), add_special_tokens=False)['input_ids']
   return ours, theirs, ids
 
 

@@ -1,4 +1,4 @@
-"""README's plugin, as a user has it: ablated, killed, resumed, sampled, evaluated; its export is refused."""
+"""The plugin of docs/code.md: ablated, killed, resumed, sampled, evaluated; its export is refused."""
 
 import re
 import signal
@@ -14,8 +14,8 @@ CHANGES = f"{{'train.steps': {STEPS}, 'layers': 1, 'checkpoint.every': 20, 'eval
 
 
 def example():
-  """The Python files of README's section: (plugin, study)."""
-  text = (command_line.ROOT / 'README.md').read_text()
+  """The Python files of that section: (plugin, study)."""
+  text = (command_line.ROOT / 'docs/code.md').read_text()
   section = text[text.index('### Without touching the package') :]
   return re.findall(r'```python\n(.*?)```', section, re.DOTALL)[:2]
 
