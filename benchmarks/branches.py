@@ -112,7 +112,7 @@ def main():
     [train_seed(get_config, folder, arguments.lengths, seed) for seed in range(arguments.seeds)]
   )
   claim = 'Three WSD decays branched off one stable run against three runs from scratch'
-  record.write_result('branches', claim, numbers)
+  record.write_result('speed/branches', claim, numbers)
 
 
 if __name__ == '__main__':
