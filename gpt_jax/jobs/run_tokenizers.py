@@ -53,6 +53,23 @@ def open_readers(cfg):
         f'{key}={path} has no use: no template of data.mixture has {kind}\n'
         f"fix: write {{field:{kind}}} in a template, or leave {key}=''"
       )
+  default = readers.EncoderConfig()
+  unused = {
+    'layer': not cfg.encoder.folders,
+    'stack': 'vectors' not in used and not cfg.encoder.audio,
+    'seconds': not cfg.encoder.audio,
+  }
+  for key, has_no_use in unused.items():
+    if has_no_use and getattr(cfg.encoder, key) != getattr(default, key):
+      raise ValueError(
+        f'encoder.{key}={getattr(cfg.encoder, key)} has no effect: no encoder or vectors read it\n'
+        f'fix: leave it out, or set encoder.audio'
+      )
+  if cfg.model.projector_parts > 1 and 'patches' in used:
+    raise ValueError(
+      f'model.projector_parts={cfg.model.projector_parts} would cut patches, each of which is one vector\n'
+      'fix: use model.projector=linear or mlp'
+    )
   made = {
     kind: readers.EncoderReader.open(path, cfg.encoder, kind) for kind, path in cfg.encoder.folders.items()
   }

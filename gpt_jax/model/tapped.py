@@ -68,7 +68,9 @@ tap.defvjp(lambda inputs, x, y, probe: (y, x), _tap_backward)
 
 def squared_norm(x_NI, dy_NO):
   """Return |x^T dy|^2, float32, by the cheaper of two products: of the two Gram matrices, or of x and dy."""
-  dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  # A norm that rounding makes too small would break the guarantee; accelerators round float32 products.
+  exact = dict(preferred_element_type=jnp.float32, precision=jax.lax.Precision.HIGHEST)
+  dot = functools.partial(jnp.einsum, **exact)
   (N, I), O = x_NI.shape, dy_NO.shape[1]
   if N * (I + O) < I * O:
     return (dot('NI,MI->NM', x_NI, x_NI) * dot('NO,MO->NM', dy_NO, dy_NO)).sum()

@@ -101,6 +101,11 @@ class EncoderReader:
       return cls(str(folder), weights_digest(folder), config, cfg.layer, cfg.stack, cfg.seconds)
     family = families.FAMILIES[spec.family]
     saved = base.read_json(folder / PROCESSOR, fix, {}) if (folder / PROCESSOR).exists() else {}
+    if not (saved.get('do_normalize', True) and saved.get('do_rescale', True)):
+      raise ValueError(
+        f'{folder / PROCESSOR} turns rescaling or normalization off, which is not supported\n'
+        'fix: use an encoder whose pictures are rescaled and normalized'
+      )
     channels = dict(spec.sizes)['A']
     pixels = [saved.get('image_mean', family.mean), saved.get('image_std', family.deviation)]
     pixels = [list(map(float, values))[:channels] for values in pixels]

@@ -107,7 +107,12 @@ def read_documents(subject, source, split, limit):
 
 def score(classifier, texts):
   """Return the probability of the classifier's first label for each text, float64 [N]; 0 for an empty one."""
-  return np.array(classifier.score([[Piece('text', text)] for text in texts]))
+  scores_N = np.array(classifier.score([[Piece('text', text)] for text in texts]))
+  if not np.isfinite(scores_N).all():
+    raise ValueError(
+      'the classifier gives probabilities that are NaN\nfix: use one whose training has not diverged'
+    )
+  return scores_N
 
 
 def continue_all(subject, cfg, judge, prompts):

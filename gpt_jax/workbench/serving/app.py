@@ -278,7 +278,8 @@ class Server:
     source = self.source_of('voice', voice)
     media, _ = await self.media(request, fields, text, 'audio', source, 1)
     rate = self.forms.run.tokenizers.audio.sample_rate
-    content = media_io.to_flac(media[0], rate) if form == 'flac' else media_io.to_wav(media[0], rate)
+    encode = media_io.to_flac if form == 'flac' else media_io.to_wav
+    content = await asyncio.to_thread(encode, media[0], rate)
     return Response(content[44:] if form == 'pcm' else content, media_type=f'{SOUNDS[form]}')
 
   def source_of(self, name, value):
@@ -300,7 +301,8 @@ class Server:
     scale = image_scale(fields.take('size', str, 'auto'), self.forms.run.tokenizers.image.shape)
     source = self.source_of('source', fields.take('source', str, 'default'))
     media, counts = await self.media(request, fields, text, 'image', source, n)
-    data = [{'b64_json': base64.b64encode(media_io.to_png(image, scale)).decode()} for image in media]
+    encode = lambda image: {'b64_json': base64.b64encode(media_io.to_png(image, scale)).decode()}
+    data = await asyncio.to_thread(lambda: [*map(encode, media)])
     tokens = {'input_tokens': counts[0], 'output_tokens': counts[1], 'total_tokens': sum(counts)}
     return json_response({'created': int(time.time()), 'data': data, 'usage': tokens})
 

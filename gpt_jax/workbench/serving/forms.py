@@ -89,7 +89,9 @@ class Forms:
 
   def as_prompt(self, value, source=''):
     """Encode a text, or take its token ids, as /v1/completions accepts them -> prompt_batch.Prompt."""
-    return prompt_batch.Prompt(value) if isinstance(value, list) else self.prompt(value, source=source)
+    if isinstance(value, list):
+      return prompt_batch.Prompt(value, prefix=self.run.cfg.data.prefix)
+    return self.prompt(value, source=source)
 
   def chat_prompt(self, messages):
     """Encode a conversation -> prompt_batch.Prompt."""
@@ -138,6 +140,12 @@ class Forms:
     cfg = dataclasses.replace(self.sampling(overrides), num_samples=n, guidance=guidance)
     cfg = prompts.resolve_max_new_tokens(self.run, [prompt], cfg, to)
     prompt_batch.check_prompts([prompt.ids], cfg.max_new_tokens, self.run.model.cfg)
+    if len(prompt.ids) + cfg.max_new_tokens > self.longest:
+      raise RequestError(
+        f'{len(prompt.ids)} tokens of the prompt and {cfg.max_new_tokens} of the answer are more than '
+        f'{self.longest}\nfix: shorten the prompt',
+        code='context_length_exceeded',
+      )
     return MediaJob(prompt, cfg, None, jit_row_keys(np.uint32(cfg.seed), n), to=to)
 
 

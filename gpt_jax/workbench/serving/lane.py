@@ -54,7 +54,8 @@ class Lane:
     """Prefill the job's prompt and put it into a row; is_alone: no other job waits."""
     cfg = dataclasses.replace(job.cfg, max_new_tokens=1, num_samples=1, guidance=1.0)
     row = self.history.start(self.model, [job.prompt], cfg, self.grammar, job.keys_B)
-    self.history.state = row
+    # Keys of a condition that attends both ways are not those of the same ids before another text.
+    self.history.state = None if job.prompt.prefix else row
     slots = prompt_batch.round_up_prompt(job.limit, self.model.cfg.context)
     if self.state is None:
       self.jobs = [None] * (1 if is_alone else self.most_rows)

@@ -32,7 +32,7 @@ class ServeConfig:
   max_body: int = 16  # MiB of a request
 
   def __post_init__(self):
-    least = {'port': 0, 'slots': 1, 'max_length': 0, 'queue': 1, 'rate': 0, 'max_body': 1}
+    least = {'port': 0, 'slots': 1, 'max_length': 0, 'queue': 2, 'rate': 0, 'max_body': 1}
     for name, low in least.items():
       if getattr(self, name) < low:
         raise ValueError(f'--{name}={getattr(self, name)} is out of range\nfix: use {low} or more')
@@ -115,11 +115,13 @@ def web_server(app, most_connections):
 
     def watch(self, was_idle):
       """Look at the connection twice within SECONDS."""
+      if self.transport.is_closing():
+        self.transport.abort()  # a client that reads nothing would keep it open
+        return
       is_idle = self.cycle is None or self.cycle.response_complete
       if is_idle and was_idle:
         self.transport.close()
-      elif not self.transport.is_closing():
-        self.loop.call_later(SECONDS / 2, self.watch, is_idle)
+      self.loop.call_later(SECONDS / 2, self.watch, is_idle)
 
   options = dict(log_level='warning', access_log=False, server_header=False, lifespan='off', ws='none')
   limits = dict(limit_concurrency=most_connections, timeout_keep_alive=15, timeout_graceful_shutdown=5)
