@@ -1,16 +1,18 @@
 """The job that trains a GPT on rewards of its own completions (GRPO); see base.Job.
 
 Before each step the current weights sample a group of completions of each prompt; a function on the host
-scores them, and the step raises the probability of those that are better than their group. There is one
-update for each batch of completions. The policy that sampled them is then the one that learns, the ratio of
-the two is 1, and clipping it would change nothing.
+scores them, and the step raises the probability of those that are better than their group. With grpo.updates
+above 1 as many steps share a batch of completions. The policy then leaves the one that sampled them, and the
+ratio of their probabilities is clipped.
 
 Letters: B completions, T tokens of a row, P prompts, G completions of each.
 Sources: see rewards.py.
 """
 
+import base64
 import functools
 import hashlib
+import io
 import json
 from typing import NamedTuple
 
@@ -25,7 +27,7 @@ from gpt_jax.data import mixture, templates
 from gpt_jax.evaluation import metrics
 from gpt_jax.evaluation.subject import document_rows
 from gpt_jax.jobs import base, language_model, reward_files
-from gpt_jax.jobs.rewards import ADVANTAGES, NORMALIZERS, REWARDS, exact, k3
+from gpt_jax.jobs.rewards import ADVANTAGES, NORMALIZERS, RATIOS, REWARDS, clipped, exact, k3
 from gpt_jax.model import adapters, param_trees
 from gpt_jax.sampling import completions, prompts
 from gpt_jax.sampling.samplers import NEG_INF
@@ -96,8 +98,16 @@ def policy_values(cfg, batch, log_probs_BT):
   """Return {name: value_B} of completions: the loss, and what is logged; cfg: GrpoConfig."""
   mask_BT = batch['loss_mask_BT']
   tokens_B = mask_BT.sum(1)
-  ratio_BT = jnp.exp(log_probs_BT - jax.lax.stop_gradient(log_probs_BT))  # 1, with a gradient
-  loss_BT, values = -ratio_BT * batch['advantage_B'][:, None], {}
+  advantage_B1, values = batch['advantage_B'][:, None], {}
+  if cfg.updates == 1:
+    loss_BT = (
+      -jnp.exp(log_probs_BT - jax.lax.stop_gradient(log_probs_BT)) * advantage_B1
+    )  # 1, with a gradient
+  else:
+    ratio_BT = jnp.exp(RATIOS[cfg.ratio](log_probs_BT - batch['sampled_BT'], mask_BT))
+    loss_BT = -clipped(cfg, ratio_BT, advantage_B1)
+    is_clipped_BT = -loss_BT < ratio_BT * advantage_B1
+    values['clipped'] = jnp.where(is_clipped_BT, mask_BT, 0.0).sum(1) / jnp.maximum(tokens_B, 1)
   if cfg.kl:
     kl_BT = k3(batch['reference_BT'] - log_probs_BT)
     loss_BT += cfg.kl * kl_BT
@@ -106,6 +116,19 @@ def policy_values(cfg, batch, log_probs_BT):
   values['loss'] = (loss_BT * mask_BT).sum(1) / divisor_B
   logged = {name: batch[f'{name}_B'] for name in PER_ROW if name != 'advantage'}
   return values | logged | {'completion_tokens': tokens_B}
+
+
+def pack(arrays):
+  """Return {name: array} as a string of JSON, exact; `unpack` reads it."""
+  file = io.BytesIO()
+  np.savez_compressed(file, **arrays)
+  return base64.b64encode(file.getvalue()).decode()
+
+
+def unpack(text):
+  """Return the {name: array} of a string of `pack`."""
+  with np.load(io.BytesIO(base64.b64decode(text))) as arrays:
+    return dict(arrays)
 
 
 def compares_with_base(cfg):
@@ -132,9 +155,10 @@ class PolicyJob(language_model.LanguageModelJob):
   """A GPT in training on rewards."""
 
   scores, scored_tasks = ('valid_accuracy',), ('grpo',)
-  logged = ('reward', 'reward_spread', 'right', 'completion_tokens', 'kl')
+  logged = ('reward', 'reward_spread', 'right', 'completion_tokens', 'kl', 'clipped')
   reference = None  # see checkpoint.refer_to_base: the initial model, where grpo.kl compares with it
   reference_model = None  # None with a reference: the frozen base, see compares_with_base
+  completions = None  # (step that they were sampled for, their batch), for the steps that share them
 
   def build_loader(self):
     """Return the loader of prompts, each as often in a row as it has completions; read the held-out ones."""
@@ -150,7 +174,8 @@ class PolicyJob(language_model.LanguageModelJob):
         f'grpo.max_new_tokens={cfg.grpo.max_new_tokens} after a prompt of {longest} tokens does not fit rows '
         f'of {self.length}\nfix: raise train.length (model.context), or lower max_new_tokens'
       )
-    train, group = self.tasks['train'], cfg.grpo.group
+    train, group, updates = self.tasks['train'], cfg.grpo.group, cfg.grpo.updates
+    size = cfg.train.batch_size
     self.reward(cfg.grpo, train[0].question, train[0].answer, train[0].answer)  # fails now, not at step 1
     order = data.epoch_shuffle(cfg.train.seed, len(train))
     content = [[list(map(int, task.prompt.ids)), task.answer] for task in train]
@@ -158,16 +183,17 @@ class PolicyJob(language_model.LanguageModelJob):
       prompts=len(train),
       content=hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16],
       tokenizer=self.tokenizers.hash,
-      batch_size=cfg.train.batch_size,
+      batch_size=size,
       group=group,
       seed=cfg.train.seed,
+      **({'updates': updates} if updates > 1 else {}),
       **({'reward': self.reward_file.digest} if self.reward_file else {}),
     )
     return data.ItemLoader(
       cfg.data,
       lambda numbers: {'prompt_B': np.asarray(numbers, np.int32)},
-      lambda place: order(place // group),
-      batch_size=cfg.train.batch_size,
+      lambda place: order((place // (size * updates) * size + place % size) // group),
+      batch_size=size,
       share=data_shard(self.mesh),
       fingerprint=fingerprint,
     )
@@ -210,6 +236,8 @@ class PolicyJob(language_model.LanguageModelJob):
     batch = self.rows([self.tasks['train'][0].prompt.ids] * size, [[0]] * size)
     if self.cfg.grpo.kl:
       batch['reference_BT'] = np.zeros_like(batch['loss_mask_BT'])
+    if self.cfg.grpo.updates > 1:
+      batch['sampled_BT'] = np.zeros_like(batch['loss_mask_BT'])
     return batch | {f'{name}_B': np.zeros(size, np.float32) for name in PER_ROW}
 
   def rows(self, prompt_ids, completion_ids):
@@ -223,6 +251,16 @@ class PolicyJob(language_model.LanguageModelJob):
     return batch | {'loss_mask_BT': mask_BT.astype(np.float32)}
 
   def prepare_batch(self, batch, state):
+    """Return the batch of completions for this step, new ones at each grpo.updates steps."""
+    if self.cfg.grpo.updates == 1:
+      return self.sample_completions(batch, state)
+    step = int(fetch(state.step))
+    first = step - step % self.cfg.grpo.updates
+    if self.completions is None or self.completions[0] != first:
+      self.completions = first, self.sample_completions(batch, state)
+    return self.completions[1]
+
+  def sample_completions(self, batch, state):
     """Return the batch of completions of these prompts by the weights of `state`, with their advantages."""
     cfg = self.cfg.grpo
     tasks = [self.tasks['train'][n] for n in fetch(batch['prompt_B'])[:: cfg.group]]
@@ -238,13 +276,20 @@ class PolicyJob(language_model.LanguageModelJob):
     prompt_ids = [task.prompt.ids for task in tasks for _ in range(cfg.group)]
     whole = self.rows(prompt_ids, [ids for group in groups for ids in group])
     whole |= {f'{n}_B': np.float32(x).ravel() for n, x in zip(PER_ROW, values, strict=True)}
-    index, count = data_shard(self.mesh)
-    own = len(prompt_ids) // count
-    rows = to_devices({n: x[index * own : (index + 1) * own] for n, x in whole.items()}, self.mesh)
+    rows = self.place(whole)
+    score = functools.partial(log_probs, batch=rows, allowed_V=self.allowed_V, temperature=cfg.temperature)
+    values = {}
     if cfg.kl:
-      reference = state.frozen if self.reference_model is None else self.reference_model
-      rows['reference_BT'] = log_probs(reference, rows, self.allowed_V, temperature=cfg.temperature)
-    return rows
+      values['reference_BT'] = score(state.frozen if self.reference_model is None else self.reference_model)
+    if cfg.updates > 1:
+      values['sampled_BT'] = score(model)
+    return rows | values
+
+  def place(self, whole):
+    """Return the batch of all processes on the mesh."""
+    index, count = data_shard(self.mesh)
+    own = self.cfg.train.batch_size // count
+    return to_devices({name: x[index * own : (index + 1) * own] for name, x in whole.items()}, self.mesh)
 
   def complete(self, model, tasks, temperature, count, keys_B=None):
     """Return for each Task the token ids of `count` completions, eos included."""
@@ -262,7 +307,7 @@ class PolicyJob(language_model.LanguageModelJob):
 
   def pop_scalars(self, values):
     """Remove rewards and what belongs to them from {name: values by step}; return their means."""
-    names = [name for name in values if name in ('kl', 'completion_tokens', *PER_ROW)]
+    names = [name for name in values if name in ('kl', 'clipped', 'completion_tokens', *PER_ROW)]
     return {name: float(values.pop(name).mean()) for name in names}
 
   def load_initial_weights(self, state, folder, step):
@@ -273,7 +318,9 @@ class PolicyJob(language_model.LanguageModelJob):
     return state
 
   def load_frozen(self, state, extra):
-    """Return the state with the frozen base of adapters; load the model that grpo.kl compares with."""
+    """Return the state with the frozen base of adapters; load what grpo.kl compares with, and completions."""
+    if self.cfg.grpo.updates > 1 and 'completions' in extra:
+      self.completions = extra['completions']['step'], self.place(unpack(extra['completions']['arrays']))
     if self.cfg.grpo.kl:
       if 'reference' not in extra:
         raise ValueError(
@@ -297,8 +344,12 @@ class PolicyJob(language_model.LanguageModelJob):
       self.reference_model = checkpoints.restore_model(step, model)
 
   def checkpoint_extra(self):
-    """Return what a checkpoint needs: also the reference to the initial model."""
-    return super().checkpoint_extra() | ({'reference': self.reference} if self.reference else {})
+    """Return what a checkpoint needs: also the reference to the initial model, and completions in use."""
+    extra = super().checkpoint_extra() | ({'reference': self.reference} if self.reference else {})
+    if self.completions:
+      step, batch = self.completions
+      extra['completions'] = {'step': step, 'arrays': pack({n: fetch(x) for n, x in batch.items()})}
+    return extra
 
   def validate(self, state, limit):
     """Return ({valid_accuracy}, rows) of greedy answers to held-out prompts; limit: tokens, 0 = all."""

@@ -91,7 +91,7 @@ def lines(plan):
 
 def before_lines(name, program, device):
   """Memory and time of a program that runs before steps."""
-  calls = f'{program["calls"]} x before each step' if program['calls'] else 'before the first step'
+  calls = f'{program["calls"]:g} x before each step' if program['calls'] else 'before the first step'
   yield f'{name}, {calls}:'
   yield from (f'  {line}' for line in memory_lines(program['memory'], device))
   if 'estimate' in program:

@@ -8,6 +8,7 @@ Letters: B rows of a batch, T tokens of a row, V ids.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ class Before(NamedTuple):
 
   lowered: Any
   arguments: Any  # abstract
-  calls: int  # before each step; 0 = before the first step and in evaluations alone
+  calls: float  # before each step, on average; 0 = before the first step and in evaluations alone
   beside: int  # bytes of a device that are none of its arguments and stay meanwhile
 
 
@@ -122,7 +123,8 @@ def score_pairs(run, state, batch):
 def completion_batch(run):
   """The batch of scored completions."""
   batch = run.batch(0, True, **{f'{name}_B': np.float32 for name in policy.PER_ROW})
-  return batch | ({'reference_BT': batch['loss_mask_BT']} if run.cfg.grpo.kl else {})
+  wanted = {'reference_BT': run.cfg.grpo.kl > 0, 'sampled_BT': run.cfg.grpo.updates > 1}
+  return batch | {name: batch['loss_mask_BT'] for name, is_wanted in wanted.items() if is_wanted}
 
 
 def allowed_ids(run):
@@ -143,14 +145,21 @@ def roll_out(run, state, batch):
   sampling = sample.SampleConfig(temperature=cfg.temperature)
   decode = sampling_programs.lower_decode(run.model, run.mesh, rows, slots, sampling)
   programs = {
-    'prefill of completions': Before(*prefill, 1, beside),
-    'decode of completions': Before(*decode, cfg.max_new_tokens, beside),
+    'prefill of completions': Before(*prefill, 1 / cfg.updates, beside),
+    'decode of completions': Before(*decode, cfg.max_new_tokens / cfg.updates, beside),
   }
+  rows = {name: x for name, x in batch.items() if name not in ('reference_BT', 'sampled_BT')}
+  score = functools.partial(policy.log_probs.lower, temperature=cfg.temperature)
   if cfg.kl:
-    rows = {name: x for name, x in batch.items() if name != 'reference_BT'}
-    lowered = policy.log_probs.lower(reference, rows, allowed_ids(run), temperature=cfg.temperature)
     held = total(state) + merged - total(reference) + total(own)  # the base is an argument of it
-    programs['reference model'] = Before(lowered, (reference, rows), 1, held)
+    lowered = score(reference, rows, allowed_ids(run))
+    programs['reference model'] = Before(lowered, (reference, rows), 1 / cfg.updates, held)
+  if cfg.updates > 1:
+    model = initial_model(run)
+    held = total(state) + merged - total(model) + total(own)
+    programs['sampled model'] = Before(
+      score(model, rows, allowed_ids(run)), (model, rows), 1 / cfg.updates, held
+    )
   return programs, {'reference model': total(own)} if own else {}
 
 

@@ -84,7 +84,7 @@ JOB_KEYS = {  # row of train.JOBS: the keys that some jobs alone read
     + ('desirable_weight', 'undesirable_weight')
   ),
   'grpo': tuple(f'grpo.{name}' for name in ('group', 'reward', 'pattern', 'advantage', 'normalize'))
-  + ('grpo.kl', 'grpo.max_new_tokens', 'grpo.temperature'),
+  + ('grpo.updates', 'grpo.kl', 'grpo.max_new_tokens', 'grpo.temperature'),
   'distil': tuple(f'distil.{name}' for name in ('teacher', 'loss', 'temperature', 'weight', 'beta'))
   + (*CROSS_ENTROPY_KEYS, 'data.condition_dropout'),
 }
@@ -93,6 +93,7 @@ LOSS_KEYS = {  # row of PREFERENCE_LOSSES: the keys that it alone reads
   'simpo': ('preference.gamma',),
   'kto': ('preference.desirable_weight', 'preference.undesirable_weight'),
 }
+CLIP_KEYS = ('grpo.ratio', 'grpo.clip_low', 'grpo.clip_high')
 SELECTORS = {  # key that selects: (keys that depend on it, cfg -> those of them that are read)
   'optim.name': listed('optim.name', OPTIMIZERS, lambda row: row.uses),
   'optim.schedule': (('optim.final_lr', 'optim.cooldown'), schedule_keys),
@@ -113,6 +114,7 @@ SELECTORS = {  # key that selects: (keys that depend on it, cfg -> those of them
   'preference.loss': (sum(LOSS_KEYS.values(), ()), lambda cfg: LOSS_KEYS.get(cfg.preference.loss, ())),
   'distil.weight': (TOTAL_KEYS, lambda cfg: () if is_distance_alone(cfg) else TOTAL_KEYS),
   'distil.loss': (('distil.beta',), lambda cfg: ('distil.beta',) if cfg.distil.loss == 'js' else ()),
+  'grpo.updates': (CLIP_KEYS, lambda cfg: CLIP_KEYS if cfg.grpo.updates > 1 else ()),
   'adapter.rank': if_on(
     'adapter.rank', *(f'adapter.{name}' for name in ('kind', 'targets', 'alpha', 'dropout'))
   ),

@@ -73,6 +73,10 @@ def test_rewards_of_a_completion():
     ({'group': 1}, 'grpo.group=1'),
     ({'temperature': 0.0}, 'grpo.temperature=0.0'),
     ({'kl': -1.0}, 'grpo.kl=-1.0'),
+    ({'updates': 0}, 'grpo.updates=0'),
+    ({'ratio': 'ppo'}, "grpo.ratio='ppo'"),
+    ({'clip_low': 1.5}, 'grpo.clip_low=1.5'),
+    ({'clip_high': -0.1}, 'grpo.clip_high=-0.1'),
     ({'reward': 'format'}, 'grpo.reward=format'),
     ({'reward': 'format', 'pattern': '('}, 'not a regular expression'),
   ],
@@ -81,6 +85,40 @@ def test_wrong_settings_are_errors(fields, cause):
   with pytest.raises(ValueError) as error:
     GrpoConfig(**fields)
   assert_two_lines(error.value, cause)
+
+
+@pytest.mark.parametrize('ratio', rewards.RATIOS)
+def test_clipped_loss_and_gradient_equal_numpy(ratio):
+  """Completions that leave both bounds, with advantages of both signs; gradient by differences."""
+  rng = np.random.default_rng(1)
+  log_probs_BT, mask_BT = -rng.random((6, 5)), np.ones((6, 5))
+  mask_BT[:3, 3:] = mask_BT[:, 0] = 0
+  sampled_BT = log_probs_BT + np.linspace(-0.6, 0.6, 6)[:, None] + 0.1 * rng.normal(size=(6, 5))
+  advantage_B = np.array([1.0, -1, 2, -2, 1, -1])
+  cfg = GrpoConfig(updates=2, ratio=ratio, clip_low=0.2, clip_high=0.3)
+
+  def expected(log_probs_BT):
+    log_ratio_BT = log_probs_BT - sampled_BT
+    if ratio == 'sequence':
+      log_ratio_BT = ((log_ratio_BT * mask_BT).sum(1) / mask_BT.sum(1))[:, None] * np.ones((1, 5))
+    ratio_BT, gain_BT = np.exp(log_ratio_BT), advantage_B[:, None] * np.ones((1, 5))
+    is_clipped_BT = np.where(gain_BT > 0, ratio_BT > 1.3, ratio_BT < 0.8)
+    bounded_BT = np.where(gain_BT > 0, np.minimum(ratio_BT, 1.3), np.maximum(ratio_BT, 0.8))
+    tokens_B = mask_BT.sum(1)
+    return -(bounded_BT * gain_BT * mask_BT).sum(1) / tokens_B, (is_clipped_BT * mask_BT).sum(1) / tokens_B
+
+  batch = {'loss_mask_BT': mask_BT, 'advantage_B': advantage_B, 'sampled_BT': sampled_BT}
+  batch |= {f'{name}_B': np.zeros(6) for name in ('reward', 'reward_spread', 'right')}
+  with jax.enable_x64(True):
+    values = lambda log_probs_BT: policy.policy_values(cfg, batch, log_probs_BT)
+    loss_B, clipped_B = expected(log_probs_BT)
+    np.testing.assert_allclose(values(log_probs_BT)['loss'], loss_B, rtol=1e-9)
+    np.testing.assert_allclose(values(log_probs_BT)['clipped'], clipped_B)
+    assert 0 < clipped_B.mean() < 1
+    gradient_BT = jax.grad(lambda x_BT: values(x_BT)['loss'].sum())(log_probs_BT)
+  steps = 1e-6 * np.eye(30).reshape(30, 6, 5)
+  slope_N = [(expected(log_probs_BT + d)[0] - expected(log_probs_BT - d)[0]).sum() / 2e-6 for d in steps]
+  np.testing.assert_allclose(gradient_BT.ravel(), slope_N, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------ a run
@@ -152,6 +190,19 @@ def test_resumed_equals_uninterrupted_though_the_reward_file_is_another(
   reward_file.write_text(SCORE)
   both = [trained.load(folder).model for folder in (workdir, tmp_path / 'run')]
   assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), *both)))
+
+
+def test_steps_that_share_completions_resume_in_their_midst(finished, mixture, reward_file, tmp_path):
+  """Stopped after the second of three steps: the third has the completions of the first, bit for bit."""
+  cfg = policy_config(finished[0], mixture, steps=6, reward=f'{reward_file}:score', updates=3, kl=0.0)
+  whole = train.train(cfg, tmp_path / 'whole')
+  assert train.train(cfg, tmp_path / 'run', tiny_runs.stop_before(5)) is None
+  assert train.train(cfg, tmp_path / 'run')['loss'] == whole['loss']
+  lines = [line for line in records.read_lines(tmp_path / 'run' / 'metrics.jsonl') if 'reward' in line]
+  shared = [[line['reward'] for line in lines[first : first + 3]] for first in (0, 3)]
+  assert [len({*values}) for values in shared] == [1, 1]
+  is_first = [abs(line['loss']) < 1e-6 for line in lines]  # the policy is the one that sampled
+  assert is_first == [True, False, False] * 2 and lines[0]['clipped'] == lines[3]['clipped'] == 0
 
 
 def test_adapters_compare_with_their_base_without_a_copy_of_it(finished, mixture, tmp_path):

@@ -46,6 +46,7 @@ CASES = {
   'orpo': PAIRS | {'preference': {'loss': 'orpo'}},
   'grpo': REWARDS | {'grpo': {'kl': 0.1}},
   'grpo in pieces, with adapters': REWARDS | LORA | {'train': {'accumulate': 2}, 'grpo': {'kl': 0.1}},
+  'grpo with shared completions': REWARDS | LORA | {'grpo': {'updates': 2}},
   'distil': {'job': 'distil', 'model': {'width': 8}},
 }
 
@@ -97,7 +98,9 @@ def test_step_and_memory_are_those_of_the_run(case, base, records, one_device, t
 EXPECTED = {
   'dpo': lambda cfg: {'score pairs'},
   'grpo': lambda cfg: (
-    {'prefill of completions', 'decode of completions'} | ({'reference model'} if cfg.grpo.kl else set())
+    {'prefill of completions', 'decode of completions'}
+    | ({'reference model'} if cfg.grpo.kl else set())
+    | ({'sampled model'} if cfg.grpo.updates > 1 else set())
   ),
   'distil': lambda cfg: {'teacher'},
 }
