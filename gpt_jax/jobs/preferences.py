@@ -100,6 +100,12 @@ class PreferenceJob(language_model.LanguageModelJob):
     """Raise ValueError for settings that this job cannot honor."""
     super().check(cfg)
     base.check_pooled(cfg)
+    for name, source in cfg.data.mixture.items():
+      if source.copies:
+        raise ValueError(
+          f'data.mixture.{name}.copies={source.copies} has no effect with train.job=dpo, which compares each '
+          'pair as it is\nfix: set copies=0 and leave out augment'
+        )
     row = PREFERENCE_LOSSES[cfg.preference.loss]
     if row.needs_reference and not (cfg.train.init_from or cfg.train.branch_from):
       raise ValueError(

@@ -355,12 +355,14 @@ def test_mismatched_answers_are_those_of_the_next_pair(finished, mixture, tmp_pa
   assert_two_lines(error.value, 'train.accumulate=2')
 
 
-def test_shares_of_sources_are_refused(finished, mixture, tmp_path):
+def test_shares_and_copies_of_sources_are_refused(finished, mixture, tmp_path):
   both = mixture | {'more': mixture['pairs']}
+  changed = {'template': '{picture:image}{prompt} -> {chosen}', 'copies': 1, 'augment': 'shift=0.1'}
   weighted = {'pairs': mixture['pairs'] | {'weight': 2.0}}
   for cfg, cause in (
     (pairs_config(finished[0], both, data__stages='4: more=1'), 'data.stages=4: more=1'),
     (pairs_config(finished[0], weighted), 'data.mixture.pairs.weight=2.0'),
+    (pairs_config(finished[0], {'pairs': mixture['pairs'] | changed}), 'data.mixture.pairs.copies=1'),
   ):
     with pytest.raises(ValueError) as error:
       new_job(cfg, tmp_path)
