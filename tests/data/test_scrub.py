@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gpt_jax.data import DataConfig, Source
 from gpt_jax.data.clean import national_ids, patterns, scrub
 from gpt_jax.data.mixture import open_split
+from gpt_jax.data.templates import Piece
 from gpt_jax.evaluation.tasks import common
 from gpt_jax.runs import secrets
 from tests.data_helpers import byte_tokenizers, two_lines
@@ -47,7 +48,12 @@ FOUND = {
   ],
   'iban': ['DE89 3704 0044 0532 0130 00', 'GB82WEST12345698765432', 'NO9386011117947'],
   'ip': ['8.8.8.8', '192.168.1.20', '2001:db8::ff00:42:8329', '2001:0db8:85a3:0000:0000:8a2e:0370:7334'],
-  'url': ['https://joe:pw@host.org/x', 'postgres://u:p@db:5432/main', 'https://a.org/x?access_token=abcdef1'],
+  'url': [
+    'https://joe:pw@host.org/x',
+    'postgres://u:p@db:5432/main',
+    'https://a.org/x?access_token=abcdef1',
+    'ftp://joe:pa/ss@h.org',
+  ],
   'key': [
     *('AKIAIOSFODNN7EXAMPLE', 'ghp_abcdEFGH0123456789abcdEFGH0123456789', 'hf_abcdefghijklmnopqrstuvwx'),
     *('sk-ant-REDACTED', 'Bearer abcdefghijkl0123456789'),
@@ -97,6 +103,7 @@ STAYS = {
     'https://host.org/x?page=2',
     'ssh://git@host.org/x',
     'http://host:8080/x',
+    'https://host:443/@scope/package',
   ],
   'key': [
     'sk-a',
@@ -237,6 +244,37 @@ def test_the_first_row_of_overlapping_values_counts():
   text = 'https://joe:secret99@mail.example.org/x?y=1'
   assert scrub.Scrubber(ALL).replace(text) == '<URL_1>'
   assert scrub.Scrubber(ALL).replace('4111 1111 1111 1111') == '<CARD_1>'
+
+
+def test_what_overlaps_in_part_leaves_no_rest(monkeypatch):
+  """A span of a later row that begins before, ends behind, or holds those of the first row."""
+  text = 'abc DEF ghi JKL mno.'
+  first, later = [(4, 7), (12, 15)], [(2, 5), (6, 14), (14, 19)]
+  monkeypatch.setitem(patterns.PATTERNS, 'email', lambda text: first)
+  monkeypatch.setitem(patterns.PATTERNS, 'key', lambda text: later)
+  spans = scrub.find(text, ('email', 'key'))
+  assert [(text[s.start : s.end], s.row) for s in spans] == [
+    ('c ', 'key'),
+    ('DEF', 'email'),
+    (' ghi ', 'key'),
+    ('JKL', 'email'),
+    (' mno', 'key'),
+  ]
+  monkeypatch.setitem(patterns.PATTERNS, 'key', lambda text: [(3, 12)])  # signs alone are no value
+  assert [s.row for s in scrub.find('abc:DEF:::::JKL mno.', ('email', 'key'))] == ['email', 'email']
+
+
+def test_numbers_in_the_arguments_of_tools_are_scrubbed():
+  call = {
+    'name': 'pay',
+    'arguments': {'card': 4111111111111111, 'cents': 500, 'now': True, 'to': ['a@b.org']},
+  }
+  piece = Piece('chat', json.dumps([{'role': 'assistant', 'tool_calls': [{'function': call}]}]))
+  [replaced] = scrub.Scrubber(ALL).pieces([piece])
+  [message] = json.loads(replaced.value)
+  expected = {'card': '<CARD_1>', 'cents': 500, 'now': True, 'to': ['<EMAIL_1>']}
+  assert message['tool_calls'][0]['function']['arguments'] == expected
+  assert '4111111111111111' in [*scrub.texts([piece])]
 
 
 def write(folder, documents, name='a.jsonl'):

@@ -21,7 +21,7 @@ EMAIL = re.compile(
   r'(?<![\w.+-])[\w.+%-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![\w@])'
 )
 URL = re.compile(r'\b[A-Za-z][A-Za-z0-9+.-]{1,20}://[^\s<>"\'`]{3,2000}')
-LOGIN = re.compile(r'://[^/\s@:]{1,200}:[^/\s@]{1,300}@')  # user:password@
+LOGIN = re.compile(r'://[^/\s@:]{1,200}:(?!\d{1,5}/)[^\s@]{1,300}@')  # user:password@, not host:80/@scope
 URL_TOKEN = re.compile(secrets.FORMATS['token in a URL'])
 KEYS = {kind: re.compile(rule) for kind, rule in secrets.FORMATS.items() if not kind.endswith('in a URL')}
 SIGNS = {  # of which each text with a key of the kind has one: looking for them is 100 times as fast

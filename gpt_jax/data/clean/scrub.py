@@ -15,7 +15,7 @@ from gpt_jax.data.clean.patterns import PATTERNS
 from gpt_jax.data.splits import Record
 from gpt_jax.data.templates import Piece
 
-VERSION = 3  # raise it when equal texts are scrubbed in another way
+VERSION = 4  # raise it when equal texts are scrubbed in another way
 ALL = tuple(name for name in PATTERNS if name != 'names')  # which needs a package and knows only English
 LABELS = {'names': 'NAME'}
 
@@ -59,7 +59,8 @@ def describe(rows: tuple[str, ...]) -> dict:
 def find(text: str, rows: tuple[str, ...]) -> list[Span]:
   """Return separate spans of personal data, in order.
 
-  Overlapping ones of a row are one, such as a key within a header; of two rows that of the first row counts.
+  Overlapping ones of a row are one, such as a key within a header. Of two rows that of the first row counts;
+  the letters and digits of the other outside of it are spans of their own.
   """
   taken: list[Span] = []
   parts = patterns.regions(text)
@@ -67,12 +68,12 @@ def find(text: str, rows: tuple[str, ...]) -> list[Span]:
     own = parts if row in patterns.WITH_DIGIT else [()]
     spans = [Span(*span, row) for part in own for span in PATTERNS[row](text, *part)]
     if spans:
-      taken = _add_row(taken, sorted(spans))
+      taken = _add_row(text, taken, sorted(spans))
   return taken
 
 
-def _add_row(taken: list[Span], spans: list[Span]) -> list[Span]:
-  """Return separate spans in order, with those of one row that overlap none of `taken`."""
+def _add_row(text: str, taken: list[Span], spans: list[Span]) -> list[Span]:
+  """Return separate spans in order: `taken`, and of those of one row what lies outside of `taken`."""
   joined = spans[:1]
   for span in spans[1:]:
     last = joined[-1]
@@ -81,8 +82,17 @@ def _add_row(taken: list[Span], spans: list[Span]) -> list[Span]:
     else:
       joined.append(span)
   ends = [other.end for other in taken]
-  after = ((bisect.bisect_right(ends, span.start), span) for span in joined)  # the first that ends later
-  return sorted([*taken, *(s for n, s in after if n == len(taken) or taken[n].start >= s.end)])
+  added = []
+  for span in joined:
+    first = bisect.bisect_right(ends, span.start)  # of `taken`, that ends later
+    start = span.start
+    while start < span.end:
+      other = taken[first] if first < len(taken) else Span(span.end, span.end, '')
+      stop = min(other.start, span.end)
+      if any(map(str.isalnum, text[start:stop])):
+        added.append(Span(start, stop, span.row))
+      start, first = other.end, first + 1
+  return sorted([*taken, *added])
 
 
 class Scrubber:
@@ -124,12 +134,19 @@ class Scrubber:
     return Record(self._nested(dict(record)), record.root, record.rate)
 
   def _nested(self, value, key=''):
-    """Return a message with placeholders in all of its texts, also in the arguments of tools."""
+    """Return a message with placeholders in all of its texts and numbers, also in the arguments of tools."""
     if isinstance(value, dict):
       return {name: self._nested(item, name) for name, item in value.items()}
     if isinstance(value, list):
       return [self._nested(item, key) for item in value]
+    if _is_number(value):
+      replaced = self.replace(str(value))
+      return value if replaced == str(value) else replaced
     return self.replace(value) if isinstance(value, str) and key != 'role' else value
+
+
+def _is_number(value) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool)  # a digit string without quotes
 
 
 def mask(text: str, spans: list[Span]) -> str:
@@ -151,7 +168,7 @@ def texts(pieces: list[Piece]) -> Iterator[str]:
 
 def _strings(value) -> Iterator[str]:
   items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-  if isinstance(value, str):
-    yield value
+  if isinstance(value, str) or _is_number(value):
+    yield str(value)
   for item in items:
     yield from _strings(item)
