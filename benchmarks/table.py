@@ -77,7 +77,7 @@ def scores(rows):
   best, free = {}, {row['source'] for row in rows if row['metric'] == 'token_f1'}
   free -= {r['source'] for r in rows if r['metric'] == 'exact_match' and r['value'] > 0} - spans
   for row in rows:
-    if row['metric'] == 'exact_match' and row['source'] in free:
+    if row['metric'] in ('exact_match', 'normalized_match') and row['source'] in free:
       continue
     if 'chance' in row and not {'of', 'control'} & set(row) and 'interval' in row:
       key = (row['split'], row['task'], row['source'])

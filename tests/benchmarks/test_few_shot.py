@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from benchmarks import few_shot, instructions
+from benchmarks import few_shot, instructions, table
 from benchmarks.few_shot import build_prompts
 from gpt_jax import sample
 from gpt_jax.data import Piece
@@ -29,3 +29,12 @@ def test_an_answer_that_is_cut_off_did_not_stop(monkeypatch):
   run = SimpleNamespace(cfg=SimpleNamespace(sample=sample.SampleConfig()), model=None, tokenizers=None)
   examples = [Example(name, {'instruction': name, 'input': ''}, [], []) for name in texts]
   assert instructions.answers(run, examples, False, 6) == (('Yes.', 'Yes.'), [False, True])
+
+
+def test_the_table_shows_run_and_base_by_the_same_metric():
+  """Spans of a paragraph: token F1, and not the match of whole answers."""
+  row = dict(task='answer', source='q', split='test', n=64, baseline=0.1, baseline_of='window', chance=0.0)
+  row |= {'difference': 0.3, 'difference_interval': [0.2, 0.4], 'interval': [0.3, 0.7]}
+  values = {'exact_match': 0.4, 'normalized_match': 0.45, 'token_f1': 0.6}
+  [text] = table.scores([row | {'metric': name, 'value': value} for name, value in values.items()])
+  assert text.startswith('q token F1 60.0% ')
