@@ -90,17 +90,17 @@ def sample_flags():
   define_distributed()
   flags.DEFINE_string('prompt', '', 'text to continue, or to turn into an image or a sound')
   flags.DEFINE_multi_string('image', [], 'image file of the prompt; may be repeated')
-  flags.DEFINE_multi_string('audio', [], 'sound file of the prompt; may be repeated')
+  flags.DEFINE_multi_string('audio', [], 'sound of the prompt, or .npy of codes; may be repeated')
   flags.DEFINE_multi_string('vectors', [], '.npy file of vectors of the prompt; may be repeated')
   flags.DEFINE_string('source', '', 'source of data.mixture whose template to use, where several fit')
   flags.DEFINE_multi_string('stop', [], 'end a text before this string; may be repeated')
-  flags.DEFINE_enum('to', 'text', list(END_MARKERS), 'what to generate; any: text with images and sounds')
+  flags.DEFINE_enum('to', 'text', [*END_MARKERS, 'codes'], 'what to generate; any: text and media')
   flags.DEFINE_bool('stream', True, 'print a single text while it is generated')
   flags.DEFINE_bool('log_probs', False, 'print the mean log-probability per token of each sample')
   flags.DEFINE_string(
     'out',
     '',
-    'text: file to append one JSON object per line to; else a .png, .wav or .flac file or a folder; '
+    'text: file to append one JSON object per line to; else a .png, .wav, .flac or .npy file or a folder; '
     'default: WORKDIR/samples',
   )
   define_sampling()
@@ -115,7 +115,8 @@ def sample(argv):
   from gpt_jax.sampling import completions, decoding_layout, output_files, prompts, validate
 
   join('sample', lambda: run_folder.read_config(FLAGS.workdir))
-  run, to = trained.load(FLAGS.workdir), FLAGS.to
+  run, to = trained.load(FLAGS.workdir), 'audio' if FLAGS.to == 'codes' else FLAGS.to
+  prompts.check_output(run.tokenizers, FLAGS.to)
   stop = [experiment_file.unescape('--stop', text) for text in FLAGS.stop]
   overrides = sampling_overrides()
   cfg, notes = validate.override(run.cfg.sample, **overrides), collections.Counter()
@@ -127,7 +128,7 @@ def sample(argv):
   cfg = prompts.resolve_max_new_tokens(run, [prompt], cfg, to, 'max_new_tokens' in overrides)
   run = run._replace(model=decoding_layout.prepare_model(run.model, donate=True))
   if to != 'text':
-    return sample_media(run, prompt, cfg)
+    return sample_media(run, prompt, cfg, to)
   if FLAGS.out and is_primary():
     Path(FLAGS.out).expanduser().open('ab').close()  # fail before sampling, not after it
   prefix = FLAGS.prompt if prompts.continues_text(run, prompt) else ''
@@ -146,7 +147,7 @@ def sample(argv):
   return 0
 
 
-def sample_media(run, prompt, cfg):
+def sample_media(run, prompt, cfg, to):
   """Generate images and sounds, write them, and print their paths."""
   from gpt_jax.cluster.bootstrap import is_primary
   from gpt_jax.data import templates
@@ -155,10 +156,12 @@ def sample_media(run, prompt, cfg):
   if FLAGS.stop:
     raise ValueError(f'--stop ends texts and has no use with --to={FLAGS.to}\nfix: leave it out')
   files = output_files.OutputFiles(FLAGS.out, run.workdir / 'samples', FLAGS.to, cfg.num_samples)
-  [group] = run.complete([prompt], cfg, FLAGS.to)
+  [group] = run.complete([prompt], cfg, to)
   rate = getattr(run.tokenizers.audio, 'sample_rate', 0)
   for i, (ids, scores) in enumerate(group if is_primary() else ()):
-    pieces = [templates.Piece('text', cfg.refusal)] if ids is None else run.pieces(prompt, ids)
+    pieces = (
+      [templates.Piece('text', cfg.refusal)] if ids is None else run.pieces(prompt, ids, FLAGS.to == 'codes')
+    )
     lines = [p.value if p.kind == 'text' else str(files.write(p, rate)) for p in pieces]
     say(output_files.format_sample(i, len(group), FLAGS.log_probs, scores, cfg, '\n'.join(lines)))
   return 0

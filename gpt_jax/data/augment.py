@@ -45,7 +45,7 @@ def copies(source, number: int, pieces: list[Piece], forms: dict[str, tuple]):
   for copy in range(source.copies):
     rng, changed = np.random.default_rng([number, copy]), []
     for piece in pieces:
-      modality = MODALITY.get(piece.kind)
+      modality = MODALITY.get(piece.kind) if piece.kind != 'codes' else None
       rate, seconds = forms[piece.kind] if modality == 'audio' else (0, 0.0)
       value = change(piece.value, modality, source.augment, rng, rate)
       changed.append(Piece(piece.kind, value[: int(seconds * rate)] if modality == 'audio' else value))

@@ -233,4 +233,4 @@ def audio_decoder() -> str:
   return f'libsndfile {soundfile.__libsndfile_version__}, scipy {scipy.__version__}'
 
 
-DECODERS = {'image': image_decoder, 'audio': audio_decoder, 'vectors': lambda: 'npy'}
+DECODERS = {'image': image_decoder, 'audio': audio_decoder, 'vectors': lambda: 'npy', 'codes': lambda: 'npy'}

@@ -56,7 +56,7 @@ def decode_media(tokenizers, pieces: list[Piece], where: str = '', notes=None) -
   forms, decoded = media_forms(tokenizers), []
   for piece in pieces:
     if modality := MODALITY.get(piece.kind):
-      value, note = _decode(modality, piece.value, forms[piece.kind], where)
+      value, note = _decode(piece.kind, piece.value, forms[piece.kind], where)
       piece = Piece(piece.kind, value)
       if note and notes is not None:
         notes.update(f'{PLURALS[modality]} {part}' for part in note.split(', '))
@@ -91,23 +91,28 @@ def check_places(rendering: Rendering, pieces: list[Piece], where: str) -> None:
 def media_forms(tokenizers) -> dict[str, tuple]:
   """Return what each kind of piece is converted to, as far as the tokenizers know it.
 
-  (Y, X, A) of images, (rate in Hz, most seconds) of sounds, (numbers of one,) of vectors.
+  (Y, X, A) of images, (rate in Hz, most seconds) of sounds, (numbers of one,) of vectors, (codebooks,
+  most positions) of codes.
   """
   image, audio = tokenizers.image, tokenizers.audio
   forms = {}
   if image:
     forms |= dict.fromkeys(('image', 'patches'), tuple(image.shape))
   if audio:
+    forms['codes'] = (audio.codebooks, audio.max_positions)
+  if audio and audio.sample_rate:
     form = (audio.sample_rate, audio.max_positions / audio.codes_per_second)
     forms |= dict.fromkeys(('audio', 'frames'), form)
   return forms | {kind: tuple(reader.form) for kind, reader in tokenizers.readers.items()}
 
 
-def _decode(modality: str, value, form: tuple, where: str) -> tuple[np.ndarray, str]:
+def _decode(kind: str, value, form: tuple, where: str) -> tuple[np.ndarray, str]:
   """Return (array, note of conversions) of raw media."""
-  if modality == 'vectors':
+  if kind == 'codes':
+    return vectors.read_codes(value, *form, where), ''
+  if kind == 'vectors':
     return vectors.read_vectors(value, form[0], where), ''
-  if modality == 'image':
+  if MODALITY[kind] == 'image':
     return media_io.read_image(value, form, where)
   value, rate = value if isinstance(value, Samples) else (value, 0)
   return media_io.read_sound(value, form[0], where, form[1], rate)
@@ -289,7 +294,12 @@ def _media_of(cfg, name, modality, split, skip=None) -> Iterator[tuple[str, obje
   """Yield (where, raw value) of each item of one source."""
   if modality in templates.modalities(cfg.mixture[name].template):
     for where, pieces in open_split(cfg, name, split).examples(skip):
-      yield from ((where, piece.value) for piece in pieces if MODALITY.get(piece.kind) == modality)
+      yield from ((where, piece.value) for piece in pieces if teaches(piece.kind, modality))
+
+
+def teaches(kind: str, modality: str) -> bool:
+  """Return whether pieces of a kind hold images or sounds from which a tokenizer of the modality learns."""
+  return MODALITY.get(kind) == modality and kind != 'codes'
 
 
 def _to_ids(tokenizers, modality, items):
@@ -308,5 +318,6 @@ ENCODERS = {
   'chat': _encode_chats,
   'image': lambda tokenizers, images: _to_ids(tokenizers, 'image', np.stack(images)),
   'audio': lambda tokenizers, waves: _to_ids(tokenizers, 'audio', waves),
+  'codes': lambda tokenizers, codes: [tokenizers.encode_codes('audio', codes_PQ) for codes_PQ in codes],
   **{kind: functools.partial(_to_features, kind) for kind in KINDS},
 }

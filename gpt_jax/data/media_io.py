@@ -151,6 +151,13 @@ def to_wav(wave: np.ndarray, rate: int) -> bytes:
   return file.getvalue()
 
 
+def to_npy(array: np.ndarray) -> bytes:
+  """Encode an array as a .npy file."""
+  file = io.BytesIO()
+  np.save(file, array, allow_pickle=False)
+  return file.getvalue()
+
+
 def to_flac(wave: np.ndarray, rate: int) -> bytes:
   """Encode the samples of `to_wav` as FLAC.
 

@@ -52,7 +52,7 @@ class RowFields:
   def of_template(self, template: str) -> 'RowFields':
     """Return the fields of the documents of one source."""
     condition, target = templates.signature(template)
-    alone = target in (('text',), ('image',), ('audio',))
+    alone = target in (('text',), ('image',), ('audio',), ('codes',))
     return replace(self, predict_start=self.layout is not None and bool(condition) and not alone)
 
   def refuse_cuts(self, cache, length: int) -> None:

@@ -1,7 +1,8 @@
 """Templates that make documents of records, such as '{image:image} -> {name}'.
 
-`{name}` is text; `{x:image}` and `{x:audio}` become tokens; `{x:patches}` and `{x:frames}` are continuous
-features of images and sounds, and `{x:vectors}` numbers [N, W] of any kind, for input only; `{x:parts}` is
+`{name}` is text; `{x:image}` and `{x:audio}` become tokens, `{x:codes}` [P, Q] are ids of a codec;
+`{x:patches}` and `{x:frames}` are continuous features of images and sounds, and `{x:vectors}` numbers
+[N, W] of any kind, for input only; `{x:parts}` is
 a list of {"text": ..}, {"image": ..} and {"audio": ..}; `{x:chat}` is a list of messages with a role and a
 content, of which the assistant's are learned. ' -> ' separates a condition from its target. `{a.b.0}` looks
 up nested records and lists, `{a.*}` joins a list of texts by spaces, `{{` and `}}` are braces.
@@ -25,7 +26,9 @@ from gpt_jax.model.continuous import KINDS
 from gpt_jax.tokenizers import chat_template
 
 ARROW = ' -> '
-MODALITY = {'image': 'image', 'audio': 'audio'} | {name: kind.modality for name, kind in KINDS.items()}
+MODALITY = {'image': 'image', 'audio': 'audio', 'codes': 'audio'} | {
+  name: kind.modality for name, kind in KINDS.items()
+}
 ROLES = {'human': 'user', 'gpt': 'assistant', 'function': 'tool'}  # of ShareGPT
 CHAT_ROLES = ('system', 'user', 'assistant', 'tool')
 MESSAGE_KEYS = {'from': 'role', 'value': 'content'}  # of ShareGPT
@@ -33,7 +36,7 @@ PARTS = ('text', 'image', 'audio')  # what the objects of a list of parts hold
 CLOZE = ':cloze}'
 FIX = (
   'fix: write {field} for text, {field:image}, {field:audio}, {field:patches}, {field:frames}, '
-  '{field:vectors} or {field:parts} for media, {field:chat} for messages, '
+  '{field:vectors}, {field:codes} or {field:parts} for media, {field:chat} for messages, '
   '{a.b} inside a record, {options[index]} for the right one of several, '
   '{{ and }} for braces'
 )
@@ -184,10 +187,11 @@ def fields_of(field: str) -> tuple[str, ...]:
 
 
 def modalities(template: str) -> set[str]:
-  """Return the modalities, of 'image', 'audio' and 'vectors', that documents may hold."""
+  """Return the modalities, of 'image', 'audio' and 'vectors', that documents may hold, and 'codes'."""
   kinds = {kind for kind, _ in parse(template)}
   parts = {'image', 'audio'} if kinds & {'parts', 'chat'} else set()
-  return {MODALITY[kind] for kind in kinds if kind in MODALITY} | parts
+  modality = {**MODALITY, 'codes': 'codes'}
+  return {modality[kind] for kind in kinds if kind in MODALITY} | parts
 
 
 def fill(template: str, record: dict, where: str) -> list[Piece]:
@@ -320,7 +324,7 @@ def _media(kind: str, value, field: str, where: str, record: dict) -> Piece:
     return Piece(kind, value)
   if isinstance(value, (list, np.ndarray)) and len(value):
     array = np.asarray(value)
-    is_sound = MODALITY[kind] == 'audio' and rate
+    is_sound = MODALITY[kind] == 'audio' and kind != 'codes' and rate
     return Piece(kind, Samples(array, rate) if is_sound else array)
   raise ValueError(
     f'{where} field {field!r} is {short(value)}, not a path or the content of media\n'

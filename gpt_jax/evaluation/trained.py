@@ -68,18 +68,19 @@ class TrainedRun(NamedTuple):
 
     Args:
       prompts: strings, or dicts with `text`, `images` and `sounds` (lists of paths, bytes or arrays).
-      to: text, image (uint8 [Y, X, A]) or audio (float32 [N]).
+      to: text, image (uint8 [Y, X, A]), audio (float32 [N]) or codes of audio (int32 [P, Q]).
       stop: strings; a text ends before the first of them.
       **sampling: fields of SampleConfig in the place of the run's own; with num_samples > 1 each result is
         a list.
     """
-    cfg = validate.override(self.cfg.sample, **sampling)
+    cfg, as_codes = validate.override(self.cfg.sample, **sampling), to == 'codes'
+    to = 'audio' if as_codes else to
     fields = [{'text': prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
     encoded = [build_prompt(self, **field, to=to, begin=cfg.begin) for field in fields]
     cfg = resolve_max_new_tokens(self, encoded, cfg, to, 'max_new_tokens' in sampling)
     groups = self.complete(encoded, cfg, to, stop)
     if to != 'text':
-      last = lambda prompt, ids: cfg.refusal if ids is None else self.pieces(prompt, ids)[-1].value
+      last = lambda prompt, ids: cfg.refusal if ids is None else self.pieces(prompt, ids, as_codes)[-1].value
       pairs = zip(encoded, groups, strict=True)
       groups = [[(last(prompt, ids), scores) for ids, scores in group] for prompt, group in pairs]
     groups = [[value for value, _ in group] for group in groups]
@@ -105,9 +106,9 @@ class TrainedRun(NamedTuple):
     groups = label_judge.resample(load_judge(cfg.judge), cfg, prompts, make, pieces)
     return [[refused if row is None else row for row in group] for group in groups]
 
-  def pieces(self, prompt, ids):
-    """Return the Pieces of ids after an encoded prompt."""
-    return decode_pieces(self, ids, prompt.ids)
+  def pieces(self, prompt, ids, as_codes=False):
+    """Return the Pieces of ids after an encoded prompt; see prompts.decode_pieces."""
+    return decode_pieces(self, ids, prompt.ids, as_codes)
 
   def chat(self, messages, **sampling):
     """Return the assistant's reply to a conversation as text.

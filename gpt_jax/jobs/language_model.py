@@ -245,7 +245,7 @@ class LanguageModelJob(base.Job):
     """
     vocabulary, kinds = self.tokenizers.vocabulary, run_tokenizers.template_kinds(self.cfg)
     new_kinds = {vocabulary.kind(index).rstrip('0123456789') for index in range(old, new)}
-    if new_kinds <= {'image', 'audio'} and not kinds & {*new_kinds, 'parts', 'chat'}:
+    if new_kinds <= {'image', 'audio'} and not kinds & {*new_kinds, 'codes', 'parts', 'chat'}:
       return
     tables = {'embed_VD'} if self.model_cfg.tied_head else {'embed_VD', 'head_VD'}
     if old < new and (frozen := sorted(tables - self.program.abstract.model.keys())):

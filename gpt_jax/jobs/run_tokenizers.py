@@ -99,9 +99,10 @@ def of_parent(cfg, media=_media):
   key, base = parent_of(cfg)
   base_config = run_folder.read_config(base, key)
   for name in ('tokenizer', 'image', 'audio'):
-    wanted = records.to_json(dataclasses.asdict(getattr(cfg, name)))
+    sections = getattr(cfg, name), type(getattr(cfg, name))()  # older runs lack newer settings
+    wanted, default = (records.to_json(dataclasses.asdict(section)) for section in sections)
     is_new = name != 'tokenizer' and base_config.get(name, {}).get('kind') == ''
-    if base_config.get(name) != wanted and not is_new:
+    if default | base_config.get(name, {}) != wanted and not is_new:
       raise ValueError(
         f'{key}={base} has the {name} section {base_config.get(name)}, and this config another\n'
         'fix: take that section from its config, as experiments/finetune.py does'
@@ -130,6 +131,7 @@ def check_modalities(cfg):
   for modality, feature in (('image', 'patches'), ('audio', 'frames')):
     chosen = getattr(cfg, modality).kind
     kinds = {modality} if feature in cfg.encoder.folders else {modality, feature}
+    kinds |= {'codes'} if modality == 'audio' else set()
     if used & kinds and not chosen:
       raise ValueError(
         f'a template of data.mixture has {" and ".join(sorted(used & kinds))}, and {modality}.kind is empty\n'

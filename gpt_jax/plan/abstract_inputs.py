@@ -6,6 +6,7 @@ feature widths are the run's own. Of a text tokenizer only the number of ids mat
 Letters: B rows, T inputs of a row, M mel bands.
 """
 
+import math
 import pathlib
 from typing import NamedTuple
 
@@ -80,8 +81,13 @@ def audio_of(cfg):
   """
   if not cfg.kind:
     return None, []
-  if cfg.path and pathlib.Path(cfg.path).expanduser().exists():
+  if cfg.kind == 'codes' or (cfg.path and pathlib.Path(cfg.path).expanduser().exists()):
     return audio.build(cfg), []
+  if cfg.kind == 'codec':  # one of 1,024 codes at 75 positions a second, as EnCodec
+    blank = audio.AudioConfig(
+      kind='codes', books=cfg.books, pattern=cfg.pattern, longest=math.ceil(75 * cfg.seconds)
+    )
+    return audio.build(blank), [NOT_HERE.format(cfg.path)]
   statistics_2M = np.ones((2, cfg.mels), np.float32)
   if cfg.kind == 'fsq':
     made = audio_codes.LearnedAudioTokenizer(cfg, statistics_2M, audio.autoencoder_config(cfg), {})

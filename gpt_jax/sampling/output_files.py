@@ -10,7 +10,7 @@ from pathlib import Path
 from gpt_jax.data import media_io
 from gpt_jax.runs.records import append_line, write_atomically
 
-SUFFIXES = {'image': ('.png',), 'audio': ('.wav', '.flac')}  # the first is used inside a folder
+SUFFIXES = {'image': ('.png',), 'audio': ('.wav', '.flac'), 'codes': ('.npy',)}  # the first in a folder
 MIN_IMAGE_SIDE = 256  # pixels; small images are enlarged by a whole factor up to this
 
 
@@ -42,13 +42,15 @@ class OutputFiles:
       self.next = max((int(match[1]) + 1 for match in matches if match), default=0)
 
   def write(self, piece, sample_rate=0):
-    """Write a Piece with an image (uint8 [Y, X, A]) or a sound and return its path."""
+    """Write a Piece with an image (uint8 [Y, X, A]), a sound or codes (int32 [P, Q]) and return its path."""
     number = '' if self.single else f'_{self.next}'
     suffix = self.suffix or SUFFIXES[piece.kind][0]
     path = self.folder / f'{self.stem}{number}{suffix}'
     self.next += 1
     if piece.kind == 'image':
       content = media_io.to_png(piece.value, max(1, MIN_IMAGE_SIDE // max(piece.value.shape[:2])))
+    elif piece.kind == 'codes':
+      content = media_io.to_npy(piece.value)
     else:
       to_file = media_io.to_flac if suffix == '.flac' else media_io.to_wav
       content = to_file(piece.value, sample_rate)

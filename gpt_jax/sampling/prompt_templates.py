@@ -33,7 +33,8 @@ class PromptTemplate:
   def to(self):
     """The modality of its target: text, image, audio, or any for a mixture of them."""
     target = self.signature[1]
-    return target[0] if len(target) == 1 and target[0] in ('text', *MARKERS) else 'any'
+    kind = 'audio' if target == ('codes',) else target[0]
+    return kind if len(target) == 1 and kind in ('text', *MARKERS) else 'any'
 
   def __str__(self):
     words = [', '.join(MODALITY.get(kind, kind) for kind in kinds) for kinds in self.signature if kinds]
@@ -112,6 +113,8 @@ def start_document(candidate, text, inputs, to):
     return (-1, 0), None
   # The target comes last: words stand next to a text that goes on.
   pieces = order_pieces(text, inputs, media_first=to == 'text')
+  if pieces and 'codes' in candidate.signature[1]:
+    pieces = [Piece('codes', p.value) if p.kind == 'audio' else p for p in pieces]
   return None if pieces is None else ((-2, 0), pieces)
 
 

@@ -143,7 +143,7 @@ def generate(subject, conditions, to='text', rows=64, **sampling):
     batch = [prompts[i] for i in index]
     groups = completions.generate_ids(subject.model, subject.tokenizers, batch, cfg, to, keys_B[index])
     for prompt, [(ids, _), *_] in list(zip(batch, groups, strict=True))[: len(prompts) - first]:
-      outputs = [p.value for p in decode_pieces(subject, ids, prompt.ids) if p.kind == to]
+      outputs = [p.value for p in decode_pieces(subject, ids, prompt.ids) if p.kind in (to, 'codes')]
       values.append(''.join(outputs) if to == 'text' else outputs[-1])
     subject.raise_if_preempted()
   return values
@@ -177,15 +177,22 @@ def check_guidance(cfg, data_cfg):
     )
 
 
+def check_output(tokenizers, to):
+  """Raise ValueError for --to=audio of a model whose codes have no codec."""
+  if to == 'audio' and getattr(tokenizers.audio, 'sample_rate', 1) == 0:
+    raise ValueError('--to=audio: the codes of this model have no codec that plays them\nfix: use --to=codes')
+
+
 def continues_text(run, prompt):
   """Whether the completion continues the prompt's own text, rather than answering a condition."""
   return run.tokenizers.layout.sep not in prompt.ids
 
 
-def decode_pieces(run, ids, prompt_ids=()):
-  """Decode ids -> list of Piece: text (str), image (uint8 [Y, X, A]), audio (float32 [N]).
+def decode_pieces(run, ids, prompt_ids=(), as_codes=False):
+  """Decode ids -> list of Piece: text, image (uint8 [Y, X, A]), audio (float32 [N]), codes (int32 [P, Q]).
 
-  prompt_ids: the ids before; an image or a sound that began there is decoded whole.
+  prompt_ids: the ids before; an image or a sound that began there is decoded whole. as_codes: sounds are left
+  as codes, as they always are without a codec.
   """
   tokenizers = run.tokenizers
   modality_V = tokenizers.modality_V()
@@ -201,7 +208,10 @@ def decode_pieces(run, ids, prompt_ids=()):
     for is_end, codes in itertools.groupby(group_ids, lambda i, ends=ends: i in ends):
       if not is_end:
         codes_PQ = tokenizers.decode_codes(kind, list(codes))
-        pieces.append(Piece(kind, getattr(tokenizers, kind).decode(np.stack([codes_PQ]))[0]))
+        if kind == 'audio' and (as_codes or not tokenizers.audio.sample_rate):
+          pieces.append(Piece('codes', codes_PQ))
+        else:
+          pieces.append(Piece(kind, getattr(tokenizers, kind).decode(np.stack([codes_PQ]))[0]))
   return pieces
 
 

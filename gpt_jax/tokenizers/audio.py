@@ -3,7 +3,8 @@
 All work on log-mel frames (`spectrogram`), standardized by band, `stack` of them to a position:
 20 positions a second with the defaults. frames is k-means on stacked frames, with further codebooks
 for the remainder of the first. fsq is an autoencoder with finite scalar quantization, trained by a
-run of its own (`train.job=audio_tokenizer`).
+run of its own (`train.job=audio_tokenizer`). codec is a pretrained one (EnCodec, DAC, Mimi) of a
+folder, which works on samples; codes are ids of any codec in the data (`{field:codes}`).
 
 Letters: N samples, J frames, M mel bands.
 """
@@ -17,6 +18,8 @@ import numpy as np
 from gpt_jax.tokenizers import kmeans
 from gpt_jax.tokenizers.audio_codes import FILE, AudioTokenizer, FrameTokenizer, LearnedAudioTokenizer
 from gpt_jax.tokenizers.base import TokenizerKind, load_tokenizer, unpack_arrays
+from gpt_jax.tokenizers.codebook_patterns import PATTERNS
+from gpt_jax.tokenizers.codec import CodecTokenizer, CodeTokenizer
 from gpt_jax.tokenizers.settings import changed_fields, check_effective, check_fields, load_own, not_trained
 from gpt_jax.tokenizers.spectrogram import Spectrogram
 
@@ -28,14 +31,16 @@ class AudioConfig:
   """The kind of audio tokenizer, and its front end."""
 
   kind: str = ''  # a row of AUDIO_TOKENIZERS; '' = no sound
-  path: str = ''  # a saved tokenizer, or the run that trained one; '' makes one of the clips
+  path: str = ''  # a saved tokenizer, or the run that trained one; '' makes one; codec: its folder
   sample_rate: int = 8000  # Hz; clips of other rates are resampled
   window: int = 256  # samples of a frame's Hann window
   hop: int = 100  # samples from frame to frame
   mels: int = 40  # bands of a frame
   stack: int = 4  # frames of a position
-  codes: int = 1024  # frames: entries of each codebook
-  books: int = 1  # frames: codebooks, each for the remainder of those before it
+  codes: int = 1024  # frames, codes: entries of each codebook
+  books: int = 1  # frames, codes, codec: codebooks, each for the remainder of those before it
+  pattern: str = 'flat'  # order of the codes of several codebooks: a row of PATTERNS
+  longest: int = 1500  # codes: positions of the longest item
   levels: tuple[int, ...] = (8, 5, 5, 5)  # fsq: levels of each number of a code
   seconds: float = 3.0  # the longest clip
   network_width: int = 128  # fsq: of the vectors of positions
@@ -45,7 +50,7 @@ class AudioConfig:
     if not self.kind:
       check_effective('audio', self, self.fields_read)
       return
-    least = {'stack': 1, 'codes': 2, 'books': 1, 'network_width': 1, 'network_blocks': 1}
+    least = {'stack': 1, 'codes': 2, 'books': 1, 'longest': 1, 'network_width': 1, 'network_blocks': 1}
     rules = (
       (
         'kind',
@@ -53,6 +58,7 @@ class AudioConfig:
         f"give one of {', '.join(AUDIO_TOKENIZERS)}, or '' for no sound",
       ),
       *((name, getattr(self, name) >= number, f'give {number} or more') for name, number in least.items()),
+      ('pattern', self.pattern in PATTERNS, f'give one of {", ".join(PATTERNS)}'),
       ('sample_rate', self.sample_rate <= SAMPLE_RATES[1], f'give at most {SAMPLE_RATES[1]}'),
       ('seconds', 0 < self.seconds < math.inf, 'give a duration above 0'),
       ('levels', min(self.levels, default=0) > 1, 'give at least one, each 2 or more, as in (8, 5, 5, 5)'),
@@ -94,7 +100,7 @@ def build(cfg: AudioConfig, waves: Callable[[], Sequence[np.ndarray]] = tuple) -
   """
   if not cfg.kind:
     raise ValueError('audio.kind is empty\nfix: give one of ' + ', '.join(AUDIO_TOKENIZERS))
-  return _load_own(cfg) if cfg.path else AUDIO_TOKENIZERS[cfg.kind].build(cfg, waves)
+  return _load_own(cfg) if cfg.path and cfg.kind != 'codec' else AUDIO_TOKENIZERS[cfg.kind].build(cfg, waves)
 
 
 def load(folder) -> AudioTokenizer:
@@ -170,12 +176,16 @@ def _build_learned(cfg, _):
 
 
 AUDIO_TOKENIZERS = {
+  'codes': TokenizerKind(lambda cfg, _: CodeTokenizer(cfg), lambda f, _: CodeTokenizer(_config('codes', f))),
+  'codec': TokenizerKind(lambda cfg, _: CodecTokenizer.open(cfg), lambda fields, _: CodecTokenizer(**fields)),
   'frames': TokenizerKind(_build_frames, _restore_frames),
   # from_model: (AudioConfig, statistics, AutoencoderConfig, {path: array})
   'fsq': TokenizerKind(_build_learned, _restore_learned, LearnedAudioTokenizer),
 }
 FRONT_END = ('path', 'sample_rate', 'window', 'hop', 'mels', 'stack', 'seconds')
 FIELDS_READ = {
-  'frames': (*FRONT_END, 'codes', 'books'),
+  'codes': ('codes', 'books', 'pattern', 'longest'),
+  'codec': ('path', 'books', 'pattern', 'seconds'),
+  'frames': (*FRONT_END, 'codes', 'books', 'pattern'),
   'fsq': (*FRONT_END, 'levels', 'network_width', 'network_blocks'),
 }

@@ -34,7 +34,7 @@ class AudioTokenizer(MediaTokenizer):
     self.cfg = dataclasses.replace(cfg, path='')
     self.statistics = checked(statistics, (2, cfg.mels))
     self.spectrogram = cfg.spectrogram
-    self.sample_rate = cfg.sample_rate
+    self.sample_rate, self.seconds, self.pattern = cfg.sample_rate, cfg.seconds, cfg.pattern
     self.samples_per_code = cfg.hop * cfg.stack
     self.codes_per_second = cfg.sample_rate / self.samples_per_code
     self.max_positions = self.positions(round(cfg.seconds * cfg.sample_rate))
@@ -47,7 +47,7 @@ class AudioTokenizer(MediaTokenizer):
   def features(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Clips float [N] -> stacked log-mel float32 [P, C] each, of mean 0 and deviation 1 by band."""
     for number, wave in enumerate(waves):
-      self._check_clip(np.asarray(wave), number)
+      check_clip(np.asarray(wave), number, self.positions(len(wave)) <= self.max_positions, self)
     mean_M, deviation_M = self.statistics
     return [
       ((mel_JM - mean_M) / deviation_M).reshape(-1, self.feature_width)
@@ -89,8 +89,7 @@ class AudioTokenizer(MediaTokenizer):
 
   def fields(self):
     """Return the settings; the arrays are in `files`."""
-    fields = dataclasses.asdict(self.cfg)
-    return {name: value for name, value in fields.items() if name not in ('kind', 'path')}
+    return settings(self.cfg)
 
   def files(self):
     """Return all arrays in one file."""
@@ -105,20 +104,6 @@ class AudioTokenizer(MediaTokenizer):
 
   def _values(self, codes):
     raise NotImplementedError
-
-  def _check_clip(self, wave, number):
-    if wave.ndim != 1 or not len(wave) or not np.issubdtype(wave.dtype, np.floating):
-      raise ValueError(
-        f'clip {number} is {wave.dtype} of shape {wave.shape}, not a row of float samples\n'
-        'fix: give what gpt_jax.data.media_io.read_sound returns'
-      )
-    if self.positions(len(wave)) > self.max_positions:
-      raise ValueError(
-        f'clip {number} lasts {len(wave) / self.sample_rate:.4g} s, longer than '
-        f'audio.seconds={self.cfg.seconds}\nfix: raise audio.seconds, or cut or drop the clip'
-      )
-    if not np.isfinite(wave).all():
-      raise ValueError(f'clip {number} has NaN or infinite samples\nfix: repair or drop it')
 
 
 class FrameTokenizer(AudioTokenizer):
@@ -216,6 +201,29 @@ class LearnedAudioTokenizer(AudioTokenizer):
     ]
     rows = function(np.stack(padded)) if padded else []
     return [row[self.lead : self.lead + len(clip)] for row, clip in zip(rows, clips, strict=True)]
+
+
+def check_clip(wave: np.ndarray, number: int, fits: bool, tokenizer) -> None:
+  """Raise ValueError unless a clip is a row of finite float samples that fits into audio.seconds."""
+  if wave.ndim != 1 or not len(wave) or not np.issubdtype(wave.dtype, np.floating):
+    raise ValueError(
+      f'clip {number} is {wave.dtype} of shape {wave.shape}, not a row of float samples\n'
+      'fix: give what gpt_jax.data.media_io.read_sound returns'
+    )
+  if not fits:
+    raise ValueError(
+      f'clip {number} lasts {len(wave) / tokenizer.sample_rate:.4g} s, longer than '
+      f'audio.seconds={tokenizer.seconds}\nfix: raise audio.seconds, or cut or drop the clip'
+    )
+  if not np.isfinite(wave).all():
+    raise ValueError(f'clip {number} has NaN or infinite samples\nfix: repair or drop it')
+
+
+def settings(cfg) -> dict:
+  """Return the fields of an AudioConfig that a tokenizer saves; newer ones only where they are set."""
+  fields = dataclasses.asdict(cfg)
+  newer = {name for name in ('pattern', 'longest') if fields[name] == getattr(type(cfg), name)}
+  return {name: value for name, value in fields.items() if name not in ('kind', 'path', *newer)}
 
 
 def checked(array, shape: tuple[int, ...]) -> np.ndarray:

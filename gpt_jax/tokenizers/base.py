@@ -91,6 +91,8 @@ def _digests(files):
 
 
 def _hash(modality, kind, fields, digests):
+  """Return the digest of a tokenizer; the path of weights that stay in their folder is no part of it."""
+  fields = {name: value for name, value in fields.items() if name != 'path'}
   return digest(to_json([modality, kind, fields, digests]))
 
 
@@ -146,6 +148,7 @@ class MediaTokenizer(SavedTokenizer):
   """
 
   codebooks: tuple[int, ...] = ()  # number of codes of each of the Q codebooks
+  pattern = 'flat'  # the order of the codes of an item: a row of codebook_patterns.PATTERNS
 
   @property
   def ranges(self) -> tuple[tuple[str, int], ...]:

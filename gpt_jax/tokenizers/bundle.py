@@ -12,6 +12,7 @@ from gpt_jax.tokenizers import audio as audio_tokenizers
 from gpt_jax.tokenizers import base, readers, text
 from gpt_jax.tokenizers import image as image_tokenizers
 from gpt_jax.tokenizers.base import MODALITIES, MediaTokenizer, StreamDecoder, TextTokenizer
+from gpt_jax.tokenizers.codebook_patterns import PATTERNS, tail_book
 from gpt_jax.tokenizers.layout import Layout
 from gpt_jax.tokenizers.vocabulary import SPECIALS, Vocabulary
 
@@ -114,7 +115,13 @@ class Tokenizers:
 
   def reader(self, kind: str):
     """Return what makes a kind of media or of continuous input, or None if nothing does."""
-    return self.readers.get(kind) or self.media.get(KINDS[kind].modality if kind in KINDS else kind)
+    modality = {'codes': 'audio'}.get(kind, KINDS[kind].modality if kind in KINDS else kind)
+    found = self.readers.get(kind) or self.media.get(modality)
+    lacks = {
+      'audio': lambda: not getattr(found, 'sample_rate', 1),
+      'frames': lambda: not hasattr(found, 'feature_width'),
+    }
+    return None if found is not None and kind in lacks and lacks[kind]() else found
 
   @property
   def modalities(self) -> tuple[str, ...]:
@@ -147,7 +154,8 @@ class Tokenizers:
     """Return groups of ids that are valid in the same places: group of each id int32 [V], ids bool [N, V].
 
     Group 0 holds text and markers. Each codebook is a group; where the first codebook of a sound is
-    valid, eoa is too. After the last code of an image only eoi is valid.
+    valid, eoa is too, or the codebook with which the tail of its pattern begins. After the last code of an
+    image only eoi is valid.
     """
     vocabulary = self.vocabulary
     group_V, rows = np.zeros(vocabulary.padded, np.int32), [None]
@@ -158,18 +166,22 @@ class Tokenizers:
       rows.append(members)
 
     for modality, tokenizer in self.media.items():
-      for kind, _ in tokenizer.ranges:
-        add(*((kind, 'eoa') if kind == 'audio0' else (kind,)))
-      if modality == 'image':
-        add('eoi')
+      kinds = [kind for kind, _ in tokenizer.ranges]
+      tail = tail_book(tokenizer.pattern, len(kinds)) if modality == 'audio' else -1
+      for kind in kinds:
+        choice = {'audio0': 'eoa'} if tail < 0 else {'audio0': kinds[tail], kinds[tail]: 'audio0'}
+        add(kind, *([choice[kind]] if kind in choice else []))
+      for name in ['eoi'] * (modality == 'image') + ['eoa'] * (tail >= 0):
+        add(name)
     rows[0] = (group_V == 0) & (np.arange(vocabulary.padded) < vocabulary.size)
     return group_V, np.stack(rows)
 
   def encode_codes(self, modality: str, codes_PQ) -> np.ndarray:
-    """Map codes [P, Q] of a media tokenizer to ids int32 [P Q], position by position."""
-    kinds = [kind for kind, _ in self._tokenizer(modality).ranges]
+    """Map codes [P, Q] of a media tokenizer to ids int32 [P Q], in the order of its pattern."""
+    tokenizer = self._tokenizer(modality)
+    kinds = [kind for kind, _ in tokenizer.ranges]
     columns = [self.vocabulary.encode(kind, codes_PQ[:, q]) for q, kind in enumerate(kinds)]
-    return np.stack(columns, 1).reshape(-1)
+    return np.stack(columns, 1)[tuple(PATTERNS[tokenizer.pattern](len(codes_PQ), len(kinds)).T)]
 
   def decode_codes(self, modality: str, ids) -> np.ndarray:
     """Invert `encode_codes`; ValueError for ids that are not whole positions."""
@@ -180,7 +192,9 @@ class Tokenizers:
         f'{ids.size} {modality} ids are not a whole number of positions of {len(kinds)} codes\n'
         'fix: decode all ids between the start and the end marker'
       )
-    ids_PQ = ids.reshape(-1, len(kinds))
+    cells = PATTERNS[self.media[modality].pattern](ids.size // len(kinds), len(kinds))
+    ids_PQ = np.empty((ids.size // len(kinds), len(kinds)), ids.dtype)
+    ids_PQ[tuple(cells.T)] = ids
     columns = [self.vocabulary.decode(kind, ids_PQ[:, q]) for q, kind in enumerate(kinds)]
     return np.stack(columns, 1)
 

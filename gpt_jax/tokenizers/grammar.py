@@ -1,8 +1,9 @@
 """Grammar masks: which token ids are valid next, and at which position, for host and device.
 
-An image is exactly its grid of codes and its end marker; a sound is whole positions, and ends when the
-model samples the end marker or at the longest sound. Nothing starts that the room of the row cannot
-hold, so whatever is sampled under the mask can be decoded, at any temperature.
+An image is exactly its grid of codes and its end marker; a sound is whole positions in the order of its
+pattern (codebook_patterns), and ends when the model samples the end marker or at the longest sound.
+Nothing starts that the room of the row cannot hold, so whatever is sampled under the mask can be
+decoded, at any temperature.
 
 The grammar is a few small arrays and the state four numbers a row: both go through
 `lax.while_loop`. `advance` and `position3` also take numpy arrays, so that prompts are read on the
@@ -19,14 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.tokenizers import block_table
+from gpt_jax.tokenizers.codebook_patterns import SoundTable, most_after_begin, sound_table, tail_book
 
 TEXT, IMAGE, AUDIO = 0, 1, 2  # modes of a row
 STAY = -1  # the token does not change the mode
 
 
 class Grammar(NamedTuple):
-  """Rules as arrays. Situations: text; each image codebook, the end of an image; each audio
-  codebook, between two positions of a sound, the end of a sound.
+  """Rules as arrays. Situations: text; each image codebook, the end of an image; then those of
+  SoundTable.row_S: each audio codebook, a choice, the tail or the end, the end of a sound.
   """
 
   table_NV: np.ndarray  # bool; the ids allowed in each situation
@@ -40,8 +42,8 @@ class Grammar(NamedTuple):
   columns: np.int32 = np.int32(1)  # of an image
   image_codes: np.int32 = np.int32(1)  # in a whole image
   image_time: np.int32 = np.int32(1)  # time that an image takes
-  audio_books: np.int32 = np.int32(1)
-  audio_codes: np.int32 = np.int32(1)  # in the longest sound
+  book_V: np.ndarray | None = None  # int32; codebook of an audio code, else -1
+  sound: SoundTable | None = None  # None: no sounds
   sep: np.int32 = np.int32(-1)  # ids; -1: the vocabulary has none
   null: np.int32 = np.int32(-1)
   patch: np.int32 = np.int32(-1)
@@ -54,7 +56,7 @@ class GrammarState(NamedTuple):
   """The state of each row before its next token."""
 
   mode_B: jax.Array  # int32; TEXT, IMAGE or AUDIO
-  count_B: jax.Array  # int32; codes since the image or sound began
+  count_B: jax.Array  # int32; codes since the image began; state of the sound
   clock_B: jax.Array  # int32; time of the next token; within an image the time of its first code
   room_B: jax.Array  # int32; tokens that still fit into the row
   text_B: jax.Array | None = None  # int32; state of the text so far in Grammar.block
@@ -77,7 +79,7 @@ def build(vocabulary, layout, columns, to='text'):
   # An imported model may have several: eos, eos2, eos3.
   ends = [name for name, _ in vocabulary.specials if name.rstrip('0123456789') in END_MARKERS[to]]
   words = ['text', *ends] if to in ('text', 'any') else []
-  between = [[*books['audio'][0], layout.eoa], [layout.eoa]] if has['audio'] else [[], []]
+  between = _sound_ends(layout, books['audio']) if has['audio'] else [[], [], []]
   rows = [np.flatnonzero(vocabulary.allowed([*words, *starts]))]
   rows += [*books['image'], [layout.eoi] if has['image'] else [], *books['audio'], *between]
   table_NV = np.zeros((len(rows), columns), bool)
@@ -101,7 +103,7 @@ def plain(allowed_V, stop_ids=()):
   ends_V = np.zeros(V, bool)
   ends_V[list(stop_ids)] = True
   return Grammar(
-    table_NV=np.concatenate([np.asarray(allowed_V, bool)[None], np.zeros((5, V), bool)]),
+    table_NV=np.concatenate([np.asarray(allowed_V, bool)[None], np.zeros((6, V), bool)]),
     opens_V=np.full(V, STAY, np.int32),
     counts_V=np.zeros(V, np.int32),
     needs_V=np.ones(V, np.int32),
@@ -140,16 +142,25 @@ def _with_images(grammar, layout, books):
 def _with_audio(grammar, layout, books):
   """Add the rules of audio tokens."""
   grammar.opens_V[[layout.boa, layout.eoa]] = AUDIO, TEXT
-  grammar.needs_V[layout.boa] = len(books) + 2
-  grammar.needs_V[list(books[0])] = len(books) + 1
+  most = most_after_begin(layout.pattern, len(books))
+  grammar.needs_V[layout.boa] = most + 2
+  grammar.needs_V[list(books[0])] = most + 1
   grammar.paced_V[layout.eoa] = True
-  for book in books:
+  book_V = np.full_like(grammar.opens_V, -1)
+  for number, book in enumerate(books):
     grammar.counts_V[list(book)] = 1
+    book_V[list(book)] = number
   if layout.frame >= 0:
     grammar.counts_V[layout.frame] = len(books)
-  return grammar._replace(
-    audio_books=np.int32(len(books)), audio_codes=np.int32(layout.audio_positions * len(books))
-  )
+  table = sound_table(layout.pattern, layout.audio_positions, len(books))
+  return grammar._replace(book_V=book_V, sound=table)
+
+
+def _sound_ends(layout, books):
+  """The ids at a choice, of the tail or the end, and of the end of a sound; see SoundTable.row_S."""
+  tail = tail_book(layout.pattern, len(books))
+  ends = [layout.eoa] if tail < 0 else [*books[tail]]
+  return [[*books[0], *ends], ends, [layout.eoa]]
 
 
 # ------------------------------------------------------------------------------ on host and device
@@ -159,12 +170,10 @@ def allowed(grammar, state):
   """Return the ids allowed next, bool [B, V]; none where the row has no room."""
   books, count_B = grammar.image_books, state.count_B
   in_image_B = 1 + jnp.where(count_B < grammar.image_codes, count_B % books, books)
-  first, books = 2 + grammar.image_books, grammar.audio_books
-  between_B = (count_B > 0) & (count_B % books == 0)
-  in_audio_B = first + jnp.where(between_B, books, count_B % books)
-  in_audio_B = jnp.where(count_B >= grammar.audio_codes, first + books + 1, in_audio_B)
   row_B = jnp.where(state.mode_B == IMAGE, in_image_B, 0)
-  row_B = jnp.where(state.mode_B == AUDIO, in_audio_B, row_B)
+  if grammar.sound is not None:
+    in_audio_B = 2 + grammar.image_books + _of_sound(jnp, grammar.sound.row_S, count_B)
+    row_B = jnp.where(state.mode_B == AUDIO, in_audio_B, row_B)
   table_NV, needs_V = jnp.asarray(grammar.table_NV), jnp.asarray(grammar.needs_V)
   allowed_BV = table_NV[row_B] & (needs_V[None] <= state.room_B[:, None])
   if grammar.block is None:
@@ -178,9 +187,16 @@ def advance(grammar, state, token_B):
   opens_B, codes_B = grammar.opens_V[token_B], grammar.counts_V[token_B]
   in_grid_B = grammar.in_grid_V[token_B]
   after_B = _time_after_codes(xp, grammar, state, in_grid_B)
+  count_B = state.count_B + codes_B
+  if grammar.sound is not None:
+    book_B, last = xp.asarray(grammar.book_V)[token_B], len(grammar.sound.row_S) - 1
+    leaves_B = (book_B >= 0) & (book_B != _of_sound(xp, grammar.sound.book_S, state.count_B))
+    exit_B = _of_sound(xp, grammar.sound.exit_S, state.count_B)
+    in_sound_B = xp.where(leaves_B, exit_B, xp.minimum(count_B, last))
+    count_B = xp.where(state.mode_B == AUDIO, in_sound_B, count_B)
   return GrammarState(
     mode_B=xp.where(opens_B == STAY, state.mode_B, opens_B),
-    count_B=xp.where(opens_B == STAY, state.count_B + codes_B, 0),
+    count_B=xp.where(opens_B == STAY, count_B, 0),
     clock_B=xp.where(in_grid_B, state.clock_B, after_B + 1),
     room_B=xp.maximum(state.room_B - 1, 0),
     text_B=None if state.text_B is None else block_table.advance(grammar.block, state.text_B, token_B),
@@ -195,6 +211,11 @@ def position3(grammar, state, token_B):
   place_3B = xp.stack([xp.zeros_like(k_B), k_B // grammar.columns, k_B % grammar.columns])
   elsewhere_B = _time_after_codes(xp, grammar, state, in_grid_B)
   return xp.where(in_grid_B[None], state.clock_B[None] + place_3B, elsewhere_B[None]).T
+
+
+def _of_sound(xp, array_S, count_B):
+  """Look up states of sounds; rows outside of sounds give anything."""
+  return xp.asarray(array_S)[xp.clip(count_B, 0, len(array_S) - 1)]
 
 
 def _time_after_codes(xp, grammar, state, in_grid_B):
@@ -237,7 +258,7 @@ def condition_mask(grammar, ids_BP, lengths_B):
 
 def min_new_tokens(grammar, state):
   """Fewest tokens after which each row can be decoded, int32 [B]; numpy."""
-  whole_B = np.where(state.count_B == 0, grammar.audio_books, -state.count_B % grammar.audio_books)
+  whole_B = _codes_to_come(grammar, state, 'least_S')
   image_B = np.maximum(grammar.image_codes - state.count_B, 0)
   return _remaining_tokens(grammar, state, image_B, whole_B, _required_media_tokens(grammar))
 
@@ -246,12 +267,17 @@ def max_new_tokens(grammar, state):
   """Most tokens of each row's image or sound, int32 [B]; 0 where a text decides the length. Numpy."""
   required = _required_media_tokens(grammar)
   if required and (grammar.table_NV[0] & (grammar.opens_V == AUDIO)).any():
-    required = int(grammar.audio_codes) + 2
+    required = int(grammar.sound.most_S[0]) + 2
   image_B = np.maximum(grammar.image_codes - state.count_B, 0)
-  audio_B = np.maximum(grammar.audio_codes - state.count_B, 0)
+  audio_B = _codes_to_come(grammar, state, 'most_S')
   tokens_B = _remaining_tokens(grammar, state, image_B, audio_B, required)
   ends_as_text = not required and not (grammar.ends_V & (grammar.table_NV[1:].any(0))).any()
   return np.zeros_like(tokens_B) if ends_as_text else tokens_B
+
+
+def _codes_to_come(grammar, state, field):
+  """Fewest or most codes of each row's sound that are to come; anything outside of sounds."""
+  return 0 if grammar.sound is None else _of_sound(np, getattr(grammar.sound, field), state.count_B)
 
 
 def _required_media_tokens(grammar):

@@ -1,8 +1,9 @@
 """The layout of documents: conditions, targets and positions, computed from ids alone.
 
 A document is `condition sep target eos`, or text without sep. Its image is `boi codes eoi`, its
-sound `boa codes eoa`; ids of a media item are position-major, p0q0 p0q1 .. p1q0 ... Continuous
-inputs have `patch` or `frame` in place of each code; vectors are `vector vector ..`.
+sound `boa codes eoa`; ids of a media item are position-major, p0q0 p0q1 .. p1q0 .., those of a sound
+in the order of its pattern. Continuous inputs have `patch` or `frame` in place of each code; vectors are
+`vector vector ..`.
 
 Letters: B rows, W tokens of a row, Q codebooks. Segments: 1, 2, .. within a row, 0 = padding.
 Sources: positions of image tokens as in Qwen2-VL (Wang et al. 2024, section 2.1): text (p, p, p), the
@@ -37,6 +38,7 @@ class Layout:
   image_books: int = 1  # Q of images
   audio_books: int = 1  # Q of audio
   audio_positions: int = 0  # the longest sound
+  pattern: str = 'flat'  # of the codes of a sound: a row of codebook_patterns.PATTERNS
 
   @classmethod
   def of(cls, tokenizers) -> 'Layout':
@@ -51,7 +53,10 @@ class Layout:
       ids |= dict(image=_span(vocabulary, image), grid=tuple(image.grid), image_books=len(image.codebooks))
     if audio is not None:
       ids |= dict(
-        audio=_span(vocabulary, audio), audio_books=len(audio.codebooks), audio_positions=audio.max_positions
+        audio=_span(vocabulary, audio),
+        audio_books=len(audio.codebooks),
+        audio_positions=audio.max_positions,
+        pattern=audio.pattern,
       )
     return cls(**ids)
 

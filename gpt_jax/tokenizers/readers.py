@@ -87,9 +87,7 @@ class EncoderReader:
     from gpt_jax.interop.encoders import families
 
     fix = 'name the folder of an encoder, with config.json and model.safetensors'
-    roots = ['.', *filter(None, [os.environ.get('GPT_JAX_DATA', '')])]  # as for sources of data
-    places = [os.path.abspath(os.path.join(root, os.path.expanduser(path))) for root in roots]
-    folder = pathlib.Path(next(filter(os.path.isdir, places), places[0]))
+    folder = find_folder(path)
     config = base.read_json(folder / CONFIG, fix, {})
     spec = families.read_spec(config, cfg.layer)
     modality = {'patches': 'image', 'frames': 'audio'}[kind]
@@ -157,11 +155,7 @@ class EncoderReader:
     """The weights; ValueError or FileNotFoundError if they are not those that were read before."""
     from gpt_jax.interop.encoders import encoder
 
-    fix = 'put the folder of the encoder back, as it was when this run began'
-    if not os.path.isdir(self.path):
-      raise FileNotFoundError(f'the encoder is not in {self.path}\nfix: {fix}')
-    if (digest := weights_digest(pathlib.Path(self.path))) != self.digest:
-      raise ValueError(f'{self.path} has weights of sha256 {digest}, not {self.digest}\nfix: {fix}')
+    check_weights(self.path, self.digest, 'encoder')
     return encoder.load(self.path, self.spec)
 
   def features(self, items) -> list[np.ndarray]:
@@ -213,6 +207,22 @@ def stacked(vectors_NU: np.ndarray, stack: int) -> np.ndarray:
   """Put `stack` vectors side by side: [N, U] -> float32 [ceil(N / k), k U], zeros after the last."""
   padded_NU = np.pad(vectors_NU, ((0, -len(vectors_NU) % stack), (0, 0)))
   return padded_NU.reshape(-1, stack * vectors_NU.shape[1]).astype(np.float32)
+
+
+def find_folder(path: str) -> pathlib.Path:
+  """Return the folder at a path, or below GPT_JAX_DATA, as for sources of data."""
+  roots = ['.', *filter(None, [os.environ.get('GPT_JAX_DATA', '')])]
+  places = [os.path.abspath(os.path.join(root, os.path.expanduser(path))) for root in roots]
+  return pathlib.Path(next(filter(os.path.isdir, places), places[0]))
+
+
+def check_weights(path: str, digest: str, name: str) -> None:
+  """Raise FileNotFoundError or ValueError unless the weights of this digest are in the folder."""
+  fix = f'put the folder of the {name} back, as it was when this run began'
+  if not os.path.isdir(path):
+    raise FileNotFoundError(f'the {name} is not in {path}\nfix: {fix}')
+  if (actual := weights_digest(pathlib.Path(path))) != digest:
+    raise ValueError(f'{path} has weights of sha256 {actual}, not {digest}\nfix: {fix}')
 
 
 def weights_digest(folder: pathlib.Path) -> str:

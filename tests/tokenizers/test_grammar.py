@@ -33,7 +33,9 @@ def toys():
   image = SimpleNamespace(
     ranges=ranges('image'), codebooks=BOOKS['image'], grid=(ROWS, COLUMNS), shape=(4, 6, 1)
   )
-  audio = SimpleNamespace(ranges=ranges('audio'), codebooks=BOOKS['audio'], max_positions=POSITIONS)
+  audio = SimpleNamespace(
+    ranges=ranges('audio'), codebooks=BOOKS['audio'], max_positions=POSITIONS, pattern='flat'
+  )
   both = SimpleNamespace(vocabulary=vocabulary, image=image, audio=audio, readers={})
   return vocabulary, Layout.of(both)
 

@@ -19,8 +19,8 @@ LIMIT = 200  # examples where no limit is given: each is scored under every cond
 
 
 def fits(condition, target):
-  """A text to read, and an image or a sound."""
-  return condition == ('text',) and target in (('image',), ('audio',))
+  """A text to read, and an image, a sound or codes."""
+  return condition == ('text',) and target in (('image',), ('audio',), ('codes',))
 
 
 def run(subject, source, split, limit):

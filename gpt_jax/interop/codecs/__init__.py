@@ -1,0 +1,1 @@
+"""Audio codecs of transformers' folders: waves to codes and codes to waves."""

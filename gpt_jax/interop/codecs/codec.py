@@ -1,0 +1,119 @@
+"""A codec of a folder of transformers: its weights without torch, waves to codes and codes to waves.
+
+Letters: B sounds of a batch, N samples, P positions, Q codebooks, K codes of one, Z numbers of a vector
+between encoder and decoder, U of a vector of a codebook.
+"""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax.interop import weight_files
+from gpt_jax.interop.codecs import layers
+from gpt_jax.interop.codecs.families import Spec
+from gpt_jax.interop.codecs.quantizers import QUANTIZERS
+
+MOST_SAMPLES = 1 << 21  # of a batch
+BATCH, SHORTEST = 8, 64  # sounds of a batch, at most; positions of an array, at least
+NEWER = {  # beginnings of names in files of newer versions -> those of the files on the hub
+  'encoder.encoder_seanet.': 'encoder.',
+  'decoder.decoder_seanet.': 'decoder.',
+  'encoder.encoder_transformer.': 'encoder_transformer.',
+  'decoder.decoder_transformer.': 'decoder_transformer.',
+  'encoder.downsample.': 'downsample.',
+  'decoder.upsample.': 'upsample.',
+}
+NORMS = (  # names of the factor and of the direction of a weight that is kept as their product
+  ('parametrizations.weight.original0', 'parametrizations.weight.original1'),
+  ('weight_g', 'weight_v'),
+)
+
+
+class Codec:
+  """A codec with its weights."""
+
+  def __init__(self, spec: Spec, params: dict[str, np.ndarray]):
+    """params: float32 by the names of `tensors_of`."""
+    self.spec, self.params = spec, jax.device_put(params)
+
+  @classmethod
+  def load(cls, folder, spec: Spec) -> 'Codec':
+    """Read the weights of a folder; ValueError or FileNotFoundError for missing or other ones."""
+    return cls(spec, read_params(folder, spec))
+
+  def encode(self, waves, books: int) -> list[np.ndarray]:
+    """Waves float [N] at the codec's rate -> codes int32 [P, Q] of the first `books` codebooks each."""
+    hop = self.spec.hop
+    if self.spec.fills_hop:
+      waves = [np.pad(wave, (0, -len(wave) % hop)) for wave in waves]
+    return self._run(functools.partial(_encode, self.spec, books), waves, hop)
+
+  def decode(self, codes) -> list[np.ndarray]:
+    """Codes int [P, Q] of the first Q codebooks -> waves float32 [N] each; all with the same Q."""
+    return self._run(functools.partial(_decode, self.spec), codes, 1)
+
+  def _run(self, function, items, unit):
+    """Run a function of (params, items, lengths) on items [N, ..] of many lengths, in batches of a few sizes.
+
+    unit: entries of an item that are one position.
+    """
+    outputs, sizes = [None] * len(items), {}
+    for number, item in enumerate(items):
+      positions = -(-len(item) // unit)
+      sizes.setdefault(max(SHORTEST, 1 << (positions - 1).bit_length()), []).append(number)
+    for size, numbers in sorted(sizes.items()):
+      count = max(1, min(BATCH, MOST_SAMPLES // (size * self.spec.hop)))
+      for start in range(0, len(numbers), count):
+        chosen = numbers[start : start + count]
+        rows = [items[number] for number in chosen] + [items[chosen[0]]] * (count - len(chosen))
+        padded = np.stack([np.pad(x, [(0, size * unit - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in rows])
+        lengths = np.array(list(map(len, rows)), np.int32)
+        with jax.default_matmul_precision('float32'):  # a GPU would multiply in TF32
+          results, ends = jax.device_get(function(self.params, padded, lengths))
+        for row, number in enumerate(chosen):
+          outputs[number] = results[row, : ends[row]]
+    return outputs
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(spec, books, params, x_BN, lengths_B):
+  x_BPZ, lengths_B = layers.apply(spec.encoder, params, x_BN.astype(jnp.float32)[..., None], lengths_B)
+  return QUANTIZERS[spec.family].encode(spec, params, x_BPZ, books), lengths_B
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(spec, params, codes_BPQ, lengths_B):
+  x_BPZ = QUANTIZERS[spec.family].decode(spec, params, codes_BPQ)
+  x_BN1, lengths_B = layers.apply(spec.decoder, params, x_BPZ, lengths_B)
+  return x_BN1[..., 0], lengths_B
+
+
+def rename(name: str) -> str:
+  """Return the name of a tensor as the files on the hub have it."""
+  return next((new + name.removeprefix(old) for old, new in NEWER.items() if name.startswith(old)), name)
+
+
+def read_params(folder, spec: Spec) -> dict[str, np.ndarray]:
+  """Return the tensors that a codec reads, float32 by name; weights kept as two factors are multiplied."""
+  stored = {rename(name): tensor for name, tensor in weight_files.open_folder(pathlib.Path(folder)).items()}
+  shapes = layers.tensors_of((*spec.encoder, *spec.decoder)) | QUANTIZERS[spec.family].tensors(spec)
+
+  def read(name, shape):
+    if name not in stored:
+      raise ValueError(f'{folder} has no tensor {name}\nfix: use the weights that came with config.json')
+    tensor = stored[name]
+    weight_files.check_shape(tensor, shape)
+    return np.array(tensor.read(), np.float32)
+
+  def read_weight(name, shape):
+    stem = name.removesuffix('weight')
+    for factor, direction in NORMS:
+      if name.endswith('.weight') and stem + direction in stored:
+        g, v = read(stem + factor, (shape[0], *[1] * (len(shape) - 1))), read(stem + direction, shape)
+        return g * v / np.sqrt(np.square(v).sum(tuple(range(1, v.ndim)), keepdims=True))
+    return read(name, shape)
+
+  return {name: read_weight(name, shape) for name, shape in shapes.items()}

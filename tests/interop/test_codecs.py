@@ -1,0 +1,173 @@
+"""Codecs of transformers: their codes bit for bit, their waves, batches of many lengths, damaged folders."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gpt_jax import config, train
+from gpt_jax.data import media_io
+from gpt_jax.evaluation import evaluate, trained
+from gpt_jax.interop.codecs import codec, families
+from gpt_jax.tokenizers import Tokenizers, audio, text
+from tests import codecs, command_line, tiny_runs
+
+LENGTHS = (1, 14, 15, 16, 31, 150, 301, 700)  # samples; a position has 15
+CONFIGS = {'encodec': codecs.ENCODEC, 'dac': codecs.DAC, 'mimi': codecs.MIMI}
+VARIANTS = {  # as no published codec is, but as configs may be
+  'encodec': {
+    'use_causal_conv': False,
+    'num_residual_layers': 2,
+    'use_conv_shortcut': False,
+    'compress': 1,
+    'num_lstm_layers': 1,
+  },
+  'dac': {'downsampling_ratios': [2, 4], 'upsampling_ratios': [4, 2]},
+  'mimi': {'use_conv_shortcut': True, 'attention_bias': True, 'rope_parameters': None, 'sliding_window': 200},
+}
+
+
+def waves():
+  rng = np.random.default_rng(0)
+  return [(0.9 * rng.standard_normal(n)).astype(np.float32) for n in LENGTHS]
+
+
+def spec_of(folder):
+  return families.read_spec(json.loads((folder / 'config.json').read_text()))
+
+
+def theirs(folder, kind):
+  """Functions of transformers' model: wave [N] -> codes [P, Q], codes -> wave."""
+  torch = pytest.importorskip('torch', reason='torch is not installed')
+  transformers = pytest.importorskip('transformers', reason='transformers is not installed')
+  name = {'encodec': 'EncodecModel', 'dac': 'DacModel', 'mimi': 'MimiModel'}[kind]
+  model, report = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
+  unused = ('cluster_size', 'embed_avg', 'inited', 'initialized')
+  assert all(name.endswith(unused) for name in report['missing_keys'])
+  model.eval()
+  model.save_pretrained(folder / 'saved')  # under the names of their newest version
+  options = {'encodec': {'bandwidth': model.config.to_dict().get('target_bandwidths', [0])[-1]}}.get(kind, {})
+  hop = spec_of(folder).hop if kind == 'dac' else 1
+
+  def encode(wave):
+    with torch.no_grad():
+      padded = torch.tensor(np.pad(wave, (0, -len(wave) % hop)))
+      codes = model.encode(padded[None, None], **options).audio_codes
+    return codes.reshape(-1, codes.shape[-1]).numpy().T
+
+  def decode(codes_PQ):
+    codes = torch.tensor(codes_PQ.T.astype(np.int64))[None]
+    with torch.no_grad():
+      options = (
+        {'audio_codes': codes[None], 'audio_scales': [None]} if kind == 'encodec' else {'audio_codes': codes}
+      )
+      return model.decode(**options).audio_values.numpy().reshape(-1)
+
+  return encode, decode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('is_variant', [False, True])
+@pytest.mark.parametrize('kind', CONFIGS)
+def test_codes_and_waves_equal_those_of_transformers(kind, is_variant, tmp_path):
+  folder = codecs.write(tmp_path / kind, CONFIGS[kind], **(VARIANTS[kind] if is_variant else {}))
+  encode, decode = theirs(folder, kind)
+  spec = spec_of(folder)
+  ours = codec.Codec.load(folder, spec)
+  for name, array in codec.read_params(folder / 'saved', spec).items():
+    np.testing.assert_allclose(array, ours.params[name], rtol=1e-6, err_msg=name)
+  codes = ours.encode(waves(), spec.books)
+  used = np.unique(np.concatenate(codes))
+  assert len(used) > 3, 'the test should see several codes'
+  for wave, codes_PQ in zip(waves(), codes, strict=True):
+    np.testing.assert_array_equal(codes_PQ, encode(wave), err_msg=str(len(wave)))
+  for codes_PQ, wave in zip(codes, ours.decode(codes), strict=True):
+    np.testing.assert_allclose(wave, decode(codes_PQ), atol=1e-4, rtol=0, err_msg=str(len(codes_PQ)))
+
+
+def tokenizer_of(folder, **changes):
+  return audio.build(
+    audio.AudioConfig(kind='codec', path=str(folder), **{'books': 2, 'seconds': 0.2} | changes)
+  )
+
+
+def test_a_codec_is_a_tokenizer(tmp_path):
+  """Batches do not matter, the first codebooks alone are the same, and it is loaded as it was saved."""
+  folder = codecs.write(tmp_path / 'encodec', codecs.ENCODEC)
+  tokenizer = tokenizer_of(folder)
+  assert (tokenizer.sample_rate, tokenizer.samples_per_code, tokenizer.codebooks) == (4000, 15, (8, 8))
+  codes = tokenizer.encode(waves())
+  assert [len(codes_PQ) for codes_PQ in codes] == [-(-n // 15) for n in LENGTHS]
+  np.testing.assert_array_equal(tokenizer.encode(waves()[5:6])[0], codes[5])
+  decoded = tokenizer.decode(codes)
+  assert [len(wave) for wave in decoded] == [15 * len(codes_PQ) for codes_PQ in codes]
+  toks = Tokenizers.build(text.ByteTokenizer(), audio=tokenizer)
+  toks.save(tmp_path / 'saved')
+  loaded = Tokenizers.load(tmp_path / 'saved')
+  assert loaded.hash == toks.hash and loaded.audio.codebooks == (8, 8)
+  moved = folder.rename(tmp_path / 'moved')
+  assert tokenizer_of(moved).hash == tokenizer.hash
+  with pytest.raises(FileNotFoundError) as error:
+    loaded.audio.encode(waves())
+  tiny_runs.assert_two_lines(error.value, 'the codec is not in')
+
+
+def test_folders_and_settings_that_do_not_fit(tmp_path):
+  folder = codecs.write(tmp_path / 'encodec', codecs.ENCODEC)
+
+  def refused(words, change=lambda folder: None, **settings):
+    other = tmp_path / words.replace('/', '').replace(' ', '')[:20]
+    other.mkdir()
+    for file in folder.iterdir():
+      (other / file.name).write_bytes(file.read_bytes())
+    change(other)
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+      _ = tokenizer_of(other, **settings).codec
+    tiny_runs.assert_two_lines(error.value, words)
+
+  def config(**changes):
+    entries = codecs.ENCODEC | changes
+    return lambda other: (other / 'config.json').write_text(json.dumps(entries))
+
+  refused('audio.books=4: the codec', books=4)
+  refused('has no safetensors', lambda other: (other / 'model.safetensors').unlink())
+  refused('does not exist', lambda other: (other / 'config.json').unlink())
+  cut = lambda other: (other / 'model.safetensors').write_bytes(
+    (folder / 'model.safetensors').read_bytes()[:-9]
+  )
+  refused('is not a whole safetensors file', cut)
+  refused('model_type=llama, not a codec', config(model_type='llama'))
+  refused('normalize=True, which is not supported', config(normalize=True))
+  refused('audio_channels=2, which is not supported', config(audio_channels=2))
+  refused('by config.json it should be', config(num_filters=4))
+  refused('has no tensor', config(num_residual_layers=2, use_conv_shortcut=True))
+  with pytest.raises(ValueError) as error:
+    audio.build(audio.AudioConfig(kind='codec'))
+  tiny_runs.assert_two_lines(error.value, "audio.path='' with audio.kind=codec")
+  with pytest.raises(ValueError) as error:
+    tokenizer_of(folder).encode([np.zeros(2000, np.float32)])
+  tiny_runs.assert_two_lines(error.value, 'lasts 0.5 s, longer than audio.seconds=0.2')
+
+
+@pytest.mark.slow
+def test_a_model_speaks_in_the_codes_of_a_codec(tmp_path, tmp_path_factory, capsys, monkeypatch):
+  folder = codecs.write(tmp_path / 'encodec', codecs.ENCODEC, sampling_rate=500, target_bandwidths=[0.5])
+  fields = {
+    'data__mixture': {'dial': {'kind': 'keypad', 'template': '{name} -> {audio:audio}', 'documents': 60}},
+    'data__packing': 'first_fit',
+    'audio': {'kind': 'codec', 'path': str(folder), 'books': 2, 'pattern': 'delay', 'seconds': 0.5},
+    'model': {'layers': 1, 'width': 16, 'heads': 2, 'context': 64},
+    'train': tiny_runs.TINY['train'] | {'steps': 4, 'sample_every': 0, 'eval_every': 0, 'sample_prompts': ()},
+  }
+  cfg = config.build(config.Config, tiny_runs.section(**fields))
+  with tiny_runs.compiled_programs(tmp_path_factory):
+    train.train(cfg, tmp_path / 'run')
+  rows = evaluate.run_tasks(trained.load(tmp_path / 'run').subject(), ['reconstruct'], limit=4)
+  assert {row['metric'] for row in rows} >= {'mel_cepstral_distortion', 'code_usage'}
+  call, out = command_line.in_process(capsys, monkeypatch), tmp_path / 'one.wav'
+  flags = ('sample', f'--workdir={tmp_path}/run', '--prompt=one')
+  assert call(*flags, '--to=audio', f'--out={out}')[0] == 0
+  wave, _ = media_io.read_sound(str(out), 500)
+  assert call(*flags, '--to=codes', f'--out={tmp_path}/one.npy')[0] == 0
+  codes_PQ = np.load(tmp_path / 'one.npy')
+  assert len(wave) == 15 * len(codes_PQ) and codes_PQ.shape[1] == 2
