@@ -78,7 +78,7 @@ MAY_IMPORT = {
   'reports.study_tables': 'reports reports.study_results',
   'reports.study_costs': 'reports reports.study_figures reports.study_results reports.study_tables',
   'reports.study_report': 'ablation reports reports.study_costs reports.study_figures reports.study_results '
-  'reports.study_tables',
+  'reports.study_tables runs',
   'reports.paper': 'reports reports.study_costs reports.study_figures reports.study_results '
   'reports.study_tables runs',
   'ablation.execute': 'ablation cluster.batches config jobs reports.study_report runs sharding step '
@@ -112,13 +112,12 @@ LIBRARIES = {
   'absl': ['cli', 'data'],  # data: Grain's worker processes read absl flags
   'matplotlib': ['reports.figures'],
   'rich': ['runs.loggers', 'runs.text_table'],
-  'tensorboardX': ['runs.loggers'],
-  'wandb': ['runs.loggers'],
+  **{name: ['runs.trackers'] for name in ('tensorboardX', 'wandb', 'mlflow', 'trackio')},
   'optuna': ['ablation'],
   'psutil': ['ablation.execute.replicas'],
   'tokenizers': ['tokenizers', 'interop'],
   'sentencepiece': ['interop', 'tokenizers'],
-  'PIL': ['data'],
+  'PIL': ['data', 'runs.trackers'],
   'soundfile': ['data'],
   'scipy': ['ablation', 'data', 'evaluation', 'tokenizers', 'training.privacy'],
   'sklearn': ['data', 'evaluation'],
@@ -150,7 +149,7 @@ TOP_LEVEL = (
 # Optional dependencies.
 OPTIONAL = ('wandb', 'optuna', 'huggingface_hub', 'gguf', 'fsspec', 'sacrebleu', 'rouge_score')
 OPTIONAL += ('dp_accounting', 'pyarrow', 'datasets', 'lm_eval', 'rensa', 'py3langid', 'presidio_analyzer')
-OPTIONAL += ('starlette', 'uvicorn')
+OPTIONAL += ('starlette', 'uvicorn', 'mlflow', 'trackio')
 EVERYWHERE = ('jax', 'numpy')
 
 
@@ -277,6 +276,8 @@ NEVER = [
   'gguf',
   'dp_accounting',
   'wandb',
+  'mlflow',
+  'trackio',
   'clu',
   'huggingface_hub',
   'sacrebleu',

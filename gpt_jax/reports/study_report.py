@@ -6,6 +6,7 @@ effects are, what the models write, what exactly was changed, at what cost, what
 
 import collections
 import math
+import pathlib
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from gpt_jax.ablation import protocol
 from gpt_jax.reports import page, study_costs, study_figures, study_tables
 from gpt_jax.reports import study_results as results
 from gpt_jax.reports.sections import Section, escape_markdown, make_table, to_latex, to_markdown
-from gpt_jax.runs import loggers, records
+from gpt_jax.runs import loggers, records, trackers
 from gpt_jax.runs.metric_names import human
 from gpt_jax.runs.text_table import join_some
 
@@ -31,6 +32,18 @@ def write_report(workdir):
   for suffix, render in FORMATS.items():
     records.write_atomically(study.folder / f'report.{suffix}', render(study))
   return study.folder / 'report.html'
+
+
+def track_verdicts(workdir, say=loggers.say):
+  """Give the table of verdicts to the trackers of the study's runs, as a run of the study itself."""
+  study = results.read_study(workdir)
+  log = next(
+    (records.read_json(pathlib.Path(row['folder']) / 'config.json').get('log') for row in study.done), {}
+  )
+  with trackers.of_study(log, study.folder, study.spec, say) as opened:
+    table = study_tables.results_table(study)
+    columns = [name.removeprefix('>') for name in table.header]
+    opened.call('table', 'verdicts', columns, [[str(cell) for cell in row] for row in table.rows])
 
 
 def sections(study):

@@ -1,4 +1,4 @@
-"""Loggers of a running training: console, TensorBoard, Weights & Biases; and their number formats.
+"""The console of a running training, its number formats, and the config of what is logged where.
 
 The console is a live bar on a terminal, and plain aligned lines in a pipe or log file, in which every
 `name value` can be grepped:
@@ -29,7 +29,9 @@ class LogConfig:
   every: int = 10  # steps between two lines of training metrics
   console: str = 'auto'  # row of CONSOLES; auto: bar on a terminal, plain elsewhere
   tensorboard: bool = False  # event files in <workdir>/tensorboard
-  wandb: str = ''  # Weights & Biases project; '' is off
+  wandb: str = ''  # project of Weights & Biases; '' is off
+  mlflow: str = ''  # experiment of MLflow; '' is off
+  trackio: str = ''  # project of Trackio; '' is off
 
   def __post_init__(self):
     if self.every < 1:
@@ -177,46 +179,6 @@ class Off(Plain):
 
   def print(self, text):
     """Drop the text."""
-
-
-def tensorboard(folder, resume_step, stack):
-  """Return a function of (step, {name: number}) that writes event files; `stack` closes them."""
-  try:
-    import tensorboardX
-  except ImportError as error:
-    raise ValueError(
-      f'log.tensorboard=True needs the package tensorboardX: {error}\n'
-      'fix: pip install tensorboardX, or drop log.tensorboard'
-    ) from error
-  # purge_step hides this step and later ones in an earlier process's file; the suffix keeps that file,
-  # whose name is its second.
-  writer = tensorboardX.SummaryWriter(
-    str(folder / 'tensorboard'), purge_step=resume_step or None, filename_suffix=f'.{resume_step}'
-  )
-  stack.callback(writer.close)
-
-  def write(step, metrics):
-    for name, value in metrics.items():
-      writer.add_scalar(name, value, step)
-
-  return write
-
-
-def wandb(folder, project, config, run_id, stack):
-  """Return a function of (step, {name: number}) for Weights & Biases; `stack` ends its run."""
-  try:
-    import wandb as library
-  except ImportError as error:
-    raise ValueError(
-      f'log.wandb={project} needs the package wandb: {error}\nfix: pip install wandb, or drop log.wandb'
-    ) from error
-  run = library.init(
-    project=project, name=folder.name, id=run_id, dir=str(folder), config=config, resume='allow'
-  )
-  # W&B's own step counter never goes back, but late lines and resumed runs do.
-  run.define_metric('*', step_metric='step')
-  stack.push(lambda kind, error, trace: run.finish(exit_code=int(kind is not None)))
-  return lambda step, metrics: run.log({'step': step, **metrics})
 
 
 CONSOLES = {'bar': Bar, 'plain': Plain, 'off': Off}

@@ -32,13 +32,13 @@ import pathlib
 import re
 import time
 
-from gpt_jax.runs import loggers, plugins, provenance, records, startup_timer
+from gpt_jax.runs import loggers, plugins, provenance, records, startup_timer, trackers
 from gpt_jax.runs.secrets import check_secrets, redact
 from gpt_jax.runs.text_table import join_some
 
 # Allowed in a folder before its first run: a study's arm.json, caches, logs of a shell or scheduler,
 # and files of a start that failed.
-IGNORED_FILES = ('arm.json', 'cache', 'tokenizer', 'tensorboard', 'wandb', '*.log', '*.out', '*.err')
+IGNORED_FILES = ('arm.json', 'cache', 'tokenizer', *trackers.TRACKERS, '*.log', '*.out', '*.err')
 # Types of what readers use of a result: the file may come from anywhere.
 EVALUATION = {'task': str, 'metric': str}
 RESULT = {
@@ -169,7 +169,7 @@ class Run:
   def __init__(self, folder, log, total_steps, resume_step, primary):
     self.folder, self.log_config, self.total_steps = folder, log, total_steps
     self.resume_step, self.primary = resume_step, primary
-    self._loggers = []  # functions of (step, metrics)
+    self._trackers = None  # opened with the run
     self._first_report = None  # (seconds, step) of the first training report, for the ETA
     self._probes = None  # lines of probes.jsonl, opened when needed
 
@@ -180,11 +180,11 @@ class Run:
     self._lock(config, free, stack)
     event = {'new': 'start', 'resume': 'resume'}[check_workdir(folder, config, free=free)]
     events, dropped = records.repair_lines(folder / 'events.jsonl')
-    if self.log_config.tensorboard:
-      self._loggers.append(loggers.tensorboard(folder, self.resume_step, stack))
-    if project := self.log_config.wandb:
-      info['wandb_id'] = next((e['wandb_id'] for e in events if 'wandb_id' in e), os.urandom(4).hex())
-      self._loggers.append(loggers.wandb(folder, project, config, info['wandb_id'], stack))
+    opened = trackers.open_trackers(
+      vars(self.log_config), folder, config, trackers.ids_of(events), self.resume_step, stack
+    )
+    self._trackers = trackers.Trackers(opened, self.print)
+    info |= {'trackers': ids} if (ids := {name: row.run_id for name, row in opened.items()}) else {}
     if event == 'start':
       records.write_json(folder / 'config.json', config)
     elif changes := records.diff(read_config(folder), config):
@@ -242,8 +242,7 @@ class Run:
     step = operator.index(step)
     metrics = {name: _number(name, value) for name, value in metrics.items()}
     self._metrics.add({'step': step, 'time': round(startup_timer.unix_time(), 3), **metrics})
-    for write in self._loggers:
-      write(step, metrics)
+    self._trackers.call('log', step, metrics)
     is_training = not metrics.keys().isdisjoint(('loss', 'tokens_per_second'))
     eta = self._eta(step) if is_training else ''
     self._console.metrics(step, loggers.console_fields(metrics, eta), is_training)
@@ -279,6 +278,7 @@ class Run:
     file = f'step_{step:08}' + (f'_{name}' if name else '') + suffix
     data = records.to_bytes(content)
     records.write_atomically(self.folder / 'samples' / file, data)
+    self._trackers.call('sample', step, name or 'text', self.folder / 'samples' / file)
     self.event('sample', step=step, file=file, digest=provenance.short_hash(data))
     if isinstance(content, str) and not name:
       more = ' ...' if len(content) > MAX_SAMPLE_CHARACTERS else ''

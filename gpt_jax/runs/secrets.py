@@ -51,6 +51,7 @@ SECRET_NAME = re.compile(
   r'|(?:api|access|private|auth|account|wandb|signing|encryption|master|ssh|deploy|service|openai|anthropic|google'
   r'|gemini|azure|aws|stripe|mistral|cohere)[_-]?key)\d*$|(?:^|[_-])token$'
 )
+PATHS = ('privacy.secret',)  # config keys that name the file of a secret, which stays where it is
 TEXT_TOKENS = (  # words before _token that make it one of a text
   *(
     'eos',
@@ -248,9 +249,10 @@ def describe(counts):
 def check_secrets(config):
   """Raise ValueError if a config holds a secret: it is written to files that others read."""
   for key, value in records.flatten(records.to_json(config)).items():
-    kinds = ['password or key'] if value and is_secret_name(key) else []
+    is_path = key in PATHS
+    kinds = ['password or key'] if value and is_secret_name(key) and not is_path else []
     for text in texts_of(value):
-      kinds += [kind for *_, kind in find_secrets(f'{key}={text}', prose=True)]
+      kinds += [kind for *_, kind in find_secrets(text if is_path else f'{key}={text}', prose=True)]
     if kinds:
       raise ValueError(
         f'config.{key} holds a secret ({kinds[0]}), and a config is written to the run folder\n'

@@ -1,4 +1,4 @@
-"""Console lines, the bar on a real terminal, TensorBoard files, a fake Weights & Biases."""
+"""Console lines, and the bar on a real terminal."""
 
 import contextlib
 import io
@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import threading
-import types
 
 import pytest
 
@@ -93,59 +92,6 @@ def test_off_is_silent(capsys):
   off.print('hello')
   off.close()
   assert capsys.readouterr().out == ''
-
-
-def test_tensorboard_writes_scalars(tmp_path):
-  with contextlib.ExitStack() as stack:
-    write = loggers.tensorboard(tmp_path, 0, stack)
-    write(3, {'loss': 1.5, 'loss/image': float('nan')})
-  (first,) = (tmp_path / 'tensorboard').iterdir()
-  content = first.read_bytes()
-  assert b'loss/image' in content
-  with contextlib.ExitStack() as stack:
-    loggers.tensorboard(tmp_path, 3, stack)(3, {'loss': 1.5})
-  assert len(list((tmp_path / 'tensorboard').iterdir())) == 2
-  assert first.read_bytes() == content
-
-
-def test_missing_packages_are_two_line_errors(tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, 'wandb', None)
-  monkeypatch.setitem(sys.modules, 'tensorboardX', None)
-  with contextlib.ExitStack() as stack:
-    with pytest.raises(ValueError, match='log.wandb=lab needs the package wandb.*\nfix: pip'):
-      loggers.wandb(tmp_path, 'lab', {}, 'id', stack)
-    with pytest.raises(ValueError, match='log.tensorboard=True needs the .*\nfix: pip install'):
-      loggers.tensorboard(tmp_path, 0, stack)
-
-
-def test_wandb_gets_config_steps_and_how_it_ended(tmp_path, monkeypatch):
-  calls = []
-
-  class FakeRun:
-    def define_metric(self, name, step_metric):
-      calls.append(('define', name, step_metric))
-
-    def log(self, row):
-      calls.append(row)
-
-    def finish(self, exit_code):
-      calls.append(exit_code)
-
-  def init(**keywords):
-    calls.append(keywords)
-    return FakeRun()
-
-  monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=init))
-  with pytest.raises(KeyError), contextlib.ExitStack() as stack:
-    loggers.wandb(tmp_path, 'lab', {'a': 1}, 'abcd', stack)(7, {'loss': 2.0})
-    raise KeyError
-  start, define, row, exit_code = calls
-  assert start['project'] == 'lab'
-  assert start['id'] == 'abcd'
-  assert start['config'] == {'a': 1}
-  assert define == ('define', '*', 'step')
-  assert row == {'step': 7, 'loss': 2.0}
-  assert exit_code == 1
 
 
 @pytest.mark.parametrize(

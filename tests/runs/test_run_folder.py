@@ -8,7 +8,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -298,25 +297,6 @@ def test_a_missing_logger_stops_the_run_before_it_exists(tmp_path, monkeypatch):
   assert_two_lines(error, 'log.wandb=lab')
   assert run_folder.check_workdir(tmp_path / 'run', CONFIG) == 'new'
   open_run(tmp_path / 'run').close()
-
-
-def test_loggers_get_every_report_and_wandb_keeps_its_id(tmp_path, monkeypatch):
-  rows, ids = [], []
-
-  def start(**keywords):
-    ids.append(keywords['id'])
-    return types.SimpleNamespace(
-      define_metric=lambda *_, **__: None, log=rows.append, finish=lambda exit_code: None
-    )
-
-  monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=start))
-  log = loggers.LogConfig(wandb='lab', tensorboard=True, console='off')
-  for step in (0, 1):
-    with open_run(tmp_path, log=log, resume_step=step) as run:
-      run.log(step, {'loss': 1.0})
-  assert rows == [{'step': 0, 'loss': 1.0}, {'step': 1, 'loss': 1.0}]
-  assert ids[0] == ids[1] != ''
-  assert len(list((tmp_path / 'tensorboard').iterdir())) == 2
 
 
 def test_samples_cannot_drive_the_terminal_and_are_shortened(tmp_path, capsys, monkeypatch):

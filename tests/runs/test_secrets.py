@@ -337,6 +337,14 @@ def test_a_key_of_hexadecimal_digits_is_one_but_by_its_name(tmp_path):
   secrets.check_secrets({'source': {'revision': text}, 'data': {'digest': draw(HEX, 64), 'seed': 12345678}})
 
 
+def test_the_file_of_the_secret_of_private_training_may_be_named():
+  secrets.check_secrets({'privacy': {'secret': 'keys/secret.key'}})
+  with pytest.raises(ValueError, match='config.privacy.secret holds a secret'):
+    secrets.check_secrets({'privacy': {'secret': f'hf_{draw(HEX, 30)}'}})
+  with pytest.raises(ValueError, match='config.data.secret holds a secret'):
+    secrets.check_secrets({'data': {'secret': 'keys/secret.key'}})
+
+
 def test_long_lines_take_linear_time():
   """A quarter of a megabyte without a line break."""
   for text in ('token' * 50_000, 'a: ' * 75_000, '"key": "x", ' * 25_000, 'secret=' * 35_000, '-' * 250_000):

@@ -342,5 +342,6 @@ def judge(workdir, say=loggers.say):
     for arm in each['arms']:
       say(arm['sentence'])
   study_report.write_report(workdir)
+  study_report.track_verdicts(workdir, say)
   say(f'report: {Path(workdir) / "report.html"}')
   return analysis
