@@ -17,6 +17,7 @@
            [--table] [--price=X] [--config.key=value ...]
   serve    --workdir=DIR [--port=N --host=ADDRESS --slots=N ...] [--temperature=X ...]
   doctor
+  --version | --completion=bash|zsh
 
 `train` resumes if DIR holds a run. VERB --help lists a verb's flags, VERB --config=FILE --help also
 describes that file and its arguments; --traceback prints the traceback of
@@ -34,7 +35,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from gpt_jax.cli import args, config_help, job, verbs
-from gpt_jax.runs import compilation_cache, plugins
+from gpt_jax.runs import compilation_cache, plugins, provenance
 from gpt_jax.runs.loggers import ConsoleHandler, say
 
 FLAGS = flags.FLAGS
@@ -64,6 +65,11 @@ def main(argv):
     say(__doc__)
     return 0 if len(argv) > 1 else verbs.BAD_ARGUMENTS
   verb = argv[1]
+  if verb == '--version':
+    say(f'gpt_jax {provenance.versions()["gpt_jax"]}')
+    return 0
+  if verb.startswith('--completion'):
+    return print_completion(verb.partition('=')[2])
   if verb not in verbs.VERBS:
     names = ', '.join(verbs.VERBS)
     say(f'error: {verb!r} is not a verb of the command line\nfix: use one of {names}', file=sys.stderr)
@@ -91,6 +97,18 @@ def main(argv):
     if not parsed and verb in job.VERBS:
       job.report_failure(argv, e)
     return verbs.BAD_ARGUMENTS if isinstance(e, ValueError | OSError) else verbs.ERROR
+
+
+def print_completion(shell):
+  """Print the completion script of a shell -> exit code."""
+  from gpt_jax.cli import completion
+
+  try:
+    say(completion.script(shell), end='')
+  except ValueError as error:
+    say(args.format_error(error), file=sys.stderr)
+    return verbs.BAD_ARGUMENTS
+  return 0
 
 
 def parse(argv):

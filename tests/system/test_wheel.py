@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 
@@ -30,10 +31,20 @@ def run(*command, **options):
   return done.stdout
 
 
+def project():
+  """pyproject.toml as a dict."""
+  return tomllib.loads((command_line.ROOT / 'pyproject.toml').read_text())
+
+
+def version_of(source):
+  """The version that a build in a folder would have."""
+  return run(sys.executable, '-m', 'setuptools_scm', cwd=source).strip().splitlines()[-1]
+
+
 @pytest.mark.slow
 def test_the_package_works_from_a_fresh_environment(tmp_path):
   """Source -> sdist -> wheel -> environment; the libraries are those of this one."""
-  pytest.importorskip('setuptools')
+  pytest.importorskip('setuptools_scm', reason='setuptools-scm is not installed')
   source, dist, elsewhere = tmp_path / 'source', tmp_path / 'dist', tmp_path / 'elsewhere'
   for name in ('gpt_jax', 'experiments'):
     shutil.copytree(command_line.ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
@@ -41,17 +52,24 @@ def test_the_package_works_from_a_fresh_environment(tmp_path):
     shutil.copy(command_line.ROOT / name, source)
   (source / 'tests').mkdir()
   (source / 'tests' / '__init__.py').touch()
+  assert version_of(source) == project()['tool']['setuptools_scm']['fallback_version']  # without git
+  git = ('git', '-c', 'user.name=a', '-c', 'user.email=a@example.org')
+  run('git', 'init', '--quiet', cwd=source)
+  run('git', 'add', '.', cwd=source)
+  run(*git, 'commit', '--quiet', '--message=All', cwd=source)
+  run(*git, 'tag', '--annotate', '--message=Nine', 'v9.8.7', cwd=source)
+  assert version_of(source) == '9.8.7'
   dist.mkdir()
   elsewhere.mkdir()
   build = f'from setuptools import build_meta; build_meta.build_sdist({str(dist)!r})'
   run(sys.executable, '-c', build, cwd=source)
-  [sdist] = dist.glob('*.tar.gz')
+  [sdist] = dist.glob('gpt_jax-9.8.7.tar.gz')
   with tarfile.open(sdist) as file:
     names = [name.partition('/')[2] for name in file.getnames()]
   assert {'LICENSE', 'README.md', 'experiments/demo.py', 'gpt_jax/cli/entry.py'} <= set(names)
   offline = ('--no-deps', '--no-build-isolation', '--no-index')
   run(sys.executable, '-m', 'pip', 'wheel', *offline, '--wheel-dir', dist, sdist)
-  [wheel] = dist.glob('*.whl')
+  [wheel] = dist.glob('gpt_jax-9.8.7-*.whl')  # an sdist has no git, but PKG-INFO
   with zipfile.ZipFile(wheel) as file:
     names = file.namelist()
     [entry_points] = [file.read(name).decode() for name in names if name.endswith('entry_points.txt')]
@@ -82,3 +100,4 @@ def test_the_package_works_from_a_fresh_environment(tmp_path):
   plan = command('ablate', '--config=rates.py', '--workdir=runs/rates', '--dry_run')
   assert 'optim.lr' in plan
   assert 'in five tasks' in command('train', '--config=demo', '--help')
+  assert command('--version') == 'gpt_jax 9.8.7\n'
