@@ -83,8 +83,8 @@ MAY_IMPORT = {
   'reports.study_tables runs',
   'ablation.execute': 'ablation cluster.batches config jobs reports.study_report runs sharding step '
   'train training',
-  'interop': 'cluster config evaluation.trained interop.tensors interop.weight_files model runs sample '
-  'sharding step tokenizers train training',
+  'interop': 'cluster config evaluation.trained interop.encoders interop.tensors interop.weight_files model '
+  'runs sample sharding step tokenizers train training',
   'reports.compare': 'ablation cluster.batches config data evaluation evaluation.trained losses model '
   'reports training',
   'workbench': '',

@@ -7,7 +7,7 @@ it with its stem:
   .offsets      [documents] int64, the first token of each document
   .frames      [places, width] float16, continuous features in the order of the stream; as .patches, .vectors
   .frames_at   [places] int64, the places of the features in the stream
-  .targets      [tokens] uint8, of conversations: 1 for what the assistant wrote
+  .targets      [tokens] uint8, of conversations and models of others: 1 for the tokens that carry loss
   .media_hashes [images and sounds] uint64, hashes that show what splits share; no augmented copies
 The JSON file is written last and holds a sha256 of each of the others, compared when a process opens them.
 """
@@ -68,7 +68,7 @@ class TokenCache:
   media: dict = field(default_factory=dict)  # numbers of images, sounds and skipped records
   notes: dict = field(default_factory=dict)  # conversion -> number of items converted
   features: dict = field(default_factory=dict)  # kind -> (float16 [places, width], int64 [places])
-  targets: np.ndarray | None = None  # uint8 [tokens] of conversations: 1 for the tokens that carry loss
+  targets: np.ndarray | None = None  # uint8 [tokens]; None: the layout says which tokens carry loss
   media_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
 
   @property
@@ -211,7 +211,7 @@ def _write(
         write(kind, rows.astype(np.float16))
         write(f'{kind}_at', np.flatnonzero(ids == place) + tokens)
       if item.targets is not None:
-        write('targets', item.targets)
+        write('targets', np.append(item.targets, np.ones(len(ids) - len(item.ids), np.uint8)))
       media.update(item.media)
       hashes.extend(item.hashes)
       tokens, size = tokens + len(ids), size + item.bytes

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt_jax.data import augment, media_io, templates, vectors
+from gpt_jax.data import augment, media_io, placed_documents, templates, vectors
 from gpt_jax.data.bad_records import BadRecords
 from gpt_jax.data.mixture import DataConfig, open_split, source_names
 from gpt_jax.data.splits import SPLITS
@@ -39,7 +39,7 @@ class Encoded:
   patches: np.ndarray | None = None  # float32 [places, features], in the order of the patch ids
   frames: np.ndarray | None = None  # the same for the frame ids
   vectors: np.ndarray | None = None  # the same for the vector ids
-  targets: np.ndarray | None = None  # uint8 [T] of a conversation: 1 for what the assistant wrote
+  targets: np.ndarray | None = None  # uint8 [T]: 1 for what the assistant wrote, or what follows an arrow
 
 
 def examples(cfg: DataConfig, name: str, split: str) -> Iterator[tuple[str, list[Piece]]]:
@@ -56,8 +56,9 @@ def decode_media(tokenizers, pieces: list[Piece], where: str = '', notes=None) -
   forms, decoded = media_forms(tokenizers), []
   for piece in pieces:
     if modality := MODALITY.get(piece.kind):
-      value, note = _decode(piece.kind, piece.value, forms[piece.kind], where)
-      piece = Piece(piece.kind, value)
+      kind = tokenizers.kind_of(piece.kind)
+      value, note = _decode(kind, piece.value, forms[kind], where)
+      piece = Piece(kind, value)
       if note and notes is not None:
         notes.update(f'{PLURALS[modality]} {part}' for part in note.split(', '))
     elif piece.kind == 'chat' and isinstance(piece.value, str):
@@ -69,7 +70,8 @@ def decode_media(tokenizers, pieces: list[Piece], where: str = '', notes=None) -
 def _render(tokenizers, pieces: list[Piece], where: str) -> Rendering:
   """Return the text of a conversation; ValueError that begins with `where` if its template refuses it."""
   try:
-    rendering = ChatTemplate.of(tokenizers.text).render_with_spans(json.loads(pieces[0].value))
+    template = ChatTemplate.of(tokenizers.text, tokenizers.media_marks)
+    rendering = template.render_with_spans(json.loads(pieces[0].value))
   except ValueError as error:
     raise ValueError(f'{where}: {error}' if where else str(error)) from error
   check_places(rendering, pieces, where)
@@ -124,9 +126,23 @@ def encode_batch(tokenizers, documents: list[list[Piece]]) -> list[Encoded]:
   values = {kind: [] for kind in (*MODALITY, 'text', 'chat')}
   for piece in (piece for pieces in documents for piece in pieces if piece.kind != 'arrow'):
     values[piece.kind].append(piece.value)
+  if tokenizers.places:
+    return _encode_placed(tokenizers, documents, values)
   encoded = {kind: iter(ENCODERS[kind](tokenizers, items)) for kind, items in values.items() if items}
   is_chat = lambda pieces: bool(pieces) and pieces[0].kind == 'chat'
   return [(_assemble_chat if is_chat(p) else _assemble)(tokenizers, p, encoded) for p in documents]
+
+
+def _encode_placed(tokenizers, documents, values) -> list[Encoded]:
+  """Encode documents of an imported model of several modalities; values: the items of each kind."""
+  rows = {kind: iter(ENCODERS[kind](tokenizers, values[kind])) for kind in KINDS if values[kind]}
+  result = []
+  for pieces in documents:
+    features = {kind: [next(rows[kind]) for piece in pieces if piece.kind == kind] for kind in KINDS}
+    ids, targets = placed_documents.encode(tokenizers, pieces, features)
+    arrays = {kind: np.concatenate(items).astype(np.float32) for kind, items in features.items() if items}
+    result.append(Encoded(ids, **arrays, targets=targets))
+  return result
 
 
 def _encode_chats(tokenizers, renderings: list[Rendering]) -> list:
@@ -188,6 +204,8 @@ def _assemble(tokenizers, pieces: list[Piece], encoded: dict[str, Iterator]) -> 
 
 def needed_specials(template: str, tokenizers) -> set[str]:
   """Return the names of the special tokens in documents of a template."""
+  if tokenizers.places:  # documents have no tokens but the model's own
+    return {'eos'}
   if templates.is_chat(template):
     return set() if tokenizers.text.chat_template else {*chat_template.SPECIALS}
   has_arrow = any(kind == 'arrow' for kind, _ in templates.parse(template))

@@ -48,15 +48,15 @@ def check_bytes(name, size):
     raise TooLarge.of('bytes', size, message)
 
 
-def read_image(value, shape: tuple[int, int, int], where: str = '') -> tuple[np.ndarray, str]:
+def read_image(value, form: tuple[int, ...], where: str = '') -> tuple[np.ndarray, str]:
   """Read a path, the bytes of a file or an array -> (uint8 [Y, X, A] of this shape, note).
 
   Arrays are uint8 [Y, X] or [Y, X, A] with 1 to 4 channels: gray, gray and alpha, RGB, RGBA. Other
-  sizes are resized to `shape` (bicubic with antialiasing; the aspect ratio may change), alpha is
-  composited over white, and colors are converted. A is 1 or 3.
+  sizes are resized (bicubic with antialiasing; the aspect ratio may change), alpha is composited over
+  white, and colors are converted. A is 1 or 3. form: (Y, X, A), or with two more numbers: Pillow's filter,
+  and the pixels of the shorter side before the center of Y x X is cut out (0: nothing is).
   """
-  from PIL import Image
-
+  shape, (resample, shorter) = form[:3], form[3:] or (3, 0)  # 3 = bicubic
   if shape[2] not in (1, 3):
     raise ValueError(f'images of {shape[2]} channels are not supported\nfix: give 1 or 3 channels')
   with name_record(where):
@@ -64,14 +64,27 @@ def read_image(value, shape: tuple[int, int, int], where: str = '') -> tuple[np.
       picture, notes = decode_image(*_content(value))
     else:
       array = _checked_pixels(value)
-      if array.shape == shape or (array.shape == shape[:2] and shape[2] == 1):
+      has_size = array.shape[:2] == shape[:2] and shorter in (0, min(shape[:2]))
+      if has_size and (array.shape == shape or array.shape[2:] + shape[2:] == (1,)):
         return array.reshape(shape), ''
       picture, notes = _picture(array), []
     picture = flatten(picture, 'L' if shape[2] == 1 else 'RGB', notes)
-    if picture.size != (shape[1], shape[0]):
+    size = (shape[1], shape[0]) if not shorter else _with_shorter(picture.size, shorter)
+    if picture.size != size:
       notes.insert(0, f'resized from {picture.width}x{picture.height}')
-      picture = picture.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
+      picture = picture.resize(size, resample)
+    if size != (shape[1], shape[0]):
+      notes.append(f'cut from {size[0]}x{size[1]}')
+      left, top = (size[0] - shape[1]) // 2, (size[1] - shape[0]) // 2
+      picture = picture.crop((left, top, left + shape[1], top + shape[0]))
     return np.asarray(picture, np.uint8).reshape(shape), ', '.join(notes)
+
+
+def _with_shorter(size, shorter):
+  """Return (width, height) whose shorter side has so many pixels, of the same aspect ratio."""
+  width, height = size
+  longer = int(shorter * max(size) / min(size))
+  return (shorter, longer) if width <= height else (longer, shorter)
 
 
 def read_sound(

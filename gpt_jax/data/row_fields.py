@@ -16,7 +16,7 @@ import numpy as np
 
 from gpt_jax.data import templates
 from gpt_jax.model.continuous import KINDS
-from gpt_jax.tokenizers.layout import Layout
+from gpt_jax.tokenizers.layout import Layout, items_of
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class RowFields:
   """The arrays that rows have. Plain numbers, since worker processes get it."""
 
   layout: Layout | None = None  # None: documents are one text each, without more arrays
-  prefix: bool = False
+  prefix: bool | str = False  # True, or 'prefix' and 'items' of processors.Places
   dropout: float = 0.0  # share of conditions that are dropped
   features: tuple[tuple[str, int], ...] = ()  # (a row of KINDS, width)
   predict_start: bool = False  # loss on a start marker after sep: targets of several kinds
@@ -46,8 +46,12 @@ class RowFields:
         f'a template asks for {lacking[0]}, but the model has no tokenizer that makes them\n'
         'fix: set image.kind or encoder.image for patches, audio.kind or encoder.audio for frames'
       )
-    features = tuple((kind, int(tokenizers.reader(kind).feature_width)) for kind in cfg.features)
-    return cls(Layout.of(tokenizers), cfg.prefix, cfg.condition_dropout, features)
+    own = getattr(tokenizers, 'places', ())  # conversations, too, may have what an imported model reads
+    kinds = [kind for kind in KINDS if kind in cfg.features or kind in own]
+    features = tuple((kind, int(tokenizers.reader(kind).feature_width)) for kind in kinds)
+    mask = getattr(tokenizers, 'mask', 'causal')
+    prefix = cfg.prefix if mask == 'causal' else mask
+    return cls(Layout.of(tokenizers), prefix, cfg.condition_dropout, features)
 
   def of_template(self, template: str) -> 'RowFields':
     """Return the fields of the documents of one source."""
@@ -59,7 +63,8 @@ class RowFields:
     """Raise ValueError if documents with media or a condition are longer than a row."""
     if self.layout is None:
       return
-    marks = [m for m in (self.layout.sep, self.layout.boi, self.layout.boa) if m >= 0]
+    names = ('sep', 'boi', 'boa', 'patch', 'frame')
+    marks = [mark for name in names if (mark := getattr(self.layout, name)) >= 0]
     ends = np.append(cache.offsets[1:], len(cache.ids))
     too_long = np.flatnonzero(ends - cache.offsets > length + 1)
     whole = getattr(cache, 'targets', None) is not None  # conversations
@@ -82,7 +87,9 @@ class RowFields:
     condition_BW = layout.condition_mask(ids_BW, segments_BW)
     target_BT = layout.target_mask(ids_BW, segments_BW, self.predict_start)[:, 1:]
     if (targets := getattr(cache, 'targets', None)) is not None:
-      target_BT = target_BT & (place_BW[:, 1:] >= 0) & (np.asarray(targets)[place_BW[:, 1:]] > 0)
+      is_target_BW = (place_BW >= 0) & (np.asarray(targets)[place_BW] > 0)
+      target_BT = target_BT & is_target_BW[:, 1:]
+      condition_BW = (segments_BW > 0) & ~is_target_BW if self.prefix == 'prefix' else condition_BW
     input_BW = layout.drop_condition(ids_BW, dropped_BW & condition_BW).astype(np.int32)
     arrays = {
       'token_ids_BT': np.ascontiguousarray(input_BW[:, :-1]),
@@ -92,12 +99,14 @@ class RowFields:
     if layout.has_images:
       positions_BW3 = layout.positions3(ids_BW, segments_BW)
       arrays['positions_BT3'] = np.ascontiguousarray(positions_BW3[:, :-1])
-    if self.prefix:
+    if self.prefix == 'items':
+      arrays['prefix_BT'] = items_of(arrays['token_ids_BT'], layout)
+    elif self.prefix:
       arrays['prefix_BT'] = np.ascontiguousarray(condition_BW[:, :-1])
     for kind, width in self.features:
       at_BT = arrays['token_ids_BT'] == getattr(layout, KINDS[kind].place)
       rows_BTA = np.zeros((*at_BT.shape, width), np.float32)
-      if at_BT.any():
+      if at_BT.any() and kind in cache.features:
         features, places = cache.features[kind]
         rows_BTA[at_BT] = features[np.searchsorted(places, place_BW[:, :-1][at_BT])]
       arrays[KINDS[kind].argument] = rows_BTA

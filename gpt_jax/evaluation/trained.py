@@ -185,7 +185,7 @@ def load(workdir, step=None):
     mesh = make_mesh(config.MeshConfig())
   model = checkpoints.restore_model(step, checkpoint.with_shardings(gpt.GPT(model_cfg), mesh))
   imported = str(extra.get('imported', ''))
-  return TrainedRun(workdir, cfg, model, load_tokenizers(files), mesh, step, imported)
+  return TrainedRun(workdir, cfg, model, load_tokenizers(files, workdir), mesh, step, imported)
 
 
 @functools.lru_cache(2)
@@ -242,9 +242,9 @@ def unpack_files(files):
   return {Path(name).name: base64.b64decode(text) for name, text in files.items()}
 
 
-def load_tokenizers(files):
-  """Load the Tokenizers of {file name: bytes}, the files of a saved folder."""
+def load_tokenizers(files, workdir=None):
+  """Load the Tokenizers of {file name: bytes}, the files of a saved folder of a run."""
   with tempfile.TemporaryDirectory() as folder:
     for name, content in files.items():
       (Path(folder) / name).write_bytes(content)
-    return Tokenizers.load(folder)
+    return Tokenizers.load(folder, workdir)

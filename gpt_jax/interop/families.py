@@ -56,6 +56,43 @@ TEXT_DECODERS = {
   'qwen3_vl_text': 'qwen3',
   'emu3_text_model': 'llama',
 }
+# Keys of text_config that multimodal.py reads.
+READ_ELSEWHERE = {'paligemma': ('use_bidirectional_attention', 'num_image_tokens')}
+# Sizes that files of models of several modalities leave out, where they are those of transformers' classes.
+SIZES = {
+  'llama': {
+    'vocab_size': 32000,
+    'hidden_size': 4096,
+    'intermediate_size': 11008,
+    'num_hidden_layers': 32,
+    'num_attention_heads': 32,
+  },
+  'gemma': {
+    'vocab_size': 257216,
+    'hidden_size': 2048,
+    'intermediate_size': 16384,
+    'num_hidden_layers': 18,
+    'num_attention_heads': 8,
+    'num_key_value_heads': 1,
+  },
+  'gemma2': {'num_attention_heads': 8, 'head_dim': 256},
+  'qwen2': {
+    'vocab_size': 151936,
+    'hidden_size': 4096,
+    'intermediate_size': 22016,
+    'num_hidden_layers': 32,
+    'num_attention_heads': 32,
+  },
+  'gemma3_text': {
+    'vocab_size': 262208,
+    'hidden_size': 2304,
+    'intermediate_size': 9216,
+    'num_hidden_layers': 26,
+    'num_attention_heads': 8,
+    'num_key_value_heads': 4,
+    'head_dim': 256,
+  },
+}
 # model_type -> (the part that ModelConfig lacks, the family that comes nearest)
 LACKING = {
   'openai-gpt': ('its positions and norms are named otherwise', 'gpt2'),
@@ -108,7 +145,9 @@ def text_config(hf):
   name, text = hf.get('model_type'), hf.get('text_config')
   if name not in FAMILIES and isinstance(text, dict) and 'model_type' in text:
     shared = {key: hf[key] for key in ('tie_word_embeddings', 'quantization_config') if key in hf}
-    name, hf = text['model_type'], text | shared
+    sizes, other = SIZES.get(text['model_type'], {}), READ_ELSEWHERE.get(name, ())
+    hf = sizes | {key: value for key, value in text.items() if key not in other} | shared
+    name = text['model_type']
   return TEXT_DECODERS.get(name, name), hf
 
 

@@ -31,6 +31,7 @@ from gpt_jax.interop import (
   gguf_tokenizers,
   json_files,
   model_card,
+  multimodal,
   tensors,
   tokenizer_files,
   weight_files,
@@ -73,7 +74,7 @@ def import_model(source, mesh=None):
   are float32 where these mix types; they lie on the default device, or sharded on a mesh; rows of padding
   are zero. Raises ValueError or FileNotFoundError with a fix.
   """
-  imported = _read(source, lambda cfg: mesh)
+  imported = _read(open_source(source), lambda cfg: mesh)
   return imported.cfg, imported.model, imported.tokenizers
 
 
@@ -88,13 +89,13 @@ class ModelFiles(NamedTuple):
   open_tensors: Callable  # names of the family's tensors -> {name: StoredTensor}
 
 
-def _read(source, make_mesh, needs_tokenizer=False):
-  files = open_source(source)
-  family = files.hf.get('model_type')
+def _read(files, make_mesh, needs_tokenizer=False, workdir=None):
+  """Read ModelFiles. workdir: the run that keeps the encoder of a model of several modalities."""
+  family, whole = files.hf.get('model_type'), multimodal.find(files.hf)
   with reading(files.path, f'a model whose config.json fits its family, {family!r:.40}', json_files.FIX):
     name, fields = families.read_config(files.hf)
     cfg = config.build(ModelConfig, fields, 'model')
-  if family != name:
+  if family != name and not whole:
     bootstrap.print_once(f'note: of this {family}, only the text decoder ({name}) is imported')
   tokenizer = files.read_tokenizer()
   if tokenizer is None and needs_tokenizer:
@@ -104,12 +105,19 @@ def _read(source, make_mesh, needs_tokenizer=False):
     )
   with reading(files.path / GENERATION, 'sampling settings', json_files.FIX):
     sample = generation.from_generation(files.generation)
-  toks = None
+  toks, reader = None, None
+  if whole and tokenizer is not None:
+    reader = multimodal.open_reader(whole, files, tokenizer, workdir)
+    cfg = dataclasses.replace(cfg, **multimodal.fields(whole, reader))
   if tokenizer is not None:
-    toks = tokenizer_files.with_roles(tokenizer, files.hf, files.generation, cfg.vocab, files.path)
+    ids = families.text_config(files.hf)[1] | files.hf  # of the language model, where they are nowhere else
+    toks = tokenizer_files.with_roles(tokenizer, ids, files.generation, cfg.vocab, files.path)
+    toks = toks if reader is None else multimodal.with_reader(whole, toks, reader)
   rows, sizes = families.tensors_of(files.hf, cfg), tensors.sizes_of(cfg)
+  rows |= multimodal.rows_of(whole, files.hf) if reader else {}
   stored = files.open_tensors({name for row in rows.values() for _, name in tensors.places(row, sizes)})
-  stored = {usual: stored[name] for usual, name in families.stored_names(files.hf, stored).items()}
+  names = families.stored_names(files.hf, stored) | (multimodal.stored_names(stored) if reader else {})
+  stored = {usual: stored[name] for usual, name in names.items()}
   cfg = dataclasses.replace(cfg, param_dtype=weight_files.param_dtype(stored))
   model = weight_files.read_params(stored, rows, cfg, files.path, make_mesh(cfg))
   begin = 'bos' if toks is not None and toks.start == 'bos' else ''
@@ -208,7 +216,9 @@ def export_model(model_config, model, toks, out, family=None, sample=None, write
   generation_config.json, or None. write_card: (model_type, class of transformers) -> text of README.md, or
   None. Raises ValueError listing what no family has.
   """
-  if read := [name for name, kind in continuous.KINDS.items() if getattr(model.cfg, kind.setting)]:
+  is_whole = toks is not None and bool(toks.places)
+  read = [name for name, kind in continuous.KINDS.items() if getattr(model.cfg, kind.setting)]
+  if read and not is_whole:
     raise ValueError(
       f'the model reads {" and ".join(read)} through a projector, which no family of transformers here has\n'
       'fix: use it from its run folder; the language model alone can be exported from before it was joined'
@@ -216,18 +226,25 @@ def export_model(model_config, model, toks, out, family=None, sample=None, write
   cfg = dataclasses.replace(model_config, vocab=model.cfg.vocab)
   params = dict(param_trees.named_params(model))
   value_of = lambda path: np.asarray(params[path].get_value()) if path in params else None
-  name, hf = families.write_config(cfg, value_of, family)
+  whole = multimodal.Export.of(toks) if is_whole else None
+  name, hf = families.write_config(cfg, value_of, family if whole is None else whole.text_family)
   rows, folder, sizes = families.tensors_of(hf, cfg), Path(out).expanduser(), tensors.sizes_of(cfg)
   check_empty(folder, 'out')
   files = {}
   for path, p in params.items():
+    if path not in rows:  # of a projector
+      continue
     tensor, value = rows[path], value_of(path)
     axes = tensors.axes_of(tensor, p.axes)
     for index, file_name in tensors.places(tensor, sizes):
       files[file_name] = tensors.to_tensor(value[index], tensor, axes, sizes, files.get(file_name))
+  if whole is not None:
+    name, hf, files = whole.model_type, whole.config(hf), whole.tensors(cfg, params, files)
   folder.mkdir(parents=True, exist_ok=True)
   if toks is not None and (note := tokenizer_files.write(toks, folder, cfg.context)):
     say(f'note: {note}')
+  if whole is not None:
+    whole.copy_files(folder)
   save_file(files, folder / 'model.safetensors', {'format': 'pt'})
   specials = tokenizer_files.special_ids(toks)
   settings = specials | (generation.to_generation(sample) if sample else {})
@@ -266,7 +283,7 @@ def import_run(source, workdir):
   """
   workdir = Path(workdir).expanduser()
   check_new_run(workdir)
-  imported = _read(source, fsdp_mesh, needs_tokenizer=True)
+  imported = _read(open_source(source), fsdp_mesh, needs_tokenizer=True, workdir=workdir)
   # Rows whose logits fit, a number that all devices share: a long context is for sampling.
   rows = -(-8 // jax.device_count()) * jax.device_count()
   train = TrainConfig(length=min(imported.cfg.context, 1024), batch_size=rows)
@@ -333,7 +350,9 @@ def export_run(workdir, out):
   card = lambda *names: model_card.write_card(run, *names, Path(out).expanduser())
   family = export_model(run.model.cfg, run.model, run.tokenizers, out, sample=run.cfg.sample, write_card=card)
   params = costs.count_params(run.model.cfg)
+  is_whole = bool(run.tokenizers.places)
+  loader = multimodal.Export.of(run.tokenizers).whole.architecture if is_whole else 'AutoModelForCausalLM'
   say(
     f'exported step {run.step} of {workdir}: {family}, {params:,} parameters\n'
-    f"next: transformers.AutoModelForCausalLM.from_pretrained('{out}')"
+    f"next: transformers.{loader}.from_pretrained('{out}')"
   )

@@ -61,7 +61,7 @@ def write_card(run, family='', architecture='', folder=None):
   parts += ['## Provenance', sections.sources_of_run(run, run_records)]
   if parents:
     parts += ['\n'.join(_chain(parents))]
-  parts += ['## Use', _usage(run, folder)]
+  parts += ['## Use', _usage(run, folder, architecture)]
   return '\n\n'.join(parts) + '\n'
 
 
@@ -171,11 +171,18 @@ def _describe_change(run, parent):
   return f'{_link(parent)}: {", ".join(changes) or "same architecture and vocabulary"}'
 
 
-def _usage(run, folder):
+def _usage(run, folder, architecture):
   media = [kind for kind in run.tokenizers.vocabulary.kinds if kind not in PLAIN_KINDS]
   if folder is None:
     name = run.workdir.resolve().name
     return f'```\npython launch.py sample --workdir={name}\n```'
+  if run.tokenizers.places:
+    return (
+      f'```python\nfrom transformers import AutoProcessor, {architecture}\n\n'
+      f"processor = AutoProcessor.from_pretrained('{folder.name}')\n"
+      f"model = {architecture}.from_pretrained('{folder.name}')\n```\n\n"
+      f'```\npython launch.py import --source={folder.name} --workdir=runs/{folder.name}\n```'
+    )
   note = 'Image and sound codes are ids here; their tokenizers are in the run folder.\n\n' if media else ''
   return (
     f'{note}```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n'

@@ -105,6 +105,11 @@ def export_adapter(workdir, out):
   if not settings.rank or settings.train:
     cause = f'trains {settings.train} whole' if settings.train else 'has no adapters'
     raise ValueError(f'{workdir} {cause}\nfix: export merged weights, without --adapter')
+  if run.tokenizers.places:
+    raise ValueError(
+      f'{workdir} has an encoder of pictures or sounds, which PEFT would give adapters, too\n'
+      'fix: export merged weights, without --adapter'
+    )
   huggingface.check_empty(folder, 'out')
   checkpoints = checkpoint.Checkpoints(run.workdir / 'checkpoints')
   reference = checkpoints.read_extra(run.step)['base']

@@ -4,7 +4,8 @@ A layout has one word of letters for each dimension of a tensor: the rows of `HK
 within a head, over its width. `HK+GK+GK` packs three parts one after another, C three within each head.
 
 Letters: D width, H query heads, G key/value heads, K head width, k the same with RoPE's pairs side by side
-(2i, 2i + 1), F feed-forward width, V vocabulary in use, T positions, E experts, C = 3: queries, keys, values.
+(2i, 2i + 1), F feed-forward width, V vocabulary in use, T positions, E experts, C = 3: queries, keys, values;
+A M numbers of a patch, of a frame, I = D hidden numbers of a projector.
 
 RoPE's pairs are (i, i + K/2) here and in most families. GPT-2's matrices are [in, out], Llama's [out, in].
 
@@ -47,7 +48,7 @@ def axes_of(tensor, axes):
 
 def sizes_of(cfg):
   """{letter: size in a file}, without padding rows of the vocabulary."""
-  return cfg.dims | {'V': cfg.vocab, 'C': 3, 'k': cfg.K, 'R': cfg.rotary_dim}
+  return cfg.dims | {'V': cfg.vocab, 'C': 3, 'k': cfg.K, 'R': cfg.rotary_dim, 'I': cfg.width}
 
 
 def shape_of(tensor, sizes):

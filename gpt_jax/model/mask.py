@@ -1,7 +1,6 @@
 """Attention masks and scores: the definition that every attention kernel must reproduce.
 
-Letters: B batch, T queries, S keys, H query heads, G key/value heads, M query heads per key/value head
-(H = G M), K head width.
+Letters: B batch, T queries, S keys, H query heads, G key/value heads, M = H / G, K head width.
 
 Sources: grouped queries (Ainslie et al. 2023), sliding window (Beltagy et al. 2020), prefix-LM (Raffel et al.
 2019, section 3.2.1), soft-cap (Gemma 2, section 2).
@@ -22,7 +21,7 @@ class Mask(NamedTuple):
   s_BS: jax.Array  # order of each key
   window: int | jax.Array = 0  # a query sees this many keys, itself included; 0 = all before it
   segments: tuple | None = None  # (ids_BT, ids_BS): only keys of the query's document are visible
-  prefix: tuple | None = None  # (is_prefix_BT, is_prefix_BS): prefix tokens see each other both ways
+  prefix: tuple | None = None  # (groups_BT, groups_BS): tokens of a group but 0 see each other both ways
   is_plain_self_attention: bool = True  # T == S and both orders are 0, 1, 2, ...: fused kernels need it
 
   def visible_BTS(self):
@@ -34,7 +33,8 @@ class Mask(NamedTuple):
     elif self.window:
       visible_BTS &= distance_BTS < self.window
     if self.prefix is not None:
-      visible_BTS |= self.prefix[0][:, :, None] & self.prefix[1][:, None, :]
+      group_BT, group_BS = self.prefix
+      visible_BTS |= (group_BT[:, :, None] == group_BS[:, None]) & group_BT.astype(bool)[:, :, None]
     if self.segments is not None:
       visible_BTS &= self.segments[0][:, :, None] == self.segments[1][:, None, :]
     return visible_BTS

@@ -1,28 +1,33 @@
 """Projectors: from continuous inputs to the width of the model.
 
-An input is `projector_parts` vectors side by side. None of them has a bias: an input of zeros, where a token
-has none, adds zeros.
+An input is `projector_parts` vectors side by side. None of the first four has a bias: an input of zeros,
+where a token has none, adds zeros. Those of imported models replace the embedding where it is not zeros.
 
   linear     one matrix on all parts: concatenated frames
-  mlp        two matrices with GELU between them (LLaVA 1.5)
+  mlp        two matrices with GELU between them
   pool       the mean of the parts, then one matrix
   resampler  learned queries, one a head, attend to the parts (Perceiver; by windows, as in SALMONN)
+  llava      two matrices with biases and exact GELU (LLaVA 1.5)
+  paligemma  one matrix with a bias (PaliGemma, Qwen2-Audio)
+  gemma3     a norm, then one matrix (Gemma 3)
 
-Letters: B rows, T tokens, D width, F = D hidden numbers of the MLP, H heads, K head width, N parts, C numbers
-of a part; A, M, U as in continuous.py, of which the code below writes A for any.
+Letters: B rows, T tokens, D width, F = I = D hidden numbers of an MLP, H heads, K head width, N parts, C
+numbers of a part; A, M, U as in continuous.py, of which the code below writes A for any.
 
 Sources: Liu et al. 2023 (LLaVA 1.5, section 3.3); Jaegle et al. 2021 (Perceiver); Tang et al. 2023 (SALMONN,
-section 3.1, a window-level Q-Former).
+section 3.1, a window-level Q-Former); Beyer et al. 2024 (PaliGemma, section 3.1); Gemma 3 (2025, section 2).
 """
 
 import types
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from gpt_jax.model.continuous import KINDS
-from gpt_jax.model.layers import param
+from gpt_jax.model.layers import broadcast_like, param, rmsnorm
 
 
 class MLP(nnx.Module):
@@ -72,6 +77,48 @@ class Resampler(nnx.Module):
     return _matmul('BTHK,HKD->BTD', h_BTHK, self.out_HKD)
 
 
+class Llava(nnx.Module):
+  """Two matrices with biases and exact GELU between them."""
+
+  def __init__(self, cfg, letter):
+    sizes = types.SimpleNamespace(dims=cfg.dims | {'I': cfg.width}, param_dtype=cfg.param_dtype)
+    self.up_AI, self.up_bias_I = param(sizes, f'{letter}I', cfg.init_std), param(sizes, 'I')
+    self.down_ID, self.down_bias_D = param(sizes, 'ID', cfg.init_std), param(sizes, 'D')
+
+  def __call__(self, x_BTA):
+    """The vectors in the place of the embeddings, BTD."""
+    h_BTI = _matmul('BTA,AI->BTI', x_BTA, self.up_AI)
+    h_BTI = jax.nn.gelu(h_BTI + broadcast_like(self.up_bias_I, h_BTI), approximate=False)
+    y_BTD = _matmul('BTI,ID->BTD', h_BTI, self.down_ID)
+    return y_BTD + broadcast_like(self.down_bias_D, y_BTD)
+
+
+class PaliGemma(nnx.Module):
+  """One matrix with a bias."""
+
+  def __init__(self, cfg, letter):
+    self.out_AD, self.out_bias_D = param(cfg, f'{letter}D', cfg.init_std), param(cfg, 'D')
+
+  def __call__(self, x_BTA):
+    """The vectors in the place of the embeddings, BTD."""
+    y_BTD = _matmul('BTA,AD->BTD', x_BTA, self.out_AD)
+    return y_BTD + broadcast_like(self.out_bias_D, y_BTD)
+
+
+class Gemma3(nnx.Module):
+  """A norm without a bias, whose scale is 1 + its parameter, then one matrix."""
+
+  def __init__(self, cfg, letter):
+    self.eps = cfg.norm_eps
+    self.scale_A, self.out_AD = param(cfg, letter), param(cfg, f'{letter}D', cfg.init_std)
+
+  def __call__(self, x_BTA):
+    """The vectors in the place of the embeddings, BTD."""
+    normed_BTA = rmsnorm(x_BTA, self.eps)
+    normed_BTA = normed_BTA * (1.0 + broadcast_like(self.scale_A, normed_BTA))
+    return _matmul('BTA,AD->BTD', normed_BTA.astype(x_BTA.dtype), self.out_AD)
+
+
 def _matmul(subscripts, x, w):
   """einsum with a parameter in the type of x: those without D are stored in float32."""
   return jnp.einsum(subscripts, x, w[...].astype(x.dtype))
@@ -99,13 +146,14 @@ def declare(model, cfg):
     if cfg.projector == 'linear':
       setattr(model, f'{kind.place}_{kind.letter}D', param(cfg, f'{kind.letter}D', cfg.init_std))
     else:
-      setattr(model, f'{kind.place}_projector', PROJECTORS[cfg.projector](cfg, kind.letter))
+      setattr(model, f'{kind.place}_projector', PROJECTORS[cfg.projector].build(cfg, kind.letter))
 
 
 def add(model, x_BTD, inputs):
-  """Return the embeddings with projected inputs added. inputs: {argument: array or None}, as in KINDS.
+  """Return the embeddings with projected inputs added, or in their place where an input is not all zeros.
 
-  Raises TypeError for another argument. A kind that the model does not read is ignored.
+  inputs: {argument: array or None}, as in KINDS. A kind that the model does not read is ignored.
+  Raises TypeError for another argument.
   """
   for name in inputs.keys() - {kind.argument for kind in KINDS.values()}:
     raise TypeError(f'trunk() has no argument {name}')
@@ -116,9 +164,28 @@ def add(model, x_BTD, inputs):
     x_BTA = x_BTA.astype(x_BTD.dtype)
     if model.cfg.projector == 'linear':
       x_BTD = x_BTD + _matmul('BTA,AD->BTD', x_BTA, getattr(model, f'{kind.place}_{kind.letter}D'))
+      continue
+    y_BTD = getattr(model, f'{kind.place}_projector')(x_BTA)
+    if PROJECTORS[model.cfg.projector].replaces:
+      x_BTD = jnp.where((x_BTA != 0).any(-1, keepdims=True), y_BTD, x_BTD)
     else:
-      x_BTD = x_BTD + getattr(model, f'{kind.place}_projector')(x_BTA)
+      x_BTD = x_BTD + y_BTD
   return x_BTD
 
 
-PROJECTORS = {'linear': None, 'mlp': MLP, 'pool': Pool, 'resampler': Resampler}
+class Projector(NamedTuple):
+  """A row of PROJECTORS."""
+
+  build: Callable | None  # (cfg, letter of the width) -> module; None: one matrix of the model itself
+  replaces: bool = False  # its vectors replace the embeddings instead of being added to them
+
+
+PROJECTORS = {
+  'linear': Projector(None),
+  'mlp': Projector(MLP),
+  'pool': Projector(Pool),
+  'resampler': Projector(Resampler),
+  'llava': Projector(Llava, replaces=True),
+  'paligemma': Projector(PaliGemma, replaces=True),
+  'gemma3': Projector(Gemma3, replaces=True),
+}

@@ -38,7 +38,7 @@ from gpt_jax.runs.text_table import join_some
 
 # Allowed in a folder before its first run: a study's arm.json, caches, logs of a shell or scheduler,
 # and files of a start that failed.
-IGNORED_FILES = ('arm.json', 'cache', 'tokenizer', *trackers.TRACKERS, '*.log', '*.out', '*.err')
+IGNORED_FILES = ('arm.json', 'cache', 'tokenizer', 'encoder', *trackers.TRACKERS, '*.log', '*.out', '*.err')
 # Types of what readers use of a result: the file may come from anywhere.
 EVALUATION = {'task': str, 'metric': str}
 RESULT = {

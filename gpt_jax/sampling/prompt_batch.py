@@ -10,6 +10,7 @@ import numpy as np
 from gpt_jax.model import gpt
 from gpt_jax.model.continuous import KINDS
 from gpt_jax.tokenizers import grammar as grammars
+from gpt_jax.tokenizers import layout
 
 
 class Prompt(NamedTuple):
@@ -18,7 +19,9 @@ class Prompt(NamedTuple):
   ids: Any  # int [P]
   patches: Any = None  # float32 [P, A]; features at its `patch` ids, 0 elsewhere
   frames: Any = None  # float32 [P, M]; features at its `frame` ids, 0 elsewhere
-  prefix: bool = False  # whether tokens up to sep attend to each other both ways, as in training
+  prefix: Any = (
+    False  # True: tokens up to sep attend to each other both ways; 'prefix': all, 'items': of media
+  )
   vectors: Any = None  # float32 [P, U]; features at its `vector` ids, 0 elsewhere
 
 
@@ -70,7 +73,14 @@ def batch_prompts(model_cfg, prompts, cfg, grammar, P):
   batch = {'positions_BT3': positions_BP3}
   condition_BP = grammars.condition_mask(grammar, ids_BP, lengths_B)
   if any(p.prefix for p in prompts):
-    batch['prefix_BT'] = condition_BP & np.array([p.prefix for p in prompts])[:, None]
+    own_BP = np.arange(P)[None] < lengths_B[:, None]
+    groups = {
+      True: condition_BP,
+      'prefix': own_BP,
+      'items': layout.items_of(ids_BP, grammar),
+      False: condition_BP * 0,
+    }
+    batch['prefix_BT'] = np.stack([groups[p.prefix][row] for row, p in enumerate(prompts)]).astype(np.int32)
   batch |= continuous_inputs(model_cfg, prompts, grammar, ids_BP)
   input_ids_BP, guidance_B = ids_BP, None
   if cfg.guidance != 1.0:

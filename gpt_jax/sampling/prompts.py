@@ -18,7 +18,7 @@ from gpt_jax.model.continuous import KINDS
 from gpt_jax.runs.progress import Progress
 from gpt_jax.runs.text_table import join_some
 from gpt_jax.sampling import completions, prompt_batch, validate
-from gpt_jax.sampling.prompt_templates import ARROW, match_template, trained_templates
+from gpt_jax.sampling.prompt_templates import ARROW, PromptTemplate, match_template, trained_templates
 from gpt_jax.tokenizers import grammar as grammars
 from gpt_jax.tokenizers.chat_template import SPECIALS, ChatTemplate, Rendering
 from gpt_jax.tokenizers.text import UnknownCharacter
@@ -39,13 +39,21 @@ def build_prompt(
 
   Raises ValueError where no template takes these inputs or several encode them differently.
   """
-  pieces = match_template(trained_templates(run.cfg, source), text, images, sounds, to, vectors)
+  candidates = trained_templates(run.cfg, source)
+  if run.tokenizers.places and (images or sounds) and not source:
+    candidates = [
+      *candidates,
+      PromptTemplate('{prompt:parts}'),
+    ]  # an imported model takes any text with media
+  pieces = match_template(candidates, text, images, sounds, to, vectors)
   if pieces is None:
     return prompt_batch.Prompt(
       completions.encode_prompt(
         run.tokenizers, text, begin or completions.begin_special(run.cfg, run.tokenizers)
       )
     )
+  if run.tokenizers.places and ARROW not in pieces:
+    pieces = [*pieces, ARROW]
   try:
     return encode(run, [decode_media(run.tokenizers, pieces, notes=notes)], to)[0]
   except UnknownCharacter as error:
@@ -81,7 +89,8 @@ def build_chat(run, messages):
   chat_source(run)
   pieces = templates.chat_pieces(messages, 'messages', 'the conversation')
   check_pieces(run.tokenizers, pieces, 'the conversation')
-  text = ChatTemplate.of(run.tokenizers.text).render(json.loads(pieces[0].value), add_generation_prompt=True)
+  template = ChatTemplate.of(run.tokenizers.text, run.tokenizers.media_marks)
+  text = template.render(json.loads(pieces[0].value), add_generation_prompt=True)
   check_places(Rendering(text), pieces, 'the conversation')
   return encode(run, [[Piece('chat', Rendering(text)), *pieces[1:]]], 'text')[0]
 
@@ -121,7 +130,8 @@ def encode(run, beginnings, to):
       if (values := getattr(encoded, name)) is not None:
         features[name] = np.zeros((len(ids), values.shape[1]), np.float32)
         features[name][ids == special(kind.place)] = values
-    prompts.append(prompt_batch.Prompt(ids.tolist(), prefix=run.cfg.data.prefix, **features))
+    prefix = {'causal': run.cfg.data.prefix, 'prefix': 'prefix', 'items': bool(features) and 'items'}
+    prompts.append(prompt_batch.Prompt(ids.tolist(), prefix=prefix[run.tokenizers.mask], **features))
   return prompts
 
 

@@ -9,11 +9,12 @@ import numpy as np
 
 from gpt_jax.model.continuous import KINDS
 from gpt_jax.tokenizers import audio as audio_tokenizers
-from gpt_jax.tokenizers import base, readers, text
+from gpt_jax.tokenizers import base, chat_template, readers, text
 from gpt_jax.tokenizers import image as image_tokenizers
 from gpt_jax.tokenizers.base import MODALITIES, MediaTokenizer, StreamDecoder, TextTokenizer
 from gpt_jax.tokenizers.codebook_patterns import PATTERNS, tail_book
 from gpt_jax.tokenizers.layout import Layout
+from gpt_jax.tokenizers.processors import Places
 from gpt_jax.tokenizers.vocabulary import SPECIALS, Vocabulary
 
 
@@ -116,12 +117,34 @@ class Tokenizers:
   def reader(self, kind: str):
     """Return what makes a kind of media or of continuous input, or None if nothing does."""
     modality = {'codes': 'audio'}.get(kind, KINDS[kind].modality if kind in KINDS else kind)
-    found = self.readers.get(kind) or self.media.get(modality)
+    found = self.readers.get(self.kind_of(kind)) or self.media.get(modality)
     lacks = {
       'audio': lambda: not getattr(found, 'sample_rate', 1),
       'frames': lambda: not hasattr(found, 'feature_width'),
     }
     return None if found is not None and kind in lacks and lacks[kind]() else found
+
+  def kind_of(self, kind: str) -> str:
+    """Return the kind as which media are read: an imported model may read images only as patches."""
+    own = {KINDS[name].modality: name for name in self.places}
+    return kind if kind in self.media else own.get(kind, kind)
+
+  @property
+  def places(self) -> dict[str, Places]:
+    """How media stand in the texts of an imported model of several modalities, by kind; {} for others."""
+    places = {kind: getattr(reader, 'places', None) for kind, reader in self.readers.items()}
+    return {kind: place for kind, place in places.items() if place is not None}
+
+  @property
+  def media_marks(self) -> tuple[tuple[str, str], ...]:
+    """Pairs (what stands for an item in the chat template of an imported model, character of MEDIA)."""
+    own = {KINDS[kind].modality: place.mark for kind, place in self.places.items()}
+    return tuple((mark, chat_template.MEDIA[modality]) for modality, mark in own.items())
+
+  @property
+  def mask(self) -> str:
+    """The mask of prompts: of Places, causal for others."""
+    return next((place.mask for place in self.places.values()), 'causal')
 
   @property
   def modalities(self) -> tuple[str, ...]:
@@ -238,8 +261,11 @@ class Tokenizers:
     base.write_file(pathlib.Path(folder) / 'vocabulary.json', base.to_json(content, indent=2))
 
   @classmethod
-  def load(cls, folder) -> 'Tokenizers':
-    """Read what `save` wrote; FileNotFoundError or ValueError if it was altered."""
+  def load(cls, folder, run=None) -> 'Tokenizers':
+    """Read what `save` wrote; FileNotFoundError or ValueError if it was altered.
+
+    run: the run folder, where the folder is not in it.
+    """
     fix = 'name a folder that Tokenizers.save wrote, and restore it if a file was altered'
     path = pathlib.Path(folder).expanduser() / 'vocabulary.json'
     saved = base.read_json(path, fix)
@@ -254,7 +280,7 @@ class Tokenizers:
     has = {kind.rstrip('0123456789') for kind in vocabulary.kinds}
     image = image_tokenizers.load(folder) if 'image' in has else None
     audio = audio_tokenizers.load(folder) if 'audio' in has else None
-    return cls(vocabulary, text.load(folder), image, audio, readers.load(folder))
+    return cls(vocabulary, text.load(folder), image, audio, readers.load(folder, run))
 
 
 ENDS = {'image': ('eoi', 'patch'), 'audio': ('eoa', 'frame')}

@@ -24,6 +24,7 @@ SPECIALS = {'bot': '\ufdd6', 'eot': '\ufdd7'}
 MARKS = re.compile('[\ufdd0-\ufdd3]')
 RESERVED = re.compile('[\ufdd0-\ufdd7]')
 PLACES = re.compile(f'([{"".join([*MEDIA.values(), *SPECIALS.values()])}])')
+PARTS = re.compile(r"""\[['"]type['"]\]|\.type\b|selectattr\(\s*['"]type""")  # it reads lists of typed parts
 GENERATION = re.compile(r'\{%-?\s*generation\s*-?%\}')
 DEFAULT = (
   "{% for message in messages %}{{ bot + message['role'] + '\n' + message['content'] + eot }}{% endfor %}"
@@ -46,12 +47,13 @@ class ChatTemplate:
 
   source: str = DEFAULT
   tokens: tuple[tuple[str, str], ...] = tuple(SPECIALS.items())  # variables, such as bos_token
+  media: tuple[tuple[str, str], ...] = ()  # (what it writes for one of the media, character of MEDIA)
 
   @classmethod
-  def of(cls, text_tokenizer) -> 'ChatTemplate':
-    """Return the template of a text tokenizer, else our own."""
+  def of(cls, text_tokenizer, media: tuple[tuple[str, str], ...] = ()) -> 'ChatTemplate':
+    """Return the template of a text tokenizer, else our own. media: of Tokenizers.media_marks."""
     source = text_tokenizer.chat_template
-    return cls(source, tuple(text_tokenizer.special_tokens().items())) if source else cls()
+    return cls(source, tuple(text_tokenizer.special_tokens().items()), media) if source else cls()
 
   def render(self, messages: list[dict], add_generation_prompt: bool = False, marks: bool = False) -> str:
     """Return a conversation as text, with the beginning of a reply if asked.
@@ -60,14 +62,19 @@ class ChatTemplate:
     """
     import jinja2
 
+    if self.media and PARTS.search(self.source):
+      messages = [_in_parts(message) for message in messages]
     try:
-      return _compile(self.source, marks).render(
+      text = _compile(self.source, marks).render(
         messages=messages,
         tools=None,
         documents=None,
         add_generation_prompt=add_generation_prompt,
         **dict(self.tokens),
       )
+      for mark, character in self.media:
+        text = text.replace(mark, character)
+      return text
     except (jinja2.TemplateError, TypeError) as error:  # TypeError: it joins text with a missing content
       cause = ' '.join(str(error).split())
       raise ValueError(f'the chat template refuses this conversation: {cause}\n{FIX}') from error
@@ -119,6 +126,24 @@ class ChatTemplate:
       return self._span(PROBE, 1, self.render(PROBE))[2]
     except ValueError:
       return ''
+
+
+def _in_parts(message: dict) -> dict:
+  """Return a message whose content is a list of typed parts, as templates of several modalities read it."""
+  if not isinstance(content := message.get('content'), str):
+    return message
+  kinds, parts, first = {character: kind for kind, character in MEDIA.items()}, [], ''
+  for part in filter(None, re.split(f'([{"".join(kinds)}])', content)):
+    if part in kinds:
+      parts.append({'type': kinds[part]})
+    elif MARKS.sub('', part):
+      parts.append({'type': 'text', 'text': first + part})
+      first = ''
+    elif parts and parts[-1]['type'] == 'text':  # a mark alone is no part of its own
+      parts[-1]['text'] += part
+    else:
+      first = part
+  return {**message, 'content': parts}
 
 
 def _mark(message: dict, first: str, last: str) -> dict:

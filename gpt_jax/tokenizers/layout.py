@@ -47,7 +47,7 @@ class Layout:
     named = dict(vocabulary.specials)
     ids = {name: named[name] for name in NAMES if name in named}
     image, audio = tokenizers.image, tokenizers.audio
-    if 'patches' in tokenizers.readers:
+    if 'patches' in tokenizers.readers and 'patches' not in tokenizers.places:
       ids['grid'] = tuple(tokenizers.readers['patches'].grid)
     if image is not None:
       ids |= dict(image=_span(vocabulary, image), grid=tuple(image.grid), image_books=len(image.codebooks))
@@ -117,6 +117,16 @@ class Layout:
     place_BW3 = np.stack([np.zeros_like(rank_BW), rank_BW // columns, rank_BW % columns], -1)
     positions_BW3 = clock_BW[..., None] + np.where(code_BW[..., None], place_BW3, 0)
     return np.where(segments_BW[..., None] > 0, positions_BW3, 0).astype(np.int32)
+
+
+def items_of(ids_BW, layout):
+  """Return 1, 2, .. for the places of the first, second .. picture or sound of a row, 0 elsewhere.
+
+  layout: what has the ids of places: a Layout, or a Grammar.
+  """
+  is_place_BW = np.isin(ids_BW, [getattr(layout, name) for name in ('patch', 'frame')])
+  begins_BW = is_place_BW & ~np.pad(is_place_BW, ((0, 0), (1, 0)))[:, :-1]
+  return np.where(is_place_BW, np.cumsum(begins_BW, 1), 0).astype(np.int32)
 
 
 def _span(vocabulary, tokenizer) -> tuple[int, int]:

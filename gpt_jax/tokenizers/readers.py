@@ -2,7 +2,8 @@
 
 A pretrained encoder reads pictures (patches) or sounds (frames): frozen, run once over the data, its outputs
 kept in the token cache, whose key holds the hash of its weights. Arrays of the data (vectors) are taken as
-they are. A reader is saved as a row of readers.json; the weights of an encoder stay where they are.
+they are. A reader is saved as a row of readers.json; the weights of an encoder stay where they are, those of
+an imported model of several modalities in its run folder.
 
 Letters: N vectors of an item, U numbers of one, P places, k vectors side by side in a place.
 """
@@ -17,13 +18,16 @@ import pathlib
 import numpy as np
 
 from gpt_jax.tokenizers import base
+from gpt_jax.tokenizers.processors import Pixels, Places, read_pixels
 from gpt_jax.tokenizers.settings import check_fields
 
 FILE = 'readers.json'
 CONFIG, PROCESSOR = 'config.json', 'preprocessor_config.json'  # of an encoder's folder
+PROCESSORS = 'processor_config.json'
 BATCH = 8  # pictures, or windows of sound, that an encoder takes at a time
 LONGEST = 600.0  # seconds of a sound
 KEPT = 1 << 28  # bytes of outputs that a process keeps: sources may share their recordings
+RATE = 16_000  # Hz, of sounds
 PER_POSITION = 320  # samples of an output of Whisper's encoder: 50 a second
 
 
@@ -75,10 +79,28 @@ class VectorReader:
 class EncoderReader:
   """The outputs of a pretrained encoder: of patches of a picture, or of a sound in windows."""
 
-  def __init__(self, path: str, digest: str, config: dict, layer: int, stack: int, seconds: float, pixels=()):
-    """digest: of the weights. config: the encoder's config.json. pixels: mean and deviation by channel."""
+  def __init__(
+    self,
+    path: str,
+    digest: str,
+    config: dict,
+    layer: int,
+    stack: int,
+    seconds: float,
+    pixels=(),
+    pool: int = 1,
+    has_class: bool = False,
+    places: dict | None = None,
+  ):
+    """digest: of the weights. config: the encoder's config.json. pixels: the fields of Pixels.
+
+    Of an imported model: pool: outputs along a side, or in a row of a sound, whose mean is one vector;
+    has_class: the class token is one, too; places: the fields of Places.
+    """
     self.path, self.digest, self.config = path, digest, config
-    self.layer, self.stack, self.seconds, self.pixels = layer, stack, seconds, pixels
+    self.layer, self.stack, self.seconds, self.pixels = layer, stack, seconds, list(pixels)
+    self.pool, self.has_class = pool, has_class
+    self.places = Places(**places) if places else None
     self._kept = {}  # digest of an item -> its outputs
 
   @classmethod
@@ -97,22 +119,16 @@ class EncoderReader:
       )
     if modality == 'audio':
       return cls(str(folder), weights_digest(folder), config, cfg.layer, cfg.stack, cfg.seconds)
-    family = families.FAMILIES[spec.family]
-    saved = base.read_json(folder / PROCESSOR, fix, {}) if (folder / PROCESSOR).exists() else {}
-    if not (saved.get('do_normalize', True) and saved.get('do_rescale', True)):
-      raise ValueError(
-        f'{folder / PROCESSOR} turns rescaling or normalization off, which is not supported\n'
-        'fix: use an encoder whose pictures are rescaled and normalized'
-      )
-    channels = dict(spec.sizes)['A']
-    pixels = [saved.get('image_mean', family.mean), saved.get('image_std', family.deviation)]
-    pixels = [list(map(float, values))[:channels] for values in pixels]
+    pixels = picture_preparation(folder, spec)
     return cls(str(folder), weights_digest(folder), config, cfg.layer, 1, 0.0, pixels)
 
   def fields(self) -> dict:
     """Return all that the outputs depend on, and where the weights are."""
-    names = ('path', 'digest', 'config', 'layer', 'stack', 'seconds', 'pixels')
-    return {name: getattr(self, name) for name in names}
+    fields = {name: getattr(self, name) for name in FIELDS}
+    if self.places is None:
+      return fields
+    places = dataclasses.asdict(self.places)
+    return fields | {'pool': self.pool, 'has_class': self.has_class, 'places': places}
 
   @property
   def hash(self) -> str:
@@ -138,17 +154,18 @@ class EncoderReader:
 
   @property
   def form(self) -> tuple:
-    """(Y, X, A) of pictures, (rate in Hz, most seconds) of sounds."""
+    """(Y, X, A) of pictures and how they are resized, (rate in Hz, most seconds) of sounds."""
     if self.spec.modality == 'audio':
-      return 16_000, LONGEST
-    sizes = dict(self.spec.sizes)
-    return (*(count * sizes['Y'] for count in self.grid), sizes['A'])
+      return RATE, LONGEST if self.places is None else self.window / RATE
+    pixels = Pixels(*self.pixels)
+    how = (pixels.resample, pixels.shorter)
+    return (*picture_size(self.spec), *(how if how != Pixels((), ())[2:] else ()))
 
   @property
   def window(self) -> int:
     """The samples of a window of sound."""
     longest = self.spec.cfg.context * PER_POSITION
-    return min(math.ceil(self.seconds * self.form[0] / PER_POSITION) * PER_POSITION or longest, longest)
+    return min(math.ceil(self.seconds * RATE / PER_POSITION) * PER_POSITION or longest, longest)
 
   @functools.cached_property
   def encoder(self):
@@ -174,19 +191,24 @@ class EncoderReader:
   def _encode(self, items):
     """Return the features of items that are not kept."""
     if self.spec.modality == 'image':
-      return [output[-math.prod(self.grid) :] for output in self._outputs(items, self._normalize)]
+      return [self._of_picture(output) for output in self._outputs(items, Pixels(*self.pixels).normalize)]
     size = self.window
     parts = [[wave[start : start + size] for start in range(0, max(1, len(wave)), size)] for wave in items]
     flat = [part for wave_parts in parts for part in wave_parts]
     outputs = self._outputs(flat, lambda part: np.pad(part, (0, size - len(part))))
-    lengths = (max(1, -(-len(part) // PER_POSITION)) for part in flat)
+    lengths = (max(1, -(-len(part) // PER_POSITION) // self.spec.pool) for part in flat)
     outputs = (output[:length] for output, length in zip(outputs, lengths, strict=True))
     return [stacked(np.concatenate([next(outputs) for _ in wave_parts]), self.stack) for wave_parts in parts]
 
-  def _normalize(self, image):
-    """uint8 -> float32 of about mean 0 and deviation 1."""
-    mean, deviation = np.asarray(self.pixels, np.float32)
-    return (image.astype(np.float32) / np.float32(255) - mean) / deviation
+  def _of_picture(self, output_TD):
+    """Return the vectors [P, D] of a picture: without the class token, or with it; means of squares."""
+    if self.has_class:
+      return output_TD
+    (rows, columns), k = self.grid, self.pool
+    output_TD = output_TD[-rows * columns :]
+    if k == 1:
+      return output_TD
+    return output_TD.reshape(rows // k, k, columns // k, k, -1).mean((1, 3)).reshape(-1, output_TD.shape[1])
 
   def _outputs(self, items, prepare):
     """Yield the outputs [T, D] of each item; prepare: item -> array of one shape.
@@ -201,6 +223,48 @@ class EncoderReader:
       if self.spec.modality == 'audio':
         batch = log_mel.log_mel(batch, dict(self.spec.sizes)['M'])
       yield from encoder.run(self.encoder, batch)[: len(items) - start]
+
+
+FIELDS = ('path', 'digest', 'config', 'layer', 'stack', 'seconds', 'pixels')
+
+
+def picture_size(spec) -> tuple[int, int, int]:
+  """Return (Y, X, A) of the pictures of an encoder."""
+  rows, columns = spec.grid
+  return rows * spec.side, columns * spec.side, dict(spec.sizes)['A']
+
+
+def picture_preparation(folder: pathlib.Path, spec, is_exact: bool = False) -> list:
+  """Return the fields of Pixels of the preprocessor_config.json of an encoder's folder, or of its family.
+
+  is_exact: as processors.read_pixels takes it.
+  """
+  from gpt_jax.interop.encoders import families
+
+  family, fix = families.FAMILIES[spec.family], 'restore preprocessor_config.json'
+  saved = base.read_json(folder / PROCESSOR, fix, {}) if (folder / PROCESSOR).exists() else None
+  if saved is None and (folder / PROCESSORS).exists():  # of a whole model, as transformers 5 writes it
+    saved = base.read_json(folder / PROCESSORS, fix, {'image_processor?': dict}).get('image_processor')
+  *size, channels = picture_size(spec)
+  pixels = Pixels(family.mean, family.deviation)
+  if saved is not None:
+    pixels = read_pixels(saved, folder / PROCESSOR, tuple(size), pixels, is_exact)
+  fields = [[*pixels.mean[:channels]], [*pixels.deviation[:channels]], pixels.resample, pixels.shorter]
+  return fields if pixels[2:] != Pixels((), ())[2:] else fields[:2]
+
+
+def check_sounds(folder: pathlib.Path, spec) -> None:
+  """Raise ValueError unless the feature extractor of an encoder's folder makes Whisper's log-mel bands."""
+  saved, fix = {}, 'use a model whose sounds are prepared as those of Whisper'
+  for name, key in ((PROCESSOR, ''), (PROCESSORS, 'feature_extractor')):
+    if (folder / name).exists():
+      content = base.read_json(folder / name, fix, dict)
+      saved = content.get(key, saved) if key else content
+  expected = {'sampling_rate': RATE, 'hop_length': 160, 'n_fft': 400}
+  expected |= {'feature_size': dict(spec.sizes)['M'], 'n_samples': spec.cfg.context * PER_POSITION}
+  for key, value in expected.items():
+    if saved.get(key, value) != value:
+      raise ValueError(f'{folder}: {key}={saved[key]} of the feature extractor is not {value}\nfix: {fix}')
 
 
 def stacked(vectors_NU: np.ndarray, stack: int) -> np.ndarray:
@@ -240,15 +304,22 @@ def weights_digest(folder: pathlib.Path) -> str:
 
 
 def save(readers: dict, folder) -> None:
-  """Write {kind: reader} into a folder."""
-  content = {kind: reader.fields() for kind, reader in readers.items()}
+  """Write {kind: reader} into a folder; the path of an encoder in the same run is relative to the run."""
+  content, run = {kind: reader.fields() for kind, reader in readers.items()}, pathlib.Path(folder).parent
+  for fields in content.values():
+    if 'path' in fields and pathlib.Path(fields['path']).is_relative_to(run.absolute()):
+      fields['path'] = str(pathlib.Path(fields['path']).relative_to(run.absolute()))
   base.write_file(pathlib.Path(folder) / FILE, base.to_json(content, indent=2))
 
 
-def load(folder) -> dict:
-  """Read what `save` wrote; {} where there is nothing."""
+def load(folder, run=None) -> dict:
+  """Read what `save` wrote; {} where there is nothing. run: the run folder; None: that of the folder."""
   path = pathlib.Path(folder).expanduser() / FILE
   if not path.exists():
     return {}
   content = base.read_json(path, base.FIX, {str: dict})
+  run = path.parent.parent if run is None else pathlib.Path(run)
+  for fields in content.values():
+    if 'path' in fields:
+      fields['path'] = str(run.absolute() / fields['path'])
   return {kind: (VectorReader if kind == 'vectors' else EncoderReader)(**f) for kind, f in content.items()}

@@ -1,5 +1,7 @@
 """Projectors: definitions in numpy, zeros add zeros, and their errors."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -44,7 +46,23 @@ def resampler(p, x):
   return np.einsum('BTHK,HKD->BTD', heads, p['frame_projector/out_HKD'])
 
 
+def llava(p, x):
+  h = x @ p['frame_projector/up_AI'] + p['frame_projector/up_bias_I']
+  gelu = 0.5 * h * (1 + np.vectorize(math.erf)(h / np.sqrt(2)))
+  return gelu @ p['frame_projector/down_ID'] + p['frame_projector/down_bias_D']
+
+
+def paligemma(p, x):
+  return x @ p['frame_projector/out_AD'] + p['frame_projector/out_bias_D']
+
+
+def gemma3(p, x):
+  x = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-5)
+  return x * (1 + p['frame_projector/scale_A']) @ p['frame_projector/out_AD']
+
+
 REFERENCES = {'linear': linear, 'mlp': mlp, 'pool': pool, 'resampler': resampler}
+REFERENCES |= {'llava': llava, 'paligemma': paligemma, 'gemma3': gemma3}  # in the place of embeddings
 
 
 @pytest.mark.parametrize('projector', projectors.PROJECTORS)
@@ -55,12 +73,16 @@ def test_projectors_equal_their_definitions(projector):
   before_BTD = np.ones((2, 5, 16), np.float32)
   after_BTD = np.asarray(projectors.add(model, before_BTD, {'frames_BTM': x_BTM, 'patches_BTA': None}))
   np.testing.assert_array_equal(after_BTD[:, 2:4], before_BTD[:, 2:4])
-  expected_BTD = before_BTD + REFERENCES[projector](models.params(model), x_BTM)
+  expected_BTD = REFERENCES[projector](models.params(model), x_BTM)
+  if projectors.PROJECTORS[projector].replaces:
+    expected_BTD[:, 2:4] = before_BTD[:, 2:4]
+  else:
+    expected_BTD = before_BTD + expected_BTD
   assert np.abs(expected_BTD - before_BTD).max() > 0.1
   np.testing.assert_allclose(after_BTD, expected_BTD, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('projector', ['mlp', 'resampler'])
+@pytest.mark.parametrize('projector', ['mlp', 'resampler', 'llava', 'gemma3'])
 def test_half_precision_computes(projector):
   model = gpt.param_trees.cast(model_of(projector), 'bfloat16')
   x_BTM = np.ones((1, 2, WIDTH), np.float32)

@@ -4,7 +4,7 @@ Letters: B items, T positions, D width, J frames, M mel bands, W width of a conv
 rows and columns of patches, Y X A rows, columns and channels of a patch.
 
 Sources: Whisper (Radford et al. 2022); ViT (Dosovitskiy et al. 2020); CLIP (Radford et al. 2021); SigLIP
-(Zhai et al. 2023); DINOv2 (Oquab et al. 2023).
+(Zhai et al. 2023); DINOv2 (Oquab et al. 2023); Qwen2-Audio (Chu et al. 2024).
 """
 
 import functools
@@ -56,6 +56,8 @@ class Encoder(nnx.Module):
     both_ways_1T = jnp.ones_like(order_1T, bool)
     mask = Mask(order_1T, order_1T, prefix=(both_ways_1T, both_ways_1T))
     x_BTD, _ = jax.lax.scan(lambda x_BTD, block: (block(x_BTD, mask, None)[0], None), x_BTD, self.blocks)
+    if (k := self.spec.pool) > 1:
+      x_BTD = x_BTD[:, : x_BTD.shape[1] // k * k].reshape(len(x_BTD), -1, k, x_BTD.shape[2]).mean(2)
     return x_BTD if self.final_norm is None else self.final_norm(x_BTD)
 
   def _frames(self, x_BJM):

@@ -7,7 +7,7 @@ two matrices of the MLP, DINOv2's layer scale into the outputs of both branches.
 Letters: those of interop/tensors.py; of the stem W width of a convolution, I = D its inputs, M mel bands;
 Y X A rows, columns and channels of a patch.
 
-Source: transformers 5, `models/{whisper,vit,clip,siglip,dinov2}/`.
+Source: transformers 5, `models/{whisper,qwen2_audio,vit,clip,siglip,dinov2}/`.
 """
 
 import re
@@ -35,6 +35,7 @@ class Spec(NamedTuple):
   grid: tuple = ()  # rows and columns of patches; () = a sound
   is_quick: bool = False  # whether the activation is quick GELU
   has_final_norm: bool = True
+  pool: int = 1  # outputs in a row whose mean goes to the final norm
 
   @property
   def modality(self) -> str:
@@ -57,6 +58,7 @@ class Family(NamedTuple):
   has_class: bool = False  # a class token stands before the patches
   has_pre_norm: bool = False  # a norm stands before the blocks
   has_final_norm: bool = True
+  pool: int = 1  # outputs in a row whose mean goes to the final norm
   scales: dict = {}  # {path of our parameter: tensor that multiplies its outputs}
   older: tuple = ()  # (regex, replacement): names in older files
   mean: tuple = (0.5, 0.5, 0.5)  # of pixels between 0 and 1
@@ -111,6 +113,7 @@ WHISPER = Family(
   },
   defaults={'num_mel_bins': 80, 'max_source_positions': 1500, 'activation_function': 'gelu'},
 )
+QWEN2_AUDIO = WHISPER._replace(defaults=WHISPER.defaults | {'num_mel_bins': 128}, pool=2)
 VISION = {
   'width': 'hidden_size',
   'layers': 'num_hidden_layers',
@@ -201,6 +204,7 @@ DINOV2 = VIT._replace(
 )
 FAMILIES = {
   'whisper': WHISPER,
+  'qwen2_audio_encoder': QWEN2_AUDIO,
   'vit': VIT,
   'dinov2': DINOV2,
   'clip_vision_model': CLIP,
@@ -246,7 +250,8 @@ def read_spec(hf: dict, layer: int = 0) -> Spec:
   is_quick, fields['mlp'] = fields['mlp'] == 'quick_gelu', ACTIVATIONS[fields['mlp']]
   if hf.get('use_swiglu_ffn'):
     fields['mlp'] = 'swiglu'
-  stem = _sound(hf, fields) if name == 'whisper' else _picture(hf, family, fields)
+  is_sound = 'conv1_WMD' in family.tensors
+  stem = _sound(hf, fields) if is_sound else _picture(hf, family, fields)
   cfg = ModelConfig(
     **fields | {'layers': layer or fields['layers']},
     norm='layernorm',
@@ -259,7 +264,7 @@ def read_spec(hf: dict, layer: int = 0) -> Spec:
     remat='none',
     unroll='off',
   )
-  return Spec(name, cfg, *stem, is_quick, family.has_final_norm and not layer)
+  return Spec(name, cfg, *stem, is_quick, family.has_final_norm and not layer, family.pool)
 
 
 def _sound(hf, fields):

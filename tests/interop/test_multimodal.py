@@ -1,0 +1,236 @@
+"""Models of several modalities equal those of transformers: random weights of odd shapes, each family."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from gpt_jax import config, train
+from gpt_jax.data import media_io, templates
+from gpt_jax.data.documents import decode_media, encode_batch
+from gpt_jax.data.templates import Piece
+from gpt_jax.evaluation import trained
+from gpt_jax.interop import huggingface
+from gpt_jax.model import continuous
+from gpt_jax.sample import SampleConfig
+from gpt_jax.sampling import completions, prompt_batch, prompts
+from gpt_jax.tokenizers import processors, readers
+from tests import wholes
+from tests.interop.test_interop import hf
+
+__all__ = ['hf']  # the fixture
+PROMPTS = {
+  'llava': 'USER : {image} \n what is this ? ASSISTANT :',
+  'paligemma': '{image} what is this',
+  'gemma3': 'what is this ? {image} and {image} \n one',  # two pictures: each sees itself both ways
+  'qwen2_audio': '<begin> {audio} <end> \n what is this ?',
+}
+NEW = 8  # tokens
+
+
+SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in PROMPTS if family != 'llava']
+
+
+@pytest.fixture(scope='module', params=['llava', *SLOW])
+def whole(request, hf, tmp_path_factory):
+  """(transformers' model and processor, source folder, run folder, prompt)."""
+  folder = tmp_path_factory.mktemp(request.param)
+  source, workdir = folder / 'source', folder / 'run'
+  theirs = wholes.write(hf, request.param, source)
+  huggingface.import_run(source, workdir)
+  return *theirs, source, workdir, PROMPTS[request.param]
+
+
+def media_of(prompt, number):
+  """Arguments of `build_prompt`: as many pictures or sounds as a prompt has places."""
+  if '{audio}' in prompt:
+    return {'sounds': [wholes.sounds()[number]]}
+  return {'images': [wholes.pictures()[number], wholes.pictures(1)[0]][: prompt.count('{image}')]}
+
+
+def their_inputs(processor, run, prompt, images=(), sounds=()):
+  """The batch of transformers' processor."""
+  mark = next(iter(run.tokenizers.places.values())).mark
+  media = {'audio': list(sounds), 'sampling_rate': 16_000} if sounds else {'images': list(images)}
+  text = prompt.replace('{image}', mark).replace('{audio}', mark)
+  return processor(text=text, **media, return_tensors='pt')
+
+
+def our_logits(run, prompt):
+  """The logits [T, V] of a Prompt in one forward pass."""
+  grammar = completions.build_grammar(run.tokenizers, run.model.cfg.V)
+  batch = prompt_batch.batch_prompts(
+    run.model.cfg, [prompt], SampleConfig(max_new_tokens=1), grammar, len(prompt.ids)
+  )
+  return np.asarray(run.model(batch.input_ids_BP, **batch.inputs).logits_BTV)[0]
+
+
+def test_logits_and_texts_equal_those_of_transformers(whole):
+  import torch
+
+  model, processor, _, workdir, prompt = whole
+  run = trained.load(workdir)
+  vocabulary = run.tokenizers.vocabulary
+  # The ids that a grammar excludes: specials, places of pictures, and rows that no token has.
+  never = np.flatnonzero(~vocabulary.allowed(['text', 'eos'])[: model.config.text_config.vocab_size]).tolist()
+  media = media_of(prompt, 1)
+  inputs = their_inputs(processor, run, prompt, **media)
+  ours = prompts.build_prompt(run, prompt, **media)
+  assert ours.ids == inputs['input_ids'][0].tolist()
+  with torch.no_grad():
+    expected = model(**inputs).logits[0].numpy()
+    new = model.generate(**inputs, max_new_tokens=NEW, do_sample=False, suppress_tokens=never)
+  actual = our_logits(run, ours)[:, : expected.shape[1]]
+  assert expected.std() > 0.1
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+  [[(ids, _)]] = completions.generate_ids(
+    run.model, run.tokenizers, [ours], SampleConfig(max_new_tokens=NEW, temperature=0.0)
+  )
+  assert ids == new[0, len(ours.ids) :].tolist()
+  text = run.generate([{'text': prompt, **media}], max_new_tokens=NEW, temperature=0.0)
+  assert text[0].split() == run.tokenizers.decode_text(ids).split()
+
+
+def test_media_are_prepared_as_by_transformers(whole):
+  _, processor, _, workdir, prompt = whole
+  run = trained.load(workdir)
+  if '{audio}' in prompt:
+    for wave in wholes.sounds():
+      expected = their_inputs(processor, run, prompt, sounds=[wave])['input_ids'][0].tolist()
+      assert prompts.build_prompt(run, prompt, sounds=[wave]).ids == expected
+    return
+  pixels = processors.Pixels(*run.tokenizers.readers['patches'].pixels)
+  rng = np.random.default_rng(2)
+  pictures = wholes.pictures(3, [tuple(rng.integers(7, 80, 2)) for _ in range(20)])
+  for picture in pictures:
+    repeated = [picture] * prompt.count('{image}')
+    expected = np.asarray(their_inputs(processor, run, prompt, images=repeated)['pixel_values'])
+    [piece] = decode_media(run.tokenizers, [Piece('image', picture)])
+    actual = pixels.normalize(piece.value)
+    np.testing.assert_array_equal(np.moveaxis(actual, 2, 0), expected.reshape(-1, *expected.shape[-3:])[0])
+
+
+def test_an_export_has_the_same_bytes_and_logits(whole, hf, tmp_path):
+  import torch
+
+  model, processor, source, workdir, prompt = whole
+  huggingface.export_run(workdir, tmp_path / 'out')
+  before, after = (load_file(folder / 'model.safetensors') for folder in (source, tmp_path / 'out'))
+  assert before.keys() == after.keys()
+  for name, value in before.items():
+    np.testing.assert_array_equal(after[name], value)
+  again = type(model).from_pretrained(tmp_path / 'out').eval()
+  theirs = hf.AutoProcessor.from_pretrained(tmp_path / 'out')
+  run, media = trained.load(workdir), media_of(prompt, 0)
+  with torch.no_grad():
+    expected = model(**their_inputs(processor, run, prompt, **media)).logits
+    actual = again(**their_inputs(theirs, run, prompt, **media)).logits
+  assert torch.equal(actual, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('whole', ['llava', 'qwen2_audio'], indirect=True)
+def test_adapters_and_the_projector_train_and_are_exported(whole, tmp_path):
+  _, _, source, base, prompt = whole
+  [mark] = {'{image}', '{audio}'} & set(re.findall('{.*?}', prompt))
+  rows, kind = [], {'{image}': 'patches', '{audio}': 'frames'}[mark]
+  for number in range(4):
+    [value, *_] = next(iter(media_of(prompt, number).values()))
+    name = f'{number}.{"wav" if value.ndim == 1 else "png"}'
+    content = media_io.to_wav(value, 16_000) if value.ndim == 1 else media_io.to_png(value)
+    (tmp_path / name).write_bytes(content)
+    rows.append({'item': name, 'name': ('a cat', 'a dog')[number % 2]})
+  (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  before, _, after = prompt.partition(mark)
+  template = f'{before}{{item:{kind}}}{after.replace(mark, "")} -> {{name}}'
+  cfg = config.default()
+  config.start_from(cfg, str(base), 2, length=40)
+  cfg.adapter.train = (f'^{continuous.KINDS[kind].place}_',)
+  cfg.data.mixture = {
+    'see': {
+      'kind': 'jsonl',
+      'path': str(tmp_path / 'rows.jsonl'),
+      'root': str(tmp_path),
+      'template': template,
+    }
+  }
+  cfg.data.update(packing='first_fit', valid_fraction=0.0)
+  cfg.optim.update(lr=1e-2, warmup=0)
+  cfg.train.update(steps=2, batch_size=2, eval_every=0, sample_every=0, sample_prompts=())
+  train.train(config.build(config.Config, cfg), tmp_path / 'run')
+  old, new = trained.load(base), trained.load(tmp_path / 'run')
+  assert new.tokenizers.vocabulary == old.tokenizers.vocabulary
+  media = media_of(prompt, 0)
+  one, two = (our_logits(run, prompts.build_prompt(run, prompt, **media)) for run in (old, new))
+  assert np.abs(one - two).max() > 1e-3
+  huggingface.export_run(tmp_path / 'run', tmp_path / 'out')
+  changed = load_file(tmp_path / 'out/model.safetensors')
+  same = {
+    name for name, value in load_file(source / 'model.safetensors').items() if (changed[name] == value).all()
+  }
+  assert {name for name in changed if name.startswith(('vision_tower.', 'audio_tower.'))} <= same
+  assert not any(name.startswith('multi_modal_projector.') for name in same)
+
+
+@pytest.mark.parametrize('whole', ['llava'], indirect=True)
+def test_a_conversation_has_the_ids_of_transformers(whole):
+  _, processor, _, workdir, _ = whole
+  run, picture = trained.load(workdir), wholes.pictures()[1]
+  question = [{'type': 'image'}, {'type': 'text', 'text': 'what is this ?'}]
+  theirs = [{'role': 'user', 'content': question}]
+  ours = [{'role': 'user', 'content': [{'image': picture}, {'text': 'what is this ?'}]}]
+  text = processor.apply_chat_template(theirs, add_generation_prompt=True)
+  expected = processor(text=text, images=[picture], add_special_tokens=False)['input_ids'][0]
+  prompt = prompts.build_chat(run, ours)
+  assert prompt.ids == list(expected) and prompt.patches.any(1).sum() == 9
+  pieces = templates.chat_pieces([*ours, {'role': 'assistant', 'content': 'a cat'}], 'messages', 'a test')
+  [encoded] = encode_batch(run.tokenizers, [pieces])
+  assert encoded.ids[: len(expected)].tolist() == list(expected) and encoded.patches.shape == (9, 16)
+  learned = run.tokenizers.text.decode(encoded.ids[encoded.targets > 0])
+  assert learned.split() == ['a', 'cat', '</s>']
+
+
+@pytest.mark.parametrize(
+  'family, changes, error',
+  [
+    ('llava', {'vision_feature_layer': [-2, -1]}, 'one layer of the encoder is read'),
+    ('llava', {'projector_hidden_act': 'relu'}, 'the projector has exact GELU'),
+    ('llava', {'image_token_index': 47}, 'the tokenizer has no token of this id'),
+    ('gemma3', {'mm_tokens_per_image': 9}, 'squares of 4x4 patches do not give it'),
+  ],
+)
+def test_what_is_not_held_is_refused_before_anything_is_written(family, changes, error, hf, tmp_path):
+  wholes.write(hf, family, tmp_path / 'source', **changes)
+  with pytest.raises(ValueError, match=error):
+    huggingface.import_run(tmp_path / 'source', tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_run_that_moves_takes_its_encoder_along(hf, tmp_path):
+  wholes.write(hf, 'llava', tmp_path / 'source')
+  huggingface.import_run(tmp_path / 'source', tmp_path / 'run')
+  (tmp_path / 'run').rename(tmp_path / 'moved')
+  reader = trained.load(tmp_path / 'moved').tokenizers.readers['patches']
+  assert reader.path == str(tmp_path / 'moved/encoder')
+  assert reader.features(wholes.pictures(sizes=[(15, 15)]))[0].shape == (9, 16)
+
+
+def test_a_center_is_cut_out():
+  image = wholes.pictures(sizes=[(40, 23)])[0]
+  whole, _ = media_io.read_image(image, (46, 23 * 46 // 40, 3))
+  cut, note = media_io.read_image(image, (15, 15, 3, processors.BICUBIC, 15))
+  assert cut.shape == (15, 15, 3) and note == 'resized from 23x40, cut from 15x26'
+  expected = np.asarray(Image.fromarray(image).resize((15, 26), Image.Resampling.BICUBIC))[5:20]
+  np.testing.assert_array_equal(cut, expected)
+  assert whole.shape == (46, 26, 3)
+
+
+def test_an_encoder_alone_follows_its_processor(hf, tmp_path):
+  hf.CLIPVisionModel(hf.CLIPVisionConfig(**wholes.VISION, projection_dim=8)).save_pretrained(tmp_path)
+  side = {'height': 15, 'width': 15}
+  hf.CLIPImageProcessorPil(size={'shortest_edge': 20}, crop_size=side).save_pretrained(tmp_path)
+  reader = readers.EncoderReader.open(str(tmp_path), readers.EncoderConfig(image=str(tmp_path)), 'patches')
+  assert reader.form == (15, 15, 3, processors.BICUBIC, 20)

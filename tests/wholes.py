@@ -1,0 +1,163 @@
+"""Tiny models of several modalities with random weights, as folders that transformers wrote.
+
+Each has a word-level tokenizer with the specials of its family, and the processor of transformers.
+"""
+
+import json
+
+import numpy as np
+
+WORDS = ('the', 'a', 'cat', 'dog', 'sees', 'what', 'is', 'this', 'USER', 'ASSISTANT', ':', '?', '.')
+WORDS += ('one', 'two', 'three', 'red', 'green', 'blue')
+TEXT = {
+  'hidden_size': 24,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 3,
+  'num_key_value_heads': 3,
+  'intermediate_size': 40,
+  'vocab_size': 48,
+  'max_position_embeddings': 64,
+}
+VISION = {
+  'hidden_size': 16,
+  'num_hidden_layers': 3,
+  'num_attention_heads': 2,
+  'intermediate_size': 20,
+  'image_size': 15,
+  'patch_size': 5,
+}
+PIL = {'resample': 3, 'do_convert_rgb': True}
+
+
+def tokenizer(hf, specials, begin=''):
+  """A word-level tokenizer of transformers; specials: {role: token}; begin: stands before each text."""
+  from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+  tokens = ['<pad>', '<s>', '</s>', '\n', *WORDS, *specials.values()]
+  library = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token='<pad>'))
+  library.pre_tokenizer = pre_tokenizers.Sequence(
+    [pre_tokenizers.Split('\n', 'isolated'), pre_tokenizers.Split(' ', 'removed')]
+  )
+  if begin:
+    pair = (begin, tokens.index(begin))
+    library.post_processor = processors.TemplateProcessing(f'{begin} $A', f'{begin} $A $B', [pair])
+  roles = {'pad_token': '<pad>', 'bos_token': '<s>', 'eos_token': '</s>'}
+  return hf.PreTrainedTokenizerFast(tokenizer_object=library, **roles, extra_special_tokens=specials)
+
+
+CHAT = (
+  "{% for message in messages %}{{ message['role'] | upper + ' : ' }}"
+  "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image> \n ' }}"
+  '{% endfor %}'
+  "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] + ' ' }}"
+  "{% endfor %}{% if message['role'] == 'assistant' %}{{ '</s>' }}{% endif %}{% endfor %}"
+  "{% if add_generation_prompt %}{{ 'ASSISTANT : ' }}{% endif %}"
+)
+
+
+def llava(hf):
+  """(model, processor) of LLaVA 1.5."""
+  words = tokenizer(hf, {'image_token': '<image>'}, '<s>')
+  vision = hf.CLIPVisionConfig(**VISION, projection_dim=8)
+  cfg = hf.LlavaConfig(
+    text_config=hf.LlamaConfig(**TEXT), vision_config=vision, image_token_index=words.image_token_id
+  )
+  side = {'height': 15, 'width': 15}
+  pictures = hf.CLIPImageProcessorPil(size={'shortest_edge': 15}, crop_size=side)
+  processor = hf.LlavaProcessor(
+    pictures,
+    words,
+    patch_size=5,
+    vision_feature_select_strategy='default',
+    num_additional_image_tokens=1,
+    chat_template=CHAT,
+  )
+  return hf.LlavaForConditionalGeneration(cfg), processor
+
+
+def paligemma(hf):
+  """(model, processor) of PaliGemma: SigLIP and Gemma."""
+  words = tokenizer(hf, {'image_token': '<image>'})
+  sizes = TEXT | {'vocab_size': 1200}  # the processor adds 1152 tokens of places in a picture
+  text = hf.GemmaConfig(**sizes, head_dim=8, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+  cfg = hf.PaliGemmaConfig(
+    text_config=text,
+    vision_config=hf.SiglipVisionConfig(**VISION),
+    image_token_index=words.image_token_id,
+    projection_dim=24,
+    hidden_size=24,
+    vocab_size=sizes['vocab_size'],
+  )
+  pictures = hf.SiglipImageProcessorPil(size={'height': 15, 'width': 15}, image_seq_length=9)
+  pictures.image_seq_length = 9
+  return hf.PaliGemmaForConditionalGeneration(cfg), hf.PaliGemmaProcessor(pictures, words)
+
+
+def gemma3(hf):
+  """(model, processor) of Gemma 3 with pictures: SigLIP, four patches in a place."""
+  specials = {'boi_token': '<boi>', 'image_token': '<image>', 'eoi_token': '<eoi>'}
+  words = tokenizer(hf, specials, '<s>')
+  layers = ['sliding_attention', 'full_attention']
+  ids = {'pad_token_id': 0, 'bos_token_id': 1, 'eos_token_id': 2}
+  text = hf.Gemma3TextConfig(**TEXT, **ids, head_dim=8, sliding_window=4, layer_types=layers)
+  cfg = hf.Gemma3Config(
+    text_config=text,
+    vision_config=hf.SiglipVisionConfig(**VISION | {'image_size': 20}),
+    image_token_index=words.image_token_id,
+    boi_token_index=words.boi_token_id,
+    eoi_token_index=words.eoi_token_id,
+    mm_tokens_per_image=4,
+  )
+  pictures = hf.Gemma3ImageProcessorPil(size={'height': 20, 'width': 20})
+  processor = hf.Gemma3Processor(pictures, words, image_seq_length=4)
+  return hf.Gemma3ForConditionalGeneration(cfg), processor
+
+
+def qwen2_audio(hf):
+  """(model, processor) of Qwen2-Audio: Whisper's encoder with means of two, and Qwen2."""
+  specials = {'audio_token': '<audio>', 'audio_bos_token': '<begin>', 'audio_eos_token': '<end>'}
+  words = tokenizer(hf, specials)
+  sound = hf.Qwen2AudioEncoderConfig(
+    d_model=12,
+    encoder_layers=2,
+    encoder_attention_heads=3,
+    encoder_ffn_dim=20,
+    num_mel_bins=16,
+    max_source_positions=50,  # a second
+  )
+  text = hf.Qwen2Config(**TEXT, bos_token_id=1, eos_token_id=2)
+  cfg = hf.Qwen2AudioConfig(audio_config=sound, text_config=text, audio_token_index=words.audio_token_id)
+  extractor = hf.WhisperFeatureExtractor(feature_size=16, chunk_length=1)
+  return hf.Qwen2AudioForConditionalGeneration(cfg), hf.Qwen2AudioProcessor(extractor, words)
+
+
+def sounds(seed=0, lengths=(15_999, 7_000, 641, 960)):
+  """Random sounds float32 of several lengths in samples."""
+  rng = np.random.default_rng(seed)
+  return [rng.uniform(-0.5, 0.5, length).astype(np.float32) for length in lengths]
+
+
+FAMILIES = {'llava': llava, 'paligemma': paligemma, 'gemma3': gemma3, 'qwen2_audio': qwen2_audio}
+
+
+def pictures(seed=0, sizes=((15, 15), (40, 23), (19, 31), (9, 12), (64, 64))):
+  """Random pictures uint8 [Y, X, 3] of several sizes."""
+  rng = np.random.default_rng(seed)
+  return [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+
+
+def write(hf, family, folder, **changes):
+  """Write a model with random values -> (model, processor); changes: keys of config.json."""
+  import torch
+
+  model, processor = FAMILIES[family](hf)
+  torch.manual_seed(0)
+  with torch.no_grad():
+    for name, p in model.named_parameters():
+      p.copy_(0.2 * torch.randn_like(p) + (1.0 if p.ndim == 1 and name.endswith('weight') else 0.0))
+  model.save_pretrained(folder)
+  processor.save_pretrained(folder)
+  if changes:
+    path = folder / 'config.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+  return model.eval(), processor
