@@ -5,8 +5,7 @@ import json
 import numpy as np
 from safetensors.numpy import save_file
 
-from gpt_jax.interop.codecs import families, layers
-from gpt_jax.interop.codecs.quantizers import QUANTIZERS
+from gpt_jax.interop.codecs import codec, families, pictures
 
 ENCODEC = {  # odd strides and widths; 3 codebooks
   'model_type': 'encodec',
@@ -49,7 +48,33 @@ MIMI = {
 }
 
 
+EMU3 = {
+  'model_type': 'emu3_vqgan',
+  'base_channels': 64,  # two in a group: norms of one alone amplify rounding
+  'channel_multiplier': [1, 2],
+  'num_res_blocks': 1,
+  'attn_resolutions': [1],
+  'hidden_size': 128,
+  'num_attention_heads': 2,
+  'codebook_size': 256,
+  'embed_dim': 5,
+  'latent_channels': 5,
+}
 SCALES = {'dac': 0.2}  # of weights: with larger ones the sounds of its many layers amplify rounding
+
+
+def write_pictures(folder, config=EMU3, prefix='', seed=0):
+  """Write a picture tokenizer of this config.json with random weights -> the folder."""
+  folder.mkdir(parents=True, exist_ok=True)
+  rng, files = np.random.default_rng(seed), {}
+  for name, shape in pictures.tensors_of(pictures.read_spec(config)).items():
+    scale = 0.05 if name == pictures.ANCHOR else np.prod(shape[1:]) ** -0.5 if len(shape) > 1 else 0.1
+    values = scale * rng.standard_normal(shape)
+    is_positive = 'running_var' in name or ('norm' in name and name.endswith('weight') and len(shape) == 1)
+    files[prefix + name] = (0.5 + np.abs(values) if is_positive else values).astype(np.float32)
+  (folder / 'config.json').write_text(json.dumps(config))
+  save_file(files, folder / 'model.safetensors')
+  return folder
 
 
 def write(folder, config, seed=0, **changes):
@@ -57,7 +82,7 @@ def write(folder, config, seed=0, **changes):
   folder.mkdir(parents=True, exist_ok=True)
   config = config | changes
   spec, rng = families.read_spec(config), np.random.default_rng(seed)
-  shapes = layers.tensors_of((*spec.encoder, *spec.decoder)) | QUANTIZERS[spec.family].tensors(spec)
+  shapes = codec.tensors_of(spec)
   files = {}
   for name, shape in shapes.items():
     values = SCALES.get(spec.family, 0.3) * rng.standard_normal(shape)

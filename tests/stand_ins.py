@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks import emoji_split, offensive
 from gpt_jax.data import media_io
 from gpt_jax.data.synthetic import keypad
-from tests import data_helpers, encoders
+from tests import codecs, data_helpers, encoders
 
 SPEAKERS = ('george', 'jackson', 'lucas', 'nicolas', 'theo', 'yweweler')
 
@@ -79,6 +79,7 @@ def write_corpora(folder):
   write_recordings(folder / 'fsdd/recordings.zip')
   write_emoji(folder / 'noto_emoji')
   encoders.write(folder / 'whisper-base', encoders.WHISPER)
+  codecs.write(folder / 'encodec_24khz', codecs.ENCODEC, sampling_rate=500, target_bandwidths=[0.5])
   data_helpers.write_classes(folder / 'shapes')
   (folder / 'book.txt').write_text(words * 40)
   rows = [f'What is {n} plus one?,{n + 1}\n' for n in range(40)]

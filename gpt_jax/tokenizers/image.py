@@ -2,7 +2,7 @@
 
 pixels is lossless: one code a pixel, for color one of each channel, or one of a palette. patches are
 square pieces by their nearest k-means centroid. fsq and vq are autoencoders, trained by a run of
-their own (`train.job=image_tokenizer`).
+their own (`train.job=image_tokenizer`). codec is the pretrained tokenizer of Emu3, of a folder.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from gpt_jax.tokenizers.image_codes import (
   PixelTokenizer,
 )
 from gpt_jax.tokenizers.patches import to_patches
+from gpt_jax.tokenizers.picture_codec import CodecImageTokenizer
 from gpt_jax.tokenizers.settings import check_effective, check_fields, not_trained
 
 LEARNED = ('fsq', 'vq')
@@ -32,7 +33,7 @@ class ImageConfig:
   """The kind of image tokenizer, and the shape of images."""
 
   kind: str = ''  # a row of IMAGE_TOKENIZERS; '' = the model knows no images
-  path: str = ''  # fsq and vq: run folder of the trained tokenizer
+  path: str = ''  # fsq and vq: run folder of the trained tokenizer; codec: its folder
   height: int = 28  # pixels
   width: int = 28  # pixels
   channels: int = 1  # 1 gray, 3 color
@@ -49,7 +50,11 @@ class ImageConfig:
     sizes = ('height', 'width', 'patch', 'network_width', 'network_blocks')
     rules = [
       ('kind', kind in ('', *IMAGE_TOKENIZERS), f'give one of {", ".join(IMAGE_TOKENIZERS)}'),
-      ('path', not self.path or learned, f'only {" and ".join(LEARNED)} read a folder'),
+      (
+        'path',
+        not self.path or learned or kind == 'codec',
+        f'only {", ".join(LEARNED)} and codec read a folder',
+      ),
       *((name, getattr(self, name) > 0, 'give 1 or more') for name in sizes),
       ('channels', self.channels in (1, 3), 'give 1 for gray or 3 for color'),
     ]
@@ -167,12 +172,14 @@ def _from_model(cfg, codec_cfg, params):
 IMAGE_TOKENIZERS = {
   'pixels': TokenizerKind(_build_pixels, _restore_pixels),
   'patches': TokenizerKind(_build_clusters, _restore_clusters('patches')),
+  'codec': TokenizerKind(lambda cfg, _: CodecImageTokenizer.open(cfg), lambda f, _: CodecImageTokenizer(**f)),
   'fsq': TokenizerKind(_build_learned, _restore_learned, _from_model),
   'vq': TokenizerKind(_build_learned, _restore_learned, _from_model),
 }
 FIELDS_READ = {  # beside path, shape and patch; with a palette `codes` in place of `values`
   'pixels': ('values', 'palette'),
   'patches': ('codes',),
+  'codec': (),
   'fsq': ('levels', 'network_width', 'network_blocks'),
   'vq': ('codes', 'network_width', 'network_blocks'),
 }

@@ -8,8 +8,8 @@ import pytest
 from gpt_jax import config, train
 from gpt_jax.data import media_io
 from gpt_jax.evaluation import evaluate, trained
-from gpt_jax.interop.codecs import codec, families
-from gpt_jax.tokenizers import Tokenizers, audio, text
+from gpt_jax.interop.codecs import codec, families, pictures
+from gpt_jax.tokenizers import Tokenizers, audio, image, text
 from tests import codecs, command_line, tiny_runs
 
 LENGTHS = (1, 14, 15, 16, 31, 150, 301, 700)  # samples; a position has 15
@@ -74,7 +74,7 @@ def test_codes_and_waves_equal_those_of_transformers(kind, is_variant, tmp_path)
   encode, decode = theirs(folder, kind)
   spec = spec_of(folder)
   ours = codec.Codec.load(folder, spec)
-  for name, array in codec.read_params(folder / 'saved', spec).items():
+  for name, array in codec.read_params(folder / 'saved', codec.tensors_of(spec)).items():
     np.testing.assert_allclose(array, ours.params[name], rtol=1e-6, err_msg=name)
   codes = ours.encode(waves(), spec.books)
   used = np.unique(np.concatenate(codes))
@@ -83,6 +83,55 @@ def test_codes_and_waves_equal_those_of_transformers(kind, is_variant, tmp_path)
     np.testing.assert_array_equal(codes_PQ, encode(wave), err_msg=str(len(wave)))
   for codes_PQ, wave in zip(codes, ours.decode(codes), strict=True):
     np.testing.assert_allclose(wave, decode(codes_PQ), atol=1e-4, rtol=0, err_msg=str(len(codes_PQ)))
+
+
+@pytest.mark.slow
+def test_pictures_and_their_codes_equal_those_of_transformers(tmp_path):
+  torch = pytest.importorskip('torch', reason='torch is not installed')
+  transformers = pytest.importorskip('transformers', reason='transformers is not installed')
+  folder = codecs.write_pictures(tmp_path / 'emu3')
+  model, report = transformers.Emu3VQVAE.from_pretrained(folder, output_loading_info=True)
+  assert all(name.endswith('num_batches_tracked') for name in report['missing_keys'])
+  tokenizer = pictures_of(folder)
+  images = np.random.default_rng(0).integers(0, 256, (5, 6, 10, 3), np.uint8)
+  codes_NPQ = tokenizer.encode(images)
+  assert codes_NPQ.shape == (5, 15, 1) and len(np.unique(codes_NPQ)) > 3
+  pixels = torch.tensor(images.transpose(0, 3, 1, 2) / np.float32(127.5) - 1).float()
+  with torch.no_grad():
+    theirs = torch.stack(model.encode(pixels, torch.tensor([[6, 10]] * 5)).image_tokens)
+    decoded = model.decode(theirs).numpy().transpose(0, 2, 3, 1)
+  np.testing.assert_array_equal(codes_NPQ[..., 0].reshape(5, 3, 5), theirs.numpy())
+  ours = pictures.run(pictures.decode, tokenizer.spec, tokenizer.params, theirs.numpy().astype(np.int32))
+  np.testing.assert_allclose(ours, decoded, atol=1e-4, rtol=0)
+  whole = dict(model_type='emu3', vq_config=codecs.EMU3)
+  inside = pictures_of(codecs.write_pictures(tmp_path / 'whole', whole, 'model.vqmodel.'))
+  np.testing.assert_array_equal(inside.encode(images), codes_NPQ)
+  assert tokenizer.decode(codes_NPQ).shape == images.shape
+
+
+def pictures_of(folder, **changes):
+  settings = dict(kind='codec', path=str(folder), height=6, width=10, channels=3, patch=2)
+  return image.build(image.ImageConfig(**settings | changes), tuple)
+
+
+def test_a_picture_tokenizer_is_saved_and_checked(tmp_path):
+  folder = codecs.write_pictures(tmp_path / 'emu3')
+  toks = Tokenizers.build(text.ByteTokenizer(), image=pictures_of(folder))
+  assert toks.image.grid == (3, 5) and toks.vocabulary.count('image0') == 256
+  toks.save(tmp_path / 'saved')
+  assert Tokenizers.load(tmp_path / 'saved').hash == toks.hash
+  for changes, words in (
+    (dict(patch=1), 'image.patch=1, and the tokenizer'),
+    (dict(path=''), "image.path='' with image.kind=codec"),
+    (dict(path=str(codecs.write(tmp_path / 'dac', codecs.DAC))), 'model_type=dac, not a picture tokenizer'),
+  ):
+    with pytest.raises(ValueError) as error:
+      pictures_of(folder, **changes)
+    tiny_runs.assert_two_lines(error.value, words)
+  (folder / 'model.safetensors').unlink()
+  with pytest.raises(FileNotFoundError) as error:
+    pictures_of(folder)
+  tiny_runs.assert_two_lines(error.value, 'has no safetensors')
 
 
 def tokenizer_of(folder, **changes):

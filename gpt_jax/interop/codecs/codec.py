@@ -42,7 +42,7 @@ class Codec:
   @classmethod
   def load(cls, folder, spec: Spec) -> 'Codec':
     """Read the weights of a folder; ValueError or FileNotFoundError for missing or other ones."""
-    return cls(spec, read_params(folder, spec))
+    return cls(spec, read_params(folder, tensors_of(spec)))
 
   def encode(self, waves, books: int) -> list[np.ndarray]:
     """Waves float [N] at the codec's rate -> codes int32 [P, Q] of the first `books` codebooks each."""
@@ -96,10 +96,19 @@ def rename(name: str) -> str:
   return next((new + name.removeprefix(old) for old, new in NEWER.items() if name.startswith(old)), name)
 
 
-def read_params(folder, spec: Spec) -> dict[str, np.ndarray]:
-  """Return the tensors that a codec reads, float32 by name; weights kept as two factors are multiplied."""
+def tensors_of(spec: Spec) -> dict[str, tuple]:
+  """Return the shapes of all tensors by their names."""
+  return layers.tensors_of((*spec.encoder, *spec.decoder)) | QUANTIZERS[spec.family].tensors(spec)
+
+
+def read_params(folder, shapes: dict[str, tuple], anchor: str = '') -> dict[str, np.ndarray]:
+  """Return tensors of these shapes, float32 by name; weights kept as two factors are multiplied.
+
+  anchor: a name that tells the prefix of all names, which files of a larger model have.
+  """
   stored = {rename(name): tensor for name, tensor in weight_files.open_folder(pathlib.Path(folder)).items()}
-  shapes = layers.tensors_of((*spec.encoder, *spec.decoder)) | QUANTIZERS[spec.family].tensors(spec)
+  prefix = next((name.removesuffix(anchor) for name in stored if anchor and name.endswith(anchor)), '')
+  stored = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
 
   def read(name, shape):
     if name not in stored:

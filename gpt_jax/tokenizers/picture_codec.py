@@ -1,0 +1,85 @@
+"""Pictures as the codes of a pretrained picture tokenizer: that of Emu3, of a folder of transformers.
+
+It is frozen: its weights stay in their folder, whose path and sha256 a tokenizer keeps.
+
+Letters: N images, Y X A rows, columns and channels of pixels, P positions, Q = 1 codebook.
+"""
+
+import functools
+
+import numpy as np
+
+from gpt_jax.tokenizers import base, readers
+from gpt_jax.tokenizers.image_codes import ImageTokenizer
+
+FIX = 'name a folder of Emu3VQVAE with config.json and model.safetensors'
+HALF = (0.5, 0.5, 0.5)  # mean and deviation of pixels between 0 and 1, where the folder gives none
+
+
+class CodecImageTokenizer(ImageTokenizer):
+  """The picture tokenizer of a folder."""
+
+  def __init__(self, path: str, digest: str, config: dict, pixels, shape):
+    """digest: of the weights. config: config.json. pixels: mean and deviation by channel. shape: Y, X, A."""
+    from gpt_jax.interop.codecs import pictures
+
+    self.path, self.digest, self.config, self.pixels = path, digest, config, pixels
+    self.spec = pictures.read_spec(config)
+    super().__init__('codec', tuple(shape), self.spec.patch, (self.spec.codebook_size,))
+
+  @classmethod
+  def open(cls, cfg) -> 'CodecImageTokenizer':
+    """Read the folder that an ImageConfig names; ValueError or FileNotFoundError if it does not fit."""
+    if not cfg.path:
+      raise ValueError(f"image.path='' with image.kind=codec, which reads a folder\nfix: {FIX}")
+    folder = readers.find_folder(cfg.path)
+    config = base.read_json(folder / readers.CONFIG, FIX, {})
+    processor = folder / readers.PROCESSOR
+    saved = base.read_json(processor, FIX, {}) if processor.exists() else {}
+    pixels = [list(map(float, saved.get(name, HALF))) for name in ('image_mean', 'image_std')]
+    made = cls(str(folder), readers.weights_digest(folder), config, pixels, cfg.shape)
+    for name, has, asked in (
+      ('patch', made.patch, cfg.patch),
+      ('channels', made.spec.in_channels, cfg.channels),
+    ):
+      if has != asked:
+        raise ValueError(
+          f'image.{name}={asked}, and the tokenizer in image.path={cfg.path} has {has}\n'
+          f'fix: set image.{name}={has}'
+        )
+    return made
+
+  def fields(self):
+    """Return all that the codes depend on, and where the weights are."""
+    names = ('path', 'digest', 'config', 'pixels')
+    return {name: getattr(self, name) for name in names} | {'shape': list(self.shape)}
+
+  def files(self):
+    """Return none: the weights stay where they are."""
+    return {}
+
+  @functools.cached_property
+  def params(self):
+    """The weights; ValueError or FileNotFoundError if they are not those that were read before."""
+    from gpt_jax.interop.codecs import codec, pictures
+
+    readers.check_weights(self.path, self.digest, 'picture tokenizer')
+    return codec.read_params(self.path, pictures.tensors_of(self.spec), pictures.ANCHOR)
+
+  def _encode(self, images_NYXA):
+    from gpt_jax.interop.codecs import pictures
+
+    mean, deviation = np.asarray(self.pixels, np.float32)
+    if not len(images_NYXA):
+      return np.zeros((0, self.positions, 1), np.int32)
+    pixels = (images_NYXA.astype(np.float32) / np.float32(255) - mean) / deviation
+    codes = pictures.run(pictures.encode, self.spec, self.params, pixels)
+    return codes.reshape(len(codes), self.positions, 1)
+
+  def _decode(self, codes_NPQ):
+    from gpt_jax.interop.codecs import pictures
+
+    mean, deviation = np.asarray(self.pixels, np.float32)
+    codes = codes_NPQ.reshape(-1, *self.grid)
+    pixels = pictures.run(pictures.decode, self.spec, self.params, codes) * deviation + mean
+    return np.clip(np.round(255 * pixels), 0, 255).astype(np.uint8)
