@@ -91,7 +91,7 @@ MAY_IMPORT = {
   'workbench.lab': 'ablation config data evaluation evaluation.trained losses model reports reports.compare '
   'reports.study_report '
   'reports.study_results runs sampling sampling.prompt_batch sampling.validate tokenizers training',
-  'workbench.serving': 'data sample sampling sampling.prompt_batch sampling.samplers sampling.validate '
+  'workbench.serving': 'data model sample sampling sampling.prompt_batch sampling.samplers sampling.validate '
   'tokenizers',
   'cli': 'ablation ablation.execute cli.experiment_file cluster cluster.batches config data evaluation '
   'evaluation.trained interop model plan reports reports.compare reports.paper runs sample sampling '

@@ -19,6 +19,7 @@ def serve_flags():
   texts = config_help.comments(ServeConfig)
   for field in dataclasses.fields(ServeConfig):
     DEFINE[field.type](field.name, field.default, texts[field.name])
+  flags.DEFINE_list('adapters', [], 'NAME=RUN,...: runs of adapters on --workdir, each a model of its own')
   define_sampling(but=('num_samples', 'seed'))
 
 
@@ -37,8 +38,23 @@ def serve(argv):
     if importlib.util.find_spec(name) is None:
       raise ValueError(f"serve needs the package {name}\nfix: pip install -e '.[serve]'")
   cfg = server.ServeConfig(**{f.name: FLAGS[f.name].value for f in dataclasses.fields(server.ServeConfig)})
-  run = trained.load(FLAGS.workdir)
-  sampling = validate.override(run.cfg.sample, num_samples=1, **sampling_overrides())
-  run = run._replace(cfg=dataclasses.replace(run.cfg, sample=sampling))
-  server.serve(run, cfg)
+
+  def with_sampling(run):
+    sampling = validate.override(run.cfg.sample, num_samples=1, **sampling_overrides())
+    return run._replace(cfg=dataclasses.replace(run.cfg, sample=sampling))
+
+  folders, run = adapter_folders(FLAGS.adapters), trained.load(FLAGS.workdir)
+  adapters = {name: with_sampling(trained.load(folder, base=run)) for name, folder in folders.items()}
+  server.serve(with_sampling(run), cfg, adapters)
   return 0
+
+
+def adapter_folders(texts):
+  """Return {name: run folder} of NAME=RUN texts."""
+  folders = dict(text.partition('=')[::2] for text in texts)
+  if len(folders) < len(texts) or not all(name and folder for name, folder in folders.items()):
+    raise ValueError(
+      f'--adapters={",".join(texts)} is not a list of NAME=RUN with different names\n'
+      'fix: use --adapters=french=runs/french,polite=runs/polite'
+    )
+  return folders

@@ -16,7 +16,7 @@ from gpt_jax.evaluation import label_judge, likelihood
 from gpt_jax.evaluation.subject import Subject
 from gpt_jax.jobs.base import trains_gpt
 from gpt_jax.losses import bits
-from gpt_jax.model import continuous, gpt
+from gpt_jax.model import adapters, continuous, gpt
 from gpt_jax.runs import run_folder
 from gpt_jax.runs.reading import reading
 from gpt_jax.sampling import completions, validate
@@ -32,6 +32,9 @@ from gpt_jax.tokenizers import Tokenizers
 from gpt_jax.training import checkpoint
 
 POLL = 10.0  # seconds between polls for a new checkpoint
+# Fields of ModelConfig that may differ between adapters and their base.
+OF_TRAINING = ('context', 'dropout', 'attention_dropout', 'kernel', 'unroll', 'remat', 'dtype', 'param_dtype')
+OF_TRAINING += ('init_std', 'init_projections')
 
 
 class TextScore(NamedTuple):
@@ -153,11 +156,14 @@ class TrainedRun(NamedTuple):
     ]
 
 
-def load(workdir, step=None):
+def load(workdir, step=None, base=None):
   """Load a checkpoint of a run, by default the newest good one -> TrainedRun.
 
   The mesh is the run's own where these devices form it, else all of them on the data axis, where each
   holds the whole model. Raises ValueError for a folder that is not a run or has no good checkpoint.
+
+  base: the TrainedRun that the adapters of this run were trained on; then `model` is the tree of adapters
+  alone, on the base's mesh.
   """
   workdir = Path(workdir).expanduser()
   cfg = config.of_run(workdir)
@@ -179,13 +185,43 @@ def load(workdir, step=None):
     sizes = {'vocab': extra['vocab'], **continuous.settings(extra['widths'])}
     files = unpack_files(extra['tokenizer'])
   model_cfg = dataclasses.replace(cfg.model, **sizes).resolved()
+  imported, toks = str(extra.get('imported', '')), load_tokenizers(files, workdir)
+  if base is not None:
+    check_adapters(workdir, cfg, toks, model_cfg, checkpoints.read_extra(step).get('base'), base)
+    tree, _ = adapters.split(cfg.adapter, gpt.GPT(model_cfg))
+    tree = checkpoints.restore_model(step, checkpoint.with_shardings(tree, base.mesh))
+    return TrainedRun(workdir, cfg, tree, toks, base.mesh, step, imported)
   try:
     mesh = make_mesh(dataclasses.replace(cfg.mesh, replica=1))
   except ValueError:  # the run had another number of devices
     mesh = make_mesh(config.MeshConfig())
   model = checkpoints.restore_model(step, checkpoint.with_shardings(gpt.GPT(model_cfg), mesh))
-  imported = str(extra.get('imported', ''))
-  return TrainedRun(workdir, cfg, model, load_tokenizers(files, workdir), mesh, step, imported)
+  return TrainedRun(workdir, cfg, model, toks, mesh, step, imported)
+
+
+def check_adapters(workdir, cfg, toks, model_cfg, reference, base):
+  """Raise ValueError for a run whose adapters are not of this base alone."""
+  if reference is None or not cfg.adapter.rank:
+    raise ValueError(
+      f'{workdir} has no adapters\nfix: name a run with adapter.rank, or use --workdir={workdir}'
+    )
+  own = checkpoint.refer_to_base(checkpoint.Checkpoints(base.workdir / 'checkpoints'), base.step)
+  if reference['digest'] != own['digest']:
+    raise ValueError(
+      f'the adapters of {workdir} were trained on step {reference["step"]} of {reference["path"]}, not on '
+      f'step {base.step} of {base.workdir}\nfix: use --workdir={reference["path"]}, or serve {workdir} alone'
+    )
+  names = [f.name for f in dataclasses.fields(model_cfg) if f.name not in OF_TRAINING]
+  differing = [f'model.{name}' for name in names if getattr(model_cfg, name) != getattr(base.model.cfg, name)]
+  causes = {
+    f'has another {", ".join(differing)} than its base': bool(differing),
+    'has another tokenizer than its base': toks.hash != base.tokenizers.hash,
+    f'trains {", ".join(cfg.adapter.train)} whole': bool(cfg.adapter.train),
+    f'has a base in {cfg.adapter.base_dtype}': bool(cfg.adapter.base_dtype),
+  }
+  for cause, holds in causes.items():
+    if holds:
+      raise ValueError(f'{workdir} {cause}\nfix: serve it alone, with --workdir={workdir}')
 
 
 @functools.lru_cache(2)

@@ -41,13 +41,7 @@ def runs_apart(workdir, against):
   trained GPT, the tokenizers differ, or there are no validation data.
   """
   a, b = trained.load(workdir), trained.load(against)
-  if a.tokenizers.hash != b.tokenizers.hash:
-    raise ValueError(
-      f'{workdir} and {against} have different tokenizers, so that no batch suits both\n'
-      'fix: compare runs of one tokenizer, or give --texts=FILE to compare their scores of a text'
-    )
-  source, batch = validation_batch(a, min(a.cfg.model.context, b.cfg.model.context))
-  rows = probes.activation_diff(a, b, to_devices(batch, a.mesh))
+  source, batch, rows = activations_apart(a, b)
   changed = records.diff(config.to_dict(a.cfg), config.to_dict(b.cfg))
   shape = list(batch['token_ids_BT'].shape)
   record = {'against': str(Path(against).expanduser().absolute()), 'steps': [a.step, b.step]}
@@ -74,6 +68,17 @@ def runs_apart(workdir, against):
       ('parameter', '>own', '>other', '>ratio'),
     ),
   ]
+
+
+def activations_apart(a, b):
+  """Return (source, batch, rows of probes.activation_diff) of two runs on validation rows of the first."""
+  if a.tokenizers.hash != b.tokenizers.hash:
+    raise ValueError(
+      f'{a.workdir} and {b.workdir} have different tokenizers, so that no batch suits both\n'
+      'fix: compare runs of one tokenizer, or their scores of a text (--texts=FILE)'
+    )
+  source, batch = validation_batch(a, min(a.cfg.model.context, b.cfg.model.context))
+  return source, batch, probes.activation_diff(a, b, to_devices(batch, a.mesh))
 
 
 def arms_apart(workdir):

@@ -1,6 +1,8 @@
 """Vectors of the data: files and tables, places in rows, a model that learns from them."""
 
+import base64
 import json
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from gpt_jax.evaluation import evaluate, trained
 from gpt_jax.jobs import run_tokenizers
 from gpt_jax.sampling import prompts
 from gpt_jax.tokenizers import Tokenizers
+from gpt_jax.workbench.lab import models as lab_models
 from tests import models, tiny_runs
 
 NAMES = ('up', 'down')
@@ -72,6 +75,17 @@ def test_vectors_stand_in_the_places_of_their_rows(kind, tmp_path):
   # The vectors carry no loss, the names do.
   targets = batch['target_ids_BT'][batch['loss_mask_BT'] > 0]
   assert set(bytes(targets[targets < 256].tolist()).decode()) <= set('updown')
+
+
+def test_the_lab_passes_vectors_to_prompts(tmp_path):
+  cfg = experiment(write_jsonl(tmp_path))
+  run = types.SimpleNamespace(cfg=cfg, tokenizers=run_tokenizers.build(cfg, tmp_path / 'run'))
+  content = base64.b64encode((tmp_path / '2.npy').read_bytes()).decode()
+  prompt = lab_models.prompt_of(run, {'vectors': [content]})
+  is_vector = np.array(prompt.ids) == run.tokenizers.layout.vector
+  assert np.allclose(prompt.vectors[is_vector], array_of(2), atol=1e-6)
+  mixture = {'read': {'template': '{v:vectors} -> {name}'}}
+  assert lab_models.abilities({'data': {'mixture': mixture}})['inputs'] == ['vectors']
 
 
 def test_a_text_right_after_vectors_is_learned_whole(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import types
 
 import pytest
 
@@ -161,3 +162,11 @@ def test_options_of_this_task_alone_are_refused_elsewhere(folder, run):
     with pytest.raises(ValueError) as error:
       evaluate.run_tasks(subject, ['continue', 'perplexity'], **options)
     assert_two_lines(error.value, 'has no effect on --tasks=continue,perplexity')
+
+
+def test_a_classifier_of_nan_is_an_error():
+  classifier = types.SimpleNamespace(score=lambda rows: [0.5, float('nan')][: len(rows)])
+  assert unsuitable.score(classifier, ['a']).tolist() == [0.5]
+  with pytest.raises(ValueError) as error:
+    unsuitable.score(classifier, ['a', 'b'])
+  assert_two_lines(error.value, 'probabilities that are NaN')

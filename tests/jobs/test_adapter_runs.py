@@ -11,6 +11,7 @@ from gpt_jax import config, train
 from gpt_jax.ablation.execute import replicas
 from gpt_jax.evaluation import trained
 from gpt_jax.interop import peft_files
+from gpt_jax.model import adapters, gpt
 from gpt_jax.runs import digests, run_folder
 from gpt_jax.training import checkpoint
 from tests import models, tiny_runs
@@ -73,6 +74,29 @@ def test_run_is_resumed_bitwise(finished, tmp_path, tmp_path_factory):
     np.testing.assert_array_equal(resumed[path], array, err_msg=path)
 
 
+def test_adapters_are_loaded_without_their_base(finished, tmp_path):
+  folder, run = finished
+  base = trained.load(folder)
+  loaded, arrays = trained.load(run, base=base), tiny_runs.arrays(run)
+  assert loaded.cfg.train.steps == 4 and loaded.model.keys() == {
+    path.removeprefix('model/').rpartition('/')[0] for path in arrays if path.startswith('model/')
+  }
+  merged = models.params(adapters.merge(base.model, loaded.model))
+  for path, array in models.params(trained.load(run).model).items():
+    np.testing.assert_array_equal(merged[path], array, err_msg=path)
+  copy = base._replace(workdir=shutil.copytree(folder, tmp_path / 'copy'))
+  assert trained.load(run, base=copy).step == loaded.step
+  windowed = gpt.GPT(dataclasses.replace(base.model.cfg, window=3))
+  for wrong, base_run, cause in (
+    (folder, base, 'has no adapters'),
+    (run, base._replace(step=9), 'were trained on step 12'),
+    (run, base._replace(model=windowed), 'has another model.window than its base'),
+  ):
+    with pytest.raises(ValueError) as error:
+      trained.load(wrong, base=base_run)
+    tiny_runs.assert_two_lines(error.value, cause)
+
+
 @pytest.fixture(scope='module')
 def quantized(finished, tmp_path_factory):
   """A run of adapters on the base in 4 bits."""
@@ -85,6 +109,8 @@ def quantized(finished, tmp_path_factory):
 def test_quantized_base_is_near_and_in_no_checkpoint(finished, quantized):
   base, run = finished
   assert tiny_runs.arrays(run).keys() == tiny_runs.arrays(quantized).keys()
+  with pytest.raises(ValueError, match='has a base in int4\nfix: '):
+    trained.load(quantized, base=trained.load(base))
   losses = [run_folder.read_result(folder)['valid_loss'] for folder in (run, quantized)]
   assert 0 < abs(losses[0] - losses[1]) < 0.05
   merged, plain = (models.params(trained.load(folder).model) for folder in (quantized, base))

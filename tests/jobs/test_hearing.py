@@ -12,7 +12,9 @@ from gpt_jax.data import media_io
 from gpt_jax.data.synthetic import keypad
 from gpt_jax.evaluation import evaluate, trained
 from gpt_jax.interop import huggingface
+from gpt_jax.jobs import run_tokenizers
 from gpt_jax.sampling import prompts
+from gpt_jax.tokenizers import readers
 from tests import command_line, encoders, models, tiny_runs
 
 SPEAKERS = ('george', 'theo')
@@ -85,3 +87,37 @@ def test_an_encoder_that_nothing_reads(recordings, tmp_path):
   with pytest.raises(ValueError) as error:
     train.train(cfg, tmp_path / 'run')
   tiny_runs.assert_two_lines(error.value, 'encoder.audio=ear has no use')
+
+
+@pytest.mark.parametrize(
+  'changes, cause',
+  [
+    (dict(encoder__layer=1), 'encoder.layer=1 has no effect'),
+    (dict(encoder__stack=3), 'encoder.stack=3 has no effect'),
+    (dict(encoder__seconds=2.0), 'encoder.seconds=2.0 has no effect'),
+    (
+      dict(
+        data__mixture={'read': {'kind': 'digits', 'template': '{image:patches} -> {name}'}},
+        data__packing='first_fit',
+        model__projector='pool',
+        model__projector_parts=2,
+      ),
+      'model.projector_parts=2 would cut patches',
+    ),
+  ],
+)
+def test_settings_of_encoders_without_effect(changes, cause):
+  with pytest.raises(ValueError) as error:
+    run_tokenizers.open_readers(tiny_runs.experiment(**changes))
+  tiny_runs.assert_two_lines(error.value, cause)
+
+
+@pytest.mark.parametrize('key', ['do_normalize', 'do_rescale'])
+def test_a_processor_that_leaves_a_step_out(tmp_path, key):
+  folder = encoders.write(tmp_path / 'eye', encoders.CLIP)
+  opened = lambda: readers.EncoderReader.open(str(folder), readers.EncoderConfig(), 'patches')
+  assert opened().pixels
+  (folder / readers.PROCESSOR).write_text(f'{{"{key}": false}}')
+  with pytest.raises(ValueError) as error:
+    opened()
+  tiny_runs.assert_two_lines(error.value, 'turns rescaling or normalization off')

@@ -284,10 +284,10 @@ def test_the_address_answers_as_soon_as_it_is_said():
 
 def test_sizes_of_requests_are_limited():
   headers = {'host': '127.0.0.1', 'content-type': 'application/json'}
-  assert not security.refusal('POST', '/api/x', headers | {'content-length': '100'})
-  assert security.refusal('POST', '/api/x', headers | {'content-length': str(security.MAX_BODY + 1)})
-  assert security.refusal('POST', '/api/x', headers | {'content-length': '-1'})
-  assert security.refusal('POST', '/api/x', headers | {'content-type': 'text/plain'})
+  assert not security.denial_reason('POST', '/api/x', headers | {'content-length': '100'})
+  assert security.denial_reason('POST', '/api/x', headers | {'content-length': str(security.MAX_BODY + 1)})
+  assert security.denial_reason('POST', '/api/x', headers | {'content-length': '-1'})
+  assert security.denial_reason('POST', '/api/x', headers | {'content-type': 'text/plain'})
 
 
 def test_a_folder_without_runs_and_one_that_does_not_exist(tmp_path):

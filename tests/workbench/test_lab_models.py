@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from PIL import Image
 from gpt_jax.data import media_io
 from gpt_jax.evaluation import trained
 from gpt_jax.model import attention
+from gpt_jax.reports import compare
 from gpt_jax.training import probes
 from gpt_jax.workbench.lab import app
 from tests import models, tiny_runs
@@ -105,6 +107,23 @@ def test_a_text_under_two_models(client, runs):
   assert found['bytes'] == len(text.encode())
   assert 'class="diff"' in found['html']
   assert client.post('/api/difference', json={'run': ['media'], 'text': text}).status_code == 400
+
+
+def test_where_activations_part(runs, tmp_path):
+  for name, source in (('end', 'finished'), ('before', 'finished'), ('media', 'media')):
+    shutil.copytree(runs / source, tmp_path / name)
+  last = max(int(path.name) for path in (tmp_path / 'before/checkpoints').iterdir() if path.name.isdecimal())
+  shutil.rmtree(tmp_path / f'before/checkpoints/{last}')
+  client = testclient.TestClient(app.build_app(tmp_path), base_url='http://127.0.0.1')
+  reply = post(client, '/api/activations', run=['end', 'before']).json()
+  rows = {row['path']: row['relative'] for row in reply['activations']}
+  assert [*rows][0] == 'blocks/0/attention' and [*rows][-1] == 'logits' and min(rows.values()) > 0
+  a, b = (trained.load(tmp_path / name) for name in ('end', 'before'))
+  _, batch, expected = compare.activations_apart(a, b)
+  assert list(rows.values()) == [relative for _, _, relative in expected]
+  assert [reply['rows'], reply['tokens']] == list(batch['token_ids_BT'].shape)
+  response = client.post('/api/activations', json={'run': ['end', 'media']})
+  assert response.status_code == 400 and 'have different tokenizers' in response.json()['error']
 
 
 def picture():

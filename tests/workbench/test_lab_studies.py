@@ -7,11 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from gpt_jax.data import media_io
 from gpt_jax.runs import records
 from gpt_jax.workbench.lab import app
-from tests import ablation_study
+from tests import ablation_study, tiny_runs
 from tests.workbench.test_lab import NASTY, ORIGIN, get, write_run
 
 pytest.importorskip('starlette', reason='starlette is not installed: pip install .[lab]')
@@ -68,13 +70,17 @@ def test_a_broken_study_does_not_hide_the_others(study):
 
 
 @pytest.mark.slow
-def test_in_a_browser(study, tmp_path):
-  """Every page opens in Chromium without an error, and no script of a run's files runs."""
+def test_in_a_browser(study, tmp_path, tmp_path_factory):
+  """Filter, compare, open a study, look inside a picture and its answer, sample; run no script of theirs."""
   sync_api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
   chromium = shutil.which('chromium')
   if not chromium:
     pytest.skip('chromium is not installed')
   write_run(study.parent / NASTY, done=False)
+  shutil.copytree(tiny_runs.media_finished(tmp_path_factory), study.parent / 'media')
+  shutil.copytree(study.parent / 'media', study.parent / 'again')
+  pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 1), np.uint8)
+  (tmp_path / 'picture.png').write_bytes(media_io.to_png(pixels))
   command = [sys.executable, 'launch.py', 'lab', f'--root={study.parent}', '--port=0']
   problems = []
   with (
@@ -89,10 +95,10 @@ def test_in_a_browser(study, tmp_path):
     page.on('dialog', lambda dialog: problems.append(f'a script of a run opened {dialog.message}'))
     page.goto(address)
     page.wait_for_selector('table.runs tbody tr')
-    assert page.locator('table.runs tbody tr').count() == 10
-    page.fill('input[type=search]', "state = 'done'")
+    assert page.locator('table.runs tbody tr').count() == 12
+    page.fill('input[type=search]', "state = 'done' and folder like 'positions%'")
     page.click('text=Filter')
-    page.wait_for_selector('text=8 of 10 runs')
+    page.wait_for_selector('text=8 of 12 runs')
     for box in range(2):
       page.locator('table.runs input[type=checkbox]').nth(box).check()
     page.click('text=Compare 2')
@@ -105,9 +111,24 @@ def test_in_a_browser(study, tmp_path):
     page.click('h2 a')
     page.wait_for_selector('.grid')
     page.wait_for_selector('.report svg')
-    for name in ('inside', 'data', 'playground'):
-      page.goto(f'{address}/#/{name}')
-      page.wait_for_selector('select')
+    page.goto(f'{address}/#/data')
+    page.wait_for_selector('select')
+    page.goto(f'{address}/#/compare?run=media&run=again')
+    page.click('text=Compare activations')
+    page.wait_for_selector('.activations')
+    assert page.locator('.activations tbody tr').count() == 5  # three of a block, a norm, the logits
+    page.goto(f'{address}/#/inside?run=media')
+    page.set_input_files('input[type=file][accept^=image]', tmp_path / 'picture.png')
+    page.wait_for_selector('.chip img')
+    page.fill('[aria-label=answer]', 'seven')
+    page.click('form >> text=Look inside')
+    page.wait_for_selector('.strip-tokens .tok')
+    assert page.locator('.strip-tokens .tok.image').count() == 16
+    page.goto(f'{address}/#/playground?run=media')
+    page.fill('[aria-label=prompt]', 'seven')
+    page.select_option('label:has-text("make") select', 'image')
+    page.click('text=Sample')
+    page.wait_for_selector('.card img')
     page.goto(f'{address}/#/run?run={json.dumps(NASTY)[1:-1]}')
     page.wait_for_selector('.report h1')
     assert page.locator('.report img[src="x"]').count() == 0

@@ -1,5 +1,6 @@
 """The server over HTTP: a real web server, the openai client, and attacks."""
 
+import asyncio
 import base64
 import contextlib
 import dataclasses
@@ -21,10 +22,14 @@ pytest.importorskip('python_multipart', reason='python-multipart is not installe
 from gpt_jax import data
 from gpt_jax.data import media_io
 from gpt_jax.evaluation import trained
+from gpt_jax.model import adapters
 from gpt_jax.sampling import prompts
+from gpt_jax.sampling.prompt_batch import Prompt
 from gpt_jax.tokenizers import TokenizerConfig, Tokenizers, text
-from gpt_jax.workbench.serving import lane, rows, server
+from gpt_jax.workbench.serving import app, decode_batch, fields, forms, guard, rows, server
+from gpt_jax.workbench.serving.metrics import Metrics
 from tests import command_line, models, tiny_runs
+from tests.model.test_adapter_bank import random_tree
 
 CONTEXT = 96
 
@@ -53,17 +58,17 @@ def run(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def serving(run, token='', **fields):
+def serving(run, token='', adapters=(), **fields):
   """Serve a run on a free port -> (port, the engine, the run as it is served)."""
   cfg = server.ServeConfig(port=0, **fields)
-  app, engine, endpoints = server.build(run, cfg, token)
+  app, engine, endpoints = server.build(run, cfg, token, adapters)
   with server.listen(cfg) as sock:
     web = server.web_server(app, 100)
     thread = threading.Thread(target=web.run, kwargs={'sockets': [sock]})
     engine.start()
     thread.start()
     try:
-      yield sock.getsockname()[1], engine, endpoints.forms.run
+      yield sock.getsockname()[1], engine, endpoints.forms_of(None).run
     finally:
       web.should_exit = True
       thread.join()
@@ -168,6 +173,12 @@ def test_chat_equals_the_run_s_own(served, client):
   assert pieces[0].role == 'assistant' and ''.join(piece.content for piece in pieces) == reply
 
 
+def test_ids_as_a_prompt_have_the_prefix_mask_of_training(run):
+  for prefix in (False, True):
+    cfg = dataclasses.replace(run.cfg, data=dataclasses.replace(run.cfg.data, prefix=prefix))
+    assert forms.Forms(run._replace(cfg=cfg), 'x').as_prompt([1, 2]) == Prompt([1, 2], prefix=prefix)
+
+
 def test_many_clients_at_once_get_what_they_get_alone(served, client):
   name, run = model_name(client), served[2]
   answers = {}
@@ -235,6 +246,62 @@ def test_a_run_says_what_it_can_do(served, client, run):
     assert_error(post(port, '/v1/audio/speech', {'input': 'a'}), 404, 'was not trained for')
 
 
+# ---------------------------------------------------------------------------------------- adapters
+
+
+@pytest.fixture(scope='module')
+def adapted(run):
+  """(port, {name: the run with this adapter merged}) of a server of a run and two adapters."""
+  cfg, trees, runs = run.model.cfg, {}, {}
+  for seed, (name, rank) in enumerate((('french', 2), ('polite', 3))):
+    trees[name] = random_tree(adapters.AdapterConfig(rank=rank), cfg, seed)
+    runs[name] = run._replace(model=adapters.merge(models.fill(cfg), trees[name]))
+  changed = dataclasses.replace(run.cfg, model=dataclasses.replace(run.cfg.model, context=CONTEXT))
+  own = {name: run._replace(cfg=changed, model=tree, workdir=name) for name, tree in trees.items()}
+  with serving(run._replace(model=models.fill(cfg)), slots=4, adapters=own) as (port, _, base_run):
+    [name] = [m['id'] for m in post(port, '/v1/models', None, method='GET')[1]['data'] if 'parent' not in m]
+    yield port, {name: base_run} | runs
+
+
+def test_adapters_share_a_batch_and_each_text_is_that_of_its_model_alone(adapted):
+  port, runs = adapted
+  [base, *others] = post(port, '/v1/models', None, method='GET')[1]['data']
+  assert [row['id'] for row in others] == ['french', 'polite'] and {row['parent'] for row in others} == {
+    base['id']
+  }
+  names, prompt, answers = [*runs, *runs], 'a text that is longer than thirty-two tokens', {}
+
+  def ask(n):
+    body = {'model': names[n], 'prompt': prompt, 'seed': n, 'max_tokens': 20, 'logprobs': 0}
+    answers[n] = post(port, COMPLETION, body)[1]
+
+  threads = [threading.Thread(target=ask, args=[n]) for n in range(len(names))]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  texts = set()
+  for n, answer in sorted(answers.items()):
+    run = runs[names[n]]
+    cfg = dataclasses.replace(run.cfg.sample, seed=n, max_new_tokens=20)
+    [[(text, log_probs)]] = run.complete([prompts.build_prompt(run, prompt)], cfg)
+    assert answer['model'] == names[n] and answer['choices'][0]['text'] == text
+    own = answer['choices'][0]['logprobs']['token_logprobs']  # without the end of the text
+    np.testing.assert_allclose(own, log_probs[: len(own)], atol=1e-3)
+    texts.add(text)
+  assert len(answers) == 6 and len(texts) == 6
+
+
+def test_media_of_an_adapter_and_a_model_that_is_not_served(adapted):
+  port, runs = adapted
+  body = {'model': 'polite', 'prompt': 'seven', 'seed': 4, 'source': 'draw'}
+  answer = post(port, '/v1/images/generations', body)[1]
+  [image] = runs['polite'].generate([{'text': 'seven', 'source': 'draw'}], 'image', seed=4)
+  pixels, _ = media_io.read_image(base64.b64decode(answer['data'][0]['b64_json']), image.shape)
+  np.testing.assert_array_equal(pixels, image)
+  assert_error(post(port, COMPLETION, {'model': 'german', 'prompt': 'a'}), 404, 'german')
+
+
 # ------------------------------------------------------------------------------------------ errors
 
 
@@ -297,7 +364,7 @@ WRONG = {
   'another model': (COMPLETION, {'prompt': 'a', 'model': '../../etc'}, 'is not served'),
   'mp3': ('/v1/audio/speech', {'input': 'one', 'response_format': 'mp3'}, 'is not supported'),
   'a voice': ('/v1/audio/speech', {'input': 'one', 'voice': 'alloy'}, 'is not known'),
-  'an odd size': ('/v1/images/generations', {'prompt': 'seven', 'size': '100x100'}, 'is no multiple'),
+  'an odd size': ('/v1/images/generations', {'prompt': 'seven', 'size': '100x100'}, 'is not a multiple'),
 }
 
 
@@ -393,6 +460,53 @@ def test_connections_that_say_nothing_are_closed(run, monkeypatch):
       assert time.monotonic() - start < 15
 
 
+def test_a_body_that_trickles_is_cut(run, monkeypatch):
+  monkeypatch.setattr(server, 'SECONDS', 0.6)
+  head = b'POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n'
+  own = run._replace(model=models.fill(run.model.cfg))
+  with serving(own) as (port, _, _), socket.create_connection(('127.0.0.1', port), timeout=0.1) as connection:
+    connection.sendall(head + b'Content-Length: 1000\r\n\r\n')
+    answer, start = b'', time.monotonic()
+    while not answer and time.monotonic() - start < 15:
+      with contextlib.suppress(OSError):
+        connection.sendall(b' ')  # never longer than SECONDS without a byte
+        answer = connection.recv(100)
+    assert answer.startswith(b'HTTP/1.1 408')
+
+
+def test_a_client_that_does_not_read_is_cut():
+  counters, sent = Metrics(), []
+
+  async def endless(scope, receive, send):
+    await send({'type': 'http.response.start', 'status': 200})
+    while True:
+      await send({'type': 'http.response.body', 'body': b'x', 'more_body': True})
+
+  async def send(message):
+    sent.append(message)
+    if len(sent) > 3:  # its buffers are full
+      await asyncio.Event().wait()
+
+  scope = {'type': 'http', 'path': '/x', 'headers': [(b'host', b'localhost')]}
+  asyncio.run(guard.Guard(endless, counters, seconds=0.1)(scope, None, send))
+  assert len(sent) == 4 and counters.counters['aborted_total', ()] == 1
+
+
+def test_markup_in_a_request_comes_back_as_text(served):
+  body = {'prompt': 'a', 'model': '<script>alert(1)</script>'}
+  connection = http.client.HTTPConnection('127.0.0.1', served[0], timeout=60)
+  with contextlib.closing(connection):
+    connection.request('POST', COMPLETION, json.dumps(body), {'Content-Type': 'application/json'})
+    answer = connection.getresponse()
+    assert b'<script>' in answer.read() and answer.headers['content-type'] == 'application/json'
+    assert answer.headers['x-content-type-options'] == 'nosniff'
+
+
+def test_two_hosts_are_none(served):
+  head = b'GET /v1/models HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n'
+  assert raw(served[0], head)[9:12] in (b'400', b'403')
+
+
 def test_clients_that_leave_free_their_rows(served, monkeypatch):
   """Streams that are cut, and requests whose clients do not wait."""
   port, engine, _ = served
@@ -416,7 +530,7 @@ def test_clients_that_leave_free_their_rows(served, monkeypatch):
   while (any(engine.counts()) or aborted() < before + 12) and time.monotonic() < end:
     time.sleep(0.05)
   assert engine.counts() == (0, 0) and aborted() == before + 12, metrics(port)
-  assert not engine.lanes['text'].jobs
+  assert not engine.batches['text'].jobs
   assert post(port, COMPLETION, {'prompt': 'a', 'max_tokens': 2})[0] == 200
 
 
@@ -426,7 +540,7 @@ def metrics(port):
   return [line.rsplit(' ', 1) for line in content.splitlines() if not line.startswith('#')]
 
 
-def test_metrics_count_requests_and_tokens(served):
+def test_counterscount_requests_and_tokens(served):
   port = served[0]
   before = dict(metrics(port))
   post(port, COMPLETION, {'prompt': 'abc', 'max_tokens': 5, 'temperature': 0})
@@ -441,17 +555,71 @@ def test_metrics_count_requests_and_tokens(served):
   assert after['gpt_jax_first_token_seconds_bucket{le="+Inf"}'] == after['gpt_jax_first_token_seconds_count']
 
 
-def test_a_full_queue_a_high_rate_and_a_wrong_token_are_refused(run, monkeypatch):
+def test_a_high_rate_and_a_wrong_token_are_refused(run):
   own = run._replace(model=models.fill(run.model.cfg))
   right = {'Authorization': 'Bearer sixteen letters!'}
-  with serving(own, 'sixteen letters!', queue=2, rate=60) as (port, engine, _):
+  with serving(own, 'sixteen letters!', rate=60) as (port, engine, _):
     for headers in ({}, {'Authorization': 'Bearer sixteen letters'}, {'Authorization': 'sixteen letters!'}):
       assert_error(post(port, '/v1/models', None, headers, 'GET'), 401, 'the token is missing or wrong')
     assert post(port, '/health', None, method='GET')[0] == 200
-    assert_error(post(port, COMPLETION, {'prompt': ['a'] * 3}, right), 503, 'generations wait')
     codes = [post(port, '/v1/models', None, right | {'Host': 'any.name'}, 'GET')[0] for _ in range(8)]
     assert codes[0] == 200 and 429 in codes
     assert engine.counts() == (0, 0)
+
+
+def test_a_full_queue_is_refused_and_an_idle_server_takes_any_request(run, monkeypatch):
+  decode, is_released = rows.jit_decode, threading.Event()
+
+  def wait(*arguments):
+    assert is_released.wait(60)
+    return decode(*arguments)
+
+  own = run._replace(model=models.fill(run.model.cfg))
+  with serving(own, slots=1, queue=2) as (port, engine, _):
+    answer = post(port, COMPLETION, {'prompt': ['a', 'b'], 'n': 4, 'max_tokens': 1})
+    assert len(answer[1]['choices']) == 8  # more than slots and queue
+    monkeypatch.setattr(rows, 'jit_decode', wait)
+    answers = []
+    ask = lambda: answers.append(post(port, COMPLETION, {'prompt': 'a', 'max_tokens': 1})[0])
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for n, thread in enumerate(threads):
+      thread.start()
+      wait_until(lambda n=n: engine.counts() == (1, n))
+    assert_error(post(port, COMPLETION, {'prompt': 'a'}), 503, '2 generations wait')
+    is_released.set()
+    for thread in threads:
+      thread.join()
+    assert answers == [200] * 3 and engine.counts() == (0, 0)
+
+
+def wait_until(condition, seconds=20):
+  """Wait for a condition, which holds in time."""
+  end = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < end
+    time.sleep(0.01)
+
+
+def test_large_bodies_are_decoded_off_the_event_loop(served, monkeypatch):
+  decoders = []
+
+  class Recorded(fields.Fields):
+    @classmethod
+    def of_json(cls, body):
+      decoders.append(threading.current_thread().name)
+      return super().of_json(body)
+
+  monkeypatch.setattr(app, 'Fields', Recorded)
+  for size in (10, app.LARGE):
+    post(served[0], COMPLETION, {'prompt': 'a', 'user': 'x' * size, 'max_tokens': 1})
+  assert decoders[0] != decoders[1] and decoders[1].startswith('asyncio')
+
+
+def test_media_of_a_conversation_are_counted_before_they_are_decoded(served, monkeypatch):
+  monkeypatch.setattr(fields, 'decode_base64', lambda *_: pytest.fail('decoded'))
+  picture = {'type': 'image_url', 'image_url': {'url': 'data:image/png;base64,AAAA'}}
+  messages = [{'role': 'user', 'content': [picture] * 9}, {'role': 'user', 'content': [picture] * 8}]
+  assert_error(post(served[0], CHAT, {'messages': messages}), 400, 'messages have 17 pictures')
 
 
 # ---------------------------------------------------------------------------------- the engine's end
@@ -464,7 +632,7 @@ def test_a_failing_decode_is_an_error_of_its_requests_alone(served, monkeypatch,
     raise RuntimeError('a secret path')
 
   with monkeypatch.context() as patch:
-    patch.setattr(lane.rows, 'jit_decode', broken)
+    patch.setattr(decode_batch.rows, 'jit_decode', broken)
     status, body = post(port, COMPLETION, {'prompt': 'a'})
     assert status == 500 and 'secret' not in json.dumps(body)
     content = post(port, COMPLETION, {'prompt': 'a', 'stream': True})[1]

@@ -11,7 +11,7 @@ from gpt_jax.sample import SampleConfig
 from gpt_jax.sampling import completions, decoding_layout, prompt_batch, samplers
 from gpt_jax.tokenizers import grammar
 from gpt_jax.workbench.serving import rows
-from gpt_jax.workbench.serving.lane import Lane
+from gpt_jax.workbench.serving.decode_batch import DecodeBatch
 from tests import models
 
 RULES = grammar.plain(np.arange(64) < 45, [44])
@@ -23,6 +23,8 @@ OTHER = SampleConfig(temperature=0.7, min_p=0.02, repetition_penalty=1.3, max_ne
 
 class Recorder:
   """A job that keeps its ids."""
+
+  adapter = 0
 
   def __init__(self, prompt, cfg, seed, alternatives=0):
     self.prompt, self.cfg, self.alternatives = prompt_batch.Prompt(prompt), cfg, alternatives
@@ -62,27 +64,48 @@ def test_each_text_is_the_same_as_alone(model):
   prompts += [[*prompts[2][:36], 1, 2], prompts[0], prompts[1], prompts[2]]
   settings = [FREE, GREEDY, FILTERED, OTHER, FREE, FILTERED, GREEDY]
   jobs = [Recorder(p, cfg, seed) for seed, (p, cfg) in enumerate(zip(prompts, settings, strict=True))]
-  lane, waiting, most = Lane(model, RULES, 3), list(jobs), 0
-  lane.admit(waiting.pop(0), is_alone=True)
-  assert len(lane.jobs) == 1  # a job alone does not pay for empty rows
-  while lane.active or waiting:
-    lane.step()
-    if waiting and lane.has_room:  # one a step, so that they are at different places
-      lane.admit(waiting.pop(0), is_alone=False)
-    most = max(most, len(lane.active))
-  assert most == 3 and lane.state is None
+  batch, waiting, most = DecodeBatch(model, RULES, 3), list(jobs), 0
+  batch.admit(waiting.pop(0), is_alone=True)
+  assert len(batch.jobs) == 1  # a job alone does not pay for empty rows
+  while batch.active or waiting:
+    batch.step()
+    if waiting and batch.has_free_slot:  # one a step, so that they are at different places
+      batch.admit(waiting.pop(0), is_alone=False)
+    most = max(most, len(batch.active))
+    used, room = batch.cache_tokens()
+    assert used == sum(job.length + job.count for job in batch.active) and used <= room
+    assert room in (0, *(B * T for B in (1, 3) for T in (32, 64, 96)))
+  assert most == 3 and batch.state is None
   for job in jobs:
     ids, log_probs = alone(model, job)
     assert job.ids == ids and job.has_ended
     np.testing.assert_allclose(job.log_probs, log_probs, atol=1e-4)
 
 
+@pytest.mark.parametrize('is_first_causal', [True, False])
+def test_keys_of_a_prefix_are_not_those_of_the_same_ids_in_a_text(model, is_first_causal):
+  rules = RULES._replace(sep=np.int32(40))
+  ids = [*range(36), 40]  # more than the 32 tokens that are computed at least
+  pair = [prompt_batch.Prompt(ids, prefix=True), prompt_batch.Prompt([*ids, 11])]
+  batch = DecodeBatch(model, rules, 1)
+  for prompt in pair[::-1] if is_first_causal else pair:
+    job = Recorder(prompt.ids, GREEDY, 0)
+    job.prompt = prompt
+    batch.admit(job, is_alone=True)
+    while batch.active:
+      batch.step()
+    state = sample.generate(model, [prompt], GREEDY, rules, job.keys_B)
+    [(texts, log_probs)] = completions.new_tokens(state, [prompt], 1)
+    assert job.ids == texts
+    np.testing.assert_allclose(job.log_probs, log_probs, atol=1e-4)
+
+
 def test_alternatives_are_the_likeliest_tokens_of_the_model(model):
   job = Recorder([7, 8, 9], FILTERED, 3, alternatives=5)
-  lane = Lane(model, RULES, 2)
-  lane.admit(job, is_alone=True)
-  while lane.active:
-    lane.step()
+  batch = DecodeBatch(model, RULES, 2)
+  batch.admit(job, is_alone=True)
+  while batch.active:
+    batch.step()
   ids = np.array([[7, 8, 9, *job.ids]])
   log_probs_TV = np.asarray(jax.nn.log_softmax(models.logits(models.fill(model.cfg), ids)))[0, 2:-1]
   for (top_ids, values), log_probs_V in zip(job.tops, log_probs_TV, strict=True):
@@ -93,16 +116,16 @@ def test_alternatives_are_the_likeliest_tokens_of_the_model(model):
 
 def test_a_cancelled_job_frees_its_row(model):
   jobs = [Recorder([n + 1], FREE, n) for n in range(3)]
-  lane = Lane(model, RULES, 3)
+  batch = DecodeBatch(model, RULES, 3)
   for job in jobs:
-    lane.admit(job, is_alone=False)
-  lane.step()
+    batch.admit(job, is_alone=False)
+  batch.step()
   before = jobs[1].count
   jobs[1].cancelled.set()
-  lane.step()
-  assert jobs[1].count == before and lane.jobs[1] is None and lane.has_room
-  while lane.active:
-    lane.step()
+  batch.step()
+  assert jobs[1].count == before and batch.jobs[1] is None and batch.has_free_slot
+  while batch.active:
+    batch.step()
   for job in (jobs[0], jobs[2]):
     assert job.ids == alone(model, job)[0]
 

@@ -35,7 +35,12 @@ GET = {
   '/api/data/document': documents.document,
   '/file': compare.sample_file,
 }
-POST = {'/api/inside': inside.look, '/api/difference': inside.difference, '/api/sample': playground.sample}
+POST = {
+  '/api/inside': inside.look,
+  '/api/difference': inside.difference,
+  '/api/activations': inside.activations,
+  '/api/sample': playground.sample,
+}
 
 
 class Lab:
@@ -176,7 +181,7 @@ class Guard:
         message = message | {'headers': [*message.get('headers', ()), *extra]}
       await send(message)
 
-    if reason := security.refusal(scope['method'], scope['path'], headers):
+    if reason := security.denial_reason(scope['method'], scope['path'], headers):
       body = json.dumps({'error': reason, 'fix': 'open the address that launch.py lab printed'}).encode()
       kind = [(b'content-type', b'application/json')]
       await send_closed({'type': 'http.response.start', 'status': 403, 'headers': kind})

@@ -111,7 +111,7 @@ def samples(lab, query):
     by_step = list_samples(lab.index.run(name))
     steps |= by_step.keys()
     step = max((s for s in by_step if s <= most), default=None)
-    shown = {}
+    files = {}
     for path in by_step.get(step, [])[:MAX_SAMPLES]:
       title = path.stem.split('_', 2)[2] if path.stem.count('_') > 1 else 'text'
       kind = MEDIA[path.suffix].partition('/')[0]
@@ -119,12 +119,12 @@ def samples(lab, query):
       if kind == 'text':
         with path.open(encoding='utf-8', errors='replace') as file:
           text = file.read(MAX_CHARACTERS)
-      shown[f'{title} ({kind})' if kind != 'text' else title] = {
+      files[f'{title} ({kind})' if kind != 'text' else title] = {
         'kind': kind,
         'file': path.name,
         'text': text,
       }
-    columns.append({'run': name, 'step': step, 'samples': shown})
+    columns.append({'run': name, 'step': step, 'samples': files})
   titles = sorted({title for column in columns for title in column['samples']})
   return {'steps': sorted(steps), 'columns': columns, 'names': titles}
 

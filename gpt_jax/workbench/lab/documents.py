@@ -45,12 +45,12 @@ def list_caches(folder, data):
   place = folder / 'cache'
   if isinstance(data.get('cache'), str) and data['cache']:
     place = type(folder)(data['cache']).expanduser()
-  found = []
+  caches = []
   for path in sorted(place.glob('*.json')) if place.is_dir() else ():
     match = CACHE.fullmatch(path.name)
     if match and match['source'] in args.section(data, 'mixture'):
-      found.append((path, match['source'], match['split']))
-  return sorted(found, key=lambda item: ('train', 'valid', 'test').index(item[2]))
+      caches.append((path, match['source'], match['split']))
+  return sorted(caches, key=lambda item: ('train', 'valid', 'test').index(item[2]))
 
 
 def open_cache(lab, path):
@@ -104,14 +104,14 @@ def pack(cfg, tokenizers, cache, source):
   length = cfg.train.length or cfg.model.context
   fields = data.RowFields.of(cfg.data, tokenizers).of_template(cfg.data.mixture[source].template)
   seed = loader.seed_of(cfg.train.seed, 'crop', source)
-  made = packing.PACKING[cfg.data.packing](cache, length, seed, cfg.data.mask_documents, fields)
+  rows = packing.PACKING[cfg.data.packing](cache, length, seed, cfg.data.mask_documents, fields)
   if cfg.data.packing == 'first_fit':
     try:
       digests.verify_file(packing.plan_path(cache, length))
     except (OSError, digests.Corrupt):  # reading it would write it again
       starts = packing.has_start(cache)
-      vars(made)['plan'] = packing.make_plan(cache.offsets, len(cache.ids), length, starts)
-  return made
+      vars(rows)['plan'] = packing.make_plan(cache.offsets, len(cache.ids), length, starts)
+  return rows
 
 
 def describe_row(tokenizers, batch, b, number):

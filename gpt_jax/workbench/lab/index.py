@@ -23,7 +23,7 @@ class Index:
   """All that the lab knows of a root folder; safe to use from several threads."""
 
   def __init__(self, root):
-    self.given, self.root = str(root), pathlib.Path(root).expanduser().resolve()
+    self.root_text, self.root = str(root), pathlib.Path(root).expanduser().resolve()
     self._lock = threading.RLock()
     self._walked, self._runs, self._studies = -WALK_SECONDS, {}, {}
     self._rows, self._configs, self._tails = {}, {}, {}  # by folder: (signature, value); by path: Tail

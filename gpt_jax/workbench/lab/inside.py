@@ -7,6 +7,7 @@ Sources: logit lens (nostalgebraist 2020): each layer's residual stream through 
 
 import base64
 import functools
+import math
 
 import numpy as np
 
@@ -18,9 +19,9 @@ ALTERNATIVES = 5
 
 
 def look(lab, body):
-  """POST /api/inside {run, text, images, sounds, source, answer}: what a model computes on an input.
+  """POST /api/inside {run, text, images, sounds, vectors, source, answer}: what a model computes on an input.
 
-  text, images, sounds: as for a sample. answer: text after them, such as the right one.
+  text, images, sounds, vectors: as for a sample. answer: text after them, such as the right one.
   Returns {run, step, cut, tokens: [{id, kind, piece, given, nats, top: [{piece, kind, p}]}], next: top of the
   token after them, layers, heads, lens: [layer: [[piece, p, nats of the actual next token]]], attention,
   media: of pieces.media}. nats: of a token given those before it, None for the first. top: the likeliest
@@ -34,8 +35,8 @@ def look(lab, body):
     ids = [*map(int, prompt.ids), *run.tokenizers.encode_text(args.text(body, 'answer'))]
     most = min(MAX_TOKENS, run.model.cfg.context)
     batch = batch_of(run, prompt, ids[:most])
-    found = jax.device_get(internals()(run.model, batch))
-    facts = describe(run, ids[:most], found) | {'cut': max(0, len(ids) - most)}
+    outputs = jax.device_get(internals()(run.model, batch))
+    facts = describe(run, ids[:most], outputs) | {'cut': max(0, len(ids) - most)}
     facts['media'] = pieces.media(run.tokenizers, ids[:most], MAX_MEDIA)
     for token, given in zip(facts['tokens'], condition(run, ids[:most]), strict=True):
       token['given'] = given
@@ -93,8 +94,8 @@ def internals():
     def lens(l):
       x_BTD = outputs[f'blocks/{l}']
       x_BTD = x_BTD if model.final_norm is None else model.final_norm(x_BTD)
-      found = predict(model.logits(x_BTD)[..., : cfg.vocab])
-      return {'nats_T': found['nats_T'], 'p_T': found['top_TN'][:, 0], 'ids_T': found['ids_TN'][:, 0]}
+      layer = predict(model.logits(x_BTD)[..., : cfg.vocab])
+      return {'nats_T': layer['nats_T'], 'p_T': layer['top_TN'][:, 0], 'ids_T': layer['ids_TN'][:, 0]}
 
     weights_LHTS = jnp.stack([outputs[f'blocks/{l}/attention/weights'][0] for l in range(cfg.layers)])
     return {
@@ -106,9 +107,9 @@ def internals():
   return jax.jit(measure)
 
 
-def describe(run, ids, found):
+def describe(run, ids, outputs):
   """Return the numbers of `internals` on ids as JSON."""
-  T, last, label = len(ids), found['last'], functools.partial(pieces.describe, run.tokenizers)
+  T, last, label = len(ids), outputs['last'], functools.partial(pieces.describe, run.tokenizers)
 
   def likeliest(t):
     words = zip(label(last['ids_TN'][t]), last['top_TN'][t].tolist(), strict=True)
@@ -119,12 +120,12 @@ def describe(run, ids, found):
     token |= {'nats': float(last['nats_T'][t - 1]) if t else None, 'top': likeliest(t - 1) if t else []}
     tokens[t] = token
   lens = []
-  for layer in found['lens']:
+  for layer in outputs['lens']:
     words = [word['piece'] for word in label(layer['ids_T'][:T])]
     lens.append(
       [*map(list, zip(words, layer['p_T'][:T].tolist(), layer['nats_T'][:T].tolist(), strict=True))]
     )
-  weights_LHTS = np.ascontiguousarray(found['weights_LHTS'][:, :, :T, :T], '<u2')
+  weights_LHTS = np.ascontiguousarray(outputs['weights_LHTS'][:, :, :T, :T], '<u2')
   facts = {'run': run.workdir.name, 'step': run.step, 'layers': len(lens), 'heads': weights_LHTS.shape[1]}
   facts |= {'tokens': tokens, 'next': likeliest(T - 1), 'lens': lens}
   return facts | {'attention': base64.b64encode(weights_LHTS).decode()}
@@ -154,3 +155,23 @@ def difference(lab, body):
   facts = {'runs': names, 'bytes': line['bytes'], 'nats': line['nats'], 'spans': line['spans']}
   facts['bits_per_byte'] = [bits(x) / line['bytes'] for x in line['nats']]
   return facts | {'html': page.element('pre', *text_diff_part.color(line), kind='diff')}
+
+
+def activations(lab, body):
+  """POST /api/activations {run: [a, b]}: where the activations of two runs part, on validation rows of a.
+
+  Returns {runs, source, rows, tokens: of a row, activations: [{path, largest, relative}] in the order of the
+  computation}, as `report --against` does; None where one run lacks an activation.
+  """
+  from gpt_jax.evaluation import trained
+  from gpt_jax.reports import compare
+
+  names = args.runs(body)
+  if len(names) != 2:
+    raise ValueError('activations are compared of two runs\nfix: choose two runs')
+  with lab.models.use(lab.index.run(names[0])) as run:
+    source, batch, rows = compare.activations_apart(run, trained.load(lab.index.run(names[1])))
+  count, tokens = batch['token_ids_BT'].shape
+  known = lambda x: None if math.isnan(x) else x
+  rows = [{'path': path, 'largest': known(a), 'relative': known(b)} for path, a, b in rows]
+  return {'runs': names, 'source': source, 'rows': count, 'tokens': tokens, 'activations': rows}

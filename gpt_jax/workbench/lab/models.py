@@ -7,7 +7,7 @@ import threading
 
 from gpt_jax.workbench.lab import args
 
-MAX_FILES = 8  # pictures and sounds of one request
+MAX_FILES = 8  # pictures, sounds or files of vectors of one request
 
 
 class Models:
@@ -90,9 +90,10 @@ def files(body, name):
 
 
 def prompt_of(run, body, to='text'):
-  """Return the Prompt of a request: {text, images, sounds, source}."""
+  """Return the Prompt of a request: {text, images, sounds, vectors, source}."""
   from gpt_jax.sampling import prompts
 
   begin, source = run.cfg.sample.begin, args.text(body, 'source')
-  images, sounds = files(body, 'images'), files(body, 'sounds')
-  return prompts.build_prompt(run, args.text(body, 'text'), images, sounds, to, begin, source)
+  images, sounds, vectors = (files(body, name) for name in ('images', 'sounds', 'vectors'))
+  text = args.text(body, 'text')
+  return prompts.build_prompt(run, text, images, sounds, to, begin, source, vectors=vectors)

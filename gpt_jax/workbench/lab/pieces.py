@@ -38,7 +38,7 @@ def media(tokenizers, ids, most):
   [codebooks]}; a picture also has grid (rows, columns), a sound spectrogram: the address of a picture of its
   log-mel frames, low bands below. Continuous inputs have no codes.
   """
-  layout, found, start = tokenizers.layout, [], None
+  layout, media, start = tokenizers.layout, [], None
   places = [getattr(layout, kind.place) for kind in KINDS.values()]
   kinds = {layout.boi: ('image', layout.eoi), layout.boa: ('audio', layout.eoa)} if tokenizers.media else {}
   kinds.pop(-1, None)  # a modality that the vocabulary lacks
@@ -47,11 +47,11 @@ def media(tokenizers, ids, most):
       start, (kind, end) = place, kinds[index]
     elif start is not None and index == end:
       codes = np.asarray(ids[start + 1 : place])
-      if len(found) < most and len(codes) and not np.isin(codes, places).any():
+      if len(media) < most and len(codes) and not np.isin(codes, places).any():
         where = {'kind': kind, 'start': start, 'end': place}
-        found.append(where | DECODED[kind](getattr(tokenizers, kind), tokenizers.decode_codes(kind, codes)))
+        media.append(where | DECODED[kind](getattr(tokenizers, kind), tokenizers.decode_codes(kind, codes)))
       start = None
-  return found
+  return media
 
 
 def _picture(tokenizer, codes_PQ):

@@ -22,8 +22,9 @@ MAX_MESSAGES = 200
 
 
 def sample(lab, body):
-  """POST /api/sample {run, text, images, sounds, to, source, stop, sampling} or {run, messages, sampling}.
+  """POST /api/sample: a sample of a model.
 
+  {run, text, images, sounds, vectors, to, source, stop, sampling} or {run, messages, sampling}.
   Yields {sample, text}, pieces of a text while it is generated, {sample, image} and {sample, audio} with data
   addresses, and at last {done: {seconds, samples}}. With messages the reply of the assistant.
   """
@@ -58,10 +59,10 @@ def complete(run, body, to, sampling):
   rate = getattr(run.tokenizers.audio, 'sample_rate', 0)
   for number, (value, _) in enumerate(group):
     if to == 'text':
-      found = [Piece('text', value)]
+      outputs = [Piece('text', value)]
     else:
-      found = [Piece('text', cfg.refusal)] if value is None else run.pieces(prompt, value)
-    for piece in found:
+      outputs = [Piece('text', cfg.refusal)] if value is None else run.pieces(prompt, value)
+    for piece in outputs:
       yield number, piece.kind, to_address(piece, rate)
 
 

@@ -19,7 +19,7 @@ def list_runs(lab, query):
   rows = [index.row(folder) | {'folder': name} for name, folder in index.runs().items()]
   states = index.states()
   rows = [row | {'state': states[row['folder']]['state']} for row in rows]
-  facts = {'root': index.given, 'count': len(rows)}
+  facts = {'root': index.root_text, 'count': len(rows)}
   if not rows:
     return facts | {'columns': [], 'known': [], 'rows': []}
   chosen = args.texts(query, 'column')[:MAX_COLUMNS]

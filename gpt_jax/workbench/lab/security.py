@@ -34,7 +34,7 @@ HEADERS = {
 }
 
 
-def refusal(method, path, headers):
+def denial_reason(method, path, headers):
   """Return why a request is refused, '' if it is not. headers: {lower-case name: text}."""
   host = headers.get('host', '')
   if hostname(host) not in HOSTS:

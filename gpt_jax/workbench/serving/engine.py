@@ -7,9 +7,10 @@ import threading
 import traceback
 
 from gpt_jax.sampling import completions, prompts
+from gpt_jax.workbench.serving.decode_batch import DecodeBatch
 from gpt_jax.workbench.serving.errors import RequestError
+from gpt_jax.workbench.serving.forms import knows_chat
 from gpt_jax.workbench.serving.jobs import Failure, MediaJob
-from gpt_jax.workbench.serving.lane import Lane
 
 EVERY = 16  # tokens of images and sounds between two turns of the texts
 
@@ -21,17 +22,16 @@ class Busy(RuntimeError):
 class Engine:
   """Jobs in, events out: see jobs.py.
 
-  run: a trained.TrainedRun whose model is laid out for decoding. Jobs start in the order in which they were
-  submitted, but for those whose lane is full.
+  runs: a trained.TrainedRun whose model is laid out for decoding, then those of the adapters in `bank`
+  (AdapterBank or None). Jobs start in the order in which they were submitted, if their batch has a free slot.
   """
 
-  def __init__(self, run, metrics, most_rows=8, most_waiting=64):
-    self.run, self.metrics, self.most_waiting = run, metrics, most_waiting
-    lane = lambda ends: Lane(run.model, self._grammar('text', ends), most_rows)
-    self.lanes = {'text': lane(())}
-    with contextlib.suppress(ValueError):  # a run that knows no conversations
-      prompts.chat_source(run)
-      self.lanes['chat'] = lane(prompts.chat_ends(run)[0])
+  def __init__(self, runs, metrics, slots=8, queue=64, bank=None):
+    self.run, self.metrics, self.queue, self.bank = runs[0], metrics, queue, bank
+    batch = lambda ends: DecodeBatch(self.run.model, self._grammar('text', ends), slots, bank)
+    self.batches = {'text': batch(())}
+    if any(map(knows_chat, runs)):
+      self.batches['chat'] = batch(prompts.chat_ends(self.run)[0])
     self.waiting, self.changed = collections.deque(), threading.Condition()
     self.media = None  # (job, its generator) in progress
     self.is_stopping, self.thread = False, threading.Thread(target=self._work, daemon=True)
@@ -52,17 +52,17 @@ class Engine:
     self.thread.join()
 
   def submit(self, jobs):
-    """Queue jobs, all of them or none; Busy if they do not fit."""
+    """Queue the jobs of a request; Busy if the queue is full. An idle server takes any request."""
     with self.changed:
-      self.waiting = collections.deque(job for job in self.waiting if not job.cancelled.is_set())
-      if self.is_stopping or len(self.waiting) + len(jobs) > self.most_waiting:
+      self._filter_queue(lambda job: not job.cancelled.is_set())
+      if self.is_stopping or len(self.waiting) >= self.queue:
         cause = 'the server stops' if self.is_stopping else f'{len(self.waiting)} generations wait'
         raise Busy(f'{cause}\nfix: try again later')
       self.waiting.extend(jobs)
       self.changed.notify()
 
   def cancel(self, jobs):
-    """End jobs that nobody waits for: their rows are free after the present step."""
+    """End jobs that nobody waits for: their slots are free after the present step."""
     for job in jobs:
       job.cancelled.set()
     with self.changed:
@@ -70,8 +70,12 @@ class Engine:
 
   def counts(self):
     """Return (generations in progress, generations that wait)."""
-    running = sum(len(lane.active) for lane in list(self.lanes.values()))
+    running = sum(len(batch.active) for batch in list(self.batches.values()))
     return running + (self.media is not None), len(self.waiting)
+
+  def cache_tokens(self):
+    """Return (tokens in the KV caches of texts, tokens that these have room for)."""
+    return tuple(map(sum, zip(*(batch.cache_tokens() for batch in self.batches.values()), strict=True)))
 
   # ------------------------------------------------------------------------- in the engine's thread
 
@@ -91,37 +95,40 @@ class Engine:
   def _turn(self):
     """Start jobs, and continue each by a few tokens."""
     self._admit()
-    for lane in self.lanes.values():
-      if lane.jobs:
-        with self._failing(lane.fail):
-          self.metrics.count('generated_tokens', lane.step())
+    for batch in self.batches.values():
+      if batch.jobs:
+        with self._failing(batch.fail):
+          self.metrics.count('generated_tokens', batch.step())
     self._continue_media()
 
   def _admit(self):
-    """Start the jobs for which there is room."""
-    with self.changed:
-      jobs, self.waiting = [job for job in self.waiting if not job.cancelled.is_set()], collections.deque()
-    left = collections.deque()
+    """Start the jobs for which there is room; the others stay in the queue, which counts them meanwhile."""
+    jobs = self._filter_queue(lambda job: not job.cancelled.is_set())
     for n, job in enumerate(jobs):
       if isinstance(job, MediaJob):
         has_room, start = self.media is None, self._start_media
       else:
-        lane = self.lanes[job.kind]
-        has_room = lane.has_room
+        batch = self.batches[job.kind]
+        has_room = batch.has_free_slot
         is_alone = not any(getattr(other, 'kind', '') == job.kind for other in jobs[n + 1 :])
-        start = lambda job, lane=lane, is_alone=is_alone: lane.admit(job, is_alone)
+        start = lambda job, batch=batch, is_alone=is_alone: batch.admit(job, is_alone)
       if not has_room:
-        left.append(job)
         continue
+      self._filter_queue(lambda other, job=job: other is not job)
       with self._failing(lambda error, job=job: job.emit(Failure(error))):
         self.metrics.count('prompt_tokens', job.length)
         start(job)
+
+  def _filter_queue(self, is_waiting):
+    """Keep the jobs of the queue that still wait -> a list of them."""
     with self.changed:
-      self.waiting = left + self.waiting
+      self.waiting = collections.deque(filter(is_waiting, self.waiting))
+      return list(self.waiting)
 
   def _start_media(self, job):
-    arguments = self.run.model, [job.prompt], job.cfg, self._grammar(job.to), job.keys_B, EVERY
-    self.media = job, completions.stream(*arguments)
+    model = self.run.model if self.bank is None else self.bank.attach(self.run.model, (job.adapter,))
+    arguments = [job.prompt], job.cfg, self._grammar(job.to), job.keys_B, EVERY
+    self.media = job, completions.stream(model, *arguments)
 
   def _continue_media(self):
     """Generate a few tokens of the images or sounds in progress."""
@@ -148,8 +155,8 @@ class Engine:
 
   def _end(self, error):
     self.is_stopping = True
-    for lane in self.lanes.values():
-      lane.fail(error)
+    for batch in self.batches.values():
+      batch.fail(error)
     with self.changed:
       jobs, self.waiting = [*self.waiting, *([self.media[0]] if self.media else [])], collections.deque()
     for job in jobs:

@@ -36,6 +36,7 @@ NEUTRAL = {  # field without support here: values that change nothing
   'timestamp_granularities[]': (),
 }
 UNREAD = ('user', 'metadata', 'safety_identifier', 'service_tier')  # about the client, not the answer
+MOST_MEDIA = 16  # pictures and sounds of a conversation
 SAMPLING = ('temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty', 'seed')
 TYPES = {
   bool: 'true or false',
@@ -72,9 +73,9 @@ class Fields:
     value = self.values.pop(name)
     is_right = isinstance(value, (int, float) if kind is float else kind)
     if not is_right or (isinstance(value, bool) and kind is not bool):
-      raise refused(name, value, f'is not {TYPES[kind]}', f'give {TYPES[kind]}')
+      raise invalid(name, value, f'is not {TYPES[kind]}', f'give {TYPES[kind]}')
     if (low is not None and value < low) or (high is not None and value > high):
-      raise refused(name, value, 'is out of range', f'use {low} to {high}')
+      raise invalid(name, value, 'is out of range', f'use {low} to {high}')
     return value
 
   def require(self, name, kind):
@@ -89,7 +90,7 @@ class Fields:
       if name in UNREAD or value in NEUTRAL.get(name, ()):
         continue
       if name in NEUTRAL:
-        raise refused(name, value, 'is not supported', 'leave it out')
+        raise invalid(name, value, 'is not supported', 'leave it out')
       near = difflib.get_close_matches(str(name), known, 1)
       fix = f'did you mean {near[0]}?' if near else 'leave it out'
       raise RequestError(
@@ -97,12 +98,12 @@ class Fields:
       )
 
 
-def refused(name, value, cause, fix):
+def invalid(name, value, cause, fix):
   """Return the RequestError of a field."""
-  return RequestError(f'{name}={shown(value)} {cause}\nfix: {fix}', param=name)
+  return RequestError(f'{name}={abbreviate(value)} {cause}\nfix: {fix}', param=name)
 
 
-def shown(value):
+def abbreviate(value):
   """Return the beginning of a value for an error."""
   text = json.dumps(value, default=str)
   return text if len(text) <= 100 else f'{text[:100]} ...'
@@ -117,9 +118,9 @@ def take_stop(fields, most=16, longest=200):
   value = fields.values.pop('stop', [])
   texts = [value] if isinstance(value, str) else value
   if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
-    raise refused('stop', value, 'is not a text or a list of texts', 'give texts that are not empty')
+    raise invalid('stop', value, 'is not a text or a list of texts', 'give texts that are not empty')
   if len(texts) > most or any(len(text) > longest for text in texts):
-    raise refused('stop', value, 'is too much', f'give at most {most} texts of at most {longest} characters')
+    raise invalid('stop', value, 'is too much', f'give at most {most} texts of at most {longest} characters')
   return tuple(texts)
 
 
@@ -141,23 +142,35 @@ def take_sampling(fields):
 def read_messages(messages):
   """Return messages as prompts.build_chat takes them: media are bytes, never a path or an address."""
   if not isinstance(messages, list) or not messages:
-    raise refused('messages', messages, 'is not a list of messages', 'give at least one')
+    raise invalid('messages', messages, 'is not a list of messages', 'give at least one')
+  check_media_count(messages)
   read = []
   for number, message in enumerate(messages):
     name = f'messages[{number}]'
     if not isinstance(message, dict) or not isinstance(message.get('role'), str):
-      raise refused(name, message, 'is not a message', 'give an object with role and content')
+      raise invalid(name, message, 'is not a message', 'give an object with role and content')
     fields = {key: value for key, value in message.items() if value is not None}
     if unknown := fields.keys() - {'role', 'content', 'name'}:
-      raise refused(f'{name}.{min(unknown)}', fields[min(unknown)], 'is not supported', 'leave it out')
+      raise invalid(f'{name}.{min(unknown)}', fields[min(unknown)], 'is not supported', 'leave it out')
     role = 'system' if message['role'] == 'developer' else message['role']
     content = fields.get('content', '')
     if isinstance(content, list):
       content = [_part(part, f'{name}.content[{i}]') for i, part in enumerate(content)]
     elif not isinstance(content, str):
-      raise refused(f'{name}.content', content, 'is not a text or a list of parts', 'give one of them')
+      raise invalid(f'{name}.content', content, 'is not a text or a list of parts', 'give one of them')
     read.append(fields | {'role': role, 'content': content})
   return read
+
+
+def check_media_count(messages):
+  """Raise RequestError for more than MOST_MEDIA pictures and sounds, before any is decoded."""
+  contents = [message.get('content') for message in messages if isinstance(message, dict)]
+  parts = [part for content in contents if isinstance(content, list) for part in content]
+  count = sum(not isinstance(part, dict) or part.get('type') != 'text' for part in parts)
+  if count > MOST_MEDIA:
+    raise RequestError(
+      f'messages have {count} pictures and sounds, more than {MOST_MEDIA}\nfix: send fewer', param='messages'
+    )
 
 
 def _part(part, name):
@@ -168,11 +181,11 @@ def _part(part, name):
     return {'text': value}
   if kind == 'image_url' and isinstance(value, dict) and isinstance(value.get('url'), str):
     if not (head := DATA_URL.match(value['url'][:200])):
-      raise refused(name, value['url'], 'is an address', 'send the picture: data:image/png;base64,...')
+      raise invalid(name, value['url'], 'is an address', 'send the picture: data:image/png;base64,...')
     return {'image': decode_base64(value['url'][head.end() :], name)}
   if kind == 'input_audio' and isinstance(value, dict) and isinstance(value.get('data'), str):
     return {'audio': decode_base64(value['data'], name)}
-  raise refused(name, part, 'is not a part', 'give a part of type text, image_url or input_audio')
+  raise invalid(name, part, 'is not a part', 'give a part of type text, image_url or input_audio')
 
 
 def decode_base64(text, name):

@@ -15,7 +15,7 @@ from gpt_jax.workbench.serving.jobs import MediaJob, TextJob
 from gpt_jax.workbench.serving.rows import MOST_K
 
 CHARACTERS = 32  # of a prompt for each token that may be in it: beyond this nothing is tokenized
-ENDPOINTS = {  # endpoint: (text, sounds) of a prompt, what is made of it
+MEDIA = {  # endpoint: (text, sounds) of a prompt, the modality of the answer
   'audio/transcriptions': (('', 1), 'text'),
   'audio/speech': (('x', 0), 'audio'),
   'images/generations': (('x', 0), 'image'),
@@ -43,16 +43,19 @@ def check_servable(cfg):
 class Forms:
   """Turns requests of one run into jobs.
 
-  run: a trained.TrainedRun whose model is laid out for decoding. longest: most tokens of prompt and text.
+  run: a trained.TrainedRun whose model is laid out for decoding. name: of the model in requests. longest:
+  most tokens of prompt and text. adapter: its number in an AdapterBank; 0 = none.
   """
 
-  def __init__(self, run, longest):
+  def __init__(self, run, name, longest=0, adapter=0):
     check_servable(run.cfg.sample)
-    self.run, self.longest = run, min(longest or run.model.cfg.context, run.model.cfg.context)
-    self.endpoints = {name: self._can_make(*made) for name, made in ENDPOINTS.items()}
+    self.run, self.name, self.adapter = run, name, adapter
+    self.longest = min(longest or run.model.cfg.context, run.model.cfg.context)
+    self.endpoints = {'completions': True, 'chat/completions': knows_chat(run)}
+    self.endpoints |= {endpoint: self._can_make(*pair) for endpoint, pair in MEDIA.items()}
 
-  def _can_make(self, given, to):
-    text, sounds = given
+  def _can_make(self, prompt, to):
+    text, sounds = prompt
     for template in trained_templates(self.run.cfg):
       try:
         pieces = match_template([template], text, (), [b'x'] * sounds, to)
@@ -106,10 +109,10 @@ class Forms:
     cfg = validate.override(self.run.cfg.sample, num_samples=1, **overrides)
     return cfg if 'seed' in overrides else dataclasses.replace(cfg, seed=secrets.randbelow(2**32))
 
-  def text_jobs(self, prompt_list, overrides, n, most_tokens, lane, **fields):
+  def text_jobs(self, prompt_list, overrides, n, most_tokens, end_ids, **fields):
     """Return n TextJobs for each prompt, in order; the i-th samples as sample i of `launch.py sample`.
 
-    most_tokens: after the prompt; None: as the run's max_new_tokens says. lane: the engine's lane.
+    most_tokens: after the prompt; None: as the run's max_new_tokens says. end_ids: those that end a text.
     """
     cfg = self.sampling(overrides)
     keys_B = jit_row_keys(np.uint32(cfg.seed), len(prompt_list) * n)
@@ -118,8 +121,8 @@ class Forms:
       own = dataclasses.replace(cfg, max_new_tokens=self._new_tokens(prompt, cfg, most_tokens))
       for _ in range(n):
         b = len(jobs)
-        keys = dict(keys_B=keys_B[b : b + 1], tokenizers=self.run.tokenizers, end_ids=lane.end_ids)
-        jobs.append(TextJob(prompt, own, None, **keys, **fields))
+        same = dict(tokenizers=self.run.tokenizers, end_ids=end_ids, **self._model(), **fields)
+        jobs.append(TextJob(prompt, own, None, keys_B[b : b + 1], **same))
     return jobs
 
   def _new_tokens(self, prompt, cfg, most_tokens):
@@ -146,7 +149,19 @@ class Forms:
         f'{self.longest}\nfix: shorten the prompt',
         code='context_length_exceeded',
       )
-    return MediaJob(prompt, cfg, None, jit_row_keys(np.uint32(cfg.seed), n), to=to)
+    return MediaJob(prompt, cfg, None, jit_row_keys(np.uint32(cfg.seed), n), to=to, **self._model())
+
+  def _model(self):
+    return {'model': self.name, 'adapter': self.adapter}
+
+
+def knows_chat(run):
+  """Whether a run was trained on conversations, or its tokenizer has a template of them."""
+  try:
+    prompts.chat_source(run)
+  except ValueError:
+    return False
+  return True
 
 
 def kinds(pieces, to):

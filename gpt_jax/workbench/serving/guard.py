@@ -14,7 +14,7 @@ from gpt_jax.workbench.serving.errors import RequestError, error_response
 
 LOCAL = ('127.0.0.1', 'localhost', '::1')
 MOST_ADDRESSES = 10_000  # whose rates are remembered
-SECONDS = 60.0  # for each read of a body and each write to a client
+SECONDS = 60.0  # for a whole body, and for each write to a client
 OPEN = ('/health',)  # paths without a token
 
 
@@ -118,18 +118,18 @@ class Guard:
 
   def limited(self, scope, receive):
     """Return receive() that ends a body which is too long or too slow with RequestError."""
-    size, is_whole = 0, False
+    size, is_whole, end = 0, False, asyncio.get_running_loop().time() + self.seconds
 
     async def limited_receive():
       nonlocal size, is_whole
       if is_whole:  # only the end of the connection is to come
         return await receive()
       try:
-        async with asyncio.timeout(self.seconds):
+        async with asyncio.timeout_at(end):
           message = await receive()
       except TimeoutError:
         raise RequestError(
-          f'no data for {self.seconds:g} s\nfix: send the body at once', status=408
+          f'the body was not whole after {self.seconds:g} s\nfix: send it at once', status=408
         ) from None
       size += len(message.get('body', b''))
       is_whole = not message.get('more_body', False)

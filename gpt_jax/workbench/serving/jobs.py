@@ -48,6 +48,8 @@ class Job:
   cfg: Any  # SampleConfig
   emit: Callable  # takes Piece, Media or Failure
   keys_B: Any = None  # one PRNG key a sample
+  model: str = ''  # its name in requests
+  adapter: int = 0  # its number in an AdapterBank; 0 = the model without one
   submitted: float = dataclasses.field(default_factory=time.monotonic)
   cancelled: threading.Event = dataclasses.field(default_factory=threading.Event)
 
@@ -64,10 +66,10 @@ class Job:
 
 @dataclasses.dataclass(eq=False)
 class TextJob(Job):
-  """One text: a row of a lane."""
+  """One text: a slot of a decode batch."""
 
   tokenizers: Any = None
-  kind: str = 'text'  # a row of engine.lanes: text or chat
+  kind: str = 'text'  # a key of engine.batches: text or chat
   stop: tuple = ()  # strings
   ends: tuple = ()  # ids that are no part of the text
   end_ids: frozenset = frozenset()  # all ids that end the row
@@ -131,7 +133,7 @@ class TextJob(Job):
 
 @dataclasses.dataclass(eq=False)
 class MediaJob(Job):
-  """All images or sounds of a request, generated together beside the lanes."""
+  """All images or sounds of a request, generated together beside the texts."""
 
   to: str = 'image'
   state: Any = None  # the last one of its generation

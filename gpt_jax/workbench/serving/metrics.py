@@ -17,6 +17,8 @@ HELP = {
   'request_seconds': 'From the request to the end of the answer.',
   'running': 'Generations in progress.',
   'waiting': 'Generations that wait.',
+  'cache_tokens': 'Tokens in the KV caches of texts.',
+  'cache_room': 'Tokens that these caches have room for.',
 }
 
 

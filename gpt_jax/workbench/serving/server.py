@@ -7,6 +7,7 @@ import signal
 import socket
 from pathlib import Path
 
+from gpt_jax.model.adapter_bank import AdapterBank
 from gpt_jax.runs.loggers import say
 from gpt_jax.sampling import decoding_layout, prompt_batch
 from gpt_jax.workbench.serving.app import Server
@@ -27,12 +28,12 @@ class ServeConfig:
   port: int = 8000  # 0: a free one
   slots: int = 8  # texts that are generated at once
   max_length: int = 0  # most tokens of prompt and answer; 0: the context of the model
-  queue: int = 64  # generations that may wait; more are answered with 503
+  queue: int = 64  # generations that may wait; a request that finds so many waiting gets status 503
   rate: int = 0  # requests a minute of one address; 0: no limit
   max_body: int = 16  # MiB of a request
 
   def __post_init__(self):
-    least = {'port': 0, 'slots': 1, 'max_length': 0, 'queue': 2, 'rate': 0, 'max_body': 1}
+    least = {'port': 0, 'slots': 1, 'max_length': 0, 'queue': 1, 'rate': 0, 'max_body': 1}
     for name, low in least.items():
       if getattr(self, name) < low:
         raise ValueError(f'--{name}={getattr(self, name)} is out of range\nfix: use {low} or more')
@@ -47,15 +48,36 @@ def check_token(host, token):
     )
 
 
-def build(run, cfg, token=''):
-  """Return (ASGI application, Engine, app.Server) of a trained.TrainedRun, whose model is taken over."""
+def build(run, cfg, token='', adapters=()):
+  """Return (ASGI application, Engine, app.Server) of a trained.TrainedRun, whose model is taken over.
+
+  adapters: {name: TrainedRun whose model is a tree of adapters on the model of `run`}.
+  """
+  adapters, name, metrics = dict(adapters), Path(run.workdir).resolve().name, Metrics()
+  check_adapters(run, name, adapters)
+  bank = AdapterBank(run.model, {key: own.model for key, own in adapters.items()}) if adapters else None
   run = run._replace(model=decoding_layout.prepare_model(run.model, donate=True))
-  forms, metrics = Forms(run, cfg.max_length), Metrics()
-  engine = Engine(run, metrics, cfg.slots, cfg.queue)
-  server = Server(Path(run.workdir).resolve().name, forms, engine, metrics)
-  paths = tuple(server.paths())
+  adapters = {key: own._replace(model=run.model) for key, own in adapters.items()}
+  models = {name: Forms(run, name, cfg.max_length)}
+  for number, (key, own) in enumerate(adapters.items(), 1):
+    context = own.cfg.model.context  # which may be shorter than that of the base
+    models[key] = Forms(own, key, min(cfg.max_length or context, context), number)
+  engine = Engine([run, *adapters.values()], metrics, cfg.slots, cfg.queue, bank)
+  server = Server(models, engine, metrics)
+  paths = tuple(server.routes())
   guard = Guard(server.app(), metrics, token, cfg.max_body << 20, cfg.rate, paths, SECONDS)
   return guard, engine, server
+
+
+def check_adapters(run, name, adapters):
+  """Raise ValueError for adapters whose names or settings the run excludes."""
+  for key, own in adapters.items():
+    if key == name:
+      raise ValueError(f'--adapters has {key}, the name of --workdir\nfix: give it another name')
+    if own.cfg.sample.block != run.cfg.sample.block:
+      raise ValueError(
+        f'sample.block of {own.workdir} is not that of {run.workdir}\nfix: serve it alone, or set --block'
+      )
 
 
 def warm_up(engine, forms):
@@ -63,7 +85,7 @@ def warm_up(engine, forms):
   prompt = prompt_batch.Prompt([forms.run.tokenizers.vocabulary.special(forms.run.tokenizers.start)])
   for n in (1, 2):
     events = queue.Queue()
-    jobs = forms.text_jobs([prompt], {}, n, None, engine.lanes['text'])
+    jobs = forms.text_jobs([prompt], {}, n, None, engine.batches['text'].end_ids)
     for job in jobs:
       job.emit = events.put
     engine.submit(jobs)
@@ -81,18 +103,19 @@ def listen(cfg):
     raise ValueError(f'--host={cfg.host} --port={cfg.port}: {error}\nfix: {fix}') from None
 
 
-def serve(run, cfg):
-  """Serve a trained.TrainedRun until the process is asked to stop."""
+def serve(run, cfg, adapters=()):
+  """Serve a trained.TrainedRun, and adapters on it, until the process is asked to stop."""
   token = os.environ.get(TOKEN, '')
   check_token(cfg.host, token)
   with listen(cfg) as sock:
-    app, engine, server = build(run, cfg, token)
+    app, engine, server = build(run, cfg, token, adapters)
     engine.start()
     try:
-      warm_up(engine, server.forms)
+      warm_up(engine, server.forms_of(None))
       host = f'[{cfg.host}]' if ':' in cfg.host else cfg.host
-      paths = ', '.join(path.removeprefix('/v1/') for path in server.describe()['endpoints'])
-      say(f'{server.name}: http://{host}:{sock.getsockname()[1]}/v1 ({paths}); Ctrl-C ends', flush=True)
+      paths = ', '.join(path.removeprefix('/v1/') for path in server.describe(server.name)['endpoints'])
+      names = ', '.join(server.models)
+      say(f'{names}: http://{host}:{sock.getsockname()[1]}/v1 ({paths}); Ctrl-C ends', flush=True)
       signal.set_wakeup_fd(-1)  # where the watchdog hears of Ctrl-C and ends the process
       for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn has its own while it runs, then raises them again

@@ -1,7 +1,7 @@
 // Curves of several runs on shared axes, the settings that differ, and samples side by side.
 import { baseName, cut, failure, field, fill, get, h, link, number, option } from './dom.js';
 import { chart, colorOf } from './chart.js';
-import { difference } from './difference.js';
+import { activations, difference } from './difference.js';
 import { saveButtons } from './export.js';
 import { remember } from './main.js';
 import { badge } from './runs.js';
@@ -34,7 +34,8 @@ export async function show(page, params) {
     if (rest) {
       loadDiff();
       loadSamples();
-      fill(scored, view.runs.length === 2 ? difference(view.runs, labels(view.runs)) : null);
+      const names = labels(view.runs);
+      fill(scored, view.runs.length === 2 ? [difference(view.runs, names), activations(view.runs, names)] : null);
     }
   }
 
@@ -77,28 +78,28 @@ export async function show(page, params) {
       return;
     }
     try {
-      const found = await get('/api/curves', { run: view.runs, metric: view.metrics, x: view.x, smooth: view.smooth });
-      const text = JSON.stringify([found, view]);
+      const reply = await get('/api/curves', { run: view.runs, metric: view.metrics, x: view.x, smooth: view.smooth });
+      const text = JSON.stringify([reply, view]);
       if (text !== drawn) {
         drawn = text;
-        draw(found);
+        draw(reply);
       }
-      const isLive = found.runs.some((run) => run.state === 'running');
+      const isLive = reply.runs.some((run) => run.state === 'running');
       if (isLive && timer !== -1) timer = setTimeout(() => (document.hidden ? (timer = setTimeout(load, POLL)) : load()), POLL);
     } catch (error) {
       fill(message, failure(error));
     }
   }
 
-  function draw(found) {
+  function draw(reply) {
     const names = labels(view.runs);
-    drawChips(Object.fromEntries(found.runs.map((run) => [run.name, run.state])));
-    if (!controls.contains(document.activeElement) || !controls.children.length) drawControls(found.known);
-    fill(message, found.notes.length ? h('p', { class: 'note' }, `${found.notes.join('; ')}.`) : null);
-    fill(charts, found.charts.map(({ title, lines }) => (lines.length ? chart(lines.map((line) => {
+    drawChips(Object.fromEntries(reply.runs.map((run) => [run.name, run.state])));
+    if (!controls.contains(document.activeElement) || !controls.children.length) drawControls(reply.known);
+    fill(message, reply.notes.length ? h('p', { class: 'note' }, `${reply.notes.join('; ')}.`) : null);
+    fill(charts, reply.charts.map(({ title, lines }) => (lines.length ? chart(lines.map((line) => {
       const index = view.runs.indexOf(line.run);
       return { ...line, label: names[index], index };
-    }), { title, xLabel: found.x, xLog: view.xLog, yLog: view.yLog, height: 320 })
+    }), { title, xLabel: reply.x, xLog: view.xLog, yLog: view.yLog, height: 320 })
       : h('p', { class: 'note' }, `${title}: not measured in these runs.`))));
   }
 
@@ -117,9 +118,9 @@ export async function show(page, params) {
 
   async function loadSamples(step = '') {
     if (!view.runs.length) { fill(samples); return; }
-    const found = await get('/api/samples', { run: view.runs, step });
-    if (!found.names.length) { fill(samples); return; }
-    const names = labels(view.runs), { steps } = found;
+    const reply = await get('/api/samples', { run: view.runs, step });
+    if (!reply.names.length) { fill(samples); return; }
+    const names = labels(view.runs), { steps } = reply;
     const at = step === '' ? steps.length - 1 : steps.indexOf(step);
     const slider = h('input', { type: 'range', min: 0, max: steps.length - 1, value: at, 'aria-label': 'step',
       onchange: (event) => loadSamples(steps[Number(event.target.value)]) });
@@ -134,9 +135,9 @@ export async function show(page, params) {
     fill(samples, h('div', { class: 'heading' }, h('h2', {}, 'Samples'),
       steps.length > 1 ? field(`up to step ${number(steps[at])}`, slider) : null),
     h('div', { class: 'scroll' }, h('table', { class: 'side' },
-      h('thead', {}, h('tr', {}, h('th'), found.columns.map((column, i) => h('th', { style: { color: colorOf(i) } },
+      h('thead', {}, h('tr', {}, h('th'), reply.columns.map((column, i) => h('th', { style: { color: colorOf(i) } },
         names[i], h('small', {}, column.step === null ? ' no samples' : ` step ${number(column.step)}`))))),
-      h('tbody', {}, found.names.map((name) => h('tr', {}, h('th', {}, name), found.columns.map((column) => show(column, name))))))));
+      h('tbody', {}, reply.names.map((name) => h('tr', {}, h('th', {}, name), reply.columns.map((column) => show(column, name))))))));
   }
 
   drawChips();

@@ -19,35 +19,35 @@ export async function show(page, params) {
     remember('data', { run: view.run });
     if (!view.run) return;
     try {
-      const found = await get('/api/data', { run: view.run });
-      if (!found.caches.length) {
+      const reply = await get('/api/data', { run: view.run });
+      if (!reply.caches.length) {
         fill(body, h('p', { class: 'note' }, 'This run has no token caches: its data were removed, or it has none of its own.'));
         return;
       }
-      if (!found.caches.some((cache) => cache.file === view.file)) view.file = found.caches[0].file;
-      draw(found);
+      if (!reply.caches.some((cache) => cache.file === view.file)) view.file = reply.caches[0].file;
+      draw(reply);
     } catch (error) {
       fill(body, failure(error));
     }
   }
 
-  function draw(found) {
+  function draw(reply) {
     const rows = h('div'), hits = h('div'), head = h('div', { class: 'controls' });
     const table = () => ({ header: ['source', 'split', 'documents', 'tokens', 'bytes', 'images', 'sounds', 'skipped', 'template'],
-      rows: found.caches.map((c) => [c.source, c.split, c.documents, c.tokens, c.bytes, c.media.images || 0, c.media.sounds || 0,
+      rows: reply.caches.map((c) => [c.source, c.split, c.documents, c.tokens, c.bytes, c.media.images || 0, c.media.sounds || 0,
         c.media.skipped || 0, c.template]) });
     const { header, rows: lines } = table();
     const used = header.map((_, i) => i < 5 || lines.some((line) => line[i]));
     const counts = h('table', {}, h('thead', {}, h('tr', {}, header.map((name, i) => used[i] && h('th', { class: i > 1 && i < 8 ? 'number' : '' }, name)))),
-      h('tbody', {}, lines.map((line, n) => h('tr', { class: found.caches[n].file === view.file ? 'here' : '' }, line.map((value, i) => used[i]
+      h('tbody', {}, lines.map((line, n) => h('tr', { class: reply.caches[n].file === view.file ? 'here' : '' }, line.map((value, i) => used[i]
         && h('td', { class: i > 1 && i < 8 ? 'number' : '' }, i === 0
-          ? h('button', { class: 'quiet', type: 'button', onclick: () => { view.file = found.caches[n].file; view.row = 0; draw(found); } }, value)
+          ? h('button', { class: 'quiet', type: 'button', onclick: () => { view.file = reply.caches[n].file; view.row = 0; draw(reply); } }, value)
           : i === 8 ? h('code', {}, value || '') : typeof value === 'number' ? value.toLocaleString('en') : value))))));
-    const notes = found.caches.flatMap((cache) => Object.entries(cache.notes).map(([note, n]) => `${cache.source} ${cache.split}: ${n} ${note}`));
+    const notes = reply.caches.flatMap((cache) => Object.entries(cache.notes).map(([note, n]) => `${cache.source} ${cache.split}: ${n} ${note}`));
     const search = h('input', { type: 'search', size: 40, placeholder: 'find a text in the documents', 'aria-label': 'search' });
     fill(body, h('section', {}, h('div', { class: 'heading' }, h('h2', {}, 'Sources'), saveButtons('sources', null, table)),
-      h('p', { class: 'note' }, `Packed by ${found.packing} in rows of ${found.length} tokens. `, notes.join('; ')),
-      h('div', { class: 'scroll' }, counts)), rendered(found.html), h('section', {}, h('h2', {}, 'Rows'), head, rows),
+      h('p', { class: 'note' }, `Packed by ${reply.packing} in rows of ${reply.length} tokens. `, notes.join('; ')),
+      h('div', { class: 'scroll' }, counts)), rendered(reply.html), h('section', {}, h('h2', {}, 'Rows'), head, rows),
     h('section', {}, h('h2', {}, 'Search'), h('form', { class: 'controls', onsubmit: (event) => { event.preventDefault(); find(0); } }, search,
       h('button', { type: 'submit' }, 'Find')), hits));
 
@@ -72,20 +72,20 @@ export async function show(page, params) {
 
     async function find(start) {
       try {
-        const found_ = await get('/api/data/search', { run: view.run, file: view.file, text: search.value, start });
-        const list = found_.hits.map((hit) => h('p', { class: 'hit-line' }, h('button', { class: 'quiet', type: 'button', onclick: () => open(hit.document) },
+        const reply = await get('/api/data/search', { run: view.run, file: view.file, text: search.value, start });
+        const list = reply.hits.map((hit) => h('p', { class: 'hit-line' }, h('button', { class: 'quiet', type: 'button', onclick: () => open(hit.document) },
           `document ${hit.document}`), h('span', {}, hit.before, h('mark', {}, hit.hit), hit.after)));
-        fill(hits, found_.hits.length ? list : h('p', { class: 'note' }, 'Not found.'), found_.next !== null
-          ? h('button', { type: 'button', onclick: () => find(found_.next) }, `Go on from document ${found_.next}`) : null);
+        fill(hits, reply.hits.length ? list : h('p', { class: 'note' }, 'Not found.'), reply.next !== null
+          ? h('button', { type: 'button', onclick: () => find(reply.next) }, `Go on from document ${reply.next}`) : null);
       } catch (error) {
         fill(hits, failure(error));
       }
     }
 
     async function open(n) {
-      const found_ = await get('/api/data/document', { run: view.run, file: view.file, document: n });
-      fill(hits, h('article', { class: 'row' }, h('h3', {}, `document ${found_.document} of ${found_.count}, ${found_.tokens.length + found_.cut} tokens`),
-        tokens(found_.tokens.map((token) => ({ ...token, segment: 1, loss: false }))), mediaList(found_.media)));
+      const reply = await get('/api/data/document', { run: view.run, file: view.file, document: n });
+      fill(hits, h('article', { class: 'row' }, h('h3', {}, `document ${reply.document} of ${reply.count}, ${reply.tokens.length + reply.cut} tokens`),
+        tokens(reply.tokens.map((token) => ({ ...token, segment: 1, loss: false }))), mediaList(reply.media)));
     }
     showRows();
   }

@@ -1,4 +1,4 @@
-// The run and the inputs of a model: its text, pictures and sounds.
+// The run and the inputs of a model: its text, pictures, sounds and vectors.
 import { field, fill, get, h, option } from './dom.js';
 
 const MAX_FILE = 12 << 20; // bytes
@@ -22,12 +22,17 @@ export async function runPicker(chosen, onchange) {
   return { element: field('Run', select), model: models.find((model) => model.name === chosen) || null, models };
 }
 
-// Buttons that add pictures and sounds; `values()` returns what a request sends.
+// Buttons that add pictures, sounds and vectors; `values()` returns what a request sends.
 export function mediaInputs(model) {
-  const held = { images: [], sounds: [] };
+  const held = { images: [], sounds: [], vectors: [] };
+  const preview = {
+    images: (item) => h('img', { src: item.url, alt: item.name, class: 'thumb' }),
+    sounds: (item) => h('audio', { src: item.url, controls: true }),
+    vectors: (item) => h('code', {}, item.name),
+  };
   const list = h('div', { class: 'chips' });
   const draw = () => fill(list, Object.entries(held).flatMap(([kind, items]) => items.map((item, i) => h('span', { class: 'chip' },
-    kind === 'images' ? h('img', { src: item.url, alt: item.name, class: 'thumb' }) : h('audio', { src: item.url, controls: true }),
+    preview[kind](item),
     h('button', { class: 'quiet', type: 'button', 'aria-label': `leave out ${item.name}`,
       onclick: () => { held[kind].splice(i, 1); draw(); } }, '\u00d7')))));
   const add = (kind, accept, label) => h('label', { class: 'button' }, label, h('input', { type: 'file', accept, multiple: true, hidden: true,
@@ -42,11 +47,12 @@ export function mediaInputs(model) {
   const buttons = [];
   if (model && model.inputs.includes('image')) buttons.push(add('images', 'image/*', 'Add a picture'));
   if (model && model.inputs.includes('audio')) buttons.push(add('sounds', 'audio/*', 'Add a sound'));
+  if (model && model.inputs.includes('vectors')) buttons.push(add('vectors', '.npy', 'Add vectors (.npy)'));
   return {
     element: h('div', { class: 'controls' }, buttons, list),
     has: buttons.length > 0,
     urls: () => ({ image: held.images.map((item) => item.url), audio: held.sounds.map((item) => item.url) }),
-    values: () => ({ images: held.images.map((item) => item.content), sounds: held.sounds.map((item) => item.content) }),
+    values: () => Object.fromEntries(Object.entries(held).map(([kind, items]) => [kind, items.map((item) => item.content)])),
   };
 }
 

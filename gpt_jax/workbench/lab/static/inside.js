@@ -48,9 +48,9 @@ export async function show(page, params) {
   return null;
 }
 
-function draw(output, found, urls) {
-  const { tokens, layers, heads } = found, T = tokens.length, pieces = tokens.map(name);
-  const bytes = Uint8Array.from(atob(found.attention), (c) => c.charCodeAt(0));
+function draw(output, reply, urls) {
+  const { tokens, layers, heads } = reply, T = tokens.length, pieces = tokens.map(name);
+  const bytes = Uint8Array.from(atob(reply.attention), (c) => c.charCodeAt(0));
   const weights = new Uint16Array(bytes.buffer);
   const at = (l, head) => (t, u) => weights[((l * heads + head) * T + t) * T + u] / 65535;
   const judged = tokens.filter((token) => token.nats !== null && !token.given);
@@ -65,7 +65,7 @@ function draw(output, found, urls) {
 
   function choose(t) {
     [...strip.children].forEach((element, i) => element.classList.toggle('here', i === t));
-    const token = tokens[t], top = t < T ? token.top : found.next;
+    const token = tokens[t], top = t < T ? token.top : reply.next;
     const bar = (word) => h('tr', { class: t < T && word.id === token.id ? 'hit' : '' }, h('td', {}, h('code', {}, name(word))),
       h('td', {}, h('span', { class: 'bar-p' }, h('i', { style: { width: `${Math.max(1, 100 * word.p)}%` } }))),
       h('td', { class: 'number' }, `${(100 * word.p).toFixed(word.p < 0.001 ? 3 : 1)} %`));
@@ -88,15 +88,15 @@ function draw(output, found, urls) {
   fill(output,
     h('section', {}, h('h2', {}, 'Tokens'), h('p', { class: 'note' }, `${T} tokens, ${mean.toFixed(3)} nats a token. Orange: surprising. `,
       judged.length < T - 1 ? 'Gray: the condition, which training never predicts. ' : '',
-      found.cut ? `${found.cut} more tokens are cut off. ` : '', 'Choose a token to see what the model expected in its place.'), strip, details, lossBars(tokens, pieces)),
-    found.media.length ? h('section', {}, h('h2', {}, 'Codes'), h('p', { class: 'note' }, 'What the model reads of a picture or a sound: ',
-      'decoded from its codes, with their numbers.'), h('div', { class: 'codes' }, found.media.map((item, i) => codesFigure(item,
-      urls[item.kind][found.media.slice(0, i).filter((other) => other.kind === item.kind).length])))) : null,
+      reply.cut ? `${reply.cut} more tokens are cut off. ` : '', 'Choose a token to see what the model expected in its place.'), strip, details, lossBars(tokens, pieces)),
+    reply.media.length ? h('section', {}, h('h2', {}, 'Codes'), h('p', { class: 'note' }, 'What the model reads of a picture or a sound: ',
+      'decoded from its codes, with their numbers.'), h('div', { class: 'codes' }, reply.media.map((item, i) => codesFigure(item,
+      urls[item.kind][reply.media.slice(0, i).filter((other) => other.kind === item.kind).length])))) : null,
     h('section', {}, h('h2', {}, 'Attention'), h('p', { class: 'note' }, 'Root of the weights, so that small ones are seen. Choose a head.'),
       h('div', { class: 'attention' }, thumbs, map)),
     h('section', {}, h('h2', {}, 'Logit lens'), h('p', { class: 'note' }, 'Each layer\u2019s residual stream through the last norm and the head: '
       + 'the likeliest next token, shaded by its probability; outlined where it is the actual one.'),
-    lensTable('Logit lens', found.lens, tokens, (piece) => visible(piece))));
+    lensTable('Logit lens', reply.lens, tokens, (piece) => visible(piece))));
   choose(nats.length ? tokens.findIndex((token) => !token.given && token.nats === Math.max(...nats)) : T);
   pick(0, 0);
 }

@@ -121,6 +121,6 @@ export async function show(page, params) {
 
   choose();
   await load();
-  get('/api/tree').then((found) => fill(document.getElementById('tree'), tree(found)), () => null);
+  get('/api/tree').then((reply) => fill(document.getElementById('tree'), tree(reply)), () => null);
   return () => { clearTimeout(timer); timer = -1; };
 }

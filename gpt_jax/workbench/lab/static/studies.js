@@ -55,15 +55,15 @@ async function showStudy(page, study) {
   fill(page, h('div', { class: 'controls' }, h('a', { href: link('studies') }, 'Studies'), h('code', {}, study)), report);
 
   async function load() {
-    const found = await get('/api/study', { study });
-    if (found.html !== last) {
-      fill(report, rendered(found.html));
+    const reply = await get('/api/study', { study });
+    if (reply.html !== last) {
+      fill(report, rendered(reply.html));
       const top = report.querySelector('header');
       if (top) top.after(matrix);
     }
-    last = found.html;
-    fill(matrix, grid(found));
-    if (found.left.runs && timer !== -1) timer = setTimeout(load, POLL);
+    last = reply.html;
+    fill(matrix, grid(reply));
+    if (reply.left.runs && timer !== -1) timer = setTimeout(load, POLL);
   }
   await load();
   return () => { clearTimeout(timer); timer = -1; };
