@@ -10,10 +10,11 @@ Results (2 CPU cores; each run on one of them beside other work, 30 to 45 minute
 Command: launch.py train --config=experiments/tokenizers/mnist_fsq.py --workdir=runs/mnist_fsq
   launch.py train --config=experiments/mnist.py:tokens=runs/mnist_fsq --workdir=runs/mnist
   launch.py evaluate --workdir=runs/mnist --split=test --tasks=answer,draw,classify
-Arguments: tokens (run folder of a trained tokenizer; '' = k-means patches), task (both, read, draw),
-continuous (read patches instead of codes), copies (rotated, scaled and shifted copies of each digit to read),
-tfds (a prepared TFDS data set of digits with a split named test, as in tfds=mnist, instead of MNIST's files),
-steps, seed, runlocal.
+Arguments: tokens (run folder of a trained tokenizer; '' = k-means patches), head (codes, or flow: pictures
+are numbers, read and drawn by a flow head, without a tokenizer), task (both, read, draw), continuous (read
+patches instead of codes), copies (rotated, scaled and shifted copies of each digit to read), tfds (a prepared
+TFDS data set of digits with a split named test, as in tfds=mnist, instead of MNIST's files), steps, seed,
+runlocal.
 """
 
 from gpt_jax import config as configs
@@ -22,14 +23,38 @@ NAMES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight',
 MNIST = dict(kind='arrays', path='mnist/train-*-ubyte.gz', test_path='mnist/t10k-*-ubyte.gz', names=NAMES)
 
 
+def check(args):
+  """Raise ValueError for an argument that is not known, or that others leave without effect."""
+  if args.task not in ('both', 'read', 'draw'):
+    raise ValueError(f'config argument task={args.task} is not known\nfix: use one of both, read, draw')
+  if args.task == 'draw' and (args.copies or args.continuous):
+    raise ValueError('copies or continuous with task=draw: no digit is read\nfix: use task=read or both')
+  if args.head not in ('codes', 'flow'):
+    raise ValueError(f'config argument head={args.head} is not known\nfix: use one of codes, flow')
+  if args.head == 'flow' and (args.tokens or args.continuous):
+    raise ValueError('tokens or continuous with head=flow, whose pictures are never codes\nfix: leave it out')
+
+
 def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(
-    arg, tokens='', task='both', continuous=False, copies=0, tfds='', steps=3000, seed=0, runlocal=False
+    arg,
+    tokens='',
+    head='codes',
+    task='both',
+    continuous=False,
+    copies=0,
+    tfds='',
+    steps=3000,
+    seed=0,
+    runlocal=False,
   )
+  check(args)
   config = configs.default()
   config.tokenizer.kind = 'chars'
-  if args.tokens:
+  if args.head == 'flow':
+    config.image.kind, config.model.flow_layers = 'continuous', 3
+  elif args.tokens:
     config.image.update(kind='fsq', path=args.tokens)
   else:
     config.image.update(kind='patches', codes=240)
@@ -46,12 +71,6 @@ def get_config(arg=''):
     'read': dict(digits, template=read, **changed),
     'draw': dict(digits, template='{name} -> {image:image}'),
   }
-  if args.task not in ('both', *forms):
-    raise ValueError(
-      f'config argument task={args.task} is not known\nfix: use one of both, {", ".join(forms)}'
-    )
-  if args.task == 'draw' and (args.copies or args.continuous):
-    raise ValueError('copies or continuous with task=draw: no digit is read\nfix: use task=read or both')
   if args.task != 'both':
     forms = {args.task: forms[args.task]}
     config.data.condition_dropout = 0.1 if args.task == 'draw' else 0.0

@@ -6,6 +6,8 @@ batch. A row's randomness depends on its own key and position alone: with the sa
 text alone, in any batch, in one call or in many. A grammar (tokenizers/grammar.py) says which ids are valid
 next.
 
+A model with a flow head samples the numbers of a patch with its id: model/flow.py.
+
 With guidance the model runs 2 B rows: below the B conditional ones the same with an empty condition, fed the
 same tokens. sampling/ has the host side: text, prompts, beams.
 
@@ -21,7 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gpt_jax.model import gpt
+from gpt_jax.model import flow, gpt
 from gpt_jax.model.positions import POSITIONS
 from gpt_jax.sampling import prompt_batch, samplers, validate
 from gpt_jax.sampling.samplers import NEG_INF
@@ -42,6 +44,7 @@ class SampleConfig:
   repetition_penalty: float = 1.0  # > 1 makes tokens that already occur in the row less likely
   beams: int = 0  # width of beam search; 0 = sampling
   length_penalty: float = 0.6  # beams: a of ((5 + new tokens) / 6)^a, by which scores are divided
+  flow_steps: int = 12  # of the sampler of a patch, by a flow head
   guidance: float = 1.0  # classifier-free guidance scale; 1 = off
   seed: int = 0  # same seed, same text
   begin: str = ''  # special token before every prompt, such as bos for Llama models
@@ -71,6 +74,7 @@ class SampleState(NamedTuple):
   span: grammars.GrammarState  # where each row stands in its text, image or sound
   cache: list  # see gpt.init_cache; B or 2 B rows
   keys_B: jax.Array  # one PRNG key per row
+  patches: flow.Patches | None = None  # of a model with a flow head
 
 
 def prefill(model, prompts, keys_B, slots, cache=None, start=0):
@@ -83,7 +87,8 @@ def prefill(model, prompts, keys_B, slots, cache=None, start=0):
   start_B = jnp.full(rows, start, jnp.int32)
   x_BPD, cache, _ = model.trunk(prompts.input_ids_BP, cache=cache, start_B=start_B, **prompts.inputs)
   last_B = jnp.tile(lengths_B, rows // B) - 1 - start
-  logits_BV = model.logits(jnp.take_along_axis(x_BPD, last_B[:, None, None], 1))[:, 0]
+  x_B1D = jnp.take_along_axis(x_BPD, last_B[:, None, None], 1)
+  logits_BV = model.logits(x_B1D)[:, 0]
   return SampleState(
     token_ids_BT=jnp.pad(prompts.ids_BP, ((0, 0), (0, slots - P))),
     lengths_B=lengths_B,
@@ -96,6 +101,7 @@ def prefill(model, prompts, keys_B, slots, cache=None, start=0):
     span=prompts.span,
     cache=cache,
     keys_B=keys_B,
+    patches=flow.begin(model, x_B1D, prompts.inputs, slots, B),
   )
 
 
@@ -131,19 +137,21 @@ def decode_step(model, state, cfg, grammar, choose=None):
   slots_B = jnp.where(state.done_B, T, state.lengths_B)  # beyond the buffer = dropped
   lengths_B = state.lengths_B + (~state.done_B).astype(jnp.int32)
   inputs = next_positions(model.cfg, grammar, state.span, token_B) | {'start_B': state.lengths_B}
-  inputs['token_ids_BT'] = token_B[:, None]
+  inputs |= {'token_ids_BT': token_B[:, None]} | flow.sample_patches(model, state, token_B, cfg)
   if state.null_logits_BV is not None:
     inputs = jax.tree.map(lambda x: jnp.concatenate([x, x]), inputs)
-  out = model(cache=state.cache, **inputs)
+  x_BTD, cache, _ = model.trunk(cache=state.cache, **inputs)
+  logits_BTV = model.logits(x_BTD)
   return state._replace(
     token_ids_BT=state.token_ids_BT.at[rows_B, slots_B].set(token_B, mode='drop'),
     log_probs_BT=state.log_probs_BT.at[rows_B, slots_B].set(log_prob_B, mode='drop'),
     lengths_B=lengths_B,
     done_B=state.done_B | grammar.ends_V[token_B] | (lengths_B >= state.limits_B),
-    next_logits_BV=out.logits_BTV[:B, 0],
-    null_logits_BV=None if state.null_logits_BV is None else out.logits_BTV[B:, 0],
+    next_logits_BV=logits_BTV[:B, 0],
+    null_logits_BV=None if state.null_logits_BV is None else logits_BTV[B:, 0],
     span=grammars.advance(grammar, state.span, token_B),
-    cache=out.cache,
+    cache=cache,
+    patches=flow.advance(state.patches, x_BTD, slots_B, inputs),
   )
 
 
@@ -205,17 +213,10 @@ def start(model, prompts, cfg, grammar, keys_B=None):
   return jit_repeat(state, n, keys_B) if n > 1 else state
 
 
-def static_config(cfg):
-  """Reset the fields that vary per call and that `choose_token` does not read: they recompile nothing."""
-  unread = dict(max_new_tokens=1, num_samples=1, seed=0, begin='', guidance=1.0, block=())
-  unread |= dict(judge='', judge_threshold=0.5, judge_tries=4, refusal='')
-  return dataclasses.replace(cfg, **unread)
-
-
 def generate(model, prompts, cfg, grammar, keys_B=None):
   """Continue prompts to the end, without a host sync per token; return a SampleState, rows as of `start`.
 
   Samples, or takes the likeliest token; beams are searched by sampling/beam.py.
   """
   state = start(model, prompts, cfg, grammar, keys_B)
-  return jit_decode(model, state, cfg.max_new_tokens, static_config(cfg), grammar)
+  return jit_decode(model, state, cfg.max_new_tokens, validate.static_config(cfg), grammar)

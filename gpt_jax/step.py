@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import losses
-from gpt_jax.model import adapters, gpt, layers, param_trees
+from gpt_jax.model import adapters, flow, gpt, layers, moe, param_trees
 from gpt_jax.model.kernels import target_places
 from gpt_jax.optim import Optimizer
 from gpt_jax.sharding import replicated
@@ -128,17 +128,13 @@ def loss_fn(model, batch, weight, hyper, key, probe_BTD=None, restrict=None, pla
   if restrict is not None:
     logits_BNV = restrict(logits_BNV)
   scored = losses.objective(logits_BNV, gather(batch['target_ids_BT']), model.cfg.vocab, hyper)
+  scored = flow.score_patches(model, scored, gather, x_BTD, batch, key)
   loss_BT, nats_BT = map(scatter, scored)
   fraction = mask_BT.sum() / weight
   total = (loss_BT * mask_BT).sum() / weight
-  total += experts_loss(aux, hyper) * fraction
+  total += moe.experts_loss(aux, hyper) * fraction
   metrics = {'loss': (nats_BT * mask_BT).sum() / weight} | {k: v * fraction for k, v in aux.items()}
   return total, metrics, nats_BT
-
-
-def experts_loss(aux, hyper):
-  """Return the weighted losses that balance experts, 0.0 where there are none."""
-  return sum(hyper[name] * aux[name] for name in ('moe_balance', 'moe_z') if name in aux and name in hyper)
 
 
 def count_tokens(batch):

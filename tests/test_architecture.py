@@ -69,8 +69,8 @@ MAY_IMPORT = {
   'evaluation.trained': 'config data evaluation jobs losses model runs sampling sampling.validate sharding '
   'tokenizers training',
   'evaluation.score_documents': 'evaluation evaluation.trained',
-  'plan': 'cluster.batches data jobs model sample sampling sampling.prompt_batch sharding step tokenizers '
-  'training',
+  'plan': 'cluster.batches data jobs model sample sampling sampling.prompt_batch sampling.validate sharding '
+  'step tokenizers training',
   'ablation': 'cli.experiment_file cluster.batches config data evaluation jobs model runs sharding step '
   'train training',
   'reports.study_results': 'ablation runs',

@@ -60,6 +60,7 @@ def arguments(path):
 
 def load(path, base, **chosen):
   """Load the experiment's ConfigDict with these arguments."""
+  base = '' if path.stem == 'see' else base  # its pictures are longer than the rows of the tiny base
   arguments_ = {name: base for name in ('base', 'teacher') if name in arguments(path)} | chosen
   return experiment_file.load_config(f'{path}:' + ','.join(f'{k}={v}' for k, v in arguments_.items()))
 
@@ -150,6 +151,7 @@ CHOICES = [
   ('mnist', 'task=read'),
   ('mnist', 'task=draw'),
   ('mnist', 'task=read,continuous'),
+  ('mnist', 'head=flow'),
   ('digits_speech', 'task=recognize'),
   ('digits_speech', 'task=speak'),
   ('digits_speech', 'loso=theo'),
@@ -237,7 +239,9 @@ def test_a_folder_without_media_is_refused(tmp_path, name, part):
   'name, chosen',
   [
     ('mnist', 'task=fly'),
+    ('mnist', 'head=fly'),
     ('folder', 'task=fly'),
+    ('see', 'task=fly'),
     ('digits_speech', 'task=fly'),
     ('digits_speech', 'loso=bob'),
     ('multimodal', 'only=fly'),

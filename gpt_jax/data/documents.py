@@ -1,9 +1,9 @@
 """Documents as token ids: text, image and audio codes, and placeholders of continuous features.
 
 A document is a list of pieces, and its ids are those of the pieces in order: text ids; boi, codes, eoi;
-boa, codes, eoa; sep for the arrow. An image or sound that is input only has `patch` or `frame` in place of
-each code, and features beside the ids; vectors have `vector`, and no borders. Before a condition stands
-bos, if an imported tokenizer begins texts so. The token cache adds eos.
+boa, codes, eoa; sep for the arrow. An image or sound that is input only, and an image without codes, has
+`patch` or `frame` in place of each code, and features beside the ids; vectors have `vector`, and no borders.
+Before a condition stands bos, if an imported tokenizer begins texts so. The token cache adds eos.
 
 A conversation is one chat piece and the media of its messages, which its chat template puts in their places.
 
@@ -122,7 +122,7 @@ def _decode(kind: str, value, form: tuple, where: str) -> tuple[np.ndarray, str]
 
 def encode_batch(tokenizers, documents: list[list[Piece]]) -> list[Encoded]:
   """Encode documents, with one call of each tokenizer."""
-  documents = [decode_media(tokenizers, pieces) for pieces in documents]
+  documents = [_as_patches(tokenizers, decode_media(tokenizers, pieces)) for pieces in documents]
   values = {kind: [] for kind in (*MODALITY, 'text', 'chat')}
   for piece in (piece for pieces in documents for piece in pieces if piece.kind != 'arrow'):
     values[piece.kind].append(piece.value)
@@ -145,6 +145,12 @@ def _encode_placed(tokenizers, documents, values) -> list[Encoded]:
   return result
 
 
+def _as_patches(tokenizers, pieces: list[Piece]) -> list[Piece]:
+  """Return the pieces with images as patches, where the tokenizers have no codes of them."""
+  kind = lambda piece: 'patches' if piece.kind == 'image' and tokenizers.makes_patches else piece.kind
+  return [Piece(kind(piece), piece.value) for piece in pieces]
+
+
 def _encode_chats(tokenizers, renderings: list[Rendering]) -> list:
   """Return (ids, places int [T, 2]) of the texts between the media and specials of conversations."""
   parts = [part for r in renderings for part in chat_template.PLACES.split(r.text)[::2] if part]
@@ -155,7 +161,7 @@ def _assemble_chat(tokenizers, pieces: list[Piece], encoded: dict[str, Iterator]
   """Build a conversation: its texts, our specials and media in the order of the rendered text."""
   special, rendering, media = tokenizers.vocabulary.special, pieces[0].value, iter(pieces[1:])
   names = {mark: name for name, mark in chat_template.SPECIALS.items()}
-  ids, places, start = [], [], 0
+  ids, places, start, features = [], [], 0, {kind: [] for kind in KINDS}
   for number, part in enumerate(chat_template.PLACES.split(rendering.text)):
     if number % 2 == 0:
       content, places_T2 = next(encoded['chat']) if part else ([], np.zeros((0, 2), int))
@@ -163,8 +169,9 @@ def _assemble_chat(tokenizers, pieces: list[Piece], encoded: dict[str, Iterator]
       content, places_T2 = [special(names[part])], np.array([[0, 1]])
     else:
       kind = next(media).kind
-      begin, end, _ = map(special, MARKERS[kind])
-      content = np.concatenate([[begin], next(encoded[kind]), [end]])
+      begin, end, _ = map(special, MARKERS[MODALITY[kind]])
+      content = _ids_of(special, kind, next(encoded[kind]), features)
+      content = np.concatenate([[begin], content, [end]])
       places_T2 = np.tile([0, 1], (len(content), 1))
     ids.append(np.asarray(content, np.int32))
     places.append(places_T2 + start)
@@ -173,7 +180,20 @@ def _assemble_chat(tokenizers, pieces: list[Piece], encoded: dict[str, Iterator]
   targets = np.zeros(len(ids), np.uint8)
   for first, end in rendering.spans:  # a token that crosses the border of a span is learned whole
     targets |= (places_T2[:, 0] < end) & (places_T2[:, 1] > first)
-  return Encoded(ids, targets=targets)
+  return Encoded(ids, targets=targets, **_joined(features))
+
+
+def _ids_of(special, kind: str, item, features: dict) -> np.ndarray:
+  """Return the ids of an encoded item; continuous ones are appended to features[kind]."""
+  if kind not in features:
+    return item
+  features[kind].append(np.asarray(item, np.float32))
+  return np.full(len(item), special(KINDS[kind].place), np.int32)
+
+
+def _joined(features: dict) -> dict:
+  """Return the features of a document by kind, those that it has."""
+  return {kind: np.concatenate(rows) for kind, rows in features.items() if rows}
 
 
 def _assemble(tokenizers, pieces: list[Piece], encoded: dict[str, Iterator]) -> Encoded:
@@ -190,16 +210,13 @@ def _assemble(tokenizers, pieces: list[Piece], encoded: dict[str, Iterator]) -> 
     if piece.kind == 'text':
       ids.append(content)
       continue
-    if piece.kind in features:
-      features[piece.kind].append(np.asarray(content, np.float32))
-      content = np.full(len(content), special(KINDS[piece.kind].place), np.int32)
+    content = _ids_of(special, piece.kind, content, features)
     if (modality := MODALITY[piece.kind]) in MARKERS:
       begin, end, _ = map(special, MARKERS[modality])
       content = np.concatenate([[begin], content, [end]])
     ids.append(content)
-  features = {kind: np.concatenate(rows) for kind, rows in features.items() if rows}
   ids = [np.asarray(part, np.int32) for part in ids] or [np.zeros(0, np.int32)]
-  return Encoded(np.concatenate(ids), **features)
+  return Encoded(np.concatenate(ids), **_joined(features))
 
 
 def needed_specials(template: str, tokenizers) -> set[str]:

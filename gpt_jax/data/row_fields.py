@@ -47,6 +47,7 @@ class RowFields:
         'fix: set image.kind or encoder.image for patches, audio.kind or encoder.audio for frames'
       )
     own = getattr(tokenizers, 'places', ())  # conversations, too, may have what an imported model reads
+    own = (*own, *(['patches'] if getattr(tokenizers, 'makes_patches', False) else []))
     kinds = [kind for kind in KINDS if kind in cfg.features or kind in own]
     features = tuple((kind, int(tokenizers.reader(kind).feature_width)) for kind in kinds)
     mask = getattr(tokenizers, 'mask', 'causal')

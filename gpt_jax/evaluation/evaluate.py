@@ -121,7 +121,10 @@ def matching_sources(subject, task, split):
   """The sources with data for `split` that the task of this name scores."""
   row = TASKS[task]
   options = dict(kind=row.kind, on_training=row.on_training)
-  return common.matching_sources(subject, row.fits, split, task if row.benchmark else '', **options)
+  fits = row.fits
+  if row.needs_codes and subject.cfg.image.kind == 'continuous':
+    fits = lambda *sides: row.fits(*sides) and not common.has_kind(sides[0] + sides[1], ('image',))
+  return common.matching_sources(subject, fits, split, task if row.benchmark else '', **options)
 
 
 def suits_texts(subject, task, source, split, limit=0):
@@ -214,9 +217,13 @@ TASKS = {
   ),
   'draw': common.Task(draw.run, draw.fits, '{name} -> {image:image}'),
   'speak': common.Task(speak.run, speak.fits, '{name} -> {audio:audio}', options=('sampling', 'recognizer')),
-  'classify': common.Task(classify.run, classify.fits, '{name} -> {image:image}', options=()),
+  'classify': common.Task(
+    classify.run, classify.fits, '{name} -> {image:image}', options=(), needs_codes=True
+  ),
   'choose': common.Task(choose.run, choose.fits, '{question} {options[answer]}', ('shots',), benchmark=True),
   'cloze': common.Task(cloze.run, cloze.fits, '{text:cloze}', (), benchmark=True),
-  'reconstruct': common.Task(reconstruct.run, reconstruct.fits, '{image:image}', options=()),
+  'reconstruct': common.Task(
+    reconstruct.run, reconstruct.fits, '{image:image}', options=(), needs_codes=True
+  ),
   'cross': common.Task(cross.run, cross.fits, '{image:image} -> {name}'),
 }

@@ -15,7 +15,7 @@ from gpt_jax import data
 from gpt_jax.cluster.batches import data_shard, to_devices
 from gpt_jax.cluster.processes import fetch
 from gpt_jax.losses import token_losses
-from gpt_jax.model import gpt, param_trees
+from gpt_jax.model import flow, gpt, param_trees
 from gpt_jax.model.continuous import KINDS
 from gpt_jax.model.kernels import target_places
 from gpt_jax.runs.progress import Progress
@@ -78,7 +78,8 @@ class Subject:
     """Sum the targets of this process's rows -> {nats, restricted, targets: [M]} or [B], on the devices.
 
     restricted: nats under the softmax over what the grammar allows. by: `modality`, in the order of
-    tokenizers.modalities, or `row`.
+    tokenizers.modalities, or `row`. With a flow head also patches and errors, their number and the sum of
+    flow.errors: patches are no targets here.
     """
     names, mask_BT = tuple(self.tokenizers.modalities), batch['loss_mask_BT']
     places = None
@@ -159,6 +160,12 @@ def score_rows(model, batch, table_arrays, *, names, by, places=None):
   logits_BTV = restrict_logits(logits_BTV, target_ids_BT, tables)
   restricted_BT = token_losses(logits_BTV, target_ids_BT)[0] * mask_BT
   sums = {'nats': nats_BT, 'restricted': restricted_BT, 'targets': mask_BT}
+  if model.cfg.flow_layers:
+    zeros_BT, inputs = jnp.zeros_like(mask_BT), (gather, x_BTD, batch, jax.random.key(0))
+    errors_BT, _ = flow.score_patches(model, (zeros_BT, zeros_BT), *inputs)
+    is_patch_BT = (target_ids_BT == model.cfg.patch_id).astype(jnp.float32)
+    sums = {name: x_BT * (1 - is_patch_BT) for name, x_BT in sums.items()}
+    sums |= {'errors': errors_BT * mask_BT, 'patches': mask_BT * is_patch_BT}
   if by == 'row':
     return {name: x_BT.sum(1) for name, x_BT in sums.items()}
   modality_BT = jnp.asarray(tables.modality_V)[target_ids_BT]

@@ -14,10 +14,10 @@ import numpy as np
 
 from gpt_jax.jobs import base, language_model
 from gpt_jax.jobs.distillation_losses import distance, kl
-from gpt_jax.model import gpt, param_trees
+from gpt_jax.model import gpt, moe, param_trees
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.runs import ancestry, digests, run_folder
-from gpt_jax.step import experts_loss, loss_fn
+from gpt_jax.step import loss_fn
 from gpt_jax.tokenizers import Tokenizers
 from gpt_jax.training import checkpoint, start
 
@@ -41,7 +41,7 @@ def distillation_objective(cfg, objective):
     teacher_BTV = batch[LOGITS]
     student_BTV = kept[0][..., : teacher_BTV.shape[-1]]
     mean = lambda x_BT: (x_BT * batch['loss_mask_BT']).sum() / weight
-    experts = experts_loss(metrics, hyper)
+    experts = moe.experts_loss(metrics, hyper)
     divergence = mean(distance(cfg, student_BTV, teacher_BTV))
     total = cfg.weight * divergence + (1 - cfg.weight) * (total - experts) + experts
     divergence_BT = kl(jax.nn.log_softmax(teacher_BTV), jax.nn.log_softmax(student_BTV))

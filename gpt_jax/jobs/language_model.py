@@ -56,7 +56,8 @@ def resolve_model(cfg, toks):
       f'train.length={length} is longer than model.context={cfg.model.context}\n'
       'fix: raise model.context or lower train.length'
     )
-  kinds = run_tokenizers.template_kinds(cfg)
+  kinds = run_tokenizers.template_kinds(cfg) | ({'patches'} if toks.makes_patches else set())
+  run_tokenizers.check_flow(cfg, toks)
   for kind in continuous.KINDS:
     if kind in kinds and toks.reader(kind) is None:
       raise ValueError(
@@ -66,6 +67,8 @@ def resolve_model(cfg, toks):
   widths = {
     row.setting: toks.reader(kind).feature_width for kind, row in continuous.KINDS.items() if kind in kinds
   }
+  if toks.makes_patches:
+    widths['patch_id'] = toks.vocabulary.special('patch')
   return dataclasses.replace(cfg.model, vocab=vocab, **widths).resolved()
 
 
@@ -349,7 +352,7 @@ class LanguageModelJob(base.Job):
     values = lambda metric: {
       row['source']: row['value'] for row in rows if row['metric'] == metric and 'modality' not in row
     }
-    nats, bits = values('nats_per_token'), values('bits_per_byte')
+    nats, bits = values('nats_per_token') | values('loss_per_target'), values('bits_per_byte')
     scores = {'valid_loss': float(np.mean(list(nats.values())))} if nats else {}
     if len(nats) > 1:
       scores |= {f'valid_loss/{source}': value for source, value in nats.items()}

@@ -28,10 +28,10 @@ from gpt_jax.evaluation import metrics
 from gpt_jax.evaluation.subject import document_rows
 from gpt_jax.jobs import base, language_model, reward_files
 from gpt_jax.jobs.rewards import ADVANTAGES, NORMALIZERS, RATIOS, REWARDS, clipped, exact, k3
-from gpt_jax.model import adapters, param_trees
+from gpt_jax.model import adapters, moe, param_trees
 from gpt_jax.sampling import completions, prompts
 from gpt_jax.sampling.samplers import NEG_INF
-from gpt_jax.step import Objective, count_tokens, eval_model, experts_loss, loss_fn
+from gpt_jax.step import Objective, count_tokens, eval_model, loss_fn
 from gpt_jax.training import checkpoint
 
 ROLLOUT = 2**31 - 1  # folded into the key of a step: its micro-batches fold in small numbers
@@ -89,7 +89,7 @@ def policy_objective(cfg, allowed_V):
     _, aux, nats_BT = loss_fn(model, batch, mask_BT.sum(), hyper, key, restrict=restrict)
     values, share = policy_values(cfg, batch, -nats_BT), mask_BT.shape[0] / weight
     values = {name: x_B.sum() / weight for name, x_B in values.items()}
-    return values['loss'] + experts_loss(aux, hyper) * share, values
+    return values['loss'] + moe.experts_loss(aux, hyper) * share, values
 
   return Objective(weigh, loss, count_tokens)
 

@@ -23,9 +23,9 @@ from gpt_jax.evaluation import metrics
 from gpt_jax.jobs import base, language_model
 from gpt_jax.jobs.preference_losses import PREFERENCE_LOSSES, PairScores
 from gpt_jax.jobs.preference_pairs import REFERENCE, read_pairs
-from gpt_jax.model import param_trees
+from gpt_jax.model import moe, param_trees
 from gpt_jax.runs import ancestry, digests
-from gpt_jax.step import Objective, count_tokens, eval_model, experts_loss, loss_fn
+from gpt_jax.step import Objective, count_tokens, eval_model, loss_fn
 from gpt_jax.training import checkpoint
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def pair_scores(model, batch, hyper, key, places=None):
   _, aux, nats_BT = loss_fn(model, rows, mask_BT.sum(), hyper, key, places=places)
   sums_BA, tokens_BA = (x_BT.sum(1).reshape(-1, A) for x_BT in (-nats_BT * mask_BT, mask_BT))
   scores = PairScores(*sums_BA.T[:2], *tokens_BA.T[:2])._replace(**{n: batch[n] for n in REFERENCE[:A]})
-  return scores._replace(mismatched_B=sums_BA[:, 2]) if A == 3 else scores, experts_loss(aux, hyper)
+  return scores._replace(mismatched_B=sums_BA[:, 2]) if A == 3 else scores, moe.experts_loss(aux, hyper)
 
 
 def pair_metrics(cfg, scores):

@@ -144,6 +144,21 @@ def check_modalities(cfg):
       )
 
 
+def check_flow(cfg, toks):
+  """Raise ValueError unless a model has a flow head where pictures are continuous, and in no other case."""
+  if toks.makes_patches != bool(cfg.model.flow_layers):
+    fix = 'set model.flow_layers=3' if toks.makes_patches else 'set image.kind=continuous, or flow_layers=0'
+    raise ValueError(
+      f'model.flow_layers={cfg.model.flow_layers} does not fit image.kind={cfg.image.kind!r}: a flow head '
+      f'makes continuous pictures, and no others\nfix: {fix}'
+    )
+  if toks.makes_patches and cfg.train.job != 'gpt':
+    raise ValueError(
+      f'train.job={cfg.train.job} compares likelihoods, which pictures of image.kind=continuous do not have\n'
+      'fix: use a run with codes of pictures'
+    )
+
+
 def check_use(cfg, toks):
   """Raise ValueError for settings that have no effect with this vocabulary or mixture."""
   single = len(toks.modalities) == 1

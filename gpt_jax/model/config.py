@@ -30,6 +30,9 @@ class ModelConfig:
   patch_values: int = 0  # A, numbers in a continuous image patch; a run takes it from its data
   frame_values: int = 0  # M, numbers in a continuous group of audio frames; likewise
   vector_values: int = 0  # U, numbers in a vector of the data; likewise
+  patch_id: int = -1  # id of a patch that the flow head makes, -1 = it makes none; likewise
+  flow_layers: int = 0  # blocks of the flow head, which image.kind=continuous needs; see model/flow.py
+  flow_width: int = 0  # hidden width of the flow head; 0 = width
   projector: str = 'linear'  # a row of PROJECTORS: from these numbers to the width
   projector_parts: int = 1  # vectors side by side that pool and resampler make one of
 

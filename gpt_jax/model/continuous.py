@@ -28,11 +28,14 @@ KINDS = {
 }
 
 
+SETTINGS = (*(kind.setting for kind in KINDS.values()), 'patch_id')  # of ModelConfig, which a run derives
+
+
 def widths(cfg) -> list[int]:
-  """Return the widths of a ModelConfig by kind, as checkpoints keep them."""
-  return [getattr(cfg, kind.setting) for kind in KINDS.values()]
+  """Return the SETTINGS of a ModelConfig, as checkpoints keep them."""
+  return [getattr(cfg, name) for name in SETTINGS]
 
 
 def settings(widths) -> dict[str, int]:
-  """Return the fields of ModelConfig of `widths`; a checkpoint from before a kind was added has fewer."""
-  return dict(zip((kind.setting for kind in KINDS.values()), widths, strict=False))
+  """Return the fields of ModelConfig of `widths`; a checkpoint from before one was added has fewer."""
+  return dict(zip(SETTINGS, widths, strict=False))

@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from gpt_jax.model import adapters, param_trees
+from gpt_jax.model import adapters, flow, param_trees
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.positions import POSITIONS
 
@@ -20,7 +20,10 @@ def count_params(cfg):
 
 
 def active_matmul_params(cfg):
-  """Parameters that multiply a token: no position table, no untied embedding, k of E experts."""
+  """Parameters that multiply a token: no position table, no untied embedding, k of E experts.
+
+  Those of a flow head multiply it once for each noise level.
+  """
   dense = dataclasses.replace(cfg, experts=0)
   n = count_params(dense)
   if POSITIONS[cfg.positions].has_table:
@@ -30,7 +33,7 @@ def active_matmul_params(cfg):
   if cfg.experts:
     mlp = cfg.width * cfg.F * (3 if cfg.gated else 2)
     n += cfg.layers * (mlp * (cfg.experts_per_token - 1) + cfg.width * cfg.experts)
-  return n
+  return n + flow.repeated_params(cfg)
 
 
 def flops_per_token(cfg, length, adapter=None):

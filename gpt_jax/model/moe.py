@@ -126,6 +126,11 @@ def mix_experts(activation, x_BTD, experts_BTk, weights_BTk, up_EDF, gate_EDF, d
   return jnp.einsum('BTkD,BTk->BTD', y_BTkD, weights_BTk)
 
 
+def experts_loss(aux, hyper):
+  """Return the weighted losses that balance experts, 0.0 where there are none."""
+  return sum(hyper[name] * aux[name] for name in ('moe_balance', 'moe_z') if name in aux and name in hyper)
+
+
 @jax.custom_vjp
 def permute_rows(x_AD, order_A, inverse_A):
   """x_AD[order_A]; the gradient is a gather by the inverse permutation, not a scatter."""

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gpt_jax.model import flow
 from gpt_jax.model.continuous import KINDS
 from gpt_jax.model.layers import broadcast_like, param, rmsnorm
 
@@ -136,10 +137,12 @@ def _split(x_BTA, parts):
 
 
 def declare(model, cfg):
-  """Give a model a projector for each kind of continuous input that it reads.
+  """Give a model a projector for each kind of continuous input that it reads, and its flow head.
 
   A linear one is a parameter such as `frame_MD`; others are modules such as `frame_projector`.
   """
+  if cfg.flow_layers:
+    model.patch_head = flow.FlowHead(cfg)
   for kind in KINDS.values():
     if not getattr(cfg, kind.setting):
       continue

@@ -150,6 +150,11 @@ def unused_rules(cfg):
     'set model.projector=pool or resampler, or model.projector_parts=1',
   )
   yield (
+    cfg.flow_width and not cfg.flow_layers,
+    f'model.flow_width={cfg.flow_width} has no effect with model.flow_layers=0',
+    'set model.flow_layers=3 and image.kind=continuous, or flow_width=0',
+  )
+  yield (
     cfg.capacity_factor and not cfg.experts,
     f'model.capacity_factor={cfg.capacity_factor} has no effect with model.experts=0',
     'set model.experts, or capacity_factor=0',
@@ -167,6 +172,8 @@ MINIMUM = {
   **dict.fromkeys(('layers', 'width', 'heads', 'vocab_multiple', 'projector_parts'), 1),
   'context': 2,  # a token and the next one, to sample
   **dict.fromkeys(('patch_values', 'frame_values', 'vector_values', 'mup_base'), 0),
+  'patch_id': -1,
+  **dict.fromkeys(('flow_layers', 'flow_width'), 0),
   **dict.fromkeys(('kv_heads', 'head_dim', 'hidden', 'vocab', 'window', 'experts'), 0),
   **dict.fromkeys(('capacity_factor', 'attention_softcap', 'logit_softcap', 'init_std'), 0),
   **dict.fromkeys(('embed_scale', 'rope_original_context', 'rope_attention_factor'), 0),

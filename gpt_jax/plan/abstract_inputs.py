@@ -70,7 +70,7 @@ def image_of(cfg):
     return image.LearnedImageTokenizer(image.autoencoder_config(cfg), {})
   if cfg.kind == 'pixels' and not cfg.palette:
     return image.PixelTokenizer(cfg.shape, cfg.values)
-  if cfg.kind == 'codec':
+  if cfg.kind in ('codec', 'continuous'):
     return image.build(cfg, tuple)
   blank_KC = np.zeros((cfg.codes, cfg.patch**2 * cfg.channels), np.float32)
   return image.ClusterTokenizer(cfg.kind, cfg.shape, cfg.patch, blank_KC)

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpt_jax import sample, sharding
 from gpt_jax.model import gpt
-from gpt_jax.sampling import decoding_layout
+from gpt_jax.sampling import decoding_layout, validate
 from gpt_jax.sampling.prompt_batch import PromptBatch
 from gpt_jax.tokenizers import grammar
 
@@ -44,7 +44,7 @@ def lower_decode(model, mesh, rows, slots, cfg):
   activation_rules = sharding.ACTIVATION_RULES | {'T': None}
   spec = lambda x: sharding.spec(letters(x), activation_rules, mesh.shape)
   state = jax.tree.map(lambda x: with_sharding(x, jax.sharding.NamedSharding(mesh, spec(x))), state)
-  choices, rules = sample.static_config(cfg), grammar.plain(np.ones(model.V, bool))
+  choices, rules = validate.static_config(cfg), grammar.plain(np.ones(model.V, bool))
   decode = lambda weights, state, rules: sample.decode_step(weights, state, choices, rules)
   return jax.jit(decode, donate_argnums=1).lower(weights, state, rules), (weights, state)
 

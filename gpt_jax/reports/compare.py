@@ -239,9 +239,6 @@ def coordinate_check(workdir, widths, steps=4):
   """
   run = trained.load(workdir)
   _, batch = validation_batch(run, run.cfg.model.context)
-  sizes = {
-    key: getattr(run.model.cfg, key)
-    for key in ('vocab', *(kind.setting for kind in continuous.KINDS.values()))
-  }
+  sizes = {key: getattr(run.model.cfg, key) for key in ('vocab', *continuous.SETTINGS)}
   models = [dataclasses.replace(run.cfg.model, width=width, **sizes).resolved() for width in widths]
   return probes.coordinate_check(run.cfg, models, batch, steps)

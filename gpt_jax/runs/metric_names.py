@@ -34,6 +34,8 @@ METRICS = {
   'valid_loss': Metric(kind='per token'),
   'nats_per_token': Metric(kind='per token'),
   'bits_per_token': Metric(kind='per token'),
+  'loss_per_target': Metric(kind='per token'),
+  'flow_error': Metric('squared error of the velocity of patches'),
   'valid_bits_per_byte': Metric(kind='per byte'),
   'bits_per_byte': Metric(kind='per byte'),
   'information': Metric(unit='bits'),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from gpt_jax import sample
 from gpt_jax.cluster.processes import fetch
-from gpt_jax.sampling import prompt_batch
+from gpt_jax.sampling import prompt_batch, validate
 from gpt_jax.sampling.samplers import NEG_INF
 from gpt_jax.tokenizers import grammar as grammars
 
@@ -122,7 +122,7 @@ def beam_search(model, prompts, cfg, grammar):
   where fewer texts are possible.
   """
   state = sample.start(model, prompts, dataclasses.replace(cfg, num_samples=1), grammar)
-  steps, rules = cfg.max_new_tokens, sample.static_config(cfg)
+  steps, rules = cfg.max_new_tokens, validate.static_config(cfg)
   beams = _search(model, state, steps, rules, grammar, int(grammar.ends_V.sum()))
   ids_BWT, scores_BW, lengths_BW = fetch((beams.done_ids_BWT, beams.done_scores_BW, beams.done_lengths_BW))
   starts = [len(prompt_batch.as_prompt(prompt).ids) for prompt in prompts]

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpt_jax import sample
 from gpt_jax.cluster.processes import fetch
-from gpt_jax.sampling import beam, block, decoding_layout, prompt_batch
+from gpt_jax.sampling import beam, block, decoding_layout, prompt_batch, validate
 from gpt_jax.sampling.history import History
 from gpt_jax.tokenizers import grammar as grammars
 
@@ -66,7 +66,7 @@ def stream(model, prompts, cfg, grammar, keys_B=None, every=16, history=None):
   history: of one prompt, a History whose tokens are not computed again; it gets those of this generation.
   """
   start, history = (history or sample).start, history or History()
-  state, static = start(model, prompts, cfg, grammar, keys_B), sample.static_config(cfg)
+  state, static = start(model, prompts, cfg, grammar, keys_B), validate.static_config(cfg)
   for _ in range(0, cfg.max_new_tokens, every):
     history.state = None  # donated
     state = history.state = sample.jit_decode(model, state, every, static, grammar)
@@ -151,13 +151,29 @@ def build_grammar(tokenizers, columns, to='text', ends=(), blocked=()):
 
 
 def new_tokens(state, prompts, num_samples):
-  """Return (ids, log-probabilities) of the tokens after each prompt, one pair a row of the state."""
+  """Return (ids, log-probabilities) of the tokens after each prompt, one pair a row of the state.
+
+  Ids of a model with a flow head are a PatchIds.
+  """
   ids_BT, log_probs_BT, lengths_B = fetch((state.token_ids_BT, state.log_probs_BT, state.lengths_B))
   starts = np.repeat([len(prompt_batch.as_prompt(p).ids) for p in prompts], num_samples)
-  return [
+  rows = [
     (ids_BT[b, start : lengths_B[b]].tolist(), log_probs_BT[b, start : lengths_B[b]].tolist())
     for b, start in enumerate(starts)
   ]
+  if state.patches is None:
+    return rows
+  values_BTA = fetch(state.patches.values_BTA)
+  ends = zip(values_BTA, lengths_B, strict=True)
+  return [(PatchIds(ids, x_TA[:n]), scores) for (ids, scores), (x_TA, n) in zip(rows, ends, strict=True)]
+
+
+class PatchIds(list):
+  """The new ids of a row, and `values_TA`, the patches of the whole row in their places, prompt included."""
+
+  def __init__(self, ids, values_TA):
+    super().__init__(ids)
+    self.values_TA = values_TA
 
 
 def decode_continuation(tokenizers, prompt_ids, ids):

@@ -204,15 +204,20 @@ def decode_pieces(run, ids, prompt_ids=(), as_codes=False):
   prompt_ids: the ids before; an image or a sound that began there is decoded whole. as_codes: sounds are left
   as codes, as they always are without a codec.
   """
-  tokenizers = run.tokenizers
+  tokenizers, values_TA = run.tokenizers, getattr(ids, 'values_TA', None)
   modality_V = tokenizers.modality_V()
   ids = [*unfinished_media(tokenizers.layout, prompt_ids), *ids]
+  place = 0 if values_TA is None else len(values_TA) - len(ids)  # of the next id in values_TA
   pieces = []
   for number, group in itertools.groupby(ids, lambda i: modality_V[i]):
     kind, group_ids = tokenizers.modalities[number], list(group)
+    place += len(group_ids)
     if kind == 'text':
       text = tokenizers.decode_text(group_ids)
       pieces += [Piece('text', text)] if text else []
+      continue
+    if kind == 'image' and tokenizers.makes_patches:
+      pieces += _pictures(tokenizers, group_ids, values_TA[place - len(group_ids) : place])
       continue
     ends = {tokenizers.vocabulary.special(name) for name in MARKERS[kind][1:]}
     for is_end, codes in itertools.groupby(group_ids, lambda i, ends=ends: i in ends):
@@ -223,6 +228,13 @@ def decode_pieces(run, ids, prompt_ids=(), as_codes=False):
         else:
           pieces.append(Piece(kind, getattr(tokenizers, kind).decode(np.stack([codes_PQ]))[0]))
   return pieces
+
+
+def _pictures(tokenizers, ids, values_TA):
+  """Return the Pieces of whole pictures of patches with these values."""
+  is_patch_T = np.asarray(ids) == tokenizers.vocabulary.special('patch')
+  patches_NPA = values_TA[is_patch_T].reshape(-1, tokenizers.image.positions, values_TA.shape[1])
+  return [Piece('image', image) for image in tokenizers.image.decode_features(patches_NPA)]
 
 
 def unfinished_media(layout, ids):

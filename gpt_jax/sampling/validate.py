@@ -14,6 +14,7 @@ LIMITS = {  # least and greatest value
   'repetition_penalty': (1e-6, 1e6),
   'beams': (0, 1024),
   'length_penalty': (0, 10),
+  'flow_steps': (1, 1000),
   'guidance': (0, 1000),
   'judge_threshold': (0, 1),
   'judge_tries': (1, 1000),
@@ -54,6 +55,13 @@ def check_effective(cfg, fields=None):
   names = [name for name in names if fields is None or name in fields]
   if names:
     raise ValueError(f'{cause}: {", ".join(names)} has no use\nfix: leave it at its default, or {fix}')
+
+
+def static_config(cfg):
+  """Reset the fields that vary per call and that no compiled step reads: they recompile nothing."""
+  unread = dict(max_new_tokens=1, num_samples=1, seed=0, begin='', guidance=1.0, block=())
+  unread |= dict(judge='', judge_threshold=0.5, judge_tries=4, refusal='')
+  return dataclasses.replace(cfg, **unread)
 
 
 def override(cfg, **fields):

@@ -147,6 +147,11 @@ class Tokenizers:
     return next((place.mask for place in self.places.values()), 'causal')
 
   @property
+  def makes_patches(self) -> bool:
+    """Whether images are made as continuous patches, and not as codes."""
+    return self.image is not None and not self.image.codebooks
+
+  @property
   def modalities(self) -> tuple[str, ...]:
     """The modalities of the model, text first, in the order of `modality_V`."""
     return ('text', *self.media)
@@ -194,6 +199,8 @@ class Tokenizers:
       for kind in kinds:
         choice = {'audio0': 'eoa'} if tail < 0 else {'audio0': kinds[tail], kinds[tail]: 'audio0'}
         add(kind, *([choice[kind]] if kind in choice else []))
+      if not kinds:
+        add('patch')
       for name in ['eoi'] * (modality == 'image') + ['eoa'] * (tail >= 0):
         add(name)
     rows[0] = (group_V == 0) & (np.arange(vocabulary.padded) < vocabulary.size)
@@ -278,7 +285,8 @@ class Tokenizers:
         f'saved was {digest!r}\nfix: {fix}'
       )
     has = {kind.rstrip('0123456789') for kind in vocabulary.kinds}
-    image = image_tokenizers.load(folder) if 'image' in has else None
+    has_image = 'image' in has or (path.parent / 'image.json').exists()  # continuous ones have no ids
+    image = image_tokenizers.load(folder) if has_image else None
     audio = audio_tokenizers.load(folder) if 'audio' in has else None
     return cls(vocabulary, text.load(folder), image, audio, readers.load(folder, run))
 

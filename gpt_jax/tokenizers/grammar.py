@@ -75,6 +75,8 @@ def build(vocabulary, layout, columns, to='text'):
     known = ', '.join(['text', *(name for name in has if has[name])])
     raise ValueError(f'to={to}: this model has no {to} tokens, only {known}\nfix: use --to=text')
   books = {name: _codebooks(vocabulary, name) if has[name] else [[]] for name in has}
+  if layout.makes_patches:
+    books['image'] = [[layout.patch]]
   starts = [START_MARKERS[name] for name in has if has[name] and to in (name, 'any')]
   # An imported model may have several: eos, eos2, eos3.
   ends = [name for name, _ in vocabulary.specials if name.rstrip('0123456789') in END_MARKERS[to]]

@@ -2,7 +2,8 @@
 
 pixels is lossless: one code a pixel, for color one of each channel, or one of a palette. patches are
 square pieces by their nearest k-means centroid. fsq and vq are autoencoders, trained by a run of
-their own (`train.job=image_tokenizer`). codec is the pretrained tokenizer of Emu3, of a folder.
+their own (`train.job=image_tokenizer`). codec is the pretrained tokenizer of Emu3, of a folder. continuous
+has no codes: patches stay numbers, for a model with a flow head (`model.flow_layers`).
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from gpt_jax.tokenizers.base import TokenizerKind, load_tokenizer, unpack_arrays
 from gpt_jax.tokenizers.image_codes import (
   FILE,
   ClusterTokenizer,
+  ContinuousTokenizer,
   ImageTokenizer,
   LearnedImageTokenizer,
   PixelTokenizer,
@@ -134,6 +136,10 @@ def _build_pixels(cfg, images):
   return _build_clusters(cfg, images) if cfg.palette else PixelTokenizer(cfg.shape, cfg.values)
 
 
+def _build_continuous(cfg, images):
+  return ContinuousTokenizer(cfg.shape, cfg.patch)
+
+
 def _build_learned(cfg, _):
   if not cfg.path:
     raise not_trained('image', cfg)
@@ -173,6 +179,7 @@ IMAGE_TOKENIZERS = {
   'pixels': TokenizerKind(_build_pixels, _restore_pixels),
   'patches': TokenizerKind(_build_clusters, _restore_clusters('patches')),
   'codec': TokenizerKind(lambda cfg, _: CodecImageTokenizer.open(cfg), lambda f, _: CodecImageTokenizer(**f)),
+  'continuous': TokenizerKind(_build_continuous, lambda fields, files: ContinuousTokenizer(**fields)),
   'fsq': TokenizerKind(_build_learned, _restore_learned, _from_model),
   'vq': TokenizerKind(_build_learned, _restore_learned, _from_model),
 }
@@ -180,6 +187,7 @@ FIELDS_READ = {  # beside path, shape and patch; with a palette `codes` in place
   'pixels': ('values', 'palette'),
   'patches': ('codes',),
   'codec': (),
+  'continuous': (),
   'fsq': ('levels', 'network_width', 'network_blocks'),
   'vq': ('codes', 'network_width', 'network_blocks'),
 }

@@ -49,6 +49,15 @@ class ImageTokenizer(MediaTokenizer):
     patches_NPC = patches_NRSC.reshape(-1, self.positions, self.feature_width)
     return patches_NPC.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
+  def decode_features(self, patches_NPC: np.ndarray) -> np.ndarray:
+    """Invert `features`: float32 [N, P, feature_width] -> uint8 [N, Y, X, A], clipped."""
+    pixels_NPC = np.clip(np.round((np.asarray(patches_NPC, np.float32) + 1) * 127.5), 0, 255)
+    return from_patches(pixels_NPC.astype(np.uint8).reshape(-1, *self.grid, self.feature_width), self.patch)
+
+  def reconstruct(self, images_NYXA: np.ndarray) -> np.ndarray:
+    """Return the images as their codes give them back, uint8 [N, Y, X, A]."""
+    return self.decode(self.encode(images_NYXA))
+
   def _encode(self, images_NYXA):
     raise NotImplementedError
 
@@ -88,6 +97,26 @@ class PixelTokenizer(ImageTokenizer):
   def _decode(self, codes_NPQ):
     gray = np.round(np.arange(self.values) * (255 / (self.values - 1))).astype(np.uint8)
     return gray[codes_NPQ].reshape(-1, *self.shape)
+
+
+class ContinuousTokenizer(ImageTokenizer):
+  """No codes: an image is its patches as numbers, which a flow head (model/flow.py) makes."""
+
+  def __init__(self, shape, patch: int):
+    super().__init__('continuous', shape, patch, ())
+
+  def files(self):
+    """Return none: the fields are all of the content."""
+    return {}
+
+  def reconstruct(self, images_NYXA):
+    """Return the images as their patches give them back: unchanged."""
+    return self.decode_features(self.features(images_NYXA))
+
+  def _encode(self, _):
+    raise ValueError('image.kind=continuous has no codes\nfix: use its features, or a tokenizer with codes')
+
+  _decode = _encode
 
 
 class ClusterTokenizer(ImageTokenizer):

@@ -32,7 +32,7 @@ class Layout:
   patch: int = NONE
   frame: int = NONE
   vector: int = NONE
-  image: tuple[int, int] = (0, 0)  # first id of the image codebooks, id after their last
+  image: tuple[int, int] = (0, 0)  # first id of the image codebooks, id after their last; or of `patch` alone
   audio: tuple[int, int] = (0, 0)  # the same for audio
   grid: tuple[int, int] = (0, 0)  # rows and columns of an image
   image_books: int = 1  # Q of images
@@ -50,7 +50,11 @@ class Layout:
     if 'patches' in tokenizers.readers and 'patches' not in tokenizers.places:
       ids['grid'] = tuple(tokenizers.readers['patches'].grid)
     if image is not None:
-      ids |= dict(image=_span(vocabulary, image), grid=tuple(image.grid), image_books=len(image.codebooks))
+      ids['grid'] = tuple(image.grid)
+      if image.codebooks:
+        ids |= dict(image=_span(vocabulary, image), image_books=len(image.codebooks))
+      else:
+        ids['image'] = (ids['patch'], ids['patch'] + 1)
     if audio is not None:
       ids |= dict(
         audio=_span(vocabulary, audio),
@@ -64,6 +68,11 @@ class Layout:
   def has_images(self) -> bool:
     """Whether the vocabulary has images, or places of their patches."""
     return self.grid != (0, 0)
+
+  @property
+  def makes_patches(self) -> bool:
+    """Whether patches are made, and not only read."""
+    return self.patch >= 0 and self.image == (self.patch, self.patch + 1)
 
   def condition_mask(self, ids_BW: np.ndarray, segments_BW: np.ndarray) -> np.ndarray:
     """Return True for the tokens up to and including the last sep of their document, bool [B, W]."""
@@ -79,11 +88,12 @@ class Layout:
   ) -> np.ndarray:
     """Return True for the targets that carry loss, bool [B, W].
 
-    Conditions, continuous inputs and their end markers carry none; the start marker right after a
-    condition only with `predict_start`, where the model chooses the kind of its output.
+    Conditions, continuous inputs and their end markers carry none, but for patches that are made; the start
+    marker right after a condition only with `predict_start`, where the model chooses the kind of its output.
     """
     previous_BW = np.concatenate([np.full_like(ids_BW[:, :1], NOTHING), ids_BW[:, :-1]], 1)
-    is_input = lambda x: (x == self.patch) | (x == self.frame) | (x == self.vector)
+    inputs = [i for i in (self.patch, self.frame, self.vector) if i != self.patch or not self.makes_patches]
+    is_input = lambda x: np.isin(x, inputs)
     is_end_BW = is_input(previous_BW) & ((ids_BW == self.eoi) | (ids_BW == self.eoa))
     starts_BW = ((ids_BW == self.boi) | (ids_BW == self.boa)) & (previous_BW == self.sep)
     condition_BW = self.condition_mask(ids_BW, segments_BW) | (starts_BW & (not predict_start))

@@ -30,6 +30,8 @@ CONFIGS = {
   'vq': ImageConfig('vq', codes=8, network_width=8, network_blocks=1, **SMALL),
 }
 every = pytest.mark.parametrize('name', list(CONFIGS))
+CONFIGS['continuous'] = ImageConfig('continuous', patch=2, channels=3, **SMALL)  # it has no codes
+with_continuous = pytest.mark.parametrize('name', list(CONFIGS))
 
 
 def pictures(shape, n=12, seed=0):
@@ -103,7 +105,7 @@ def test_a_saved_tokenizer_loads_equal(name, tmp_path):
   np.testing.assert_array_equal(loaded.decode(codes), tokenizer.decode(codes))
 
 
-@every
+@with_continuous
 def test_an_altered_folder_is_refused(name, tmp_path):
   made(name).save(tmp_path)
   path = tmp_path / 'image.json'
@@ -141,7 +143,7 @@ def test_arrays_that_are_not_images_are_refused(name):
       tokenizer.decode(wrong)
 
 
-@every
+@with_continuous
 def test_features_are_the_pixels_of_a_position(name):
   tokenizer = made(name)
   images = pictures(tokenizer.shape, 2)
@@ -327,6 +329,20 @@ def test_the_baseline_has_as_many_codes_and_positions():
 def test_a_config_that_cannot_be_honored_is_an_error(wrong, key):
   with pytest.raises(ValueError, match=rf'image\.{key}=.*\nfix: '):
     ImageConfig(**wrong)
+
+
+def test_continuous_patches_become_images_again_and_have_no_codes(tmp_path):
+  tokenizer = made('continuous')
+  images = pictures(tokenizer.shape, 3)
+  features = tokenizer.features(images)
+  np.testing.assert_array_equal(tokenizer.decode_features(features), images)
+  np.testing.assert_array_equal(tokenizer.decode_features(9 * np.sign(features))[images > 127], 255)
+  np.testing.assert_array_equal(tokenizer.reconstruct(images), images)
+  tokenizer.save(tmp_path)
+  assert image.load(tmp_path) == tokenizer
+  for use in (tokenizer.encode, lambda x: tokenizer.decode(np.zeros((3, 8, 0), np.int32))):
+    with pytest.raises(ValueError, match='image.kind=continuous has no codes\nfix: '):
+      use(images)
 
 
 def test_importing_brings_no_jax():

@@ -39,6 +39,7 @@ class Task(NamedTuple):
   suits: Any = None  # (words of a condition, of a target) -> whether `all` has it; None: always, False: never
   benchmark: bool = False  # whether a template must be made for it: templates.benchmark names the task
   kind: str = ''  # of its sources, which it scores whatever the split; '' = any
+  needs_codes: bool = False  # whether it reads codes of images, or likelihoods, which continuous ones lack
   on_training: bool = False  # whether it compares the model's training documents with others
 
 

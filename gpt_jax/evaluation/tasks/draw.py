@@ -22,7 +22,7 @@ def run(subject, source, split, limit, **sampling):
   names, train_names = common.labels(examples, field), common.labels(train, field)
   real, train_images = common.images_of(subject, examples), common.images_of(subject, train)
   samples = np.stack(subject.generate([x.condition for x in examples], 'image', **sampling))
-  decoded = subject.tokenizers.image.decode(subject.tokenizers.image.encode(real))
+  decoded = subject.tokenizers.image.reconstruct(real)
   rows = common.Rows('draw', source, split, n=len(examples), **common.sampling_fields(subject, sampling))
   features = lambda images: pixels(images) / 255
   if common.are_classes(train_names):

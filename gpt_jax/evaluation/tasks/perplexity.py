@@ -3,9 +3,10 @@
 Text is one stream: windows of the training length start every `stride` tokens and score only new targets,
 so that a target has at least length - stride tokens of context; stride = length scores disjoint rows.
 Documents with media or a condition stay whole, and only their targets count, as in training: also by
-modality. Bits per byte leave out the end of a document, which spells no byte, as lm-eval's and every other
-task's do; nats per token count it. Bits a dimension (van den Oord et al. 2016) are given where image codes
-are lossless, under the softmax over what the grammar allows.
+modality. Patches of a flow head have no likelihood: their error is a row of its own. Bits per byte leave out
+the end of a document, which spells no byte, as lm-eval's and every other task's do; nats per token count it.
+Bits a dimension (van den Oord et al. 2016) are given where image codes are lossless, under the softmax over
+what the grammar allows.
 """
 
 import collections
@@ -155,6 +156,10 @@ def score_documents(subject, source, split, limit):
   for nats, targets, fields in [(nats_M.sum(), targets_M.sum(), {}), *(parts if len(parts) > 1 else [])]:
     rows.add('nats_per_token', nats / targets, tokens=int(targets), **fields)
     rows.add('bits_per_token', bits(nats / targets), tokens=int(targets), **fields)
+  if 'patches' in sums and (patches := sums['patches'].sum()):
+    errors, count = sums['errors'].sum(), targets_M.sum() + patches
+    rows.add('flow_error', errors / patches, tokens=int(patches))
+    rows.add('loss_per_target', (nats_M.sum() + errors) / count, tokens=int(count))
   if 'image' in names and targets_M[names.index('image')] and is_lossless(subject, source, split):
     m, image = names.index('image'), subject.tokenizers.image
     images = targets_M[m] / (image.length + 1)  # the end of an image is a target, too, and certain
@@ -170,13 +175,14 @@ def sum_batches(subject, score, batches, limit, source, split):
   """
   cache = subject.cache(source, split)
   total = len(cache.ids) if is_stream(subject, source) else 0  # elsewhere, not all are targets
-  totals, progress = {}, Progress(f'perplexity of {source}', 'tokens', min(total, limit or total))
+  totals, count, progress = {}, 0, Progress(f'perplexity of {source}', 'tokens', min(total, limit or total))
   for batch in batches:
-    if limit and totals and totals['targets'].sum() >= limit:
+    if limit and totals and count >= limit:
       return totals, False
     sums = jax.tree.map(np.float64, fetch(score(batch)))
     totals = {name: totals.get(name, 0) + value for name, value in sums.items()}
-    progress.report(int(totals['targets'].sum()))
+    count = (totals['targets'] + totals.get('patches', 0)).sum()
+    progress.report(int(count))
     subject.raise_if_preempted()
   if not totals or not totals['targets'].sum():
     raise no_targets(source, split)

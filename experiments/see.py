@@ -1,0 +1,81 @@
+"""A language model learns to see: a pretrained vision encoder or patches, a projector, a model with adapters.
+
+Command: launch.py import --source=google/gemma-3-270m --workdir=runs/gemma
+  python -m benchmarks.emoji_split --out=runs/emoji.jsonl
+  launch.py train --config=experiments/see.py:base=runs/gemma,encoder=siglip-base --workdir=runs/see
+  launch.py evaluate --workdir=runs/see --split=test --tasks=answer
+  launch.py sample --workdir=runs/see --image=cat.png --prompt='Which group?'
+The encoder (SigLIP, CLIP, ViT, DINOv2) is a folder as save_pretrained of transformers writes it. It is frozen
+and run once over the pictures (Noto emoji, split so that siblings stay together); without one, the model
+reads the pixels of patches. The model captions a picture and says to which group it belongs. Only the
+projector and the adapters are trained; base='' trains a small model from scratch.
+Arguments: base (a run folder, or ''), encoder (a folder; '' = 36 patches of 12 x 12 pixels), projector
+(linear, mlp), task (all, caption, group), text (a file to train beside against forgetting; '' = none),
+adapter (rank), steps, seed, runlocal.
+"""
+
+from gpt_jax import config as configs
+
+FORMS = {'caption': '{image:patches} Caption. -> {name}', 'group': '{image:patches} Which group? -> {group}'}
+LENGTH = 288  # tokens of a row: a picture of SigLIP has 196 to 256 places
+
+
+def get_config(arg=''):
+  """Return the config; the module docstring lists the arguments of `arg`."""
+  args = configs.arguments(
+    arg,
+    base='runs/gemma',
+    encoder='',
+    projector='mlp',
+    task='all',
+    text='',
+    adapter=16,
+    steps=600,
+    seed=0,
+    runlocal=False,
+  )
+  if args.task not in ('all', *FORMS):
+    raise ValueError(
+      f'config argument task={args.task} is not known\nfix: use one of all, {", ".join(FORMS)}'
+    )
+  config = configs.default()
+  if args.base:
+    configs.start_from(config, args.base, args.adapter, length=LENGTH)
+    config.adapter.train = ('^patch_',)
+    config.optim.update(lr=1e-3, warmup=20)
+  else:
+    config.tokenizer.update(kind='bpe', vocab=512)
+    config.model.update(layers=4, width=128, heads=4, context=LENGTH, mlp='relu2', qk_norm=True)
+    config.optim.update(name='muon', lr=2e-3, warmup=50, ema=0.99)
+  if args.encoder:
+    config.encoder.image = args.encoder
+  else:
+    config.image.update(kind='patches', height=72, width=72, channels=3, patch=12, codes=16)
+  config.model.projector = args.projector
+  emoji = dict(
+    kind='jsonl',
+    path='runs/emoji.jsonl',
+    root='noto_emoji/images_72.zip',
+    keep='group_split=train',
+    valid_keep='group_split=valid',
+    test_keep='group_split=test',
+  )
+  forms = FORMS if args.task == 'all' else {args.task: FORMS[args.task]}
+  config.data.mixture = {name: dict(emoji, template=form) for name, form in forms.items()}
+  if args.text:
+    config.data.mixture.text = {'kind': 'text', 'path': args.text}
+  config.data.packing = 'first_fit'
+  config.optim.update(schedule='linear', final_lr=0.0, weight_decay=0.0)
+  config.train.update(
+    steps=args.steps,
+    batch_size=4,
+    eval_every=100,
+    sample_every=0,
+    eval_tokens=4096,
+    seed=args.seed,
+    sample_prompts=(),
+  )
+  config.sample.update(max_new_tokens=24, temperature=0.0)
+  if args.runlocal:
+    config.train.update(steps=20, eval_every=10, eval_tokens=512)
+  return config
