@@ -5,8 +5,9 @@ above chance among the names of the test images.
 Command: the commands of experiments/tokenizers/emoji_fsq.py, then
   launch.py train --config=experiments/emoji.py:tokens=runs/emoji_fsq --workdir=runs/emoji
   launch.py evaluate --workdir=runs/emoji --split=test --tasks=answer,classify
-Arguments: tokens (run folder of a trained tokenizer; '' = k-means patches), continuous (caption from patches
-instead of codes), steps, seed, runlocal.
+Arguments: tokens (run folder of a trained tokenizer; '' = k-means patches), head (codes, or flow: pictures
+are numbers, read and drawn by a flow head, without a tokenizer), continuous (caption from patches instead of
+codes), steps, seed, runlocal.
 """
 
 from gpt_jax import config as configs
@@ -24,11 +25,17 @@ CHANGED = dict(copies=6, augment='rotate=10,scale=0.1,shift=2')  # 1,247 images 
 
 def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
-  args = configs.arguments(arg, tokens='', continuous=False, steps=1500, seed=0, runlocal=False)
+  args = configs.arguments(arg, tokens='', head='codes', continuous=False, steps=1500, seed=0, runlocal=False)
+  if args.head not in ('codes', 'flow'):
+    raise ValueError(f'config argument head={args.head} is not known\nfix: use one of codes, flow')
+  if args.head == 'flow' and (args.tokens or args.continuous):
+    raise ValueError('tokens or continuous with head=flow, whose pictures are never codes\nfix: leave it out')
   config = configs.default()
   config.tokenizer.update(kind='bpe', vocab=512)
   config.image.update(height=32, width=32, channels=3)
-  if args.tokens:
+  if args.head == 'flow':
+    config.image.kind, config.model.flow_layers = 'continuous', 3
+  elif args.tokens:
     config.image.update(kind='fsq', path=args.tokens, levels=(8, 5, 5, 5))
   else:
     config.image.update(kind='patches', codes=1000)

@@ -37,6 +37,7 @@ SMALL_TOKENIZERS = {  # by kind
   'patches': dict(codes=16),
   'frames': dict(codes=8),
   'pixels': {},
+  'continuous': {},
   '': {},
   'fsq': dict(network_width=8, network_blocks=1),
 }
@@ -80,6 +81,7 @@ def write_corpora(folder):
   write_emoji(folder / 'noto_emoji')
   encoders.write(folder / 'whisper-base', encoders.WHISPER)
   codecs.write(folder / 'encodec_24khz', codecs.ENCODEC, sampling_rate=500, target_bandwidths=[0.5])
+  encoders.write(folder / 'siglip-base', encoders.CLIP)
   data_helpers.write_classes(folder / 'shapes')
   (folder / 'book.txt').write_text(words * 40)
   rows = [f'What is {n} plus one?,{n + 1}\n' for n in range(40)]

@@ -152,6 +152,7 @@ CHOICES = [
   ('mnist', 'task=draw'),
   ('mnist', 'task=read,continuous'),
   ('mnist', 'head=flow'),
+  ('emoji', 'head=flow'),
   ('digits_speech', 'task=recognize'),
   ('digits_speech', 'task=speak'),
   ('digits_speech', 'loso=theo'),

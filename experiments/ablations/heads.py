@@ -1,37 +1,52 @@
-"""Are digits drawn better from codes, or patch by patch as numbers from a flow head, at equal FLOPs?
+"""Are pictures drawn better from codes, or patch by patch as numbers from a flow head, at equal FLOPs?
 
-Judged by a classifier of real digits (judged right), and by the Frechet distance in its features. Codes cost
-less a token and train for more steps; the FLOPs of their tokenizer are not counted.
+Digits are judged by a classifier of real ones (judged right) and by the Frechet distance in its features,
+emoji by the Frechet distance alone. Codes cost less a token and train for more steps; the FLOPs of their
+tokenizer are not counted.
 Command: launch.py train --config=experiments/tokenizers/mnist_fsq.py --workdir=runs/mnist_fsq
   launch.py ablate --config=experiments/ablations/heads.py:tokens=runs/mnist_fsq --workdir=runs/heads
+  launch.py ablate --config=experiments/ablations/heads.py:emoji --workdir=runs/emoji_heads
 Hardware: 2 CPU cores   Minutes: 80 by estimate; flops=4e13, at which digits are drawn well, takes 320
-Arguments: tokens (run folder of a trained tokenizer; '' = k-means patches), flops (of a run).
+Arguments: tokens (run folder of a trained tokenizer; '' = k-means patches), emoji (instead of digits), flops
+(of a run).
 """
 
 from gpt_jax import config as configs
 from gpt_jax.ablation.design import Budget, Study
 
-FLOW = {'image.kind': 'continuous', 'image.path': '', 'image.codes': 256, 'model.flow_layers': 3}
+# The fields of tokenizers with codes take their defaults.
+FLOW = {
+  'image.kind': 'continuous',
+  'image.path': '',
+  'image.codes': 256,
+  'image.levels': (8, 6, 5),
+  'model.flow_layers': 3,
+}
 
 
 def get_study(arg=''):
   """Return the study; the module docstring lists the arguments of `arg`."""
-  args = configs.arguments(arg, tokens='', flops=1e13)
+  args = configs.arguments(arg, tokens='', emoji=False, flops=1e13)
+  name, task, pixels = ('emoji', '', 8) if args.emoji else ('mnist', ',task=draw', 7)
+  judged = {'draw/draw/accuracy': ('higher', 0.01), 'draw/draw/frechet_distance': ('lower', 0.5)}
+  metric = 'draw/draw/frechet_distance' if args.emoji else 'draw/draw/accuracy'
+  better, tolerance = judged.pop(metric)
   return Study(
-    base=f'experiments/mnist.py:task=draw,tokens={args.tokens}',
-    question='Are digits drawn better from codes or by a flow head, at equal FLOPs?',
+    base=f'experiments/{name}.py:tokens={args.tokens}{task}',
+    question=f'Is {name} drawn better from codes or by a flow head, at equal FLOPs?',
     factors={
       'head': {
         'codes': {},
         'flow': FLOW,
         'flow_1_block': FLOW | {'model.flow_layers': 1},
-        'flow_7x7': FLOW | {'image.patch': 7},
+        f'flow_{pixels}x{pixels}': FLOW | {'image.patch': pixels},
       }
     },
     seeds=3,
     budget=Budget(flops=args.flops),
-    metric='draw/draw/accuracy',
-    better='higher',
-    outcomes={'draw/draw/frechet_distance': ('lower', 0.5)},
+    metric=metric,
+    better=better,
+    tolerance=tolerance,
+    outcomes={} if args.emoji else judged,
     changes={'train.tasks': ('draw',), 'steps': 500, 'eval_every': 0, 'sample_every': 0},
   )
