@@ -19,7 +19,7 @@ NAMES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight',
 def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(
-    arg, codec='', books=2, pattern='delay', context=512, steps=1500, seed=0, runlocal=False
+    arg, codec='', books=2, pattern='delay', context=384, steps=1500, seed=0, runlocal=False
   )
   config = configs.default()
   config.tokenizer.kind = 'bytes'
