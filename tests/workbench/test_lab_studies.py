@@ -90,6 +90,7 @@ def test_in_a_browser(study, tmp_path, tmp_path_factory):
     address = server.stdout.readline().split()[1]
     browser = play.chromium.launch(executable_path=chromium, args=['--no-sandbox', '--disable-gpu'])
     page = browser.new_page()
+    page.set_default_timeout(120_000)  # models are compiled meanwhile
     page.on('console', lambda message: problems.append(message.text) if message.type == 'error' else None)
     page.on('pageerror', lambda error: problems.append(str(error)))
     page.on('dialog', lambda dialog: problems.append(f'a script of a run opened {dialog.message}'))
@@ -117,6 +118,7 @@ def test_in_a_browser(study, tmp_path, tmp_path_factory):
     page.click('text=Compare activations')
     page.wait_for_selector('.activations')
     assert page.locator('.activations tbody tr').count() == 5  # three of a block, a norm, the logits
+    page.locator('.activations').screenshot(path=tmp_path / 'activations.png')
     page.goto(f'{address}/#/inside?run=media')
     page.set_input_files('input[type=file][accept^=image]', tmp_path / 'picture.png')
     page.wait_for_selector('.chip img')
@@ -124,11 +126,13 @@ def test_in_a_browser(study, tmp_path, tmp_path_factory):
     page.click('form >> text=Look inside')
     page.wait_for_selector('.strip-tokens .tok')
     assert page.locator('.strip-tokens .tok.image').count() == 16
+    page.screenshot(path=tmp_path / 'inside.png', full_page=True)
     page.goto(f'{address}/#/playground?run=media')
     page.fill('[aria-label=prompt]', 'seven')
     page.select_option('label:has-text("make") select', 'image')
-    page.click('text=Sample')
+    page.click('button:text-is("Sample")')
     page.wait_for_selector('.card img')
+    page.screenshot(path=tmp_path / 'playground.png', full_page=True)
     page.goto(f'{address}/#/run?run={json.dumps(NASTY)[1:-1]}')
     page.wait_for_selector('.report h1')
     assert page.locator('.report img[src="x"]').count() == 0
