@@ -191,12 +191,11 @@ def cache_share(port, is_over):
   return float(np.mean(shares)) if shares else None
 
 
-def prefix(port, model, words, new):
-  """Time conversations turn by turn, one after the other and interleaved -> seconds of both.
-
-  words: of the system prompt of each, which is its own.
-  """
-  rng, seconds = np.random.default_rng(1), {}
+def prefix(port, model, arguments):
+  """Time conversations, each with its own system prompt, one after the other and interleaved -> seconds."""
+  if arguments.tiny:
+    raise versus.Missing('the context of the tiny model is too short')
+  words, new, rng, seconds = arguments.words, arguments.new // 4, np.random.default_rng(1), {}
   systems = [' '.join(rng.choice(TEXT.split(), words)) for _ in range(CONVERSATIONS)]
   turns = [(n, t) for n in range(CONVERSATIONS) for t in range(TURNS)]
   for order in ('warm', 'in_turn', 'interleaved'):
@@ -297,7 +296,7 @@ def main():
   with tempfile.TemporaryDirectory() as folder:
     if arguments.tiny:
       arguments.workdir, arguments.new, arguments.rounds = tiny_run(folder), 12, 2
-      arguments.seconds, arguments.aborted, arguments.words = 3.0, 40, 3
+      arguments.seconds, arguments.aborted = 3.0, 40
     texts = prompts(BATCH * arguments.rounds, arguments.tiny)
     alone = measure('offline', lambda: offline(arguments.workdir, texts, arguments.new))
     eight = measure_ours(measure, texts, arguments)
@@ -325,7 +324,7 @@ def measure_ours(measure, texts, arguments):
         return numbers | {'share_of_cache_with_tokens': share.result()}
 
     measure('many', many)
-    measure('prefix', lambda: prefix(port, model, arguments.words, arguments.new // 4))
+    measure('prefix', lambda: prefix(port, model, arguments))
     work = lambda: aborted(process, port, model, texts[0], arguments.new, arguments.aborted)
     measure('aborted', work)
   return eight
