@@ -113,6 +113,29 @@ def gemma3(hf):
   return hf.Gemma3ForConditionalGeneration(cfg), processor
 
 
+def idefics3(hf, name='Idefics3'):
+  """(model, processor) of Idefics3 or SmolVLM: tiles of pictures, four patches side by side in a place."""
+  around = {'fake_image_token': '<fake_token_around_image>', 'global_image_token': '<global-img>'}
+  tiles = {f'row_{r}_{c}': f'<row_{r}_col_{c}>' for r in (1, 2) for c in (1, 2)}
+  specials = {'image_token': '<image>', 'end_of_utterance_token': '<end>'} | around | tiles
+  words = tokenizer(hf, specials, '<s>')
+  vision = {'image_size': 20, 'num_hidden_layers': 2}
+  cfg = getattr(hf, f'{name}Config')(
+    text_config=hf.LlamaConfig(**TEXT, pad_token_id=0),
+    vision_config=VISION | vision,
+    image_token_id=words.image_token_id,
+    scale_factor=2,
+  )
+  pictures = hf.Idefics3ImageProcessorPil(size={'longest_edge': 40}, max_image_size={'longest_edge': 20})
+  model = getattr(hf, f'{name}ForConditionalGeneration')(cfg)
+  return model, hf.Idefics3Processor(pictures, words, image_seq_len=4)
+
+
+def smolvlm(hf):
+  """SmolVLM with the processor of Idefics3, which prepares pictures the same way and needs no package."""
+  return idefics3(hf, 'SmolVLM')
+
+
 def qwen2_audio(hf):
   """(model, processor) of Qwen2-Audio: Whisper's encoder with means of two, and Qwen2."""
   specials = {'audio_token': '<audio>', 'audio_bos_token': '<begin>', 'audio_eos_token': '<end>'}
@@ -137,7 +160,14 @@ def sounds(seed=0, lengths=(15_999, 7_000, 641, 960)):
   return [rng.uniform(-0.5, 0.5, length).astype(np.float32) for length in lengths]
 
 
-FAMILIES = {'llava': llava, 'paligemma': paligemma, 'gemma3': gemma3, 'qwen2_audio': qwen2_audio}
+FAMILIES = {
+  'llava': llava,
+  'paligemma': paligemma,
+  'gemma3': gemma3,
+  'qwen2_audio': qwen2_audio,
+  'idefics3': idefics3,
+  'smolvlm': smolvlm,
+}
 
 
 def pictures(seed=0, sizes=((15, 15), (40, 23), (19, 31), (9, 12), (64, 64))):

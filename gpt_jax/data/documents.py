@@ -344,7 +344,8 @@ def _to_ids(tokenizers, modality, items):
 
 def _to_features(kind, tokenizers, items):
   """Return the features [N, width] of each item."""
-  return tokenizers.reader(kind).features(np.stack(items) if MODALITY[kind] == 'image' else items)
+  is_batch = MODALITY[kind] == 'image' and not tokenizers.places  # else pictures may have several sizes
+  return tokenizers.reader(kind).features(np.stack(items) if is_batch else items)
 
 
 # Encoders of all items of a kind: text and codes become ids, the rows of KINDS become features.

@@ -25,6 +25,10 @@ PIECE = 4096  # bytes asked of an archive at once: with some methods, packed one
 FULL_SCALE = 32768  # of 16-bit sound
 
 
+class Prepared(np.ndarray):
+  """A picture that `read_image` cut for an encoder: it is not cut again."""
+
+
 def open_bytes(path) -> bytes:
   """Return the bytes of a file, or of a zip member as in `folder/archive.zip/member.wav`.
 
@@ -53,10 +57,13 @@ def read_image(value, form: tuple[int, ...], where: str = '') -> tuple[np.ndarra
 
   Arrays are uint8 [Y, X] or [Y, X, A] with 1 to 4 channels: gray, gray and alpha, RGB, RGBA. Other
   sizes are resized (bicubic with antialiasing; the aspect ratio may change), alpha is composited over
-  white, and colors are converted. A is 1 or 3. form: (Y, X, A), or with two more numbers: Pillow's filter,
-  and the pixels of the shorter side before the center of Y x X is cut out (0: nothing is).
+  white, and colors are converted. A is 1 or 3. form: (Y, X, A), or with three more numbers: Pillow's
+  filter, the pixels of the shorter side before the center of Y x X is cut out (0: nothing is), and those of
+  the longer side before the picture is cut in tiles (0: it is not; then [(rows + 1) Y, columns X, A]).
   """
-  shape, (resample, shorter) = form[:3], form[3:] or (3, 0)  # 3 = bicubic
+  shape, (resample, shorter, longer) = form[:3], form[3:] or (3, 0, 0)  # 3 = bicubic
+  if isinstance(value, Prepared):
+    return value, ''
   if shape[2] not in (1, 3):
     raise ValueError(f'images of {shape[2]} channels are not supported\nfix: give 1 or 3 channels')
   with name_record(where):
@@ -64,11 +71,13 @@ def read_image(value, form: tuple[int, ...], where: str = '') -> tuple[np.ndarra
       picture, notes = decode_image(*_content(value))
     else:
       array = _checked_pixels(value)
-      has_size = array.shape[:2] == shape[:2] and shorter in (0, min(shape[:2]))
+      has_size = not longer and array.shape[:2] == shape[:2] and shorter in (0, min(shape[:2]))
       if has_size and (array.shape == shape or array.shape[2:] + shape[2:] == (1,)):
         return array.reshape(shape), ''
       picture, notes = _picture(array), []
     picture = flatten(picture, 'L' if shape[2] == 1 else 'RGB', notes)
+    if longer:
+      return _tiled(picture, shape, resample, longer).view(Prepared), ', '.join(notes)
     size = (shape[1], shape[0]) if not shorter else _with_shorter(picture.size, shorter)
     if picture.size != size:
       notes.insert(0, f'resized from {picture.width}x{picture.height}')
@@ -77,7 +86,43 @@ def read_image(value, form: tuple[int, ...], where: str = '') -> tuple[np.ndarra
       notes.append(f'cut from {size[0]}x{size[1]}')
       left, top = (size[0] - shape[1]) // 2, (size[1] - shape[0]) // 2
       picture = picture.crop((left, top, left + shape[1], top + shape[0]))
-    return np.asarray(picture, np.uint8).reshape(shape), ', '.join(notes)
+    image = np.asarray(picture, np.uint8).reshape(shape)
+    return image.view(Prepared) if shorter else image, ', '.join(notes)
+
+
+def _tiled(picture, shape, resample, longer):
+  """Return a picture in tiles, rows of them below each other, and below them the whole picture in one tile.
+
+  As Idefics3 does it: a picture is first resized to its longer side, then to whole tiles.
+  """
+  (rows, columns, channels), (width, height) = shape, picture.size
+  width, height = _with_longer(width, height, longer)
+  picture = picture.resize((width, height), resample)
+  if width >= height:
+    across = -(-width // columns) * columns
+    down = -(-int(across / (width / height)) // rows) * rows
+  else:
+    down = -(-height // rows) * rows
+    across = -(-int(down * (width / height)) // columns) * columns
+  picture = picture.resize((across, down), resample)
+  if (down, across) == (rows, columns):
+    return np.asarray(picture, np.uint8).reshape(shape)
+  canvas = np.zeros((down + rows, across, channels), np.uint8)
+  canvas[:down] = np.asarray(picture).reshape(down, across, channels)
+  canvas[down:, :columns] = np.asarray(picture.resize((columns, rows), resample)).reshape(shape)
+  return canvas
+
+
+def _with_longer(width, height, longer):
+  """Return (width, height) whose longer side has so many pixels; the other one is rounded up to even."""
+  ratio = width / height
+  if width >= height:
+    width, height = longer, int(longer / ratio)
+    height += height % 2
+  else:
+    width, height = int(longer * ratio), longer
+    width += width % 2
+  return max(width, 1), max(height, 1)
 
 
 def _with_shorter(size, shorter):

@@ -24,9 +24,11 @@ def encode(
   places, text = tokenizers.places, tokenizers.text
   is_chat = bool(pieces) and pieces[0].kind == 'chat'
   segments = _of_chat(tokenizers, pieces) if is_chat else _of_pieces(tokenizers, pieces)
-  counts = {kind: iter([len(item) for item in features.get(kind, ())]) for kind in places}
-  parts = [(expand(part, places, counts), is_target) for part, is_target in segments]
-  if left := [kind for kind, items in counts.items() if next(items, None) is not None]:
+  tiles_of = {kind: tokenizers.readers[kind].tiles_of for kind in places}
+  tiles = {kind: [tiles_of[kind](p.value) for p in pieces if p.kind == kind] for kind in places}
+  items = {kind: iter(list(zip(map(len, features[kind]), tiles[kind], strict=True))) for kind in places}
+  parts = [(expand(part, places, items), is_target) for part, is_target in segments]
+  if left := [kind for kind, rest in items.items() if next(rest, None) is not None]:
     raise ValueError(
       f'a text has fewer {places[left[0]].mark} than it has media\nfix: write one for each, or none'
     )

@@ -116,7 +116,7 @@ def _read(files, make_mesh, needs_tokenizer=False, workdir=None):
   rows, sizes = families.tensors_of(files.hf, cfg), tensors.sizes_of(cfg)
   rows |= multimodal.rows_of(whole, files.hf) if reader else {}
   stored = files.open_tensors({name for row in rows.values() for _, name in tensors.places(row, sizes)})
-  names = families.stored_names(files.hf, stored) | (multimodal.stored_names(stored) if reader else {})
+  names = families.stored_names(files.hf, stored) | (multimodal.stored_names(whole, stored) if reader else {})
   stored = {usual: stored[name] for usual, name in names.items()}
   cfg = dataclasses.replace(cfg, param_dtype=weight_files.param_dtype(stored))
   model = weight_files.read_params(stored, rows, cfg, files.path, make_mesh(cfg))

@@ -6,10 +6,11 @@ of the encoder are kept in the run folder as they are, so that an export is made
 
 Letters: A, M numbers of a patch, of a frame; I = D hidden numbers of a projector.
 
-Source: transformers 5.23, `models/{llava,paligemma,gemma3,qwen2_audio}/`.
+Source: transformers 5.23, `models/{llava,paligemma,gemma3,qwen2_audio,idefics3}/`.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -46,6 +47,7 @@ class Part(NamedTuple):
   layer: int = 0  # of the encoder, without its final norm; 0 = the last one, with it
   pool: int = 1  # outputs along a side, or in a row, whose mean is one vector
   has_class: bool = False  # the class token is one, too
+  stack: int = 1  # patches of a square side by side in a place
 
 
 class Whole(NamedTuple):
@@ -58,6 +60,8 @@ class Whole(NamedTuple):
   tower: str = 'vision_tower'  # prefix of the encoder's tensors
   section: str = 'vision_config'  # of config.json
   kind: str = 'patches'  # a row of continuous.KINDS
+  connector: str = PROJECTOR  # prefix of the projector's tensors
+  language: tuple = ('^', 'language_model.')  # regex, replacement: name in a text model -> in this one
 
 
 # --------------------------------------------------------------------------------------------- rows
@@ -114,6 +118,23 @@ def _read_qwen2_audio(hf, tower, names):
   return Part(Places(token_of(hf, names, 'audio_token_index', 151_646)))
 
 
+def _read_idefics3(hf, tower, names):
+  side = tower.get('image_size', 224) // tower.get('patch_size', 32)
+  fractions = np.arange(side, dtype=np.float32) * (np.float32(1) / np.float32(side))
+  borders = np.arange(1 / side, 1.0, 1 / side).astype(np.float32)
+  if not np.array_equal(np.searchsorted(borders, fractions, 'right'), np.arange(side)):
+    raise unsupported(f'a grid of {side}x{side} patches', 'rounding gives some of them the same position')
+  scale, known = hf.get('scale_factor', 2), set(names.values())
+  token = token_of(hf, names, 'image_token_id', 128_257)
+  around, whole = '<fake_token_around_image>', '<global-img>'
+  if lacking := {around, whole} - known:
+    raise unsupported(f'a tokenizer without {min(lacking)}', 'it stands beside pictures')
+  if side % scale:
+    raise unsupported(f'scale_factor={scale}', f'it does not divide the grid of {side}x{side} patches')
+  tile = f'{around}<row_{{row}}_col_{{column}}>'
+  return Part(Places(token, before=f'{around}{whole}', after=around, tile=tile), stack=scale**2)
+
+
 def _of_projector(path, name, layout, place='patch'):
   return {f'{place}_projector/{path}': Tensor(f'{PROJECTOR}.{name}', layout)}
 
@@ -150,7 +171,27 @@ QWEN2_AUDIO = Whole(
   section='audio_config',
   kind='frames',
 )
-WHOLES = {'llava': LLAVA, 'paligemma': PALIGEMMA, 'gemma3': GEMMA3, 'qwen2_audio': QWEN2_AUDIO}
+IDEFICS3 = Whole(
+  architecture='Idefics3ForConditionalGeneration',
+  projector='paligemma',
+  tensors={
+    'patch_projector/out_AD': Tensor('connector.modality_projection.proj.weight', 'D A'),
+    'patch_projector/out_bias_D': Tensor(''),
+  },
+  read=_read_idefics3,
+  tower='model.vision_model',
+  connector='connector',
+  language=(r'^model\.', 'model.text_model.'),
+)
+SMOLVLM = IDEFICS3._replace(architecture='SmolVLMForConditionalGeneration')
+WHOLES = {
+  'idefics3': IDEFICS3,
+  'smolvlm': SMOLVLM,
+  'llava': LLAVA,
+  'paligemma': PALIGEMMA,
+  'gemma3': GEMMA3,
+  'qwen2_audio': QWEN2_AUDIO,
+}
 
 
 # ------------------------------------------------------------------------------------------ reading
@@ -169,10 +210,10 @@ def rows_of(whole: Whole, hf) -> dict[str, Tensor]:
   return {path: Tensor('') if 'bias' in path else row for path, row in whole.tensors.items()}
 
 
-def stored_names(names) -> dict[str, str]:
+def stored_names(whole: Whole, names) -> dict[str, str]:
   """Return {name in the table: name in the files} of a projector's tensors."""
   plain = {re.sub(r'^model\.', '', name): name for name in names}
-  return {name: stored for name, stored in plain.items() if name.startswith(f'{PROJECTOR}.')}
+  return {name: stored for name, stored in plain.items() if name.startswith(f'{whole.connector}.')}
 
 
 def copy_tower(whole: Whole, source: Path, folder: Path) -> None:
@@ -189,7 +230,7 @@ def copy_tower(whole: Whole, source: Path, folder: Path) -> None:
 
 def tower_tensors(whole: Whole, folder: Path) -> dict[str, np.ndarray]:
   """Return the encoder's tensors of an imported model's folder, or of what `copy_tower` wrote."""
-  prefix = re.compile(rf'^(model\.)?{whole.tower}\.')
+  prefix = re.compile(rf'^(model\.)?{whole.tower.removeprefix("model.")}\.')
   stored, is_tower = weight_files.open_folder(folder), (folder / WHOLE).exists()
   chosen = {name: tensor for name, tensor in stored.items() if is_tower or prefix.match(name)}
   return {prefix.sub('', name): np.asarray(tensor.read()) for name, tensor in chosen.items()}
@@ -217,7 +258,7 @@ def open_reader(whole: Whole, files, tokenizer, workdir: Path | None) -> readers
   path, digest = str(folder.absolute()), readers.weights_digest(folder)
   places = dataclasses.asdict(part.places)
   return readers.EncoderReader(
-    path, digest, tower, part.layer, 1, 0.0, pixels, part.pool, part.has_class, places
+    path, digest, tower, part.layer, part.stack, 0.0, pixels, part.pool, part.has_class, places
   )
 
 
@@ -275,11 +316,13 @@ class Export(NamedTuple):
 
     Raises ValueError for biases that the imported model does not have.
     """
-    files, sizes = {f'language_model.{name}': value for name, value in text.items()}, tensors.sizes_of(cfg)
+    name_of = functools.partial(re.sub, *self.whole.language)
+    files, sizes = {name_of(name): value for name, value in text.items()}, tensors.sizes_of(cfg)
     for path, row in rows_of(self.whole, self.hf).items():
       value = np.asarray(params[path].get_value())
       if row.name:
-        files[row.name] = tensors.to_tensor(value, row, params[path].axes, sizes)
+        prefix = 'model.' if self.whole.tower.startswith('model.') else ''
+        files[f'{prefix}{row.name}'] = tensors.to_tensor(value, row, params[path].axes, sizes)
       elif value.any():
         raise ValueError(
           f'{path} is not 0, and the projector of the imported model has no biases\n'

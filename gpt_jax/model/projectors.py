@@ -8,7 +8,7 @@ where a token has none, adds zeros. Those of imported models replace the embeddi
   pool       the mean of the parts, then one matrix
   resampler  learned queries, one a head, attend to the parts (Perceiver; by windows, as in SALMONN)
   llava      two matrices with biases and exact GELU (LLaVA 1.5)
-  paligemma  one matrix with a bias (PaliGemma, Qwen2-Audio)
+  paligemma  one matrix with a bias (PaliGemma, Qwen2-Audio, Idefics3)
   gemma3     a norm, then one matrix (Gemma 3)
 
 Letters: B rows, T tokens, D width, F = I = D hidden numbers of an MLP, H heads, K head width, N parts, C

@@ -1,6 +1,7 @@
 """What processors of transformers do: how a picture is prepared, and how media stand in a text.
 
-`Pixels` is read from preprocessor_config.json: resize, crop in the center, rescale, normalize. `Places` says
+`Pixels` is read from preprocessor_config.json: resize, crop in the center or cut in tiles, rescale,
+normalize. A picture in tiles is one array: rows of tiles, and below them the whole picture. `Places` says
 which tokens of an imported model stand for a picture or a sound; `expand` writes them into a text.
 
 Letters: Y X rows and columns, A channels.
@@ -27,6 +28,7 @@ class Pixels(NamedTuple):
   deviation: tuple
   resample: int = BICUBIC  # of Pillow: how pictures are resized
   shorter: int = 0  # pixels of the shorter side before the center is cut out; 0 = resized to the whole
+  longer: int = 0  # pixels of the longer side before tiles are cut; 0 = no tiles
 
   def normalize(self, image: np.ndarray) -> np.ndarray:
     """uint8 [Y, X, A] -> float32 of about mean 0 and deviation 1, as in transformers bit for bit."""
@@ -47,7 +49,7 @@ def read_pixels(saved: dict, where, size: tuple[int, int], defaults: Pixels, is_
     if not saved.get(key, True) and (is_exact or key != 'do_resize'):
       raise refuse(f'{key}=false is not supported')
   for key in ('do_pan_and_scan', 'do_image_splitting', 'do_pad'):
-    if saved.get(key) and is_exact:
+    if saved.get(key) and is_exact and 'max_image_size' not in saved:
       raise refuse(f'{key}=true: pictures cut in parts or padded are not supported')
   if not math.isclose(saved.get('rescale_factor', SCALE), SCALE):
     raise refuse(f'rescale_factor={saved["rescale_factor"]} is not 1/255')
@@ -56,6 +58,11 @@ def read_pixels(saved: dict, where, size: tuple[int, int], defaults: Pixels, is_
     for key, value in (('image_mean', defaults.mean), ('image_std', defaults.deviation))
   )
   resample = saved.get('resample', defaults.resample)
+  if 'max_image_size' in saved:
+    side, longer = saved['max_image_size'].get('longest_edge'), saved.get('size', {}).get('longest_edge')
+    if not saved.get('do_image_splitting', True) or (side, side) != tuple(size) or not longer:
+      raise refuse(f'max_image_size={saved["max_image_size"]} without splitting is not supported')
+    return Pixels(mean, deviation, resample, 0, longer)
   if not saved.get('do_center_crop'):
     if (given := _size(saved.get('size', size))) != tuple(size) and is_exact:
       raise refuse(f'size={saved.get("size")} gives pictures of {given}')
@@ -88,6 +95,7 @@ class Places:
   after: str = ''  # text behind them
   last: str = ''  # text behind the last item of a prompt; '' = texts begin as the tokenizer begins them
   end: str = ''  # ends a prompt
+  tile: str = ''  # text in front of the tokens of a tile, with {row} and {column}
   mask: str = 'causal'  # prefix = the whole prompt sees itself both ways; items = each item sees itself so
 
   @property
@@ -95,13 +103,17 @@ class Places:
     """What stands for a whole item."""
     return self.slot or self.token
 
-  def spell(self, count: int) -> str:
-    """Return the text of an item of so many vectors."""
-    return f'{self.before}{self.token * count}{self.after}'
+  def spell(self, count: int, tiles: tuple[int, int] = (0, 0)) -> str:
+    """Return the text of an item of so many vectors; tiles: its rows and columns, (0, 0) = it is not cut."""
+    rows, columns = tiles
+    tokens = self.token * (count // (rows * columns + 1))
+    name = lambda row, column: self.tile.format(row=row + 1, column=column + 1)
+    parts = [''.join(f'{name(r, c)}{tokens}' for c in range(columns)) + '\n' for r in range(rows)]
+    return f'{"".join(parts)}{chr(10) * (rows > 0)}{self.before}{tokens}{self.after}'
 
 
-def expand(text: str, places: dict[str, Places], counts: dict[str, Iterator[int]]) -> str:
-  """Write out the marks of media in a text. counts: the numbers of vectors of the items of each kind.
+def expand(text: str, places: dict[str, Places], items: dict[str, Iterator[tuple]]) -> str:
+  """Write out the marks of media in a text. items: of each kind (number of vectors, tiles) of its items.
 
   Raises ValueError where a text has more marks than there are items.
   """
@@ -110,10 +122,10 @@ def expand(text: str, places: dict[str, Places], counts: dict[str, Iterator[int]
 
   def write(match):
     kind = kinds[match[0]]
-    if (count := next(counts[kind], None)) is None:
+    if (item := next(items[kind], None)) is None:
       raise ValueError(
         f'a text has more {match[0]} than it has media\nfix: give a file for each, or leave the mark out'
       )
-    return places[kind].spell(count)
+    return places[kind].spell(*item)
 
   return re.sub(pattern, write, text) if kinds else text

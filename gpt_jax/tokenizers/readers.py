@@ -158,8 +158,7 @@ class EncoderReader:
     if self.spec.modality == 'audio':
       return RATE, LONGEST if self.places is None else self.window / RATE
     pixels = Pixels(*self.pixels)
-    how = (pixels.resample, pixels.shorter)
-    return (*picture_size(self.spec), *(how if how != Pixels((), ())[2:] else ()))
+    return (*picture_size(self.spec), *_preparation(pixels))
 
   @property
   def window(self) -> int:
@@ -191,7 +190,7 @@ class EncoderReader:
   def _encode(self, items):
     """Return the features of items that are not kept."""
     if self.spec.modality == 'image':
-      return [self._of_picture(output) for output in self._outputs(items, Pixels(*self.pixels).normalize)]
+      return self._encode_pictures(items)
     size = self.window
     parts = [[wave[start : start + size] for start in range(0, max(1, len(wave)), size)] for wave in items]
     flat = [part for wave_parts in parts for part in wave_parts]
@@ -200,15 +199,41 @@ class EncoderReader:
     outputs = (output[:length] for output, length in zip(outputs, lengths, strict=True))
     return [stacked(np.concatenate([next(outputs) for _ in wave_parts]), self.stack) for wave_parts in parts]
 
+  def tiles_of(self, picture) -> tuple[int, int]:
+    """Return the rows and columns of the tiles of a prepared picture, (0, 0) for what is not cut."""
+    if self.spec.modality == 'audio':
+      return 0, 0
+    height, width, _ = picture_size(self.spec)
+    rows = picture.shape[0] // height - 1
+    return (rows, picture.shape[1] // width) if rows else (0, 0)
+
+  def _encode_pictures(self, pictures):
+    """Return the vectors of pictures, of tile after tile."""
+    tiles = [self.cut(picture) for picture in pictures]
+    flat = [tile for own in tiles for tile in own]
+    outputs = map(self._of_picture, self._outputs(flat, Pixels(*self.pixels).normalize))
+    return [np.concatenate([next(outputs) for _ in own]) for own in tiles]
+
+  def cut(self, picture) -> list[np.ndarray]:
+    """Return the tiles of a prepared picture in reading order and then the whole, or the picture alone."""
+    height, width, _ = picture_size(self.spec)
+    rows, columns = self.tiles_of(picture)
+    places = [(r, c) for r in range(rows) for c in range(columns)] + [(rows, 0)]
+    return [picture[r * height :, c * width :][:height, :width] for r, c in places]
+
   def _of_picture(self, output_TD):
-    """Return the vectors [P, D] of a picture: without the class token, or with it; means of squares."""
+    """Return the vectors [P, k D] of a picture: without the class token, or with it; of squares."""
     if self.has_class:
       return output_TD
     (rows, columns), k = self.grid, self.pool
     output_TD = output_TD[-rows * columns :]
-    if k == 1:
+    side = math.isqrt(self.stack)  # of squares whose patches are side by side in a place; or k, of means
+    if k == side == 1:
       return output_TD
-    return output_TD.reshape(rows // k, k, columns // k, k, -1).mean((1, 3)).reshape(-1, output_TD.shape[1])
+    n = max(k, side)
+    squares = output_TD.reshape(rows // n, n, columns // n, n, -1)
+    squares = squares.mean((1, 3)) if k > 1 else squares.transpose(0, 2, 1, 3, 4)
+    return squares.reshape(rows // n * (columns // n), -1)
 
   def _outputs(self, items, prepare):
     """Yield the outputs [T, D] of each item; prepare: item -> array of one shape.
@@ -218,11 +243,14 @@ class EncoderReader:
     from gpt_jax.interop.encoders import encoder, log_mel
 
     for start in range(0, len(items), BATCH):
-      batch = np.stack([prepare(item) for item in items[start : start + BATCH]])
+      part = items[start : start + BATCH]
+      batch, lengths_B = np.stack([prepare(item) for item in part]), None
       batch = np.concatenate([batch, np.zeros((BATCH - len(batch), *batch.shape[1:]), batch.dtype)])
+      if self.spec.pool > 1:
+        lengths_B = [-(-len(item) // PER_POSITION) for item in part] + [0] * (BATCH - len(part))
       if self.spec.modality == 'audio':
         batch = log_mel.log_mel(batch, dict(self.spec.sizes)['M'])
-      yield from encoder.run(self.encoder, batch)[: len(items) - start]
+      yield from encoder.run(self.encoder, batch, lengths_B)[: len(items) - start]
 
 
 FIELDS = ('path', 'digest', 'config', 'layer', 'stack', 'seconds', 'pixels')
@@ -249,8 +277,12 @@ def picture_preparation(folder: pathlib.Path, spec, is_exact: bool = False) -> l
   pixels = Pixels(family.mean, family.deviation)
   if saved is not None:
     pixels = read_pixels(saved, folder / PROCESSOR, tuple(size), pixels, is_exact)
-  fields = [[*pixels.mean[:channels]], [*pixels.deviation[:channels]], pixels.resample, pixels.shorter]
-  return fields if pixels[2:] != Pixels((), ())[2:] else fields[:2]
+  return [[*pixels.mean[:channels]], [*pixels.deviation[:channels]], *_preparation(pixels)]
+
+
+def _preparation(pixels: Pixels) -> tuple:
+  """Return resample, shorter and longer of Pixels, () for the defaults."""
+  return pixels[2:] if pixels[2:] != Pixels((), ())[2:] else ()
 
 
 def check_sounds(folder: pathlib.Path, spec) -> None:

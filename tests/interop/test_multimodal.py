@@ -22,10 +22,13 @@ from tests import wholes
 from tests.interop.test_interop import hf
 
 __all__ = ['hf']  # the fixture
+pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # PaliGemma's
 PROMPTS = {
   'llava': 'USER : {image} \n what is this ? ASSISTANT :',
   'paligemma': '{image} what is this',
   'gemma3': 'what is this ? {image} and {image} \n one',  # two pictures: each sees itself both ways
+  'idefics3': 'USER : {image} what is this ?',
+  'smolvlm': 'USER : {image} what is this ?',
   'qwen2_audio': '<begin> {audio} <end> \n what is this ?',
 }
 NEW = 8  # tokens
@@ -109,8 +112,11 @@ def test_media_are_prepared_as_by_transformers(whole):
     repeated = [picture] * prompt.count('{image}')
     expected = np.asarray(their_inputs(processor, run, prompt, images=repeated)['pixel_values'])
     [piece] = decode_media(run.tokenizers, [Piece('image', picture)])
-    actual = pixels.normalize(piece.value)
-    np.testing.assert_array_equal(np.moveaxis(actual, 2, 0), expected.reshape(-1, *expected.shape[-3:])[0])
+    tiles = run.tokenizers.readers['patches'].cut(piece.value)
+    actual = np.moveaxis(np.stack([pixels.normalize(tile) for tile in tiles]), 3, 1)
+    expected = expected.reshape(-1, *expected.shape[-3:])
+    assert len(expected) == len(tiles) * len(repeated)
+    np.testing.assert_array_equal(actual, expected[: len(tiles)])
 
 
 def test_an_export_has_the_same_bytes_and_logits(whole, hf, tmp_path):
@@ -132,7 +138,7 @@ def test_an_export_has_the_same_bytes_and_logits(whole, hf, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('whole', ['llava', 'qwen2_audio'], indirect=True)
+@pytest.mark.parametrize('whole', ['llava'], indirect=True)
 def test_adapters_and_the_projector_train_and_are_exported(whole, tmp_path):
   _, _, source, base, prompt = whole
   [mark] = {'{image}', '{audio}'} & set(re.findall('{.*?}', prompt))
@@ -159,7 +165,7 @@ def test_adapters_and_the_projector_train_and_are_exported(whole, tmp_path):
   }
   cfg.data.update(packing='first_fit', valid_fraction=0.0)
   cfg.optim.update(lr=1e-2, warmup=0)
-  cfg.train.update(steps=2, batch_size=2, eval_every=0, sample_every=0, sample_prompts=())
+  cfg.train.update(steps=2, batch_size=8, eval_every=0, sample_every=0, sample_prompts=())
   train.train(config.build(config.Config, cfg), tmp_path / 'run')
   old, new = trained.load(base), trained.load(tmp_path / 'run')
   assert new.tokenizers.vocabulary == old.tokenizers.vocabulary
@@ -221,11 +227,14 @@ def test_a_run_that_moves_takes_its_encoder_along(hf, tmp_path):
 def test_a_center_is_cut_out():
   image = wholes.pictures(sizes=[(40, 23)])[0]
   whole, _ = media_io.read_image(image, (46, 23 * 46 // 40, 3))
-  cut, note = media_io.read_image(image, (15, 15, 3, processors.BICUBIC, 15))
+  cut, note = media_io.read_image(image, (15, 15, 3, processors.BICUBIC, 15, 0))
   assert cut.shape == (15, 15, 3) and note == 'resized from 23x40, cut from 15x26'
   expected = np.asarray(Image.fromarray(image).resize((15, 26), Image.Resampling.BICUBIC))[5:20]
   np.testing.assert_array_equal(cut, expected)
   assert whole.shape == (46, 26, 3)
+  larger, _ = media_io.read_image(image, (15, 15, 3, processors.BICUBIC, 20, 0))
+  again, note = media_io.read_image(larger, (15, 15, 3, processors.BICUBIC, 20, 0))
+  assert again is larger and not note  # it is not cut twice
 
 
 def test_an_encoder_alone_follows_its_processor(hf, tmp_path):
@@ -233,4 +242,4 @@ def test_an_encoder_alone_follows_its_processor(hf, tmp_path):
   side = {'height': 15, 'width': 15}
   hf.CLIPImageProcessorPil(size={'shortest_edge': 20}, crop_size=side).save_pretrained(tmp_path)
   reader = readers.EncoderReader.open(str(tmp_path), readers.EncoderConfig(image=str(tmp_path)), 'patches')
-  assert reader.form == (15, 15, 3, processors.BICUBIC, 20)
+  assert reader.form == (15, 15, 3, processors.BICUBIC, 20, 0)

@@ -120,4 +120,4 @@ def test_a_processor_that_leaves_a_step_out(tmp_path, key):
   (folder / readers.PROCESSOR).write_text(f'{{"{key}": false}}')
   with pytest.raises(ValueError) as error:
     opened()
-  tiny_runs.assert_two_lines(error.value, 'turns rescaling or normalization off')
+  tiny_runs.assert_two_lines(error.value, '=false is not supported')

@@ -43,10 +43,11 @@ class Encoder(nnx.Module):
     self.blocks = param_trees.stack(Block(cfg), cfg.layers)
     self.final_norm = Norm(cfg) if spec.has_final_norm else None
 
-  def __call__(self, x):
+  def __call__(self, x, lengths_B=None):
     """Log-mel float32 [B, J, M], of at most 2 T frames, or pixels [B, rows, columns, A] -> BTD.
 
-    Pictures have their class token first, if the family has one.
+    Pictures have their class token first, if the family has one. lengths_B: positions of the sounds in their
+    windows: no other is seen.
     """
     x_BTD = self._frames(x) if self.spec.modality == 'audio' else self._patches(x)
     x_BTD = x_BTD + self.position_TD[...][None, : x_BTD.shape[1]]
@@ -54,7 +55,9 @@ class Encoder(nnx.Module):
       x_BTD = self.pre_norm(x_BTD)
     order_1T = jnp.arange(x_BTD.shape[1])[None]
     both_ways_1T = jnp.ones_like(order_1T, bool)
-    mask = Mask(order_1T, order_1T, prefix=(both_ways_1T, both_ways_1T))
+    sounds = None if lengths_B is None else (order_1T < lengths_B[:, None]).astype(jnp.int32)
+    segments = None if sounds is None else (sounds, sounds)
+    mask = Mask(order_1T, order_1T, segments=segments, prefix=(both_ways_1T, both_ways_1T))
     x_BTD, _ = jax.lax.scan(lambda x_BTD, block: (block(x_BTD, mask, None)[0], None), x_BTD, self.blocks)
     if (k := self.spec.pool) > 1:
       x_BTD = x_BTD[:, : x_BTD.shape[1] // k * k].reshape(len(x_BTD), -1, k, x_BTD.shape[2]).mean(2)
@@ -119,11 +122,12 @@ def load(folder, spec: Spec) -> Encoder:
 
 
 @functools.partial(jax.jit, static_argnames='precision')
-def _run(encoder, x, precision):
+def _run(encoder, x, lengths_B, precision):
   with jax.default_matmul_precision(precision):
-    return encoder(x)
+    return encoder(x, lengths_B)
 
 
-def run(encoder: Encoder, x: np.ndarray) -> np.ndarray:
+def run(encoder: Encoder, x: np.ndarray, lengths_B=None) -> np.ndarray:
   """Return the outputs of a batch, float32 [B, T, D]: on a GPU, too, with products in float32."""
-  return jax.device_get(_run(encoder, jax.device_put(x), 'float32'))
+  lengths_B = None if lengths_B is None else np.asarray(lengths_B, np.int32)
+  return jax.device_get(_run(encoder, *jax.device_put((x, lengths_B)), 'float32'))

@@ -7,7 +7,7 @@ two matrices of the MLP, DINOv2's layer scale into the outputs of both branches.
 Letters: those of interop/tensors.py; of the stem W width of a convolution, I = D its inputs, M mel bands;
 Y X A rows, columns and channels of a patch.
 
-Source: transformers 5, `models/{whisper,qwen2_audio,vit,clip,siglip,dinov2}/`.
+Source: transformers 5, `models/{whisper,qwen2_audio,vit,clip,siglip,dinov2,idefics3}/`.
 """
 
 import re
@@ -35,7 +35,9 @@ class Spec(NamedTuple):
   grid: tuple = ()  # rows and columns of patches; () = a sound
   is_quick: bool = False  # whether the activation is quick GELU
   has_final_norm: bool = True
-  pool: int = 1  # outputs in a row whose mean goes to the final norm
+  pool: int = (
+    1  # outputs in a row whose mean goes to the final norm; of a sound without the silence behind it
+  )
 
   @property
   def modality(self) -> str:
@@ -58,7 +60,7 @@ class Family(NamedTuple):
   has_class: bool = False  # a class token stands before the patches
   has_pre_norm: bool = False  # a norm stands before the blocks
   has_final_norm: bool = True
-  pool: int = 1  # outputs in a row whose mean goes to the final norm
+  pool: int = 1  # outputs in a row whose mean goes to the final norm; then silence behind a sound is masked
   scales: dict = {}  # {path of our parameter: tensor that multiplies its outputs}
   older: tuple = ()  # (regex, replacement): names in older files
   mean: tuple = (0.5, 0.5, 0.5)  # of pixels between 0 and 1
@@ -161,6 +163,9 @@ SIGLIP = Family(
   keys=VISION,
   defaults=BASE | {'patch_size': 16, 'hidden_act': 'gelu_pytorch_tanh', 'layer_norm_eps': 1e-6},
 )
+IDEFICS3 = SIGLIP._replace(  # SigLIP under other names
+  defaults=SIGLIP.defaults | {'hidden_size': 1152, 'num_attention_heads': 16, 'patch_size': 32}
+)
 OLD = r'(layers\.\d+)\.'
 OLDER = (
   (r'^encoder\.layer\.', 'layers.'),
@@ -209,6 +214,7 @@ FAMILIES = {
   'dinov2': DINOV2,
   'clip_vision_model': CLIP,
   'siglip_vision_model': SIGLIP,
+  **dict.fromkeys(('idefics3', 'idefics3_vision', 'smolvlm_vision'), IDEFICS3),
 }
 
 
