@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import subprocess
 import sys
 import types
@@ -522,22 +521,31 @@ def test_an_error_names_media_that_are_all_held_out(pictures):
   assert set(sides) == {0, 1}
 
 
+LINES = """{"parts": [{"text": "A cat: "}, {"image": "cat.png"}, {"text": " It says "}, {"audio": "cat.wav"}]}
+{"parts": [{"text": "Text alone."}]}
+"""
+CODE = """
+config.image.update(kind='patches', height=32, width=32, channels=3, codes=16)
+config.audio.update(kind='frames', codes=16)
+config.data.update(packing='first_fit', valid_fraction=0.0)
+config.data.mixture = {'mine': {'kind': 'jsonl', 'path': 'mine/data.jsonl', 'template': '{parts:parts}'}}
+"""
+
+
 @pytest.fixture
 def example(tmp_path, monkeypatch):
-  """The code of docs/data.md's example of a data set, in a folder that has its files."""
-  section = (ROOT / 'docs/data.md').read_text().partition('write JSON lines, with media files')[2]
-  lines, code = re.findall(r'```(?:python)?\n(.*?)```', section, re.S)[:2]
+  """Code that configures a data set of two documents, in a folder that has its files."""
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'mine').mkdir()
-  (tmp_path / 'mine/data.jsonl').write_text(lines)
+  (tmp_path / 'mine/data.jsonl').write_text(LINES)
   noise = np.random.default_rng(0)
   picture = noise.integers(0, 256, (48, 64, 3), dtype=np.uint8)
   (tmp_path / 'mine/cat.png').write_bytes(to_png(picture))
   (tmp_path / 'mine/cat.wav').write_bytes(to_wav(noise.normal(0, 0.1, 16000), 16000))
-  return code
+  return CODE
 
 
-def test_the_example_of_the_documentation(example, tmp_path):
+def test_a_document_of_texts_pictures_and_sounds(example, tmp_path):
   made = config.default()
   exec(example, {'config': made})
   cfg = config.build(config.Config, made)
