@@ -170,7 +170,7 @@ def tiny_command(verb, rest):
   base = section.train.init_from
   if base and pathlib.Path(base, 'config.json').exists():  # which is tiny
     model = config.of_run(base).model
-    values |= {f'model.{key}': getattr(model, key) for key in stand_ins.SMALL_MODEL}
+    values |= {f'model.{key}': getattr(model, key) for key in (*stand_ins.SMALL_MODEL, 'context')}
   given = [word.removeprefix('--config.').partition('=')[0] for word in rest]
   kept = [key for key in given if key.startswith(('model.', 'tokenizer.', 'adapter.'))]
   return [*rest, *(f'--config.{key}={value}' for key, value in values.items() if key not in kept)]

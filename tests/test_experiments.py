@@ -15,7 +15,7 @@ from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model import costs
 from gpt_jax.runs import run_folder
 from gpt_jax.tokenizers import Tokenizers
-from tests import command_line, stand_ins, tiny_runs
+from tests import command_line, pages, stand_ins, tiny_runs
 
 FILES = sorted(
   path for path in (command_line.ROOT / 'experiments').rglob('*.py') if path.parent.name != 'ablations'
@@ -114,10 +114,12 @@ def test_the_docstring_has_a_command_and_every_argument(path):
 
 
 # The fast set has one experiment of each kind: all modalities, a tokenizer, fine-tuning. The others compile
-# much of the same for ten seconds each.
+# much of the same for ten seconds each. Those that pages of docs/ train are in tests/system/test_pages.py.
 FAST = ('demo', 'mnist_fsq', 'finetune')
 TRAINED = [
-  pytest.param(path, marks=[pytest.mark.slow] * (path.stem not in FAST), id=path.stem) for path in FILES
+  pytest.param(path, marks=[pytest.mark.slow] * (path.stem not in FAST), id=path.stem)
+  for path in FILES
+  if path.stem in FAST or path.stem not in pages.trained_experiments()
 ]
 
 

@@ -9,6 +9,7 @@ import importlib.util
 import io
 import json
 import pathlib
+import pydoc_data.topics
 import re
 import shutil
 import string
@@ -21,9 +22,10 @@ import pytest
 
 from gpt_jax import config
 from gpt_jax.data import media_io
+from gpt_jax.data.synthetic import keypad
 from gpt_jax.evaluation.tasks import common
 from gpt_jax.runs import plugins
-from tests import command_line, pages, stand_ins, tiny_runs
+from tests import codecs, command_line, pages, stand_ins, tiny_runs
 
 PAGES = {page.name: page for page in pages.all_pages()}
 SMALL = (
@@ -40,7 +42,11 @@ BOOK = 'python launch.py train --config=experiments/text.py:path=book.txt --work
 BEFORE = {
   'start.md': [('runs/demo', ['python launch.py train --workdir=runs/demo']), SMALL],
   'learn_finetune.md': [SMALL],
-  'media.md': [SMALL, ('runs/gemma', ['python launch.py import --source=gpt2 --workdir=runs/gemma'])],
+  'media.md': [
+    SMALL,
+    ('seven.wav', ['cp tone.wav seven.wav']),
+    ('runs/gemma', ['python launch.py import --source=gpt2 --workdir=runs/gemma']),
+  ],
   'tuning.md': [SMALL, IMPORTED],
   'runs.md': [
     (
@@ -56,6 +62,10 @@ BEFORE = {
       'runs/question/study.json',
       ['python launch.py ablate --config=experiments/ablations/mlps.py --workdir=runs/question'],
     )
+  ],
+  'lab.md': [('runs/book', [BOOK])],
+  'serve.md': [
+    ('runs/instruct', ['python launch.py train --config=experiments/instruct.py --workdir=runs/instruct'])
   ],
   'evaluation.md': [('runs/book', [BOOK])],
   'code.md': [('runs/book', [BOOK])],
@@ -87,9 +97,13 @@ def folder(tmp_path_factory):
   (corpora := folder / 'corpora').mkdir()
   stand_ins.write_corpora(corpora)
   shutil.copy(corpora / 'quiz.csv', folder)
-  shutil.copytree(corpora / 'whisper-base', folder / 'whisper-base')
+  for name in ('whisper-base', 'siglip-base'):
+    shutil.copytree(corpora / name, folder / name)
+  codecs.write(folder / 'encodec_24khz', codecs.ENCODEC)
   book = (corpora / 'book.txt').read_text()
   (folder / 'book.txt').write_text(f'{string.printable[:95]}\n\n{book}')
+  (folder / 'reference.txt').write_text('\n\n'.join(pydoc_data.topics.topics.values()))  # of learn_text.md
+  (folder / 'tone.wav').write_bytes(media_io.to_wav(keypad.tone(3, 0), 8000))
   (folder / 'names.txt').write_text(''.join(f'{a}{b}\n' for a in ('An', 'Be', 'Cora') for b in 'naielo' * 5))
   for label, value in (('circle', 60), ('square', 180)):
     (folder / 'shapes' / label).mkdir(parents=True)
@@ -162,13 +176,18 @@ class Reader:
     if not importlib.util.find_spec('uvicorn'):
       self.lacks.append('uvicorn')
       return
-    words = [word for word in words if not word.startswith('--port=')]
-    process = command_line.start(*words, '--port=0', folder=pathlib.Path.cwd())
+    folder = f'{pathlib.Path.cwd()}/'  # the process starts in the repository
+    words = [re.sub('^--(workdir|root)=', rf'\g<0>{folder}', word) for word in words]
+    process = command_line.start(*words, '--port=0', folder=pathlib.Path(folder))
     self.stack.callback(process.stdout.close)
     self.stack.callback(process.wait)
     self.stack.callback(process.kill)
-    lines = iter(process.stdout.readline, '')
-    self.address = next(match[0] for line in lines if (match := re.search(r'http://127[\d.]*:\d+', line)))
+    printed = ''
+    while not (match := re.search(r'http://127[\d.]*:\d+', printed)):
+      line = process.stdout.readline()
+      assert line, printed
+      printed += line
+    self.address = match[0]
     path = '/health' if words[0] == 'serve' else '/'
     with urllib.request.urlopen(self.address + path, timeout=60) as answer:
       assert answer.status == 200
@@ -224,7 +243,9 @@ def test_blocks_are_commands_python_or_marked(name):
         pages.check(command)
 
 
-@pytest.mark.parametrize('name', FAST)
+@pytest.mark.parametrize(
+  'name', [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in PAGES]
+)
 def test_the_commands_and_snippets_of_a_page_run(name, desk):
   with contextlib.ExitStack() as stack:
     run_page(name, reader := Reader(stack))
