@@ -178,9 +178,10 @@ class MLflow(Tracker):
     self.client.log_artifact(self.run_id, str(path), 'samples')
 
   def table(self, name, columns, rows):
-    """Add a table, which MLflow shows beside those of other runs."""
-    data = {column: [row[i] for row in rows] for i, column in enumerate(columns)}
-    self.client.log_table(self.run_id, data, f'{name}.json')
+    """Add a table, which MLflow shows beside those of other runs; its own `log_table` needs pandas."""
+    self.client.log_dict(self.run_id, {'columns': list(columns), 'data': rows}, f'{name}.json')
+    tables = json.dumps([{'path': f'{name}.json', 'type': 'table'}])
+    self.client.set_tag(self.run_id, 'mlflow.loggedArtifacts', tables)
 
   def close(self, failed):
     """Set the status."""
