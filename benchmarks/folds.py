@@ -33,10 +33,13 @@ def first_scores(result):
 
 
 def mean_interval(rows, key, interval):
-  """The mean of a key of rows, one of each run, and its 95 % t interval; of one run the interval it has."""
+  """The mean of a key of rows, one of each run, and its 95 % t interval.
+
+  Of one run, or where all are equal, the interval of the first one's examples: no spread is no evidence.
+  """
   values = [row[key] for row in rows]
   mean = float(np.mean(values))
-  if len(values) == 1:
+  if len({*values}) == 1:
     return mean, rows[0][interval]
   half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
   return mean, [mean - half, mean + half]
@@ -68,8 +71,8 @@ def merge_folds(results, before=()):
     if 'difference' in first:
       mean |= {'baseline': float(np.mean([row['baseline'] for row in rows.values()]))}
       mean['baseline_of'] = first['baseline_of']
-      difference = mean_interval([*rows.values()], 'difference', 'difference_interval')
-      mean['difference'], mean['difference_interval'] = difference
+      gain, (low, high) = mean_interval([*rows.values()], 'difference', 'difference_interval')
+      mean |= {'difference': gain, 'difference_interval': [low, min(1.0, high) if max(values) <= 1 else high]}
     if starts:
       values = [row[source]['value'] for row in starts]
       mean |= {'before': float(np.mean(values)), 'before_runs': dict(zip(rows, values, strict=True))}

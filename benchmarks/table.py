@@ -92,6 +92,8 @@ def scores(rows):
       continue
     low, high = row['interval']
     interval = f'{low:.1%} to {high:.1%}, chance {row["chance"]:.0%}'
+    if len(row.get('runs', ())) > 1:
+      interval += f', {len(row["runs"])} runs'
     if 'before' in row:  # of the runs that these started from
       interval += f', before {row["before"]:.0%}'
     if row['metric'] == 'token_f1' or 'difference' in row:
@@ -107,6 +109,8 @@ def bleu(row):
   """BLEU of a source with its interval, and beside its baseline."""
   low, high = row['interval']
   text = f'{low:.1f} to {high:.1f}'
+  if len(row.get('runs', ())) > 1:
+    text += f', {len(row["runs"])} runs'
   if 'difference' in row:
     text += f', {row["baseline_of"]} {row["baseline"]:.1f}'
   return f'{row["source"]} BLEU {row["value"]:.1f} ({text})'
@@ -128,9 +132,11 @@ def signed(difference, interval):
 
 
 def minutes(result):
-  """Minutes from start to end, with evaluation, sampling and report."""
+  """Minutes from start to end, with evaluation, sampling and report; without pauses between sessions."""
   if 'minutes' in result:  # the sum of several runs
     return result['minutes']
+  if result.get('sessions', 1) > 1:
+    return result['numbers']['seconds'] / 60
   ends = [datetime.datetime.fromisoformat(result[key]) for key in ('started', 'finished')]
   return (ends[1] - ends[0]).total_seconds() / 60
 

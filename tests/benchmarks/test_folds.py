@@ -30,9 +30,22 @@ def test_runs_of_several_seeds_are_one_row():
   assert row['value'] == pytest.approx(0.85) and row['before'] == pytest.approx(0.25)
   assert row['interval'] == pytest.approx([0.85 - half, 0.85 + half], rel=1e-4)
   assert row['before_runs'] == {'seed0': 0.2, 'seed1': 0.3, 'seed2': 0.25}
-  assert table.headline(merged) == 'sums 85.0% (72.6% to 97.4%, chance 1%, before 25%)'
+  assert table.headline(merged) == 'sums 85.0% (72.6% to 97.4%, chance 1%, 3 runs, before 25%)'
   assert merged['minutes'] == pytest.approx(30)
   assert 'before' not in folds.merge_folds(runs)['numbers']['evaluations'][0]
+
+
+def test_equal_scores_of_all_runs_have_the_interval_of_their_examples():
+  runs = {f'seed{i}': summary(1.0) for i in range(3)}
+  for run in runs.values():
+    run['evaluations_later'][0]['interval'] = [0.96, 1.0]
+  [row] = folds.merge_folds(runs)['numbers']['evaluations']
+  assert (row['value'], row['interval']) == (1.0, [0.96, 1.0])
+
+
+def test_pauses_between_sessions_are_no_minutes_of_a_run():
+  run = summary(0.8) | {'numbers': {'seconds': 240.0}, 'sessions': 2}
+  assert table.minutes(run) == 4 and table.minutes(run | {'sessions': 1}) == 10
 
 
 def test_each_source_has_a_row_with_its_baseline():
