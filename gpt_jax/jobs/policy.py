@@ -107,7 +107,7 @@ def policy_values(cfg, batch, log_probs_BT):
     ratio_BT = jnp.exp(RATIOS[cfg.ratio](log_probs_BT - batch['sampled_BT'], mask_BT))
     loss_BT = -clipped(cfg, ratio_BT, advantage_B1)
     is_clipped_BT = -loss_BT < ratio_BT * advantage_B1
-    values['clipped'] = jnp.where(is_clipped_BT, mask_BT, 0.0).sum(1) / jnp.maximum(tokens_B, 1)
+    values['clipped_tokens'] = jnp.where(is_clipped_BT, mask_BT, 0.0).sum(1) / jnp.maximum(tokens_B, 1)
   if cfg.kl:
     kl_BT = k3(batch['reference_BT'] - log_probs_BT)
     loss_BT += cfg.kl * kl_BT
@@ -155,7 +155,7 @@ class PolicyJob(language_model.LanguageModelJob):
   """A GPT in training on rewards."""
 
   scores, scored_tasks = ('valid_accuracy',), ('grpo',)
-  logged = ('reward', 'reward_spread', 'right', 'completion_tokens', 'kl', 'clipped')
+  logged = ('reward', 'reward_spread', 'right', 'completion_tokens', 'kl', 'clipped_tokens')
   reference = None  # see checkpoint.refer_to_base: the initial model, where grpo.kl compares with it
   reference_model = None  # None with a reference: the frozen base, see compares_with_base
   completions = None  # (step that they were sampled for, their batch), for the steps that share them
@@ -307,7 +307,7 @@ class PolicyJob(language_model.LanguageModelJob):
 
   def pop_scalars(self, values):
     """Remove rewards and what belongs to them from {name: values by step}; return their means."""
-    names = [name for name in values if name in ('kl', 'clipped', 'completion_tokens', *PER_ROW)]
+    names = [name for name in values if name in ('kl', 'clipped_tokens', 'completion_tokens', *PER_ROW)]
     return {name: float(values.pop(name).mean()) for name in names}
 
   def load_initial_weights(self, state, folder, step):

@@ -38,9 +38,9 @@ def track_verdicts(workdir, say=loggers.say):
   """Give the table of verdicts to the trackers of the study's runs, as a run of the study itself."""
   study = results.read_study(workdir)
   log = next(
-    (records.read_json(pathlib.Path(row['folder']) / 'config.json').get('log') for row in study.done), {}
+    (records.read_json(pathlib.Path(row['folder']) / 'config.json').get('log') for row in study.done), None
   )
-  with trackers.of_study(log, study.folder, study.spec, say) as opened:
+  with trackers.of_study(log or {}, study.folder, study.spec, say) as opened:
     table = study_tables.results_table(study)
     columns = [name.removeprefix('>') for name in table.header]
     opened.call('table', 'verdicts', columns, [[str(cell) for cell in row] for row in table.rows])

@@ -54,6 +54,7 @@ METRICS = {
   'right': Metric('sampled answers right', '{:.1%}'.format),
   'valid_accuracy': Metric('held-out answers right', '{:.1%}'.format),
   'completion_tokens': Metric('length of completions', '{:.1f}'.format, 'tokens'),
+  'clipped_tokens': Metric('tokens whose ratio is clipped', '{:.1%}'.format),
   'kl': Metric('KL divergence', unit='nats per token'),
   'exposure': Metric('exposure of secrets', '{:.2f}'.format, 'bits'),
   'exposure_by_rank': Metric('exposure of secrets, at least', '{:.2f}'.format, 'bits'),

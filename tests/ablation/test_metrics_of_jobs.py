@@ -14,9 +14,10 @@ from gpt_jax.training import session
 from tests import tiny_runs
 from tests.tiny_runs import assert_two_lines
 
-# Of accelerators, experts, a reference, a learned codebook, or a whole validation text: not in `tail` here.
+# Of accelerators, experts, a reference, shared completions, a learned codebook, or a whole validation text:
+# not in `tail` here.
 ABSENT = {'mfu', 'mfu_causal', 'memory_gib', 'moe_balance', 'moe_z', 'moe_dropped', 'kl', 'commitment'}
-ABSENT |= {'valid_bits_per_byte'}
+ABSENT |= {'clipped_tokens', 'valid_bits_per_byte'}
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -361,7 +361,7 @@ def test_unexportable_settings_are_listed(name, fields, lacks, tmp_path):
 NOT_LLAMA = dict(positions='alibi', rope_local_theta=9.0, rope_fraction=0.5, norm='layernorm', mlp='relu2')
 NOT_LLAMA |= dict(norm_position='post', qk_norm=True, query_scale=0.3, attention_softcap=2.0, window=3)
 NOT_LLAMA |= dict(logit_softcap=2.0, layer_pattern='LN', embed_scale=0.0, residual_scale=0.5, logit_scale=0.5)
-NOT_LLAMA |= dict(experts=3)
+NOT_LLAMA |= dict(experts=3, patch_id=3, flow_layers=2, flow_width=8)
 CONDITIONAL = {'norm_bias', 'qk_norm_over', 'experts_per_token', 'router_renormalize'}
 
 

@@ -113,7 +113,7 @@ def test_clipped_loss_and_gradient_equal_numpy(ratio):
     values = lambda log_probs_BT: policy.policy_values(cfg, batch, log_probs_BT)
     loss_B, clipped_B = expected(log_probs_BT)
     np.testing.assert_allclose(values(log_probs_BT)['loss'], loss_B, rtol=1e-9)
-    np.testing.assert_allclose(values(log_probs_BT)['clipped'], clipped_B)
+    np.testing.assert_allclose(values(log_probs_BT)['clipped_tokens'], clipped_B)
     assert 0 < clipped_B.mean() < 1
     gradient_BT = jax.grad(lambda x_BT: values(x_BT)['loss'].sum())(log_probs_BT)
   steps = 1e-6 * np.eye(30).reshape(30, 6, 5)
@@ -202,7 +202,9 @@ def test_steps_that_share_completions_resume_in_their_midst(finished, mixture, r
   shared = [[line['reward'] for line in lines[first : first + 3]] for first in (0, 3)]
   assert [len({*values}) for values in shared] == [1, 1]
   is_first = [abs(line['loss']) < 1e-6 for line in lines]  # the policy is the one that sampled
-  assert is_first == [True, False, False] * 2 and lines[0]['clipped'] == lines[3]['clipped'] == 0
+  assert (
+    is_first == [True, False, False] * 2 and lines[0]['clipped_tokens'] == lines[3]['clipped_tokens'] == 0
+  )
 
 
 def test_adapters_compare_with_their_base_without_a_copy_of_it(finished, mixture, tmp_path):

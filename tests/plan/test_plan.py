@@ -26,7 +26,7 @@ from gpt_jax.plan import (
   topologies,
 )
 from gpt_jax.sharding import MeshConfig, make_mesh
-from tests import command_line, test_experiments, tiny_runs
+from tests import command_line, stand_ins, test_experiments, tiny_runs
 
 
 @pytest.fixture
@@ -468,8 +468,8 @@ def corpora(tmp_path_factory):
   folder = tmp_path_factory.mktemp('corpora')
   for name in ('mnist', 'fsdd', 'tinyshakespeare'):
     (folder / name).mkdir()
-  test_experiments.write_mnist(folder / 'mnist')
-  test_experiments.write_recordings(folder / 'fsdd/recordings.zip')
+  stand_ins.write_mnist(folder / 'mnist')
+  stand_ins.write_recordings(folder / 'fsdd/recordings.zip')
   words = 'First Citizen: Before we proceed, hear me speak.\n\nYou are all resolved to die\n\n'
   (folder / 'tinyshakespeare/input.txt').write_text(60 * words)
   return folder
