@@ -36,7 +36,7 @@ FOLDER = 'encoder'  # of a run
 WHOLE = 'model.json'  # in it: the config.json of the imported model
 PROJECTOR = 'multi_modal_projector'
 # Files of the imported model that its export has again.
-KEPT = (readers.PROCESSOR, readers.PROCESSORS, 'tokenizer_config.json', 'special_tokens_map.json')
+COPIED_FILES = (readers.PROCESSOR, readers.PROCESSORS, 'tokenizer_config.json', 'special_tokens_map.json')
 FIX = 'restore config.json of the model'
 
 
@@ -221,7 +221,7 @@ def copy_tower(whole: Whole, source: Path, folder: Path) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   save_file(tower_tensors(whole, source), folder / 'model.safetensors', {'format': 'pt'})
   hf = base.read_json(source / 'config.json', FIX, dict)
-  for name in KEPT:
+  for name in COPIED_FILES:
     if (source / name).is_file():
       shutil.copy(source / name, folder / name)
   records.write_atomically(folder / 'config.json', json.dumps(hf[whole.section], indent=2) + '\n')
@@ -333,6 +333,6 @@ class Export(NamedTuple):
 
   def copy_files(self, folder: Path) -> None:
     """Copy the settings of the processor and the tokenizer, which are those of the imported model."""
-    for name in KEPT:
+    for name in COPIED_FILES:
       if (self.folder / name).is_file():
         shutil.copy(self.folder / name, folder / name)

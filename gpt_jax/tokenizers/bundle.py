@@ -117,12 +117,12 @@ class Tokenizers:
   def reader(self, kind: str):
     """Return what makes a kind of media or of continuous input, or None if nothing does."""
     modality = {'codes': 'audio'}.get(kind, KINDS[kind].modality if kind in KINDS else kind)
-    found = self.readers.get(self.kind_of(kind)) or self.media.get(modality)
+    reader = self.readers.get(self.kind_of(kind)) or self.media.get(modality)
     lacks = {
-      'audio': lambda: not getattr(found, 'sample_rate', 1),
-      'frames': lambda: not hasattr(found, 'feature_width'),
+      'audio': lambda: not getattr(reader, 'sample_rate', 1),
+      'frames': lambda: not hasattr(reader, 'feature_width'),
     }
-    return None if found is not None and kind in lacks and lacks[kind]() else found
+    return None if reader is not None and kind in lacks and lacks[kind]() else reader
 
   def kind_of(self, kind: str) -> str:
     """Return the kind as which media are read: an imported model may read images only as patches."""
