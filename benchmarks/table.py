@@ -141,6 +141,12 @@ def minutes(result):
   return (ends[1] - ends[0]).total_seconds() / 60
 
 
+def run_minutes(result):
+  """Minutes of a run: their mean where a result is that of several."""
+  runs = result['numbers']['evaluations'][0]['runs'] if 'minutes' in result else ()
+  return minutes(result) / max(len(runs), 1)
+
+
 def read_docs():
   """The text of README and docs/, with links as from the root."""
   return '\n'.join(page.read_text().replace('](../', '](') for page in DOCS)
@@ -148,23 +154,23 @@ def read_docs():
 
 def highlights_table():
   """Markdown table of a few runs."""
-  lines = ['| | | minutes |', '|---|---|---|']
+  lines = ['| | | minutes a run |', '|---|---|---|']
   for name in HIGHLIGHTS:
     result = json.loads((RESULTS / f'{name}.json').read_text())
     file = f'[{result["claim"]}](benchmarks/results/{name}.json)'
-    lines.append(f'| {file} | {headline(result)} | {minutes(result):.0f} |')
+    lines.append(f'| {file} | {headline(result)} | {run_minutes(result):.0f} |')
   return '\n'.join(lines)
 
 
 def results_table():
   """Markdown table of runs."""
-  lines = ['| what | result | minutes | hardware | command |', '|---|---|---|---|---|']
+  lines = ['| what | result | minutes a run | hardware | command |', '|---|---|---|---|---|']
   for path in sorted(RESULTS.glob('*.json')):
     result = json.loads(path.read_text())
     file = f'[{result["claim"]}](benchmarks/results/{path.name})'
     command = result['command'].removeprefix('python ')
     lines.append(
-      f'| {file} | {headline(result)} | {minutes(result):.1f} | {result["hardware"]} | `{command}` |'
+      f'| {file} | {headline(result)} | {run_minutes(result):.1f} | {result["hardware"]} | `{command}` |'
     )
   return '\n'.join(lines)
 
