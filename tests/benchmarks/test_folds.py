@@ -32,7 +32,7 @@ def test_runs_of_several_seeds_are_one_row():
   assert row['before_runs'] == {'seed0': 0.2, 'seed1': 0.3, 'seed2': 0.25}
   assert table.headline(merged) == 'sums 85.0% (72.6% to 97.4%, chance 1%, 3 runs, before 25%)'
   assert merged['minutes'] == pytest.approx(30)
-  assert table.run_minutes(merged) == pytest.approx(10) and table.run_minutes(summary(0.8)) == pytest.approx(10)
+  assert [table.run_minutes(result) for result in (merged, summary(0.8))] == pytest.approx([10, 10])
   assert 'before' not in folds.merge_folds(runs)['numbers']['evaluations'][0]
 
 
