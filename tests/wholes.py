@@ -75,6 +75,26 @@ def llava(hf):
   return hf.LlavaForConditionalGeneration(cfg), processor
 
 
+def llava_next(hf):
+  """(model, processor) of LLaVA-NeXT: tiles of the best of some sizes, and a newline after each row."""
+  words = tokenizer(hf, {'image_token': '<image>'}, '<s>')
+  sizes = [[15, 30], [30, 15], [30, 30], [45, 15]]
+  cfg = hf.LlavaNextConfig(
+    text_config=hf.LlamaConfig(**TEXT | {'max_position_embeddings': 128}),
+    vision_config=hf.CLIPVisionConfig(**VISION, projection_dim=8),
+    image_token_index=words.image_token_id,
+    image_grid_pinpoints=sizes,
+  )
+  side = {'height': 15, 'width': 15}
+  pictures = hf.LlavaNextImageProcessorPil(
+    size={'shortest_edge': 15}, crop_size=side, image_grid_pinpoints=sizes
+  )
+  processor = hf.LlavaNextProcessor(
+    pictures, words, patch_size=5, vision_feature_select_strategy='default', num_additional_image_tokens=1
+  )
+  return hf.LlavaNextForConditionalGeneration(cfg), processor
+
+
 def paligemma(hf):
   """(model, processor) of PaliGemma: SigLIP and Gemma."""
   words = tokenizer(hf, {'image_token': '<image>'})
@@ -162,6 +182,7 @@ def sounds(seed=0, lengths=(15_999, 7_000, 641, 960)):
 
 FAMILIES = {
   'llava': llava,
+  'llava_next': llava_next,
   'paligemma': paligemma,
   'gemma3': gemma3,
   'qwen2_audio': qwen2_audio,

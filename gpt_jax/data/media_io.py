@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_jax.data import files
+from gpt_jax.data import files, picture_sizes
 from gpt_jax.data.decoders import TooLarge, check_length, decode_image, decode_sound, flatten, name_record
 
 MOST_BYTES = 1 << 27  # of a file, or of a member of an archive, unpacked
@@ -57,11 +57,9 @@ def read_image(value, form: tuple[int, ...], where: str = '') -> tuple[np.ndarra
 
   Arrays are uint8 [Y, X] or [Y, X, A] with 1 to 4 channels: gray, gray and alpha, RGB, RGBA. Other
   sizes are resized (bicubic with antialiasing; the aspect ratio may change), alpha is composited over
-  white, and colors are converted. A is 1 or 3. form: (Y, X, A), or with three more numbers: Pillow's
-  filter, the pixels of the shorter side before the center of Y x X is cut out (0: nothing is), and those of
-  the longer side before the picture is cut in tiles (0: it is not; then [(rows + 1) Y, columns X, A]).
+  white, and colors are converted. A is 1 or 3. form: (Y, X, A), or with more, which picture_sizes.fit takes.
   """
-  shape, (resample, shorter, longer) = form[:3], form[3:] or (3, 0, 0)  # 3 = bicubic
+  shape, preparation = tuple(form[:3]), form[3:]
   if isinstance(value, Prepared):
     return value, ''
   if shape[2] not in (1, 3):
@@ -71,65 +69,14 @@ def read_image(value, form: tuple[int, ...], where: str = '') -> tuple[np.ndarra
       picture, notes = decode_image(*_content(value))
     else:
       array = _checked_pixels(value)
-      has_size = not longer and array.shape[:2] == shape[:2] and shorter in (0, min(shape[:2]))
+      has_size = not any(preparation[1:]) and array.shape[:2] == shape[:2]
       if has_size and (array.shape == shape or array.shape[2:] + shape[2:] == (1,)):
         return array.reshape(shape), ''
       picture, notes = _picture(array), []
     picture = flatten(picture, 'L' if shape[2] == 1 else 'RGB', notes)
-    if longer:
-      return _tiled(picture, shape, resample, longer).view(Prepared), ', '.join(notes)
-    size = (shape[1], shape[0]) if not shorter else _with_shorter(picture.size, shorter)
-    if picture.size != size:
-      notes.insert(0, f'resized from {picture.width}x{picture.height}')
-      picture = picture.resize(size, resample)
-    if size != (shape[1], shape[0]):
-      notes.append(f'cut from {size[0]}x{size[1]}')
-      left, top = (size[0] - shape[1]) // 2, (size[1] - shape[0]) // 2
-      picture = picture.crop((left, top, left + shape[1], top + shape[0]))
-    image = np.asarray(picture, np.uint8).reshape(shape)
-    return image.view(Prepared) if shorter else image, ', '.join(notes)
-
-
-def _tiled(picture, shape, resample, longer):
-  """Return a picture in tiles, rows of them below each other, and below them the whole picture in one tile.
-
-  As Idefics3 does it: a picture is first resized to its longer side, then to whole tiles.
-  """
-  (rows, columns, channels), (width, height) = shape, picture.size
-  width, height = _with_longer(width, height, longer)
-  picture = picture.resize((width, height), resample)
-  if width >= height:
-    across = -(-width // columns) * columns
-    down = -(-int(across / (width / height)) // rows) * rows
-  else:
-    down = -(-height // rows) * rows
-    across = -(-int(down * (width / height)) // columns) * columns
-  picture = picture.resize((across, down), resample)
-  if (down, across) == (rows, columns):
-    return np.asarray(picture, np.uint8).reshape(shape)
-  canvas = np.zeros((down + rows, across, channels), np.uint8)
-  canvas[:down] = np.asarray(picture).reshape(down, across, channels)
-  canvas[down:, :columns] = np.asarray(picture.resize((columns, rows), resample)).reshape(shape)
-  return canvas
-
-
-def _with_longer(width, height, longer):
-  """Return (width, height) whose longer side has so many pixels; the other one is rounded up to even."""
-  ratio = width / height
-  if width >= height:
-    width, height = longer, int(longer / ratio)
-    height += height % 2
-  else:
-    width, height = int(longer * ratio), longer
-    width += width % 2
-  return max(width, 1), max(height, 1)
-
-
-def _with_shorter(size, shorter):
-  """Return (width, height) whose shorter side has so many pixels, of the same aspect ratio."""
-  width, height = size
-  longer = int(shorter * max(size) / min(size))
-  return (shorter, longer) if width <= height else (longer, shorter)
+    image, changes = picture_sizes.fit(picture, shape, *preparation)
+    notes = [*changes[:1], *notes, *changes[1:]]
+    return image.view(Prepared) if any(preparation[1:]) else image, ', '.join(notes)
 
 
 def read_sound(

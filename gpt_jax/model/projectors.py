@@ -8,6 +8,7 @@ where a token has none, adds zeros. Those of imported models replace the embeddi
   pool       the mean of the parts, then one matrix
   resampler  learned queries, one a head, attend to the parts (Perceiver; by windows, as in SALMONN)
   llava      two matrices with biases and exact GELU (LLaVA 1.5)
+  llava_next the same, and a learned vector in the place of an input of ones: a line ends (LLaVA-NeXT)
   paligemma  one matrix with a bias (PaliGemma, Qwen2-Audio, Idefics3)
   gemma3     a norm, then one matrix (Gemma 3)
 
@@ -92,6 +93,19 @@ class Llava(nnx.Module):
     h_BTI = jax.nn.gelu(h_BTI + broadcast_like(self.up_bias_I, h_BTI), approximate=False)
     y_BTD = _matmul('BTI,ID->BTD', h_BTI, self.down_ID)
     return y_BTD + broadcast_like(self.down_bias_D, y_BTD)
+
+
+class LlavaNext(Llava):
+  """Llava, and a learned vector at the end of each line of a picture."""
+
+  def __init__(self, cfg, letter):
+    super().__init__(cfg, letter)
+    self.newline_D = param(cfg, 'D', cfg.init_std)
+
+  def __call__(self, x_BTA):
+    """The vectors in the place of the embeddings, BTD."""
+    y_BTD = super().__call__(x_BTA)
+    return jnp.where((x_BTA == 1).all(-1, keepdims=True), broadcast_like(self.newline_D, y_BTD), y_BTD)
 
 
 class PaliGemma(nnx.Module):
@@ -189,6 +203,7 @@ PROJECTORS = {
   'pool': Projector(Pool),
   'resampler': Projector(Resampler),
   'llava': Projector(Llava, replaces=True),
+  'llava_next': Projector(LlavaNext, replaces=True),
   'paligemma': Projector(PaliGemma, replaces=True),
   'gemma3': Projector(Gemma3, replaces=True),
 }

@@ -29,6 +29,7 @@ class Pixels(NamedTuple):
   resample: int = BICUBIC  # of Pillow: how pictures are resized
   shorter: int = 0  # pixels of the shorter side before the center is cut out; 0 = resized to the whole
   longer: int = 0  # pixels of the longer side before tiles are cut; 0 = no tiles
+  sizes: tuple = ()  # (Y, X), of which the best is padded to and cut in tiles; () = no tiles
 
   def normalize(self, image: np.ndarray) -> np.ndarray:
     """uint8 [Y, X, A] -> float32 of about mean 0 and deviation 1, as in transformers bit for bit."""
@@ -49,7 +50,7 @@ def read_pixels(saved: dict, where, size: tuple[int, int], defaults: Pixels, is_
     if not saved.get(key, True) and (is_exact or key != 'do_resize'):
       raise refuse(f'{key}=false is not supported')
   for key in ('do_pan_and_scan', 'do_image_splitting', 'do_pad'):
-    if saved.get(key) and is_exact and 'max_image_size' not in saved:
+    if saved.get(key) and is_exact and not saved.keys() & {'max_image_size', 'image_grid_pinpoints'}:
       raise refuse(f'{key}=true: pictures cut in parts or padded are not supported')
   if not math.isclose(saved.get('rescale_factor', SCALE), SCALE):
     raise refuse(f'rescale_factor={saved["rescale_factor"]} is not 1/255')
@@ -58,6 +59,10 @@ def read_pixels(saved: dict, where, size: tuple[int, int], defaults: Pixels, is_
     for key, value in (('image_mean', defaults.mean), ('image_std', defaults.deviation))
   )
   resample = saved.get('resample', defaults.resample)
+  if 'image_grid_pinpoints' in saved and is_exact:
+    if (given := (_size(saved.get('size', size)), _size(saved.get('crop_size', size)))) != (tuple(size),) * 2:
+      raise refuse(f'size={given[0]} with crop_size={given[1]} gives other tiles')
+    return Pixels(mean, deviation, resample, sizes=tuple(map(tuple, saved['image_grid_pinpoints'])))
   if 'max_image_size' in saved:
     side, longer = saved['max_image_size'].get('longest_edge'), saved.get('size', {}).get('longest_edge')
     if not saved.get('do_image_splitting', True) or (side, side) != tuple(size) or not longer:
@@ -105,11 +110,38 @@ class Places:
 
   def spell(self, count: int, tiles: tuple[int, int] = (0, 0)) -> str:
     """Return the text of an item of so many vectors; tiles: its rows and columns, (0, 0) = it is not cut."""
-    rows, columns = tiles
+    rows, columns = tiles if self.tile else (0, 0)
     tokens = self.token * (count // (rows * columns + 1))
     name = lambda row, column: self.tile.format(row=row + 1, column=column + 1)
     parts = [''.join(f'{name(r, c)}{tokens}' for c in range(columns)) + '\n' for r in range(rows)]
     return f'{"".join(parts)}{chr(10) * (rows > 0)}{self.before}{tokens}{self.after}'
+
+
+def size_before(picture: np.ndarray) -> tuple[int, int]:
+  """Return the (Y, X) of a picture before it was cut in tiles of the best size."""
+  height, width = np.ascontiguousarray(picture[-1]).reshape(-1)[:8].view('<u4')
+  return int(height), int(width)
+
+
+def join_tiles(tiles, grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+  """Join the vectors [T, D] of tiles and of the whole picture behind them, as LLaVA-NeXT does -> [P, D].
+
+  The whole comes first, then the rows of the picture from border to border, without what pads it. Ones, which
+  no encoder gives, end a row: the projector's newline. grid: rows and columns of tiles. size: the (Y, X) of
+  the picture before.
+  """
+  (rows, columns), side = grid, math.isqrt(len(tiles[0]))
+  picture = np.stack(tiles[:-1]).reshape(rows, columns, side, side, -1).transpose(0, 2, 1, 3, 4)
+  picture = picture.reshape(rows * side, columns * side, -1)
+  down, across = (n * side for n in grid)
+  if size[1] / size[0] > across / down:
+    border = (down - int(round(size[0] * (across / size[1]), 7))) // 2
+    picture = picture[border : down - border]
+  else:
+    border = (across - int(round(size[1] * (down / size[0]), 7))) // 2
+    picture = picture[:, border : across - border]
+  picture = np.pad(picture, ((0, 0), (0, 1), (0, 0)), constant_values=1)
+  return np.concatenate([tiles[-1], picture.reshape(-1, picture.shape[2])])
 
 
 def expand(text: str, places: dict[str, Places], items: dict[str, Iterator[tuple]]) -> str:

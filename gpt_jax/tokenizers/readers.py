@@ -17,7 +17,7 @@ import pathlib
 
 import numpy as np
 
-from gpt_jax.tokenizers import base
+from gpt_jax.tokenizers import base, processors
 from gpt_jax.tokenizers.processors import Pixels, Places, read_pixels
 from gpt_jax.tokenizers.settings import check_fields
 
@@ -212,7 +212,13 @@ class EncoderReader:
     tiles = [self.cut(picture) for picture in pictures]
     flat = [tile for own in tiles for tile in own]
     outputs = map(self._of_picture, self._outputs(flat, Pixels(*self.pixels).normalize))
-    return [np.concatenate([next(outputs) for _ in own]) for own in tiles]
+    joined = []
+    for picture, own in zip(pictures, tiles, strict=True):
+      vectors = [next(outputs) for _ in own]
+      size = processors.size_before(picture) if Pixels(*self.pixels).sizes else None
+      grid = self.tiles_of(picture)
+      joined.append(processors.join_tiles(vectors, grid, size) if size else np.concatenate(vectors))
+    return joined
 
   def cut(self, picture) -> list[np.ndarray]:
     """Return the tiles of a prepared picture in reading order and then the whole, or the picture alone."""
@@ -281,8 +287,9 @@ def picture_preparation(folder: pathlib.Path, spec, is_exact: bool = False) -> l
 
 
 def _preparation(pixels: Pixels) -> tuple:
-  """Return resample, shorter and longer of Pixels, () for the defaults."""
-  return pixels[2:] if pixels[2:] != Pixels((), ())[2:] else ()
+  """Return the fields of Pixels behind the deviation, () for the defaults."""
+  fields = pixels[2:] if any(pixels[5:]) else pixels[2:5]
+  return fields if fields != Pixels((), ())[2:5] else ()
 
 
 def check_sounds(folder: pathlib.Path, spec) -> None:

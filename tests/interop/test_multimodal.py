@@ -25,6 +25,7 @@ __all__ = ['hf']  # the fixture
 pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # PaliGemma's
 PROMPTS = {
   'llava': 'USER : {image} \n what is this ? ASSISTANT :',
+  'llava_next': 'USER : {image} \n what is {image} ? ASSISTANT :',
   'paligemma': '{image} what is this',
   'gemma3': 'what is this ? {image} and {image} \n one',  # two pictures: each sees itself both ways
   'idefics3': 'USER : {image} what is this ?',
@@ -113,6 +114,7 @@ def test_media_are_prepared_as_by_transformers(whole):
     expected = np.asarray(their_inputs(processor, run, prompt, images=repeated)['pixel_values'])
     [piece] = decode_media(run.tokenizers, [Piece('image', picture)])
     tiles = run.tokenizers.readers['patches'].cut(piece.value)
+    tiles = [tiles[-1], *tiles[:-1]] if pixels.sizes else tiles  # LLaVA-NeXT has the whole picture first
     actual = np.moveaxis(np.stack([pixels.normalize(tile) for tile in tiles]), 3, 1)
     expected = expected.reshape(-1, *expected.shape[-3:])
     assert len(expected) == len(tiles) * len(repeated)
@@ -205,6 +207,9 @@ def test_a_conversation_has_the_ids_of_transformers(whole):
     ('llava', {'vision_feature_layer': [-2, -1]}, 'one layer of the encoder is read'),
     ('llava', {'projector_hidden_act': 'relu'}, 'the projector has exact GELU'),
     ('llava', {'image_token_index': 47}, 'the tokenizer has no token of this id'),
+    ('llava_next', {'vision_feature_select_strategy': 'full'}, 'a tile gives its patches and no others'),
+    ('llava_next', {'image_grid_pinpoints': [[15, 20]]}, 'it is not made of tiles of 15x15'),
+    ('llava_next', {'image_grid_pinpoints': [[15, 30]]}, 'the processor cuts pictures of'),
     ('gemma3', {'mm_tokens_per_image': 9}, 'squares of 4x4 patches do not give it'),
   ],
 )
