@@ -35,10 +35,20 @@ def run_summary(workdir):
     'sessions': len(starts),
     'hardware': result.pop('hardware'),
     'versions': versions,
-    'numbers': {k: v for k, v in result.items() if k != 'defaults_diff'},
+    'numbers': without_folders({k: v for k, v in result.items() if k != 'defaults_diff'}),
     'evaluations_later': later,
     'examples': text_examples(workdir),
   }
+
+
+def without_folders(value):
+  """Reduce absolute paths, as of an imported model, to their last two parts: the others are of one machine."""
+  if isinstance(value, dict):
+    return {key: without_folders(part) for key, part in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [without_folders(part) for part in value]
+  is_path = isinstance(value, str) and Path(value).is_absolute()
+  return '/'.join(Path(value).parts[1:][-2:]) if is_path else value
 
 
 def text_examples(workdir, count=6):

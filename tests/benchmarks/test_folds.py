@@ -1,6 +1,7 @@
 """Several runs in one row of the results: their mean, its interval, and where they started."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -107,3 +108,11 @@ def test_examples_are_the_first_texts_of_each_source(tmp_path):
     ('a', '2', ['A']),
     ('c', '5', ['A']),
   ]
+
+
+def test_results_have_no_path_of_a_machine():
+  parents = [{'how': 'import', 'path': '/home/me/models/gemma', 'parents': []}]
+  assert record.without_folders({'parents': parents})['parents'][0]['path'] == 'models/gemma'
+  assert record.without_folders({'text': ('a/b', 'I/O', 3)}) == {'text': ['a/b', 'I/O', 3]}
+  for path in record.RESULTS.rglob('*.json'):
+    assert not re.search(r'"/\w+/', path.read_text()), path
