@@ -42,7 +42,7 @@ def run_summary(workdir):
 
 
 def without_folders(value):
-  """Reduce absolute paths, as of an imported model, to their last two parts: the others are of one machine."""
+  """Reduce absolute paths, as of an imported model, to two parts: the others are of one machine."""
   if isinstance(value, dict):
     return {key: without_folders(part) for key, part in value.items()}
   if isinstance(value, (list, tuple)):
