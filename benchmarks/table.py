@@ -30,7 +30,7 @@ def headline(result):
   """Headline numbers of a result file as text: task scores if there are any, else the loss."""
   numbers = result['numbers']
   rows = [*numbers['evaluations'], *result['evaluations_later']]
-  if texts := [*likelihood(rows), *tokens(rows), *scores(rows), *ranks(rows), *prompted(result)]:
+  if texts := [*likelihood(rows), *free_text(rows), *tokens(rows), *scores(rows), *ranks(rows), *prompted(result)]:
     return ', '.join(texts)
   text = f'{numbers["valid_loss"]:.3f} nats/token'
   if 'valid_bits_per_byte' in numbers:
@@ -43,6 +43,15 @@ def likelihood(rows):
   for row in rows:
     if row['metric'] == 'bits_per_dim' and row['split'] == 'test':
       yield f'{row["value"]:.3f} bits/dim'
+
+
+def free_text(rows):
+  """Bits per byte of test texts, and how varied continuations are beside the texts themselves."""
+  for row in rows:
+    if row['metric'] == 'bits_per_byte' and row['split'] == 'test':
+      yield f'{row["value"]:.3f} bits/byte'
+    if row['metric'] == 'distinct_2' and row['split'] == 'test':
+      yield f'{row["value"]:.1%} of 2-grams distinct (in the text {row["baseline"]:.1%})'
 
 
 def tokens(rows):
