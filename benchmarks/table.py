@@ -30,7 +30,8 @@ def headline(result):
   """Headline numbers of a result file as text: task scores if there are any, else the loss."""
   numbers = result['numbers']
   rows = [*numbers['evaluations'], *result['evaluations_later']]
-  if texts := [*likelihood(rows), *free_text(rows), *tokens(rows), *scores(rows), *ranks(rows), *prompted(result)]:
+  kinds = (likelihood, free_text, tokens, scores, ranks)
+  if texts := [*(text for kind in kinds for text in kind(rows)), *prompted(result)]:
     return ', '.join(texts)
   text = f'{numbers["valid_loss"]:.3f} nats/token'
   if 'valid_bits_per_byte' in numbers:
