@@ -56,7 +56,8 @@ MAY_IMPORT = {
   'runs': '',
   'reports': 'runs',
   'cluster': '',
-  'training': 'cluster cluster.batches model optim reports runs sharding step training.loss_guard',
+  'training': 'cluster cluster.batches interop.encoders model optim reports runs sharding step '
+  'training.loss_guard',
   'sample': 'model sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
   'sampling': 'data model runs sample sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
   'evaluation': 'cluster.batches data losses model runs sample sampling sampling.prompt_batch '
@@ -103,7 +104,7 @@ MAY_IMPORT = {
 
 # Library -> the groups that may import it. jax and numpy may be imported everywhere.
 LIBRARIES = {
-  'flax': ['interop.encoders', 'model', 'tokenizers.learned', 'training.probes', 'training.trees'],
+  'flax': ['model', 'tokenizers.learned', 'training.probes', 'training.trees'],
   'optax': ['evaluation.judges', 'optim', 'optimizers'],
   'orbax': ['training.checkpoint', 'training.checkpoint_writer'],
   'grain': ['data'],

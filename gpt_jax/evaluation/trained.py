@@ -180,9 +180,9 @@ def load(workdir, step=None, base=None):
       f'{workdir} holds an {cfg.train.job.replace("_", " ")}, not a GPT\n'
       f'fix: name it in {cfg.train.job.partition("_")[0]}.path of an experiment'
     )
-  extra = checkpoints.read_extra(step, {'vocab': int, 'widths': [int], 'tokenizer': {str: str}})
+  extra = checkpoints.read_extra(step, {**continuous.EXTRA, 'tokenizer': {str: str}})
   with reading(f'{workdir}/checkpoints/{step}/extra', 'what a run keeps', 'copy a good one back'):
-    sizes = {'vocab': extra['vocab'], **continuous.settings(extra['widths'])}
+    sizes = continuous.of_extra(extra)
     files = unpack_files(extra['tokenizer'])
   model_cfg = dataclasses.replace(cfg.model, **sizes).resolved()
   imported, toks = str(extra.get('imported', '')), load_tokenizers(files, workdir)

@@ -223,6 +223,11 @@ def export_model(model_config, model, toks, out, family=None, sample=None, write
       f'the model reads {" and ".join(read)} through a projector, which no family of transformers here has\n'
       'fix: use it from its run folder; the language model alone can be exported from before it was joined'
     )
+  if model.cfg.encoders:
+    raise ValueError(
+      'the model holds an encoder that was a part of its training, which no export here writes\n'
+      'fix: use it from its run folder; a run with encoder.train=cached can be exported'
+    )
   cfg = dataclasses.replace(model_config, vocab=model.cfg.vocab)
   params = dict(param_trees.named_params(model))
   value_of = lambda path: np.asarray(params[path].get_value()) if path in params else None
@@ -327,8 +332,7 @@ def write_run(workdir, cfg, model_cfg, tree, extra, parents):
   state = TrainState(step, tree, None, key, {})
   extra = extra | {
     'config': dataclasses.asdict(cfg),
-    'vocab': model_cfg.vocab,
-    'widths': continuous.widths(model_cfg),
+    **continuous.to_extra(model_cfg),
     'tokenizer': checkpoint.pack_folder(workdir / 'tokenizer'),
     'tokens': 0.0,
     'seconds': 0.0,

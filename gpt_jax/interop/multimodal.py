@@ -22,7 +22,7 @@ from gpt_jax.interop.family import unsupported
 from gpt_jax.interop.multimodal_rows import WHOLES, Whole
 from gpt_jax.interop.tensors import Tensor
 from gpt_jax.model import continuous
-from gpt_jax.runs import records
+from gpt_jax.runs import digests, records
 from gpt_jax.tokenizers import Tokenizers, base, readers
 from gpt_jax.tokenizers.processors import Pixels
 
@@ -100,7 +100,7 @@ def open_reader(whole: Whole, files, tokenizer, workdir: Path | None) -> readers
     if bootstrap.is_primary():
       copy_tower(whole, files.path, folder)
     processes.barrier('encoder')
-  path, digest = str(folder.absolute()), readers.weights_digest(folder)
+  path, digest = str(folder.absolute()), digests.weights_digest(folder)
   places = dataclasses.asdict(part.places)
   return readers.EncoderReader(
     path, digest, tower, part.layer, part.stack, 0.0, pixels, part.pool, part.has_class, places

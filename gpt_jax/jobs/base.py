@@ -70,6 +70,10 @@ class Job(Protocol):
     """Return the state with the parameters of train.init_from, a run's verified checkpoint; for a new run."""
     return state
 
+  def load_encoders(self, state):
+    """Return the state of a new run without train.init_from with the weights of pretrained parts."""
+    return state
+
   def parents(self):
     """Return {config key: RUN or RUN@STEP} of the runs that it needs beside init_from and branch_from."""
     return {}

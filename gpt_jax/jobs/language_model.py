@@ -25,7 +25,7 @@ from gpt_jax.sampling import completions, prompt_batch
 from gpt_jax.step import eval_model, gpt_program, params_of
 from gpt_jax.tokenizers import Tokenizers
 from gpt_jax.tokenizers.modality_tables import ModalityTables
-from gpt_jax.training import checkpoint
+from gpt_jax.training import checkpoint, encoders
 from gpt_jax.training.privacy import settings
 
 log = logging.getLogger(__name__)
@@ -64,9 +64,10 @@ def resolve_model(cfg, toks):
         f'a template of data.mixture has {kind}, and the tokenizers of this run make none\n'
         'fix: use another template, or a run whose tokenizers know them'
       )
-  widths = {
-    row.setting: toks.reader(kind).feature_width for kind, row in continuous.KINDS.items() if kind in kinds
-  }
+  towers = {tower.kind: tower for tower in run_tokenizers.towers(cfg, toks, kinds)}
+  width = lambda kind: towers[kind].output_width if kind in towers else toks.reader(kind).feature_width
+  widths = {row.setting: width(kind) for kind, row in continuous.KINDS.items() if kind in kinds}
+  widths['encoders'] = tuple(tower.to_json() for tower in towers.values())
   if toks.makes_patches:
     widths['patch_id'] = toks.vocabulary.special('patch')
   return dataclasses.replace(cfg.model, vocab=vocab, **widths).resolved()
@@ -99,6 +100,7 @@ class LanguageModelJob(base.Job):
   """A GPT in training; base.Job says when each method is called."""
 
   unit, scored_tasks = 'tokens', ('perplexity',)
+  base = None  # see checkpoint.refer_to_base, of what is frozen
   private = None  # private_training.PrivateTraining, with privacy.epsilon
   scores, logged = ('valid_loss', 'valid_bits_per_byte'), ('moe_balance', 'moe_z', 'moe_dropped')
 
@@ -223,18 +225,31 @@ class LanguageModelJob(base.Job):
     old = Tokenizers.load(folder / 'tokenizer').vocabulary.size
     new, abstract = self.tokenizers.vocabulary.size, self.program.abstract
     checkpoints = checkpoint.Checkpoints(folder / 'checkpoints')
-    if not self.cfg.adapter.freezes and old == new:
-      model = checkpoints.restore_model(step, abstract.model)
-    else:
-      base = checkpoint.load_base(checkpoints, step, self.model_cfg, self.mesh)
-      if abstract.frozen is not None:
-        self.check_new_ids(old, new)
-        self.base = checkpoint.refer_to_base(checkpoints, step)
-        state = state._replace(frozen=adapters.take_base(base, abstract.frozen))
-      model = extended_model.extend(params_of(base), state.model, old, new)
-      if abstract.frozen is not None:
-        model = adapters.initialize_magnitudes(state.frozen, model)
-      model = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), model, abstract.model)
+    if abstract.frozen is None and old == new and not self.model_cfg.encoders:
+      return self.with_model(state, checkpoints.restore_model(step, abstract.model))
+    base = checkpoint.load_base(checkpoints, step, self.model_cfg, self.mesh)
+    pretrained = encoders.weights(self.model_cfg, base)
+    if abstract.frozen is not None:
+      self.check_new_ids(old, new)
+      self.base = checkpoint.refer_to_base(checkpoints, step)
+      state = state._replace(frozen=adapters.take_base(base, abstract.frozen, pretrained))
+    model = extended_model.extend(params_of(base) | pretrained, state.model, old, new)
+    if abstract.frozen is not None:
+      model = adapters.initialize_magnitudes(state.frozen, model)
+    model = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), model, abstract.model)
+    return self.with_model(state, model)
+
+  def load_encoders(self, state):
+    """Return the state of a new model with the weights of the encoders in it."""
+    pretrained, frozen = encoders.weights(self.model_cfg), self.program.abstract.frozen
+    if frozen is not None:
+      state = state._replace(frozen=adapters.take_base(None, frozen, pretrained))
+    return (
+      self.with_model(state, extended_model.extend(pretrained, state.model, 0, 0)) if pretrained else state
+    )
+
+  def with_model(self, state, model):
+    """Return the state with these parameters, in the moving average too."""
     opt_state = state.opt_state
     if opt_state.ema is not None:
       copies = {path: p.astype(jnp.float32, copy=True) for path, p in params_of(model).items()}
@@ -259,12 +274,11 @@ class LanguageModelJob(base.Job):
 
   def load_frozen(self, state, extra):
     """Return the state with the frozen base that a checkpoint's `extra` names."""
-    self.base = extra.get('base')
-    if self.base is None:
+    self.base, frozen = extra.get('base'), self.program.abstract.frozen
+    if frozen is None:
       return state
-    checkpoints = checkpoint.open_base(self.base, self.cfg.checkpoint.verify)
-    base = checkpoint.load_base(checkpoints, self.base['step'], self.model_cfg, self.mesh)
-    return state._replace(frozen=adapters.take_base(base, self.program.abstract.frozen))
+    rest = self.mesh, frozen, self.cfg.checkpoint.verify
+    return state._replace(frozen=checkpoint.load_frozen(self.base, self.model_cfg, *rest))
 
   def write_files(self):
     """Write tokenizer/ into the run folder."""
@@ -274,10 +288,9 @@ class LanguageModelJob(base.Job):
   def checkpoint_extra(self):
     """Return what a checkpoint needs to be used without its run folder."""
     return {
-      'vocab': self.model_cfg.vocab,
-      'widths': continuous.widths(self.model_cfg),
+      **continuous.to_extra(self.model_cfg),
       'tokenizer': checkpoint.pack_folder(self.workdir / 'tokenizer'),
-      **({'base': self.base} if self.cfg.adapter.freezes else {}),
+      **({'base': self.base} if self.base else {}),
     }
 
   def provenance(self):
@@ -300,7 +313,8 @@ class LanguageModelJob(base.Job):
     rows = cfg.train.batch_size * self.documents_per_row(cfg)
     state = f', state of {summary(self.program.abstract, self.mesh)}' if self.mesh.size > 1 else ''
     trained = param_trees.count(self.program.abstract.model)
-    part = f' ({trained:,} of them and of adapters are trained)' if cfg.adapter.freezes else ''
+    is_part = self.program.abstract.frozen is not None
+    part = f' ({trained:,} of them and of adapters are trained)' if is_part else ''
     if cfg.adapter.base_dtype:
       base_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.program.abstract.frozen))
       part += f' on a base of {base_bytes / 1e6:,.1f} MB, its blocks in {cfg.adapter.base_dtype}'

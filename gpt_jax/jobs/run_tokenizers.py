@@ -10,6 +10,8 @@ from gpt_jax.runs import ancestry, records, run_folder
 from gpt_jax.sampling import prompts
 from gpt_jax.tokenizers import readers
 
+KINDS_OF_ENCODERS = ('patches', 'frames')
+
 
 def template_kinds(cfg):
   """Return the kinds of content in the templates of the mixture, such as {'text', 'image'}."""
@@ -82,6 +84,43 @@ def open_readers(cfg):
   return made
 
 
+def towers(cfg, toks, kinds):
+  """Return the towers.Tower of each encoder that is a part of the model; kinds: of the templates.
+
+  Raises ValueError where encoder.train contradicts the readers of the run or other settings.
+  """
+  in_step = {kind: reader for kind, reader in toks.readers.items() if getattr(reader, 'in_step', False)}
+  training = cfg.encoder.train
+  rules = (
+    (
+      in_step and training == 'cached',
+      'and the run that this one begins with has the encoder in the model',
+      'encoder.train=frozen, adapters or whole',
+    ),
+    (training != 'cached' and not in_step, 'has no effect: no encoder reads the data', 'encoder.image'),
+    (training == 'adapters' and not cfg.adapter.rank, 'needs a rank, and adapter.rank=0', 'adapter.rank=16'),
+    (
+      in_step and cfg.model.mup_base,
+      f'has no rule of muP, and model.mup_base={cfg.model.mup_base}',
+      'model.mup_base=0',
+    ),
+    (
+      in_step and cfg.train.job != 'gpt',
+      f'puts the encoder into the model, which train.job={cfg.train.job} does not train',
+      'encoder.train=cached',
+    ),
+    (
+      in_step and cfg.privacy.epsilon,
+      f'puts the encoder into the model, and privacy.epsilon={cfg.privacy.epsilon} needs gradients of units',
+      'encoder.train=cached',
+    ),
+  )
+  for is_wrong, cause, fix in rules:
+    if is_wrong:
+      raise ValueError(f'encoder.train={training} {cause}\nfix: set {fix}')
+  return [reader.tower(training) for kind, reader in in_step.items() if kind in kinds]
+
+
 def parent_of(cfg):
   """Return (config key, folder) of the run whose tokenizers a new run takes; None where it builds its own."""
   parents = {f'train.{key}': getattr(cfg.train, key) for key in ('branch_from', 'init_from')}
@@ -118,6 +157,9 @@ def _extend(toks, cfg, media=_media):
   if new:
     check_modalities(cfg)
   made = open_readers(cfg)
+  if cfg.encoder.train != 'cached':  # those of an imported model, or of a run that cached their outputs
+    rest = {kind: r for kind, r in toks.readers.items() if kind in KINDS_OF_ENCODERS and kind not in made}
+    made |= {kind: reader.put_in_step() for kind, reader in rest.items()}
   if new or missing:
     return toks.extend(*media(cfg, new), made)
   return dataclasses.replace(toks, readers=toks.readers | made)

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gpt_jax.model import layers, quantized
+from gpt_jax.model import layers, quantized, towers
 from gpt_jax.model.param_trees import is_param, map_params, named_params
 
 
@@ -194,13 +194,23 @@ def weights_of(frozen, dtype=None):
   return weights | {path: restore(path) for path in scales}
 
 
-def split(cfg, model):
-  """Return (the tree that is trained, the frozen base), abstract; (model, None) without adapters.
+def freezes(cfg, model_cfg):
+  """Whether a part of a model is frozen: the base of adapters, or an encoder in it."""
+  return cfg.freezes or has_frozen_tower(model_cfg)
 
-  Of parameters that are trained whole the base has no entries. Raises ValueError for a pattern that matches
-  nothing.
+
+def has_frozen_tower(model_cfg):
+  """Whether the weights of an encoder in the model are frozen."""
+  return any(tower.training != 'whole' for tower in towers.towers(model_cfg))
+
+
+def split(cfg, model):
+  """Return (the tree that is trained, the frozen base), abstract; (model, None) if nothing is frozen.
+
+  Of parameters that are trained whole the base has no entries. Patterns do not reach the parameters of a
+  tower that is frozen or trained whole. Raises ValueError for a pattern that matches nothing.
   """
-  if not cfg.freezes:
+  if not freezes(cfg, model.cfg):
     return model, None
   if model.cfg.mup_base:
     raise ValueError(
@@ -208,9 +218,12 @@ def split(cfg, model):
       'adapter.rank=0 and adapter.train=()'
     )
   params = dict(named_params(model))
-  whole = match(cfg.train, params, 'train')
-  matrices = {path: p for path, p in params.items() if path not in whole and multiplies(path, p.axes)}
+  trainings = {path: getattr(towers.owner(model.cfg, path), 'training', 'adapters') for path in params}
+  open_paths = {path: p for path, p in params.items() if trainings[path] == 'adapters'}
+  whole = match(cfg.train, open_paths, 'train') if cfg.freezes else [*open_paths]
+  matrices = {path: p for path, p in open_paths.items() if path not in whole and multiplies(path, p.axes)}
   targets = match(cfg.targets, matrices, 'targets') if cfg.rank else []
+  whole = [path for path in params if path in whole or trainings[path] == 'whole']
   for path in targets:
     if cfg.dropout and set(params[path].axes) & set('EAM'):
       raise ValueError(
@@ -247,16 +260,19 @@ def match(patterns, params, key):
 
 def multiplies(path, axes):
   """Whether activations are multiplied with a parameter, in which an adapter fits."""
-  return 'D' in axes and len(axes.lstrip('LE')) > 1 and path not in ('embed_VD', 'position_TD')
+  return (
+    'D' in axes and len(axes.lstrip('LE')) > 1 and path.rpartition('/')[2] not in ('embed_VD', 'position_TD')
+  )
 
 
-def take_base(base, frozen):
+def take_base(base, frozen, pretrained=None):
   """Return the frozen tree, filled with a base's arrays, quantized where it has codes.
 
+  base: GPT; None if `pretrained` has all of them: {path: array} of encoders that the base lacks.
   Rows of a table that the base lacks, of ids that nothing reads, are the mean of the others. Raises
   ValueError for a parameter that the base lacks or has in another shape.
   """
-  stored = {path: p.get_value() for path, p in named_params(base)}
+  stored = {path: p.get_value() for path, p in named_params(base)} | (pretrained or {})
   model, scales = parts(frozen)
   axes = {path: block_axis(p.axes) for path, p in named_params(model) if path in scales}
 
@@ -275,7 +291,7 @@ def take_base(base, frozen):
         f'{path}: this model has {expected}, the base of train.init_from {shape}\n'
         f"fix: train it whole with adapter.train=('{path}',), or take the model section of the base's config"
       )
-    return stored[path]
+    return stored[path] if path not in (pretrained or {}) else jax.device_put(stored[path], wanted.sharding)
 
   filled = map_params(fill, model)
   if not scales:

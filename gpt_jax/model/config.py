@@ -31,6 +31,7 @@ class ModelConfig:
   frame_values: int = 0  # M, numbers in a continuous group of audio frames; likewise
   vector_values: int = 0  # U, numbers in a vector of the data; likewise
   patch_id: int = -1  # id of a patch that the flow head makes, -1 = it makes none; likewise
+  encoders: tuple[str, ...] = ()  # pretrained encoders in the model, JSON of towers.Tower; likewise
   flow_layers: int = 0  # blocks of the flow head, which image.kind=continuous needs; see model/flow.py
   flow_width: int = 0  # hidden width of the flow head; 0 = width
   projector: str = 'linear'  # a row of PROJECTORS: from these numbers to the width
@@ -146,9 +147,8 @@ class ModelConfig:
   @property
   def dims(self):
     """Letter -> size, for `param`."""
-    sizes = dict(L=self.layers, D=self.width, H=self.heads, T=self.context, E=self.experts, G=self.G)
-    sizes |= dict(A=self.patch_values, M=self.frame_values, U=self.vector_values)
-    return sizes | dict(K=self.K, F=self.F, V=self.V)
+    own = dict(L=self.layers, D=self.width, H=self.heads, E=self.experts, G=self.G, K=self.K, F=self.F)
+    return dict(own, A=self.patch_values, M=self.frame_values, U=self.vector_values, T=self.context, V=self.V)
 
   def layer_letters(self):
     """The letter of each layer, from layer_pattern."""

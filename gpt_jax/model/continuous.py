@@ -31,11 +31,20 @@ KINDS = {
 SETTINGS = (*(kind.setting for kind in KINDS.values()), 'patch_id')  # of ModelConfig, which a run derives
 
 
-def widths(cfg) -> list[int]:
-  """Return the SETTINGS of a ModelConfig, as checkpoints keep them."""
-  return [getattr(cfg, name) for name in SETTINGS]
+EXTRA = {'vocab': int, 'widths': [int], 'encoders?': [str]}  # types of what checkpoints keep of a ModelConfig
 
 
-def settings(widths) -> dict[str, int]:
-  """Return the fields of ModelConfig of `widths`; a checkpoint from before one was added has fewer."""
-  return dict(zip(SETTINGS, widths, strict=False))
+def to_extra(cfg) -> dict:
+  """Return the fields of a ModelConfig that a run derives, as checkpoints keep them."""
+  return {
+    'vocab': cfg.vocab,
+    'widths': [getattr(cfg, name) for name in SETTINGS],
+    'encoders': list(cfg.encoders),
+  }
+
+
+def of_extra(extra) -> dict:
+  """Return the fields of ModelConfig that a checkpoint keeps; one from before a field was added has fewer."""
+  encoders = tuple(extra.get('encoders', ()))
+  widths = dict(zip(SETTINGS, extra['widths'], strict=False))
+  return {'vocab': extra['vocab'], 'encoders': encoders} | widths

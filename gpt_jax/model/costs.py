@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from gpt_jax.model import adapters, flow, param_trees
+from gpt_jax.model import adapters, flow, param_trees, towers
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.positions import POSITIONS
 
@@ -24,7 +24,7 @@ def active_matmul_params(cfg):
 
   Those of a flow head multiply it once for each noise level.
   """
-  dense = dataclasses.replace(cfg, experts=0)
+  dense = dataclasses.replace(cfg, experts=0, encoders=())
   n = count_params(dense)
   if POSITIONS[cfg.positions].has_table:
     n -= cfg.context * cfg.width
@@ -43,12 +43,29 @@ def flops_per_token(cfg, length, adapter=None):
   H K T. 'causal' counts only the keys that a query may see, windows included.
   A frozen weight (adapter: AdapterConfig) has no gradient: 4 N, and 6 for each parameter of adapters.
   """
-  matmuls = 6 * active_matmul_params(cfg)
-  if adapter is not None and adapter.freezes:
+  matmuls, trained = 6 * active_matmul_params(cfg), {}
+  if adapter is not None and adapters.freezes(adapter, cfg):
     trained, _ = adapters.split(adapter, GPT(cfg))
-    whole = param_trees.count({path: p for path, p in trained.items() if param_trees.is_param(p)})
-    matmuls = 4 * active_matmul_params(cfg) + 6 * param_trees.count(trained) - 4 * whole
+  if adapter is not None and adapter.freezes:
+    own = {path: p for path, p in trained.items() if not towers.owner(cfg, path)}
+    whole = param_trees.count({path: p for path, p in own.items() if param_trees.is_param(p)})
+    matmuls = 4 * active_matmul_params(cfg) + 6 * param_trees.count(own) - 4 * whole
+  matmuls += sum(tower_flops(tower, cfg, length, trained) for tower in towers.towers(cfg)) / length
   per_key = 12 * cfg.heads * cfg.K
   t = np.arange(1, length + 1)
   seen = sum(float(np.minimum(t, w or length).mean()) for w in cfg.windows())
   return {'full': matmuls + per_key * length * cfg.layers, 'causal': matmuls + per_key * seen}
+
+
+def tower_flops(tower, cfg, length, trained):
+  """Training FLOPs of an encoder in the model on the pictures that a row of `length` has room for.
+
+  A frozen one has no backward pass, one with adapters none for its own weights. trained: of adapters.split.
+  """
+  spec = tower.spec
+  n = param_trees.count(getattr(GPT(cfg), tower.name)) - spec.cfg.context * spec.cfg.width
+  factor, passes = {'frozen': (2, 1), 'adapters': (4, 3), 'whole': (6, 3)}[tower.training]
+  factors = {p: x for p, x in trained.items() if p.startswith(f'{tower.name}/')}
+  extra = 6 * param_trees.count(factors) if tower.training == 'adapters' else 0
+  scores = 4 * passes * spec.cfg.heads * spec.cfg.K * spec.cfg.context * spec.cfg.layers
+  return length // tower.places * spec.cfg.context * (factor * n + extra + scores)

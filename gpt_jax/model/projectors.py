@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gpt_jax.model import flow
+from gpt_jax.model import flow, towers
 from gpt_jax.model.continuous import KINDS
 from gpt_jax.model.layers import broadcast_like, param, rmsnorm
 
@@ -151,10 +151,11 @@ def _split(x_BTA, parts):
 
 
 def declare(model, cfg):
-  """Give a model a projector for each kind of continuous input that it reads, and its flow head.
+  """Give a model a projector for each kind of continuous input that it reads, its towers and its flow head.
 
   A linear one is a parameter such as `frame_MD`; others are modules such as `frame_projector`.
   """
+  towers.declare(model, cfg)
   if cfg.flow_layers:
     model.patch_head = flow.FlowHead(cfg)
   for kind in KINDS.values():
@@ -174,11 +175,11 @@ def add(model, x_BTD, inputs):
   """
   for name in inputs.keys() - {kind.argument for kind in KINDS.values()}:
     raise TypeError(f'trunk() has no argument {name}')
-  for kind in KINDS.values():
+  for name, kind in KINDS.items():
     x_BTA = inputs.get(kind.argument)
     if x_BTA is None or not getattr(model.cfg, kind.setting):
       continue
-    x_BTA = x_BTA.astype(x_BTD.dtype)
+    x_BTA = towers.encode(model, name, x_BTA, x_BTD.dtype)
     if model.cfg.projector == 'linear':
       x_BTD = x_BTD + _matmul('BTA,AD->BTD', x_BTA, getattr(model, f'{kind.place}_{kind.letter}D'))
       continue

@@ -239,6 +239,6 @@ def coordinate_check(workdir, widths, steps=4):
   """
   run = trained.load(workdir)
   _, batch = validation_batch(run, run.cfg.model.context)
-  sizes = {key: getattr(run.model.cfg, key) for key in ('vocab', *continuous.SETTINGS)}
+  sizes = {key: getattr(run.model.cfg, key) for key in ('vocab', 'encoders', *continuous.SETTINGS)}
   models = [dataclasses.replace(run.cfg.model, width=width, **sizes).resolved() for width in widths]
   return probes.coordinate_check(run.cfg, models, batch, steps)

@@ -11,6 +11,8 @@ import concurrent.futures
 import hashlib
 import json
 import logging
+import os
+import pathlib
 
 from gpt_jax.runs import records
 
@@ -37,6 +39,29 @@ def digest_files(folder, full=True, names=None):
       for entry, digest in zip(entries.values(), pool.map(_sha256, paths), strict=True):
         entry['sha256'] = digest
   return entries
+
+
+def check_weights(path: str, digest: str, name: str) -> None:
+  """Raise FileNotFoundError or ValueError unless the weights of this digest are in the folder."""
+  fix = f'put the folder of the {name} back, as it was when this run began'
+  if not os.path.isdir(path):
+    raise FileNotFoundError(f'the {name} is not in {path}\nfix: {fix}')
+  if (actual := weights_digest(pathlib.Path(path))) != digest:
+    raise ValueError(f'{path} has weights of sha256 {actual}, not {digest}\nfix: {fix}')
+
+
+def weights_digest(folder: pathlib.Path) -> str:
+  """Return the sha256 of the safetensors files of a folder; FileNotFoundError without one."""
+  files = sorted(folder.glob('*.safetensors'))
+  if not files:
+    raise FileNotFoundError(
+      f'{folder} has no safetensors\nfix: name a folder with config.json and model.safetensors'
+    )
+  total = hashlib.sha256()
+  for path in files:
+    with open(path, 'rb') as file:
+      total.update(hashlib.file_digest(file, 'sha256').digest())
+  return total.hexdigest()
 
 
 def is_system_file(path):

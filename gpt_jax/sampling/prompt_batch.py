@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt_jax.model import gpt
+from gpt_jax.model import gpt, towers
 from gpt_jax.model.continuous import KINDS
 from gpt_jax.tokenizers import grammar as grammars
 from gpt_jax.tokenizers import layout
@@ -97,7 +97,7 @@ def continuous_inputs(model_cfg, prompts, grammar, ids_BP):
     values, at_BP = [getattr(p, name) for p in prompts], ids_BP == getattr(grammar, place)
     if not at_BP.any() and all(value is None for value in values):
       continue
-    width = getattr(model_cfg, setting)
+    width = towers.input_width(model_cfg, name)
     values_BPF = np.zeros((*ids_BP.shape, width), np.float32)
     for row_PF, at_P, prompt, value in zip(values_BPF, at_BP, prompts, values, strict=True):
       shape = np.shape(value)

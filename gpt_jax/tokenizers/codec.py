@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gpt_jax.runs import digests
 from gpt_jax.tokenizers import base, readers
 from gpt_jax.tokenizers.audio_codes import check_clip, settings
 from gpt_jax.tokenizers.base import MediaTokenizer
@@ -75,7 +76,7 @@ class CodecTokenizer(MediaTokenizer):
       )
     folder = readers.find_folder(cfg.path)
     config = base.read_json(folder / readers.CONFIG, 'name the folder of a codec, with config.json', {})
-    return cls(str(folder), readers.weights_digest(folder), config, cfg.books, cfg.pattern, cfg.seconds)
+    return cls(str(folder), digests.weights_digest(folder), config, cfg.books, cfg.pattern, cfg.seconds)
 
   def fields(self):
     """Return all that the codes depend on, and where the weights are."""
@@ -91,7 +92,7 @@ class CodecTokenizer(MediaTokenizer):
     """The weights; ValueError or FileNotFoundError if they are not those that were read before."""
     from gpt_jax.interop.codecs import codec
 
-    readers.check_weights(self.path, self.digest, 'codec')
+    digests.check_weights(self.path, self.digest, 'codec')
     return codec.Codec.load(pathlib.Path(self.path), self.spec)
 
   def encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:

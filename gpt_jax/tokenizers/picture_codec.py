@@ -9,6 +9,7 @@ import functools
 
 import numpy as np
 
+from gpt_jax.runs import digests
 from gpt_jax.tokenizers import base, readers
 from gpt_jax.tokenizers.image_codes import ImageTokenizer
 
@@ -37,7 +38,7 @@ class CodecImageTokenizer(ImageTokenizer):
     processor = folder / readers.PROCESSOR
     saved = base.read_json(processor, FIX, {}) if processor.exists() else {}
     pixels = [list(map(float, saved.get(name, HALF))) for name in ('image_mean', 'image_std')]
-    made = cls(str(folder), readers.weights_digest(folder), config, pixels, cfg.shape)
+    made = cls(str(folder), digests.weights_digest(folder), config, pixels, cfg.shape)
     for name, has, asked in (
       ('patch', made.patch, cfg.patch),
       ('channels', made.spec.in_channels, cfg.channels),
@@ -63,7 +64,7 @@ class CodecImageTokenizer(ImageTokenizer):
     """The weights; ValueError or FileNotFoundError if they are not those that were read before."""
     from gpt_jax.interop.codecs import codec, pictures
 
-    readers.check_weights(self.path, self.digest, 'picture tokenizer')
+    digests.check_weights(self.path, self.digest, 'picture tokenizer')
     return codec.read_params(self.path, pictures.tensors_of(self.spec), pictures.ANCHOR)
 
   def _encode(self, images_NYXA):

@@ -14,9 +14,12 @@ import hashlib
 import math
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
+from gpt_jax.model.continuous import KINDS
+from gpt_jax.runs import digests
 from gpt_jax.tokenizers import base, processors
 from gpt_jax.tokenizers.processors import Pixels, Places, read_pixels
 from gpt_jax.tokenizers.settings import check_fields
@@ -37,12 +40,15 @@ class EncoderConfig:
 
   image: str = ''  # folder (config.json, safetensors) of the encoder that makes {field:patches}
   audio: str = ''  # of the one that makes {field:frames}
+  train: str = 'cached'  # run once, outputs cached; or a part of the model: frozen, adapters or whole
   layer: int = 0  # outputs of this layer, without the final norm; 0 = of the last one, with it
   stack: int = 1  # outputs of a sound, or vectors, side by side in a place
   seconds: float = 0.0  # of the windows of a sound; 0 = the encoder's own: 30 for Whisper
 
   def __post_init__(self):
+    trainings = ('cached', 'frozen', 'adapters', 'whole')
     rules = (
+      ('train', self.train in trainings, f'use one of {", ".join(trainings)}'),
       ('layer', self.layer >= 0, 'give 0 or more'),
       ('stack', self.stack > 0, 'give 1 or more'),
       ('seconds', self.seconds == 0 or 0.1 <= self.seconds <= LONGEST, f'give 0, or 0.1 to {LONGEST:.0f}'),
@@ -91,15 +97,17 @@ class EncoderReader:
     pool: int = 1,
     has_class: bool = False,
     places: dict | None = None,
+    in_step: bool = False,
   ):
     """digest: of the weights. config: the encoder's config.json. pixels: the fields of Pixels.
 
     Of an imported model: pool: outputs along a side, or in a row of a sound, whose mean is one vector;
-    has_class: the class token is one, too; places: the fields of Places.
+    has_class: the class token is one, too; places: the fields of Places. in_step: the encoder is a part of
+    the model (model/towers.py), and its inputs are the features.
     """
     self.path, self.digest, self.config = path, digest, config
     self.layer, self.stack, self.seconds, self.pixels = layer, stack, seconds, list(pixels)
-    self.pool, self.has_class = pool, has_class
+    self.pool, self.has_class, self.in_step = pool, has_class, in_step
     self.places = Places(**places) if places else None
     self._kept = {}  # digest of an item -> its outputs
 
@@ -112,19 +120,20 @@ class EncoderReader:
     folder = find_folder(path)
     config = base.read_json(folder / CONFIG, fix, {})
     spec = families.read_spec(config, cfg.layer)
-    modality = {'patches': 'image', 'frames': 'audio'}[kind]
+    modality = KINDS[kind].modality
     if spec.modality != modality:
       raise ValueError(
         f'encoder.{modality}={path} is an encoder of {spec.modality}\nfix: set encoder.{spec.modality} to it'
       )
     if modality == 'audio':
-      return cls(str(folder), weights_digest(folder), config, cfg.layer, cfg.stack, cfg.seconds)
+      return cls(str(folder), digests.weights_digest(folder), config, cfg.layer, cfg.stack, cfg.seconds)
     pixels = picture_preparation(folder, spec)
-    return cls(str(folder), weights_digest(folder), config, cfg.layer, 1, 0.0, pixels)
+    reader = cls(str(folder), digests.weights_digest(folder), config, cfg.layer, 1, 0.0, pixels)
+    return reader if cfg.train == 'cached' else reader.put_in_step()
 
   def fields(self) -> dict:
     """Return all that the outputs depend on, and where the weights are."""
-    fields = {name: getattr(self, name) for name in FIELDS}
+    fields = {name: getattr(self, name) for name in FIELDS} | ({'in_step': True} if self.in_step else {})
     if self.places is None:
       return fields
     places = dataclasses.asdict(self.places)
@@ -145,7 +154,7 @@ class EncoderReader:
   @property
   def feature_width(self) -> int:
     """The numbers of a place."""
-    return self.spec.cfg.width * self.stack
+    return self.tower().input_width if self.in_step else self.spec.cfg.width * self.stack
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -166,19 +175,48 @@ class EncoderReader:
     longest = self.spec.cfg.context * PER_POSITION
     return min(math.ceil(self.seconds * RATE / PER_POSITION) * PER_POSITION or longest, longest)
 
+  def put_in_step(self) -> 'EncoderReader':
+    """Return the reader of inputs of this encoder as a part of the model; ValueError where it cannot be."""
+    parts = {
+      'sounds': self.spec.modality == 'audio',
+      'a class token as a place': self.has_class,
+      'tiles without their borders': bool(self.pixels) and bool(Pixels(*self.pixels).sizes),
+    }
+    if part := next((part for part, is_in in parts.items() if is_in), ''):
+      raise ValueError(
+        f'encoder.train: the encoder in {self.path} has {part}, which cannot be in the step\n'
+        'fix: leave encoder.train=cached'
+      )
+    places = None if self.places is None else dataclasses.asdict(self.places)
+    form = {'pool': self.pool, 'places': places, 'in_step': True}
+    return EncoderReader(**self.fields() | form)
+
+  def tower(self, training: str = '') -> Any:
+    """Return the towers.Tower of the encoder as a part of the model, trained so."""
+    from gpt_jax.model import towers
+
+    kind = next(name for name, kind in KINDS.items() if kind.modality == self.spec.modality)
+    pixels = Pixels(*map(tuple, self.pixels[:2]))
+    form = (max(self.pool, math.isqrt(self.stack)), self.pool > 1)
+    where = self.path, self.digest
+    return towers.Tower(kind, self.spec, training, *where, pixels.mean, pixels.deviation, *form)
+
   @functools.cached_property
   def encoder(self):
     """The weights; ValueError or FileNotFoundError if they are not those that were read before."""
     from gpt_jax.interop.encoders import encoder
 
-    check_weights(self.path, self.digest, 'encoder')
+    digests.check_weights(self.path, self.digest, 'encoder')
     return encoder.load(self.path, self.spec)
 
   def features(self, items) -> list[np.ndarray]:
     """Images uint8 [Y, X, A] or sounds float32 [samples] -> float32 [P, k U] each.
 
-    A sound is read in windows, the last one filled with silence; outputs after its end are left out.
+    A sound is read in windows, the last one filled with silence; outputs after its end are left out. In the
+    step: the pixels of each place, plus 1.
     """
+    if self.in_step:
+      return [np.concatenate([*map(self.tower().pixels_of_places, self.cut(item))]) for item in items]
     keys = [hashlib.blake2b(np.ascontiguousarray(item)).digest() for item in items]
     new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._kept}
     outputs = dict(zip(new, self._encode([*new.values()]), strict=True))
@@ -317,29 +355,6 @@ def find_folder(path: str) -> pathlib.Path:
   roots = ['.', *filter(None, [os.environ.get('GPT_JAX_DATA', '')])]
   places = [os.path.abspath(os.path.join(root, os.path.expanduser(path))) for root in roots]
   return pathlib.Path(next(filter(os.path.isdir, places), places[0]))
-
-
-def check_weights(path: str, digest: str, name: str) -> None:
-  """Raise FileNotFoundError or ValueError unless the weights of this digest are in the folder."""
-  fix = f'put the folder of the {name} back, as it was when this run began'
-  if not os.path.isdir(path):
-    raise FileNotFoundError(f'the {name} is not in {path}\nfix: {fix}')
-  if (actual := weights_digest(pathlib.Path(path))) != digest:
-    raise ValueError(f'{path} has weights of sha256 {actual}, not {digest}\nfix: {fix}')
-
-
-def weights_digest(folder: pathlib.Path) -> str:
-  """Return the sha256 of the safetensors files of a folder; FileNotFoundError without one."""
-  files = sorted(folder.glob('*.safetensors'))
-  if not files:
-    raise FileNotFoundError(
-      f'{folder} has no safetensors\nfix: name a folder with config.json and model.safetensors'
-    )
-  total = hashlib.sha256()
-  for path in files:
-    with open(path, 'rb') as file:
-      total.update(hashlib.file_digest(file, 'sha256').digest())
-  return total.hexdigest()
 
 
 def save(readers: dict, folder) -> None:

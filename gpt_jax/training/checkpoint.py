@@ -30,6 +30,7 @@ from gpt_jax.runs import digests, records
 from gpt_jax.runs.digests import Corrupt
 from gpt_jax.runs.reading import check_types, reading
 from gpt_jax.runs.text_table import join_some
+from gpt_jax.training import encoders
 from gpt_jax.training.trees import describe_mismatches, flat, from_tree, to_abstract_tree
 
 OWN_NAMES = {'state', 'extra', '_CHECKPOINT_METADATA', 'commit_success.txt'}  # in the folder of a step
@@ -179,7 +180,7 @@ class Checkpoints:
     every parameter whose path or shape differs.
     """
     extra = self.read_extra(step)
-    if extra.get('base') and isinstance(like, gpt.GPT):
+    if isinstance(like, gpt.GPT) and (extra.get('base') or adapters.has_frozen_tower(like.cfg)):
       return self._restore_merged(step, like, extra)
     stored, wanted = self.array_metadata(step), to_abstract_tree(like)
     branch = 'opt_state/ema/' if any(path.startswith('opt_state/ema/') for path in stored) else 'model/'
@@ -197,12 +198,11 @@ class Checkpoints:
 
   def _restore_merged(self, step, like, extra):
     """Return the GPT of adapters and their base."""
-    check_types(extra, {'base': REFERENCE, 'config': {'adapter': dict}})
+    check_types(extra, {'base?': REFERENCE, 'config': {'adapter': dict}})
     section = {k: tuple(x) if isinstance(x, list) else x for k, x in extra['config']['adapter'].items()}
     trained, frozen = adapters.split(adapters.AdapterConfig(**section), like)
     mesh = jax.tree.leaves(like)[0].sharding.mesh
-    base = load_base(open_base(extra['base']), extra['base']['step'], like.cfg, mesh)
-    frozen = adapters.take_base(base, with_shardings(frozen, mesh))
+    frozen = load_frozen(extra.get('base'), like.cfg, mesh, with_shardings(frozen, mesh))
     return adapters.merge(frozen, self.restore_model(step, with_shardings(trained, mesh)))
 
   def _read(self, step, wanted):
@@ -263,10 +263,18 @@ def load_base(checkpoints, step, cfg, mesh):
   return checkpoints.restore_model(step, abstract_base(checkpoints, step, cfg, mesh))
 
 
+def load_frozen(reference, cfg, mesh, abstract, verify='full'):
+  """Return the frozen base of a run: parameters of a checkpoint, and of the folders of encoders in the model.
+
+  reference: of refer_to_base; None without such a checkpoint. cfg: ModelConfig. abstract: with shardings.
+  """
+  base = None if reference is None else load_base(open_base(reference, verify), reference['step'], cfg, mesh)
+  return adapters.take_base(base, abstract, encoders.weights(cfg, base))
+
+
 def abstract_base(checkpoints, step, cfg, mesh):
   """Return the abstract GPT that `load_base` loads."""
-  extra = checkpoints.read_extra(step, {'vocab': int, 'widths': [int]})
-  sizes = {'vocab': extra['vocab'], **continuous.settings(extra['widths'])}
+  sizes = continuous.of_extra(checkpoints.read_extra(step, continuous.EXTRA))
   return with_shardings(gpt.GPT(dataclasses.replace(cfg, **sizes)), mesh)
 
 

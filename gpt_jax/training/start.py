@@ -146,6 +146,8 @@ def begin(job, cfg, workdir):
   state = job.program.init()
   if parent := parents.get('train.init_from'):
     state = job.load_initial_weights(state, *parent[:2])
+  else:
+    state = job.load_encoders(state)
   return Start(state, 0, None, notes, entries)
 
 

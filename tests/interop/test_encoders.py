@@ -3,6 +3,7 @@
 GPT_JAX_WHISPER names the folder of a real Whisper.
 """
 
+import copy
 import os
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 from gpt_jax.data import media_io
 from gpt_jax.interop.encoders import encoder, families, log_mel
 from gpt_jax.tokenizers import EncoderConfig, base, readers
-from tests import encoders, tiny_runs
+from tests import encoders, models, tiny_runs
 from tests.interop.test_interop import hf
 
 __all__ = ['hf']  # the fixture
@@ -108,6 +109,35 @@ def test_outputs_equal_those_of_transformers(pair):
   assert actual.std() > 0.1
   np.testing.assert_allclose(actual, last, rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(ours(folder, x, 2), hidden[2], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('pair', ['vit', 'siglip', 'clip_gelu'], indirect=True)
+def test_gradients_equal_those_of_transformers(pair, tmp_path):
+  """Of random linear functions of the outputs; theirs are written as weights and read as ours."""
+  import torch
+
+  model, folder = pair
+  spec = families.read_spec(base.read_json(folder / 'config.json', ''))
+  x, loaded = inputs_of(spec), encoder.load(folder, spec)
+  output = model(torch.tensor(np.moveaxis(x, -1, 1))).last_hidden_state
+  direction = np.random.default_rng(2).standard_normal(tuple(output.shape)).astype(np.float32)
+  model.zero_grad()
+  (output * torch.tensor(direction)).sum().backward()
+  gradients = copy.deepcopy(model)
+  with torch.no_grad():
+    for mine, theirs in zip(gradients.parameters(), model.parameters(), strict=True):
+      mine.copy_(torch.zeros_like(theirs) if theirs.grad is None else theirs.grad)
+  gradients.save_pretrained(tmp_path)
+  expected = models.params(encoder.load(tmp_path, spec))
+  loss = jax.jit(lambda m: (m(encoder.cut_patches(x, spec)) * direction).sum())
+  actual = models.params(jax.grad(loss)(loaded))
+  for path, row in families.tensor_rows(spec).items():
+    if not row.name:  # a bias that theirs does not have
+      continue
+    g = expected[path]
+    scale = np.abs(g).max() if 'k_bias' not in path else 1.0  # the softmax does not depend on it
+    np.testing.assert_allclose(actual[path], g, atol=1e-4 * scale + 1e-6, err_msg=path)
+    assert scale > 1e-3, path
 
 
 @pytest.mark.parametrize('mels, seconds', [(80, 1), (128, 2)])

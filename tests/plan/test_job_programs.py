@@ -7,11 +7,13 @@ import pytest
 
 from gpt_jax import config, sample, train
 from gpt_jax.cluster import batches
-from gpt_jax.model import adapters
+from gpt_jax.interop.encoders import families
+from gpt_jax.model import adapters, encoder, param_trees
 from gpt_jax.plan import format, job_programs, plan, search, topologies
 from gpt_jax.step import params_of
 from gpt_jax.training import start
-from tests import tiny_runs
+from tests import encoders, tiny_runs
+from tests.jobs import test_encoders_in_step
 from tests.tiny_runs import assert_two_lines
 
 
@@ -190,3 +192,22 @@ def test_eight_devices_hold_shares_of_all(case, base, records, one_device):
     are_factors = case.endswith('adapters') and name in ('trained parameters', 'optimizer')  # have no D
     assert size < whole[name] / (1 if are_factors else 4), name
   assert all(program['collectives'] for program in shared['before'].values())
+
+
+@pytest.mark.parametrize('training', ['frozen', 'whole'])
+def test_an_encoder_in_the_step_is_planned(training, one_device, tmp_path, monkeypatch):
+  """Its bytes are held, and rows hold pixels: a batch is that of the run."""
+  eye = encoders.write(tmp_path / 'eye', encoders.CLIP)
+  cfg = test_encoders_in_step.experiment(eye, training)
+  monkeypatch.setattr(plan, 'measure', lambda *args: {'memory': {'fits': True}})
+  planned, mesh = plan.plan(cfg, one_device, decode=False), train.make_mesh(cfg.mesh)
+  with jax.set_mesh(mesh):
+    job = train.JOBS[cfg.train.job](cfg, tmp_path, mesh)
+    batch = next(iter(job.loader))
+  abstract = job.program.abstract
+  parts = {'trained parameters': abstract.model, 'frozen base': abstract.frozen}
+  held = {name: job_programs.total(tree) for name, tree in parts.items()} | {'batch': nbytes(batch)}
+  assert {name: planned['train']['held'].get(name, 0) for name in held} == held
+  eye_bytes = 4 * param_trees.count(encoder.Encoder(families.read_spec(encoders.CLIP)))
+  where = 'frozen base' if training == 'frozen' else 'trained parameters'
+  assert held[where] >= eye_bytes and batch['patches_BTA'].shape[-1] == 16

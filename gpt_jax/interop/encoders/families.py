@@ -14,7 +14,7 @@ import re
 from typing import Any, NamedTuple
 
 from gpt_jax.interop.tensors import Tensor, matrix, norm
-from gpt_jax.model.config import ModelConfig
+from gpt_jax.model.encoder import Spec
 
 ROOT, MLP = 'blocks/attention', 'blocks/mlp'
 QUICK = 1.702  # x sigmoid(1.702 x) = silu(1.702 x) / 1.702
@@ -24,30 +24,6 @@ ACTIVATIONS = {
   **dict.fromkeys(('gelu_new', 'gelu_fast', 'gelu_pytorch_tanh'), 'gelu'),
   **{name: name for name in ('relu', 'silu')},
 }
-
-
-class Spec(NamedTuple):
-  """One encoder: everything that its computation depends on but the weights."""
-
-  family: str  # a row of FAMILIES
-  cfg: ModelConfig  # of the blocks; context: positions
-  sizes: tuple  # (letter, size) of the stem
-  grid: tuple = ()  # rows and columns of patches; () = a sound
-  is_quick: bool = False  # whether the activation is quick GELU
-  has_final_norm: bool = True
-  pool: int = (
-    1  # outputs in a row whose mean goes to the final norm; of a sound without the silence behind it
-  )
-
-  @property
-  def modality(self) -> str:
-    """image or audio."""
-    return 'image' if self.grid else 'audio'
-
-  @property
-  def side(self) -> int:
-    """Pixels of a patch's side."""
-    return dict(self.sizes)['Y']
 
 
 class Family(NamedTuple):
@@ -258,19 +234,10 @@ def read_spec(hf: dict, layer: int = 0) -> Spec:
     fields['mlp'] = 'swiglu'
   is_sound = 'conv1_WMD' in family.tensors
   stem = _sound(hf, fields) if is_sound else _picture(hf, family, fields)
-  cfg = ModelConfig(
-    **fields | {'layers': layer or fields['layers']},
-    norm='layernorm',
-    attention_bias=True,
-    mlp_bias=True,
-    positions='none',
-    vocab=1,
-    kernel='xla',
-    dtype='float32',
-    remat='none',
-    unroll='off',
-  )
-  return Spec(name, cfg, *stem, is_quick, family.has_final_norm and not layer, family.pool)
+  fields['layers'] = layer or fields['layers']
+  ends = family.has_final_norm and not layer
+  form = (family.has_class, family.has_pre_norm, ends, is_quick, family.pool)
+  return Spec(name, tuple(fields.items()), *stem, *form)
 
 
 def _sound(hf, fields):
