@@ -37,10 +37,9 @@ def write_report(workdir):
 def track_verdicts(workdir, say=loggers.say):
   """Give the table of verdicts to the trackers of the study's runs, as a run of the study itself."""
   study = results.read_study(workdir)
-  log = next(
-    (records.read_json(pathlib.Path(row['folder']) / 'config.json').get('log') for row in study.done), None
-  )
-  with trackers.of_study(log or {}, study.folder, study.spec, say) as opened:
+  configs = (records.read_json(pathlib.Path(row['folder']) / 'config.json') for row in study.done)
+  log = next((config.get('log') for config in configs), None)
+  with trackers.of_study(log if isinstance(log, dict) else {}, study.folder, study.spec, say) as opened:
     table = study_tables.results_table(study)
     columns = [name.removeprefix('>') for name in table.header]
     opened.call('table', 'verdicts', columns, [[str(cell) for cell in row] for row in table.rows])

@@ -180,11 +180,9 @@ class Run:
     self._lock(config, free, stack)
     event = {'new': 'start', 'resume': 'resume'}[check_workdir(folder, config, free=free)]
     events, dropped = records.repair_lines(folder / 'events.jsonl')
-    opened = trackers.open_trackers(
-      vars(self.log_config), folder, config, trackers.ids_of(events), self.resume_step, stack
-    )
-    self._trackers = trackers.Trackers(opened, self.print)
-    info |= {'trackers': ids} if (ids := {name: row.run_id for name, row in opened.items()}) else {}
+    self._trackers = stack.enter_context(trackers.Trackers(loggers.say))
+    self._trackers.open(vars(self.log_config), folder, config, trackers.ids_of(events), self.resume_step)
+    info |= {'trackers': self._trackers.ids} if self._trackers.ids else {}
     if event == 'start':
       records.write_json(folder / 'config.json', config)
     elif changes := records.diff(read_config(folder), config):

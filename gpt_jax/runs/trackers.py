@@ -13,7 +13,7 @@ import wave
 
 import numpy as np
 
-from gpt_jax.runs import records
+from gpt_jax.runs import records, secrets
 
 KINDS = {'.png': 'image', '.wav': 'sound', '.txt': 'text'}  # of samples, by suffix
 
@@ -240,52 +240,59 @@ def title(folder):
   return f'{about.get("arm")} seed {about.get("seed")}', str(about.get('study', ''))
 
 
-def open_trackers(log, folder, config, ids, resume_step, stack):
-  """Return {name: Tracker} of the rows that a LogConfig, or dict, names; the stack ends their runs.
+def open_tracker(name, project, *args):
+  """Return the Tracker of a row of TRACKERS; args: those of a Tracker after `project`.
 
-  ids: {name: run_id} of an earlier process. Raises ValueError where a package is missing.
+  Raises ValueError where its package is missing, or it cannot be reached.
   """
-  trackers = {}
-  for name, row in TRACKERS.items():
-    if project := log.get(name):
-      try:
-        library = row.load()
-      except ImportError as error:
-        raise ValueError(
-          f'log.{name}={project} needs the package {row.package}: {error}\n'
-          f'fix: pip install {row.package}, or drop log.{name}'
-        ) from error
-      trackers[name] = tracker = row(library, folder, project, config, ids.get(name, ''), resume_step)
-      stack.push(lambda kind, error, trace, tracker=tracker: tracker.close(kind is not None))
-  return trackers
+  row, (folder, *more) = TRACKERS[name], args
+  try:
+    return row(row.load(), folder, project, *more)
+  except ImportError as error:
+    cause, fix = f'needs the package {row.package}: {error}', f'pip install {row.package}'
+  except Exception as error:
+    cause, fix = f'cannot be opened: {describe(error)}', 'see the settings of its library, and its service'
+  raise ValueError(f'log.{name}={project} {cause}\nfix: {fix}, or drop log.{name}')
+
+
+def describe(error):
+  """Return the type and text of an exception of a library in one line, without passwords of addresses."""
+  return secrets.redact(' '.join(f'{type(error).__name__}: {error}'.split())[:300])
 
 
 def ids_of(events):
   """Return {name: run_id} of the trackers of earlier sessions, from events.jsonl."""
   ids = {}
   for event in events:
-    ids |= event.get('trackers') or ({'wandb': event['wandb_id']} if 'wandb_id' in event else {})
-  return ids
+    before = {'wandb': event['wandb_id']} if 'wandb_id' in event else {}
+    ids |= event['trackers'] if isinstance(event.get('trackers'), dict) else before
+  return {name: run_id for name, run_id in ids.items() if isinstance(run_id, str)}
 
 
-@contextlib.contextmanager
-def of_study(log, folder, spec, say):
-  """Open the Trackers of a study whose runs have this section `log`; FOLDER/trackers.json keeps their ids."""
-  path = folder / 'trackers.json'
-  known = {key: spec[key] for key in ('name', 'question', 'base', 'factors', 'metric') if key in spec}
-  with contextlib.ExitStack() as stack:
-    ids = records.read_json(path)
-    opened = open_trackers(log, folder, known, ids, 0, stack)
-    if opened:
-      records.write_json(path, {name: tracker.run_id for name, tracker in opened.items()})
-    yield Trackers(opened, say)
+class Trackers(contextlib.AbstractContextManager):
+  """All trackers of a run. One that fails is left out from then on; the run folder has everything.
 
+  As a context manager it ends their runs.
+  """
 
-class Trackers:
-  """All trackers of a run. One that fails is left out from then on; the run folder has everything."""
+  def __init__(self, say):
+    self.trackers, self.failed, self.say = {}, {}, say  # {name: Tracker}
 
-  def __init__(self, trackers, say):
-    self.trackers, self.say = trackers, say
+  def open(self, log, folder, config, ids=None, resume_step=0):
+    """Open those that a LogConfig, as a dict, names; ids: {name: run_id} of an earlier process.
+
+    Raises ValueError for one that cannot be opened.
+    """
+    for name in TRACKERS:
+      if project := log.get(name):
+        self.trackers[name] = open_tracker(
+          name, project, folder, config, (ids or {}).get(name, ''), resume_step
+        )
+
+  @property
+  def ids(self):
+    """{name: run_id} of the runs."""
+    return {name: tracker.run_id for name, tracker in self.trackers.items()}
 
   def call(self, method, *args):
     """Call a method of each."""
@@ -293,8 +300,35 @@ class Trackers:
       try:
         getattr(tracker, method)(*args)
       except Exception as error:
-        self.say(f'log.{name} is left out from now on: {type(error).__name__}: {error}')
-        del self.trackers[name]
+        self.say(f'log.{name} is left out from now on: {describe(error)}')
+        self.failed[name] = self.trackers.pop(name)
+
+  def __exit__(self, kind, error, trace):
+    """End the runs, as failed ones if an exception ends the context."""
+    failed, self.failed = self.failed, {}
+    self.call('close', kind is not None)
+    for tracker in failed.values():
+      with contextlib.suppress(Exception):  # it was said before
+        tracker.close(kind is not None)
+
+
+@contextlib.contextmanager
+def of_study(log, folder, spec, say):
+  """Open the Trackers of a study whose runs have this section `log`; FOLDER/trackers.json keeps their ids.
+
+  One that cannot be opened is a note: the study's folder has everything.
+  """
+  path = folder / 'trackers.json'
+  known = {key: spec[key] for key in ('name', 'question', 'base', 'factors', 'metric') if key in spec}
+  with Trackers(say) as opened:
+    for name in TRACKERS:
+      try:
+        opened.open({name: log.get(name)}, folder, known, ids_of([{'trackers': records.read_json(path)}]))
+      except ValueError as error:
+        say(f'note: verdicts are not tracked: {error}'.partition('\n')[0])
+    if opened.ids:
+      records.write_json(path, records.read_json(path) | opened.ids)
+    yield opened
 
 
 TRACKERS = {'tensorboard': TensorBoard, 'wandb': Wandb, 'mlflow': MLflow, 'trackio': Trackio}

@@ -10,7 +10,7 @@ import pytest
 
 from gpt_jax.ablation import store
 from gpt_jax.reports import compare
-from gpt_jax.runs import records
+from gpt_jax.runs import records, trackers
 from tests import command_line, tiny_runs
 from tests.command_line import assert_user_error
 from tests.tiny_runs import snapshot
@@ -200,12 +200,13 @@ def test_two_tasks_of_an_array_share_a_study(study, tmp_path):
 @pytest.mark.slow
 def test_a_study_that_is_killed_and_stopped_goes_on(study, tmp_path):
   """Each run ends as if nothing had happened: its losses are those of a study left alone."""
-  spec = study({'lr': [1e-2, 3e-2]}, **{'train.steps': 240})
+  steps = {'train.steps': 160, 'train.eval_every': 40, 'checkpoint.every': 8}
+  spec = study({'lr': [1e-2, 3e-2]}, **steps)
   folders = tmp_path / 'cut', tmp_path / 'whole'
   words = lambda folder: ('ablate', spec, f'--workdir={folder}', '--workers=2')
   for number in (signal.SIGKILL, signal.SIGTERM):
     process = command_line.start(*words(folders[0]), folder=tmp_path)
-    wait_for_steps(folders[0], 60 if number == signal.SIGKILL else 120)
+    wait_for_steps(folders[0], 40 if number == signal.SIGKILL else 80)
     process.send_signal(number)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 75}[number], output
@@ -245,6 +246,42 @@ def test_the_report_of_a_study_is_written_again(call, results):
   code, out, err = call('report', f'--workdir={results}')
   assert code == 0, err
   assert 'base seed 0 is corrupt' in out and 'lr=0.1 seed 1 is missing' in out
+
+
+@pytest.mark.parametrize('fails', ['', '__init__', 'table', 'close'])
+def test_verdicts_go_to_the_tracker_of_the_runs_which_may_fail(call, results, monkeypatch, fails):
+  tables = []
+
+  class Lab(trackers.Tracker):
+    package, run_id, load = 'json', 'x', staticmethod(lambda: None)
+
+    def __init__(self, library, folder, project, config, run_id, resume_step):
+      self.fail('__init__')
+      tables.append((project, config['name'], run_id))
+
+    def table(self, name, columns, rows):
+      self.fail('table')
+      tables.append((name, columns[0], [row[0] for row in rows]))
+
+    def close(self, failed):
+      self.fail('close')
+      tables.append(failed)
+
+    def fail(self, name):
+      if name == fails:
+        raise ConnectionError('no route')
+
+  monkeypatch.setattr(trackers, 'TRACKERS', {'trackio': Lab})
+  for path in results.glob('runs/*/*/config.json'):
+    records.write_json(path, records.read_json(path) | {'log': {'trackio': 'lab'}})
+  code, out, err = call('report', f'--workdir={results}')
+  assert code == 0 and 'report: ' in out.splitlines()[-1], err
+  assert ('no route' in out) == bool(fails)
+  if not fails:
+    assert tables == [('lab', 'rates', ''), ('verdicts', 'arm', ['base (0.01)', 'lr=0.1']), False]
+    assert records.read_json(results / 'trackers.json') == {'trackio': 'x'}
+    call('report', f'--workdir={results}')
+    assert tables[3] == ('lab', 'rates', 'x')
 
 
 def test_a_table_of_runs(call, results, tmp_path):

@@ -1,6 +1,5 @@
 """Trackers: the config, curves, samples and verdicts that the real libraries keep, without a network."""
 
-import contextlib
 import os
 import sys
 
@@ -9,6 +8,7 @@ import pytest
 
 from gpt_jax.data import media_io
 from gpt_jax.runs import loggers, records, run_folder, trackers
+from tests import tiny_runs
 
 CONFIG = {'model': {'layers': 2}, 'optim': {'lr': 0.1}}
 VERDICTS = (['arm', 'verdict'], [['base', 'baseline'], ['lr=0.1', 'better']])
@@ -160,35 +160,53 @@ def test_missing_packages_are_two_line_errors(tmp_path, monkeypatch):
     with pytest.raises(
       ValueError, match=f'log.{name}=lab needs the package {row.package}.*\nfix: pip install'
     ):
-      trackers.open_trackers({name: 'lab'}, tmp_path, {}, {}, 0, contextlib.ExitStack())
+      trackers.Trackers(print).open({name: 'lab'}, tmp_path, {})
   assert not os.listdir(tmp_path)
 
 
-def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(tmp_path, capsys, monkeypatch):
-  calls = []
+@pytest.fixture
+def broken(monkeypatch):
+  """Function that makes methods of the tracker mlflow fail -> the calls of all of them."""
 
-  class Broken(trackers.Tracker):
-    package, run_id = 'json', 'x'
-    load = staticmethod(lambda: None)
+  def replace(*methods):
+    calls = []
 
-    def __init__(self, *_):
-      pass
+    def method(name):
+      def call(self, *args):
+        calls.append(name)
+        if name in methods:
+          raise ConnectionError('no route\nto the host')
 
-    def log(self, step, metrics):
-      calls.append(step)
-      raise ConnectionError('no route')
+      return call
 
-    def close(self, failed):
-      calls.append(failed)
+    names = ('__init__', 'log', 'sample', 'table', 'close')
+    fields = {'package': 'json', 'run_id': 'x', 'load': staticmethod(lambda: None)}
+    row = type('Broken', (trackers.Tracker,), fields | {name: method(name) for name in names})
+    monkeypatch.setattr(trackers, 'TRACKERS', {'mlflow': row})
+    return calls
 
-  monkeypatch.setattr(trackers, 'TRACKERS', {'mlflow': Broken})
-  log = loggers.LogConfig(console='plain', mlflow='lab')
-  with run_folder.acquire_run_dir(tmp_path / 'run', CONFIG, log=log, total_steps=10) as opened:
+  return replace
+
+
+@pytest.mark.parametrize('method, calls', [('log', 1), ('close', 2)])
+def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(tmp_path, capsys, broken, method, calls):
+  made = broken(method)
+  with run(tmp_path / 'run', mlflow='lab') as opened:
     for step in (1, 2):
       opened.log(step, {'loss': 1.0})
-  assert calls == [1, False]
-  assert 'log.mlflow is left out from now on: ConnectionError: no route' in capsys.readouterr().out
+  assert made == ['__init__', *['log'] * calls, 'close']
+  assert (
+    'log.mlflow is left out from now on: ConnectionError: no route to the host' in capsys.readouterr().out
+  )
   assert len(run_folder.read_metrics(tmp_path / 'run')) == 2
+
+
+def test_a_tracker_that_cannot_be_opened_is_two_lines_and_leaves_the_folder_free(tmp_path, broken):
+  broken('__init__')
+  with pytest.raises(ValueError) as error:
+    run(tmp_path / 'run', mlflow='lab')
+  tiny_runs.assert_two_lines(error.value, 'log.mlflow=lab cannot be opened: ConnectionError: no route')
+  run(tmp_path / 'run').close()
 
 
 def test_runs_of_a_study_are_named_by_arm_and_seed(tmp_path):
@@ -197,6 +215,7 @@ def test_runs_of_a_study_are_named_by_arm_and_seed(tmp_path):
   assert trackers.title(tmp_path) == ('lr=0.1 seed 3', 'rates')
 
 
-def test_ids_of_runs_before_trackers_were_a_table():
+def test_ids_of_runs_before_trackers_were_a_table_and_of_altered_files():
   events = [{'event': 'start', 'wandb_id': 'abcd'}, {'event': 'resume'}]
   assert trackers.ids_of(events) == {'wandb': 'abcd'}
+  assert trackers.ids_of([*events, {'trackers': ['x']}, {'trackers': {'mlflow': 3}}]) == {'wandb': 'abcd'}
