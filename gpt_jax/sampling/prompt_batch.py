@@ -73,14 +73,7 @@ def batch_prompts(model_cfg, prompts, cfg, grammar, P):
   batch = {'positions_BT3': positions_BP3}
   condition_BP = grammars.condition_mask(grammar, ids_BP, lengths_B)
   if any(p.prefix for p in prompts):
-    own_BP = np.arange(P)[None] < lengths_B[:, None]
-    groups = {
-      True: condition_BP,
-      'prefix': own_BP,
-      'items': layout.items_of(ids_BP, grammar),
-      False: condition_BP * 0,
-    }
-    batch['prefix_BT'] = np.stack([groups[p.prefix][row] for row, p in enumerate(prompts)]).astype(np.int32)
+    batch['prefix_BT'] = prefix_groups(prompts, ids_BP, condition_BP, grammar)
   batch |= continuous_inputs(model_cfg, prompts, grammar, ids_BP)
   input_ids_BP, guidance_B = ids_BP, None
   if cfg.guidance != 1.0:
@@ -88,6 +81,21 @@ def batch_prompts(model_cfg, prompts, cfg, grammar, P):
     guidance_B = np.full(len(prompts), cfg.guidance, np.float32)
   inputs = gpt.inputs(model_cfg, batch)
   return PromptBatch(ids_BP, lengths_B, input_ids_BP, inputs, guidance_B, span)
+
+
+def prefix_groups(prompts, ids_BP, condition_BP, places):
+  """Return the groups of tokens that see each other both ways, int32 [B, P], of rows that begin with prompts.
+
+  places: what has the ids of places of media: a Grammar, or a Layout.
+  """
+  lengths_B1 = np.array([[len(p.ids)] for p in prompts])
+  groups = {
+    True: condition_BP,
+    'prefix': np.arange(ids_BP.shape[1])[None] < lengths_B1,
+    'items': layout.items_of(ids_BP, places),
+    False: condition_BP * 0,
+  }
+  return np.stack([groups[p.prefix][row] for row, p in enumerate(prompts)]).astype(np.int32)
 
 
 def continuous_inputs(model_cfg, prompts, grammar, ids_BP):

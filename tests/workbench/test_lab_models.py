@@ -13,11 +13,17 @@ import pytest
 from PIL import Image
 
 from gpt_jax.data import media_io
+from gpt_jax.data.templates import Piece
 from gpt_jax.evaluation import trained
 from gpt_jax.model import attention
 from gpt_jax.reports import compare
+from gpt_jax.sampling.prompt_batch import Prompt
+from gpt_jax.tokenizers import Tokenizers
+from gpt_jax.tokenizers.audio import AudioConfig
+from gpt_jax.tokenizers.codec import CodeTokenizer
 from gpt_jax.training import probes
-from gpt_jax.workbench.lab import app
+from gpt_jax.workbench.lab import app, inside, pieces, playground
+from gpt_jax.workbench.lab import models as lab_models
 from tests import models, tiny_runs
 
 pytest.importorskip('starlette', reason='starlette is not installed: pip install .[lab]')
@@ -149,6 +155,38 @@ def test_inside_of_a_picture_and_of_a_sound(client):
   [shown] = found['media']
   assert len(shown['codes']) == [token['kind'] for token in found['tokens']].count('audio') > 0
   assert shown['spectrogram'].startswith('data:image/png;base64,')
+
+
+def test_a_prompt_has_the_mask_that_it_is_sampled_with(runs):
+  """Of an imported model the whole prompt, or each picture, sees itself both ways."""
+  run = trained.load(runs / 'media')
+  patch, sep = run.tokenizers.layout.patch, run.tokenizers.layout.sep
+  ids = [1, patch, patch, 2, patch, sep, 3]
+  for prefix, groups in ((True, [1] * 6 + [0]), ('prefix', [1] * 7), ('items', [0, 1, 1, 0, 2, 0, 0])):
+    batch = inside.batch_of(run, Prompt(ids, prefix=prefix), [*ids, 4])
+    assert batch['prefix_BT'][0, :8].tolist() == [*groups, 0] and not batch['prefix_BT'][0, 8:].any()
+  assert 'prefix_BT' not in inside.batch_of(run, Prompt(ids), ids)
+  assert inside.condition(run, Prompt([1, 2], prefix='prefix'), [1, 2, 3]) == [True, True, False]
+  assert inside.condition(run, Prompt([1, 2]), [1, 2, 3]) == [False] * 3
+
+
+def test_codes_without_a_codec_are_shown_as_numbers(runs):
+  run = trained.load(runs / 'media')
+  codec = AudioConfig(kind='codes', codes=8, books=2, longest=4)
+  toks = Tokenizers.build(run.tokenizers.text, None, CodeTokenizer(codec))
+  codes_PQ = np.array([[1, 2], [3, 4]], np.int32)
+  ids = [toks.layout.boa, *toks.encode_codes('audio', codes_PQ), toks.layout.eoa]
+  assert pieces.media(toks, ids, 1) == [{'kind': 'audio', 'start': 0, 'end': 5, 'codes': [[1, 2], [3, 4]]}]
+  assert playground.to_reply(Piece('codes', codes_PQ), 0) == ('text', '[[1, 2], [3, 4]]')
+
+
+def test_an_imported_model_reads_pictures_that_no_template_has(tmp_path):
+  assert lab_models.abilities({}, tmp_path)['inputs'] == ['text']
+  (tmp_path / 'tokenizer').mkdir()
+  for places, inputs in (({'token': '<image>'}, ['image', 'text']), (None, ['text'])):
+    content = {'patches': {'places': places}}
+    (tmp_path / 'tokenizer/readers.json').write_text(json.dumps(content))
+    assert lab_models.abilities({}, tmp_path)['inputs'] == inputs
 
 
 def test_a_text_longer_than_the_context_is_cut(client):

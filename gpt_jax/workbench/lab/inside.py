@@ -38,15 +38,16 @@ def look(lab, body):
     outputs = jax.device_get(internals()(run.model, batch))
     facts = describe(run, ids[:most], outputs) | {'cut': max(0, len(ids) - most)}
     facts['media'] = pieces.media(run.tokenizers, ids[:most], MAX_MEDIA)
-    for token, given in zip(facts['tokens'], condition(run, ids[:most]), strict=True):
+    for token, given in zip(facts['tokens'], condition(run, prompt, ids[:most]), strict=True):
       token['given'] = given
     return facts
 
 
-def condition(run, ids):
+def condition(run, prompt, ids):
   """Return for each id whether it is of a condition, which training never predicts."""
   ids_BW = np.array([ids], np.int32)
-  return run.tokenizers.layout.condition_mask(ids_BW, np.ones_like(ids_BW))[0].tolist()
+  given_W = run.tokenizers.layout.condition_mask(ids_BW, np.ones_like(ids_BW))[0]
+  return (given_W | ((prompt.prefix == 'prefix') & (np.arange(len(ids)) < len(prompt.ids)))).tolist()
 
 
 def batch_of(run, prompt, ids):
@@ -61,7 +62,8 @@ def batch_of(run, prompt, ids):
   if layout.has_images:
     batch['positions_BT3'] = layout.positions3(ids_BT, segments_BT)
   if prompt.prefix:
-    batch['prefix_BT'] = layout.condition_mask(ids_BT, segments_BT)
+    condition_BT = layout.condition_mask(ids_BT, segments_BT)
+    batch['prefix_BT'] = prompt_batch.prefix_groups([prompt], ids_BT, condition_BT, layout)
   for name, kind in KINDS.items():
     if (features := getattr(prompt, name)) is not None:
       batch[kind.argument] = np.zeros((1, T, features.shape[1]), np.float32)

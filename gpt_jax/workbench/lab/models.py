@@ -56,12 +56,12 @@ def list_models(lab, query):
     step, config = newest_checkpoint(folder), lab.index.config(folder)
     job = str(args.section(config, 'train').get('job', ''))
     if step >= 0 and not job.endswith('_tokenizer'):
-      rows.append({'name': name, 'step': step} | abilities(config))
+      rows.append({'name': name, 'step': step} | abilities(config, folder))
   return {'models': rows}
 
 
-def abilities(config):
-  """Return what the templates of a config read and make; a text for a template that cannot be read."""
+def abilities(config, folder):
+  """Return what a run reads and makes: by its templates, or as an imported model; else texts."""
   from gpt_jax.data import templates
 
   inputs, outputs, chat, sources = set(), set(), False, {}
@@ -74,8 +74,23 @@ def abilities(config):
       inputs |= kinds(condition) or {'text'}
       outputs |= kinds(target)
       sources[name] = template
+  inputs |= read_by_import(folder)
   facts = {'inputs': sorted(inputs or {'text'}), 'outputs': sorted(outputs or {'text'}), 'chat': chat}
   return facts | {'sources': sources, 'sampling': args.section(config, 'sample')}
+
+
+def read_by_import(folder):
+  """Return the modalities that an imported model reads, 'text' among them; an empty set for other runs."""
+  from gpt_jax.model.continuous import KINDS
+  from gpt_jax.runs import records
+  from gpt_jax.tokenizers import readers
+
+  try:
+    rows = records.read_json(folder / 'tokenizer' / readers.FILE, {str: dict})
+  except (ValueError, OSError):  # said when the model is loaded
+    return set()
+  kinds = [kind for kind, fields in rows.items() if fields.get('places') and kind in KINDS]
+  return {'text', *(KINDS[kind].modality for kind in kinds)} if kinds else set()
 
 
 def files(body, name):

@@ -36,7 +36,8 @@ def media(tokenizers, ids, most):
 
   Each is {kind, start, end: places of the markers around its codes, address: decoded, codes: [positions]
   [codebooks]}; a picture also has grid (rows, columns), a sound spectrogram: the address of a picture of its
-  log-mel frames, low bands below. Continuous inputs have no codes.
+  log-mel frames, low bands below. Codes without a codec have neither address nor spectrogram. Continuous
+  inputs have no codes.
   """
   layout, media, start = tokenizers.layout, [], None
   places = [getattr(layout, kind.place) for kind in KINDS.values()]
@@ -60,6 +61,8 @@ def _picture(tokenizer, codes_PQ):
 
 
 def _sound(tokenizer, codes_PQ):
+  if not tokenizer.sample_rate:  # no codec plays them
+    return {'codes': codes_PQ.tolist()}
   address = wav_uri(tokenizer.decode([codes_PQ])[0], tokenizer.sample_rate)
   mel_JM = np.asarray(tokenizer.decode_mel([codes_PQ])[0])
   mel_MJ = mel_JM.T[::-1]

@@ -63,7 +63,7 @@ def complete(run, body, to, sampling):
     else:
       outputs = [Piece('text', cfg.refusal)] if value is None else run.pieces(prompt, value)
     for piece in outputs:
-      yield number, piece.kind, to_address(piece, rate)
+      yield number, *to_reply(piece, rate)
 
 
 def chat(run, body, sampling):
@@ -77,11 +77,16 @@ def chat(run, body, sampling):
   )
 
 
-def to_address(piece, rate):
-  """Return a text as it is, a picture or a sound as a data address."""
+def to_reply(piece, rate):
+  """Return (kind, value) of a piece: a text, or the data address of a picture or a sound.
+
+  Codes of a sound that no codec plays are a text.
+  """
   if piece.kind == 'image':
-    return pieces.png_uri(piece.value)
-  return pieces.wav_uri(piece.value, rate) if piece.kind == 'audio' else piece.value
+    return 'image', pieces.png_uri(piece.value)
+  if piece.kind == 'audio':
+    return 'audio', pieces.wav_uri(piece.value, rate)
+  return 'text', piece.value if piece.kind == 'text' else str(piece.value.tolist())
 
 
 def sampling_of(body):

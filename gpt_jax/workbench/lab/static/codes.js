@@ -18,11 +18,11 @@ function gridFigure({ address, codes, grid: [rows, columns] }) {
 }
 
 function soundFigure({ spectrogram, codes }) {
-  const cell = Math.max(16, Math.min(46, Math.floor(900 / codes.length))), width = cell * codes.length, height = 130;
+  const cell = Math.max(16, Math.min(46, Math.floor(900 / codes.length))), width = cell * codes.length, height = spectrogram ? 130 : 0;
   const line = 14, books = codes[0].length;
   return s('svg', { viewBox: `0 0 ${width} ${height + line * books + 6}`, role: 'img', 'aria-label': 'codes of a sound over its spectrogram',
     style: { width: `${width}px`, maxWidth: '100%' } },
-  s('image', { href: spectrogram, width, height, preserveAspectRatio: 'none', style: 'image-rendering:pixelated' }),
+  spectrogram ? s('image', { href: spectrogram, width, height, preserveAspectRatio: 'none', style: 'image-rendering:pixelated' }) : null,
   codes.map((position, p) => [
     s('line', { x1: cell * p, x2: cell * p, y1: 0, y2: height + line * books, stroke: 'var(--first)', 'stroke-width': 0.5 }),
     position.map((code, q) => s('text', { x: cell * (p + 0.5), y: height + line * (q + 1), 'font-size': Math.min(12, cell * 0.5),
@@ -38,6 +38,6 @@ export function codesFigure(item, original) {
   const show = (label, address) => h('div', {}, h('h3', {}, label), isImage ? h('img', { src: address, alt: label, width: SIDE })
     : h('audio', { src: address, controls: true }));
   return h('figure', { class: 'chart' }, h('figcaption', {}, h('b', {}, title), saveButtons(title, () => svg, table)),
-    h('div', { class: isImage ? 'beside' : '' }, original ? show('original', original) : null, show('decoded from its codes', item.address),
+    h('div', { class: isImage ? 'beside' : '' }, original ? show('original', original) : null, item.address ? show('decoded from its codes', item.address) : null,
       h('div', {}, isImage ? h('h3', {}, 'codes') : null, svg)));
 }

@@ -50,15 +50,16 @@ export function activations(runs, labels) {
 }
 
 function drawActivations(output, reply, labels) {
-  const rows = reply.activations, most = Math.max(...rows.map((row) => row.relative || 0), 1e-12);
-  const digits = (value) => (value === null ? '\u2013' : Number(value.toPrecision(3)).toString());
+  const rows = reply.activations, size = (row) => (Number.isFinite(row.relative) ? row.relative : 0);
+  const most = Math.max(...rows.map(size), 1e-12);
+  const digits = (value) => (Number.isFinite(value) ? Number(value.toPrecision(3)).toString() : value || '\u2013'); // an infinite one is a text
   const table = () => ({ header: ['activation', 'relative', 'largest'], rows: rows.map((row) => [row.path, row.relative, row.largest]) });
   fill(output,
     h('div', { class: 'heading' }, h('p', {}, `On ${reply.rows} validation rows of ${reply.tokens} tokens of ${reply.source}, in the order of the `
-      + `computation. Relative: RMS of the difference over that of ${labels[0]}. \u2013: one of the runs lacks it.`), saveButtons('activations', null, table)),
+      + `computation. Relative: RMS of the difference over that of ${labels[0]}. \u2013: one of the runs lacks it, or it is no number.`), saveButtons('activations', null, table)),
     h('div', { class: 'scroll' }, h('table', { class: 'activations' }, h('thead', {}, h('tr', {}, h('th', {}, 'activation'),
       h('th', { class: 'number' }, 'relative'), h('th'), h('th', { class: 'number' }, 'largest'))),
     h('tbody', {}, rows.map((row) => h('tr', {}, h('td', {}, h('code', {}, row.path)), h('td', { class: 'number' }, digits(row.relative)),
-      h('td', {}, h('span', { class: 'bar-p' }, h('i', { style: { width: `${(100 * (row.relative || 0)) / most}%` } }))),
+      h('td', {}, h('span', { class: 'bar-p' }, h('i', { style: { width: `${(100 * size(row)) / most}%` } }))),
       h('td', { class: 'number' }, digits(row.largest))))))));
 }

@@ -25,20 +25,22 @@ export async function runPicker(chosen, onchange) {
 // Buttons that add pictures, sounds and vectors; `values()` returns what a request sends.
 export function mediaInputs(model) {
   const held = { images: [], sounds: [], vectors: [] };
+  let tooLarge = [];
   const preview = {
     images: (item) => h('img', { src: item.url, alt: item.name, class: 'thumb' }),
     sounds: (item) => h('audio', { src: item.url, controls: true }),
     vectors: (item) => h('code', {}, item.name),
   };
   const list = h('div', { class: 'chips' });
-  const draw = () => fill(list, Object.entries(held).flatMap(([kind, items]) => items.map((item, i) => h('span', { class: 'chip' },
+  const draw = () => fill(list, tooLarge.map((file) => h('span', { class: 'note' }, `${file.name} has more than 12 MiB and is left out. `)), Object.entries(held).flatMap(([kind, items]) => items.map((item, i) => h('span', { class: 'chip' },
     preview[kind](item),
     h('button', { class: 'quiet', type: 'button', 'aria-label': `leave out ${item.name}`,
       onclick: () => { held[kind].splice(i, 1); draw(); } }, '\u00d7')))));
   const add = (kind, accept, label) => h('label', { class: 'button' }, label, h('input', { type: 'file', accept, multiple: true, hidden: true,
     onchange: async (event) => {
-      for (const file of event.target.files) {
-        if (file.size > MAX_FILE) continue;
+      const files = [...event.target.files];
+      tooLarge = files.filter((file) => file.size > MAX_FILE);
+      for (const file of files.filter((each) => each.size <= MAX_FILE)) {
         held[kind].push({ name: file.name, url: URL.createObjectURL(file), content: await base64(file) });
       }
       event.target.value = '';
