@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 import wave
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from gpt_jax.sampling import prompts
 from gpt_jax.sampling.prompt_batch import Prompt
 from gpt_jax.tokenizers import TokenizerConfig, Tokenizers, text
 from gpt_jax.workbench.serving import app, decode_batch, fields, forms, guard, rows, server
+from gpt_jax.workbench.serving.jobs import Failure
 from gpt_jax.workbench.serving.metrics import Metrics
 from tests import command_line, models, tiny_runs
 from tests.model.test_adapter_bank import random_tree
@@ -244,6 +246,18 @@ def test_a_run_says_what_it_can_do(served, client, run):
     [model] = post(port, '/v1/models', None, method='GET')[1]['data']
     assert model['endpoints'] == ['/v1/models', '/v1/completions']
     assert_error(post(port, '/v1/audio/speech', {'input': 'a'}), 404, 'was not trained for')
+
+
+def test_a_model_that_cannot_decode_is_not_served(run):
+  class Failing:
+    batches = {'text': SimpleNamespace(end_ids=frozenset())}
+    cancel = staticmethod(lambda jobs: None)
+
+    def submit(self, jobs):
+      jobs[0].emit(Failure(MemoryError('no room')))
+
+  with pytest.raises(MemoryError, match='no room'):
+    server.warm_up(Failing(), forms.Forms(run, 'x'))
 
 
 # ---------------------------------------------------------------------------------------- adapters

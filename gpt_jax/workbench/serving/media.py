@@ -20,16 +20,16 @@ async def transcribe(server, request):
 
   if not request.headers.get('content-type', '').startswith('multipart/form-data'):
     raise RequestError('the body is not a form\nfix: send multipart/form-data with a file', status=415)
-  async with request.form(max_files=1, max_fields=16) as form:
-    upload = form.get('file')
+  async with request.form(max_files=1, max_fields=16) as parts:
+    upload = parts.get('file')
     if not isinstance(upload, UploadFile):
       raise RequestError('file is missing\nfix: send a sound as the form field file', param='file')
     content = await upload.read()
-    fields = Fields({name: value for name, value in form.items() if name != 'file'})
+    fields = Fields({name: value for name, value in parts.items() if name != 'file'})
   forms = server.forms_of(fields.take('model', str), 'audio/transcriptions')
-  form = fields.take('response_format', str, 'json')
-  if form not in ('json', 'text'):
-    raise invalid('response_format', form, 'is not supported', 'use json or text')
+  reply_format = fields.take('response_format', str, 'json')
+  if reply_format not in ('json', 'text'):
+    raise invalid('response_format', reply_format, 'is not supported', 'use json or text')
   if (temperature := fields.take('temperature', str)) is not None:
     fields.values['temperature'] = parse_number('temperature', temperature)
   text, source = fields.take('prompt', str, ''), fields.take('source', str, '')
@@ -42,7 +42,7 @@ async def transcribe(server, request):
 
   [[*pieces]] = await server.run_jobs(request, await server.in_thread(prepare))
   text = ''.join(piece.text for piece in pieces)
-  if form == 'text':
+  if reply_format == 'text':
     from starlette.responses import PlainTextResponse
 
     return PlainTextResponse(text + '\n')
@@ -57,23 +57,23 @@ async def speak(server, request):
 
   forms, fields = await server.json_fields(request, 'audio/speech')
   text, voice = fields.require('input', str), fields.take('voice', str, 'default')
-  form = fields.take('response_format', str, 'wav')
-  if form not in SOUNDS:
-    raise invalid('response_format', form, 'is not supported', f'use one of {", ".join(SOUNDS)}')
+  sound_format = fields.take('response_format', str, 'wav')
+  if sound_format not in SOUNDS:
+    raise invalid('response_format', sound_format, 'is not supported', f'use one of {", ".join(SOUNDS)}')
   source = source_of(forms, 'voice', voice)
   sounds, _ = await generate(server, request, forms, fields, text, 'audio', source, 1)
   rate = forms.run.tokenizers.audio.sample_rate
-  encode = media_io.to_flac if form == 'flac' else media_io.to_wav
+  encode = media_io.to_flac if sound_format == 'flac' else media_io.to_wav
   content = await asyncio.to_thread(encode, sounds[0], rate)
-  return Response(content[44:] if form == 'pcm' else content, media_type=f'{SOUNDS[form]}')
+  return Response(content[44:] if sound_format == 'pcm' else content, media_type=SOUNDS[sound_format])
 
 
 async def draw(server, request):
   """POST /v1/images/generations; the answer holds PNG files in base64."""
   forms, fields = await server.json_fields(request, 'images/generations')
   text, n = fields.require('prompt', str), fields.take('n', int, 1, 1, MOST_IMAGES)
-  if (form := fields.take('response_format', str, 'b64_json')) != 'b64_json':
-    raise invalid('response_format', form, 'is not supported', 'use b64_json')
+  if (carrier := fields.take('response_format', str, 'b64_json')) != 'b64_json':
+    raise invalid('response_format', carrier, 'is not supported', 'use b64_json')
   if (kind := fields.take('output_format', str, 'png')) != 'png':
     raise invalid('output_format', kind, 'is not supported', 'use png')
   scale = image_scale(fields.take('size', str, 'auto'), forms.run.tokenizers.image.shape)

@@ -14,6 +14,7 @@ from gpt_jax.workbench.serving.app import Server
 from gpt_jax.workbench.serving.engine import Engine
 from gpt_jax.workbench.serving.forms import Forms
 from gpt_jax.workbench.serving.guard import LOCAL, SECONDS, Guard
+from gpt_jax.workbench.serving.jobs import Failure
 from gpt_jax.workbench.serving.metrics import Metrics
 
 TOKEN = 'GPT_JAX_TOKEN'  # environment variable
@@ -81,7 +82,7 @@ def check_adapters(run, name, adapters):
 
 
 def warm_up(engine, forms):
-  """Compile what most requests need, for one text and for several."""
+  """Compile what most requests need, for one text and for several; raises what a text fails with."""
   prompt = prompt_batch.Prompt([forms.run.tokenizers.vocabulary.special(forms.run.tokenizers.start)])
   for n in (1, 2):
     events = queue.Queue()
@@ -89,8 +90,10 @@ def warm_up(engine, forms):
     for job in jobs:
       job.emit = events.put
     engine.submit(jobs)
-    events.get()
+    event = events.get()
     engine.cancel(jobs)
+    if isinstance(event, Failure):
+      raise event.error
 
 
 def listen(cfg):

@@ -89,16 +89,12 @@ def job_options(options):
 
 async def answer(server, request, form, jobs, options):
   """Run jobs and answer with their texts, whole or as events; form: a class of replies.py."""
-  start, reply = time.monotonic(), replies.Reply(form, jobs[0].model)
-  generation = streams.Generation(server.engine, jobs)
+  reply = replies.Reply(form, jobs[0].model)
   if options['stream']:
-    chunks = stream_chunks(server, reply, generation, options, start)
+    generation = streams.Generation(server.engine, jobs)
+    chunks = stream_chunks(server, reply, generation, options, time.monotonic())
     return streams.EventStream(chunks, lambda: close(server, generation))
-  try:
-    pieces = await streams.unless_gone(request.receive, server.collect(generation, start))
-  finally:
-    generation.close()
-  choices = []
+  choices, pieces = [], await server.run_jobs(request, jobs)
   for row in pieces:
     tokens = [token for piece in row for token in piece.tokens] if options['wants_tokens'] else None
     choices.append((''.join(piece.text for piece in row), tokens, row[-1].finish))
