@@ -327,7 +327,7 @@ def find_column(name, known, flag):
   similarity = {column: max(ratio(name, column), ratio(last, _last_part(column))) for column in known}
   near = matches or [k for k in sorted(known, key=similarity.get, reverse=True)[:5] if similarity[k] > 0.6]
   fix = f'use one of {", ".join((near or known)[:12])}'
-  if not near and re.fullmatch(r'\w+', name):
+  if flag == '--where' and (matches or not near) and re.fullmatch(r'\w+', name):
     fix += f"; a text is written '{name}'"
   cause = f'{name} is the last part of several columns' if matches else f'no run has a column {name}'
   raise ValueError(f'{flag}: {cause}\nfix: {fix}')

@@ -259,6 +259,15 @@ def test_invalid_conditions_are_errors(several, where, columns, cause, fix):
   assert len(store.select(several)[1]) == 4
 
 
+def test_a_text_without_quotes_may_be_a_part_of_columns(tmp_path):
+  run_folder(tmp_path / 'one', {'audio': {'text': 'x'}, 'image': {'text': 'y'}, 'lr': 1}, {'steps': 3})
+  for where, columns, more in (('audio.text = text', (), "; a text is written 'text'"), ('', ['text'], '')):
+    with pytest.raises(ValueError) as error:
+      store.select(tmp_path, where, columns)
+    fix = assert_two_lines(error.value, 'text is the last part of several columns')[1]
+    assert fix.endswith(f'use one of audio.text, image.text{more}')
+
+
 def test_a_folder_without_runs_is_an_error(tmp_path):
   with pytest.raises(FileNotFoundError) as error:
     store.select(tmp_path)
