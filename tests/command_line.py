@@ -39,14 +39,17 @@ def experiment(folder):
 
 
 def start(*arguments, folder, **options):
-  """Start a launch.py process; the processes of a test share a compilation cache."""
+  """Start a launch.py process; the processes of a test share a compilation cache.
+
+  They compile as little as conftest.py lets the tests: 12 steps take 8 s of processor time instead of 23.
+  """
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
     'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'PYTHONUNBUFFERED': '1',
   }
-  environment.pop('XLA_FLAGS', None)
   return subprocess.Popen(
     [sys.executable, str(ROOT / 'launch.py'), *map(str, arguments)],
     stdout=subprocess.PIPE,
