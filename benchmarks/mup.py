@@ -31,7 +31,7 @@ def make_config(width, rate, has_mup, steps=300, base=WIDTHS[0]):
   section = shakespeare_char.get_config('adamw,small')
   section.model.update(
     **dict(width=width, heads=width // 16, context=64, mlp='gelu', qk_norm=False, init_projections='scaled'),
-    mup_base=base if has_mup else 0,
+    **(dict(mup_base=base, head_dim=16) if has_mup else {}),  # heads grow in number, not in width
   )
   section.optim.update(lr=rate, weight_decay=0.0, warmup=steps // 10)
   section.train.update(steps=steps, eval_every=0, eval_tokens=0, sample_every=0)
