@@ -18,7 +18,8 @@ from gpt_jax.model import continuous
 from gpt_jax.sample import SampleConfig
 from gpt_jax.sampling import completions, prompt_batch, prompts
 from gpt_jax.tokenizers import processors, readers
-from tests import wholes
+from gpt_jax.training import encoders as pretrained
+from tests import models, tiny_runs, wholes
 from tests.interop.test_interop import hf
 
 __all__ = ['hf']  # the fixture
@@ -139,36 +140,38 @@ def test_an_export_has_the_same_bytes_and_logits(whole, hf, tmp_path):
   assert torch.equal(actual, expected)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('whole', ['llava'], indirect=True)
-def test_adapters_and_the_projector_train_and_are_exported(whole, tmp_path):
-  _, _, source, base, prompt = whole
+def experiment(base, prompt, folder, **changes):
+  """The Config of adapters on an imported model, on four rows with a picture or a sound each."""
   [mark] = {'{image}', '{audio}'} & set(re.findall('{.*?}', prompt))
   rows, kind = [], {'{image}': 'patches', '{audio}': 'frames'}[mark]
   for number in range(4):
     [value, *_] = next(iter(media_of(prompt, number).values()))
     name = f'{number}.{"wav" if value.ndim == 1 else "png"}'
     content = media_io.to_wav(value, 16_000) if value.ndim == 1 else media_io.to_png(value)
-    (tmp_path / name).write_bytes(content)
+    (folder / name).write_bytes(content)
     rows.append({'item': name, 'name': ('a cat', 'a dog')[number % 2]})
-  (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  (folder / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
   before, _, after = prompt.partition(mark)
   template = f'{before}{{item:{kind}}}{after.replace(mark, "")} -> {{name}}'
   cfg = config.default()
   config.start_from(cfg, str(base), 2, length=40)
   cfg.adapter.train = (f'^{continuous.KINDS[kind].place}_',)
   cfg.data.mixture = {
-    'see': {
-      'kind': 'jsonl',
-      'path': str(tmp_path / 'rows.jsonl'),
-      'root': str(tmp_path),
-      'template': template,
-    }
+    'see': {'kind': 'jsonl', 'path': str(folder / 'rows.jsonl'), 'root': str(folder), 'template': template}
   }
   cfg.data.update(packing='first_fit', valid_fraction=0.0)
   cfg.optim.update(lr=1e-2, warmup=0)
   cfg.train.update(steps=2, batch_size=8, eval_every=0, sample_every=0, sample_prompts=())
-  train.train(config.build(config.Config, cfg), tmp_path / 'run')
+  for name, values in changes.items():
+    cfg[name].update(values)
+  return config.build(config.Config, cfg)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('whole', ['llava'], indirect=True)
+def test_adapters_and_the_projector_train_and_are_exported(whole, tmp_path):
+  _, _, source, base, prompt = whole
+  train.train(experiment(base, prompt, tmp_path), tmp_path / 'run')
   old, new = trained.load(base), trained.load(tmp_path / 'run')
   assert new.tokenizers.vocabulary == old.tokenizers.vocabulary
   media = media_of(prompt, 0)
@@ -181,6 +184,26 @@ def test_adapters_and_the_projector_train_and_are_exported(whole, tmp_path):
   }
   assert {name for name in changed if name.startswith(('vision_tower.', 'audio_tower.'))} <= same
   assert not any(name.startswith('multi_modal_projector.') for name in same)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('whole', ['llava'], indirect=True)
+def test_the_encoder_trains_in_the_step(whole, tmp_path):
+  _, _, _, base, prompt = whole
+  train.train(experiment(base, prompt, tmp_path, encoder={'train': 'adapters'}), tmp_path / 'run')
+  old, new = trained.load(base), trained.load(tmp_path / 'run')
+  media = media_of(prompt, 0)
+  one, two = (our_logits(run, prompts.build_prompt(run, prompt, **media)) for run in (old, new))
+  assert np.abs(one - two).max() > 1e-3
+  before, after = pretrained.weights(new.model.cfg), models.params(new.model)
+  changed = {path for path, value in before.items() if not np.array_equal(after[path], value)}
+  assert changed == {path for path in before if re.search(r'attention/w|mlp/(up_DF|down_FD)', path)}
+  with pytest.raises(ValueError) as error:
+    huggingface.export_run(tmp_path / 'run', tmp_path / 'out')
+  tiny_runs.assert_two_lines(error.value, 'holds an encoder')
+  with pytest.raises(ValueError) as error:
+    train.train(experiment(tmp_path / 'run', prompt, tmp_path), tmp_path / 'again')
+  tiny_runs.assert_two_lines(error.value, 'has the encoder in the model')
 
 
 @pytest.mark.parametrize('whole', ['llava'], indirect=True)
