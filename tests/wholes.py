@@ -174,6 +174,41 @@ def qwen2_audio(hf):
   return hf.Qwen2AudioForConditionalGeneration(cfg), hf.Qwen2AudioProcessor(extractor, words)
 
 
+def qwen2_vl(hf, name='Qwen2VL', **vision):
+  """(model, processor) of Qwen2-VL: pictures of any size, squares of four patches, M-RoPE."""
+  specials = {'image_token': '<image>', 'video_token': '<video>', 'begin': '<begin>', 'end': '<end>'}
+  words = tokenizer(hf, specials)
+  text = {'bos_token_id': 1, 'eos_token_id': 2, 'num_key_value_heads': 1, 'max_position_embeddings': 128}
+  text['rope_parameters'] = {'rope_type': 'default', 'rope_theta': 1e4, 'mrope_section': [1, 2, 1]}
+  vision = vision or {'embed_dim': 16, 'hidden_size': 24, 'mlp_ratio': 2}
+  cfg = getattr(hf, f'{name}Config')(
+    text_config=TEXT | text,
+    vision_config={'depth': 3, 'num_heads': 2, 'patch_size': 3} | vision,
+    image_token_id=words.image_token_id,
+    video_token_id=words.video_token_id,
+  )
+  pictures = hf.Qwen2VLImageProcessorPil(size={'shortest_edge': 72, 'longest_edge': 900}, patch_size=3)
+  processor = without_videos(getattr(hf, f'{name}Processor'))(pictures, words)
+  return getattr(hf, f'{name}ForConditionalGeneration')(cfg), processor
+
+
+def qwen2_5_vl(hf):
+  """(model, processor) of Qwen2.5-VL: a gated MLP, and windows of 2 x 2 squares in two layers."""
+  sizes = {'hidden_size': 16, 'out_hidden_size': 24, 'intermediate_size': 20}
+  return qwen2_vl(hf, 'Qwen2_5_VL', **sizes, window_size=12, fullatt_block_indexes=[1])
+
+
+def without_videos(processor):
+  """A class of processors without that of videos, which needs torchvision."""
+
+  class OfPictures(processor):
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **options):
+      super().__init__(image_processor, tokenizer, None, chat_template, **options)
+
+  OfPictures.__name__ = processor.__name__
+  return OfPictures
+
+
 def sounds(seed=0, lengths=(15_999, 7_000, 641, 960)):
   """Random sounds float32 of several lengths in samples."""
   rng = np.random.default_rng(seed)
@@ -186,6 +221,8 @@ FAMILIES = {
   'paligemma': paligemma,
   'gemma3': gemma3,
   'qwen2_audio': qwen2_audio,
+  'qwen2_vl': qwen2_vl,
+  'qwen2_5_vl': qwen2_5_vl,
   'idefics3': idefics3,
   'smolvlm': smolvlm,
 }

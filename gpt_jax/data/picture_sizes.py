@@ -4,7 +4,7 @@ Tiles are one array: rows of tiles below each other, and below them the whole pi
 
 Letters: Y X A rows, columns and channels of a picture.
 
-Source: transformers 5.23, `models/{idefics3,llava_next}/image_processing_pil_*.py`.
+Source: transformers 5.23, `models/{idefics3,llava_next,qwen2_vl}/image_processing_pil_*.py`.
 """
 
 import math
@@ -12,11 +12,13 @@ import math
 import numpy as np
 
 
-def fit(picture, shape, resample=3, shorter=0, longer=0, sizes=()):
+def fit(picture, shape, resample=3, shorter=0, longer=0, sizes=(), area=()):
   """Fit a Pillow image to an encoder -> (uint8 [Y, X, A], list of notes).
 
   shape: (Y, X, A) of the encoder's input. The other arguments are the fields of processors.Pixels.
   """
+  if area:
+    return _whole_squares(picture, shape, resample, *area)
   if sizes:
     return _best_tiles(picture, shape, resample, sizes), []
   if longer:
@@ -30,6 +32,24 @@ def fit(picture, shape, resample=3, shorter=0, longer=0, sizes=()):
     left, top = (size[0] - shape[1]) // 2, (size[1] - shape[0]) // 2
     picture = picture.crop((left, top, left + shape[1], top + shape[0]))
   return np.asarray(picture, np.uint8).reshape(shape), notes
+
+
+def _whole_squares(picture, shape, resample, side, least, most):
+  """Resize a picture to whole squares, with pixels within limits, as Qwen2-VL does."""
+  width, height = picture.size
+  if max(width, height) > 200 * min(width, height):
+    raise ValueError(
+      f'a picture of {width}x{height} pixels is more than 200 times as long as wide\nfix: cut it, or drop it'
+    )
+  down, across = (round(size / side) * side for size in (height, width))
+  ratio = math.sqrt(height * width / most)
+  if down * across > most:
+    down, across = (max(side, math.floor(size / ratio / side) * side) for size in (height, width))
+  elif down * across < least:
+    ratio = math.sqrt(least / (height * width))
+    down, across = (math.ceil(size * ratio / side) * side for size in (height, width))
+  notes = [f'resized from {width}x{height}'] if (across, down) != picture.size else []
+  return np.asarray(picture.resize((across, down), resample), np.uint8).reshape(down, across, shape[2]), notes
 
 
 def _tiles(picture, shape, resample, longer):

@@ -16,7 +16,7 @@ import numpy as np
 
 from gpt_jax.data import templates
 from gpt_jax.model.continuous import KINDS
-from gpt_jax.tokenizers.layout import Layout, items_of
+from gpt_jax.tokenizers.layout import Layout, items_of, patch_positions
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,8 @@ class RowFields:
         features, places = cache.features[kind]
         rows_BTA[at_BT] = features[np.searchsorted(places, place_BW[:, :-1][at_BT])]
       arrays[KINDS[kind].argument] = rows_BTA
+    if layout.has_cells:
+      arrays['positions_BT3'] = patch_positions(layout, input_BW[:, :-1], segments_BW[:, :-1], arrays)
     return arrays
 
 

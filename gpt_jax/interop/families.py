@@ -83,6 +83,10 @@ SIZES = {
     'num_hidden_layers': 32,
     'num_attention_heads': 32,
   },
+  **dict.fromkeys(
+    ('qwen2_vl_text', 'qwen2_5_vl_text'),
+    {'num_key_value_heads': 8, 'rms_norm_eps': 1e-5, 'rope_theta': 1e6, 'max_position_embeddings': 32768},
+  ),
   'gemma3_text': {
     'vocab_size': 262208,
     'hidden_size': 2304,

@@ -108,7 +108,7 @@ def _read(files, make_mesh, needs_tokenizer=False, workdir=None):
   toks, reader = None, None
   if whole and tokenizer is not None:
     reader = multimodal.open_reader(whole, files, tokenizer, workdir)
-    cfg = dataclasses.replace(cfg, **multimodal.fields(whole, reader))
+    cfg = dataclasses.replace(cfg, **multimodal.fields(whole, reader, files.hf))
   if tokenizer is not None:
     ids = families.text_config(files.hf)[1] | files.hf  # of the language model, where they are nowhere else
     toks = tokenizer_files.with_roles(tokenizer, ids, files.generation, cfg.vocab, files.path)
@@ -232,6 +232,7 @@ def export_model(model_config, model, toks, out, family=None, sample=None, write
   params = dict(param_trees.named_params(model))
   value_of = lambda path: np.asarray(params[path].get_value()) if path in params else None
   whole = multimodal.Export.of(toks) if is_whole else None
+  cfg = cfg if whole is None else whole.language_model(cfg)
   name, hf = families.write_config(cfg, value_of, family if whole is None else whole.text_family)
   rows, folder, sizes = families.tensors_of(hf, cfg), Path(out).expanduser(), tensors.sizes_of(cfg)
   check_empty(folder, 'out')

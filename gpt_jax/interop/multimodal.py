@@ -18,12 +18,13 @@ from safetensors.numpy import save_file
 from gpt_jax.cluster import bootstrap, processes
 from gpt_jax.interop import families, tensors, weight_files
 from gpt_jax.interop.encoders import families as encoders
+from gpt_jax.interop.encoders import native
 from gpt_jax.interop.family import unsupported
 from gpt_jax.interop.multimodal_rows import WHOLES, Whole
 from gpt_jax.interop.tensors import Tensor
 from gpt_jax.model import continuous
 from gpt_jax.runs import digests, records
-from gpt_jax.tokenizers import Tokenizers, base, readers
+from gpt_jax.tokenizers import Tokenizers, base, native_reader, readers
 from gpt_jax.tokenizers.processors import Pixels
 
 FOLDER = 'encoder'  # of a run
@@ -61,12 +62,24 @@ def copy_tower(whole: Whole, source: Path, folder: Path) -> None:
   """Write the encoder of an imported model as a folder of its own, with what an export needs."""
   folder.mkdir(parents=True, exist_ok=True)
   save_file(tower_tensors(whole, source), folder / 'model.safetensors', {'format': 'pt'})
-  hf = base.read_json(source / 'config.json', FIX, dict)
+  hf = nested(whole, base.read_json(source / 'config.json', FIX, dict))
   for name in COPIED_FILES:
     if (source / name).is_file():
       shutil.copy(source / name, folder / name)
   records.write_atomically(folder / 'config.json', json.dumps(hf[whole.section], indent=2) + '\n')
   records.write_atomically(folder / WHOLE, json.dumps(hf, indent=2) + '\n')
+
+
+def nested(whole: Whole, hf: dict) -> dict:
+  """Return a config.json with the language model's settings in a text_config, as transformers 5 writes it."""
+  if 'text_config' in hf:
+    return hf
+  own = (whole.section, 'architectures', 'model_type', 'tie_word_embeddings')
+  mine = lambda key: key in own or key.startswith(('image_', 'video_', 'vision_'))
+  text = {key: value for key, value in hf.items() if not mine(key)}
+  return {key: value for key, value in hf.items() if mine(key)} | {
+    'text_config': text | {'model_type': f'{hf["model_type"]}_text'}
+  }
 
 
 def tower_tensors(whole: Whole, folder: Path) -> dict[str, np.ndarray]:
@@ -84,13 +97,16 @@ def open_reader(whole: Whole, files, tokenizer, workdir: Path | None) -> readers
   """
   names = {index: token for token, index in tokenizer.vocab().items()}
   tower = dict(files.hf[whole.section])
-  part = whole.read(files.hf, tower, names)
-  spec = encoders.read_spec(tower, part.layer)
-  is_sound = spec.modality == 'audio'
-  pixels = [] if is_sound else readers.picture_preparation(files.path, spec, is_exact=True)
-  if is_sound:
+  part, pixels = whole.read(files.hf, tower, names), []
+  is_native = native_reader.is_native(tower)
+  spec = native.read_spec(tower) if is_native else encoders.read_spec(tower, part.layer)
+  if spec.modality == 'audio':
     readers.check_sounds(files.path, spec)
-  elif (own := Pixels(*pixels).sizes) != part.sizes:
+  elif is_native:
+    pixels = native_reader.picture_preparation(files.path, spec)
+  else:
+    pixels = readers.picture_preparation(files.path, spec, is_exact=True)
+  if (own := Pixels(*pixels).sizes) != part.sizes:
     raise unsupported(
       f'image_grid_pinpoints={part.sizes}', f'the processor cuts pictures of {own or "no sizes"}'
     )
@@ -102,14 +118,24 @@ def open_reader(whole: Whole, files, tokenizer, workdir: Path | None) -> readers
     processes.barrier('encoder')
   path, digest = str(folder.absolute()), digests.weights_digest(folder)
   places = dataclasses.asdict(part.places)
-  return readers.EncoderReader(
-    path, digest, tower, part.layer, part.stack, 0.0, pixels, part.pool, part.has_class, places
+  return readers.encoder_reader(
+    path=path,
+    digest=digest,
+    config=tower,
+    layer=part.layer,
+    stack=part.stack,
+    seconds=0.0,
+    pixels=pixels,
+    pool=part.pool,
+    has_class=part.has_class,
+    places=places,
   )
 
 
-def fields(whole: Whole, reader) -> dict[str, Any]:
-  """Return the fields of ModelConfig that belong to a projector."""
-  return {continuous.KINDS[whole.kind].setting: reader.feature_width, 'projector': whole.projector}
+def fields(whole: Whole, reader, hf: dict) -> dict[str, Any]:
+  """Return the fields of ModelConfig that belong to a projector, and to the positions of pictures."""
+  own = {continuous.KINDS[whole.kind].setting: reader.feature_width, 'projector': whole.projector}
+  return own | whole.positions(families.text_config(hf)[1])
 
 
 def with_reader(whole: Whole, toks: Tokenizers, reader) -> Tokenizers:
@@ -148,13 +174,15 @@ class Export(NamedTuple):
     """The family of the language model."""
     return families.text_config(self.hf)[0]
 
+  def language_model(self, cfg):
+    """Return the ModelConfig of the language model alone, for the table of its family."""
+    return dataclasses.replace(cfg, positions='rope', rope_sections=()) if cfg.rope_sections else cfg
+
   def config(self, text: dict) -> dict:
     """Return config.json with the language model's in its place."""
-    text = {key: value for key, value in text.items() if key != 'architectures'}
-    return self.hf | {
-      'architectures': [self.whole.architecture],
-      'text_config': self.hf['text_config'] | text,
-    }
+    own = self.hf['text_config']
+    text = self.whole.write(own, {key: value for key, value in text.items() if key != 'architectures'})
+    return self.hf | {'architectures': [self.whole.architecture], 'text_config': own | text}
 
   def tensors(self, cfg, params, text: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return all tensors. params: {path: parameter} of the model. text: tensors of the language model.

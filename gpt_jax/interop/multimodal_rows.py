@@ -5,7 +5,7 @@ its tensors, and how pictures or sounds stand in a text. multimodal.py reads and
 
 Letters: A, M numbers of a patch, of a frame; I = D hidden numbers of a projector.
 
-Source: transformers 5.23, `models/{llava,llava_next,paligemma,gemma3,qwen2_audio,idefics3}/`.
+Source: transformers 5.23, `models/{llava,llava_next,paligemma,gemma3,qwen2_audio,idefics3,qwen2_vl}/`.
 """
 
 import math
@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpt_jax.interop import families
 from gpt_jax.interop.encoders import families as encoders
+from gpt_jax.interop.encoders import native
 from gpt_jax.interop.family import unsupported
 from gpt_jax.interop.tensors import Tensor
 from gpt_jax.tokenizers.processors import Places
@@ -34,6 +36,10 @@ class Part(NamedTuple):
   sizes: tuple = ()  # (Y, X) of pictures before they are cut in tiles, as Pixels has them
 
 
+def _as_it_is(own, text):
+  return text
+
+
 class Whole(NamedTuple):
   """One model_type."""
 
@@ -46,6 +52,8 @@ class Whole(NamedTuple):
   kind: str = 'patches'  # a row of continuous.KINDS
   connector: str = PROJECTOR  # prefix of the projector's tensors
   language: tuple = ('^', 'language_model.')  # regex, replacement: name in a text model -> in this one
+  positions: Callable = lambda text: {}  # text_config -> fields of ModelConfig
+  write: Callable = _as_it_is  # (text_config of the imported model, that of a text model) -> to write
 
 
 # --------------------------------------------------------------------------------------------- rows
@@ -132,6 +140,26 @@ def _read_idefics3(hf, tower, names):
   return Part(Places(token, before=f'{around}{whole}', after=around, tile=tile), stack=scale**2)
 
 
+def _read_qwen2_vl(hf, tower, names):
+  width, out = families.text_config(hf)[1]['hidden_size'], native.read_spec(tower).out
+  if out != width:
+    raise unsupported(f'an encoder whose outputs have {out} numbers', f'the text model has {width}')
+  return Part(Places(token_of(hf, names, 'image_token_id', 151_655)))
+
+
+def _mrope(text):
+  """Return the fields of positions with rows and columns."""
+  rope = text.get('rope_scaling') or text.get('rope_parameters') or {}
+  return {'positions': 'mrope', 'rope_sections': tuple(rope.get('mrope_section', (16, 24, 24)))}
+
+
+def _write_mrope(own, text):
+  """Return a text_config with the sections of the imported one."""
+  rope = text['rope_parameters'] | {'mrope_section': list(_mrope(own)['rope_sections'])}
+  kept = {'model_type': own['model_type'], 'rope_parameters': rope, 'rope_scaling': rope}
+  return text | kept
+
+
 def _of_projector(path, name, layout, place='patch'):
   return {f'{place}_projector/{path}': Tensor(f'{PROJECTOR}.{name}', layout)}
 
@@ -187,11 +215,24 @@ IDEFICS3 = Whole(
   language=(r'^model\.', 'model.text_model.'),
 )
 SMOLVLM = IDEFICS3._replace(architecture='SmolVLMForConditionalGeneration')
+QWEN2_VL = Whole(
+  architecture='Qwen2VLForConditionalGeneration',
+  projector='cells',
+  tensors={},
+  read=_read_qwen2_vl,
+  tower='visual',
+  language=('^', ''),
+  positions=_mrope,
+  write=_write_mrope,
+)
+QWEN2_5_VL = QWEN2_VL._replace(architecture='Qwen2_5_VLForConditionalGeneration')
 WHOLES = {
   'idefics3': IDEFICS3,
   'smolvlm': SMOLVLM,
   'llava': LLAVA,
   'llava_next': LLAVA_NEXT,
+  'qwen2_vl': QWEN2_VL,
+  'qwen2_5_vl': QWEN2_5_VL,
   'paligemma': PALIGEMMA,
   'gemma3': GEMMA3,
   'qwen2_audio': QWEN2_AUDIO,

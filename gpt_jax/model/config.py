@@ -41,6 +41,7 @@ class ModelConfig:
   rope_theta: float = 10000.0  # base of the RoPE frequencies
   rope_local_theta: float = 0.0  # base in layers of letter S, unscaled (Gemma 3); 0 = rope_theta
   rope_fraction: float = 1.0  # share of a head that is rotated: its first dimensions (GPT-NeoX)
+  rope_sections: tuple[int, ...] = ()  # pairs of time, row and column (mrope); () = alternating
   rope_scaling: str = 'none'  # a row of ROPE_SCALINGS
   rope_factor: float = 1.0  # context now / context at training
   rope_original_context: int = 0  # tokens; context at training (yarn, llama3)

@@ -40,11 +40,10 @@ def rope(cfg, x_BTHK, positions_BT, frequencies_k=None):
 
 
 def mrope(cfg, x_BTHK, positions_BT3, frequencies_k=None):
-  """RoPE over time (half of the pairs), row and column (a quarter each); with equal triples, RoPE.
-
-  The three alternate over the pairs, so that each has fast and slow ones.
-  """
-  axis_k = np.resize([0, 1, 0, 2], cfg.rotary_dim // 2)
+  """RoPE over time (rope_sections, or half of the pairs), row and column; with equal triples, RoPE."""
+  axis_k = np.resize([0, 1, 0, 2], cfg.rotary_dim // 2)  # alternating: each has fast and slow pairs
+  if cfg.rope_sections:
+    axis_k = np.repeat([0, 1, 2], cfg.rope_sections)
   return rotate(cfg, x_BTHK, positions_BT3[..., axis_k].astype(jnp.float32), frequencies_k)
 
 
@@ -75,7 +74,7 @@ POSITIONS = {
   'sinusoidal': Position(embed=sinusoidal),
   'learned': Position(embed=learned, has_table=True),
   'rope': Position(rotate=rope, settings=('rope_theta', 'rope_fraction')),
-  'mrope': Position(rotate=mrope, axes=3, settings=('rope_theta', 'rope_fraction')),
+  'mrope': Position(rotate=mrope, axes=3, settings=('rope_theta', 'rope_fraction', 'rope_sections')),
   'alibi': Position(bias=alibi),
   'none': Position(),
 }

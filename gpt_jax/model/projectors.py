@@ -11,6 +11,7 @@ where a token has none, adds zeros. Those of imported models replace the embeddi
   llava_next the same, and a learned vector in the place of an input of ones: a line ends (LLaVA-NeXT)
   paligemma  one matrix with a bias (PaliGemma, Qwen2-Audio, Idefics3)
   gemma3     a norm, then one matrix (Gemma 3)
+  cells      no parameters: vectors of the width, without the row and column behind them (Qwen2-VL)
 
 Letters: B rows, T tokens, D width, F = I = D hidden numbers of an MLP, H heads, K head width, N parts, C
 numbers of a part; A, M, U as in continuous.py, of which the code below writes A for any.
@@ -134,6 +135,21 @@ class Gemma3(nnx.Module):
     return _matmul('BTA,AD->BTD', normed_BTA.astype(x_BTA.dtype), self.out_AD)
 
 
+class Cells(nnx.Module):
+  """Vectors of the width of the model, with the row and column of a patch behind them, which are left out."""
+
+  def __init__(self, cfg, letter):
+    if (numbers := cfg.dims[letter]) != cfg.width + 2:
+      raise ValueError(
+        f'model.projector=cells takes inputs of model.width + 2 = {cfg.width + 2} numbers, not {numbers}\n'
+        'fix: choose another model.projector'
+      )
+
+  def __call__(self, x_BTA):
+    """The vectors in the place of the embeddings, BTD."""
+    return x_BTA[..., :-2]
+
+
 def _matmul(subscripts, x, w):
   """einsum with a parameter in the type of x: those without D are stored in float32."""
   return jnp.einsum(subscripts, x, w[...].astype(x.dtype))
@@ -195,6 +211,7 @@ class Projector(NamedTuple):
   """A row of PROJECTORS."""
 
   build: Callable | None  # (cfg, letter of the width) -> module; None: one matrix of the model itself
+  has_cells: bool = False  # the last two numbers of an input are the row and column of a patch
   replaces: bool = False  # its vectors replace the embeddings instead of being added to them
 
 
@@ -207,4 +224,5 @@ PROJECTORS = {
   'llava_next': Projector(LlavaNext, replaces=True),
   'paligemma': Projector(PaliGemma, replaces=True),
   'gemma3': Projector(Gemma3, replaces=True),
+  'cells': Projector(Cells, has_cells=True, replaces=True),
 }

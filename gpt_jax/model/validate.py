@@ -78,6 +78,12 @@ def position_rules(cfg):
     f'it is {cfg.K}',
     'choose fewer model.heads, or other positions',
   )
+  sections = cfg.rope_sections
+  yield (
+    sections and (len(sections) != 3 or sum(sections) != cfg.rotary_dim // 2),
+    f'model.rope_sections={sections} are not three numbers of pairs that make {cfg.rotary_dim // 2}',
+    'use (), or pairs of time, row and column',
+  )
   needs_context = 'rope_original_context' in ROPE_SCALINGS[cfg.rope_scaling].settings
   yield (
     needs_context and not cfg.rope_original_context,

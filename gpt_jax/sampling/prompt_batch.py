@@ -9,8 +9,10 @@ import numpy as np
 
 from gpt_jax.model import gpt, towers
 from gpt_jax.model.continuous import KINDS
+from gpt_jax.model.projectors import PROJECTORS
 from gpt_jax.tokenizers import grammar as grammars
 from gpt_jax.tokenizers import layout
+from gpt_jax.tokenizers.layout import NOTHING, Layout, patch_positions
 
 
 class Prompt(NamedTuple):
@@ -75,6 +77,9 @@ def batch_prompts(model_cfg, prompts, cfg, grammar, P):
   if any(p.prefix for p in prompts):
     batch['prefix_BT'] = prefix_groups(prompts, ids_BP, condition_BP, grammar)
   batch |= continuous_inputs(model_cfg, prompts, grammar, ids_BP)
+  if PROJECTORS[model_cfg.projector].has_cells and 'patches_BTA' in batch:
+    batch['positions_BT3'], clock_B = cell_positions(grammar, ids_BP, lengths_B, batch)
+    span = span._replace(clock_B=clock_B)
   input_ids_BP, guidance_B = ids_BP, None
   if cfg.guidance != 1.0:
     input_ids_BP, batch = add_unconditional_rows(grammar, ids_BP, condition_BP, batch, cfg.guidance)
@@ -96,6 +101,19 @@ def prefix_groups(prompts, ids_BP, condition_BP, places):
     False: condition_BP * 0,
   }
   return np.stack([groups[p.prefix][row] for row, p in enumerate(prompts)]).astype(np.int32)
+
+
+def cell_positions(grammar, ids_BP, lengths_B, batch):
+  """Return (positions_BP3, time of the next token) of prompts whose patches bring their row and column."""
+  patches_BPA = np.pad(batch['patches_BTA'], ((0, 0), (0, 1), (0, 0)))  # and the next token, no patch
+  ids_BW = np.pad(ids_BP, ((0, 0), (0, 1)))
+  places_BW = np.arange(ids_BW.shape[1])[None]
+  ids_BW = np.where(places_BW < lengths_B[:, None], ids_BW, NOTHING)
+  segments_BW = (places_BW <= lengths_B[:, None]).astype(np.int32)
+  own = Layout(patch=int(grammar.patch))
+  positions_BW3 = patch_positions(own, ids_BW, segments_BW, {'patches_BTA': patches_BPA})
+  clock_B = np.take_along_axis(positions_BW3[..., 0], lengths_B[:, None], 1)[:, 0]
+  return positions_BW3[:, :-1] * (places_BW < lengths_B[:, None])[:, :-1, None], clock_B
 
 
 def continuous_inputs(model_cfg, prompts, grammar, ids_BP):

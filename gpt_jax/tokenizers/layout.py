@@ -39,6 +39,7 @@ class Layout:
   audio_books: int = 1  # Q of audio
   audio_positions: int = 0  # the longest sound
   pattern: str = 'flat'  # of the codes of a sound: a row of codebook_patterns.PATTERNS
+  has_cells: bool = False  # pictures have grids of their own: patches bring their row and column
 
   @classmethod
   def of(cls, tokenizers) -> 'Layout':
@@ -49,6 +50,7 @@ class Layout:
     image, audio = tokenizers.image, tokenizers.audio
     if 'patches' in tokenizers.readers and 'patches' not in tokenizers.places:
       ids['grid'] = tuple(tokenizers.readers['patches'].grid)
+    ids['has_cells'] = getattr(tokenizers.readers.get('patches'), 'has_cells', False)
     if image is not None:
       ids['grid'] = tuple(image.grid)
       if image.codebooks:
@@ -108,25 +110,37 @@ class Layout:
     first, stop = self.image
     return ((ids >= first) & (ids < stop)) | (ids == self.patch)
 
-  def positions3(self, ids_BW: np.ndarray, segments_BW: np.ndarray) -> np.ndarray:
-    """Return (time, row, column) of each token within its document, int32 [B, W, 3]; 0 in padding."""
-    rows, columns = self.grid if self.has_images else (1, 1)
+  def positions3(self, ids_BW: np.ndarray, segments_BW: np.ndarray, cells_BW2=None) -> np.ndarray:
+    """Return (time, row, column) of each token within its document, int32 [B, W, 3]; 0 in padding.
+
+    cells_BW2: rows and columns of patches, with `has_cells`.
+    """
     code_BW = self.is_code(ids_BW)
     start_BW = _first(segments_BW)
+    if cells_BW2 is None:
+      cells_BW2 = self._cells(ids_BW, code_BW, start_BW)
+      size_BW = max(1, *self.grid)
+    else:
+      size_BW = cells_BW2.max(-1) + 1  # at the last patch, the only one where it is used
+    next_is_code_BW = np.concatenate([code_BW[:, 1:], np.zeros_like(code_BW[:, :1])], 1)
+    ends_BW = code_BW & ~next_is_code_BW
+    steps_BW = np.where(code_BW, np.where(ends_BW, size_BW, 0), 1)
+    clock_BW = np.cumsum(steps_BW, 1) - steps_BW
+    clock_BW = clock_BW - np.take_along_axis(clock_BW, start_BW, 1)
+    place_BW3 = np.pad(cells_BW2, ((0, 0), (0, 0), (1, 0)))
+    positions_BW3 = clock_BW[..., None] + np.where(code_BW[..., None], place_BW3, 0)
+    return np.where(segments_BW[..., None] > 0, positions_BW3, 0).astype(np.int32)
+
+  def _cells(self, ids_BW, code_BW, start_BW):
+    """Return the row and column of each code in the grid of all images."""
+    columns = max(1, self.grid[1])
     # The rank of a code within its image: codes since the last other token, then by codebook.
     index_BW = np.broadcast_to(np.arange(ids_BW.shape[1]), ids_BW.shape)
     outside_BW = np.maximum.accumulate(np.where(code_BW, -1, index_BW), 1)
     rank_BW = np.where(code_BW, index_BW - np.maximum(outside_BW, start_BW - 1) - 1, 0)
     books_BW = np.where(ids_BW == self.patch, 1, self.image_books)
     rank_BW = rank_BW // books_BW
-    next_is_code_BW = np.concatenate([code_BW[:, 1:], np.zeros_like(code_BW[:, :1])], 1)
-    ends_BW = code_BW & ~next_is_code_BW
-    steps_BW = np.where(code_BW, np.where(ends_BW, max(rows, columns), 0), 1)
-    clock_BW = np.cumsum(steps_BW, 1) - steps_BW
-    clock_BW = clock_BW - np.take_along_axis(clock_BW, start_BW, 1)
-    place_BW3 = np.stack([np.zeros_like(rank_BW), rank_BW // columns, rank_BW % columns], -1)
-    positions_BW3 = clock_BW[..., None] + np.where(code_BW[..., None], place_BW3, 0)
-    return np.where(segments_BW[..., None] > 0, positions_BW3, 0).astype(np.int32)
+    return np.stack([rank_BW // columns, rank_BW % columns], -1)
 
 
 def items_of(ids_BW, layout):
@@ -137,6 +151,15 @@ def items_of(ids_BW, layout):
   is_place_BW = np.isin(ids_BW, [getattr(layout, name) for name in ('patch', 'frame')])
   begins_BW = is_place_BW & ~np.pad(is_place_BW, ((0, 0), (1, 0)))[:, :-1]
   return np.where(is_place_BW, np.cumsum(begins_BW, 1), 0).astype(np.int32)
+
+
+def patch_positions(layout, ids_BT, segments_BT, batch) -> np.ndarray:
+  """Return `positions3` where patches bring their row and column: the last two numbers of their vectors.
+
+  batch: arrays of rows, of which patches_BTA is read.
+  """
+  cells_BT2 = batch['patches_BTA'][..., -2:].astype(np.int32)
+  return np.ascontiguousarray(layout.positions3(ids_BT, segments_BT, cells_BT2))
 
 
 def _span(vocabulary, tokenizer) -> tuple[int, int]:

@@ -30,6 +30,7 @@ class Pixels(NamedTuple):
   shorter: int = 0  # pixels of the shorter side before the center is cut out; 0 = resized to the whole
   longer: int = 0  # pixels of the longer side before tiles are cut; 0 = no tiles
   sizes: tuple = ()  # (Y, X), of which the best is padded to and cut in tiles; () = no tiles
+  area: tuple = ()  # (side of a square, least, most pixels): resized to whole squares; () = not
 
   def normalize(self, image: np.ndarray) -> np.ndarray:
     """uint8 [Y, X, A] -> float32 of about mean 0 and deviation 1, as in transformers bit for bit."""

@@ -181,6 +181,7 @@ class EncoderReader:
       'sounds': self.spec.modality == 'audio',
       'a class token as a place': self.has_class,
       'tiles without their borders': bool(self.pixels) and bool(Pixels(*self.pixels).sizes),
+      'pictures of any size': bool(self.pixels) and bool(Pixels(*self.pixels).area),
     }
     if part := next((part for part, is_in in parts.items() if is_in), ''):
       raise ValueError(
@@ -313,15 +314,23 @@ def picture_preparation(folder: pathlib.Path, spec, is_exact: bool = False) -> l
   """
   from gpt_jax.interop.encoders import families
 
-  family, fix = families.FAMILIES[spec.family], 'restore preprocessor_config.json'
-  saved = base.read_json(folder / PROCESSOR, fix, {}) if (folder / PROCESSOR).exists() else None
-  if saved is None and (folder / PROCESSORS).exists():  # of a whole model, as transformers 5 writes it
-    saved = base.read_json(folder / PROCESSORS, fix, {'image_processor?': dict}).get('image_processor')
+  family = families.FAMILIES[spec.family]
+  saved = read_processor(folder)
   *size, channels = picture_size(spec)
   pixels = Pixels(family.mean, family.deviation)
   if saved is not None:
     pixels = read_pixels(saved, folder / PROCESSOR, tuple(size), pixels, is_exact)
   return [[*pixels.mean[:channels]], [*pixels.deviation[:channels]], *_preparation(pixels)]
+
+
+def read_processor(folder: pathlib.Path) -> dict | None:
+  """Return the settings of the image processor in a folder, None without one."""
+  fix = 'restore preprocessor_config.json'
+  if (folder / PROCESSOR).exists():
+    return base.read_json(folder / PROCESSOR, fix, {})
+  if (folder / PROCESSORS).exists():  # of a whole model, as transformers 5 writes it
+    return base.read_json(folder / PROCESSORS, fix, {'image_processor?': dict}).get('image_processor')
+  return None
 
 
 def _preparation(pixels: Pixels) -> tuple:
@@ -376,4 +385,12 @@ def load(folder, run=None) -> dict:
   for fields in content.values():
     if 'path' in fields:
       fields['path'] = str(run.absolute() / fields['path'])
-  return {kind: (VectorReader if kind == 'vectors' else EncoderReader)(**f) for kind, f in content.items()}
+  return {kind: (VectorReader if kind == 'vectors' else encoder_reader)(**f) for kind, f in content.items()}
+
+
+def encoder_reader(**fields) -> EncoderReader:
+  """Return the reader of an encoder; fields: the arguments of EncoderReader."""
+  from gpt_jax.tokenizers import native_reader  # imports this module
+
+  reader = native_reader.NativeReader if native_reader.is_native(fields['config']) else EncoderReader
+  return reader(**fields)

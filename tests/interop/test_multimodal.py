@@ -14,7 +14,7 @@ from gpt_jax.data.documents import decode_media, encode_batch
 from gpt_jax.data.templates import Piece
 from gpt_jax.evaluation import trained
 from gpt_jax.interop import huggingface
-from gpt_jax.model import continuous
+from gpt_jax.model import continuous, native_encoder
 from gpt_jax.sample import SampleConfig
 from gpt_jax.sampling import completions, prompt_batch, prompts
 from gpt_jax.tokenizers import processors, readers
@@ -29,6 +29,7 @@ PROMPTS = {
   'llava_next': 'USER : {image} \n what is {image} ? ASSISTANT :',
   'paligemma': '{image} what is this',
   'gemma3': 'what is this ? {image} and {image} \n one',  # two pictures: each sees itself both ways
+  **dict.fromkeys(('qwen2_vl', 'qwen2_5_vl'), 'USER : <begin> {image} <end> is <begin> {image} <end> one ?'),
   'idefics3': 'USER : {image} what is this ?',
   'smolvlm': 'USER : {image} what is this ?',
   'qwen2_audio': '<begin> {audio} <end> \n what is this ?',
@@ -116,6 +117,13 @@ def test_media_are_prepared_as_by_transformers(whole):
     [piece] = decode_media(run.tokenizers, [Piece('image', picture)])
     tiles = run.tokenizers.readers['patches'].cut(piece.value)
     tiles = [tiles[-1], *tiles[:-1]] if pixels.sizes else tiles  # LLaVA-NeXT has the whole picture first
+    if pixels.area:  # patches of squares, twice: two frames
+      patches, _ = native_encoder.cut_patches(
+        pixels.normalize(piece.value), run.tokenizers.readers['patches'].spec
+      )
+      twice = np.stack([patches.reshape(len(patches), 3, 3, 3).transpose(0, 3, 1, 2)] * 2, 2)
+      np.testing.assert_array_equal(np.tile(twice.reshape(len(twice), -1), (len(repeated), 1)), expected)
+      continue
     actual = np.moveaxis(np.stack([pixels.normalize(tile) for tile in tiles]), 3, 1)
     expected = expected.reshape(-1, *expected.shape[-3:])
     assert len(expected) == len(tiles) * len(repeated)
@@ -132,7 +140,7 @@ def test_an_export_has_the_same_bytes_and_logits(whole, hf, tmp_path):
   for name, value in before.items():
     np.testing.assert_array_equal(after[name], value)
   again = type(model).from_pretrained(tmp_path / 'out').eval()
-  theirs = hf.AutoProcessor.from_pretrained(tmp_path / 'out')
+  theirs = type(processor).from_pretrained(tmp_path / 'out')
   run, media = trained.load(workdir), media_of(prompt, 0)
   with torch.no_grad():
     expected = model(**their_inputs(processor, run, prompt, **media)).logits

@@ -15,7 +15,8 @@ WIDTH = PARTS * PART
 
 def model_of(projector, **overrides):
   parts = PARTS if projector in ('pool', 'resampler') else 1
-  settings = dict(frame_values=WIDTH, projector=projector, projector_parts=parts)
+  width = 18 if projector == 'cells' else WIDTH
+  settings = dict(frame_values=width, projector=projector, projector_parts=parts)
   return models.fill(models.tiny(layers=1, **settings | overrides))
 
 
@@ -62,13 +63,19 @@ def gemma3(p, x):
 
 
 REFERENCES = {'linear': linear, 'mlp': mlp, 'pool': pool, 'resampler': resampler}
-REFERENCES |= {'llava': llava, 'paligemma': paligemma, 'gemma3': gemma3}  # in the place of embeddings
+REFERENCES |= {  # in the place of embeddings
+  'llava': llava,
+  'llava_next': llava,
+  'paligemma': paligemma,
+  'gemma3': gemma3,
+  'cells': lambda p, x: x[..., :-2],
+}
 
 
 @pytest.mark.parametrize('projector', projectors.PROJECTORS)
 def test_projectors_equal_their_definitions(projector):
   model = model_of(projector)
-  x_BTM = np.random.default_rng(0).standard_normal((2, 5, WIDTH)).astype(np.float32)
+  x_BTM = np.random.default_rng(0).standard_normal((2, 5, model.cfg.frame_values)).astype(np.float32)
   x_BTM[:, 2:4] = 0
   before_BTD = np.ones((2, 5, 16), np.float32)
   after_BTD = np.asarray(projectors.add(model, before_BTD, {'frames_BTM': x_BTM, 'patches_BTA': None}))

@@ -22,10 +22,14 @@ def load(folder, spec: Spec) -> Encoder:
 
   Raises ValueError or FileNotFoundError for tensors that are missing or of another shape.
   """
-  family, rows, abstract = FAMILIES[spec.family], tensor_rows(spec), Encoder(spec)
+  sizes = tensors.sizes_of(spec.cfg) | dict(spec.sizes)
+  return fill(folder, FAMILIES[spec.family], tensor_rows(spec), sizes, Encoder(spec))
+
+
+def fill(folder, family, rows, sizes, abstract):
+  """Fill an abstract encoder with the tensors (rows) of a folder, as `load` does. sizes: of letters."""
   stored = weight_files.open_folder(pathlib.Path(folder))
   names = rename(family, stored)
-  sizes = tensors.sizes_of(spec.cfg) | dict(spec.sizes)
 
   def read(name, shape):
     if name not in names:
@@ -38,17 +42,17 @@ def load(folder, spec: Spec) -> Encoder:
       )
     return np.asarray(tensor.read(), np.float32).reshape(shape)
 
-  def fill(path, p):
+  def fill_one(path, p):
     row, value = rows[path], np.full(p.get_value().shape, rows[path].value, np.float32)
     axes = tensors.axes_of(row, p.axes)
     for index, name in tensors.places(row, sizes):
       array = tensors.to_parameter(read(name, tensors.shape_of(row, sizes)), row, axes, sizes, index)
       if path in family.scales:
-        array = array * read(family.scales[path].format(l=index[0]), (spec.cfg.width,))
+        array = array * read(family.scales[path].format(l=index[0]), (sizes['D'],))
       value[index] = array
     return jnp.asarray(value)
 
-  return param_trees.map_params(fill, abstract)
+  return param_trees.map_params(fill_one, abstract)
 
 
 @functools.partial(jax.jit, static_argnames='precision')

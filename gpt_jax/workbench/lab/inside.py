@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from gpt_jax.model.continuous import KINDS
+from gpt_jax.tokenizers.layout import patch_positions
 from gpt_jax.workbench.lab import args, models, pieces
 
 MAX_TOKENS, MAX_MEDIA = 192, 4
@@ -69,6 +70,8 @@ def batch_of(run, prompt, ids):
       batch[kind.argument] = np.zeros((1, T, features.shape[1]), np.float32)
       count = min(len(features), len(ids))
       batch[kind.argument][0, :count] = features[:count]
+  if layout.has_cells and 'patches_BTA' in batch:
+    batch['positions_BT3'] = patch_positions(layout, ids_BT, segments_BT, batch)
   return batch
 
 
