@@ -17,7 +17,7 @@ from gpt_jax import data
 from gpt_jax.data import row_fields
 from gpt_jax.jobs import private_training, run_tokenizers
 from gpt_jax.model.continuous import KINDS
-from gpt_jax.tokenizers import Tokenizers, audio, audio_codes, image
+from gpt_jax.tokenizers import Tokenizers, audio, audio_codes, image, readers
 
 TEXT = {  # kind -> number of ids, and its source
   'bytes': lambda cfg: (256, 'bytes'),
@@ -27,6 +27,7 @@ TEXT = {  # kind -> number of ids, and its source
 }
 EXACT = ('bytes', 'gpt2')
 NOT_HERE = 'audio.path={} does not exist: assumed to have the settings of the config'
+NO_CODEC = 'audio.path={} does not exist: assumed to have 1,024 codes and 75 positions a second, as EnCodec'
 
 
 class Text(NamedTuple):
@@ -83,13 +84,14 @@ def audio_of(cfg):
   """
   if not cfg.kind:
     return None, []
-  if cfg.kind == 'codes' or (cfg.path and pathlib.Path(cfg.path).expanduser().exists()):
+  folder = readers.find_folder(cfg.path) if cfg.kind == 'codec' else pathlib.Path(cfg.path).expanduser()
+  if cfg.kind == 'codes' or (cfg.path and folder.exists()):
     return audio.build(cfg), []
-  if cfg.kind == 'codec':  # one of 1,024 codes at 75 positions a second, as EnCodec
+  if cfg.kind == 'codec':
     blank = audio.AudioConfig(
       kind='codes', books=cfg.books, pattern=cfg.pattern, longest=math.ceil(75 * cfg.seconds)
     )
-    return audio.build(blank), [NOT_HERE.format(cfg.path)]
+    return audio.build(blank), [NO_CODEC.format(cfg.path)]
   statistics_2M = np.ones((2, cfg.mels), np.float32)
   if cfg.kind == 'fsq':
     made = audio_codes.LearnedAudioTokenizer(cfg, statistics_2M, audio.autoencoder_config(cfg), {})

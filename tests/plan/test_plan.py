@@ -26,7 +26,7 @@ from gpt_jax.plan import (
   topologies,
 )
 from gpt_jax.sharding import MeshConfig, make_mesh
-from tests import command_line, stand_ins, test_experiments, tiny_runs
+from tests import codecs, command_line, stand_ins, test_experiments, tiny_runs
 
 
 @pytest.fixture
@@ -555,6 +555,17 @@ def test_model_vocab_bounds_the_text_tokenizer():
   made.model.vocab = 300
   toks, notes = abstract_inputs.tokenizers(config.build(config.Config, made))
   assert toks.vocabulary.size == 300 and not notes
+
+
+def test_a_codec_is_read_where_training_finds_it(tmp_path, monkeypatch):
+  codecs.write(tmp_path / 'encodec', codecs.ENCODEC)
+  made = config.default()
+  made.audio.update(kind='codec', path='encodec', books=2)
+  toks, notes = abstract_inputs.tokenizers(config.build(config.Config, made))
+  assert toks.vocabulary.count('audio0') == 1024 and notes[1:] == [abstract_inputs.NO_CODEC.format('encodec')]
+  monkeypatch.setenv('GPT_JAX_DATA', str(tmp_path))
+  toks, notes = abstract_inputs.tokenizers(config.build(config.Config, made))
+  assert toks.vocabulary.count('audio0') == 8 and not notes[1:]
 
 
 # --------------------------------------------------------------------- compilers of absent hardware
