@@ -248,11 +248,11 @@ def open_tracker(name, project, *args):
   row, (folder, *more) = TRACKERS[name], args
   try:
     return row(row.load(), folder, project, *more)
-  except ImportError as error:
-    cause, fix = f'needs the package {row.package}: {error}', f'pip install {row.package}'
   except Exception as error:
     cause, fix = f'cannot be opened: {describe(error)}', 'see the settings of its library, and its service'
-  raise ValueError(f'log.{name}={project} {cause}\nfix: {fix}, or drop log.{name}')
+    if isinstance(error, ImportError):
+      cause, fix = f'needs the package {row.package}: {error}', f'pip install {row.package}'
+    raise ValueError(f'log.{name}={project} {cause}\nfix: {fix}, or drop log.{name}') from error
 
 
 def describe(error):
