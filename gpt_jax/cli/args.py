@@ -1,7 +1,9 @@
 """Pre-parse command-line arguments: an experiment file decides which --config flags absl must define."""
 
 import ast
+import difflib
 import os
+import re
 from pathlib import Path
 
 from gpt_jax.runs.user_code import find_experiment
@@ -13,6 +15,11 @@ OUT_OF_MEMORY = (  # of XLA, C++, the kernel, Python and the dynamic linker
 LEAST_ADDRESSES = 3 * 10**9  # bytes; a tiny run on two cores needs 2.2 GB, most of it for threads
 NO_FIX = '\nfix: correct the cause above and run the same command again; everything saved is safe'
 MAX_LINE = 1000  # characters of a line of an error: values may come from anywhere
+VALUES = {  # what absl says of a wrong value: the kind that is expected, and an example
+  'invalid literal for int()': ('an integer', '1'),
+  'could not convert string to float': ('a number', '1'),
+  "('Non-boolean argument": ('true or false', 'true'),
+}
 DEMO = str(find_experiment('experiments/demo.py'))
 
 
@@ -20,6 +27,33 @@ def format_error(error):
   """The two lines that a user reads of an error: cause and fix."""
   text = f'error: {error}' if '\nfix:' in str(error) else f'error: {error}{NO_FIX}'
   return '\n'.join(l if len(l) <= MAX_LINE else f'{l[:MAX_LINE]} ...' for l in text.split('\n'))
+
+
+def format_flag_error(error, verb, defined, with_overrides):
+  """Cause and fix of an error of absl's parser.
+
+  defined: the flags of the verb, by name; with_overrides: the verbs that take --config.KEY=VALUE.
+  """
+  cause = ' '.join(str(part) for part in error.args).strip().replace('\n', ' ')
+  if name := getattr(error, 'flagname', ''):
+    near = difflib.get_close_matches(name, list(defined), 1)
+    fix = f'did you mean --{near[0]}?' if near else f'`{verb} --help` lists its flags'
+    if name.startswith('config.'):
+      fix = f'leave it out: only {", ".join(with_overrides)} take --config.KEY=VALUE'
+    return f'--{name} is not a flag of {verb}\nfix: {fix}'
+  if missing := re.fullmatch(r'flag --(\w+)=None: Flag --\w+ must have a value other than None\.', cause):
+    return f'--{missing[1]} is missing\nfix: add --{missing[1]}=...'
+  if missing := re.fullmatch(r'Missing value for flag --(\S+)', cause):
+    return f'--{missing[1]} has no value\nfix: write --{missing[1]}=...'
+  if one_of := re.fullmatch(r'flag (--.*): value should be one of <(.*)>', cause, re.S):
+    return f'{one_of[1]} is not known\nfix: use one of {one_of[2].replace("|", ", ")}'
+  for sign, (kind, example) in VALUES.items():
+    if wrong := re.match(r'flag (--([^=]+)=.*): ' + re.escape(sign), cause, re.S):
+      default = defined[wrong[2]].default if wrong[2] in defined else None
+      if example.isdigit() and default is not None:
+        example = default
+      return f'{wrong[1]} is not {kind}\nfix: write --{wrong[2]}={example}'
+  return f'{cause}\nfix: `{verb} --help` lists its flags'
 
 
 def is_out_of_memory(error):
@@ -118,7 +152,9 @@ def load_experiment(argv, adds_sources=False):
   if not spec and workdir and (Path(workdir) / 'config.json').exists():
     section = experiment_file.complete_sources(config.section(config.of_run(workdir)))
   elif not spec and parent:
-    section = experiment_file.complete_sources(config.section(config.of_run(ancestry.parse_run(parent)[0])))
+    section = experiment_file.complete_sources(
+      config.section(config.of_run(ancestry.parse_run(parent)[0], 'train.branch_from'))
+    )
     section.train.init_from = ''  # the weights are the branch's
   else:
     section = experiment_file.load_config(spec or DEMO)

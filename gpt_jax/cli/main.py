@@ -141,8 +141,7 @@ def parse(argv):
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
     if '\nfix:' in str(e):
       raise
-    cause = ' '.join(str(part) for part in e.args).strip().replace('\n', ' ')
-    raise ValueError(f'{cause}\nfix: see {verb} --help, or an experiment file') from e
+    raise ValueError(args.format_flag_error(e, verb, FLAGS, WITH_OVERRIDES)) from e
   if stray:
     raise ValueError(f'argument {stray[0]!r} is not a flag\nfix: write --name=value')
 
