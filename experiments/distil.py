@@ -13,7 +13,7 @@ def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(arg, teacher='runs/gpt2', size=0, runlocal=False)
   config = configs.default()
-  teacher = configs.of_run(args.teacher)
+  teacher = configs.of_run(args.teacher, 'distil.teacher')
   heads, head = teacher.model.heads, teacher.model.width // teacher.model.heads
   size = args.size or head * max(1, heads // 2)
   config.model = configs.section(teacher.model)

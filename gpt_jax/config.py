@@ -69,9 +69,9 @@ def to_dict(dataclass):
   return dataclasses.asdict(dataclass)
 
 
-def of_run(workdir):
-  """Return the Config of a run folder, from its config.json; lists become tuples where annotated so."""
-  return build(Config, plugins.load(run_folder.read_config(workdir), workdir))
+def of_run(workdir, key='workdir'):
+  """Return the Config of a run folder, from its config.json; errors name `key`."""
+  return build(Config, plugins.load(run_folder.read_config(workdir, key), workdir))
 
 
 def start_from(config, run, adapter=0, length=0):
@@ -79,7 +79,7 @@ def start_from(config, run, adapter=0, length=0):
 
   length: tokens of a row, at most the model's context (0).
   """
-  base = of_run(run)
+  base = of_run(run, 'train.init_from')
   config.model, config.tokenizer = section(base.model), section(base.tokenizer)
   config.adapter.rank = adapter
   config.train.update(init_from=run, length=min(length, base.model.context))
@@ -151,7 +151,7 @@ def arguments(argument, **defaults):
         raise ValueError('only True needs no value')
     except (KeyError, ValueError) as e:
       raise ValueError(
-        f'config argument {item!r} is not of type {kind.__name__}\nfix: write {name}={defaults[name]}'
+        f'argument {item!r} is not of type {kind.__name__}\nfix: give one; default: {name}={defaults[name]}'
       ) from e
   return values
 

@@ -218,12 +218,12 @@ def test_an_int_serves_as_a_float_and_becomes_one():
   [
     ('sise=3', "'sise' is not known", 'did you mean size?'),
     ('zzz', "'zzz' is not known", 'use one of size, layers, deep'),
-    ('layers=1.5', "'layers=1.5' is not of type int", 'write layers=2'),
-    ('layers=two', "'layers=two' is not of type int", 'write layers=2'),
-    ('layers', "'layers' is not of type int", 'write layers=2'),
-    ('size', "'size' is not of type str", 'write size=small'),
-    ('deep=maybe', "'deep=maybe' is not of type bool", 'write deep=False'),
-    ('deep=', "'deep=' is not of type bool", 'write deep=False'),
+    ('layers=1.5', "'layers=1.5' is not of type int", 'give one; default: layers=2'),
+    ('layers=two', "'layers=two' is not of type int", 'give one; default: layers=2'),
+    ('layers', "'layers' is not of type int", 'give one; default: layers=2'),
+    ('size', "'size' is not of type str", 'give one; default: size=small'),
+    ('deep=maybe', "'deep=maybe' is not of type bool", 'give one; default: deep=False'),
+    ('deep=', "'deep=' is not of type bool", 'give one; default: deep=False'),
   ],
 )
 def test_a_wrong_argument(item, cause, hint):

@@ -334,7 +334,14 @@ def _existing_run(workdir, key='workdir'):
 
 def read_config(workdir, key='workdir'):
   """Return the resolved config as nested dicts; tuples are lists. Errors name `key` and the runs nearby."""
-  return records.read_json(_existing_run(workdir, key) / 'config.json')
+  folder = _existing_run(workdir, key)
+  config = records.read_json(folder / 'config.json')
+  if 'model_type' in config:
+    raise ValueError(
+      f'{key}={folder} is a model of transformers, not a run\n'
+      f'fix: launch.py import --source={folder} --workdir=runs/{folder.resolve().name}, then name that run'
+    )
+  return config
 
 
 def read_metrics(workdir):

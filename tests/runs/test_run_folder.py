@@ -269,6 +269,15 @@ def test_a_resume_does_not_reset_the_data_again(tmp_path):
   assert (data['workers'], data['reset']) == (8, False)
 
 
+def test_a_model_of_transformers_is_not_a_run(tmp_path):
+  records.write_json(tmp_path / 'config.json', {'model_type': 'gpt2', 'n_layer': 2})
+  with pytest.raises(ValueError) as caught:
+    run_folder.read_config(tmp_path, 'train.init_from')
+  cause, fix = str(caught.value).split('\n')
+  assert cause == f'train.init_from={tmp_path} is a model of transformers, not a run'
+  assert fix.startswith(f'fix: launch.py import --source={tmp_path} --workdir=runs/{tmp_path.name},')
+
+
 def test_a_broken_config_is_named(tmp_path):
   open_run(tmp_path).close()
   (tmp_path / 'config.json').write_text('{"optim": ')
