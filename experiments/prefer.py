@@ -4,11 +4,14 @@ Command: launch.py import --source=gpt2 --workdir=runs/gpt2
   launch.py train --config=experiments/prefer.py:base=runs/gpt2 --workdir=runs/preferred
 The 1,100 pairs are those of "Build a Large Language Model" (Raschka), in file order and without repeats: 85 %
 to train, 10 % for the test, 5 % for validation. Model and tokenizer are those of the base run.
-Arguments: base (a run folder), path (pairs of your own, JSON lines or one list, with the fields instruction,
-input, chosen and rejected; a tenth is held out), loss (as preference.loss), runlocal (a minute on a CPU).
+Arguments: base (a run folder), path (pairs of your own, JSON lines or one list, with the fields prompt, or
+instruction and input, chosen and rejected, which are texts or lists of messages; a tenth is held out), loss
+(as preference.loss), runlocal (a minute on a CPU).
 """
 
 from gpt_jax import config as configs
+from gpt_jax import data
+from gpt_jax.data import sources
 
 PAIRS = {
   'path': 'instruct_small/instruction-data-with-preference.json',
@@ -16,6 +19,20 @@ PAIRS = {
   'test_split': 'train[85%:95%]',
   'valid_split': 'train[95%:]',
 }
+INSTRUCTIONS = {'template': '{instruction} {input} -> {chosen}', 'unique': 'instruction,input'}
+
+
+def fields_of(path):
+  """Return the first record of a file of pairs; ValueError if it is none."""
+  records = sources.open_source(data.Source('jsonl', path, template='{chosen}'), 'train').records()
+  _, fields = next(records)
+  missing = {'chosen', 'rejected'} - {*fields}
+  if missing or (isinstance(fields['chosen'], str) and not {'prompt', 'instruction'} & {*fields}):
+    raise ValueError(
+      f'{path} has no pairs: its first record has {", ".join(fields)}\n'
+      'fix: give each record prompt, chosen and rejected, or write an experiment with a template'
+    )
+  return fields
 
 
 def get_config(arg=''):
@@ -23,9 +40,16 @@ def get_config(arg=''):
   args = configs.arguments(arg, base='runs/gpt2', path='', loss='dpo', runlocal=False)
   config = configs.default()
   configs.start_from(config, args.base)
-  template = '{instruction} {input} -> {chosen}'
-  source = {'kind': 'jsonl', 'template': template, 'unique': 'instruction,input'}
-  config.data.mixture = {'pairs': source | ({'path': args.path} if args.path else PAIRS)}
+  source = {'kind': 'jsonl'} | ({'path': args.path} if args.path else PAIRS)
+  fields = fields_of(args.path) if args.path else {'instruction': ''}
+  if 'instruction' in fields:
+    source |= INSTRUCTIONS
+  elif isinstance(fields['chosen'], str):
+    source['template'] = '{prompt} -> {chosen}'
+  else:
+    source['template'] = '{chosen:chat}'
+    config.preference.prompt = 'prompt' if isinstance(fields.get('prompt'), list) else ''
+  config.data.mixture = {'pairs': source}
   config.data.packing = 'first_fit'
   config.preference.loss = args.loss
   config.optim.update(lr=5e-6, schedule='constant', warmup=0)

@@ -123,6 +123,30 @@ TRAINED = [
 ]
 
 
+@pytest.mark.parametrize(
+  'fields, template, prompt',
+  [
+    ('prompt', '{prompt} -> {chosen}', ''),
+    ('instruction input', '{instruction} {input} -> {chosen}', ''),
+    ('messages', '{chosen:chat}', ''),
+    ('prompt messages', '{chosen:chat}', 'prompt'),
+  ],
+)
+def test_the_fields_of_pairs_choose_the_template(fields, template, prompt, base, tmp_path):
+  turns, names = [{'role': 'user', 'content': 'a'}], fields.split()
+  answers = dict.fromkeys(('chosen', 'rejected'), turns if 'messages' in names else 'b')
+  asked = {name: turns if 'messages' in names else 'a' for name in names if name != 'messages'}
+  (tmp_path / 'pairs.jsonl').write_text(json.dumps(asked | answers) + '\n')
+  config = load(command_line.ROOT / 'experiments/prefer.py', base, path=tmp_path / 'pairs.jsonl')
+  assert (config.data.mixture.pairs.template, config.preference.prompt) == (template, prompt)
+
+
+def test_a_file_without_pairs_is_an_error(base, tmp_path):
+  (tmp_path / 'pairs.jsonl').write_text('{"prompt": "a", "good": "b"}\n')
+  with pytest.raises(ValueError, match='has no pairs: its first record has prompt, good\nfix: '):
+    load(command_line.ROOT / 'experiments/prefer.py', base, path=tmp_path / 'pairs.jsonl')
+
+
 @pytest.mark.parametrize('path', TRAINED)
 def test_every_experiment_trains_and_samples(path, base, stand_in, tmp_path):
   cfg = small(path, base)

@@ -113,10 +113,7 @@ def folder(tmp_path_factory):
   lines = {
     'posts': [{'text': f'Post number {n} of a user.', 'user': f'u{n % 20}'} for n in range(40)],
     'corpus': [{'text': f'Text {n} was written by a{n}@example.org about the sea.'} for n in range(40)],
-    'pairs': [
-      dict(instruction=f'Say {n}.', input='', prompt=f'Say {n}.', chosen=f'{n}', rejected='no')
-      for n in range(40)
-    ],
+    'pairs': [dict(prompt=f'Say {n}.', chosen=f'{n}', rejected='no') for n in range(40)],
     'chats': [
       {'messages': [{'role': 'user', 'content': f'Say {n}.'}, {'role': 'assistant', 'content': f'{n}'}]}
       for n in range(40)
