@@ -27,7 +27,8 @@ PARENT = {
 PARENT['parents?'] = [PARENT]
 LINKS = ('train.init_from', 'train.branch_from')  # config keys that name a parent
 HEADER = ('run', 'begins with', '>tokens', 'data', 'changes', 'checkpoint')
-MAX_DEPTH, MAX_CHANGES = 100, 12  # of a chain, and of a run in it, that are shown
+MAX_DEPTH = 100  # of a chain
+MAX_CHANGES, MAX_CHANGES_IN_LINE = 12, 3  # of a run that are shown, in the report and on a console
 
 
 def parse_run(text):
@@ -92,33 +93,33 @@ def config_diff(old, new):
 # --------------------------------------------------------------------------------------- tables
 
 
-def ancestor_rows(folder, config, tokens):
+def ancestor_rows(folder, config, tokens, most=MAX_CHANGES):
   """Return rows of HEADER, oldest ancestor first and the run last; [] for a run without parents.
 
-  config, tokens: of the run.
+  config, tokens: of the run. most: of the changes of a run that are listed.
   """
   parents = read_parents(folder)
   own = {'path': str(folder), 'config': config, 'tokens': tokens, 'parents': parents}
-  return list(_rows(own, MAX_DEPTH)) if parents else []
+  return list(_rows(own, MAX_DEPTH, most)) if parents else []
 
 
-def _rows(run, depth):
+def _rows(run, depth, most):
   """Yield the rows of a run's ancestors, then its own; of an ancestor with the checkpoint that was taken."""
   parents = run.get('parents', []) if depth else []
   for parent in parents:
-    yield from _rows(parent, depth - 1)
+    yield from _rows(parent, depth - 1, most)
   if run.get('how') == 'import':
     return
   config = run.get('config', {})
   pairs = [pair for parent in parents for pair in config_diff(parent.get('config') or config, config).items()]
   changes = [f'{key} {_text(old)} -> {_text(new)}' for key, (old, new) in dict(pairs).items()]
-  more = [f'and {len(changes) - MAX_CHANGES} more'] if len(changes) > MAX_CHANGES else []
+  more = [f'and {len(changes) - most} more'] if len(changes) > most else []
   yield (
     pathlib.Path(run['path']).name,
     '\n'.join(map(_describe_link, parents)) or 'new weights',
-    f'{run["tokens"]:,.0f}' if run.get('tokens', 0) >= 0 else '',
+    f'{run["tokens"]:,.0f}' if run.get('tokens', -1) >= 0 else '',
     describe_data(config),
-    '\n'.join([*changes[:MAX_CHANGES], *more]),
+    '\n'.join([*changes[:most], *more]),
     f'step {run["step"]}, {run["digest"]}' if 'digest' in run else '',
   )
 
@@ -146,6 +147,6 @@ def describe_data(config):
 
 def format_table(folder, config, tokens):
   """Return the table of `ancestor_rows` as lines, [] for a run without parents."""
-  rows = ancestor_rows(folder, config, tokens)
+  rows = ancestor_rows(folder, config, tokens, MAX_CHANGES_IN_LINE)
   cells = [[str(cell).replace('\n', ', ') for cell in row] for row in rows]
   return text_table.format_table(cells, [name.lstrip('>') for name in HEADER]) if rows else []
