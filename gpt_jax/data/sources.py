@@ -85,9 +85,11 @@ class Source:
       raise ValueError(f'kind={self.kind} is not a kind of source\nfix: use one of {", ".join(SOURCES)}')
     for name, value in self.changed.items():
       if name not in self.fields_read:
+        kinds = [kind for kind, row in SOURCES.items() if name in row.fields]
         raise ValueError(
           f'{name}={value!r} has no effect on a source of kind={self.kind}\n'
-          f'fix: remove it; kind={self.kind} reads {", ".join(sorted(self.fields_read))}'
+          f'fix: set kind={"|".join(kinds)}, which read it, or remove it; '
+          f'kind={self.kind} reads {", ".join(sorted(self.fields_read))}'
         )
     if 'path' in self.fields_read and not self.path:
       raise ValueError(f'path is empty for a source of kind={self.kind}\nfix: set path')

@@ -51,7 +51,8 @@ def test_a_new_source_costs_one_function_and_one_row(monkeypatch):
     Source('count_down', seed=1)
   assert str(caught.value) == (
     'seed=1 has no effect on a source of kind=count_down\n'
-    'fix: remove it; kind=count_down reads clean, documents, kind, license, scrub, template, weight'
+    'fix: set kind=synthetic|stories|sums|canaries, which read it, or remove it; '
+    'kind=count_down reads clean, documents, kind, license, scrub, template, weight'
   )
   monkeypatch.delitem(SOURCES, 'count_down')
   with pytest.raises(ValueError, match='kind=count_down is not a kind of source\nfix: use one of'):
