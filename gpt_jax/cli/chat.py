@@ -10,7 +10,7 @@ from gpt_jax.cli.flags import define_sampling, define_workdir, sampling_override
 from gpt_jax.runs.loggers import say
 
 FLAGS = flags.FLAGS
-HELP = '/reset begins a new conversation, /exit or Ctrl-D ends, Ctrl-C stops a reply'
+HELP = '/reset begins a new conversation, /exit or Ctrl-D ends, Ctrl-C stops a reply, /help repeats this'
 
 
 def chat_flags():
@@ -45,6 +45,9 @@ def chat(argv):
   for line in read_turns('> ' if is_terminal else ''):
     if line == '/exit':
       break
+    if line == '/help':
+      say(HELP)
+      continue
     if line == '/reset':
       messages = list(first)
       continue

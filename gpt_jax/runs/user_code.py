@@ -54,11 +54,11 @@ def load_module(path, content=None):
 
 
 def describe_error(error, path):
-  """Return 'TypeError: cause (x.py:12)': an error of a user's code, and its last line in that file."""
+  """Return 'TypeError: cause (x.py:12)': an error of a user's code, and its last line there, if any."""
   cause = ' '.join(str(error.args[0] if error.args else error).split()).strip(
     '"'
   )  # ConfigDict names the nearest key
   frames = traceback.extract_tb(error.__traceback__)
   lines = [frame.lineno for frame in frames if pathlib.Path(frame.filename) == pathlib.Path(path)]
-  line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else ''
-  return f'{type(error).__name__}: {cause} ({path}:{line})'
+  line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+  return f'{type(error).__name__}: {cause} ({path}{f":{line}" if line else ""})'

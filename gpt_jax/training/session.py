@@ -114,7 +114,8 @@ def acquire_run_dir(s):
       barrier('run folder acquired')  # config and tokenizer are written
       s.checkpoints = checkpoint_writer.CheckpointWriter(folder, s.cfg.checkpoint, s.run.print)
       s.checkpoints.delete_after(s.step)  # unfinished or corrupt: their numbers are needed again
-      for note in (*s.notes, *ineffective.notes(s.cfg), *settings.notes(s.cfg)):
+      ignored = [f'note: {line}' for line in ineffective.notes(s.cfg)]
+      for note in (*s.notes, *ignored, *settings.notes(s.cfg)):
         s.run.print(note)
       if counts := s.job.cleaning():
         s.run.event('clean', sources=counts)

@@ -231,11 +231,12 @@ def test_ends_of_other_templates(tmp_path):
 
 @pytest.mark.slow
 def test_turns_from_a_pipe(run, monkeypatch, capsys):
-  lines = 'say c\nbye\n\n/reset\nsay a\n/exit\nsay b\n'
+  lines = '/help\nsay c\nbye\n\n/reset\nsay a\n/exit\nsay b\n'
   monkeypatch.setattr('sys.stdin', io.StringIO(lines))
   call = command_line.in_process(capsys, monkeypatch)
   code, out, _ = call('chat', f'--workdir={run}', '--temperature=0')
-  assert code == 0 and out.split() == ['cc', 'bye.', 'aa']
+  assert code == 0 and out.startswith('/reset begins a new conversation')
+  assert out.partition('\n')[2].split() == ['cc', 'bye.', 'aa']
   code, _, err = call('chat', f'--workdir={run}', '--temperature=-1')
   assert code == 2 and 'temperature=-1.0' in err
 

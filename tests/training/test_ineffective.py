@@ -85,4 +85,4 @@ def test_a_run_prints_settings_without_effect(tmp_path, tmp_path_factory, capsys
   cfg = dataclasses.replace(cfg, loss=dataclasses.replace(cfg.loss, moe_z=0.5))
   with tiny_runs.compiled_programs(tmp_path_factory):
     train.train(cfg, tmp_path / 'run')
-  assert 'loss.moe_z has no effect with model.experts=0' in capsys.readouterr().out
+  assert 'note: loss.moe_z has no effect with model.experts=0' in capsys.readouterr().out
