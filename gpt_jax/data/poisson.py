@@ -11,6 +11,7 @@ Source: Abadi et al. 2016 (arXiv:1607.00133), section 3.
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,10 +39,12 @@ class RandomBits:
       return cls(hashlib.sha256(f'seed {seed}'.encode()).digest())
     path = Path(secret).expanduser()
     content = path.read_bytes() if path.is_file() else b''
-    if len(content) < 32:
+    is_text = b' ' in content and not re.search(rb'[^ -~\s]', content)  # a key in hexadecimals has no spaces
+    if len(content) < 32 or is_text:
+      name = 'NEW_FILE' if path.exists() else secret  # the fix overwrites nothing
       raise ValueError(
         f'privacy.secret={secret} is not a file of 32 random bytes or more\n'
-        f'fix: head -c 32 /dev/urandom > {secret}, outside of the run folder, and keep it secret'
+        f'fix: head -c 32 /dev/urandom > {name}, outside of the run folder, and keep it secret'
       )
     return cls(hashlib.sha256(content).digest(), True)
 

@@ -66,6 +66,11 @@ def free_on_resume(cfg, workdir):
   before = stored.get('train', {}).get('steps', cfg.train.steps)
   if before == cfg.train.steps:
     return free
+  if cfg.privacy.epsilon:
+    raise ValueError(
+      f'workdir={folder}: train.steps={cfg.train.steps} of a private run with the noise of {before} steps\n'
+      f'fix: set train.steps={before}, or train in a new --workdir: its epsilon adds to that of this run'
+    )
   done = max(checkpoint.Checkpoints(folder / 'checkpoints').steps(), default=0)
   if has_equal_past(cfg, before, done):
     return (*free, 'train.steps')

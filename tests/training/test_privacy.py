@@ -335,6 +335,9 @@ def test_a_secret_takes_the_place_of_the_seed(posts, tmp_path):
     ValueError, match=r'privacy.secret=.*none is not a file of 32 random bytes.*\nfix: head -c 32'
   ):
     loader(posts, secret=str(tmp_path / 'none'))
+  (tmp_path / 'notes.txt').write_text('This file is no secret, and must not be overwritten.')
+  with pytest.raises(ValueError, match=r'notes.txt is not a file of 32 random bytes.*\nfix: .* > NEW_FILE'):
+    loader(posts, secret=str(tmp_path / 'notes.txt'))
 
 
 # --------------------------------------------------------------------------------- runs
@@ -349,7 +352,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(posts, tmp_path, tmp_pat
     longer = dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, schedule='constant'))
     assert train.train(longer, tmp_path / 'longer', tiny_runs.stop_before(2)) is None
     longer = dataclasses.replace(longer, train=dataclasses.replace(longer.train, steps=6))
-    with pytest.raises(ValueError, match=r'the data differ .*noise_multiplier'):
+    with pytest.raises(ValueError, match='train.steps=6 of a private run, with the noise of 4 steps'):
       train.train(longer, tmp_path / 'longer')
   stated = whole['privacy']
   assert parts['privacy'] == stated
