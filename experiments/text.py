@@ -42,7 +42,8 @@ def get_config(arg=''):
   steps = PASSES * sum(sizes) / (config.train.batch_size * config.model.context)
   steps = args.steps or int(min(max(round(steps, -2), 100), 500))
   config.train.update(steps=steps, eval_every=max(steps // 5, 1), sample_every=max(steps // 5, 1))
-  say(f'{args.path}: {sum(sizes):,} characters, {len(sizes):,} documents; {steps} steps', file=sys.stderr)
+  parts = 'one document' if len(sizes) == 1 else f'{len(sizes):,} documents'
+  say(f'{args.path}: {sum(sizes):,} characters, {parts}; {steps} steps', file=sys.stderr)
   if args.runlocal:
     config.train.update(steps=20, eval_every=10, sample_every=20)
   return config
