@@ -123,6 +123,11 @@ TRAINED = [
 ]
 
 
+def load_prefer(base, pairs):
+  """Load experiments/prefer.py with pairs of one's own."""
+  return experiment_file.load_config(f'experiments/prefer.py:base={base},path={pairs}')
+
+
 @pytest.mark.parametrize(
   'fields, template, prompt',
   [
@@ -137,14 +142,14 @@ def test_the_fields_of_pairs_choose_the_template(fields, template, prompt, base,
   answers = dict.fromkeys(('chosen', 'rejected'), turns if 'messages' in names else 'b')
   asked = {name: turns if 'messages' in names else 'a' for name in names if name != 'messages'}
   (tmp_path / 'pairs.jsonl').write_text(json.dumps(asked | answers) + '\n')
-  config = load(command_line.ROOT / 'experiments/prefer.py', base, path=tmp_path / 'pairs.jsonl')
+  config = load_prefer(base, tmp_path / 'pairs.jsonl')
   assert (config.data.mixture.pairs.template, config.preference.prompt) == (template, prompt)
 
 
 def test_a_file_without_pairs_is_an_error(base, tmp_path):
   (tmp_path / 'pairs.jsonl').write_text('{"prompt": "a", "good": "b"}\n')
   with pytest.raises(ValueError, match='has no pairs: its first record has prompt, good\nfix: '):
-    load(command_line.ROOT / 'experiments/prefer.py', base, path=tmp_path / 'pairs.jsonl')
+    load_prefer(base, tmp_path / 'pairs.jsonl')
 
 
 @pytest.mark.parametrize('path', TRAINED)

@@ -75,7 +75,8 @@ def evaluate(argv):
   overrides = data_overrides(argv)
   join('evaluate', lambda: run_folder.read_config(FLAGS.workdir), overrides=overrides)
   others = {name: FLAGS[name].value for name in ('recognizer', 'reference')}
-  others = {name: trained.load(workdir).subject() for name, workdir in others.items() if workdir}
+  load = lambda name, workdir: trained.load(workdir, key=f'--{name}').subject()
+  others = {name: load(name, workdir) for name, workdir in others.items() if workdir}
   if FLAGS.classifier:
     others['classifier'] = trained.load_judge(FLAGS.classifier, '--classifier')
   caches = {}  # of all checkpoints: they share their data

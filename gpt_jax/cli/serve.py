@@ -44,7 +44,10 @@ def serve(argv):
     return run._replace(cfg=dataclasses.replace(run.cfg, sample=sampling))
 
   folders, run = adapter_folders(FLAGS.adapters), trained.load(FLAGS.workdir)
-  adapters = {name: with_sampling(trained.load(folder, base=run)) for name, folder in folders.items()}
+  adapters = {
+    name: with_sampling(trained.load(folder, base=run, key=f'--adapters={name}'))
+    for name, folder in folders.items()
+  }
   server.serve(with_sampling(run), cfg, adapters)
   return 0
 

@@ -156,17 +156,17 @@ class TrainedRun(NamedTuple):
     ]
 
 
-def load(workdir, step=None, base=None):
+def load(workdir, step=None, base=None, key='workdir'):
   """Load a checkpoint of a run, by default the newest good one -> TrainedRun.
 
   The mesh is the run's own where these devices form it, else all of them on the data axis, where each
   holds the whole model. Raises ValueError for a folder that is not a run or has no good checkpoint.
 
   base: the TrainedRun that the adapters of this run were trained on; then `model` is the tree of adapters
-  alone, on the base's mesh.
+  alone, on the base's mesh. key: what named the folder, for errors.
   """
   workdir = Path(workdir).expanduser()
-  cfg = config.of_run(workdir)
+  cfg = config.of_run(workdir, key)
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', verify=cfg.checkpoint.verify)
   newest = checkpoints.latest_good(math.inf if step is None else step)
   if newest is None and step is None:
@@ -228,7 +228,7 @@ def check_adapters(workdir, cfg, toks, model_cfg, reference, base):
 def load_judge(value, key='sample.judge'):
   """Return the label_judge.Judge of RUN:LABEL|LABEL; ValueError, which names `key`, for anything else."""
   workdir, labels = label_judge.parse_judge(value, key)
-  return label_judge.Judge(load(workdir), labels)
+  return label_judge.Judge(load(workdir, key=key), labels)
 
 
 def good_steps(workdir, after=-1, report=print):

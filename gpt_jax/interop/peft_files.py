@@ -206,7 +206,7 @@ def import_adapter(source, base, workdir):
     raise FileNotFoundError(
       f'--source={source} has no {FILE} and {WEIGHTS}\nfix: name the folder of an adapter'
     )
-  run = trained.load(base)
+  run = trained.load(base, key='--base')
   settings, tree = read_adapter(source, run)
   cfg = dataclasses.replace(
     run.cfg, adapter=settings, train=dataclasses.replace(run.cfg.train, init_from=str(base))

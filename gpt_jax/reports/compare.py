@@ -40,7 +40,7 @@ def runs_apart(workdir, against):
   The batch is the first of the validation data of `workdir`. Raises ValueError if a folder is not a
   trained GPT, the tokenizers differ, or there are no validation data.
   """
-  a, b = trained.load(workdir), trained.load(against)
+  a, b = trained.load(workdir), trained.load(against, key='--against')
   source, batch, rows = activations_apart(a, b)
   changed = records.diff(config.to_dict(a.cfg), config.to_dict(b.cfg))
   shape = list(batch['token_ids_BT'].shape)
@@ -143,7 +143,8 @@ def texts_apart(workdir, against, path):
   kind = {'kind': 'jsonl'} if '.jsonl' in Path(path).suffixes else {'kind': 'text', 'separator': '\n\n'}
   section = data.DataConfig(mixture={'texts': data.Source(path=str(path), **kind)}, valid_fraction=0.0)
   texts = [text for _, text in data.documents(section, 'train') if text]
-  steps, nats = zip(*(score_bytes(folder, texts, path) for folder in (workdir, against)), strict=True)
+  folders = {'workdir': workdir, '--against': against}
+  steps, nats = zip(*(score_bytes(*named, texts, path) for named in folders.items()), strict=True)
   sizes_N = np.array([len(text.encode()) for text in texts])
   sums_2N = np.array([[array.sum() for array in arrays] for arrays in nats])
   total = {'against': str(Path(against).expanduser().absolute()), 'steps': list(steps), 'texts': str(path)}
@@ -160,9 +161,9 @@ def texts_apart(workdir, against, path):
   return text_diff_part.format_lines(workdir, total, documents)
 
 
-def score_bytes(folder, texts, path):
+def score_bytes(key, folder, texts, path):
   """Return (step, nats of each byte of each text) of a run, whose model is freed on return."""
-  run = trained.load(folder)
+  run = trained.load(folder, key=key)
   try:
     return run.step, likelihood.byte_nats(run.subject(), texts)
   except ValueError as error:

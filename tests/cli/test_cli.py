@@ -460,6 +460,12 @@ def test_evaluate_scores_chosen_data_and_names_them(call, copy):
     assert 'leave it out' in assert_user_error(error, f'--config.data.{key.partition("=")[0]}')
 
 
+@pytest.mark.parametrize('verb, flag', [('report', '--against'), ('evaluate', '--reference')])
+def test_a_run_that_does_not_exist_is_named_by_its_flag(call, copy, verb, flag):
+  error = call(verb, f'--workdir={copy}', f'{flag}=/nowhere/run')
+  assert_user_error(error, f'{flag}=/nowhere/run does not exist')
+
+
 def test_attacks_and_the_card_need_the_data_of_the_run(call, copy):
   refused = lambda *words: assert_user_error(call(*words, f'--workdir={copy}'), words[1])
   refused('evaluate', '--tasks=canaries')

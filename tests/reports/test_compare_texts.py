@@ -78,7 +78,7 @@ def report(runs, tmp_path, monkeypatch):
   one, other = runs
   path = tmp_path / 'texts.jsonl'
   path.write_text(''.join(json.dumps({'text': text}) + '\n' for text in TEXTS))
-  monkeypatch.setattr(trained, 'load', {str(run.workdir): run for run in runs}.__getitem__)
+  monkeypatch.setattr(trained, 'load', lambda folder, key: {str(run.workdir): run for run in runs}[folder])
   lines = compare.texts_apart(str(one.workdir), str(other.workdir), path)
   page = run_report.write_report(one.workdir).read_text()
   return lines, records.read_lines(one.workdir / text_diff_part.FILE), page

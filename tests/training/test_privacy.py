@@ -352,7 +352,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(posts, tmp_path, tmp_pat
     longer = dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, schedule='constant'))
     assert train.train(longer, tmp_path / 'longer', tiny_runs.stop_before(2)) is None
     longer = dataclasses.replace(longer, train=dataclasses.replace(longer.train, steps=6))
-    with pytest.raises(ValueError, match='train.steps=6 of a private run, with the noise of 4 steps'):
+    with pytest.raises(ValueError, match='train.steps=6 of a private run with the noise of 4 steps'):
       train.train(longer, tmp_path / 'longer')
   stated = whole['privacy']
   assert parts['privacy'] == stated

@@ -432,7 +432,9 @@ def test_requests_of_other_sites_and_wrong_paths_are_refused(served):
   for path in ('/v1/models/..%2f..%2fetc%2fpasswd', '/v1/models/<script>'):
     assert post(port, path, None, method='GET')[0] == 404
   assert_error(post(port, '/../../etc/passwd', None, method='GET'), 404, 'Not Found')
-  assert_error(post(port, COMPLETION, None, method='GET'), 405, 'Method Not Allowed')
+  wrong_method = post(port, COMPLETION, None, method='GET')
+  assert_error(wrong_method, 405, 'Method Not Allowed')
+  assert wrong_method[1]['error']['message'].endswith('fix: send a POST')
 
 
 def raw(port, content, seconds=5.0):

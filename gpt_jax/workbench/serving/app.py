@@ -53,7 +53,8 @@ class Server:
     from starlette.routing import Route
 
     async def on_http_error(request, error):
-      fix = 'fix: use one of ' + ', '.join(self.routes())
+      method, _ = self.routes().get(request.url.path, ('', None))
+      fix = f'fix: send a {method}' if method else 'fix: use one of ' + ', '.join(self.routes())
       return error_response(
         RequestError(f'{error.detail}: {request.url.path[:100]}\n{fix}', error.status_code)
       )
