@@ -305,7 +305,7 @@ class LanguageModelJob(base.Job):
       name: int((self.tokenizers.modality_V()[: self.tokenizers.vocabulary.size] == m).sum())
       for m, name in enumerate(self.tokenizers.modalities)
     }
-    ids = ', '.join(f'{count} {name} ids' for name, count in counts.items())
+    ids = ', '.join(f'{count:,} {name} ids' for name, count in counts.items())
     with jax.set_mesh(self.mesh):
       kernel = choice.describe_choice(self.model_cfg, self.example_batch(), self.length)
     plan = cfg.data.stages, cfg.data.mixture, cfg.train.batch_size, cfg.train.steps
