@@ -40,13 +40,19 @@ def modalities(text: str) -> set[str]:
 def copies(source, number: int, pieces: list[Piece], forms: dict[str, tuple]):
   """Yield the changed copies of training record `number`, whose media are decoded.
 
-  forms: of documents.media_forms: sample rates of sounds, and seconds after which they are cut off.
+  forms: of documents.media_forms: sample rates of sounds, and seconds after which they are cut off. Raises
+  ValueError for changes of pictures that are cut in tiles.
   """
   for copy in range(source.copies):
     rng, changed = np.random.default_rng([number, copy]), []
     for piece in pieces:
       modality = MODALITY.get(piece.kind) if piece.kind != 'codes' else None
       rate, seconds = forms[piece.kind] if modality == 'audio' else (0, 0.0)
+      if modality == 'image' and any(forms[piece.kind][5:]) and 'image' in modalities(source.augment):
+        raise ValueError(
+          f'augment={source.augment} would change the tiles of a picture as one picture\n'
+          'fix: leave augment and copies out for a model that reads tiles'
+        )
       value = change(piece.value, modality, source.augment, rng, rate)
       changed.append(Piece(piece.kind, value[: int(seconds * rate)] if modality == 'audio' else value))
     yield changed
@@ -65,7 +71,7 @@ def change(value, modality, text: str, rng, rate: int):
 
 
 def warp(image_YXA, strengths: dict[str, float], rng) -> np.ndarray:
-  """Rotate, scale and shift an image; pixels from outside repeat the edge."""
+  """Rotate, scale and shift an image; pixels from outside repeat the edge. It stays a media_io.Prepared."""
   from scipy import ndimage
 
   draw = lambda name: rng.uniform(-1, 1) * strengths.get(name, 0.0)
@@ -78,7 +84,7 @@ def warp(image_YXA, strengths: dict[str, float], rng) -> np.ndarray:
     ndimage.affine_transform(plane.astype(np.float32), turn, offset_YX, order=1, mode='nearest')
     for plane in np.moveaxis(image_YXA, -1, 0)
   ]
-  return np.clip(np.round(np.stack(channels, -1)), 0, 255).astype(np.uint8)
+  return np.clip(np.round(np.stack(channels, -1)), 0, 255).astype(np.uint8).view(type(image_YXA))
 
 
 def speed(wave_N, strength, rng, rate):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from gpt_jax import data
-from gpt_jax.data import augment
+from gpt_jax.data import augment, media_io
 from gpt_jax.data.cache import token_cache
 from gpt_jax.data.sources import Source
 from gpt_jax.data.templates import Piece
-from tests import data_helpers
+from tests import data_helpers, tiny_runs
 
 RATE = 8000
 
@@ -116,3 +116,26 @@ def test_impossible_augmentations_are_refused(fields, words):
   with pytest.raises(ValueError, match=words) as error:
     Source('digits', template='{image:image}', **fields)
   assert '\nfix: ' in str(error.value)
+
+
+def source(changes):
+  """A source of pictures with one copy of each."""
+  return Source('jsonl', 'x', template='{x:image}', copies=1, augment=changes)
+
+
+def test_a_picture_that_was_cut_is_not_cut_again():
+  """An encoder's form: the shorter side to 20 pixels, then the center of 15 x 15."""
+  form = (15, 15, 3, 3, 20, 0)
+  picture, _ = media_io.read_image(np.random.default_rng(0).integers(0, 256, (40, 23, 3), np.uint8), form)
+  [copy] = augment.copies(source('shift=1'), 0, [Piece('image', picture)], {'image': form})
+  again, note = media_io.read_image(copy[0].value, form)
+  assert again is copy[0].value and not note and (again != picture).any()
+
+
+def test_tiles_are_not_changed_as_one_picture():
+  form = (20, 20, 3, 3, 0, 40)
+  picture, _ = media_io.read_image(np.zeros((64, 64, 3), np.uint8), form)
+  pieces, forms = [Piece('image', picture)], {'image': form}
+  with pytest.raises(ValueError) as error:
+    list(augment.copies(source('rotate=5'), 0, pieces, forms))
+  tiny_runs.assert_two_lines(error.value, 'augment=rotate=5 would change the tiles')
