@@ -139,12 +139,12 @@ def begin(model, x_B1D, inputs, slots, rows):
 
 
 def sample_patches(model, state, token_B, cfg):
-  """Return {patches_BTA} of the tokens to come, [B, 1, A], zeros for those that are none; {} without a head.
+  """Return {patches_BTA} of the tokens to come, [B, 1, A], zeros for those that are none.
 
-  state: a sample.SampleState. The temperature scales the noise at the start, 0 being one patch for each
-  condition.
+  state: a sample.SampleState; {} where it has no patches: without a head, or for text alone. The temperature
+  scales the noise at the start, 0 being one patch for each condition.
   """
-  if not model.cfg.flow_layers:
+  if state.patches is None:
     return {}
   is_patch_B = (token_B == model.cfg.patch_id) & ~state.done_B
   keys_B = jax.vmap(lambda key, length: jax.random.fold_in(jax.random.fold_in(key, length), 1))(

@@ -1,5 +1,6 @@
 """Continuous batching: rows that join and leave, each with the text that it has alone."""
 
+import dataclasses
 import threading
 
 import jax
@@ -142,3 +143,14 @@ def test_filters_of_rows_equal_those_of_a_batch():
     of_rows = keep(logits_BV, column(*values))
     for b, value in enumerate(values):
       np.testing.assert_array_equal(of_rows[b], keep(logits_BV[b : b + 1], value)[0])
+
+
+def test_texts_of_a_model_with_a_flow_head_are_served():
+  head = models.tiny(context=96, flow_layers=1, patch_values=3, patch_id=44)
+  model = decoding_layout.prepare_model(models.fill(head))
+  job = Recorder([3, 1, 4], dataclasses.replace(FREE, max_new_tokens=6), 5)
+  batch = DecodeBatch(model, RULES, 2)
+  batch.admit(job, True)
+  while batch.step():
+    pass
+  assert job.has_ended and job.ids == alone(model, job)[0]

@@ -65,6 +65,7 @@ class DecodeBatch:
     cfg = dataclasses.replace(job.cfg, max_new_tokens=1, num_samples=1, guidance=1.0)
     history = self.histories[job.adapter]  # other weights, other keys
     row = history.start(self._with_adapters([job]), [job.prompt], cfg, self.grammar, job.keys_B)
+    row = row._replace(patches=None)  # a text makes none
     # Keys of a condition that attends both ways are not those of the same ids before another text.
     history.state = None if job.prompt.prefix else row
     length = prompt_batch.round_up_prompt(job.limit, self.model.cfg.context)
