@@ -95,9 +95,9 @@ def _read(files, make_mesh, needs_tokenizer=False, workdir=None):
   with reading(files.path, f'a model whose config.json fits its family, {family!r:.40}', json_files.FIX):
     name, fields = families.read_config(files.hf)
     cfg = config.build(ModelConfig, fields, 'model')
-  if family != name and not whole:
-    bootstrap.print_once(f'note: of this {family}, only the text decoder ({name}) is imported')
   tokenizer = files.read_tokenizer()
+  if family != name and (not whole or tokenizer is None):
+    bootstrap.print_once(f'note: of this {family}, only the text decoder ({name}) is imported')
   if tokenizer is None and needs_tokenizer:
     raise FileNotFoundError(
       f'{files.path} has no tokenizer that can be read\n'
@@ -120,6 +120,8 @@ def _read(files, make_mesh, needs_tokenizer=False, workdir=None):
   stored = {usual: stored[name] for usual, name in names.items()}
   cfg = dataclasses.replace(cfg, param_dtype=weight_files.param_dtype(stored))
   model = weight_files.read_params(stored, rows, cfg, files.path, make_mesh(cfg))
+  if reader:  # when all else is known to be whole
+    multimodal.keep_encoder(whole, files.path, reader, workdir)
   begin = 'bos' if toks is not None and toks.start == 'bos' else ''
   sample = dataclasses.replace(sample, begin=begin)
   return ImportedModel(name, cfg, model, toks, files.tokenizer_config, sample, files.path)
@@ -238,7 +240,7 @@ def export_model(model_config, model, toks, out, family=None, sample=None, write
   check_empty(folder, 'out')
   files = {}
   for path, p in params.items():
-    if path not in rows:  # of a projector
+    if whole is not None and path not in rows:  # of a projector
       continue
     tensor, value = rows[path], value_of(path)
     axes = tensors.axes_of(tensor, p.axes)

@@ -93,7 +93,7 @@ def tower_tensors(whole: Whole, folder: Path) -> dict[str, np.ndarray]:
 def open_reader(whole: Whole, files, tokenizer, workdir: Path | None) -> readers.EncoderReader:
   """Return the reader of the encoder of huggingface.ModelFiles, which a run (workdir) keeps as its own.
 
-  Raises ValueError for settings that cannot be reproduced, before anything is written.
+  Its weights are not there before `keep_encoder`. Raises ValueError for settings that cannot be reproduced.
   """
   names = {index: token for token, index in tokenizer.vocab().items()}
   tower = dict(files.hf[whole.section])
@@ -110,17 +110,11 @@ def open_reader(whole: Whole, files, tokenizer, workdir: Path | None) -> readers
     raise unsupported(
       f'image_grid_pinpoints={part.sizes}', f'the processor cuts pictures of {own or "no sizes"}'
     )
-  folder = files.path
-  if workdir is not None:
-    folder = workdir / FOLDER
-    if bootstrap.is_primary():
-      copy_tower(whole, files.path, folder)
-    processes.barrier('encoder')
-  path, digest = str(folder.absolute()), digests.weights_digest(folder)
+  path = str((files.path if workdir is None else workdir / FOLDER).absolute())
   places = dataclasses.asdict(part.places)
   return readers.encoder_reader(
     path=path,
-    digest=digest,
+    digest='',
     config=tower,
     layer=part.layer,
     stack=part.stack,
@@ -130,6 +124,16 @@ def open_reader(whole: Whole, files, tokenizer, workdir: Path | None) -> readers
     has_class=part.has_class,
     places=places,
   )
+
+
+def keep_encoder(whole: Whole, source: Path, reader, workdir: Path | None) -> None:
+  """Copy the encoder's weights into the run (workdir), and tell the reader their digest."""
+  folder = Path(reader.path)
+  if workdir is not None:
+    if bootstrap.is_primary():
+      copy_tower(whole, source, folder)
+    processes.barrier('encoder')
+  reader.digest = digests.weights_digest(folder)
 
 
 def fields(whole: Whole, reader, hf: dict) -> dict[str, Any]:
