@@ -208,7 +208,7 @@ def _write(
       write('ids', ids)
       for kind, rows in item.features.items():
         place = tokenizers.vocabulary.special(KINDS[kind].place)
-        write(kind, rows.astype(np.float16))
+        write(kind, to_float16(rows, meta['name']))
         write(f'{kind}_at', np.flatnonzero(ids == place) + tokens)
       if item.targets is not None:
         write('targets', np.append(item.targets, np.ones(len(ids) - len(item.ids), np.uint8)))
@@ -227,6 +227,18 @@ def _write(
   files = {name: entries[_beside(path, name).name] for name in writers}
   meta = {**meta, 'bytes': size, 'media': media, 'notes': bad_records.notes, 'files': files}
   records.write_json(path, meta)
+
+
+def to_float16(rows: np.ndarray, name: str) -> np.ndarray:
+  """Return features as float16; ValueError for numbers beyond its range, which encoders may give."""
+  with np.errstate(over='ignore'):
+    halves = rows.astype(np.float16)
+  if not np.isfinite(halves).all():
+    raise ValueError(
+      f'data.mixture.{name} has features up to {np.abs(rows).max():,.0f}, and token caches keep 16 bits\n'
+      'fix: use an encoder, or an encoder.layer, with smaller outputs'
+    )
+  return halves
 
 
 def _encode_texts(texts: Iterator[str], tokenizers, notes) -> Iterator[_Item]:

@@ -42,10 +42,10 @@ def _media(cfg, names=tokenizers.base.MODALITIES):
   return image, audio
 
 
-def open_readers(cfg):
+def open_readers(cfg, inherited=()):
   """Return {kind of continuous input: reader} of the encoders of a config, and of the vectors of its data.
 
-  Vectors have as many numbers as those of the first record.
+  Vectors have as many numbers as those of the first record, or of the run whose readers are `inherited`.
   """
   used = template_kinds(cfg)
   for kind, path in cfg.encoder.folders.items():
@@ -67,21 +67,26 @@ def open_readers(cfg):
         f'encoder.{key}={getattr(cfg.encoder, key)} has no effect: no encoder or vectors read it\n'
         f'fix: leave it out, or set encoder.audio'
       )
-  if cfg.model.projector_parts > 1 and 'patches' in used:
+  if cfg.model.projector_parts > 1 and ('patches' in used or cfg.image.kind == 'continuous'):
     raise ValueError(
       f'model.projector_parts={cfg.model.projector_parts} would cut patches, each of which is one vector\n'
       'fix: use model.projector=linear or mlp'
     )
-  made = {
+  opened = {
     kind: readers.EncoderReader.open(path, cfg.encoder, kind) for kind, path in cfg.encoder.folders.items()
   }
-  for name, source in cfg.data.mixture.items():
-    if 'vectors' in {kind for side in templates.signature(source.template) for kind in side}:
-      where, pieces = next(iter(data.examples(cfg.data, name, 'train')))
-      value = next(piece.value for piece in pieces if piece.kind == 'vectors')
-      width = vectors.read_vectors(value, where=where).shape[1]
-      return made | {'vectors': readers.VectorReader(width, cfg.encoder.stack)}
-  return made
+  if 'vectors' not in used:
+    return opened
+  width = inherited['vectors'].width if 'vectors' in inherited else first_width(cfg)
+  return opened | {'vectors': readers.VectorReader(width, cfg.encoder.stack)}
+
+
+def first_width(cfg):
+  """Return the numbers of a vector in the first record that has one."""
+  has_vectors = lambda name: 'vectors' in templates.modalities(cfg.data.mixture[name].template)
+  where, pieces = next(iter(data.examples(cfg.data, next(filter(has_vectors, cfg.data.mixture)), 'train')))
+  value = next(piece.value for piece in pieces if piece.kind == 'vectors')
+  return vectors.read_vectors(value, where=where).shape[1]
 
 
 def towers(cfg, toks, kinds):
@@ -151,18 +156,39 @@ def of_parent(cfg, media=_media):
 
 def _extend(toks, cfg, media=_media):
   """Return the tokenizers with the specials and codes that the run needs and they lack."""
+  if toks.places:
+    check_places(toks, cfg)
   used = (needed_specials(source.template, toks) for source in cfg.data.mixture.values())
   missing = set().union(*used) - {'eos', *dict(toks.vocabulary.specials)}
   new = [name for name in tokenizers.base.MODALITIES if getattr(cfg, name).kind and name not in toks.media]
   if new:
     check_modalities(cfg)
-  made = open_readers(cfg)
+  opened = open_readers(cfg, toks.readers)
   if cfg.encoder.train != 'cached':  # those of an imported model, or of a run that cached their outputs
-    rest = {kind: r for kind, r in toks.readers.items() if kind in KINDS_OF_ENCODERS and kind not in made}
-    made |= {kind: reader.put_in_step() for kind, reader in rest.items()}
+    rest = {kind: r for kind, r in toks.readers.items() if kind in KINDS_OF_ENCODERS and kind not in opened}
+    opened |= {kind: reader.put_in_step() for kind, reader in rest.items()}
   if new or missing:
-    return toks.extend(*media(cfg, new), made)
-  return dataclasses.replace(toks, readers=toks.readers | made)
+    return toks.extend(*media(cfg, new), opened)
+  return dataclasses.replace(toks, readers=toks.readers | opened)
+
+
+def check_places(toks, cfg):
+  """Raise ValueError for settings that a run from an imported multimodal model cannot honor."""
+  own = ' and '.join(toks.places)
+  for kind in sorted(template_kinds(cfg) & templates.MODALITY.keys()):
+    if toks.kind_of(kind) not in toks.places:
+      raise ValueError(
+        f'a template of data.mixture has {kind}, and the imported model reads {own} alone\n'
+        'fix: leave them out of the template, or use another model'
+      )
+  settings = {'image.kind': cfg.image.kind, 'audio.kind': cfg.audio.kind, 'data.prefix': cfg.data.prefix}
+  settings |= {f'encoder.{name}': getattr(cfg.encoder, name) for name in ('image', 'audio')}
+  for key, value in settings.items():
+    if value:
+      raise ValueError(
+        f'{key}={value} has no use: the imported model has an encoder and an attention mask of its own\n'
+        f'fix: leave {key} out'
+      )
 
 
 def check_modalities(cfg):
@@ -193,6 +219,11 @@ def check_flow(cfg, toks):
     raise ValueError(
       f'model.flow_layers={cfg.model.flow_layers} does not fit image.kind={cfg.image.kind!r}: a flow head '
       f'makes continuous pictures, and no others\nfix: {fix}'
+    )
+  if toks.makes_patches and 'patches' in toks.readers:
+    raise ValueError(
+      'image.kind=continuous draws patches of pixels, and encoder.image reads pictures as others\n'
+      "fix: set encoder.image='', or an image.kind with codes"
     )
   if toks.makes_patches and cfg.train.job != 'gpt':
     raise ValueError(

@@ -9,10 +9,11 @@ import pytest
 
 from gpt_jax import config, data, train
 from gpt_jax.data import vectors
+from gpt_jax.data.cache import to_float16
 from gpt_jax.evaluation import evaluate, trained
 from gpt_jax.jobs import run_tokenizers
 from gpt_jax.sampling import prompts
-from gpt_jax.tokenizers import Tokenizers
+from gpt_jax.tokenizers import Tokenizers, readers
 from gpt_jax.workbench.lab import models as lab_models
 from tests import models, tiny_runs
 
@@ -162,3 +163,18 @@ def test_vectors_cannot_be_made():
   with pytest.raises(ValueError) as error:
     data.signature('{name} -> {v:vectors}')
   tiny_runs.assert_two_lines(error.value, "asks for 'v' as vectors, which can be read but not made")
+
+
+def test_a_run_knows_the_width_of_inherited_vectors_without_the_data(tmp_path):
+  cfg = experiment({'kind': 'jsonl', 'path': 'nowhere.jsonl'})
+  with pytest.raises(ValueError, match='matches no file'):
+    run_tokenizers.open_readers(cfg)
+  opened = run_tokenizers.open_readers(cfg, {'vectors': readers.VectorReader(3)})
+  assert opened['vectors'].feature_width == 3
+
+
+def test_outputs_of_an_encoder_that_a_cache_cannot_hold():
+  assert to_float16(np.float32([[65504.0, -1.0]]), 'see').dtype == np.float16
+  with pytest.raises(ValueError) as error:
+    to_float16(np.float32([[70000.0]]), 'see (train)')
+  tiny_runs.assert_two_lines(error.value, 'data.mixture.see (train) has features up to 70,000')

@@ -1,11 +1,14 @@
 """Pictures as continuous patches: documents, a run that draws and reads them, and what is refused."""
 
+import types
+
 import numpy as np
 import pytest
 
 from gpt_jax import config, data, sample, train
 from gpt_jax.data import Piece
 from gpt_jax.evaluation import evaluate, trained
+from gpt_jax.jobs import run_tokenizers
 from gpt_jax.model import flow
 from gpt_jax.sampling import completions, decoding_layout, prompts
 from gpt_jax.tokenizers import Tokenizers, image, text
@@ -117,3 +120,13 @@ def test_settings_that_do_not_fit(changes, words, tmp_path, tmp_path_factory):
   with tiny_runs.compiled_programs(tmp_path_factory), pytest.raises(ValueError) as error:
     train.train(experiment(**changes), tmp_path / 'run')
   tiny_runs.assert_two_lines(error.value, words)
+
+
+def test_pictures_are_not_read_by_an_encoder_and_drawn_as_pixels():
+  toks = types.SimpleNamespace(makes_patches=True, readers={'patches': None})
+  with pytest.raises(ValueError) as error:
+    run_tokenizers.check_flow(experiment(), toks)
+  tiny_runs.assert_two_lines(error.value, 'image.kind=continuous draws patches of pixels')
+  with pytest.raises(ValueError) as error:
+    run_tokenizers.open_readers(experiment(model={'projector': 'pool', 'projector_parts': 2}))
+  tiny_runs.assert_two_lines(error.value, 'model.projector_parts=2 would cut patches')
