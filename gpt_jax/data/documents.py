@@ -11,10 +11,10 @@ Letters: T tokens of a document, P positions of an item, Y X A rows, columns and
 image, N samples.
 """
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,7 +31,7 @@ PLURALS = {'image': 'images', 'audio': 'sounds', 'vectors': 'vectors'}
 MARKERS = {'image': ('boi', 'eoi', 'patch'), 'audio': ('boa', 'eoa', 'frame')}  # vectors have no borders
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Encoded:
   """An encoded document."""
 
@@ -40,6 +40,12 @@ class Encoded:
   frames: np.ndarray | None = None  # the same for the frame ids
   vectors: np.ndarray | None = None  # the same for the vector ids
   targets: np.ndarray | None = None  # uint8 [T]: 1 for what the assistant wrote, or what follows an arrow
+
+  def with_end(self, ids) -> 'Encoded':
+    """Return the document with these ids behind it, which are learned."""
+    learned = np.ones(len(ids), np.uint8)
+    targets = None if self.targets is None else np.append(self.targets, learned)
+    return dataclasses.replace(self, ids=np.append(self.ids, ids).astype(np.int32), targets=targets)
 
 
 def examples(cfg: DataConfig, name: str, split: str) -> Iterator[tuple[str, list[Piece]]]:
@@ -61,6 +67,8 @@ def decode_media(tokenizers, pieces: list[Piece], where: str = '', notes=None) -
       piece = Piece(kind, value)
       if note and notes is not None:
         notes.update(f'{PLURALS[modality]} {part}' for part in note.split(', '))
+    elif piece.kind == 'text':
+      placed_documents.check_text(tokenizers, piece.value, where)
     elif piece.kind == 'chat' and isinstance(piece.value, str):
       piece = Piece('chat', _render(tokenizers, pieces, where))
     decoded.append(piece)
@@ -239,10 +247,11 @@ def _media_of_template(template):
 def check_tokenizers(tokenizers, template: str, name: str) -> None:
   """Raise ValueError unless the tokenizers can encode documents of this template."""
   wanted = sorted(_media_of_template(template))
-  if lacking := [MODALITY[kind] for kind in wanted if tokenizers.reader(kind) is None]:
+  if lacking := [kind for kind in wanted if tokenizers.reader(kind) is None]:
+    needed = f'{lacking[0]} tokens' if lacking[0] in PLURALS else lacking[0]
     raise ValueError(
-      f'data.mixture.{name}.template={template!r} needs {lacking[0]} tokens, which the model does not '
-      f'have\nfix: set {lacking[0]}.kind in the config, or use another template'
+      f'data.mixture.{name}.template={template!r} needs {needed}, which the model does not have\n'
+      f'fix: set {templates.MAKERS[lacking[0]]} in the config, or use another template'
     )
   if missing := sorted(needed_specials(template, tokenizers) - set(dict(tokenizers.vocabulary.specials))):
     raise ValueError(
@@ -255,11 +264,10 @@ def check_tokenizers(tokenizers, template: str, name: str) -> None:
 def check_pieces(tokenizers, pieces: list[Piece], where: str) -> None:
   """Raise ValueError if a list of parts holds media that the tokenizers cannot encode."""
   for piece in pieces:
-    modality = MODALITY.get(piece.kind)
-    if modality and tokenizers.reader(piece.kind) is None:
+    if piece.kind in MODALITY and tokenizers.reader(piece.kind) is None:
       raise ValueError(
-        f'{where} needs {modality} tokens, which the model does not have\n'
-        f'fix: set {modality}.kind in the config, or leave the record out'
+        f'{where} needs {MODALITY[piece.kind]} tokens, which the model does not have\n'
+        f'fix: set {templates.MAKERS[piece.kind]} in the config, or leave the record out'
       )
 
 

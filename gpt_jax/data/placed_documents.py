@@ -16,7 +16,7 @@ from gpt_jax.tokenizers.processors import Places, expand
 def encode(
   tokenizers, pieces: list[Piece], features: dict[str, list]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-  """Return (ids int32 [T], targets uint8 [T], or None where all that the model can learn is one).
+  """Return (ids int32 [T], targets uint8 [T], or None for a text without an arrow, which is learned whole).
 
   pieces: of a document, or a Rendering and the media of its messages. features: {kind: the vectors of each of
   its items in order}. Raises ValueError where the marks in the text are not as many as the items.
@@ -27,6 +27,9 @@ def encode(
   tiles_of = {kind: tokenizers.readers[kind].tiles_of for kind in places}
   tiles = {kind: [tiles_of[kind](p.value) for p in pieces if p.kind == kind] for kind in places}
   items = {kind: iter(list(zip(map(len, features[kind]), tiles[kind], strict=True))) for kind in places}
+  for place in places.values():
+    if place.token != place.mark and any(place.token in part for part, _ in segments):
+      raise _marked(place.token, 'a text')
   parts = [(expand(part, places, items), is_target) for part, is_target in segments]
   if left := [kind for kind, rest in items.items() if next(rest, None) is not None]:
     raise ValueError(
@@ -36,7 +39,7 @@ def encode(
   begin = text.begin() if has_begin else []
   [(ids, spans_T2)] = text.encode_with_offsets([''.join(part for part, _ in parts)])
   ids = np.array([*begin, *ids], np.int32)
-  if not any(is_target for _, is_target in parts):
+  if not is_chat and not any(is_target for _, is_target in parts):
     return ids, None
   spans_T2 = np.concatenate([np.zeros((len(begin), 2), int), spans_T2])
   targets, start = np.zeros(len(ids), np.uint8), 0
@@ -45,6 +48,21 @@ def encode(
       targets |= (spans_T2[:, 0] < start + len(part)) & (spans_T2[:, 1] > start)
     start += len(part)
   return ids, targets
+
+
+def check_text(tokenizers, text: str, where: str) -> None:
+  """Raise ValueError that begins with `where` for a text that holds what stands for media."""
+  for place in tokenizers.places.values():
+    for token in (place.mark, place.token):
+      if token in text:
+        raise _marked(token, where or 'the text')
+
+
+def _marked(token: str, where: str) -> ValueError:
+  return ValueError(
+    f'{where} has {token} in its words, where only an image or a sound of the record may stand\n'
+    'fix: remove it, and name the image or sound in the template'
+  )
 
 
 def _of_pieces(tokenizers, pieces):

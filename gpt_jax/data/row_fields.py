@@ -44,7 +44,7 @@ class RowFields:
     if lacking := [kind for kind in cfg.features if tokenizers.reader(kind) is None]:
       raise ValueError(
         f'a template asks for {lacking[0]}, but the model has no tokenizer that makes them\n'
-        'fix: set image.kind or encoder.image for patches, audio.kind or encoder.audio for frames'
+        f'fix: set {templates.MAKERS[lacking[0]]} in the config, or use another template'
       )
     own = getattr(tokenizers, 'places', ())  # conversations, too, may have what an imported model reads
     own = (*own, *(['patches'] if getattr(tokenizers, 'makes_patches', False) else []))

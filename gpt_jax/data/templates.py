@@ -29,6 +29,14 @@ ARROW = ' -> '
 MODALITY = {'image': 'image', 'audio': 'audio', 'codes': 'audio'} | {
   name: kind.modality for name, kind in KINDS.items()
 }
+MAKERS = {  # what makes a kind: the setting that a config lacks
+  'image': 'image.kind',
+  'audio': 'audio.kind=frames, fsq or codec',
+  'codes': 'audio.kind=codes or codec',
+  'patches': 'encoder.image or image.kind',
+  'frames': 'encoder.audio, or audio.kind=frames or fsq,',
+  'vectors': 'train.init_from to a run that reads vectors',
+}
 ROLES = {'human': 'user', 'gpt': 'assistant', 'function': 'tool'}  # of ShareGPT
 CHAT_ROLES = ('system', 'user', 'assistant', 'tool')
 MESSAGE_KEYS = {'from': 'role', 'value': 'content'}  # of ShareGPT

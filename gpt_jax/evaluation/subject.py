@@ -95,10 +95,12 @@ class Subject:
     Under the softmax over what the grammar allows; each document has a row of its own. ends: whether the
     eos after the document counts, as in training; bits per byte leave it out.
     """
-    encoded = data.encode_batch(self.tokenizers, documents)
     eos = self.tokenizers.vocabulary.special('eos')
-    ids = [np.append(e.ids, eos) for e in encoded]
-    longest = max(map(len, ids)) - 1
+    # A chat template has an end of its own.
+    end = lambda pieces: [] if pieces[:1] and pieces[0].kind == 'chat' else [eos]
+    encoded = data.encode_batch(self.tokenizers, documents)
+    encoded = [e.with_end(end(pieces)) for e, pieces in zip(encoded, documents, strict=True)]
+    longest = max(len(e.ids) for e in encoded) - 1
     length = prompt_batch.round_up_prompt(longest, self.model.cfg.context)
     if longest > length:
       raise ValueError(
@@ -107,17 +109,17 @@ class Subject:
       )
     part, parts = data_shard(self.mesh)
     own = slice(part * self.batch_size // parts, (part + 1) * self.batch_size // parts)
-    nats, progress = [], Progress('likelihood', 'documents', len(ids))
-    for first in range(0, len(ids), self.batch_size):
+    nats, progress = [], Progress('likelihood', 'documents', len(encoded))
+    for first in range(0, len(encoded), self.batch_size):
       progress.report(first)
-      some = slice(first, first + self.batch_size)
-      batch = document_rows(ids[some], encoded[some], self.batch_size, length, self.row_fields)
+      some = encoded[first : first + self.batch_size]
+      batch = document_rows(some, self.batch_size, length, self.row_fields)
       if not ends:
         batch['loss_mask_BT'] = batch['loss_mask_BT'] * (batch['target_ids_BT'] != eos)
       sums = self.score_rows({name: rows[own] for name, rows in batch.items()}, by='row')
       nats.append(fetch(sums['restricted']).astype(np.float64))
       self.raise_if_preempted()
-    return np.concatenate(nats)[: len(ids)]
+    return np.concatenate(nats)[: len(encoded)]
 
   def record(self, rows, examples, **judged):
     """Keep what a task judged where predictions are kept: see PredictionFiles.add."""
@@ -172,11 +174,11 @@ def score_rows(model, batch, table_arrays, *, names, by, places=None):
   return {name: sum_by_label(x_BT, modality_BT, len(names)) for name, x_BT in sums.items()}
 
 
-def document_rows(ids, encoded, rows, length, row_fields):
-  """Make a batch with one document a row, with the arrays of `data.eval_rows`."""
+def document_rows(encoded, rows, length, row_fields):
+  """Make a batch with one data.Encoded a row, of all its ids, with the arrays of `data.eval_rows`."""
   ids_BW, segments_BW = np.zeros((2, rows, length + 1), np.int32)
-  for b, document in enumerate(ids):
-    ids_BW[b, : len(document)], segments_BW[b, : len(document)] = document, 1
+  for b, e in enumerate(encoded):
+    ids_BW[b, : len(e.ids)], segments_BW[b, : len(e.ids)] = e.ids, 1
   positions_BT = np.where(segments_BW > 0, np.arange(length + 1), 0)[:, :-1].astype(np.int32)
   batch = {
     'token_ids_BT': ids_BW[:, :-1],
@@ -194,8 +196,8 @@ def document_rows(ids, encoded, rows, length, row_fields):
     features[kind] = np.concatenate([np.zeros((0, width), np.float32), *values]), places
   places_BW, nothing_BW = np.arange(ids_BW.size).reshape(ids_BW.shape), np.zeros_like(ids_BW, bool)
   targets_BW = np.zeros(ids_BW.shape, np.uint8)
-  is_chat = any(e.targets is not None for e in encoded)
-  for b, e in enumerate(encoded if is_chat else ()):
+  has_targets = any(e.targets is not None for e in encoded)
+  for b, e in enumerate(encoded if has_targets else ()):
     targets_BW[b, : len(e.targets)] = e.targets
-  stream = SimpleNamespace(features=features, targets=targets_BW.ravel() if is_chat else None)
+  stream = SimpleNamespace(features=features, targets=targets_BW.ravel() if has_targets else None)
   return batch | row_fields.add(batch, ids_BW, segments_BW, nothing_BW, places_BW, stream)

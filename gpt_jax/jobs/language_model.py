@@ -10,7 +10,7 @@ import numpy as np
 from gpt_jax import data
 from gpt_jax.cluster.batches import check_batch, data_shard
 from gpt_jax.cluster.sharding_table import summary
-from gpt_jax.data import stages
+from gpt_jax.data import stages, templates
 from gpt_jax.data.clean import cleaning
 from gpt_jax.data.templates import is_chat
 from gpt_jax.evaluation import evaluate, format, panels, predictions
@@ -62,7 +62,7 @@ def resolve_model(cfg, toks):
     if kind in kinds and toks.reader(kind) is None:
       raise ValueError(
         f'a template of data.mixture has {kind}, and the tokenizers of this run make none\n'
-        'fix: use another template, or a run whose tokenizers know them'
+        f'fix: set {templates.MAKERS[kind]} in the config, or use another template'
       )
   towers = {tower.kind: tower for tower in run_tokenizers.towers(cfg, toks, kinds)}
   width = lambda kind: towers[kind].output_width if kind in towers else toks.reader(kind).feature_width

@@ -24,6 +24,7 @@ from gpt_jax import data, sample
 from gpt_jax.cluster.batches import data_shard, to_devices
 from gpt_jax.cluster.processes import fetch
 from gpt_jax.data import mixture, templates
+from gpt_jax.data.documents import Encoded
 from gpt_jax.evaluation import metrics
 from gpt_jax.evaluation.subject import document_rows
 from gpt_jax.jobs import base, language_model, reward_files
@@ -242,11 +243,14 @@ class PolicyJob(language_model.LanguageModelJob):
 
   def rows(self, prompt_ids, completion_ids):
     """Return a batch with a completion a row, whose tokens alone carry loss."""
-    ids = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
+    pairs = zip(prompt_ids, completion_ids, strict=True)
+    encoded = [
+      Encoded(np.array([*p, *c]), targets=np.repeat(np.uint8([0, 1]), (len(p), len(c)))) for p, c in pairs
+    ]
     row_fields = data.RowFields.of(self.cfg.data, self.tokenizers)
-    batch = document_rows(ids, [], len(ids), self.length, row_fields)
+    batch = document_rows(encoded, len(encoded), self.length, row_fields)
     place_T, first_B = np.arange(self.length), np.array([len(prompt) - 1 for prompt in prompt_ids])
-    end_B = np.array([len(row) - 1 for row in ids])
+    end_B = np.array([len(e.ids) - 1 for e in encoded])
     mask_BT = (place_T >= first_B[:, None]) & (place_T < end_B[:, None])
     return batch | {'loss_mask_BT': mask_BT.astype(np.float32)}
 

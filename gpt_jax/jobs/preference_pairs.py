@@ -51,7 +51,7 @@ class PairRows:
       for documents in self.sides:
         some = [documents[n] for n in numbers_B[own_B]]
         fields = self.row_fields[source]
-        parts.append(document_rows([e.ids for e in some], some, len(some), self.length, fields))
+        parts.append(document_rows(some, len(some), self.length, fields))
       for name in parts[0]:
         rows = np.concatenate([part[name] for part in parts], 1)
         batch.setdefault(name, np.zeros((len(numbers_B), *rows.shape[1:]), rows.dtype))[own_B] = rows
@@ -93,7 +93,7 @@ def read_pairs(cfg, tokenizers, split, length):
     is_chat = templates.is_chat(source.template)
     ending = [] if is_chat else [tokenizers.vocabulary.special('eos')]  # a chat template has its own end
     encoded = [
-      [dataclasses.replace(e, ids=np.append(e.ids, ending).astype(np.int32)) for e in some]
+      [e.with_end(ending) for e in some]
       for some in (data.encode_batch(tokenizers, [pair[side] for _, *pair in pairs]) for side in (0, 1))
     ]
     if is_chat:

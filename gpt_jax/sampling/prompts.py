@@ -107,7 +107,7 @@ def chat_source(run):
 
 def chat_ends(run):
   """Return (ids, stop strings) that end a reply, as its chat template ends it."""
-  ending = ChatTemplate.of(run.tokenizers.text).ending()
+  ending = ChatTemplate.of(run.tokenizers.text, run.tokenizers.media_marks).ending()
   for name, mark in SPECIALS.items():
     if ending == mark:
       return (run.tokenizers.vocabulary.special(name),), ()
@@ -188,9 +188,11 @@ def check_guidance(cfg, data_cfg):
 
 
 def check_output(tokenizers, to):
-  """Raise ValueError for --to=audio of a model whose codes have no codec."""
+  """Raise ValueError for sound of a model whose codes have no codec."""
   if to == 'audio' and getattr(tokenizers.audio, 'sample_rate', 1) == 0:
-    raise ValueError('--to=audio: the codes of this model have no codec that plays them\nfix: use --to=codes')
+    raise ValueError(
+      'to=audio: the codes of this model have no codec that plays them\nfix: use `sample --to=codes`'
+    )
 
 
 def continues_text(run, prompt):

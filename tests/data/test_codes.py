@@ -8,8 +8,9 @@ import pytest
 from gpt_jax import config, data, train
 from gpt_jax.data import vectors
 from gpt_jax.evaluation import evaluate, trained
-from gpt_jax.jobs import run_tokenizers
+from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.sampling import prompts
+from gpt_jax.workbench.lab import pieces as lab_pieces
 from tests import command_line, tiny_runs
 
 NAMES = ('up', 'down')
@@ -139,6 +140,11 @@ def test_settings_that_do_not_fit_the_data(tmp_path):
       cfg.data, 'read', run_tokenizers.build(cfg, tmp_path / 'run'), 'train', tmp_path / 'cache'
     )
   tiny_runs.assert_two_lines(error.value, 'needs audio tokens, which the model does not have')
+  frames = experiment(source, forms={'read': '{c:frames} -> {name}'})
+  with pytest.raises(ValueError) as error:
+    language_model.resolve_model(frames, run_tokenizers.build(frames, tmp_path / 'run'))
+  tiny_runs.assert_two_lines(error.value, 'has frames, and the tokenizers of this run make none')
+  assert 'fix: set encoder.audio' in str(error.value)
   with pytest.raises(ValueError) as error:
     experiment(source | {'copies': 1, 'augment': 'speed=0.1'})
   tiny_runs.assert_two_lines(error.value, 'changes audio')
@@ -151,3 +157,13 @@ def test_codes_join_the_vocabulary_of_a_model_without_moving_an_id(tmp_path):
   extended = text.extend(audio=toks.audio)
   assert extended.vocabulary.specials == text.vocabulary.specials
   assert extended.vocabulary.start('audio0') == text.vocabulary.size
+
+
+def test_the_lab_shows_no_sound_of_codes_without_a_codec(tmp_path):
+  toks = run_tokenizers.build(experiment(write_jsonl(tmp_path)), tmp_path / 'run')
+  codes = toks.encode_codes('audio', np.zeros((2, len(toks.audio.codebooks)), np.int32))
+  ids = [toks.vocabulary.special('boa'), *codes, toks.vocabulary.special('eoa')]
+  assert lab_pieces.media(toks, ids, 4) == []
+  with pytest.raises(ValueError) as error:
+    prompts.check_output(toks, 'audio')
+  tiny_runs.assert_two_lines(error.value, 'have no codec that plays them')

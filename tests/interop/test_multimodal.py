@@ -1,19 +1,21 @@
 """Models of several modalities equal those of transformers: random weights of odd shapes, each family."""
 
+import dataclasses
 import json
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from gpt_jax import config, train
+from gpt_jax import config, data, train
 from gpt_jax.data import media_io, templates
 from gpt_jax.data.documents import decode_media, encode_batch
 from gpt_jax.data.templates import Piece
 from gpt_jax.evaluation import trained
 from gpt_jax.interop import huggingface
+from gpt_jax.jobs import run_tokenizers
 from gpt_jax.model import continuous, native_encoder
 from gpt_jax.sample import SampleConfig
 from gpt_jax.sampling import completions, prompt_batch, prompts
@@ -279,3 +281,88 @@ def test_an_encoder_alone_follows_its_processor(hf, tmp_path):
   hf.CLIPImageProcessorPil(size={'shortest_edge': 20}, crop_size=side).save_pretrained(tmp_path)
   reader = readers.EncoderReader.open(str(tmp_path), readers.EncoderConfig(image=str(tmp_path)), 'patches')
   assert reader.form == (15, 15, 3, processors.BICUBIC, 20, 0)
+
+
+# ------------------------------------------------------------------------- documents of such a model
+
+
+def run_config(base, template, **mixture):
+  """The config of adapters on an imported model."""
+  cfg = config.default()
+  config.start_from(cfg, str(base), 2, length=40)
+  cfg.data.mixture = {'see': {'kind': 'jsonl', 'path': 'rows.jsonl', 'template': template, **mixture}}
+  cfg.data.update(packing='first_fit', valid_fraction=0.0)
+  return cfg
+
+
+@pytest.mark.parametrize('whole', ['llava'], indirect=True)
+def test_every_token_of_a_cache_has_its_target(whole, tmp_path):
+  """A conversation without a reply has nothing to learn, and moves the targets of no other."""
+  _, _, _, base, _ = whole
+  reply = {'role': 'assistant', 'content': 'a cat'}
+  rows = [[{'role': 'user', 'content': 'what is this ?'}, *more] for more in ([], [reply])]
+  (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps({'m': row}) + '\n' for row in rows))
+  cfg = run_config(base, '{m:chat}', root=str(tmp_path))
+  cfg.data.mixture.see.path = str(tmp_path / 'rows.jsonl')
+  toks = trained.load(base).tokenizers
+  built = config.build(config.Config, cfg)
+  cache = data.token_cache(built.data, 'see', toks, 'train', tmp_path / 'cache')
+  assert len(cache.targets) == len(cache.ids)
+  learned = np.asarray(cache.ids)[np.asarray(cache.targets) > 0]
+  assert toks.text.decode(learned).split() == ['a', 'cat', '</s>']
+
+
+@pytest.mark.parametrize('whole', ['llava'], indirect=True)
+def test_the_likelihood_of_a_target_has_the_end_that_training_learns(whole):
+  _, _, _, base, _ = whole
+  run = trained.load(base)
+  cfg = config.build(config.Config, run_config(base, '{item:image} what -> {name}'))
+  subject = dataclasses.replace(run.subject(), cfg=cfg)
+  picture = Piece('image', wholes.pictures()[0])
+  document = [picture, Piece('text', ' what'), Piece('arrow'), Piece('text', 'a cat')]
+  with_end, without = (subject.target_nats([document], ends=ends)[0] for ends in (True, False))
+  assert with_end > without + 0.1
+
+
+@pytest.mark.parametrize('whole', ['llava'], indirect=True)
+def test_a_reply_ends_as_the_template_of_typed_parts_ends_it(whole):
+  run = trained.load(whole[3])
+  assert prompts.chat_ends(run) != ((), ())
+
+
+@pytest.mark.parametrize('whole', ['llava'], indirect=True)
+def test_words_that_stand_for_pictures_are_refused_by_record(whole):
+  toks = trained.load(whole[3]).tokenizers
+  with pytest.raises(ValueError) as error:
+    decode_media(toks, [Piece('text', 'a <image> here')], 'rows.jsonl line 3')
+  tiny_runs.assert_two_lines(error.value, 'rows.jsonl line 3 has <image> in its words')
+
+
+@pytest.mark.parametrize('whole', ['llava'], indirect=True)
+@pytest.mark.parametrize(
+  'template, changes, words',
+  [
+    ('{v:vectors} -> {name}', {}, 'has vectors, and the imported model reads patches alone'),
+    ('{name} -> {x:codes}', {}, 'has codes, and the imported model reads patches alone'),
+    ('{x:image} -> {name}', {'image': {'kind': 'patches', 'codes': 4}}, 'image.kind=patches has no use'),
+    ('{x:image} -> {name}', {'encoder': {'image': 'eye'}}, 'encoder.image=eye has no use'),
+    ('{x:image} -> {name}', {'data': {'prefix': True}}, 'data.prefix=True has no use'),
+  ],
+)
+def test_settings_that_an_imported_model_cannot_honor(whole, template, changes, words):
+  cfg = run_config(whole[3], template)
+  for name, values in changes.items():
+    cfg[name].update(values)
+  with pytest.raises(ValueError) as error:
+    run_tokenizers.of_parent(config.build(config.Config, cfg))
+  tiny_runs.assert_two_lines(error.value, words)
+
+
+def test_an_import_that_fails_writes_nothing(hf, tmp_path):
+  wholes.write(hf, 'llava', tmp_path / 'source')
+  path = tmp_path / 'source/model.safetensors'
+  lacking = {name: value for name, value in load_file(path).items() if 'self_attn.q_proj' not in name}
+  save_file(lacking, path, {'format': 'pt'})
+  with pytest.raises(ValueError, match='missing'):
+    huggingface.import_run(tmp_path / 'source', tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
