@@ -48,7 +48,7 @@ def copies(source, number: int, pieces: list[Piece], forms: dict[str, tuple]):
     for piece in pieces:
       modality = MODALITY.get(piece.kind) if piece.kind != 'codes' else None
       rate, seconds = forms[piece.kind] if modality == 'audio' else (0, 0.0)
-      if modality == 'image' and any(forms[piece.kind][5:]) and 'image' in modalities(source.augment):
+      if modality == 'image' and any(forms[piece.kind][5:7]) and 'image' in modalities(source.augment):
         raise ValueError(
           f'augment={source.augment} would change the tiles of a picture as one picture\n'
           'fix: leave augment and copies out for a model that reads tiles'

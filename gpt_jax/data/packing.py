@@ -136,6 +136,22 @@ class FirstFit(Rows):
     return batch | self.row_fields.add(batch, tokens_BW, segments_BW, dropped_BW, place_BW, self.cache)
 
 
+class InOrder(FirstFit):
+  """Pieces in the order of the documents, a new row where one does not fit: any few rows are typical."""
+
+  @cached_property
+  def plan(self) -> np.ndarray:
+    """First token, number of tokens and row of each piece, int64 [3, N]."""
+    _, start, size = cut_documents(
+      self.cache.offsets, len(self.cache.ids), self.length, has_start(self.cache)
+    )
+    rows, last, room = [], -1, 0
+    for tokens in size.tolist():
+      last, room = (last, room - tokens) if tokens <= room else (last + 1, self.length + 1 - tokens)
+      rows.append(last)
+    return np.stack([start, size, np.array(rows)])
+
+
 class Documents(FirstFit):
   """One document a row: the pieces of a longer one are rows of their own, and the rest is padding."""
 
@@ -317,15 +333,17 @@ def eval_rows(
   batch_size: int,
   *,
   row_fields: RowFields = PLAIN,
+  in_order: bool = False,
   process_index: int = 0,
   process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Yield batches that score whole documents, each once, in the order of the first_fit plan.
+  """Yield batches that score whole documents, each once, in the order of the first_fit plan, or their own.
 
   The arrays are as in training, but no condition is dropped. Rows that fill the last batch
   have mask 0. `batch_size` counts the rows of all processes; each yields its own.
   """
-  rows = FirstFit(cache, length, row_fields=replace(row_fields, dropout=0.0))
+  packing = InOrder if in_order else FirstFit
+  rows = packing(cache, length, row_fields=replace(row_fields, dropout=0.0))
   return _eval_batches(rows.count, rows.gather, batch_size, process_index, process_count)
 
 

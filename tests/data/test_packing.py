@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_jax.data.packing import PACKING, eval_windows, first_fit, make_plan
+from gpt_jax.data.packing import PACKING, eval_rows, eval_windows, first_fit, make_plan
 from tests.data_helpers import FakeCache
 
 SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(lambda s: max(s) > 1)
@@ -236,3 +236,18 @@ def test_errors(folder):
     next(eval_windows(cache, 8, 9, 4))
   with pytest.raises(ValueError, match=r'batch_size=3 is not a multiple of 2 processes\nfix: '):
     next(eval_windows(cache, 8, 8, 3, process_count=2))
+
+
+def test_an_evaluation_keeps_documents_whole_and_in_order(folder):
+  sizes, length = (3, 9, 4, 1, 30, 5, 2), 12
+  cache = FakeCache.of(sizes, folder)
+  batches = list(eval_rows(cache, length, 4, in_order=True))
+  tokens, targets, segments, mask = (
+    np.concatenate([batch[name] for batch in batches])
+    for name in ('token_ids_BT', 'target_ids_BT', 'segment_ids_BT', 'loss_mask_BT')
+  )
+  ends = np.cumsum(sizes)
+  inside = [n for n in range(ends[-1]) if n not in {0, *ends[:-1]}]  # the first of each has none before it
+  assert targets[mask > 0].tolist() == np.asarray(cache.ids)[inside].tolist()
+  assert [len(np.unique(row[row > 0])) for row in segments[:4]] == [2, 1, 1, 1]  # 3 + 9, 4, then 30 in three
+  assert (tokens[1, :3] == np.asarray(cache.ids)[12:15]).all()

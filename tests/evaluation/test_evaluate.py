@@ -107,6 +107,25 @@ def test_the_whole_text_is_scored_once_as_by_a_plain_loop(subject, tmp_path, str
   assert actual['bits_per_byte'] == pytest.approx(nats / math.log(2) / cache.bytes, rel=1e-5)
 
 
+def test_documents_that_training_keeps_whole_are_scored_whole(subject):
+  """As each document alone after its start; windows, which cut some in two, give another number."""
+  whole = with_data(subject, dataclasses.replace(subject.cfg.data, packing='first_fit'))
+  cache, total = valid_cache(whole), 0.0
+  documents = np.split(np.asarray(cache.ids, np.int32), cache.offsets[1:])
+  assert cache.start >= 0 and max(map(len, documents)) <= T and len(cache.ids) > 2 * T
+  for ids in documents:
+    row = np.pad([cache.start, *ids[:-1]], (0, T - len(ids))).astype(np.int32)
+    logits_TV = np.asarray(models.logits(whole.model, row[None]), np.float64)[0, : len(ids)]
+    peak_T1 = logits_TV.max(1, keepdims=True)
+    log_z_T = peak_T1[:, 0] + np.log(np.exp(logits_TV - peak_T1).sum(1))
+    total += (log_z_T - logits_TV[np.arange(len(ids)), ids]).sum()
+  rows = evaluate.run_tasks(whole, ['perplexity'])
+  assert values(rows)['nats_per_token'] == pytest.approx(total / len(cache.ids), rel=1e-5)
+  assert 'stride' not in rows[0]
+  windows = values(evaluate.run_tasks(whole, ['perplexity'], stride=T))
+  assert abs(windows['nats_per_token'] / values(rows)['nats_per_token'] - 1) > 1e-4
+
+
 def test_bytes_are_those_of_utf8(subject, tmp_path):
   text = 'é' * 50
   small = on_text(subject, tmp_path, text)

@@ -1,7 +1,8 @@
 """Perplexity on held-out data: every target is scored exactly once. Draws no samples.
 
 Text is one stream: windows of the training length start every `stride` tokens and score only new targets,
-so that a target has at least length - stride tokens of context; stride = length scores disjoint rows.
+so that a target has at least length - stride tokens of context; stride = length scores disjoint rows. Where
+training keeps documents whole (data.packing) and no stride is given, rows hold whole documents, too.
 Documents with media or a condition stay whole, and only their targets count, as in training: also by
 modality. Patches of a flow head have no likelihood: their error is a row of its own. Bits per byte leave out
 the end of a document, which spells no byte, as lm-eval's and every other task's do; nats per token count it.
@@ -39,7 +40,7 @@ def run(subject, source, split, limit, stride=0):
   """Score `split` of one source of the mixture -> result rows.
 
   stride: tokens, 0 = disjoint rows. limit: about how many tokens, 0 = all. Rows have tokens and, for
-  text, stride; for documents modality. Bits per byte are given only when all is scored.
+  windows of text, stride; for documents modality. Bits per byte are given only when all is scored.
   """
   if is_stream(subject, source):
     return score_text(subject, source, split, limit, stride)
@@ -83,11 +84,12 @@ def eval_batches(subject, source, split, stride=0, length=0, all_rows=False):
   length = max(
     min(stride, length), round_up_prompt(len(cache.ids) + 1, length)
   )  # no longer than a short text
-  if is_stream(subject, source):
+  is_text = is_stream(subject, source)
+  if is_text and (stride or not cfg.data.has_whole_documents):
     masked = subject.masks_documents
     return data.eval_windows(cache, length, stride or length, mask_documents=masked, **rows)
   fields = subject.row_fields.of_template(cfg.data.mixture[source].template)
-  return data.eval_rows(cache, length, row_fields=fields, **rows)
+  return data.eval_rows(cache, length, row_fields=fields, in_order=is_text, **rows)
 
 
 def score_text(subject, source, split, limit, stride):
@@ -95,8 +97,10 @@ def score_text(subject, source, split, limit, stride):
   batches = eval_batches(subject, source, split, stride)
   sums, is_whole = sum_batches(subject, subject.score, batches, limit, source, split)
   nats, tokens = sums['nats'], sums['targets']
-  stride = stride or subject.cfg.train.length or subject.cfg.model.context
-  rows = common.Rows('perplexity', source, split, tokens=int(tokens), stride=stride)
+  if not stride and not subject.cfg.data.has_whole_documents:
+    stride = subject.cfg.train.length or subject.cfg.model.context
+  fields = {'stride': stride} if stride else {}
+  rows = common.Rows('perplexity', source, split, tokens=int(tokens), **fields)
   rows.add('nats_per_token', nats / tokens)
   rows.add('bits_per_token', bits(nats / tokens))
   cache = subject.cache(source, split)
