@@ -101,9 +101,8 @@ def policy_values(cfg, batch, log_probs_BT):
   tokens_B = mask_BT.sum(1)
   advantage_B1, values = batch['advantage_B'][:, None], {}
   if cfg.updates == 1:
-    loss_BT = (
-      -jnp.exp(log_probs_BT - jax.lax.stop_gradient(log_probs_BT)) * advantage_B1
-    )  # 1, with a gradient
+    ratio_BT = jnp.exp(log_probs_BT - jax.lax.stop_gradient(log_probs_BT))  # 1, with a gradient
+    loss_BT = -ratio_BT * advantage_B1
   else:
     ratio_BT = jnp.exp(RATIOS[cfg.ratio](log_probs_BT - batch['sampled_BT'], mask_BT))
     loss_BT = -clipped(cfg, ratio_BT, advantage_B1)

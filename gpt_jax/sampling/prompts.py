@@ -40,11 +40,9 @@ def build_prompt(
   Raises ValueError where no template takes these inputs or several encode them differently.
   """
   candidates = trained_templates(run.cfg, source)
+  # An imported model takes any text with media.
   if run.tokenizers.places and (images or sounds) and not source:
-    candidates = [
-      *candidates,
-      PromptTemplate('{prompt:parts}'),
-    ]  # an imported model takes any text with media
+    candidates = [*candidates, PromptTemplate('{prompt:parts}')]
   pieces = match_template(candidates, text, images, sounds, to, vectors)
   if pieces is None:
     return prompt_batch.Prompt(

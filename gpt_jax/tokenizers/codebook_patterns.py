@@ -36,9 +36,7 @@ class SoundTable(NamedTuple):
   exit_S: np.ndarray  # int32; the state after the first code of the tail instead
   least_S: np.ndarray  # int32; fewest codes to come
   most_S: np.ndarray  # int32; most codes to come
-  row_S: (
-    np.ndarray
-  )  # int32; what may follow: codebook q, Q: a choice, Q + 1: the tail or the end, Q + 2: the end
+  row_S: np.ndarray  # int32; next: q = codebook q, Q = a choice, Q + 1 = the tail or the end, Q + 2 = the end
 
 
 def tail_book(pattern: str, books: int) -> int:

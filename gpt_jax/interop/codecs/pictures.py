@@ -205,9 +205,7 @@ def decode(spec: PictureSpec, p, codes_BYX):
   both = jnp.concatenate([x, codes_BTYXC])
   for n in range(spec.num_res_blocks):
     both = residual_over_frames(p, f'decoder.time_res_stack.{n}', both)
-  for n in range(
-    int(math.log2(spec.temporal_downsample_factor))
-  ):  # the first frame: doubling repeats it later
+  for n in range(int(math.log2(spec.temporal_downsample_factor))):  # of frames alike, the first stays alone
     both = swish(conv_over_frames(p, f'decoder.time_conv.{n}.conv', both, latent))
   x, codes = jnp.split(both[:, 0], 2)
   x = conv(p, 'decoder.conv_in', x, spec.channels(-1))
