@@ -174,8 +174,13 @@ def _extend(toks, cfg, media=_media):
 
 def check_places(toks, cfg):
   """Raise ValueError for settings that a run from an imported multimodal model cannot honor."""
-  own = ' and '.join(toks.places)
-  for kind in sorted(template_kinds(cfg) & templates.MODALITY.keys()):
+  own, used = ' and '.join(toks.places), template_kinds(cfg)
+  if 'chat' in used and not toks.text.chat_template:
+    raise ValueError(
+      'a template of data.mixture has conversations, and the imported model has no chat template\n'
+      "fix: write '{question} -> {answer}' with fields of the records"
+    )
+  for kind in sorted(used & templates.MODALITY.keys()):
     if toks.kind_of(kind) not in toks.places:
       raise ValueError(
         f'a template of data.mixture has {kind}, and the imported model reads {own} alone\n'

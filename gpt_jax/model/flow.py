@@ -26,6 +26,7 @@ from gpt_jax.model.layers import param, rmsnorm
 LEVELS = 4  # R
 FEATURES = 64  # N
 EPS = 1e-6  # of the norms
+NOISE = 2**31 - 2  # folded into the key of a micro-batch, which dropout splits
 
 
 class Block(nnx.Module):
@@ -94,7 +95,7 @@ def errors(head, patches_BTA, z_BTD, key):
 
   The levels are spread evenly over 0 to 1 from a random start, so that their mean varies less.
   """
-  time_key, noise_key = jax.random.split(key)
+  time_key, noise_key = jax.random.split(jax.random.fold_in(key, NOISE))
   start_BT1 = jax.random.uniform(time_key, (*patches_BTA.shape[:2], 1))
   t_BTR = (start_BT1 + jnp.arange(LEVELS, dtype=jnp.float32)[None, None]) / LEVELS
   x1_BTRA = patches_BTA.astype(jnp.float32)[:, :, None]

@@ -109,7 +109,7 @@ class EncoderReader:
     self.layer, self.stack, self.seconds, self.pixels = layer, stack, seconds, list(pixels)
     self.pool, self.has_class, self.in_step = pool, has_class, in_step
     self.places = Places(**places) if places else None
-    self._kept = {}  # digest of an item -> its outputs
+    self._kept = {}  # shape and digest of an item -> its outputs
 
   @classmethod
   def open(cls, path: str, cfg: EncoderConfig, kind: str) -> 'EncoderReader':
@@ -218,7 +218,7 @@ class EncoderReader:
     """
     if self.in_step:
       return [np.concatenate([*map(self.tower().pixels_of_places, self.cut(item))]) for item in items]
-    keys = [hashlib.blake2b(np.ascontiguousarray(item)).digest() for item in items]
+    keys = [(item.shape, hashlib.blake2b(np.ascontiguousarray(item)).digest()) for item in items]
     new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._kept}
     outputs = dict(zip(new, self._encode([*new.values()]), strict=True))
     result = [outputs[key] if key in outputs else self._kept[key] for key in keys]

@@ -63,6 +63,8 @@ def test_the_head_equals_its_definition_and_errors_are_those_of_patches_alone():
   np.testing.assert_allclose(model.patch_head(*given[0], z_BTD), expected_BTRA, rtol=1e-3, atol=5e-4)
   x1_BTRA = np.concatenate([batch['patches_BTA'][:, 1:], np.zeros((2, 1, 3))], 1)[:, :, None]
   x0_BTRA = (x_BTRA - t_BTR[..., None] * x1_BTRA) / (1 - t_BTR[..., None])
+  of_dropout_BTRA = jax.random.normal(jax.random.split(jax.random.key(1))[1], x0_BTRA.shape)
+  assert abs(np.corrcoef(x0_BTRA.ravel(), of_dropout_BTRA.ravel())[0, 1]) < 0.3
   errors_BT = np.square(expected_BTRA - (x1_BTRA - x0_BTRA)).mean((2, 3))
   for number, result_BT in enumerate(scored, 1):
     is_patch_BT = batch['target_ids_BT'] == PATCH

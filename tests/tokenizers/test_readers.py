@@ -182,3 +182,11 @@ def test_impossible_settings(settings):
   with pytest.raises(ValueError) as error:
     EncoderConfig(**settings)
   tiny_runs.assert_two_lines(error.value, f'encoder.{name}={value} is not possible')
+
+
+def test_blank_pictures_of_equal_bytes_are_kept_by_their_shape():
+  reader = readers.EncoderReader('', '', {}, 0, 1, 0.0)
+  reader._encode = lambda items: [np.zeros((item.shape[0], 2), np.float32) for item in items]
+  pictures = [np.zeros(shape, np.uint8) for shape in ((6, 4, 3), (4, 6, 3), (6, 4, 3))]
+  assert [len(x_PU) for x_PU in reader.features(pictures)] == [6, 4, 6]
+  assert [len(x_PU) for x_PU in reader.features(pictures)] == [6, 4, 6]
