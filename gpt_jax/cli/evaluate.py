@@ -33,7 +33,9 @@ def evaluate_flags():
     'examples per source (perplexity: tokens); 0: all tokens, some hundred examples',
     lower_bound=0,
   )
-  flags.DEFINE_integer('stride', 0, 'tokens between scored windows; 0: disjoint windows', lower_bound=0)
+  flags.DEFINE_integer(
+    'stride', 0, 'tokens between scored windows; 0: disjoint ones, or rows as in training', lower_bound=0
+  )
   flags.DEFINE_string(
     'out',
     '',

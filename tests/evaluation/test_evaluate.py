@@ -107,9 +107,12 @@ def test_the_whole_text_is_scored_once_as_by_a_plain_loop(subject, tmp_path, str
   assert actual['bits_per_byte'] == pytest.approx(nats / math.log(2) / cache.bytes, rel=1e-5)
 
 
-def test_documents_that_training_keeps_whole_are_scored_whole(subject):
+def test_documents_that_training_keeps_whole_are_scored_whole(subject, tmp_path):
   """As each document alone after its start; windows, which cut some in two, give another number."""
-  whole = with_data(subject, dataclasses.replace(subject.cfg.data, packing='first_fit'))
+  path, texts = tmp_path / 'texts.jsonl', ['bamaf teal sooz. kain'[: 5 + 7 * n % 17] for n in range(9)]
+  path.write_text(''.join(json.dumps({'text': text}) + '\n' for text in texts))
+  mixture = {'short': Source('jsonl', str(path), valid_path=str(path))}
+  whole = with_data(subject, dataclasses.replace(subject.cfg.data, mixture=mixture, packing='first_fit'))
   cache, total = valid_cache(whole), 0.0
   documents = np.split(np.asarray(cache.ids, np.int32), cache.offsets[1:])
   assert cache.start >= 0 and max(map(len, documents)) <= T and len(cache.ids) > 2 * T
