@@ -10,7 +10,6 @@ from gpt_jax.data import vectors
 from gpt_jax.evaluation import evaluate, trained
 from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.sampling import prompts
-from gpt_jax.workbench.lab import pieces as lab_pieces
 from tests import command_line, tiny_runs
 
 NAMES = ('up', 'down')
@@ -157,13 +156,3 @@ def test_codes_join_the_vocabulary_of_a_model_without_moving_an_id(tmp_path):
   extended = text.extend(audio=toks.audio)
   assert extended.vocabulary.specials == text.vocabulary.specials
   assert extended.vocabulary.start('audio0') == text.vocabulary.size
-
-
-def test_the_lab_shows_no_sound_of_codes_without_a_codec(tmp_path):
-  toks = run_tokenizers.build(experiment(write_jsonl(tmp_path)), tmp_path / 'run')
-  codes = toks.encode_codes('audio', np.zeros((2, len(toks.audio.codebooks)), np.int32))
-  ids = [toks.vocabulary.special('boa'), *codes, toks.vocabulary.special('eoa')]
-  assert lab_pieces.media(toks, ids, 4) == []
-  with pytest.raises(ValueError) as error:
-    prompts.check_output(toks, 'audio')
-  tiny_runs.assert_two_lines(error.value, 'have no codec that plays them')
