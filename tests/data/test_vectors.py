@@ -86,7 +86,7 @@ def test_the_lab_passes_vectors_to_prompts(tmp_path):
   is_vector = np.array(prompt.ids) == run.tokenizers.layout.vector
   assert np.allclose(prompt.vectors[is_vector], array_of(2), atol=1e-6)
   mixture = {'read': {'template': '{v:vectors} -> {name}'}}
-  assert lab_models.abilities({'data': {'mixture': mixture}})['inputs'] == ['vectors']
+  assert lab_models.abilities({'data': {'mixture': mixture}}, tmp_path)['inputs'] == ['vectors']
 
 
 def test_a_text_right_after_vectors_is_learned_whole(tmp_path):
