@@ -10,9 +10,9 @@ and run once over the pictures (Noto emoji, split so that siblings stay together
 step; without one, the model reads the pixels of patches. The model captions a picture and says to which group
 it belongs. Only the projector and the adapters are trained; base='' trains a small model from scratch.
 Arguments: base (a run folder, or ''), encoder (a folder; '' = 36 patches of 12 x 12 pixels), eyes (cached;
-in the step: frozen, adapters, or whole, the last two at a tenth of the learning rate), projector (linear,
-mlp), task (all, caption, group), text (a file to train beside against forgetting; '' = none), adapter (rank),
-steps, seed, runlocal.
+in the step: frozen, adapters, or whole at a tenth of the learning rate), projector (linear, mlp), task (all,
+caption, group), text (a file to train beside against forgetting; '' = none), adapter (rank), steps, seed,
+runlocal.
 """
 
 from gpt_jax import config as configs
@@ -51,7 +51,7 @@ def get_config(arg=''):
     config.optim.update(name='muon', lr=2e-3, warmup=50, ema=0.99)
   if args.encoder:
     config.encoder.update(image=args.encoder, train=args.eyes)
-    if args.eyes in ('adapters', 'whole'):
+    if args.eyes == 'whole':
       config.optim.lr_multipliers = ('image_encoder/.*=0.1', '.*=1')
   else:
     config.image.update(kind='patches', height=72, width=72, channels=3, patch=12, codes=16)

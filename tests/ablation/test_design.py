@@ -4,10 +4,12 @@ import dataclasses
 import functools
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
 
+from benchmarks import emoji_split
 from gpt_jax import config, train
 from gpt_jax.ablation import budget, design, proof, sweeps
 from gpt_jax.ablation.design import Budget, Study
@@ -421,6 +423,11 @@ def test_every_arm_of_a_shipped_study_changes_something(path, data_dir, tmp_path
     arguments = f':teacher={tmp_path}/teacher'
   if path.stem == 'hearing':
     arguments = f':encoder={encoders.write(tmp_path / "ear", encoders.WHISPER)}'
+  if path.stem == 'eyes':
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['emoji_split', f'--out={tmp_path}/runs/emoji.jsonl'])
+    emoji_split.main()
+    arguments = f':encoder={encoders.write(tmp_path / "eye", encoders.CLIP)}'
   study = design.load_study(f'{path}{arguments}')
   arms = design.make_arms(study, tmp_path / 'study')
   proofs = proof.prove_arms(study, arms, tmp_path / 'study')
