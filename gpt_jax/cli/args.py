@@ -133,6 +133,15 @@ def config_overrides(argv):
   return [arg for arg in join_overrides(argv) if arg.startswith('--config.')]
 
 
+def demo_note(argv):
+  """Return a note if a folder is named in which there is no run to resume, and no experiment; else ''."""
+  workdir, argv = flag_value(argv, 'workdir'), join_overrides(argv)
+  names_config = flag_value(argv, 'config') or flag_value(argv, 'config.train.branch_from')
+  if not workdir or names_config or (Path(workdir).expanduser() / 'config.json').exists():
+    return ''
+  return f'{workdir} has no run to resume, and there is no --config: this trains experiments/demo.py'
+
+
 def load_experiment(argv, adds_sources=False):
   """Return (ConfigDict of the experiment in argv, argv without --config itself).
 

@@ -133,6 +133,8 @@ def parse(argv):
   names_file = is_study or (verb == 'data' and args.flag_value(argv, 'source'))
   if names_file:
     flags.DEFINE_string('config', '', 'study or experiment file')
+  if verb == 'train' and (note := args.demo_note(rest)):
+    say(f'note: {note}', file=sys.stderr)
   try:
     if verb in WITH_OVERRIDES and not names_file:
       section, rest = args.load_experiment(rest, adds_sources=verb == 'evaluate')

@@ -130,7 +130,7 @@ def sample(argv):
   if to != 'text':
     return sample_media(run, prompt, cfg, to)
   if FLAGS.out and is_primary():
-    Path(FLAGS.out).expanduser().open('ab').close()  # fail before sampling, not after it
+    output_files.prepare_text_file(FLAGS.out)  # fails before sampling, not after it
   prefix = FLAGS.prompt if prompts.continues_text(run, prompt) else ''
   is_plain = cfg.num_samples == 1 and not (cfg.beams or cfg.judge or FLAGS.out or FLAGS.log_probs)
   if FLAGS.stream and is_plain:

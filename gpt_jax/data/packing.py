@@ -43,7 +43,7 @@ class Rows:
     if len(self.cache.ids) < least:
       raise ValueError(
         f'data.mixture.{self.cache.name} has {len(self.cache.ids)} tokens, a row needs {least}\n'
-        'fix: use a shorter length, more text, another data.valid_fraction or data.packing=split'
+        'fix: lower train.length, or use more text, another data.valid_fraction or data.packing=split'
       )
 
   def __reduce__(self):

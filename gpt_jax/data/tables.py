@@ -83,11 +83,13 @@ def _check_header(path: Path, header: list[str], source) -> None:
 
 def _check_columns(where, columns: list[str], source) -> None:
   """Raise ValueError where a field that the source reads is not in a column."""
+  example = columns[0] if columns else 'NAME'
   for field in sorted(fields_read(source)):
     if not any(field == column or field.startswith(f'{column}.') for column in columns):
       raise ValueError(
         f'{where} has no column {field!r}, but {", ".join(map(repr, columns))}\n'
-        'fix: name its columns in the template and in keep (experiments/table.py:question=NAME,answer=NAME)'
+        f"fix: name its columns in the template, such as '{{{example}}}', and in keep "
+        '(experiments/table.py:question=NAME,answer=NAME)'
       )
 
 

@@ -14,6 +14,16 @@ SUFFIXES = {'image': ('.png',), 'audio': ('.wav', '.flac'), 'codes': ('.npy',)} 
 MIN_IMAGE_SIDE = 256  # pixels; small images are enlarged by a whole factor up to this
 
 
+def prepare_text_file(out):
+  """Make the folder and the file of --out, keep what is in it; ValueError if it cannot be made."""
+  path = Path(out).expanduser()
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.open('ab').close()
+  except OSError as error:
+    raise ValueError(f'--out={out} cannot be written: {error}\nfix: give another file') from None
+
+
 class OutputFiles:
   """Numbered output files at `out`, a file or a folder, or in the folder `default` where out=''.
 

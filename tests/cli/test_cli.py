@@ -153,6 +153,14 @@ def test_errors_of_other_verbs(call, words, parts):
   assert_user_error(call(*words), *parts)
 
 
+def test_a_folder_without_a_run_trains_the_demo_and_says_so(tmp_path, run):
+  note = args.demo_note(['--workdir', f'{tmp_path}/none', '--config.train.steps=3'])
+  assert note.startswith(f'{tmp_path}/none has no run to resume')
+  for words in (['--workdir', str(run)], ['--workdir=x', '--config=demo'], ['--config.train.steps=3']):
+    assert not args.demo_note(words)
+  assert not args.demo_note(['--workdir=x', '--config.train.branch_from=runs/y'])
+
+
 def test_help_lists_every_config_key_with_its_meaning(call):
   code, out, _ = call('train', '--help')
   keys = re.findall(r'^  --config\.([\w.]+) +\S.* \(default: ', out, re.M)
@@ -402,7 +410,7 @@ def test_sampling(call, run, tmp_path):
   code, out, _ = call(*words, '--seed=3', '--nostream', f'--stop={stop}', '--stop=zzz')
   assert out == f'--- 1 of 1\nbama{plain[: plain.index(stop)]}\n'
 
-  file = tmp_path / 'texts.jsonl'
+  file = tmp_path / 'new' / 'texts.jsonl'
   code, out, _ = call(*words, '--seed=3', '--num_samples=2', f'--out={file}', '--log_probs')
   assert code == 0
   records = [json.loads(line) for line in file.read_text().splitlines()]
