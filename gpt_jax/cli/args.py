@@ -36,7 +36,9 @@ def format_flag_error(error, verb, defined, with_overrides):
   """
   cause = ' '.join(str(part) for part in error.args).strip().replace('\n', ' ')
   if name := getattr(error, 'flagname', ''):
-    near = difflib.get_close_matches(name, list(defined), 1)
+    near = [flag for flag in defined if flag.startswith(name)] or difflib.get_close_matches(
+      name, list(defined), 1
+    )
     fix = f'did you mean --{near[0]}?' if near else f'`{verb} --help` lists its flags'
     if name.startswith('config.'):
       fix = f'leave it out: only {", ".join(with_overrides)} take --config.KEY=VALUE'

@@ -70,15 +70,18 @@ class TrainedRun(NamedTuple):
     """Continue each prompt, or turn it into an image or a sound -> list of results.
 
     Args:
-      prompts: strings, or dicts with `text`, `images` and `sounds` (lists of paths, bytes or arrays).
+      prompts: a list of strings, or of dicts with `text`, `source` (whose template is used), `images`,
+        `sounds` and `vectors` (lists of paths, bytes or arrays).
       to: text, image (uint8 [Y, X, A]), audio (float32 [N]) or codes of audio (int32 [P, Q]).
       stop: strings; a text ends before the first of them.
       **sampling: fields of SampleConfig in the place of the run's own; with num_samples > 1 each result is
         a list.
     """
     cfg, as_codes = validate.override(self.cfg.sample, **sampling), to == 'codes'
-    to = 'audio' if as_codes else to
-    fields = [{'text': prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
+    to, stop = 'audio' if as_codes else to, (stop,) if isinstance(stop, str) else stop
+    fields = [prompt_fields(prompt) for prompt in as_list('prompts', prompts)]
+    if not fields:
+      return []
     encoded = [build_prompt(self, **field, to=to, begin=cfg.begin) for field in fields]
     cfg = resolve_max_new_tokens(self, encoded, cfg, to, 'max_new_tokens' in sampling)
     groups = self.complete(encoded, cfg, to, stop)
@@ -139,7 +142,11 @@ class TrainedRun(NamedTuple):
 
     Without contexts a text has any length. ValueError for one after a context that exceeds the model's.
     """
-    subject = self.subject()
+    subject, texts, contexts = self.subject(), as_list('texts', texts), as_list('contexts', contexts)
+    if contexts and len(contexts) != len(texts):
+      raise ValueError(
+        f'contexts has {len(contexts)} items, and texts {len(texts)}\nfix: give each text a context, or none'
+      )
     pairs = list(zip(contexts or [''] * len(texts), texts, strict=True))
     if contexts:
       requests = [[likelihood.encode_pair(subject, context, text)] for context, text in pairs]
@@ -154,6 +161,25 @@ class TrainedRun(NamedTuple):
       )
       for group, pair in zip(requests, pairs, strict=True)
     ]
+
+
+def as_list(name, values):
+  """Return `values` as a list; ValueError for one text, whose letters would be taken for texts."""
+  if isinstance(values, str | bytes | dict):
+    raise ValueError(f'{name}={values!r:.60} is not a list\nfix: put it into one: [{values!r:.60}]')
+  return list(values)
+
+
+def prompt_fields(prompt):
+  """Return the arguments of build_prompt for a prompt of `generate`; ValueError for another type."""
+  if isinstance(prompt, str):
+    return {'text': prompt}
+  names = ('text', 'images', 'sounds', 'vectors', 'source')
+  if not isinstance(prompt, dict) or {*prompt} - {*names}:
+    raise ValueError(
+      f'the prompt {prompt!r:.60} is neither a string nor a dict of known keys\nfix: use {", ".join(names)}'
+    )
+  return prompt
 
 
 def load(workdir, step=None, base=None, key='workdir'):

@@ -1,6 +1,8 @@
 """Settings of SampleConfig that cannot be honored, each refused with its fix, and overrides."""
 
 import dataclasses
+import difflib
+import numbers
 
 from gpt_jax.sampling.samplers import active_filters
 
@@ -19,6 +21,12 @@ LIMITS = {  # least and greatest value
   'judge_threshold': (0, 1),
   'judge_tries': (1, 1000),
   'seed': (0, 2**32 - 1),  # jax.random.key would take others modulo 2**32
+}
+KINDS = {  # type of a field: what a value must be, in Python and in words
+  int: (numbers.Integral, 'an integer'),
+  float: (numbers.Real, 'a number'),
+  str: (str, 'a text'),
+  tuple[str, ...]: (tuple | list, 'a list of texts'),
 }
 FILTERS = ('top_k', 'top_p', 'min_p', 'filters')  # fields that choose among sampled tokens
 
@@ -64,11 +72,27 @@ def static_config(cfg):
   return dataclasses.replace(cfg, **unread)
 
 
+def check_fields(cfg, fields):
+  """Raise ValueError for names that are no fields of a SampleConfig, and for values of another type."""
+  types = {field.name: field.type for field in dataclasses.fields(cfg)}
+  for name, value in fields.items():
+    if name not in types:
+      near = [t for t in types if t.startswith(name)] or difflib.get_close_matches(name, types, 1)
+      fix = f'did you mean {near[0]}?' if near else f'use one of {", ".join(types)}'
+      raise ValueError(f'{name}={value!r} is not a sampling setting\nfix: {fix}')
+    kind, words = KINDS[types[name]]
+    if not isinstance(value, kind) or isinstance(value, bool):
+      default = getattr(type(cfg), name)
+      raise ValueError(f'{name}={value!r} is not {words}\nfix: give {words}; the default is {default!r}')
+
+
 def override(cfg, **fields):
   """Return a SampleConfig with `fields` replaced; what the new ones leave without effect takes its default.
 
-  A field that beams do not use turns the beams of `cfg` off. ValueError for a new field without effect.
+  A field that beams do not use turns the beams of `cfg` off. ValueError for a new field without effect, an
+  unknown one, or a value of another type.
   """
+  check_fields(cfg, fields)
   beams = fields.get('beams', 0)
   if beams and 'num_samples' not in fields:
     cfg = dataclasses.replace(cfg, num_samples=min(cfg.num_samples, beams))

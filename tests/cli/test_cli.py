@@ -100,6 +100,7 @@ def get_config(arg=''):
     (['--config.train.init_from=nowhere'], ['train.init_from=nowhere does not exist'], ''),
     (['--cnfig=x'], ['--cnfig is not a flag of train'], 'did you mean --config?'),
     (['--wrkdir=x'], ['--wrkdir is not a flag of train'], 'did you mean --workdir?'),
+    (['--work=x'], ['--work is not a flag of train'], 'did you mean --workdir?'),
     (['stray'], ["'stray' is not a flag"], '--name=value'),
     (['--config'], ['--config has no value'], ''),
     (['--config.train.steps'], ['--config.train.steps has no value'], '--config.train.steps=VALUE'),

@@ -36,6 +36,42 @@ def test_texts_are_generated_in_three_lines(run):
   assert len(several) == 3
 
 
+@pytest.mark.parametrize(
+  'call, cause, fix',
+  [
+    (lambda run: run.generate('the'), "prompts='the' is not a list", "['the']"),
+    (lambda run: run.generate([3]), 'the prompt 3 is neither a string nor a dict', 'text, images'),
+    (
+      lambda run: run.generate([{'image': 'x.png'}]),
+      'is neither a string nor a dict of known keys',
+      'images',
+    ),
+    (
+      lambda run: run.generate(['a'], temp=0.5),
+      'temp=0.5 is not a sampling setting',
+      'did you mean temperature?',
+    ),
+    (
+      lambda run: run.generate(['a'], temperature='hot'),
+      "temperature='hot' is not a number",
+      'default is 1.0',
+    ),
+    (lambda run: run.generate(['a'], top_k=2.5), 'top_k=2.5 is not an integer', 'default is 0'),
+    (lambda run: run.generate(['a'], block='the'), "block='the' is not a list of texts", 'default is ()'),
+    (lambda run: run.score('the'), "texts='the' is not a list", "['the']"),
+    (lambda run: run.score(['a', 'b'], ['c']), 'contexts has 1 items, and texts 2', 'each text'),
+  ],
+)
+def test_wrong_arguments_have_a_cause_and_a_fix(run, call, cause, fix):
+  with pytest.raises(ValueError) as error:
+    call(run)
+  assert fix in assert_two_lines(error.value, cause)[1]
+
+
+def test_no_prompts_have_no_texts(run):
+  assert run.generate([]) == [] and run.score([]) == []
+
+
 def test_scores_add_up_and_do_not_depend_on_other_texts(run):
   long = 'words ' * 20  # longer than the context
   scores = run.score(['a short text', long])
