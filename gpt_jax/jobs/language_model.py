@@ -188,7 +188,8 @@ class LanguageModelJob(base.Job):
           shared,
           len(cache.media_hashes),
         )
-      if len(cache.offsets) == 1 and 'valid_fraction' in cache.entries:
+      is_cut = name not in self.loader.caches or len(self.loader.caches[name].offsets) == 1
+      if len(cache.offsets) == 1 and is_cut and 'valid_fraction' in cache.entries:
         separator = self.cfg.data.mixture[name].separator
         log.warning(
           'data.mixture.%s: validation data are the last %.3g%% of one text; if it is sorted, set %s',

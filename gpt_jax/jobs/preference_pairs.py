@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from gpt_jax.data.splits import Record
 from gpt_jax.evaluation.subject import document_rows
 from gpt_jax.jobs.preference_losses import PREFERENCE_LOSSES
 from gpt_jax.tokenizers.chat_template import MEDIA
+
+log = logging.getLogger(__name__)
 
 REFERENCE = ('reference_chosen_B', 'reference_rejected_B', 'reference_mismatched_B')
 
@@ -104,6 +107,7 @@ def read_pairs(cfg, tokenizers, split, length):
         f'data.mixture.{name} has answers of up to {longest} tokens with their prompt, longer than the '
         f'{length + 1} of a row\nfix: raise train.length (model.context) to {longest - 1}, or leave them out'
       )
+    report_equal(name, split, sum(map(have_equal_ids, *encoded)), len(pairs))
     if row.needs_mismatched:
       encoded.append(mismatch(*encoded, tokenizers.vocabulary, length))
     for side, some in zip(sides, encoded, strict=True):
@@ -113,6 +117,22 @@ def read_pairs(cfg, tokenizers, split, length):
   fields = [row_fields.of_template(cfg.data.mixture[name].template) for name in names]
   reference_NA = np.zeros((len(sources_N), len(sides)), np.float32)
   return PairRows(sides, prompts, length, np.array(sources_N), fields, reference_NA)
+
+
+def have_equal_ids(one, other):
+  """Return whether two documents have the same ids."""
+  return np.array_equal(one.ids, other.ids)
+
+
+def report_equal(name, split, equal, count):
+  """Log the number of pairs with equal answers, from which nothing is learned; ValueError if all are."""
+  if equal == count:
+    raise ValueError(
+      f'data.mixture.{name}: all {count} {split} pairs have equal answers\n'
+      'fix: name the fields of the answers in preference.chosen and preference.rejected'
+    )
+  if equal:
+    log.warning('data.mixture.%s: %d of %d %s pairs have equal answers', name, equal, count, split)
 
 
 def mismatch(chosen, rejected, vocabulary, length):

@@ -534,6 +534,23 @@ def test_validation_data_without_a_target_are_refused_at_the_start(tmp_path):
   assert 'data.valid_fraction=0.0' in fix and not (tmp_path / 'run/config.json').exists()
 
 
+def test_conversations_without_a_reply_are_refused_at_the_start(tmp_path):
+  messages = lambda n: {'messages': [{'role': 'user', 'content': f'question {n}'}]}
+  (tmp_path / 'chats.jsonl').write_text(''.join(json.dumps(messages(n)) + '\n' for n in range(30)))
+  source = {'kind': 'jsonl', 'path': str(tmp_path / 'chats.jsonl'), 'template': '{messages:chat}'}
+  cfg = tiny_runs.experiment(data__mixture={'x': source}, data__packing='first_fit')
+  with pytest.raises(ValueError) as error:
+    job_of(tmp_path / 'run', cfg)
+  assert_two_lines(error.value, 'data.mixture.x has no valid conversation with a reply')
+
+
+def test_one_held_out_record_of_several_is_no_text_that_is_cut(tmp_path, caplog):
+  (tmp_path / 'few.jsonl').write_text(''.join(f'{{"text": "{n} {"ab " * 200}"}}\n' for n in range(4)))
+  source = {'kind': 'jsonl', 'path': str(tmp_path / 'few.jsonl')}
+  job_of(tmp_path / 'run', tiny_runs.experiment(data__mixture={'x': source}))
+  assert 'of one text' not in caplog.text
+
+
 @pytest.mark.parametrize('separator', ['', '\n', '@@'])
 def test_a_text_that_is_cut_in_two_is_said(tmp_path, caplog, separator):
   (tmp_path / 'names.txt').write_text('\n'.join(sorted(f'name {n}' for n in range(400))))

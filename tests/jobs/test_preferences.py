@@ -380,6 +380,19 @@ def test_prompts_of_validation_are_not_trained_on(finished, tmp_path, caplog):
   assert f'{72 - len(pairs["train"])} of 72 training pairs are left out' in caplog.text
 
 
+def test_pairs_with_equal_answers_are_said(finished, tmp_path, caplog):
+  path = tmp_path / 'pairs.jsonl'
+  source = {'kind': 'jsonl', 'path': str(path), 'template': '{prompt} -> {chosen}'}
+  pair = lambda n, different: {'prompt': f'{n}', 'chosen': 'a', 'rejected': 'b' if different else 'a'}
+  path.write_text(''.join(json.dumps(pair(n, n % 2)) + '\n' for n in range(40)))
+  new_job(pairs_config(finished[0], {'pairs': source}), tmp_path)
+  assert 'of 36 train pairs have equal answers' in caplog.text
+  path.write_text(''.join(json.dumps(pair(n, False)) + '\n' for n in range(40)))
+  with pytest.raises(ValueError) as error:
+    new_job(pairs_config(finished[0], {'pairs': source}), tmp_path)
+  assert_two_lines(error.value, 'data.mixture.pairs: all 36 train pairs have equal answers')
+
+
 def test_the_digest_depends_on_all_that_scores_depend_on(finished, mixture, tmp_path):
   pairs = new_job(pairs_config(finished[0], mixture), tmp_path).pairs['train']
   (first, *rest), rejected = pairs.sides

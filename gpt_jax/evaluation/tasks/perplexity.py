@@ -21,7 +21,7 @@ from gpt_jax import data
 from gpt_jax.cluster.batches import data_shard
 from gpt_jax.cluster.processes import fetch
 from gpt_jax.data.mixture import open_split
-from gpt_jax.data.templates import is_plain
+from gpt_jax.data.templates import is_chat, is_plain
 from gpt_jax.evaluation.metrics import bits_per_dim
 from gpt_jax.evaluation.tasks import common
 from gpt_jax.losses import bits
@@ -61,8 +61,14 @@ def is_stream(subject, source):
 def check_targets(subject, source, split):
   """Raise ValueError for a split without a target to score, before anything is trained or compiled."""
   batches = eval_batches(subject, source, split, all_rows=True)
-  if not any(batch['loss_mask_BT'].any() for batch in batches):
-    raise no_targets(source, split)
+  if any(batch['loss_mask_BT'].any() for batch in batches):
+    return
+  if is_chat(subject.cfg.data.mixture[source].template):
+    raise ValueError(
+      f'data.mixture.{source} has no {split} conversation with a reply of the assistant to score\n'
+      'fix: give conversations with messages of the role assistant'
+    )
+  raise no_targets(source, split)
 
 
 def no_targets(source, split):
