@@ -585,6 +585,7 @@ def planned(tmp_path, topology, *words):
     *[f'--config.model.{key}={value}' for key, value in sizes.items()],
     *words,
     folder=tmp_path,
+    env={'JAX_DISABLE_MOST_OPTIMIZATIONS': '0', 'XLA_FLAGS': ''},  # a plan is of the optimized program
   )
   begin = out.find('{\n "topology"')  # what libtpu says may come before and after it
   return code, json.JSONDecoder().raw_decode(out[begin:])[0] if begin >= 0 else out
