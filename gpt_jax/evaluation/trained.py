@@ -24,6 +24,7 @@ from gpt_jax.sampling.prompts import (
   build_chat,
   build_prompt,
   chat_ends,
+  check_output,
   decode_pieces,
   resolve_max_new_tokens,
 )
@@ -77,6 +78,7 @@ class TrainedRun(NamedTuple):
       **sampling: fields of SampleConfig in the place of the run's own; with num_samples > 1 each result is
         a list.
     """
+    check_output(self.tokenizers, to)
     cfg, as_codes = validate.override(self.cfg.sample, **sampling), to == 'codes'
     to, stop = 'audio' if as_codes else to, (stop,) if isinstance(stop, str) else stop
     fields = [prompt_fields(prompt) for prompt in as_list('prompts', prompts)]

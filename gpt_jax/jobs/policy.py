@@ -131,6 +131,19 @@ def unpack(text):
     return dict(arrays)
 
 
+def saved_completions(cfg, length, extra):
+  """Return (step, {name: array}) of the completions in a checkpoint; None if a run does not share them.
+
+  A branch may have another batch, and rows of another length.
+  """
+  if cfg.grpo.updates == 1 or 'completions' not in extra:
+    return None
+  arrays = unpack(extra['completions']['arrays'])
+  fits = arrays['token_ids_BT'].shape == (cfg.train.batch_size, length)
+  fits = fits and ('reference_BT' in arrays) == bool(cfg.grpo.kl)
+  return (extra['completions']['step'], arrays) if fits else None
+
+
 def compares_with_base(cfg):
   """Whether the model that grpo.kl compares with is the frozen base, which is in memory already."""
   return bool(cfg.adapter.rank and not cfg.adapter.train and not cfg.adapter.base_dtype)
@@ -322,8 +335,8 @@ class PolicyJob(language_model.LanguageModelJob):
 
   def load_frozen(self, state, extra):
     """Return the state with the frozen base of adapters; load what grpo.kl compares with, and completions."""
-    if self.cfg.grpo.updates > 1 and 'completions' in extra:
-      self.completions = extra['completions']['step'], self.place(unpack(extra['completions']['arrays']))
+    if saved := saved_completions(self.cfg, self.length, extra):
+      self.completions = saved[0], self.place(saved[1])
     if self.cfg.grpo.kl:
       if 'reference' not in extra:
         raise ValueError(

@@ -186,9 +186,9 @@ def check_guidance(cfg, data_cfg):
 
 
 def check_output(tokenizers, to):
-  """Raise ValueError for --to=audio of a model whose codes have no codec."""
+  """Raise ValueError for sounds of a model whose codes have no codec."""
   if to == 'audio' and getattr(tokenizers.audio, 'sample_rate', 1) == 0:
-    raise ValueError('--to=audio: the codes of this model have no codec that plays them\nfix: use --to=codes')
+    raise ValueError('to=audio: the codes of this model have no codec that plays them\nfix: use to=codes')
 
 
 def continues_text(run, prompt):

@@ -38,17 +38,17 @@ class CodecImageTokenizer(ImageTokenizer):
     processor = folder / readers.PROCESSOR
     saved = base.read_json(processor, FIX, {}) if processor.exists() else {}
     pixels = [list(map(float, saved.get(name, HALF))) for name in ('image_mean', 'image_std')]
-    made = cls(str(folder), digests.weights_digest(folder), config, pixels, cfg.shape)
-    for name, has, asked in (
-      ('patch', made.patch, cfg.patch),
-      ('channels', made.spec.in_channels, cfg.channels),
+    tokenizer = cls(str(folder), digests.weights_digest(folder), config, pixels, cfg.shape)
+    for name, actual, wanted in (
+      ('patch', tokenizer.patch, cfg.patch),
+      ('channels', tokenizer.spec.in_channels, cfg.channels),
     ):
-      if has != asked:
+      if actual != wanted:
         raise ValueError(
-          f'image.{name}={asked}, and the tokenizer in image.path={cfg.path} has {has}\n'
-          f'fix: set image.{name}={has}'
+          f'image.{name}={wanted}, and the tokenizer in image.path={cfg.path} has {actual}\n'
+          f'fix: set image.{name}={actual}'
         )
-    return made
+    return tokenizer
 
   def fields(self):
     """Return all that the codes depend on, and where the weights are."""

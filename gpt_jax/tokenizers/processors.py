@@ -61,8 +61,10 @@ def read_pixels(saved: dict, where, size: tuple[int, int], defaults: Pixels, is_
   )
   resample = saved.get('resample', defaults.resample)
   if 'image_grid_pinpoints' in saved and is_exact:
-    if (given := (_size(saved.get('size', size)), _size(saved.get('crop_size', size)))) != (tuple(size),) * 2:
-      raise refuse(f'size={given[0]} with crop_size={given[1]} gives other tiles')
+    if (actual := (_size(saved.get('size', size)), _size(saved.get('crop_size', size)))) != (
+      tuple(size),
+    ) * 2:
+      raise refuse(f'size={actual[0]} with crop_size={actual[1]} gives other tiles')
     return Pixels(mean, deviation, resample, sizes=tuple(map(tuple, saved['image_grid_pinpoints'])))
   if 'max_image_size' in saved:
     side, longer = saved['max_image_size'].get('longest_edge'), saved.get('size', {}).get('longest_edge')
@@ -70,8 +72,8 @@ def read_pixels(saved: dict, where, size: tuple[int, int], defaults: Pixels, is_
       raise refuse(f'max_image_size={saved["max_image_size"]} without splitting is not supported')
     return Pixels(mean, deviation, resample, 0, longer)
   if not saved.get('do_center_crop'):
-    if (given := _size(saved.get('size', size))) != tuple(size) and is_exact:
-      raise refuse(f'size={saved.get("size")} gives pictures of {given}')
+    if (actual := _size(saved.get('size', size))) != tuple(size) and is_exact:
+      raise refuse(f'size={saved.get("size")} gives pictures of {actual}')
     return Pixels(mean, deviation, resample)
   crop = _size(saved.get('crop_size', size))
   shorter = saved.get('size', min(size))

@@ -29,7 +29,7 @@ CONFIG, PROCESSOR = 'config.json', 'preprocessor_config.json'  # of an encoder's
 PROCESSORS = 'processor_config.json'
 BATCH = 8  # pictures, or windows of sound, that an encoder takes at a time
 LONGEST = 600.0  # seconds of a sound
-KEPT = 1 << 28  # bytes of outputs that a process keeps: sources may share their recordings
+CACHE_BYTES = 1 << 28  # of outputs that a process keeps: sources may share their recordings
 RATE = 16_000  # Hz, of sounds
 PER_POSITION = 320  # samples of an output of Whisper's encoder: 50 a second
 
@@ -109,7 +109,7 @@ class EncoderReader:
     self.layer, self.stack, self.seconds, self.pixels = layer, stack, seconds, list(pixels)
     self.pool, self.has_class, self.in_step = pool, has_class, in_step
     self.places = Places(**places) if places else None
-    self._kept = {}  # shape and digest of an item -> its outputs
+    self._cached = {}  # shape and digest of an item -> its outputs
 
   @classmethod
   def open(cls, path: str, cfg: EncoderConfig, kind: str) -> 'EncoderReader':
@@ -219,15 +219,15 @@ class EncoderReader:
     if self.in_step:
       return [np.concatenate([*map(self.tower().pixels_of_places, self.cut(item))]) for item in items]
     keys = [(item.shape, hashlib.blake2b(np.ascontiguousarray(item)).digest()) for item in items]
-    new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._kept}
+    new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._cached}
     outputs = dict(zip(new, self._encode([*new.values()]), strict=True))
-    result = [outputs[key] if key in outputs else self._kept[key] for key in keys]
-    if sum(output.nbytes for output in (*self._kept.values(), *outputs.values())) <= KEPT:
-      self._kept |= outputs
+    result = [outputs[key] if key in outputs else self._cached[key] for key in keys]
+    if sum(output.nbytes for output in (*self._cached.values(), *outputs.values())) <= CACHE_BYTES:
+      self._cached |= outputs
     return result
 
   def _encode(self, items):
-    """Return the features of items that are not kept."""
+    """Return the features of items that are not cached."""
     if self.spec.modality == 'image':
       return self._encode_pictures(items)
     size = self.window

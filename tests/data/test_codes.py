@@ -101,6 +101,9 @@ def test_a_model_reads_and_makes_codes(tmp_path, tmp_path_factory, capsys, monke
   assert call(*flags, '--to=codes', f'--out={out}')[0] == 0
   assert np.load(out).shape[1] == 2
   command_line.assert_user_error(call(*flags, '--to=audio'), 'the codes of this model have no codec')
+  assert run.generate(['up'], to='codes')[0].shape[1] == 2
+  with pytest.raises(ValueError, match='have no codec that plays them'):
+    run.generate(['up'], to='audio')
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -119,6 +120,24 @@ def test_clipped_loss_and_gradient_equal_numpy(ratio):
   steps = 1e-6 * np.eye(30).reshape(30, 6, 5)
   slope_N = [(expected(log_probs_BT + d)[0] - expected(log_probs_BT - d)[0]).sum() / 2e-6 for d in steps]
   np.testing.assert_allclose(gradient_BT.ravel(), slope_N, atol=1e-6)
+
+
+def test_a_branch_shares_completions_of_its_own_shape_alone():
+  arrays = {'token_ids_BT': np.arange(6).reshape(2, 3), 'advantage_B': np.float32([0.5, -0.5])}
+  extra = {'completions': {'step': 4, 'arrays': policy.pack(arrays)}}
+  make = lambda rows, **grpo: types.SimpleNamespace(
+    grpo=GrpoConfig(**grpo), train=types.SimpleNamespace(batch_size=rows)
+  )
+  step, same = policy.saved_completions(make(2, updates=3), 3, extra)
+  assert step == 4 and all((same[name] == x).all() for name, x in arrays.items())
+  for cfg, length in (
+    (make(4, updates=3), 3),
+    (make(2, updates=3), 5),
+    (make(2), 3),
+    (make(2, updates=3, kl=0.1), 3),
+  ):
+    assert policy.saved_completions(cfg, length, extra) is None
+  assert policy.saved_completions(make(2, updates=3), 3, {}) is None
 
 
 # ------------------------------------------------------------------------------------------ a run
