@@ -106,7 +106,7 @@ def open_reader(whole: Whole, files, tokenizer, workdir: Path | None) -> readers
     pixels = native_reader.picture_preparation(files.path, spec)
   else:
     pixels = readers.picture_preparation(files.path, spec, is_exact=True)
-  if (own := Pixels(*pixels).sizes) != part.sizes:
+  if (own := Pixels(*pixels).sizes if pixels else ()) != part.sizes:
     raise unsupported(
       f'image_grid_pinpoints={part.sizes}', f'the processor cuts pictures of {own or "no sizes"}'
     )

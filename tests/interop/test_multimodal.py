@@ -369,3 +369,11 @@ def test_an_import_that_fails_writes_nothing(hf, tmp_path):
   with pytest.raises(ValueError, match='missing'):
     huggingface.import_run(tmp_path / 'source', tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_model_of_sounds_is_imported_and_reads_them(hf, tmp_path):
+  wholes.write(hf, 'qwen2_audio', tmp_path / 'source')
+  huggingface.import_run(tmp_path / 'source', tmp_path / 'run')
+  run, [wave, *_] = trained.load(tmp_path / 'run'), wholes.sounds()
+  prompt = prompts.build_prompt(run, PROMPTS['qwen2_audio'], sounds=[wave])
+  assert prompt.frames.any(1).sum() == 25  # 16,000 samples: 50 outputs, means of two

@@ -66,8 +66,8 @@ def test_an_item_is_encoded_once(ear, monkeypatch):
   assert np.abs(first - other).max() > 0.01 and len(calls) == 1
   np.testing.assert_array_equal(reader.features([waves[1]])[0], other)
   assert len(calls) == 1
-  monkeypatch.setattr(readers, 'KEPT', 0)  # more than fits is encoded again
-  reader._kept.clear()
+  monkeypatch.setattr(readers, 'CACHE_BYTES', 0)  # more than fits is encoded again
+  reader._cached.clear()
   for _ in range(2):
     np.testing.assert_array_equal(reader.features([waves[1]])[0].shape, other.shape)
   assert len(calls) == 3
