@@ -178,7 +178,9 @@ def by_layer(sizes):
   rows = {}
   for path, values in fetch(sizes).items():
     for name, value in values.items():
-      paths = [path.replace('/', f'/{l}/', 1) for l in range(len(value))] if np.ndim(value) else [path]
+      stack = 'blocks/' if 'blocks/' in path else '/'
+      layers = [path.replace(stack, f'{stack}{l}/', 1) for l in range(np.size(value))]
+      paths = layers if np.ndim(value) else [path]
       for layer_path, size in zip(paths, np.atleast_1d(value), strict=True):
         rows.setdefault(layer_path, {})[name] = float(size)
   natural_key = lambda path: [(p.isdigit(), int(p) if p.isdigit() else p) for p in path.split('/')]

@@ -62,6 +62,16 @@ def test_an_encoder_trained_whole_resumes_bitwise_and_samples(eye, tmp_path, tmp
   with pytest.raises(ValueError) as error:
     huggingface.export_run(tmp_path / 'run', tmp_path / 'out')
   tiny_runs.assert_two_lines(error.value, 'reads patches')
+  child = experiment(eye, 'frozen', tmp_path / 'run', train={'steps': 1})
+  with tiny_runs.compiled_programs(tmp_path_factory):
+    train.train(child, tmp_path / 'child')  # keeps what its parent learned, not what the folder has
+    kept = models.params(trained.load(tmp_path / 'child').model)
+    other = encoders.write(tmp_path / 'other', encoders.CLIP, seed=1)
+    with pytest.raises(ValueError) as error:
+      train.train(experiment(other, 'frozen', tmp_path / 'run'), tmp_path / 'third')
+  tiny_runs.assert_two_lines(error.value, 'this run names that of')
+  for path in before:
+    np.testing.assert_array_equal(kept[path], after[path], err_msg=path)
 
 
 @pytest.mark.slow
@@ -82,6 +92,11 @@ def test_a_frozen_encoder_is_not_in_the_checkpoint(eye, tmp_path, tmp_path_facto
   assert all(path.endswith(('/a', '/b')) for path in model)
   if not rank:
     assert not stored
+    eye.rename(eye.with_name('away'))
+    with pytest.raises(FileNotFoundError) as error:
+      trained.load(tmp_path / 'run')
+    eye.with_name('away').rename(eye)
+    tiny_runs.assert_two_lines(error.value, 'the encoder is not in')
     return
   assert 'image_encoder/blocks/attention/wq_DHK' in changed and 'image_encoder/patch_YXAD' not in changed
   old = models.params(trained.load(base).model)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 
 from gpt_jax import config, sample, train
@@ -210,4 +211,6 @@ def test_an_encoder_in_the_step_is_planned(training, one_device, tmp_path, monke
   assert {name: planned['train']['held'].get(name, 0) for name in held} == held
   eye_bytes = 4 * param_trees.count(encoder.Encoder(families.read_spec(encoders.CLIP)))
   where = 'frozen base' if training == 'frozen' else 'trained parameters'
-  assert held[where] >= eye_bytes and batch['patches_BTA'].shape[-1] == 16
+  assert held[where] >= eye_bytes
+  values = np.unique(batch['patches_BTA'])
+  assert batch['patches_BTA'].shape[-1] == 16 and np.isin(values, np.arange(257)).all() and len(values) > 9
