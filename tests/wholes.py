@@ -209,6 +209,51 @@ def without_videos(processor):
   return OfPictures
 
 
+def voxtral(hf):
+  """(model, processor) of Voxtral: Whisper's encoder, two outputs side by side, and Llama."""
+  words = tokenizer(hf, {'audio_token': '[AUDIO]', 'begin': '[BEGIN]'}, '<s>')
+  sound = {'hidden_size': 12, 'num_hidden_layers': 2, 'num_attention_heads': 3, 'intermediate_size': 24}
+  cfg = hf.VoxtralConfig(
+    audio_config=hf.VoxtralEncoderConfig(**sound, num_mel_bins=16, max_source_positions=50),  # a second
+    text_config=hf.LlamaConfig(**TEXT | {'max_position_embeddings': 128}),
+    audio_token_id=words.audio_token_id,
+  )
+  extractor = hf.WhisperFeatureExtractor(feature_size=16, chunk_length=1)
+  return hf.VoxtralForConditionalGeneration(cfg), VoxtralProcessor(extractor, words)
+
+
+class VoxtralProcessor:
+  """That of transformers for one sound, but for its words, which need mistral_common."""
+
+  def __init__(self, feature_extractor, words):
+    self.feature_extractor, self.words = feature_extractor, words
+
+  def __call__(self, text, audio, sampling_rate, return_tensors):
+    """Return ids with 25 places for each second, and log-mel bands."""
+    import transformers
+
+    options = {'sampling_rate': sampling_rate, 'padding': True, 'truncation': False}
+    features = transformers.VoxtralProcessor._retrieve_input_features(
+      self, audio, 100, **options, pad_to_multiple_of=16_000, return_tensors=return_tensors
+    )
+    text = text.replace('[AUDIO]', '[AUDIO]' * 25 * len(features))
+    ids = self.words(text, return_tensors=return_tensors)['input_ids']
+    return {'input_ids': ids, 'input_features': features}
+
+  def save_pretrained(self, folder):
+    """Write both parts."""
+    self.feature_extractor.save_pretrained(folder)
+    self.words.save_pretrained(folder)
+
+  @classmethod
+  def from_pretrained(cls, folder):
+    """Read what `save_pretrained` wrote."""
+    import transformers
+
+    parts = transformers.WhisperFeatureExtractor, transformers.PreTrainedTokenizerFast
+    return cls(*(part.from_pretrained(folder) for part in parts))
+
+
 def sounds(seed=0, lengths=(15_999, 7_000, 641, 960)):
   """Random sounds float32 of several lengths in samples."""
   rng = np.random.default_rng(seed)
@@ -221,6 +266,7 @@ FAMILIES = {
   'paligemma': paligemma,
   'gemma3': gemma3,
   'qwen2_audio': qwen2_audio,
+  'voxtral': voxtral,
   'qwen2_vl': qwen2_vl,
   'qwen2_5_vl': qwen2_5_vl,
   'idefics3': idefics3,

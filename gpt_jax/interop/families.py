@@ -67,6 +67,17 @@ SIZES = {
     'num_hidden_layers': 32,
     'num_attention_heads': 32,
   },
+  'voxtral': {
+    'vocab_size': 131072,
+    'hidden_size': 3072,
+    'intermediate_size': 8192,
+    'num_hidden_layers': 30,
+    'num_key_value_heads': 8,
+    'max_position_embeddings': 131072,
+    'rms_norm_eps': 1e-5,
+    'rope_theta': 1e8,
+    'head_dim': 128,
+  },
   'gemma': {
     'vocab_size': 257216,
     'hidden_size': 2048,
@@ -149,7 +160,8 @@ def text_config(hf):
   name, text = hf.get('model_type'), hf.get('text_config')
   if name not in FAMILIES and isinstance(text, dict) and 'model_type' in text:
     shared = {key: hf[key] for key in ('tie_word_embeddings', 'quantization_config') if key in hf}
-    sizes, other = SIZES.get(text['model_type'], {}), READ_ELSEWHERE.get(name, ())
+    sizes = SIZES.get(text['model_type'], {}) | SIZES.get(name, {})
+    other = READ_ELSEWHERE.get(name, ())
     hf = sizes | {key: value for key, value in text.items() if key not in other} | shared
     name = text['model_type']
   return TEXT_DECODERS.get(name, name), hf

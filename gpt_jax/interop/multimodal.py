@@ -98,7 +98,7 @@ def open_reader(whole: Whole, files, tokenizer, workdir: Path | None) -> readers
   names = {index: token for token, index in tokenizer.vocab().items()}
   tower = dict(files.hf[whole.section])
   part, pixels = whole.read(files.hf, tower, names), []
-  is_native = native_reader.is_native(tower)
+  is_native = tower.get('model_type') in native.FAMILIES
   spec = native.read_spec(tower) if is_native else encoders.read_spec(tower, part.layer)
   if spec.modality == 'audio':
     readers.check_sounds(files.path, spec)

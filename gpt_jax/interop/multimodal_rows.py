@@ -5,7 +5,7 @@ its tensors, and how pictures or sounds stand in a text. multimodal.py reads and
 
 Letters: A, M numbers of a patch, of a frame; I = D hidden numbers of a projector.
 
-Source: transformers 5.23, `models/{llava,llava_next,paligemma,gemma3,qwen2_audio,idefics3,qwen2_vl}/`.
+Source: transformers 5.23, `models/{llava,llava_next,paligemma,gemma3,qwen2_audio,voxtral,idefics3}/` etc.
 """
 
 import math
@@ -123,6 +123,16 @@ def _read_qwen2_audio(hf, tower, names):
   return Part(Places(token_of(hf, names, 'audio_token_index', 151_646)))
 
 
+def _read_voxtral(hf, tower, names):
+  spec = encoders.read_spec(tower)
+  stack, rest = divmod(spec.cfg.F, spec.cfg.width)
+  if rest or spec.cfg.context % stack:
+    raise unsupported(f'intermediate_size={spec.cfg.F}', 'outputs side by side are as many in each window')
+  if (activation := hf.get('projector_hidden_act', 'gelu')) != 'gelu':
+    raise unsupported(f'projector_hidden_act={activation!r}', 'the projector has exact GELU')
+  return Part(Places(token_of(hf, names, 'audio_token_id', 24)), stack=stack)
+
+
 def _read_idefics3(hf, tower, names):
   side = tower.get('image_size', 224) // tower.get('patch_size', 32)
   fractions = np.arange(side, dtype=np.float32) * (np.float32(1) / np.float32(side))
@@ -202,6 +212,14 @@ QWEN2_AUDIO = Whole(
   section='audio_config',
   kind='frames',
 )
+VOXTRAL = QWEN2_AUDIO._replace(
+  architecture='VoxtralForConditionalGeneration',
+  projector='llava',
+  tensors=_of_projector('up_AI', 'linear_1.weight', 'I M', 'frame')
+  | _of_projector('down_ID', 'linear_2.weight', 'D I', 'frame')
+  | {'frame_projector/up_bias_I': Tensor(''), 'frame_projector/down_bias_D': Tensor('')},
+  read=_read_voxtral,
+)
 IDEFICS3 = Whole(
   architecture='Idefics3ForConditionalGeneration',
   projector='paligemma',
@@ -236,4 +254,5 @@ WHOLES = {
   'paligemma': PALIGEMMA,
   'gemma3': GEMMA3,
   'qwen2_audio': QWEN2_AUDIO,
+  'voxtral': VOXTRAL,
 }

@@ -70,11 +70,11 @@ class NativeReader(readers.EncoderReader):
     return result
 
 
-def is_native(config: dict) -> bool:
-  """Return whether a config.json is that of an encoder of pictures of any size."""
+def families() -> list[str]:
+  """Return the model_types of encoders of pictures of any size."""
   from gpt_jax.interop.encoders import native
 
-  return config.get('model_type') in native.FAMILIES
+  return [*native.FAMILIES]
 
 
 def picture_preparation(folder: pathlib.Path, spec) -> list:

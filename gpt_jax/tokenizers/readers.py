@@ -390,7 +390,8 @@ def load(folder, run=None) -> dict:
 
 def encoder_reader(**fields) -> EncoderReader:
   """Return the reader of an encoder; fields: the arguments of EncoderReader."""
-  from gpt_jax.tokenizers import native_reader  # imports this module
+  from gpt_jax.tokenizers import native_reader, window_reader  # import this module
 
-  reader = native_reader.NativeReader if native_reader.is_native(fields['config']) else EncoderReader
-  return reader(**fields)
+  own = {'voxtral_encoder': window_reader.WindowReader}
+  own |= dict.fromkeys(native_reader.families(), native_reader.NativeReader)
+  return own.get(fields['config'].get('model_type'), EncoderReader)(**fields)

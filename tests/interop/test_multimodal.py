@@ -34,6 +34,7 @@ PROMPTS = {
   **dict.fromkeys(('qwen2_vl', 'qwen2_5_vl'), 'USER : <begin> {image} <end> is <begin> {image} <end> one ?'),
   'idefics3': 'USER : {image} what is this ?',
   'smolvlm': 'USER : {image} what is this ?',
+  'voxtral': 'USER : [BEGIN] {audio} what is this ?',
   'qwen2_audio': '<begin> {audio} <end> \n what is this ?',
 }
 NEW = 8  # tokens
@@ -55,7 +56,8 @@ def whole(request, hf, tmp_path_factory):
 def media_of(prompt, number):
   """Arguments of `build_prompt`: as many pictures or sounds as a prompt has places."""
   if '{audio}' in prompt:
-    return {'sounds': [wholes.sounds()[number]]}
+    several = 4 if 'BEGIN' in prompt else 1  # windows of Voxtral
+    return {'sounds': [np.tile(wholes.sounds()[number], several)]}
   return {'images': [wholes.pictures()[number], wholes.pictures(1)[0]][: prompt.count('{image}')]}
 
 
@@ -106,9 +108,9 @@ def test_media_are_prepared_as_by_transformers(whole):
   _, processor, _, workdir, prompt = whole
   run = trained.load(workdir)
   if '{audio}' in prompt:
-    for wave in wholes.sounds():
-      expected = their_inputs(processor, run, prompt, sounds=[wave])['input_ids'][0].tolist()
-      assert prompts.build_prompt(run, prompt, sounds=[wave]).ids == expected
+    for media in (media_of(prompt, number) for number in range(4)):
+      expected = their_inputs(processor, run, prompt, **media)['input_ids'][0].tolist()
+      assert prompts.build_prompt(run, prompt, **media).ids == expected
     return
   pixels = processors.Pixels(*run.tokenizers.readers['patches'].pixels)
   rng = np.random.default_rng(2)
@@ -243,6 +245,7 @@ def test_a_conversation_has_the_ids_of_transformers(whole):
     ('llava_next', {'vision_feature_select_strategy': 'full'}, 'a tile gives its patches and no others'),
     ('llava_next', {'image_grid_pinpoints': [[15, 20]]}, 'it is not made of tiles of 15x15'),
     ('llava_next', {'image_grid_pinpoints': [[15, 30]]}, 'the processor cuts pictures of'),
+    ('voxtral', {'projector_hidden_act': 'relu'}, 'the projector has exact GELU'),
     ('gemma3', {'mm_tokens_per_image': 9}, 'squares of 4x4 patches do not give it'),
   ],
 )

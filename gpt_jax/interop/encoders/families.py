@@ -7,7 +7,7 @@ two matrices of the MLP, DINOv2's layer scale into the outputs of both branches.
 Letters: those of interop/tensors.py; of the stem W width of a convolution, I = D its inputs, M mel bands;
 Y X A rows, columns and channels of a patch.
 
-Source: transformers 5, `models/{whisper,qwen2_audio,vit,clip,siglip,dinov2,idefics3}/`.
+Source: transformers 5, `models/{whisper,qwen2_audio,voxtral,vit,clip,siglip,dinov2,idefics3}/`.
 """
 
 import re
@@ -92,6 +92,24 @@ WHISPER = Family(
   defaults={'num_mel_bins': 80, 'max_source_positions': 1500, 'activation_function': 'gelu'},
 )
 QWEN2_AUDIO = WHISPER._replace(defaults=WHISPER.defaults | {'num_mel_bins': 128}, pool=2)
+VOXTRAL = WHISPER._replace(
+  keys={
+    'width': 'hidden_size',
+    'layers': 'num_hidden_layers',
+    'heads': 'num_attention_heads',
+    'hidden': 'intermediate_size',
+    'mlp': 'activation_function',
+    'context': 'max_source_positions',
+  },
+  defaults=WHISPER.defaults
+  | {
+    'num_mel_bins': 128,
+    'hidden_size': 1280,
+    'num_hidden_layers': 32,
+    'num_attention_heads': 20,
+    'intermediate_size': 5120,
+  },
+)
 VISION = {
   'width': 'hidden_size',
   'layers': 'num_hidden_layers',
@@ -186,6 +204,7 @@ DINOV2 = VIT._replace(
 FAMILIES = {
   'whisper': WHISPER,
   'qwen2_audio_encoder': QWEN2_AUDIO,
+  'voxtral_encoder': VOXTRAL,
   'vit': VIT,
   'dinov2': DINOV2,
   'clip_vision_model': CLIP,
