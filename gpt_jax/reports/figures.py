@@ -214,7 +214,7 @@ def chart(series, *, name, label, size, marks=(), units=('', ''), room=0, x_scal
     if room:
       label_ends(axes, [line for line in series if line.mark != 'named'], 16 / height)
     axes.text(-LEFT / width, 1 + 10 / height, cut(units[1]), transform=axes.transAxes)
-    axes.text(1.012, -7 / height, cut(units[0]), va='top', transform=axes.transAxes)
+    axes.text(1 + 16 / width, -7 / height, cut(units[0]), va='top', transform=axes.transAxes)
 
   return draw(plot, name=name, label=label, size=size, margins=margins)
 
