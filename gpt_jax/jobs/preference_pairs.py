@@ -24,6 +24,7 @@ from gpt_jax.data.record_fields import lookup
 from gpt_jax.data.splits import Record
 from gpt_jax.evaluation.subject import document_rows
 from gpt_jax.jobs.preference_losses import PREFERENCE_LOSSES
+from gpt_jax.model.continuous import KINDS
 from gpt_jax.tokenizers.chat_template import MEDIA
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class PairRows:
     for pair in zip(*self.sides, strict=True):
       for document in pair:
         total.update(b'%d ' % len(document.ids) + np.asarray(document.ids, '<i4').tobytes())
-        for values in (document.targets, document.patches, document.frames):
+        for values in (document.targets, *(getattr(document, kind) for kind in KINDS)):
           total.update(b'' if values is None else values.tobytes())
     return total.hexdigest()[:16]
 

@@ -187,11 +187,12 @@ def check_places(toks, cfg):
         'fix: leave them out of the template, or use another model'
       )
   settings = {'image.kind': cfg.image.kind, 'audio.kind': cfg.audio.kind, 'data.prefix': cfg.data.prefix}
+  settings['data.condition_dropout'] = cfg.data.condition_dropout
   settings |= {f'encoder.{name}': getattr(cfg.encoder, name) for name in ('image', 'audio')}
   for key, value in settings.items():
     if value:
       raise ValueError(
-        f'{key}={value} has no use: the imported model has an encoder and an attention mask of its own\n'
+        f'{key}={value} is not supported in a run that starts from a model imported with its encoder\n'
         f'fix: leave {key} out'
       )
 

@@ -347,9 +347,18 @@ def test_words_that_stand_for_pictures_are_refused_by_record(whole):
   [
     ('{v:vectors} -> {name}', {}, 'has vectors, and the imported model reads patches alone'),
     ('{name} -> {x:codes}', {}, 'has codes, and the imported model reads patches alone'),
-    ('{x:image} -> {name}', {'image': {'kind': 'patches', 'codes': 4}}, 'image.kind=patches has no use'),
-    ('{x:image} -> {name}', {'encoder': {'image': 'eye'}}, 'encoder.image=eye has no use'),
-    ('{x:image} -> {name}', {'data': {'prefix': True}}, 'data.prefix=True has no use'),
+    (
+      '{x:image} -> {name}',
+      {'image': {'kind': 'patches', 'codes': 4}},
+      'image.kind=patches is not supported',
+    ),
+    ('{x:image} -> {name}', {'encoder': {'image': 'eye'}}, 'encoder.image=eye is not supported'),
+    ('{x:image} -> {name}', {'data': {'prefix': True}}, 'data.prefix=True is not supported'),
+    (
+      '{x:image} -> {name}',
+      {'data': {'condition_dropout': 0.1}},
+      'data.condition_dropout=0.1 is not supported',
+    ),
     ('{m:chat}', {}, 'has conversations, and the imported model has no chat template'),
   ],
 )

@@ -398,8 +398,10 @@ def test_the_digest_depends_on_all_that_scores_depend_on(finished, mixture, tmp_
   (first, *rest), rejected = pairs.sides
   seen = dataclasses.replace(first, patches=np.ones((1, 4), np.float32))
   fields = [dataclasses.replace(fields, prefix=True) for fields in pairs.row_fields]
-  others = dict(sides=([seen, *rest], rejected)), dict(row_fields=fields), dict(length=pairs.length - 1)
-  assert len({pairs.digest(), *(dataclasses.replace(pairs, **x).digest() for x in others)}) == 4
+  felt = dataclasses.replace(first, vectors=np.full((1, 4), 2, np.float32))
+  others = [dict(sides=([document, *rest], rejected)) for document in (seen, felt)]
+  others += dict(row_fields=fields), dict(length=pairs.length - 1)
+  assert len({pairs.digest(), *(dataclasses.replace(pairs, **x).digest() for x in others)}) == 5
 
 
 def test_personal_data_of_both_answers_are_replaced(finished, tmp_path):
