@@ -406,7 +406,7 @@ def test_the_digest_depends_on_all_that_scores_depend_on(finished, mixture, tmp_
 
 def test_personal_data_of_both_answers_are_replaced(finished, tmp_path):
   path = tmp_path / 'pairs.jsonl'
-  pair = lambda n: {'prompt': f'{n} a@b.de', 'chosen': f'c{n}@b.de', 'rejected': f'r{n}@b.de'}
+  pair = lambda n: {'prompt': f'{n} a@b.de', 'chosen': f'yes c{n}@b.de', 'rejected': f'no r{n}@b.de'}
   path.write_text(''.join(json.dumps(pair(n)) + '\n' for n in range(20)))
   source = {'kind': 'jsonl', 'path': str(path), 'template': '{prompt} -> {chosen}', 'scrub': 'email'}
   model = tiny_runs.TINY['model'] | {'context': 64}
