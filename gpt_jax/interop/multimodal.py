@@ -96,7 +96,7 @@ def open_reader(whole: Whole, files, tokenizer, workdir: Path | None) -> readers
   Its weights are not there before `keep_encoder`. Raises ValueError for settings that cannot be reproduced.
   """
   names = {index: token for token, index in tokenizer.vocab().items()}
-  tower = dict(files.hf[whole.section])
+  tower = ({'model_type': whole.encoder} if whole.encoder else {}) | files.hf[whole.section]
   part, pixels = whole.read(files.hf, tower, names), []
   is_native = tower.get('model_type') in native.FAMILIES
   spec = native.read_spec(tower) if is_native else encoders.read_spec(tower, part.layer)

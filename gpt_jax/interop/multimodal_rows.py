@@ -49,6 +49,7 @@ class Whole(NamedTuple):
   read: Callable  # (config.json, config.json of the encoder, {id: token}) -> Part
   tower: str = 'vision_tower'  # prefix of the encoder's tensors
   section: str = 'vision_config'  # of config.json
+  encoder: str = ''  # model_type of the encoder where its section has none, as in older files
   kind: str = 'patches'  # a row of continuous.KINDS
   connector: str = PROJECTOR  # prefix of the projector's tensors
   language: tuple = ('^', 'language_model.')  # regex, replacement: name in a text model -> in this one
@@ -239,11 +240,12 @@ QWEN2_VL = Whole(
   tensors={},
   read=_read_qwen2_vl,
   tower='visual',
+  encoder='qwen2_vl_vision',
   language=('^', ''),
   positions=_mrope,
   write=_write_mrope,
 )
-QWEN2_5_VL = QWEN2_VL._replace(architecture='Qwen2_5_VLForConditionalGeneration')
+QWEN2_5_VL = QWEN2_VL._replace(architecture='Qwen2_5_VLForConditionalGeneration', encoder='qwen2_5_vl_vision')
 WHOLES = {
   'idefics3': IDEFICS3,
   'smolvlm': SMOLVLM,

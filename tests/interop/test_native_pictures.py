@@ -1,13 +1,14 @@
 """Qwen2-VL beyond its battery in test_multimodal.py: rows of documents, flat files, refusals."""
 
 import json
+import shutil
 import types
 
 import numpy as np
 import pytest
 
 from gpt_jax import config
-from gpt_jax.data.documents import encode_batch
+from gpt_jax.data.documents import decode_media, encode_batch
 from gpt_jax.data.row_fields import RowFields
 from gpt_jax.data.templates import Piece
 from gpt_jax.evaluation import trained
@@ -27,11 +28,25 @@ def pieces_of(text, pictures):
   return [piece for pair in zip(words, between, strict=True) for piece in (Piece('text', pair[0]), *pair[1])]
 
 
-def test_rows_of_documents_have_the_positions_of_transformers(hf, tmp_path):
+@pytest.fixture(scope='module')
+def whole(hf, tmp_path_factory):
+  """(model and processor of transformers, their folder)."""
+  folder = tmp_path_factory.mktemp('qwen2_vl')
+  return *wholes.write(hf, 'qwen2_vl', folder), folder
+
+
+def changed(folder, out, change):
+  """Copy the folder of a model with another config.json; change: a function of its content -> content."""
+  shutil.copytree(folder, out)
+  content = json.loads((out / 'config.json').read_text())
+  (out / 'config.json').write_text(json.dumps(change(content)))
+
+
+def test_rows_of_documents_have_the_positions_of_transformers(whole, tmp_path):
   import torch
 
-  model, processor = wholes.write(hf, 'qwen2_vl', tmp_path / 'source')
-  huggingface.import_run(tmp_path / 'source', tmp_path / 'run')
+  model, processor, source = whole
+  huggingface.import_run(source, tmp_path / 'run')
   run, pictures = trained.load(tmp_path / 'run'), wholes.pictures(5, [(20, 31), (40, 13), (9, 9)])
   texts = ['what is <begin> <image> <end> this <begin> <image> <end> ?', '<image> a cat']
   own = [pictures[:2], pictures[2:]]
@@ -56,22 +71,24 @@ def test_rows_of_documents_have_the_positions_of_transformers(hf, tmp_path):
   assert len({tuple(row) for row in (actual - actual[:, :1]).tolist()}) > 5
 
 
-def test_flat_settings_as_older_files_have_them(hf, tmp_path):
-  wholes.write(hf, 'qwen2_vl', tmp_path / 'source')
-  huggingface.import_run(tmp_path / 'source', tmp_path / 'nested')
-  path = tmp_path / 'source/config.json'
-  content = json.loads(path.read_text())
-  text = content.pop('text_config')
-  rope = {'type': 'mrope', 'mrope_section': text.pop('rope_parameters')['mrope_section']}
-  content['vision_config']['model_type'] = 'qwen2_vl'
-  path.write_text(json.dumps(text | content | {'rope_theta': 1e4, 'rope_scaling': rope}))
-  huggingface.import_run(tmp_path / 'source', tmp_path / 'flat')
-  nested, flat = (trained.load(tmp_path / name) for name in ('nested', 'flat'))
-  assert flat.model.cfg == nested.model.cfg and flat.model.cfg.rope_sections == (1, 2, 1)
-  picture = wholes.pictures()[1]
-  one, two = (run.tokenizers.readers['patches'].features([picture[:36, :18]])[0] for run in (nested, flat))
-  np.testing.assert_array_equal(one, two)
-  huggingface.export_run(tmp_path / 'flat', tmp_path / 'out')
+def flat(content):
+  """A config.json as older files have it: no text_config, and an encoder without its model_type."""
+  text, rope = content.pop('text_config'), {'type': 'mrope', 'mrope_section': [1, 2, 1]}
+  del text['rope_parameters'], content['vision_config']['model_type']
+  return text | content | {'rope_theta': 1e4, 'rope_scaling': rope}
+
+
+def test_flat_settings_as_older_files_have_them(whole, hf, tmp_path):
+  changed(whole[-1], tmp_path / 'source', flat)
+  huggingface.import_run(tmp_path / 'source', tmp_path / 'run')
+  run, picture = trained.load(tmp_path / 'run'), wholes.pictures()[1]
+  assert run.model.cfg.rope_sections == (1, 2, 1) and run.model.cfg.context == 128
+  [piece] = decode_media(run.tokenizers, [Piece('image', picture)])
+  [vectors] = run.tokenizers.readers['patches'].features([piece.value])
+  inputs = whole[1].image_processor(picture, return_tensors='pt')
+  expected = whole[0].get_image_features(inputs['pixel_values'], inputs['image_grid_thw']).pooler_output[0]
+  np.testing.assert_allclose(vectors[:, :-2], expected.detach().numpy(), rtol=1e-4, atol=1e-4)
+  huggingface.export_run(tmp_path / 'run', tmp_path / 'out')
   again = hf.AutoConfig.from_pretrained(tmp_path / 'out')
   assert again.text_config.rope_parameters['mrope_section'] == [1, 2, 1]
   assert again.text_config.num_key_value_heads == 1 and again.vision_config.embed_dim == 16
@@ -87,12 +104,9 @@ def test_flat_settings_as_older_files_have_them(hf, tmp_path):
     ({'spatial_merge_size': 1}, 'merge_size=2 of the processor is not 1'),
   ],
 )
-def test_encoders_that_cannot_be_computed(hf, tmp_path, changes, words):
-  wholes.write(hf, 'qwen2_vl', tmp_path / 'source')
-  path = tmp_path / 'source/config.json'
-  content = json.loads(path.read_text())
-  content['vision_config'] |= changes
-  path.write_text(json.dumps(content))
+def test_encoders_that_cannot_be_computed(whole, tmp_path, changes, words):
+  vision = lambda content: {'vision_config': content['vision_config'] | changes}
+  changed(whole[-1], tmp_path / 'source', lambda content: content | vision(content))
   with pytest.raises(ValueError) as error:
     huggingface.import_run(tmp_path / 'source', tmp_path / 'run')
   tiny_runs.assert_two_lines(error.value, words)
