@@ -235,8 +235,7 @@ def test_text_decoder_of_several_modalities(wrapper, name, hf, tmp_path, capsys)
   model = hf.AutoModelForImageTextToText.from_config(cfg).eval()
   model.save_pretrained(tmp_path)
   _, ours, _ = huggingface.import_model(tmp_path)
-  note = f'only the text decoder ({name}) is imported'  # of models that are not imported whole
-  assert (note in capsys.readouterr().out) == (wrapper == 'llava_next')
+  assert f'only the text decoder ({name}) is imported' in capsys.readouterr().out  # no tokenizer is here
   ids_BT = models.tokens(ROWS, LENGTH, VOCAB - 50) + 50
   assert np.abs(our_logits(ours, ids_BT) - their_logits(model, ids_BT)).max() < 1e-4
 
