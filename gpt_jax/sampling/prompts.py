@@ -161,9 +161,13 @@ def resolve_max_new_tokens(run, prompts, cfg, to, is_chosen=False):
   """Return cfg (SampleConfig) with max_new_tokens cut to the room in the context and the need of `to`.
 
   is_chosen: the user set max_new_tokens, which then stays. Raises ValueError for guidance of a model
-  that was never trained on an empty condition.
+  that was never trained on an empty condition, and for flow_steps of one without a flow head.
   """
   check_guidance(cfg, run.cfg.data)
+  if cfg.flow_steps != type(cfg).flow_steps and not run.cfg.model.flow_layers:
+    raise ValueError(
+      f'flow_steps={cfg.flow_steps} has no effect: this model has no flow head\nfix: leave it at its default'
+    )
   if is_chosen:
     return cfg
   grammar = completions.build_grammar(run.tokenizers, run.model.cfg.V, to)

@@ -121,6 +121,7 @@ SELECTORS = {  # key that selects: (keys that depend on it, cfg -> those of them
   'privacy.epsilon': if_on(
     'privacy.epsilon', *(f'privacy.{name}' for name in ('delta', 'clip', 'unit', 'secret'))
   ),
+  'model.flow_layers': if_on('model.flow_layers', 'sample.flow_steps'),
   'sample.beams': if_on('sample.beams', 'sample.length_penalty'),
   'train.spike_sigma': if_on('train.spike_sigma', 'train.spike_window', 'train.spike_patience'),
 }

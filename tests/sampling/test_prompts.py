@@ -341,6 +341,9 @@ def test_guidance_needs_a_model_that_knows_the_empty_condition():
     prompts.resolve_max_new_tokens(other, [prompt_batch.Prompt([1])], cfg, 'text')
   assert_two_lines(error.value, 'sample.guidance=2.0', 'data.condition_dropout=0.0')
   assert prompts.resolve_max_new_tokens(run(), [prompt_batch.Prompt([1])], cfg, 'text').guidance == 2.0
+  with pytest.raises(ValueError) as error:
+    prompts.resolve_max_new_tokens(run(), [], SampleConfig(flow_steps=30), 'text')
+  assert_two_lines(error.value, 'flow_steps=30 has no effect')
 
 
 def test_beams_make_text_only():

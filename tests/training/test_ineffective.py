@@ -35,6 +35,7 @@ YARN = dict(model__rope_scaling='yarn', model__rope_factor=4.0, model__rope_orig
       'optim.final_lr has no effect with optim.schedule=constant',
     ),
     (dict(loss__moe_z=0.1), 'loss.moe_z has no effect with model.experts=0'),
+    (dict(sample__flow_steps=30), 'sample.flow_steps has no effect with model.flow_layers=0'),
     (dict(sample__length_penalty=1.0), 'sample.length_penalty has no effect with sample.beams=0'),
     (
       dict(model__positions='learned', model__rope_theta=5e5),
