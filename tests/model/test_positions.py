@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gpt_jax import config
 from gpt_jax.model import param_trees, position_schemes, positions
 from gpt_jax.training import ineffective
-from tests import models
+from tests import models, tiny_runs
 
 ROPE = dict(width=32, heads=2, context=64)  # K = 16: eight pairs
 SCALED = dict(rope_factor=4.0, rope_original_context=64)
@@ -227,14 +227,25 @@ def test_mrope_with_equal_places_is_rope():
   np.testing.assert_allclose(rotated, expected, rtol=1e-6)
 
 
-def test_mrope_alternates_time_row_and_column_over_pairs():
-  """Each axis moved alone turns its own pairs: time half of them, row and column a quarter each."""
-  cfg = models.tiny(positions='mrope', head_dim=16)
+@pytest.mark.parametrize(
+  'sections, own',
+  [((), ([0, 2, 4, 6], [1, 5], [3, 7])), ((2, 5, 1), ([0, 1], [2, 3, 4, 5, 6], [7]))],
+  ids=['alternating', 'sections'],
+)
+def test_mrope_turns_pairs_of_time_row_and_column(sections, own):
+  """Each axis moved alone turns its own pairs: a half, a quarter and a quarter of them, or sections."""
+  cfg = models.tiny(positions='mrope', head_dim=16, rope_sections=sections)
   x_BTHK = jnp.ones((1, 1, 1, 16))
-  for axis, pairs in ((0, [0, 2, 4, 6]), (1, [1, 5]), (2, [3, 7])):
+  for axis, pairs in enumerate(own):
     place = jnp.zeros((1, 1, 3), jnp.int32).at[0, 0, axis].set(2)
     turned = np.asarray(positions.mrope(cfg, x_BTHK, place) - x_BTHK)[0, 0, 0]
     assert np.flatnonzero(np.abs(turned[:8]) > 1e-9).tolist() == pairs
+
+
+def test_sections_that_are_not_the_pairs_of_a_head():
+  with pytest.raises(ValueError) as error:
+    models.tiny(positions='mrope', head_dim=16, rope_sections=(2, 4, 4))
+  tiny_runs.assert_two_lines(error.value, 'are not three numbers of pairs that make 8')
 
 
 def test_a_new_scheme_costs_one_function_and_one_row(monkeypatch):
