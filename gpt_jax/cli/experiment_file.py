@@ -82,8 +82,11 @@ def add_sources(section, overrides):
         section.data.mixture[match[1]] = ml_collections.ConfigDict(fields)
 
 
+NAMES = re.compile(r'[A-Za-z_][\w./]*(,[A-Za-z_][\w./]*)+')
+
+
 def normalize_override(section, arg):
-  """Return --config.KEY=VALUE as absl reads it: 1000 for 1e3 of an integer, line breaks in a separator.
+  """Return --config.KEY=VALUE as absl reads it: 1000 for 1e3 of an integer, ('a', 'b') for a,b of a list.
 
   --config.KEY alone is true. Raises ValueError for an unknown key, a number that is not an integer, and a
   key without a value that is no switch.
@@ -96,6 +99,10 @@ def normalize_override(section, arg):
     return f'--config.{key}=true'
   if key.endswith('.separator'):
     text = unescape(arg, text)
+  elif (
+    isinstance(value, tuple) and NAMES.fullmatch(text) and key != 'train.sample_prompts'
+  ):  # a prompt has commas
+    text = str(tuple(text.split(',')))
   elif type(value) is int and reading.EXPONENT.fullmatch(text):
     try:
       text = str(reading.parse_int(text))

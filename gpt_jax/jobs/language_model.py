@@ -270,7 +270,7 @@ class LanguageModelJob(base.Job):
     if old < new and (frozen := sorted(tables - self.program.abstract.model.keys())):
       raise ValueError(
         f'{new - old} ids are new and the rows of {", ".join(frozen)} are frozen\n'
-        f'fix: train them, with adapter.train={tuple(sorted(tables))}'
+        f'fix: train them, with --config.adapter.train="{tuple(sorted(tables))}"'
       )
 
   def load_frozen(self, state, extra):

@@ -289,7 +289,7 @@ def take_base(base, frozen, pretrained=None):
     if shape != expected:
       raise ValueError(
         f'{path}: this model has {expected}, the base of train.init_from {shape}\n'
-        f"fix: train it whole with adapter.train=('{path}',), or take the model section of the base's config"
+        f"fix: train it whole with adapter.train={path}, or take the model section of the base's config"
       )
     return stored[path] if path not in (pretrained or {}) else jax.device_put(stored[path], wanted.sharding)
 

@@ -98,6 +98,7 @@ def get_config(arg=''):
     (['--config.mesh.fsdp=2'], ['fsdp=2 does not fit 1 device'], 'mesh.data=-1'),
     (['--config.model.vocab=100'], ['272 ids', 'model.vocab=100'], 'model.vocab=0'),
     (['--config.train.init_from=nowhere'], ['train.init_from=nowhere does not exist'], ''),
+    (['--config.train.tasks=perplexity,continu'], ["train.tasks has 'continu', not a task"], 'perplexity'),
     (['--cnfig=x'], ['--cnfig is not a flag of train'], 'did you mean --config?'),
     (['--wrkdir=x'], ['--wrkdir is not a flag of train'], 'did you mean --workdir?'),
     (['--work=x'], ['--work is not a flag of train'], 'did you mean --workdir?'),

@@ -51,6 +51,15 @@ def test_an_integer_may_have_an_exponent(text, number):
   assert experiment_file.normalize_override(config.default(), same) == same
 
 
+def test_names_with_commas_are_a_list():
+  resolve = lambda key, text: experiment_file.normalize_override(config.default(), f'--config.{key}={text}')
+  assert resolve('train.tasks', 'answer,cloze') == "--config.train.tasks=('answer', 'cloze')"
+  assert resolve('adapter.train', 'embed_VD') == '--config.adapter.train=embed_VD'
+  assert resolve('train.tasks', "('a', 'b')") == "--config.train.tasks=('a', 'b')"
+  assert resolve('train.sample_prompts', 'Hello,World') == '--config.train.sample_prompts=Hello,World'
+  assert resolve('data.packing', 'a,b') == '--config.data.packing=a,b'
+
+
 @pytest.mark.parametrize('text', ['1.5', '1e-3', '2.55e1'])
 def test_a_fraction_is_refused_where_an_integer_belongs(text):
   with pytest.raises(ValueError) as error:
