@@ -8,7 +8,7 @@ from gpt_jax.data.documents import needed_specials
 from gpt_jax.model.continuous import KINDS
 from gpt_jax.runs import ancestry, records, run_folder
 from gpt_jax.sampling import prompts
-from gpt_jax.tokenizers import readers
+from gpt_jax.tokenizers import in_step, readers
 
 KINDS_OF_ENCODERS = ('patches', 'frames')
 
@@ -94,28 +94,32 @@ def towers(cfg, toks, kinds):
 
   Raises ValueError where encoder.train contradicts the readers of the run or other settings.
   """
-  in_step = {kind: reader for kind, reader in toks.readers.items() if getattr(reader, 'in_step', False)}
+  inside = {kind: reader for kind, reader in toks.readers.items() if getattr(reader, 'in_step', False)}
   training = cfg.encoder.train
   rules = (
     (
-      in_step and training == 'cached',
+      inside and training == 'cached',
       'and the run that this one begins with has the encoder in the model',
       'encoder.train=frozen, adapters or whole',
     ),
-    (training != 'cached' and not in_step, 'has no effect: no encoder reads the data', 'encoder.image'),
+    (
+      training != 'cached' and not inside,
+      'has no effect: no encoder reads the data',
+      'encoder.image or audio',
+    ),
     (training == 'adapters' and not cfg.adapter.rank, 'needs a rank, and adapter.rank=0', 'adapter.rank=16'),
     (
-      in_step and cfg.model.mup_base,
+      inside and cfg.model.mup_base,
       f'has no rule of muP, and model.mup_base={cfg.model.mup_base}',
       'model.mup_base=0',
     ),
     (
-      in_step and cfg.train.job != 'gpt',
+      inside and cfg.train.job != 'gpt',
       f'puts the encoder into the model, which train.job={cfg.train.job} does not train',
       'encoder.train=cached',
     ),
     (
-      in_step and cfg.privacy.epsilon,
+      inside and cfg.privacy.epsilon,
       f'puts the encoder into the model, and privacy.epsilon={cfg.privacy.epsilon} needs gradients of units',
       'encoder.train=cached',
     ),
@@ -123,7 +127,7 @@ def towers(cfg, toks, kinds):
   for is_wrong, cause, fix in rules:
     if is_wrong:
       raise ValueError(f'encoder.train={training} {cause}\nfix: set {fix}')
-  return [reader.tower(training) for kind, reader in in_step.items() if kind in kinds]
+  return [in_step.tower_of(reader, training) for kind, reader in inside.items() if kind in kinds]
 
 
 def parent_of(cfg):
@@ -166,7 +170,7 @@ def _extend(toks, cfg, media=_media):
   opened = open_readers(cfg, toks.readers)
   if cfg.encoder.train != 'cached':  # those of an imported model, or of a run that cached their outputs
     rest = {kind: r for kind, r in toks.readers.items() if kind in KINDS_OF_ENCODERS and kind not in opened}
-    opened |= {kind: reader.put_in_step() for kind, reader in rest.items()}
+    opened |= {kind: in_step.put_in_step(reader) for kind, reader in rest.items()}
   if new or missing:
     return toks.extend(*media(cfg, new), opened)
   return dataclasses.replace(toks, readers=toks.readers | opened)

@@ -58,7 +58,7 @@ def flops_per_token(cfg, length, adapter=None):
 
 
 def tower_flops(tower, cfg, length, trained):
-  """Training FLOPs of an encoder in the model on the pictures that a row of `length` has room for.
+  """Training FLOPs of an encoder in the model on the items that a row of `length` has room for.
 
   A frozen one has no backward pass, one with adapters none for its own weights. trained: of adapters.split.
   """
@@ -67,5 +67,6 @@ def tower_flops(tower, cfg, length, trained):
   factor, passes = {'frozen': (2, 1), 'adapters': (4, 3), 'whole': (6, 3)}[tower.training]
   factors = {p: x for p, x in trained.items() if p.startswith(f'{tower.name}/')}
   extra = 6 * param_trees.count(factors) if tower.training == 'adapters' else 0
-  scores = 4 * passes * spec.cfg.heads * spec.cfg.K * spec.cfg.context * spec.cfg.layers
-  return length // tower.places * spec.cfg.context * (factor * n + extra + scores)
+  positions = tower.window or spec.cfg.context
+  scores = 4 * passes * spec.cfg.heads * spec.cfg.K * positions * spec.cfg.layers
+  return length // tower.places * positions * (factor * n + extra + scores)

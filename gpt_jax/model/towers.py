@@ -1,13 +1,13 @@
-"""Towers: pretrained encoders as parts of a GPT, run in its step on pixels instead of once over the data.
+"""Towers: pretrained encoders as parts of a GPT, run in its step instead of once over the data.
 
-A batch then has the pixels of a patch (plus 1: zeros are no patch) in the place of the encoder's output for
-it. `encode` gathers the pictures of each row, runs the encoder on them, and puts its outputs in their places.
-ModelConfig.encoders holds a Tower each as JSON; the weights come from the folder that it names, or from a
-checkpoint.
+A batch then has the pixels of a patch (plus 1: zeros are no patch), or log-mel frames, in the place of the
+encoder's output for them. `encode` gathers the pictures or windows of sound of each row, runs the encoder on
+them, and puts its outputs in their places. ModelConfig.encoders holds a Tower each as JSON; the weights come
+from the folder that it names, or from a checkpoint.
 
-Letters: B rows, T tokens of a row, A numbers of a place, S places of the pictures of a row, N pictures of a
-row, Q places of a picture, P pixels of a patch, D width of the encoder; R C rows and columns of places, n m
-those of the patches of a place.
+Letters: B rows, T tokens of a row, A numbers of a place, S places of the items of a row, N items (pictures or
+windows), Q places of an item, P pixels of a patch, J frames, M mel bands, D width of the encoder; R C rows
+and columns of places, n m those of the patches of a place.
 """
 
 import functools
@@ -31,8 +31,9 @@ class Tower(NamedTuple):
   digest: str
   mean: tuple  # by channel, of pixels between 0 and 1
   deviation: tuple
-  square: int = 1  # n = m: patches on a side of a place
-  is_mean: bool = False  # a place gets the mean of their outputs; else these side by side
+  group: int = 1  # outputs of a place: those of a square of patches, or successive ones of a sound
+  is_mean: bool = False  # a place gets their mean; else they are side by side
+  window: int = 0  # positions of a window of sound
 
   @property
   def name(self) -> str:
@@ -41,18 +42,24 @@ class Tower(NamedTuple):
 
   @property
   def places(self) -> int:
-    """Places of a picture, Q."""
-    return math.prod(self.spec.grid) // self.square**2
+    """Places of a picture or a window, Q."""
+    return (self.window or math.prod(self.spec.grid)) // self.group
+
+  @property
+  def square(self) -> int:
+    """Patches on a side of a place, n = m."""
+    return math.isqrt(self.group)
 
   @property
   def input_width(self) -> int:
     """Numbers of a place in a batch."""
-    return self.square**2 * math.prod(dict(self.spec.sizes)[letter] for letter in 'YXA')
+    sizes = dict(self.spec.sizes)
+    return self.group * (2 * sizes['M'] if self.window else math.prod(sizes[letter] for letter in 'YXA'))
 
   @property
   def output_width(self) -> int:
     """Numbers of a place that the projector reads."""
-    return self.spec.cfg.width * (1 if self.is_mean else self.square**2)
+    return self.spec.cfg.width * (1 if self.is_mean else self.group)
 
   def pixels_of_places(self, picture_YXA):
     """A picture uint8 -> float32 [places, numbers of one]: its pixels plus 1, patch after patch."""
@@ -111,7 +118,7 @@ def declare(model, cfg):
 def encode(model, kind, x_BTA, dtype):
   """Return what the projector reads: the outputs of the tower of a kind, BTA; x_BTA without one.
 
-  x_BTA: pixels of 0 to 255 plus 1. Each row has whole pictures.
+  x_BTA: pixels of 0 to 255 plus 1, or log-mel frames. Each row has whole pictures and windows.
   """
   tower = find(model.cfg, kind)
   if tower is None:
@@ -122,10 +129,13 @@ def encode(model, kind, x_BTA, dtype):
     return jnp.zeros((B, T, tower.output_width), dtype)
   at_BS = jnp.argsort(~is_place_BT, axis=1, stable=True)[:, : T // Q * Q]
   x_BSA = jnp.take_along_axis(x_BTA, at_BS[..., None], 1)
-  pixels_NTP = normalize(tower, x_BSA.reshape(-1, *_cells(tower)))
-  encoder = getattr(model, tower.name)
-  y_NTD = encoder(pixels_NTP.astype(dtype), remat=model.cfg.remat)
-  y_BSA = to_places(tower, y_NTD).reshape(B, at_BS.shape[1], -1)
+  if tower.window:
+    x = x_BSA.reshape(-1, 2 * tower.window, dict(tower.spec.sizes)['M'])  # NJM
+  else:
+    x = normalize(tower, x_BSA.reshape(-1, *_cells(tower)))  # NTP
+  y_NTD = getattr(model, tower.name)(x.astype(dtype), remat=model.cfg.remat)
+  y_NQA = y_NTD if tower.window else to_places(tower, y_NTD)
+  y_BSA = y_NQA.reshape(B, at_BS.shape[1], -1)
   order_BT = jnp.clip(jnp.cumsum(is_place_BT, 1) - 1, 0, at_BS.shape[1] - 1)
   y_BTA = jnp.take_along_axis(y_BSA, order_BT[..., None], 1)
   return jnp.where(is_place_BT[..., None], y_BTA, jnp.zeros((), y_BTA.dtype))
@@ -134,7 +144,7 @@ def encode(model, kind, x_BTA, dtype):
 def _cells(tower):
   """Return (R, C, n, m, P): how the numbers of a picture's places are laid out."""
   (rows, columns), n = tower.spec.grid, tower.square
-  return rows // n, columns // n, n, n, tower.input_width // n**2
+  return rows // n, columns // n, n, n, tower.input_width // tower.group
 
 
 def normalize(tower, x_NRCnmP):

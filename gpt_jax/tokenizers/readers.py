@@ -14,13 +14,12 @@ import hashlib
 import math
 import os
 import pathlib
-from typing import Any
 
 import numpy as np
 
 from gpt_jax.model.continuous import KINDS
 from gpt_jax.runs import digests
-from gpt_jax.tokenizers import base, processors
+from gpt_jax.tokenizers import base, in_step, processors
 from gpt_jax.tokenizers.processors import Pixels, Places, read_pixels
 from gpt_jax.tokenizers.settings import check_fields
 
@@ -125,11 +124,9 @@ class EncoderReader:
       raise ValueError(
         f'encoder.{modality}={path} is an encoder of {spec.modality}\nfix: set encoder.{spec.modality} to it'
       )
-    if modality == 'audio':
-      return cls(str(folder), digests.weights_digest(folder), config, cfg.layer, cfg.stack, cfg.seconds)
-    pixels = picture_preparation(folder, spec)
-    reader = cls(str(folder), digests.weights_digest(folder), config, cfg.layer, 1, 0.0, pixels)
-    return reader if cfg.train == 'cached' else reader.put_in_step()
+    form = (cfg.stack, cfg.seconds) if modality == 'audio' else (1, 0.0, picture_preparation(folder, spec))
+    reader = cls(str(folder), digests.weights_digest(folder), config, cfg.layer, *form)
+    return reader if cfg.train == 'cached' else in_step.put_in_step(reader)
 
   def fields(self) -> dict:
     """Return all that the outputs depend on, and where the weights are."""
@@ -154,7 +151,7 @@ class EncoderReader:
   @property
   def feature_width(self) -> int:
     """The numbers of a place."""
-    return self.tower().input_width if self.in_step else self.spec.cfg.width * self.stack
+    return in_step.tower_of(self).input_width if self.in_step else self.spec.cfg.width * self.stack
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -175,32 +172,10 @@ class EncoderReader:
     longest = self.spec.cfg.context * PER_POSITION
     return min(math.ceil(self.seconds * RATE / PER_POSITION) * PER_POSITION or longest, longest)
 
-  def put_in_step(self) -> 'EncoderReader':
-    """Return the reader of inputs of this encoder as a part of the model; ValueError where it cannot be."""
-    parts = {
-      'sounds': self.spec.modality == 'audio',
-      'a class token as a place': self.has_class,
-      'tiles without their borders': bool(self.pixels) and bool(Pixels(*self.pixels).sizes),
-      'pictures of any size': bool(self.pixels) and bool(Pixels(*self.pixels).area),
-    }
-    if part := next((part for part, is_in in parts.items() if is_in), ''):
-      raise ValueError(
-        f'encoder.train: the encoder in {self.path} has {part}, which cannot be in the step\n'
-        'fix: leave encoder.train=cached'
-      )
-    places = None if self.places is None else dataclasses.asdict(self.places)
-    form = {'pool': self.pool, 'places': places, 'in_step': True}
-    return EncoderReader(**self.fields() | form)
-
-  def tower(self, training: str = '') -> Any:
-    """Return the towers.Tower of the encoder as a part of the model, trained so."""
-    from gpt_jax.model import towers
-
-    kind = next(name for name, kind in KINDS.items() if kind.modality == self.spec.modality)
-    pixels = Pixels(*map(tuple, self.pixels[:2]))
-    form = (max(self.pool, math.isqrt(self.stack)), self.pool > 1)
-    where = self.path, self.digest
-    return towers.Tower(kind, self.spec, training, *where, pixels.mean, pixels.deviation, *form)
+  @property
+  def positions(self) -> int:
+    """The outputs of the encoder for a window of sound."""
+    return self.window // PER_POSITION
 
   @functools.cached_property
   def encoder(self):
@@ -214,10 +189,10 @@ class EncoderReader:
     """Images uint8 [Y, X, A] or sounds float32 [samples] -> float32 [P, k U] each.
 
     A sound is read in windows, the last one filled with silence; outputs after its end are left out. In the
-    step: the pixels of each place, plus 1.
+    step: the inputs of the encoder.
     """
     if self.in_step:
-      return [np.concatenate([*map(self.tower().pixels_of_places, self.cut(item))]) for item in items]
+      return in_step.features(self, items)
     keys = [(item.shape, hashlib.blake2b(np.ascontiguousarray(item)).digest()) for item in items]
     new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._cached}
     outputs = dict(zip(new, self._encode([*new.values()]), strict=True))

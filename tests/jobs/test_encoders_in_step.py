@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from gpt_jax import config, sharding, train
+from gpt_jax.data import templates
 from gpt_jax.evaluation import trained
 from gpt_jax.interop import huggingface
 from gpt_jax.interop.encoders import encoder, families
 from gpt_jax.jobs import language_model
+from gpt_jax.training import encoders as pretrained
 from tests import encoders, models, tiny_runs
 
 
@@ -101,6 +103,31 @@ def test_a_frozen_encoder_is_not_in_the_checkpoint(eye, tmp_path, tmp_path_facto
   assert 'image_encoder/blocks/attention/wq_DHK' in changed and 'image_encoder/patch_YXAD' not in changed
   old = models.params(trained.load(base).model)
   np.testing.assert_array_equal(after['final_norm/scale'], old['final_norm/scale'])
+
+
+@pytest.mark.slow
+def test_an_encoder_of_sounds_trains_in_the_step(tmp_path, tmp_path_factory):
+  ear = encoders.write(tmp_path / 'ear', encoders.WHISPER)
+  cfg = tiny_runs.section(
+    data__mixture={'listen': {'kind': 'keypad', 'template': '{audio:frames} -> {name}', 'documents': 60}},
+    data__packing='first_fit',
+    train__sample_prompts=(),
+  )
+  cfg.encoder.update(audio=str(ear), train='whole', seconds=0.2, stack=5)
+  cfg.train.update(steps=2, batch_size=4, eval_every=0, sample_every=0, eval_tokens=100)
+  with tiny_runs.compiled_programs(tmp_path_factory):
+    train.train(config.build(config.Config, cfg), tmp_path / 'run')
+    run = trained.load(tmp_path / 'run')
+    wave = 0.1 * np.random.default_rng(0).standard_normal(5000).astype(np.float32)
+    [text] = run.generate(
+      [{'sounds': [templates.Samples(wave, 16_000)], 'source': 'listen'}], max_new_tokens=3
+    )
+  before = pretrained.weights(run.model.cfg)
+  after = models.params(run.model)
+  assert (
+    isinstance(text, str)
+    and 0 < np.abs(after['audio_encoder/conv1_WMD'] - before['audio_encoder/conv1_WMD']).max() < 0.1
+  )
 
 
 @pytest.mark.parametrize(

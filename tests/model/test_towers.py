@@ -10,7 +10,7 @@ import pytest
 from gpt_jax import sharding, step
 from gpt_jax.cluster import batches
 from gpt_jax.model import adapters, costs, encoder, gpt, param_trees, towers
-from gpt_jax.tokenizers import EncoderConfig, readers
+from gpt_jax.tokenizers import EncoderConfig, in_step, readers
 from gpt_jax.tokenizers.processors import Pixels
 from gpt_jax.training import encoders as pretrained
 from tests import encoders, models
@@ -40,13 +40,13 @@ def open_readers(folder, **form):
   """(the reader of cached outputs, that of pixels) of an encoder; form: of an imported model."""
   cached = readers.EncoderReader.open(str(folder), EncoderConfig(image=str(folder)), 'patches')
   cached = readers.EncoderReader(**cached.fields() | form)
-  return cached, cached.put_in_step()
+  return cached, in_step.put_in_step(cached)
 
 
 def models_of(cached, stepped, training='frozen', **settings):
   """(GPT on cached outputs, GPT with the encoder in it) of equal weights."""
   cfg = models.tiny(patch_values=cached.feature_width, **settings)
-  tower = stepped.tower(training)
+  tower = in_step.tower_of(stepped, training)
   assert (tower.output_width, tower.input_width) == (cached.feature_width, stepped.feature_width)
   outside = models.fill(cfg)
   inside = gpt.GPT(dataclasses.replace(cfg, encoders=(tower.to_json(),)))
@@ -99,6 +99,30 @@ def test_an_encoder_in_the_step_equals_the_cached_one(eye, siglip, form, project
   grads_inside = step.params_of(grads_inside)
   for path, g in step.params_of(grads).items():
     np.testing.assert_allclose(grads_inside[path], g, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.slow
+def test_an_ear_in_the_step_equals_the_cached_one(tmp_path):
+  """Windows of 0.2 s: ten outputs, five in a place. Whole ones, since the cached one leaves silence out."""
+  folder = encoders.write(tmp_path / 'ear', encoders.WHISPER)
+  settings = EncoderConfig(audio=str(folder), seconds=0.2, stack=5)
+  cached = readers.EncoderReader.open(str(folder), settings, 'frames')
+  stepped = in_step.put_in_step(cached)
+  cfg = models.tiny(frame_values=60, projector='mlp')
+  tower = in_step.tower_of(stepped, 'whole')
+  assert (tower.places, tower.input_width, tower.output_width) == (2, 160, 60)
+  outside, inside = models.fill(cfg), gpt.GPT(dataclasses.replace(cfg, encoders=(tower.to_json(),)))
+  values = step.params_of(outside) | pretrained.weights(inside.cfg)
+  inside = param_trees.map_params(lambda path, p: values[path], inside)
+  waves = [np.random.default_rng(n).standard_normal(3200 * n).astype(np.float32) for n in (1, 2)]
+  both = [batch_of(reader, [waves, waves[:1]], PLACES) for reader in (cached, stepped)]
+  for batch in both:
+    batch['frames_BTM'] = batch.pop('patches_BTA')
+  (loss, _), (loss_inside, grads) = map(loss_and_grads, (outside, inside), both)
+  np.testing.assert_allclose(loss_inside, loss, rtol=1e-5)
+  assert np.abs(step.params_of(grads)['audio_encoder/conv1_WMD']).max() > 1e-6
+  [short] = stepped.features([waves[0][:1000]])
+  assert short.shape == (2, 160)
 
 
 def test_the_gradient_of_the_encoder_is_that_through_its_outputs(eye):
@@ -166,7 +190,7 @@ def test_flops_of_an_encoder_in_the_model(eye):
   without = costs.flops_per_token(outside.cfg, 16)['full']
   extra = {}
   for training in ('frozen', 'whole'):
-    cfg = dataclasses.replace(outside.cfg, encoders=(stepped.tower(training).to_json(),))
+    cfg = dataclasses.replace(outside.cfg, encoders=(in_step.tower_of(stepped, training).to_json(),))
     extra[training] = costs.flops_per_token(cfg, 16, adapters.AdapterConfig())['full'] - without
   # Four pictures of a class token and four patches; 8 wide, an MLP of 12, 2 layers; a stem of 16 pixels.
   weights = 2 * (4 * (8 * 8 + 8) + 2 * 8 * 12 + 12 + 8 + 4 * 8) + 16 * 8 + 2 * 8 + 2 * 8
