@@ -91,13 +91,13 @@ class ModelFiles(NamedTuple):
 
 def _read(files, make_mesh, needs_tokenizer=False, workdir=None):
   """Read ModelFiles. workdir: the run that keeps the encoder of a model of several modalities."""
-  family, whole = files.hf.get('model_type'), multimodal.find(files.hf)
-  with reading(files.path, f'a model whose config.json fits its family, {family!r:.40}', json_files.FIX):
+  model_type, family = files.hf.get('model_type'), multimodal.find(files.hf)
+  with reading(files.path, f'a model whose config.json fits its family, {model_type!r:.40}', json_files.FIX):
     name, fields = families.read_config(files.hf)
     cfg = config.build(ModelConfig, fields, 'model')
   tokenizer = files.read_tokenizer()
-  if family != name and (not whole or tokenizer is None):
-    bootstrap.print_once(f'note: of this {family}, only the text decoder ({name}) is imported')
+  if model_type != name and (not family or tokenizer is None):
+    bootstrap.print_once(f'note: of this {model_type}, only the text decoder ({name}) is imported')
   if tokenizer is None and needs_tokenizer:
     raise FileNotFoundError(
       f'{files.path} has no tokenizer that can be read\n'
@@ -107,22 +107,23 @@ def _read(files, make_mesh, needs_tokenizer=False, workdir=None):
   with reading(files.path / GENERATION, 'sampling settings', json_files.FIX):
     sample = generation.from_generation(files.generation)
   toks, reader = None, None
-  if whole and tokenizer is not None:
-    reader = multimodal.open_reader(whole, files, tokenizer, workdir)
-    cfg = dataclasses.replace(cfg, **multimodal.fields(whole, reader, files.hf))
+  if family and tokenizer is not None:
+    reader = multimodal.open_reader(family, files, tokenizer, workdir)
+    cfg = dataclasses.replace(cfg, **multimodal.fields(family, reader, files.hf))
   if tokenizer is not None:
     ids = families.text_config(files.hf)[1] | files.hf  # of the language model, where they are nowhere else
     toks = tokenizer_files.with_roles(tokenizer, ids, files.generation, cfg.vocab, files.path)
-    toks = toks if reader is None else multimodal.with_reader(whole, toks, reader)
+    toks = toks if reader is None else multimodal.with_reader(family, toks, reader)
   rows, sizes = families.tensors_of(files.hf, cfg), tensors.sizes_of(cfg)
-  rows |= multimodal.rows_of(whole, files.hf) if reader else {}
+  rows |= multimodal.rows_of(family, files.hf) if reader else {}
   stored = files.open_tensors({name for row in rows.values() for _, name in tensors.places(row, sizes)})
-  names = families.stored_names(files.hf, stored) | (multimodal.stored_names(whole, stored) if reader else {})
+  names = families.stored_names(files.hf, stored)
+  names |= multimodal.stored_names(family, stored) if reader else {}
   stored = {usual: stored[name] for usual, name in names.items()}
   cfg = dataclasses.replace(cfg, param_dtype=weight_files.param_dtype(stored))
   model = weight_files.read_params(stored, rows, cfg, files.path, make_mesh(cfg))
-  if reader:  # when all else is known to be whole
-    multimodal.keep_encoder(whole, files.path, reader, workdir)
+  if reader:  # when all else is known to be complete
+    multimodal.keep_encoder(family, files.path, reader, workdir)
   begin = 'bos' if toks is not None and toks.start == 'bos' else ''
   sample = dataclasses.replace(sample, begin=begin)
   return ImportedModel(name, cfg, model, toks, files.tokenizer_config, sample, files.path)
@@ -234,26 +235,26 @@ def export_model(model_config, model, toks, out, family=None, sample=None, write
   cfg = dataclasses.replace(model_config, vocab=model.cfg.vocab)
   params = dict(param_trees.named_params(model))
   value_of = lambda path: np.asarray(params[path].get_value()) if path in params else None
-  whole = multimodal.Export.of(toks) if is_whole else None
-  cfg = cfg if whole is None else whole.language_model(cfg)
-  name, hf = families.write_config(cfg, value_of, family if whole is None else whole.text_family)
+  joint = multimodal.Export.of(toks) if is_whole else None
+  cfg = cfg if joint is None else joint.language_model(cfg)
+  name, hf = families.write_config(cfg, value_of, family if joint is None else joint.text_family)
   rows, folder, sizes = families.tensors_of(hf, cfg), Path(out).expanduser(), tensors.sizes_of(cfg)
   check_empty(folder, 'out')
   files = {}
   for path, p in params.items():
-    if whole is not None and path not in rows:  # of a projector
+    if joint is not None and path not in rows:  # of a projector
       continue
     tensor, value = rows[path], value_of(path)
     axes = tensors.axes_of(tensor, p.axes)
     for index, file_name in tensors.places(tensor, sizes):
       files[file_name] = tensors.to_tensor(value[index], tensor, axes, sizes, files.get(file_name))
-  if whole is not None:
-    name, hf, files = whole.model_type, whole.config(hf), whole.tensors(cfg, params, files)
+  if joint is not None:
+    name, hf, files = joint.model_type, joint.config(hf), joint.tensors(cfg, params, files)
   folder.mkdir(parents=True, exist_ok=True)
   if toks is not None and (note := tokenizer_files.write(toks, folder, cfg.context)):
     say(f'note: {note}')
-  if whole is not None:
-    whole.copy_files(folder)
+  if joint is not None:
+    joint.copy_files(folder)
   save_file(files, folder / 'model.safetensors', {'format': 'pt'})
   specials = tokenizer_files.special_ids(toks)
   settings = specials | (generation.to_generation(sample) if sample else {})
@@ -359,7 +360,7 @@ def export_run(workdir, out):
   family = export_model(run.model.cfg, run.model, run.tokenizers, out, sample=run.cfg.sample, write_card=card)
   params = costs.count_params(run.model.cfg)
   is_whole = bool(run.tokenizers.places)
-  loader = multimodal.Export.of(run.tokenizers).whole.architecture if is_whole else 'AutoModelForCausalLM'
+  loader = multimodal.Export.of(run.tokenizers).family.architecture if is_whole else 'AutoModelForCausalLM'
   say(
     f'exported step {run.step} of {workdir}: {family}, {params:,} parameters\n'
     f"next: transformers.{loader}.from_pretrained('{out}')"

@@ -1,7 +1,7 @@
-"""Whole models of others that read pictures or sounds: encoder, projector, language model; both ways.
+"""Models of others that read pictures or sounds: encoder, projector, language model; both ways.
 
-multimodal_rows.py says what each model_type is. The language model is one of families.py. The weights of the
-encoder are kept in the run folder as they are, so that an export is made of the same bytes.
+families_multimodal.py says what each model_type is. The language model is one of families.py. The weights
+of the encoder are kept in the run folder as they are, so that an export is made of the same bytes.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from gpt_jax.cluster import bootstrap, processes
 from gpt_jax.interop import families, tensors, weight_files
 from gpt_jax.interop.encoders import families as encoders
 from gpt_jax.interop.encoders import native
+from gpt_jax.interop.families_multimodal import MULTIMODAL, MultimodalFamily
 from gpt_jax.interop.family import unsupported
-from gpt_jax.interop.multimodal_rows import WHOLES, Whole
 from gpt_jax.interop.tensors import Tensor
 from gpt_jax.model import continuous
 from gpt_jax.runs import digests, records
@@ -37,44 +37,44 @@ FIX = 'restore config.json of the model'
 # ------------------------------------------------------------------------------------------ reading
 
 
-def find(hf) -> Whole | None:
+def find(hf) -> MultimodalFamily | None:
   """Return the row of a config.json, None for a model of text alone."""
-  whole = WHOLES.get(hf.get('model_type'))
-  return whole if whole and isinstance(hf.get(whole.section), dict) else None
+  family = MULTIMODAL.get(hf.get('model_type'))
+  return family if family and isinstance(hf.get(family.section), dict) else None
 
 
-def rows_of(whole: Whole, hf) -> dict[str, Tensor]:
+def rows_of(family: MultimodalFamily, hf) -> dict[str, Tensor]:
   """Return {path: Tensor} of the projector; biases that the files do not have are 0."""
   if hf.get('multimodal_projector_bias', True):
-    return whole.tensors
-  return {path: Tensor('') if 'bias' in path else row for path, row in whole.tensors.items()}
+    return family.tensors
+  return {path: Tensor('') if 'bias' in path else row for path, row in family.tensors.items()}
 
 
-def stored_names(whole: Whole, names) -> dict[str, str]:
+def stored_names(family: MultimodalFamily, names) -> dict[str, str]:
   """Return {name in the table: name in the files} of a projector's tensors."""
   plain = {re.sub(r'^model\.', '', name): name for name in names}
-  known = {row.name for row in whole.tensors.values()}
-  of_projector = lambda name: name in known or name.startswith(f'{whole.connector}.')
+  known = {row.name for row in family.tensors.values()}
+  of_projector = lambda name: name in known or name.startswith(f'{family.connector}.')
   return {name: stored for name, stored in plain.items() if of_projector(name)}
 
 
-def copy_tower(whole: Whole, source: Path, folder: Path) -> None:
+def copy_tower(family: MultimodalFamily, source: Path, folder: Path) -> None:
   """Write the encoder of an imported model as a folder of its own, with what an export needs."""
   folder.mkdir(parents=True, exist_ok=True)
-  save_file(tower_tensors(whole, source), folder / 'model.safetensors', {'format': 'pt'})
-  hf = nested(whole, base.read_json(source / 'config.json', FIX, dict))
+  save_file(tower_tensors(family, source), folder / 'model.safetensors', {'format': 'pt'})
+  hf = nested(family, base.read_json(source / 'config.json', FIX, dict))
   for name in COPIED_FILES:
     if (source / name).is_file():
       shutil.copy(source / name, folder / name)
-  records.write_atomically(folder / 'config.json', json.dumps(hf[whole.section], indent=2) + '\n')
+  records.write_atomically(folder / 'config.json', json.dumps(hf[family.section], indent=2) + '\n')
   records.write_atomically(folder / WHOLE, json.dumps(hf, indent=2) + '\n')
 
 
-def nested(whole: Whole, hf: dict) -> dict:
+def nested(family: MultimodalFamily, hf: dict) -> dict:
   """Return a config.json with the language model's settings in a text_config, as transformers 5 writes it."""
   if 'text_config' in hf:
     return hf
-  own = (whole.section, 'architectures', 'model_type', 'tie_word_embeddings')
+  own = (family.section, 'architectures', 'model_type', 'tie_word_embeddings')
   mine = lambda key: key in own or key.startswith(('image_', 'video_', 'vision_'))
   text = {key: value for key, value in hf.items() if not mine(key)}
   return {key: value for key, value in hf.items() if mine(key)} | {
@@ -82,22 +82,22 @@ def nested(whole: Whole, hf: dict) -> dict:
   }
 
 
-def tower_tensors(whole: Whole, folder: Path) -> dict[str, np.ndarray]:
+def tower_tensors(family: MultimodalFamily, folder: Path) -> dict[str, np.ndarray]:
   """Return the encoder's tensors of an imported model's folder, or of what `copy_tower` wrote."""
-  prefix = re.compile(rf'^(model\.)?{whole.tower.removeprefix("model.")}\.')
+  prefix = re.compile(rf'^(model\.)?{family.tower.removeprefix("model.")}\.')
   stored, is_tower = weight_files.open_folder(folder), (folder / WHOLE).exists()
   chosen = {name: tensor for name, tensor in stored.items() if is_tower or prefix.match(name)}
   return {prefix.sub('', name): np.asarray(tensor.read()) for name, tensor in chosen.items()}
 
 
-def open_reader(whole: Whole, files, tokenizer, workdir: Path | None) -> readers.EncoderReader:
+def open_reader(family: MultimodalFamily, files, tokenizer, workdir: Path | None) -> readers.EncoderReader:
   """Return the reader of the encoder of huggingface.ModelFiles, which a run (workdir) keeps as its own.
 
   Its weights are not there before `keep_encoder`. Raises ValueError for settings that cannot be reproduced.
   """
   names = {index: token for token, index in tokenizer.vocab().items()}
-  tower = ({'model_type': whole.encoder} if whole.encoder else {}) | files.hf[whole.section]
-  part, pixels = whole.read(files.hf, tower, names), []
+  tower = ({'model_type': family.encoder} if family.encoder else {}) | files.hf[family.section]
+  part, pixels = family.read(files.hf, tower, names), []
   is_native = tower.get('model_type') in native.FAMILIES
   spec = native.read_spec(tower) if is_native else encoders.read_spec(tower, part.layer)
   if spec.modality == 'audio':
@@ -126,36 +126,36 @@ def open_reader(whole: Whole, files, tokenizer, workdir: Path | None) -> readers
   )
 
 
-def keep_encoder(whole: Whole, source: Path, reader, workdir: Path | None) -> None:
+def keep_encoder(family: MultimodalFamily, source: Path, reader, workdir: Path | None) -> None:
   """Copy the encoder's weights into the run (workdir), and tell the reader their digest."""
   folder = Path(reader.path)
   if workdir is not None:
     if bootstrap.is_primary():
-      copy_tower(whole, source, folder)
+      copy_tower(family, source, folder)
     processes.barrier('encoder')
   reader.digest = digests.weights_digest(folder)
 
 
-def fields(whole: Whole, reader, hf: dict) -> dict[str, Any]:
+def fields(family: MultimodalFamily, reader, hf: dict) -> dict[str, Any]:
   """Return the fields of ModelConfig that belong to a projector, and to the positions of pictures."""
-  own = {continuous.KINDS[whole.kind].setting: reader.feature_width, 'projector': whole.projector}
-  return own | whole.positions(families.text_config(hf)[1])
+  own = {continuous.KINDS[family.kind].setting: reader.feature_width, 'projector': family.projector}
+  return own | family.positions(families.text_config(hf)[1])
 
 
-def with_reader(whole: Whole, toks: Tokenizers, reader) -> Tokenizers:
+def with_reader(family: MultimodalFamily, toks: Tokenizers, reader) -> Tokenizers:
   """Return the tokenizers of an imported model that read its pictures or sounds."""
-  text, place = toks.text, continuous.KINDS[whole.kind].place
+  text, place = toks.text, continuous.KINDS[family.kind].place
   text.specials = text.specials | {place: text.vocab()[reader.places.token]}
-  return Tokenizers.build(text, specials=(), readers={whole.kind: reader})
+  return Tokenizers.build(text, specials=(), readers={family.kind: reader})
 
 
 # ------------------------------------------------------------------------------------------ writing
 
 
 class Export(NamedTuple):
-  """What an export of a whole model takes from the imported one."""
+  """What an export of a multimodal model takes from the imported one."""
 
-  whole: Whole
+  family: MultimodalFamily
   hf: dict  # its config.json
   folder: Path  # of the encoder
 
@@ -166,11 +166,11 @@ class Export(NamedTuple):
     folder = Path(toks.readers[kind].path)
     where = folder / WHOLE if (folder / WHOLE).exists() else folder / 'config.json'
     hf = base.read_json(where, FIX, {'model_type': str, 'text_config': dict})
-    return cls(WHOLES[hf['model_type']], hf, folder)
+    return cls(MULTIMODAL[hf['model_type']], hf, folder)
 
   @property
   def model_type(self) -> str:
-    """Of the whole model."""
+    """Of the multimodal model."""
     return self.hf['model_type']
 
   @property
@@ -185,28 +185,28 @@ class Export(NamedTuple):
   def config(self, text: dict) -> dict:
     """Return config.json with the language model's in its place."""
     own = self.hf['text_config']
-    text = self.whole.write(own, {key: value for key, value in text.items() if key != 'architectures'})
-    return self.hf | {'architectures': [self.whole.architecture], 'text_config': own | text}
+    text = self.family.write(own, {key: value for key, value in text.items() if key != 'architectures'})
+    return self.hf | {'architectures': [self.family.architecture], 'text_config': own | text}
 
   def tensors(self, cfg, params, text: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return all tensors. params: {path: parameter} of the model. text: tensors of the language model.
 
     Raises ValueError for biases that the imported model does not have.
     """
-    name_of = functools.partial(re.sub, *self.whole.language)
+    name_of = functools.partial(re.sub, *self.family.language)
     files, sizes = {name_of(name): value for name, value in text.items()}, tensors.sizes_of(cfg)
-    for path, row in rows_of(self.whole, self.hf).items():
+    for path, row in rows_of(self.family, self.hf).items():
       value = np.asarray(params[path].get_value())
       if row.name:
-        prefix = 'model.' if self.whole.tower.startswith('model.') else ''
+        prefix = 'model.' if self.family.tower.startswith('model.') else ''
         files[f'{prefix}{row.name}'] = tensors.to_tensor(value, row, params[path].axes, sizes)
       elif value.any():
         raise ValueError(
           f'{path} is not 0, and the projector of the imported model has no biases\n'
           'fix: leave the biases of the projector out of adapter.train'
         )
-    tower = tower_tensors(self.whole, self.folder).items()
-    return files | {f'{self.whole.tower}.{name}': value for name, value in tower}
+    tower = tower_tensors(self.family, self.folder).items()
+    return files | {f'{self.family.tower}.{name}': value for name, value in tower}
 
   def copy_files(self, folder: Path) -> None:
     """Copy the settings of the processor and the tokenizer, which are those of the imported model."""

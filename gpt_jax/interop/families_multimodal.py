@@ -1,7 +1,7 @@
-"""Whole models of others that read pictures or sounds: what each model_type is.
+"""Families of models that read pictures or sounds: what each model_type is.
 
-A row of WHOLES is one model_type of transformers: which outputs of the encoder are taken, the projector and
-its tensors, and how pictures or sounds stand in a text. multimodal.py reads and writes them.
+A row of MULTIMODAL is one model_type of transformers: which outputs of the encoder are taken, the projector
+and its tensors, and how pictures or sounds stand in a text. multimodal.py reads and writes them.
 
 Letters: A, M numbers of a patch, of a frame; I = D hidden numbers of a projector.
 
@@ -40,7 +40,7 @@ def _as_it_is(own, text):
   return text
 
 
-class Whole(NamedTuple):
+class MultimodalFamily(NamedTuple):
   """One model_type."""
 
   architecture: str  # the class that transformers builds
@@ -175,7 +175,7 @@ def _of_projector(path, name, layout, place='patch'):
   return {f'{place}_projector/{path}': Tensor(f'{PROJECTOR}.{name}', layout)}
 
 
-LLAVA = Whole(
+LLAVA = MultimodalFamily(
   architecture='LlavaForConditionalGeneration',
   projector='llava',
   tensors=_of_projector('up_AI', 'linear_1.weight', 'I A')
@@ -190,20 +190,20 @@ LLAVA_NEXT = LLAVA._replace(
   tensors=LLAVA.tensors | {'patch_projector/newline_D': Tensor('image_newline', 'D')},
   read=_read_llava_next,
 )
-PALIGEMMA = Whole(
+PALIGEMMA = MultimodalFamily(
   architecture='PaliGemmaForConditionalGeneration',
   projector='paligemma',
   tensors=_of_projector('out_AD', 'linear.weight', 'D A') | _of_projector('out_bias_D', 'linear.bias', 'D'),
   read=_read_paligemma,
 )
-GEMMA3 = Whole(
+GEMMA3 = MultimodalFamily(
   architecture='Gemma3ForConditionalGeneration',
   projector='gemma3',
   tensors=_of_projector('out_AD', 'mm_input_projection_weight', 'A D')
   | _of_projector('scale_A', 'mm_soft_emb_norm.weight', 'A'),
   read=_read_gemma3,
 )
-QWEN2_AUDIO = Whole(
+QWEN2_AUDIO = MultimodalFamily(
   architecture='Qwen2AudioForConditionalGeneration',
   projector='paligemma',
   tensors=_of_projector('out_AD', 'linear.weight', 'D M', 'frame')
@@ -221,7 +221,7 @@ VOXTRAL = QWEN2_AUDIO._replace(
   | {'frame_projector/up_bias_I': Tensor(''), 'frame_projector/down_bias_D': Tensor('')},
   read=_read_voxtral,
 )
-IDEFICS3 = Whole(
+IDEFICS3 = MultimodalFamily(
   architecture='Idefics3ForConditionalGeneration',
   projector='paligemma',
   tensors={
@@ -234,7 +234,7 @@ IDEFICS3 = Whole(
   language=(r'^model\.', 'model.text_model.'),
 )
 SMOLVLM = IDEFICS3._replace(architecture='SmolVLMForConditionalGeneration')
-QWEN2_VL = Whole(
+QWEN2_VL = MultimodalFamily(
   architecture='Qwen2VLForConditionalGeneration',
   projector='cells',
   tensors={},
@@ -246,7 +246,7 @@ QWEN2_VL = Whole(
   write=_write_mrope,
 )
 QWEN2_5_VL = QWEN2_VL._replace(architecture='Qwen2_5_VLForConditionalGeneration', encoder='qwen2_5_vl_vision')
-WHOLES = {
+MULTIMODAL = {
   'idefics3': IDEFICS3,
   'smolvlm': SMOLVLM,
   'llava': LLAVA,
