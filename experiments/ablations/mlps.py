@@ -17,6 +17,6 @@ def get_study(arg=''):
     base='experiments/shakespeare_char.py:small',
     question='Which MLP is best at equal parameters?',
     factors={'mlp': plain | gated},
-    tune={'optim.lr': [1e-3, 3e-3, 1e-2]},
+    tune={'optim.lr': [3e-3, 1e-2, 3e-2]},
     budget=Budget(tokens=600_000),
   )

@@ -16,6 +16,6 @@ def get_study(arg=''):
     question='Which norm, and where in the block?',
     factors={'norm': ['rmsnorm', 'layernorm'], 'norm_position': ['pre', 'post', 'sandwich']},
     sweep='full',
-    tune={'optim.lr': [1e-3, 3e-3, 1e-2]},
+    tune={'optim.lr': [3e-3, 1e-2, 3e-2]},
     budget=Budget(tokens=600_000),
   )

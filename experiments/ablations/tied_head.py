@@ -15,6 +15,6 @@ def get_study(arg=''):
     question='Should the head share the embedding table, and how large should embeddings be?',
     factors={'tied_head': [True, False], 'embed_scale': [1.0, 8.0]},
     sweep='full',
-    tune={'optim.lr': [1e-3, 3e-3, 1e-2]},
+    tune={'optim.lr': [3e-3, 1e-2, 3e-2]},
     budget=Budget(tokens=600_000),
   )
