@@ -208,5 +208,5 @@ FIXED = {'quantization_config': (None, 'the weights are quantized')}  # of every
 # drops tokens only in training and evaluation: sampling ignores it, as every family does.
 FREE = {'vocab_multiple', 'patch_values', 'frame_values', 'vector_values', 'projector', 'projector_parts'}
 FREE |= {'init_projections', 'init_std', 'dropout', 'attention_dropout', 'capacity_factor', 'mup_base'}
-FREE |= {'kernel', 'unroll', 'remat', 'dtype', 'param_dtype'}
+FREE |= {'encoders', 'kernel', 'unroll', 'remat', 'dtype', 'param_dtype'}
 FREE |= {f.name for f in dataclasses.fields(ModelConfig) if f.name.startswith('rope_')}

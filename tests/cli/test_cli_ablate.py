@@ -112,7 +112,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(call, study, tmp_path):
     (['--config=experiments/ablations/nrms.py'], ['no file experiments/ablations/nrms.py'], ''),
     (['--config=experiments/demo.py'], ['no get_study'], 'get_study'),
     (['--config=STUDY', '--seeds=-1'], ['seeds'], ''),
-    (['--config=STUDY', '--wrkers=2'], ["'wrkers'"], ''),
+    (['--config=STUDY', '--wrkers=2'], ['--wrkers'], '--workers'),
     (['--config=STUDY', '--share=4/4'], ['--share=4/4 is not a share'], '0/4'),
     (['--config=STUDY', '--workdir=FILE'], ['is a file'], '--workdir'),
     (['--config=STUDY', '--workdir=FOLDER'], ['not a study', 'thesis.tex'], '--workdir'),
