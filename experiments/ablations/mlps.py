@@ -1,9 +1,9 @@
 """Which MLP is best at equal parameters? Gated MLPs have three matrices, so two thirds of the hidden width.
 
-Control: the tanh approximation of GELU is within 0.001 of the exact one. Each arm is tuned over three
+Control: the tanh approximation of GELU is within 0.001 of the exact one. Each arm is tuned over four
 learning rates.
 Command: launch.py ablate --config=experiments/ablations/mlps.py --workdir=runs/mlps
-Hardware: 2 CPU cores   Minutes: 14 (55 runs at the pace of the norms study)
+Hardware: 2 CPU cores   Minutes: 16 (65 runs at the pace of the norms study)
 """
 
 from gpt_jax.ablation.design import Budget, Study
@@ -17,6 +17,6 @@ def get_study(arg=''):
     base='experiments/shakespeare_char.py:small',
     question='Which MLP is best at equal parameters?',
     factors={'mlp': plain | gated},
-    tune={'optim.lr': [3e-3, 1e-2, 3e-2]},
+    tune={'optim.lr': [3e-3, 1e-2, 3e-2, 1e-1]},
     budget=Budget(tokens=600_000),
   )

@@ -1,8 +1,8 @@
 """Should the head share the embedding table, and at which scale should embeddings enter?
 
-Each arm is tuned over three learning rates: scale and rate of an embedding act alike.
+Each arm is tuned over four learning rates: scale and rate of an embedding act alike.
 Command: launch.py ablate --config=experiments/ablations/tied_head.py --workdir=runs/tied_head
-Hardware: 2 CPU cores   Minutes: 11 (44 runs at the pace of the norms study)
+Hardware: 2 CPU cores   Minutes: 13 (52 runs at the pace of the norms study)
 """
 
 from gpt_jax.ablation.design import Budget, Study
@@ -15,6 +15,6 @@ def get_study(arg=''):
     question='Should the head share the embedding table, and how large should embeddings be?',
     factors={'tied_head': [True, False], 'embed_scale': [1.0, 8.0]},
     sweep='full',
-    tune={'optim.lr': [3e-3, 1e-2, 3e-2]},
+    tune={'optim.lr': [3e-3, 1e-2, 3e-2, 1e-1]},
     budget=Budget(tokens=600_000),
   )
