@@ -1,7 +1,8 @@
 """Does QK-norm widen the range of learning rates that work?
 
+Result: benchmarks/results/ablations/qk_norm_lr.md
 Command: launch.py ablate --config=experiments/ablations/qk_norm_lr.py --workdir=runs/qk_norm_lr
-Hardware: 2 CPU cores   Minutes: 10 (40 runs at the pace of the norms study)
+Hardware: 2 CPU cores   Minutes: 17 (recorded on one core, beside other work)
 """
 
 from gpt_jax.ablation.design import Budget, Study
