@@ -5,14 +5,15 @@ Command: launch.py import --source=google/gemma-3-270m --workdir=runs/gemma
   launch.py train --config=experiments/see.py:base=runs/gemma,encoder=siglip-base --workdir=runs/see
   launch.py evaluate --workdir=runs/see --split=test --tasks=answer
   launch.py sample --workdir=runs/see --image=cat.png --prompt='Which group?'
-The encoder (SigLIP, CLIP, ViT, DINOv2) is a folder as save_pretrained of transformers writes it. It is frozen
-and run once over the pictures (Noto emoji, split so that siblings stay together), or run and trained in the
-step; without one, the model reads the pixels of patches. The model captions a picture and says to which group
-it belongs. Only the projector and the adapters are trained; base='' trains a small model from scratch.
-Arguments: base (a run folder, or ''), encoder (a folder; '' = 36 patches of 12 x 12 pixels), eyes (cached;
-in the step: frozen, adapters, or whole at a tenth of the learning rate), projector (linear, mlp), task (all,
-caption, group), text (a file to train beside against forgetting; '' = none), adapter (rank), steps, seed,
-runlocal.
+The encoder (SigLIP, CLIP, ViT, DINOv2) is a folder as save_pretrained of transformers writes it. It is
+frozen and run once over the pictures (Noto emoji, split so that siblings stay together); encoder_train
+makes it a part of the step. Without one, the model reads the pixels of patches. The model captions a
+picture and says to which group it belongs. Only the projector and the adapters are trained; base='' trains
+a small model from scratch.
+Arguments: base (a run folder, or ''), encoder (a folder; '' = 36 patches of 12 x 12 pixels), encoder_train
+(cached; in the step: frozen, adapters, or whole at a tenth of the learning rate), projector (linear, mlp),
+task (all, caption, group), text (a file to train beside against forgetting; '' = none), adapter (rank),
+steps, seed, runlocal.
 """
 
 from gpt_jax import config as configs
@@ -27,7 +28,7 @@ def get_config(arg=''):
     arg,
     base='runs/gemma',
     encoder='',
-    eyes='cached',
+    encoder_train='cached',
     projector='mlp',
     task='all',
     text='',
@@ -50,8 +51,8 @@ def get_config(arg=''):
     config.model.update(layers=4, width=128, heads=4, context=LENGTH, mlp='relu2', qk_norm=True)
     config.optim.update(name='muon', lr=2e-3, warmup=50, ema=0.99)
   if args.encoder:
-    config.encoder.update(image=args.encoder, train=args.eyes)
-    if args.eyes == 'whole':
+    config.encoder.update(image=args.encoder, train=args.encoder_train)
+    if args.encoder_train == 'whole':
       config.optim.lr_multipliers = ('image_encoder/.*=0.1', '.*=1')
   else:
     config.image.update(kind='patches', height=72, width=72, channels=3, patch=12, codes=16)

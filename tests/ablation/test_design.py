@@ -423,7 +423,7 @@ def test_every_arm_of_a_shipped_study_changes_something(path, data_dir, tmp_path
     arguments = f':teacher={tmp_path}/teacher'
   if path.stem == 'hearing':
     arguments = f':encoder={encoders.write(tmp_path / "ear", encoders.WHISPER)}'
-  if path.stem == 'eyes':
+  if path.stem == 'encoder_training':
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'argv', ['emoji_split', f'--out={tmp_path}/runs/emoji.jsonl'])
     emoji_split.main()

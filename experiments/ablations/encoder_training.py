@@ -2,7 +2,7 @@
 
 Captions of emoji by a small model from scratch (base=RUN: by an imported one with adapters, as the encoder's
 can have them, too), read by a pretrained encoder in the step.
-Command: launch.py ablate --config=experiments/ablations/eyes.py --workdir=runs/eyes_study
+Command: launch.py ablate --config=experiments/ablations/encoder_training.py --workdir=runs/encoder_training
 Hardware: one GPU   Minutes: 30 by estimate
 Needs: siglip-base, the folder of an encoder, and runs/emoji.jsonl (experiments/see.py).
 Arguments: encoder, base, steps.
@@ -26,9 +26,9 @@ def get_study(arg=''):
   if args.base:
     levels['adapters'] = {'encoder.train': 'adapters'}
   return Study(
-    base=f'experiments/see.py:encoder={args.encoder},base={args.base},eyes=frozen,task=caption',
+    base=f'experiments/see.py:encoder={args.encoder},base={args.base},encoder_train=frozen,task=caption',
     question='Should a vision encoder be frozen, adapted or trained whole?',
-    factors={'eyes': levels},
+    factors={'encoder_train': levels},
     seeds=3,
     changes={'steps': args.steps, 'eval_every': 100, 'sample_every': 0},
   )
