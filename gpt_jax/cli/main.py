@@ -47,6 +47,8 @@ def run():
   """Run the verb of sys.argv and exit with its code."""
   failure = None
   logging.basicConfig(handlers=[ConsoleHandler()], force=True)  # in the place of those of imported libraries
+  if '--traceback' not in sys.argv:
+    silence_leftovers()
   try:
     code = main(sys.argv)
   except Exception as error:
@@ -57,6 +59,12 @@ def run():
   if code in (verbs.ERROR, verbs.BAD_ARGUMENTS) and 'gpt_jax.cluster.bootstrap' in sys.modules:
     sys.modules['gpt_jax.cluster.bootstrap'].exit_failed(code, failure)
   sys.exit(code)
+
+
+def silence_leftovers():
+  """Silence what libraries abandoned (a coroutine of a half-written file): an error ends with its fix."""
+  sys.unraisablehook = lambda _: None
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
 
 
 def main(argv):

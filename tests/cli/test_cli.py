@@ -12,6 +12,7 @@ import pathlib
 import re
 import resource
 import shutil
+import subprocess
 import sys
 import tomllib
 
@@ -652,3 +653,25 @@ def test_train_sample_evaluate_in_processes(tmp_path):
   assert [line.split(':')[0] for line in output.strip().split('\n')][-2:] == ['error', 'fix']
   assert snapshot(pathlib.Path(folder / 'run')) == before
   assert os.listdir(folder / 'run/checkpoints')
+
+
+def test_nothing_that_a_library_left_behind_follows_the_two_lines(tmp_path):
+  """As a checkpoint's coroutine does whose file was not written: its cleanup needs a loop that has gone."""
+  script = tmp_path / 'abandon.py'
+  script.write_text(
+    f'import sys; sys.path.insert(0, {str(pathlib.Path(launch.__file__).parent)!r})\n'
+    'from gpt_jax.cli import main, verbs\n'
+    'class Leftover:\n'
+    '  def __del__(self):\n'
+    '    raise RuntimeError("Event loop is closed")\n'
+    'def run(argv):\n'
+    '  leftover = Leftover()\n'
+    '  raise ValueError("no\\nfix: yes")\n'
+    'verbs.VERBS["doctor"] = verbs.Verb(run, lambda: None)\n'
+    'main.run()\n'
+  )
+  command = [sys.executable, script, 'doctor']
+  ended = subprocess.run(command, capture_output=True, text=True)
+  assert (ended.returncode, ended.stderr) == (USER_ERROR, 'error: no\nfix: yes\n')
+  ended = subprocess.run([*command, '--traceback'], capture_output=True, text=True)
+  assert 'Event loop is closed' in ended.stderr

@@ -117,9 +117,8 @@ def test_imported_model_learns_pictures_and_sounds(name, tmp_path):
 def test_adapters_of_an_imported_model_learn_pictures_and_sounds(tmp_path):
   base = import_bytes(tmp_path, 'llama')
   frozen = extension(base, adapter={'rank': 2})
-  with pytest.raises(
-    ValueError, match=r"ids are new and the rows of embed_VD, head_VD are frozen\nfix: .*train=\('embed"
-  ):
+  cause = r"ids are new and the rows of embed_VD, head_VD are frozen\nfix: .*adapter.train=\"\('embed"
+  with pytest.raises(ValueError, match=cause):
     train.train(frozen, tmp_path / 'run')
   cfg = extension(base, adapter={'rank': 2, 'train': ('embed_VD', 'head_VD')})
   assert train.train(cfg, tmp_path / 'run', tiny_runs.stop_before(2)) is None
