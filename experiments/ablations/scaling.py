@@ -1,7 +1,8 @@
 """How does the loss fall with size and tokens, and does an effect hold at every size?
 
-Four sizes, each trained on three token budgets, and rope against no positions at each size. muP (Yang et al.
-2022) transfers the learning rate of the smallest width to the others.
+Five sizes, each trained on three token budgets, and rope against no positions at each size. muP (Yang et al.
+2022) transfers the learning rate of the smallest width to the others. The law of the four smaller sizes
+predicts the largest.
 Command: launch.py ablate --config=experiments/ablations/scaling.py --workdir=runs/scaling
 Hardware: 2 CPU cores   Minutes: 30
 """
@@ -9,7 +10,7 @@ Hardware: 2 CPU cores   Minutes: 30
 from gpt_jax.ablation.design import Study
 from gpt_jax.ablation.sweeps import chain, levels, product
 
-WIDTHS = (32, 48, 64, 96)
+WIDTHS = (32, 48, 64, 96, 128)
 STEPS = {'300k': 150, '150k': 75, '600k': 300}
 SMALL = {
   'layers': 2,

@@ -328,7 +328,7 @@ def levels_but_size(arm):
 def law_text(levels, law):
   """Format a law of loss over parameters N and tokens D: 'L = 1.2 + 45 / N^0.31 (0.25 to 0.36)'.
 
-  A parametric law also names the best sizes at the largest budget.
+  A parametric law also names the best sizes at the largest budget, a power law how well it predicts.
   """
   terms = [f'{law["E"]:.3g}']
   for factor, size, power in (('A', 'N', 'alpha'), ('B', 'D', 'beta')):
@@ -340,25 +340,25 @@ def law_text(levels, law):
     parameters, tokens = (human(best[key]) for key in ('parameters', 'tokens'))
     text += f'; best at {best["flops"]:.3g} FLOPs: {parameters} parameters on {tokens} tokens'
     text += '' if best['inside'] else ', which is beyond the sizes tried'
+  if held := law.get('held_out'):
+    predicted = f'{held["predicted"]:.3f}{bounds_text(held["interval"], ".3f")}'
+    text += f'; without its largest size it predicts {predicted} there, measured {held["measured"]:.3f}'
   return f'{levels}: {text}' if levels else text
 
 
 def isoflop_text(levels, fit):
   """Format the best size at equal FLOPs, and how it grows with them."""
-  best = [
-    f'{human(budget["parameters"])} parameters at {budget["flops"]:.3g} FLOPs'
-    for budget in fit['budgets']
-    if budget['inside']
-  ]
+  inside = [budget for budget in fit['budgets'] if budget['inside']]
+  best = [f'{human(budget["parameters"])} parameters at {budget["flops"]:.3g} FLOPs' for budget in inside]
   text = f'at equal FLOPs, best: {"; ".join(best) or "none between the sizes tried"}'
   if fit['exponent'] is not None:
     text += f'; best N grows as FLOPs^{fit["exponent"]:.2g}{bounds_text(fit["interval"])}'
   return '; '.join([f'{levels}: {text}' if levels else text, *fit['notes']])
 
 
-def bounds_text(bounds):
-  """Format an interval of an exponent: ' (0.25 to 0.36)', or ''."""
-  return f' ({" to ".join(f"{bound:.2g}" for bound in bounds)})' if bounds else ''
+def bounds_text(bounds, form='.2g'):
+  """Format an interval, here of an exponent: ' (0.25 to 0.36)', or ''."""
+  return f' ({" to ".join(f"{bound:{form}}" for bound in bounds)})' if bounds else ''
 
 
 # ------------------------------------------------------------------------------ numbers and names

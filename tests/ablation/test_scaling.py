@@ -7,6 +7,7 @@ import pytest
 from scipy import optimize
 
 from gpt_jax.ablation.stats import analyze, scaling, scores, size_laws
+from gpt_jax.reports import study_results
 
 CHINCHILLA = {'E': 1.69, 'A': 406.4, 'alpha': 0.34, 'B': 410.7, 'beta': 0.28}  # Hoffmann et al.
 SIZES = np.array([1e5, 3e5, 1e6, 3e6])
@@ -58,6 +59,23 @@ def test_fewer_than_five_seeds_give_a_law_and_no_interval():
   flops[10:] = 2e9
   size = np.tile(np.repeat([1e5, 2e5, 4e5], 5)[:10], 2)  # two budgets of two sizes: no minimum
   assert scaling.isoflop(flops, size, losses, seeds)['interval'] is None
+
+
+def test_a_law_is_asked_for_a_size_that_it_has_not_seen():
+  sizes, seeds = np.repeat(SIZES, 5), np.tile(np.arange(5), 4)
+  noise = 0.002 * np.random.default_rng(0).normal(size=20)
+  held_out = scaling.predict_largest(sizes, 1.2 + 30.0 * sizes**-0.3 + noise, seeds)
+  truth = 1.2 + 30.0 * 3e6**-0.3
+  assert held_out['size'] == 3e6
+  assert held_out['measured'] == pytest.approx(truth, abs=0.003)
+  low, high = held_out['interval']
+  assert low < held_out['predicted'] < high
+  assert low < truth < high
+  surprise = np.where(sizes == 3e6, 0.5, 0.0)  # what the largest size does is no part of the fit
+  other = scaling.predict_largest(sizes, 1.2 + 30.0 * sizes**-0.3 + noise + surprise, seeds)
+  assert other['predicted'] == held_out['predicted']
+  assert other['measured'] == pytest.approx(held_out['measured'] + 0.5)
+  assert scaling.predict_largest(sizes[:15], np.ones(15), seeds[:15]) is None
 
 
 def test_one_outlier_hardly_moves_a_law():
@@ -160,6 +178,9 @@ def test_a_size_study_gives_laws_and_effects_at_each_size():
   law = fits['laws']['norm=a']
   assert law['alpha'] == pytest.approx(0.3, abs=0.05)
   assert law['intervals']['alpha'][0] < 0.3 < law['intervals']['alpha'][1]
+  held_out = law['held_out']
+  assert held_out['predicted'] == pytest.approx(held_out['measured'], abs=0.01)
+  assert f'it predicts {held_out["predicted"]:.3f} (' in study_results.law_text('', law)
   assert [effect['size'] for effect in fits['effects']] == ['s0', 's1', 's2', 's3']
   assert {effect['verdict'] for effect in fits['effects']} == {'better'}
   assert fits['warnings'] == []

@@ -40,6 +40,24 @@ def power_law(sizes_P, losses_P, groups_P=None, draws=200, seed=0):
   return law | {'curve': [[size, loss, *pair] for size, loss, pair in lines]}
 
 
+def predict_largest(sizes_P, losses_P, groups_P=None, draws=200, seed=0):
+  """Fit a law without the largest size and ask it for that -> {size, predicted, interval, measured}.
+
+  Arguments like `power_law`. interval: at 95 %, of the law's mean; None with fewer than 5 groups. measured:
+  the mean loss there. None with fewer than four sizes, as one less determines no law.
+  """
+  sizes_P, losses_P = np.asarray(sizes_P, float), np.asarray(losses_P, float)
+  if len(np.unique(sizes_P)) < 4:
+    return None
+  size = float(sizes_P.max())
+  known = sizes_P < size
+  groups_P = None if groups_P is None else np.asarray(groups_P)[known]
+  law, drawn = _fit([sizes_P[known]], losses_P[known], groups_P, draws, seed)
+  interval = _interval([predict(one, size) for one in drawn])
+  measured = float(losses_P[~known].mean())
+  return {'size': size, 'predicted': float(predict(law, size)), 'interval': interval, 'measured': measured}
+
+
 def parametric(sizes_P, tokens_P, losses_P, groups_P=None, draws=200, seed=0):
   """Fit L = E + A / N^alpha + B / D^beta -> {E, A, alpha, B, beta, intervals, residual}.
 

@@ -21,7 +21,8 @@ def fit_size_study(study, scored, effects=()):
   scored: a scores.Scores. effects: those of `effects_by_size`, judged. None if there is no such factor.
 
   Returns:
-    laws: {levels of the other factors: scaling.power_law over parameters}, at the baseline's tokens.
+    laws: {levels of the other factors: scaling.power_law over parameters}, at the baseline's tokens, each
+    with 'held_out': what the law of the smaller sizes says of the largest (scaling.predict_largest).
     parametric: the same of scaling.parametric, if tokens vary too, with 'optimum': the best size at the
     largest budget of FLOPs that was trained. isoflop: of scaling.isoflop, if at least three sizes were
     trained with equal FLOPs.
@@ -63,7 +64,8 @@ def _points(arms, values):
 
 def _power_law(arms, values):
   sizes, _, losses, seeds = _points(arms, values)
-  return scaling.power_law(sizes, losses, seeds)
+  held_out = {'held_out': scaling.predict_largest(sizes, losses, seeds)}
+  return scaling.power_law(sizes, losses, seeds) | held_out
 
 
 def _parametric(arms, values):
