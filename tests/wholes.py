@@ -95,6 +95,30 @@ def llava_next(hf):
   return hf.LlavaNextForConditionalGeneration(cfg), processor
 
 
+def llava_onevision(hf):
+  """(model, processor) of LLaVA-OneVision: SigLIP's last layer, and vectors of at most two tiles."""
+  words = tokenizer(hf, {'image_token': '<image>', 'video_token': '<video>'})
+  sizes = [[15, 15], [15, 30], [30, 15], [30, 30], [45, 30], [15, 45]]
+  text = TEXT | {'num_key_value_heads': 1, 'max_position_embeddings': 128}
+  cfg = hf.LlavaOnevisionConfig(
+    text_config=hf.Qwen2Config(**text, bos_token_id=1, eos_token_id=2),
+    vision_config=hf.SiglipVisionConfig(**VISION, vision_use_head=False),
+    image_token_index=words.image_token_id,
+    video_token_index=words.video_token_id,
+    image_grid_pinpoints=sizes,
+    vision_aspect_ratio='anyres_max_2',
+  )
+  pictures = hf.LlavaOnevisionImageProcessorPil(size={'height': 15, 'width': 15}, image_grid_pinpoints=sizes)
+  processor = without_videos(hf.LlavaOnevisionProcessor)(
+    pictures,
+    words,
+    num_image_tokens=9,
+    vision_feature_select_strategy='full',
+    vision_aspect_ratio='anyres_max_2',
+  )
+  return hf.LlavaOnevisionForConditionalGeneration(cfg), processor
+
+
 def paligemma(hf):
   """(model, processor) of PaliGemma: SigLIP and Gemma."""
   words = tokenizer(hf, {'image_token': '<image>'})
@@ -203,7 +227,7 @@ def without_videos(processor):
 
   class OfPictures(processor):
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **options):
-      super().__init__(image_processor, tokenizer, None, chat_template, **options)
+      super().__init__(image_processor, tokenizer, chat_template=chat_template, **options)
 
   OfPictures.__name__ = processor.__name__
   return OfPictures
@@ -263,6 +287,7 @@ def sounds(seed=0, lengths=(15_999, 7_000, 641, 960)):
 FAMILIES = {
   'llava': llava,
   'llava_next': llava_next,
+  'llava_onevision': llava_onevision,
   'paligemma': paligemma,
   'gemma3': gemma3,
   'qwen2_audio': qwen2_audio,

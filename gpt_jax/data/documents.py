@@ -59,7 +59,8 @@ def decode_media(tokenizers, pieces: list[Piece], where: str = '', notes=None) -
   notes: a Counter of the conversions. Raises ValueError or FileNotFoundError that begins with `where`
   for media that cannot be read.
   """
-  forms, decoded = media_forms(tokenizers), []
+  several = sum(MODALITY.get(piece.kind) == 'image' for piece in pieces) > 1
+  forms, decoded = media_forms(tokenizers, several), []
   for piece in pieces:
     if modality := MODALITY.get(piece.kind):
       kind = tokenizers.kind_of(piece.kind)
@@ -98,11 +99,11 @@ def check_places(rendering: Rendering, pieces: list[Piece], where: str) -> None:
     )
 
 
-def media_forms(tokenizers) -> dict[str, tuple]:
+def media_forms(tokenizers, several: bool = False) -> dict[str, tuple]:
   """Return what each kind of piece is converted to, as far as the tokenizers know it.
 
   (Y, X, A) of images, (rate in Hz, most seconds) of sounds, (numbers of one,) of vectors, (codebooks,
-  most positions) of codes.
+  most positions) of codes. several: of documents with several pictures.
   """
   image, audio = tokenizers.image, tokenizers.audio
   forms = {}
@@ -113,7 +114,8 @@ def media_forms(tokenizers) -> dict[str, tuple]:
   if audio and audio.sample_rate:
     form = (audio.sample_rate, audio.max_positions / audio.codes_per_second)
     forms |= dict.fromkeys(('audio', 'frames'), form)
-  return forms | {kind: tuple(reader.form) for kind, reader in tokenizers.readers.items()}
+  name = 'form_of_several' if several else 'form'
+  return forms | {kind: getattr(reader, name, reader.form) for kind, reader in tokenizers.readers.items()}
 
 
 def _decode(kind: str, value, form: tuple, where: str) -> tuple[np.ndarray, str]:

@@ -4,7 +4,7 @@ Tiles are one array: rows of tiles below each other, and below them the whole pi
 
 Letters: Y X A rows, columns and channels of a picture.
 
-Source: transformers 5.23, `models/{idefics3,llava_next,qwen2_vl}/image_processing_pil_*.py`.
+Source: transformers 5.23, `models/{idefics3,llava_next,llava_onevision,qwen2_vl}/image_processing_pil_*.py`.
 """
 
 import math
@@ -12,10 +12,11 @@ import math
 import numpy as np
 
 
-def fit(picture, shape, resample=3, shorter=0, longer=0, sizes=(), area=()):
+def fit(picture, shape, resample=3, shorter=0, longer=0, sizes=(), area=(), border=()):
   """Fit a Pillow image to an encoder -> (uint8 [Y, X, A], list of notes).
 
-  shape: (Y, X, A) of the encoder's input. The other arguments are the fields of processors.Pixels.
+  shape: (Y, X, A) of the encoder's input. border: the color that fills a square before it is resized; () =
+  no square. The other arguments are the fields of processors.Pixels.
   """
   if area:
     return _whole_squares(picture, shape, resample, *area)
@@ -23,6 +24,7 @@ def fit(picture, shape, resample=3, shorter=0, longer=0, sizes=(), area=()):
     return _best_tiles(picture, shape, resample, sizes), []
   if longer:
     return _tiles(picture, shape, resample, longer), []
+  picture = _square(picture, border) if border else picture
   notes, size = [], (shape[1], shape[0]) if not shorter else _with_shorter(picture.size, shorter)
   if picture.size != size:
     notes.append(f'resized from {picture.width}x{picture.height}')
@@ -32,6 +34,17 @@ def fit(picture, shape, resample=3, shorter=0, longer=0, sizes=(), area=()):
     left, top = (size[0] - shape[1]) // 2, (size[1] - shape[0]) // 2
     picture = picture.crop((left, top, left + shape[1], top + shape[0]))
   return np.asarray(picture, np.uint8).reshape(shape), notes
+
+
+def _square(picture, color):
+  """Return a picture in the middle of a square of this color."""
+  from PIL import Image
+
+  width, height = picture.size
+  side = max(width, height)
+  square = Image.new(picture.mode, (side, side), color)
+  square.paste(picture, ((side - width) // 2, (side - height) // 2))
+  return square
 
 
 def _whole_squares(picture, shape, resample, side, least, most):

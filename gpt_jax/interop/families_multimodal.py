@@ -5,10 +5,12 @@ and its tensors, and how pictures or sounds stand in a text. multimodal.py reads
 
 Letters: A, M numbers of a patch, of a frame; I = D hidden numbers of a projector.
 
-Source: transformers 5.23, `models/{llava,llava_next,paligemma,gemma3,qwen2_audio,voxtral,idefics3}/` etc.
+Source: transformers 5.23, `models/{llava,llava_next,llava_onevision,paligemma,gemma3,qwen2_audio}/` etc.
 """
 
+import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,6 +25,15 @@ from gpt_jax.tokenizers.processors import Places
 
 PROJECTOR = 'multi_modal_projector'
 ANY_SIZES = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # of LLaVA-NeXT
+SIDES = range(384, 2305, 384)  # of LLaVA-OneVision
+ONE_VISION = {  # its config.json, where it leaves these out
+  'vision_feature_layer': -1,
+  'vision_feature_select_strategy': 'full',
+  'image_token_index': 151_646,
+  'image_grid_pinpoints': [[height, width] for height in SIDES for width in SIDES],
+  'vision_aspect_ratio': 'anyres_max_9',
+}
+WITHOUT_NORM = ('siglip_vision_model',)  # the outputs of its last layer are those before the norm
 
 
 class Part(NamedTuple):
@@ -69,11 +80,12 @@ def token_of(hf, names, key, default):
 
 
 def _read_llava(hf, tower, names):
+  has_norm = encoders.FAMILIES[tower['model_type']].has_final_norm and tower['model_type'] not in WITHOUT_NORM
   layer, layers = hf.get('vision_feature_layer', -2), tower['num_hidden_layers']
   if not isinstance(layer, int) or not 0 < layer % (layers + 1) <= layers:
     raise unsupported(f'vision_feature_layer={layer}', 'one layer of the encoder is read')
   layer = layer % (layers + 1)
-  if layer == layers and encoders.FAMILIES[tower['model_type']].has_final_norm:
+  if layer == layers and has_norm:
     raise unsupported(f'vision_feature_layer={layer}', 'the last layer of this encoder has a norm behind it')
   if (activation := hf.get('projector_hidden_act', 'gelu')) != 'gelu':
     raise unsupported(f'projector_hidden_act={activation!r}', 'the projector has exact GELU')
@@ -92,6 +104,14 @@ def _read_llava_next(hf, tower, names):
   if odd := [size for size in sizes if size[0] % side or size[1] % side]:
     raise unsupported(f'image_grid_pinpoints={odd[0]}', f'it is not made of tiles of {side}x{side}')
   return part._replace(has_class=False, sizes=tuple(map(tuple, sizes)))
+
+
+def _read_llava_onevision(hf, tower, names):
+  hf = ONE_VISION | {key: value for key, value in hf.items() if value is not None}
+  part, ratio = _read_llava_next(hf, tower, names), hf['vision_aspect_ratio']
+  if not (match := re.fullmatch(r'anyres_max_([1-9]\d*)', str(ratio))):
+    raise unsupported(f'vision_aspect_ratio={ratio!r}', 'pictures are read in tiles, as anyres_max_9 says')
+  return part._replace(places=dataclasses.replace(part.places, most=int(match[1])))
 
 
 def _read_paligemma(hf, tower, names):
@@ -190,6 +210,11 @@ LLAVA_NEXT = LLAVA._replace(
   tensors=LLAVA.tensors | {'patch_projector/newline_D': Tensor('image_newline', 'D')},
   read=_read_llava_next,
 )
+LLAVA_ONEVISION = LLAVA_NEXT._replace(
+  architecture='LlavaOnevisionForConditionalGeneration',
+  projector='llava_onevision',
+  read=_read_llava_onevision,
+)
 PALIGEMMA = MultimodalFamily(
   architecture='PaliGemmaForConditionalGeneration',
   projector='paligemma',
@@ -251,6 +276,7 @@ MULTIMODAL = {
   'smolvlm': SMOLVLM,
   'llava': LLAVA,
   'llava_next': LLAVA_NEXT,
+  'llava_onevision': LLAVA_ONEVISION,
   'qwen2_vl': QWEN2_VL,
   'qwen2_5_vl': QWEN2_5_VL,
   'paligemma': PALIGEMMA,

@@ -22,7 +22,7 @@ from gpt_jax.interop.encoders import native
 from gpt_jax.interop.families_multimodal import MULTIMODAL, MultimodalFamily
 from gpt_jax.interop.family import unsupported
 from gpt_jax.interop.tensors import Tensor
-from gpt_jax.model import continuous
+from gpt_jax.model import continuous, projectors
 from gpt_jax.runs import digests, records
 from gpt_jax.tokenizers import Tokenizers, base, native_reader, readers
 from gpt_jax.tokenizers.processors import Pixels
@@ -30,7 +30,8 @@ from gpt_jax.tokenizers.processors import Pixels
 FOLDER = 'encoder'  # of a run
 WHOLE = 'model.json'  # in it: the config.json of the imported model
 # Files of the imported model that its export has again.
-COPIED_FILES = (readers.PROCESSOR, readers.PROCESSORS, 'tokenizer_config.json', 'special_tokens_map.json')
+COPIED_FILES = (readers.PROCESSOR, readers.PROCESSORS, 'video_preprocessor_config.json')
+COPIED_FILES += ('tokenizer_config.json', 'special_tokens_map.json')
 FIX = 'restore config.json of the model'
 
 
@@ -194,7 +195,8 @@ class Export(NamedTuple):
     Raises ValueError for biases that the imported model does not have.
     """
     name_of = functools.partial(re.sub, *self.family.language)
-    files, sizes = {name_of(name): value for name, value in text.items()}, tensors.sizes_of(cfg)
+    files = {name_of(name): value for name, value in text.items()}
+    sizes = tensors.sizes_of(cfg) | projectors.own_sizes(cfg)
     for path, row in rows_of(self.family, self.hf).items():
       value = np.asarray(params[path].get_value())
       if row.name:

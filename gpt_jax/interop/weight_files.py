@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 
 from gpt_jax.interop import tensors
-from gpt_jax.model import gpt, param_trees
+from gpt_jax.model import gpt, param_trees, projectors
 from gpt_jax.runs.reading import check_types, reading
 from gpt_jax.runs.text_table import join_some
 
@@ -162,7 +162,7 @@ def read_params(stored, rows, cfg, source, mesh=None):
   what the devices hold. source: what errors call the files. Raises ValueError for tensors that do not fit the
   config.
   """
-  sizes, abstract = tensors.sizes_of(cfg), gpt.GPT(cfg.resolved())
+  sizes, abstract = tensors.sizes_of(cfg) | projectors.own_sizes(cfg), gpt.GPT(cfg.resolved())
   places = {path: tensors.places(rows[path], sizes) for path, _ in param_trees.named_params(abstract)}
   stored = drop_tied_head(stored, rows, cfg, sizes)
   check_names(stored.keys(), {name for tensor in places.values() for _, name in tensor}, source)

@@ -21,6 +21,7 @@ class Kind(NamedTuple):
     return self.argument[-1]
 
 
+MIXED = 4  # vectors that a place of the projector llava_onevision is the mean of
 KINDS = {
   'patches': Kind('image', 'patch', 'patches_BTA', 'patch_values'),
   'frames': Kind('audio', 'frame', 'frames_BTM', 'frame_values'),

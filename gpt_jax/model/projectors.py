@@ -9,6 +9,7 @@ where a token has none, adds zeros. Those of imported models replace the embeddi
   resampler  learned queries, one a head, attend to the parts (Perceiver; by windows, as in SALMONN)
   llava      two matrices with biases and exact GELU (LLaVA 1.5)
   llava_next the same, and a learned vector in the place of an input of ones: a line ends (LLaVA-NeXT)
+  llava_onevision  that of a mean of four inputs, weighted before the second matrix (LLaVA-OneVision)
   paligemma  one matrix with a bias (PaliGemma, Qwen2-Audio, Idefics3)
   gemma3     a norm, then one matrix (Gemma 3)
   cells      no parameters: vectors of the width, without the row and column behind them (Qwen2-VL)
@@ -16,8 +17,9 @@ where a token has none, adds zeros. Those of imported models replace the embeddi
 Letters: B rows, T tokens, D width, F = I = D hidden numbers of an MLP, H heads, K head width, N parts, C
 numbers of a part; A, M, U as in continuous.py, of which the code below writes A for any.
 
-Sources: Liu et al. 2023 (LLaVA 1.5, section 3.3); Jaegle et al. 2021 (Perceiver); Tang et al. 2023 (SALMONN,
-section 3.1, a window-level Q-Former); Beyer et al. 2024 (PaliGemma, section 3.1); Gemma 3 (2025, section 2).
+Sources: Liu et al. 2023 (LLaVA 1.5, section 3.3); Li et al. 2024 (LLaVA-OneVision, section 3.1); Jaegle et
+al. 2021 (Perceiver); Tang et al. 2023 (SALMONN, section 3.1, a window-level Q-Former); Beyer et al. 2024
+(PaliGemma, section 3.1); Gemma 3 (2025, section 2).
 """
 
 import types
@@ -29,7 +31,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gpt_jax.model import flow, towers
-from gpt_jax.model.continuous import KINDS
+from gpt_jax.model.continuous import KINDS, MIXED
 from gpt_jax.model.layers import broadcast_like, param, rmsnorm
 
 
@@ -90,10 +92,13 @@ class Llava(nnx.Module):
 
   def __call__(self, x_BTA):
     """The vectors in the place of the embeddings, BTD."""
-    h_BTI = _matmul('BTA,AI->BTI', x_BTA, self.up_AI)
-    h_BTI = jax.nn.gelu(h_BTI + broadcast_like(self.up_bias_I, h_BTI), approximate=False)
-    y_BTD = _matmul('BTI,ID->BTD', h_BTI, self.down_ID)
+    y_BTD = _matmul('BTI,ID->BTD', self.hidden(x_BTA), self.down_ID)
     return y_BTD + broadcast_like(self.down_bias_D, y_BTD)
+
+  def hidden(self, x_BTA):
+    """The inputs of the second matrix, BTI."""
+    h_BTI = _matmul('BTA,AI->BTI', x_BTA, self.up_AI)
+    return jax.nn.gelu(h_BTI + broadcast_like(self.up_bias_I, h_BTI), approximate=False)
 
 
 class LlavaNext(Llava):
@@ -107,6 +112,30 @@ class LlavaNext(Llava):
     """The vectors in the place of the embeddings, BTD."""
     y_BTD = super().__call__(x_BTA)
     return jnp.where((x_BTA == 1).all(-1, keepdims=True), broadcast_like(self.newline_D, y_BTD), y_BTD)
+
+
+class LlavaOneVision(LlavaNext):
+  """LlavaNext of `MIXED` inputs side by side, each with its weight behind it.
+
+  A picture with too many vectors is resized bilinearly behind the projector. What follows the GELU is linear,
+  so that the mean of the hidden numbers gives the same.
+  """
+
+  def __init__(self, cfg, letter):
+    if (numbers := cfg.dims[letter]) % MIXED or numbers == MIXED:
+      raise ValueError(
+        f'model.projector=llava_onevision takes {MIXED} vectors with a weight each, not {numbers} numbers\n'
+        'fix: choose another model.projector'
+      )
+    kept = {name: getattr(cfg, name) for name in ('width', 'param_dtype', 'init_std')}
+    super().__init__(types.SimpleNamespace(dims=cfg.dims | own_sizes(cfg), **kept), letter)
+
+  def hidden(self, x_BTA):
+    """The inputs of the second matrix, BTI."""
+    x_BTNA = _split(x_BTA, MIXED)
+    vectors_BTA = x_BTNA[..., :-1].reshape(len(x_BTA), -1, x_BTNA.shape[-1] - 1)
+    h_BTNI = super().hidden(vectors_BTA).reshape(*x_BTNA.shape[:3], -1)
+    return jnp.einsum('BTNI,BTN->BTI', h_BTNI, x_BTNA[..., -1])
 
 
 class PaliGemma(nnx.Module):
@@ -148,6 +177,14 @@ class Cells(nnx.Module):
   def __call__(self, x_BTA):
     """The vectors in the place of the embeddings, BTD."""
     return x_BTA[..., :-2]
+
+
+def own_sizes(cfg):
+  """Return {letter: numbers of one vector} where an input is several vectors with a weight each."""
+  if cfg.projector != 'llava_onevision':
+    return {}
+  sizes = {kind.letter: getattr(cfg, kind.setting) for kind in KINDS.values()}
+  return {letter: size // MIXED - 1 for letter, size in sizes.items() if size}
 
 
 def _matmul(subscripts, x, w):
@@ -222,6 +259,7 @@ PROJECTORS = {
   'resampler': Projector(Resampler),
   'llava': Projector(Llava, replaces=True),
   'llava_next': Projector(LlavaNext, replaces=True),
+  'llava_onevision': Projector(LlavaOneVision, replaces=True),
   'paligemma': Projector(PaliGemma, replaces=True),
   'gemma3': Projector(Gemma3, replaces=True),
   'cells': Projector(Cells, has_cells=True, replaces=True),

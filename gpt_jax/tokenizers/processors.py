@@ -61,9 +61,8 @@ def read_pixels(saved: dict, where, size: tuple[int, int], defaults: Pixels, is_
   )
   resample = saved.get('resample', defaults.resample)
   if 'image_grid_pinpoints' in saved and is_exact:
-    if (actual := (_size(saved.get('size', size)), _size(saved.get('crop_size', size)))) != (
-      tuple(size),
-    ) * 2:
+    actual = (_size(saved.get('size', size)), _size(saved.get('crop_size') or size))
+    if actual != (tuple(size),) * 2:
       raise refuse(f'size={actual[0]} with crop_size={actual[1]} gives other tiles')
     return Pixels(mean, deviation, resample, sizes=tuple(map(tuple, saved['image_grid_pinpoints'])))
   if 'max_image_size' in saved:
@@ -104,6 +103,7 @@ class Places:
   last: str = ''  # text behind the last item of a prompt; '' = texts begin as the tokenizer begins them
   end: str = ''  # ends a prompt
   tile: str = ''  # text in front of the tokens of a tile, with {row} and {column}
+  most: int = 0  # tiles that keep all their vectors: more are resized to so many; 0 = any
   mask: str = 'causal'  # prefix = the whole prompt sees itself both ways; items = each item sees itself so
 
   @property
@@ -118,33 +118,6 @@ class Places:
     name = lambda row, column: self.tile.format(row=row + 1, column=column + 1)
     parts = [''.join(f'{name(r, c)}{tokens}' for c in range(columns)) + '\n' for r in range(rows)]
     return f'{"".join(parts)}{chr(10) * (rows > 0)}{self.before}{tokens}{self.after}'
-
-
-def size_before(picture: np.ndarray) -> tuple[int, int]:
-  """Return the (Y, X) of a picture before it was cut in tiles of the best size."""
-  height, width = np.ascontiguousarray(picture[-1]).reshape(-1)[:8].view('<u4')
-  return int(height), int(width)
-
-
-def join_tiles(tiles, grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-  """Join the vectors [T, D] of tiles and of the whole picture behind them, as LLaVA-NeXT does -> [P, D].
-
-  The whole comes first, then the rows of the picture from border to border, without what pads it. Ones, which
-  no encoder gives, end a row: the projector's newline. grid: rows and columns of tiles. size: the (Y, X) of
-  the picture before.
-  """
-  (rows, columns), side = grid, math.isqrt(len(tiles[0]))
-  picture = np.stack(tiles[:-1]).reshape(rows, columns, side, side, -1).transpose(0, 2, 1, 3, 4)
-  picture = picture.reshape(rows * side, columns * side, -1)
-  down, across = (n * side for n in grid)
-  if size[1] / size[0] > across / down:
-    border = (down - int(round(size[0] * (across / size[1]), 7))) // 2
-    picture = picture[border : down - border]
-  else:
-    border = (across - int(round(size[1] * (down / size[0]), 7))) // 2
-    picture = picture[:, border : across - border]
-  picture = np.pad(picture, ((0, 0), (0, 1), (0, 0)), constant_values=1)
-  return np.concatenate([tiles[-1], picture.reshape(-1, picture.shape[2])])
 
 
 def expand(text: str, places: dict[str, Places], items: dict[str, Iterator[tuple]]) -> str:

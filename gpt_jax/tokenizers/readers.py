@@ -19,7 +19,7 @@ import numpy as np
 
 from gpt_jax.model.continuous import KINDS
 from gpt_jax.runs import digests
-from gpt_jax.tokenizers import base, in_step, processors
+from gpt_jax.tokenizers import base, in_step
 from gpt_jax.tokenizers.processors import Pixels, Places, read_pixels
 from gpt_jax.tokenizers.settings import check_fields
 
@@ -228,11 +228,12 @@ class EncoderReader:
     outputs = map(self._of_picture, self._outputs(flat, Pixels(*self.pixels).normalize))
     joined = []
     for picture, own in zip(pictures, tiles, strict=True):
-      vectors = [next(outputs) for _ in own]
-      size = processors.size_before(picture) if Pixels(*self.pixels).sizes else None
-      grid = self.tiles_of(picture)
-      joined.append(processors.join_tiles(vectors, grid, size) if size else np.concatenate(vectors))
+      joined.append(self.join(picture, [next(outputs) for _ in own]))
     return joined
+
+  def join(self, picture, tiles) -> np.ndarray:
+    """Return the vectors [P, D] of a prepared picture; tiles: those [T, D] of each, the whole last."""
+    return np.concatenate(tiles)
 
   def cut(self, picture) -> list[np.ndarray]:
     """Return the tiles of a prepared picture in reading order and then the whole, or the picture alone."""
@@ -365,8 +366,10 @@ def load(folder, run=None) -> dict:
 
 def encoder_reader(**fields) -> EncoderReader:
   """Return the reader of an encoder; fields: the arguments of EncoderReader."""
-  from gpt_jax.tokenizers import native_reader, window_reader  # import this module
+  from gpt_jax.tokenizers import native_reader, tiles, window_reader  # import this module
 
   own = {'voxtral_encoder': window_reader.WindowReader}
   own |= dict.fromkeys(native_reader.families(), native_reader.NativeReader)
+  if Pixels(*fields.get('pixels') or ((), ())).sizes:
+    return (tiles.OneVisionReader if (fields['places'] or {}).get('most') else tiles.NextReader)(**fields)
   return own.get(fields['config'].get('model_type'), EncoderReader)(**fields)

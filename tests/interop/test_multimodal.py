@@ -29,6 +29,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation:Depreca
 PROMPTS = {
   'llava': 'USER : {image} \n what is this ? ASSISTANT :',
   'llava_next': 'USER : {image} \n what is {image} ? ASSISTANT :',
+  'llava_onevision': 'USER : {image} \n what is this ? ASSISTANT :',
   'paligemma': '{image} what is this',
   'gemma3': 'what is this ? {image} and {image} \n one',  # two pictures: each sees itself both ways
   **dict.fromkeys(('qwen2_vl', 'qwen2_5_vl'), 'USER : <begin> {image} <end> is <begin> {image} <end> one ?'),

@@ -15,7 +15,7 @@ WIDTH = PARTS * PART
 
 def model_of(projector, **overrides):
   parts = PARTS if projector in ('pool', 'resampler') else 1
-  width = 18 if projector == 'cells' else WIDTH
+  width = {'cells': 18, 'llava_onevision': 20}.get(projector, WIDTH)
   settings = dict(frame_values=width, projector=projector, projector_parts=parts)
   return models.fill(models.tiny(layers=1, **settings | overrides))
 
@@ -53,6 +53,13 @@ def llava(p, x):
   return gelu @ p['frame_projector/down_ID'] + p['frame_projector/down_bias_D']
 
 
+def llava_onevision(p, x):
+  parts = x.reshape(*x.shape[:2], 4, -1)
+  bias = p['frame_projector/down_bias_D']
+  outputs = np.stack([llava(p, parts[:, :, n, :-1]) - bias for n in range(4)], 2)
+  return np.einsum('BTND,BTN->BTD', outputs, parts[..., -1]) + bias
+
+
 def paligemma(p, x):
   return x @ p['frame_projector/out_AD'] + p['frame_projector/out_bias_D']
 
@@ -66,6 +73,7 @@ REFERENCES = {'linear': linear, 'mlp': mlp, 'pool': pool, 'resampler': resampler
 REFERENCES |= {  # in the place of embeddings
   'llava': llava,
   'llava_next': llava,
+  'llava_onevision': llava_onevision,
   'paligemma': paligemma,
   'gemma3': gemma3,
   'cells': lambda p, x: x[..., :-2],

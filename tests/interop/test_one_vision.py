@@ -1,0 +1,56 @@
+"""LLaVA-OneVision beyond its battery in test_multimodal.py: resized vectors, several pictures, refusals."""
+
+import numpy as np
+import pytest
+
+from gpt_jax.evaluation import trained
+from gpt_jax.interop import huggingface
+from gpt_jax.sampling import prompts
+from gpt_jax.tokenizers import tiles
+from tests import tiny_runs, wholes
+from tests.interop.test_interop import hf
+from tests.interop.test_multimodal import our_logits
+
+__all__ = ['hf']  # the fixture
+TEXT = 'USER : {image} and {image} is what ?'
+
+
+@pytest.mark.parametrize('size', [(9, 6), (5, 4), (3, 7), (1, 1)])
+def test_weighted_means_are_the_interpolation_of_torch(size):
+  import torch
+
+  grid_YXD = np.random.default_rng(0).standard_normal((9, 7, 5)).astype(np.float32)
+  parts = tiles.mix(grid_YXD, size).reshape(*size, 4, 6)
+  actual = (parts[..., :-1] * parts[..., -1:]).sum(2)
+  theirs = torch.from_numpy(grid_YXD.transpose(2, 0, 1))[None]
+  expected = torch.nn.functional.interpolate(theirs, size, mode='bilinear')[0].numpy()
+  np.testing.assert_allclose(actual, expected.transpose(1, 2, 0), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_several_pictures_are_squares_without_tiles(hf, tmp_path):
+  import torch
+
+  model, processor = wholes.write(hf, 'llava_onevision', tmp_path / 'source')
+  huggingface.import_run(tmp_path / 'source', tmp_path / 'run')
+  run, (one, two, three, *_) = trained.load(tmp_path / 'run'), wholes.pictures()
+  reader = run.tokenizers.readers['patches']
+  assert reader.feature_width == 4 * 17 and reader.places.most == 2
+  with torch.no_grad():
+    for pair in ((two, three), (one, two)):
+      text = TEXT.replace('{image}', '<image>')
+      inputs = processor(text=text, images=[[*pair]], return_tensors='pt')
+      ours = prompts.build_prompt(run, TEXT, images=pair)
+      assert ours.ids == inputs['input_ids'][0].tolist()
+      expected = model(**inputs).logits[0].numpy()
+      np.testing.assert_allclose(our_logits(run, ours)[:, :48], expected, rtol=1e-4, atol=1e-4)
+  # Alone the second picture has three by two tiles, 54 vectors, of which 5 rows of 3 are left.
+  alone = prompts.build_prompt(run, 'USER : {image}', images=[two])
+  assert alone.patches.any(1).sum() == 9 + 5 * (3 + 1)
+
+
+def test_a_ratio_that_is_not_known_is_refused(hf, tmp_path):
+  wholes.write(hf, 'llava_onevision', tmp_path / 'source', vision_aspect_ratio='pad')
+  with pytest.raises(ValueError) as error:
+    huggingface.import_run(tmp_path / 'source', tmp_path / 'run')
+  tiny_runs.assert_two_lines(error.value, "vision_aspect_ratio='pad'")
