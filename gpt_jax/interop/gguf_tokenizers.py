@@ -12,25 +12,15 @@ LLAMA3 = (
   r'|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
 QWEN2 = LLAMA3.replace(r'\p{N}{1,3}', r'\p{N}')
-BYTES_ONLY = bpe.BYTE_LEVEL | {'use_regex': False}
-
-
-def _split(pattern):
-  """Return pre-tokenizers that split by a pattern, then spell bytes as characters."""
-  return [
-    {'type': 'Split', 'pattern': {'Regex': pattern}, 'behavior': 'Isolated', 'invert': False},
-    BYTES_ONLY,
-  ]
-
-
-DIGITS = [{'type': 'Digits', 'individual_digits': True}, bpe.BYTE_LEVEL]
-SPLITS = {  # tokenizer.ggml.pre -> (pre-tokenizers, normalizer, like Llama 3)
-  'gpt-2': ([bpe.BYTE_LEVEL], None, False),
-  'gpt2': ([bpe.BYTE_LEVEL], None, False),
-  'llama-bpe': (_split(LLAMA3), None, True),
-  'llama3': (_split(LLAMA3), None, True),
-  'qwen2': (_split(QWEN2), {'type': 'NFC'}, False),
-  'deepseek-r1-qwen': (_split(QWEN2), None, False),
+DIGITS = {'type': 'Sequence'}
+DIGITS |= {'pretokenizers': [{'type': 'Digits', 'individual_digits': True}, bpe.BYTE_LEVEL]}
+SPLITS = {  # tokenizer.ggml.pre -> (pre-tokenizer, normalizer, like Llama 3)
+  'gpt-2': (bpe.BYTE_LEVEL, None, False),
+  'gpt2': (bpe.BYTE_LEVEL, None, False),
+  'llama-bpe': (bpe.split_by(LLAMA3), None, True),
+  'llama3': (bpe.split_by(LLAMA3), None, True),
+  'qwen2': (bpe.split_by(QWEN2), {'type': 'NFC'}, False),
+  'deepseek-r1-qwen': (bpe.split_by(QWEN2), None, False),
   'smollm': (DIGITS, None, False),
   'starcoder': (DIGITS, None, False),
 }
@@ -84,7 +74,7 @@ def _sentencepiece(file, get):
   return subword.SentencePieceTokenizer(model.SerializeToString(), str(file.path))
 
 
-def _byte_level(file, get, splits, normalizer, is_llama3):
+def _byte_level(file, get, split, normalizer, is_llama3):
   """Return the byte-level BPE of tokens and merges as a tokenizer.json.
 
   What a file does not say is as in llama.cpp: Llama 3 begins texts with bos, and a word that is a token is
@@ -100,9 +90,7 @@ def _byte_level(file, get, splits, normalizer, is_llama3):
   model['added_tokens'] = [
     {'id': i, 'content': tokens[i], 'special': types[i] == CONTROL, **flags} for i in added
   ]
-  model |= {'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': splits}, 'normalizer': normalizer}
-  if splits == [bpe.BYTE_LEVEL]:
-    model['pre_tokenizer'] = bpe.BYTE_LEVEL
+  model |= {'pre_tokenizer': split, 'normalizer': normalizer}
   roles = {'bos': 'bos', 'eos': 'eos', 'pad': 'padding'}
   specials = {role: get(f'{name}_token_id') for role, name in roles.items()}
   if get('add_bos_token', is_llama3) and specials['bos'] is not None:

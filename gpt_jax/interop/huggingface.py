@@ -101,8 +101,8 @@ def _read(files, make_mesh, needs_tokenizer=False, workdir=None):
   if tokenizer is None and needs_tokenizer:
     raise FileNotFoundError(
       f'{files.path} has no tokenizer that can be read\n'
-      'fix: add tokenizer.json (or vocab.json and merges.txt, or tokenizer.model) of the model to its '
-      'folder; of tekken.json, AutoTokenizer.from_pretrained(folder).save_pretrained(folder) makes it'
+      'fix: add tokenizer.json (or tekken.json, or vocab.json and merges.txt, or tokenizer.model) of the '
+      'model to its folder'
     )
   with reading(files.path / GENERATION, 'sampling settings', json_files.FIX):
     sample = generation.from_generation(files.generation)

@@ -7,14 +7,15 @@ tokenizer.json encodes and decodes exactly as the original tokenizer, specials i
 import json
 
 from gpt_jax.interop import json_files
-from gpt_jax.tokenizers import TokenizerConfig, Tokenizers, base, bpe, subword, text
+from gpt_jax.tokenizers import TokenizerConfig, Tokenizers, base, bpe, subword, tekken, text
 
-# Tokenizer kind -> the files that it needs, the most exact first.
-FILES = {
-  'huggingface': ('tokenizer.json',),
-  'gpt2': ('vocab.json', 'merges.txt'),
-  'sentencepiece': ('tokenizer.model',),
-}
+# Tokenizer kinds and the files that they need, the most exact first.
+FILES = (
+  ('huggingface', ('tokenizer.json',)),
+  ('huggingface', (tekken.NAME,)),
+  ('gpt2', ('vocab.json', 'merges.txt')),
+  ('sentencepiece', ('tokenizer.model',)),
+)
 GPT2_TOKENIZERS = ('gpt2', 'GPT2Tokenizer', 'GPT2TokenizerFast')
 ROLES = tuple(subword.ROLES)  # pad, bos, eos: specials that transformers knows, too
 
@@ -27,7 +28,7 @@ def find(folder):
 
   Raises ValueError for vocab.json and merges.txt of another family than GPT-2.
   """
-  kinds = [kind for kind, names in FILES.items() if all((folder / n).is_file() for n in names)]
+  kinds = [kind for kind, names in FILES if all((folder / n).is_file() for n in names)]
   if not kinds:
     return None
   if kinds[0] == 'gpt2':

@@ -86,6 +86,12 @@ def tokenizer_json(vocab: dict[str, int], merges: list[list[str]], specials: Ite
   }
 
 
+def split_by(pattern: str) -> dict:
+  """Return the pre-tokenizer that splits by a pattern, then spells bytes as characters."""
+  split = {'type': 'Split', 'pattern': {'Regex': pattern}, 'behavior': 'Isolated', 'invert': False}
+  return {'type': 'Sequence', 'pretokenizers': [split, BYTE_LEVEL | {'use_regex': False}]}
+
+
 def count_words(documents: Iterable[str], marks: tuple[str, ...] = ()) -> dict[bytes, int]:
   """Count the words of GPT-2's pattern; `marks` separate texts and are not counted."""
   from tokenizers import pre_tokenizers

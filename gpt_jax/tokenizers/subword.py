@@ -13,7 +13,7 @@ import re
 import numpy as np
 
 from gpt_jax.runs.reading import check_types, reading
-from gpt_jax.tokenizers import base, bpe
+from gpt_jax.tokenizers import base, bpe, tekken
 
 # Roles of a tokenizer.json without a tokenizer_config.json, by the usual spellings.
 ROLES = {
@@ -21,8 +21,8 @@ ROLES = {
   'bos': ('<s>', '<|begin_of_text|>', '<bos>', '[BOS]', '<|startoftext|>'),
   'eos': ('</s>', '<|endoftext|>', '<|end_of_text|>', '<eos>', '[EOS]'),
 }
-# Spellings of tokens that Gemma, Llama 3, BERT and others set aside.
-RESERVED = re.compile(r'<\|?(unused|reserved_special_token_)\d+\|?>|\[unused\d+\]')
+# Spellings of tokens that Gemma, Llama 3, BERT, Mistral and others set aside.
+RESERVED = re.compile(r'<\|?(unused|reserved_special_token_|SPECIAL_)\d+\|?>|\[unused\d+\]')
 OWN_ROLES = 'gpt_jax_roles'  # key of a tokenizer_config.json: {special name: token}, of an export
 BATCH = 512  # pieces of text a library call, to bound its memory
 
@@ -229,11 +229,16 @@ def piece_decoder(decoder):
 
 
 def read_huggingface(path: pathlib.Path) -> LibraryTokenizer:
-  """Read a tokenizer.json, or its folder, where tokenizer_config.json may name the special tokens."""
+  """Read a tokenizer.json or tekken.json, or its folder, whose tokenizer_config.json may name the roles."""
   fix = 'tokenizer.path names a tokenizer.json of the tokenizers library, or its folder'
-  path = path / 'tokenizer.json' if path.is_dir() else path
+  if path.is_dir():
+    files = (path / name for name in ('tokenizer.json', tekken.NAME))
+    path = next(filter(pathlib.Path.is_file, files), path / 'tokenizer.json')
   added = [{'content': str, 'special': bool}]
-  model = base.read_json(path, fix, {'model': dict, 'added_tokens?': added})
+  is_tekken = path.name == tekken.NAME
+  model = (
+    tekken.read(path) if is_tekken else base.read_json(path, fix, {'model': dict, 'added_tokens?': added})
+  )
   optional = {'added_tokens': [], 'normalizer': None, 'pre_tokenizer': None}
   config = path.with_name('tokenizer_config.json')
   template = _chat_template(path.with_name('chat_template.jinja'), config)
@@ -258,10 +263,14 @@ def read_sentencepiece(path: pathlib.Path) -> SentencePieceTokenizer:
 
 
 def _chat_template(path, config):
-  """Return the chat template of its own file or of tokenizer_config.json, b'' without one."""
+  """Return the chat template of a file of its own or of tokenizer_config.json, b'' without one."""
   if path.is_file():
     with reading(path, 'UTF-8 text', 'restore chat_template.jinja, or remove it'):
       return path.read_bytes().decode().encode()
+  if (older := path.with_suffix('.json')).is_file():  # of processors
+    return base.read_json(older, f'restore {older.name}, or remove it', {'chat_template': str})[
+      'chat_template'
+    ].encode()
   template = _read_config(config).get('chat_template') if config.exists() else None
   if isinstance(template, list):  # of several the one that transformers uses by itself
     template = {entry['name']: entry['template'] for entry in template}.get('default')
