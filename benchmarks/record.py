@@ -71,7 +71,8 @@ def study_summary(workdir):
   if not results.analysis or results.pending:
     raise SystemExit(f'error: {workdir} has not finished\nfix: run its command again to the end')
   study, analysis = results.spec, results.analysis
-  events = [event for row in results.rows for event in run_folder.read_events(row['folder'])]
+  tuning = [row for path in workdir.glob('tuning/*') for row in study_results.read_study(path).rows]
+  events = [event for row in results.rows + tuning for event in run_folder.read_events(row['folder'])]
   versions = dict(study['versions'])
   versions.pop('command', None)
   keys = (
@@ -97,6 +98,7 @@ def study_summary(workdir):
     'hardware': versions['device'],
     'versions': versions,
     'runs': len(results.rows),
+    'tuning_runs': len(tuning),
     'attempts': dict(collections.Counter(line['outcome'] for line in results.attempts)),
     'metric': study['metric'],
     'tolerance': study['tolerance'],

@@ -192,10 +192,10 @@ def studies_table():
     result = json.loads(path.read_text())
     if 'headline' in result:
       study = shipped_study(result)
-      untuned = ' Recorded before its arms were tuned.' if study.tune and not result.get('tune') else ''
+      tuning = f' + {n} to tune' if (n := result.get('tuning_runs')) else ''
       lines.append(
         f'| [{study.question}](benchmarks/results/ablations/{path.stem}.md) '
-        f'| {judged_headline(result, study)}{untuned} | {result["runs"]} | {minutes(result):.0f} '
+        f'| {judged_headline(result, study)} | {result["runs"]}{tuning} | {minutes(result):.0f} '
         f'| {result["hardware"]} |'
       )
   return '\n'.join(lines)

@@ -2,8 +2,9 @@
 
 Control: the tanh approximation of GELU is within 0.001 of the exact one. Each arm is tuned over four
 learning rates.
+Result: benchmarks/results/ablations/mlps.md
 Command: launch.py ablate --config=experiments/ablations/mlps.py --workdir=runs/mlps
-Hardware: 2 CPU cores   Minutes: 16 (65 runs at the pace of the norms study)
+Hardware: 1 CPU core   Minutes: 27 (65 runs)
 """
 
 from gpt_jax.ablation.design import Budget, Study
