@@ -107,12 +107,17 @@ def tuning_table(study):
     edge = f'no: {", ".join(tuned["at_edge"])}' if tuned['at_edge'] else 'yes'
     edge = edge if len(search['keys']) > 1 else edge.partition(':')[0]
     row = [results.label(arm), texts(tuned['best'].values()), edge, texts(tuned['own'].values())]
-    row += [study.effect(arm), arm.get('verdict', ''), study.effect(untuned), untuned.get('verdict', '')]
+    row += [part for each in (arm, untuned) for part in (two_lines(study, each), each.get('verdict', ''))]
     rows.append(row)
   header = (f'best {", ".join(search.get("keys", ()))}', 'inside the range', 'untuned')
   return make_table(
     ('arm', *header, '>tuned difference', 'tuned verdict', '>untuned difference', 'untuned verdict'), rows
   )
+
+
+def two_lines(study, row):
+  """Format the difference of an arm, and below it its interval."""
+  return f'{study.difference(row)}\n{study.interval(row)}'.strip()
 
 
 def effects_table(study, what, effects):
@@ -143,8 +148,7 @@ def budget_table(study):
   columns = list(dict.fromkeys(column for values in fractions.values() for column in values))
 
   def lines(difference=None, *interval):
-    row = {'difference': difference, 'interval': interval}
-    return f'{study.difference(row)}\n{study.interval(row)}'.strip()
+    return two_lines(study, {'difference': difference, 'interval': interval})
 
   rows = [
     [name, *(lines(*values.get(c, ())) for c in columns)] for name, values in fractions.items() if values
