@@ -227,7 +227,7 @@ class LanguageModelJob(base.Job):
     new, abstract = self.tokenizers.vocabulary.size, self.program.abstract
     checkpoints = checkpoint.Checkpoints(folder / 'checkpoints')
     if abstract.frozen is None and old == new and not self.model_cfg.encoders:
-      return self.with_model(state, checkpoints.restore_model(step, abstract.model))
+      return self.with_model(state, checkpoints.restore_model(step, abstract.model, self.cfg))
     base = checkpoint.load_base(checkpoints, step, self.model_cfg, self.mesh)
     pretrained = encoders.weights(self.model_cfg, base)
     if abstract.frozen is not None:

@@ -31,10 +31,23 @@ from gpt_jax.runs.digests import Corrupt
 from gpt_jax.runs.reading import check_types, reading
 from gpt_jax.runs.text_table import join_some
 from gpt_jax.training import encoders
-from gpt_jax.training.trees import describe_mismatches, flat, from_tree, to_abstract_tree
+from gpt_jax.training.trees import flat, from_tree, mismatches, to_abstract_tree
 
 OWN_NAMES = {'state', 'extra', '_CHECKPOINT_METADATA', 'commit_success.txt'}  # in the folder of a step
 REFERENCE = {'path': str, 'absolute': str, 'step': int, 'digest': str}  # to the base of adapters
+MODEL_SECTIONS = (
+  'model.',
+  'adapter.',
+  'tokenizer.',
+  'image.',
+  'audio.',
+  'encoder.',
+)  # of a config: of shapes
+OPTIMIZER_SECTIONS = ('optim.',)
+ANY_SHAPE = {  # keys in these that no shape depends on
+  *(f'model.{key}' for key in ('dropout', 'attention_dropout', 'kernel', 'unroll', 'remat', 'dtype')),
+  *(f'optim.{key}' for key in ('lr', 'weight_decay', 'schedule', 'warmup')),
+}
 NO_CHECKPOINT, NONE_GOOD = -1, -2  # what process 0 broadcasts in the place of a step
 
 
@@ -161,23 +174,24 @@ class Checkpoints:
       step, like, (), f'checkpoint {self.folder}/{step}', 'use the config that wrote it, or another --workdir'
     )
 
-  def restore_part(self, step, like, leave, name, fix):
+  def restore_part(self, step, like, leave, name, fix, config=None):
     """Return a part of a step's state, laid out as `like`; it may lack paths that begin with one of `leave`.
 
-    name: of the checkpoint, and fix: for the ValueError that lists every array that differs.
+    name: of the checkpoint, and fix: for the ValueError of `describe_mismatches`, which config is for.
     """
     wanted = to_abstract_tree(like)
     paths, metadata = flat(wanted), self.array_metadata(step)
     stored = {path: x for path, x in metadata.items() if path in paths or not path.startswith(leave)}
-    if differences := describe_mismatches(stored, paths):
-      raise ValueError(f'{name} does not fit this run: {differences}\nfix: {fix}')
+    if texts := mismatches(stored, paths):
+      cause = describe_mismatches(texts, self.read_extra(step), config)
+      raise ValueError(f'{name} does not fit this run: {cause}\nfix: {fix}')
     return from_tree(self._read(step, wanted), like)
 
-  def restore_model(self, step, like):
+  def restore_model(self, step, like, config=None):
     """Return the weights of a step (their average, if it has one), laid out and typed as `like`.
 
-    like: abstract GPT, into whose base adapters are merged, or tree of adapters. Raises ValueError listing
-    every parameter whose path or shape differs.
+    like: abstract GPT, into whose base adapters are merged, or tree of adapters. Raises ValueError for
+    other paths or shapes, with the text of `describe_mismatches`, which config is for.
     """
     extra = self.read_extra(step)
     if isinstance(like, gpt.GPT) and (extra.get('base') or adapters.has_frozen_tower(like.cfg)):
@@ -187,9 +201,10 @@ class Checkpoints:
     weights = {path.removeprefix(branch): x for path, x in stored.items() if path.startswith(branch)}
     types = {path: x.dtype for path, x in flat(wanted).items()}
     weights = {p: jax.ShapeDtypeStruct(x.shape, types.get(p, x.dtype)) for p, x in weights.items()}
-    if differences := describe_mismatches(weights, flat(wanted)):
+    if texts := mismatches(weights, flat(wanted)):
+      cause = describe_mismatches(texts, extra, config)
       raise ValueError(
-        f'{self.folder}/{step} does not fit the model: {differences}\n'
+        f'{self.folder}/{step} does not fit the model: {cause}\n'
         'fix: use the model section of the config.json beside it'
       )
     if branch == 'model/':
@@ -214,6 +229,20 @@ class Checkpoints:
         self.folder / str(step) / 'state',
         args=ocp.args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True),
       )
+
+
+def describe_mismatches(texts, extra, config=None, most=20):
+  """Describe `mismatches` of a checkpoint with this `extra`, in one line.
+
+  config: Config of the run that takes its arrays; the settings that differ are named in the place of arrays:
+  those of the optimizer where its state alone does not fit, else those of the model and tokenizers.
+  """
+  sections = OPTIMIZER_SECTIONS if all(path.startswith('opt_state/') for path in texts) else MODEL_SECTIONS
+  pairs = records.diff(extra.get('config', {}), dataclasses.asdict(config)).items() if config else ()
+  changes = [
+    f'{k} {old} -> {new}' for k, (old, new) in pairs if k.startswith(sections) and k not in ANY_SHAPE
+  ]
+  return join_some(changes or texts.values(), most)
 
 
 def load_model(workdir, like, verify='full'):

@@ -206,7 +206,8 @@ def branch(job, cfg, folder, step, extra, notes):
   keeps_window = None not in (window, guard) and window.shape == guard.shape
   like = abstract._replace(hyper={}, recent_SW=guard if keeps_window else None)
   fix = f'keep the model and the optimizer of that run, or take its weights alone: train.init_from={folder}'
-  state = checkpoints.restore_part(step, like, ('hyper/', 'recent_SW'), name, fix)
+  leave = ('hyper/', 'recent_SW')
+  state = checkpoints.restore_part(step, like, leave, name, fix, cfg)
   hyper, key, empty_window = new_parts(cfg, abstract)
   state = state._replace(hyper=hyper)
   if guard is not None and not keeps_window:

@@ -58,12 +58,11 @@ def to_abstract_tree(like):
   return to_tree(jax.tree.map(abstract, like))
 
 
-def describe_mismatches(stored, wanted, most=20):
-  """Describe where two flat trees of arrays differ in presence, shape or dtype; '' where they agree."""
+def mismatches(stored, wanted):
+  """Return {path: text} of where two flat trees of arrays differ in presence, shape or dtype."""
   show = lambda x: f'{jnp.dtype(x.dtype)}{list(x.shape)}'
-  lines = [f'{path} is missing in the checkpoint' for path in wanted if path not in stored]
-  lines += [f'{path} is only in the checkpoint' for path in stored if path not in wanted]
+  texts = {path: f'{path} is missing in the checkpoint' for path in wanted if path not in stored}
+  texts |= {path: f'{path} is only in the checkpoint' for path in stored if path not in wanted}
   pairs = {path: (show(stored[path]), show(wanted[path])) for path in wanted if path in stored}
-  lines += [f'{path}: checkpoint {old}, model {new}' for path, (old, new) in pairs.items() if old != new]
-  more = [f'and {len(lines) - most} more'] if len(lines) > most else []
-  return '; '.join(lines[:most] + more)
+  changed = {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
+  return texts | {path: f'{path}: checkpoint {old}, model {new}' for path, (old, new) in changed.items()}

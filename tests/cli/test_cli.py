@@ -310,7 +310,7 @@ def test_init_from_a_model_of_another_shape_fails(call, experiment, run, tmp_pat
     f'--config.train.init_from={run}',
     '--config.model.width=32',
   )
-  assert_user_error(outcome, 'embed_VD: checkpoint float32[384, 16], model float32[384, 32]')
+  assert_user_error(outcome, 'does not fit the model: model.width 16 -> 32')
   assert not (tmp_path / 'run/config.json').exists()
 
 

@@ -145,8 +145,6 @@ def setup_on_one(cfg, workdir, monkeypatch):
   ('changes', 'parts'),
   [
     ({'optim__name': 'lion'}, ['state of optim.name=adamw, this run optim.name=lion']),
-    ({'model__width': 32}, ['embed_VD: checkpoint float32[384, 16], model float32[384, 32]']),
-    ({'optim__ema': 0.0}, ['opt_state/ema/', 'only in the checkpoint']),
     ({'train__steps': 9}, ['leaves no step to train: train.steps=9']),
     ({'train__init_from': 'runs/x'}, ['and train.init_from=runs/x both give the weights']),
     ({'data__reset': True}, ['data.reset=True has no effect']),
@@ -158,6 +156,21 @@ def test_a_branch_that_its_parent_cannot_give(run, tmp_path, changes, parts):
   with pytest.raises(ValueError) as error:
     setup(experiment(train__branch_from=f'{run}@9', **changes), tmp_path / 'branch')
   assert_two_lines(error.value, f'train.branch_from={run}', *parts)
+
+
+@pytest.mark.parametrize(
+  ('key', 'changes', 'cause'),
+  [
+    ('branch_from', {'model__width': 32, 'optim__ema': 0.0}, 'this run: model.width 16 -> 32'),
+    ('branch_from', {'optim__ema': 0.0, 'optim__lr': 1.0}, 'this run: optim.ema 0.5 -> 0.0'),
+    ('init_from', {'model__width': 32, 'model__layers': 2}, ': model.layers 1 -> 2, model.width 16 -> 32'),
+  ],
+)
+def test_another_shape_names_the_settings_that_differ(run, tmp_path, key, changes, cause):
+  parent = {f'train__{key}': str(run), 'model__dropout': 0.1, 'train__steps': 20}
+  with pytest.raises(ValueError) as error:
+    setup(experiment(**parent, **changes), tmp_path / 'new')
+  assert assert_two_lines(error.value, f'{run}')[0].endswith(cause)
 
 
 def test_a_branch_from_a_step_that_is_gone(run, tmp_path):
