@@ -43,6 +43,7 @@ def data(argv):
   from gpt_jax.data.clean import survey
   from gpt_jax.data.mixture import unfiltered
 
+  records.check_writable(f'--out={FLAGS.out}', FLAGS.out)
   cfg = _config(argv, DataConfig, Source)
   surveys = []
   for name, source in sorted(cfg.mixture.items()):

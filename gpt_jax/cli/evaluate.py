@@ -76,6 +76,7 @@ def evaluate(argv):
 
   overrides = data_overrides(argv)
   join('evaluate', lambda: run_folder.read_config(FLAGS.workdir), overrides=overrides)
+  records.check_writable(f'--out={FLAGS.out}', FLAGS.out)
   others = {name: FLAGS[name].value for name in ('recognizer', 'reference')}
   load = lambda name, workdir: trained.load(workdir, key=f'--{name}').subject()
   others = {name: load(name, workdir) for name, workdir in others.items() if workdir}

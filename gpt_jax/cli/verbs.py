@@ -8,7 +8,6 @@ import dataclasses
 import itertools
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -326,6 +325,7 @@ def render(argv):
   from gpt_jax import config
   from gpt_jax.ablation import design
   from gpt_jax.cluster import render as job_files
+  from gpt_jax.sampling import output_files
 
   spec = args.flag_value(argv, 'config', args.DEMO)
   if FLAGS.shares:
@@ -334,8 +334,7 @@ def render(argv):
     config.build(config.Config, FLAGS.config)
   fields = {name: FLAGS[name].value for name in job_files.HELP}
   job = job_files.job_spec(spec, args.config_overrides(argv), **fields)
-  text = job_files.render(require('to'), job)
-  sys.stdout.write(text) if not FLAGS.out else Path(FLAGS.out).expanduser().write_text(text)
+  output_files.write_text(FLAGS.out, job_files.render(require('to'), job))
   return 0
 
 

@@ -269,9 +269,10 @@ def export_model(model_config, model, toks, out, family=None, sample=None, write
 
 
 def check_empty(folder, flag):
-  """Raise ValueError unless the folder is new or empty."""
+  """Raise ValueError unless the folder of a flag is new or empty, and can be written."""
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise ValueError(f'--{flag}={folder} is not empty\nfix: give a new or empty folder')
+  records.check_writable(f'--{flag}={folder}', folder)
 
 
 # ------------------------------------------------------------------------------------ run folders

@@ -18,6 +18,7 @@ import os
 import pathlib
 import re
 import socket
+import tempfile
 import uuid
 
 from gpt_jax.runs.reading import check_types, reading
@@ -149,6 +150,18 @@ def to_bytes(content):
   """Encode a str; bytes stay as they are."""
   # Byte-level models can sample lone surrogates.
   return content.encode('utf-8', 'backslashreplace') if isinstance(content, str) else content
+
+
+def check_writable(name, folder):
+  """Raise ValueError if a folder cannot be made or written, '' = none; nothing is made. name: for the error."""
+  if not folder:
+    return
+  path = pathlib.Path(folder).expanduser().absolute()
+  try:
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    tempfile.TemporaryFile(dir=existing).close()
+  except OSError as error:
+    raise ValueError(f'{name} cannot be written: {error}\nfix: give another file or folder') from None
 
 
 def write_atomically(path, content):

@@ -4,11 +4,11 @@ Letters: Y X A rows, columns and channels of an image.
 """
 
 import re
-import tempfile
+import sys
 from pathlib import Path
 
 from gpt_jax.data import media_io
-from gpt_jax.runs.records import append_line, write_atomically
+from gpt_jax.runs.records import append_line, check_writable, write_atomically
 
 SUFFIXES = {'image': ('.png',), 'audio': ('.wav', '.flac'), 'codes': ('.npy',)}  # the first in a folder
 MIN_IMAGE_SIDE = 256  # pixels; small images are enlarged by a whole factor up to this
@@ -22,6 +22,15 @@ def prepare_text_file(out):
     path.open('ab').close()
   except OSError as error:
     raise ValueError(f'--out={out} cannot be written: {error}\nfix: give another file') from None
+
+
+def write_text(out, text):
+  """Write a text to the file of --out, '' = print it; ValueError if it cannot be made."""
+  if not out:
+    sys.stdout.write(text)
+    return
+  prepare_text_file(out)
+  Path(out).expanduser().write_text(text)
 
 
 class OutputFiles:
@@ -41,11 +50,7 @@ class OutputFiles:
       media_io.to_flac([0.0], 8000)  # a missing soundfile fails now, not after sampling
     self.folder, self.stem = (path, 'sample') if is_folder else (path.parent, path.stem)
     self.single, self.suffix = not is_folder and count == 1, '' if is_folder else path.suffix
-    try:  # `write` makes the folder: a text leaves none behind
-      existing = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
-      tempfile.TemporaryFile(dir=existing).close()
-    except OSError as error:
-      raise ValueError(f'--out={out} cannot be written: {error}\nfix: give another file or folder') from None
+    check_writable(f'--out={out}', self.folder)  # `write` makes it: a text leaves none behind
     self.next = 0
     if not out and self.folder.exists():
       matches = [re.fullmatch(r'sample_(\d+)\.\w+', p.name) for p in self.folder.iterdir()]

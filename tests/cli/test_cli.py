@@ -519,6 +519,24 @@ def test_evaluate_scores_all_kept_checkpoints(call, copy):
   assert_user_error(call('evaluate', f'--workdir={copy}', '--step=all', '--watch'), '--watch')
 
 
+@pytest.mark.parametrize(
+  'words',
+  [
+    ['evaluate', '--workdir={run}'],
+    ['export', '--workdir={run}'],
+    ['data', '--source={run}/config.json'],
+    ['sample', '--workdir={run}', '--prompt=a'],
+    ['render', '--to=slurm', '--workdir=/runs/x'],
+  ],
+)
+def test_an_out_that_cannot_be_written_is_an_error_before_any_work(call, run, tmp_path, words):
+  (tmp_path / 'file').write_text('')
+  words = [word.format(run=run) for word in words]
+  outcome = call(*words, f'--out={tmp_path}/file/x/y')
+  assert_user_error(outcome, f'--out={tmp_path}/file/x/y cannot be written: ')
+  assert not outcome[1]
+
+
 def test_evaluate_adds_a_benchmark_by_the_command_line(call, copy, tmp_path):
   path = tmp_path / 'questions.jsonl'
   path.write_text('{"q": "Ice is", "options": ["cold", "hot"], "answer": 0}\n' * 2)

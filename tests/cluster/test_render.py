@@ -330,9 +330,10 @@ def test_the_verb(call, tmp_path):
   overrides = ('--config.optim.lr=1e-3', '--config.log.tensorboard')
   assert code == 0
   assert out == render.render('slurm', render.job_spec(SPEC, overrides, '', '/runs/x', 0))
-  code, out, _ = call('render', *words, f'--out={tmp_path}/job.sh')
+  file = tmp_path / 'jobs' / 'job.sh'
+  code, out, _ = call('render', *words, f'--out={file}')
   assert code == 0 and out == ''
-  assert (tmp_path / 'job.sh').read_text().startswith('#!/usr/bin/env bash\n#SBATCH')
+  assert file.read_text().startswith('#!/usr/bin/env bash\n#SBATCH')
   study_words = ('--to=slurm', '--config=experiments/ablations/norms.py', '--workdir=/runs/norms')
   code, out, _ = call('render', *study_words, '--shares=4')
   plain = {'nodes': 1, 'accelerators': '', 'queue': '', 'hours': 0, 'shares': 4}
