@@ -184,12 +184,27 @@ def run_tasks(subject, others):
       **others,
       **sampling_overrides(),
     )
+  note_missing_bytes(subject, rows)
   if not rows:
     raise ValueError(
       f'--split={FLAGS.split} of the data has nothing for --tasks={",".join(FLAGS.tasks)}\n'
       'fix: choose another split or task, or add such data to a source of data.mixture'
     )
   return rows
+
+
+def note_missing_bytes(subject, rows):
+  """Say why a source of plain text has no bits per byte."""
+  from gpt_jax.cluster.bootstrap import print_once
+  from gpt_jax.evaluation.tasks import perplexity
+
+  metrics = {}
+  for row in rows:
+    if row['task'] == 'perplexity':
+      metrics.setdefault(row['source'], set()).add(row['metric'])
+  for source in (source for source, names in metrics.items() if 'bits_per_byte' not in names):
+    if reason := perplexity.why_no_bytes(subject, source, FLAGS.split, FLAGS.limit):
+      print_once(f'note: no bits per byte of {source}: {reason}')
 
 
 def run_harness(subject):

@@ -173,7 +173,7 @@ def test_a_limit_scores_a_part(subject):
   assert rows[0] == whole
 
 
-def test_all_tokens_of_documents_that_are_masked_are_scored(subject, tmp_path):
+def test_all_tokens_of_documents_that_are_masked_are_scored(subject, tmp_path, monkeypatch):
   small = on_text(subject, tmp_path, 'bama. teal. sooz')
   section = dataclasses.replace(
     small.cfg.data,
@@ -186,6 +186,13 @@ def test_all_tokens_of_documents_that_are_masked_are_scored(subject, tmp_path):
   assert len(cache.offsets) == 3
   assert rows[0]['tokens'] == len(cache.ids)
   assert {row['metric'] for row in rows} == {'nats_per_token', 'bits_per_token', 'bits_per_byte'}
+  assert (
+    perplexity.why_no_bytes(masked, 'other', 'valid', 9)
+    == 'they need the whole split, and limit=9 scores a part'
+  )
+  without_start = types.SimpleNamespace(start=-1)
+  monkeypatch.setattr(type(masked), 'cache', lambda *_: without_start)
+  assert 'no start token' in perplexity.why_no_bytes(masked, 'other', 'valid', 0)
 
 
 def test_bits_per_byte_leave_out_the_ends_of_documents(subject, tmp_path):

@@ -126,6 +126,15 @@ def counts_bytes(subject, source, split):
   return not subject.masks_documents or subject.cache(source, split).start >= 0
 
 
+def why_no_bytes(subject, source, split, limit):
+  """Return why a source of plain text has no bits per byte, '' for other sources."""
+  if not is_stream(subject, source):
+    return ''
+  if not counts_bytes(subject, source, split):
+    return 'its documents are masked and have no start token, so their first bytes are not scored'
+  return f'they need the whole split, and limit={limit} scores a part' if limit else ''
+
+
 def decoded_bytes(subject, source, split):
   """UTF-8 bytes of the texts that their tokens give back: fewer than they have where a tokenizer is lossy.
 
