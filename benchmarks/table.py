@@ -187,7 +187,7 @@ def results_table():
 
 def studies_table():
   """Markdown table of studies; verdicts are those of the present analysis."""
-  lines = ['| study | verdict | runs | minutes | hardware |', '|---|---|---|---|---|']
+  lines = ['| study | verdict | runs | minutes | gain of pairing | hardware |', f'|{"---|" * 6}']
   for path in sorted(STUDIES.glob('*.json')):
     result = json.loads(path.read_text())
     if 'headline' in result:
@@ -196,7 +196,7 @@ def studies_table():
       lines.append(
         f'| [{study.question}](benchmarks/results/ablations/{path.stem}.md) '
         f'| {judged_headline(result, study)} | {result["runs"]}{tuning} | {minutes(result):.0f} '
-        f'| {result["hardware"]} |'
+        f'| {result["pairing"]["gain"]:.2g} | {result["hardware"]} |'
       )
   return '\n'.join(lines)
 
