@@ -16,6 +16,15 @@ ENCODEC = {  # odd strides and widths; 3 codebooks
   'codebook_size': 8,
   'target_bandwidths': [0.81, 2.42],
 }
+STEREO = ENCODEC | {  # as the one of 48 kHz: chunks of 900 samples, divided by their loudness
+  'audio_channels': 2,
+  'num_filters': 4,
+  'chunk_length_s': 0.225,
+  'overlap': 0.1,
+  'normalize': True,
+  'norm_type': 'time_group_norm',
+  'use_causal_conv': False,
+}
 DAC = {
   'model_type': 'dac',
   'sampling_rate': 4000,
@@ -86,10 +95,12 @@ def write(folder, config, seed=0, **changes):
   files = {}
   for name, shape in shapes.items():
     values = SCALES.get(spec.family, 0.3) * rng.standard_normal(shape)
-    if name.endswith(('alpha', 'usage', 'scale', 'layernorm.weight')):
+    if name.endswith(('alpha', 'usage', 'scale', 'norm.weight')):
       values = 1 + np.abs(values)
     files[name] = values.astype(np.float32)
-  if spec.family == 'encodec':  # kept as a factor and a direction
+  if spec.family == 'encodec' and not any(
+    'norm' in name for name in files
+  ):  # kept as a factor and a direction
     for name in [name for name in files if name.startswith(('encoder', 'decoder')) and 'conv.weight' in name]:
       stem, v = name.removesuffix('weight') + 'parametrizations.weight.original', files.pop(name)
       files |= {f'{stem}1': v, f'{stem}0': (1 + rng.random((len(v), 1, 1))).astype(np.float32)}

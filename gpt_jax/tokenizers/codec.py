@@ -63,8 +63,10 @@ class CodecTokenizer(MediaTokenizer):
         f'audio.books={books}: the codec in audio.path={path} has {self.spec.books}\nfix: give at most that'
       )
     self.codebooks, self.sample_rate = (self.spec.codes,) * books, self.spec.rate
-    self.samples_per_code, self.codes_per_second = self.spec.hop, self.spec.rate / self.spec.hop
-    self.max_positions = math.ceil(seconds * self.codes_per_second)
+    self.samples_per_code = self.spec.hop
+    longest = math.ceil(seconds * (self.spec.rate / self.spec.hop)) * self.spec.hop
+    self.max_positions = self.positions(longest)
+    self.codes_per_second = self.max_positions * self.spec.rate / longest
 
   @classmethod
   def open(cls, cfg) -> 'CodecTokenizer':
@@ -77,6 +79,12 @@ class CodecTokenizer(MediaTokenizer):
     folder = readers.find_folder(cfg.path)
     config = base.read_json(folder / readers.CONFIG, 'name the folder of a codec, with config.json', {})
     return cls(str(folder), digests.weights_digest(folder), config, cfg.books, cfg.pattern, cfg.seconds)
+
+  def positions(self, samples: int) -> int:
+    """Return the number of positions of a clip of this many samples."""
+    from gpt_jax.interop.codecs import chunks
+
+    return chunks.count_rows(self.spec, samples)
 
   def fields(self):
     """Return all that the codes depend on, and where the weights are."""
@@ -101,13 +109,16 @@ class CodecTokenizer(MediaTokenizer):
     Raises ValueError for a clip that is empty, longer than `seconds`, or not finite.
     """
     for number, wave in enumerate(waves):
-      positions = math.ceil(len(wave) / self.samples_per_code)
-      check_clip(np.asarray(wave), number, positions <= self.max_positions, self)
+      check_clip(np.asarray(wave), number, self.positions(len(wave)) <= self.max_positions, self)
     return self.codec.encode([np.asarray(wave, np.float32) for wave in waves], self.books)
 
   def decode(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Codes [P, Q] of each clip -> clips float32 [N], deterministic; ValueError for codes out of range."""
-    return self.codec.decode([self.checked_codes(codes_PQ, None) for codes_PQ in codes])
+    """Codes [P, Q] of each clip -> clips float32 [N], deterministic; ValueError for codes out of range.
+
+    The channels of a stereo codec are averaged.
+    """
+    waves = self.codec.decode([self.checked_codes(codes_PQ, None) for codes_PQ in codes])
+    return [wave if wave.ndim == 1 else wave.mean(1) for wave in waves]
 
   def decode_mel(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Codes [P, Q] of each clip -> log-mel float32 [J, M] of its sound, to look at."""

@@ -8,7 +8,7 @@ import pytest
 from gpt_jax import config, train
 from gpt_jax.data import media_io
 from gpt_jax.evaluation import evaluate, trained
-from gpt_jax.interop.codecs import codec, families, pictures
+from gpt_jax.interop.codecs import chunks, codec, families, pictures
 from gpt_jax.tokenizers import Tokenizers, audio, image, text
 from tests import codecs, command_line, tiny_runs
 
@@ -83,6 +83,81 @@ def test_codes_and_waves_equal_those_of_transformers(kind, is_variant, tmp_path)
     np.testing.assert_array_equal(codes_PQ, encode(wave), err_msg=str(len(wave)))
   for codes_PQ, wave in zip(codes, ours.decode(codes), strict=True):
     np.testing.assert_allclose(wave, decode(codes_PQ), atol=1e-4, rtol=0, err_msg=str(len(codes_PQ)))
+
+
+STEREO_LENGTHS = (1, 33, 811, 900, 905, 1000, 1620, 1630, 1701, 1800, 2000, 2431)  # chunks begin each 810
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'changes', [{}, {'chunk_length_s': None}, {'normalize': False, 'chunk_length_s': 0.1123}]
+)
+def test_chunks_and_loudness_equal_those_of_transformers(changes, tmp_path):
+  torch = pytest.importorskip('torch', reason='torch is not installed')
+  transformers = pytest.importorskip('transformers', reason='transformers is not installed')
+  folder = codecs.write(tmp_path / 'stereo', codecs.STEREO, **changes)
+  model = transformers.EncodecModel.from_pretrained(folder).eval()
+  spec = spec_of(folder)
+  ours, rng, compared = codec.Codec.load(folder, spec), np.random.default_rng(0), 0
+  waves = [(rng.random() * rng.standard_normal((n, 2))).astype(np.float32) for n in STEREO_LENGTHS]
+  items = ours.encode_chunks(waves, spec.books)
+  assert len(np.unique(np.concatenate([codes_PQ for codes, _ in items for codes_PQ in codes]))) > 3
+
+  @torch.no_grad()
+  def encode(wave):
+    return model.encode(torch.tensor(wave.T[None]), bandwidth=2.42)
+
+  for wave, (codes, scales), decoded in zip(waves, items, ours.decode_chunks(items), strict=True):
+    try:
+      theirs = encode(wave)
+    except RuntimeError as error:  # the chunk before the last has fewer positions than those before it
+      assert 'stack expects each tensor to be equal size' in str(error)
+      continue
+    rest = theirs.last_frame_pad_length
+    assert len(codes) == len(theirs.audio_codes)
+    for number, codes_PQ in enumerate(codes):
+      their_PQ = theirs.audio_codes[number, 0].numpy().T
+      is_last = number == len(codes) - 1
+      np.testing.assert_array_equal(codes_PQ, their_PQ[: len(their_PQ) - rest if is_last else None])
+      if spec.normalizes:
+        np.testing.assert_allclose(scales[number], theirs.audio_scales[number].item(), rtol=2e-7)
+    try:
+      with torch.no_grad():
+        decoded_NC = model.decode(**theirs).audio_values[0].numpy().T
+    except RuntimeError as error:  # the last chunk ends before the one before it
+      assert 'must match the size of tensor' in str(error)
+      continue
+    compared += 1
+    np.testing.assert_allclose(decoded, decoded_NC, atol=1e-4, rtol=0, err_msg=str(len(wave)))
+  assert compared > len(waves) / 2
+
+
+def test_rows_hold_chunks_and_their_loudness(tmp_path):
+  """The level is within half a step; rows of a sound are as many as counted; any rows are a sound."""
+  folder = codecs.write(tmp_path / 'stereo', codecs.STEREO)
+  spec, rng = spec_of(folder), np.random.default_rng(0)
+  for n in range(1, 2600, 31):
+    parts = chunks.cut(spec, chunks.filled(spec, np.ones(n, np.float32)))
+    codes = [rng.integers(0, 8, (-(-len(part) // 15), 2)) for part in parts]
+    assert all(len(codes_PQ) == 60 for codes_PQ in codes[:-1]) and parts[0].shape[1] == 2
+    scales = (10 ** rng.uniform(-4, 0, len(parts))).astype(np.float32)
+    rows_PQ = chunks.to_rows(spec, codes, scales)
+    assert len(rows_PQ) == chunks.count_rows(spec, n) and rows_PQ.dtype.kind == 'i'
+    again, levels = chunks.from_rows(spec, rows_PQ)
+    assert len(again) == len(codes)
+    for one, other in zip(again, codes, strict=True):
+      np.testing.assert_array_equal(one, other)
+    assert np.abs(20 * np.log10(levels / scales)).max() < 102.3 / 7 / 2 + 1e-3
+  tokenizer = tokenizer_of(folder, seconds=0.5)
+  wave = (0.3 * rng.standard_normal(2000)).astype(np.float32)
+  [codes_PQ] = tokenizer.encode([wave])
+  assert len(codes_PQ) == tokenizer.max_positions == chunks.count_rows(spec, 2010)
+  assert tokenizer.max_positions / tokenizer.codes_per_second == pytest.approx(2010 / 4000)
+  for size, samples in ((len(codes_PQ), 2010), (61, 900), (62, 900), (63, 900), (80, 1080), (1, 15), (2, 15)):
+    [decoded] = tokenizer.decode([codes_PQ[:size]])
+    assert decoded.shape == (samples,) and np.isfinite(decoded).all()
+  both = tokenizer.codec.encode([np.stack([wave, wave], 1)], 2)[0]
+  np.testing.assert_array_equal(codes_PQ, both)
 
 
 @pytest.mark.slow
@@ -186,8 +261,8 @@ def test_folders_and_settings_that_do_not_fit(tmp_path):
   )
   refused('is not a whole safetensors file', cut)
   refused('model_type=llama, not a codec', config(model_type='llama'))
-  refused('normalize=True, which is not supported', config(normalize=True))
-  refused('audio_channels=2, which is not supported', config(audio_channels=2))
+  refused('audio_channels=3, which is not supported', config(audio_channels=3))
+  refused('overlap=None with chunk_length_s=1', config(chunk_length_s=1))
   refused('by config.json it should be', config(num_filters=4))
   refused('has no tensor', config(num_residual_layers=2, use_conv_shortcut=True))
   with pytest.raises(ValueError) as error:

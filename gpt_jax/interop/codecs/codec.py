@@ -1,18 +1,17 @@
 """A codec of a folder of transformers: its weights without torch, waves to codes and codes to waves.
 
-Letters: B sounds of a batch, N samples, P positions, Q codebooks, K codes of one, Z numbers of a vector
-between encoder and decoder, U of a vector of a codebook.
+Letters: B sounds of a batch, N samples, C channels, P positions, Q codebooks, K codes of one, Z numbers of a
+vector between encoder and decoder, U of a vector of a codebook.
 """
 
 import functools
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.interop import weight_files
-from gpt_jax.interop.codecs import layers
+from gpt_jax.interop.codecs import chunks, layers
 from gpt_jax.interop.codecs.families import Spec
 from gpt_jax.interop.codecs.quantizers import QUANTIZERS
 
@@ -45,15 +44,31 @@ class Codec:
     return cls(spec, read_params(folder, tensors_of(spec)))
 
   def encode(self, waves, books: int) -> list[np.ndarray]:
-    """Waves float [N] at the codec's rate -> codes int32 [P, Q] of the first `books` codebooks each."""
-    hop = self.spec.hop
-    if self.spec.fills_hop:
-      waves = [np.pad(wave, (0, -len(wave) % hop)) for wave in waves]
-    return self._run(functools.partial(_encode, self.spec, books), waves, hop)
+    """Waves float [N] or [N, C] at the codec's rate -> codes int32 [P, Q] of the first `books` codebooks.
+
+    Where the codec normalizes chunks, a position of its loudness stands before each (`chunks`).
+    """
+    waves = [chunks.filled(self.spec, np.asarray(wave)) for wave in waves]
+    return [chunks.to_rows(self.spec, *frames) for frames in self.encode_chunks(waves, books)]
 
   def decode(self, codes) -> list[np.ndarray]:
-    """Codes int [P, Q] of the first Q codebooks -> waves float32 [N] each; all with the same Q."""
-    return self._run(functools.partial(_decode, self.spec), codes, 1)
+    """Codes int [P, Q] of `encode`, all with the same Q -> waves float32 [N], of several channels [N, C]."""
+    return self.decode_chunks([chunks.from_rows(self.spec, codes_PQ) for codes_PQ in codes])
+
+  def encode_chunks(self, waves, books: int) -> list[tuple]:
+    """Waves as of `encode` -> (codes int32 [P, Q] of each chunk, their loudness float32 [chunks]) each."""
+    frames = [chunks.cut(self.spec, np.asarray(wave, np.float32)) for wave in waves]
+    scales = [chunks.loudness(self.spec, parts) for parts in frames]
+    pairs = [zip(*both, strict=True) for both in zip(frames, scales, strict=True)]
+    rows = [part / scale for own in pairs for part, scale in own]
+    codes = iter(self._run(functools.partial(_encode, self.spec, books), rows, self.spec.hop))
+    return [([next(codes) for _ in own], own) for own in scales]
+
+  def decode_chunks(self, items) -> list[np.ndarray]:
+    """What `encode_chunks` gives -> waves as of `decode`."""
+    parts = [codes_PQ for codes, _ in items for codes_PQ in codes]
+    waves = iter(self._run(functools.partial(_decode, self.spec), parts, 1))
+    return [chunks.join(self.spec, [next(waves) * scale for scale in own]) for _, own in items]
 
   def _run(self, function, items, unit):
     """Run a function of (params, items, lengths) on items [N, ..] of many lengths, in batches of a few sizes.
@@ -63,7 +78,8 @@ class Codec:
     outputs, sizes = [None] * len(items), {}
     for number, item in enumerate(items):
       positions = -(-len(item) // unit)
-      sizes.setdefault(max(SHORTEST, 1 << (positions - 1).bit_length()), []).append(number)
+      size = max(SHORTEST, 1 << (positions - 1).bit_length())
+      sizes.setdefault(min(size, chunks.positions(self.spec) or size), []).append(number)
     for size, numbers in sorted(sizes.items()):
       count = max(1, min(BATCH, MOST_SAMPLES // (size * self.spec.hop)))
       for start in range(0, len(numbers), count):
@@ -79,16 +95,15 @@ class Codec:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _encode(spec, books, params, x_BN, lengths_B):
-  x_BPZ, lengths_B = layers.apply(spec.encoder, params, x_BN.astype(jnp.float32)[..., None], lengths_B)
+def _encode(spec, books, params, x_BNC, lengths_B):
+  x_BPZ, lengths_B = layers.apply(spec.encoder, params, x_BNC, lengths_B)
   return QUANTIZERS[spec.family].encode(spec, params, x_BPZ, books), lengths_B
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decode(spec, params, codes_BPQ, lengths_B):
   x_BPZ = QUANTIZERS[spec.family].decode(spec, params, codes_BPQ)
-  x_BN1, lengths_B = layers.apply(spec.decoder, params, x_BPZ, lengths_B)
-  return x_BN1[..., 0], lengths_B
+  return layers.apply(spec.decoder, params, x_BPZ, lengths_B)
 
 
 def rename(name: str) -> str:

@@ -26,6 +26,10 @@ class Spec(NamedTuple):
   decoder: tuple
   semantic: int = 0  # codebooks that stand apart from the residual ones (Mimi)
   fills_hop: bool = False  # whether a sound is filled with zeros up to whole positions
+  channels: int = 1  # of a sound
+  chunk: int = 0  # samples that are encoded at a time, each chunk apart; 0 = all
+  stride: int = 0  # samples from chunk to chunk
+  normalizes: bool = False  # whether a chunk is divided by its loudness, which the codes do not hold
 
 
 ENCODEC = {
@@ -34,6 +38,7 @@ ENCODEC = {
   'audio_channels': 1,
   'normalize': False,
   'chunk_length_s': None,
+  'overlap': None,
   'hidden_size': 128,
   'num_filters': 32,
   'num_residual_layers': 1,
@@ -111,8 +116,13 @@ def encodec_conv(cfg, name, inputs, outputs, width, stride=1, dilation=1):
   """A convolution that gives a position for each whole or partial stride."""
   total = (width - 1) * dilation + 1 - stride
   before = total if cfg.use_causal_conv else total - total // 2
-  padding = (before, total - before)
-  return Conv(f'{name}.conv', inputs, outputs, width, stride, dilation, padding, cfg.pad_mode, is_whole=True)
+  sizes = inputs, outputs, width, stride, dilation, (before, total - before)
+  return Conv(f'{name}.conv', *sizes, cfg.pad_mode, is_whole=True, norm=has_norm(cfg))
+
+
+def has_norm(cfg):
+  """Whether all outputs of a convolution are normalized together."""
+  return getattr(cfg, 'norm_type', '') == 'time_group_norm'
 
 
 def cut(cfg, stride):
@@ -161,7 +171,8 @@ def seanet_decoder(cfg, middle):
   makers += middle(channels)
   for ratio in cfg.upsampling_ratios:
     makers.append(elu)
-    makers.append(lambda n, c=channels, r=ratio: Transposed(f'{n}.conv', c, c // 2, 2 * r, r, cut(cfg, r)))
+    sizes = channels, channels // 2, 2 * ratio, ratio, cut(cfg, ratio)
+    makers.append(lambda n, sizes=sizes: Transposed(f'{n}.conv', *sizes, norm=has_norm(cfg)))
     channels //= 2
     for j in range(cfg.num_residual_layers):
       makers.append(lambda n, c=channels, j=j: seanet_block(cfg, n, c, cfg.dilation_growth_rate**j))
@@ -172,18 +183,23 @@ def seanet_decoder(cfg, middle):
 def read_encodec(entries: dict) -> Spec:
   """Return the Spec of an EnCodec."""
   cfg = Settings(entries, ENCODEC)
-  # With `normalize` the loudness of each chunk would have to be stored beside the codes.
-  one = ('audio_channels', 1), ('normalize', False), ('chunk_length_s', None), ('norm_type', 'weight_norm')
-  refuse(cfg, *one)
+  refuse(cfg, ('audio_channels', 1, 2), ('norm_type', 'weight_norm', 'time_group_norm'))
   hop = math.prod(cfg.upsampling_ratios)
   bits = math.ceil(math.log2(cfg.codebook_size))
   books = int(1000 * cfg.target_bandwidths[-1] // (math.ceil(cfg.sampling_rate / hop) * bits))
   lstm = lambda channels: [lambda n: Lstm(f'{n}.lstm', channels, cfg.num_lstm_layers)]
   layers = seanet_encoder(cfg, lstm), seanet_decoder(cfg, lstm)
   code_width = cfg.codebook_dim or cfg.hidden_size
-  return Spec(
-    'encodec', cfg.sampling_rate, hop, books, cfg.codebook_size, cfg.hidden_size, code_width, *layers
-  )
+  sizes = cfg.sampling_rate, hop, books, cfg.codebook_size, cfg.hidden_size, code_width
+  chunk = int((cfg.chunk_length_s or 0) * cfg.sampling_rate)
+  if chunk and (cfg.overlap is None or not 0 <= cfg.overlap <= 0.5):
+    raise ValueError(
+      f'config.json has overlap={cfg.overlap} with chunk_length_s={cfg.chunk_length_s}\n'
+      'fix: use a codec whose chunks overlap by at most half'
+    )
+  stride = max(1, int((1.0 - (cfg.overlap or 0)) * chunk))
+  options = dict(channels=cfg.audio_channels, chunk=chunk, stride=stride, normalizes=bool(cfg.normalize))
+  return Spec('encodec', *sizes, *layers, **options)
 
 
 def dac_unit(name, channels, dilation):
@@ -254,12 +270,12 @@ def read_mimi(entries: dict) -> Spec:
 
 
 def refuse(cfg, *supported):
-  """Raise ValueError for an entry of config.json with another value than (name, value) of `supported`."""
-  for name, value in supported:
-    if getattr(cfg, name) != value:
+  """Raise ValueError for an entry of config.json with none of the values of `supported`, (name, *values)."""
+  for name, *values in supported:
+    if getattr(cfg, name) not in values:
       raise ValueError(
         f'config.json has {name}={getattr(cfg, name)}, which is not supported\n'
-        f'fix: use a codec with {name}={value}, such as facebook/encodec_24khz'
+        f'fix: use a codec with {name}={" or ".join(map(str, values))}, such as facebook/encodec_24khz'
       )
 
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 NUMBERS = ('NWC', 'WIO', 'NWC')
+NORM_EPS, PART = 1e-5, 256
 
 
 class Conv(NamedTuple):
@@ -31,12 +32,12 @@ class Conv(NamedTuple):
   mode: str = 'zero'  # a row of PADDINGS
   is_whole: bool = False  # whether more is padded after the end, until no sample is left over
   bias: bool = True
+  norm: bool = False  # whether the outputs of a sound are normalized together
 
   @property
   def tensors(self):
     """The shapes of its tensors."""
-    weight = {f'{self.name}.weight': (self.outputs, self.inputs, self.width)}
-    return weight | ({f'{self.name}.bias': (self.outputs,)} if self.bias else {})
+    return {f'{self.name}.weight': (self.outputs, self.inputs, self.width)} | vectors_of(self)
 
   def length(self, n):
     """Return the length of its outputs for n inputs."""
@@ -58,7 +59,7 @@ class Conv(NamedTuple):
     y_BNO = jax.lax.conv_general_dilated(
       x_BNI, w_WIO, (self.stride,), 'VALID', rhs_dilation=(self.dilation,), dimension_numbers=NUMBERS
     )
-    return y_BNO + params[f'{self.name}.bias'][None, None] if self.bias else y_BNO, out_B
+    return finish(self, params, y_BNO, out_B), out_B
 
 
 class Transposed(NamedTuple):
@@ -72,12 +73,12 @@ class Transposed(NamedTuple):
   cut: tuple = (0, 0)  # outputs that are cut off before and after
   groups: int = 1
   bias: bool = True
+  norm: bool = False  # as of Conv; outputs that are cut off are normalized with the others
 
   @property
   def tensors(self):
     """The shapes of its tensors."""
-    weight = {f'{self.name}.weight': (self.inputs, self.outputs // self.groups, self.width)}
-    return weight | ({f'{self.name}.bias': (self.outputs,)} if self.bias else {})
+    return {f'{self.name}.weight': (self.inputs, self.outputs // self.groups, self.width)} | vectors_of(self)
 
   def length(self, n):
     """Return the length of its outputs for n inputs."""
@@ -97,8 +98,39 @@ class Transposed(NamedTuple):
       dimension_numbers=NUMBERS,
       feature_group_count=self.groups,
     )
-    y_BNO = y_BNO[:, self.cut[0] : y_BNO.shape[1] - self.cut[1]]
-    return y_BNO + params[f'{self.name}.bias'][None, None] if self.bias else y_BNO, self.length(lengths_B)
+    y_BNO = finish(self, params, y_BNO, (lengths_B - 1) * self.stride + self.width)
+    return y_BNO[:, self.cut[0] : y_BNO.shape[1] - self.cut[1]], self.length(lengths_B)
+
+
+def norm_name(layer):
+  """Return the name of the norm of a convolution."""
+  return layer.name.removesuffix('conv') + 'norm'
+
+
+def vectors_of(layer):
+  """Return the shapes of the bias and the norm of a convolution by their names."""
+  shapes = {f'{layer.name}.bias': (layer.outputs,)} if layer.bias else {}
+  return shapes | (
+    {f'{norm_name(layer)}.{x}': (layer.outputs,) for x in ('weight', 'bias')} if layer.norm else {}
+  )
+
+
+def finish(layer, params, y_BNC, lengths_B):
+  """Add the bias of a convolution, and normalize its outputs if it does."""
+  y_BNC = y_BNC + params[f'{layer.name}.bias'][None, None] if layer.bias else y_BNC
+  if not layer.norm:
+    return y_BNC
+  weight_C, bias_C = (params[f'{norm_name(layer)}.{x}'][None, None] for x in ('weight', 'bias'))
+  count_B11 = (lengths_B * y_BNC.shape[-1]).astype(jnp.float32)[:, None, None]
+  y_BNC = masked(y_BNC - total(masked(y_BNC, lengths_B)) / count_B11, lengths_B)
+  return y_BNC * jax.lax.rsqrt(total(jnp.square(y_BNC)) / count_B11 + NORM_EPS) * weight_C + bias_C
+
+
+def total(x_BNC):
+  """Return the sums of sounds [B, 1, 1], of parts first: in one row, millions of numbers lose digits."""
+  x_BN = x_BNC.sum(-1)
+  x_BN = jnp.pad(x_BN, ((0, 0), (0, -x_BN.shape[1] % PART)))
+  return x_BN.reshape(len(x_BN), -1, PART).sum(-1).sum(-1)[:, None, None]
 
 
 class Residual(NamedTuple):
