@@ -153,7 +153,7 @@ def to_bytes(content):
 
 
 def check_writable(name, folder):
-  """Raise ValueError if a folder cannot be made or written, '' = none; nothing is made. name: for the error."""
+  """Raise ValueError if a folder cannot be made or written; nothing is made. name: for the error."""
   if not folder:
     return
   path = pathlib.Path(folder).expanduser().absolute()

@@ -23,7 +23,7 @@ def test_a_recorded_study_is_the_one_of_its_file(path):
   arms = {arm['name']: arm for arm in result['arms']}
   assert all(sorted(arm['values']) == sorted(map(str, study.seed_list)) for arm in arms.values())
   assert [*arms] == [arm.name for arm in design.make_arms(study)]
-  rows = [line for line in table.read_docs().splitlines() if line.startswith('|')]
+  rows = [line for line in table.read_docs().splitlines() if line.startswith('| [')]
   [row] = [row for row in rows if f'{path.stem}.md)' in row]
   assert f'[{study.question}]' in row and table.judged_headline(result, study) in row
   assert bool(study.tune) == bool(result.get('tune'))
