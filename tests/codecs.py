@@ -69,6 +69,10 @@ EMU3 = {
   'embed_dim': 5,
   'latent_channels': 5,
 }
+VQGAN = {'base_channels': 64, 'channel_multiplier': [1, 2], 'num_res_blocks': 1, 'num_embeddings': 200}
+VQGAN |= {'embed_dim': 6, 'latent_channels': 7}
+CHAMELEON = VQGAN | {'model_type': 'chameleon_vqgan', 'resolution': 8, 'attn_resolutions': [4]}
+JANUS = VQGAN | {'model_type': 'janus_vqgan', 'num_patches': 4}
 SCALES = {'dac': 0.2}  # of weights: with larger ones the sounds of its many layers amplify rounding
 
 

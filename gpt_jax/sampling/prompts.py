@@ -190,7 +190,9 @@ def check_guidance(cfg, data_cfg):
 
 
 def check_output(tokenizers, to):
-  """Raise ValueError for sounds of a model whose codes have no codec."""
+  """Raise ValueError for sounds of a model whose codes have no codec, and pictures of one without decoder."""
+  if to == 'image' and not getattr(tokenizers.image, 'has_decoder', True):
+    raise ValueError('to=image: the picture tokenizer of this model has no decoder\nfix: use --to=text')
   if to == 'audio' and getattr(tokenizers.audio, 'sample_rate', 1) == 0:
     raise ValueError('to=audio: the codes of this model have no codec that plays them\nfix: use to=codes')
 

@@ -2,8 +2,8 @@
 
 pixels is lossless: one code a pixel, for color one of each channel, or one of a palette. patches are
 square pieces by their nearest k-means centroid. fsq and vq are autoencoders, trained by a run of
-their own (`train.job=image_tokenizer`). codec is the pretrained tokenizer of Emu3, of a folder. continuous
-has no codes: patches stay numbers, for a model with a flow head (`model.flow_layers`).
+their own (`train.job=image_tokenizer`). codec is a pretrained one (Emu3, Janus, Chameleon), of a folder.
+continuous has no codes: patches stay numbers, for a model with a flow head (`model.flow_layers`).
 """
 
 import dataclasses

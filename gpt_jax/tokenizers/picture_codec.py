@@ -1,4 +1,4 @@
-"""Pictures as the codes of a pretrained picture tokenizer: that of Emu3, of a folder of transformers.
+"""Pictures as the codes of a pretrained picture tokenizer of a folder of transformers.
 
 It is frozen: its weights stay in their folder, whose path and sha256 a tokenizer keeps.
 
@@ -6,14 +6,16 @@ Letters: N images, Y X A rows, columns and channels of pixels, P positions, Q = 
 """
 
 import functools
+import math
 
 import numpy as np
 
 from gpt_jax.runs import digests
 from gpt_jax.tokenizers import base, readers
 from gpt_jax.tokenizers.image_codes import ImageTokenizer
+from gpt_jax.tokenizers.processors import SCALE
 
-FIX = 'name a folder of Emu3VQVAE with config.json and model.safetensors'
+FIX = 'name a folder of Emu3VQVAE, JanusVQVAE or ChameleonVQVAE with config.json and model.safetensors'
 HALF = (0.5, 0.5, 0.5)  # mean and deviation of pixels between 0 and 1, where the folder gives none
 
 
@@ -21,7 +23,10 @@ class CodecImageTokenizer(ImageTokenizer):
   """The picture tokenizer of a folder."""
 
   def __init__(self, path: str, digest: str, config: dict, pixels, shape):
-    """digest: of the weights. config: config.json. pixels: mean and deviation by channel. shape: Y, X, A."""
+    """digest: of the weights. config: config.json. shape: Y, X, A.
+
+    pixels: mean and deviation by channel, of pixels times a factor that may follow, 1/255 without one.
+    """
     from gpt_jax.interop.codecs import pictures
 
     self.path, self.digest, self.config, self.pixels = path, digest, config, pixels
@@ -38,6 +43,8 @@ class CodecImageTokenizer(ImageTokenizer):
     processor = folder / readers.PROCESSOR
     saved = base.read_json(processor, FIX, {}) if processor.exists() else {}
     pixels = [list(map(float, saved.get(name, HALF))) for name in ('image_mean', 'image_std')]
+    factor = saved.get('rescale_factor', SCALE)
+    pixels += [] if math.isclose(factor, SCALE) else [factor]
     tokenizer = cls(str(folder), digests.weights_digest(folder), config, pixels, cfg.shape)
     for name, actual, wanted in (
       ('patch', tokenizer.patch, cfg.patch),
@@ -59,6 +66,11 @@ class CodecImageTokenizer(ImageTokenizer):
     """Return none: the weights stay where they are."""
     return {}
 
+  @property
+  def has_decoder(self) -> bool:
+    """Whether it makes pictures, and does not only read them."""
+    return self.spec.out_channels > 0
+
   @functools.cached_property
   def params(self):
     """The weights; ValueError or FileNotFoundError if they are not those that were read before."""
@@ -70,17 +82,21 @@ class CodecImageTokenizer(ImageTokenizer):
   def _encode(self, images_NYXA):
     from gpt_jax.interop.codecs import pictures
 
-    mean, deviation = np.asarray(self.pixels, np.float32)
+    mean, deviation = np.asarray(self.pixels[:2], np.float32)
     if not len(images_NYXA):
       return np.zeros((0, self.positions, 1), np.int32)
-    pixels = (images_NYXA.astype(np.float32) / np.float32(255) - mean) / deviation
+    pixels = images_NYXA.astype(np.float32) / np.float32(255)
+    if len(self.pixels) > 2:
+      pixels = (images_NYXA.astype(np.float64) * self.pixels[2]).astype(np.float32)
+    pixels = (pixels - mean) / deviation
     codes = pictures.run(pictures.encode, self.spec, self.params, pixels)
     return codes.reshape(len(codes), self.positions, 1)
 
   def _decode(self, codes_NPQ):
     from gpt_jax.interop.codecs import pictures
 
-    mean, deviation = np.asarray(self.pixels, np.float32)
+    mean, deviation = np.asarray(self.pixels[:2], np.float32)
     codes = codes_NPQ.reshape(-1, *self.grid)
     pixels = pictures.run(pictures.decode, self.spec, self.params, codes) * deviation + mean
-    return np.clip(np.round(255 * pixels), 0, 255).astype(np.uint8)
+    factor = self.pixels[2] if len(self.pixels) > 2 else SCALE
+    return np.clip(np.round(pixels * np.float32(1 / factor)), 0, 255).astype(np.uint8)

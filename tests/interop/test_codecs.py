@@ -9,6 +9,7 @@ from gpt_jax import config, train
 from gpt_jax.data import media_io
 from gpt_jax.evaluation import evaluate, trained
 from gpt_jax.interop.codecs import chunks, codec, families, pictures
+from gpt_jax.sampling import prompts
 from gpt_jax.tokenizers import Tokenizers, audio, image, text
 from tests import codecs, command_line, tiny_runs
 
@@ -181,6 +182,43 @@ def test_pictures_and_their_codes_equal_those_of_transformers(tmp_path):
   whole = dict(model_type='emu3', vq_config=codecs.EMU3)
   inside = pictures_of(codecs.write_pictures(tmp_path / 'whole', whole, 'model.vqmodel.'))
   np.testing.assert_array_equal(inside.encode(images), codes_NPQ)
+  assert tokenizer.decode(codes_NPQ).shape == images.shape
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('changes', [{}, {'attn_type': 'none'}, codecs.JANUS])
+def test_codes_of_vqgans_equal_those_of_transformers(changes, tmp_path):
+  torch = pytest.importorskip('torch', reason='torch is not installed')
+  transformers = pytest.importorskip('transformers', reason='transformers is not installed')
+  folder = codecs.write_pictures(tmp_path / 'vqgan', codecs.CHAMELEON | changes)
+  name = 'JanusVQVAE' if changes is codecs.JANUS else 'ChameleonVQVAE'
+  model, report = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
+  own = {'post_quant_conv.weight', 'post_quant_conv.bias'} if name == 'ChameleonVQVAE' else set()
+  assert set(report['missing_keys']) == own and not report['unexpected_keys']  # of a decoder that it lacks
+  (folder / 'preprocessor_config.json').write_text(
+    json.dumps({'rescale_factor': 0.0078, 'image_mean': [1.0] * 3, 'image_std': [1.0] * 3})
+  )
+  tokenizer = pictures_of(folder, height=8, width=8)
+  images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+  codes_NPQ = tokenizer.encode(images)
+  assert len(np.unique(codes_NPQ)) > 5
+  pixels = torch.tensor(((images.astype(np.float64) * 0.0078).astype(np.float32) - 1).transpose(0, 3, 1, 2))
+  with torch.no_grad():
+    expected = model.encode(pixels).image_tokens.reshape(5, 16)
+  np.testing.assert_array_equal(codes_NPQ[..., 0], expected.numpy())
+  if name == 'ChameleonVQVAE':
+    with pytest.raises(ValueError) as error:
+      tokenizer.decode(codes_NPQ)
+    tiny_runs.assert_two_lines(error.value, 'has no decoder')
+    with pytest.raises(ValueError) as error:
+      prompts.check_output(Tokenizers.build(text.ByteTokenizer(), image=tokenizer), 'image')
+    tiny_runs.assert_two_lines(error.value, 'to=image')
+    return
+  with torch.no_grad():
+    decoded = model.decode(expected).numpy().transpose(0, 2, 3, 1)
+  grids = codes_NPQ.reshape(5, 4, 4)
+  ours = pictures.run(pictures.decode, tokenizer.spec, tokenizer.params, grids)
+  np.testing.assert_allclose(ours, decoded, atol=1e-4, rtol=0)
   assert tokenizer.decode(codes_NPQ).shape == images.shape
 
 

@@ -1,233 +1,60 @@
-"""The picture tokenizer of Emu3: pixels to one code a patch, and codes to pixels.
+"""Picture tokenizers of transformers' folders: pixels to one code a patch, and codes to pixels.
 
-It is made for clips; a picture is a clip of equal frames, whose spatial layers run once, and of the decoded
-clip only the first frame is computed. Layers read their tensors by p(name, shape): a dry run lists them all.
-
-Letters: B pictures, T frames, Y X rows and columns, C channels; I O inputs and outputs, L S R widths of a
-convolution over frames, rows and columns; N rows times columns, H heads, K width of a head.
-
-Source: Wang et al. 2024 (Emu3, section 2.2); Esser et al. 2021 (VQGAN); transformers 5, `models/emu3/`.
+Letters: B pictures, Y X rows and columns of pixels or codes, C channels.
 """
 
 import functools
-import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax.interop.codecs.quantizers import nearest
+from gpt_jax.interop.codecs import emu3, vqgan
+from gpt_jax.runs.reading import reading
 
-GROUPS, EPS, BATCH_EPS = 32, 1e-6, 1e-5  # of the norms
 BATCH = 4  # pictures at a time
-ANCHOR = 'quantize.embedding.weight'  # the tensor that tells the prefix of names in a whole Emu3
-DEFAULTS = {
-  'codebook_size': 32_768,
-  'embed_dim': 4,
-  'latent_channels': 4,
-  'in_channels': 3,
-  'out_channels': 3,
-  'temporal_downsample_factor': 4,
-  'base_channels': 256,
-  'channel_multiplier': (1, 2, 2, 4),
-  'num_res_blocks': 2,
-  'attn_resolutions': (3,),
-  'num_attention_heads': 1,
+ANCHOR = emu3.ANCHOR  # the tensor of all of them that tells the prefix of names in a whole model
+FAMILIES = {  # model_type -> reader of its config.json
+  'emu3_vqgan': emu3.read_spec,
+  'chameleon_vqgan': vqgan.read_chameleon,
+  'janus_vqgan': vqgan.read_janus,
 }
+MODULES = {emu3.PictureSpec: emu3, vqgan.VqganSpec: vqgan}
 
 
-class PictureSpec(NamedTuple):
-  """The entries of config.json that the computation depends on."""
-
-  codebook_size: int
-  embed_dim: int
-  latent_channels: int
-  in_channels: int
-  out_channels: int
-  temporal_downsample_factor: int
-  base_channels: int
-  channel_multiplier: tuple
-  num_res_blocks: int
-  attn_resolutions: tuple
-  num_attention_heads: int
-
-  @property
-  def patch(self) -> int:
-    """Pixels of a code's side."""
-    return 2 ** (len(self.channel_multiplier) - 1)
-
-  def channels(self, level: int) -> int:
-    """Return the channels of a resolution, 0 the finest."""
-    return self.base_channels * self.channel_multiplier[level]
-
-
-def read_spec(entries: dict) -> PictureSpec:
-  """Return the PictureSpec of a config.json, of the tokenizer or of a whole Emu3; ValueError for others."""
-  entries = entries.get('vq_config') or entries
-  if entries.get('model_type') != 'emu3_vqgan':
+def read_spec(entries: dict):
+  """Return the spec of a config.json, of a tokenizer or of a whole model; ValueError for others."""
+  whole = entries.get('model_type')
+  entries = {'model_type': f'{whole}_vqgan'} | entries['vq_config'] if entries.get('vq_config') else entries
+  kind = entries.get('model_type')
+  if kind not in FAMILIES:
     raise ValueError(
-      f'config.json has model_type={entries.get("model_type")}, not a picture tokenizer that is known\n'
-      'fix: use a folder of Emu3VQVAE (emu3_vqgan)'
+      f'config.json has model_type={kind}, not a picture tokenizer that is known\n'
+      f'fix: use a folder of {", ".join(FAMILIES)}'
     )
-  fields = {name: entries.get(name, default) for name, default in DEFAULTS.items()}
-  return PictureSpec(**{k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in fields.items()})
+  with reading('config.json', f'the config of {kind}', 'use the one that came with these weights'):
+    return FAMILIES[kind](entries)
 
 
-# ------------------------------------------------------------------------------------------- layers
-
-
-def swish(x):
-  """x sigmoid(x)."""
-  return x * jax.nn.sigmoid(x)
-
-
-def linear(p, name, x, outputs):
-  """Apply a matrix and a bias to the last axis."""
-  y = jnp.einsum('...I,OI->...O', x, p(f'{name}.weight', (outputs, x.shape[-1])))
-  return y + p(f'{name}.bias', (outputs,)).reshape((1,) * (y.ndim - 1) + (-1,))
-
-
-def conv(p, name, x_BYXC, outputs, width=3, stride=1, padding=(1, 1)):
-  """Apply a square convolution."""
-  w_OISR = p(f'{name}.weight', (outputs, x_BYXC.shape[-1], width, width))
-  y = jax.lax.conv_general_dilated(
-    x_BYXC, w_OISR, (stride, stride), [padding, padding], dimension_numbers=('NHWC', 'OIHW', 'NHWC')
-  )
-  return y + p(f'{name}.bias', (outputs,))[None, None, None]
-
-
-def conv_over_frames(p, name, x_BTYXC, outputs, widths=(3, 3, 3), stride=1):
-  """Apply a convolution that is causal over frames."""
-  edge = widths[1] // 2
-  y = jax.lax.conv_general_dilated(
-    x_BTYXC,
-    p(f'{name}.conv.weight', (outputs, x_BTYXC.shape[-1], *widths)),
-    (stride, 1, 1),
-    [(2, 0), (edge, edge), (edge, edge)],
-    dimension_numbers=('NDHWC', 'OIDHW', 'NDHWC'),
-  )
-  return y + p(f'{name}.conv.bias', (outputs,))[None, None, None, None]
-
-
-def group_norm(p, name, x_BYXC):
-  """Normalize groups of channels, over all positions."""
-  B, Y, X, C = x_BYXC.shape
-  groups = x_BYXC.reshape(B, Y * X, GROUPS, C // GROUPS)
-  groups = groups - groups.mean((1, 3), keepdims=True)
-  groups = groups * jax.lax.rsqrt(jnp.square(groups).mean((1, 3), keepdims=True) + EPS)
-  scale, bias = (p(f'{name}.{part}', (C,))[None, None, None] for part in ('weight', 'bias'))
-  return groups.reshape(B, Y, X, C) * scale + bias
-
-
-def norm(p, name, x_BYXC, codes_BYXC=None):
-  """Normalize; with the vectors of the codes, scale and shift by them (of the decoder)."""
-  if codes_BYXC is None:
-    return group_norm(p, name, x_BYXC)
-  for axis in (1, 2):
-    codes_BYXC = jnp.repeat(codes_BYXC, x_BYXC.shape[axis] // codes_BYXC.shape[axis], axis)
-  x_BYXC, C = group_norm(p, f'{name}.norm_layer', x_BYXC), x_BYXC.shape[-1]
-  scale, shift = (conv(p, f'{name}.conv_{part}', codes_BYXC, C, 1, padding=(0, 0)) for part in 'yb')
-  return x_BYXC * scale + shift
-
-
-def residual(p, name, x_BYXC, outputs, codes_BYXC=None):
-  """Two norms and convolutions beside a shortcut."""
-  y = conv(p, f'{name}.conv1', swish(norm(p, f'{name}.norm1', x_BYXC, codes_BYXC)), outputs)
-  y = conv(p, f'{name}.conv2', swish(norm(p, f'{name}.norm2', y, codes_BYXC)), outputs)
-  if x_BYXC.shape[-1] != outputs:
-    x_BYXC = conv(p, f'{name}.nin_shortcut', x_BYXC, outputs, 1, padding=(0, 0))
-  return x_BYXC + y
-
-
-def residual_over_frames(p, name, x_BTYXC):
-  """Two batch norms, as trained, and convolutions over frames beside the input."""
-  y, C = x_BTYXC, x_BTYXC.shape[-1]
-  for part in '12':
-    names = ('weight', 'bias', 'running_mean', 'running_var')
-    scale, bias, mean, variance = (p(f'{name}.norm{part}.{x}', (C,))[None, None, None, None] for x in names)
-    y = swish((y - mean) * jax.lax.rsqrt(variance + BATCH_EPS) * scale + bias)
-    y = conv_over_frames(p, f'{name}.conv{part}', y, C)
-  return x_BTYXC + y
-
-
-def attend(p, name, norm_name, x_BYXC, heads, codes_BYXC=None):
-  """Add what each position finds at all others."""
-  B, Y, X, C = x_BYXC.shape
-  x_BNC = norm(p, norm_name, x_BYXC, codes_BYXC).reshape(B, Y * X, C)
-  parts = (linear(p, f'{name}.{part}_proj', x_BNC, C).reshape(B, Y * X, heads, -1) for part in 'qkv')
-  q_BNHK, k_BNHK, v_BNHK = parts
-  scores_BHNM = jnp.einsum('BNHK,BMHK->BHNM', q_BNHK, k_BNHK) * (C // heads) ** -0.5
-  y_BNHK = jnp.einsum('BHNM,BMHK->BNHK', jax.nn.softmax(scores_BHNM, -1), v_BNHK)
-  return x_BYXC + linear(p, f'{name}.out_proj', y_BNHK.reshape(B, Y * X, C), C).reshape(B, Y, X, C)
-
-
-def middle(p, name, x_BYXC, heads, codes_BYXC=None):
-  """Residual, attention, residual, at the coarsest resolution."""
-  C = x_BYXC.shape[-1]
-  x_BYXC = residual(p, f'{name}.block_1', x_BYXC, C, codes_BYXC)
-  x_BYXC = attend(p, f'{name}.attn_1', f'{name}.attn_norm', x_BYXC, heads, codes_BYXC)
-  return residual(p, f'{name}.block_2', x_BYXC, C, codes_BYXC)
-
-
-# --------------------------------------------------------------------------------------------- model
-
-
-def encode(spec: PictureSpec, p, x_BYXC):
+def encode(spec, p, x_BYXC):
   """Normalized pixels float32 [B, Y, X, C] -> codes int32 [B, rows, columns]."""
-  heads, levels = spec.num_attention_heads, len(spec.channel_multiplier)
-  x = conv(p, 'encoder.conv_in', x_BYXC, spec.base_channels)
-  for level in range(levels):
-    name = f'encoder.down_block.down.{level}'
-    for block in range(spec.num_res_blocks):
-      x = residual(p, f'{name}.block.{block}', x, spec.channels(level))
-      if level in spec.attn_resolutions:
-        x = attend(p, f'{name}.attn.{block}', f'{name}.attn_norms.{block}', x, heads)
-    if level < levels - 1:
-      x = conv(p, f'{name}.downsample.conv', x, x.shape[-1], stride=2, padding=(0, 1))
-  x = swish(norm(p, 'encoder.norm_out', middle(p, 'encoder.middle_block', x, heads)))
-  x = conv(p, 'encoder.conv_out', x, spec.latent_channels)
-  x = jnp.repeat(x[:, None], spec.temporal_downsample_factor, 1)
-  for n in range(int(math.log2(spec.temporal_downsample_factor))):
-    x = swish(conv_over_frames(p, f'encoder.time_conv.{n}.conv', x, spec.latent_channels, (4, 3, 3), 2))
-  for n in range(spec.num_res_blocks):
-    x = residual_over_frames(p, f'encoder.time_res_stack.{n}', x)
-  x = conv_over_frames(p, 'quant_conv', x, spec.embed_dim, (3, 1, 1))[:, 0]
-  flat_BNC = x.reshape(len(x), -1, spec.embed_dim)
-  return nearest(flat_BNC, embedding(spec, p)).reshape(x.shape[:3])
+  return MODULES[type(spec)].encode(spec, p, x_BYXC)
 
 
-def decode(spec: PictureSpec, p, codes_BYX):
-  """Codes int32 [B, rows, columns] -> normalized pixels float32 [B, Y, X, C]."""
-  heads, latent = spec.num_attention_heads, spec.latent_channels
-  codes_BTYXC = embedding(spec, p)[codes_BYX][:, None]
-  x = conv_over_frames(p, 'post_quant_conv', codes_BTYXC, latent, (3, 1, 1))
-  both = jnp.concatenate([x, codes_BTYXC])
-  for n in range(spec.num_res_blocks):
-    both = residual_over_frames(p, f'decoder.time_res_stack.{n}', both)
-  for n in range(int(math.log2(spec.temporal_downsample_factor))):  # of frames alike, the first stays alone
-    both = swish(conv_over_frames(p, f'decoder.time_conv.{n}.conv', both, latent))
-  x, codes = jnp.split(both[:, 0], 2)
-  x = conv(p, 'decoder.conv_in', x, spec.channels(-1))
-  x = middle(p, 'decoder.middle_block', x, heads, codes)
-  for level in reversed(range(len(spec.channel_multiplier))):
-    name = f'decoder.up_block.up.{level}'
-    for block in range(spec.num_res_blocks + 1):
-      x = residual(p, f'{name}.block.{block}', x, spec.channels(level), codes)
-      if level in spec.attn_resolutions:
-        x = attend(p, f'{name}.attn.{block}', f'{name}.attn_norms.{block}', x, heads, codes)
-    if level:
-      x = jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
-      x = conv(p, f'{name}.upsample.conv', x, x.shape[-1])
-  return conv(p, 'decoder.conv_out', swish(norm(p, 'decoder.norm_out', x, codes)), spec.out_channels)
+def decode(spec, p, codes_BYX):
+  """Codes int32 [B, rows, columns] -> normalized pixels float32 [B, Y, X, C].
+
+  Raises ValueError for a tokenizer without a decoder.
+  """
+  if not spec.out_channels:
+    raise ValueError(
+      'this picture tokenizer has no decoder in files of transformers: it reads pictures alone\n'
+      'fix: use its pictures as conditions, or another tokenizer to make some'
+    )
+  return MODULES[type(spec)].decode(spec, p, codes_BYX)
 
 
-def embedding(spec, p):
-  """The codebook [codes, C]."""
-  return p(ANCHOR, (spec.codebook_size, spec.embed_dim))
-
-
-def tensors_of(spec: PictureSpec) -> dict[str, tuple]:
+def tensors_of(spec) -> dict[str, tuple]:
   """Return the shapes of all tensors by their names."""
   shapes, side = {}, 2 * spec.patch
 
@@ -236,7 +63,8 @@ def tensors_of(spec: PictureSpec) -> dict[str, tuple]:
     return jnp.zeros(shape)
 
   def both(x_BYXC):
-    return decode(spec, p, encode(spec, p, x_BYXC))
+    codes_BYX = encode(spec, p, x_BYXC)
+    return decode(spec, p, codes_BYX) if spec.out_channels else codes_BYX
 
   jax.eval_shape(both, jax.ShapeDtypeStruct((1, side, side, spec.in_channels), np.float32))
   return shapes
@@ -247,7 +75,7 @@ def _run(function, spec, params, x):
   return function(spec, lambda name, _: params[name], x)
 
 
-def run(function, spec: PictureSpec, params, items: np.ndarray) -> np.ndarray:
+def run(function, spec, params, items: np.ndarray) -> np.ndarray:
   """Run `encode` or `decode` in batches of one size."""
   outputs = []
   for start in range(0, len(items), BATCH):
