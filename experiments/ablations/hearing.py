@@ -1,9 +1,9 @@
 """Which projector between a speech encoder and a language model?
 
 Spoken digits (FSDD) of four encoder outputs in a place, read by a small model from scratch. Each kind is
-tuned over two learning rates; the figure to compare is the loss of validation.
+tuned over four learning rates; the figure to compare is the loss of validation.
 Command: launch.py ablate --config=experiments/ablations/hearing.py --workdir=runs/hearing
-Hardware: 2 CPU cores   Minutes: 60 by estimate, the encoder's run over the recordings included
+Hardware: 2 CPU cores   Minutes: 80 by estimate, the encoder's run over the recordings included
 Needs: whisper-base, the folder of an encoder; base=RUN makes the arms adapters of an imported model.
 Arguments: encoder, base, steps.
 """
@@ -28,6 +28,6 @@ def get_study(arg=''):
       }
     },
     sweep='full',
-    tune={'optim.lr': [1e-3, 3e-3]},
+    tune={'optim.lr': [1e-3, 3e-3, 1e-2, 3e-2]},
     changes={'steps': args.steps, 'eval_every': 50, 'sample_every': 0},
   )
