@@ -5,8 +5,8 @@ condition each token but sep is `null` and features are 0, which trains both mod
 guidance (Ho and Salimans 2022, arXiv:2207.12598).
 
 Letters: B rows, T inputs of a row, W = T + 1 tokens of a row, A numbers of a feature. Batches gain
-positions_BT3 int32 where the vocabulary has images (time, row, column), prefix_BT bool with `prefix` (the
-condition, sep included), and continuous inputs such as frames_BTM float32 where a template has them (0
+positions_BT3 int32 where the vocabulary has images (time, row, column), prefix_BT where tokens see each other
+both ways, and continuous inputs such as frames_BTM float32 where a template has them (0
 elsewhere).
 """
 
@@ -19,12 +19,22 @@ from gpt_jax.model.continuous import KINDS
 from gpt_jax.tokenizers.layout import Layout, items_of, patch_positions
 
 
+def mask_of(cfg, tokenizers) -> str:
+  """Return which tokens attend to each other both ways in the rows of a DataConfig, and in prompts.
+
+  causal: none. condition: those up to sep, with it (data.prefix). Of an imported model (processors.Places)
+  prefix: all of a prompt; items: those of each picture or sound.
+  """
+  mask = getattr(tokenizers, 'mask', 'causal')
+  return 'condition' if mask == 'causal' and cfg.prefix else mask
+
+
 @dataclass(frozen=True)
 class RowFields:
   """The arrays that rows have. Plain numbers, since worker processes get it."""
 
   layout: Layout | None = None  # None: documents are one text each, without more arrays
-  prefix: bool | str = False  # True, or 'prefix' and 'items' of processors.Places
+  mask: str = 'causal'  # see mask_of
   dropout: float = 0.0  # share of conditions that are dropped
   features: tuple[tuple[str, int], ...] = ()  # (a row of KINDS, width)
   predict_start: bool = False  # loss on a start marker after sep: targets of several kinds
@@ -50,9 +60,7 @@ class RowFields:
     own = (*own, *(['patches'] if getattr(tokenizers, 'makes_patches', False) else []))
     kinds = [kind for kind in KINDS if kind in cfg.features or kind in own]
     features = tuple((kind, int(tokenizers.reader(kind).feature_width)) for kind in kinds)
-    mask = getattr(tokenizers, 'mask', 'causal')
-    prefix = cfg.prefix if mask == 'causal' else mask
-    return cls(Layout.of(tokenizers), prefix, cfg.condition_dropout, features)
+    return cls(Layout.of(tokenizers), mask_of(cfg, tokenizers), cfg.condition_dropout, features)
 
   def of_template(self, template: str) -> 'RowFields':
     """Return the fields of the documents of one source."""
@@ -90,7 +98,7 @@ class RowFields:
     if (targets := getattr(cache, 'targets', None)) is not None:
       is_target_BW = (place_BW >= 0) & (np.asarray(targets)[place_BW] > 0)
       target_BT = target_BT & is_target_BW[:, 1:]
-      condition_BW = (segments_BW > 0) & ~is_target_BW if self.prefix == 'prefix' else condition_BW
+      condition_BW = (segments_BW > 0) & ~is_target_BW if self.mask == 'prefix' else condition_BW
     input_BW = layout.drop_condition(ids_BW, dropped_BW & condition_BW).astype(np.int32)
     arrays = {
       'token_ids_BT': np.ascontiguousarray(input_BW[:, :-1]),
@@ -100,9 +108,9 @@ class RowFields:
     if layout.has_images:
       positions_BW3 = layout.positions3(ids_BW, segments_BW)
       arrays['positions_BT3'] = np.ascontiguousarray(positions_BW3[:, :-1])
-    if self.prefix == 'items':
+    if self.mask == 'items':
       arrays['prefix_BT'] = items_of(arrays['token_ids_BT'], layout)
-    elif self.prefix:
+    elif self.mask != 'causal':
       arrays['prefix_BT'] = np.ascontiguousarray(condition_BW[:, :-1])
     for kind, width in self.features:
       at_BT = arrays['token_ids_BT'] == getattr(layout, KINDS[kind].place)

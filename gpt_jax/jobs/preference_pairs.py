@@ -76,7 +76,7 @@ class PairRows:
   def digest(self):
     """Return a hash of what log-probabilities depend on: ids, targets, media, prefixes, length of rows."""
     total = hashlib.sha256(str(self.length).encode())
-    if any(fields.prefix for fields in self.row_fields):
+    if any(fields.mask != 'causal' for fields in self.row_fields):
       total.update(b' prefix')
     for pair in zip(*self.sides, strict=True):
       for document in pair:

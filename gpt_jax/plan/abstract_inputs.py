@@ -113,7 +113,8 @@ def batch(cfg, toks, length, alone=False):
     entries |= {'segment_ids_BT': np.int32, 'positions_BT': np.int32}
   if whole and fields.layout is not None:
     entries |= {'positions_BT3': np.int32} if fields.layout.has_images or fields.layout.has_cells else {}
-    entries |= {'prefix_BT': np.int32 if fields.prefix == 'items' else np.bool_} if fields.prefix else {}
+    if fields.mask != 'causal':
+      entries['prefix_BT'] = np.int32 if fields.mask == 'items' else np.bool_
     entries |= {KINDS[kind].argument: np.float32 for kind, _ in fields.features}
   if len(data.source_names(cfg.data, 'train')) > 1 and not alone:
     entries['source_ids_B'] = np.int32

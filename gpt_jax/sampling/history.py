@@ -45,7 +45,7 @@ class History:
 
 def shared_tokens(state, prompt, cfg):
   """Count the tokens of a prompt that a state begins with, but for the last; 0 where more than ids differ."""
-  is_text = all(getattr(prompt, kind) is None for kind in KINDS) and not prompt.prefix
+  is_text = all(getattr(prompt, kind) is None for kind in KINDS) and prompt.mask == 'causal'
   if state is None or not is_text or POSITIONS[cfg.positions].axes > 1:
     return 0
   size = min(int(state.lengths_B[0]), len(prompt.ids) - 1)

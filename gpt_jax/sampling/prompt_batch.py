@@ -21,9 +21,7 @@ class Prompt(NamedTuple):
   ids: Any  # int [P]
   patches: Any = None  # float32 [P, A]; features at its `patch` ids, 0 elsewhere
   frames: Any = None  # float32 [P, M]; features at its `frame` ids, 0 elsewhere
-  prefix: Any = (
-    False  # True: tokens up to sep attend to each other both ways; 'prefix': all, 'items': of media
-  )
+  mask: str = 'causal'  # see row_fields.mask_of
   vectors: Any = None  # float32 [P, U]; features at its `vector` ids, 0 elsewhere
 
 
@@ -74,7 +72,7 @@ def batch_prompts(model_cfg, prompts, cfg, grammar, P):
     )
   batch = {'positions_BT3': positions_BP3}
   condition_BP = grammars.condition_mask(grammar, ids_BP, lengths_B)
-  if any(p.prefix for p in prompts):
+  if any(p.mask != 'causal' for p in prompts):
     batch['prefix_BT'] = prefix_groups(prompts, ids_BP, condition_BP, grammar)
   batch |= continuous_inputs(model_cfg, prompts, grammar, ids_BP)
   if PROJECTORS[model_cfg.projector].has_cells and 'patches_BTA' in batch:
@@ -95,12 +93,12 @@ def prefix_groups(prompts, ids_BP, condition_BP, places):
   """
   lengths_B1 = np.array([[len(p.ids)] for p in prompts])
   groups = {
-    True: condition_BP,
+    'condition': condition_BP,
     'prefix': np.arange(ids_BP.shape[1])[None] < lengths_B1,
     'items': layout.items_of(ids_BP, places),
-    False: condition_BP * 0,
+    'causal': condition_BP * 0,
   }
-  return np.stack([groups[p.prefix][row] for row, p in enumerate(prompts)]).astype(np.int32)
+  return np.stack([groups[p.mask][row] for row, p in enumerate(prompts)]).astype(np.int32)
 
 
 def cell_positions(grammar, ids_BP, lengths_B, batch):

@@ -13,6 +13,7 @@ import numpy as np
 from gpt_jax import sample
 from gpt_jax.data import templates
 from gpt_jax.data.documents import MARKERS, check_pieces, check_places, decode_media, encode_batch, examples
+from gpt_jax.data.row_fields import mask_of
 from gpt_jax.data.templates import Piece
 from gpt_jax.model.continuous import KINDS
 from gpt_jax.runs.progress import Progress
@@ -128,9 +129,14 @@ def encode(run, beginnings, to):
       if (values := getattr(encoded, name)) is not None:
         features[name] = np.zeros((len(ids), values.shape[1]), np.float32)
         features[name][ids == special(kind.place)] = values
-    prefix = {'causal': run.cfg.data.prefix, 'prefix': 'prefix', 'items': bool(features) and 'items'}
-    prompts.append(prompt_batch.Prompt(ids.tolist(), prefix=prefix[run.tokenizers.mask], **features))
+    prompts.append(prompt_batch.Prompt(ids.tolist(), mask=prompt_mask(run, features), **features))
   return prompts
+
+
+def prompt_mask(run, features=()):
+  """Return the mask of a prompt with these continuous inputs: causal without the items of mask=items."""
+  mask = mask_of(run.cfg.data, run.tokenizers)
+  return 'causal' if mask == 'items' and not features else mask
 
 
 def generate(subject, conditions, to='text', rows=64, **sampling):

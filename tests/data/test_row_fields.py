@@ -344,7 +344,7 @@ def test_row_fields_of_a_config():
   assert row_fields().features == (('patches', 4), ('frames', 3))
   assert row_fields(template='{audio:frames} -> {image:image}').features == (('frames', 3),)
   made = row_fields(template='{label} -> {name}', prefix=True, condition_dropout=0.25)
-  assert (made.prefix, made.dropout, made.features) == (True, 0.25, ())
+  assert (made.mask, made.dropout, made.features) == ('condition', 0.25, ())
   assert pickle.loads(pickle.dumps(made)) == made
   tokenizers = media_tokenizers(image=False, audio=False)
   with pytest.raises(ValueError, match=r'a template asks for frames, but .*\nfix: '):

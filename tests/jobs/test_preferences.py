@@ -397,7 +397,7 @@ def test_the_digest_depends_on_all_that_scores_depend_on(finished, mixture, tmp_
   pairs = new_job(pairs_config(finished[0], mixture), tmp_path).pairs['train']
   (first, *rest), rejected = pairs.sides
   seen = dataclasses.replace(first, patches=np.ones((1, 4), np.float32))
-  fields = [dataclasses.replace(fields, prefix=True) for fields in pairs.row_fields]
+  fields = [dataclasses.replace(fields, mask='condition') for fields in pairs.row_fields]
   felt = dataclasses.replace(first, vectors=np.full((1, 4), 2, np.float32))
   others = [dict(sides=([document, *rest], rejected)) for document in (seen, felt)]
   others += dict(row_fields=fields), dict(length=pairs.length - 1)

@@ -39,7 +39,7 @@ def model():
   return trained, jax.jit(decoding_layout.for_sampling, static_argnames='dtype')(trained, 'float32')
 
 
-def prompt(*kinds, start=(), prefix=False):
+def prompt(*kinds, start=(), mask='causal'):
   """A prompt of these pieces, sep and a start marker, with random features."""
   ids = [i for kind in kinds for i in PIECES[kind](RNG)] + [SEP, *start]
   features = {}
@@ -47,13 +47,13 @@ def prompt(*kinds, start=(), prefix=False):
     if kind in kinds:
       there_P1 = np.array(ids)[:, None] == special(place)
       features[kind] = RNG.standard_normal((len(ids), width)).astype(np.float32) * there_P1
-  return Prompt(ids, prefix=prefix, **features)
+  return Prompt(ids, mask=mask, **features)
 
 
 PROMPTS = [
-  prompt('text', 'patches', start=[BOI], prefix=True),
+  prompt('text', 'patches', start=[BOI], mask='condition'),
   prompt('text', start=[BOI]),
-  prompt('frames', 'text', start=[BOI], prefix=True),
+  prompt('frames', 'text', start=[BOI], mask='condition'),
   prompt('image', 'audio', start=[BOI]),
 ]
 
@@ -84,7 +84,7 @@ def uncached(prompts, rows, null=False):
       if value is not None and not null:
         features[name][b, : len(value)] = value
   condition_BT = layout.condition_mask(ids_BT, segments_BT)
-  prefix_BT = condition_BT & np.array([p.prefix for p in prompts])[:, None]
+  prefix_BT = condition_BT & np.array([p.mask == 'condition' for p in prompts])[:, None]
   positions_BT3 = layout.positions3(ids_BT, segments_BT)
   inputs = {'positions_BT': positions_BT3, 'prefix_BT': prefix_BT, **features}
   fed_BT = layout.drop_condition(ids_BT, condition_BT) if null else ids_BT
@@ -119,11 +119,11 @@ def test_a_prompt_alone_gives_what_it_gives_in_a_batch(cfg):
     np.testing.assert_allclose(log_probs, made(cfg)[b][1], atol=1e-4)
 
 
-def test_features_and_prefix_change_the_logits():
-  """The features and the direction of a prefix: without them other tokens are likely."""
-  for b, change in ((0, 'patches'), (2, 'frames'), (0, 'prefix'), (2, 'prefix')):
+def test_features_and_mask_change_the_logits():
+  """The features and the mask: without them other tokens are likely."""
+  for b, change in ((0, 'patches'), (2, 'frames'), (0, 'mask'), (2, 'mask')):
     value = getattr(PROMPTS[b], change)
-    other = PROMPTS[b]._replace(**{change: False if value is True else -value})
+    other = PROMPTS[b]._replace(**{change: 'causal' if change == 'mask' else -value})
     state = sample.start(model()[1], [PROMPTS[b], other], FREE, rules('image'))
     logits_BV = np.asarray(state.next_logits_BV)
     assert np.abs(logits_BV[0] - logits_BV[1]).max() > 1e-2, change

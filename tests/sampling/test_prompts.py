@@ -229,7 +229,7 @@ def test_prompts_of_each_template():
   boi, eoi, boa, eoa, sep, patch, frame = map(special, names)
   read = prompts.build_prompt(run(), images=[PICTURE])
   assert read.ids == [boi, *[patch] * 4, eoi, sep]
-  assert read.prefix
+  assert read.mask == 'condition'
   np.testing.assert_array_equal(read.patches[1:5], Pixels().features(PICTURE[None])[0])
   assert (read.patches[[0, 5, 6]] == 0).all()
   assert read.frames is None

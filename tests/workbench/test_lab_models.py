@@ -162,11 +162,11 @@ def test_a_prompt_has_the_mask_that_it_is_sampled_with(runs):
   run = trained.load(runs / 'media')
   patch, sep = run.tokenizers.layout.patch, run.tokenizers.layout.sep
   ids = [1, patch, patch, 2, patch, sep, 3]
-  for prefix, groups in ((True, [1] * 6 + [0]), ('prefix', [1] * 7), ('items', [0, 1, 1, 0, 2, 0, 0])):
-    batch = inside.batch_of(run, Prompt(ids, prefix=prefix), [*ids, 4])
+  for mask, groups in (('condition', [1] * 6 + [0]), ('prefix', [1] * 7), ('items', [0, 1, 1, 0, 2, 0, 0])):
+    batch = inside.batch_of(run, Prompt(ids, mask=mask), [*ids, 4])
     assert batch['prefix_BT'][0, :8].tolist() == [*groups, 0] and not batch['prefix_BT'][0, 8:].any()
   assert 'prefix_BT' not in inside.batch_of(run, Prompt(ids), ids)
-  assert inside.condition(run, Prompt([1, 2], prefix='prefix'), [1, 2, 3]) == [True, True, False]
+  assert inside.condition(run, Prompt([1, 2], mask='prefix'), [1, 2, 3]) == [True, True, False]
   assert inside.condition(run, Prompt([1, 2]), [1, 2, 3]) == [False] * 3
 
 

@@ -176,9 +176,9 @@ def test_chat_equals_the_run_s_own(served, client):
 
 
 def test_ids_as_a_prompt_have_the_prefix_mask_of_training(run):
-  for prefix in (False, True):
+  for prefix, mask in ((False, 'causal'), (True, 'condition')):
     cfg = dataclasses.replace(run.cfg, data=dataclasses.replace(run.cfg.data, prefix=prefix))
-    assert forms.Forms(run._replace(cfg=cfg), 'x').as_prompt([1, 2]) == Prompt([1, 2], prefix=prefix)
+    assert forms.Forms(run._replace(cfg=cfg), 'x').as_prompt([1, 2]) == Prompt([1, 2], mask=mask)
 
 
 def test_many_clients_at_once_get_what_they_get_alone(served, client):

@@ -87,7 +87,7 @@ def test_each_text_is_the_same_as_alone(model):
 def test_keys_of_a_prefix_are_not_those_of_the_same_ids_in_a_text(model, is_first_causal):
   rules = RULES._replace(sep=np.int32(40))
   ids = [*range(36), 40]  # more than the 32 tokens that are computed at least
-  pair = [prompt_batch.Prompt(ids, prefix=True), prompt_batch.Prompt([*ids, 11])]
+  pair = [prompt_batch.Prompt(ids, mask='condition'), prompt_batch.Prompt([*ids, 11])]
   batch = DecodeBatch(model, rules, 1)
   for prompt in pair[::-1] if is_first_causal else pair:
     job = Recorder(prompt.ids, GREEDY, 0)

@@ -48,7 +48,7 @@ def condition(run, prompt, ids):
   """Return for each id whether it is of a condition, which training never predicts."""
   ids_BW = np.array([ids], np.int32)
   given_W = run.tokenizers.layout.condition_mask(ids_BW, np.ones_like(ids_BW))[0]
-  return (given_W | ((prompt.prefix == 'prefix') & (np.arange(len(ids)) < len(prompt.ids)))).tolist()
+  return (given_W | ((prompt.mask == 'prefix') & (np.arange(len(ids)) < len(prompt.ids)))).tolist()
 
 
 def batch_of(run, prompt, ids):
@@ -62,7 +62,7 @@ def batch_of(run, prompt, ids):
   layout = run.tokenizers.layout
   if layout.has_images:
     batch['positions_BT3'] = layout.positions3(ids_BT, segments_BT)
-  if prompt.prefix:
+  if prompt.mask != 'causal':
     condition_BT = layout.condition_mask(ids_BT, segments_BT)
     batch['prefix_BT'] = prompt_batch.prefix_groups([prompt], ids_BT, condition_BT, layout)
   for name, kind in KINDS.items():

@@ -67,7 +67,7 @@ class DecodeBatch:
     row = history.start(self._with_adapters([job]), [job.prompt], cfg, self.grammar, job.keys_B)
     row = row._replace(patches=None)  # a text makes none
     # Keys of a condition that attends both ways are not those of the same ids before another text.
-    history.state = None if job.prompt.prefix else row
+    history.state = row if job.prompt.mask == 'causal' else None
     length = prompt_batch.round_up_prompt(job.limit, self.model.cfg.context)
     if self.state is None:
       self.jobs = [None] * (1 if is_alone else self.slots)

@@ -93,7 +93,7 @@ class Forms:
   def as_prompt(self, value, source=''):
     """Encode a text, or take its token ids, as /v1/completions accepts them -> prompt_batch.Prompt."""
     if isinstance(value, list):
-      return prompt_batch.Prompt(value, prefix=self.run.cfg.data.prefix)
+      return prompt_batch.Prompt(value, mask=prompts.prompt_mask(self.run))
     return self.prompt(value, source=source)
 
   def chat_prompt(self, messages):
