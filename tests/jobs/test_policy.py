@@ -18,7 +18,7 @@ from gpt_jax.model.adapters import AdapterConfig
 from gpt_jax.runs import records
 from gpt_jax.sampling import prompt_batch
 from gpt_jax.training import start
-from tests import tiny_runs
+from tests import models, tiny_runs
 from tests.tiny_runs import assert_two_lines
 
 
@@ -273,6 +273,25 @@ def test_the_policy_that_learns_is_the_one_that_samples(finished, mixture, tmp_p
   assert is_common.sum() > 20
   expected_V = np.float64(probabilities_V) / np.float64(probabilities_V).sum() * 4000
   assert stats.chisquare(fold(counts_V), fold(expected_V)).pvalue > 1e-3
+
+
+def test_the_policy_samples_with_the_mask_that_it_learns_with(finished, mixture, tmp_path):
+  """data.prefix: greedy completions are the likeliest ids after prompts that are read both ways."""
+  cfg = policy_config(finished[0], mixture, max_new_tokens=1)
+  two_layers = dataclasses.replace(cfg.model, layers=2)  # in one, the mask of a prompt shows in no answer
+  cfg = dataclasses.replace(cfg, model=two_layers, data=dataclasses.replace(cfg.data, prefix=True))
+  job = policy.PolicyJob(cfg, tmp_path, train.make_mesh(config.MeshConfig()))
+  model, tasks, ids = models.fill(job.model_cfg), job.tasks['train'][:8], np.flatnonzero(job.allowed_V)
+  batches = [job.rows([task.prompt.ids] * len(ids), [[i] for i in ids]) for task in tasks]
+  log_probs = [policy.log_probs(model, batch, job.allowed_V, temperature=1.0) for batch in batches]
+  likeliest = [
+    ids[np.asarray(x_BT)[batch['loss_mask_BT'] > 0].argmax()]
+    for x_BT, batch in zip(log_probs, batches, strict=True)
+  ]
+  greedy = lambda tasks: [new[0] for [new] in job.complete(model, tasks, 0.0, 1)]
+  assert greedy(tasks) == likeliest
+  causal = [task._replace(prompt=task.prompt._replace(mask='causal')) for task in tasks]
+  assert greedy(causal) != likeliest  # else this test could not fail
 
 
 @pytest.mark.parametrize(
