@@ -226,8 +226,22 @@ def without_videos(processor):
   """A class of processors without that of videos, which needs torchvision."""
 
   class OfPictures(processor):
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **options):
-      super().__init__(image_processor, tokenizer, chat_template=chat_template, **options)
+    def __init__(
+      self,
+      image_processor=None,
+      tokenizer=None,
+      chat_template=None,
+      num_image_tokens=None,
+      vision_feature_select_strategy=None,
+      vision_aspect_ratio=None,
+    ):
+      own = {
+        'num_image_tokens': num_image_tokens,
+        'vision_feature_select_strategy': vision_feature_select_strategy,
+        'vision_aspect_ratio': vision_aspect_ratio,
+      }
+      own = {name: value for name, value in own.items() if value is not None}
+      super().__init__(image_processor, tokenizer, chat_template=chat_template, **own)
 
   OfPictures.__name__ = processor.__name__
   return OfPictures

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from gpt_jax.data import media_io, templates
+from gpt_jax.data import clips, media_io, templates
 from gpt_jax.data.templates import Piece
 
 
@@ -40,7 +40,9 @@ def of_bytes(parts: list[bytes]) -> int:
 def of_piece(piece: Piece) -> tuple[bytes, bytes]:
   """Return a heading and the bytes of a piece; a missing file counts by its name."""
   value = piece.value
-  if isinstance(value, str) and piece.kind in templates.MODALITY:
+  if isinstance(value, clips.Clip):
+    data = b''.join(part for file in value.files for part in of_piece(Piece(piece.kind, file)))
+  elif isinstance(value, str) and piece.kind in templates.MODALITY:
     try:
       data = media_io.open_bytes(value)
     except (OSError, ValueError):  # reported where it is decoded

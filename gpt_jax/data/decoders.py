@@ -17,6 +17,7 @@ from gpt_jax.tokenizers.audio import SAMPLE_RATES
 MOST_PIXELS = 50_000_000  # a decoded picture of this size takes 150 to 200 MB
 MOST_SAMPLES = 1 << 26  # of all channels of a sound, decoded: 268 MB
 MOST_CHANNELS = 64  # of a file of sound
+FILMS = ('GIF', 'PNG', 'WEBP', 'TIFF', 'AVIF')  # formats of Pillow whose frames make a clip
 MODES = {  # of Pillow, as notes name them
   '1': 'black and white',
   'L': 'gray',
@@ -121,33 +122,70 @@ def _undecodable(name, content, modality, error):
 
 def decode_image(content, name):
   """Return (Pillow image, notes) of a file; the size is checked before decoding."""
-  from PIL import Image, ImageOps
-
   with reading(name, 'a whole picture', 'repair or drop it'):
-    try:
-      Image.init()
-      known = [name for name in formats.PICTURES if name in Image.OPEN]  # Pillow may be built without some
-      picture = Image.open(io.BytesIO(content), formats=known)
-      size = picture.width * picture.height
-    except Image.UnidentifiedImageError:
-      raise _undecodable(name, content, 'image', 'Pillow does not recognize it') from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-      size = float(re.search(r'\d+', str(error))[0])
-    if size > MOST_PIXELS:
-      fix = f'fix: shrink it below {MOST_PIXELS} pixels, or drop it'
-      raise TooLarge.of('pixels', size, f'{name} is too large to decode: {size:.0f} pixels\n{fix}')
+    picture = _open_image(content, name)
     frames = getattr(picture, 'n_frames', 1) if picture.format != 'PSD' else 1  # those are layers
     notes = [f'first of {frames} frames'] if frames > 1 else []
-    white, is_white_zero, is_deep = _depth(picture)
-    picture.load()
-    upright = ImageOps.exif_transpose(picture)
-    if picture.getexif().get(0x0112, 1) != 1:
-      notes.append('turned upright')
-    if white:
-      upright = _reduced(upright, white, is_white_zero, notes)
-    elif is_deep:
-      notes.append('16 bits reduced to 8')
-  return upright, notes
+    return _decode_frame(picture, notes), notes
+
+
+def count_frames(content, name) -> int:
+  """Return the number of frames of a film; 1 for a picture."""
+  with reading(name, 'a whole film', 'repair or drop it'):
+    picture = _open_image(content, name)
+    return getattr(picture, 'n_frames', 1) if picture.format in FILMS else 1
+
+
+def decode_frames(content, name, frames):
+  """Yield frames of a film as uint8 [Y, X] or [Y, X, A]. frames: their numbers, ascending."""
+  with reading(name, 'a whole film', 'repair or drop it'):
+    picture = _open_image(content, name)
+    for number in frames:
+      picture.seek(number)
+      _check_size(picture.width * picture.height, name)
+      frame = _decode_frame(picture, [])
+      if frame.mode not in ('L', 'LA', 'RGB', 'RGBA'):
+        frame = frame.convert('RGBA' if frame.has_transparency_data else 'RGB')
+      yield np.asarray(frame)
+
+
+def _open_image(content, name):
+  """Return the Pillow image of a file, whose size was checked and which is not decoded."""
+  from PIL import Image
+
+  try:
+    Image.init()
+    known = [name for name in formats.PICTURES if name in Image.OPEN]  # Pillow may be built without some
+    picture = Image.open(io.BytesIO(content), formats=known)
+    size = picture.width * picture.height
+  except Image.UnidentifiedImageError:
+    raise _undecodable(name, content, 'image', 'Pillow does not recognize it') from None
+  except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    size = float(re.search(r'\d+', str(error))[0])
+  _check_size(size, name)
+  return picture
+
+
+def _check_size(size, name):
+  if size > MOST_PIXELS:
+    fix = f'fix: shrink it below {MOST_PIXELS} pixels, or drop it'
+    raise TooLarge.of('pixels', size, f'{name} is too large to decode: {size:.0f} pixels\n{fix}')
+
+
+def _decode_frame(picture, notes):
+  """Return the present frame of a Pillow image upright and with 8 bits, adding conversions to `notes`."""
+  from PIL import ImageOps
+
+  white, is_white_zero, is_deep = _depth(picture)
+  picture.load()
+  upright = ImageOps.exif_transpose(picture)
+  if picture.getexif().get(0x0112, 1) != 1:
+    notes.append('turned upright')
+  if white:
+    upright = _reduced(upright, white, is_white_zero, notes)
+  elif is_deep:
+    notes.append('16 bits reduced to 8')
+  return upright
 
 
 def _depth(picture) -> tuple[int, bool, bool]:

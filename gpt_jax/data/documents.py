@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gpt_jax.data import augment, media_io, placed_documents, templates, vectors
+from gpt_jax.data import augment, clips, media_io, placed_documents, templates, vectors
 from gpt_jax.data.bad_records import BadRecords
 from gpt_jax.data.mixture import DataConfig, open_split, source_names
 from gpt_jax.data.splits import SPLITS
@@ -59,6 +59,7 @@ def decode_media(tokenizers, pieces: list[Piece], where: str = '', notes=None) -
   notes: a Counter of the conversions. Raises ValueError or FileNotFoundError that begins with `where`
   for media that cannot be read.
   """
+  pieces = [Piece(piece.kind, value) for piece in pieces for value in clips.read(piece.value, where)]
   several = sum(MODALITY.get(piece.kind) == 'image' for piece in pieces) > 1
   forms, decoded = media_forms(tokenizers, several), []
   for piece in pieces:
@@ -128,6 +129,11 @@ def _decode(kind: str, value, form: tuple, where: str) -> tuple[np.ndarray, str]
     return media_io.read_image(value, form, where)
   value, rate = value if isinstance(value, Samples) else (value, 0)
   return media_io.read_sound(value, form[0], where, form[1], rate)
+
+
+def _decode_all(kind: str, value, form: tuple, where: str) -> list[tuple[np.ndarray, str]]:
+  """Return pairs of `_decode` of raw media: one, or the frames of a clip."""
+  return [_decode(kind, frame, form, where) for frame in clips.read(value, where)]
 
 
 def encode_batch(tokenizers, documents: list[list[Piece]]) -> list[Encoded]:
@@ -305,14 +311,15 @@ def _load_media(cfg, modality, split, form) -> Iterator[np.ndarray]:
     source = cfg.mixture[name]
     bad_records = BadRecords(name, source, split)
     items = enumerate(_media_of(cfg, name, modality, split, bad_records.skip))
-    read = lambda item: _decode(modality, item[1][1], form, item[1][0])
-    for (number, _), (array, note) in bad_records.readable(items, read):
-      bad_records.notes.update(f'{PLURALS[modality]} {part}' for part in note.split(', ') if part)
-      empty = False
-      yield array
-      if split == 'train':
-        for [copy] in augment.copies(source, number, [Piece(modality, array)], {modality: form}):
-          yield copy.value
+    read = lambda item: _decode_all(modality, item[1][1], form, item[1][0])
+    for (number, _), decoded in bad_records.readable(items, read):
+      for array, note in decoded:
+        bad_records.notes.update(f'{PLURALS[modality]} {part}' for part in note.split(', ') if part)
+        empty = False
+        yield array
+        if split == 'train':
+          for [copy] in augment.copies(source, number, [Piece(modality, array)], {modality: form}):
+            yield copy.value
     bad_records.report()
   if empty:
     raise _no_media(cfg, modality, split)

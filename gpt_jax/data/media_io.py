@@ -66,7 +66,7 @@ def read_image(value, form: tuple[int, ...], where: str = '') -> tuple[np.ndarra
     raise ValueError(f'images of {shape[2]} channels are not supported\nfix: give 1 or 3 channels')
   with name_record(where):
     if isinstance(value, (str, Path, bytes, bytearray)):
-      picture, notes = decode_image(*_content(value))
+      picture, notes = decode_image(*read_content(value))
     else:
       array = _checked_pixels(value)
       has_size = not any(preparation[1:]) and array.shape[:2] == shape[:2]
@@ -91,7 +91,7 @@ def read_sound(
   """
   with name_record(where):
     if isinstance(value, (str, Path, bytes, bytearray)):
-      sound, rate = decode_sound(*_content(value), most_seconds)
+      sound, rate = decode_sound(*read_content(value), most_seconds)
     else:
       sound, rate = _checked_samples(value), rate or sample_rate
     check_length(len(sound), rate, most_seconds)
@@ -216,8 +216,8 @@ def _archive(path, changed, process):
   return zipfile.ZipFile(path)
 
 
-def _content(value):
-  """Return (bytes, their name in errors); ValueError for an empty file."""
+def read_content(value) -> tuple[bytes, str]:
+  """Return (bytes of a file, or of a path, their name in errors); ValueError for an empty file."""
   if isinstance(value, (bytes, bytearray)):
     content, name = bytes(value), f'a file of {len(value)} bytes'
   else:

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gpt_jax.data import templates
+from gpt_jax.data import clips, templates
 from gpt_jax.data.files import candidates, containing_file, find_files, hash_files, refuse_remote
 from gpt_jax.data.splits import Corpus, Record, generated
 from gpt_jax.data.synthetic import canaries, stories, sums
@@ -164,7 +164,8 @@ def _find_media(template: str, records: Iterator[tuple[str, dict]]) -> set[str]:
       pieces = [] if isinstance(record, ValueError) else templates.fill(template, record, where)
     except ValueError:  # reported where documents are made
       pieces = []
-    paths |= {p.value for p in pieces if p.kind in templates.MODALITY and isinstance(p.value, str)}
+    files = (file for p in pieces if p.kind in templates.MODALITY for file in clips.files_of(p.value))
+    paths |= {file for file in files if isinstance(file, str)}
   return paths
 
 

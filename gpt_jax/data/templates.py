@@ -2,7 +2,7 @@
 
 `{name}` is text; `{x:image}` and `{x:audio}` become tokens, `{x:codes}` [P, Q] are ids of a codec;
 `{x:patches}` and `{x:frames}` are continuous features of images and sounds, and `{x:vectors}` numbers
-[N, W] of any kind, for input only; `{x:parts}` is
+[N, W] of any kind, for input only; `{x:video}` is a clip, whose frames are patches in a row; `{x:parts}` is
 a list of {"text": ..}, {"image": ..} and {"audio": ..}; `{x:chat}` is a list of messages with a role and a
 content, of which the assistant's are learned. ' -> ' separates a condition from its target. `{a.b.0}` looks
 up nested records and lists, `{a.*}` joins a list of texts by spaces, `{{` and `}}` are braces.
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpt_jax.data import clips
 from gpt_jax.data.record_fields import CHOICE, as_text, lookup, short
 from gpt_jax.model.continuous import KINDS
 from gpt_jax.tokenizers import chat_template
@@ -44,7 +45,7 @@ PARTS = ('text', 'image', 'audio')  # what the objects of a list of parts hold
 CLOZE = ':cloze}'
 FIX = (
   'fix: write {field} for text, {field:image}, {field:audio}, {field:patches}, {field:frames}, '
-  '{field:vectors}, {field:codes} or {field:parts} for media, {field:chat} for messages, '
+  '{field:video}, {field:vectors}, {field:codes} or {field:parts} for media, {field:chat} for messages, '
   '{a.b} inside a record, {options[index]} for the right one of several, '
   '{{ and }} for braces'
 )
@@ -62,7 +63,7 @@ class Piece:
   """A part of a document."""
 
   kind: str  # text, image, audio, a row of KINDS, arrow, or chat, which media in its messages follow
-  # A string; messages as JSON, or their Rendering; or media as a path, encoded bytes, an array or Samples
+  # A string; messages as JSON, or their Rendering; media as a path, encoded bytes, an array, Samples, a Clip
   value: Any = ''
 
 
@@ -82,6 +83,8 @@ def parse(template: str) -> tuple[tuple[str, str], ...]:
       slots += [('arrow', '')] * (number > 0) + [('literal', text)] * (text != '')
     if field is None:
       continue
+    if spec and spec.split(',')[0] == clips.SPEC:
+      field, spec = clips.parse(field, spec, template), clips.KIND
     is_name = '[' not in (field or '[') or CHOICE.fullmatch(field)
     if not is_name or conversion or spec not in ('', 'parts', 'chat', 'cloze', *MODALITY):
       raise ValueError(f'template={template!r} has a field that is not a plain name\n{FIX}')
@@ -221,7 +224,9 @@ def fill(template: str, record: dict, where: str) -> list[Piece]:
     elif kind == 'chat':
       document += chat_pieces(content, value, where, record)
     else:
-      document.append(_media(kind, content, value, where, record))
+      document.append(
+        (_clip if isinstance(value, clips.Field) else _media)(kind, content, value, where, record)
+      )
   merged = []
   for piece in document:
     if piece.kind == 'text' and merged and merged[-1].kind == 'text':
@@ -319,6 +324,16 @@ def _parts(value, field: str, where: str, record: dict) -> list[Piece]:
     else:
       document.append(_media(kind, content, name, where, record))
   return document
+
+
+def _clip(kind: str, value, field, where: str, record: dict) -> Piece:
+  """Return a clip that is not decoded as one piece."""
+  try:
+    files = clips.split(value) or ['']
+  except ValueError as error:
+    raise ValueError(f'{where} field {str(field)!r}: {error}') from None
+  values = tuple(_media(kind, file, str(field), where, record).value for file in files)
+  return Piece(kind, clips.Clip(values, field.frames, field.every))
 
 
 def _media(kind: str, value, field: str, where: str, record: dict) -> Piece:

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import re
 
-from gpt_jax.data import templates
+from gpt_jax.data import clips, templates
 from gpt_jax.data.documents import MARKERS
 from gpt_jax.data.templates import MODALITY, Piece
 
@@ -150,6 +150,9 @@ def fill_template(template, text, inputs):
     for is_text, group in itertools.groupby(slots, lambda slot: slot[0] in ('literal', 'text'))
   ]
   expected = collections.Counter(MODALITY[kind] for kind, _ in slots if kind in MODALITY)
+  is_clip = [isinstance(field, clips.Field) for kind, field in slots if MODALITY.get(kind) == 'image']
+  if is_clip == [True] and inputs['image']:  # files are the frames of the only clip
+    inputs = inputs | {'image': [inputs['image']]}
   if any(expected[name] != len(values) for name, values in inputs.items()):
     return None
   chunks = [chunk for i, chunk in enumerate(PLACEHOLDER.split(text)) if i % 2 == 0 and chunk.strip()]
@@ -163,7 +166,7 @@ def fill_template(template, text, inputs):
   words, score, pieces = iter(chunks), (1, 0), []
   for is_text, group in groups:
     if not is_text:
-      pieces += [Piece(kind, next(files[MODALITY[kind]])) for kind, _ in group]
+      pieces += [_media(kind, field, next(files[MODALITY[kind]])) for kind, field in group]
       continue
     wording = ''.join(value for _, value in group)
     if group in blanks:
@@ -173,6 +176,16 @@ def fill_template(template, text, inputs):
       score = (min(score[0], part[0]), score[1] + part[1])
     pieces.append(Piece('text', wording))
   return score, [*pieces, ARROW]
+
+
+def _media(kind, field, value):
+  """Return the piece of a file, or of the files of a clip."""
+  if not isinstance(field, clips.Field):
+    return Piece(kind, value)
+  frames = []
+  for file in value if isinstance(value, list) else [value]:
+    frames += [*file] if getattr(file, 'ndim', 0) == 4 else [file]
+  return Piece(kind, clips.Clip(tuple(frames), field.frames, field.every))
 
 
 def fill_blanks(group, text):

@@ -117,13 +117,14 @@ class Layout:
     """
     code_BW = self.is_code(ids_BW)
     start_BW = _first(segments_BW)
-    if cells_BW2 is None:
+    has_grid = cells_BW2 is None
+    if has_grid:
       cells_BW2 = self._cells(ids_BW, code_BW, start_BW)
       size_BW = max(1, *self.grid)
     else:
       size_BW = cells_BW2.max(-1) + 1  # at the last patch, the only one where it is used
-    next_is_code_BW = np.concatenate([code_BW[:, 1:], np.zeros_like(code_BW[:, :1])], 1)
-    ends_BW = code_BW & ~next_is_code_BW
+    goes_on_BW = code_BW if has_grid else code_BW & cells_BW2.any(-1)  # a picture may follow another one
+    ends_BW = code_BW & ~np.concatenate([goes_on_BW[:, 1:], np.zeros_like(code_BW[:, :1])], 1)
     steps_BW = np.where(code_BW, np.where(ends_BW, size_BW, 0), 1)
     clock_BW = np.cumsum(steps_BW, 1) - steps_BW
     clock_BW = clock_BW - np.take_along_axis(clock_BW, start_BW, 1)

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from gpt_jax.data import media_io, templates
+from gpt_jax.data.documents import encode_batch
 from gpt_jax.evaluation import trained
 from gpt_jax.interop import huggingface
 from gpt_jax.sampling import prompts
@@ -44,6 +46,11 @@ def test_several_pictures_are_squares_without_tiles(hf, tmp_path):
       assert ours.ids == inputs['input_ids'][0].tolist()
       expected = model(**inputs).logits[0].numpy()
       np.testing.assert_allclose(our_logits(run, ours)[:, :48], expected, rtol=1e-4, atol=1e-4)
+  clip = {'clip': [media_io.to_png(two), media_io.to_png(three)], 'name': 'a cat'}
+  [encoded] = encode_batch(run.tokenizers, [templates.fill('{clip:video} what  -> {name}', clip, 'here')])
+  ours = prompts.build_prompt(run, '{image}{image} what', images=[two, three])
+  assert encoded.ids[: len(ours.ids)].tolist() == ours.ids
+  np.testing.assert_array_equal(encoded.patches, ours.patches[ours.patches.any(1)])
   # Alone the second picture has three by two tiles, 54 vectors, of which 5 rows of 3 are left.
   alone = prompts.build_prompt(run, 'USER : {image}', images=[two])
   assert alone.patches.any(1).sum() == 9 + 5 * (3 + 1)
