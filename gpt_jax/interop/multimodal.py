@@ -17,12 +17,13 @@ from safetensors.numpy import save_file
 
 from gpt_jax.cluster import bootstrap, processes
 from gpt_jax.interop import families, tensors, weight_files
+from gpt_jax.interop.encoders import encoder, native
 from gpt_jax.interop.encoders import families as encoders
-from gpt_jax.interop.encoders import native
 from gpt_jax.interop.families_multimodal import MULTIMODAL, MultimodalFamily
 from gpt_jax.interop.family import unsupported
 from gpt_jax.interop.tensors import Tensor
 from gpt_jax.model import continuous, projectors
+from gpt_jax.model.native_encoder import NativeSpec
 from gpt_jax.runs import digests, records
 from gpt_jax.tokenizers import Tokenizers, base, native_reader, readers
 from gpt_jax.tokenizers.processors import Pixels
@@ -62,7 +63,8 @@ def stored_names(family: MultimodalFamily, names) -> dict[str, str]:
 def copy_tower(family: MultimodalFamily, source: Path, folder: Path) -> None:
   """Write the encoder of an imported model as a folder of its own, with what an export needs."""
   folder.mkdir(parents=True, exist_ok=True)
-  save_file(tower_tensors(family, source), folder / 'model.safetensors', {'format': 'pt'})
+  tower = {name: np.asarray(tensor.read()) for name, tensor in tower_tensors(family, source).items()}
+  save_file(tower, folder / 'model.safetensors', {'format': 'pt'})
   hf = nested(family, base.read_json(source / 'config.json', FIX, dict))
   for name in COPIED_FILES:
     if (source / name).is_file():
@@ -83,12 +85,18 @@ def nested(family: MultimodalFamily, hf: dict) -> dict:
   }
 
 
-def tower_tensors(family: MultimodalFamily, folder: Path) -> dict[str, np.ndarray]:
-  """Return the encoder's tensors of an imported model's folder, or of what `copy_tower` wrote."""
+def tower_tensors(family: MultimodalFamily, folder: Path) -> dict[str, Any]:
+  """Return the StoredTensors of the encoder in an imported model's folder, or of what `copy_tower` wrote."""
   prefix = re.compile(rf'^(model\.)?{family.tower.removeprefix("model.")}\.')
   stored, is_tower = weight_files.open_folder(folder), (folder / WHOLE).exists()
   chosen = {name: tensor for name, tensor in stored.items() if is_tower or prefix.match(name)}
-  return {prefix.sub('', name): np.asarray(tensor.read()) for name, tensor in chosen.items()}
+  return {prefix.sub('', name): tensor for name, tensor in chosen.items()}
+
+
+def check_tower(family: MultimodalFamily, source: Path, reader) -> None:
+  """Raise ValueError for a tensor of the encoder that the model's files lack or have in another shape."""
+  module = native if isinstance(reader.spec, NativeSpec) else encoder
+  encoder.check(source, tower_tensors(family, source), *module.layout(reader.spec))
 
 
 def open_reader(family: MultimodalFamily, files, tokenizer, workdir: Path | None) -> readers.EncoderReader:
@@ -128,7 +136,11 @@ def open_reader(family: MultimodalFamily, files, tokenizer, workdir: Path | None
 
 
 def keep_encoder(family: MultimodalFamily, source: Path, reader, workdir: Path | None) -> None:
-  """Copy the encoder's weights into the run (workdir), and tell the reader their digest."""
+  """Copy the encoder's weights into the run (workdir), and tell the reader their digest.
+
+  Raises ValueError for weights that are not complete.
+  """
+  check_tower(family, source, reader)
   folder = Path(reader.path)
   if workdir is not None:
     if bootstrap.is_primary():
@@ -208,7 +220,7 @@ class Export(NamedTuple):
           'fix: leave the biases of the projector out of adapter.train'
         )
     tower = tower_tensors(self.family, self.folder).items()
-    return files | {f'{self.family.tower}.{name}': value for name, value in tower}
+    return files | {f'{self.family.tower}.{name}': np.asarray(tensor.read()) for name, tensor in tower}
 
   def copy_files(self, folder: Path) -> None:
     """Copy the settings of the processor and the tokenizer, which are those of the imported model."""

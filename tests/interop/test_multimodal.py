@@ -384,6 +384,22 @@ def test_an_import_that_fails_writes_nothing(hf, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize(
+  ('family', 'name'),
+  [('llava', 'layers.0.mlp.fc1.bias'), ('qwen2_vl', 'blocks.0.norm1.bias'), ('qwen2_audio', 'conv2.weight')],
+)
+def test_an_encoder_that_is_not_complete_is_an_error_that_names_the_tensor(family, name, hf, tmp_path):
+  source = tmp_path / 'source'
+  wholes.write(hf, family, source)
+  path = source / 'model.safetensors'
+  lacking = {key: value for key, value in load_file(path).items() if not key.endswith(f'.{name}')}
+  save_file(lacking, path, {'format': 'pt'})
+  with pytest.raises(ValueError) as error:
+    huggingface.import_run(source, tmp_path / 'run')
+  tiny_runs.assert_two_lines(error.value, f'{source} has no tensor ', name)
+  assert not (tmp_path / 'run').exists()
+
+
 def test_a_model_of_sounds_is_imported_and_reads_them(hf, tmp_path):
   wholes.write(hf, 'qwen2_audio', tmp_path / 'source')
   huggingface.import_run(tmp_path / 'source', tmp_path / 'run')

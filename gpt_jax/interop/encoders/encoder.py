@@ -6,6 +6,7 @@ Letters: B items, T positions, D width, J frames, M mel bands, A channels.
 import functools
 import math
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,25 +23,43 @@ def load(folder, spec: Spec) -> Encoder:
 
   Raises ValueError or FileNotFoundError for tensors that are missing or of another shape.
   """
-  sizes = tensors.sizes_of(spec.cfg) | dict(spec.sizes)
-  return fill(folder, FAMILIES[spec.family], tensor_rows(spec), sizes, Encoder(spec))
+  return fill(folder, *layout(spec), Encoder(spec))
 
 
-def fill(folder, family, rows, sizes, abstract):
-  """Fill an abstract encoder with the tensors (rows) of a folder, as `load` does. sizes: of letters."""
-  stored = weight_files.open_folder(pathlib.Path(folder))
-  names = rename(family, stored)
+def layout(spec: Spec) -> tuple:
+  """Return what `check` and `fill` take: (family, {path: Tensor}, {letter: size})."""
+  return FAMILIES[spec.family], tensor_rows(spec), tensors.sizes_of(spec.cfg) | dict(spec.sizes)
 
-  def read(name, shape):
+
+def check(where, stored, family, rows, sizes) -> dict[str, Any]:
+  """Return {name in the family's table: StoredTensor}; stored: {name: StoredTensor} of a file.
+
+  Raises ValueError for a tensor that is missing or has another shape.
+  """
+  names, shapes = rename(family, stored), {}
+  for path, row in rows.items():
+    for index, name in tensors.places(row, sizes):
+      shapes[name] = tensors.shape_of(row, sizes)
+      if path in family.scales:
+        shapes[family.scales[path].format(l=index[0])] = (sizes['D'],)
+  for name, shape in shapes.items():
     if name not in names:
-      raise ValueError(f'{folder} has no tensor {name}\nfix: use the weights that came with config.json')
+      raise ValueError(f'{where} has no tensor {name}\nfix: use the weights that came with config.json')
     tensor = stored[names[name]]
     if tensor.dtype not in weight_files.DTYPES or math.prod(tensor.shape) != math.prod(shape):
       raise ValueError(
         f'tensor {tensor.name} is {tensor.dtype}{list(tensor.shape)}, by config.json {list(shape)}\n'
         'fix: use the config.json that came with these weights'
       )
-    return np.asarray(tensor.read(), np.float32).reshape(shape)
+  return {name: stored[names[name]] for name in shapes}
+
+
+def fill(folder, family, rows, sizes, abstract):
+  """Fill an abstract encoder with the tensors of a folder, as `load` does; errors as of `check`."""
+  stored = check(folder, weight_files.open_folder(pathlib.Path(folder)), family, rows, sizes)
+
+  def read(name, shape):
+    return np.asarray(stored[name].read(), np.float32).reshape(shape)
 
   def fill_one(path, p):
     row, value = rows[path], np.full(p.get_value().shape, rows[path].value, np.float32)

@@ -132,8 +132,12 @@ def tensor_rows(spec: NativeSpec) -> dict[str, Tensor]:
 
 def load(folder, spec: NativeSpec) -> NativeEncoder:
   """Return the encoder of a folder of safetensors, in float32; errors as of encoder.load."""
-  sizes = tensors.sizes_of(spec.cfg) | dict(spec.sizes)
-  return encoders.fill(folder, FAMILIES[spec.family], tensor_rows(spec), sizes, NativeEncoder(spec))
+  return encoders.fill(folder, *layout(spec), NativeEncoder(spec))
+
+
+def layout(spec: NativeSpec) -> tuple:
+  """Return (family, {path: Tensor}, {letter: size}), as encoder.layout does."""
+  return FAMILIES[spec.family], tensor_rows(spec), tensors.sizes_of(spec.cfg) | dict(spec.sizes)
 
 
 @functools.partial(jax.jit, static_argnames='precision')
