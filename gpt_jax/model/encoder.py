@@ -38,6 +38,7 @@ class Spec(NamedTuple):
   has_final_norm: bool = True
   is_quick: bool = False  # whether the activation is quick GELU
   pool: int = 1  # outputs in a row whose mean goes to the final norm; then silence behind a sound is masked
+  has_patch_bias: bool = True  # of pictures: on the matrix of a patch
 
   @property
   def cfg(self) -> ModelConfig:
@@ -73,7 +74,8 @@ class Encoder(nnx.Module):
       self.conv1_WMD, self.conv1_bias_D = param(sizes, 'WMD'), param(sizes, 'D')
       self.conv2_WID, self.conv2_bias_D = param(sizes, 'WID'), param(sizes, 'D')
     else:
-      self.patch_YXAD, self.patch_bias_D = param(sizes, 'YXAD'), param(sizes, 'D')
+      self.patch_YXAD = param(sizes, 'YXAD')
+      self.patch_bias_D = param(sizes, 'D') if spec.has_patch_bias else None
       self.class_D = param(sizes, 'D') if spec.has_class else None
     self.position_TD = param(sizes, 'TD')
     self.pre_norm = Norm(cfg) if spec.has_pre_norm else None
@@ -118,7 +120,8 @@ class Encoder(nnx.Module):
     """One matrix on each patch; the class token first."""
     y_BTYXA = x_BTP.reshape(*x_BTP.shape[:2], *self.patch_YXAD.shape[:3])
     x_BTD = jnp.einsum('BTYXA,YXAD->BTD', y_BTYXA, self.patch_YXAD[...].astype(x_BTP.dtype))
-    x_BTD = x_BTD + broadcast_like(self.patch_bias_D, x_BTD)
+    if self.patch_bias_D is not None:
+      x_BTD = x_BTD + broadcast_like(self.patch_bias_D, x_BTD)
     if self.class_D is None:
       return x_BTD
     class_B1D = jnp.broadcast_to(broadcast_like(self.class_D, x_BTD), (len(x_BTD), 1, x_BTD.shape[2]))

@@ -12,6 +12,8 @@ import pytest
 
 from gpt_jax.data import media_io
 from gpt_jax.interop.encoders import encoder, families, log_mel
+from gpt_jax.model import param_trees
+from gpt_jax.model.encoder import Encoder
 from gpt_jax.tokenizers import EncoderConfig, base, readers
 from tests import encoders, models, tiny_runs
 from tests.interop.test_interop import hf
@@ -210,6 +212,16 @@ def test_configs_that_no_encoder_here_has(changes, words):
   with pytest.raises(ValueError) as error:
     families.read_spec(settings)
   tiny_runs.assert_two_lines(error.value, words)
+
+
+@pytest.mark.parametrize('family', ['clip_vision_model', 'siglip_vision_model', 'vit', 'dinov2'])
+def test_an_encoder_of_pictures_has_no_parameter_that_its_files_lack(family):
+  """One that is trained whole would learn it: CLIP has no bias on its patches."""
+  spec = families.read_spec(encoders.CLIP | {'model_type': family})
+  params = {path for path, _ in param_trees.named_params(Encoder(spec))}
+  rows = families.tensor_rows(spec)
+  assert params == rows.keys() and all(row.name for row in rows.values())
+  assert ('patch_bias_D' in params) == (family != 'clip_vision_model')
 
 
 def test_weights_of_another_shape_are_errors(tmp_path):

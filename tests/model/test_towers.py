@@ -193,7 +193,7 @@ def test_flops_of_an_encoder_in_the_model(eye):
     cfg = dataclasses.replace(outside.cfg, encoders=(in_step.tower_of(stepped, training).to_json(),))
     extra[training] = costs.flops_per_token(cfg, 16, adapters.AdapterConfig())['full'] - without
   # Four pictures of a class token and four patches; 8 wide, an MLP of 12, 2 layers; a stem of 16 pixels.
-  weights = 2 * (4 * (8 * 8 + 8) + 2 * 8 * 12 + 12 + 8 + 4 * 8) + 16 * 8 + 2 * 8 + 2 * 8
+  weights = 2 * (4 * (8 * 8 + 8) + 2 * 8 * 12 + 12 + 8 + 4 * 8) + 16 * 8 + 8 + 2 * 8
   scores = 4 * 8 * 5 * 2
   np.testing.assert_allclose(extra['frozen'], 4 * 5 / 16 * (2 * weights + scores), rtol=1e-6)
   np.testing.assert_allclose(extra['whole'], 3 * extra['frozen'], rtol=1e-6)

@@ -63,7 +63,7 @@ def _blocks(layer, attention, out, mlp, norms, k_bias=True):
 def _patches(name, position, bias, class_name=''):
   """Rows of the stem of pictures."""
   rows = {'patch_YXAD': Tensor(f'{name}.weight', 'D A Y X'), 'position_TD': Tensor(position, 'T D')}
-  rows['patch_bias_D'] = Tensor(f'{name}.bias', 'D') if bias else Tensor('')
+  rows |= {'patch_bias_D': Tensor(f'{name}.bias', 'D')} if bias else {}
   return rows | ({'class_D': Tensor(class_name, 'D')} if class_name else {})
 
 
@@ -256,6 +256,7 @@ def read_spec(hf: dict, layer: int = 0) -> Spec:
   fields['layers'] = layer or fields['layers']
   ends = family.has_final_norm and not layer
   form = (family.has_class, family.has_pre_norm, ends, is_quick, family.pool)
+  form += (is_sound or 'patch_bias_D' in family.tensors,)
   return Spec(name, tuple(fields.items()), *stem, *form)
 
 
