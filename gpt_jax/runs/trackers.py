@@ -15,6 +15,10 @@ import numpy as np
 
 from gpt_jax.runs import records, secrets
 
+MLFLOW_PATIENCE = {  # its own defaults, 7 retries and 120 s, hold a run up for minutes
+  'MLFLOW_HTTP_REQUEST_MAX_RETRIES': '2',
+  'MLFLOW_HTTP_REQUEST_TIMEOUT': '10',  # seconds
+}
 KINDS = {'.png': 'image', '.wav': 'sound', '.txt': 'text'}  # of samples, by suffix
 
 
@@ -144,9 +148,11 @@ class MLflow(Tracker):
 
   @staticmethod
   def load():
-    """Import the package."""
+    """Import the package; bound how long a request to a server that has gone holds a run up."""
     import mlflow
 
+    for name, value in MLFLOW_PATIENCE.items():
+      os.environ.setdefault(name, value)
     return mlflow
 
   def __init__(self, library, folder, project, config, run_id, resume_step):

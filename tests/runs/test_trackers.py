@@ -1,7 +1,10 @@
 """Trackers: the config, curves, samples and verdicts that the real libraries keep, without a network."""
 
 import os
+import socket
 import sys
+import time
+import types
 
 import numpy as np
 import pytest
@@ -207,6 +210,34 @@ def test_a_tracker_that_cannot_be_opened_is_two_lines_and_leaves_the_folder_free
     run(tmp_path / 'run', mlflow='lab')
   tiny_runs.assert_two_lines(error.value, 'log.mlflow=lab cannot be opened: ConnectionError: no route')
   run(tmp_path / 'run').close()
+
+
+def test_mlflow_waits_briefly_for_a_server_unless_told_otherwise(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'mlflow', types.SimpleNamespace())
+  for name in trackers.MLFLOW_PATIENCE:
+    monkeypatch.setenv(name, '')
+    monkeypatch.delenv(name)
+  monkeypatch.setenv('MLFLOW_HTTP_REQUEST_TIMEOUT', '60')
+  trackers.MLflow.load()
+  assert os.environ['MLFLOW_HTTP_REQUEST_MAX_RETRIES'] == '2'
+  assert os.environ['MLFLOW_HTTP_REQUEST_TIMEOUT'] == '60'
+
+
+@pytest.mark.slow
+def test_a_training_outlives_its_mlflow_server(tmp_path, monkeypatch, capsys):
+  """The server is a port that accepts connections and says nothing."""
+  pytest.importorskip('mlflow', reason='mlflow is not installed: pip install .[mlflow]')
+  for name in trackers.MLFLOW_PATIENCE:
+    monkeypatch.setenv(name, '1')
+  with socket.create_server(('127.0.0.1', 0)) as silent, run(tmp_path / 'run', mlflow='lab') as opened:
+    [tracker] = opened._trackers.trackers.values()
+    tracker.client = tracker.library.MlflowClient(f'http://127.0.0.1:{silent.getsockname()[1]}')
+    start = time.monotonic()
+    for step in (1, 2, 3):
+      opened.log(step, {'loss': 1.0})
+    assert time.monotonic() - start < 8  # a second for each of two requests, and pauses
+  assert 'log.mlflow is left out from now on' in capsys.readouterr().out
+  assert len(run_folder.read_metrics(tmp_path / 'run')) == 3
 
 
 def test_runs_of_a_study_are_named_by_arm_and_seed(tmp_path):
