@@ -91,7 +91,7 @@ def _best_tiles(picture, shape, resample, sizes):
   processors.size_before.
   """
   width, height = picture.size
-  down, across = _best_size(height, width, sizes)
+  down, across = best_size(height, width, sizes)
   scale_x, scale_y = across / width, down / height
   if scale_x < scale_y:
     inner = across, min(math.ceil(height * scale_x), down)
@@ -106,7 +106,7 @@ def _best_tiles(picture, shape, resample, sizes):
   return np.concatenate([canvas, line])
 
 
-def _best_size(height, width, sizes):
+def best_size(height, width, sizes):
   """Return the (Y, X) that keeps most pixels of a picture, and of these the smallest."""
 
   def rank(size):

@@ -135,13 +135,13 @@ def test_a_clip_counts_by_its_bytes(tmp_path):
   assert open_source(Source(**source(tmp_path)), 'train').content() != before
 
 
-def clip_config(folder):
+def clip_config(folder, **changes):
   """The Config of a model that reads pixels of clips."""
   cfg = config.default()
   cfg.tokenizer.kind = 'bytes'
   cfg.image.update(kind='patches', height=8, width=8, channels=1, patch=4, codes=4)
   cfg.model.update(layers=1, width=16, heads=2, context=48)
-  cfg.data.mixture = {'clips': source(folder, root=str(folder))}
+  cfg.data.mixture = {'clips': source(folder, root=str(folder), **changes)}
   cfg.data.update(packing='first_fit', valid_fraction=0.34)
   return config.build(config.Config, cfg)
 
@@ -165,6 +165,19 @@ def test_caches_and_prompts_have_the_frames(tmp_path):
   pieces = fill('{clip:video,frames=2} Lighter? -> {way}', {'clip': np.stack(stills), 'way': 'x'}, 'here')
   [encoded] = encode_batch(toks, [pieces])
   np.testing.assert_array_equal(encoded.patches, apart.patches[apart.patches.any(1)])
+
+
+def test_a_broken_film_is_a_bad_record(tmp_path):
+  write_rows(tmp_path)
+  (tmp_path / '3.gif').write_bytes(film('PNG')[:200])
+  cfg = clip_config(tmp_path, bad_records=1)
+  toks = run_tokenizers.build(cfg, tmp_path / 'run')
+  caches = [
+    data.token_cache(cfg.data, 'clips', toks, split, tmp_path / 'cache') for split in ('train', 'valid')
+  ]
+  assert sum(len(cache.offsets) for cache in caches) == 5
+  with pytest.raises(ValueError, match=r'3.gif is not a whole film(.|\n)*bad_records=1'):
+    run_tokenizers.build(clip_config(tmp_path), tmp_path / 'run')
 
 
 def test_pictures_without_words_between_them_follow_each_other():

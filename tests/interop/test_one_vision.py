@@ -1,12 +1,15 @@
 """LLaVA-OneVision beyond its battery in test_multimodal.py: resized vectors, several pictures, refusals."""
 
+import types
+
 import numpy as np
 import pytest
 
-from gpt_jax.data import media_io, templates
+from gpt_jax.data import media_io, picture_sizes, templates
 from gpt_jax.data.documents import encode_batch
 from gpt_jax.evaluation import trained
 from gpt_jax.interop import huggingface
+from gpt_jax.interop.families_multimodal import ONE_VISION
 from gpt_jax.sampling import prompts
 from gpt_jax.tokenizers import tiles
 from tests import tiny_runs, wholes
@@ -27,6 +30,26 @@ def test_weighted_means_are_the_interpolation_of_torch(size):
   theirs = torch.from_numpy(grid_YXD.transpose(2, 0, 1))[None]
   expected = torch.nn.functional.interpolate(theirs, size, mode='bilinear')[0].numpy()
   np.testing.assert_allclose(actual, expected.transpose(1, 2, 0), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_as_many_places_as_the_processor_gives(hf):
+  sizes = ONE_VISION['image_grid_pinpoints']
+  processor = object.__new__(hf.LlavaOnevisionProcessor)
+  processor.image_processor = types.SimpleNamespace(image_grid_pinpoints=sizes)
+  processor.num_image_tokens, processor.vision_aspect_ratio = 729, 'anyres_max_9'
+  reader = object.__new__(tiles.OneVisionReader)
+  reader.places = types.SimpleNamespace(most=9)
+  rng, resized = np.random.default_rng(0), 0
+  for height, width in np.exp(rng.uniform(np.log(20), np.log(4000), (30, 2))).astype(int).tolist():
+    expected = processor._get_number_of_features(height, width, 384, 384)
+    down, across = picture_sizes.best_size(height, width, sizes)
+    reader.tiles_of = lambda _, grid=(down // 384, across // 384): grid
+    line = np.array([height, width], '<u4').view(np.uint8)[None]
+    count = down * across // 384**2
+    assert len(reader.join(line, [np.zeros((729, 1), np.float32)] * (count + 1))) == expected
+    resized += expected < 729 * count
+  assert 5 < resized < 25
 
 
 @pytest.mark.slow
