@@ -15,8 +15,10 @@ from PIL import Image
 from gpt_jax.data import media_io
 from gpt_jax.data.templates import Piece
 from gpt_jax.evaluation import trained
+from gpt_jax.interop import huggingface
 from gpt_jax.model import attention
 from gpt_jax.reports import compare
+from gpt_jax.sampling import completions, validate
 from gpt_jax.sampling.prompt_batch import Prompt
 from gpt_jax.tokenizers import Tokenizers
 from gpt_jax.tokenizers.audio import AudioConfig
@@ -25,6 +27,7 @@ from gpt_jax.training import probes
 from gpt_jax.workbench.lab import app, inside, pieces, playground
 from gpt_jax.workbench.lab import models as lab_models
 from tests import models, tiny_runs
+from tests.tokenizers.test_chat_template import CHATML, write_tokenizer
 
 pytest.importorskip('starlette', reason='starlette is not installed: pip install .[lab]')
 testclient = pytest.importorskip('starlette.testclient', reason='httpx is not installed: pip install httpx')
@@ -187,6 +190,34 @@ def test_an_imported_model_reads_pictures_that_no_template_has(tmp_path):
     content = {'patches': {'places': places}}
     (tmp_path / 'tokenizer/readers.json').write_text(json.dumps(content))
     assert lab_models.abilities({}, tmp_path)['inputs'] == inputs
+
+
+@pytest.mark.slow
+def test_an_imported_chat_model_converses_by_its_own_template_and_end(tmp_path):
+  source = tmp_path / 'source'
+  source.mkdir()
+  toks = write_tokenizer(source, CHATML)
+  cfg = models.tiny(vocab=toks.vocabulary.size, context=128)
+  huggingface.export_model(cfg, models.fill(cfg), toks, tmp_path / 'hf')
+  huggingface.import_run(tmp_path / 'hf', tmp_path / 'runs/chat')
+  client = testclient.TestClient(app.build_app(tmp_path / 'runs'), base_url='http://127.0.0.1')
+  [facts] = get(client, '/api/models')['models']
+  assert facts['chat'] and facts['inputs'] == ['text']
+  run, sampling = trained.load(tmp_path / 'runs/chat'), {'max_new_tokens': 64, 'temperature': 1.0}
+  text = '<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n'
+  prompt, [end] = Prompt(run.tokenizers.encode_text(text)), run.tokenizers.encode_text('<|im_end|>')
+  ended = []
+  for seed in range(8):
+    chosen = sampling | {'seed': seed}
+    messages = [{'role': 'user', 'content': 'the cat'}]
+    answer = lines(post(client, '/api/sample', run='chat', messages=messages, sampling=chosen))
+    reply, cfg = ''.join(line.get('text', '') for line in answer), validate.override(run.cfg.sample, **chosen)
+    stream = lambda *ends, cfg=cfg: ''.join(
+      completions.stream_text(run.model, run.tokenizers, prompt, cfg, (), ends)
+    )
+    assert reply == stream(end)
+    ended.append(reply != stream())
+  assert any(ended)  # by the template's own token
 
 
 def test_a_text_longer_than_the_context_is_cut(client):

@@ -49,7 +49,7 @@ def list_models(lab, query):
   """GET /api/models: runs that can be tried.
 
   Returns {models: [{name, step, inputs, outputs, sources, chat, sampling}]}. inputs, outputs: modalities that
-  its templates read and make. sampling: its own SampleConfig.
+  its templates read and make. chat: whether it answers conversations. sampling: its own SampleConfig.
   """
   rows = []
   for name, folder in lab.index.runs().items():
@@ -75,6 +75,7 @@ def abilities(config, folder):
       outputs |= kinds(target)
       sources[name] = template
   inputs |= read_by_import(folder)
+  chat = chat or knows_chat_by_import(folder)
   facts = {'inputs': sorted(inputs or {'text'}), 'outputs': sorted(outputs or {'text'}), 'chat': chat}
   return facts | {'sources': sources, 'sampling': args.section(config, 'sample')}
 
@@ -91,6 +92,18 @@ def read_by_import(folder):
     return set()
   kinds = [kind for kind, fields in rows.items() if fields.get('places') and kind in KINDS]
   return {'text', *(KINDS[kind].modality for kind in kinds)} if kinds else set()
+
+
+def knows_chat_by_import(folder):
+  """Whether a run is an imported model whose tokenizer has a chat template."""
+  from gpt_jax.runs import ancestry
+
+  try:
+    parents = ancestry.read_parents(folder)
+  except (ValueError, OSError):
+    return False
+  is_import = any(parent['how'] == 'import' for parent in parents)
+  return is_import and (folder / 'tokenizer' / 'chat_template.jinja').is_file()
 
 
 def files(body, name):

@@ -10,8 +10,9 @@ const SETTINGS = [['temperature', 'temperature', 0, 5, 0.05], ['top_k', 'top k',
 
 export async function show(page, params) {
   const holder = h('div'), output = h('div', { class: 'outputs' });
-  let model = null, abort = null, messages = [];
-  const use = (chosen) => { model = chosen; messages = []; build(); remember('playground', { run: model ? model.name : '' }); };
+  let model = null, talks = false, abort = null, messages = [];
+  const talk = (isChat) => { talks = isChat; messages = []; build(); };
+  const use = (chosen) => { model = chosen; talk(Boolean(model && model.chat && model.inputs.every((kind) => kind === 'text'))); remember('playground', { run: model ? model.name : '' }); };
   const picker = await runPicker(params.get('run'), use);
   fill(page, h('h1', {}, 'Playground'), h('div', { class: 'controls' }, picker.element), holder, output);
 
@@ -19,13 +20,15 @@ export async function show(page, params) {
     fill(output);
     if (!model) { fill(holder, h('p', { class: 'note' }, 'Choose a run with a checkpoint.')); return; }
     const media = mediaInputs(model), source = sourcePicker(model);
-    const text = h('textarea', { rows: model.chat ? 2 : 4, 'aria-label': 'prompt',
-      placeholder: model.chat ? 'a message; Enter sends it' : 'a prompt; Ctrl+Enter samples' });
+    const text = h('textarea', { rows: talks ? 2 : 4, 'aria-label': 'prompt',
+      placeholder: talks ? 'a message; Enter sends it' : 'a prompt; Ctrl+Enter samples' });
     const to = h('select', {}, [...new Set([...model.outputs, 'any'])].map((kind) => option(kind, kind, model.outputs[0])));
+    const as = h('select', { onchange: () => talk(as.value === 'conversation') },
+      ['conversation', 'completion'].map((kind) => option(kind, kind, talks ? 'conversation' : 'completion')));
     const stop = h('input', { type: 'text', size: 10, placeholder: 'none', 'aria-label': 'stop at' });
     const settings = SETTINGS.map(([key, label, min, max, step]) => [key, h('input', { type: 'number', min, max, step,
       placeholder: String(model.sampling[key] ?? ''), 'aria-label': label }), label]);
-    const go = h('button', { class: 'main', type: 'submit' }, model.chat ? 'Send' : 'Sample');
+    const go = h('button', { class: 'main', type: 'submit' }, talks ? 'Send' : 'Sample');
     const cancel = h('button', { type: 'button', disabled: true, onclick: () => abort && abort.abort() }, 'Stop');
     const values = () => Object.fromEntries(settings.filter(([, input]) => input.value !== '').map(([key, input]) => [key, Number(input.value)]));
     const run = async () => {
@@ -33,7 +36,7 @@ export async function show(page, params) {
       cancel.disabled = false;
       abort = new AbortController();
       try {
-        if (model.chat) await converse(text, values());
+        if (talks) await converse(text, values());
         else await sample({ run: model.name, text: text.value, to: to.value, source: source.value(), stop: stop.value ? [stop.value] : [],
           sampling: values(), ...media.values() });
       } catch (error) {
@@ -43,16 +46,16 @@ export async function show(page, params) {
       cancel.disabled = true;
     };
     text.addEventListener('keydown', (event) => {
-      if (event.key === 'Enter' && !event.shiftKey && (model.chat || event.ctrlKey || event.metaKey)) {
+      if (event.key === 'Enter' && !event.shiftKey && (talks || event.ctrlKey || event.metaKey)) {
         event.preventDefault();
         if (!go.disabled) run();
       }
     });
     fill(holder, h('form', { onsubmit: (event) => { event.preventDefault(); run(); } },
-      text, media.has && !model.chat ? media.element : null,
-      h('div', { class: 'controls' }, model.chat ? null : field('make', to), source.element && !model.chat ? source.element : null,
-        settings.map(([, input, label]) => field(label, input)), model.chat ? null : field('stop at', stop)),
-      h('div', { class: 'controls' }, go, cancel, model.chat ? h('button', { type: 'button', onclick: () => { messages = []; fill(output); } },
+      text, media.has && !talks ? media.element : null,
+      h('div', { class: 'controls' }, model.chat ? field('as', as) : null, talks ? null : field('make', to), source.element && !talks ? source.element : null,
+        settings.map(([, input, label]) => field(label, input)), talks ? null : field('stop at', stop)),
+      h('div', { class: 'controls' }, go, cancel, talks ? h('button', { type: 'button', onclick: () => { messages = []; fill(output); } },
         'New conversation') : h('button', { type: 'button', onclick: () => fill(output) }, 'Clear'))));
   }
 
