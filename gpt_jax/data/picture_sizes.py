@@ -88,7 +88,7 @@ def _best_tiles(picture, shape, resample, sizes):
   """Cut a picture in tiles as LLaVA-NeXT does: resized into the best of some sizes, with black borders.
 
   The last line holds the size before, on which depends what of the borders the model leaves out; see
-  processors.size_before.
+  tiles.size_before.
   """
   width, height = picture.size
   down, across = best_size(height, width, sizes)

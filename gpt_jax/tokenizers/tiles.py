@@ -100,7 +100,7 @@ def mix(grid_YXD: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _neighbors(length, new):
   """Return (indices, weights) [new, 2] of the two places between which each new place lies."""
-  at = np.maximum((np.arange(new) + 0.5) * (length / new) - 0.5, 0)
+  at = np.maximum((np.arange(new) + 0.5) * (length / max(1, new)) - 0.5, 0)  # a line of pixels has no rows
   first = at.astype(int)
   indices = np.stack([first, np.minimum(first + 1, length - 1)], 1)
   return indices, np.stack([1 - (at - first), at - first], 1)

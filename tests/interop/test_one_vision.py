@@ -41,7 +41,8 @@ def test_as_many_places_as_the_processor_gives(hf):
   reader = object.__new__(tiles.OneVisionReader)
   reader.places = types.SimpleNamespace(most=9)
   rng, resized = np.random.default_rng(0), 0
-  for height, width in np.exp(rng.uniform(np.log(20), np.log(4000), (30, 2))).astype(int).tolist():
+  some = np.exp(rng.uniform(np.log(20), np.log(4000), (30, 2))).astype(int).tolist()
+  for height, width in (*some, (1, 4000), (4000, 3)):
     expected = processor._get_number_of_features(height, width, 384, 384)
     down, across = picture_sizes.best_size(height, width, sizes)
     reader.tiles_of = lambda _, grid=(down // 384, across // 384): grid
