@@ -18,6 +18,7 @@ from gpt_jax.runs import hardware, provenance, records, run_folder
 
 RESULTS = Path(__file__).parent / 'results'
 STUDIES = RESULTS / 'ablations'
+COST = ('parameters', 'tokens', 'flops_per_token')  # of an arm's run; what a scaling law is fitted over
 
 
 def run_summary(workdir):
@@ -89,6 +90,7 @@ def study_summary(workdir):
     'parameters',
     'statuses',
   )
+  cost = {arm['name']: {key: arm.get(key) for key in COST} for arm in study['arms']}
   return {
     'question': study['question'],
     'headline': study_results.headline(results),
@@ -106,7 +108,7 @@ def study_summary(workdir):
     'tune': study.get('tune') or {},
     'search': study.get('search') or {},
     'schedule': study.get('schedule', {}),
-    'arms': [{key: arm.get(key) for key in keys} for arm in analysis['arms']],
+    'arms': [{key: arm.get(key) for key in keys} | cost[arm['name']] for arm in analysis['arms']],
     'pairing': analysis['pairing'],
     'effects': analysis['effects'],
     'interactions': analysis['interactions'],

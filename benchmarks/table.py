@@ -13,7 +13,7 @@ import re
 
 from benchmarks import growth, weak_scaling
 from benchmarks.gpu import table as gpu_goals
-from benchmarks.record import RESULTS, STUDIES
+from benchmarks.record import COST, RESULTS, STUDIES
 from gpt_jax.ablation import design, proof
 from gpt_jax.ablation.stats import analyze
 from gpt_jax.reports import study_results
@@ -208,7 +208,8 @@ def shipped_study(result):
 
 def judged_headline(result, study):
   """The headline of a recorded study, judged again from its scores."""
-  arms = [{key: getattr(arm, key) for key in KEPT} for arm in design.make_arms(study)]
+  cost = {arm['name']: {key: arm.get(key) for key in COST} for arm in result['arms']}
+  arms = [{key: getattr(arm, key) for key in KEPT} | cost[arm.name] for arm in design.make_arms(study)]
   factors = {name: list(dict.fromkeys(arm['levels'][name] for arm in arms)) for name in study.factors}
   spec = {key: result[key] for key in ('metric', 'tolerance', 'budget')} | {'better': study.better}
   spec |= {'seeds': study.seed_list, 'sweep': proof.sweep_name(study.sweep), 'factors': factors, 'arms': arms}
