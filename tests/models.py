@@ -27,7 +27,7 @@ VARIANTS = {
   'learned': dict(positions='learned', **GPT2),
   'alibi': dict(positions='alibi', mlp='gelu_exact'),
   'none': dict(positions='none', norm='layernorm', norm_bias=False),
-  'grouped': dict(kv_heads=2, norm_position='sandwich'),
+  'grouped': dict(kv_heads=2, norm_position='sandwich', qk_norm=True, qk_norm_over='each'),
   'multi_query': dict(kv_heads=1, positions='alibi', norm_position='post'),
   'window': dict(window=3, mlp='relu2', tied_head=False),
   'pattern': dict(window=2, layer_pattern='SL', kv_heads=2, positions='none'),

@@ -298,7 +298,27 @@ def sounds(seed=0, lengths=(15_999, 7_000, 641, 960)):
   return [rng.uniform(-0.5, 0.5, length).astype(np.float32) for length in lengths]
 
 
+def chameleon(hf, **text):
+  """(model, processor) of Chameleon: pictures are 16 ids of the vocabulary, whose codes are in no order."""
+  codes = np.random.default_rng(3).permutation(30)
+  names = [f'IMGIMG{"".join("ABCDEFGHIJ"[int(digit)] for digit in str(code))}Z' for code in codes]
+  specials = {'image_token': '<image>', 'boi_token': '<racm3:break>', 'eoi_token': '<eoss>'}
+  specials |= {f'code{code}': name for code, name in zip(codes, names, strict=True)}
+  words = tokenizer(hf, specials | {'sep': '<reserved08706>'}, '<s>')
+  words.sep_token = '<reserved08706>'
+  vqgan = {'base_channels': 64, 'channel_multiplier': [1, 2], 'num_res_blocks': 1, 'num_embeddings': 30}
+  vqgan |= {'embed_dim': 6, 'latent_channels': 7, 'resolution': 8}
+  sizes = TEXT | {'vocab_size': 64, 'num_key_value_heads': 1} | text
+  cfg = hf.ChameleonConfig(**sizes, vq_config=vqgan, vocabulary_map=words.get_vocab())
+  pictures = hf.ChameleonImageProcessorPil(
+    size={'shortest_edge': 11}, crop_size={'height': 8, 'width': 8}, rescale_factor=0.0078
+  )
+  processor = hf.ChameleonProcessor(pictures, words, image_seq_length=16)
+  return hf.ChameleonForConditionalGeneration(cfg), processor
+
+
 FAMILIES = {
+  'chameleon': chameleon,
   'llava': llava,
   'llava_next': llava_next,
   'llava_onevision': llava_onevision,
@@ -321,9 +341,13 @@ def pictures(seed=0, sizes=((15, 15), (40, 23), (19, 31), (9, 12), (64, 64))):
 
 def write(hf, family, folder, **changes):
   """Write a model with random values -> (model, processor); changes: keys of config.json."""
+  return fill(*FAMILIES[family](hf), folder, changes)
+
+
+def fill(model, processor, folder, changes=()):
+  """Give a model random values and write it with its processor -> both; changes: keys of config.json."""
   import torch
 
-  model, processor = FAMILIES[family](hf)
   torch.manual_seed(0)
   with torch.no_grad():
     for name, p in model.named_parameters():

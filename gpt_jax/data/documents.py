@@ -156,7 +156,8 @@ def _encode_placed(tokenizers, documents, values) -> list[Encoded]:
   for pieces in documents:
     features = {kind: [next(rows[kind]) for piece in pieces if piece.kind == kind] for kind in KINDS}
     ids, targets = placed_documents.encode(tokenizers, pieces, features)
-    arrays = {kind: np.concatenate(items).astype(np.float32) for kind, items in features.items() if items}
+    kinds = tokenizers.vector_kinds([kind for kind, items in features.items() if items])
+    arrays = {kind: np.concatenate(features[kind]).astype(np.float32) for kind in kinds}
     result.append(Encoded(ids, **arrays, targets=targets))
   return result
 

@@ -9,6 +9,7 @@ Letters: T tokens of a document.
 import numpy as np
 
 from gpt_jax.data.templates import Piece
+from gpt_jax.model.continuous import KINDS
 from gpt_jax.tokenizers.chat_template import PLACES, Rendering
 from gpt_jax.tokenizers.processors import Places, expand
 
@@ -39,15 +40,27 @@ def encode(
   begin = text.begin() if has_begin else []
   [(ids, spans_T2)] = text.encode_with_offsets([''.join(part for part, _ in parts)])
   ids = np.array([*begin, *ids], np.int32)
+  is_code = _put_codes(tokenizers, ids, features)
   if not is_chat and not any(is_target for _, is_target in parts):
-    return ids, None
+    return ids, (~is_code).astype(np.uint8) if is_code.any() else None
   spans_T2 = np.concatenate([np.zeros((len(begin), 2), int), spans_T2])
   targets, start = np.zeros(len(ids), np.uint8), 0
   for part, is_target in parts:
     if is_target:  # a token that crosses the border is learned whole
       targets |= (spans_T2[:, 0] < start + len(part)) & (spans_T2[:, 1] > start)
     start += len(part)
-  return ids, targets
+  return ids, targets & ~is_code
+
+
+def _put_codes(tokenizers, ids, features) -> np.ndarray:
+  """Write the ids of pictures that are read as codes in their places; return where, bool [T]."""
+  is_code = np.zeros(len(ids), bool)
+  for kind, items in features.items():
+    if items and tokenizers.readers[kind].token_ids:
+      is_place = ids == tokenizers.vocabulary.special(KINDS[kind].place)
+      ids[is_place] = np.concatenate(items)[:, 0]
+      is_code |= is_place
+  return is_code
 
 
 def check_text(tokenizers, text: str, where: str) -> None:

@@ -59,6 +59,7 @@ class RowFields:
     own = getattr(tokenizers, 'places', ())  # conversations, too, may have what an imported model reads
     own = (*own, *(['patches'] if getattr(tokenizers, 'makes_patches', False) else []))
     kinds = [kind for kind in KINDS if kind in cfg.features or kind in own]
+    kinds = [kind for kind in kinds if not getattr(tokenizers.reader(kind), 'token_ids', ())]
     features = tuple((kind, int(tokenizers.reader(kind).feature_width)) for kind in kinds)
     return cls(Layout.of(tokenizers), mask_of(cfg, tokenizers), cfg.condition_dropout, features)
 

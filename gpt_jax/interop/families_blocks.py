@@ -1,9 +1,10 @@
 """Kin of Llama with other blocks: norms after branches, shared or fixed, layers without positions, factors.
 
-Source: transformers 5.23, `models/{olmo,olmo2,olmo3,smollm3,granite,cohere,cohere2}/`.
+Source: transformers 5.23, `models/{olmo,olmo2,olmo3,smollm3,granite,cohere,cohere2,chameleon}/`.
 """
 
 from gpt_jax.interop.families_llama import (
+  ATTENTION,
   FULL,
   INTERLEAVED,
   LAYER,
@@ -149,4 +150,30 @@ COHERE2 = COHERE._replace(
   fixed={},
   layer_types=periodic_layer_types,
   read=_read_cohere2,
+)
+
+
+def _chameleon_norms(cfg, hf):
+  """The same norms stand before branches or behind them."""
+  if cfg.norm_position != 'output':
+    return {}
+  return norm('blocks/attention_out_norm', f'{LAYER}.input_layernorm') | norm(
+    'blocks/mlp_out_norm', f'{LAYER}.post_attention_layernorm'
+  )
+
+
+CHAMELEON = LLAMA._replace(
+  architecture='ChameleonForConditionalGeneration',
+  tensors=TENSORS
+  | norm('blocks/attention/q_norm', f'{ATTENTION}.q_norm', bias=True, axes='H K')
+  | norm('blocks/attention/k_norm', f'{ATTENTION}.k_norm', bias=True, axes='G K'),
+  keys=without(LLAMA.keys, 'head_dim'),
+  defaults=LLAMA.defaults
+  | {'num_key_value_heads': 32, 'max_position_embeddings': 4096, 'rms_norm_eps': 1e-5, 'swin_norm': False},
+  always=LLAMA.always | {'qk_norm': True, 'qk_norm_over': 'each'},
+  fixed={'rms_norm_eps': (1e-5, 'the norms of queries and keys have 1e-5')},
+  read=lambda hf, fields: {'norm_position': 'output'} if hf['swin_norm'] else {},
+  write=lambda cfg: {'swin_norm': cfg.norm_position == 'output'},
+  vary=_chameleon_norms,
+  buffers=r'.*rotary_emb\.inv_freq|model\.vqmodel\..*',  # and the picture tokenizer
 )

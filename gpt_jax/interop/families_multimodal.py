@@ -65,6 +65,7 @@ class MultimodalFamily(NamedTuple):
   connector: str = PROJECTOR  # prefix of the projector's tensors
   language: tuple = ('^', 'language_model.')  # regex, replacement: name in a text model -> in this one
   positions: Callable = lambda text: {}  # text_config -> fields of ModelConfig
+  is_flat: bool = False  # whether config.json has the language model's settings beside the encoder's
   write: Callable = _as_it_is  # (text_config of the imported model, that of a text model) -> to write
 
 
@@ -178,6 +179,30 @@ def _read_qwen2_vl(hf, tower, names):
   return Part(Places(token_of(hf, names, 'image_token_id', 151_655)))
 
 
+def _read_chameleon(hf, tower, names):
+  image, start, stop = '<image>', '<racm3:break>', '<eoss>'
+  ids = hf.get('vocabulary_map') or {}
+  if lacking := {image, start, stop} - set(names.values()):
+    raise unsupported(f'a tokenizer without {min(lacking)}', 'it stands for pictures or beside them')
+  if names.get(ids.get(image)) != image:
+    raise unsupported(f'vocabulary_map with {image}={ids.get(image)}', 'the tokenizer has another id')
+  code_token_ids(hf)  # is complete
+  end = '<reserved08706>'  # behind prompts
+  return Part(Places(image, before=start, after=stop, end=end if end in names.values() else ''))
+
+
+def code_token_ids(hf) -> list[int]:
+  """Return the id of each code of a picture, by the names in Chameleon's vocabulary: A to J are digits."""
+  digits, ids = str.maketrans('ABCDEFGHIJ', '0123456789'), {}
+  for name, index in hf['vocabulary_map'].items():
+    if match := re.fullmatch('IMGIMG([A-J]+)Z', name):
+      ids[int(match[1].translate(digits))] = index
+  count = hf['vq_config'].get('num_embeddings', 8192)
+  if sorted(ids) != list(range(count)):
+    raise unsupported(f'vocabulary_map with {len(ids)} codes', f'the picture tokenizer has {count}')
+  return [ids[code] for code in range(count)]
+
+
 def _mrope(text):
   """Return the fields of positions with rows and columns."""
   rope = text.get('rope_scaling') or text.get('rope_parameters') or {}
@@ -271,7 +296,19 @@ QWEN2_VL = MultimodalFamily(
   write=_write_mrope,
 )
 QWEN2_5_VL = QWEN2_VL._replace(architecture='Qwen2_5_VLForConditionalGeneration', encoder='qwen2_5_vl_vision')
+CHAMELEON = MultimodalFamily(
+  architecture='ChameleonForConditionalGeneration',
+  projector='',
+  tensors={},
+  read=_read_chameleon,
+  tower='model.vqmodel',
+  section='vq_config',
+  encoder='chameleon_vqgan',
+  language=('^', ''),
+  is_flat=True,
+)
 MULTIMODAL = {
+  'chameleon': CHAMELEON,
   'idefics3': IDEFICS3,
   'smolvlm': SMOLVLM,
   'llava': LLAVA,

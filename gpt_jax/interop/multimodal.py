@@ -19,13 +19,14 @@ from gpt_jax.cluster import bootstrap, processes
 from gpt_jax.interop import families, tensors, weight_files
 from gpt_jax.interop.encoders import encoder, native
 from gpt_jax.interop.encoders import families as encoders
-from gpt_jax.interop.families_multimodal import MULTIMODAL, MultimodalFamily
+from gpt_jax.interop.families_multimodal import MULTIMODAL, MultimodalFamily, code_token_ids
 from gpt_jax.interop.family import unsupported
 from gpt_jax.interop.tensors import Tensor
 from gpt_jax.model import continuous, projectors
 from gpt_jax.model.native_encoder import NativeSpec
 from gpt_jax.runs import digests, records
-from gpt_jax.tokenizers import Tokenizers, base, native_reader, readers
+from gpt_jax.runs.reading import check_types, reading
+from gpt_jax.tokenizers import Tokenizers, base, code_reader, native_reader, readers
 from gpt_jax.tokenizers.processors import Pixels
 
 FOLDER = 'encoder'  # of a run
@@ -65,7 +66,8 @@ def copy_tower(family: MultimodalFamily, source: Path, folder: Path) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   tower = {name: np.asarray(tensor.read()) for name, tensor in tower_tensors(family, source).items()}
   save_file(tower, folder / 'model.safetensors', {'format': 'pt'})
-  hf = nested(family, base.read_json(source / 'config.json', FIX, dict))
+  hf = base.read_json(source / 'config.json', FIX, dict)
+  hf = hf if family.is_flat else nested(family, hf)
   for name in COPIED_FILES:
     if (source / name).is_file():
       shutil.copy(source / name, folder / name)
@@ -95,6 +97,9 @@ def tower_tensors(family: MultimodalFamily, folder: Path) -> dict[str, Any]:
 
 def check_tower(family: MultimodalFamily, source: Path, reader) -> None:
   """Raise ValueError for a tensor of the encoder that the model's files lack or have in another shape."""
+  if family.is_flat:
+    encoder.check_shapes(source, tower_tensors(family, source), reader.shapes)
+    return
   module = native if isinstance(reader.spec, NativeSpec) else encoder
   encoder.check(source, tower_tensors(family, source), *module.layout(reader.spec))
 
@@ -107,6 +112,10 @@ def open_reader(family: MultimodalFamily, files, tokenizer, workdir: Path | None
   names = {index: token for token, index in tokenizer.vocab().items()}
   tower = ({'model_type': family.encoder} if family.encoder else {}) | files.hf[family.section]
   part, pixels = family.read(files.hf, tower, names), []
+  if family.is_flat:
+    ids = {code_reader.TOKEN_IDS: code_token_ids(files.hf)}
+    pixels = code_reader.picture_preparation(files.path, tower.get('resolution', code_reader.SIDE))
+    return _reader(files, tower | ids, part, pixels, workdir)
   is_native = tower.get('model_type') in native.FAMILIES
   spec = native.read_spec(tower) if is_native else encoders.read_spec(tower, part.layer)
   if spec.modality == 'audio':
@@ -119,19 +128,22 @@ def open_reader(family: MultimodalFamily, files, tokenizer, workdir: Path | None
     raise unsupported(
       f'image_grid_pinpoints={part.sizes}', f'the processor cuts pictures of {own or "no sizes"}'
     )
-  path = str((files.path if workdir is None else workdir / FOLDER).absolute())
-  places = dataclasses.asdict(part.places)
+  return _reader(files, tower, part, pixels, workdir)
+
+
+def _reader(files, config, part, pixels, workdir):
+  """Return the reader of an encoder of this config."""
   return readers.encoder_reader(
-    path=path,
+    path=str((files.path if workdir is None else workdir / FOLDER).absolute()),
     digest='',
-    config=tower,
+    config=config,
     layer=part.layer,
     stack=part.stack,
     seconds=0.0,
     pixels=pixels,
     pool=part.pool,
     has_class=part.has_class,
-    places=places,
+    places=dataclasses.asdict(part.places),
   )
 
 
@@ -152,6 +164,7 @@ def keep_encoder(family: MultimodalFamily, source: Path, reader, workdir: Path |
 def fields(family: MultimodalFamily, reader, hf: dict) -> dict[str, Any]:
   """Return the fields of ModelConfig that belong to a projector, and to the positions of pictures."""
   own = {continuous.KINDS[family.kind].setting: reader.feature_width, 'projector': family.projector}
+  own = own if family.projector else {}
   return own | family.positions(families.text_config(hf)[1])
 
 
@@ -178,8 +191,11 @@ class Export(NamedTuple):
     [kind] = toks.places
     folder = Path(toks.readers[kind].path)
     where = folder / WHOLE if (folder / WHOLE).exists() else folder / 'config.json'
-    hf = base.read_json(where, FIX, {'model_type': str, 'text_config': dict})
-    return cls(MULTIMODAL[hf['model_type']], hf, folder)
+    hf = base.read_json(where, FIX, {'model_type': str})
+    family = MULTIMODAL[hf['model_type']]
+    with reading(where, 'the config of an imported model', FIX):
+      check_types(hf, {} if family.is_flat else {'text_config': dict})
+    return cls(family, hf, folder)
 
   @property
   def model_type(self) -> str:
@@ -197,6 +213,8 @@ class Export(NamedTuple):
 
   def config(self, text: dict) -> dict:
     """Return config.json with the language model's in its place."""
+    if self.family.is_flat:
+      return self.hf | text
     own = self.hf['text_config']
     text = self.family.write(own, {key: value for key, value in text.items() if key != 'architectures'})
     return self.hf | {'architectures': [self.family.architecture], 'text_config': own | text}

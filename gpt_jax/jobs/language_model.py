@@ -66,7 +66,7 @@ def resolve_model(cfg, toks):
       )
   towers = {tower.kind: tower for tower in run_tokenizers.towers(cfg, toks, kinds)}
   width = lambda kind: towers[kind].output_width if kind in towers else toks.reader(kind).feature_width
-  widths = {row.setting: width(kind) for kind, row in continuous.KINDS.items() if kind in kinds}
+  widths = {continuous.KINDS[kind].setting: width(kind) for kind in toks.vector_kinds(kinds)}
   widths['encoders'] = tuple(tower.to_json() for tower in towers.values())
   if toks.makes_patches:
     widths['patch_id'] = toks.vocabulary.special('patch')

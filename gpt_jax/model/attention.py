@@ -1,19 +1,21 @@
 """Causal self-attention: project, normalize, rotate, cache, attend, project.
 
 `xla_attention` is the definition; the kernels of kernels/ compute the same faster, where they can.
+Norms of queries and keys are in head_norms.py.
 
 Letters: B batch, T queries, S keys, D width, H query heads, G key/value heads, M query heads per key/value
 head (H = G M), K head width.
 
-Sources: QK-norm (Henry et al. 2020; Dehghani et al. 2023).
+Source: QK-norm (Henry et al. 2020; Dehghani et al. 2023).
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gpt_jax.model.head_norms import head_norms
 from gpt_jax.model.kernels.choice import FUSED_KERNELS, choose_kernel
-from gpt_jax.model.layers import Norm, dropout, linear, param
+from gpt_jax.model.layers import dropout, linear, param
 from gpt_jax.model.mask import scores_BGMTS
 from gpt_jax.model.positions import POSITIONS
 from gpt_jax.sharding import constrain
@@ -53,9 +55,7 @@ class Attention(nnx.Module):
     self.k_bias_GK = param(cfg, 'GK') if bias else None
     self.v_bias_GK = param(cfg, 'GK') if bias else None
     self.o_bias_D = param(cfg, 'D') if bias else None
-    over_all = cfg.qk_norm_over == 'all'
-    self.q_norm = Norm(cfg, 'HK' if over_all else 'K') if cfg.qk_norm else None
-    self.k_norm = Norm(cfg, 'GK' if over_all else 'K') if cfg.qk_norm else None
+    self.q_norm, self.k_norm = head_norms(cfg)
 
   def __call__(self, x_BTD, mask, positions_BT, cache=None, key=None, frequencies_k=None):
     """Attend within the row, or within a cache -> (y_BTD, cache with this call's keys and values).

@@ -59,7 +59,7 @@ class ModelConfig:
   attention_bias: bool = False  # on q, k, v and the output
   mlp_bias: bool = False  # on both MLP matrices
   qk_norm: bool = False  # a norm over each query and key head, before RoPE
-  qk_norm_over: str = 'head'  # head; all = one norm over all query heads, one over all key heads (OLMo 2)
+  qk_norm_over: str = 'head'  # head; all = one norm over all heads (OLMo 2); each = LayerNorms (Chameleon)
   query_scale: float = 0.0  # factor on query-key products; 0 = 1/sqrt(K)
   attention_softcap: float = 0.0  # scores -> cap tanh(scores / cap); 0 = off
   logit_softcap: float = 0.0  # the same for the head's logits; 0 = off

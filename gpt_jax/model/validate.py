@@ -5,6 +5,7 @@ Every error is a ValueError that names the key, its value and the fix.
 
 from collections import ChainMap
 
+from gpt_jax.model.head_norms import QK_NORMS
 from gpt_jax.model.kernels.choice import FUSED_KERNELS
 from gpt_jax.model.kernels.remat import REMAT
 from gpt_jax.model.layers import ACTIVATIONS, INITS, NORMS
@@ -193,7 +194,7 @@ CHOICES = {
   'rope_scaling': ROPE_SCALINGS,
   'norm': NORMS,
   'norm_position': ('pre', 'post', 'sandwich', 'output', 'parallel'),
-  'qk_norm_over': ('head', 'all'),
+  'qk_norm_over': QK_NORMS,
   'mlp': ACTIVATIONS,
   'init_projections': INITS,
   'kernel': ChainMap(FUSED_KERNELS, dict.fromkeys(('auto', 'xla'))),

@@ -145,6 +145,8 @@ def build_grammar(tokenizers, columns, to='text', ends=(), blocked=()):
   SampleConfig.block.
   """
   grammar = grammars.build(tokenizers.vocabulary, tokenizers.layout, columns, to)
+  for reader in tokenizers.readers.values():  # codes of pictures that are read
+    grammar.table_NV[0, list(getattr(reader, 'token_ids', ()))] = False
   grammar.ends_V[list(ends)] = True
   grammar.table_NV[0, list(ends)] = True
   return block.add_block(grammar, tokenizers, blocked) if to in ('text', 'any') else grammar

@@ -135,6 +135,10 @@ class Tokenizers:
     places = {kind: getattr(reader, 'places', None) for kind, reader in self.readers.items()}
     return {kind: place for kind, place in places.items() if place is not None}
 
+  def vector_kinds(self, kinds) -> list[str]:
+    """Return those of some kinds that the model reads as vectors, and not as ids of its vocabulary."""
+    return [kind for kind in KINDS if kind in kinds and not getattr(self.reader(kind), 'token_ids', ())]
+
   @property
   def media_marks(self) -> tuple[tuple[str, str], ...]:
     """Pairs (what stands for an item in the chat template of an imported model, character of MEDIA)."""

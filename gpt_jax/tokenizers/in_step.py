@@ -18,6 +18,11 @@ from gpt_jax.tokenizers.processors import Pixels
 
 def put_in_step(reader):
   """Return the reader of the inputs of a readers.EncoderReader; ValueError where it cannot be in the step."""
+  if reader.token_ids:
+    raise ValueError(
+      f'encoder.train: the pictures of {reader.path} are ids, which no encoder in the step makes\n'
+      'fix: leave encoder.train=cached'
+    )
   pixels = Pixels(*reader.pixels) if reader.pixels else Pixels((), ())
   leaves_some = not reader.grid and reader.positions % reader.stack
   parts = {

@@ -31,11 +31,13 @@ class Pixels(NamedTuple):
   longer: int = 0  # pixels of the longer side before tiles are cut; 0 = no tiles
   sizes: tuple = ()  # (Y, X), of which the best is padded to and cut in tiles; () = no tiles
   area: tuple = ()  # (side of a square, least, most pixels): resized to whole squares; () = not
+  scale: float = 0.0  # factor on pixels from 0 to 255; 0 = 1/255
 
   def normalize(self, image: np.ndarray) -> np.ndarray:
     """uint8 [Y, X, A] -> float32 of about mean 0 and deviation 1, as in transformers bit for bit."""
     mean, deviation = np.float32(self.mean), np.float32(self.deviation)
-    return ((image.astype(np.float64) * SCALE).astype(np.float32) - mean) / deviation
+    scaled = (image.astype(np.float64) * (self.scale or SCALE)).astype(np.float32)
+    return (scaled - mean) / deviation
 
 
 def read_pixels(saved: dict, where, size: tuple[int, int], defaults: Pixels, is_exact: bool = True) -> Pixels:
@@ -53,7 +55,7 @@ def read_pixels(saved: dict, where, size: tuple[int, int], defaults: Pixels, is_
   for key in ('do_pan_and_scan', 'do_image_splitting', 'do_pad'):
     if saved.get(key) and is_exact and not saved.keys() & {'max_image_size', 'image_grid_pinpoints'}:
       raise refuse(f'{key}=true: pictures cut in parts or padded are not supported')
-  if not math.isclose(saved.get('rescale_factor', SCALE), SCALE):
+  if not defaults.scale and not math.isclose(saved.get('rescale_factor', SCALE), SCALE):
     raise refuse(f'rescale_factor={saved["rescale_factor"]} is not 1/255')
   mean, deviation = (
     tuple(map(float, saved.get(key, value)))
@@ -81,7 +83,7 @@ def read_pixels(saved: dict, where, size: tuple[int, int], defaults: Pixels, is_
     if not is_exact:
       return Pixels(mean, deviation, resample)
     raise refuse(f'size={saved.get("size")} with crop_size={saved.get("crop_size")} gives other pictures')
-  return Pixels(mean, deviation, resample, shorter)
+  return Pixels(mean, deviation, resample, shorter, scale=defaults.scale)
 
 
 def _size(value):

@@ -84,6 +84,8 @@ class VectorReader:
 class EncoderReader:
   """The outputs of a pretrained encoder: of patches of a picture, or of a sound in windows."""
 
+  token_ids = ()  # of the codes that pictures are read as; () = they are vectors
+
   def __init__(
     self,
     path: str,
@@ -366,9 +368,10 @@ def load(folder, run=None) -> dict:
 
 def encoder_reader(**fields) -> EncoderReader:
   """Return the reader of an encoder; fields: the arguments of EncoderReader."""
-  from gpt_jax.tokenizers import native_reader, tiles, window_reader  # import this module
+  from gpt_jax.tokenizers import code_reader, native_reader, tiles, window_reader  # import this module
 
   own = {'voxtral_encoder': window_reader.WindowReader}
+  own |= dict.fromkeys(code_reader.families(), code_reader.CodeReader)
   own |= dict.fromkeys(native_reader.families(), native_reader.NativeReader)
   if Pixels(*fields.get('pixels') or ((), ())).sizes:
     return (tiles.OneVisionReader if (fields['places'] or {}).get('most') else tiles.NextReader)(**fields)

@@ -126,7 +126,8 @@ def rms(x):
   return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
 
 
-MODULES = [dict(), dict(qk_norm=True, attention_bias=True), dict(qk_norm=True, qk_norm_over='all')]
+MODULES = [dict(), dict(qk_norm=True, attention_bias=True)]
+MODULES += [dict(qk_norm=True, qk_norm_over=over) for over in ('all', 'each')]
 
 
 @pytest.mark.parametrize('extra', MODULES, ids=str)
@@ -143,9 +144,11 @@ def test_module_projects_norms_rotates_attends_and_projects(tiny, extra):
   v = np.einsum('btd,dhk->bthk', x_BTD, w['wv_DGK']) + bias('v_bias_GK')
   if cfg.qk_norm:  # before RoPE
     flat = (lambda x: x.reshape(B, T, -1)) if cfg.qk_norm_over == 'all' else (lambda x: x)
+    if cfg.qk_norm_over == 'each':  # LayerNorm: rms of centered values, and a bias
+      flat = lambda x: x - x.mean(-1, keepdims=True)
     q, k = (
-      rms(flat(q)).reshape(q.shape) * norms['q_norm/scale'],
-      rms(flat(k)).reshape(k.shape) * norms['k_norm/scale'],
+      rms(flat(x)).reshape(x.shape) * norms[f'{name}/scale'] + norms.get(f'{name}/bias', 0.0)
+      for x, name in ((q, 'q_norm'), (k, 'k_norm'))
     )
   angles = np.arange(T)[:, None, None] * 10000.0 ** (-np.arange(0, 4, 2) / 4)
   turn = lambda x: (x[..., :2] + 1j * x[..., 2:]) * np.exp(1j * angles)

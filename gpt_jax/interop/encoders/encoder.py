@@ -42,16 +42,21 @@ def check(where, stored, family, rows, sizes) -> dict[str, Any]:
       shapes[name] = tensors.shape_of(row, sizes)
       if path in family.scales:
         shapes[family.scales[path].format(l=index[0])] = (sizes['D'],)
+  return check_shapes(where, {name: stored[own] for name, own in names.items()}, shapes)
+
+
+def check_shapes(where, stored, shapes) -> dict[str, Any]:
+  """Return the StoredTensors of these shapes by name; ValueError as of `check`."""
   for name, shape in shapes.items():
-    if name not in names:
+    if name not in stored:
       raise ValueError(f'{where} has no tensor {name}\nfix: use the weights that came with config.json')
-    tensor = stored[names[name]]
+    tensor = stored[name]
     if tensor.dtype not in weight_files.DTYPES or math.prod(tensor.shape) != math.prod(shape):
       raise ValueError(
         f'tensor {tensor.name} is {tensor.dtype}{list(tensor.shape)}, by config.json {list(shape)}\n'
         'fix: use the config.json that came with these weights'
       )
-  return {name: stored[names[name]] for name in shapes}
+  return {name: stored[name] for name in shapes}
 
 
 def fill(folder, family, rows, sizes, abstract):
