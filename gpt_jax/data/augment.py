@@ -71,7 +71,7 @@ def change(value, modality, text: str, rng, rate: int):
 
 
 def warp(image_YXA, strengths: dict[str, float], rng) -> np.ndarray:
-  """Rotate, scale and shift an image; pixels from outside repeat the edge. It stays a media_io.Prepared."""
+  """Rotate, scale and shift an image; pixels from outside repeat the edge. The class stays."""
   from scipy import ndimage
 
   draw = lambda name: rng.uniform(-1, 1) * strengths.get(name, 0.0)

@@ -25,10 +25,6 @@ PIECE = 4096  # bytes asked of an archive at once: with some methods, packed one
 FULL_SCALE = 32768  # of 16-bit sound
 
 
-class Prepared(np.ndarray):
-  """A picture that `read_image` cut for an encoder: it is not cut again."""
-
-
 def open_bytes(path) -> bytes:
   """Return the bytes of a file, or of a zip member as in `folder/archive.zip/member.wav`.
 
@@ -60,7 +56,7 @@ def read_image(value, form: tuple[int, ...], where: str = '') -> tuple[np.ndarra
   white, and colors are converted. A is 1 or 3. form: (Y, X, A), or with more, which picture_sizes.fit takes.
   """
   shape, preparation = tuple(form[:3]), form[3:]
-  if isinstance(value, Prepared):
+  if isinstance(value, picture_sizes.Prepared):
     return value, ''
   if shape[2] not in (1, 3):
     raise ValueError(f'images of {shape[2]} channels are not supported\nfix: give 1 or 3 channels')
@@ -76,7 +72,7 @@ def read_image(value, form: tuple[int, ...], where: str = '') -> tuple[np.ndarra
     picture = flatten(picture, 'L' if shape[2] == 1 else 'RGB', notes)
     image, changes = picture_sizes.fit(picture, shape, *preparation)
     notes = [*changes[:1], *notes, *changes[1:]]
-    return image.view(Prepared) if any(preparation[1:]) else image, ', '.join(notes)
+    return image.view(picture_sizes.Prepared) if any(preparation[1:]) else image, ', '.join(notes)
 
 
 def read_sound(

@@ -12,6 +12,13 @@ import math
 import numpy as np
 
 
+class Prepared(np.ndarray):
+  """A picture that was cut for an encoder, with its (Y, X) before tiles; it is not cut again."""
+
+  def __array_finalize__(self, other):
+    self.size_before = getattr(other, 'size_before', ())
+
+
 def fit(picture, shape, resample=3, shorter=0, longer=0, sizes=(), area=(), border=()):
   """Fit a Pillow image to an encoder -> (uint8 [Y, X, A], list of notes).
 
@@ -87,8 +94,7 @@ def _tiles(picture, shape, resample, longer):
 def _best_tiles(picture, shape, resample, sizes):
   """Cut a picture in tiles as LLaVA-NeXT does: resized into the best of some sizes, with black borders.
 
-  The last line holds the size before, on which depends what of the borders the model leaves out; see
-  tiles.size_before.
+  What the model leaves out of the borders depends on the size before.
   """
   width, height = picture.size
   down, across = best_size(height, width, sizes)
@@ -101,9 +107,9 @@ def _best_tiles(picture, shape, resample, sizes):
   left, top = (across - inner[0]) // 2, (down - inner[1]) // 2
   pixels = np.asarray(picture.resize(inner, resample)).reshape(inner[1], inner[0], -1)
   canvas[top : top + inner[1], left : left + inner[0]] = pixels
-  line = np.zeros((1, *canvas.shape[1:]), np.uint8)
-  line.reshape(-1)[:8] = np.array([height, width], '<u4').view(np.uint8)
-  return np.concatenate([canvas, line])
+  prepared = canvas.view(Prepared)
+  prepared.size_before = height, width
+  return prepared
 
 
 def best_size(height, width, sizes):

@@ -195,7 +195,8 @@ class EncoderReader:
     """
     if self.in_step:
       return in_step.features(self, items)
-    keys = [(item.shape, hashlib.blake2b(np.ascontiguousarray(item)).digest()) for item in items]
+    size = lambda item: (item.shape, getattr(item, 'size_before', ()))
+    keys = [(*size(item), hashlib.blake2b(np.ascontiguousarray(item)).digest()) for item in items]
     new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._cached}
     outputs = dict(zip(new, self._encode([*new.values()]), strict=True))
     result = [outputs[key] if key in outputs else self._cached[key] for key in keys]

@@ -23,7 +23,7 @@ class NextReader(readers.EncoderReader):
 
   def join(self, picture, tiles) -> np.ndarray:
     """Return the vectors [P, D] of a prepared picture; tiles: those [T, D] of each, the whole last."""
-    grid_YXD = tile_grid(tiles, self.tiles_of(picture), size_before(picture))
+    grid_YXD = tile_grid(tiles, self.tiles_of(picture), picture.size_before)
     return np.concatenate([tiles[-1], with_newlines(grid_YXD)])
 
 
@@ -51,17 +51,11 @@ class OneVisionReader(readers.EncoderReader):
     whole = mix(tiles[-1].reshape(side, side, -1), (side, side)).reshape(side * side, -1)
     if len(tiles) == 1:
       return np.concatenate([whole, np.ones((1, whole.shape[1]), np.float32)])
-    grid_YXD = tile_grid(tiles, self.tiles_of(picture), size_before(picture))
+    grid_YXD = tile_grid(tiles, self.tiles_of(picture), picture.size_before)
     rows, columns, _ = grid_YXD.shape
     ratio = math.sqrt(rows * columns / (self.places.most * side**2))
     size = (int(rows // ratio), int(columns // ratio)) if ratio > RESIZED else (rows, columns)
     return np.concatenate([whole, with_newlines(mix(grid_YXD, size))])
-
-
-def size_before(picture: np.ndarray) -> tuple[int, int]:
-  """Return the (Y, X) of a picture before it was cut in tiles of the best size."""
-  height, width = np.ascontiguousarray(picture[-1]).reshape(-1)[:8].view('<u4')
-  return int(height), int(width)
 
 
 def tile_grid(tiles, grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:

@@ -46,11 +46,24 @@ def test_as_many_places_as_the_processor_gives(hf):
     expected = processor._get_number_of_features(height, width, 384, 384)
     down, across = picture_sizes.best_size(height, width, sizes)
     reader.tiles_of = lambda _, grid=(down // 384, across // 384): grid
-    line = np.array([height, width], '<u4').view(np.uint8)[None]
+    picture = types.SimpleNamespace(size_before=(height, width))
     count = down * across // 384**2
-    assert len(reader.join(line, [np.zeros((729, 1), np.float32)] * (count + 1))) == expected
+    assert len(reader.join(picture, [np.zeros((729, 1), np.float32)] * (count + 1))) == expected
     resized += expected < 729 * count
   assert 5 < resized < 25
+
+
+def test_tiles_carry_the_size_of_their_picture_beside_their_pixels():
+  form = (4, 4, 3, 3, 0, 0, ((4, 8), (8, 8)))  # tiles of 4x4
+  black = [np.zeros((height, width, 3), np.uint8) for height, width in ((2, 6), (3, 8))]
+  pictures = [media_io.read_image(image, form)[0] for image in black]
+  assert [picture.shape for picture in pictures] == [(8, 8, 3)] * 2  # two tiles, and below them the whole
+  assert [picture.size_before for picture in pictures] == [(2, 6), (3, 8)]
+  assert media_io.read_image(pictures[0], form)[0] is pictures[0]
+  reader = object.__new__(tiles.NextReader)
+  reader.in_step, reader._cached = False, {}
+  reader._encode = lambda items: [np.float32([[item.size_before[1]]]) for item in items]
+  assert [x.item() for x in reader.features(pictures)] == [6, 8]  # though their pixels are the same
 
 
 @pytest.mark.slow
