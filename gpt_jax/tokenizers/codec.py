@@ -66,7 +66,8 @@ class CodecTokenizer(MediaTokenizer):
     self.samples_per_code = self.spec.hop
     longest = math.ceil(seconds * (self.spec.rate / self.spec.hop)) * self.spec.hop
     self.max_positions = self.positions(longest)
-    self.codes_per_second = self.max_positions * self.spec.rate / longest
+    # Rounded down, so that a sound of the longest duration, their quotient, is not too long.
+    self.codes_per_second = math.nextafter(self.max_positions * self.spec.rate / longest, 0)
 
   @classmethod
   def open(cls, cfg) -> 'CodecTokenizer':

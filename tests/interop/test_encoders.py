@@ -156,6 +156,27 @@ def test_log_mel_equals_that_of_transformers(mels, seconds, hf):
 
 
 @pytest.mark.slow
+def test_a_long_sound_equals_transformers_window_by_window(hf, tmp_path):
+  """Of four windows, the last one filled with silence, whose outputs are left out."""
+  import torch
+
+  model = randomize(
+    hf.WhisperForConditionalGeneration(hf.WhisperConfig(**SOUND | {'max_source_positions': 50}))
+  )
+  model.save_pretrained(tmp_path)
+  extractor, rate = hf.WhisperFeatureExtractor(feature_size=10, chunk_length=1), log_mel.RATE
+  wave = 0.3 * np.random.default_rng(2).standard_normal(3 * rate + 5000).astype(np.float32)
+  parts = [wave[start : start + rate] for start in range(0, len(wave), rate)]
+  with torch.no_grad():
+    inputs = extractor(parts, sampling_rate=rate, return_tensors='pt').input_features
+    expected = model.model.encoder(inputs).last_hidden_state.numpy().reshape(200, -1)
+  reader = readers.EncoderReader.open(str(tmp_path), EncoderConfig(audio=str(tmp_path)), 'frames')
+  [actual] = reader.features([wave])
+  assert actual.shape == (166, 24)  # one for each 320 samples begun
+  np.testing.assert_allclose(actual, expected[:166], rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.slow
 def test_real_outputs_equal_those_of_transformers(hf, data_dir):
   import torch
 
