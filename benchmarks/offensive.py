@@ -6,9 +6,9 @@ part (of each ten rows the ninth is valid, the tenth test) and half (of the trai
 classifiers that know nothing of each other). Held-out posts that occur in an earlier part are left out.
 
 The baseline: logistic regression (C=4, balanced) on TF-IDF of character 2- to 5-grams and word 1- and
-2-grams, fitted on the same training posts. Writes results/offensive.json: the areas under the ROC curve on
-the test posts, and the difference with a bootstrap interval over posts that are drawn once for all sides. No
-text of a post is printed or kept.
+2-grams, fitted on the same training posts. Writes results/clean/offensive.json: the areas under the ROC curve
+on the test posts, and the difference with a bootstrap interval over posts that are drawn once for all sides.
+No text of a post is printed or kept.
 """
 
 import argparse
@@ -137,9 +137,8 @@ def main():
     numbers |= {'train': len(train), options.part: len(test), 'offensive': int(is_offensive_N.sum())}
     print(json.dumps(numbers, indent=1))
     if options.part == 'test' and runs:
-      write_result(
-        'offensive', 'A classifier of offensive posts, beside TF-IDF and logistic regression', numbers
-      )
+      claim = 'A classifier of offensive posts, beside TF-IDF and logistic regression'
+      write_result('clean/offensive', claim, numbers)
 
 
 if __name__ == '__main__':

@@ -8,8 +8,8 @@ are of `test`.
 arms  neither; data: `clean=score=FILTER` of the training corpus; output: `sample.judge=FILTER`; both
 rows  `evaluate --tasks=unsuitable` on held-out posts (half of them offensive) and paragraphs, of each seed
 
-Writes results/unsuitable.json: the mean over seeds of each figure of each arm with its t-interval, the paired
-difference to `neither`, and what the filter removes and refuses by the labels of the posts. No text is
+Writes results/clean/unsuitable.json: the mean over seeds of each figure of each arm with its t-interval, the
+paired difference to `neither`, and what the filter removes and refuses by the labels of the posts. No text is
 printed or kept. A finished run in DIR is not trained again. About 20 minutes of one core.
 """
 
@@ -183,7 +183,7 @@ def main():
   }
   numbers['arms'] = summarize(by_arm)
   claim = 'A model of text that is 5 % offensive posts: filter at the data, at the output, both, neither'
-  write_result('unsuitable', claim, numbers)
+  write_result('clean/unsuitable', claim, numbers)
 
 
 if __name__ == '__main__':

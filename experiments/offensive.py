@@ -1,6 +1,7 @@
 """A classifier of offensive posts: a judge of samples, a filter of data, and the measure of both.
 
-Target: an area under the ROC curve above that of TF-IDF and logistic regression on the same posts (0.984).
+Its area under the ROC curve is 0.983, that of TF-IDF and logistic regression on the same posts 0.984
+(benchmarks/results/clean/offensive.json).
 The labels are known to be biased against African-American English (Davidson et al. 2019, Sap et al. 2019),
 and so is what learns from them. The posts are for filters alone: nothing of them is shown.
 Command: python -m benchmarks.offensive --out=runs/offensive.jsonl
@@ -8,7 +9,7 @@ Command: python -m benchmarks.offensive --out=runs/offensive.jsonl
   python -m benchmarks.offensive --workdir=runs/offensive
   launch.py sample --workdir=RUN --prompt=Hello --judge='runs/offensive:offensive|fine'
 Arguments: half (0 or 1: half of the training posts; '' = all), steps, seed, runlocal.
-Hardware: 1 CPU core
+Hardware: 1 CPU core   Minutes: 5
 """
 
 from gpt_jax import config as configs
