@@ -172,8 +172,8 @@ def sensitivity(study):
 
 
 def law_figures(study, laws):
-  """Return the figures of the fitted laws over the runs."""
-  series = []
+  """Return the figures of the fitted laws over the runs that they are fitted to, of the baseline's tokens."""
+  series, tokens_of = [], lambda arm: (arm.get('levels') or {}).get('tokens')
   for (levels, law), color in zip(laws.items(), COLORS, strict=False):
     x, y, *band = np.array(law['curve'], float).T  # None becomes NaN
     if np.isfinite(band).all():
@@ -182,7 +182,7 @@ def law_figures(study, laws):
     points = [
       (arm['parameters'], value)
       for arm in study.arms
-      if levels == results.levels_but_size(arm)
+      if levels == results.levels_but_size(arm) and tokens_of(arm) == tokens_of(study.baseline)
       for value in (arm.get('values') or {}).values()
     ]
     if points:

@@ -198,7 +198,7 @@ def effect_sections(study):
         *study_figures.forest(study, [(*effect, ()) for effect in by_size], 'rungs'),
         study_tables.effects_table(study, 'effect', by_size),
       ],
-      legend='Points: runs. Line: fitted law, with its 95 % bootstrap band, beyond the largest size too.',
+      legend='Line: fitted law, with its 95 % bootstrap band, beyond the largest size too. Points: its runs.',
     ),
     Section(
       'Results',

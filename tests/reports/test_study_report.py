@@ -431,6 +431,15 @@ def test_sizes_have_their_law_and_a_warning_if_an_effect_changes_sign(tmp_path):
   assert all(line in text for line in ('## Scaling', '- positions=alibi: L = 1.6', ' at l |'))
 
 
+def test_a_law_is_drawn_with_the_runs_that_it_is_fitted_to(tmp_path, monkeypatch):
+  study, drawn = sized(tmp_path), []
+  monkeypatch.setattr(figures, 'chart', lambda series, **options: drawn.append(series) or '')
+  study.arms[-1]['levels']['tokens'] = 'more'
+  study_figures.law_figures(study, study.analysis['scaling']['laws'])
+  dots = [[len(one.x) for one in series if one.mark == 'dots'] for series in drawn]
+  assert dots and all(counts == [12, 8] for counts in dots)  # of three sizes and four seeds
+
+
 def test_laws_of_sizes_and_tokens_are_on_the_page_and_in_markdown(tmp_path):
   planned = ablation_study.study((), seeds=1)
   arms = planned['arms']
