@@ -5,6 +5,7 @@ row of a study shows question, verdict, runs, minutes and hardware.
 """
 
 import collections
+import dataclasses
 import datetime
 import json
 import os
@@ -206,10 +207,15 @@ def shipped_study(result):
   return design.load_study(re.search(r'--config=(\S+)', result['command'])[1])
 
 
+def arms_of(study):
+  """The arms of a study; without its budget, as seconds would be measured."""
+  return design.make_arms(dataclasses.replace(study, budget=design.Budget()))
+
+
 def judged_headline(result, study):
   """The headline of a recorded study, judged again from its scores."""
   cost = {arm['name']: {key: arm.get(key) for key in COST} for arm in result['arms']}
-  arms = [{key: getattr(arm, key) for key in KEPT} | cost[arm.name] for arm in design.make_arms(study)]
+  arms = [{key: getattr(arm, key) for key in KEPT} | cost[arm.name] for arm in arms_of(study)]
   factors = {name: list(dict.fromkeys(arm['levels'][name] for arm in arms)) for name in study.factors}
   spec = {key: result[key] for key in ('metric', 'tolerance', 'budget')} | {'better': study.better}
   spec |= {'seeds': study.seed_list, 'sweep': proof.sweep_name(study.sweep), 'factors': factors, 'arms': arms}

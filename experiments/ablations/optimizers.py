@@ -5,9 +5,9 @@ optimizer: 0.0001 to 0.01 for lion and 0.03 to 3 for sgd, where the others have 
 weight decay, which would change with the rate.
 The default budget is tokens; the report has the time and effective speed. `:seconds=20` gives each run as
 many steps as take 20 s on this machine, measured first; these runs do not share the machine.
-Result: benchmarks/results/ablations/optimizers.md
+Result: benchmarks/results/ablations/optimizers.md, optimizers_seconds.md
 Command: launch.py ablate --config=experiments/ablations/optimizers.py --workdir=runs/optimizers
-Hardware: 1 CPU core   Minutes: 20 (75 runs); with seconds=20 25 for the steps alone
+Hardware: 1 CPU core   Minutes: 20 (75 runs); 30 with seconds=20
 """
 
 from gpt_jax import config

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from benchmarks import record, table
-from gpt_jax.ablation import design
 from gpt_jax.reports import study_results
 from tests.reports import test_study_report
 
@@ -22,9 +21,9 @@ def test_a_recorded_study_is_the_one_of_its_file(path):
   assert result['metric'] == study.metric or (result['metric'], study.metric) == ('valid_loss', '')
   arms = {arm['name']: arm for arm in result['arms']}
   assert all(sorted(arm['values']) == sorted(map(str, study.seed_list)) for arm in arms.values())
-  assert [*arms] == [arm.name for arm in design.make_arms(study)]
+  assert [*arms] == [arm.name for arm in table.arms_of(study)]
   rows = [line for line in table.read_docs().splitlines() if line.startswith('| [')]
-  [row] = [row for row in rows if f'{path.stem}.md)' in row]
+  [row] = [row for row in rows if f'/{path.stem}.md)' in row]
   assert f'[{study.question}]' in row and table.judged_headline(result, study) in row
   assert bool(study.tune) == bool(result.get('tune'))
 
