@@ -4,8 +4,9 @@ Control: on text, without rows and columns, mrope equals rope, and the verdict s
 Sinusoids have entries up to 1 and embeddings start far smaller, which puts this arm at a disadvantage:
 `:scaled` adds sinusoidal_scaled, which multiplies the embeddings by the root of the width (Vaswani et al.
 2017, section 3.4). Each arm is tuned over four learning rates.
+Result: benchmarks/results/ablations/positions.md
 Command: launch.py ablate --config=experiments/ablations/positions.py --workdir=runs/positions
-Hardware: 1 CPU core   Minutes: 30 (78 runs; 13 more with `:scaled`)
+Hardware: 1 CPU core   Minutes: 28 (78 runs; 5 more with `:scaled`)
 """
 
 from gpt_jax import config
