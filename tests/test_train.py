@@ -397,7 +397,7 @@ def test_init_from_a_model_of_another_shape(run, tmp_path):
   cfg = experiment(train__init_from=str(run), model__width=32)
   with pytest.raises(ValueError) as error:
     train.train(cfg, tmp_path / 'run')
-  assert_two_lines(error.value, 'embed_VD: checkpoint float32[384, 16], model float32[384, 32]')
+  assert_two_lines(error.value, f'{run}/checkpoints/12 does not fit the model: model.width 16 -> 32')
   assert not (tmp_path / 'run/config.json').exists()
 
 
