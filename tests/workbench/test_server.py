@@ -556,7 +556,7 @@ def metrics(port):
   return [line.rsplit(' ', 1) for line in content.splitlines() if not line.startswith('#')]
 
 
-def test_counterscount_requests_and_tokens(served):
+def test_counters_count_requests_and_tokens(served):
   port = served[0]
   before = dict(metrics(port))
   post(port, COMPLETION, {'prompt': 'abc', 'max_tokens': 5, 'temperature': 0})
