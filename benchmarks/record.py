@@ -87,7 +87,6 @@ def study_summary(workdir):
     'interval',
     'p_holm',
     'speedup',
-    'parameters',
     'statuses',
   )
   cost = {arm['name']: {key: arm.get(key) for key in COST} for arm in study['arms']}

@@ -1,8 +1,7 @@
 """Which norm, and where in the block: before each branch, after the sum, or around the branch?
 
-Each arm is tuned over four learning rates, as norms after the sum need lower ones.
-At the rate of the base, 0.003, sandwich norms look better and norms after the sum worse; at its own best rate
-no arm can be told from the baseline.
+Each arm is tuned over four learning rates. At the rate of the base, 0.003, sandwich norms look better and
+norms after the sum worse; with each at its own best rate nothing distinguishes them from the baseline.
 Result: benchmarks/results/ablations/norms.md
 Command: launch.py ablate --config=experiments/ablations/norms.py --workdir=runs/norms
 Hardware: 1 CPU core   Minutes: 30 (78 runs)

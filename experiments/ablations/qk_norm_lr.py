@@ -2,7 +2,7 @@
 
 Result: benchmarks/results/ablations/qk_norm_lr.md
 Command: launch.py ablate --config=experiments/ablations/qk_norm_lr.py --workdir=runs/qk_norm_lr
-Hardware: 2 CPU cores   Minutes: 17 (recorded on one core, beside other work)
+Hardware: 1 CPU core   Minutes: 17 (40 runs, beside other work)
 """
 
 from gpt_jax.ablation.design import Budget, Study

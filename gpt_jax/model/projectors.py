@@ -127,8 +127,8 @@ class LlavaOneVision(LlavaNext):
         f'model.projector=llava_onevision takes {MIXED} vectors with a weight each, not {numbers} numbers\n'
         'fix: choose another model.projector'
       )
-    kept = {name: getattr(cfg, name) for name in ('width', 'param_dtype', 'init_std')}
-    super().__init__(types.SimpleNamespace(dims=cfg.dims | own_sizes(cfg), **kept), letter)
+    settings = {name: getattr(cfg, name) for name in ('width', 'param_dtype', 'init_std')}
+    super().__init__(types.SimpleNamespace(dims=cfg.dims | own_sizes(cfg), **settings), letter)
 
   def hidden(self, x_BTA):
     """The inputs of the second matrix, BTI."""
