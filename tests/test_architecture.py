@@ -258,6 +258,19 @@ def test_every_library_is_a_declared_dependency():
   assert needed <= declared
 
 
+@pytest.mark.parametrize('path', sorted((ROOT / 'tests').rglob('test_*.py')), ids=lambda path: path.stem)
+def test_a_test_that_uses_torch_is_skipped_without_it(path):
+  """`import torch` in a test fails where the peers are not installed, unless the fixture `hf` skipped it."""
+  functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+  takes = {function.name: {argument.arg for argument in function.args.args} for function in functions}
+  skips = {'hf', *(name for name, arguments in takes.items() if 'hf' in arguments)}
+  for function in functions:
+    imports = [node for node in ast.walk(function) if isinstance(node, ast.Import)]
+    imported = {name.name for node in imports for name in node.names}
+    if function.name.startswith('test_') and imported & {'torch', 'transformers', 'peft'}:
+      assert takes[function.name] & skips, function.name
+
+
 # --------------------------------------------------------------------------- transitive imports
 
 BLOCKED = """

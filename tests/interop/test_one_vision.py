@@ -21,7 +21,7 @@ TEXT = 'USER : {image} and {image} is what ?'
 
 
 @pytest.mark.parametrize('size', [(9, 6), (5, 4), (3, 7), (1, 1)])
-def test_weighted_means_are_the_interpolation_of_torch(size):
+def test_weighted_means_are_the_interpolation_of_torch(size, hf):
   import torch
 
   grid_YXD = np.random.default_rng(0).standard_normal((9, 7, 5)).astype(np.float32)
