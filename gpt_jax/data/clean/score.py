@@ -17,7 +17,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpt_jax.data import content, templates
+import numpy as np
+
+from gpt_jax.data import clips, content, media_io, templates
 from gpt_jax.data.clean.rule import Document, Rule, number_between
 from gpt_jax.runs import digests
 
@@ -103,9 +105,13 @@ def _line(document: Document) -> dict:
   images = [piece for piece in document.pieces if templates.MODALITY.get(piece.kind) == 'image']
   if not images:
     return {'text': document.text}
-  if not isinstance(images[0].value, str | bytes):
+  value = images[0].value
+  if isinstance(value, clips.Clip):
     raise ValueError(
-      f'{document.where} has an image that is an array, which clean=score does not read\n'
-      'fix: leave score out of the source, or give images as files'
+      f'{document.where} has a clip, which clean=score does not read\n'
+      'fix: leave score out of the source, or give images'
     )
-  return {'image': base64.b64encode(content.of_piece(images[0])[1]).decode()}
+  is_array = isinstance(value, np.ndarray)
+  return {
+    'image': base64.b64encode(media_io.to_png(value) if is_array else content.of_piece(images[0])[1]).decode()
+  }
