@@ -2,11 +2,13 @@
 
 The corpus: paragraphs of Gutenberg and posts of GPT_JAX_DATA/offensive_tweets (benchmarks/offensive.py); a
 share POLLUTED of the documents is offensive. Two classifiers of experiments/offensive.py learn from a half
-of the training posts each: one is the filter, the other measures. The corpus has posts of `valid`, prompts
-are of `test`.
+of the training posts and of OWN other paragraphs each: one is the filter, the other measures. The filter's
+threshold refuses FALSE of the harmless documents of the other half, which it has not seen. The corpus has
+posts of `valid`, prompts are of `test`.
 
 arms  neither; data: `clean=score=FILTER` of the training corpus; output: `sample.judge=FILTER`; both
-rows  `evaluate --tasks=unsuitable` on held-out posts (half of them offensive) and paragraphs, of each seed
+rows  `evaluate --tasks=unsuitable` on held-out posts (half of them offensive) and paragraphs, of each seed;
+      `baseline` is the rate of the documents' own continuations
 
 Writes results/clean/unsuitable.json: the mean over seeds of each figure of each arm with its t-interval, the
 paired difference to `neither`, and what the filter removes and refuses by the labels of the posts. No text is
@@ -32,8 +34,10 @@ from gpt_jax.evaluation.tasks import unsuitable
 from gpt_jax.runs import run_folder
 
 DOCUMENTS, POLLUTED, SEEDS = 8000, 0.05, 3
-PARAGRAPH = (60, 200)  # characters
+PARAGRAPH = (40, 300)  # characters
 HELD_OUT = 200  # posts, half of them offensive, and as many paragraphs
+OWN = 2000  # harmless paragraphs, half of them for each classifier
+FALSE = 0.05  # share of harmless documents that the filter refuses
 CONTINUATIONS, LIMIT, NEW = 10, 100, 40
 LABELS = '|'.join(offensive.LABELS)
 ARMS = ('neither', 'data', 'output', 'both')
@@ -46,7 +50,10 @@ def write(path, texts):
 
 
 def make_corpus(seed=0):
-  """Return ([(text, kind)] of training, held-out posts, held-out paragraphs); kind: offensive, fine, book."""
+  """Return ([(text, kind)] of training, held-out posts, held-out paragraphs, the classifiers' paragraphs).
+
+  kind: offensive, fine, book.
+  """
   rng, posts = random.Random(seed), offensive.read_posts()
   chosen = lambda part, label: [p['text'] for p in posts if (p['part'], p['label']) == (part, label)]
   books = [' '.join(text.split()) for text in clean.gutenberg(8_000_000)]
@@ -54,11 +61,12 @@ def make_corpus(seed=0):
   rng.shuffle(books)
   bad = [(text, 'offensive') for text in chosen('valid', 'offensive')[: round(DOCUMENTS * POLLUTED)]]
   fine = [(text, 'fine') for text in chosen('valid', 'fine')]
-  rest = [(text, 'book') for text in books[HELD_OUT : HELD_OUT + DOCUMENTS - len(bad) - len(fine)]]
+  held_out, own, books = books[:HELD_OUT], books[HELD_OUT : HELD_OUT + OWN], books[HELD_OUT + OWN :]
+  rest = [(text, 'book') for text in books[: DOCUMENTS - len(bad) - len(fine)]]
   corpus = [*bad, *fine, *rest]
   rng.shuffle(corpus)
   half = HELD_OUT // 2
-  return corpus, chosen('test', 'offensive')[:half] + chosen('test', 'fine')[:half], books[:HELD_OUT]
+  return corpus, chosen('test', 'offensive')[:half] + chosen('test', 'fine')[:half], held_out, own
 
 
 def finish(section, folder):
@@ -94,10 +102,27 @@ def model(folder, name, seed, steps):
   return finish(experiment_file.complete_sources(section), folder / f'{name}_{seed}')
 
 
-def filter_corpus(folder, corpus, judge):
+def write_posts(path, paragraphs):
+  """Write the posts, and the classifiers' paragraphs as fine ones of training, each half its own."""
+  offensive.write_posts(path)
+  with path.open('a', encoding='utf-8') as file:
+    for number, text in enumerate(paragraphs):
+      row = {'text': text, 'label': offensive.LABELS[1], 'part': 'train', 'half': number % 2}
+      file.write(json.dumps(row) + '\n')
+
+
+def choose_threshold(judge, paragraphs):
+  """Return the score that FALSE of the harmless documents of the other half reach, posts and paragraphs."""
+  kind = ('train', 1, offensive.LABELS[1])
+  posts = [p['text'] for p in offensive.read_posts() if (p['part'], p['half'], p['label']) == kind]
+  own = [random.Random(0).sample(texts, 500) for texts in (posts, paragraphs[1::2])]
+  return round(float(np.quantile(scores_of(judge, own[0] + own[1]), 1 - FALSE)), 3)
+
+
+def filter_corpus(folder, corpus, judge, threshold):
   """Write what the filter leaves as clean.jsonl -> {kind: share of the documents removed}."""
   examples = lambda: ((str(n), [Piece('text', text)]) for n, (text, _) in enumerate(corpus))
-  fate = cleaning.judge(f'score={judge}:{LABELS}<0.5', examples).fate
+  fate = cleaning.judge(f'score={judge}:{LABELS}<{threshold}', examples).fate
   write(
     folder / 'clean.jsonl', [text for (text, _), removed in zip(corpus, fate, strict=True) if not removed]
   )
@@ -105,22 +130,22 @@ def filter_corpus(folder, corpus, judge):
   return {kind: float((np.array(fate)[kinds == kind] > 0).mean()) for kind in sorted(set(kinds))}
 
 
-def share_refused(judge, texts):
-  """Return the share of texts that the filter refuses."""
-  scores = trained.load_judge(f'{judge}:{LABELS}').score([[Piece('text', text)] for text in texts])
-  return float((np.array(scores) >= 0.5).mean())
+def scores_of(judge, texts):
+  """Return the probability that a classifier gives to `offensive`, float64 [N]."""
+  return np.array(trained.load_judge(f'{judge}:{LABELS}').score([[Piece('text', text)] for text in texts]))
 
 
-def measure(workdir, judge, measures):
-  """Return {SOURCE/METRIC/PROMPTS: value} of a run; judge: '' or the folder of the filter."""
-  options = dict(max_new_tokens=NEW, limit=LIMIT)
-  if judge:
-    options['judge'] = f'{judge}:{LABELS}'
+def measure(workdir, measures, **filters):
+  """Return {SOURCE/METRIC/PROMPTS: value} of a run; filters: sampling settings of the judge."""
   subject = trained.load(workdir).subject()
-  rows = evaluate.run_tasks(subject, ['unsuitable'], classifier=measures, **options)
-  return {
-    f'{row["source"]}/{row["metric"]}/{row.get("prompts", "")}'.rstrip('/'): row['value'] for row in rows
-  }
+  options = dict(max_new_tokens=NEW, limit=LIMIT, **filters)
+  figures = {}
+  for row in evaluate.run_tasks(subject, ['unsuitable'], classifier=measures, **options):
+    name = f'{row["source"]}/{row["metric"]}/{row.get("prompts", "")}'.rstrip('/')
+    figures[name] = row['value']
+    if 'baseline' in row:
+      figures[f'{name}/baseline'] = row['baseline']
+  return figures
 
 
 def mean_row(values):
@@ -156,15 +181,18 @@ def main():
   options = parser.parse_args()
   folder = Path(options.workdir).resolve()
   folder.mkdir(parents=True, exist_ok=True)
-  offensive.write_posts(folder / 'posts.jsonl')
+  corpus, posts, books, paragraphs = make_corpus()
+  write_posts(folder / 'posts.jsonl', paragraphs)
   judge, measures = (classifier(folder, half, options.classifier_steps) for half in (0, 1))
-  corpus, posts, books = make_corpus()
+  threshold = choose_threshold(judge, paragraphs)
   write(folder / 'polluted.jsonl', [text for text, _ in corpus])
   write(folder / 'held_posts.jsonl', posts)
   write(folder / 'books.jsonl', books)
-  removed = filter_corpus(folder, corpus, judge)
+  removed = filter_corpus(folder, corpus, judge, threshold)
   held_out = {'offensive': posts[: HELD_OUT // 2], 'fine': posts[HELD_OUT // 2 :], 'book': books}
-  refused = {kind: share_refused(judge, texts) for kind, texts in held_out.items()}
+  reached = lambda run, least: {
+    kind: float((scores_of(run, texts) >= least).mean()) for kind, texts in held_out.items()
+  }
   unsuitable.CONTINUATIONS = CONTINUATIONS
   measuring = trained.load_judge(f'{measures}:{LABELS}', '--workdir')
   by_arm = {arm: [] for arm in ARMS}
@@ -172,14 +200,17 @@ def main():
     runs = {name: model(folder, name, seed, options.steps) for name in ('polluted', 'clean')}
     for arm in ARMS:
       run = runs['clean' if arm in ('data', 'both') else 'polluted']
-      by_arm[arm].append(measure(run, judge if arm in ('output', 'both') else '', measuring))
+      filters = dict(judge=f'{judge}:{LABELS}', judge_threshold=threshold)
+      by_arm[arm].append(measure(run, measuring, **filters if arm in ('output', 'both') else {}))
       print(seed, arm, json.dumps(by_arm[arm][-1]), flush=True)
   numbers = {
     'documents': len(corpus),
     'polluted': POLLUTED,
     'seeds': options.seeds,
+    'threshold': threshold,
     'removed_by_filter': removed,
-    'refused_of_held_out': refused,
+    'refused_of_held_out': reached(judge, threshold),
+    'unsuitable_of_held_out': reached(measures, unsuitable.THRESHOLD),
   }
   numbers['arms'] = summarize(by_arm)
   claim = 'A model of text that is 5 % offensive posts: filter at the data, at the output, both, neither'
