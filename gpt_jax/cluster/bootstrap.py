@@ -1,7 +1,7 @@
 """Find the distributed job that this process belongs to, and join it.
 
 Flags come first, then JAX_COORDINATOR_ADDRESS, then a scheduler's variables. Without any, the process is
-a job of one on 127.0.0.1: always a job, so that preemption and saving are one code path. Partial settings
+a job of one on this machine: always a job, so that preemption and saving are one code path. Partial settings
 fail immediately instead of waiting for processes that never come.
 
 How JAX itself reads schedulers: jax/_src/clusters.
@@ -13,6 +13,7 @@ import glob
 import importlib.util
 import os
 import re
+import secrets
 import socket
 import sys
 import threading
@@ -155,7 +156,7 @@ def join(job, agree=True, seconds=JOIN_SECONDS):
     options = dict(num_processes=job.processes, process_id=job.process, coordinator_address=job.coordinator)
     options['cluster_detection_method'] = 'deactivate'
   if alone:
-    address = f'127.0.0.1:{free_port()}'  # not reachable from other machines
+    address = own_address()
     options |= dict(coordinator_address=address, coordinator_bind_address=address)
     jax.config.update('jax_check_proxy_envs', False)  # nothing goes through a proxy
   else:
@@ -215,6 +216,17 @@ def local_time():
   if jax.process_count() > 1:
     seconds = multihost_utils.broadcast_one_to_all(seconds)
   return time.localtime(int(seconds))
+
+
+def own_address():
+  """An address that only this process has, and no other machine reaches.
+
+  Not a port where a socket by name does: another process may take a free port before this one listens, and
+  gRPC lets both listen, so that each gets calls that are meant for the other, and dies of them.
+  """
+  if sys.platform != 'linux':
+    return f'127.0.0.1:{free_port()}'
+  return f'unix-abstract:gpt_jax.{os.getpid()}.{secrets.token_hex(8)}'
 
 
 def free_port():

@@ -1,5 +1,8 @@
 """Detect the distributed job of a process from flags and environment variables."""
 
+import subprocess
+import sys
+
 import pytest
 
 from gpt_jax.cluster import bootstrap
@@ -105,6 +108,22 @@ def test_a_missing_package_of_a_scheduler_fails(monkeypatch, environ, package):
 
 def test_free_port_is_unprivileged():
   assert 1024 < bootstrap.free_port() < 65536
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='sockets by name are of Linux')
+def test_a_process_alone_listens_on_no_port():
+  """Two runs of one machine that chose the same free port died of each other."""
+  code = (
+    'from gpt_jax.cluster import bootstrap\n'
+    'bootstrap.free_port = None\n'  # not called
+    'bootstrap.join(bootstrap.DistributedJob())\n'
+    'bootstrap.key_value_store().key_value_set("key", "value")\n'
+    'print(bootstrap.key_value_store().blocking_key_value_get("key", 1000), bootstrap.process_and_count())\n'
+    'import psutil; print([c.laddr for c in psutil.Process().net_connections("tcp") if c.status == "LISTEN"])'
+  )
+  result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert result.stdout.splitlines() == ['value (0, 1)', '[]']
+  assert bootstrap.own_address() != bootstrap.own_address()
 
 
 @pytest.mark.parametrize(
