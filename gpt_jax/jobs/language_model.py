@@ -56,7 +56,8 @@ def resolve_model(cfg, toks):
       f'train.length={length} is longer than model.context={cfg.model.context}\n'
       'fix: raise model.context or lower train.length'
     )
-  kinds = run_tokenizers.template_kinds(cfg) | ({'patches'} if toks.makes_patches else set())
+  own = {*toks.places, *(['patches'] if toks.makes_patches else [])}  # rows have these always
+  kinds = run_tokenizers.template_kinds(cfg) | own
   run_tokenizers.check_flow(cfg, toks)
   for kind in continuous.KINDS:
     if kind in kinds and toks.reader(kind) is None:

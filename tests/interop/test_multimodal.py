@@ -15,8 +15,8 @@ from gpt_jax.data.documents import decode_media, encode_batch
 from gpt_jax.data.templates import Piece
 from gpt_jax.evaluation import trained
 from gpt_jax.interop import huggingface
-from gpt_jax.jobs import run_tokenizers
-from gpt_jax.model import continuous, native_encoder
+from gpt_jax.jobs import language_model, run_tokenizers
+from gpt_jax.model import continuous, native_encoder, towers
 from gpt_jax.sample import SampleConfig
 from gpt_jax.sampling import completions, prompt_batch, prompts
 from gpt_jax.tokenizers import processors, readers
@@ -305,6 +305,19 @@ def run_config(base, template, **mixture):
   cfg.data.mixture = {'see': {'kind': 'jsonl', 'path': 'rows.jsonl', 'template': template, **mixture}}
   cfg.data.update(packing='first_fit', valid_fraction=0.0)
   return cfg
+
+
+@pytest.mark.parametrize('whole', ['llava'], indirect=True)
+@pytest.mark.parametrize('template', ['{x:patches} -> {y}', '{x:image} -> {y}', '{m:chat}', '{p:parts}'])
+def test_an_encoder_in_the_step_reads_the_pictures_of_any_template(whole, template, tmp_path):
+  section = run_config(whole[3], template)
+  section.encoder.train = 'frozen'
+  cfg = config.build(config.Config, section)
+  toks = run_tokenizers.build(cfg, tmp_path)
+  model_cfg = language_model.resolve_model(cfg, toks)
+  [tower] = towers.towers(model_cfg)
+  assert dict(data.RowFields.of(cfg.data, toks).features) == {'patches': tower.input_width}
+  assert model_cfg.patch_values == tower.output_width
 
 
 @pytest.mark.parametrize('whole', ['llava'], indirect=True)
