@@ -125,7 +125,7 @@ def _read_paligemma(hf, tower, names):
 
 
 def _read_gemma3(hf, tower, names):
-  eps, text_eps = tower.get('layer_norm_eps', 1e-6), hf['text_config'].get('rms_norm_eps', 1e-6)
+  eps, text_eps = tower['layer_norm_eps'], hf['text_config'].get('rms_norm_eps', 1e-6)
   if eps != text_eps:
     raise unsupported(f'layer_norm_eps={eps}', f'the norm of the projector has the rms_norm_eps={text_eps}')
   side = tower['image_size'] // tower['patch_size']
@@ -156,7 +156,7 @@ def _read_voxtral(hf, tower, names):
 
 
 def _read_idefics3(hf, tower, names):
-  side = tower.get('image_size', 224) // tower.get('patch_size', 32)
+  side = tower['image_size'] // tower['patch_size']
   fractions = np.arange(side, dtype=np.float32) * (np.float32(1) / np.float32(side))
   borders = np.arange(1 / side, 1.0, 1 / side).astype(np.float32)
   if not np.array_equal(np.searchsorted(borders, fractions, 'right'), np.arange(side)):

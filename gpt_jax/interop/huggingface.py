@@ -108,7 +108,8 @@ def _read(files, make_mesh, needs_tokenizer=False, workdir=None):
     sample = generation.from_generation(files.generation)
   toks, reader = None, None
   if family and tokenizer is not None:
-    reader = multimodal.open_reader(family, files, tokenizer, workdir)
+    with reading(files.path, f'a {model_type} as its files have it', json_files.FIX):
+      reader = multimodal.open_reader(family, files, tokenizer, workdir)
     cfg = dataclasses.replace(cfg, **multimodal.fields(family, reader, files.hf))
   if tokenizer is not None:
     ids = families.text_config(files.hf)[1] | files.hf  # of the language model, where they are nowhere else

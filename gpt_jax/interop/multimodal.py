@@ -35,15 +35,18 @@ WHOLE = 'model.json'  # in it: the config.json of the imported model
 COPIED_FILES = (readers.PROCESSOR, readers.PROCESSORS, 'video_preprocessor_config.json')
 COPIED_FILES += ('tokenizer_config.json', 'special_tokens_map.json')
 FIX = 'restore config.json of the model'
+ENCODERS = encoders.FAMILIES | native.FAMILIES  # {model_type: Family}
 
 
 # ------------------------------------------------------------------------------------------ reading
 
 
 def find(hf) -> MultimodalFamily | None:
-  """Return the row of a config.json, None for a model of text alone."""
+  """Return the row of a config.json, None for a model of text alone, or with an encoder that is not known."""
   family = MULTIMODAL.get(hf.get('model_type'))
-  return family if family and isinstance(hf.get(family.section), dict) else None
+  if family is None or not isinstance(tower := hf.get(family.section), dict):
+    return None
+  return family if family.is_flat or tower.get('model_type', family.encoder) in ENCODERS else None
 
 
 def rows_of(family: MultimodalFamily, hf) -> dict[str, Tensor]:
@@ -111,7 +114,8 @@ def open_reader(family: MultimodalFamily, files, tokenizer, workdir: Path | None
   """
   names = {index: token for token, index in tokenizer.vocab().items()}
   tower = ({'model_type': family.encoder} if family.encoder else {}) | files.hf[family.section]
-  part, pixels = family.read(files.hf, tower, names), []
+  defaults = {} if family.is_flat else ENCODERS[tower['model_type']].defaults
+  part, pixels = family.read(files.hf, defaults | tower, names), []
   if family.is_flat:
     ids = {code_reader.TOKEN_IDS: code_token_ids(files.hf)}
     pixels = code_reader.picture_preparation(files.path, tower.get('resolution', code_reader.SIDE))

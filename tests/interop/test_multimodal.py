@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import types
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from gpt_jax.data import media_io, templates
 from gpt_jax.data.documents import decode_media, encode_batch
 from gpt_jax.data.templates import Piece
 from gpt_jax.evaluation import trained
-from gpt_jax.interop import huggingface
+from gpt_jax.interop import huggingface, multimodal
 from gpt_jax.jobs import language_model, run_tokenizers
 from gpt_jax.model import continuous, native_encoder, towers
 from gpt_jax.sample import SampleConfig
@@ -318,6 +319,16 @@ def test_an_encoder_in_the_step_reads_the_pictures_of_any_template(whole, templa
   [tower] = towers.towers(model_cfg)
   assert dict(data.RowFields.of(cfg.data, toks).features) == {'patches': tower.input_width}
   assert model_cfg.patch_values == tower.output_width
+
+
+def test_what_config_json_leaves_out_of_an_encoder_is_as_its_family_has_it(tmp_path):
+  hf = {'model_type': 'llava', 'vision_config': {'model_type': 'clip_vision_model'}, 'image_token_index': 3}
+  files = types.SimpleNamespace(hf=hf, path=tmp_path)
+  words = types.SimpleNamespace(vocab=lambda: {'<image>': 3})
+  reader = multimodal.open_reader(multimodal.find(hf), files, words, None)
+  assert reader.spec.cfg.layers == 11  # the last but one of 12
+  # Of a model with an encoder that is not known the text decoder is imported.
+  assert multimodal.find(hf | {'vision_config': {'model_type': 'pixtral'}}) is None
 
 
 @pytest.mark.parametrize('whole', ['llava'], indirect=True)
