@@ -19,6 +19,7 @@ import numpy as np
 
 from gpt_jax.model.continuous import KINDS
 from gpt_jax.runs import digests
+from gpt_jax.runs.reading import reading
 from gpt_jax.tokenizers import base, in_step
 from gpt_jax.tokenizers.processors import Pixels, Places, read_pixels
 from gpt_jax.tokenizers.settings import check_fields
@@ -126,7 +127,8 @@ class EncoderReader:
       raise ValueError(
         f'encoder.{modality}={path} is an encoder of {spec.modality}\nfix: set encoder.{spec.modality} to it'
       )
-    form = (cfg.stack, cfg.seconds) if modality == 'audio' else (1, 0.0, picture_preparation(folder, spec))
+    with reading(folder / PROCESSOR, 'the settings of an image processor', 'restore it, or remove it'):
+      form = (cfg.stack, cfg.seconds) if modality == 'audio' else (1, 0.0, picture_preparation(folder, spec))
     reader = cls(str(folder), digests.weights_digest(folder), config, cfg.layer, *form)
     return reader if cfg.train == 'cached' else in_step.put_in_step(reader)
 

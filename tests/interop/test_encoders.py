@@ -256,6 +256,14 @@ def test_weights_of_another_shape_are_errors(tmp_path):
     tiny_runs.assert_two_lines(error.value, words)
 
 
+def test_settings_of_a_processor_that_are_damaged(tmp_path):
+  folder = encoders.write(tmp_path / 'eye', encoders.CLIP)
+  (folder / 'preprocessor_config.json').write_text('{"image_mean": null}')
+  with pytest.raises(ValueError) as error:
+    readers.EncoderReader.open(str(folder), EncoderConfig(image=str(folder)), 'patches')
+  tiny_runs.assert_two_lines(error.value, 'preprocessor_config.json is not')
+
+
 def test_every_parameter_of_every_family_has_a_row():
   for config in (encoders.WHISPER, encoders.CLIP):
     spec = families.read_spec(config)
