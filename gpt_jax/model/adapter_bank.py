@@ -72,7 +72,7 @@ class AdapterBank:
     for path in sorted(set().union(*trees.values())):
       entries = {name: tree[path] for name, tree in trees.items() if path in tree}
       for name, entry in entries.items():
-        if is_param(entry) or 'E' in weights[path].axes or weights[path].axes[0] != 'L':
+        if is_param(entry) or 'E' in weights[path].axes or not path.startswith('blocks/'):
           raise ValueError(
             f'--adapters: {name} trains {path}, which is not a matrix of a dense block\n'
             'fix: serve its run alone, with --workdir'

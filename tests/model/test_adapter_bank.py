@@ -4,11 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_jax.model import adapters, gpt
+from gpt_jax.interop.encoders import families
+from gpt_jax.model import adapters, gpt, towers
 from gpt_jax.model.adapter_bank import AdapterBank
-from gpt_jax.model.param_trees import map_params
+from gpt_jax.model.param_trees import map_params, named_params
 from gpt_jax.sampling import decoding_layout
-from tests import models, tiny_runs
+from tests import encoders, models, tiny_runs
 
 SETTINGS = {
   'lora': adapters.AdapterConfig(rank=2),
@@ -60,3 +61,13 @@ def test_what_rows_cannot_have_of_their_own(settings, changes):
   with pytest.raises(ValueError) as error:
     AdapterBank(models.fill(cfg), {'french': random_tree(settings, cfg, 0)})
   tiny_runs.assert_two_lines(error.value, '--adapters: french trains')
+
+
+def test_adapters_of_an_encoder_in_the_model_are_refused():
+  tower = towers.Tower('patches', families.read_spec(encoders.CLIP), 'adapters', '', '', (0.5,), (0.5,))
+  base = gpt.GPT(models.tiny(patch_values=tower.output_width, encoders=(tower.to_json(),)))
+  path = 'image_encoder/blocks/attention/wq_DHK'
+  tree = {path: adapters.Adapter(SETTINGS['lora'], dict(named_params(base))[path])}
+  with pytest.raises(ValueError) as error:
+    AdapterBank(base, {'eye': tree})
+  tiny_runs.assert_two_lines(error.value, f'eye trains {path}')
