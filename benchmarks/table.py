@@ -147,7 +147,7 @@ def minutes(result):
   if 'minutes' in result:  # the sum of several runs
     return result['minutes']
   if result.get('sessions', 1) > 1:
-    return result['numbers']['seconds'] / 60
+    return result['numbers']['seconds'] / result['numbers']['goodput'] / 60
   ends = [datetime.datetime.fromisoformat(result[key]) for key in ('started', 'finished')]
   return (ends[1] - ends[0]).total_seconds() / 60
 

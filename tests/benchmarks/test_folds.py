@@ -46,8 +46,8 @@ def test_equal_scores_of_all_runs_have_the_interval_of_their_examples():
 
 
 def test_pauses_between_sessions_are_no_minutes_of_a_run():
-  run = summary(0.8) | {'numbers': {'seconds': 240.0}, 'sessions': 2}
-  assert table.minutes(run) == 4 and table.minutes(run | {'sessions': 1}) == 10
+  run = summary(0.8) | {'numbers': {'seconds': 240.0, 'goodput': 0.8}, 'sessions': 2}
+  assert table.minutes(run) == 5 and table.minutes(run | {'sessions': 1}) == 10
 
 
 def test_each_source_has_a_row_with_its_baseline():
