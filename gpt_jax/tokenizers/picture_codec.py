@@ -13,7 +13,7 @@ import numpy as np
 from gpt_jax.runs import digests
 from gpt_jax.tokenizers import base, readers
 from gpt_jax.tokenizers.image_codes import ImageTokenizer
-from gpt_jax.tokenizers.processors import SCALE
+from gpt_jax.tokenizers.processors import SCALE, Pixels
 
 FIX = 'name a folder of Emu3VQVAE, JanusVQVAE or ChameleonVQVAE with config.json and model.safetensors'
 HALF = (0.5, 0.5, 0.5)  # mean and deviation of pixels between 0 and 1, where the folder gives none
@@ -71,6 +71,10 @@ class CodecImageTokenizer(ImageTokenizer):
     """Whether it makes pictures, and does not only read them."""
     return self.spec.out_channels > 0
 
+  @property
+  def _preparation(self):
+    return Pixels(*self.pixels[:2], scale=(*self.pixels[2:], SCALE)[0])
+
   @functools.cached_property
   def params(self):
     """The weights; ValueError or FileNotFoundError if they are not those that were read before."""
@@ -82,21 +86,16 @@ class CodecImageTokenizer(ImageTokenizer):
   def _encode(self, images_NYXA):
     from gpt_jax.interop.codecs import pictures
 
-    mean, deviation = np.asarray(self.pixels[:2], np.float32)
     if not len(images_NYXA):
       return np.zeros((0, self.positions, 1), np.int32)
-    pixels = images_NYXA.astype(np.float32) / np.float32(255)
-    if len(self.pixels) > 2:
-      pixels = (images_NYXA.astype(np.float64) * self.pixels[2]).astype(np.float32)
-    pixels = (pixels - mean) / deviation
+    pixels = self._preparation.normalize(images_NYXA)
     codes = pictures.run(pictures.encode, self.spec, self.params, pixels)
     return codes.reshape(len(codes), self.positions, 1)
 
   def _decode(self, codes_NPQ):
     from gpt_jax.interop.codecs import pictures
 
-    mean, deviation = np.asarray(self.pixels[:2], np.float32)
-    codes = codes_NPQ.reshape(-1, *self.grid)
-    pixels = pictures.run(pictures.decode, self.spec, self.params, codes) * deviation + mean
-    factor = self.pixels[2] if len(self.pixels) > 2 else SCALE
-    return np.clip(np.round(pixels * np.float32(1 / factor)), 0, 255).astype(np.uint8)
+    codes, form = codes_NPQ.reshape(-1, *self.grid), self._preparation
+    pixels = pictures.run(pictures.decode, self.spec, self.params, codes)
+    pixels = pixels * np.float32(form.deviation) + np.float32(form.mean)
+    return np.clip(np.round(pixels * np.float32(1 / form.scale)), 0, 255).astype(np.uint8)
