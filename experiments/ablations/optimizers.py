@@ -7,7 +7,7 @@ The default budget is tokens; the report has the time and effective speed. `:sec
 many steps as take 20 s on this machine, measured first; these runs do not share the machine.
 Result: benchmarks/results/ablations/optimizers.md, optimizers_seconds.md
 Command: launch.py ablate --config=experiments/ablations/optimizers.py --workdir=runs/optimizers
-Hardware: 1 CPU core   Minutes: 23 (75 runs); 31 with seconds=20
+Hardware: 1 CPU core   Minutes: 23 (75 runs); 31 with seconds=20; both beside other work
 """
 
 from gpt_jax import config

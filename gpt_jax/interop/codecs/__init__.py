@@ -1,1 +1,1 @@
-"""Audio codecs of transformers' folders: waves to codes and codes to waves."""
+"""Pretrained codecs of transformers' folders: sounds and pictures to codes and back."""
