@@ -41,8 +41,8 @@ complete -F _gpt_jax gpt-jax
 """
 
 
-def script(shell):
-  """Return the script for a row of SHELLS."""
+def script(shell, with_overrides):
+  """Return the script for a row of SHELLS; with_overrides: the verbs that take --config.KEY=VALUE."""
   if shell not in SHELLS:
     raise ValueError(f'--completion={shell} is not a known shell\nfix: use one of {", ".join(SHELLS)}')
   from gpt_jax import config
@@ -53,7 +53,7 @@ def script(shell):
     defined = flags_of(row)
     words = [f'--{flag.name}' if flag.boolean else f'--{flag.name}=' for flag in defined] + ['--help']
     words += ['--config='] if verb in ('train', 'plan') else []
-    names.append(f'    {verb}) words="{" ".join(words)}{" $keys" if verb in WITH_KEYS else ""}" ;;')
+    names.append(f'    {verb}) words="{" ".join(words)}{" $keys" if verb in with_overrides else ""}" ;;')
     for flag in defined:
       if isinstance(flag, flags.EnumFlag):
         values.append(f'      {verb}--{flag.name}) words="{" ".join(flag.parser.enum_values)}" ;;')
@@ -78,5 +78,4 @@ def flags_of(verb):
   return defined
 
 
-WITH_KEYS = ('train', 'evaluate', 'data', 'plan', 'render')  # verbs that take --config.KEY=VALUE
 SHELLS = {'bash': '', 'zsh': ZSH}  # {name: what comes before the script}

@@ -82,7 +82,8 @@ def add_sources(section, overrides):
         section.data.mixture[match[1]] = ml_collections.ConfigDict(fields)
 
 
-NAMES = re.compile(r'[A-Za-z_][\w./]*(,[A-Za-z_][\w./]*)+')
+NAMES = re.compile(r'[A-Za-z_][\w./]*(,[A-Za-z_][\w./]*)+')  # a list, such as answer,cloze
+TEXTS = ('train.sample_prompts',)  # keys of texts that have commas of their own
 
 
 def normalize_override(section, arg):
@@ -99,9 +100,7 @@ def normalize_override(section, arg):
     return f'--config.{key}=true'
   if key.endswith('.separator'):
     text = unescape(arg, text)
-  elif (
-    isinstance(value, tuple) and NAMES.fullmatch(text) and key != 'train.sample_prompts'
-  ):  # a prompt has commas
+  elif isinstance(value, tuple) and NAMES.fullmatch(text) and key not in TEXTS:
     text = str(tuple(text.split(',')))
   elif type(value) is int and reading.EXPONENT.fullmatch(text):
     try:

@@ -112,7 +112,7 @@ def print_completion(shell):
   from gpt_jax.cli import completion
 
   try:
-    say(completion.script(shell), end='')
+    say(completion.script(shell, WITH_OVERRIDES), end='')
   except ValueError as error:
     say(args.format_error(error), file=sys.stderr)
     return verbs.BAD_ARGUMENTS

@@ -113,7 +113,7 @@ class GPT(nnx.Module):
 
     positions_BT: position within the document; default: within the row. positions_BT3 for positions=mrope.
     segment_ids_BT: document of each token, 0 = padding; tokens see only their own document.
-    prefix_BT: True for tokens that see each other both ways (and the past), within their document.
+    prefix_BT: tokens of a group but 0 see each other both ways (and the past), within their document.
     cache, start_B: see `init_cache`; row b's tokens continue at slot start_B[b]. Segments are not supported
     then, and a prefix only in the call that begins at slot 0.
     rate, key: traced dropout probability and its key; no key, no dropout.

@@ -62,12 +62,8 @@ class TensorBoard(Tracker):
   def __init__(self, library, folder, project, config, run_id, resume_step):
     # purge_step hides this step and later ones in an earlier process's file; the suffix keeps that file,
     # whose name is its second.
-    self.run_id, self.writer = (
-      '',
-      library.SummaryWriter(
-        str(folder / 'tensorboard'), purge_step=resume_step or None, filename_suffix=f'.{resume_step}'
-      ),
-    )
+    options = {'purge_step': resume_step or None, 'filename_suffix': f'.{resume_step}'}
+    self.run_id, self.writer = '', library.SummaryWriter(str(folder / 'tensorboard'), **options)
     self.writer.add_text('config', preformatted(json.dumps(config, indent=2)), resume_step)
 
   def log(self, step, metrics):

@@ -268,9 +268,8 @@ def _chat_template(path, config):
     with reading(path, 'UTF-8 text', 'restore chat_template.jinja, or remove it'):
       return path.read_bytes().decode().encode()
   if (older := path.with_suffix('.json')).is_file():  # of processors
-    return base.read_json(older, f'restore {older.name}, or remove it', {'chat_template': str})[
-      'chat_template'
-    ].encode()
+    content = base.read_json(older, f'restore {older.name}, or remove it', {'chat_template': str})
+    return content['chat_template'].encode()
   template = _read_config(config).get('chat_template') if config.exists() else None
   if isinstance(template, list):  # of several the one that transformers uses by itself
     template = {entry['name']: entry['template'] for entry in template}.get('default')

@@ -35,14 +35,8 @@ from gpt_jax.training.trees import flat, from_tree, mismatches, to_abstract_tree
 
 OWN_NAMES = {'state', 'extra', '_CHECKPOINT_METADATA', 'commit_success.txt'}  # in the folder of a step
 REFERENCE = {'path': str, 'absolute': str, 'step': int, 'digest': str}  # to the base of adapters
-MODEL_SECTIONS = (
-  'model.',
-  'adapter.',
-  'tokenizer.',
-  'image.',
-  'audio.',
-  'encoder.',
-)  # of a config: of shapes
+# Sections of a config on which shapes of parameters and of the optimizer's state depend.
+MODEL_SECTIONS = ('model.', 'adapter.', 'tokenizer.', 'image.', 'audio.', 'encoder.')
 OPTIMIZER_SECTIONS = ('optim.',)
 ANY_SHAPE = {  # keys in these that no shape depends on
   *(f'model.{key}' for key in ('dropout', 'attention_dropout', 'kernel', 'unroll', 'remat', 'dtype')),

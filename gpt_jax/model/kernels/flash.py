@@ -23,7 +23,7 @@ class Tokens(NamedTuple):
 
   order_BT: jax.Array
   segment_BT: jax.Array | None
-  is_prefix_BT: jax.Array | None
+  prefix_BT: jax.Array | None
 
 
 def row_tokens(mask):
@@ -36,7 +36,7 @@ def block_visible(queries, keys, window):
   """Boolean BTS: the mask between some of a row's queries and some of its keys (Tokens)."""
   pair = lambda a, b: None if a is None else (a, b)
   segments = pair(queries.segment_BT, keys.segment_BT)
-  prefix = pair(queries.is_prefix_BT, keys.is_prefix_BT)
+  prefix = pair(queries.prefix_BT, keys.prefix_BT)
   return Mask(queries.order_BT, keys.order_BT, window, segments, prefix, False).visible_BTS()
 
 
