@@ -16,6 +16,7 @@ section 4.3: no gradient through the norm). Initial values and dropout as in PEF
 """
 
 import dataclasses
+import functools
 import math
 import re
 import zlib
@@ -25,8 +26,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from gpt_jax.model import layers, quantized, towers
+from gpt_jax.model.kernels import fused
 from gpt_jax.model.param_trees import is_param, map_params, named_params
 
 
@@ -142,8 +145,10 @@ class Adapted(nnx.Module):
       inputs = layers.dropout(x, jnp.float32(adapter.dropout), jax.random.key(self.seeds[...]))
     a, b = (p[...].astype(x.dtype) for p in (adapter.a, adapter.b))
     h = jnp.einsum(f'{left},{adapter.inputs}r->{hidden}', inputs, a)
+    expand = functools.partial(jnp.einsum, **options) if options else fused.expand
     y = layers.linear(subscripts, x, self.weight, **options)
-    y = y + adapter.scale * jnp.einsum(f'{hidden},r{adapter.outputs}->{out}', h, b, **options)
+    y = y + adapter.scale * expand(f'{hidden},r{adapter.outputs}->{out}', h, b)
+    y = checkpoint_name(y, fused.PRODUCT)
     if adapter.magnitude is not None:
       y = y * layers.broadcast_like(adapter.gain(self.weight[...]), y)
     return y

@@ -68,6 +68,16 @@ def test_attached_equals_merged(kind, variant):
   assert same == [variant == 'learned']  # arrays that do not change are shared
 
 
+@pytest.mark.parametrize(('remat', 'count'), [('dots_no_batch', 2), ('dots', 2), ('mlp_activations', 3)])
+def test_sums_of_products_are_saved_instead_of_their_terms(remat, count):
+  cfg = models.tiny(remat=remat, mlp='swiglu', hidden=40)
+  trained, frozen = trained_tree(AdapterConfig(rank=2), models.fill(cfg))
+  output = lambda trained: adapters.attach(frozen, trained).trunk(models.tokens())[0]
+  saved = jax.tree.leaves(jax.eval_shape(lambda trained: jax.vjp(output, trained)[1], trained))
+  hidden = [x for x in saved if x.shape == (cfg.layers, *models.tokens().shape, cfg.F)]
+  assert len(hidden) == count  # of `up` and `gate`; mlp_activations saves the inputs of `down`, too
+
+
 @functools.cache
 def two_steps(kind='lora', dropout=0.0, unroll='off', accumulate=1, base_dtype='', **sizes):
   """Train adapters of random values for two steps -> (trained parameters, metrics of the second)."""

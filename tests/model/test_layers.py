@@ -101,6 +101,22 @@ def test_gradient_of_lookup_needs_no_all_gather_on_a_mesh():
   assert 'all-gather' not in program.compile().as_text()
 
 
+@pytest.mark.parametrize('subscripts', ['BTr,rD->BTD', 'BTr,rHK->BTHK'])
+def test_gradient_of_expand_equals_autodiff_and_copies_no_gradient(subscripts):
+  sizes = dict(B=2, T=16, r=2, D=64, H=4, K=16)
+  rng, plain = np.random.default_rng(3), functools.partial(jnp.einsum, subscripts)
+  x, w, dy = (
+    rng.standard_normal([sizes[letter] for letter in letters]).astype(np.float32)
+    for letters in subscripts.replace('->', ',').split(',')
+  )
+  pull = lambda product: jax.jit(lambda x, w, dy: jax.vjp(product, x, w)[1](dy + 1.0))
+  actual, expected = (pull(f) for f in (functools.partial(fused.expand, subscripts), plain))
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), actual(x, w, dy), expected(x, w, dy))
+  copies = f'[{",".join(map(str, dy.shape[2:] + dy.shape[:2]))}]'  # dy with its outputs in front
+  texts = [f.lower(x, w, dy).compile().as_text() for f in (actual, expected)]
+  assert [copies in text for text in texts] == [False, True]
+
+
 def test_layernorm_without_bias(tiny):
   assert set(weights(first_block(tiny(norm='layernorm', norm_bias=False)).mlp_norm)) == {'scale'}
 

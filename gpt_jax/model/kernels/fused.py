@@ -104,6 +104,27 @@ def _lookup_backward(residuals, dy):
 lookup.defvjp(lambda table_VD, ids: (table_VD[ids], (table_VD, ids)), _lookup_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def expand(subscripts, x, w):
+  """einsum of x with a matrix of few inputs, the second factor of an adapter: 'BTr,rF->BTF'.
+
+  The product of autodiff's gradient of w begins with a copy of dy, transposed, and takes a CPU eight times as
+  long (7.6 ms instead of 0.9 for 512 x 16 and 2,048 outputs). This one transposes x.
+  """
+  return jnp.einsum(subscripts, x, w)
+
+
+def _expand_backward(subscripts, residuals, dy):
+  x, w = residuals
+  inputs, _, outputs = subscripts.partition('->')
+  left, right = inputs.split(',')
+  dx = jnp.einsum(f'{outputs},{right}->{left}', dy, w)
+  return dx, jnp.einsum(f'{left},{outputs}->{right}', x, dy)
+
+
+expand.defvjp(lambda subscripts, x, w: (expand(subscripts, x, w), (x, w)), _expand_backward)
+
+
 # --------------------------------------------------------------------------- recomputed activations
 
 
@@ -112,7 +133,17 @@ def remat_hidden(fn):
 
   The residuals of an activation function are as large as its output.
   """
-  return jax.checkpoint(fn, policy=jax.checkpoint_policies.dots_saveable)
+  return jax.checkpoint(fn, policy=save_products(jax.checkpoint_policies.dots_saveable))
+
+
+def save_products(dots, *names):
+  """Return the remat policy that saves what `dots` says and arrays of these names.
+
+  Of a sum of products, PRODUCT, it saves the sum: the terms, of a weight and its adapter, are not read again.
+  """
+  return jax.checkpoint_policies.save_from_both_policies(
+    dots, jax.checkpoint_policies.save_only_these_names(PRODUCT, *names)
+  )
 
 
 # ------------------------------------------------------------------------ weight layouts for decoding
@@ -154,4 +185,5 @@ def weights_left(subscripts, x, w, **options):
 
 OUTPUTS_FIRST = {'DHK': 'HKD', 'DGK': 'GKD', 'HKD': 'DHK', 'DF': 'FD', 'FD': 'DF'}
 FEW_ROWS = 32
+PRODUCT = 'product'  # checkpoint_name of a sum of products
 ONE_HOT_ROWS = 1024  # rows of a table whose one-hot product is cheap beside any layer's

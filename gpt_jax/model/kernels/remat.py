@@ -2,7 +2,7 @@
 
 import jax
 
-from gpt_jax.model.kernels import flash
+from gpt_jax.model.kernels import flash, fused
 
 
 def rematerialize(policy):
@@ -14,11 +14,8 @@ REMAT = {  # name: (block, prevent_cse) -> block; inside a scan, CSE cannot undo
   'none': lambda block, prevent_cse: block,  # all residuals are saved
   'mlp_activations': lambda block, prevent_cse: block,  # but for the activation functions: see layers.MLP
   'full': rematerialize(None),
-  'dots': rematerialize(jax.checkpoint_policies.dots_saveable),
+  'dots': rematerialize(fused.save_products(jax.checkpoint_policies.dots_saveable)),
   'dots_no_batch': rematerialize(
-    jax.checkpoint_policies.save_from_both_policies(
-      jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-      jax.checkpoint_policies.save_only_these_names(flash.RESIDUALS),
-    )
+    fused.save_products(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, flash.RESIDUALS)
   ),
 }
