@@ -19,6 +19,7 @@ FIXED = (
   *('unequal_tokens', 'seeds', 'sequential', 'tune', 'tuning', 'budget', 'sweep'),
   *('evaluation code', 'analysis code'),
 )
+TYPES = {'arms': dict, 'seeds?': [int], 'outcomes?': list}  # of what is read again
 HASHES = ('base config', 'evaluation code', 'analysis code')  # whose values say nothing to a reader
 PROPOSED = 'optuna'  # sweep whose arms are not known before
 
@@ -35,18 +36,24 @@ def record_protocol(workdir, before, study):
   """Freeze the protocol of a study folder -> {protocol, amendments, planned_seeds} of study.json.
 
   before: study.json of an earlier call, or {}. Until the first result protocol.json follows the study; then
-  it stays. A change is an amendment {time, results (known by then), changes: texts}.
+  it stays. A change is an amendment {time, results (known by then), changes: texts}. ValueError for a file
+  that is not readable, or was altered after the first result.
   """
   path, results = Path(workdir) / 'protocol.json', count_results(workdir)
+  if results and path.exists() and before.get('protocol', file_hash(path)) != file_hash(path):
+    raise ValueError(
+      f'{path} was altered after the first result\n'
+      'fix: restore it; or delete it, and it is made again from study.json'
+    )
   amendments = list(before.get('amendments', ()))
-  old = make_protocol(before) if before else json.loads(path.read_text()) if path.exists() else {}
+  old = make_protocol(before) if before else records.to_json(records.read_json(path, TYPES))
   if old and (changes := describe_changes(old, make_protocol(study))):
     amendments.append({'time': utc_time(), 'results': results, 'changes': changes})
   if not path.exists() or not results:
     frozen = before if before and results else study  # of a folder that an earlier version has made
     text = json.dumps(make_protocol(frozen), indent=2, sort_keys=True)
     records.write_atomically(path, f'{text}\n')
-  planned = json.loads(path.read_text()).get('seeds', [])
+  planned = records.read_json(path, TYPES).get('seeds', [])
   return {'protocol': file_hash(path), 'amendments': amendments, 'planned_seeds': planned}
 
 

@@ -83,6 +83,20 @@ def test_before_the_first_result_the_protocol_follows_the_study(tmp_path):
   assert [(a['results'], a['changes']) for a in changed['amendments']] == [(0, ['tolerance 0.01 -> 0.4'])]
 
 
+@pytest.mark.parametrize('old, new', [('"tolerance": 0.01', '"tolerance": 0.4'), ('0.01', '0.-1')])
+def test_an_altered_protocol_is_two_lines_and_made_again_if_deleted(tmp_path, old, new):
+  first, path = write(tmp_path, make_study()), tmp_path / 'protocol.json'
+  path.write_text(path.read_text().replace(old, new))
+  if new == '0.-1':
+    path.with_name('study.json').unlink()
+  else:
+    finish_run(tmp_path)
+  with pytest.raises(ValueError, match='protocol.json .*\nfix: restore'):
+    write(tmp_path, make_study())
+  path.unlink()
+  assert write(tmp_path, make_study())['protocol'] == first['protocol']
+
+
 def test_a_study_of_an_earlier_version_is_frozen_as_it_was(tmp_path):
   records.write_json(tmp_path / 'study.json', make_study())
   finish_run(tmp_path)
