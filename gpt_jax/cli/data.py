@@ -1,6 +1,7 @@
 """`launch.py data`: filter and scrub sources without training, and look at what that does."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 from absl import flags
@@ -17,7 +18,8 @@ KINDS = {
   '.tsv': 'csv',
   '.parquet': 'parquet',
 }  # else text
-OF_SOURCE = ('scrub', 'clean', 'template', 'separator')  # flags that are fields of --source
+OF_SOURCE = ('scrub', 'clean', 'template', 'separator', 'bad_records')  # flags that are fields of --source
+NAME = 'source'  # of --source in data.mixture
 
 
 def data_flags():
@@ -28,6 +30,7 @@ def data_flags():
   flags.DEFINE_string('clean', '', 'rules for --source, such as exact,near=0.8,gopher')
   flags.DEFINE_string('template', '{text}', 'documents of --source')
   flags.DEFINE_string('separator', '', 'string between the documents of a text')
+  flags.DEFINE_integer('bad_records', 0, 'unreadable records of --source to skip', lower_bound=0)
   flags.DEFINE_integer('samples', 3, 'documents to show of each rule', lower_bound=0)
   flags.DEFINE_bool('show', False, 'show personal data as they are, and what a score removed')
   flags.DEFINE_string('out', '', 'folder for data.html and data.json; default: none')
@@ -47,8 +50,14 @@ def data(argv):
   cfg = _config(argv, DataConfig, Source)
   surveys = []
   for name, source in sorted(cfg.mixture.items()):
-    examples = unfiltered(cfg, name, 'train')
-    surveys.append(survey.survey(name, source, examples, FLAGS.samples, FLAGS.show))
+    label = Path(FLAGS.source).name if FLAGS.source else name
+    try:
+      examples = unfiltered(cfg, name, 'train')
+      surveys.append(survey.survey(label, source, examples, FLAGS.samples, FLAGS.show))
+    except ValueError as error:
+      if not FLAGS.source:
+        raise
+      raise _in_flags(error) from error
     say('\n'.join(format_survey(surveys[-1])))
   if FLAGS.out:
     from gpt_jax.reports import data_page  # matplotlib takes a second to import
@@ -62,6 +71,13 @@ def data(argv):
     records.write_json(folder / 'data.json', {'sources': rows})
     say(f'report: {folder / "data.html"}')
   return 0
+
+
+def _in_flags(error):
+  """Return the error of --source in its own words: flags in the place of keys of the config."""
+  key = f'data.mixture.{NAME}'
+  text = str(error).replace(f'{key}: ', '').replace(f'{key}.', '--').replace(key, f'--source={FLAGS.source}')
+  return ValueError(re.sub(r'\bpath=', '--source=', text, count=1))
 
 
 def _config(argv, data_config, source_class):
@@ -83,7 +99,7 @@ def _config(argv, data_config, source_class):
   if 'separator' in fields:
     fields['separator'] = experiment_file.unescape('--separator', fields['separator'])
   source = source_class(kind, FLAGS.source, **fields)
-  return data_config({'source': source}, packing='first_fit')
+  return data_config({NAME: source}, packing='first_fit')
 
 
 def format_survey(survey):

@@ -115,7 +115,8 @@ class PoissonLoader(Loader):
     if expected > self.units:
       raise ValueError(
         f'train.batch_size={expected} is more than the {self.units} units of privacy.unit={unit}\n'
-        'fix: use a smaller train.batch_size, more data, or (text) a separator between documents'
+        f'fix: set train.batch_size to at most {self.units}, or give more data, or (text) a separator '
+        'between documents'
       )
     self.sampler = UnitSampler(
       address_R2, offset_U, bits, expected=expected, slots=self._batch_size, stride=stride

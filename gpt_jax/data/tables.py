@@ -89,7 +89,7 @@ def _check_columns(where, columns: list[str], source) -> None:
       raise ValueError(
         f'{where} has no column {field!r}, but {", ".join(map(repr, columns))}\n'
         f"fix: name its columns in the template, such as '{{{example}}}', and in keep "
-        '(experiments/table.py:question=NAME,answer=NAME)'
+        "(experiments/table.py:question=NAME,answer=NAME; `data`: --template='{NAME}')"
       )
 
 

@@ -34,7 +34,7 @@ def counts_section(sources):
       share = f'{n / counts["documents"]:.2%} of documents' if 'documents' in counts else ''
       rows.append((name, f'removed: {reason}', f'{n:,}', share))
     rows += [(name, f'replaced: {row}', f'{n:,}', '') for row, n in counts['replaced'].items()]
-  note = 'Documents removed by `clean`, and personal data replaced by `scrub`.' if rows else ''
+  note = 'Documents removed by clean, and personal data replaced by scrub.' if rows else ''
   table = [make_table(('source', 'what', '>count', '>share'), rows)] if rows else []
   return Section('Cleaned data', table, note)
 

@@ -175,7 +175,7 @@ def key_numbers(run):
     ('bits per token', bits, '{:.3f}'.format),
     ('bits per byte', run.final('bits_per_byte', 'valid_bits_per_byte'), '{:.3f}'.format),
     (f'{job.items} per second', run.typical(f'{job.items}_per_second'), human),
-    ('MFU', run.typical('mfu'), '{:.1%}'.format),
+    ('MFU', math.nan if is_beyond_peak(run) else run.typical('mfu'), METRICS['mfu'].show),
     ('parameters', run.final('parameters'), human),
     (job.items, run.final(job.items), human),
     ('wall time', run.wall_seconds() or math.nan, loggers.duration),
@@ -185,6 +185,11 @@ def key_numbers(run):
   return [*known(first), *evaluation_part.tiles(run), *known(numbers)]
 
 
+def is_beyond_peak(run):
+  """Return whether a run was faster than its hardware's peak, which was then measured beside other work."""
+  return run.typical('mfu') > 1
+
+
 # --------------------------------------------------------------------------------------- charts
 
 
@@ -192,7 +197,7 @@ def signals(run):
   """A small chart for every other metric, the known ones first."""
   names, job = {name for row in run.metrics for name in row}, metrics_of(run)
   names -= {'step', 'time', 'loss', job.curves[0], job.items, 'targets', 'mfu_causal'}
-  names -= {*evaluation_part.curve_chances(run)}
+  names -= {*evaluation_part.curve_chances(run), *(['mfu'] if is_beyond_peak(run) else ())}
   names -= {job.curves[1]} if job.losses_comparable and not is_mean_of_sources(run) else set()
   names = [*(name for name in METRICS if name in names), *sorted(names - {*METRICS})]
   return Section('Signals', [page.multiples([signal(run, name) for name in names])])

@@ -16,6 +16,11 @@ def human(number):
   return f'{number:.3g}'
 
 
+def show_utilization(share):
+  """Format a share of the peak, '-' beyond it: a CPU's peak was then measured beside other work."""
+  return f'{share:.1%}' if share <= 1 else '-'
+
+
 class Metric(NamedTuple):
   """One metric."""
 
@@ -76,8 +81,8 @@ METRICS = {
   'tokens_per_second': SPEED._replace(title='tokens per second', console='tokens/s'),
   'images_per_second': SPEED._replace(title='images per second'),
   'crops_per_second': SPEED._replace(title='crops per second'),
-  'mfu': Metric('MFU', '{:.1%}'.format, kind='speed', console='mfu'),  # of the hardware's peak
-  'mfu_causal': Metric(show='{:.1%}'.format, kind='speed'),
+  'mfu': Metric('MFU', show_utilization, kind='speed', console='mfu'),  # of the hardware's peak
+  'mfu_causal': Metric(show=show_utilization, kind='speed'),
   'eta': Metric(show=str, kind='speed', console='eta'),
   'memory_gib': Metric('memory', '{:.1f} GiB'.format, kind='cost', console='mem'),
   'step_seconds': Metric('seconds per step', '{:.3g}'.format, kind='speed'),

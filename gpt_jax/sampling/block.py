@@ -35,7 +35,7 @@ def read_patterns(block):
         lines = Path(entry[1:]).expanduser().read_text(encoding='utf-8').splitlines()
       except (OSError, ValueError) as error:
         raise ValueError(
-          f'sample.block={entry} cannot be read: {error}\n'
+          f'sample.block={entry} cannot be read: {getattr(error, "strerror", "") or error}\n'
           'fix: name a text file with one word or /pattern/ a line'
         ) from None
     lines = [line.strip() for line in lines if line.strip()]

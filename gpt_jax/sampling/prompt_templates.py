@@ -75,7 +75,7 @@ def match_template(candidates, text, images, sounds, to, vectors=()):
   if not matches:
     raise ValueError(
       f'the model was not trained to make {to} from {describe("text" if text else "", inputs) or "nothing"}\n'
-      f'fix: it knows {"; ".join(dict.fromkeys(map(str, candidates)))}'
+      f'fix: ask for one of: {"; ".join(dict.fromkeys(map(str, candidates)))}'
     )
   best = max(score for score, _, _ in matches)
   matches = [(pieces, candidate) for score, pieces, candidate in matches if score == best]

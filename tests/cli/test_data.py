@@ -67,7 +67,9 @@ def test_the_sources_of_an_experiment(call, tmp_path):
   ('args', 'word'),
   [
     ((), 'nothing to read'),
-    (('--source=none.txt',), 'none.txt'),
+    (('--source={source}', '--template={{name}}'), 'name'),
+    (('--source={broken}',), 'error: {broken}'),
+    (('--source=none.txt',), '--source=none.txt'),
     (('--source={source}', '--config=experiments/demo.py'), 'both'),
     (('--config=experiments/demo.py', '--scrub=all'), '--scrub'),
     (('--source={source}', '--clean=exakt'), 'exakt'),
@@ -76,9 +78,20 @@ def test_the_sources_of_an_experiment(call, tmp_path):
   ],
 )
 def test_wrong_arguments_are_refused_in_two_lines(call, source, args, word):
-  code, _, err = call('data', *(arg.format(source=source) for arg in args))
+  (broken := source.parent / 'b.jsonl').write_text('{"text": "a whole line"}\n{"text": \n')
+  names = {'source': source, 'broken': broken}
+  code, _, err = call('data', *(arg.format_map(names) for arg in args))
   cause, fix = err.strip().split('\n')
-  assert code == 2 and cause.startswith('error: ') and word in cause and fix.startswith('fix: ')
+  assert code == 2 and cause.startswith('error: ') and fix.startswith('fix: ')
+  assert word.format_map(names) in cause and 'data.mixture.source' not in err
+
+
+def test_unreadable_lines_of_a_file_are_counted(call, tmp_path):
+  path = tmp_path / 'b.jsonl'
+  path.write_text('{"text": "a whole line"}\n{"text": \n')
+  code, out, _ = call('data', f'--source={path}', '--bad_records=1')
+  lines = [' '.join(line.split()) for line in out.splitlines()]
+  assert code == 0 and {'b.jsonl:', 'documents 1', 'unreadable records skipped 1'} <= {*lines}
 
 
 def test_line_breaks_of_a_separator_are_those_of_a_config(call, tmp_path):

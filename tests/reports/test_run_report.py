@@ -407,6 +407,12 @@ def test_one_measurement_only(tmp_path):
   assert reader.tags.count('svg') == 3
 
 
+@pytest.mark.parametrize(('mfu', 'is_shown'), [(0.4, True), (2.018, False)])
+def test_a_utilization_beyond_the_measured_peak_is_left_out(tmp_path, mfu, is_shown):
+  _, reader = read_report(new_run(tmp_path / 'run', {'loss': 4.0, 'valid_loss': 4.0, 'mfu': mfu}))
+  assert ('MFU' in reader.text()) is is_shown
+
+
 @pytest.mark.parametrize(
   ('job', 'line', 'words', 'unit'),
   [

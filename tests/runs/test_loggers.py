@@ -44,6 +44,7 @@ def test_plain_lines_align_and_can_be_grepped(capsys):
   assert first.index('eta') == second.index('eta')
   assert 'loss nan ' in second
   assert third == 'step 1300/2000  valid_loss 1.500'
+  assert ('mfu', '-') in loggers.console_fields(TRAINING | {'mfu': 2.018}, '1:23')  # beyond a measured peak
 
 
 def test_losses_of_single_sources_are_not_on_the_console():

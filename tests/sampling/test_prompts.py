@@ -76,11 +76,11 @@ def test_the_template_gives_order_words_and_kinds(templates, given, expected):
   ('templates', 'given', 'cause', 'fix'),
   [
     ([READ, DRAW], dict(sounds=[SOUND]), 'make text from 1 audio', 'image -> text; text -> image'),
-    ([READ, DRAW], dict(text='x'), 'make text from text', 'it knows image -> text; text -> image'),
-    ([READ], dict(images=[IMAGE, IMAGE]), 'make text from 2 image', 'it knows image -> text'),
-    ([READ], dict(images=[IMAGE], text='what?'), 'from text, 1 image', 'it knows image -> text'),
-    ([DRAW], dict(to='image'), 'make image from nothing', 'it knows text -> image'),
-    (['{text}'], dict(to='any', text='x'), 'make any from text', 'it knows text'),
+    ([READ, DRAW], dict(text='x'), 'make text from text', 'ask for one of: image -> text; text -> image'),
+    ([READ], dict(images=[IMAGE, IMAGE]), 'make text from 2 image', 'ask for one of: image -> text'),
+    ([READ], dict(images=[IMAGE], text='what?'), 'from text, 1 image', 'ask for one of: image -> text'),
+    ([DRAW], dict(to='image'), 'make image from nothing', 'ask for one of: text -> image'),
+    (['{text}'], dict(to='any', text='x'), 'make any from text', 'ask for one of: text'),
     ([SPEAK], dict(text='five', to='audio'), 'make audio from text', 'text -> audio'),
     (
       [TRANSLATE, 'summarize: {text} -> {short}'],

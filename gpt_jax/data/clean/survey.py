@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from gpt_jax.data.bad_records import BadRecords
 from gpt_jax.data.clean import cleaning, scrub
 from gpt_jax.data.clean.rule import Document, text_of
 
@@ -50,7 +51,8 @@ def survey(
     result.samples.append((reason, document.where, text[:OPENING], ''))
 
   verdicts = cleaning.judge(source.clean, examples, watch)
-  for number, (where, pieces) in enumerate(examples()):
+  bad = BadRecords(name, source, quiet=True)
+  for number, (where, pieces) in enumerate(examples(skip=bad.skip)):
     before.append(len(text_of(pieces).encode()))
     if verdicts.fate[number]:
       continue
@@ -64,7 +66,7 @@ def survey(
         result.samples.append(('scrub', where, *_sample(pieces, rows, hidden, show)))
       pieces = replaced
     after.append(len(text_of(pieces).encode()))
-  notes.update(verdicts.notes)
+  notes.update(verdicts.notes | ({'unreadable records skipped': bad.skipped} if bad.skipped else {}))
   result.documents, result.left, result.sizes = len(before), len(after), (before, after)
   result.bytes, result.bytes_left = sum(before), sum(after)
   result.removed, result.replaced = cleaning.removed(notes), cleaning.replaced(notes)
