@@ -51,12 +51,12 @@ class GPT(nn.Module):
     return functional.cross_entropy(logits_BTV.flatten(0, 1), target_ids_BT.flatten())
 
 
-def optimizer(model):
+def optimizer(model, lr=1e-3, weight_decay=0.1):
   """Fused AdamW; weight decay on matrices only."""
   decayed = [p for p in model.parameters() if p.dim() > 1]
   others = [p for p in model.parameters() if p.dim() <= 1]
-  groups = [{'params': decayed, 'weight_decay': 0.1}, {'params': others, 'weight_decay': 0.0}]
-  return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
+  groups = [{'params': decayed, 'weight_decay': weight_decay}, {'params': others, 'weight_decay': 0.0}]
+  return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
 
 
 def train_step(model, loss_of, optimizer):

@@ -141,8 +141,12 @@ def serve(maker, arguments):
   for _ in sys.stdin:
     run()  # warm up: memory and caches of a process that waited are cold
     seconds = sum(time_call(run) for _ in range(units)) / units
-    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux: KiB
-    send({'seconds': seconds, 'memory_gib': peak_gib})
+    send({'seconds': seconds, 'memory_gib': peak_gib()})
+
+
+def peak_gib():
+  """Return the peak resident memory of this process in GiB."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux: KiB
 
 
 def time_call(run):
