@@ -50,6 +50,15 @@ def tiny():
   return models.tiny
 
 
+@pytest.fixture(autouse=True)
+def no_mesh_is_left_behind():
+  """A benchmark sets the mesh of its process for good; the next test has another."""
+  before = jax.sharding.get_mesh()
+  yield
+  if jax.sharding.get_mesh() != before:
+    jax.sharding.set_mesh(before)
+
+
 @pytest.fixture
 def mesh():
   """A mesh of one device."""
