@@ -255,6 +255,7 @@ def servers(arguments):
   transformers = [sys.executable, '-m', 'transformers.cli.transformers', 'serve', arguments.hf]
   llama = [sys.executable, '-m', 'llama_cpp.server', f'--model={arguments.gguf}', '--model_alias=gguf']
   llama += ['--n_ctx=2048', f'--n_threads={versus.CORES}', f'--n_threads_batch={versus.CORES}']
+  llama += ['--interrupt_requests=False']  # else each request ends the one before it
   peers = {}
   if arguments.hf:
     peers['transformers'] = 'fastapi', arguments.hf, [*transformers, '--device=cpu', '--dtype=float32']
