@@ -93,7 +93,8 @@ def server(command, port):
       while not is_up(port):
         if process.poll() is not None or time.monotonic() > end:
           log.seek(0)
-          raise versus.Missing(f'{command[2]} did not start: {log.read()[-400:]}')
+          last = (log.read().strip().splitlines() or ['it said nothing'])[-1]
+          raise versus.Missing(f'{command[2]} did not start: {last}')
         time.sleep(0.2)
       yield process
     finally:
