@@ -19,7 +19,7 @@ FIXED = (
   *('unequal_tokens', 'seeds', 'sequential', 'tune', 'tuning', 'budget', 'sweep'),
   *('evaluation code', 'analysis code'),
 )
-TYPES = {'arms': dict, 'seeds?': [int], 'outcomes?': list}  # of what is read again
+TYPES = {'arms': dict, 'seeds?': [int], 'outcomes?': list}  # of the entries that are read back
 HASHES = ('base config', 'evaluation code', 'analysis code')  # whose values say nothing to a reader
 PROPOSED = 'optuna'  # sweep whose arms are not known before
 

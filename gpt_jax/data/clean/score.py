@@ -111,7 +111,5 @@ def _line(document: Document) -> dict:
       f'{document.where} has a clip, which clean=score does not read\n'
       'fix: leave score out of the source, or give images'
     )
-  is_array = isinstance(value, np.ndarray)
-  return {
-    'image': base64.b64encode(media_io.to_png(value) if is_array else content.of_piece(images[0])[1]).decode()
-  }
+  encoded = media_io.to_png(value) if isinstance(value, np.ndarray) else content.of_piece(images[0])[1]
+  return {'image': base64.b64encode(encoded).decode()}
