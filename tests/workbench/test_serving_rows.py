@@ -66,12 +66,12 @@ def test_each_text_is_the_same_as_alone(model):
   settings = [FREE, GREEDY, FILTERED, OTHER, FREE, FILTERED, GREEDY]
   jobs = [Recorder(p, cfg, seed) for seed, (p, cfg) in enumerate(zip(prompts, settings, strict=True))]
   batch, waiting, most = DecodeBatch(model, RULES, 3), list(jobs), 0
-  batch.admit(waiting.pop(0), is_alone=True)
+  batch.admit([waiting.pop(0)], is_alone=True)
   assert len(batch.jobs) == 1  # a job alone does not pay for empty rows
   while batch.active or waiting:
     batch.step()
-    if waiting and batch.has_free_slot:  # one a step, so that they are at different places
-      batch.admit(waiting.pop(0), is_alone=False)
+    if waiting and batch.free_slots:  # one a step, so that they are at different places
+      batch.admit([waiting.pop(0)], is_alone=False)
     most = max(most, len(batch.active))
     used, room = batch.cache_tokens()
     assert used == sum(job.length + job.count for job in batch.active) and used <= room
@@ -92,7 +92,7 @@ def test_keys_of_a_prefix_are_not_those_of_the_same_ids_in_a_text(model, is_firs
   for prompt in pair[::-1] if is_first_causal else pair:
     job = Recorder(prompt.ids, GREEDY, 0)
     job.prompt = prompt
-    batch.admit(job, is_alone=True)
+    batch.admit([job], is_alone=True)
     while batch.active:
       batch.step()
     state = sample.generate(model, [prompt], GREEDY, rules, job.keys_B)
@@ -104,7 +104,7 @@ def test_keys_of_a_prefix_are_not_those_of_the_same_ids_in_a_text(model, is_firs
 def test_alternatives_are_the_likeliest_tokens_of_the_model(model):
   job = Recorder([7, 8, 9], FILTERED, 3, alternatives=5)
   batch = DecodeBatch(model, RULES, 2)
-  batch.admit(job, is_alone=True)
+  batch.admit([job], is_alone=True)
   while batch.active:
     batch.step()
   ids = np.array([[7, 8, 9, *job.ids]])
@@ -119,12 +119,12 @@ def test_a_cancelled_job_frees_its_row(model):
   jobs = [Recorder([n + 1], FREE, n) for n in range(3)]
   batch = DecodeBatch(model, RULES, 3)
   for job in jobs:
-    batch.admit(job, is_alone=False)
+    batch.admit([job], is_alone=False)
   batch.step()
   before = jobs[1].count
   jobs[1].cancelled.set()
   batch.step()
-  assert jobs[1].count == before and batch.jobs[1] is None and batch.has_free_slot
+  assert jobs[1].count == before and batch.jobs[1] is None and batch.free_slots
   while batch.active:
     batch.step()
   for job in (jobs[0], jobs[2]):
@@ -150,7 +150,26 @@ def test_texts_of_a_model_with_a_flow_head_are_served():
   model = decoding_layout.prepare_model(models.fill(head))
   job = Recorder([3, 1, 4], dataclasses.replace(FREE, max_new_tokens=6), 5)
   batch = DecodeBatch(model, RULES, 2)
-  batch.admit(job, True)
+  batch.admit([job], True)
   while batch.step():
     pass
   assert job.has_ended and job.ids == alone(model, job)[0]
+
+
+def test_short_prompts_that_wait_together_are_prefilled_together(model):
+  """Each text is the same as alone, and long ones keep what they share with the one before."""
+  lengths, rng = (4, 40, 31, 1, 32), np.random.default_rng(2)
+  settings = (FREE, GREEDY, FILTERED, OTHER, FREE)
+  jobs = [Recorder(rng.integers(0, 44, n).tolist(), cfg, n) for n, cfg in zip(lengths, settings, strict=True)]
+  batch = DecodeBatch(model, RULES, 5)
+  groups = batch.group(jobs)
+  assert [[job.length for job in group] for group in groups] == [[4, 31, 1], [40], [32]]
+  assert batch.group(jobs[:2]) == [[jobs[0]], [jobs[1]]]  # of two short ones most rows would be empty
+  for group in groups:
+    batch.admit(group, is_alone=False)
+  while batch.active:
+    batch.step()
+  for job in jobs:
+    ids, log_probs = alone(model, job)
+    assert job.ids == ids and job.has_ended
+    np.testing.assert_allclose(job.log_probs, log_probs, atol=1e-4)

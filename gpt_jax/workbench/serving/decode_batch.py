@@ -9,13 +9,16 @@ import collections
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from gpt_jax import sample
 from gpt_jax.sampling import prompt_batch
 from gpt_jax.sampling.history import History
 from gpt_jax.workbench.serving import rows
 from gpt_jax.workbench.serving.jobs import Failure
 
+SHORT = 32  # most tokens of a prompt, and one to make, for which it is prefilled with others
 OFF = rows.RowSettings(0.0, 0, 1.0, 0.0, 1.0, False)  # of an empty slot
 DTYPES = rows.RowSettings(np.float32, np.int32, np.float32, np.float32, np.float32, bool)
 
@@ -31,7 +34,8 @@ class DecodeBatch:
   """A decode of up to `slots` jobs: one slot for a job alone, else all of them.
 
   Prompts are prefilled one at a time, from where they differ from the one before with the same adapter: a
-  system prompt that all conversations share is computed once.
+  system prompt that all conversations share is computed once. Short ones are prefilled together where that is
+  faster: reading the weights takes longer than their tokens.
   """
 
   def __init__(self, model, grammar, slots, bank=None):
@@ -50,9 +54,9 @@ class DecodeBatch:
     return [job for job in self.jobs if job]
 
   @property
-  def has_free_slot(self):
-    """Whether another job can join."""
-    return len(self.active) < self.slots
+  def free_slots(self):
+    """The number of jobs that can join."""
+    return self.slots - len(self.active)
 
   def cache_tokens(self):
     """Return (tokens in the KV cache, tokens that it has room for); called from other threads."""
@@ -60,23 +64,47 @@ class DecodeBatch:
     used = sum(job.length + job.count for job in jobs)
     return used, 0 if state is None else state.token_ids_BT.size
 
-  def admit(self, job, is_alone):
-    """Prefill the job's prompt and put it into a slot; is_alone: no other job waits."""
-    cfg = dataclasses.replace(job.cfg, max_new_tokens=1, num_samples=1, guidance=1.0)
+  def group(self, jobs):
+    """Return the jobs, no more than there are free slots, in the lists that `admit` takes."""
+    short = [job for job in jobs if job.length < SHORT]
+    if len(short) < 3:  # as many rows are computed as there are slots
+      return [[job] for job in jobs]
+    return [short, *([job] for job in jobs if job.length >= SHORT)]
+
+  def admit(self, jobs, is_alone):
+    """Prefill the prompts of a list of `group` and put them into slots; is_alone: no other job waits."""
+    prefilled = self._prefill(jobs) if len(jobs) > 1 else self._prefill_one(jobs[0])
+    for n, job in enumerate(jobs):
+      self._insert(job, prefilled, n, is_alone)
+
+  def _prefill(self, jobs):
+    """Return the state of as many rows as slots, the first of which are those of the jobs."""
+    jobs = [*jobs, *jobs[:1] * (self.slots - len(jobs))]  # one shape, one compilation
+    arguments = [job.prompt for job in jobs], one_token(jobs[0].cfg), self.grammar
+    keys_B = jnp.concatenate([job.keys_B for job in jobs])
+    return sample.start(self._with_adapters(jobs), *arguments, keys_B)._replace(patches=None)
+
+  def _prefill_one(self, job):
+    """Return the state of one row; what it shares with the one before is not computed again."""
     history = self.histories[job.adapter]  # other weights, other keys
-    row = history.start(self._with_adapters([job]), [job.prompt], cfg, self.grammar, job.keys_B)
+    arguments = [job.prompt], one_token(job.cfg), self.grammar, job.keys_B
+    row = history.start(self._with_adapters([job]), *arguments)
     row = row._replace(patches=None)  # a text makes none
     # Keys of a condition that attends both ways are not those of the same ids before another text.
     history.state = row if job.prompt.mask == 'causal' else None
+    return row
+
+  def _insert(self, job, prefilled, n, is_alone):
+    """Put row n of a state into a slot."""
     length = prompt_batch.round_up_prompt(job.limit, self.model.cfg.context)
     if self.state is None:
       self.jobs = [None] * (1 if is_alone else self.slots)
-      self.state = rows.jit_arrange(row, *row_index(0, len(self.jobs)), length)
+      self.state = rows.jit_arrange(prefilled, *row_index(0, len(self.jobs)), length)
     elif None not in self.jobs or length > self.state.token_ids_BT.shape[1]:
       self._grow(self.slots if None not in self.jobs else len(self.jobs), length)
     b = self.jobs.index(None)
-    limit = np.int32(job.limit)
-    self.state = rows.jit_insert(self.state, row, np.int32(b), limit, job.keys_B[0])
+    places = np.int32(n), np.int32(b), np.int32(job.limit)
+    self.state = rows.jit_insert(self.state, prefilled, *places, job.keys_B[0])
     self.jobs[b] = job
 
   def _grow(self, count, length):
@@ -123,6 +151,11 @@ class DecodeBatch:
     for job in self.active:
       job.emit(Failure(error))
     self.clear()
+
+
+def one_token(cfg):
+  """Return the SampleConfig of a prefill: one row for a prompt, and room for a token."""
+  return dataclasses.replace(cfg, max_new_tokens=1, num_samples=1, guidance=1.0)
 
 
 def row_index(used, count):

@@ -103,21 +103,29 @@ class Engine:
 
   def _admit(self):
     """Start the jobs for which there is room; the others stay in the queue, which counts them meanwhile."""
-    jobs = self._filter_queue(lambda job: not job.cancelled.is_set())
-    for n, job in enumerate(jobs):
-      if isinstance(job, MediaJob):
-        has_room, start = self.media is None, self._start_media
-      else:
-        batch = self.batches[job.kind]
-        has_room = batch.has_free_slot
-        is_alone = not any(getattr(other, 'kind', '') == job.kind for other in jobs[n + 1 :])
-        start = lambda job, batch=batch, is_alone=is_alone: batch.admit(job, is_alone)
-      if not has_room:
-        continue
-      self._filter_queue(lambda other, job=job: other is not job)
-      with self._failing(lambda error, job=job: job.emit(Failure(error))):
-        self.metrics.count('prompt_tokens', job.length)
-        start(job)
+    starting = {kind: [] for kind in self.batches}
+    for job in self._filter_queue(lambda job: not job.cancelled.is_set()):
+      if not isinstance(job, MediaJob):
+        if len(starting[job.kind]) < self.batches[job.kind].free_slots:
+          starting[job.kind].append(job)
+      elif self.media is None:
+        self._start([job], self._start_media)
+    for kind, jobs in starting.items():
+      batch, is_alone = self.batches[kind], len(jobs) == 1
+      for group in batch.group(jobs):
+        self._start(group, lambda *group, batch=batch, is_alone=is_alone: batch.admit(group, is_alone))
+
+  def _start(self, jobs, start):
+    """Take jobs out of the queue and start them."""
+    self._filter_queue(lambda job: job not in jobs)
+
+    def fail(error):
+      for job in jobs:
+        job.emit(Failure(error))
+
+    with self._failing(fail):
+      self.metrics.count('prompt_tokens', sum(job.length for job in jobs))
+      start(*jobs)
 
   def _filter_queue(self, is_waiting):
     """Keep the jobs of the queue that still wait -> a list of them."""

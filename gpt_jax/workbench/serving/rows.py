@@ -111,11 +111,11 @@ def top_k(logits_BV, k_B1):
   return logits_BV >= jnp.take_along_axis(top_BK, jnp.clip(k_B1, 1, top_BK.shape[1]) - 1, 1)
 
 
-def insert(state, row, b, limit, key):
-  """Put the only row of another SampleState into row b; it ends at `limit` tokens and samples by `key`."""
-  put = lambda old, new: old.at[b].set(fit(new[0], old.shape[1:]))
-  merged = jax.tree.map(put, state._replace(keys_B=None), row._replace(keys_B=None))
-  room_B = merged.span.room_B.at[b].set(limit - row.lengths_B[0])
+def insert(state, other, n, b, limit, key):
+  """Put row n of another SampleState into row b; it ends at `limit` tokens and samples by `key`."""
+  put = lambda old, new: old.at[b].set(fit(new[n], old.shape[1:]))
+  merged = jax.tree.map(put, state._replace(keys_B=None), other._replace(keys_B=None))
+  room_B = merged.span.room_B.at[b].set(limit - other.lengths_B[n])
   return merged._replace(
     keys_B=state.keys_B.at[b].set(key),
     limits_B=merged.limits_B.at[b].set(limit),
