@@ -8,7 +8,8 @@ frozen language model with adapters of rank 16. Shapes are those of its data: 8 
 6 places of frames and 2 to 4 targets. Tokens, frames and initial values are random, the same for all sides.
 So is the work: packed documents, logits at targets, gradients of projector and adapters, clipping, AdamW.
 
-In bfloat16 peft's side has a frozen base in bfloat16 and autocast, ours model.dtype and model.param_dtype.
+In bfloat16, where the CPU multiplies it, peft's side has a frozen base in bfloat16 and autocast, ours
+model.dtype and model.param_dtype.
 Sides are processes of their own and alternate (benchmarks.versus). `memory_gib` is the peak resident size of
 a process, `loaded_gib` that before its first step. The losses of the first three steps must agree.
 Writes results/speed/hearing_step.json. `--tiny`: ours, of a small random base, not written.
@@ -175,11 +176,17 @@ def theirs(folder, dtype='float32'):
 # ------------------------------------------------------------------------------------------- main
 
 
+def multiplies_bfloat16():
+  """Whether the CPU has instructions for it; without them torch takes minutes for a step."""
+  flags = Path('/proc/cpuinfo').read_text().split()
+  return 'avx512_bf16' in flags or 'amx_bf16' in flags
+
+
 def sides(workdir, folder):
   """Return the sides that can run: ours, and with a folder those of torch."""
   maker = lambda name: f'benchmarks.hearing_step:{name}'
-  rows = []
-  for suffix, dtype in (('', 'float32'), (', bfloat16', 'bfloat16')):
+  rows, dtypes = [], {'': 'float32', **({', bfloat16': 'bfloat16'} if multiplies_bfloat16() else {})}
+  for suffix, dtype in dtypes.items():
     rows.append(versus.Side(f'gpt_jax{suffix}', maker('ours'), {'workdir': workdir, 'dtype': dtype}))
     if folder:
       rows.append(versus.Side(f'torch{suffix}', maker('theirs'), {'folder': folder, 'dtype': dtype}))
@@ -220,6 +227,7 @@ def main():
     'times_as_fast': {name: versus.ratio(rows, 'gpt_jax', name) for name in others},
     'memory': memory,
     'loss_difference': check_equal(rows),
+    'multiplies_bfloat16': multiplies_bfloat16(),
     'peers': record.peer_versions('torch', 'transformers', 'peft'),
   }
   claim = 'A step of a model that learns to hear (Gemma 3 270M, rank 16): gpt_jax over transformers and peft'
