@@ -182,6 +182,12 @@ def load(port, model, texts, new, clients, seconds=0.0):
   }
 
 
+def warm_up(port, model, texts, new):
+  """Send texts that are not counted: one, few and many at once compile programs of their own."""
+  for clients in (1, 2, BATCH):
+    load(port, model, texts[: 2 * clients], new, clients)
+
+
 def cache_share(port, is_over):
   """Return the mean share of the KV cache that holds tokens, sampled until `is_over` is set."""
   shares = []
@@ -308,11 +314,11 @@ def main():
 
 
 def measure_ours(measure, texts, arguments):
-  """Measure all parts of our server -> `eight`; the first round compiles and is not counted."""
+  """Measure all parts of our server -> `eight`."""
   port, model = bootstrap.free_port(), Path(arguments.workdir).resolve().name
   command = [sys.executable, 'launch.py', 'serve', f'--workdir={arguments.workdir}', f'--port={port}']
   with server([*command, f'--slots={BATCH}'], port) as process:
-    load(port, model, texts, arguments.new, BATCH)
+    warm_up(port, model, texts, arguments.new)
     eight = measure('eight', lambda: load(port, model, texts, arguments.new, BATCH))
 
     def many():
@@ -341,7 +347,7 @@ def measure_peer(measure, peer, package, model, command, texts, arguments):
       raise versus.Missing(f'{package} is not installed')
     seconds = min(arguments.seconds, PEER_SECONDS)
     with server([*command, f'--port={port}'], port):
-      load(port, model, texts, arguments.new, BATCH)
+      warm_up(port, model, texts, arguments.new)
       return {
         'eight': load(port, model, texts, arguments.new, BATCH),
         'many': load(port, model, texts, arguments.new, CLIENTS, seconds),

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import concurrent.futures
 import contextlib
 import dataclasses
 import http.client
@@ -27,7 +28,7 @@ from gpt_jax.model import adapters
 from gpt_jax.sampling import prompts
 from gpt_jax.sampling.prompt_batch import Prompt
 from gpt_jax.tokenizers import TokenizerConfig, Tokenizers, text
-from gpt_jax.workbench.serving import app, decode_batch, fields, forms, guard, rows, server
+from gpt_jax.workbench.serving import app, decode_batch, engine, fields, forms, guard, rows, server
 from gpt_jax.workbench.serving.jobs import Failure
 from gpt_jax.workbench.serving.metrics import Metrics
 from tests import command_line, models, tiny_runs
@@ -607,6 +608,23 @@ def test_a_full_queue_is_refused_and_an_idle_server_takes_any_request(run, monke
       thread.join()
     assert answers == [200] * 3
     wait_until(lambda: engine.counts() == (0, 0))  # counted after the answer was sent
+
+
+def test_requests_that_arrive_together_start_together(run, monkeypatch):
+  monkeypatch.setattr(engine, 'GATHER', 1.0)
+  groups, group = [], decode_batch.DecodeBatch.group
+  monkeypatch.setattr(
+    decode_batch.DecodeBatch, 'group', lambda self, jobs: groups.append(len(jobs)) or group(self, jobs)
+  )
+  own = run._replace(model=models.fill(run.model.cfg))
+  with serving(own, slots=4) as (port, _, served_run):
+    ask = lambda text: post(port, COMPLETION, {'prompt': text, 'max_tokens': 3, 'seed': 1})
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      answers = list(pool.map(ask, 'abc'))
+    assert max(groups) == 3
+    for prompt, (status, answer) in zip('abc', answers, strict=True):
+      assert status == 200
+      assert [answer['choices'][0]['text']] == expected(served_run, prompt, max_new_tokens=3, seed=1)
 
 
 def wait_until(condition, seconds=20):

@@ -12,6 +12,7 @@ from gpt_jax.workbench.serving.errors import RequestError
 from gpt_jax.workbench.serving.forms import knows_chat
 from gpt_jax.workbench.serving.jobs import Failure, MediaJob
 
+GATHER = 0.01  # seconds without a new job after which an idle engine starts: others may have come with it
 EVERY = 16  # tokens of images and sounds between two turns of the texts
 
 
@@ -90,6 +91,10 @@ class Engine:
     """Wait for jobs -> False where the engine is to stop."""
     with self.changed:
       self.changed.wait_for(lambda: self.is_stopping or self.waiting or any(self.counts()))
+      known = -1 if not self.counts()[0] else len(self.waiting)
+      while len(self.waiting) > known:
+        known = len(self.waiting)
+        self.changed.wait(GATHER)
       return not self.is_stopping
 
   def _turn(self):
