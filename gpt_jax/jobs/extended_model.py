@@ -4,21 +4,28 @@ New rows of the embedding and of the head begin at the mean of the old rows plus
 is at first as likely as an average one (Hewitt 2021, "Initializing New Word Embeddings").
 """
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.model import param_trees
 
+log = logging.getLogger(__name__)
 NOISE = 0.1  # std of new rows around the mean, over the std of the old rows
 
 
-def extend(stored, model, old, new):
+def extend(stored, model, old, new, frozen=None):
   """Return the parameters of a run in the layout of `model`, with rows for the ids `old` to `new` - 1.
 
   stored: {path: array} of the run, on the same devices as `model`: a tree of new parameters, for those that
-  the run lacks. Raises ValueError for another shape.
+  the run lacks. Those that neither it nor `frozen` has are left out, and named in a warning. Raises
+  ValueError for another shape.
   """
+  kept = {path for tree in (model, frozen) for path, _ in param_trees.named_params(tree)}
+  if left_out := sorted({path.partition('/')[0] for path in stored.keys() - kept}):
+    log.warning('train.init_from has %s, which this run leaves out', ', '.join(left_out))
 
   def fill(path, p):
     value = p.get_value()

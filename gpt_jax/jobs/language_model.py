@@ -235,7 +235,7 @@ class LanguageModelJob(base.Job):
       self.check_new_ids(old, new)
       self.base = checkpoint.refer_to_base(checkpoints, step)
       state = state._replace(frozen=adapters.take_base(base, abstract.frozen, pretrained))
-    model = extended_model.extend(params_of(base) | pretrained, state.model, old, new)
+    model = extended_model.extend(params_of(base) | pretrained, state.model, old, new, state.frozen)
     if abstract.frozen is not None:
       model = adapters.initialize_magnitudes(state.frozen, model)
     model = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), model, abstract.model)

@@ -57,6 +57,18 @@ def test_new_rows_begin_at_the_mean_and_old_ones_stay(tmp_path):
     assert array.sharding == params_of(model)[path].sharding, path
 
 
+def test_parameters_that_a_run_leaves_out_are_named(caplog):
+  model, frozen = models.fill(models.tiny()), {'head_VD': models.fill(models.tiny()).embed_VD}
+  stored = params_of(model) | {
+    path: np.zeros(2) for path in ('tower/up', 'tower/down', 'frame_MD', 'head_VD')
+  }
+  extended_model.extend(stored, model, model.cfg.V, model.cfg.V, frozen)
+  assert caplog.messages == ['train.init_from has frame_MD, tower, which this run leaves out']
+  caplog.clear()
+  extended_model.extend(params_of(model), model, model.cfg.V, model.cfg.V)
+  assert not caplog.messages
+
+
 @pytest.mark.slow
 def test_two_processes_begin_with_the_weights_of_one(tmp_path):
   """Each holds its shards of the extended tables; after no step both runs are equal."""
