@@ -151,8 +151,8 @@ def main():
   if (workdir / 'study.json').exists():
     folder, summarize = STUDIES, study_summary
   content = {'name': arguments.name, 'claim': arguments.claim} | summarize(workdir)
-  folder.mkdir(exist_ok=True)
   path = folder / f'{arguments.name}.json'
+  path.parent.mkdir(parents=True, exist_ok=True)
   if folder == STUDIES:
     shutil.copy(workdir / 'report.md', folder / f'{arguments.name}.md')
   path.write_text(json.dumps(records.to_json(content), indent=1) + '\n')

@@ -8,9 +8,13 @@ The encoder is a folder as save_pretrained of transformers writes it. It is froz
 recordings (FSDD); its outputs, four of them (80 ms) in a place, lie in the token cache. The model transcribes
 a digit, writes it as a numeral, and says who speaks. Only the projector and the adapters are trained; base=''
 trains a small model from scratch.
+Result (text=,steps=150 with windows of one second, 28 minutes on one core, official test): numerals 98.7 %,
+words 97.7 %, speakers 33.7 % (chance 16.7); a held-out book went from 1.23 to 2.63 bits per byte. Windows of
+three seconds are better: a small model from scratch (base='',text=,steps=300, 2 minutes) writes 95.4 % of the
+words of the speaker george, left out, and with windows of one second 91.4 %.
 Arguments: base (a run folder, or ''), encoder (a folder), projector (linear, mlp, pool, resampler), task
-(all, transcribe, number, who), loso (speaker to leave out for the test), text (a file to train beside against
-forgetting; '' = none), adapter (rank), steps, seed, runlocal.
+(all, transcribe, number, who), loso (speaker to leave out for the test), text (a file to train beside, since
+without it the model forgets to write; '' = none), adapter (rank), steps, seed, runlocal.
 """
 
 from gpt_jax import config as configs
@@ -34,7 +38,7 @@ def get_config(arg=''):
     projector='mlp',
     task='all',
     loso='',
-    text='',
+    text='tinyshakespeare/input.txt',
     adapter=16,
     steps=600,
     seed=0,

@@ -26,7 +26,7 @@ def get_study(arg=''):
   if args.base:
     levels['adapters'] = {'encoder.train': 'adapters'}
   return Study(
-    base=f'experiments/see.py:encoder={args.encoder},base={args.base},encoder_train=frozen,task=caption',
+    base=f'experiments/see.py:encoder={args.encoder},base={args.base},encoder_train=frozen,task=caption,text=',
     question='Should a vision encoder be frozen, adapted or trained whole?',
     factors={'encoder_train': levels},
     seeds=3,

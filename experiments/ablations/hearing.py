@@ -17,7 +17,7 @@ def get_study(arg=''):
   args = configs.arguments(arg, encoder='whisper-base', base='', steps=300)
   parts = {'model.projector_parts': 4}
   return Study(
-    base=f'experiments/hear.py:encoder={args.encoder},base={args.base},task=transcribe,projector=linear',
+    base=f'experiments/hear.py:encoder={args.encoder},base={args.base},task=transcribe,projector=linear,text=',
     question='Which projector reads a speech encoder best?',
     factors={
       'projector': {

@@ -34,7 +34,9 @@ def recordings(tmp_path, monkeypatch):
 
 
 def experiment(arguments, **changes):
-  loaded = experiment_file.load_config(f'{command_line.ROOT}/experiments/hear.py:encoder=ear,{arguments}')
+  loaded = experiment_file.load_config(
+    f'{command_line.ROOT}/experiments/hear.py:encoder=ear,text=,{arguments}'
+  )
   loaded.model.update(layers=1, width=16, heads=2)
   loaded.train.update(steps=4, batch_size=4, eval_every=0)
   loaded.checkpoint.every = 2
@@ -69,7 +71,7 @@ def test_a_small_model_learns_to_hear(recordings, tmp_path, tmp_path_factory, mo
 def test_a_frozen_model_trains_the_projector_and_adapters(recordings, tmp_path, tmp_path_factory):
   base = tiny_runs.finished(tmp_path_factory)
   cfg = experiment_file.load_config(
-    f'{command_line.ROOT}/experiments/hear.py:encoder=ear,base={base},adapter=2'
+    f'{command_line.ROOT}/experiments/hear.py:encoder=ear,text=,base={base},adapter=2'
   )
   cfg.train.update(steps=2, batch_size=8, eval_every=0)
   cfg.optim.lr = 0.1

@@ -39,7 +39,7 @@ def emoji(tmp_path, monkeypatch):
 def test_a_frozen_model_learns_to_see_by_a_projector_and_adapters(emoji, tmp_path, tmp_path_factory):
   base = tiny_runs.finished(tmp_path_factory)
   loaded = experiment_file.load_config(
-    f'{command_line.ROOT}/experiments/see.py:encoder=eye,base={base},adapter=2'
+    f'{command_line.ROOT}/experiments/see.py:encoder=eye,text=,base={base},adapter=2'
   )
   loaded.train.update(steps=2, batch_size=8, eval_every=0)
   with tiny_runs.compiled_programs(tmp_path_factory):
