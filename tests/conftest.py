@@ -1,9 +1,11 @@
 """Strict modes, eight fake devices and shared fixtures."""
 
 import collections
+import gc
 import importlib.metadata
 import os
 import pathlib
+import time
 from unittest import mock
 
 # Must be set before the backend starts. Async dispatch off: eight fake devices on two cores can
@@ -31,6 +33,15 @@ def environment():
   """Restore the environment variables that a test changed: the next test's processes inherit them."""
   with mock.patch.dict(os.environ):
     yield
+
+
+@pytest.fixture(autouse=True, scope='module')
+def nothing_is_kept_for_the_next_module():
+  """Forget compiled programs: collections over all that tests had left took half of their time."""
+  yield
+  jax.clear_caches()
+  gc.collect()
+  gc.freeze()
 
 
 @pytest.fixture
@@ -65,6 +76,12 @@ def mesh():
   from tests import models
 
   return models.mesh()
+
+
+def pytest_runtest_setup(item):
+  """Skip slow tests after GPT_JAX_SLOW_UNTIL (Unix seconds): CI runs as many as a machine has time for."""
+  if item.get_closest_marker('slow') and time.time() > float(os.environ.get('GPT_JAX_SLOW_UNTIL', 'inf')):
+    pytest.skip('no time is left for slow tests')
 
 
 def pytest_terminal_summary(terminalreporter):
