@@ -196,7 +196,7 @@ def studies_table():
       tuning = f' + {n} to tune' if (n := result.get('tuning_runs')) else ''
       lines.append(
         f'| [{study.question}](benchmarks/results/ablations/{path.stem}.md) '
-        f'| {judged_headline(result, study)} | {result["runs"]}{tuning} | {minutes(result):.0f} '
+        f'| {result["headline"]} | {result["runs"]}{tuning} | {minutes(result):.0f} '
         f'| {result["pairing"]["gain"]:.2g} | {result["hardware"]} |'
       )
   return '\n'.join(lines)
