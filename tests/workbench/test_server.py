@@ -28,7 +28,8 @@ from gpt_jax.model import adapters
 from gpt_jax.sampling import prompts
 from gpt_jax.sampling.prompt_batch import Prompt
 from gpt_jax.tokenizers import TokenizerConfig, Tokenizers, text
-from gpt_jax.workbench.serving import app, decode_batch, engine, fields, forms, guard, rows, server
+from gpt_jax.workbench.serving import app, decode_batch, fields, forms, guard, rows, server
+from gpt_jax.workbench.serving import engine as engines
 from gpt_jax.workbench.serving.jobs import Failure
 from gpt_jax.workbench.serving.metrics import Metrics
 from tests import command_line, models, tiny_runs
@@ -611,7 +612,7 @@ def test_a_full_queue_is_refused_and_an_idle_server_takes_any_request(run, monke
 
 
 def test_requests_that_arrive_together_start_together(run, monkeypatch):
-  monkeypatch.setattr(engine, 'GATHER', 2.0)  # also where the machine is busy
+  monkeypatch.setattr(engines, 'GATHER', 2.0)  # also where the machine is busy
   groups, group = [], decode_batch.DecodeBatch.group
   monkeypatch.setattr(
     decode_batch.DecodeBatch, 'group', lambda self, jobs: groups.append(len(jobs)) or group(self, jobs)
@@ -625,6 +626,44 @@ def test_requests_that_arrive_together_start_together(run, monkeypatch):
     for prompt, (status, answer) in zip('abc', answers, strict=True):
       assert status == 200
       assert [answer['choices'][0]['text']] == expected(served_run, prompt, max_new_tokens=3, seed=1)
+
+
+def test_a_prompt_that_is_refused_fails_alone(run, monkeypatch):
+  """Though it is prefilled with others."""
+  monkeypatch.setattr(engines, 'GATHER', 2.0)
+  own = run._replace(model=models.fill(run.model.cfg))
+  open_image = [*b'ab', run.tokenizers.vocabulary.special('boi')]
+  with serving(own, slots=4) as (port, engine, served_run):
+    ask = lambda prompt: post(port, COMPLETION, {'prompt': prompt, 'max_tokens': 3, 'seed': 1})
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      first, refused, last = pool.map(ask, ('a', open_image, 'c'))
+    assert_error(refused, 400, 'too few for what is to be made')
+    for prompt, (status, answer) in (('a', first), ('c', last)):
+      assert status == 200
+      assert [answer['choices'][0]['text']] == expected(served_run, prompt, max_new_tokens=3, seed=1)
+    wait_until(lambda: engine.counts() == (0, 0))
+
+
+@pytest.mark.parametrize('slots, queue, most', [(3, 8, 3), (8, 2, 2)])
+def test_an_idle_engine_waits_for_no_more_than_it_starts_or_queues(run, monkeypatch, slots, queue, most):
+  monkeypatch.setattr(engines, 'GATHER', 100.0)
+  engine = engines.Engine([run], Metrics(), slots, queue)
+  engine.waiting.extend(range(most - 1))
+  timer = threading.Timer(0.2, lambda: engine.waiting.append(None) or engine.cancel([]))
+  timer.start()
+  assert engine._has_work()  # at once after the last one that there is room for
+  assert len(engine.waiting) == most
+
+
+def test_what_groups_need_is_compiled_before_the_first_request(run):
+  own = run._replace(model=models.fill(run.model.cfg))
+  with serving(own, slots=8) as (port, engine, served_run):
+    server.warm_up(engine, forms.Forms(served_run, 'run', 0))
+    wait_until(lambda: engine.counts() == (0, 0))
+    compiled = [f._cache_size() for f in (rows.jit_insert, rows.jit_arrange, rows.jit_decode)]
+    answer = post(port, COMPLETION, {'prompt': ['a', 'b', 'c'], 'max_tokens': 24})
+    assert answer[0] == 200
+    assert compiled == [f._cache_size() for f in (rows.jit_insert, rows.jit_arrange, rows.jit_decode)]
 
 
 def wait_until(condition, seconds=20):

@@ -18,7 +18,8 @@ from gpt_jax.sampling.history import History
 from gpt_jax.workbench.serving import rows
 from gpt_jax.workbench.serving.jobs import Failure
 
-SHORT = 32  # most tokens of a prompt, and one to make, for which it is prefilled with others
+SHORT = 32  # prompt tokens and one new token: below, a prompt is prefilled with others
+TOGETHER = 3  # short prompts from which one call is faster than one for each
 OFF = rows.RowSettings(0.0, 0, 1.0, 0.0, 1.0, False)  # of an empty slot
 DTYPES = rows.RowSettings(np.float32, np.int32, np.float32, np.float32, np.float32, bool)
 
@@ -34,8 +35,8 @@ class DecodeBatch:
   """A decode of up to `slots` jobs: one slot for a job alone, else all of them.
 
   Prompts are prefilled one at a time, from where they differ from the one before with the same adapter: a
-  system prompt that all conversations share is computed once. Short ones are prefilled together where that is
-  faster: reading the weights takes longer than their tokens.
+  system prompt that all conversations share is computed once. Short texts are prefilled together: reading the
+  weights takes longer than their tokens.
   """
 
   def __init__(self, model, grammar, slots, bank=None):
@@ -66,20 +67,27 @@ class DecodeBatch:
 
   def group(self, jobs):
     """Return the jobs, no more than there are free slots, in the lists that `admit` takes."""
-    short = [job for job in jobs if job.length < SHORT]
-    if len(short) < 3:  # as many rows are computed as there are slots
+    short = [job for job in jobs if job.length < SHORT and is_text(job.prompt)]
+    if len(short) < TOGETHER:
       return [[job] for job in jobs]
-    return [short, *([job] for job in jobs if job.length >= SHORT)]
+    return [short, *([job] for job in jobs if job not in short)]
 
   def admit(self, jobs, is_alone):
-    """Prefill the prompts of a list of `group` and put them into slots; is_alone: no other job waits."""
+    """Prefill the prompts of a list of `group` and put them into slots; is_alone: no other job waits.
+
+    Raises what a prompt is refused with, for all of them.
+    """
+    jobs = [job for job in jobs if job not in self.jobs]  # of a list that failed in its midst
+    if not jobs:
+      return
     prefilled = self._prefill(jobs) if len(jobs) > 1 else self._prefill_one(jobs[0])
     for n, job in enumerate(jobs):
       self._insert(job, prefilled, n, is_alone)
 
   def _prefill(self, jobs):
-    """Return the state of as many rows as slots, the first of which are those of the jobs."""
-    jobs = [*jobs, *jobs[:1] * (self.slots - len(jobs))]  # one shape, one compilation
+    """Return the state of a power of two of rows, the first of which are those of the jobs."""
+    count = min(1 << (len(jobs) - 1).bit_length(), self.slots)  # few shapes, few compilations
+    jobs = [*jobs, *jobs[:1] * (count - len(jobs))]
     arguments = [job.prompt for job in jobs], one_token(jobs[0].cfg), self.grammar
     keys_B = jnp.concatenate([job.keys_B for job in jobs])
     return sample.start(self._with_adapters(jobs), *arguments, keys_B)._replace(patches=None)
@@ -151,6 +159,11 @@ class DecodeBatch:
     for job in self.active:
       job.emit(Failure(error))
     self.clear()
+
+
+def is_text(prompt):
+  """Whether a Prompt has ids alone: an encoder runs on each row of a batch that has pictures or sounds."""
+  return prompt.patches is None and prompt.frames is None and prompt.vectors is None
 
 
 def one_token(cfg):

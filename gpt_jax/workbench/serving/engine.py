@@ -24,17 +24,19 @@ class Engine:
   """Jobs in, events out: see jobs.py.
 
   runs: a trained.TrainedRun whose model is laid out for decoding, then those of the adapters in `bank`
-  (AdapterBank or None). Jobs start in the order in which they were submitted, if their batch has a free slot.
+  (AdapterBank or None). Jobs of one batch start in the order in which they were submitted, when it has a free
+  slot; those that start in one turn begin with the short ones.
   """
 
   def __init__(self, runs, metrics, slots=8, queue=64, bank=None):
-    self.run, self.metrics, self.queue, self.bank = runs[0], metrics, queue, bank
+    self.run, self.metrics, self.slots, self.queue, self.bank = runs[0], metrics, slots, queue, bank
     batch = lambda ends: DecodeBatch(self.run.model, self._grammar('text', ends), slots, bank)
     self.batches = {'text': batch(())}
     if any(map(knows_chat, runs)):
       self.batches['chat'] = batch(prompts.chat_ends(self.run)[0])
     self.waiting, self.changed = collections.deque(), threading.Condition()
     self.media = None  # (job, its generator) in progress
+    self.starting = 0  # jobs that are being prefilled
     self.is_stopping, self.thread = False, threading.Thread(target=self._work, daemon=True)
 
   def _grammar(self, to, ends=()):
@@ -72,7 +74,7 @@ class Engine:
   def counts(self):
     """Return (generations in progress, generations that wait)."""
     running = sum(len(batch.active) for batch in list(self.batches.values()))
-    return running + (self.media is not None), len(self.waiting)
+    return running + (self.media is not None), len(self.waiting) + self.starting
 
   def cache_tokens(self):
     """Return (tokens in the KV caches of texts, tokens that these have room for)."""
@@ -91,8 +93,8 @@ class Engine:
     """Wait for jobs -> False where the engine is to stop."""
     with self.changed:
       self.changed.wait_for(lambda: self.is_stopping or self.waiting or any(self.counts()))
-      known = -1 if not self.counts()[0] else len(self.waiting)
-      while len(self.waiting) > known:
+      is_idle, known = not self.counts()[0], 0
+      while is_idle and known < len(self.waiting) < min(self.slots, self.queue):
         known = len(self.waiting)
         self.changed.wait(GATHER)
       return not self.is_stopping
@@ -107,30 +109,35 @@ class Engine:
     self._continue_media()
 
   def _admit(self):
-    """Start the jobs for which there is room; the others stay in the queue, which counts them meanwhile."""
+    """Start the jobs for which there is room; the others stay in the queue."""
     starting = {kind: [] for kind in self.batches}
     for job in self._filter_queue(lambda job: not job.cancelled.is_set()):
       if not isinstance(job, MediaJob):
         if len(starting[job.kind]) < self.batches[job.kind].free_slots:
           starting[job.kind].append(job)
       elif self.media is None:
-        self._start([job], self._start_media)
+        self._start([job], lambda jobs: self._start_media(*jobs))
     for kind, jobs in starting.items():
       batch, is_alone = self.batches[kind], len(jobs) == 1
       for group in batch.group(jobs):
-        self._start(group, lambda *group, batch=batch, is_alone=is_alone: batch.admit(group, is_alone))
+        self._start(group, lambda group, batch=batch, is_alone=is_alone: batch.admit(group, is_alone))
 
   def _start(self, jobs, start):
-    """Take jobs out of the queue and start them."""
+    """Take jobs out of the queue and start them; those that fail together, each alone."""
     self._filter_queue(lambda job: job not in jobs)
+    self.starting = len(jobs)
 
     def fail(error):
       for job in jobs:
-        job.emit(Failure(error))
+        if len(jobs) > 1:
+          self._start([job], start)
+        else:
+          job.emit(Failure(error))
 
     with self._failing(fail):
+      start(jobs)
       self.metrics.count('prompt_tokens', sum(job.length for job in jobs))
-      start(*jobs)
+    self.starting = 0
 
   def _filter_queue(self, is_waiting):
     """Keep the jobs of the queue that still wait -> a list of them."""

@@ -11,6 +11,7 @@ from gpt_jax.model.adapter_bank import AdapterBank
 from gpt_jax.runs.loggers import say
 from gpt_jax.sampling import decoding_layout, prompt_batch
 from gpt_jax.workbench.serving.app import Server
+from gpt_jax.workbench.serving.decode_batch import TOGETHER
 from gpt_jax.workbench.serving.engine import Engine
 from gpt_jax.workbench.serving.forms import Forms
 from gpt_jax.workbench.serving.guard import LOCAL, SECONDS, Guard
@@ -82,9 +83,9 @@ def check_adapters(run, name, adapters):
 
 
 def warm_up(engine, forms):
-  """Compile what most requests need, for one text and for several; raises what a text fails with."""
+  """Compile what most requests need, for a text alone and for groups; raises what a text fails with."""
   prompt = prompt_batch.Prompt([forms.run.tokenizers.vocabulary.special(forms.run.tokenizers.start)])
-  for n in (1, 2):
+  for n in sorted({1, 2, min(TOGETHER, engine.slots), engine.slots}):
     events = queue.Queue()
     jobs = forms.text_jobs([prompt], {}, n, None, engine.batches['text'].end_ids)
     for job in jobs:
