@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax.model import param_trees
+from gpt_jax.model import adapters, param_trees
 
 log = logging.getLogger(__name__)
 NOISE = 0.1  # std of new rows around the mean, over the std of the old rows
@@ -20,12 +20,13 @@ def extend(stored, model, old, new, frozen=None):
   """Return the parameters of a run in the layout of `model`, with rows for the ids `old` to `new` - 1.
 
   stored: {path: array} of the run, on the same devices as `model`: a tree of new parameters, for those that
-  the run lacks. Those that neither it nor `frozen` has are left out, and named in a warning. Raises
-  ValueError for another shape.
+  the run lacks. frozen: the base of adapters, as adapters.take_base returns it. A warning names the stored
+  parameters that are neither in it nor in `model`. Raises ValueError for another shape.
   """
-  kept = {path for tree in (model, frozen) for path, _ in param_trees.named_params(tree)}
-  if left_out := sorted({path.partition('/')[0] for path in stored.keys() - kept}):
-    log.warning('train.init_from has %s, which this run leaves out', ', '.join(left_out))
+  trees = model, adapters.parts(frozen)[0]
+  used_paths = {path for tree in trees for path, _ in param_trees.named_params(tree)}
+  if unused := sorted({path.partition('/')[0] for path in stored.keys() - used_paths}):
+    log.warning('train.init_from has %s, which this run leaves out', ', '.join(unused))
 
   def fill(path, p):
     value = p.get_value()

@@ -246,9 +246,9 @@ class LanguageModelJob(base.Job):
     pretrained, frozen = encoders.weights(self.model_cfg), self.program.abstract.frozen
     if frozen is not None:
       state = state._replace(frozen=adapters.take_base(None, frozen, pretrained))
-    return (
-      self.with_model(state, extended_model.extend(pretrained, state.model, 0, 0)) if pretrained else state
-    )
+    if not pretrained:
+      return state
+    return self.with_model(state, extended_model.extend(pretrained, state.model, 0, 0, state.frozen))
 
   def with_model(self, state, model):
     """Return the state with these parameters, in the moving average too."""

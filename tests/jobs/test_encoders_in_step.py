@@ -78,7 +78,7 @@ def test_an_encoder_trained_whole_resumes_bitwise_and_samples(eye, tmp_path, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize('training, rank', [('adapters', 2), ('frozen', 0)])
-def test_a_frozen_encoder_is_not_in_the_checkpoint(eye, tmp_path, tmp_path_factory, training, rank):
+def test_a_frozen_encoder_is_not_in_the_checkpoint(eye, tmp_path, tmp_path_factory, caplog, training, rank):
   base = tiny_runs.finished(tmp_path_factory) if rank else ''
   changes = {'adapter': {'rank': rank, 'train': ('^patch_', 'embed_VD')}} if rank else {}
   cfg = experiment(eye, training, base, **changes, train={'steps': 2})
@@ -86,6 +86,7 @@ def test_a_frozen_encoder_is_not_in_the_checkpoint(eye, tmp_path, tmp_path_facto
     assert train.train(cfg, tmp_path / 'run', tiny_runs.stop_before(1)) is None
     train.train(cfg, tmp_path / 'run')
     run = trained.load(tmp_path / 'run')
+  assert 'leaves out' not in caplog.text
   stored = {path for path in tiny_runs.arrays(tmp_path / 'run') if '/image_encoder/' in path}
   model = {path.removeprefix('model/') for path in stored if path.startswith('model/')}
   after, before = models.params(run.model), encoder_weights(eye)

@@ -10,7 +10,7 @@ from gpt_jax import config, train
 from gpt_jax.evaluation import evaluate, trained
 from gpt_jax.interop import huggingface
 from gpt_jax.jobs import extended_model
-from gpt_jax.model import gpt
+from gpt_jax.model import adapters, gpt
 from gpt_jax.sampling import completions
 from gpt_jax.step import params_of
 from gpt_jax.tokenizers import SPECIALS, Tokenizers, subword
@@ -66,6 +66,8 @@ def test_parameters_that_a_run_leaves_out_are_named(caplog):
   assert caplog.messages == ['train.init_from has frame_MD, tower, which this run leaves out']
   caplog.clear()
   extended_model.extend(params_of(model), model, model.cfg.V, model.cfg.V)
+  quantized = adapters.QuantizedBase(model, {})
+  extended_model.extend(params_of(model), {}, model.cfg.V, model.cfg.V, quantized)
   assert not caplog.messages
 
 
