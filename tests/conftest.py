@@ -36,8 +36,8 @@ def environment():
 
 
 @pytest.fixture(autouse=True, scope='module')
-def nothing_is_kept_for_the_next_module():
-  """Forget compiled programs: collections over all that tests had left took half of their time."""
+def clear_caches_after_module():
+  """Forget compiled programs: collecting garbage among those of all modules slowed the last tests down."""
   yield
   jax.clear_caches()
   gc.collect()
@@ -80,7 +80,7 @@ def mesh():
 
 def pytest_runtest_setup(item):
   """Skip slow tests after GPT_JAX_SLOW_UNTIL (Unix seconds): CI runs as many as a machine has time for."""
-  if item.get_closest_marker('slow') and time.time() > float(os.environ.get('GPT_JAX_SLOW_UNTIL', 'inf')):
+  if item.get_closest_marker('slow') and time.time() > float(os.environ.get('GPT_JAX_SLOW_UNTIL') or 'inf'):
     pytest.skip('no time is left for slow tests')
 
 

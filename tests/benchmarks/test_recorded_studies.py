@@ -32,6 +32,7 @@ def test_a_recorded_study_is_the_one_of_its_file(path):
 def test_a_recorded_headline_is_judged_from_its_scores_alone(path):
   result = json.loads(path.read_text())
   assert table.judged_headline(result, table.shipped_study(result)) == result['headline']
+  assert f'**{result["headline"]}**' in path.with_suffix('.md').read_text()
 
 
 def test_what_is_recorded_of_an_arm_decides_its_verdict():
