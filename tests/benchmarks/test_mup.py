@@ -28,6 +28,7 @@ def tiny(tmp_path, monkeypatch, tmp_path_factory):
     yield tmp_path / 'runs'
 
 
+@pytest.mark.slow
 def test_runs_of_all_widths_and_rates_go_on_where_they_stopped(tiny, tmp_path):
   measure = lambda: mup.measure(tiny, widths=(16, 32), rates=(1e-2,), steps=2)
   rows = measure()

@@ -28,7 +28,10 @@ def test_a_recorded_study_is_the_one_of_its_file(path):
   assert bool(study.tune) == bool(result.get('tune'))
 
 
-@pytest.mark.parametrize('path', RECORDED, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+  'path',
+  [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem == 'scaling')) for p in RECORDED],  # 60 s
+)
 def test_a_recorded_headline_is_judged_from_its_scores_alone(path):
   result = json.loads(path.read_text())
   assert table.judged_headline(result, table.shipped_study(result)) == result['headline']

@@ -102,6 +102,7 @@ def test_canaries_that_cannot_be_drawn_are_refused(changes, part):
   assert_two_lines(error.value, part)
 
 
+@pytest.mark.slow
 def test_repeated_canaries_are_known_and_others_are_not(subject):
   rows = evaluate.run_tasks(subject, ['canaries'])
   known, once, never = (by_metric(rows, repeats=n) for n in (12, 1, 0))
@@ -117,6 +118,7 @@ def test_repeated_canaries_are_known_and_others_are_not(subject):
   assert known['epsilon_lower_bound']['delta'] == attacks.DELTA
 
 
+@pytest.mark.slow
 def test_a_large_space_is_sampled(subject, monkeypatch):
   exact = by_metric(evaluate.run_tasks(subject, ['canaries'], limit=2), repeats=1)
   monkeypatch.setattr(task, 'EXACT', 50)
@@ -128,6 +130,7 @@ def test_a_large_space_is_sampled(subject, monkeypatch):
   assert 'extracted' not in rows
 
 
+@pytest.mark.slow
 def test_known_texts_are_extracted_and_random_ones_are_not(subject):
   rows = by_metric(evaluate.run_tasks(subject, ['extraction'], prefix=8, max_new_tokens=10))
   assert rows['verbatim']['value'] == rows['near_verbatim']['value'] == 1.0
@@ -139,6 +142,7 @@ def test_known_texts_are_extracted_and_random_ones_are_not(subject):
   assert rows['verbatim']['prefix'] == 8
 
 
+@pytest.mark.slow
 def test_losses_tell_known_texts_apart(subject):
   rows = evaluate.run_tasks(subject, ['membership'], reference=dataclasses.replace(subject, caches={}))
   for attack in ('loss', 'zlib'):
@@ -150,6 +154,7 @@ def test_losses_tell_known_texts_apart(subject):
   assert same['auc']['value'] == 0.5  # it is the model itself
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('unit', ['document', 'user', 'digits'])
 def test_a_bound_stands_beside_the_epsilon_of_the_same_unit_alone(subject, unit):
   private = dataclasses.replace(subject.cfg.privacy, epsilon=8.0, delta=0.01, unit=unit)
@@ -162,6 +167,7 @@ def test_a_bound_stands_beside_the_epsilon_of_the_same_unit_alone(subject, unit)
   assert proved == {name: 8.0 if name in of else None for name in (1, 12, 'loss', 'zlib')}
 
 
+@pytest.mark.slow
 def test_attacks_without_training_data_are_refused(subject, tmp_path):
   def refused(task, *parts, cfg=subject.cfg, **options):
     with pytest.raises(ValueError) as error:

@@ -51,6 +51,7 @@ def finish(folder, name, template, steps):
 
 
 PATHS = ('path', 'valid_path')
+pytestmark = pytest.mark.slow  # two trainings
 
 
 @pytest.fixture(scope='module')

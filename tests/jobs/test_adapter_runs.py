@@ -166,6 +166,7 @@ def test_run_is_loaded_from_its_folder(finished):
   assert valid == rows[0]['value'] < run_folder.read_result(base)['valid_loss'] + 0.5
 
 
+@pytest.mark.slow
 def test_replicas_share_the_base_and_equal_single_runs(finished, tmp_path, tmp_path_factory):
   base, run = finished
   configs = [adapter_config(base, train__seed=seed) for seed in (0, 1)]

@@ -147,6 +147,7 @@ def test_adapters_of_an_imported_model_learn_pictures_and_sounds(tmp_path):
   assert evaluate.run_tasks(run.subject(), ['perplexity'], limit=8)
 
 
+@pytest.mark.slow
 def test_codes_that_nothing_reads_need_no_trained_rows(tmp_path, monkeypatch):
   """Of a frozen model whose tokenizer sets ids aside for specials; features have matrices of their own."""
   reserved = property(lambda tokenizer: tuple(range(128, 144)), lambda tokenizer, ids: None)
