@@ -3,8 +3,8 @@
 Claim: log-mel RMSE, averaged over sounds, below the 0.566 of k-means with as many codes on the official test,
 within minutes on 2 CPU cores.
 Command: launch.py train --config=experiments/tokenizers/fsdd_fsq.py --workdir=runs/fsdd_fsq
-Arguments: fine (40 tokens per second of 2,560 codes, from changed copies of the recordings, too), loso
-(speaker to leave out for the test), steps, seed, runlocal.
+Arguments: fine (40 tokens per second of 2,560 codes), loso (speaker to leave out for the test), steps, seed,
+runlocal.
 """
 
 from gpt_jax import config as configs
@@ -34,7 +34,6 @@ def get_config(arg=''):
   }
   if args.fine:
     config.audio.update(stack=2, levels=(8, 8, 8, 5))
-    config.data.mixture.fsdd.update(copies=4, augment='speed=0.15,equalize=2')
   config.optim.update(
     name='muon', lr=5e-3, warmup=100, schedule='cosine', final_lr=0.02, weight_decay=0.01, ema=0.99
   )

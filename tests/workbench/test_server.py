@@ -252,7 +252,7 @@ def test_a_run_says_what_it_can_do(served, client, run):
 
 def test_a_model_that_cannot_decode_is_not_served(run):
   class Failing:
-    batches = {'text': SimpleNamespace(end_ids=frozenset())}
+    slots, batches = 8, {'text': SimpleNamespace(end_ids=frozenset())}
     cancel = staticmethod(lambda jobs: None)
 
     def submit(self, jobs):
