@@ -187,7 +187,7 @@ def results_table():
 
 
 def studies_table():
-  """Markdown table of studies; verdicts are those of the present analysis."""
+  """Markdown table of studies; a test judges their recorded headlines again by the present analysis."""
   lines = ['| study | verdict | runs | minutes | gain of pairing | hardware |', f'|{"---|" * 6}']
   for path in sorted(STUDIES.glob('*.json')):
     result = json.loads(path.read_text())

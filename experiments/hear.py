@@ -8,10 +8,10 @@ The encoder is a folder as save_pretrained of transformers writes it. It is froz
 recordings (FSDD); its outputs, four of them (80 ms) in a place, lie in the token cache. The model transcribes
 a digit, writes it as a numeral, and says who speaks. Only the projector and the adapters are trained; base=''
 trains a small model from scratch.
-Results (official test of 300, one core): all words right (98.7 % at least) with task=transcribe,steps=240 and
-the text beside, 55 minutes; a held-out book went from 1.23 to 1.38 bits per byte. With all tasks but text=,
-steps=150 and windows of one second, 25 minutes: numerals 98.7 %, words 97.7 %, speakers 33.7 % (chance 16.7);
-the book went to 2.63.
+Results (official test of 300; minutes of one core, after the encoder's run): all words right (98.7 % at
+least) with task=transcribe,steps=240 and the text beside, 55 minutes; a held-out book went from 1.23 to
+1.38 bits per byte. With all tasks but text=, steps=150 and windows of one second, 25 minutes: numerals 98.7
+%, words 97.7 %, speakers 33.7 % (chance 16.7); the book went to 2.63.
 Left-out speakers (base='',text=,steps=300,task=transcribe, 2 minutes each): 96.0 % of the words, the mean of
 88.2 (nicolas) to 98.6 (theo).
 Arguments: base (a run folder, or ''), encoder (a folder), projector (linear, mlp, pool, resampler), task

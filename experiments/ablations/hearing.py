@@ -3,7 +3,7 @@
 Spoken digits (FSDD) of four encoder outputs in a place, read by a small model from scratch. Each kind is
 tuned over four learning rates; the figure to compare is the loss of validation.
 Command: launch.py ablate --config=experiments/ablations/hearing.py --workdir=runs/hearing
-Hardware: 2 CPU cores   Minutes: 45 by estimate, the encoder's run over the recordings included
+Hardware: 2 CPU cores   Minutes: 53 on one core, after the encoder's run over the recordings
 Needs: whisper-base, the folder of an encoder; base=RUN makes the arms adapters of an imported model.
 Arguments: encoder, base, steps.
 """
