@@ -7,6 +7,8 @@ experiments/hear.py: outputs of a speech encoder, which the token cache holds, g
 frozen language model with adapters of rank 16. Shapes are those of its data: 8 rows of 4 documents, each with
 6 places of frames and 2 to 4 targets. Tokens, frames and initial values are random, the same for all sides.
 So is the work: packed documents, logits at targets, gradients of projector and adapters, clipping, AdamW.
+`torch` picks the targets' places by hand before the head; `torch, labels` gives the model labels, as its
+documentation shows, and so has logits of all places.
 
 In bfloat16, where the CPU multiplies it, peft's side has a frozen base in bfloat16 and autocast, ours
 model.dtype and model.param_dtype.
@@ -123,8 +125,8 @@ def ours(workdir='', dtype='float32'):
   return run, facts | {'loaded_gib': loaded_gib, 'temporaries': step.memory_analysis().temp_size_in_bytes}
 
 
-def theirs(folder, dtype='float32'):
-  """The same step with torch, transformers and peft -> (one step, facts)."""
+def theirs(folder, dtype='float32', labels=False):
+  """The same step with torch, transformers and peft -> (one step, facts); labels: of the model's own loss."""
   try:
     import peft
     import torch
@@ -163,11 +165,16 @@ def theirs(folder, dtype='float32'):
     with torch.autocast('cpu', torch.bfloat16, enabled=dtype == torch.bfloat16):
       x_BTD = language.get_input_embeddings()(batch['token_ids_BT']) + projector(batch['frames_BTM'])
       # Positions that begin again are documents of their own, as for trl's packing.
-      y_BTD = language.model(inputs_embeds=x_BTD, position_ids=batch['positions_BT'].long(), use_cache=False)[
-        0
-      ]
+      inputs = dict(inputs_embeds=x_BTD, position_ids=batch['positions_BT'].long(), use_cache=False)
+      if labels:
+        return language(**inputs, labels=labels_BT).loss
+      y_BTD = language.model(**inputs)[0]
       logits_NV = language.lm_head(y_BTD[is_target_BT]).float()
       return torch.nn.functional.cross_entropy(logits_NV, batch['target_ids_BT'][is_target_BT].long())
+
+  # What `labels` of transformers computes: logits of all places, which it shifts itself.
+  labels_BT = torch.full_like(batch['target_ids_BT'], -100).long()
+  labels_BT[:, 1:] = batch['target_ids_BT'].where(is_target_BT, -100)[:, :-1]
 
   run = lambda: torch_gpt.train_step(model, loss_of, optimizer).item()
   trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -191,17 +198,23 @@ def sides(workdir, folder):
   for suffix, dtype in dtypes.items():
     rows.append(versus.Side(f'gpt_jax{suffix}', maker('ours'), {'workdir': workdir, 'dtype': dtype}))
     if folder:
-      rows.append(versus.Side(f'torch{suffix}', maker('theirs'), {'folder': folder, 'dtype': dtype}))
+      options = {'folder': folder, 'dtype': dtype}
+      rows.append(versus.Side(f'torch{suffix}', maker('theirs'), options))
+      rows.append(versus.Side(f'torch, labels{suffix}', maker('theirs'), options | {'labels': True}))
   return rows
 
 
 def check_equal(rows):
   """Return the largest difference of the float32 sides' losses; AssertionError if they are not one model."""
-  ours, torch = rows['gpt_jax'], rows['torch']
-  differences = [abs(a - b) for a, b in zip(ours['losses'], torch['losses'], strict=True)]
-  assert max(differences) < TOLERANCE, f'losses {ours["losses"]} against {torch["losses"]} of torch'
-  assert ours['trained'] == torch['trained'], f'{ours["trained"]} parameters against {torch["trained"]}'
-  return max(differences)
+  ours, largest = rows['gpt_jax'], 0
+  for name, torch in rows.items():
+    if name == 'gpt_jax' or 'bfloat16' in name:
+      continue
+    differences = [abs(a - b) for a, b in zip(ours['losses'], torch['losses'], strict=True)]
+    largest = max(largest, *differences)
+    assert largest < TOLERANCE, f'losses {ours["losses"]} against {torch["losses"]} of {name}'
+    assert ours['trained'] == torch['trained'], f'{ours["trained"]} parameters against {torch["trained"]}'
+  return largest
 
 
 def main():

@@ -42,17 +42,20 @@ def test_losses_and_updates_equal_those_of_peft(tmp_path, tmp_path_factory):
   huggingface.import_run(tmp_path / 'source', tmp_path / 'base')
   with tiny_runs.compiled_programs(tmp_path_factory):
     ours = hearing_step.ours(str(tmp_path / 'base'))[1]
-  rows = {'gpt_jax': ours, 'torch': hearing_step.theirs(str(tmp_path / 'source'))[1]}
-  assert hearing_step.check_equal(rows) < 1e-4
+  theirs = {
+    f'torch, {labels=}': hearing_step.theirs(str(tmp_path / 'source'), labels=labels)[1] for labels in (0, 1)
+  }
+  assert hearing_step.check_equal({'gpt_jax': ours} | theirs) < 1e-4
   in_bfloat16 = hearing_step.theirs(str(tmp_path / 'source'), 'bfloat16')[1]
   np.testing.assert_allclose(in_bfloat16['losses'], ours['losses'], rtol=0.02)
 
 
 def test_other_losses_and_sizes_are_reported():
   row = {'losses': [2.0, 1.0], 'trained': 5}
-  assert hearing_step.check_equal(
-    {'gpt_jax': row, 'torch': row | {'losses': [2.0, 1.0005]}}
-  ) == pytest.approx(5e-4)
+  close, equal = row | {'losses': [2.0, 1.0005]}, {'torch, labels': row}
+  assert hearing_step.check_equal({'gpt_jax': row, 'torch': close} | equal) == pytest.approx(5e-4)
+  with pytest.raises(AssertionError, match='of torch, labels'):
+    hearing_step.check_equal({'gpt_jax': row, 'torch': row, 'torch, labels': close | {'losses': [3.0, 1.0]}})
   with pytest.raises(AssertionError, match='of torch'):
     hearing_step.check_equal({'gpt_jax': row, 'torch': row | {'losses': [2.0, 1.01]}})
   with pytest.raises(AssertionError, match='5 parameters against 6'):
