@@ -25,6 +25,7 @@ FOUNDATION = (
   'runs.metric_names',
   'runs.plugin_checks',
   'runs.plugins',
+  'runs.progress',
   'runs.reading',
   'runs.records',
   'runs.secrets',
@@ -59,8 +60,8 @@ MAY_IMPORT = {
   'training': 'cluster cluster.batches interop.encoders model optim reports runs sharding step '
   'training.loss_guard',
   'sample': 'model sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
-  'sampling': 'data model runs sample sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
-  'evaluation': 'cluster.batches data losses model runs sample sampling sampling.prompt_batch '
+  'sampling': 'data model sample sampling.prompt_batch sampling.samplers sampling.validate tokenizers',
+  'evaluation': 'cluster.batches data losses model sample sampling sampling.prompt_batch '
   'sampling.validate sharding tokenizers',
   'jobs': 'cluster.batches data evaluation losses model runs sample sampling sampling.prompt_batch '
   'sampling.samplers step tokenizers training',

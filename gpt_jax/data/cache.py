@@ -34,6 +34,7 @@ from gpt_jax.data.files import NpyWriter
 from gpt_jax.data.mixture import DataConfig, SourceSplit, open_split
 from gpt_jax.model.continuous import KINDS
 from gpt_jax.runs import digests, records
+from gpt_jax.runs.progress import Progress
 from gpt_jax.runs.reading import check_types, reading
 from gpt_jax.tokenizers.chat_template import ChatTemplate
 
@@ -118,11 +119,13 @@ def token_cache(
       log.warning('rewriting the token cache: %s', str(error).splitlines()[0])
   log.info('tokenizing %s of data.mixture.%s into %s', split, source_name, path)
   folder.mkdir(parents=True, exist_ok=True)
-  if part.is_plain:
-    items = _encode_texts(part.texts(bad_records.skip, bad_records.notes), tokenizers, bad_records.notes)
-  else:
-    items = _encode_documents(part, tokenizers, bad_records, source if split == 'train' else None)
   meta = {'name': f'{source_name} ({split})', 'entries': entries}
+  progress = Progress(f'tokenizing {meta["name"]}', 'documents')  # an encoder takes minutes
+  if part.is_plain:
+    texts = part.texts(bad_records.skip, bad_records.notes)
+    items = _encode_texts(texts, tokenizers, bad_records.notes, progress)
+  else:
+    items = _encode_documents(part, tokenizers, bad_records, source if split == 'train' else None, progress)
   _write(path, items, tokenizers, ending, meta, bad_records)
   return read_cache(path)
 
@@ -241,17 +244,19 @@ def to_float16(rows: np.ndarray, name: str) -> np.ndarray:
   return halves
 
 
-def _encode_texts(texts: Iterator[str], tokenizers, notes) -> Iterator[_Item]:
+def _encode_texts(texts: Iterator[str], tokenizers, notes, progress: Progress) -> Iterator[_Item]:
   """Encode documents of one text each."""
   limit = BATCH_CHARACTERS if tokenizers.text.kind in CONTEXT_FREE else sys.maxsize
-  for batch in _batches(_cut_texts(texts, limit), lambda part: (0, len(part[0]))):
+  for batch in _batches(_cut_texts(texts, limit), lambda part: (0, len(part[0])), progress):
     encoded = tokenizers.text.encode_batch([text for text, _, _ in batch])
     count_spellings(tokenizers.text, (text for text, _, _ in batch), notes)
     for (text, is_first, is_last), ids in zip(batch, encoded, strict=True):
       yield _Item(ids, len(text.encode()), is_first, is_last)
 
 
-def _encode_documents(part: SourceSplit, tokenizers, bad_records: BadRecords, source) -> Iterator[_Item]:
+def _encode_documents(
+  part: SourceSplit, tokenizers, bad_records: BadRecords, source, progress: Progress
+) -> Iterator[_Item]:
   """Encode documents of several pieces, leaving out those whose media cannot be read.
 
   source: the source whose augmented copies are added, or None.
@@ -282,7 +287,7 @@ def _encode_documents(part: SourceSplit, tokenizers, bad_records: BadRecords, so
     texts = [p.value.text if p.kind == 'chat' else p.value for p in document[0] if p.kind in ('text', 'chat')]
     return sum(is_media), sum(map(len, texts))
 
-  for batch in _batches(decoded(), weigh):
+  for batch in _batches(decoded(), weigh, progress):
     encoded = encode_batch(tokenizers, [pieces for pieces, _ in batch])
     for (pieces, hashes), document in zip(batch, encoded, strict=True):
       kinds = [templates.MODALITY.get(piece.kind) for piece in pieces]
@@ -315,18 +320,20 @@ def _cut_texts(texts: Iterator[str], limit: int) -> Iterator[tuple[str, bool, bo
       yield text[start : start + limit], start == 0, start + limit >= len(text)
 
 
-def _batches(documents: Iterator, weigh) -> Iterator[list]:
+def _batches(documents: Iterator, weigh, progress: Progress) -> Iterator[list]:
   """Group documents until BATCH_MEDIA, BATCH_CHARACTERS or BATCH_DOCUMENTS is reached.
 
-  weigh(document): its (number of media, number of characters).
+  weigh(document): its (number of media, number of characters). progress: told of every batch that is used.
   """
-  batch, media, characters = [], 0, 0
+  batch, done, media, characters = [], 0, 0, 0
   for document in documents:
     batch.append(document)
     own = weigh(document)
     media, characters = media + own[0], characters + own[1]
     if media >= BATCH_MEDIA or characters >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
       yield batch
+      done += len(batch)
+      progress.report(done)
       batch, media, characters = [], 0, 0
   if batch:
     yield batch

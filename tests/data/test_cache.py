@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gpt_jax.data import DataConfig, Source, cache, documents, token_cache
 from gpt_jax.data.cache import read_cache
-from gpt_jax.runs import records
+from gpt_jax.runs import progress, records
 from gpt_jax.tokenizers import TokenizerConfig, Tokenizers, text
 from tests.data_helpers import byte_tokenizers, text_of
 
@@ -48,6 +48,16 @@ def test_ids_offsets_and_bytes(corpus, tmp_path):
   assert isinstance(made.ids, np.memmap)
   names = [made.path.with_suffix(suffix).name for suffix in ARRAYS]
   assert sorted(os.listdir(tmp_path / 'cache')) == sorted([made.path.name, *names])  # nothing temporary
+
+
+def test_a_long_pass_says_how_far_it_is(corpus, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(progress, 'SECONDS', 0.0)
+  monkeypatch.setattr(cache, 'BATCH_DOCUMENTS', 1)
+  make(corpus(), tmp_path)
+  lines = capsys.readouterr().err.splitlines()
+  assert [line.partition(' in ')[0] for line in lines] == [
+    f'tokenizing x (train): {n} documents' for n in (1, 2, 3)
+  ]
 
 
 def test_special_tokens_that_become_plain_text_are_counted(corpus, tmp_path, caplog):
