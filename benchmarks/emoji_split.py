@@ -52,7 +52,7 @@ def split_of(key):
 
 
 def main():
-  """Write the captions with the field group_split."""
+  """Write the captions with the fields group_split and label."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--out', required=True)
   out = Path(parser.parse_args().out)
@@ -61,6 +61,7 @@ def main():
   counts = {}
   for row in rows:
     row['group_split'] = split_of(group_key(row['name'], row['group']))
+    row['label'] = row['group']  # the class that judges of pictures tell apart
     row['name'] = re.sub(r'\s+', ' ', row['name'].lower())
     counts[row['group_split']] = counts.get(row['group_split'], 0) + 1
   out.parent.mkdir(parents=True, exist_ok=True)

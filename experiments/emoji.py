@@ -5,9 +5,10 @@ above chance among the names of the test images.
 Command: the commands of experiments/tokenizers/emoji_fsq.py, then
   launch.py train --config=experiments/emoji.py:tokens=runs/emoji_fsq --workdir=runs/emoji
   launch.py evaluate --workdir=runs/emoji --split=test --tasks=answer,classify
-Arguments: tokens (run folder of a trained tokenizer; '' = k-means patches), head (codes, or flow: pictures
-are numbers, read and drawn by a flow head, without a tokenizer), continuous (caption from patches instead of
-codes), steps, seed, runlocal.
+Arguments: tokens (run folder of a trained tokenizer; '' = k-means patches), pixels (of a side: 32 or 72, as
+the tokenizer's), head (codes, or flow: pictures are numbers, read and drawn by a flow head, without a
+tokenizer), task (both, caption, draw), continuous (caption from patches instead of codes), steps, seed,
+runlocal.
 """
 
 from gpt_jax import config as configs
@@ -21,18 +22,32 @@ EMOJI = dict(
   test_keep='group_split=test',
 )
 CHANGED = dict(copies=6, augment='rotate=10,scale=0.1,shift=2')  # 1,247 images are memorized quickly
+SIZES = {32: (4, 176), 72: (6, 208)}  # pixels of a side -> of a code, and places of a row
+
+
+def check(args):
+  """Raise ValueError for an argument that is not known, or that others leave without effect."""
+  known = {'head': ('codes', 'flow'), 'task': ('both', 'caption', 'draw'), 'pixels': tuple(SIZES)}
+  for name, values in known.items():
+    if args[name] not in values:
+      fix = ', '.join(map(str, values))
+      raise ValueError(f'config argument {name}={args[name]} is not known\nfix: use one of {fix}')
+  if args.head == 'flow' and (args.tokens or args.continuous):
+    raise ValueError('tokens or continuous with head=flow, whose pictures are never codes\nfix: leave it out')
+  if args.task == 'draw' and args.continuous:
+    raise ValueError('continuous with task=draw: no picture is read\nfix: use task=caption or both')
 
 
 def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
-  args = configs.arguments(arg, tokens='', head='codes', continuous=False, steps=1500, seed=0, runlocal=False)
-  if args.head not in ('codes', 'flow'):
-    raise ValueError(f'config argument head={args.head} is not known\nfix: use one of codes, flow')
-  if args.head == 'flow' and (args.tokens or args.continuous):
-    raise ValueError('tokens or continuous with head=flow, whose pictures are never codes\nfix: leave it out')
+  args = configs.arguments(
+    arg, tokens='', pixels=32, head='codes', task='both', continuous=False, steps=1500, seed=0, runlocal=False
+  )
+  check(args)
+  patch, length = SIZES[args.pixels]
   config = configs.default()
   config.tokenizer.update(kind='bpe', vocab=512)
-  config.image.update(height=32, width=32, channels=3)
+  config.image.update(height=args.pixels, width=args.pixels, channels=3, patch=patch)
   if args.head == 'flow':
     config.image.kind, config.model.flow_layers = 'continuous', 3
   elif args.tokens:
@@ -40,16 +55,16 @@ def get_config(arg=''):
   else:
     config.image.update(kind='patches', codes=1000)
   read = '{image:patches} -> {name}' if args.continuous else '{image:image} -> {name}'
-  config.data.mixture = {
-    'caption': dict(EMOJI, template=read, **CHANGED),
-    'draw': dict(EMOJI, template='{name} -> {image:image}', **CHANGED),
-  }
-  config.data.update(packing='first_fit', condition_dropout=0.1, prefix=args.continuous)
+  forms = {'caption': read, 'draw': '{name} -> {image:image}'}
+  forms = forms if args.task == 'both' else {args.task: forms[args.task]}
+  config.data.mixture = {name: dict(EMOJI, template=form, **CHANGED) for name, form in forms.items()}
+  config.data.update(packing='first_fit', prefix=args.continuous)
+  config.data.condition_dropout = 0.0 if args.task == 'caption' else 0.1
   config.model.update(
     layers=4,
     width=128,
     heads=4,
-    context=176,
+    context=length,
     mlp='relu2',
     qk_norm=True,
     positions='mrope',

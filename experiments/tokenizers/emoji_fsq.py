@@ -1,9 +1,9 @@
-"""A learned tokenizer of color images: Noto emoji at 32 x 32 in 64 tokens of 1,000 codes.
+"""A learned tokenizer of color images: Noto emoji at 32 x 32 in 64 tokens, or 72 x 72 in 144, of 1,000 codes.
 
 Target: PSNR above k-means patches with 1,024 codes on the held-out images.
 Command: python -m benchmarks.emoji_split --out=runs/emoji.jsonl
   launch.py train --config=experiments/tokenizers/emoji_fsq.py --workdir=runs/emoji_fsq
-Arguments: steps, seed, runlocal.
+Arguments: pixels (of a side: 32 or 72), steps, seed, runlocal.
 """
 
 from gpt_jax import config as configs
@@ -18,11 +18,17 @@ EMOJI = dict(
 )
 
 
+PATCH = {32: 4, 72: 6}  # pixels of a side -> of a code
+
+
 def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
-  args = configs.arguments(arg, steps=2000, seed=0, runlocal=False)
+  args = configs.arguments(arg, pixels=32, steps=2000, seed=0, runlocal=False)
+  if args.pixels not in PATCH:
+    raise ValueError(f'config argument pixels={args.pixels} is not known\nfix: use one of 32, 72')
   config = configs.default()
-  config.image.update(kind='fsq', height=32, width=32, channels=3, patch=4, levels=(8, 5, 5, 5))
+  sizes = dict(height=args.pixels, width=args.pixels, channels=3, patch=PATCH[args.pixels])
+  config.image.update(sizes, kind='fsq', levels=(8, 5, 5, 5))
   config.data.packing = 'first_fit'
   config.data.mixture = {'emoji': dict(EMOJI, template='{image:image}')}
   config.optim.update(
