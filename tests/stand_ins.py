@@ -79,6 +79,7 @@ def write_corpora(folder):
   (folder / 'instruct_small/instruction-data-with-preference.json').write_text(json.dumps(pairs))
   write_recordings(folder / 'fsdd/recordings.zip')
   write_emoji(folder / 'noto_emoji')
+  write_sentences(folder / 'runs/sentences')
   encoders.write(folder / 'whisper-base', encoders.WHISPER)
   codecs.write(folder / 'encodec_24khz', codecs.ENCODEC, sampling_rate=500, target_bandwidths=[0.5])
   encoders.write(folder / 'siglip-base', encoders.CLIP)
@@ -153,6 +154,17 @@ def write_recordings(path):
     for digit, (s, speaker), index in itertools.product(range(10), enumerate(SPEAKERS), (0, 5, 10, 11)):
       wave = keypad.tone(digit, 100 * s + index)[:1600]
       archive.writestr(f'{digit}_{speaker}_{index}.wav', media_io.to_wav(wave, 8000))
+
+
+def write_sentences(folder):
+  """Tones with the words of their keys, as benchmarks.synthetic_speech writes its records."""
+  (folder / 'audio').mkdir(parents=True)
+  lines = []
+  for n, part in enumerate(['train'] * 40 + ['valid'] * 4 + ['test'] * 4):
+    wave = keypad.tone(n % 10, n)[:1600]
+    (folder / f'audio/{n}.wav').write_bytes(media_io.to_wav(wave, 8000))
+    lines.append(json.dumps(dict(audio=f'audio/{n}.wav', text=f'key {n % 10}', part=part)) + '\n')
+  (folder / 'records.jsonl').write_text(''.join(lines))
 
 
 def write_emoji(folder):

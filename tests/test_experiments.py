@@ -60,7 +60,8 @@ def arguments(path):
 
 def load(path, base, **chosen):
   """Load the experiment's ConfigDict with these arguments."""
-  base = '' if path.stem == 'see' else base  # its pictures are longer than the rows of the tiny base
+  long = path.stem in ('see', 'transcribe')  # pictures and sounds longer than the rows of the tiny base
+  base = '' if long else base
   arguments_ = {name: base for name in ('base', 'teacher') if name in arguments(path)} | chosen
   return experiment_file.load_config(f'{path}:' + ','.join(f'{k}={v}' for k, v in arguments_.items()))
 
