@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.mark.slow
 def test_every_row_runs(tmp_path):
   out = tmp_path / 'gpu.json'
-  command = [sys.executable, '-m', 'benchmarks.gpu', '--tiny', '--out', str(out)]
+  command = [sys.executable, '-m', 'benchmarks.gpu', '--tiny', '--minutes=60', f'--out={out}']
   environment = os.environ | {'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
   done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
