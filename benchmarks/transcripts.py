@@ -17,7 +17,7 @@ from benchmarks import record, synthetic_speech
 from gpt_jax.evaluation import metrics, trained
 
 RATE = 16000  # Hz
-NUMERALS = {'42': 'forty two', '1455': 'fourteen fifty five'}  # as the metadata of the recordings spell them
+NUMERALS = {'15th': 'fifteenth', '42': 'forty two', '1455': 'fourteen fifty five'}  # as in the metadata
 
 
 def spelled(text):
