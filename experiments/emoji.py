@@ -55,7 +55,10 @@ def get_config(arg=''):
   else:
     config.image.update(kind='patches', codes=1000)
   read = '{image:patches} -> {name}' if args.continuous else '{image:image} -> {name}'
-  forms = {'caption': read, 'draw': '{name} -> {image:image}'}
+  forms = {
+    'caption': read,
+    'draw': '{group}: {name} -> {image:image}',
+  }  # a group is known where its name is new
   forms = forms if args.task == 'both' else {args.task: forms[args.task]}
   config.data.mixture = {name: dict(EMOJI, template=form, **CHANGED) for name, form in forms.items()}
   config.data.update(packing='first_fit', prefix=args.continuous)
