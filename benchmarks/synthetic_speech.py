@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -104,6 +105,8 @@ def main():
   parser.add_argument('--out', required=True)
   parser.add_argument('--count', type=int, default=3000, help='sentences of train; valid has 100')
   arguments = parser.parse_args()
+  if missing := [program for program in ('flite', 'espeak-ng') if not shutil.which(program)]:
+    parser.error(f'{" and ".join(missing)} not found: install it, as with apt install flite espeak-ng')
   out = Path(arguments.out)
   (out / 'audio').mkdir(parents=True, exist_ok=True)
   records = []

@@ -51,6 +51,15 @@ def test_people_are_the_test(data):
   assert texts == {'LJ001-0001': 'printing in two', 'jfk': synthetic_speech.KENNEDY}
 
 
+def test_missing_voices_are_named(monkeypatch, capsys, tmp_path):
+  monkeypatch.setattr('sys.argv', ['synthetic_speech', f'--out={tmp_path}/out'])
+  monkeypatch.setattr(shutil, 'which', lambda program: None)
+  with pytest.raises(SystemExit):
+    synthetic_speech.main()
+  assert 'flite and espeak-ng not found' in capsys.readouterr().err
+  assert not (tmp_path / 'out').exists()
+
+
 @pytest.mark.skipif(
   not (shutil.which('flite') and shutil.which('espeak-ng')), reason='needs flite and espeak-ng'
 )
