@@ -207,6 +207,7 @@ def sides(workdir, folder):
 def check_equal(rows):
   """Return the largest difference of the float32 sides' losses; AssertionError if they are not one model."""
   ours, largest = rows['gpt_jax'], 0
+  assert len(rows) > 1, 'no side to compare with'
   for name, torch in rows.items():
     if name == 'gpt_jax' or 'bfloat16' in name:
       continue

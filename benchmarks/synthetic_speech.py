@@ -35,7 +35,8 @@ KENNEDY = (
 def normalized(text):
   """Return the words in lower case; apostrophes stay."""
   text = text.lower().replace('\u2019', "'").replace('-', ' ')
-  return ' '.join(word.strip("'") for word in re.sub(r"[^a-z' ]", ' ', text).split())
+  words = [word.strip("'") for word in re.sub(r"[^a-z' ]", ' ', text).split()]
+  return ' '.join(filter(None, words))
 
 
 def sentences(book):
@@ -44,11 +45,12 @@ def sentences(book):
   with zipfile.ZipFile(path) as archive:
     [name] = [name for name in archive.namelist() if name.endswith(f'{book}.txt')]
     text = ' '.join(archive.read(name).decode('latin-1').split())
-  for sentence in re.split(r'(?<=[.!?;:])["\')]*\s+', text):
+  for sentence in re.split(r'(?<!Mr\.)(?<!Mrs\.)(?<!Dr\.)(?<!St\.)(?<=[.!?;:])["\')]*\s+', text):
     spoken = normalized(sentence)
     size = len(spoken.split())
     if (
       WORDS[0] <= size <= WORDS[1]
+      and sentence.isascii()
       and not re.search(r'[\d_\[\]*&]|\b[A-Z]{2,}\b', sentence)
       and spoken not in seen
     ):
@@ -77,6 +79,7 @@ def speak(sentence, path):
       f'{50 * pitch:.0f}',
       '-w',
       path,
+      '--',
       sentence,
     ]
   subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
@@ -106,7 +109,7 @@ def main():
   parser.add_argument('--count', type=int, default=3000, help='sentences of train; valid has 100')
   arguments = parser.parse_args()
   if missing := [program for program in ('flite', 'espeak-ng') if not shutil.which(program)]:
-    parser.error(f'{" and ".join(missing)} not found: install it, as with apt install flite espeak-ng')
+    parser.error(f'{" and ".join(missing)} not found: install them, as with apt install flite espeak-ng')
   out = Path(arguments.out)
   (out / 'audio').mkdir(parents=True, exist_ok=True)
   records = []

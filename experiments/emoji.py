@@ -1,17 +1,22 @@
-"""Emoji captioned and drawn by one GPT, on a split that keeps siblings together.
+r"""Emoji captioned and drawn by one GPT, on a split that keeps siblings together.
 
 Target: token F1 of captions above the nearest neighbor in pixels (0.073 on this split); the true name ranks
 above chance among the names of the test images.
 Command: the commands of experiments/tokenizers/emoji_fsq.py, then
   launch.py train --config=experiments/emoji.py:tokens=runs/emoji_fsq --workdir=runs/emoji
   launch.py evaluate --workdir=runs/emoji --split=test --tasks=answer,classify
-Result (pixels=72,task=draw,steps=700; 14 minutes of one core; --guidance=2, chosen on validation): a judge
-tells the group of 51 % of 160 drawings of new names (44 to 59; chance 23, real pictures 51): blotches in the
-colors and shapes of their groups (results/emoji_72.json).
+At 72 x 72, from group and name:
+  launch.py train --config=experiments/tokenizers/emoji_fsq.py:pixels=72,steps=1000 --workdir=runs/fsq_72
+  launch.py train --config=experiments/emoji.py:tokens=runs/fsq_72,pixels=72,task=draw,group,steps=700 \
+    --workdir=runs/emoji_72
+  launch.py evaluate --workdir=runs/emoji_72 --split=test --tasks=draw --guidance=2
+Result (results/emoji_72.json, 14 minutes of one core): judges tell the group, which the prompt names, of 51
+% of 160 drawings (44 to 59; chance 23, real pictures 51) and by pixels of 33 % (26 to 41; real 39):
+blotches in the colors and shapes of their groups.
 Arguments: tokens (run folder of a trained tokenizer; '' = k-means patches), pixels (of a side: 32 or 72, as
 the tokenizer's), head (codes, or flow: pictures are numbers, read and drawn by a flow head, without a
-tokenizer), task (both, caption, draw), continuous (caption from patches instead of codes), steps, seed,
-runlocal.
+tokenizer), task (both, caption, draw), group (draw from group and name, not the name alone), continuous
+(caption from patches instead of codes), steps, seed, runlocal.
 """
 
 from gpt_jax import config as configs
@@ -39,12 +44,25 @@ def check(args):
     raise ValueError('tokens or continuous with head=flow, whose pictures are never codes\nfix: leave it out')
   if args.task == 'draw' and args.continuous:
     raise ValueError('continuous with task=draw: no picture is read\nfix: use task=caption or both')
+  if args.task == 'caption' and (args.group or args.head == 'flow'):
+    raise ValueError('group or head=flow with task=caption: no picture is drawn\nfix: use task=draw or both')
+  if args.task == 'caption' and args.tokens and args.continuous:
+    raise ValueError('tokens with task=caption,continuous: no code is read\nfix: leave one out')
 
 
 def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(
-    arg, tokens='', pixels=32, head='codes', task='both', continuous=False, steps=1500, seed=0, runlocal=False
+    arg,
+    tokens='',
+    pixels=32,
+    head='codes',
+    task='both',
+    group=False,
+    continuous=False,
+    steps=1500,
+    seed=0,
+    runlocal=False,
   )
   check(args)
   patch, length = SIZES[args.pixels]
@@ -58,10 +76,8 @@ def get_config(arg=''):
   else:
     config.image.update(kind='patches', codes=1000)
   read = '{image:patches} -> {name}' if args.continuous else '{image:image} -> {name}'
-  forms = {
-    'caption': read,
-    'draw': '{group}: {name} -> {image:image}',
-  }  # a group is known where its name is new
+  drawn = '{group}: {name}' if args.group else '{name}'
+  forms = {'caption': read, 'draw': f'{drawn} -> {{image:image}}'}
   forms = forms if args.task == 'both' else {args.task: forms[args.task]}
   config.data.mixture = {name: dict(EMOJI, template=form, **CHANGED) for name, form in forms.items()}
   config.data.update(packing='first_fit', prefix=args.continuous)

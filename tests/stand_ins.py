@@ -177,7 +177,7 @@ def write_emoji(folder):
       picture = np.full((72, 72, 4), 255, np.uint8)
       picture[8:64, 8:64, :3] = rng.integers(0, 256, 3)
       archive.writestr(f'emoji_{number}.png', media_io.to_png(picture))
-      fields = dict(image=f'emoji_{number}.png', name=' '.join(names), group='Objects')
+      fields = dict(image=f'emoji_{number}.png', name=' '.join(names), group=('Objects', 'Food')[number % 2])
       lines.append(json.dumps(fields) + '\n')
   (folder / 'captions.jsonl').write_text(''.join(lines))
 

@@ -1,8 +1,8 @@
 """Are pictures drawn better from codes, or patch by patch as numbers from a flow head, at equal FLOPs?
 
 Digits are judged by a classifier of real ones (judged right) and by the Frechet distance in its features,
-emoji by the Frechet distance alone. Codes cost less a token and train for more steps; the FLOPs of their
-tokenizer are not counted.
+emoji by the Frechet distance in the features of a classifier of their groups. Codes cost less a token and
+train for more steps; the FLOPs of their tokenizer are not counted.
 Command: launch.py train --config=experiments/tokenizers/mnist_fsq.py --workdir=runs/mnist_fsq
   launch.py ablate --config=experiments/ablations/heads.py:tokens=runs/mnist_fsq --workdir=runs/heads
   launch.py ablate --config=experiments/ablations/heads.py:emoji --workdir=runs/emoji_heads

@@ -84,6 +84,7 @@ def two_steps(kind='lora', dropout=0.0, unroll='off', accumulate=1, base_dtype='
   model_cfg, mesh = models.tiny(unroll=unroll, kv_heads=2), models.mesh(**sizes)
   cfg = models.experiment(
     model_cfg,
+    # A scale of 1: larger adapters multiply float32's rounding in the gradient.
     adapter=dict(rank=4, alpha=4.0, kind=kind, dropout=dropout, train=('final_norm',), base_dtype=base_dtype),
     train=dict(accumulate=accumulate, steps=12, batch_size=8),
     optim=dict(ema=0.5),
