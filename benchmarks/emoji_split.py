@@ -61,7 +61,7 @@ def main():
   counts = {}
   for row in rows:
     row['group_split'] = split_of(group_key(row['name'], row['group']))
-    row['label'] = row['group']  # the class that judges of pictures tell apart
+    row['label'] = row['group']  # the class of a judge of pictures
     row['name'] = re.sub(r'\s+', ' ', row['name'].lower())
     counts[row['group_split']] = counts.get(row['group_split'], 0) + 1
   out.parent.mkdir(parents=True, exist_ok=True)

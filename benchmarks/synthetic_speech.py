@@ -24,9 +24,10 @@ BOOKS = {
   'train': ('austen-emma', 'austen-sense', 'chesterton-ball', 'chesterton-brown', 'melville-moby_dick'),
   'valid': ('chesterton-thursday',),
 }
+# slt twice: the readers of the test are a woman and a man, and the other flite voices are men.
 VOICES = ('flite/slt', 'flite/rms', 'flite/awb', 'flite/slt', 'espeak-ng/en-us', 'espeak-ng/en-gb')
 WORDS = (2, 28)  # fewest and most of a sentence
-SECONDS = (0.7, 11.5)  # of a sound that is kept
+SECONDS = (0.7, 11.5)  # shortest and longest sound
 KENNEDY = (
   'and so my fellow americans ask not what your country can do for you ask what you can do for your country'
 )
@@ -63,25 +64,14 @@ def speak(sentence, path):
   choice = np.random.default_rng(int(hashlib.sha256(sentence.encode()).hexdigest()[:12], 16))
   voice = VOICES[choice.integers(len(VOICES))]
   program, name = voice.split('/')
-  slower, pitch = choice.uniform(0.85, 1.25), choice.uniform(0.85, 1.2)
+  duration, pitch = choice.uniform(0.85, 1.25), choice.uniform(0.85, 1.2)
   if program == 'flite':
     mean = {'slt': 170, 'rms': 100, 'awb': 120}[name] * pitch
-    command = ['flite', '-voice', name, '--setf', f'duration_stretch={slower:.2f}']
+    command = ['flite', '-voice', name, '--setf', f'duration_stretch={duration:.2f}']
     command += ['--setf', f'int_f0_target_mean={mean:.0f}', '-t', sentence, '-o', path]
   else:
-    command = [
-      'espeak-ng',
-      '-v',
-      name,
-      '-s',
-      f'{165 / slower:.0f}',
-      '-p',
-      f'{50 * pitch:.0f}',
-      '-w',
-      path,
-      '--',
-      sentence,
-    ]
+    command = ['espeak-ng', '-v', name, '-s', f'{165 / duration:.0f}', '-p', f'{50 * pitch:.0f}']
+    command += ['-w', path, '--', sentence]
   subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
   return voice
 
@@ -114,17 +104,17 @@ def main():
   (out / 'audio').mkdir(parents=True, exist_ok=True)
   records = []
   for part, count in {'train': arguments.count, 'valid': 100}.items():
-    found = [pair for book in BOOKS[part] for pair in sentences(book)]
-    order, kept = np.random.default_rng(0).permutation(len(found)), 0
-    for n in order:
-      if kept == count:
+    pairs, written = [pair for book in BOOKS[part] for pair in sentences(book)], 0
+    for n in np.random.default_rng(0).permutation(len(pairs)):
+      if written == count:
         break
-      sentence, text = found[n]
-      path = out / 'audio' / f'{part}_{kept:05}.wav'
+      sentence, text = pairs[n]
+      path = out / 'audio' / f'{part}_{written:05}.wav'
       voice = speak(sentence, str(path))
       if SECONDS[0] <= soundfile.info(path).duration <= SECONDS[1]:
         records.append(dict(audio=f'audio/{path.name}', text=text, voice=voice, part=part))
-        kept += 1
+        written += 1
+    print(f'{part}: {written} of {count} sentences')
   for name, wave, rate, text in people():
     path = out / 'audio' / f'{name}.wav'
     soundfile.write(path, wave, rate, subtype='PCM_16')

@@ -10,7 +10,7 @@ At 72 x 72, from group and name:
   launch.py train --config=experiments/emoji.py:tokens=runs/fsq_72,pixels=72,task=draw,group,steps=700 \
     --workdir=runs/emoji_72
   launch.py evaluate --workdir=runs/emoji_72 --split=test --tasks=draw --guidance=2
-Result (results/emoji_72.json, 14 minutes of one core): judges tell the group, which the prompt names, of 51
+Result (results/emoji_72.json, 14 minutes of one core): judges name the group, which the prompt names, of 51
 % of 160 drawings (44 to 59; chance 23, real pictures 51) and by pixels of 33 % (26 to 41; real 39):
 blotches in the colors and shapes of their groups.
 Arguments: tokens (run folder of a trained tokenizer; '' = k-means patches), pixels (of a side: 32 or 72, as

@@ -323,8 +323,8 @@ def _cut_texts(texts: Iterator[str], limit: int) -> Iterator[tuple[str, bool, bo
 def _batches(documents: Iterator, weigh, progress: Progress) -> Iterator[list]:
   """Group documents until BATCH_MEDIA, BATCH_CHARACTERS or BATCH_DOCUMENTS is reached.
 
-  weigh(document): its (number of media, number of characters). progress: told of each full batch; parts of
-  texts and changed copies count as documents.
+  weigh(document): its (number of media, number of characters). progress: reports after each full batch;
+  parts of texts and changed copies count as documents.
   """
   batch, done, media, characters = [], 0, 0, 0
   for document in documents:
