@@ -207,7 +207,7 @@ class GPT(nnx.Module):
     table_VD = self.embed_VD if self.head_VD is None else self.head_VD
     if cfg.logit_scale != cfg.growth:
       x_BTD = x_BTD * (cfg.logit_scale / cfg.growth)  # 1 / growth: muP's output multiplier
-    product = fused.weights_left if fused.has_few_rows(x_BTD) else layers.linear
+    product = fused.head_product(x_BTD, table_VD) or layers.linear
     options = dict(preferred_element_type=jnp.float32) if exact else {}
     logits_BTV = product('BTD,VD->BTV', x_BTD, table_VD, **options).astype(jnp.float32)
     if cfg.logit_softcap:

@@ -117,6 +117,26 @@ def test_gradient_of_expand_equals_autodiff_and_copies_no_gradient(subscripts):
   assert [copies in text for text in texts] == [False, True]
 
 
+@pytest.mark.parametrize('vocab', [fused.LARGE_VOCAB, fused.LARGE_VOCAB + 100])
+def test_gradient_of_a_head_in_parts_equals_autodiff(vocab):
+  rng, plain = np.random.default_rng(3), functools.partial(jnp.einsum, 'BTD,VD->BTV')
+  x, w, dy = (rng.standard_normal(s).astype(np.float32) for s in ((2, 20, 8), (vocab, 8), (2, 20, vocab)))
+  table = nnx.Param(w, axes='VD', std=0.0, mean=0.0)
+  product = functools.partial(fused.head_product(x, table), 'BTD,VD->BTV')
+  pull = lambda f: jax.jit(lambda x, dy: jax.vjp(f, x, table)[1](dy))
+  actual, expected = (pull(f)(x, dy) for f in (product, lambda x, w: plain(x, w[...])))
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-3), actual, expected)
+  assert 'while' in pull(product).lower(x, dy).as_text()
+
+
+def test_a_head_is_whole_with_few_ids_or_on_several_devices():
+  table = lambda rows: nnx.Param(np.zeros((rows, 8), np.float32), axes='VD', std=0.0, mean=0.0)
+  x_BTD = np.zeros((2, 20, 8), np.float32)
+  assert fused.head_product(x_BTD, table(fused.LARGE_VOCAB - 1)) is None
+  with jax.sharding.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=-1))):
+    assert fused.head_product(x_BTD, table(fused.LARGE_VOCAB)) is None
+
+
 def test_layernorm_without_bias(tiny):
   assert set(weights(first_block(tiny(norm='layernorm', norm_bias=False)).mlp_norm)) == {'scale'}
 

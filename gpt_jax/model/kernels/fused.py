@@ -125,6 +125,32 @@ def _expand_backward(subscripts, residuals, dy):
 expand.defvjp(lambda subscripts, x, w: (expand(subscripts, x, w), (x, w)), _expand_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def head_in_parts(x_BTD, table_VD, dtype=None):
+  """einsum 'BTD,VD->BTV' of a large vocabulary for a CPU: parts of it add up to the gradient of x.
+
+  In one sum over 262,144 ids, a CPU multiplies at half its speed (1.5 s instead of 0.7 for 128 places).
+  """
+  return jnp.einsum('BTD,VD->BTV', x_BTD, table_VD, preferred_element_type=dtype)
+
+
+def _head_backward(dtype, residuals, dy_BTV):
+  x_BTD, table_VD = residuals
+
+  def dx_of(start, size):
+    dy_BTv = jax.lax.dynamic_slice_in_dim(dy_BTV, start, size, 2)
+    table_vD = jax.lax.dynamic_slice_in_dim(table_VD, start, size, 0)
+    return jnp.einsum('BTv,vD->BTD', dy_BTv, table_vD, preferred_element_type=jnp.float32)
+
+  parts, rest = divmod(len(table_VD), PART)
+  last_BTD = dx_of(parts * PART, rest) if rest else jnp.zeros(x_BTD.shape, jnp.float32)
+  dx_BTD = jax.lax.fori_loop(0, parts, lambda i, sum_BTD: sum_BTD + dx_of(i * PART, PART), last_BTD)
+  return dx_BTD.astype(x_BTD.dtype), jnp.einsum('BTV,BTD->VD', dy_BTV, x_BTD)
+
+
+head_in_parts.defvjp(lambda x, w, dtype: (head_in_parts(x, w, dtype), (x, w)), _head_backward)
+
+
 # --------------------------------------------------------------------------- recomputed activations
 
 
@@ -169,9 +195,19 @@ def is_outputs_first(subscripts, w):
   return axes in OUTPUTS_FIRST and w.axes == OUTPUTS_FIRST[axes]
 
 
-def has_few_rows(x_BTD):
-  """Whether a CPU multiplies these activations faster with the weights as the left operand."""
-  return platform() == 'cpu' and x_BTD.shape[0] * x_BTD.shape[1] <= FEW_ROWS
+def head_product(x_BTD, table_VD):
+  """Return a CPU's fastest product of the head, called as layers.linear; None: that one.
+
+  With few rows it has the weights as its left operand.
+  """
+  if platform() != 'cpu':
+    return None
+  if x_BTD.shape[0] * x_BTD.shape[1] <= FEW_ROWS:
+    return weights_left
+  is_whole = isinstance(table_VD, nnx.Param) and jax.sharding.get_abstract_mesh().size <= 1
+  if is_whole and len(table_VD) >= LARGE_VOCAB:
+    return lambda _, x, w, preferred_element_type=None: head_in_parts(x, w[...], preferred_element_type)
+  return None
 
 
 def weights_left(subscripts, x, w, **options):
@@ -185,5 +221,6 @@ def weights_left(subscripts, x, w, **options):
 
 OUTPUTS_FIRST = {'DHK': 'HKD', 'DGK': 'GKD', 'HKD': 'DHK', 'DF': 'FD', 'FD': 'DF'}
 FEW_ROWS = 32
+LARGE_VOCAB, PART = 1 << 15, 1 << 10  # ids of a vocabulary whose head takes parts, and of one of them
 PRODUCT = 'product'  # checkpoint_name of a sum of products
 ONE_HOT_ROWS = 1024  # rows of a table whose one-hot product is cheap beside any layer's
