@@ -59,7 +59,9 @@ def evaluate_flags():
     'shots', None, "harness and choose: examples in the prompt; default: the task's own, 0", lower_bound=0
   )
   define_sampling(
-    but=('num_samples', 'begin'), temperature='from the run; tasks answer, translate and summarize: 0'
+    but=('begin',),
+    temperature='from the run; tasks answer, translate and summarize: 0 unless num_samples > 1',
+    num_samples='1. The same tasks take the one most like the others',
   )
 
 

@@ -62,7 +62,8 @@ def run_tasks(
     task = TASKS[name]
     options = {option: all_options[option] for option in task.options if option in all_options}
     if 'sampling' in task.options:
-      options |= sampling
+      several = 'num_samples' in task.options
+      options |= {key: value for key, value in sampling.items() if several or key != 'num_samples'}
     for source in matching_sources(subject, name, split):
       if 'all' in tasks and not suits_texts(subject, name, source, split, limit):
         continue
@@ -164,6 +165,7 @@ def _check_options(names, options, sampling):
     speak.recognizer_template(options['recognizer'])  # fails now, not after the sampling
   given = {name if name == 'stride' else f'--{name}': x for name, x in options.items() if x} | sampling
   kinds = dict.fromkeys(sampling, 'sampling') | dict.fromkeys(('judge', *validate.JUDGED), 'judge')
+  kinds |= {'num_samples': 'num_samples'}
   for name, value in given.items():
     if kinds.get(name, name.lstrip('-')) not in taken:
       value = value.cache_dir.parent if isinstance(value, Subject) else value
@@ -174,9 +176,10 @@ def _check_options(names, options, sampling):
       )
 
 
+ANSWERS = ('sampling', 'num_samples')  # options of tasks that can choose among several samples
 TASKS = {
   'perplexity': common.Task(perplexity.run, perplexity.fits, '{text}', options=('stride',)),
-  'answer': common.Task(answer.run, answer.fits, '{image:image} -> {name}'),
+  'answer': common.Task(answer.run, answer.fits, '{image:image} -> {name}', ANSWERS),
   'translate': common.Task(
     functools.partial(
       answer.run,
@@ -186,6 +189,7 @@ TASKS = {
     ),
     answer.fits_texts,
     '{en} -> {de}',
+    ANSWERS,
     package='sacrebleu',
     suits=lambda before, after: after >= 4 and before / 2 <= after <= 2 * before,
   ),
@@ -201,6 +205,7 @@ TASKS = {
     ),
     answer.fits_texts,
     '{text} -> {summary}',
+    ANSWERS,
     package='rouge_score',
     suits=lambda before, after: 4 <= after < before / 2,
   ),

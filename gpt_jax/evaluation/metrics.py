@@ -283,6 +283,16 @@ def normalize(text):
   return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
 
 
+def consensus(texts):
+  """The text with the largest mean `token_f1` to all of them, the first of equal ones.
+
+  Of short answers that is the commonest (self-consistency, Wang et al. 2023), of others what a mean over
+  samples expects to score best (minimum Bayes risk, Eikema and Aziz 2022, section 2).
+  """
+  count = collections.Counter(texts)
+  return max(count, key=lambda text: sum(n * token_f1(text, other) for other, n in count.items()))
+
+
 def token_f1(text, reference):
   """F1 of the words that two texts share after `normalize`; each Chinese character is a word, as in MLQA."""
   words, expected = (WORD.findall(normalize(x)) for x in (text, reference))

@@ -139,28 +139,37 @@ def prompt_mask(run, features=()):
   return 'causal' if mask == 'items' and not features else mask
 
 
-def generate(subject, conditions, to='text', rows=64, **sampling):
+def generate(subject, conditions, to='text', rows=64, choose=None, **sampling):
   """Generate one `to` for each condition -> list of str, uint8 [Y, X, A] or float32 [N].
 
   subject: a Subject. conditions: lists of Piece, as in the documents of a source. rows:
-  batch size, which changes no result. sampling: fields of SampleConfig that differ from the run's.
+  batch size, which changes no result. choose: list of a prompt's texts -> one of them; default: the first.
+  sampling: fields of SampleConfig that differ from the run's.
   """
   prompts = encode(subject, [[*(p for p in pieces if p != ARROW), ARROW] for pieces in conditions], to)
   cfg = validate.override(subject.cfg.sample, **{'num_samples': 1} | sampling)
   cfg = resolve_max_new_tokens(subject, prompts, cfg, to, 'max_new_tokens' in sampling)
-  keys_B, values = sample.row_keys(cfg.seed, len(prompts)), []
-  progress = Progress(f'generating {to}', 'examples', len(prompts))
+  n, values = cfg.num_samples, []
+  keys_BN = sample.row_keys(cfg.seed, len(prompts) * n).reshape(-1, n)
+  progress, rows = Progress(f'generating {to}', 'examples', len(prompts)), max(1, rows // n)
   for first in range(0, len(prompts), rows):
     progress.report(first)
     # The last batch is filled up: another size would compile again.
     index = np.minimum(np.arange(first, first + min(rows, len(prompts))), len(prompts) - 1)
     batch = [prompts[i] for i in index]
-    groups = completions.generate_ids(subject.model, subject.tokenizers, batch, cfg, to, keys_B[index])
-    for prompt, [(ids, _), *_] in list(zip(batch, groups, strict=True))[: len(prompts) - first]:
-      outputs = [p.value for p in decode_pieces(subject, ids, prompt.ids) if p.kind in (to, 'codes')]
-      values.append(''.join(outputs) if to == 'text' else outputs[-1])
+    keys_B = keys_BN[index].reshape(-1)
+    groups = completions.generate_ids(subject.model, subject.tokenizers, batch, cfg, to, keys_B)
+    for prompt, group in list(zip(batch, groups, strict=True))[: len(prompts) - first]:
+      outputs = [_output(subject, ids, prompt.ids, to) for ids, _ in (group if choose else group[:1])]
+      values.append(choose(outputs) if choose else outputs[0])
     subject.raise_if_preempted()
   return values
+
+
+def _output(subject, ids, prompt_ids, to):
+  """The text, image or sound of generated ids."""
+  outputs = [p.value for p in decode_pieces(subject, ids, prompt_ids) if p.kind in (to, 'codes')]
+  return ''.join(outputs) if to == 'text' else outputs[-1]
 
 
 def resolve_max_new_tokens(run, prompts, cfg, to, is_chosen=False):

@@ -234,3 +234,9 @@ def test_squad_f1():
   assert metrics.token_f1('', '') == 1
   assert metrics.token_f1('x', '') == 0
   assert metrics.token_f1('x x', 'x') == pytest.approx(2 / 3)
+
+
+def test_consensus_is_the_commonest_answer_or_the_one_between_the_others():
+  assert metrics.consensus(['7', '9', '7', '8']) == '7'
+  assert metrics.consensus(['red face', 'happy face', 'face', 'blue car', 'new face']) == 'face'
+  assert metrics.consensus(['b', 'a']) == 'b' and metrics.consensus(['']) == ''

@@ -19,7 +19,7 @@ from gpt_jax import data, sharding
 from gpt_jax.data import Piece, mixture, sources
 from gpt_jax.data.splits import Corpus
 from gpt_jax.data.synthetic import keypad
-from gpt_jax.evaluation import evaluate, format, judges, text_baselines, text_metrics
+from gpt_jax.evaluation import evaluate, format, judges, metrics, text_baselines, text_metrics
 from gpt_jax.evaluation.predictions import PredictionFiles
 from gpt_jax.evaluation.subject import Subject
 from gpt_jax.evaluation.tasks import answer, classify, common, cross, perplexity, speak
@@ -240,6 +240,8 @@ def test_answers_are_greedy_whatever_the_run_samples_with(oracle, monkeypatch):
   assert drawn[-1] == {'temperature': 0.0}
   assert sampled(filters, temperature=0.5).items() >= dict(top_k=5, seed=7, temperature=0.5).items()
   assert sampled(dict(beams=2))['temperature'] == 1.0 and drawn[-1] == {}
+  assert sampled({}, num_samples=4)['num_samples'] == 4
+  assert drawn[-1] == {'num_samples': 4, 'choose': metrics.consensus}
 
 
 def test_texts_from_texts(oracle, monkeypatch):
@@ -601,6 +603,21 @@ def test_samples_of_an_untrained_model_can_be_scored(new):
   assert not any('top_p' in row or 'sampling' in format.format_row(row) for row in rows)
   for row in rows:
     assert format.format_row(row).startswith(row['task'])
+
+
+def test_several_samples_give_the_answer_most_like_the_others(new):
+  """Equal to choosing by hand, in whatever batches; the tasks that make one image of each take no number."""
+  conditions = [[Piece('text', text)] for text in ('seven', 'one', 'two')]
+  sampling = dict(num_samples=5, max_new_tokens=4, temperature=0.9)
+  groups = new.generate(conditions, 'text', choose=list, **sampling)
+  assert [len(group) for group in groups] == [5] * 3 and len({*groups[0]}) > 1
+  found = new.generate(conditions, 'text', rows=1, choose=metrics.consensus, **sampling)
+  assert found == [metrics.consensus(group) for group in groups]
+  assert new.generate(conditions, 'text', **sampling) == [group[0] for group in groups]
+  with pytest.raises(ValueError, match='num_samples=5 has no effect on --tasks=draw'):
+    evaluate.run_tasks(new, ['draw'], num_samples=5)
+  rows = evaluate.run_tasks(new, ['draw', 'answer'], limit=4, temperature=0.9, num_samples=2)
+  assert {row['task']: row.get('num_samples') for row in rows} == {'draw': None, 'answer': 2}
 
 
 def test_equal_conditions_give_different_drawings(new):

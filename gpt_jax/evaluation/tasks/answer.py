@@ -1,10 +1,11 @@
 """Text from anything: recognize, caption, answer; translate and summarize are rows of it.
 
-Decodes greedily (temperature 0), unless a temperature or beams are given. Each figure stands beside
-those that need no model: `chance` answers with the commonest target of training; control=shuffled asks
-with the condition of another example, which shows whether the condition is used at all; `baseline` is the
-best of the task's baselines, which have rows of their own (`of`) if there are several. `difference` is the
-model's score minus the baseline's on the same examples, with its interval.
+Decodes greedily (temperature 0), unless a temperature or beams are given. Of several samples
+(num_samples), drawn at the run's temperature, it takes the one most like the others. Each figure stands
+beside those that need no model: `chance` answers with the commonest target of training; control=shuffled
+asks with the condition of another example, which shows whether the condition is used at all; `baseline` is
+the best of the task's baselines, which have rows of their own (`of`) if there are several. `difference` is
+the model's score minus the baseline's on the same examples, with its interval.
 """
 
 from gpt_jax.evaluation import judges, metrics, text_baselines, text_metrics
@@ -33,7 +34,8 @@ def run(
   examples, train = common.held_out_and_train(subject, source, split, limit)
   template = subject.cfg.data.mixture[source].template
   references = [common.references(example, template) for example in examples]
-  if not sampling.get('beams', subject.cfg.sample.beams):
+  several = sampling.get('num_samples', 1) > 1
+  if not (several or sampling.get('beams', subject.cfg.sample.beams)):
     sampling = {'temperature': 0.0} | sampling
   rows = common.Rows(task, source, split, n=len(examples), **common.sampling_fields(subject, sampling))
   guess, _ = common.most_frequent([common.text(example.target) for example in train])
@@ -45,6 +47,8 @@ def run(
   answers = subject.caches[key]
   scores = {name: measure.score(texts, references) for name, texts in answers.items()}
   conditions = [example.condition for example in examples]
+  if several:
+    sampling = sampling | {'choose': metrics.consensus}
   texts = subject.generate(conditions, 'text', **sampling)
   differences = {
     name: text_metrics.paired_differences(measure, texts, others, references)

@@ -24,7 +24,7 @@ LABELS = ('label', 'name', 'digit', 'text')  # fields of a record that name its 
 BOOTSTRAPS = 1000  # draws for intervals of means over benchmarks
 MIN_SET = 4  # examples that sets are compared by
 MAX_CLASSES = 50  # more different labels are descriptions, not classes
-UNUSED_SAMPLING = ('num_samples', 'begin')  # fields of SampleConfig that tasks do not use
+UNUSED_SAMPLING = ('num_samples', 'begin')  # fields of a run's SampleConfig that tasks do not use
 IMAGES, SOUNDS = ('image', 'patches'), ('audio', 'frames')  # kinds of pieces
 
 
@@ -34,7 +34,7 @@ class Task(NamedTuple):
   run: Any  # (subject, source name, split, limit, **options) -> rows
   fits: Any  # (kinds of the condition, kinds of the target) -> bool
   example_template: str  # one that fits, for messages
-  options: tuple = ('sampling',)  # options of evaluate.run_tasks that it takes; judge: sample.judge, too
+  options: tuple = ('sampling',)  # of evaluate.run_tasks; judge, num_samples: those of sample, too
   package: str = ''  # the optional package that it measures with
   suits: Any = None  # (words of a condition, of a target) -> whether `all` has it; None: always, False: never
   benchmark: bool = False  # whether a template must be made for it: templates.benchmark names the task
@@ -377,7 +377,7 @@ def sampling_fields(subject, sampling):
   `sampling` holds all fields of SampleConfig; those that differ from its defaults stand alone, too.
   """
   cfg = dataclasses.asdict(validate.override(subject.cfg.sample, **sampling))
-  cfg = {name: value for name, value in cfg.items() if name not in UNUSED_SAMPLING}
+  cfg = {name: value for name, value in cfg.items() if name not in UNUSED_SAMPLING or name in sampling}
   minor = ('max_new_tokens', 'seed', 'length_penalty')  # only in `sampling`
   changed = {k: v for k, v in cfg.items() if v != getattr(SampleConfig, k) and k not in minor}
   return {**changed, 'sampling': cfg}
