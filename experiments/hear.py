@@ -35,6 +35,7 @@ def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(
     arg,
+    {'adapter': 'base'},
     base='runs/gemma',
     encoder='whisper-base',
     projector='mlp',

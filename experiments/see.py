@@ -26,6 +26,7 @@ def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(
     arg,
+    {'adapter': 'base', 'encoder_train': 'encoder'},
     base='runs/gemma',
     encoder='',
     encoder_train='cached',

@@ -18,7 +18,9 @@ from gpt_jax import config as configs
 
 def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
-  args = configs.arguments(arg, from_model='', adapter=16, steps=0, seed=0, runlocal=False)
+  args = configs.arguments(
+    arg, {'adapter': 'from_model'}, from_model='', adapter=16, steps=0, seed=0, runlocal=False
+  )
   config = configs.default()
   config.data.packing = 'first_fit'
   config.data.mixture = {

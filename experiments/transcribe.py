@@ -25,6 +25,7 @@ def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(
     arg,
+    {'adapter': 'base'},
     base='',
     encoder='whisper-base',
     data='runs/sentences',
@@ -34,8 +35,6 @@ def get_config(arg=''):
     seed=0,
     runlocal=False,
   )
-  if args.adapter != 16 and not args.base:
-    raise ValueError('adapter without base: a small model is trained whole\nfix: give base, or leave it out')
   config = configs.default()
   if args.base:
     configs.start_from(config, args.base, args.adapter, length=LENGTH)

@@ -17,7 +17,9 @@ LANGUAGES = ('de', 'fr')
 
 def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
-  args = configs.arguments(arg, to='de', from_model='', adapter=16, steps=0, seed=0, runlocal=False)
+  args = configs.arguments(
+    arg, {'adapter': 'from_model'}, to='de', from_model='', adapter=16, steps=0, seed=0, runlocal=False
+  )
   if args.to not in LANGUAGES:
     raise ValueError(
       f'config argument to={args.to} is not a language of these files\nfix: use one of {", ".join(LANGUAGES)}'

@@ -40,7 +40,16 @@ def convert(path, language):
 
 def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
-  args = configs.arguments(arg, language='en', from_model='', adapter=16, steps=150, seed=0, runlocal=False)
+  args = configs.arguments(
+    arg,
+    {'adapter': 'from_model'},
+    language='en',
+    from_model='',
+    adapter=16,
+    steps=150,
+    seed=0,
+    runlocal=False,
+  )
   if args.language not in LANGUAGES:
     raise ValueError(
       f'config argument language={args.language} is not a language of these files\n'

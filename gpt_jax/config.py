@@ -64,11 +64,6 @@ def section(dataclass):
   return ml_collections.ConfigDict(to_dict(dataclass))
 
 
-def to_dict(dataclass):
-  """Return the nested dict of a dataclass (tuples stay tuples)."""
-  return dataclasses.asdict(dataclass)
-
-
 def of_run(workdir, key='workdir'):
   """Return the Config of a run folder, from its config.json; errors name `key`."""
   return build(Config, plugins.load(run_folder.read_config(workdir, key), workdir))
@@ -132,10 +127,11 @@ def suggestion(word, choices):
   return f'did you mean {near[0]}?' if near else f'use one of {", ".join(choices)}'
 
 
-def arguments(argument, **defaults):
+def arguments(argument, needs=(), **defaults):
   """Parse an experiment's 'size=small,runlocal': arguments(arg, size='tiny', runlocal=False) -> ConfigDict.
 
-  A bare name means True. Values take the type of their default. Raises ValueError for an unknown name.
+  A bare name means True. Values take the type of their default. needs: {name: another, without whose value it
+  has no effect}. Raises ValueError for an unknown name, and one without effect.
   """
   values = ml_collections.ConfigDict(defaults)
   for item in filter(None, argument.split(',')):
@@ -153,8 +149,12 @@ def arguments(argument, **defaults):
       raise ValueError(
         f'argument {item!r} is not of type {kind.__name__}\nfix: give one; default: {name}={defaults[name]}'
       ) from e
+  for name, other in dict(needs).items():
+    if values[name] != defaults[name] and not values[other]:
+      raise ValueError(f'{name}={values[name]} needs {other}\nfix: set {other}, or leave {name} out')
   return values
 
 
+to_dict = dataclasses.asdict  # nested; tuples stay tuples
 RENAMED = {'window_pattern': 'layer_pattern'}  # keys of older runs
 BOOLEANS = {'true': True, '1': True, 'false': False, '0': False}

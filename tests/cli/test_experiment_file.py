@@ -114,6 +114,22 @@ return config"""
   assert (chosen.log.tensorboard, chosen.checkpoint.background) == (True, False)
 
 
+@pytest.mark.parametrize(
+  'spec',
+  [
+    'hear.py:base=,adapter=8',
+    'transcribe.py:adapter=8',
+    'see.py:encoder_train=frozen',
+    'summarize.py:adapter=8',
+    'private.py:epsilon=0,unit=user',
+  ],
+)
+def test_an_argument_without_effect_is_refused(spec):
+  with pytest.raises(ValueError, match='needs') as error:
+    experiment_file.load_config(f'experiments/{spec}')
+  assert_two_lines(error.value, spec.rpartition(',')[2].rpartition(':')[2])
+
+
 def test_missing_and_wrong_files_have_a_cause_and_a_fix(tmp_path):
   path = write(tmp_path, 'return configs.default()')
   with pytest.raises(FileNotFoundError) as error:
