@@ -107,7 +107,7 @@ class LanguageModelJob(base.Job):
 
   def __init__(self, cfg, workdir, mesh):
     """Build and check everything; write nothing but token caches."""
-    self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
+    self.cfg, self.workdir, self.mesh, self.places = cfg, workdir, mesh, None
     self.check(cfg)
     panels.check_beams(cfg)  # now, not at the first sample
     self.tokenizers = run_tokenizers.build(cfg, workdir)
@@ -121,7 +121,7 @@ class LanguageModelJob(base.Job):
     prompt_batch.check_prompts(prompts, 1, self.model_cfg)  # now, not at the first sample
     self.loader = self.build_loader()
     self.program = gpt_program(cfg, self.model_cfg, mesh, self.build_objective())
-    self.flops = costs.flops_per_token(self.model_cfg, self.length, cfg.adapter)
+    self.flops = costs.flops_per_token(self.model_cfg, self.length, cfg.adapter, self.places)
     self.parameters = costs.count_params(self.model_cfg)
     self.caches = self.open_valid_caches()  # also read by tasks, as those of Subject
     unscored = Subject.of_run(cfg, None, self.tokenizers, mesh, workdir, caches=self.caches)
@@ -163,13 +163,14 @@ class LanguageModelJob(base.Job):
     """Return the step.Objective."""
     single = len(self.tokenizers.modalities) == 1
     tables = None if single else ModalityTables.build(self.tokenizers, self.model_cfg.V)
-    places, names = self.target_places(self.loader), self.loader.names
-    objective = modality_objective(self.cfg.loss, tables, len(names), places)
+    self.places = self.target_places(self.loader)
+    objective = modality_objective(self.cfg.loss, tables, len(self.loader.names), self.places)
     return self.private.objective(objective) if self.private else objective
 
   def target_places(self, rows):
     """Return `places` of step.loss_fn, of what has a `most_targets`."""
-    if self.mesh.shape['sequence'] > 1 or self.model_cfg.vocab < target_places.LARGE:
+    is_small = self.model_cfg.vocab < target_places.LARGE
+    if is_small or self.cfg.loss.restrict or self.mesh.shape['sequence'] > 1:
       return None
     return target_places.round_count(rows.most_targets(), self.length, self.model_cfg.vocab)
 
@@ -312,7 +313,6 @@ class LanguageModelJob(base.Job):
       kernel = choice.describe_choice(self.model_cfg, self.example_batch(), self.length)
     plan = cfg.data.stages, cfg.data.mixture, cfg.train.batch_size, cfg.train.steps
     part_of_mixture = stages.describe(*plan, self.loader.state().get('origin'))
-    rows = cfg.train.batch_size * self.documents_per_row(cfg)
     state = f', state of {summary(self.program.abstract, self.mesh)}' if self.mesh.size > 1 else ''
     trained = param_trees.count(self.program.abstract.model)
     is_part = self.program.abstract.frozen is not None
@@ -323,8 +323,8 @@ class LanguageModelJob(base.Job):
     return (
       f'{self.parameters:,} parameters{part}, {ids}, {self.flops["full"] / 1e6:.1f} MFLOP a token, '
       f'{hardware.name()} (peak {peak / 1e12:.2f} TFLOP/s each: {source}), '
-      f'{rows} x {self.length} tokens a step, attention {kernel}{state}'
-      f'{", " + self.private.describe() if self.private else ""}'
+      f'{cfg.train.batch_size * self.documents_per_row(cfg)} x {self.length} tokens a step, '
+      f'attention {kernel}{state}{", " + self.private.describe() if self.private else ""}'
       f'{", " if part_of_mixture else ""}{part_of_mixture}'
     )
 

@@ -12,9 +12,9 @@ from gpt_jax.tokenizers.modality_tables import restrict_logits, sum_by_label, we
 def modality_objective(cfg, tables=None, sources=1, places=None):
   """Return the Objective of a GPT over a vocabulary with these ModalityTables (None: text alone).
 
-  cfg: losses.LossConfig. places: see step.loss_fn. Metrics also hold sums by modality (nats_M, targets_M, and
-  gradient_M: norms of the gradient at the last hidden state) and the same by source (_N), each where there
-  are two or more.
+  cfg: losses.LossConfig. places: see step.loss_fn, None with cfg.restrict. Metrics also hold sums by modality
+  (nats_M, targets_M, and gradient_M: norms of the gradient at the last hidden state) and the same by source
+  (_N), each where there are two or more.
   """
   M = len(tables.names) if tables else 1
   modality = lambda batch: jnp.asarray(tables.modality_V)[batch['target_ids_BT']]
@@ -42,8 +42,7 @@ def modality_objective(cfg, tables=None, sources=1, places=None):
     restrict = None
     if cfg.restrict:
       restrict = lambda logits_BTV: restrict_logits(logits_BTV, batch['target_ids_BT'], tables)
-    some = None if cfg.restrict else places
-    total, metrics, nats_BT = loss_fn(model, batch, weight, hyper, key, probe_BTD, restrict, some)
+    total, metrics, nats_BT = loss_fn(model, batch, weight, hyper, key, probe_BTD, restrict, places)
     targets_BT = batch['targets_BT']
     for name, values_BT in (('nats', nats_BT * targets_BT), ('targets', targets_BT)):
       metrics |= sums(name, values_BT, batch)

@@ -167,7 +167,8 @@ class PreferenceJob(language_model.LanguageModelJob):
 
   def build_objective(self):
     """Return the objective of the pairs."""
-    return preference_objective(self.cfg.preference, self.target_places(self.pairs['train']))
+    self.places = self.target_places(self.pairs['train'])
+    return preference_objective(self.cfg.preference, self.places)
 
   def describe(self):
     """Return one line about the model and its pairs."""

@@ -36,20 +36,25 @@ def active_matmul_params(cfg):
   return n + flow.repeated_params(cfg)
 
 
-def flops_per_token(cfg, length, adapter=None):
+def flops_per_token(cfg, length, adapter=None, places=None):
   """Training FLOPs a token (forward and backward) in rows of `length` -> dict of two conventions.
 
   'full' counts attention scores over the whole row, as PaLM (appendix B) and nanoGPT do: 6 N + 12 L
   H K T. 'causal' counts only the keys that a query may see, windows included.
-  A frozen weight (adapter: AdapterConfig) has no gradient: 4 N, and 6 for each parameter of adapters.
+  A frozen weight (adapter: AdapterConfig) has no gradient: 4 N, and 6 for each parameter of adapters. places:
+  as in step.loss_fn; the head multiplies these alone.
   """
-  matmuls, trained = 6 * active_matmul_params(cfg), {}
+  matmuls, trained, head = 6 * active_matmul_params(cfg), {}, 6 * cfg.vocab * cfg.width
   if adapter is not None and adapters.freezes(adapter, cfg):
     trained, _ = adapters.split(adapter, GPT(cfg))
   if adapter is not None and adapter.freezes:
     own = {path: p for path, p in trained.items() if not towers.owner(cfg, path)}
     whole = param_trees.count({path: p for path, p in own.items() if param_trees.is_param(p)})
     matmuls = 4 * active_matmul_params(cfg) + 6 * param_trees.count(own) - 4 * whole
+    is_frozen = not param_trees.is_param(trained.get('embed_VD' if cfg.tied_head else 'head_VD'))
+    head = (4 if is_frozen else 6) * cfg.vocab * cfg.width
+  if places is not None:
+    matmuls -= head * (1 - places / length)
   matmuls += sum(tower_flops(tower, cfg, length, trained) for tower in towers.towers(cfg)) / length
   per_key = 12 * cfg.heads * cfg.K
   t = np.arange(1, length + 1)

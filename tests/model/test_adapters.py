@@ -214,6 +214,16 @@ def test_flops_are_those_of_a_frozen_base():
   assert costs.flops_per_token(cfg, 8, AdapterConfig()) == full
 
 
+@pytest.mark.parametrize('train', [(), ('^embed_VD',)])
+def test_flops_of_a_head_are_those_of_the_places_with_targets(train):
+  cfg = models.tiny(positions='none')
+  head, passes = cfg.vocab * cfg.width, 6 if train else 4
+  count = lambda adapter, places: costs.flops_per_token(cfg, 8, adapter, places)['full']
+  assert count(None, None) - count(None, 2) == 6 * head * 6 / 8
+  settings = AdapterConfig(rank=2, targets=('wq',), train=train)
+  assert count(settings, None) - count(settings, 2) == passes * head * 6 / 8
+
+
 def test_dropout_is_of_the_inputs_of_a():
   settings = AdapterConfig(rank=2, dropout=0.5)
   cfg = models.tiny()
