@@ -28,6 +28,8 @@ def get_config(arg=''):
   if args.task not in ('both', 'name', 'make'):
     raise ValueError(f'config argument task={args.task} is not known\nfix: use one of both, name, make')
   modality, extents, unreadable, labels = scan(args.path)
+  if args.size and modality == 'audio':
+    raise ValueError(f'size={args.size} is in pixels, and {args.path} has sounds\nfix: leave it out')
   config = configs.default()
   config.tokenizer.kind = 'chars'
   if modality == 'image':

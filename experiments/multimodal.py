@@ -45,6 +45,9 @@ def get_config(arg=''):
     raise ValueError(f'config argument only={args.only} is not a task\nfix: use one of {", ".join(forms)}')
   forms = {args.only: forms[args.only]} if args.only else forms
   templates = ' '.join(form.get('template', '') for form in forms.values())
+  for modality in ('image', 'audio'):
+    if args[modality] and f':{modality}}}' not in templates:
+      raise ValueError(f'{modality} with only={args.only}: it has no {modality} codes\nfix: leave one out')
   config.data.mixture = forms
   if ':image}' in templates:
     tokens = dict(kind='fsq', path=args.image) if args.image else dict(kind='patches', codes=240)

@@ -29,7 +29,7 @@ def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(
     arg,
-    {'adapter': 'from_model', 'delta': 'epsilon', 'unit': 'epsilon'},
+    {'adapter': 'from_model', **dict.fromkeys(('delta', 'unit', 'secret'), 'epsilon')},
     epsilon=8.0,
     delta=1e-5,
     unit='document',

@@ -12,9 +12,13 @@ from gpt_jax import config as configs
 
 def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
-  args = configs.arguments(arg, stage='pretrain', base='runs/sums', steps=0, seed=0, runlocal=False)
+  args = configs.arguments(arg, stage='pretrain', base='', steps=0, seed=0, runlocal=False)
   if args.stage not in ('pretrain', 'grpo'):
     raise ValueError(f'stage={args.stage} is not known\nfix: use stage=pretrain or grpo')
+  if args.stage == 'pretrain' and args.base:
+    raise ValueError(
+      f'base={args.base} with stage=pretrain, from scratch\nfix: use stage=grpo, or leave it out'
+    )
   config = configs.default()
   config.data.mixture = {
     'sums': dict(
@@ -41,7 +45,11 @@ def get_config(arg=''):
     )
     config.grpo.update(group=8, max_new_tokens=4, advantage='mean', normalize='constant')
     config.train.update(
-      job='grpo', init_from=args.base, steps=args.steps or 1000, batch_size=1024, eval_every=100
+      job='grpo',
+      init_from=args.base or 'runs/sums',
+      steps=args.steps or 1000,
+      batch_size=1024,
+      eval_every=100,
     )
     # Micro-batches of 64 rows stay in the cache of a core: 1.5 times as fast as all rows at once.
     config.train.update(accumulate=16, length=10)

@@ -127,13 +127,13 @@ def suggestion(word, choices):
   return f'did you mean {near[0]}?' if near else f'use one of {", ".join(choices)}'
 
 
-def arguments(argument, needs=(), **defaults):
+def arguments(argument, needs=None, **defaults):
   """Parse an experiment's 'size=small,runlocal': arguments(arg, size='tiny', runlocal=False) -> ConfigDict.
 
   A bare name means True. Values take the type of their default. needs: {name: another, without whose value it
-  has no effect}. Raises ValueError for an unknown name, and one without effect.
+  has no effect}. Raises ValueError for an unknown name, and for one without effect.
   """
-  values = ml_collections.ConfigDict(defaults)
+  values, needs = ml_collections.ConfigDict(defaults), needs or {}
   for item in filter(None, argument.split(',')):
     name, equals, text = item.partition('=')
     if name not in defaults:
@@ -149,9 +149,9 @@ def arguments(argument, needs=(), **defaults):
       raise ValueError(
         f'argument {item!r} is not of type {kind.__name__}\nfix: give one; default: {name}={defaults[name]}'
       ) from e
-  for name, other in dict(needs).items():
-    if values[name] != defaults[name] and not values[other]:
-      raise ValueError(f'{name}={values[name]} needs {other}\nfix: set {other}, or leave {name} out')
+  for name in needs.keys() & {item.partition('=')[0] for item in argument.split(',')}:
+    if not values[needs[name]]:
+      raise ValueError(f'{name}={values[name]} needs {needs[name]}\nfix: set it, or leave {name} out')
   return values
 
 

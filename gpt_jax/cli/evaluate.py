@@ -61,7 +61,7 @@ def evaluate_flags():
   define_sampling(
     but=('begin',),
     temperature='from the run; tasks answer, translate and summarize: 0 unless num_samples > 1',
-    num_samples='1. The same tasks take the one most like the others',
+    num_samples='1. Tasks answer, translate and summarize take the text most like the others',
   )
 
 

@@ -62,8 +62,8 @@ def run_tasks(
     task = TASKS[name]
     options = {option: all_options[option] for option in task.options if option in all_options}
     if 'sampling' in task.options:
-      several = 'num_samples' in task.options
-      options |= {key: value for key, value in sampling.items() if several or key != 'num_samples'}
+      taken = {*sampling} if 'num_samples' in task.options else {*sampling} - {'num_samples'}
+      options |= {key: sampling[key] for key in taken}
     for source in matching_sources(subject, name, split):
       if 'all' in tasks and not suits_texts(subject, name, source, split, limit):
         continue
@@ -176,10 +176,10 @@ def _check_options(names, options, sampling):
       )
 
 
-ANSWERS = ('sampling', 'num_samples')  # options of tasks that can choose among several samples
+ANSWER_OPTIONS = ('sampling', 'num_samples')  # options of tasks that can choose among several samples
 TASKS = {
   'perplexity': common.Task(perplexity.run, perplexity.fits, '{text}', options=('stride',)),
-  'answer': common.Task(answer.run, answer.fits, '{image:image} -> {name}', ANSWERS),
+  'answer': common.Task(answer.run, answer.fits, '{image:image} -> {name}', ANSWER_OPTIONS),
   'translate': common.Task(
     functools.partial(
       answer.run,
@@ -189,7 +189,7 @@ TASKS = {
     ),
     answer.fits_texts,
     '{en} -> {de}',
-    ANSWERS,
+    ANSWER_OPTIONS,
     package='sacrebleu',
     suits=lambda before, after: after >= 4 and before / 2 <= after <= 2 * before,
   ),
@@ -205,7 +205,7 @@ TASKS = {
     ),
     answer.fits_texts,
     '{text} -> {summary}',
-    ANSWERS,
+    ANSWER_OPTIONS,
     package='rouge_score',
     suits=lambda before, after: 4 <= after < before / 2,
   ),

@@ -284,13 +284,14 @@ def normalize(text):
 
 
 def consensus(texts):
-  """The text with the largest mean `token_f1` to all of them, the first of equal ones.
+  """The text with the largest mean `token_f1` to all of them; of equal ones the commonest, then the first.
 
-  Of short answers that is the commonest (self-consistency, Wang et al. 2023), of others what a mean over
-  samples expects to score best (minimum Bayes risk, Eikema and Aziz 2022, section 2).
+  Of answers of one word that is the commonest (self-consistency, Wang et al. 2023), of others what the
+  samples expect to score best (minimum Bayes risk, Eikema and Aziz 2022, section 2).
   """
   count = collections.Counter(texts)
-  return max(count, key=lambda text: sum(n * token_f1(text, other) for other, n in count.items()))
+  score = lambda text: sum(n * token_f1(text, other) for other, n in count.items())
+  return max(count, key=lambda text: (score(text), count[text]))
 
 
 def token_f1(text, reference):

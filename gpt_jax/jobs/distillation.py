@@ -121,6 +121,9 @@ class DistillationJob(language_model.LanguageModelJob):
     """Return {config key: RUN@STEP} of the teacher."""
     return {'distil.teacher': f'{self.teacher_folder}@{self.teacher_step}'}
 
+  def training_places(self):
+    """Return None: the teacher is followed at all places."""
+
   def build_objective(self):
     """Return the step.Objective."""
     return distillation_objective(self.cfg.distil, super().build_objective())

@@ -17,7 +17,7 @@ from gpt_jax.evaluation import evaluate, format, panels, predictions
 from gpt_jax.evaluation.subject import Subject
 from gpt_jax.evaluation.tasks import perplexity
 from gpt_jax.jobs import base, extended_model, private_training, run_tokenizers
-from gpt_jax.jobs.modality_objective import modality_objective
+from gpt_jax.jobs.modality_objective import modality_objective, pop_means
 from gpt_jax.model import adapters, continuous, costs, param_trees
 from gpt_jax.model.kernels import choice, target_places
 from gpt_jax.runs import hardware
@@ -107,7 +107,7 @@ class LanguageModelJob(base.Job):
 
   def __init__(self, cfg, workdir, mesh):
     """Build and check everything; write nothing but token caches."""
-    self.cfg, self.workdir, self.mesh, self.places = cfg, workdir, mesh, None
+    self.cfg, self.workdir, self.mesh = cfg, workdir, mesh
     self.check(cfg)
     panels.check_beams(cfg)  # now, not at the first sample
     self.tokenizers = run_tokenizers.build(cfg, workdir)
@@ -120,8 +120,10 @@ class LanguageModelJob(base.Job):
     prompts = [completions.encode_prompt(self.tokenizers, text, begin) for text in self.sample_prompts]
     prompt_batch.check_prompts(prompts, 1, self.model_cfg)  # now, not at the first sample
     self.loader = self.build_loader()
+    self.places = self.training_places()
     self.program = gpt_program(cfg, self.model_cfg, mesh, self.build_objective())
-    self.flops = costs.flops_per_token(self.model_cfg, self.length, cfg.adapter, self.places)
+    self.flops = costs.flops_per_token(self.model_cfg, self.length, cfg.adapter)
+    self.computed = costs.flops_per_token(self.model_cfg, self.length, cfg.adapter, self.places)  # for MFU
     self.parameters = costs.count_params(self.model_cfg)
     self.caches = self.open_valid_caches()  # also read by tasks, as those of Subject
     unscored = Subject.of_run(cfg, None, self.tokenizers, mesh, workdir, caches=self.caches)
@@ -163,9 +165,12 @@ class LanguageModelJob(base.Job):
     """Return the step.Objective."""
     single = len(self.tokenizers.modalities) == 1
     tables = None if single else ModalityTables.build(self.tokenizers, self.model_cfg.V)
-    self.places = self.target_places(self.loader)
     objective = modality_objective(self.cfg.loss, tables, len(self.loader.names), self.places)
     return self.private.objective(objective) if self.private else objective
+
+  def training_places(self):
+    """Return `places` of step.loss_fn in training, where alone the step computes logits; None: everywhere."""
+    return self.target_places(self.loader)
 
   def target_places(self, rows):
     """Return `places` of step.loss_fn, of what has a `most_targets`."""
@@ -313,6 +318,7 @@ class LanguageModelJob(base.Job):
       kernel = choice.describe_choice(self.model_cfg, self.example_batch(), self.length)
     plan = cfg.data.stages, cfg.data.mixture, cfg.train.batch_size, cfg.train.steps
     part_of_mixture = stages.describe(*plan, self.loader.state().get('origin'))
+    rows = cfg.train.batch_size * self.documents_per_row(cfg)
     state = f', state of {summary(self.program.abstract, self.mesh)}' if self.mesh.size > 1 else ''
     trained = param_trees.count(self.program.abstract.model)
     is_part = self.program.abstract.frozen is not None
@@ -321,40 +327,22 @@ class LanguageModelJob(base.Job):
       base_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.program.abstract.frozen))
       part += f' on a base of {base_bytes / 1e6:,.1f} MB, its blocks in {cfg.adapter.base_dtype}'
     return (
-      f'{self.parameters:,} parameters{part}, {ids}, {self.flops["full"] / 1e6:.1f} MFLOP a token, '
+      f'{self.parameters:,} parameters{part}, {ids}, {self.computed["full"] / 1e6:.1f} MFLOP a token, '
       f'{hardware.name()} (peak {peak / 1e12:.2f} TFLOP/s each: {source}), '
-      f'{cfg.train.batch_size * self.documents_per_row(cfg)} x {self.length} tokens a step, '
+      f'{rows} x {self.length} tokens a step, '
       f'attention {kernel}{state}{", " + self.private.describe() if self.private else ""}'
       f'{", " if part_of_mixture else ""}{part_of_mixture}'
     )
 
   def pop_scalars(self, values):
-    """Remove sums by modality M and source N from {name: array [steps, ...]}; return their means.
-
-    loss/MODALITY and loss/source/NAME in nats per target, and gradient_share/ of the same.
-    """
-    scalars = {}
-    groups = (('M', '', self.tokenizers.modalities), ('N', 'source/', self.loader.names))
-    for letter, prefix, names in groups:  # a source may be called text
-      sums = {
-        x: values.pop(f'{x}_{letter}').sum(0)
-        for x in ('nats', 'targets', 'gradient')
-        if f'{x}_{letter}' in values
-      }
-      if 'nats' in sums:
-        means = zip(names, sums['nats'], sums['targets'], strict=True)
-        scalars |= {f'loss/{prefix}{name}': float(nats / n) for name, nats, n in means if n}
-      if 'gradient' in sums:
-        shares = sums['gradient'] / max(sums['gradient'].sum(), 1e-30)
-        named = zip(names, shares, strict=True)
-        scalars |= {f'gradient_share/{prefix}{name}': float(x) for name, x in named}
-    return scalars
+    """Remove sums by modality and source from {name: array [steps, ...]}; return their means."""
+    return pop_means(values, self.tokenizers.modalities, self.loader.names)
 
   def utilization(self, per_second):
     """Return MFU, throughput over the hardware's peak, counting full or causal attention."""
     peak = hardware.peak_flops()[0] * self.mesh.size
     names = {'mfu': 'full', 'mfu_causal': 'causal'} if peak else {}
-    return {name: per_second * self.flops[convention] / peak for name, convention in names.items()}
+    return {name: per_second * self.computed[convention] / peak for name, convention in names.items()}
 
   def subject(self, state):
     """Return the current model as evaluation tasks take it."""

@@ -16,6 +16,7 @@ def modality_objective(cfg, tables=None, sources=1, places=None):
   (nats_M, targets_M, and gradient_M: norms of the gradient at the last hidden state) and the same by source
   (_N), each where there are two or more.
   """
+  assert not (cfg.restrict and places), 'the groups of all targets are read'
   M = len(tables.names) if tables else 1
   modality = lambda batch: jnp.asarray(tables.modality_V)[batch['target_ids_BT']]
   source = lambda batch: jnp.broadcast_to(batch['source_ids_B'][:, None], batch['target_ids_BT'].shape)
@@ -55,3 +56,24 @@ def modality_objective(cfg, tables=None, sources=1, places=None):
     return metrics | sums('gradient', jnp.linalg.norm(probe_grad_BTD, axis=-1), batch)
 
   return Objective(weigh, loss, count_tokens, probe, probe_metrics)
+
+
+def pop_means(values, modalities, sources):
+  """Remove the sums of `modality_objective` from {name: array [steps, ...]}; return their means.
+
+  loss/MODALITY and loss/source/NAME in nats per target, and gradient_share/ of the same.
+  """
+  scalars = {}
+  for letter, prefix, names in (
+    ('M', '', modalities),
+    ('N', 'source/', sources),
+  ):  # a source may be called text
+    keys = [key for key in ('nats', 'targets', 'gradient') if f'{key}_{letter}' in values]
+    sums = {key: values.pop(f'{key}_{letter}').sum(0) for key in keys}
+    if 'nats' in sums:
+      means = zip(names, sums['nats'], sums['targets'], strict=True)
+      scalars |= {f'loss/{prefix}{name}': float(nats / n) for name, nats, n in means if n}
+    if 'gradient' in sums:
+      shares = sums['gradient'] / max(sums['gradient'].sum(), 1e-30)
+      scalars |= {f'gradient_share/{prefix}{name}': float(x) for name, x in zip(names, shares, strict=True)}
+  return scalars

@@ -234,6 +234,9 @@ class PolicyJob(language_model.LanguageModelJob):
     if self.reward_file:
       self.reward_file.write_copy(self.workdir)
 
+  def training_places(self):
+    """Return None: the objective computes logits at all places."""
+
   def build_objective(self):
     """Return the objective of scored completions."""
     self.allowed_V = completions.build_grammar(self.tokenizers, self.model_cfg.V).table_NV[0]

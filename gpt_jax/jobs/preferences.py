@@ -167,8 +167,11 @@ class PreferenceJob(language_model.LanguageModelJob):
 
   def build_objective(self):
     """Return the objective of the pairs."""
-    self.places = self.target_places(self.pairs['train'])
     return preference_objective(self.cfg.preference, self.places)
+
+  def training_places(self):
+    """Return `places` of the pairs; see LanguageModelJob."""
+    return self.target_places(self.pairs['train'])
 
   def describe(self):
     """Return one line about the model and its pairs."""

@@ -151,14 +151,19 @@ def generate(subject, conditions, to='text', rows=64, choose=None, **sampling):
   cfg = resolve_max_new_tokens(subject, prompts, cfg, to, 'max_new_tokens' in sampling)
   n, values = cfg.num_samples, []
   keys_BN = sample.row_keys(cfg.seed, len(prompts) * n).reshape(-1, n)
-  progress, rows = Progress(f'generating {to}', 'examples', len(prompts)), max(1, rows // n)
+  progress, at_once = Progress(f'generating {to}', 'examples', len(prompts)), min(n, rows)
+  rows //= at_once
   for first in range(0, len(prompts), rows):
     progress.report(first)
     # The last batch is filled up: another size would compile again.
     index = np.minimum(np.arange(first, first + min(rows, len(prompts))), len(prompts) - 1)
     batch = [prompts[i] for i in index]
-    keys_B = keys_BN[index].reshape(-1)
-    groups = completions.generate_ids(subject.model, subject.tokenizers, batch, cfg, to, keys_B)
+    groups = [[] for _ in batch]
+    for start in range(0, n, at_once):
+      keys_Bn = keys_BN[index, start : start + at_once]
+      part = dataclasses.replace(cfg, num_samples=keys_Bn.shape[1])
+      made = completions.generate_ids(subject.model, subject.tokenizers, batch, part, to, keys_Bn.reshape(-1))
+      groups = [group + new for group, new in zip(groups, made, strict=True)]
     for prompt, group in list(zip(batch, groups, strict=True))[: len(prompts) - first]:
       outputs = [_output(subject, ids, prompt.ids, to) for ids, _ in (group if choose else group[:1])]
       values.append(choose(outputs) if choose else outputs[0])

@@ -118,10 +118,11 @@ return config"""
   'spec',
   [
     'hear.py:base=,adapter=8',
-    'transcribe.py:adapter=8',
+    'transcribe.py:adapter=16',
     'see.py:encoder_train=frozen',
     'summarize.py:adapter=8',
-    'private.py:epsilon=0,unit=user',
+    'private.py:epsilon=0,unit=document',
+    'private.py:epsilon=0,secret=x',
   ],
 )
 def test_an_argument_without_effect_is_refused(spec):

@@ -239,4 +239,5 @@ def test_squad_f1():
 def test_consensus_is_the_commonest_answer_or_the_one_between_the_others():
   assert metrics.consensus(['7', '9', '7', '8']) == '7'
   assert metrics.consensus(['red face', 'happy face', 'face', 'blue car', 'new face']) == 'face'
+  assert metrics.consensus(['5', '-5', '-5']) == '-5'  # normalized, they are equal
   assert metrics.consensus(['b', 'a']) == 'b' and metrics.consensus(['']) == ''

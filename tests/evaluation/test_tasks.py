@@ -241,7 +241,10 @@ def test_answers_are_greedy_whatever_the_run_samples_with(oracle, monkeypatch):
   assert sampled(filters, temperature=0.5).items() >= dict(top_k=5, seed=7, temperature=0.5).items()
   assert sampled(dict(beams=2))['temperature'] == 1.0 and drawn[-1] == {}
   assert sampled({}, num_samples=4)['num_samples'] == 4
-  assert drawn[-1] == {'num_samples': 4, 'choose': metrics.consensus}
+  assert drawn[-1] == {'beams': 0, 'num_samples': 4, 'choose': metrics.consensus}
+  assert sampled(dict(beams=2), num_samples=4)['beams'] == 0
+  with pytest.raises(ValueError, match='num_samples=4 samples, and --beams=2 searches'):
+    sampled({}, num_samples=4, beams=2)
 
 
 def test_texts_from_texts(oracle, monkeypatch):
@@ -611,7 +614,7 @@ def test_several_samples_give_the_answer_most_like_the_others(new):
   sampling = dict(num_samples=5, max_new_tokens=4, temperature=0.9)
   groups = new.generate(conditions, 'text', choose=list, **sampling)
   assert [len(group) for group in groups] == [5] * 3 and len({*groups[0]}) > 1
-  found = new.generate(conditions, 'text', rows=1, choose=metrics.consensus, **sampling)
+  found = new.generate(conditions, 'text', rows=2, choose=metrics.consensus, **sampling)
   assert found == [metrics.consensus(group) for group in groups]
   assert new.generate(conditions, 'text', **sampling) == [group[0] for group in groups]
   with pytest.raises(ValueError, match='num_samples=5 has no effect on --tasks=draw'):

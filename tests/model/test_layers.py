@@ -117,24 +117,31 @@ def test_gradient_of_expand_equals_autodiff_and_copies_no_gradient(subscripts):
   assert [copies in text for text in texts] == [False, True]
 
 
-@pytest.mark.parametrize('vocab', [fused.LARGE_VOCAB, fused.LARGE_VOCAB + 100])
-def test_gradient_of_a_head_in_parts_equals_autodiff(vocab):
-  rng, plain = np.random.default_rng(3), functools.partial(jnp.einsum, 'BTD,VD->BTV')
-  x, w, dy = (rng.standard_normal(s).astype(np.float32) for s in ((2, 20, 8), (vocab, 8), (2, 20, vocab)))
-  table = nnx.Param(w, axes='VD', std=0.0, mean=0.0)
-  product = functools.partial(fused.head_product(x, table), 'BTD,VD->BTV')
-  pull = lambda f: jax.jit(lambda x, dy: jax.vjp(f, x, table)[1](dy))
-  actual, expected = (pull(f)(x, dy) for f in (product, lambda x, w: plain(x, w[...])))
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-3), actual, expected)
-  assert 'while' in pull(product).lower(x, dy).as_text()
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('vocab', [2 * fused.CHUNK, 2 * fused.CHUNK + 100])
+def test_gradients_of_a_large_head_equal_autodiff(vocab, dtype):
+  rng = np.random.default_rng(3)
+  x, w, dy = (jnp.array(rng.standard_normal(s), dtype) for s in ((2, 20, 8), (vocab, 8), (2, 20, vocab)))
+  pull = lambda f: jax.jit(lambda x, w, dy: jax.vjp(f, x, w)[1](dy))(x, w, dy)
+  actual, expected = pull(fused.large_head), pull(lambda x, w: jnp.einsum('BTD,VD->BTV', x, w))
+  rtol = 1e-4 if dtype == jnp.float32 else 2**-7
+  for a, b in zip(actual, expected, strict=True):
+    assert a.dtype == b.dtype
+    a, b = (np.asarray(y, np.float32) for y in (a, b))
+    np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max())
 
 
-def test_a_head_is_whole_with_few_ids_or_on_several_devices():
-  table = lambda rows: nnx.Param(np.zeros((rows, 8), np.float32), axes='VD', std=0.0, mean=0.0)
-  x_BTD = np.zeros((2, 20, 8), np.float32)
-  assert fused.head_product(x_BTD, table(fused.LARGE_VOCAB - 1)) is None
-  with jax.sharding.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=-1))):
-    assert fused.head_product(x_BTD, table(fused.LARGE_VOCAB)) is None
+@pytest.mark.parametrize('devices, vocab, is_chunked', [(1, 400, True), (8, 400, False), (1, 200, False)])
+def test_training_on_one_device_has_a_large_head(tiny, monkeypatch, devices, vocab, is_chunked):
+  monkeypatch.setattr(fused, 'LARGE_VOCAB', 384)
+  monkeypatch.setattr(fused, 'CHUNK', 128)
+  model = models.fill(tiny(vocab=vocab))
+  x_BTD = jnp.ones((4, 16, model.cfg.width))
+  loss = lambda x_BTD, exact: model.logits(x_BTD, exact=exact).sum()
+  with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=devices), jax.devices()[:devices])):
+    text = lambda exact: jax.jit(jax.grad(loss), static_argnums=1).lower(x_BTD, exact).as_text()
+    assert ('while' in text(exact=False)) == is_chunked
+    assert 'while' not in text(exact=True)
 
 
 def test_layernorm_without_bias(tiny):

@@ -34,8 +34,15 @@ def run(
   examples, train = common.held_out_and_train(subject, source, split, limit)
   template = subject.cfg.data.mixture[source].template
   references = [common.references(example, template) for example in examples]
-  several = sampling.get('num_samples', 1) > 1
-  if not (several or sampling.get('beams', subject.cfg.sample.beams)):
+  is_several = sampling.get('num_samples', 1) > 1
+  if is_several and sampling.get('beams'):
+    raise ValueError(
+      f'--num_samples={sampling["num_samples"]} samples, and --beams={sampling["beams"]} searches\n'
+      'fix: leave one out'
+    )
+  if is_several:
+    sampling = {'beams': 0} | sampling
+  elif not sampling.get('beams', subject.cfg.sample.beams):
     sampling = {'temperature': 0.0} | sampling
   rows = common.Rows(task, source, split, n=len(examples), **common.sampling_fields(subject, sampling))
   guess, _ = common.most_frequent([common.text(example.target) for example in train])
@@ -47,7 +54,7 @@ def run(
   answers = subject.caches[key]
   scores = {name: measure.score(texts, references) for name, texts in answers.items()}
   conditions = [example.condition for example in examples]
-  if several:
+  if is_several:
     sampling = sampling | {'choose': metrics.consensus}
   texts = subject.generate(conditions, 'text', **sampling)
   differences = {
