@@ -123,12 +123,14 @@ return config"""
     'summarize.py:adapter=8',
     'private.py:epsilon=0,unit=document',
     'private.py:epsilon=0,secret=x',
+    'sums.py:base=runs/x',
+    'multimodal.py:only=read,audio=runs/x',
   ],
 )
 def test_an_argument_without_effect_is_refused(spec):
-  with pytest.raises(ValueError, match='needs') as error:
+  with pytest.raises(ValueError) as error:
     experiment_file.load_config(f'experiments/{spec}')
-  assert_two_lines(error.value, spec.rpartition(',')[2].rpartition(':')[2])
+  assert_two_lines(error.value, spec.rpartition(',')[2].rpartition(':')[2].partition('=')[0])
 
 
 def test_missing_and_wrong_files_have_a_cause_and_a_fix(tmp_path):

@@ -13,9 +13,10 @@ import pytest
 from gpt_jax import config, step, tokenizers, train
 from gpt_jax.cluster.batches import to_devices
 from gpt_jax.evaluation import evaluate, trained
-from gpt_jax.jobs import language_model
+from gpt_jax.jobs import distillation, language_model, policy
 from gpt_jax.jobs.modality_objective import modality_objective
 from gpt_jax.model import gpt
+from gpt_jax.model.kernels import target_places
 from gpt_jax.runs import records
 from gpt_jax.sampling import completions, prompts
 from gpt_jax.sharding import MeshConfig, make_mesh
@@ -55,6 +56,20 @@ def job_of(folder, cfg):
   mesh = make_mesh(cfg.mesh, jax.devices()[:1])
   with jax.set_mesh(mesh):
     return language_model.LanguageModelJob(cfg, folder, mesh)
+
+
+def test_flops_that_mfu_counts_have_the_head_where_a_row_has_targets(tmp_path, monkeypatch):
+  """Budgets and proofs count it everywhere, whatever the data."""
+  monkeypatch.setattr(target_places, 'LARGE', 1)
+  mixture = {name: tiny_runs.MEDIA['data.mixture'][name] for name in ('read', 'listen')}
+  few = job_of(tmp_path / 'few', experiment(data__mixture=mixture))
+  whole = job_of(tmp_path / 'whole', experiment(data__mixture=mixture, loss__restrict=True))
+  assert 0 < few.places <= few.length / 2 and whole.places is None
+  saved = 6 * few.model_cfg.vocab * few.model_cfg.width * (1 - few.places / few.length)
+  assert few.flops == whole.flops == whole.computed
+  assert few.flops['full'] - few.computed['full'] == pytest.approx(saved)
+  for job in (distillation.DistillationJob, policy.PolicyJob):  # their losses read all logits
+    assert job.training_places(None) is None
 
 
 def test_validation_media_that_are_trained_on_too_are_counted(tmp_path, caplog):
