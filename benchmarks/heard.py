@@ -1,11 +1,12 @@
 """Let Whisper hear spoken digits: recordings, audio tokenizers, speech of a model.
 
 `python -m benchmarks.heard --whisper=FOLDER --tokens=RUN,RUN --speech=RUN` judges the official test
-recordings of GPT_JAX_DATA/fsdd, the same ones encoded and decoded by each tokenizer run, and a digit that the
-speech run samples for the word and speaker of each of them. `copy-synthesis` is what the vocoder alone does:
-the log-mel frames of a recording made into a sound again. FOLDER is a Whisper of transformers with its
-tokenizer and feature extractor. Every sound is treated alike: scaled to one peak, resampled to 16 kHz, with
-silence on both sides. Writes results/multimodal/heard.json (only of all test recordings):
+recordings of GPT_JAX_DATA/fsdd, the same ones encoded and decoded by the tokenizer of each run (of a GPT, by
+the one that it speaks with), and a digit that the speech run samples for the word and speaker of each of
+them. `copy-synthesis` is what the vocoder alone does: the log-mel frames of a recording made into a sound
+again. FOLDER is a Whisper of transformers with its tokenizer and feature extractor. Every sound is treated
+alike: scaled to one peak, resampled to 16 kHz, with silence on both sides. Writes
+results/multimodal/heard.json (only of all test recordings):
 
   forced    the digit is the word, of ten, whose written forms (seven, Seven, 7) have the largest probability
   free      first word of a greedy transcript, normalized: "7." is seven, and "for", which sounds so, is four
@@ -31,7 +32,7 @@ import numpy as np
 
 from benchmarks import record
 from gpt_jax.evaluation import judges, metrics, trained
-from gpt_jax.tokenizers import audio
+from gpt_jax.tokenizers import audio, bundle
 
 WORDS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 HOMOPHONES = {'won': 'one', 'to': 'two', 'too': 'two', 'for': 'four', 'ate': 'eight'}
@@ -212,17 +213,25 @@ def summarize(right, real):
   return result
 
 
+def load_tokenizer(run):
+  """Return (name, audio tokenizer) of a run folder: what it trained, or what its GPT speaks with."""
+  run = Path(run)
+  if (run / 'tokenizer').exists():
+    return f'codec of {run.name}', bundle.Tokenizers.load(run / 'tokenizer').audio
+  return run.name, audio.load(run / 'codec')
+
+
 def make_sounds(recordings, tokens, speech):
   """Yield (name, waves) of all kinds of sound; tokens, speech: run folders of different names."""
   waves, front_ends = [r.wave_N for r in recordings], set()
   yield 'recordings', waves
   for run in tokens:
-    tokenizer = audio.load(Path(run) / 'codec')
+    run_name, tokenizer = load_tokenizer(run)
     if (front_end := tokenizer.spectrogram) not in front_ends:
       front_ends.add(front_end)
-      name = 'copy-synthesis' if len(front_ends) == 1 else f'copy-synthesis of {Path(run).name}'
+      name = 'copy-synthesis' if len(front_ends) == 1 else f'copy-synthesis of {run_name}'
       yield name, front_end.to_waveforms(front_end.log_mel(waves))
-    yield Path(run).name, tokenizer.decode(tokenizer.encode(waves))
+    yield run_name, tokenizer.decode(tokenizer.encode(waves))
   for run in speech:
     prompts = [f'{r.speaker}: {WORDS[r.label]}' for r in recordings]
     yield Path(run).name, trained.load(run).generate(prompts, to='audio')

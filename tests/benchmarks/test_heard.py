@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import heard
+from tests import tiny_runs
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,16 @@ def test_every_sound_gets_the_same_level_and_place_in_the_window():
   np.testing.assert_allclose(heard.prepare(wave_N, listening), window_N, atol=1e-6)
   assert heard.prepare(np.tile(wave_N, 9), listening).shape == (16_000,)  # cut
   assert not heard.prepare(wave_N[:0], listening).any()
+
+
+def test_the_tokenizer_of_a_run_is_its_own_or_that_of_its_gpt(tmp_path_factory):
+  codec = tiny_runs.codec_finished(tmp_path_factory, 'audio')
+  gpt = tiny_runs.media_finished(tmp_path_factory)
+  loaded = dict(map(heard.load_tokenizer, (codec, gpt)))
+  assert {name: tokenizer.cfg.kind for name, tokenizer in loaded.items()} == {
+    codec.name: 'fsq',
+    f'codec of {gpt.name}': 'frames',
+  }
 
 
 def test_differences_are_paired_with_the_recordings():
