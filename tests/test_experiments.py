@@ -61,7 +61,7 @@ def arguments(path):
 def load(path, base, **chosen):
   """Load the experiment's ConfigDict with these arguments."""
   long = path.stem in ('see', 'transcribe')  # pictures and sounds longer than the rows of the tiny base
-  base = '' if long else base
+  base = '' if long or path.stem == 'sums' else base  # sums trains its own first
   arguments_ = {name: base for name in ('base', 'teacher') if name in arguments(path)} | chosen
   return experiment_file.load_config(f'{path}:' + ','.join(f'{k}={v}' for k, v in arguments_.items()))
 

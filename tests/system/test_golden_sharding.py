@@ -38,7 +38,7 @@ def load(path, folder):
       (folder / name).write_text(text)
       arguments.append(f'path={folder}/{name}')
   for name in ('base', 'teacher'):
-    if f' {name}=' in path.read_text():
+    if f' {name}=' in path.read_text() and path.stem != 'sums':  # sums trains its own first
       (folder / 'config.json').write_text(json.dumps(config.to_dict(load(GPT2, folder))))
       arguments.append(f'{name}={folder}')
   return config.build(config.Config, experiment_file.load_config(f'{path}:{",".join(arguments)}'))
