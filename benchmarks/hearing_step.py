@@ -85,9 +85,8 @@ def ours(workdir='', dtype='float32'):
   from gpt_jax.step import gpt_program, params_of, with_params
   from gpt_jax.training import checkpoint
 
-  loaded = experiment_file.load_config(
-    f'{versus.ROOT}/experiments/hear.py:base={workdir},adapter={RANK},text='
-  )
+  arguments = f'base={workdir},text=' + (f',adapter={RANK}' if workdir else '')
+  loaded = experiment_file.load_config(f'{versus.ROOT}/experiments/hear.py:{arguments}')
   if not workdir:
     loaded.model.update(layers=1, width=32, heads=2, context=64, vocab=target_places.LARGE)
     loaded.adapter.update(rank=RANK, train=('^frame_',))

@@ -7,11 +7,12 @@ Command: launch.py train --config=experiments/private.py:epsilon=8 --workdir=run
   launch.py train --config=experiments/private.py:from_model=runs/gpt2 --workdir=runs/private_lora
   launch.py train --config=experiments/private.py:path=posts.jsonl,unit=user,canaries=64 --workdir=runs/audit
 Needs: pip install -e '.[privacy]'
-Arguments: epsilon (0: no privacy, with the same rows), delta, unit (document, or a field of .jsonl records),
-path (a .txt, cut into documents at empty lines, or a .jsonl with the field text), valid (the same, held-out;
-'' = none), secret (a file of 32 random bytes; '' = the seed), from_model (a run folder; '' trains from
-scratch), adapter (rank beside from_model), canaries (secrets of each number of repeats, half of them planted,
-that are looked for after training; 0 = none), steps, seed, runlocal.
+Arguments: epsilon (0: the control of a curve, without privacy, on the same rows: delta, unit and secret have
+no effect), delta, unit (document, or a field of .jsonl records), path (a .txt, cut into documents at empty
+lines, or a .jsonl with the field text), valid (the same, held-out; '' = none), secret (a file of 32 random
+bytes; '' = the seed), from_model (a run folder; '' trains from scratch), adapter (rank beside from_model),
+canaries (secrets of each number of repeats, half of them planted, that are looked for after training; 0 =
+none), steps, seed, runlocal.
 The copies of a secret are documents: with unit=document each is a unit of its own, and for 64 of them
 together 64 epsilon is proved. With unit=user they are one user's, whom epsilon protects as a whole; the
 records of the other data need a field user, too.
@@ -29,7 +30,7 @@ def get_config(arg=''):
   """Return the config; the module docstring lists the arguments of `arg`."""
   args = configs.arguments(
     arg,
-    {'adapter': 'from_model', **dict.fromkeys(('delta', 'unit', 'secret'), 'epsilon')},
+    {'adapter': 'from_model'},
     epsilon=8.0,
     delta=1e-5,
     unit='document',
