@@ -47,7 +47,8 @@ def get_config(arg=''):
   templates = ' '.join(form.get('template', '') for form in forms.values())
   for modality in ('image', 'audio'):
     if args[modality] and f':{modality}}}' not in templates:
-      raise ValueError(f'{modality} with only={args.only}: it has no {modality} codes\nfix: leave one out')
+      cause = f'{modality}={args[modality]} has no effect with only={args.only}'
+      raise ValueError(f'{cause}\nfix: leave one of the two out')
   config.data.mixture = forms
   if ':image}' in templates:
     tokens = dict(kind='fsq', path=args.image) if args.image else dict(kind='patches', codes=240)

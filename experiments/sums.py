@@ -17,7 +17,7 @@ def get_config(arg=''):
     raise ValueError(f'stage={args.stage} is not known\nfix: use stage=pretrain or grpo')
   if args.stage == 'pretrain' and args.base:
     raise ValueError(
-      f'base={args.base} with stage=pretrain, from scratch\nfix: use stage=grpo, or leave it out'
+      f'base={args.base} has no effect with stage=pretrain\nfix: use stage=grpo, or leave base out'
     )
   config = configs.default()
   config.data.mixture = {

@@ -123,7 +123,7 @@ class LanguageModelJob(base.Job):
     self.places = self.training_places()
     self.program = gpt_program(cfg, self.model_cfg, mesh, self.build_objective())
     self.flops = costs.flops_per_token(self.model_cfg, self.length, cfg.adapter)
-    self.computed = costs.flops_per_token(self.model_cfg, self.length, cfg.adapter, self.places)  # for MFU
+    self.step_flops = costs.flops_per_token(self.model_cfg, self.length, cfg.adapter, self.places)  # for MFU
     self.parameters = costs.count_params(self.model_cfg)
     self.caches = self.open_valid_caches()  # also read by tasks, as those of Subject
     unscored = Subject.of_run(cfg, None, self.tokenizers, mesh, workdir, caches=self.caches)
@@ -327,7 +327,7 @@ class LanguageModelJob(base.Job):
       base_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.program.abstract.frozen))
       part += f' on a base of {base_bytes / 1e6:,.1f} MB, its blocks in {cfg.adapter.base_dtype}'
     return (
-      f'{self.parameters:,} parameters{part}, {ids}, {self.computed["full"] / 1e6:.1f} MFLOP a token, '
+      f'{self.parameters:,} parameters{part}, {ids}, {self.step_flops["full"] / 1e6:.1f} MFLOP a token, '
       f'{hardware.name()} (peak {peak / 1e12:.2f} TFLOP/s each: {source}), '
       f'{rows} x {self.length} tokens a step, '
       f'attention {kernel}{state}{", " + self.private.describe() if self.private else ""}'
@@ -342,7 +342,7 @@ class LanguageModelJob(base.Job):
     """Return MFU, throughput over the hardware's peak, counting full or causal attention."""
     peak = hardware.peak_flops()[0] * self.mesh.size
     names = {'mfu': 'full', 'mfu_causal': 'causal'} if peak else {}
-    return {name: per_second * self.computed[convention] / peak for name, convention in names.items()}
+    return {name: per_second * self.step_flops[convention] / peak for name, convention in names.items()}
 
   def subject(self, state):
     """Return the current model as evaluation tasks take it."""

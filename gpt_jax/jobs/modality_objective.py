@@ -16,7 +16,7 @@ def modality_objective(cfg, tables=None, sources=1, places=None):
   (nats_M, targets_M, and gradient_M: norms of the gradient at the last hidden state) and the same by source
   (_N), each where there are two or more.
   """
-  assert not (cfg.restrict and places), 'the groups of all targets are read'
+  assert not (cfg.restrict and places), 'loss.restrict needs the logits of all places'
   M = len(tables.names) if tables else 1
   modality = lambda batch: jnp.asarray(tables.modality_V)[batch['target_ids_BT']]
   source = lambda batch: jnp.broadcast_to(batch['source_ids_B'][:, None], batch['target_ids_BT'].shape)
@@ -63,11 +63,8 @@ def pop_means(values, modalities, sources):
 
   loss/MODALITY and loss/source/NAME in nats per target, and gradient_share/ of the same.
   """
-  scalars = {}
-  for letter, prefix, names in (
-    ('M', '', modalities),
-    ('N', 'source/', sources),
-  ):  # a source may be called text
+  scalars, groups = {}, (('M', '', modalities), ('N', 'source/', sources))  # a source may be called text
+  for letter, prefix, names in groups:
     keys = [key for key in ('nats', 'targets', 'gradient') if f'{key}_{letter}' in values]
     sums = {key: values.pop(f'{key}_{letter}').sum(0) for key in keys}
     if 'nats' in sums:

@@ -162,8 +162,9 @@ def generate(subject, conditions, to='text', rows=64, choose=None, **sampling):
     for start in range(0, n, at_once):
       keys_Bn = keys_BN[index, start : start + at_once]
       part = dataclasses.replace(cfg, num_samples=keys_Bn.shape[1])
-      made = completions.generate_ids(subject.model, subject.tokenizers, batch, part, to, keys_Bn.reshape(-1))
-      groups = [group + new for group, new in zip(groups, made, strict=True)]
+      keys_B = keys_Bn.reshape(-1)
+      samples = completions.generate_ids(subject.model, subject.tokenizers, batch, part, to, keys_B)
+      groups = [group + more for group, more in zip(groups, samples, strict=True)]
     for prompt, group in list(zip(batch, groups, strict=True))[: len(prompts) - first]:
       outputs = [_output(subject, ids, prompt.ids, to) for ids, _ in (group if choose else group[:1])]
       values.append(choose(outputs) if choose else outputs[0])

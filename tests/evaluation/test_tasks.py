@@ -614,8 +614,8 @@ def test_several_samples_give_the_answer_most_like_the_others(new):
   sampling = dict(num_samples=5, max_new_tokens=4, temperature=0.9)
   groups = new.generate(conditions, 'text', choose=list, **sampling)
   assert [len(group) for group in groups] == [5] * 3 and len({*groups[0]}) > 1
-  found = new.generate(conditions, 'text', rows=2, choose=metrics.consensus, **sampling)
-  assert found == [metrics.consensus(group) for group in groups]
+  chosen = new.generate(conditions, 'text', rows=2, choose=metrics.consensus, **sampling)
+  assert chosen == [metrics.consensus(group) for group in groups]
   assert new.generate(conditions, 'text', **sampling) == [group[0] for group in groups]
   with pytest.raises(ValueError, match='num_samples=5 has no effect on --tasks=draw'):
     evaluate.run_tasks(new, ['draw'], num_samples=5)

@@ -66,8 +66,8 @@ def test_flops_that_mfu_counts_have_the_head_where_a_row_has_targets(tmp_path, m
   whole = job_of(tmp_path / 'whole', experiment(data__mixture=mixture, loss__restrict=True))
   assert 0 < few.places <= few.length / 2 and whole.places is None
   saved = 6 * few.model_cfg.vocab * few.model_cfg.width * (1 - few.places / few.length)
-  assert few.flops == whole.flops == whole.computed
-  assert few.flops['full'] - few.computed['full'] == pytest.approx(saved)
+  assert few.flops == whole.flops == whole.step_flops
+  assert few.flops['full'] - few.step_flops['full'] == pytest.approx(saved)
   for job in (distillation.DistillationJob, policy.PolicyJob):  # their losses read all logits
     assert job.training_places(None) is None
 
