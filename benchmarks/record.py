@@ -1,8 +1,9 @@
 """Write the result file of a run or study: `python -m benchmarks.record --workdir=DIR --name=NAME`.
 
 A run gives results/NAME.json: numbers, evaluations, hardware, versions, command and dates. A study
-gives results/ablations/NAME.json with its verdicts, and a copy of its report as NAME.md. `--claim` is
-the title of the result.
+gives results/ablations/NAME.json with its verdicts, a copy of its report as NAME.md, and, if its runs draw,
+NAME.png: the first drawings that were judged, a row of each seed of each arm. `--claim` is the title of the
+result.
 """
 
 import argparse
@@ -10,14 +11,17 @@ import collections
 import datetime
 import importlib.metadata
 import json
-import shutil
 from pathlib import Path
 
+import numpy as np
+
+from gpt_jax.data import media_io
 from gpt_jax.reports import study_results
 from gpt_jax.runs import hardware, provenance, records, run_folder
 
 RESULTS = Path(__file__).parent / 'results'
 STUDIES = RESULTS / 'ablations'
+DRAWINGS = 16  # of a run in the figure of a study
 COST = ('parameters', 'tokens', 'flops_per_token')  # of an arm's run; what a scaling law is fitted over
 
 
@@ -116,6 +120,17 @@ def study_summary(workdir):
   }
 
 
+def drawings(results):
+  """Return the first judged drawings of a study's runs, uint8 [Y, X, 3], arms in their order; None if none."""
+  from PIL import Image
+
+  runs = [row for arm in results.analysis['arms'] for row in results.runs_of(arm['name'])]
+  paths = [sorted(Path(row['folder']).glob('predictions/draw*/*[0-9].png'))[:DRAWINGS] for row in runs]
+  if not all(len(own) == DRAWINGS for own in paths):
+    return None
+  return media_io.tile([np.asarray(Image.open(path).convert('RGB')) for own in paths for path in own], DRAWINGS)
+
+
 def peer_versions(*packages):
   """The installed versions of what a benchmark compares with."""
   return {name: importlib.metadata.version(name) for name in packages}
@@ -154,7 +169,12 @@ def main():
   path = folder / f'{arguments.name}.json'
   path.parent.mkdir(parents=True, exist_ok=True)
   if folder == STUDIES:
-    shutil.copy(workdir / 'report.md', folder / f'{arguments.name}.md')
+    report = (workdir / 'report.md').read_text()
+    if (figure := drawings(study_results.read_study(workdir))) is not None:
+      (folder / f'{arguments.name}.png').write_bytes(media_io.to_png(figure, 2))
+      arms = ', '.join(arm['name'] for arm in content['arms'])
+      report += f'\n## Drawings\n\nA row of each seed, of {arms}.\n\n![Drawings]({arguments.name}.png)\n'
+    (folder / f'{arguments.name}.md').write_text(report)
   path.write_text(json.dumps(records.to_json(content), indent=1) + '\n')
   print(path)
 

@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from benchmarks import record, table
+from gpt_jax.data import media_io
 from gpt_jax.reports import study_results
 from tests.reports import test_study_report
 
@@ -59,3 +61,23 @@ def test_the_record_of_a_study_has_its_verdicts(tmp_path, monkeypatch):
   assert summary['arms'][1]['p_holm'] is not None and summary['runs'] == 9
   assert summary['tuning_runs'] == 0
   json.dumps(summary, allow_nan=False)
+
+
+def test_the_figure_of_a_study_has_a_row_of_each_run_and_only_its_drawings(tmp_path):
+  rows = [{'arm': arm, 'seed': 0, 'folder': tmp_path / arm} for arm in ('base', 'head=flow')]
+  for row, shade in zip(rows, (10, 200), strict=True):
+    folder = row['folder'] / 'predictions' / 'draw-draw-valid'
+    folder.mkdir(parents=True)
+    for number in range(record.DRAWINGS + 2):
+      drawn, target = (np.full((4, 4, 1), value, np.uint8) for value in (shade, 99))
+      (folder / f'{number:05d}.png').write_bytes(media_io.to_png(drawn))
+      (folder / f'{number:05d}_target.png').write_bytes(media_io.to_png(target))
+  study = study_results.StudyResults({}, rows, {'arms': [{'name': 'base'}, {'name': 'head=flow'}]})
+  figure = record.drawings(study)
+  assert figure.shape == (9, 5 * record.DRAWINGS - 1, 3)
+  assert figure[:4, :4].max() == 10 and figure[5:, :4].min() == 200 and 99 not in figure
+  (folder / '00003.png').unlink()
+  assert record.drawings(study) is not None  # others take its place
+  for path in folder.glob('*.png'):
+    path.unlink()
+  assert record.drawings(study) is None
