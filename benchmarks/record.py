@@ -121,14 +121,15 @@ def study_summary(workdir):
 
 
 def drawings(results):
-  """Return the first judged drawings of a study's runs, uint8 [Y, X, 3], arms in their order; None if none."""
+  """Return the first judged drawings of a study's runs, uint8 [Y, X, 3], arm by arm; None if none."""
   from PIL import Image
 
   runs = [row for arm in results.analysis['arms'] for row in results.runs_of(arm['name'])]
   paths = [sorted(Path(row['folder']).glob('predictions/draw*/*[0-9].png'))[:DRAWINGS] for row in runs]
   if not all(len(own) == DRAWINGS for own in paths):
     return None
-  return media_io.tile([np.asarray(Image.open(path).convert('RGB')) for own in paths for path in own], DRAWINGS)
+  read = lambda path: np.asarray(Image.open(path).convert('RGB'))
+  return media_io.tile([read(path) for own in paths for path in own], DRAWINGS)
 
 
 def peer_versions(*packages):
