@@ -11,6 +11,7 @@ from gpt_jax import config, data, train
 from gpt_jax.data import vectors
 from gpt_jax.data.cache import to_float16
 from gpt_jax.evaluation import evaluate, trained
+from gpt_jax.evaluation.tasks import answer, common
 from gpt_jax.jobs import run_tokenizers
 from gpt_jax.sampling import prompts
 from gpt_jax.tokenizers import Tokenizers, readers
@@ -76,6 +77,21 @@ def test_vectors_stand_in_the_places_of_their_rows(kind, tmp_path):
   # The vectors carry no loss, the names do.
   targets = batch['target_ids_BT'][batch['loss_mask_BT'] > 0]
   assert set(bytes(targets[targets < 256].tolist()).decode()) <= set('updown')
+
+
+@pytest.mark.parametrize(
+  'kind, question, has_neighbors',
+  [('npz', '', True), ('npz', ' Where to?', True), ('npz', ' {name}?', False), ('jsonl', '', False)],
+)
+def test_the_nearest_vectors_answer_one_question(kind, question, has_neighbors, tmp_path):
+  template = f'{{v:vectors}}{question} -> {{name}}'
+  cfg = experiment(SOURCES[kind](tmp_path), template, data__valid_fraction=0.3)
+  subject = types.SimpleNamespace(cfg=cfg, tokenizers=run_tokenizers.build(cfg, tmp_path / 'run'), caches={})
+  held_out, train_ = common.held_out_and_train(subject, 'read', 'valid', 100)
+  answers = answer.baseline_answers(subject, held_out, train_, template, answer.BASELINES)
+  names = [common.text(example.target) for example in held_out]
+  assert set(names) == set(NAMES)
+  assert answers == ({'nearest neighbor': names} if has_neighbors else {})
 
 
 def test_the_lab_passes_vectors_to_prompts(tmp_path):

@@ -8,10 +8,12 @@ the best of the task's baselines, which have rows of their own (`of`) if there a
 the model's score minus the baseline's on the same examples, with its interval.
 """
 
+import numpy as np
+
 from gpt_jax.evaluation import judges, metrics, text_baselines, text_metrics
 from gpt_jax.evaluation.tasks import common
 
-NEIGHBORS = 5000  # training images or sounds that the baseline compares with
+NEIGHBORS = 5000  # training examples that the baseline compares with
 
 
 def fits(condition, target):
@@ -89,27 +91,33 @@ def run(
 
 def baseline_answers(subject, examples, train, template, baselines):
   """{name: answers} of the baselines that can read these examples."""
-  if not common.has_kind(examples[0].condition, ('text',)):
+  if any(piece.kind != 'text' for piece in examples[0].condition):
     answers = neighbor_answers(subject, examples, train)
     return {'nearest neighbor': answers} if answers else {}
-  if any(piece.kind != 'text' for piece in examples[0].condition):
-    return {}
   answers = {name: baseline(examples, train, template) for name, baseline in baselines.items()}
   return {name: texts for name, texts in answers.items() if texts}
 
 
 def neighbor_answers(subject, examples, train):
-  """Return the answers of the nearest training images or sounds; None for a condition of several."""
-  if len(examples[0].condition) > 1:
-    return None
+  """Return the answers of the nearest training images, sounds or vectors.
+
+  None for a condition of several, for questions that differ, and for vectors of different numbers of places.
+  """
   train = train[:NEIGHBORS]
-  if common.has_kind(examples[0].condition, common.IMAGES):
-    pixels = lambda some: common.images_of(subject, some).reshape(len(some), -1)
-    own, others = pixels(examples), pixels(train)
-  elif common.has_kind(examples[0].condition, common.SOUNDS):
+  kinds = [piece.kind for piece in examples[0].condition if piece.kind != 'text']
+  if len(kinds) > 1 or len({common.text(example.condition) for example in (*examples, *train)}) > 1:
+    return None
+  if common.has_kind(kinds, common.IMAGES):
+    own, others = (common.images_of(subject, some).reshape(len(some), -1) for some in (examples, train))
+  elif common.has_kind(kinds, common.SOUNDS):
     rate = common.rate_of(subject, train)
     others, weights = judges.standardized(common.waves_of(subject, train), rate)
     own = judges.SoundJudge((), weights).features(common.waves_of(subject, examples))
+  elif kinds == ['vectors']:
+    own, others = (common.vectors_of(subject, some) for some in (examples, train))
+    if len({vectors_NU.shape for vectors_NU in (*own, *others)}) > 1:
+      return None
+    own, others = (np.stack(some).reshape(len(some), -1) for some in (own, others))
   else:
     return None
   index, _ = metrics.nearest_neighbors(own, others)

@@ -282,6 +282,11 @@ def waves_of(subject, examples):
   return _first(subject, examples, SOUNDS)
 
 
+def vectors_of(subject, examples):
+  """The first vectors of each example, list of float32 [N, U]."""
+  return _first(subject, examples, ('vectors',))
+
+
 def rate_of(subject, examples):
   """The rate in Hz of the sounds of `waves_of`."""
   kind = next(p.kind for p in (*examples[0].condition, *examples[0].target) if p.kind in SOUNDS)
