@@ -1,4 +1,4 @@
-"""A language model learns to see: a pretrained vision encoder or patches, a projector, a model with adapters.
+"""A language model learns to see: a pretrained vision encoder, vectors or patches, a projector, adapters.
 
 Command: launch.py import --source=google/gemma-3-270m --workdir=runs/gemma
   python -m benchmarks.emoji_split --out=runs/emoji.jsonl
@@ -7,19 +7,30 @@ Command: launch.py import --source=google/gemma-3-270m --workdir=runs/gemma
   launch.py sample --workdir=runs/see --image=cat.png --prompt='Which group?'
 The encoder (SigLIP, CLIP, ViT, DINOv2) is a folder as save_pretrained of transformers writes it. It is
 frozen and run once over the pictures (Noto emoji, split so that siblings stay together); encoder_train
-makes it a part of the step. Without one, the model reads the pixels of patches. The model captions a
-picture and says to which group it belongs. Only the projector and the adapters are trained; base='' trains
-a small model from scratch.
+makes it a part of the step. Without one, the model reads the pixels of patches, or the vectors of another
+network (benchmarks.emoji_vectors: EfficientNet-Lite0). The model captions a picture and says to which group
+it belongs. Only the projector and the adapters are trained; base='' trains a small model from scratch.
 Arguments: base (a run folder, or ''), encoder (a folder; '' = 36 patches of 12 x 12 pixels), encoder_train
-(cached; in the step: frozen, adapters, or whole at a tenth of the learning rate), projector (linear, mlp),
-task (all, caption, group), text (a file to train beside against forgetting; '' = none), adapter (rank),
-steps, seed, runlocal.
+(cached; in the step: frozen, adapters, or whole at a tenth of the learning rate), vectors (a folder of
+benchmarks.emoji_vectors), projector (linear, mlp), task (all, caption, group), text (a file to train beside
+against forgetting; '' = none), adapter (rank), steps, seed, runlocal.
 """
 
 from gpt_jax import config as configs
 
-FORMS = {'caption': '{image:patches} Caption. -> {name}', 'group': '{image:patches} Which group? -> {group}'}
-LENGTH = 288  # tokens of a row: a picture of SigLIP has 196 to 256 places
+FORMS = {'caption': 'Caption. -> {name}', 'group': 'Which group? -> {group}'}
+# Tokens of a row, and rows of a step: a picture of SigLIP has 196 to 256 places, one of vectors nine.
+PICTURES = {'{image:patches}': (288, 4), '{vectors:vectors}': (48, 16)}
+
+
+def check(args):
+  """Raise ValueError for a task that is not known, or a picture that would be read in two ways."""
+  if args.task not in ('all', *FORMS):
+    raise ValueError(
+      f'config argument task={args.task} is not known\nfix: use one of all, {", ".join(FORMS)}'
+    )
+  if args.encoder and args.vectors:
+    raise ValueError('vectors with encoder: a picture is read in one way\nfix: leave one of them out')
 
 
 def get_config(arg=''):
@@ -30,6 +41,7 @@ def get_config(arg=''):
     base='runs/gemma',
     encoder='',
     encoder_train='cached',
+    vectors='',
     projector='mlp',
     task='all',
     text='tinyshakespeare/input.txt',
@@ -38,43 +50,43 @@ def get_config(arg=''):
     seed=0,
     runlocal=False,
   )
-  if args.task not in ('all', *FORMS):
-    raise ValueError(
-      f'config argument task={args.task} is not known\nfix: use one of all, {", ".join(FORMS)}'
-    )
+  check(args)
+  picture = '{vectors:vectors}' if args.vectors else '{image:patches}'
+  length, rows = PICTURES[picture]
   config = configs.default()
   if args.base:
-    configs.start_from(config, args.base, args.adapter, length=LENGTH)
-    config.adapter.train = ('^patch_',)
+    configs.start_from(config, args.base, args.adapter, length=length)
+    config.adapter.train = ('^vector_' if args.vectors else '^patch_',)
     config.optim.update(lr=1e-3, warmup=20)
   else:
-    config.tokenizer.update(kind='bpe', vocab=512)
-    config.model.update(layers=4, width=128, heads=4, context=LENGTH, mlp='relu2', qk_norm=True)
+    config.tokenizer.update(kind='bpe', vocab=2048)  # most words are one token
+    config.model.update(layers=4, width=128, heads=4, context=length, mlp='relu2', qk_norm=True)
+    config.model.update(init_projections='zero', dropout=0.2)
     config.optim.update(name='muon', lr=2e-3, warmup=50, ema=0.99)
   if args.encoder:
     config.encoder.update(image=args.encoder, train=args.encoder_train)
     if args.encoder_train == 'whole':
       config.optim.lr_multipliers = ('image_encoder/.*=0.1', '.*=1')
-  else:
+  elif not args.vectors:
     config.image.update(kind='patches', height=72, width=72, channels=3, patch=12, codes=16)
   config.model.projector = args.projector
   emoji = dict(
     kind='jsonl',
-    path='runs/emoji.jsonl',
-    root='noto_emoji/images_72.zip',
+    path=f'{args.vectors}/rows.jsonl' if args.vectors else 'runs/emoji.jsonl',
+    root='' if args.vectors else 'noto_emoji/images_72.zip',
     keep='group_split=train',
     valid_keep='group_split=valid',
     test_keep='group_split=test',
   )
   forms = FORMS if args.task == 'all' else {args.task: FORMS[args.task]}
-  config.data.mixture = {name: dict(emoji, template=form) for name, form in forms.items()}
+  config.data.mixture = {name: dict(emoji, template=f'{picture} {form}') for name, form in forms.items()}
   if args.text:
     config.data.mixture.text = {'kind': 'text', 'path': args.text}
   config.data.packing = 'first_fit'
   config.optim.update(schedule='linear', final_lr=0.0, weight_decay=0.0)
   config.train.update(
     steps=args.steps,
-    batch_size=4,
+    batch_size=rows,
     eval_every=100,
     sample_every=0,
     eval_tokens=4096,

@@ -10,7 +10,7 @@ from unittest import mock
 
 import numpy as np
 
-from benchmarks import emoji_split, offensive
+from benchmarks import emoji_split, emoji_vectors, offensive
 from gpt_jax.data import media_io
 from gpt_jax.data.synthetic import keypad
 from tests import codecs, data_helpers, encoders
@@ -90,6 +90,7 @@ def write_corpora(folder):
   with mock.patch.dict(os.environ, GPT_JAX_DATA=str(folder)):
     with mock.patch.object(sys, 'argv', ['emoji_split', f'--out={folder}/runs/emoji.jsonl']):
       emoji_split.main()
+    write_vectors(folder / 'runs')
     offensive.write_posts(folder / 'runs/offensive.jsonl')
   return folder
 
@@ -180,6 +181,17 @@ def write_emoji(folder):
       fields = dict(image=f'emoji_{number}.png', name=' '.join(names), group=('Objects', 'Food')[number % 2])
       lines.append(json.dumps(fields) + '\n')
   (folder / 'captions.jsonl').write_text(''.join(lines))
+
+
+def write_vectors(folder):
+  """Vectors of the emoji by a network of means: nine of four numbers from each picture."""
+  means = lambda pixels: np.repeat(pixels.mean((1, 2))[:, None, [0, 1, 2, 0]], 9, 1) / 255
+  command = ['emoji_vectors', f'--rows={folder}/emoji.jsonl', f'--out={folder}/emoji_vectors']
+  with (
+    mock.patch.object(sys, 'argv', command),
+    mock.patch.object(emoji_vectors, 'load_network', lambda: means),
+  ):
+    emoji_vectors.main()
 
 
 def tiny(section):

@@ -270,6 +270,22 @@ def test_a_folder_without_media_is_refused(tmp_path, name, part):
   assert name == 'nowhere' or ('.png' in fix and '.wav' in fix)
 
 
+def test_see_learns_from_vectors_of_all_pictures(stand_in, corpora, tmp_path):
+  path = command_line.ROOT / 'experiments/see.py'
+  cfg = small(path, '', vectors='runs/emoji_vectors', text='', task='caption')
+  rows = [json.loads(line) for line in (corpora / 'runs/emoji_vectors/rows.jsonl').read_text().splitlines()]
+  pictures = [json.loads(line) for line in (corpora / 'runs/emoji.jsonl').read_text().splitlines()]
+  keep = ('name', 'group', 'group_split')
+  assert [[row[key] for key in keep] for row in rows] == [[row[key] for key in keep] for row in pictures]
+  vectors_ND = np.load(corpora / 'runs/emoji_vectors' / rows[0]['vectors'])
+  assert vectors_ND.shape == (9, 4) and 0 < vectors_ND.min() < vectors_ND.max() < 1
+  result = train.train(cfg, tmp_path / 'run')
+  assert result['steps'] == 2 and result['valid_loss'] < 20
+  with pytest.raises(ValueError, match='vectors with encoder') as error:
+    load(path, '', vectors='runs/emoji_vectors', encoder='siglip-base')
+  tiny_runs.assert_two_lines(error.value, 'read in one way')
+
+
 @pytest.mark.parametrize(
   'name, chosen',
   [
