@@ -6,7 +6,7 @@ the one that it speaks with), and a digit that the speech run samples for the wo
 them. `copy-synthesis` is what the vocoder alone does: the log-mel frames of a recording made into a sound
 again. FOLDER is a Whisper of transformers with its tokenizer and feature extractor. Every sound is treated
 alike: scaled to one peak, resampled to 16 kHz, with silence on both sides. Writes
-results/multimodal/heard.json (only of all test recordings):
+results/multimodal/heard.json, or another --name (only of all test recordings):
 
   forced    the digit is the word, of ten, whose written forms (seven, Seven, 7) have the largest probability
   free      first word of a greedy transcript, normalized: "7." is seven, and "for", which sounds so, is four
@@ -244,6 +244,7 @@ def main():
   parser.add_argument('--tokens', default='')
   parser.add_argument('--speech', default='')
   parser.add_argument('--part', default='test', choices=('valid', 'test'))
+  parser.add_argument('--name', default='heard')
   parser.add_argument('--limit', type=int, default=0, help='every n-th recording, so that these remain')
   options = parser.parse_args()
   thin = lambda recordings, most: recordings[:: max(1, len(recordings) // most)] if most else recordings
@@ -262,7 +263,7 @@ def main():
   if options.part == 'test' and not options.limit:
     numbers = {'n': len(recordings), 'listening': listening._asdict(), 'grid': grid, 'sounds': sounds}
     claim = 'Spoken digits heard by Whisper base: recordings, tokenizers, and speech of a model'
-    record.write_result('multimodal/heard', claim, numbers | {'misheard': wrong})
+    record.write_result(f'multimodal/{options.name}', claim, numbers | {'misheard': wrong})
 
 
 if __name__ == '__main__':
