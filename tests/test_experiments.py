@@ -272,11 +272,14 @@ def test_a_folder_without_media_is_refused(tmp_path, name, part):
 
 def test_see_learns_from_vectors_of_all_pictures(stand_in, corpora, tmp_path):
   path = command_line.ROOT / 'experiments/see.py'
-  cfg = small(path, '', vectors='runs/emoji_vectors', text='', task='caption')
+  beside = 'runs/emoji_vectors/names.txt'
+  cfg = small(path, '', vectors='runs/emoji_vectors', text=beside, task='caption')
   rows = [json.loads(line) for line in (corpora / 'runs/emoji_vectors/rows.jsonl').read_text().splitlines()]
   pictures = [json.loads(line) for line in (corpora / 'runs/emoji.jsonl').read_text().splitlines()]
   keep = ('name', 'group', 'group_split')
   assert [[row[key] for key in keep] for row in rows] == [[row[key] for key in keep] for row in pictures]
+  names = (corpora / 'runs/emoji_vectors/names.txt').read_text().splitlines()
+  assert names == [row['name'] for row in rows if row['group_split'] == 'train']
   vectors_ND = np.load(corpora / 'runs/emoji_vectors' / rows[0]['vectors'])
   assert vectors_ND.shape == (9, 4) and 0 < vectors_ND.min() < vectors_ND.max() < 1
   result = train.train(cfg, tmp_path / 'run')

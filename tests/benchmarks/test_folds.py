@@ -37,6 +37,16 @@ def test_runs_of_several_seeds_are_one_row():
   assert 'before' not in folds.merge_folds(runs)['numbers']['evaluations'][0]
 
 
+def test_a_metric_may_be_named():
+  runs = {f'seed{i}': summary(value) for i, value in enumerate((0.8, 0.9))}
+  for result in runs.values():
+    [row] = result['evaluations_later']
+    result['evaluations_later'] += [row | {'metric': 'token_f1', 'value': row['value'] / 2}]
+  [row] = folds.merge_folds(runs, metric='token_f1')['numbers']['evaluations']
+  assert (row['metric'], row['value']) == ('token_f1', pytest.approx(0.425))
+  assert folds.merge_folds(runs, metric='bleu')['numbers']['evaluations'] == []
+
+
 def test_equal_scores_of_all_runs_have_the_interval_of_their_examples():
   runs = {f'seed{i}': summary(1.0) for i in range(3)}
   for run in runs.values():
