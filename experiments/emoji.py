@@ -1,7 +1,8 @@
 r"""Emoji captioned and drawn by one GPT, on a split that keeps siblings together.
 
 Target: token F1 of captions above the nearest neighbor in pixels (0.073 on this split); the true name ranks
-above chance among the names of the test images.
+above chance among the names of the test images. The first is missed (0.063); experiments/see.py reaches it
+with the vectors of a pretrained network.
 Command: the commands of experiments/tokenizers/emoji_fsq.py, then
   launch.py train --config=experiments/emoji.py:tokens=runs/emoji_fsq --workdir=runs/emoji
   launch.py evaluate --workdir=runs/emoji --split=test --tasks=answer,classify

@@ -10,6 +10,8 @@ frozen and run once over the pictures (Noto emoji, split so that siblings stay t
 makes it a part of the step. Without one, the model reads the pixels of patches, or the vectors of another
 network (benchmarks.emoji_vectors: EfficientNet-Lite0). The model captions a picture and says to which group
 it belongs. Only the projector and the adapters are trained; base='' trains a small model from scratch.
+Result (base=,vectors=runs/emoji_vectors,projector=linear,task=caption,text=,steps=800; evaluate with
+--num_samples=32 --temperature=1): token F1 13.9 % of test captions, the nearest neighbor in pixels 7.2 %.
 Arguments: base (a run folder, or ''), encoder (a folder; '' = 36 patches of 12 x 12 pixels), encoder_train
 (cached; in the step: frozen, adapters, or whole at a tenth of the learning rate), vectors (a folder of
 benchmarks.emoji_vectors), projector (linear, mlp), task (all, caption, group), text (a file to train beside
